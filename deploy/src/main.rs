@@ -1,0 +1,2 @@
+//! Bridle.
+fn main() {}

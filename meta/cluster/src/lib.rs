@@ -1,0 +1,106 @@
+//! Who is where, and how to call them.
+//!
+//! Ids, tables, partitions and slots; the two doors through which a proxy reaches rows ([`Call`]) and the table catalogue
+//! ([`Catalogue`]). In one process a call is a function call; between processes it is a framed message.
+//!
+//! # Invariants
+//! - A table id is never reused. A partition is a contiguous range of slots of one table.
+//! - A call says exactly one of: the answer, not proposed ([`CallError::NoLeader`] and the like, safe to try again), or
+//!   [`CallError::Unknown`] (proposed, outcome unknown: never tried again).
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Number of slots, Redis Cluster's.
+pub const SLOTS: u16 = 16384;
+
+/// A table's number, never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TableId(pub u32);
+
+/// One partition of one table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PartitionId {
+    /// The table.
+    pub table: TableId,
+    /// 0-based, in slot order.
+    pub index: u32,
+}
+
+/// A table as the catalogue knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Never reused.
+    pub id: TableId,
+    /// `db0`, ... or any other word.
+    pub name: String,
+    /// How many partitions; slots are divided evenly.
+    pub partitions: u32,
+    /// Settings that change online.
+    pub envs: BTreeMap<String, String>,
+    /// When `default_ttl` was last set, ms since the epoch by the meta leader's stamp (0 = never): decided once.
+    pub default_ttl_since_ms: u64,
+}
+
+impl Table {
+    /// The partition that holds a slot.
+    pub fn partition_of(&self, slot: u16) -> PartitionId {
+        PartitionId { table: self.id, index: (u32::from(slot) * self.partitions) / u32::from(SLOTS) }
+    }
+
+    /// The first slot of a partition; `index == partitions` gives `SLOTS`.
+    pub fn first_slot(&self, index: u32) -> u16 {
+        (u64::from(index) * u64::from(SLOTS)).div_ceil(u64::from(self.partitions)) as u16
+    }
+}
+
+/// Why a call has no answer. The first three were not proposed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// Nobody leads the partition now, or not here.
+    #[error("no leader: {0}")]
+    NoLeader(String),
+    /// The partition's queue is full.
+    #[error("too many requests wait for this partition")]
+    Overloaded,
+    /// The node can't write now (disk full); reads go on.
+    #[error("{0}")]
+    ReadOnly(String),
+    /// No such table or partition (dropped, or not yet here).
+    #[error("no such table")]
+    NoTable,
+    /// Proposed, then lost sight of: it may or may not have happened.
+    #[error("outcome unknown: {0}")]
+    Unknown(String),
+    /// I/O failure or corruption; the replica has been stopped.
+    #[error("storage fault: {0}")]
+    Fault(String),
+}
+
+/// A boxed future, because the doors are trait objects.
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The door to partitions: `Q` is a request for one partition, `A` its response.
+pub trait Call<Q, A>: Send + Sync + 'static {
+    /// Answers a read-only request on the calling thread when the leader is in this process and its lease is fresh; `None`: use `call`.
+    fn read_now(&self, partition: PartitionId, request: &Q) -> Option<Result<A, CallError>>;
+
+    /// Carries a request to the partition's leader.
+    fn call(&self, partition: PartitionId, request: Q) -> Boxed<'_, Result<A, CallError>>;
+}
+
+/// The door to the table catalogue.
+pub trait Catalogue: Send + Sync + 'static {
+    /// A table by name, from memory.
+    fn table(&self, name: &str) -> Option<Arc<Table>>;
+    /// All tables, by name, from memory.
+    fn tables(&self) -> Vec<Arc<Table>>;
+    /// The table, created with the configured number of partitions when it is missing, once it can be written.
+    fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>>;
+    /// Grows with every change of the catalogue, so that a session may keep an `Arc<Table>` while it stands still.
+    fn version(&self) -> u64;
+}

@@ -1,0 +1,1 @@
+//! Metadata: tables, nodes, partitions.

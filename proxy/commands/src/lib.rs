@@ -1,0 +1,17 @@
+//! The Redis command table.
+//!
+//! One [`Command`] entry is the whole truth about a command: name, arity, flags, where its keys are, documentation and its
+//! plan. The plan is pure: arguments in, [`Plan`] or error reply out; later [`row::Answer`]s in, [`Reply`] out. Nothing here does I/O.
+//!
+//! # How to add a command
+//! One entry and one short function in its family's file (`src/hash.rs`, ...), one script in `tests/scripts/<family>/`.
+
+pub mod args;
+pub mod plan;
+pub mod reply;
+pub mod table;
+
+pub use args::Args;
+pub use plan::{Plan, Planned, Rows, Session, Wording};
+pub use reply::Reply;
+pub use table::{COMMANDS, Command, find};

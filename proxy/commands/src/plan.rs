@@ -1,0 +1,158 @@
+//! What the proxy makes of a command.
+
+use bytes::Bytes;
+use row::op::{Answer, Op, Kind};
+use smallvec::SmallVec;
+
+use crate::Reply;
+
+/// A plan, or the error reply that the client gets at once (no network call, connection stays open).
+pub type Planned = Result<Plan, Reply>;
+
+/// How a command is carried out.
+#[derive(Debug)]
+pub enum Plan {
+    /// By ops on rows.
+    Rows(Rows),
+    /// By the session and the proxy itself, with none or several calls.
+    Session(Session),
+}
+
+/// A command that is ops on rows, and how its answers are worded.
+#[derive(Debug)]
+pub struct Rows {
+    /// The ops; each goes to the partition of its key.
+    pub ops: SmallVec<[Op; 1]>,
+    /// All must be in one partition (else `-CROSSSLOT`); otherwise the command fans out and is atomic per partition only.
+    pub together: bool,
+    /// Goes to every partition of the table instead (the ops name no key); the answers come in slot order.
+    pub everywhere: bool,
+    /// From answers (one an op; one a partition when `everywhere`) to the reply. Refusals never get here: the first becomes the reply.
+    pub wording: Wording,
+}
+
+/// Words answers.
+pub enum Wording {
+    /// The answer of the only op.
+    One(fn(Answer) -> Reply),
+    /// All answers.
+    All(fn(Vec<Answer>) -> Reply),
+    /// All answers, with something kept from the arguments.
+    With(Box<dyn FnOnce(Vec<Answer>) -> Reply + Send>),
+}
+
+impl std::fmt::Debug for Wording {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wording")
+    }
+}
+
+/// Commands that the session carries out itself; parsed here, done in `proxy` by family.
+/// The families' files here and there have the same names.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Session {
+    // ---- connection ----
+    Ping(Option<Bytes>),
+    Echo(Bytes),
+    Quit,
+    Reset,
+    Hello(Hello),
+    Auth { user: Option<Bytes>, password: Bytes },
+    /// `SELECT 3` is table `db3`; any other word is a table's name.
+    Select(Bytes),
+    Client(ClientCall),
+    // ---- transactions ----
+    Multi,
+    Exec,
+    Discard,
+    Watch(Vec<Bytes>),
+    Unwatch,
+    // ---- server ----
+    Info(Vec<Bytes>),
+    ConfigGet(Vec<Bytes>),
+    ConfigSet(Vec<(Bytes, Bytes)>),
+    ConfigResetStat,
+    ConfigRewrite,
+    FlushAll,
+    Time,
+    Shutdown { save: Option<bool>, now: bool, force: bool, abort: bool },
+    SlowlogGet(i64),
+    SlowlogLen,
+    SlowlogReset,
+    LatencyLatest,
+    LatencyHistory(Bytes),
+    LatencyReset(Vec<Bytes>),
+    LatencyDoctor,
+    LatencyHistogram(Vec<Bytes>),
+    MemoryDoctor,
+    MemoryStats,
+    Monitor,
+    Lolwut(Option<i64>),
+    DebugSleep { seconds: f64 },
+    /// DEBUG SET-ACTIVE-EXPIRE
+    DebugActiveExpire(bool),
+    /// WAIT: replicas, timeout ms.
+    Wait { replicas: i64, timeout_ms: u64 },
+    /// WAITAOF: local, replicas, timeout ms.
+    WaitAof { local: i64, replicas: i64, timeout_ms: u64 },
+    // ---- keys that take several calls ----
+    Keys { glob: Bytes },
+    Scan { cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<Kind>, /** TYPE names a kind Redis has and no row can be of. */ none: bool },
+    RandomKey,
+    /// MOVE key db
+    Move { key: Bytes, table: Bytes },
+    /// COPY source destination DB n
+    CopyTo { from: Bytes, to: Bytes, table: Bytes, replace: bool },
+}
+
+/// HELLO's arguments.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Hello {
+    /// 2, 3 or unchanged.
+    pub protocol: Option<u8>,
+    /// AUTH user password.
+    pub auth: Option<(Bytes, Bytes)>,
+    /// SETNAME, already checked.
+    pub name: Option<Bytes>,
+}
+
+/// CLIENT's subcommands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClientCall {
+    Id,
+    GetName,
+    SetName(Bytes),
+    SetInfo { library_name: Option<Bytes>, library_version: Option<Bytes> },
+    Info,
+    List { kind: Option<Bytes>, ids: Vec<u64> },
+    Kill(KillFilter),
+    NoEvict(bool),
+    NoTouch(bool),
+    Reply(ReplyMode),
+    Pause { ms: u64, writes_only: bool },
+    Unpause,
+    Unblock { id: u64, with_error: bool },
+}
+
+/// Which connections CLIENT KILL ends; all that are set must hold.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct KillFilter {
+    /// `CLIENT KILL addr`: answers OK or an error instead of a count.
+    pub old_form: bool,
+    pub id: Option<u64>,
+    pub address: Option<Bytes>,
+    pub local_address: Option<Bytes>,
+    pub kind: Option<Bytes>,
+    pub user: Option<Bytes>,
+    pub skip_me: bool,
+    pub max_age_seconds: Option<u64>,
+}
+
+/// CLIENT REPLY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ReplyMode {
+    On,
+    Off,
+    Skip,
+}

@@ -1,0 +1,1 @@
+//! RocksDB and the Raft log behind one door.

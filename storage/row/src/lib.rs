@@ -1,0 +1,38 @@
+//! What can be done to a row.
+//!
+//! A *row* is everything under one hashkey: a head and its cells. This crate knows how rows are laid out as
+//! key-value records ([`key`], [`value`]), what can be asked of them ([`Op`]), what is answered ([`Answer`], [`Refusal`])
+//! and which records a write changes ([`Edits`]).
+//!
+//! It is pure: no I/O, no clock, no randomness. The same op, state and [`Stamp`] give the same answer and the same edits,
+//! on every machine and for ever.
+//!
+//! # Life of an op
+//! [`eval`] takes an [`Op`] and a [`Tx`]: a [`View`] of the applied state, the edits that are in flight or were made earlier in the
+//! batch, and the leader's stamp. It answers, or refuses and leaves no edits, or reports a [`Fault`] of the view below.
+//!
+//! # Layout
+//! | family  | key                                                                      | value |
+//! |---------|--------------------------------------------------------------------------|-------|
+//! | `Head`  | slot u16, hash48, hashkey                                                | header, kind, string or (generation, count, first field expiry) |
+//! | `Cell`  | slot u16, hash48, hashkey length u16, hashkey, generation u64, space u8, sortkey | header, value |
+//! | `State` | `x`, expires_at_ms u64, what u8, head key (the time index)               | empty |
+//! | `State` | names of counters (`rows`, `generation`)                                 | u64 |
+//!
+//! All integers are big-endian, so that byte order is numeric order.
+//!
+//! # Invariants
+//! - A generation is never used twice in a partition: what lies under an old one is invisible (`scripts/`, "replaced").
+//! - The time index holds exactly one entry for each row with an expiry and one for each row with a field expiry.
+//! - `rows` is the number of heads stored, expired ones that the expiry cycle has not yet reached included.
+//! - A refused op leaves no edits.
+
+pub mod edits;
+pub mod key;
+pub mod op;
+pub mod value;
+pub mod view;
+
+pub use edits::{Edits, Family};
+pub use op::{Answer, Op, Refusal};
+pub use view::{Fault, Stamp, Tx, View};

@@ -1,0 +1,364 @@
+//! The operations on rows and their answers. Ops know kinds of rows, not commands and not RESP.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+/// What a row holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Kind {
+    /// A byte string, kept in the head.
+    String = 1,
+    /// Fields to values, kept in cells.
+    Hash = 2,
+}
+
+/// A point in time that an op names: relative ones are resolved by the leader's stamp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Deadline {
+    /// This many ms from the batch's stamp (may be negative: already past).
+    In(i64),
+    /// Absolute ms since the epoch (may be negative).
+    At(i64),
+}
+
+/// What a write does to the expiry of what it writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ttl {
+    /// No expiry named: the table's `default_ttl`, or never.
+    Default,
+    /// Whatever it was (KEEPTTL).
+    Keep,
+    /// Expire then.
+    Until(Deadline),
+    /// Explicitly never (PERSIST).
+    Never,
+}
+
+/// When an expiry may be changed (NX XX GT LT); all that are set must hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ExpireIf {
+    /// Only when there is none.
+    pub none: bool,
+    /// Only when there is one.
+    pub some: bool,
+    /// Only when the new one is later (no expiry counts as infinitely late).
+    pub later: bool,
+    /// Only when the new one is earlier.
+    pub earlier: bool,
+}
+
+/// When a write may happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Only {
+    /// Always.
+    #[default]
+    Always,
+    /// NX: only when it does not exist.
+    IfAbsent,
+    /// XX: only when it exists.
+    IfPresent,
+}
+
+/// Which sortkeys of a hash are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// First sortkey; `None` = from the first of the row.
+    pub start: Option<Bytes>,
+    /// Whether `start` itself is in.
+    pub start_inclusive: bool,
+    /// Last sortkey; `None` = to the last of the row.
+    pub stop: Option<Bytes>,
+    /// Whether `stop` itself is in.
+    pub stop_inclusive: bool,
+    /// Which of these.
+    pub filter: Filter,
+    /// From `stop` downwards.
+    pub reverse: bool,
+    /// At most this many cells; 0 = no limit.
+    pub cells_max: u64,
+    /// At most this many bytes of sortkeys and values; 0 = no limit of its own.
+    pub bytes_max: u64,
+}
+
+/// A test of a sortkey.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Filter {
+    /// All pass.
+    None,
+    /// Those that begin with it.
+    Prefix(Bytes),
+    /// Those that end with it.
+    Postfix(Bytes),
+    /// Those that contain it.
+    Anywhere(Bytes),
+    /// Those that match a Redis glob.
+    Glob(Bytes),
+}
+
+/// Pegasus's 18 checks of one cell's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Check {
+    None,
+    NotExist,
+    NotExistOrEmpty,
+    Exist,
+    NotEmpty,
+    MatchAnywhere,
+    MatchPrefix,
+    MatchPostfix,
+    BytesLess,
+    BytesLessOrEqual,
+    BytesEqual,
+    BytesGreaterOrEqual,
+    BytesGreater,
+    IntLess,
+    IntLessOrEqual,
+    IntEqual,
+    IntGreaterOrEqual,
+    IntGreater,
+}
+
+/// One change of a check-and-mutate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mutation {
+    /// Sets a cell.
+    Put { sortkey: Bytes, value: Bytes, ttl: Ttl },
+    /// Deletes a cell.
+    Delete { sortkey: Bytes },
+}
+
+/// Everything in a row, as DUMP, RESTORE and COPY carry it. Field expiries are absolute ms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// A string.
+    String(Bytes),
+    /// Fields: name, value, expiry.
+    Hash(Vec<(Bytes, Bytes, Option<u64>)>),
+}
+
+/// An operation on the row `key` (two name a second row of the same partition, four are on the partition).
+/// Field lists are never empty. What each answers stands behind `->`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    // ---- any row ----
+    /// -> `Row`
+    Inspect { key: Bytes },
+    /// -> `Int` 0|1
+    Delete { key: Bytes },
+    /// -> `Int` 0|1. A deadline in the past deletes the row (and answers 1).
+    Expire { key: Bytes, until: Deadline, only: ExpireIf },
+    /// -> `Int` 0|1
+    Persist { key: Bytes },
+    /// -> `Int` 1, or 0 when `only_new` and `to` exists; refuses `NoSuchKey`
+    Rename { from: Bytes, to: Bytes, only_new: bool },
+    /// -> `Int` 0|1
+    Copy { from: Bytes, to: Bytes, replace: bool },
+    /// The whole row. -> `Content` or `Nil`
+    Dump { key: Bytes },
+    /// -> `Int` 1; refuses `BusyKey` unless `replace`. `idle_since`/frequency are not kept.
+    Restore { key: Bytes, content: Content, ttl: Ttl, replace: bool },
+    /// How Redis would say it stores the row (int, embstr, raw, listpack, listpackex, hashtable). -> `Bytes` or `Nil`
+    Encoding { key: Bytes },
+
+    // ---- the partition ----
+    /// Rows from `cursor` on in hash order, skipping expired ones; looks at about `count` rows. -> `Page` (next = 0: partition finished)
+    Scan { cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<Kind> },
+    /// The first live row at or after a position in hash order, wrapping round. -> `Bytes` or `Nil`
+    Nearest { cursor: u64 },
+    /// Number of rows. -> `Int`
+    Rows,
+    /// Deletes every row of the partition. -> `Ok`. The executor runs it alone: its edits are `Edits::clear`.
+    Clear,
+    /// One step of the expiry cycle: deletes up to `max` expired rows and fields found in the time index (and, once
+    /// `default_ttl` is due for older rows, by walking heads from `cursor`). -> `Page` {next: where the walk stands, keys: none} with `Int` work done in `count`
+    ExpireDue { max: u64, cursor: u64 },
+
+    // ---- strings ----
+    /// -> `Bytes` or `Nil`
+    Get { key: Bytes },
+    /// GETDEL. -> `Bytes` or `Nil`
+    GetDelete { key: Bytes },
+    /// GETEX. -> `Bytes` or `Nil`
+    GetExpire { key: Bytes, ttl: Ttl },
+    /// `want_old` reads the old value first (and then refuses `WrongType` for other kinds). -> `Set`
+    Set { key: Bytes, value: Bytes, ttl: Ttl, only: Only, want_old: bool },
+    /// MSETNX: all or none. -> `Int` 0|1
+    SetAllNew { pairs: Vec<(Bytes, Bytes)> },
+    /// -> `Int` new length
+    Append { key: Bytes, value: Bytes },
+    /// -> `Int` new value; refuses `NotInteger`, `Overflow`
+    Add { key: Bytes, by: i64 },
+    /// `by` is the decimal text as given. -> `Bytes` the new value as Redis prints long doubles; refuses `NotFloat`, `NanOrInfinity`
+    AddFloat { key: Bytes, by: Bytes },
+    /// -> `Bytes` (empty when absent); negative offsets count from the end
+    GetRange { key: Bytes, start: i64, end: i64 },
+    /// -> `Int` new length; refuses `TooLarge`
+    SetRange { key: Bytes, offset: u64, value: Bytes },
+    /// -> `Int`
+    Length { key: Bytes },
+
+    // ---- hashes ----
+    /// -> `Int` how many fields are new. With `only` on a field basis (HSETNX): nothing is written unless all fields qualify
+    /// (HSETEX FNX/FXX), and the answer is then `Nil`. `ttl` is the fields'; HSET drops a field's expiry (`Ttl::Default`).
+    HashPut { key: Bytes, pairs: Vec<(Bytes, Bytes)>, only: Only, ttl: Ttl },
+    /// -> `Values`, one per field
+    HashGet { key: Bytes, fields: SmallVec<[Bytes; 1]> },
+    /// HGETDEL. -> `Values`
+    HashGetDelete { key: Bytes, fields: Vec<Bytes> },
+    /// HGETEX: `ttl` Keep leaves it. -> `Values`
+    HashGetExpire { key: Bytes, fields: Vec<Bytes>, ttl: Ttl },
+    /// -> `Int` how many were there; a hash without fields is no row
+    HashDelete { key: Bytes, fields: Vec<Bytes> },
+    /// Exact also when fields have expired. -> `Int`
+    HashLen { key: Bytes },
+    /// Cells of a range, in sortkey order. -> `Cells`
+    HashRange { key: Bytes, range: Range, want_values: bool },
+    /// -> `Int` how many cells of the range exist
+    HashRangeCount { key: Bytes, range: Range },
+    /// Deletes a range. -> `Deleted`
+    HashRangeDelete { key: Bytes, range: Range },
+    /// HSCAN: small hashes whole, others about `count` cells. -> `CellsPage`
+    HashScan { key: Bytes, cursor: u64, count: u64, glob: Option<Bytes>, want_values: bool },
+    /// -> `Int`; refuses `HashNotInteger`, `Overflow`
+    HashAdd { key: Bytes, field: Bytes, by: i64 },
+    /// -> `Bytes`; refuses `HashNotFloat`, `NanOrInfinity`
+    HashAddFloat { key: Bytes, field: Bytes, by: Bytes },
+    /// HRANDFIELD: positive count = distinct, negative = with repetition; drawn from `seed`. -> `Cells`
+    HashRandom { key: Bytes, count: i64, seed: u64, want_values: bool },
+    /// HEXPIRE family, one answer a field: -2 no field, 0 condition not met, 1 set, 2 deleted as already past. -> `Ints`, or `Nil` without the row
+    HashExpire { key: Bytes, fields: Vec<Bytes>, until: Deadline, only: ExpireIf },
+    /// -2 no field, -1 no expiry, else absolute ms. -> `Ints`, or `Nil` without the row
+    HashExpiry { key: Bytes, fields: Vec<Bytes> },
+    /// -2 no field, -1 no expiry, 1 removed. -> `Ints`, or `Nil` without the row
+    HashPersist { key: Bytes, fields: Vec<Bytes> },
+    /// Checks one cell and, when the check holds, does all mutations. -> `Checked`; refuses `CheckOperandNotInteger`, `CheckValueNotInteger`
+    CheckAndMutate {
+        key: Bytes,
+        check_sortkey: Bytes,
+        check: Check,
+        operand: Bytes,
+        mutations: Vec<Mutation>,
+        want_value: bool,
+    },
+
+    // ---- transactions ----
+    /// A token by which a later request can tell whether the row was touched since. -> `Watched`. Answered by the executor.
+    Watch { key: Bytes },
+}
+
+/// What `Inspect` tells of a live row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowInfo {
+    /// Its kind.
+    pub kind: Kind,
+    /// Absolute ms; `None` = never.
+    pub expires_at_ms: Option<u64>,
+    /// The stamp of its last head write, ms.
+    pub written_at_ms: u64,
+    /// Bytes of a string; live or not yet purged fields of a hash.
+    pub len: u64,
+    /// About how many bytes it takes on disk, before compression.
+    pub bytes: u64,
+}
+
+/// What a watched row looked like; opaque to everybody but the executor that made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watched {
+    /// The row.
+    pub key: Bytes,
+    /// The leader's term when it was watched.
+    pub term: u64,
+    /// The last touch of the row (or of one that shares its stripe) then.
+    pub touched: u64,
+    /// When it would expire: expired since = touched.
+    pub expires_at_ms: Option<u64>,
+}
+
+/// What an op says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Nothing there.
+    Nil,
+    /// Done.
+    Ok,
+    /// A number.
+    Int(i64),
+    /// Numbers, one per field asked.
+    Ints(Vec<i64>),
+    /// A byte string.
+    Bytes(Bytes),
+    /// Values, one per field asked.
+    Values(SmallVec<[Option<Bytes>; 1]>),
+    /// See [`RowInfo`].
+    Row(Option<RowInfo>),
+    /// `done`: was it set; `old`: the value before, when asked.
+    Set { done: bool, old: Option<Bytes> },
+    /// Cells; without values when not asked. `next`: where to go on when a limit cut the answer short.
+    Cells { cells: Vec<(Bytes, Bytes)>, next: Option<Bytes> },
+    /// A page of cells and the integer cursor of the next (0 = finished).
+    CellsPage { cells: Vec<(Bytes, Bytes)>, next: u64 },
+    /// A page of keys and the cursor of the next (0 = finished).
+    Page { keys: Vec<Bytes>, next: u64, count: u64 },
+    /// `count` deleted; `next`: where to go on when a limit cut it short.
+    Deleted { count: u64, next: Option<Bytes> },
+    /// A whole row and its expiry.
+    Content { content: Content, expires_at_ms: Option<u64> },
+    /// `done`: did the check hold; `value`: the checked cell's value, when asked (outer None: not asked).
+    Checked { done: bool, value: Option<Option<Bytes>> },
+    /// See [`Watched`].
+    Watched(Watched),
+}
+
+/// A deterministic "no". Redis's wording of each lives in `commands`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The row is of another kind.
+    WrongType,
+    /// The string is not an integer, or out of range.
+    NotInteger,
+    /// The increment would overflow.
+    Overflow,
+    /// The string is not a float.
+    NotFloat,
+    /// The result would be NaN or infinite.
+    NanOrInfinity,
+    /// A hash value is not an integer.
+    HashNotInteger,
+    /// A hash value is not a float.
+    HashNotFloat,
+    /// RENAME of a missing row.
+    NoSuchKey,
+    /// RESTORE over an existing row.
+    BusyKey,
+    /// A value would grow beyond `max_write_size`.
+    TooLarge,
+    /// A key is longer than 65,535 bytes.
+    KeyTooLong,
+    /// The answer would be larger than the server gives at once.
+    AnswerTooLarge,
+    /// A check's operand is not an integer.
+    CheckOperandNotInteger,
+    /// A checked value is not an integer.
+    CheckValueNotInteger,
+}
+
+/// Ops of one partition, evaluated in order, atomically and isolated: all their edits are in one log entry.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Request {
+    /// The ops, in order.
+    pub ops: Vec<Op>,
+    /// If any of these was touched since, nothing is done.
+    pub watched: Vec<Watched>,
+}
+
+/// What became of a [`Request`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// One outcome an op.
+    Done(Vec<Result<Answer, Refusal>>),
+    /// A watched row was touched; nothing was done.
+    Touched,
+}

@@ -1,0 +1,1 @@
+//! Replicas: openraft group, executor, apply.
