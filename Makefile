@@ -1,0 +1,50 @@
+# Bridle's commands. `make` alone lists them.
+#
+# One profile (release) for the binary, the tests, clippy and the docs, so that RocksDB's C++ is compiled once.
+
+PORT ?= 6379
+DATA ?= ./data
+# Further flags of `bridle standalone`, for example: make run ARGS="--durability interval"
+ARGS ?=
+
+CARGO ?= cargo
+
+.PHONY: help run build test check fix bench setup setup-test
+
+help:
+	@echo "make run [PORT=6379] [DATA=./data] [ARGS=...]   build what is needed and start a server"
+	@echo "make build                                      build the binary only (release)"
+	@echo "make test                                       run every test, real clients included"
+	@echo "make check                                      formatting, lints, documentation; writes nothing in the tree"
+	@echo "make fix                                        format, and apply the lints' suggestions"
+	@echo "make bench                                      measure Bridle beside redis-server at equal durability"
+
+run: setup
+	$(CARGO) run --release -p bridle -- standalone --port $(PORT) --data "$(DATA)" $(ARGS)
+
+build: setup
+	$(CARGO) build --release -p bridle
+
+# The whole workspace is built first: the tests of `integration` start the binary that lies beside them.
+test: setup-test
+	$(CARGO) build --release --workspace
+	$(CARGO) test --release --workspace
+
+check: setup-test
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --workspace
+
+fix: setup-test
+	$(CARGO) clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
+	$(CARGO) fmt --all
+
+bench: setup-test
+	$(CARGO) build --release -p bridle
+	$(CARGO) bench -p integration
+
+setup:
+	@deploy/setup.sh build
+
+setup-test:
+	@deploy/setup.sh test
