@@ -1,1 +1,3 @@
 //! RocksDB and the Raft log behind one door.
+
+pub mod raft;

@@ -1,0 +1,3 @@
+//! openraft's storage, shared by the groups of partitions and of meta.
+
+pub mod types;

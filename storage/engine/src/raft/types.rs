@@ -1,0 +1,78 @@
+//! The types that every Raft group of Bridle speaks in: one configuration for partitions and for meta.
+//!
+//! openraft's API still moves between its alphas, so its types are named here once, through `openraft::alias`, and the rest of the house uses these names.
+//!
+//! # Invariants
+//! Only `engine`, `storage::replica` and `meta::raft` name openraft; held by the dependency test in `integration`.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+openraft::declare_raft_types!(
+    /// openraft's type configuration for all groups: an entry carries an encoded engine batch and answers nothing (the executor that
+    /// evaluated the ops already holds the answers).
+    pub Types:
+        D = Payload,
+        R = (),
+        NodeId = u64,
+        Node = Node,
+);
+
+/// What one log entry carries: an encoded batch. Opaque to the log; cloning it copies no bytes.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payload(pub Bytes);
+
+impl fmt::Display for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+// Rows never show up in logs, so Debug says no more than Display.
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Payload({} bytes)", self.0.len())
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(bytes: Bytes) -> Self {
+        Payload(bytes)
+    }
+}
+
+/// Where a member of a group is reached. The member itself is named by its Raft id, which meta gives fresh for every placement.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// `host:port` of the process that holds the replica; empty for a group that never leaves its process.
+    pub address: String,
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.address)
+    }
+}
+
+/// A replica's Raft id.
+pub type RaftId = openraft::alias::NodeIdOf<Types>;
+/// A leader's identity: term, then Raft id.
+pub type LeaderId = openraft::alias::CommittedLeaderIdOf<Types>;
+/// An entry's identity: its leader and its index.
+pub type LogId = openraft::alias::LogIdOf<Types>;
+/// A vote: for whom, and whether a quorum granted it.
+pub type Vote = openraft::alias::VoteOf<Types>;
+/// A log entry.
+pub type Entry = openraft::alias::EntryOf<Types>;
+/// What an entry carries: nothing, a batch, or a membership.
+pub type EntryPayload = openraft::alias::PayloadOf<Types>;
+/// Who is in a group.
+pub type Membership = openraft::Membership<u64, Node>;
+/// A membership and the entry that set it.
+pub type StoredMembership = openraft::alias::StoredMembershipOf<Types>;
+/// What a snapshot holds: last applied entry and membership.
+pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<Types>;
+/// The completion that the log calls once an append is durable.
+pub type Flushed = openraft::storage::IOFlushed<Types>;
