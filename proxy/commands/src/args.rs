@@ -1,24 +1,55 @@
-//! The arguments of one command, taken in order.
+//! The arguments of one command, taken in order, refused in Redis's words.
+//!
+//! A plan reads its arguments once, from left to right: [`Args::word`] where the arity promises a word, [`Args::next`] and
+//! [`Args::flag`] where it does not, [`Args::int`] and its like where a number stands, [`Args::end`] when nothing may follow.
+//! Numbers are parsed as Redis parses them: no sign `+`, no blanks, no leading zeros.
+//!
+//! Nothing here allocates while the arguments are in order, except lists of more than a few words.
 
 use bytes::Bytes;
+use row::op::{Deadline, ExpireIf, Ttl};
 use smallvec::SmallVec;
 
-use crate::Reply;
+use crate::{Reply, words};
 
 /// A command's words; `words[0]` is its name. Arity was checked against the table before a plan sees them.
 pub type Words = SmallVec<[Bytes; 4]>;
 
-/// Takes words one after another. (To be widened: integers, floats, pairs, options, in Redis's error words.)
+/// Room that a relative deadline must leave above itself, ms: timetags give time 48 bits, so the leader's clock is below this.
+const CLOCK_MAX_MS: i64 = 1 << 48;
+
+/// Takes words one after another.
 #[derive(Debug)]
 pub struct Args {
     words: Words,
+    name_words: usize,
     at: usize,
+    seed: u64,
+}
+
+/// What a number of an expiry counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Seconds.
+    Seconds,
+    /// Milliseconds.
+    Millis,
+}
+
+/// What a number of an expiry counts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// Now: a time to live.
+    Now,
+    /// The Unix epoch: a point in time.
+    Epoch,
 }
 
 impl Args {
-    /// Behind the name (and the subcommand, if it has one).
-    pub fn new(words: Words, name_words: usize) -> Args {
-        Args { words, at: name_words }
+    /// Behind the name (`name_words` 1) or the name and the subcommand (2). `seed` is where a plan takes chance from, so that
+    /// it stays a function of its arguments.
+    pub fn new(words: Words, name_words: usize, seed: u64) -> Args {
+        Args { words, name_words, at: name_words, seed }
     }
 
     /// The next word; the arity promised it.
@@ -29,8 +60,26 @@ impl Args {
     }
 
     /// The next word, if any.
+    #[allow(clippy::should_implement_trait, reason = "not an iterator: words are of different kinds")]
     pub fn next(&mut self) -> Option<Bytes> {
         (self.at < self.words.len()).then(|| self.word())
+    }
+
+    /// The next word, left where it is.
+    pub fn peek(&self) -> Option<&[u8]> {
+        self.words.get(self.at).map(Bytes::as_ref)
+    }
+
+    /// Takes the next word if it is `option` in any case.
+    pub fn flag(&mut self, option: &str) -> bool {
+        let found = self.peek().is_some_and(|word| word.eq_ignore_ascii_case(option.as_bytes()));
+        self.at += usize::from(found);
+        found
+    }
+
+    /// Takes the next word if it is `option` in any case and another word follows, which is the option's value.
+    pub fn option(&mut self, option: &str) -> Option<Bytes> {
+        (self.left() >= 2 && self.flag(option)).then(|| self.word())
     }
 
     /// How many are left.
@@ -38,8 +87,319 @@ impl Args {
         self.words.len() - self.at
     }
 
+    /// All that are left.
+    pub fn rest<T: FromIterator<Bytes>>(&mut self) -> T {
+        let from = std::mem::replace(&mut self.at, self.words.len());
+        self.words[from..].iter_mut().map(std::mem::take).collect()
+    }
+
+    /// All that are left, two by two; an odd one is a wrong number of arguments.
+    pub fn pairs(&mut self) -> Result<Vec<(Bytes, Bytes)>, Reply> {
+        if !self.left().is_multiple_of(2) {
+            return Err(self.wrong_number());
+        }
+        let mut pairs = Vec::with_capacity(self.left() / 2);
+        while self.left() > 0 {
+            pairs.push((self.word(), self.word()));
+        }
+        Ok(pairs)
+    }
+
+    /// Refuses words that are left over.
+    pub fn end(&self) -> Result<(), Reply> {
+        if self.left() == 0 { Ok(()) } else { Err(Args::syntax()) }
+    }
+
+    /// The next word as an integer.
+    pub fn int(&mut self) -> Result<i64, Reply> {
+        integer(&self.word()).ok_or_else(words::not_integer)
+    }
+
+    /// The next word as an integer of `least..`, or else this error.
+    pub fn int_at_least(&mut self, least: i64, error: &'static str) -> Result<i64, Reply> {
+        integer(&self.word()).filter(|&number| number >= least).ok_or_else(|| Reply::error(error))
+    }
+
+    /// The next word as a finite or infinite decimal number, not NaN.
+    pub fn float(&mut self) -> Result<f64, Reply> {
+        float(&self.word()).ok_or_else(words::not_float)
+    }
+
+    /// The next word as a SCAN cursor.
+    pub fn cursor(&mut self) -> Result<u64, Reply> {
+        unsigned(&self.word()).ok_or_else(|| Reply::error("ERR invalid cursor"))
+    }
+
+    /// The next word as the deadline of the EXPIRE family, which may lie in the past.
+    pub fn deadline(&mut self, unit: Unit, since: Since) -> Result<Deadline, Reply> {
+        let number = self.int()?;
+        deadline(number, unit, since).ok_or_else(|| words::invalid_expire(&self.name()))
+    }
+
+    /// The next word as the deadline of the SET family: positive.
+    pub fn deadline_ahead(&mut self, unit: Unit, since: Since) -> Result<Deadline, Reply> {
+        let number = self.int()?;
+        if number <= 0 {
+            return Err(words::invalid_expire(&self.name()));
+        }
+        deadline(number, unit, since).ok_or_else(|| words::invalid_expire(&self.name()))
+    }
+
+    /// All that are left as the conditions of the EXPIRE family.
+    pub fn expire_if(&mut self) -> Result<ExpireIf, Reply> {
+        let mut only = ExpireIf::default();
+        while self.left() > 0 {
+            match () {
+                () if self.flag("NX") => only.none = true,
+                () if self.flag("XX") => only.some = true,
+                () if self.flag("GT") => only.later = true,
+                () if self.flag("LT") => only.earlier = true,
+                () => return Err(words::unsupported_option(&self.word())),
+            }
+        }
+        if only.none && (only.some || only.later || only.earlier) {
+            return Err(Reply::error("ERR NX and XX, GT or LT options at the same time are not compatible"));
+        }
+        if only.later && only.earlier {
+            return Err(Reply::error("ERR GT and LT options at the same time are not compatible"));
+        }
+        Ok(only)
+    }
+
+    /// Where chance comes from; given by the caller of the plan.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The command's name in lower case, as Redis puts it into errors; a subcommand as `client|id`.
+    pub fn name(&self) -> String {
+        String::from_utf8_lossy(&self.words[..self.name_words].join(&b'|')).to_ascii_lowercase()
+    }
+
     /// `-ERR syntax error`
     pub fn syntax() -> Reply {
         Reply::error("ERR syntax error")
+    }
+
+    /// `-ERR wrong number of arguments for 'name' command`
+    pub fn wrong_number(&self) -> Reply {
+        words::wrong_number(&self.name())
+    }
+}
+
+/// The expiry options of a command while its words are read: at most one of EX PX EXAT PXAT KEEPTTL PERSIST.
+///
+/// Redis checks the shape of all options first and the numbers after, so the number stays text until [`Expiry::ttl`].
+#[derive(Debug, Default)]
+pub(crate) struct Expiry {
+    at: Option<(Unit, Since, Bytes)>,
+    keep: bool,
+    never: bool,
+}
+
+impl Expiry {
+    /// Takes EX, PX, EXAT or PXAT with its number, if one stands next; a second one of the same name replaces the first,
+    /// two of different names are left for the caller to refuse. Redis does so.
+    pub(crate) fn take_until(&mut self, args: &mut Args) -> bool {
+        const OPTIONS: [(&str, Unit, Since); 4] = [
+            ("EX", Unit::Seconds, Since::Now),
+            ("PX", Unit::Millis, Since::Now),
+            ("EXAT", Unit::Seconds, Since::Epoch),
+            ("PXAT", Unit::Millis, Since::Epoch),
+        ];
+        if self.keep || self.never {
+            return false;
+        }
+        OPTIONS.into_iter().any(|(name, unit, since)| {
+            if self.at.as_ref().is_some_and(|(old, from, _)| (*old, *from) != (unit, since)) {
+                return false;
+            }
+            let number = args.option(name);
+            let found = number.is_some();
+            if let Some(number) = number {
+                self.at = Some((unit, since, number));
+            }
+            found
+        })
+    }
+
+    /// Takes KEEPTTL, if it stands next and may.
+    pub(crate) fn take_keep(&mut self, args: &mut Args) -> bool {
+        let found = self.at.is_none() && args.flag("KEEPTTL");
+        self.keep |= found;
+        found
+    }
+
+    /// Takes PERSIST, if it stands next and may.
+    pub(crate) fn take_never(&mut self, args: &mut Args) -> bool {
+        let found = self.at.is_none() && args.flag("PERSIST");
+        self.never |= found;
+        found
+    }
+
+    /// What they mean together; `none` when there was no option.
+    pub(crate) fn ttl(self, none: Ttl, args: &Args) -> Result<Ttl, Reply> {
+        let Some((unit, since, number)) = self.at else {
+            return Ok(match (self.keep, self.never) {
+                (true, _) => Ttl::Keep,
+                (_, true) => Ttl::Never,
+                _ => none,
+            });
+        };
+        let number = integer(&number).ok_or_else(words::not_integer)?;
+        let until = deadline(number, unit, since).filter(|_| number > 0);
+        until.map(Ttl::Until).ok_or_else(|| words::invalid_expire(&args.name()))
+    }
+}
+
+/// The deadline in ms, `None` when it does not fit.
+fn deadline(number: i64, unit: Unit, since: Since) -> Option<Deadline> {
+    let ms = match unit {
+        Unit::Seconds => number.checked_mul(1000)?,
+        Unit::Millis => number,
+    };
+    match since {
+        Since::Now => (ms <= i64::MAX - CLOCK_MAX_MS).then_some(Deadline::In(ms)),
+        Since::Epoch => Some(Deadline::At(ms)),
+    }
+}
+
+/// A 64-bit integer exactly as Redis writes one (`-0`, `+1`, `01`, ` 1` are none).
+pub fn integer(text: &[u8]) -> Option<i64> {
+    let (negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    let size = unsigned(digits)?;
+    match negative {
+        false => i64::try_from(size).ok(),
+        true if size == 0 => None,
+        true => 0i64.checked_sub_unsigned(size),
+    }
+}
+
+/// A 64-bit unsigned integer exactly as Redis writes one.
+pub fn unsigned(text: &[u8]) -> Option<u64> {
+    match text {
+        b"0" => Some(0),
+        [b'1'..=b'9', ..] if text.len() <= 20 => text.iter().try_fold(0u64, |sum, digit| {
+            let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
+            sum.checked_mul(10)?.checked_add(digit)
+        }),
+        _ => None,
+    }
+}
+
+/// A decimal number as `strtod` reads it, whole, without blanks; infinities by name; NaN is none. (Hexadecimal, which C takes
+/// too, is none here.)
+pub fn float(text: &[u8]) -> Option<f64> {
+    let number: f64 = std::str::from_utf8(text).ok()?.parse().ok()?;
+    (!number.is_nan()).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> Args {
+        Args::new(line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect(), 1, 7)
+    }
+
+    fn text(reply: Reply) -> String {
+        let Reply::Error(line) = reply else { panic!("{reply:?} is no error") };
+        line.into_owned()
+    }
+
+    #[test]
+    fn integers_are_as_redis_writes_them() {
+        for (text, number) in [("0", 0), ("-1", -1), ("9223372036854775807", i64::MAX), ("-9223372036854775808", i64::MIN)] {
+            assert_eq!(integer(text.as_bytes()), Some(number), "{text}");
+        }
+        for text in ["", "-", "+1", "01", "-0", "-01", " 1", "1 ", "9223372036854775808", "-9223372036854775809", "1e3", "0x1", "1\0"] {
+            assert_eq!(integer(text.as_bytes()), None, "{text}");
+        }
+        assert_eq!(unsigned(b"18446744073709551615"), Some(u64::MAX));
+        assert_eq!(unsigned(b"18446744073709551616"), None);
+    }
+
+    #[test]
+    fn floats_are_whole_words() {
+        for (text, number) in [("1", 1.0), ("-.5", -0.5), ("5.", 5.0), ("1e3", 1000.0), ("inf", f64::INFINITY), ("+1", 1.0)] {
+            assert_eq!(float(text.as_bytes()), Some(number), "{text}");
+        }
+        for text in ["", " 1", "1 ", "nan", "1x", "1\0", "--1"] {
+            assert_eq!(float(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn flags_and_options_match_in_any_case_and_only_when_whole() {
+        let mut args = args("set gEt nxx match a* count");
+        assert!(args.flag("GET"));
+        assert!(!args.flag("NX"));
+        assert_eq!(args.word(), "nxx");
+        assert_eq!(args.option("MATCH").as_deref(), Some(&b"a*"[..]));
+        assert_eq!(args.option("COUNT"), None);
+        assert_eq!(text(args.end().unwrap_err()), "ERR syntax error");
+        assert_eq!((args.next().as_deref(), args.next()), (Some(&b"count"[..]), None));
+    }
+
+    #[test]
+    fn odd_pairs_are_a_wrong_number_of_arguments() {
+        assert_eq!(args("x a b c d").pairs().unwrap().len(), 2);
+        assert_eq!(text(args("MSet a b c").pairs().unwrap_err()), "ERR wrong number of arguments for 'mset' command");
+    }
+
+    fn ttl(line: &str) -> Result<Ttl, String> {
+        let mut args = args(line);
+        let mut expiry = Expiry::default();
+        while args.left() > 0 {
+            if !(expiry.take_until(&mut args) || expiry.take_keep(&mut args) || expiry.take_never(&mut args)) {
+                return Err(text(Args::syntax()));
+            }
+        }
+        expiry.ttl(Ttl::Default, &args).map_err(text)
+    }
+
+    #[test]
+    fn expiry_options_exclude_each_other() {
+        assert_eq!(ttl("set"), Ok(Ttl::Default));
+        assert_eq!(ttl("set ex 10"), Ok(Ttl::Until(Deadline::In(10_000))));
+        assert_eq!(ttl("set EX 10 ex 20"), Ok(Ttl::Until(Deadline::In(20_000))));
+        assert_eq!(ttl("set pxat 10"), Ok(Ttl::Until(Deadline::At(10))));
+        assert_eq!(ttl("set keepttl"), Ok(Ttl::Keep));
+        assert_eq!(ttl("set persist"), Ok(Ttl::Never));
+        for line in ["set ex", "set ex 1 px 1", "set px 1 exat 1", "set keepttl ex 1", "set ex 1 keepttl", "set persist px 1", "set foo"] {
+            assert_eq!(ttl(line), Err("ERR syntax error".into()), "{line}");
+        }
+    }
+
+    #[test]
+    fn expiry_numbers_are_checked_after_the_syntax() {
+        assert_eq!(ttl("set ex one foo"), Err("ERR syntax error".into()));
+        assert_eq!(ttl("set ex one"), Err("ERR value is not an integer or out of range".into()));
+        for line in ["SET ex 0", "set px -1", "set ex 9223372036854776", "set px 9223372036854775807", "set ex 9223370399119966"] {
+            assert_eq!(ttl(line), Err("ERR invalid expire time in 'set' command".into()), "{line}");
+        }
+        assert_eq!(ttl("set pxat 9223372036854775807"), Ok(Ttl::Until(Deadline::At(i64::MAX))));
+    }
+
+    #[test]
+    fn expire_takes_the_past_but_no_overflow() {
+        assert_eq!(args("expire -5").deadline(Unit::Seconds, Since::Now), Ok(Deadline::In(-5000)));
+        assert_eq!(args("expireat 0").deadline(Unit::Seconds, Since::Epoch), Ok(Deadline::At(0)));
+        for line in ["expire 9223370399119966", "expire -9223372036854776", "expire 9223372036854775807"] {
+            let reply = args(line).deadline(Unit::Seconds, Since::Now).unwrap_err();
+            assert_eq!(text(reply), "ERR invalid expire time in 'expire' command");
+        }
+    }
+
+    #[test]
+    fn expire_conditions() {
+        assert_eq!(args("expire xx gt").expire_if(), Ok(ExpireIf { some: true, later: true, ..Default::default() }));
+        let refused = |line| text(args(line).expire_if().unwrap_err());
+        assert_eq!(refused("expire nx xx"), "ERR NX and XX, GT or LT options at the same time are not compatible");
+        assert_eq!(refused("expire gt lt"), "ERR GT and LT options at the same time are not compatible");
+        assert_eq!(refused("expire Foo"), "ERR Unsupported option Foo");
     }
 }

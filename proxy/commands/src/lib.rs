@@ -10,6 +10,7 @@ pub mod args;
 pub mod plan;
 pub mod reply;
 pub mod table;
+pub mod words;
 
 pub use args::Args;
 pub use plan::{Plan, Planned, Rows, Session, Wording};

@@ -1,0 +1,63 @@
+//! Redis's words for what is refused: the one file where error texts that several commands share are written.
+//!
+//! Clients and their tests match on these texts, so they are Redis 7.4's to the letter; those that Redis has no words for
+//! say what was refused and, where there is one, the way round.
+
+use row::Refusal;
+
+use crate::Reply;
+
+/// The reply to a refused op.
+pub fn refusal(refusal: Refusal) -> Reply {
+    Reply::error(match refusal {
+        Refusal::WrongType => "WRONGTYPE Operation against a key holding the wrong kind of value",
+        Refusal::NotInteger => "ERR value is not an integer or out of range",
+        Refusal::Overflow => "ERR increment or decrement would overflow",
+        Refusal::NotFloat => "ERR value is not a valid float",
+        Refusal::NanOrInfinity => "ERR increment would produce NaN or Infinity",
+        Refusal::HashNotInteger => "ERR hash value is not an integer",
+        Refusal::HashNotFloat => "ERR hash value is not a float",
+        Refusal::NoSuchKey => "ERR no such key",
+        Refusal::BusyKey => "BUSYKEY Target key name already exists.",
+        Refusal::TooLarge => "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+        Refusal::KeyTooLong => "ERR key is longer than 65535 bytes",
+        Refusal::AnswerTooLarge => "ERR answer is larger than the server gives at once, use HSCAN, HRANGE or GETRANGE to read in parts",
+        Refusal::CheckOperandNotInteger => "ERR operand of the check is not an integer or out of range",
+        Refusal::CheckValueNotInteger => "ERR checked value is not an integer or out of range",
+    })
+}
+
+/// An integer that is none, or too large.
+pub fn not_integer() -> Reply {
+    refusal(Refusal::NotInteger)
+}
+
+/// A float that is none.
+pub fn not_float() -> Reply {
+    refusal(Refusal::NotFloat)
+}
+
+/// An integer outside what the command takes.
+pub fn out_of_range() -> Reply {
+    Reply::error("ERR value is out of range")
+}
+
+/// More or fewer arguments than `command` (lower case, `client|id` for a subcommand) takes.
+pub fn wrong_number(command: &str) -> Reply {
+    Reply::error(format!("ERR wrong number of arguments for '{command}' command"))
+}
+
+/// An expiry that is not positive or does not fit.
+pub fn invalid_expire(command: &str) -> Reply {
+    Reply::error(format!("ERR invalid expire time in '{command}' command"))
+}
+
+/// A condition that EXPIRE does not know.
+pub fn unsupported_option(option: &[u8]) -> Reply {
+    Reply::error(format!("ERR Unsupported option {}", one_line(option)))
+}
+
+/// Words of a client inside an error line: nothing that could end the line, not too long.
+pub(crate) fn one_line(words: &[u8]) -> String {
+    String::from_utf8_lossy(&words[..words.len().min(128)]).replace(['\r', '\n', '\0'], " ")
+}
