@@ -6,6 +6,7 @@
 //! # How to add a command
 //! One entry and one short function in its family's file (`src/hash.rs`, ...), one script in `tests/scripts/<family>/`.
 
+pub mod answers;
 pub mod args;
 pub mod plan;
 pub mod reply;

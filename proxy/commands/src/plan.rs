@@ -1,10 +1,10 @@
 //! What the proxy makes of a command.
 
 use bytes::Bytes;
-use row::op::{Answer, Op, Kind};
-use smallvec::SmallVec;
+use row::op::{Answer, Kind, Op, Refusal};
+use smallvec::{SmallVec, smallvec};
 
-use crate::Reply;
+use crate::{Reply, words};
 
 /// A plan, or the error reply that the client gets at once (no network call, connection stays open).
 pub type Planned = Result<Plan, Reply>;
@@ -27,7 +27,7 @@ pub struct Rows {
     pub together: bool,
     /// Goes to every partition of the table instead (the ops name no key); the answers come in slot order.
     pub everywhere: bool,
-    /// From answers (one an op; one a partition when `everywhere`) to the reply. Refusals never get here: the first becomes the reply.
+    /// From what became of the ops (one outcome an op; one a partition when `everywhere`) to the reply: [`Wording::reply`].
     pub wording: Wording,
 }
 
@@ -39,6 +39,48 @@ pub enum Wording {
     All(fn(Vec<Answer>) -> Reply),
     /// All answers, with something kept from the arguments.
     With(Box<dyn FnOnce(Vec<Answer>) -> Reply + Send>),
+    /// All outcomes, refusals included, for commands that do not simply pass the first refusal on (MGET, LCS).
+    Outcomes(Box<dyn FnOnce(Vec<Result<Answer, Refusal>>) -> Reply + Send>),
+}
+
+impl Plan {
+    /// One op, and how its answer is worded.
+    pub fn one(op: Op, wording: fn(Answer) -> Reply) -> Planned {
+        Ok(Plan::rows(smallvec![op], Wording::One(wording)))
+    }
+
+    /// One op, its answer worded with something kept from the arguments.
+    pub fn with(op: Op, wording: impl FnOnce(Answer) -> Reply + Send + 'static) -> Planned {
+        let worded = |answers: Vec<Answer>| answers.into_iter().next().map_or_else(words::no_answer, wording);
+        Ok(Plan::rows(smallvec![op], Wording::With(Box::new(worded))))
+    }
+
+    /// Several ops on rows that may be in different partitions.
+    pub fn each(ops: impl IntoIterator<Item = Op>, wording: fn(Vec<Answer>) -> Reply) -> Planned {
+        Ok(Plan::rows(ops.into_iter().collect(), Wording::All(wording)))
+    }
+
+    /// Ops that need not be in one partition.
+    pub fn rows(ops: SmallVec<[Op; 1]>, wording: Wording) -> Plan {
+        Plan::Rows(Rows { ops, together: false, everywhere: false, wording })
+    }
+}
+
+impl Wording {
+    /// The reply to what became of the ops. Unless the command says otherwise, the first refusal is the reply.
+    pub fn reply(self, outcomes: impl IntoIterator<Item = Result<Answer, Refusal>>) -> Reply {
+        let mut outcomes = outcomes.into_iter();
+        match self {
+            Wording::One(word) => match outcomes.next() {
+                Some(Ok(answer)) => word(answer),
+                Some(Err(refusal)) => words::refusal(refusal),
+                None => words::no_answer(),
+            },
+            Wording::All(word) => outcomes.collect::<Result<Vec<_>, _>>().map_or_else(words::refusal, word),
+            Wording::With(word) => outcomes.collect::<Result<Vec<_>, _>>().map_or_else(words::refusal, word),
+            Wording::Outcomes(word) => word(outcomes.collect()),
+        }
+    }
 }
 
 impl std::fmt::Debug for Wording {
@@ -57,7 +99,10 @@ pub enum Session {
     Quit,
     Reset,
     Hello(Hello),
-    Auth { user: Option<Bytes>, password: Bytes },
+    Auth {
+        user: Option<Bytes>,
+        password: Bytes,
+    },
     /// `SELECT 3` is table `db3`; any other word is a table's name.
     Select(Bytes),
     Client(ClientCall),
@@ -75,7 +120,12 @@ pub enum Session {
     ConfigRewrite,
     FlushAll,
     Time,
-    Shutdown { save: Option<bool>, now: bool, force: bool, abort: bool },
+    Shutdown {
+        save: Option<bool>,
+        now: bool,
+        force: bool,
+        abort: bool,
+    },
     SlowlogGet(i64),
     SlowlogLen,
     SlowlogReset,
@@ -88,21 +138,47 @@ pub enum Session {
     MemoryStats,
     Monitor,
     Lolwut(Option<i64>),
-    DebugSleep { seconds: f64 },
+    DebugSleep {
+        seconds: f64,
+    },
     /// DEBUG SET-ACTIVE-EXPIRE
     DebugActiveExpire(bool),
     /// WAIT: replicas, timeout ms.
-    Wait { replicas: i64, timeout_ms: u64 },
+    Wait {
+        replicas: i64,
+        timeout_ms: u64,
+    },
     /// WAITAOF: local, replicas, timeout ms.
-    WaitAof { local: i64, replicas: i64, timeout_ms: u64 },
+    WaitAof {
+        local: i64,
+        replicas: i64,
+        timeout_ms: u64,
+    },
     // ---- keys that take several calls ----
-    Keys { glob: Bytes },
-    Scan { cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<Kind>, /** TYPE names a kind Redis has and no row can be of. */ none: bool },
+    Keys {
+        glob: Bytes,
+    },
+    Scan {
+        cursor: u64,
+        count: u64,
+        glob: Option<Bytes>,
+        kind: Option<Kind>,
+        /** TYPE names a kind Redis has and no row can be of. */
+        none: bool,
+    },
     RandomKey,
     /// MOVE key db
-    Move { key: Bytes, table: Bytes },
+    Move {
+        key: Bytes,
+        table: Bytes,
+    },
     /// COPY source destination DB n
-    CopyTo { from: Bytes, to: Bytes, table: Bytes, replace: bool },
+    CopyTo {
+        from: Bytes,
+        to: Bytes,
+        table: Bytes,
+        replace: bool,
+    },
 }
 
 /// HELLO's arguments.

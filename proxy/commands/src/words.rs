@@ -57,6 +57,11 @@ pub fn unsupported_option(option: &[u8]) -> Reply {
     Reply::error(format!("ERR Unsupported option {}", one_line(option)))
 }
 
+/// A plan asked and got no answer, or one of another shape than the op promises: a bug of ours, or a node of another version.
+pub fn no_answer() -> Reply {
+    Reply::error("ERR internal error: the storage node's answer does not fit the command")
+}
+
 /// Words of a client inside an error line: nothing that could end the line, not too long.
 pub(crate) fn one_line(words: &[u8]) -> String {
     String::from_utf8_lossy(&words[..words.len().min(128)]).replace(['\r', '\n', '\0'], " ")

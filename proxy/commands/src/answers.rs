@@ -1,0 +1,81 @@
+//! Answers as replies: the shapes that several commands share.
+//!
+//! Answers may come from a node of another version, so one of an unexpected shape is an error reply, never a panic.
+
+use bytes::Bytes;
+use row::op::Answer;
+
+use crate::{Reply, words};
+
+/// `+OK` whatever was answered.
+pub fn ok(_: Answer) -> Reply {
+    Reply::OK
+}
+
+/// `+OK` for several.
+pub fn all_ok(_: Vec<Answer>) -> Reply {
+    Reply::OK
+}
+
+/// A number.
+pub fn int(answer: Answer) -> Reply {
+    match answer {
+        Answer::Int(number) => Reply::Int(number),
+        _ => words::no_answer(),
+    }
+}
+
+/// The sum of numbers, one an op.
+pub fn sum(answers: Vec<Answer>) -> Reply {
+    let number = |answer| if let Answer::Int(number) = answer { Some(number) } else { None };
+    answers.into_iter().map(number).sum::<Option<i64>>().map_or_else(words::no_answer, Reply::Int)
+}
+
+/// A bulk string, or nil.
+pub fn bulk(answer: Answer) -> Reply {
+    match answer {
+        Answer::Bytes(bytes) => Reply::Bulk(bytes),
+        Answer::Nil => Reply::Nil,
+        _ => words::no_answer(),
+    }
+}
+
+/// One value, or nil.
+pub fn value(answer: Answer) -> Reply {
+    match answer {
+        Answer::Values(mut values) if values.len() == 1 => values.pop().map_or(Reply::Nil, optional),
+        _ => words::no_answer(),
+    }
+}
+
+/// An array of values, nil for those that are not there.
+pub fn values(answer: Answer) -> Reply {
+    match answer {
+        Answer::Values(values) => Reply::Array(values.into_iter().map(optional).collect()),
+        _ => words::no_answer(),
+    }
+}
+
+/// An array of the sortkeys of cells.
+pub fn sortkeys(answer: Answer) -> Reply {
+    cells(answer, |cells| Reply::Array(cells.into_iter().map(|(sortkey, _)| Reply::Bulk(sortkey)).collect()))
+}
+
+/// Cells, worded.
+pub fn cells(answer: Answer, word: impl FnOnce(Vec<(Bytes, Bytes)>) -> Reply) -> Reply {
+    match answer {
+        Answer::Cells { cells, .. } => word(cells),
+        Answer::Nil => word(Vec::new()),
+        _ => words::no_answer(),
+    }
+}
+
+/// Cells as pairs of bulk strings, for [`Reply::Map`] and [`Reply::Pairs`].
+pub fn pairs(cells: Vec<(Bytes, Bytes)>) -> Vec<(Reply, Reply)> {
+    cells.into_iter().map(|(sortkey, value)| (Reply::Bulk(sortkey), Reply::Bulk(value))).collect()
+}
+
+/// A bulk string, or nil.
+pub fn optional(value: Option<Bytes>) -> Reply {
+    value.map_or(Reply::Nil, Reply::Bulk)
+}
