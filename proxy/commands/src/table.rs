@@ -35,6 +35,31 @@ pub struct Keys {
     pub step: i8,
 }
 
+impl Keys {
+    /// None.
+    pub const NONE: Keys = Keys { first: 0, last: 0, step: 0 };
+    /// The first argument.
+    pub const ONE: Keys = Keys { first: 1, last: 1, step: 1 };
+    /// The first two arguments.
+    pub const TWO: Keys = Keys { first: 1, last: 2, step: 1 };
+    /// All arguments.
+    pub const ALL: Keys = Keys { first: 1, last: -1, step: 1 };
+    /// Every second argument: key value key value.
+    pub const PAIRS: Keys = Keys { first: 1, last: -1, step: 2 };
+}
+
+/// What COMMAND tells about a command, and what the proxy goes by.
+pub mod flags {
+    /// May change rows.
+    pub const WRITE: u32 = 1 << 0;
+    /// Only reads rows.
+    pub const READONLY: u32 = 1 << 1;
+    /// Takes room: refused when the disk is full.
+    pub const DENYOOM: u32 = 1 << 2;
+    /// Constant or logarithmic time.
+    pub const FAST: u32 = 1 << 3;
+}
+
 /// Every command.
 pub static COMMANDS: &[&[Command]] = &[];
 
