@@ -8,6 +8,8 @@
 
 pub mod answers;
 pub mod args;
+mod lcs;
+mod string;
 pub mod plan;
 pub mod reply;
 pub mod table;

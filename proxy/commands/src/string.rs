@@ -1,0 +1,506 @@
+//! Commands on strings.
+
+use bytes::Bytes;
+use row::op::{Answer, Only, Op, Refusal, Ttl};
+use smallvec::SmallVec;
+
+use crate::args::{Expiry, Since, Unit, integer};
+use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
+use crate::table::{Command, Keys};
+use crate::{Args, Plan, Planned, Reply, Wording, answers, lcs, words};
+
+const GROUP: &str = "string";
+
+/// Commands on strings.
+pub(crate) static TABLE: &[Command] = &[
+    Command {
+        name: "get",
+        arity: 2,
+        flags: READONLY | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Returns the string value of a key.",
+        syntax: "key",
+        plan: get,
+    },
+    Command {
+        name: "set",
+        arity: -3,
+        flags: WRITE | DENYOOM,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Sets the string value of a key, ignoring its type. The key is created if it doesn't exist.",
+        syntax: "key value [NX | XX] [GET] [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL]",
+        plan: set,
+    },
+    Command {
+        name: "setnx",
+        arity: 3,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Set the string value of a key only when the key doesn't exist.",
+        syntax: "key value",
+        plan: setnx,
+    },
+    Command {
+        name: "setex",
+        arity: 4,
+        flags: WRITE | DENYOOM,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "2.0.0",
+        complexity: "O(1)",
+        summary: "Sets the string value and expiration time of a key. Creates the key if it doesn't exist.",
+        syntax: "key seconds value",
+        plan: setex,
+    },
+    Command {
+        name: "psetex",
+        arity: 4,
+        flags: WRITE | DENYOOM,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "2.6.0",
+        complexity: "O(1)",
+        summary: "Sets both string value and expiration time in milliseconds of a key. The key is created if it doesn't exist.",
+        syntax: "key milliseconds value",
+        plan: psetex,
+    },
+    Command {
+        name: "getset",
+        arity: 3,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Returns the previous string value of a key after setting it to a new value.",
+        syntax: "key value",
+        plan: getset,
+    },
+    Command {
+        name: "getdel",
+        arity: 2,
+        flags: WRITE | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "6.2.0",
+        complexity: "O(1)",
+        summary: "Returns the string value of a key after deleting the key.",
+        syntax: "key",
+        plan: getdel,
+    },
+    Command {
+        name: "getex",
+        arity: -2,
+        flags: WRITE | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "6.2.0",
+        complexity: "O(1)",
+        summary: "Returns the string value of a key after setting its expiration time.",
+        syntax: "key [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | PERSIST]",
+        plan: getex,
+    },
+    Command {
+        name: "mget",
+        arity: -2,
+        flags: READONLY | FAST,
+        keys: Keys::ALL,
+        group: GROUP,
+        since: "1.0.0",
+        complexity: "O(N) where N is the number of keys to retrieve.",
+        summary: "Atomically returns the string values of one or more keys of a partition; keys of several are read side by side.",
+        syntax: "key [key ...]",
+        plan: mget,
+    },
+    Command {
+        name: "mset",
+        arity: -3,
+        flags: WRITE | DENYOOM,
+        keys: Keys::PAIRS,
+        group: GROUP,
+        since: "1.0.1",
+        complexity: "O(N) where N is the number of keys to set.",
+        summary: "Atomically creates or modifies the string values of one or more keys of a partition; keys of several are set side by side.",
+        syntax: "key value [key value ...]",
+        plan: mset,
+    },
+    Command {
+        name: "msetnx",
+        arity: -3,
+        flags: WRITE | DENYOOM,
+        keys: Keys::PAIRS,
+        group: GROUP,
+        since: "1.0.1",
+        complexity: "O(N) where N is the number of keys to set.",
+        summary: "Atomically modifies the string values of one or more keys only when all keys don't exist.",
+        syntax: "key value [key value ...]",
+        plan: msetnx,
+    },
+    Command {
+        name: "append",
+        arity: 3,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "2.0.0",
+        complexity: "O(N) where N is the length of the resulting string.",
+        summary: "Appends a string to the value of a key. Creates the key if it doesn't exist.",
+        syntax: "key value",
+        plan: append,
+    },
+    Command {
+        name: "strlen",
+        arity: 2,
+        flags: READONLY | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "2.2.0",
+        complexity: "O(1)",
+        summary: "Returns the length of a string value.",
+        syntax: "key",
+        plan: strlen,
+    },
+    Command {
+        name: "incr",
+        arity: 2,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Increments the integer value of a key by one. Uses 0 as initial value if the key doesn't exist.",
+        syntax: "key",
+        plan: incr,
+    },
+    Command {
+        name: "decr",
+        arity: 2,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Decrements the integer value of a key by one. Uses 0 as initial value if the key doesn't exist.",
+        syntax: "key",
+        plan: decr,
+    },
+    Command {
+        name: "incrby",
+        arity: 3,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Increments the integer value of a key by a number. Uses 0 as initial value if the key doesn't exist.",
+        syntax: "key increment",
+        plan: incrby,
+    },
+    Command {
+        name: "decrby",
+        arity: 3,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Decrements a number from the integer value of a key. Uses 0 as initial value if the key doesn't exist.",
+        syntax: "key decrement",
+        plan: decrby,
+    },
+    Command {
+        name: "incrbyfloat",
+        arity: 3,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "2.6.0",
+        complexity: "O(1)",
+        summary: "Increment the floating point value of a key by a number. Uses 0 as initial value if the key doesn't exist.",
+        syntax: "key increment",
+        plan: incrbyfloat,
+    },
+    Command {
+        name: "getrange",
+        arity: 4,
+        flags: READONLY,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "2.4.0",
+        complexity: "O(N) where N is the length of the returned string.",
+        summary: "Returns a substring of the string stored at a key.",
+        syntax: "key start end",
+        plan: getrange,
+    },
+    Command {
+        name: "substr",
+        arity: 4,
+        flags: READONLY,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "1.0.0",
+        complexity: "O(N) where N is the length of the returned string.",
+        summary: "Returns a substring from a string value.",
+        syntax: "key start end",
+        plan: getrange,
+    },
+    Command {
+        name: "setrange",
+        arity: 4,
+        flags: WRITE | DENYOOM,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "2.2.0",
+        complexity: "O(N) where N is the length of the resulting string.",
+        summary: "Overwrites a part of a string value with another by an offset. Creates the key if it doesn't exist.",
+        syntax: "key offset value",
+        plan: setrange,
+    },
+    Command {
+        name: "lcs",
+        arity: -3,
+        flags: READONLY,
+        keys: Keys::TWO,
+        group: GROUP,
+        since: "7.0.0",
+        complexity: "O(N*M) where N and M are the lengths of s1 and s2, respectively. Their product is limited to 32 Mi.",
+        summary: "Finds the longest common substring.",
+        syntax: "key1 key2 [LEN] [IDX] [MINMATCHLEN min-match-len] [WITHMATCHLEN]",
+        plan: longest_common,
+    },
+];
+
+fn get(mut args: Args) -> Planned {
+    Plan::one(Op::Get { key: args.word() }, answers::bulk)
+}
+
+fn set(mut args: Args) -> Planned {
+    let (key, value) = (args.word(), args.word());
+    let (mut only, mut want_old, mut expiry) = (Only::Always, false, Expiry::default());
+    while args.left() > 0 {
+        match () {
+            () if only != Only::IfPresent && args.flag("NX") => only = Only::IfAbsent,
+            () if only != Only::IfAbsent && args.flag("XX") => only = Only::IfPresent,
+            () if args.flag("GET") => want_old = true,
+            () if expiry.take_until(&mut args) || expiry.take_keep(&mut args) => {}
+            () => return Err(Args::syntax()),
+        }
+    }
+    let ttl = expiry.ttl(Ttl::Default, &args)?;
+    Plan::one(Op::Set { key, value, ttl, only, want_old }, if want_old { old } else { set_or_nil })
+}
+
+fn setnx(mut args: Args) -> Planned {
+    let (key, value) = (args.word(), args.word());
+    Plan::one(Op::Set { key, value, ttl: Ttl::Default, only: Only::IfAbsent, want_old: false }, set_or_zero)
+}
+
+fn setex(args: Args) -> Planned {
+    set_for(args, Unit::Seconds)
+}
+
+fn psetex(args: Args) -> Planned {
+    set_for(args, Unit::Millis)
+}
+
+fn set_for(mut args: Args, unit: Unit) -> Planned {
+    let key = args.word();
+    let ttl = Ttl::Until(args.deadline_ahead(unit, Since::Now)?);
+    Plan::one(Op::Set { key, value: args.word(), ttl, only: Only::Always, want_old: false }, set_or_nil)
+}
+
+fn getset(mut args: Args) -> Planned {
+    let (key, value) = (args.word(), args.word());
+    Plan::one(Op::Set { key, value, ttl: Ttl::Default, only: Only::Always, want_old: true }, old)
+}
+
+fn getdel(mut args: Args) -> Planned {
+    Plan::one(Op::GetDelete { key: args.word() }, answers::bulk)
+}
+
+fn getex(mut args: Args) -> Planned {
+    let key = args.word();
+    let mut expiry = Expiry::default();
+    while args.left() > 0 {
+        if !(expiry.take_until(&mut args) || expiry.take_never(&mut args)) {
+            return Err(Args::syntax());
+        }
+    }
+    match expiry.ttl(Ttl::Keep, &args)? {
+        Ttl::Keep => Plan::one(Op::Get { key }, answers::bulk),
+        ttl => Plan::one(Op::GetExpire { key, ttl }, answers::bulk),
+    }
+}
+
+fn mget(mut args: Args) -> Planned {
+    let ops = args.rest::<SmallVec<[Bytes; 4]>>().into_iter().map(|key| Op::Get { key }).collect();
+    let word = |outcomes: Vec<_>| {
+        let values = outcomes.into_iter().map(|outcome| match outcome {
+            Ok(answer) => answers::bulk(answer),
+            Err(Refusal::WrongType) => Reply::Nil,
+            Err(refusal) => words::refusal(refusal),
+        });
+        first_error(values.collect())
+    };
+    Ok(Plan::rows(ops, Wording::Outcomes(Box::new(word))))
+}
+
+fn mset(mut args: Args) -> Planned {
+    let set = |(key, value)| Op::Set { key, value, ttl: Ttl::Default, only: Only::Always, want_old: false };
+    Plan::each(args.pairs()?.into_iter().map(set), answers::all_ok)
+}
+
+fn msetnx(mut args: Args) -> Planned {
+    let mut plan = Plan::one(Op::SetAllNew { pairs: args.pairs()? }, answers::int);
+    if let Ok(Plan::Rows(rows)) = &mut plan {
+        rows.together = true;
+    }
+    plan
+}
+
+fn append(mut args: Args) -> Planned {
+    let (key, value) = (args.word(), args.word());
+    Plan::one(Op::Append { key, value }, answers::int)
+}
+
+fn strlen(mut args: Args) -> Planned {
+    Plan::one(Op::Length { key: args.word() }, answers::int)
+}
+
+fn incr(mut args: Args) -> Planned {
+    Plan::one(Op::Add { key: args.word(), by: 1 }, answers::int)
+}
+
+fn decr(mut args: Args) -> Planned {
+    Plan::one(Op::Add { key: args.word(), by: -1 }, answers::int)
+}
+
+fn incrby(mut args: Args) -> Planned {
+    let key = args.word();
+    Plan::one(Op::Add { key, by: args.int()? }, answers::int)
+}
+
+fn decrby(mut args: Args) -> Planned {
+    let key = args.word();
+    let by = args.int()?.checked_neg().ok_or_else(|| Reply::error("ERR decrement would overflow"))?;
+    Plan::one(Op::Add { key, by }, answers::int)
+}
+
+fn incrbyfloat(mut args: Args) -> Planned {
+    let (key, by) = (args.word(), args.word());
+    Plan::one(Op::AddFloat { key, by }, answers::bulk)
+}
+
+fn getrange(mut args: Args) -> Planned {
+    let key = args.word();
+    let (start, end) = (args.int()?, args.int()?);
+    Plan::one(Op::GetRange { key, start, end }, answers::bulk)
+}
+
+fn setrange(mut args: Args) -> Planned {
+    let key = args.word();
+    let offset = u64::try_from(args.int()?).map_err(|_| Reply::error("ERR offset is out of range"))?;
+    Plan::one(Op::SetRange { key, offset, value: args.word() }, answers::int)
+}
+
+fn longest_common(mut args: Args) -> Planned {
+    let keys = [args.word(), args.word()];
+    let (mut len, mut idx, mut with_len, mut min_len) = (false, false, false, 0);
+    while args.left() > 0 {
+        match () {
+            () if args.flag("LEN") => len = true,
+            () if args.flag("IDX") => idx = true,
+            () if args.flag("WITHMATCHLEN") => with_len = true,
+            () => {
+                let number = args.option("MINMATCHLEN").ok_or_else(Args::syntax)?;
+                let number = integer(&number).ok_or_else(words::not_integer)?;
+                min_len = usize::try_from(number).unwrap_or(0);
+            }
+        }
+    }
+    if len && idx {
+        return Err(Reply::error("ERR If you want both the length and indexes, please just use IDX."));
+    }
+    let word = move |outcomes: Vec<_>| {
+        two_strings(outcomes).map_or_else(
+            |error| error,
+            |[a, b]| match () {
+                () if !lcs::fits(&a, &b) => Reply::error("ERR Insufficient memory, transient memory for LCS exceeds proto-max-bulk-len"),
+                () if idx => indexes(lcs::matches(&a, &b), min_len, with_len),
+                () if len => count(lcs::len(&a, &b)),
+                () => Reply::Bulk(lcs::matches(&a, &b).iter().rev().flat_map(|run| &a[run.in_a..][..run.len]).copied().collect()),
+            },
+        )
+    };
+    Ok(Plan::rows(keys.into_iter().map(|key| Op::Get { key }).collect(), Wording::Outcomes(Box::new(word))))
+}
+
+/// LCS's two strings, missing ones empty.
+fn two_strings(outcomes: Vec<Result<Answer, Refusal>>) -> Result<[Bytes; 2], Reply> {
+    let string = |outcome| match outcome {
+        Ok(Answer::Bytes(bytes)) => Ok(bytes),
+        Ok(Answer::Nil) => Ok(Bytes::new()),
+        Ok(_) => Err(words::no_answer()),
+        Err(Refusal::WrongType) => Err(Reply::error("ERR The specified keys must contain string values")),
+        Err(refusal) => Err(words::refusal(refusal)),
+    };
+    let strings = outcomes.into_iter().map(string).collect::<Result<Vec<_>, _>>()?;
+    strings.try_into().map_err(|_| words::no_answer())
+}
+
+/// LCS IDX: where the matches are, the last first.
+fn indexes(matches: Vec<lcs::Match>, min_len: usize, with_len: bool) -> Reply {
+    let total = matches.iter().map(|run| run.len).sum();
+    let range = |from: usize, len| Reply::Array(vec![count(from), count(from + len - 1)]);
+    let found = matches.into_iter().filter(|run| run.len >= min_len).map(|run| {
+        let len = with_len.then(|| count(run.len));
+        Reply::Array([range(run.in_a, run.len), range(run.in_b, run.len)].into_iter().chain(len).collect())
+    });
+    let name = |name: &'static str| Reply::Bulk(Bytes::from_static(name.as_bytes()));
+    Reply::Map(vec![(name("matches"), Reply::Array(found.collect())), (name("len"), count(total))])
+}
+
+/// A size as an integer reply.
+fn count(size: usize) -> Reply {
+    Reply::Int(i64::try_from(size).unwrap_or(i64::MAX))
+}
+
+/// SET's plain reply.
+fn set_or_nil(answer: Answer) -> Reply {
+    match answer {
+        Answer::Set { done: true, .. } => Reply::OK,
+        Answer::Set { done: false, .. } => Reply::Nil,
+        _ => words::no_answer(),
+    }
+}
+
+/// SETNX's reply.
+fn set_or_zero(answer: Answer) -> Reply {
+    match answer {
+        Answer::Set { done, .. } => Reply::Int(i64::from(done)),
+        _ => words::no_answer(),
+    }
+}
+
+/// The value before (SET GET, GETSET).
+fn old(answer: Answer) -> Reply {
+    match answer {
+        Answer::Set { old, .. } => answers::optional(old),
+        _ => words::no_answer(),
+    }
+}
+
+/// An array, or the first error in it instead: an error inside an array is none of Redis's replies.
+fn first_error(replies: Vec<Reply>) -> Reply {
+    let error = replies.iter().find(|reply| matches!(reply, Reply::Error(_))).cloned();
+    error.unwrap_or(Reply::Array(replies))
+}
