@@ -1,0 +1,191 @@
+//! Configuration as text: read with line, column and reason of everything that is wrong; printed with its comments.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+use toml::de::{DeTable, DeValue};
+
+use super::{Config, KEYS};
+
+/// `deploy/bridle.toml`.
+pub(crate) const DEFAULTS: &str = include_str!("../../bridle.toml");
+
+/// Why a configuration is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// The file, or what else the text came from.
+    pub(crate) source: String,
+    /// 1-based line and column (in characters), and the line itself.
+    pub(crate) at: Option<(usize, usize, String)>,
+    /// What is wrong.
+    pub(crate) reason: String,
+}
+
+impl Refused {
+    fn new(source: &str, text: &str, span: Option<Range<usize>>, reason: String) -> Refused {
+        let at = span.map(|span| {
+            let before = &text[..span.start.min(text.len())];
+            let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+            let line = text[line_start..].lines().next().unwrap_or_default();
+            (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1, line.to_owned())
+        });
+        Refused { source: source.to_owned(), at, reason }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.at {
+            Some((line, column, text)) => {
+                writeln!(f, "{}, line {line}, column {column}: {}", self.source, self.reason)?;
+                // A line that holds a password is not shown.
+                match text.contains("password") {
+                    true => Ok(()),
+                    false => write!(f, "    {text}\n    {:>column$}", "^"),
+                }
+            }
+            None => write!(f, "{}: {}", self.source, self.reason),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+pub(super) fn parse_defaults() -> DeTable<'static> {
+    DeTable::parse(DEFAULTS).expect("deploy/bridle.toml is TOML (a test holds it)").into_inner()
+}
+
+pub(super) fn lookup<'a, 'i>(table: &'a DeTable<'i>, section: &str, key: &str) -> Option<&'a DeValue<'i>> {
+    Some(table.get(section)?.get_ref().get(key)?.get_ref())
+}
+
+fn known_keys(section: &str) -> String {
+    KEYS.iter().filter(|(of, _)| *of == section).map(|(_, key)| *key).collect::<Vec<_>>().join(", ")
+}
+
+fn known_sections() -> String {
+    let mut sections: Vec<&str> = KEYS.iter().map(|(section, _)| *section).collect();
+    sections.dedup();
+    sections.join(", ")
+}
+
+impl Config {
+    /// Lays a file's settings over these.
+    pub(crate) fn read_file(&mut self, path: &Path) -> Result<(), Refused> {
+        let source = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| Refused::new(&source, "", None, error.to_string()))?;
+        self.read(&source, &text)
+    }
+
+    /// Lays a text's settings over these. The first thing that is wrong, from the top, is the error.
+    pub(crate) fn read(&mut self, source: &str, text: &str) -> Result<(), Refused> {
+        let table = DeTable::parse(text).map_err(|error| Refused::new(source, text, error.span(), error.message().to_owned()))?;
+        let mut faults = Vec::new();
+        for (section, keys) in table.get_ref() {
+            let name = section.get_ref().as_ref();
+            if !KEYS.iter().any(|(known, _)| *known == name) {
+                faults.push((section.span(), format!("there is no section or key `{name}`; the sections are: {}", known_sections())));
+                continue;
+            }
+            let DeValue::Table(keys) = keys.get_ref() else {
+                faults.push((section.span(), format!("`{name}` is a section: write [{name}] and its keys below")));
+                continue;
+            };
+            for (key, value) in keys {
+                match self.set(name, key.get_ref(), value.get_ref()) {
+                    Some(Ok(())) => {}
+                    Some(Err(reason)) => faults.push((value.span(), format!("{name}.{}: {reason}", key.get_ref()))),
+                    None => faults
+                        .push((key.span(), format!("there is no key `{}` in [{name}]; its keys are: {}", key.get_ref(), known_keys(name)))),
+                }
+            }
+        }
+        match faults.into_iter().min_by_key(|(span, _)| span.start) {
+            Some((span, reason)) => Err(Refused::new(source, text, Some(span), reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// One `section.key=value`, the value as in the file; text may go without its quotes.
+    pub(crate) fn read_flag(&mut self, flag: &str) -> Result<(), Refused> {
+        let refused = |reason: String| Refused::new(&format!("--set {}", flag.split('=').next().unwrap_or(flag)), "", None, reason);
+        let Some(((section, key), value)) =
+            flag.split_once('=').and_then(|(name, value)| Some((name.trim().split_once('.')?, value.trim())))
+        else {
+            return Err(refused("expected section.key=value".into()));
+        };
+        let parsed = DeValue::parse(value).map(|value| value.into_inner());
+        let bare = || DeValue::String(value.into());
+        let outcome = match parsed {
+            Ok(parsed) => self.set(section, key, &parsed),
+            Err(_) => self.set(section, key, &bare()),
+        };
+        match outcome {
+            Some(outcome) => outcome.map_err(refused),
+            None => Err(refused(format!("there is no such key; the keys of [{section}] are: {}", known_keys(section)))),
+        }
+    }
+}
+
+/// The spans of all values in a text.
+fn spans(text: &str) -> Vec<(Range<usize>, String, String)> {
+    let table = DeTable::parse(text).map(|table| table.into_inner()).unwrap_or_default();
+    let mut spans = Vec::new();
+    for (section, keys) in &table {
+        if let DeValue::Table(keys) = keys.get_ref() {
+            spans.extend(keys.iter().map(|(key, value)| (value.span(), section.get_ref().to_string(), key.get_ref().to_string())));
+        }
+    }
+    spans.sort_by_key(|(span, ..)| span.start);
+    spans
+}
+
+/// The text with every value that a configuration has otherwise replaced; comments and order stay.
+fn replace(text: &str, config: &Config) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut done = 0;
+    for (span, section, key) in spans(text) {
+        let Some(value) = config.text(&section, &key) else { continue };
+        out.push_str(&text[done..span.start]);
+        // A value that says the same keeps its spelling; so does a password, which is never printed from memory.
+        let mut same = config.clone();
+        let stays = DeValue::parse(&text[span.clone()])
+            .is_ok_and(|written| matches!(same.set(&section, &key, written.get_ref()), Some(Ok(()))) && same == *config);
+        out.push_str(if stays { &text[span.clone()] } else { &value });
+        done = span.end;
+    }
+    out.push_str(&text[done..]);
+    out
+}
+
+/// A configuration with all its documentation, as `--print-config` shows it.
+pub(crate) fn render(config: &Config) -> String {
+    replace(DEFAULTS, config)
+}
+
+/// A file's text brought up to date (CONFIG REWRITE): values replaced in place, and what differs from the defaults and is missing there
+/// added at the end of its section. Passwords are left to whoever wrote the file.
+pub(crate) fn rewrite(text: &str, config: &Config) -> String {
+    let mut text = replace(text, config);
+    let defaults = Config::defaults();
+    for (section, key) in KEYS {
+        let value = config.text(section, key).expect("every key of the table has a text");
+        let there = spans(&text).iter().any(|(_, s, k)| s == section && k == key);
+        if there || *key == "password" || defaults.text(section, key).as_ref() == Some(&value) {
+            continue;
+        }
+        let last_of_section = spans(&text).into_iter().rfind(|(_, s, _)| s == section);
+        match last_of_section {
+            Some((span, ..)) => {
+                let line_end = text[span.end..].find('\n').map_or(text.len(), |newline| span.end + newline);
+                text.insert_str(line_end, &format!("\n{key} = {value}"));
+            }
+            None => {
+                let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+                text.push_str(&format!("{gap}\n[{section}]\n{key} = {value}\n"));
+            }
+        }
+    }
+    text
+}

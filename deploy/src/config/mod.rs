@@ -1,0 +1,172 @@
+//! The configuration: `deploy/bridle.toml` is its documentation and, compiled in, its defaults.
+//!
+//! A key is one line in `settings!` below and one commented line in `deploy/bridle.toml`; file, flags,
+//! `--print-config` and CONFIG REWRITE follow from those two.
+//!
+//! # Invariants
+//! - `deploy/bridle.toml` sets every key, and no other (`defaults_are_complete`).
+//! - What `--print-config` prints is a configuration that says the same (`printed_config_round_trips`), passwords excepted,
+//!   which are never printed.
+
+mod file;
+mod setting;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use toml::de::{DeTable, DeValue};
+
+pub(crate) use file::{DEFAULTS, Refused, render, rewrite};
+pub(crate) use setting::{Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size};
+
+/// Makes the sections' structs and the table by which keys are set and printed. `in` bounds a value, both ends included.
+macro_rules! settings {
+    ($($section:ident: $Section:ident { $($key:ident: $type:ty $(, in $least:expr, $most:expr)?;)* })*) => {
+        /// All settings; `deploy/bridle.toml` says what each means.
+        #[derive(Debug, Clone, PartialEq)]
+        pub(crate) struct Config { $(pub(crate) $section: $Section,)* }
+
+        $(
+            #[derive(Debug, Clone, PartialEq)]
+            #[doc = concat!("Section `[", stringify!($section), "]`.")]
+            pub(crate) struct $Section { $(pub(crate) $key: $type,)* }
+        )*
+
+        /// Every (section, key).
+        pub(crate) const KEYS: &[(&str, &str)] = &[$($((stringify!($section), stringify!($key)),)*)*];
+
+        impl Config {
+            /// From a text that sets every key.
+            fn from_all(table: &DeTable<'_>) -> Config {
+                $(let $section = $Section { $(
+                    $key: file::lookup(table, stringify!($section), stringify!($key))
+                        .and_then(|value| <$type as Setting>::parse(value).ok())
+                        .expect("deploy/bridle.toml sets every key rightly (a test holds it)"),
+                )* };)*
+                Config { $($section,)* }
+            }
+
+            /// Sets one key; `None` when there is no such key.
+            pub(crate) fn set(&mut self, section: &str, key: &str, value: &DeValue<'_>) -> Option<Result<(), String>> {
+                match (section, key) {
+                    $($((stringify!($section), stringify!($key)) => Some((|| {
+                        let new = <$type as Setting>::parse(value)?;
+                        $(setting::within(&new, $least, $most)?;)?
+                        self.$section.$key = new;
+                        Ok(())
+                    })()),)*)*
+                    _ => None,
+                }
+            }
+
+            /// One key's value as TOML.
+            pub(crate) fn text(&self, section: &str, key: &str) -> Option<String> {
+                match (section, key) {
+                    $($((stringify!($section), stringify!($key)) => Some(self.$section.$key.text()),)*)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+settings! {
+    node: NodeSection {
+        data: PathBuf;
+        cluster: String;
+    }
+    resp: RespSection {
+        bind: Vec<IpAddr>;
+        port: u16;
+        protected_mode: bool;
+        password: Secret;
+        password_file: PathBuf;
+        max_clients: u32, in 1, 1_000_000;
+        timeout: Dur;
+        tcp_keepalive: Dur;
+        tcp_backlog: u32, in 1, 65_535;
+        query_buffer_max: Size, in Size::mib(1), Size::mib(1 << 20);
+        output_buffer_max: Size, in Size::mib(1), Size::mib(1 << 20);
+        slowlog_threshold: Dur;
+        slowlog_entries_max: u32, in 0, 1_000_000;
+        latency_threshold: Dur;
+    }
+    tls: TlsSection {
+        port: u16;
+        only: bool;
+        cert_file: PathBuf;
+        key_file: PathBuf;
+        client_ca_file: PathBuf;
+    }
+    http: HttpSection {
+        bind: IpAddr;
+        port: u16;
+    }
+    tables: TablesSection {
+        partitions: u32, in 1, 1024;
+    }
+    storage: StorageSection {
+        durability: Durability;
+        sync_interval: Dur, in Dur::ms(1), Dur::ms(60_000);
+        max_write_size: Size, in Size::kib(1), Size::mib(512);
+        block_cache: Size, in Size::mib(1), Size::mib(1 << 24);
+        write_buffers: Size, in Size::mib(4), Size::mib(1 << 20);
+        compression: Compression;
+        background_threads: u32, in 0, 256;
+        log_segment: Size, in Size::mib(1), Size::mib(1024);
+        log_bytes_max: Size, in Size::mib(4), Size::mib(1 << 20);
+        disk_free_min: Size;
+    }
+    threads: ThreadsSection {
+        resp: u32, in 0, 1024;
+        raft: u32, in 0, 1024;
+    }
+    log: LogSection {
+        level: LogLevel;
+        format: LogFormat;
+    }
+}
+
+impl Config {
+    /// What `deploy/bridle.toml` says.
+    pub(crate) fn defaults() -> Config {
+        Config::from_all(&file::parse_defaults())
+    }
+
+    /// What no single key can tell: refuses combinations that make no sense or are not safe. Reads `password_file`.
+    pub(crate) fn settle(&mut self) -> Result<(), String> {
+        if !self.resp.password_file.as_os_str().is_empty() {
+            if !self.resp.password.is_empty() {
+                return Err("resp.password and resp.password_file are both set: which one holds?".into());
+            }
+            self.resp.password = Secret::from_file(&self.resp.password_file)?;
+        }
+        let open = |ip: &&IpAddr| !ip.is_loopback();
+        if self.resp.protected_mode && self.resp.password.is_empty() {
+            let (key, ip) = match (self.resp.bind.iter().find(open), open(&&self.http.bind)) {
+                (Some(ip), _) => ("resp.bind", *ip),
+                (None, true) => ("http.bind", self.http.bind),
+                (None, false) => return self.settle_tls(),
+            };
+            return Err(format!(
+                "{key} = {ip} lets other machines in, and no password is set: anybody who reaches it would own the data. Set \
+                 resp.password_file (or --password-file), or bind to 127.0.0.1, or say resp.protected_mode = false if the network itself is safe"
+            ));
+        }
+        self.settle_tls()
+    }
+
+    fn settle_tls(&self) -> Result<(), String> {
+        let files = [&self.tls.cert_file, &self.tls.key_file];
+        let set = files.iter().filter(|file| !file.as_os_str().is_empty()).count();
+        if (self.tls.port != 0 || self.tls.only) && set != 2 {
+            return Err("TLS needs both tls.cert_file and tls.key_file".into());
+        }
+        if self.tls.only && self.tls.port == 0 {
+            return Err("tls.only needs tls.port".into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,317 @@
+//! Kinds of values: how each is read from TOML and printed as TOML.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+/// A kind of value.
+pub(crate) trait Setting: Sized {
+    /// From a TOML value; the error says what is wanted.
+    fn parse(value: &DeValue<'_>) -> Result<Self, String>;
+    /// As TOML.
+    fn text(&self) -> String;
+}
+
+/// Refuses a value outside of its bounds, both of which are allowed.
+pub(super) fn within<T: Setting + PartialOrd>(value: &T, least: T, most: T) -> Result<(), String> {
+    if *value < least || *value > most {
+        return Err(format!("must be from {} to {}", least.text(), most.text()));
+    }
+    Ok(())
+}
+
+fn wrong<T>(wanted: &str, value: &DeValue<'_>) -> Result<T, String> {
+    Err(format!("expected {wanted}, found {}", value.type_str()))
+}
+
+fn whole<'a>(value: &'a DeValue<'_>) -> Option<&'a str> {
+    match value {
+        DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str()),
+        _ => None,
+    }
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+impl Setting for bool {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        value.as_bool().map_or_else(|| wrong("true or false", value), Ok)
+    }
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+macro_rules! integers {
+    ($($type:ty),*) => {$(
+        impl Setting for $type {
+            fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+                match whole(value) {
+                    Some(digits) => digits.parse().map_err(|_| format!("must be from 0 to {}", <$type>::MAX)),
+                    None => wrong("a whole number", value),
+                }
+            }
+            fn text(&self) -> String {
+                self.to_string()
+            }
+        }
+    )*};
+}
+integers!(u16, u32);
+
+impl Setting for String {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        value.as_str().map_or_else(|| wrong("text", value), |text| Ok(text.to_owned()))
+    }
+    fn text(&self) -> String {
+        quoted(self)
+    }
+}
+
+impl Setting for PathBuf {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        value.as_str().map_or_else(|| wrong("a path", value), |text| Ok(PathBuf::from(text)))
+    }
+    fn text(&self) -> String {
+        quoted(&self.to_string_lossy())
+    }
+}
+
+impl Setting for IpAddr {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        match value.as_str() {
+            Some(text) => text.parse().map_err(|_| format!("`{text}` is not an IP address like \"127.0.0.1\" or \"::1\"")),
+            None => wrong("an IP address like \"127.0.0.1\"", value),
+        }
+    }
+    fn text(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+impl Setting for Vec<IpAddr> {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        match value {
+            DeValue::Array(items) if items.is_empty() => Err("must name at least one address".into()),
+            DeValue::Array(items) => items.iter().map(|item| IpAddr::parse(item.get_ref())).collect(),
+            DeValue::String(_) => Ok(vec![IpAddr::parse(value)?]),
+            _ => wrong("a list of IP addresses", value),
+        }
+    }
+    fn text(&self) -> String {
+        format!("[{}]", self.iter().map(Setting::text).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// Splits "16MiB" into 16 and "MiB"; `None` when there are no digits or too many.
+fn number_and_unit(text: &str) -> Option<(u64, &str)> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    Some((text[..digits].parse().ok()?, text[digits..].trim()))
+}
+
+/// Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl Size {
+    const UNITS: [(&'static str, u64); 7] =
+        [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)];
+
+    /// This many KiB.
+    pub(crate) const fn kib(count: u64) -> Size {
+        Size(count << 10)
+    }
+
+    /// This many MiB.
+    pub(crate) const fn mib(count: u64) -> Size {
+        Size(count << 20)
+    }
+}
+
+impl Setting for Size {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        const WANTED: &str = "a size like \"16MiB\", or bytes";
+        if let Some(digits) = whole(value) {
+            return digits.parse().map(Size).map_err(|_| format!("expected {WANTED}"));
+        }
+        let Some(text) = value.as_str() else { return wrong(WANTED, value) };
+        let bytes = number_and_unit(text).and_then(|(count, unit)| {
+            let (_, factor) = [("", 1), ("B", 1)].into_iter().chain(Self::UNITS).find(|(name, _)| name.eq_ignore_ascii_case(unit))?;
+            count.checked_mul(factor)
+        });
+        bytes.map(Size).ok_or_else(|| format!("`{text}` is not {WANTED}"))
+    }
+
+    fn text(&self) -> String {
+        match Self::UNITS[..4].iter().find(|(_, factor)| self.0 >= *factor && self.0 % factor == 0) {
+            Some((unit, factor)) => quoted(&format!("{}{unit}", self.0 / factor)),
+            None => self.0.to_string(),
+        }
+    }
+}
+
+/// A time span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+pub(crate) struct Dur(pub(crate) Duration);
+
+impl Dur {
+    /// Units and their length in microseconds, longest first.
+    const UNITS: [(&'static str, u64); 6] =
+        [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1000), ("us", 1)];
+
+    /// This many ms.
+    pub(crate) const fn ms(count: u64) -> Dur {
+        Dur(Duration::from_millis(count))
+    }
+}
+
+impl Setting for Dur {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        const WANTED: &str = "a duration like \"100ms\", \"5s\" or \"2m\"";
+        let Some(text) = value.as_str() else { return wrong(WANTED, value) };
+        let micros = number_and_unit(text).and_then(|(count, unit)| match (count, unit) {
+            (0, "") => Some(0),
+            _ => count.checked_mul(Self::UNITS.iter().find(|(name, _)| *name == unit)?.1),
+        });
+        micros.map(|micros| Dur(Duration::from_micros(micros))).ok_or_else(|| format!("`{text}` is not {WANTED}"))
+    }
+
+    fn text(&self) -> String {
+        let micros = u64::try_from(self.0.as_micros()).unwrap_or(u64::MAX);
+        match Self::UNITS[2..].iter().find(|(_, factor)| micros >= *factor && micros % factor == 0) {
+            Some((unit, factor)) => quoted(&format!("{}{unit}", micros / factor)),
+            None => quoted("0s"),
+        }
+    }
+}
+
+/// A password. Shows itself to nobody.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    /// What is printed instead.
+    pub(crate) const HIDDEN: &'static str = "********";
+
+    /// Whether none is set.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The password itself, for the one who checks it.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// The first line of a file.
+    pub(crate) fn from_file(path: &Path) -> Result<Secret, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("read the password from {}: {error}", path.display()))?;
+        match text.lines().next().map(str::trim_end) {
+            Some(line) if !line.is_empty() => Ok(Secret(line.to_owned())),
+            _ => Err(format!("the first line of {} is empty: a password is wanted there", path.display())),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_empty() { "none" } else { Self::HIDDEN })
+    }
+}
+
+impl Setting for Secret {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        match value.as_str() {
+            Some(Self::HIDDEN) => Err("this is what is printed in place of a password, not a password".into()),
+            Some(text) => Ok(Secret(text.to_owned())),
+            None => wrong("a password in quotes", value),
+        }
+    }
+    fn text(&self) -> String {
+        quoted(if self.is_empty() { "" } else { Self::HIDDEN })
+    }
+}
+
+/// Kinds that are one of a few words.
+macro_rules! words {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $variant:ident = $word:literal,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum $name { $($(#[$word_doc])* $variant,)* }
+
+        impl $name {
+            const WORDS: &'static [&'static str] = &[$($word),*];
+
+            /// Its word.
+            pub(crate) fn word(self) -> &'static str {
+                match self { $($name::$variant => $word,)* }
+            }
+        }
+
+        impl Setting for $name {
+            fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+                match value.as_str() {
+                    $(Some($word) => Ok($name::$variant),)*
+                    Some(other) => Err(format!("`{other}` is none of: {}", Self::WORDS.join(", "))),
+                    None => wrong(&format!("one of: {}", Self::WORDS.join(", ")), value),
+                }
+            }
+            fn text(&self) -> String {
+                quoted(self.word())
+            }
+        }
+    )*};
+}
+
+words! {
+    /// What an acknowledged write has survived.
+    Durability {
+        /// Fsynced before the reply.
+        Always = "always",
+        /// Fsynced every `sync_interval`.
+        Interval = "interval",
+        /// Written by the operating system when it likes.
+        Os = "os",
+    }
+    /// Of blocks on disk.
+    Compression {
+        /// As they are.
+        None = "none",
+        /// Fast.
+        Lz4 = "lz4",
+        /// Small.
+        Zstd = "zstd",
+    }
+    /// Of log lines.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// For machines.
+        Json = "json",
+    }
+}
+
+/// What is logged: a `tracing` filter, checked when it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogLevel(pub(crate) String);
+
+impl Setting for LogLevel {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        const WANTED: &str = "a level (error, warn, info, debug, trace) or \"info,crate=debug\"";
+        let Some(text) = value.as_str() else { return wrong(WANTED, value) };
+        let levels = text.split(',').map(|part| part.rsplit('=').next().unwrap_or(part));
+        let known = |level: &str| matches!(level, "error" | "warn" | "info" | "debug" | "trace" | "off");
+        if !levels.into_iter().all(known) || tracing_subscriber::EnvFilter::try_new(text).is_err() {
+            return Err(format!("`{text}` is not {WANTED}"));
+        }
+        Ok(LogLevel(text.to_owned()))
+    }
+    fn text(&self) -> String {
+        quoted(&self.0)
+    }
+}

@@ -1,0 +1,198 @@
+use super::*;
+
+fn read(text: &str) -> Result<Config, Refused> {
+    let mut config = Config::defaults();
+    config.read("test.toml", text)?;
+    Ok(config)
+}
+
+/// Line, column and reason of the refusal.
+fn refusal(text: &str) -> (usize, usize, String) {
+    let refused = read(text).expect_err("should be refused");
+    let (line, column, _) = refused.at.clone().unwrap_or_else(|| panic!("no place in: {refused}"));
+    (line, column, refused.reason)
+}
+
+#[test]
+fn defaults_are_complete() {
+    let table = file::parse_defaults();
+    let mut documented: Vec<(String, String)> = Vec::new();
+    for (section, keys) in &table {
+        let keys = keys.get_ref().as_table().expect("sections only");
+        documented.extend(keys.keys().map(|key| (section.get_ref().to_string(), key.get_ref().to_string())));
+    }
+    let mut known: Vec<(String, String)> = KEYS.iter().map(|(section, key)| (section.to_string(), key.to_string())).collect();
+    documented.sort();
+    known.sort();
+    assert_eq!(documented, known);
+    read(DEFAULTS).expect("the defaults are within their own bounds").settle().expect("and safe");
+}
+
+#[test]
+fn every_key_has_a_comment() {
+    let mut commented = false;
+    for line in DEFAULTS.lines() {
+        if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            assert!(commented, "{key} stands without a comment");
+        }
+        commented = line.starts_with('#');
+    }
+}
+
+#[test]
+fn printed_config_round_trips() {
+    let config = read(
+        "[resp]\nport = 7777\nbind = [\"::1\", \"127.0.0.1\"]\ntimeout = \"90s\"\n[node]\ndata = 'a \"b\" \\c'\n[storage]\n\
+         durability = \"interval\"\nmax_write_size = 70000\nsync_interval = \"20ms\"\n[log]\nlevel = \"warn,storage=debug\"\nformat = \"json\"\n",
+    )
+    .unwrap();
+    let printed = render(&config);
+    assert!(printed.contains("\nport = 7777\n"), "{printed}");
+    assert_eq!(read(&printed).unwrap(), config);
+    assert_eq!(render(&Config::defaults()), DEFAULTS);
+}
+
+#[test]
+fn passwords_are_not_shown() {
+    let config = read("[resp]\npassword = \"open sesame\"\n").unwrap();
+    assert!(!render(&config).contains("sesame"));
+    assert!(!format!("{config:?}").contains("sesame"));
+    assert!(refusal(&render(&config)).2.contains("not a password"));
+    let shown = read("[resp]\npassword = [\"open sesame\"]\n").unwrap_err().to_string();
+    assert!(!shown.contains("sesame"), "{shown}");
+}
+
+#[test]
+fn unknown_keys_are_refused_where_they_stand() {
+    let (line, column, reason) = refusal("# mine\n[resp]\nport = 1\n  prot = 7777\n");
+    assert_eq!((line, column), (4, 3));
+    assert!(reason.contains("no key `prot` in [resp]") && reason.contains("port, protected_mode"), "{reason}");
+
+    let (line, column, reason) = refusal("[rasp]\nport = 1\n");
+    assert_eq!((line, column), (1, 2));
+    assert!(reason.contains("no section or key `rasp`") && reason.contains("node, resp, tls"), "{reason}");
+
+    let (line, _, reason) = refusal("\nport = 6379\n");
+    assert_eq!(line, 2);
+    assert!(reason.contains("`port`"), "{reason}");
+    assert!(refusal("resp = 3\n").2.contains("write [resp]"));
+}
+
+#[test]
+fn bad_values_are_refused_with_place_and_reason() {
+    let cases = [
+        ("[resp]\nport = 65536\n", 2, 8, "resp.port: must be from 0 to 65535"),
+        ("[resp]\nport = -1\n", 2, 8, "resp.port: must be from 0 to 65535"),
+        ("[resp]\nport = \"x\"\n", 2, 8, "resp.port: expected a whole number, found string"),
+        ("[resp]\nbind = [\"localhost\"]\n", 2, 8, "resp.bind: `localhost` is not an IP address like \"127.0.0.1\" or \"::1\""),
+        ("[resp]\nbind = []\n", 2, 8, "resp.bind: must name at least one address"),
+        ("[resp]\ntimeout = 5\n", 2, 11, "resp.timeout: expected a duration like \"100ms\", \"5s\" or \"2m\", found integer"),
+        ("[resp]\ntimeout = \"5 weeks\"\n", 2, 11, "resp.timeout: `5 weeks` is not a duration like \"100ms\", \"5s\" or \"2m\""),
+        ("[resp]\nmax_clients = 0\n", 2, 15, "resp.max_clients: must be from 1 to 1000000"),
+        ("[storage]\nmax_write_size = \"1PiB\"\n", 2, 18, "storage.max_write_size: `1PiB` is not a size like \"16MiB\", or bytes"),
+        ("[storage]\nmax_write_size = \"1GiB\"\n", 2, 18, "storage.max_write_size: must be from \"1KiB\" to \"512MiB\""),
+        (
+            "[storage]\nmax_write_size = \"99999999999999999999\"\n",
+            2,
+            18,
+            "storage.max_write_size: `99999999999999999999` is not a size like \"16MiB\", or bytes",
+        ),
+        ("[storage]\ndurability = \"never\"\n", 2, 14, "storage.durability: `never` is none of: always, interval, os"),
+        ("[log]\nlevel = \"loud\"\n", 2, 9, "log.level: `loud` is not a level (error, warn, info, debug, trace) or \"info,crate=debug\""),
+        ("[log]\nformat = true\n", 2, 10, "log.format: expected one of: text, json, found boolean"),
+    ];
+    for (text, line, column, reason) in cases {
+        assert_eq!(refusal(text), (line, column, reason.to_owned()), "{text}");
+    }
+}
+
+#[test]
+fn broken_toml_is_refused_where_it_breaks() {
+    let (line, ..) = refusal("[resp]\nport = 1\nport = 2\n");
+    assert_eq!(line, 3);
+    let (line, ..) = refusal("[resp]\nport 1\n");
+    assert_eq!(line, 2);
+}
+
+#[test]
+fn the_first_fault_from_the_top_is_shown() {
+    let (line, ..) = refusal("[storage]\nzzz = 1\n[http]\naaa = 1\n");
+    assert_eq!(line, 2);
+}
+
+#[test]
+fn units_are_understood() {
+    let size = |text: &str| read(&format!("[storage]\nblock_cache = {text}\n")).map(|config| config.storage.block_cache.0);
+    assert_eq!(size("\"16MiB\""), Ok(16 << 20));
+    assert_eq!(size("\"16 mib\""), Ok(16 << 20));
+    assert_eq!(size("\"3GB\""), Ok(3_000_000_000));
+    assert_eq!(size("\"2097152\""), Ok(2 << 20));
+    assert_eq!(size("2_097_152"), Ok(2 << 20));
+    let time = |text: &str| read(&format!("[resp]\ntimeout = \"{text}\"\n")).map(|config| config.resp.timeout.0.as_micros());
+    assert_eq!((time("250us"), time("2m"), time("0")), (Ok(250), Ok(120_000_000), Ok(0)));
+    assert!(time("1.5s").is_err() && time("s").is_err() && time("5").is_err());
+}
+
+#[test]
+fn flags_override() {
+    let mut config = Config::defaults();
+    config.read_flag("resp.port=7777").unwrap();
+    config.read_flag("storage.durability=os").unwrap();
+    config.read_flag("resp.timeout = 5s").unwrap();
+    config.read_flag("resp.bind=[\"::1\"]").unwrap();
+    assert_eq!((config.resp.port, config.storage.durability, config.resp.timeout), (7777, Durability::Os, Dur::ms(5000)));
+    assert_eq!(
+        config.read_flag("resp.prot=1").unwrap_err().to_string(),
+        format!(
+            "--set resp.prot: there is no such key; the keys of [resp] are: {}",
+            KEYS.iter().filter(|(s, _)| *s == "resp").map(|(_, k)| *k).collect::<Vec<_>>().join(", ")
+        )
+    );
+    assert!(config.read_flag("resp.port").is_err() && config.read_flag("port=1").is_err());
+}
+
+#[test]
+fn an_open_address_needs_a_password() {
+    let settle = |text: &str| read(text).unwrap().settle();
+    assert!(settle("[resp]\nbind = \"0.0.0.0\"\n").unwrap_err().contains("resp.bind = 0.0.0.0"));
+    assert!(settle("[http]\nbind = \"::\"\n").unwrap_err().contains("http.bind = ::"));
+    settle("[resp]\nbind = \"0.0.0.0\"\npassword = \"x\"\n").unwrap();
+    settle("[resp]\nbind = \"0.0.0.0\"\nprotected_mode = false\n").unwrap();
+    settle("[resp]\nbind = \"127.0.0.9\"\n").unwrap();
+}
+
+#[test]
+fn password_files_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("password");
+    std::fs::write(&path, "open sesame\nnot this\n").unwrap();
+    let mut config = Config::defaults();
+    config.resp.password_file = path.clone();
+    config.settle().unwrap();
+    assert_eq!(config.resp.password.reveal(), "open sesame");
+    std::fs::write(&path, "\n").unwrap();
+    config.resp.password = Secret::parse(&DeValue::String("".into())).unwrap();
+    assert!(config.settle().unwrap_err().contains("is empty"));
+}
+
+#[test]
+fn tls_needs_its_files() {
+    assert!(read("[tls]\nport = 6380\n").unwrap().settle().unwrap_err().contains("cert_file and tls.key_file"));
+    assert!(read("[tls]\nonly = true\ncert_file = 'a'\nkey_file = 'b'\n").unwrap().settle().unwrap_err().contains("tls.port"));
+}
+
+#[test]
+fn rewriting_keeps_comments_and_adds_what_is_missing() {
+    let before = "# mine\n[resp]\nport = 7_777 # why not\npassword = \"x\"\n\n[log]\nlevel = \"info\"";
+    let mut config = read(before).unwrap();
+    assert_eq!(rewrite(before, &config), before);
+    config.log.level = LogLevel("debug".into());
+    config.resp.max_clients = 5;
+    config.storage.durability = Durability::Os;
+    let after = rewrite(before, &config);
+    assert_eq!(
+        after,
+        "# mine\n[resp]\nport = 7_777 # why not\npassword = \"x\"\nmax_clients = 5\n\n[log]\nlevel = \"debug\"\n\n[storage]\ndurability = \"os\"\n"
+    );
+    assert_eq!(read(&after).unwrap(), config);
+}
