@@ -230,8 +230,8 @@ pub enum Op {
     HashRandom { key: Bytes, count: i64, seed: u64, want_values: bool },
     /// HEXPIRE family, one answer a field: -2 no field, 0 condition not met, 1 set, 2 deleted as already past. -> `Ints`, or `Nil` without the row
     HashExpire { key: Bytes, fields: Vec<Bytes>, until: Deadline, only: ExpireIf },
-    /// -2 no field, -1 no expiry, else absolute ms. -> `Ints`, or `Nil` without the row
-    HashExpiry { key: Bytes, fields: Vec<Bytes> },
+    /// -2 no field, -1 no expiry, else absolute ms, or ms from the stamp on when `remaining`. -> `Ints`, or `Nil` without the row
+    HashExpiry { key: Bytes, fields: Vec<Bytes>, remaining: bool },
     /// -2 no field, -1 no expiry, 1 removed. -> `Ints`, or `Nil` without the row
     HashPersist { key: Bytes, fields: Vec<Bytes> },
     /// Checks one cell and, when the check holds, does all mutations. -> `Checked`; refuses `CheckOperandNotInteger`, `CheckValueNotInteger`
