@@ -1,0 +1,251 @@
+//! A `bridle standalone` process of a test's own.
+
+use std::io::{self, BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::{Client, Value};
+
+/// How long a process may take to serve, or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The built binary: beside the test that runs.
+///
+/// # Panics
+/// When it is not there: build the workspace first (`make test` does).
+pub fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has a path");
+    let found = test.ancestors().map(|dir| dir.join("bridle")).find(|path| path.is_file());
+    found.expect("the binary lies in the directory above the tests: cargo build --release --workspace")
+}
+
+/// How to start a server.
+#[derive(Debug, Clone)]
+pub struct ServerBuilder {
+    flags: Vec<String>,
+    config: String,
+    dir: Option<PathBuf>,
+    wrapper: Vec<String>,
+}
+
+/// A running (or killed) server and its directory.
+#[derive(Debug)]
+pub struct Server {
+    builder: ServerBuilder,
+    child: Child,
+    /// The RESP port.
+    pub port: u16,
+    /// The HTTP port.
+    pub http_port: u16,
+    dir: PathBuf,
+    output: Arc<Mutex<String>>,
+    _own_dir: Option<tempfile::TempDir>,
+}
+
+impl Default for ServerBuilder {
+    fn default() -> Self {
+        Server::builder()
+    }
+}
+
+impl ServerBuilder {
+    /// Adds a flag of `bridle standalone` with its value.
+    pub fn flag(mut self, name: &str, value: impl ToString) -> Self {
+        self.flags.push(format!("--{name}"));
+        self.flags.push(value.to_string());
+        self
+    }
+
+    /// Adds lines to the configuration file.
+    pub fn config(mut self, toml: &str) -> Self {
+        self.config.push_str(toml);
+        self.config.push('\n');
+        self
+    }
+
+    /// Uses this data directory instead of a temporary one.
+    pub fn dir(mut self, dir: &Path) -> Self {
+        self.dir = Some(dir.to_owned());
+        self
+    }
+
+    /// Starts the binary under another program (`strace -f -o FILE`).
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// Starts the server and waits until it answers PING.
+    ///
+    /// # Panics
+    /// When it does not; with what it printed.
+    pub fn start(self) -> Server {
+        let mut server = self.spawn();
+        server.wait_until_serving();
+        server
+    }
+
+    /// Starts the process and waits for nothing: for starts that must fail.
+    ///
+    /// # Panics
+    /// When there is no binary, or no room for its directory.
+    pub fn spawn(self) -> Server {
+        let own_dir = self.dir.is_none().then(|| tempfile::tempdir().expect("a directory for the test"));
+        let dir = match (&self.dir, &own_dir) {
+            (Some(dir), _) => dir.clone(),
+            (None, Some(own)) => own.path().join("data"),
+            (None, None) => unreachable!("one of both was made"),
+        };
+        let (port, http_port) = (free_port(), free_port());
+        let output = Arc::default();
+        let child = launch(&self, &dir, port, http_port, &output);
+        Server { builder: self, child, port, http_port, dir, output, _own_dir: own_dir }
+    }
+}
+
+impl Server {
+    /// A server with default settings on free ports.
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder { flags: Vec::new(), config: String::new(), dir: None, wrapper: Vec::new() }
+    }
+
+    /// A server with default settings, serving.
+    pub fn start() -> Server {
+        Server::builder().start()
+    }
+
+    /// A new connection.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn client(&self) -> Client {
+        Client::connect(self.port).unwrap_or_else(|error| panic!("connect: {error}\n{}", self.output()))
+    }
+
+    /// The data directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the process has printed, standard output and error together, over all its starts.
+    pub fn output(&self) -> String {
+        self.output.lock().expect("no reader panics").clone()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills the process as `kill -9` does.
+    pub fn kill(&mut self) {
+        // Already gone is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks the process to stop (SIGTERM) and waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end in a minute.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.wait()
+    }
+
+    /// Sends a signal by name.
+    ///
+    /// # Panics
+    /// When there is no `kill`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        Command::new("kill").args(["-s", name, &pid]).status().expect("kill is part of every system");
+    }
+
+    /// Waits for the end of the process.
+    ///
+    /// # Panics
+    /// When it does not end in a minute.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our own child") {
+                // The readers of its output are through a moment after it.
+                std::thread::sleep(Duration::from_millis(20));
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the server did not end; it said:\n{}", self.output());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Starts the process again on the same directory and ports, and waits until it serves. Returns how long that took.
+    pub fn restart(&mut self) -> Duration {
+        self.kill();
+        let began = Instant::now();
+        self.child = launch(&self.builder, &self.dir, self.port, self.http_port, &self.output);
+        self.wait_until_serving();
+        began.elapsed()
+    }
+
+    fn wait_until_serving(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(mut client) = Client::connect(self.port) {
+                match client.call(&["PING"]) {
+                    Ok(Value::Error(text)) if text.starts_with("LOADING") => {}
+                    Ok(_) => return,
+                    Err(_) => {}
+                }
+            }
+            let ended = self.child.try_wait().expect("our own child");
+            assert!(ended.is_none() && Instant::now() < deadline, "the server does not serve ({ended:?}); it said:\n{}", self.output());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+fn launch(builder: &ServerBuilder, dir: &Path, port: u16, http_port: u16, output: &Arc<Mutex<String>>) -> Child {
+    let mut words = builder.wrapper.clone();
+    words.push(binary().display().to_string());
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).arg("standalone");
+    if !builder.config.is_empty() {
+        let file = dir.with_extension("toml");
+        std::fs::write(&file, &builder.config).expect("write the test's configuration");
+        command.arg("--config").arg(file);
+    }
+    command.arg("--port").arg(port.to_string()).arg("--http-port").arg(http_port.to_string()).arg("--data").arg(dir);
+    command.args(&builder.flags).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("start {words:?}: {error}"));
+    keep(child.stdout.take().expect("piped"), output);
+    keep(child.stderr.take().expect("piped"), output);
+    child
+}
+
+/// Reads a stream to its end on a thread, keeping what it says.
+fn keep(stream: impl io::Read + Send + 'static, output: &Arc<Mutex<String>>) {
+    let output = output.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            let mut output = output.lock().expect("no reader panics");
+            output.push_str(&line);
+            output.push('\n');
+        }
+    });
+}
