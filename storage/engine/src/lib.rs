@@ -1,3 +1,5 @@
 //! RocksDB and the Raft log behind one door.
 
+pub mod batch;
 pub mod raft;
+pub mod store;

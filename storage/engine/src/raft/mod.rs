@@ -1,3 +1,4 @@
 //! openraft's storage, shared by the groups of partitions and of meta.
 
+pub mod machine;
 pub mod types;

@@ -1,0 +1,417 @@
+//! A write batch as bytes: what one Raft entry carries and every replica applies.
+//!
+//! The leader's executor writes it once ([`BatchWriter`]); the log, the network and other replicas hand it on as it is; [`read`] checks it
+//! whole before the first record is applied, so that a damaged entry changes nothing.
+//!
+//! # Layout
+//! ```text
+//! batch   version u8 = 1, record*
+//! record  1 put           family u8, key length varint, key, value length varint, value
+//!         2 delete        family u8, key length varint, key
+//!         3 delete range  family u8, from length varint, from, to length varint, to       from <= key < to
+//!         4 clear         family u8                                                        every key of the family
+//! ```
+//! A varint is LEB128 in its shortest form, at most 5 bytes (lengths are `u32`). Records take effect in order. Version 1 is frozen: `tests` holds its bytes.
+//!
+//! # Invariants
+//! - Keys of `Default` that begin with a zero byte are the store's own (applied log id, membership): a batch that names one is refused (`refuses_the_stores_own_keys`).
+//! - No key begins with sixteen 0xff bytes, so that a clear has an upper end (`refuses_keys_beyond_the_end`).
+//! - Any bytes give records or an error, never a panic (`any_bytes_are_read_or_refused`, and the fuzz target of the same name).
+
+use bytes::Bytes;
+
+/// The version written by this build.
+const VERSION: u8 = 1;
+const PUT: u8 = 1;
+const DELETE: u8 = 2;
+const DELETE_RANGE: u8 = 3;
+const CLEAR: u8 = 4;
+
+/// Above every key: where a clear ends.
+pub(crate) const END: [u8; 16] = [0xff; 16];
+
+/// A keyspace of a store; one RocksDB column family each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Family {
+    /// The partition's own state. Keys that begin with a zero byte belong to the store.
+    Default = 0,
+    /// One record per row.
+    Head = 1,
+    /// Members of collections; the family whose dead records compaction drops.
+    Cell = 2,
+}
+
+impl Family {
+    /// All families, in the order of their numbers.
+    pub const ALL: [Family; 3] = [Family::Default, Family::Head, Family::Cell];
+
+    /// RocksDB's name for the column family.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Default => "default",
+            Family::Head => "head",
+            Family::Cell => "cell",
+        }
+    }
+
+    fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| *family as u8 == byte)
+    }
+}
+
+/// One record of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// `key` has `value` now.
+    Put {
+        /// Where.
+        family: Family,
+        /// The key.
+        key: &'a [u8],
+        /// Its new value.
+        value: &'a [u8],
+    },
+    /// `key` is gone.
+    Delete {
+        /// Where.
+        family: Family,
+        /// The key.
+        key: &'a [u8],
+    },
+    /// Every key with `from <= key < to` is gone.
+    DeleteRange {
+        /// Where.
+        family: Family,
+        /// The first key of the range.
+        from: &'a [u8],
+        /// The end of the range, not in it.
+        to: &'a [u8],
+    },
+    /// Every key of the family is gone, and its files may be deleted at once. Not for `Default`.
+    Clear {
+        /// Which family.
+        family: Family,
+    },
+}
+
+/// Why bytes are not a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a damaged or foreign write batch: {what} at byte {at} of {length}")]
+pub struct BadBatch {
+    /// What is wrong.
+    pub what: &'static str,
+    /// Where it was found.
+    pub at: usize,
+    /// The batch's length in bytes.
+    pub length: usize,
+}
+
+/// Builds a batch.
+#[derive(Debug, Clone)]
+pub struct BatchWriter {
+    bytes: Vec<u8>,
+    records: usize,
+}
+
+impl Default for BatchWriter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl BatchWriter {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self::with_capacity(256)
+    }
+
+    /// An empty batch with room for `bytes`.
+    pub fn with_capacity(bytes: usize) -> Self {
+        let mut buffer = Vec::with_capacity(bytes.max(1));
+        buffer.push(VERSION);
+        Self { bytes: buffer, records: 0 }
+    }
+
+    /// Sets `key` to `value`.
+    pub fn put(&mut self, family: Family, key: &[u8], value: &[u8]) {
+        assert_writable(family, key);
+        self.record(PUT, family);
+        self.slice(key);
+        self.slice(value);
+    }
+
+    /// Removes `key`.
+    pub fn delete(&mut self, family: Family, key: &[u8]) {
+        assert_writable(family, key);
+        self.record(DELETE, family);
+        self.slice(key);
+    }
+
+    /// Removes every key with `from <= key < to`.
+    pub fn delete_range(&mut self, family: Family, from: &[u8], to: &[u8]) {
+        assert_writable(family, from);
+        self.record(DELETE_RANGE, family);
+        self.slice(from);
+        self.slice(to);
+    }
+
+    /// Removes everything in `family`, which is not `Default`.
+    pub fn clear(&mut self, family: Family) {
+        assert!(family != Family::Default, "the default family holds the store's own records and is never cleared");
+        self.record(CLEAR, family);
+    }
+
+    /// How many records were written.
+    pub fn records(&self) -> usize {
+        self.records
+    }
+
+    /// Whether nothing was written.
+    pub fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    /// The batch's size so far, bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The finished batch.
+    pub fn finish(self) -> Bytes {
+        Bytes::from(self.bytes)
+    }
+
+    fn record(&mut self, kind: u8, family: Family) {
+        self.bytes.extend_from_slice(&[kind, family as u8]);
+        self.records += 1;
+    }
+
+    fn slice(&mut self, slice: &[u8]) {
+        let mut rest = u32::try_from(slice.len()).expect("rows are limited far below 4 GiB where they enter");
+        while rest >= 0x80 {
+            self.bytes.push(rest as u8 | 0x80);
+            rest >>= 7;
+        }
+        self.bytes.push(rest as u8);
+        self.bytes.extend_from_slice(slice);
+    }
+}
+
+/// Keys are made by our own code: a wrong one here is a bug, not input.
+fn assert_writable(family: Family, key: &[u8]) {
+    assert!(refusal(family, key).is_none(), "a batch must not touch the store's own keys");
+}
+
+fn refusal(family: Family, key: &[u8]) -> Option<&'static str> {
+    if family == Family::Default && key.first().is_none_or(|first| *first == 0) {
+        return Some("a key that belongs to the store itself");
+    }
+    (key >= &END[..]).then_some("a key above the end of keys")
+}
+
+/// Reads a batch, record by record. The first error ends the walk.
+pub fn read(batch: &[u8]) -> Result<Changes<'_>, BadBatch> {
+    let bad = |what| BadBatch { what, at: 0, length: batch.len() };
+    match batch.first() {
+        Some(&VERSION) => Ok(Changes { batch, at: 1 }),
+        Some(_) => Err(bad("an unknown version")),
+        None => Err(bad("no version")),
+    }
+}
+
+/// Walks a whole batch and says how many records it has; an error where it is damaged.
+pub fn check(batch: &[u8]) -> Result<usize, BadBatch> {
+    read(batch)?.try_fold(0, |count, change| change.map(|_| count + 1))
+}
+
+/// The records of a batch; made by [`read`].
+#[derive(Debug, Clone)]
+pub struct Changes<'a> {
+    batch: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Changes<'a> {
+    fn record(&mut self) -> Result<Change<'a>, BadBatch> {
+        let kind = self.byte("no kind of record")?;
+        let family = self.byte("no family")?;
+        let family = Family::from_byte(family).ok_or_else(|| self.bad("an unknown family"))?;
+        match kind {
+            PUT => {
+                let key = self.key(family)?;
+                Ok(Change::Put { family, key, value: self.slice()? })
+            }
+            DELETE => Ok(Change::Delete { family, key: self.key(family)? }),
+            DELETE_RANGE => {
+                let from = self.key(family)?;
+                Ok(Change::DeleteRange { family, from, to: self.slice()? })
+            }
+            CLEAR if family != Family::Default => Ok(Change::Clear { family }),
+            CLEAR => Err(self.bad("a clear of the store's own family")),
+            _ => Err(self.bad("an unknown kind of record")),
+        }
+    }
+
+    fn key(&mut self, family: Family) -> Result<&'a [u8], BadBatch> {
+        let key = self.slice()?;
+        refusal(family, key).map_or(Ok(key), |what| Err(self.bad(what)))
+    }
+
+    fn slice(&mut self) -> Result<&'a [u8], BadBatch> {
+        let length = self.varint()? as usize;
+        let slice = self.batch[self.at..].get(..length).ok_or_else(|| self.bad("a length beyond the end"))?;
+        self.at += length;
+        Ok(slice)
+    }
+
+    fn varint(&mut self) -> Result<u32, BadBatch> {
+        let mut value = 0u64;
+        for shift in [0, 7, 14, 21, 28] {
+            let byte = self.byte("an unfinished length")?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                let shortest = byte != 0 || shift == 0;
+                return u32::try_from(value).ok().filter(|_| shortest).ok_or_else(|| self.bad("a malformed length"));
+            }
+        }
+        Err(self.bad("a malformed length"))
+    }
+
+    fn byte(&mut self, missing: &'static str) -> Result<u8, BadBatch> {
+        let byte = *self.batch.get(self.at).ok_or_else(|| self.bad(missing))?;
+        self.at += 1;
+        Ok(byte)
+    }
+
+    fn bad(&self, what: &'static str) -> BadBatch {
+        BadBatch { what, at: self.at, length: self.batch.len() }
+    }
+}
+
+impl<'a> Iterator for Changes<'a> {
+    type Item = Result<Change<'a>, BadBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.at >= self.batch.len() {
+            return None;
+        }
+        let record = self.record();
+        if record.is_err() {
+            self.at = self.batch.len();
+        }
+        Some(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn changes(batch: &[u8]) -> Result<Vec<Change<'_>>, BadBatch> {
+        read(batch)?.collect()
+    }
+
+    /// Frozen: add vectors for new versions, never edit these.
+    #[test]
+    fn version_1_is_frozen() {
+        let mut writer = BatchWriter::new();
+        writer.put(Family::Default, b"rows", &7u64.to_be_bytes());
+        writer.put(Family::Head, b"\x00\x01k", b"");
+        writer.delete(Family::Cell, b"c");
+        writer.delete_range(Family::Default, b"x", b"y");
+        writer.clear(Family::Head);
+        writer.put(Family::Cell, b"long", &[b'v'; 200]);
+        let mut frozen = vec![1u8];
+        frozen.extend_from_slice(b"\x01\x00\x04rows\x08\x00\x00\x00\x00\x00\x00\x00\x07");
+        frozen.extend_from_slice(b"\x01\x01\x03\x00\x01k\x00");
+        frozen.extend_from_slice(b"\x02\x02\x01c");
+        frozen.extend_from_slice(b"\x03\x00\x01x\x01y");
+        frozen.extend_from_slice(b"\x04\x01");
+        frozen.extend_from_slice(b"\x01\x02\x04long\xc8\x01");
+        frozen.extend_from_slice(&[b'v'; 200]);
+        assert_eq!(writer.finish(), frozen);
+        assert_eq!(check(&frozen), Ok(6));
+        assert_eq!(changes(&frozen).unwrap()[4], Change::Clear { family: Family::Head });
+        assert_eq!(BatchWriter::new().finish(), &[1u8][..]);
+    }
+
+    #[test]
+    fn bad_bytes_say_what_and_where() {
+        for (bytes, what, at) in [
+            (&b""[..], "no version", 0),
+            (b"\x02", "an unknown version", 0),
+            (b"\x01\x01", "no family", 2),
+            (b"\x01\x01\x03", "an unknown family", 3),
+            (b"\x01\x09\x01", "an unknown kind of record", 3),
+            (b"\x01\x02\x01\x05abc", "a length beyond the end", 4),
+            (b"\x01\x02\x01\x80", "an unfinished length", 4),
+            (b"\x01\x02\x01\x81\x00a", "a malformed length", 5),
+            (b"\x01\x02\x01\xff\xff\xff\xff\x1f", "a malformed length", 8),
+            (b"\x01\x04\x00", "a clear of the store's own family", 3),
+        ] {
+            let bad = check(bytes).unwrap_err();
+            assert_eq!((bad.what, bad.at, bad.length), (what, at, bytes.len()), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_the_stores_own_keys() {
+        assert!(check(b"\x01\x02\x00\x01\x00").is_err());
+        assert!(check(b"\x01\x02\x00\x00").is_err(), "an empty key of the default family");
+        assert!(check(b"\x01\x03\x00\x00\x01z").is_err(), "a range that begins below the store's keys");
+        assert!(check(b"\x01\x02\x01\x01\x00").is_ok());
+    }
+
+    #[test]
+    fn refuses_keys_beyond_the_end() {
+        let mut batch = b"\x01\x02\x01\x10".to_vec();
+        batch.extend_from_slice(&END);
+        assert!(check(&batch).is_err());
+        *batch.last_mut().unwrap() = 0xfe;
+        assert!(check(&batch).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = check(&bytes);
+            let mut versioned = vec![VERSION];
+            versioned.extend_from_slice(&bytes);
+            let _ = check(&versioned);
+        }
+
+        #[test]
+        fn what_is_written_is_read(records in proptest::collection::vec((0u8..3, 1u8..3, "[a-z]{1,300}", any::<Vec<u8>>()), 0..20)) {
+            let mut writer = BatchWriter::new();
+            for (kind, family, key, value) in &records {
+                let family = Family::from_byte(*family).unwrap();
+                match kind {
+                    0 => writer.put(family, key.as_bytes(), value),
+                    1 => writer.delete(family, key.as_bytes()),
+                    _ => writer.delete_range(family, key.as_bytes(), value),
+                }
+            }
+            let bytes = writer.finish();
+            let read = changes(&bytes).unwrap();
+            prop_assert_eq!(read.len(), records.len());
+            for (change, (kind, family, key, value)) in read.iter().zip(&records) {
+                let family = Family::from_byte(*family).unwrap();
+                let expected = match kind {
+                    0 => Change::Put { family, key: key.as_bytes(), value },
+                    1 => Change::Delete { family, key: key.as_bytes() },
+                    _ => Change::DeleteRange { family, from: key.as_bytes(), to: value },
+                };
+                prop_assert_eq!(*change, expected);
+            }
+            // Every cut of a batch is refused or is itself a shorter batch.
+            for cut in 0..bytes.len() {
+                if let Ok(count) = check(&bytes[..cut]) {
+                    prop_assert!(count <= records.len());
+                }
+            }
+        }
+    }
+}

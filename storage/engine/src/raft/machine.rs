@@ -1,0 +1,275 @@
+//! openraft's state machine over a [`Store`].
+//!
+//! An entry's payload is a finished batch, so applying is writing: all entries that openraft hands over at once become one RocksDB write, with the last one's log id.
+//!
+//! # Life of an entry
+//! Committed, it is read from the log, checked, and written to the memtables on the Raft runtime's own thread (microseconds). When RocksDB would make the writer wait (flushes behind,
+//! disk full) or the write is large, it moves to a thread of its own, so that heartbeats of other groups go on. Then whoever proposed it is told, and [`Progress`] moves.
+//!
+//! # Snapshots
+//! What openraft calls a snapshot is here the state on disk: nothing is copied until a replica asks for it. openraft purges the log only up to its snapshot, so only what
+//! RocksDB has flushed is ever purged. To send one, [`StateTransfer::Local`] makes a RocksDB checkpoint (hard links) of the state of that moment, which may be newer than announced.
+//!
+//! # Invariants
+//! - The log is never purged beyond the flushed entry (`what_is_purged_was_flushed`).
+//! - A full disk stops nobody: an entry waits until it can be written (`tests/disk_full.rs`).
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::{Stream, StreamExt};
+use openraft::entry::RaftEntry;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use super::types::{Entry, EntryPayload, LeaderId, LogId, Node, SnapshotMeta, StoredMembership, Types};
+use crate::store::{Applied, Fault, Patience, Store, Write};
+
+/// Version of the encoded log ids and memberships in the store.
+const VERSION: u8 = 1;
+/// Larger writes leave the Raft runtime's thread.
+const INLINE_BYTES_MAX: usize = 128 << 10;
+/// The most bytes of entries that become one RocksDB write.
+const WRITE_BYTES_MAX: usize = 4 << 20;
+/// How long to wait before trying again to write to a full disk.
+const DISK_FULL_RETRY: Duration = Duration::from_millis(100);
+
+/// How far a group has applied, as a channel that can be awaited.
+pub type Progress = watch::Receiver<Option<LogId>>;
+
+/// The state machine of one replica.
+pub struct Machine {
+    store: Store,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    progress: watch::Sender<Option<LogId>>,
+}
+
+/// A replica's whole state, on its way from one replica to another.
+#[derive(Clone)]
+pub enum StateTransfer {
+    /// The state of this replica; [`StateTransfer::checkpoint`] makes files of it.
+    Local(Store),
+    /// A directory of received files, checkpointed by the sender. Installing consumes it.
+    Received(PathBuf),
+}
+
+impl std::fmt::Debug for StateTransfer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StateTransfer::Local(store) => write!(f, "Local({})", store.path().display()),
+            StateTransfer::Received(directory) => write!(f, "Received({})", directory.display()),
+        }
+    }
+}
+
+impl StateTransfer {
+    /// Writes the state as files into `directory`, which must not exist; the files of the store are linked, not copied. Blocks.
+    pub fn checkpoint(&self, directory: &std::path::Path) -> Result<(), Fault> {
+        match self {
+            StateTransfer::Local(store) => store.checkpoint(directory),
+            StateTransfer::Received(received) => {
+                Err(Fault::Io { doing: format!("checkpoint {}", received.display()), reason: "it is a received state, not a live one".into() })
+            }
+        }
+    }
+}
+
+impl Machine {
+    /// The state machine of `store`, and the news of how far it has applied.
+    pub fn new(store: Store) -> Result<(Self, Progress), Fault> {
+        let (applied, membership) = read_state(store.applied()?)?;
+        let (progress, news) = watch::channel(applied);
+        Ok((Self { store, applied, membership, progress }, news))
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    async fn write(&mut self, pending: &mut Pending) -> io::Result<()> {
+        let Some(last) = pending.last.take() else { return Ok(()) };
+        let writes = std::mem::take(&mut pending.writes);
+        let inline = pending.bytes <= INLINE_BYTES_MAX;
+        pending.bytes = 0;
+        let outcome = if inline { self.store.apply(&writes, Patience::Now) } else { Err(Fault::Stalled) };
+        match outcome {
+            Ok(()) => {}
+            Err(Fault::Stalled | Fault::DiskFull(_)) => {
+                let store = self.store.clone();
+                tokio::task::spawn_blocking(move || write_patiently(&store, &writes)).await.map_err(io::Error::other)??;
+            }
+            Err(fault) => return Err(fault.into()),
+        }
+        if let Some(membership) = pending.membership.take() {
+            self.membership = membership;
+        }
+        self.applied = Some(last);
+        self.progress.send_replace(Some(last));
+        for responder in pending.responders.drain(..) {
+            responder.send(());
+        }
+        Ok(())
+    }
+}
+
+/// Writes until it succeeds or the store is broken or closed; a full disk is waited out, because a committed entry cannot be refused.
+fn write_patiently(store: &Store, writes: &[Write]) -> Result<(), Fault> {
+    let mut told = false;
+    loop {
+        match store.apply(writes, Patience::Wait) {
+            Err(Fault::DiskFull(reason)) => {
+                if !told {
+                    tracing::error!(store = %store.path().display(), %reason, "the disk is full: writes wait, reads go on");
+                    told = true;
+                }
+                std::thread::sleep(DISK_FULL_RETRY);
+            }
+            Ok(()) => {
+                if told {
+                    tracing::info!(store = %store.path().display(), "there is space again: writes go on");
+                }
+                return Ok(());
+            }
+            Err(fault) => return Err(fault),
+        }
+    }
+}
+
+/// Entries collected for one write.
+#[derive(Default)]
+struct Pending {
+    writes: Vec<Write>,
+    bytes: usize,
+    last: Option<LogId>,
+    membership: Option<StoredMembership>,
+    responders: Vec<ApplyResponder<Types>>,
+}
+
+impl Pending {
+    fn add(&mut self, entry: Entry, responder: Option<ApplyResponder<Types>>) -> io::Result<()> {
+        let log_id = entry.log_id;
+        let membership = entry.get_membership().map(|membership| StoredMembership::new(Some(log_id), membership));
+        let batch = match entry.payload {
+            EntryPayload::Normal(payload) => payload.0,
+            EntryPayload::Blank | EntryPayload::Membership(_) => Bytes::new(),
+        };
+        self.bytes += batch.len();
+        self.writes.push(Write {
+            index: log_id.index,
+            log_id: encode(&log_id)?,
+            batch,
+            membership: membership.as_ref().map(encode).transpose()?,
+        });
+        self.membership = membership.or(self.membership.take());
+        self.last = Some(log_id);
+        self.responders.extend(responder);
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = StateTransfer;
+    type SnapshotBuilder = FlushedState;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + Send,
+    {
+        let mut pending = Pending::default();
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            // An installed state may be newer than was announced: what it holds already is not applied again, or readers would see time run backwards.
+            if self.applied.is_some_and(|applied| entry.log_id.index <= applied.index) {
+                if let Some(responder) = responder {
+                    responder.send(());
+                }
+                continue;
+            }
+            pending.add(entry, responder)?;
+            if pending.bytes >= WRITE_BYTES_MAX {
+                self.write(&mut pending).await?;
+            }
+        }
+        self.write(&mut pending).await
+    }
+
+    async fn get_snapshot_builder(&mut self) -> FlushedState {
+        FlushedState { store: self.store.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: StateTransfer) -> Result<(), io::Error> {
+        let StateTransfer::Received(directory) = snapshot else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a replica's own state cannot be installed over itself"));
+        };
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.install(&directory)).await.map_err(io::Error::other)??;
+        (self.applied, self.membership) = read_state(self.store.applied()?)?;
+        if self.applied < meta.last_log_id {
+            let reason = format!("the received state ends at {:?}, before the announced {:?}", self.applied, meta.last_log_id);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
+        self.progress.send_replace(self.applied);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<LeaderId, u64, Node, StateTransfer>>, io::Error> {
+        match self.store.flushed()? {
+            Some(flushed) => Ok(Some(snapshot(&self.store, Some(flushed))?)),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Makes openraft's snapshot: names the entry up to which everything is on disk.
+pub struct FlushedState {
+    store: Store,
+}
+
+impl RaftSnapshotBuilder<Types> for FlushedState {
+    type SnapshotData = StateTransfer;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot<LeaderId, u64, Node, StateTransfer>, io::Error> {
+        if self.store.flushed()?.is_none() {
+            let store = self.store.clone();
+            tokio::task::spawn_blocking(move || store.flush()).await.map_err(io::Error::other)??;
+        }
+        Ok(snapshot(&self.store, self.store.flushed()?)?)
+    }
+}
+
+fn snapshot(store: &Store, flushed: Option<Applied>) -> Result<Snapshot<LeaderId, u64, Node, StateTransfer>, Fault> {
+    let (last_log_id, last_membership) = read_state(flushed)?;
+    Ok(Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: StateTransfer::Local(store.clone()) })
+}
+
+fn read_state(applied: Option<Applied>) -> Result<(Option<LogId>, StoredMembership), Fault> {
+    let Some(applied) = applied else { return Ok((None, StoredMembership::default())) };
+    let membership = applied.membership.map(|membership| decode(&membership, "membership")).transpose()?;
+    Ok((Some(decode(&applied.log_id, "log id")?), membership.unwrap_or_default()))
+}
+
+fn encode<T: Serialize>(value: &T) -> io::Result<Bytes> {
+    let mut record = BytesMut::with_capacity(32);
+    record.put_u8(VERSION);
+    let body = postcard::to_stdvec(value).map_err(io::Error::other)?;
+    record.put_slice(&body);
+    Ok(record.freeze())
+}
+
+fn decode<T: DeserializeOwned>(record: &[u8], what: &str) -> Result<T, Fault> {
+    let bad = |reason: String| Fault::Corrupt { file: format!("the stored {what}"), reason };
+    match record.split_first() {
+        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|error| bad(error.to_string())),
+        _ => Err(bad("an unknown version".into())),
+    }
+}

@@ -1,0 +1,122 @@
+//! What can go wrong in a store, told apart by who recovers.
+
+use std::path::Path;
+
+use rocksdb::ErrorKind;
+
+use crate::batch::BadBatch;
+
+/// A store's failure. Never an answer to a client's question: reads stop, or writes wait, until it is dealt with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The file system has no space left. Reads go on; writes wait, and go on by themselves when space returns.
+    #[error("the disk is full: {0}")]
+    DiskFull(String),
+    /// Stored bytes are not what was written. The replica is set aside.
+    #[error("corrupt data in {file}: {reason}")]
+    Corrupt {
+        /// The damaged file, or the store's directory when RocksDB names none.
+        file: String,
+        /// RocksDB's words: what did not match, at which offset.
+        reason: String,
+    },
+    /// The operating system refused. The replica is set aside.
+    #[error("{doing}: {reason}")]
+    Io {
+        /// What was being done, with the path.
+        doing: String,
+        /// The reason given.
+        reason: String,
+    },
+    /// RocksDB is behind with flushes or compactions: the write would wait. Only [`Patience::Now`](super::Patience) gives it.
+    #[error("the store is behind with its flushes")]
+    Stalled,
+    /// An entry that is not a batch.
+    #[error(transparent)]
+    BadBatch(#[from] BadBatch),
+    /// The store was closed or destroyed under its user.
+    #[error("the store is closed")]
+    Closed,
+    /// Another process has the store open.
+    #[error("{0} is in use by another process")]
+    InUse(String),
+}
+
+impl Fault {
+    pub(super) fn io(doing: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        Fault::Io { doing: doing.into(), reason: reason.to_string() }
+    }
+
+    /// Sorts a RocksDB error. RocksDB's C API hands over the status as text only, so the words are all there is to go by; they are RocksDB's fixed
+    /// names of status codes (`util/status.cc`), not free text.
+    pub(super) fn from_rocksdb(doing: &str, directory: &Path, error: rocksdb::Error) -> Self {
+        let kind = error.kind();
+        let text = error.into_string();
+        if is_no_space(&text) {
+            return Fault::DiskFull(text);
+        }
+        match kind {
+            ErrorKind::Incomplete => Fault::Stalled,
+            ErrorKind::ShutdownInProgress => Fault::Closed,
+            ErrorKind::IOError if text.contains("/LOCK: ") => Fault::InUse(directory.display().to_string()),
+            ErrorKind::Corruption => Fault::Corrupt { file: named_file(&text).unwrap_or_else(|| directory.display().to_string()), reason: text },
+            _ if missing_part(&text) => {
+                Fault::Corrupt { file: named_file(&text).unwrap_or_else(|| directory.display().to_string()), reason: text }
+            }
+            _ => Fault::io(format!("{doing} {}", directory.display()), text),
+        }
+    }
+}
+
+impl From<Fault> for std::io::Error {
+    fn from(fault: Fault) -> Self {
+        let kind = match &fault {
+            Fault::DiskFull(_) => std::io::ErrorKind::StorageFull,
+            Fault::Corrupt { .. } | Fault::BadBatch(_) => std::io::ErrorKind::InvalidData,
+            _ => std::io::ErrorKind::Other,
+        };
+        std::io::Error::new(kind, fault)
+    }
+}
+
+/// RocksDB's texts of `Status::SubCode::kNoSpace` and `kSpaceLimit`, and of the system call below it.
+pub(super) fn is_no_space(text: &str) -> bool {
+    ["No space left on device", "NoSpace", "Max allowed space was reached", "Disk quota exceeded", "File too large"].iter().any(|words| text.contains(words))
+}
+
+/// A file that the manifest names and the directory has not.
+fn missing_part(text: &str) -> bool {
+    text.contains("No such file or directory") && named_file(text).is_some()
+}
+
+/// The file that RocksDB's message names: its last word that looks like one of a store's files.
+pub(super) fn named_file(text: &str) -> Option<String> {
+    let looks_like_one = |word: &&str| {
+        let name = word.rsplit('/').next().unwrap_or(word);
+        name.ends_with(".sst") || name.starts_with("MANIFEST-") || name == "CURRENT" || name.ends_with(".log") || name == "IDENTITY" || name.starts_with("OPTIONS-")
+    };
+    text.split_whitespace().map(|word| word.trim_matches(|c: char| ",;:()'\"".contains(c))).filter(looks_like_one).last().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_damaged_file_is_found_in_rocksdbs_words() {
+        for (text, file) in [
+            ("Corruption: block checksum mismatch: stored = 1, computed = 2, type = 4  in /d/db-0/000012.sst offset 0 size 990", Some("/d/db-0/000012.sst")),
+            ("Corruption: CURRENT file corrupted", Some("CURRENT")),
+            ("IO error: No such file or directory: While open a file for random read: /d/000009.sst: No such file or directory", Some("/d/000009.sst")),
+            ("Corruption: VersionEdit: unknown tag", None),
+        ] {
+            assert_eq!(named_file(text).as_deref(), file, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_space_is_told_from_other_errors() {
+        assert!(is_no_space("IO error: No space left on device: While appending to file: /d/000012.sst: No space left on device"));
+        assert!(!is_no_space("IO error: Input/output error: While pread"));
+    }
+}

@@ -1,0 +1,232 @@
+//! A partition's records: one RocksDB per replica, behind a narrow door.
+//!
+//! RocksDB's own log is off. The Raft log is replayed instead, from the entry after the one that [`Store::flushed`] names; that name is written in the same
+//! batch as the data it stands for, and all families are flushed at one moment, so what is on disk is always the state after some entry.
+//!
+//! # Life of a write
+//! [`Store::apply`] checks the entries' batches, makes one RocksDB batch of them with the last entry's log id, and writes it to the memtables. A flush (when
+//! the memtables of all stores reach their budget, or on [`Store::flush`]) puts it on disk; after a crash, what was not flushed comes again from the log.
+//!
+//! # Layout
+//! ```text
+//! <path>/current     the name of the directory in use, "db-<n>"
+//! <path>/db-<n>/     RocksDB: families default, head, cell
+//! ```
+//! In `default`, two records are the store's own: `\0applied` (version u8 = 1, index u64 BE, log id) and `\0membership`.
+//!
+//! # Invariants
+//! - What is on disk is the state after exactly the entry that `\0applied` names (`tests/store.rs`, "a crash loses whole entries only").
+//! - Nothing else writes to the families than [`Store::apply`].
+
+mod db;
+mod directory;
+mod fault;
+mod options;
+mod view;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::batch::Family;
+use db::Db;
+pub use fault::Fault;
+pub use options::{Settings, Shared};
+pub use view::Snapshot;
+
+const APPLIED: &[u8] = b"\0applied";
+const MEMBERSHIP: &[u8] = b"\0membership";
+/// The version of the `\0applied` record.
+const APPLIED_VERSION: u8 = 1;
+
+/// One Raft entry for [`Store::apply`].
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// Its index.
+    pub index: u64,
+    /// Its whole log id, as the Raft side encodes it; opaque here.
+    pub log_id: Bytes,
+    /// Its batch ([`crate::batch`]); empty for an entry that changes no records.
+    pub batch: Bytes,
+    /// The membership that it sets, as the Raft side encodes it.
+    pub membership: Option<Bytes>,
+}
+
+/// How far a store has applied its group's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The last entry's index.
+    pub index: u64,
+    /// Its whole log id, as given to [`Store::apply`].
+    pub log_id: Bytes,
+    /// The membership in force, as given to [`Store::apply`].
+    pub membership: Option<Bytes>,
+}
+
+/// Whether a write may wait when RocksDB is behind with its flushes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Answer [`Fault::Stalled`] instead of waiting; for threads that must not block.
+    Now,
+    /// Wait as long as it takes.
+    Wait,
+}
+
+/// A partition's records. Cloning gives another handle to the same store.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    shared: Shared,
+    db: ArcSwapOption<Db>,
+}
+
+impl Store {
+    /// Opens the store at `path`, creating it when there is none.
+    pub fn open(shared: &Shared, path: impl Into<PathBuf>) -> Result<Self, Fault> {
+        let path = path.into();
+        let directory = directory::current(&path)?;
+        let db = Db::open(shared, &directory)?;
+        Ok(Self { inner: Arc::new(Inner { path, shared: shared.clone(), db: ArcSwapOption::new(Some(db)) }) })
+    }
+
+    /// Where the store lives.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    fn db(&self) -> Result<Arc<Db>, Fault> {
+        self.inner.db.load_full().ok_or(Fault::Closed)
+    }
+
+    /// The latest value of `key`.
+    pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let db = self.inner.db.load();
+        db.as_ref().ok_or(Fault::Closed)?.get_latest(family, key)
+    }
+
+    /// Walks the latest records with `from <= key < to` in key order, or backwards, until `each` breaks. An empty `to` is no upper end. The walk sees one moment.
+    pub fn range(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        reverse: bool,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        self.snapshot()?.range(family, from, to, reverse, each)
+    }
+
+    /// The store at this moment.
+    pub fn snapshot(&self) -> Result<Snapshot, Fault> {
+        Ok(Snapshot::new(self.db()?))
+    }
+
+    /// Applies entries: their records, the last one's log id and membership, as one atomic write. Entries must come in the log's order, each once; there is one
+    /// caller at a time.
+    ///
+    /// # Errors
+    /// [`Fault::BadBatch`] when one of the entries is damaged; nothing is applied then. [`Fault::Stalled`] with [`Patience::Now`]: nothing is applied, call again.
+    pub fn apply(&self, writes: &[Write], patience: Patience) -> Result<(), Fault> {
+        let Some(last) = writes.last() else { return Ok(()) };
+        let db = self.db()?;
+        let batches = writes.iter().map(|write| &write.batch[..]).filter(|batch| !batch.is_empty());
+        let mut records = db.collect(batches)?;
+        let own = db.family(Family::Default);
+        records.put_cf(own, APPLIED, encode_applied(last.index, &last.log_id));
+        if let Some(membership) = writes.iter().rev().find_map(|write| write.membership.as_ref()) {
+            records.put_cf(own, MEMBERSHIP, membership);
+        }
+        db.write(records, patience)
+    }
+
+    /// How far the log was applied; `None` for a store that has applied nothing.
+    pub fn applied(&self) -> Result<Option<Applied>, Fault> {
+        let db = self.db()?;
+        read_applied(&db, |key| db.get_latest(Family::Default, key))
+    }
+
+    /// How far the log was applied in the state that is on disk: what a crash would leave.
+    pub fn flushed(&self) -> Result<Option<Applied>, Fault> {
+        let db = self.db()?;
+        read_applied(&db, |key| db.get_flushed(Family::Default, key))
+    }
+
+    /// Writes the memtables to disk and waits for it.
+    pub fn flush(&self) -> Result<(), Fault> {
+        self.db()?.flush()
+    }
+
+    /// Flushes and lets go of the database; readers that still hold snapshots keep it open until they drop them. Every later call answers [`Fault::Closed`].
+    pub fn close(&self) -> Result<(), Fault> {
+        match self.inner.db.swap(None) {
+            Some(db) => db.flush(),
+            None => Ok(()),
+        }
+    }
+
+    /// Closes without flushing and deletes everything. The directory goes with it.
+    pub fn destroy(&self) -> Result<(), Fault> {
+        drop(self.inner.db.swap(None));
+        directory::remove(&self.inner.path)
+    }
+
+    /// Writes the store's state as files into `directory`, which must not exist. Flushes first; files are linked, not copied.
+    pub fn checkpoint(&self, directory: &Path) -> Result<(), Fault> {
+        let db = self.db()?;
+        let fault = |error| Fault::from_rocksdb("checkpoint", directory, error);
+        rocksdb::checkpoint::Checkpoint::new(db.raw()).map_err(fault)?.create_checkpoint(directory).map_err(fault)
+    }
+
+    /// Replaces the store's state by that in `received`, a [`checkpoint`](Store::checkpoint) on the same file system; the directory is moved away. Readers go on with
+    /// the old state until they drop their snapshots. A crash leaves the old state or the new one.
+    pub fn install(&self, received: &Path) -> Result<(), Fault> {
+        let old = self.db()?;
+        let name = directory::next_name(&old.directory);
+        let next = self.inner.path.join(&name);
+        directory::adopt(received, &next)?;
+        let db = Db::open(&self.inner.shared, &next)?;
+        directory::point_at(&self.inner.path, &name)?;
+        self.inner.db.store(Some(db));
+        // RocksDB keeps its open files readable for those who still hold snapshots.
+        directory::remove(&old.directory)
+    }
+
+    /// What the stores of the node share.
+    pub fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+}
+
+fn encode_applied(index: u64, log_id: &[u8]) -> BytesMut {
+    let mut record = BytesMut::with_capacity(9 + log_id.len());
+    record.put_u8(APPLIED_VERSION);
+    record.put_u64(index);
+    record.put_slice(log_id);
+    record
+}
+
+fn decode_applied(db: &Db, record: &Bytes) -> Result<(u64, Bytes), Fault> {
+    match record.split_first_chunk::<9>() {
+        Some(([APPLIED_VERSION, index @ ..], _)) => Ok((u64::from_be_bytes(*index), record.slice(9..))),
+        _ => Err(Fault::Corrupt { file: db.directory.display().to_string(), reason: "a malformed record of the last applied entry".into() }),
+    }
+}
+
+/// Reads log id and membership of one moment: again, when a write or flush came between the two.
+fn read_applied(db: &Db, get: impl Fn(&[u8]) -> Result<Option<Bytes>, Fault>) -> Result<Option<Applied>, Fault> {
+    loop {
+        let Some(record) = get(APPLIED)? else { return Ok(None) };
+        let membership = get(MEMBERSHIP)?;
+        if get(APPLIED)?.as_ref() == Some(&record) {
+            let (index, log_id) = decode_applied(db, &record)?;
+            return Ok(Some(Applied { index, log_id, membership }));
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What all stores of a node share, and the options of each.
+//!
+//! Small by default: the cache and the memtables are bounded over all stores together, index and filter blocks live in the cache, RocksDB's statistics and timers are off.
+
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DataBlockIndexType, Env, LogLevel, Options, WriteBufferManager,
+};
+
+use super::Fault;
+use crate::batch::Family;
+
+/// Memory and threads of all stores of a node; every key is settable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The block cache of all stores together, bytes; index and filter blocks are in it.
+    pub cache_bytes: usize,
+    /// The memtables of all stores together, bytes.
+    pub memtable_bytes: usize,
+    /// Threads that flush memtables, for all stores.
+    pub flush_threads: i32,
+    /// Threads that compact, for all stores.
+    pub compaction_threads: i32,
+    /// Compression of the lowest level, where most data lies: ZSTD when true (smaller), LZ4 when false (faster to read).
+    pub zstd_bottom: bool,
+    /// Files that compaction has not touched for so long are compacted, so that space of replaced data comes back; seconds.
+    pub sweep_seconds: u64,
+    /// Writes are refused while the file system has less than this free, bytes, so that RocksDB and the log never hit the wall.
+    pub disk_reserve_bytes: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 16 << 20,
+            memtable_bytes: 16 << 20,
+            flush_threads: 1,
+            compaction_threads: 1,
+            zstd_bottom: true,
+            sweep_seconds: 86_400,
+            disk_reserve_bytes: 64 << 20,
+        }
+    }
+}
+
+/// What the stores of a node share: cache, memtable budget, background threads. Cloning shares.
+#[derive(Clone)]
+pub struct Shared {
+    pub(super) settings: Settings,
+    pub(super) cache: Cache,
+    memtables: WriteBufferManager,
+    env: Env,
+}
+
+impl Shared {
+    /// Sets up cache, memtable budget and threads.
+    pub fn new(settings: Settings) -> Result<Self, Fault> {
+        let mut env = Env::new().map_err(|error| Fault::io("set up RocksDB's environment", error))?;
+        env.set_high_priority_background_threads(settings.flush_threads);
+        env.set_low_priority_background_threads(settings.compaction_threads);
+        Ok(Self {
+            cache: Cache::new_hyper_clock_cache(settings.cache_bytes, 0),
+            memtables: WriteBufferManager::new_write_buffer_manager(settings.memtable_bytes, false),
+            env,
+            settings,
+        })
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Bytes in the block cache.
+    pub fn cache_used(&self) -> usize {
+        self.cache.get_usage()
+    }
+
+    /// Bytes of memtables, all stores.
+    pub fn memtables_used(&self) -> usize {
+        self.memtables.get_usage()
+    }
+
+    /// Options of a store as a whole.
+    pub(super) fn database(&self) -> Options {
+        let mut options = Options::default();
+        options.set_env(&self.env);
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_paranoid_checks(true);
+        // The Raft log is the WAL: every write disables RocksDB's, and a flush takes all families at once, so that what is on disk is one moment.
+        options.set_atomic_flush(true);
+        options.set_write_buffer_manager(&self.memtables);
+        // Only the apply path writes: no concurrency to prepare for.
+        options.set_allow_concurrent_memtable_write(false);
+        options.set_enable_write_thread_adaptive_yield(false);
+        options.set_max_background_jobs((self.settings.flush_threads + self.settings.compaction_threads).max(2));
+        options.set_max_open_files(-1);
+        options.set_max_file_opening_threads(4);
+        options.set_skip_stats_update_on_db_open(true);
+        options.set_bytes_per_sync(1 << 20);
+        options.set_stats_dump_period_sec(0);
+        options.set_stats_persist_period_sec(0);
+        options.set_log_level(LogLevel::Info);
+        options.set_max_log_file_size(1 << 20);
+        options.set_keep_log_file_num(3);
+        options.set_max_manifest_file_size(1 << 20);
+        options.set_manifest_preallocation_size(16 << 10);
+        options
+    }
+
+    /// Options of one family.
+    pub(super) fn family(&self, family: Family) -> Options {
+        let mut options = Options::default();
+        // The budget over all stores flushes earlier than this; it only bounds a single family when the budget is large.
+        options.set_write_buffer_size(self.settings.memtable_bytes.max(1 << 20));
+        options.set_max_write_buffer_number(4);
+        // Small arena blocks: a store that holds a few records takes a few pages of the budget, not megabytes.
+        options.set_arena_block_size(32 << 10);
+        options.set_level_compaction_dynamic_level_bytes(true);
+        options.set_target_file_size_base(32 << 20);
+        options.set_max_bytes_for_level_base(128 << 20);
+        options.set_compression_type(DBCompressionType::Lz4);
+        let bottom = if self.settings.zstd_bottom { DBCompressionType::Zstd } else { DBCompressionType::Lz4 };
+        options.set_bottommost_compression_type(bottom);
+        if family == Family::Cell {
+            options.set_periodic_compaction_seconds(self.settings.sweep_seconds);
+        }
+        options.set_block_based_table_factory(&self.tables(family));
+        options
+    }
+
+    fn tables(&self, family: Family) -> BlockBasedOptions {
+        let mut tables = BlockBasedOptions::default();
+        tables.set_block_cache(&self.cache);
+        tables.set_cache_index_and_filter_blocks(true);
+        tables.set_cache_index_and_filter_blocks_with_high_priority(true);
+        tables.set_pin_l0_filter_and_index_blocks_in_cache(true);
+        tables.set_index_type(BlockBasedIndexType::BinarySearch);
+        tables.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
+        tables.set_data_block_hash_ratio(0.75);
+        tables.set_format_version(6);
+        if family != Family::Default {
+            tables.set_bloom_filter(10.0, false);
+            tables.set_whole_key_filtering(true);
+            tables.set_optimize_filters_for_memory(true);
+        }
+        tables
+    }
+
+    pub(super) fn families(&self) -> Vec<ColumnFamilyDescriptor> {
+        Family::ALL.into_iter().map(|family| ColumnFamilyDescriptor::new(family.name(), self.family(family))).collect()
+    }
+}

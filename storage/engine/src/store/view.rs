@@ -1,0 +1,115 @@
+//! A store at one moment.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rocksdb::{DB, ReadOptions, SnapshotWithThreadMode};
+
+use super::Fault;
+use super::db::Db;
+use crate::batch::Family;
+
+/// A store at one moment: reads through it all see the same state, whatever is written meanwhile. Owned: it keeps the database open, and old versions
+/// of records on disk, until it is dropped; so it is for one batch or one step of a scan, not for a session.
+pub struct Snapshot {
+    // Dropped before `db`, which it points into.
+    pinned: Arc<Pinned>,
+    db: Arc<Db>,
+}
+
+impl Snapshot {
+    pub(super) fn new(db: Arc<Db>) -> Self {
+        Self { pinned: db.pin(), db }
+    }
+
+    /// The value of `key`.
+    pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.db.get(&self.pinned.options, family, key)
+    }
+
+    /// Walks the records with `from <= key < to` in key order, or backwards, until `each` breaks. An empty `to` is no upper end.
+    pub fn range(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        reverse: bool,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        let mut options = ReadOptions::default();
+        options.set_snapshot(&self.pinned.snapshot);
+        self.db.range(options, family, from, to, reverse, each)
+    }
+
+    /// RocksDB's number of the last write that the snapshot sees.
+    pub fn sequence(&self) -> u64 {
+        self.pinned.sequence()
+    }
+}
+
+/// A RocksDB snapshot that does not keep the database open by itself.
+pub(super) struct Pinned {
+    options: ReadOptions,
+    snapshot: SnapshotWithThreadMode<'static, DB>,
+    number: u64,
+    readers: Arc<Readers>,
+}
+
+impl Pinned {
+    pub(super) fn options(&self) -> &ReadOptions {
+        &self.options
+    }
+
+    pub(super) fn sequence(&self) -> u64 {
+        self.snapshot.sequence_number()
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.readers.live.lock().retain(|(number, _)| *number != self.number);
+    }
+}
+
+/// The snapshots that readers hold, oldest first. The compaction filter must not drop what the oldest of them can see.
+#[derive(Default)]
+pub(super) struct Readers {
+    next: AtomicU64,
+    // Few at a time and nearly always dropped in the order they were taken: a list beats a tree.
+    live: Mutex<Vec<(u64, std::sync::Weak<Pinned>)>>,
+}
+
+impl Readers {
+    /// Takes a snapshot of `db` and notes it.
+    ///
+    /// # Safety
+    /// `db` must outlive the result, wherever it is moved.
+    pub(super) unsafe fn pin(self: &Arc<Self>, db: &DB) -> Arc<Pinned> {
+        // SAFETY: the caller keeps `db` alive for as long as the snapshot.
+        let db: &'static DB = unsafe { &*std::ptr::from_ref(db) };
+        // Under the lock, so that the list is in the order of the snapshots' sequence numbers and none is missing from it.
+        let mut live = self.live.lock();
+        let snapshot = db.snapshot();
+        let mut options = ReadOptions::default();
+        options.set_snapshot(&snapshot);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let pinned = Arc::new(Pinned { options, snapshot, number, readers: self.clone() });
+        live.push((number, Arc::downgrade(&pinned)));
+        pinned
+    }
+
+    /// The oldest snapshot still held.
+    pub(super) fn oldest(&self) -> Option<Arc<Pinned>> {
+        // Upgraded under the lock, released outside of it: dropping the last reference locks again.
+        let live = self.live.lock();
+        live.iter().find_map(|(_, pinned)| pinned.upgrade())
+    }
+
+    /// How many snapshots are held.
+    pub(super) fn held(&self) -> usize {
+        self.live.lock().len()
+    }
+}
