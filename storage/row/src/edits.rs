@@ -1,8 +1,12 @@
 //! The records that a batch changes.
 
 use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
+
+use crate::key;
+use crate::view::{Fault, View};
 
 /// Which keyspace of the partition a record is in; one RocksDB column family each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,11 +20,175 @@ pub enum Family {
     Cell = 2,
 }
 
+impl Family {
+    /// All, in order.
+    pub const ALL: [Family; 3] = [Family::State, Family::Head, Family::Cell];
+}
+
 /// Puts and deletes, the last word on each key; and whether everything below was cleared first.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Edits {
-    /// Everything in `Head`, `Cell` and the time index was deleted before `records` (FLUSHDB).
+    /// Everything in `Head`, `Cell` and the time index was deleted before the records were written (FLUSHDB).
     pub clear: bool,
-    /// The new value of each record, `None` = deleted.
-    pub records: BTreeMap<(Family, Bytes), Option<Bytes>>,
+    /// The new value of each record, `None` = deleted; one map a family, so that a look-up needs no owned key.
+    records: [BTreeMap<Bytes, Option<Bytes>>; 3],
+}
+
+impl Edits {
+    /// Whether nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        !self.clear && self.records.iter().all(BTreeMap::is_empty)
+    }
+
+    /// How many records are changed.
+    pub fn len(&self) -> usize {
+        self.records.iter().map(BTreeMap::len).sum()
+    }
+
+    /// Sets a record.
+    pub fn put(&mut self, family: Family, key: Bytes, value: Bytes) {
+        self.records[family as usize].insert(key, Some(value));
+    }
+
+    /// Deletes a record.
+    pub fn delete(&mut self, family: Family, key: Bytes) {
+        self.records[family as usize].insert(key, None);
+    }
+
+    /// What these edits say of a record: `None` = nothing, `Some(None)` = it is deleted.
+    pub fn get(&self, family: Family, key: &[u8]) -> Option<Option<&Bytes>> {
+        match self.records[family as usize].get(key) {
+            Some(value) => Some(value.as_ref()),
+            None if self.hides(family, key) => Some(None),
+            None => None,
+        }
+    }
+
+    /// The changed records by family and key: family, key, new value (`None` = deleted). [`Edits::clear`] comes before them.
+    pub fn iter(&self) -> impl Iterator<Item = (Family, &Bytes, Option<&Bytes>)> {
+        Family::ALL
+            .into_iter()
+            .flat_map(|family| self.records[family as usize].iter().map(move |(key, value)| (family, key, value.as_ref())))
+    }
+
+    /// As [`Edits::iter`], giving the records away.
+    pub fn into_records(self) -> impl Iterator<Item = (Family, Bytes, Option<Bytes>)> {
+        Family::ALL
+            .into_iter()
+            .zip(self.records)
+            .flat_map(|(family, records)| records.into_iter().map(move |(key, value)| (family, key, value)))
+    }
+
+    /// Adds edits made after these.
+    pub fn merge(&mut self, later: Edits) {
+        if later.clear {
+            self.forget_rows();
+        }
+        for (mine, theirs) in self.records.iter_mut().zip(later.records) {
+            mine.extend(theirs);
+        }
+    }
+
+    /// Clears all rows: below, and those written by these edits so far. Counters stay.
+    pub fn forget_rows(&mut self) {
+        self.clear = true;
+        self.records[Family::Head as usize].clear();
+        self.records[Family::Cell as usize].clear();
+        self.records[Family::State as usize].retain(|key, _| !key.starts_with(key::TIME_INDEX));
+    }
+
+    /// About how many bytes the changed records have.
+    pub fn bytes(&self) -> usize {
+        self.iter().map(|(_, key, value)| key.len() + value.map_or(0, Bytes::len)).sum()
+    }
+
+    /// Whether `clear` hides what lies below.
+    fn hides(&self, family: Family, key: &[u8]) -> bool {
+        self.clear && (family != Family::State || key.starts_with(key::TIME_INDEX))
+    }
+}
+
+/// A view with edits on top of it, itself a view: what a batch sees, or what the batch after one in flight sees.
+pub struct Over<'a> {
+    /// The edits, which come first.
+    pub edits: &'a Edits,
+    /// What lies below.
+    pub view: &'a dyn View,
+}
+
+impl View for Over<'_> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        match self.edits.get(family, key) {
+            Some(value) => Ok(value.cloned()),
+            None => self.view.get(family, key),
+        }
+    }
+
+    fn range(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        reverse: bool,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        if from >= to {
+            return Ok(());
+        }
+        let mut mine = self.edits.records[family as usize].range::<[u8], _>((Bound::Included(from), Bound::Excluded(to))).peekable();
+        if mine.peek().is_none() && !self.edits.clear {
+            return self.view.range(family, from, to, reverse, each);
+        }
+        if reverse { merge(self, family, from, to, mine.rev(), reverse, each) } else { merge(self, family, from, to, mine, reverse, each) }
+    }
+
+    fn recall(&self, cursor: u64) -> Option<Bytes> {
+        self.view.recall(cursor)
+    }
+
+    fn remember(&self, cursor: u64, sortkey: &[u8]) {
+        self.view.remember(cursor, sortkey);
+    }
+}
+
+/// Walks the records below and the edits together, in key order or against it; an edit stands for the record of its key.
+fn merge<'e>(
+    over: &Over<'_>,
+    family: Family,
+    from: &[u8],
+    to: &[u8],
+    mine: impl Iterator<Item = (&'e Bytes, &'e Option<Bytes>)>,
+    reverse: bool,
+    each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+) -> Result<(), Fault> {
+    let mut mine = mine.peekable();
+    let mut broken = false;
+    over.view.range(family, from, to, reverse, &mut |key, value| {
+        let mut replaced = over.edits.hides(family, key);
+        while let Some((edited, new)) = mine.next_if(|(edited, _)| if reverse { edited[..] >= *key } else { edited[..] <= *key }) {
+            replaced |= edited == key;
+            if let Some(new) = new
+                && each(edited, new).is_break()
+            {
+                broken = true;
+                return ControlFlow::Break(());
+            }
+        }
+        if replaced {
+            return ControlFlow::Continue(());
+        }
+        let flow = each(key, value);
+        broken = flow.is_break();
+        flow
+    })?;
+    if !broken {
+        for (key, new) in mine {
+            if let Some(new) = new
+                && each(key, new).is_break()
+            {
+                break;
+            }
+        }
+    }
+    Ok(())
 }

@@ -1,1 +1,197 @@
-//! (being written)
+//! Where a row is: its slot, its place in hash order, and the bytes of every record's key.
+//!
+//! Rows lie in hash order on purpose. The first eight bytes of a head key, read as a number, are the row's *position*: its slot and 48 bits
+//! of hash. A position is a SCAN cursor as it stands: a plain integer of 62 bits that needs no memory on the server and survives
+//! failover, restart and split.
+//!
+//! # Layout
+//! ```text
+//! head         slot u16 | hash48 | hashkey
+//! cell         slot u16 | hash48 | hashkey length u16 | hashkey | generation u64 | space u8 | sortkey
+//!                space 0: sortkey = the member's name             (value: the member)
+//!                space 1: sortkey = expires_at_ms u64 | its name  (value: empty; only members that expire)
+//! time index   'x' | expires_at_ms u64 | what u8 | head key       (value: empty)
+//! counters     "rows", "generation"                               (value: u64)
+//! ```
+//! All integers are big-endian. Frozen examples: `tests/vectors/keys.txt`.
+
+use bytes::Bytes;
+use crc::{CRC_16_XMODEM, Crc, Table};
+use smallvec::SmallVec;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The longest hashkey, bytes: its length is a u16 in cell keys.
+pub const HASHKEY_BYTES_MAX: usize = u16::MAX as usize;
+
+/// How many slots there are, as in Redis Cluster.
+pub const SLOTS: u16 = 16384;
+
+/// State key of the number of heads stored.
+pub const ROWS: &[u8] = b"rows";
+
+/// State key of the generation given out last.
+pub const GENERATION: &[u8] = b"generation";
+
+/// Behind the last head and the last cell: one more than the last slot.
+pub const END: &[u8] = &SLOTS.to_be_bytes();
+
+/// The first byte of every key of the time index.
+pub const TIME_INDEX: &[u8] = b"x";
+
+/// Behind the last key of the time index.
+pub const TIME_INDEX_END: &[u8] = b"y";
+
+/// The space of members by name.
+pub const MEMBERS: u8 = 0;
+
+/// The space of members that expire, by time.
+pub const EXPIRIES: u8 = 1;
+
+static CRC16: Crc<u16, Table<16>> = Crc::<u16, Table<16>>::new(&CRC_16_XMODEM);
+
+/// A key built for a look-up; most fit without an allocation.
+pub type KeyBuf = SmallVec<[u8; 128]>;
+
+/// The part of a key that is hashed to its slot: what is between the first `{` and the next `}`, unless that is nothing.
+pub fn hash_tag(key: &[u8]) -> &[u8] {
+    let Some(open) = key.iter().position(|&b| b == b'{') else { return key };
+    let rest = &key[open + 1..];
+    match rest.iter().position(|&b| b == b'}') {
+        None | Some(0) => key,
+        Some(close) => &rest[..close],
+    }
+}
+
+/// The slot of a key, exactly as Redis Cluster's `CLUSTER KEYSLOT`.
+pub fn slot(key: &[u8]) -> u16 {
+    CRC16.checksum(hash_tag(key)) & (SLOTS - 1)
+}
+
+/// 48 bits that order the rows of a slot.
+pub fn hash48(key: &[u8]) -> u64 {
+    xxh3_64(key) >> 16
+}
+
+/// Where a row stands in hash order: `slot << 48 | hash48`, below 2^62. A SCAN cursor is the position to go on from.
+pub fn position(key: &[u8]) -> u64 {
+    u64::from(slot(key)) << 48 | hash48(key)
+}
+
+/// The first position of a slot.
+pub fn slot_position(slot: u16) -> u64 {
+    u64::from(slot) << 48
+}
+
+/// The slot of a position (or SCAN cursor); `None` when it is behind the last slot.
+pub fn position_slot(position: u64) -> Option<u16> {
+    u16::try_from(position >> 48).ok().filter(|slot| *slot < SLOTS)
+}
+
+/// The position of a head key, which is its first eight bytes.
+pub fn head_position(head_key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(*head_key.first_chunk()?))
+}
+
+/// The key of a row's head.
+pub fn head(key: &[u8]) -> KeyBuf {
+    let mut out = KeyBuf::with_capacity(8 + key.len());
+    out.extend_from_slice(&position(key).to_be_bytes());
+    out.extend_from_slice(key);
+    out
+}
+
+/// The hashkey that a head key names; `None` when it is too short to be one.
+pub fn head_hashkey(head_key: &[u8]) -> Option<&[u8]> {
+    head_key.get(8..)
+}
+
+/// What all cells of one space of one generation of a row begin with.
+/// The hashkey must not be longer than [`HASHKEY_BYTES_MAX`].
+pub fn cells(key: &[u8], generation: u64, space: u8) -> KeyBuf {
+    let len = u16::try_from(key.len()).expect("ops refuse hashkeys longer than a u16");
+    let mut out = KeyBuf::with_capacity(8 + 2 + key.len() + 9 + 64);
+    out.extend_from_slice(&position(key).to_be_bytes());
+    out.extend_from_slice(&len.to_be_bytes());
+    out.extend_from_slice(key);
+    out.extend_from_slice(&generation.to_be_bytes());
+    out.push(space);
+    out
+}
+
+/// A cell key taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CellKey<'a> {
+    /// `slot << 48 | hash48`
+    pub position: u64,
+    /// The row it belongs to.
+    pub hashkey: &'a [u8],
+    /// The life of the row it belongs to.
+    pub generation: u64,
+    /// [`MEMBERS`] or [`EXPIRIES`].
+    pub space: u8,
+    /// The rest: a member's name, in [`EXPIRIES`] behind its expiry.
+    pub sortkey: &'a [u8],
+}
+
+impl<'a> CellKey<'a> {
+    /// Takes a key of the cell family apart; `None` when it is none.
+    pub fn parse(key: &'a [u8]) -> Option<CellKey<'a>> {
+        let (position, rest) = key.split_first_chunk()?;
+        let (len, rest) = rest.split_first_chunk()?;
+        let (hashkey, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
+        let (generation, rest) = rest.split_first_chunk()?;
+        let (&space, sortkey) = rest.split_first()?;
+        Some(CellKey { position: u64::from_be_bytes(*position), hashkey, generation: u64::from_be_bytes(*generation), space, sortkey })
+    }
+
+    /// The key of the head that says whether this cell lives.
+    pub fn head(&self) -> KeyBuf {
+        let mut out = KeyBuf::with_capacity(8 + self.hashkey.len());
+        out.extend_from_slice(&self.position.to_be_bytes());
+        out.extend_from_slice(self.hashkey);
+        out
+    }
+}
+
+/// What the time index points out about a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Due {
+    /// The row itself expires then.
+    Row = 0,
+    /// The first of its fields expires then.
+    Field = 1,
+}
+
+/// The time index entry of a row.
+pub fn time_index(expires_at_ms: u64, due: Due, head_key: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(10 + head_key.len());
+    out.extend_from_slice(TIME_INDEX);
+    out.extend_from_slice(&expires_at_ms.to_be_bytes());
+    out.push(due as u8);
+    out.extend_from_slice(head_key);
+    Bytes::from(out)
+}
+
+/// Takes a time index key apart: when, what, head key.
+pub fn parse_time_index(key: &[u8]) -> Option<(u64, Due, &[u8])> {
+    let (at, rest) = key.strip_prefix(TIME_INDEX)?.split_first_chunk()?;
+    let (due, head_key) = rest.split_first()?;
+    let due = match due {
+        0 => Due::Row,
+        1 => Due::Field,
+        _ => return None,
+    };
+    Some((u64::from_be_bytes(*at), due, head_key))
+}
+
+/// The smallest key that is greater than all that begin with `prefix`: the end of a range over a prefix.
+/// `prefix` must hold a byte below 0xff, as every key here does (slots are below 0x4000).
+pub fn after_prefix(prefix: &[u8]) -> KeyBuf {
+    let mut out = KeyBuf::from_slice(prefix);
+    while out.last() == Some(&u8::MAX) {
+        out.pop();
+    }
+    *out.last_mut().expect("a slot's first byte is below 0xff") += 1;
+    out
+}

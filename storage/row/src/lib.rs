@@ -28,11 +28,19 @@
 //! - A refused op leaves no edits.
 
 pub mod edits;
+pub mod eval;
 pub mod key;
+pub mod memory;
 pub mod op;
 pub mod value;
 pub mod view;
 
+mod head;
+mod keys;
+mod route;
+mod string;
+
 pub use edits::{Edits, Family};
+pub use eval::{Failed, eval};
 pub use op::{Answer, Op, Refusal};
 pub use view::{Fault, Stamp, Tx, View};

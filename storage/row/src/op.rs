@@ -122,6 +122,7 @@ pub enum Check {
 }
 
 /// One change of a check-and-mutate.
+#[allow(missing_docs)] // the variant's line says what its fields are
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mutation {
     /// Sets a cell.
@@ -141,6 +142,7 @@ pub enum Content {
 
 /// An operation on the row `key` (two name a second row of the same partition, four are on the partition).
 /// Field lists are never empty. What each answers stands behind `->`.
+#[allow(missing_docs)] // the variant's line says what its fields are
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     // ---- any row ----
@@ -235,14 +237,7 @@ pub enum Op {
     /// -2 no field, -1 no expiry, 1 removed. -> `Ints`, or `Nil` without the row
     HashPersist { key: Bytes, fields: Vec<Bytes> },
     /// Checks one cell and, when the check holds, does all mutations. -> `Checked`; refuses `CheckOperandNotInteger`, `CheckValueNotInteger`
-    CheckAndMutate {
-        key: Bytes,
-        check_sortkey: Bytes,
-        check: Check,
-        operand: Bytes,
-        mutations: Vec<Mutation>,
-        want_value: bool,
-    },
+    CheckAndMutate { key: Bytes, check_sortkey: Bytes, check: Check, operand: Bytes, mutations: Vec<Mutation>, want_value: bool },
 
     // ---- transactions ----
     /// A token by which a later request can tell whether the row was touched since. -> `Watched`. Answered by the executor.
@@ -278,6 +273,7 @@ pub struct Watched {
 }
 
 /// What an op says.
+#[allow(missing_docs)] // the variant's line says what its fields are
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// Nothing there.

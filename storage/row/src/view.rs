@@ -4,7 +4,10 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use crate::edits::{Edits, Family};
+use crate::edits::{Edits, Family, Over};
+use crate::key;
+use crate::op::{Deadline, Refusal, Ttl};
+use crate::value::{self, Header};
 
 /// An I/O failure or corruption in the state below. Never an answer: it stops the replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,10 +36,31 @@ pub struct Rules {
     pub default_ttl_ms: u64,
     /// When `default_ttl_ms` was set (leader's time).
     pub default_ttl_since_ms: u64,
-    /// The largest key, value or whole row that may be written by one op, bytes (`max_write_size`).
+    /// The most that one op may write of keys and values, and the longest string, bytes (`max_write_size`); 0 = no limit.
     pub write_bytes_max: usize,
-    /// The most that one op may answer, bytes; larger answers are refused with advice to scan.
+    /// The most that one op may answer, bytes; larger answers are refused with advice to scan; 0 = no limit.
     pub answer_bytes_max: usize,
+}
+
+impl Rules {
+    /// When a record expires, `default_ttl` of older rows included. That one is virtual: nothing is rewritten when the rule is set,
+    /// whoever reads applies it.
+    pub fn expires_at_ms(&self, header: &Header) -> Option<u64> {
+        header.expires_at_ms.or_else(|| {
+            (self.default_ttl_ms > 0 && header.written_at_ms() < self.default_ttl_since_ms)
+                .then(|| self.default_ttl_since_ms.saturating_add(self.default_ttl_ms))
+        })
+    }
+
+    /// Refuses to write more than `write_bytes_max`.
+    pub(crate) fn check_write(&self, bytes: usize) -> Result<(), Refusal> {
+        if self.write_bytes_max > 0 && bytes > self.write_bytes_max { Err(Refusal::TooLarge) } else { Ok(()) }
+    }
+
+    /// Refuses to answer more than `answer_bytes_max`.
+    pub(crate) fn check_answer(&self, bytes: usize) -> Result<(), Refusal> {
+        if self.answer_bytes_max > 0 && bytes > self.answer_bytes_max { Err(Refusal::AnswerTooLarge) } else { Ok(()) }
+    }
 }
 
 /// The records of one partition, as of one moment.
@@ -73,4 +97,88 @@ pub struct Tx<'a> {
     pub stamp: Stamp,
     /// The table's rules.
     pub rules: Rules,
+}
+
+impl Tx<'_> {
+    /// The value of a record, this batch's edits included.
+    pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.state().get(family, key)
+    }
+
+    /// Walks records as [`View::range`], this batch's edits included.
+    pub fn range(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        reverse: bool,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        self.state().range(family, from, to, reverse, each)
+    }
+
+    /// Sets a record.
+    pub fn put(&mut self, family: Family, key: Bytes, value: Bytes) {
+        self.edits.put(family, key, value);
+    }
+
+    /// Deletes a record.
+    pub fn delete(&mut self, family: Family, key: Bytes) {
+        self.edits.delete(family, key);
+    }
+
+    /// What the batch sees as a view of its own.
+    pub fn state(&self) -> Over<'_> {
+        Over { edits: self.edits, view: self.view }
+    }
+
+    /// A counter of the partition, 0 when it was never set.
+    pub fn counter(&self, name: &'static [u8]) -> Result<u64, Fault> {
+        self.get(Family::State, name)?.map_or(Ok(0), |bytes| value::decode_counter(&bytes))
+    }
+
+    /// Sets a counter.
+    pub fn set_counter(&mut self, name: &'static [u8], n: u64) {
+        self.put(Family::State, Bytes::from_static(name), value::encode_counter(n));
+    }
+
+    /// A generation that no row of the partition ever had.
+    pub(crate) fn next_generation(&mut self) -> Result<u64, Fault> {
+        let next = self.counter(key::GENERATION)? + 1;
+        self.set_counter(key::GENERATION, next);
+        Ok(next)
+    }
+
+    /// The header of a record written now.
+    pub(crate) fn header(&self, expires_at_ms: Option<u64>) -> Header {
+        Header { timetag: self.stamp.timetag, expires_at_ms }
+    }
+
+    /// A deadline in absolute ms; never beyond what a client can be told (i63), 0 when before the epoch.
+    pub(crate) fn deadline_ms(&self, deadline: Deadline) -> u64 {
+        match deadline {
+            Deadline::In(ms) => self.stamp.now_ms.saturating_add_signed(ms).min(i64::MAX as u64),
+            Deadline::At(ms) => u64::try_from(ms).unwrap_or(0),
+        }
+    }
+
+    /// The expiry that a write gives to what had `old`; it may be past already.
+    pub(crate) fn expiry(&self, ttl: Ttl, old: Option<u64>) -> Option<u64> {
+        match ttl {
+            Ttl::Default => self.default_expiry(),
+            Ttl::Keep => old,
+            Ttl::Until(deadline) => Some(self.deadline_ms(deadline)),
+            Ttl::Never => None,
+        }
+    }
+
+    /// The expiry of a new row that names none.
+    pub(crate) fn default_expiry(&self) -> Option<u64> {
+        (self.rules.default_ttl_ms > 0).then(|| self.stamp.now_ms.saturating_add(self.rules.default_ttl_ms))
+    }
+
+    /// Whether a moment has come.
+    pub(crate) fn past(&self, at_ms: Option<u64>) -> bool {
+        at_ms.is_some_and(|at| at <= self.stamp.now_ms)
+    }
 }

@@ -1,0 +1,158 @@
+//! A row as an op finds it and leaves it: whether it lives, its head, its place in the time index, the number of rows.
+
+use bytes::Bytes;
+use std::ops::ControlFlow;
+
+use crate::edits::Family;
+use crate::eval::Failed;
+use crate::key::{self, Due, KeyBuf};
+use crate::op::{Kind, Refusal};
+use crate::value::{Body, HashHead, Head};
+use crate::view::{Fault, Tx};
+
+/// A row as it is stored. Writing it keeps the `rows` counter and the time index exact.
+#[derive(Debug)]
+pub(crate) struct Row {
+    head_key: KeyBuf,
+    /// As stored, expired or not.
+    stored: Option<Head>,
+    live: bool,
+    /// Of a live row, `default_ttl` included.
+    expires_at_ms: Option<u64>,
+}
+
+impl Row {
+    /// Reads the head of a row; refuses keys that no row can have.
+    pub(crate) fn load(tx: &Tx<'_>, key: &[u8]) -> Result<Row, Failed> {
+        if key.len() > key::HASHKEY_BYTES_MAX {
+            return Err(Refusal::KeyTooLong.into());
+        }
+        let head_key = key::head(key);
+        let stored = tx.get(Family::Head, &head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
+        Ok(Row::of(tx, head_key, stored)?)
+    }
+
+    /// A row whose head was already read.
+    pub(crate) fn of(tx: &Tx<'_>, head_key: KeyBuf, stored: Option<Head>) -> Result<Row, Fault> {
+        let expires_at_ms = stored.as_ref().and_then(|head| tx.rules.expires_at_ms(&head.header));
+        let live = match &stored {
+            None => false,
+            Some(_) if tx.past(expires_at_ms) => false,
+            Some(Head { body: Body::Hash(hash), .. }) => {
+                expired_members(tx, key::head_hashkey(&head_key).unwrap_or_default(), hash, hash.count)? < hash.count
+            }
+            Some(_) => true,
+        };
+        Ok(Row { head_key, stored, live, expires_at_ms: if live { expires_at_ms } else { None } })
+    }
+
+    pub(crate) fn hashkey(&self) -> &[u8] {
+        key::head_hashkey(&self.head_key).expect("a head key was built from a hashkey")
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// The head, when the row lives.
+    pub(crate) fn head(&self) -> Option<&Head> {
+        self.stored.as_ref().filter(|_| self.live)
+    }
+
+    /// Its expiry, when it lives and has one.
+    pub(crate) fn expires_at_ms(&self) -> Option<u64> {
+        self.expires_at_ms
+    }
+
+    /// The string it holds, when it lives; refuses other kinds.
+    pub(crate) fn string(&self) -> Result<Option<&Bytes>, Refusal> {
+        match self.head().map(|head| &head.body) {
+            None => Ok(None),
+            Some(Body::String(value)) => Ok(Some(value)),
+            Some(_) => Err(Refusal::WrongType),
+        }
+    }
+
+    /// The hash it holds, when it lives; refuses other kinds.
+    pub(crate) fn hash(&self) -> Result<Option<HashHead>, Refusal> {
+        match self.head().map(|head| &head.body) {
+            None => Ok(None),
+            Some(Body::Hash(hash)) => Ok(Some(*hash)),
+            Some(_) => Err(Refusal::WrongType),
+        }
+    }
+
+    /// The kind of a live row.
+    pub(crate) fn kind(&self) -> Option<Kind> {
+        self.head().map(Head::kind)
+    }
+
+    /// Replaces whatever was there; members of a replaced hash die with its generation. With an expiry that is past, deletes the row.
+    pub(crate) fn write(&self, tx: &mut Tx<'_>, expires_at_ms: Option<u64>, body: Body) -> Result<(), Fault> {
+        if tx.past(expires_at_ms) {
+            return self.remove(tx);
+        }
+        if self.stored.is_none() {
+            let rows = tx.counter(key::ROWS)?;
+            tx.set_counter(key::ROWS, rows + 1);
+        }
+        let head = Head { header: tx.header(expires_at_ms), body };
+        self.index(tx, self.stored.as_ref(), Some(&head));
+        tx.put(Family::Head, Bytes::copy_from_slice(&self.head_key), head.encode());
+        Ok(())
+    }
+
+    /// Deletes the row, stored or not.
+    pub(crate) fn remove(&self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        if self.stored.is_none() {
+            return Ok(());
+        }
+        let rows = tx.counter(key::ROWS)?;
+        tx.set_counter(key::ROWS, rows.checked_sub(1).ok_or_else(|| Fault("the counter of rows is 0 and there is a row".into()))?);
+        self.index(tx, self.stored.as_ref(), None);
+        tx.delete(Family::Head, Bytes::copy_from_slice(&self.head_key));
+        Ok(())
+    }
+
+    /// Moves the row's entries of the time index from one head to the other.
+    fn index(&self, tx: &mut Tx<'_>, old: Option<&Head>, new: Option<&Head>) {
+        for due in [Due::Row, Due::Field] {
+            let (old, new) = (old.and_then(|head| due_at(head, due)), new.and_then(|head| due_at(head, due)));
+            if old == new {
+                continue;
+            }
+            if let Some(at) = old {
+                tx.delete(Family::State, key::time_index(at, due, &self.head_key));
+            }
+            if let Some(at) = new {
+                tx.put(Family::State, key::time_index(at, due, &self.head_key), Bytes::new());
+            }
+        }
+    }
+}
+
+fn due_at(head: &Head, due: Due) -> Option<u64> {
+    match (due, &head.body) {
+        (Due::Row, _) => head.header.expires_at_ms,
+        (Due::Field, Body::Hash(hash)) if hash.first_field_expiry_ms != 0 => Some(hash.first_field_expiry_ms),
+        (Due::Field, _) => None,
+    }
+}
+
+/// How many stored members of a hash are expired, counting no further than `max`.
+/// Costs nothing unless one is, and then as many steps as there are.
+pub(crate) fn expired_members(tx: &Tx<'_>, hashkey: &[u8], hash: &HashHead, max: u64) -> Result<u64, Fault> {
+    let now = tx.stamp.now_ms;
+    if hash.first_field_expiry_ms == 0 || hash.first_field_expiry_ms > now || max == 0 {
+        return Ok(0);
+    }
+    let from = key::cells(hashkey, hash.generation, key::EXPIRIES);
+    let mut to = from.clone();
+    to.extend_from_slice(&now.saturating_add(1).to_be_bytes());
+    let mut found = 0;
+    tx.range(Family::Cell, &from, &to, false, &mut |_, _| {
+        found += 1;
+        if found < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(found)
+}

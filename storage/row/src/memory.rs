@@ -1,0 +1,72 @@
+//! The test kit beside [`View`]: a partition's records in memory.
+//!
+//! Everything that is said of rows can be tried on it without a disk: evaluate an op with a [`Tx`](crate::Tx) over a `Memory`, then
+//! [`apply`](Memory::apply) its edits, as a replica would.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+
+use bytes::Bytes;
+
+use crate::edits::{Edits, Family};
+use crate::key;
+use crate::view::{Fault, View};
+
+/// A partition in memory.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Memory {
+    records: BTreeMap<(Family, Bytes), Bytes>,
+}
+
+impl Memory {
+    /// An empty partition.
+    pub fn new() -> Memory {
+        Memory::default()
+    }
+
+    /// Applies edits, as a replica does.
+    pub fn apply(&mut self, edits: Edits) {
+        if edits.clear {
+            self.records.retain(|(family, key), _| *family == Family::State && !key.starts_with(key::TIME_INDEX));
+        }
+        for (family, key, value) in edits.into_records() {
+            match value {
+                Some(value) => self.records.insert((family, key), value),
+                None => self.records.remove(&(family, key)),
+            };
+        }
+    }
+
+    /// All records, by family and key.
+    pub fn records(&self) -> impl Iterator<Item = (Family, &Bytes, &Bytes)> {
+        self.records.iter().map(|((family, key), value)| (*family, key, value))
+    }
+}
+
+impl View for Memory {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        Ok(self.records.get(&(family, Bytes::copy_from_slice(key))).cloned())
+    }
+
+    fn range(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        reverse: bool,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        if from >= to {
+            return Ok(());
+        }
+        let bound = |key: &[u8]| (family, Bytes::copy_from_slice(key));
+        let mut found = self.records.range((Bound::Included(bound(from)), Bound::Excluded(bound(to))));
+        let mut next = || if reverse { found.next_back() } else { found.next() };
+        while let Some(((_, key), value)) = next() {
+            if each(key, value).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
