@@ -1,1 +1,119 @@
-//! RESP connections, sessions, routing.
+//! RESP connections, sessions, routing: what a Redis client talks to.
+//!
+//! # Life of a command
+//! 1. A connection's task ([`connection`]) reads what the socket has, and [`resp`] finds the complete commands in it: a *chunk*.
+//! 2. Each command is looked up and planned ([`dispatch`]): an error reply, something the session does itself, or ops on rows.
+//! 3. Ops are gathered by partition ([`router`]): one request a partition and chunk, in order; partitions run concurrently.
+//! 4. Requests that only read are answered on this thread, straight from storage; others are called and waited for.
+//! 5. Answers are worded, encoded for the client's protocol version into one buffer, and written with one system call.
+//!
+//! # Invariants
+//! - On one connection, replies leave in the order of the commands, and a command sees all that was sent before it.
+//! - A write is sent on at most once, unless it is known not to have been proposed.
+//! - A client's memory is bounded, whatever it sends and however little it reads.
+//! - RESP is spoken in [`resp`] only; rows are reached through [`cluster::Call`] only.
+//!
+//! # Not here
+//! What commands mean (crate `commands`), what ops do (crate `row`), where partitions live (crate `cluster` and below).
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use cluster::{Call, Catalogue};
+use row::op::{Request, Response};
+use tokio_util::sync::CancellationToken;
+
+pub mod client;
+pub mod histogram;
+pub mod node;
+pub mod settings;
+pub mod stats;
+
+pub use client::{Client, Clients};
+pub use node::Node;
+pub use settings::Settings;
+
+/// The Redis version whose behaviour is kept, as HELLO and INFO tell it.
+pub const REDIS_VERSION: &str = "7.4.0";
+
+/// What stays as it was at start, for INFO.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Bridle's version.
+    pub version: String,
+    /// `standalone` or `cluster`, INFO's `redis_mode`.
+    pub mode: &'static str,
+    /// The plain RESP port; 0 = none.
+    pub port: u16,
+    /// The TLS RESP port; 0 = none.
+    pub tls_port: u16,
+    /// The configuration file; empty = none.
+    pub config_file: String,
+    /// The data directory; empty = none.
+    pub data_dir: String,
+    /// Other settings by CONFIG name that cannot change while running (`bind`, `dir`, ...).
+    pub fixed: Vec<(&'static str, String)>,
+}
+
+/// Everything that the connections of one proxy share.
+pub struct Proxy {
+    /// Settings as of now.
+    pub settings: ArcSwap<Settings>,
+    /// What is counted.
+    pub stats: stats::Stats,
+    /// Connected clients, and CLIENT PAUSE.
+    pub clients: Clients,
+    /// The door to rows.
+    pub rows: Arc<dyn Call<Request, Response>>,
+    /// The door to tables.
+    pub catalogue: Arc<dyn Catalogue>,
+    /// The process around.
+    pub node: Arc<dyn Node>,
+    /// Cancelled when the server is to stop: connections finish what is in flight and close.
+    pub shutdown: CancellationToken,
+    /// When this process started.
+    pub started: Instant,
+    /// 40 hexadecimal digits, fresh at every start.
+    pub run_id: String,
+    /// What INFO tells and nobody changes.
+    pub facts: Facts,
+    /// Where plans take their chance from.
+    pub(crate) seeds: AtomicU64,
+}
+
+impl Proxy {
+    /// A proxy in front of these doors.
+    pub fn new(
+        settings: Settings,
+        facts: Facts,
+        rows: Arc<dyn Call<Request, Response>>,
+        catalogue: Arc<dyn Catalogue>,
+        node: Arc<dyn Node>,
+        shutdown: CancellationToken,
+    ) -> Arc<Proxy> {
+        Arc::new(Proxy {
+            settings: ArcSwap::from_pointee(settings),
+            stats: stats::Stats::new(),
+            clients: Clients::default(),
+            rows,
+            catalogue,
+            node,
+            shutdown,
+            started: Instant::now(),
+            run_id: run_id(),
+            facts,
+            seeds: AtomicU64::new(rand::random()),
+        })
+    }
+}
+
+/// Wall clock, ms since the epoch.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+fn run_id() -> String {
+    (0..5).map(|_| format!("{:08x}", rand::random::<u32>())).collect()
+}

@@ -1,0 +1,150 @@
+//! The CLIENT family.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use commands::Reply;
+use commands::plan::{ClientCall, KillFilter, ReplyMode};
+
+use super::{Client, Clients, Pause, Unblocked};
+
+/// What a call asks of the calling connection itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Nothing.
+    None,
+    /// Close, once the reply is sent.
+    Close,
+    /// CLIENT REPLY; `Off` and `Skip` leave this very reply out.
+    Mode(ReplyMode),
+}
+
+impl Clients {
+    /// Carries out `call` for the client `me`.
+    pub(crate) fn call(&self, me: &Arc<Client>, call: ClientCall) -> (Reply, Effect) {
+        let reply = match call {
+            ClientCall::Id => Reply::Int(me.id as i64),
+            ClientCall::GetName => {
+                let name = me.name();
+                if name.is_empty() { Reply::Nil } else { Reply::Bulk(name) }
+            }
+            ClientCall::SetName(name) => {
+                me.shown.lock().name = name;
+                Reply::OK
+            }
+            ClientCall::SetInfo { library_name, library_version } => {
+                let mut shown = me.shown.lock();
+                if let Some(name) = library_name {
+                    shown.library_name = name;
+                }
+                if let Some(version) = library_version {
+                    shown.library_version = version;
+                }
+                Reply::OK
+            }
+            ClientCall::Info => Reply::Text(me.line() + "\n"),
+            ClientCall::List { kind, ids } => self.list(kind, &ids),
+            ClientCall::Kill(filter) => return self.kill(me, &filter),
+            ClientCall::NoEvict(on) => {
+                me.shown.lock().no_evict = on;
+                Reply::OK
+            }
+            ClientCall::NoTouch(on) => {
+                me.shown.lock().no_touch = on;
+                Reply::OK
+            }
+            ClientCall::Reply(mode) => return (Reply::OK, Effect::Mode(mode)),
+            ClientCall::Pause { ms, writes_only } => {
+                self.pause(if writes_only { Pause::Writes } else { Pause::All }, Duration::from_millis(ms));
+                Reply::OK
+            }
+            ClientCall::Unpause => {
+                self.unpause();
+                Reply::OK
+            }
+            ClientCall::Unblock { id, with_error } => {
+                let how = if with_error { Unblocked::Error } else { Unblocked::Timeout };
+                Reply::Int(i64::from(self.get(id).is_some_and(|client| client.unblock(how))))
+            }
+        };
+        (reply, Effect::None)
+    }
+
+    fn list(&self, kind: Option<Bytes>, ids: &[u64]) -> Reply {
+        let kind = match kind.as_deref().map(Kind::parse) {
+            None => None,
+            Some(Ok(kind)) => Some(kind),
+            Some(Err(reply)) => return reply,
+        };
+        let shown = |client: &Arc<Client>| kind.is_none_or(|kind| kind == Kind::Normal) && (ids.is_empty() || ids.contains(&client.id));
+        let lines = self.all().iter().filter(|client| shown(client)).map(|client| client.line() + "\n").collect();
+        Reply::Text(lines)
+    }
+
+    fn kill(&self, me: &Arc<Client>, filter: &KillFilter) -> (Reply, Effect) {
+        let kind = match filter.kind.as_deref().map(Kind::parse) {
+            None => None,
+            Some(Ok(kind)) => Some(kind),
+            Some(Err(reply)) => return (reply, Effect::None),
+        };
+        if let Some(user) = filter.user.as_ref().filter(|user| user.as_ref() != b"default") {
+            return (Reply::error(format!("ERR No such user '{}'", String::from_utf8_lossy(user))), Effect::None);
+        }
+        let (mut killed, mut effect) = (0, Effect::None);
+        for client in self.all() {
+            let is_me = client.id == me.id;
+            if (is_me && filter.skip_me && !filter.old_form) || kind.is_some_and(|kind| kind != Kind::Normal) || !client.matches(filter) {
+                continue;
+            }
+            killed += 1;
+            if is_me {
+                effect = Effect::Close;
+            } else {
+                client.kill();
+            }
+        }
+        let reply = match (filter.old_form, killed) {
+            (true, 0) => Reply::error("ERR No such client"),
+            (true, _) => Reply::OK,
+            (false, killed) => Reply::Int(killed),
+        };
+        (reply, effect)
+    }
+}
+
+impl Client {
+    fn matches(&self, filter: &KillFilter) -> bool {
+        let is = |wanted: &Option<Bytes>, address: &str| wanted.as_ref().is_none_or(|wanted| wanted == address.as_bytes());
+        filter.id.is_none_or(|id| id == self.id)
+            && is(&filter.address, &self.endpoint.address)
+            && is(&filter.local_address, &self.endpoint.local_address)
+            && filter.max_age_seconds.is_none_or(|age| self.connected.elapsed().as_secs() >= age)
+            && (filter.user.is_none() || self.shown.lock().authenticated)
+    }
+}
+
+/// Redis's kinds of clients. Monitors are normal ones; nobody is of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Normal,
+    Master,
+    Replica,
+    Pubsub,
+}
+
+impl Kind {
+    fn parse(word: &[u8]) -> Result<Kind, Reply> {
+        match word.to_ascii_lowercase().as_slice() {
+            b"normal" => Ok(Kind::Normal),
+            b"master" => Ok(Kind::Master),
+            b"replica" | b"slave" => Ok(Kind::Replica),
+            b"pubsub" => Ok(Kind::Pubsub),
+            _ => Err(Reply::error(format!("ERR Unknown client type '{}'", one_line(word)))),
+        }
+    }
+}
+
+fn one_line(word: &[u8]) -> String {
+    String::from_utf8_lossy(&word[..word.len().min(128)]).replace(['\r', '\n', '\0'], " ")
+}

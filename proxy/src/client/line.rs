@@ -1,0 +1,56 @@
+//! One client as a line of CLIENT LIST, in Redis's order of fields.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use super::Client;
+
+impl Client {
+    /// The line, without its end.
+    pub(crate) fn line(&self) -> String {
+        let shown = self.shown.lock().clone();
+        let pushed = self.pushed.lock().len();
+        let mut flags = String::new();
+        let set =
+            [(shown.monitors, 'O'), (shown.queued.is_some(), 'x'), (self.is_blocked(), 'b'), (shown.no_evict, 'e'), (shown.no_touch, 'T')];
+        flags.extend(set.into_iter().filter(|(on, _)| *on).map(|(_, flag)| flag));
+        if flags.is_empty() {
+            flags.push('N');
+        }
+        let output = shown.output_bytes + pushed;
+        // `db` is a number for the tables that SELECT knows by number, else the table's name.
+        let table = shown.table.strip_prefix("db").filter(|number| number.parse::<u32>().is_ok()).unwrap_or(&shown.table);
+        let mut line = String::with_capacity(384);
+        let _ = write!(
+            line,
+            "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={flags} db={table} sub=0 psub=0 ssub=0 multi={} watch={} \
+             qbuf={} qbuf-free={} argv-mem=0 multi-mem={} rbs=0 rbp=0 obl={output} oll=0 omem={output} tot-mem={} events={} cmd={} \
+             user={} redir=-1 resp={} lib-name={} lib-ver={}",
+            self.id,
+            self.endpoint.address,
+            self.endpoint.local_address,
+            self.endpoint.fd,
+            text(&shown.name),
+            self.connected.elapsed().as_secs(),
+            self.idle_ms() / 1000,
+            shown.queued.map_or(-1, |queued| queued as i64),
+            shown.watched,
+            shown.query_bytes,
+            shown.query_room,
+            shown.queued_bytes,
+            shown.query_bytes + shown.query_room + shown.queued_bytes + output + size_of::<Client>(),
+            if output > 0 { "rw" } else { "r" },
+            shown.last_command.unwrap_or("NULL"),
+            if shown.authenticated { "default" } else { "(superuser)" },
+            shown.protocol,
+            text(&shown.library_name),
+            text(&shown.library_version),
+        );
+        line
+    }
+}
+
+/// Names were checked to be printable when they were set.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(bytes)
+}

@@ -1,0 +1,220 @@
+//! A connected client as others see it: CLIENT LIST, CLIENT KILL, MONITOR, the idle sweep.
+//!
+//! What only the connection's own task needs is in [`crate::session`]; what is here is shared, so it is small and locked briefly,
+//! once per chunk of commands.
+
+mod calls;
+mod line;
+mod registry;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use futures::task::AtomicWaker;
+use parking_lot::Mutex;
+
+pub(crate) use calls::Effect;
+pub use registry::{Clients, Pause};
+
+/// Where a connection came from.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// The client's `address:port`.
+    pub address: String,
+    /// Ours.
+    pub local_address: String,
+    /// The socket's number, for CLIENT LIST.
+    pub fd: i32,
+    /// Both ends are on this machine.
+    pub is_loopback: bool,
+}
+
+/// A connected client.
+pub struct Client {
+    /// Never used twice while the process lives.
+    pub id: u64,
+    /// Where it came from.
+    pub endpoint: Endpoint,
+    /// When it connected.
+    pub connected: Instant,
+    /// What its connection tells about itself.
+    pub(crate) shown: Mutex<Shown>,
+    /// When it last sent something, ms since it connected.
+    last_active_ms: AtomicU64,
+    /// Wakes the connection's task.
+    pub(crate) waker: AtomicWaker,
+    killed: AtomicBool,
+    /// Out-of-band output: MONITOR.
+    pushed: Mutex<BytesMut>,
+    has_pushed: AtomicBool,
+    /// In a command that waits; see [`Client::unblock`].
+    blocked: AtomicU8,
+}
+
+/// States of [`Client::blocked`].
+const RUNNING: u8 = 0;
+const BLOCKED: u8 = 1;
+const UNBLOCKED_TIMEOUT: u8 = 2;
+const UNBLOCKED_ERROR: u8 = 3;
+
+/// How CLIENT UNBLOCK ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unblocked {
+    /// As if the time were up.
+    Timeout,
+    /// With an error.
+    Error,
+}
+
+/// What CLIENT LIST shows of a connection's state, told by its task.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shown {
+    pub(crate) name: Bytes,
+    pub(crate) library_name: Bytes,
+    pub(crate) library_version: Bytes,
+    /// The selected table's name.
+    pub(crate) table: Arc<str>,
+    pub(crate) last_command: Option<&'static str>,
+    pub(crate) protocol: u8,
+    pub(crate) authenticated: bool,
+    /// Commands queued by MULTI; `None` = none open.
+    pub(crate) queued: Option<usize>,
+    pub(crate) watched: usize,
+    pub(crate) monitors: bool,
+    pub(crate) no_evict: bool,
+    pub(crate) no_touch: bool,
+    /// Bytes received and not yet carried out, room left, bytes not yet sent.
+    pub(crate) query_bytes: usize,
+    pub(crate) query_room: usize,
+    pub(crate) output_bytes: usize,
+    pub(crate) queued_bytes: usize,
+}
+
+impl Client {
+    pub(crate) fn new(id: u64, endpoint: Endpoint, table: Arc<str>) -> Client {
+        Client {
+            id,
+            endpoint,
+            connected: Instant::now(),
+            shown: Mutex::new(Shown { table, protocol: 2, ..Shown::default() }),
+            last_active_ms: AtomicU64::new(0),
+            waker: AtomicWaker::new(),
+            killed: AtomicBool::new(false),
+            pushed: Mutex::default(),
+            has_pushed: AtomicBool::new(false),
+            blocked: AtomicU8::new(RUNNING),
+        }
+    }
+
+    /// The selected table's name: `db0` or any other.
+    pub fn table(&self) -> Arc<str> {
+        self.shown.lock().table.clone()
+    }
+
+    /// The connection's name (CLIENT SETNAME); empty = none.
+    pub fn name(&self) -> Bytes {
+        self.shown.lock().name.clone()
+    }
+
+    /// Bytes that wait for the client to read them, and bytes that it has sent ahead.
+    pub fn buffered_bytes(&self) -> (usize, usize) {
+        let shown = self.shown.lock();
+        (shown.output_bytes + self.pushed.lock().len(), shown.query_bytes + shown.query_room)
+    }
+
+    /// Gives the connection something to write that the client did not ask for just now. `false`: more than `bytes_max` were
+    /// waiting, and the client is cut off instead.
+    pub fn push(&self, bytes: &[u8], bytes_max: usize) -> bool {
+        let fits = {
+            let mut pushed = self.pushed.lock();
+            let fits = pushed.len() + bytes.len() <= bytes_max;
+            if fits {
+                pushed.extend_from_slice(bytes);
+            }
+            fits
+        };
+        if !fits {
+            self.kill();
+            return false;
+        }
+        if !self.has_pushed.swap(true, Ordering::AcqRel) {
+            self.waker.wake();
+        }
+        true
+    }
+
+    /// Takes what was pushed.
+    pub(crate) fn take_pushed(&self, out: &mut BytesMut) {
+        if self.has_pushed.load(Ordering::Acquire) {
+            self.has_pushed.store(false, Ordering::Release);
+            let pushed = std::mem::take(&mut *self.pushed.lock());
+            out.unsplit(pushed);
+        }
+    }
+
+    /// Something is waiting in [`Client::take_pushed`].
+    pub(crate) fn has_pushed(&self) -> bool {
+        self.has_pushed.load(Ordering::Acquire)
+    }
+
+    /// Ends the connection: what is in flight is finished, and no reply is sent any more.
+    pub fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    pub(crate) fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn touch(&self, now: Instant) {
+        self.last_active_ms.store(millis(now.saturating_duration_since(self.connected)), Ordering::Relaxed);
+    }
+
+    /// Ms since it last sent something.
+    pub(crate) fn idle_ms(&self) -> u64 {
+        millis(self.connected.elapsed()).saturating_sub(self.last_active_ms.load(Ordering::Relaxed))
+    }
+
+    /// The connection is about to wait in a command that CLIENT UNBLOCK may end.
+    pub(crate) fn block(&self) {
+        self.blocked.store(BLOCKED, Ordering::Release);
+    }
+
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Acquire) != RUNNING
+    }
+
+    /// The wait is over by itself.
+    pub(crate) fn run_on(&self) {
+        self.blocked.store(RUNNING, Ordering::Release);
+    }
+
+    /// Whether somebody ended the wait.
+    pub(crate) fn unblocked(&self) -> Option<Unblocked> {
+        match self.blocked.load(Ordering::Acquire) {
+            UNBLOCKED_TIMEOUT => Some(Unblocked::Timeout),
+            UNBLOCKED_ERROR => Some(Unblocked::Error),
+            _ => None,
+        }
+    }
+
+    /// Ends the command in which the client waits; `false` when it does not.
+    pub fn unblock(&self, how: Unblocked) -> bool {
+        let state = match how {
+            Unblocked::Timeout => UNBLOCKED_TIMEOUT,
+            Unblocked::Error => UNBLOCKED_ERROR,
+        };
+        let was_blocked = self.blocked.compare_exchange(BLOCKED, state, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if was_blocked {
+            self.waker.wake();
+        }
+        was_blocked
+    }
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

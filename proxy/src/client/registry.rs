@@ -1,0 +1,126 @@
+//! Who is connected, and whether clients are paused.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{Client, Endpoint};
+
+/// What CLIENT PAUSE holds back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pause {
+    /// Commands that may write.
+    Writes = 1,
+    /// All commands.
+    All = 2,
+}
+
+/// The connected clients.
+#[derive(Default)]
+pub struct Clients {
+    all: Mutex<BTreeMap<u64, Arc<Client>>>,
+    count: AtomicUsize,
+    next_id: AtomicU64,
+    /// 0 = not paused, else a [`Pause`]. A hint: the truth is in `paused`.
+    pause: AtomicU8,
+    paused: Mutex<Option<(Pause, Instant)>>,
+}
+
+impl Clients {
+    /// Registers a connection, unless `max` are there already.
+    pub(crate) fn enter(&self, endpoint: Endpoint, table: Arc<str>, max: usize) -> Option<Arc<Client>> {
+        let mut all = self.all.lock();
+        if all.len() >= max {
+            return None;
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let client = Arc::new(Client::new(id, endpoint, table));
+        all.insert(id, client.clone());
+        self.count.store(all.len(), Ordering::Relaxed);
+        Some(client)
+    }
+
+    pub(crate) fn leave(&self, id: u64) {
+        let mut all = self.all.lock();
+        all.remove(&id);
+        self.count.store(all.len(), Ordering::Relaxed);
+    }
+
+    /// How many are connected.
+    pub fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Nobody is connected.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A client by its id.
+    pub fn get(&self, id: u64) -> Option<Arc<Client>> {
+        self.all.lock().get(&id).cloned()
+    }
+
+    /// All, oldest first.
+    pub fn all(&self) -> Vec<Arc<Client>> {
+        self.all.lock().values().cloned().collect()
+    }
+
+    /// Makes every connection look whether it is to stop.
+    pub(crate) fn wake_all(&self) {
+        self.all().iter().for_each(|client| client.waker.wake());
+    }
+
+    /// Ends the connections that have been silent for longer than `limit`. Waiting in a command is not silence, nor is MONITOR.
+    pub(crate) fn close_idle(&self, limit: Duration) {
+        for client in self.all() {
+            if !client.is_blocked() && !client.shown.lock().monitors && client.idle_ms() > limit.as_millis() as u64 {
+                client.kill();
+            }
+        }
+    }
+
+    /// Holds commands back for that long. As in Redis, a pause that is on becomes neither weaker nor shorter.
+    pub(crate) fn pause(&self, what: Pause, time: Duration) {
+        let until = Instant::now().checked_add(time).unwrap_or_else(|| Instant::now() + Duration::from_secs(1 << 30));
+        let mut paused = self.paused.lock();
+        let (what, until) = match *paused {
+            Some((old, end)) if end > Instant::now() => (old.max(what), end.max(until)),
+            _ => (what, until),
+        };
+        *paused = Some((what, until));
+        self.pause.store(what as u8, Ordering::Release);
+    }
+
+    /// Lets all commands go on.
+    pub(crate) fn unpause(&self) {
+        *self.paused.lock() = None;
+        self.pause.store(0, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Until when a command that writes (or not) has to wait.
+    pub(crate) fn paused_until(&self, writes: bool) -> Option<Instant> {
+        if self.pause.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut paused = self.paused.lock();
+        let (what, until) = (*paused)?;
+        if until <= Instant::now() {
+            *paused = None;
+            self.pause.store(0, Ordering::Release);
+            return None;
+        }
+        (what == Pause::All || writes).then_some(until)
+    }
+
+    /// What is paused now, for INFO.
+    pub fn paused(&self) -> Option<(Pause, Duration)> {
+        let (what, until) = (*self.paused.lock())?;
+        let left = until.checked_duration_since(Instant::now())?;
+        Some((what, left))
+    }
+}

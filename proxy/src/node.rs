@@ -1,0 +1,72 @@
+//! What the proxy asks of the process around it: figures for INFO and METRICS, and the few things that are not ops on rows.
+//!
+//! Implemented by the binary, which knows storage and meta; the proxy does not.
+
+use std::borrow::Cow;
+
+use cluster::{Boxed, CallError, PartitionId};
+
+/// One figure: a number that goes up and down, or a word.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Figure {
+    /// A whole number.
+    Int(i64),
+    /// A number with a fraction.
+    Float(f64),
+    /// A word.
+    Text(Cow<'static, str>),
+}
+
+/// Figures under one heading, in the order in which INFO shows them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Section {
+    /// INFO's heading, lower case: `persistence`, `replication`, `raft`, `rocksdb`, ...
+    pub name: &'static str,
+    /// Name and figure.
+    pub figures: Vec<(Cow<'static, str>, Figure)>,
+}
+
+/// How much of an acknowledged write survives what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Fsynced before the reply.
+    Always,
+    /// Fsynced every so often.
+    Interval,
+    /// Left to the operating system.
+    Os,
+}
+
+/// Rows and expiries of one table, as DBSIZE and INFO keyspace tell them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TableFigures {
+    /// `db0` or any other table's name.
+    pub name: String,
+    /// Rows, as counted by the partitions.
+    pub rows: u64,
+    /// Rows with an expiry.
+    pub expires: u64,
+    /// Bytes on disk, estimated.
+    pub disk_bytes: u64,
+}
+
+/// The node below the proxy.
+pub trait Node: Send + Sync + 'static {
+    /// Figures of storage, Raft and meta, for INFO and MEMORY STATS.
+    fn sections(&self) -> Vec<Section>;
+
+    /// Figures of the tables whose partitions are in this process.
+    fn tables(&self) -> Vec<TableFigures>;
+
+    /// What acknowledged writes have survived.
+    fn durability(&self) -> Durability;
+
+    /// Copies of the partition, beyond the leader's, that have acknowledged everything that was acknowledged to clients (WAIT).
+    fn replicas(&self, partition: PartitionId) -> u32;
+
+    /// Whether the expiry cycle runs (DEBUG SET-ACTIVE-EXPIRE); expired rows are invisible either way.
+    fn set_active_expire(&self, on: bool);
+
+    /// Writes everything that has been acknowledged to disk, whatever the durability (WAITAOF, SHUTDOWN).
+    fn sync(&self) -> Boxed<'_, Result<(), CallError>>;
+}
