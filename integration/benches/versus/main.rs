@@ -1,0 +1,258 @@
+//! Bridle beside redis-server: same machine, same run, equal and stated durability, ratios.
+//!
+//! `cargo bench -p integration` (or `make bench`) starts both servers on free ports, drives both with redis-benchmark in turns, and prints each
+//! figure with its target. Words after `--` pick sections: `durable`, `memory`, `idle`, `million`, `steady`; none = all. `--requests N` sets the
+//! length of one measurement (200,000 by default), `--rounds N` the number of turns (3), of which the median counts.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use integration::{Client, Server};
+
+mod steady;
+
+const CLIENTS: usize = 50;
+const KEYSPACE: usize = 100_000;
+
+fn main() {
+    let settings = Settings::from_args();
+    println!("{} cores; redis-benchmark, {CLIENTS} connections, {KEYSPACE} keys, median of {} turns\n", cores(), settings.rounds);
+    if settings.wants("durable") {
+        durable(&settings);
+    }
+    if settings.wants("memory") {
+        in_memory(&settings);
+    }
+    if settings.wants("idle") {
+        idle();
+    }
+    if settings.wants("million") {
+        million();
+    }
+    if settings.wants("steady") {
+        steady::report();
+    }
+}
+
+struct Settings {
+    sections: Vec<String>,
+    requests: usize,
+    rounds: usize,
+}
+
+impl Settings {
+    fn from_args() -> Settings {
+        let mut settings = Settings { sections: Vec::new(), requests: 200_000, rounds: 3 };
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--requests" => settings.requests = number(words.next()),
+                "--rounds" => settings.rounds = number(words.next()),
+                // What `cargo bench` adds.
+                "--bench" => {}
+                section => settings.sections.push(section.to_owned()),
+            }
+        }
+        settings
+    }
+
+    fn wants(&self, section: &str) -> bool {
+        self.sections.is_empty() || self.sections.iter().any(|wanted| wanted == section)
+    }
+}
+
+fn number(word: Option<String>) -> usize {
+    word.and_then(|text| text.parse().ok()).expect("a number behind the flag")
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A redis-server of this run's own.
+struct Redis {
+    child: Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Redis {
+    fn start(flags: &[&str]) -> Redis {
+        let dir = tempfile::tempdir().expect("a directory for redis-server");
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a free port").port();
+        let child = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--save", "", "--dir"])
+            .arg(dir.path())
+            .args(flags)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed (make setup-test)");
+        let redis = Redis { child, port, _dir: dir };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Client::connect(redis.port).and_then(|mut client| client.call(&["PING"])).is_err() {
+            assert!(Instant::now() < deadline, "redis-server does not serve");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        redis
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        // Already gone is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One kind of load.
+struct Load<'a> {
+    test: &'a str,
+    pipeline: usize,
+    bytes: usize,
+}
+
+/// Requests per second that redis-benchmark sees.
+fn rate(port: u16, load: &Load<'_>, requests: usize) -> f64 {
+    let output = Command::new("redis-benchmark")
+        .args(["-p", &port.to_string(), "-t", load.test, "-n", &requests.to_string(), "-c", &CLIENTS.to_string()])
+        .args(["-P", &load.pipeline.to_string(), "-d", &load.bytes.to_string(), "-r", &KEYSPACE.to_string(), "--csv"])
+        .output()
+        .expect("redis-benchmark is installed (make setup-test)");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let figure = text.lines().rfind(|line| !line.contains("\"test\"")).and_then(|line| line.split(',').nth(1));
+    figure.and_then(|cell| cell.trim_matches('"').parse().ok()).unwrap_or_else(|| panic!("redis-benchmark said: {text}"))
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// Drives both in turns and prints the median rates, the median of the turns' ratios, and the target.
+fn compare(bridle: &Server, redis: &Redis, load: &Load<'_>, target: f64, settings: &Settings) {
+    let requests = if load.pipeline > 1 { settings.requests * 4 } else { settings.requests };
+    let turns: Vec<(f64, f64)> =
+        (0..settings.rounds).map(|_| (rate(redis.port, load, requests), rate(bridle.port, load, requests))).collect();
+    let ratio = median(turns.iter().map(|(theirs, ours)| ours / theirs).collect());
+    let (theirs, ours) = (median(turns.iter().map(|turn| turn.0).collect()), median(turns.iter().map(|turn| turn.1).collect()));
+    println!(
+        "| {:<10} | {:>4} | {:>5} | {:>9.0} | {:>9.0} | {:>5.2} | {:>4.2} | {} |",
+        load.test,
+        load.pipeline,
+        load.bytes,
+        theirs,
+        ours,
+        ratio,
+        target,
+        if ratio >= target { "yes" } else { "NO" }
+    );
+}
+
+fn heading(title: &str) {
+    println!("{title}\n");
+    println!("| command    | pipe | bytes | redis/s   | bridle/s  | ratio | goal | met |");
+    println!("|------------|-----:|------:|----------:|----------:|------:|-----:|-----|");
+}
+
+fn durable(settings: &Settings) {
+    let redis = Redis::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let bridle = Server::builder().flag("durability", "always").start();
+    heading("Every write fsynced before its reply: redis-server appendfsync always, bridle durability always");
+    for bytes in [64, 1024] {
+        for pipeline in [1, 16] {
+            for test in ["set", "incr", "hset"] {
+                compare(&bridle, &redis, &Load { test, pipeline, bytes }, 1.0, settings);
+            }
+        }
+    }
+    println!();
+}
+
+fn in_memory(settings: &Settings) {
+    let redis = Redis::start(&["--appendonly", "no"]);
+    let bridle = Server::builder().flag("durability", "os").start();
+    heading("No fsync: redis-server without persistence (a crash loses all), bridle durability os (a crash of the process loses nothing)");
+    for (test, pipeline, target) in
+        [("ping_mbulk", 1, 0.8), ("ping_mbulk", 16, 0.5), ("set", 1, 0.65), ("set", 16, 0.35), ("get", 1, 0.8), ("get", 16, 0.5)]
+    {
+        compare(&bridle, &redis, &Load { test, pipeline, bytes: 64 }, target, settings);
+    }
+    println!();
+}
+
+/// CPU seconds used so far and resident bytes of a process.
+fn usage(pid: u32) -> (f64, u64) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a live process");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name in brackets").split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>().expect("utime") + fields[12].parse::<f64>().expect("stime");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a live process");
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("every process has one");
+    let kilobytes: u64 = rss.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+    // The clock tick of /proc is 1/100 s on every Linux that Rust runs on.
+    (ticks / 100.0, kilobytes << 10)
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
+}
+
+fn idle() {
+    let bridle = Server::builder().flag("durability", "always").start();
+    let mut client = bridle.client();
+    for table in 0..16 {
+        client.run(&format!("SELECT {table}"));
+        client.run("SET key value");
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    let (began, window) = (usage(bridle.pid()).0, Duration::from_secs(20));
+    std::thread::sleep(window);
+    let (cpu, rss) = usage(bridle.pid());
+    println!("Idle with 16 tables, durability always, over {window:?}\n");
+    println!("- CPU: {:.2} % of a core (goal: under 1)", (cpu - began) / window.as_secs_f64() * 100.0);
+    println!("- resident: {:.1} MiB (goal: under 100)\n", megabytes(rss));
+}
+
+/// A million keys of 16 bytes with values of 64.
+fn fill(port: u16) {
+    const KEYS: usize = 1_000_000;
+    const BURST: usize = 1000;
+    let mut client = Client::connect(port).expect("a server");
+    let value = "v".repeat(64);
+    for start in (0..KEYS).step_by(BURST) {
+        let burst: Vec<Vec<String>> =
+            (start..start + BURST).map(|n| vec!["SET".to_owned(), format!("key:{n:012}"), value.clone()]).collect();
+        let replies = client.pipeline(&burst).expect("a live server");
+        assert!(replies.iter().all(|reply| !reply.is_error()), "a write failed: {:?}", replies[0]);
+    }
+    assert_eq!(client.run("DBSIZE").int(), KEYS as i64);
+}
+
+fn million() {
+    let redis = Redis::start(&["--appendonly", "no"]);
+    let mut bridle = Server::builder().flag("durability", "always").start();
+    let empty = usage(redis.child.id()).1;
+    fill(redis.port);
+    let theirs = usage(redis.child.id()).1;
+    fill(bridle.port);
+    let ours = usage(bridle.pid()).1;
+    let restart = bridle.restart();
+    let mut client = bridle.client();
+    assert_eq!(client.run("DBSIZE").int(), 1_000_000);
+    println!("A million keys (16 bytes, values 64 bytes), default caches\n");
+    println!("- redis-server resident: {:.1} MiB ({:.1} when empty)", megabytes(theirs), megabytes(empty));
+    println!("- bridle resident: {:.1} MiB, all caches included: {:.2} of redis-server's (goal: at most 0.33)", megabytes(ours), ours as f64 / theirs as f64);
+    println!("- on disk: {:.1} MiB", megabytes(directory_bytes(bridle.dir())));
+    println!("- killed and restarted: serves after {:.2} s (goal: under 3)\n", restart.as_secs_f64());
+}
+
+fn directory_bytes(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let sizes = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => directory_bytes(&entry.path()),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    });
+    sizes.sum()
+}
