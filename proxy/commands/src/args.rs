@@ -187,6 +187,14 @@ impl Args {
     }
 }
 
+/// The options that name a time.
+pub(crate) const TIMES: [(&str, Unit, Since); 4] = [
+    ("EX", Unit::Seconds, Since::Now),
+    ("PX", Unit::Millis, Since::Now),
+    ("EXAT", Unit::Seconds, Since::Epoch),
+    ("PXAT", Unit::Millis, Since::Epoch),
+];
+
 /// The expiry options of a command while its words are read: at most one of EX PX EXAT PXAT KEEPTTL PERSIST.
 ///
 /// Redis checks the shape of all options first and the numbers after, so the number stays text until [`Expiry::ttl`].
@@ -201,16 +209,10 @@ impl Expiry {
     /// Takes EX, PX, EXAT or PXAT with its number, if one stands next; a second one of the same name replaces the first,
     /// two of different names are left for the caller to refuse. Redis does so.
     pub(crate) fn take_until(&mut self, args: &mut Args) -> bool {
-        const OPTIONS: [(&str, Unit, Since); 4] = [
-            ("EX", Unit::Seconds, Since::Now),
-            ("PX", Unit::Millis, Since::Now),
-            ("EXAT", Unit::Seconds, Since::Epoch),
-            ("PXAT", Unit::Millis, Since::Epoch),
-        ];
         if self.keep || self.never {
             return false;
         }
-        OPTIONS.into_iter().any(|(name, unit, since)| {
+        TIMES.into_iter().any(|(name, unit, since)| {
             if self.at.as_ref().is_some_and(|(old, from, _)| (*old, *from) != (unit, since)) {
                 return false;
             }

@@ -8,7 +8,10 @@
 
 pub mod answers;
 pub mod args;
+mod hash;
+mod hash_expiry;
 mod lcs;
+mod native;
 mod string;
 pub mod plan;
 pub mod reply;

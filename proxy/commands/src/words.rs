@@ -42,6 +42,11 @@ pub fn out_of_range() -> Reply {
     Reply::error("ERR value is out of range")
 }
 
+/// An integer outside the bounds that it must be in.
+pub fn out_of_bounds(least: i64, most: i64) -> Reply {
+    Reply::error(format!("ERR value is out of range, must be between {least} and {most}"))
+}
+
 /// More or fewer arguments than `command` (lower case, `client|id` for a subcommand) takes.
 pub fn wrong_number(command: &str) -> Reply {
     Reply::error(format!("ERR wrong number of arguments for '{command}' command"))

@@ -1,0 +1,343 @@
+//! Commands on the expiry of single fields of a hash.
+//!
+//! All name their fields as `FIELDS numfields field [field ...]`, and answer one number or value a field.
+
+use bytes::Bytes;
+use row::op::{Answer, Deadline, ExpireIf, Only, Op, Ttl};
+
+use crate::args::{Since, TIMES, Unit, integer};
+use crate::hash::put_or_zero;
+use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
+use crate::table::{Command, Keys};
+use crate::{Args, Plan, Planned, Reply, answers, words};
+
+const GROUP: &str = "hash";
+
+/// Absolute field expiries end here, as Redis's do: 46 bits of ms, in the year 4199.
+const FIELD_EXPIRY_MAX_MS: i64 = ((1 << 48) - 2) >> 2;
+
+/// A moment that has passed: a relative field expiry that goes too far even from here is refused without knowing the time.
+const LONG_AGO_MS: i64 = 1_700_000_000_000;
+
+/// What HEXPIRE, HTTL and their like answer for a field that is not there.
+const NO_FIELD: i64 = -2;
+
+/// Commands on the expiry of fields.
+pub(crate) static TABLE: &[Command] = &[
+    Command {
+        name: "hexpire",
+        arity: -6,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "7.4.0",
+        complexity: "O(N) where N is the number of specified fields",
+        summary: "Set expiry for hash field using relative time to expire (seconds)",
+        syntax: "key seconds [NX | XX | GT | LT] FIELDS numfields field [field ...]",
+        plan: hexpire,
+    },
+    Command {
+        name: "hpexpire",
+        arity: -6,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "7.4.0",
+        complexity: "O(N) where N is the number of specified fields",
+        summary: "Set expiry for hash field using relative time to expire (milliseconds)",
+        syntax: "key milliseconds [NX | XX | GT | LT] FIELDS numfields field [field ...]",
+        plan: hpexpire,
+    },
+    Command {
+        name: "hexpireat",
+        arity: -6,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "7.4.0",
+        complexity: "O(N) where N is the number of specified fields",
+        summary: "Set expiry for hash field using an absolute Unix timestamp (seconds)",
+        syntax: "key unix-time-seconds [NX | XX | GT | LT] FIELDS numfields field [field ...]",
+        plan: hexpireat,
+    },
+    Command {
+        name: "hpexpireat",
+        arity: -6,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "7.4.0",
+        complexity: "O(N) where N is the number of specified fields",
+        summary: "Set expiry for hash field using an absolute Unix timestamp (milliseconds)",
+        syntax: "key unix-time-milliseconds [NX | XX | GT | LT] FIELDS numfields field [field ...]",
+        plan: hpexpireat,
+    },
+    Command {
+        name: "httl",
+        arity: -5,
+        flags: READONLY | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "7.4.0",
+        complexity: "O(N) where N is the number of specified fields",
+        summary: "Returns the TTL in seconds of a hash field.",
+        syntax: "key FIELDS numfields field [field ...]",
+        plan: httl,
+    },
+    Command {
+        name: "hpttl",
+        arity: -5,
+        flags: READONLY | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "7.4.0",
+        complexity: "O(N) where N is the number of specified fields",
+        summary: "Returns the TTL in milliseconds of a hash field.",
+        syntax: "key FIELDS numfields field [field ...]",
+        plan: hpttl,
+    },
+    Command {
+        name: "hexpiretime",
+        arity: -5,
+        flags: READONLY | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "7.4.0",
+        complexity: "O(N) where N is the number of specified fields",
+        summary: "Returns the expiration time of a hash field as a Unix timestamp, in seconds.",
+        syntax: "key FIELDS numfields field [field ...]",
+        plan: hexpiretime,
+    },
+    Command {
+        name: "hpexpiretime",
+        arity: -5,
+        flags: READONLY | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "7.4.0",
+        complexity: "O(N) where N is the number of specified fields",
+        summary: "Returns the expiration time of a hash field as a Unix timestamp, in msec.",
+        syntax: "key FIELDS numfields field [field ...]",
+        plan: hpexpiretime,
+    },
+    Command {
+        name: "hpersist",
+        arity: -5,
+        flags: WRITE | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "7.4.0",
+        complexity: "O(N) where N is the number of specified fields",
+        summary: "Removes the expiration time for each specified field",
+        syntax: "key FIELDS numfields field [field ...]",
+        plan: hpersist,
+    },
+    Command {
+        name: "hgetdel",
+        arity: -5,
+        flags: WRITE | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "8.0.0",
+        complexity: "O(N) where N is the number of specified fields",
+        summary: "Returns the value of a field and deletes it from the hash.",
+        syntax: "key FIELDS numfields field [field ...]",
+        plan: hgetdel,
+    },
+    Command {
+        name: "hgetex",
+        arity: -5,
+        flags: WRITE | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "8.0.0",
+        complexity: "O(N) where N is the number of specified fields",
+        summary: "Get the value of one or more fields of a given hash key, and optionally set their expiration.",
+        syntax: "key [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | PERSIST] FIELDS numfields field [field ...]",
+        plan: hgetex,
+    },
+    Command {
+        name: "hsetex",
+        arity: -6,
+        flags: WRITE | DENYOOM | FAST,
+        keys: Keys::ONE,
+        group: GROUP,
+        since: "8.0.0",
+        complexity: "O(N) where N is the number of fields being set.",
+        summary: "Set the value of one or more fields of a given hash key, and optionally set their expiration.",
+        syntax: "key [FNX | FXX] [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL] FIELDS numfields field value [field value ...]",
+        plan: hsetex,
+    },
+];
+
+fn hexpire(args: Args) -> Planned {
+    expire(args, Unit::Seconds, Since::Now)
+}
+
+fn hpexpire(args: Args) -> Planned {
+    expire(args, Unit::Millis, Since::Now)
+}
+
+fn hexpireat(args: Args) -> Planned {
+    expire(args, Unit::Seconds, Since::Epoch)
+}
+
+fn hpexpireat(args: Args) -> Planned {
+    expire(args, Unit::Millis, Since::Epoch)
+}
+
+fn expire(mut args: Args, unit: Unit, since: Since) -> Planned {
+    let key = args.word();
+    let number = args.word();
+    let until = deadline(&number, unit, since, &args)?;
+    let mut only = ExpireIf::default();
+    match () {
+        () if args.flag("NX") => only.none = true,
+        () if args.flag("XX") => only.some = true,
+        () if args.flag("GT") => only.later = true,
+        () if args.flag("LT") => only.earlier = true,
+        () => {}
+    }
+    let fields = fields(&mut args, "ERR Parameter `numFields` should be greater than 0")?;
+    let count = fields.len();
+    Plan::with(Op::HashExpire { key, fields, until, only }, move |answer| numbers(answer, count, |number| number))
+}
+
+fn httl(args: Args) -> Planned {
+    expiry(args, true, seconds)
+}
+
+fn hpttl(args: Args) -> Planned {
+    expiry(args, true, |ms| ms)
+}
+
+fn hexpiretime(args: Args) -> Planned {
+    expiry(args, false, seconds)
+}
+
+fn hpexpiretime(args: Args) -> Planned {
+    expiry(args, false, |ms| ms)
+}
+
+fn expiry(mut args: Args, remaining: bool, word: fn(i64) -> i64) -> Planned {
+    let (key, fields) = (args.word(), some_fields(&mut args)?);
+    let count = fields.len();
+    Plan::with(Op::HashExpiry { key, fields, remaining }, move |answer| numbers(answer, count, word))
+}
+
+fn hpersist(mut args: Args) -> Planned {
+    let (key, fields) = (args.word(), some_fields(&mut args)?);
+    let count = fields.len();
+    Plan::with(Op::HashPersist { key, fields }, move |answer| numbers(answer, count, |number| number))
+}
+
+fn hgetdel(mut args: Args) -> Planned {
+    let (key, fields) = (args.word(), some_fields(&mut args)?);
+    Plan::one(Op::HashGetDelete { key, fields }, answers::values)
+}
+
+fn hgetex(mut args: Args) -> Planned {
+    let key = args.word();
+    let ttl = match until(&mut args)? {
+        Some(deadline) => Ttl::Until(deadline),
+        None if args.flag("PERSIST") => Ttl::Never,
+        None => Ttl::Keep,
+    };
+    let fields = some_fields(&mut args)?;
+    Plan::one(Op::HashGetExpire { key, fields, ttl }, answers::values)
+}
+
+fn hsetex(mut args: Args) -> Planned {
+    let key = args.word();
+    let (mut only, mut ttl) = (Only::Always, Ttl::Default);
+    while !args.flag("FIELDS") {
+        if args.flag("FNX") {
+            only = only_one(only, Only::IfAbsent)?;
+        } else if args.flag("FXX") {
+            only = only_one(only, Only::IfPresent)?;
+        } else if ttl != Ttl::Default && (TIMES.iter().any(|(name, ..)| args.flag(name)) || args.flag("KEEPTTL")) {
+            return Err(Reply::error("ERR Only one of EX, PX, EXAT, PXAT or KEEPTTL arguments can be specified"));
+        } else if args.flag("KEEPTTL") {
+            ttl = Ttl::Keep;
+        } else if let Some(deadline) = until(&mut args)? {
+            ttl = Ttl::Until(deadline);
+        } else {
+            let unknown = args.next().ok_or_else(|| args.wrong_number())?;
+            return Err(Reply::error(format!("ERR unknown argument: {}", words::one_line(&unknown))));
+        }
+    }
+    if args.left() < 3 {
+        return Err(args.wrong_number());
+    }
+    let count = args.int_at_least(1, "ERR invalid number of fields")?;
+    let pairs = args.pairs()?;
+    if pairs.len() as u64 != count.unsigned_abs() {
+        return Err(args.wrong_number());
+    }
+    Plan::one(Op::HashPut { key, pairs, only, ttl }, put_or_zero)
+}
+
+/// FNX and FXX exclude each other, and themselves.
+fn only_one(old: Only, new: Only) -> Result<Only, Reply> {
+    match old {
+        Only::Always => Ok(new),
+        _ => Err(Reply::error("ERR Only one of FXX or FNX arguments can be specified")),
+    }
+}
+
+/// Takes EX, PX, EXAT or PXAT and its number, if one stands next.
+fn until(args: &mut Args) -> Result<Option<Deadline>, Reply> {
+    let Some((_, unit, since)) = TIMES.into_iter().find(|(name, ..)| args.flag(name)) else { return Ok(None) };
+    let number = args.next().ok_or_else(|| Reply::error("ERR missing expire time"))?;
+    deadline(&number, unit, since, args).map(Some)
+}
+
+/// A field's deadline: 0 is now, and there is an end of time.
+fn deadline(number: &[u8], unit: Unit, since: Since, args: &Args) -> Result<Deadline, Reply> {
+    let number = integer(number).ok_or_else(words::not_integer)?;
+    if number < 0 {
+        return Err(Reply::error("ERR invalid expire time, must be >= 0"));
+    }
+    let (max, deadline): (i64, fn(i64) -> Deadline) = match since {
+        Since::Now => (FIELD_EXPIRY_MAX_MS - LONG_AGO_MS, Deadline::In),
+        Since::Epoch => (FIELD_EXPIRY_MAX_MS, Deadline::At),
+    };
+    let ms = match unit {
+        Unit::Seconds => number.checked_mul(1000),
+        Unit::Millis => Some(number),
+    };
+    ms.filter(|&ms| ms <= max).map(deadline).ok_or_else(|| words::invalid_expire(&args.name()))
+}
+
+/// `FIELDS numfields field [field ...]` to the end.
+fn some_fields(args: &mut Args) -> Result<Vec<Bytes>, Reply> {
+    fields(args, "ERR Number of fields must be a positive integer")
+}
+
+fn fields(args: &mut Args, not_positive: &'static str) -> Result<Vec<Bytes>, Reply> {
+    if !args.flag("FIELDS") {
+        return Err(Reply::error("ERR Mandatory argument FIELDS is missing or not at the right position"));
+    }
+    if args.left() == 0 {
+        return Err(args.wrong_number());
+    }
+    let count = args.int_at_least(1, not_positive)?;
+    if args.left() as u64 != count.unsigned_abs() {
+        return Err(Reply::error("ERR The `numfields` parameter must match the number of arguments"));
+    }
+    Ok(args.rest())
+}
+
+/// Ms as seconds, rounded up as Redis does; the negative signs for "none" stay.
+fn seconds(ms: i64) -> i64 {
+    if ms > 0 { (ms - 1) / 1000 + 1 } else { ms }
+}
+
+/// One number a field; a missing row has no fields.
+fn numbers(answer: Answer, fields: usize, word: fn(i64) -> i64) -> Reply {
+    match answer {
+        Answer::Ints(numbers) => Reply::Array(numbers.into_iter().map(|number| Reply::Int(word(number))).collect()),
+        Answer::Nil => Reply::Array(vec![Reply::Int(NO_FIELD); fields]),
+        _ => words::no_answer(),
+    }
+}
