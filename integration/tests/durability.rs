@@ -1,0 +1,157 @@
+//! What "always" promises happens: the fsync comes before the reply; and the directory is guarded.
+
+use std::path::Path;
+use std::process::Command;
+
+use integration::{Server, Value};
+
+/// One system call as strace prints it: when it began, its name, its arguments, its result.
+struct Call {
+    began: f64,
+    took: f64,
+    name: String,
+    line: String,
+}
+
+/// Parses `strace -f -ttt -T` output; calls that another thread interrupted are put together again.
+fn calls(file: &Path) -> Vec<Call> {
+    let text = std::fs::read_to_string(file).expect("strace wrote its file");
+    let mut unfinished = std::collections::HashMap::<String, (f64, String)>::new();
+    let mut calls = Vec::new();
+    for line in text.lines() {
+        let mut words = line.splitn(3, ' ');
+        let (Some(thread), Some(stamp), Some(rest)) = (words.next(), words.next(), words.next()) else { continue };
+        let Ok(mut began) = stamp.trim().parse::<f64>() else { continue };
+        let mut rest = rest.trim_start().to_owned();
+        if let Some(head) = rest.strip_suffix(" <unfinished ...>") {
+            unfinished.insert(thread.to_owned(), (began, head.to_owned()));
+            continue;
+        }
+        if rest.starts_with("<... ") {
+            let Some((from, head)) = unfinished.remove(thread) else { continue };
+            let tail = rest.split_once("resumed>").map_or("", |(_, tail)| tail);
+            (began, rest) = (from, format!("{head}{tail}"));
+        }
+        let name = rest.split('(').next().unwrap_or_default().to_owned();
+        let took = rest.rsplit('<').next().and_then(|text| text.trim_end_matches('>').parse().ok()).unwrap_or(0.0);
+        calls.push(Call { began, took, name, line: rest });
+    }
+    calls.sort_by(|a, b| a.began.total_cmp(&b.began));
+    calls
+}
+
+/// Starts a server under strace, does `SET marker-<n>` a few times and returns the calls seen.
+fn traced(durability: &str, writes: usize) -> Vec<Call> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("trace");
+    let path = file.display().to_string();
+    let trace = ["strace", "-f", "-ttt", "-T", "-s", "64", "-e", "trace=fsync,fdatasync,write,writev,sendto,sendmsg,recvfrom,read", "-o", &path];
+    let mut server = Server::builder().flag("durability", durability).under(&trace).start();
+    let mut client = server.client();
+    client.run("SET warm up");
+    for n in 0..writes {
+        assert_eq!(client.call(&["SET", &format!("marker-{n}"), "v"]).expect("a live server"), Value::ok());
+    }
+    // The process traced is strace's child: end it by its own command.
+    client.send(&["SHUTDOWN", "NOSAVE"]).expect("a live server");
+    server.wait();
+    calls(&file)
+}
+
+/// For each marked write: was there a sync that began after the command was read and ended before the reply was sent?
+fn synced_before_reply(calls: &[Call], writes: usize) -> Vec<bool> {
+    (0..writes)
+        .map(|n| {
+            let marker = format!("marker-{n}\\r\\n");
+            let read = calls.iter().find(|call| call.line.contains(&marker) && (call.name == "recvfrom" || call.name == "read"));
+            let read = read.unwrap_or_else(|| panic!("no read of {marker} in the trace"));
+            let reply = calls.iter().find(|call| {
+                call.began > read.began && call.line.contains("+OK\\r\\n") && ["write", "writev", "sendto", "sendmsg"].contains(&&*call.name)
+            });
+            let reply = reply.unwrap_or_else(|| panic!("no reply to {marker} in the trace"));
+            calls.iter().any(|call| {
+                (call.name == "fsync" || call.name == "fdatasync") && call.began >= read.began && call.began + call.took <= reply.began
+            })
+        })
+        .collect()
+}
+
+#[test]
+fn with_always_the_fsync_ends_before_the_reply_begins() {
+    let calls = traced("always", 20);
+    assert!(synced_before_reply(&calls, 20).into_iter().all(|synced| synced));
+}
+
+#[test]
+fn with_os_no_reply_waits_for_an_fsync() {
+    // The same test on a server that promises less: it must be able to tell.
+    let calls = traced("os", 20);
+    let synced = synced_before_reply(&calls, 20).into_iter().filter(|synced| *synced).count();
+    assert!(synced <= 2, "{synced} of 20 replies came after an fsync");
+}
+
+#[test]
+fn a_second_process_on_the_same_directory_is_refused() {
+    let server = Server::start();
+    let mut second = Server::builder().dir(server.dir()).spawn();
+    assert!(!second.wait().success());
+    let said = second.output();
+    assert!(said.contains("in use") || said.contains("another process"), "{said}");
+    assert_eq!(server.client().run("PING"), Value::Status("PONG".into()));
+}
+
+#[test]
+fn a_directory_of_another_cluster_is_refused() {
+    let mut server = Server::builder().config("[node]\ncluster = \"one\"").start();
+    server.stop();
+    let mut other = Server::builder().dir(server.dir()).config("[node]\ncluster = \"two\"").spawn();
+    assert!(!other.wait().success());
+    let said = other.output();
+    assert!(said.contains("one") && said.contains("two"), "{said}");
+}
+
+#[test]
+fn a_graceful_stop_keeps_everything_and_says_goodbye() {
+    let mut server = Server::builder().flag("durability", "os").start();
+    let mut client = server.client();
+    for n in 0..1000 {
+        client.run(&format!("SET key:{n} {n}"));
+    }
+    assert!(server.stop().success());
+    server.restart();
+    let mut client = server.client();
+    assert_eq!(client.run("DBSIZE"), Value::Int(1000));
+    assert_eq!(client.run("GET key:999"), Value::bulk("999"));
+}
+
+/// Files of the server's directory whose name ends so, largest first.
+fn files(dir: &Path, ending: &str) -> Vec<std::path::PathBuf> {
+    let output = Command::new("find").arg(dir).args(["-type", "f", "-name", &format!("*{ending}")]).output().expect("find is everywhere");
+    let mut found: Vec<std::path::PathBuf> = String::from_utf8_lossy(&output.stdout).lines().map(Into::into).collect();
+    found.sort_by_key(|path| std::cmp::Reverse(path.metadata().map_or(0, |meta| meta.len())));
+    found
+}
+
+#[test]
+fn a_corrupt_table_file_is_reported_by_name_and_never_read_as_data() {
+    let mut server = Server::start();
+    let mut client = server.client();
+    for n in 0..2000 {
+        client.run(&format!("SET key:{n} {}", "x".repeat(100)));
+    }
+    assert!(server.stop().success());
+    let damaged = files(server.dir(), ".sst").into_iter().next().expect("a stop flushes to table files");
+    let mut bytes = std::fs::read(&damaged).expect("read the table file");
+    let middle = bytes.len() / 3;
+    bytes[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0x5a);
+    std::fs::write(&damaged, bytes).expect("damage the table file");
+    server.restart();
+    let mut client = server.client();
+    let replies: Vec<Value> = (0..2000).map(|n| client.run(&format!("GET key:{n}"))).collect();
+    assert!(replies.iter().any(Value::is_error), "the damage was not noticed");
+    for reply in &replies {
+        assert!(reply.is_error() || *reply == Value::bulk(&"x".repeat(100)), "a damaged file gave {reply:?}");
+    }
+    let name = damaged.file_name().expect("a file").to_string_lossy().into_owned();
+    assert!(server.output().contains(&name), "the log does not name {name}:\n{}", server.output());
+}
