@@ -29,8 +29,10 @@
 
 pub mod edits;
 pub mod eval;
+pub mod glob;
 pub mod key;
 pub mod memory;
+pub mod number;
 pub mod op;
 pub mod value;
 pub mod view;
