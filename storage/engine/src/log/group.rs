@@ -1,0 +1,330 @@
+//! One group's part of the log, in memory: what readers see at once, and where on disk it is.
+//!
+//! There are two views, because writing is asynchronous. `Front` changes when a call is made: an appended entry is readable before it is written,
+//! a truncated one is gone. `Disk` changes when the writer comes to the same call, in the order of the queue; it holds the position of each
+//! entry and what the next segment's head must say.
+//!
+//! # Invariants
+//! - Entries are contiguous: indexes `first..next`, no holes.
+//! - An entry that `Disk` does not hold is in the cache; so the cache, which is the tail of the log, never lets go of an entry at or beyond
+//!   `written`. Held by `a_tiny_cache_reads_everything_back`.
+
+use std::collections::VecDeque;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::LogError;
+use super::record::{self, Kind, Place, State};
+use super::segment::Segment;
+use crate::raft::types::{Entry, EntryPayload, LeaderId, LogId, Vote};
+
+/// Where an entry's record is.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) offset: u32,
+    pub(crate) len: u32,
+}
+
+impl Slot {
+    /// Counts the entry as needed.
+    pub(crate) fn hold(&self) {
+        self.segment.live.fetch_add(u64::from(self.len), Ordering::Relaxed);
+    }
+
+    /// Counts the entry as no longer needed.
+    pub(crate) fn release(&self) {
+        self.segment.live.fetch_sub(u64::from(self.len), Ordering::Relaxed);
+    }
+
+    /// Reads the entry back and checks that it is the one asked for.
+    pub(crate) fn read(&self, group: u64, index: u64) -> Result<Entry, LogError> {
+        let mut bytes = vec![0; self.len as usize];
+        let path = &self.segment.path;
+        self.segment.file.read_exact_at(&mut bytes, u64::from(self.offset)).map_err(|e| LogError::io("read", path, e))?;
+        let corrupt = |why| LogError::Corrupt { path: path.clone(), offset: u64::from(self.offset), why };
+        let bytes = Bytes::from(bytes);
+        let raw = record::parse(&bytes, Place { segment: self.segment.number, offset: self.offset }).map_err(corrupt)?;
+        if !matches!(raw.kind, Kind::Entry | Kind::Moved) || raw.group != group || raw.len() != self.len {
+            return Err(corrupt("another record stands where an entry was written"));
+        }
+        let entry = record::entry(&bytes.slice(record::HEADER..)).map_err(corrupt)?;
+        if entry.log_id.index != index {
+            return Err(corrupt("another entry stands where this one was written"));
+        }
+        Ok(entry)
+    }
+}
+
+/// A group's view of the log.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) id: u64,
+    pub(crate) inside: Mutex<Inside>,
+}
+
+/// Both views, behind the group's lock.
+#[derive(Debug, Default)]
+pub(crate) struct Inside {
+    pub(crate) front: Front,
+    pub(crate) disk: Disk,
+}
+
+/// What readers see.
+#[derive(Debug, Default)]
+pub(crate) struct Front {
+    pub(crate) vote: Option<Vote>,
+    pub(crate) purged: Option<LogId>,
+    pub(crate) committed: Option<LogId>,
+    /// `committed` moved since it was last queued.
+    pub(crate) committed_dirty: bool,
+    /// The group was destroyed; nothing may be written to it any more.
+    pub(crate) destroyed: bool,
+    /// Index of the first entry; equals `next` when there is none.
+    pub(crate) first: u64,
+    /// One past the last entry.
+    pub(crate) next: u64,
+    /// Entries below are written.
+    pub(crate) written: u64,
+    /// Counts truncations, so that a write that was under way during one does not move `written`.
+    pub(crate) epoch: u64,
+    /// First index of each run of entries of one leader.
+    leaders: VecDeque<(u64, LeaderId)>,
+    /// The last entries.
+    cache: VecDeque<Entry>,
+    cache_bytes: u64,
+}
+
+/// What the writer has put on disk.
+#[derive(Debug, Default)]
+pub(crate) struct Disk {
+    pub(crate) vote: Option<Vote>,
+    pub(crate) purged: Option<LogId>,
+    pub(crate) committed: Option<LogId>,
+    pub(crate) slots_first: u64,
+    pub(crate) slots: VecDeque<Slot>,
+}
+
+/// What an entry costs in the cache.
+fn weight(entry: &Entry) -> u64 {
+    let payload = match &entry.payload {
+        EntryPayload::Normal(payload) => payload.0.len(),
+        _ => 0,
+    };
+    (payload + size_of::<Entry>()) as u64
+}
+
+impl Group {
+    pub(crate) fn new(id: u64) -> Group {
+        Group { id, inside: Mutex::default() }
+    }
+}
+
+impl Front {
+    /// The last entry's id, or what was purged when there is none.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        if self.first == self.next { self.purged } else { self.log_id(self.next - 1) }
+    }
+
+    /// The id of an entry that is there.
+    pub(crate) fn log_id(&self, index: u64) -> Option<LogId> {
+        if index < self.first || index >= self.next {
+            return None;
+        }
+        let run = self.leaders.partition_point(|(first, _)| *first <= index);
+        Some(LogId { leader_id: self.leaders[run - 1].1, index })
+    }
+
+    /// The ids at which a new leader's entries begin, within `from..=to`, then `to`'s own: what openraft keeps instead of all ids.
+    pub(crate) fn key_log_ids(&self, from: u64, to: u64) -> Vec<LogId> {
+        let mut ids: Vec<LogId> = self.log_id(from).into_iter().collect();
+        ids.extend(self.leaders.iter().filter(|(first, _)| *first > from && *first <= to).map(|&(index, leader_id)| LogId { leader_id, index }));
+        let last = self.log_id(to);
+        if last.is_some() && ids.last() != last.as_ref() {
+            ids.extend(last);
+        }
+        ids
+    }
+
+    /// Takes entries in; they must continue the log.
+    pub(crate) fn append(&mut self, entries: &[Entry], cached: &AtomicU64) -> Result<(), LogError> {
+        let Some(head) = entries.first() else { return Ok(()) };
+        let mut next = match (self.first == self.next, self.purged) {
+            (true, None) => head.log_id.index,
+            (true, Some(purged)) => purged.index + 1,
+            (false, _) => self.next,
+        };
+        let start = next;
+        for entry in entries {
+            if entry.log_id.index != next {
+                return Err(LogError::Contract(format!("append entry {} where {next} is next", entry.log_id.index)));
+            }
+            next += 1;
+        }
+        if self.first == self.next {
+            (self.first, self.written) = (start, start);
+        }
+        self.next = next;
+        let mut bytes = 0;
+        for entry in entries {
+            self.learn_leader(&entry.log_id);
+            bytes += weight(entry);
+            self.cache.push_back(entry.clone());
+        }
+        self.cache_bytes += bytes;
+        cached.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Notes whose the entry that was just added is.
+    pub(crate) fn learn_leader(&mut self, id: &LogId) {
+        if self.leaders.back().is_none_or(|(_, leader)| *leader != id.leader_id) {
+            self.leaders.push_back((id.index, id.leader_id));
+        }
+    }
+
+    /// Drops entries beyond `after`, all when `None`.
+    pub(crate) fn truncate(&mut self, after: Option<u64>, cached: &AtomicU64) {
+        let next = after.map_or(0, |index| index.saturating_add(1)).max(self.first);
+        if next >= self.next {
+            return;
+        }
+        for _ in next..self.next {
+            let Some(entry) = self.cache.pop_back() else { break };
+            self.forget(&entry, cached);
+        }
+        self.next = next;
+        self.written = self.written.min(next);
+        self.epoch += 1;
+        while self.leaders.back().is_some_and(|(first, _)| *first >= next) {
+            self.leaders.pop_back();
+        }
+    }
+
+    /// Drops entries up to `upto`; the log may end before it.
+    pub(crate) fn purge(&mut self, upto: LogId, cached: &AtomicU64) {
+        if self.purged.is_some_and(|purged| purged.index >= upto.index) {
+            return;
+        }
+        self.purged = Some(upto);
+        let first = upto.index + 1;
+        let cache_first = self.next - self.cache.len() as u64;
+        for _ in cache_first..first.min(self.next) {
+            let Some(entry) = self.cache.pop_front() else { break };
+            self.forget(&entry, cached);
+        }
+        self.first = first.max(self.first);
+        self.next = self.next.max(self.first);
+        self.written = self.written.max(self.first);
+        while self.leaders.len() > 1 && self.leaders[1].0 <= self.first {
+            self.leaders.pop_front();
+        }
+        if self.first == self.next {
+            self.leaders.clear();
+        }
+    }
+
+    /// Lets go of written entries, oldest first, until the cache holds at most `keep` bytes.
+    pub(crate) fn evict(&mut self, keep: u64, cached: &AtomicU64) {
+        while self.cache_bytes > keep && self.cache.front().is_some_and(|entry| entry.log_id.index < self.written) {
+            let entry = self.cache.pop_front().expect("just seen");
+            self.forget(&entry, cached);
+        }
+    }
+
+    /// The committed id to queue, when it moved since the last time.
+    pub(crate) fn take_committed(&mut self) -> Option<LogId> {
+        std::mem::take(&mut self.committed_dirty).then_some(self.committed)?
+    }
+
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        self.cache_bytes
+    }
+
+    fn forget(&mut self, entry: &Entry, cached: &AtomicU64) {
+        let bytes = weight(entry);
+        self.cache_bytes -= bytes;
+        cached.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Disk {
+    /// What a new segment's head says of this group; `None` when there is nothing to say.
+    pub(crate) fn state(&self) -> Option<State> {
+        let first = (!self.slots.is_empty()).then_some(self.slots_first);
+        let state = State { vote: self.vote, purged: self.purged, committed: self.committed, first };
+        (state != State::default()).then_some(state)
+    }
+
+    pub(crate) fn append(&mut self, index: u64, slot: Slot) {
+        if self.slots.is_empty() {
+            self.slots_first = index;
+        }
+        assert_eq!(self.slots_first + self.slots.len() as u64, index, "the front admits entries in order only");
+        slot.hold();
+        self.slots.push_back(slot);
+    }
+
+    pub(crate) fn truncate(&mut self, after: Option<u64>) {
+        let next = after.map_or(0, |index| index.saturating_add(1));
+        while self.slots_first + self.slots.len() as u64 > next {
+            let Some(slot) = self.slots.pop_back() else { break };
+            slot.release();
+        }
+    }
+
+    pub(crate) fn purge(&mut self, upto: LogId) {
+        self.purged = Some(upto);
+        while self.slots_first <= upto.index {
+            let Some(slot) = self.slots.pop_front() else { break };
+            slot.release();
+            self.slots_first += 1;
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.slots.iter().for_each(Slot::release);
+        *self = Disk::default();
+    }
+}
+
+/// Entries asked for: those that must be read from segments, then those at hand.
+#[derive(Debug, Default)]
+pub(crate) struct Reading {
+    pub(crate) cold: Vec<(u64, Slot)>,
+    pub(crate) hot: Vec<Entry>,
+}
+
+impl Inside {
+    /// The entries of `from..to` that are there, from the front, as many as `bytes_max` allows and at least one.
+    pub(crate) fn reading(&self, from: u64, to: u64, bytes_max: u64) -> Reading {
+        let front = &self.front;
+        let (from, to) = (from.max(front.first), to.min(front.next));
+        let mut reading = Reading::default();
+        let cache_first = front.next - front.cache.len() as u64;
+        let mut bytes = 0;
+        for index in from..to {
+            let before = bytes;
+            if index < cache_first {
+                let slot = &self.disk.slots[(index - self.disk.slots_first) as usize];
+                bytes += u64::from(slot.len);
+                if before > 0 && bytes > bytes_max {
+                    break;
+                }
+                reading.cold.push((index, slot.clone()));
+            } else {
+                let entry = &front.cache[(index - cache_first) as usize];
+                bytes += weight(entry);
+                if before > 0 && bytes > bytes_max {
+                    break;
+                }
+                reading.hot.push(entry.clone());
+            }
+        }
+        reading
+    }
+}

@@ -1,0 +1,545 @@
+//! The log of a node: every Raft group's entries, votes and marks, in one sequence of files, synced once for all of them.
+//!
+//! Replicas promise with an fsync. With one log per group a node of many groups would sync many files for one batch of work; here one writer
+//! takes what all groups have queued, writes it once, syncs once, and calls everyone back. RocksDB's own write-ahead log is off; this is the
+//! only one.
+//!
+//! # Life of a write
+//! `raft::log_store` calls [`Log`] for its group: the group's view in memory changes at once (`group.rs`), the operation is queued, the writer
+//! (`writer.rs`) turns it into records (`record.rs`) at the end of the active segment (`segment.rs`), syncs when the [`Durability`] asks for it,
+//! and completes the callback. The keeper (`keeper.rs`) has the next segment ready before it is needed, removes old ones and moves the few needed
+//! entries out of segments that are otherwise garbage. `recover.rs` reads it all back.
+//!
+//! # Layout
+//! `<dir>/<number>.log`: drawn in `segment.rs` (file) and `record.rs` (record). `<dir>/spare.tmp`: the next segment being zeroed. Segments have
+//! consecutive numbers; only the oldest is ever removed.
+//!
+//! # Full disk
+//! A segment's blocks are allocated before it is used, and [`Log::writable`] refuses from the moment the one *after* the active could not be
+//! allocated: whoever proposes asks first, and what was accepted before has the rest of the active segment to itself. When even that is used up
+//! the writer waits for space, failing nothing: openraft would declare the group dead. Space that returns is noticed by itself.
+//!
+//! # Invariants
+//! - A callback says `Ok` only after what it stands for is written, and with `Durability::Always` synced (`what_was_acknowledged_survives`).
+//! - A segment with a successor is complete and on the disk.
+//! - A segment is removed only after all that makes it unneeded is on the disk.
+//! - After a failed fdatasync nothing is ever acknowledged again: the log is poisoned (Linux drops the dirty pages, a second try would lie).
+//!
+//! # Not here
+//! The lock that keeps a second process out: it covers the whole node's directory and is storage's.
+
+mod group;
+mod keeper;
+mod record;
+mod recover;
+mod segment;
+mod stats;
+mod writer;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+pub use stats::LogStats;
+
+pub(crate) use group::{Group, Inside, Reading};
+pub(crate) use writer::Op;
+use writer::Writer;
+
+use segment::Segment;
+
+/// When an acknowledged write is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Before it is acknowledged.
+    Always,
+    /// At most about this long after.
+    Interval(Duration),
+    /// When the operating system gets to it (or a sixteenth of a segment waits).
+    Os,
+}
+
+/// How a log is kept.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// Its directory; made when missing.
+    pub dir: PathBuf,
+    /// When a write counts as done.
+    pub durability: Durability,
+    /// Size of a segment; 64 MiB by default, from 4 KiB to 1 GiB.
+    pub segment_bytes: u32,
+    /// How much of the groups' tails is kept in memory, over all groups; older entries are read from the segments.
+    pub tail_bytes_max: u64,
+    /// Fill a segment with zeros before it is used: an fdatasync is then cheaper and a full disk shows in time. Off, segments grow.
+    pub preallocate: bool,
+}
+
+impl LogOptions {
+    /// The defaults for a log in `dir`: everything durable before it is acknowledged.
+    pub fn new(dir: impl Into<PathBuf>) -> LogOptions {
+        LogOptions { dir: dir.into(), durability: Durability::Always, segment_bytes: 64 << 20, tail_bytes_max: 16 << 20, preallocate: true }
+    }
+}
+
+/// Why the log could not do what was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LogError {
+    /// The operating system refused.
+    #[error("{what} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What it said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// No space (or quota) left for the log.
+    #[error("no space left for the log: {what} {}", path.display())]
+    DiskFull {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+    },
+    /// Bytes that had been written are not what was written. The log does not open, rather than losing what it promised.
+    #[error("the log is damaged: {} at byte {offset}: {why}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong there.
+        why: &'static str,
+    },
+    /// Entries are missing, though every record is whole: files are missing or of another log.
+    #[error("the log in {} is incomplete: group {group}: {why}", dir.display())]
+    Incomplete {
+        /// The log's directory.
+        dir: PathBuf,
+        /// Whose entries.
+        group: u64,
+        /// Which.
+        why: String,
+    },
+    /// An earlier failure; nothing is written any more, since nobody knows what is on the disk.
+    #[error("the log stopped after: {0}")]
+    Poisoned(String),
+    /// The log was closed.
+    #[error("the log is closed")]
+    Closed,
+    /// A caller asked for what a log cannot do, such as leaving a hole.
+    #[error("not a log operation: {0}")]
+    Contract(String),
+}
+
+impl LogError {
+    pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> LogError {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => LogError::DiskFull { what, path },
+            _ => LogError::Io { what, path, source: Arc::new(source) },
+        }
+    }
+}
+
+impl From<LogError> for io::Error {
+    fn from(e: LogError) -> io::Error {
+        let kind = match &e {
+            LogError::Io { source, .. } => source.kind(),
+            LogError::DiskFull { .. } => io::ErrorKind::StorageFull,
+            LogError::Corrupt { .. } | LogError::Incomplete { .. } => io::ErrorKind::InvalidData,
+            LogError::Contract(_) => io::ErrorKind::InvalidInput,
+            LogError::Poisoned(_) | LogError::Closed => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, e)
+    }
+}
+
+/// The log of a node.
+pub struct Log {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("dir", &self.shared.options.dir).finish_non_exhaustive()
+    }
+}
+
+/// What the log's threads and callers share. Locks are taken in this order: writer, groups, a group's inside; queue and spare alone.
+pub(crate) struct Shared {
+    pub(crate) options: LogOptions,
+    pub(crate) groups: Mutex<HashMap<u64, Arc<Group>>>,
+    queue: Mutex<Queue>,
+    queued: Condvar,
+    writer: Mutex<Writer>,
+    keeper: Mutex<keeper::Chores>,
+    keeper_woken: Condvar,
+    spare: Mutex<Spare>,
+    spare_changed: Condvar,
+    /// Why nothing may be proposed, if so.
+    refusal: Mutex<Option<LogError>>,
+    refuses: AtomicBool,
+    poison: Mutex<Option<String>>,
+    poisoned: AtomicBool,
+    closing: AtomicBool,
+    /// Bytes in all groups' caches.
+    pub(crate) cached: AtomicU64,
+    pub(crate) stats: LogStats,
+    pub(crate) fsync_seconds: metrics::Histogram,
+}
+
+#[derive(Default)]
+struct Queue {
+    ops: Vec<Op>,
+    /// The writer's thread waits for `queued`.
+    sleeping: bool,
+    closed: bool,
+}
+
+/// The next segment's file.
+enum Spare {
+    Wanted,
+    Ready(File, PathBuf),
+    Taken,
+}
+
+impl Log {
+    /// Opens the log in `options.dir`, or begins one.
+    ///
+    /// A torn tail, what a crash leaves of a batch that was never acknowledged, is cut off with a warning that names file and offset. Any other
+    /// damage is an error that names them too.
+    pub fn open(mut options: LogOptions) -> Result<Arc<Log>, LogError> {
+        options.segment_bytes = options.segment_bytes.clamp(4 << 10, 1 << 30);
+        let recovered = recover::recover(&options)?;
+        let shared = Arc::new(Shared {
+            groups: Mutex::new(recovered.groups),
+            queue: Mutex::default(),
+            queued: Condvar::new(),
+            writer: Mutex::new(Writer::new(recovered.active, recovered.sealed)),
+            keeper: Mutex::default(),
+            keeper_woken: Condvar::new(),
+            spare: Mutex::new(Spare::Wanted),
+            spare_changed: Condvar::new(),
+            refusal: Mutex::default(),
+            refuses: AtomicBool::new(false),
+            poison: Mutex::default(),
+            poisoned: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            cached: AtomicU64::new(0),
+            stats: LogStats::default(),
+            fsync_seconds: metrics::histogram!("bridle_log_fsync_seconds"),
+            options,
+        });
+        {
+            let mut writer = shared.writer.lock();
+            writer.count_segments(&shared);
+            writer.reclaim(&shared);
+        }
+        let mut threads = vec![spawn("log-keeper", &shared, keeper::run)?];
+        if !shared.inline() {
+            threads.push(spawn("log-writer", &shared, Shared::write_until_closed)?);
+        }
+        Ok(Arc::new(Log { shared, threads: Mutex::new(threads) }))
+    }
+
+    /// The ids of the groups that have something in the log, ascending.
+    pub fn groups(&self) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.shared.groups.lock().keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// May something be proposed? Ask before proposing: an error here is an answer for a client (`LogError::DiskFull`: the disk is full, and it
+    /// goes away by itself when space returns); an error of an append is the end of its Raft group. Costs one atomic load when all is well.
+    pub fn writable(&self) -> Result<(), LogError> {
+        self.shared.alive()?;
+        if !self.shared.refuses.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.shared.refusal.lock().clone().map_or(Ok(()), Err)
+    }
+
+    /// Figures for metrics and INFO.
+    pub fn stats(&self) -> &LogStats {
+        &self.shared.stats
+    }
+
+    /// How durable acknowledged writes are.
+    pub fn durability(&self) -> Durability {
+        self.shared.options.durability
+    }
+
+    /// Makes everything queued so far durable, whatever the durability.
+    pub async fn flush(&self) -> Result<(), LogError> {
+        let (done, wait) = tokio::sync::oneshot::channel();
+        self.shared.submit(Op::Flush { mark: false, done });
+        wait.await.unwrap_or(Err(LogError::Closed))
+    }
+
+    /// Writes and syncs everything queued and stops the log's threads; later writes fail with [`LogError::Closed`]. Dropping the log does the same.
+    pub fn close(&self) -> Result<(), LogError> {
+        let result = if self.shared.queue.lock().closed {
+            Ok(())
+        } else {
+            self.shared.queue_committed();
+            let (done, mut wait) = tokio::sync::oneshot::channel();
+            self.shared.submit(Op::Flush { mark: true, done });
+            self.shared.stop();
+            // In `Os` the caller is the writer; otherwise the thread ends only after it has emptied the queue.
+            self.join();
+            wait.try_recv().unwrap_or(Err(LogError::Closed))
+        };
+        self.join();
+        result
+    }
+
+    fn join(&self) {
+        for thread in self.threads.lock().drain(..) {
+            // The last owner may be a callback, on the writer's own thread.
+            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+                tracing::error!("a thread of the log panicked");
+            }
+        }
+    }
+
+    /// Queues; for callers that hold a group's lock and call [`Log::drive`] after.
+    pub(crate) fn push(&self, op: Op) {
+        self.shared.push(op);
+    }
+
+    /// Sees that what was queued gets written.
+    pub(crate) fn drive(&self) {
+        self.shared.drive_if_inline();
+    }
+
+    pub(crate) fn group(&self, id: u64) -> Arc<Group> {
+        self.shared.groups.lock().entry(id).or_insert_with(|| Arc::new(Group::new(id))).clone()
+    }
+
+    pub(crate) fn cached(&self) -> &AtomicU64 {
+        &self.shared.cached
+    }
+
+    pub(crate) fn alive(&self) -> Result<(), LogError> {
+        self.shared.alive()
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Err(e) = self.close() {
+            tracing::error!(error = %e, "close the log");
+        }
+    }
+}
+
+fn spawn(name: &str, shared: &Arc<Shared>, run: fn(&Shared)) -> Result<JoinHandle<()>, LogError> {
+    let shared = shared.clone();
+    let dir = shared.options.dir.clone();
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&shared));
+    started.map_err(|e| LogError::io("start a thread for", &dir, e))
+}
+
+impl Shared {
+    /// Do callers write by themselves? Then a write costs no change of threads; it may wait for the disk only when the kernel throttles writers
+    /// or a segment ends.
+    fn inline(&self) -> bool {
+        self.options.durability == Durability::Os
+    }
+
+    fn submit(&self, op: Op) {
+        self.push(op);
+        self.drive_if_inline();
+    }
+
+    /// Writes what is queued, unless someone else is at it, who then comes to ours too.
+    fn drive(&self) {
+        loop {
+            let Some(mut writer) = self.writer.try_lock() else { return };
+            let mut ops = std::mem::take(&mut self.queue.lock().ops);
+            if ops.is_empty() {
+                return;
+            }
+            writer.run(self, &mut ops);
+            drop(writer);
+            // An op queued while the writer was ours found it taken and left.
+            if self.queue.lock().ops.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// The segment that is being written.
+    fn active(&self) -> Arc<Segment> {
+        let active = self.writer.lock().active.clone();
+        // Whoever queued meanwhile found the writer taken.
+        self.drive_if_inline();
+        active
+    }
+
+    pub(crate) fn drive_if_inline(&self) {
+        if self.inline() {
+            self.drive();
+        }
+    }
+
+    fn write_until_closed(&self) {
+        let mut ops = Vec::new();
+        loop {
+            {
+                let mut queue = self.queue.lock();
+                while queue.ops.is_empty() {
+                    if queue.closed {
+                        return;
+                    }
+                    queue.sleeping = true;
+                    self.queued.wait(&mut queue);
+                }
+                queue.sleeping = false;
+                std::mem::swap(&mut queue.ops, &mut ops);
+            }
+            self.writer.lock().run(self, &mut ops);
+        }
+    }
+
+    fn stop(&self) {
+        self.queue.lock().closed = true;
+        self.closing.store(true, Ordering::Release);
+        self.queued.notify_all();
+        let _chores = self.keeper.lock();
+        self.keeper_woken.notify_all();
+        self.spare_changed.notify_all();
+    }
+
+    /// Is the log in order?
+    pub(crate) fn alive(&self) -> Result<(), LogError> {
+        if !self.poisoned.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(LogError::Poisoned(self.poison.lock().clone().unwrap_or_default()))
+    }
+
+    /// Nothing is acknowledged from here on.
+    pub(crate) fn poison(&self, why: &LogError) {
+        let mut poison = self.poison.lock();
+        if poison.is_none() {
+            tracing::error!(error = %why, "the log stops: nobody knows what is on the disk");
+            *poison = Some(why.to_string());
+            self.poisoned.store(true, Ordering::Release);
+        }
+    }
+
+    /// From now on [`Log::writable`] says no.
+    pub(crate) fn refuse(&self, why: LogError) {
+        let mut refusal = self.refusal.lock();
+        if refusal.is_none() {
+            tracing::warn!(error = %why, "the log takes no new writes until this is over");
+        }
+        *refusal = Some(why);
+        self.refuses.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn admit(&self) {
+        let mut refusal = self.refusal.lock();
+        if refusal.take().is_some() {
+            tracing::warn!("the log takes writes again");
+        }
+        self.refuses.store(false, Ordering::Release);
+    }
+
+    /// Waits a moment for space; an error when the log is being closed.
+    pub(crate) fn wait_for_space(&self) -> Result<(), LogError> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(LogError::Closed);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        Ok(())
+    }
+
+    /// The next segment's file; waits until the keeper has it.
+    pub(crate) fn take_spare(&self) -> Result<(File, PathBuf), LogError> {
+        let mut spare = self.spare.lock();
+        loop {
+            if let Spare::Ready(..) = *spare
+                && let Spare::Ready(file, path) = std::mem::replace(&mut *spare, Spare::Taken)
+            {
+                return Ok((file, path));
+            }
+            if self.closing.load(Ordering::Acquire) {
+                return Err(self.refusal.lock().clone().unwrap_or(LogError::Closed));
+            }
+            self.spare_changed.wait_for(&mut spare, Duration::from_millis(100));
+        }
+    }
+
+    /// The spare has its real name; another can be made.
+    pub(crate) fn spare_taken(&self) {
+        *self.spare.lock() = Spare::Wanted;
+        self.wake_keeper();
+    }
+
+    fn wake_keeper(&self) {
+        self.keeper.lock().woken = true;
+        self.keeper_woken.notify_one();
+    }
+
+    /// Leaves segments to the keeper, who removes them once it is safe.
+    pub(crate) fn doom(&self, segments: Vec<Arc<Segment>>) {
+        self.keeper.lock().doomed.extend(segments);
+        self.wake_keeper();
+    }
+
+    /// Brings the groups' caches within their bound, the largest giving most.
+    pub(crate) fn evict(&self) {
+        let cached = self.cached.load(Ordering::Relaxed);
+        let max = self.options.tail_bytes_max;
+        if cached <= max {
+            return;
+        }
+        for group in self.groups.lock().values() {
+            let front = &mut group.inside.lock().front;
+            let keep = u128::from(front.cache_bytes()) * u128::from(max - max / 8) / u128::from(cached);
+            front.evict(keep as u64, &self.cached);
+        }
+    }
+
+    /// Queues the committed ids that no append has carried.
+    fn queue_committed(&self) {
+        let groups: Vec<Arc<Group>> = self.groups.lock().values().cloned().collect();
+        for group in groups {
+            let mut inside = group.inside.lock();
+            if let Some(committed) = inside.front.take_committed() {
+                // Queued under the group's lock, so that it keeps its place among the group's other operations.
+                self.push(Op::Committed { group: group.clone(), committed });
+            }
+        }
+        self.drive_if_inline();
+    }
+
+    /// Queues without writing; for callers that hold a group's lock.
+    pub(crate) fn push(&self, op: Op) {
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            drop(queue);
+            op.refuse(LogError::Closed);
+            return;
+        }
+        queue.ops.push(op);
+        let wake = std::mem::take(&mut queue.sleeping);
+        drop(queue);
+        if wake {
+            self.queued.notify_one();
+        }
+    }
+}

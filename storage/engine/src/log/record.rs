@@ -1,0 +1,296 @@
+//! One record of the log: its bytes, and how a whole one is told from a broken one.
+//!
+//! # Layout
+//! Integers are little-endian.
+//!
+//! ```text
+//!  0        4        8        12     13         21
+//!  +--------+--------+--------+------+----------+----------------+
+//!  | length | crc32c | synced | kind | group    | body ...       |
+//!  +--------+--------+--------+------+----------+----------------+
+//!    u32      u32      u32      u8     u64        `length` bytes
+//! ```
+//!
+//! - `crc32c` covers, in this order: the number of the segment (u64), the offset of the record in it (u32), `length`, and everything from
+//!   `synced` to the end of the body. So a record is valid at one place only: bytes that a client stored, an old copy of a file, or a write that
+//!   the disk put elsewhere cannot pass for one.
+//! - `synced`: up to which offset the segment was known to be on the disk when this record was written. It is what tells a torn tail from
+//!   damage (`recover.rs`).
+//! - `kind`: high nibble 1 (the version), low nibble what it is, so that it is never zero and zeros are never a record:
+//!
+//! | kind | name | body |
+//! |---|---|---|
+//! | `0x11` | entry | log id, payload tag u8, payload |
+//! | `0x12` | moved entry | as entry; the same entry written again so that an old segment can go; replaces, never truncates |
+//! | `0x13` | vote | term u64, Raft id u64, committed u8 |
+//! | `0x14` | committed | optional log id |
+//! | `0x15` | truncate after | optional index u64: entries beyond it (all, when absent) are gone |
+//! | `0x16` | purge | log id: entries up to it are gone |
+//! | `0x17` | group state | optional vote, optional purged log id, optional committed log id, optional index u64 of the first entry |
+//! | `0x18` | destroy | nothing: the group is gone |
+//! | `0x19` | mark | nothing, group 0: only carries `synced` |
+//!
+//! A log id is term u64, Raft id u64, index u64. An optional thing is a byte 0, or a byte 1 and the thing. Payload tags: 0 blank, 1 a batch (its
+//! bytes follow), 2 a membership (postcard of `openraft::Membership`).
+//!
+//! # Invariants
+//! - The format is frozen: `frozen_bytes` below holds one vector per kind; vectors are added, never edited.
+//! - Decoding any bytes gives a record or a reason, never a panic: `any_bytes_decode_or_say_why`.
+
+use bytes::Bytes;
+
+use crate::raft::types::{Entry, EntryPayload, LeaderId, LogId, Membership, Payload, Vote};
+
+/// Bytes before the body.
+pub(crate) const HEADER: usize = 21;
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Entry = 0x11,
+    Moved = 0x12,
+    Vote = 0x13,
+    Committed = 0x14,
+    TruncateAfter = 0x15,
+    Purge = 0x16,
+    State = 0x17,
+    Destroy = 0x18,
+    Mark = 0x19,
+}
+
+impl Kind {
+    fn of(byte: u8) -> Option<Kind> {
+        Some(match byte {
+            0x11 => Kind::Entry,
+            0x12 => Kind::Moved,
+            0x13 => Kind::Vote,
+            0x14 => Kind::Committed,
+            0x15 => Kind::TruncateAfter,
+            0x16 => Kind::Purge,
+            0x17 => Kind::State,
+            0x18 => Kind::Destroy,
+            0x19 => Kind::Mark,
+            _ => return None,
+        })
+    }
+}
+
+/// Where a record starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) segment: u64,
+    pub(crate) offset: u32,
+}
+
+/// A group's small state, written again at the head of each segment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) vote: Option<Vote>,
+    pub(crate) purged: Option<LogId>,
+    pub(crate) committed: Option<LogId>,
+    pub(crate) first: Option<u64>,
+}
+
+/// A whole record with a right checksum, its body not yet looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raw<'a> {
+    pub(crate) synced: u32,
+    pub(crate) kind: Kind,
+    pub(crate) group: u64,
+    pub(crate) body: &'a [u8],
+}
+
+impl Raw<'_> {
+    /// Bytes of the record, header included.
+    pub(crate) fn len(&self) -> u32 {
+        (HEADER + self.body.len()) as u32
+    }
+}
+
+/// Appends a record to `buf`; `place` is where it will stand in the file. Gives its length.
+pub(crate) fn put(buf: &mut Vec<u8>, place: Place, synced: u32, kind: Kind, group: u64, body: impl FnOnce(&mut Vec<u8>)) -> u32 {
+    let start = buf.len();
+    buf.extend_from_slice(&[0; 8]);
+    buf.extend_from_slice(&synced.to_le_bytes());
+    buf.push(kind as u8);
+    buf.extend_from_slice(&group.to_le_bytes());
+    body(buf);
+    let length = (buf.len() - start - HEADER) as u32;
+    let crc = checksum(place, length, &buf[start + 8..]);
+    buf[start..start + 4].copy_from_slice(&length.to_le_bytes());
+    buf[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+    length + HEADER as u32
+}
+
+/// The record that starts at the start of `bytes`, which stand at `place`; or why there is none.
+pub(crate) fn parse(bytes: &[u8], place: Place) -> Result<Raw<'_>, &'static str> {
+    let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else {
+        return Err("the file ends inside a record's header");
+    };
+    let length = u32_at(header, 0);
+    let Some(kind) = Kind::of(header[12]) else {
+        return Err("no such kind of record");
+    };
+    let Some(body) = rest.get(..length as usize) else {
+        return Err("the file ends inside a record");
+    };
+    let synced = u32_at(header, 8);
+    if synced > place.offset {
+        return Err("a record claims that it was synced before it was written");
+    }
+    if checksum(place, length, &bytes[8..HEADER + length as usize]) != u32_at(header, 4) {
+        return Err("checksum mismatch");
+    }
+    let group = u64::from_le_bytes(header[13..21].try_into().expect("eight bytes"));
+    Ok(Raw { synced, kind, group, body })
+}
+
+fn u32_at(bytes: &[u8; HEADER], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn checksum(place: Place, length: u32, rest: &[u8]) -> u32 {
+    let mut seed = [0; 16];
+    seed[..8].copy_from_slice(&place.segment.to_le_bytes());
+    seed[8..12].copy_from_slice(&place.offset.to_le_bytes());
+    seed[12..].copy_from_slice(&length.to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c(&seed), rest)
+}
+
+// --- bodies: writing ---
+
+/// An upper bound of an entry's record, to know beforehand whether it fits.
+pub(crate) fn entry_len(entry: &Entry) -> usize {
+    let payload = match &entry.payload {
+        EntryPayload::Blank => 0,
+        EntryPayload::Normal(p) => p.0.len(),
+        EntryPayload::Membership(m) => postcard::experimental::serialized_size(m).unwrap_or(0),
+    };
+    HEADER + 25 + payload
+}
+
+pub(crate) fn put_entry(buf: &mut Vec<u8>, entry: &Entry) {
+    put_log_id(buf, &entry.log_id);
+    match &entry.payload {
+        EntryPayload::Blank => buf.push(0),
+        EntryPayload::Normal(payload) => {
+            buf.push(1);
+            buf.extend_from_slice(&payload.0);
+        }
+        EntryPayload::Membership(membership) => {
+            buf.push(2);
+            let bytes = postcard::to_allocvec(membership).expect("a membership is maps and strings, which postcard always encodes");
+            buf.extend_from_slice(&bytes);
+        }
+    }
+}
+
+pub(crate) fn put_vote(buf: &mut Vec<u8>, vote: &Vote) {
+    buf.extend_from_slice(&vote.leader_id.term.to_le_bytes());
+    buf.extend_from_slice(&vote.leader_id.node_id.to_le_bytes());
+    buf.push(u8::from(vote.committed));
+}
+
+pub(crate) fn put_log_id(buf: &mut Vec<u8>, id: &LogId) {
+    buf.extend_from_slice(&id.leader_id.term.to_le_bytes());
+    buf.extend_from_slice(&id.leader_id.node_id.to_le_bytes());
+    buf.extend_from_slice(&id.index.to_le_bytes());
+}
+
+pub(crate) fn put_index(buf: &mut Vec<u8>, index: &u64) {
+    buf.extend_from_slice(&index.to_le_bytes());
+}
+
+pub(crate) fn put_optional<T>(buf: &mut Vec<u8>, thing: Option<&T>, put: impl FnOnce(&mut Vec<u8>, &T)) {
+    buf.push(u8::from(thing.is_some()));
+    if let Some(thing) = thing {
+        put(buf, thing);
+    }
+}
+
+pub(crate) fn put_state(buf: &mut Vec<u8>, state: &State) {
+    put_optional(buf, state.vote.as_ref(), put_vote);
+    put_optional(buf, state.purged.as_ref(), put_log_id);
+    put_optional(buf, state.committed.as_ref(), put_log_id);
+    put_optional(buf, state.first.as_ref(), put_index);
+}
+
+// --- bodies: reading; `Err` says what is wrong with a body whose checksum is right ---
+
+type Read<T> = Result<T, &'static str>;
+
+/// Takes a body apart from the front.
+pub(crate) struct Body<'a>(pub(crate) &'a [u8]);
+
+impl Body<'_> {
+    fn byte(&mut self) -> Read<u8> {
+        let (&first, rest) = self.0.split_first().ok_or("a record's body is too short")?;
+        self.0 = rest;
+        Ok(first)
+    }
+
+    pub(crate) fn index(&mut self) -> Read<u64> {
+        let (first, rest) = self.0.split_first_chunk::<8>().ok_or("a record's body is too short")?;
+        self.0 = rest;
+        Ok(u64::from_le_bytes(*first))
+    }
+
+    fn claim(&mut self) -> Read<bool> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err("a flag is neither 0 nor 1"),
+        }
+    }
+
+    fn leader(&mut self) -> Read<LeaderId> {
+        Ok(LeaderId { term: self.index()?, node_id: self.index()? })
+    }
+
+    pub(crate) fn log_id(&mut self) -> Read<LogId> {
+        Ok(LogId { leader_id: self.leader()?, index: self.index()? })
+    }
+
+    pub(crate) fn vote(&mut self) -> Read<Vote> {
+        Ok(Vote { leader_id: self.leader()?, committed: self.claim()? })
+    }
+
+    pub(crate) fn optional<T>(&mut self, read: impl FnOnce(&mut Self) -> Read<T>) -> Read<Option<T>> {
+        if self.claim()? { read(self).map(Some) } else { Ok(None) }
+    }
+
+    pub(crate) fn state(&mut self) -> Read<State> {
+        Ok(State {
+            vote: self.optional(Body::vote)?,
+            purged: self.optional(Body::log_id)?,
+            committed: self.optional(Body::log_id)?,
+            first: self.optional(Body::index)?,
+        })
+    }
+
+    pub(crate) fn end(&self) -> Read<()> {
+        if self.0.is_empty() { Ok(()) } else { Err("a record's body is too long") }
+    }
+}
+
+/// An entry from its body; a batch's bytes are a slice of `body`, not a copy.
+pub(crate) fn entry(body: &Bytes) -> Read<Entry> {
+    let mut rest = Body(body);
+    let log_id = rest.log_id()?;
+    let tag = rest.byte()?;
+    let payload = match tag {
+        0 => {
+            rest.end()?;
+            EntryPayload::Blank
+        }
+        1 => EntryPayload::Normal(Payload(body.slice(body.len() - rest.0.len()..))),
+        2 => {
+            let (membership, left): (Membership, _) = postcard::take_from_bytes(rest.0).map_err(|_| "a membership does not decode")?;
+            Body(left).end()?;
+            EntryPayload::Membership(membership)
+        }
+        _ => return Err("no such payload"),
+    };
+    Ok(Entry { log_id, payload })
+}

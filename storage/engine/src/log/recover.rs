@@ -1,0 +1,255 @@
+//! Reads the log back: which groups there are, what each holds, and where writing goes on.
+//!
+//! # What a crash leaves, and what is damage
+//! A segment that has a successor was complete and on the disk before the successor got its name, and the successor says where it ends. So there
+//! every record must be whole; anything else is damage and the log does not open.
+//!
+//! The last segment ends where records stop. Behind the last record are zeros (the file was filled with them) and, after a crash in the middle of a
+//! write, any part of the batch that was being written: disks persist pages in any order, so whole records may stand *behind* a broken one
+//! without anything being wrong. The `synced` number in every record tells the two apart. A batch is acknowledged (with
+//! `Durability::Always`) only after its sync, and whatever is written after a sync carries in `synced` how far it went. So:
+//!
+//! - Let X be the offset of the first thing that is not a whole record, and S the largest `synced` of any whole record found behind X, at any
+//!   offset at all.
+//! - S > X: the bytes at X were on the disk once and are not what they were. Damage: an error, nothing is changed.
+//! - Otherwise nothing shows that the bytes at X were ever synced: the tail is torn (or just zeros, when there is no more). It is cut at X,
+//!   which is logged with file and offset unless all behind X is zeros, and overwritten with zeros so that no stale record can
+//!   line up with a new one later.
+//!
+//! What this cannot tell: damage in the very last batch that was synced, with nothing written behind it, looks like a torn write of it. A clean
+//! close ends the log with a mark, which leaves nothing to guess.
+//!
+//! A record found "at any offset" by accident, or because a client stored one's bytes, does not count: the checksum covers segment and offset.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::group::{Group, Inside, Slot};
+use super::record::{self, Body, Kind, Place, Raw};
+use super::segment::{self, Segment};
+use super::{LogError, LogOptions};
+use crate::raft::types::{LeaderId, LogId, Vote};
+
+pub(crate) struct Recovered {
+    pub(crate) groups: HashMap<u64, Arc<Group>>,
+    pub(crate) sealed: VecDeque<Arc<Segment>>,
+    pub(crate) active: Arc<Segment>,
+}
+
+/// A segment's file and what its header says.
+struct Found {
+    number: u64,
+    path: PathBuf,
+    prev_end: u32,
+}
+
+pub(crate) fn recover(options: &LogOptions) -> Result<Recovered, LogError> {
+    let dir = &options.dir;
+    std::fs::create_dir_all(dir).map_err(|e| LogError::io("create", dir, e))?;
+    segment::remove_spare(dir)?;
+    let found = find(dir)?;
+    if found.is_empty() {
+        return begin(options);
+    }
+    let mut replay: BTreeMap<u64, Replayed> = BTreeMap::new();
+    let mut segments = VecDeque::new();
+    for (i, this) in found.iter().enumerate() {
+        segments.push_back(read_segment(options, this, found.get(i + 1), &mut replay)?);
+    }
+    let active = segments.pop_back().expect("found is not empty");
+    let groups = replay.into_iter().map(|(id, replayed)| Ok((id, Arc::new(replayed.finish(dir, id)?))));
+    Ok(Recovered { groups: groups.collect::<Result<_, LogError>>()?, sealed: segments, active })
+}
+
+/// The first segment of a new log.
+fn begin(options: &LogOptions) -> Result<Recovered, LogError> {
+    let (file, spare_path) = segment::spare(&options.dir, options.segment_bytes, options.preallocate)?;
+    let path = options.dir.join(segment::file_name(1));
+    file.write_all_at(&segment::header(1, 0), 0).and_then(|()| file.sync_data()).map_err(|e| LogError::io("begin", &path, e))?;
+    std::fs::rename(&spare_path, &path).map_err(|e| LogError::io("begin", &path, e))?;
+    segment::sync_dir(&options.dir)?;
+    if let Some(parent) = options.dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+        segment::sync_dir(parent)?;
+    }
+    let active = Segment::new(1, path, file, options.segment_bytes, segment::HEADER, segment::HEADER);
+    Ok(Recovered { groups: HashMap::new(), sealed: VecDeque::new(), active: Arc::new(active) })
+}
+
+/// The segments in order, with no number missing.
+fn find(dir: &Path) -> Result<Vec<Found>, LogError> {
+    let mut numbers = Vec::new();
+    for file in std::fs::read_dir(dir).map_err(|e| LogError::io("list", dir, e))? {
+        let file = file.map_err(|e| LogError::io("list", dir, e))?;
+        numbers.extend(file.file_name().to_str().and_then(segment::number_of));
+    }
+    numbers.sort_unstable();
+    let mut found: Vec<Found> = Vec::new();
+    for number in numbers {
+        let path = dir.join(segment::file_name(number));
+        if let Some(before) = found.last()
+            && before.number + 1 != number
+        {
+            let missing = dir.join(segment::file_name(before.number + 1));
+            return Err(LogError::Corrupt { path: missing, offset: 0, why: "a segment is missing between others" });
+        }
+        let mut header = Vec::new();
+        let file = File::open(&path).map_err(|e| LogError::io("open", &path, e))?;
+        std::io::Read::read_to_end(&mut std::io::Read::take(file, u64::from(segment::HEADER)), &mut header)
+            .map_err(|e| LogError::io("read", &path, e))?;
+        let prev_end =
+            segment::read_header(&header, number).map_err(|why| LogError::Corrupt { path: path.clone(), offset: 0, why })?;
+        found.push(Found { number, path, prev_end });
+    }
+    Ok(found)
+}
+
+fn read_segment(options: &LogOptions, this: &Found, next: Option<&Found>, replay: &mut BTreeMap<u64, Replayed>) -> Result<Arc<Segment>, LogError> {
+    let path = &this.path;
+    let corrupt = |offset: usize, why| LogError::Corrupt { path: path.clone(), offset: offset as u64, why };
+    let bytes = std::fs::read(path).map_err(|e| LogError::io("read", path, e))?;
+    if u32::try_from(bytes.len()).is_err() {
+        return Err(corrupt(u32::MAX as usize, "a segment of 4 GiB or more"));
+    }
+    let records = match next {
+        None => bytes.as_slice(),
+        Some(next) => {
+            let end = next.prev_end as usize;
+            bytes.get(..end).filter(|b| b.len() >= segment::HEADER as usize).ok_or_else(|| corrupt(bytes.len(), "the segment is shorter than its successor says"))?
+        }
+    };
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| LogError::io("open", path, e))?;
+    let capacity = options.segment_bytes.max(bytes.len() as u32);
+    let segment = Arc::new(Segment::new(this.number, path.clone(), file, capacity, 0, 0));
+    let mut at = segment::HEADER as usize;
+    while at < records.len() {
+        let place = Place { segment: this.number, offset: at as u32 };
+        let raw = match record::parse(&records[at..], place) {
+            Ok(raw) => raw,
+            Err(why) if next.is_some() => return Err(corrupt(at, why)),
+            Err(why) => {
+                cut_tail(&segment, &bytes, at, why)?;
+                break;
+            }
+        };
+        let slot = Slot { segment: segment.clone(), offset: at as u32, len: raw.len() };
+        at += raw.len() as usize;
+        apply(replay, &raw, slot).map_err(|why| corrupt(at - raw.len() as usize, why))?;
+    }
+    // A process that was killed leaves pages that are in no file yet: what is believed from here on must not depend on them.
+    segment.end.store(at as u32, std::sync::atomic::Ordering::Release);
+    segment.sync()?;
+    Ok(segment)
+}
+
+/// Cuts what a crash left behind offset `at` of the last segment, or finds that it is damage.
+fn cut_tail(segment: &Segment, bytes: &[u8], at: usize, why: &'static str) -> Result<(), LogError> {
+    let Some(last) = bytes[at..].iter().rposition(|b| *b != 0) else { return Ok(()) };
+    let tail = &bytes[..at + last + 1];
+    for offset in at + 1..tail.len() {
+        // The record's own trailing zeros are part of it, so it is looked for in the whole file.
+        let found = record::parse(&bytes[offset..], Place { segment: segment.number, offset: offset as u32 });
+        if found.is_ok_and(|raw| raw.synced as usize > at) {
+            return Err(LogError::Corrupt { path: segment.path.clone(), offset: at as u64, why });
+        }
+    }
+    tracing::warn!(
+        file = %segment.path.display(), offset = at, bytes = tail.len() - at, why,
+        "the log's tail was torn by a crash before it was acknowledged; cut off",
+    );
+    let zeros = vec![0; tail.len() - at];
+    segment.file.write_all_at(&zeros, at as u64).map_err(|e| LogError::io("cut the tail of", &segment.path, e))
+}
+
+/// A group while its records are being read. Entries may have holes until the end: a moved entry comes after its successors.
+#[derive(Default)]
+struct Replayed {
+    vote: Option<Vote>,
+    purged: Option<LogId>,
+    committed: Option<LogId>,
+    entries: BTreeMap<u64, (LeaderId, Slot)>,
+    /// The first entry there must be, when a segment's head has said so.
+    first: Option<u64>,
+}
+
+fn apply(replay: &mut BTreeMap<u64, Replayed>, raw: &Raw<'_>, slot: Slot) -> Result<(), &'static str> {
+    if raw.kind == Kind::Mark {
+        return Body(raw.body).end();
+    }
+    if raw.kind == Kind::Destroy {
+        replay.remove(&raw.group);
+        return Body(raw.body).end();
+    }
+    let group = replay.entry(raw.group).or_default();
+    let mut body = Body(raw.body);
+    match raw.kind {
+        Kind::Entry | Kind::Moved => {
+            let id = body.log_id()?;
+            let before = group.entries.insert(id.index, (id.leader_id, slot));
+            if raw.kind == Kind::Entry && (before.is_some() || group.purged.is_some_and(|p| p.index >= id.index)) {
+                return Err("an entry was written twice");
+            }
+            return Ok(());
+        }
+        Kind::Vote => group.vote = Some(body.vote()?),
+        Kind::Committed => group.committed = body.optional(Body::log_id)?,
+        Kind::TruncateAfter => {
+            let next = body.optional(Body::index)?.map_or(0, |index| index.saturating_add(1));
+            group.entries.split_off(&next);
+            group.first = group.first.filter(|first| *first < next);
+        }
+        Kind::Purge => {
+            group.purge(body.log_id()?);
+            group.first = None;
+        }
+        Kind::State => {
+            let state = body.state()?;
+            (group.vote, group.committed, group.first) = (state.vote, state.committed, state.first);
+            if let Some(purged) = state.purged {
+                group.purge(purged);
+            }
+        }
+        Kind::Destroy | Kind::Mark => {}
+    }
+    body.end()
+}
+
+impl Replayed {
+    fn purge(&mut self, upto: LogId) {
+        self.entries = self.entries.split_off(&upto.index.saturating_add(1));
+        self.purged = Some(upto);
+    }
+
+    /// The group as it was, if nothing of it is missing.
+    fn finish(self, dir: &Path, id: u64) -> Result<Group, LogError> {
+        let incomplete = |why| LogError::Incomplete { dir: dir.to_owned(), group: id, why };
+        let mut inside = Inside::default();
+        let Inside { front, disk } = &mut inside;
+        (front.vote, front.purged) = (self.vote, self.purged);
+        (disk.vote, disk.purged) = (self.vote, self.purged);
+        let first = self.purged.map(|purged| purged.index + 1).filter(|_| !self.entries.is_empty()).or(self.first);
+        let start = first.or(self.entries.keys().next().copied()).unwrap_or(0);
+        front.first = self.entries.keys().next().copied().unwrap_or(self.purged.map_or(0, |purged| purged.index + 1));
+        front.next = front.first;
+        if first.is_some() && (self.entries.is_empty() || front.first != start) {
+            return Err(incomplete(format!("its entries should begin at {start}")));
+        }
+        for (index, (leader_id, slot)) in self.entries {
+            if index != front.next {
+                return Err(incomplete(format!("entry {} is missing", front.next)));
+            }
+            front.next += 1;
+            front.learn_leader(&LogId { leader_id, index });
+            disk.append(index, slot);
+        }
+        front.written = front.next;
+        // A committed id says what to apply again; beyond the log there is nothing to apply, so it says nothing.
+        front.committed = self.committed.filter(|committed| committed.index < front.next);
+        disk.committed = front.committed;
+        let group = Group::new(id);
+        *group.inside.lock() = inside;
+        Ok(group)
+    }
+}

@@ -1,0 +1,161 @@
+//! A segment: one file of the log, filled from front to back and then only read.
+//!
+//! # Layout
+//! `<number, 20 decimal digits>.log`, zeros up to its full size when it begins (overwriting allocated blocks makes an fdatasync cheaper than
+//! growing a file: no journal commit; and the space is there before anything is promised). Integers are little-endian.
+//!
+//! ```text
+//!  0          8         12       16         24         28
+//!  +----------+---------+--------+----------+----------+----------------------------------+
+//!  | "BRDLLOG\n" | version | crc32c | number   | prev end | records ..., then zeros          |
+//!  +----------+---------+--------+----------+----------+----------------------------------+
+//!    8 bytes    u32 = 1   u32      u64        u32
+//! ```
+//!
+//! `crc32c` covers the header without itself. `prev end` is where the records of the segment before end (0 when there was none): a segment that
+//! has a successor is complete and its end is known exactly. The successor gets its name only after it and its predecessor are on the disk.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::LogError;
+
+/// Bytes before the first record.
+pub(crate) const HEADER: u32 = 28;
+const MAGIC: &[u8; 8] = b"BRDLLOG\n";
+const VERSION: u32 = 1;
+/// The next segment while it is being zeroed; has no header yet.
+const SPARE: &str = "spare.tmp";
+
+/// An open segment.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) number: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
+    /// How far records may go without growing the file.
+    pub(crate) capacity: u32,
+    /// Where the records end.
+    pub(crate) end: AtomicU32,
+    /// Up to where the file is known to be on the disk.
+    pub(crate) synced: AtomicU32,
+    /// Bytes of entries that some group still needs.
+    pub(crate) live: AtomicU64,
+}
+
+impl Segment {
+    pub(crate) fn new(number: u64, path: PathBuf, file: File, capacity: u32, end: u32, synced: u32) -> Segment {
+        Segment { number, path, file, capacity, end: AtomicU32::new(end), synced: AtomicU32::new(synced), live: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn end(&self) -> u32 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn synced(&self) -> u32 {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Makes everything written so far durable. An error means that nobody knows what is on the disk: the caller poisons the log.
+    pub(crate) fn sync(&self) -> Result<(), LogError> {
+        let end = self.end();
+        self.file.sync_data().map_err(|e| LogError::io("sync", &self.path, e))?;
+        self.synced.fetch_max(end, Ordering::AcqRel);
+        Ok(())
+    }
+}
+
+/// A segment's file name.
+pub(crate) fn file_name(number: u64) -> String {
+    format!("{number:020}.log")
+}
+
+/// The number in a file name that [`file_name`] made.
+pub(crate) fn number_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".log")?;
+    (digits.len() == 20).then(|| digits.parse().ok())?
+}
+
+pub(crate) fn header(number: u64, prev_end: u32) -> [u8; HEADER as usize] {
+    let mut bytes = [0; HEADER as usize];
+    bytes[..8].copy_from_slice(MAGIC);
+    bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[16..24].copy_from_slice(&number.to_le_bytes());
+    bytes[24..28].copy_from_slice(&prev_end.to_le_bytes());
+    let crc = header_checksum(&bytes);
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn header_checksum(bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..HEADER as usize])
+}
+
+/// The `prev end` of the segment that `bytes` begin, or what is wrong with them.
+pub(crate) fn read_header(bytes: &[u8], number: u64) -> Result<u32, &'static str> {
+    let Some(bytes) = bytes.first_chunk::<{ HEADER as usize }>() else {
+        return Err("the file is shorter than a segment's header");
+    };
+    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    if &bytes[..8] != MAGIC {
+        return Err("not a segment of this log (magic)");
+    }
+    if header_checksum(bytes) != word(12) {
+        return Err("checksum mismatch in the segment's header");
+    }
+    if word(8) != VERSION {
+        return Err("a segment of a version that this build does not know");
+    }
+    if bytes[16..24] != number.to_le_bytes() {
+        return Err("the segment's number is not the one of its file name");
+    }
+    Ok(word(24))
+}
+
+/// A file of zeros for the next segment, on the disk. `bytes` = its size.
+pub(crate) fn spare(dir: &Path, bytes: u32, preallocate: bool) -> Result<(File, PathBuf), LogError> {
+    let path = dir.join(SPARE);
+    let made = (|| {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+        if preallocate {
+            let zeros = vec![0; (bytes as usize).min(1 << 20)];
+            let mut at = 0;
+            while at < bytes {
+                let chunk = (bytes - at).min(zeros.len() as u32);
+                file.write_all_at(&zeros[..chunk as usize], u64::from(at))?;
+                at += chunk;
+            }
+        }
+        file.sync_all()?;
+        Ok(file)
+    })();
+    match made {
+        Ok(file) => Ok((file, path)),
+        Err(e) => {
+            // Half a spare is of no use and holds space that may be short.
+            let _ = std::fs::remove_file(&path);
+            Err(LogError::io("preallocate", &path, e))
+        }
+    }
+}
+
+/// Removes a spare that an earlier process left.
+pub(crate) fn remove_spare(dir: &Path) -> Result<(), LogError> {
+    let path = dir.join(SPARE);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(LogError::io("remove", &path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes names in `dir` durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), LogError> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| LogError::io("sync", dir, e))
+}

@@ -1,0 +1,197 @@
+//! One group's log as openraft wants it: the group's part of the node's shared [`Log`].
+//!
+//! # Invariants
+//! - An entry is readable as soon as `append` returned; its callback comes once the log's durability is met.
+//! - Votes and truncations are durable when they return, in every durability mode, and keep their place among the appends.
+//! - `save_committed` and `purge` only queue; nothing waits for them. What is lost of them in a crash is learnt again.
+//! - What is found wrong is an error that names file and offset, never an entry left out. Held by openraft's own suite and `engine::log`'s tests.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds, RangeInclusive};
+use std::sync::Arc;
+
+use openraft::storage::RaftLogStorage;
+use openraft::{LogState, OptionalSend, RaftLogReader};
+use tokio::sync::oneshot;
+
+use crate::log::{Group, Log, LogError, Op, Reading};
+use crate::raft::types::{Entry, Flushed, LogId, Types, Vote};
+
+/// How many bytes of entries are given at once to a follower that asks for many; one entry is given whatever its size.
+const READ_BYTES_MAX: u64 = 4 << 20;
+
+/// A group's log: store and reader in one, cheap to clone.
+#[derive(Clone, Debug)]
+pub struct GroupLog {
+    log: Arc<Log>,
+    group: Arc<Group>,
+}
+
+impl Log {
+    /// The log of group `id`, empty when there was none. All handles of a group are one log; only one Raft may write to it.
+    pub fn group_log(self: &Arc<Self>, id: u64) -> GroupLog {
+        GroupLog { log: self.clone(), group: self.group(id) }
+    }
+
+    /// Removes everything of group `id`, durably. The group's Raft must have been shut down; its handles fail from here on.
+    pub async fn destroy(&self, id: u64) -> Result<(), LogError> {
+        self.alive()?;
+        let group = self.group(id);
+        let (done, wait) = oneshot::channel();
+        {
+            let front = &mut group.inside.lock().front;
+            front.truncate(None, self.cached());
+            front.destroyed = true;
+            self.push(Op::Destroy { group: group.clone(), done });
+        }
+        self.drive();
+        finished(wait).await
+    }
+}
+
+async fn finished(wait: oneshot::Receiver<Result<(), LogError>>) -> Result<(), LogError> {
+    wait.await.unwrap_or(Err(LogError::Closed))
+}
+
+impl GroupLog {
+    /// The group's id.
+    pub fn id(&self) -> u64 {
+        self.group.id
+    }
+
+    /// The node's log that this is a part of.
+    pub fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// Index range `first..next` of the entries that are there.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        let front = &self.group.inside.lock().front;
+        front.first..front.next
+    }
+
+    /// Changes the group's front and queues the operation that does the same on disk, as one step; then sees that it is written.
+    fn change(&self, change: impl FnOnce(&mut crate::log::Inside) -> Result<Op, LogError>) -> Result<(), LogError> {
+        self.log.alive()?;
+        {
+            let mut inside = self.group.inside.lock();
+            if inside.front.destroyed {
+                return Err(LogError::Contract(format!("group {} was destroyed", self.group.id)));
+            }
+            let op = change(&mut inside)?;
+            self.log.push(op);
+        }
+        self.log.drive();
+        Ok(())
+    }
+
+    async fn read(&self, from: u64, to: u64, bytes_max: u64) -> Result<Vec<Entry>, LogError> {
+        let Reading { cold, hot } = self.group.inside.lock().reading(from, to, bytes_max);
+        if cold.is_empty() {
+            return Ok(hot);
+        }
+        let group = self.group.id;
+        let read = move || cold.iter().map(|(index, slot)| slot.read(group, *index)).collect::<Result<Vec<_>, _>>();
+        // Off the runtime: a slow disk must not hold up heartbeats.
+        let read = tokio::task::spawn_blocking(read).await;
+        let mut entries = read.map_err(|e| LogError::Contract(format!("read entries {from}..{to}: {e}")))??;
+        entries.extend(hot);
+        Ok(entries)
+    }
+}
+
+impl RaftLogReader<Types> for GroupLog {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(&mut self, range: RB) -> Result<Vec<Entry>, io::Error> {
+        let from = match range.start_bound() {
+            Bound::Included(from) => *from,
+            Bound::Excluded(from) => from.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(to) => to.saturating_add(1),
+            Bound::Excluded(to) => *to,
+            Bound::Unbounded => u64::MAX,
+        };
+        Ok(self.read(from, to, u64::MAX).await?)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.group.inside.lock().front.vote)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        Ok(self.read(start, end, READ_BYTES_MAX).await?)
+    }
+
+    async fn get_key_log_ids(&mut self, range: RangeInclusive<LogId>) -> Result<Vec<LogId>, io::Error> {
+        Ok(self.group.inside.lock().front.key_log_ids(range.start().index, range.end().index))
+    }
+}
+
+impl RaftLogStorage<Types> for GroupLog {
+    type LogReader = GroupLog;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
+        let front = &self.group.inside.lock().front;
+        Ok(LogState { last_purged_log_id: front.purged, last_log_id: front.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> GroupLog {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let (done, wait) = oneshot::channel();
+        self.change(|inside| {
+            inside.front.vote = Some(*vote);
+            Ok(Op::Vote { group: self.group.clone(), vote: *vote, done })
+        })?;
+        Ok(finished(wait).await?)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        // The next append carries it, or the keeper within a second: a record of its own for each would double the writes.
+        let front = &mut self.group.inside.lock().front;
+        front.committed = committed;
+        front.committed_dirty = committed.is_some();
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.group.inside.lock().front.committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: Flushed) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        Ok(self.change(|inside| {
+            inside.front.append(&entries, self.log.cached())?;
+            let (epoch, committed) = (inside.front.epoch, inside.front.take_committed());
+            Ok(Op::Append { group: self.group.clone(), entries, committed, epoch, done: callback })
+        })?)
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        let (done, wait) = oneshot::channel();
+        self.change(|inside| {
+            let after = last_log_id.map(|id| id.index);
+            inside.front.truncate(after, self.log.cached());
+            Ok(Op::Truncate { group: self.group.clone(), after, done })
+        })?;
+        Ok(finished(wait).await?)
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        if self.group.inside.lock().front.purged.is_some_and(|purged| purged.index >= log_id.index) {
+            return Ok(());
+        }
+        Ok(self.change(|inside| {
+            inside.front.purge(log_id, self.log.cached());
+            Ok(Op::Purge { group: self.group.clone(), upto: log_id })
+        })?)
+    }
+}
