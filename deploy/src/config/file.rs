@@ -40,7 +40,7 @@ impl fmt::Display for Refused {
             Some((line, column, text)) => {
                 writeln!(f, "{}, line {line}, column {column}: {}", self.source, self.reason)?;
                 // A line that holds a password is not shown.
-                match text.contains("password") {
+                match text.contains("pass") {
                     true => Ok(()),
                     false => write!(f, "    {text}\n    {:>column$}", "^"),
                 }
@@ -141,18 +141,19 @@ fn spans(text: &str) -> Vec<(Range<usize>, String, String)> {
     spans
 }
 
-/// The text with every value that a configuration has otherwise replaced; comments and order stay.
-fn replace(text: &str, config: &Config) -> String {
+/// The text with every value that a configuration has otherwise replaced by `value(section, key)`; comments and order stay.
+fn replace(text: &str, config: &Config, value: impl Fn(&str, &str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut done = 0;
     for (span, section, key) in spans(text) {
-        let Some(value) = config.text(&section, &key) else { continue };
-        out.push_str(&text[done..span.start]);
-        // A value that says the same keeps its spelling; so does a password, which is never printed from memory.
+        let Some(value) = value(&section, &key) else { continue };
+        let written = &text[span.clone()];
+        // A value that says the same keeps its spelling.
         let mut same = config.clone();
-        let stays = DeValue::parse(&text[span.clone()])
+        let stays = DeValue::parse(written)
             .is_ok_and(|written| matches!(same.set(&section, &key, written.get_ref()), Some(Ok(()))) && same == *config);
-        out.push_str(if stays { &text[span.clone()] } else { &value });
+        out.push_str(&text[done..span.start]);
+        out.push_str(if stays { written } else { &value });
         done = span.end;
     }
     out.push_str(&text[done..]);
@@ -161,31 +162,39 @@ fn replace(text: &str, config: &Config) -> String {
 
 /// A configuration with all its documentation, as `--print-config` shows it.
 pub(crate) fn render(config: &Config) -> String {
-    replace(DEFAULTS, config)
+    replace(DEFAULTS, config, |section, key| config.text(section, key))
 }
 
 /// A file's text brought up to date (CONFIG REWRITE): values replaced in place, and what differs from the defaults and is missing there
-/// added at the end of its section. Passwords are left to whoever wrote the file.
-pub(crate) fn rewrite(text: &str, config: &Config) -> String {
-    let mut text = replace(text, config);
+/// added at the end of its section. Refused when the file is written in a way that this can't keep up with.
+pub(crate) fn rewrite(text: &str, config: &Config) -> Result<String, String> {
+    let mut text = replace(text, config, |section, key| config.file_text(section, key));
     let defaults = Config::defaults();
     for (section, key) in KEYS {
-        let value = config.text(section, key).expect("every key of the table has a text");
+        let value = config.file_text(section, key).expect("every key of the table has a text");
         let there = spans(&text).iter().any(|(_, s, k)| s == section && k == key);
-        if there || *key == "password" || defaults.text(section, key).as_ref() == Some(&value) {
+        if there || defaults.file_text(section, key).as_ref() == Some(&value) {
             continue;
         }
-        let last_of_section = spans(&text).into_iter().rfind(|(_, s, _)| s == section);
-        match last_of_section {
-            Some((span, ..)) => {
-                let line_end = text[span.end..].find('\n').map_or(text.len(), |newline| span.end + newline);
-                text.insert_str(line_end, &format!("\n{key} = {value}"));
-            }
+        match section_end(&text, section) {
+            Some(end) => text.insert_str(end, &format!("\n{key} = {value}")),
             None => {
                 let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
                 text.push_str(&format!("{gap}\n[{section}]\n{key} = {value}\n"));
             }
         }
     }
-    text
+    let mut reread = Config::defaults();
+    match reread.read("", &text) {
+        Ok(()) if reread == *config => Ok(text),
+        _ => Err("it is not written in [sections] of one key a line".to_owned()),
+    }
+}
+
+/// Where the last line of a section's keys ends, or that of its heading.
+fn section_end(text: &str, section: &str) -> Option<usize> {
+    let table = DeTable::parse(text).ok()?.into_inner();
+    let (heading, _) = table.iter().find(|(name, _)| name.get_ref() == section)?;
+    let last = spans(text).into_iter().rfind(|(_, s, _)| s == section).map_or(heading.span(), |(span, ..)| span);
+    Some(text[last.end..].find('\n').map_or(text.len(), |newline| last.end + newline))
 }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use toml::de::{DeTable, DeValue};
 
 pub(crate) use file::{DEFAULTS, Refused, render, rewrite};
-pub(crate) use setting::{Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size};
+pub(crate) use setting::{Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size, Threshold};
 
 /// Makes the sections' structs and the table by which keys are set and printed. `in` bounds a value, both ends included.
 macro_rules! settings {
@@ -61,10 +61,18 @@ macro_rules! settings {
                 }
             }
 
-            /// One key's value as TOML.
+            /// One key's value as TOML, passwords hidden.
             pub(crate) fn text(&self, section: &str, key: &str) -> Option<String> {
                 match (section, key) {
                     $($((stringify!($section), stringify!($key)) => Some(self.$section.$key.text()),)*)*
+                    _ => None,
+                }
+            }
+
+            /// One key's value as TOML, for the operator's own file.
+            fn file_text(&self, section: &str, key: &str) -> Option<String> {
+                match (section, key) {
+                    $($((stringify!($section), stringify!($key)) => Some(self.$section.$key.file_text()),)*)*
                     _ => None,
                 }
             }
@@ -72,26 +80,31 @@ macro_rules! settings {
     };
 }
 
+/// As Redis bounds its settings in seconds.
+const MAX_SECONDS: u64 = i32::MAX as u64;
+
 settings! {
     node: NodeSection {
         data: PathBuf;
         cluster: String;
     }
-    resp: RespSection {
+    proxy: ProxySection {
         bind: Vec<IpAddr>;
         port: u16;
         protected_mode: bool;
-        password: Secret;
-        password_file: PathBuf;
-        max_clients: u32, in 1, 1_000_000;
-        timeout: Dur;
-        tcp_keepalive: Dur;
+        requirepass: Secret;
+        requirepass_file: PathBuf;
+        maxclients: u32, in 1, 1_000_000;
+        timeout: Dur, in Dur::ms(0), Dur::ms(MAX_SECONDS * 1000);
+        tcp_keepalive: Dur, in Dur::ms(0), Dur::ms(MAX_SECONDS * 1000);
         tcp_backlog: u32, in 1, 65_535;
-        query_buffer_max: Size, in Size::mib(1), Size::mib(1 << 20);
-        output_buffer_max: Size, in Size::mib(1), Size::mib(1 << 20);
-        slowlog_threshold: Dur;
-        slowlog_entries_max: u32, in 0, 1_000_000;
-        latency_threshold: Dur;
+        proto_max_bulk_len: Size, in Size::mib(1), Size::mib(512);
+        client_query_buffer_limit: Size, in Size::mib(1), Size::mib(1 << 20);
+        client_output_buffer_limit: Size, in Size::mib(1), Size::mib(1 << 20);
+        slowlog_log_slower_than: Threshold;
+        slowlog_max_len: u32, in 0, 1 << 20;
+        latency_monitor_threshold: Dur;
+        call_deadline: Dur, in Dur::ms(1), Dur::ms(600_000);
     }
     tls: TlsSection {
         port: u16;
@@ -111,16 +124,21 @@ settings! {
         durability: Durability;
         sync_interval: Dur, in Dur::ms(1), Dur::ms(60_000);
         max_write_size: Size, in Size::kib(1), Size::mib(512);
+        max_answer_size: Size, in Size::mib(1), Size::mib(1 << 12);
         block_cache: Size, in Size::mib(1), Size::mib(1 << 24);
-        write_buffers: Size, in Size::mib(4), Size::mib(1 << 20);
+        memtables: Size, in Size::mib(1), Size::mib(1 << 20);
+        flush_threads: u32, in 1, 256;
+        compaction_threads: u32, in 1, 256;
         compression: Compression;
-        background_threads: u32, in 0, 256;
-        log_segment: Size, in Size::mib(1), Size::mib(1024);
-        log_bytes_max: Size, in Size::mib(4), Size::mib(1 << 20);
-        disk_free_min: Size;
+        sweep_after: Dur, in Dur::ms(60_000), Dur::ms(MAX_SECONDS * 1000);
+        disk_reserve: Size;
+    }
+    raft_log: RaftLogSection {
+        segment: Size, in Size::mib(1), Size::mib(1024);
+        tail_cache: Size, in Size::mib(1), Size::mib(1 << 20);
     }
     threads: ThreadsSection {
-        resp: u32, in 0, 1024;
+        proxy: u32, in 0, 1024;
         raft: u32, in 0, 1024;
     }
     log: LogSection {
@@ -137,22 +155,22 @@ impl Config {
 
     /// What no single key can tell: refuses combinations that make no sense or are not safe. Reads `password_file`.
     pub(crate) fn settle(&mut self) -> Result<(), String> {
-        if !self.resp.password_file.as_os_str().is_empty() {
-            if !self.resp.password.is_empty() {
-                return Err("resp.password and resp.password_file are both set: which one holds?".into());
+        if !self.proxy.requirepass_file.as_os_str().is_empty() {
+            if !self.proxy.requirepass.is_empty() {
+                return Err("proxy.requirepass and proxy.requirepass_file are both set: which one holds?".into());
             }
-            self.resp.password = Secret::from_file(&self.resp.password_file)?;
+            self.proxy.requirepass = Secret::from_file(&self.proxy.requirepass_file)?;
         }
         let open = |ip: &&IpAddr| !ip.is_loopback();
-        if self.resp.protected_mode && self.resp.password.is_empty() {
-            let (key, ip) = match (self.resp.bind.iter().find(open), open(&&self.http.bind)) {
-                (Some(ip), _) => ("resp.bind", *ip),
+        if self.proxy.protected_mode && self.proxy.requirepass.is_empty() {
+            let (key, ip) = match (self.proxy.bind.iter().find(open), open(&&self.http.bind)) {
+                (Some(ip), _) => ("proxy.bind", *ip),
                 (None, true) => ("http.bind", self.http.bind),
                 (None, false) => return self.settle_tls(),
             };
             return Err(format!(
                 "{key} = {ip} lets other machines in, and no password is set: anybody who reaches it would own the data. Set \
-                 resp.password_file (or --password-file), or bind to 127.0.0.1, or say resp.protected_mode = false if the network itself is safe"
+                 proxy.requirepass_file (or --password-file), or bind to 127.0.0.1, or say proxy.protected_mode = false if the network itself is safe"
             ));
         }
         self.settle_tls()

@@ -11,8 +11,12 @@ use toml::de::DeValue;
 pub(crate) trait Setting: Sized {
     /// From a TOML value; the error says what is wanted.
     fn parse(value: &DeValue<'_>) -> Result<Self, String>;
-    /// As TOML.
+    /// As TOML, to be shown.
     fn text(&self) -> String;
+    /// As TOML, to be read again.
+    fn file_text(&self) -> String {
+        self.text()
+    }
 }
 
 /// Refuses a value outside of its bounds, both of which are allowed.
@@ -190,6 +194,22 @@ impl Setting for Dur {
     }
 }
 
+/// A time span beyond which something is noted, or never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Threshold(pub(crate) Option<Duration>);
+
+impl Setting for Threshold {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        match value.as_str() {
+            Some("never") => Ok(Threshold(None)),
+            _ => Dur::parse(value).map(|span| Threshold(Some(span.0))).map_err(|error| format!("{error}, or \"never\"")),
+        }
+    }
+    fn text(&self) -> String {
+        self.0.map_or_else(|| quoted("never"), |span| Dur(span).text())
+    }
+}
+
 /// A password. Shows itself to nobody.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(String);
@@ -206,6 +226,11 @@ impl Secret {
     /// The password itself, for the one who checks it.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
+    }
+
+    /// This password.
+    pub(crate) fn new(password: &str) -> Secret {
+        Secret(password.to_owned())
     }
 
     /// The first line of a file.
@@ -234,6 +259,9 @@ impl Setting for Secret {
     }
     fn text(&self) -> String {
         quoted(if self.is_empty() { "" } else { Self::HIDDEN })
+    }
+    fn file_text(&self) -> String {
+        quoted(&self.0)
     }
 }
 
@@ -278,10 +306,8 @@ words! {
         /// Written by the operating system when it likes.
         Os = "os",
     }
-    /// Of blocks on disk.
+    /// Of the lowest level of files.
     Compression {
-        /// As they are.
-        None = "none",
         /// Fast.
         Lz4 = "lz4",
         /// Small.

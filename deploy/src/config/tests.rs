@@ -42,7 +42,7 @@ fn every_key_has_a_comment() {
 #[test]
 fn printed_config_round_trips() {
     let config = read(
-        "[resp]\nport = 7777\nbind = [\"::1\", \"127.0.0.1\"]\ntimeout = \"90s\"\n[node]\ndata = 'a \"b\" \\c'\n[storage]\n\
+        "[proxy]\nport = 7777\nbind = [\"::1\", \"127.0.0.1\"]\ntimeout = \"90s\"\n[node]\ndata = 'a \"b\" \\c'\n[storage]\n\
          durability = \"interval\"\nmax_write_size = 70000\nsync_interval = \"20ms\"\n[log]\nlevel = \"warn,storage=debug\"\nformat = \"json\"\n",
     )
     .unwrap();
@@ -54,41 +54,41 @@ fn printed_config_round_trips() {
 
 #[test]
 fn passwords_are_not_shown() {
-    let config = read("[resp]\npassword = \"open sesame\"\n").unwrap();
+    let config = read("[proxy]\nrequirepass = \"open sesame\"\n").unwrap();
     assert!(!render(&config).contains("sesame"));
     assert!(!format!("{config:?}").contains("sesame"));
     assert!(refusal(&render(&config)).2.contains("not a password"));
-    let shown = read("[resp]\npassword = [\"open sesame\"]\n").unwrap_err().to_string();
+    let shown = read("[proxy]\nrequirepass = [\"open sesame\"]\n").unwrap_err().to_string();
     assert!(!shown.contains("sesame"), "{shown}");
 }
 
 #[test]
 fn unknown_keys_are_refused_where_they_stand() {
-    let (line, column, reason) = refusal("# mine\n[resp]\nport = 1\n  prot = 7777\n");
+    let (line, column, reason) = refusal("# mine\n[proxy]\nport = 1\n  prot = 7777\n");
     assert_eq!((line, column), (4, 3));
-    assert!(reason.contains("no key `prot` in [resp]") && reason.contains("port, protected_mode"), "{reason}");
+    assert!(reason.contains("no key `prot` in [proxy]") && reason.contains("port, protected_mode"), "{reason}");
 
-    let (line, column, reason) = refusal("[rasp]\nport = 1\n");
+    let (line, column, reason) = refusal("[prox]\nport = 1\n");
     assert_eq!((line, column), (1, 2));
-    assert!(reason.contains("no section or key `rasp`") && reason.contains("node, resp, tls"), "{reason}");
+    assert!(reason.contains("no section or key `prox`") && reason.contains("node, proxy, tls"), "{reason}");
 
     let (line, _, reason) = refusal("\nport = 6379\n");
     assert_eq!(line, 2);
     assert!(reason.contains("`port`"), "{reason}");
-    assert!(refusal("resp = 3\n").2.contains("write [resp]"));
+    assert!(refusal("proxy = 3\n").2.contains("write [proxy]"));
 }
 
 #[test]
 fn bad_values_are_refused_with_place_and_reason() {
     let cases = [
-        ("[resp]\nport = 65536\n", 2, 8, "resp.port: must be from 0 to 65535"),
-        ("[resp]\nport = -1\n", 2, 8, "resp.port: must be from 0 to 65535"),
-        ("[resp]\nport = \"x\"\n", 2, 8, "resp.port: expected a whole number, found string"),
-        ("[resp]\nbind = [\"localhost\"]\n", 2, 8, "resp.bind: `localhost` is not an IP address like \"127.0.0.1\" or \"::1\""),
-        ("[resp]\nbind = []\n", 2, 8, "resp.bind: must name at least one address"),
-        ("[resp]\ntimeout = 5\n", 2, 11, "resp.timeout: expected a duration like \"100ms\", \"5s\" or \"2m\", found integer"),
-        ("[resp]\ntimeout = \"5 weeks\"\n", 2, 11, "resp.timeout: `5 weeks` is not a duration like \"100ms\", \"5s\" or \"2m\""),
-        ("[resp]\nmax_clients = 0\n", 2, 15, "resp.max_clients: must be from 1 to 1000000"),
+        ("[proxy]\nport = 65536\n", 2, 8, "proxy.port: must be from 0 to 65535"),
+        ("[proxy]\nport = -1\n", 2, 8, "proxy.port: must be from 0 to 65535"),
+        ("[proxy]\nport = \"x\"\n", 2, 8, "proxy.port: expected a whole number, found string"),
+        ("[proxy]\nbind = [\"localhost\"]\n", 2, 8, "proxy.bind: `localhost` is not an IP address like \"127.0.0.1\" or \"::1\""),
+        ("[proxy]\nbind = []\n", 2, 8, "proxy.bind: must name at least one address"),
+        ("[proxy]\ntimeout = 5\n", 2, 11, "proxy.timeout: expected a duration like \"100ms\", \"5s\" or \"2m\", found integer"),
+        ("[proxy]\ntimeout = \"5 weeks\"\n", 2, 11, "proxy.timeout: `5 weeks` is not a duration like \"100ms\", \"5s\" or \"2m\""),
+        ("[proxy]\nmaxclients = 0\n", 2, 14, "proxy.maxclients: must be from 1 to 1000000"),
         ("[storage]\nmax_write_size = \"1PiB\"\n", 2, 18, "storage.max_write_size: `1PiB` is not a size like \"16MiB\", or bytes"),
         ("[storage]\nmax_write_size = \"1GiB\"\n", 2, 18, "storage.max_write_size: must be from \"1KiB\" to \"512MiB\""),
         (
@@ -108,9 +108,9 @@ fn bad_values_are_refused_with_place_and_reason() {
 
 #[test]
 fn broken_toml_is_refused_where_it_breaks() {
-    let (line, ..) = refusal("[resp]\nport = 1\nport = 2\n");
+    let (line, ..) = refusal("[proxy]\nport = 1\nport = 2\n");
     assert_eq!(line, 3);
-    let (line, ..) = refusal("[resp]\nport 1\n");
+    let (line, ..) = refusal("[proxy]\nport 1\n");
     assert_eq!(line, 2);
 }
 
@@ -128,7 +128,7 @@ fn units_are_understood() {
     assert_eq!(size("\"3GB\""), Ok(3_000_000_000));
     assert_eq!(size("\"2097152\""), Ok(2 << 20));
     assert_eq!(size("2_097_152"), Ok(2 << 20));
-    let time = |text: &str| read(&format!("[resp]\ntimeout = \"{text}\"\n")).map(|config| config.resp.timeout.0.as_micros());
+    let time = |text: &str| read(&format!("[proxy]\ntimeout = \"{text}\"\n")).map(|config| config.proxy.timeout.0.as_micros());
     assert_eq!((time("250us"), time("2m"), time("0")), (Ok(250), Ok(120_000_000), Ok(0)));
     assert!(time("1.5s").is_err() && time("s").is_err() && time("5").is_err());
 }
@@ -136,42 +136,42 @@ fn units_are_understood() {
 #[test]
 fn flags_override() {
     let mut config = Config::defaults();
-    config.read_flag("resp.port=7777").unwrap();
+    config.read_flag("proxy.port=7777").unwrap();
     config.read_flag("storage.durability=os").unwrap();
-    config.read_flag("resp.timeout = 5s").unwrap();
-    config.read_flag("resp.bind=[\"::1\"]").unwrap();
-    assert_eq!((config.resp.port, config.storage.durability, config.resp.timeout), (7777, Durability::Os, Dur::ms(5000)));
+    config.read_flag("proxy.timeout = 5s").unwrap();
+    config.read_flag("proxy.bind=[\"::1\"]").unwrap();
+    assert_eq!((config.proxy.port, config.storage.durability, config.proxy.timeout), (7777, Durability::Os, Dur::ms(5000)));
     assert_eq!(
-        config.read_flag("resp.prot=1").unwrap_err().to_string(),
+        config.read_flag("proxy.prot=1").unwrap_err().to_string(),
         format!(
-            "--set resp.prot: there is no such key; the keys of [resp] are: {}",
-            KEYS.iter().filter(|(s, _)| *s == "resp").map(|(_, k)| *k).collect::<Vec<_>>().join(", ")
+            "--set proxy.prot: there is no such key; the keys of [proxy] are: {}",
+            KEYS.iter().filter(|(s, _)| *s == "proxy").map(|(_, k)| *k).collect::<Vec<_>>().join(", ")
         )
     );
-    assert!(config.read_flag("resp.port").is_err() && config.read_flag("port=1").is_err());
+    assert!(config.read_flag("proxy.port").is_err() && config.read_flag("port=1").is_err());
 }
 
 #[test]
 fn an_open_address_needs_a_password() {
     let settle = |text: &str| read(text).unwrap().settle();
-    assert!(settle("[resp]\nbind = \"0.0.0.0\"\n").unwrap_err().contains("resp.bind = 0.0.0.0"));
+    assert!(settle("[proxy]\nbind = \"0.0.0.0\"\n").unwrap_err().contains("proxy.bind = 0.0.0.0"));
     assert!(settle("[http]\nbind = \"::\"\n").unwrap_err().contains("http.bind = ::"));
-    settle("[resp]\nbind = \"0.0.0.0\"\npassword = \"x\"\n").unwrap();
-    settle("[resp]\nbind = \"0.0.0.0\"\nprotected_mode = false\n").unwrap();
-    settle("[resp]\nbind = \"127.0.0.9\"\n").unwrap();
+    settle("[proxy]\nbind = \"0.0.0.0\"\nrequirepass = \"x\"\n").unwrap();
+    settle("[proxy]\nbind = \"0.0.0.0\"\nprotected_mode = false\n").unwrap();
+    settle("[proxy]\nbind = \"127.0.0.9\"\n").unwrap();
 }
 
 #[test]
-fn password_files_are_read() {
+fn requirepass_files_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("password");
     std::fs::write(&path, "open sesame\nnot this\n").unwrap();
     let mut config = Config::defaults();
-    config.resp.password_file = path.clone();
+    config.proxy.requirepass_file = path.clone();
     config.settle().unwrap();
-    assert_eq!(config.resp.password.reveal(), "open sesame");
+    assert_eq!(config.proxy.requirepass.reveal(), "open sesame");
     std::fs::write(&path, "\n").unwrap();
-    config.resp.password = Secret::parse(&DeValue::String("".into())).unwrap();
+    config.proxy.requirepass = Secret::parse(&DeValue::String("".into())).unwrap();
     assert!(config.settle().unwrap_err().contains("is empty"));
 }
 
@@ -183,16 +183,27 @@ fn tls_needs_its_files() {
 
 #[test]
 fn rewriting_keeps_comments_and_adds_what_is_missing() {
-    let before = "# mine\n[resp]\nport = 7_777 # why not\npassword = \"x\"\n\n[log]\nlevel = \"info\"";
+    let before = "# mine\n[proxy]\nport = 7_777 # why not\nrequirepass = \"x\"\n\n[tls] # none\n\n[log]\nlevel = \"info\"";
     let mut config = read(before).unwrap();
-    assert_eq!(rewrite(before, &config), before);
+    assert_eq!(rewrite(before, &config).unwrap(), before);
     config.log.level = LogLevel("debug".into());
-    config.resp.max_clients = 5;
+    config.proxy.maxclients = 5;
+    config.proxy.requirepass = Secret::new("open sesame");
+    config.tls.port = 6380;
     config.storage.durability = Durability::Os;
-    let after = rewrite(before, &config);
+    let after = rewrite(before, &config).unwrap();
     assert_eq!(
         after,
-        "# mine\n[resp]\nport = 7_777 # why not\npassword = \"x\"\nmax_clients = 5\n\n[log]\nlevel = \"debug\"\n\n[storage]\ndurability = \"os\"\n"
+        "# mine\n[proxy]\nport = 7_777 # why not\nrequirepass = \"open sesame\"\nmaxclients = 5\n\n[tls] # none\nport = 6380\n\n\
+         [log]\nlevel = \"debug\"\n\n[storage]\ndurability = \"os\"\n"
     );
     assert_eq!(read(&after).unwrap(), config);
+}
+
+#[test]
+fn files_in_another_style_are_not_rewritten() {
+    let before = "proxy = { port = 1 }\n";
+    let mut config = read(before).unwrap();
+    config.proxy.maxclients = 5;
+    assert!(rewrite(before, &config).is_err());
 }

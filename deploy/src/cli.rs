@@ -1,0 +1,148 @@
+//! The command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A Redis that keeps its promises: any Redis client, data on disk, every acknowledged write kept.
+#[derive(Debug, Parser)]
+#[command(name = "bridle", version, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "Try:  bridle standalone        and then, elsewhere:  redis-cli -p 6379")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs a whole Bridle in one process: proxy, storage and meta.
+    Standalone(Standalone),
+    /// Talks to a running server: tables, their settings, compaction, status.
+    Admin(Admin),
+}
+
+/// Runs a whole Bridle in one process.
+///
+/// Settings come from flags, then from the file, then from the built-in defaults; `--print-config` shows the outcome together with what
+/// every key means. SIGTERM or Ctrl-C stops it in good order.
+#[derive(Debug, Args)]
+pub(crate) struct Standalone {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Prints the configuration that these flags and the file give, with every key explained, and ends
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// Directory of the data [default: ./data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Address to serve Redis clients on; may be given several times [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    pub(crate) bind: Vec<IpAddr>,
+    /// Port for Redis clients; 0: any free one [default: 6379]
+    #[arg(long, short, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
+    /// Port of metrics, health and the admin API; 0: any free one [default: 9121]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) http_port: Option<u16>,
+    /// File whose first line is the password that clients must send
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// What an acknowledged write has survived: always (power loss), interval, os [default: always]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) durability: Option<String>,
+    /// What is logged: error, warn, info, debug, trace; or per crate, "info,storage=debug" [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
+    /// How log lines look: text, json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) log_format: Option<String>,
+    /// Any key of the configuration file, as section.key=value; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+/// Talks to a running server.
+///
+/// Everything here is also an HTTP request; meta/src/admin.rs lists them.
+#[derive(Debug, Args)]
+pub(crate) struct Admin {
+    /// Where the server's HTTP port is
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9121", global = true)]
+    pub(crate) url: String,
+    /// File whose first line is the server's password; or put the password into the environment as BRIDLE_PASSWORD
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Answers in JSON, for scripts
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) ask: Ask,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ask {
+    /// How the server is
+    Status,
+    /// Lists the tables
+    Tables,
+    /// Creates a table
+    Create {
+        /// Its name: letters, digits, '_', '-', '.', ':'; clients reach it by SELECT name
+        name: String,
+        /// How many partitions; for good [default: as configured]
+        #[arg(long, value_name = "N")]
+        partitions: Option<u32>,
+        /// An env from the start, as key=value; may be given several times
+        #[arg(long, value_name = "KEY=VALUE")]
+        env: Vec<String>,
+    },
+    /// Drops a table and everything in it
+    Drop {
+        /// Which
+        name: String,
+    },
+    /// Shows and changes a table's envs: settings that take effect while it serves
+    #[command(subcommand)]
+    Env(Env),
+    /// Compacts a table: gives the space of deleted, replaced and expired data back to the disk
+    Compact {
+        /// Which
+        name: String,
+        /// Starts nothing, shows how the last one stands
+        #[arg(long)]
+        progress: bool,
+        /// Waits until it is done
+        #[arg(long, conflicts_with = "progress")]
+        wait: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Env {
+    /// Shows one env, or all that are set
+    Get {
+        /// Whose
+        table: String,
+        /// Which; all when absent
+        key: Option<String>,
+    },
+    /// Sets an env; default_ttl: seconds that rows written without a TTL live
+    Set {
+        /// Whose
+        table: String,
+        /// Which
+        key: String,
+        /// To what
+        value: String,
+    },
+    /// Puts an env back to its default
+    #[command(alias = "delete")]
+    Del {
+        /// Whose
+        table: String,
+        /// Which
+        key: String,
+    },
+}
