@@ -14,6 +14,7 @@ mod lcs;
 mod native;
 mod string;
 pub mod plan;
+pub mod rdb;
 pub mod reply;
 pub mod table;
 pub mod words;

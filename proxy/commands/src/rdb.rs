@@ -1,0 +1,304 @@
+//! Redis's serialisation of one value: what DUMP gives and RESTORE takes.
+//!
+//! Strings and hashes are read in every form that Redis 2.4 to 8.0 writes them, so that data can be brought over from a Redis.
+//! They are written in the plainest form, which Redis 7.0 and later read back; hashes with expiring fields need Redis 7.4.
+//!
+//! # Layout
+//! | part | bytes |
+//! |---|---|
+//! | kind and form of the value | 1, see [`form`] |
+//! | the value | by its form |
+//! | version of the serialisation | u16 little-endian |
+//! | CRC-64/Jones of all before | u64 little-endian |
+//!
+//! Sizes are written as 6, 14, 32 or 64 bits; strings as their bytes, as a small integer, or compressed by LZF. Small hashes are a
+//! string that holds a zipmap, ziplist or listpack, by the age of the Redis: [`packed`].
+//!
+//! # Invariants
+//! - Reading allocates no more than what the payload holds, and [`INFLATED_MAX`] for compressed strings (`bombs_are_refused`).
+//! - What was written is read back (`round_trip`), and what Redis 7.0 wrote is read (`tests/rdb.rs`, frozen payloads).
+
+mod packed;
+
+use std::collections::HashSet;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use row::op::Content;
+
+use crate::{Reply, words};
+
+/// The first byte of a payload; names of Redis's `rdb.h` in comments there.
+pub mod form {
+    /// A string.
+    pub const STRING: u8 = 0;
+    /// Fields and values, one after another.
+    pub const HASH: u8 = 4;
+    /// A zipmap in a string (until Redis 2.4).
+    pub const HASH_ZIPMAP: u8 = 9;
+    /// A ziplist in a string (until Redis 6.2).
+    pub const HASH_ZIPLIST: u8 = 13;
+    /// A listpack in a string (from Redis 7.0).
+    pub const HASH_LISTPACK: u8 = 16;
+    /// Expiry, field, value, of Redis 7.4's release candidates: absolute expiries.
+    pub const HASH_METADATA_RC: u8 = 22;
+    /// A listpack of field, value, expiry, of Redis 7.4's release candidates.
+    pub const HASH_LISTPACK_EX_RC: u8 = 23;
+    /// The earliest expiry, then expiry, field, value (from Redis 7.4); expiries count from the earliest, plus 1; 0 = none.
+    pub const HASH_METADATA: u8 = 24;
+    /// The earliest expiry, then a listpack of field, value, expiry (from Redis 7.4).
+    pub const HASH_LISTPACK_EX: u8 = 25;
+}
+
+/// The version that is written: Redis 7.0's.
+const VERSION: u16 = 10;
+/// The version that is written when fields have expiries: Redis 7.4's.
+const VERSION_EXPIRING: u16 = 12;
+/// The latest version that is read: Redis 7.4's and 8.0's.
+const VERSION_MAX: u16 = 12;
+/// Version and checksum.
+const FOOTER_BYTES: usize = 10;
+/// The most that all compressed strings of a payload may inflate to.
+const INFLATED_MAX: usize = 64 << 20;
+/// LZF's best: three bytes become 264.
+const LZF_RATIO_MAX: usize = 88;
+/// Redis's last moment for fields, ms: 48 bits.
+const EXPIRY_MAX_MS: u64 = (1 << 48) - 2;
+
+/// CRC-64/Jones as Redis computes it.
+const CRC: crc::Crc<u64> = crc::Crc::<u64>::new(&crc::CRC_64_REDIS);
+
+/// Why a payload cannot be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bad {
+    /// The footer is missing, of a later version, or does not fit the payload.
+    Footer,
+    /// The value is not well-formed.
+    Data,
+    /// A kind of value that Redis has and Bridle does not yet; its form byte.
+    Kind(u8),
+    /// Compressed strings that inflate beyond [`INFLATED_MAX`].
+    TooLarge,
+}
+
+impl Bad {
+    /// RESTORE's reply.
+    pub fn reply(self) -> Reply {
+        match self {
+            Bad::Footer => Reply::error("ERR DUMP payload version or checksum are wrong"),
+            Bad::Data => Reply::error("ERR Bad data format"),
+            Bad::Kind(kind) => Reply::error(format!("ERR RESTORE of a {} is not supported yet", kind_name(kind))),
+            Bad::TooLarge => words::refusal(row::Refusal::TooLarge),
+        }
+    }
+}
+
+/// What a form byte is a form of.
+fn kind_name(kind: u8) -> &'static str {
+    match kind {
+        1 | 10 | 14 | 18 => "list",
+        2 | 11 | 20 => "set",
+        3 | 5 | 12 | 17 => "sorted set",
+        15 | 19 | 21 => "stream",
+        _ => "module value",
+    }
+}
+
+/// The payload of a value.
+pub fn dump(content: &Content) -> Bytes {
+    let mut out = BytesMut::new();
+    let mut version = VERSION;
+    match content {
+        Content::String(value) => {
+            out.put_u8(form::STRING);
+            put_string(&mut out, value);
+        }
+        Content::Hash(fields) => match fields.iter().filter_map(|(_, _, expiry)| *expiry).min() {
+            None => {
+                out.put_u8(form::HASH);
+                put_size(&mut out, fields.len() as u64);
+                for (field, value, _) in fields {
+                    put_string(&mut out, field);
+                    put_string(&mut out, value);
+                }
+            }
+            Some(first) => {
+                version = VERSION_EXPIRING;
+                out.put_u8(form::HASH_METADATA);
+                out.put_u64_le(first);
+                put_size(&mut out, fields.len() as u64);
+                for (field, value, expiry) in fields {
+                    put_size(&mut out, expiry.map_or(0, |expiry| expiry - first + 1));
+                    put_string(&mut out, field);
+                    put_string(&mut out, value);
+                }
+            }
+        },
+    }
+    out.put_u16_le(version);
+    let checksum = CRC.checksum(&out);
+    out.put_u64_le(checksum);
+    out.freeze()
+}
+
+/// The value of a payload.
+pub fn parse(payload: &Bytes) -> Result<Content, Bad> {
+    let body_bytes = payload.len().checked_sub(FOOTER_BYTES).ok_or(Bad::Footer)?;
+    let mut footer = Input::new(payload.slice(body_bytes..));
+    let version = u16::from_le_bytes(footer.array()?);
+    let checksum = u64::from_le_bytes(footer.array()?);
+    if version > VERSION_MAX || checksum != CRC.checksum(&payload[..body_bytes + 2]) {
+        return Err(Bad::Footer);
+    }
+    let mut input = Input::new(payload.slice(..body_bytes));
+    let content = content(&mut input)?;
+    if input.bytes.is_empty() { Ok(content) } else { Err(Bad::Data) }
+}
+
+fn content(input: &mut Input) -> Result<Content, Bad> {
+    let fields = match input.byte()? {
+        form::STRING => return input.string().map(Content::String),
+        form::HASH => input.fields(|_| Ok(None))?,
+        form::HASH_ZIPMAP => packed::pairs(packed::zipmap(&input.string()?)?)?,
+        form::HASH_ZIPLIST => packed::pairs(packed::ziplist(&input.string()?)?)?,
+        form::HASH_LISTPACK => packed::pairs(packed::listpack(&input.string()?)?)?,
+        form::HASH_METADATA_RC => input.fields(|input| Ok(Some(input.size()?).filter(|&expiry| expiry != 0)))?,
+        form::HASH_LISTPACK_EX_RC => packed::triples(packed::listpack(&input.string()?)?)?,
+        form::HASH_METADATA => {
+            let first = u64::from_le_bytes(input.array()?);
+            input.fields(|input| match input.size()? {
+                0 => Ok(None),
+                past => first.checked_add(past - 1).map(Some).ok_or(Bad::Data),
+            })?
+        }
+        form::HASH_LISTPACK_EX => {
+            input.array::<8>()?;
+            packed::triples(packed::listpack(&input.string()?)?)?
+        }
+        kind @ (0..=7 | 9..=25) => return Err(Bad::Kind(kind)),
+        _ => return Err(Bad::Data),
+    };
+    let mut names = HashSet::with_capacity(fields.len());
+    let sound = fields.iter().all(|(name, _, expiry)| names.insert(name) && expiry.is_none_or(|expiry| expiry <= EXPIRY_MAX_MS));
+    if sound && !fields.is_empty() { Ok(Content::Hash(fields)) } else { Err(Bad::Data) }
+}
+
+/// A hash's fields: name, value, expiry.
+type Fields = Vec<(Bytes, Bytes, Option<u64>)>;
+
+/// What is left to read.
+struct Input {
+    bytes: Bytes,
+    inflated: usize,
+}
+
+/// How long a string is, or how else it is written.
+enum Size {
+    Bytes(u64),
+    Special(u8),
+}
+
+impl Input {
+    fn new(bytes: Bytes) -> Input {
+        Input { bytes, inflated: 0 }
+    }
+
+    fn take(&mut self, len: u64) -> Result<Bytes, Bad> {
+        let len = usize::try_from(len).ok().filter(|&len| len <= self.bytes.len()).ok_or(Bad::Data)?;
+        Ok(self.bytes.split_to(len))
+    }
+
+    fn byte(&mut self) -> Result<u8, Bad> {
+        self.array().map(|[byte]| byte)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Bad> {
+        let bytes = self.take(N as u64)?;
+        bytes.as_ref().try_into().map_err(|_| Bad::Data)
+    }
+
+    fn size_or_special(&mut self) -> Result<Size, Bad> {
+        let first = self.byte()?;
+        Ok(match first >> 6 {
+            0 => Size::Bytes(u64::from(first)),
+            1 => Size::Bytes(u64::from(u16::from_be_bytes([first & 0x3f, self.byte()?]))),
+            2 if first == 0x80 => Size::Bytes(u64::from(u32::from_be_bytes(self.array()?))),
+            2 if first == 0x81 => Size::Bytes(u64::from_be_bytes(self.array()?)),
+            3 => Size::Special(first & 0x3f),
+            _ => return Err(Bad::Data),
+        })
+    }
+
+    fn size(&mut self) -> Result<u64, Bad> {
+        match self.size_or_special()? {
+            Size::Bytes(size) => Ok(size),
+            Size::Special(_) => Err(Bad::Data),
+        }
+    }
+
+    fn string(&mut self) -> Result<Bytes, Bad> {
+        let number = match self.size_or_special()? {
+            Size::Bytes(len) => return self.take(len),
+            Size::Special(0) => i64::from(i8::from_le_bytes(self.array()?)),
+            Size::Special(1) => i64::from(i16::from_le_bytes(self.array()?)),
+            Size::Special(2) => i64::from(i32::from_le_bytes(self.array()?)),
+            Size::Special(3) => return self.compressed(),
+            Size::Special(_) => return Err(Bad::Data),
+        };
+        Ok(decimal(number))
+    }
+
+    fn compressed(&mut self) -> Result<Bytes, Bad> {
+        let (packed_bytes, bytes) = (self.size()?, self.size()?);
+        let packed = self.take(packed_bytes)?;
+        let bytes = usize::try_from(bytes).map_err(|_| Bad::Data)?;
+        if bytes > packed.len().saturating_mul(LZF_RATIO_MAX) {
+            return Err(Bad::Data);
+        }
+        self.inflated = self.inflated.saturating_add(bytes);
+        if self.inflated > INFLATED_MAX {
+            return Err(Bad::TooLarge);
+        }
+        let inflated = lzf::decompress(&packed, bytes).map_err(|_| Bad::Data)?;
+        if inflated.len() == bytes { Ok(inflated.into()) } else { Err(Bad::Data) }
+    }
+
+    /// A number of fields, and each with `expiry` before it.
+    fn fields(&mut self, expiry: impl Fn(&mut Input) -> Result<Option<u64>, Bad>) -> Result<Fields, Bad> {
+        let count = self.size()?;
+        let room = usize::try_from(count).map_err(|_| Bad::Data)?.min(self.bytes.len() / 2);
+        let mut fields = Vec::with_capacity(room);
+        for _ in 0..count {
+            let expiry = expiry(self)?;
+            fields.push((self.string()?, self.string()?, expiry));
+        }
+        Ok(fields)
+    }
+}
+
+/// A number as a string.
+fn decimal(number: i64) -> Bytes {
+    Bytes::copy_from_slice(itoa::Buffer::new().format(number).as_bytes())
+}
+
+fn put_string(out: &mut BytesMut, string: &[u8]) {
+    put_size(out, string.len() as u64);
+    out.extend_from_slice(string);
+}
+
+fn put_size(out: &mut BytesMut, size: u64) {
+    match size {
+        0..0x40 => out.put_u8(size as u8),
+        0x40..0x4000 => out.put_u16(0x4000 | size as u16),
+        0x4000..=0xffff_ffff => {
+            out.put_u8(0x80);
+            out.put_u32(size as u32);
+        }
+        _ => {
+            out.put_u8(0x81);
+            out.put_u64(size);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
