@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rocksdb::{BoundColumnFamily, DB, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions};
+use rocksdb::{BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions};
 
+use super::health::{self, Health, Reports};
 use super::options::Shared;
+use super::sweep::{CellJudge, Sweep, Swept};
 use super::view::{Pinned, Readers};
 use super::{Fault, Patience};
 use crate::batch::{self, Change, END, Family};
@@ -22,12 +24,27 @@ pub(super) struct Db {
     patient: WriteOptions,
     hasty: WriteOptions,
     db: DB,
+    reports: Arc<Reports>,
+    sweep: Option<Arc<Sweep>>,
     pub(super) directory: PathBuf,
 }
 
+/// Which families a batch clears.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Cleared {
+    /// By family number: was cleared.
+    pub(super) any: [bool; 3],
+    /// By family number: was cleared and not written to afterwards.
+    pub(super) empty: [bool; 3],
+}
+
 impl Db {
-    pub(super) fn open(shared: &Shared, directory: &Path) -> Result<Arc<Self>, Fault> {
-        let db = DB::open_cf_descriptors(&shared.database(), directory, shared.families())
+    pub(super) fn open(shared: &Shared, directory: &Path, judge: Option<Arc<dyn CellJudge>>) -> Result<Arc<Self>, Fault> {
+        let reports = Arc::new(Reports::default());
+        let sweep = judge.map(Sweep::new);
+        let options = shared.database();
+        health::listen(&options, reports.clone());
+        let db = DB::open_cf_descriptors(&options, directory, shared.families(sweep.as_ref()))
             .map_err(|error| Fault::from_rocksdb("open", directory, error))?;
         let families = Family::ALL.map(|family| {
             let handle = db.cf_handle(family.name()).expect("open creates the families that are missing");
@@ -42,7 +59,7 @@ impl Db {
             options.set_no_slowdown(no_slowdown);
             options
         };
-        Ok(Arc::new(Self {
+        let db = Arc::new(Self {
             families,
             readers: Arc::default(),
             latest: ReadOptions::default(),
@@ -50,8 +67,37 @@ impl Db {
             patient: write(false),
             hasty: write(true),
             db,
+            reports,
+            sweep,
             directory: directory.to_owned(),
-        }))
+        });
+        if let Some(sweep) = &db.sweep {
+            sweep.attach(&db);
+        }
+        Ok(db)
+    }
+
+    pub(super) fn swept(&self) -> Option<&Swept> {
+        self.sweep.as_ref().map(|sweep| sweep.swept())
+    }
+
+    pub(super) fn health(&self, reserve: u64) -> Health {
+        self.reports.health(&self.directory, reserve, || self.write(WriteBatch::default(), Patience::Now).is_ok())
+    }
+
+    /// The failure of background work that stands.
+    pub(super) fn reported(&self) -> Option<Fault> {
+        self.reports.reported().map(|text| Fault::from_text("compact", &self.directory, text))
+    }
+
+    /// A cursor over a family as `pinned` sees it, for code that runs inside a compaction: it must be dropped before `pinned`.
+    pub(super) fn cursor(&self, pinned: &Pinned, family: Family) -> DBRawIteratorWithThreadMode<'static, DB> {
+        let mut options = ReadOptions::default();
+        options.set_snapshot(pinned.snapshot());
+        options.fill_cache(false);
+        let cursor = self.db.raw_iterator_cf_opt(self.family(family), options);
+        // SAFETY: the caller is inside a compaction, and `drop` waits for those.
+        unsafe { std::mem::transmute::<DBRawIteratorWithThreadMode<'_, DB>, DBRawIteratorWithThreadMode<'static, DB>>(cursor) }
     }
 
     pub(super) fn fault(&self, doing: &str, error: rocksdb::Error) -> Fault {
@@ -127,21 +173,26 @@ impl Db {
         cursor.status().map_err(|error| self.fault("scan", error))
     }
 
-    /// Turns batches into one RocksDB batch. Nothing is written when one of them is damaged.
-    pub(super) fn collect<'a>(&self, batches: impl Iterator<Item = &'a [u8]>) -> Result<WriteBatch, Fault> {
-        let mut records = WriteBatch::default();
-        for bytes in batches {
-            for change in batch::read(bytes)? {
-                match change? {
-                    Change::Put { family, key, value } => records.put_cf(self.family(family), key, value),
-                    Change::Delete { family, key } => records.delete_cf(self.family(family), key),
-                    Change::DeleteRange { family, from, to } if from < to => records.delete_range_cf(self.family(family), from, to),
-                    Change::DeleteRange { .. } => {}
-                    Change::Clear { family } => records.delete_range_cf(self.family(family), &[][..], &END[..]),
+    /// Adds a batch's records to a RocksDB batch, and says which families it clears.
+    pub(super) fn collect(&self, batch: &[u8], records: &mut WriteBatch) -> Result<Cleared, Fault> {
+        let mut cleared = Cleared::default();
+        for change in batch::read(batch)? {
+            match change? {
+                Change::Put { family, key, value } => {
+                    records.put_cf(self.family(family), key, value);
+                    cleared.empty[family as usize] = false;
+                }
+                Change::Delete { family, key } => records.delete_cf(self.family(family), key),
+                Change::DeleteRange { family, from, to } if from < to => records.delete_range_cf(self.family(family), from, to),
+                Change::DeleteRange { .. } => {}
+                Change::Clear { family } => {
+                    records.delete_range_cf(self.family(family), &[][..], &END[..]);
+                    cleared.any[family as usize] = true;
+                    cleared.empty[family as usize] = true;
                 }
             }
         }
-        Ok(records)
+        Ok(cleared)
     }
 
     pub(super) fn write(&self, records: WriteBatch, patience: Patience) -> Result<(), Fault> {
@@ -152,11 +203,28 @@ impl Db {
         self.db.write_opt(records, options).map_err(|error| self.fault("write", error))
     }
 
+    /// Deletes the table files of a family, except at level 0. Only when all that they hold is dead, on disk and for every reader.
+    pub(super) fn delete_files(&self, family: Family) -> Result<(), Fault> {
+        self.db.delete_file_in_range_cf(self.family(family), &[][..], &END[..]).map_err(|error| self.fault("delete files of", error))
+    }
+
+    /// Ends background work for good; reading goes on.
+    pub(super) fn stop(&self) {
+        self.db.cancel_all_background_work(true);
+    }
+
     /// Writes all memtables to disk, all families at one moment.
     pub(super) fn flush(&self) -> Result<(), Fault> {
         let mut options = FlushOptions::default();
         options.set_wait(true);
         let families: Vec<&Arc<BoundColumnFamily<'static>>> = self.families.iter().collect();
         self.db.flush_cfs_opt(&families, &options).map_err(|error| self.fault("flush", error))
+    }
+}
+
+impl Drop for Db {
+    fn drop(&mut self) {
+        // Compactions read through `self`; none may be running when its fields go. Memtables are flushed on the way.
+        self.db.cancel_all_background_work(true);
     }
 }

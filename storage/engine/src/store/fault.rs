@@ -52,18 +52,23 @@ impl Fault {
     pub(super) fn from_rocksdb(doing: &str, directory: &Path, error: rocksdb::Error) -> Self {
         let kind = error.kind();
         let text = error.into_string();
-        if is_no_space(&text) {
-            return Fault::DiskFull(text);
-        }
         match kind {
+            _ if is_no_space(&text) => Fault::DiskFull(text),
             ErrorKind::Incomplete => Fault::Stalled,
             ErrorKind::ShutdownInProgress => Fault::Closed,
             ErrorKind::IOError if text.contains("/LOCK: ") => Fault::InUse(directory.display().to_string()),
-            ErrorKind::Corruption => Fault::Corrupt { file: named_file(&text).unwrap_or_else(|| directory.display().to_string()), reason: text },
-            _ if missing_part(&text) => {
-                Fault::Corrupt { file: named_file(&text).unwrap_or_else(|| directory.display().to_string()), reason: text }
-            }
-            _ => Fault::io(format!("{doing} {}", directory.display()), text),
+            _ => Fault::from_text(doing, directory, text),
+        }
+    }
+
+    /// Sorts the text of a RocksDB status.
+    pub(super) fn from_text(doing: &str, directory: &Path, text: String) -> Self {
+        if is_no_space(&text) {
+            Fault::DiskFull(text)
+        } else if text.starts_with("Corruption") || missing_part(&text) {
+            Fault::Corrupt { file: named_file(&text).unwrap_or_else(|| directory.display().to_string()), reason: text }
+        } else {
+            Fault::io(format!("{doing} {}", directory.display()), text)
         }
     }
 }

@@ -18,29 +18,42 @@
 //! - What is on disk is the state after exactly the entry that `\0applied` names (`tests/store.rs`, "a crash loses whole entries only").
 //! - Nothing else writes to the families than [`Store::apply`].
 
+mod compact;
 mod db;
 mod directory;
 mod fault;
+mod figures;
+mod health;
 mod options;
+mod sweep;
 mod view;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use bytes::{BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+use rocksdb::WriteBatch;
 
 use crate::batch::Family;
-use db::Db;
+pub use compact::Compaction;
+use db::{Cleared, Db};
 pub use fault::Fault;
+pub use figures::Figures;
+pub use health::Health;
 pub use options::{Settings, Shared};
+pub use sweep::{CellJudge, Owned};
 pub use view::Snapshot;
 
 const APPLIED: &[u8] = b"\0applied";
 const MEMBERSHIP: &[u8] = b"\0membership";
 /// The version of the `\0applied` record.
 const APPLIED_VERSION: u8 = 1;
+/// How long a clear waits for readers of older states before it leaves their files to compaction.
+const CLEAR_WAIT: Duration = Duration::from_millis(200);
 
 /// One Raft entry for [`Store::apply`].
 #[derive(Debug, Clone)]
@@ -84,16 +97,30 @@ pub struct Store {
 struct Inner {
     path: PathBuf,
     shared: Shared,
+    judge: Option<Arc<dyn CellJudge>>,
     db: ArcSwapOption<Db>,
+    compaction: Mutex<Option<Arc<Compaction>>>,
 }
 
 impl Store {
-    /// Opens the store at `path`, creating it when there is none.
+    /// Opens the store at `path`, creating it when there is none. Its cells are never dropped by compaction.
+    ///
+    /// # Errors
+    /// [`Fault::InUse`], [`Fault::Corrupt`] with the file's name, [`Fault::DiskFull`], [`Fault::Io`].
     pub fn open(shared: &Shared, path: impl Into<PathBuf>) -> Result<Self, Fault> {
-        let path = path.into();
+        Self::open_with(shared, path.into(), None)
+    }
+
+    /// As [`open`](Store::open); compaction drops the cells that `judge` shows to be dead.
+    pub fn open_swept(shared: &Shared, path: impl Into<PathBuf>, judge: Arc<dyn CellJudge>) -> Result<Self, Fault> {
+        Self::open_with(shared, path.into(), Some(judge))
+    }
+
+    fn open_with(shared: &Shared, path: PathBuf, judge: Option<Arc<dyn CellJudge>>) -> Result<Self, Fault> {
         let directory = directory::current(&path)?;
-        let db = Db::open(shared, &directory)?;
-        Ok(Self { inner: Arc::new(Inner { path, shared: shared.clone(), db: ArcSwapOption::new(Some(db)) }) })
+        let db = Db::open(shared, &directory, judge.clone())?;
+        let db = ArcSwapOption::new(Some(db));
+        Ok(Self { inner: Arc::new(Inner { path, shared: shared.clone(), judge, db, compaction: Mutex::default() }) })
     }
 
     /// Where the store lives.
@@ -134,16 +161,60 @@ impl Store {
     /// # Errors
     /// [`Fault::BadBatch`] when one of the entries is damaged; nothing is applied then. [`Fault::Stalled`] with [`Patience::Now`]: nothing is applied, call again.
     pub fn apply(&self, writes: &[Write], patience: Patience) -> Result<(), Fault> {
-        let Some(last) = writes.last() else { return Ok(()) };
         let db = self.db()?;
-        let batches = writes.iter().map(|write| &write.batch[..]).filter(|batch| !batch.is_empty());
-        let mut records = db.collect(batches)?;
+        let mut records = WriteBatch::default();
+        let mut cleared_upto = None;
+        for (at, write) in writes.iter().enumerate().filter(|(_, write)| !write.batch.is_empty()) {
+            if db.collect(&write.batch, &mut records)?.any.contains(&true) {
+                cleared_upto = Some(at + 1);
+            }
+        }
+        match cleared_upto {
+            None => self.write(&db, writes, records, patience),
+            Some(_) if patience == Patience::Now => Err(Fault::Stalled),
+            Some(upto) => {
+                let (clearing, rest) = writes.split_at(upto);
+                self.apply_clear(&db, clearing)?;
+                self.apply(rest, patience)
+            }
+        }
+    }
+
+    fn write(&self, db: &Db, writes: &[Write], mut records: WriteBatch, patience: Patience) -> Result<(), Fault> {
+        let Some(last) = writes.last() else { return Ok(()) };
         let own = db.family(Family::Default);
         records.put_cf(own, APPLIED, encode_applied(last.index, &last.log_id));
         if let Some(membership) = writes.iter().rev().find_map(|write| write.membership.as_ref()) {
             records.put_cf(own, MEMBERSHIP, membership);
         }
         db.write(records, patience)
+    }
+
+    /// Applies entries of which the last empties families, and gives their space back at once. Files are deleted under two conditions: the emptiness is on disk, and nobody
+    /// reads an older state. Nothing else is written meanwhile, so every file at the lower levels is dead. Where a condition fails, compaction does the rest.
+    fn apply_clear(&self, db: &Arc<Db>, writes: &[Write]) -> Result<(), Fault> {
+        let mut records = WriteBatch::default();
+        let mut cleared = Cleared::default();
+        for write in writes.iter().filter(|write| !write.batch.is_empty()) {
+            cleared = db.collect(&write.batch, &mut records)?;
+        }
+        self.write(db, writes, records, Patience::Wait)?;
+        let families = |which: [bool; 3]| Family::ALL.into_iter().filter(move |family| which[*family as usize]);
+        let unread = || db.readers().wait_for_older(Instant::now() + CLEAR_WAIT);
+        match db.flush() {
+            Ok(()) if unread() => {
+                for family in families(cleared.empty) {
+                    db.delete_files(family)?;
+                }
+            }
+            Ok(()) => {}
+            Err(fault) => tracing::warn!(%fault, "the space of cleared records comes back later"),
+        }
+        // What is left (level 0, files under compaction) goes by a compaction of little.
+        let db = db.clone();
+        let rest = move || families(cleared.any).for_each(|family| compact::rewrite(&db, family, None, None));
+        std::thread::Builder::new().name("clear".into()).spawn(rest).map_err(|error| Fault::io("start a thread for", error))?;
+        Ok(())
     }
 
     /// How far the log was applied; `None` for a store that has applied nothing.
@@ -163,17 +234,53 @@ impl Store {
         self.db()?.flush()
     }
 
+    /// Whether the store can take writes. Cheap: the file system is looked at a few times a second at most.
+    pub fn health(&self) -> Health {
+        match self.db() {
+            Ok(db) => db.health(self.inner.shared.settings().disk_reserve_bytes),
+            Err(fault) => Health::Failing(fault.to_string()),
+        }
+    }
+
+    /// Rewrites everything, so that dead records give their space back; on a thread of its own. Gives the one that is running when there is one.
+    pub fn compact(&self) -> Result<Arc<Compaction>, Fault> {
+        let mut compaction = self.inner.compaction.lock();
+        match &*compaction {
+            Some(running) if running.outcome().is_none() => Ok(running.clone()),
+            _ => Ok(compaction.insert(compact::start(self.db()?)?).clone()),
+        }
+    }
+
+    /// The compaction that was last asked for since the store was opened.
+    pub fn last_compaction(&self) -> Option<Arc<Compaction>> {
+        self.inner.compaction.lock().clone()
+    }
+
+    /// Sizes and counts, for metrics and status.
+    pub fn figures(&self) -> Result<Figures, Fault> {
+        figures::read(&*self.db()?)
+    }
+
+    fn let_go(&self) -> Option<Arc<Db>> {
+        if let Some(compaction) = &*self.inner.compaction.lock() {
+            compaction.cancel();
+        }
+        self.inner.db.swap(None)
+    }
+
     /// Flushes and lets go of the database; readers that still hold snapshots keep it open until they drop them. Every later call answers [`Fault::Closed`].
     pub fn close(&self) -> Result<(), Fault> {
-        match self.inner.db.swap(None) {
-            Some(db) => db.flush(),
-            None => Ok(()),
-        }
+        let Some(db) = self.let_go() else { return Ok(()) };
+        let flushed = db.flush();
+        db.stop();
+        flushed
     }
 
     /// Closes without flushing and deletes everything. The directory goes with it.
     pub fn destroy(&self) -> Result<(), Fault> {
-        drop(self.inner.db.swap(None));
+        if let Some(db) = self.let_go() {
+            db.stop();
+        }
         directory::remove(&self.inner.path)
     }
 
@@ -191,9 +298,13 @@ impl Store {
         let name = directory::next_name(&old.directory);
         let next = self.inner.path.join(&name);
         directory::adopt(received, &next)?;
-        let db = Db::open(&self.inner.shared, &next)?;
+        let db = Db::open(&self.inner.shared, &next, self.inner.judge.clone())?;
         directory::point_at(&self.inner.path, &name)?;
+        if let Some(compaction) = &*self.inner.compaction.lock() {
+            compaction.cancel();
+        }
         self.inner.db.store(Some(db));
+        old.stop();
         // RocksDB keeps its open files readable for those who still hold snapshots.
         directory::remove(&old.directory)
     }

@@ -2,11 +2,14 @@
 //!
 //! Small by default: the cache and the memtables are bounded over all stores together, index and filter blocks live in the cache, RocksDB's statistics and timers are off.
 
+use std::sync::Arc;
+
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DataBlockIndexType, Env, LogLevel, Options, WriteBufferManager,
 };
 
-use super::Fault;
+use super::sweep::{Factory, Sweep};
+use super::{Fault, health};
 use crate::batch::Family;
 
 /// Memory and threads of all stores of a node; every key is settable.
@@ -105,6 +108,7 @@ impl Shared {
         options.set_keep_log_file_num(3);
         options.set_max_manifest_file_size(1 << 20);
         options.set_manifest_preallocation_size(16 << 10);
+        health::resume_when_space_returns(&options, &self.env);
         options
     }
 
@@ -147,7 +151,14 @@ impl Shared {
         tables
     }
 
-    pub(super) fn families(&self) -> Vec<ColumnFamilyDescriptor> {
-        Family::ALL.into_iter().map(|family| ColumnFamilyDescriptor::new(family.name(), self.family(family))).collect()
+    pub(super) fn families(&self, sweep: Option<&Arc<Sweep>>) -> Vec<ColumnFamilyDescriptor> {
+        let describe = |family: Family| {
+            let mut options = self.family(family);
+            if let Some(sweep) = sweep.filter(|_| family == Family::Cell) {
+                options.set_compaction_filter_factory(Factory(sweep.clone()));
+            }
+            ColumnFamilyDescriptor::new(family.name(), options)
+        };
+        Family::ALL.into_iter().map(describe).collect()
     }
 }

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -63,6 +64,10 @@ impl Pinned {
         &self.options
     }
 
+    pub(super) fn snapshot(&self) -> &SnapshotWithThreadMode<'static, DB> {
+        &self.snapshot
+    }
+
     pub(super) fn sequence(&self) -> u64 {
         self.snapshot.sequence_number()
     }
@@ -108,8 +113,17 @@ impl Readers {
         live.iter().find_map(|(_, pinned)| pinned.upgrade())
     }
 
-    /// How many snapshots are held.
-    pub(super) fn held(&self) -> usize {
-        self.live.lock().len()
+    /// Waits until every snapshot that is held now is dropped, or until `deadline`; says whether they are.
+    pub(super) fn wait_for_older(&self, deadline: Instant) -> bool {
+        let newest = self.next.load(Ordering::Relaxed);
+        loop {
+            if self.live.lock().iter().all(|(number, _)| *number >= newest) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }

@@ -1,0 +1,141 @@
+//! Rewriting a whole store on request, with progress.
+//!
+//! The lowest level is rewritten too, so that the filter sees every cell and replaced data gives its space back. Work goes in steps of some files, so that progress is known and a closing store does not wait long.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rocksdb::{BottommostLevelCompaction, CompactOptions};
+
+use super::Fault;
+use super::db::Db;
+use crate::batch::Family;
+
+/// About how much one step rewrites, bytes.
+const STEP_BYTES: u64 = 256 << 20;
+/// How long to wait for readers of older states; what they see is kept when they take longer.
+const READERS_WAIT: Duration = Duration::from_secs(5);
+
+/// A compaction of a whole store, running or done.
+#[derive(Debug, Default)]
+pub struct Compaction {
+    permille: AtomicU32,
+    cancelled: AtomicBool,
+    outcome: Mutex<Option<Result<(), Fault>>>,
+    done: Condvar,
+}
+
+impl Compaction {
+    /// How much of the store was rewritten: 0 to 1, and 1 only when it is done.
+    pub fn progress(&self) -> f64 {
+        f64::from(self.permille.load(Ordering::Relaxed)) / 1000.0
+    }
+
+    /// How it ended; `None` while it runs.
+    pub fn outcome(&self) -> Option<Result<(), Fault>> {
+        self.outcome.lock().clone()
+    }
+
+    /// Waits for the end.
+    pub fn wait(&self) -> Result<(), Fault> {
+        let mut outcome = self.outcome.lock();
+        loop {
+            if let Some(outcome) = &*outcome {
+                return outcome.clone();
+            }
+            self.done.wait(&mut outcome);
+        }
+    }
+
+    pub(super) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn run(&self, db: &Db) {
+        let outcome = self.steps(db);
+        if outcome.is_ok() {
+            self.permille.store(1000, Ordering::Relaxed);
+        }
+        *self.outcome.lock() = Some(outcome);
+        self.done.notify_all();
+    }
+
+    fn steps(&self, db: &Db) -> Result<(), Fault> {
+        // The filter drops only what is dead on disk and for every reader: make both as recent as now.
+        db.flush()?;
+        db.readers().wait_for_older(Instant::now() + READERS_WAIT);
+        let mut steps = Vec::new();
+        for family in Family::ALL {
+            steps.extend(plan(db, family)?.into_iter().map(|step| (family, step)));
+        }
+        let total: u64 = steps.iter().map(|(_, step)| step.bytes.max(1)).sum();
+        let mut done = 0;
+        for (family, step) in &steps {
+            if self.cancelled.load(Ordering::Relaxed) {
+                return Err(Fault::Closed);
+            }
+            rewrite(db, *family, step.from.as_deref(), step.to.as_deref());
+            if let Some(error) = db.reported() {
+                return Err(error);
+            }
+            done += step.bytes.max(1);
+            self.permille.store((done * 999 / total.max(1)) as u32, Ordering::Relaxed);
+        }
+        match self.cancelled.load(Ordering::Relaxed) {
+            true => Err(Fault::Closed),
+            false => Ok(()),
+        }
+    }
+}
+
+struct Step {
+    from: Option<Vec<u8>>,
+    to: Option<Vec<u8>>,
+    bytes: u64,
+}
+
+/// Cuts a family into steps at the first keys of files of its lowest level, so that no file is rewritten twice.
+fn plan(db: &Db, family: Family) -> Result<Vec<Step>, Fault> {
+    let files = db.raw().live_files().map_err(|error| db.fault("list the files of", error))?;
+    let mut files: Vec<_> = files.into_iter().filter(|file| file.column_family_name == family.name()).collect();
+    let lowest = files.iter().map(|file| file.level).max().unwrap_or(0);
+    let mut above = 0;
+    files.retain(|file| {
+        let keep = file.level == lowest && lowest > 0;
+        above += if keep { 0 } else { file.size as u64 };
+        keep
+    });
+    files.sort_by(|a, b| a.start_key.cmp(&b.start_key));
+    let mut steps = vec![Step { from: None, to: None, bytes: above }];
+    for file in files {
+        let last = steps.last_mut().expect("starts with one step and only grows");
+        if last.bytes >= STEP_BYTES && file.start_key.is_some() {
+            last.to.clone_from(&file.start_key);
+            steps.push(Step { from: file.start_key, to: None, bytes: file.size as u64 });
+        } else {
+            last.bytes += file.size as u64;
+        }
+    }
+    Ok(steps)
+}
+
+/// Compacts a range of a family down to the lowest level, running filters. RocksDB's C API keeps the outcome to itself: failures are found in `Db::reported`.
+pub(super) fn rewrite(db: &Db, family: Family, from: Option<&[u8]>, to: Option<&[u8]>) {
+    let mut options = CompactOptions::default();
+    options.set_exclusive_manual_compaction(false);
+    options.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
+    db.raw().compact_range_cf_opt(db.family(family), from, to, &options);
+}
+
+/// Starts a compaction of everything on a thread of its own.
+pub(super) fn start(db: Arc<Db>) -> Result<Arc<Compaction>, Fault> {
+    let compaction = Arc::new(Compaction::default());
+    let running = compaction.clone();
+    std::thread::Builder::new()
+        .name("compact".into())
+        .spawn(move || running.run(&db))
+        .map_err(|error| Fault::io("start a thread for compaction of", error))?;
+    Ok(compaction)
+}

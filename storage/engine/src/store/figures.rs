@@ -1,0 +1,90 @@
+//! What a store says about itself, for metrics and status.
+
+use std::sync::atomic::Ordering;
+
+use rocksdb::properties as names;
+
+use super::Fault;
+use super::db::Db;
+use crate::batch::Family;
+
+/// A store's figures. Bytes are bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// All table files, those that wait to be deleted included.
+    pub file_bytes: u64,
+    /// Table files of the current state.
+    pub live_file_bytes: u64,
+    /// How many table files the current state has.
+    pub files: u64,
+    /// Files at level 0, which every read must look into.
+    pub level0_files: u64,
+    /// Memtables, those being flushed included.
+    pub memtable_bytes: u64,
+    /// Records in `Head`, estimated.
+    pub heads_estimated: u64,
+    /// Records in `Cell`, estimated.
+    pub cells_estimated: u64,
+    /// Bytes that compaction has yet to rewrite, estimated.
+    pub pending_compaction_bytes: u64,
+    /// Flushes running.
+    pub running_flushes: u64,
+    /// Compactions running.
+    pub running_compactions: u64,
+    /// Snapshots held by readers.
+    pub snapshots: u64,
+    /// 1 when RocksDB has stopped writes.
+    pub write_stopped: u64,
+    /// Bytes per second to which RocksDB has slowed writes, 0 = not slowed.
+    pub delayed_write_rate: u64,
+    /// Memory of table readers outside of the cache.
+    pub table_reader_bytes: u64,
+    /// Errors of background work since the store was opened.
+    pub background_errors: u64,
+    /// Cells of dead generations that compaction dropped since the store was opened.
+    pub swept_cells: u64,
+    /// Their bytes.
+    pub swept_bytes: u64,
+}
+
+pub(super) fn read(db: &Db) -> Result<Figures, Fault> {
+    let one = |family: Family, name: &rocksdb::properties::PropName| {
+        let value = db.raw().property_int_value_cf(db.family(family), name);
+        value.map(Option::unwrap_or_default).map_err(|error| db.fault("read a property of", error))
+    };
+    let sum = |name| Family::ALL.into_iter().try_fold(0, |sum, family| Ok::<u64, Fault>(sum + one(family, name)?));
+    let files_at = |family: Family, level| {
+        let value = db.raw().property_value_cf(db.family(family), &names::num_files_at_level(level));
+        value.map(|text| text.and_then(|text| text.parse::<u64>().ok()).unwrap_or_default()).map_err(|error| db.fault("read a property of", error))
+    };
+    let mut figures = Figures {
+        file_bytes: sum(names::TOTAL_SST_FILES_SIZE)?,
+        live_file_bytes: sum(names::LIVE_SST_FILES_SIZE)?,
+        memtable_bytes: sum(names::SIZE_ALL_MEM_TABLES)?,
+        heads_estimated: one(Family::Head, names::ESTIMATE_NUM_KEYS)?,
+        cells_estimated: one(Family::Cell, names::ESTIMATE_NUM_KEYS)?,
+        pending_compaction_bytes: sum(names::ESTIMATE_PENDING_COMPACTION_BYTES)?,
+        // These are about the whole database, whichever family is asked.
+        running_flushes: one(Family::Default, names::NUM_RUNNING_FLUSHES)?,
+        running_compactions: one(Family::Default, names::NUM_RUNNING_COMPACTIONS)?,
+        snapshots: one(Family::Default, names::NUM_SNAPSHOTS)?,
+        write_stopped: one(Family::Default, names::IS_WRITE_STOPPED)?,
+        delayed_write_rate: one(Family::Default, names::ACTUAL_DELAYED_WRITE_RATE)?,
+        table_reader_bytes: sum(names::ESTIMATE_TABLE_READERS_MEM)?,
+        background_errors: one(Family::Default, names::BACKGROUND_ERRORS)?,
+        ..Figures::default()
+    };
+    for family in Family::ALL {
+        let level0 = files_at(family, 0)?;
+        figures.level0_files += level0;
+        figures.files += level0;
+        for level in 1..7 {
+            figures.files += files_at(family, level)?;
+        }
+    }
+    if let Some(swept) = db.swept() {
+        figures.swept_cells = swept.cells.load(Ordering::Relaxed);
+        figures.swept_bytes = swept.bytes.load(Ordering::Relaxed);
+    }
+    Ok(figures)
+}

@@ -1,0 +1,149 @@
+//! Whether a store can take writes: what RocksDB reports from its background threads, and how much space is left.
+//!
+//! RocksDB stops taking writes when a flush fails. With an SST file manager it polls for space after "no space left" and resumes by itself; what it
+//! does not say is that it has, so a stopped store is asked with an empty write. To begin with, writes are refused above while there is still a reserve, so
+//! that neither RocksDB nor the log has to fail first.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use librocksdb_sys as ffi;
+use parking_lot::Mutex;
+use rocksdb::{AsRawPtr, Env, Options};
+
+use super::fault::is_no_space;
+
+/// How long one look at the file system counts.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Whether a store can take writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It can.
+    Good,
+    /// The file system is full or nearly so: refuse new writes, serve reads, ask again.
+    DiskFull(String),
+    /// A flush or compaction failed for another reason: the replica is to be set aside.
+    Failing(String),
+}
+
+/// What background threads reported, and when the file system was last looked at.
+#[derive(Default)]
+pub(super) struct Reports(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    reported: Option<String>,
+    looked: Option<(Instant, Option<String>)>,
+}
+
+impl Reports {
+    pub(super) fn report(&self, error: String) {
+        tracing::error!(%error, "RocksDB failed in the background");
+        let mut state = self.0.lock();
+        // What is not about space stays: it does not go away by itself.
+        if state.reported.as_ref().is_none_or(|old| is_no_space(old)) {
+            state.reported = Some(error);
+        }
+    }
+
+    /// What was reported and has not gone away.
+    pub(super) fn reported(&self) -> Option<String> {
+        self.0.lock().reported.clone()
+    }
+
+    /// The state of things. `works` tries a write that changes nothing.
+    pub(super) fn health(&self, directory: &Path, reserve: u64, works: impl FnOnce() -> bool) -> Health {
+        let mut state = self.0.lock();
+        let fresh = state.looked.as_ref().filter(|(at, _)| at.elapsed() < LOOK_EVERY);
+        let looked_now = fresh.is_none();
+        let lack = match fresh {
+            Some((_, lack)) => lack.clone(),
+            None => lack_of_space(directory, reserve),
+        };
+        if looked_now {
+            state.looked = Some((Instant::now(), lack.clone()));
+        }
+        match (&state.reported, lack) {
+            (Some(error), _) if !is_no_space(error) => Health::Failing(error.clone()),
+            (_, Some(lack)) => Health::DiskFull(lack),
+            (Some(error), None) => {
+                let error = error.clone();
+                if looked_now && works() {
+                    state.reported = None;
+                    Health::Good
+                } else {
+                    Health::DiskFull(error)
+                }
+            }
+            (None, None) => Health::Good,
+        }
+    }
+}
+
+/// Says what is missing when less than `reserve` (on small file systems: a sixteenth) is free. A file system that cannot be asked counts as roomy.
+fn lack_of_space(directory: &Path, reserve: u64) -> Option<String> {
+    let stat = rustix::fs::statvfs(directory).ok()?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let reserve = reserve.min(stat.f_blocks.saturating_mul(stat.f_frsize) / 16);
+    (free < reserve).then(|| format!("{free} bytes are free at {}, less than the reserve of {reserve}", directory.display()))
+}
+
+/// Makes RocksDB resume by itself when a full disk has space again.
+pub(super) fn resume_when_space_returns(options: &Options, env: &Env) {
+    // SAFETY: `env` and `options` are alive; the options take their own reference to the manager, ours is released.
+    unsafe {
+        let manager = ffi::rocksdb_sst_file_manager_create(env.as_raw_ptr());
+        ffi::rocksdb_options_set_sst_file_manager(options.as_raw_ptr(), manager);
+        ffi::rocksdb_sst_file_manager_destroy(manager);
+    }
+}
+
+/// Sends RocksDB's background errors to `reports`.
+pub(super) fn listen(options: &Options, reports: Arc<Reports>) {
+    let state = Arc::into_raw(reports).cast_mut().cast::<c_void>();
+    // SAFETY: the listener owns `state` and gives it back in `release`; the options own the listener. RocksDB calls every callback, so none may be null.
+    unsafe {
+        let listener = ffi::rocksdb_eventlistener_create(
+            state,
+            Some(release),
+            Some(ignore_flush),
+            Some(ignore_flush),
+            Some(ignore_compaction),
+            Some(ignore_compaction),
+            Some(ignore_subcompaction),
+            Some(ignore_subcompaction),
+            Some(ignore_ingested),
+            Some(background_error),
+            Some(ignore_stall),
+            Some(ignore_sealed),
+        );
+        ffi::rocksdb_options_add_eventlistener(options.as_raw_ptr(), listener);
+    }
+}
+
+unsafe extern "C" fn release(state: *mut c_void) {
+    // SAFETY: made by `Arc::into_raw` in `listen`; RocksDB calls this once.
+    drop(unsafe { Arc::from_raw(state.cast::<Reports>()) });
+}
+
+unsafe extern "C" fn background_error(state: *mut c_void, _reason: u32, status: *mut ffi::rocksdb_status_ptr_t) {
+    let mut text: *mut c_char = std::ptr::null_mut();
+    // SAFETY: `state` is alive until `release`; `status` is alive during the call; the text is ours to free.
+    unsafe {
+        ffi::rocksdb_status_ptr_get_error(status, &raw mut text);
+        if !text.is_null() {
+            (*state.cast::<Reports>()).report(CStr::from_ptr(text).to_string_lossy().into_owned());
+            ffi::rocksdb_free(text.cast());
+        }
+    }
+}
+
+unsafe extern "C" fn ignore_flush(_: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_flushjobinfo_t) {}
+unsafe extern "C" fn ignore_compaction(_: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_compactionjobinfo_t) {}
+unsafe extern "C" fn ignore_subcompaction(_: *mut c_void, _: *const ffi::rocksdb_subcompactionjobinfo_t) {}
+unsafe extern "C" fn ignore_ingested(_: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_externalfileingestioninfo_t) {}
+unsafe extern "C" fn ignore_stall(_: *mut c_void, _: *const ffi::rocksdb_writestallinfo_t) {}
+unsafe extern "C" fn ignore_sealed(_: *mut c_void, _: *const ffi::rocksdb_memtableinfo_t) {}
