@@ -16,6 +16,8 @@ pub enum Plan {
     Rows(Rows),
     /// By the session and the proxy itself, with none or several calls.
     Session(Session),
+    /// Known at once: what the table tells about itself (COMMAND, HELP), and what needs neither rows nor a session.
+    Reply(Reply),
 }
 
 /// A command that is ops on rows, and how its answers are worded.
@@ -58,6 +60,11 @@ impl Plan {
     /// Several ops on rows that may be in different partitions.
     pub fn each(ops: impl IntoIterator<Item = Op>, wording: fn(Vec<Answer>) -> Reply) -> Planned {
         Ok(Plan::rows(ops.into_iter().collect(), Wording::All(wording)))
+    }
+
+    /// One op on every partition of the table.
+    pub fn everywhere(op: Op, wording: fn(Vec<Answer>) -> Reply) -> Planned {
+        Ok(Plan::Rows(Rows { ops: smallvec![op], together: false, everywhere: true, wording: Wording::All(wording) }))
     }
 
     /// Ops that need not be in one partition.
@@ -163,7 +170,7 @@ pub enum Session {
         count: u64,
         glob: Option<Bytes>,
         kind: Option<Kind>,
-        /** TYPE names a kind Redis has and no row can be of. */
+        /// TYPE names a kind that no row can be of.
         none: bool,
     },
     RandomKey,

@@ -19,6 +19,7 @@ pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> Answered {
         written_at_ms: head.header.written_at_ms(),
         len,
         bytes: bytes + (8 + key.len() + Header::BYTES_MAX + 1) as u64,
+        now_ms: tx.stamp.now_ms,
     })))
 }
 

@@ -257,6 +257,8 @@ pub struct RowInfo {
     pub len: u64,
     /// About how many bytes it takes on disk, before compression.
     pub bytes: u64,
+    /// The stamp by which it was judged, ms: what remains of an expiry and how long ago it was written count from here.
+    pub now_ms: u64,
 }
 
 /// What a watched row looked like; opaque to everybody but the executor that made it.
@@ -357,4 +359,14 @@ pub enum Response {
     Done(Vec<Result<Answer, Refusal>>),
     /// A watched row was touched; nothing was done.
     Touched,
+}
+
+impl ExpireIf {
+    /// Whether an expiry may change from `old` to `new`; none counts as infinitely late.
+    pub(crate) fn allows(self, old: Option<u64>, new: u64) -> bool {
+        (!self.none || old.is_none())
+            && (!self.some || old.is_some())
+            && (!self.later || old.is_some_and(|old| new > old))
+            && (!self.earlier || old.is_none_or(|old| new < old))
+    }
 }
