@@ -2,7 +2,7 @@
 
 use crate::op::{Answer, Op, Refusal};
 use crate::view::{Fault, Tx};
-use crate::{keys, string};
+use crate::{expire, hash, hash_expiry, hash_range, keys, native, scan, string};
 
 /// Why an op has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,11 +30,55 @@ pub type Answered = Result<Answer, Failed>;
 
 /// Evaluates one op: answers, and adds what it changes to the batch's edits; a refused op adds nothing.
 pub fn eval(op: &Op, tx: &mut Tx<'_>) -> Answered {
+    use Op::*;
     match op {
-        Op::Inspect { key } => keys::inspect(tx, key),
-        Op::Delete { key } => keys::delete(tx, key),
-        Op::Get { key } => string::get(tx, key),
-        Op::Set { key, value, ttl, only, want_old } => string::set(tx, key, value, *ttl, *only, *want_old),
-        other => Err(Failed::Fault(Fault(format!("not built yet: {other:?}")))),
+        Inspect { key } => keys::inspect(tx, key),
+        Delete { key } => keys::delete(tx, key),
+        Expire { key, until, only } => keys::expire(tx, key, *until, *only),
+        Persist { key } => keys::persist(tx, key),
+        Rename { from, to, only_new } => keys::rename(tx, from, to, *only_new),
+        Copy { from, to, replace } => keys::copy(tx, from, to, *replace),
+        Dump { key } => keys::dump(tx, key),
+        Restore { key, content, ttl, replace } => keys::restore(tx, key, content, *ttl, *replace),
+        Encoding { key } => keys::encoding(tx, key),
+        Watch { key } => keys::watch(tx, key),
+
+        Scan { cursor, count, glob, kind } => scan::scan(tx, *cursor, *count, glob.as_ref(), *kind),
+        Nearest { cursor } => scan::nearest(tx, *cursor),
+        Rows => scan::rows(tx),
+        Clear => scan::clear(tx),
+        ExpireDue { max, cursor } => expire::expire_due(tx, *max, *cursor),
+
+        Get { key } => string::get(tx, key),
+        GetDelete { key } => string::get_delete(tx, key),
+        GetExpire { key, ttl } => string::get_expire(tx, key, *ttl),
+        Set { key, value, ttl, only, want_old } => string::set(tx, key, value, *ttl, *only, *want_old),
+        SetAllNew { pairs } => string::set_all_new(tx, pairs),
+        Append { key, value } => string::append(tx, key, value),
+        Add { key, by } => string::add(tx, key, *by),
+        AddFloat { key, by } => string::add_float(tx, key, by),
+        GetRange { key, start, end } => string::get_range(tx, key, *start, *end),
+        SetRange { key, offset, value } => string::set_range(tx, key, *offset, value),
+        Length { key } => string::length(tx, key),
+
+        HashPut { key, pairs, only, ttl } => hash::put(tx, key, pairs, *only, *ttl),
+        HashGet { key, fields } => hash::get(tx, key, fields),
+        HashGetDelete { key, fields } => hash::get_delete(tx, key, fields),
+        HashGetExpire { key, fields, ttl } => hash::get_expire(tx, key, fields, *ttl),
+        HashDelete { key, fields } => hash::delete(tx, key, fields),
+        HashLen { key } => hash::len(tx, key),
+        HashAdd { key, field, by } => hash::add(tx, key, field, *by),
+        HashAddFloat { key, field, by } => hash::add_float(tx, key, field, by),
+        HashRandom { key, count, seed, want_values } => hash::random(tx, key, *count, *seed, *want_values),
+        HashRange { key, range, want_values } => hash_range::range(tx, key, range, *want_values),
+        HashRangeCount { key, range } => hash_range::count(tx, key, range),
+        HashRangeDelete { key, range } => hash_range::delete(tx, key, range),
+        HashScan { key, cursor, count, glob, want_values } => hash_range::scan(tx, key, *cursor, *count, glob.as_ref(), *want_values),
+        HashExpire { key, fields, until, only } => hash_expiry::expire(tx, key, fields, *until, *only),
+        HashExpiry { key, fields, remaining } => hash_expiry::expiry(tx, key, fields, *remaining),
+        HashPersist { key, fields } => hash_expiry::persist(tx, key, fields),
+        CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value } => {
+            native::check_and_mutate(tx, key, check_sortkey, *check, operand, mutations, *want_value)
+        }
     }
 }

@@ -1,30 +1,198 @@
 //! Ops on a row of any kind.
 
-use crate::eval::Answered;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::eval::{Answered, Failed};
 use crate::head::Row;
-use crate::op::{Answer, RowInfo};
+use crate::members::{Members, Writer};
+use crate::number;
+use crate::op::{Answer, Content, Deadline, ExpireIf, Refusal, RowInfo, Ttl, Watched};
 use crate::value::{Body, Header};
-use crate::view::Tx;
+use crate::view::{Fault, Tx};
+
+/// Members that MEMORY USAGE looks at to estimate the rest, as Redis's `SAMPLES`.
+const SAMPLES: u64 = 5;
+
+/// What Redis 7 keeps in a listpack: `hash-max-listpack-entries` and `-value`.
+const LISTPACK_ENTRIES_MAX: u64 = 512;
+const LISTPACK_VALUE_MAX: usize = 64;
+
+/// What Redis keeps as `embstr`.
+const EMBSTR_MAX: usize = 44;
 
 pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> Answered {
     let row = Row::load(tx, key)?;
     let Some(head) = row.head() else { return Ok(Answer::Row(None)) };
+    let header = if row.expires_at_ms().is_some() { Header::BYTES_MAX } else { Header::BYTES_MAX - 8 };
     let (len, bytes) = match &head.body {
         Body::String(value) => (value.len() as u64, value.len() as u64),
-        Body::Hash(hash) => (hash.count, 24),
+        Body::Hash(hash) => (hash.count, 24 + member_bytes(tx, &row, hash.count)?),
     };
     Ok(Answer::Row(Some(RowInfo {
         kind: head.kind(),
         expires_at_ms: row.expires_at_ms(),
         written_at_ms: head.header.written_at_ms(),
         len,
-        bytes: bytes + (8 + key.len() + Header::BYTES_MAX + 1) as u64,
         now_ms: tx.stamp.now_ms,
+        bytes: bytes + (8 + key.len() + header + 1) as u64,
     })))
+}
+
+/// About how many bytes the members of a hash take: those of the first few, times how many there are.
+fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64) -> Result<u64, Failed> {
+    let Some(members) = Members::of(row)? else { return Ok(0) };
+    let (mut seen, mut bytes) = (0u64, 0u64);
+    members.walk(tx, None, None, false, &mut |name, _, value| {
+        seen += 1;
+        bytes += (8 + 2 + row.hashkey().len() + 9 + name.len() + Header::BYTES_MAX - 8 + value.len()) as u64;
+        if seen < SAMPLES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok((u128::from(bytes) * u128::from(count) / u128::from(seen.max(1))) as u64)
 }
 
 pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
     let row = Row::load(tx, key)?;
     row.remove(tx)?;
     Ok(Answer::Int(i64::from(row.is_live())))
+}
+
+pub(crate) fn expire(tx: &mut Tx<'_>, key: &[u8], until: Deadline, only: ExpireIf) -> Answered {
+    let row = Row::load(tx, key)?;
+    let at = tx.deadline_ms(until);
+    let Some(head) = row.head().filter(|_| only.allows(row.expires_at_ms(), at)) else { return Ok(Answer::Int(0)) };
+    row.write(tx, Some(at), head.body.clone())?;
+    Ok(Answer::Int(1))
+}
+
+pub(crate) fn persist(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
+    let row = Row::load(tx, key)?;
+    let Some(head) = row.head().filter(|_| row.expires_at_ms().is_some()) else { return Ok(Answer::Int(0)) };
+    row.write(tx, None, head.body.clone())?;
+    Ok(Answer::Int(1))
+}
+
+/// A collection is moved cell by cell: its hashkey is part of every cell's key.
+pub(crate) fn rename(tx: &mut Tx<'_>, from: &[u8], to: &[u8], only_new: bool) -> Answered {
+    let row = Row::load(tx, from)?;
+    let target = Row::load(tx, to)?;
+    if !row.is_live() {
+        return Err(Refusal::NoSuchKey.into());
+    }
+    if only_new && target.is_live() {
+        return Ok(Answer::Int(0));
+    }
+    if from != to {
+        let content = content(tx, &row, Some(tx.rules.write_bytes_max))?.ok_or(Refusal::NoSuchKey)?;
+        write(tx, target, content, row.expires_at_ms())?;
+        row.remove(tx)?;
+    }
+    Ok(Answer::Int(1))
+}
+
+pub(crate) fn copy(tx: &mut Tx<'_>, from: &[u8], to: &[u8], replace: bool) -> Answered {
+    let row = Row::load(tx, from)?;
+    let target = Row::load(tx, to)?;
+    if from == to || (target.is_live() && !replace) {
+        return Ok(Answer::Int(0));
+    }
+    let Some(content) = content(tx, &row, Some(tx.rules.write_bytes_max))? else { return Ok(Answer::Int(0)) };
+    write(tx, target, content, row.expires_at_ms())?;
+    Ok(Answer::Int(1))
+}
+
+pub(crate) fn dump(tx: &Tx<'_>, key: &[u8]) -> Answered {
+    let row = Row::load(tx, key)?;
+    let content = content(tx, &row, None)?;
+    Ok(content.map_or(Answer::Nil, |content| Answer::Content { content, expires_at_ms: row.expires_at_ms() }))
+}
+
+pub(crate) fn restore(tx: &mut Tx<'_>, key: &[u8], content: &Content, ttl: Ttl, replace: bool) -> Answered {
+    tx.rules.check_write(key.len() + content.bytes())?;
+    let row = Row::load(tx, key)?;
+    if row.is_live() && !replace {
+        return Err(Refusal::BusyKey.into());
+    }
+    let expires_at_ms = tx.expiry(ttl, row.expires_at_ms());
+    write(tx, row, content.clone(), expires_at_ms)?;
+    Ok(Answer::Int(1))
+}
+
+/// Everything in a live row. With `write_max` it is read to be written again and refused when too large for that, otherwise to be answered.
+fn content(tx: &Tx<'_>, row: &Row, write_max: Option<usize>) -> Result<Option<Content>, Failed> {
+    let check = |bytes: usize| match write_max {
+        Some(_) => tx.rules.check_write(bytes),
+        None => tx.rules.check_answer(bytes),
+    };
+    let members = match row.head().map(|head| &head.body) {
+        None => return Ok(None),
+        Some(Body::String(value)) => {
+            check(value.len())?;
+            return Ok(Some(Content::String(value.clone())));
+        }
+        Some(Body::Hash(_)) => Members::of(row)?,
+    };
+    let (mut fields, mut bytes) = (Vec::new(), 0);
+    if let Some(members) = members {
+        members.walk(tx, None, None, false, &mut |name, header, value| {
+            bytes += name.len() + value.len();
+            fields.push((Bytes::copy_from_slice(name), Bytes::copy_from_slice(value), header.expires_at_ms));
+            if check(bytes).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+    }
+    check(bytes)?;
+    Ok(Some(Content::Hash(fields)))
+}
+
+/// Replaces a row by some content. Fields that are past their expiry are left out, and a hash without fields is no row.
+fn write(tx: &mut Tx<'_>, row: Row, content: Content, expires_at_ms: Option<u64>) -> Result<(), Fault> {
+    let fields = match content {
+        Content::String(value) => return row.write(tx, expires_at_ms, Body::String(value)),
+        Content::Hash(fields) => fields,
+    };
+    let now_ms = tx.stamp.now_ms;
+    let mut fields = fields.into_iter().filter(|(_, _, at)| at.is_none_or(|at| at > now_ms)).peekable();
+    if fields.peek().is_none() || tx.past(expires_at_ms) {
+        return row.remove(tx);
+    }
+    let mut hash = Writer::replace(row);
+    for (name, value, at) in fields {
+        hash.put(tx, &name, value, at)?;
+    }
+    hash.save_until(tx, expires_at_ms)
+}
+
+pub(crate) fn encoding(tx: &Tx<'_>, key: &[u8]) -> Answered {
+    let row = Row::load(tx, key)?;
+    let name = match row.head().map(|head| &head.body) {
+        None => return Ok(Answer::Nil),
+        Some(Body::String(value)) if number::parse_int(value).is_some() => "int",
+        Some(Body::String(value)) if value.len() <= EMBSTR_MAX => "embstr",
+        Some(Body::String(_)) => "raw",
+        Some(Body::Hash(hash)) if hash.count > LISTPACK_ENTRIES_MAX => "hashtable",
+        Some(Body::Hash(hash)) => {
+            let mut short = true;
+            if let Some(members) = Members::of(&row)? {
+                members.walk(tx, None, None, false, &mut |name, _, value| {
+                    short = name.len() <= LISTPACK_VALUE_MAX && value.len() <= LISTPACK_VALUE_MAX;
+                    if short { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                })?;
+            }
+            match (short, hash.first_field_expiry_ms) {
+                (false, _) => "hashtable",
+                (true, 0) => "listpack",
+                (true, _) => "listpackex",
+            }
+        }
+    };
+    Ok(Answer::Bytes(Bytes::from_static(name.as_bytes())))
+}
+
+/// Everything of the token that the row itself knows; the executor adds when it was touched last.
+pub(crate) fn watch(tx: &Tx<'_>, key: &Bytes) -> Answered {
+    let row = Row::load(tx, key)?;
+    let first_field = row.hash().ok().flatten().map(|hash| hash.first_field_expiry_ms).filter(|at| *at > tx.stamp.now_ms);
+    let expires_at_ms = row.expires_at_ms().into_iter().chain(first_field).min();
+    Ok(Answer::Watched(Watched { key: key.clone(), term: 0, touched: 0, expires_at_ms }))
 }

@@ -37,9 +37,16 @@ pub mod op;
 pub mod value;
 pub mod view;
 
+mod expire;
+mod hash;
+mod hash_expiry;
+mod hash_range;
 mod head;
 mod keys;
+mod members;
+mod native;
 mod route;
+mod scan;
 mod string;
 
 pub use edits::{Edits, Family};

@@ -85,11 +85,7 @@ impl Op {
             Restore { content, .. } => content.bytes(),
             Rename { to, .. } | Copy { to, .. } => to.len(),
             CheckAndMutate { check_sortkey, operand, mutations, .. } => {
-                let mutated = mutations.iter().map(|mutation| match mutation {
-                    Mutation::Put { sortkey, value, .. } => sortkey.len() + value.len(),
-                    Mutation::Delete { sortkey } => sortkey.len(),
-                });
-                check_sortkey.len() + operand.len() + mutated.sum::<usize>()
+                check_sortkey.len() + operand.len() + mutations.iter().map(Mutation::bytes).sum::<usize>()
             }
             _ => 0,
         };
@@ -143,6 +139,16 @@ impl Op {
             HashPersist { .. } => "hash_persist",
             CheckAndMutate { .. } => "check_and_mutate",
             Watch { .. } => "watch",
+        }
+    }
+}
+
+impl Mutation {
+    /// How many bytes of names and values it carries.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Mutation::Put { sortkey, value, .. } => sortkey.len() + value.len(),
+            Mutation::Delete { sortkey } => sortkey.len(),
         }
     }
 }

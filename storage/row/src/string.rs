@@ -2,15 +2,38 @@
 
 use bytes::Bytes;
 
-use crate::eval::{Answered, Failed};
+use crate::eval::Answered;
 use crate::head::Row;
-use crate::op::{Answer, Only, Ttl};
+use crate::number::{self, LongDouble};
+use crate::op::{Answer, Only, Refusal, Ttl};
 use crate::value::Body;
-use crate::view::Tx;
+use crate::view::{Fault, Tx};
+
+/// The longest string that may be grown into where the table sets no limit; Redis's `proto-max-bulk-len`.
+const STRING_BYTES_MAX: u64 = 512 << 20;
 
 pub(crate) fn get(tx: &Tx<'_>, key: &[u8]) -> Answered {
     let row = Row::load(tx, key)?;
-    Ok(row.string()?.map_or(Answer::Nil, |value| Answer::Bytes(value.clone())))
+    Ok(nil_or_bytes(row.string()?.cloned()))
+}
+
+pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
+    let row = Row::load(tx, key)?;
+    let value = row.string()?.cloned();
+    if value.is_some() {
+        row.remove(tx)?;
+    }
+    Ok(nil_or_bytes(value))
+}
+
+pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], ttl: Ttl) -> Answered {
+    let row = Row::load(tx, key)?;
+    let Some(value) = row.string()?.cloned() else { return Ok(Answer::Nil) };
+    let expires_at_ms = tx.expiry(ttl, row.expires_at_ms());
+    if expires_at_ms != row.expires_at_ms() {
+        row.write(tx, expires_at_ms, Body::String(value.clone()))?;
+    }
+    Ok(Answer::Bytes(value))
 }
 
 pub(crate) fn set(tx: &mut Tx<'_>, key: &[u8], value: &Bytes, ttl: Ttl, only: Only, want_old: bool) -> Answered {
@@ -24,7 +47,108 @@ pub(crate) fn set(tx: &mut Tx<'_>, key: &[u8], value: &Bytes, ttl: Ttl, only: On
     };
     if done {
         let expires_at_ms = tx.expiry(ttl, row.expires_at_ms());
-        row.write(tx, expires_at_ms, Body::String(value.clone())).map_err(Failed::from)?;
+        row.write(tx, expires_at_ms, Body::String(value.clone()))?;
     }
     Ok(Answer::Set { done, old })
+}
+
+pub(crate) fn set_all_new(tx: &mut Tx<'_>, pairs: &[(Bytes, Bytes)]) -> Answered {
+    tx.rules.check_write(pairs.iter().map(|(key, value)| key.len() + value.len()).sum())?;
+    for (key, _) in pairs {
+        if Row::load(tx, key)?.is_live() {
+            return Ok(Answer::Int(0));
+        }
+    }
+    for (key, value) in pairs {
+        let row = Row::load(tx, key)?; // again: a key may be named twice
+        row.write(tx, tx.default_expiry(), Body::String(value.clone()))?;
+    }
+    Ok(Answer::Int(1))
+}
+
+pub(crate) fn append(tx: &mut Tx<'_>, key: &[u8], value: &Bytes) -> Answered {
+    let row = Row::load(tx, key)?;
+    let old = row.string()?.cloned().unwrap_or_default();
+    check_len(tx, old.len() as u64 + value.len() as u64)?;
+    let new = if old.is_empty() { value.clone() } else { Bytes::from([&old[..], value].concat()) };
+    let len = new.len() as i64;
+    rewrite(tx, &row, new)?;
+    Ok(Answer::Int(len))
+}
+
+pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], by: i64) -> Answered {
+    let row = Row::load(tx, key)?;
+    let old = row.string()?.map_or(Some(0), |text| number::parse_int(text)).ok_or(Refusal::NotInteger)?;
+    let new = old.checked_add(by).ok_or(Refusal::Overflow)?;
+    rewrite(tx, &row, number::print_int(new))?;
+    Ok(Answer::Int(new))
+}
+
+pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], by: &[u8]) -> Answered {
+    let row = Row::load(tx, key)?;
+    let old = row.string()?.map_or(LongDouble::parse(b"0"), |text| LongDouble::parse(text)).ok_or(Refusal::NotFloat)?;
+    let new = old.plus(LongDouble::parse(by).ok_or(Refusal::NotFloat)?);
+    if !new.is_finite() {
+        return Err(Refusal::NanOrInfinity.into());
+    }
+    let new = Bytes::from(new.print());
+    rewrite(tx, &row, new.clone())?;
+    Ok(Answer::Bytes(new))
+}
+
+pub(crate) fn get_range(tx: &Tx<'_>, key: &[u8], start: i64, end: i64) -> Answered {
+    let row = Row::load(tx, key)?;
+    let value = row.string()?.cloned().unwrap_or_default();
+    Ok(Answer::Bytes(slice(&value, start, end)))
+}
+
+/// The bytes `start..=end`, where negative offsets count from the end, by Redis's rules.
+fn slice(value: &Bytes, start: i64, end: i64) -> Bytes {
+    let len = value.len() as i64;
+    if start < 0 && end < 0 && start > end {
+        return Bytes::new();
+    }
+    let from_end = |at: i64| if at < 0 { at.saturating_add(len).max(0) } else { at };
+    let (start, end) = (from_end(start), from_end(end).min(len - 1));
+    if start > end { Bytes::new() } else { value.slice(start as usize..=end as usize) }
+}
+
+pub(crate) fn set_range(tx: &mut Tx<'_>, key: &[u8], offset: u64, value: &Bytes) -> Answered {
+    let row = Row::load(tx, key)?;
+    let old = row.string()?.cloned().unwrap_or_default();
+    if value.is_empty() {
+        return Ok(Answer::Int(old.len() as i64));
+    }
+    let end = offset.saturating_add(value.len() as u64);
+    check_len(tx, end)?;
+    let mut new = old.to_vec();
+    if new.len() < end as usize {
+        new.resize(end as usize, 0);
+    }
+    new[offset as usize..end as usize].copy_from_slice(value);
+    let len = new.len() as i64;
+    rewrite(tx, &row, Bytes::from(new))?;
+    Ok(Answer::Int(len))
+}
+
+pub(crate) fn length(tx: &Tx<'_>, key: &[u8]) -> Answered {
+    let row = Row::load(tx, key)?;
+    Ok(Answer::Int(row.string()?.map_or(0, Bytes::len) as i64))
+}
+
+fn nil_or_bytes(value: Option<Bytes>) -> Answer {
+    value.map_or(Answer::Nil, Answer::Bytes)
+}
+
+/// Writes a string that was changed in place: its expiry stays; a new one gets the table's.
+fn rewrite(tx: &mut Tx<'_>, row: &Row, value: Bytes) -> Result<(), Fault> {
+    let expires_at_ms = if row.is_live() { row.expires_at_ms() } else { tx.default_expiry() };
+    row.write(tx, expires_at_ms, Body::String(value))
+}
+
+fn check_len(tx: &Tx<'_>, len: u64) -> Result<(), Refusal> {
+    if len > STRING_BYTES_MAX {
+        return Err(Refusal::TooLarge);
+    }
+    tx.rules.check_write(len as usize)
 }

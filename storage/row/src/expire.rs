@@ -1,0 +1,101 @@
+//! The expiry cycle: what is past its time stops being counted and stored, even if nobody asks for it.
+//!
+//! Readers never depend on it; it goes through Raft as any write, so that the counters and the time index stay exact.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::edits::Family;
+use crate::eval::Answered;
+use crate::head::Row;
+use crate::key::{self, Due, KeyBuf};
+use crate::members::Writer;
+use crate::op::Answer;
+use crate::scan::{self, STEP_ROWS_MAX};
+use crate::view::{Fault, Tx};
+
+pub(crate) fn expire_due(tx: &mut Tx<'_>, max: u64, cursor: u64) -> Answered {
+    let max = max.clamp(1, STEP_ROWS_MAX);
+    let mut done = 0;
+    for (at, due, head_key) in due_entries(tx, max)? {
+        if done >= max {
+            break;
+        }
+        done += expire_entry(tx, at, due, &head_key, max - done)?;
+    }
+    let (swept, next) = sweep_old(tx, max - done.min(max), cursor)?;
+    Ok(Answer::Page { keys: Vec::new(), next, count: done + swept })
+}
+
+/// The first entries of the time index that are due.
+fn due_entries(tx: &Tx<'_>, max: u64) -> Result<Vec<(u64, Due, KeyBuf)>, Fault> {
+    let mut to = key::TIME_INDEX.to_vec();
+    to.extend_from_slice(&tx.stamp.now_ms.saturating_add(1).to_be_bytes());
+    let mut entries = Vec::new();
+    let mut fault = None;
+    tx.range(Family::State, key::TIME_INDEX, &to, false, &mut |found, _| {
+        match key::parse_time_index(found) {
+            Some((at, due, head_key)) => entries.push((at, due, KeyBuf::from_slice(head_key))),
+            None => fault = Some(Fault(format!("a time index key of {} bytes that is none", found.len()))),
+        }
+        if fault.is_none() && (entries.len() as u64) < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    fault.map_or(Ok(entries), Err)
+}
+
+/// Deletes what one entry points out, at most `max` records of it; how many things were deleted.
+fn expire_entry(tx: &mut Tx<'_>, at: u64, due: Due, head_key: &KeyBuf, max: u64) -> Result<u64, Fault> {
+    let stored = tx.get(Family::Head, head_key)?.map(|bytes| crate::value::Head::decode(&bytes)).transpose()?;
+    let Some(head) = stored else {
+        // The row went with an earlier entry of this step, and its other entry with it; deleting that again is harmless.
+        tx.delete(Family::State, key::time_index(at, due, head_key));
+        return Ok(0);
+    };
+    let row = Row::of(tx, head_key.clone(), Some(head))?;
+    if !row.is_live() {
+        row.remove(tx)?;
+        return Ok(1);
+    }
+    let Ok(mut hash) = Writer::open(row) else {
+        return Err(Fault("the time index holds a field expiry of a row without fields".into()));
+    };
+    let names: Vec<Bytes> = hash.expired(tx, max)?;
+    for name in &names {
+        hash.remove(tx, name)?;
+    }
+    if names.is_empty() {
+        return Err(Fault("the time index holds an expiry that its row does not have".into()));
+    }
+    hash.save(tx)?;
+    Ok(names.len() as u64)
+}
+
+/// Once rows older than `default_ttl` are due, walks the heads from `cursor` on and deletes those: they have no entry in the index.
+/// How many went, and where to go on (0 = nothing more to walk).
+fn sweep_old(tx: &mut Tx<'_>, max: u64, cursor: u64) -> Result<(u64, u64), Fault> {
+    let due = tx.rules.default_ttl_since_ms.saturating_add(tx.rules.default_ttl_ms);
+    if tx.rules.default_ttl_ms == 0 || due > tx.stamp.now_ms || max == 0 {
+        return Ok((0, cursor));
+    }
+    let mut dead = Vec::new();
+    let (mut looked, mut last, mut next) = (0, None, 0);
+    scan::walk(tx, cursor, &mut |position, row| {
+        if looked >= max && last != Some(position) {
+            next = position;
+            return ControlFlow::Break(());
+        }
+        looked += 1;
+        last = Some(position);
+        if !row.is_live() {
+            dead.push(Bytes::copy_from_slice(row.hashkey()));
+        }
+        ControlFlow::Continue(())
+    })?;
+    for hashkey in &dead {
+        let head_key = key::head(hashkey);
+        let stored = tx.get(Family::Head, &head_key)?.map(|bytes| crate::value::Head::decode(&bytes)).transpose()?;
+        Row::of(tx, head_key, stored)?.remove(tx)?;
+    }
+    Ok((dead.len() as u64, next))
+}

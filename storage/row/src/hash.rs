@@ -1,0 +1,239 @@
+//! Ops on the fields of a hash.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::eval::Answered;
+use crate::hash_range::Gathered;
+use crate::head::Row;
+use crate::members::{Members, Writer};
+use crate::number::{self, LongDouble};
+use crate::op::{Answer, Only, Refusal, Ttl};
+use crate::view::Tx;
+
+pub(crate) fn put(tx: &mut Tx<'_>, key: &[u8], pairs: &[(Bytes, Bytes)], only: Only, ttl: Ttl) -> Answered {
+    tx.rules.check_write(key.len() + pairs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>())?;
+    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    if only != Only::Always {
+        for (name, _) in pairs {
+            if hash.get(tx, name)?.is_some() != (only == Only::IfPresent) {
+                return Ok(Answer::Nil);
+            }
+        }
+    }
+    let mut new = 0;
+    for (name, value) in pairs {
+        let expires_at_ms = field_expiry(tx, &hash, name, ttl)?;
+        if tx.past(expires_at_ms) {
+            hash.remove(tx, name)?;
+        } else if hash.put(tx, name, value.clone(), expires_at_ms)? {
+            new += 1;
+        }
+    }
+    hash.save(tx)?;
+    Ok(Answer::Int(new))
+}
+
+/// The expiry a write gives to a field: tables give defaults to rows, not to fields.
+pub(crate) fn field_expiry(tx: &Tx<'_>, hash: &Writer, name: &[u8], ttl: Ttl) -> Result<Option<u64>, crate::Fault> {
+    Ok(match ttl {
+        Ttl::Default | Ttl::Never => None,
+        Ttl::Keep => hash.get(tx, name)?.and_then(|cell| cell.header.expires_at_ms),
+        Ttl::Until(deadline) => Some(tx.deadline_ms(deadline)),
+    })
+}
+
+pub(crate) fn get(tx: &Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answered {
+    let row = Row::load(tx, key)?;
+    let mut values = SmallVec::with_capacity(fields.len());
+    match Members::of(&row)? {
+        None => values.resize(fields.len(), None),
+        Some(members) => {
+            let mut bytes = 0;
+            for name in fields {
+                let value = members.get(tx, name)?.map(|cell| cell.value);
+                bytes += value.as_ref().map_or(0, Bytes::len);
+                tx.rules.check_answer(bytes)?;
+                values.push(value);
+            }
+        }
+    }
+    Ok(Answer::Values(values))
+}
+
+/// The values of fields of a hash that is about to be changed; refuses before anything is.
+fn values(tx: &Tx<'_>, hash: &Writer, fields: &[Bytes]) -> Result<SmallVec<[Option<Bytes>; 1]>, crate::Failed> {
+    let mut values = SmallVec::with_capacity(fields.len());
+    let mut bytes = 0;
+    for name in fields {
+        let value = hash.get(tx, name)?.map(|cell| cell.value);
+        bytes += value.as_ref().map_or(0, Bytes::len);
+        values.push(value);
+    }
+    tx.rules.check_answer(bytes)?;
+    Ok(values)
+}
+
+pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answered {
+    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let mut values = values(tx, &hash, fields)?;
+    for (name, value) in fields.iter().zip(&mut values) {
+        if !hash.remove(tx, name)? {
+            *value = None; // named twice: the second finds nothing
+        }
+    }
+    hash.save(tx)?;
+    Ok(Answer::Values(values))
+}
+
+pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes], ttl: Ttl) -> Answered {
+    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let values = values(tx, &hash, fields)?;
+    for name in fields {
+        let Some(cell) = hash.get(tx, name)? else { continue };
+        let expires_at_ms = field_expiry(tx, &hash, name, ttl)?;
+        if tx.past(expires_at_ms) {
+            hash.remove(tx, name)?;
+        } else if expires_at_ms != cell.header.expires_at_ms {
+            hash.put(tx, name, cell.value, expires_at_ms)?;
+        }
+    }
+    hash.save(tx)?;
+    Ok(Answer::Values(values))
+}
+
+pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answered {
+    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let mut deleted = 0;
+    for name in fields {
+        deleted += i64::from(hash.remove(tx, name)?);
+    }
+    hash.save(tx)?;
+    Ok(Answer::Int(deleted))
+}
+
+pub(crate) fn len(tx: &Tx<'_>, key: &[u8]) -> Answered {
+    let row = Row::load(tx, key)?;
+    Ok(Answer::Int(match Members::of(&row)? {
+        Some(members) => members.live(tx)? as i64,
+        None => 0,
+    }))
+}
+
+pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: i64) -> Answered {
+    tx.rules.check_write(key.len() + field.len())?;
+    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let old = hash.get(tx, field)?;
+    let n = old.as_ref().map_or(Some(0), |cell| number::parse_int(&cell.value)).ok_or(Refusal::HashNotInteger)?;
+    let new = n.checked_add(by).ok_or(Refusal::Overflow)?;
+    hash.put(tx, field, number::print_int(new), old.and_then(|cell| cell.header.expires_at_ms))?;
+    hash.save(tx)?;
+    Ok(Answer::Int(new))
+}
+
+pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: &[u8]) -> Answered {
+    tx.rules.check_write(key.len() + field.len())?;
+    let by = LongDouble::parse(by).ok_or(Refusal::NotFloat)?;
+    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let old = hash.get(tx, field)?;
+    let n = old.as_ref().map_or(LongDouble::parse(b"0"), |cell| LongDouble::parse(&cell.value)).ok_or(Refusal::HashNotFloat)?;
+    let new = n.plus(by);
+    if !new.is_finite() {
+        return Err(Refusal::NanOrInfinity.into());
+    }
+    let new = Bytes::from(new.print());
+    hash.put(tx, field, new.clone(), old.and_then(|cell| cell.header.expires_at_ms))?;
+    hash.save(tx)?;
+    Ok(Answer::Bytes(new))
+}
+
+/// Draws by walking the row: uniform, and as long as the row is.
+pub(crate) fn random(tx: &Tx<'_>, key: &[u8], count: i64, seed: u64, want_values: bool) -> Answered {
+    let row = Row::load(tx, key)?;
+    let none = Answer::Cells { cells: Vec::new(), next: None };
+    let Some(members) = Members::of(&row)? else { return Ok(none) };
+    let live = members.live(tx)?;
+    if count == 0 || live == 0 {
+        return Ok(none);
+    }
+    // A cell of the answer takes some tens of bytes before its name: an absurd count is refused before anything is drawn.
+    let many = count.unsigned_abs();
+    if count < 0 || many < live {
+        tx.rules.check_answer(usize::try_from(many.saturating_mul(16)).unwrap_or(usize::MAX))?;
+    }
+    let mut draw = Draw(seed);
+    let drawn: Vec<u64> = if count < 0 {
+        (0..many).map(|_| draw.below(live)).collect()
+    } else if many >= live {
+        (0..live).collect()
+    } else {
+        draw.distinct(many, live)
+    };
+    let wanted: BTreeSet<u64> = drawn.iter().copied().collect();
+    let mut wanted = wanted.into_iter().peekable();
+    let mut found = Gathered::new(want_values);
+    let mut places = Vec::new(); // the indexes of what was found, ascending
+    let mut at = 0;
+    members.walk(tx, None, None, false, &mut |name, _, value| {
+        if wanted.next_if_eq(&at).is_some() {
+            found.push(name, value);
+            places.push(at);
+        }
+        at += 1;
+        if wanted.peek().is_some() && tx.rules.check_answer(found.bytes()).is_ok() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    })?;
+    tx.rules.check_answer(found.bytes())?;
+    let found = found.finish();
+    let mut bytes = 0;
+    let mut cells = Vec::with_capacity(drawn.len());
+    for index in drawn {
+        let Ok(place) = places.binary_search(&index) else { continue };
+        let (name, value) = &found[place];
+        bytes += name.len() + value.len();
+        tx.rules.check_answer(bytes)?;
+        cells.push((name.clone(), value.clone()));
+    }
+    Ok(Answer::Cells { cells, next: None })
+}
+
+/// splitmix64 (Steele, Lea, Flood 2014): random enough to draw with, and the same everywhere for the same seed.
+struct Draw(u64);
+
+impl Draw {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform below `n`, by multiplication (Lemire): the bias is n / 2^64.
+    fn below(&mut self, n: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
+    }
+
+    /// `many` different ones below `n`, by Floyd's method, then shuffled.
+    fn distinct(&mut self, many: u64, n: u64) -> Vec<u64> {
+        let mut seen = BTreeSet::new();
+        let mut drawn = Vec::new();
+        for top in n - many..n {
+            let candidate = self.below(top + 1);
+            let pick = if seen.insert(candidate) { candidate } else { top };
+            seen.insert(pick);
+            drawn.push(pick);
+        }
+        for i in (1..drawn.len()).rev() {
+            let j = self.below(i as u64 + 1) as usize;
+            drawn.swap(i, j);
+        }
+        drawn
+    }
+}

@@ -1,0 +1,74 @@
+//! Ops on the expiry of fields.
+
+use bytes::Bytes;
+
+use crate::eval::Answered;
+use crate::head::Row;
+use crate::members::{Members, Writer};
+use crate::op::{Answer, Deadline, ExpireIf};
+use crate::view::Tx;
+
+const NO_FIELD: i64 = -2;
+const NO_EXPIRY: i64 = -1;
+const NOT_MET: i64 = 0;
+const DONE: i64 = 1;
+const DELETED: i64 = 2;
+
+pub(crate) fn expire(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes], until: Deadline, only: ExpireIf) -> Answered {
+    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    if !hash.exists() {
+        return Ok(Answer::Nil);
+    }
+    let at = tx.deadline_ms(until);
+    let mut answers = Vec::with_capacity(fields.len());
+    for name in fields {
+        answers.push(match hash.get(tx, name)? {
+            None => NO_FIELD,
+            Some(cell) if !only.allows(cell.header.expires_at_ms, at) => NOT_MET,
+            Some(_) if tx.past(Some(at)) => {
+                hash.remove(tx, name)?;
+                DELETED
+            }
+            Some(cell) => {
+                hash.put(tx, name, cell.value, Some(at))?;
+                DONE
+            }
+        });
+    }
+    hash.save(tx)?;
+    Ok(Answer::Ints(answers))
+}
+
+pub(crate) fn expiry(tx: &Tx<'_>, key: &[u8], fields: &[Bytes], remaining: bool) -> Answered {
+    let row = Row::load(tx, key)?;
+    let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
+    let since = if remaining { tx.stamp.now_ms } else { 0 };
+    let mut answers = Vec::with_capacity(fields.len());
+    for name in fields {
+        answers.push(match members.get(tx, name)? {
+            None => NO_FIELD,
+            Some(cell) => cell.header.expires_at_ms.map_or(NO_EXPIRY, |at| at.saturating_sub(since) as i64),
+        });
+    }
+    Ok(Answer::Ints(answers))
+}
+
+pub(crate) fn persist(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answered {
+    let mut hash = Writer::open(Row::load(tx, key)?)?;
+    if !hash.exists() {
+        return Ok(Answer::Nil);
+    }
+    let mut answers = Vec::with_capacity(fields.len());
+    for name in fields {
+        answers.push(match hash.get(tx, name)? {
+            None => NO_FIELD,
+            Some(cell) if cell.header.expires_at_ms.is_none() => NO_EXPIRY,
+            Some(cell) => {
+                hash.put(tx, name, cell.value, None)?;
+                DONE
+            }
+        });
+    }
+    hash.save(tx)?;
+    Ok(Answer::Ints(answers))
+}

@@ -1,0 +1,280 @@
+//! Ops on many fields of a hash at once: ranges by sortkey, as Pegasus's multi_get and multi_del, and HSCAN.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::eval::Answered;
+use crate::glob;
+use crate::head::Row;
+use crate::members::{Members, Writer};
+use crate::op::{Answer, Filter, Range};
+use crate::view::{Fault, Tx};
+
+/// Live members that one op with a limit looks at before it says where to go on: a filter that hits nothing shall not walk for ever.
+const LOOKED_MAX: u64 = 100_000;
+
+/// Members that one op deletes at most: each is a record in the batch.
+const DELETED_MAX: u64 = 100_000;
+
+/// Hashes of no more members than this are given whole by HSCAN.
+const SCAN_WHOLE_MAX: u64 = 128;
+
+/// Members that one HSCAN call looks at, at most.
+const SCAN_COUNT_MAX: u64 = 10_000;
+
+/// Names and values collected into one buffer, so that an answer of many cells is one allocation and not two a cell.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    want_values: bool,
+    buffer: Vec<u8>,
+    /// The ends of each cell's name and value in the buffer.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Gathered {
+    pub(crate) fn new(want_values: bool) -> Gathered {
+        Gathered { want_values, buffer: Vec::new(), ends: Vec::new() }
+    }
+
+    pub(crate) fn push(&mut self, name: &[u8], value: &[u8]) {
+        self.buffer.extend_from_slice(name);
+        let name_end = self.buffer.len();
+        if self.want_values {
+            self.buffer.extend_from_slice(value);
+        }
+        self.ends.push((name_end, self.buffer.len()));
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    pub(crate) fn finish(self) -> Vec<(Bytes, Bytes)> {
+        let buffer = Bytes::from(self.buffer);
+        let mut start = 0;
+        let cell = |(name_end, end)| {
+            let cell = (buffer.slice(start..name_end), buffer.slice(name_end..end));
+            start = end;
+            cell
+        };
+        self.ends.into_iter().map(cell).collect()
+    }
+}
+
+impl Filter {
+    /// Whether a sortkey passes.
+    fn passes(&self, name: &[u8]) -> bool {
+        match self {
+            Filter::None => true,
+            Filter::Prefix(with) => name.starts_with(with),
+            Filter::Postfix(with) => name.ends_with(with),
+            Filter::Anywhere(with) => contains(name, with),
+            Filter::Glob(pattern) => pattern == "*" || glob::matches(pattern, name),
+        }
+    }
+}
+
+/// Whether `inner` stands somewhere in `outer`.
+pub(crate) fn contains(outer: &[u8], inner: &[u8]) -> bool {
+    inner.is_empty() || outer.windows(inner.len()).any(|window| window == inner)
+}
+
+impl Range {
+    /// Its bounds as first name and name behind the last, narrowed to a prefix if that is the filter.
+    fn bounds(&self) -> (Vec<u8>, Option<Vec<u8>>) {
+        let after = |name: &Bytes| [&name[..], &[0]].concat();
+        let mut from = match &self.start {
+            None => Vec::new(),
+            Some(start) if self.start_inclusive => start.to_vec(),
+            Some(start) => after(start),
+        };
+        let mut to = match &self.stop {
+            None => None,
+            Some(stop) if self.stop_inclusive => Some(after(stop)),
+            Some(stop) => Some(stop.to_vec()),
+        };
+        if let Filter::Prefix(prefix) = &self.filter {
+            from = from.max(prefix.to_vec());
+            to = match (to, behind(prefix)) {
+                (Some(to), Some(end)) => Some(to.min(end)),
+                (to, end) => to.or(end),
+            };
+        }
+        (from, to)
+    }
+
+    /// Whether every member is meant.
+    fn is_whole(&self) -> bool {
+        self.start.is_none() && self.stop.is_none() && self.filter == Filter::None
+    }
+
+    fn is_limited(&self) -> bool {
+        self.cells_max > 0 || self.bytes_max > 0
+    }
+}
+
+/// The first name that is greater than all with a prefix; `None` when there is none.
+fn behind(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|b| *b < u8::MAX)?;
+    let mut out = prefix[..=last].to_vec();
+    out[last] += 1;
+    Some(out)
+}
+
+/// Walks the live members of a range that pass its filter, until `each` breaks. With `looked_max` it also ends after having looked at so
+/// many, and then gives the next one's name.
+fn walk(
+    tx: &Tx<'_>,
+    members: &Members,
+    range: &Range,
+    looked_max: Option<u64>,
+    each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+) -> Result<Option<Bytes>, Fault> {
+    let (from, to) = range.bounds();
+    let mut looked = 0;
+    let mut next = None;
+    members.walk(tx, Some(&from), to.as_deref(), range.reverse, &mut |name, _, value| {
+        if looked_max == Some(looked) {
+            next = Some(Bytes::copy_from_slice(name));
+            return ControlFlow::Break(());
+        }
+        looked += 1;
+        if range.filter.passes(name) { each(name, value) } else { ControlFlow::Continue(()) }
+    })?;
+    Ok(next)
+}
+
+/// Collects a range within its limits (at least one cell if there is one), and where to go on if they cut it short.
+fn gather(
+    tx: &Tx<'_>,
+    members: &Members,
+    range: &Range,
+    want_values: bool,
+    cells_max: u64,
+    bytes_max: usize,
+) -> Result<(Gathered, Option<Bytes>), Fault> {
+    let mut found = Gathered::new(want_values);
+    let mut cut = None;
+    let looked_max = range.is_limited().then_some(LOOKED_MAX);
+    let next = walk(tx, members, range, looked_max, &mut |name, value| {
+        let bytes = found.bytes() + name.len() + if want_values { value.len() } else { 0 };
+        let over = (cells_max > 0 && found.len() as u64 >= cells_max) || (bytes_max > 0 && bytes > bytes_max && found.len() > 0);
+        if over {
+            cut = Some(Bytes::copy_from_slice(name));
+            return ControlFlow::Break(());
+        }
+        found.push(name, value);
+        ControlFlow::Continue(())
+    })?;
+    Ok((found, cut.or(next)))
+}
+
+/// The smaller of two limits of which 0 means none.
+fn tighter(a: usize, b: usize) -> usize {
+    if a == 0 || b == 0 { a.max(b) } else { a.min(b) }
+}
+
+pub(crate) fn range(tx: &Tx<'_>, key: &[u8], range: &Range, want_values: bool) -> Answered {
+    let row = Row::load(tx, key)?;
+    let Some(members) = Members::of(&row)? else { return Ok(Answer::Cells { cells: Vec::new(), next: None }) };
+    let asked = usize::try_from(range.bytes_max).unwrap_or(usize::MAX);
+    let (found, next) = gather(tx, &members, range, want_values, range.cells_max, tighter(asked, tx.rules.answer_bytes_max))?;
+    tx.rules.check_answer(found.bytes())?;
+    if next.is_some() && !range.is_limited() {
+        tx.rules.check_answer(usize::MAX)?; // who asked for all of it must not be given a part
+    }
+    Ok(Answer::Cells { cells: found.finish(), next })
+}
+
+pub(crate) fn count(tx: &Tx<'_>, key: &[u8], range: &Range) -> Answered {
+    let row = Row::load(tx, key)?;
+    let Some(members) = Members::of(&row)? else { return Ok(Answer::Int(0)) };
+    let all = if range.is_whole() {
+        members.live(tx)?
+    } else {
+        let mut n = 0;
+        walk(tx, &members, range, None, &mut |_, _| {
+            n += 1;
+            if n == range.cells_max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        n
+    };
+    Ok(Answer::Int(if range.cells_max > 0 { all.min(range.cells_max) } else { all } as i64))
+}
+
+pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> Answered {
+    let row = Row::load(tx, key)?;
+    let Some(members) = Members::of(&row)? else { return Ok(Answer::Deleted { count: 0, next: None }) };
+    if range.is_whole() && !range.is_limited() {
+        let count = members.live(tx)?;
+        row.remove(tx)?;
+        return Ok(Answer::Deleted { count, next: None });
+    }
+    let cells_max = if range.cells_max == 0 { DELETED_MAX } else { range.cells_max.min(DELETED_MAX) };
+    let asked = usize::try_from(range.bytes_max).unwrap_or(usize::MAX);
+    let (found, next) = gather(tx, &members, range, range.bytes_max > 0, cells_max, tighter(asked, tx.rules.write_bytes_max))?;
+    let mut hash = Writer::open(row)?;
+    let mut count = 0;
+    for (name, _) in found.finish() {
+        count += u64::from(hash.remove(tx, &name)?);
+    }
+    hash.save(tx)?;
+    Ok(Answer::Deleted { count, next })
+}
+
+/// HSCAN's cursor for the member to go on at: 63 bits of its name's hash, never 0.
+fn cursor_of(name: &[u8]) -> u64 {
+    (xxh3_64(name) >> 1).max(1)
+}
+
+/// The member that a cursor stands for: as remembered, or found again by walking the row; the first one if it is gone and forgotten
+/// (SCAN's guarantee allows members to come twice, never to be missed).
+fn resume(tx: &Tx<'_>, members: &Members, cursor: u64) -> Result<Option<Bytes>, Fault> {
+    if cursor == 0 {
+        return Ok(None);
+    }
+    if let Some(name) = tx.view.recall(cursor).filter(|name| cursor_of(name) == cursor) {
+        return Ok(Some(name));
+    }
+    let mut found = None;
+    members.walk(tx, None, None, false, &mut |name, _, _| {
+        if cursor_of(name) != cursor {
+            return ControlFlow::Continue(());
+        }
+        found = Some(Bytes::copy_from_slice(name));
+        ControlFlow::Break(())
+    })?;
+    Ok(found)
+}
+
+pub(crate) fn scan(tx: &Tx<'_>, key: &[u8], cursor: u64, count: u64, glob: Option<&Bytes>, want_values: bool) -> Answered {
+    let row = Row::load(tx, key)?;
+    let Some(members) = Members::of(&row)? else { return Ok(Answer::CellsPage { cells: Vec::new(), next: 0 }) };
+    let filter = glob.map_or(Filter::None, |glob| Filter::Glob(glob.clone()));
+    let whole = members.hash().count <= SCAN_WHOLE_MAX;
+    let start = if whole { None } else { resume(tx, &members, cursor)? };
+    let count = count.clamp(1, SCAN_COUNT_MAX);
+    let mut found = Gathered::new(want_values);
+    let mut looked = 0;
+    let mut next = 0;
+    members.walk(tx, start.as_deref(), None, false, &mut |name, _, value| {
+        let full = looked >= count || tx.rules.check_answer(found.bytes()).is_err();
+        if full && !whole {
+            next = cursor_of(name);
+            tx.view.remember(next, name);
+            return ControlFlow::Break(());
+        }
+        looked += 1;
+        if filter.passes(name) {
+            found.push(name, value);
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(Answer::CellsPage { cells: found.finish(), next })
+}

@@ -1,0 +1,97 @@
+//! Ops on the rows of a partition, in hash order.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::edits::Family;
+use crate::eval::Answered;
+use crate::glob;
+use crate::head::Row;
+use crate::key::{self, KeyBuf};
+use crate::op::{Answer, Kind};
+use crate::value::Head;
+use crate::view::{Fault, Tx};
+
+/// Rows that one step looks at, at most.
+pub(crate) const STEP_ROWS_MAX: u64 = 10_000;
+
+/// Walks all stored rows from a position on, expired ones too, until `each` breaks.
+pub(crate) fn walk(tx: &Tx<'_>, from: u64, each: &mut dyn FnMut(u64, &Row) -> ControlFlow<()>) -> Result<(), Fault> {
+    let mut fault = None;
+    tx.range(Family::Head, &from.to_be_bytes(), key::END, false, &mut |head_key, value| {
+        let row = || {
+            let position = key::head_position(head_key).ok_or_else(|| Fault(format!("a head key of {} bytes", head_key.len())))?;
+            let head = Head::decode(&Bytes::copy_from_slice(value))?;
+            Ok((position, Row::of(tx, KeyBuf::from_slice(head_key), Some(head))?))
+        };
+        match row() {
+            Ok((position, row)) => each(position, &row),
+            Err(found) => {
+                fault = Some(found);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    fault.map_or(Ok(()), Err)
+}
+
+/// Rows of one position (two keys may share their slot and 48 bits of hash) always come in one page, so that no row is missed.
+pub(crate) fn scan(tx: &Tx<'_>, cursor: u64, count: u64, pattern: Option<&Bytes>, kind: Option<Kind>) -> Answered {
+    let pattern = pattern.filter(|pattern| *pattern != "*");
+    let count = count.clamp(1, STEP_ROWS_MAX);
+    let mut keys = Vec::new();
+    let (mut looked, mut last, mut next) = (0, None, 0);
+    walk(tx, cursor, &mut |position, row| {
+        if looked >= count && last != Some(position) {
+            next = position;
+            return ControlFlow::Break(());
+        }
+        looked += 1;
+        last = Some(position);
+        let wanted =
+            kind.is_none_or(|kind| row.kind() == Some(kind)) && pattern.is_none_or(|pattern| glob::matches(pattern, row.hashkey()));
+        if row.is_live() && wanted {
+            keys.push(Bytes::copy_from_slice(row.hashkey()));
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(Answer::Page { keys, next, count: looked })
+}
+
+pub(crate) fn nearest(tx: &Tx<'_>, cursor: u64) -> Answered {
+    let mut found = None;
+    let mut first_live = |_: u64, row: &Row| {
+        if !row.is_live() {
+            return ControlFlow::Continue(());
+        }
+        found = Some(Bytes::copy_from_slice(row.hashkey()));
+        ControlFlow::Break(())
+    };
+    walk(tx, cursor, &mut first_live)?;
+    if found.is_none() && cursor > 0 {
+        let mut found_before = None;
+        walk(tx, 0, &mut |position, row| {
+            if position >= cursor {
+                return ControlFlow::Break(());
+            }
+            if !row.is_live() {
+                return ControlFlow::Continue(());
+            }
+            found_before = Some(Bytes::copy_from_slice(row.hashkey()));
+            ControlFlow::Break(())
+        })?;
+        found = found_before;
+    }
+    Ok(found.map_or(Answer::Nil, Answer::Bytes))
+}
+
+pub(crate) fn rows(tx: &Tx<'_>) -> Answered {
+    Ok(Answer::Int(tx.counter(key::ROWS)? as i64))
+}
+
+pub(crate) fn clear(tx: &mut Tx<'_>) -> Answered {
+    tx.edits.forget_rows();
+    tx.set_counter(key::ROWS, 0);
+    Ok(Answer::Ok)
+}
