@@ -1,0 +1,393 @@
+//! CONFIG: the settings that exist, by Redis's names.
+//!
+//! One table holds them all: a name, how its value is shown, how a new one is taken, and how the configuration file writes it. Settings
+//! that only mirror how the server was started (`port`, `dir`, `appendonly`, ...) can be read but not set. What does not exist in
+//! Bridle is not in the table: CONFIG SET refuses it as unknown, CONFIG GET finds nothing, and nothing pretends to work.
+//!
+//! # Invariants
+//! - CONFIG SET changes all that is named or nothing (test `several_are_set_together_or_not_at_all`).
+//! - The password is never shown but by CONFIG GET requirepass itself, as in Redis.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use commands::Reply;
+use commands::args::integer;
+use parking_lot::Mutex;
+
+use crate::node::Durability;
+use crate::words::one_line;
+use crate::{Proxy, Settings};
+
+/// A setting that can change while the server runs.
+pub struct Setting {
+    /// Redis's name. In the configuration file it stands under `[proxy]` with underscores.
+    pub name: &'static str,
+    /// How CONFIG GET shows it.
+    pub get: fn(&Settings) -> String,
+    /// Takes a new value, or says in Redis's words why not.
+    pub set: fn(&mut Settings, &[u8]) -> Result<(), String>,
+    /// How the configuration file writes it.
+    pub file: fn(&Settings) -> FileValue,
+}
+
+/// A value in the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileValue {
+    /// A whole number.
+    Int(i64),
+    /// `true` or `false`.
+    Bool(bool),
+    /// A string.
+    Text(String),
+}
+
+/// A setting that CONFIG REWRITE writes back: key under `[proxy]`, value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileChange {
+    /// The setting's name with underscores: `slowlog_max_len`.
+    pub key: String,
+    /// Its value now.
+    pub value: FileValue,
+}
+
+/// Why the configuration file was not rewritten.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RewriteError {
+    /// The server was started without one.
+    #[error("The server is running without a config file")]
+    NoFile,
+    /// It could not be read or written.
+    #[error("Rewriting config file: {0}")]
+    Io(String),
+}
+
+/// Which settings were changed since the file was last in step; also serialises CONFIG SET.
+#[derive(Debug, Default)]
+pub struct Changes(Mutex<BTreeSet<&'static str>>);
+
+macro_rules! number {
+    ($name:literal, $field:ident: $type:ty, $least:expr, $most:expr) => {
+        Setting {
+            name: $name,
+            get: |settings| settings.$field.to_string(),
+            set: |settings, text| {
+                settings.$field = number(text, $least, $most).map(|number| number as $type)?;
+                Ok(())
+            },
+            file: |settings| FileValue::Int(i64::try_from(settings.$field).unwrap_or(i64::MAX)),
+        }
+    };
+}
+
+macro_rules! memory {
+    ($name:literal, $field:ident, $least:expr, $most:expr) => {
+        Setting {
+            name: $name,
+            get: |settings| settings.$field.to_string(),
+            set: |settings, text| {
+                settings.$field = memory_in(text, $least, $most)?;
+                Ok(())
+            },
+            file: |settings| FileValue::Int(i64::try_from(settings.$field).unwrap_or(i64::MAX)),
+        }
+    };
+}
+
+/// Every setting that can change, by name.
+pub static SETTINGS: &[Setting] = &[
+    Setting {
+        name: "client-output-buffer-limit",
+        get: |settings| format!("normal {} 0 0", settings.output_bytes_max),
+        set: set_output_limit,
+        file: |settings| FileValue::Text(format!("normal {} 0 0", settings.output_bytes_max)),
+    },
+    memory!("client-query-buffer-limit", query_bytes_max, 1 << 20, 1 << 40),
+    number!("latency-monitor-threshold", latency_threshold_ms: u64, 0, i64::MAX),
+    number!("maxclients", clients_max: usize, 1, u32::MAX as i64),
+    Setting {
+        name: "protected-mode",
+        get: |settings| yes_no(settings.protected_mode).into(),
+        set: |settings, text| {
+            settings.protected_mode = switch(text)?;
+            Ok(())
+        },
+        file: |settings| FileValue::Bool(settings.protected_mode),
+    },
+    memory!("proto-max-bulk-len", bulk_bytes_max, 1 << 20, 512 << 20),
+    Setting {
+        name: "requirepass",
+        get: |settings| settings.password.as_ref().map_or_else(String::new, |password| String::from_utf8_lossy(password).into_owned()),
+        set: set_password,
+        file: |settings| {
+            FileValue::Text(settings.password.as_ref().map_or_else(String::new, |word| String::from_utf8_lossy(word).into_owned()))
+        },
+    },
+    number!("slowlog-log-slower-than", slowlog_slower_than_us: i64, -1, i64::MAX),
+    number!("slowlog-max-len", slowlog_len_max: usize, 0, 1 << 20),
+    number!("tcp-keepalive", tcp_keepalive_s: u64, 0, i32::MAX as i64),
+    number!("timeout", idle_timeout_s: u64, 0, i32::MAX as i64),
+];
+
+/// Passwords longer than this are a mistake.
+const PASSWORD_BYTES_MAX: usize = 1024;
+
+/// CONFIG GET: settings whose names match any of the globs, by name.
+pub fn get(proxy: &Proxy, globs: &[Bytes]) -> Reply {
+    let settings = proxy.settings.load();
+    let mut shown: Vec<(&str, String)> = fixed(proxy, &settings);
+    shown.extend(SETTINGS.iter().map(|setting| (setting.name, (setting.get)(&settings))));
+    shown.sort_unstable_by_key(|(name, _)| *name);
+    shown.dedup_by_key(|(name, _)| *name);
+    shown.retain(|(name, _)| globs.iter().any(|glob| row::glob::matches_nocase(glob, name.as_bytes())));
+    let bulk = |text: String| Reply::Bulk(text.into());
+    Reply::Map(shown.into_iter().map(|(name, value)| (Reply::Bulk(name.to_owned().into()), bulk(value))).collect())
+}
+
+/// CONFIG SET: all of these, or an error and none.
+pub fn set(proxy: &Proxy, pairs: &[(Bytes, Bytes)]) -> Reply {
+    let mut changed = proxy.changes.0.lock();
+    let now = proxy.settings.load();
+    match apply(&now, pairs, |name| fixed(proxy, &now).iter().any(|(fixed, _)| *fixed == name)) {
+        Err(Refused::Unknown(name)) => Reply::error(format!("ERR Unknown option or number of arguments for CONFIG SET - '{name}'")),
+        Err(Refused::Failed(name, why)) => Reply::error(format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}")),
+        Ok((settings, names)) => {
+            proxy.slowlog.shorten(settings.slowlog_len_max);
+            proxy.settings.store(Arc::new(settings));
+            changed.extend(names);
+            Reply::OK
+        }
+    }
+}
+
+/// CONFIG REWRITE: writes what was changed into the configuration file.
+pub fn rewrite(proxy: &Proxy) -> Reply {
+    let mut changed = proxy.changes.0.lock();
+    let settings = proxy.settings.load();
+    let setting = |setting: &&Setting| changed.contains(setting.name);
+    let change = |setting: &Setting| FileChange { key: setting.name.replace('-', "_"), value: (setting.file)(&settings) };
+    let changes: Vec<FileChange> = SETTINGS.iter().filter(setting).map(change).collect();
+    match proxy.node.rewrite_config(&changes) {
+        Ok(()) => {
+            changed.clear();
+            Reply::OK
+        }
+        Err(error) => {
+            if let RewriteError::Io(why) = &error {
+                tracing::warn!(why, "rewrite the configuration file");
+            }
+            Reply::error(one_line(format!("ERR {error}").as_bytes()))
+        }
+    }
+}
+
+/// CONFIG RESETSTAT.
+pub fn reset_stat(proxy: &Proxy) -> Reply {
+    proxy.stats.reset();
+    Reply::OK
+}
+
+enum Refused {
+    Unknown(String),
+    Failed(String, String),
+}
+
+/// The settings with these changes, and the names of what changed. Names are judged before values, as in Redis.
+fn apply(now: &Settings, pairs: &[(Bytes, Bytes)], is_fixed: impl Fn(&str) -> bool) -> Result<(Settings, Vec<&'static str>), Refused> {
+    let mut found: Vec<&'static Setting> = Vec::with_capacity(pairs.len());
+    for (name, _) in pairs {
+        let shown = one_line(name);
+        let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+        let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
+            let immutable = || Refused::Failed(shown.clone(), "can't set immutable config".into());
+            return Err(if is_fixed(&name) { immutable() } else { Refused::Unknown(shown) });
+        };
+        if found.iter().any(|other| other.name == setting.name) {
+            return Err(Refused::Failed(shown, "duplicate parameter".into()));
+        }
+        found.push(setting);
+    }
+    let mut settings = now.clone();
+    for (setting, (name, value)) in found.iter().zip(pairs) {
+        (setting.set)(&mut settings, value).map_err(|why| Refused::Failed(one_line(name), why))?;
+    }
+    Ok((settings, found.iter().map(|setting| setting.name).collect()))
+}
+
+/// Settings that are as they were at start: what the binary says, and what is so of Bridle at all times.
+fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
+    let facts = &proxy.facts;
+    let fsync = match proxy.node.durability() {
+        Durability::Always => "always",
+        Durability::Interval => "everysec",
+        Durability::Os => "no",
+    };
+    let mut fixed = facts.fixed.clone();
+    let own = [
+        ("port", facts.port.to_string()),
+        ("tls-port", facts.tls_port.to_string()),
+        ("dir", facts.data_dir.clone()),
+        ("databases", settings.databases.to_string()),
+        // The Raft log is what Redis's append-only file is, and cannot be turned off; there is no snapshot by time.
+        ("appendonly", "yes".into()),
+        ("appendfsync", fsync.into()),
+        ("save", String::new()),
+        // No limit and no eviction: rows are on disk.
+        ("maxmemory", "0".into()),
+        ("maxmemory-policy", "noeviction".into()),
+        ("cluster-enabled", yes_no(facts.mode == "cluster").into()),
+        ("daemonize", "no".into()),
+    ];
+    fixed.extend(own);
+    fixed
+}
+
+fn yes_no(on: bool) -> &'static str {
+    if on { "yes" } else { "no" }
+}
+
+fn switch(text: &[u8]) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_slice() {
+        b"yes" => Ok(true),
+        b"no" => Ok(false),
+        _ => Err("argument must be 'yes' or 'no'".into()),
+    }
+}
+
+fn number(text: &[u8], least: i64, most: i64) -> Result<i64, String> {
+    let number = integer(text).ok_or("argument couldn't be parsed into an integer")?;
+    let within = (least..=most).contains(&number);
+    within.then_some(number).ok_or_else(|| format!("argument must be between {least} and {most} inclusive"))
+}
+
+fn memory_in(text: &[u8], least: u64, most: u64) -> Result<usize, String> {
+    let bytes = memory_bytes(text).ok_or("argument must be a memory value")?;
+    let within = (least..=most).contains(&bytes);
+    within.then_some(bytes as usize).ok_or_else(|| format!("argument must be between {least} and {most} inclusive"))
+}
+
+/// Bytes of `512`, `64kb`, `1gb`, ...: `k` is a thousand, `kb` is 1024, as in Redis.
+pub fn memory_bytes(text: &[u8]) -> Option<u64> {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let number: u64 = std::str::from_utf8(&text[..digits]).ok()?.parse().ok()?;
+    let unit = match text[digits..].to_ascii_lowercase().as_slice() {
+        b"" | b"b" => 1,
+        b"k" => 1_000,
+        b"kb" => 1 << 10,
+        b"m" => 1_000_000,
+        b"mb" => 1 << 20,
+        b"g" => 1_000_000_000,
+        b"gb" => 1 << 30,
+        _ => return None,
+    };
+    number.checked_mul(unit)
+}
+
+fn set_password(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
+    if text.len() > PASSWORD_BYTES_MAX {
+        return Err(format!("password must be at most {PASSWORD_BYTES_MAX} bytes"));
+    }
+    if std::str::from_utf8(text).is_err() {
+        return Err("password must be UTF-8".into());
+    }
+    settings.password = (!text.is_empty()).then(|| Bytes::copy_from_slice(text));
+    Ok(())
+}
+
+/// `normal <hard> <soft> <seconds>`, several classes one after another. There are no replicas and no soft limits here, so those must be off.
+fn set_output_limit(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
+    let words: Vec<&[u8]> = text.split(|byte| *byte == b' ').filter(|word| !word.is_empty()).collect();
+    if words.is_empty() || !words.len().is_multiple_of(4) {
+        return Err("Wrong number of arguments in buffer limit configuration.".into());
+    }
+    for limit in words.chunks(4) {
+        if !limit[0].eq_ignore_ascii_case(b"normal") {
+            return Err("Invalid client class specified in buffer limit configuration.".into());
+        }
+        let [hard, soft, seconds] = [1, 2, 3].map(|at| memory_bytes(limit[at]));
+        let (Some(hard), Some(soft), Some(seconds)) = (hard, soft, seconds) else {
+            return Err("Error in hard, soft or soft_seconds setting in buffer limit configuration.".into());
+        };
+        if soft != 0 || seconds != 0 {
+            return Err("soft limits do not exist here and must be 0".into());
+        }
+        if hard < 1 << 20 {
+            return Err("the hard limit must be at least 1mb: output is always bounded".into());
+        }
+        settings.output_bytes_max = usize::try_from(hard).unwrap_or(usize::MAX);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(pairs: &[(&str, &str)]) -> Result<Settings, String> {
+        let pairs: Vec<_> = pairs.iter().map(|(name, value)| (Bytes::from(name.to_string()), Bytes::from(value.to_string()))).collect();
+        match apply(&Settings::default(), &pairs, |name| name == "port") {
+            Ok((settings, _)) => Ok(settings),
+            Err(Refused::Unknown(name)) => Err(format!("unknown {name}")),
+            Err(Refused::Failed(name, why)) => Err(format!("{name}: {why}")),
+        }
+    }
+
+    #[test]
+    fn several_are_set_together_or_not_at_all() {
+        let settings = set(&[("MaxClients", "7"), ("timeout", "60"), ("client-query-buffer-limit", "2mb")]).unwrap();
+        assert_eq!((settings.clients_max, settings.idle_timeout_s, settings.query_bytes_max), (7, 60, 2 << 20));
+        for (pairs, error) in [
+            (&[("maxclients", "7"), ("nosuch", "1")][..], "unknown nosuch"),
+            (&[("maxclients", "7"), ("port", "1")], "port: can't set immutable config"),
+            (&[("maxclients", "7"), ("MAXCLIENTS", "8")], "MAXCLIENTS: duplicate parameter"),
+            (&[("maxclients", "7"), ("timeout", "x")], "timeout: argument couldn't be parsed into an integer"),
+            (&[("timeout", "-1")], "timeout: argument must be between 0 and 2147483647 inclusive"),
+            (&[("maxclients", "0")], "maxclients: argument must be between 1 and 4294967295 inclusive"),
+            (&[("client-query-buffer-limit", "1x")], "client-query-buffer-limit: argument must be a memory value"),
+            (&[("protected-mode", "maybe")], "protected-mode: argument must be 'yes' or 'no'"),
+        ] {
+            assert_eq!(set(pairs), Err(error.to_owned()));
+        }
+    }
+
+    #[test]
+    fn every_setting_takes_back_what_it_shows() {
+        for setting in SETTINGS {
+            let mut settings = Settings::default();
+            let shown = (setting.get)(&settings);
+            (setting.set)(&mut settings, shown.as_bytes()).unwrap_or_else(|why| panic!("{}: {why}", setting.name));
+            assert_eq!(settings, Settings::default(), "{}", setting.name);
+        }
+    }
+
+    #[test]
+    fn settings_are_sorted_and_named_once() {
+        assert!(SETTINGS.is_sorted_by(|one, two| one.name < two.name));
+    }
+
+    #[test]
+    fn memory_values_as_redis_reads_them() {
+        for (text, bytes) in [("0", Some(0)), ("1k", Some(1000)), ("1Kb", Some(1024)), ("2GB", Some(2 << 30)), ("5b", Some(5))] {
+            assert_eq!(memory_bytes(text.as_bytes()), bytes, "{text}");
+        }
+        for text in ["", "-1", "kb", "1kib", "1.5mb", "99999999999999999999", "99999999999gb"] {
+            assert_eq!(memory_bytes(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn output_limits_that_do_not_exist_are_refused() {
+        assert_eq!(set(&[("client-output-buffer-limit", "normal 32mb 0 0")]).unwrap().output_bytes_max, 32 << 20);
+        for value in ["", "normal 1gb", "replica 1gb 0 0", "normal 1gb 1mb 10", "normal 0 0 0", "normal x 0 0"] {
+            assert!(set(&[("client-output-buffer-limit", value)]).is_err(), "{value}");
+        }
+    }
+
+    #[test]
+    fn an_empty_password_is_none() {
+        assert_eq!(set(&[("requirepass", "hunter2")]).unwrap().password, Some("hunter2".into()));
+        assert_eq!(set(&[("requirepass", "")]).unwrap().password, None);
+        assert!(set(&[("requirepass", &"x".repeat(2000))]).is_err());
+    }
+}

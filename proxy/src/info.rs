@@ -1,0 +1,386 @@
+//! INFO: what the server is and does, under the names that monitoring agents read.
+//!
+//! A field is here when it says something true of Bridle; fields of Redis that have no counterpart are left out, but for a few constants that
+//! agents and clients look for (`loading:0`, `evicted_keys:0`). What storage, Raft and meta know comes through
+//! [`crate::Node::sections`] and is merged into the sections of the same name, or makes sections of its own.
+
+use std::fmt::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use commands::Reply;
+use procfs::Current;
+
+use crate::memory::{self, percent, ratio};
+use crate::node::{Durability, Figure};
+use crate::{Proxy, REDIS_VERSION};
+
+/// Fields of a section, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Fields(Vec<(String, String)>);
+
+impl Fields {
+    fn put(&mut self, name: &str, value: impl ToString) {
+        let value = value.to_string();
+        match self.0.iter_mut().find(|(other, _)| other == name) {
+            Some(field) => field.1 = value,
+            None => self.0.push((name.to_owned(), value)),
+        }
+    }
+
+    fn bytes(&mut self, name: &str, bytes: u64) {
+        self.put(name, bytes);
+        self.put(&format!("{name}_human"), human(bytes));
+    }
+}
+
+/// A section, how it is shown when not asked for by name, and what fills it.
+struct Section {
+    name: &'static str,
+    heading: &'static str,
+    by_default: bool,
+    fill: fn(&Proxy, &mut Fields),
+}
+
+const fn section(name: &'static str, heading: &'static str, fill: fn(&Proxy, &mut Fields)) -> Section {
+    Section { name, heading, by_default: true, fill }
+}
+
+const fn on_demand(name: &'static str, heading: &'static str, fill: fn(&Proxy, &mut Fields)) -> Section {
+    Section { name, heading, by_default: false, fill }
+}
+
+/// In the order in which they are shown.
+static SECTIONS: &[Section] = &[
+    section("server", "Server", server),
+    section("clients", "Clients", clients),
+    section("memory", "Memory", memory),
+    section("persistence", "Persistence", persistence),
+    section("durability", "Durability", durability),
+    section("stats", "Stats", stats),
+    section("replication", "Replication", replication),
+    section("cpu", "CPU", cpu),
+    section("modules", "Modules", |_, _| ()),
+    on_demand("commandstats", "Commandstats", command_stats),
+    section("errorstats", "Errorstats", error_stats),
+    on_demand("latencystats", "Latencystats", latency_stats),
+    section("cluster", "Cluster", cluster),
+    section("storage", "Storage", storage),
+    section("keyspace", "Keyspace", keyspace),
+];
+
+/// INFO [section ...]: nothing or `default`; `all` and `everything`; sections by name. Unknown names are no error, as in Redis.
+pub fn info(proxy: &Proxy, wanted: &[Bytes]) -> Reply {
+    let is_wanted = |name: &str, by_default: bool| {
+        let asked = |word: &str| wanted.iter().any(|other| other.eq_ignore_ascii_case(word.as_bytes()));
+        asked(name) || asked("all") || asked("everything") || (by_default && (wanted.is_empty() || asked("default")))
+    };
+    let node = proxy.node.sections();
+    let mut text = String::with_capacity(4096);
+    for section in SECTIONS.iter().filter(|section| is_wanted(section.name, section.by_default)) {
+        let mut fields = Fields::default();
+        (section.fill)(proxy, &mut fields);
+        merge(&mut fields, node.iter().filter(|other| other.name == section.name));
+        show(&mut text, section.heading, &fields);
+    }
+    for other in &node {
+        if SECTIONS.iter().all(|section| section.name != other.name) && is_wanted(other.name, true) {
+            let mut fields = Fields::default();
+            merge(&mut fields, [other]);
+            show(&mut text, &capital(other.name), &fields);
+        }
+    }
+    Reply::Text(text)
+}
+
+fn merge<'a>(fields: &mut Fields, sections: impl IntoIterator<Item = &'a crate::node::Section>) {
+    for (name, figure) in sections.into_iter().flat_map(|section| &section.figures) {
+        match figure {
+            Figure::Int(number) => fields.put(name, number),
+            Figure::Float(number) => fields.put(name, format_args!("{number:.2}")),
+            Figure::Text(text) => fields.put(name, one_line(text)),
+        }
+    }
+}
+
+fn show(text: &mut String, heading: &str, fields: &Fields) {
+    let gap = if text.is_empty() { "" } else { "\r\n" };
+    write!(text, "{gap}# {heading}\r\n").expect("writing to a string cannot fail");
+    for (name, value) in &fields.0 {
+        write!(text, "{name}:{value}\r\n").expect("writing to a string cannot fail");
+    }
+}
+
+fn server(proxy: &Proxy, fields: &mut Fields) {
+    let facts = &proxy.facts;
+    let uptime = proxy.started.elapsed().as_secs();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    fields.put("redis_version", REDIS_VERSION);
+    fields.put("redis_git_sha1", "00000000");
+    fields.put("redis_git_dirty", 0);
+    fields.put("redis_build_id", "0");
+    fields.put("bridle_version", &facts.version);
+    fields.put("redis_mode", facts.mode);
+    fields.put("os", system());
+    fields.put("arch_bits", usize::BITS);
+    fields.put("multiplexing_api", "epoll");
+    fields.put("process_id", std::process::id());
+    fields.put("process_supervised", "no");
+    fields.put("run_id", &proxy.run_id);
+    fields.put("tcp_port", facts.port);
+    fields.put("tls_port", facts.tls_port);
+    fields.put("server_time_usec", now.as_micros());
+    fields.put("uptime_in_seconds", uptime);
+    fields.put("uptime_in_days", uptime / 86_400);
+    fields.put("executable", std::env::current_exe().map_or_else(|_| String::new(), |path| one_line(&path.to_string_lossy())));
+    fields.put("config_file", one_line(&facts.config_file));
+    fields.put("io_threads_active", 0);
+}
+
+fn clients(proxy: &Proxy, fields: &mut Fields) {
+    let clients = proxy.clients.all();
+    let buffered: Vec<_> = clients.iter().map(|client| client.buffered_bytes()).collect();
+    fields.put("connected_clients", clients.len());
+    fields.put("cluster_connections", 0);
+    fields.put("maxclients", proxy.settings.load().clients_max);
+    fields.put("client_recent_max_input_buffer", buffered.iter().map(|(_, query)| *query).max().unwrap_or(0));
+    fields.put("client_recent_max_output_buffer", buffered.iter().map(|(output, _)| *output).max().unwrap_or(0));
+    fields.put("blocked_clients", clients.iter().filter(|client| client.is_blocked()).count());
+    fields.put("tracking_clients", 0);
+    fields.put("pubsub_clients", 0);
+    if let Some((what, left)) = proxy.clients.paused() {
+        let actions = if what == crate::client::Pause::All { "all" } else { "write" };
+        fields.put("paused_actions", actions);
+        fields.put("paused_timeout_milliseconds", left.as_millis());
+    } else {
+        fields.put("paused_actions", "none");
+    }
+}
+
+fn memory(proxy: &Proxy, fields: &mut Fields) {
+    let memory = memory::Figures::of(proxy);
+    let dataset = memory.dataset();
+    fields.bytes("used_memory", memory.used);
+    fields.bytes("used_memory_rss", memory.resident);
+    fields.bytes("used_memory_peak", memory.peak);
+    fields.put("used_memory_peak_perc", format_args!("{:.2}%", percent(memory.used, memory.peak)));
+    fields.put("used_memory_overhead", memory.used.saturating_sub(dataset));
+    fields.put("used_memory_dataset", dataset);
+    fields.put("used_memory_dataset_perc", format_args!("{:.2}%", percent(dataset, memory.used)));
+    fields.put("allocator_allocated", memory.node.allocated);
+    fields.put("allocator_active", memory.node.active);
+    fields.put("allocator_resident", memory.node.resident);
+    fields.bytes("total_system_memory", memory.system);
+    // There is no limit: rows are on disk, and what is cached of them has bounds of its own.
+    fields.bytes("maxmemory", 0);
+    fields.put("maxmemory_policy", "noeviction");
+    fields.put("allocator_frag_ratio", format_args!("{:.2}", ratio(memory.node.active, memory.node.allocated)));
+    fields.put("allocator_frag_bytes", memory.node.active.saturating_sub(memory.node.allocated));
+    fields.put("allocator_rss_ratio", format_args!("{:.2}", ratio(memory.node.resident, memory.node.active)));
+    fields.put("allocator_rss_bytes", memory.node.resident.saturating_sub(memory.node.active));
+    fields.put("mem_fragmentation_ratio", format_args!("{:.2}", ratio(memory.resident, memory.used)));
+    fields.put("mem_fragmentation_bytes", memory.resident as i64 - memory.used as i64);
+    fields.put("mem_clients_normal", memory.clients);
+    fields.put("mem_allocator", if memory.node.allocator.is_empty() { "unknown" } else { memory.node.allocator });
+    for (name, bytes) in &memory.node.parts {
+        fields.put(&format!("mem_{name}"), bytes);
+    }
+}
+
+/// The Raft log is what Redis's append-only file is: always there, and fsynced as `durability` says.
+fn persistence(_: &Proxy, fields: &mut Fields) {
+    fields.put("loading", 0);
+    fields.put("async_loading", 0);
+    fields.put("rdb_bgsave_in_progress", 0);
+    fields.put("aof_enabled", 1);
+    fields.put("aof_rewrite_in_progress", 0);
+    fields.put("aof_rewrite_scheduled", 0);
+    fields.put("aof_last_bgrewrite_status", "ok");
+    fields.put("aof_last_write_status", "ok");
+}
+
+fn durability(proxy: &Proxy, fields: &mut Fields) {
+    let (word, meaning) = match proxy.node.durability() {
+        Durability::Always => ("always", "fsynced before the reply"),
+        Durability::Interval => ("interval", "fsynced every 100 ms"),
+        Durability::Os => ("os", "written by the operating system when it sees fit"),
+    };
+    fields.put("durability", word);
+    fields.put("acknowledged_writes_are", meaning);
+}
+
+fn stats(proxy: &Proxy, fields: &mut Fields) {
+    let stats = &proxy.stats;
+    let [ops, bytes_in, bytes_out] = stats.per_second();
+    let (_, batches) = stats.batches();
+    fields.put("total_connections_received", stats.connections_received.get());
+    fields.put("total_commands_processed", stats.commands_processed.get());
+    fields.put("instantaneous_ops_per_sec", ops.round() as u64);
+    fields.put("total_net_input_bytes", stats.bytes_in.get());
+    fields.put("total_net_output_bytes", stats.bytes_out.get());
+    fields.put("instantaneous_input_kbps", format_args!("{:.2}", bytes_in / 1024.0));
+    fields.put("instantaneous_output_kbps", format_args!("{:.2}", bytes_out / 1024.0));
+    fields.put("rejected_connections", stats.connections_rejected.get());
+    fields.put("expired_keys", 0);
+    fields.put("evicted_keys", 0);
+    fields.put("evicted_clients", 0);
+    fields.put("pubsub_channels", 0);
+    fields.put("pubsub_patterns", 0);
+    fields.put("latest_fork_usec", 0);
+    fields.put("total_forks", 0);
+    fields.put("acl_access_denied_auth", stats.auth_failures.get());
+    fields.put("total_error_replies", stats.error_replies.get());
+    fields.put("total_reads_processed", stats.reads.get());
+    fields.put("total_writes_processed", stats.writes.get());
+    fields.put("client_query_buffer_limit_disconnections", stats.query_limit_disconnections.get());
+    fields.put("client_output_buffer_limit_disconnections", stats.output_limit_disconnections.get());
+    fields.put("total_partition_requests", batches);
+    fields.put("total_partition_ops", stats.batch_ops.get());
+}
+
+fn replication(proxy: &Proxy, fields: &mut Fields) {
+    fields.put("role", "master");
+    fields.put("connected_slaves", 0);
+    fields.put("master_failover_state", "no-failover");
+    fields.put("master_replid", &proxy.run_id);
+    fields.put("master_repl_offset", 0);
+}
+
+fn cpu(_: &Proxy, fields: &mut Fields) {
+    if let Some(status) = process_status() {
+        fields.put("used_cpu_sys", format_args!("{:.6}", status.system_s));
+        fields.put("used_cpu_user", format_args!("{:.6}", status.user_s));
+        fields.put("used_cpu_sys_children", "0.000000");
+        fields.put("used_cpu_user_children", "0.000000");
+    }
+}
+
+fn command_stats(proxy: &Proxy, fields: &mut Fields) {
+    for command in proxy.stats.commands().filter(|command| command.calls + command.rejected > 0) {
+        let micros = command.total.as_micros();
+        let each = command.total.as_secs_f64() * 1e6 / command.calls.max(1) as f64;
+        let (calls, rejected, failed) = (command.calls, command.rejected, command.failed);
+        fields.put(
+            &format!("cmdstat_{}", command.name),
+            format_args!("calls={calls},usec={micros},usec_per_call={each:.2},rejected_calls={rejected},failed_calls={failed}"),
+        );
+    }
+}
+
+fn error_stats(proxy: &Proxy, fields: &mut Fields) {
+    for (prefix, count) in proxy.stats.errors() {
+        fields.put(&format!("errorstat_{prefix}"), format_args!("count={count}"));
+    }
+}
+
+fn latency_stats(proxy: &Proxy, fields: &mut Fields) {
+    for command in proxy.stats.commands().filter(|command| command.calls > 0) {
+        let [p50, p99, p999] = [50.0, 99.0, 99.9].map(|percentile| command.latency.percentile(percentile) as f64 / 1000.0);
+        fields.put(&format!("latency_percentiles_usec_{}", command.name), format_args!("p50={p50:.3},p99={p99:.3},p99.9={p999:.3}"));
+    }
+}
+
+/// `cluster_enabled:1` would make clients speak Redis Cluster's protocol.
+fn cluster(_: &Proxy, fields: &mut Fields) {
+    fields.put("cluster_enabled", 0);
+}
+
+fn storage(proxy: &Proxy, fields: &mut Fields) {
+    let tables = proxy.node.tables();
+    fields.put("tables", tables.len());
+    fields.put("disk_bytes", tables.iter().map(|table| table.disk_bytes).sum::<u64>());
+}
+
+/// `db0:keys=..` as agents read it; tables of other names under `table_<name>`. `avg_ttl` is not kept and says 0, as in an idle Redis.
+fn keyspace(proxy: &Proxy, fields: &mut Fields) {
+    for table in proxy.node.tables().iter().filter(|table| table.rows > 0) {
+        let is_number = table.name.strip_prefix("db").is_some_and(|number| number.parse::<u32>().is_ok());
+        let name = if is_number { table.name.clone() } else { format!("table_{}", one_line(&table.name).replace(':', "_")) };
+        fields.put(&name, format_args!("keys={},expires={},avg_ttl=0,subexpiry=0", table.rows, table.expires));
+    }
+}
+
+/// What the operating system tells of this process.
+pub(crate) struct Status {
+    /// Resident set, bytes.
+    pub(crate) resident: u64,
+    pub(crate) user_s: f64,
+    pub(crate) system_s: f64,
+    pub(crate) threads: i64,
+}
+
+/// `None` where there is no procfs.
+pub(crate) fn process_status() -> Option<Status> {
+    let stat = procfs::process::Process::myself().ok()?.stat().ok()?;
+    let ticks = procfs::ticks_per_second() as f64;
+    Some(Status {
+        resident: stat.rss * procfs::page_size(),
+        user_s: stat.utime as f64 / ticks,
+        system_s: stat.stime as f64 / ticks,
+        threads: stat.num_threads,
+    })
+}
+
+/// The machine's memory, bytes; 0 where it is not known.
+pub(crate) fn system_memory() -> u64 {
+    procfs::Meminfo::current().map_or(0, |memory| memory.mem_total)
+}
+
+/// `Linux 6.1.0 x86_64`
+fn system() -> String {
+    let kernel = |file: &str| std::fs::read_to_string(format!("/proc/sys/kernel/{file}")).unwrap_or_default();
+    let (name, release) = (kernel("ostype"), kernel("osrelease"));
+    one_line(&format!("{} {} {}", name.trim(), release.trim(), std::env::consts::ARCH))
+}
+
+/// As Redis shows bytes to people: `1.50M`.
+pub(crate) fn human(bytes: u64) -> String {
+    let units = ["K", "M", "G", "T", "P", "E"];
+    if bytes < 1024 {
+        return format!("{bytes}B");
+    }
+    let power = (bytes.ilog2() / 10).min(6);
+    format!("{:.2}{}", bytes as f64 / (1u64 << (10 * power)) as f64, units[power as usize - 1])
+}
+
+fn one_line(text: &str) -> String {
+    text.replace(['\r', '\n'], " ")
+}
+
+fn capital(name: &str) -> String {
+    let (first, rest) = name.split_at_checked(1).unwrap_or(("", name));
+    first.to_ascii_uppercase() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_for_people_as_redis_shows_them() {
+        for (bytes, text) in
+            [(0, "0B"), (1023, "1023B"), (1024, "1.00K"), (916_336, "894.86K"), (25_276_502_016, "23.54G"), (u64::MAX, "16.00E")]
+        {
+            assert_eq!(human(bytes), text);
+        }
+    }
+
+    #[test]
+    fn the_node_overrides_and_adds() {
+        let mut fields = Fields::default();
+        fields.put("aof_last_write_status", "ok");
+        let figures = vec![("aof_last_write_status".into(), Figure::Text("err\r\nx".into())), ("lag".into(), Figure::Float(1.5))];
+        merge(&mut fields, [&crate::node::Section { name: "persistence", figures }]);
+        let mut text = String::new();
+        show(&mut text, "Persistence", &fields);
+        assert_eq!(text, "# Persistence\r\naof_last_write_status:err  x\r\nlag:1.50\r\n");
+    }
+
+    #[test]
+    fn the_operating_system_tells_of_this_process() {
+        let status = process_status().expect("procfs is there on Linux");
+        assert!(status.resident > 1 << 20 && status.threads >= 1);
+        assert!(system_memory() > status.resident);
+        assert!(system().starts_with("Linux "));
+    }
+}

@@ -1,0 +1,175 @@
+//! MEMORY STATS and MEMORY DOCTOR, and the memory figures that INFO shows as well.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::Bytes;
+use commands::Reply;
+
+use crate::Proxy;
+use crate::node::Memory;
+
+/// The process's memory, as of one moment. Bytes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Figures {
+    pub(crate) node: Memory,
+    /// `used_memory`: the allocator's figure, or the resident set where there is none.
+    pub(crate) used: u64,
+    /// The most `used` was seen to be; looked at whenever somebody asks and once a second.
+    pub(crate) peak: u64,
+    /// Resident set by the operating system.
+    pub(crate) resident: u64,
+    /// Query and output buffers of clients.
+    pub(crate) clients: u64,
+    /// Of the machine.
+    pub(crate) system: u64,
+}
+
+/// The most memory that was seen in use.
+#[derive(Debug, Default)]
+pub struct Peak(AtomicU64);
+
+impl Peak {
+    fn reach(&self, used: u64) -> u64 {
+        self.0.fetch_max(used, Relaxed).max(used)
+    }
+}
+
+impl Figures {
+    pub(crate) fn of(proxy: &Proxy) -> Figures {
+        let node = proxy.node.memory();
+        let resident = crate::info::process_status().map_or(0, |status| status.resident);
+        let used = if node.allocated > 0 { node.allocated } else { resident };
+        let buffered = |client: &crate::Client| {
+            let (output, query) = client.buffered_bytes();
+            (output + query) as u64
+        };
+        Figures {
+            used,
+            peak: proxy.memory_peak.reach(used),
+            resident,
+            clients: proxy.clients.all().iter().map(|client| buffered(client)).sum(),
+            system: crate::info::system_memory(),
+            node,
+        }
+    }
+
+    /// Peak of `used`, kept up to date by the clock.
+    pub(crate) fn note_peak(proxy: &Proxy) {
+        let used = proxy.node.memory().allocated;
+        proxy.memory_peak.reach(used);
+    }
+
+    /// Memory that serves rows: caches, memtables, log tail.
+    pub(crate) fn dataset(&self) -> u64 {
+        self.node.parts.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// `part` of `whole`, percent.
+pub(crate) fn percent(part: u64, whole: u64) -> f64 {
+    ratio(part, whole) * 100.0
+}
+
+pub(crate) fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// MEMORY STATS. Redis's names where Bridle has the thing; what rows are kept in follows under its own names.
+pub fn stats(proxy: &Proxy) -> Reply {
+    let memory = Figures::of(proxy);
+    let rows: u64 = proxy.node.tables().iter().map(|table| table.rows).sum();
+    let dataset = memory.dataset();
+    let int = |name: &'static str, number: u64| (bulk(name), Reply::Int(i64::try_from(number).unwrap_or(i64::MAX)));
+    let double = |name: &'static str, number: f64| (bulk(name), Reply::Double(number));
+    let mut figures = vec![
+        int("peak.allocated", memory.peak),
+        int("total.allocated", memory.used),
+        int("replication.backlog", 0),
+        int("clients.slaves", 0),
+        int("clients.normal", memory.clients),
+        int("cluster.links", 0),
+        int("lua.caches", 0),
+        int("functions.caches", 0),
+        int("overhead.total", memory.used.saturating_sub(dataset)),
+        int("keys.count", rows),
+        int("keys.bytes-per-key", dataset.checked_div(rows).unwrap_or(0)),
+        int("dataset.bytes", dataset),
+        double("dataset.percentage", percent(dataset, memory.used)),
+        double("peak.percentage", percent(memory.used, memory.peak)),
+        int("allocator.allocated", memory.node.allocated),
+        int("allocator.active", memory.node.active),
+        int("allocator.resident", memory.node.resident),
+        double("allocator-fragmentation.ratio", ratio(memory.node.active, memory.node.allocated)),
+        int("allocator-fragmentation.bytes", memory.node.active.saturating_sub(memory.node.allocated)),
+        double("allocator-rss.ratio", ratio(memory.node.resident, memory.node.active)),
+        int("allocator-rss.bytes", memory.node.resident.saturating_sub(memory.node.active)),
+        double("rss-overhead.ratio", ratio(memory.resident, memory.node.resident)),
+        int("rss-overhead.bytes", memory.resident.saturating_sub(memory.node.resident)),
+        double("fragmentation", ratio(memory.resident, memory.used)),
+        int("fragmentation.bytes", memory.resident.saturating_sub(memory.used)),
+    ];
+    figures.extend(memory.node.parts.iter().map(|&(name, bytes)| int(name, bytes)));
+    Reply::Map(figures)
+}
+
+/// MEMORY DOCTOR: what is out of the ordinary, in words.
+pub fn doctor(proxy: &Proxy) -> Reply {
+    Reply::Text(diagnose(&Figures::of(proxy), proxy.clients.len() as u64))
+}
+
+fn diagnose(memory: &Figures, clients: u64) -> String {
+    const SMALL: u64 = 64 << 20;
+    let fragmentation = ratio(memory.resident, memory.used);
+    let findings = [
+        (
+            memory.peak > memory.used + memory.used / 2 && memory.peak > SMALL,
+            "Peak memory: the server once used more than 150% of what it uses now. The allocator gives unused pages back by and by, \
+             so a high resident set for a while is expected.",
+        ),
+        (
+            fragmentation > 1.4 && memory.resident.saturating_sub(memory.used) > SMALL,
+            "Fragmentation: much more memory is resident than allocated (over 1.4 times). Usual after large answers or many connections were served; \
+             it is a problem only if it grows.",
+        ),
+        (
+            clients > 0 && memory.clients / clients.max(1) > 200 << 10,
+            "Client buffers: clients hold more than 200 kB each on average. Some send large pipelines or do not read their replies: CLIENT LIST shows \
+             them (qbuf, omem), client-output-buffer-limit cuts them.",
+        ),
+        (
+            memory.system > 0 && memory.resident > memory.system / 10 * 9,
+            "The machine: over 90% of its memory is this process. Lower the cache sizes in the configuration.",
+        ),
+    ];
+    let found: Vec<_> = findings.into_iter().filter_map(|(is_so, text)| is_so.then_some(text)).collect();
+    if found.is_empty() {
+        return "I found nothing out of the ordinary with memory: rows are on disk, and caches are within their bounds.\n".into();
+    }
+    found.iter().map(|text| format!(" * {text}\n")).collect()
+}
+
+fn bulk(name: &'static str) -> Reply {
+    Reply::Bulk(Bytes::from_static(name.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_doctor_finds_what_is_wrong() {
+        let fine =
+            Figures { used: 100 << 20, peak: 110 << 20, resident: 120 << 20, clients: 1 << 20, system: 1 << 34, ..Figures::default() };
+        assert!(diagnose(&fine, 50).starts_with("I found nothing"));
+        assert!(diagnose(&Figures { peak: 200 << 20, ..fine.clone() }, 50).contains("Peak memory"));
+        assert!(diagnose(&Figures { resident: 300 << 20, ..fine.clone() }, 50).contains("Fragmentation"));
+        assert!(diagnose(&Figures { clients: 50 << 20, ..fine.clone() }, 50).contains("Client buffers"));
+        assert!(diagnose(&Figures { system: 125 << 20, ..fine }, 50).contains("The machine"));
+    }
+
+    #[test]
+    fn the_peak_only_rises() {
+        let peak = Peak::default();
+        assert_eq!((peak.reach(5), peak.reach(3), peak.reach(7)), (5, 5, 7));
+    }
+}

@@ -1,0 +1,315 @@
+//! The proxy's figures for Prometheus.
+//!
+//! Nothing is recorded through the `metrics` crate where commands run. [`crate::stats`] counts in atomics of its own, and when the page is
+//! asked for, [`publish`] hands the sums over and [`histograms`] writes the two histograms in Prometheus's text format, to be put behind the
+//! exporter's page. The reason is the exporter's histogram: it keeps every sample (24 bytes each) until somebody drains it, which at half a million
+//! commands a second is 12 MB a second. Ours are a fixed number of buckets.
+//!
+//! # Invariants
+//! - What is exported stands in [`documented`], and the other way round (test `what_is_exported_is_documented`).
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use parking_lot::Mutex;
+
+use crate::stats::Stats;
+use crate::{Proxy, info};
+
+/// Kinds of metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows, until a restart or CONFIG RESETSTAT.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// `_bucket{le}`, `_sum` and `_count`.
+    Histogram,
+}
+
+/// What is known of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Documented {
+    /// As on the page; a histogram without its suffixes.
+    pub name: &'static str,
+    /// See [`Kind`].
+    pub kind: Kind,
+    /// Names of its labels.
+    pub labels: &'static [&'static str],
+    /// One sentence.
+    pub help: &'static str,
+}
+
+const fn metric(kind: Kind, name: &'static str, labels: &'static [&'static str], help: &'static str) -> Documented {
+    Documented { name, kind, labels, help }
+}
+
+use Kind::{Counter, Gauge, Histogram};
+
+const COMMANDS: &str = "bridle_commands_total";
+const REJECTED: &str = "bridle_commands_rejected_total";
+const ERRORS: &str = "bridle_command_errors_total";
+const SECONDS: &str = "bridle_command_seconds";
+const BATCHES: &str = "bridle_batch_ops";
+
+/// Every metric of the proxy. Storage and engine document theirs in the same way.
+static DOCUMENTED: &[Documented] = &[
+    metric(Counter, COMMANDS, &["cmd"], "Commands executed."),
+    metric(Counter, REJECTED, &["cmd"], "Commands refused before they ran: wrong arity, syntax, NOAUTH."),
+    metric(Counter, ERRORS, &["cmd", "error"], "Error replies, by command and the error's first word."),
+    metric(Histogram, SECONDS, &["cmd"], "Time from when a command's pipeline chunk was taken up until its answer was there."),
+    metric(Histogram, BATCHES, &[], "Operations carried by one request to a partition."),
+    metric(Gauge, "bridle_connections", &[], "Connected clients."),
+    metric(Gauge, "bridle_blocked_clients", &[], "Clients that wait in a command or a CLIENT PAUSE."),
+    metric(Gauge, "bridle_client_buffer_bytes", &["direction"], "Bytes in the clients' query (in) and output (out) buffers."),
+    metric(Counter, "bridle_connections_received_total", &[], "Connections accepted."),
+    metric(Counter, "bridle_connections_rejected_total", &[], "Connections turned away: maxclients, protected mode."),
+    metric(Counter, "bridle_client_cuts_total", &["buffer"], "Clients cut because a buffer was over its limit."),
+    metric(Counter, "bridle_auth_failures_total", &[], "Wrong passwords."),
+    metric(Counter, "bridle_received_bytes_total", &[], "Bytes read from clients."),
+    metric(Counter, "bridle_sent_bytes_total", &[], "Bytes written to clients."),
+    metric(Counter, "bridle_socket_reads_total", &[], "Reads from client sockets; commands divided by it is the pipelining."),
+    metric(Counter, "bridle_socket_writes_total", &[], "Writes to client sockets."),
+    metric(Gauge, "bridle_table_rows", &["table"], "Rows of the partitions in this process."),
+    metric(Gauge, "bridle_table_rows_with_expiry", &["table"], "Rows that have an expiry."),
+    metric(Gauge, "bridle_table_disk_bytes", &["table"], "Bytes on disk, estimated."),
+    metric(
+        Gauge,
+        "bridle_memory_bytes",
+        &["kind"],
+        "Memory by what holds it: allocated, active, resident, and the caches and buffers within allocated.",
+    ),
+    metric(Gauge, "bridle_uptime_seconds", &[], "Since the process started serving."),
+    metric(Gauge, "bridle_info", &["version", "durability"], "Always 1."),
+    metric(Gauge, "process_resident_memory_bytes", &[], "Resident set of the process."),
+    metric(Gauge, "process_threads", &[], "Threads of the process."),
+    metric(Counter, "process_cpu_seconds_total", &[], "CPU time of the process, user and system."),
+];
+
+/// Every metric that this crate exports.
+pub fn documented() -> &'static [Documented] {
+    DOCUMENTED
+}
+
+/// Tells the `metrics` crate's recorder what the metrics are. Once, after the recorder is installed.
+pub fn describe() {
+    for metric in DOCUMENTED {
+        match metric.kind {
+            Counter => ::metrics::describe_counter!(metric.name, metric.help),
+            Gauge => ::metrics::describe_gauge!(metric.name, metric.help),
+            Histogram => (),
+        }
+    }
+}
+
+/// One figure as of now.
+#[derive(Debug, Clone, PartialEq)]
+struct Sample {
+    name: &'static str,
+    labels: Vec<(&'static str, String)>,
+    value: Value,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Value {
+    Counter(u64),
+    Gauge(f64),
+}
+
+/// What was handed over last. The recorder's counters only grow, ours start again with CONFIG RESETSTAT; so differences are handed over.
+#[derive(Debug, Default)]
+pub struct Published(Mutex<HashMap<(&'static str, Vec<(&'static str, String)>), u64>>);
+
+/// Hands all counters and gauges to the `metrics` crate's recorder. To be called before each scrape is answered.
+pub fn publish(proxy: &Proxy) {
+    let mut last = proxy.published.0.lock();
+    for Sample { name, labels, value } in proxy_samples(proxy).into_iter().chain(counted(&proxy.stats)) {
+        match value {
+            Value::Gauge(value) => ::metrics::gauge!(name, &labels).set(value),
+            Value::Counter(value) => {
+                let handle = ::metrics::counter!(name, &labels);
+                let before = last.insert((name, labels), value).unwrap_or(0);
+                handle.increment(grown(before, value));
+            }
+        }
+    }
+}
+
+/// By how much a counter grew that may have been set to 0 in between.
+fn grown(before: u64, now: u64) -> u64 {
+    now.checked_sub(before).unwrap_or(now)
+}
+
+/// The histograms, and what needs fractions, in Prometheus's text format; to be appended to the exporter's page.
+pub fn histograms(proxy: &Proxy) -> String {
+    let mut page = String::with_capacity(16 << 10);
+    command_seconds(&proxy.stats, &mut page);
+    batch_ops(&proxy.stats, &mut page);
+    if let Some(status) = info::process_status() {
+        head("process_cpu_seconds_total", &mut page);
+        line(&mut page, format_args!("process_cpu_seconds_total {:.2}", status.user_s + status.system_s));
+    }
+    page
+}
+
+fn sample(name: &'static str, labels: &[(&'static str, &str)], value: Value) -> Sample {
+    Sample { name, labels: labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(), value }
+}
+
+fn counted(stats: &Stats) -> Vec<Sample> {
+    let count = |name, labels: &[(&'static str, &str)], value: u64| sample(name, labels, Value::Counter(value));
+    let mut samples = vec![
+        count("bridle_connections_received_total", &[], stats.connections_received.get()),
+        count("bridle_connections_rejected_total", &[], stats.connections_rejected.get()),
+        count("bridle_client_cuts_total", &[("buffer", "output")], stats.output_limit_disconnections.get()),
+        count("bridle_client_cuts_total", &[("buffer", "query")], stats.query_limit_disconnections.get()),
+        count("bridle_auth_failures_total", &[], stats.auth_failures.get()),
+        count("bridle_received_bytes_total", &[], stats.bytes_in.get()),
+        count("bridle_sent_bytes_total", &[], stats.bytes_out.get()),
+        count("bridle_socket_reads_total", &[], stats.reads.get()),
+        count("bridle_socket_writes_total", &[], stats.writes.get()),
+    ];
+    for command in stats.commands().filter(|command| command.calls + command.rejected > 0) {
+        let labels = [("cmd", command.name)];
+        samples.push(count(COMMANDS, &labels, command.calls));
+        samples.push(count(REJECTED, &labels, command.rejected));
+    }
+    for (command, error, errors) in stats.command_errors() {
+        samples.push(count(ERRORS, &[("cmd", command.unwrap_or("unknown")), ("error", &error)], errors));
+    }
+    samples
+}
+
+fn proxy_samples(proxy: &Proxy) -> Vec<Sample> {
+    let gauge = |name, labels: &[(&'static str, &str)], value: u64| sample(name, labels, Value::Gauge(value as f64));
+    let clients = proxy.clients.all();
+    let (output, query) = clients.iter().map(|client| client.buffered_bytes()).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let durability = format!("{:?}", proxy.node.durability()).to_lowercase();
+    let mut samples = vec![
+        gauge("bridle_connections", &[], clients.len() as u64),
+        gauge("bridle_blocked_clients", &[], clients.iter().filter(|client| client.is_blocked()).count() as u64),
+        gauge("bridle_client_buffer_bytes", &[("direction", "in")], query as u64),
+        gauge("bridle_client_buffer_bytes", &[("direction", "out")], output as u64),
+        gauge("bridle_uptime_seconds", &[], proxy.started.elapsed().as_secs()),
+        gauge("bridle_info", &[("version", &proxy.facts.version), ("durability", &durability)], 1),
+    ];
+    for table in proxy.node.tables() {
+        let labels = [("table", table.name.as_str())];
+        samples.push(gauge("bridle_table_rows", &labels, table.rows));
+        samples.push(gauge("bridle_table_rows_with_expiry", &labels, table.expires));
+        samples.push(gauge("bridle_table_disk_bytes", &labels, table.disk_bytes));
+    }
+    let memory = proxy.node.memory();
+    let whole = [("allocated", memory.allocated), ("active", memory.active), ("resident", memory.resident)];
+    for &(kind, bytes) in whole.iter().chain(&memory.parts) {
+        samples.push(gauge("bridle_memory_bytes", &[("kind", kind)], bytes));
+    }
+    if let Some(status) = info::process_status() {
+        samples.push(gauge("process_resident_memory_bytes", &[], status.resident));
+        samples.push(gauge("process_threads", &[], u64::try_from(status.threads).unwrap_or(0)));
+    }
+    samples
+}
+
+/// Powers of two of ns that are bucket bounds: 4 us to 17 s.
+const SECONDS_BITS: std::ops::RangeInclusive<u32> = 12..=34;
+
+fn command_seconds(stats: &Stats, page: &mut String) {
+    head(SECONDS, page);
+    for command in stats.commands().filter(|command| command.calls > 0) {
+        let cmd = command.name;
+        let bounds = SECONDS_BITS.map(|bits| ((1u64 << bits) as f64 / 1e9, command.latency.below(bits)));
+        for (bound, count) in bounds {
+            line(page, format_args!("{SECONDS}_bucket{{cmd=\"{cmd}\",le=\"{bound}\"}} {count}"));
+        }
+        let count = command.latency.count();
+        line(page, format_args!("{SECONDS}_bucket{{cmd=\"{cmd}\",le=\"+Inf\"}} {count}"));
+        line(page, format_args!("{SECONDS}_sum{{cmd=\"{cmd}\"}} {}", command.total.as_secs_f64()));
+        line(page, format_args!("{SECONDS}_count{{cmd=\"{cmd}\"}} {count}"));
+    }
+}
+
+fn batch_ops(stats: &Stats, page: &mut String) {
+    head(BATCHES, page);
+    let (bounds, count) = stats.batches();
+    for (bound, count) in bounds {
+        line(page, format_args!("{BATCHES}_bucket{{le=\"{bound}\"}} {count}"));
+    }
+    line(page, format_args!("{BATCHES}_bucket{{le=\"+Inf\"}} {count}"));
+    line(page, format_args!("{BATCHES}_sum {}", stats.batch_ops.get()));
+    line(page, format_args!("{BATCHES}_count {count}"));
+}
+
+fn head(name: &str, page: &mut String) {
+    if let Some(metric) = DOCUMENTED.iter().find(|metric| metric.name == name) {
+        let kind = format!("{:?}", metric.kind).to_lowercase();
+        line(page, format_args!("# HELP {name} {}\n# TYPE {name} {kind}", metric.help));
+    }
+}
+
+fn line(page: &mut String, text: std::fmt::Arguments<'_>) {
+    writeln!(page, "{text}").expect("writing to a string cannot fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::stats::Index;
+
+    fn used() -> Stats {
+        let stats = Stats::new();
+        let get = Index::of(commands::find(b"get", None).expect("GET is in the table")).expect("GET is in the table");
+        stats.record(get, 3, Duration::from_micros(10));
+        stats.failed(get, "WRONGTYPE x");
+        stats.rejected(None, "ERR unknown command");
+        stats.batch(4);
+        stats
+    }
+
+    #[test]
+    fn what_is_counted_is_documented_with_its_labels() {
+        for sample in counted(&used()) {
+            let metric =
+                DOCUMENTED.iter().find(|metric| metric.name == sample.name).unwrap_or_else(|| panic!("{} is not listed", sample.name));
+            assert_eq!(metric.kind, Counter, "{}", sample.name);
+            assert_eq!(sample.labels.iter().map(|(name, _)| *name).collect::<Vec<_>>(), metric.labels, "{}", sample.name);
+        }
+    }
+
+    #[test]
+    fn names_follow_prometheus_conventions() {
+        for metric in DOCUMENTED {
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Counter, "{}", metric.name);
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn histograms_are_cumulative_and_complete() {
+        let stats = used();
+        let mut page = String::new();
+        command_seconds(&stats, &mut page);
+        batch_ops(&stats, &mut page);
+        for expected in [
+            "# TYPE bridle_command_seconds histogram\n",
+            "bridle_command_seconds_bucket{cmd=\"get\",le=\"0.000008192\"} 0\n",
+            "bridle_command_seconds_bucket{cmd=\"get\",le=\"0.000016384\"} 3\n",
+            "bridle_command_seconds_bucket{cmd=\"get\",le=\"+Inf\"} 3\n",
+            "bridle_command_seconds_sum{cmd=\"get\"} 0.00003\n",
+            "bridle_command_seconds_count{cmd=\"get\"} 3\n",
+            "bridle_batch_ops_bucket{le=\"2\"} 0\n",
+            "bridle_batch_ops_bucket{le=\"4\"} 1\n",
+            "bridle_batch_ops_sum 4\n",
+            "bridle_batch_ops_count 1\n",
+        ] {
+            assert!(page.contains(expected), "{expected} is not in\n{page}");
+        }
+    }
+
+    #[test]
+    fn counters_that_start_again_go_on_growing() {
+        assert_eq!((grown(5, 8), grown(8, 8), grown(8, 3)), (3, 0, 3));
+    }
+}

@@ -1,0 +1,145 @@
+//! MONITOR: a copy of every command, as it runs, for those who asked to watch.
+//!
+//! Nobody pays while nobody watches but for one relaxed load. A monitor that reads too slowly is cut, not waited for.
+//!
+//! # Invariants
+//! - What waits for one monitor is at most its limit of bytes (test `a_slow_monitor_is_cut`).
+//! - Passwords and administrative commands are not shown (Redis leaves the latter out as well).
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::Client;
+use crate::redact::redacted;
+
+/// All monitors of one proxy.
+#[derive(Default)]
+pub struct Monitors {
+    count: AtomicUsize,
+    clients: Mutex<Vec<Weak<Client>>>,
+}
+
+impl Monitors {
+    /// Whether anybody watches.
+    pub fn any(&self) -> bool {
+        self.count.load(Relaxed) > 0
+    }
+
+    /// `client` watches from now on, until it disconnects or [`Monitors::unwatch`].
+    pub fn watch(&self, client: &Arc<Client>) {
+        self.keep(|other| other.id != client.id, Some(client));
+    }
+
+    /// `client` watches no more (RESET).
+    pub fn unwatch(&self, client: &Client) {
+        self.keep(|other| other.id != client.id, None);
+    }
+
+    /// Shows a command to all. `table` is a table's name, `address` the client's. At most `bytes_max` wait for a monitor.
+    pub fn feed(&self, table: &str, address: &str, words: &[Bytes], bytes_max: usize) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let line = line(now.as_secs(), now.subsec_micros(), table, address, words);
+        self.keep(|client| client.push(line.as_bytes(), bytes_max), None);
+    }
+
+    fn keep(&self, wanted: impl Fn(&Client) -> bool, new: Option<&Arc<Client>>) {
+        let mut clients = self.clients.lock();
+        clients.retain(|client| client.upgrade().is_some_and(|client| wanted(&client)));
+        clients.extend(new.map(Arc::downgrade));
+        self.count.store(clients.len(), Relaxed);
+    }
+}
+
+/// `+1339518083.107412 [0 127.0.0.1:60866] "keys" "*"` with its line end.
+fn line(seconds: u64, micros: u32, table: &str, address: &str, words: &[Bytes]) -> String {
+    let table = table.strip_prefix("db").filter(|number| number.parse::<u32>().is_ok()).unwrap_or(table);
+    let mut line = format!("+{seconds}.{micros:06} [{table} {address}]");
+    for word in redacted(words) {
+        line.push(' ');
+        quote(&word, &mut line);
+    }
+    line.push_str("\r\n");
+    line
+}
+
+/// As Redis quotes (`sdscatrepr`): printable ASCII as it is, the usual escapes, everything else in hexadecimal.
+fn quote(word: &[u8], line: &mut String) {
+    line.push('"');
+    for &byte in word {
+        match byte {
+            b'\\' | b'"' => line.extend(['\\', char::from(byte)]),
+            b'\n' => line.push_str("\\n"),
+            b'\r' => line.push_str("\\r"),
+            b'\t' => line.push_str("\\t"),
+            7 => line.push_str("\\a"),
+            8 => line.push_str("\\b"),
+            b' '..=b'~' => line.push(char::from(byte)),
+            _ => write!(line, "\\x{byte:02x}").expect("writing to a string cannot fail"),
+        }
+    }
+    line.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(words: &[&[u8]]) -> Vec<Bytes> {
+        words.iter().map(|word| Bytes::copy_from_slice(word)).collect()
+    }
+
+    #[test]
+    fn lines_are_as_redis_prints_them() {
+        let words = words(&[b"set", b"a\"\\\n\r\t\x07\x08\x00\xff", b"v v"]);
+        let expected = concat!(r#"+12.000034 [0 127.0.0.1:5] "set" "a\"\\\n\r\t\a\b\x00\xff" "v v""#, "\r\n");
+        assert_eq!(line(12, 34, "db0", "127.0.0.1:5", &words), expected);
+    }
+
+    fn client(id: u64) -> Arc<Client> {
+        let endpoint = crate::client::Endpoint { address: "a".into(), local_address: "b".into(), fd: 1, is_loopback: true };
+        Arc::new(Client::new(id, endpoint, "db0".into()))
+    }
+
+    fn pushed(client: &Client) -> String {
+        let mut out = bytes::BytesMut::new();
+        client.take_pushed(&mut out);
+        String::from_utf8(out.to_vec()).expect("monitor lines are ASCII")
+    }
+
+    #[test]
+    fn everybody_sees_everything_but_passwords() {
+        let (monitors, one, two) = (Monitors::default(), client(1), client(2));
+        assert!(!monitors.any());
+        monitors.watch(&one);
+        monitors.watch(&one);
+        monitors.watch(&two);
+        monitors.feed("users", "a", &words(&[b"AUTH", b"hunter2"]), 1000);
+        for client in [&one, &two] {
+            let line = pushed(client);
+            assert!(line.ends_with("[users a] \"AUTH\" \"(redacted)\"\r\n") && line.lines().count() == 1, "{line:?}");
+        }
+        monitors.unwatch(&one);
+        monitors.feed("users", "a", &words(&[b"PING"]), 1000);
+        assert_eq!((pushed(&one).lines().count(), pushed(&two).lines().count()), (0, 1));
+        drop(two);
+        monitors.feed("users", "a", &words(&[b"PING"]), 1000);
+        assert!(!monitors.any());
+    }
+
+    #[test]
+    fn a_slow_monitor_is_cut() {
+        let (monitors, slow) = (Monitors::default(), client(1));
+        monitors.watch(&slow);
+        for _ in 0..10 {
+            monitors.feed("db0", "a", &words(&[b"PING"]), 100);
+        }
+        assert!(!monitors.any());
+        assert!(slow.is_killed());
+        assert!(pushed(&slow).len() <= 100);
+    }
+}

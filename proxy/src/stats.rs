@@ -1,0 +1,428 @@
+//! What the proxy counts: calls, failures and latency of every command, connections, bytes, batches.
+//!
+//! Counting must cost next to nothing where commands run, so everything there is a relaxed addition to an atomic, once per
+//! command and *chunk* (sixteen GETs of one pipeline are one record). INFO, LATENCY HISTOGRAM and the Prometheus page all read
+//! the same numbers; see [`crate::metrics`] for the latter.
+//!
+//! # Invariants
+//! - Memory is fixed at start, but for the error names, of which at most [`ERRORS_MAX`] are told apart.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use commands::{COMMANDS, Command};
+use parking_lot::Mutex;
+
+use crate::histogram::Histogram;
+
+/// How many error prefixes are counted apart; the rest counts as `other`. As many as in Redis.
+pub const ERRORS_MAX: usize = 128;
+
+/// Bounds of the sizes of requests that are told apart: 1, 2, 4, ... ops.
+const BATCH_BOUNDS: usize = 13;
+
+/// Samples behind the "instantaneous" figures, as in Redis.
+const SAMPLES: usize = 16;
+
+/// A command's place in the table, families laid end to end. Found once when a command is looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Index(u16);
+
+impl Index {
+    /// Where `command` stands in [`COMMANDS`]; `None` for an entry that is not from there.
+    pub fn of(command: &'static Command) -> Option<Index> {
+        let mut base = 0;
+        for family in COMMANDS {
+            if family.as_ptr_range().contains(&std::ptr::from_ref(command)) {
+                let offset = (std::ptr::from_ref(command).addr() - family.as_ptr().addr()) / size_of::<Command>();
+                return u16::try_from(base + offset).ok().map(Index);
+            }
+            base += family.len();
+        }
+        None
+    }
+}
+
+/// What is counted of one command.
+#[derive(Debug)]
+struct PerCommand {
+    calls: AtomicU64,
+    nanos: AtomicU64,
+    rejected: AtomicU64,
+    failed: AtomicU64,
+    /// ns, from 128 ns to 68 s.
+    latency: Histogram,
+}
+
+/// One command's figures, for INFO commandstats and the like.
+#[derive(Debug, Clone, Copy)]
+pub struct Figures<'a> {
+    /// As in the table: `get`, `client|id`.
+    pub name: &'static str,
+    /// Executed.
+    pub calls: u64,
+    /// Time that all calls took together.
+    pub total: Duration,
+    /// Refused before execution: arity, NOAUTH, syntax.
+    pub rejected: u64,
+    /// Executed and answered with an error.
+    pub failed: u64,
+    /// Latencies in ns.
+    pub latency: &'a Histogram,
+}
+
+/// Everything that is counted. One per proxy.
+#[derive(Debug)]
+pub struct Stats {
+    commands: Box<[PerCommand]>,
+    errors: Mutex<Errors>,
+    /// Open connections.
+    pub connections: Gauge,
+    /// Accepted since start.
+    pub connections_received: Count,
+    /// Turned away: `maxclients`, protected mode.
+    pub connections_rejected: Count,
+    /// Cut because their output buffer was over its limit.
+    pub output_limit_disconnections: Count,
+    /// Cut because their query buffer was over its limit.
+    pub query_limit_disconnections: Count,
+    /// Bytes read from clients.
+    pub bytes_in: Count,
+    /// Bytes written to clients.
+    pub bytes_out: Count,
+    /// Reads from sockets that brought something.
+    pub reads: Count,
+    /// Writes to sockets.
+    pub writes: Count,
+    /// Commands executed.
+    pub commands_processed: Count,
+    /// Error replies sent.
+    pub error_replies: Count,
+    /// Failed AUTH and HELLO AUTH.
+    pub auth_failures: Count,
+    /// Requests to partitions that carry up to 1, 2, 4, ... ops; the last holds all larger ones.
+    batches: [AtomicU64; BATCH_BOUNDS + 1],
+    /// Ops in these.
+    pub batch_ops: Count,
+    rates: Mutex<Rates>,
+}
+
+/// A number that grows.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Adds.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// The sum.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    fn reset(&self) {
+        self.0.store(0, Relaxed);
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicI64);
+
+impl Gauge {
+    /// One more.
+    pub fn up(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    /// One less.
+    pub fn down(&self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+
+    /// How many.
+    pub fn get(&self) -> u64 {
+        u64::try_from(self.0.load(Relaxed)).unwrap_or(0)
+    }
+}
+
+/// Error replies by prefix, and of each prefix by command (`None`: no such command).
+type Errors = HashMap<Box<str>, HashMap<Option<Index>, u64>>;
+
+impl Default for Stats {
+    fn default() -> Self {
+        Stats::new()
+    }
+}
+
+impl Stats {
+    /// All zero.
+    pub fn new() -> Stats {
+        let per_command = || PerCommand {
+            calls: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            latency: Histogram::new(7, 29),
+        };
+        let commands = COMMANDS.iter().map(|family| family.len()).sum();
+        Stats {
+            commands: (0..commands).map(|_| per_command()).collect(),
+            errors: Mutex::default(),
+            connections: Gauge::default(),
+            connections_received: Count::default(),
+            connections_rejected: Count::default(),
+            output_limit_disconnections: Count::default(),
+            query_limit_disconnections: Count::default(),
+            bytes_in: Count::default(),
+            bytes_out: Count::default(),
+            reads: Count::default(),
+            writes: Count::default(),
+            commands_processed: Count::default(),
+            error_replies: Count::default(),
+            auth_failures: Count::default(),
+            batches: std::array::from_fn(|_| AtomicU64::new(0)),
+            batch_ops: Count::default(),
+            rates: Mutex::new(Rates::new(Instant::now())),
+        }
+    }
+
+    /// Counts `n` executed calls of a command that each took `elapsed`: from when its chunk was taken up until its answer was there.
+    pub fn record(&self, command: Index, n: u64, elapsed: Duration) {
+        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        let command = &self.commands[usize::from(command.0)];
+        command.calls.fetch_add(n, Relaxed);
+        command.nanos.fetch_add(nanos.saturating_mul(n), Relaxed);
+        command.latency.record(nanos, n);
+        self.commands_processed.add(n);
+    }
+
+    /// Counts a command that was refused before it ran, by its error line (`ERR wrong number ...`, without `-`).
+    /// `None`: no such command.
+    pub fn rejected(&self, command: Option<Index>, line: &str) {
+        if let Some(command) = command {
+            self.commands[usize::from(command.0)].rejected.fetch_add(1, Relaxed);
+        }
+        self.error(command, line);
+    }
+
+    /// Counts a command that ran (it is in [`Stats::record`] as well) and was answered with an error line.
+    pub fn failed(&self, command: Index, line: &str) {
+        self.commands[usize::from(command.0)].failed.fetch_add(1, Relaxed);
+        self.error(Some(command), line);
+    }
+
+    fn error(&self, command: Option<Index>, line: &str) {
+        self.error_replies.add(1);
+        let prefix = prefix(line);
+        let mut errors = self.errors.lock();
+        // Prefixes come from our own code; the cap is there should one ever be made from what a client sent.
+        let name = if errors.contains_key(prefix) || errors.len() < ERRORS_MAX { prefix } else { "other" };
+        if !errors.contains_key(name) {
+            errors.insert(name.into(), HashMap::new());
+        }
+        if let Some(commands) = errors.get_mut(name) {
+            *commands.entry(command).or_default() += 1;
+        }
+    }
+
+    /// Counts a request to a partition that carries `ops` ops.
+    pub fn batch(&self, ops: usize) {
+        let bucket = ops.saturating_sub(1).checked_ilog2().map_or(0, |bits| bits as usize + 1);
+        self.batches[bucket.min(BATCH_BOUNDS)].fetch_add(1, Relaxed);
+        self.batch_ops.add(ops as u64);
+    }
+
+    /// Requests to partitions: (most ops, how many requests have at most so many), and how many there are.
+    pub fn batches(&self) -> (Vec<(u64, u64)>, u64) {
+        let mut sum = 0;
+        let mut counts = self.batches.iter().map(|count| {
+            sum += count.load(Relaxed);
+            sum
+        });
+        let bounds = (0..BATCH_BOUNDS).map(|bits| 1 << bits).zip(counts.by_ref()).collect();
+        (bounds, counts.next().unwrap_or(0))
+    }
+
+    /// All commands, in the table's order.
+    pub fn commands(&self) -> impl Iterator<Item = Figures<'_>> {
+        names().zip(&self.commands).map(|(name, command)| Figures {
+            name,
+            calls: command.calls.load(Relaxed),
+            total: Duration::from_nanos(command.nanos.load(Relaxed)),
+            rejected: command.rejected.load(Relaxed),
+            failed: command.failed.load(Relaxed),
+            latency: &command.latency,
+        })
+    }
+
+    /// Error replies by prefix, sorted.
+    pub fn errors(&self) -> BTreeMap<String, u64> {
+        self.errors.lock().iter().map(|(prefix, commands)| (prefix.to_string(), commands.values().sum())).collect()
+    }
+
+    /// Error replies: (command, `None` if there is none of the name; prefix; count).
+    pub fn command_errors(&self) -> Vec<(Option<&'static str>, String, u64)> {
+        let names: Vec<_> = names().collect();
+        let name = |index: &Option<Index>| index.and_then(|Index(at)| names.get(usize::from(at)).copied());
+        let errors = self.errors.lock();
+        let counts = errors.iter().flat_map(|(prefix, commands)| commands.iter().map(move |(index, count)| (prefix, index, count)));
+        counts.map(|(prefix, index, count)| (name(index), prefix.to_string(), *count)).collect()
+    }
+
+    /// Takes a sample of the rates. To be called several times a second.
+    pub fn sample(&self, now: Instant) {
+        self.rates.lock().sample(now, [self.commands_processed.get(), self.bytes_in.get(), self.bytes_out.get()]);
+    }
+
+    /// Commands, bytes read and bytes written per second, over the last samples.
+    pub fn per_second(&self) -> [f64; 3] {
+        self.rates.lock().per_second()
+    }
+
+    /// CONFIG RESETSTAT: everything but the gauges. Prometheus sees counters start again from 0, as after a restart.
+    pub fn reset(&self) {
+        for command in &self.commands {
+            for count in [&command.calls, &command.nanos, &command.rejected, &command.failed] {
+                count.store(0, Relaxed);
+            }
+            command.latency.reset();
+        }
+        self.errors.lock().clear();
+        self.batches.iter().for_each(|count| count.store(0, Relaxed));
+        let counts = [
+            &self.connections_received,
+            &self.connections_rejected,
+            &self.output_limit_disconnections,
+            &self.query_limit_disconnections,
+            &self.bytes_in,
+            &self.bytes_out,
+            &self.reads,
+            &self.writes,
+            &self.commands_processed,
+            &self.error_replies,
+            &self.auth_failures,
+            &self.batch_ops,
+        ];
+        counts.into_iter().for_each(Count::reset);
+        *self.rates.lock() = Rates::new(Instant::now());
+    }
+}
+
+fn names() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().flat_map(|family| family.iter()).map(|command| command.name)
+}
+
+/// The first word of an error line; Redis counts a line without an upper-case first word as ERR.
+fn prefix(line: &str) -> &str {
+    let word = line.split(' ').next().unwrap_or_default();
+    if !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') { word } else { "ERR" }
+}
+
+/// The last samples of three growing sums.
+#[derive(Debug)]
+struct Rates {
+    at: usize,
+    last: Instant,
+    sums: [u64; 3],
+    samples: [[f64; 3]; SAMPLES],
+}
+
+impl Rates {
+    fn new(now: Instant) -> Rates {
+        Rates { at: 0, last: now, sums: [0; 3], samples: [[0.0; 3]; SAMPLES] }
+    }
+
+    fn sample(&mut self, now: Instant, sums: [u64; 3]) {
+        let seconds = now.saturating_duration_since(self.last).as_secs_f64();
+        if seconds <= 0.0 {
+            return;
+        }
+        let rate = |which: usize| sums[which].saturating_sub(self.sums[which]) as f64 / seconds;
+        self.samples[self.at] = [rate(0), rate(1), rate(2)];
+        self.at = (self.at + 1) % SAMPLES;
+        (self.last, self.sums) = (now, sums);
+    }
+
+    fn per_second(&self) -> [f64; 3] {
+        [0, 1, 2].map(|which| self.samples.iter().map(|sample| sample[which]).sum::<f64>() / SAMPLES as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(name: &str) -> Index {
+        let command = COMMANDS.iter().flat_map(|family| family.iter()).find(|command| command.name == name);
+        Index::of(command.expect("it is in the table")).expect("it is in the table")
+    }
+
+    fn figures<'a>(stats: &'a Stats, name: &str) -> Figures<'a> {
+        stats.commands().find(|command| command.name == name).expect("it is in the table")
+    }
+
+    #[test]
+    fn every_command_has_an_index_of_its_own() {
+        let indexes: Vec<_> =
+            COMMANDS.iter().flat_map(|family| family.iter()).map(|command| Index::of(command).expect("it is in the table")).collect();
+        assert_eq!(indexes, (0..indexes.len() as u16).map(Index).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn calls_failures_and_rejections_are_told_apart() {
+        let stats = Stats::new();
+        stats.record(index("get"), 16, Duration::from_micros(20));
+        stats.record(index("get"), 1, Duration::from_micros(100));
+        stats.failed(index("get"), "WRONGTYPE Operation against a key holding the wrong kind of value");
+        stats.rejected(Some(index("set")), "ERR wrong number of arguments for 'set' command");
+        stats.rejected(None, "ERR unknown command 'nosuch', with args beginning with: ");
+        let get = figures(&stats, "get");
+        assert_eq!((get.calls, get.total, get.rejected, get.failed), (17, Duration::from_micros(420), 0, 1));
+        assert_eq!(get.latency.count(), 17);
+        let set = figures(&stats, "set");
+        assert_eq!((set.calls, set.rejected, set.failed), (0, 1, 0));
+        assert_eq!(stats.errors().into_iter().collect::<Vec<_>>(), vec![("ERR".into(), 2), ("WRONGTYPE".into(), 1)]);
+        assert!(stats.command_errors().contains(&(None, "ERR".into(), 1)));
+        assert_eq!((stats.commands_processed.get(), stats.error_replies.get()), (17, 3));
+        stats.reset();
+        assert_eq!((figures(&stats, "get").calls, stats.errors().len(), stats.commands_processed.get()), (0, 0, 0));
+    }
+
+    #[test]
+    fn error_names_are_bounded() {
+        let stats = Stats::new();
+        for n in 0..10_000u32 {
+            let word: String = n.to_string().bytes().map(|digit| char::from(digit - b'0' + b'A')).collect();
+            stats.rejected(None, &format!("{word} x"));
+        }
+        stats.rejected(None, "no prefix at all");
+        assert_eq!(stats.errors().len(), ERRORS_MAX + 1);
+        assert_eq!(stats.errors().values().sum::<u64>(), 10_001);
+    }
+
+    #[test]
+    fn batch_sizes_are_cumulative_and_their_bounds_inclusive() {
+        let stats = Stats::new();
+        for ops in [1, 1, 2, 3, 4, 5, 16, 17, 100_000] {
+            stats.batch(ops);
+        }
+        let (bounds, total) = stats.batches();
+        let at = |most| bounds.iter().find(|(bound, _)| *bound == most).expect("a bound").1;
+        assert_eq!((at(1), at(2), at(4), at(8), at(16), at(32), at(4096), total), (2, 3, 5, 6, 7, 8, 8, 9));
+    }
+
+    #[test]
+    fn rates_are_means_of_the_last_samples() {
+        let start = Instant::now();
+        let mut rates = Rates::new(start);
+        for n in 1..=SAMPLES as u64 {
+            rates.sample(start + Duration::from_millis(100 * n), [n * 10, n * 1000, 0]);
+        }
+        let [ops, bytes_in, bytes_out] = rates.per_second();
+        assert!((ops - 100.0).abs() < 0.1 && (bytes_in - 10_000.0).abs() < 10.0 && bytes_out == 0.0);
+    }
+}
