@@ -6,6 +6,8 @@ use std::borrow::Cow;
 
 use cluster::{Boxed, CallError, PartitionId};
 
+use crate::config::{FileChange, RewriteError};
+
 /// One figure: a number that goes up and down, or a word.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Figure {
@@ -50,6 +52,21 @@ pub struct TableFigures {
     pub disk_bytes: u64,
 }
 
+/// Memory of the whole process, bytes; what is not known is 0.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Asked of the allocator and not given back.
+    pub allocated: u64,
+    /// Pages the allocator has in use.
+    pub active: u64,
+    /// Pages the allocator has in physical memory.
+    pub resident: u64,
+    /// The allocator's name and version.
+    pub allocator: &'static str,
+    /// What takes it, as far as it is told apart: `block_cache`, `memtables`, `log_tail`, ...; each is part of `allocated`.
+    pub parts: Vec<(&'static str, u64)>,
+}
+
 /// The node below the proxy.
 pub trait Node: Send + Sync + 'static {
     /// Figures of storage, Raft and meta, for INFO and MEMORY STATS.
@@ -69,4 +86,14 @@ pub trait Node: Send + Sync + 'static {
 
     /// Writes everything that has been acknowledged to disk, whatever the durability (WAITAOF, SHUTDOWN).
     fn sync(&self) -> Boxed<'_, Result<(), CallError>>;
+
+    /// Where the process's memory is. Without it, INFO tells what the operating system tells.
+    fn memory(&self) -> Memory {
+        Memory::default()
+    }
+
+    /// CONFIG REWRITE: writes these keys of `[proxy]` into the configuration file, leaving everything else in it as it is.
+    fn rewrite_config(&self, _changes: &[FileChange]) -> Result<(), RewriteError> {
+        Err(RewriteError::NoFile)
+    }
 }
