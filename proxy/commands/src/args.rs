@@ -268,16 +268,7 @@ fn deadline(number: i64, unit: Unit, since: Since) -> Option<Deadline> {
 
 /// A 64-bit integer exactly as Redis writes one (`-0`, `+1`, `01`, ` 1` are none).
 pub fn integer(text: &[u8]) -> Option<i64> {
-    let (negative, digits) = match text {
-        [b'-', digits @ ..] => (true, digits),
-        digits => (false, digits),
-    };
-    let size = unsigned(digits)?;
-    match negative {
-        false => i64::try_from(size).ok(),
-        true if size == 0 => None,
-        true => 0i64.checked_sub_unsigned(size),
-    }
+    row::number::parse_int(text)
 }
 
 /// A 64-bit unsigned integer exactly as Redis writes one.

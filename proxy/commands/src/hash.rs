@@ -1,10 +1,11 @@
 //! Commands on hashes. Those on the expiry of single fields are in `hash_expiry`, those on ranges of fields in `native`.
 
 use bytes::Bytes;
+use row::number::LongDouble;
 use row::op::{Answer, Filter, Only, Op, Range, Ttl};
 use smallvec::{SmallVec, smallvec};
 
-use crate::args::{float, integer};
+use crate::args::integer;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
 use crate::table::{Command, Keys};
 use crate::{Args, Plan, Planned, Reply, answers, words};
@@ -271,11 +272,11 @@ fn hincrby(mut args: Args) -> Planned {
 
 fn hincrbyfloat(mut args: Args) -> Planned {
     let (key, field, by) = (args.word(), args.word(), args.word());
-    match float(&by) {
-        None => Err(words::not_float()),
-        Some(number) if number.is_infinite() => Err(Reply::error("ERR value is NaN or Infinity")),
-        Some(_) => Plan::one(Op::HashAddFloat { key, field, by }, answers::bulk),
+    let number = LongDouble::parse(&by).ok_or_else(words::not_float)?;
+    if !number.is_finite() {
+        return Err(Reply::error("ERR value is NaN or Infinity"));
     }
+    Plan::one(Op::HashAddFloat { key, field, by }, answers::bulk)
 }
 
 fn hrandfield(mut args: Args) -> Planned {
