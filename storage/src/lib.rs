@@ -1,1 +1,35 @@
-//! Replicas: openraft group, executor, apply.
+//! The storage server: replicas of partitions, and the node that holds them.
+//!
+//! # Life of a write
+//! 1. [`Node::call`](cluster::Call::call) finds the partition's [`Replica`](replica::Replica) and hands the request to its executor's queue
+//!    (bounded; a full one answers [`CallError::Overloaded`](cluster::CallError)).
+//! 2. The executor, the single writer of the partition, takes everything that waits, stamps it with one time, and evaluates op after op
+//!    on the applied state with the edits made so far on top ([`row::eval`]).
+//! 3. The edits of the whole batch become one Raft entry: a finished write batch ([`batch`]).
+//! 4. openraft appends it to the node's shared log (one fsync for all groups that wait), commits it and applies it to RocksDB.
+//! 5. The answers go back. Meanwhile the next batch has gathered: batching costs nobody any waiting.
+//!
+//! # Life of a read
+//! A request of reads only is answered on the caller's thread from a RocksDB snapshot, as long as the replica holds a fresh lease ([`lease`]);
+//! otherwise it first asks Raft to confirm leadership. One lease check serves a whole pipeline chunk.
+//!
+//! # Invariants
+//! - One batch of a partition is in flight at a time, so evaluation sees exactly the applied state. A batch is proposed only under the
+//!   leadership under which it was evaluated.
+//! - Nobody is answered before the entry is applied. A write whose fate is not known is answered as unknown, never tried again.
+//! - Time does not run backwards in a partition: the last stamp is stored with every batch.
+//! - openraft and RocksDB are not named here: both are behind `engine`.
+
+pub mod batch;
+mod clock;
+mod cursors;
+mod executor;
+mod expiry;
+mod judge;
+mod lease;
+mod node;
+mod reads;
+pub mod replica;
+mod stripes;
+
+pub use node::{Node, NodeOptions, TableFigures};

@@ -1,0 +1,66 @@
+//! The leader's clock: wall time that never runs backwards in a partition.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use row::Stamp;
+
+/// The `State` record that holds the last applied stamp: u64, ms.
+pub(crate) const STAMP: Bytes = Bytes::from_static(b"stamp");
+
+/// Gives stamps; restarts from the last one that was applied.
+#[derive(Debug, Default)]
+pub(crate) struct Clock {
+    /// The largest stamp given to a batch or found applied, ms.
+    last_ms: AtomicU64,
+    cluster_tag: u8,
+}
+
+/// Milliseconds since the Unix epoch by this machine's clock.
+pub(crate) fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |past| past.as_millis() as u64)
+}
+
+impl Clock {
+    pub(crate) fn new(last_ms: u64, cluster_tag: u8) -> Clock {
+        Clock { last_ms: AtomicU64::new(last_ms), cluster_tag }
+    }
+
+    /// For a read: not before the last write's stamp.
+    pub(crate) fn read(&self) -> Stamp {
+        self.stamp(wall_ms().max(self.last_ms.load(Ordering::Acquire)))
+    }
+
+    /// For a batch of writes; later reads and batches are not before it.
+    pub(crate) fn write(&self) -> Stamp {
+        let now = wall_ms();
+        let last = self.last_ms.fetch_max(now, Ordering::AcqRel);
+        self.stamp(now.max(last))
+    }
+
+    /// Takes note of a stamp found in applied state.
+    pub(crate) fn advance(&self, applied_ms: u64) {
+        self.last_ms.fetch_max(applied_ms, Ordering::AcqRel);
+    }
+
+    fn stamp(&self, now_ms: u64) -> Stamp {
+        Stamp { now_ms, timetag: now_ms << 16 | u64::from(self.cluster_tag) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_never_before_an_applied_one() {
+        let ahead = wall_ms() + 3_600_000;
+        let clock = Clock::new(ahead, 7);
+        assert_eq!(clock.write().now_ms, ahead);
+        assert_eq!(clock.read().now_ms, ahead);
+        clock.advance(ahead + 5);
+        assert_eq!(clock.read().now_ms, ahead + 5);
+        assert_eq!(clock.read().timetag & 0xff, 7);
+    }
+}

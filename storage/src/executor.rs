@@ -1,0 +1,254 @@
+//! The single writer of a partition: gathers requests, evaluates them as one batch, proposes one entry, answers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use cluster::CallError;
+use parking_lot::Mutex;
+use row::edits::Edits;
+use row::eval::Failed;
+use row::op::{Answer, Op, Refusal, Request, Response, Watched};
+use row::view::{Stamp, Tx};
+use row::{Family, eval, key, value};
+use tokio::sync::{Notify, oneshot};
+
+use crate::reads::Applied;
+use crate::replica::{Leadership, ProposeError, Replica};
+use crate::stripes::{self, Stripes};
+use crate::{batch, clock, expiry};
+
+/// How much one batch may gather: enough to fill an fsync, little enough to keep the first in it from waiting long.
+const BATCH_OPS_MAX: usize = 20_000;
+const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// What may wait for one partition.
+const QUEUE_REQUESTS_MAX: usize = 100_000;
+const QUEUE_BYTES_MAX: usize = 256 << 20;
+
+/// The answer, or why there is none.
+pub(crate) type Outcome = Result<Response, CallError>;
+
+struct Waiting {
+    request: Request,
+    writes: bool,
+    bytes: usize,
+    answer: oneshot::Sender<Outcome>,
+}
+
+/// Requests waiting for the executor of one partition.
+#[derive(Default)]
+pub(crate) struct Queue {
+    waiting: Mutex<Line>,
+    filled: Notify,
+}
+
+#[derive(Default)]
+struct Line {
+    requests: VecDeque<Waiting>,
+    bytes: usize,
+    /// Why nothing more is taken: the replica has stopped.
+    closed: Option<CallError>,
+}
+
+impl Queue {
+    /// Puts a request in line; the receiver gets its outcome.
+    pub(crate) fn push(&self, request: Request) -> Result<oneshot::Receiver<Outcome>, CallError> {
+        let bytes = request.ops.iter().map(Op::bytes).sum();
+        let writes = request.ops.iter().any(Op::is_write);
+        let (answer, outcome) = oneshot::channel();
+        {
+            let mut line = self.waiting.lock();
+            if let Some(why) = &line.closed {
+                return Err(why.clone());
+            }
+            // One request always fits, however large.
+            if line.requests.len() >= QUEUE_REQUESTS_MAX || (line.bytes > 0 && line.bytes + bytes > QUEUE_BYTES_MAX) {
+                return Err(CallError::Overloaded);
+            }
+            line.bytes += bytes;
+            line.requests.push_back(Waiting { request, writes, bytes, answer });
+        }
+        self.filled.notify_one();
+        Ok(outcome)
+    }
+
+    /// Refuses everything from now on, and those in line too.
+    pub(crate) fn close(&self, why: &CallError) {
+        let left = {
+            let mut line = self.waiting.lock();
+            line.closed.get_or_insert_with(|| why.clone());
+            line.bytes = 0;
+            std::mem::take(&mut line.requests)
+        };
+        for waiting in left {
+            // A caller that went away is not missed.
+            let _ = waiting.answer.send(Err(why.clone()));
+        }
+        self.filled.notify_one();
+    }
+
+    /// Everything that waits, up to one batch; waits for the first. `None`: closed.
+    async fn take(&self) -> Option<Vec<Waiting>> {
+        loop {
+            {
+                let mut line = self.waiting.lock();
+                if line.closed.is_some() {
+                    return None;
+                }
+                if !line.requests.is_empty() {
+                    return Some(line.take_batch());
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+}
+
+impl Line {
+    fn take_batch(&mut self) -> Vec<Waiting> {
+        let (mut ops, mut bytes, mut count) = (0, 0, 0);
+        for waiting in &self.requests {
+            if count > 0 && (ops + waiting.request.ops.len() > BATCH_OPS_MAX || bytes + waiting.bytes > BATCH_BYTES_MAX) {
+                break;
+            }
+            ops += waiting.request.ops.len();
+            bytes += waiting.bytes;
+            count += 1;
+        }
+        self.bytes -= bytes;
+        self.requests.drain(..count).collect()
+    }
+}
+
+/// Runs until the replica stops.
+pub(crate) async fn run(replica: Arc<Replica>) {
+    let mut executor = Executor { replica, leadership: None, stripes: Stripes::default() };
+    while let Some(waiting) = executor.replica.queue.take().await {
+        executor.batch(waiting).await;
+    }
+}
+
+struct Executor {
+    replica: Arc<Replica>,
+    /// Under which term batches are evaluated; `None` = to be asked for.
+    leadership: Option<Leadership>,
+    stripes: Stripes,
+}
+
+/// A batch evaluated and not yet proposed.
+struct Evaluated {
+    edits: Edits,
+    responses: Vec<Response>,
+}
+
+impl Executor {
+    /// Those that only read (or watch) go first: all in a batch are concurrent, and so no watch falls behind a write that shares its number.
+    async fn batch(&mut self, mut waiting: Vec<Waiting>) {
+        waiting.sort_by_key(|w| w.writes);
+        let (requests, answers): (Vec<Request>, Vec<_>) = waiting.into_iter().map(|w| (w.request, w.answer)).unzip();
+        let outcomes = match self.carry_out(&requests).await {
+            Ok(responses) => responses.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error); answers.len()],
+        };
+        for (answer, outcome) in answers.into_iter().zip(outcomes) {
+            // A caller that went away is not missed.
+            let _ = answer.send(outcome);
+        }
+    }
+
+    /// Evaluates, proposes and waits for application.
+    async fn carry_out(&mut self, requests: &[Request]) -> Result<Vec<Response>, CallError> {
+        let leadership = self.lead().await?;
+        let stamp = self.replica.clock.write();
+        let Evaluated { mut edits, responses } = self.evaluate(requests, stamp, leadership.term())?;
+        if !edits.is_empty() {
+            self.replica.writable()?;
+            edits.put(Family::State, clock::STAMP, value::encode_counter(stamp.now_ms));
+            let payload = batch::encode(&edits);
+            metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
+            if let Err(error) = self.replica.propose(&leadership, payload).await {
+                self.leadership = None;
+                return Err(match error {
+                    ProposeError::NotProposed(why) => CallError::NoLeader(why),
+                    ProposeError::Unknown(why) => CallError::Unknown(why),
+                });
+            }
+            self.stripes.touch(&edits);
+            self.replica.expiry.note(expiry::earliest(&edits));
+        } else if !self.replica.lease.is_valid() {
+            // What was only read is only answered by a leader.
+            self.replica.confirm_lease().await?;
+        }
+        self.after_expiry_step(requests, &responses)?;
+        metrics::histogram!("bridle_batch_requests").record(requests.len() as f64);
+        Ok(responses)
+    }
+
+    /// A step of the expiry cycle was among the requests: when is the next one due?
+    fn after_expiry_step(&self, requests: &[Request], responses: &[Response]) -> Result<(), CallError> {
+        for (request, response) in requests.iter().zip(responses) {
+            let ([Op::ExpireDue { cursor, .. }], Response::Done(outcomes)) = (request.ops.as_slice(), response) else { continue };
+            if let Some(Ok(Answer::Page { next, .. })) = outcomes.first() {
+                self.replica.expiry.stepped(*cursor, *next, self.replica.next_due_ms()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The leadership to evaluate under, with everything of earlier terms applied.
+    async fn lead(&mut self) -> Result<Leadership, CallError> {
+        if let Some(leadership) = &self.leadership {
+            return Ok(leadership.clone());
+        }
+        let leadership = self.replica.establish().await?;
+        self.replica.restore_clock()?;
+        self.stripes.forget();
+        self.leadership = Some(leadership.clone());
+        Ok(leadership)
+    }
+
+    fn evaluate(&mut self, requests: &[Request], stamp: Stamp, term: u64) -> Result<Evaluated, CallError> {
+        let replica = self.replica.clone();
+        let view = Applied::latest(&replica);
+        let rules = self.replica.rules();
+        let mut edits = Edits::default();
+        let mut responses = Vec::with_capacity(requests.len());
+        for request in requests {
+            if !request.watched.iter().all(|watched| self.is_untouched(watched, &edits, stamp, term)) {
+                responses.push(Response::Touched);
+                continue;
+            }
+            let mut outcomes = Vec::with_capacity(request.ops.len());
+            for op in &request.ops {
+                let mut tx = Tx { view: &view, edits: &mut edits, stamp, rules };
+                outcomes.push(self.evaluate_op(op, &mut tx, term)?);
+            }
+            responses.push(Response::Done(outcomes));
+        }
+        Ok(Evaluated { edits, responses })
+    }
+
+    fn evaluate_op(&mut self, op: &Op, tx: &mut Tx<'_>, term: u64) -> Result<Result<Answer, Refusal>, CallError> {
+        match eval::eval(op, tx) {
+            Ok(Answer::Watched(watched)) => Ok(Ok(Answer::Watched(self.watch(watched, term)))),
+            Ok(answer) => Ok(Ok(answer)),
+            Err(Failed::Refused(refusal)) => Ok(Err(refusal)),
+            Err(Failed::Fault(fault)) => Err(self.replica.fault(fault)),
+        }
+    }
+
+    fn watch(&mut self, mut watched: Watched, term: u64) -> Watched {
+        let head_key = key::head(&watched.key);
+        watched.term = term;
+        watched.touched = self.stripes.watch(&head_key);
+        watched
+    }
+
+    fn is_untouched(&self, watched: &Watched, edits: &Edits, stamp: Stamp, term: u64) -> bool {
+        let head_key = key::head(&watched.key);
+        watched.term == term
+            && self.stripes.last_touch(&head_key) <= watched.touched
+            && !stripes::changes(edits, &head_key)
+            && watched.expires_at_ms.is_none_or(|at| at > stamp.now_ms)
+    }
+}

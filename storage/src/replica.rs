@@ -1,0 +1,273 @@
+//! One copy of one partition on this node: its store, its Raft group, its executor's queue.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use cluster::{CallError, PartitionId};
+use engine::log::Log;
+use engine::raft::{CONFIRMED_AGE, Group, GroupError, GroupFigures, Machine};
+use engine::batch::Family;
+use engine::store::{Health, Shared, Store};
+use row::{key, value};
+use row::op::{Request, Response};
+use row::view::Rules;
+
+pub(crate) use engine::raft::Leadership;
+
+use crate::clock::{self, Clock};
+use crate::cursors::Cursors;
+use crate::executor::{self, Queue};
+use crate::expiry::Expiry;
+use crate::judge::RowJudge;
+use crate::lease::Lease;
+use crate::node::TableFigures;
+use crate::reads;
+
+/// A replica, running until [`Replica::stop`] or [`Replica::close`].
+pub struct Replica {
+    partition: PartitionId,
+    pub(crate) store: Store,
+    group: Group,
+    log: Arc<Log>,
+    rules: ArcSwap<Rules>,
+    /// Bytes proposed since the last flush that was asked for.
+    unflushed_bytes: AtomicU64,
+    pub(crate) queue: Queue,
+    pub(crate) clock: Clock,
+    pub(crate) lease: Lease,
+    pub(crate) cursors: Cursors,
+    pub(crate) expiry: Expiry,
+}
+
+/// How much of the log a restart may have to replay, per partition.
+const FLUSH_EVERY_BYTES: u64 = 64 << 20;
+
+/// How often a read is tried whose lease ran out on the way.
+const READ_TRIES: usize = 5;
+
+/// What became of a proposal.
+pub(crate) enum ProposeError {
+    /// It did not get into the log.
+    NotProposed(String),
+    /// It may be committed or not.
+    Unknown(String),
+}
+
+/// What a replica is opened with.
+pub(crate) struct ReplicaOptions<'a> {
+    pub(crate) partition: PartitionId,
+    /// The replica's Raft id: fresh for every placement.
+    pub(crate) raft_id: u64,
+    /// The group's number in the node's log.
+    pub(crate) group_id: u64,
+    pub(crate) dir: &'a Path,
+    pub(crate) rules: Rules,
+    pub(crate) cluster_tag: u8,
+    pub(crate) raft_runtime: &'a tokio::runtime::Handle,
+}
+
+impl Replica {
+    /// Opens the store, starts the group and the executor.
+    pub(crate) async fn open(options: ReplicaOptions<'_>, log: &Arc<Log>, shared: &Shared) -> Result<Arc<Replica>, CallError> {
+        let store = {
+            let (dir, shared) = (options.dir.to_owned(), shared.clone());
+            tokio::task::spawn_blocking(move || Store::open_swept(&shared, dir, Arc::new(RowJudge))).await
+        }
+        .map_err(told)?
+        .map_err(told)?;
+        let name = format!("table {} partition {}", options.partition.table.0, options.partition.index);
+        let (group_log, machine) = (log.group_log(options.group_id), Machine::new(store.clone()).map_err(told)?.0);
+        let group = options
+            .raft_runtime
+            .spawn(async move { Group::start_alone(options.raft_id, name, group_log, machine).await })
+            .await
+            .map_err(told)?
+            .map_err(told)?;
+        let replica = Arc::new(Replica {
+            partition: options.partition,
+            store,
+            group,
+            log: log.clone(),
+            rules: ArcSwap::from_pointee(options.rules),
+            unflushed_bytes: AtomicU64::new(0),
+            queue: Queue::default(),
+            clock: Clock::new(0, options.cluster_tag),
+            lease: Lease::new(),
+            cursors: Cursors::default(),
+            expiry: Expiry::new(),
+        });
+        replica.restore_clock()?;
+        tokio::spawn(executor::run(replica.clone()));
+        Ok(replica)
+    }
+
+    /// Which partition this is a copy of.
+    pub fn partition(&self) -> PartitionId {
+        self.partition
+    }
+
+    /// The table's rules as of now.
+    pub(crate) fn rules(&self) -> Rules {
+        **self.rules.load()
+    }
+
+    pub(crate) fn set_rules(&self, rules: Rules) {
+        self.rules.store(Arc::new(rules));
+    }
+
+    /// Waits until this replica leads with everything of earlier terms applied.
+    pub(crate) async fn establish(&self) -> Result<Leadership, CallError> {
+        let asked = self.lease.ask();
+        let leadership = self.group.establish().await.map_err(|error| self.no_leader(error))?;
+        self.lease.grant(asked, CONFIRMED_AGE);
+        Ok(leadership)
+    }
+
+    /// Renews the lease.
+    pub(crate) async fn confirm_lease(&self) -> Result<(), CallError> {
+        let asked = self.lease.ask();
+        self.group.confirm().await.map_err(|error| self.no_leader(error))?;
+        self.lease.grant(asked, CONFIRMED_AGE);
+        Ok(())
+    }
+
+    fn no_leader(&self, error: GroupError) -> CallError {
+        match error {
+            GroupError::Fatal(why) => self.fault(why),
+            error => CallError::NoLeader(error.to_string()),
+        }
+    }
+
+    /// Proposes under the leadership under which the batch was evaluated, and waits for its application.
+    pub(crate) async fn propose(&self, leadership: &Leadership, batch: Bytes) -> Result<(), ProposeError> {
+        self.unflushed_bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        self.group.propose(leadership, batch).await.map_err(|error| match error {
+            GroupError::NotLeader(why) => ProposeError::NotProposed(why),
+            GroupError::Unknown(why) | GroupError::Fatal(why) => {
+                tracing::error!(partition = ?self.partition, %why, "a write's outcome is unknown");
+                ProposeError::Unknown(why)
+            }
+        })
+    }
+
+    /// Whether a write has room now; if not, why not.
+    pub(crate) fn writable(&self) -> Result<(), CallError> {
+        self.log.writable().map_err(|full| CallError::ReadOnly(full.to_string()))?;
+        match self.store.health() {
+            Health::Good => Ok(()),
+            Health::DiskFull(why) => Err(CallError::ReadOnly(why)),
+            Health::Failing(why) => Err(self.fault(why)),
+        }
+    }
+
+    /// Takes the last applied stamp into account.
+    pub(crate) fn restore_clock(&self) -> Result<(), CallError> {
+        if let Some(stamp) = self.store.get(Family::Default, &clock::STAMP).map_err(told)? {
+            self.clock.advance(value::decode_counter(&stamp).map_err(told)?);
+        }
+        Ok(())
+    }
+
+    /// When the first entry of the time index is due, ms; `u64::MAX` when it is empty.
+    pub(crate) fn next_due_ms(&self) -> Result<u64, CallError> {
+        let mut due = u64::MAX;
+        self.store
+            .range(Family::Default, key::TIME_INDEX, key::TIME_INDEX_END, false, &mut |entry, _| {
+                due = key::parse_time_index(entry).map_or(u64::MAX, |(due_ms, ..)| due_ms);
+                std::ops::ControlFlow::Break(())
+            })
+            .map_err(told)?;
+        Ok(due)
+    }
+
+    /// Answers a request that only reads, confirming the lease when it has to.
+    pub(crate) async fn read(self: &Arc<Self>, request: Request) -> Result<Response, CallError> {
+        let is_long = request.ops.iter().any(|op| reads::is_long(self, op));
+        let request = Arc::new(request);
+        for _ in 0..READ_TRIES {
+            if !self.lease.is_valid() {
+                self.confirm_lease().await?;
+            }
+            let answer = if is_long {
+                let (replica, request) = (self.clone(), request.clone());
+                let answered = tokio::task::spawn_blocking(move || reads::answer(&replica, &request)).await;
+                answered.map_err(told)??
+            } else {
+                reads::answer(self, &request)?
+            };
+            if let Some(response) = answer {
+                return Ok(response);
+            }
+        }
+        Err(CallError::NoLeader("the lease runs out before a read is done".to_owned()))
+    }
+
+    /// Raft's figures.
+    pub fn figures(&self) -> GroupFigures {
+        self.group.figures()
+    }
+
+    /// The store, for its figures and compaction.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Adds this replica's figures to its table's.
+    pub(crate) fn add_figures(&self, sum: &mut TableFigures) {
+        let counter = |key| match self.store.get(Family::Default, key) {
+            Ok(Some(count)) => value::decode_counter(&count).unwrap_or(0),
+            _ => 0,
+        };
+        sum.rows += counter(key::ROWS);
+        if let Ok(store) = self.store.figures() {
+            sum.disk_bytes += store.live_file_bytes;
+            sum.memtable_bytes += store.memtable_bytes;
+        }
+        let raft = self.group.figures();
+        sum.applied += raft.applied;
+        sum.log_entries += raft.last_log.saturating_sub(raft.purged);
+    }
+
+    /// Flushes the store when so much was written since the last time that replaying it would take long; the log is then purged up to there.
+    pub(crate) async fn purge_if_grown(&self) -> Result<(), GroupError> {
+        if self.unflushed_bytes.load(Ordering::Relaxed) < FLUSH_EVERY_BYTES {
+            return Ok(());
+        }
+        self.unflushed_bytes.store(0, Ordering::Relaxed);
+        self.group.flush().await
+    }
+
+    /// A fault of the store: logged once, and the replica stops.
+    pub(crate) fn fault(&self, why: impl std::fmt::Display) -> CallError {
+        let error = CallError::Fault(why.to_string());
+        tracing::error!(partition = ?self.partition, %error, "replica stopped");
+        self.stop(&error);
+        error
+    }
+
+    /// Refuses everything from now on.
+    pub(crate) fn stop(&self, why: &CallError) {
+        self.lease.revoke();
+        self.queue.close(why);
+    }
+
+    /// Stops the replica in good order: what waits is refused, what is under way is finished, the store is flushed.
+    pub(crate) async fn close(&self) {
+        self.stop(&CallError::NoLeader("the server is shutting down".to_owned()));
+        self.group.shutdown().await;
+        let store = self.store.clone();
+        let closed = tokio::task::spawn_blocking(move || store.close()).await;
+        match closed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(partition = ?self.partition, %error, "close a store"),
+            Err(error) => tracing::error!(partition = ?self.partition, %error, "close a store"),
+        }
+    }
+}
+
+fn told(error: impl std::fmt::Display) -> CallError {
+    CallError::Fault(error.to_string())
+}

@@ -1,0 +1,182 @@
+//! A node over a real log and real stores: writes, reads, restarts, watches, expiry, drops.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cluster::{Call, CallError, PartitionId, Table, TableId};
+use engine::log::{Log, LogOptions};
+use engine::store::{Settings, Shared};
+use row::op::{Answer, Deadline, Op, Only, Request, Response, Ttl, Watched};
+use storage::{Node, NodeOptions};
+
+struct Setup {
+    node: Arc<Node>,
+    log: Arc<Log>,
+}
+
+const DB0: PartitionId = PartitionId { table: TableId(1), index: 0 };
+
+fn table(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Arc<Table> {
+    let envs = envs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Arc::new(Table { id: TableId(1), name: "db0".into(), partitions: 1, envs, default_ttl_since_ms })
+}
+
+async fn open(dir: &Path) -> Setup {
+    let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
+    let shared = Shared::new(Settings::default()).expect("memory for stores");
+    let options = NodeOptions {
+        dir: dir.join("partitions"),
+        raft_runtime: tokio::runtime::Handle::current(),
+        write_bytes_max: 16 << 20,
+        answer_bytes_max: 64 << 20,
+        cluster_tag: 1,
+    };
+    let node = Node::open(options, log.clone(), shared);
+    node.follow(&[table(&[], 0)]).await;
+    Setup { node, log }
+}
+
+impl Setup {
+    async fn ops(&self, ops: Vec<Op>) -> Result<Response, CallError> {
+        self.node.call(DB0, Request { ops, watched: vec![] }).await
+    }
+
+    async fn one(&self, op: Op) -> Answer {
+        match self.ops(vec![op]).await {
+            Ok(Response::Done(mut outcomes)) => outcomes.remove(0).expect("no refusal"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn close(self) {
+        self.node.close().await;
+        drop(self.node);
+        self.log.close().expect("close the log");
+    }
+}
+
+fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+fn set(key: &str, value: &str, ttl: Ttl) -> Op {
+    Op::Set { key: bytes(key), value: bytes(value), ttl, only: Only::Always, want_old: false }
+}
+
+fn get(key: &str) -> Op {
+    Op::Get { key: bytes(key) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_is_read_and_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open(dir.path()).await;
+    for n in 0..100 {
+        setup.one(set(&format!("key{n}"), &n.to_string(), Ttl::Default)).await;
+    }
+    assert_eq!(setup.one(get("key7")).await, Answer::Bytes(bytes("7")));
+    let read = Request { ops: vec![get("key8"), get("none")], watched: vec![] };
+    match setup.node.read_now(DB0, &read) {
+        Some(Ok(Response::Done(outcomes))) => assert_eq!(outcomes, [Ok(Answer::Bytes(bytes("8"))), Ok(Answer::Nil)]),
+        other => panic!("the lease is fresh: {other:?}"),
+    }
+    setup.close().await;
+
+    let setup = open(dir.path()).await;
+    assert_eq!(setup.one(get("key99")).await, Answer::Bytes(bytes("99")));
+    assert_eq!(setup.one(Op::Rows).await, Answer::Int(100));
+    setup.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_wait_together_are_one_batch_and_each_is_atomic() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open(dir.path()).await;
+    let adds = (0..500).map(|_| setup.ops(vec![Op::Add { key: bytes("n"), by: 1 }, Op::Add { key: bytes("n"), by: 1 }]));
+    let mut seen: Vec<i64> = Vec::new();
+    for response in futures::future::join_all(adds).await {
+        let Ok(Response::Done(outcomes)) = response else { panic!("{response:?}") };
+        let [Ok(Answer::Int(first)), Ok(Answer::Int(second))] = outcomes[..] else { panic!("{outcomes:?}") };
+        assert_eq!(second, first + 1, "another request came between the two adds of one");
+        seen.push(second);
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (1..=500).map(|n| n * 2).collect::<Vec<i64>>());
+    setup.close().await;
+}
+
+async fn watch(setup: &Setup, key: &str) -> Watched {
+    match setup.one(Op::Watch { key: bytes(key) }).await {
+        Answer::Watched(watched) => watched,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_row_that_was_touched_stops_the_request() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open(dir.path()).await;
+    setup.one(set("a", "1", Ttl::Default)).await;
+    let watched = watch(&setup, "a").await;
+    setup.one(set("b", "1", Ttl::Default)).await;
+    let guarded = |watched: Watched| Request { ops: vec![set("a", "2", Ttl::Default)], watched: vec![watched] };
+    assert!(matches!(setup.node.call(DB0, guarded(watched.clone())).await, Ok(Response::Done(_))));
+    assert!(matches!(setup.node.call(DB0, guarded(watched)).await, Ok(Response::Touched)));
+    // A row that has expired since counts as touched.
+    setup.one(set("a", "3", Ttl::Until(Deadline::In(30)))).await;
+    let watched = watch(&setup, "a").await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert!(matches!(setup.node.call(DB0, guarded(watched)).await, Ok(Response::Touched)));
+    setup.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_expiry_cycle_removes_rows_that_nobody_reads() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open(dir.path()).await;
+    for n in 0..3000 {
+        setup.one(set(&format!("key{n}"), "v", Ttl::Until(Deadline::In(300)))).await;
+    }
+    setup.one(set("stays", "v", Ttl::Default)).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while setup.one(Op::Rows).await != Answer::Int(1) {
+        assert!(Instant::now() < deadline, "expired rows stay");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    setup.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_default_ttl_reaches_rows_written_before_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open(dir.path()).await;
+    setup.one(set("old", "v", Ttl::Default)).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis() as u64;
+    setup.node.follow(&[table(&[("default_ttl", "1")], now_ms)]).await;
+    assert_eq!(setup.one(get("old")).await, Answer::Bytes(bytes("v")));
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(setup.one(get("old")).await, Answer::Nil);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while setup.one(Op::Rows).await != Answer::Int(0) {
+        assert!(Instant::now() < deadline, "the row is counted still");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    setup.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_table_answers_nothing_and_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open(dir.path()).await;
+    setup.one(set("a", "1", Ttl::Default)).await;
+    setup.node.follow(&[]).await;
+    setup.node.destroy(&table(&[], 0)).await.expect("remove the table");
+    assert_eq!(setup.ops(vec![get("a")]).await, Err(CallError::NoTable));
+    assert_eq!(std::fs::read_dir(dir.path().join("partitions")).expect("the node's directory").count(), 0);
+    setup.node.follow(&[table(&[], 0)]).await;
+    assert_eq!(setup.one(get("a")).await, Answer::Nil);
+    setup.close().await;
+}
