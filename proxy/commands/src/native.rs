@@ -15,7 +15,8 @@
 //!    4) "logout"
 //! ```
 //! The first element says where to go on: nil when that was all, or else the bound to give as `start` in the next call. An answer
-//! may be cut short by LIMIT (cells), by MAXBYTES (bytes of fields and values; at least one cell comes), or by the server's own limit.
+//! may be cut short by LIMIT (cells) and by MAXBYTES (bytes of fields and values, 1 MiB when not told; at least one cell comes), and
+//! when the server has looked at 100,000 cells of which MATCH kept too few.
 //! ```text
 //! > HRANGE log - + LIMIT 1 NOVALUES
 //! 1) "[2024-02-01"
@@ -80,6 +81,9 @@ use crate::table::{Command, Keys};
 use crate::{Args, Plan, Planned, Reply, answers, words};
 
 const GROUP: &str = "bridle";
+
+/// HRANGE's MAXBYTES when not told.
+const PART_BYTES: u64 = 1 << 20;
 
 /// Bridle's own commands.
 pub(crate) static TABLE: &[Command] = &[
@@ -147,7 +151,7 @@ pub(crate) static TABLE: &[Command] = &[
 
 fn hrange(mut args: Args) -> Planned {
     let (key, bounds) = (args.word(), Bounds::take(&mut args)?);
-    let (mut options, mut want_values) = (Options::default(), true);
+    let (mut options, mut want_values) = (Options { bytes_max: PART_BYTES, ..Options::default() }, true);
     while args.left() > 0 {
         match () {
             () if options.take_match(&mut args)? || options.take_walk(&mut args)? => {}
