@@ -390,4 +390,50 @@ mod tests {
         assert_eq!(set(&[("requirepass", "")]).unwrap().password, None);
         assert!(set(&[("requirepass", &"x".repeat(2000))]).is_err());
     }
+
+    fn ask(proxy: &Proxy, globs: &[&str]) -> Vec<(String, String)> {
+        let globs: Vec<_> = globs.iter().map(|glob| Bytes::copy_from_slice(glob.as_bytes())).collect();
+        let Reply::Map(pairs) = get(proxy, &globs) else { panic!("a map") };
+        let text = |reply| if let Reply::Bulk(text) = reply { String::from_utf8(text.to_vec()).unwrap() } else { panic!("{reply:?}") };
+        pairs.into_iter().map(|(name, value)| (text(name), text(value))).collect()
+    }
+
+    #[test]
+    fn get_matches_globs_and_tells_what_is_fixed() {
+        let proxy = crate::fakes::proxy(&Default::default());
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(
+            ask(&proxy, &["APPEND*", "bind", "append*", "nosuch"]),
+            [pair("appendfsync", "always"), pair("appendonly", "yes"), pair("bind", "127.0.0.1")]
+        );
+        assert_eq!(ask(&proxy, &["save"]), [pair("save", "")]);
+        assert!(ask(&proxy, &["*"]).len() > SETTINGS.len());
+    }
+
+    #[test]
+    fn set_and_rewrite_in_redis_words() {
+        let doors = Arc::new(crate::fakes::Doors::default());
+        let proxy = crate::fakes::proxy(&doors);
+        let set = |name: &str, value: &str| super::set(&proxy, &[(name.to_owned().into(), value.to_owned().into())]);
+        assert_eq!(set("Timeout", "5"), Reply::OK);
+        assert_eq!(set("nosuch\r\n", "5"), Reply::error("ERR Unknown option or number of arguments for CONFIG SET - 'nosuch  '"));
+        assert_eq!(
+            set("appendonly", "no"),
+            Reply::error("ERR CONFIG SET failed (possibly related to argument 'appendonly') - can't set immutable config")
+        );
+        assert_eq!(rewrite(&proxy), Reply::OK);
+        assert_eq!(rewrite(&proxy), Reply::OK);
+        assert_eq!(*doors.written.lock(), [FileChange { key: "timeout".into(), value: FileValue::Int(5) }]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_tried_again() {
+        let doors = Arc::new(crate::fakes::Doors { disk_fails: true, ..Default::default() });
+        let proxy = crate::fakes::proxy(&doors);
+        super::set(&proxy, &[("timeout".into(), "5".into())]);
+        for _ in 0..2 {
+            assert_eq!(rewrite(&proxy), Reply::error("ERR Rewriting config file: disk  full"));
+        }
+        assert_eq!(doors.written.lock().len(), 2);
+    }
 }

@@ -214,7 +214,7 @@ fn stats(proxy: &Proxy, fields: &mut Fields) {
     let [ops, bytes_in, bytes_out] = stats.per_second();
     let (_, batches) = stats.batches();
     fields.put("total_connections_received", stats.connections_received.get());
-    fields.put("total_commands_processed", stats.commands_processed.get());
+    fields.put("total_commands_processed", stats.commands_processed());
     fields.put("instantaneous_ops_per_sec", ops.round() as u64);
     fields.put("total_net_input_bytes", stats.bytes_in.get());
     fields.put("total_net_output_bytes", stats.bytes_out.get());
@@ -382,5 +382,77 @@ mod tests {
         assert!(status.resident > 1 << 20 && status.threads >= 1);
         assert!(system_memory() > status.resident);
         assert!(system().starts_with("Linux "));
+    }
+
+    fn shown(sections: &[&str]) -> String {
+        let proxy = crate::fakes::proxy(&Default::default());
+        let wanted: Vec<_> = sections.iter().map(|section| Bytes::copy_from_slice(section.as_bytes())).collect();
+        let Reply::Text(text) = info(&proxy, &wanted) else { panic!("a text") };
+        text
+    }
+
+    fn headings(text: &str) -> Vec<&str> {
+        text.lines().filter_map(|line| line.strip_prefix("# ")).collect()
+    }
+
+    #[test]
+    fn sections_are_shown_as_asked() {
+        assert_eq!(headings(&shown(&["SERVER", "keyspace", "nosuch"])), ["Server", "Keyspace"]);
+        assert_eq!(headings(&shown(&["raft"])), ["Raft"]);
+        assert_eq!(shown(&["nosuch"]), "");
+        let (plain, all) = (shown(&[]), shown(&["everything"]));
+        assert_eq!(headings(&plain), headings(&shown(&["default"])));
+        assert!(!headings(&plain).contains(&"Commandstats") && headings(&all).contains(&"Commandstats"));
+        assert!(headings(&plain).contains(&"Raft"), "{plain}");
+        assert_eq!(headings(&shown(&["default", "commandstats"])).len(), headings(&plain).len() + 1);
+    }
+
+    #[test]
+    fn every_line_is_a_heading_or_a_field() {
+        for line in shown(&["all"]).split("\r\n").filter(|line| !line.is_empty()) {
+            assert!(line.starts_with("# ") || line.split_once(':').is_some_and(|(name, _)| !name.contains(' ')), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_monitoring_agents_read_is_there() {
+        let text = shown(&[]);
+        let has = |line: &str| text.contains(&format!("\r\n{line}\r\n"));
+        for line in [
+            "redis_version:7.4.0",
+            "bridle_version:1.2.3",
+            "redis_mode:standalone",
+            "tcp_port:6379",
+            "maxclients:10000",
+            "used_memory:100",
+            "used_memory_human:100B",
+            "maxmemory:0",
+            "loading:0",
+            "aof_enabled:1",
+            "aof_last_write_status:err",
+            "durability:always",
+            "role:master",
+            "cluster_enabled:0",
+            "db0:keys=3,expires=1,avg_ttl=0,subexpiry=0",
+            "table_users:keys=5,expires=1,avg_ttl=0,subexpiry=0",
+        ] {
+            assert!(has(line), "{line} is not in\n{text}");
+        }
+        for name in ["uptime_in_seconds", "used_memory_rss", "used_cpu_sys", "instantaneous_ops_per_sec", "connected_clients", "run_id"] {
+            assert!(text.contains(&format!("\r\n{name}:")), "{name} is not in\n{text}");
+        }
+        assert!(!text.contains("db1:"));
+    }
+
+    #[test]
+    fn commands_are_shown_by_what_they_took() {
+        let proxy = crate::fakes::proxy(&Default::default());
+        let command = commands::find(b"client", Some(b"id")).and_then(crate::stats::Index::of).expect("it is in the table");
+        proxy.stats.record(command, 2, std::time::Duration::from_micros(3));
+        proxy.stats.failed(command, "ERR x");
+        let Reply::Text(text) = info(&proxy, &["all".into()]) else { panic!("a text") };
+        assert!(text.contains("\r\ncmdstat_client|id:calls=2,usec=6,usec_per_call=3.00,rejected_calls=0,failed_calls=1\r\n"), "{text}");
+        assert!(text.contains("\r\nlatency_percentiles_usec_client|id:p50=3."), "{text}");
+        assert!(text.contains("\r\nerrorstat_ERR:count=1\r\n"), "{text}");
     }
 }

@@ -172,4 +172,17 @@ mod tests {
         let peak = Peak::default();
         assert_eq!((peak.reach(5), peak.reach(3), peak.reach(7)), (5, 5, 7));
     }
+
+    #[test]
+    fn stats_name_what_redis_names_and_the_parts() {
+        let proxy = crate::fakes::proxy(&Default::default());
+        let Reply::Map(figures) = stats(&proxy) else { panic!("a map") };
+        let figure = |name: &'static str| figures.iter().find(|(other, _)| *other == bulk(name)).map(|(_, value)| value.clone());
+        assert_eq!(figure("total.allocated"), Some(Reply::Int(100)));
+        assert_eq!(figure("keys.count"), Some(Reply::Int(8)));
+        assert_eq!(figure("keys.bytes-per-key"), Some(Reply::Int(5)));
+        assert_eq!(figure("dataset.percentage"), Some(Reply::Double(40.0)));
+        assert_eq!(figure("allocator-fragmentation.ratio"), Some(Reply::Double(1.5)));
+        assert_eq!(figure("block_cache"), Some(Reply::Int(40)));
+    }
 }

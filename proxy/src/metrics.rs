@@ -312,4 +312,31 @@ mod tests {
     fn counters_that_start_again_go_on_growing() {
         assert_eq!((grown(5, 8), grown(8, 8), grown(8, 3)), (3, 0, 3));
     }
+
+    #[test]
+    fn what_is_exported_is_documented() {
+        let proxy = crate::fakes::proxy(&Default::default());
+        let get = Index::of(commands::find(b"get", None).expect("GET is in the table")).expect("GET is in the table");
+        proxy.stats.record(get, 1, Duration::from_micros(10));
+        proxy.stats.failed(get, "WRONGTYPE x");
+        let samples = proxy_samples(&proxy).into_iter().chain(counted(&proxy.stats));
+        let mut exported: Vec<_> = samples
+            .map(|sample| {
+                let kind = if matches!(sample.value, Value::Counter(_)) { Counter } else { Gauge };
+                (sample.name.to_owned(), kind, sample.labels.iter().map(|(name, _)| *name).collect::<Vec<_>>())
+            })
+            .collect();
+        for line in histograms(&proxy).lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').expect("a name and a kind");
+            let kind = if kind == "histogram" { Histogram } else { Counter };
+            let documented = DOCUMENTED.iter().find(|metric| metric.name == name).expect("it has a help text");
+            exported.push((name.to_owned(), kind, documented.labels.to_vec()));
+        }
+        exported.sort_unstable_by(|one, two| one.0.cmp(&two.0));
+        exported.dedup();
+        let mut documented: Vec<_> =
+            DOCUMENTED.iter().map(|metric| (metric.name.to_owned(), metric.kind, metric.labels.to_vec())).collect();
+        documented.sort_unstable_by(|one, two| one.0.cmp(&two.0));
+        assert_eq!(exported, documented);
+    }
 }

@@ -12,6 +12,8 @@ use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use commands::Command;
+use commands::table::flags;
 use parking_lot::Mutex;
 
 use crate::Client;
@@ -22,6 +24,11 @@ use crate::redact::redacted;
 pub struct Monitors {
     count: AtomicUsize,
     clients: Mutex<Vec<Weak<Client>>>,
+}
+
+/// Whether MONITOR shows a command: not what operators do, as in Redis.
+pub fn shows(command: &Command) -> bool {
+    command.flags & (flags::ADMIN | flags::SKIP_MONITOR) == 0
 }
 
 impl Monitors {
@@ -88,6 +95,7 @@ fn quote(word: &[u8], line: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fakes::client;
 
     fn words(words: &[&[u8]]) -> Vec<Bytes> {
         words.iter().map(|word| Bytes::copy_from_slice(word)).collect()
@@ -98,11 +106,6 @@ mod tests {
         let words = words(&[b"set", b"a\"\\\n\r\t\x07\x08\x00\xff", b"v v"]);
         let expected = concat!(r#"+12.000034 [0 127.0.0.1:5] "set" "a\"\\\n\r\t\a\b\x00\xff" "v v""#, "\r\n");
         assert_eq!(line(12, 34, "db0", "127.0.0.1:5", &words), expected);
-    }
-
-    fn client(id: u64) -> Arc<Client> {
-        let endpoint = crate::client::Endpoint { address: "a".into(), local_address: "b".into(), fd: 1, is_loopback: true };
-        Arc::new(Client::new(id, endpoint, "db0".into()))
     }
 
     fn pushed(client: &Client) -> String {

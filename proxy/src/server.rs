@@ -5,13 +5,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use cluster::CallError;
-use commands::{Reply, Session};
+use commands::table::flags;
+use commands::{Command, Reply, Session};
 use futures::{StreamExt, TryStreamExt, stream};
 use row::op::{Op, Request};
 
 use crate::node::Durability;
-use crate::{Client, Proxy, config, info, latency, memory, router, words};
+use crate::stats::Index;
+use crate::{Client, Proxy, Settings, config, info, latency, memory, router, slowlog, words};
 
 /// Partitions that FLUSHALL empties at a time.
 const FLUSHES_AT_ONCE: usize = 16;
@@ -69,13 +72,33 @@ pub(crate) async fn call(proxy: &Arc<Proxy>, client: &Arc<Client>, call: Session
     })
 }
 
+/// Notes that a command ran: its figures, and where it was slow, the slow log and an event. `n` calls of one command in a chunk are noted together
+/// (with the words of the first) when they took equally long.
+pub(crate) fn ran(proxy: &Proxy, settings: &Settings, client: &Client, command: &'static Command, words: &[Bytes], n: u64, took: Duration) {
+    if let Some(index) = Index::of(command) {
+        proxy.stats.record(index, n, took);
+    }
+    if slowlog::is_slow(took, settings.slowlog_slower_than_us) && command.flags & flags::SKIP_SLOWLOG == 0 {
+        proxy.slowlog.add(words, took, &client.endpoint.address, &client.name(), settings.slowlog_len_max);
+    }
+    if settings.latency_threshold_ms > 0 {
+        let event = if command.flags & flags::FAST != 0 { "fast-command" } else { "command" };
+        proxy.latency.add(event, took, settings.latency_threshold_ms);
+    }
+}
+
 /// Does what has to be done by the clock: rates, the memory peak. Ends with the server.
 pub async fn clock(proxy: Arc<Proxy>) {
     let mut ticks = tokio::time::interval(Duration::from_millis(250));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while proxy.shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+    for tick in 0u64.. {
+        if proxy.shutdown.run_until_cancelled(ticks.tick()).await.is_none() {
+            return;
+        }
         proxy.stats.sample(Instant::now());
-        memory::Figures::note_peak(&proxy);
+        if tick.is_multiple_of(4) {
+            memory::Figures::note_peak(&proxy);
+        }
     }
 }
 
@@ -180,6 +203,7 @@ const HORSE: &str = r"
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fakes::{self, Doors};
 
     #[test]
     fn time_is_seconds_and_microseconds() {
@@ -199,5 +223,79 @@ mod tests {
             assert_eq!(sleep_time(seconds), time, "{seconds}");
         }
         assert_eq!((sleep_time(1e300), sleep_time(f64::INFINITY)), (FOREVER, FOREVER));
+    }
+
+    async fn done(doors: Doors, call: Session) -> (Outcome, Arc<Doors>, Arc<Proxy>) {
+        let doors = Arc::new(doors);
+        let proxy = fakes::proxy(&doors);
+        let outcome = super::call(&proxy, &fakes::client(1), call).await;
+        (outcome, doors, proxy)
+    }
+
+    fn reply(outcome: Outcome) -> Reply {
+        if let Outcome::Reply(reply) = outcome { reply } else { panic!("{outcome:?}") }
+    }
+
+    fn stop(force: bool, abort: bool) -> Session {
+        Session::Shutdown { save: None, now: false, force, abort }
+    }
+
+    #[tokio::test]
+    async fn shutdown_stops_once_everything_is_on_disk() {
+        let (outcome, _, proxy) = done(Doors::default(), stop(false, false)).await;
+        assert!(matches!(outcome, Outcome::Close) && proxy.shutdown.is_cancelled());
+        let (outcome, _, proxy) = done(Doors { disk_fails: true, ..Doors::default() }, stop(false, false)).await;
+        assert_eq!(reply(outcome), Reply::error("ERR Errors trying to SHUTDOWN. Check logs."));
+        assert!(!proxy.shutdown.is_cancelled());
+        let (outcome, _, proxy) = done(Doors { disk_fails: true, ..Doors::default() }, stop(true, false)).await;
+        assert!(matches!(outcome, Outcome::Close) && proxy.shutdown.is_cancelled());
+        let (outcome, _, proxy) = done(Doors::default(), stop(false, true)).await;
+        assert_eq!(reply(outcome), Reply::error("ERR No shutdown in progress."));
+        assert!(!proxy.shutdown.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn flush_all_reaches_every_partition_of_every_table() {
+        let (outcome, doors, _) = done(Doors::default(), Session::FlushAll).await;
+        assert_eq!((reply(outcome), doors.called.load(std::sync::atomic::Ordering::Relaxed)), (Reply::OK, 8));
+    }
+
+    #[tokio::test]
+    async fn waits_tell_the_least_of_all_partitions() {
+        let (outcome, ..) = done(Doors::default(), Session::Wait { replicas: 3, timeout_ms: 0 }).await;
+        assert_eq!(reply(outcome), Reply::Int(1));
+    }
+
+    #[tokio::test]
+    async fn waitaof_claims_only_what_is_on_disk() {
+        let wait = |local| Session::WaitAof { local, replicas: 0, timeout_ms: 0 };
+        let pair = |local, others| Reply::Array(vec![Reply::Int(local), Reply::Int(others)]);
+        let lazy = || Doors { lazy: true, ..Doors::default() };
+        assert_eq!(reply(done(Doors::default(), wait(0)).await.0), pair(1, 1));
+        assert_eq!(reply(done(lazy(), wait(0)).await.0), pair(0, 0));
+        assert_eq!(reply(done(lazy(), wait(1)).await.0), pair(1, 0));
+        let outcome = done(Doors { disk_fails: true, ..lazy() }, wait(1)).await.0;
+        assert!(matches!(reply(outcome), Reply::Error(_)));
+    }
+
+    #[tokio::test]
+    async fn what_ran_slowly_is_noted() {
+        let doors = Arc::new(Doors::default());
+        let (proxy, client) = (fakes::proxy(&doors), fakes::client(1));
+        let settings = Settings { latency_threshold_ms: 5, ..Settings::default() };
+        let get = commands::find(b"get", None).expect("GET is in the table");
+        let words = [Bytes::from("get"), Bytes::from("k")];
+        ran(&proxy, &settings, &client, get, &words, 3, Duration::from_millis(1));
+        assert_eq!((proxy.slowlog.len(), proxy.latency.latest()), (Reply::Int(0), Reply::Array(vec![])));
+        ran(&proxy, &settings, &client, get, &words, 1, Duration::from_millis(20));
+        assert_eq!(proxy.slowlog.len(), Reply::Int(1));
+        assert!(format!("{:?}", proxy.latency.latest()).contains("fast-command"));
+        assert_eq!(proxy.stats.commands_processed(), 4);
+    }
+
+    #[tokio::test]
+    async fn other_families_are_given_back() {
+        let (outcome, ..) = done(Doors::default(), Session::Multi).await;
+        assert!(matches!(outcome, Outcome::NotMine(Session::Multi)));
     }
 }

@@ -1,0 +1,116 @@
+//! A proxy in front of doors that lead nowhere, for unit tests of what needs no rows.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use cluster::{Boxed, Call, CallError, Catalogue, PartitionId, Table, TableId};
+use parking_lot::Mutex;
+use row::op::{Request, Response};
+use tokio_util::sync::CancellationToken;
+
+use crate::client::Endpoint;
+use crate::config::{FileChange, RewriteError};
+use crate::node::{Durability, Figure, Memory, Node, Section, TableFigures};
+use crate::{Client, Facts, Proxy, Settings};
+
+/// What the doors were asked, and how they answer.
+#[derive(Default)]
+pub(crate) struct Doors {
+    /// Requests to partitions.
+    pub(crate) called: AtomicU64,
+    /// Settings that were written to the file.
+    pub(crate) written: Mutex<Vec<FileChange>>,
+    /// `sync` fails.
+    pub(crate) disk_fails: bool,
+    /// Not `Always`.
+    pub(crate) lazy: bool,
+}
+
+impl Call<Request, Response> for Doors {
+    fn read_now(&self, _: PartitionId, _: &Request) -> Option<Result<Response, CallError>> {
+        None
+    }
+
+    fn call(&self, _: PartitionId, request: Request) -> Boxed<'_, Result<Response, CallError>> {
+        self.called.fetch_add(1, Relaxed);
+        let outcomes = request.ops.iter().map(|_| Ok(row::Answer::Ok)).collect();
+        Box::pin(async { Ok(Response::Done(outcomes)) })
+    }
+}
+
+impl Catalogue for Doors {
+    fn table(&self, name: &str) -> Option<Arc<Table>> {
+        Catalogue::tables(self).into_iter().find(|table| table.name == name)
+    }
+
+    fn tables(&self) -> Vec<Arc<Table>> {
+        let table = |id: u32, name: &str| Table {
+            id: TableId(id),
+            name: name.into(),
+            partitions: 4,
+            envs: Default::default(),
+            default_ttl_since_ms: 0,
+        };
+        vec![Arc::new(table(1, "db0")), Arc::new(table(2, "users"))]
+    }
+
+    fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>> {
+        let table = self.table(name).ok_or(CallError::NoTable);
+        Box::pin(async { table })
+    }
+
+    fn version(&self) -> u64 {
+        1
+    }
+}
+
+impl Node for Doors {
+    fn sections(&self) -> Vec<Section> {
+        vec![
+            Section { name: "persistence", figures: vec![("aof_last_write_status".into(), Figure::Text("err".into()))] },
+            Section { name: "raft", figures: vec![("raft_groups".into(), Figure::Int(8))] },
+        ]
+    }
+
+    fn tables(&self) -> Vec<TableFigures> {
+        let table = |name: &str, rows| TableFigures { name: name.into(), rows, expires: 1, disk_bytes: 1000 };
+        vec![table("db0", 3), table("db1", 0), table("users", 5)]
+    }
+
+    fn durability(&self) -> Durability {
+        if self.lazy { Durability::Os } else { Durability::Always }
+    }
+
+    fn replicas(&self, partition: PartitionId) -> u32 {
+        2 - partition.index.min(1)
+    }
+
+    fn set_active_expire(&self, _: bool) {}
+
+    fn sync(&self) -> Boxed<'_, Result<(), CallError>> {
+        let fails = self.disk_fails;
+        Box::pin(async move { if fails { Err(CallError::Fault("disk".into())) } else { Ok(()) } })
+    }
+
+    fn memory(&self) -> Memory {
+        Memory { allocated: 100, active: 150, resident: 300, allocator: "jemalloc", parts: vec![("block_cache", 40)] }
+    }
+
+    fn rewrite_config(&self, changes: &[FileChange]) -> Result<(), RewriteError> {
+        self.written.lock().extend_from_slice(changes);
+        if self.disk_fails { Err(RewriteError::Io("disk\r\nfull".into())) } else { Ok(()) }
+    }
+}
+
+/// A proxy in front of these doors.
+pub(crate) fn proxy(doors: &Arc<Doors>) -> Arc<Proxy> {
+    let facts =
+        Facts { version: "1.2.3".into(), mode: "standalone", port: 6379, fixed: vec![("bind", "127.0.0.1".into())], ..Facts::default() };
+    Proxy::new(Settings::default(), facts, doors.clone(), doors.clone(), doors.clone(), CancellationToken::new())
+}
+
+/// A client of it.
+pub(crate) fn client(id: u64) -> Arc<Client> {
+    let endpoint = Endpoint { address: "127.0.0.1:5".into(), local_address: "127.0.0.1:6379".into(), fd: 1, is_loopback: true };
+    Arc::new(Client::new(id, endpoint, "db0".into()))
+}
