@@ -127,7 +127,7 @@ pub fn dump(content: &Content) -> Bytes {
                 out.put_u64_le(first);
                 put_size(&mut out, fields.len() as u64);
                 for (field, value, expiry) in fields {
-                    put_size(&mut out, expiry.map_or(0, |expiry| expiry - first + 1));
+                    put_size(&mut out, expiry.map_or(0, |expiry| (expiry - first).saturating_add(1)));
                     put_string(&mut out, field);
                     put_string(&mut out, value);
                 }

@@ -1,0 +1,149 @@
+//! Whatever a client says and a node answers, planning and wording end in a plan or a reply, never in a panic.
+
+use bolero::TypeGenerator;
+use bytes::Bytes;
+use commands::{Args, COMMANDS, Command, Plan};
+use row::Refusal;
+use row::op::{Answer, Content, Kind, RowInfo, Watched};
+
+/// A word that a client may send: one that means something to some command, or any.
+#[derive(Debug, Clone, TypeGenerator)]
+enum Word {
+    Known(u8),
+    Number(i8),
+    Text(Vec<u8>),
+}
+
+/// Words that options, numbers and bounds are made of.
+const KNOWN: [&str; 64] = [
+    "NX",
+    "XX",
+    "GT",
+    "LT",
+    "GET",
+    "EX",
+    "PX",
+    "EXAT",
+    "PXAT",
+    "KEEPTTL",
+    "PERSIST",
+    "FNX",
+    "FXX",
+    "FIELDS",
+    "1",
+    "2",
+    "3",
+    "0",
+    "-1",
+    "",
+    "9223372036854775807",
+    "-9223372036854775808",
+    "18446744073709551615",
+    "1.5",
+    "inf",
+    "nan",
+    "[a",
+    "(b",
+    "-",
+    "+",
+    "MATCH",
+    "PREFIX",
+    "POSTFIX",
+    "ANYWHERE",
+    "REV",
+    "LIMIT",
+    "MAXBYTES",
+    "NOVALUES",
+    "WITHVALUES",
+    "COUNT",
+    "TYPE",
+    "LEN",
+    "IDX",
+    "MINMATCHLEN",
+    "WITHMATCHLEN",
+    "NONE",
+    "EXIST",
+    "NOTEXIST",
+    "BYTES",
+    "INT",
+    "EQ",
+    "GE",
+    "PUT",
+    "DEL",
+    "REPLACE",
+    "ABSTTL",
+    "DB",
+    "BY",
+    "STORE",
+    "ASC",
+    "ALPHA",
+    "ID",
+    "AUTH",
+    "SETNAME",
+];
+
+impl Word {
+    fn bytes(&self) -> Bytes {
+        match self {
+            Word::Known(which) => Bytes::from_static(KNOWN[usize::from(*which) % KNOWN.len()].as_bytes()),
+            Word::Number(number) => number.to_string().into(),
+            Word::Text(bytes) => bytes.clone().into(),
+        }
+    }
+}
+
+/// One answer of each shape.
+fn answers() -> Vec<Result<Answer, Refusal>> {
+    let bytes = || Bytes::from_static(b"x");
+    let row =
+        RowInfo { kind: Kind::Hash, expires_at_ms: Some(u64::MAX), written_at_ms: u64::MAX, len: u64::MAX, bytes: u64::MAX, now_ms: 0 };
+    let cells = || vec![(bytes(), bytes())];
+    vec![
+        Ok(Answer::Nil),
+        Ok(Answer::Ok),
+        Ok(Answer::Int(i64::MIN)),
+        Ok(Answer::Ints(vec![i64::MIN, -1, i64::MAX])),
+        Ok(Answer::Bytes(bytes())),
+        Ok(Answer::Values(Default::default())),
+        Ok(Answer::Values([None, Some(bytes())].into_iter().collect())),
+        Ok(Answer::Row(None)),
+        Ok(Answer::Row(Some(row))),
+        Ok(Answer::Set { done: true, old: Some(bytes()) }),
+        Ok(Answer::Cells { cells: cells(), next: Some(bytes()) }),
+        Ok(Answer::Cells { cells: vec![], next: None }),
+        Ok(Answer::CellsPage { cells: cells(), next: u64::MAX }),
+        Ok(Answer::Page { keys: vec![bytes()], next: u64::MAX, count: u64::MAX }),
+        Ok(Answer::Deleted { count: u64::MAX, next: Some(bytes()) }),
+        Ok(Answer::Content {
+            content: Content::Hash(vec![(bytes(), bytes(), Some(u64::MAX)), (bytes(), bytes(), Some(0))]),
+            expires_at_ms: Some(0),
+        }),
+        Ok(Answer::Content { content: Content::String(bytes()), expires_at_ms: None }),
+        Ok(Answer::Checked { done: true, value: Some(None) }),
+        Ok(Answer::Watched(Watched { key: bytes(), term: 1, touched: 1, expires_at_ms: None })),
+        Err(Refusal::WrongType),
+        Err(Refusal::TooLarge),
+    ]
+}
+
+#[test]
+fn no_words_and_no_answers_panic() {
+    let commands: Vec<&Command> = COMMANDS.iter().copied().flatten().collect();
+    let answers = answers();
+    bolero::check!().with_type::<(u8, u8, Vec<Word>)>().for_each(|(command, answer, tail)| {
+        let command = commands[usize::from(*command) % commands.len()];
+        let parts = command.name.split('|');
+        let name_words = parts.clone().count();
+        let words = parts.map(|part| Bytes::from_static(part.as_bytes())).chain(tail.iter().map(Word::bytes));
+        let words: commands::args::Words = words.collect();
+        let arity = usize::from(command.arity.unsigned_abs());
+        if words.len() < arity || (command.arity > 0 && words.len() > arity) {
+            return;
+        }
+        let Ok(Plan::Rows(rows)) = (command.plan)(Args::new(words, name_words, 1)) else { return };
+        // Sometimes fewer answers than ops: a node may say anything.
+        let count = rows.ops.len().min(usize::from(*answer) % 8 + 1);
+        let outcomes = (0..count).map(|at| answers[(usize::from(*answer) + at * 7) % answers.len()].clone());
+        rows.wording.reply(outcomes);
+    });
+}
