@@ -280,6 +280,10 @@ mod tests {
         };
         let shown = node(&status);
         assert!(shown.starts_with("status      ready, up 1d 01:01:01\n"), "{shown}");
-        assert!(shown.contains("disk        0 B of rows, 1.0 MiB of log\n") && shown.ends_with("fault       db0 partition 0: storage fault: x\n"), "{shown}");
+        assert!(
+            shown.contains("disk        0 B of rows, 1.0 MiB of log\n")
+                && shown.ends_with("fault       db0 partition 0: storage fault: x\n"),
+            "{shown}"
+        );
     }
 }

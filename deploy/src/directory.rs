@@ -78,8 +78,12 @@ impl Directory {
         let identity = match path.join(IDENTITY).exists() {
             true => read_identity(path)?,
             false => {
-                let identity =
-                    Identity { format: FORMAT, cluster: cluster.to_owned(), cluster_id: format!("{:016x}", rand::random::<u64>()), node_id: 1 };
+                let identity = Identity {
+                    format: FORMAT,
+                    cluster: cluster.to_owned(),
+                    cluster_id: format!("{:016x}", rand::random::<u64>()),
+                    node_id: 1,
+                };
                 write_identity(path, &identity).map_err(io("write IDENTITY"))?;
                 identity
             }
@@ -182,7 +186,8 @@ mod tests {
 
     #[test]
     fn strange_directories_are_refused() {
-        let identity = |format: u32, cluster: &str| format!("format = {format}\ncluster = \"{cluster}\"\ncluster_id = \"00\"\nnode_id = 1\n");
+        let identity =
+            |format: u32, cluster: &str| format!("format = {format}\ncluster = \"{cluster}\"\ncluster_id = \"00\"\nnode_id = 1\n");
         let cases: [(&str, String, &str); 6] = [
             ("notes.txt", "hello".into(), "not a Bridle directory"),
             (IDENTITY, identity(1, "other"), "belongs to cluster 'other'"),

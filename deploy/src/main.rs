@@ -1,2 +1,54 @@
-//! Bridle.
-fn main() {}
+//! Bridle, the binary: it reads the command line, and puts proxy, storage and meta together.
+//!
+//! # Life of a process
+//! [`standalone::run`] settles the configuration ([`config`]), takes the node's directory ([`directory`]), opens its ports, then the log, meta
+//! and the partitions ([`follow`] keeps these in step with the catalogue), and only then serves Redis clients. A signal or SHUTDOWN undoes
+//! the same in the opposite order. Beside it run the metrics, health and admin pages ([`http`]).
+//!
+//! # Not here
+//! Everything that could be somewhere else: this crate holds glue, the operator's files beside it, and no logic of its own.
+
+mod admin;
+mod banner;
+mod cli;
+mod compaction;
+mod config;
+mod directory;
+mod exposition;
+mod follow;
+mod http;
+mod local;
+mod logging;
+mod standalone;
+mod tls;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Standalone(flags) => standalone::run(&flags),
+        Command::Admin(asked) => admin::run(&asked).and_then(|text| print(&text)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // `{:#}`: the whole chain of reasons in one line.
+            let _ = writeln!(std::io::stderr(), "bridle: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints an answer. A reader that has gone (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

@@ -8,6 +8,7 @@
 //! - What `--print-config` prints is a configuration that says the same (`printed_config_round_trips`), passwords excepted,
 //!   which are never printed.
 
+mod change;
 mod file;
 mod setting;
 #[cfg(test)]
@@ -18,7 +19,9 @@ use std::path::PathBuf;
 
 use toml::de::{DeTable, DeValue};
 
-pub(crate) use file::{DEFAULTS, Refused, render, rewrite};
+pub(crate) use change::{proxy_settings, rewrite_file};
+use file::rewrite;
+pub(crate) use file::{Refused, render};
 pub(crate) use setting::{Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size, Threshold};
 
 /// Makes the sections' structs and the table by which keys are set and printed. `in` bounds a value, both ends included.
@@ -94,7 +97,7 @@ settings! {
         protected_mode: bool;
         requirepass: Secret;
         requirepass_file: PathBuf;
-        maxclients: u32, in 1, 1_000_000;
+        maxclients: u32, in 1, u32::MAX;
         timeout: Dur, in Dur::ms(0), Dur::ms(MAX_SECONDS * 1000);
         tcp_keepalive: Dur, in Dur::ms(0), Dur::ms(MAX_SECONDS * 1000);
         tcp_backlog: u32, in 1, 65_535;

@@ -1,3 +1,4 @@
+use super::file::DEFAULTS;
 use super::*;
 
 fn read(text: &str) -> Result<Config, Refused> {
@@ -88,7 +89,7 @@ fn bad_values_are_refused_with_place_and_reason() {
         ("[proxy]\nbind = []\n", 2, 8, "proxy.bind: must name at least one address"),
         ("[proxy]\ntimeout = 5\n", 2, 11, "proxy.timeout: expected a duration like \"100ms\", \"5s\" or \"2m\", found integer"),
         ("[proxy]\ntimeout = \"5 weeks\"\n", 2, 11, "proxy.timeout: `5 weeks` is not a duration like \"100ms\", \"5s\" or \"2m\""),
-        ("[proxy]\nmaxclients = 0\n", 2, 14, "proxy.maxclients: must be from 1 to 1000000"),
+        ("[proxy]\nmaxclients = 0\n", 2, 14, "proxy.maxclients: must be from 1 to 4294967295"),
         ("[storage]\nmax_write_size = \"1PiB\"\n", 2, 18, "storage.max_write_size: `1PiB` is not a size like \"16MiB\", or bytes"),
         ("[storage]\nmax_write_size = \"1GiB\"\n", 2, 18, "storage.max_write_size: must be from \"1KiB\" to \"512MiB\""),
         (

@@ -1,0 +1,82 @@
+//! What a newcomer sees at start: what is served, how durable it is, and what to type next.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use crate::config::{Config, Dur, Durability, Setting};
+
+/// The text.
+pub(crate) fn banner(config: &Config, data: &Path, plain: &[SocketAddr], tls: &[SocketAddr], http: SocketAddr) -> String {
+    let list = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut lines = vec![format!("Bridle {}, standalone", env!("CARGO_PKG_VERSION"))];
+    if !plain.is_empty() {
+        lines.push(format!("  Redis clients   {}", list(plain)));
+    }
+    if !tls.is_empty() {
+        lines.push(format!("  with TLS        {}", list(tls)));
+    }
+    lines.push(format!("  metrics, admin  http://{http}"));
+    lines.push(format!("  data            {}", data.display()));
+    lines.push(format!("  durability      {}: {}", config.storage.durability.word(), survives(config)));
+    if config.proxy.requirepass.is_empty() && !config.proxy.protected_mode {
+        lines.push("  password        none, and protected mode is off: whoever reaches the port owns the data".to_owned());
+    }
+    if let Some(line) = try_line(config, plain, tls) {
+        lines.push(format!("Try:  {line}"));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn survives(config: &Config) -> String {
+    match config.storage.durability {
+        Durability::Always => "an acknowledged write survives power loss".to_owned(),
+        Durability::Interval => {
+            let Dur(span) = config.storage.sync_interval;
+            let span = Dur(span).text();
+            format!("an acknowledged write survives a crash of the process; power loss may take the last {}", span.trim_matches('"'))
+        }
+        Durability::Os => "an acknowledged write survives a crash of the process, but not power loss".to_owned(),
+    }
+}
+
+/// A line that works when it is typed.
+fn try_line(config: &Config, plain: &[SocketAddr], tls: &[SocketAddr]) -> Option<String> {
+    let at = |address: &SocketAddr| match address.ip() {
+        ip if ip.is_unspecified() || ip.to_string() == "127.0.0.1" => format!("redis-cli -p {}", address.port()),
+        ip => format!("redis-cli -h {ip} -p {}", address.port()),
+    };
+    let mut line = match (plain.first(), tls.first()) {
+        (Some(address), _) => at(address),
+        (None, Some(address)) => format!("{} --tls", at(address)),
+        (None, None) => return None,
+    };
+    if !config.proxy.requirepass.is_empty() {
+        line.push_str(" --askpass");
+    }
+    Some(format!("{line} SET greeting hello"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secret;
+
+    #[test]
+    fn says_what_is_served_and_how_durable_it_is() {
+        let mut config = Config::defaults();
+        let plain = ["127.0.0.1:6379".parse().unwrap()];
+        let http = "127.0.0.1:9121".parse().unwrap();
+        let text = banner(&config, Path::new("./data"), &plain, &[], http);
+        assert!(text.contains("Redis clients   127.0.0.1:6379\n") && text.contains("http://127.0.0.1:9121\n"), "{text}");
+        assert!(text.contains("durability      always: an acknowledged write survives power loss\n"), "{text}");
+        assert!(text.ends_with("Try:  redis-cli -p 6379 SET greeting hello\n"), "{text}");
+
+        config.storage.durability = Durability::Interval;
+        config.proxy.requirepass = Secret::new("open sesame");
+        let text = banner(&config, Path::new("./data"), &[], &["10.0.0.1:6380".parse().unwrap()], http);
+        assert!(text.contains("power loss may take the last 100ms\n"), "{text}");
+        assert!(text.ends_with("Try:  redis-cli -h 10.0.0.1 -p 6380 --tls --askpass SET greeting hello\n"), "{text}");
+        assert!(!text.contains("sesame"));
+    }
+}

@@ -1,0 +1,149 @@
+//! Between CONFIG SET's settings and ours: what the proxy starts with, and what CONFIG REWRITE brings back.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proxy::config::{FileChange, FileValue};
+
+use super::{Config, Dur, Secret, Size, Threshold, rewrite};
+
+/// The proxy's settings at start.
+pub(crate) fn proxy_settings(config: &Config) -> proxy::Settings {
+    let section = &config.proxy;
+    let bytes = |size: Size| usize::try_from(size.0).unwrap_or(usize::MAX);
+    // Redis's settings are in whole seconds: a span below one is not none.
+    let seconds = |span: Dur| span.0.as_secs().max(u64::from(span.0 > Duration::ZERO));
+    let micros = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
+    let password = section.requirepass.reveal();
+    proxy::Settings {
+        password: (!password.is_empty()).then(|| Bytes::copy_from_slice(password.as_bytes())),
+        protected_mode: section.protected_mode,
+        clients_max: section.maxclients as usize,
+        idle_timeout_s: seconds(section.timeout),
+        tcp_keepalive_s: seconds(section.tcp_keepalive),
+        bulk_bytes_max: bytes(section.proto_max_bulk_len),
+        write_bytes_max: bytes(config.storage.max_write_size),
+        query_bytes_max: bytes(section.client_query_buffer_limit),
+        output_bytes_max: bytes(section.client_output_buffer_limit),
+        slowlog_slower_than_us: section.slowlog_log_slower_than.0.map_or(-1, micros),
+        slowlog_len_max: section.slowlog_max_len as usize,
+        latency_threshold_ms: section.latency_monitor_threshold.0.as_millis() as u64,
+        call_deadline_ms: section.call_deadline.0.as_millis() as u64,
+        ..proxy::Settings::default()
+    }
+}
+
+/// CONFIG REWRITE: the file with these changes, everything else in it as it is. Whole or not at all.
+pub(crate) fn rewrite_file(path: &Path, changes: &[FileChange]) -> Result<(), String> {
+    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let mut config = Config::defaults();
+    config.read(&path.display().to_string(), &text).map_err(|refused| refused.reason)?;
+    for change in changes {
+        take(&mut config, change)?;
+    }
+    replace_file(path, &rewrite(&text, &config)?).map_err(|error| error.to_string())
+}
+
+fn take(config: &mut Config, change: &FileChange) -> Result<(), String> {
+    let section = &mut config.proxy;
+    let secret_elsewhere = !section.requirepass_file.as_os_str().is_empty();
+    let size = |number: i64| Size(u64::try_from(number).unwrap_or(0));
+    let count = |number: i64| u32::try_from(number).unwrap_or(u32::MAX);
+    let span = |unit: fn(u64) -> Duration, number: i64| Dur(unit(u64::try_from(number).unwrap_or(0)));
+    match (change.key.as_str(), &change.value) {
+        ("requirepass", FileValue::Text(_)) if secret_elsewhere => {
+            return Err("the password is kept in proxy.requirepass_file; change it there".to_owned());
+        }
+        ("requirepass", FileValue::Text(password)) => section.requirepass = Secret::new(password),
+        ("protected_mode", FileValue::Bool(on)) => section.protected_mode = *on,
+        ("maxclients", FileValue::Int(number)) => section.maxclients = count(*number),
+        ("timeout", FileValue::Int(number)) => section.timeout = span(Duration::from_secs, *number),
+        ("tcp_keepalive", FileValue::Int(number)) => section.tcp_keepalive = span(Duration::from_secs, *number),
+        ("proto_max_bulk_len", FileValue::Int(number)) => section.proto_max_bulk_len = size(*number),
+        ("client_query_buffer_limit", FileValue::Int(number)) => section.client_query_buffer_limit = size(*number),
+        ("client_output_buffer_limit", FileValue::Text(limits)) => {
+            // `normal <hard> 0 0`: the only class and the only limit there is.
+            let hard = limits.split(' ').nth(1).and_then(|hard| hard.parse().ok()).ok_or("a limit in an unknown form")?;
+            section.client_output_buffer_limit = Size(hard);
+        }
+        ("slowlog_log_slower_than", FileValue::Int(number)) => {
+            section.slowlog_log_slower_than = Threshold(u64::try_from(*number).ok().map(Duration::from_micros));
+        }
+        ("slowlog_max_len", FileValue::Int(number)) => section.slowlog_max_len = count(*number),
+        ("latency_monitor_threshold", FileValue::Int(number)) => {
+            section.latency_monitor_threshold = span(Duration::from_millis, *number);
+        }
+        (key, _) => return Err(format!("no setting of the file corresponds to {key}")),
+    }
+    Ok(())
+}
+
+/// Puts a new text in a file's place: whole, with the old one's permissions, and on disk when this returns.
+fn replace_file(path: &Path, text: &str) -> std::io::Result<()> {
+    // Through a link, so that the link stays.
+    let path = fs::canonicalize(path)?;
+    let new = path.with_extension("toml.new");
+    let mut file = fs::File::create(&new)?;
+    file.set_permissions(fs::metadata(&path)?.permissions())?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, &path)?;
+    path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_the_proxys_own() {
+        assert!(proxy_settings(&Config::defaults()) == proxy::Settings::default());
+    }
+
+    /// A setting that CONFIG SET changes and the file can't keep would be lost by CONFIG REWRITE.
+    #[test]
+    fn every_live_setting_goes_into_the_file_and_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bridle.toml");
+        let mut changed = proxy::Settings {
+            password: Some("open sesame".into()),
+            protected_mode: false,
+            clients_max: 7,
+            idle_timeout_s: 90,
+            tcp_keepalive_s: 61,
+            bulk_bytes_max: 2 << 20,
+            query_bytes_max: 3 << 20,
+            output_bytes_max: 5 << 20,
+            slowlog_slower_than_us: 1234,
+            slowlog_len_max: 9,
+            latency_threshold_ms: 11,
+            ..proxy::Settings::default()
+        };
+        for slower_than in [1234, 0, -1] {
+            changed.slowlog_slower_than_us = slower_than;
+            fs::write(&path, "# mine\n[storage]\ndurability = \"os\"\n").unwrap();
+            let changes: Vec<FileChange> = proxy::config::SETTINGS
+                .iter()
+                .map(|setting| FileChange { key: setting.name.replace('-', "_"), value: (setting.file)(&changed) })
+                .collect();
+            rewrite_file(&path, &changes).unwrap();
+            let mut config = Config::defaults();
+            config.read_file(&path).unwrap();
+            assert!(proxy_settings(&config) == changed, "{}", fs::read_to_string(&path).unwrap());
+            assert!(fs::read_to_string(&path).unwrap().starts_with("# mine\n[storage]\ndurability = \"os\"\n"));
+        }
+    }
+
+    #[test]
+    fn a_password_in_a_file_of_its_own_stays_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bridle.toml");
+        fs::write(&path, "[proxy]\nrequirepass_file = \"x\"\n").unwrap();
+        let change = FileChange { key: "requirepass".to_owned(), value: FileValue::Text("y".to_owned()) };
+        assert!(rewrite_file(&path, &[change]).unwrap_err().contains("change it there"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "[proxy]\nrequirepass_file = \"x\"\n");
+    }
+}

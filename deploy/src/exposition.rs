@@ -1,0 +1,163 @@
+//! The metrics page: what storage, Raft, RocksDB and the log say at the moment of a scrape, beside what the proxy says of itself
+//! ([`proxy::metrics`]).
+//!
+//! # Invariants
+//! - What is exported stands in [`METRICS`], the engine's and the proxy's lists (`integration`, the Prometheus test).
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
+
+use crate::local::Local;
+
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+use Kind::{Counter, Gauge, Histogram};
+
+/// Name, kind and meaning of everything that is gathered here. The README's list and the page's HELP lines.
+const METRICS: &[(&str, Kind, &str)] = &[
+    ("bridle_ready", Gauge, "1 when Redis clients are served and every partition is sound."),
+    ("bridle_log_writable", Gauge, "1 when writes are taken; 0 when the disk is full or the log has stopped."),
+    ("bridle_log_fsyncs_total", Counter, "fdatasyncs of the Raft log."),
+    ("bridle_log_fsync_seconds", Histogram, "How long each took."),
+    ("bridle_log_batches_total", Counter, "Batches written to the log; one fsync at most each."),
+    ("bridle_log_records_total", Counter, "Records in these batches."),
+    ("bridle_log_written_bytes_total", Counter, "Bytes in these batches."),
+    ("bridle_log_moved_entries_total", Counter, "Entries written again so that an old segment could go."),
+    ("bridle_log_segments", Gauge, "Segments in use."),
+    ("bridle_log_disk_bytes", Gauge, "Bytes that the log takes on disk, allocated ones included."),
+    ("bridle_raft_groups", Gauge, "Raft groups on this node, by whether it leads them."),
+    ("bridle_raft_applied_entries", Gauge, "By table: entries applied since its groups were formed."),
+    ("bridle_raft_log_entries", Gauge, "By table: entries in the log that are not purged yet."),
+    ("bridle_raft_term", Gauge, "By table: the highest term of its groups."),
+    ("bridle_partition_faults", Gauge, "By table: partitions that do not serve."),
+    ("bridle_rocksdb_block_cache_bytes", Gauge, "Block cache of all tables."),
+    ("bridle_rocksdb_memtable_budget_bytes", Gauge, "Memtables of all tables, as RocksDB charges them to their budget."),
+    ("bridle_rocksdb_memtable_bytes", Gauge, "By table: memtables."),
+    ("bridle_rocksdb_file_bytes", Gauge, "By table: table files, those waiting to be deleted included."),
+    ("bridle_rocksdb_live_file_bytes", Gauge, "By table: table files of the current state."),
+    ("bridle_rocksdb_files", Gauge, "By table: how many table files."),
+    ("bridle_rocksdb_level0_files", Gauge, "By table: files at level 0, which every read looks into."),
+    ("bridle_rocksdb_table_reader_bytes", Gauge, "By table: memory of table readers outside of the cache."),
+    ("bridle_rocksdb_pending_compaction_bytes", Gauge, "By table: bytes that compaction has yet to rewrite, estimated."),
+    ("bridle_rocksdb_running_flushes", Gauge, "By table."),
+    ("bridle_rocksdb_running_compactions", Gauge, "By table."),
+    ("bridle_rocksdb_write_stopped", Gauge, "By table: partitions in which RocksDB has stopped writes."),
+    ("bridle_rocksdb_delayed_write_rate_bytes", Gauge, "By table: bytes per second to which writes are slowed; 0: not slowed."),
+    ("bridle_rocksdb_snapshots", Gauge, "By table: snapshots held by readers."),
+    ("bridle_rocksdb_background_errors", Gauge, "By table: failed flushes and compactions since the partitions were opened."),
+    ("bridle_rocksdb_swept_cells", Gauge, "By table: dead cells that compaction dropped since the partitions were opened."),
+    ("bridle_rocksdb_swept_bytes", Gauge, "By table: their bytes."),
+];
+
+/// Bounds of latency histograms, seconds.
+const SECONDS: [f64; 16] = [5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 1e-1, 5e-1, 2.5];
+/// How long a figure stays on the page that nobody renews, such as those of a table that was dropped.
+const FORGOTTEN_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Makes the recorder the process's own, before anything is recorded.
+pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .idle_timeout(MetricKindMask::GAUGE, Some(FORGOTTEN_AFTER))
+        .install_recorder()?;
+    for (name, kind, help) in METRICS {
+        match kind {
+            Counter => describe_counter!(*name, *help),
+            Gauge => describe_gauge!(*name, *help),
+            Histogram => describe_histogram!(*name, *help),
+        }
+    }
+    proxy::metrics::describe();
+    Ok(handle)
+}
+
+/// The page, as of now.
+pub(crate) fn page(local: &Local, handle: &PrometheusHandle) -> String {
+    node(local);
+    for (table, _) in local.tables_here() {
+        of_table(local, &table);
+    }
+    let Some(proxy) = local.proxy() else { return handle.render() };
+    proxy::metrics::publish(&proxy);
+    let mut page = handle.render();
+    page.push_str(&proxy::metrics::histograms(&proxy));
+    page
+}
+
+fn node(local: &Local) {
+    let log = local.log.stats();
+    let ready = local.is_serving() && local.faults().is_empty();
+    gauge!("bridle_ready").set(f64::from(u8::from(ready)));
+    gauge!("bridle_log_writable").set(f64::from(u8::from(local.log.writable().is_ok())));
+    counter!("bridle_log_fsyncs_total").absolute(log.fsyncs());
+    counter!("bridle_log_batches_total").absolute(log.batches());
+    counter!("bridle_log_records_total").absolute(log.records());
+    counter!("bridle_log_written_bytes_total").absolute(log.bytes());
+    counter!("bridle_log_moved_entries_total").absolute(log.moved());
+    gauge!("bridle_log_segments").set(log.segments() as f64);
+    gauge!("bridle_log_disk_bytes").set(log.disk_bytes() as f64);
+    gauge!("bridle_rocksdb_block_cache_bytes").set(local.shared.cache_used() as f64);
+    gauge!("bridle_rocksdb_memtable_budget_bytes").set(local.shared.memtables_used() as f64);
+    let groups: Vec<_> = local.node.replicas().iter().map(|replica| replica.figures()).chain([local.meta.figures()]).collect();
+    let led = groups.iter().filter(|group| group.is_leader).count();
+    gauge!("bridle_raft_groups", "leader" => "yes").set(led as f64);
+    gauge!("bridle_raft_groups", "leader" => "no").set((groups.len() - led) as f64);
+}
+
+fn of_table(local: &Local, table: &cluster::Table) {
+    let replicas: Vec<_> = local.node.replicas().into_iter().filter(|replica| replica.partition().table == table.id).collect();
+    let groups: Vec<_> = replicas.iter().map(|replica| replica.figures()).collect();
+    let stores: Vec<_> = replicas.iter().filter_map(|replica| replica.store().figures().ok()).collect();
+    let show = |name: &'static str, value: u64| gauge!(name, "table" => table.name.clone()).set(value as f64);
+    show("bridle_raft_applied_entries", groups.iter().map(|group| group.applied).sum());
+    show("bridle_raft_log_entries", groups.iter().map(|group| group.last_log.saturating_sub(group.purged)).sum());
+    show("bridle_raft_term", groups.iter().map(|group| group.term).max().unwrap_or(0));
+    show("bridle_partition_faults", local.node.table_figures(table.id).faults.len() as u64);
+    let of_stores: [(&'static str, fn(&engine::store::Figures) -> u64); 15] = [
+        ("bridle_rocksdb_memtable_bytes", |store| store.memtable_bytes),
+        ("bridle_rocksdb_file_bytes", |store| store.file_bytes),
+        ("bridle_rocksdb_live_file_bytes", |store| store.live_file_bytes),
+        ("bridle_rocksdb_files", |store| store.files),
+        ("bridle_rocksdb_level0_files", |store| store.level0_files),
+        ("bridle_rocksdb_table_reader_bytes", |store| store.table_reader_bytes),
+        ("bridle_rocksdb_pending_compaction_bytes", |store| store.pending_compaction_bytes),
+        ("bridle_rocksdb_running_flushes", |store| store.running_flushes),
+        ("bridle_rocksdb_running_compactions", |store| store.running_compactions),
+        ("bridle_rocksdb_write_stopped", |store| store.write_stopped),
+        ("bridle_rocksdb_delayed_write_rate_bytes", |store| store.delayed_write_rate),
+        ("bridle_rocksdb_snapshots", |store| store.snapshots),
+        ("bridle_rocksdb_background_errors", |store| store.background_errors),
+        ("bridle_rocksdb_swept_cells", |store| store.swept_cells),
+        ("bridle_rocksdb_swept_bytes", |store| store.swept_bytes),
+    ];
+    for (name, of) in of_stores {
+        show(name, stores.iter().map(of).sum());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_says_its_kind() {
+        for (name, kind, _) in METRICS {
+            assert!(name.starts_with("bridle_"), "{name}");
+            assert_eq!(name.ends_with("_total"), *kind == Counter, "{name}");
+            assert_eq!(name.ends_with("_seconds"), *kind == Histogram, "{name}");
+        }
+        let mut names: Vec<_> =
+            METRICS.iter().map(|(name, ..)| name).chain(proxy::metrics::documented().iter().map(|metric| &metric.name)).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count, "a name is used twice");
+    }
+}

@@ -1,0 +1,18 @@
+//! What the process tells about itself, on standard error.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogFormat, LogSection};
+
+/// Begins logging; once per process.
+pub(crate) fn start(settings: &LogSection) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&settings.level.0)?;
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match settings.format {
+        LogFormat::Text => logger.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => logger.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("start logging: {error}"))
+}
