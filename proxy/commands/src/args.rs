@@ -16,7 +16,7 @@ use crate::{Reply, words};
 pub type Words = SmallVec<[Bytes; 4]>;
 
 /// Room that a relative deadline must leave above itself, ms: timetags give time 48 bits, so the leader's clock is below this.
-const CLOCK_MAX_MS: i64 = 1 << 48;
+pub(crate) const CLOCK_MAX_MS: i64 = 1 << 48;
 
 /// Takes words one after another.
 #[derive(Debug)]
@@ -132,7 +132,13 @@ impl Args {
 
     /// The next word as the deadline of the EXPIRE family, which may lie in the past.
     pub fn deadline(&mut self, unit: Unit, since: Since) -> Result<Deadline, Reply> {
-        let number = self.int()?;
+        let number = self.word();
+        self.deadline_of(&number, unit, since)
+    }
+
+    /// The same of a word that was taken before, for options that are checked first.
+    pub fn deadline_of(&self, number: &[u8], unit: Unit, since: Since) -> Result<Deadline, Reply> {
+        let number = integer(number).ok_or_else(words::not_integer)?;
         deadline(number, unit, since).ok_or_else(|| words::invalid_expire(&self.name()))
     }
 

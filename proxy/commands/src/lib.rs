@@ -8,16 +8,28 @@
 
 pub mod answers;
 pub mod args;
-mod hash;
-mod hash_expiry;
-mod lcs;
-mod native;
-mod string;
+pub mod docs;
+pub mod keys;
 pub mod plan;
 pub mod rdb;
 pub mod reply;
 pub mod table;
 pub mod words;
+
+mod client;
+mod command;
+mod config;
+mod connection;
+mod expire;
+mod hash;
+mod hash_expiry;
+mod latency;
+mod lcs;
+mod native;
+mod server;
+mod sort;
+mod string;
+mod transactions;
 
 pub use args::Args;
 pub use plan::{Plan, Planned, Rows, Session, Wording};

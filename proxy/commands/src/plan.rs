@@ -98,6 +98,7 @@ impl std::fmt::Debug for Wording {
 
 /// Commands that the session carries out itself; parsed here, done in `proxy` by family.
 /// The families' files here and there have the same names.
+#[allow(missing_docs)] // the variants are the commands of those names, the fields their arguments
 #[derive(Debug, Clone, PartialEq)]
 pub enum Session {
     // ---- connection ----
@@ -200,6 +201,7 @@ pub struct Hello {
 }
 
 /// CLIENT's subcommands.
+#[allow(missing_docs)] // the variants are the subcommands of those names, the fields their arguments
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClientCall {
     Id,
@@ -222,12 +224,19 @@ pub enum ClientCall {
 pub struct KillFilter {
     /// `CLIENT KILL addr`: answers OK or an error instead of a count.
     pub old_form: bool,
+    /// The one of this id.
     pub id: Option<u64>,
+    /// Those that come from here.
     pub address: Option<Bytes>,
+    /// Those that came to this address of the server.
     pub local_address: Option<Bytes>,
+    /// `normal`, `master`, `replica` (or `slave`) or `pubsub`, in any case.
     pub kind: Option<Bytes>,
+    /// Those that authenticated as this user.
     pub user: Option<Bytes>,
+    /// Not the calling connection.
     pub skip_me: bool,
+    /// Those that are at least so old.
     pub max_age_seconds: Option<u64>,
 }
 

@@ -1,6 +1,21 @@
-//! The table of all commands.
+//! The table of all commands: the entries, finding one, and what follows from an entry alone.
+//!
+//! The families' tables are put together in [`COMMANDS`]. A *container* (CLIENT, CONFIG, ...) is an entry of its own, and each of its
+//! subcommands is one named `client|id`.
+//!
+//! # Invariants
+//! - Names are unique, in lower case and at most [`NAME_MAX`] bytes (`names_are_unique_and_short`).
+//! - Every entry is used by a script (`tests/scripts.rs`).
 
-use crate::{Args, Planned};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+
+use crate::args::Words;
+use crate::{Args, Plan, Planned, Reply, client, command, config, connection, expire, hash, hash_expiry, keys, latency, native};
+use crate::{server, sort, string, transactions, words};
 
 /// One command, whole.
 pub struct Command {
@@ -40,6 +55,8 @@ impl Keys {
     pub const NONE: Keys = Keys { first: 0, last: 0, step: 0 };
     /// The first argument.
     pub const ONE: Keys = Keys { first: 1, last: 1, step: 1 };
+    /// The first argument of a subcommand.
+    pub const SECOND: Keys = Keys { first: 2, last: 2, step: 1 };
     /// The first two arguments.
     pub const TWO: Keys = Keys { first: 1, last: 2, step: 1 };
     /// All arguments.
@@ -48,7 +65,7 @@ impl Keys {
     pub const PAIRS: Keys = Keys { first: 1, last: -1, step: 2 };
 }
 
-/// What COMMAND tells about a command, and what the proxy goes by.
+/// What COMMAND tells about a and what the proxy goes by. Redis's names.
 pub mod flags {
     /// May change rows.
     pub const WRITE: u32 = 1 << 0;
@@ -58,12 +75,300 @@ pub mod flags {
     pub const DENYOOM: u32 = 1 << 2;
     /// Constant or logarithmic time.
     pub const FAST: u32 = 1 << 3;
+    /// For operators.
+    pub const ADMIN: u32 = 1 << 4;
+    /// Publishes or subscribes.
+    pub const PUBSUB: u32 = 1 << 5;
+    /// Not for scripts.
+    pub const NOSCRIPT: u32 = 1 << 6;
+    /// May wait for others.
+    pub const BLOCKING: u32 = 1 << 7;
+    /// Allowed while data is being loaded.
+    pub const LOADING: u32 = 1 << 8;
+    /// Allowed on a replica that lags behind.
+    pub const STALE: u32 = 1 << 9;
+    /// Not shown to MONITOR.
+    pub const SKIP_MONITOR: u32 = 1 << 10;
+    /// Not noted in the slow log.
+    pub const SKIP_SLOWLOG: u32 = 1 << 11;
+    /// Allowed before AUTH.
+    pub const NO_AUTH: u32 = 1 << 12;
+    /// Not allowed in MULTI.
+    pub const NO_MULTI: u32 = 1 << 13;
+    /// Allowed while a script runs for too long.
+    pub const ALLOW_BUSY: u32 = 1 << 14;
+
+    /// In ACL category `@keyspace`, which does not follow from the group.
+    pub const KEYSPACE: u32 = 1 << 24;
+    /// In ACL category `@connection`, which does not follow from the group.
+    pub const CONNECTION: u32 = 1 << 25;
+    /// In ACL category `@dangerous` without being for operators.
+    pub const DANGEROUS: u32 = 1 << 26;
+    /// Has subcommands.
+    pub const CONTAINER: u32 = 1 << 31;
+
+    /// Those that COMMAND shows, by the names it shows.
+    pub(crate) const NAMES: [(u32, &str); 15] = [
+        (WRITE, "write"),
+        (READONLY, "readonly"),
+        (DENYOOM, "denyoom"),
+        (ADMIN, "admin"),
+        (PUBSUB, "pubsub"),
+        (NOSCRIPT, "noscript"),
+        (BLOCKING, "blocking"),
+        (LOADING, "loading"),
+        (STALE, "stale"),
+        (SKIP_MONITOR, "skip_monitor"),
+        (SKIP_SLOWLOG, "skip_slowlog"),
+        (FAST, "fast"),
+        (NO_AUTH, "no_auth"),
+        (NO_MULTI, "no_multi"),
+        (ALLOW_BUSY, "allow_busy"),
+    ];
 }
 
-/// Every command.
-pub static COMMANDS: &[&[Command]] = &[];
+/// Every command, by family.
+pub static COMMANDS: &[&[Command]] = &[
+    connection::TABLE,
+    client::TABLE,
+    server::TABLE,
+    config::TABLE,
+    latency::TABLE,
+    command::TABLE,
+    keys::TABLE,
+    expire::TABLE,
+    sort::TABLE,
+    string::TABLE,
+    hash::TABLE,
+    hash_expiry::TABLE,
+    native::TABLE,
+    transactions::TABLE,
+];
+
+/// The longest name, bytes: names are folded to lower case on the stack.
+const NAME_MAX: usize = 32;
+
+/// What is known when a command cannot be planned: its entry, if its name is right, and the error reply.
+pub type Refused = (Option<&'static Command>, Reply);
+
+impl Command {
+    /// Whether it has this flag.
+    pub const fn is(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// The container and the subcommand, if it is one.
+    pub fn parts(&self) -> Option<(&'static str, &'static str)> {
+        self.name.split_once('|')
+    }
+
+    /// The subcommands of a container.
+    pub fn subcommands(&self) -> impl Iterator<Item = &'static Command> {
+        let container = self.is(flags::CONTAINER).then_some(self.name);
+        all().filter(move |command| container.is_some() && command.parts().map(|(name, _)| name) == container)
+    }
+
+    /// The keys among its words; those that the words are too few for are left out.
+    pub fn keys_of<'a>(&self, words: &'a Words) -> impl Iterator<Item = &'a Bytes> + use<'a> {
+        let Keys { first, last, step } = self.keys;
+        let len = words.len() as i64;
+        let last = if last < 0 { len + i64::from(last) } else { i64::from(last) };
+        let from = i64::from(first).min(len) as usize;
+        let to = if first == 0 { from } else { (last + 1).clamp(from as i64, len) as usize };
+        words[from..to].iter().step_by(step.max(1) as usize)
+    }
+
+    /// Whether so many words, the name included, are neither too many nor too few.
+    pub fn takes(&self, words: usize) -> bool {
+        let arity = isize::from(self.arity);
+        if arity < 0 { words >= arity.unsigned_abs() } else { words == arity.unsigned_abs() }
+    }
+
+    /// Its ACL categories, without `@`.
+    pub fn categories(&self) -> impl Iterator<Item = &'static str> {
+        let container = self.is(flags::CONTAINER) && self.arity < -1;
+        let has = move |flag| self.is(flag);
+        let rules = [
+            (has(flags::KEYSPACE), "keyspace"),
+            (has(flags::READONLY), "read"),
+            (has(flags::WRITE), "write"),
+            (self.group == "hash" || self.group == "bridle", "hash"),
+            (self.group == "string", "string"),
+            (has(flags::PUBSUB), "pubsub"),
+            (has(flags::ADMIN), "admin"),
+            (has(flags::FAST), "fast"),
+            (!has(flags::FAST), "slow"),
+            (has(flags::BLOCKING), "blocking"),
+            (has(flags::ADMIN | flags::DANGEROUS), "dangerous"),
+            (has(flags::CONNECTION) || (self.group == "connection" && !container), "connection"),
+            (self.group == "transactions", "transaction"),
+        ];
+        rules.into_iter().filter_map(|(holds, name)| holds.then_some(name))
+    }
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Command({})", self.name)
+    }
+}
+
+/// Every subcommands included, containers before theirs.
+pub fn all() -> impl Iterator<Item = &'static Command> {
+    COMMANDS.iter().copied().flatten()
+}
+
+/// The commands that are not subcommands, as COMMAND counts them.
+pub fn top() -> impl Iterator<Item = &'static Command> {
+    all().filter(|command| command.parts().is_none())
+}
 
 /// The entry for a name in any case; for a container (`client`), the subcommand's name comes second.
-pub fn find(_name: &[u8], _sub: Option<&[u8]>) -> Option<&'static Command> {
-    None
+pub fn find(name: &[u8], sub: Option<&[u8]>) -> Option<&'static Command> {
+    let len = name.len() + sub.map_or(0, |sub| sub.len() + 1);
+    if len > NAME_MAX || name.contains(&b'|') {
+        return None;
+    }
+    let mut folded = [0; NAME_MAX];
+    folded[..name.len()].copy_from_slice(name);
+    if let Some(sub) = sub {
+        folded[name.len()] = b'|';
+        folded[name.len() + 1..len].copy_from_slice(sub);
+    }
+    folded.make_ascii_lowercase();
+    BY_NAME.get(&folded[..len]).copied()
+}
+
+/// The entry for these words; the number of words is checked.
+pub fn lookup(words: &[Bytes]) -> Result<&'static Command, Refused> {
+    let Some(mut command) = words.first().and_then(|name| find(name, None)) else {
+        return Err((None, words::unknown_command(words)));
+    };
+    if command.is(flags::CONTAINER) && words.len() > 1 {
+        command = find(&words[0], Some(&words[1])).ok_or_else(|| (None, words::unknown_subcommand(&words[0], &words[1])))?;
+    }
+    if command.takes(words.len()) { Ok(command) } else { Err((Some(command), words::wrong_number(command.name))) }
+}
+
+/// From a client's words to a plan. `seed` is where the plan takes chance from.
+pub fn plan(words: Words, seed: u64) -> Result<(&'static Command, Plan), Refused> {
+    let command = lookup(&words)?;
+    let name_words = 1 + usize::from(command.parts().is_some());
+    match (command.plan)(Args::new(words, name_words, seed)) {
+        Ok(plan) => Ok((command, plan)),
+        Err(reply) => Err((Some(command), reply)),
+    }
+}
+
+/// The plan of a container, which its arity or [`lookup`] keeps from being carried out.
+pub(crate) fn container(args: Args) -> Planned {
+    Err(args.wrong_number())
+}
+
+/// The reply to HELP of the container that the words name.
+pub(crate) fn help(args: Args) -> Planned {
+    args.end()?;
+    let name = args.name();
+    let container = name.split('|').next().unwrap_or_default();
+    let title = format!("{} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:", container.to_ascii_uppercase());
+    let subcommands = find(container.as_bytes(), None).into_iter().flat_map(Command::subcommands);
+    let lines = subcommands.filter_map(|command| Some((command.parts()?.1, command))).flat_map(|(sub, command)| {
+        let usage = format!("{} {}", sub.to_ascii_uppercase(), command.syntax);
+        [usage.trim_end().to_owned(), format!("    {}", command.summary)]
+    });
+    Ok(Plan::Reply(Reply::Array([title].into_iter().chain(lines).map(|line| Reply::Status(line.into())).collect())))
+}
+
+static BY_NAME: LazyLock<HashMap<&[u8], &Command, BuildHasherDefault<Fnv>>> =
+    LazyLock::new(|| all().map(|command| (command.name.as_bytes(), command)).collect());
+
+/// FNV-1a, the fastest hash of a few bytes. The names are ours, so nobody can make them collide.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Fnv {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn write_usize(&mut self, _len: usize) {
+        // The length that slices are hashed with adds nothing: names hold no NUL.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Words {
+        line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect()
+    }
+
+    fn refused(line: &str) -> String {
+        match lookup(&words(line)) {
+            Err((_, Reply::Error(text))) => text.into_owned(),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_short() {
+        let mut names = std::collections::HashSet::new();
+        for command in all() {
+            assert!(names.insert(command.name), "{} is there twice", command.name);
+            assert!(command.name.len() <= NAME_MAX, "{}", command.name);
+            assert_eq!(command.name, command.name.to_ascii_lowercase());
+            if let Some((container, _)) = command.parts() {
+                assert!(find(container.as_bytes(), None).is_some_and(|it| it.is(flags::CONTAINER)), "{}", command.name);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_found_in_any_case() {
+        assert_eq!(find(b"GeT", None).map(|command| command.name), Some("get"));
+        assert_eq!(find(b"CLIENT", Some(b"id")).map(|command| command.name), Some("client|id"));
+        for name in ["", "gett", "ge", "client|id", "a name that is longer than any command's is"] {
+            assert!(find(name.as_bytes(), None).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn keys_are_where_the_entry_says() {
+        let keys = |line: &str| {
+            let words = words(line);
+            let command = lookup(&words).unwrap();
+            command.keys_of(&words).map(|key| String::from_utf8_lossy(key).into_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(keys("get a"), ["a"]);
+        assert_eq!(keys("rename a b"), ["a", "b"]);
+        assert_eq!(keys("mset a 1 b 2"), ["a", "b"]);
+        assert_eq!(keys("mset a 1 b"), ["a", "b"]);
+        assert_eq!(keys("del a b c"), ["a", "b", "c"]);
+        assert_eq!(keys("object encoding a"), ["a"]);
+        assert!(keys("ping a").is_empty());
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused_in_redis_words() {
+        assert_eq!(refused("foo"), "ERR unknown command 'foo', with args beginning with: ");
+        assert_eq!(refused("foo a\r\nb c"), "ERR unknown command 'foo', with args beginning with: 'a  b' 'c' ");
+        assert_eq!(refused("client Foo"), "ERR unknown subcommand 'Foo'. Try CLIENT HELP.");
+        assert_eq!(refused("client"), "ERR wrong number of arguments for 'client' command");
+        assert_eq!(refused("Client ID 1"), "ERR wrong number of arguments for 'client|id' command");
+        assert_eq!(refused("GET"), "ERR wrong number of arguments for 'get' command");
+        let long = refused(&format!("foo {} b", "a".repeat(200)));
+        assert_eq!(long, format!("ERR unknown command 'foo', with args beginning with: '{}' ", "a".repeat(128)));
+    }
 }

@@ -3,9 +3,11 @@
 //! Clients and their tests match on these texts, so they are Redis 7.4's to the letter; those that Redis has no words for
 //! say what was refused and, where there is one, the way round.
 
+use bytes::Bytes;
 use row::Refusal;
 
 use crate::Reply;
+use crate::args::CLOCK_MAX_MS;
 
 /// The reply to a refused op.
 pub fn refusal(refusal: Refusal) -> Reply {
@@ -44,7 +46,7 @@ pub fn out_of_range() -> Reply {
 
 /// An integer outside the bounds that it must be in.
 pub fn out_of_bounds(least: i64, most: i64) -> Reply {
-    Reply::error(format!("ERR value is out of range, must be between {least} and {most}"))
+    Reply::error(format!("ERR value is out of range, value must between {least} and {most}"))
 }
 
 /// More or fewer arguments than `command` (lower case, `client|id` for a subcommand) takes.
@@ -60,6 +62,35 @@ pub fn invalid_expire(command: &str) -> Reply {
 /// A condition that EXPIRE does not know.
 pub fn unsupported_option(option: &[u8]) -> Reply {
     Reply::error(format!("ERR Unsupported option {}", one_line(option)))
+}
+
+/// How long WAIT and its like wait, ms; 0 = for ever.
+pub(crate) fn timeout_ms(number: &[u8]) -> Result<u64, Reply> {
+    let ms = crate::args::integer(number).ok_or_else(|| Reply::error("ERR timeout is not an integer or out of range"))?;
+    if ms > i64::MAX - CLOCK_MAX_MS {
+        return Err(Reply::error("ERR timeout is out of range"));
+    }
+    u64::try_from(ms).map_err(|_| Reply::error("ERR timeout is negative"))
+}
+
+/// A command that is none. Of the arguments, about 128 bytes are shown.
+pub(crate) fn unknown_command(words: &[Bytes]) -> Reply {
+    let name = words.first().map_or("".into(), |name| one_line(name));
+    let mut args = String::new();
+    for word in words.iter().skip(1) {
+        if args.len() >= 128 {
+            break;
+        }
+        let word = one_line(&word[..word.len().min(128 - args.len())]);
+        args.extend(["'", &word, "' "]);
+    }
+    Reply::error(format!("ERR unknown command '{name}', with args beginning with: {args}"))
+}
+
+/// A subcommand that is none.
+pub(crate) fn unknown_subcommand(container: &[u8], sub: &[u8]) -> Reply {
+    let container = one_line(container).to_ascii_uppercase();
+    Reply::error(format!("ERR unknown subcommand '{}'. Try {container} HELP.", one_line(sub)))
 }
 
 /// A plan asked and got no answer, or one of another shape than the op promises: a bug of ours, or a node of another version.

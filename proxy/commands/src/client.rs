@@ -1,0 +1,340 @@
+//! CLIENT: connections as their operator sees them.
+
+use bytes::Bytes;
+
+use crate::args::integer;
+use crate::connection::{check_name, is_printable};
+use crate::plan::{ClientCall, KillFilter, ReplyMode};
+use crate::table::flags::{ADMIN, CONNECTION, CONTAINER, LOADING, NOSCRIPT, STALE};
+use crate::table::{Command, Keys, container, help};
+use crate::{Args, Plan, Planned, Reply, Session, words};
+
+/// CLIENT and its subcommands.
+pub(crate) static TABLE: &[Command] = &[
+    Command {
+        name: "client",
+        arity: -2,
+        flags: CONTAINER,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "2.4.0",
+        complexity: "Depends on subcommand.",
+        summary: "A container for client connection commands.",
+        syntax: "",
+        plan: container,
+    },
+    Command {
+        name: "client|help",
+        arity: 2,
+        flags: LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "5.0.0",
+        complexity: "O(1)",
+        summary: "Returns helpful text about the different subcommands.",
+        syntax: "",
+        plan: help,
+    },
+    Command {
+        name: "client|getname",
+        arity: 2,
+        flags: NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "2.6.9",
+        complexity: "O(1)",
+        summary: "Returns the name of the connection.",
+        syntax: "",
+        plan: getname,
+    },
+    Command {
+        name: "client|id",
+        arity: 2,
+        flags: NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "5.0.0",
+        complexity: "O(1)",
+        summary: "Returns the unique client ID of the connection.",
+        syntax: "",
+        plan: id,
+    },
+    Command {
+        name: "client|info",
+        arity: 2,
+        flags: NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "6.2.0",
+        complexity: "O(1)",
+        summary: "Returns information about the connection.",
+        syntax: "",
+        plan: info,
+    },
+    Command {
+        name: "client|kill",
+        arity: -3,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "2.4.0",
+        complexity: "O(N) where N is the number of client connections",
+        summary: "Terminates open connections.",
+        syntax: "<ip:port | <ID client-id | TYPE <NORMAL | MASTER | SLAVE | REPLICA | PUBSUB> | USER username | ADDR ip:port | LADDR ip:port | SKIPME <YES | NO> | MAXAGE maxage> [<ID client-id | TYPE <NORMAL | MASTER | SLAVE | REPLICA | PUBSUB> | USER username | ADDR ip:port | LADDR ip:port | SKIPME <YES | NO> | MAXAGE maxage> ...]>",
+        plan: kill,
+    },
+    Command {
+        name: "client|list",
+        arity: -2,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "2.4.0",
+        complexity: "O(N) where N is the number of client connections",
+        summary: "Lists open connections.",
+        syntax: "[TYPE <NORMAL | MASTER | REPLICA | PUBSUB>] [ID client-id [client-id ...]]",
+        plan: list,
+    },
+    Command {
+        name: "client|no-evict",
+        arity: 3,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "7.0.0",
+        complexity: "O(1)",
+        summary: "Sets the client eviction mode of the connection.",
+        syntax: "<ON | OFF>",
+        plan: no_evict,
+    },
+    Command {
+        name: "client|no-touch",
+        arity: 3,
+        flags: NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "7.2.0",
+        complexity: "O(1)",
+        summary: "Controls whether commands sent by the client affect the LRU/LFU of accessed keys.",
+        syntax: "<ON | OFF>",
+        plan: no_touch,
+    },
+    Command {
+        name: "client|pause",
+        arity: -3,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "3.0.0",
+        complexity: "O(1)",
+        summary: "Suspends commands processing.",
+        syntax: "timeout [WRITE | ALL]",
+        plan: pause,
+    },
+    Command {
+        name: "client|reply",
+        arity: 3,
+        flags: NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "3.2.0",
+        complexity: "O(1)",
+        summary: "Instructs the server whether to reply to commands.",
+        syntax: "<ON | OFF | SKIP>",
+        plan: reply,
+    },
+    Command {
+        name: "client|setinfo",
+        arity: 4,
+        flags: NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "7.2.0",
+        complexity: "O(1)",
+        summary: "Sets information specific to the client or connection.",
+        syntax: "<LIB-NAME libname | LIB-VER libver>",
+        plan: setinfo,
+    },
+    Command {
+        name: "client|setname",
+        arity: 3,
+        flags: NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "2.6.9",
+        complexity: "O(1)",
+        summary: "Sets the connection name.",
+        syntax: "connection-name",
+        plan: setname,
+    },
+    Command {
+        name: "client|unblock",
+        arity: -3,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "5.0.0",
+        complexity: "O(log N) where N is the number of client connections",
+        summary: "Unblocks a client blocked by a blocking command from a different connection.",
+        syntax: "client-id [TIMEOUT | ERROR]",
+        plan: unblock,
+    },
+    Command {
+        name: "client|unpause",
+        arity: 2,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "6.2.0",
+        complexity: "O(N) Where N is the number of paused clients",
+        summary: "Resumes processing commands from paused clients.",
+        syntax: "",
+        plan: unpause,
+    },
+];
+
+fn call(call: ClientCall) -> Planned {
+    Ok(Plan::Session(Session::Client(call)))
+}
+
+fn id(_: Args) -> Planned {
+    call(ClientCall::Id)
+}
+
+fn getname(_: Args) -> Planned {
+    call(ClientCall::GetName)
+}
+
+fn setname(mut args: Args) -> Planned {
+    let name = args.word();
+    check_name(&name)?;
+    call(ClientCall::SetName(name))
+}
+
+fn setinfo(mut args: Args) -> Planned {
+    let (what, value) = (args.word(), args.word());
+    let (library_name, library_version) = match what.to_ascii_lowercase().as_slice() {
+        b"lib-name" => (Some(value.clone()), None),
+        b"lib-ver" => (None, Some(value.clone())),
+        _ => return Err(Reply::error(format!("ERR Unrecognized option '{}'", words::one_line(&what)))),
+    };
+    if !is_printable(&value) {
+        let what = words::one_line(&what);
+        return Err(Reply::error(format!("ERR {what} cannot contain spaces, newlines or special characters.")));
+    }
+    call(ClientCall::SetInfo { library_name, library_version })
+}
+
+fn info(_: Args) -> Planned {
+    call(ClientCall::Info)
+}
+
+fn list(mut args: Args) -> Planned {
+    let (mut kind, mut ids) = (None, Vec::new());
+    if args.left() == 2 && args.flag("TYPE") {
+        kind = Some(kind_of_client(args.word())?);
+    } else if args.left() >= 2 && args.flag("ID") {
+        while let Some(id) = args.next() {
+            ids.push(integer(&id).ok_or_else(|| Reply::error("ERR Invalid client ID"))?);
+        }
+        // No client has a negative id; one that nobody has keeps the list from being everybody's.
+        ids.iter_mut().for_each(|id| *id = (*id).max(0));
+    }
+    args.end()?;
+    call(ClientCall::List { kind, ids: ids.into_iter().map(i64::unsigned_abs).collect() })
+}
+
+fn kill(mut args: Args) -> Planned {
+    if args.left() == 1 {
+        let old = KillFilter { old_form: true, address: args.next(), ..KillFilter::default() };
+        return call(ClientCall::Kill(old));
+    }
+    let mut filter = KillFilter { skip_me: true, ..KillFilter::default() };
+    while args.left() >= 2 {
+        match () {
+            () if args.flag("ID") => {
+                let id = args.int_at_least(1, "ERR client-id should be greater than 0")?;
+                filter.id = Some(id.unsigned_abs());
+            }
+            () if args.flag("MAXAGE") => {
+                let age = args.int_at_least(i64::MIN, "ERR maxage is not an integer or out of range")?;
+                if age <= 0 {
+                    return Err(Reply::error("ERR maxage should be greater than 0"));
+                }
+                filter.max_age_seconds = Some(age.unsigned_abs());
+            }
+            () if args.flag("TYPE") => filter.kind = Some(kind_of_client(args.word())?),
+            () if args.flag("ADDR") => filter.address = args.next(),
+            () if args.flag("LADDR") => filter.local_address = args.next(),
+            () if args.flag("USER") => filter.user = args.next(),
+            () if args.flag("SKIPME") => filter.skip_me = yes_or_no(&mut args, "YES", "NO")?,
+            () => return Err(Args::syntax()),
+        }
+    }
+    args.end()?;
+    call(ClientCall::Kill(filter))
+}
+
+fn no_evict(mut args: Args) -> Planned {
+    call(ClientCall::NoEvict(yes_or_no(&mut args, "ON", "OFF")?))
+}
+
+fn no_touch(mut args: Args) -> Planned {
+    call(ClientCall::NoTouch(yes_or_no(&mut args, "ON", "OFF")?))
+}
+
+fn reply(mut args: Args) -> Planned {
+    let mode = match () {
+        () if args.flag("ON") => ReplyMode::On,
+        () if args.flag("OFF") => ReplyMode::Off,
+        () if args.flag("SKIP") => ReplyMode::Skip,
+        () => return Err(Args::syntax()),
+    };
+    call(ClientCall::Reply(mode))
+}
+
+fn pause(mut args: Args) -> Planned {
+    let timeout = args.word();
+    let writes_only = args.flag("WRITE");
+    if args.left() > usize::from(!writes_only) {
+        return Err(args.wrong_number());
+    }
+    if !writes_only && args.left() > 0 && !args.flag("ALL") {
+        return Err(Reply::error("ERR CLIENT PAUSE mode must be WRITE or ALL"));
+    }
+    call(ClientCall::Pause { ms: words::timeout_ms(&timeout)?, writes_only })
+}
+
+fn unpause(_: Args) -> Planned {
+    call(ClientCall::Unpause)
+}
+
+fn unblock(mut args: Args) -> Planned {
+    let id = args.word();
+    let with_error = args.flag("ERROR");
+    if args.left() > 1 || (with_error && args.left() > 0) {
+        return Err(args.wrong_number());
+    }
+    if args.left() > 0 && !args.flag("TIMEOUT") {
+        return Err(Reply::error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR"));
+    }
+    let id = integer(&id).ok_or_else(words::not_integer)?;
+    call(ClientCall::Unblock { id: u64::try_from(id).unwrap_or(0), with_error })
+}
+
+/// The next word as one of two; neither is a syntax error.
+fn yes_or_no(args: &mut Args, yes: &str, no: &str) -> Result<bool, Reply> {
+    match () {
+        () if args.flag(yes) => Ok(true),
+        () if args.flag(no) => Ok(false),
+        () => Err(Args::syntax()),
+    }
+}
+
+/// A kind of client that Redis knows.
+fn kind_of_client(kind: Bytes) -> Result<Bytes, Reply> {
+    match kind.to_ascii_lowercase().as_slice() {
+        b"normal" | b"master" | b"replica" | b"slave" | b"pubsub" => Ok(kind),
+        _ => Err(Reply::error(format!("ERR Unknown client type '{}'", words::one_line(&kind)))),
+    }
+}

@@ -1,0 +1,242 @@
+//! COMMAND: the table as clients see it. Everything here follows from the entries.
+
+use bytes::Bytes;
+use row::glob;
+
+use crate::args::Words;
+use crate::docs;
+use crate::table::flags::{self, READONLY};
+use crate::table::flags::{CONNECTION, CONTAINER, LOADING, STALE};
+use crate::table::{self, Command, Keys, help};
+use crate::{Args, Plan, Planned, Reply};
+
+/// COMMAND and its subcommands.
+pub(crate) static TABLE: &[Command] = &[
+    Command {
+        name: "command",
+        arity: -1,
+        flags: LOADING | STALE | CONNECTION | CONTAINER,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.8.13",
+        complexity: "O(N) where N is the total number of Redis commands",
+        summary: "Returns detailed information about all commands.",
+        syntax: "",
+        plan: command_all,
+    },
+    Command {
+        name: "command|help",
+        arity: 2,
+        flags: LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "server",
+        since: "5.0.0",
+        complexity: "O(1)",
+        summary: "Returns helpful text about the different subcommands.",
+        syntax: "",
+        plan: help,
+    },
+    Command {
+        name: "command|count",
+        arity: 2,
+        flags: LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.8.13",
+        complexity: "O(1)",
+        summary: "Returns a count of commands.",
+        syntax: "",
+        plan: count,
+    },
+    Command {
+        name: "command|docs",
+        arity: -2,
+        flags: LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "server",
+        since: "7.0.0",
+        complexity: "O(N) where N is the number of commands to look up",
+        summary: "Returns documentary information about one, multiple or all commands.",
+        syntax: "[command-name [command-name ...]]",
+        plan: docs,
+    },
+    Command {
+        name: "command|getkeys",
+        arity: -3,
+        flags: LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.8.13",
+        complexity: "O(N) where N is the number of arguments to the command",
+        summary: "Extracts the key names from an arbitrary command.",
+        syntax: "command [arg [arg ...]]",
+        plan: getkeys,
+    },
+    Command {
+        name: "command|getkeysandflags",
+        arity: -3,
+        flags: LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "server",
+        since: "7.0.0",
+        complexity: "O(N) where N is the number of arguments to the command",
+        summary: "Extracts the key names and access flags for an arbitrary command.",
+        syntax: "command [arg [arg ...]]",
+        plan: getkeysandflags,
+    },
+    Command {
+        name: "command|info",
+        arity: -2,
+        flags: LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.8.13",
+        complexity: "O(N) where N is the number of commands to look up",
+        summary: "Returns information about one, multiple or all commands.",
+        syntax: "[command-name [command-name ...]]",
+        plan: info,
+    },
+    Command {
+        name: "command|list",
+        arity: -2,
+        flags: LOADING | STALE | CONNECTION,
+        keys: Keys::NONE,
+        group: "server",
+        since: "7.0.0",
+        complexity: "O(N) where N is the total number of Redis commands",
+        summary: "Returns a list of command names.",
+        syntax: "[FILTERBY <MODULE module-name | ACLCAT category | PATTERN pattern>]",
+        plan: list,
+    },
+];
+
+fn command_all(_: Args) -> Planned {
+    Ok(Plan::Reply(Reply::Array(table::top().map(entry).collect())))
+}
+
+fn count(_: Args) -> Planned {
+    Ok(Plan::Reply(Reply::Int(table::top().count() as i64)))
+}
+
+fn info(mut args: Args) -> Planned {
+    if args.left() == 0 {
+        return command_all(args);
+    }
+    let entries = args.rest::<Words>().iter().map(|name| named(name).map_or(Reply::NilArray, entry)).collect();
+    Ok(Plan::Reply(Reply::Array(entries)))
+}
+
+fn docs(mut args: Args) -> Planned {
+    let doc = |command: &Command| (text(command.name), docs::doc(command));
+    let docs = match args.left() {
+        0 => table::top().map(doc).collect(),
+        _ => args.rest::<Words>().iter().filter_map(|name| named(name).map(doc)).collect(),
+    };
+    Ok(Plan::Reply(Reply::Map(docs)))
+}
+
+fn list(mut args: Args) -> Planned {
+    let names = |keep: &dyn Fn(&Command) -> bool| {
+        let names = table::all().filter(|command| keep(command)).map(|command| text(command.name)).collect();
+        Ok(Plan::Reply(Reply::Array(names)))
+    };
+    if args.left() == 0 {
+        return names(&|_| true);
+    }
+    if args.left() != 3 || !args.flag("FILTERBY") {
+        return Err(Args::syntax());
+    }
+    let (by, wanted) = (args.word().to_ascii_lowercase(), args.word().to_ascii_lowercase());
+    match by.as_slice() {
+        b"module" => names(&|_| false),
+        b"aclcat" => names(&|command| command.categories().any(|category| category.as_bytes() == wanted)),
+        b"pattern" => names(&|command| glob::matches(&wanted, command.name.as_bytes())),
+        _ => Err(Args::syntax()),
+    }
+}
+
+fn getkeys(mut args: Args) -> Planned {
+    let words = args.rest::<Words>();
+    let command = with_keys(&words)?;
+    Ok(Plan::Reply(Reply::Array(command.keys_of(&words).cloned().map(Reply::Bulk).collect())))
+}
+
+fn getkeysandflags(mut args: Args) -> Planned {
+    let words = args.rest::<Words>();
+    let command = with_keys(&words)?;
+    let with_access = |key: &Bytes| Reply::Array(vec![Reply::Bulk(key.clone()), access(command)]);
+    Ok(Plan::Reply(Reply::Array(command.keys_of(&words).map(with_access).collect())))
+}
+
+/// The entry of a full command that has keys.
+fn with_keys(words: &Words) -> Result<&'static Command, Reply> {
+    let command = words.first().and_then(|name| table::find(name, None));
+    let command = match (command, words.get(1)) {
+        (Some(container), Some(sub)) if container.is(flags::CONTAINER) => table::find(&words[0], Some(sub)),
+        (command, _) => command,
+    };
+    let command = command.ok_or_else(|| Reply::error("ERR Invalid command specified"))?;
+    if command.keys == Keys::NONE {
+        return Err(Reply::error("ERR The command has no key arguments"));
+    }
+    if !command.takes(words.len()) {
+        return Err(Reply::error("ERR Invalid number of arguments specified for command"));
+    }
+    Ok(command)
+}
+
+/// The entry of a full name: `get`, `client|id`.
+fn named(name: &[u8]) -> Option<&'static Command> {
+    match name.iter().position(|&byte| byte == b'|') {
+        Some(at) => table::find(&name[..at], Some(&name[at + 1..])),
+        None => table::find(name, None),
+    }
+}
+
+/// COMMAND INFO's ten elements.
+fn entry(command: &Command) -> Reply {
+    let Keys { first, last, step } = command.keys;
+    let shown = flags::NAMES.iter().filter(|(flag, _)| command.is(*flag)).map(|(_, name)| Reply::Status((*name).into()));
+    let categories = command.categories().map(|name| Reply::Status(format!("@{name}").into()));
+    Reply::Array(vec![
+        text(command.name),
+        Reply::Int(command.arity.into()),
+        Reply::Set(shown.collect()),
+        Reply::Int(first.into()),
+        Reply::Int(last.into()),
+        Reply::Int(step.into()),
+        Reply::Set(categories.collect()),
+        Reply::Set(Vec::new()),
+        Reply::Set(key_spec(command).into_iter().collect()),
+        Reply::Array(command.subcommands().map(entry).collect()),
+    ])
+}
+
+/// Where keys stand, in the newer notation.
+fn key_spec(command: &Command) -> Option<Reply> {
+    let Keys { first, last, step } = command.keys;
+    if first == 0 {
+        return None;
+    }
+    let last = if last < 0 { last } else { last - first };
+    let search =
+        |kind: &'static str, spec: Vec<(Reply, Reply)>| Reply::Map(vec![(text("type"), text(kind)), (text("spec"), Reply::Map(spec))]);
+    let range =
+        vec![(text("lastkey"), Reply::Int(last.into())), (text("keystep"), Reply::Int(step.into())), (text("limit"), Reply::Int(0))];
+    Some(Reply::Map(vec![
+        (text("flags"), access(command)),
+        (text("begin_search"), search("index", vec![(text("index"), Reply::Int(first.into()))])),
+        (text("find_keys"), search("range", range)),
+    ]))
+}
+
+/// What a command may do with its keys.
+fn access(command: &Command) -> Reply {
+    let names: &[&str] = if command.is(READONLY) { &["RO", "access"] } else { &["RW", "access", "update"] };
+    Reply::Set(names.iter().map(|name| Reply::Status((*name).into())).collect())
+}
+
+/// A bulk string of fixed text.
+pub(crate) fn text(text: &'static str) -> Reply {
+    Reply::Bulk(Bytes::from_static(text.as_bytes()))
+}

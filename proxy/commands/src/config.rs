@@ -1,0 +1,100 @@
+//! CONFIG: settings while the server runs. Which there are is the proxy's to know.
+
+use crate::table::flags::{ADMIN, CONTAINER, LOADING, NOSCRIPT, STALE};
+use crate::table::{Command, Keys, container, help};
+use crate::{Args, Plan, Planned, Session};
+
+/// CONFIG and its subcommands.
+pub(crate) static TABLE: &[Command] = &[
+    Command {
+        name: "config",
+        arity: -2,
+        flags: CONTAINER,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.0.0",
+        complexity: "Depends on subcommand.",
+        summary: "A container for server configuration commands.",
+        syntax: "",
+        plan: container,
+    },
+    Command {
+        name: "config|help",
+        arity: 2,
+        flags: LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "5.0.0",
+        complexity: "O(1)",
+        summary: "Returns helpful text about the different subcommands.",
+        syntax: "",
+        plan: help,
+    },
+    Command {
+        name: "config|get",
+        arity: -3,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.0.0",
+        complexity: "O(N) when N is the number of configuration parameters provided",
+        summary: "Returns the effective values of configuration parameters.",
+        syntax: "parameter [parameter ...]",
+        plan: get,
+    },
+    Command {
+        name: "config|set",
+        arity: -4,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.0.0",
+        complexity: "O(N) when N is the number of configuration parameters provided",
+        summary: "Sets configuration parameters in-flight.",
+        syntax: "parameter value [parameter value ...]",
+        plan: set,
+    },
+    Command {
+        name: "config|resetstat",
+        arity: 2,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.0.0",
+        complexity: "O(1)",
+        summary: "Resets the server's statistics.",
+        syntax: "",
+        plan: resetstat,
+    },
+    Command {
+        name: "config|rewrite",
+        arity: 2,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.8.0",
+        complexity: "O(1)",
+        summary: "Persists the effective configuration to file.",
+        syntax: "",
+        plan: rewrite,
+    },
+];
+
+fn get(mut args: Args) -> Planned {
+    Ok(Plan::Session(Session::ConfigGet(args.rest())))
+}
+
+fn set(mut args: Args) -> Planned {
+    if !args.left().is_multiple_of(2) {
+        return Err(Args::syntax());
+    }
+    Ok(Plan::Session(Session::ConfigSet(args.pairs()?)))
+}
+
+fn resetstat(_: Args) -> Planned {
+    Ok(Plan::Session(Session::ConfigResetStat))
+}
+
+fn rewrite(_: Args) -> Planned {
+    Ok(Plan::Session(Session::ConfigRewrite))
+}

@@ -1,0 +1,162 @@
+//! Commands on a connection: who is there, in which protocol, with which table.
+
+use bytes::Bytes;
+
+use crate::plan::Hello;
+use crate::table::Command;
+use crate::table::Keys;
+use crate::table::flags::{ALLOW_BUSY, CONNECTION, FAST, LOADING, NO_AUTH, NOSCRIPT, STALE};
+use crate::{Args, Plan, Planned, Reply, Session, words};
+
+/// Commands on a connection.
+pub(crate) static TABLE: &[Command] = &[
+    Command {
+        name: "ping",
+        arity: -1,
+        flags: FAST | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Returns the server's liveliness response.",
+        syntax: "[message]",
+        plan: ping,
+    },
+    Command {
+        name: "echo",
+        arity: 2,
+        flags: LOADING | STALE | FAST | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Returns the given string.",
+        syntax: "message",
+        plan: echo,
+    },
+    Command {
+        name: "hello",
+        arity: -1,
+        flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "6.0.0",
+        complexity: "O(1)",
+        summary: "Handshakes with the Redis server.",
+        syntax: "[protover [AUTH username password] [SETNAME clientname]]",
+        plan: hello,
+    },
+    Command {
+        name: "auth",
+        arity: -2,
+        flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "1.0.0",
+        complexity: "O(N) where N is the number of passwords defined for the user",
+        summary: "Authenticates the connection.",
+        syntax: "[username] password",
+        plan: auth,
+    },
+    Command {
+        name: "select",
+        arity: 2,
+        flags: LOADING | STALE | FAST | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Changes the selected database: db0 to db15 by number, any other table by its name.",
+        syntax: "index",
+        plan: select,
+    },
+    Command {
+        name: "quit",
+        arity: -1,
+        flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Closes the connection.",
+        syntax: "",
+        plan: quit,
+    },
+    Command {
+        name: "reset",
+        arity: 1,
+        flags: NOSCRIPT | LOADING | STALE | FAST | NO_AUTH | ALLOW_BUSY | CONNECTION,
+        keys: Keys::NONE,
+        group: "connection",
+        since: "6.2.0",
+        complexity: "O(1)",
+        summary: "Resets the connection.",
+        syntax: "",
+        plan: reset,
+    },
+];
+
+fn ping(mut args: Args) -> Planned {
+    let message = args.next();
+    if args.left() > 0 {
+        return Err(args.wrong_number());
+    }
+    Ok(Plan::Session(Session::Ping(message)))
+}
+
+fn echo(mut args: Args) -> Planned {
+    Ok(Plan::Session(Session::Echo(args.word())))
+}
+
+fn hello(mut args: Args) -> Planned {
+    let mut hello = Hello::default();
+    if args.left() > 0 {
+        let version = args.int_at_least(i64::MIN, "ERR Protocol version is not an integer or out of range")?;
+        let version = u8::try_from(version).ok().filter(|version| (2..=3).contains(version));
+        hello.protocol = Some(version.ok_or_else(|| Reply::error("NOPROTO unsupported protocol version"))?);
+    }
+    while args.left() > 0 {
+        if args.left() >= 3 && args.flag("AUTH") {
+            hello.auth = Some((args.word(), args.word()));
+        } else if let Some(name) = args.option("SETNAME") {
+            check_name(&name)?;
+            hello.name = Some(name);
+        } else {
+            let option = words::one_line(&args.word());
+            return Err(Reply::error(format!("ERR Syntax error in HELLO option '{option}'")));
+        }
+    }
+    Ok(Plan::Session(Session::Hello(hello)))
+}
+
+fn auth(mut args: Args) -> Planned {
+    let first = args.word();
+    let (user, password) = match args.next() {
+        Some(password) => (Some(first), password),
+        None => (None, first),
+    };
+    args.end()?;
+    Ok(Plan::Session(Session::Auth { user, password }))
+}
+
+fn select(mut args: Args) -> Planned {
+    Ok(Plan::Session(Session::Select(args.word())))
+}
+
+fn quit(_: Args) -> Planned {
+    Ok(Plan::Session(Session::Quit))
+}
+
+fn reset(_: Args) -> Planned {
+    Ok(Plan::Session(Session::Reset))
+}
+
+/// CLIENT LIST is split at spaces and lines, so a name holds neither. The empty one takes the name away.
+pub(crate) fn check_name(name: &Bytes) -> Result<(), Reply> {
+    if is_printable(name) { Ok(()) } else { Err(Reply::error("ERR Client names cannot contain spaces, newlines or special characters.")) }
+}
+
+/// Whether all bytes are ASCII that prints and is no space.
+pub(crate) fn is_printable(text: &[u8]) -> bool {
+    text.iter().all(|byte| (b'!'..=b'~').contains(byte))
+}

@@ -1,0 +1,307 @@
+//! What COMMAND DOCS and the README tell of a command. Both are read off the entry, the arguments off its `syntax`.
+//!
+//! # Layout
+//! `syntax` is Redis's own notation:
+//!
+//! | written | means |
+//! |---|---|
+//! | `key`, `EX` | an argument, a word to be written as it is |
+//! | `EX seconds` | an argument behind a word |
+//! | `[...]`, `<...>` | may be left out, may not |
+//! | `a \| b` | one of these; only inside brackets |
+//! | `field value [field value ...]` | once or more often |
+
+use crate::command::text;
+use crate::table::{Command, Keys};
+use crate::{Reply, table};
+
+/// One argument of a command.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Arg {
+    /// Its name; a word's own in lower case.
+    name: String,
+    /// The word before it, or that it is.
+    token: Option<String>,
+    shape: Shape,
+    optional: bool,
+    multiple: bool,
+    /// Whether `token` is repeated as well.
+    multiple_token: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+enum Shape {
+    /// A value.
+    #[default]
+    Value,
+    /// Just the token.
+    Token,
+    /// One of these.
+    OneOf(Vec<Arg>),
+    /// All of these.
+    Block(Vec<Arg>),
+}
+
+/// COMMAND DOCS of one command.
+pub(crate) fn doc(command: &Command) -> Reply {
+    let mut doc = vec![
+        (text("summary"), text(command.summary)),
+        (text("since"), text(command.since)),
+        (text("group"), text(command.group)),
+        (text("complexity"), text(command.complexity)),
+    ];
+    let args = parse(command.syntax);
+    if !args.is_empty() {
+        doc.push((text("arguments"), Reply::Array(args.iter().map(|arg| arg.reply(command)).collect())));
+    }
+    let subcommands: Vec<_> = command.subcommands().map(|sub| (text(sub.name), self::doc(sub))).collect();
+    if !subcommands.is_empty() {
+        doc.push((text("subcommands"), Reply::Map(subcommands)));
+    }
+    Reply::Map(doc)
+}
+
+/// The README's tables: the commands of each group, and what they do.
+pub fn readme_table() -> String {
+    let groups = [
+        ("string", "Strings"),
+        ("hash", "Hashes"),
+        ("bridle", "Hashes, beyond Redis"),
+        ("generic", "Keys"),
+        ("transactions", "Transactions"),
+        ("connection", "Connection"),
+        ("server", "Server"),
+    ];
+    let mut page = String::new();
+    for (group, title) in groups {
+        page.push_str(&format!("### {title}\n\n| command | what it does |\n|---|---|\n"));
+        let shown = |command: &&Command| command.group == group && command.subcommands().next().is_none_or(|_| command.arity == -1);
+        for command in table::all().filter(shown).filter(|command| !command.name.ends_with("|help")) {
+            let usage = format!("{} {}", command.name.replace('|', " ").to_ascii_uppercase(), command.syntax);
+            page.push_str(&format!("| `{}` | {} |\n", usage.trim_end().replace('|', "\\|"), command.summary));
+        }
+        page.push('\n');
+    }
+    page
+}
+
+impl Arg {
+    fn reply(&self, command: &Command) -> Reply {
+        let owned = |text: &str| Reply::Bulk(text.to_owned().into());
+        let kind = self.kind(command);
+        let mut reply = vec![(text("name"), owned(&self.name)), (text("type"), text(kind))];
+        if matches!(self.shape, Shape::Value | Shape::Token) {
+            reply.push((text("display_text"), owned(&self.name)));
+        }
+        if kind == "key" {
+            reply.push((text("key_spec_index"), Reply::Int(0)));
+        }
+        if let Some(token) = &self.token {
+            reply.push((text("token"), owned(token)));
+        }
+        let flags = [(self.optional, "optional"), (self.multiple, "multiple"), (self.multiple_token, "multiple_token")];
+        let flags: Vec<_> = flags.into_iter().filter_map(|(set, name)| set.then(|| Reply::Status(name.into()))).collect();
+        if !flags.is_empty() {
+            reply.push((text("flags"), Reply::Set(flags)));
+        }
+        if let Shape::OneOf(args) | Shape::Block(args) = &self.shape {
+            reply.push((text("arguments"), Reply::Array(args.iter().map(|arg| arg.reply(command)).collect())));
+        }
+        Reply::Map(reply)
+    }
+
+    /// Its type, of which names tell all.
+    fn kind(&self, command: &Command) -> &'static str {
+        match (&self.shape, self.name.as_str()) {
+            (Shape::Token, _) => "pure-token",
+            (Shape::OneOf(_), _) => "oneof",
+            (Shape::Block(_), _) => "block",
+            (_, "key" | "key1" | "key2" | "newkey" | "source" | "destination") if command.keys != Keys::NONE => "key",
+            (_, "pattern") => "pattern",
+            (_, "increment") if command.name.ends_with("float") => "double",
+            (_, name) if name.starts_with("unix-time") => "unix-time",
+            (_, name) if INTEGERS.contains(&name) => "integer",
+            _ => "string",
+        }
+    }
+}
+
+/// Names of arguments that are integers.
+const INTEGERS: [&str; 23] = [
+    "seconds",
+    "milliseconds",
+    "count",
+    "increment",
+    "decrement",
+    "offset",
+    "start",
+    "end",
+    "cursor",
+    "numfields",
+    "min-match-len",
+    "timeout",
+    "numreplicas",
+    "numlocal",
+    "protover",
+    "version",
+    "ttl",
+    "client-id",
+    "maxage",
+    "bytes",
+    "destination-db",
+    "db",
+    "number",
+];
+
+/// An argument list from its notation.
+fn parse(syntax: &str) -> Vec<Arg> {
+    let spaced = ["[", "]", "<", ">", "|"].iter().fold(syntax.to_owned(), |text, mark| text.replace(mark, &format!(" {mark} ")));
+    Parser { words: spaced.split_whitespace() }.alternatives().0.into_iter().next().unwrap_or_default()
+}
+
+struct Parser<'a> {
+    words: std::str::SplitWhitespace<'a>,
+}
+
+impl Parser<'_> {
+    /// Lists of arguments between bars, to the closing bracket; and whether they end in `...`.
+    fn alternatives(&mut self) -> (Vec<Vec<Arg>>, bool) {
+        let (mut lists, mut repeated) = (vec![Vec::<Arg>::new()], false);
+        let mut token: Option<String> = None;
+        while let Some(word) = self.words.next() {
+            let list = lists.last_mut().expect("there is always one list");
+            match word {
+                "]" | ">" => break,
+                "..." => repeated = true,
+                "[" | "<" => {
+                    // A word stands before what is in `<...>`; before `[` it is complete.
+                    let before = token.take();
+                    let (before, complete) = if word == "<" { (before, None) } else { (None, before) };
+                    list.extend(complete.map(pure));
+                    let (inner, again) = self.alternatives();
+                    if again {
+                        repeat(list, inner.into_iter().next().unwrap_or_default());
+                    } else {
+                        list.push(group(inner, before, word == "["));
+                    }
+                }
+                "|" => {
+                    list.extend(token.take().map(pure));
+                    lists.push(Vec::new());
+                }
+                word if is_token(word) => list.extend(token.replace(word.to_owned()).map(pure)),
+                word => list.push(Arg { name: word.to_owned(), token: token.take(), ..Arg::default() }),
+            }
+        }
+        lists.last_mut().expect("there is always one list").extend(token.map(pure));
+        (lists, repeated)
+    }
+}
+
+/// A word to be written as it is.
+fn is_token(word: &str) -> bool {
+    !word.contains(|letter: char| letter.is_ascii_lowercase())
+}
+
+fn pure(token: String) -> Arg {
+    Arg { name: token.to_ascii_lowercase(), token: Some(token), shape: Shape::Token, ..Arg::default() }
+}
+
+/// What stands in brackets as one argument.
+fn group(mut lists: Vec<Vec<Arg>>, token: Option<String>, optional: bool) -> Arg {
+    let inner = if lists.len() == 1 {
+        sequence(lists.pop().unwrap_or_default())
+    } else {
+        Arg { name: "choice".into(), shape: Shape::OneOf(lists.into_iter().map(sequence).collect()), ..Arg::default() }
+    };
+    match token {
+        None => Arg { optional: optional || inner.optional, ..inner },
+        Some(token) if inner.token.is_none() => Arg { token: Some(token), optional, ..inner },
+        Some(token) => Arg { token: Some(token), optional, name: inner.name.clone(), shape: Shape::Block(vec![inner]), ..Arg::default() },
+    }
+}
+
+/// Several arguments as one.
+fn sequence(mut args: Vec<Arg>) -> Arg {
+    match args.len() {
+        1 => args.remove(0),
+        _ => Arg { name: args.first().map_or_else(String::new, |arg| arg.name.clone()), shape: Shape::Block(args), ..Arg::default() },
+    }
+}
+
+/// The last of `list` may come again, as `again` says.
+fn repeat(list: &mut Vec<Arg>, again: Vec<Arg>) {
+    let multiple_token = again.first().is_some_and(|arg| arg.token.is_some() && arg.shape == Shape::Value);
+    let once = list.split_off(list.len().saturating_sub(again.len()));
+    list.push(Arg { multiple: true, multiple_token, ..sequence(once) });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An argument list in a notation as short as the syntax, to look at what was understood.
+    fn shown(syntax: &str) -> String {
+        fn one(arg: &Arg) -> String {
+            let list = |args: &[Arg], between: &str| args.iter().map(one).collect::<Vec<_>>().join(between);
+            let inner = match &arg.shape {
+                Shape::Value => arg.name.clone(),
+                Shape::Token => String::new(),
+                Shape::OneOf(args) => format!("<{}>", list(args, "|")),
+                Shape::Block(args) => format!("({})", list(args, " ")),
+            };
+            let token = arg.token.as_ref().map_or(String::new(), |token| format!("{token}:"));
+            let mark = |set, mark| if set { mark } else { "" };
+            format!("{token}{inner}{}{}{}", mark(arg.optional, "?"), mark(arg.multiple, "+"), mark(arg.multiple_token, "+"))
+        }
+        parse(syntax).iter().map(one).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn notation_is_understood() {
+        for (syntax, tree) in [
+            ("", ""),
+            ("key", "key"),
+            ("key [key ...]", "key+"),
+            ("key value [key value ...]", "(key value)+"),
+            ("key [NX | XX]", "key <NX:|XX:>?"),
+            ("key [EX seconds | KEEPTTL] [GET]", "key <EX:seconds|KEEPTTL:>? GET:?"),
+            ("[section [section ...]]", "section?+"),
+            ("key [count [WITHVALUES]]", "key (count WITHVALUES:?)?"),
+            ("[LIMIT offset count] [GET pattern [GET pattern ...]]", "(LIMIT:offset count)? GET:pattern?++"),
+            ("FIELDS numfields field [field ...]", "FIELDS:numfields field+"),
+            ("<ON | OFF>", "<ON:|OFF:>"),
+            ("[MATCH <PREFIX | POSTFIX> pattern] [REV]", "(MATCH:<PREFIX:|POSTFIX:> pattern)? REV:?"),
+            ("<PUT field value | DEL field> [<PUT field value | DEL field> ...]", "<(PUT:field value)|DEL:field>+"),
+            ("key LEN [IDX]", "key LEN: IDX:?"),
+        ] {
+            assert_eq!(shown(syntax), tree, "{syntax}");
+        }
+    }
+
+    #[test]
+    fn every_syntax_is_balanced_and_leaves_nothing_nameless() {
+        fn check(command: &Command, args: &[Arg]) {
+            for arg in args {
+                assert!(!arg.name.is_empty(), "{}: {args:?}", command.name);
+                if let Shape::OneOf(inner) | Shape::Block(inner) = &arg.shape {
+                    assert!(inner.len() > 1, "{}: {args:?}", command.name);
+                    check(command, inner);
+                }
+            }
+        }
+        for command in table::all() {
+            let count = |mark| command.syntax.matches(mark).count();
+            assert_eq!((count("["), count("<")), (count("]"), count(">")), "{}", command.name);
+            check(command, &parse(command.syntax));
+        }
+    }
+
+    #[test]
+    fn the_readme_names_every_command_that_can_be_called() {
+        let page = readme_table();
+        assert!(page.contains("| `EXPIRE key seconds [NX \\| XX \\| GT \\| LT]` |"), "{page}");
+        assert!(page.contains("| `CLIENT ID` |"), "{page}");
+        assert!(!page.contains("| `CLIENT` |"), "{page}");
+    }
+}

@@ -1,0 +1,184 @@
+//! Commands on the expiry of keys.
+
+use row::op::{Answer, Op, RowInfo};
+
+use crate::args::{Since, Unit};
+use crate::table::flags::{FAST, KEYSPACE, READONLY, WRITE};
+use crate::table::{Command, Keys};
+use crate::{Args, Plan, Planned, Reply, answers, words};
+
+/// What TTL and its like answer for a key that is not there.
+const NO_KEY: i64 = -2;
+
+/// What they answer for a key that does not expire.
+const NEVER: i64 = -1;
+
+/// Commands on the expiry of keys.
+pub(crate) static TABLE: &[Command] = &[
+    Command {
+        name: "expire",
+        arity: -3,
+        flags: WRITE | FAST | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Sets the expiration time of a key in seconds.",
+        syntax: "key seconds [NX | XX | GT | LT]",
+        plan: expire,
+    },
+    Command {
+        name: "pexpire",
+        arity: -3,
+        flags: WRITE | FAST | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "2.6.0",
+        complexity: "O(1)",
+        summary: "Sets the expiration time of a key in milliseconds.",
+        syntax: "key milliseconds [NX | XX | GT | LT]",
+        plan: pexpire,
+    },
+    Command {
+        name: "expireat",
+        arity: -3,
+        flags: WRITE | FAST | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "1.2.0",
+        complexity: "O(1)",
+        summary: "Sets the expiration time of a key to a Unix timestamp.",
+        syntax: "key unix-time-seconds [NX | XX | GT | LT]",
+        plan: expireat,
+    },
+    Command {
+        name: "pexpireat",
+        arity: -3,
+        flags: WRITE | FAST | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "2.6.0",
+        complexity: "O(1)",
+        summary: "Sets the expiration time of a key to a Unix milliseconds timestamp.",
+        syntax: "key unix-time-milliseconds [NX | XX | GT | LT]",
+        plan: pexpireat,
+    },
+    Command {
+        name: "ttl",
+        arity: 2,
+        flags: READONLY | FAST | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Returns the expiration time in seconds of a key.",
+        syntax: "key",
+        plan: ttl,
+    },
+    Command {
+        name: "pttl",
+        arity: 2,
+        flags: READONLY | FAST | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "2.6.0",
+        complexity: "O(1)",
+        summary: "Returns the expiration time in milliseconds of a key.",
+        syntax: "key",
+        plan: pttl,
+    },
+    Command {
+        name: "expiretime",
+        arity: 2,
+        flags: READONLY | FAST | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "7.0.0",
+        complexity: "O(1)",
+        summary: "Returns the expiration time of a key as a Unix timestamp.",
+        syntax: "key",
+        plan: expiretime,
+    },
+    Command {
+        name: "pexpiretime",
+        arity: 2,
+        flags: READONLY | FAST | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "7.0.0",
+        complexity: "O(1)",
+        summary: "Returns the expiration time of a key as a Unix milliseconds timestamp.",
+        syntax: "key",
+        plan: pexpiretime,
+    },
+    Command {
+        name: "persist",
+        arity: 2,
+        flags: WRITE | FAST | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "2.2.0",
+        complexity: "O(1)",
+        summary: "Removes the expiration time of a key.",
+        syntax: "key",
+        plan: persist,
+    },
+];
+
+fn expire(args: Args) -> Planned {
+    expire_at(args, Unit::Seconds, Since::Now)
+}
+
+fn pexpire(args: Args) -> Planned {
+    expire_at(args, Unit::Millis, Since::Now)
+}
+
+fn expireat(args: Args) -> Planned {
+    expire_at(args, Unit::Seconds, Since::Epoch)
+}
+
+fn pexpireat(args: Args) -> Planned {
+    expire_at(args, Unit::Millis, Since::Epoch)
+}
+
+/// Redis looks at the conditions before the number.
+fn expire_at(mut args: Args, unit: Unit, since: Since) -> Planned {
+    let (key, number) = (args.word(), args.word());
+    let only = args.expire_if()?;
+    let until = args.deadline_of(&number, unit, since)?;
+    Plan::one(Op::Expire { key, until, only }, answers::int)
+}
+
+fn persist(mut args: Args) -> Planned {
+    Plan::one(Op::Persist { key: args.word() }, answers::int)
+}
+
+fn ttl(mut args: Args) -> Planned {
+    Plan::one(Op::Inspect { key: args.word() }, |answer| expiry(answer, |row, at| to_seconds(at.saturating_sub(row.now_ms))))
+}
+
+fn pttl(mut args: Args) -> Planned {
+    Plan::one(Op::Inspect { key: args.word() }, |answer| expiry(answer, |row, at| at.saturating_sub(row.now_ms)))
+}
+
+fn expiretime(mut args: Args) -> Planned {
+    Plan::one(Op::Inspect { key: args.word() }, |answer| expiry(answer, |_, at| to_seconds(at)))
+}
+
+fn pexpiretime(mut args: Args) -> Planned {
+    Plan::one(Op::Inspect { key: args.word() }, |answer| expiry(answer, |_, at| at))
+}
+
+/// Words a row's expiry.
+fn expiry(answer: Answer, word: fn(&RowInfo, u64) -> u64) -> Reply {
+    match answer {
+        Answer::Row(None) => Reply::Int(NO_KEY),
+        Answer::Row(Some(row)) => Reply::Int(row.expires_at_ms.map_or(NEVER, |at| i64::try_from(word(&row, at)).unwrap_or(i64::MAX))),
+        _ => words::no_answer(),
+    }
+}
+
+/// To the nearest second, as Redis rounds.
+fn to_seconds(ms: u64) -> u64 {
+    ms.saturating_add(500) / 1000
+}

@@ -1,0 +1,463 @@
+//! Commands on keys of any kind.
+
+use bytes::Bytes;
+use row::op::{Answer, Deadline, Kind, Op, RowInfo, Ttl};
+
+use crate::args::integer;
+use crate::table::flags::{BLOCKING, CONNECTION, CONTAINER, DANGEROUS, DENYOOM, FAST, KEYSPACE, LOADING, READONLY, STALE, WRITE};
+use crate::table::{Command, Keys, container, help};
+use crate::{Args, Plan, Planned, Reply, Session, answers, rdb, words};
+
+/// How many keys SCAN looks at unless told.
+const SCAN_COUNT: i64 = 10;
+
+/// Commands on keys of any kind.
+pub(crate) static TABLE: &[Command] = &[
+    Command {
+        name: "del",
+        arity: -2,
+        flags: WRITE | KEYSPACE,
+        keys: Keys::ALL,
+        group: "generic",
+        since: "1.0.0",
+        complexity: "O(N) where N is the number of keys that will be removed, whatever their size.",
+        summary: "Deletes one or more keys.",
+        syntax: "key [key ...]",
+        plan: del,
+    },
+    Command {
+        name: "unlink",
+        arity: -2,
+        flags: WRITE | FAST | KEYSPACE,
+        keys: Keys::ALL,
+        group: "generic",
+        since: "4.0.0",
+        complexity: "O(N) where N is the number of keys that will be removed, whatever their size.",
+        summary: "Asynchronously deletes one or more keys.",
+        syntax: "key [key ...]",
+        plan: unlink,
+    },
+    Command {
+        name: "exists",
+        arity: -2,
+        flags: READONLY | FAST | KEYSPACE,
+        keys: Keys::ALL,
+        group: "generic",
+        since: "1.0.0",
+        complexity: "O(N) where N is the number of keys to check.",
+        summary: "Determines whether one or more keys exist.",
+        syntax: "key [key ...]",
+        plan: exists,
+    },
+    Command {
+        name: "touch",
+        arity: -2,
+        flags: READONLY | FAST | KEYSPACE,
+        keys: Keys::ALL,
+        group: "generic",
+        since: "3.2.1",
+        complexity: "O(N) where N is the number of keys that will be touched.",
+        summary: "Returns the number of existing keys out of those specified after updating the time they were last accessed.",
+        syntax: "key [key ...]",
+        plan: touch,
+    },
+    Command {
+        name: "type",
+        arity: 2,
+        flags: READONLY | FAST | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Determines the type of value stored at a key.",
+        syntax: "key",
+        plan: kind,
+    },
+    Command {
+        name: "keys",
+        arity: 2,
+        flags: READONLY | KEYSPACE | DANGEROUS,
+        keys: Keys::NONE,
+        group: "generic",
+        since: "1.0.0",
+        complexity: "O(N) with N being the number of keys in the database, under the assumption that the key names in the database and the given pattern have limited length.",
+        summary: "Returns all key names that match a pattern.",
+        syntax: "pattern",
+        plan: keys,
+    },
+    Command {
+        name: "scan",
+        arity: -2,
+        flags: READONLY | KEYSPACE,
+        keys: Keys::NONE,
+        group: "generic",
+        since: "2.8.0",
+        complexity: "O(1) for every call. O(N) for a complete iteration, including enough command calls for the cursor to return back to 0. N is the number of elements inside the collection.",
+        summary: "Iterates over the key names in the database.",
+        syntax: "cursor [MATCH pattern] [COUNT count] [TYPE type]",
+        plan: scan,
+    },
+    Command {
+        name: "randomkey",
+        arity: 1,
+        flags: READONLY | KEYSPACE,
+        keys: Keys::NONE,
+        group: "generic",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Returns a random key name from the database.",
+        syntax: "",
+        plan: randomkey,
+    },
+    Command {
+        name: "rename",
+        arity: 3,
+        flags: WRITE | KEYSPACE,
+        keys: Keys::TWO,
+        group: "generic",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Renames a key and overwrites the destination.",
+        syntax: "key newkey",
+        plan: rename,
+    },
+    Command {
+        name: "renamenx",
+        arity: 3,
+        flags: WRITE | FAST | KEYSPACE,
+        keys: Keys::TWO,
+        group: "generic",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Renames a key only when the target key name doesn't exist.",
+        syntax: "key newkey",
+        plan: renamenx,
+    },
+    Command {
+        name: "copy",
+        arity: -3,
+        flags: WRITE | DENYOOM | KEYSPACE,
+        keys: Keys::TWO,
+        group: "generic",
+        since: "6.2.0",
+        complexity: "O(N) worst case for collections, where N is the number of nested items. O(1) for string values.",
+        summary: "Copies the value of a key to a new key.",
+        syntax: "source destination [DB destination-db] [REPLACE]",
+        plan: copy,
+    },
+    Command {
+        name: "move",
+        arity: 3,
+        flags: WRITE | FAST | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Moves a key to another database.",
+        syntax: "key db",
+        plan: move_to,
+    },
+    Command {
+        name: "dump",
+        arity: 2,
+        flags: READONLY | KEYSPACE,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "2.6.0",
+        complexity: "O(N) where N is the size of the value.",
+        summary: "Returns a serialized representation of the value stored at a key.",
+        syntax: "key",
+        plan: dump,
+    },
+    Command {
+        name: "restore",
+        arity: -4,
+        flags: WRITE | DENYOOM | KEYSPACE | DANGEROUS,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "2.6.0",
+        complexity: "O(N) where N is the size of the payload.",
+        summary: "Creates a key from the serialized representation of a value.",
+        syntax: "key ttl serialized-value [REPLACE] [ABSTTL]",
+        plan: restore,
+    },
+    Command {
+        name: "object",
+        arity: -2,
+        flags: CONTAINER,
+        keys: Keys::NONE,
+        group: "generic",
+        since: "2.2.3",
+        complexity: "Depends on subcommand.",
+        summary: "A container for object introspection commands.",
+        syntax: "",
+        plan: container,
+    },
+    Command {
+        name: "object|help",
+        arity: 2,
+        flags: LOADING | STALE | KEYSPACE,
+        keys: Keys::NONE,
+        group: "generic",
+        since: "6.2.0",
+        complexity: "O(1)",
+        summary: "Returns helpful text about the different subcommands.",
+        syntax: "",
+        plan: help,
+    },
+    Command {
+        name: "object|encoding",
+        arity: 3,
+        flags: READONLY | KEYSPACE,
+        keys: Keys::SECOND,
+        group: "generic",
+        since: "2.2.3",
+        complexity: "O(1)",
+        summary: "Returns the internal encoding of a Redis object.",
+        syntax: "key",
+        plan: encoding,
+    },
+    Command {
+        name: "object|freq",
+        arity: 3,
+        flags: READONLY | KEYSPACE,
+        keys: Keys::SECOND,
+        group: "generic",
+        since: "4.0.0",
+        complexity: "O(1)",
+        summary: "Returns the logarithmic access frequency counter of a Redis object.",
+        syntax: "key",
+        plan: freq,
+    },
+    Command {
+        name: "object|idletime",
+        arity: 3,
+        flags: READONLY | KEYSPACE,
+        keys: Keys::SECOND,
+        group: "generic",
+        since: "2.2.3",
+        complexity: "O(1)",
+        summary: "Returns the time since the last write to a key.",
+        syntax: "key",
+        plan: idletime,
+    },
+    Command {
+        name: "object|refcount",
+        arity: 3,
+        flags: READONLY | KEYSPACE,
+        keys: Keys::SECOND,
+        group: "generic",
+        since: "2.2.3",
+        complexity: "O(1)",
+        summary: "Returns the reference count of a value of a key.",
+        syntax: "key",
+        plan: refcount,
+    },
+    Command {
+        name: "wait",
+        arity: 3,
+        flags: BLOCKING | CONNECTION,
+        keys: Keys::NONE,
+        group: "generic",
+        since: "3.0.0",
+        complexity: "O(1)",
+        summary: "Blocks until the asynchronous replication of all preceding write commands sent by the connection is completed.",
+        syntax: "numreplicas timeout",
+        plan: wait,
+    },
+    Command {
+        name: "waitaof",
+        arity: 4,
+        flags: BLOCKING | CONNECTION,
+        keys: Keys::NONE,
+        group: "generic",
+        since: "7.2.0",
+        complexity: "O(1)",
+        summary: "Blocks until all of the preceding write commands sent by the connection are written to the append-only file of the master and/or replicas.",
+        syntax: "numlocal numreplicas timeout",
+        plan: waitaof,
+    },
+];
+
+fn del(mut args: Args) -> Planned {
+    Plan::each(args.rest::<Vec<_>>().into_iter().map(|key| Op::Delete { key }), answers::sum)
+}
+
+fn unlink(args: Args) -> Planned {
+    del(args)
+}
+
+fn exists(mut args: Args) -> Planned {
+    Plan::each(args.rest::<Vec<_>>().into_iter().map(|key| Op::Inspect { key }), |answers| {
+        Reply::Int(answers.iter().filter(|answer| matches!(answer, Answer::Row(Some(_)))).count() as i64)
+    })
+}
+
+fn touch(args: Args) -> Planned {
+    exists(args)
+}
+
+fn kind(mut args: Args) -> Planned {
+    Plan::one(Op::Inspect { key: args.word() }, |answer| match answer {
+        Answer::Row(row) => Reply::Status(row.map_or("none", |row| kind_name(row.kind)).into()),
+        _ => words::no_answer(),
+    })
+}
+
+/// A kind's name, as TYPE gives it and SCAN takes it.
+pub fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::String => "string",
+        Kind::Hash => "hash",
+    }
+}
+
+fn keys(mut args: Args) -> Planned {
+    Ok(Plan::Session(Session::Keys { glob: args.word() }))
+}
+
+fn scan(mut args: Args) -> Planned {
+    let cursor = args.cursor()?;
+    let (mut count, mut glob, mut of_kind) = (SCAN_COUNT, None, None);
+    while args.left() > 0 {
+        if let Some(number) = args.option("COUNT") {
+            count = integer(&number).ok_or_else(words::not_integer)?;
+            if count < 1 {
+                return Err(Args::syntax());
+            }
+        } else if let Some(pattern) = args.option("MATCH") {
+            glob = (pattern.as_ref() != b"*").then_some(pattern);
+        } else if let Some(name) = args.option("TYPE") {
+            of_kind = Some(name);
+        } else if args.flag("NOVALUES") {
+            return Err(Reply::error("ERR NOVALUES option can only be used in HSCAN"));
+        } else {
+            return Err(Args::syntax());
+        }
+    }
+    let named = |name: &Bytes| [Kind::String, Kind::Hash].into_iter().find(|kind| name.eq_ignore_ascii_case(kind_name(*kind).as_bytes()));
+    let kind = of_kind.as_ref().and_then(named);
+    let none = of_kind.is_some() && kind.is_none();
+    Ok(Plan::Session(Session::Scan { cursor, count: count.unsigned_abs(), glob, kind, none }))
+}
+
+fn randomkey(_: Args) -> Planned {
+    Ok(Plan::Session(Session::RandomKey))
+}
+
+fn rename(mut args: Args) -> Planned {
+    Plan::one(Op::Rename { from: args.word(), to: args.word(), only_new: false }, answers::ok)
+}
+
+fn renamenx(mut args: Args) -> Planned {
+    Plan::one(Op::Rename { from: args.word(), to: args.word(), only_new: true }, answers::int)
+}
+
+fn copy(mut args: Args) -> Planned {
+    let (from, to) = (args.word(), args.word());
+    let (mut table, mut replace) = (None, false);
+    while args.left() > 0 {
+        if args.flag("REPLACE") {
+            replace = true;
+        } else if let Some(db) = args.option("DB") {
+            check_db(&db)?;
+            table = Some(db);
+        } else {
+            return Err(Args::syntax());
+        }
+    }
+    match table {
+        Some(table) => Ok(Plan::Session(Session::CopyTo { from, to, table, replace })),
+        None if from == to => Err(Reply::error("ERR source and destination objects are the same")),
+        None => Plan::one(Op::Copy { from, to, replace }, answers::int),
+    }
+}
+
+fn move_to(mut args: Args) -> Planned {
+    let (key, table) = (args.word(), args.word());
+    check_db(&table)?;
+    Ok(Plan::Session(Session::Move { key, table }))
+}
+
+/// A table named by its number.
+fn check_db(table: &Bytes) -> Result<(), Reply> {
+    let number = integer(table).ok_or_else(words::not_integer)?;
+    if i32::try_from(number).is_ok() { Ok(()) } else { Err(words::not_integer()) }
+}
+
+fn dump(mut args: Args) -> Planned {
+    Plan::one(Op::Dump { key: args.word() }, |answer| match answer {
+        Answer::Content { content, .. } => Reply::Bulk(rdb::dump(&content)),
+        Answer::Nil => Reply::Nil,
+        _ => words::no_answer(),
+    })
+}
+
+fn restore(mut args: Args) -> Planned {
+    let (key, ttl, payload) = (args.word(), args.word(), args.word());
+    let (mut replace, mut absolute) = (false, false);
+    while args.left() > 0 {
+        match () {
+            () if args.flag("REPLACE") => replace = true,
+            () if args.flag("ABSTTL") => absolute = true,
+            () if args.left() >= 2 && (args.flag("IDLETIME") || args.flag("FREQ")) => {
+                return Err(Reply::error("ERR RESTORE with IDLETIME or FREQ is not supported: neither is kept"));
+            }
+            () => return Err(Args::syntax()),
+        }
+    }
+    let ttl = match integer(&ttl).ok_or_else(words::not_integer)? {
+        0 => Ttl::Never,
+        ms if ms < 0 => return Err(Reply::error("ERR Invalid TTL value, must be >= 0")),
+        ms if absolute => Ttl::Until(Deadline::At(ms)),
+        ms => Ttl::Until(Deadline::In(ms)),
+    };
+    let content = rdb::parse(&payload).map_err(rdb::Bad::reply)?;
+    Plan::one(Op::Restore { key, content, ttl, replace }, answers::ok)
+}
+
+fn encoding(mut args: Args) -> Planned {
+    Plan::one(Op::Encoding { key: args.word() }, answers::bulk)
+}
+
+fn freq(args: Args) -> Planned {
+    about(args, |_| {
+        Reply::error(
+            "ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when switching between \
+             policies at runtime LRU and LFU data will take some time to adjust.",
+        )
+    })
+}
+
+fn idletime(args: Args) -> Planned {
+    about(args, |row| Reply::Int(i64::try_from(row.now_ms.saturating_sub(row.written_at_ms) / 1000).unwrap_or(i64::MAX)))
+}
+
+fn refcount(args: Args) -> Planned {
+    about(args, |_| Reply::Int(1))
+}
+
+/// Tells something of a row, nil when there is none.
+fn about(mut args: Args, word: fn(RowInfo) -> Reply) -> Planned {
+    Plan::with(Op::Inspect { key: args.word() }, move |answer| match answer {
+        Answer::Row(row) => row.map_or(Reply::Nil, word),
+        _ => words::no_answer(),
+    })
+}
+
+fn wait(mut args: Args) -> Planned {
+    let replicas = args.int()?;
+    Ok(Plan::Session(Session::Wait { replicas, timeout_ms: words::timeout_ms(&args.word())? }))
+}
+
+fn waitaof(mut args: Args) -> Planned {
+    let local = args.int()?;
+    if !(0..=1).contains(&local) {
+        return Err(Reply::error("ERR value is out of range, value must between 0 and 1"));
+    }
+    let replicas = args.int()?;
+    if replicas < 0 {
+        return Err(Reply::error("ERR value is out of range, must be positive"));
+    }
+    Ok(Plan::Session(Session::WaitAof { local, replicas, timeout_ms: words::timeout_ms(&args.word())? }))
+}

@@ -1,0 +1,193 @@
+//! SLOWLOG and LATENCY: what took long.
+
+use crate::table::flags::{ADMIN, CONTAINER, LOADING, NOSCRIPT, STALE};
+use crate::table::{Command, Keys, container, help};
+use crate::{Args, Plan, Planned, Session};
+
+/// How many entries SLOWLOG GET shows unless told.
+const SLOWLOG_SHOWN: i64 = 10;
+
+/// SLOWLOG, LATENCY and their subcommands.
+pub(crate) static TABLE: &[Command] = &[
+    Command {
+        name: "slowlog",
+        arity: -2,
+        flags: CONTAINER,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.2.12",
+        complexity: "Depends on subcommand.",
+        summary: "A container for slow log commands.",
+        syntax: "",
+        plan: container,
+    },
+    Command {
+        name: "slowlog|help",
+        arity: 2,
+        flags: LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "6.2.0",
+        complexity: "O(1)",
+        summary: "Show helpful text about the different subcommands",
+        syntax: "",
+        plan: help,
+    },
+    Command {
+        name: "slowlog|get",
+        arity: -2,
+        flags: ADMIN | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.2.12",
+        complexity: "O(N) where N is the number of entries returned",
+        summary: "Returns the slow log's entries.",
+        syntax: "[count]",
+        plan: slowlog_get,
+    },
+    Command {
+        name: "slowlog|len",
+        arity: 2,
+        flags: ADMIN | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.2.12",
+        complexity: "O(1)",
+        summary: "Returns the number of entries in the slow log.",
+        syntax: "",
+        plan: slowlog_len,
+    },
+    Command {
+        name: "slowlog|reset",
+        arity: 2,
+        flags: ADMIN | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.2.12",
+        complexity: "O(N) where N is the number of entries in the slowlog",
+        summary: "Clears all entries from the slow log.",
+        syntax: "",
+        plan: slowlog_reset,
+    },
+    Command {
+        name: "latency",
+        arity: -2,
+        flags: CONTAINER,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.8.13",
+        complexity: "Depends on subcommand.",
+        summary: "A container for latency diagnostics commands.",
+        syntax: "",
+        plan: container,
+    },
+    Command {
+        name: "latency|help",
+        arity: 2,
+        flags: LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.8.13",
+        complexity: "O(1)",
+        summary: "Returns helpful text about the different subcommands.",
+        syntax: "",
+        plan: help,
+    },
+    Command {
+        name: "latency|doctor",
+        arity: 2,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.8.13",
+        complexity: "O(1)",
+        summary: "Returns a human-readable latency analysis report.",
+        syntax: "",
+        plan: latency_doctor,
+    },
+    Command {
+        name: "latency|histogram",
+        arity: -2,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "7.0.0",
+        complexity: "O(N) where N is the number of commands with latency information being retrieved.",
+        summary: "Returns the cumulative distribution of latencies of a subset or all commands.",
+        syntax: "[command [command ...]]",
+        plan: latency_histogram,
+    },
+    Command {
+        name: "latency|history",
+        arity: 3,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.8.13",
+        complexity: "O(1)",
+        summary: "Returns timestamp-latency samples for an event.",
+        syntax: "event",
+        plan: latency_history,
+    },
+    Command {
+        name: "latency|latest",
+        arity: 2,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.8.13",
+        complexity: "O(1)",
+        summary: "Returns the latest latency samples for all events.",
+        syntax: "",
+        plan: latency_latest,
+    },
+    Command {
+        name: "latency|reset",
+        arity: -2,
+        flags: ADMIN | NOSCRIPT | LOADING | STALE,
+        keys: Keys::NONE,
+        group: "server",
+        since: "2.8.13",
+        complexity: "O(1)",
+        summary: "Resets the latency data for one or more events.",
+        syntax: "[event [event ...]]",
+        plan: latency_reset,
+    },
+];
+
+fn slowlog_get(mut args: Args) -> Planned {
+    let count = match args.left() {
+        0 => SLOWLOG_SHOWN,
+        1 => args.int_at_least(-1, "ERR count should be greater than or equal to -1")?,
+        _ => return Err(args.wrong_number()),
+    };
+    Ok(Plan::Session(Session::SlowlogGet(count)))
+}
+
+fn slowlog_len(_: Args) -> Planned {
+    Ok(Plan::Session(Session::SlowlogLen))
+}
+
+fn slowlog_reset(_: Args) -> Planned {
+    Ok(Plan::Session(Session::SlowlogReset))
+}
+
+fn latency_latest(_: Args) -> Planned {
+    Ok(Plan::Session(Session::LatencyLatest))
+}
+
+fn latency_history(mut args: Args) -> Planned {
+    Ok(Plan::Session(Session::LatencyHistory(args.word())))
+}
+
+fn latency_reset(mut args: Args) -> Planned {
+    Ok(Plan::Session(Session::LatencyReset(args.rest())))
+}
+
+fn latency_doctor(_: Args) -> Planned {
+    Ok(Plan::Session(Session::LatencyDoctor))
+}
+
+fn latency_histogram(mut args: Args) -> Planned {
+    Ok(Plan::Session(Session::LatencyHistogram(args.rest())))
+}

@@ -1,0 +1,71 @@
+//! SORT and SORT_RO. They sort lists, sets and sorted sets, and there are none of these yet: so a key either is not there, and sorts to
+//! nothing, or is of the wrong kind. The options are checked as ever. STORE is refused.
+
+use row::op::{Answer, Op};
+
+use crate::args::integer;
+use crate::table::flags::{DANGEROUS, DENYOOM, READONLY, WRITE};
+use crate::table::{Command, Keys};
+use crate::{Args, Plan, Planned, Reply, words};
+
+/// SORT and SORT_RO.
+pub(crate) static TABLE: &[Command] = &[
+    Command {
+        name: "sort",
+        arity: -2,
+        flags: WRITE | DENYOOM | DANGEROUS,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "1.0.0",
+        complexity: "O(N+M*log(M)) where N is the number of elements in the list or set to sort, and M the number of returned elements. When the elements are not sorted, complexity is O(N).",
+        summary: "Sorts the elements in a list, a set, or a sorted set, of which there are none yet.",
+        syntax: "key [BY pattern] [LIMIT offset count] [GET pattern [GET pattern ...]] [ASC | DESC] [ALPHA]",
+        plan: sort,
+    },
+    Command {
+        name: "sort_ro",
+        arity: -2,
+        flags: READONLY | DANGEROUS,
+        keys: Keys::ONE,
+        group: "generic",
+        since: "7.0.0",
+        complexity: "O(N+M*log(M)) where N is the number of elements in the list or set to sort, and M the number of returned elements. When the elements are not sorted, complexity is O(N).",
+        summary: "Returns the sorted elements of a list, a set, or a sorted set, of which there are none yet.",
+        syntax: "key [BY pattern] [LIMIT offset count] [GET pattern [GET pattern ...]] [ASC | DESC] [ALPHA]",
+        plan: sort_ro,
+    },
+];
+
+fn sort(args: Args) -> Planned {
+    sorted(args, |args| args.option("STORE").is_some())
+}
+
+fn sort_ro(args: Args) -> Planned {
+    sorted(args, |_| false)
+}
+
+fn sorted(mut args: Args, take_store: fn(&mut Args) -> bool) -> Planned {
+    let key = args.word();
+    let mut store = false;
+    while args.left() > 0 {
+        match () {
+            () if args.flag("ASC") || args.flag("DESC") || args.flag("ALPHA") => {}
+            () if args.left() >= 3 && args.flag("LIMIT") => {
+                for number in [args.word(), args.word()] {
+                    integer(&number).ok_or_else(words::not_integer)?;
+                }
+            }
+            () if args.option("BY").is_some() || args.option("GET").is_some() => {}
+            () if take_store(&mut args) => store = true,
+            () => return Err(Args::syntax()),
+        }
+    }
+    if store {
+        return Err(Reply::error("ERR SORT with STORE is not supported yet"));
+    }
+    Plan::one(Op::Inspect { key }, |answer| match answer {
+        Answer::Row(None) => Reply::Array(Vec::new()),
+        Answer::Row(Some(_)) => words::refusal(row::Refusal::WrongType),
+        _ => words::no_answer(),
+    })
+}
