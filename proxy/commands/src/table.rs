@@ -213,7 +213,7 @@ impl std::fmt::Debug for Command {
     }
 }
 
-/// Every subcommands included, containers before theirs.
+/// Every command, subcommands included, containers before theirs.
 pub fn all() -> impl Iterator<Item = &'static Command> {
     COMMANDS.iter().copied().flatten()
 }
