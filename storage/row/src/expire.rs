@@ -10,9 +10,10 @@ use crate::edits::Family;
 use crate::eval::Answered;
 use crate::head::Row;
 use crate::key::{self, Due, KeyBuf};
-use crate::members::Writer;
+use crate::members::{Members, Writer};
 use crate::op::Answer;
 use crate::scan::{self, STEP_ROWS_MAX};
+use crate::value::Head;
 use crate::view::{Fault, Tx};
 
 pub(crate) fn expire_due(tx: &mut Tx<'_>, max: u64, cursor: u64) -> Answered {
@@ -46,7 +47,7 @@ fn due_entries(tx: &Tx<'_>, max: u64) -> Result<Vec<(u64, Due, KeyBuf)>, Fault> 
 
 /// Deletes what one entry points out, at most `max` records of it; how many things were deleted.
 fn expire_entry(tx: &mut Tx<'_>, at: u64, due: Due, head_key: &KeyBuf, max: u64) -> Result<u64, Fault> {
-    let stored = tx.get(Family::Head, head_key)?.map(|bytes| crate::value::Head::decode(&bytes)).transpose()?;
+    let stored = tx.get(Family::Head, head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
     let Some(head) = stored else {
         // The row went with an earlier entry of this step, and its other entry with it; deleting that again is harmless.
         tx.delete(Family::State, key::time_index(at, due, head_key));
@@ -57,15 +58,18 @@ fn expire_entry(tx: &mut Tx<'_>, at: u64, due: Due, head_key: &KeyBuf, max: u64)
         row.remove(tx)?;
         return Ok(1);
     }
-    let Ok(mut hash) = Writer::open(row) else {
-        return Err(Fault("the time index holds a field expiry of a row without fields".into()));
+    let names = match Members::of(&row) {
+        Ok(Some(members)) => members.expired(tx, max)?,
+        _ => Vec::new(),
     };
-    let names: Vec<Bytes> = hash.expired(tx, max)?;
+    if names.is_empty() {
+        // An entry without a reason. It would be tried again for ever, and stopping every replica over it would help nobody: it goes.
+        tx.delete(Family::State, key::time_index(at, due, head_key));
+        return Ok(1);
+    }
+    let Ok(mut hash) = Writer::open(row) else { return Ok(0) };
     for name in &names {
         hash.remove(tx, name)?;
-    }
-    if names.is_empty() {
-        return Err(Fault("the time index holds an expiry that its row does not have".into()));
     }
     hash.save(tx)?;
     Ok(names.len() as u64)
@@ -94,7 +98,7 @@ fn sweep_old(tx: &mut Tx<'_>, max: u64, cursor: u64) -> Result<(u64, u64), Fault
     })?;
     for hashkey in &dead {
         let head_key = key::head(hashkey);
-        let stored = tx.get(Family::Head, &head_key)?.map(|bytes| crate::value::Head::decode(&bytes)).transpose()?;
+        let stored = tx.get(Family::Head, &head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
         Row::of(tx, head_key, stored)?.remove(tx)?;
     }
     Ok((dead.len() as u64, next))

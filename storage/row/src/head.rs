@@ -39,7 +39,11 @@ impl Row {
             None => false,
             Some(_) if tx.past(expires_at_ms) => false,
             Some(Head { body: Body::Hash(hash), .. }) => {
-                expired_members(tx, key::head_hashkey(&head_key).unwrap_or_default(), hash, hash.count)? < hash.count
+                let due = hash.first_field_expiry_ms != 0 && hash.first_field_expiry_ms <= tx.stamp.now_ms;
+                !due || {
+                    let hashkey = key::head_hashkey(&head_key).unwrap_or_default();
+                    expired_members(tx, &key::cells(hashkey, hash.generation, key::EXPIRIES), hash, hash.count)? < hash.count
+                }
             }
             Some(_) => true,
         };
@@ -139,18 +143,17 @@ fn due_at(head: &Head, due: Due) -> Option<u64> {
     }
 }
 
-/// How many stored members of a hash are expired, counting no further than `max`.
+/// How many stored members of a hash are expired, counting no further than `max`; `expiries` is what the keys of their expiries begin with.
 /// Costs nothing unless one is, and then as many steps as there are.
-pub(crate) fn expired_members(tx: &Tx<'_>, hashkey: &[u8], hash: &HashHead, max: u64) -> Result<u64, Fault> {
+pub(crate) fn expired_members(tx: &Tx<'_>, expiries: &[u8], hash: &HashHead, max: u64) -> Result<u64, Fault> {
     let now = tx.stamp.now_ms;
     if hash.first_field_expiry_ms == 0 || hash.first_field_expiry_ms > now || max == 0 {
         return Ok(0);
     }
-    let from = key::cells(hashkey, hash.generation, key::EXPIRIES);
-    let mut to = from.clone();
+    let mut to = KeyBuf::from_slice(expiries);
     to.extend_from_slice(&now.saturating_add(1).to_be_bytes());
     let mut found = 0;
-    tx.range(Family::Cell, &from, &to, false, &mut |_, _| {
+    tx.range(Family::Cell, expiries, &to, false, &mut |_, _| {
         found += 1;
         if found < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;

@@ -15,8 +15,7 @@ use crate::view::{Fault, Tx};
 #[derive(Debug)]
 pub(crate) struct Members {
     hash: HashHead,
-    hashkey: Bytes,
-    /// What the keys of all members begin with.
+    /// What the keys of all members begin with; it ends with the space.
     prefix: KeyBuf,
 }
 
@@ -27,9 +26,7 @@ impl Members {
     }
 
     fn new(row: &Row, hash: HashHead) -> Members {
-        let hashkey = Bytes::copy_from_slice(row.hashkey());
-        let prefix = key::cells(&hashkey, hash.generation, key::MEMBERS);
-        Members { hash, hashkey, prefix }
+        Members { hash, prefix: key::cells(row.hashkey(), hash.generation, key::MEMBERS) }
     }
 
     /// The head's figures.
@@ -39,7 +36,7 @@ impl Members {
 
     /// How many live.
     pub(crate) fn live(&self, tx: &Tx<'_>) -> Result<u64, Fault> {
-        Ok(self.hash.count - expired_members(tx, &self.hashkey, &self.hash, self.hash.count)?)
+        Ok(self.hash.count - expired_members(tx, &self.expiries(), &self.hash, self.hash.count)?)
     }
 
     fn key(&self, name: &[u8]) -> KeyBuf {
@@ -48,8 +45,15 @@ impl Members {
         out
     }
 
+    /// What the keys of all expiries of members begin with.
+    fn expiries(&self) -> KeyBuf {
+        let mut out = self.prefix.clone();
+        *out.last_mut().expect("a prefix ends with the space") = key::EXPIRIES;
+        out
+    }
+
     fn expiry_key(&self, at: u64, name: &[u8]) -> Bytes {
-        let mut out = key::cells(&self.hashkey, self.hash.generation, key::EXPIRIES);
+        let mut out = self.expiries();
         out.extend_from_slice(&at.to_be_bytes());
         out.extend_from_slice(name);
         Bytes::copy_from_slice(&out)
@@ -93,7 +97,7 @@ impl Members {
 
     /// The members that expired by now, at most `max`.
     pub(crate) fn expired(&self, tx: &Tx<'_>, max: u64) -> Result<Vec<Bytes>, Fault> {
-        let from = key::cells(&self.hashkey, self.hash.generation, key::EXPIRIES);
+        let from = self.expiries();
         let mut to = from.clone();
         to.extend_from_slice(&tx.stamp.now_ms.saturating_add(1).to_be_bytes());
         let mut names = Vec::new();
@@ -106,7 +110,7 @@ impl Members {
 
     /// The earliest expiry of a member, 0 when none expires.
     fn first_expiry(&self, tx: &Tx<'_>) -> Result<u64, Fault> {
-        let from = key::cells(&self.hashkey, self.hash.generation, key::EXPIRIES);
+        let from = self.expiries();
         let mut first = 0;
         tx.range(Family::Cell, &from, &key::after_prefix(&from), false, &mut |key, _| {
             first = key[from.len()..].first_chunk().map_or(0, |at| u64::from_be_bytes(*at));
@@ -151,11 +155,6 @@ impl Writer {
             Some(members) => members.get(tx, name),
             None => Ok(None),
         }
-    }
-
-    /// The members that expired by now, at most `max`.
-    pub(crate) fn expired(&self, tx: &Tx<'_>, max: u64) -> Result<Vec<Bytes>, Fault> {
-        self.members.as_ref().map_or(Ok(Vec::new()), |members| members.expired(tx, max))
     }
 
     /// Sets a member; whether it is new.

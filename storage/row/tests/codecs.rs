@@ -1,0 +1,134 @@
+//! Every encoding: frozen examples, and that what is written is read again.
+//!
+//! The examples in `tests/vectors/` are added to with each released encoding and never edited: they are what lies on disks.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use row::key::{self, CellKey, Due};
+use row::value::{Body, Cell, HashHead, Head, Header, decode_counter, encode_counter};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Bytes {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex")).collect()
+}
+
+/// The lines of a vector file in columns.
+fn columns(vectors: &str) -> impl Iterator<Item = Vec<&str>> {
+    vectors.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| line.split(" | ").map(str::trim).collect())
+}
+
+#[test]
+fn slots_are_those_of_redis_cluster() {
+    for line in columns(include_str!("vectors/slots.txt")) {
+        assert_eq!(key::slot(&unhex(line[1])).to_string(), line[0], "{line:?}");
+    }
+}
+
+#[test]
+fn keys_are_frozen() {
+    let long = vec![b'k'; 300];
+    let now = [
+        ("head foo", key::head(b"foo").to_vec()),
+        ("head of the empty key", key::head(b"").to_vec()),
+        ("head {tag}foo", key::head(b"{tag}foo").to_vec()),
+        ("members of foo, generation 7", key::cells(b"foo", 7, key::MEMBERS).to_vec()),
+        ("expiries of foo, generation 7", key::cells(b"foo", 7, key::EXPIRIES).to_vec()),
+        ("members of 300 times k, generation 2^63", key::cells(&long, 1 << 63, key::MEMBERS).to_vec()),
+        ("time index, row foo at 1700000000000", key::time_index(1_700_000_000_000, Due::Row, &key::head(b"foo")).to_vec()),
+        ("time index, field of foo at 1700000000000", key::time_index(1_700_000_000_000, Due::Field, &key::head(b"foo")).to_vec()),
+        ("counter of rows", key::ROWS.to_vec()),
+        ("counter of generations", key::GENERATION.to_vec()),
+    ];
+    frozen("keys.txt", include_str!("vectors/keys.txt"), &now);
+}
+
+#[test]
+fn values_are_frozen() {
+    let header = Header { timetag: 0x018b_cfe5_6800_0203, expires_at_ms: None };
+    let expiring = Header { expires_at_ms: Some(1_700_000_000_000), ..header };
+    let hash = HashHead { generation: 7, count: 3, first_field_expiry_ms: 0 };
+    let head = |header, body| Head { header, body }.encode().to_vec();
+    let now = [
+        ("string bar", head(header, Body::String(Bytes::from_static(b"bar")))),
+        ("string bar, expiring", head(expiring, Body::String(Bytes::from_static(b"bar")))),
+        ("empty string", head(header, Body::String(Bytes::new()))),
+        ("hash", head(header, Body::Hash(hash))),
+        ("hash, expiring, with expiring fields", head(expiring, Body::Hash(HashHead { first_field_expiry_ms: 1_600_000_000_000, ..hash }))),
+        ("cell bar", Cell { header, value: Bytes::from_static(b"bar") }.encode().to_vec()),
+        ("cell bar, expiring", Cell { header: expiring, value: Bytes::from_static(b"bar") }.encode().to_vec()),
+        ("counter 258", encode_counter(258).to_vec()),
+    ];
+    frozen("values.txt", include_str!("vectors/values.txt"), &now);
+}
+
+/// Holds encodings against the frozen ones, both ways: nothing differs, nothing is missing.
+fn frozen(file: &str, vectors: &str, now: &[(&str, Vec<u8>)]) {
+    let now: Vec<String> = now.iter().map(|(name, bytes)| format!("{name} | {}", hex(bytes))).collect();
+    let then: Vec<String> = columns(vectors).map(|line| line.join(" | ")).collect();
+    assert_eq!(now, then, "{file} as it would be now:\n{}\n", now.join("\n"));
+}
+
+#[test]
+fn bad_records_are_faults_that_show_them() {
+    for (name, bytes) in [
+        ("nothing", &b""[..]),
+        ("version 2", &[0x20, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        ("an unknown flag", &[0x12, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        ("a header cut short", &[0x11, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        ("no kind", &[0x10, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ("an unknown kind", &[0x10, 0, 0, 0, 0, 0, 0, 0, 0, 9]),
+        ("a hash cut short", &[0x10, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0]),
+    ] {
+        let fault = Head::decode(&Bytes::copy_from_slice(bytes)).expect_err(name);
+        assert_eq!(fault.0, format!("not a head record of a known version: {} bytes, {}", bytes.len(), hex(bytes)), "{name}");
+    }
+    let empty_hash = Head { header: Header::default(), body: Body::Hash(HashHead { generation: 1, count: 0, first_field_expiry_ms: 0 }) };
+    assert!(Head::decode(&empty_hash.encode()).is_err(), "a hash without members is no row");
+    assert!(Cell::decode(&Bytes::from_static(&[0x30; 40])).expect_err("version 3").0.ends_with("..."));
+    assert!(decode_counter(&[0; 7]).is_err());
+    assert_eq!(CellKey::parse(&[0; 10]), None);
+    assert_eq!(CellKey::parse(&[0xff; 30]), None);
+}
+
+fn header() -> impl Strategy<Value = Header> {
+    (any::<u64>(), any::<Option<u64>>()).prop_map(|(timetag, expires_at_ms)| Header { timetag, expires_at_ms })
+}
+
+proptest! {
+    #[test]
+    fn heads_come_back(header in header(), value: Vec<u8>, generation: u64, count in 1..u64::MAX, first_field_expiry_ms: u64) {
+        for body in [Body::String(value.into()), Body::Hash(HashHead { generation, count, first_field_expiry_ms })] {
+            let head = Head { header, body };
+            prop_assert_eq!(Head::decode(&head.encode()), Ok(head));
+        }
+    }
+
+    #[test]
+    fn cells_come_back(header in header(), value: Vec<u8>) {
+        let cell = Cell { header, value: value.into() };
+        prop_assert_eq!(Cell::decode(&cell.encode()), Ok(cell));
+    }
+
+    #[test]
+    fn keys_come_back_and_order(hashkey: Vec<u8>, generation: u64, sortkey: Vec<u8>, other: Vec<u8>, at: u64) {
+        let head_key = key::head(&hashkey);
+        prop_assert_eq!(key::head_hashkey(&head_key), Some(&hashkey[..]));
+        prop_assert_eq!(key::head_position(&head_key), Some(key::position(&hashkey)));
+        prop_assert_eq!(key::position_slot(key::position(&hashkey)), Some(key::slot(&hashkey)));
+        prop_assert!(key::position(&hashkey) >> 62 == 0 && head_key[..] < *key::END);
+        let prefix = key::cells(&hashkey, generation, key::MEMBERS);
+        let cell = |sortkey: &[u8]| [&prefix[..], sortkey].concat();
+        prop_assert_eq!(cell(&sortkey).cmp(&cell(&other)), sortkey.cmp(&other));
+        prop_assert!(cell(&sortkey)[..] < key::after_prefix(&prefix)[..]);
+        let whole = cell(&sortkey);
+        let parsed = CellKey::parse(&whole).expect("a cell key");
+        prop_assert_eq!((parsed.hashkey, parsed.generation, parsed.space, parsed.sortkey), (&hashkey[..], generation, key::MEMBERS, &sortkey[..]));
+        prop_assert_eq!(parsed.head(), head_key.clone());
+        let entry = key::time_index(at, Due::Field, &head_key);
+        prop_assert_eq!(key::parse_time_index(&entry), Some((at, Due::Field, &head_key[..])));
+        prop_assert!(entry[..] < *key::TIME_INDEX_END);
+    }
+}
