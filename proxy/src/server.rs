@@ -5,16 +5,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use cluster::CallError;
-use commands::table::flags;
-use commands::{Command, Reply, Session};
-use futures::{StreamExt, TryStreamExt, stream};
+use cluster::{CallError, PartitionId};
+use commands::{Reply, Session};
 use row::op::{Op, Request};
 
 use crate::node::Durability;
-use crate::stats::Index;
-use crate::{Client, Proxy, Settings, config, info, latency, memory, router, slowlog, words};
+use crate::{Client, Proxy, config, info, latency, memory, router, words};
 
 /// Partitions that FLUSHALL empties at a time.
 const FLUSHES_AT_ONCE: usize = 16;
@@ -72,21 +68,6 @@ pub(crate) async fn call(proxy: &Arc<Proxy>, client: &Arc<Client>, call: Session
     })
 }
 
-/// Notes that a command ran: its figures, and where it was slow, the slow log and an event. `n` calls of one command in a chunk are noted together
-/// (with the words of the first) when they took equally long.
-pub(crate) fn ran(proxy: &Proxy, settings: &Settings, client: &Client, command: &'static Command, words: &[Bytes], n: u64, took: Duration) {
-    if let Some(index) = Index::of(command) {
-        proxy.stats.record(index, n, took);
-    }
-    if slowlog::is_slow(took, settings.slowlog_slower_than_us) && command.flags & flags::SKIP_SLOWLOG == 0 {
-        proxy.slowlog.add(words, took, &client.endpoint.address, &client.name(), settings.slowlog_len_max);
-    }
-    if settings.latency_threshold_ms > 0 {
-        let event = if command.flags & flags::FAST != 0 { "fast-command" } else { "command" };
-        proxy.latency.add(event, took, settings.latency_threshold_ms);
-    }
-}
-
 /// Does what has to be done by the clock: rates, the memory peak. Ends with the server.
 pub async fn clock(proxy: Arc<Proxy>) {
     let mut ticks = tokio::time::interval(Duration::from_millis(250));
@@ -131,18 +112,26 @@ async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -
 /// Empties every partition of every table. Atomic for each partition; Redis's is for the server.
 async fn flush_all(proxy: &Proxy) -> Reply {
     let deadline = Instant::now() + Duration::from_millis(proxy.settings.load().call_deadline_ms);
-    let tables = proxy.catalogue.tables();
-    let clear = |partition| async move {
-        let request = Request { ops: vec![Op::Clear], watched: Vec::new() };
-        match router::respond(proxy, partition, request, deadline).await {
-            // Dropped meanwhile: empty enough.
-            Ok(_) | Err(CallError::NoTable) => Ok(()),
-            Err(error) => Err(error),
+    let partitions: Vec<_> = proxy.catalogue.tables().iter().flat_map(|table| router::partitions(table)).collect();
+    for some in partitions.chunks(FLUSHES_AT_ONCE) {
+        let mut cleared = Vec::with_capacity(some.len());
+        for &partition in some {
+            cleared.push(clear(proxy, partition, deadline));
         }
-    };
-    let partitions = tables.iter().flat_map(|table| router::partitions(table));
-    let done: Result<(), CallError> = stream::iter(partitions).map(clear).buffer_unordered(FLUSHES_AT_ONCE).try_collect().await;
-    done.map_or_else(|error| words::call_error(&error), |()| Reply::OK)
+        if let Err(error) = futures::future::try_join_all(cleared).await {
+            return words::call_error(&error);
+        }
+    }
+    Reply::OK
+}
+
+async fn clear(proxy: &Proxy, partition: PartitionId, deadline: Instant) -> Result<(), CallError> {
+    let request = Request { ops: vec![Op::Clear], watched: Vec::new() };
+    match router::respond(proxy, partition, request, deadline).await {
+        // Dropped meanwhile: empty enough.
+        Ok(_) | Err(CallError::NoTable) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// DEBUG SLEEP. Only this connection sleeps: the server has other threads.
@@ -276,21 +265,6 @@ mod tests {
         assert_eq!(reply(done(lazy(), wait(1)).await.0), pair(1, 0));
         let outcome = done(Doors { disk_fails: true, ..lazy() }, wait(1)).await.0;
         assert!(matches!(reply(outcome), Reply::Error(_)));
-    }
-
-    #[tokio::test]
-    async fn what_ran_slowly_is_noted() {
-        let doors = Arc::new(Doors::default());
-        let (proxy, client) = (fakes::proxy(&doors), fakes::client(1));
-        let settings = Settings { latency_threshold_ms: 5, ..Settings::default() };
-        let get = commands::find(b"get", None).expect("GET is in the table");
-        let words = [Bytes::from("get"), Bytes::from("k")];
-        ran(&proxy, &settings, &client, get, &words, 3, Duration::from_millis(1));
-        assert_eq!((proxy.slowlog.len(), proxy.latency.latest()), (Reply::Int(0), Reply::Array(vec![])));
-        ran(&proxy, &settings, &client, get, &words, 1, Duration::from_millis(20));
-        assert_eq!(proxy.slowlog.len(), Reply::Int(1));
-        assert!(format!("{:?}", proxy.latency.latest()).contains("fast-command"));
-        assert_eq!(proxy.stats.commands_processed(), 4);
     }
 
     #[tokio::test]
