@@ -20,7 +20,6 @@ mod http;
 mod local;
 mod logging;
 mod standalone;
-mod tls;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -28,6 +27,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{Cli, Command};
+
+#[global_allocator]
+static ALLOCATOR: engine::memory::Jemalloc = engine::memory::Jemalloc;
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {

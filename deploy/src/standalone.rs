@@ -17,6 +17,7 @@ use engine::log::{Log, LogOptions};
 use engine::store::{Settings, Shared};
 use meta::{Meta, MetaOptions};
 use metrics_exporter_prometheus::PrometheusHandle;
+use proxy::tls::TlsFiles;
 use proxy::{Facts, Proxy};
 use storage::{Node, NodeOptions};
 use tokio::net::{TcpListener, TcpSocket};
@@ -27,15 +28,15 @@ use tokio_util::sync::CancellationToken;
 use crate::banner::banner;
 use crate::cli::Standalone;
 use crate::compaction::Compactions;
-use crate::config::{self, Config, Durability};
+use crate::config::{self, Config, Durability, TlsSection};
 use crate::directory::Directory;
 use crate::local::Local;
-use crate::{exposition, follow, http, logging, tls};
+use crate::{exposition, follow, http, logging};
 
 /// How often the metrics recorder tidies up.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
-/// How long connections may take to finish what is in flight when the server stops.
-const DRAIN: Duration = Duration::from_secs(10);
+/// How long the proxy may take to stop; it gives connections ten seconds to finish what is in flight.
+const DRAIN: Duration = Duration::from_secs(12);
 
 /// Runs until a signal or SHUTDOWN ends it.
 pub(crate) fn run(flags: &Standalone) -> anyhow::Result<()> {
@@ -195,7 +196,7 @@ async fn serve(
     let started = Instant::now();
     let mut signals = Signals::catch()?;
     let ports = Ports::bind(config)?;
-    let tls = tls::settings(&config.tls)?;
+    let tls = tls_settings(&config.tls)?;
     let (plain_at, tls_at, http_at) = (addresses(&ports.plain)?, addresses(&ports.tls)?, ports.http.local_addr()?);
 
     // Until the data is open there is a page that says so.
@@ -231,7 +232,11 @@ async fn serve(
     let http = tokio::spawn(http.into_future());
     let upkeep = tokio::spawn(keep_up(metrics));
     let following = runtimes.proxy.spawn(follow::forever(opened.meta.clone(), opened.node.clone()));
-    let serving = runtimes.proxy.spawn(proxy::serve(proxy.clone(), ports.plain, ports.tls, tls));
+    runtimes.proxy.spawn(proxy::server::clock(proxy.clone()));
+    let plain = ports.plain.into_iter().map(|listener| (listener, None));
+    let listeners: Vec<_> = plain.chain(ports.tls.into_iter().map(|listener| (listener, tls.clone()))).collect();
+    let serving = listeners.into_iter().map(|(listener, tls)| runtimes.proxy.spawn(proxy::serve(proxy.clone(), listener, tls)));
+    let serving = futures::future::join_all(serving.collect::<Vec<_>>());
     local.serving.store(true, Ordering::Release);
     crate::print(&banner(config, directory.path(), &plain_at, &tls_at, http_at))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), opened_ms = started.elapsed().as_millis() as u64, "serving");
@@ -309,6 +314,15 @@ impl Opened {
         let log = self.log.clone();
         tokio::task::spawn_blocking(move || log.close()).await?.context("close the Raft log")
     }
+}
+
+fn tls_settings(section: &TlsSection) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>> {
+    if section.port == 0 {
+        return Ok(None);
+    }
+    let client_ca = Some(&section.client_ca_file).filter(|file| !file.as_os_str().is_empty()).cloned();
+    let files = TlsFiles { cert: section.cert_file.clone(), key: section.key_file.clone(), client_ca };
+    Ok(Some(proxy::tls::server_config(&files).context("set up TLS ([tls] in the configuration)")?))
 }
 
 fn log_options(config: &Config, data: &Path) -> LogOptions {
