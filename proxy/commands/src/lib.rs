@@ -13,6 +13,7 @@ pub mod keys;
 pub mod plan;
 pub mod rdb;
 pub mod reply;
+pub mod script;
 pub mod table;
 pub mod words;
 

@@ -65,7 +65,7 @@ impl Keys {
     pub const PAIRS: Keys = Keys { first: 1, last: -1, step: 2 };
 }
 
-/// What COMMAND tells about a and what the proxy goes by. Redis's names.
+/// What COMMAND tells about a command, and what the proxy goes by. Redis's names.
 pub mod flags {
     /// May change rows.
     pub const WRITE: u32 = 1 << 0;

@@ -1,0 +1,38 @@
+//! Runs command scripts against a live server: `cargo run -p commands --example scripts -- 127.0.0.1:6379 FILE...`
+//!
+//! Each script has a connection of its own and begins with FLUSHALL, so never point it at a server whose data you want to keep. Pointed at a
+//! Redis, it tells where Bridle's specification and Redis differ.
+
+use std::net::TcpStream;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use commands::script::Script;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let Some(address) = args.next() else {
+        eprintln!("usage: scripts ADDRESS FILE...");
+        return ExitCode::FAILURE;
+    };
+    let mut failed = 0;
+    for path in args {
+        if let Err(fault) = run(&address, &path) {
+            failed += 1;
+            println!("{path}: {fault}");
+        }
+    }
+    println!("{failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run(address: &str, path: &str) -> Result<(), String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let script = Script::parse(&text)?;
+    let stream = TcpStream::connect(address).map_err(|error| error.to_string())?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(|error| error.to_string())?;
+    script.run(stream).map_err(|fault| match script.differs {
+        Some(why) => format!("{fault}\n    (differs from Redis: {why})"),
+        None => fault,
+    })
+}
