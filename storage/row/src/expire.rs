@@ -25,7 +25,8 @@ pub(crate) fn expire_due(tx: &mut Tx<'_>, max: u64, cursor: u64) -> Answered {
         }
         done += expire_entry(tx, at, due, &head_key, max - done)?;
     }
-    let (swept, next) = sweep_old(tx, max - done.min(max), cursor)?;
+    let left = max.saturating_sub(done).max(1); // the walk gets on, however much is due
+    let (swept, next) = sweep_old(tx, left, cursor)?;
     Ok(Answer::Page { keys: Vec::new(), next, count: done + swept })
 }
 
@@ -79,8 +80,8 @@ fn expire_entry(tx: &mut Tx<'_>, at: u64, due: Due, head_key: &KeyBuf, max: u64)
 /// How many went, and where to go on (0 = nothing more to walk).
 fn sweep_old(tx: &mut Tx<'_>, max: u64, cursor: u64) -> Result<(u64, u64), Fault> {
     let due = tx.rules.default_ttl_since_ms.saturating_add(tx.rules.default_ttl_ms);
-    if tx.rules.default_ttl_ms == 0 || due > tx.stamp.now_ms || max == 0 {
-        return Ok((0, cursor));
+    if tx.rules.default_ttl_ms == 0 || due > tx.stamp.now_ms {
+        return Ok((0, 0));
     }
     let mut dead = Vec::new();
     let (mut looked, mut last, mut next) = (0, None, 0);

@@ -8,7 +8,7 @@ pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
     run(pattern, text, false)
 }
 
-/// As [`matches`], ASCII case ignored.
+/// As [`matches()`], ASCII case ignored.
 pub fn matches_nocase(pattern: &[u8], text: &[u8]) -> bool {
     run(pattern, text, true)
 }

@@ -8,7 +8,7 @@
 //! on every machine and for ever.
 //!
 //! # Life of an op
-//! [`eval`] takes an [`Op`] and a [`Tx`]: a [`View`] of the applied state, the edits that are in flight or were made earlier in the
+//! [`eval()`] takes an [`Op`] and a [`Tx`]: a [`View`] of the applied state, the edits that are in flight or were made earlier in the
 //! batch, and the leader's stamp. It answers, or refuses and leaves no edits, or reports a [`Fault`] of the view below.
 //!
 //! # Layout
@@ -22,10 +22,16 @@
 //! All integers are big-endian, so that byte order is numeric order.
 //!
 //! # Invariants
-//! - A generation is never used twice in a partition: what lies under an old one is invisible (`scripts/`, "replaced").
+//! All but the first are checked after every batch of random ops in `tests/model/`.
+//! - A generation is never used twice in a partition: what lies under an old one is invisible (`tests/scripts/hash/replaced.script`).
 //! - The time index holds exactly one entry for each row with an expiry and one for each row with a field expiry.
 //! - `rows` is the number of heads stored, expired ones that the expiry cycle has not yet reached included.
-//! - A refused op leaves no edits.
+//! - A hash's head counts the members stored and knows the first expiry among them; each member that expires has its entry by time.
+//! - A refused op leaves no edits, and neither does one that only reads.
+//!
+//! # How to add an op
+//! A variant of [`Op`], its function in its family's file, a line in `eval.rs` and in `route.rs`; then a script in `tests/scripts/`, and if it fits
+//! the model (`tests/model/`), a line there.
 
 pub mod edits;
 pub mod eval;

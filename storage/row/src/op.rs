@@ -174,8 +174,9 @@ pub enum Op {
     Rows,
     /// Deletes every row of the partition. -> `Ok`. The executor runs it alone: its edits are `Edits::clear`.
     Clear,
-    /// One step of the expiry cycle: deletes up to `max` expired rows and fields found in the time index (and, once
-    /// `default_ttl` is due for older rows, by walking heads from `cursor`). -> `Page` {next: where the walk stands, keys: none} with `Int` work done in `count`
+    /// One step of the expiry cycle: deletes up to `max` expired rows and fields found in the time index; and, when `default_ttl` is due for
+    /// rows older than it, walks up to so many heads from `cursor` on and deletes those.
+    /// -> `Page` {no keys, next: where the walk goes on, 0 = it is through or there is none, count: how much was deleted}
     ExpireDue { max: u64, cursor: u64 },
 
     // ---- strings ----
@@ -294,13 +295,13 @@ pub enum Answer {
     Row(Option<RowInfo>),
     /// `done`: was it set; `old`: the value before, when asked.
     Set { done: bool, old: Option<Bytes> },
-    /// Cells; without values when not asked. `next`: where to go on when a limit cut the answer short.
+    /// Cells; without values when not asked. `next`: the first sortkey left out when a limit cut the answer short.
     Cells { cells: Vec<(Bytes, Bytes)>, next: Option<Bytes> },
     /// A page of cells and the integer cursor of the next (0 = finished).
     CellsPage { cells: Vec<(Bytes, Bytes)>, next: u64 },
     /// A page of keys and the cursor of the next (0 = finished).
     Page { keys: Vec<Bytes>, next: u64, count: u64 },
-    /// `count` deleted; `next`: where to go on when a limit cut it short.
+    /// `count` deleted; `next`: the first sortkey left alone when a limit cut it short.
     Deleted { count: u64, next: Option<Bytes> },
     /// A whole row and its expiry.
     Content { content: Content, expires_at_ms: Option<u64> },
