@@ -7,7 +7,7 @@ use bytes::Bytes;
 use commands::Reply;
 use commands::plan::{ClientCall, KillFilter, ReplyMode};
 
-use super::{Client, Clients, Pause, Unblocked};
+use super::{Client, Clients, Pause};
 
 /// What a call asks of the calling connection itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +63,9 @@ impl Clients {
                 self.unpause();
                 Reply::OK
             }
-            ClientCall::Unblock { id, with_error } => {
-                let how = if with_error { Unblocked::Error } else { Unblocked::Timeout };
-                Reply::Int(i64::from(self.get(id).is_some_and(|client| client.unblock(how))))
-            }
+            // No command blocks: WAIT and WAITAOF answer as soon as they know, and who is held back by CLIENT PAUSE is not
+            // unblocked in Redis, either.
+            ClientCall::Unblock { .. } => Reply::Int(0),
         };
         (reply, Effect::None)
     }

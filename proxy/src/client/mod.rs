@@ -8,7 +8,7 @@ mod line;
 mod registry;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -49,23 +49,8 @@ pub struct Client {
     /// Out-of-band output: MONITOR.
     pushed: Mutex<BytesMut>,
     has_pushed: AtomicBool,
-    /// In a command that waits; see [`Client::unblock`].
-    blocked: AtomicU8,
-}
-
-/// States of [`Client::blocked`].
-const RUNNING: u8 = 0;
-const BLOCKED: u8 = 1;
-const UNBLOCKED_TIMEOUT: u8 = 2;
-const UNBLOCKED_ERROR: u8 = 3;
-
-/// How CLIENT UNBLOCK ended a wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unblocked {
-    /// As if the time were up.
-    Timeout,
-    /// With an error.
-    Error,
+    /// Held back by CLIENT PAUSE.
+    pub(crate) held_back: AtomicBool,
 }
 
 /// What CLIENT LIST shows of a connection's state, told by its task.
@@ -104,7 +89,7 @@ impl Client {
             killed: AtomicBool::new(false),
             pushed: Mutex::default(),
             has_pushed: AtomicBool::new(false),
-            blocked: AtomicU8::new(RUNNING),
+            held_back: AtomicBool::new(false),
         }
     }
 
@@ -154,9 +139,9 @@ impl Client {
         }
     }
 
-    /// Something is waiting in [`Client::take_pushed`].
-    pub(crate) fn has_pushed(&self) -> bool {
-        self.has_pushed.load(Ordering::Acquire)
+    /// Whether a command of this client waits for the end of CLIENT PAUSE: the one way to be blocked here.
+    pub fn is_blocked(&self) -> bool {
+        self.held_back.load(Ordering::Relaxed)
     }
 
     /// Ends the connection: what is in flight is finished, and no reply is sent any more.
@@ -176,42 +161,6 @@ impl Client {
     /// Ms since it last sent something.
     pub(crate) fn idle_ms(&self) -> u64 {
         millis(self.connected.elapsed()).saturating_sub(self.last_active_ms.load(Ordering::Relaxed))
-    }
-
-    /// The connection is about to wait in a command that CLIENT UNBLOCK may end.
-    pub(crate) fn block(&self) {
-        self.blocked.store(BLOCKED, Ordering::Release);
-    }
-
-    pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Acquire) != RUNNING
-    }
-
-    /// The wait is over by itself.
-    pub(crate) fn run_on(&self) {
-        self.blocked.store(RUNNING, Ordering::Release);
-    }
-
-    /// Whether somebody ended the wait.
-    pub(crate) fn unblocked(&self) -> Option<Unblocked> {
-        match self.blocked.load(Ordering::Acquire) {
-            UNBLOCKED_TIMEOUT => Some(Unblocked::Timeout),
-            UNBLOCKED_ERROR => Some(Unblocked::Error),
-            _ => None,
-        }
-    }
-
-    /// Ends the command in which the client waits; `false` when it does not.
-    pub fn unblock(&self, how: Unblocked) -> bool {
-        let state = match how {
-            Unblocked::Timeout => UNBLOCKED_TIMEOUT,
-            Unblocked::Error => UNBLOCKED_ERROR,
-        };
-        let was_blocked = self.blocked.compare_exchange(BLOCKED, state, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if was_blocked {
-            self.waker.wake();
-        }
-        was_blocked
     }
 }
 

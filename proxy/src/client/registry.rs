@@ -74,10 +74,10 @@ impl Clients {
         self.all().iter().for_each(|client| client.waker.wake());
     }
 
-    /// Ends the connections that have been silent for longer than `limit`. Waiting in a command is not silence, nor is MONITOR.
+    /// Ends the connections that have been silent for longer than `limit`. A monitor is meant to be silent.
     pub(crate) fn close_idle(&self, limit: Duration) {
         for client in self.all() {
-            if !client.is_blocked() && !client.shown.lock().monitors && client.idle_ms() > limit.as_millis() as u64 {
+            if !client.shown.lock().monitors && client.idle_ms() > limit.as_millis() as u64 {
                 client.kill();
             }
         }

@@ -1,0 +1,452 @@
+//! From a chunk of commands to their replies.
+//!
+//! A chunk is what was complete in one read. Its commands are looked up and planned one after another; ops on rows are only put into
+//! the [`Batches`], so that a pipeline of any length costs few calls. What must not wait for them or be waited for (PING, SELECT) is
+//! answered on the spot; everything else the session does makes the chunk carry out first what came before ([`Session::flush`]).
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use cluster::Boxed;
+use commands::args::Words;
+use commands::plan::ClientCall;
+use commands::table::{flags, lookup};
+use commands::{Args, Command, Plan, Planned, Reply, Rows, Session as Call, Wording};
+use row::edits::Edits;
+use row::op::Op;
+use row::view::{Fault, Rules, Stamp, Tx};
+use row::{Failed, Family, View};
+use smallvec::SmallVec;
+
+use crate::resp::{self, Extent};
+use crate::router::{self, Batches, Outcome};
+use crate::server;
+use crate::session::{Session, Silence};
+use crate::stats::Index;
+use crate::words;
+
+/// At most so many commands of one slow chunk go to the slow log.
+const SLOW_ENTRIES_MAX: usize = 16;
+
+/// A command as found in the table.
+#[derive(Clone, Copy)]
+pub(crate) struct Known {
+    pub(crate) command: &'static Command,
+    pub(crate) index: Option<Index>,
+}
+
+/// The commands of one chunk whose replies have not been written.
+pub(crate) struct Chunk {
+    pub(crate) batches: Batches,
+    entries: Vec<Entry>,
+    started: Instant,
+    counts: SmallVec<[(Index, u64); 8]>,
+    last: Option<Known>,
+}
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Chunk { batches: Batches::default(), entries: Vec::new(), started: Instant::now(), counts: SmallVec::new(), last: None }
+    }
+}
+
+struct Entry {
+    known: Option<Known>,
+    extent: Extent,
+    silent: bool,
+    state: State,
+}
+
+enum State {
+    Ready(Reply),
+    /// Waits for its ops, which are in these lines of the batches.
+    Waiting(Wording, SmallVec<[u16; 4]>),
+}
+
+/// What is left to do for a command that could not be finished on the spot.
+enum Next {
+    Done,
+    /// CLIENT PAUSE holds it back.
+    Pause(Words, Known, bool),
+    /// Ops on a table that does not exist.
+    NoTable(Rows, Known),
+    /// The session's own.
+    Call(Call, Known),
+}
+
+impl Session {
+    /// Carries out the commands that lie at `extents` in `bytes`, and appends their replies.
+    pub(crate) async fn run(&mut self, bytes: &Bytes, extents: &[Extent], out: &mut BytesMut) {
+        self.chunk.started = Instant::now();
+        self.client.touch(self.chunk.started);
+        for &extent in extents {
+            if self.closing || self.client.is_killed() {
+                break;
+            }
+            let words = resp::words(bytes, extent);
+            match self.begin(words, extent) {
+                Next::Done => {}
+                next => self.finish(next, extent, bytes, out).await,
+            }
+        }
+        self.flush(bytes, out).await;
+    }
+
+    /// As much of a command as can be done without waiting.
+    fn begin(&mut self, words: Words, extent: Extent) -> Next {
+        let known = match lookup(&words) {
+            Ok(command) => Known { command, index: Index::of(command) },
+            Err((Some(command), reply)) => return self.reject(Some(Known { command, index: Index::of(command) }), extent, reply),
+            Err((None, reply)) => {
+                if words.first().is_some_and(|word| word.eq_ignore_ascii_case(b"post") || word.eq_ignore_ascii_case(b"host:")) {
+                    tracing::warn!(client = %self.client.endpoint.address, "closed a connection that speaks HTTP: cross protocol scripting?");
+                    self.closing = true;
+                    return Next::Done;
+                }
+                return self.reject(None, extent, reply);
+            }
+        };
+        if !self.authenticated && self.is_stranger() && !known.command.is(flags::NO_AUTH) {
+            return self.reject(Some(known), extent, Reply::error(words::NOAUTH));
+        }
+        let writes = known.command.is(flags::WRITE) || (known.command.name == "exec" && self.transaction.writes());
+        if self.proxy.clients.paused_until(writes).is_some() {
+            return Next::Pause(words, known, writes);
+        }
+        self.plan(words, known, extent)
+    }
+
+    /// From words to ops in the batches, a reply, or what is left to do.
+    fn plan(&mut self, words: Words, known: Known, extent: Extent) -> Next {
+        if self.proxy.monitors.any() && crate::monitor::shows(known.command) {
+            let bytes_max = self.proxy.settings.load().output_bytes_max;
+            self.proxy.monitors.feed(&self.table_name, &self.client.endpoint.address, &words, bytes_max);
+        }
+        let is_queued = self.transaction.is_open()
+            && !matches!(known.command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
+        let bytes = words.iter().map(Bytes::len).sum::<usize>();
+        let name_words = 1 + usize::from(known.command.parts().is_some());
+        let seed = self.next_seed();
+        let planned = (known.command.plan)(Args::new(words, name_words, seed));
+        if is_queued {
+            let bytes_max = self.proxy.settings.load().query_bytes_max;
+            let reply = self.transaction.queue(known, planned, bytes, bytes_max);
+            return self.ready(known, extent, reply);
+        }
+        match planned {
+            Err(reply) => self.reject(Some(known), extent, reply),
+            Ok(Plan::Reply(reply)) => self.ready(known, extent, reply),
+            Ok(Plan::Rows(rows)) => self.place(rows, known, extent),
+            Ok(Plan::Session(call)) => self.answer_at_once(call, known, extent),
+        }
+    }
+
+    /// Puts ops into the batches.
+    fn place(&mut self, rows: Rows, known: Known, extent: Extent) -> Next {
+        if known.command.is(flags::WRITE) {
+            let bytes_max = self.proxy.settings.load().write_bytes_max;
+            if rows.ops.iter().map(Op::bytes).sum::<usize>() > bytes_max + 64 * 1024 {
+                let line = format!("ERR request is larger than max_write_size ({bytes_max} bytes)");
+                return self.reject(Some(known), extent, Reply::error(line));
+            }
+        }
+        self.table();
+        let Some(table) = self.table.as_deref() else { return Next::NoTable(rows, known) };
+        let mut lines = SmallVec::new();
+        if rows.everywhere {
+            for partition in router::partitions(table) {
+                lines.extend(rows.ops.iter().map(|op| self.chunk.batches.add(partition, op.clone(), false)));
+            }
+        } else if table.partitions <= 1 {
+            for (at, op) in rows.ops.into_iter().enumerate() {
+                lines.push(self.chunk.batches.add(router::partition_of(table, b""), op, at > 0));
+            }
+        } else {
+            let places: SmallVec<[_; 4]> = rows.ops.iter().map(|op| router::partition_of_op(table, op)).collect();
+            let is_torn = places.iter().any(|place| place.is_none() || (rows.together && *place != places[0]));
+            if is_torn {
+                return self.reject(Some(known), extent, Reply::error(words::CROSSSLOT));
+            }
+            for (at, (op, place)) in rows.ops.into_iter().zip(places.iter().flatten()).enumerate() {
+                let joins = places[..at].contains(&Some(*place));
+                lines.push(self.chunk.batches.add(*place, op, joins));
+            }
+        }
+        let silent = self.is_silent();
+        self.chunk.entries.push(Entry { known: Some(known), extent, silent, state: State::Waiting(rows.wording, lines) });
+        Next::Done
+    }
+
+    /// Answers what needs nobody, neither rows nor time.
+    fn answer_at_once(&mut self, call: Call, known: Known, extent: Extent) -> Next {
+        let reply = match call {
+            Call::Ping(None) => Reply::Status("PONG".into()),
+            Call::Ping(Some(word)) | Call::Echo(word) => Reply::Bulk(word),
+            Call::Select(word) => self.select(&word),
+            Call::Multi => self.transaction.open(),
+            Call::Discard => self.transaction.discard(),
+            Call::Unwatch => {
+                self.transaction.unwatch();
+                Reply::OK
+            }
+            Call::Client(call @ (ClientCall::Id | ClientCall::GetName | ClientCall::SetName(_) | ClientCall::SetInfo { .. })) => {
+                self.proxy.clients.call(&self.client, call).0
+            }
+            call => return Next::Call(call, known),
+        };
+        self.ready(known, extent, reply)
+    }
+
+    /// The rest of a command, after everything that came before it.
+    async fn finish(&mut self, next: Next, extent: Extent, bytes: &Bytes, out: &mut BytesMut) {
+        let mut next = next;
+        while let Next::Pause(words, known, writes) = next {
+            self.flush(bytes, out).await;
+            self.wait_while_paused(writes).await;
+            if self.client.is_killed() {
+                return;
+            }
+            next = self.plan(words, known, extent);
+        }
+        match next {
+            Next::Done | Next::Pause(..) => {}
+            Next::NoTable(rows, known) => {
+                self.flush(bytes, out).await;
+                let placed: Boxed<'_, Next> = Box::pin(self.without_table(rows, known, extent));
+                if let Next::NoTable(..) = placed.await {
+                    self.reject(Some(known), extent, words::call_error(&cluster::CallError::NoTable));
+                }
+            }
+            Next::Call(call, known) => {
+                self.flush(bytes, out).await;
+                let is_reply_mode = matches!(call, Call::Client(ClientCall::Reply(_)));
+                if let Some(reply) = self.call(call).await {
+                    self.ready(known, extent, reply);
+                    if is_reply_mode && let Some(entry) = self.chunk.entries.last_mut() {
+                        // CLIENT REPLY ON answers; OFF and SKIP leave out their own reply, too.
+                        entry.silent = self.silence != Silence::None;
+                    }
+                }
+                // What follows may depend on it: protocol version, authentication, silence.
+                self.flush(bytes, out).await;
+            }
+        }
+    }
+
+    /// What the session does itself, when everything before has been carried out. `None`: no reply.
+    /// Boxed, as it is rare and large: the common way stays small. And EXEC comes back here for its commands.
+    pub(crate) fn call(&mut self, call: Call) -> Boxed<'_, Option<Reply>> {
+        Box::pin(self.call_unboxed(call))
+    }
+
+    async fn call_unboxed(&mut self, call: Call) -> Option<Reply> {
+        Some(match call {
+            Call::Ping(None) => Reply::Status("PONG".into()),
+            Call::Ping(Some(word)) | Call::Echo(word) => Reply::Bulk(word),
+            Call::Select(word) => self.select(&word),
+            Call::Quit => {
+                self.closing = true;
+                Reply::OK
+            }
+            Call::Reset => self.reset(),
+            Call::Hello(hello) => self.hello(hello),
+            Call::Auth { user, password } => self.authenticate(user.as_deref(), &password),
+            Call::Client(call) => {
+                let (reply, effect) = self.proxy.clients.call(&self.client, call);
+                self.follow(effect);
+                reply
+            }
+            Call::Exec => self.exec().await,
+            Call::Watch(keys) => self.watch(keys).await,
+            Call::Multi => self.transaction.open(),
+            Call::Discard => self.transaction.discard(),
+            Call::Unwatch => {
+                self.transaction.unwatch();
+                Reply::OK
+            }
+            Call::Keys { glob } => self.keys(glob).await,
+            Call::Scan { cursor, count, glob, kind, none } => self.scan(cursor, count, glob, kind, none).await,
+            Call::RandomKey => self.random_key().await,
+            Call::Move { key, table } => self.move_row(key, &table).await,
+            Call::CopyTo { from, to, table, replace } => self.copy_row(from, to, &table, replace).await,
+            other => match (Box::pin(server::call(&self.proxy, &self.client, other)) as Boxed<'_, server::Outcome>).await {
+                server::Outcome::Reply(reply) => reply,
+                server::Outcome::Close => {
+                    self.closing = true;
+                    return None;
+                }
+                server::Outcome::NotMine(_) => commands::words::no_answer(),
+            },
+        })
+    }
+
+    /// Ops on a table that is not there: they find nothing, and only one that would write something creates it.
+    async fn without_table(&mut self, rows: Rows, known: Known, extent: Extent) -> Next {
+        match on_nothing(&rows.ops) {
+            Ok(Some(outcomes)) => {
+                let reply = rows.wording.reply(outcomes);
+                self.ready(known, extent, reply)
+            }
+            Ok(None) => match self.ensure_table().await {
+                Ok(_) => self.place(rows, known, extent),
+                Err(reply) => self.reject(Some(known), extent, reply),
+            },
+            Err(fault) => self.reject(Some(known), extent, words::call_error(&cluster::CallError::Fault(fault.0))),
+        }
+    }
+
+    /// Carries out all ops so far and appends all replies so far.
+    pub(crate) async fn flush(&mut self, bytes: &Bytes, out: &mut BytesMut) {
+        if self.chunk.entries.is_empty() {
+            return;
+        }
+        if !self.chunk.batches.is_empty() {
+            let deadline = self.chunk.started + Duration::from_millis(self.proxy.settings.load().call_deadline_ms);
+            self.chunk.batches.carry_out(&self.proxy, deadline).await;
+        }
+        let mut entries = std::mem::take(&mut self.chunk.entries);
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.chunk.started);
+        self.note_slow(&entries, took, bytes);
+        for entry in entries.drain(..) {
+            let reply = match entry.state {
+                State::Ready(reply) => reply,
+                State::Waiting(wording, lines) => worded(&mut self.chunk.batches, wording, &lines),
+            };
+            if let (Some(Known { index: Some(index), .. }), Reply::Error(line)) = (entry.known, &reply) {
+                self.proxy.stats.failed(index, line);
+            }
+            if !entry.silent {
+                resp::encode(&reply, self.protocol, out);
+            }
+            if let Some(Known { index: Some(index), .. }) = entry.known {
+                count(&mut self.chunk.counts, index);
+            }
+            self.chunk.last = entry.known.or(self.chunk.last);
+        }
+        for (index, calls) in self.chunk.counts.drain(..) {
+            self.proxy.stats.record(index, calls, took);
+        }
+        // The memory is used again.
+        self.chunk.entries = entries;
+        self.chunk.batches.clear();
+        self.chunk.started = now;
+    }
+
+    fn note_slow(&self, entries: &[Entry], took: Duration, bytes: &Bytes) {
+        let settings = self.proxy.settings.load();
+        if crate::slowlog::is_slow(took, settings.slowlog_slower_than_us) {
+            let name = self.client.name();
+            let is_noted = |entry: &&Entry| entry.known.is_some_and(|known| !known.command.is(flags::SKIP_SLOWLOG));
+            for entry in entries.iter().filter(is_noted).take(SLOW_ENTRIES_MAX) {
+                let words = resp::words(bytes, entry.extent);
+                self.proxy.slowlog.add(&words, took, &self.client.endpoint.address, &name, settings.slowlog_len_max);
+            }
+        }
+        if settings.latency_threshold_ms > 0 {
+            // One sample for the chunk: it is as slow as its slowest command, which is no fast one if there is another.
+            let is_fast = |entry: &Entry| entry.known.is_none_or(|known| known.command.is(flags::FAST));
+            let event = if entries.iter().all(is_fast) { "fast-command" } else { "command" };
+            self.proxy.latency.add(event, took, settings.latency_threshold_ms);
+        }
+    }
+
+    /// The name of the last command carried out, for CLIENT LIST.
+    pub(crate) fn last_command(&self) -> Option<&'static str> {
+        self.chunk.last.map(|known| known.command.name)
+    }
+
+    fn is_silent(&mut self) -> bool {
+        match self.silence {
+            Silence::None => false,
+            Silence::All => true,
+            Silence::Next => {
+                self.silence = Silence::None;
+                true
+            }
+        }
+    }
+
+    fn ready(&mut self, known: Known, extent: Extent, reply: Reply) -> Next {
+        let silent = self.is_silent();
+        self.chunk.entries.push(Entry { known: Some(known), extent, silent, state: State::Ready(reply) });
+        Next::Done
+    }
+
+    /// Answers with an error before anything ran; a transaction that is being queued is spoilt by it.
+    fn reject(&mut self, known: Option<Known>, extent: Extent, reply: Reply) -> Next {
+        self.transaction.spoil();
+        if let Reply::Error(line) = &reply {
+            self.proxy.stats.rejected(known.and_then(|known| known.index), line);
+        }
+        let silent = self.is_silent();
+        self.chunk.entries.push(Entry { known: None, extent, silent, state: State::Ready(reply) });
+        Next::Done
+    }
+}
+
+fn count(counts: &mut SmallVec<[(Index, u64); 8]>, index: Index) {
+    match counts.iter_mut().find(|(other, _)| *other == index) {
+        Some((_, calls)) => *calls += 1,
+        None => counts.push((index, 1)),
+    }
+}
+
+/// The reply to what became of ops in these lines.
+pub(crate) fn worded(batches: &mut Batches, wording: Wording, lines: &[u16]) -> Reply {
+    if let [line] = lines {
+        return match batches.take(*line) {
+            Ok(outcome) => wording.reply([outcome]),
+            Err(error) => words::call_error(&error),
+        };
+    }
+    let mut outcomes = Vec::with_capacity(lines.len());
+    let mut failed = None;
+    for &line in lines {
+        match batches.take(line) {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    failed.map_or_else(|| wording.reply(outcomes), |error| words::call_error(&error))
+}
+
+/// What ops say where there is no row; `None` when one of them would write.
+pub(crate) fn on_nothing(ops: &[Op]) -> Result<Option<Vec<Outcome>>, Fault> {
+    let mut edits = Edits::default();
+    let mut outcomes = Vec::with_capacity(ops.len());
+    let rules = Rules::default();
+    for op in ops {
+        let stamp = Stamp { now_ms: crate::now_ms(), timetag: 0 };
+        let mut tx = Tx { view: &Nothing, edits: &mut edits, stamp, rules };
+        match row::eval(op, &mut tx) {
+            Ok(answer) => outcomes.push(Ok(answer)),
+            Err(Failed::Refused(refusal)) => outcomes.push(Err(refusal)),
+            Err(Failed::Fault(fault)) => return Err(fault),
+        }
+    }
+    Ok(edits.is_empty().then_some(outcomes))
+}
+
+/// A partition without rows.
+struct Nothing;
+
+impl View for Nothing {
+    fn get(&self, _: Family, _: &[u8]) -> Result<Option<Bytes>, Fault> {
+        Ok(None)
+    }
+
+    fn range(
+        &self,
+        _: Family,
+        _: &[u8],
+        _: &[u8],
+        _: bool,
+        _: &mut dyn FnMut(&[u8], &[u8]) -> std::ops::ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+/// What a command in a transaction was planned to be.
+pub(crate) type Queued = (Known, Planned);

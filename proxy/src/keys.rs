@@ -1,0 +1,217 @@
+//! Commands on keys that take several calls: KEYS, SCAN, RANDOMKEY, MOVE, COPY ... DB.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cluster::{PartitionId, Table};
+use commands::Reply;
+use row::key;
+use row::op::{Answer, Deadline, Kind, Op, Refusal, Request, Response, Ttl};
+
+use crate::session::Session;
+use crate::{router, words};
+
+/// Rows that KEYS looks at per call.
+const KEYS_STEP: u64 = 1000;
+/// Partitions that one SCAN may pass while it finds too little.
+const SCAN_PARTITIONS_MAX: usize = 16;
+/// How often MOVE begins again because somebody wrote to the row.
+const MOVE_TRIES: usize = 16;
+
+/// A page of SCAN: cursor and keys.
+pub(crate) fn page(answer: Answer) -> Reply {
+    match answer {
+        Answer::Page { keys, next, .. } => scanned(next, keys),
+        _ => commands::words::no_answer(),
+    }
+}
+
+/// The keys of a page that has all of them.
+pub(crate) fn names(answer: Answer) -> Reply {
+    match answer {
+        Answer::Page { keys, .. } => Reply::Array(keys.into_iter().map(Reply::Bulk).collect()),
+        _ => commands::words::no_answer(),
+    }
+}
+
+fn scanned(next: u64, keys: Vec<Bytes>) -> Reply {
+    let cursor = Reply::Bulk(Bytes::from(next.to_string()));
+    Reply::Array(vec![cursor, Reply::Array(keys.into_iter().map(Reply::Bulk).collect())])
+}
+
+impl Session {
+    /// KEYS: every page of every partition, up to what may wait for one client.
+    pub(crate) async fn keys(&mut self, glob: Bytes) -> Reply {
+        let Some(table) = self.table().cloned() else { return Reply::Array(Vec::new()) };
+        let bytes_max = self.proxy.settings.load().output_bytes_max;
+        let (mut all, mut bytes) = (Vec::new(), 0);
+        for partition in router::partitions(&table) {
+            let mut cursor = router::first_position(&table, partition.index);
+            loop {
+                let (keys, next) = match self.step(partition, cursor, KEYS_STEP, Some(glob.clone()), None).await {
+                    Ok(page) => page,
+                    Err(reply) => return reply,
+                };
+                bytes += keys.iter().map(|key| key.len() + 64).sum::<usize>();
+                if bytes > bytes_max {
+                    return Reply::error("ERR more keys than client-output-buffer-limit has room for, use SCAN");
+                }
+                all.extend(keys.into_iter().map(Reply::Bulk));
+                if next == 0 || self.client.is_killed() {
+                    break;
+                }
+                cursor = next;
+            }
+        }
+        Reply::Array(all)
+    }
+
+    /// SCAN: about `count` rows from the cursor on, over the end of a partition into the next.
+    pub(crate) async fn scan(&mut self, cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<Kind>, none: bool) -> Reply {
+        let table = if none { None } else { self.table().cloned() };
+        let (Some(table), Some(slot)) = (table, key::position_slot(cursor)) else { return scanned(0, Vec::new()) };
+        let (mut partition, mut cursor, mut found) = (table.partition_of(slot), cursor, Vec::new());
+        for _ in 0..SCAN_PARTITIONS_MAX {
+            let wanted = count.saturating_sub(found.len() as u64).max(1);
+            let (keys, next) = match self.step(partition, cursor, wanted, glob.clone(), kind).await {
+                Ok(page) => page,
+                Err(reply) => return reply,
+            };
+            found.extend(keys);
+            if next != 0 {
+                return scanned(next, found);
+            }
+            partition.index += 1;
+            if partition.index >= table.partitions {
+                return scanned(0, found);
+            }
+            cursor = router::first_position(&table, partition.index);
+            if found.len() as u64 >= count {
+                break;
+            }
+        }
+        scanned(cursor, found)
+    }
+
+    async fn step(
+        &mut self,
+        partition: PartitionId,
+        cursor: u64,
+        count: u64,
+        glob: Option<Bytes>,
+        kind: Option<Kind>,
+    ) -> Result<(Vec<Bytes>, u64), Reply> {
+        match self.ask(partition, Op::Scan { cursor, count, glob, kind }).await? {
+            Ok(Answer::Page { keys, next, .. }) => Ok((keys, next)),
+            Ok(_) => Err(commands::words::no_answer()),
+            Err(refusal) => Err(commands::words::refusal(refusal)),
+        }
+    }
+
+    /// RANDOMKEY: the row next to a random place; partitions without rows are passed over.
+    pub(crate) async fn random_key(&mut self) -> Reply {
+        let Some(table) = self.table().cloned() else { return Reply::Nil };
+        let place = self.next_seed() >> 2;
+        let first = key::position_slot(place).map_or(0, |slot| table.partition_of(slot).index);
+        for step in 0..table.partitions {
+            let partition = PartitionId { table: table.id, index: (first + step) % table.partitions };
+            let cursor = if step == 0 { place } else { router::first_position(&table, partition.index) };
+            match self.ask(partition, Op::Nearest { cursor }).await {
+                Ok(Ok(Answer::Nil)) => {}
+                Ok(Ok(answer)) => return commands::answers::bulk(answer),
+                Ok(Err(refusal)) => return commands::words::refusal(refusal),
+                Err(reply) => return reply,
+            }
+        }
+        Reply::Nil
+    }
+
+    /// COPY source destination DB n.
+    pub(crate) async fn copy_row(&mut self, from: Bytes, to: Bytes, table: &[u8], replace: bool) -> Reply {
+        let name = match self.table_named(table) {
+            Ok(name) => name,
+            Err(reply) => return reply,
+        };
+        if name == self.table_name && from == to {
+            return Reply::error(words::SAME_OBJECT);
+        }
+        let Some(source) = self.table().cloned() else { return Reply::Int(0) };
+        let dump = self.ask(router::partition_of(&source, &from), Op::Dump { key: from }).await;
+        match dump {
+            Ok(Ok(Answer::Nil)) => Reply::Int(0),
+            Ok(Ok(row)) => self.restore(&name, to, row, replace).await.map_or_else(|reply| reply, |done| Reply::Int(i64::from(done))),
+            Ok(Err(refusal)) => commands::words::refusal(refusal),
+            Err(reply) => reply,
+        }
+    }
+
+    /// MOVE key db: copied, then deleted provided that nobody has touched it. For a moment a reader may find it in both tables.
+    pub(crate) async fn move_row(&mut self, key: Bytes, table: &[u8]) -> Reply {
+        let name = match self.table_named(table) {
+            Ok(name) => name,
+            Err(reply) => return reply,
+        };
+        if name == self.table_name {
+            return Reply::error(words::SAME_OBJECT);
+        }
+        let Some(source) = self.table().cloned() else { return Reply::Int(0) };
+        self.move_between(&source, key, &name).await.map_or_else(|reply| reply, |moved| Reply::Int(i64::from(moved)))
+    }
+
+    async fn move_between(&mut self, source: &Arc<Table>, key: Bytes, name: &str) -> Result<bool, Reply> {
+        let partition = router::partition_of(source, &key);
+        for tried in 0..MOVE_TRIES {
+            let look = Request { ops: vec![Op::Watch { key: key.clone() }, Op::Dump { key: key.clone() }], watched: Vec::new() };
+            let looked = router::respond(&self.proxy, partition, look, self.deadline()).await;
+            let Response::Done(outcomes) = looked.map_err(|error| words::call_error(&error))? else {
+                return Err(commands::words::no_answer());
+            };
+            let mut outcomes = outcomes.into_iter();
+            let (Some(Ok(Answer::Watched(watched))), Some(Ok(row))) = (outcomes.next(), outcomes.next()) else {
+                return Err(commands::words::no_answer());
+            };
+            if row == Answer::Nil {
+                // Deleted meanwhile: then its copy goes as well.
+                if tried > 0 {
+                    self.remove(name, key).await?;
+                }
+                return Ok(false);
+            }
+            // The first copy must find nothing there; later ones replace the first.
+            if !self.restore(name, key.clone(), row, tried > 0).await? {
+                return Ok(false);
+            }
+            let delete = Request { ops: vec![Op::Delete { key: key.clone() }], watched: vec![watched] };
+            match router::respond(&self.proxy, partition, delete, self.deadline()).await {
+                Ok(Response::Done(_)) => return Ok(true),
+                Ok(Response::Touched) => {}
+                Err(error) => return Err(words::call_error(&error)),
+            }
+        }
+        self.remove(name, key).await?;
+        Err(Reply::error("ERR the key changes too fast to be moved"))
+    }
+
+    /// Writes a dumped row into a table; `false`: there is one.
+    async fn restore(&mut self, name: &str, to: Bytes, row: Answer, replace: bool) -> Result<bool, Reply> {
+        let Answer::Content { content, expires_at_ms } = row else { return Err(commands::words::no_answer()) };
+        let target = router::ensure(&self.proxy, name).await?;
+        let until = |at| Ttl::Until(Deadline::At(i64::try_from(at).unwrap_or(i64::MAX)));
+        let ttl = expires_at_ms.map_or(Ttl::Default, until);
+        let partition = router::partition_of(&target, &to);
+        match self.ask(partition, Op::Restore { key: to, content, ttl, replace }).await? {
+            Ok(_) => Ok(true),
+            Err(Refusal::BusyKey) => Ok(false),
+            Err(refusal) => Err(commands::words::refusal(refusal)),
+        }
+    }
+
+    async fn remove(&mut self, name: &str, key: Bytes) -> Result<(), Reply> {
+        let Some(table) = self.proxy.catalogue.table(name) else { return Ok(()) };
+        self.ask(router::partition_of(&table, &key), Op::Delete { key }).await.map(drop)
+    }
+
+    async fn ask(&mut self, partition: PartitionId, op: Op) -> Result<router::Outcome, Reply> {
+        router::ask(&self.proxy, partition, op, self.deadline()).await
+    }
+}

@@ -1,0 +1,119 @@
+//! Accepts connections, turns away those there is no room or no right for, and closes all when the server stops.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use commands::Reply;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use crate::client::Endpoint;
+use crate::connection::Connection;
+use crate::resp::{Protocol, encode};
+use crate::session::{FIRST_TABLE, Session};
+use crate::{Proxy, words};
+
+/// How long a client may take over the TLS handshake.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// How long connections may take to finish what is in flight when the server stops.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How often idle clients are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+/// After accept failed (no more file descriptors, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves clients of a listener, over TLS if there is a configuration, until [`Proxy::shutdown`] is cancelled and all
+/// connections have finished what was in flight.
+pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>) {
+    let acceptor = tls.map(TlsAcceptor::from);
+    let connections = TaskTracker::new();
+    let sweeper = connections.spawn(sweep(proxy.clone()));
+    connections.spawn(crate::server::clock(proxy.clone()));
+    while let Some(accepted) = proxy.shutdown.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, _)) => {
+                connections.spawn(welcome(proxy.clone(), stream, acceptor.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    sweeper.abort();
+    proxy.clients.wake_all();
+    connections.close();
+    if tokio::time::timeout(DRAIN_MAX, connections.wait()).await.is_err() {
+        tracing::warn!(connections = proxy.clients.len(), "connections that do not finish are cut");
+        proxy.clients.all().iter().for_each(|client| client.kill());
+    }
+}
+
+/// Closes clients that have been idle for too long.
+async fn sweep(proxy: Arc<Proxy>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    loop {
+        ticks.tick().await;
+        let limit = proxy.settings.load().idle_timeout_s;
+        if limit > 0 {
+            proxy.clients.close_idle(Duration::from_secs(limit));
+        }
+    }
+}
+
+async fn welcome(proxy: Arc<Proxy>, stream: TcpStream, acceptor: Option<TlsAcceptor>) {
+    proxy.stats.connections_received.add(1);
+    let Ok(endpoint) = prepare(&proxy, &stream) else { return };
+    let Some(acceptor) = acceptor else { return meet(proxy, stream, endpoint).await };
+    match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => meet(proxy, stream, endpoint).await,
+        Ok(Err(error)) => tracing::debug!(client = %endpoint.address, %error, "TLS handshake"),
+        Err(_) => tracing::debug!(client = %endpoint.address, "TLS handshake takes too long"),
+    }
+}
+
+/// Sets the socket's options, and notes where it comes from.
+fn prepare(proxy: &Proxy, stream: &TcpStream) -> io::Result<Endpoint> {
+    stream.set_nodelay(true)?;
+    let keepalive = proxy.settings.load().tcp_keepalive_s;
+    if keepalive > 0 {
+        // As Redis: a probe after so long, three more within the same time again.
+        let (idle, every) = (Duration::from_secs(keepalive), Duration::from_secs((keepalive / 3).max(1)));
+        let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(every).with_retries(3);
+        socket2::SockRef::from(stream).set_tcp_keepalive(&probes)?;
+    }
+    let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
+    // IPv4 addresses of a socket that serves both look like IPv4.
+    let is_loopback = peer.ip().to_canonical().is_loopback();
+    Ok(Endpoint { address: peer.to_string(), local_address: local.to_string(), fd: stream.as_raw_fd(), is_loopback })
+}
+
+/// Lets a client in, or tells it why not.
+async fn meet<S: AsyncRead + AsyncWrite + Unpin>(proxy: Arc<Proxy>, stream: S, endpoint: Endpoint) {
+    let settings = proxy.settings.load_full();
+    if settings.protected_mode && settings.password.is_none() && !endpoint.is_loopback {
+        return turn_away(&proxy, stream, words::DENIED).await;
+    }
+    let Some(client) = proxy.clients.enter(endpoint, FIRST_TABLE.into(), settings.clients_max) else {
+        return turn_away(&proxy, stream, words::MAX_CLIENTS).await;
+    };
+    proxy.stats.connections.up();
+    Connection::new(stream, Session::new(proxy, client)).run().await;
+}
+
+async fn turn_away<S: AsyncWrite + Unpin>(proxy: &Proxy, mut stream: S, why: &'static str) {
+    proxy.stats.connections_rejected.add(1);
+    let mut line = bytes::BytesMut::new();
+    encode(&Reply::error(why), Protocol::Resp2, &mut line);
+    // Best effort: it is closed either way.
+    let _ = tokio::time::timeout(HANDSHAKE_MAX, async {
+        stream.write_all(&line).await?;
+        stream.shutdown().await
+    })
+    .await;
+}

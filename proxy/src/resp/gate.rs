@@ -1,0 +1,297 @@
+//! Finds complete commands in what a client has sent so far.
+//!
+//! The gate looks at every byte of framing once and at no byte of an argument: it remembers where it stopped, so a command of a
+//! megabyte that arrives in a thousand pieces costs no more than one that arrives whole. It also decides, in Redis's words, what is
+//! malformed or too large, before anything is allocated for it.
+
+use std::borrow::Cow;
+
+/// Redis's `PROTO_INLINE_MAX_SIZE`: the longest inline command, and the longest line that announces a length.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+/// Redis's limits for clients that have yet to authenticate.
+const STRANGER_WORDS_MAX: i64 = 10;
+const STRANGER_BULK_BYTES_MAX: i64 = 16384;
+/// The most words of a command; Redis stops at INT_MAX, which no query buffer holds.
+const WORDS_MAX: i64 = i32::MAX as i64;
+
+/// What a client may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest argument (`proto-max-bulk-len`).
+    pub bulk_bytes_max: usize,
+    /// The longest command, framing included (`client-query-buffer-limit`).
+    pub command_bytes_max: usize,
+    /// Has to authenticate first: much tighter.
+    pub is_stranger: bool,
+}
+
+/// One complete command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it begins in the bytes that the gate was shown.
+    pub start: usize,
+    /// Where it ends: the next one begins there.
+    pub end: usize,
+    /// A line of words, not an array of bulk strings.
+    pub is_inline: bool,
+}
+
+/// Why the connection has to be closed: what stands behind `-ERR Protocol error: `.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Protocol error: {0}")]
+pub struct Malformed(pub Cow<'static, str>);
+
+const fn malformed(why: &'static str) -> Malformed {
+    Malformed(Cow::Borrowed(why))
+}
+
+/// Where the gate stands within a stream of commands.
+#[derive(Debug, Default, Clone)]
+pub struct Gate {
+    /// Where the command being looked at begins.
+    start: usize,
+    /// How far it has been looked at; beyond the end of the bytes while an argument is still on its way.
+    at: usize,
+    /// Within a line whose end is being searched: up to where it has been searched.
+    searched: usize,
+    /// Arguments still to come; `None` = the command's first line is not complete.
+    words_left: Option<u64>,
+}
+
+impl Gate {
+    /// The next complete command in `bytes`, which begin where they began in the last call and may have grown;
+    /// `None`: more bytes are needed. Empty commands (blank lines, `*0`, `*-1`) are stepped over.
+    pub fn next(&mut self, bytes: &[u8], limits: Limits) -> Result<Option<Extent>, Malformed> {
+        loop {
+            match self.words_left {
+                None => match bytes.get(self.start) {
+                    None => return Ok(None),
+                    Some(b'*') => {
+                        let line = self.line(bytes, "too big mbulk count string")?;
+                        let Some((text, next)) = line else { return self.unfinished(bytes, limits) };
+                        let words = number(&text[1..]).filter(|&words| words <= WORDS_MAX);
+                        let words = words.ok_or(malformed("invalid multibulk length"))?;
+                        if limits.is_stranger && words > STRANGER_WORDS_MAX {
+                            return Err(malformed("unauthenticated multibulk length"));
+                        }
+                        match u64::try_from(words).unwrap_or(0) {
+                            0 => self.begin(next),
+                            words => self.advance(next, words),
+                        }
+                    }
+                    Some(_) => {
+                        let Some(extent) = self.inline(bytes)? else { return self.unfinished(bytes, limits) };
+                        if let Some(extent) = extent {
+                            return Ok(Some(extent));
+                        }
+                    }
+                },
+                Some(0) if self.at <= bytes.len() => {
+                    let extent = Extent { start: self.start, end: self.at, is_inline: false };
+                    self.begin(extent.end);
+                    return Ok(Some(extent));
+                }
+                Some(0) => return self.unfinished(bytes, limits),
+                Some(_) if self.at >= bytes.len() => return self.unfinished(bytes, limits),
+                Some(words) => {
+                    let line = self.line(bytes, "too big bulk count string")?;
+                    let Some((text, next)) = line else { return self.unfinished(bytes, limits) };
+                    let (&mark, text) = text.split_first().ok_or_else(|| expected(b'\r'))?;
+                    if mark != b'$' {
+                        return Err(expected(mark));
+                    }
+                    let length = number(text).filter(|&length| length >= 0 && length as u64 <= limits.bulk_bytes_max as u64);
+                    let length = length.ok_or(malformed("invalid bulk length"))?;
+                    if limits.is_stranger && length > STRANGER_BULK_BYTES_MAX {
+                        return Err(malformed("unauthenticated bulk length"));
+                    }
+                    self.advance(next + length as usize + 2, words - 1);
+                }
+            }
+        }
+    }
+
+    /// The first `bytes` bytes were taken away; only whole commands may be.
+    pub fn taken(&mut self, bytes: usize) {
+        assert!(bytes <= self.start, "only what has passed the gate is taken");
+        self.start -= bytes;
+        self.at -= bytes;
+        self.searched = self.searched.saturating_sub(bytes);
+    }
+
+    /// How many bytes from the beginning are behind the gate: complete commands and empty ones.
+    pub fn passed(&self) -> usize {
+        self.start
+    }
+
+    /// How many bytes are known to be needed, from the beginning, before there can be another command.
+    pub fn wanted(&self) -> usize {
+        self.at.max(self.start)
+    }
+
+    fn begin(&mut self, at: usize) {
+        *self = Gate { start: at, at, searched: at, words_left: None };
+    }
+
+    fn advance(&mut self, at: usize, words_left: u64) {
+        self.at = at;
+        self.searched = at;
+        self.words_left = Some(words_left);
+    }
+
+    /// The line at `self.at` without its end, and where the next one begins. As in Redis it ends at the first CR, whatever stands
+    /// behind that.
+    fn line<'a>(&mut self, bytes: &'a [u8], too_big: &'static str) -> Result<Option<(&'a [u8], usize)>, Malformed> {
+        match bytes[self.searched..].iter().position(|&byte| byte == b'\r') {
+            Some(found) if self.searched + found + 1 < bytes.len() => {
+                let end = self.searched + found;
+                Ok(Some((&bytes[self.at..end], end + 2)))
+            }
+            Some(found) => {
+                self.searched += found;
+                Ok(None)
+            }
+            None if bytes.len() - self.at > LINE_BYTES_MAX => Err(malformed(too_big)),
+            None => {
+                self.searched = bytes.len();
+                Ok(None)
+            }
+        }
+    }
+
+    /// An inline command at `self.start`; the inner `None`: a blank line, stepped over.
+    fn inline(&mut self, bytes: &[u8]) -> Result<Option<Option<Extent>>, Malformed> {
+        let Some(found) = bytes[self.searched..].iter().position(|&byte| byte == b'\n') else {
+            self.searched = bytes.len();
+            return if bytes.len() - self.start > LINE_BYTES_MAX { Err(malformed("too big inline request")) } else { Ok(None) };
+        };
+        let extent = Extent { start: self.start, end: self.searched + found + 1, is_inline: true };
+        let words = super::inline::split(&bytes[extent.start..extent.end]).ok_or(malformed("unbalanced quotes in request"))?;
+        self.begin(extent.end);
+        Ok(Some((!words.is_empty()).then_some(extent)))
+    }
+
+    fn unfinished(&self, bytes: &[u8], limits: Limits) -> Result<Option<Extent>, Malformed> {
+        let so_far = self.at.max(bytes.len()) - self.start;
+        if so_far > limits.command_bytes_max {
+            return Err(malformed("command is longer than client-query-buffer-limit"));
+        }
+        Ok(None)
+    }
+}
+
+/// Redis prints the byte as it is; one that would break the line is left out.
+fn expected(got: u8) -> Malformed {
+    let got = if got.is_ascii_graphic() || got == b' ' { char::from(got) } else { '?' };
+    Malformed(Cow::Owned(format!("expected '$', got '{got}'")))
+}
+
+/// A length exactly as Redis reads one: no sign but `-`, no leading zeros, no blanks.
+fn number(text: &[u8]) -> Option<i64> {
+    // One or two digits are nearly all there is.
+    match *text {
+        [ones @ b'0'..=b'9'] => Some(i64::from(ones - b'0')),
+        [tens @ b'1'..=b'9', ones @ b'0'..=b'9'] => Some(i64::from((tens - b'0') * 10 + (ones - b'0'))),
+        _ => commands::args::integer(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { bulk_bytes_max: 1 << 20, command_bytes_max: 4 << 20, is_stranger: false };
+    const STRANGER: Limits = Limits { is_stranger: true, ..LIMITS };
+
+    /// Everything the gate finds when the bytes come in pieces of `step`.
+    fn found(bytes: &[u8], step: usize, limits: Limits) -> (Vec<Vec<u8>>, Option<String>) {
+        let (mut gate, mut found, mut held) = (Gate::default(), Vec::new(), Vec::new());
+        for piece in bytes.chunks(step.max(1)) {
+            held.extend_from_slice(piece);
+            loop {
+                match gate.next(&held, limits) {
+                    Ok(Some(extent)) => found.push(held[extent.start..extent.end].to_vec()),
+                    Ok(None) => break,
+                    Err(error) => return (found, Some(error.to_string())),
+                }
+            }
+            let passed = gate.passed();
+            held.drain(..passed);
+            gate.taken(passed);
+        }
+        (found, None)
+    }
+
+    fn check(bytes: &[u8], commands: &[&[u8]], error: Option<&str>, limits: Limits) {
+        for step in [1, 2, 3, 7, 64, bytes.len()] {
+            let (got, failed) = found(bytes, step, limits);
+            assert_eq!(got, commands, "step {step}");
+            assert_eq!(failed.as_deref(), error.map(|error| format!("Protocol error: {error}")).as_deref(), "step {step}");
+        }
+    }
+
+    #[test]
+    fn commands_are_found_however_they_are_cut() {
+        let get: &[u8] = b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n";
+        let ping: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+        check(&[get, ping, b"\r\n", b"*0\r\n", b"*-1\r\n", b"PING a\r\n", get].concat(), &[get, ping, b"PING a\r\n", get], None, LIMITS);
+        check(b"*2\r\n$0\r\n\r\n$2\r\n\r\n\r\n", &[b"*2\r\n$0\r\n\r\n$2\r\n\r\n\r\n"], None, LIMITS);
+    }
+
+    #[test]
+    fn incomplete_commands_wait() {
+        for bytes in [&b"*"[..], b"*2\r", b"*2\r\n", b"*1\r\n$4\r\nPIN", b"*1\r\n$4\r\nPING", b"*1\r\n$4\r\nPING\r", b"PING"] {
+            check(bytes, &[], None, LIMITS);
+        }
+    }
+
+    #[test]
+    fn malformed_input_is_named_in_redis_words() {
+        for (bytes, error) in [
+            (&b"*x\r\n"[..], "invalid multibulk length"),
+            (b"*+1\r\n", "invalid multibulk length"),
+            (b"*2147483648\r\n", "invalid multibulk length"),
+            (b"*\r\n", "invalid multibulk length"),
+            (b"*1\r\nPING\r\n", "expected '$', got 'P'"),
+            (b"*1\r\n\r\n", "expected '$', got '?'"),
+            (b"*1\r\n$-1\r\n", "invalid bulk length"),
+            (b"*1\r\n$1048577\r\n", "invalid bulk length"),
+            (b"*1\r\n$x\r\n", "invalid bulk length"),
+            (b"GET \"k\n", "unbalanced quotes in request"),
+            (b"GET 'k'x\n", "unbalanced quotes in request"),
+        ] {
+            check(bytes, &[], Some(error), LIMITS);
+        }
+        let long = vec![b'1'; LINE_BYTES_MAX + 2];
+        check(&[b"*", &long[..]].concat(), &[], Some("too big mbulk count string"), LIMITS);
+        check(&[b"*1\r\n$", &long[..]].concat(), &[], Some("too big bulk count string"), LIMITS);
+        check(&long, &[], Some("too big inline request"), LIMITS);
+    }
+
+    #[test]
+    fn strangers_have_little_room() {
+        check(b"*11\r\n", &[], Some("unauthenticated multibulk length"), STRANGER);
+        check(b"*2\r\n$16385\r\n", &[], Some("unauthenticated bulk length"), STRANGER);
+        check(b"*1\r\n$4\r\nPING\r\n", &[b"*1\r\n$4\r\nPING\r\n"], None, STRANGER);
+    }
+
+    #[test]
+    fn a_command_longer_than_the_query_buffer_is_refused_before_it_is_there() {
+        let limits = Limits { bulk_bytes_max: 1 << 20, command_bytes_max: 1000, is_stranger: false };
+        check(b"*2\r\n$3\r\nGET\r\n$2000\r\n", &[], Some("command is longer than client-query-buffer-limit"), limits);
+    }
+
+    #[test]
+    fn a_long_command_in_pieces_is_looked_at_once() {
+        // 100,000 words in pieces of one byte: quadratic work would not finish.
+        let mut bytes = b"*100000\r\n".to_vec();
+        for _ in 0..100_000 {
+            bytes.extend_from_slice(b"$1\r\nx\r\n");
+        }
+        let (mut gate, mut commands) = (Gate::default(), 0);
+        for end in 0..=bytes.len() {
+            commands += usize::from(gate.next(&bytes[..end], LIMITS).unwrap().is_some());
+        }
+        assert_eq!(commands, 1);
+    }
+}

@@ -1,0 +1,239 @@
+//! Carries ops to their partitions: gathered by partition, in order, in few requests; partitions run concurrently.
+//!
+//! # Invariants
+//! - Requests to one partition run one after another, so that on one connection a command sees what was sent before it.
+//! - The ops of one command and partition are in one request: they are atomic together.
+//! - A request is sent again only when it is known not to have been proposed, and never after the deadline.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster::{Boxed, CallError, PartitionId, SLOTS, Table};
+use commands::Reply;
+use row::key;
+use row::op::{Answer, Op, Refusal, Request, Response};
+use smallvec::SmallVec;
+
+use crate::Proxy;
+
+/// A request is full beyond these; the next command opens another one.
+const REQUEST_OPS_MAX: usize = 1000;
+const REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// Between two tries while a partition has no leader: elections take some hundred ms.
+const RETRY_FIRST: Duration = Duration::from_millis(5);
+const RETRY_MOST: Duration = Duration::from_millis(100);
+
+/// What became of one op.
+pub(crate) type Outcome = Result<Answer, Refusal>;
+
+/// The partition of a table that holds a key.
+pub(crate) fn partition_of(table: &Table, key: &[u8]) -> PartitionId {
+    // With one partition nobody needs to hash.
+    if table.partitions <= 1 { PartitionId { table: table.id, index: 0 } } else { table.partition_of(key::slot(key)) }
+}
+
+/// The partition of all rows that an op names, if it is one and the same; ops that name none are at home in the first.
+pub(crate) fn partition_of_op(table: &Table, op: &Op) -> Option<PartitionId> {
+    if table.partitions <= 1 {
+        return Some(PartitionId { table: table.id, index: 0 });
+    }
+    let mut keys = op.keys().into_iter().map(|key| partition_of(table, key));
+    let first = keys.next().unwrap_or(PartitionId { table: table.id, index: 0 });
+    keys.all(|other| other == first).then_some(first)
+}
+
+/// All partitions of a table, in slot order.
+pub(crate) fn partitions(table: &Table) -> impl Iterator<Item = PartitionId> + use<> {
+    let id = table.id;
+    (0..table.partitions).map(move |index| PartitionId { table: id, index })
+}
+
+/// Where a SCAN of a partition begins.
+pub(crate) fn first_position(table: &Table, index: u32) -> u64 {
+    key::slot_position(table.first_slot(index).min(SLOTS - 1))
+}
+
+/// The ops of some commands, by partition, and then what became of them.
+#[derive(Default)]
+pub(crate) struct Batches {
+    lines: SmallVec<[Line; 1]>,
+}
+
+/// Requests for one partition.
+struct Line {
+    partition: PartitionId,
+    open: SmallVec<[Open; 1]>,
+    done: VecDeque<Done>,
+}
+
+#[derive(Default)]
+struct Open {
+    request: Request,
+    bytes: usize,
+    writes: bool,
+}
+
+/// A request carried out: the outcomes not yet taken, or the error that stands for that many.
+enum Done {
+    Outcomes(std::vec::IntoIter<Outcome>),
+    Failed(CallError, usize),
+}
+
+impl Batches {
+    /// Nothing was added.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Adds an op for a partition; the number is what [`Batches::take`] wants. `joins`: it must share its request with the op of the
+    /// same command that was added before.
+    pub(crate) fn add(&mut self, partition: PartitionId, op: Op, joins: bool) -> u16 {
+        let index = match self.lines.iter().position(|line| line.partition == partition) {
+            Some(index) => index,
+            None => {
+                self.lines.push(Line { partition, open: SmallVec::new(), done: VecDeque::new() });
+                self.lines.len() - 1
+            }
+        };
+        let line = &mut self.lines[index];
+        let is_full = |open: &Open| open.request.ops.len() >= REQUEST_OPS_MAX || open.bytes >= REQUEST_BYTES_MAX;
+        if line.open.last().is_none_or(|open| !joins && is_full(open)) {
+            line.open.push(Open::default());
+        }
+        let open = line.open.last_mut().expect("one was just pushed if there was none");
+        if op.is_write() {
+            open.writes = true;
+            open.bytes += op.bytes();
+        }
+        open.request.ops.push(op);
+        u16::try_from(index).expect("a table has fewer partitions than u16 holds")
+    }
+
+    /// Carries everything out.
+    pub(crate) async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant) {
+        match self.lines.as_mut_slice() {
+            [] => {}
+            [line] => line.carry_out(proxy, deadline).await,
+            lines => {
+                let each: Vec<Boxed<'_, ()>> = lines.iter_mut().map(|line| Box::pin(line.carry_out(proxy, deadline)) as _).collect();
+                futures::future::join_all(each).await;
+            }
+        }
+    }
+
+    /// The outcome of the next op of a line; to be taken in the order in which they were added.
+    pub(crate) fn take(&mut self, line: u16) -> Result<Outcome, CallError> {
+        let lost = || CallError::Fault("a node answered fewer ops than it was asked".into());
+        let line = self.lines.get_mut(usize::from(line)).ok_or_else(lost)?;
+        loop {
+            match line.done.front_mut().ok_or_else(lost)? {
+                Done::Outcomes(outcomes) => match outcomes.next() {
+                    Some(outcome) => return Ok(outcome),
+                    None => drop(line.done.pop_front()),
+                },
+                Done::Failed(_, 0) => drop(line.done.pop_front()),
+                Done::Failed(error, left) => {
+                    *left -= 1;
+                    return Err(error.clone());
+                }
+            }
+        }
+    }
+
+    /// Forgets everything, keeps the memory.
+    pub(crate) fn clear(&mut self) {
+        self.lines.clear();
+    }
+}
+
+impl Line {
+    async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant) {
+        for open in std::mem::take(&mut self.open) {
+            let ops = open.request.ops.len();
+            proxy.stats.batch(ops);
+            let outcomes = if open.writes {
+                call(proxy, self.partition, open.request, deadline).await
+            } else {
+                read(proxy, self.partition, open.request, deadline).await
+            };
+            self.done.push_back(match outcomes {
+                Ok(outcomes) => Done::Outcomes(outcomes.into_iter()),
+                Err(error) => Done::Failed(error, ops),
+            });
+        }
+    }
+}
+
+/// Reads, on this thread when the leader is here. A node may answer the first ops only, when their answers are large; it is then
+/// asked for the others.
+async fn read(proxy: &Proxy, partition: PartitionId, mut request: Request, deadline: Instant) -> Result<Vec<Outcome>, CallError> {
+    let mut all = match read_once(proxy, partition, &request, deadline).await? {
+        outcomes if outcomes.len() >= request.ops.len() => return Ok(outcomes),
+        outcomes => outcomes,
+    };
+    let mut answered = all.len();
+    while answered > 0 && answered < request.ops.len() {
+        request.ops.drain(..answered);
+        let outcomes = read_once(proxy, partition, &request, deadline).await?;
+        answered = outcomes.len();
+        all.extend(outcomes);
+    }
+    Ok(all)
+}
+
+async fn read_once(proxy: &Proxy, partition: PartitionId, request: &Request, deadline: Instant) -> Result<Vec<Outcome>, CallError> {
+    match proxy.rows.read_now(partition, request) {
+        Some(Ok(response)) => done(response),
+        Some(Err(error)) if !is_passing(&error) => Err(error),
+        _ => call(proxy, partition, request.clone(), deadline).await,
+    }
+}
+
+/// Calls, again and again while there is no leader, until the deadline.
+async fn call(proxy: &Proxy, partition: PartitionId, request: Request, deadline: Instant) -> Result<Vec<Outcome>, CallError> {
+    done(respond(proxy, partition, request, deadline).await?)
+}
+
+/// As [`call`], for requests that watch.
+pub(crate) async fn respond(proxy: &Proxy, partition: PartitionId, request: Request, deadline: Instant) -> Result<Response, CallError> {
+    let mut pause = RETRY_FIRST;
+    loop {
+        match proxy.rows.call(partition, request.clone()).await {
+            Err(error) if is_passing(&error) && Instant::now() + pause < deadline && !proxy.shutdown.is_cancelled() => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RETRY_MOST);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// One op for one partition.
+pub(crate) async fn ask(proxy: &Proxy, partition: PartitionId, op: Op, deadline: Instant) -> Result<Outcome, Reply> {
+    let request = Request { ops: vec![op], watched: Vec::new() };
+    let outcomes = match request.ops[0].is_write() {
+        true => call(proxy, partition, request, deadline).await,
+        false => read(proxy, partition, request, deadline).await,
+    };
+    let first = outcomes.map_err(|error| crate::words::call_error(&error))?.into_iter().next();
+    first.ok_or_else(commands::words::no_answer)
+}
+
+/// The table by its name, created when it is missing.
+pub(crate) async fn ensure(proxy: &Proxy, name: &str) -> Result<Arc<Table>, Reply> {
+    proxy.catalogue.ensure(name).await.map_err(|error| crate::words::call_error(&error))
+}
+
+/// Nothing was done, and it may be possible soon.
+fn is_passing(error: &CallError) -> bool {
+    matches!(error, CallError::NoLeader(_))
+}
+
+fn done(response: Response) -> Result<Vec<Outcome>, CallError> {
+    match response {
+        Response::Done(outcomes) => Ok(outcomes),
+        Response::Touched => Err(CallError::Fault("a node says that a row was touched which nobody watched".into())),
+    }
+}

@@ -1,0 +1,234 @@
+//! What one connection knows between its commands: who it is, which table it selected, what it has queued.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cluster::Table;
+use commands::Reply;
+use commands::plan::{Hello, ReplyMode};
+use subtle::ConstantTimeEq;
+
+use crate::client::{Client, Effect};
+use crate::dispatch::Chunk;
+use crate::resp::Protocol;
+use crate::transactions::Transaction;
+use crate::{Proxy, REDIS_VERSION, words};
+
+/// The table that every connection begins with.
+pub(crate) const FIRST_TABLE: &str = "db0";
+
+/// One connection's state.
+pub(crate) struct Session {
+    pub(crate) proxy: Arc<Proxy>,
+    pub(crate) client: Arc<Client>,
+    pub(crate) protocol: Protocol,
+    pub(crate) authenticated: bool,
+    pub(crate) transaction: Transaction,
+    /// No more commands are taken, and the connection closes when the replies so far are written.
+    pub(crate) closing: bool,
+    pub(crate) silence: Silence,
+    pub(crate) table_name: Arc<str>,
+    pub(crate) table: Option<Arc<Table>>,
+    catalogue_version: Option<u64>,
+    seed: u64,
+    pub(crate) chunk: Chunk,
+}
+
+/// CLIENT REPLY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Silence {
+    /// Replies are sent.
+    None,
+    /// The next command's is not.
+    Next,
+    /// None are.
+    All,
+}
+
+impl Session {
+    pub(crate) fn new(proxy: Arc<Proxy>, client: Arc<Client>) -> Session {
+        let authenticated = proxy.settings.load().password.is_none();
+        client.shown.lock().authenticated = authenticated;
+        Session {
+            proxy,
+            client,
+            protocol: Protocol::default(),
+            authenticated,
+            transaction: Transaction::default(),
+            closing: false,
+            silence: Silence::None,
+            table_name: FIRST_TABLE.into(),
+            table: None,
+            catalogue_version: None,
+            seed: rand::random(),
+            chunk: Chunk::default(),
+        }
+    }
+
+    /// The selected table; `None` when it does not exist (yet).
+    pub(crate) fn table(&mut self) -> Option<&Arc<Table>> {
+        let version = self.proxy.catalogue.version();
+        if self.catalogue_version != Some(version) {
+            self.table = self.proxy.catalogue.table(&self.table_name);
+            self.catalogue_version = Some(version);
+        }
+        self.table.as_ref()
+    }
+
+    /// The selected table, created when it is missing.
+    pub(crate) async fn ensure_table(&mut self) -> Result<Arc<Table>, Reply> {
+        if let Some(table) = self.table() {
+            return Ok(table.clone());
+        }
+        let table = crate::router::ensure(&self.proxy, &self.table_name).await?;
+        self.catalogue_version = None;
+        Ok(table)
+    }
+
+    /// The name of the table that a word means: `3` is `db3`, any other word an existing table.
+    pub(crate) fn table_named(&self, word: &[u8]) -> Result<Arc<str>, Reply> {
+        let databases = self.proxy.settings.load().databases;
+        if let Some(number) = commands::args::integer(word) {
+            let is_known = (0..i64::from(databases)).contains(&number);
+            return if is_known { Ok(format!("db{number}").into()) } else { Err(Reply::error(words::NO_DATABASE)) };
+        }
+        let name = std::str::from_utf8(word).ok();
+        let is_numbered = |name: &str| {
+            let number = name.strip_prefix("db").and_then(|number| commands::args::unsigned(number.as_bytes()));
+            number.is_some_and(|number| number < u64::from(databases))
+        };
+        match name {
+            Some(name) if is_numbered(name) || self.proxy.catalogue.table(name).is_some() => Ok(name.into()),
+            _ => Err(Reply::error(format!("ERR no such table '{}'", words::one_line(word)))),
+        }
+    }
+
+    /// SELECT.
+    pub(crate) fn select(&mut self, word: &[u8]) -> Reply {
+        match self.table_named(word) {
+            Ok(name) => {
+                self.use_table(name);
+                Reply::OK
+            }
+            Err(reply) => reply,
+        }
+    }
+
+    pub(crate) fn use_table(&mut self, name: Arc<str>) {
+        if name != self.table_name {
+            self.client.shown.lock().table = name.clone();
+            self.table_name = name;
+            self.catalogue_version = None;
+        }
+    }
+
+    /// A fresh number for a plan that needs chance (SplitMix64).
+    pub(crate) fn next_seed(&mut self) -> u64 {
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.seed;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Until when a call that begins now is tried.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.proxy.settings.load().call_deadline_ms)
+    }
+
+    /// AUTH.
+    pub(crate) fn authenticate(&mut self, user: Option<&[u8]>, password: &[u8]) -> Reply {
+        let settings = self.proxy.settings.load();
+        let is_right = match &settings.password {
+            None if user.is_none() => return Reply::error(words::NO_PASSWORD),
+            // As Redis's default user without a password: any will do.
+            None => true,
+            // The length of the right one is all that time could tell.
+            Some(right) => bool::from(right.as_ref().ct_eq(password)),
+        };
+        if !is_right || user.is_some_and(|user| user != b"default") {
+            self.proxy.stats.auth_failures.add(1);
+            return Reply::error(words::WRONGPASS);
+        }
+        self.authenticated = true;
+        self.client.shown.lock().authenticated = true;
+        Reply::OK
+    }
+
+    /// Whether it has to authenticate before anything else.
+    pub(crate) fn is_stranger(&self) -> bool {
+        !self.authenticated && self.proxy.settings.load().password.is_some()
+    }
+
+    /// HELLO.
+    pub(crate) fn hello(&mut self, hello: Hello) -> Reply {
+        if let Some((user, password)) = &hello.auth {
+            let reply = self.authenticate(Some(user), password);
+            if reply != Reply::OK {
+                return reply;
+            }
+        } else if self.is_stranger() {
+            return Reply::error(words::NOAUTH_HELLO);
+        }
+        if let Some(version) = hello.protocol {
+            self.protocol = if version == 3 { Protocol::Resp3 } else { Protocol::Resp2 };
+        }
+        let version = if self.protocol == Protocol::Resp3 { 3 } else { 2 };
+        {
+            let mut shown = self.client.shown.lock();
+            shown.protocol = version;
+            if let Some(name) = hello.name {
+                shown.name = name;
+            }
+        }
+        let word = |text: &str| Reply::Bulk(Bytes::copy_from_slice(text.as_bytes()));
+        Reply::Map(vec![
+            (word("server"), word("redis")),
+            (word("version"), word(REDIS_VERSION)),
+            (word("proto"), Reply::Int(i64::from(version))),
+            (word("id"), Reply::Int(self.client.id as i64)),
+            (word("mode"), word("standalone")),
+            (word("role"), word("master")),
+            (word("modules"), Reply::Array(Vec::new())),
+        ])
+    }
+
+    /// RESET: as if it had just connected.
+    pub(crate) fn reset(&mut self) -> Reply {
+        self.transaction = Transaction::default();
+        self.proxy.monitors.unwatch(&self.client);
+        self.use_table(FIRST_TABLE.into());
+        self.protocol = Protocol::Resp2;
+        self.silence = Silence::None;
+        self.authenticated = self.proxy.settings.load().password.is_none();
+        let mut shown = self.client.shown.lock();
+        shown.protocol = 2;
+        shown.name = Bytes::new();
+        shown.authenticated = self.authenticated;
+        shown.monitors = false;
+        shown.no_evict = false;
+        shown.no_touch = false;
+        Reply::Status("RESET".into())
+    }
+
+    /// What a CLIENT call asks of this connection.
+    pub(crate) fn follow(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Close => self.closing = true,
+            Effect::Mode(ReplyMode::On) => self.silence = Silence::None,
+            Effect::Mode(ReplyMode::Off) => self.silence = Silence::All,
+            Effect::Mode(ReplyMode::Skip) if self.silence == Silence::None => self.silence = Silence::Next,
+            Effect::Mode(ReplyMode::Skip) => {}
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.proxy.monitors.unwatch(&self.client);
+        self.proxy.clients.leave(self.client.id);
+        self.proxy.stats.connections.down();
+    }
+}

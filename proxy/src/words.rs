@@ -1,0 +1,50 @@
+//! What the proxy says by itself: Redis's words where it has some, and else what was not done and what to do about it.
+
+use cluster::CallError;
+use commands::Reply;
+
+/// Answered to whoever is not allowed to speak yet.
+pub(crate) const NOAUTH: &str = "NOAUTH Authentication required.";
+pub(crate) const NOAUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> \
+     AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time";
+pub(crate) const WRONGPASS: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+pub(crate) const NO_PASSWORD: &str = "ERR AUTH <password> called without any password configured for the default user. Are you sure \
+     your configuration is correct?";
+pub(crate) const MAX_CLIENTS: &str = "ERR max number of clients reached";
+pub(crate) const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
+pub(crate) const EXECABORT: &str = "EXECABORT Transaction discarded because of previous errors.";
+pub(crate) const SAME_OBJECT: &str = "ERR source and destination objects are the same";
+pub(crate) const NO_DATABASE: &str = "ERR DB index is out of range";
+
+/// Redis's protected mode, in its words.
+pub(crate) const DENIED: &str = "DENIED Redis is running in protected mode because protected mode is enabled and no password is set for \
+     the default user. In this mode connections are only accepted from the loopback interface. If you want to connect from external \
+     computers to Redis you may adopt one of the following solutions: 1) Just disable protected mode sending the command 'CONFIG SET \
+     protected-mode no' from the loopback interface by connecting to Redis from the same host the server is running, however MAKE SURE \
+     Redis is not publicly accessible from internet if you do so. Use CONFIG REWRITE to make this change permanent. 2) Alternatively \
+     you can just disable the protected mode by editing the Redis configuration file, and setting the protected mode option to 'no', \
+     and then restarting the server. 3) If you started the server manually just for testing, restart it with the '--protected-mode no' \
+     option. 4) Set up an authentication password for the default user. NOTE: You only need to do one of the above things in order for \
+     the server to start accepting connections from the outside.";
+
+/// The reply when a partition did not answer.
+///
+/// `UNKNOWNOUTCOME` is ours: the write may or may not have happened, so no client library may repeat it blindly. All others say that
+/// nothing was done.
+pub(crate) fn call_error(error: &CallError) -> Reply {
+    Reply::error(match error {
+        CallError::NoLeader(why) => format!("CLUSTERDOWN The partition has no leader, nothing was done: {}", one_line(why.as_bytes())),
+        CallError::Overloaded => "BUSY Too many requests wait for this partition, nothing was done, try again later".to_owned(),
+        CallError::ReadOnly(why) => format!("MISCONF Writes are refused, reads go on: {}", one_line(why.as_bytes())),
+        CallError::NoTable => "ERR The table has been dropped, nothing was done".to_owned(),
+        CallError::Unknown(why) => {
+            format!("UNKNOWNOUTCOME The write may or may not have happened, read before trying again: {}", one_line(why.as_bytes()))
+        }
+        CallError::Fault(why) => format!("ERR storage fault: {}", one_line(why.as_bytes())),
+    })
+}
+
+/// Words inside an error line: nothing that could end the line, not too long.
+pub(crate) fn one_line(words: &[u8]) -> String {
+    String::from_utf8_lossy(&words[..words.len().min(128)]).replace(['\r', '\n', '\0'], " ")
+}

@@ -1,0 +1,333 @@
+//! A proxy in front of rows in memory, and a client that speaks bytes: everything between a socket and `row` without a disk.
+#![allow(dead_code, reason = "every test file uses some of it")]
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use cluster::{Boxed, Call, CallError, Catalogue, PartitionId, Table, TableId};
+use parking_lot::Mutex;
+use proxy::node::{Durability, Section, TableFigures};
+use proxy::{Facts, Node, Proxy, Settings};
+use row::edits::Edits;
+use row::memory::Memory;
+use row::op::{Answer, Op, Request, Response};
+use row::view::{Rules, Stamp, Tx};
+use row::{Failed, Family, key};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// All tables and all rows.
+pub struct World {
+    tables: Mutex<BTreeMap<String, Arc<Table>>>,
+    version: AtomicU64,
+    partitions: u32,
+    rows: Mutex<HashMap<PartitionId, Partition>>,
+    /// Requests answered, by `read_now` and by `call`.
+    pub reads: AtomicUsize,
+    pub calls: AtomicUsize,
+    /// Errors that the next requests get instead of an answer.
+    pub errors: Mutex<VecDeque<CallError>>,
+    /// How long a `call` takes.
+    pub delay: Mutex<Duration>,
+    /// At most so many ops of a read are answered at once; 0 = all.
+    pub answers_max: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Partition {
+    memory: Memory,
+    writes: u64,
+    /// Watched rows by head key, and the number of the last write that touched them.
+    touched: HashMap<Vec<u8>, u64>,
+}
+
+impl World {
+    pub fn new(partitions: u32) -> Arc<World> {
+        Arc::new(World {
+            tables: Mutex::default(),
+            version: AtomicU64::new(1),
+            partitions,
+            rows: Mutex::default(),
+            reads: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
+            errors: Mutex::default(),
+            delay: Mutex::default(),
+            answers_max: AtomicUsize::new(0),
+        })
+    }
+
+    pub fn create(&self, name: &str) -> Arc<Table> {
+        let mut tables = self.tables.lock();
+        let id = TableId(tables.len() as u32 + 1);
+        let table = Table { id, name: name.into(), partitions: self.partitions, envs: BTreeMap::new(), default_ttl_since_ms: 0 };
+        let table = tables.entry(name.into()).or_insert_with(|| Arc::new(table)).clone();
+        self.version.fetch_add(1, Relaxed);
+        table
+    }
+}
+
+impl Partition {
+    fn answer(&mut self, request: &Request, ops_max: usize) -> Result<Response, CallError> {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let stamp = Stamp { now_ms, timetag: now_ms << 16 };
+        let untouched = |watched: &row::op::Watched| {
+            self.touched.get(key::head(&watched.key).as_slice()).is_none_or(|touched| *touched <= watched.touched)
+        };
+        if !request.watched.iter().all(untouched) {
+            return Ok(Response::Touched);
+        }
+        let mut edits = Edits::default();
+        let mut outcomes = Vec::with_capacity(request.ops.len());
+        for op in request.ops.iter().take(ops_max) {
+            let mut tx = Tx { view: &self.memory, edits: &mut edits, stamp, rules: Rules::default() };
+            outcomes.push(match row::eval(op, &mut tx) {
+                Ok(Answer::Watched(mut watched)) => {
+                    watched.touched = self.writes;
+                    self.touched.entry(key::head(&watched.key).to_vec()).or_insert(0);
+                    Ok(Answer::Watched(watched))
+                }
+                Ok(answer) => Ok(answer),
+                Err(Failed::Refused(refusal)) => Err(refusal),
+                Err(Failed::Fault(fault)) => return Err(CallError::Fault(fault.0)),
+            });
+        }
+        if !edits.is_empty() {
+            self.writes += 1;
+            for (head, touched) in &mut self.touched {
+                if edits.clear || touches(&edits, head) {
+                    *touched = self.writes;
+                }
+            }
+            self.memory.apply(edits);
+        }
+        Ok(Response::Done(outcomes))
+    }
+}
+
+fn touches(edits: &Edits, head: &[u8]) -> bool {
+    edits.iter().any(|(family, record, _)| match family {
+        Family::Head => record == head,
+        Family::Cell => key::CellKey::parse(record).is_some_and(|cell| cell.head().as_slice() == head),
+        Family::State => false,
+    })
+}
+
+impl Call<Request, Response> for World {
+    fn read_now(&self, partition: PartitionId, request: &Request) -> Option<Result<Response, CallError>> {
+        assert!(!request.ops.iter().any(Op::is_write), "only reads are read");
+        if request.ops.iter().any(|op| matches!(op, Op::Watch { .. })) {
+            return None;
+        }
+        self.reads.fetch_add(1, Relaxed);
+        if let Some(error) = self.errors.lock().pop_front() {
+            return Some(Err(error));
+        }
+        let ops_max = Some(self.answers_max.load(Relaxed)).filter(|most| *most > 0).unwrap_or(usize::MAX);
+        Some(self.rows.lock().entry(partition).or_default().answer(request, ops_max))
+    }
+
+    fn call(&self, partition: PartitionId, request: Request) -> Boxed<'_, Result<Response, CallError>> {
+        Box::pin(async move {
+            self.calls.fetch_add(1, Relaxed);
+            let delay = *self.delay.lock();
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            if let Some(error) = self.errors.lock().pop_front() {
+                return Err(error);
+            }
+            self.rows.lock().entry(partition).or_default().answer(&request, usize::MAX)
+        })
+    }
+}
+
+impl Catalogue for World {
+    fn table(&self, name: &str) -> Option<Arc<Table>> {
+        self.tables.lock().get(name).cloned()
+    }
+
+    fn tables(&self) -> Vec<Arc<Table>> {
+        self.tables.lock().values().cloned().collect()
+    }
+
+    fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>> {
+        let table = self.table(name).unwrap_or_else(|| self.create(name));
+        Box::pin(async { Ok(table) })
+    }
+
+    fn version(&self) -> u64 {
+        self.version.load(Relaxed)
+    }
+}
+
+impl Node for World {
+    fn sections(&self) -> Vec<Section> {
+        Vec::new()
+    }
+
+    fn tables(&self) -> Vec<TableFigures> {
+        Vec::new()
+    }
+
+    fn durability(&self) -> Durability {
+        Durability::Os
+    }
+
+    fn replicas(&self, _: PartitionId) -> u32 {
+        0
+    }
+
+    fn set_active_expire(&self, _: bool) {}
+
+    fn sync(&self) -> Boxed<'_, Result<(), CallError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// A proxy in front of a world.
+pub fn proxy(world: &Arc<World>, settings: Settings) -> Arc<Proxy> {
+    let facts = Facts { version: "test".into(), mode: "standalone", ..Facts::default() };
+    Proxy::new(settings, facts, world.clone(), world.clone(), world.clone(), CancellationToken::new())
+}
+
+/// A running server. Dropping it stops it.
+pub struct Server {
+    pub proxy: Arc<Proxy>,
+    pub world: Arc<World>,
+    pub port: u16,
+    pub serving: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.proxy.shutdown.cancel();
+    }
+}
+
+impl Server {
+    /// One partition a table, settings as they are by default.
+    pub async fn start() -> Server {
+        Server::with(1, |_| {}).await
+    }
+
+    pub async fn with(partitions: u32, change: impl FnOnce(&mut Settings)) -> Server {
+        let mut settings = Settings::default();
+        change(&mut settings);
+        let world = World::new(partitions);
+        let proxy = proxy(&world, settings);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serving = tokio::spawn(proxy::serve(proxy.clone(), listener, None));
+        Server { proxy, world, port, serving }
+    }
+
+    pub async fn connect(&self) -> Client {
+        Client { stream: TcpStream::connect(("127.0.0.1", self.port)).await.unwrap() }
+    }
+}
+
+/// A client that speaks bytes.
+pub struct Client {
+    pub stream: TcpStream,
+}
+
+/// Nothing here takes longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Client {
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// The next bytes are these.
+    #[track_caller]
+    pub fn expect<'a>(&'a mut self, expected: &'a str) -> impl Future<Output = ()> + 'a {
+        let at = std::panic::Location::caller();
+        async move {
+            let mut got = vec![0; expected.len()];
+            let mut len = 0;
+            while len < got.len() {
+                match tokio::time::timeout(PATIENCE, self.stream.read(&mut got[len..])).await {
+                    Ok(Ok(0) | Err(_)) => break,
+                    Ok(Ok(read)) => len += read,
+                    Err(_) => break,
+                }
+            }
+            assert_eq!(String::from_utf8_lossy(&got[..len]), expected, "expected at {at}");
+        }
+    }
+
+    /// Sends a line and expects an answer.
+    #[track_caller]
+    pub fn ask<'a>(&'a mut self, line: &'a str, expected: &'a str) -> impl Future<Output = ()> + 'a {
+        let expecting = std::panic::Location::caller();
+        async move {
+            self.send(format!("{line}\r\n")).await;
+            let mut got = Vec::new();
+            while got.len() < expected.len() {
+                let mut some = vec![0; expected.len() - got.len()];
+                match tokio::time::timeout(PATIENCE, self.stream.read(&mut some)).await {
+                    Ok(Ok(read)) if read > 0 => got.extend_from_slice(&some[..read]),
+                    _ => break,
+                }
+            }
+            assert_eq!(String::from_utf8_lossy(&got), expected, "{line}, asked at {expecting}");
+        }
+    }
+
+    /// Sends a line and gives back what comes up to and with `end`.
+    pub async fn until(&mut self, line: &str, end: &str) -> String {
+        self.send(format!("{line}\r\n")).await;
+        let mut got = Vec::new();
+        while !got.ends_with(end.as_bytes()) {
+            let byte = tokio::time::timeout(PATIENCE, self.stream.read_u8()).await;
+            got.push(byte.expect("in time").expect("before the end"));
+        }
+        String::from_utf8(got).unwrap()
+    }
+
+    /// The next bytes, so many.
+    pub async fn take(&mut self, len: usize) -> String {
+        let mut got = vec![0; len];
+        tokio::time::timeout(PATIENCE, self.stream.read_exact(&mut got)).await.expect("in time").expect("before the end");
+        String::from_utf8(got).unwrap()
+    }
+
+    /// What comes up to and with `end`, unasked.
+    pub async fn until_seen(&mut self, end: &str) -> String {
+        let mut got = String::new();
+        while !got.ends_with(end) {
+            got += &self.take(1).await;
+        }
+        got
+    }
+
+    /// The server closes, and says nothing more.
+    #[track_caller]
+    pub fn expect_end(&mut self) -> impl Future<Output = ()> + '_ {
+        let at = std::panic::Location::caller();
+        async move {
+            let mut rest = Vec::new();
+            // A reset is an end, too: the server closed with our bytes unread.
+            let read = tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await;
+            assert!(read.is_ok(), "still open, expected to end at {at}");
+            assert_eq!(String::from_utf8_lossy(&rest), "", "expected to end at {at}");
+        }
+    }
+}
+
+/// A command as an array of bulk strings.
+pub fn command(words: &[&str]) -> String {
+    let count = words.len();
+    let words: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+    format!("*{count}\r\n{words}")
+}
+
+/// A value of so many bytes.
+pub fn value(len: usize) -> Bytes {
+    Bytes::from(vec![b'v'; len])
+}
