@@ -166,7 +166,10 @@ impl Executor {
             edits.put(Family::State, clock::STAMP, value::encode_counter(stamp.now_ms));
             let payload = batch::encode(&edits);
             metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
-            if let Err(error) = self.replica.propose(&leadership, payload).await {
+            self.replica.heads.begin(&self.replica.owner, &edits);
+            let proposed = self.replica.propose(&leadership, payload).await;
+            self.replica.heads.end(&self.replica.owner, &edits, proposed.is_ok());
+            if let Err(error) = proposed {
                 self.leadership = None;
                 return Err(match error {
                     ProposeError::NotProposed(why) => CallError::NoLeader(why),
@@ -209,7 +212,7 @@ impl Executor {
 
     fn evaluate(&mut self, requests: &[Request], stamp: Stamp, term: u64) -> Result<Evaluated, CallError> {
         let replica = self.replica.clone();
-        let view = Applied::latest(&replica);
+        let view = Applied::at_rest(&replica);
         let rules = self.replica.rules();
         let mut edits = Edits::default();
         let mut responses = Vec::with_capacity(requests.len());

@@ -25,6 +25,7 @@ mod clock;
 mod cursors;
 mod executor;
 mod expiry;
+mod hot;
 mod judge;
 mod lease;
 mod node;

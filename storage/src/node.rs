@@ -13,6 +13,7 @@ use row::op::{Op, Request, Response};
 use row::view::Rules;
 
 use crate::replica::{Replica, ReplicaOptions};
+use crate::hot::Heads;
 use crate::{clock, expiry, reads};
 
 /// How often the node looks whether anything has expired.
@@ -35,6 +36,8 @@ pub struct NodeOptions {
     pub write_bytes_max: usize,
     /// The largest answer of one op, bytes.
     pub answer_bytes_max: usize,
+    /// Memory for rows' heads (a string whole) read or written lately, over all tables, bytes.
+    pub row_cache_bytes: usize,
     /// Told apart from other clusters' writes in timetags.
     pub cluster_tag: u8,
 }
@@ -47,6 +50,7 @@ pub struct Node {
     options: NodeOptions,
     log: Arc<Log>,
     shared: Shared,
+    heads: Arc<Heads>,
     replicas: ArcSwap<HashMap<PartitionId, Slot>>,
     /// One change of the set at a time.
     changing: tokio::sync::Mutex<()>,
@@ -75,10 +79,12 @@ pub struct TableFigures {
 impl Node {
     /// A node without replicas; [`Node::follow`] opens them. Starts the node's periodic work on the current runtime.
     pub fn open(options: NodeOptions, log: Arc<Log>, shared: Shared) -> Arc<Node> {
+        let heads = Arc::new(Heads::new(options.row_cache_bytes));
         let node = Arc::new(Node {
             options,
             log,
             shared,
+            heads,
             replicas: ArcSwap::default(),
             changing: tokio::sync::Mutex::default(),
             active_expiry: true.into(),
@@ -145,7 +151,7 @@ impl Node {
             cluster_tag: self.options.cluster_tag,
             raft_runtime: &self.options.raft_runtime,
         };
-        let opened = Replica::open(options, &self.log, &self.shared).await;
+        let opened = Replica::open(options, &self.log, &self.shared, &self.heads).await;
         if let Err(error) = &opened {
             tracing::error!(table = table.name, index = partition.index, %error, "a partition could not be opened");
         }

@@ -12,34 +12,62 @@ use row::view::{Fault, Tx, View};
 use row::{key, value};
 
 use crate::batch::of;
+use crate::hot::Moment;
 use crate::replica::Replica;
 
 /// Applied state: the latest, or that of one moment.
 pub(crate) struct Applied<'a> {
     replica: &'a Replica,
+    /// Noted before the look at the store.
+    moment: Moment,
+    /// Whether heads that were read are kept: not before a write, which keeps its own.
+    fills: bool,
     snapshot: Option<Snapshot>,
 }
 
 impl<'a> Applied<'a> {
-    /// Whatever is applied at each get. One moment only when nothing is applied meanwhile, or when a single get is made.
+    /// Whatever is applied at each get: for a single get.
     pub(crate) fn latest(replica: &'a Replica) -> Applied<'a> {
-        Applied { replica, snapshot: None }
+        Applied { replica, moment: replica.heads.moment(), fills: true, snapshot: None }
+    }
+
+    /// For the executor: nothing is applied meanwhile.
+    pub(crate) fn at_rest(replica: &'a Replica) -> Applied<'a> {
+        Applied { replica, moment: replica.heads.moment(), fills: false, snapshot: None }
     }
 
     /// As of now.
     pub(crate) fn snapshot(replica: &'a Replica) -> Result<Applied<'a>, CallError> {
+        let moment = replica.heads.moment();
         let snapshot = replica.store.snapshot().map_err(|error| replica.fault(error))?;
-        Ok(Applied { replica, snapshot: Some(snapshot) })
+        Ok(Applied { replica, moment, fills: true, snapshot: Some(snapshot) })
     }
 }
 
-impl View for Applied<'_> {
-    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+impl Applied<'_> {
+    fn get_stored(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         match &self.snapshot {
             Some(snapshot) => snapshot.get(of(family), key),
             None => self.replica.store.get(of(family), key),
         }
         .map_err(fault)
+    }
+}
+
+impl View for Applied<'_> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        if family != Family::Head {
+            return self.get_stored(family, key);
+        }
+        let Replica { heads, owner, .. } = self.replica;
+        if let Some(head) = heads.get(owner, key, self.moment) {
+            return Ok(Some(head));
+        }
+        let head = self.get_stored(family, key)?;
+        if let Some(head) = head.as_ref().filter(|_| self.fills) {
+            heads.fill(owner, key, head, self.moment);
+        }
+        Ok(head)
     }
 
     fn range(

@@ -21,6 +21,7 @@ use crate::clock::{self, Clock};
 use crate::cursors::Cursors;
 use crate::executor::{self, Queue};
 use crate::expiry::Expiry;
+use crate::hot::{Heads, Owner};
 use crate::judge::RowJudge;
 use crate::lease::Lease;
 use crate::node::TableFigures;
@@ -40,6 +41,8 @@ pub struct Replica {
     pub(crate) lease: Lease,
     pub(crate) cursors: Cursors,
     pub(crate) expiry: Expiry,
+    pub(crate) heads: Arc<Heads>,
+    pub(crate) owner: Owner,
 }
 
 /// How much of the log a restart may have to replay, per partition.
@@ -71,7 +74,7 @@ pub(crate) struct ReplicaOptions<'a> {
 
 impl Replica {
     /// Opens the store, starts the group and the executor.
-    pub(crate) async fn open(options: ReplicaOptions<'_>, log: &Arc<Log>, shared: &Shared) -> Result<Arc<Replica>, CallError> {
+    pub(crate) async fn open(options: ReplicaOptions<'_>, log: &Arc<Log>, shared: &Shared, heads: &Arc<Heads>) -> Result<Arc<Replica>, CallError> {
         let store = {
             let (dir, shared) = (options.dir.to_owned(), shared.clone());
             tokio::task::spawn_blocking(move || Store::open_swept(&shared, dir, Arc::new(RowJudge))).await
@@ -98,6 +101,8 @@ impl Replica {
             lease: Lease::new(),
             cursors: Cursors::default(),
             expiry: Expiry::new(),
+            owner: heads.owner(),
+            heads: heads.clone(),
         });
         replica.restore_clock()?;
         tokio::spawn(executor::run(replica.clone()));

@@ -31,6 +31,7 @@ async fn open(dir: &Path) -> Setup {
         raft_runtime: tokio::runtime::Handle::current(),
         write_bytes_max: 16 << 20,
         answer_bytes_max: 64 << 20,
+        row_cache_bytes: 8 << 20,
         cluster_tag: 1,
     };
     let node = Node::open(options, log.clone(), shared);
