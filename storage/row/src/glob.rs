@@ -123,6 +123,19 @@ mod tests {
     }
 
     #[test]
+    fn matches_what_redis_matches() {
+        let unhex = |text: &str| -> Vec<u8> {
+            (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex")).collect()
+        };
+        for line in include_str!("../tests/vectors/globs.txt").lines().filter(|line| !line.starts_with('#')) {
+            let [hit, pattern, text] = line.split(" | ").collect::<Vec<_>>()[..] else { panic!("three columns: {line}") };
+            let (pattern, text) = (unhex(pattern), unhex(text));
+            let shown = (String::from_utf8_lossy(&pattern), String::from_utf8_lossy(&text));
+            assert_eq!(matches(&pattern, &text), hit == "1", "{shown:?}");
+        }
+    }
+
+    #[test]
     fn many_stars_take_no_time() {
         let pattern = [&b"a*".repeat(200)[..], b"b"].concat();
         assert!(!matches(&pattern, &[b'a'; 5000]));

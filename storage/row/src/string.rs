@@ -14,12 +14,12 @@ const STRING_BYTES_MAX: u64 = 512 << 20;
 
 pub(crate) fn get(tx: &Tx<'_>, key: &[u8]) -> Answered {
     let row = Row::load(tx, key)?;
-    Ok(nil_or_bytes(row.string()?.cloned()))
+    Ok(nil_or_bytes(told(tx, &row)?))
 }
 
 pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
     let row = Row::load(tx, key)?;
-    let value = row.string()?.cloned();
+    let value = told(tx, &row)?;
     if value.is_some() {
         row.remove(tx)?;
     }
@@ -28,7 +28,7 @@ pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
 
 pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], ttl: Ttl) -> Answered {
     let row = Row::load(tx, key)?;
-    let Some(value) = row.string()?.cloned() else { return Ok(Answer::Nil) };
+    let Some(value) = told(tx, &row)? else { return Ok(Answer::Nil) };
     let expires_at_ms = tx.expiry(ttl, row.expires_at_ms());
     if expires_at_ms != row.expires_at_ms() {
         row.write(tx, expires_at_ms, Body::String(value.clone()))?;
@@ -39,7 +39,7 @@ pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], ttl: Ttl) -> Answered {
 pub(crate) fn set(tx: &mut Tx<'_>, key: &[u8], value: &Bytes, ttl: Ttl, only: Only, want_old: bool) -> Answered {
     tx.rules.check_write(key.len() + value.len())?;
     let row = Row::load(tx, key)?;
-    let old = if want_old { row.string()?.cloned() } else { None };
+    let old = if want_old { told(tx, &row)? } else { None };
     let done = match only {
         Only::Always => true,
         Only::IfAbsent => !row.is_live(),
@@ -98,8 +98,9 @@ pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], by: &[u8]) -> Answered {
 
 pub(crate) fn get_range(tx: &Tx<'_>, key: &[u8], start: i64, end: i64) -> Answered {
     let row = Row::load(tx, key)?;
-    let value = row.string()?.cloned().unwrap_or_default();
-    Ok(Answer::Bytes(slice(&value, start, end)))
+    let part = slice(&row.string()?.cloned().unwrap_or_default(), start, end);
+    tx.rules.check_answer(part.len())?;
+    Ok(Answer::Bytes(part))
 }
 
 /// The bytes `start..=end`, where negative offsets count from the end, by Redis's rules.
@@ -136,6 +137,13 @@ pub(crate) fn length(tx: &Tx<'_>, key: &[u8]) -> Answered {
     Ok(Answer::Int(row.string()?.map_or(0, Bytes::len) as i64))
 }
 
+/// The string to be answered whole.
+fn told(tx: &Tx<'_>, row: &Row) -> Result<Option<Bytes>, Refusal> {
+    let value = row.string()?;
+    tx.rules.check_answer(value.map_or(0, Bytes::len))?;
+    Ok(value.cloned())
+}
+
 fn nil_or_bytes(value: Option<Bytes>) -> Answer {
     value.map_or(Answer::Nil, Answer::Bytes)
 }
@@ -151,4 +159,18 @@ fn check_len(tx: &Tx<'_>, len: u64) -> Result<(), Refusal> {
         return Err(Refusal::TooLarge);
     }
     tx.rules.check_write(len as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_as_redis() {
+        for line in include_str!("../tests/vectors/ranges.txt").lines().filter(|line| !line.starts_with('#')) {
+            let [value, start, end, answer] = line.split(" | ").collect::<Vec<_>>()[..] else { panic!("four columns: {line}") };
+            let number = |text: &str| text.parse().expect("an offset");
+            assert_eq!(slice(&Bytes::copy_from_slice(value.as_bytes()), number(start), number(end)), answer, "{line}");
+        }
+    }
 }
