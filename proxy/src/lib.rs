@@ -17,7 +17,6 @@
 //! What commands mean (crate `commands`), what ops do (crate `row`), where partitions live (crate `cluster` and below).
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -26,12 +25,34 @@ use row::op::{Request, Response};
 use tokio_util::sync::CancellationToken;
 
 pub mod client;
+pub mod config;
+mod connection;
+mod dispatch;
+#[cfg(test)]
+mod fakes;
 pub mod histogram;
+pub mod info;
+mod keys;
+pub mod latency;
+mod listener;
+pub mod memory;
+pub mod metrics;
+pub mod monitor;
 pub mod node;
+mod redact;
+pub mod resp;
+mod router;
+pub mod server;
+mod session;
 pub mod settings;
+pub mod slowlog;
 pub mod stats;
+pub mod tls;
+mod transactions;
+mod words;
 
 pub use client::{Client, Clients};
+pub use listener::serve;
 pub use node::Node;
 pub use settings::Settings;
 
@@ -63,6 +84,18 @@ pub struct Proxy {
     pub settings: ArcSwap<Settings>,
     /// What is counted.
     pub stats: stats::Stats,
+    /// Which settings differ from the configuration file.
+    pub changes: config::Changes,
+    /// Commands that were slow.
+    pub slowlog: slowlog::Slowlog,
+    /// Events that were slow.
+    pub latency: latency::Latency,
+    /// What was handed to the metrics recorder last.
+    pub published: metrics::Published,
+    /// The most memory that was seen in use.
+    pub memory_peak: memory::Peak,
+    /// Who watches all commands.
+    pub monitors: monitor::Monitors,
     /// Connected clients, and CLIENT PAUSE.
     pub clients: Clients,
     /// The door to rows.
@@ -79,8 +112,6 @@ pub struct Proxy {
     pub run_id: String,
     /// What INFO tells and nobody changes.
     pub facts: Facts,
-    /// Where plans take their chance from.
-    pub(crate) seeds: AtomicU64,
 }
 
 impl Proxy {
@@ -96,6 +127,12 @@ impl Proxy {
         Arc::new(Proxy {
             settings: ArcSwap::from_pointee(settings),
             stats: stats::Stats::new(),
+            changes: config::Changes::default(),
+            slowlog: slowlog::Slowlog::default(),
+            latency: latency::Latency::default(),
+            published: metrics::Published::default(),
+            memory_peak: memory::Peak::default(),
+            monitors: monitor::Monitors::default(),
             clients: Clients::default(),
             rows,
             catalogue,
@@ -104,7 +141,6 @@ impl Proxy {
             started: Instant::now(),
             run_id: run_id(),
             facts,
-            seeds: AtomicU64::new(rand::random()),
         })
     }
 }
