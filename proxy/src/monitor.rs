@@ -47,11 +47,11 @@ impl Monitors {
         self.keep(|other| other.id != client.id, None);
     }
 
-    /// Shows a command to all. `table` is a table's name, `address` the client's. At most `bytes_max` wait for a monitor.
-    pub fn feed(&self, table: &str, address: &str, words: &[Bytes], bytes_max: usize) {
+    /// Shows a command of the client `from`, on the table of that name, to all but itself. At most `bytes_max` wait for a monitor.
+    pub fn feed(&self, from: &Client, table: &str, words: &[Bytes], bytes_max: usize) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let line = line(now.as_secs(), now.subsec_micros(), table, address, words);
-        self.keep(|client| client.push(line.as_bytes(), bytes_max), None);
+        let line = line(now.as_secs(), now.subsec_micros(), table, &from.endpoint.address, words);
+        self.keep(|client| client.id == from.id || client.push(line.as_bytes(), bytes_max), None);
     }
 
     fn keep(&self, wanted: impl Fn(&Client) -> bool, new: Option<&Arc<Client>>) {
@@ -116,30 +116,32 @@ mod tests {
 
     #[test]
     fn everybody_sees_everything_but_passwords() {
-        let (monitors, one, two) = (Monitors::default(), client(1), client(2));
+        let (monitors, one, two, other) = (Monitors::default(), client(1), client(2), client(3));
         assert!(!monitors.any());
         monitors.watch(&one);
         monitors.watch(&one);
         monitors.watch(&two);
-        monitors.feed("users", "a", &words(&[b"AUTH", b"hunter2"]), 1000);
+        monitors.feed(&other, "users", &words(&[b"AUTH", b"hunter2"]), 1000);
         for client in [&one, &two] {
             let line = pushed(client);
-            assert!(line.ends_with("[users a] \"AUTH\" \"(redacted)\"\r\n") && line.lines().count() == 1, "{line:?}");
+            assert!(line.ends_with("[users 127.0.0.1:5] \"AUTH\" \"(redacted)\"\r\n") && line.lines().count() == 1, "{line:?}");
         }
         monitors.unwatch(&one);
-        monitors.feed("users", "a", &words(&[b"PING"]), 1000);
+        monitors.feed(&other, "users", &words(&[b"PING"]), 1000);
         assert_eq!((pushed(&one).lines().count(), pushed(&two).lines().count()), (0, 1));
+        monitors.feed(&two, "users", &words(&[b"PING"]), 1000);
+        assert_eq!(pushed(&two), "", "its own commands are not shown");
         drop(two);
-        monitors.feed("users", "a", &words(&[b"PING"]), 1000);
+        monitors.feed(&other, "users", &words(&[b"PING"]), 1000);
         assert!(!monitors.any());
     }
 
     #[test]
     fn a_slow_monitor_is_cut() {
-        let (monitors, slow) = (Monitors::default(), client(1));
+        let (monitors, slow, other) = (Monitors::default(), client(1), client(3));
         monitors.watch(&slow);
         for _ in 0..10 {
-            monitors.feed("db0", "a", &words(&[b"PING"]), 100);
+            monitors.feed(&other, "db0", &words(&[b"PING"]), 100);
         }
         assert!(!monitors.any());
         assert!(slow.is_killed());

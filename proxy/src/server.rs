@@ -3,6 +3,7 @@
 //! INFO, CONFIG, SLOWLOG, LATENCY, MEMORY and MONITOR have files of their own; [`call`] leads to them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::{CallError, PartitionId};
@@ -68,8 +69,11 @@ pub(crate) async fn call(proxy: &Arc<Proxy>, client: &Arc<Client>, call: Session
     })
 }
 
-/// Does what has to be done by the clock: rates, the memory peak. Ends with the server.
-pub async fn clock(proxy: Arc<Proxy>) {
+/// Does what has to be done by the clock: rates, the memory peak. Ends with the server. One runs for a proxy, however many are started.
+pub(crate) async fn clock(proxy: Arc<Proxy>) {
+    if proxy.stats.is_sampled.swap(true, Relaxed) {
+        return;
+    }
     let mut ticks = tokio::time::interval(Duration::from_millis(250));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for tick in 0u64.. {

@@ -8,7 +8,7 @@
 //! - Memory is fixed at start, but for the error names, of which at most [`ERRORS_MAX`] are told apart.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use commands::{COMMANDS, Command};
@@ -104,6 +104,8 @@ pub struct Stats {
     /// Ops in these.
     pub batch_ops: Count,
     rates: Mutex<Rates>,
+    /// Somebody calls [`Stats::sample`].
+    pub(crate) is_sampled: AtomicBool,
 }
 
 /// A number that grows.
@@ -184,6 +186,7 @@ impl Stats {
             batches: std::array::from_fn(|_| AtomicU64::new(0)),
             batch_ops: Count::default(),
             rates: Mutex::new(Rates::new(Instant::now())),
+            is_sampled: AtomicBool::new(false),
         }
     }
 

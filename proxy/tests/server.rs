@@ -1,0 +1,169 @@
+//! The server family, over a socket: what operators and monitoring agents ask.
+
+mod kit;
+
+use kit::{Client, Server, command};
+
+/// An INFO field.
+async fn field(client: &mut Client, section: &str, name: &str) -> String {
+    // A bulk string: its length first, so that the end is known.
+    let head = client.until(&format!("INFO {section}"), "\r\n").await;
+    let len: usize = head.trim().trim_start_matches('$').parse().unwrap();
+    let text = client.take(len + 2).await;
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
+    line.unwrap_or_else(|| panic!("{name} is not in {text}")).to_owned()
+}
+
+#[tokio::test]
+async fn info_counts_what_clients_do() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("SET k v", "+OK\r\n").await;
+    client.ask("GET k", "$1\r\nv\r\n").await;
+    client.ask("INCR k", "-ERR value is not an integer or out of range\r\n").await;
+    client.ask("GET", "-ERR wrong number of arguments for 'get' command\r\n").await;
+    assert_eq!(field(&mut client, "clients", "connected_clients").await, "1");
+    assert_eq!(field(&mut client, "server", "redis_version").await, "7.4.0");
+    assert_eq!(field(&mut client, "errorstats", "errorstat_ERR").await, "count=2");
+    let get = field(&mut client, "commandstats", "cmdstat_get").await;
+    assert!(get.starts_with("calls=1,") && get.ends_with(",rejected_calls=1,failed_calls=0"), "{get}");
+    let incr = field(&mut client, "all", "cmdstat_incr").await;
+    assert!(incr.starts_with("calls=1,") && incr.ends_with(",rejected_calls=0,failed_calls=1"), "{incr}");
+    assert!(field(&mut client, "stats", "total_net_input_bytes").await.parse::<u64>().unwrap() > 20);
+    client.ask("CONFIG RESETSTAT", "+OK\r\n").await;
+    assert_eq!(field(&mut client, "stats", "total_error_replies").await, "0");
+}
+
+#[tokio::test]
+async fn config_is_read_and_changed() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("CONFIG GET maxclients", "*2\r\n$10\r\nmaxclients\r\n$5\r\n10000\r\n").await;
+    client.ask("CONFIG SET maxclients 5 timeout 60", "+OK\r\n").await;
+    client.ask("CONFIG GET TIMEOUT max[c]lients", "*4\r\n$10\r\nmaxclients\r\n$1\r\n5\r\n$7\r\ntimeout\r\n$2\r\n60\r\n").await;
+    client.ask("CONFIG GET nosuch", "*0\r\n").await;
+    client.ask("CONFIG SET timeout 5 nosuch 1", "-ERR Unknown option or number of arguments for CONFIG SET - 'nosuch'\r\n").await;
+    client.ask("CONFIG GET timeout", "*2\r\n$7\r\ntimeout\r\n$2\r\n60\r\n").await;
+    client.ask("CONFIG SET port 1", "-ERR CONFIG SET failed (possibly related to argument 'port') - can't set immutable config\r\n").await;
+    client.ask("CONFIG REWRITE", "-ERR The server is running without a config file\r\n").await;
+}
+
+#[tokio::test]
+async fn a_password_holds_for_those_who_come_after() {
+    let server = Server::start().await;
+    let (mut old, mut new) = (server.connect().await, server.connect().await);
+    old.ask("CONFIG SET requirepass hunter2", "+OK\r\n").await;
+    old.ask("PING", "+PONG\r\n").await;
+    drop(new);
+    new = server.connect().await;
+    new.ask("INFO", "-NOAUTH Authentication required.\r\n").await;
+    new.ask("AUTH hunter2", "+OK\r\n").await;
+    new.ask("CONFIG GET requirepass", "*2\r\n$11\r\nrequirepass\r\n$7\r\nhunter2\r\n").await;
+}
+
+#[tokio::test]
+async fn secrets_are_in_no_log() {
+    let server = Server::with(1, |settings| settings.slowlog_slower_than_us = 0).await;
+    let mut client = server.connect().await;
+    client.ask("CONFIG SET requirepass hunter2", "+OK\r\n").await;
+    client.ask("AUTH hunter2", "+OK\r\n").await;
+    client.ask("HELLO 2 AUTH default hunter2 SETNAME me", "*14\r\n").await;
+    let log = format!("{:?}", server.proxy.slowlog.get(-1));
+    assert!(log.contains("(redacted)") && !log.contains("hunter2"), "{log}");
+}
+
+#[tokio::test]
+async fn slow_commands_are_logged() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("CONFIG SET slowlog-log-slower-than 0 slowlog-max-len 2", "+OK\r\n").await;
+    client.ask("SLOWLOG RESET", "+OK\r\n").await;
+    client.ask("SET a b", "+OK\r\n").await;
+    client.ask("GET a", "$1\r\nb\r\n").await;
+    client.ask("GET a", "$1\r\nb\r\n").await;
+    client.ask("CONFIG SET slowlog-log-slower-than -1", "+OK\r\n").await;
+    client.ask("SLOWLOG LEN", ":2\r\n").await;
+    let entry = client.until("SLOWLOG GET 1", "$0\r\n\r\n").await;
+    assert!(entry.contains("*2\r\n$3\r\nGET\r\n$1\r\na\r\n$"), "{entry}");
+    client.ask("SLOWLOG GET -2", "-ERR count should be greater than or equal to -1\r\n").await;
+}
+
+#[tokio::test]
+async fn slow_events_are_kept() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("LATENCY LATEST", "*0\r\n").await;
+    client.ask("CONFIG SET latency-monitor-threshold 10", "+OK\r\n").await;
+    client.ask("DEBUG SLEEP 0.02", "+OK\r\n").await;
+    let latest = client.until("LATENCY LATEST", "command\r\n").await;
+    assert!(latest.starts_with("*1\r\n*4\r\n$7\r\n"), "{latest}");
+    client.until("PING", "+PONG\r\n").await;
+    client.ask("LATENCY RESET command nosuch", ":1\r\n").await;
+    client.ask("LATENCY RESET", ":0\r\n").await;
+    client.ask("LATENCY HISTORY command", "*0\r\n").await;
+    client.until("LATENCY HISTOGRAM ping", "histogram_usec\r\n").await;
+}
+
+#[tokio::test]
+async fn monitors_see_what_others_do() {
+    let server = Server::start().await;
+    let (mut monitor, mut client) = (server.connect().await, server.connect().await);
+    monitor.ask("MONITOR", "+OK\r\n").await;
+    client.send(command(&["SELECT", "3"]) + &command(&["set", "k \n", "\"v\""])).await;
+    client.expect("+OK\r\n+OK\r\n").await;
+    client.ask("CONFIG SET timeout 0", "+OK\r\n").await;
+    client.ask("AUTH default hunter2", "+OK\r\n").await;
+    let seen = monitor.until_seen("(redacted)\"\r\n").await;
+    let address = client.stream.local_addr().unwrap();
+    let expected = [
+        format!("[0 {address}] \"SELECT\" \"3\""),
+        format!("[3 {address}] \"set\" \"k \\n\" \"\\\"v\\\"\""),
+        format!("[3 {address}] \"AUTH\" \"(redacted)\" \"(redacted)\""),
+    ];
+    let seen: Vec<_> = seen.lines().collect();
+    assert_eq!(seen.len(), expected.len(), "{seen:?}");
+    for (seen, expected) in seen.iter().zip(&expected) {
+        assert!(seen.starts_with('+') && seen.ends_with(expected), "{seen}");
+    }
+    monitor.ask("RESET", "+RESET\r\n").await;
+    client.ask("PING", "+PONG\r\n").await;
+    monitor.ask("PING", "+PONG\r\n").await;
+}
+
+#[tokio::test]
+async fn shutdown_ends_the_server_without_a_reply() {
+    let mut server = Server::start().await;
+    let (mut client, mut other) = (server.connect().await, server.connect().await);
+    other.ask("PING", "+PONG\r\n").await;
+    client.ask("SHUTDOWN ABORT", "-ERR No shutdown in progress.\r\n").await;
+    client.ask("SHUTDOWN SAVE NOSAVE", "-ERR syntax error\r\n").await;
+    client.send("SHUTDOWN NOSAVE\r\n").await;
+    client.expect_end().await;
+    other.expect_end().await;
+    (&mut server.serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn flushall_empties_all_tables_in_order() {
+    let server = Server::with(4, |_| {}).await;
+    let mut client = server.connect().await;
+    client.send("SET a 1\r\nSELECT 1\r\nSET b 2\r\nFLUSHALL\r\nSET c 3\r\nDBSIZE\r\nSELECT 0\r\nDBSIZE\r\n").await;
+    client.expect("+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n:1\r\n+OK\r\n:0\r\n").await;
+}
+
+#[tokio::test]
+async fn small_answers() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("WAIT 1 10", ":0\r\n").await;
+    client.ask("WAITAOF 1 0 10", "*2\r\n:1\r\n:0\r\n").await;
+    assert!(client.until("LOLWUT", "Bridle ver. test\n\r\n").await.starts_with('$'));
+    assert!(client.until("TIME", "\r\n").await.starts_with("*2\r\n"));
+    drop(client);
+    let mut client = server.connect().await;
+    client.until("MEMORY DOCTOR", "\n\r\n").await;
+    client.ask("HELLO 3", "%7\r\n").await;
+    drop(client);
+    let mut client = server.connect().await;
+    client.until("MEMORY STATS", "peak.allocated\r\n:").await;
+}
