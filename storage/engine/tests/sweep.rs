@@ -151,7 +151,10 @@ fn readers_see_whole_rows_while_rows_are_replaced_and_swept() {
                     let generation = u64::from_be_bytes(head[..].try_into().unwrap());
                     std::thread::yield_now();
                     for member in 0..200 {
-                        assert!(snapshot.get(Family::Cell, &cell(b'a', generation, member)).unwrap().is_some(), "member {member} of generation {generation}");
+                        assert!(
+                            snapshot.get(Family::Cell, &cell(b'a', generation, member)).unwrap().is_some(),
+                            "member {member} of generation {generation}"
+                        );
                     }
                     rows += 1;
                 }

@@ -27,7 +27,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::types::{Entry, EntryPayload, LeaderId, LogId, Node, SnapshotMeta, StoredMembership, Types};
-use crate::store::{Applied, Fault, Patience, Store, Write};
+use crate::store::{Applied, Fault, Health, Patience, Store, Write};
 
 /// Version of the encoded log ids and memberships in the store.
 const VERSION: u8 = 1;
@@ -72,9 +72,10 @@ impl StateTransfer {
     pub fn checkpoint(&self, directory: &std::path::Path) -> Result<(), Fault> {
         match self {
             StateTransfer::Local(store) => store.checkpoint(directory),
-            StateTransfer::Received(received) => {
-                Err(Fault::Io { doing: format!("checkpoint {}", received.display()), reason: "it is a received state, not a live one".into() })
-            }
+            StateTransfer::Received(received) => Err(Fault::Io {
+                doing: format!("checkpoint {}", received.display()),
+                reason: "it is a received state, not a live one".into(),
+            }),
         }
     }
 }
@@ -203,6 +204,11 @@ impl RaftStateMachine<Types> for Machine {
         self.write(&mut pending).await
     }
 
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<FlushedState> {
+        let is_pointless = !force && matches!(self.store.health(), Health::DiskFull(_));
+        (!is_pointless).then(|| FlushedState { store: self.store.clone() })
+    }
+
     async fn get_snapshot_builder(&mut self) -> FlushedState {
         FlushedState { store: self.store.clone() }
     }
@@ -230,7 +236,7 @@ impl RaftStateMachine<Types> for Machine {
     }
 }
 
-/// Makes openraft's snapshot: names the entry up to which everything is on disk.
+/// Makes openraft's snapshot: flushes, and names the entry up to which everything is on disk.
 pub struct FlushedState {
     store: Store,
 }
@@ -239,11 +245,12 @@ impl RaftSnapshotBuilder<Types> for FlushedState {
     type SnapshotData = StateTransfer;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot<LeaderId, u64, Node, StateTransfer>, io::Error> {
-        if self.store.flushed()?.is_none() {
-            let store = self.store.clone();
-            tokio::task::spawn_blocking(move || store.flush()).await.map_err(io::Error::other)??;
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || store.flush()).await.map_err(io::Error::other)? {
+            // Without space the state on disk stays what it was; that is a snapshot too, only an older one.
+            Ok(()) | Err(Fault::DiskFull(_)) => Ok(snapshot(&self.store, self.store.flushed()?)?),
+            Err(fault) => Err(fault.into()),
         }
-        Ok(snapshot(&self.store, self.store.flushed()?)?)
     }
 }
 

@@ -39,7 +39,8 @@ pub(super) fn current(path: &Path) -> Result<PathBuf, Fault> {
 
 /// The name after the one in use.
 pub(super) fn next_name(current: &Path) -> String {
-    let number = current.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(PREFIX)).and_then(|n| n.parse::<u64>().ok());
+    let number =
+        current.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(PREFIX)).and_then(|n| n.parse::<u64>().ok());
     format!("{PREFIX}{}", number.map_or(0, |number| number + 1))
 }
 

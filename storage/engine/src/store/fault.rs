@@ -86,7 +86,9 @@ impl From<Fault> for std::io::Error {
 
 /// RocksDB's texts of `Status::SubCode::kNoSpace` and `kSpaceLimit`, and of the system call below it.
 pub(super) fn is_no_space(text: &str) -> bool {
-    ["No space left on device", "NoSpace", "Max allowed space was reached", "Disk quota exceeded", "File too large"].iter().any(|words| text.contains(words))
+    ["No space left on device", "NoSpace", "Max allowed space was reached", "Disk quota exceeded", "File too large"]
+        .iter()
+        .any(|words| text.contains(words))
 }
 
 /// A file that the manifest names and the directory has not.
@@ -94,13 +96,18 @@ fn missing_part(text: &str) -> bool {
     text.contains("No such file or directory") && named_file(text).is_some()
 }
 
-/// The file that RocksDB's message names: its last word that looks like one of a store's files.
+/// The file that RocksDB's message names: its first word that looks like one of a store's files.
 pub(super) fn named_file(text: &str) -> Option<String> {
     let looks_like_one = |word: &&str| {
         let name = word.rsplit('/').next().unwrap_or(word);
-        name.ends_with(".sst") || name.starts_with("MANIFEST-") || name == "CURRENT" || name.ends_with(".log") || name == "IDENTITY" || name.starts_with("OPTIONS-")
+        name.ends_with(".sst")
+            || name.starts_with("MANIFEST-")
+            || name == "CURRENT"
+            || name.ends_with(".log")
+            || name == "IDENTITY"
+            || name.starts_with("OPTIONS-")
     };
-    text.split_whitespace().map(|word| word.trim_matches(|c: char| ",;:()'\"".contains(c))).filter(looks_like_one).last().map(str::to_owned)
+    text.split_whitespace().map(|word| word.trim_matches(|c: char| ",;:()'\"".contains(c))).find(looks_like_one).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -110,9 +117,15 @@ mod tests {
     #[test]
     fn the_damaged_file_is_found_in_rocksdbs_words() {
         for (text, file) in [
-            ("Corruption: block checksum mismatch: stored = 1, computed = 2, type = 4  in /d/db-0/000012.sst offset 0 size 990", Some("/d/db-0/000012.sst")),
+            (
+                "Corruption: block checksum mismatch: stored = 1, computed = 2, type = 4  in /d/db-0/000012.sst offset 0 size 990",
+                Some("/d/db-0/000012.sst"),
+            ),
             ("Corruption: CURRENT file corrupted", Some("CURRENT")),
-            ("IO error: No such file or directory: While open a file for random read: /d/000009.sst: No such file or directory", Some("/d/000009.sst")),
+            (
+                "IO error: No such file or directory: While open a file for random read: /d/000009.sst: No such file or directory",
+                Some("/d/000009.sst"),
+            ),
             ("Corruption: VersionEdit: unknown tag", None),
         ] {
             assert_eq!(named_file(text).as_deref(), file, "{text}");

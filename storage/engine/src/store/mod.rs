@@ -31,6 +31,7 @@ mod view;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -100,6 +101,7 @@ struct Inner {
     judge: Option<Arc<dyn CellJudge>>,
     db: ArcSwapOption<Db>,
     compaction: Mutex<Option<Arc<Compaction>>>,
+    applied_bytes: AtomicU64,
 }
 
 impl Store {
@@ -120,7 +122,7 @@ impl Store {
         let directory = directory::current(&path)?;
         let db = Db::open(shared, &directory, judge.clone())?;
         let db = ArcSwapOption::new(Some(db));
-        Ok(Self { inner: Arc::new(Inner { path, shared: shared.clone(), judge, db, compaction: Mutex::default() }) })
+        Ok(Self { inner: Arc::new(Inner { path, shared: shared.clone(), judge, db, compaction: Mutex::default(), applied_bytes: AtomicU64::new(0) }) })
     }
 
     /// Where the store lives.
@@ -187,7 +189,15 @@ impl Store {
         if let Some(membership) = writes.iter().rev().find_map(|write| write.membership.as_ref()) {
             records.put_cf(own, MEMBERSHIP, membership);
         }
-        db.write(records, patience)
+        db.write(records, patience)?;
+        let bytes: usize = writes.iter().map(|write| write.batch.len()).sum();
+        self.inner.applied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Bytes of batches applied since the store was opened.
+    pub fn applied_bytes(&self) -> u64 {
+        self.inner.applied_bytes.load(Ordering::Relaxed)
     }
 
     /// Applies entries of which the last empties families, and gives their space back at once. Files are deleted under two conditions: the emptiness is on disk, and nobody
@@ -326,7 +336,9 @@ fn encode_applied(index: u64, log_id: &[u8]) -> BytesMut {
 fn decode_applied(db: &Db, record: &Bytes) -> Result<(u64, Bytes), Fault> {
     match record.split_first_chunk::<9>() {
         Some(([APPLIED_VERSION, index @ ..], _)) => Ok((u64::from_be_bytes(*index), record.slice(9..))),
-        _ => Err(Fault::Corrupt { file: db.directory.display().to_string(), reason: "a malformed record of the last applied entry".into() }),
+        _ => {
+            Err(Fault::Corrupt { file: db.directory.display().to_string(), reason: "a malformed record of the last applied entry".into() })
+        }
     }
 }
 
