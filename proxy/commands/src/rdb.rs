@@ -12,10 +12,10 @@
 //! | CRC-64/Jones of all before | u64 little-endian |
 //!
 //! Sizes are written as 6, 14, 32 or 64 bits; strings as their bytes, as a small integer, or compressed by LZF. Small hashes are a
-//! string that holds a zipmap, ziplist or listpack, by the age of the Redis: [`packed`].
+//! string that holds a zipmap, ziplist or listpack, by the age of the Redis (`packed`).
 //!
 //! # Invariants
-//! - Reading allocates no more than what the payload holds, and [`INFLATED_MAX`] for compressed strings (`bombs_are_refused`).
+//! - Reading allocates no more than what the payload holds, and 64 MiB for compressed strings (`bombs_are_refused`).
 //! - What was written is read back (`round_trip`), and what Redis 7.0 wrote is read (`tests/rdb.rs`, frozen payloads).
 
 mod packed;
@@ -27,7 +27,7 @@ use row::op::Content;
 
 use crate::{Reply, words};
 
-/// The first byte of a payload; names of Redis's `rdb.h` in comments there.
+/// The first byte of a payload, as in Redis's `rdb.h`.
 pub mod form {
     /// A string.
     pub const STRING: u8 = 0;
@@ -76,7 +76,7 @@ pub enum Bad {
     Data,
     /// A kind of value that Redis has and Bridle does not yet; its form byte.
     Kind(u8),
-    /// Compressed strings that inflate beyond [`INFLATED_MAX`].
+    /// Compressed strings that inflate beyond 64 MiB.
     TooLarge,
 }
 
