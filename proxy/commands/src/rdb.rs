@@ -177,13 +177,23 @@ fn content(input: &mut Input) -> Result<Content, Bad> {
         kind @ (0..=7 | 9..=25) => return Err(Bad::Kind(kind)),
         _ => return Err(Bad::Data),
     };
-    let mut names = HashSet::with_capacity(fields.len());
-    let sound = fields.iter().all(|(name, _, expiry)| names.insert(name) && expiry.is_none_or(|expiry| expiry <= EXPIRY_MAX_MS));
-    if sound && !fields.is_empty() { Ok(Content::Hash(fields)) } else { Err(Bad::Data) }
+    if fields.list.is_empty() { Err(Bad::Data) } else { Ok(Content::Hash(fields.list)) }
 }
 
-/// A hash's fields: name, value, expiry.
-type Fields = Vec<(Bytes, Bytes, Option<u64>)>;
+/// A hash's fields as they are read: name, value, expiry. A name that comes twice is refused at once.
+#[derive(Default)]
+struct Fields {
+    list: Vec<(Bytes, Bytes, Option<u64>)>,
+    names: HashSet<Bytes>,
+}
+
+impl Fields {
+    fn push(&mut self, name: Bytes, value: Bytes, expiry: Option<u64>) -> Result<(), Bad> {
+        let sound = expiry.is_none_or(|expiry| expiry <= EXPIRY_MAX_MS) && self.names.insert(name.clone());
+        self.list.push((name, value, expiry));
+        if sound { Ok(()) } else { Err(Bad::Data) }
+    }
+}
 
 /// What is left to read.
 struct Input {
@@ -264,12 +274,10 @@ impl Input {
 
     /// A number of fields, and each with `expiry` before it.
     fn fields(&mut self, expiry: impl Fn(&mut Input) -> Result<Option<u64>, Bad>) -> Result<Fields, Bad> {
-        let count = self.size()?;
-        let room = usize::try_from(count).map_err(|_| Bad::Data)?.min(self.bytes.len() / 2);
-        let mut fields = Vec::with_capacity(room);
-        for _ in 0..count {
+        let mut fields = Fields::default();
+        for _ in 0..self.size()? {
             let expiry = expiry(self)?;
-            fields.push((self.string()?, self.string()?, expiry));
+            fields.push(self.string()?, self.string()?, expiry)?;
         }
         Ok(fields)
     }

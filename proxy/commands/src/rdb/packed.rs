@@ -15,17 +15,22 @@ const UNCOUNTED: u16 = u16::MAX;
 /// Entries as field, value.
 pub(super) fn pairs(entries: Vec<Bytes>) -> Result<Fields, Bad> {
     let (pairs, []) = entries.as_chunks::<2>() else { return Err(Bad::Data) };
-    Ok(pairs.iter().map(|[field, value]| (field.clone(), value.clone(), None)).collect())
+    let mut fields = Fields::default();
+    for [field, value] in pairs {
+        fields.push(field.clone(), value.clone(), None)?;
+    }
+    Ok(fields)
 }
 
 /// Entries as field, value, expiry (0 = none).
 pub(super) fn triples(entries: Vec<Bytes>) -> Result<Fields, Bad> {
     let (triples, []) = entries.as_chunks::<3>() else { return Err(Bad::Data) };
-    let field = |[field, value, expiry]: &[Bytes; 3]| {
+    let mut fields = Fields::default();
+    for [field, value, expiry] in triples {
         let expiry = crate::args::unsigned(expiry).ok_or(Bad::Data)?;
-        Ok((field.clone(), value.clone(), (expiry != 0).then_some(expiry)))
-    };
-    triples.iter().map(field).collect()
+        fields.push(field.clone(), value.clone(), (expiry != 0).then_some(expiry))?;
+    }
+    Ok(fields)
 }
 
 /// Total bytes u32, count u16, entries, end. An entry: encoding, data, its own length written backwards.
