@@ -22,7 +22,7 @@ use crate::{Proxy, Settings};
 
 /// A setting that can change while the server runs.
 pub struct Setting {
-    /// Redis's name. In the configuration file it stands under `[proxy]` with underscores.
+    /// Redis's name, or Bridle's in Redis's style. In the configuration file it stands under `[proxy]` with underscores.
     pub name: &'static str,
     /// How CONFIG GET shows it.
     pub get: fn(&Settings) -> String,
@@ -97,6 +97,7 @@ macro_rules! memory {
 
 /// Every setting that can change, by name.
 pub static SETTINGS: &[Setting] = &[
+    number!("call-deadline-ms", call_deadline_ms: u64, 1, 600_000),
     Setting {
         name: "client-output-buffer-limit",
         get: |settings| format!("normal {} 0 0", settings.output_bytes_max),
@@ -229,6 +230,8 @@ fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
         ("tls-port", facts.tls_port.to_string()),
         ("dir", facts.data_dir.clone()),
         ("databases", settings.databases.to_string()),
+        // Bridle's own: the executors of all partitions go by it as well.
+        ("max-write-size", settings.write_bytes_max.to_string()),
         // The Raft log is what Redis's append-only file is, and cannot be turned off; there is no snapshot by time.
         ("appendonly", "yes".into()),
         ("appendfsync", fsync.into()),

@@ -1,8 +1,8 @@
 //! INFO: what the server is and does, under the names that monitoring agents read.
 //!
-//! A field is here when it says something true of Bridle; fields of Redis that have no counterpart are left out, but for a few constants that
-//! agents and clients look for (`loading:0`, `evicted_keys:0`). What storage, Raft and meta know comes through
-//! [`crate::Node::sections`] and is merged into the sections of the same name, or makes sections of its own.
+//! A field is here when it says something true of Bridle; fields of Redis that have no counterpart are left out (hits and misses are not
+//! counted, so they are not shown), but for a few constants that agents and clients look for (`loading:0`, `evicted_keys:0`). What storage,
+//! Raft and meta know comes through [`crate::Node::sections`] and is merged into the sections of the same name, or makes sections of its own.
 
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -221,7 +221,6 @@ fn stats(proxy: &Proxy, fields: &mut Fields) {
     fields.put("instantaneous_input_kbps", format_args!("{:.2}", bytes_in / 1024.0));
     fields.put("instantaneous_output_kbps", format_args!("{:.2}", bytes_out / 1024.0));
     fields.put("rejected_connections", stats.connections_rejected.get());
-    fields.put("expired_keys", 0);
     fields.put("evicted_keys", 0);
     fields.put("evicted_clients", 0);
     fields.put("pubsub_channels", 0);
@@ -243,7 +242,6 @@ fn replication(proxy: &Proxy, fields: &mut Fields) {
     fields.put("connected_slaves", 0);
     fields.put("master_failover_state", "no-failover");
     fields.put("master_replid", &proxy.run_id);
-    fields.put("master_repl_offset", 0);
 }
 
 fn cpu(_: &Proxy, fields: &mut Fields) {

@@ -1,7 +1,7 @@
 //! LATENCY: which events took longer than `latency-monitor-threshold`, and when; and the latency histograms of commands.
 //!
 //! Events are `command` and `fast-command` (by the command's FAST flag), as in Redis, and what storage reports through
-//! [`Latency::add`]: `fsync`, `flush`, ... Redis's `fork` has no counterpart here.
+//! [`Latency::add`]: `fsync`, `flush` (the binary leads their hooks here). Redis's `fork` has no counterpart.
 //!
 //! # Invariants
 //! - At most [`SAMPLES_MAX`] samples an event, at most one a second; event names are compiled in, so there are few.

@@ -16,6 +16,9 @@ use crate::{Client, Proxy, config, info, latency, memory, router, words};
 /// Partitions that FLUSHALL empties at a time.
 const FLUSHES_AT_ONCE: usize = 16;
 
+/// How often rates are sampled: sixteen samples are two seconds.
+const TICK: Duration = Duration::from_millis(125);
+
 /// Longer than anybody waits, and not too long for a timer.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
@@ -74,14 +77,14 @@ pub(crate) async fn clock(proxy: Arc<Proxy>) {
     if proxy.stats.is_sampled.swap(true, Relaxed) {
         return;
     }
-    let mut ticks = tokio::time::interval(Duration::from_millis(250));
+    let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for tick in 0u64.. {
         if proxy.shutdown.run_until_cancelled(ticks.tick()).await.is_none() {
             return;
         }
         proxy.stats.sample(Instant::now());
-        if tick.is_multiple_of(4) {
+        if tick.is_multiple_of(8) {
             memory::Figures::note_peak(&proxy);
         }
     }
