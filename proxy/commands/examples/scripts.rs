@@ -29,6 +29,9 @@ fn main() -> ExitCode {
 fn run(address: &str, path: &str) -> Result<(), String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     let script = Script::parse(&text)?;
+    if script.pure {
+        return Ok(());
+    }
     let stream = TcpStream::connect(address).map_err(|error| error.to_string())?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(|error| error.to_string())?;
     script.run(stream).map_err(|fault| match script.differs {

@@ -122,7 +122,7 @@ fn info(mut args: Args) -> Planned {
     if args.left() == 0 {
         return command_all(args);
     }
-    let entries = args.rest::<Words>().iter().map(|name| named(name).map_or(Reply::NilArray, entry)).collect();
+    let entries = args.rest::<Words>().iter().map(|name| named(name).map_or(Reply::Nil, entry)).collect();
     Ok(Plan::Reply(Reply::Array(entries)))
 }
 
@@ -197,6 +197,7 @@ fn named(name: &[u8]) -> Option<&'static Command> {
 fn entry(command: &Command) -> Reply {
     let Keys { first, last, step } = command.keys;
     let shown = flags::NAMES.iter().filter(|(flag, _)| command.is(*flag)).map(|(_, name)| Reply::Status((*name).into()));
+    let subcommands: Vec<_> = command.subcommands().map(entry).collect();
     let categories = command.categories().map(|name| Reply::Status(format!("@{name}").into()));
     Reply::Array(vec![
         text(command.name),
@@ -208,7 +209,7 @@ fn entry(command: &Command) -> Reply {
         Reply::Set(categories.collect()),
         Reply::Set(Vec::new()),
         Reply::Set(key_spec(command).into_iter().collect()),
-        Reply::Array(command.subcommands().map(entry).collect()),
+        if subcommands.is_empty() { Reply::Set(subcommands) } else { Reply::Array(subcommands) },
     ])
 }
 

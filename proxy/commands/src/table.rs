@@ -272,11 +272,13 @@ pub(crate) fn help(args: Args) -> Planned {
     let container = name.split('|').next().unwrap_or_default();
     let title = format!("{} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:", container.to_ascii_uppercase());
     let subcommands = find(container.as_bytes(), None).into_iter().flat_map(Command::subcommands);
-    let lines = subcommands.filter_map(|command| Some((command.parts()?.1, command))).flat_map(|(sub, command)| {
+    let named = subcommands.filter_map(|command| Some((command.parts()?.1, command))).filter(|(sub, _)| *sub != "help");
+    let lines = named.flat_map(|(sub, command)| {
         let usage = format!("{} {}", sub.to_ascii_uppercase(), command.syntax);
         [usage.trim_end().to_owned(), format!("    {}", command.summary)]
     });
-    Ok(Plan::Reply(Reply::Array([title].into_iter().chain(lines).map(|line| Reply::Status(line.into())).collect())))
+    let end = ["HELP", "    Print this help."].map(str::to_owned);
+    Ok(Plan::Reply(Reply::Array([title].into_iter().chain(lines).chain(end).map(|line| Reply::Status(line.into())).collect())))
 }
 
 static BY_NAME: LazyLock<HashMap<&[u8], &Command, BuildHasherDefault<Fnv>>> =

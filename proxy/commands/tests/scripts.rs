@@ -116,7 +116,7 @@ fn a_script_that_is_wrong_fails() {
     for text in ["# Wrong value.\n> SET a 1\n+OK\n> GET a\n\"2\"", "# Needs a session.\n> PING\n+PONG", "# Wrong kind.\n> GET a\n\"\""] {
         assert!(World::run(&Script::parse(text).unwrap()).is_err(), "{text}");
     }
-    for text in ["", "> GET a\nnil", "# No reply.\n> GET a", "# Nonsense.\n> GET a\nnone", "# Nonsense.\nGET a"] {
+    for text in ["", "> GET a\nnil", "# No reply.\n> GET a", "# Nonsense.\n> GET a\nnothing", "# Nonsense.\nGET a"] {
         assert!(Script::parse(text).is_err(), "{text}");
     }
 }

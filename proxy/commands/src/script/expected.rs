@@ -11,6 +11,8 @@ pub enum Expected {
     Text(Sign, String),
     /// `:5`, `:5..9`: a number in a range.
     Int(i64, i64),
+    /// `none`: no reply at all (CLIENT REPLY OFF).
+    None,
     /// `nil`
     Nil,
     /// `nil-array`
@@ -73,13 +75,14 @@ impl Expected {
             (Expected::Int(least, most), Value::Int(seen)) => (least..=most).contains(&seen),
             (Expected::Double(number), Value::Double(seen)) => number == seen,
             (Expected::Bool(bool), Value::Bool(seen)) => bool == seen,
-            (Expected::List { elements, push: false }, Value::Array(seen)) | (Expected::List { elements, push: true }, Value::Push(seen)) => {
-                in_order(elements, seen)
-            }
+            (Expected::List { elements, push: false }, Value::Array(seen))
+            | (Expected::List { elements, push: true }, Value::Push(seen)) => in_order(elements, seen),
             (Expected::Bag(elements), Value::Array(seen) | Value::Set(seen)) => any_order(elements, seen),
             (Expected::Map(pairs, open), Value::Map(seen)) => {
                 (*open || pairs.len() == seen.len())
-                    && pairs.iter().all(|(key, value)| seen.iter().any(|(seen_key, seen_value)| key.fits(seen_key) && value.fits(seen_value)))
+                    && pairs
+                        .iter()
+                        .all(|(key, value)| seen.iter().any(|(seen_key, seen_value)| key.fits(seen_key) && value.fits(seen_value)))
             }
             _ => false,
         }
@@ -142,6 +145,7 @@ impl Parser<'_> {
         }
         match () {
             () if self.take("...") => Ok(Expected::Any),
+            () if self.take("none") => Ok(Expected::None),
             () if self.take("nil-array") => Ok(Expected::NilArray),
             () if self.take("nil") => Ok(Expected::Nil),
             () if self.take("#t") => Ok(Expected::Bool(true)),
