@@ -142,7 +142,9 @@ impl Front {
     /// The ids at which a new leader's entries begin, within `from..=to`, then `to`'s own: what openraft keeps instead of all ids.
     pub(crate) fn key_log_ids(&self, from: u64, to: u64) -> Vec<LogId> {
         let mut ids: Vec<LogId> = self.log_id(from).into_iter().collect();
-        ids.extend(self.leaders.iter().filter(|(first, _)| *first > from && *first <= to).map(|&(index, leader_id)| LogId { leader_id, index }));
+        ids.extend(
+            self.leaders.iter().filter(|(first, _)| *first > from && *first <= to).map(|&(index, leader_id)| LogId { leader_id, index }),
+        );
         let last = self.log_id(to);
         if last.is_some() && ids.last() != last.as_ref() {
             ids.extend(last);

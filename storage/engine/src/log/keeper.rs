@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::segment::{self, Segment};
-use super::{Durability, LogError, Shared, Spare};
+use super::{Durability, LogError, Shared};
 
 /// What the keeper was asked for.
 #[derive(Default)]
@@ -25,50 +25,33 @@ const RETRY: Duration = Duration::from_millis(250);
 pub(crate) fn run(shared: &Shared) {
     let mut last_tick = Instant::now();
     while !shared.closing.load(Ordering::Acquire) && shared.alive().is_ok() {
-        let wait = match (make_spare(shared), shared.options.durability) {
-            (false, _) => RETRY,
-            (true, Durability::Interval(interval)) => interval.min(TICK),
-            (true, Durability::Os) => Duration::from_millis(100),
-            (true, Durability::Always) => TICK,
-        };
+        let has_spare = shared.make_spare();
         if last_tick.elapsed() >= TICK {
             last_tick = Instant::now();
             shared.queue_committed();
         }
-        if let Err(e) = sync(shared).and_then(|()| remove(shared)).and_then(|()| move_entries(shared)) {
-            shared.poison(&e);
-        }
+        let more = match sync(shared).and_then(|()| remove(shared)).and_then(|()| move_some(shared)) {
+            Ok(more) => more,
+            Err(e) => return shared.poison(&e),
+        };
+        let wait = match shared.options.durability {
+            _ if more => Duration::ZERO,
+            _ if !has_spare => RETRY,
+            Durability::Interval(interval) => interval.min(TICK),
+            Durability::Os => Duration::from_millis(100),
+            Durability::Always => TICK,
+        };
         let mut chores = shared.keeper.lock();
-        if !chores.woken && !shared.closing.load(Ordering::Acquire) {
+        if !chores.woken && !wait.is_zero() && !shared.closing.load(Ordering::Acquire) {
             shared.keeper_woken.wait_for(&mut chores, wait);
         }
         chores.woken = false;
     }
 }
 
-/// Sees that there is a spare; false when it could not be made.
-fn make_spare(shared: &Shared) -> bool {
-    if !matches!(*shared.spare.lock(), Spare::Wanted) {
-        return true;
-    }
-    let options = &shared.options;
-    match segment::spare(&options.dir, options.segment_bytes, options.preallocate) {
-        Ok((file, path)) => {
-            *shared.spare.lock() = Spare::Ready(file, path);
-            shared.spare_changed.notify_all();
-            shared.admit();
-            true
-        }
-        Err(e) => {
-            shared.refuse(e);
-            false
-        }
-    }
-}
-
 /// Syncs the active segment where appends do not: in each interval, or when much has gathered, so that the end of a segment finds little to do.
 fn sync(shared: &Shared) -> Result<(), LogError> {
-    let active = shared.active();
+    let active = shared.active.lock().clone();
     let waiting = active.end() - active.synced();
     let due = match shared.options.durability {
         Durability::Always => 0,
@@ -85,7 +68,7 @@ fn remove(shared: &Shared) -> Result<(), LogError> {
         return Ok(());
     }
     // A purge in an earlier segment than the active was synced when that one ended.
-    let active = shared.active();
+    let active = shared.active.lock().clone();
     if active.synced() < active.end() {
         shared.timed_sync(&active)?;
     }
@@ -98,13 +81,14 @@ fn remove(shared: &Shared) -> Result<(), LogError> {
     Ok(())
 }
 
-fn move_entries(shared: &Shared) -> Result<(), LogError> {
-    while !shared.closing.load(Ordering::Acquire) {
-        if !shared.writer.lock().move_some(shared)? {
-            break;
-        }
-        // Appends that came meanwhile found the writer taken.
-        shared.drive_if_inline();
+/// Moves a few entries when that is due; gives whether there is more to do at once.
+fn move_some(shared: &Shared) -> Result<bool, LogError> {
+    // On a full disk the keeper must not get stuck in a write: what it removes may be the space that is missing.
+    if shared.writable().is_err() {
+        return Ok(false);
     }
-    remove(shared)
+    let more = shared.writer.lock().move_some(shared)?;
+    // Who queued meanwhile found the writer taken.
+    shared.drive_if_inline();
+    Ok(more)
 }

@@ -34,6 +34,8 @@ mod record;
 mod recover;
 mod segment;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::collections::HashMap;
@@ -183,6 +185,8 @@ pub(crate) struct Shared {
     queue: Mutex<Queue>,
     queued: Condvar,
     writer: Mutex<Writer>,
+    /// The segment being written, for those who must not wait for the writer.
+    pub(crate) active: Mutex<Arc<Segment>>,
     keeper: Mutex<keeper::Chores>,
     keeper_woken: Condvar,
     spare: Mutex<Spare>,
@@ -197,6 +201,16 @@ pub(crate) struct Shared {
     pub(crate) cached: AtomicU64,
     pub(crate) stats: LogStats,
     pub(crate) fsync_seconds: metrics::Histogram,
+    #[cfg(test)]
+    pub(crate) faults: Faults,
+}
+
+/// Failures that tests bring about.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct Faults {
+    pub(crate) disk_full: AtomicBool,
+    pub(crate) sync_fails: AtomicBool,
 }
 
 #[derive(Default)]
@@ -210,7 +224,9 @@ struct Queue {
 /// The next segment's file.
 enum Spare {
     Wanted,
+    Making,
     Ready(File, PathBuf),
+    /// In the writer's hands, not yet under its own name.
     Taken,
 }
 
@@ -226,6 +242,7 @@ impl Log {
             groups: Mutex::new(recovered.groups),
             queue: Mutex::default(),
             queued: Condvar::new(),
+            active: Mutex::new(recovered.active.clone()),
             writer: Mutex::new(Writer::new(recovered.active, recovered.sealed)),
             keeper: Mutex::default(),
             keeper_woken: Condvar::new(),
@@ -239,6 +256,8 @@ impl Log {
             cached: AtomicU64::new(0),
             stats: LogStats::default(),
             fsync_seconds: metrics::histogram!("bridle_log_fsync_seconds"),
+            #[cfg(test)]
+            faults: Faults::default(),
             options,
         });
         {
@@ -263,11 +282,7 @@ impl Log {
     /// May something be proposed? Ask before proposing: an error here is an answer for a client (`LogError::DiskFull`: the disk is full, and it
     /// goes away by itself when space returns); an error of an append is the end of its Raft group. Costs one atomic load when all is well.
     pub fn writable(&self) -> Result<(), LogError> {
-        self.shared.alive()?;
-        if !self.shared.refuses.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        self.shared.refusal.lock().clone().map_or(Ok(()), Err)
+        self.shared.writable()
     }
 
     /// Figures for metrics and INFO.
@@ -380,12 +395,33 @@ impl Shared {
         }
     }
 
-    /// The segment that is being written.
-    fn active(&self) -> Arc<Segment> {
-        let active = self.writer.lock().active.clone();
-        // Whoever queued meanwhile found the writer taken.
-        self.drive_if_inline();
-        active
+    /// Sees that there is a spare, or that someone is making it; false when it could not be made.
+    fn make_spare(&self) -> bool {
+        {
+            let mut spare = self.spare.lock();
+            if !matches!(*spare, Spare::Wanted) {
+                return true;
+            }
+            *spare = Spare::Making;
+        }
+        let made = self.new_segment_file();
+        let (state, refusal) = match made {
+            Ok((file, path)) => (Spare::Ready(file, path), None),
+            Err(e) => (Spare::Wanted, Some(e)),
+        };
+        *self.spare.lock() = state;
+        self.spare_changed.notify_all();
+        let made = refusal.is_none();
+        refusal.map_or_else(|| self.admit(), |why| self.refuse(why));
+        made
+    }
+
+    fn new_segment_file(&self) -> Result<(File, PathBuf), LogError> {
+        #[cfg(test)]
+        if self.faults.disk_full.load(Ordering::Relaxed) {
+            return Err(LogError::io("preallocate", &self.options.dir, io::ErrorKind::StorageFull.into()));
+        }
+        segment::spare(&self.options.dir, self.options.segment_bytes, self.options.preallocate)
     }
 
     pub(crate) fn drive_if_inline(&self) {
@@ -420,6 +456,14 @@ impl Shared {
         let _chores = self.keeper.lock();
         self.keeper_woken.notify_all();
         self.spare_changed.notify_all();
+    }
+
+    pub(crate) fn writable(&self) -> Result<(), LogError> {
+        self.alive()?;
+        if !self.refuses.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.refusal.lock().clone().map_or(Ok(()), Err)
     }
 
     /// Is the log in order?
@@ -467,19 +511,25 @@ impl Shared {
         Ok(())
     }
 
-    /// The next segment's file; waits until the keeper has it.
+    /// The next segment's file. Normally the keeper has it ready; else it is made here, and tried again until there is space.
     pub(crate) fn take_spare(&self) -> Result<(File, PathBuf), LogError> {
-        let mut spare = self.spare.lock();
         loop {
-            if let Spare::Ready(..) = *spare
-                && let Spare::Ready(file, path) = std::mem::replace(&mut *spare, Spare::Taken)
             {
-                return Ok((file, path));
+                let mut spare = self.spare.lock();
+                if let Spare::Ready(..) = *spare
+                    && let Spare::Ready(file, path) = std::mem::replace(&mut *spare, Spare::Taken)
+                {
+                    return Ok((file, path));
+                }
+                if matches!(*spare, Spare::Making) {
+                    self.spare_changed.wait_for(&mut spare, Duration::from_millis(100));
+                    continue;
+                }
             }
-            if self.closing.load(Ordering::Acquire) {
-                return Err(self.refusal.lock().clone().unwrap_or(LogError::Closed));
+            if !self.make_spare() {
+                let refusal = self.refusal.lock().clone();
+                self.wait_for_space().map_err(|closed| refusal.unwrap_or(closed))?;
             }
-            self.spare_changed.wait_for(&mut spare, Duration::from_millis(100));
         }
     }
 

@@ -99,14 +99,18 @@ fn find(dir: &Path) -> Result<Vec<Found>, LogError> {
         let file = File::open(&path).map_err(|e| LogError::io("open", &path, e))?;
         std::io::Read::read_to_end(&mut std::io::Read::take(file, u64::from(segment::HEADER)), &mut header)
             .map_err(|e| LogError::io("read", &path, e))?;
-        let prev_end =
-            segment::read_header(&header, number).map_err(|why| LogError::Corrupt { path: path.clone(), offset: 0, why })?;
+        let prev_end = segment::read_header(&header, number).map_err(|why| LogError::Corrupt { path: path.clone(), offset: 0, why })?;
         found.push(Found { number, path, prev_end });
     }
     Ok(found)
 }
 
-fn read_segment(options: &LogOptions, this: &Found, next: Option<&Found>, replay: &mut BTreeMap<u64, Replayed>) -> Result<Arc<Segment>, LogError> {
+fn read_segment(
+    options: &LogOptions,
+    this: &Found,
+    next: Option<&Found>,
+    replay: &mut BTreeMap<u64, Replayed>,
+) -> Result<Arc<Segment>, LogError> {
     let path = &this.path;
     let corrupt = |offset: usize, why| LogError::Corrupt { path: path.clone(), offset: offset as u64, why };
     let bytes = std::fs::read(path).map_err(|e| LogError::io("read", path, e))?;
@@ -117,7 +121,10 @@ fn read_segment(options: &LogOptions, this: &Found, next: Option<&Found>, replay
         None => bytes.as_slice(),
         Some(next) => {
             let end = next.prev_end as usize;
-            bytes.get(..end).filter(|b| b.len() >= segment::HEADER as usize).ok_or_else(|| corrupt(bytes.len(), "the segment is shorter than its successor says"))?
+            bytes
+                .get(..end)
+                .filter(|b| b.len() >= segment::HEADER as usize)
+                .ok_or_else(|| corrupt(bytes.len(), "the segment is shorter than its successor says"))?
         }
     };
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| LogError::io("open", path, e))?;

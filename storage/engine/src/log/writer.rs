@@ -24,14 +24,40 @@ pub(crate) type Done = tokio::sync::oneshot::Sender<Result<(), LogError>>;
 
 /// Something to write.
 pub(crate) enum Op {
-    Append { group: Arc<Group>, entries: Vec<Entry>, committed: Option<LogId>, epoch: u64, done: Flushed },
-    Vote { group: Arc<Group>, vote: Vote, done: Done },
-    Committed { group: Arc<Group>, committed: LogId },
-    Truncate { group: Arc<Group>, after: Option<u64>, done: Done },
-    Purge { group: Arc<Group>, upto: LogId },
-    Destroy { group: Arc<Group>, done: Done },
+    Append {
+        group: Arc<Group>,
+        entries: Vec<Entry>,
+        committed: Option<LogId>,
+        epoch: u64,
+        done: Flushed,
+    },
+    Vote {
+        group: Arc<Group>,
+        vote: Vote,
+        done: Done,
+    },
+    Committed {
+        group: Arc<Group>,
+        committed: LogId,
+    },
+    Truncate {
+        group: Arc<Group>,
+        after: Option<u64>,
+        done: Done,
+    },
+    Purge {
+        group: Arc<Group>,
+        upto: LogId,
+    },
+    Destroy {
+        group: Arc<Group>,
+        done: Done,
+    },
     /// Make everything so far durable; `mark` says so in the log itself, so that damage to the last batch is told from a torn tail.
-    Flush { mark: bool, done: Done },
+    Flush {
+        mark: bool,
+        done: Done,
+    },
 }
 
 impl Op {
@@ -81,6 +107,7 @@ pub(crate) struct Writer {
     pub(crate) buffer: Vec<u8>,
 }
 
+// After an error here the log is poisoned, so nobody sees a view of the disk that is ahead of it.
 impl Writer {
     pub(crate) fn new(active: Arc<Segment>, sealed: VecDeque<Arc<Segment>>) -> Writer {
         Writer { active, head_end: segment::HEADER, sealed, buffer: Vec::new() }
@@ -178,7 +205,14 @@ impl Writer {
     }
 
     /// Puts a record of at most `len_max` bytes behind the others and says where it will be.
-    fn record(&mut self, shared: &Shared, kind: Kind, group: u64, len_max: usize, body: impl FnOnce(&mut Vec<u8>)) -> Result<Slot, LogError> {
+    fn record(
+        &mut self,
+        shared: &Shared,
+        kind: Kind,
+        group: u64,
+        len_max: usize,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Slot, LogError> {
         let mut at = self.next_offset();
         if at as usize + len_max > self.active.capacity as usize && at > self.head_end {
             self.roll(shared)?;
@@ -207,7 +241,7 @@ impl Writer {
                 return Err(e);
             }
             shared.refuse(e.clone());
-            shared.wait_for_space().map_err(|_| e)?;
+            shared.wait_for_space().map_err(|_closed| e)?;
         }
         self.active.end.store(end + self.buffer.len() as u32, Ordering::Release);
         shared.stats.bytes.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
@@ -246,6 +280,7 @@ impl Writer {
         shared.spare_taken();
         let end = head.len() as u32;
         let next = Arc::new(Segment::new(number, path, file, shared.options.segment_bytes, end, end));
+        *shared.active.lock() = next.clone();
         self.sealed.push_back(std::mem::replace(&mut self.active, next));
         self.head_end = end;
         self.count_segments(shared);
@@ -281,7 +316,6 @@ impl Writer {
     /// Writes some of the oldest segment's needed entries again; gives whether there is more to do at once.
     pub(crate) fn move_some(&mut self, shared: &Shared) -> Result<bool, LogError> {
         shared.alive()?;
-        self.reclaim(shared);
         if !self.should_move(shared) {
             return Ok(false);
         }
@@ -296,7 +330,6 @@ impl Writer {
             };
             for (index, slot) in slots {
                 if moved >= MOVE_BYTES {
-                    self.write_out(shared)?;
                     return Ok(true);
                 }
                 let entry = slot.read(group.id, index)?;
@@ -320,6 +353,10 @@ impl Shared {
     /// fdatasync, counted and timed.
     pub(crate) fn timed_sync(&self, segment: &Segment) -> Result<(), LogError> {
         let start = Instant::now();
+        #[cfg(test)]
+        if self.faults.sync_fails.load(Ordering::Relaxed) {
+            return Err(LogError::io("sync", &segment.path, std::io::Error::other("a test says so")));
+        }
         segment.sync()?;
         let took = start.elapsed();
         self.stats.fsyncs.fetch_add(1, Ordering::Relaxed);

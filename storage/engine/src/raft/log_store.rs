@@ -102,7 +102,10 @@ impl GroupLog {
 }
 
 impl RaftLogReader<Types> for GroupLog {
-    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(&mut self, range: RB) -> Result<Vec<Entry>, io::Error> {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
         let from = match range.start_bound() {
             Bound::Included(from) => *from,
             Bound::Excluded(from) => from.saturating_add(1),

@@ -1,0 +1,220 @@
+//! Whatever a crash does to writes that were not synced, what was acknowledged is there and the rest is a prefix of what was asked.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+type World = BTreeMap<u64, Image>;
+
+/// Does one random thing to a group, in the log and in the model; says whether it (and so all before it) is durable by now.
+async fn step(dice: &mut Dice, log: &Arc<Log>, world: &mut World, term: &mut u64, history: &mut Vec<World>) -> bool {
+    let id = 1 + dice.below(3);
+    let mut group = log.group_log(id);
+    let model = world.entry(id).or_default();
+    let first = model.purged.map_or(1, |purged| purged.index + 1);
+    let next = first + model.entries.len() as u64;
+    match dice.below(100) {
+        0..70 => {
+            let len = if dice.below(30) == 0 { 5000 } else { dice.below(300) };
+            let entries: Vec<Entry> = (next..=next + dice.below(4)).map(|index| entry(*term, index, dice.bytes(len as usize))).collect();
+            for entry in &entries {
+                // A crash may leave a part of an append, never a part of an entry.
+                world.entry(id).or_default().entries.push(entry.clone());
+                history.push(clean(world.clone()));
+            }
+            let acknowledged = start_append(&mut group, entries).await;
+            let waits = log.durability() == Durability::Always && dice.below(2) == 0;
+            if waits {
+                acknowledged.await.unwrap().unwrap();
+            }
+            waits
+        }
+        70..74 => {
+            *term += 1;
+            model.vote = Some(vote(*term));
+            group.save_vote(&vote(*term)).await.unwrap();
+            true
+        }
+        74..80 if next > first => {
+            let keep = dice.below(next - first) as usize;
+            let after = keep.checked_sub(1).map(|last| model.entries[last].log_id).or(model.purged);
+            model.entries.truncate(keep);
+            *term += 1;
+            group.truncate_after(after).await.unwrap();
+            true
+        }
+        80..88 if next > first => {
+            let gone = 1 + dice.below(next - first) as usize;
+            let upto = model.entries[gone - 1].log_id;
+            model.entries.drain(..gone);
+            model.purged = Some(upto);
+            group.purge(upto).await.unwrap();
+            false
+        }
+        88 => {
+            // A snapshot was installed: purged beyond the end.
+            let upto = log_id(*term, next + dice.below(10));
+            (model.entries, model.purged) = (Vec::new(), Some(upto));
+            group.purge(upto).await.unwrap();
+            false
+        }
+        89 => {
+            world.remove(&id);
+            log.destroy(id).await.unwrap();
+            true
+        }
+        90..94 => {
+            log.flush().await.unwrap();
+            true
+        }
+        94.. => {
+            group.save_committed(model.entries.last().map(|last| last.log_id)).await.unwrap();
+            false
+        }
+        _ => false,
+    }
+}
+
+async fn look(log: &Arc<Log>) -> World {
+    let mut world = World::new();
+    for id in log.groups() {
+        world.insert(id, image(log, id).await);
+    }
+    clean(world)
+}
+
+/// A group that was never written to is no group.
+fn clean(mut world: World) -> World {
+    world.retain(|_, image| *image != Image::default());
+    world
+}
+
+/// Does to the unsynced bytes of the last segment what a power cut may: a prefix stays, or any of its pieces, or rubbish.
+fn mangle(dice: &mut Dice, dir: &Path, synced: u32, end: u32) {
+    let path = segments(dir).pop().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let unsynced = &mut bytes[synced as usize..end as usize];
+    match dice.below(4) {
+        0 => {}
+        1 => {
+            let keep = dice.below(unsynced.len() as u64 + 1) as usize;
+            unsynced[keep..].fill(0);
+        }
+        2 => unsynced.chunks_mut(64).filter(|_| dice.below(3) == 0).for_each(|piece| piece.fill(0)),
+        _ => {
+            let keep = dice.below(unsynced.len() as u64 + 1) as usize;
+            unsynced[keep..].iter_mut().for_each(|byte| *byte = dice.next() as u8);
+        }
+    }
+    std::fs::write(&path, bytes).unwrap();
+}
+
+/// Invariant: a callback says `Ok` only after what it stands for is durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives() {
+    for seed in seeds(60) {
+        println!("seed {seed}; replay with BRIDLE_TEST_SEED={seed}");
+        let dice = &mut Dice::new(seed);
+        let (live, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let durability = [Durability::Os, Durability::Os, Durability::Always, Durability::Interval(std::time::Duration::from_millis(1))]
+            [dice.below(4) as usize];
+        let mut options = options(live.path(), durability, [4 << 10, 8 << 10, 64 << 10][dice.below(3) as usize]);
+        options.tail_bytes_max = [0, 1000, 1 << 20][dice.below(3) as usize];
+        options.preallocate = dice.below(4) != 0;
+        let log = Log::open(options.clone()).unwrap();
+        let (mut world, mut term, mut history, mut durable) = (World::new(), 1, vec![World::new()], 0);
+        for _ in 0..60 + dice.below(100) {
+            let now_durable = step(dice, &log, &mut world, &mut term, &mut history).await;
+            history.push(clean(world.clone()));
+            if now_durable {
+                durable = history.len() - 1;
+            }
+        }
+        assert_eq!(&look(&log).await, history.last().unwrap(), "read while running");
+        let (synced, end) = kill(&log, crashed.path());
+        mangle(dice, crashed.path(), synced, end);
+        let options = LogOptions { dir: crashed.path().to_owned(), ..options };
+        let recovered = Log::open(options.clone()).unwrap();
+        let found = look(&recovered).await;
+        let at = history.iter().rposition(|then| *then == found).expect("what is found is a prefix of what was done");
+        assert!(at >= durable, "found the state after step {at}, but step {durable} was acknowledged as durable");
+        // It can be written to again, and nothing stale lines up with what is new.
+        let last = image(&recovered, 2).await;
+        let next = last.entries.last().map(|e| e.log_id.index).or(last.purged.map(|p| p.index)).map_or(1, |index| index + 1);
+        let len = dice.below(100) as usize;
+        append(&mut recovered.group_log(2), vec![entry(term, next, dice.bytes(len))]).await;
+        let expected = look(&recovered).await;
+        kill(&recovered, live.path().join("again").as_path());
+        let again = Log::open(LogOptions { dir: live.path().join("again"), ..options }).unwrap();
+        assert_eq!(look(&again).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_truncated_tail_stays_gone_and_its_successor_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
+    let mut group = log.group_log(1);
+    append(&mut group, (1..=20).map(|index| entry(1, index, vec![1; 300])).collect()).await;
+    group.truncate_after(Some(log_id(1, 7))).await.unwrap();
+    drop((group, log));
+    let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
+    let mut group = log.group_log(1);
+    assert_eq!(group.get_log_state().await.unwrap().last_log_id, Some(log_id(1, 7)));
+    append(&mut group, vec![entry(2, 8, "new")]).await;
+    drop((group, log));
+    let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
+    let image = image(&log, 1).await;
+    assert_eq!(image.entries.last(), Some(&entry(2, 8, "new")));
+    assert_eq!(image.entries.len(), 8);
+}
+
+#[tokio::test]
+async fn a_committed_id_comes_back_and_never_points_beyond_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
+    let mut group = log.group_log(1);
+    append(&mut group, (1..=3).map(|index| entry(1, index, "x")).collect()).await;
+    group.save_committed(Some(log_id(1, 2))).await.unwrap();
+    append(&mut group, vec![entry(1, 4, "x")]).await;
+    group.save_committed(Some(log_id(1, 4))).await.unwrap();
+    log.close().unwrap();
+    assert!(group.append(vec![entry(1, 5, "x")], Flushed::noop()).await.is_ok(), "queued, and refused by its callback");
+    drop((group, log));
+    let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
+    assert_eq!(log.group_log(1).read_committed().await.unwrap(), Some(log_id(1, 4)));
+    log.group_log(1).truncate_after(Some(log_id(1, 1))).await.unwrap();
+    drop(log);
+    let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
+    assert_eq!(log.group_log(1).read_committed().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_destroyed_group_is_gone_and_its_id_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
+    append(&mut log.group_log(1), vec![entry(1, 1, "old")]).await;
+    append(&mut log.group_log(2), vec![entry(1, 1, "other")]).await;
+    let mut handle = log.group_log(1);
+    log.destroy(1).await.unwrap();
+    assert!(handle.append(vec![entry(1, 2, "late")], Flushed::noop()).await.is_err());
+    assert_eq!(log.groups(), [2]);
+    append(&mut log.group_log(1), vec![entry(5, 1, "new")]).await;
+    drop((log, handle));
+    let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
+    assert_eq!(image(&log, 1).await.entries, [entry(5, 1, "new")]);
+    assert_eq!(image(&log, 2).await.entries, [entry(1, 1, "other")]);
+}
+
+#[tokio::test]
+async fn a_hole_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
+    let mut group = log.group_log(1);
+    append(&mut group, vec![entry(1, 1, "x")]).await;
+    assert!(group.append(vec![entry(1, 3, "x")], Flushed::noop()).await.is_err());
+    assert!(group.append(vec![entry(1, 1, "x")], Flushed::noop()).await.is_err());
+    group.purge(log_id(1, 10)).await.unwrap();
+    assert!(group.append(vec![entry(1, 12, "x")], Flushed::noop()).await.is_err());
+    append(&mut group, vec![entry(1, 11, "x")]).await;
+}

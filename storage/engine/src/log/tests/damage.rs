@@ -1,0 +1,149 @@
+//! Damage is told apart from a torn tail, for every single byte, and says where it is.
+
+use super::super::{LogError, recover};
+use super::*;
+
+/// What a recovered log holds, read from its segments.
+fn read(dir: &Path) -> Result<std::collections::BTreeMap<u64, Image>, LogError> {
+    let recovered = recover::recover(&options(dir, Durability::Always, 4096))?;
+    let mut images = std::collections::BTreeMap::new();
+    for (id, group) in &recovered.groups {
+        let inside = group.inside.lock();
+        let reading = inside.reading(0, u64::MAX, u64::MAX);
+        let entries = reading.cold.iter().map(|(index, slot)| slot.read(*id, *index)).collect::<Result<Vec<_>, _>>()?;
+        images.insert(*id, Image { vote: inside.front.vote, purged: inside.front.purged, entries });
+    }
+    Ok(images)
+}
+
+/// A small log of three segments. Gives where its last batch begins.
+async fn small_log(log: &Arc<Log>) -> u32 {
+    for id in 1..=2 {
+        let mut group = log.group_log(id);
+        group.save_vote(&vote(id)).await.unwrap();
+        for batch in 0..8 {
+            append(&mut group, (1..=2).map(|i| entry(id, 2 * batch + i, vec![batch as u8; 200])).collect()).await;
+        }
+        group.truncate_after(Some(log_id(id, 14))).await.unwrap();
+        group.purge(log_id(id, 2)).await.unwrap();
+    }
+    log.flush().await.unwrap();
+    let start = log.shared.writer.lock().active.end();
+    append(&mut log.group_log(1), vec![entry(9, 15, "the last batch"), entry(9, 16, "of two")]).await;
+    start
+}
+
+#[tokio::test]
+async fn every_flipped_byte_is_an_error_that_names_it_or_a_cut_of_the_last_batch() {
+    let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = Log::open(options(live.path(), Durability::Always, 4096)).unwrap();
+    let last_batch = small_log(&log).await as usize;
+    let (_, end) = kill(&log, dir.path());
+    let whole = read(dir.path()).unwrap();
+    assert_eq!(whole[&1].entries.len(), 14);
+    let files = segments(dir.path());
+    assert!(files.len() >= 3, "{files:?}");
+    for (i, path) in files.iter().enumerate() {
+        let bytes = std::fs::read(path).unwrap();
+        let is_last = i + 1 == files.len();
+        let used = if is_last { end as usize + 40 } else { used(&files[i + 1]) };
+        for at in 0..used {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1 << (at % 8);
+            std::fs::write(path, &damaged).unwrap();
+            match read(dir.path()) {
+                Ok(images) => {
+                    assert!(is_last && at >= last_batch, "byte {at} of {path:?} was not noticed");
+                    assert_eq!(images[&2], whole[&2]);
+                    let (kept, all) = (&images[&1].entries, &whole[&1].entries);
+                    assert!(all.starts_with(kept) && kept.len() >= all.len() - 2, "wrong data after damage at {at}");
+                    if at >= end as usize {
+                        assert_eq!(images, whole, "rubbish behind the end costs nothing");
+                    } else {
+                        assert_ne!(images, whole);
+                    }
+                }
+                Err(LogError::Corrupt { path: named, offset, .. }) => {
+                    assert_eq!(&named, path);
+                    assert!(offset as usize <= at, "damage at {at} reported at {offset}");
+                    assert!(!is_last || at < last_batch);
+                    assert_eq!(std::fs::read(path).unwrap(), damaged, "a damaged log is left as it is");
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        std::fs::write(path, &bytes).unwrap();
+    }
+}
+
+/// Where the segment before the one at `path` ends.
+fn used(path: &Path) -> usize {
+    let bytes = std::fs::read(path).unwrap();
+    u32::from_le_bytes(bytes[24..28].try_into().unwrap()) as usize
+}
+
+#[tokio::test]
+async fn after_a_clean_close_damage_to_the_last_batch_is_an_error_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
+    let last_batch = small_log(&log).await as usize;
+    let end = log.shared.writer.lock().active.end() as usize;
+    log.close().unwrap();
+    drop(log);
+    let whole = read(dir.path()).unwrap();
+    let path = segments(dir.path()).pop().unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    for at in last_batch..end {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x80;
+        std::fs::write(&path, &damaged).unwrap();
+        assert!(matches!(read(dir.path()), Err(LogError::Corrupt { .. })), "byte {at}");
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(read(dir.path()).unwrap(), whole);
+}
+
+#[tokio::test]
+async fn a_missing_segment_is_noticed() {
+    let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = Log::open(options(live.path(), Durability::Always, 4096)).unwrap();
+    small_log(&log).await;
+    for gone in 0..2 {
+        kill(&log, dir.path());
+        std::fs::remove_file(&segments(dir.path())[gone]).unwrap();
+        let error = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap_err();
+        assert!(matches!(error, LogError::Corrupt { .. } | LogError::Incomplete { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_a_client_stored_as_a_value_is_not_taken_for_one() {
+    let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = Log::open(options(live.path(), Durability::Always, 64 << 10)).unwrap();
+    let mut group = log.group_log(1);
+    append(&mut group, vec![entry(1, 1, "first")]).await;
+    append(&mut group, vec![entry(1, 2, "second")]).await;
+    kill(&log, dir.path());
+    let copy = std::fs::read(segments(dir.path()).pop().unwrap()).unwrap();
+    append(&mut group, vec![entry(1, 3, copy[28..400].to_vec())]).await;
+    let (_, end) = kill(&log, dir.path());
+    let path = segments(dir.path()).pop().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[end as usize - 1] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(read(dir.path()).unwrap()[&1].entries.len(), 2, "torn, not damaged");
+}
+
+#[tokio::test]
+async fn an_entry_that_went_bad_while_running_is_an_error_that_names_file_and_offset() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(LogOptions { tail_bytes_max: 0, ..options(dir.path(), Durability::Always, 64 << 10) }).unwrap();
+    let mut group = log.group_log(1);
+    append(&mut group, vec![entry(1, 1, vec![7; 100])]).await;
+    let path = segments(dir.path()).pop().unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(&path).unwrap(), &[8], 100).unwrap();
+    let error = group.try_get_log_entries(1..2).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+    let told = error.to_string();
+    assert!(told.contains(path.to_str().unwrap()) && told.contains("at byte 28"), "{told}");
+}
