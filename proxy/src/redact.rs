@@ -12,7 +12,7 @@ const SECRET_SETTINGS: [&str; 4] = ["requirepass", "masterauth", "tls-key-file-p
 ///
 /// AUTH's arguments, HELLO's after AUTH, MIGRATE's after AUTH or AUTH2, values of secret settings in CONFIG SET. Unknown commands are
 /// judged by the same rules, so a misspelt option hides nothing less.
-pub fn is_secret(words: &[Bytes], at: usize) -> bool {
+fn is_secret(words: &[Bytes], at: usize) -> bool {
     let word = |index: usize| words.get(index).map_or(&b""[..], |word| word.as_ref());
     let named = |name: &str| word(0).eq_ignore_ascii_case(name.as_bytes());
     let behind = |option: &str, reach: usize| {
@@ -32,7 +32,7 @@ pub fn is_secret(words: &[Bytes], at: usize) -> bool {
 }
 
 /// The words with secrets replaced. Copies nothing else.
-pub fn redacted(words: &[Bytes]) -> impl Iterator<Item = Bytes> + '_ {
+pub(crate) fn redacted(words: &[Bytes]) -> impl Iterator<Item = Bytes> + '_ {
     words.iter().enumerate().map(move |(at, word)| if is_secret(words, at) { REDACTED } else { word.clone() })
 }
 

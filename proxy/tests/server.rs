@@ -8,7 +8,7 @@ use kit::{Client, Server, command};
 async fn field(client: &mut Client, section: &str, name: &str) -> String {
     // A bulk string: its length first, so that the end is known.
     let head = client.until(&format!("INFO {section}"), "\r\n").await;
-    let len: usize = head.trim().trim_start_matches('$').parse().unwrap();
+    let len: usize = head.trim().trim_start_matches('$').parse().expect("a length");
     let text = client.take(len + 2).await;
     let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
     line.unwrap_or_else(|| panic!("{name} is not in {text}")).to_owned()
