@@ -3,8 +3,8 @@
 //! The textbook table, computed row by row; of each cell only one bit is kept, the way that leads back. The matches are those
 //! that Redis finds, in the order in which Redis tells them: from the ends of the strings to their beginnings.
 
-/// Two strings whose table would have more cells than this are refused: 32 Mi cells are 4 MiB of bits and some tens of milliseconds.
-pub(crate) const CELLS_MAX: usize = 1 << 25;
+/// Two strings whose table would have more cells than this are refused: 16 Mi cells are 2 MiB of bits and about 60 ms of a thread.
+pub(crate) const CELLS_MAX: usize = 1 << 24;
 
 /// A run of bytes that both strings have; offsets of the first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,16 +21,16 @@ pub(crate) fn fits(a: &[u8], b: &[u8]) -> bool {
 
 /// The length of the longest common subsequence.
 pub(crate) fn len(a: &[u8], b: &[u8]) -> usize {
-    table(a, b, |_, _| ())
+    table(a, b, |_, _, _| ())
 }
 
 /// Its runs, the last first. Their lengths add up to [`len`].
 pub(crate) fn matches(a: &[u8], b: &[u8]) -> Vec<Match> {
     let cells = a.len() * b.len();
     let mut up = vec![0u64; cells.div_ceil(64)];
-    table(a, b, |i, j| {
+    table(a, b, |i, j, better| {
         let at = i * b.len() + j;
-        up[at / 64] |= 1 << (at % 64);
+        up[at / 64] |= u64::from(better) << (at % 64);
     });
     let mut matches = Vec::new();
     let mut run: Option<Match> = None;
@@ -49,25 +49,21 @@ pub(crate) fn matches(a: &[u8], b: &[u8]) -> Vec<Match> {
     matches
 }
 
-/// Fills the table, two rows at a time; `up(i, j)` is told the cells (counted from 0) of unequal bytes where leaving out
-/// `a[i]` is better than leaving out `b[j]`. Answers the last cell.
-fn table(a: &[u8], b: &[u8], mut up: impl FnMut(usize, usize)) -> usize {
-    let mut above = vec![0u32; b.len() + 1];
-    let mut row = above.clone();
+/// Fills the table, row by row in one; `way(i, j, up)` is told of each cell (counted from 0) whether leaving out `a[i]` is better
+/// than leaving out `b[j]`, which counts where the two differ. Answers the last cell. Without branches: strings are not predictable.
+fn table(a: &[u8], b: &[u8], mut way: impl FnMut(usize, usize, bool)) -> usize {
+    let mut row = vec![0u32; b.len()];
     for (i, x) in a.iter().enumerate() {
-        for (j, y) in b.iter().enumerate() {
-            row[j + 1] = if x == y {
-                above[j] + 1
-            } else if above[j + 1] > row[j] {
-                up(i, j);
-                above[j + 1]
-            } else {
-                row[j]
-            };
+        let (mut diagonal, mut left) = (0, 0);
+        for (j, (y, cell)) in b.iter().zip(&mut row).enumerate() {
+            let above = *cell;
+            way(i, j, above > left);
+            left = if x == y { diagonal + 1 } else { above.max(left) };
+            diagonal = above;
+            *cell = left;
         }
-        std::mem::swap(&mut above, &mut row);
     }
-    above[b.len()] as usize
+    row.last().map_or(0, |&last| last as usize)
 }
 
 #[cfg(test)]

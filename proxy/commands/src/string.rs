@@ -272,7 +272,7 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::TWO,
         group: GROUP,
         since: "7.0.0",
-        complexity: "O(N*M) where N and M are the lengths of s1 and s2, respectively. Their product is limited to 32 Mi.",
+        complexity: "O(N*M) where N and M are the lengths of s1 and s2, respectively. Their product is limited to 16 Mi.",
         summary: "Finds the longest common substring.",
         syntax: "key1 key2 [LEN] [IDX] [MINMATCHLEN min-match-len] [WITHMATCHLEN]",
         plan: longest_common,
