@@ -11,7 +11,7 @@ use commands::{Reply, Session};
 use row::op::{Op, Request};
 
 use crate::node::Durability;
-use crate::{Client, Proxy, config, info, latency, memory, router, words};
+use crate::{Client, Proxy, REDIS_VERSION, config, info, latency, memory, router, words};
 
 /// Partitions that FLUSHALL empties at a time.
 const FLUSHES_AT_ONCE: usize = 16;
@@ -180,9 +180,9 @@ async fn wait_aof(proxy: &Proxy, client: &Client, local: i64, timeout_ms: u64) -
     Reply::Array(vec![Reply::Int(i64::from(synced)), Reply::Int(others)])
 }
 
-/// LOLWUT, in any version: a horse with its bridle on.
+/// LOLWUT, in any version: a horse with its bridle on. Client libraries' tests look for Redis's version in the last line.
 fn lolwut(proxy: &Proxy) -> Reply {
-    Reply::Text(format!("{HORSE}Bridle ver. {}\n", proxy.facts.version))
+    Reply::Text(format!("{HORSE}Redis ver. {REDIS_VERSION}, by Bridle ver. {}\n", proxy.facts.version))
 }
 
 const HORSE: &str = r"
