@@ -62,6 +62,8 @@ pub(crate) struct Connection<S> {
     reply_bytes: usize,
     /// The client sends no more.
     ended: bool,
+    /// The end of the CLIENT PAUSE that holds a command back.
+    pause: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
@@ -77,6 +79,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             read_bytes: READ_BYTES_MIN,
             reply_bytes: REPLY_BYTES_GUESS,
             ended: false,
+            pause: None,
         }
     }
 
@@ -102,7 +105,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 let chunk = self.input.split_to(passed).freeze();
                 self.gate.taken(passed);
                 let before = self.output.len();
-                self.session.run(&chunk, &self.extents, &mut self.output).await;
+                let taken = self.session.run(&chunk, &self.extents, &mut self.output).await;
+                if self.session.held.is_some() {
+                    self.put_back(&chunk[self.extents[taken].start..]);
+                    return;
+                }
                 let each = (self.output.len() - before) / self.extents.len();
                 // Up at once, down slowly.
                 self.reply_bytes = each.max(self.reply_bytes - self.reply_bytes / 8).max(1);
@@ -114,7 +121,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 break;
             }
         }
-        self.show();
+    }
+
+    /// Commands that were not taken come first again.
+    fn put_back(&mut self, bytes: &[u8]) {
+        let mut input = BytesMut::with_capacity(bytes.len() + self.input.len());
+        input.extend_from_slice(bytes);
+        input.extend_from_slice(&self.input);
+        self.input = input;
+        self.gate = Gate::default();
+        self.more = true;
     }
 
     /// The extents of the next chunk, and the error behind them, if any.
@@ -179,11 +195,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         } else if self.session.closing || self.ended {
             return Poll::Pending;
         }
+        if let Some(writes) = self.session.held {
+            ready!(self.wait_for_unpause(writes, context));
+        }
         if self.more && self.output.len() < OUTPUT_HIGH {
             return Poll::Ready(Event::Go);
         }
-        let event = ready!(self.read(context));
-        Poll::Ready(event)
+        let event = self.read(context);
+        if event.is_pending() {
+            self.show();
+        }
+        event
+    }
+
+    /// Until a command that writes (or not) is not held back any more. Who ends the pause wakes this task.
+    fn wait_for_unpause(&mut self, writes: bool, context: &mut Context<'_>) -> Poll<()> {
+        let proxy = &self.session.proxy;
+        while let Some(until) = proxy.clients.paused_until(writes).filter(|_| !proxy.shutdown.is_cancelled()) {
+            self.session.client.held_back.store(true, Ordering::Relaxed);
+            let pause = self.pause.insert(Box::pin(tokio::time::sleep_until(until.into())));
+            ready!(pause.as_mut().poll(context));
+        }
+        self.session.client.held_back.store(false, Ordering::Relaxed);
+        (self.session.held, self.pause) = (None, None);
+        Poll::Ready(())
     }
 
     /// Writes as much as the socket takes.
@@ -273,31 +308,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         shown.query_room = self.input.capacity() - self.input.len();
         shown.output_bytes = self.output.len();
         (shown.queued, shown.queued_bytes, shown.watched) = (queued, queued_bytes, watched);
-    }
-}
-
-impl Session {
-    /// Waits as long as CLIENT PAUSE holds such a command back.
-    pub(crate) async fn wait_while_paused(&mut self, writes: bool) {
-        self.client.held_back.store(true, Ordering::Relaxed);
-        self.wait_unpaused(writes).await;
-        self.client.held_back.store(false, Ordering::Relaxed);
-    }
-
-    async fn wait_unpaused(&mut self, writes: bool) {
-        while let Some(until) = self.proxy.clients.paused_until(writes) {
-            let client = self.client.clone();
-            if client.is_killed() || self.proxy.shutdown.is_cancelled() {
-                return;
-            }
-            let mut is_first = true;
-            let woken = std::future::poll_fn(|context| {
-                client.waker.register(context.waker());
-                // Unpaused or killed between the look and the registration? Then the loop looks again.
-                let still = self.proxy.clients.paused_until(writes).is_some() && !client.is_killed();
-                if std::mem::take(&mut is_first) && still { Poll::Pending } else { Poll::Ready(()) }
-            });
-            let _ = tokio::time::timeout_at(until.into(), woken).await;
-        }
     }
 }

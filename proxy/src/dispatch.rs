@@ -13,7 +13,7 @@ use commands::plan::ClientCall;
 use commands::table::{flags, lookup};
 use commands::{Args, Command, Plan, Planned, Reply, Rows, Session as Call, Wording};
 use row::edits::Edits;
-use row::op::Op;
+use row::op::{Answer, Op};
 use row::view::{Fault, Rules, Stamp, Tx};
 use row::{Failed, Family, View};
 use smallvec::SmallVec;
@@ -66,8 +66,8 @@ enum State {
 /// What is left to do for a command that could not be finished on the spot.
 enum Next {
     Done,
-    /// CLIENT PAUSE holds it back.
-    Pause(Words, Known, bool),
+    /// Nothing: CLIENT PAUSE holds it back.
+    Pause,
     /// Ops on a table that does not exist.
     NoTable(Rows, Known),
     /// The session's own.
@@ -75,10 +75,12 @@ enum Next {
 }
 
 impl Session {
-    /// Carries out the commands that lie at `extents` in `bytes`, and appends their replies.
-    pub(crate) async fn run(&mut self, bytes: &Bytes, extents: &[Extent], out: &mut BytesMut) {
+    /// Carries out the commands that lie at `extents` in `bytes`, and appends their replies. How many it took: all, unless CLIENT
+    /// PAUSE holds one back ([`Session::held`]) or the connection is to end.
+    pub(crate) async fn run(&mut self, bytes: &Bytes, extents: &[Extent], out: &mut BytesMut) -> usize {
         self.chunk.started = Instant::now();
         self.client.touch(self.chunk.started);
+        let mut taken = 0;
         for &extent in extents {
             if self.closing || self.client.is_killed() {
                 break;
@@ -86,10 +88,13 @@ impl Session {
             let words = resp::words(bytes, extent);
             match self.begin(words, extent) {
                 Next::Done => {}
+                Next::Pause => break,
                 next => self.finish(next, extent, bytes, out).await,
             }
+            taken += 1;
         }
         self.flush(bytes, out).await;
+        taken
     }
 
     /// As much of a command as can be done without waiting.
@@ -110,8 +115,9 @@ impl Session {
             return self.reject(Some(known), extent, Reply::error(words::NOAUTH));
         }
         let writes = known.command.is(flags::WRITE) || (known.command.name == "exec" && self.transaction.writes());
-        if self.proxy.clients.paused_until(writes).is_some() {
-            return Next::Pause(words, known, writes);
+        if self.proxy.clients.paused_until(writes).is_some() && !self.proxy.shutdown.is_cancelled() {
+            self.held = Some(writes);
+            return Next::Pause;
         }
         self.plan(words, known, extent)
     }
@@ -120,10 +126,10 @@ impl Session {
     fn plan(&mut self, words: Words, known: Known, extent: Extent) -> Next {
         if self.proxy.monitors.any() && crate::monitor::shows(known.command) {
             let bytes_max = self.proxy.settings.load().output_bytes_max;
-            self.proxy.monitors.feed(&self.table_name, &self.client.endpoint.address, &words, bytes_max);
+            self.proxy.monitors.feed(&self.client, &self.table_name, &words, bytes_max);
         }
-        let is_queued = self.transaction.is_open()
-            && !matches!(known.command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
+        let is_queued =
+            self.transaction.is_open() && !matches!(known.command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
         let bytes = words.iter().map(Bytes::len).sum::<usize>();
         let name_words = 1 + usize::from(known.command.parts().is_some());
         let seed = self.next_seed();
@@ -199,17 +205,8 @@ impl Session {
 
     /// The rest of a command, after everything that came before it.
     async fn finish(&mut self, next: Next, extent: Extent, bytes: &Bytes, out: &mut BytesMut) {
-        let mut next = next;
-        while let Next::Pause(words, known, writes) = next {
-            self.flush(bytes, out).await;
-            self.wait_while_paused(writes).await;
-            if self.client.is_killed() {
-                return;
-            }
-            next = self.plan(words, known, extent);
-        }
         match next {
-            Next::Done | Next::Pause(..) => {}
+            Next::Done | Next::Pause => {}
             Next::NoTable(rows, known) => {
                 self.flush(bytes, out).await;
                 let placed: Boxed<'_, Next> = Box::pin(self.without_table(rows, known, extent));
@@ -219,13 +216,12 @@ impl Session {
             }
             Next::Call(call, known) => {
                 self.flush(bytes, out).await;
+                self.client.shown.lock().last_command = Some(known.command.name);
                 let is_reply_mode = matches!(call, Call::Client(ClientCall::Reply(_)));
                 if let Some(reply) = self.call(call).await {
-                    self.ready(known, extent, reply);
-                    if is_reply_mode && let Some(entry) = self.chunk.entries.last_mut() {
-                        // CLIENT REPLY ON answers; OFF and SKIP leave out their own reply, too.
-                        entry.silent = self.silence != Silence::None;
-                    }
+                    // CLIENT REPLY ON answers; OFF and SKIP leave out their own reply, too.
+                    let silent = if is_reply_mode { self.silence != Silence::None } else { self.is_silent() };
+                    self.chunk.entries.push(Entry { known: Some(known), extent, silent, state: State::Ready(reply) });
                 }
                 // What follows may depend on it: protocol version, authentication, silence.
                 self.flush(bytes, out).await;
@@ -275,7 +271,7 @@ impl Session {
                     self.closing = true;
                     return None;
                 }
-                server::Outcome::NotMine(_) => commands::words::no_answer(),
+                server::Outcome::NotMine => commands::words::no_answer(),
             },
         })
     }
@@ -417,6 +413,10 @@ pub(crate) fn on_nothing(ops: &[Op]) -> Result<Option<Vec<Outcome>>, Fault> {
     let mut outcomes = Vec::with_capacity(ops.len());
     let rules = Rules::default();
     for op in ops {
+        if matches!(op, Op::Clear) {
+            outcomes.push(Ok(Answer::Ok));
+            continue;
+        }
         let stamp = Stamp { now_ms: crate::now_ms(), timetag: 0 };
         let mut tx = Tx { view: &Nothing, edits: &mut edits, stamp, rules };
         match row::eval(op, &mut tx) {

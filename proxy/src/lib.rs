@@ -52,7 +52,7 @@ mod transactions;
 mod words;
 
 pub use client::{Client, Clients};
-pub use listener::serve;
+pub use listener::{meet, serve};
 pub use node::Node;
 pub use settings::Settings;
 

@@ -93,8 +93,8 @@ fn prepare(proxy: &Proxy, stream: &TcpStream) -> io::Result<Endpoint> {
     Ok(Endpoint { address: peer.to_string(), local_address: local.to_string(), fd: stream.as_raw_fd(), is_loopback })
 }
 
-/// Lets a client in, or tells it why not.
-async fn meet<S: AsyncRead + AsyncWrite + Unpin>(proxy: Arc<Proxy>, stream: S, endpoint: Endpoint) {
+/// Serves one client over any stream of bytes, until it or the server ends the connection; or tells it why not.
+pub async fn meet<S: AsyncRead + AsyncWrite + Unpin>(proxy: Arc<Proxy>, stream: S, endpoint: Endpoint) {
     let settings = proxy.settings.load_full();
     if settings.protected_mode && settings.password.is_none() && !endpoint.is_loopback {
         return turn_away(&proxy, stream, words::DENIED).await;

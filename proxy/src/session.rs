@@ -28,6 +28,8 @@ pub(crate) struct Session {
     /// No more commands are taken, and the connection closes when the replies so far are written.
     pub(crate) closing: bool,
     pub(crate) silence: Silence,
+    /// CLIENT PAUSE holds the next command back, as one that may write or as any other.
+    pub(crate) held: Option<bool>,
     pub(crate) table_name: Arc<str>,
     pub(crate) table: Option<Arc<Table>>,
     catalogue_version: Option<u64>,
@@ -58,6 +60,7 @@ impl Session {
             transaction: Transaction::default(),
             closing: false,
             silence: Silence::None,
+            held: None,
             table_name: FIRST_TABLE.into(),
             table: None,
             catalogue_version: None,

@@ -290,9 +290,7 @@ fn as_rows(call: Call) -> Result<Rows, Call> {
             let all = Op::Scan { cursor: 0, count: u64::MAX, glob: Some(glob), kind: None };
             rows(all, Wording::One(keys::names))
         }
-        Call::Scan { cursor, count, glob, kind, none: false } => {
-            rows(Op::Scan { cursor, count, glob, kind }, Wording::One(keys::page))
-        }
+        Call::Scan { cursor, count, glob, kind, none: false } => rows(Op::Scan { cursor, count, glob, kind }, Wording::One(keys::page)),
         Call::RandomKey => rows(Op::Nearest { cursor: rand::random::<u64>() >> 2 }, Wording::One(commands::answers::bulk)),
         call => return Err(call),
     })

@@ -1,5 +1,5 @@
 //! A proxy in front of rows in memory, and a client that speaks bytes: everything between a socket and `row` without a disk.
-#![allow(dead_code, reason = "every test file uses some of it")]
+#![allow(dead_code, unreachable_pub, reason = "every test file uses some of it")]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -279,9 +279,11 @@ impl Client {
         }
     }
 
-    /// Sends a line and gives back what comes up to and with `end`.
+    /// Sends a line, if there is one, and gives back what comes up to and with `end`.
     pub async fn until(&mut self, line: &str, end: &str) -> String {
-        self.send(format!("{line}\r\n")).await;
+        if !line.is_empty() {
+            self.send(format!("{line}\r\n")).await;
+        }
         let mut got = Vec::new();
         while !got.ends_with(end.as_bytes()) {
             let byte = tokio::time::timeout(PATIENCE, self.stream.read_u8()).await;

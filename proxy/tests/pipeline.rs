@@ -1,0 +1,213 @@
+//! Chunks, batches and tables: how commands become requests, and what is answered when a partition is not.
+
+mod kit;
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use cluster::CallError;
+use kit::{Server, command};
+use tokio::io::AsyncReadExt;
+
+#[tokio::test]
+async fn a_pipeline_to_one_partition_is_one_request() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("SET a 1", "+OK\r\n").await;
+    let before = server.world.calls.load(Relaxed);
+    client.send("INCR a\r\nINCR a\r\nGET a\r\nPING\r\nSELECT 0\r\nINCR a\r\nGET a\r\n".repeat(10)).await;
+    let mut expected = String::new();
+    for round in 0..10 {
+        let at = 1 + 3 * round;
+        let (two, three) = ((at + 2).to_string(), (at + 3).to_string());
+        let _ = write!(expected, ":{}\r\n:{two}\r\n${}\r\n{two}\r\n+PONG\r\n+OK\r\n:{three}\r\n", at + 1, two.len());
+        let _ = write!(expected, "${}\r\n{three}\r\n", three.len());
+    }
+    client.expect(&expected).await;
+    assert_eq!(server.world.calls.load(Relaxed) - before, 1);
+}
+
+#[tokio::test]
+async fn reads_alone_are_answered_on_the_spot() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("SET a 1", "+OK\r\n").await;
+    let calls = server.world.calls.load(Relaxed);
+    client.send("GET a\r\nEXISTS a b\r\n".repeat(50)).await;
+    client.expect(&"$1\r\n1\r\n:1\r\n".repeat(50)).await;
+    assert_eq!(server.world.calls.load(Relaxed), calls);
+}
+
+#[tokio::test]
+async fn many_partitions_answer_in_the_order_of_the_commands() {
+    let server = Server::with(7, |_| {}).await;
+    let mut client = server.connect().await;
+    let (mut sent, mut expected) = (String::new(), String::new());
+    for number in 0..3000 {
+        let key = format!("key:{number}");
+        sent += &command(&["SET", &key, &number.to_string()]);
+        sent += &command(&["GET", &key]);
+        let text = number.to_string();
+        let _ = write!(expected, "+OK\r\n${}\r\n{text}\r\n", text.len());
+    }
+    client.send(sent).await;
+    client.expect(&expected).await;
+    client.ask("MGET key:5 nokey key:2999", "*3\r\n$1\r\n5\r\n$-1\r\n$4\r\n2999\r\n").await;
+    client.ask("DBSIZE", ":3000\r\n").await;
+    client.ask("RENAME key:1 key:2", "-CROSSSLOT Keys in request don't hash to the same slot\r\n").await;
+    client.ask("RENAME key:1 {key:1}x", "+OK\r\n").await;
+    let names = client.until("KEYS key:29*", "*").await;
+    assert_eq!(names, "*");
+}
+
+#[tokio::test]
+async fn scan_goes_through_all_partitions() {
+    let server = Server::with(5, |_| {}).await;
+    let mut client = server.connect().await;
+    let sets: String = (0..500).map(|number| command(&["SET", &format!("k{number}"), "v"])).collect();
+    client.send(sets).await;
+    client.expect(&"+OK\r\n".repeat(500)).await;
+    let (mut cursor, mut seen) = ("0".to_owned(), std::collections::BTreeSet::new());
+    for _ in 0..1000 {
+        let head = client.until(&format!("SCAN {cursor} COUNT 7"), "\r\n*").await;
+        cursor = head.lines().nth(2).unwrap().to_owned();
+        let count: usize = client.until("", "\r\n").await.trim().parse().unwrap();
+        for _ in 0..count {
+            client.until("", "\r\n").await;
+            seen.insert(client.until("", "\r\n").await);
+        }
+        if cursor == "0" {
+            break;
+        }
+    }
+    assert_eq!((cursor.as_str(), seen.len()), ("0", 500));
+    let key = client.until("RANDOMKEY", "\r\nk").await;
+    assert!(key.starts_with('$'));
+}
+
+#[tokio::test]
+async fn a_table_that_is_not_there_reads_as_empty_and_is_made_by_the_first_write() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("SELECT 5", "+OK\r\n").await;
+    client.send("GET a\r\nDEL a\r\nDBSIZE\r\nFLUSHDB\r\nKEYS *\r\nSCAN 0\r\nRANDOMKEY\r\nHGETALL h\r\nEXPIRE a 1\r\n").await;
+    client.expect("$-1\r\n:0\r\n:0\r\n+OK\r\n*0\r\n*2\r\n$1\r\n0\r\n*0\r\n$-1\r\n*0\r\n:0\r\n").await;
+    assert!(server.proxy.catalogue.tables().is_empty());
+    client.send("GET a\r\nSET a 1\r\nGET a\r\n").await;
+    client.expect("$-1\r\n+OK\r\n$1\r\n1\r\n").await;
+    assert_eq!(server.proxy.catalogue.tables()[0].name, "db5");
+    client.ask("SELECT 0", "+OK\r\n").await;
+    client.ask("GET a", "$-1\r\n").await;
+}
+
+#[tokio::test]
+async fn select_knows_numbers_and_existing_names() {
+    let server = Server::start().await;
+    server.world.create("users");
+    let mut client = server.connect().await;
+    client.ask("SELECT 16", "-ERR DB index is out of range\r\n").await;
+    client.ask("SELECT -1", "-ERR DB index is out of range\r\n").await;
+    client.ask("SELECT nobody", "-ERR no such table 'nobody'\r\n").await;
+    client.ask("SELECT users", "+OK\r\n").await;
+    client.ask("SET a 1", "+OK\r\n").await;
+    server.connect().await.ask("GET a", "$-1\r\n").await;
+}
+
+#[tokio::test]
+async fn rows_move_and_are_copied_between_tables() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("HSET h f v", ":1\r\n").await;
+    client.ask("EXPIRE h 1000", ":1\r\n").await;
+    client.ask("COPY h h2 DB 3", ":1\r\n").await;
+    client.ask("COPY h h2 DB 3", ":0\r\n").await;
+    client.ask("MOVE h 0", "-ERR source and destination objects are the same\r\n").await;
+    client.ask("MOVE h 99", "-ERR DB index is out of range\r\n").await;
+    client.ask("MOVE none 3", ":0\r\n").await;
+    client.ask("MOVE h 3", ":1\r\n").await;
+    client.ask("EXISTS h", ":0\r\n").await;
+    client.ask("SELECT 3", "+OK\r\n").await;
+    client.ask("HGET h f", "$1\r\nv\r\n").await;
+    client.ask("TTL h", ":1000\r\n").await;
+    client.ask("EXISTS h h2", ":2\r\n").await;
+    client.ask("MOVE h2 0", ":1\r\n").await;
+    client.ask("FLUSHALL", "+OK\r\n").await;
+    client.ask("DBSIZE", ":0\r\n").await;
+}
+
+#[tokio::test]
+async fn a_partition_without_a_leader_is_tried_again_until_the_deadline() {
+    let server = Server::with(1, |settings| settings.call_deadline_ms = 300).await;
+    let mut client = server.connect().await;
+    client.ask("SET a 1", "+OK\r\n").await;
+    let no_leader = || CallError::NoLeader("election".into());
+    server.world.errors.lock().extend([no_leader(), no_leader(), no_leader()]);
+    client.ask("INCR a", ":2\r\n").await;
+    server.world.errors.lock().extend([no_leader(), no_leader()]);
+    client.ask("GET a", "$1\r\n2\r\n").await;
+    server.world.errors.lock().extend(std::iter::repeat_with(no_leader).take(1000));
+    let begun = Instant::now();
+    client.ask("INCR a", "-CLUSTERDOWN The partition has no leader, nothing was done: election\r\n").await;
+    assert!((Duration::from_millis(150)..Duration::from_secs(5)).contains(&begun.elapsed()));
+    server.world.errors.lock().clear();
+    client.ask("GET a", "$1\r\n2\r\n").await;
+}
+
+#[tokio::test]
+async fn what_failed_is_never_tried_again_and_says_what_is_known() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("SET a 1", "+OK\r\n").await;
+    let unknown = "-UNKNOWNOUTCOME The write may or may not have happened, read before trying again: lost\r\n";
+    for (error, line) in [
+        (CallError::Unknown("lost".into()), unknown),
+        (CallError::Overloaded, "-BUSY Too many requests wait for this partition, nothing was done, try again later\r\n"),
+        (CallError::ReadOnly("disk full".into()), "-MISCONF Writes are refused, reads go on: disk full\r\n"),
+        (CallError::Fault("bad block".into()), "-ERR storage fault: bad block\r\n"),
+    ] {
+        let calls = server.world.calls.load(Relaxed);
+        server.world.errors.lock().push_back(error);
+        // Every command of the request gets the error; those before and after it in the chunk their own answers.
+        client.send("PING\r\nINCR a\r\nINCR a\r\nPING\r\n").await;
+        client.expect(&format!("+PONG\r\n{line}{line}+PONG\r\n")).await;
+        assert_eq!(server.world.calls.load(Relaxed), calls + 1);
+    }
+    client.ask("GET a", "$1\r\n1\r\n").await;
+}
+
+#[tokio::test]
+async fn a_node_may_answer_a_large_read_in_parts() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("MSET a 1 b 2 c 3 d 4 e 5", "+OK\r\n").await;
+    server.world.answers_max.store(2, Relaxed);
+    let reads = server.world.reads.load(Relaxed);
+    client.ask("MGET a b c d e", "*5\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n5\r\n").await;
+    assert_eq!(server.world.reads.load(Relaxed) - reads, 3);
+}
+
+#[tokio::test]
+async fn a_client_may_send_its_whole_pipeline_before_it_reads() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    let value = String::from_utf8(kit::value(100_000).to_vec()).unwrap();
+    client.send(command(&["SET", "k", &value])).await;
+    client.expect("+OK\r\n").await;
+    // 400 MB of replies to 1 MB of requests, none of them read before all are sent.
+    let gets = command(&["GET", "k"]).repeat(4000);
+    let more = command(&["ECHO", &"x".repeat(200)]).repeat(4000);
+    client.send(gets + &more).await;
+    let one = format!("$100000\r\n{value}\r\n").len();
+    let total = one * 4000 + "$200\r\n\r\n".len() * 4000 + 200 * 4000;
+    let (mut got, mut piece) = (0, vec![0; 1 << 20]);
+    while got < total {
+        let read = tokio::time::timeout(Duration::from_secs(20), client.stream.read(&mut piece)).await;
+        let read = read.expect("the server goes on").unwrap();
+        assert!(read > 0, "closed after {got} of {total}");
+        got += read;
+        let held = server.proxy.clients.all()[0].buffered_bytes();
+        assert!(held.0 < 64 << 20, "{held:?} held for a client that reads slowly");
+    }
+    client.ask("PING", "+PONG\r\n").await;
+}

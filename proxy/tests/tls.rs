@@ -1,0 +1,70 @@
+//! The RESP port over TLS.
+
+mod kit;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proxy::Settings;
+use proxy::tls::{TlsError, TlsFiles, server_config};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A certificate for `localhost` and its key, as files.
+fn files(directory: &std::path::Path) -> (TlsFiles, rustls::pki_types::CertificateDer<'static>) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (cert, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    (TlsFiles { cert, key, client_ca: None }, made.cert.der().clone())
+}
+
+fn client_config(root: rustls::pki_types::CertificateDer<'static>) -> Arc<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    Arc::new(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[tokio::test]
+async fn commands_go_over_tls_in_any_size_and_plain_ones_do_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let (files, root) = files(directory.path());
+    let proxy = kit::proxy(&kit::World::new(1), Settings::default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(proxy::serve(proxy.clone(), listener, Some(server_config(&files).unwrap())));
+
+    let connector = tokio_rustls::TlsConnector::from(client_config(root));
+    let stream = TcpStream::connect(address).await.unwrap();
+    let mut stream = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+    let value = "v".repeat(3_000_000);
+    stream.write_all(kit::command(&["SET", "k", &value]).as_bytes()).await.unwrap();
+    stream.write_all(b"PING\r\nGET k\r\nPING\r\n").await.unwrap();
+    let expected = format!("+OK\r\n+PONG\r\n${}\r\n{value}\r\n+PONG\r\n", value.len());
+    let mut got = vec![0; expected.len()];
+    tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut got)).await.unwrap().unwrap();
+    assert!(got == expected.as_bytes());
+
+    let mut plain = TcpStream::connect(address).await.unwrap();
+    plain.write_all(b"PING\r\n").await.unwrap();
+    let mut got = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(20), plain.read_to_end(&mut got)).await.unwrap();
+    assert!(!got.starts_with(b"+PONG"), "{got:?}");
+
+    proxy.shutdown.cancel();
+    serving.await.unwrap();
+}
+
+#[test]
+fn files_that_are_no_certificates_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut files, _) = files(directory.path());
+    std::fs::write(&files.cert, "nothing").unwrap();
+    let error = server_config(&files).unwrap_err();
+    assert!(matches!(&error, TlsError::File { file, .. } if *file == files.cert), "{error}");
+    files.key = directory.path().join("none");
+    assert!(server_config(&files).unwrap_err().to_string().contains("none"));
+}

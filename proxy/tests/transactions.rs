@@ -1,0 +1,145 @@
+//! MULTI, EXEC, DISCARD, WATCH as a client sees them.
+
+mod kit;
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use kit::Server;
+
+const QUEUED: &str = "+QUEUED\r\n";
+
+#[tokio::test]
+async fn a_transaction_is_one_request() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("SET a 1", "+OK\r\n").await;
+    let calls = server.world.calls.load(Relaxed);
+    client.send("MULTI\r\nINCR a\r\nGET a\r\nHSET h f v\r\nINCR h\r\nPING\r\nSET a x BAD\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{}", QUEUED.repeat(6))).await;
+    client.expect("*6\r\n:2\r\n$1\r\n2\r\n:1\r\n-WRONGTYPE Operation against a key holding the wrong kind of value\r\n+PONG\r\n").await;
+    client.expect("-ERR syntax error\r\n").await;
+    assert_eq!(server.world.calls.load(Relaxed), calls + 1);
+}
+
+#[tokio::test]
+async fn errors_while_queueing_abort() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.send("MULTI\r\nSET a 1\r\nNOSUCH\r\nEXEC\r\nGET a\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n-ERR unknown command 'NOSUCH', with args beginning with: \r\n").await;
+    client.expect("-EXECABORT Transaction discarded because of previous errors.\r\n$-1\r\n").await;
+    client.send("MULTI\r\nGET\r\nEXEC\r\n").await;
+    client.expect("+OK\r\n-ERR wrong number of arguments for 'get' command\r\n").await;
+    client.expect("-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+}
+
+#[tokio::test]
+async fn misplaced_commands_have_redis_words() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("EXEC", "-ERR EXEC without MULTI\r\n").await;
+    client.ask("DISCARD", "-ERR DISCARD without MULTI\r\n").await;
+    client.ask("MULTI", "+OK\r\n").await;
+    client.ask("MULTI", "-ERR MULTI calls can not be nested\r\n").await;
+    client.ask("WATCH a", "-ERR WATCH inside MULTI is not allowed\r\n").await;
+    client.ask("SET a 1", QUEUED).await;
+    client.ask("DISCARD", "+OK\r\n").await;
+    client.send("GET a\r\nMULTI\r\nEXEC\r\n").await;
+    client.expect("$-1\r\n+OK\r\n*0\r\n").await;
+}
+
+#[tokio::test]
+async fn a_watched_row_that_was_touched_fails_the_transaction() {
+    let server = Server::start().await;
+    let (mut client, mut other) = (server.connect().await, server.connect().await);
+    client.ask("SET a 1", "+OK\r\n").await;
+    client.ask("WATCH a b", "+OK\r\n").await;
+    other.ask("SET c 1", "+OK\r\n").await;
+    client.send("MULTI\r\nINCR a\r\nEXEC\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n*1\r\n:2\r\n").await;
+    client.ask("WATCH a", "+OK\r\n").await;
+    other.ask("SET a 9", "+OK\r\n").await;
+    client.send("MULTI\r\nINCR a\r\nEXEC\r\nGET a\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n*-1\r\n$1\r\n9\r\n").await;
+    // EXEC has forgotten the watch; UNWATCH and DISCARD do as well.
+    for forget in ["UNWATCH", "MULTI\r\nDISCARD"] {
+        client.ask("WATCH a", "+OK\r\n").await;
+        other.ask("INCR a", if forget == "UNWATCH" { ":10\r\n" } else { ":11\r\n" }).await;
+        client.send(format!("{forget}\r\nMULTI\r\nGET b\r\nEXEC\r\n")).await;
+        client.expect(if forget == "UNWATCH" { "+OK\r\n" } else { "+OK\r\n+OK\r\n" }).await;
+        client.expect("+OK\r\n+QUEUED\r\n*1\r\n$-1\r\n").await;
+    }
+    // Even a transaction without a row tells.
+    client.ask("WATCH a", "+OK\r\n").await;
+    other.ask("DEL a", ":1\r\n").await;
+    client.send("MULTI\r\nPING\r\nEXEC\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n*-1\r\n").await;
+}
+
+#[tokio::test]
+async fn a_watched_row_of_a_table_that_was_made_since_counts_as_touched() {
+    let server = Server::start().await;
+    let (mut client, mut other) = (server.connect().await, server.connect().await);
+    client.send("SELECT 4\r\nWATCH a\r\n").await;
+    client.expect("+OK\r\n+OK\r\n").await;
+    other.send("SELECT 4\r\nSET a 1\r\n").await;
+    other.expect("+OK\r\n+OK\r\n").await;
+    client.send("MULTI\r\nSET a 2\r\nEXEC\r\nGET a\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n*-1\r\n$1\r\n1\r\n").await;
+}
+
+#[tokio::test]
+async fn resp3_has_one_null() {
+    let server = Server::start().await;
+    let (mut client, mut other) = (server.connect().await, server.connect().await);
+    client.until("HELLO 3", "modules\r\n*0\r\n").await;
+    client.ask("SET a 1", "+OK\r\n").await;
+    client.ask("WATCH a", "+OK\r\n").await;
+    other.ask("SET a 2", "+OK\r\n").await;
+    client.send("MULTI\r\nGET a\r\nEXEC\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n_\r\n").await;
+}
+
+#[tokio::test]
+async fn rows_of_several_partitions_are_refused_as_a_whole() {
+    let server = Server::with(4, |_| {}).await;
+    let mut client = server.connect().await;
+    // `a` and `b` are in different quarters of the slots.
+    client.send("MULTI\r\nSET a 1\r\nSET b 1\r\nEXEC\r\nGET a\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n+QUEUED\r\n-CROSSSLOT Keys in request don't hash to the same slot\r\n$-1\r\n").await;
+    client.send("MULTI\r\nSET {x}a 1\r\nSET {x}b 2\r\nEXEC\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n+OK\r\n+OK\r\n").await;
+    client.send("MULTI\r\nDBSIZE\r\nEXEC\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n-CROSSSLOT Keys in request don't hash to the same slot\r\n").await;
+}
+
+#[tokio::test]
+async fn commands_on_a_whole_table_are_part_of_it_when_it_has_one_partition() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.send("MULTI\r\nSET a 1\r\nDBSIZE\r\nKEYS *\r\nSCAN 0\r\nRANDOMKEY\r\nFLUSHDB\r\nDBSIZE\r\nSET b 1\r\nEXEC\r\nGET b\r\n").await;
+    client.expect(&format!("+OK\r\n{}", QUEUED.repeat(8))).await;
+    client.expect("*8\r\n+OK\r\n:1\r\n*1\r\n$1\r\na\r\n*2\r\n$1\r\n0\r\n*1\r\n$1\r\na\r\n$1\r\na\r\n+OK\r\n:0\r\n+OK\r\n$1\r\n1\r\n").await;
+}
+
+#[tokio::test]
+async fn select_within_a_transaction_holds_for_what_follows_it() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.send("SELECT 2\r\nSET a 2\r\nSELECT 0\r\n").await;
+    client.expect("+OK\r\n+OK\r\n+OK\r\n").await;
+    client.send("MULTI\r\nSELECT 2\r\nGET a\r\nEXEC\r\nGET a\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n+OK\r\n$1\r\n2\r\n$1\r\n2\r\n").await;
+    // A transaction that is refused leaves the table as it was.
+    client.send("SET a 3\r\nMULTI\r\nGET a\r\nSELECT 0\r\nSET a 1\r\nEXEC\r\nGET a\r\n").await;
+    client.expect("+OK\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n+QUEUED\r\n").await;
+    client.expect("-CROSSSLOT Keys in request don't hash to the same slot\r\n$1\r\n3\r\n").await;
+}
+
+#[tokio::test]
+async fn reset_leaves_the_transaction() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.send("MULTI\r\nSET a 1\r\nRESET\r\nEXEC\r\nGET a\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n+RESET\r\n-ERR EXEC without MULTI\r\n$-1\r\n").await;
+}
