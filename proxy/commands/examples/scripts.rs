@@ -3,6 +3,8 @@
 //! Each script has a connection of its own and begins with FLUSHALL, so never point it at a server whose data you want to keep. Pointed at a
 //! Redis, it tells where Bridle's specification and Redis differ.
 
+#![allow(clippy::print_stdout, reason = "a program for people")]
+
 use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::Duration;

@@ -187,6 +187,11 @@ impl Args {
         Reply::error("ERR syntax error")
     }
 
+    /// What Redis says of a subcommand with more arguments than any form of it takes, where its arity names no upper bound.
+    pub(crate) fn wrong_subcommand(&self) -> Reply {
+        words::wrong_subcommand(&self.words[0], self.words.get(1).map_or(&b""[..], |word| word))
+    }
+
     /// `-ERR wrong number of arguments for 'name' command`
     pub fn wrong_number(&self) -> Reply {
         words::wrong_number(&self.name())

@@ -297,7 +297,7 @@ fn pause(mut args: Args) -> Planned {
     let timeout = args.word();
     let writes_only = args.flag("WRITE");
     if args.left() > usize::from(!writes_only) {
-        return Err(args.wrong_number());
+        return Err(args.wrong_subcommand());
     }
     if !writes_only && args.left() > 0 && !args.flag("ALL") {
         return Err(Reply::error("ERR CLIENT PAUSE mode must be WRITE or ALL"));
@@ -313,7 +313,7 @@ fn unblock(mut args: Args) -> Planned {
     let id = args.word();
     let with_error = args.flag("ERROR");
     if args.left() > 1 || (with_error && args.left() > 0) {
-        return Err(args.wrong_number());
+        return Err(args.wrong_subcommand());
     }
     if args.left() > 0 && !args.flag("TIMEOUT") {
         return Err(Reply::error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR"));

@@ -100,7 +100,7 @@ impl Arg {
             reply.push((text("token"), owned(token)));
         }
         let flags = [(self.optional, "optional"), (self.multiple, "multiple"), (self.multiple_token, "multiple_token")];
-        let flags: Vec<_> = flags.into_iter().filter_map(|(set, name)| set.then(|| Reply::Status(name.into()))).collect();
+        let flags: Vec<_> = flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| Reply::Status(name.into())).collect();
         if !flags.is_empty() {
             reply.push((text("flags"), Reply::Set(flags)));
         }

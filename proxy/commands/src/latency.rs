@@ -159,7 +159,7 @@ fn slowlog_get(mut args: Args) -> Planned {
     let count = match args.left() {
         0 => SLOWLOG_SHOWN,
         1 => args.int_at_least(-1, "ERR count should be greater than or equal to -1")?,
-        _ => return Err(args.wrong_number()),
+        _ => return Err(args.wrong_subcommand()),
     };
     Ok(Plan::Session(Session::SlowlogGet(count)))
 }

@@ -4,7 +4,12 @@
 //! plan. The plan is pure: arguments in, [`Plan`] or error reply out; later [`row::Answer`]s in, [`Reply`] out. Nothing here does I/O.
 //!
 //! # How to add a command
-//! One entry and one short function in its family's file (`src/hash.rs`, ...), one script in `tests/scripts/<family>/`.
+//! One entry and one short function in its family's file (`src/hash.rs`, ...), one script in `tests/scripts/<family>/`
+//! (notation: `tests/scripts/README.md`). COMMAND, COMMAND DOCS, redis-cli's hints, ACL categories and the README's tables follow from the entry.
+//!
+//! # Invariants
+//! - No words and no answers make a plan panic (`tests/plans.rs`).
+//! - Every entry is used by a script, and every script holds (`tests/scripts.rs`).
 
 pub mod answers;
 pub mod args;

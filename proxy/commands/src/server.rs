@@ -375,6 +375,7 @@ fn debug_line(row: &RowInfo, encoding: &str) -> Reply {
     )
 }
 
+#[allow(clippy::approx_constant, reason = "Redis's number")]
 fn debug_protocol(mut args: Args) -> Planned {
     let kind = args.word().to_ascii_lowercase();
     let numbers = || (0..3).map(Reply::Int).collect();

@@ -93,6 +93,12 @@ pub(crate) fn unknown_subcommand(container: &[u8], sub: &[u8]) -> Reply {
     Reply::error(format!("ERR unknown subcommand '{}'. Try {container} HELP.", one_line(sub)))
 }
 
+/// Too many arguments for any form of a subcommand.
+pub(crate) fn wrong_subcommand(container: &[u8], sub: &[u8]) -> Reply {
+    let container = one_line(container).to_ascii_uppercase();
+    Reply::error(format!("ERR unknown subcommand or wrong number of arguments for '{}'. Try {container} HELP.", one_line(sub)))
+}
+
 /// A plan asked and got no answer, or one of another shape than the op promises: a bug of ours, or a node of another version.
 pub fn no_answer() -> Reply {
     Reply::error("ERR internal error: the storage node's answer does not fit the command")
