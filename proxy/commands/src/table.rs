@@ -4,7 +4,7 @@
 //! subcommands is one named `client|id`.
 //!
 //! # Invariants
-//! - Names are unique, in lower case and at most [`NAME_MAX`] bytes (`names_are_unique_and_short`).
+//! - Names are unique, in lower case and at most `NAME_MAX` bytes (`names_are_unique_and_short`).
 //! - Every entry is used by a script (`tests/scripts.rs`).
 
 use std::collections::HashMap;
