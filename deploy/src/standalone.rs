@@ -232,7 +232,6 @@ async fn serve(
     let http = tokio::spawn(http.into_future());
     let upkeep = tokio::spawn(keep_up(metrics));
     let following = runtimes.proxy.spawn(follow::forever(opened.meta.clone(), opened.node.clone()));
-    runtimes.proxy.spawn(proxy::server::clock(proxy.clone()));
     let plain = ports.plain.into_iter().map(|listener| (listener, None));
     let listeners: Vec<_> = plain.chain(ports.tls.into_iter().map(|listener| (listener, tls.clone()))).collect();
     let serving = listeners.into_iter().map(|(listener, tls)| runtimes.proxy.spawn(proxy::serve(proxy.clone(), listener, tls)));
@@ -294,6 +293,7 @@ impl Opened {
             raft_runtime,
             write_bytes_max: config.storage.max_write_size.0 as usize,
             answer_bytes_max: config.storage.max_answer_size.0 as usize,
+            row_cache_bytes: config.storage.row_cache.0 as usize,
             cluster_tag: tag as u8,
         };
         let (node_log, node_shared, first) = (log.clone(), shared.clone(), meta.clone());

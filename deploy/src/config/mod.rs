@@ -21,7 +21,7 @@ use toml::de::{DeTable, DeValue};
 
 pub(crate) use change::{proxy_settings, rewrite_file};
 use file::rewrite;
-pub(crate) use file::{Refused, render};
+pub(crate) use file::render;
 pub(crate) use setting::{Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size, Threshold};
 
 /// Makes the sections' structs and the table by which keys are set and printed. `in` bounds a value, both ends included.
@@ -128,6 +128,7 @@ settings! {
         sync_interval: Dur, in Dur::ms(1), Dur::ms(60_000);
         max_write_size: Size, in Size::kib(1), Size::mib(512);
         max_answer_size: Size, in Size::mib(1), Size::mib(1 << 12);
+        row_cache: Size, in Size::mib(1), Size::mib(1 << 24);
         block_cache: Size, in Size::mib(1), Size::mib(1 << 24);
         memtables: Size, in Size::mib(1), Size::mib(1 << 20);
         flush_threads: u32, in 1, 256;

@@ -1,4 +1,4 @@
-use super::file::DEFAULTS;
+use super::file::{DEFAULTS, Refused};
 use super::*;
 
 fn read(text: &str) -> Result<Config, Refused> {
