@@ -19,11 +19,11 @@ use crate::{Proxy, info};
 /// Kinds of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows, until a restart or CONFIG RESETSTAT.
+    /// Only grows, until a restart.
     Counter,
     /// Goes up and down.
     Gauge,
-    /// `_bucket{le}`, `_sum` and `_count`.
+    /// `_bucket{le}`, `_sum` and `_count`; starts again with CONFIG RESETSTAT.
     Histogram,
 }
 
