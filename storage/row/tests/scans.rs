@@ -106,7 +106,7 @@ proptest! {
         change(&mut memory, &put(1000..1150));
         let cursors = RefCell::new(BTreeMap::new());
         let mut churn = churn.into_iter();
-        let (mut seen, mut cursor) = (BTreeSet::new(), 0);
+        let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
         let mut cursors = remembers.then_some(cursors);
         loop {
             let view = Remembering { memory: &memory, cursors: cursors.take() };
@@ -114,6 +114,8 @@ proptest! {
             cursors = view.cursors;
             prop_assert!(edits.is_empty());
             let Answer::CellsPage { cells, next } = answer else { panic!("{answer:?}") };
+            pages += 1;
+            prop_assert!(pages < 100_000, "a scan ends");
             seen.extend(cells.into_iter().map(|(name, value)| { assert_eq!(name, value); name }));
             cursor = next;
             if cursor == 0 {
