@@ -7,7 +7,7 @@
 //! # Invariants
 //! - Entries are contiguous: indexes `first..next`, no holes.
 //! - An entry that `Disk` does not hold is in the cache; so the cache, which is the tail of the log, never lets go of an entry at or beyond
-//!   `written`. Held by `a_tiny_cache_reads_everything_back`.
+//!   `written`. Held by `what_was_acknowledged_survives`, whose caches are tiny.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;

@@ -22,8 +22,11 @@
 //! # Invariants
 //! - A callback says `Ok` only after what it stands for is written, and with `Durability::Always` synced (`what_was_acknowledged_survives`).
 //! - A segment with a successor is complete and on the disk.
-//! - A segment is removed only after all that makes it unneeded is on the disk.
-//! - After a failed fdatasync nothing is ever acknowledged again: the log is poisoned (Linux drops the dirty pages, a second try would lie).
+//! - A segment is removed only after all that makes it unneeded is on the disk
+//!   (`endless_writes_keep_the_log_bounded_though_an_idle_group_needs_old_entries`).
+//! - Damage is never skipped (`every_flipped_byte_is_an_error_that_names_it_or_a_cut_of_the_last_batch`).
+//! - After a failed fdatasync nothing is ever acknowledged again: the log is poisoned (Linux drops the dirty pages, a second try would lie;
+//!   `after_a_failed_fsync_nothing_is_acknowledged`).
 //!
 //! # Not here
 //! The lock that keeps a second process out: it covers the whole node's directory and is storage's.

@@ -34,7 +34,7 @@
 //! bytes follow), 2 a membership (postcard of `openraft::Membership`).
 //!
 //! # Invariants
-//! - The format is frozen: `frozen_bytes` below holds one vector per kind; vectors are added, never edited.
+//! - The format is frozen: `frozen_bytes` (`tests/format.rs`) holds one vector per kind; vectors are added, never edited.
 //! - Decoding any bytes gives a record or a reason, never a panic: `any_bytes_decode_or_say_why`.
 
 use bytes::Bytes;
