@@ -1,0 +1,161 @@
+//! A group of one over the real log and a real store: what was acknowledged survives, what is purged was flushed, a full disk only makes writes wait.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use engine::batch::{BatchWriter, Family};
+use engine::log::{Durability, Log, LogOptions};
+use engine::raft::purge::{Policy, keep_log_short};
+use engine::raft::{Group, Leadership, Machine, Progress};
+use engine::store::{Settings, Shared, Store};
+
+struct Replica {
+    group: Group,
+    leadership: Leadership,
+    store: Store,
+    progress: Progress,
+    log: std::sync::Arc<Log>,
+}
+
+impl Replica {
+    async fn start(path: &Path) -> Self {
+        let mut options = LogOptions::new(path.join("log"));
+        options.durability = Durability::Os;
+        options.segment_bytes = 1 << 20;
+        let log = Log::open(options).unwrap();
+        let store = Store::open(&Shared::new(Settings::default()).unwrap(), path.join("store")).unwrap();
+        let (machine, progress) = Machine::new(store.clone()).unwrap();
+        let group = Group::start_alone(1, "test".into(), log.group_log(1), machine).await.unwrap();
+        let leadership = group.establish().await.unwrap();
+        Self { group, leadership, store, progress, log }
+    }
+
+    async fn put(&self, key: u64, value: &[u8]) {
+        self.group.propose(&self.leadership, batch(key, value)).await.unwrap();
+    }
+
+    /// Ends without flushing the store: what memtables hold is lost, as in a crash.
+    async fn crash(self, path: &Path) -> tempfile::TempDir {
+        // The log's files first: the store may flush when it goes.
+        self.log.flush().await.unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        copy_tree(path, copy.path());
+        self.group.shutdown().await;
+        copy
+    }
+}
+
+fn batch(key: u64, value: &[u8]) -> Bytes {
+    let mut writer = BatchWriter::new();
+    writer.put(Family::Head, &key.to_be_bytes(), value);
+    writer.finish()
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            copy_tree(&entry.path(), &target);
+        } else if entry.file_name() != "LOCK" {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn tree_bytes(path: &Path) -> u64 {
+    let entries = std::fs::read_dir(path).unwrap().flatten();
+    entries.map(|entry| entry.metadata().map_or(0, |metadata| if metadata.is_dir() { tree_bytes(&entry.path()) } else { metadata.len() })).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_the_loss_of_the_memtables() {
+    let directory = tempfile::tempdir().unwrap();
+    let replica = Replica::start(directory.path()).await;
+    for key in 0..300 {
+        replica.put(key, b"v").await;
+        if key == 100 {
+            replica.store.flush().unwrap();
+        }
+    }
+    assert!(replica.store.flushed().unwrap().unwrap().index < replica.store.applied().unwrap().unwrap().index);
+    assert_eq!(replica.progress.borrow().as_ref().unwrap().index, replica.store.applied().unwrap().unwrap().index);
+    let copy = replica.crash(directory.path()).await;
+    let again = Replica::start(copy.path()).await;
+    for key in 0..300u64 {
+        assert!(again.store.get(Family::Head, &key.to_be_bytes()).unwrap().is_some(), "key {key}");
+    }
+    again.put(7, b"w").await;
+    assert_eq!(again.store.get(Family::Head, &7u64.to_be_bytes()).unwrap().unwrap(), "w");
+    again.group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_purged_was_flushed() {
+    let directory = tempfile::tempdir().unwrap();
+    let replica = Replica::start(directory.path()).await;
+    let policy = Policy { bytes_max: 4 << 20, entries_max: 1_000_000, age_max: Duration::from_secs(600) };
+    let keeper = tokio::spawn(keep_log_short(replica.group.clone(), replica.store.clone(), replica.progress.clone(), policy));
+    // 64 MB through a log of which 4 MB may wait.
+    for key in 0..1_000u64 {
+        replica.put(key, &[key as u8; 64_000]).await;
+        let purged = replica.group.figures().purged;
+        let flushed = replica.store.flushed().unwrap().map_or(0, |flushed| flushed.index);
+        assert!(purged <= flushed, "purged to {purged}, flushed to {flushed}");
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while tree_bytes(&directory.path().join("log")) > 12 << 20 {
+        assert!(Instant::now() < deadline, "the log has {} bytes", tree_bytes(&directory.path().join("log")));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(replica.group.figures().purged > 500);
+    let copy = replica.crash(directory.path()).await;
+    tokio::time::timeout(Duration::from_secs(5), keeper).await.expect("the keeper ends with its group").unwrap();
+    let again = Replica::start(copy.path()).await;
+    for key in 0..1_000u64 {
+        assert_eq!(again.store.get(Family::Head, &key.to_be_bytes()).unwrap().unwrap()[0], key as u8, "key {key}");
+    }
+    again.group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_store_is_flushed_in_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let replica = Replica::start(directory.path()).await;
+    let policy = Policy { age_max: Duration::from_millis(300), ..Policy::default() };
+    let keeper = tokio::spawn(keep_log_short(replica.group.clone(), replica.store.clone(), replica.progress.clone(), policy));
+    replica.put(1, b"v").await;
+    let applied = replica.store.applied().unwrap().unwrap().index;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while replica.store.flushed().unwrap().is_none_or(|flushed| flushed.index < applied) || replica.group.figures().purged < applied {
+        assert!(Instant::now() < deadline, "flushed {:?} purged {}", replica.store.flushed(), replica.group.figures().purged);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    replica.group.shutdown().await;
+    tokio::time::timeout(Duration::from_secs(5), keeper).await.expect("the keeper ends with its group").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_writes_are_applied_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let replica = Replica::start(directory.path()).await;
+    for key in 0..5 {
+        replica.put(key, &vec![1; 2 << 20]).await;
+    }
+    assert_eq!(replica.store.get(Family::Head, &4u64.to_be_bytes()).unwrap().unwrap().len(), 2 << 20);
+    assert!(replica.store.applied_bytes() > 10 << 20);
+    replica.group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_entry_stops_the_group() {
+    let directory = tempfile::tempdir().unwrap();
+    let replica = Replica::start(directory.path()).await;
+    let bad = replica.group.propose(&replica.leadership, Bytes::from_static(b"\x09")).await;
+    assert!(bad.is_err());
+    assert!(replica.group.propose(&replica.leadership, batch(1, b"v")).await.is_err(), "the group has stopped");
+    assert_eq!(replica.store.get(Family::Head, &1u64.to_be_bytes()).unwrap(), None);
+}
