@@ -16,16 +16,18 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Runs a whole Bridle in one process: proxy, storage and meta.
+    /// Runs a whole Bridle in one process: proxy, storage and meta
+    ///
+    /// Settings come from flags, then from the file, then from the built-in defaults; --print-config shows the outcome, with every key
+    /// explained. SIGTERM or Ctrl-C stops the server in good order.
     Standalone(Standalone),
-    /// Talks to a running server: tables, their settings, compaction, status.
+    /// Talks to a running server: tables, their settings, compaction, status
+    ///
+    /// Everything here is also an HTTP request, for scripts in any language: meta/src/admin.rs lists them.
     Admin(Admin),
 }
 
-/// Runs a whole Bridle in one process.
-///
-/// Settings come from flags, then from the file, then from the built-in defaults; `--print-config` shows the outcome together with what
-/// every key means. SIGTERM or Ctrl-C stops it in good order.
+/// `bridle standalone`.
 #[derive(Debug, Args)]
 pub(crate) struct Standalone {
     /// Configuration file (TOML)
@@ -63,9 +65,7 @@ pub(crate) struct Standalone {
     pub(crate) set: Vec<String>,
 }
 
-/// Talks to a running server.
-///
-/// Everything here is also an HTTP request; meta/src/admin.rs lists them.
+/// `bridle admin`.
 #[derive(Debug, Args)]
 pub(crate) struct Admin {
     /// Where the server's HTTP port is

@@ -8,11 +8,31 @@ use crate::config::{LogFormat, LogSection};
 
 /// Begins logging; once per process.
 pub(crate) fn start(settings: &LogSection) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.level.0)?;
+    let filter = EnvFilter::try_new(filter(&settings.level.0))?;
     let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match settings.format {
         LogFormat::Text => logger.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => logger.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
     };
     started.map_err(|error| anyhow::anyhow!("start logging: {error}"))
+}
+
+/// openraft tells every step of every group at `info`: it is heard from `warn` on, unless the operator names it.
+fn filter(level: &str) -> String {
+    match level.contains("openraft") {
+        true => level.to_owned(),
+        false => format!("openraft=warn,{level}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openraft_is_quiet_unless_named() {
+        assert_eq!(filter("debug,storage=trace"), "openraft=warn,debug,storage=trace");
+        assert_eq!(filter("info,openraft=debug"), "info,openraft=debug");
+        assert!(EnvFilter::try_new(filter("off")).is_ok());
+    }
 }

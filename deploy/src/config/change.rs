@@ -76,6 +76,7 @@ fn take(config: &mut Config, change: &FileChange) -> Result<(), String> {
         ("latency_monitor_threshold", FileValue::Int(number)) => {
             section.latency_monitor_threshold = span(Duration::from_millis, *number);
         }
+        ("call_deadline_ms", FileValue::Int(number)) => section.call_deadline = span(Duration::from_millis, *number),
         (key, _) => return Err(format!("no setting of the file corresponds to {key}")),
     }
     Ok(())
@@ -120,6 +121,7 @@ mod tests {
             slowlog_slower_than_us: 1234,
             slowlog_len_max: 9,
             latency_threshold_ms: 11,
+            call_deadline_ms: 1300,
             ..proxy::Settings::default()
         };
         for slower_than in [1234, 0, -1] {

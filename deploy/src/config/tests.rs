@@ -1,3 +1,5 @@
+//! How configuration files are read, refused and printed.
+
 use super::file::{DEFAULTS, Refused};
 use super::*;
 
