@@ -68,7 +68,9 @@ fn copy_tree(from: &Path, to: &Path) {
 
 fn tree_bytes(path: &Path) -> u64 {
     let entries = std::fs::read_dir(path).unwrap().flatten();
-    entries.map(|entry| entry.metadata().map_or(0, |metadata| if metadata.is_dir() { tree_bytes(&entry.path()) } else { metadata.len() })).sum()
+    entries
+        .map(|entry| entry.metadata().map_or(0, |metadata| if metadata.is_dir() { tree_bytes(&entry.path()) } else { metadata.len() }))
+        .sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,7 +54,7 @@ pub(super) fn read(db: &Db) -> Result<Figures, Fault> {
     };
     let sum = |name| Family::ALL.into_iter().try_fold(0, |sum, family| Ok::<u64, Fault>(sum + one(family, name)?));
     let files_at = |family: Family, level| {
-        let value = db.raw().property_value_cf(db.family(family), &names::num_files_at_level(level));
+        let value = db.raw().property_value_cf(db.family(family), names::num_files_at_level(level));
         value
             .map(|text| text.and_then(|text| text.parse::<u64>().ok()).unwrap_or_default())
             .map_err(|error| db.fault("read a property of", error))

@@ -122,7 +122,16 @@ impl Store {
         let directory = directory::current(&path)?;
         let db = Db::open(shared, &directory, judge.clone())?;
         let db = ArcSwapOption::new(Some(db));
-        Ok(Self { inner: Arc::new(Inner { path, shared: shared.clone(), judge, db, compaction: Mutex::default(), applied_bytes: AtomicU64::new(0) }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                path,
+                shared: shared.clone(),
+                judge,
+                db,
+                compaction: Mutex::default(),
+                applied_bytes: AtomicU64::new(0),
+            }),
+        })
     }
 
     /// Where the store lives.
