@@ -218,3 +218,27 @@ async fn a_hole_is_refused() {
     assert!(group.append(vec![entry(1, 12, "x")], Flushed::noop()).await.is_err());
     append(&mut group, vec![entry(1, 11, "x")]).await;
 }
+
+#[tokio::test]
+async fn what_was_cut_off_does_not_come_back_behind_a_new_entry_of_the_same_size() {
+    let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = Log::open(options(live.path(), Durability::Os, 64 << 10)).unwrap();
+    append(&mut log.group_log(1), vec![entry(1, 1, "lost in the crash"), entry(1, 2, "written, and cut off")]).await;
+    kill(&log, dir.path());
+    let path = segments(dir.path()).pop().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[28 + 40] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    for _ in 0..2 {
+        let log = Log::open(options(dir.path(), Durability::Os, 64 << 10)).unwrap();
+        let found = image(&log, 1).await.entries;
+        if found.is_empty() {
+            append(&mut log.group_log(1), vec![entry(2, 1, "of the same size.")]).await;
+        } else {
+            assert_eq!(found, [entry(2, 1, "of the same size.")]);
+        }
+        kill(&log, &live.path().join("again"));
+        drop(log);
+        std::fs::copy(live.path().join("again").join(path.file_name().unwrap()), &path).unwrap();
+    }
+}
