@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use cluster::{Boxed, CallError, Catalogue, Table, TableId};
 use engine::batch::Family;
 use engine::log::Log;
-use engine::raft::{Group, GroupError, GroupFigures, Machine};
+use engine::raft::{Group, GroupError, GroupFigures};
 use engine::store::{Shared, Store};
 use tokio::sync::watch;
 
@@ -126,9 +126,8 @@ impl Meta {
     pub async fn open(options: MetaOptions, log: &Arc<Log>, shared: &Shared) -> Result<Arc<Meta>, MetaError> {
         let (dir, shared) = (options.dir.clone(), shared.clone());
         let store = tokio::task::spawn_blocking(move || Store::open(&shared, dir)).await.map_err(fault)?.map_err(fault)?;
-        let (machine, _progress) = Machine::new(store.clone()).map_err(fault)?;
-        let group_log = log.group_log(GROUP);
-        let start = async move { Group::start_alone(RAFT_ID, "meta".to_owned(), group_log, machine).await };
+        let (group_log, group_store) = (log.group_log(GROUP), store.clone());
+        let start = async move { Group::start_alone(RAFT_ID, "meta".to_owned(), group_log, group_store).await };
         let group = options.raft_runtime.spawn(start).await.map_err(fault)??;
         let meta = Arc::new_cyclic(|me| Meta {
             me: me.clone(),

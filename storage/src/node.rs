@@ -18,8 +18,6 @@ use crate::{clock, expiry, reads};
 
 /// How often the node looks whether anything has expired.
 const EXPIRY_PERIOD: Duration = Duration::from_millis(100);
-/// How often it looks whether stores should be flushed and the log purged.
-const PURGE_PERIOD: Duration = Duration::from_secs(1);
 /// Group 0 of the log is meta's.
 const FIRST_GROUP: u64 = 1 << 32;
 /// The first placement of every replica of a group of one.
@@ -90,7 +88,6 @@ impl Node {
             active_expiry: true.into(),
         });
         tokio::spawn(expiry_cycle(Arc::downgrade(&node)));
-        tokio::spawn(purge_cycle(Arc::downgrade(&node)));
         node
     }
 
@@ -267,21 +264,6 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
             };
             if let Err(error) = done {
                 tracing::debug!(partition = ?replica.partition(), %error, "an expiry step did not go through");
-            }
-        }
-    }
-}
-
-/// Keeps the log and restarts short: flushes stores whose part of the log has grown, so that it may be purged.
-async fn purge_cycle(node: std::sync::Weak<Node>) {
-    let mut tick = tokio::time::interval(PURGE_PERIOD);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        let Some(node) = node.upgrade() else { return };
-        for replica in node.replicas() {
-            if let Err(error) = replica.purge_if_grown().await {
-                tracing::warn!(partition = ?replica.partition(), %error, "flush a partition and purge its log");
             }
         }
     }

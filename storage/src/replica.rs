@@ -2,13 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cluster::{CallError, PartitionId};
 use engine::log::Log;
-use engine::raft::{CONFIRMED_AGE, Group, GroupError, GroupFigures, Machine};
+use engine::raft::{CONFIRMED_AGE, Group, GroupError, GroupFigures};
 use engine::batch::Family;
 use engine::store::{Health, Shared, Store};
 use row::{key, value};
@@ -34,8 +33,6 @@ pub struct Replica {
     group: Group,
     log: Arc<Log>,
     rules: ArcSwap<Rules>,
-    /// Bytes proposed since the last flush that was asked for.
-    unflushed_bytes: AtomicU64,
     pub(crate) queue: Queue,
     pub(crate) clock: Clock,
     pub(crate) lease: Lease,
@@ -44,9 +41,6 @@ pub struct Replica {
     pub(crate) heads: Arc<Heads>,
     pub(crate) owner: Owner,
 }
-
-/// How much of the log a restart may have to replay, per partition.
-const FLUSH_EVERY_BYTES: u64 = 64 << 20;
 
 /// How often a read is tried whose lease ran out on the way.
 const READ_TRIES: usize = 5;
@@ -82,10 +76,10 @@ impl Replica {
         .map_err(told)?
         .map_err(told)?;
         let name = format!("table {} partition {}", options.partition.table.0, options.partition.index);
-        let (group_log, machine) = (log.group_log(options.group_id), Machine::new(store.clone()).map_err(told)?.0);
+        let (group_log, group_store) = (log.group_log(options.group_id), store.clone());
         let group = options
             .raft_runtime
-            .spawn(async move { Group::start_alone(options.raft_id, name, group_log, machine).await })
+            .spawn(async move { Group::start_alone(options.raft_id, name, group_log, group_store).await })
             .await
             .map_err(told)?
             .map_err(told)?;
@@ -95,7 +89,6 @@ impl Replica {
             group,
             log: log.clone(),
             rules: ArcSwap::from_pointee(options.rules),
-            unflushed_bytes: AtomicU64::new(0),
             queue: Queue::default(),
             clock: Clock::new(0, options.cluster_tag),
             lease: Lease::new(),
@@ -148,7 +141,6 @@ impl Replica {
 
     /// Proposes under the leadership under which the batch was evaluated, and waits for its application.
     pub(crate) async fn propose(&self, leadership: &Leadership, batch: Bytes) -> Result<(), ProposeError> {
-        self.unflushed_bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
         self.group.propose(leadership, batch).await.map_err(|error| match error {
             GroupError::NotLeader(why) => ProposeError::NotProposed(why),
             GroupError::Unknown(why) | GroupError::Fatal(why) => {
@@ -227,6 +219,7 @@ impl Replica {
             _ => 0,
         };
         sum.rows += counter(key::ROWS);
+        sum.expiring += counter(key::EXPIRING);
         if let Ok(store) = self.store.figures() {
             sum.disk_bytes += store.live_file_bytes;
             sum.memtable_bytes += store.memtable_bytes;
@@ -234,23 +227,6 @@ impl Replica {
         let raft = self.group.figures();
         sum.applied += raft.applied;
         sum.log_entries += raft.last_log.saturating_sub(raft.purged);
-    }
-
-    /// Flushes the store when so much was written since the last time that replaying it would take long; the log is then purged up to there.
-    pub(crate) async fn purge_if_grown(&self) -> Result<(), GroupError> {
-        if self.unflushed_bytes.load(Ordering::Relaxed) < FLUSH_EVERY_BYTES {
-            return Ok(());
-        }
-        self.unflushed_bytes.store(0, Ordering::Relaxed);
-        self.group.flush().await
-    }
-
-    /// A fault of the store: logged once, and the replica stops.
-    pub(crate) fn fault(&self, why: impl std::fmt::Display) -> CallError {
-        let error = CallError::Fault(why.to_string());
-        tracing::error!(partition = ?self.partition, %error, "replica stopped");
-        self.stop(&error);
-        error
     }
 
     /// Refuses everything from now on.

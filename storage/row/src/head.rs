@@ -97,11 +97,10 @@ impl Row {
             return self.remove(tx);
         }
         if self.stored.is_none() {
-            let rows = tx.counter(key::ROWS)?;
-            tx.set_counter(key::ROWS, rows + 1);
+            count(tx, key::ROWS, 1)?;
         }
         let head = Head { header: tx.header(expires_at_ms), body };
-        self.index(tx, self.stored.as_ref(), Some(&head));
+        self.index(tx, self.stored.as_ref(), Some(&head))?;
         tx.put(Family::Head, Bytes::copy_from_slice(&self.head_key), head.encode());
         Ok(())
     }
@@ -111,19 +110,21 @@ impl Row {
         if self.stored.is_none() {
             return Ok(());
         }
-        let rows = tx.counter(key::ROWS)?;
-        tx.set_counter(key::ROWS, rows.checked_sub(1).ok_or_else(|| Fault("the counter of rows is 0 and there is a row".into()))?);
-        self.index(tx, self.stored.as_ref(), None);
+        count(tx, key::ROWS, -1)?;
+        self.index(tx, self.stored.as_ref(), None)?;
         tx.delete(Family::Head, Bytes::copy_from_slice(&self.head_key));
         Ok(())
     }
 
-    /// Moves the row's entries of the time index from one head to the other.
-    fn index(&self, tx: &mut Tx<'_>, old: Option<&Head>, new: Option<&Head>) {
+    /// Moves the row's entries of the time index from one head to the other, and counts the rows that expire.
+    fn index(&self, tx: &mut Tx<'_>, old: Option<&Head>, new: Option<&Head>) -> Result<(), Fault> {
         for due in [Due::Row, Due::Field] {
             let (old, new) = (old.and_then(|head| due_at(head, due)), new.and_then(|head| due_at(head, due)));
             if old == new {
                 continue;
+            }
+            if due == Due::Row && old.is_some() != new.is_some() {
+                count(tx, key::EXPIRING, if new.is_some() { 1 } else { -1 })?;
             }
             if let Some(at) = old {
                 tx.delete(Family::State, key::time_index(at, due, &self.head_key));
@@ -132,7 +133,16 @@ impl Row {
                 tx.put(Family::State, key::time_index(at, due, &self.head_key), Bytes::new());
             }
         }
+        Ok(())
     }
+}
+
+/// Adds to a counter of rows.
+fn count(tx: &mut Tx<'_>, counter: &'static [u8], by: i64) -> Result<(), Fault> {
+    let n = tx.counter(counter)?.checked_add_signed(by);
+    let n = n.ok_or_else(|| Fault(format!("the counter {} would leave its range", counter.escape_ascii())))?;
+    tx.set_counter(counter, n);
+    Ok(())
 }
 
 fn due_at(head: &Head, due: Due) -> Option<u64> {

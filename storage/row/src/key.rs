@@ -11,7 +11,7 @@
 //!                space 0: sortkey = the member's name             (value: the member)
 //!                space 1: sortkey = expires_at_ms u64 | its name  (value: empty; only members that expire)
 //! time index   'x' | expires_at_ms u64 | what u8 | head key       (value: empty)
-//! counters     "rows", "generation"                               (value: u64)
+//! counters     "rows", "expiring", "generation"                   (value: u64)
 //! ```
 //! All integers are big-endian. Frozen examples: `tests/vectors/keys.txt`.
 
@@ -28,6 +28,9 @@ pub const SLOTS: u16 = 16384;
 
 /// State key of the number of heads stored.
 pub const ROWS: &[u8] = b"rows";
+
+/// State key of the number of rows with an expiry of their own.
+pub const EXPIRING: &[u8] = b"expiring";
 
 /// State key of the generation given out last.
 pub const GENERATION: &[u8] = b"generation";

@@ -17,7 +17,7 @@
 //! | `Head`  | slot u16, hash48, hashkey                                                | header, kind, string or (generation, count, first field expiry) |
 //! | `Cell`  | slot u16, hash48, hashkey length u16, hashkey, generation u64, space u8, sortkey | header, value |
 //! | `State` | `x`, expires_at_ms u64, what u8, head key (the time index)               | empty |
-//! | `State` | names of counters (`rows`, `generation`)                                 | u64 |
+//! | `State` | names of counters (`rows`, `expiring`, `generation`)                                 | u64 |
 //!
 //! All integers are big-endian, so that byte order is numeric order.
 //!
@@ -27,6 +27,7 @@
 //! - The time index holds exactly one entry for each row with an expiry and one for each row with a field expiry.
 //! - `rows` is the number of heads stored, expired ones that the expiry cycle has not yet reached included.
 //! - A hash's head counts the members stored and knows the first expiry among them; each member that expires has its entry by time.
+//! - `expiring` is the number of those with an expiry of their own.
 //! - A refused op leaves no edits, and neither does one that only reads.
 //!
 //! # How to add an op

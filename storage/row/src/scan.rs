@@ -93,5 +93,6 @@ pub(crate) fn rows(tx: &Tx<'_>) -> Answered {
 pub(crate) fn clear(tx: &mut Tx<'_>) -> Answered {
     tx.edits.forget_rows();
     tx.set_counter(key::ROWS, 0);
+    tx.set_counter(key::EXPIRING, 0);
     Ok(Answer::Ok)
 }

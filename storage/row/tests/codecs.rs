@@ -41,6 +41,7 @@ fn keys_are_frozen() {
         ("time index, field of foo at 1700000000000", key::time_index(1_700_000_000_000, Due::Field, &key::head(b"foo")).to_vec()),
         ("counter of rows", key::ROWS.to_vec()),
         ("counter of generations", key::GENERATION.to_vec()),
+        ("counter of rows that expire", key::EXPIRING.to_vec()),
     ];
     frozen("keys.txt", include_str!("vectors/keys.txt"), &now);
 }

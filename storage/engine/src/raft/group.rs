@@ -21,7 +21,9 @@ use openraft::storage::RaftStateMachine;
 use openraft::{Config, Raft, SnapshotPolicy};
 
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
+use super::purge::{Policy, keep_log_short};
 use super::{GroupLog, Machine};
+use crate::store::Store;
 
 /// The leader's lease: no other leader is elected within it. Also the longest election timeout.
 pub const LEASE: Duration = Duration::from_millis(1500);
@@ -85,7 +87,12 @@ impl Group {
     /// Starts a group of one voter, `id`, forming it when log and store are new. Must be called on the runtime that is to run Raft.
     ///
     /// A group of one needs no ticks: it elects itself here, and keeps its lease by itself.
-    pub async fn start_alone(id: RaftId, name: String, log: GroupLog, machine: Machine) -> Result<Group, GroupError> {
+    /// While it runs, its log is kept short ([`keep_log_short`]).
+    ///
+    /// # Errors
+    /// [`GroupError::Fatal`]: log or store can't be read, or the disk doesn't take a vote.
+    pub async fn start_alone(id: RaftId, name: String, log: GroupLog, store: Store) -> Result<Group, GroupError> {
+        let (machine, progress) = Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
         let config = Config {
             cluster_name: name,
             heartbeat_interval: 250,
@@ -110,7 +117,9 @@ impl Group {
             Err(error) => return Err(GroupError::Fatal(error.to_string())),
         }
         raft.wait(Some(START_PATIENCE)).current_leader(id, "a group of one elects itself").await.map_err(|error| GroupError::Fatal(error.to_string()))?;
-        Ok(Group { raft })
+        let group = Group { raft };
+        tokio::spawn(keep_log_short(group.clone(), store, progress, Policy::default()));
+        Ok(group)
     }
 
     /// Waits until this replica leads and has applied everything of earlier terms; what is evaluated then is evaluated under the result.

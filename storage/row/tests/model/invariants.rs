@@ -55,6 +55,8 @@ pub(crate) fn check(memory: &Memory) {
         .collect();
     assert_eq!(stored, index, "the time index");
     assert_eq!(counter(key::ROWS), heads, "the counter of rows");
+    let expiring = index.iter().filter(|entry| matches!(key::parse_time_index(entry), Some((_, Due::Row, _)))).count() as u64;
+    assert_eq!(counter(key::EXPIRING), expiring, "the counter of rows that expire");
 }
 
 /// What readers see is what the model holds.
