@@ -9,7 +9,7 @@ ARGS ?=
 
 CARGO ?= cargo
 
-.PHONY: help run build test check fix bench setup setup-test
+.PHONY: help run build test check fix bench readme setup setup-test
 
 help:
 	@echo "make run [PORT=6379] [DATA=./data] [ARGS=...]   build what is needed and start a server"
@@ -18,6 +18,7 @@ help:
 	@echo "make check                                      formatting, lints, documentation; writes nothing in the tree"
 	@echo "make fix                                        format, and apply the lints' suggestions"
 	@echo "make bench                                      measure Bridle beside redis-server at equal durability"
+	@echo "make readme                                     write the command table into README.md"
 
 run: setup
 	$(CARGO) run --release -p bridle -- standalone --port $(PORT) --data "$(DATA)" $(ARGS)
@@ -42,6 +43,9 @@ fix: setup-test
 bench: setup-test
 	$(CARGO) build --release -p bridle
 	$(CARGO) bench -p integration
+
+readme:
+	$(CARGO) run -q -p commands --example readme -- README.md
 
 setup:
 	@deploy/setup.sh build
