@@ -1,3 +1,5 @@
+//! Payloads read and written, and what is refused of them.
+
 use super::*;
 
 /// A body with its footer.
