@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cluster::CallError;
 use parking_lot::Mutex;
@@ -24,6 +25,9 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 /// What may wait for one partition.
 const QUEUE_REQUESTS_MAX: usize = 100_000;
 const QUEUE_BYTES_MAX: usize = 256 << 20;
+
+/// How often a batch that is under way is looked at: is it the disk that it waits for?
+const STUCK_PERIOD: Duration = Duration::from_millis(500);
 
 /// The answer, or why there is none.
 pub(crate) type Outcome = Result<Response, CallError>;
@@ -74,9 +78,15 @@ impl Queue {
 
     /// Refuses everything from now on, and those in line too.
     pub(crate) fn close(&self, why: &CallError) {
+        self.waiting.lock().closed.get_or_insert_with(|| why.clone());
+        self.refuse(why);
+        self.filled.notify_one();
+    }
+
+    /// Refuses those in line.
+    fn refuse(&self, why: &CallError) {
         let left = {
             let mut line = self.waiting.lock();
-            line.closed.get_or_insert_with(|| why.clone());
             line.bytes = 0;
             std::mem::take(&mut line.requests)
         };
@@ -84,7 +94,6 @@ impl Queue {
             // A caller that went away is not missed.
             let _ = waiting.answer.send(Err(why.clone()));
         }
-        self.filled.notify_one();
     }
 
     /// Everything that waits, up to one batch; waits for the first. `None`: closed.
@@ -128,6 +137,17 @@ pub(crate) async fn run(replica: Arc<Replica>) {
     }
 }
 
+/// A disk that is suddenly full holds up what is in the log already. Its clients are told so, and those in line are refused: neither is to wait
+/// until there is space again.
+fn tell_if_full(replica: &Replica, answers: &mut Vec<oneshot::Sender<Outcome>>) {
+    let Err(CallError::ReadOnly(why)) = replica.writable() else { return };
+    for answer in answers.drain(..) {
+        // A caller that went away is not missed.
+        let _ = answer.send(Err(CallError::Unknown(format!("it takes effect when there is space again: {why}"))));
+    }
+    replica.queue.refuse(&CallError::ReadOnly(why));
+}
+
 struct Executor {
     replica: Arc<Replica>,
     /// Under which term batches are evaluated; `None` = to be asked for.
@@ -145,8 +165,17 @@ impl Executor {
     /// Those that only read (or watch) go first: all in a batch are concurrent, and so no watch falls behind a write that shares its number.
     async fn batch(&mut self, mut waiting: Vec<Waiting>) {
         waiting.sort_by_key(|w| w.writes);
-        let (requests, answers): (Vec<Request>, Vec<_>) = waiting.into_iter().map(|w| (w.request, w.answer)).unzip();
-        let outcomes = match self.carry_out(&requests).await {
+        let (requests, mut answers): (Vec<Request>, Vec<_>) = waiting.into_iter().map(|w| (w.request, w.answer)).unzip();
+        let replica = self.replica.clone();
+        let carrying = self.carry_out(&requests);
+        tokio::pin!(carrying);
+        let outcome = loop {
+            match tokio::time::timeout(STUCK_PERIOD, &mut carrying).await {
+                Ok(outcome) => break outcome,
+                Err(_) => tell_if_full(&replica, &mut answers),
+            }
+        };
+        let outcomes = match outcome {
             Ok(responses) => responses.into_iter().map(Ok).collect(),
             Err(error) => vec![Err(error); answers.len()],
         };

@@ -19,13 +19,12 @@ use parking_lot::Mutex;
 use quick_cache::unsync::Cache;
 use quick_cache::{Equivalent, Weighter};
 use row::edits::{Edits, Family};
-use row::key::KeyBuf;
 
 const SHARDS: usize = 64;
 /// Larger values are left to RocksDB's block cache.
 const VALUE_BYTES_MAX: usize = 16 << 10;
-/// What an entry takes besides its key and value, about.
-const ENTRY_BYTES: usize = 96;
+/// What an entry takes besides its key and value, about: its place in the table, its two allocations and their headers.
+const ENTRY_BYTES: usize = 128;
 
 /// The owner's number while its replica is being cleared: nothing is used and nothing is filled.
 const NOBODY: u64 = 0;
@@ -55,7 +54,7 @@ struct Shard {
 #[derive(PartialEq, Eq)]
 struct Key {
     owner: u64,
-    head_key: KeyBuf,
+    head_key: Box<[u8]>,
 }
 
 struct Wanted<'a> {
@@ -164,7 +163,7 @@ impl Heads {
         let hash = place(number, head_key);
         let mut shard = self.shard(hash).lock();
         if shard.last_end <= at && !shard.pending.contains(&hash) {
-            let key = Key { owner: number, head_key: KeyBuf::from_slice(head_key) };
+            let key = Key { owner: number, head_key: head_key.into() };
             shard.cache.insert(key, Entry { value: value.clone(), since: at });
         }
     }
@@ -200,7 +199,7 @@ impl Heads {
                 shard.pending.swap_remove(index);
             }
             if let Some(value) = value.filter(|value| applied && value.len() <= VALUE_BYTES_MAX) {
-                let key = Key { owner: number, head_key: KeyBuf::from_slice(head_key) };
+                let key = Key { owner: number, head_key: head_key.into() };
                 shard.cache.insert(key, Entry { value: value.clone(), since: moment });
             }
         }

@@ -229,6 +229,14 @@ impl Replica {
         sum.log_entries += raft.last_log.saturating_sub(raft.purged);
     }
 
+    /// A fault of the store: logged once, and the replica stops.
+    pub(crate) fn fault(&self, why: impl std::fmt::Display) -> CallError {
+        let error = CallError::Fault(why.to_string());
+        tracing::error!(partition = ?self.partition, %error, "replica stopped");
+        self.stop(&error);
+        error
+    }
+
     /// Refuses everything from now on.
     pub(crate) fn stop(&self, why: &CallError) {
         self.lease.revoke();
