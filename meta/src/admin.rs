@@ -94,7 +94,14 @@ pub struct Figures {
     /// Bytes in memory, not yet flushed.
     pub memtable_bytes: u64,
     /// Why a partition does not serve, by index; empty when all is well.
+    #[serde(deserialize_with = "by_index")]
     pub faults: BTreeMap<u32, String>,
+}
+
+/// JSON's keys are texts, and inside a flattened struct serde leaves it to us to make numbers of them.
+fn by_index<'de, D: serde::Deserializer<'de>>(faults: D) -> Result<BTreeMap<u32, String>, D::Error> {
+    let faults = BTreeMap::<String, String>::deserialize(faults)?;
+    faults.into_iter().map(|(index, why)| Ok((index.parse().map_err(serde::de::Error::custom)?, why))).collect()
 }
 
 /// A manual compaction of a table.
@@ -184,7 +191,7 @@ impl From<MetaError> for Failed {
             MetaError::Refused(Refusal::NoTable(_)) => StatusCode::NOT_FOUND,
             MetaError::Refused(Refusal::Exists(_)) => StatusCode::CONFLICT,
             MetaError::Refused(_) => StatusCode::BAD_REQUEST,
-            MetaError::NotNow(_) | MetaError::NotYet(_) => StatusCode::SERVICE_UNAVAILABLE,
+            MetaError::NotNow(_) | MetaError::NotYet(_) | MetaError::DiskFull(_) => StatusCode::SERVICE_UNAVAILABLE,
             MetaError::Unknown(_) | MetaError::Fault(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failed(status, error.to_string())

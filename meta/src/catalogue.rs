@@ -11,7 +11,7 @@ use cluster::{Boxed, CallError, Catalogue, Table, TableId};
 use engine::batch::Family;
 use engine::log::Log;
 use engine::raft::{Group, GroupError, GroupFigures};
-use engine::store::{Shared, Store};
+use engine::store::{Health, Shared, Store};
 use tokio::sync::watch;
 
 use crate::record;
@@ -43,9 +43,12 @@ pub enum MetaError {
     /// It makes no sense here; nothing was changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// Not now: no leader, or no space; nothing was changed.
+    /// Not now: no leader; nothing was changed.
     #[error("{0}")]
     NotNow(String),
+    /// Not while the disk is full; nothing was changed.
+    #[error("{0}")]
+    DiskFull(String),
     /// It may have been carried out or not.
     #[error("outcome unknown: {0}")]
     Unknown(String),
@@ -62,6 +65,7 @@ impl From<MetaError> for CallError {
         match error {
             // A write that needs a table which can't be: as final as a node without space, and worded by the reason.
             MetaError::Refused(refusal) => CallError::ReadOnly(refusal.to_string()),
+            MetaError::DiskFull(why) => CallError::ReadOnly(why),
             MetaError::NotNow(why) | MetaError::NotYet(why) => CallError::NoLeader(why),
             MetaError::Unknown(why) => CallError::Unknown(why),
             MetaError::Fault(why) => CallError::Fault(why),
@@ -174,6 +178,15 @@ impl Meta {
         bad.map_or(Ok(state), |error| Err(fault(error)))
     }
 
+    fn writable(&self) -> Result<(), MetaError> {
+        self.log.writable().map_err(|full| MetaError::DiskFull(full.to_string()))?;
+        match self.store.health() {
+            Health::Good => Ok(()),
+            Health::DiskFull(why) => Err(MetaError::DiskFull(why)),
+            Health::Failing(why) => Err(MetaError::Fault(why)),
+        }
+    }
+
     /// Decides a command, and waits until it is applied. Runs to its end even when the caller goes away: a decision that is under way
     /// must not be followed by one on a state that lacks it.
     async fn command(&self, command: Command) -> Result<Arc<Table>, MetaError> {
@@ -189,7 +202,7 @@ impl Meta {
         if decided.changes.is_empty() {
             return Ok(decided.table);
         }
-        self.log.writable().map_err(|full| MetaError::NotNow(full.to_string()))?;
+        self.writable()?;
         // Until we know how it went, our copy counts for nothing.
         deciding.term = None;
         self.group.propose(&leadership, record::batch(&decided.changes, stamp_ms)).await?;

@@ -15,7 +15,7 @@
 //! - A drop survives a crash at any step (`tests/catalogue.rs`, `a_drop_is_resumed`).
 //! - What was acknowledged is there after a restart (`tests/catalogue.rs`, `tables_survive_a_restart`).
 //! - Commands are decided one at a time, each under the leadership under which it is proposed.
-//! - openraft is not named here: `engine::raft` is all that meta knows of it.
+//! - openraft is not named here: `engine::raft` is all that meta knows of it (`integration/tests/house.rs`).
 
 pub mod admin;
 mod catalogue;

@@ -1,4 +1,5 @@
 //! The admin API as its clients see it: over a real socket.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
 //! The catalogue over a real Raft group: what is acknowledged survives, drops are resumed, the first writer makes the table.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -69,7 +70,7 @@ async fn a_drop_is_resumed() {
 
     let (meta, _log) = kit::open(dir.path()).await;
     let dropping = meta.watch().borrow().dropping.clone();
-    assert_eq!(dropping, [first.clone()], "storage is told again to destroy it");
+    assert_eq!(dropping, std::slice::from_ref(&first), "storage is told again to destroy it");
     let _follower = kit::follow(&meta);
     let second = meta.create("a", None, no_envs()).await.unwrap();
     assert!(second.id > first.id, "the name is free, the id is not");

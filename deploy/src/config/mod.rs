@@ -20,8 +20,8 @@ use std::path::PathBuf;
 use toml::de::{DeTable, DeValue};
 
 pub(crate) use change::{proxy_settings, rewrite_file};
-use file::rewrite;
 pub(crate) use file::render;
+use file::rewrite;
 pub(crate) use setting::{Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size, Threshold};
 
 /// Makes the sections' structs and the table by which keys are set and printed. `in` bounds a value, both ends included.

@@ -152,7 +152,7 @@ impl Setting for Size {
     }
 
     fn text(&self) -> String {
-        match Self::UNITS[..4].iter().find(|(_, factor)| self.0 >= *factor && self.0 % factor == 0) {
+        match Self::UNITS[..4].iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor)) {
             Some((unit, factor)) => quoted(&format!("{}{unit}", self.0 / factor)),
             None => self.0.to_string(),
         }
@@ -187,7 +187,7 @@ impl Setting for Dur {
 
     fn text(&self) -> String {
         let micros = u64::try_from(self.0.as_micros()).unwrap_or(u64::MAX);
-        match Self::UNITS[2..].iter().find(|(_, factor)| micros >= *factor && micros % factor == 0) {
+        match Self::UNITS[2..].iter().find(|(_, factor)| micros >= *factor && micros.is_multiple_of(*factor)) {
             Some((unit, factor)) => quoted(&format!("{}{unit}", micros / factor)),
             None => quoted("0s"),
         }
