@@ -8,9 +8,12 @@
 //! 5. Answers are worded, encoded for the client's protocol version into one buffer, and written with one system call.
 //!
 //! # Invariants
-//! - On one connection, replies leave in the order of the commands, and a command sees all that was sent before it.
-//! - A write is sent on at most once, unless it is known not to have been proposed.
-//! - A client's memory is bounded, whatever it sends and however little it reads.
+//! - On one connection, replies leave in the order of the commands, and a command sees all that was sent before it (`tests/pipeline.rs`,
+//!   `many_partitions_answer_in_the_order_of_the_commands`; `tests/fuzz.rs`, `whole_connections_answer_the_same_in_any_pieces`).
+//! - A write is sent on at most once, unless it is known not to have been proposed (`tests/pipeline.rs`,
+//!   `what_failed_is_never_tried_again_and_says_what_is_known`).
+//! - A client's memory is bounded, whatever it sends and however little it reads (`resp/gate.rs`,
+//!   `a_command_longer_than_the_query_buffer_is_refused_before_it_is_there`).
 //! - RESP is spoken in [`resp`] only; rows are reached through [`cluster::Call`] only.
 //!
 //! # Not here

@@ -16,9 +16,12 @@
 //! # Invariants
 //! - One batch of a partition is in flight at a time, so evaluation sees exactly the applied state. A batch is proposed only under the
 //!   leadership under which it was evaluated.
-//! - Nobody is answered before the entry is applied. A write whose fate is not known is answered as unknown, never tried again.
-//! - Time does not run backwards in a partition: the last stamp is stored with every batch.
-//! - openraft and RocksDB are not named here: both are behind `engine`.
+//! - A request is atomic, whatever else is in its batch (`tests/node.rs`, `requests_that_wait_together_are_one_batch_and_each_is_atomic`).
+//! - Nobody is answered before the entry is applied (`integration/tests/kill.rs`). A write whose fate is not known is answered as unknown, never
+//!   tried again.
+//! - Time does not run backwards in a partition: the last stamp is stored with every batch (`clock.rs`,
+//!   `a_stamp_is_never_before_an_applied_one`).
+//! - openraft and RocksDB are not named here: both are behind `engine` (`integration/tests/house.rs`).
 
 pub mod batch;
 mod clock;

@@ -4,7 +4,7 @@
 //! ([`Catalogue`]). In one process a call is a function call; between processes it is a framed message.
 //!
 //! # Invariants
-//! - A table id is never reused. A partition is a contiguous range of slots of one table.
+//! - A table id is never reused (`meta/src/state.rs`, `ids_are_never_reused`). A partition is a contiguous range of slots of one table.
 //! - A call says exactly one of: the answer, not proposed ([`CallError::NoLeader`] and the like, safe to try again), or
 //!   [`CallError::Unknown`] (proposed, outcome unknown: never tried again).
 

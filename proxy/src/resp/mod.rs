@@ -2,7 +2,7 @@
 //!
 //! Requests are found by a [`gate::Gate`], which knows Redis's limits and words for malformed input and can stop at any byte; what has
 //! passed it is decoded by `redis-protocol`, which therefore never sees an incomplete or oversized frame. Replies are encoded by
-//! `redis-protocol`, value by value, with the headers of aggregates written here ([`encode`] says why).
+//! `redis-protocol`, value by value, with the headers of aggregates written here ([`mod@encode`] says why).
 
 pub mod decode;
 pub mod encode;

@@ -3,7 +3,7 @@
 //! openraft's API still moves between its alphas, so its types are named here once, through `openraft::alias`, and the rest of the house uses these names.
 //!
 //! # Invariants
-//! Only `engine`, `storage::replica` and `meta::raft` name openraft; held by the dependency test in `integration`.
+//! Nobody but `engine` names openraft (`integration/tests/house.rs`, `libraries_are_named_where_they_belong`).
 
 use std::fmt;
 
