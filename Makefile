@@ -9,6 +9,9 @@ ARGS ?=
 
 CARGO ?= cargo
 
+# The documentation is for those who work on Bridle: private items are in it, and may be linked to.
+DOCFLAGS = -D warnings -A rustdoc::private-intra-doc-links
+
 .PHONY: help run build test check fix bench readme setup setup-test
 
 help:
@@ -34,7 +37,7 @@ test: setup-test
 check: setup-test
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --workspace
+	RUSTDOCFLAGS="$(DOCFLAGS)" $(CARGO) doc --release --no-deps --document-private-items --workspace
 
 fix: setup-test
 	$(CARGO) clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
