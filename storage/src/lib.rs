@@ -4,7 +4,7 @@
 //! 1. [`Node::call`](cluster::Call::call) finds the partition's [`Replica`](replica::Replica) and hands the request to its executor's queue
 //!    (bounded; a full one answers [`CallError::Overloaded`](cluster::CallError)).
 //! 2. The executor, the single writer of the partition, takes everything that waits, stamps it with one time, and evaluates op after op
-//!    on the applied state with the edits made so far on top ([`row::eval`]).
+//!    on the applied state with the edits made so far on top ([`row::eval()`]).
 //! 3. The edits of the whole batch become one Raft entry: a finished write batch ([`batch`]).
 //! 4. openraft appends it to the node's shared log (one fsync for all groups that wait), commits it and applies it to RocksDB.
 //! 5. The answers go back. Meanwhile the next batch has gathered: batching costs nobody any waiting.
