@@ -318,7 +318,7 @@ fn the_command_table_is_as_generated() {
     assert!(shown == commands::docs::readme_table(), "the README's command table is not the generated one: run `make readme`");
 }
 
-/// The README's list of metrics has the names and sentences of the sources, and all of them.
+/// The README's list of metrics has the names and sentences of the sources, and all of them; the dashboard asks for no others.
 #[test]
 fn the_metrics_are_those_exported() {
     let (page, sources) = (readme(), code(&read("deploy/src/exposition.rs")) + &code(&read("proxy/src/metrics.rs")));
@@ -334,6 +334,14 @@ fn the_metrics_are_those_exported() {
         shown.insert(quoted(name)[0]);
     }
     assert_eq!(shown, exported, "the README's metrics (left) and the sources' (right)");
+    let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let dashboard = read("deploy/grafana/bridle.json");
+    let asked: BTreeSet<&str> = dashboard.split(|c| !is_name(c)).filter(is_metric).collect();
+    assert!(!asked.is_empty(), "the dashboard shows nothing of ours");
+    for name in asked {
+        let whole = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name);
+        assert!(exported.contains(whole), "the dashboard asks for {name}, which is not exported");
+    }
 }
 
 /// Whoever opens a file is told first what it is.
