@@ -114,7 +114,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // Up at once, down slowly.
                 self.reply_bytes = each.max(self.reply_bytes - self.reply_bytes / 8).max(1);
             }
-            if let Some(error) = malformed {
+            // Behind QUIT nothing is looked at.
+            if let Some(error) = malformed.filter(|_| !self.session.closing) {
                 self.refuse(&error);
             }
             if !self.more || self.session.closing || self.session.client.is_killed() || self.output.len() >= OUTPUT_FIRST {
@@ -176,10 +177,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Waits for the next event, and meanwhile moves bytes in both directions.
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<Event> {
-        let client = self.session.client.clone();
-        client.waker.register(context.waker());
-        client.take_pushed(&mut self.output);
-        if client.is_killed() {
+        self.session.client.waker.register(context.waker());
+        self.session.client.take_pushed(&mut self.output);
+        if self.session.client.is_killed() {
             return Poll::Ready(Event::Close);
         }
         if self.write(context).is_err() {
@@ -255,9 +255,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Reads what there is.
     fn read(&mut self, context: &mut Context<'_>) -> Poll<Event> {
-        let limit = self.session.proxy.settings.load().query_bytes_max;
         // One command may be as long as the limit, and what is behind it takes one more read.
-        if self.more && self.input.len() > limit {
+        if self.more && self.input.len() > self.session.proxy.settings.load().query_bytes_max {
             return Poll::Pending;
         }
         self.make_room();

@@ -1,9 +1,9 @@
 //! RESP connections, sessions, routing: what a Redis client talks to.
 //!
 //! # Life of a command
-//! 1. A connection's task ([`connection`]) reads what the socket has, and [`resp`] finds the complete commands in it: a *chunk*.
-//! 2. Each command is looked up and planned ([`dispatch`]): an error reply, something the session does itself, or ops on rows.
-//! 3. Ops are gathered by partition ([`router`]): one request a partition and chunk, in order; partitions run concurrently.
+//! 1. A connection's task (`connection`) reads what the socket has, and [`resp`] finds the complete commands in it: a *chunk*.
+//! 2. Each command is looked up and planned (`dispatch`): an error reply, something the session does itself, or ops on rows.
+//! 3. Ops are gathered by partition (`router`): one request a partition and chunk, in order; partitions run concurrently.
 //! 4. Requests that only read are answered on this thread, straight from storage; others are called and waited for.
 //! 5. Answers are worded, encoded for the client's protocol version into one buffer, and written with one system call.
 //!

@@ -181,13 +181,14 @@ impl Session {
                 Err(reply) | Ok(Plan::Reply(reply)) => Step::Ready(reply),
                 Ok(Plan::Rows(rows)) => self.gather_rows(rows, &mut gathered).await?,
                 Ok(Plan::Session(call)) => match as_rows(call) {
-                    Ok(rows) => self.gather_rows(rows, &mut gathered).await?,
-                    Err(Call::Select(word)) => {
+                    Plan::Rows(rows) => self.gather_rows(rows, &mut gathered).await?,
+                    Plan::Reply(reply) => Step::Ready(reply),
+                    Plan::Session(Call::Select(word)) => {
                         // Later commands mean this table. The session goes back to its own until the commands run.
                         self.select(&word);
                         Step::Call(Call::Select(word))
                     }
-                    Err(call) => Step::Call(call),
+                    Plan::Session(call) => Step::Call(call),
                 },
             };
             steps.push(step);
@@ -283,17 +284,17 @@ impl Session {
 }
 
 /// Commands that take several calls as a rule, as ops of the one partition that a transaction has.
-fn as_rows(call: Call) -> Result<Rows, Call> {
-    let rows = |op, wording| Rows { ops: smallvec![op], together: true, everywhere: true, wording };
-    Ok(match call {
+fn as_rows(call: Call) -> Plan {
+    let rows = |op, wording| Plan::Rows(Rows { ops: smallvec![op], together: true, everywhere: true, wording });
+    match call {
         Call::Keys { glob } => {
             let all = Op::Scan { cursor: 0, count: u64::MAX, glob: Some(glob), kind: None };
             rows(all, Wording::One(keys::names))
         }
         Call::Scan { cursor, count, glob, kind, none: false } => rows(Op::Scan { cursor, count, glob, kind }, Wording::One(keys::page)),
         Call::RandomKey => rows(Op::Nearest { cursor: rand::random::<u64>() >> 2 }, Wording::One(commands::answers::bulk)),
-        call => return Err(call),
-    })
+        call => Plan::Session(call),
+    }
 }
 
 /// What would have to wait for others, or does what a transaction of one partition cannot.

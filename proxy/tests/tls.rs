@@ -1,5 +1,7 @@
 //! The RESP port over TLS.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail here")]
+
 mod kit;
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! A connected client as others see it: CLIENT LIST, CLIENT KILL, MONITOR, the idle sweep.
 //!
-//! What only the connection's own task needs is in [`crate::session`]; what is here is shared, so it is small and locked briefly,
+//! What only the connection's own task needs is in `session`; what is here is shared, so it is small and locked briefly,
 //! once per chunk of commands.
 
 mod calls;

@@ -1,5 +1,5 @@
 //! A proxy in front of rows in memory, and a client that speaks bytes: everything between a socket and `row` without a disk.
-#![allow(dead_code, unreachable_pub, reason = "every test file uses some of it")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "a test kit: every test file uses some of it, and may fail here")]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use cluster::{Boxed, Call, CallError, Catalogue, PartitionId, Table, TableId};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use proxy::node::{Durability, Section, TableFigures};
 use proxy::{Facts, Node, Proxy, Settings};
 use row::edits::Edits;
 use row::memory::Memory;
-use row::op::{Answer, Op, Request, Response};
+use row::op::{Answer, Op, Refusal, Request, Response};
 use row::view::{Rules, Stamp, Tx};
 use row::{Failed, Family, key};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,7 +25,7 @@ pub struct World {
     tables: Mutex<BTreeMap<String, Arc<Table>>>,
     version: AtomicU64,
     partitions: u32,
-    rows: Mutex<HashMap<PartitionId, Partition>>,
+    rows: RwLock<HashMap<PartitionId, Partition>>,
     /// Requests answered, by `read_now` and by `call`.
     pub reads: AtomicUsize,
     pub calls: AtomicUsize,
@@ -51,7 +51,7 @@ impl World {
             tables: Mutex::default(),
             version: AtomicU64::new(1),
             partitions,
-            rows: Mutex::default(),
+            rows: RwLock::default(),
             reads: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
             errors: Mutex::default(),
@@ -71,9 +71,14 @@ impl World {
 }
 
 impl Partition {
-    fn answer(&mut self, request: &Request, ops_max: usize) -> Result<Response, CallError> {
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        let stamp = Stamp { now_ms, timetag: now_ms << 16 };
+    fn read(&self, request: &Request, ops_max: usize) -> Result<Response, CallError> {
+        let mut edits = Edits::default();
+        let outcomes = request.ops.iter().take(ops_max).map(|op| self.outcome(op, &mut edits)).collect::<Result<_, _>>()?;
+        assert!(edits.is_empty(), "a read leaves no edits");
+        Ok(Response::Done(outcomes))
+    }
+
+    fn answer(&mut self, request: &Request) -> Result<Response, CallError> {
         let untouched = |watched: &row::op::Watched| {
             self.touched.get(key::head(&watched.key).as_slice()).is_none_or(|touched| *touched <= watched.touched)
         };
@@ -82,18 +87,13 @@ impl Partition {
         }
         let mut edits = Edits::default();
         let mut outcomes = Vec::with_capacity(request.ops.len());
-        for op in request.ops.iter().take(ops_max) {
-            let mut tx = Tx { view: &self.memory, edits: &mut edits, stamp, rules: Rules::default() };
-            outcomes.push(match row::eval(op, &mut tx) {
-                Ok(Answer::Watched(mut watched)) => {
-                    watched.touched = self.writes;
-                    self.touched.entry(key::head(&watched.key).to_vec()).or_insert(0);
-                    Ok(Answer::Watched(watched))
-                }
-                Ok(answer) => Ok(answer),
-                Err(Failed::Refused(refusal)) => Err(refusal),
-                Err(Failed::Fault(fault)) => return Err(CallError::Fault(fault.0)),
-            });
+        for op in &request.ops {
+            let mut outcome = self.outcome(op, &mut edits)?;
+            if let Ok(Answer::Watched(watched)) = &mut outcome {
+                watched.touched = self.writes;
+                self.touched.entry(key::head(&watched.key).to_vec()).or_insert(0);
+            }
+            outcomes.push(outcome);
         }
         if !edits.is_empty() {
             self.writes += 1;
@@ -105,6 +105,17 @@ impl Partition {
             self.memory.apply(edits);
         }
         Ok(Response::Done(outcomes))
+    }
+
+    fn outcome(&self, op: &Op, edits: &mut Edits) -> Result<Result<Answer, Refusal>, CallError> {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let stamp = Stamp { now_ms, timetag: now_ms << 16 };
+        let mut tx = Tx { view: &self.memory, edits, stamp, rules: Rules::default() };
+        match row::eval(op, &mut tx) {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(Failed::Refused(refusal)) => Ok(Err(refusal)),
+            Err(Failed::Fault(fault)) => Err(CallError::Fault(fault.0)),
+        }
     }
 }
 
@@ -127,7 +138,11 @@ impl Call<Request, Response> for World {
             return Some(Err(error));
         }
         let ops_max = Some(self.answers_max.load(Relaxed)).filter(|most| *most > 0).unwrap_or(usize::MAX);
-        Some(self.rows.lock().entry(partition).or_default().answer(request, ops_max))
+        // Readers do not wait for each other, or a measurement would be one of this lock.
+        match self.rows.read().get(&partition) {
+            Some(rows) => Some(rows.read(request, ops_max)),
+            None => Some(Partition::default().read(request, ops_max)),
+        }
     }
 
     fn call(&self, partition: PartitionId, request: Request) -> Boxed<'_, Result<Response, CallError>> {
@@ -140,7 +155,7 @@ impl Call<Request, Response> for World {
             if let Some(error) = self.errors.lock().pop_front() {
                 return Err(error);
             }
-            self.rows.lock().entry(partition).or_default().answer(&request, usize::MAX)
+            self.rows.write().entry(partition).or_default().answer(&request)
         })
     }
 }
