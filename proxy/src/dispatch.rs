@@ -370,8 +370,14 @@ impl Session {
     }
 
     /// Answers with an error before anything ran; a transaction that is being queued is spoilt by it.
-    fn reject(&mut self, known: Option<Known>, extent: Extent, reply: Reply) -> Next {
+    fn reject(&mut self, known: Option<Known>, extent: Extent, mut reply: Reply) -> Next {
         self.transaction.spoil();
+        if let (Some("exec"), Reply::Error(line)) = (known.map(|known| known.command.name), &reply) {
+            // An EXEC that cannot be carried out ends the transaction all the same.
+            let why = line.strip_prefix("ERR ").unwrap_or(line);
+            reply = Reply::error(format!("EXECABORT Transaction discarded because of: {why}"));
+            self.transaction.discard();
+        }
         if let Reply::Error(line) = &reply {
             self.proxy.stats.rejected(known.and_then(|known| known.index), line);
         }

@@ -275,6 +275,7 @@ impl Session {
                     self.follow(crate::client::Effect::Mode(mode));
                     Reply::OK
                 }
+                Step::Call(Call::Monitor) => Reply::error("ERR MONITOR isn't allowed for DENY BLOCKING client"),
                 Step::Call(call) if is_barred(&call) => Reply::error("ERR Command not allowed inside a transaction"),
                 Step::Call(call) => self.call(call).await.unwrap_or(Reply::OK),
             });
@@ -299,5 +300,5 @@ fn as_rows(call: Call) -> Plan {
 
 /// What would have to wait for others, or does what a transaction of one partition cannot.
 fn is_barred(call: &Call) -> bool {
-    matches!(call, Call::Monitor | Call::Shutdown { .. } | Call::Move { .. } | Call::CopyTo { .. } | Call::FlushAll)
+    matches!(call, Call::Shutdown { .. } | Call::Move { .. } | Call::CopyTo { .. } | Call::FlushAll)
 }

@@ -40,6 +40,8 @@ async fn misplaced_commands_have_redis_words() {
     client.ask("EXEC", "-ERR EXEC without MULTI\r\n").await;
     client.ask("DISCARD", "-ERR DISCARD without MULTI\r\n").await;
     client.ask("MULTI", "+OK\r\n").await;
+    client.ask("EXEC x", "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n").await;
+    client.ask("MULTI", "+OK\r\n").await;
     client.ask("MULTI", "-ERR MULTI calls can not be nested\r\n").await;
     client.ask("WATCH a", "-ERR WATCH inside MULTI is not allowed\r\n").await;
     client.ask("SET a 1", QUEUED).await;

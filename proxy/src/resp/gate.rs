@@ -180,9 +180,13 @@ impl Gate {
     }
 }
 
-/// Redis prints the byte as it is; one that would break the line is left out.
+/// Redis prints the byte as it is, and line ends as blanks; what is no character is a question mark here.
 fn expected(got: u8) -> Malformed {
-    let got = if got.is_ascii_graphic() || got == b' ' { char::from(got) } else { '?' };
+    let got = match got {
+        b'\r' | b'\n' => ' ',
+        got if got.is_ascii_graphic() || got == b' ' => char::from(got),
+        _ => '?',
+    };
     Malformed(Cow::Owned(format!("expected '$', got '{got}'")))
 }
 
@@ -253,7 +257,7 @@ mod tests {
             (b"*2147483648\r\n", "invalid multibulk length"),
             (b"*\r\n", "invalid multibulk length"),
             (b"*1\r\nPING\r\n", "expected '$', got 'P'"),
-            (b"*1\r\n\r\n", "expected '$', got '?'"),
+            (b"*1\r\n\r\n", "expected '$', got ' '"),
             (b"*1\r\n$-1\r\n", "invalid bulk length"),
             (b"*1\r\n$1048577\r\n", "invalid bulk length"),
             (b"*1\r\n$x\r\n", "invalid bulk length"),
