@@ -5,7 +5,9 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use redis_protocol::resp3::decode::complete::decode;
+use redis_protocol::resp2::decode::decode as decode_resp2;
+use redis_protocol::resp2::types::OwnedFrame as Resp2;
+use redis_protocol::resp3::decode::complete::decode as decode_resp3;
 use redis_protocol::resp3::types::OwnedFrame;
 
 /// What the server said.
@@ -67,6 +69,8 @@ impl Value {
 pub struct Client {
     socket: TcpStream,
     unread: BytesMut,
+    /// HELLO 3 was sent.
+    resp3: bool,
 }
 
 impl Client {
@@ -78,7 +82,7 @@ impl Client {
         let socket = TcpStream::connect(("127.0.0.1", port))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(Duration::from_secs(30)))?;
-        Ok(Client { socket, unread: BytesMut::new() })
+        Ok(Client { socket, unread: BytesMut::new(), resp3: false })
     }
 
     /// Sends one command and waits for its reply.
@@ -104,6 +108,11 @@ impl Client {
     /// # Errors
     /// The socket's.
     pub fn send<W: AsRef<[u8]>>(&mut self, words: &[W]) -> io::Result<()> {
+        if let [hello, version, ..] = words
+            && hello.as_ref().eq_ignore_ascii_case(b"HELLO")
+        {
+            self.resp3 = version.as_ref() == b"3";
+        }
         let mut bytes = Vec::with_capacity(64);
         encode(&mut bytes, words);
         self.socket.write_all(&bytes)
@@ -134,9 +143,13 @@ impl Client {
     /// As [`Client::call`].
     pub fn reply(&mut self) -> io::Result<Value> {
         loop {
-            if let Some((frame, used)) = decode(&self.unread).map_err(|error| io::Error::other(format!("{error:?}")))? {
+            let decoded = match self.resp3 {
+                true => decode_resp3(&self.unread).map(|found| found.map(|(frame, used)| (value_of(frame), used))),
+                false => decode_resp2(&self.unread).map(|found| found.map(|(frame, used)| (value_of_resp2(frame), used))),
+            };
+            if let Some((value, used)) = decoded.map_err(|error| io::Error::other(format!("{error:?}")))? {
                 let _ = self.unread.split_to(used);
-                return Ok(value_of(frame));
+                return Ok(value);
             }
             let mut chunk = [0; 16 << 10];
             match self.socket.read(&mut chunk)? {
@@ -159,6 +172,17 @@ fn encode<W: AsRef<[u8]>>(bytes: &mut Vec<u8>, words: &[W]) {
         bytes.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
         bytes.extend_from_slice(word);
         bytes.extend_from_slice(b"\r\n");
+    }
+}
+
+fn value_of_resp2(frame: Resp2) -> Value {
+    match frame {
+        Resp2::Null => Value::Nil,
+        Resp2::SimpleString(text) => Value::Status(String::from_utf8_lossy(&text).into_owned()),
+        Resp2::Error(text) => Value::Error(text),
+        Resp2::Integer(number) => Value::Int(number),
+        Resp2::BulkString(bytes) => Value::Bulk(bytes),
+        Resp2::Array(items) => Value::Array(items.into_iter().map(value_of_resp2).collect()),
     }
 }
 

@@ -5,7 +5,9 @@
 //! - A process started here does not outlive its [`Server`].
 
 mod client;
+mod operator;
 mod server;
 
 pub use client::{Client, Value};
+pub use operator::{Said, bridle, files, within};
 pub use server::{Server, ServerBuilder, binary};

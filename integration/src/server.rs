@@ -165,6 +165,14 @@ impl Server {
         Command::new("kill").args(["-s", name, &pid]).status().expect("kill is part of every system");
     }
 
+    /// Whether the process has ended by itself.
+    ///
+    /// # Panics
+    /// When the system does not know it.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("our own child").is_some()
+    }
+
     /// Waits for the end of the process.
     ///
     /// # Panics

@@ -1,0 +1,111 @@
+//! What an operator does beside talking RESP: `bridle admin`, the HTTP pages, a look at the files and at the memory.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value as Json;
+
+use crate::{Server, binary};
+
+/// What `bridle` said and how it ended.
+#[derive(Debug)]
+pub struct Said {
+    /// Whether it ended well.
+    pub fine: bool,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub error: String,
+}
+
+/// Runs the binary to its end, without a password in its environment.
+///
+/// # Panics
+/// When it can't be started.
+pub fn bridle(words: &[&str]) -> Said {
+    let output = Command::new(binary()).args(words).env_remove("BRIDLE_PASSWORD").output().expect("the binary starts");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Said { fine: output.status.success(), out: text(output.stdout), error: text(output.stderr) }
+}
+
+impl Server {
+    /// Runs `bridle admin` against this server.
+    pub fn admin(&self, words: &[&str]) -> Said {
+        let url = format!("http://127.0.0.1:{}", self.http_port);
+        bridle(&[&["admin", "--url", &url], words].concat())
+    }
+
+    /// What `bridle admin --json` answers.
+    ///
+    /// # Panics
+    /// When it refuses, or answers in something else.
+    pub fn admin_json(&self, words: &[&str]) -> Json {
+        let said = self.admin(&[&["--json"], words].concat());
+        assert!(said.fine, "{words:?}: {}", said.error);
+        serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", said.out))
+    }
+
+    /// Status and body of a page of the HTTP port.
+    ///
+    /// # Panics
+    /// When nobody answers.
+    pub fn page(&self, path: &str) -> (u16, String) {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut response = agent.get(format!("http://127.0.0.1:{}{path}", self.http_port)).call().expect("the HTTP port answers");
+        (response.status().as_u16(), response.body_mut().read_to_string().expect("a page of text"))
+    }
+
+    /// Resident memory of the process, bytes.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn rss_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process has a status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says how much memory is resident");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("kB");
+        kib << 10
+    }
+
+    /// Bytes that the data directory takes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        files(self.dir()).iter().map(|file| blocks(file)).sum()
+    }
+
+    /// Bytes that the Raft log takes on disk.
+    pub fn log_bytes(&self) -> u64 {
+        files(&self.dir().join("log")).iter().map(|file| blocks(file)).sum()
+    }
+}
+
+/// All files below a directory, in order. Those that go away meanwhile are left out.
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(files(&entry.path())),
+            Ok(_) => found.push(entry.path()),
+            Err(_) => {}
+        }
+    }
+    found.sort();
+    found
+}
+
+fn blocks(file: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    file.metadata().map_or(0, |meta| meta.blocks() * 512)
+}
+
+/// Waits until something holds; how long that took.
+///
+/// # Panics
+/// When it does not hold after `seconds`.
+pub fn within(seconds: u64, what: &str, mut holds: impl FnMut() -> bool) -> Duration {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(seconds), "not within {seconds} s: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    began.elapsed()
+}

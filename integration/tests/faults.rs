@@ -1,0 +1,232 @@
+//! Faults that an operator meets: a damaged log, a damaged partition, a port or a directory or a configuration that is not usable.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use integration::{Client, Said, Server, Value, binary, bridle, files};
+
+/// Keys written before each fault of the log.
+const KEYS: usize = 200;
+
+/// A server with a small log, so that looking at its files is quick.
+fn small() -> integration::ServerBuilder {
+    Server::builder().flag("set", "raft_log.segment=1MiB")
+}
+
+fn value(n: usize) -> String {
+    format!("the-value-of-key-{n:05}-is-this")
+}
+
+/// Writes the keys, each on its own, and kills the server: so all are in the log, and in the log only. Returns the log's file and its bytes.
+fn written_and_killed(server: &mut Server) -> (PathBuf, Vec<u8>) {
+    let mut client = server.client();
+    for n in 0..KEYS {
+        assert_eq!(client.run(&format!("SET key:{n} {}", value(n))), Value::ok());
+    }
+    server.kill();
+    let last = value(KEYS - 1);
+    let logs = files(&server.dir().join("log"));
+    let holds = |path: &PathBuf| position(&std::fs::read(path).expect("read the log"), &last).is_some();
+    let log = logs.into_iter().find(holds).expect("the last write is in the log");
+    let bytes = std::fs::read(&log).expect("read the log");
+    (log, bytes)
+}
+
+fn position(bytes: &[u8], text: &str) -> Option<usize> {
+    bytes.windows(text.len()).position(|window| window == text.as_bytes())
+}
+
+/// Where the log has the value of a key.
+fn place(bytes: &[u8], n: usize) -> usize {
+    position(bytes, &value(n)).expect("the log has every write")
+}
+
+/// The number that follows `before` in a text.
+fn number_after(text: &str, before: &str) -> usize {
+    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before:?} in: {text}"));
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or_else(|_| panic!("no number after {before:?} in: {text}"))
+}
+
+#[test]
+fn a_flipped_byte_in_an_older_record_is_refused_by_file_and_offset_and_nothing_is_touched() {
+    let mut server = small().start();
+    let (log, whole) = written_and_killed(&mut server);
+    let flipped = place(&whole, 50) + 7;
+    let mut damaged = whole.clone();
+    damaged[flipped] ^= 0x01;
+    std::fs::write(&log, &damaged).expect("damage the log");
+
+    let mut refused = small().dir(server.dir()).spawn();
+    assert!(!refused.wait().success(), "a damaged log was served");
+    let said = refused.output();
+    let line = said.lines().find(|line| line.contains("damaged")).unwrap_or_else(|| panic!("nothing is said of the damage:\n{said}"));
+    assert!(line.contains(&log.display().to_string()), "{line}");
+    let offset = number_after(line, "at byte ");
+    assert!(place(&whole, 49) < offset && offset < flipped, "byte {flipped} was flipped, and byte {offset} is named: {line}");
+    assert!(!said.contains("panicked"), "{said}");
+    assert_eq!(std::fs::read(&log).expect("read the log"), damaged, "the damaged file was changed");
+
+    std::fs::write(&log, &whole).expect("repair the log");
+    server.restart();
+    let mut client = server.client();
+    assert_eq!(client.run("DBSIZE"), Value::Int(KEYS as i64));
+    assert_eq!(client.run("GET key:50"), Value::bulk(&value(50)));
+}
+
+#[test]
+fn a_torn_last_record_is_cut_with_a_warning_and_everything_before_it_is_there() {
+    let mut server = small().start();
+    let (log, mut bytes) = written_and_killed(&mut server);
+    let (before, last) = (place(&bytes, KEYS - 2), place(&bytes, KEYS - 1));
+    bytes[last + 5..].fill(0);
+    std::fs::write(&log, &bytes).expect("tear the log");
+    server.restart();
+    let said = server.output();
+    let line = said.lines().find(|line| line.contains("torn")).unwrap_or_else(|| panic!("nothing is said of the torn tail:\n{said}"));
+    assert!(line.contains("WARN") && line.contains(&log.display().to_string()), "{line}");
+    let offset = number_after(line, "offset=");
+    assert!(before < offset && offset < last, "the record around byte {last} was torn, and byte {offset} is named: {line}");
+    let mut client = server.client();
+    for n in 0..KEYS - 1 {
+        assert_eq!(client.run(&format!("GET key:{n}")), Value::bulk(&value(n)));
+    }
+    assert_eq!(client.run(&format!("GET key:{}", KEYS - 1)), Value::Nil);
+    // And the log goes on where it was cut.
+    assert_eq!(client.run("SET after cut"), Value::ok());
+    let warnings = said.matches("torn").count();
+    server.restart();
+    assert_eq!(server.client().run("GET after"), Value::bulk("cut"));
+    assert_eq!(server.output().matches("torn").count(), warnings, "cut once is cut");
+}
+
+#[test]
+fn a_damaged_partition_says_so_and_the_other_tables_serve() {
+    let mut server = small().start();
+    let mut client = server.client();
+    for table in 0..3 {
+        client.run(&format!("SELECT {table}"));
+        assert_eq!(client.run(&format!("SET key {table}")), Value::ok());
+    }
+    assert!(server.stop().success());
+    let manifest = files(&server.dir().join("tables/2-0"))
+        .into_iter()
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("MANIFEST")))
+        .expect("every RocksDB has a manifest");
+    let whole = std::fs::read(&manifest).expect("read the manifest");
+    std::fs::write(&manifest, vec![0x5a; whole.len()]).expect("damage the manifest");
+
+    server.restart();
+    let mut client = server.client();
+    for table in [0, 2] {
+        client.run(&format!("SELECT {table}"));
+        assert_eq!(client.run("GET key"), Value::bulk(&table.to_string()));
+        assert_eq!(client.run("INCR served"), Value::Int(1));
+    }
+    client.run("SELECT 1");
+    for command in ["GET key", "SET key 2", "DBSIZE", "SCAN 0", "FLUSHDB"] {
+        let reply = client.run(command);
+        assert!(reply.is_error(), "{command} on a damaged table: {reply:?}");
+    }
+    assert_eq!(client.run("PING"), Value::Status("PONG".into()));
+    let faults = server.admin_json(&["status"])["faults"].to_string();
+    assert!(faults.contains("db1"), "{faults}");
+    assert!(server.admin(&["tables"]).out.contains("db1 partition 0: "), "{:?}", server.admin(&["tables"]));
+    assert!(!server.output().contains("panicked"), "{}", server.output());
+
+    assert!(server.stop().success());
+    std::fs::write(&manifest, whole).expect("repair the manifest");
+    server.restart();
+    let mut client = server.client();
+    client.run("SELECT 1");
+    assert_eq!(client.run("GET key"), Value::bulk("1"), "nothing of it was lost meanwhile");
+}
+
+/// What a start that must fail says.
+fn refused(words: &[&str]) -> String {
+    let Said { fine, out, error } = bridle(&[&["standalone"], words].concat());
+    assert!(!fine && out.is_empty(), "{words:?} was not refused: {out}");
+    assert_eq!(error.lines().filter(|line| line.starts_with("bridle: ")).count(), 1, "one line says why: {error}");
+    error
+}
+
+#[test]
+fn a_taken_port_is_named_and_the_server_that_has_it_is_not_disturbed() {
+    let (server, dir) = (small().start(), tempfile::tempdir().expect("a directory"));
+    let (port, http_port) = (server.port.to_string(), server.http_port.to_string());
+    let data = dir.path().join("data").display().to_string();
+    let error = refused(&["--port", &port, "--http-port", "0", "--data", &data]);
+    assert!(error.contains(&format!("port {port} ")) && error.contains("--port") && error.contains("in use"), "{error}");
+    let error = refused(&["--port", "0", "--http-port", &http_port, "--data", &data]);
+    assert!(error.contains(&format!("port {http_port} ")) && error.contains("--http-port") && error.contains("in use"), "{error}");
+    assert_eq!(server.client().run("PING"), Value::Status("PONG".into()));
+    // The directory that was taken for the failed starts is free.
+    let other = small().dir(&dir.path().join("data")).start();
+    assert_eq!(other.client().run("PING"), Value::Status("PONG".into()));
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_its_line_before_anything_is_made() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, data) = (dir.path().join("my.toml"), dir.path().join("data"));
+    let (path, data_path) = (file.display().to_string(), data.display().to_string());
+    let cases = [
+        ("[proxy]\nport = 7000\n\nmaxclient = 5\n", "line 4", "maxclient"),
+        ("[storag]\n", "line 1", "storag"),
+        ("[storage]\ndurability = \"sometimes\"\n", "line 2", "sometimes"),
+        ("# sizes\n[storage]\nmemtables = \"much\"\n", "line 3", "much"),
+        ("[raft_log]\nsegment = -1\n", "line 2", "raft_log.segment"),
+        ("[proxy]\nport 7000\n", "line 2", ""),
+    ];
+    for (text, line, what) in cases {
+        std::fs::write(&file, text).expect("write the configuration");
+        let error = refused(&["--config", &path, "--port", "0", "--http-port", "0", "--data", &data_path]);
+        assert!(error.contains(&path) && error.contains(line) && error.contains(what), "{text}: {error}");
+    }
+    assert!(!data.exists(), "a refused start made a directory");
+}
+
+#[test]
+fn a_directory_of_a_newer_format_is_refused_and_left_as_it_is() {
+    let mut server = small().start();
+    server.client().run("SET key value");
+    assert!(server.stop().success());
+    let identity = server.dir().join("IDENTITY");
+    let ours = std::fs::read_to_string(&identity).expect("every directory says whose it is");
+    let newer = ours.replace("format = 1", "format = 2\nlayout = \"unheard of\"");
+    assert_ne!(ours, newer);
+    std::fs::write(&identity, &newer).expect("write a newer identity");
+    let before = files(server.dir());
+    let error = refused(&["--port", "0", "--http-port", "0", "--data", &server.dir().display().to_string()]);
+    assert!(error.contains("format 2") && error.contains("up to 1"), "{error}");
+    assert_eq!((files(server.dir()), std::fs::read_to_string(&identity).expect("still there")), (before, newer));
+    std::fs::write(&identity, ours).expect("write our identity");
+    server.restart();
+    assert_eq!(server.client().run("GET key"), Value::bulk("value"));
+}
+
+#[test]
+fn a_stop_while_the_data_is_being_opened_is_obeyed_and_harmless() {
+    let mut server = small().start();
+    let mut client = server.client();
+    for n in 0..2000 {
+        client.run(&format!("SET key:{n} {}", value(n)));
+    }
+    server.kill();
+    let port = server.port.to_string();
+    for _ in 0..3 {
+        let mut child = Command::new(binary())
+            .args(["standalone", "--set", "raft_log.segment=1MiB", "--port", &port, "--http-port", "0", "--data"])
+            .arg(server.dir())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        // Its port is open from the very beginning, long before its data is.
+        integration::within(30, "the port is bound", || Client::connect(server.port).is_ok());
+        Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().expect("kill is part of every system");
+        assert!(child.wait().is_ok());
+    }
+    server.restart();
+    assert_eq!(server.client().run("DBSIZE"), Value::Int(2000));
+}
