@@ -95,7 +95,7 @@ fn node(local: &Local) {
     let log = local.log.stats();
     let ready = local.is_serving() && local.faults().is_empty();
     gauge!("bridle_ready").set(f64::from(u8::from(ready)));
-    gauge!("bridle_log_writable").set(f64::from(u8::from(local.log.writable().is_ok())));
+    gauge!("bridle_log_writable").set(f64::from(u8::from(local.writable().is_ok())));
     counter!("bridle_log_fsyncs_total").absolute(log.fsyncs());
     counter!("bridle_log_batches_total").absolute(log.batches());
     counter!("bridle_log_records_total").absolute(log.records());

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use cluster::{Boxed, CallError, Catalogue, PartitionId, Table};
 use engine::log::Log;
-use engine::store::Shared;
+use engine::store::{Health, Shared};
 use meta::Meta;
 use meta::admin::{Compaction, Figures, NodeStatus};
 use proxy::Proxy;
@@ -62,11 +62,21 @@ impl Local {
         tables.map(|table| (table.clone(), self.node.table_figures(table.id))).collect()
     }
 
+    /// Whether there is room for writes; if not, why not.
+    pub(crate) fn writable(&self) -> Result<(), String> {
+        self.log.writable().map_err(|full| full.to_string())?;
+        // All stores are on one disk: one speaks for all.
+        self.node.replicas().iter().try_for_each(|replica| match replica.store().health() {
+            Health::DiskFull(why) => Err(why),
+            Health::Good | Health::Failing(_) => Ok(()),
+        })
+    }
+
     /// What is wrong, in sentences.
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        if let Err(error) = self.log.writable() {
-            faults.push(format!("no writes: {error}"));
+        if let Err(why) = self.writable() {
+            faults.push(format!("no writes: {why}"));
         }
         for (table, figures) in self.tables_here() {
             faults.extend(figures.faults.iter().map(|(index, why)| format!("{} partition {index}: {why}", table.name)));
@@ -90,7 +100,7 @@ impl proxy::Node for Local {
         let groups: Vec<_> = replicas.iter().map(|replica| replica.figures()).collect();
         let stores: Vec<_> = replicas.iter().filter_map(|replica| replica.store().figures().ok()).collect();
         let sum = |of: fn(&engine::store::Figures) -> u64| int(stores.iter().map(of).sum());
-        let writes = if self.log.writable().is_ok() { "ok" } else { "err" };
+        let writes = if self.writable().is_ok() { "ok" } else { "err" };
         vec![
             section(
                 "persistence",
