@@ -4,7 +4,8 @@
 //! ([`Catalogue`]). In one process a call is a function call; between processes it is a framed message.
 //!
 //! # Invariants
-//! - A table id is never reused (`meta/src/state.rs`, `ids_are_never_reused`). A partition is a contiguous range of slots of one table.
+//! - A table id is never reused (`meta/src/state.rs`, `ids_are_never_reused`). A partition is a contiguous range of slots of one table
+//!   (`partitions_divide_the_slots`).
 //! - A call says exactly one of: the answer, not proposed ([`CallError::NoLeader`] and the like, safe to try again), or
 //!   [`CallError::Unknown`] (proposed, outcome unknown: never tried again).
 
@@ -103,4 +104,25 @@ pub trait Catalogue: Send + Sync + 'static {
     fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>>;
     /// Grows with every change of the catalogue, so that a session may keep an `Arc<Table>` while it stands still.
     fn version(&self) -> u64;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every slot is in one partition; partitions are contiguous, in order, and none is empty.
+    #[test]
+    fn partitions_divide_the_slots() {
+        for partitions in [1, 2, 3, 7, 16, 100, 1000, u32::from(SLOTS)] {
+            let table = Table { id: TableId(1), name: "t".to_owned(), partitions, envs: BTreeMap::new(), default_ttl_since_ms: 0 };
+            for index in 0..partitions {
+                let (first, end) = (table.first_slot(index), table.first_slot(index + 1));
+                assert!(first < end, "partition {index} of {partitions}");
+                for slot in [first, end - 1] {
+                    assert_eq!(table.partition_of(slot), PartitionId { table: table.id, index }, "slot {slot} of {partitions} partitions");
+                }
+            }
+            assert_eq!((table.first_slot(0), table.first_slot(partitions)), (0, SLOTS));
+        }
+    }
 }
