@@ -10,7 +10,8 @@
 //! ```
 //!
 //! # Invariants
-//! - One process at a time (`a_second_process_is_refused`); the kernel lets go of the lock when a process dies, however it dies.
+//! - One process at a time (`tests/standalone.rs`, `a_second_process_on_a_directory_is_refused`); the kernel lets go of the lock when a process
+//!   dies, however it dies.
 //! - A directory that is not ours, of another cluster, or of a later format is left untouched (`strange_directories_are_refused`).
 
 use std::fs::{self, File, TryLockError};

@@ -311,6 +311,29 @@ fn every_invariant_names_its_test() {
     }
 }
 
+/// Tests that module docs name under `# Invariants` are there. (Only names of three words and more: shorter ones may be anything.)
+#[test]
+fn invariants_in_module_docs_name_what_exists() {
+    let paths: Vec<_> = crates().values().flat_map(|house| sources(house, &["src", "tests", "benches", "examples"])).collect();
+    let texts: Vec<_> = paths.iter().map(read).collect();
+    let all: String = texts.iter().map(|text| code(text)).collect();
+    let is_long =
+        |word: &&str| word.matches('_').count() >= 2 && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for (path, text) in paths.iter().zip(&texts) {
+        let doc = text.lines().map_while(|line| line.strip_prefix("//!"));
+        let invariants = doc.skip_while(|line| *line != " # Invariants").skip(1).take_while(|line| !line.starts_with(" # "));
+        for word in invariants.flat_map(quoted).filter(is_long) {
+            seen += 1;
+            if !has_word(&all, word) {
+                wrong.push(format!("{}: {word}", path.display()));
+            }
+        }
+    }
+    assert!(seen > 0, "no module doc names a test any more");
+    assert!(wrong.is_empty(), "invariants name what is not there:\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn the_command_table_is_as_generated() {
     let page = readme();
@@ -333,7 +356,8 @@ fn the_metrics_are_those_exported() {
         assert!(sources.contains(&format!("\"{help}\"")), "no metric is described as: {help}");
         shown.insert(quoted(name)[0]);
     }
-    assert_eq!(shown, exported, "the README's metrics (left) and the sources' (right)");
+    let (missing, gone): (Vec<_>, Vec<_>) = (exported.difference(&shown).collect(), shown.difference(&exported).collect());
+    assert!(missing.is_empty() && gone.is_empty(), "the README's metrics lack {missing:?}, and have {gone:?}, which are not exported");
     let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let dashboard = read("deploy/grafana/bridle.json");
     let asked: BTreeSet<&str> = dashboard.split(|c| !is_name(c)).filter(is_metric).collect();
