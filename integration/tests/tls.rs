@@ -1,0 +1,94 @@
+//! RESP over TLS, as redis-cli speaks it: certificates of both sides, beside or instead of the plain port. (Libraries: `clients.rs`.)
+
+mod outside;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use integration::{Client, Server};
+use outside::{Certificates, Ended, free_port, run};
+
+/// redis-cli over TLS with further words.
+fn redis_cli(port: u16, words: &[&str]) -> Ended {
+    run("redis-cli", &[&["--tls", "-h", "127.0.0.1", "-p", &port.to_string()], words].concat(), "")
+}
+
+#[test]
+fn commands_go_over_tls_beside_the_plain_port() {
+    let (certificates, port) = (Certificates::new(), free_port());
+    let server = Server::builder().config(&certificates.section(port)).start();
+    let authority = certificates.text("ca.pem");
+    let set = redis_cli(port, &["--cacert", &authority, "SET", "k", "v"]);
+    assert_eq!(set.said.trim(), "OK");
+    assert_eq!(server.client().run("GET k").text(), "v");
+    assert_eq!(redis_cli(port, &["--cacert", &authority, "-3", "GET", "k"]).said.trim(), "v");
+}
+
+#[test]
+fn a_certificate_that_the_client_does_not_trust_ends_the_handshake() {
+    let (certificates, port) = (Certificates::new(), free_port());
+    let server = Server::builder().config(&certificates.section(port)).start();
+    let other = Certificates::new();
+    let refused = redis_cli(port, &["--cacert", &other.text("ca.pem"), "PING"]);
+    assert!(refused.said.contains("certificate verify failed"), "{}", refused.said);
+    // The server takes it calmly.
+    assert_eq!(server.client().run("PING").text(), "PONG");
+}
+
+#[test]
+fn clients_show_certificates_where_they_must() {
+    let (certificates, port) = (Certificates::new(), free_port());
+    let section = format!("{}client_ca_file = \"{}\"", certificates.section(port), certificates.text("ca.pem"));
+    let _server = Server::builder().config(&section).start();
+    let (authority, own, key) = (certificates.text("ca.pem"), certificates.text("client.pem"), certificates.text("client.key"));
+    let shown = redis_cli(port, &["--cacert", &authority, "--cert", &own, "--key", &key, "PING"]);
+    assert_eq!(shown.said.trim(), "PONG");
+    let none = redis_cli(port, &["--cacert", &authority, "PING"]);
+    assert!(!none.said.contains("PONG"), "{}", none.said);
+    let other = Certificates::new();
+    let words = ["--cacert", &authority, "--cert", &other.text("client.pem"), "--key", &other.text("client.key"), "PING"];
+    let stranger = redis_cli(port, &words);
+    assert!(!stranger.said.contains("PONG"), "{}", stranger.said);
+}
+
+#[test]
+fn with_tls_only_the_plain_port_stays_closed() {
+    let (certificates, port) = (Certificates::new(), free_port());
+    // The kit waits on the plain port, which is not to open; so the wait is for TLS.
+    let server = Server::builder().config(&format!("{}only = true", certificates.section(port))).spawn();
+    let authority = certificates.text("ca.pem");
+    integration::within(60, "the TLS port answers", || redis_cli(port, &["--cacert", &authority, "PING"]).said.trim() == "PONG");
+    assert!(Client::connect(server.port).is_err(), "the plain port is open");
+}
+
+#[test]
+fn plain_words_on_the_tls_port_are_not_obeyed() {
+    let (certificates, port) = (Certificates::new(), free_port());
+    let server = Server::builder().config(&certificates.section(port)).start();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the port is open");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a live socket");
+    stream.write_all(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n").expect("a live socket");
+    let mut said = Vec::new();
+    // A reset is as good as an end.
+    let _ = stream.read_to_end(&mut said);
+    assert!(!said.starts_with(b"+OK"), "{said:?}");
+    assert_eq!(server.client().run("EXISTS k").int(), 0);
+}
+
+#[test]
+fn a_handshake_that_is_never_finished_keeps_nobody_waiting() {
+    let (certificates, port) = (Certificates::new(), free_port());
+    let _server = Server::builder().config(&certificates.section(port)).start();
+    let idle: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(("127.0.0.1", port)).expect("the port is open")).collect();
+    assert_eq!(redis_cli(port, &["--cacert", &certificates.text("ca.pem"), "PING"]).said.trim(), "PONG");
+    drop(idle);
+}
+
+#[test]
+fn a_missing_certificate_is_named_at_start() {
+    let config = "[tls]\nport = 1\ncert_file = \"/nowhere/server.pem\"\nkey_file = \"/nowhere/server.key\"";
+    let mut server = Server::builder().config(config).spawn();
+    assert!(!server.wait().success());
+    assert!(server.output().contains("/nowhere/server."), "{}", server.output());
+}
