@@ -241,8 +241,9 @@ fn every_dependency_is_used() {
 fn what_the_readme_names_exists() {
     let (page, crates) = (readme(), crates());
     let mut wrong = Vec::new();
-    for line in prose(&page).lines() {
-        let mut pieces = line.split('`');
+    for block in prose(&page).split("\n\n") {
+        assert!(block.matches('`').count().is_multiple_of(2), "README.md has an odd backtick in: {block}");
+        let mut pieces = block.split('`');
         let mut before = pieces.next().unwrap_or_default();
         // The file whose names are told in brackets.
         let mut file: Option<String> = None;
