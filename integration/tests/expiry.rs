@@ -1,0 +1,179 @@
+//! Time to live as clients see it: to the millisecond, for keys and for fields, over crashes and over clocks that step back.
+
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use integration::{Client, Server, ServerBuilder, Value, within};
+
+fn small() -> ServerBuilder {
+    Server::builder().flag("set", "raft_log.segment=1MiB").flag("durability", "os")
+}
+
+/// The server's clock, ms.
+fn server_ms(client: &mut Client) -> i64 {
+    let Value::Array(time) = client.run("TIME") else { panic!("TIME is a pair") };
+    let number = |value: &Value| value.text().parse::<i64>().expect("a number");
+    number(&time[0]) * 1000 + number(&time[1]) / 1000
+}
+
+/// Reads in a tight loop until the value is gone. `read` says whether it is there. The server's time before and after each read must agree with it:
+/// there as long as the clock after the read had not passed `at_ms`, and gone from the moment the clock before it had. Returns how often it was there.
+fn watch_it_go(client: &mut Client, at_ms: i64, mut read: impl FnMut(&mut Client) -> bool) -> u32 {
+    let (mut there, deadline) = (0, Instant::now() + Duration::from_secs(10));
+    loop {
+        let before = server_ms(client);
+        let is_there = read(client);
+        let after = server_ms(client);
+        if after < at_ms {
+            assert!(is_there, "gone by {after}, and its time is {at_ms}");
+        }
+        if before >= at_ms {
+            assert!(!is_there, "there after {before}, and its time was {at_ms}");
+            return there;
+        }
+        there += u32::from(is_there);
+        assert!(Instant::now() < deadline, "it does not expire");
+    }
+}
+
+#[test]
+fn a_key_is_there_until_its_millisecond_and_then_gone() {
+    let server = small().start();
+    let mut client = server.client();
+    let mut seen = 0;
+    for n in 0..20 {
+        assert_eq!(client.run(&format!("SET key:{n} value PX 50")), Value::ok());
+        let at_ms = client.run(&format!("PEXPIRETIME key:{n}")).int();
+        seen += watch_it_go(&mut client, at_ms, |client| client.run(&format!("GET key:{n}")) != Value::Nil);
+        for (command, gone) in [("EXISTS", 0), ("STRLEN", 0), ("PTTL", -2), ("TTL", -2), ("PEXPIRETIME", -2), ("PERSIST", 0), ("DEL", 0)] {
+            assert_eq!(client.run(&format!("{command} key:{n}")), Value::Int(gone), "{command}");
+        }
+        assert_eq!(client.run(&format!("TYPE key:{n}")), Value::Status("none".into()));
+        // A write to what has expired begins anew.
+        assert_eq!(client.run(&format!("INCR key:{n}")), Value::Int(1));
+        assert_eq!(client.run(&format!("PTTL key:{n}")), Value::Int(-1));
+    }
+    assert!(seen > 20, "the reads were too slow to show anything: {seen}");
+}
+
+#[test]
+fn a_field_is_there_until_its_millisecond_and_then_gone_from_every_count() {
+    let server = small().start();
+    let mut client = server.client();
+    let mut seen = 0;
+    for n in 0..10 {
+        let row = format!("hash:{n}");
+        client.run(&format!("HSET {row} going 1 staying 2"));
+        assert_eq!(client.run(&format!("HPEXPIRE {row} 50 FIELDS 1 going")), Value::Array(vec![Value::Int(1)]));
+        let Value::Array(at) = client.run(&format!("HPEXPIRETIME {row} FIELDS 1 going")) else { panic!("one number") };
+        let at_ms = at[0].int();
+        seen += match n % 3 {
+            0 => watch_it_go(&mut client, at_ms, |client| client.run(&format!("HGET {row} going")) != Value::Nil),
+            1 => watch_it_go(&mut client, at_ms, |client| client.run(&format!("HLEN {row}")) == Value::Int(2)),
+            _ => watch_it_go(&mut client, at_ms, |client| matches!(client.run(&format!("HGETALL {row}")), Value::Array(pairs) if pairs.len() == 4)),
+        };
+        assert_eq!(client.run(&format!("HLEN {row}")), Value::Int(1));
+        assert_eq!(client.run(&format!("HGETALL {row}")), Value::Array(vec![Value::bulk("staying"), Value::bulk("2")]));
+        assert_eq!(client.run(&format!("HEXISTS {row} going")), Value::Int(0));
+        assert_eq!(client.run(&format!("HMGET {row} going staying")), Value::Array(vec![Value::Nil, Value::bulk("2")]));
+        assert_eq!(client.run(&format!("HPTTL {row} FIELDS 2 going staying")), Value::Array(vec![Value::Int(-2), Value::Int(-1)]));
+        // With its last field the hash goes.
+        client.run(&format!("HPEXPIRE {row} 30 FIELDS 1 staying"));
+        within(5, "the hash goes", || client.run(&format!("EXISTS {row}")) == Value::Int(0));
+        assert_eq!(client.run(&format!("TYPE {row}")), Value::Status("none".into()));
+        assert_eq!(client.run(&format!("HSET {row} going again")), Value::Int(1), "a new hash, with no field of the old");
+        assert_eq!(client.run(&format!("HPTTL {row} FIELDS 1 going")), Value::Array(vec![Value::Int(-1)]));
+    }
+    assert!(seen > 10, "the reads were too slow to show anything: {seen}");
+}
+
+#[test]
+fn nothing_reads_to_make_dbsize_honest() {
+    let server = small().start();
+    let mut client = server.client();
+    for n in 0..500 {
+        client.run(&format!("SET going:{n} x PX {}", 1 + n % 200));
+        client.run(&format!("SET staying:{n} x"));
+    }
+    within(10, "the expiry cycle removes what has expired", || client.run("DBSIZE") == Value::Int(500));
+    let table = &server.admin_json(&["tables"])[0];
+    assert_eq!((&table["rows"], &table["expiring"]), (&500.into(), &0.into()));
+}
+
+#[test]
+fn what_expires_while_the_process_is_down_is_gone_when_it_comes_back() {
+    for killed in [true, false] {
+        let mut server = small().start();
+        let mut client = server.client();
+        client.run("SET going x PX 300");
+        client.run("SET staying x PX 1000000");
+        client.run("HSET hash going 1 staying 2");
+        client.run("HPEXPIRE hash 300 FIELDS 1 going");
+        let at_ms = client.run("PEXPIRETIME staying").int();
+        if killed {
+            server.kill();
+        } else {
+            assert!(server.stop().success());
+        }
+        // It is the wall clock that is waited for here.
+        sleep(Duration::from_millis(350));
+        server.restart();
+        let mut client = server.client();
+        assert_eq!(client.run("GET going"), Value::Nil);
+        assert_eq!(client.run("HLEN hash"), Value::Int(1));
+        assert_eq!(client.run("HGETALL hash"), Value::Array(vec![Value::bulk("staying"), Value::bulk("2")]));
+        assert_eq!(client.run("PEXPIRETIME staying"), Value::Int(at_ms), "absolute times do not move");
+        within(10, "the row goes, too", || client.run("DBSIZE") == Value::Int(2));
+    }
+}
+
+/// libfaketime, where Debian's package `faketime` puts it.
+fn faketime() -> Option<String> {
+    let output = Command::new("find").args(["/usr/lib", "-name", "libfaketimeMT.so.1"]).output().ok()?;
+    String::from_utf8_lossy(&output.stdout).lines().find(|path| Path::new(path).is_file()).map(str::to_owned)
+}
+
+#[test]
+fn a_clock_that_steps_back_never_revives_a_key() {
+    let Some(library) = faketime() else {
+        println!("not run: there is no libfaketime (Debian: apt-get install faketime)");
+        return;
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let offset = dir.path().join("offset");
+    let step = |seconds: i64| std::fs::write(&offset, format!("{seconds:+}s\n")).expect("write the offset");
+    step(0);
+    let environment = [
+        format!("LD_PRELOAD={library}"),
+        format!("FAKETIME_TIMESTAMP_FILE={}", offset.display()),
+        "FAKETIME_NO_CACHE=1".to_owned(),
+        "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
+    ];
+    let words: Vec<&str> = ["env"].into_iter().chain(environment.iter().map(String::as_str)).collect();
+    let mut server = small().under(&words).start();
+    let mut client = server.client();
+    client.run("SET gone x PX 100");
+    client.run("HSET hash gone 1 staying 2");
+    client.run("HPEXPIRE hash 100 FIELDS 1 gone");
+    client.run("SET staying x PX 1000000");
+    within(5, "it expires", || client.run("GET gone") == Value::Nil && client.run("HLEN hash") == Value::Int(1));
+    let real = server_ms(&mut client);
+    step(-3600);
+    for round in 0..2 {
+        for n in 0..50 {
+            assert_eq!(client.run("GET gone"), Value::Nil, "round {round}, read {n}");
+            assert_eq!(client.run("HGET hash gone"), Value::Nil);
+            assert_eq!(client.run("INCR writes"), Value::Int(round * 50 + n + 1));
+        }
+        // And a key written now does not live an hour longer than it was given.
+        client.run("SET short x PX 100");
+        assert!((0..=100).contains(&client.run("PTTL short").int()));
+        assert!(client.run("PEXPIRETIME short").int() > real - 1000, "stamps do not run backwards");
+        assert_eq!(client.run("EXISTS staying"), Value::Int(1));
+        // The dead are not revived by a restart under the wrong clock, either.
+        server.restart();
+        client = server.client();
+    }
+}
