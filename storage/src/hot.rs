@@ -5,7 +5,7 @@
 //! # Why no reader sees the past
 //! Time is counted in *moments*: each applied batch ends at a new one. A view notes the moment before it looks at the store, so it sees at least
 //! every batch that had ended by then. An entry knows the moment since which its value is known to hold.
-//! - Before a batch is proposed, its keys' entries go, and nobody may fill them until it has ended ([`Heads::begin`], [`Heads::end`]). So
+//! - Before a batch is proposed, its keys' entries are shut, and nobody may fill them until it has ended ([`Heads::begin`], [`Heads::end`]). So
 //!   once the batch is visible in the store, no old value of its is in the cache.
 //! - A view fills only if no batch has ended in the shard since the moment it noted: what it read is then the newest.
 //! - While everything is being cleared, the replica's part is shut; then it gets a new number, under which nothing old lies.
@@ -28,6 +28,9 @@ const ENTRY_BYTES: usize = 128;
 
 /// The owner's number while its replica is being cleared: nothing is used and nothing is filled.
 const NOBODY: u64 = 0;
+
+/// The moment of an entry whose batch has not ended: no view is that late.
+const NOT_NOW: Moment = Moment::MAX;
 
 /// A count of applied batches of the node.
 pub(crate) type Moment = u64;
@@ -178,7 +181,9 @@ impl Heads {
         for (head_key, _) in heads(edits) {
             let hash = place(number, head_key);
             let mut shard = self.shard(hash).lock();
-            shard.cache.remove(&Wanted { owner: number, head_key });
+            if let Some(mut entry) = shard.cache.peek_mut(&Wanted { owner: number, head_key }) {
+                entry.since = NOT_NOW;
+            }
             shard.pending.push(hash);
         }
     }
@@ -198,15 +203,28 @@ impl Heads {
             if let Some(index) = shard.pending.iter().position(|pending| *pending == hash) {
                 shard.pending.swap_remove(index);
             }
-            if let Some(value) = value.filter(|value| applied && value.len() <= VALUE_BYTES_MAX) {
-                let key = Key { owner: number, head_key: head_key.into() };
-                shard.cache.insert(key, Entry { value: value.clone(), since: moment });
-            }
+            shard.settle(number, head_key, value.filter(|_| applied), moment);
         }
     }
 
     fn shard(&self, hash: u64) -> &Mutex<Shard> {
         &self.shards[(hash >> 40) as usize % SHARDS]
+    }
+}
+
+impl Shard {
+    /// The value of a key since a batch ended; `None`: deleted, or not known.
+    fn settle(&mut self, number: u64, head_key: &[u8], value: Option<&Bytes>, since: Moment) {
+        let wanted = Wanted { owner: number, head_key };
+        let Some(value) = value.filter(|value| value.len() <= VALUE_BYTES_MAX) else {
+            self.cache.remove(&wanted);
+            return;
+        };
+        if let Some(mut entry) = self.cache.peek_mut(&wanted) {
+            *entry = Entry { value: value.clone(), since };
+            return;
+        }
+        self.cache.insert(Key { owner: number, head_key: head_key.into() }, Entry { value: value.clone(), since });
     }
 }
 

@@ -7,7 +7,7 @@ use cluster::CallError;
 use engine::store::{self, Snapshot};
 use row::edits::{Edits, Family};
 use row::eval::{self, Failed};
-use row::op::{Op, Request, Response};
+use row::op::{Answer, Content, Op, Request, Response};
 use row::view::{Fault, Tx, View};
 use row::{key, value};
 
@@ -98,7 +98,23 @@ fn fault(error: store::Fault) -> Fault {
     Fault(error.to_string())
 }
 
-/// Answers a request that only reads, on the calling thread. `None`: the lease had run out by the time the state was looked at.
+/// Answers beyond so many bytes are left for the caller to ask for again, so that one request of many large reads does not fill the memory.
+const ANSWERS_BYTES: usize = 8 << 20;
+
+/// The bytes of an answer that may be large.
+fn large_bytes(answer: &Answer) -> usize {
+    match answer {
+        Answer::Bytes(bytes) => bytes.len(),
+        Answer::Values(values) => values.iter().flatten().map(Bytes::len).sum(),
+        Answer::Cells { cells, .. } | Answer::CellsPage { cells, .. } => cells.iter().map(|(name, value)| name.len() + value.len()).sum(),
+        Answer::Page { keys, .. } => keys.iter().map(Bytes::len).sum(),
+        Answer::Content { content: Content::String(value), .. } => value.len(),
+        Answer::Content { content: Content::Hash(fields), .. } => fields.iter().map(|(name, value, _)| name.len() + value.len()).sum(),
+        _ => 0,
+    }
+}
+
+/// Answers a request that only reads, on the calling thread, at least its first op (see [`ANSWERS_BYTES`]). `None`: the lease had run out by the time the state was looked at.
 ///
 /// The lease is checked after the look, not before: however long the thread was held up in between, what it saw was then the latest.
 pub(crate) fn answer(replica: &Replica, request: &Request) -> Result<Option<Response>, CallError> {
@@ -111,10 +127,17 @@ pub(crate) fn answer(replica: &Replica, request: &Request) -> Result<Option<Resp
     let rules = replica.rules();
     let mut edits = Edits::default();
     let mut outcomes = Vec::with_capacity(request.ops.len());
+    let mut bytes = 0;
     for op in &request.ops {
+        if bytes > ANSWERS_BYTES {
+            break;
+        }
         let mut tx = Tx { view: &view, edits: &mut edits, stamp, rules };
         outcomes.push(match eval::eval(op, &mut tx) {
-            Ok(answer) => Ok(answer),
+            Ok(answer) => {
+                bytes += large_bytes(&answer);
+                Ok(answer)
+            }
             Err(Failed::Refused(refusal)) => Err(refusal),
             Err(Failed::Fault(fault)) => return Err(replica.fault(fault)),
         });
