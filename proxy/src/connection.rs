@@ -33,7 +33,7 @@ const REPLY_BYTES_GUESS: usize = 2048;
 /// With so much to write, writing comes first.
 const OUTPUT_FIRST: usize = 256 * 1024;
 /// With so much waiting for the client to read, nothing more is carried out.
-const OUTPUT_HIGH: usize = 8 << 20;
+pub(crate) const OUTPUT_HIGH: usize = 8 << 20;
 /// What one read takes: at first, and when the client sends a lot.
 const READ_BYTES_MIN: usize = 4 * 1024;
 const READ_BYTES_MAX: usize = 256 * 1024;
@@ -106,13 +106,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.gate.taken(passed);
                 let before = self.output.len();
                 let taken = self.session.run(&chunk, &self.extents, &mut self.output).await;
-                if self.session.held.is_some() {
+                let each = (self.output.len() - before) / taken.max(1);
+                // Up at once, down slowly.
+                self.reply_bytes = each.max(self.reply_bytes - self.reply_bytes / 8).max(1);
+                if taken < self.extents.len() && !self.session.closing {
                     self.put_back(&chunk[self.extents[taken].start..]);
                     return;
                 }
-                let each = (self.output.len() - before) / self.extents.len();
-                // Up at once, down slowly.
-                self.reply_bytes = each.max(self.reply_bytes - self.reply_bytes / 8).max(1);
             }
             // Behind QUIT nothing is looked at.
             if let Some(error) = malformed.filter(|_| !self.session.closing) {

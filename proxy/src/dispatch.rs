@@ -18,6 +18,7 @@ use row::view::{Fault, Rules, Stamp, Tx};
 use row::{Failed, Family, View};
 use smallvec::SmallVec;
 
+use crate::connection::OUTPUT_HIGH;
 use crate::resp::{self, Extent};
 use crate::router::{self, Batches, Outcome};
 use crate::server;
@@ -27,6 +28,13 @@ use crate::words;
 
 /// At most so many commands of one slow chunk go to the slow log.
 const SLOW_ENTRIES_MAX: usize = 16;
+
+/// Nobody knows how large values are before they are read. So of the ops of a chunk whose answers may be large, few are carried out
+/// first, and twice as many at a time as long as their replies are small. (With writes among them, more: those cost a log entry each time.)
+const LARGE_OPS_FIRST: usize = 16;
+const LARGE_OPS_FIRST_WITH_WRITES: usize = 64;
+/// What counts as small for so many replies.
+const SMALL_BYTES: usize = 1 << 20;
 
 /// A command as found in the table.
 #[derive(Clone, Copy)]
@@ -42,11 +50,50 @@ pub(crate) struct Chunk {
     started: Instant,
     counts: SmallVec<[(Index, u64); 8]>,
     last: Option<Known>,
+    /// Ops in the batches whose answers may be large, and whether there are writes, too.
+    large_ops: usize,
+    writes: bool,
+    /// How often the ops that may be carried out at once have doubled.
+    doublings: u32,
 }
 
 impl Default for Chunk {
     fn default() -> Self {
-        Chunk { batches: Batches::default(), entries: Vec::new(), started: Instant::now(), counts: SmallVec::new(), last: None }
+        Chunk {
+            batches: Batches::default(),
+            entries: Vec::new(),
+            started: Instant::now(),
+            counts: SmallVec::new(),
+            last: None,
+            large_ops: 0,
+            writes: false,
+            doublings: 0,
+        }
+    }
+}
+
+impl Chunk {
+    fn note(&mut self, op: &Op) {
+        self.large_ops += usize::from(answers_bytes(op));
+        self.writes |= op.is_write();
+    }
+
+    /// So many large replies may come that they are to be written before more is carried out.
+    fn is_full(&self) -> bool {
+        let first = if self.writes { LARGE_OPS_FIRST_WITH_WRITES } else { LARGE_OPS_FIRST };
+        self.large_ops >= first << self.doublings
+    }
+}
+
+/// Whether an answer may be as large as a value, or many.
+fn answers_bytes(op: &Op) -> bool {
+    match op {
+        Op::Get { .. } | Op::GetRange { .. } | Op::GetDelete { .. } | Op::GetExpire { .. } | Op::Dump { .. } => true,
+        Op::HashGet { .. } | Op::HashGetDelete { .. } | Op::HashGetExpire { .. } => true,
+        Op::HashRange { want_values, .. } | Op::HashScan { want_values, .. } | Op::HashRandom { want_values, .. } => *want_values,
+        Op::Set { want_old, .. } => *want_old,
+        Op::CheckAndMutate { want_value, .. } => *want_value,
+        _ => false,
     }
 }
 
@@ -76,14 +123,25 @@ enum Next {
 
 impl Session {
     /// Carries out the commands that lie at `extents` in `bytes`, and appends their replies. How many it took: all, unless CLIENT
-    /// PAUSE holds one back ([`Session::held`]) or the connection is to end.
+    /// PAUSE holds one back ([`Session::held`]), the replies are so large that the client should read them first, or the connection
+    /// is to end.
     pub(crate) async fn run(&mut self, bytes: &Bytes, extents: &[Extent], out: &mut BytesMut) -> usize {
         self.chunk.started = Instant::now();
         self.client.touch(self.chunk.started);
+        self.chunk.doublings = 0;
         let mut taken = 0;
         for &extent in extents {
             if self.closing || self.client.is_killed() {
                 break;
+            }
+            if self.chunk.is_full() {
+                let before = out.len();
+                self.flush(bytes, out).await;
+                if out.len() >= OUTPUT_HIGH {
+                    break;
+                }
+                let is_small = out.len() - before <= SMALL_BYTES;
+                self.chunk.doublings = if is_small { (self.chunk.doublings + 1).min(8) } else { 0 };
             }
             let words = resp::words(bytes, extent);
             match self.begin(words, extent) {
@@ -158,6 +216,7 @@ impl Session {
         }
         self.table();
         let Some(table) = self.table.as_deref() else { return Next::NoTable(rows, known) };
+        rows.ops.iter().for_each(|op| self.chunk.note(op));
         let mut lines = SmallVec::new();
         if rows.everywhere {
             for partition in router::partitions(table) {
@@ -326,6 +385,7 @@ impl Session {
         // The memory is used again.
         self.chunk.entries = entries;
         self.chunk.batches.clear();
+        (self.chunk.large_ops, self.chunk.writes) = (0, false);
         self.chunk.started = now;
     }
 
