@@ -30,6 +30,8 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_log_records_total", Counter, "Records in these batches."),
     ("bridle_log_written_bytes_total", Counter, "Bytes in these batches."),
     ("bridle_log_moved_entries_total", Counter, "Entries written again so that an old segment could go."),
+    ("bridle_batch_requests", Histogram, "Clients' requests that went into one entry of the Raft log."),
+    ("bridle_batch_bytes", Histogram, "Bytes of one entry."),
     ("bridle_log_segments", Gauge, "Segments in use."),
     ("bridle_log_disk_bytes", Gauge, "Bytes that the log takes on disk, allocated ones included."),
     ("bridle_raft_groups", Gauge, "Raft groups on this node, by whether it leads them."),
@@ -58,6 +60,10 @@ const METRICS: &[(&str, Kind, &str)] = &[
 
 /// Bounds of latency histograms, seconds.
 const SECONDS: [f64; 16] = [5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 1e-1, 5e-1, 2.5];
+/// Bounds of how many requests share an entry.
+const REQUESTS: [f64; 12] = [1., 2., 4., 8., 16., 32., 64., 128., 256., 512., 1024., 4096.];
+/// Bounds of an entry's size, bytes: 64 to 16 Mi.
+const BYTES: [f64; 10] = [64., 256., 1024., 4096., 16384., 65536., 262144., 1048576., 4194304., 16777216.];
 /// How long a figure stays on the page that nobody renews, such as those of a table that was dropped.
 const FORGOTTEN_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -65,6 +71,8 @@ const FORGOTTEN_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
 pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Full("bridle_batch_requests".to_owned()), &REQUESTS)?
+        .set_buckets_for_metric(Matcher::Full("bridle_batch_bytes".to_owned()), &BYTES)?
         .idle_timeout(MetricKindMask::GAUGE, Some(FORGOTTEN_AFTER))
         .install_recorder()?;
     for (name, kind, help) in METRICS {
@@ -151,7 +159,7 @@ mod tests {
         for (name, kind, _) in METRICS {
             assert!(name.starts_with("bridle_"), "{name}");
             assert_eq!(name.ends_with("_total"), *kind == Counter, "{name}");
-            assert_eq!(name.ends_with("_seconds"), *kind == Histogram, "{name}");
+            assert_eq!(name.ends_with("_seconds") || name.starts_with("bridle_batch_"), *kind == Histogram, "{name}");
         }
         let mut names: Vec<_> =
             METRICS.iter().map(|(name, ..)| name).chain(proxy::metrics::documented().iter().map(|metric| &metric.name)).collect();
