@@ -45,7 +45,8 @@ fn programs(name: &str) -> PathBuf {
 #[test]
 fn redis_cli_reads_commands_and_shows_replies() {
     let server = Server::start();
-    let lines = "SET a 1\nINCR a\nHSET h f 1 g 2\nHGETALL h\nGET none\nLPUSH a 1\nHGET a f\nMULTI\nSET b \"x y\\x00\"\nEXEC\nGET b\n3 INCR a\n";
+    let lines =
+        "SET a 1\nINCR a\nHSET h f 1 g 2\nHGETALL h\nGET none\nLPUSH a 1\nHGET a f\nMULTI\nSET b \"x y\\x00\"\nEXEC\nGET b\n3 INCR a\n";
     let shown = redis_cli(&server, &["--no-raw"], lines);
     let expected = [
         "OK",

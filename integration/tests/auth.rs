@@ -1,0 +1,179 @@
+//! Who may speak: passwords, protected mode, what strangers may send; and that secrets stay secret.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use integration::{Client, Server, ServerBuilder, Value, bridle};
+
+const PASSWORD: &str = "hunter2-and-more";
+
+fn with_password() -> ServerBuilder {
+    Server::builder().flag("durability", "os").config(&format!("[proxy]\nrequirepass = \"{PASSWORD}\""))
+}
+
+fn error(text: &str) -> Value {
+    Value::Error(text.to_owned())
+}
+
+#[test]
+fn nobody_does_anything_before_the_password() {
+    let server = with_password().start();
+    let mut client = server.client();
+    for line in ["GET k", "SET k v", "PING", "CONFIG GET requirepass", "FLUSHALL", "SHUTDOWN", "MULTI", "CLIENT LIST"] {
+        let said = client.run(line);
+        assert_eq!(said, error("NOAUTH Authentication required."), "{line}");
+    }
+    assert!(client.run("HELLO 3").text().starts_with("NOAUTH HELLO must be called with the client already authenticated"));
+    let wrong = error("WRONGPASS invalid username-password pair or user is disabled.");
+    assert_eq!(client.run("AUTH wrong"), wrong);
+    assert_eq!(client.run(&format!("AUTH somebody {PASSWORD}")), wrong);
+    assert_eq!(client.run("HELLO 3 AUTH default wrong"), wrong);
+    assert_eq!(client.run("AUTH a b c"), error("ERR syntax error"));
+    assert_eq!(client.run(&format!("AUTH {PASSWORD}")), Value::ok());
+    assert_eq!(client.run("SET k v"), Value::ok());
+    assert_eq!(client.run("AUTH wrong"), wrong);
+    assert_eq!(client.run("GET k"), Value::bulk("v"), "a wrong password does not log out");
+}
+
+#[test]
+fn hello_brings_the_password_the_name_and_the_protocol_at_once() {
+    let server = with_password().start();
+    let mut client = server.client();
+    assert!(!client.run(&format!("HELLO 3 AUTH default {PASSWORD} SETNAME me")).is_error());
+    assert_eq!(client.run("CLIENT GETNAME"), Value::bulk("me"));
+    assert_eq!(client.run("RESET"), Value::Status("RESET".into()));
+    assert_eq!(client.run("GET k"), error("NOAUTH Authentication required."));
+}
+
+#[test]
+fn the_password_changes_for_those_who_come_later() {
+    let server = with_password().start();
+    let mut client = server.client();
+    client.run(&format!("AUTH {PASSWORD}"));
+    assert_eq!(client.run("CONFIG SET requirepass another"), Value::ok());
+    assert_eq!(client.run("PING"), Value::Status("PONG".into()));
+    let mut next = server.client();
+    assert!(next.run(&format!("AUTH {PASSWORD}")).text().starts_with("WRONGPASS"));
+    assert_eq!(next.run("AUTH another"), Value::ok());
+}
+
+#[test]
+fn an_address_that_others_reach_needs_a_password() {
+    for flags in [["--bind", "0.0.0.0"], ["--bind", "::"], ["--set", "http.bind=\"0.0.0.0\""]] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = dir.path().join("data").display().to_string();
+        let said = bridle(&[&["standalone", "--port", "0", "--http-port", "0", "--data", &data][..], &flags].concat());
+        assert!(!said.fine, "{flags:?} was let through");
+        for word in ["no password is set", "requirepass_file", "127.0.0.1"] {
+            assert!(said.error.contains(word), "{flags:?}: {word} is not in {}", said.error);
+        }
+    }
+}
+
+#[test]
+fn no_secret_is_logged_shown_or_kept() {
+    let secrets = [PASSWORD, "guess-one", "guess-two", "guess-three", "the-next-one", "guess-at-http"];
+    let server = with_password().flag("log-level", "trace").flag("set", "proxy.slowlog_log_slower_than=\"0s\"").start();
+    let mut client = server.client();
+    client.run("AUTH guess-one");
+    client.run("HELLO 3 AUTH default guess-two");
+    client.run("HELLO 3 AUTH default");
+    client.run("AUTH guess-three too many words");
+    client.run(&format!("AUTH {PASSWORD}"));
+    let mut monitor = server.client();
+    monitor.run(&format!("AUTH {PASSWORD}"));
+    monitor.run("MONITOR");
+    client.run(&format!("HELLO 3 AUTH default {PASSWORD}"));
+    client.run("CONFIG SET requirepass the-next-one");
+    client.run("AUTH the-next-one");
+    client.run("ECHO the-end");
+    let mut seen = String::new();
+    while !seen.contains("the-end") {
+        seen += &monitor.reply().expect("a monitor is told what happens").text();
+    }
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let tables = format!("http://127.0.0.1:{}/v1/tables", server.http_port);
+    let refused = agent.get(&tables).header("Authorization", "Bearer guess-at-http").call().expect("the HTTP port answers");
+    assert_eq!(refused.status().as_u16(), 401);
+    let slow = format!("{:?}", client.run("SLOWLOG GET -1"));
+    let clients = client.run("CLIENT LIST").text();
+    let info = client.run("INFO everything").text();
+    let metrics = server.page("/metrics").1;
+    let config = bridle(&["standalone", "--print-config", "--config", &server.dir().with_extension("toml").display().to_string()]);
+    assert!(config.fine && config.out.contains("requirepass"), "{config:?}");
+    for (place, text) in [
+        ("the log", server.output()),
+        ("MONITOR", seen),
+        ("SLOWLOG", slow),
+        ("CLIENT LIST", clients),
+        ("INFO", info),
+        ("/metrics", metrics),
+        ("--print-config", config.out),
+    ] {
+        for secret in secrets {
+            assert!(!text.contains(secret), "{secret} is in {place}:\n{text}");
+        }
+    }
+}
+
+#[test]
+fn the_admin_api_asks_for_the_password_and_the_health_pages_do_not() {
+    let server = with_password().start();
+    assert_eq!(server.page("/health/ready").0, 200);
+    assert_eq!(server.page("/metrics").0, 200);
+    assert_eq!(server.page("/v1/tables").0, 401);
+    let url = format!("http://127.0.0.1:{}/v1/tables", server.http_port);
+    let answer = ureq::get(&url).header("Authorization", &format!("Bearer {PASSWORD}")).call().expect("the password is right");
+    assert_eq!(answer.status().as_u16(), 200);
+}
+
+/// What the server says to bytes of a client that has not said the password, to the end of the connection.
+fn last_words(port: u16, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the port is open");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a live socket");
+    // The server may hang up before it has read everything.
+    let _ = stream.write_all(bytes);
+    let mut said = Vec::new();
+    let _ = stream.read_to_end(&mut said);
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+#[test]
+fn strangers_are_cut_off_at_the_announcement_of_something_large() {
+    let server = with_password().start();
+    assert_eq!(last_words(server.port, b"*11\r\n"), "-ERR Protocol error: unauthenticated multibulk length\r\n");
+    assert_eq!(last_words(server.port, b"*2\r\n$16385\r\n"), "-ERR Protocol error: unauthenticated bulk length\r\n");
+    assert_eq!(last_words(server.port, &[b'x'; 100_000]), "-ERR Protocol error: too big inline request\r\n");
+    let mut client = server.client();
+    client.run(&format!("AUTH {PASSWORD}"));
+    let large = "x".repeat(1_000_000);
+    assert_eq!(client.call(&["ECHO", &large]).expect("a live server"), Value::bulk(&large));
+}
+
+#[test]
+fn many_strangers_cost_little_memory() {
+    let server = with_password().start();
+    let before = server.rss_bytes();
+    // Each leaves a command unfinished that is as large as it may be.
+    let unfinished = [&b"*10\r\n"[..], &b"$16384\r\n"[..], &[b'x'; 16384], b"\r\n"].concat();
+    let unfinished = [&unfinished[..], &[&b"$16384\r\n"[..], &[b'x'; 16384], b"\r\n"].concat().repeat(8)].concat();
+    let strangers: Vec<TcpStream> = (0..200)
+        .map(|_| {
+            let mut stream = TcpStream::connect(("127.0.0.1", server.port)).expect("the port is open");
+            stream.write_all(&unfinished).expect("a live socket");
+            stream
+        })
+        .collect();
+    let mut client = server.client();
+    client.run(&format!("AUTH {PASSWORD}"));
+    let mut kept = || -> u64 {
+        let list = client.run("CLIENT LIST").text();
+        list.split_whitespace().filter_map(|word| word.strip_prefix("qbuf=")?.parse::<u64>().ok()).sum()
+    };
+    integration::within(30, "what they sent has been read", || kept() > 200 * 9 * 16384);
+    let grown = server.rss_bytes().saturating_sub(before);
+    assert!(grown < 200 * (512 << 10), "200 strangers hold {grown} bytes");
+    drop(strangers);
+    assert_eq!(Client::connect(server.port).map(|mut client| client.run(&format!("AUTH {PASSWORD}"))).expect("it serves"), Value::ok());
+}
