@@ -221,8 +221,18 @@ pub(crate) async fn ask(proxy: &Proxy, partition: PartitionId, op: Op, deadline:
     first.ok_or_else(commands::words::no_answer)
 }
 
-/// The table by its name, created when it is missing.
+/// Whether a table is one of the numbered databases: these come with their first write, others only by an operator's will.
+pub(crate) fn is_numbered(proxy: &Proxy, name: &str) -> bool {
+    let number = name.strip_prefix("db").and_then(|number| commands::args::unsigned(number.as_bytes()));
+    number.is_some_and(|number| number < u64::from(proxy.settings.load().databases))
+}
+
+/// The table by its name; a numbered one is created when it is missing. A named one may be missing because it was dropped after a client had
+/// selected it: it must not come back by that client's next write.
 pub(crate) async fn ensure(proxy: &Proxy, name: &str) -> Result<Arc<Table>, Reply> {
+    if !is_numbered(proxy, name) {
+        return proxy.catalogue.table(name).ok_or_else(|| crate::words::no_table(name.as_bytes()));
+    }
     proxy.catalogue.ensure(name).await.map_err(|error| crate::words::call_error(&error))
 }
 

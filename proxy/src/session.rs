@@ -13,7 +13,7 @@ use crate::client::{Client, Effect};
 use crate::dispatch::Chunk;
 use crate::resp::Protocol;
 use crate::transactions::Transaction;
-use crate::{Proxy, REDIS_VERSION, words};
+use crate::{Proxy, REDIS_VERSION, router, words};
 
 /// The table that every connection begins with.
 pub(crate) const FIRST_TABLE: &str = "db0";
@@ -79,12 +79,12 @@ impl Session {
         self.table.as_ref()
     }
 
-    /// The selected table, created when it is missing.
+    /// The selected table; a numbered one is created when it is missing.
     pub(crate) async fn ensure_table(&mut self) -> Result<Arc<Table>, Reply> {
         if let Some(table) = self.table() {
             return Ok(table.clone());
         }
-        let table = crate::router::ensure(&self.proxy, &self.table_name).await?;
+        let table = router::ensure(&self.proxy, &self.table_name).await?;
         self.catalogue_version = None;
         Ok(table)
     }
@@ -97,13 +97,9 @@ impl Session {
             return if is_known { Ok(format!("db{number}").into()) } else { Err(Reply::error(words::NO_DATABASE)) };
         }
         let name = std::str::from_utf8(word).ok();
-        let is_numbered = |name: &str| {
-            let number = name.strip_prefix("db").and_then(|number| commands::args::unsigned(number.as_bytes()));
-            number.is_some_and(|number| number < u64::from(databases))
-        };
         match name {
-            Some(name) if is_numbered(name) || self.proxy.catalogue.table(name).is_some() => Ok(name.into()),
-            _ => Err(Reply::error(format!("ERR no such table '{}'", words::one_line(word)))),
+            Some(name) if router::is_numbered(&self.proxy, name) || self.proxy.catalogue.table(name).is_some() => Ok(name.into()),
+            _ => Err(words::no_table(word)),
         }
     }
 

@@ -44,6 +44,11 @@ pub(crate) fn call_error(error: &CallError) -> Reply {
     })
 }
 
+/// The reply when a named table is not there.
+pub(crate) fn no_table(name: &[u8]) -> Reply {
+    Reply::error(format!("ERR no such table '{}'", one_line(name)))
+}
+
 /// Words inside an error line: nothing that could end the line, not too long.
 pub(crate) fn one_line(words: &[u8]) -> String {
     String::from_utf8_lossy(&words[..words.len().min(128)]).replace(['\r', '\n', '\0'], " ")
