@@ -33,8 +33,8 @@ pub fn print_int(n: i64) -> Bytes {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LongDouble(X87DoubleExtended);
 
-/// The longest text that Redis reads as a float, bytes.
-const FLOAT_TEXT_MAX: usize = 255;
+/// The longest text that Redis reads as a float, bytes (its `MAX_LONG_DOUBLE_CHARS` and a zero): the largest number that it prints has 4,933.
+const FLOAT_TEXT_MAX: usize = 5 * 1024 - 1;
 
 impl LongDouble {
     /// Reads a float as Redis's `string2ld`, which is C's `strtold` on the whole text: decimal or hexadecimal, `inf`, but no blank in front,
@@ -202,8 +202,10 @@ mod tests {
         {
             assert_eq!(LongDouble::parse(text.as_bytes()), None, "{text}");
         }
-        assert_eq!(LongDouble::parse(&[b'1'; 256]), None);
-        assert!(LongDouble::parse(&[b'1'; 255]).is_some());
+        assert_eq!(LongDouble::parse(&[b'0'; 5120]), None);
+        assert!(LongDouble::parse(&[b'0'; 5119]).is_some());
+        assert!(LongDouble::parse(&[b'1'; 4932]).is_some());
+        assert_eq!(LongDouble::parse(&[b'1'; 5000]), None);
         assert!(!LongDouble::parse(b"-inf").expect("reads").is_finite());
         assert_eq!(LongDouble::parse(b"0e99999").expect("reads").print(), "0");
     }
