@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster::CallError;
 use parking_lot::Mutex;
@@ -13,6 +13,7 @@ use row::view::{Stamp, Tx};
 use row::{Family, eval, key, value};
 use tokio::sync::{Notify, oneshot};
 
+use crate::pace::Pace;
 use crate::reads::Applied;
 use crate::replica::{Leadership, ProposeError, Replica};
 use crate::stripes::{self, Stripes};
@@ -83,6 +84,11 @@ impl Queue {
         self.filled.notify_one();
     }
 
+    /// Why nothing is taken any more, if so.
+    pub(crate) fn closed(&self) -> Option<CallError> {
+        self.waiting.lock().closed.clone()
+    }
+
     /// Refuses those in line.
     fn refuse(&self, why: &CallError) {
         let left = {
@@ -96,20 +102,25 @@ impl Queue {
         }
     }
 
-    /// Everything that waits, up to one batch; waits for the first. `None`: closed.
-    async fn take(&self) -> Option<Vec<Waiting>> {
+    /// Waits until something waits; false: closed.
+    async fn filled(&self) -> bool {
         loop {
             {
-                let mut line = self.waiting.lock();
+                let line = self.waiting.lock();
                 if line.closed.is_some() {
-                    return None;
+                    return false;
                 }
                 if !line.requests.is_empty() {
-                    return Some(line.take_batch());
+                    return true;
                 }
             }
             self.filled.notified().await;
         }
+    }
+
+    /// How many requests wait.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.lock().requests.len()
     }
 }
 
@@ -131,9 +142,13 @@ impl Line {
 
 /// Runs until the replica stops.
 pub(crate) async fn run(replica: Arc<Replica>) {
-    let mut executor = Executor { replica, leadership: None, stripes: Stripes::default() };
-    while let Some(waiting) = executor.replica.queue.take().await {
+    let mut executor = Executor { replica, leadership: None, stripes: Stripes::default(), pace: Pace::default() };
+    while executor.replica.queue.filled().await {
+        executor.pace.gather(&executor.replica.queue).await;
+        let waiting = executor.replica.queue.waiting.lock().take_batch();
+        let requests = waiting.len();
         executor.batch(waiting).await;
+        executor.pace.answered(requests, executor.replica.queue.len());
     }
 }
 
@@ -153,6 +168,7 @@ struct Executor {
     /// Under which term batches are evaluated; `None` = to be asked for.
     leadership: Option<Leadership>,
     stripes: Stripes,
+    pace: Pace,
 }
 
 /// A batch evaluated and not yet proposed.
@@ -196,7 +212,9 @@ impl Executor {
             let payload = batch::encode(&edits);
             metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
             self.replica.heads.begin(&self.replica.owner, &edits);
+            let began = Instant::now();
             let proposed = self.replica.propose(&leadership, payload).await;
+            self.pace.took(began.elapsed());
             self.replica.heads.end(&self.replica.owner, &edits, proposed.is_ok());
             if let Err(error) = proposed {
                 self.leadership = None;

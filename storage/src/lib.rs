@@ -32,6 +32,7 @@ mod hot;
 mod judge;
 mod lease;
 mod node;
+mod pace;
 mod reads;
 pub mod replica;
 mod stripes;
