@@ -1,0 +1,218 @@
+//! What grows without bound elsewhere: the log, the directory, memory, restarts, the time that a huge row takes.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use integration::{Client, Server, ServerBuilder, Value, within};
+
+const MIB: u64 = 1 << 20;
+
+fn small() -> ServerBuilder {
+    let builder = Server::builder().flag("durability", "os").flag("set", "raft_log.segment=4MiB");
+    builder.flag("set", "storage.memtables=8MiB").flag("set", "raft_log.tail_cache=1MiB")
+}
+
+/// Bytes that do not compress, different for each seed.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// Writes many commands in pipelines and wants no error.
+fn load(client: &mut Client, commands: impl Iterator<Item = Vec<Vec<u8>>>) {
+    let mut commands = commands.peekable();
+    while commands.peek().is_some() {
+        let chunk: Vec<_> = commands.by_ref().take(100).collect();
+        for reply in client.pipeline(&chunk).expect("the server lives") {
+            assert!(!reply.is_error(), "{reply:?}");
+        }
+    }
+}
+
+/// HSETs of `count` fields `field:<n>` with values of some length, a hundred fields each.
+fn fields(row: &str, count: u64, len: usize) -> impl Iterator<Item = Vec<Vec<u8>>> {
+    let row = row.as_bytes().to_vec();
+    (0..count.div_ceil(100)).map(move |chunk| {
+        let pairs = (chunk * 100..(chunk * 100 + 100).min(count)).flat_map(|n| [format!("field:{n}").into_bytes(), noise(n, len)]);
+        [b"HSET".to_vec(), row.clone()].into_iter().chain(pairs).collect()
+    })
+}
+
+#[test]
+fn endless_overwriting_keeps_log_directory_and_memory_bounded_and_restarts_fast() {
+    const KEYS: u64 = 1000;
+    const VALUE: usize = 3000;
+    /// The log is flushed away whenever 48 MiB have come together, and grows on while that is under way; unbounded it would be 300.
+    const LOG_MAX: u64 = 150 * MIB;
+    /// Besides, the rows, several times while compaction is behind.
+    const DIRECTORY_MAX: u64 = 220 * MIB;
+    const RSS_MAX: u64 = 250 * MIB;
+    let mut server = small().start();
+    let mut client = server.client();
+    let (mut directory, mut log, mut rss) = (0, 0, 0);
+    for round in 0..100 {
+        load(&mut client, (0..KEYS).map(|n| vec![b"SET".to_vec(), format!("key:{n}").into_bytes(), noise(round * KEYS + n, VALUE)]));
+        directory = directory.max(server.disk_bytes());
+        log = log.max(server.log_bytes());
+        rss = rss.max(server.rss_bytes());
+    }
+    println!("300 MB written; at most {} MiB of directory, {} of it log, {} MiB resident", directory / MIB, log / MIB, rss / MIB);
+    assert!(directory < DIRECTORY_MAX, "{} MiB on disk", directory / MIB);
+    assert!(log < LOG_MAX, "{} MiB of log", log / MIB);
+    assert!(rss < RSS_MAX, "{} MiB resident", rss / MIB);
+    server.kill();
+    let took = server.restart();
+    println!("serves {took:?} after kill -9");
+    assert!(took < Duration::from_secs(10), "a restart took {took:?}");
+    let mut client = server.client();
+    assert_eq!(client.run("DBSIZE"), Value::Int(KEYS as i64));
+    for n in 0..KEYS {
+        assert!(client.run(&format!("GET key:{n}")) == Value::Bulk(noise(99 * KEYS + n, VALUE)), "key {n} is not the last written");
+    }
+    drop(client);
+    assert!(server.stop().success());
+    server.restart();
+    within(20, "what is left of the log is small", || server.log_bytes() < 20 * MIB);
+}
+
+#[test]
+fn the_space_of_deleted_and_replaced_and_expired_rows_comes_back() {
+    let server = small().start();
+    let mut client = server.client();
+    let tables = || server.admin_json(&["tables"])[0]["disk_bytes"].as_u64().expect("a size");
+    for row in ["deleted", "replaced", "expired"] {
+        load(&mut client, fields(row, 20_000, 500));
+    }
+    client.run("DEL deleted");
+    client.run("DEL replaced");
+    load(&mut client, fields("replaced", 100, 500));
+    client.run("PEXPIRE expired 1");
+    within(10, "what has expired is not counted", || client.run("DBSIZE") == Value::Int(1));
+    let before = {
+        within(20, "it lies on disk", || tables() > 10 * MIB);
+        tables()
+    };
+    // The sweep judges by what has been dead for some ten seconds, so the first compaction may come too early for it.
+    within(60, "the space is given back", || {
+        assert_eq!(server.admin_json(&["compact", "db0", "--wait"])["status"], "done");
+        tables() < before / 10
+    });
+    println!("{} MiB before, {} MiB after", before / MIB, tables() / MIB);
+    assert_eq!(client.run("HLEN replaced"), Value::Int(100));
+    assert_eq!(client.run("HGET replaced field:99"), Value::Bulk(noise(99, 500)));
+}
+
+/// The shortest of three times that something takes.
+fn quickest(mut act: impl FnMut(usize)) -> Duration {
+    let time = |n| {
+        let began = Instant::now();
+        act(n);
+        began.elapsed()
+    };
+    (0..3).map(time).min().expect("three of them")
+}
+
+#[test]
+fn deleting_a_huge_hash_takes_no_longer_than_deleting_a_small_one_and_its_fields_never_show_through() {
+    let mut server = small().start();
+    let mut client = server.client();
+    for n in 0..3 {
+        load(&mut client, fields(&format!("huge:{n}"), 200_000, 10));
+        load(&mut client, fields(&format!("small:{n}"), 1, 10));
+    }
+    assert_eq!(client.run("HLEN huge:0"), Value::Int(200_000));
+    let small = quickest(|n| assert_eq!(client.run(&format!("DEL small:{n}")), Value::Int(1)));
+    let huge = quickest(|n| assert_eq!(client.run(&format!("DEL huge:{n}")), Value::Int(1)));
+    println!("DEL of 1 field {small:?}, of 200,000 fields {huge:?}");
+    assert!(huge < small * 20 + Duration::from_millis(5), "DEL of 1 field takes {small:?}, of 200,000 {huge:?}");
+    for restarted in [false, true] {
+        for n in 0..3 {
+            if !restarted {
+                assert_eq!(client.run(&format!("HSET huge:{n} new value")), Value::Int(1));
+            }
+            assert_eq!(client.run(&format!("HLEN huge:{n}")), Value::Int(1));
+            assert_eq!(client.run(&format!("HGETALL huge:{n}")), Value::Array(vec![Value::bulk("new"), Value::bulk("value")]));
+            assert_eq!(client.run(&format!("HGET huge:{n} field:1")), Value::Nil);
+        }
+        server.restart();
+        client = server.client();
+    }
+}
+
+#[test]
+fn hscan_gives_every_field_of_a_huge_hash_in_bounded_memory_over_a_restart() {
+    const FIELDS: u64 = 200_000;
+    let mut server = small().start();
+    let mut client = server.client();
+    load(&mut client, fields("huge", FIELDS, 10));
+    let (mut found, mut cursor, mut pages) = (BTreeSet::new(), "0".to_owned(), 0);
+    let mut rss = 0;
+    loop {
+        let Value::Array(page) = client.run(&format!("HSCAN huge {cursor} COUNT 500")) else { panic!("not a page") };
+        let Value::Array(pairs) = &page[1] else { panic!("not pairs") };
+        assert!(pairs.len() <= 2 * 1000, "{} fields for a COUNT of 500", pairs.len() / 2);
+        found.extend(pairs.chunks(2).map(|pair| pair[0].text()));
+        cursor = page[0].text();
+        pages += 1;
+        if pages % 50 == 0 {
+            rss = rss.max(server.rss_bytes());
+        }
+        if pages == 200 {
+            server.restart();
+            client = server.client();
+        }
+        if cursor == "0" {
+            break;
+        }
+    }
+    assert_eq!(found.len() as u64, FIELDS);
+    assert!(pages > 200, "the restart was not in the middle: {pages} pages");
+    assert!(rss < 250 * MIB, "{} MiB resident", rss / MIB);
+}
+
+#[test]
+fn scan_gives_every_key_that_stays_while_others_come_and_go_over_a_restart() {
+    let mut server = small().start();
+    let mut client = server.client();
+    let set = |key: String| vec![b"SET".to_vec(), key.into_bytes(), b"x".to_vec()];
+    load(&mut client, (0..3000).map(|n| set(format!("stays:{n}"))));
+    load(&mut client, (0..500).map(|n| vec![b"HSET".to_vec(), format!("hash:{n}").into_bytes(), b"f".to_vec(), b"v".to_vec()]));
+    load(&mut client, (0..1000).map(|n| set(format!("goes:{n}"))));
+    let (stays, hashes): (BTreeSet<String>, BTreeSet<String>) =
+        ((0..3000).map(|n| format!("stays:{n}")).collect(), (0..500).map(|n| format!("hash:{n}")).collect());
+    for (with, wanted) in [("", &stays), ("MATCH stays:*", &stays), ("TYPE hash", &hashes), ("TYPE string MATCH stays:*", &stays)] {
+        let (mut found, mut cursor, mut pages) = (BTreeSet::new(), "0".to_owned(), 0u32);
+        loop {
+            let Value::Array(page) = client.run(format!("SCAN {cursor} COUNT 100 {with}").trim_end()) else { panic!("not a page") };
+            let Value::Array(keys) = &page[1] else { panic!("not keys") };
+            found.extend(keys.iter().map(Value::text));
+            cursor = page[0].text();
+            if cursor == "0" {
+                break;
+            }
+            pages += 1;
+            // Others come and go meanwhile, all over the keyspace.
+            load(&mut client, (0..20).map(|n| set(format!("comes:{pages}:{n}"))));
+            load(&mut client, (0..20).map(|n| vec![b"DEL".to_vec(), format!("goes:{}", (pages * 20 + n) % 1000).into_bytes()]));
+            if pages == 10 {
+                server.restart();
+                client = server.client();
+            }
+            assert!(pages < 1000, "a scan that does not end");
+        }
+        assert!(pages > 10, "{with}: the restart was not in the middle: {pages} pages");
+        let missed: Vec<_> = wanted.difference(&found).collect();
+        assert!(missed.is_empty(), "{with}: missed {missed:?}");
+        if !with.is_empty() {
+            assert!(found.is_subset(wanted), "{with}: {:?}", found.difference(wanted).next());
+        }
+    }
+}
