@@ -69,7 +69,10 @@ fn every_subcommand_answers_in_json() {
     let done = server.admin_json(&["compact", "users", "--progress"]);
     assert_eq!((&done["partitions"], &done["partitions_done"]), (&json!(2), &json!(2)));
     let status = server.admin_json(&["status"]);
-    assert_eq!((&status["ready"], &status["tables"], &status["durability"], &status["faults"]), (&json!(true), &json!(1), &json!("os"), &json!([])));
+    assert_eq!(
+        (&status["ready"], &status["tables"], &status["durability"], &status["faults"]),
+        (&json!(true), &json!(1), &json!("os"), &json!([]))
+    );
     assert!(status["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20));
     assert_eq!(server.admin_json(&["drop", "users"])["status"], "dropping");
 }
@@ -166,7 +169,13 @@ fn config_rewrite_keeps_the_comments_of_the_file_and_holds_after_a_restart() {
     assert_eq!(client.run("CONFIG SET maxclients 60 timeout 90"), Value::ok());
     assert_eq!(client.run("CONFIG REWRITE"), Value::ok());
     let after = std::fs::read_to_string(&config).expect("the file is there");
-    for kept in ["# Ours since 2019.\n", "# The load balancer knows this.\n", "maxclients = 60 # few\n", "timeout = \"90s\"\n", "[log]\nlevel = \"info\"\n"] {
+    for kept in [
+        "# Ours since 2019.\n",
+        "# The load balancer knows this.\n",
+        "maxclients = 60 # few\n",
+        "timeout = \"90s\"\n",
+        "[log]\nlevel = \"info\"\n",
+    ] {
         assert!(after.contains(kept), "{kept:?} is missing in:\n{after}");
     }
     server.restart();

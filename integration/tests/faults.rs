@@ -142,6 +142,36 @@ fn a_damaged_partition_says_so_and_the_other_tables_serve() {
     assert_eq!(client.run("GET key"), Value::bulk("1"), "nothing of it was lost meanwhile");
 }
 
+#[test]
+fn a_partition_that_is_found_damaged_while_it_serves_is_in_the_status_and_takes_no_writes() {
+    let mut server = small().start();
+    let mut client = server.client();
+    for n in 0..2000 {
+        client.run(&format!("SET key:{n} {}", "x".repeat(100)));
+    }
+    client.run("SELECT 1");
+    client.run("SET other 1");
+    assert!(server.stop().success());
+    let tables = files(&server.dir().join("tables/1-0"));
+    let tables = tables.iter().filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
+    let largest = tables.max_by_key(|path| path.metadata().map_or(0, |meta| meta.len())).expect("a stop flushes to table files");
+    let mut bytes = std::fs::read(largest).expect("read the table file");
+    let middle = bytes.len() / 3;
+    bytes[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0x5a);
+    std::fs::write(largest, bytes).expect("damage the table file");
+
+    server.restart();
+    let mut client = server.client();
+    assert!((0..2000).any(|n| client.run(&format!("GET key:{n}")).is_error()), "the damage was not noticed");
+    let reply = client.run("SET key:0 new");
+    assert!(reply.text().starts_with("ERR storage fault: "), "{reply:?}");
+    let (ready, why) = server.page("/health/ready");
+    assert!(ready == 503 && why.contains("db0 partition 0: "), "{ready} {why}");
+    assert!(server.admin_json(&["status"])["faults"].to_string().contains("db0 partition 0: "));
+    client.run("SELECT 1");
+    assert_eq!(client.run("INCR other"), Value::Int(2));
+}
+
 /// What a start that must fail says.
 fn refused(words: &[&str]) -> String {
     let Said { fine, out, error } = bridle(&[&["standalone"], words].concat());

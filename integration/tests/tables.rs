@@ -210,7 +210,9 @@ fn a_dropped_table_gives_its_space_back_and_its_name_comes_back_empty() {
         let noise: Vec<u8> = (0..50_000u32).map(|i| ((i + n).wrapping_mul(2_654_435_761) >> 13) as u8 ^ (i as u8)).collect();
         assert_eq!(client.call(&[b"SET", format!("key:{n}").as_bytes(), &noise]).expect("alive"), Value::ok());
     }
-    let size = |server: &Server| -> u64 { integration::files(&server.dir().join("tables")).iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum() };
+    let size = |server: &Server| -> u64 {
+        integration::files(&server.dir().join("tables")).iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
+    };
     within(20, "it lies on disk", || size(&server) > 1 << 20);
     let full = size(&server);
     assert!(server.admin(&["drop", "logs"]).fine);
