@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use openraft::errors::{
 use openraft::impls::ProgressResponder;
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::async_runtime::WatchReceiver;
-use openraft::raft::linearizable_read::LinearizerOption;
+use openraft::raft::linearizable_read::{Linearizer, LinearizerOption};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::storage::RaftStateMachine;
 use openraft::{Config, Raft, SnapshotPolicy};
@@ -81,6 +82,8 @@ pub struct GroupFigures {
 #[derive(Clone)]
 pub struct Group {
     raft: Raft<Types, Machine>,
+    /// The term of ours in which everything of earlier terms was seen to be applied.
+    caught_up_term: Arc<AtomicU64>,
 }
 
 impl Group {
@@ -117,28 +120,43 @@ impl Group {
             Err(error) => return Err(GroupError::Fatal(error.to_string())),
         }
         raft.wait(Some(START_PATIENCE)).current_leader(id, "a group of one elects itself").await.map_err(|error| GroupError::Fatal(error.to_string()))?;
-        let group = Group { raft };
+        let group = Group { raft, caught_up_term: Arc::default() };
         tokio::spawn(keep_log_short(group.clone(), store, progress, Policy::default()));
         Ok(group)
     }
 
-    /// Waits until this replica leads and has applied everything of earlier terms; what is evaluated then is evaluated under the result.
+    /// Waits until this replica leads and has applied everything that is committed; what is evaluated then is evaluated under the result.
     pub async fn establish(&self) -> Result<Leadership, GroupError> {
-        self.confirm().await?;
+        // An entry of our own may be under way whose proposer has lost sight of it: all is waited for, unlike in `confirm`.
+        self.linearizer().await?.await_ready(&self.raft).await.map_err(fatal)?;
         let leader = self.raft.as_leader().map_err(|forward| GroupError::NotLeader(forward.to_string()))?;
         Ok(Leadership { leader: leader.to_committed_leader_id(), term: leader.leader_id().term })
     }
 
-    /// Makes sure that this replica led, and had applied everything committed, at some moment within the last [`CONFIRMED_AGE`]
-    /// before the call or later.
+    /// Makes sure that this replica led, and had applied everything that anybody was told of, at some moment within the last
+    /// [`CONFIRMED_AGE`] before the call or later.
+    ///
+    /// What was committed in earlier terms may have been acknowledged by others, and is waited for. What this leadership commits is
+    /// acknowledged by this replica only, after applying it: so there is nothing to wait for, and reads go on while an entry can't be
+    /// applied because the disk is full.
     pub async fn confirm(&self) -> Result<(), GroupError> {
-        let option = LinearizerOption::new(Some(CONFIRMED_AGE), true);
-        match self.raft.ensure_linearizable(option).await {
-            Ok(_) => Ok(()),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => Err(GroupError::NotLeader(forward.to_string())),
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(quorum))) => Err(GroupError::NotLeader(quorum.to_string())),
-            Err(RaftError::Fatal(error)) => Err(fatal(error)),
+        let linearizer = self.linearizer().await?;
+        // A leader's read log id is of its own term: it begins with an entry of its own.
+        let term = linearizer.read_log_id().committed_leader_id().term;
+        if self.caught_up_term.load(Ordering::Acquire) != term {
+            linearizer.await_ready(&self.raft).await.map_err(fatal)?;
+            self.caught_up_term.store(term, Ordering::Release);
         }
+        Ok(())
+    }
+
+    async fn linearizer(&self) -> Result<Linearizer<Types>, GroupError> {
+        let option = LinearizerOption::new(Some(CONFIRMED_AGE), true);
+        self.raft.get_read_linearizer(option).await.map_err(|error| match error {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => GroupError::NotLeader(forward.to_string()),
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(quorum)) => GroupError::NotLeader(quorum.to_string()),
+            RaftError::Fatal(error) => fatal(error),
+        })
     }
 
     /// Proposes a write batch under a leadership and waits until it is applied here.
@@ -157,6 +175,11 @@ impl Group {
     /// Asks for a flush of the store, up to which the log may then be purged.
     pub async fn flush(&self) -> Result<(), GroupError> {
         self.raft.trigger().snapshot().await.map_err(fatal)
+    }
+
+    /// Lets go of the log up to an entry that is flushed.
+    pub(super) async fn purge(&self, upto: u64) -> Result<(), GroupError> {
+        self.raft.trigger().purge_log(upto).await.map_err(fatal)
     }
 
     /// Figures as of the last change.

@@ -37,6 +37,10 @@ pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, 
     // What the log holds beyond the state on disk at the start was written before: it counts.
     let mut flushed_index = store.flushed().ok().flatten().map_or(0, |flushed| flushed.index);
     let mut flushed_bytes = 0;
+    // What an earlier process flushed as it stopped needs no log any more; a group that is only read now would keep it.
+    if flushed_index > 0 && group.purge(flushed_index).await.is_err() {
+        return;
+    }
     loop {
         if index(&mut progress) <= flushed_index && progress.changed().await.is_err() {
             return;
