@@ -12,13 +12,13 @@ pub(crate) const STAMP: Bytes = Bytes::from_static(b"stamp");
 /// Gives stamps; restarts from the last one that was applied.
 #[derive(Debug, Default)]
 pub(crate) struct Clock {
-    /// The largest stamp given to a batch or found applied, ms.
+    /// The largest stamp given or found applied, ms.
     last_ms: AtomicU64,
     cluster_tag: u8,
 }
 
 /// Milliseconds since the Unix epoch by this machine's clock.
-pub(crate) fn wall_ms() -> u64 {
+fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |past| past.as_millis() as u64)
 }
 
@@ -27,9 +27,14 @@ impl Clock {
         Clock { last_ms: AtomicU64::new(last_ms), cluster_tag }
     }
 
-    /// For a read: not before the last write's stamp.
+    /// For a read: not before the last stamp given, to a write or a read. What one reader saw expired the next does not see alive, whatever the
+    /// wall clock does in between. The shared number is written once a millisecond at most.
     pub(crate) fn read(&self) -> Stamp {
-        self.stamp(wall_ms().max(self.last_ms.load(Ordering::Acquire)))
+        let (now, last) = (wall_ms(), self.last_ms.load(Ordering::Acquire));
+        if now > last {
+            self.last_ms.fetch_max(now, Ordering::AcqRel);
+        }
+        self.stamp(now.max(last))
     }
 
     /// For a batch of writes; later reads and batches are not before it.

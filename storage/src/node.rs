@@ -14,7 +14,7 @@ use row::view::Rules;
 
 use crate::replica::{Replica, ReplicaOptions};
 use crate::hot::Heads;
-use crate::{clock, expiry, reads};
+use crate::{expiry, reads};
 
 /// How often the node looks whether anything has expired.
 const EXPIRY_PERIOD: Duration = Duration::from_millis(100);
@@ -189,7 +189,12 @@ impl Node {
         let mut sum = TableFigures::default();
         for (id, slot) in self.replicas.load().iter().filter(|(id, _)| id.table == table) {
             match slot {
-                Ok(replica) => replica.add_figures(&mut sum),
+                Ok(replica) => {
+                    replica.add_figures(&mut sum);
+                    if let Some(error @ CallError::Fault(_)) = replica.queue.closed() {
+                        sum.faults.insert(id.index, error.to_string());
+                    }
+                }
                 Err(error) => drop(sum.faults.insert(id.index, error.to_string())),
             }
         }
@@ -249,11 +254,12 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
         if !node.active_expiry.load(std::sync::atomic::Ordering::Relaxed) {
             continue;
         }
-        let now_ms = clock::wall_ms();
         let due: Vec<_> = {
             let replicas = node.replicas.load();
             let open = replicas.values().filter_map(|slot| slot.as_ref().ok());
-            open.filter_map(|replica| Some((replica.clone(), replica.expiry.due(now_ms, &replica.rules())?))).collect()
+            // By the partition's own clock, which does not step back.
+            let due = |replica: &Arc<Replica>| replica.expiry.due(replica.clock.read().now_ms, &replica.rules());
+            open.filter_map(|replica| Some((replica.clone(), due(&replica)?))).collect()
         };
         for (replica, cursor) in due {
             let step = Request { ops: vec![Op::ExpireDue { max: expiry::STEP_MAX, cursor }], watched: Vec::new() };

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -41,6 +42,9 @@ pub struct Replica {
     pub(crate) heads: Arc<Heads>,
     pub(crate) owner: Owner,
 }
+
+/// How long one call waits for leadership to be confirmed; the caller may try again.
+const WORD_PATIENCE: Duration = Duration::from_millis(400);
 
 /// How often a read is tried whose lease ran out on the way.
 const READ_TRIES: usize = 5;
@@ -119,7 +123,11 @@ impl Replica {
     /// Waits until this replica leads with everything of earlier terms applied.
     pub(crate) async fn establish(&self) -> Result<Leadership, CallError> {
         let asked = self.lease.ask();
-        let leadership = self.group.establish().await.map_err(|error| self.no_leader(error))?;
+        let leadership = match self.soon(self.group.establish()).await {
+            Ok(leadership) => leadership,
+            // It is for writes that this is asked.
+            Err(error) => return Err(self.writable().err().unwrap_or(error)),
+        };
         self.lease.grant(asked, CONFIRMED_AGE);
         Ok(leadership)
     }
@@ -127,9 +135,20 @@ impl Replica {
     /// Renews the lease.
     pub(crate) async fn confirm_lease(&self) -> Result<(), CallError> {
         let asked = self.lease.ask();
-        self.group.confirm().await.map_err(|error| self.no_leader(error))?;
+        self.soon(self.group.confirm()).await?;
         self.lease.grant(asked, CONFIRMED_AGE);
         Ok(())
+    }
+
+    /// Waits for Raft's word, but not forever: after a start the log may take long to apply, and on a full disk until there is space.
+    async fn soon<T>(&self, word: impl Future<Output = Result<T, GroupError>>) -> Result<T, CallError> {
+        match tokio::time::timeout(WORD_PATIENCE, word).await {
+            Ok(word) => word.map_err(|error| self.no_leader(error)),
+            Err(_) => Err(CallError::NoLeader(match self.writable() {
+                Err(CallError::ReadOnly(full)) => format!("what is in the log can't be applied: {full}"),
+                _ => "it is still applying its log".to_owned(),
+            })),
+        }
     }
 
     fn no_leader(&self, error: GroupError) -> CallError {
