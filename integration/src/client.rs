@@ -195,12 +195,12 @@ fn value_of(frame: OwnedFrame) -> Value {
         OwnedFrame::Number { data, .. } => Value::Int(data),
         OwnedFrame::Boolean { data, .. } => Value::Int(i64::from(data)),
         OwnedFrame::Double { data, .. } => Value::bulk(&data.to_string()),
-        OwnedFrame::BlobString { data, .. } | OwnedFrame::VerbatimString { data, .. } | OwnedFrame::BigNumber { data, .. } => Value::Bulk(data),
+        OwnedFrame::BlobString { data, .. } | OwnedFrame::VerbatimString { data, .. } | OwnedFrame::BigNumber { data, .. } => {
+            Value::Bulk(data)
+        }
         OwnedFrame::Array { data, .. } | OwnedFrame::Push { data, .. } => Value::Array(data.into_iter().map(value_of).collect()),
         OwnedFrame::Set { data, .. } => Value::Array(data.into_iter().map(value_of).collect()),
-        OwnedFrame::Map { data, .. } => {
-            Value::Array(data.into_iter().flat_map(|(key, value)| [value_of(key), value_of(value)]).collect())
-        }
+        OwnedFrame::Map { data, .. } => Value::Array(data.into_iter().flat_map(|(key, value)| [value_of(key), value_of(value)]).collect()),
         other => Value::Status(format!("{other:?}")),
     }
 }

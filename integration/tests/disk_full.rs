@@ -27,7 +27,7 @@ fn small_disk(test: &str) -> Option<PathBuf> {
     };
     let flags = ["-m", "-rm"].into_iter().find(|flags| namespace(flags).arg("true").output().is_ok_and(|output| output.status.success()));
     let Some(flags) = flags else {
-        println!("not run: this system lets nobody make a mount namespace");
+        eprintln!("not run: this system lets nobody make a mount namespace");
         return None;
     };
     let script = "mount -t tmpfs -o size=256m small \"$1\" && exec \"$2\" --exact \"$3\" --nocapture";

@@ -45,7 +45,8 @@ fn traced(durability: &str, writes: usize) -> Vec<Call> {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("trace");
     let path = file.display().to_string();
-    let trace = ["strace", "-f", "-ttt", "-T", "-s", "64", "-e", "trace=fsync,fdatasync,write,writev,sendto,sendmsg,recvfrom,read", "-o", &path];
+    let trace =
+        ["strace", "-f", "-ttt", "-T", "-s", "64", "-e", "trace=fsync,fdatasync,write,writev,sendto,sendmsg,recvfrom,read", "-o", &path];
     let mut server = Server::builder().flag("durability", durability).under(&trace).start();
     let mut client = server.client();
     client.run("SET warm up");
@@ -66,7 +67,9 @@ fn synced_before_reply(calls: &[Call], writes: usize) -> Vec<bool> {
             let read = calls.iter().find(|call| call.line.contains(&marker) && (call.name == "recvfrom" || call.name == "read"));
             let read = read.unwrap_or_else(|| panic!("no read of {marker} in the trace"));
             let reply = calls.iter().find(|call| {
-                call.began > read.began && call.line.contains("+OK\\r\\n") && ["write", "writev", "sendto", "sendmsg"].contains(&&*call.name)
+                call.began > read.began
+                    && call.line.contains("+OK\\r\\n")
+                    && ["write", "writev", "sendto", "sendmsg"].contains(&&*call.name)
             });
             let reply = reply.unwrap_or_else(|| panic!("no reply to {marker} in the trace"));
             calls.iter().any(|call| {

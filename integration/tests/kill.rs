@@ -77,12 +77,7 @@ impl Writer {
             let next = self.transaction.load(Ordering::Relaxed) + 1;
             let number = next.to_string();
             let (left, right) = (format!("left:{me}"), format!("right:{me}"));
-            let replies = client.pipeline(&[
-                vec!["MULTI"],
-                vec!["SET", &left, &number],
-                vec!["SET", &right, &number],
-                vec!["EXEC"],
-            ])?;
+            let replies = client.pipeline(&[vec!["MULTI"], vec!["SET", &left, &number], vec!["SET", &right, &number], vec!["EXEC"]])?;
             expect(replies[3].clone(), Value::Array(vec![Value::ok(), Value::ok()]));
             self.transaction.store(next, Ordering::Relaxed);
 

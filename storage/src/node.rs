@@ -12,8 +12,8 @@ use engine::store::Shared;
 use row::op::{Op, Request, Response};
 use row::view::Rules;
 
-use crate::replica::{Replica, ReplicaOptions};
 use crate::hot::Heads;
+use crate::replica::{Replica, ReplicaOptions};
 use crate::{expiry, reads};
 
 /// How often the node looks whether anything has expired.
@@ -259,7 +259,7 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
             let open = replicas.values().filter_map(|slot| slot.as_ref().ok());
             // By the partition's own clock, which does not step back.
             let due = |replica: &Arc<Replica>| replica.expiry.due(replica.clock.read().now_ms, &replica.rules());
-            open.filter_map(|replica| Some((replica.clone(), due(&replica)?))).collect()
+            open.filter_map(|replica| Some((replica.clone(), due(replica)?))).collect()
         };
         for (replica, cursor) in due {
             let step = Request { ops: vec![Op::ExpireDue { max: expiry::STEP_MAX, cursor }], watched: Vec::new() };

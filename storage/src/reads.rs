@@ -163,7 +163,9 @@ const LONG: u64 = 1000;
 pub(crate) fn is_long(replica: &Replica, op: &Op) -> bool {
     match op {
         Op::Scan { count, .. } | Op::HashScan { count, .. } => *count > LONG,
-        Op::HashRange { key, .. } | Op::HashRangeCount { key, .. } | Op::HashRandom { key, .. } | Op::Dump { key } => fields(replica, key) > LONG,
+        Op::HashRange { key, .. } | Op::HashRangeCount { key, .. } | Op::HashRandom { key, .. } | Op::Dump { key } => {
+            fields(replica, key) > LONG
+        }
         _ => false,
     }
 }

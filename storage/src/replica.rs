@@ -7,13 +7,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cluster::{CallError, PartitionId};
+use engine::batch::Family;
 use engine::log::Log;
 use engine::raft::{CONFIRMED_AGE, Group, GroupError, GroupFigures};
-use engine::batch::Family;
 use engine::store::{Health, Shared, Store};
-use row::{key, value};
 use row::op::{Request, Response};
 use row::view::Rules;
+use row::{key, value};
 
 pub(crate) use engine::raft::Leadership;
 
@@ -72,7 +72,12 @@ pub(crate) struct ReplicaOptions<'a> {
 
 impl Replica {
     /// Opens the store, starts the group and the executor.
-    pub(crate) async fn open(options: ReplicaOptions<'_>, log: &Arc<Log>, shared: &Shared, heads: &Arc<Heads>) -> Result<Arc<Replica>, CallError> {
+    pub(crate) async fn open(
+        options: ReplicaOptions<'_>,
+        log: &Arc<Log>,
+        shared: &Shared,
+        heads: &Arc<Heads>,
+    ) -> Result<Arc<Replica>, CallError> {
         let store = {
             let (dir, shared) = (options.dir.to_owned(), shared.clone());
             tokio::task::spawn_blocking(move || Store::open_swept(&shared, dir, Arc::new(RowJudge))).await

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cluster::{Call, CallError, PartitionId, Table, TableId};
 use engine::log::{Log, LogOptions};
 use engine::store::{Settings, Shared};
-use row::op::{Answer, Deadline, Op, Only, Request, Response, Ttl, Watched};
+use row::op::{Answer, Deadline, Only, Op, Request, Response, Ttl, Watched};
 use storage::{Node, NodeOptions};
 
 struct Setup {

@@ -4,6 +4,8 @@
 //! figure with its target. Words after `--` pick sections: `durable`, `memory`, `idle`, `million`, `steady`; none = all. `--requests N` sets the
 //! length of one measurement (200,000 by default), `--rounds N` the number of turns (3), of which the median counts.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -243,7 +245,11 @@ fn million() {
     assert_eq!(client.run("DBSIZE").int(), 1_000_000);
     println!("A million keys (16 bytes, values 64 bytes), default caches\n");
     println!("- redis-server resident: {:.1} MiB ({:.1} when empty)", megabytes(theirs), megabytes(empty));
-    println!("- bridle resident: {:.1} MiB, all caches included: {:.2} of redis-server's (goal: at most 0.33)", megabytes(ours), ours as f64 / theirs as f64);
+    println!(
+        "- bridle resident: {:.1} MiB, all caches included: {:.2} of redis-server's (goal: at most 0.33)",
+        megabytes(ours),
+        ours as f64 / theirs as f64
+    );
     println!("- on disk: {:.1} MiB", megabytes(directory_bytes(bridle.dir())));
     println!("- killed and restarted: serves after {:.2} s (goal: under 3)\n", restart.as_secs_f64());
 }

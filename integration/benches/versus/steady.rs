@@ -9,7 +9,7 @@ const CONNECTIONS: usize = 50;
 const MEASURE: Duration = Duration::from_secs(10);
 
 /// Measures SET and GET and prints percentiles.
-pub fn report() {
+pub(crate) fn report() {
     println!("Steady load at half of the peak, {CONNECTIONS} connections, {MEASURE:?}, latency from the moment a request was due\n");
     println!("| durability | command | peak/s | load/s | p50 ms | p99 ms | p99/p50 (goal: under 5) |");
     println!("|------------|---------|-------:|-------:|-------:|-------:|------------------------:|");

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
 use engine::log::{Durability, Log, LogOptions};
 use engine::raft::purge::{Policy, keep_log_short};
-use engine::raft::{Group, Leadership, Machine, Progress};
+use engine::raft::{Group, Leadership, Progress};
 use engine::store::{Settings, Shared, Store};
 
 struct Replica {
@@ -26,8 +26,8 @@ impl Replica {
         options.segment_bytes = 1 << 20;
         let log = Log::open(options).unwrap();
         let store = Store::open(&Shared::new(Settings::default()).unwrap(), path.join("store")).unwrap();
-        let (machine, progress) = Machine::new(store.clone()).unwrap();
-        let group = Group::start_alone(1, "test".into(), log.group_log(1), machine).await.unwrap();
+        let group = Group::start_alone(1, "test".into(), log.group_log(1), store.clone()).await.unwrap();
+        let progress = group.progress();
         let leadership = group.establish().await.unwrap();
         Self { group, leadership, store, progress, log }
     }
@@ -38,11 +38,11 @@ impl Replica {
 
     /// Ends without flushing the store: what memtables hold is lost, as in a crash.
     async fn crash(self, path: &Path) -> tempfile::TempDir {
+        self.group.shutdown().await;
         // The log's files first: the store may flush when it goes.
         self.log.flush().await.unwrap();
         let copy = tempfile::tempdir().unwrap();
         copy_tree(path, copy.path());
-        self.group.shutdown().await;
         copy
     }
 }
@@ -61,8 +61,16 @@ fn copy_tree(from: &Path, to: &Path) {
             std::fs::create_dir_all(&target).unwrap();
             copy_tree(&entry.path(), &target);
         } else if entry.file_name() != "LOCK" {
-            std::fs::copy(entry.path(), target).unwrap();
+            copy_file(&entry.path(), &target);
         }
+    }
+}
+
+/// The log removes segments, oldest first, while it is copied; one that is gone was not needed.
+fn copy_file(from: &Path, to: &Path) {
+    match std::fs::copy(from, to) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && from.extension().is_some_and(|extension| extension != "sst") => {}
+        copied => drop(copied.unwrap()),
     }
 }
 

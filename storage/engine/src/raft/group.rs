@@ -10,20 +10,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::alias::{SnapshotOf, VoteOf};
+use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{
     ClientWriteError, Fatal, InitializeError, LinearizableReadError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
 };
 use openraft::impls::ProgressResponder;
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
-use openraft::async_runtime::WatchReceiver;
 use openraft::raft::linearizable_read::{Linearizer, LinearizerOption};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::storage::RaftStateMachine;
 use openraft::{Config, Raft, SnapshotPolicy};
 
-use super::types::{LeaderId, Node, Payload, RaftId, Types};
 use super::purge::{Policy, keep_log_short};
-use super::{GroupLog, Machine};
+use super::types::{LeaderId, Node, Payload, RaftId, Types};
+use super::{GroupLog, Machine, Progress};
 use crate::store::Store;
 
 /// The leader's lease: no other leader is elected within it. Also the longest election timeout.
@@ -84,6 +84,7 @@ pub struct Group {
     raft: Raft<Types, Machine>,
     /// The term of ours in which everything of earlier terms was seen to be applied.
     caught_up_term: Arc<AtomicU64>,
+    progress: Progress,
 }
 
 impl Group {
@@ -119,8 +120,11 @@ impl Group {
             Err(RaftError::APIError(InitializeError::NotAllowed(_))) => raft.trigger().elect(false).await.map_err(fatal)?,
             Err(error) => return Err(GroupError::Fatal(error.to_string())),
         }
-        raft.wait(Some(START_PATIENCE)).current_leader(id, "a group of one elects itself").await.map_err(|error| GroupError::Fatal(error.to_string()))?;
-        let group = Group { raft, caught_up_term: Arc::default() };
+        raft.wait(Some(START_PATIENCE))
+            .current_leader(id, "a group of one elects itself")
+            .await
+            .map_err(|error| GroupError::Fatal(error.to_string()))?;
+        let group = Group { raft, caught_up_term: Arc::default(), progress: progress.clone() };
         tokio::spawn(keep_log_short(group.clone(), store, progress, Policy::default()));
         Ok(group)
     }
@@ -162,7 +166,7 @@ impl Group {
     /// Proposes a write batch under a leadership and waits until it is applied here.
     pub async fn propose(&self, leadership: &Leadership, batch: Bytes) -> Result<(), GroupError> {
         let (responder, result) = ProgressResponder::complete_only();
-        self.raft.write(Payload(batch)).with_leader(leadership.leader.clone()).responder(responder).await.map_err(fatal)?;
+        self.raft.write(Payload(batch)).with_leader(leadership.leader).responder(responder).await.map_err(fatal)?;
         match result.await {
             Ok(Ok(_applied)) => Ok(()),
             Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(GroupError::NotLeader(forward.to_string())),
@@ -180,6 +184,11 @@ impl Group {
     /// Lets go of the log up to an entry that is flushed.
     pub(super) async fn purge(&self, upto: u64) -> Result<(), GroupError> {
         self.raft.trigger().purge_log(upto).await.map_err(fatal)
+    }
+
+    /// How far it has applied, as it goes.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// Figures as of the last change.
