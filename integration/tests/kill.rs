@@ -25,7 +25,7 @@ impl Dice {
     fn new() -> Dice {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
         let seed = std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(now | 1);
-        println!("BRIDLE_SEED={seed}");
+        eprintln!("BRIDLE_SEED={seed}");
         Dice(seed)
     }
 
