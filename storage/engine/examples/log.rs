@@ -3,6 +3,8 @@
 //! One line per case: microseconds from append to acknowledgement (median and 99th percentile), CPU time of the whole process, and how
 //! many appends shared an fsync.
 
+#![expect(clippy::print_stdout, reason = "a measurement prints its figures")]
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
