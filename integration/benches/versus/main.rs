@@ -15,11 +15,12 @@ use integration::{Client, Server};
 mod steady;
 
 const CLIENTS: usize = 50;
-const KEYSPACE: usize = 100_000;
+/// How many keys a load goes over: redis-benchmark's own default, and enough to be looked for.
+const KEYSPACES: [usize; 2] = [1, 100_000];
 
 fn main() {
     let settings = Settings::from_args();
-    println!("{} cores; redis-benchmark, {CLIENTS} connections, {KEYSPACE} keys, median of {} turns\n", cores(), settings.rounds);
+    println!("{} cores; redis-benchmark, {CLIENTS} connections, median of {} turns\n", cores(), settings.rounds);
     if settings.wants("durable") {
         durable(&settings);
     }
@@ -111,15 +112,19 @@ impl Drop for Redis {
 /// One kind of load.
 struct Load<'a> {
     test: &'a str,
+    keys: usize,
     pipeline: usize,
     bytes: usize,
 }
 
 /// Requests per second that redis-benchmark sees.
 fn rate(port: u16, load: &Load<'_>, requests: usize) -> f64 {
+    let keyspace = load.keys.to_string();
+    let over_keys: &[&str] = if load.keys > 1 { &["-r", &keyspace] } else { &[] };
     let output = Command::new("redis-benchmark")
+        .args(over_keys)
         .args(["-p", &port.to_string(), "-t", load.test, "-n", &requests.to_string(), "-c", &CLIENTS.to_string()])
-        .args(["-P", &load.pipeline.to_string(), "-d", &load.bytes.to_string(), "-r", &KEYSPACE.to_string(), "--csv"])
+        .args(["-P", &load.pipeline.to_string(), "-d", &load.bytes.to_string(), "--csv"])
         .output()
         .expect("redis-benchmark is installed (make setup-test)");
     let text = String::from_utf8_lossy(&output.stdout);
@@ -140,8 +145,9 @@ fn compare(bridle: &Server, redis: &Redis, load: &Load<'_>, target: f64, setting
     let ratio = median(turns.iter().map(|(theirs, ours)| ours / theirs).collect());
     let (theirs, ours) = (median(turns.iter().map(|turn| turn.0).collect()), median(turns.iter().map(|turn| turn.1).collect()));
     println!(
-        "| {:<10} | {:>4} | {:>5} | {:>9.0} | {:>9.0} | {:>5.2} | {:>4.2} | {} |",
+        "| {:<10} | {:>6} | {:>4} | {:>5} | {:>9.0} | {:>9.0} | {:>5.2} | {:>4.2} | {} |",
         load.test,
+        load.keys,
         load.pipeline,
         load.bytes,
         theirs,
@@ -154,18 +160,20 @@ fn compare(bridle: &Server, redis: &Redis, load: &Load<'_>, target: f64, setting
 
 fn heading(title: &str) {
     println!("{title}\n");
-    println!("| command    | pipe | bytes | redis/s   | bridle/s  | ratio | goal | met |");
-    println!("|------------|-----:|------:|----------:|----------:|------:|-----:|-----|");
+    println!("| command    |   keys | pipe | bytes | redis/s   | bridle/s  | ratio | goal | met |");
+    println!("|------------|-------:|-----:|------:|----------:|----------:|------:|-----:|-----|");
 }
 
 fn durable(settings: &Settings) {
     let redis = Redis::start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let bridle = Server::builder().flag("durability", "always").start();
     heading("Every write fsynced before its reply: redis-server appendfsync always, bridle durability always");
-    for bytes in [64, 1024] {
-        for pipeline in [1, 16] {
-            for test in ["set", "incr", "hset"] {
-                compare(&bridle, &redis, &Load { test, pipeline, bytes }, 1.0, settings);
+    for keys in KEYSPACES {
+        for bytes in [64, 1024] {
+            for pipeline in [1, 16] {
+                for test in ["set", "incr", "hset"] {
+                    compare(&bridle, &redis, &Load { test, keys, pipeline, bytes }, 1.0, settings);
+                }
             }
         }
     }
@@ -176,10 +184,13 @@ fn in_memory(settings: &Settings) {
     let redis = Redis::start(&["--appendonly", "no"]);
     let bridle = Server::builder().flag("durability", "os").start();
     heading("No fsync: redis-server without persistence (a crash loses all), bridle durability os (a crash of the process loses nothing)");
-    for (test, pipeline, target) in
-        [("ping_mbulk", 1, 0.8), ("ping_mbulk", 16, 0.5), ("set", 1, 0.65), ("set", 16, 0.35), ("get", 1, 0.8), ("get", 16, 0.5)]
-    {
-        compare(&bridle, &redis, &Load { test, pipeline, bytes: 64 }, target, settings);
+    for (test, pipeline, target) in [("ping_mbulk", 1, 0.8), ("ping_mbulk", 16, 0.5)] {
+        compare(&bridle, &redis, &Load { test, keys: 1, pipeline, bytes: 64 }, target, settings);
+    }
+    for keys in KEYSPACES {
+        for (test, pipeline, target) in [("set", 1, 0.65), ("set", 16, 0.35), ("get", 1, 0.8), ("get", 16, 0.5)] {
+            compare(&bridle, &redis, &Load { test, keys, pipeline, bytes: 64 }, target, settings);
+        }
     }
     println!();
 }
