@@ -19,9 +19,10 @@ fn calls(file: &Path) -> Vec<Call> {
     let mut unfinished = std::collections::HashMap::<String, (f64, String)>::new();
     let mut calls = Vec::new();
     for line in text.lines() {
-        let mut words = line.splitn(3, ' ');
-        let (Some(thread), Some(stamp), Some(rest)) = (words.next(), words.next(), words.next()) else { continue };
-        let Ok(mut began) = stamp.trim().parse::<f64>() else { continue };
+        // The thread's number is padded: short ones have more than one blank behind them.
+        let Some((thread, rest)) = line.split_once(' ') else { continue };
+        let Some((stamp, rest)) = rest.trim_start().split_once(' ') else { continue };
+        let mut began = stamp.parse::<f64>().expect("strace -ttt begins each line with a thread and a time");
         let mut rest = rest.trim_start().to_owned();
         if let Some(head) = rest.strip_suffix(" <unfinished ...>") {
             unfinished.insert(thread.to_owned(), (began, head.to_owned()));
