@@ -9,11 +9,14 @@
 //! - A call says exactly one of: the answer, not proposed ([`CallError::NoLeader`] and the like, safe to try again), or
 //!   [`CallError::Unknown`] (proposed, outcome unknown: never tried again).
 
+mod place;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+pub use place::{Leader, Member, Placement, ServerId};
 use serde::{Deserialize, Serialize};
 
 /// Number of slots, Redis Cluster's.
