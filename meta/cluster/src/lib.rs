@@ -9,6 +9,7 @@
 //! - A call says exactly one of: the answer, not proposed ([`CallError::NoLeader`] and the like, safe to try again), or
 //!   [`CallError::Unknown`] (proposed, outcome unknown: never tried again).
 
+pub mod news;
 mod place;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-pub use place::{Leader, Member, Placement, ServerId};
+pub use place::{Leader, Member, Placement, SEATS_END, ServerId};
 use serde::{Deserialize, Serialize};
 
 /// Number of slots, Redis Cluster's.
@@ -63,7 +64,7 @@ impl Table {
 }
 
 /// Why a call has no answer. The first three were not proposed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum CallError {
     /// Nobody leads the partition now, or not here.
     #[error("no leader: {0}")]

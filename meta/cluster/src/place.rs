@@ -1,4 +1,10 @@
 //! Which servers there are and where partitions' replicas live.
+//!
+//! # Seats
+//! The members of the meta group are named by their place in the configured list, `[cluster] metas`: the n-th has Raft id n and sits on seat n,
+//! the reserved server id n. Nobody has to know a meta's real id before it was ever reached: whoever sends to a seat dials the address that
+//! the configuration gives for it. Real server ids are drawn above [`SEATS_END`]; the first standalone format's id 1 is the exception, and
+//! its meta group of one never sends.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +13,22 @@ use crate::PartitionId;
 /// A server process, by the number in its data directory. Never a Raft id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServerId(pub u64);
+
+/// The server ids below are seats of the meta group; a process draws its own id at or above.
+pub const SEATS_END: u64 = 1 << 8;
+
+impl ServerId {
+    /// The n-th member of the meta group; the first is 1.
+    pub const fn seat(position: u32) -> ServerId {
+        assert!(position >= 1 && (position as u64) < SEATS_END, "seats are 1 to 255");
+        ServerId(position as u64)
+    }
+
+    /// Which member of the meta group this is, when it is a seat.
+    pub const fn as_seat(self) -> Option<u32> {
+        if self.0 >= 1 && self.0 < SEATS_END { Some(self.0 as u32) } else { None }
+    }
+}
 
 impl std::fmt::Display for ServerId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -32,6 +54,18 @@ pub struct Placement {
     pub members: Vec<Member>,
     /// Grows with every change of `members`.
     pub epoch: u64,
+}
+
+impl Placement {
+    /// The member on a server.
+    pub fn on(&self, server: ServerId) -> Option<&Member> {
+        self.members.iter().find(|member| member.server == server)
+    }
+
+    /// The member with a Raft id.
+    pub fn member(&self, raft_id: u64) -> Option<&Member> {
+        self.members.iter().find(|member| member.raft_id == raft_id)
+    }
 }
 
 /// Who leads a partition, as somebody saw it; the higher term is the later truth.

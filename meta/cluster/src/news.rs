@@ -1,0 +1,454 @@
+//! What meta, servers and proxies tell each other.
+//!
+//! # One channel per process
+//! Every process that is not a meta alone holds one channel ([`Service::Meta`](crate::net::Service)) to whichever meta leads. It opens it with a [`Hello`]
+//! (a meta that does not lead refuses with [`NotLeading`] in the refusal's text), then both sides talk when they have something to say: the process sends
+//! [`ToMeta`], at least one a second as a sign of life; meta sends [`FromMeta`].
+//!
+//! # Pages
+//! Four things are kept in step: the address book, the table catalogue, the assignments of this server and the routes. Each comes as [`Page`]s: first everything, then
+//! what changed. A page that is `fresh` begins anew, one with `more` is not to be acted on before its successors have come, so that no message
+//! grows with the cluster and nobody acts on half a picture.
+//!
+//! # Questions
+//! What has an answer goes by `call` instead: an [`Ask`], answered with [`Told`].
+//!
+//! # Layout
+//! A version byte (1), then postcard. Within version 1, variants and fields are never reordered; what changes is a new version.
+//! Version 1 is frozen: `tests` holds its bytes.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::{Leader, PartitionId, Placement, ServerId, Table, TableId};
+
+/// The version of everything here.
+pub const VERSION: u8 = 1;
+/// The most bytes of an address.
+pub const ADDRESS_BYTES_MAX: usize = 270;
+/// The most bytes of a zone's name.
+pub const ZONE_BYTES_MAX: usize = 64;
+/// Items of one [`Page`] are held below about so many bytes.
+pub const PAGE_BYTES: usize = 256 << 10;
+
+/// A message that is not one of ours, or of another version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a message between meta and a server can't be read: {0}")]
+pub struct BadNews(String);
+
+/// A message as bytes.
+pub fn encode<T: Serialize>(message: &T) -> Bytes {
+    let body = postcard::to_extend(message, vec![VERSION]);
+    Bytes::from(body.expect("messages are plain data, serialised to memory"))
+}
+
+/// A message from bytes.
+///
+/// # Errors
+/// Another version, damaged, or longer than the message.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadNews> {
+    match bytes.split_first() {
+        Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
+            Ok((message, [])) => Ok(message),
+            Ok((_, rest)) => Err(BadNews(format!("{} bytes are left over", rest.len()))),
+            Err(error) => Err(BadNews(error.to_string())),
+        },
+        Some((version, _)) => Err(BadNews(format!("it has version {version}, and this process knows {VERSION}"))),
+        None => Err(BadNews("it is empty".to_owned())),
+    }
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Roles {
+    /// It is a member of the meta group.
+    pub meta: bool,
+    /// It holds replicas.
+    pub storage: bool,
+    /// It serves Redis clients.
+    pub proxy: bool,
+}
+
+/// A process as everybody knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// By its data directory.
+    pub id: ServerId,
+    /// Where other processes reach it: `host:port`.
+    pub address: String,
+    /// Where its HTTP pages are: `host:port`.
+    pub http: String,
+    /// Where Redis clients reach it; none without a proxy.
+    pub clients: Vec<String>,
+    /// Replicas of a partition are spread over zones first.
+    pub zone: String,
+    /// What it does.
+    pub roles: Roles,
+}
+
+impl Server {
+    /// Whether every part is of a sane size; the reason when not.
+    pub fn check(&self) -> Result<(), String> {
+        let address = |address: &str| !address.is_empty() && address.len() <= ADDRESS_BYTES_MAX;
+        if !address(&self.address) || self.http.len() > ADDRESS_BYTES_MAX {
+            return Err(format!("an address has 1 to {ADDRESS_BYTES_MAX} bytes"));
+        }
+        if self.clients.len() > 64 || !self.clients.iter().all(|clients| address(clients)) {
+            return Err("there are at most 64 addresses for clients".to_owned());
+        }
+        if self.zone.len() > ZONE_BYTES_MAX {
+            return Err(format!("a zone's name has at most {ZONE_BYTES_MAX} bytes"));
+        }
+        Ok(())
+    }
+}
+
+/// The first word of a process to meta.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Who it is.
+    pub server: Server,
+    /// The cluster it belongs to; `None` before it was ever told.
+    pub cluster: Option<u64>,
+    /// Its version of Bridle, for people.
+    pub software: String,
+}
+
+/// What a process says to meta.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToMeta {
+    /// How its replicas are. Also the sign of life, when it is empty.
+    Report(Report),
+}
+
+/// How a server and its replicas are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// `replicas`, `destroyed` and `compactions` list all there are; otherwise those that changed. The first report on a channel is whole.
+    pub whole: bool,
+    /// The version of the assignments that this server has made true: opened what it could, handed on envs.
+    pub followed: u64,
+    /// How replicas are.
+    pub replicas: Vec<Replica>,
+    /// Tables that were to be destroyed, and of which nothing is left here.
+    pub destroyed: Vec<TableId>,
+    /// Compactions that meta ordered.
+    pub compactions: Vec<Compaction>,
+    /// The server's own figures, now and then.
+    pub figures: Option<ServerFigures>,
+}
+
+/// A server's own figures.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerFigures {
+    /// Bytes of the data directory's disk in all.
+    pub disk_total_bytes: u64,
+    /// Bytes of it that are free.
+    pub disk_free_bytes: u64,
+    /// Bytes of rows on disk.
+    pub rows_disk_bytes: u64,
+    /// Bytes of the Raft log.
+    pub log_bytes: u64,
+    /// Resident memory, bytes.
+    pub memory_bytes: u64,
+    /// Connected Redis clients.
+    pub clients: u64,
+    /// Seconds since the process started.
+    pub uptime_seconds: u64,
+    /// What is wrong, in sentences.
+    pub faults: Vec<String>,
+}
+
+/// How a replica is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Health {
+    /// It is being opened.
+    Opening,
+    /// It takes part in its group.
+    Running,
+    /// It takes over its group's state from a peer.
+    Installing,
+    /// It has stopped; `Replica::fault` says why.
+    Faulty,
+}
+
+/// One replica, as its server sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Of which partition.
+    pub partition: PartitionId,
+    /// Which member of its group.
+    pub raft_id: u64,
+    /// How it is.
+    pub health: Health,
+    /// Why it has stopped, when it has.
+    pub fault: Option<String>,
+    /// Raft's term.
+    pub term: u64,
+    /// Whether it leads in this term, with everything of earlier terms applied.
+    pub leads: bool,
+    /// Index of the last entry in its log.
+    pub last_log: u64,
+    /// Index of the last entry that it has applied.
+    pub applied: u64,
+    /// Of a leader: how far each other member's log is known to match, by Raft id.
+    pub matched: Vec<(u64, u64)>,
+    /// Rows.
+    pub rows: u64,
+    /// Rows with an expiry.
+    pub expiring: u64,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
+    /// Bytes in memory, not yet flushed.
+    pub memtable_bytes: u64,
+}
+
+/// How an ordered compaction stands on one server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compaction {
+    /// Of [`Order::Compact`].
+    pub run: u64,
+    /// Of which table.
+    pub table: TableId,
+    /// Replicas that are done.
+    pub done: u32,
+    /// Replicas in all, of this server.
+    pub replicas: u32,
+    /// Bytes of these on disk when it began.
+    pub disk_bytes_before: u64,
+    /// Bytes now.
+    pub disk_bytes: u64,
+    /// It has ended, well or badly.
+    pub ended: bool,
+    /// What went wrong, when something did.
+    pub error: Option<String>,
+}
+
+/// What meta says to a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromMeta {
+    /// The first word: the server is known now.
+    Welcome(Welcome),
+    /// The address book.
+    Servers(Page<ServerId, Server>),
+    /// The catalogue: tables that serve.
+    Tables(Page<TableId, Table>),
+    /// Tables of which this server holds replicas, or still has to destroy some.
+    Assign(Page<TableId, Assignment>),
+    /// Where partitions' replicas are and who leads them.
+    Routes(Page<PartitionId, Route>),
+    /// To be done once, now, as far as it can be.
+    Order(Order),
+    /// Sent now and then, so that both sides know that the other is there.
+    Beat,
+}
+
+/// Meta's first word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The cluster that both are of.
+    pub cluster: u64,
+    /// The meta group's term under which this channel is served.
+    pub term: u64,
+}
+
+/// Part of a map that is kept in step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page<K: Ord, V> {
+    /// Of the whole after this page's last successor.
+    pub version: u64,
+    /// Forget what was known before.
+    pub fresh: bool,
+    /// Its successor follows; act when the last has come.
+    pub more: bool,
+    /// What is so now.
+    pub put: BTreeMap<K, V>,
+    /// What is no more.
+    pub gone: Vec<K>,
+}
+
+/// What a server is to do about one table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Which.
+    pub table: Table,
+    /// The partitions that have a replica on this server, with all their members. A new group is formed by all its members together.
+    pub placements: Vec<Placement>,
+    /// Nothing of the table is to be left; then it is listed in [`Report::destroyed`].
+    pub destroy: bool,
+}
+
+/// How a partition is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Its replicas.
+    pub placement: Placement,
+    /// The latest leader that meta has heard of.
+    pub leader: Option<Leader>,
+}
+
+/// Something to be done once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Order {
+    /// The leader of a partition, if it is here and still of this term, is to hand over.
+    Transfer {
+        /// Which.
+        partition: PartitionId,
+        /// The term of the leadership that is to end.
+        term: u64,
+        /// The member that is to lead.
+        to: u64,
+    },
+    /// All replicas of a table on this server are to be compacted; see [`Report::compactions`]. Again with the same `run` is harmless.
+    Compact {
+        /// Which compaction, over all servers.
+        run: u64,
+        /// Of which table.
+        table: TableId,
+    },
+}
+
+/// A question to meta.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ask {
+    /// The table of this name, created as configured when it is missing. Answered with [`Told::Table`] once it can be written.
+    EnsureTable {
+        /// `db0` and the like.
+        name: String,
+    },
+    /// A request of the admin API that came to a meta that does not lead, already let in there. Answered with [`Told::Admin`].
+    Admin {
+        /// GET, POST, PUT or DELETE.
+        method: String,
+        /// Path and query.
+        path: String,
+        /// JSON, or nothing.
+        body: Bytes,
+    },
+}
+
+/// Meta's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Told {
+    /// The table as it is.
+    Table(Table),
+    /// An answer of the admin API.
+    Admin {
+        /// HTTP's.
+        status: u16,
+        /// JSON.
+        body: Bytes,
+    },
+    /// Not by this meta; nothing was done.
+    NotLeading(NotLeading),
+    /// It makes no sense, and asking again makes none either; nothing was done.
+    Refused(String),
+    /// Not now; asking again is harmless.
+    NotNow(String),
+    /// It may have been done or not.
+    Unknown(String),
+}
+
+/// "I do not lead": also the text of a refused channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotLeading {
+    /// The leader's address, as far as this meta knows.
+    pub leader: Option<String>,
+}
+
+impl NotLeading {
+    const WORDS: &'static str = "this meta does not lead";
+
+    /// As the text of a refusal.
+    pub fn to_text(&self) -> String {
+        match &self.leader {
+            Some(leader) => format!("{}; the leader is {leader}", Self::WORDS),
+            None => format!("{}; no leader is known", Self::WORDS),
+        }
+    }
+
+    /// From the text of a refusal; `None` when it says something else.
+    pub fn from_text(text: &str) -> Option<NotLeading> {
+        let rest = text.strip_prefix(Self::WORDS)?;
+        Some(NotLeading { leader: rest.strip_prefix("; the leader is ").map(str::to_owned) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Member;
+
+    fn example_server() -> Server {
+        Server {
+            id: ServerId(0x1234),
+            address: "a:1".into(),
+            http: "a:2".into(),
+            clients: vec!["a:3".into()],
+            zone: "z".into(),
+            roles: Roles { meta: false, storage: true, proxy: true },
+        }
+    }
+
+    fn example_route() -> Route {
+        let partition = PartitionId { table: TableId(7), index: 3 };
+        let members = vec![Member { raft_id: 9, server: ServerId(0x1234) }];
+        Route { placement: Placement { partition, members, epoch: 1 }, leader: Some(Leader { server: ServerId(0x1234), term: 5 }) }
+    }
+
+    fn same<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(message: &T, bytes: &[u8]) {
+        assert_eq!(encode(message), bytes, "{message:?}");
+        assert_eq!(&decode::<T>(bytes).unwrap(), message);
+    }
+
+    /// Frozen: add vectors for new versions, never edit these.
+    #[test]
+    fn version_1_is_frozen() {
+        same(
+            &Hello { server: example_server(), cluster: Some(5), software: "1".into() },
+            b"\x01\xb4\x24\x03a:1\x03a:2\x01\x03a:3\x01z\x00\x01\x01\x01\x05\x011",
+        );
+        same(&ToMeta::Report(Report::default()), b"\x01\x00\x00\x00\x00\x00\x00\x00");
+        same(&FromMeta::Welcome(Welcome { cluster: 1, term: 2 }), b"\x01\x00\x01\x02");
+        let route = example_route();
+        let put = BTreeMap::from([(route.placement.partition, route)]);
+        same(
+            &FromMeta::Routes(Page { version: 4, fresh: true, more: false, put, gone: Vec::new() }),
+            b"\x01\x04\x04\x01\x00\x01\x07\x03\x07\x03\x01\x09\xb4\x24\x01\x01\xb4\x24\x05\x00",
+        );
+        let order = Order::Transfer { partition: PartitionId { table: TableId(7), index: 3 }, term: 5, to: 9 };
+        same(&FromMeta::Order(order), b"\x01\x05\x00\x07\x03\x05\x09");
+        same(&FromMeta::Beat, b"\x01\x06");
+        same(&Ask::EnsureTable { name: "db0".into() }, b"\x01\x00\x03db0");
+        same(&Told::NotLeading(NotLeading { leader: None }), b"\x01\x02\x00");
+    }
+
+    #[test]
+    fn strange_messages_are_refused() {
+        for bytes in [&b""[..], b"\x02\x06", b"\x01", b"\x01\x63", b"\x01\x06\x00", b"\x01\x01\xff\xff\xff\xff\xff"] {
+            assert!(decode::<FromMeta>(bytes).is_err(), "{bytes:?}");
+        }
+        assert_eq!(decode::<FromMeta>(b"\x02\x06").unwrap_err().to_string().matches("version 2").count(), 1);
+    }
+
+    #[test]
+    fn a_refusal_names_the_leader() {
+        for leader in [None, Some("host:1".to_owned())] {
+            let refusal = NotLeading { leader };
+            assert_eq!(NotLeading::from_text(&refusal.to_text()), Some(refusal));
+        }
+        assert_eq!(NotLeading::from_text("go away"), None);
+    }
+
+    #[test]
+    fn oversized_servers_are_refused() {
+        assert_eq!(example_server().check(), Ok(()));
+        assert!(Server { address: String::new(), ..example_server() }.check().is_err());
+        assert!(Server { address: "x".repeat(271), ..example_server() }.check().is_err());
+        assert!(Server { zone: "x".repeat(65), ..example_server() }.check().is_err());
+        assert!(Server { clients: vec!["a:1".into(); 65], ..example_server() }.check().is_err());
+    }
+}
