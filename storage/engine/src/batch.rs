@@ -6,6 +6,8 @@
 //! # Layout
 //! ```text
 //! batch   version u8 = 1, record*
+//!         version u8 = 2, link, record*
+//! link    term u64, chain u32, place u32, all BE
 //! record  1 put           family u8, key length varint, key, value length varint, value
 //!         2 delete        family u8, key length varint, key
 //!         3 delete range  family u8, from length varint, from, to length varint, to       from <= key < to
@@ -20,8 +22,12 @@
 
 use bytes::Bytes;
 
-/// The version written by this build.
+/// A batch that stands alone.
 const VERSION: u8 = 1;
+/// A batch with a link.
+const LINKED: u8 = 2;
+/// Bytes of a link.
+const LINK_BYTES: usize = 16;
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
 const DELETE_RANGE: u8 = 3;
@@ -95,6 +101,41 @@ pub enum Change<'a> {
     },
 }
 
+/// A batch's place in a chain of batches, each of which was evaluated on top of the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// The leader's term.
+    pub term: u64,
+    /// The chain's number in this term, never given twice.
+    pub chain: u32,
+    /// 0 for the first, which stands on applied state alone.
+    pub place: u32,
+}
+
+impl Link {
+    /// Whether a batch with this link may take effect after one with `last`.
+    pub(crate) fn follows(self, last: Option<Link>) -> bool {
+        self.place == 0 || last == Some(Link { place: self.place - 1, ..self })
+    }
+
+    pub(crate) fn to_bytes(self) -> [u8; LINK_BYTES] {
+        (u128::from(self.term) << 64 | u128::from(self.chain) << 32 | u128::from(self.place)).to_be_bytes()
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; LINK_BYTES]) -> Link {
+        let all = u128::from_be_bytes(bytes);
+        Link { term: (all >> 64) as u64, chain: (all >> 32) as u32, place: all as u32 }
+    }
+}
+
+/// The link of a batch, if it has one.
+pub fn link(batch: &[u8]) -> Option<Link> {
+    match batch.split_first() {
+        Some((&LINKED, rest)) => rest.first_chunk().map(|link| Link::from_bytes(*link)),
+        _ => None,
+    }
+}
+
 /// Why bytes are not a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a damaged or foreign write batch: {what} at byte {at} of {length}")]
@@ -130,6 +171,14 @@ impl BatchWriter {
     pub fn with_capacity(bytes: usize) -> Self {
         let mut buffer = Vec::with_capacity(bytes.max(1));
         buffer.push(VERSION);
+        Self { bytes: buffer, records: 0 }
+    }
+
+    /// An empty batch with a link, and room for `bytes`.
+    pub fn linked(link: Link, bytes: usize) -> Self {
+        let mut buffer = Vec::with_capacity(1 + LINK_BYTES + bytes);
+        buffer.push(LINKED);
+        buffer.extend_from_slice(&link.to_bytes());
         Self { bytes: buffer, records: 0 }
     }
 
@@ -215,6 +264,8 @@ pub fn read(batch: &[u8]) -> Result<Changes<'_>, BadBatch> {
     let bad = |what| BadBatch { what, at: 0, length: batch.len() };
     match batch.first() {
         Some(&VERSION) => Ok(Changes { batch, at: 1 }),
+        Some(&LINKED) if batch.len() > LINK_BYTES => Ok(Changes { batch, at: 1 + LINK_BYTES }),
+        Some(&LINKED) => Err(bad("an unfinished link")),
         Some(_) => Err(bad("an unknown version")),
         None => Err(bad("no version")),
     }
@@ -338,11 +389,34 @@ mod tests {
         assert_eq!(BatchWriter::new().finish(), &[1u8][..]);
     }
 
+    /// Frozen as well.
+    #[test]
+    fn version_2_is_frozen() {
+        let first = Link { term: 7, chain: 2, place: 0 };
+        let mut writer = BatchWriter::linked(first, 0);
+        writer.delete(Family::Cell, b"c");
+        let frozen = b"\x02\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x02\x00\x00\x00\x00\x02\x02\x01c";
+        assert_eq!(writer.finish(), &frozen[..]);
+        assert_eq!((link(frozen), check(frozen)), (Some(first), Ok(1)));
+        assert_eq!(link(b"\x01\x02\x02\x01c"), None);
+    }
+
+    #[test]
+    fn a_link_follows_its_predecessor_only() {
+        let at = |chain, place| Link { term: 1, chain, place };
+        assert!(at(1, 0).follows(None) && at(1, 0).follows(Some(at(0, 5))));
+        assert!(at(1, 2).follows(Some(at(1, 1))));
+        for last in [None, Some(at(1, 0)), Some(at(1, 2)), Some(at(0, 1)), Some(Link { term: 2, chain: 1, place: 1 })] {
+            assert!(!at(1, 2).follows(last), "{last:?}");
+        }
+    }
+
     #[test]
     fn bad_bytes_say_what_and_where() {
         for (bytes, what, at) in [
             (&b""[..], "no version", 0),
-            (b"\x02", "an unknown version", 0),
+            (b"\x03", "an unknown version", 0),
+            (b"\x02\x00", "an unfinished link", 0),
             (b"\x01\x01", "no family", 2),
             (b"\x01\x01\x03", "an unknown family", 3),
             (b"\x01\x09\x01", "an unknown kind of record", 3),

@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
-use engine::batch::{BatchWriter, Family};
+use engine::batch::{BatchWriter, Family, Link};
 use engine::store::{Fault, Patience, Settings, Shared, Snapshot, Store, Write};
 
 fn shared() -> Shared {
@@ -180,4 +180,40 @@ fn a_state_is_installed_under_its_readers() {
     let target = Store::open(&shared, directory.path().join("target")).unwrap();
     assert_eq!(target.get(Family::Head, b"a").unwrap().unwrap(), "new");
     assert_eq!(source.get(Family::Head, b"a").unwrap().unwrap(), "new", "the source goes on");
+}
+
+/// However entries are grouped into writes, and across a restart.
+#[test]
+fn a_batch_whose_base_never_took_effect_is_void() {
+    let link = |chain, place| Link { term: 4, chain, place };
+    let linked = |index, link, key: &[u8]| {
+        let mut writer = BatchWriter::linked(link, 0);
+        writer.put(Family::Head, key, b"");
+        Write { index, log_id: Bytes::from_static(b"id"), batch: writer.finish(), membership: None }
+    };
+    let entries = [
+        linked(1, link(1, 0), b"a"),
+        linked(2, link(1, 1), b"b"),
+        linked(3, link(1, 3), b"void"),
+        linked(4, link(1, 4), b"void"),
+        entry(5, |batch| batch.put(Family::Head, b"c", b"")),
+        linked(6, link(1, 2), b"d"),
+        linked(7, link(2, 0), b"e"),
+        linked(8, link(1, 3), b"void"),
+        linked(9, link(2, 1), b"f"),
+        linked(10, Link { term: 5, ..link(2, 2) }, b"void"),
+        linked(11, link(2, 2), b"g"),
+    ];
+    for at_once in 1..=entries.len() {
+        let directory = tempfile::tempdir().unwrap();
+        for group in entries.chunks(at_once) {
+            let store = Store::open(&shared(), directory.path()).unwrap();
+            store.apply(group, Patience::Wait).unwrap();
+            store.close().unwrap();
+        }
+        let store = Store::open(&shared(), directory.path()).unwrap();
+        assert_eq!(keys(&store.snapshot().unwrap(), Family::Head, b"", b"", false), ["a", "b", "c", "d", "e", "f", "g"]);
+        let applied = store.applied().unwrap().unwrap();
+        assert_eq!((applied.index, applied.link), (11, Some(link(2, 2))));
+    }
 }

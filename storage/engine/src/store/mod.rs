@@ -12,7 +12,8 @@
 //! <path>/current     the name of the directory in use, "db-<n>"
 //! <path>/db-<n>/     RocksDB: families default, head, cell
 //! ```
-//! In `default`, two records are the store's own: `\0applied` (version u8 = 1, index u64 BE, log id) and `\0membership`.
+//! In `default`, two records are the store's own: `\0applied` (version u8 = 2, index u64 BE, whether there was a link u8, the last link, log id; or
+//! version u8 = 1, index u64 BE, log id) and `\0membership`.
 //!
 //! # Invariants
 //! - What is on disk is the state after exactly the entry that `\0applied` names (`tests/store.rs`, "a crash loses whole entries only").
@@ -39,7 +40,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use rocksdb::WriteBatch;
 
-use crate::batch::Family;
+use crate::batch::{self, Family, Link};
 pub use compact::Compaction;
 use db::{Cleared, Db};
 pub use fault::Fault;
@@ -51,8 +52,9 @@ pub use view::Snapshot;
 
 const APPLIED: &[u8] = b"\0applied";
 const MEMBERSHIP: &[u8] = b"\0membership";
-/// The version of the `\0applied` record.
-const APPLIED_VERSION: u8 = 1;
+/// Versions of the `\0applied` record: before there were links, and now.
+const APPLIED_UNLINKED: u8 = 1;
+const APPLIED_VERSION: u8 = 2;
 /// How long a clear waits for readers of older states before it leaves their files to compaction.
 const CLEAR_WAIT: Duration = Duration::from_millis(200);
 
@@ -78,6 +80,8 @@ pub struct Applied {
     pub log_id: Bytes,
     /// The membership in force, as given to [`Store::apply`].
     pub membership: Option<Bytes>,
+    /// The link of the last batch that had one and took effect.
+    pub link: Option<Link>,
 }
 
 /// Whether a write may wait when RocksDB is behind with its flushes.
@@ -169,10 +173,26 @@ impl Store {
     /// Applies entries: their records, the last one's log id and membership, as one atomic write. Entries must come in the log's order, each once; there is one
     /// caller at a time.
     ///
+    /// A batch whose link does not follow the one applied before counts as applied and changes nothing: what it was evaluated on never happened.
+    ///
     /// # Errors
     /// [`Fault::BadBatch`] when one of the entries is damaged; nothing is applied then. [`Fault::Stalled`] with [`Patience::Now`]: nothing is applied, call again.
     pub fn apply(&self, writes: &[Write], patience: Patience) -> Result<(), Fault> {
         let db = self.db()?;
+        let before = match db.get_latest(Family::Default, APPLIED)? {
+            Some(record) => decode_applied(&db, &record)?.link,
+            None => None,
+        };
+        if writes.iter().all(|write| batch::link(&write.batch).is_none()) {
+            return self.apply_linked(&db, writes, before, patience);
+        }
+        let mut last = before;
+        let writes: Vec<Write> = writes.iter().map(|write| follow(write, &mut last)).collect();
+        self.apply_linked(&db, &writes, before, patience)
+    }
+
+    /// Applies entries that all take effect; `before` is the last link before them.
+    fn apply_linked(&self, db: &Arc<Db>, writes: &[Write], before: Option<Link>, patience: Patience) -> Result<(), Fault> {
         let mut records = WriteBatch::default();
         let mut cleared_upto = None;
         for (at, write) in writes.iter().enumerate().filter(|(_, write)| !write.batch.is_empty()) {
@@ -181,20 +201,20 @@ impl Store {
             }
         }
         match cleared_upto {
-            None => self.write(&db, writes, records, patience),
+            None => self.write(db, writes, records, before, patience),
             Some(_) if patience == Patience::Now => Err(Fault::Stalled),
             Some(upto) => {
                 let (clearing, rest) = writes.split_at(upto);
-                self.apply_clear(&db, clearing)?;
-                self.apply(rest, patience)
+                self.apply_clear(db, clearing, before)?;
+                self.apply_linked(db, rest, last_link(clearing).or(before), patience)
             }
         }
     }
 
-    fn write(&self, db: &Db, writes: &[Write], mut records: WriteBatch, patience: Patience) -> Result<(), Fault> {
+    fn write(&self, db: &Db, writes: &[Write], mut records: WriteBatch, before: Option<Link>, patience: Patience) -> Result<(), Fault> {
         let Some(last) = writes.last() else { return Ok(()) };
         let own = db.family(Family::Default);
-        records.put_cf(own, APPLIED, encode_applied(last.index, &last.log_id));
+        records.put_cf(own, APPLIED, encode_applied(last.index, last_link(writes).or(before), &last.log_id));
         if let Some(membership) = writes.iter().rev().find_map(|write| write.membership.as_ref()) {
             records.put_cf(own, MEMBERSHIP, membership);
         }
@@ -211,13 +231,13 @@ impl Store {
 
     /// Applies entries of which the last empties families, and gives their space back at once. Files are deleted under two conditions: the emptiness is on disk, and nobody
     /// reads an older state. Nothing else is written meanwhile, so every file at the lower levels is dead. Where a condition fails, compaction does the rest.
-    fn apply_clear(&self, db: &Arc<Db>, writes: &[Write]) -> Result<(), Fault> {
+    fn apply_clear(&self, db: &Arc<Db>, writes: &[Write], before: Option<Link>) -> Result<(), Fault> {
         let mut records = WriteBatch::default();
         let mut cleared = Cleared::default();
         for write in writes.iter().filter(|write| !write.batch.is_empty()) {
             cleared = db.collect(&write.batch, &mut records)?;
         }
-        self.write(db, writes, records, Patience::Wait)?;
+        self.write(db, writes, records, before, Patience::Wait)?;
         let families = |which: [bool; 3]| Family::ALL.into_iter().filter(move |family| which[*family as usize]);
         let unread = || db.readers().wait_for_older(Instant::now() + CLEAR_WAIT);
         match db.flush() {
@@ -334,21 +354,57 @@ impl Store {
     }
 }
 
-fn encode_applied(index: u64, log_id: &[u8]) -> BytesMut {
-    let mut record = BytesMut::with_capacity(9 + log_id.len());
+/// The entry as it takes effect: without its batch when the batch's link does not follow `last`.
+fn follow(write: &Write, last: &mut Option<Link>) -> Write {
+    let Some(link) = batch::link(&write.batch) else { return write.clone() };
+    if link.follows(*last) {
+        *last = Some(link);
+        return write.clone();
+    }
+    tracing::warn!(index = write.index, ?link, ?last, "a batch is void: the one it was evaluated on never took effect");
+    Write { batch: Bytes::new(), ..write.clone() }
+}
+
+fn last_link(writes: &[Write]) -> Option<Link> {
+    writes.iter().rev().find_map(|write| batch::link(&write.batch))
+}
+
+fn encode_applied(index: u64, link: Option<Link>, log_id: &[u8]) -> BytesMut {
+    let mut record = BytesMut::with_capacity(26 + log_id.len());
     record.put_u8(APPLIED_VERSION);
     record.put_u64(index);
+    record.put_u8(u8::from(link.is_some()));
+    if let Some(link) = link {
+        record.put_slice(&link.to_bytes());
+    }
     record.put_slice(log_id);
     record
 }
 
-fn decode_applied(db: &Db, record: &Bytes) -> Result<(u64, Bytes), Fault> {
-    match record.split_first_chunk::<9>() {
-        Some(([APPLIED_VERSION, index @ ..], _)) => Ok((u64::from_be_bytes(*index), record.slice(9..))),
-        _ => {
-            Err(Fault::Corrupt { file: db.directory.display().to_string(), reason: "a malformed record of the last applied entry".into() })
-        }
-    }
+/// What an `\0applied` record says.
+struct AppliedRecord {
+    index: u64,
+    link: Option<Link>,
+    log_id: Bytes,
+}
+
+fn decode_applied(db: &Db, record: &Bytes) -> Result<AppliedRecord, Fault> {
+    parse_applied(record).ok_or_else(|| Fault::Corrupt {
+        file: db.directory.display().to_string(),
+        reason: "a malformed record of the last applied entry".into(),
+    })
+}
+
+fn parse_applied(record: &Bytes) -> Option<AppliedRecord> {
+    let ([version, index @ ..], rest) = record.split_first_chunk::<9>()?;
+    let index = u64::from_be_bytes(*index);
+    let (link, at) = match (*version, rest.split_first()) {
+        (APPLIED_UNLINKED, _) => (None, 9),
+        (APPLIED_VERSION, Some((0, _))) => (None, 10),
+        (APPLIED_VERSION, Some((1, link))) => (Some(Link::from_bytes(*link.first_chunk()?)), 26),
+        _ => return None,
+    };
+    Some(AppliedRecord { index, link, log_id: record.slice(at..) })
 }
 
 /// Reads log id and membership of one moment: again, when a write or flush came between the two.
@@ -357,8 +413,30 @@ fn read_applied(db: &Db, get: impl Fn(&[u8]) -> Result<Option<Bytes>, Fault>) ->
         let Some(record) = get(APPLIED)? else { return Ok(None) };
         let membership = get(MEMBERSHIP)?;
         if get(APPLIED)?.as_ref() == Some(&record) {
-            let (index, log_id) = decode_applied(db, &record)?;
-            return Ok(Some(Applied { index, log_id, membership }));
+            let AppliedRecord { index, link, log_id } = decode_applied(db, &record)?;
+            return Ok(Some(Applied { index, log_id, membership, link }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frozen: add vectors for new versions, never edit these.
+    #[test]
+    fn the_applied_record_is_frozen() {
+        let read = |record: &'static [u8]| parse_applied(&Bytes::from_static(record)).map(|read| (read.index, read.link, read.log_id));
+        let id = Bytes::from_static(b"id");
+        let link = Link { term: 3, chain: 1, place: 2 };
+        assert_eq!(read(b"\x01\0\0\0\0\0\0\0\x05id"), Some((5, None, id.clone())));
+        assert_eq!(read(b"\x02\0\0\0\0\0\0\0\x05\0id"), Some((5, None, id.clone())));
+        let linked = b"\x02\0\0\0\0\0\0\0\x05\x01\0\0\0\0\0\0\0\x03\0\0\0\x01\0\0\0\x02id";
+        assert_eq!(read(linked), Some((5, Some(link), id.clone())));
+        assert_eq!(encode_applied(5, Some(link), &id), &linked[..]);
+        assert_eq!(encode_applied(5, None, &id), &b"\x02\0\0\0\0\0\0\0\x05\0id"[..]);
+        for bad in [&b""[..], b"\x03\0\0\0\0\0\0\0\x05id", b"\x02\0\0\0\0\0\0\0\x05", b"\x02\0\0\0\0\0\0\0\x05\x01\0"] {
+            assert!(read(bad).is_none(), "{bad:?}");
         }
     }
 }
