@@ -80,7 +80,7 @@ fn fault(error: impl std::fmt::Display) -> MetaError {
 impl From<GroupError> for MetaError {
     fn from(error: GroupError) -> Self {
         match error {
-            GroupError::NotLeader(why) => MetaError::NotNow(why),
+            GroupError::NotLeader { why, .. } => MetaError::NotNow(why),
             GroupError::Unknown(why) => MetaError::Unknown(why),
             GroupError::Fatal(why) => MetaError::Fault(why),
         }

@@ -166,7 +166,7 @@ impl Replica {
     /// Proposes under the leadership under which the batch was evaluated, and waits for its application.
     pub(crate) async fn propose(&self, leadership: &Leadership, batch: Bytes) -> Result<(), ProposeError> {
         self.group.propose(leadership, batch).await.map_err(|error| match error {
-            GroupError::NotLeader(why) => ProposeError::NotProposed(why),
+            GroupError::NotLeader { why, .. } => ProposeError::NotProposed(why),
             GroupError::Unknown(why) | GroupError::Fatal(why) => {
                 tracing::error!(partition = ?self.partition, %why, "a write's outcome is unknown");
                 ProposeError::Unknown(why)

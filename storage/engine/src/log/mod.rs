@@ -33,7 +33,7 @@
 
 mod group;
 mod keeper;
-mod record;
+pub(crate) mod record;
 mod recover;
 mod segment;
 mod stats;

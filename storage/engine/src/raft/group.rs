@@ -1,46 +1,60 @@
-//! One Raft group in this process: started over the node's log and a store, led, proposed to, confirmed.
+//! One replica of a Raft group in this process: started over the node's log and a store, led, proposed to, confirmed.
 //!
 //! Partitions and meta use the same: whoever leads evaluates what is asked on applied state and proposes the finished write batch.
 //! No caller needs openraft's own types.
+//!
+//! # Invariants
+//! - Whoever confirms leadership led within [`CONFIRMED_AGE`] before, by the monotonic clock, and no other leader can commit anything before the lease is over
+//!   (`tests/raft_leases.rs`).
+//! - A replica that stood in for nobody yet may vote at once; one with a past keeps the word of its earlier life (`ticker.rs`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use openraft::alias::{SnapshotOf, VoteOf};
+use futures::FutureExt;
+use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{
-    ClientWriteError, Fatal, InitializeError, LinearizableReadError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
-};
+use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
-use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::metrics::RaftServerMetrics;
 use openraft::raft::linearizable_read::{Linearizer, LinearizerOption};
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
-use openraft::storage::RaftStateMachine;
-use openraft::{Config, Raft, SnapshotPolicy};
+use openraft::storage::RaftLogStorage;
+use openraft::{Config, Raft, RaftLogReader, ServerState, SnapshotPolicy, StepDownPolicy};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
+use super::peers::Peers;
 use super::purge::{Policy, keep_log_short};
+use super::ticker::{HEARTBEAT, Standing, Ticker};
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
+use super::wire::{Letter, Wire, WireError};
 use super::{GroupLog, Machine, Progress};
 use crate::store::Store;
 
 /// The leader's lease: no other leader is elected within it. Also the longest election timeout.
-pub const LEASE: Duration = Duration::from_millis(1500);
+pub const LEASE: Duration = Duration::from_millis(1000);
 
-/// How old an acknowledgement by a quorum may be for a read to rely on it: half of the lease, so that the other half is left to read.
-pub const CONFIRMED_AGE: Duration = Duration::from_millis(750);
+/// How old an acknowledgement by a quorum may be for a read to rely on it, and how long it may then rely on it: twice this is less than the lease by as much as the
+/// clocks of two servers may run apart in that time.
+pub const CONFIRMED_AGE: Duration = Duration::from_millis(475);
 
 /// How long a group of one may take to elect itself: a few fsyncs, on a disk that may be busy.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a group could not be started or asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum GroupError {
     /// Not the leader, or without a quorum. Nothing was proposed.
-    #[error("{0}")]
-    NotLeader(String),
+    #[error("{why}")]
+    NotLeader {
+        /// In words.
+        why: String,
+        /// Who leads, as far as is known here.
+        leader: Option<Leader>,
+    },
     /// Proposed, and then lost sight of: it may or may not be committed.
     #[error("{0}")]
     Unknown(String),
@@ -63,6 +77,28 @@ impl Leadership {
     }
 }
 
+/// A member that leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leader {
+    /// The member.
+    pub raft_id: RaftId,
+    /// Where it lives ([`Node::server`]).
+    pub server: u64,
+    /// Raft's term in which this was so.
+    pub term: u64,
+}
+
+/// Who leads, as this replica sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Role {
+    /// Raft's term.
+    pub term: u64,
+    /// Whether this replica leads. It may have lost the others without knowing it yet: [`Group::confirm`] tells.
+    pub is_leader: bool,
+    /// Who leads; `None` while nobody is known to.
+    pub leader: Option<Leader>,
+}
+
 /// Figures of a group, for INFO, metrics and status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GroupFigures {
@@ -70,21 +106,63 @@ pub struct GroupFigures {
     pub term: u64,
     /// Whether this replica leads.
     pub is_leader: bool,
+    /// Who leads, as far as is known here.
+    pub leader: Option<Leader>,
     /// Index of the last entry in the log.
     pub last_log: u64,
+    /// Index of the last entry that is known to be committed.
+    pub committed: u64,
     /// Index of the last applied entry.
     pub applied: u64,
     /// Index up to which the log was purged.
     pub purged: u64,
 }
 
-/// A running group.
+/// What a replica of a group of any size is started with.
+pub struct GroupOptions {
+    /// The group's number, the same on all members; that of `log`.
+    pub group: u64,
+    /// This replica's Raft id, never used before in this group.
+    pub id: RaftId,
+    /// For people.
+    pub name: String,
+    /// The group's part of the node's log.
+    pub log: GroupLog,
+    /// The replica's state.
+    pub store: Store,
+    /// The way to the other members.
+    pub wire: Arc<dyn Wire>,
+    /// The members of a group that is new, the same list on all of them; the first forms the group at once, the others if it does not. Of no effect on a replica that
+    /// has a past. `None`: the replica waits to be added by others.
+    pub initial: Option<Vec<(RaftId, Node)>>,
+    /// The process's clock.
+    pub ticker: Arc<Ticker>,
+}
+
+/// A running replica of a group.
 #[derive(Clone)]
 pub struct Group {
-    raft: Raft<Types, Machine>,
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) raft: Raft<Types, Machine>,
+    pub(super) id: RaftId,
+    /// The group's number.
+    pub(super) number: u64,
+    pub(super) store: Store,
     /// The term of ours in which everything of earlier terms was seen to be applied.
-    caught_up_term: Arc<AtomicU64>,
+    caught_up_term: AtomicU64,
     progress: Progress,
+    ticker: Option<Arc<Ticker>>,
+    /// Until when this replica neither votes nor stands.
+    pub(super) guard_until: Instant,
+    pub(super) standing: Mutex<Standing>,
+    initial: BTreeMap<RaftId, Node>,
+    server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
+    pub(super) role: watch::Sender<Role>,
+    /// Why Raft has ended.
+    ended: watch::Sender<Option<String>>,
 }
 
 impl Group {
@@ -96,26 +174,11 @@ impl Group {
     /// # Errors
     /// [`GroupError::Fatal`]: log or store can't be read, or the disk doesn't take a vote.
     pub async fn start_alone(id: RaftId, name: String, log: GroupLog, store: Store) -> Result<Group, GroupError> {
-        let (machine, progress) = Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
-        let config = Config {
-            cluster_name: name,
-            heartbeat_interval: 250,
-            election_timeout_min: 1000,
-            election_timeout_max: LEASE.as_millis() as u64,
-            enable_tick: false,
-            enable_pre_vote: Some(true),
-            // What a restarted leader had committed it learns by being elected again: `save_committed` is best effort.
-            enable_leader_restore: Some(false),
-            // Snapshots are flushes here, and the purge driver asks for them.
-            snapshot_policy: SnapshotPolicy::Never,
-            max_in_snapshot_log_to_keep: 0,
-            purge_batch_size: 1,
-            ..Config::default()
-        };
-        let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
-        let raft = Raft::new(id, Arc::new(config), NoPeers, log, machine).await.map_err(fatal)?;
-        let members = BTreeMap::from([(id, Node::default())]);
-        match raft.initialize(members).await {
+        let initial = BTreeMap::from([(id, Node::default())]);
+        let standing = Standing::new(Instant::now(), None);
+        let group = Self::build(id, name, log, store, Arc::new(NoPeers), initial.clone(), None, (Instant::now(), standing)).await?;
+        let raft = &group.inner.raft;
+        match raft.initialize(initial).await {
             Ok(()) => {}
             Err(RaftError::APIError(InitializeError::NotAllowed(_))) => raft.trigger().elect(false).await.map_err(fatal)?,
             Err(error) => return Err(GroupError::Fatal(error.to_string())),
@@ -124,7 +187,95 @@ impl Group {
             .current_leader(id, "a group of one elects itself")
             .await
             .map_err(|error| GroupError::Fatal(error.to_string()))?;
-        let group = Group { raft, caught_up_term: Arc::default(), progress: progress.clone() };
+        Ok(group)
+    }
+
+    /// Starts a replica of a group of any size. Must be called on the runtime that is to run Raft. Returns as soon as it runs; whether and when a leader is there,
+    /// [`leadership_changes`](Group::leadership_changes) tells. While it runs, its log is kept short ([`keep_log_short`]).
+    ///
+    /// # Errors
+    /// [`GroupError::Fatal`]: log or store can't be read.
+    pub async fn start(options: GroupOptions) -> Result<Group, GroupError> {
+        let GroupOptions { group: number, id, name, mut log, store, wire, initial, ticker } = options;
+        if number != log.id() {
+            return Err(GroupError::Fatal(format!("group {number} was given the log of group {}", log.id())));
+        }
+        let read = |error: std::io::Error| GroupError::Fatal(error.to_string());
+        let has_past = log.read_vote().await.map_err(read)?.is_some()
+            || log.get_log_state().await.map_err(read)?.last_log_id.is_some()
+            || store.applied().map_err(|fault| GroupError::Fatal(fault.to_string()))?.is_some();
+        let now = Instant::now();
+        let guard_until = if has_past { ticker.guard_until(number) } else { now };
+        let forming = initial.as_ref().filter(|_| !has_past).map(|members| {
+            let is_first = members.first().is_some_and(|(first, _)| *first == id);
+            Standing::forming(now, is_first)
+        });
+        let standing = Standing::new(guard_until, forming);
+        let initial = initial.unwrap_or_default().into_iter().collect();
+        let group = Self::build(id, name, log, store, wire, initial, Some(ticker.clone()), (guard_until, standing)).await?;
+        ticker.add(&group.inner);
+        // A new group is not to wait for the next tick.
+        group.inner.tick(now, false);
+        Ok(group)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn build(
+        id: RaftId,
+        name: String,
+        log: GroupLog,
+        store: Store,
+        wire: Arc<dyn Wire>,
+        initial: BTreeMap<RaftId, Node>,
+        ticker: Option<Arc<Ticker>>,
+        (guard_until, standing): (Instant, Standing),
+    ) -> Result<Group, GroupError> {
+        let (machine, progress) = Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
+        let lease_ms = LEASE.as_millis() as u64;
+        let config = Config {
+            cluster_name: name,
+            // The ticker sends them; this is how long one may take.
+            heartbeat_interval: (HEARTBEAT + HEARTBEAT / 2).as_millis() as u64,
+            // A follower that has just acknowledged entries needs no heartbeat.
+            heartbeat_min_interval: Some(HEARTBEAT.as_millis() as u64 / 2),
+            // How long a vote may take. When to stand is the ticker's affair.
+            election_timeout_min: lease_ms - 100,
+            election_timeout_max: lease_ms,
+            enable_tick: false,
+            enable_pre_vote: Some(true),
+            // What a restarted leader had committed it learns by being elected again: `save_committed` is best effort.
+            enable_leader_restore: Some(false),
+            // Longer than anybody relies on a lease: a removed leader's transfer must find none in use.
+            removed_leader_step_down: StepDownPolicy::After(lease_ms),
+            max_payload_entries: 1024,
+            // Snapshots are flushes here, and the purge driver asks for them.
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: 0,
+            purge_batch_size: 1,
+            ..Config::default()
+        };
+        let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
+        let number = log.id();
+        let transfers = ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
+        let peers = Peers { wire, group: number, id, transfers };
+        let raft = Raft::new(id, Arc::new(config), peers, log, machine).await.map_err(fatal)?;
+        let inner = Arc::new(Inner {
+            server: raft.server_metrics(),
+            raft,
+            id,
+            number,
+            store: store.clone(),
+            caught_up_term: AtomicU64::default(),
+            progress: progress.clone(),
+            ticker,
+            guard_until,
+            standing: Mutex::new(standing),
+            initial,
+            role: watch::Sender::default(),
+            ended: watch::Sender::default(),
+        });
+        let group = Group { inner };
+        tokio::spawn(group.inner.clone().follow());
         tokio::spawn(keep_log_short(group.clone(), store, progress, Policy::default()));
         Ok(group)
     }
@@ -132,8 +283,8 @@ impl Group {
     /// Waits until this replica leads and has applied everything that is committed; what is evaluated then is evaluated under the result.
     pub async fn establish(&self) -> Result<Leadership, GroupError> {
         // An entry of our own may be under way whose proposer has lost sight of it: all is waited for, unlike in `confirm`.
-        self.linearizer().await?.await_ready(&self.raft).await.map_err(fatal)?;
-        let leader = self.raft.as_leader().map_err(|forward| GroupError::NotLeader(forward.to_string()))?;
+        self.linearizer().await?.await_ready(&self.inner.raft).await.map_err(fatal)?;
+        let leader = self.inner.raft.as_leader().map_err(|forward| self.inner.not_leader(&forward))?;
         Ok(Leadership { leader: leader.to_committed_leader_id(), term: leader.leader_id().term })
     }
 
@@ -147,18 +298,25 @@ impl Group {
         let linearizer = self.linearizer().await?;
         // A leader's read log id is of its own term: it begins with an entry of its own.
         let term = linearizer.read_log_id().committed_leader_id().term;
-        if self.caught_up_term.load(Ordering::Acquire) != term {
-            linearizer.await_ready(&self.raft).await.map_err(fatal)?;
-            self.caught_up_term.store(term, Ordering::Release);
+        if self.inner.caught_up_term.load(Ordering::Acquire) != term {
+            linearizer.await_ready(&self.inner.raft).await.map_err(fatal)?;
+            self.inner.caught_up_term.store(term, Ordering::Release);
         }
         Ok(())
     }
 
     async fn linearizer(&self) -> Result<Linearizer<Types>, GroupError> {
+        let inner = &self.inner;
+        // A leader that was removed leads on for a moment, and hands over without a word to those who rely on its lease.
+        if !inner.is_voter() {
+            return Err(GroupError::NotLeader { why: "not a voter of the group".to_owned(), leader: inner.other_leader() });
+        }
         let option = LinearizerOption::new(Some(CONFIRMED_AGE), true);
-        self.raft.get_read_linearizer(option).await.map_err(|error| match error {
-            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => GroupError::NotLeader(forward.to_string()),
-            RaftError::APIError(LinearizableReadError::QuorumNotEnough(quorum)) => GroupError::NotLeader(quorum.to_string()),
+        inner.raft.get_read_linearizer(option).await.map_err(|error| match error {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => inner.not_leader(&forward),
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(quorum)) => {
+                GroupError::NotLeader { why: quorum.to_string(), leader: None }
+            }
             RaftError::Fatal(error) => fatal(error),
         })
     }
@@ -166,10 +324,10 @@ impl Group {
     /// Proposes a write batch under a leadership and waits until it is applied here.
     pub async fn propose(&self, leadership: &Leadership, batch: Bytes) -> Result<(), GroupError> {
         let (responder, result) = ProgressResponder::complete_only();
-        self.raft.write(Payload(batch)).with_leader(leadership.leader).responder(responder).await.map_err(fatal)?;
+        self.inner.raft.write(Payload(batch)).with_leader(leadership.leader).responder(responder).await.map_err(fatal)?;
         match result.await {
             Ok(Ok(_applied)) => Ok(()),
-            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(GroupError::NotLeader(forward.to_string())),
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(self.inner.not_leader(&forward)),
             Ok(Err(error)) => Err(GroupError::Unknown(error.to_string())),
             // The responder was dropped: Raft has stopped, and whether the entry had been appended is not known.
             Err(_) => Err(GroupError::Unknown("the Raft group stopped while the write was under way".to_owned())),
@@ -178,86 +336,161 @@ impl Group {
 
     /// Asks for a flush of the store, up to which the log may then be purged.
     pub async fn flush(&self) -> Result<(), GroupError> {
-        self.raft.trigger().snapshot().await.map_err(fatal)
+        self.inner.raft.trigger().snapshot().await.map_err(fatal)
     }
 
     /// Lets go of the log up to an entry that is flushed.
     pub(super) async fn purge(&self, upto: u64) -> Result<(), GroupError> {
-        self.raft.trigger().purge_log(upto).await.map_err(fatal)
+        self.inner.raft.trigger().purge_log(upto).await.map_err(fatal)
+    }
+
+    /// This replica's Raft id.
+    pub fn id(&self) -> RaftId {
+        self.inner.id
     }
 
     /// How far it has applied, as it goes.
     pub fn progress(&self) -> Progress {
-        self.progress.clone()
+        self.inner.progress.clone()
     }
 
     /// Figures as of the last change.
     pub fn figures(&self) -> GroupFigures {
-        let metrics = self.raft.metrics();
+        let role = *self.inner.role.borrow();
+        let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         GroupFigures {
             term: metrics.current_term,
             is_leader: metrics.current_leader == Some(metrics.id),
+            leader: role.leader,
             last_log: metrics.last_log_index.unwrap_or(0),
+            committed: metrics.local_committed.as_ref().map_or(0, |id| id.index),
             applied: metrics.last_applied.as_ref().map_or(0, |id| id.index),
             purged: metrics.purged.as_ref().map_or(0, |id| id.index),
         }
     }
 
+    /// Who leads, as it changes. Closed when the group has ended.
+    pub fn leadership_changes(&self) -> watch::Receiver<Role> {
+        self.inner.role.subscribe()
+    }
+
+    /// Whether Raft runs.
+    ///
+    /// # Errors
+    /// [`GroupError::Fatal`]: why not. The replica must be closed then; it may be opened again.
+    pub fn running(&self) -> Result<(), GroupError> {
+        match &*self.inner.ended.borrow() {
+            Some(why) => Err(GroupError::Fatal(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until Raft has ended, and says why.
+    pub async fn ended(&self) -> String {
+        let mut ended = self.inner.ended.subscribe();
+        let why = ended.wait_for(Option::is_some).await;
+        why.ok().and_then(|why| why.clone()).unwrap_or_else(|| "nothing is known of it".to_owned())
+    }
+
     /// Stops the group; what was proposed and not answered is answered as unknown.
     pub async fn shutdown(&self) {
-        if let Err(error) = self.raft.shutdown().await {
+        if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(%error, "a Raft group ended in a panic");
+        }
+        if let Some(ticker) = &self.inner.ticker {
+            ticker.remove(&self.inner);
         }
     }
 }
 
-fn fatal(error: Fatal<Types>) -> GroupError {
+impl Inner {
+    /// What is to be done at a moment: cheap when nothing is.
+    pub(super) fn tick(self: &Arc<Self>, now: Instant, is_beat: bool) {
+        let (state, rank, is_formed) = {
+            let server = self.server.borrow_watched();
+            let voters: BTreeSet<RaftId> = server.membership_config.voter_ids().collect();
+            let others = voters.iter().filter(|id| Some(**id) != server.current_leader);
+            let rank = voters.contains(&self.id).then(|| others.take_while(|id| **id != self.id).count() as u32);
+            (server.state, rank, !voters.is_empty())
+        };
+        if state == ServerState::Leader {
+            if is_beat {
+                // A full queue has more urgent things in it.
+                let _ = self.raft.trigger().heartbeat().now_or_never();
+            }
+        } else if !is_formed {
+            if self.standing.lock().forms(now) {
+                tokio::spawn(self.clone().form());
+            }
+        } else if let Some(rank) = rank
+            && self.standing.lock().stands(now, rank)
+        {
+            let _ = self.raft.trigger().elect(true).now_or_never();
+        }
+    }
+
+    /// Forms the group of its first members. All of them may: their first entries conflict, and the first elected leader's stands.
+    async fn form(self: Arc<Self>) {
+        match self.raft.initialize(self.initial.clone()).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(error) => tracing::error!(group = self.number, %error, "a group can't be formed"),
+        }
+    }
+
+    /// Tells who leads as it changes, and in the end why Raft ended.
+    async fn follow(self: Arc<Self>) {
+        let mut server = self.server.clone();
+        loop {
+            let role = {
+                let server = server.borrow_and_update();
+                let term = server.vote.leader_id.term;
+                let leader = server.current_leader.map(|raft_id| {
+                    let node = server.membership_config.membership().get_node(&raft_id);
+                    Leader { raft_id, server: node.map_or(0, |node| node.server), term }
+                });
+                Role { term, is_leader: server.state == ServerState::Leader, leader }
+            };
+            self.role.send_if_modified(|old| std::mem::replace(old, role) != role);
+            if server.changed().await.is_err() {
+                break;
+            }
+        }
+        let why = match self.raft.is_initialized().await {
+            Err(error) => error.to_string(),
+            Ok(_) => "its core has gone".to_owned(),
+        };
+        self.role.send_modify(|role| (role.is_leader, role.leader) = (false, None));
+        self.ended.send_replace(Some(why));
+    }
+
+    fn is_voter(&self) -> bool {
+        self.server.borrow_watched().membership_config.voter_ids().any(|id| id == self.id)
+    }
+
+    /// Who leads, if it is known to be another.
+    fn other_leader(&self) -> Option<Leader> {
+        self.role.borrow().leader.filter(|leader| leader.raft_id != self.id)
+    }
+
+    pub(super) fn not_leader(&self, forward: &ForwardToLeader<Types>) -> GroupError {
+        let term = self.role.borrow().term;
+        let told = forward.leader_id.zip(forward.leader_node).filter(|(raft_id, _)| *raft_id != self.id);
+        let leader = told.map(|(raft_id, node)| Leader { raft_id, server: node.server, term });
+        let why = format!("not the leader: {:?}", forward.reason);
+        GroupError::NotLeader { why, leader: leader.or_else(|| self.other_leader()) }
+    }
+}
+
+pub(super) fn fatal(error: Fatal<Types>) -> GroupError {
     GroupError::Fatal(error.to_string())
 }
 
 /// The network of a group of one: there is nobody to reach.
-#[derive(Debug, Clone, Copy)]
 struct NoPeers;
 
-fn nobody() -> Unreachable<Types> {
-    Unreachable::from_string("this group has one member")
-}
-
-impl RaftNetworkFactory<Types> for NoPeers {
-    type Network = NoPeers;
-
-    async fn new_client(&mut self, _target: RaftId, _node: &Node) -> NoPeers {
-        NoPeers
-    }
-}
-
-impl RaftNetworkV2<Types> for NoPeers {
-    type SnapshotData = <Machine as RaftStateMachine<Types>>::SnapshotData;
-
-    async fn append_entries(
-        &mut self,
-        _rpc: AppendEntriesRequest<Types>,
-        _option: RPCOption,
-    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        Err(nobody().into())
-    }
-
-    async fn vote(&mut self, _rpc: VoteRequest<Types>, _option: RPCOption) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        Err(nobody().into())
-    }
-
-    async fn pre_vote(&mut self, _rpc: VoteRequest<Types>, _option: RPCOption) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        Err(nobody().into())
-    }
-
-    async fn full_snapshot(
-        &mut self,
-        _vote: VoteOf<Types>,
-        _snapshot: SnapshotOf<Types, Self::SnapshotData>,
-        _cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
-        _option: RPCOption,
-    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        Err(nobody().into())
+impl Wire for NoPeers {
+    fn send(&self, _to: &Node, _letter: Letter) -> futures::future::BoxFuture<'_, Result<Bytes, WireError>> {
+        std::future::ready(Err(WireError::NotSent("this group has one member".to_owned()))).boxed()
     }
 }

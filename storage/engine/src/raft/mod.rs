@@ -1,11 +1,21 @@
-//! openraft's storage, shared by the groups of partitions and of meta.
+//! Raft groups: openraft over the node's log, a store, and a wire between servers.
 
 pub mod group;
 pub mod log_store;
 pub mod machine;
+mod message;
+mod peers;
 pub mod purge;
+mod receive;
+mod ticker;
+mod transfer;
 pub mod types;
+pub mod wire;
 
-pub use group::{CONFIRMED_AGE, Group, GroupError, GroupFigures, LEASE, Leadership};
+pub use group::{CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, LEASE, Leader, Leadership, Role};
 pub use log_store::GroupLog;
 pub use machine::{Machine, Progress, StateTransfer};
+pub use receive::ReceiveError;
+pub use ticker::Ticker;
+pub use types::{Node, RaftId};
+pub use wire::{Kind, LETTER_BYTES_MAX, Letter, Wire, WireError};

@@ -43,16 +43,16 @@ impl From<Bytes> for Payload {
     }
 }
 
-/// Where a member of a group is reached. The member itself is named by its Raft id, which meta gives fresh for every placement.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Where a member of a group lives. The member itself is named by its Raft id, which meta gives fresh for every placement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Node {
-    /// `host:port` of the process that holds the replica; empty for a group that never leaves its process.
-    pub address: String,
+    /// The id of the process that holds the replica; its address may change, this does not. 0 for a group that never leaves its process.
+    pub server: u64,
 }
 
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.address)
+        write!(f, "server {:016x}", self.server)
     }
 }
 

@@ -1,0 +1,137 @@
+//! openraft's network over a [`Wire`].
+//!
+//! One letter with entries is under way per follower, and what has come in meanwhile goes with the next: fewer and fuller letters than a pipeline would
+//! send, for the same throughput and less CPU. Heartbeats don't queue behind entries. What goes in one letter is bounded by what the log gives at once
+//! (`log_store.rs`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::alias::VoteOf;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::storage::Snapshot;
+
+use super::machine::StateTransfer;
+use super::message;
+use super::transfer::Transfers;
+use super::types::{LeaderId, Node, RaftId, Types};
+use super::wire::{Kind, Letter, Wire, WireError};
+
+/// How long a letter with entries may take, beside the time for its bytes.
+const APPEND_PATIENCE: Duration = Duration::from_secs(2);
+/// The slowest network and disk that are waited for, bytes a second.
+const SLOWEST: f64 = 2e6;
+/// How long to leave alone a server that can't be reached: doubled from the first to the last.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_LAST: Duration = Duration::from_millis(400);
+
+/// A replica's way to the other members of its group.
+#[derive(Clone)]
+pub(super) struct Peers {
+    pub(super) wire: Arc<dyn Wire>,
+    pub(super) group: u64,
+    pub(super) id: RaftId,
+    pub(super) transfers: Arc<Transfers>,
+}
+
+impl RaftNetworkFactory<Types> for Peers {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: RaftId, node: &Node) -> Peer {
+        Peer { peers: self.clone(), target, node: *node }
+    }
+}
+
+/// The way to one member.
+pub(super) struct Peer {
+    pub(super) peers: Peers,
+    pub(super) target: RaftId,
+    pub(super) node: Node,
+}
+
+impl Peer {
+    pub(super) async fn ask(&self, kind: Kind, body: Bytes, timeout: Duration) -> Result<Bytes, WireError> {
+        let letter = Letter { group: self.peers.group, from: self.peers.id, target: self.target, kind, body, timeout };
+        // The wire keeps to the timeout by itself; a wire that does not must not hold up Raft.
+        match tokio::time::timeout(timeout + timeout / 4, self.peers.wire.send(&self.node, letter)).await {
+            Ok(reply) => reply,
+            Err(_) => Err(WireError::Lost("the time is up".to_owned())),
+        }
+    }
+
+    async fn ask_as<T: serde::de::DeserializeOwned>(
+        &self,
+        kind: Kind,
+        body: Result<Bytes, String>,
+        timeout: Duration,
+    ) -> Result<T, RPCError<Types>> {
+        let reply = self.ask(kind, body.map_err(unsaid)?, timeout).await.map_err(rpc)?;
+        message::decode(&reply).map_err(unsaid)
+    }
+}
+
+fn unsaid(why: String) -> RPCError<Types> {
+    Unreachable::from_string(why).into()
+}
+
+fn rpc(error: WireError) -> RPCError<Types> {
+    match error {
+        WireError::Lost(why) => NetworkError::from_string(why).into(),
+        WireError::NotSent(why) | WireError::Refused(why) => Unreachable::from_string(why).into(),
+    }
+}
+
+impl RaftNetworkV2<Types> for Peer {
+    type SnapshotData = StateTransfer;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let body = message::encode_append(&rpc);
+        let timeout = match rpc.entries.is_empty() {
+            true => option.hard_ttl(),
+            false => APPEND_PATIENCE + Duration::from_secs_f64(body.len() as f64 / SLOWEST),
+        };
+        self.ask_as(Kind::Append, Ok(body), timeout).await
+    }
+
+    async fn vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.ask_as(Kind::Vote, message::encode(&rpc), option.hard_ttl()).await
+    }
+
+    async fn pre_vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.ask_as(Kind::PreVote, message::encode(&rpc), option.hard_ttl()).await
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        rpc: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        self.ask_as(Kind::Transfer, message::encode(&rpc), option.hard_ttl()).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: VoteOf<Types>,
+        snapshot: Snapshot<LeaderId, u64, Node, StateTransfer>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        tokio::select! {
+            closed = cancel => Err(closed.into()),
+            sent = super::transfer::send(self, vote, snapshot) => sent,
+        }
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::successors(Some(PAUSE_FIRST), |pause| Some((*pause * 2).min(PAUSE_LAST)))))
+    }
+}

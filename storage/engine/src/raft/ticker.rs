@@ -1,0 +1,179 @@
+//! The clock of all groups of a process: one task that has leaders send heartbeats and followers stand for election.
+//!
+//! openraft could tick each group by itself, at five times the cost when groups are idle. Here all leaders' heartbeats leave at the same moment, so that
+//! they share socket writes; and a follower stands when its own record of the leader's last word is older than the lease.
+//!
+//! # Restart guard
+//! openraft forgets at a restart until when it had promised its leader not to vote for another. So a replica that has a past neither votes nor stands
+//! until a whole lease has gone by since the process started, or since the group was last stopped in it; without this, a leader that renewed its lease
+//! with the restarted replica's word would answer reads after another one was elected.
+//!
+//! # Invariants
+//! - No vote is given within a lease of the last word to an earlier leader, restart or not (`tests/raft_leases.rs`, `a_restarted_voter_keeps_its_word`).
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::LEASE;
+use super::group::Inner;
+use super::transfer::Transfers;
+
+/// How often the groups are looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// How often a leader sends heartbeats.
+pub(super) const HEARTBEAT: Duration = Duration::from_millis(300);
+/// Members stand for election one after another, this far apart, so that they don't take each other's votes.
+const STAGGER: Duration = Duration::from_millis(80);
+/// The shortest wait beyond the lease.
+const MARGIN: Duration = Duration::from_millis(20);
+/// How long a candidate waits for votes before it asks again; twice that at most, at random.
+const ROUND: Duration = Duration::from_millis(200);
+/// How long a member of a new group waits for the first one to form it: it may have been lost.
+const FORMING: Duration = LEASE.saturating_mul(3);
+
+/// What the groups of a process share: the clock, and the pace of state transfers.
+pub struct Ticker {
+    started: Instant,
+    groups: Mutex<Groups>,
+    transfers: Arc<Transfers>,
+}
+
+#[derive(Default)]
+struct Groups {
+    running: Vec<Weak<Inner>>,
+    /// When groups were last stopped in this process, by number, while it matters.
+    stopped: HashMap<u64, Instant>,
+}
+
+impl Ticker {
+    /// Starts the task on the current runtime: that on which Raft runs. It ends when the ticker is dropped. To be called first thing in a process: the restart
+    /// guard counts from here.
+    pub fn start() -> Arc<Ticker> {
+        let ticker = Arc::new(Ticker { started: Instant::now(), groups: Mutex::default(), transfers: Arc::default() });
+        tokio::spawn(run(Arc::downgrade(&ticker)));
+        ticker
+    }
+
+    /// How fast states may be sent to other servers, all groups together, bytes a second; 0 is no limit.
+    pub fn set_transfer_rate(&self, bytes_per_s: u64) {
+        self.transfers.set_rate(bytes_per_s);
+    }
+
+    pub(super) fn transfers(&self) -> &Arc<Transfers> {
+        &self.transfers
+    }
+
+    /// Until when a replica of `group` that has a past may not vote.
+    pub(super) fn guard_until(&self, group: u64) -> Instant {
+        let stopped = self.groups.lock().stopped.get(&group).copied();
+        stopped.map_or(self.started, |stopped| stopped.max(self.started)) + LEASE
+    }
+
+    pub(super) fn add(&self, group: &Arc<Inner>) {
+        self.groups.lock().running.push(Arc::downgrade(group));
+    }
+
+    pub(super) fn remove(&self, group: &Arc<Inner>) {
+        let mut groups = self.groups.lock();
+        groups.running.retain(|running| running.as_ptr() != Arc::as_ptr(group));
+        groups.stopped.insert(group.number, Instant::now());
+    }
+
+    fn running(&self, now: Instant) -> Vec<Arc<Inner>> {
+        let mut groups = self.groups.lock();
+        groups.stopped.retain(|_, stopped| now < *stopped + LEASE);
+        groups.running.retain(|group| group.strong_count() > 0);
+        groups.running.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+async fn run(ticker: Weak<Ticker>) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut beat = Instant::now();
+    loop {
+        tick.tick().await;
+        let Some(ticker) = ticker.upgrade() else { return };
+        let now = Instant::now();
+        let is_beat = now >= beat;
+        if is_beat {
+            // Not from `now`: ticks come late, and the period should not drift by that.
+            beat = (beat + HEARTBEAT).max(now);
+        }
+        for group in ticker.running(now) {
+            group.tick(now, is_beat);
+        }
+    }
+}
+
+/// What a replica that does not lead knows of those who might.
+#[derive(Debug)]
+pub(super) struct Standing {
+    /// When the leader was last heard of.
+    heard: Option<Instant>,
+    /// Not to stand before this.
+    not_before: Instant,
+    /// Beyond the lease, drawn again for each attempt.
+    jitter: Duration,
+    /// When to form the group if nobody else does.
+    forming_due: Option<Instant>,
+}
+
+impl Standing {
+    pub(super) fn new(not_before: Instant, forming_due: Option<Instant>) -> Self {
+        Self { heard: None, not_before, jitter: random(STAGGER), forming_due }
+    }
+
+    /// When a member forms a new group: the first one at once.
+    pub(super) fn forming(now: Instant, is_first: bool) -> Instant {
+        if is_first { now } else { now + FORMING + random(LEASE) }
+    }
+
+    /// A leader was heard of.
+    pub(super) fn heard(&mut self, at: Instant) {
+        self.heard = self.heard.max(Some(at));
+    }
+
+    /// Some member was heard of: it will form the group, if that is still to be done.
+    pub(super) fn met(&mut self, at: Instant) {
+        if let Some(due) = &mut self.forming_due {
+            *due = (*due).max(at + FORMING);
+        }
+    }
+
+    pub(super) fn heard_at(&self) -> Option<Instant> {
+        self.heard
+    }
+
+    /// Whether the group is to be formed now; says so once in a while.
+    pub(super) fn forms(&mut self, now: Instant) -> bool {
+        let is_due = self.forming_due.is_some_and(|due| now >= due);
+        if is_due {
+            self.forming_due = Some(now + LEASE);
+            // Forming is standing, too.
+            self.not_before = now + ROUND;
+        }
+        is_due
+    }
+
+    /// Whether to stand for election now; `rank` is this replica's place among those who may.
+    pub(super) fn stands(&mut self, now: Instant, rank: u32) -> bool {
+        let silent = self.heard.is_none_or(|heard| now >= heard + LEASE + MARGIN + STAGGER * rank + self.jitter);
+        let stands = silent && now >= self.not_before;
+        if stands {
+            self.not_before = now + ROUND + random(ROUND);
+            self.jitter = random(STAGGER);
+        }
+        stands
+    }
+}
+
+/// A duration below `most`. Not for secrets: it only keeps replicas from doing the same at the same time.
+fn random(most: Duration) -> Duration {
+    let number = RandomState::new().build_hasher().finish();
+    most.mul_f64((number >> 11) as f64 / (1u64 << 53) as f64)
+}

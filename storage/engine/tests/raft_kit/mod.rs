@@ -1,0 +1,313 @@
+//! Servers in one process over a network in memory that can be cut, slowed and made to lose letters.
+#![allow(clippy::unwrap_used, dead_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use engine::batch::{BatchWriter, Family};
+use engine::log::{Durability, Log, LogOptions};
+use engine::raft::{Group, GroupError, GroupOptions, Kind, Leadership, Letter, Node, Ticker, Wire, WireError};
+use engine::store::{Settings, Shared, Store};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+/// The network between all servers.
+#[derive(Default)]
+pub struct Network {
+    groups: Mutex<BTreeMap<(u64, u64), Group>>,
+    faults: Mutex<Faults>,
+    dice: AtomicU64,
+    /// Letters delivered, by kind.
+    pub letters: Mutex<BTreeMap<u8, u64>>,
+}
+
+type Mangle = Box<dyn FnMut(&mut Letter) -> bool + Send>;
+
+#[derive(Default)]
+struct Faults {
+    /// From, to: what is cut, one way.
+    cut: BTreeSet<(u64, u64)>,
+    delay: Duration,
+    loss_percent: u64,
+    /// Sees each letter first; false loses it.
+    mangle: Option<Mangle>,
+}
+
+impl Network {
+    pub fn cut(&self, a: u64, b: u64) {
+        self.faults.lock().cut.extend([(a, b), (b, a)]);
+    }
+
+    pub fn cut_one_way(&self, from: u64, to: u64) {
+        self.faults.lock().cut.insert((from, to));
+    }
+
+    pub fn isolate(&self, server: u64, others: &[u64]) {
+        others.iter().filter(|other| **other != server).for_each(|other| self.cut(server, *other));
+    }
+
+    pub fn heal(&self) {
+        *self.faults.lock() = Faults::default();
+    }
+
+    pub fn slow(&self, delay: Duration, loss_percent: u64) {
+        let mut faults = self.faults.lock();
+        (faults.delay, faults.loss_percent) = (delay, loss_percent);
+    }
+
+    /// Looks at each letter, may change it, and loses it by answering false.
+    pub fn mangle(&self, mangle: impl FnMut(&mut Letter) -> bool + Send + 'static) {
+        self.faults.lock().mangle = Some(Box::new(mangle));
+    }
+
+    fn is_lost(&self) -> bool {
+        let percent = self.faults.lock().loss_percent;
+        // A fixed sequence: the same for each run.
+        let roll = self.dice.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        roll % 100 < percent
+    }
+}
+
+/// One server's end of the network.
+struct End {
+    server: u64,
+    network: Arc<Network>,
+}
+
+impl Wire for End {
+    fn send(&self, to: &Node, mut letter: Letter) -> BoxFuture<'_, Result<Bytes, WireError>> {
+        let to = to.server;
+        async move {
+            let network = &self.network;
+            let delay = {
+                let mut faults = network.faults.lock();
+                if faults.mangle.as_mut().is_some_and(|mangle| !mangle(&mut letter)) {
+                    return Err(WireError::Lost("mangled".into()));
+                }
+                faults.delay
+            };
+            let is_cut = |from, to| network.faults.lock().cut.contains(&(from, to));
+            if is_cut(self.server, to) {
+                return Err(WireError::NotSent("cut".into()));
+            }
+            let timeout = letter.timeout;
+            if network.is_lost() {
+                tokio::time::sleep(timeout).await;
+                return Err(WireError::Lost("lost".into()));
+            }
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            let group = network.groups.lock().get(&(to, letter.group)).cloned();
+            let Some(group) = group else { return Err(WireError::Refused("no such group here".into())) };
+            *network.letters.lock().entry(letter.kind as u8).or_default() += 1;
+            // Through bytes, as in life.
+            let letter = Letter::decode(letter.encode()).unwrap();
+            // The receiver goes on with it whether the sender waits or not.
+            let received = tokio::spawn(async move { group.receive(letter).await });
+            let reply = tokio::time::timeout(timeout, received).await;
+            if is_cut(to, self.server) || network.is_lost() {
+                return Err(WireError::Lost("the reply is lost".into()));
+            }
+            match reply {
+                Ok(Ok(reply)) => reply.map_err(|error| WireError::Refused(error.to_string())),
+                Ok(Err(error)) => Err(WireError::Lost(error.to_string())),
+                Err(_) => Err(WireError::Lost("too late".into())),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// A server with some groups: log, stores, clock.
+pub struct Server {
+    pub id: u64,
+    pub path: PathBuf,
+    pub log: Arc<Log>,
+    pub shared: Shared,
+    pub ticker: Arc<Ticker>,
+    network: Arc<Network>,
+}
+
+/// A replica on a server.
+pub struct Replica {
+    pub server: u64,
+    pub group: Group,
+    pub store: Store,
+    pub dir: PathBuf,
+}
+
+impl Server {
+    pub fn start(id: u64, path: &Path, network: &Arc<Network>) -> Server {
+        Self::start_with(id, path, network, Durability::Os)
+    }
+
+    pub fn start_with(id: u64, path: &Path, network: &Arc<Network>, durability: Durability) -> Server {
+        let ticker = Ticker::start();
+        let mut options = LogOptions::new(path.join("log"));
+        options.durability = durability;
+        options.segment_bytes = 1 << 20;
+        let log = Log::open(options).unwrap();
+        let shared = Shared::new(Settings::default()).unwrap();
+        Server { id, path: path.to_owned(), log, shared, ticker, network: network.clone() }
+    }
+
+    /// Starts a replica of group `number`; its Raft id is the server's id plus 100.
+    pub async fn replica(&self, number: u64, initial: Option<&[u64]>) -> Replica {
+        self.replica_as(number, raft_id(self.id), initial).await
+    }
+
+    pub async fn replica_as(&self, number: u64, id: u64, initial: Option<&[u64]>) -> Replica {
+        let dir = self.path.join(format!("store-{number}"));
+        let store = Store::open(&self.shared, dir.clone()).unwrap();
+        let initial = initial.map(|servers| servers.iter().map(|server| (raft_id(*server), Node { server: *server })).collect());
+        let options = GroupOptions {
+            group: number,
+            id,
+            name: format!("group {number} on {}", self.id),
+            log: self.log.group_log(number),
+            store: store.clone(),
+            wire: Arc::new(End { server: self.id, network: self.network.clone() }),
+            initial,
+            ticker: self.ticker.clone(),
+        };
+        let group = Group::start(options).await.unwrap();
+        self.network.groups.lock().insert((self.id, number), group.clone());
+        Replica { server: self.id, group, store, dir }
+    }
+
+    /// Takes a replica off the network and stops it.
+    pub async fn stop(&self, number: u64, replica: Replica) {
+        self.network.groups.lock().remove(&(self.id, number));
+        replica.group.shutdown().await;
+        let store = replica.store.clone();
+        drop(replica);
+        tokio::task::spawn_blocking(move || store.close()).await.unwrap().unwrap();
+    }
+}
+
+pub fn raft_id(server: u64) -> u64 {
+    server + 100
+}
+
+/// The numbers of the group and the servers that most tests use.
+pub const GROUP: u64 = 7;
+pub const SERVERS: [u64; 3] = [1, 2, 3];
+
+/// Three servers with one group.
+pub struct Three {
+    pub network: Arc<Network>,
+    pub servers: BTreeMap<u64, Server>,
+    pub replicas: BTreeMap<u64, Replica>,
+    directory: tempfile::TempDir,
+    durability: Durability,
+}
+
+impl Three {
+    pub async fn start() -> Three {
+        Self::start_with(Durability::Os).await
+    }
+
+    pub async fn start_with(durability: Durability) -> Three {
+        let network = Arc::<Network>::default();
+        let directory = tempfile::tempdir().unwrap();
+        let mut three = Three { network, servers: BTreeMap::new(), replicas: BTreeMap::new(), directory, durability };
+        for server in SERVERS {
+            three.restart(server).await;
+        }
+        three
+    }
+
+    pub fn path(&self, server: u64) -> PathBuf {
+        self.directory.path().join(server.to_string())
+    }
+
+    /// Starts a server that is not running.
+    pub async fn restart(&mut self, id: u64) {
+        let server = Server::start_with(id, &self.path(id), &self.network, self.durability);
+        self.replicas.insert(id, server.replica(GROUP, Some(&SERVERS)).await);
+        self.servers.insert(id, server);
+    }
+
+    pub async fn stop(&mut self, id: u64) {
+        let (server, replica) = (self.servers.remove(&id).unwrap(), self.replicas.remove(&id).unwrap());
+        server.stop(GROUP, replica).await;
+        server.log.flush().await.unwrap();
+    }
+
+    pub fn group(&self, server: u64) -> Group {
+        self.replicas[&server].group.clone()
+    }
+
+    /// Waits for a leader that can lead, and says where.
+    pub async fn leader(&self) -> u64 {
+        self.leader_among(&SERVERS).await
+    }
+
+    pub async fn leader_among(&self, servers: &[u64]) -> u64 {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            for (id, replica) in self.replicas.iter().filter(|(id, _)| servers.contains(id)) {
+                if replica.group.figures().is_leader && establish(&replica.group).await.is_ok() {
+                    return *id;
+                }
+            }
+            assert!(Instant::now() < deadline, "no leader: {:?}", self.replicas.values().map(|r| r.group.figures()).collect::<Vec<_>>());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Writes through whoever leads among `servers`.
+    pub async fn put(&self, key: u64, value: &[u8]) {
+        let leader = self.leader().await;
+        put(&self.group(leader), key, value).await.unwrap();
+    }
+
+    pub fn get(&self, server: u64, key: u64) -> Option<Bytes> {
+        get(&self.replicas[&server].store, key)
+    }
+
+    /// Waits until a replica has a value.
+    pub async fn until(&self, server: u64, key: u64, value: &[u8]) {
+        let is_there = || self.get(server, key).is_some_and(|found| found == value);
+        wait_for(&format!("server {server} has key {key}"), is_there).await;
+    }
+}
+
+pub async fn establish(group: &Group) -> Result<Leadership, GroupError> {
+    let patience = Duration::from_millis(1500);
+    tokio::time::timeout(patience, group.establish()).await.unwrap_or_else(|_| Err(GroupError::Unknown("not established in time".into())))
+}
+
+pub async fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub async fn put(group: &Group, key: u64, value: &[u8]) -> Result<(), GroupError> {
+    let leadership = establish(group).await?;
+    group.propose(&leadership, batch(key, value)).await
+}
+
+pub fn get(store: &Store, key: u64) -> Option<Bytes> {
+    store.get(Family::Head, &key.to_be_bytes()).unwrap()
+}
+
+pub fn batch(key: u64, value: &[u8]) -> Bytes {
+    let mut writer = BatchWriter::new();
+    writer.put(Family::Head, &key.to_be_bytes(), value);
+    writer.finish()
+}
+
+/// How many letters of a kind were delivered.
+pub fn delivered(network: &Network, kind: Kind) -> u64 {
+    network.letters.lock().get(&(kind as u8)).copied().unwrap_or(0)
+}
