@@ -1,0 +1,282 @@
+//! The table catalogue of a process that is not the one that keeps it: what meta's news said last, and a question for what is missing.
+//!
+//! Reads come from memory, so a cluster whose metas are all down goes on to serve the tables that are known.
+//!
+//! # Invariants
+//! - The version grows with every change (`what_is_known_changes_with_the_news`).
+//! - A question ends: each meta is asked once, and those that hints name, a bounded number in all (`the_meta_that_leads_is_found`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::net::{Net, NetError, Service, To};
+use crate::news::{self, Ask, Told};
+use crate::{Boxed, CallError, Catalogue, Table, TableId};
+
+/// How long one meta may take: a table is made before it answers.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Metas asked for one question, at most.
+const HOPS_MAX: usize = 8;
+
+/// What carries questions to metas: the network, or a test's.
+pub trait Questions: Send + Sync + 'static {
+    /// Asks the meta at an address.
+    fn ask(&self, address: &str, question: Bytes) -> Boxed<'_, Result<Bytes, NetError>>;
+}
+
+impl Questions for Arc<Net> {
+    fn ask(&self, address: &str, question: Bytes) -> Boxed<'_, Result<Bytes, NetError>> {
+        let to = To::Address(address.to_owned());
+        Box::pin(async move { self.call(to, Service::Meta, question, TIMEOUT).await })
+    }
+}
+
+/// Tables as of one moment.
+#[derive(Default)]
+struct Known {
+    version: u64,
+    tables: BTreeMap<String, Arc<Table>>,
+}
+
+/// The catalogue as heard of.
+pub struct RemoteCatalogue {
+    questions: Box<dyn Questions>,
+    seats: ArcSwap<Vec<String>>,
+    /// The meta that led when it was asked last.
+    leader: Mutex<Option<String>>,
+    known: ArcSwap<Known>,
+    /// Changes of `known` one after another.
+    changing: Mutex<()>,
+    /// One question at a time: a crowd of clients of a new table asks once.
+    asking: tokio::sync::Mutex<()>,
+}
+
+impl RemoteCatalogue {
+    /// An empty catalogue; `seats` are the addresses of the metas.
+    pub fn new(questions: impl Questions, seats: Vec<String>) -> RemoteCatalogue {
+        RemoteCatalogue {
+            questions: Box::new(questions),
+            seats: ArcSwap::from_pointee(seats),
+            leader: Mutex::default(),
+            known: ArcSwap::from_pointee(Known { version: 1, tables: BTreeMap::new() }),
+            changing: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Where the metas are now.
+    pub fn set_seats(&self, seats: Vec<String>) {
+        self.seats.store(Arc::new(seats));
+    }
+
+    /// Takes in all tables that serve, as meta tells them.
+    pub fn follow<'a>(&self, all: impl IntoIterator<Item = &'a Table>) {
+        self.change(|tables| {
+            let mut before = std::mem::take(tables);
+            *tables = all
+                .into_iter()
+                .map(|table| {
+                    // What has not changed stays the same allocation.
+                    let same = before.remove(&table.name).filter(|known| **known == *table);
+                    (table.name.clone(), same.unwrap_or_else(|| Arc::new(table.clone())))
+                })
+                .collect();
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<String, Arc<Table>>)) {
+        let _one_at_a_time = self.changing.lock();
+        let known = self.known.load();
+        let mut tables = known.tables.clone();
+        change(&mut tables);
+        if tables != known.tables {
+            self.known.store(Arc::new(Known { version: known.version + 1, tables }));
+        }
+    }
+
+    /// A table by id, from memory.
+    pub fn table_of(&self, id: TableId) -> Option<Arc<Table>> {
+        self.known.load().tables.values().find(|table| table.id == id).cloned()
+    }
+
+    /// Asks the meta that leads.
+    ///
+    /// # Errors
+    /// None could be reached, or none led.
+    pub async fn ask(&self, question: &Ask) -> Result<Told, String> {
+        let body = news::encode(question);
+        let (mut tried, mut why) = (Vec::<String>::new(), "no meta is configured".to_owned());
+        let mut hint = self.leader.lock().clone();
+        for _ in 0..HOPS_MAX {
+            let seats = self.seats.load();
+            let hinted = hint.take().filter(|address| !tried.contains(address));
+            let Some(address) = hinted.or_else(|| seats.iter().find(|seat| !tried.contains(seat)).cloned()) else { break };
+            tried.push(address.clone());
+            let told = match self.questions.ask(&address, body.clone()).await {
+                Ok(told) => news::decode::<Told>(&told).map_err(|bad| bad.to_string()),
+                // All questions may be asked twice.
+                Err(error) => Err(error.to_string()),
+            };
+            match told {
+                Ok(Told::NotLeading(other)) => {
+                    (hint, why) = (other.leader, format!("the meta at {address} does not lead"));
+                }
+                Ok(told) => {
+                    *self.leader.lock() = Some(address);
+                    return Ok(told);
+                }
+                Err(told) => why = format!("the meta at {address}: {told}"),
+            }
+        }
+        *self.leader.lock() = None;
+        Err(why)
+    }
+
+    async fn make(&self, name: &str) -> Result<Arc<Table>, CallError> {
+        let _one_at_a_time = self.asking.lock().await;
+        if let Some(table) = self.table(name) {
+            return Ok(table);
+        }
+        match self.ask(&Ask::EnsureTable { name: name.to_owned() }).await {
+            Ok(Told::Table(table)) => {
+                let table = Arc::new(table);
+                // The news may come later. If it is older than the answer, the table is asked for once more.
+                self.change(|tables| drop(tables.insert(table.name.clone(), table.clone())));
+                Ok(table)
+            }
+            Ok(Told::Refused(why)) => Err(CallError::ReadOnly(why)),
+            // Asking again is harmless, whatever became of it.
+            Ok(Told::NotNow(why) | Told::Unknown(why)) | Err(why) => Err(CallError::NoLeader(why)),
+            Ok(_) => Err(CallError::Fault("meta answered another question".to_owned())),
+        }
+    }
+}
+
+impl Catalogue for RemoteCatalogue {
+    fn table(&self, name: &str) -> Option<Arc<Table>> {
+        self.known.load().tables.get(name).cloned()
+    }
+
+    fn tables(&self) -> Vec<Arc<Table>> {
+        self.known.load().tables.values().cloned().collect()
+    }
+
+    fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>> {
+        let name = name.to_owned();
+        Box::pin(async move {
+            match self.table(&name) {
+                Some(table) => Ok(table),
+                None => self.make(&name).await,
+            }
+        })
+    }
+
+    fn version(&self) -> u64 {
+        self.known.load().version
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::news::NotLeading;
+
+    /// Answers in turn, and notes who was asked.
+    #[derive(Default)]
+    struct Metas {
+        answers: Mutex<VecDeque<Result<Told, NetError>>>,
+        asked: Mutex<Vec<String>>,
+    }
+
+    impl Questions for Arc<Metas> {
+        fn ask(&self, address: &str, question: Bytes) -> Boxed<'_, Result<Bytes, NetError>> {
+            assert_eq!(question, news::encode(&Ask::EnsureTable { name: "db3".into() }));
+            self.asked.lock().push(address.to_owned());
+            let answer = self.answers.lock().pop_front().unwrap_or(Err(NetError::NotSent("down".into())));
+            Box::pin(async move {
+                tokio::task::yield_now().await;
+                answer.map(|told| news::encode(&told))
+            })
+        }
+    }
+
+    fn table(id: u32, name: &str) -> Table {
+        Table { id: TableId(id), name: name.into(), partitions: 4, replicas: 3, envs: BTreeMap::new(), default_ttl_since_ms: 0 }
+    }
+
+    fn catalogue(answers: Vec<Result<Told, NetError>>) -> (RemoteCatalogue, Arc<Metas>) {
+        let metas = Arc::new(Metas { answers: Mutex::new(answers.into()), asked: Mutex::default() });
+        let seats = ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec();
+        (RemoteCatalogue::new(metas.clone(), seats), metas)
+    }
+
+    fn not_leading(leader: Option<&str>) -> Result<Told, NetError> {
+        Ok(Told::NotLeading(NotLeading { leader: leader.map(str::to_owned) }))
+    }
+
+    #[tokio::test]
+    async fn what_is_known_changes_with_the_news() {
+        let (catalogue, _) = catalogue(Vec::new());
+        let before = catalogue.version();
+        catalogue.follow(&[table(1, "db0"), table(2, "users")]);
+        assert!(catalogue.version() > before);
+        let (version, users) = (catalogue.version(), catalogue.table("users"));
+        catalogue.follow(&[table(1, "db0"), table(2, "users")]);
+        assert_eq!(catalogue.version(), version, "nothing new");
+        let mut other = table(1, "db0");
+        other.envs.insert("default_ttl".into(), "3".into());
+        catalogue.follow(&[other.clone(), table(2, "users")]);
+        assert!(catalogue.version() > version);
+        assert_eq!(catalogue.table("db0").as_deref(), Some(&other));
+        assert!(Arc::ptr_eq(&users.unwrap(), &catalogue.table("users").unwrap()));
+        catalogue.follow(&[other]);
+        assert_eq!((catalogue.table("users"), catalogue.tables().len(), catalogue.table_of(TableId(2))), (None, 1, None));
+    }
+
+    #[tokio::test]
+    async fn the_meta_that_leads_is_found() {
+        let made = table(7, "db3");
+        let down = || Err(NetError::Lost("down".into()));
+        let (catalogue, metas) = catalogue(vec![down(), not_leading(Some("d:1")), not_leading(None), Ok(Told::Table(made.clone()))]);
+        assert_eq!(catalogue.ensure("db3").await.as_deref(), Ok(&made));
+        assert_eq!(*metas.asked.lock(), ["a:1", "b:1", "d:1", "c:1"]);
+        assert_eq!(catalogue.table("db3").as_deref(), Some(&made), "before the news");
+        assert_eq!(catalogue.ensure("db3").await.as_deref(), Ok(&made));
+        assert_eq!(metas.asked.lock().len(), 4, "from memory");
+        // It was dropped: the one that led is asked first.
+        catalogue.follow(&[]);
+        metas.answers.lock().extend((0..100).map(|n| not_leading(Some(&format!("lie:{n}")))));
+        assert!(matches!(catalogue.ensure("db3").await, Err(CallError::NoLeader(_))));
+        assert_eq!((metas.asked.lock()[4].as_str(), metas.asked.lock().len()), ("c:1", 4 + HOPS_MAX));
+    }
+
+    #[tokio::test]
+    async fn answers_are_told_apart() {
+        let told = |told| {
+            let (catalogue, _) = catalogue(vec![Ok(told)]);
+            async move { catalogue.ensure("db3").await.unwrap_err() }
+        };
+        assert_eq!(told(Told::Refused("too many tables".into())).await, CallError::ReadOnly("too many tables".into()));
+        assert_eq!(told(Told::NotNow("starting".into())).await, CallError::NoLeader("starting".into()));
+        assert_eq!(told(Told::Unknown("lost".into())).await, CallError::NoLeader("lost".into()));
+        assert!(matches!(told(Told::Admin { status: 200, body: Bytes::new() }).await, CallError::Fault(_)));
+        let (down, _) = catalogue(Vec::new());
+        assert!(matches!(down.ensure("db3").await, Err(CallError::NoLeader(_))));
+    }
+
+    #[tokio::test]
+    async fn a_crowd_asks_once() {
+        let (catalogue, metas) = catalogue(vec![Ok(Told::Table(table(7, "db3")))]);
+        let all = futures::future::join_all((0..100).map(|_| catalogue.ensure("db3"))).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert_eq!(metas.asked.lock().len(), 1);
+    }
+}

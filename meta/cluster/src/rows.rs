@@ -1,0 +1,273 @@
+//! Requests on rows, from a proxy to the replica that leads their partition, and from the network into that replica.
+//!
+//! # Life of a call
+//! 1. When the leader is in this process, the call is a function call.
+//! 2. Else the believed leader is asked over the network ([`Routes`]). Who does not lead says so, and who does if it knows: that
+//!    one is asked next, without a pause; a few hops at most, nobody twice but for news of a later term.
+//! 3. When nobody leads, the caller is told [`CallError::NoLeader`] and tries again after a pause, until its deadline.
+//!
+//! # Layout
+//! ```text
+//! request    version u8 = 1 | partition, request      (postcard)
+//! response   version u8 = 1 | Said                    (postcard)
+//! ```
+//!
+//! # Invariants
+//! - A write is sent on again only when it is certain that it was not proposed; a write that was lost on the way is
+//!   [`CallError::Unknown`] (`tests/rows.rs`, `a_write_that_was_lost_is_not_sent_again`, `no_write_is_applied_twice`).
+//! - A call ends: hops are bounded, and each has a timeout (`tests/rows.rs`, `hints_that_loop_end`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use crate::net::{Answer, Net, NetError, Service, To};
+use crate::routes::Routes;
+use crate::{Boxed, Call, CallError, Leader, PartitionId, ServerId};
+
+/// The version of requests and responses.
+const VERSION: u8 = 1;
+
+/// Servers asked in one call, at most.
+const HOPS_MAX: usize = 5;
+
+/// The replicas of this process.
+pub trait Replicas<Q, A>: Call<Q, A> {
+    /// This process.
+    fn server(&self) -> ServerId;
+
+    /// Who leads a partition, as its replica here sees it; `None`: there is none here, or it knows of no leader.
+    fn leader(&self, partition: PartitionId) -> Option<Leader>;
+}
+
+/// What carries bodies to other servers: the network, or a test's.
+pub trait Carrier: Send + Sync + 'static {
+    /// Sends a request and waits for its response.
+    fn carry(&self, to: ServerId, body: Bytes, timeout: Duration) -> impl Future<Output = Result<Bytes, NetError>> + Send;
+}
+
+impl Carrier for Arc<Net> {
+    async fn carry(&self, to: ServerId, body: Bytes, timeout: Duration) -> Result<Bytes, NetError> {
+        self.call(To::Server(to), Service::Rows, body, timeout).await
+    }
+}
+
+/// What a server says to a request.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Said<A> {
+    /// The answer.
+    Answer(A),
+    /// No answer, and why; never `NoLeader`.
+    Failed(CallError),
+    /// Nothing was proposed: it does not lead. Who does, if it knows, and what it is doing.
+    NotLeader { hint: Option<Leader>, why: String },
+    /// Nothing was done: it cannot read the request.
+    Strange(String),
+}
+
+/// The door to the rows of all servers.
+pub struct Rows<Q, A, C = Arc<Net>> {
+    carrier: C,
+    routes: Arc<Routes>,
+    local: Option<Arc<dyn Replicas<Q, A>>>,
+    is_read: fn(&Q) -> bool,
+    timeout: Duration,
+}
+
+impl<Q, A, C> Rows<Q, A, C>
+where
+    Q: Serialize + Send + Sync + 'static,
+    A: DeserializeOwned + Send + 'static,
+    C: Carrier,
+{
+    /// A door to the servers that `routes` names.
+    ///
+    /// `local`: the replicas of this process, called without a network. `is_read`: whether a request changes nothing, so that it may
+    /// be sent again whatever became of it. `timeout`: after so long a request that was sent is given up; dead connections are
+    /// noticed sooner.
+    pub fn new(
+        carrier: C,
+        routes: Arc<Routes>,
+        local: Option<Arc<dyn Replicas<Q, A>>>,
+        is_read: fn(&Q) -> bool,
+        timeout: Duration,
+    ) -> Self {
+        Rows { carrier, routes, local, is_read, timeout }
+    }
+
+    async fn carry(&self, partition: PartitionId, request: Q) -> Result<A, CallError> {
+        if let Some(local) = &self.local {
+            match local.leader(partition) {
+                Some(leader) if leader.server == local.server() => return call_local(local.as_ref(), partition, request).await,
+                Some(leader) => self.routes.learn(partition, leader),
+                None => {}
+            }
+        }
+        let is_read = (self.is_read)(&request);
+        let mut body = None;
+        let mut tried = SmallVec::<[ServerId; 4]>::new();
+        let mut term = self.routes.term(partition);
+        let mut why = String::new();
+        for _ in 0..HOPS_MAX {
+            let Some(server) = self.routes.next(partition, &tried) else { break };
+            tried.push(server);
+            if let Some(local) = self.local.as_ref().filter(|local| local.server() == server) {
+                // It was asked for its leader above.
+                self.routes.doubt(partition, local.server());
+                continue;
+            }
+            let body = match &body {
+                Some(body) => Bytes::clone(body),
+                None => body.insert(encode_request(partition, &request)?).clone(),
+            };
+            match self.carrier.carry(server, body, self.timeout).await {
+                Ok(response) => match decode::<Said<A>>(&response) {
+                    Ok(Said::Answer(answer)) => {
+                        self.routes.confirm(partition, server);
+                        return Ok(answer);
+                    }
+                    Ok(Said::NotLeader { hint, why: told }) => {
+                        self.routes.doubt(partition, server);
+                        if let Some(hint) = hint {
+                            self.routes.learn(partition, hint);
+                            if hint.term > term {
+                                // It may name one that did not lead yet when it was asked.
+                                term = hint.term;
+                                tried.retain(|server| *server != hint.server);
+                            }
+                        }
+                        why = told;
+                    }
+                    // The replica has moved away, or is not there yet.
+                    Ok(Said::Failed(CallError::NoTable)) => self.routes.doubt(partition, server),
+                    Ok(Said::Failed(error)) => return Err(error),
+                    Ok(Said::Strange(told)) => {
+                        self.routes.doubt(partition, server);
+                        why = told;
+                    }
+                    Err(bad) if is_read => return Err(CallError::Fault(bad)),
+                    Err(bad) => return Err(CallError::Unknown(bad)),
+                },
+                Err(NetError::NotSent(told)) => {
+                    self.routes.avoid(partition, server);
+                    why = told;
+                }
+                // Too large, or the service has broken off: again would be no better.
+                Err(NetError::Refused(told)) if is_read => return Err(CallError::Fault(told)),
+                Err(NetError::Refused(told)) => return Err(CallError::Unknown(told)),
+                Err(NetError::Lost(told)) => {
+                    self.routes.avoid(partition, server);
+                    return Err(if is_read { CallError::NoLeader(told) } else { CallError::Unknown(told) });
+                }
+            }
+        }
+        if self.routes.is_dropped(partition.table) {
+            return Err(CallError::NoTable);
+        }
+        Err(CallError::NoLeader(if why.is_empty() { "none of its replicas is known to lead".to_owned() } else { why }))
+    }
+}
+
+/// The leader is here. When it has just lost its leadership, the next try finds the new one.
+async fn call_local<Q: 'static, A: 'static>(local: &dyn Replicas<Q, A>, partition: PartitionId, request: Q) -> Result<A, CallError> {
+    match local.call(partition, request).await {
+        Err(CallError::NoTable) => Err(CallError::NoLeader("its replica has left this server".to_owned())),
+        other => other,
+    }
+}
+
+impl<Q, A, C> Call<Q, A> for Rows<Q, A, C>
+where
+    Q: Serialize + Send + Sync + 'static,
+    A: DeserializeOwned + Send + 'static,
+    C: Carrier,
+{
+    fn read_now(&self, partition: PartitionId, request: &Q) -> Option<Result<A, CallError>> {
+        self.local.as_ref()?.read_now(partition, request)
+    }
+
+    fn call(&self, partition: PartitionId, request: Q) -> Boxed<'_, Result<A, CallError>> {
+        Box::pin(self.carry(partition, request))
+    }
+}
+
+/// Answers a request from the network out of this process's replicas: reads at once when they can be, everything else later.
+pub fn serve_rows<Q, A>(replicas: &Arc<dyn Replicas<Q, A>>, is_read: fn(&Q) -> bool, body: &[u8]) -> Answer
+where
+    Q: DeserializeOwned + Send + Sync + 'static,
+    A: Serialize + Send + 'static,
+{
+    let (partition, request) = match decode::<(PartitionId, Q)>(body) {
+        Ok(asked) => asked,
+        Err(bad) => return Answer::Now(encode(&Said::<A>::Strange(bad))),
+    };
+    if is_read(&request)
+        && let Some(answer) = replicas.read_now(partition, &request)
+        && !matches!(answer, Err(CallError::NoLeader(_)))
+    {
+        return Answer::Now(encode(&said(replicas.as_ref(), partition, answer)));
+    }
+    let leader = replicas.leader(partition);
+    if leader.is_some_and(|leader| leader.server != replicas.server()) {
+        return Answer::Now(encode(&Said::<A>::NotLeader { hint: leader, why: "another replica leads".to_owned() }));
+    }
+    let replicas = replicas.clone();
+    Answer::Later(Box::pin(async move {
+        let answer = replicas.call(partition, request).await;
+        encode(&said(replicas.as_ref(), partition, answer))
+    }))
+}
+
+fn said<Q: 'static, A: 'static>(replicas: &dyn Replicas<Q, A>, partition: PartitionId, answer: Result<A, CallError>) -> Said<A> {
+    match answer {
+        Ok(answer) => Said::Answer(answer),
+        Err(CallError::NoLeader(why)) => {
+            let other = replicas.leader(partition).filter(|leader| leader.server != replicas.server());
+            Said::NotLeader { hint: other, why }
+        }
+        Err(error) => Said::Failed(error),
+    }
+}
+
+/// Postcard straight into the buffer that is sent.
+struct Body(BytesMut);
+
+impl postcard::ser_flavors::Flavor for Body {
+    type Output = Bytes;
+
+    fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn try_push(&mut self, data: u8) -> postcard::Result<()> {
+        self.0.put_u8(data);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Bytes> {
+        Ok(self.0.freeze())
+    }
+}
+
+fn encode<T: Serialize>(message: &T) -> Result<Bytes, String> {
+    let mut body = BytesMut::with_capacity(256);
+    body.put_u8(VERSION);
+    postcard::serialize_with_flavor(message, Body(body)).map_err(|error| format!("a message cannot be encoded: {error}"))
+}
+
+fn encode_request<Q: Serialize>(partition: PartitionId, request: &Q) -> Result<Bytes, CallError> {
+    encode(&(partition, request)).map_err(CallError::Fault)
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    match body.split_first() {
+        Some((&VERSION, rest)) => postcard::from_bytes(rest).map_err(|error| format!("a message on rows cannot be read: {error}")),
+        Some((version, _)) => Err(format!("a message on rows has version {version}, this server knows {VERSION}")),
+        None => Err("a message on rows is empty".to_owned()),
+    }
+}
