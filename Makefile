@@ -7,17 +7,21 @@ DATA ?= ./data
 # Further flags of `bridle standalone`, for example: make run ARGS="--durability interval"
 ARGS ?=
 
+# Seconds that `make soak` takes, judging not counted.
+SOAK ?= 3600
+
 CARGO ?= cargo
 
 # The documentation is for those who work on Bridle: private items are in it, and may be linked to.
 DOCFLAGS = -D warnings -A rustdoc::private-intra-doc-links
 
-.PHONY: help run build test check fix bench readme setup setup-test
+.PHONY: help run build test soak check fix bench readme setup setup-test
 
 help:
 	@echo "make run [PORT=6379] [DATA=./data] [ARGS=...]   build what is needed and start a server"
 	@echo "make build                                      build the binary only (release)"
 	@echo "make test                                       run every test, real clients included"
+	@echo "make soak [SOAK=3600]                           test for so many seconds that a cluster under faults stays linearizable"
 	@echo "make check                                      formatting, lints, documentation; writes nothing in the tree"
 	@echo "make fix                                        format, and apply the lints' suggestions"
 	@echo "make bench                                      measure Bridle beside redis-server at equal durability"
@@ -33,6 +37,11 @@ build: setup
 test: setup-test
 	$(CARGO) build --release --workspace
 	$(CARGO) test --release --workspace
+
+# Three runs share the time: processes killed, network broken, clocks moved.
+soak: setup-test
+	$(CARGO) build --release --workspace
+	BRIDLE_LIN_SECONDS=$$(($(SOAK) / 3)) $(CARGO) test --release -p integration --test linearizable -- --nocapture --test-threads 1
 
 check: setup-test
 	$(CARGO) fmt --all --check

@@ -1,7 +1,7 @@
 //! A plain blocking RESP client: one socket, no retries, no reconnects, so that tests see exactly what the server says.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -79,9 +79,20 @@ impl Client {
     /// # Errors
     /// The socket's.
     pub fn connect(port: u16) -> io::Result<Client> {
-        let socket = TcpStream::connect(("127.0.0.1", port))?;
+        Client::of(TcpStream::connect(("127.0.0.1", port))?, Duration::from_secs(30))
+    }
+
+    /// Connects to any address, and waits at most `patience` for that, and for each reply.
+    ///
+    /// # Errors
+    /// The socket's, timeouts included.
+    pub fn reach(address: SocketAddr, patience: Duration) -> io::Result<Client> {
+        Client::of(TcpStream::connect_timeout(&address, patience)?, patience)
+    }
+
+    fn of(socket: TcpStream, patience: Duration) -> io::Result<Client> {
         socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(Duration::from_secs(30)))?;
+        socket.set_read_timeout(Some(patience))?;
         Ok(Client { socket, unread: BytesMut::new(), resp3: false })
     }
 

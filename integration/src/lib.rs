@@ -1,12 +1,20 @@
 //! The test kit for whole processes: starts the built `bridle`, talks RESP to it, kills it.
 //!
 //! # Invariants
-//! - Everything listens on 127.0.0.1 on ports that the kernel gave; only processes started here are ended here.
-//! - A process started here does not outlive its [`Server`].
+//! - Everything listens on 127.0.0.1 on ports that the kernel gave, or in a network of the test's own; only processes started here are ended here.
+//! - A process started here does not outlive its [`Server`] or [`cluster::Cluster`].
+//!
+//! What proves a cluster: [`workload`] writes down what clients saw while [`nemesis`] breaks things, [`lin`] judges it; [`netns`] is the network
+//! that can be broken.
 
 mod client;
+pub mod cluster;
+pub mod lin;
+pub mod nemesis;
+pub mod netns;
 mod operator;
 mod server;
+pub mod workload;
 
 pub use client::{Client, Value};
 pub use operator::{Said, bridle, files, within};

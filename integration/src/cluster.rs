@@ -1,0 +1,392 @@
+//! A cluster of a test's own: real `bridle` processes on free ports, or in the places of a [`Network`].
+//!
+//! The command line and the configuration that processes are started with are in one place, [`Cluster::launch`] and `toml`; what is asked
+//! of the admin API is in `admin`.
+//!
+//! # Invariants
+//! - All processes end with their [`Cluster`], also when a test panics, frozen ones too; then the ends of their logs are shown.
+//! - A process that is started again has the same data, ports and addresses.
+//! - One cluster at a time in a test program: times would mean nothing else.
+
+mod admin;
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crate::netns::Network;
+use crate::{Client, Value, binary};
+
+/// How long a cluster may take to serve, or a process to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Held by the cluster that runs.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// How to start a cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterBuilder {
+    nodes: usize,
+    proxies: usize,
+    partitions: u32,
+    replicas: u32,
+    durability: String,
+    config: String,
+    network: Option<Arc<Network>>,
+    clocks: bool,
+    env: Vec<(String, String)>,
+}
+
+/// One process.
+#[derive(Debug)]
+struct Member {
+    /// `node` (all roles) or `proxy`.
+    role: &'static str,
+    child: Option<Child>,
+    ip: IpAddr,
+    cluster_port: u16,
+    resp_port: u16,
+    http_port: u16,
+    wrapper: Vec<String>,
+}
+
+/// Processes that are one cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    builder: ClusterBuilder,
+    members: Vec<Member>,
+    dir: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl ClusterBuilder {
+    /// Processes with all roles; the first three (or the one) are the metas.
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// Further processes that are proxies only; numbered after the nodes.
+    pub fn proxies(mut self, proxies: usize) -> Self {
+        self.proxies = proxies;
+        self
+    }
+
+    /// Partitions of a new table.
+    pub fn partitions(mut self, partitions: u32) -> Self {
+        self.partitions = partitions;
+        self
+    }
+
+    /// Replicas of each partition.
+    pub fn replicas(mut self, replicas: u32) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
+    /// `always`, `interval` or `os`.
+    pub fn durability(mut self, durability: &str) -> Self {
+        durability.clone_into(&mut self.durability);
+        self
+    }
+
+    /// Adds lines to everybody's configuration.
+    pub fn config(mut self, toml: &str) -> Self {
+        self.config.push_str(toml);
+        self.config.push('\n');
+        self
+    }
+
+    /// Process `i` runs in place `i + 1` of this network.
+    pub fn network(mut self, network: &Arc<Network>) -> Self {
+        self.network = Some(network.clone());
+        self
+    }
+
+    /// Wall clocks can be moved ([`Cluster::set_clock`]), by libfaketime; monotonic clocks stay as they are.
+    pub fn clocks(mut self) -> Self {
+        self.clocks = true;
+        self
+    }
+
+    /// Sets a variable in everybody's environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts all processes and waits until every proxy serves writes to every partition.
+    ///
+    /// # Panics
+    /// When they don't; with the ends of their logs.
+    pub fn start(self) -> Cluster {
+        // A test that panicked holds nothing up.
+        let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let dir = tempfile::tempdir().expect("a directory for the test");
+        std::fs::write(dir.path().join("secret"), "the test's own secret\n").expect("room for a secret");
+        let member = |number: usize| {
+            let role = if number < self.nodes { "node" } else { "proxy" };
+            let (ip, wrapper) = match &self.network {
+                Some(network) => (IpAddr::V4(network.address(number + 1)), network.wrapper(number + 1)),
+                None => (IpAddr::V4(Ipv4Addr::LOCALHOST), Vec::new()),
+            };
+            let [cluster_port, resp_port, http_port] = if self.network.is_some() { [7201, 6379, 9121] } else { free_ports() };
+            Member { role, child: None, ip, cluster_port, resp_port, http_port, wrapper }
+        };
+        let members = (0..self.nodes + self.proxies).map(member).collect();
+        let mut cluster = Cluster { builder: self, members, dir, _alone: alone };
+        (0..cluster.members.len()).for_each(|number| cluster.launch(number));
+        cluster.wait_until_serving();
+        cluster
+    }
+}
+
+impl Cluster {
+    /// Three nodes, eight partitions of three replicas, durability `always`.
+    pub fn builder() -> ClusterBuilder {
+        ClusterBuilder {
+            nodes: 3,
+            proxies: 0,
+            partitions: 8,
+            replicas: 3,
+            durability: "always".to_owned(),
+            config: String::new(),
+            network: None,
+            clocks: false,
+            env: Vec::new(),
+        }
+    }
+
+    fn toml(&self, number: usize) -> String {
+        let builder = &self.builder;
+        let member = &self.members[number];
+        let metas = if builder.nodes < 3 { 1 } else { 3 };
+        let metas: Vec<String> = self.members[..metas].iter().map(|meta| format!("\"{}:{}\"", meta.ip, meta.cluster_port)).collect();
+        let (ip, port) = (member.ip, member.cluster_port);
+        format!(
+            "[cluster]\nname = \"test\"\nmetas = [{}]\nlisten = \"{ip}:{port}\"\nadvertise = \"{ip}:{port}\"\nzone = \"z{number}\"\n\
+             secret_file = \"{}\"\n\
+             [proxy]\nbind = [\"{ip}\"]\nport = {}\nprotected_mode = false\n[http]\nbind = \"{ip}\"\nport = {}\n\
+             [tables]\npartitions = {}\nreplicas = {}\n[storage]\ndurability = \"{}\"\n{}",
+            metas.join(", "),
+            self.dir.path().join("secret").display(),
+            member.resp_port,
+            member.http_port,
+            builder.partitions,
+            builder.replicas,
+            builder.durability,
+            builder.config
+        )
+    }
+
+    /// Starts a process that does not run, on the data that it has.
+    ///
+    /// # Panics
+    /// When there is no binary.
+    pub fn launch(&mut self, number: usize) {
+        let config = self.dir.path().join(format!("{number}.toml"));
+        std::fs::write(&config, self.toml(number)).expect("room for the configuration");
+        let log = File::options().create(true).append(true).open(self.log(number)).expect("room for the log");
+        let member = &self.members[number];
+        assert!(member.child.is_none(), "process {number} runs already");
+        let mut words = member.wrapper.clone();
+        words.extend([binary().display().to_string(), member.role.to_owned(), "--config".to_owned()]);
+        words.extend([config.display().to_string(), "--data".to_owned(), self.data(number).display().to_string()]);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a file has two ends")).stderr(log);
+        command.envs(self.builder.env.iter().map(|(name, value)| (name, value)));
+        if self.builder.clocks {
+            let file = self.clock(number);
+            if !file.exists() {
+                std::fs::write(&file, "+0s").expect("room for a clock");
+            }
+            let library = faketime().expect("libfaketime is installed (make setup-test)");
+            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", file).env("FAKETIME_CACHE_DURATION", "1");
+            command.env("DONT_FAKE_MONOTONIC", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("NO_FAKE_STAT", "1");
+        }
+        let child = command.spawn().unwrap_or_else(|error| panic!("start {words:?}: {error}"));
+        self.members[number].child = Some(child);
+    }
+
+    /// How many processes there are, running or not.
+    #[allow(clippy::len_without_is_empty, reason = "there is no empty cluster")]
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// How many of them hold data: the first ones.
+    pub fn nodes(&self) -> usize {
+        self.builder.nodes
+    }
+
+    /// Whether a process runs (frozen ones do).
+    pub fn runs(&self, number: usize) -> bool {
+        self.members[number].child.is_some()
+    }
+
+    /// Where Redis clients reach a process.
+    pub fn proxy(&self, number: usize) -> SocketAddr {
+        SocketAddr::new(self.members[number].ip, self.members[number].resp_port)
+    }
+
+    /// Where Redis clients reach them all.
+    pub fn all_proxies(&self) -> Vec<SocketAddr> {
+        (0..self.len()).map(|number| self.proxy(number)).collect()
+    }
+
+    /// A connection to a process.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn client(&self, number: usize) -> io::Result<Client> {
+        Client::reach(self.proxy(number), Duration::from_secs(10))
+    }
+
+    /// The data directory of a process.
+    pub fn data(&self, number: usize) -> PathBuf {
+        self.dir.path().join(format!("{number}"))
+    }
+
+    fn log(&self, number: usize) -> PathBuf {
+        self.dir.path().join(format!("{number}.log"))
+    }
+
+    fn clock(&self, number: usize) -> PathBuf {
+        self.dir.path().join(format!("{number}.clock"))
+    }
+
+    /// Kills a process as `kill -9` does; nothing when it does not run.
+    pub fn kill(&mut self, number: usize) {
+        if let Some(mut child) = self.members[number].child.take() {
+            // Already gone is as good.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Kills all processes, as close to one moment as can be.
+    pub fn kill_all(&mut self) {
+        for member in &mut self.members {
+            if let Some(child) = &mut member.child {
+                let _ = child.kill();
+            }
+        }
+        (0..self.len()).for_each(|number| self.kill(number));
+    }
+
+    /// Asks a process to stop (SIGTERM) and waits for its end; how long that took.
+    ///
+    /// # Panics
+    /// When it does not end in a minute.
+    pub fn stop(&mut self, number: usize) -> Duration {
+        let began = Instant::now();
+        self.signal(number, "TERM");
+        let Some(mut child) = self.members[number].child.take() else { return Duration::ZERO };
+        while child.try_wait().expect("our own child").is_none() {
+            if began.elapsed() > PATIENCE {
+                let _ = child.kill();
+                panic!("process {number} did not end by SIGTERM");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        began.elapsed()
+    }
+
+    /// Freezes a process (SIGSTOP).
+    pub fn freeze(&self, number: usize) {
+        self.signal(number, "STOP");
+    }
+
+    /// Lets a frozen process go on (SIGCONT).
+    pub fn thaw(&self, number: usize) {
+        self.signal(number, "CONT");
+    }
+
+    fn signal(&self, number: usize, name: &str) {
+        if let Some(child) = &self.members[number].child {
+            Command::new("kill").args(["-s", name, &child.id().to_string()]).status().expect("kill is part of every system");
+        }
+    }
+
+    /// Moves the wall clock of a process to this many seconds off, within a second. Needs [`ClusterBuilder::clocks`].
+    ///
+    /// # Panics
+    /// When there is no room.
+    pub fn set_clock(&self, number: usize, seconds: i64) {
+        // Renamed into place: it is read at any moment.
+        let new = self.clock(number).with_extension("new");
+        std::fs::write(&new, format!("{seconds:+}s")).expect("room for a clock");
+        std::fs::rename(&new, self.clock(number)).expect("a file can be renamed");
+    }
+
+    /// Waits until every running process serves writes to every partition.
+    ///
+    /// # Panics
+    /// When that takes more than a minute; with the ends of the logs (by [`Drop`]).
+    pub fn wait_until_serving(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        for number in (0..self.len()).filter(|number| self.runs(*number)).collect::<Vec<_>>() {
+            let mut last = String::new();
+            while let Err(why) = self.serves(number) {
+                last = why;
+                if let Some(child) = &mut self.members[number].child {
+                    let ended = child.try_wait().expect("our own child");
+                    assert!(ended.is_none(), "process {number} has ended: {ended:?}");
+                }
+                assert!(Instant::now() < deadline, "process {number} does not serve: {last}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            drop(last);
+        }
+    }
+
+    /// Whether writes to many slots are carried out through this process.
+    fn serves(&self, number: usize) -> Result<(), String> {
+        let mut client = Client::reach(self.proxy(number), Duration::from_secs(8)).map_err(|error| error.to_string())?;
+        for key in 0..self.builder.partitions * 4 {
+            match client.call(&["SET", &format!("serves:{key}"), "yes"]) {
+                Ok(Value::Status(_)) => {}
+                Ok(other) => return Err(other.text()),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The ends of all logs.
+    pub fn tails(&self) -> String {
+        let tail = |number| {
+            let text = std::fs::read(self.log(number)).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let lines: Vec<&str> = text.lines().collect();
+            format!("--- process {number}, its last lines\n{}\n", lines[lines.len().saturating_sub(30)..].join("\n"))
+        };
+        (0..self.len()).map(tail).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill_all();
+        if std::thread::panicking() {
+            eprintln!("{}", self.tails());
+        }
+    }
+}
+
+/// Ports that were free a moment ago; all are held until all are found, so that they differ.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("a free port"));
+    listeners.map(|listener| listener.local_addr().expect("a bound socket has an address").port())
+}
+
+/// Where libfaketime lies, when it is installed.
+pub fn faketime() -> Option<PathBuf> {
+    let directories = std::fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path()).chain([Path::new("/usr/lib").to_owned()]);
+    directories.map(|dir| dir.join("faketime/libfaketimeMT.so.1")).find(|path| path.is_file())
+}

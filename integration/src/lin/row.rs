@@ -1,0 +1,334 @@
+//! What one Redis key does: a miniature of the commands that the workload sends.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::search::{Call, Model};
+use crate::Value;
+
+/// The value of one key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub enum Row {
+    /// No such key.
+    #[default]
+    Nothing,
+    /// A string.
+    Text(String),
+    /// A hash.
+    Hash(BTreeMap<String, String>),
+}
+
+/// A command without its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "they are Redis's; HCheckSet is HCHECKSET key field BYTES EQ .1 field .2")]
+pub enum Command {
+    Get,
+    Set(String),
+    SetNx(String),
+    Append(String),
+    Incr,
+    Del,
+    HGet(String),
+    HSet(String, String),
+    HDel(String),
+    HLen,
+    HGetAll,
+    HIncrBy(String, i64),
+    HCheckSet(String, String, String),
+}
+
+/// What a client did to one key at one moment: a command, or several by MULTI and EXEC.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowOp {
+    /// What the row must have been: read under WATCH.
+    pub only_if: Option<Row>,
+    /// Carried out together.
+    pub commands: Vec<Command>,
+    /// A reply for each; `None`: unknown, and whether they were carried out at all.
+    pub replies: Option<Vec<Value>>,
+}
+
+impl RowOp {
+    /// One command with its reply, if it came.
+    pub fn one(command: Command, reply: Option<Value>) -> RowOp {
+        RowOp { only_if: None, commands: vec![command], replies: reply.map(|reply| vec![reply]) }
+    }
+}
+
+impl Command {
+    /// The words to send.
+    pub fn words(&self, key: &str) -> Vec<String> {
+        let number;
+        let words: Vec<&str> = match self {
+            Command::Get => vec!["GET", key],
+            Command::Set(value) => vec!["SET", key, value],
+            Command::SetNx(value) => vec!["SETNX", key, value],
+            Command::Append(value) => vec!["APPEND", key, value],
+            Command::Incr => vec!["INCR", key],
+            Command::Del => vec!["DEL", key],
+            Command::HGet(field) => vec!["HGET", key, field],
+            Command::HSet(field, value) => vec!["HSET", key, field, value],
+            Command::HDel(field) => vec!["HDEL", key, field],
+            Command::HLen => vec!["HLEN", key],
+            Command::HGetAll => vec!["HGETALL", key],
+            Command::HIncrBy(field, by) => {
+                number = by.to_string();
+                vec!["HINCRBY", key, field, &number]
+            }
+            Command::HCheckSet(field, equals, value) => vec!["HCHECKSET", key, field, "BYTES", "EQ", equals, field, value],
+        };
+        words.into_iter().map(str::to_owned).collect()
+    }
+
+    fn only_reads(&self) -> bool {
+        matches!(self, Command::Get | Command::HGet(_) | Command::HLen | Command::HGetAll)
+    }
+
+    /// The one field that it is about.
+    fn field(&self) -> Option<&String> {
+        match self {
+            Command::HGet(field) | Command::HSet(field, _) | Command::HDel(field) => Some(field),
+            Command::HIncrBy(field, _) | Command::HCheckSet(field, _, _) => Some(field),
+            _ => None,
+        }
+    }
+
+    /// What it writes that nobody else writes.
+    fn written(&self) -> Option<&String> {
+        match self {
+            Command::Set(value) | Command::SetNx(value) | Command::Append(value) => Some(value),
+            Command::HSet(_, value) | Command::HCheckSet(_, _, value) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn written_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Command::Set(value) | Command::SetNx(value) | Command::Append(value) => Some(value),
+            Command::HSet(_, value) | Command::HCheckSet(_, _, value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Carries it out. Errors are told by their first word.
+    pub fn run(&self, row: &mut Row) -> Value {
+        match self {
+            Command::Set(value) => {
+                *row = Row::Text(value.clone());
+                return Value::ok();
+            }
+            Command::Del => return Value::Int(i64::from(std::mem::take(row) != Row::Nothing)),
+            Command::SetNx(value) => {
+                let new = *row == Row::Nothing;
+                if new {
+                    *row = Row::Text(value.clone());
+                }
+                return Value::Int(i64::from(new));
+            }
+            _ => {}
+        }
+        let run = match (self, &mut *row) {
+            (Command::Get | Command::Append(_) | Command::Incr, Row::Hash(_)) => None,
+            (Command::Get, Row::Text(text)) => Some(Value::bulk(text)),
+            (Command::Get, Row::Nothing) => Some(Value::Nil),
+            (Command::Append(more), Row::Text(text)) => {
+                text.push_str(more);
+                Some(Value::Int(text.len() as i64))
+            }
+            (Command::Append(more), Row::Nothing) => {
+                let length = more.len() as i64;
+                *row = Row::Text(more.clone());
+                Some(Value::Int(length))
+            }
+            (Command::Incr, Row::Text(text)) => Some(increased(text, 1)),
+            (Command::Incr, Row::Nothing) => {
+                *row = Row::Text("1".to_owned());
+                Some(Value::Int(1))
+            }
+            (_, Row::Text(_)) => None,
+            (_, Row::Hash(fields)) => Some(self.run_on_fields(fields)),
+            (_, Row::Nothing) => {
+                let mut fields = BTreeMap::new();
+                let reply = self.run_on_fields(&mut fields);
+                *row = Row::Hash(fields);
+                Some(reply)
+            }
+        };
+        if matches!(row, Row::Hash(fields) if fields.is_empty()) {
+            *row = Row::Nothing;
+        }
+        run.unwrap_or(Value::Error("WRONGTYPE".to_owned()))
+    }
+
+    fn run_on_fields(&self, fields: &mut BTreeMap<String, String>) -> Value {
+        match self {
+            Command::HGet(field) => fields.get(field).map_or(Value::Nil, |value| Value::bulk(value)),
+            Command::HSet(field, value) => Value::Int(i64::from(fields.insert(field.clone(), value.clone()).is_none())),
+            Command::HDel(field) => Value::Int(i64::from(fields.remove(field).is_some())),
+            Command::HLen => Value::Int(fields.len() as i64),
+            Command::HGetAll => Value::Array(fields.iter().flat_map(|(field, value)| [Value::bulk(field), Value::bulk(value)]).collect()),
+            Command::HIncrBy(field, by) => match fields.get_mut(field) {
+                Some(value) => increased(value, *by),
+                None => {
+                    fields.insert(field.clone(), by.to_string());
+                    Value::Int(*by)
+                }
+            },
+            Command::HCheckSet(field, equals, value) => match fields.get_mut(field) {
+                Some(found) if found == equals => {
+                    found.clone_from(value);
+                    Value::Int(1)
+                }
+                _ => Value::Int(0),
+            },
+            _ => unreachable!("not a command on fields"),
+        }
+    }
+
+    /// The reply as [`Command::run`] words it: HGETALL in the order of the fields, errors by their first word.
+    pub fn normal(&self, reply: Value) -> Value {
+        match (self, reply) {
+            (Command::HGetAll, Value::Array(items)) => {
+                let mut pairs: Vec<Vec<Value>> = items.chunks(2).map(<[Value]>::to_vec).collect();
+                pairs.sort_by_key(|pair| pair[0].text());
+                Value::Array(pairs.concat())
+            }
+            (_, Value::Error(text)) => Value::Error(text.split(' ').next().unwrap_or_default().to_owned()),
+            (_, reply) => reply,
+        }
+    }
+}
+
+fn increased(text: &mut String, by: i64) -> Value {
+    match text.parse::<i64>().ok().and_then(|number| number.checked_add(by)) {
+        Some(number) => {
+            *text = number.to_string();
+            Value::Int(number)
+        }
+        None => Value::Error("ERR".to_owned()),
+    }
+}
+
+impl Row {
+    /// The row that a GET or a normal HGETALL has shown; `None` when the reply is something else.
+    pub fn shown(reply: &Value) -> Option<Row> {
+        Some(match reply {
+            Value::Nil => Row::Nothing,
+            Value::Bulk(_) => Row::Text(reply.text()),
+            Value::Array(pairs) if pairs.is_empty() => Row::Nothing,
+            Value::Array(pairs) => Row::Hash(pairs.chunks_exact(2).map(|pair| (pair[0].text(), pair[1].text())).collect()),
+            _ => return None,
+        })
+    }
+}
+
+impl Model for Row {
+    type State = Row;
+    type Op = RowOp;
+
+    fn start() -> Row {
+        Row::Nothing
+    }
+
+    fn step(state: &Row, op: &RowOp) -> Option<Row> {
+        if op.only_if.as_ref().is_some_and(|row| row != state) {
+            return None;
+        }
+        let mut after = state.clone();
+        match &op.replies {
+            Some(replies) => {
+                let as_told = op.commands.iter().zip(replies).all(|(command, reply)| command.run(&mut after) == *reply);
+                (as_told && op.commands.len() == replies.len()).then_some(after)
+            }
+            None => {
+                op.commands.iter().for_each(|command| _ = command.run(&mut after));
+                (after != *state).then_some(after)
+            }
+        }
+    }
+
+    fn only_reads(op: &RowOp) -> bool {
+        let told = op.replies.as_deref().unwrap_or_default();
+        op.commands.iter().enumerate().all(|(at, command)| {
+            let refused = matches!(told.get(at), Some(Value::Error(_)))
+                || (matches!(command, Command::Del | Command::SetNx(_) | Command::HDel(_) | Command::HCheckSet(..))
+                    && told.get(at) == Some(&Value::Int(0)));
+            command.only_reads() || refused
+        })
+    }
+
+    /// A field is a part; type and existence are part of every field.
+    fn touches(op: &RowOp) -> (u64, u64) {
+        let mut touched = if op.only_if.is_some() { (u64::MAX, 0) } else { (0, 0) };
+        for command in &op.commands {
+            let part = command
+                .field()
+                .map_or(u64::MAX, |field| 1 << (field.bytes().fold(7_u64, |hash, byte| hash.wrapping_mul(31) + u64::from(byte)) % 64));
+            touched.0 |= part;
+            touched.1 |= if command.only_reads() { 0 } else { part };
+        }
+        touched
+    }
+
+    /// Values are unique, so that some things are known beforehand about calls of unknown outcome:
+    /// - What was written and never shown to anybody can be anything of that length: such calls become equal, and are counted, not named.
+    ///   When every APPEND with a reply was shown, not even the length matters, and an APPEND that was not shown matters only where there
+    ///   was no row.
+    /// - An APPEND that was shown took effect on exactly what was shown before it.
+    fn simplify(calls: &mut [Call<RowOp>]) {
+        let shown = all_shown(calls);
+        let mut writers = HashMap::<String, u32>::new();
+        for written in calls.iter().flat_map(|call| call.op.commands.iter().filter_map(Command::written)) {
+            *writers.entry(written.clone()).or_default() += 1;
+        }
+        let was_shown = |written: &str| shown.iter().any(|text| text.contains(written));
+        let told = calls.iter().filter(|call| call.op.replies.is_some()).flat_map(|call| &call.op.commands);
+        let lengths_matter = told.clone().any(|command| matches!(command, Command::Append(more) if !was_shown(more)));
+        for call in calls.iter_mut().filter(|call| call.op.replies.is_none()) {
+            for command in &mut call.op.commands {
+                let Some(written) = command.written_mut() else { continue };
+                if written.parse::<i64>().is_err() && !was_shown(written) {
+                    *written = "\u{1}".repeat(if lengths_matter { written.len() } else { 1 });
+                    if let (Command::Append(unseen), false) = (&command, lengths_matter) {
+                        *command = Command::SetNx(unseen.clone());
+                    }
+                }
+            }
+            if let (None, [Command::Append(more)]) = (&call.op.only_if, &*call.op.commands)
+                && let Some(at) = shown.iter().find_map(|text| text.find(&**more))
+                && !more.is_empty()
+                && !writers.contains_key("")
+                && writers.get(more) == Some(&1)
+                && writers.keys().filter(|other| other.contains(&**more)).count() == 1
+            {
+                let text = shown.iter().find(|text| text.contains(&**more)).map_or("", |text| &text[..at]);
+                call.op.only_if = Some(if text.is_empty() { Row::Nothing } else { Row::Text(text.to_owned()) });
+            }
+        }
+    }
+}
+
+/// All texts that any client has seen.
+fn all_shown(calls: &[Call<RowOp>]) -> Vec<String> {
+    let mut shown: Vec<String> = Vec::new();
+    let mut see = |value: &Value| match value {
+        Value::Bulk(_) => shown.push(value.text()),
+        Value::Array(items) => shown.extend(items.iter().map(Value::text)),
+        _ => {}
+    };
+    for call in calls {
+        call.op.replies.iter().flatten().for_each(&mut see);
+        match &call.op.only_if {
+            Some(Row::Text(text)) => see(&Value::bulk(text)),
+            Some(Row::Hash(fields)) => fields.values().for_each(|value| see(&Value::bulk(value))),
+            _ => {}
+        }
+        for command in &call.op.commands {
+            if let Command::HCheckSet(_, equals, _) = command {
+                see(&Value::bulk(equals));
+            }
+        }
+    }
+    shown.sort_unstable();
+    shown.dedup();
+    shown
+}

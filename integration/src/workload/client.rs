@@ -1,0 +1,182 @@
+//! One client: sends, and writes down what it saw.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::mix::{KINDS, Kind, Next};
+use super::{Dice, Plan, Seen, Shared};
+use crate::lin::{Command, Row, RowOp};
+use crate::{Client, Value};
+
+/// What a reply says about the command.
+enum Outcome {
+    /// It was carried out (or refused by the row), and this is its answer.
+    Told(Value),
+    /// It was not carried out.
+    Refused(String),
+    /// Nobody knows.
+    Unknown(String),
+}
+
+/// Errors that are answers: the same row gives them again.
+const ANSWERS: [&str; 2] = ["WRONGTYPE ", "ERR value is not an integer"];
+/// Errors that say that nothing was done (the proxy's `call_error`, in `proxy/src/words.rs`).
+const NOTHING_DONE: [&str; 8] =
+    ["CLUSTERDOWN", "BUSY", "MISCONF", "LOADING", "EXECABORT", "NOAUTH", "TRYAGAIN", "ERR The table has been dropped"];
+
+/// Sorts a reply. Anything that is not known to be an answer or a "no" is of unknown outcome: a storage fault, say.
+fn outcome(reply: io::Result<Value>) -> Outcome {
+    match reply {
+        Ok(Value::Error(text)) => {
+            let is_one_of = |known: &[&str]| known.iter().any(|with| text.starts_with(with));
+            if is_one_of(&ANSWERS) {
+                Outcome::Told(Value::Error(text))
+            } else if is_one_of(&NOTHING_DONE) {
+                Outcome::Refused(first_words(&text))
+            } else {
+                Outcome::Unknown(first_words(&text))
+            }
+        }
+        Ok(value) => Outcome::Told(value),
+        Err(error) => Outcome::Unknown(format!("connection: {:?}", error.kind())),
+    }
+}
+
+/// Enough of an error to count it by.
+fn first_words(text: &str) -> String {
+    let first = text.split(' ').next().unwrap_or_default();
+    if first == "ERR" { text.chars().take(40).collect() } else { first.to_owned() }
+}
+
+pub(super) struct Worker<'a> {
+    number: usize,
+    plan: &'a Plan,
+    shared: &'a Shared,
+    dice: Dice,
+    client: Option<(SocketAddr, Client)>,
+    written: u64,
+    last_seen: BTreeMap<String, String>,
+    seen: Seen,
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(number: usize, plan: &'a Plan, shared: &'a Shared, dice: Dice) -> Self {
+        Worker { number, plan, shared, dice, client: None, written: 0, last_seen: BTreeMap::new(), seen: Seen::default() }
+    }
+
+    /// Works until told to stop; what it saw.
+    pub(super) fn work(mut self) -> Seen {
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            if !self.connected() {
+                std::thread::sleep(Duration::from_millis(20 + self.dice.below(30)));
+                continue;
+            }
+            let kind = *self.dice.one_of(&KINDS);
+            let slot = self.dice.below(self.plan.keys_per_kind) as usize;
+            let key = self.shared.key(kind, slot, self.plan.calls_per_key);
+            self.written += 1;
+            let unique = format!("<{}.{}>", self.number, self.written);
+            let seen = self.last_seen.get(&key).cloned().unwrap_or_default();
+            match kind.next(&mut self.dice, unique, &seen) {
+                Next::One(command) => _ = self.call(&key, command),
+                Next::Watched(read) => self.watched(&key, kind, read),
+            }
+            if self.dice.below(400) == 0 {
+                // Another proxy for a change.
+                self.client = None;
+            }
+            std::thread::sleep(Duration::from_micros(self.dice.below(self.plan.pause.as_micros().max(1) as u64 * 2)));
+        }
+        self.seen
+    }
+
+    fn connected(&mut self) -> bool {
+        if self.client.is_none() {
+            let address = *self.dice.one_of(&self.plan.proxies);
+            match Client::reach(address, self.plan.patience) {
+                Ok(client) => self.client = Some((address, client)),
+                Err(_) => *self.seen.errors.entry("not connected".to_owned()).or_default() += 1,
+            }
+        }
+        self.client.is_some()
+    }
+
+    /// Sends words; a connection that failed is not used again.
+    fn ask(&mut self, words: &[Vec<String>]) -> io::Result<Vec<Value>> {
+        let Some((_, client)) = &mut self.client else { return Err(io::ErrorKind::NotConnected.into()) };
+        let replies = client.pipeline(words);
+        if replies.is_err() {
+            self.client = None;
+        }
+        replies
+    }
+
+    /// One command, written down. Its answer, when there was one.
+    fn call(&mut self, key: &str, command: Command) -> Option<Value> {
+        let words = command.words(key);
+        let invoked_ns = self.shared.now_ns();
+        let reply = self.ask(&[words]).map(|mut replies| replies.remove(0));
+        let returned_ns = self.shared.now_ns();
+        let told = match outcome(reply) {
+            Outcome::Told(value) => Some(command.normal(value)),
+            Outcome::Refused(why) => {
+                self.seen.refused(why);
+                return None;
+            }
+            Outcome::Unknown(why) => {
+                self.seen.unknown(why);
+                None
+            }
+        };
+        if let (Command::HGet(field), Some(Value::Bulk(_))) = (&command, &told)
+            && field == "a"
+        {
+            self.last_seen.insert(key.to_owned(), told.as_ref().map(Value::text).unwrap_or_default());
+        }
+        let returned_ns = told.is_some().then_some(returned_ns);
+        self.seen.record(self.number, key, RowOp::one(command, told.clone()), invoked_ns, returned_ns);
+        told
+    }
+
+    /// WATCH, a read of the whole row, and a transaction that is only right on that row.
+    fn watched(&mut self, key: &str, kind: Kind, read: Command) {
+        match outcome(self.ask(&[vec!["WATCH".to_owned(), key.to_owned()]]).map(|mut replies| replies.remove(0))) {
+            Outcome::Told(_) => {}
+            Outcome::Refused(why) | Outcome::Unknown(why) => return self.seen.refused(why),
+        }
+        let row = self.call(key, read).as_ref().and_then(Row::shown);
+        let Some(row) = row else {
+            // What was watched must not weigh on the next transaction.
+            self.client = None;
+            return;
+        };
+        self.written += 1;
+        let commands = kind.exec(&row, format!("<{}.{}>", self.number, self.written));
+        let mut words = vec![vec!["MULTI".to_owned()]];
+        words.extend(commands.iter().map(|command| command.words(key)));
+        words.push(vec!["EXEC".to_owned()]);
+        let invoked_ns = self.shared.now_ns();
+        let reply = self.ask(&words).map(|mut replies| replies.pop().unwrap_or(Value::Nil));
+        let returned_ns = self.shared.now_ns();
+        let (replies, returned_ns) = match outcome(reply) {
+            // Somebody was quicker.
+            Outcome::Told(Value::Nil) => return self.seen.aborted += 1,
+            Outcome::Told(Value::Array(replies)) => {
+                (Some(commands.iter().zip(replies).map(|(command, reply)| command.normal(reply)).collect()), Some(returned_ns))
+            }
+            Outcome::Told(other) => {
+                self.seen.unknown(format!("EXEC said {other:?}"));
+                (None, None)
+            }
+            Outcome::Refused(why) => return self.seen.refused(why),
+            Outcome::Unknown(why) => {
+                self.seen.unknown(why);
+                (None, None)
+            }
+        };
+        self.seen.record(self.number, key, RowOp { only_if: Some(row), commands, replies }, invoked_ns, returned_ns);
+    }
+}

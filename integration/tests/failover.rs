@@ -1,0 +1,188 @@
+//! How long clients wait when a leader goes: killed, asked to stop, told to hand over, frozen.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use integration::cluster::Cluster;
+use integration::workload::{Dice, seed};
+use integration::{Client, Value, within};
+
+/// How many leaders are killed; `BRIDLE_KILLS` for another number.
+fn kills() -> usize {
+    std::env::var("BRIDLE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(50)
+}
+
+/// Three nodes, one partition.
+fn cluster() -> Cluster {
+    Cluster::builder().partitions(1).start()
+}
+
+/// Who leads the one partition, once somebody does and all agree.
+fn leader(cluster: &Cluster) -> usize {
+    let mut found = None;
+    within(30, "somebody leads", || {
+        found = cluster.leaders("db0").ok().and_then(|leaders| leaders[0]).filter(|leader| cluster.runs(*leader));
+        found.is_some()
+    });
+    found.expect("just found")
+}
+
+/// Writes until it is acknowledged. Every command is answered by then, or the connection ended.
+fn write_until_acknowledged(cluster: &Cluster, through: usize, key: &str, value: &str) -> (Duration, Vec<String>) {
+    let began = Instant::now();
+    let mut errors = Vec::new();
+    loop {
+        let said = cluster.client(through).and_then(|mut client| client.call(&["SET", key, value]));
+        match said {
+            Ok(Value::Status(_)) => return (began.elapsed(), errors),
+            Ok(other) => errors.push(other.text()),
+            Err(error) => errors.push(error.to_string()),
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "no write in a minute: {errors:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
+}
+
+#[test]
+#[ignore = "needs the cluster binary"]
+fn clients_write_again_within_three_seconds_of_a_kill_of_the_leader() {
+    let mut dice = Dice::new(seed());
+    let mut cluster = cluster();
+    let (mut waits, mut told) = (Vec::new(), 0);
+    for kill in 0..kills() {
+        let victim = leader(&cluster);
+        let through = (victim + 1 + dice.below(2) as usize) % 3;
+        // Kills come at any moment between two heartbeats.
+        std::thread::sleep(Duration::from_millis(dice.below(400)));
+        cluster.kill(victim);
+        let (wait, errors) = write_until_acknowledged(&cluster, through, "failover", &kill.to_string());
+        told += usize::from(!errors.is_empty());
+        waits.push(wait);
+        // The next kill must find a cluster that can bear it.
+        cluster.launch(victim);
+        cluster.wait_until_serving();
+        let read = cluster.client(victim).expect("it serves").run("GET failover");
+        assert_eq!(read, Value::bulk(&kill.to_string()), "acknowledged, and not read through the node that was away");
+    }
+    waits.sort();
+    let (p50, p90, p99, most) = (percentile(&waits, 50), percentile(&waits, 90), percentile(&waits, 99), waits[waits.len() - 1]);
+    println!(
+        "{} kills of the leader, until a client of another proxy writes: p50 {p50:.2?}, p90 {p90:.2?}, p99 {p99:.2?}, max {most:.2?}",
+        waits.len()
+    );
+    println!("all: {waits:.2?}; {told} of them saw an error");
+    assert!(p99 < Duration::from_secs(3), "p99 is {p99:?}");
+}
+
+/// Writes through one proxy, beginning before something happens and ending after it; the longest wait, and every error.
+fn hammer(address: SocketAddr, meanwhile: impl FnOnce()) -> (Duration, u64, Vec<String>) {
+    let stop = AtomicBool::new(false);
+    let work = || {
+        let mut client = Client::reach(address, Duration::from_secs(20)).expect("it serves");
+        let (mut longest, mut calls, mut errors) = (Duration::ZERO, 0, Vec::new());
+        while !stop.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            calls += 1;
+            match client.call(&["INCR", "hammered"]) {
+                Ok(Value::Int(_)) => {}
+                other => errors.push(format!("{other:?}")),
+            }
+            longest = longest.max(began.elapsed());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        (longest, calls, errors)
+    };
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(work);
+        std::thread::sleep(Duration::from_millis(300));
+        meanwhile();
+        std::thread::sleep(Duration::from_millis(700));
+        stop.store(true, Ordering::Relaxed);
+        worker.join().expect("the client does not panic")
+    })
+}
+
+#[test]
+#[ignore = "needs the cluster binary"]
+fn a_hand_over_is_hardly_noticed() {
+    let cluster = cluster();
+    let (mut waits, mut total) = (Vec::new(), 0);
+    for round in 0..20 {
+        let from = leader(&cluster);
+        let (to, through) = ((from + 1 + round % 2) % 3, (from + round) % 3);
+        let (longest, calls, errors) = hammer(cluster.proxy(through), || {
+            cluster.transfer("db0", 0, to).expect("a healthy follower takes over");
+        });
+        assert!(errors.is_empty(), "clients saw {errors:?}");
+        within(10, "the wanted one leads", || cluster.leaders("db0").is_ok_and(|leaders| leaders[0] == Some(to)));
+        waits.push(longest);
+        total += calls;
+    }
+    waits.sort();
+    println!("20 hand-overs, the longest a client waited: {waits:.1?}");
+    assert!(waits[waits.len() - 1] <= Duration::from_millis(200), "{waits:?}");
+    let counted = cluster.client(0).expect("it serves").run("GET hammered").text();
+    assert_eq!(counted, total.to_string(), "each INCR was acknowledged once, and counted once");
+}
+
+#[test]
+#[ignore = "needs the cluster binary"]
+fn a_leader_that_is_asked_to_stop_hands_over_first() {
+    let mut cluster = cluster();
+    let mut waits = Vec::new();
+    for round in 0..9 {
+        let victim = leader(&cluster);
+        let through = (victim + 1 + round % 2) % 3;
+        let (longest, _, errors) = hammer(cluster.proxy(through), || _ = cluster.stop(victim));
+        assert!(errors.is_empty(), "clients of another node saw {errors:?}");
+        waits.push(longest);
+        cluster.launch(victim);
+        cluster.wait_until_serving();
+    }
+    waits.sort();
+    println!("9 leaders were asked to stop, the longest a client waited: {waits:.1?}");
+    assert!(waits[waits.len() - 1] <= Duration::from_millis(200), "{waits:?}");
+}
+
+#[test]
+#[ignore = "needs the cluster binary"]
+fn a_frozen_leader_answers_no_stale_read_when_it_goes_on() {
+    let mut dice = Dice::new(seed());
+    let cluster = cluster();
+    for round in 0..8 {
+        let frozen = leader(&cluster);
+        let through = (frozen + 1) % 3;
+        cluster.client(frozen).expect("it serves").run(&format!("SET frozen {round}:old"));
+        // Reads that wait in its socket are answered the moment it goes on: the most dangerous ones.
+        let mut readers: Vec<Client> = (0..20).map(|_| cluster.client(frozen).expect("it serves")).collect();
+        cluster.freeze(frozen);
+        let (wait, _) = write_until_acknowledged(&cluster, through, "frozen", &format!("{round}:new"));
+        // Sent after the write was acknowledged: whoever answers must say the new value.
+        readers.iter_mut().for_each(|reader| reader.send(&["GET", "frozen"]).expect("a socket takes a few bytes"));
+        std::thread::sleep(Duration::from_millis(dice.below(500)));
+        cluster.thaw(frozen);
+        let mut told = 0;
+        for reader in &mut readers {
+            match reader.reply() {
+                Ok(Value::Bulk(bytes)) => {
+                    assert_eq!(String::from_utf8_lossy(&bytes), format!("{round}:new"), "a stale read");
+                    told += 1;
+                }
+                Ok(Value::Error(_)) | Err(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        println!("round {round}: others wrote after {wait:.2?}; {told} of 20 reads answered, none stale");
+        within(20, "the frozen one serves again", || {
+            cluster
+                .client(frozen)
+                .and_then(|mut client| client.call(&["GET", "frozen"]))
+                .is_ok_and(|said| said == Value::bulk(&format!("{round}:new")))
+        });
+    }
+}

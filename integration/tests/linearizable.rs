@@ -1,0 +1,83 @@
+//! What clients saw while processes were killed, frozen and cut off could have come from one copy of the data.
+//!
+//! `BRIDLE_LIN_SECONDS` says how long each run on a cluster lasts (`make soak`: an hour), `BRIDLE_SEED` repeats a run's choices.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use integration::Server;
+use integration::cluster::{Cluster, faketime};
+use integration::lin::Limits;
+use integration::nemesis::{self, Fault, Nemesis};
+use integration::netns::Network;
+use integration::workload::{Dice, Plan, Workload, judge, seed};
+
+/// How long a run on a cluster lasts.
+fn time() -> Duration {
+    Duration::from_secs(std::env::var("BRIDLE_LIN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40))
+}
+
+#[test]
+fn one_process_stays_linearizable_through_kills_and_freezes() {
+    let seed = seed();
+    let mut dice = Dice::new(seed);
+    let mut server = Server::builder().flag("durability", "always").config("[tables]\npartitions = 4\n").start();
+    let workload = Workload::start(Plan::new(vec![SocketAddr::from(([127, 0, 0, 1], server.port))], seed));
+    let (end, mut kills, mut freezes) = (Instant::now() + Duration::from_secs(20), 0, 0);
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(100 + dice.below(900)));
+        if dice.below(3) == 0 {
+            server.signal("STOP");
+            std::thread::sleep(Duration::from_millis(50 + dice.below(1_500)));
+            server.signal("CONT");
+            freezes += 1;
+        } else {
+            server.kill();
+            server.restart();
+            kills += 1;
+        }
+    }
+    let seen = workload.finish();
+    eprintln!("{kills} kills, {freezes} freezes");
+    assert!(seen.told > 1_000 && seen.unknown > 0, "the test shows nothing: {} answered, {} unknown", seen.told, seen.unknown);
+    judge(&seen, &Limits::default()).assert_linearizable();
+}
+
+/// Clients of all processes of a cluster, while these faults happen to it.
+fn run(mut cluster: Cluster, network: Option<Arc<Network>>, faults: &[Fault], seed: u64) {
+    let workload = Workload::start(Plan::new(cluster.all_proxies(), seed));
+    Nemesis::new(faults, seed, network).run(&mut cluster, time());
+    let seen = workload.finish();
+    assert!(seen.told > 1_000, "the test shows nothing: {} answered", seen.told);
+    judge(&seen, &Limits::default()).assert_linearizable();
+}
+
+#[test]
+#[ignore = "needs the cluster binary"]
+fn a_cluster_stays_linearizable_through_kills_freezes_and_transfers() {
+    let seed = seed();
+    run(Cluster::builder().proxies(1).start(), None, &nemesis::PROCESSES, seed);
+}
+
+#[test]
+#[ignore = "needs the cluster binary"]
+fn a_cluster_stays_linearizable_through_partitions_and_bad_links() {
+    let seed = seed();
+    match Network::new(3, seed) {
+        Ok(network) => {
+            let network = Arc::new(network);
+            let faults = [&nemesis::NETWORK[..], &[Fault::KillLeader, Fault::Transfer]].concat();
+            run(Cluster::builder().network(&network).start(), Some(network), &faults, seed);
+        }
+        Err(error) => eprintln!("SKIPPED: no network of our own here: {error}"),
+    }
+}
+
+#[test]
+#[ignore = "needs the cluster binary"]
+fn a_cluster_stays_linearizable_while_clocks_jump() {
+    let seed = seed();
+    assert!(faketime().is_some(), "libfaketime is installed by make setup-test");
+    run(Cluster::builder().clocks().start(), None, &[Fault::Clock, Fault::Clock, Fault::KillLeader, Fault::Transfer], seed);
+}

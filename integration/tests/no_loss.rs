@@ -1,0 +1,263 @@
+//! Nothing that a cluster acknowledged is lost, whoever is killed, and nothing is applied twice.
+//!
+//! Writers write ascending numbers through different proxies, each into rows of its own, and advance only when the cluster has
+//! acknowledged. A row whose last write is of unknown outcome is left as it is, and a fresh one is taken. After every ten kills everything is
+//! read again.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use integration::cluster::Cluster;
+use integration::workload::{Dice, seed};
+use integration::{Client, Value};
+
+const WRITERS: usize = 8;
+
+/// How many kills; `BRIDLE_KILLS` for a longer run.
+fn kills() -> u32 {
+    std::env::var("BRIDLE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
+}
+
+/// A row that one writer grows, one write after the other.
+#[derive(Debug, Clone, Default)]
+struct Growing {
+    /// How often it was replaced by a fresh one.
+    generation: u64,
+    /// Writes that were acknowledged.
+    done: u64,
+}
+
+/// One writer, and how far it got.
+#[derive(Debug, Default)]
+struct Writer {
+    me: usize,
+    /// `string:{me}:{n}` is acknowledged for every n up to this.
+    strings: u64,
+    /// `counter:{me}:{generation}`, by INCR.
+    counter: Growing,
+    /// `list:{me}:{generation}`, by APPEND.
+    list: Growing,
+    /// Rows whose last write is of unknown outcome: it may be done at any later time, so nothing is written to them any more.
+    left: Vec<(String, u64)>,
+    increments: u64,
+    appends: u64,
+    /// Writes of unknown outcome.
+    unknown: u64,
+    /// Writes that were refused, and sent again.
+    refused: u64,
+}
+
+/// What became of a write.
+enum Fate {
+    Acknowledged(Value),
+    Refused,
+    Unknown,
+}
+
+/// A connection to any proxy that takes one.
+struct Connection<'a> {
+    proxies: &'a [SocketAddr],
+    dice: Dice,
+    client: Option<Client>,
+}
+
+impl Connection<'_> {
+    fn call(&mut self, words: &[&str]) -> Fate {
+        if self.client.is_none() {
+            let address = *self.dice.one_of(self.proxies);
+            self.client = Client::reach(address, Duration::from_secs(8)).ok();
+        }
+        let Some(client) = &mut self.client else {
+            thread::sleep(Duration::from_millis(10));
+            return Fate::Refused;
+        };
+        match client.call(words) {
+            Ok(Value::Error(text)) if text.starts_with("UNKNOWNOUTCOME") => Fate::Unknown,
+            Ok(Value::Error(text)) if ["CLUSTERDOWN", "BUSY", "LOADING"].iter().any(|known| text.starts_with(known)) => {
+                thread::sleep(Duration::from_millis(10));
+                Fate::Refused
+            }
+            Ok(Value::Error(text)) => panic!("{words:?}: {text}"),
+            Ok(value) => Fate::Acknowledged(value),
+            Err(_) => {
+                self.client = None;
+                Fate::Unknown
+            }
+        }
+    }
+
+    /// Reads until there is an answer, for a minute.
+    fn read(&mut self, words: &[&str]) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Fate::Acknowledged(value) = self.call(words) {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "all run, and {words:?} is not answered");
+        }
+    }
+}
+
+impl Writer {
+    fn work(&mut self, proxies: &[SocketAddr], dice: Dice, stop: &AtomicBool) {
+        let mut connection = Connection { proxies, dice, client: None };
+        while !stop.load(Ordering::Relaxed) {
+            let next = self.strings + 1;
+            match connection.call(&["SET", &format!("string:{}:{next}", self.me), &next.to_string()]) {
+                Fate::Acknowledged(_) => self.strings = next,
+                Fate::Refused => self.refused += 1,
+                // Sent again by the next round: the same value under the same name, so that twice is no harm.
+                Fate::Unknown => self.unknown += 1,
+            }
+            self.count(&mut connection);
+            self.append(&mut connection);
+        }
+    }
+
+    /// One INCR. Nobody else counts here, so its reply is known beforehand.
+    fn count(&mut self, connection: &mut Connection<'_>) {
+        let key = format!("counter:{}:{}", self.me, self.counter.generation);
+        match connection.call(&["INCR", &key]) {
+            Fate::Acknowledged(value) => {
+                self.counter.done += 1;
+                self.increments += 1;
+                assert_eq!(value, Value::Int(self.counter.done as i64), "{key}: an increment was lost or applied twice");
+            }
+            Fate::Refused => self.refused += 1,
+            Fate::Unknown => self.leave(key, |writer| &mut writer.counter),
+        }
+    }
+
+    /// One APPEND of the next number.
+    fn append(&mut self, connection: &mut Connection<'_>) {
+        let key = format!("list:{}:{}", self.me, self.list.generation);
+        match connection.call(&["APPEND", &key, &format!("{},", self.list.done)]) {
+            Fate::Acknowledged(value) => {
+                self.list.done += 1;
+                self.appends += 1;
+                assert_eq!(value, Value::Int(list(self.list.done).len() as i64), "{key}: an append was lost or applied twice");
+                if self.list.done == 200 {
+                    // Long enough.
+                    self.left.push((key, self.list.done));
+                    self.list = Growing { generation: self.list.generation + 1, done: 0 };
+                }
+            }
+            Fate::Refused => self.refused += 1,
+            Fate::Unknown => self.leave(key, |writer| &mut writer.list),
+        }
+    }
+
+    fn leave(&mut self, key: String, of: impl Fn(&mut Writer) -> &mut Growing) {
+        self.unknown += 1;
+        let row = of(self);
+        let done = std::mem::take(&mut row.done);
+        row.generation += 1;
+        self.left.push((key, done));
+    }
+
+    /// Reads everything that was acknowledged.
+    fn check(&self, connection: &mut Connection<'_>) {
+        for n in 1..=self.strings {
+            let key = format!("string:{}:{n}", self.me);
+            assert_eq!(connection.read(&["GET", &key]), Value::bulk(&n.to_string()), "acknowledged, and lost: {key}");
+        }
+        let never_sent = format!("string:{}:{}", self.me, self.strings + 2);
+        assert_eq!(connection.read(&["EXISTS", &never_sent]), Value::Int(0), "{never_sent}");
+        let counter = (format!("counter:{}:{}", self.me, self.counter.generation), self.counter.done);
+        let growing = (format!("list:{}:{}", self.me, self.list.generation), self.list.done);
+        for (key, done) in self.left.iter().chain([&counter, &growing]) {
+            let found = connection.read(&["GET", key]);
+            if key.starts_with("counter") {
+                let found = number(&found);
+                assert!((*done..=done + 1).contains(&found), "{key}: {done} acknowledged, {found} found");
+            } else {
+                let found = if found == Value::Nil { String::new() } else { found.text() };
+                assert!(found == list(*done) || found == list(done + 1), "{key}: {done} acknowledged, found {found}");
+            }
+        }
+    }
+}
+
+/// A list after so many appends.
+fn list(done: u64) -> String {
+    (0..done).map(|n| format!("{n},")).collect()
+}
+
+fn number(value: &Value) -> u64 {
+    match value {
+        Value::Nil => 0,
+        other => other.text().parse().unwrap_or_else(|_| panic!("not a number: {other:?}")),
+    }
+}
+
+#[test]
+#[ignore = "needs the cluster binary"]
+fn nothing_acknowledged_is_lost_whoever_is_killed() {
+    let mut dice = Dice::new(seed());
+    let mut cluster = Cluster::builder().proxies(1).start();
+    let proxies = cluster.all_proxies();
+    let mut writers: Vec<Writer> = (0..WRITERS).map(|me| Writer { me, ..Writer::default() }).collect();
+    let (mut done, mut by_kind) = (0, [0; 4]);
+    while done < kills() {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for writer in &mut writers {
+                let (proxies, stop, dice) = (&proxies, &stop, dice.another());
+                scope.spawn(move || writer.work(proxies, dice, stop));
+            }
+            for _ in 0..10 {
+                thread::sleep(Duration::from_millis(200 + dice.below(1_500)));
+                let kind = dice.below(8) as usize;
+                match kind {
+                    0 => {
+                        cluster.kill_all();
+                        (0..cluster.len()).for_each(|number| cluster.launch(number));
+                    }
+                    1 => {
+                        let proxy = cluster.len() - 1;
+                        cluster.kill(proxy);
+                        cluster.launch(proxy);
+                    }
+                    2 => {
+                        let meta = cluster.meta_leader().ok().flatten().unwrap_or(0);
+                        cluster.kill(meta);
+                        thread::sleep(Duration::from_millis(dice.below(2_000)));
+                        cluster.launch(meta);
+                    }
+                    _ => {
+                        let leaders: Vec<usize> = cluster.leaders("db0").unwrap_or_default().into_iter().flatten().collect();
+                        let victim = if leaders.is_empty() { dice.below(3) as usize } else { *dice.one_of(&leaders) };
+                        cluster.kill(victim);
+                        thread::sleep(Duration::from_millis(dice.below(3_000)));
+                        cluster.launch(victim);
+                    }
+                }
+                by_kind[kind.min(3)] += 1;
+                done += 1;
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        cluster.wait_until_serving();
+        let began = Instant::now();
+        for writer in &writers {
+            writer.check(&mut Connection { proxies: &proxies, dice: dice.another(), client: None });
+        }
+        eprintln!("{done} kills, all read again in {:.1?}", began.elapsed());
+    }
+    let sum = |of: fn(&Writer) -> u64| writers.iter().map(of).sum::<u64>();
+    println!(
+        "{done} kills (all {}, proxy {}, meta leader {}, leader {}): {} strings, {} increments, {} appends, none lost, none twice; {} unknown, {} refused",
+        by_kind[0],
+        by_kind[1],
+        by_kind[2],
+        by_kind[3],
+        sum(|writer| writer.strings),
+        sum(|writer| writer.increments),
+        sum(|writer| writer.appends),
+        sum(|writer| writer.unknown),
+        sum(|writer| writer.refused)
+    );
+    assert!(sum(|writer| writer.strings) > u64::from(done), "the writers hardly wrote: the test shows nothing");
+}
