@@ -1,13 +1,16 @@
 //! A batch's edits as the payload of one Raft entry.
 
 use bytes::Bytes;
-use engine::batch::BatchWriter;
+use engine::batch::{BatchWriter, Link};
 use row::edits::Edits;
-use row::{Family, key};
+use row::{Family, key, value};
 
-/// The finished write batch: the clear, if any, and then every record.
-pub fn encode(edits: &Edits) -> Bytes {
-    let mut writer = BatchWriter::with_capacity(edits.bytes() + 8 * edits.len() + 16);
+use crate::clock;
+
+/// The finished write batch: the leader's stamp, ms; the clear, if any; and then every record.
+pub(crate) fn encode(edits: &Edits, stamp_ms: u64, link: Link) -> Bytes {
+    let mut writer = BatchWriter::linked(link, edits.bytes() + 8 * edits.len() + 32);
+    writer.put(of(Family::State), &clock::STAMP, &value::encode_counter(stamp_ms));
     if edits.clear {
         writer.clear(of(Family::Head));
         writer.clear(of(Family::Cell));

@@ -1,304 +1,423 @@
 //! The single writer of a partition: gathers requests, evaluates them as one batch, proposes one entry, answers.
+//!
+//! # Batches in flight
+//! While a batch replicates, what comes in is evaluated on top of its edits, and goes after it. So evaluation and the next fsync need not wait
+//! for the last one. A batch that was evaluated on top of another is proposed with a [`Link`] to it: should the other not get into the log (the
+//! leader lost its quorum for a moment, say), replicas leave this one out as well. Answers leave in the order of the batches, so nobody is
+//! told of a batch before everything below it is applied.
+//!
+//! # Invariants
+//! - An answer of an op that saw edits in flight is given after these are applied.
+//! - When a batch fails, all behind it fail with it: as not proposed if it was not, as unknown otherwise.
+//! - Leadership is established again only when nothing is in flight.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster::CallError;
-use parking_lot::Mutex;
-use row::edits::Edits;
+use engine::batch::Link;
+use row::edits::{Edits, Over};
 use row::eval::Failed;
 use row::op::{Answer, Op, Refusal, Request, Response, Watched};
-use row::view::{Stamp, Tx};
-use row::{Family, eval, key, value};
-use tokio::sync::{Notify, oneshot};
+use row::view::{Rules, Stamp, Tx, View};
+use row::{eval, key};
+use tokio::sync::oneshot;
+use tokio::time::MissedTickBehavior;
 
 use crate::pace::Pace;
+use crate::queue::{Amount, Outcome, Waiting};
 use crate::reads::Applied;
 use crate::replica::{Leadership, ProposeError, Replica};
 use crate::stripes::{self, Stripes};
-use crate::{batch, clock, expiry};
+use crate::{batch, expiry};
 
 /// How much one batch may gather: enough to fill an fsync, little enough to keep the first in it from waiting long.
 const BATCH_OPS_MAX: usize = 20_000;
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
-/// What may wait for one partition.
-const QUEUE_REQUESTS_MAX: usize = 100_000;
-const QUEUE_BYTES_MAX: usize = 256 << 20;
+/// Batches that replicate at one time: one is synced while the next waits in the log.
+const FLIGHTS_MAX: usize = 2;
 
-/// How often a batch that is under way is looked at: is it the disk that it waits for?
+/// While a batch is in flight, so many ops are worth being evaluated at once.
+const EAGER_OPS: usize = 64;
+
+/// A chain is ended before its places run out.
+const CHAIN_MAX: u32 = 1 << 31;
+
+/// How often batches that are under way are looked at: is it the disk that they wait for?
 const STUCK_PERIOD: Duration = Duration::from_millis(500);
-
-/// The answer, or why there is none.
-pub(crate) type Outcome = Result<Response, CallError>;
-
-struct Waiting {
-    request: Request,
-    writes: bool,
-    bytes: usize,
-    answer: oneshot::Sender<Outcome>,
-}
-
-/// Requests waiting for the executor of one partition.
-#[derive(Default)]
-pub(crate) struct Queue {
-    waiting: Mutex<Line>,
-    filled: Notify,
-}
-
-#[derive(Default)]
-struct Line {
-    requests: VecDeque<Waiting>,
-    bytes: usize,
-    /// Why nothing more is taken: the replica has stopped.
-    closed: Option<CallError>,
-}
-
-impl Queue {
-    /// Puts a request in line; the receiver gets its outcome.
-    pub(crate) fn push(&self, request: Request) -> Result<oneshot::Receiver<Outcome>, CallError> {
-        let bytes = request.ops.iter().map(Op::bytes).sum();
-        let writes = request.ops.iter().any(Op::is_write);
-        let (answer, outcome) = oneshot::channel();
-        {
-            let mut line = self.waiting.lock();
-            if let Some(why) = &line.closed {
-                return Err(why.clone());
-            }
-            // One request always fits, however large.
-            if line.requests.len() >= QUEUE_REQUESTS_MAX || (line.bytes > 0 && line.bytes + bytes > QUEUE_BYTES_MAX) {
-                return Err(CallError::Overloaded);
-            }
-            line.bytes += bytes;
-            line.requests.push_back(Waiting { request, writes, bytes, answer });
-        }
-        self.filled.notify_one();
-        Ok(outcome)
-    }
-
-    /// Refuses everything from now on, and those in line too.
-    pub(crate) fn close(&self, why: &CallError) {
-        self.waiting.lock().closed.get_or_insert_with(|| why.clone());
-        self.refuse(why);
-        self.filled.notify_one();
-    }
-
-    /// Why nothing is taken any more, if so.
-    pub(crate) fn closed(&self) -> Option<CallError> {
-        self.waiting.lock().closed.clone()
-    }
-
-    /// Refuses those in line.
-    fn refuse(&self, why: &CallError) {
-        let left = {
-            let mut line = self.waiting.lock();
-            line.bytes = 0;
-            std::mem::take(&mut line.requests)
-        };
-        for waiting in left {
-            // A caller that went away is not missed.
-            let _ = waiting.answer.send(Err(why.clone()));
-        }
-    }
-
-    /// Waits until something waits; false: closed.
-    async fn filled(&self) -> bool {
-        loop {
-            {
-                let line = self.waiting.lock();
-                if line.closed.is_some() {
-                    return false;
-                }
-                if !line.requests.is_empty() {
-                    return true;
-                }
-            }
-            self.filled.notified().await;
-        }
-    }
-
-    /// How many requests wait.
-    pub(crate) fn len(&self) -> usize {
-        self.waiting.lock().requests.len()
-    }
-}
-
-impl Line {
-    fn take_batch(&mut self) -> Vec<Waiting> {
-        let (mut ops, mut bytes, mut count) = (0, 0, 0);
-        for waiting in &self.requests {
-            if count > 0 && (ops + waiting.request.ops.len() > BATCH_OPS_MAX || bytes + waiting.bytes > BATCH_BYTES_MAX) {
-                break;
-            }
-            ops += waiting.request.ops.len();
-            bytes += waiting.bytes;
-            count += 1;
-        }
-        self.bytes -= bytes;
-        self.requests.drain(..count).collect()
-    }
-}
 
 /// Runs until the replica stops.
 pub(crate) async fn run(replica: Arc<Replica>) {
-    let mut executor = Executor { replica, leadership: None, stripes: Stripes::default(), pace: Pace::default() };
-    while executor.replica.queue.filled().await {
-        executor.pace.gather(&executor.replica.queue).await;
-        let waiting = executor.replica.queue.waiting.lock().take_batch();
-        let requests = waiting.len();
-        executor.batch(waiting).await;
-        executor.pace.answered(requests, executor.replica.queue.len());
+    let mut executor = Executor {
+        replica,
+        leadership: None,
+        link: Link { term: 0, chain: 0, place: 0 },
+        stripes: Stripes::default(),
+        pace: Pace::default(),
+        next: Batch::default(),
+        flights: VecDeque::new(),
+    };
+    let mut stuck = tokio::time::interval(STUCK_PERIOD);
+    stuck.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while executor.replica.queue.closed().is_none() {
+        executor.wait(&mut stuck).await;
+        executor.gather().await;
+        executor.depart().await;
     }
-}
-
-/// A disk that is suddenly full holds up what is in the log already. Its clients are told so, and those in line are refused: neither is to wait
-/// until there is space again.
-fn tell_if_full(replica: &Replica, answers: &mut Vec<oneshot::Sender<Outcome>>) {
-    let Err(CallError::ReadOnly(why)) = replica.writable() else { return };
-    for answer in answers.drain(..) {
-        // A caller that went away is not missed.
-        let _ = answer.send(Err(CallError::Unknown(format!("it takes effect when there is space again: {why}"))));
+    // What is under way is finished.
+    if let Some(why) = executor.replica.queue.closed() {
+        executor.next.refuse(&why);
     }
-    replica.queue.refuse(&CallError::ReadOnly(why));
+    while !executor.flights.is_empty() {
+        executor.land().await;
+    }
 }
 
 struct Executor {
     replica: Arc<Replica>,
     /// Under which term batches are evaluated; `None` = to be asked for.
     leadership: Option<Leadership>,
+    /// The next batch's place.
+    link: Link,
     stripes: Stripes,
     pace: Pace,
+    /// What was evaluated and not yet proposed.
+    next: Batch,
+    /// What was proposed, oldest first.
+    flights: VecDeque<Flight>,
 }
 
-/// A batch evaluated and not yet proposed.
-struct Evaluated {
+/// Requests evaluated as one.
+#[derive(Default)]
+struct Batch {
     edits: Edits,
+    amount: Amount,
     responses: Vec<Response>,
+    answers: Vec<oneshot::Sender<Outcome>>,
+    /// Steps of the expiry cycle: from which cursor, and to which.
+    steps: Vec<(u64, u64)>,
+    /// Of the last request.
+    stamp_ms: u64,
+}
+
+/// Raft's word on a batch.
+type Verdict = Pin<Box<dyn Future<Output = Result<(), ProposeError>> + Send>>;
+
+/// A batch under way. Without a verdict to wait for it changes nothing, and only waits for those before it.
+struct Flight {
+    batch: Batch,
+    verdict: Option<Verdict>,
+    began: Instant,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.answers.is_empty()
+    }
+
+    fn room(&self) -> Amount {
+        Amount {
+            requests: usize::MAX,
+            ops: BATCH_OPS_MAX.saturating_sub(self.amount.ops),
+            bytes: BATCH_BYTES_MAX.saturating_sub(self.amount.bytes),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.amount.ops < BATCH_OPS_MAX && self.amount.bytes < BATCH_BYTES_MAX
+    }
+
+    fn answer(self) {
+        for (answer, response) in self.answers.into_iter().zip(self.responses) {
+            // A caller that went away is not missed.
+            let _ = answer.send(Ok(response));
+        }
+    }
+
+    fn refuse(&mut self, why: &CallError) {
+        refuse(self.answers.drain(..), why);
+    }
+}
+
+fn refuse(answers: impl Iterator<Item = oneshot::Sender<Outcome>>, why: &CallError) {
+    for answer in answers {
+        // A caller that went away is not missed.
+        let _ = answer.send(Err(why.clone()));
+    }
 }
 
 impl Executor {
-    /// Those that only read (or watch) go first: all in a batch are concurrent, and so no watch falls behind a write that shares its number.
-    async fn batch(&mut self, mut waiting: Vec<Waiting>) {
-        waiting.sort_by_key(|w| w.writes);
-        let (requests, mut answers): (Vec<Request>, Vec<_>) = waiting.into_iter().map(|w| (w.request, w.answer)).unzip();
-        let replica = self.replica.clone();
-        let carrying = self.carry_out(&requests);
-        tokio::pin!(carrying);
-        let outcome = loop {
-            match tokio::time::timeout(STUCK_PERIOD, &mut carrying).await {
-                Ok(outcome) => break outcome,
-                Err(_) => tell_if_full(&replica, &mut answers),
+    /// Waits until there is something to do: the oldest batch has landed (and is settled), or enough is in line.
+    async fn wait(&mut self, stuck: &mut tokio::time::Interval) {
+        let (replica, flights) = (self.replica.clone(), self.flights.len());
+        let Some(first) = self.flights.front_mut() else {
+            if self.next.is_empty() {
+                replica.queue.filled(1, 1).await;
+                self.pace.gather(&replica.queue).await;
+            }
+            return;
+        };
+        // Another batch of the same size is worth a flight of its own; a smaller one had better grow.
+        let missing = match flights {
+            FLIGHTS_MAX.. => usize::MAX,
+            _ => first.batch.amount.requests.saturating_sub(self.next.amount.requests).max(1),
+        };
+        let landed = async {
+            match &mut first.verdict {
+                Some(verdict) => verdict.await,
+                None => Ok(()),
             }
         };
-        let outcomes = match outcome {
-            Ok(responses) => responses.into_iter().map(Ok).collect(),
-            Err(error) => vec![Err(error); answers.len()],
+        tokio::select! {
+            biased;
+            verdict = landed => self.settle(verdict).await,
+            () = replica.queue.filled(missing, EAGER_OPS), if self.next.has_room() => {}
+            _ = stuck.tick() => self.tell_if_full(),
+        }
+    }
+
+    /// Waits for the oldest batch alone.
+    async fn land(&mut self) {
+        let Some(first) = self.flights.front_mut() else { return };
+        let verdict = match &mut first.verdict {
+            Some(verdict) => verdict.await,
+            None => Ok(()),
         };
-        for (answer, outcome) in answers.into_iter().zip(outcomes) {
-            // A caller that went away is not missed.
-            let _ = answer.send(outcome);
-        }
+        self.settle(verdict).await;
     }
 
-    /// Evaluates, proposes and waits for application.
-    async fn carry_out(&mut self, requests: &[Request]) -> Result<Vec<Response>, CallError> {
-        let leadership = self.lead().await?;
-        let stamp = self.replica.clock.write();
-        let Evaluated { mut edits, responses } = self.evaluate(requests, stamp, leadership.term())?;
-        if !edits.is_empty() {
-            self.replica.writable()?;
-            edits.put(Family::State, clock::STAMP, value::encode_counter(stamp.now_ms));
-            let payload = batch::encode(&edits);
-            metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
-            self.replica.heads.begin(&self.replica.owner, &edits);
-            let began = Instant::now();
-            let proposed = self.replica.propose(&leadership, payload).await;
-            self.pace.took(began.elapsed());
-            self.replica.heads.end(&self.replica.owner, &edits, proposed.is_ok());
-            if let Err(error) = proposed {
-                self.leadership = None;
-                return Err(match error {
-                    ProposeError::NotProposed(why) => CallError::NoLeader(why),
-                    ProposeError::Unknown(why) => CallError::Unknown(why),
-                });
+    /// The oldest batch has landed.
+    async fn settle(&mut self, verdict: Result<(), ProposeError>) {
+        let Some(flight) = self.flights.pop_front() else { return };
+        self.finish(flight, verdict.as_ref().err().map(CallError::from));
+        let Err(error) = verdict else { return };
+        // Nothing behind it takes effect unless it did. Whether those that are on their way get into the log must be known before anything
+        // else is evaluated.
+        self.leadership = None;
+        let base = match &error {
+            ProposeError::NotProposed(why) => CallError::NoLeader(why.clone()),
+            ProposeError::Unknown(why) => CallError::Unknown(why.clone()),
+        };
+        while let Some(mut flight) = self.flights.pop_front() {
+            let verdict = match &mut flight.verdict {
+                Some(verdict) => verdict.await,
+                None => Ok(()),
+            };
+            let is_void = matches!(verdict, Err(ProposeError::NotProposed(_))) || flight.verdict.is_none();
+            let why = if is_void { CallError::NoLeader("leadership was lost".to_owned()) } else { base.clone() };
+            self.finish(flight, Some(why));
+        }
+        std::mem::take(&mut self.next).refuse(&CallError::NoLeader("leadership was lost".to_owned()));
+    }
+
+    /// Answers a batch that has landed: as evaluated, or with the error.
+    fn finish(&mut self, mut flight: Flight, error: Option<CallError>) {
+        let replica = &self.replica;
+        if flight.verdict.is_some() {
+            replica.heads.end(&replica.owner, &flight.batch.edits, error.is_none());
+            self.pace.took(flight.began.elapsed());
+        }
+        if let Some(error) = error {
+            return flight.batch.refuse(&error);
+        }
+        replica.expiry.note(expiry::earliest(&flight.batch.edits));
+        self.note_steps(&flight.batch);
+        metrics::histogram!("bridle_batch_requests").record(flight.batch.amount.requests as f64);
+        self.pace.answered(flight.batch.amount.requests, replica.queue.len() + self.next.amount.requests);
+        flight.batch.answer();
+    }
+
+    /// When is the next step of the expiry cycle due?
+    fn note_steps(&self, batch: &Batch) {
+        for (cursor, next) in &batch.steps {
+            match self.replica.next_due_ms() {
+                Ok(due_ms) => self.replica.expiry.stepped(*cursor, *next, due_ms),
+                Err(error) => drop(self.replica.fault(error)),
             }
-            self.stripes.touch(&edits);
-            self.replica.expiry.note(expiry::earliest(&edits));
-        } else if !self.replica.lease.is_valid() {
-            // What was only read is only answered by a leader.
-            self.replica.confirm_lease().await?;
         }
-        self.after_expiry_step(requests, &responses)?;
-        metrics::histogram!("bridle_batch_requests").record(requests.len() as f64);
-        Ok(responses)
     }
 
-    /// A step of the expiry cycle was among the requests: when is the next one due?
-    fn after_expiry_step(&self, requests: &[Request], responses: &[Response]) -> Result<(), CallError> {
-        for (request, response) in requests.iter().zip(responses) {
-            let ([Op::ExpireDue { cursor, .. }], Response::Done(outcomes)) = (request.ops.as_slice(), response) else { continue };
-            if let Some(Ok(Answer::Page { next, .. })) = outcomes.first() {
-                self.replica.expiry.stepped(*cursor, *next, self.replica.next_due_ms()?);
-            }
+    /// Evaluates what is in line, as far as it fits into the next batch.
+    async fn gather(&mut self) {
+        // One request is larger than any room: it must not come on top of others.
+        if !self.next.has_room() {
+            return;
         }
-        Ok(())
+        let mut waiting = self.replica.queue.take(self.next.room());
+        if waiting.is_empty() {
+            return;
+        }
+        if let Err(error) = self.lead().await {
+            return refuse(waiting.into_iter().map(|waiting| waiting.answer), &error);
+        }
+        // Those that only read (or watch) go first: all in line are concurrent, and so few watches fall behind a write that shares their number.
+        waiting.sort_by_key(|waiting| waiting.writes);
+        let evaluated = self.evaluate(&waiting);
+        for waiting in waiting {
+            self.next.amount.add(&waiting);
+            self.next.answers.push(waiting.answer);
+        }
+        if let Err(fault) = evaluated {
+            std::mem::take(&mut self.next).refuse(&fault);
+        }
     }
 
-    /// The leadership to evaluate under, with everything of earlier terms applied.
-    async fn lead(&mut self) -> Result<Leadership, CallError> {
-        if let Some(leadership) = &self.leadership {
-            return Ok(leadership.clone());
+    /// Makes sure that there is a leadership to evaluate under, with everything of earlier terms applied.
+    async fn lead(&mut self) -> Result<(), CallError> {
+        if self.leadership.is_some() {
+            return Ok(());
         }
+        assert!(self.flights.is_empty(), "a leadership ends with its last flight");
         let leadership = self.replica.establish().await?;
         self.replica.restore_clock()?;
         self.stripes.forget();
-        self.leadership = Some(leadership.clone());
-        Ok(leadership)
+        self.link = Link { term: leadership.term(), chain: self.link.chain + 1, place: 0 };
+        self.leadership = Some(leadership);
+        Ok(())
     }
 
-    fn evaluate(&mut self, requests: &[Request], stamp: Stamp, term: u64) -> Result<Evaluated, CallError> {
-        let replica = self.replica.clone();
-        let view = Applied::at_rest(&replica);
-        let rules = self.replica.rules();
-        let mut edits = Edits::default();
-        let mut responses = Vec::with_capacity(requests.len());
-        for request in requests {
-            if !request.watched.iter().all(|watched| self.is_untouched(watched, &edits, stamp, term)) {
-                responses.push(Response::Touched);
-                continue;
+    /// Evaluates requests on top of everything in flight and of the next batch so far.
+    fn evaluate(&mut self, waiting: &[Waiting]) -> Result<(), CallError> {
+        let Executor { replica, flights, next, stripes, link, .. } = self;
+        let applied = Applied::at_rest(replica);
+        let (stamp, rules) = (replica.clock.write(), replica.rules());
+        next.stamp_ms = stamp.now_ms;
+        let mut flights = flights.iter().map(|flight| &flight.batch.edits);
+        on_top_of(&mut flights, &applied, &mut |view| {
+            let mut evaluation = Evaluation { replica, view, stamp, rules, term: link.term, stripes };
+            for waiting in waiting {
+                let response = evaluation.request(&waiting.request, next)?;
+                next.responses.push(response);
             }
-            let mut outcomes = Vec::with_capacity(request.ops.len());
-            for op in &request.ops {
-                let mut tx = Tx { view: &view, edits: &mut edits, stamp, rules };
-                outcomes.push(self.evaluate_op(op, &mut tx, term)?);
-            }
-            responses.push(Response::Done(outcomes));
+            Ok(())
+        })
+    }
+
+    /// Proposes the next batch, if it is time.
+    async fn depart(&mut self) {
+        let large = self.flights.front().is_none_or(|first| self.next.amount.requests >= first.batch.amount.requests);
+        let full = self.flights.len() >= FLIGHTS_MAX || (self.link.place >= CHAIN_MAX && !self.flights.is_empty());
+        if self.next.is_empty() || full || !(large || !self.next.has_room()) {
+            return;
         }
-        Ok(Evaluated { edits, responses })
+        let batch = std::mem::take(&mut self.next);
+        let verdict = match self.propose(&batch).await {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                // Nothing was proposed: what is in flight stands.
+                let mut batch = batch;
+                return batch.refuse(&error);
+            }
+        };
+        let has_verdict = verdict.is_some();
+        self.flights.push_back(Flight { batch, verdict, began: Instant::now() });
+        if !has_verdict && self.flights.len() == 1 {
+            self.land().await;
+        }
     }
 
-    fn evaluate_op(&mut self, op: &Op, tx: &mut Tx<'_>, term: u64) -> Result<Result<Answer, Refusal>, CallError> {
-        match eval::eval(op, tx) {
-            Ok(Answer::Watched(watched)) => Ok(Ok(Answer::Watched(self.watch(watched, term)))),
+    /// Hands a batch to Raft; `None`: it changes nothing, and may be answered as soon as those before it are.
+    async fn propose(&mut self, batch: &Batch) -> Result<Option<Verdict>, CallError> {
+        let replica = self.replica.clone();
+        if batch.edits.is_empty() {
+            // What was only read is only answered by a leader.
+            if !replica.lease.is_valid() {
+                replica.confirm_lease().await?;
+            }
+            return Ok(None);
+        }
+        let Some(leadership) = &self.leadership else {
+            return Err(CallError::NoLeader("leadership was lost".to_owned()));
+        };
+        replica.writable()?;
+        if self.flights.is_empty() && self.link.place >= CHAIN_MAX {
+            self.link = Link { chain: self.link.chain + 1, place: 0, ..self.link };
+        }
+        let payload = batch::encode(&batch.edits, batch.stamp_ms, self.link);
+        self.link.place += 1;
+        metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
+        replica.heads.begin(&replica.owner, &batch.edits);
+        self.stripes.touch(&batch.edits);
+        match replica.submit(leadership, payload).await {
+            Ok(verdict) => Ok(Some(Box::pin(verdict))),
+            // The group has stopped; the flight tells so in its turn.
+            Err(error) => Ok(Some(Box::pin(async move { Err(error) }))),
+        }
+    }
+
+    /// A disk that is suddenly full holds up what is in the log already. Its clients are told so, and those in line are refused: neither is to
+    /// wait until there is space again.
+    fn tell_if_full(&mut self) {
+        let Err(CallError::ReadOnly(why)) = self.replica.writable() else { return };
+        let unknown = CallError::Unknown(format!("it takes effect when there is space again: {why}"));
+        for flight in self.flights.iter_mut().filter(|flight| flight.began.elapsed() >= STUCK_PERIOD) {
+            flight.batch.refuse(&unknown);
+        }
+        let full = CallError::ReadOnly(why);
+        std::mem::take(&mut self.next).refuse(&full);
+        self.replica.queue.refuse(&full);
+    }
+}
+
+/// Calls `then` with the view of all edits, oldest first, on top of `view`.
+fn on_top_of<'e, R>(edits: &mut dyn Iterator<Item = &'e Edits>, view: &dyn View, then: &mut dyn FnMut(&dyn View) -> R) -> R {
+    match edits.next() {
+        Some(first) => on_top_of(edits, &Over { edits: first, view }, then),
+        None => then(view),
+    }
+}
+
+/// What requests are evaluated with.
+struct Evaluation<'a> {
+    replica: &'a Replica,
+    view: &'a dyn View,
+    stamp: Stamp,
+    rules: Rules,
+    term: u64,
+    stripes: &'a mut Stripes,
+}
+
+impl Evaluation<'_> {
+    fn request(&mut self, request: &Request, batch: &mut Batch) -> Result<Response, CallError> {
+        if !request.watched.iter().all(|watched| self.is_untouched(watched, &batch.edits)) {
+            return Ok(Response::Touched);
+        }
+        let mut outcomes = Vec::with_capacity(request.ops.len());
+        for op in &request.ops {
+            let outcome = self.op(op, &mut batch.edits)?;
+            if let (Op::ExpireDue { cursor, .. }, Ok(Answer::Page { next, .. })) = (op, &outcome) {
+                batch.steps.push((*cursor, *next));
+            }
+            outcomes.push(outcome);
+        }
+        Ok(Response::Done(outcomes))
+    }
+
+    fn op(&mut self, op: &Op, edits: &mut Edits) -> Result<Result<Answer, Refusal>, CallError> {
+        let mut tx = Tx { view: self.view, edits, stamp: self.stamp, rules: self.rules };
+        match eval::eval(op, &mut tx) {
+            Ok(Answer::Watched(watched)) => Ok(Ok(Answer::Watched(self.watch(watched)))),
             Ok(answer) => Ok(Ok(answer)),
             Err(Failed::Refused(refusal)) => Ok(Err(refusal)),
             Err(Failed::Fault(fault)) => Err(self.replica.fault(fault)),
         }
     }
 
-    fn watch(&mut self, mut watched: Watched, term: u64) -> Watched {
-        let head_key = key::head(&watched.key);
-        watched.term = term;
-        watched.touched = self.stripes.watch(&head_key);
+    fn watch(&mut self, mut watched: Watched) -> Watched {
+        watched.term = self.term;
+        watched.touched = self.stripes.watch(&key::head(&watched.key));
         watched
     }
 
-    fn is_untouched(&self, watched: &Watched, edits: &Edits, stamp: Stamp, term: u64) -> bool {
+    /// Batches in flight have left their mark as they departed.
+    fn is_untouched(&self, watched: &Watched, edits: &Edits) -> bool {
         let head_key = key::head(&watched.key);
-        watched.term == term
+        watched.term == self.term
             && self.stripes.last_touch(&head_key) <= watched.touched
             && !stripes::changes(edits, &head_key)
-            && watched.expires_at_ms.is_none_or(|at| at > stamp.now_ms)
+            && watched.expires_at_ms.is_none_or(|at| at > self.stamp.now_ms)
     }
 }

@@ -5,8 +5,8 @@
 //! # Why no reader sees the past
 //! Time is counted in *moments*: each applied batch ends at a new one. A view notes the moment before it looks at the store, so it sees at least
 //! every batch that had ended by then. An entry knows the moment since which its value is known to hold.
-//! - Before a batch is proposed, its keys' entries are shut, and nobody may fill them until it has ended ([`Heads::begin`], [`Heads::end`]). So
-//!   once the batch is visible in the store, no old value of its is in the cache.
+//! - Before a batch is proposed, its keys' entries are shut, and nobody may fill them until it has ended ([`Heads::begin`], [`Heads::end`]), and
+//!   every batch proposed behind it with the same key as well. So once the batch is visible in the store, no old value of its is in the cache.
 //! - A view fills only if no batch has ended in the shard since the moment it noted: what it read is then the newest.
 //! - While everything is being cleared, the replica's part is shut; then it gets a new number, under which nothing old lies.
 //! - A view uses an entry only if it holds since the view's own moment or earlier, so that one snapshot is one state.
@@ -188,7 +188,7 @@ impl Heads {
         }
     }
 
-    /// The batch that began last has been applied (`applied`), or nobody knows what became of it.
+    /// The batch that began first has been applied (`applied`), or nobody knows what became of it.
     pub(crate) fn end(&self, owner: &Owner, edits: &Edits, applied: bool) {
         let moment = self.moment.fetch_add(1, Ordering::AcqRel) + 1;
         if edits.clear {
@@ -203,7 +203,10 @@ impl Heads {
             if let Some(index) = shard.pending.iter().position(|pending| *pending == hash) {
                 shard.pending.swap_remove(index);
             }
-            shard.settle(number, head_key, value.filter(|_| applied), moment);
+            // A later batch with this key is under way, and may be visible before it ends: its entry stays shut.
+            if !shard.pending.contains(&hash) {
+                shard.settle(number, head_key, value.filter(|_| applied), moment);
+            }
         }
     }
 
@@ -274,6 +277,19 @@ mod tests {
         assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
         heads.fill(&owner, KEY, &Bytes::from_static(b"new"), heads.moment());
         assert_eq!(heads.get(&owner, KEY, heads.moment()), Some(Bytes::from_static(b"new")));
+    }
+
+    #[test]
+    fn a_key_is_shut_until_the_last_batch_with_it_has_ended() {
+        let heads = Heads::new(1 << 20);
+        let owner = heads.owner();
+        heads.begin(&owner, &put("first"));
+        heads.begin(&owner, &put("second"));
+        heads.end(&owner, &put("first"), true);
+        heads.fill(&owner, KEY, &Bytes::from_static(b"first"), heads.moment());
+        assert_eq!(heads.get(&owner, KEY, heads.moment()), None, "the second may be visible already");
+        heads.end(&owner, &put("second"), true);
+        assert_eq!(heads.get(&owner, KEY, heads.moment()), Some(Bytes::from_static(b"second")));
     }
 
     #[test]

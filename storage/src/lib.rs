@@ -23,7 +23,7 @@
 //!   `a_stamp_is_never_before_an_applied_one`).
 //! - openraft and RocksDB are not named here: both are behind `engine` (`integration/tests/house.rs`).
 
-pub mod batch;
+mod batch;
 mod clock;
 mod cursors;
 mod executor;
@@ -33,6 +33,7 @@ mod judge;
 mod lease;
 mod node;
 mod pace;
+mod queue;
 mod reads;
 pub mod replica;
 mod stripes;

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::executor::Queue;
+use crate::queue::Queue;
 
 /// The part of a round that may be spent on gathering, and its bound.
 const GATHER_PART: u32 = 4;

@@ -19,12 +19,13 @@ pub(crate) use engine::raft::Leadership;
 
 use crate::clock::{self, Clock};
 use crate::cursors::Cursors;
-use crate::executor::{self, Queue};
+use crate::executor;
 use crate::expiry::Expiry;
 use crate::hot::{Heads, Owner};
 use crate::judge::RowJudge;
 use crate::lease::Lease;
 use crate::node::TableFigures;
+use crate::queue::Queue;
 use crate::reads;
 
 /// A replica, running until [`Replica::stop`] or [`Replica::close`].
@@ -55,6 +56,15 @@ pub(crate) enum ProposeError {
     NotProposed(String),
     /// It may be committed or not.
     Unknown(String),
+}
+
+impl From<&ProposeError> for CallError {
+    fn from(error: &ProposeError) -> CallError {
+        match error {
+            ProposeError::NotProposed(why) => CallError::NoLeader(why.clone()),
+            ProposeError::Unknown(why) => CallError::Unknown(why.clone()),
+        }
+    }
 }
 
 /// What a replica is opened with.
@@ -163,15 +173,25 @@ impl Replica {
         }
     }
 
-    /// Proposes under the leadership under which the batch was evaluated, and waits for its application.
-    pub(crate) async fn propose(&self, leadership: &Leadership, batch: Bytes) -> Result<(), ProposeError> {
-        self.group.propose(leadership, batch).await.map_err(|error| match error {
+    /// Proposes under the leadership under which the batch was evaluated, behind those proposed before; the result tells when it is applied.
+    pub(crate) async fn submit(
+        self: &Arc<Self>,
+        leadership: &Leadership,
+        batch: Bytes,
+    ) -> Result<impl Future<Output = Result<(), ProposeError>> + Send + 'static, ProposeError> {
+        let verdict = self.group.submit(leadership, batch).await.map_err(|error| self.propose_error(error))?;
+        let replica = self.clone();
+        Ok(async move { verdict.await.map_err(|error| replica.propose_error(error)) })
+    }
+
+    fn propose_error(&self, error: GroupError) -> ProposeError {
+        match error {
             GroupError::NotLeader { why, .. } => ProposeError::NotProposed(why),
             GroupError::Unknown(why) | GroupError::Fatal(why) => {
                 tracing::error!(partition = ?self.partition, %why, "a write's outcome is unknown");
                 ProposeError::Unknown(why)
             }
-        })
+        }
     }
 
     /// Whether a write has room now; if not, why not.

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use super::peers::Peers;
 use super::purge::{Policy, keep_log_short};
 use super::ticker::{HEARTBEAT, Standing, Ticker};
+use super::transfer::{self, Holds, Receiving};
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
 use super::wire::{Letter, Wire, WireError};
 use super::{GroupLog, Machine, Progress};
@@ -161,6 +162,13 @@ pub(super) struct Inner {
     initial: BTreeMap<RaftId, Node>,
     server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
     pub(super) role: watch::Sender<Role>,
+    leads_since: Mutex<Option<Instant>>,
+    /// While leadership is being handed over, nobody may rely on a lease of ours.
+    pub(super) is_handing_over: AtomicBool,
+    /// One change of members or leader at a time.
+    pub(super) changing: Arc<tokio::sync::Mutex<()>>,
+    pub(super) peers: Peers,
+    pub(super) receiving: Arc<tokio::sync::Mutex<Receiving>>,
     /// Why Raft has ended.
     ended: watch::Sender<Option<String>>,
 }
@@ -250,15 +258,20 @@ impl Group {
             max_payload_entries: 1024,
             // Snapshots are flushes here, and the purge driver asks for them.
             snapshot_policy: SnapshotPolicy::Never,
-            max_in_snapshot_log_to_keep: 0,
+            // It also says how far the log may go.
+            max_in_snapshot_log_to_keep: u64::MAX,
             purge_batch_size: 1,
             ..Config::default()
         };
         let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
         let number = log.id();
         let transfers = ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
-        let peers = Peers { wire, group: number, id, transfers };
-        let raft = Raft::new(id, Arc::new(config), peers, log, machine).await.map_err(fatal)?;
+        let peers = Peers { wire, group: number, id, transfers, holds: Arc::<Holds>::default() };
+        let directory = store.path().to_owned();
+        let cleaned = tokio::task::spawn_blocking(move || transfer::clean(&directory)).await.map_err(|error| error.to_string());
+        cleaned.and_then(|cleaned| cleaned.map_err(|error| error.to_string())).map_err(GroupError::Fatal)?;
+        let policy = ticker.as_ref().map_or_else(Policy::default, |ticker| ticker.log_policy());
+        let raft = Raft::new(id, Arc::new(config), peers.clone(), log, machine).await.map_err(fatal)?;
         let inner = Arc::new(Inner {
             server: raft.server_metrics(),
             raft,
@@ -272,11 +285,16 @@ impl Group {
             standing: Mutex::new(standing),
             initial,
             role: watch::Sender::default(),
+            leads_since: Mutex::default(),
+            is_handing_over: AtomicBool::default(),
+            changing: Arc::default(),
+            peers,
+            receiving: Arc::default(),
             ended: watch::Sender::default(),
         });
         let group = Group { inner };
         tokio::spawn(group.inner.clone().follow());
-        tokio::spawn(keep_log_short(group.clone(), store, progress, Policy::default()));
+        tokio::spawn(keep_log_short(group.clone(), store, progress, policy));
         Ok(group)
     }
 
@@ -311,6 +329,9 @@ impl Group {
         if !inner.is_voter() {
             return Err(GroupError::NotLeader { why: "not a voter of the group".to_owned(), leader: inner.other_leader() });
         }
+        if inner.is_handing_over.load(Ordering::SeqCst) {
+            return Err(GroupError::NotLeader { why: "leadership is being handed over".to_owned(), leader: None });
+        }
         let option = LinearizerOption::new(Some(CONFIRMED_AGE), true);
         inner.raft.get_read_linearizer(option).await.map_err(|error| match error {
             RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => inner.not_leader(&forward),
@@ -323,15 +344,27 @@ impl Group {
 
     /// Proposes a write batch under a leadership and waits until it is applied here.
     pub async fn propose(&self, leadership: &Leadership, batch: Bytes) -> Result<(), GroupError> {
+        self.submit(leadership, batch).await?.await
+    }
+
+    /// Hands a write batch to Raft, behind those handed over before; the result tells when it is applied here, and may be waited for later.
+    pub async fn submit(
+        &self,
+        leadership: &Leadership,
+        batch: Bytes,
+    ) -> Result<impl Future<Output = Result<(), GroupError>> + Send + 'static, GroupError> {
         let (responder, result) = ProgressResponder::complete_only();
         self.inner.raft.write(Payload(batch)).with_leader(leadership.leader).responder(responder).await.map_err(fatal)?;
-        match result.await {
-            Ok(Ok(_applied)) => Ok(()),
-            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(self.inner.not_leader(&forward)),
-            Ok(Err(error)) => Err(GroupError::Unknown(error.to_string())),
-            // The responder was dropped: Raft has stopped, and whether the entry had been appended is not known.
-            Err(_) => Err(GroupError::Unknown("the Raft group stopped while the write was under way".to_owned())),
-        }
+        let inner = self.inner.clone();
+        Ok(async move {
+            match result.await {
+                Ok(Ok(_applied)) => Ok(()),
+                Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(inner.not_leader(&forward)),
+                Ok(Err(error)) => Err(GroupError::Unknown(error.to_string())),
+                // The responder was dropped: Raft has stopped, and whether the entry had been appended is not known.
+                Err(_) => Err(GroupError::Unknown("the Raft group stopped while the write was under way".to_owned())),
+            }
+        })
     }
 
     /// Asks for a flush of the store, up to which the log may then be purged.
@@ -407,6 +440,9 @@ impl Group {
 impl Inner {
     /// What is to be done at a moment: cheap when nothing is.
     pub(super) fn tick(self: &Arc<Self>, now: Instant, is_beat: bool) {
+        if is_beat {
+            self.forget_arrivals(now);
+        }
         let (state, rank, is_formed) = {
             let server = self.server.borrow_watched();
             let voters: BTreeSet<RaftId> = server.membership_config.voter_ids().collect();
@@ -451,7 +487,10 @@ impl Inner {
                 });
                 Role { term, is_leader: server.state == ServerState::Leader, leader }
             };
-            self.role.send_if_modified(|old| std::mem::replace(old, role) != role);
+            if self.role.send_if_modified(|old| std::mem::replace(old, role) != role) {
+                let mut since = self.leads_since.lock();
+                *since = role.is_leader.then(|| since.unwrap_or_else(Instant::now));
+            }
             if server.changed().await.is_err() {
                 break;
             }
@@ -466,6 +505,11 @@ impl Inner {
 
     fn is_voter(&self) -> bool {
         self.server.borrow_watched().membership_config.voter_ids().any(|id| id == self.id)
+    }
+
+    /// Since when this replica leads, if it does.
+    pub(super) fn leads_since(&self) -> Option<Instant> {
+        *self.leads_since.lock()
     }
 
     /// Who leads, if it is known to be another.
