@@ -255,7 +255,8 @@ mod tests {
         catalogue.follow(&[]);
         metas.answers.lock().extend((0..100).map(|n| not_leading(Some(&format!("lie:{n}")))));
         assert!(matches!(catalogue.ensure("db3").await, Err(CallError::NoLeader(_))));
-        assert_eq!((metas.asked.lock()[4].as_str(), metas.asked.lock().len()), ("c:1", 4 + HOPS_MAX));
+        let asked = metas.asked.lock().clone();
+        assert_eq!((asked[4].as_str(), asked.len()), ("c:1", 4 + HOPS_MAX));
     }
 
     #[tokio::test]

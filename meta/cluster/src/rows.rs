@@ -48,11 +48,18 @@ pub trait Replicas<Q, A>: Call<Q, A> {
 pub trait Carrier: Send + Sync + 'static {
     /// Sends a request and waits for its response.
     fn carry(&self, to: ServerId, body: Bytes, timeout: Duration) -> impl Future<Output = Result<Bytes, NetError>> + Send;
+
+    /// Whether there is a connection: what was not sent over it was too much at once, and the server is as it was.
+    fn is_up(&self, server: ServerId) -> bool;
 }
 
 impl Carrier for Arc<Net> {
     async fn carry(&self, to: ServerId, body: Bytes, timeout: Duration) -> Result<Bytes, NetError> {
         self.call(To::Server(to), Service::Rows, body, timeout).await
+    }
+
+    fn is_up(&self, server: ServerId) -> bool {
+        self.is_connected(&To::Server(server))
     }
 }
 
@@ -152,6 +159,8 @@ where
                     Err(bad) if is_read => return Err(CallError::Fault(bad)),
                     Err(bad) => return Err(CallError::Unknown(bad)),
                 },
+                // It has too much to do. A pause helps, asking others does not.
+                Err(NetError::NotSent(told)) if self.carrier.is_up(server) => return Err(CallError::NoLeader(told)),
                 Err(NetError::NotSent(told)) => {
                     self.routes.avoid(partition, server);
                     why = told;
