@@ -107,7 +107,7 @@ async fn what_was_acknowledged_survives_the_loss_of_the_memtables() {
 async fn what_is_purged_was_flushed() {
     let directory = tempfile::tempdir().unwrap();
     let replica = Replica::start(directory.path()).await;
-    let policy = Policy { bytes_max: 4 << 20, entries_max: 1_000_000, age_max: Duration::from_secs(600) };
+    let policy = Policy { bytes_max: 4 << 20, entries_max: 1_000_000, age_max: Duration::from_secs(600), ..Policy::default() };
     let keeper = tokio::spawn(keep_log_short(replica.group.clone(), replica.store.clone(), replica.progress.clone(), policy));
     // 64 MB through a log of which 4 MB may wait.
     for key in 0..1_000u64 {

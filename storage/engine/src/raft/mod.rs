@@ -3,6 +3,7 @@
 pub mod group;
 pub mod log_store;
 pub mod machine;
+mod members;
 mod message;
 mod peers;
 pub mod purge;
@@ -15,6 +16,7 @@ pub mod wire;
 pub use group::{CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, LEASE, Leader, Leadership, Role};
 pub use log_store::GroupLog;
 pub use machine::{Machine, Progress, StateTransfer};
+pub use members::{ChangeError, Follower, GroupStatus};
 pub use receive::ReceiveError;
 pub use ticker::Ticker;
 pub use types::{Node, RaftId};

@@ -18,7 +18,7 @@ use openraft::storage::Snapshot;
 
 use super::machine::StateTransfer;
 use super::message;
-use super::transfer::Transfers;
+use super::transfer::{Holds, Transfers};
 use super::types::{LeaderId, Node, RaftId, Types};
 use super::wire::{Kind, Letter, Wire, WireError};
 
@@ -37,6 +37,7 @@ pub(super) struct Peers {
     pub(super) group: u64,
     pub(super) id: RaftId,
     pub(super) transfers: Arc<Transfers>,
+    pub(super) holds: Arc<Holds>,
 }
 
 impl RaftNetworkFactory<Types> for Peers {

@@ -1,17 +1,22 @@
-//! Keeps a group's log short: flushes the store often enough that what a restart has to replay, and the disk that the log takes, stay bounded under endless writes.
+//! Keeps a group's log short: flushes the store often enough that what a restart has to replay stays bounded under endless writes, and lets go of what nobody needs any more.
 //!
-//! A flush makes the state on disk current; openraft takes that for a snapshot and purges the log up to it. RocksDB also flushes by itself when its memtables are full, but neither tells openraft
-//! nor ever flushes a store that went quiet.
+//! A flush makes the state on disk current; openraft takes that for a snapshot, and only what it covers is ever purged. RocksDB also flushes by itself when its memtables
+//! are full, but neither tells openraft nor ever flushes a store that went quiet.
+//!
+//! Beyond that, a leader keeps what the slowest follower that is there lacks, and what a state under way will be followed by, within limits; behind those a
+//! follower gets a state instead. A follower keeps what was written between its last two flushes: it may have to lead, and others may be behind.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
+use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::group::Group;
 use super::machine::Progress;
 use crate::store::Store;
 
-/// How much log may lie between the state on disk and the last entry.
+/// How much log may lie between the state on disk and the last entry, and how much is kept for followers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// Bytes of batches. A restart replays about 100 MB/s.
@@ -20,47 +25,138 @@ pub struct Policy {
     pub entries_max: u64,
     /// The age of the oldest write that is not on disk.
     pub age_max: Duration,
+    /// Bytes of batches kept for followers that lack them; four times as much while a state is sent.
+    pub kept_bytes_max: u64,
+    /// Entries kept for followers that lack them; four times as many while a state is sent.
+    pub kept_entries_max: u64,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { bytes_max: 48 << 20, entries_max: 100_000, age_max: Duration::from_secs(60) }
+        Self {
+            bytes_max: 48 << 20,
+            entries_max: 100_000,
+            age_max: Duration::from_secs(60),
+            kept_bytes_max: 256 << 20,
+            kept_entries_max: 1_000_000,
+        }
     }
 }
 
 /// How often a busy store is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often it is looked whether followers still need what is kept for them.
+const LOOK_FOR_FOLLOWERS_EVERY: Duration = Duration::from_secs(2);
+/// How long a follower counts as being there after it was heard of, and a new leader waits to hear of all.
+const THERE: Duration = Duration::from_secs(60);
+/// The most flushes that are remembered.
+const MARKS_MAX: usize = 1024;
 
-/// Flushes `store` and lets `group` purge its log whenever `policy` says so; ends when the group's state machine does. Costs nothing while nothing is written.
+/// A flush: up to which entry, and how many bytes had been applied by then.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    index: u64,
+    bytes: u64,
+}
+
+/// Flushes `store` and lets `group` purge its log whenever `policy` says so; ends when the group's state machine does. Costs nothing while nothing is written and nobody lags.
 pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, policy: Policy) {
     let index = |progress: &mut Progress| progress.borrow_and_update().as_ref().map_or(0, |id| id.index);
     // What the log holds beyond the state on disk at the start was written before: it counts.
-    let mut flushed_index = store.flushed().ok().flatten().map_or(0, |flushed| flushed.index);
-    let mut flushed_bytes = 0;
-    // What an earlier process flushed as it stopped needs no log any more; a group that is only read now would keep it.
-    if flushed_index > 0 && group.purge(flushed_index).await.is_err() {
-        return;
-    }
+    let mut last = Mark { index: store.flushed().ok().flatten().map_or(0, |flushed| flushed.index), bytes: 0 };
+    let mut marks = VecDeque::from([last]);
+    // What an earlier process flushed as it stopped may need no log any more; a group that is only read now would keep it.
+    let mut is_kept = last.index > 0;
+    let mut dirty_since = None;
     loop {
-        if index(&mut progress) <= flushed_index && progress.changed().await.is_err() {
-            return;
-        }
-        let deadline = Instant::now() + policy.age_max;
-        let mut is_open = true;
-        while is_open && Instant::now() < deadline {
-            let entries = index(&mut progress).saturating_sub(flushed_index);
-            if entries >= policy.entries_max || store.applied_bytes().saturating_sub(flushed_bytes) >= policy.bytes_max {
-                break;
+        if index(&mut progress) <= last.index {
+            dirty_since = None;
+            if !is_kept && progress.changed().await.is_err() {
+                return;
             }
-            sleep(LOOK_EVERY).await;
-            // Nothing new until the deadline is an outcome like any other.
-            let _ = timeout_at(deadline, progress.changed()).await;
-            is_open = progress.has_changed().is_ok();
         }
-        (flushed_index, flushed_bytes) = (index(&mut progress), store.applied_bytes());
-        if let Err(error) = group.flush().await {
-            tracing::debug!(%error, "the group has ended");
+        let is_dirty = index(&mut progress) > last.index;
+        let mut wake = Instant::now() + LOOK_FOR_FOLLOWERS_EVERY;
+        if is_dirty {
+            let due = *dirty_since.get_or_insert_with(Instant::now) + policy.age_max;
+            let entries = index(&mut progress).saturating_sub(last.index);
+            let bytes = store.applied_bytes().saturating_sub(last.bytes);
+            if entries >= policy.entries_max || bytes >= policy.bytes_max || Instant::now() >= due {
+                last = Mark { index: index(&mut progress), bytes: store.applied_bytes() };
+                marks.push_back(last);
+                dirty_since = None;
+                if let Err(error) = group.flush().await {
+                    tracing::debug!(%error, "the group has ended");
+                    return;
+                }
+                is_kept = true;
+            } else {
+                wake = if is_kept { wake.min(due) } else { due };
+            }
+        }
+        if is_kept {
+            match group.purge_what_nobody_needs(&mut marks, &store, &policy).await {
+                Ok(kept) => is_kept = kept,
+                Err(error) => {
+                    tracing::debug!(%error, "the group has ended");
+                    return;
+                }
+            }
+        }
+        sleep(LOOK_EVERY).await;
+        // Nothing new until then is an outcome like any other.
+        let _ = timeout_at(wake, progress.changed()).await;
+        if progress.has_changed().is_err() {
             return;
         }
+    }
+}
+
+impl Group {
+    /// Purges what is flushed and nobody needs; says whether something flushed is left that is to go later.
+    async fn purge_what_nobody_needs(&self, marks: &mut VecDeque<Mark>, store: &Store, policy: &Policy) -> Result<bool, super::GroupError> {
+        let (flushed, purged) = {
+            let metrics = self.inner.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let index = |id: &Option<super::types::LogId>| id.as_ref().map_or(0, |id| id.index);
+            (index(&metrics.snapshot), index(&metrics.purged))
+        };
+        let status = self.status();
+        let applied = status.figures.applied;
+        let needed = match status.figures.is_leader {
+            true => {
+                let is_new = self.inner.leads_since().is_none_or(|since| since.elapsed() < THERE);
+                let is_there = |heard: Option<Duration>| heard.map_or(is_new, |heard| heard < THERE);
+                // Who lacks what is gone already gets a state.
+                let lacking = status.followers.iter().filter(|follower| is_there(follower.heard) && follower.matched >= purged);
+                lacking.map(|follower| follower.matched).min().unwrap_or(u64::MAX)
+            }
+            // All but what came since the flush before the last.
+            false => marks.iter().rev().nth(1).map_or(0, |mark| mark.index),
+        };
+        let bytes = store.applied_bytes();
+        let within = |factor: u64| {
+            let is_within = |mark: &&Mark| {
+                bytes.saturating_sub(mark.bytes) <= policy.kept_bytes_max.saturating_mul(factor)
+                    && applied.saturating_sub(mark.index) <= policy.kept_entries_max.saturating_mul(factor)
+            };
+            // Without any, the newest: nothing flushed is kept.
+            marks.iter().find(is_within).or(marks.back()).map_or(0, |mark| mark.index)
+        };
+        let held = self.inner.peers.holds.lowest();
+        let upto = match held {
+            Some(held) => needed.max(within(1)).min(held.max(within(4))),
+            None => needed.max(within(1)),
+        };
+        let upto = upto.min(flushed);
+        while marks.len() > 2 && marks[1].index <= upto || marks.len() > MARKS_MAX {
+            marks.pop_front();
+        }
+        if upto > purged {
+            self.purge(upto).await?;
+        }
+        // A follower's last cycle goes with the next flush.
+        let newest = marks.back().map_or(0, |mark| mark.index);
+        Ok(upto < newest && (status.figures.is_leader || flushed < newest || held.is_some()))
     }
 }

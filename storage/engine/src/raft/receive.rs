@@ -42,7 +42,8 @@ impl Group {
         match letter.kind {
             Kind::Append => inner.append(letter.body).await,
             Kind::Vote | Kind::PreVote | Kind::Transfer => inner.elections(letter.kind, &letter.body).await,
-            Kind::Offer | Kind::Piece | Kind::Install => Err(ReceiveError::NotNow("states are not taken yet".to_owned())),
+            Kind::Offer | Kind::Piece | Kind::Install => inner.arrivals(letter.kind, letter.body).await,
+            Kind::Ready => inner.ready(),
         }
     }
 }
@@ -60,10 +61,16 @@ impl Inner {
         message::encode(&response).map_err(ReceiveError::Unreadable)
     }
 
-    async fn elections(&self, kind: Kind, body: &[u8]) -> Result<Bytes, ReceiveError> {
-        if Instant::now() < self.guard_until {
-            return Err(ReceiveError::NotNow("this replica has just started and may have promised its vote".to_owned()));
+    /// Whether this replica may vote and stand.
+    fn ready(&self) -> Result<Bytes, ReceiveError> {
+        match Instant::now() < self.guard_until {
+            true => Err(ReceiveError::NotNow("this replica has just started and may have promised its vote".to_owned())),
+            false => Ok(Bytes::new()),
         }
+    }
+
+    async fn elections(&self, kind: Kind, body: &[u8]) -> Result<Bytes, ReceiveError> {
+        self.ready()?;
         let reply = match kind {
             Kind::Transfer => {
                 let request: TransferLeaderRequest<Types> = message::decode(body).map_err(ReceiveError::Unreadable)?;

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 
 use super::LEASE;
 use super::group::Inner;
+use super::purge::Policy;
 use super::transfer::Transfers;
 
 /// How often the groups are looked at.
@@ -40,6 +41,7 @@ pub struct Ticker {
     started: Instant,
     groups: Mutex<Groups>,
     transfers: Arc<Transfers>,
+    policy: Mutex<Policy>,
 }
 
 #[derive(Default)]
@@ -53,7 +55,8 @@ impl Ticker {
     /// Starts the task on the current runtime: that on which Raft runs. It ends when the ticker is dropped. To be called first thing in a process: the restart
     /// guard counts from here.
     pub fn start() -> Arc<Ticker> {
-        let ticker = Arc::new(Ticker { started: Instant::now(), groups: Mutex::default(), transfers: Arc::default() });
+        let ticker =
+            Arc::new(Ticker { started: Instant::now(), groups: Mutex::default(), transfers: Arc::default(), policy: Mutex::default() });
         tokio::spawn(run(Arc::downgrade(&ticker)));
         ticker
     }
@@ -61,6 +64,15 @@ impl Ticker {
     /// How fast states may be sent to other servers, all groups together, bytes a second; 0 is no limit.
     pub fn set_transfer_rate(&self, bytes_per_s: u64) {
         self.transfers.set_rate(bytes_per_s);
+    }
+
+    /// How long the logs of groups that are started from now on may get.
+    pub fn set_log_policy(&self, policy: Policy) {
+        *self.policy.lock() = policy;
+    }
+
+    pub(super) fn log_policy(&self) -> Policy {
+        *self.policy.lock()
     }
 
     pub(super) fn transfers(&self) -> &Arc<Transfers> {
@@ -143,10 +155,6 @@ impl Standing {
         if let Some(due) = &mut self.forming_due {
             *due = (*due).max(at + FORMING);
         }
-    }
-
-    pub(super) fn heard_at(&self) -> Option<Instant> {
-        self.heard
     }
 
     /// Whether the group is to be formed now; says so once in a while.

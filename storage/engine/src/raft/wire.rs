@@ -57,6 +57,8 @@ pub enum Kind {
     Piece = 6,
     /// All pieces are there: put it in place.
     Install = 7,
+    /// Asks whether the receiver may lead.
+    Ready = 8,
 }
 
 impl Kind {
@@ -66,7 +68,7 @@ impl Kind {
     }
 
     fn of(byte: u8) -> Option<Kind> {
-        [Kind::Append, Kind::Vote, Kind::PreVote, Kind::Transfer, Kind::Offer, Kind::Piece, Kind::Install]
+        [Kind::Append, Kind::Vote, Kind::PreVote, Kind::Transfer, Kind::Offer, Kind::Piece, Kind::Install, Kind::Ready]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }

@@ -1,0 +1,210 @@
+//! Who is in a group and how far they are; handing over leadership; changing the members.
+//!
+//! # Invariants
+//! - From the moment a handover begins, nobody is confirmed as the leader here, and leases that were given before are revoked by the caller: the next leader is
+//!   elected without waiting for them (`tests/raft_groups.rs`, `leadership_is_handed_over_without_a_pause`).
+//! - A leader is never removed: it hands over first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::{ChangeMembers, Instant as _};
+
+use super::group::{Group, GroupError, GroupFigures, Inner, fatal};
+use super::peers::Peer;
+use super::types::{Node, RaftId, Types};
+use super::wire::Kind;
+
+/// A member that was heard of within this is there.
+const HEARD_LATELY: Duration = Duration::from_millis(900);
+/// How many entries a member may lack that is to lead or to vote: what is on its way to it under load.
+const LAG_MAX: u64 = 2000;
+/// How long a handover may take. A failed one ends in an election.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(4);
+/// How long the member that is to lead may take to say that it can.
+const READY_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Another member, as the leader sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Follower {
+    /// The member.
+    pub raft_id: RaftId,
+    /// Where it lives.
+    pub server: u64,
+    /// Whether it votes, or only learns.
+    pub is_voter: bool,
+    /// The last entry that it is known to have; 0 when nothing is known.
+    pub matched: u64,
+    /// How long ago the leader sent what it last acknowledged; `None`: nothing yet.
+    pub heard: Option<Duration>,
+}
+
+/// Figures and members of a group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// This replica's figures.
+    pub figures: GroupFigures,
+    /// All members, this one included: Raft id, server, whether it votes.
+    pub members: Vec<(RaftId, u64, bool)>,
+    /// Whether a change of members is under way.
+    pub is_changing: bool,
+    /// The other members as the leader sees them; empty elsewhere.
+    pub followers: Vec<Follower>,
+}
+
+/// Why leader or members were not changed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ChangeError {
+    /// It would do harm now; nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+    /// Raft's answer. [`GroupError::Unknown`]: it may yet happen; ask again.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+}
+
+impl Group {
+    /// Members and how far they are.
+    pub fn status(&self) -> GroupStatus {
+        let figures = self.figures();
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<RaftId> = membership.voter_ids().collect();
+        let members = membership.nodes().map(|(id, node)| (*id, node.server, voters.contains(id))).collect();
+        let heard = |id: &RaftId| metrics.heartbeat.as_ref().and_then(|heard| heard.get(id).copied()).flatten().map(|at| at.elapsed());
+        let matched = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
+        let followers = matched.map(|(id, matched)| Follower {
+            raft_id: *id,
+            server: membership.get_node(id).map_or(0, |node| node.server),
+            is_voter: voters.contains(id),
+            matched: matched.as_ref().map_or(0, |id| id.index),
+            heard: heard(id),
+        });
+        let is_changing = membership.get_joint_config().len() > 1 || metrics.membership_config != metrics.committed_membership_config;
+        GroupStatus { figures, members, is_changing, followers: followers.collect() }
+    }
+
+    /// Hands leadership over to a voter that is there and caught up. `revoke` is called when it begins: from then on nobody is confirmed as the leader here, and it must
+    /// revoke every lease that rests on an earlier [`confirm`](Group::confirm) or [`establish`](Group::establish). Returns when another member leads. Goes on to its end when the
+    /// caller goes away.
+    ///
+    /// # Errors
+    /// [`ChangeError::Refused`]: `to` can't lead now, or leads already elsewhere; leadership stays. [`GroupError::Unknown`]: the handover began, and nobody was seen
+    /// to lead yet.
+    pub async fn transfer_leader(&self, to: RaftId, revoke: impl FnOnce() + Send + 'static) -> Result<(), ChangeError> {
+        let group = self.clone();
+        let done = tokio::spawn(async move {
+            let _one_at_a_time = group.inner.changing.lock().await;
+            group.hand_over(to, revoke).await
+        });
+        done.await.unwrap_or_else(|error| Err(GroupError::Unknown(error.to_string()).into()))
+    }
+
+    async fn hand_over(&self, to: RaftId, revoke: impl FnOnce()) -> Result<(), ChangeError> {
+        let inner = &self.inner;
+        let follower = self.follower(to)?;
+        if !follower.is_voter {
+            return Err(ChangeError::Refused(format!("member {to} does not vote")));
+        }
+        let peer = Peer { peers: inner.peers.clone(), target: to, node: Node { server: follower.server } };
+        let ready = peer.ask(Kind::Ready, Bytes::new(), READY_PATIENCE).await;
+        ready.map_err(|error| ChangeError::Refused(format!("member {to} is not ready to lead: {error}")))?;
+        let mut roles = self.leadership_changes();
+        let term = roles.borrow_and_update().term;
+        inner.is_handing_over.store(true, Ordering::SeqCst);
+        revoke();
+        let outcome = match inner.raft.trigger().transfer_leader(to).await {
+            Err(error) => Err(fatal(error)),
+            Ok(()) => {
+                let another = roles.wait_for(|role| !role.is_leader && role.term > term && role.leader.is_some());
+                match tokio::time::timeout(HANDOVER_PATIENCE, another).await {
+                    Ok(Ok(_)) => Ok(()),
+                    _ => Err(GroupError::Unknown(format!("leadership was given to member {to}, and nobody is seen to lead"))),
+                }
+            }
+        };
+        // If nobody else leads by now, openraft goes on refusing by itself: it forgets a handover only with its leadership.
+        inner.is_handing_over.store(false, Ordering::SeqCst);
+        Ok(outcome?)
+    }
+
+    /// The member `id` when it is there and has nearly all of the log.
+    fn follower(&self, id: RaftId) -> Result<Follower, ChangeError> {
+        let status = self.status();
+        if !status.figures.is_leader {
+            return Err(GroupError::NotLeader { why: "not the leader".to_owned(), leader: status.figures.leader }.into());
+        }
+        let follower = status.followers.into_iter().find(|follower| follower.raft_id == id);
+        let follower = follower.ok_or_else(|| ChangeError::Refused(format!("there is no other member {id}")))?;
+        match follower.heard {
+            Some(heard) if heard <= HEARD_LATELY => {}
+            heard => return Err(ChangeError::Refused(format!("member {id} was not heard of lately ({heard:?})"))),
+        }
+        let lag = status.figures.last_log.saturating_sub(follower.matched);
+        if lag > LAG_MAX {
+            return Err(ChangeError::Refused(format!("member {id} lacks {lag} entries")));
+        }
+        Ok(follower)
+    }
+
+    /// Adds a member that only learns; harmless when it is a member already.
+    pub async fn add_learner(&self, id: RaftId, node: Node) -> Result<(), ChangeError> {
+        let _one_at_a_time = self.inner.changing.lock().await;
+        if self.status().members.iter().any(|(member, ..)| *member == id) {
+            return Ok(());
+        }
+        self.inner.raft.add_learner(id, node, false).await.map(drop).map_err(|error| self.inner.unchanged(error))
+    }
+
+    /// Removes a member that only learns; harmless when it is gone.
+    pub async fn remove_learner(&self, id: RaftId) -> Result<(), ChangeError> {
+        let _one_at_a_time = self.inner.changing.lock().await;
+        if !self.status().members.iter().any(|(member, ..)| *member == id) {
+            return Ok(());
+        }
+        let change = ChangeMembers::RemoveNodes(BTreeSet::from([id]));
+        self.inner.raft.change_membership(change, true).await.map(drop).map_err(|error| self.inner.unchanged(error))
+    }
+
+    /// Makes `voters` the voters, by way of a joint membership; who votes no longer is no longer a member. Can be called again until it succeeds, also by the next leader:
+    /// what a lost leader had begun is brought to its end.
+    ///
+    /// # Errors
+    /// [`ChangeError::Refused`]: a new voter is not a member yet, not there or too far behind; or this replica, the leader, is not among them.
+    pub async fn change_members(&self, voters: &BTreeSet<RaftId>) -> Result<(), ChangeError> {
+        let _one_at_a_time = self.inner.changing.lock().await;
+        let status = self.status();
+        let now: BTreeMap<RaftId, bool> = status.members.iter().map(|(id, _, votes)| (*id, *votes)).collect();
+        if voters.is_empty() {
+            return Err(ChangeError::Refused("a group needs voters".to_owned()));
+        }
+        let is_so = now.iter().filter(|(_, votes)| **votes).map(|(id, _)| id).eq(voters);
+        if is_so && !status.is_changing {
+            return Ok(());
+        }
+        if !voters.contains(&self.inner.id) {
+            return Err(ChangeError::Refused("the leader can't be removed: it must hand over first".to_owned()));
+        }
+        for id in voters.iter().filter(|id| **id != self.inner.id && now.get(id) != Some(&true)) {
+            self.follower(*id)?;
+        }
+        self.inner.raft.change_membership(voters.clone(), false).await.map(drop).map_err(|error| self.inner.unchanged(error))
+    }
+}
+
+impl Inner {
+    fn unchanged(self: &Arc<Self>, error: RaftError<Types, ClientWriteError<Types>>) -> ChangeError {
+        match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => self.not_leader(&forward).into(),
+            RaftError::APIError(ClientWriteError::LogEntryDiscarded(forward)) => GroupError::Unknown(forward.to_string()).into(),
+            RaftError::APIError(error) => ChangeError::Refused(error.to_string()),
+            RaftError::Fatal(error) => fatal(error).into(),
+        }
+    }
+}

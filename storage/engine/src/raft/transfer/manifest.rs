@@ -1,0 +1,157 @@
+//! The list of a state's files, and the messages of a transfer.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use openraft::alias::VoteOf;
+use serde::{Deserialize, Serialize};
+
+use super::PIECE_BYTES;
+use crate::raft::types::{SnapshotMeta, Types};
+
+/// The most files of a state.
+const FILES_MAX: usize = 100_000;
+/// The longest file name, bytes.
+const NAME_BYTES_MAX: usize = 128;
+const PIECE_VERSION: u8 = 1;
+/// Bytes of a piece before its data.
+const PIECE_HEADER: usize = 25;
+
+/// One file of a state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileEntry {
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    pub(super) crc: u32,
+}
+
+/// What a leader has to send.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Offer {
+    /// Names the transfer; pieces carry it.
+    pub(super) id: u64,
+    /// The leader's vote.
+    pub(super) vote: VoteOf<Types>,
+    pub(super) files: Vec<FileEntry>,
+}
+
+/// How much the receiver has of each file, in the offer's order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Have {
+    pub(super) bytes: Vec<u64>,
+}
+
+/// All files of a transfer were sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Install {
+    pub(super) id: u64,
+    pub(super) vote: VoteOf<Types>,
+    pub(super) meta: SnapshotMeta,
+}
+
+/// A piece of a file. As bytes: version u8 = 1, transfer u64, file u32, offset u64, crc32c of the data u32, data; little-endian.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) id: u64,
+    pub(super) file: u32,
+    pub(super) offset: u64,
+    pub(super) data: Bytes,
+}
+
+impl Piece {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(PIECE_HEADER + self.data.len());
+        bytes.put_u8(PIECE_VERSION);
+        bytes.put_u64_le(self.id);
+        bytes.put_u32_le(self.file);
+        bytes.put_u64_le(self.offset);
+        bytes.put_u32_le(crc32c::crc32c(&self.data));
+        bytes.put_slice(&self.data);
+        bytes.freeze()
+    }
+
+    pub(super) fn decode(mut bytes: Bytes) -> Result<Piece, String> {
+        if bytes.len() < PIECE_HEADER || bytes.get_u8() != PIECE_VERSION {
+            return Err("a piece of an unknown version".to_owned());
+        }
+        let (id, file, offset, crc) = (bytes.get_u64_le(), bytes.get_u32_le(), bytes.get_u64_le(), bytes.get_u32_le());
+        if bytes.len() > PIECE_BYTES {
+            return Err("a piece is too large".to_owned());
+        }
+        if crc32c::crc32c(&bytes) != crc {
+            return Err("a piece was damaged on the way".to_owned());
+        }
+        Ok(Piece { id, file, offset, data: bytes })
+    }
+}
+
+/// The files in a directory, read to their ends for their checksums. Blocks.
+pub(super) fn list(directory: &Path) -> std::io::Result<Vec<FileEntry>> {
+    let mut files = Vec::new();
+    let mut piece = vec![0; PIECE_BYTES];
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().into_string().map_err(|_| std::io::Error::other("a file of a checkpoint has a strange name"))?;
+        let mut file = File::open(entry.path())?;
+        let (mut bytes, mut crc) = (0, 0);
+        loop {
+            let read = file.read(&mut piece)?;
+            if read == 0 {
+                break;
+            }
+            bytes += read as u64;
+            crc = crc32c::crc32c_append(crc, &piece[..read]);
+        }
+        files.push(FileEntry { name, bytes, crc });
+    }
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(files)
+}
+
+/// Whether a list may be acted on: names that stay in their directory, each once.
+pub(super) fn check(files: &[FileEntry]) -> Result<(), String> {
+    if files.len() > FILES_MAX {
+        return Err(format!("{} files are too many", files.len()));
+    }
+    let is_plain = |name: &str| {
+        let is_in_place = !name.starts_with('.') && (1..=NAME_BYTES_MAX).contains(&name.len());
+        is_in_place && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    if let Some(file) = files.iter().find(|file| !is_plain(&file.name)) {
+        return Err(format!("{:?} is no file's name", file.name));
+    }
+    // Sorted, so that twins stand together.
+    if files.windows(2).any(|pair| pair[0].name >= pair[1].name) {
+        return Err("the files are not in order".to_owned());
+    }
+    files.iter().try_fold(0u64, |sum, file| sum.checked_add(file.bytes)).map(drop).ok_or_else(|| "too many bytes".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_stay_in_their_directory_are_taken() {
+        let files = |names: &[&str]| names.iter().map(|name| FileEntry { name: (*name).to_owned(), bytes: 1, crc: 0 }).collect::<Vec<_>>();
+        assert!(check(&files(&["000009.sst", "CURRENT", "MANIFEST-000004"])).is_ok());
+        for bad in ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b"] {
+            assert!(check(&files(&[bad])).is_err(), "{bad:?}");
+        }
+        assert!(check(&files(&["b", "a"])).is_err());
+        assert!(check(&files(&["a", "a"])).is_err());
+    }
+
+    #[test]
+    fn a_piece_comes_back_as_it_was_or_not_at_all() {
+        let piece = Piece { id: 1, file: 2, offset: 3, data: Bytes::from_static(b"data") };
+        let bytes = piece.encode();
+        assert_eq!(Piece::decode(bytes.clone()).unwrap(), piece);
+        let mut damaged = bytes.to_vec();
+        damaged[PIECE_HEADER] ^= 1;
+        assert!(Piece::decode(Bytes::from(damaged)).is_err());
+        assert!(Piece::decode(bytes.slice(..PIECE_HEADER - 1)).is_err());
+    }
+}

@@ -1,0 +1,162 @@
+//! The sending side of a state transfer.
+
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::alias::VoteOf;
+use openraft::errors::{NetworkError, StreamingError, Unreachable};
+use openraft::raft::SnapshotResponse;
+use openraft::storage::Snapshot;
+
+use super::manifest::{self, FileEntry, Have, Install, Offer, Piece};
+use super::{PIECE_BYTES, SENDING};
+use crate::raft::machine::StateTransfer;
+use crate::raft::message;
+use crate::raft::peers::Peer;
+use crate::raft::types::{LeaderId, Node, Types};
+use crate::raft::wire::{Kind, WireError};
+use crate::store::Store;
+
+/// How long the receiver may take to compare an offer with what it has.
+const OFFER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a piece may take.
+const PIECE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often a piece is sent that does not arrive whole.
+const PIECE_TRIES: u32 = 4;
+/// How long it may take to sync and open what was received, beside the time for its bytes.
+const INSTALL_PATIENCE: Duration = Duration::from_secs(60);
+/// The slowest disk that is waited for, bytes a second.
+const SLOWEST: f64 = 20e6;
+
+/// Sends a state to a member, and waits until it has it in place.
+///
+/// # Errors
+/// The transfer broke; openraft begins anew, with a newer state, and what arrived stays there.
+pub(in crate::raft) async fn send(
+    peer: &Peer,
+    vote: VoteOf<Types>,
+    snapshot: Snapshot<LeaderId, u64, Node, StateTransfer>,
+) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+    let StateTransfer::Local(store) = snapshot.snapshot else {
+        return Err(Unreachable::from_string("only a replica's own state can be sent").into());
+    };
+    let meta = snapshot.meta;
+    // First of all: what comes after the state must be there when it has arrived.
+    let _held = peer.peers.holds.hold(peer.target, meta.last_log_id.as_ref().map_or(0, |id| id.index));
+    let _place = peer.peers.transfers.places.acquire().await.map_err(|error| broken(error.to_string()))?;
+    let target = peer.target;
+    let checkpoint = tokio::task::spawn_blocking(move || Checkpoint::make(&store, target)).await;
+    let checkpoint = checkpoint.map_err(|error| broken(error.to_string()))?.map_err(broken)?;
+    let id = RandomState::new().build_hasher().finish();
+    let total: u64 = checkpoint.files.iter().map(|file| file.bytes).sum();
+    tracing::info!(group = peer.peers.group, target, bytes = total, files = checkpoint.files.len(), "sending a state");
+
+    let offer = message::encode(&Offer { id, vote, files: checkpoint.files.clone() }).map_err(broken)?;
+    let reply = peer.ask(Kind::Offer, offer, OFFER_PATIENCE).await.map_err(undelivered)?;
+    let have: Have = message::decode(&reply).map_err(broken)?;
+    if have.bytes.len() != checkpoint.files.len() {
+        return Err(broken("the receiver tells of other files".to_owned()));
+    }
+    for (at, (file, have)) in checkpoint.files.iter().zip(have.bytes).enumerate() {
+        send_file(peer, id, &checkpoint, at, file, have).await?;
+    }
+    let install = message::encode(&Install { id, vote, meta }).map_err(broken)?;
+    let patience = INSTALL_PATIENCE + Duration::from_secs_f64(total as f64 / SLOWEST);
+    let reply = peer.ask(Kind::Install, install, patience).await.map_err(undelivered)?;
+    message::decode(&reply).map_err(broken)
+}
+
+async fn send_file(
+    peer: &Peer,
+    id: u64,
+    checkpoint: &Checkpoint,
+    at: usize,
+    entry: &FileEntry,
+    have: u64,
+) -> Result<(), StreamingError<Types>> {
+    if have >= entry.bytes {
+        return Ok(());
+    }
+    let path = checkpoint.directory.join(&entry.name);
+    let file = Arc::new(File::open(&path).map_err(|error| broken(format!("open {}: {error}", path.display())))?);
+    let mut offset = have;
+    while offset < entry.bytes {
+        let bytes = PIECE_BYTES.min(usize::try_from(entry.bytes - offset).unwrap_or(PIECE_BYTES));
+        let reader = file.clone();
+        let read = move || {
+            let mut data = vec![0; bytes];
+            reader.read_exact_at(&mut data, offset).map(|()| Bytes::from(data))
+        };
+        let data = tokio::task::spawn_blocking(read).await.map_err(|error| broken(error.to_string()))?;
+        let data = data.map_err(|error| broken(format!("read {}: {error}", path.display())))?;
+        let piece = Piece { id, file: at as u32, offset, data }.encode();
+        send_piece(peer, piece).await?;
+        offset += bytes as u64;
+    }
+    Ok(())
+}
+
+/// Pieces may arrive twice: the receiver knows which it has.
+async fn send_piece(peer: &Peer, piece: Bytes) -> Result<(), StreamingError<Types>> {
+    let mut tries = 0;
+    loop {
+        peer.peers.transfers.wait_for(piece.len()).await;
+        tries += 1;
+        match peer.ask(Kind::Piece, piece.clone(), PIECE_PATIENCE).await {
+            Ok(_) => return Ok(()),
+            Err(error) if tries >= PIECE_TRIES => return Err(undelivered(error)),
+            Err(error) => tracing::warn!(group = peer.peers.group, target = peer.target, %error, "a piece of a state is sent again"),
+        }
+    }
+}
+
+fn broken(why: String) -> StreamingError<Types> {
+    Unreachable::from_string(why).into()
+}
+
+fn undelivered(error: WireError) -> StreamingError<Types> {
+    match error {
+        WireError::Lost(why) => NetworkError::from_string(why).into(),
+        WireError::NotSent(why) | WireError::Refused(why) => Unreachable::from_string(why).into(),
+    }
+}
+
+/// A checkpoint on disk, removed when it is let go of.
+struct Checkpoint {
+    directory: PathBuf,
+    files: Vec<FileEntry>,
+}
+
+impl Checkpoint {
+    fn make(store: &Store, target: u64) -> Result<Checkpoint, String> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let mut checkpoint = Checkpoint { directory: store.path().join(format!("{SENDING}{target}-{number}")), files: Vec::new() };
+        store.checkpoint(&checkpoint.directory).map_err(|fault| fault.to_string())?;
+        checkpoint.files = manifest::list(&checkpoint.directory).map_err(|error| error.to_string())?;
+        Ok(checkpoint)
+    }
+}
+
+impl Drop for Checkpoint {
+    fn drop(&mut self) {
+        let directory = std::mem::take(&mut self.directory);
+        let remove = move || match std::fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, directory = %directory.display(), "remove a checkpoint");
+            }
+            _ => {}
+        };
+        // The last name of a large file takes its time.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
+    }
+}
