@@ -311,8 +311,8 @@ impl Group {
     ///
     /// What was committed in earlier terms may have been acknowledged by others, and is waited for. What this leadership commits is
     /// acknowledged by this replica only, after applying it: so there is nothing to wait for, and reads go on while an entry can't be
-    /// applied because the disk is full.
-    pub async fn confirm(&self) -> Result<(), GroupError> {
+    /// applied because the disk is full. The term of the leadership is told.
+    pub async fn confirm(&self) -> Result<u64, GroupError> {
         let linearizer = self.linearizer().await?;
         // A leader's read log id is of its own term: it begins with an entry of its own.
         let term = linearizer.read_log_id().committed_leader_id().term;
@@ -320,7 +320,7 @@ impl Group {
             linearizer.await_ready(&self.inner.raft).await.map_err(fatal)?;
             self.inner.caught_up_term.store(term, Ordering::Release);
         }
-        Ok(())
+        Ok(term)
     }
 
     async fn linearizer(&self) -> Result<Linearizer<Types>, GroupError> {
