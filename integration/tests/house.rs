@@ -21,9 +21,9 @@ const HOMES: &[(&str, &[&str])] = &[
     ("ureq", &["bridle", "meta", "integration"]),
     ("axum", &["bridle", "meta"]),
     // No I/O, no clock, no randomness in `row` and `commands`.
-    ("tokio", &["engine", "storage", "meta", "proxy", "bridle", "integration"]),
-    ("rand", &["proxy", "bridle"]),
-    ("tracing", &["engine", "storage", "meta", "proxy", "bridle"]),
+    ("tokio", &["cluster", "engine", "storage", "meta", "proxy", "bridle", "integration"]),
+    ("rand", &["cluster", "proxy", "bridle"]),
+    ("tracing", &["cluster", "engine", "storage", "meta", "proxy", "bridle"]),
 ];
 
 /// Directories of the top level; a name in backticks that begins with one is a path.

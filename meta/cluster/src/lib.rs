@@ -10,6 +10,7 @@
 //!   [`CallError::Unknown`] (proposed, outcome unknown: never tried again).
 
 pub mod news;
+pub mod net;
 mod place;
 
 use std::collections::BTreeMap;

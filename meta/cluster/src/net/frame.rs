@@ -1,0 +1,208 @@
+//! Frames: what goes over a connection once both sides have greeted each other.
+//!
+//! # Layout
+//! ```text
+//! length u32 LE   of everything behind it: 10 and the body
+//! kind   u8
+//! detail u8       a call's or channel's service; which half a channel's end means
+//! id     u64 LE   of the call or the channel; 0 where there is none
+//! body
+//! ```
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// Bytes before the body.
+pub(super) const HEADER: usize = 14;
+/// Of these, how many the length counts.
+const COUNTED: usize = HEADER - 4;
+/// Where the kind stands.
+const KIND_AT: usize = 4;
+
+/// What a frame says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// A request; dialer to acceptor.
+    Call = 1,
+    /// Its answer.
+    Answer = 2,
+    /// Its refusal by the service, a text.
+    Refuse = 3,
+    /// It was not looked at: too many are under way.
+    Busy = 4,
+    /// A new channel; dialer to acceptor.
+    Open = 5,
+    /// A channel's message.
+    Message = 6,
+    /// The other side may send so many bytes more (u32 LE).
+    Credit = 7,
+    /// A half of a channel has ended; see [`ENDS_SENDING`], [`ENDS_RECEIVING`].
+    End = 8,
+    /// I live.
+    Ping = 9,
+    /// A request that was withdrawn before it went out: nothing.
+    Void = 10,
+    /// I am about to stop: ask me nothing more. Said by the acceptor, and back by the dialer when it has asked its last.
+    Goodbye = 11,
+}
+
+/// Detail of [`Kind::End`]: the sender of this frame sends no more messages.
+pub(super) const ENDS_SENDING: u8 = 1;
+/// Detail of [`Kind::End`]: the sender of this frame takes no more messages.
+pub(super) const ENDS_RECEIVING: u8 = 2;
+
+impl Kind {
+    fn of(byte: u8) -> Option<Kind> {
+        use Kind::{Answer, Busy, Call, Credit, End, Goodbye, Message, Open, Ping, Refuse, Void};
+        [Call, Answer, Refuse, Busy, Open, Message, Credit, End, Ping, Void, Goodbye].into_iter().find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// A frame without its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) kind: Kind,
+    pub(super) detail: u8,
+    pub(super) id: u64,
+}
+
+impl Head {
+    pub(super) fn new(kind: Kind, detail: u8, id: u64) -> Self {
+        Head { kind, detail, id }
+    }
+
+    /// Appends the header of a frame with a body of so many bytes, which the caller has checked to be below the cap.
+    pub(super) fn put(self, body_bytes: usize, out: &mut BytesMut) {
+        out.put_u32_le((body_bytes + COUNTED) as u32);
+        out.put_u8(self.kind as u8);
+        out.put_u8(self.detail);
+        out.put_u64_le(self.id);
+    }
+}
+
+/// Makes nothing of the frame whose header begins here: its body stays where it is (`None`) or was taken away.
+pub(super) fn make_void(header: &mut [u8], bodyless: bool) {
+    header[KIND_AT] = Kind::Void as u8;
+    if bodyless {
+        header[..4].copy_from_slice(&(COUNTED as u32).to_le_bytes());
+    }
+}
+
+/// A frame as it came.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) head: Head,
+    pub(super) body: Bytes,
+}
+
+/// Not a frame: the connection is of no use any more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum FrameError {
+    #[error("a frame of {0} bytes, at most {1} are taken")]
+    TooLarge(usize, usize),
+    #[error("a frame of {0} bytes, shorter than its header")]
+    TooShort(usize),
+    #[error("a frame of unknown kind {0}")]
+    Kind(u8),
+}
+
+/// Takes the first frame off the buffer; `None` if it is not complete, with room reserved for the rest of it.
+pub(super) fn decode(buffer: &mut BytesMut, body_bytes_max: usize) -> Result<Option<Frame>, FrameError> {
+    if buffer.len() < HEADER {
+        return Ok(None);
+    }
+    let length = u32::from_le_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]) as usize;
+    let Some(body) = length.checked_sub(COUNTED) else { return Err(FrameError::TooShort(length)) };
+    if body > body_bytes_max {
+        return Err(FrameError::TooLarge(body, body_bytes_max));
+    }
+    let kind = Kind::of(buffer[KIND_AT]).ok_or(FrameError::Kind(buffer[KIND_AT]))?;
+    if buffer.len() < HEADER + body {
+        buffer.reserve(HEADER + body - buffer.len());
+        return Ok(None);
+    }
+    let mut frame = buffer.split_to(HEADER + body).freeze();
+    frame.advance(KIND_AT + 1);
+    let head = Head { kind, detail: frame.get_u8(), id: frame.get_u64_le() };
+    Ok(Some(Frame { head, body: frame }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAX: usize = 1000;
+
+    fn bytes_of(frame: &Frame) -> BytesMut {
+        let mut out = BytesMut::new();
+        frame.head.put(frame.body.len(), &mut out);
+        out.extend_from_slice(&frame.body);
+        out
+    }
+
+    fn frames() -> impl Strategy<Value = Vec<Frame>> {
+        let frame = (1..=11u8, any::<u8>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..=MAX))
+            .prop_map(|(kind, detail, id, body)| Frame { head: Head { kind: Kind::of(kind).unwrap(), detail, id }, body: body.into() });
+        prop::collection::vec(frame, 0..8)
+    }
+
+    proptest! {
+        /// In whatever pieces they arrive, frames come out as they went in.
+        #[test]
+        fn frames_come_out_as_they_went_in(sent in frames(), piece in 1..700usize) {
+            let all: Vec<u8> = sent.iter().flat_map(bytes_of).collect();
+            let (mut buffer, mut got) = (BytesMut::new(), Vec::new());
+            for part in all.chunks(piece) {
+                buffer.extend_from_slice(part);
+                while let Some(frame) = decode(&mut buffer, MAX).unwrap() {
+                    got.push(frame);
+                }
+            }
+            prop_assert_eq!(got, sent);
+            prop_assert!(buffer.is_empty());
+        }
+
+        /// Any bytes are frames, an error, or wait for more, of which never more is reserved than the cap allows.
+        #[test]
+        fn any_bytes_are_frames_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..2000), small in any::<bool>()) {
+            let mut buffer = BytesMut::from(&bytes[..]);
+            if small && buffer.len() > 3 {
+                // A length that is believed.
+                buffer[1..4].fill(0);
+            }
+            let mut taken = 0;
+            while let Ok(Some(frame)) = decode(&mut buffer, MAX) {
+                taken += HEADER + frame.body.len();
+                prop_assert!(frame.body.len() <= MAX);
+            }
+            prop_assert_eq!(taken + buffer.len(), bytes.len());
+            prop_assert!(buffer.capacity() <= bytes.len() * 2 + 2 * (MAX + HEADER));
+        }
+    }
+
+    #[test]
+    fn the_layout_is_frozen() {
+        let mut out = BytesMut::new();
+        Head::new(Kind::Call, 2, 0x0102_0304).put(3, &mut out);
+        out.extend_from_slice(b"abc");
+        assert_eq!(&out[..], [13, 0, 0, 0, 1, 2, 4, 3, 2, 1, 0, 0, 0, 0, b'a', b'b', b'c']);
+        make_void(&mut out[..], false);
+        let frame = decode(&mut out, 3).unwrap().unwrap();
+        assert_eq!((frame.head.kind, &frame.body[..]), (Kind::Void, &b"abc"[..]));
+    }
+
+    #[test]
+    fn what_is_too_large_or_too_short_is_refused_before_it_has_arrived() {
+        let head = |length: u32| {
+            let mut out = BytesMut::from(&length.to_le_bytes()[..]);
+            out.extend_from_slice(&[Kind::Call as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            out
+        };
+        assert_eq!(decode(&mut head(1011), MAX), Err(FrameError::TooLarge(1001, MAX)));
+        assert_eq!(decode(&mut head(u32::MAX), MAX), Err(FrameError::TooLarge(u32::MAX as usize - 10, MAX)));
+        assert_eq!(decode(&mut head(9), MAX), Err(FrameError::TooShort(9)));
+        assert_eq!(decode(&mut head(1010), MAX), Ok(None));
+    }
+}

@@ -1,0 +1,566 @@
+//! A connection whose sides have greeted each other: its calls, its channels and what waits to be written, under one small lock.
+//!
+//! # Invariants
+//! - A call is answered [`NetError::NotSent`] only if its frame was withdrawn from the [`Outbox`] before anybody took it to write it, or was
+//!   turned away unread (`what_was_never_handed_over_is_not_sent`).
+//! - A caller that goes away leaves nothing behind: neither its frame nor its entry (`cancelled_calls_leave_nothing_behind`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::sync::futures::OwnedNotified;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::channel::{Channel, WINDOW_BYTES, cost};
+use super::frame::{ENDS_RECEIVING, ENDS_SENDING, Head, Kind};
+use super::outbox::{Batch, Outbox};
+use super::wire::Direct;
+use super::{NetError, Peer, Service};
+
+/// With so much waiting to be written, callers wait.
+const OUTBOX_BYTES: usize = 4 << 20;
+/// A dialer may have so many channels on a connection.
+const CHANNELS_MAX: usize = 4096;
+/// So many of a dialer's calls may be under way, with so many bytes of requests; the next is turned away.
+const CALLS_MAX: usize = 32 * 1024;
+const CALL_BYTES_MAX: usize = 512 << 20;
+
+type Answered = Result<Bytes, NetError>;
+
+struct Pending {
+    /// Tells a late answer from one to a newer call in the same place.
+    sequence: u32,
+    /// Where its frame begins in the outbox.
+    start: u64,
+    answer: oneshot::Sender<Answered>,
+}
+
+struct Flow {
+    /// What may still be sent; negative after a large message.
+    credit: i64,
+    /// Rung when there is credit again, or never will be.
+    changed: Arc<Notify>,
+    may_send: bool,
+    /// `None`: nothing more is taken in.
+    inbox: Option<mpsc::UnboundedSender<Bytes>>,
+    /// What was taken in and not yet given back as credit.
+    unread: usize,
+}
+
+#[derive(Default)]
+struct State {
+    outbox: Outbox,
+    /// Somebody is writing.
+    writing: bool,
+    /// Taken, and not written by who took it: comes first.
+    rest: Batch,
+    calls: Slab<Pending>,
+    sequence: u32,
+    channels: HashMap<u64, Flow>,
+    next_channel: u64,
+    /// The other side is about to stop.
+    leaving: bool,
+    closed: Option<Arc<str>>,
+}
+
+/// One connection, either side of it.
+pub(super) struct Link {
+    pub(super) peer: Peer,
+    /// Largest body that the other side takes.
+    frame_bytes_max: usize,
+    state: Mutex<State>,
+    /// The other side's calls that are under way here, and the bytes of their requests.
+    serving: AtomicUsize,
+    serving_bytes: AtomicUsize,
+    /// There is something to write.
+    pub(super) work: Notify,
+    /// There is room in the outbox again.
+    room: Arc<Notify>,
+    /// Cancelled when it is closed.
+    pub(super) closed: CancellationToken,
+    /// Cancelled when no new calls are taken: closed, or about to be.
+    pub(super) gone: CancellationToken,
+    /// Set by the reader and the writer, reset by who keeps the connection alive.
+    pub(super) heard: AtomicBool,
+    pub(super) spoke: AtomicBool,
+    direct: Option<Direct>,
+}
+
+/// Why a call did not even get into the outbox.
+pub(super) enum CallBlock {
+    /// The connection takes no more calls; another may.
+    Gone(String),
+    /// Wait, then try again.
+    Full(OwnedNotified),
+}
+
+/// Why a message did not get into the outbox.
+pub(super) enum SendBlock {
+    /// For ever.
+    Ended(String),
+    /// Wait, then try again.
+    Full(OwnedNotified),
+}
+
+impl Link {
+    /// Lives at most as long as `parent` is not cancelled.
+    pub(super) fn new(peer: Peer, frame_bytes_max: usize, direct: Option<Direct>, parent: &CancellationToken) -> Arc<Self> {
+        let closed = parent.child_token();
+        Arc::new(Link {
+            peer,
+            frame_bytes_max,
+            state: Mutex::default(),
+            serving: AtomicUsize::new(0),
+            serving_bytes: AtomicUsize::new(0),
+            work: Notify::new(),
+            room: Arc::new(Notify::new()),
+            gone: closed.child_token(),
+            closed,
+            heard: AtomicBool::new(true),
+            spoke: AtomicBool::new(true),
+            direct,
+        })
+    }
+
+    pub(super) fn frame_bytes_max(&self) -> usize {
+        self.frame_bytes_max
+    }
+
+    pub(super) fn too_large(&self, what: &str, bytes: usize) -> NetError {
+        NetError::Refused(format!("a {what} of {bytes} bytes is not sent to {}: at most {}", self.peer.server, self.frame_bytes_max))
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.is_cancelled()
+    }
+
+    pub(super) fn failure(&self) -> Option<String> {
+        self.state.lock().closed.as_deref().map(str::to_owned)
+    }
+
+    // --- calls that we make ---
+
+    /// Hands a request to the writer.
+    pub(super) fn call(self: &Arc<Self>, service: Service, body: &Bytes) -> Result<Call, CallBlock> {
+        let (answer, answered) = oneshot::channel();
+        let mut state = self.state.lock();
+        self.check_open(&state)?;
+        let sequence = state.sequence;
+        state.sequence = sequence.wrapping_add(1);
+        let slot = state.calls.vacant_key();
+        let id = (u64::from(sequence) << 32) | slot as u64;
+        let start = state.outbox.push(Head::new(Kind::Call, service as u8, id), body.clone());
+        state.calls.insert(Pending { sequence, start, answer });
+        let is_alone = state.calls.len() == 1;
+        drop(state);
+        self.flush(is_alone);
+        Ok(Call { link: self.clone(), id, start, answered, is_over: false })
+    }
+
+    fn check_open(&self, state: &State) -> Result<(), CallBlock> {
+        if let Some(why) = &state.closed {
+            return Err(CallBlock::Gone(why.to_string()));
+        }
+        if state.leaving {
+            return Err(CallBlock::Gone("the other side is stopping".to_owned()));
+        }
+        match state.outbox.bytes() > OUTBOX_BYTES {
+            true => Err(CallBlock::Full(self.room.clone().notified_owned())),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives up a call. True: the other side never saw it.
+    fn forget(&self, id: u64, start: u64) -> bool {
+        let mut state = self.state.lock();
+        let (slot, sequence) = (id as u32 as usize, (id >> 32) as u32);
+        if state.calls.get(slot).is_some_and(|call| call.sequence == sequence) {
+            state.calls.remove(slot);
+            return state.outbox.withdraw(start);
+        }
+        false
+    }
+
+    /// Passes answers on to their callers.
+    pub(super) fn answered(&self, answers: &mut Vec<(u64, Answered)>) {
+        let mut state = self.state.lock();
+        let take = |(id, answer): (u64, Answered)| {
+            let (slot, sequence) = (id as u32 as usize, (id >> 32) as u32);
+            let is_ours = state.calls.get(slot).is_some_and(|call| call.sequence == sequence);
+            // Others have been given up by their callers.
+            is_ours.then(|| (state.calls.remove(slot).answer, answer))
+        };
+        let found: smallvec::SmallVec<[_; 64]> = answers.drain(..).filter_map(take).collect();
+        drop(state);
+        for (caller, answer) in found {
+            // A caller that went away meanwhile needs no answer.
+            let _ = caller.send(answer);
+        }
+    }
+
+    /// How many of our calls wait for their answer.
+    #[cfg(test)]
+    pub(super) fn pending(&self) -> usize {
+        self.state.lock().calls.len()
+    }
+
+    // --- calls that are made to us ---
+
+    /// Whether one more of the other side's calls may be looked at.
+    pub(super) fn may_serve(&self) -> bool {
+        self.serving.load(Ordering::Relaxed) < CALLS_MAX && self.serving_bytes.load(Ordering::Relaxed) < CALL_BYTES_MAX
+    }
+
+    /// Notes a call that is not answered at once.
+    pub(super) fn begin_serving(&self, bytes: usize) {
+        self.serving.fetch_add(1, Ordering::Relaxed);
+        self.serving_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Answers such a call.
+    pub(super) fn end_serving(&self, bytes: usize, id: u64, answer: Result<Bytes, String>) {
+        let mut state = self.state.lock();
+        self.push_answer(&mut state, id, answer);
+        // Under the lock, so that who sees none under way sees its answer too.
+        self.serving.fetch_sub(1, Ordering::Relaxed);
+        self.serving_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        drop(state);
+        self.flush(false);
+    }
+
+    /// Answers calls of one read.
+    pub(super) fn answer(&self, answers: &mut Vec<(u64, Result<Bytes, String>)>) {
+        let mut state = self.state.lock();
+        for (id, answer) in answers.drain(..) {
+            self.push_answer(&mut state, id, answer);
+        }
+        drop(state);
+        self.flush(true);
+    }
+
+    fn push_answer(&self, state: &mut State, id: u64, answer: Result<Bytes, String>) {
+        if state.closed.is_some() {
+            return;
+        }
+        let bytes = answer.as_ref().map_or_else(String::len, Bytes::len);
+        let (kind, body) = match answer {
+            _ if bytes > self.frame_bytes_max => {
+                let text = format!("the answer has {bytes} bytes, at most {} can be sent", self.frame_bytes_max);
+                (Kind::Refuse, Bytes::from(text))
+            }
+            Ok(body) => (Kind::Answer, body),
+            Err(text) => (Kind::Refuse, Bytes::from(text)),
+        };
+        state.outbox.push(Head::new(kind, 0, id), body);
+    }
+
+    /// A frame without a body.
+    pub(super) fn say(&self, kind: Kind, detail: u8, id: u64) {
+        let mut state = self.state.lock();
+        if state.closed.is_none() {
+            state.outbox.push(Head::new(kind, detail, id), Bytes::new());
+        }
+        drop(state);
+        self.flush(false);
+    }
+
+    /// A sign of life, unless there is something to write anyway.
+    pub(super) fn ping(&self) {
+        let is_idle = {
+            let state = self.state.lock();
+            state.outbox.is_empty() && !state.writing
+        };
+        if is_idle {
+            self.say(Kind::Ping, 0, 0);
+        }
+    }
+
+    /// Room in the outbox to wait for, if it is full.
+    pub(super) fn full(&self) -> Option<OwnedNotified> {
+        let state = self.state.lock();
+        (state.closed.is_none() && state.outbox.bytes() > OUTBOX_BYTES).then(|| self.room.clone().notified_owned())
+    }
+
+    // --- writing ---
+
+    /// Has what waits written: by the caller itself if nobody else writes and the socket takes it (`directly`), else by the writer's task.
+    fn flush(&self, directly: bool) {
+        let (true, Some(direct)) = (directly, &self.direct) else { return self.work.notify_one() };
+        // Who writes looks again when it is done.
+        let Some(mut batch) = self.take() else { return };
+        direct.try_write(&mut batch);
+        self.spoke.store(true, Ordering::Relaxed);
+        self.written(batch);
+    }
+
+    /// What is to be written now; `None` if there is nothing, or somebody else writes.
+    pub(super) fn take(&self) -> Option<Batch> {
+        let mut state = self.state.lock();
+        if state.writing {
+            return None;
+        }
+        let rest = std::mem::take(&mut state.rest);
+        if !rest.is_empty() {
+            state.writing = true;
+            return Some(rest);
+        }
+        if state.outbox.is_empty() {
+            return None;
+        }
+        let was_full = state.outbox.bytes() > OUTBOX_BYTES;
+        state.writing = true;
+        let batch = state.outbox.take();
+        drop(state);
+        if was_full {
+            self.room.notify_waiters();
+        }
+        Some(batch)
+    }
+
+    /// Somebody has written, up to this rest.
+    pub(super) fn written(&self, rest: Batch) {
+        let mut state = self.state.lock();
+        state.writing = false;
+        let is_more = !rest.is_empty() || !state.outbox.is_empty();
+        state.rest = rest;
+        drop(state);
+        if is_more {
+            self.work.notify_one();
+        }
+    }
+
+    // --- the end ---
+
+    /// Ends everything on it, once.
+    pub(super) fn close(&self, why: &str) {
+        let mut state = self.state.lock();
+        if state.closed.is_some() {
+            return;
+        }
+        state.closed = Some(Arc::from(why));
+        let calls = std::mem::take(&mut state.calls);
+        let channels = std::mem::take(&mut state.channels);
+        let outbox = std::mem::take(&mut state.outbox);
+        state.rest = Batch::default();
+        drop(state);
+        self.closed.cancel();
+        self.room.notify_waiters();
+        for (_, call) in calls {
+            let error = match outbox.is_taken(call.start) {
+                true => NetError::Lost(format!("the connection to {} was lost: {why}", self.peer.server)),
+                false => NetError::NotSent(format!("the connection to {} was lost: {why}", self.peer.server)),
+            };
+            let _ = call.answer.send(Err(error)); // it may have gone
+        }
+        for (_, flow) in channels {
+            flow.changed.notify_waiters();
+        }
+    }
+
+    /// The other side is about to stop: no more calls. What is under way goes on.
+    pub(super) fn leave(&self) {
+        self.state.lock().leaving = true;
+        self.gone.cancel();
+        self.say(Kind::Goodbye, 0, 0);
+    }
+
+    /// The dialer has answered our goodbye.
+    pub(super) fn left(&self) {
+        self.state.lock().leaving = true;
+    }
+
+    /// Says goodbye to a dialer, and waits until everything it asked is answered, at most so long.
+    pub(super) async fn farewell(&self, at_most: Duration) {
+        /// Too short to be noticed when a process ends, too long to cost anything.
+        const LOOK: Duration = Duration::from_millis(2);
+        self.say(Kind::Goodbye, 0, 0);
+        let is_over = || {
+            let state = self.state.lock();
+            let is_written = state.outbox.is_empty() && state.rest.is_empty() && !state.writing;
+            state.closed.is_some() || (state.leaving && self.serving.load(Ordering::Relaxed) == 0 && is_written)
+        };
+        let wait = async {
+            while !is_over() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if tokio::time::timeout(at_most, wait).await.is_err() {
+            tracing::warn!(peer = %self.peer.server, "calls that are not answered in time are cut off");
+        }
+    }
+
+    // --- channels ---
+
+    /// Opens a channel to the other side.
+    pub(super) fn open(self: &Arc<Self>, service: Service, hello: &Bytes) -> Result<Channel, CallBlock> {
+        let mut state = self.state.lock();
+        self.check_open(&state)?;
+        let id = state.next_channel;
+        state.next_channel += 1;
+        let inbox = enter(&mut state, id);
+        state.outbox.push(Head::new(Kind::Open, service as u8, id), hello.clone());
+        drop(state);
+        self.flush(false);
+        Ok(Channel::new(self.clone(), id, inbox))
+    }
+
+    /// The other side opens a channel; `None`: it has enough of them. Its ids only grow, or the connection is broken.
+    pub(super) fn opened(self: &Arc<Self>, id: u64) -> Result<Option<Channel>, &'static str> {
+        let mut state = self.state.lock();
+        if id < state.next_channel {
+            return Err("a channel was opened twice");
+        }
+        state.next_channel = id.saturating_add(1);
+        if state.channels.len() >= CHANNELS_MAX {
+            drop(state);
+            self.say(Kind::End, ENDS_SENDING | ENDS_RECEIVING, id);
+            return Ok(None);
+        }
+        let inbox = enter(&mut state, id);
+        drop(state);
+        Ok(Some(Channel::new(self.clone(), id, inbox)))
+    }
+
+    /// A message came; an error if it is more than it was allowed.
+    pub(super) fn message(&self, id: u64, message: Bytes) -> Result<(), &'static str> {
+        let mut state = self.state.lock();
+        let Some(flow) = state.channels.get_mut(&id) else { return Ok(()) };
+        if flow.unread > WINDOW_BYTES {
+            return Err("a channel's window was not heeded");
+        }
+        if let Some(inbox) = &flow.inbox {
+            flow.unread += cost(&message);
+            // Its receiver is gone when this fails, and is about to say so.
+            let _ = inbox.send(message);
+        }
+        Ok(())
+    }
+
+    /// The other side's consumer went on.
+    pub(super) fn credit(&self, id: u64, mut body: Bytes) -> Result<(), &'static str> {
+        let bytes = body.try_get_u32_le().map_err(|_| "credit without its amount")?;
+        let mut state = self.state.lock();
+        if let Some(flow) = state.channels.get_mut(&id) {
+            flow.credit = (flow.credit + i64::from(bytes)).min(WINDOW_BYTES as i64);
+            flow.changed.notify_waiters();
+        }
+        Ok(())
+    }
+
+    /// The other side has ended one or both of its halves.
+    pub(super) fn ended(&self, id: u64, which: u8) {
+        self.end(id, which & ENDS_RECEIVING != 0, which & ENDS_SENDING != 0);
+    }
+
+    /// Ends our sending or receiving; false if that had ended.
+    fn end(&self, id: u64, sending: bool, receiving: bool) -> bool {
+        let mut state = self.state.lock();
+        let Some(flow) = state.channels.get_mut(&id) else { return false };
+        let is_news = (sending && flow.may_send) || (receiving && flow.inbox.is_some());
+        if sending {
+            flow.may_send = false;
+            flow.changed.notify_waiters();
+        }
+        if receiving {
+            flow.inbox = None;
+        }
+        if !flow.may_send && flow.inbox.is_none() {
+            state.channels.remove(&id);
+        }
+        is_news
+    }
+
+    pub(super) fn end_sending(&self, id: u64) {
+        if self.end(id, true, false) {
+            self.say(Kind::End, ENDS_SENDING, id);
+        }
+    }
+
+    pub(super) fn end_receiving(&self, id: u64) {
+        if self.end(id, false, true) {
+            self.say(Kind::End, ENDS_RECEIVING, id);
+        }
+    }
+
+    pub(super) fn try_message(&self, id: u64, message: &Bytes) -> Result<(), SendBlock> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if let Some(why) = &state.closed {
+            return Err(SendBlock::Ended(format!("the connection to {} was lost: {why}", self.peer.server)));
+        }
+        let Some(flow) = state.channels.get_mut(&id).filter(|flow| flow.may_send) else {
+            return Err(SendBlock::Ended("the other side takes no more messages".to_owned()));
+        };
+        if flow.credit <= 0 {
+            return Err(SendBlock::Full(flow.changed.clone().notified_owned()));
+        }
+        if state.outbox.bytes() > OUTBOX_BYTES {
+            return Err(SendBlock::Full(self.room.clone().notified_owned()));
+        }
+        flow.credit -= cost(message) as i64;
+        state.outbox.push(Head::new(Kind::Message, 0, id), message.clone());
+        drop(guard);
+        self.flush(false);
+        Ok(())
+    }
+
+    pub(super) fn give_credit(&self, id: u64, bytes: usize) {
+        let mut state = self.state.lock();
+        let Some(flow) = state.channels.get_mut(&id).filter(|flow| flow.inbox.is_some()) else { return };
+        flow.unread = flow.unread.saturating_sub(bytes);
+        let amount = u32::try_from(bytes).unwrap_or(u32::MAX);
+        state.outbox.push(Head::new(Kind::Credit, 0, id), Bytes::copy_from_slice(&amount.to_le_bytes()));
+        drop(state);
+        self.flush(false);
+    }
+}
+
+fn enter(state: &mut State, id: u64) -> mpsc::UnboundedReceiver<Bytes> {
+    let (sender, inbox) = mpsc::unbounded_channel();
+    let flow = Flow { credit: WINDOW_BYTES as i64, changed: Arc::new(Notify::new()), may_send: true, inbox: Some(sender), unread: 0 };
+    state.channels.insert(id, flow);
+    inbox
+}
+
+/// A request that is under way. Dropping it gives it up.
+pub(super) struct Call {
+    link: Arc<Link>,
+    id: u64,
+    start: u64,
+    answered: oneshot::Receiver<Answered>,
+    is_over: bool,
+}
+
+impl Call {
+    /// Its answer, or what is known when the deadline has passed.
+    pub(super) async fn answer(mut self, deadline: tokio::time::Instant) -> Answered {
+        let answer = tokio::time::timeout_at(deadline, &mut self.answered).await;
+        self.is_over = true;
+        match answer {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(NetError::Lost("the connection ended".to_owned())),
+            Err(_) => {
+                let server = self.link.peer.server;
+                match self.link.forget(self.id, self.start) {
+                    true => Err(NetError::NotSent(format!("{server} takes nothing in"))),
+                    // It may have come in this very moment.
+                    false => self.answered.try_recv().unwrap_or_else(|_| Err(NetError::Lost(format!("no answer of {server} in time")))),
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.link.forget(self.id, self.start);
+        }
+    }
+}

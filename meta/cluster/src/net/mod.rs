@@ -1,0 +1,422 @@
+//! Calls and channels between processes.
+//!
+//! Every process has one [`Net`]. It dials others when it has something to ask, one connection for calls and one for bulk, and serves those
+//! who dial it. Who dials asks; who is dialed answers: so two processes that ask each other have a connection in each direction.
+//!
+//! # Life of a call
+//! The caller's task appends a frame to the connection's outbox and waits. If nothing else is under way it writes the frame itself;
+//! else the writer's task takes all frames that have gathered and writes them at once. The other side reads many frames at a time, has
+//! each answered ([`Services::call`]), and writes the answers that are there at once together; those that take longer go out as they come.
+//! The answers of one read wake their callers.
+//!
+//! # What a caller may rely on
+//! - [`NetError::NotSent`]: the request did not reach the service, it is safe to try again. [`NetError::Lost`]: it may have.
+//!   [`NetError::Refused`]: it has come, and this is the service's word (or it is larger than the other side takes; trying again won't help).
+//! - Connections to different processes do not wait for each other. While one is down, calls over it fail at once or within 50 ms, and it is
+//!   tried again every 100 ms. A dead one, however silently, is found within 2.4 s.
+//! - A server that stops answers first what it was asked.
+//!
+//! # Invariants
+//! - Nobody is served who has not greeted: of the same cluster, meant for this server, with the secret and the certificate if there are
+//!   any (`the_secret_is_asked_for_both_ways`, `who_shows_no_certificate_of_ours_is_not_let_in`, `clusters_do_not_mix`).
+//! - What waits is bounded: outboxes, channels, calls under way, half-open connections. (`a_slow_consumer_holds_its_sender_back`)
+//! - No bytes from the network panic (`any_bytes_are_frames_or_an_error`, `garbage_closes_the_connection_and_nothing_else`).
+
+mod channel;
+mod frame;
+mod hello;
+mod line;
+mod link;
+mod outbox;
+mod reader;
+mod serve;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod wire;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+pub use channel::{Channel, ChannelReceiver, ChannelSender};
+use line::{Lane, Line};
+use link::{CallBlock, Link};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use slab::Slab;
+pub use tls::NetTls;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Boxed, ServerId};
+
+/// Which cluster a process belongs to: drawn when the cluster is made, so that two never mix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ClusterId(pub u64);
+
+impl std::fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// What all processes of a cluster know and nobody else. Never sent, never shown.
+#[derive(Clone)]
+pub struct Secret(Arc<[u8]>);
+
+impl Secret {
+    /// From a text of any length but 0; random and of 16 bytes or more is what a secret should be.
+    pub fn new(text: impl AsRef<[u8]>) -> Result<Self, NetSetupError> {
+        let bytes = text.as_ref();
+        if bytes.is_empty() { Err(NetSetupError::EmptySecret) } else { Ok(Secret(bytes.into())) }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// What a process's end is made of.
+#[derive(Debug, Clone)]
+pub struct NetOptions {
+    /// This process.
+    pub server: ServerId,
+    /// Its cluster; `None`: not known yet, any will do. See [`Net::join`].
+    pub cluster: Option<ClusterId>,
+    /// Where others reach it, host:port; told to them in greeting.
+    pub address: String,
+    /// Asked of everybody, and proved to everybody.
+    pub secret: Option<Secret>,
+    /// TLS on every connection, both sides with certificates.
+    pub tls: Option<NetTls>,
+    /// Largest request, answer or message that is taken in.
+    pub frame_bytes_max: usize,
+    /// For resolving a name, and for each attempt to connect.
+    pub connect_timeout: Duration,
+    /// For TLS and greeting together.
+    pub handshake_timeout: Duration,
+    /// A sign of life is given in every such period; after five without one from the other side the connection is dead.
+    pub ping_every: Duration,
+    /// Connections that have not greeted yet; more are closed unheard.
+    pub half_open_max: usize,
+    /// Connections of others in all.
+    pub connections_max: usize,
+    /// When it stops, calls that have come may take so long to be answered.
+    pub farewell: Duration,
+}
+
+impl NetOptions {
+    /// A process without secret and TLS, of no cluster yet.
+    pub fn new(server: ServerId, address: &str) -> Self {
+        NetOptions {
+            server,
+            cluster: None,
+            address: address.to_owned(),
+            secret: None,
+            tls: None,
+            frame_bytes_max: 64 << 20,
+            connect_timeout: Duration::from_secs(1),
+            handshake_timeout: Duration::from_secs(3),
+            ping_every: Duration::from_millis(400),
+            half_open_max: 256,
+            connections_max: 4096,
+            farewell: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why there is no [`Net`].
+#[derive(Debug, thiserror::Error)]
+pub enum NetSetupError {
+    /// A file is missing or no PEM.
+    #[error("read {file}: {why}")]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The key does not belong to the certificate, or the like.
+    #[error("use the certificates: {0}")]
+    Tls(String),
+    /// An empty text is no secret.
+    #[error("the cluster's secret is empty")]
+    EmptySecret,
+    /// The connections' tasks need a runtime.
+    #[error("made outside of a tokio runtime: {0}")]
+    NoRuntime(String),
+    /// The address does not fit into a greeting.
+    #[error("the address has {0} bytes, at most 512 will do")]
+    Address(usize),
+    /// The cap is 1 KiB at least and 1 GiB at most.
+    #[error("frames of at most {0} bytes: 1024 to 1073741824 will do")]
+    FrameCap(usize),
+}
+
+/// Whom to call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum To {
+    /// A server by its id, at the address that was last learned. Somebody else who answers there is refused.
+    Server(ServerId),
+    /// Whoever answers at host:port.
+    Address(String),
+}
+
+impl std::fmt::Display for To {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            To::Server(server) => write!(f, "server {server}"),
+            To::Address(address) => f.write_str(address),
+        }
+    }
+}
+
+/// What is asked for. Numbers are never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Service {
+    /// Requests for rows of a partition.
+    Rows = 1,
+    /// Raft's messages.
+    Raft = 2,
+    /// Raft's snapshots: over a connection of their own.
+    RaftBulk = 3,
+    /// The metadata group: registration, reports, what is to be learned.
+    Meta = 4,
+}
+
+impl Service {
+    fn of(byte: u8) -> Option<Service> {
+        [Service::Rows, Service::Raft, Service::RaftBulk, Service::Meta].into_iter().find(|service| *service as u8 == byte)
+    }
+
+    fn lane(self) -> Lane {
+        match self {
+            Service::RaftBulk => Lane::Bulk,
+            Service::Rows | Service::Raft | Service::Meta => Lane::Calls,
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NetError {
+    /// The request did not reach the service: safe to try again.
+    #[error("not sent: {0}")]
+    NotSent(String),
+    /// It was sent, and no answer came (in time): outcome unknown.
+    #[error("lost: {0}")]
+    Lost(String),
+    /// The other side's word; or it is larger than the other side takes.
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its id, as it said.
+    pub server: ServerId,
+    /// Its cluster, if it knew it when it connected.
+    pub cluster: Option<ClusterId>,
+    /// Where it says that it is to be called, host:port.
+    pub address: String,
+    /// Where the connection comes from or goes to.
+    pub remote: SocketAddr,
+}
+
+/// A service's answer to a call.
+pub enum Answer {
+    /// Here it is: written together with others.
+    Now(Result<Bytes, String>),
+    /// It takes time: spawned.
+    Later(Boxed<'static, Result<Bytes, String>>),
+}
+
+/// What a process does for others.
+pub trait Services: Send + Sync + 'static {
+    /// Answers a call. Runs on the connection's reading task, so must not block: what takes time is [`Answer::Later`].
+    /// `body` is a slice of what was read, up to 512 KiB with its neighbours: copy what is to be kept for long.
+    fn call(&self, from: &Peer, service: Service, body: Bytes) -> Answer;
+
+    /// Takes a channel that was opened; dropping it ends it. Runs on the connection's reading task, too.
+    fn channel(&self, from: &Peer, service: Service, hello: Bytes, channel: Channel);
+}
+
+/// This process's end: what it is, whom it knows, its connections. Dropping it closes those that it has dialed.
+pub struct Net {
+    options: NetOptions,
+    tls: Option<tls::Tls>,
+    runtime: tokio::runtime::Handle,
+    cluster: Mutex<Option<ClusterId>>,
+    addresses: Mutex<HashMap<ServerId, String>>,
+    /// Bounded by the servers that were ever learned and the configured addresses.
+    lines: ArcSwap<HashMap<(To, Lane), Arc<Line>>>,
+    lines_change: Mutex<()>,
+    accepted: Mutex<Slab<Arc<Link>>>,
+    stopped: CancellationToken,
+}
+
+impl Net {
+    /// Reads the certificates, if any. Its tasks run on the runtime that this is called in.
+    pub fn new(options: NetOptions) -> Result<Arc<Net>, NetSetupError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|error| NetSetupError::NoRuntime(error.to_string()))?;
+        if options.address.len() > 512 {
+            return Err(NetSetupError::Address(options.address.len()));
+        }
+        if !(1 << 10..=1 << 30).contains(&options.frame_bytes_max) {
+            return Err(NetSetupError::FrameCap(options.frame_bytes_max));
+        }
+        Ok(Arc::new(Net {
+            tls: options.tls.as_ref().map(tls::Tls::new).transpose()?,
+            runtime,
+            cluster: Mutex::new(options.cluster),
+            addresses: Mutex::default(),
+            lines: ArcSwap::default(),
+            lines_change: Mutex::new(()),
+            accepted: Mutex::default(),
+            stopped: CancellationToken::new(),
+            options,
+        }))
+    }
+
+    /// This process.
+    pub fn server(&self) -> ServerId {
+        self.options.server
+    }
+
+    /// Its cluster, once known.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        *self.cluster.lock()
+    }
+
+    /// The cluster has become known. Connections with members of another one, made while it was not, are closed.
+    pub fn join(&self, cluster: ClusterId) {
+        *self.cluster.lock() = Some(cluster);
+        let dialed: Vec<_> = self.lines.load().values().filter_map(|line| line.up()).collect();
+        let accepted: Vec<_> = self.accepted.lock().iter().map(|(_, link)| link.clone()).collect();
+        for link in dialed.iter().chain(&accepted) {
+            if let Some(theirs) = link.peer.cluster.filter(|theirs| *theirs != cluster) {
+                link.close(&format!("this server belongs to cluster {cluster}, the other to {theirs}"));
+            }
+        }
+    }
+
+    /// Address book: where a server is, host:port. May change at any time; names are resolved at each connect. A connection that is up stays.
+    pub fn learn(&self, server: ServerId, address: &str) {
+        let before = self.addresses.lock().insert(server, address.to_owned());
+        if before.as_deref() != Some(address) {
+            let lines = self.lines.load();
+            let both = [Lane::Calls, Lane::Bulk].map(|lane| lines.get(&(To::Server(server), lane)));
+            both.into_iter().flatten().for_each(|line| line.moved());
+        }
+    }
+
+    /// What was last learned.
+    pub fn address_of(&self, server: ServerId) -> Option<String> {
+        self.addresses.lock().get(&server).cloned()
+    }
+
+    /// Whether the connection for calls is up.
+    pub fn is_connected(&self, to: &To) -> bool {
+        self.lines.load().get(&(to.clone(), Lane::Calls)).is_some_and(|line| line.up().is_some())
+    }
+
+    /// Serves others until `stop`, and then until what they asked is answered ([`NetOptions::farewell`] at most).
+    pub async fn serve(self: &Arc<Self>, listener: TcpListener, services: Arc<dyn Services>, stop: CancellationToken) {
+        serve::serve(self.clone(), listener, services, stop).await;
+    }
+
+    /// Asks, and waits for the answer at most so long. Dropping the future withdraws the request if it has not gone out yet.
+    pub async fn call(self: &Arc<Self>, to: To, service: Service, body: Bytes, timeout: Duration) -> Result<Bytes, NetError> {
+        let deadline = Instant::now() + timeout;
+        let line = self.line(to, service.lane());
+        loop {
+            let link = line.connected(self, deadline).await?;
+            if body.len() > link.frame_bytes_max() {
+                return Err(link.too_large("request", body.len()));
+            }
+            match link.call(service, &body) {
+                Ok(call) => return call.answer(deadline).await,
+                Err(blocked) => wait(&link, blocked, deadline).await?,
+            }
+        }
+    }
+
+    /// Opens a two-way stream of messages. `hello` comes first and says what it is about. It has been sent when this returns, no more is known:
+    /// a service that does not want it ends it.
+    pub async fn open(self: &Arc<Self>, to: To, service: Service, hello: Bytes) -> Result<Channel, NetError> {
+        // Longer than any connection takes to be made.
+        let deadline = Instant::now() + 2 * (self.options.connect_timeout + self.options.handshake_timeout);
+        let line = self.line(to, service.lane());
+        loop {
+            let link = line.connected(self, deadline).await?;
+            if hello.len() > link.frame_bytes_max() {
+                return Err(link.too_large("greeting", hello.len()));
+            }
+            match link.open(service, &hello) {
+                Ok(channel) => return Ok(channel),
+                Err(blocked) => wait(&link, blocked, deadline).await?,
+            }
+        }
+    }
+
+    fn line(&self, to: To, lane: Lane) -> Arc<Line> {
+        let key = (to, lane);
+        if let Some(line) = self.lines.load().get(&key) {
+            return line.clone();
+        }
+        let _changing = self.lines_change.lock();
+        let mut lines = HashMap::clone(&self.lines.load());
+        let line = lines.entry(key.clone()).or_insert_with(|| Line::new(key.0, key.1)).clone();
+        self.lines.store(Arc::new(lines));
+        line
+    }
+
+    fn card(&self) -> hello::Card {
+        hello::Card {
+            cluster: self.cluster(),
+            server: self.options.server,
+            address: self.options.address.clone(),
+            frame_bytes_max: u32::try_from(self.options.frame_bytes_max).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.stopped.cancel();
+    }
+}
+
+/// Waits until it is worth trying again.
+async fn wait(link: &Link, blocked: CallBlock, deadline: Instant) -> Result<(), NetError> {
+    match blocked {
+        CallBlock::Full(room) => {
+            tokio::time::timeout_at(deadline, room).await.map_err(|_| NetError::NotSent(format!("{} takes nothing in", link.peer.server)))
+        }
+        // Its task ends, and dials again.
+        CallBlock::Gone(why) if Instant::now() >= deadline => Err(NetError::NotSent(why)),
+        CallBlock::Gone(_) => {
+            tokio::task::yield_now().await;
+            Ok(())
+        }
+    }
+}
+
+/// As every socket is set up.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)
+}

@@ -1,0 +1,121 @@
+//! Accepts connections of other processes: greets each within a time, serves those that belong here, and says goodbye when it stops.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::hello::Greeter;
+use super::link::Link;
+use super::reader::Inbound;
+use super::wire::{Stream, run};
+use super::{Net, Peer, Services, prepare};
+
+/// After accept failed (no more file descriptors, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `stop`, then until what was asked is answered.
+pub(super) async fn serve(net: Arc<Net>, listener: TcpListener, services: Arc<dyn Services>, stop: CancellationToken) {
+    let half_open = Arc::new(Semaphore::new(net.options.half_open_max));
+    let open = Arc::new(AtomicUsize::new(0));
+    let tracker = TaskTracker::new();
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accept a connection of another server");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(permit) = half_open.clone().try_acquire_owned() else {
+            tracing::warn!(%remote, "closed unheard: too many connections that have not said who they are");
+            continue;
+        };
+        if open.load(Ordering::Relaxed) >= net.options.connections_max {
+            tracing::warn!(%remote, "closed unheard: too many connections");
+            continue;
+        }
+        let place = Place::take(&open);
+        tracker.spawn_on(welcome(net.clone(), stream, services.clone(), stop.clone(), permit, place), &net.runtime);
+    }
+    drop(listener);
+    tracker.close();
+    tracker.wait().await;
+}
+
+/// One of the connections that may be open.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Place(open.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn welcome(
+    net: Arc<Net>,
+    stream: TcpStream,
+    services: Arc<dyn Services>,
+    stop: CancellationToken,
+    permit: OwnedSemaphorePermit,
+    _place: Place,
+) {
+    let remote = stream.peer_addr();
+    let limit = net.options.handshake_timeout;
+    let greeted = match stop.run_until_cancelled(timeout(limit, greet(&net, stream))).await {
+        None => return,
+        Some(Ok(greeted)) => greeted,
+        Some(Err(_)) => Err(format!("no greeting within {limit:?}")),
+    };
+    drop(permit);
+    let (stream, peer, frame_bytes_max) = match greeted {
+        Ok(greeted) => greeted,
+        Err(why) => {
+            tracing::warn!(remote = ?remote.ok(), why, "a connection was refused");
+            return;
+        }
+    };
+    let (reader, writer, direct) = stream.split();
+    let link = Link::new(peer, frame_bytes_max, direct, &net.stopped);
+    let entry = net.accepted.lock().insert(link.clone());
+    let inbound = Inbound { services: Some(services), frame_bytes_max: net.options.frame_bytes_max };
+    let running = run(link.clone(), reader, writer, inbound, net.options.ping_every);
+    let ending = async {
+        stop.cancelled().await;
+        link.farewell(net.options.farewell).await;
+        link.close("it has stopped");
+    };
+    // The second only makes the first end.
+    tokio::join!(running, async {
+        tokio::select! {
+            () = ending => {}
+            () = link.closed.cancelled() => {}
+        }
+    });
+    net.accepted.lock().remove(entry);
+}
+
+async fn greet(net: &Net, stream: TcpStream) -> Result<(Stream, Peer, usize), String> {
+    prepare(&stream).map_err(|error| format!("set up the socket: {error}"))?;
+    let remote = stream.peer_addr().map_err(|error| error.to_string())?;
+    let mut stream = match &net.tls {
+        None => Stream::Plain(stream),
+        Some(tls) => Stream::Tls(Box::new(tls.acceptor.accept(stream).await.map_err(|error| format!("TLS: {error}"))?.into())),
+    };
+    let greeter = Greeter { card: net.card(), secret: net.options.secret.as_ref() };
+    let card = greeter.accept(&mut stream).await.map_err(|error| error.to_string())?;
+    Ok((stream, Peer { server: card.server, cluster: card.cluster, address: card.address, remote }, card.frame_bytes_max as usize))
+}
