@@ -17,13 +17,6 @@ has_libclang() {
     return 1
 }
 
-has_faketime() {
-    for file in /usr/lib/*/faketime/libfaketimeMT.so.1 /usr/lib/faketime/libfaketimeMT.so.1; do
-        [ -e "$file" ] && return 0
-    done
-    return 1
-}
-
 if ! has cargo; then
     echo "Bridle is built with cargo, which is not on the PATH. Install Rust from https://rustup.rs (or run: . \"\$HOME/.cargo/env\")." >&2
     exit 1
@@ -47,9 +40,8 @@ if [ "$want" = test ]; then
     has redis-cli && has redis-benchmark || need redis-tools
     has prometheus || need prometheus
     has strace || need strace
-    # Networks to be cut, and clocks to be moved.
+    # Networks to be cut.
     has ip || need iproute2
-    has_faketime || need libfaketime
     has node || need nodejs
     has npm || need npm
     python3 -c 'import ensurepip, venv' 2>/dev/null || need "python3 python3-venv"

@@ -13,7 +13,8 @@ mod admin;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -107,7 +108,7 @@ impl ClusterBuilder {
         self
     }
 
-    /// Wall clocks can be moved ([`Cluster::set_clock`]), by libfaketime; monotonic clocks stay as they are.
+    /// Wall clocks can be moved ([`Cluster::set_clock`]); monotonic clocks stay as they are.
     pub fn clocks(mut self) -> Self {
         self.clocks = true;
         self
@@ -139,6 +140,9 @@ impl ClusterBuilder {
         };
         let members = (0..self.nodes + self.proxies).map(member).collect();
         let mut cluster = Cluster { builder: self, members, dir, _alone: alone };
+        if cluster.builder.clocks {
+            cluster.make_clocks();
+        }
         (0..cluster.members.len()).for_each(|number| cluster.launch(number));
         cluster.wait_until_serving();
         cluster
@@ -201,13 +205,7 @@ impl Cluster {
         command.stdout(log.try_clone().expect("a file has two ends")).stderr(log);
         command.envs(self.builder.env.iter().map(|(name, value)| (name, value)));
         if self.builder.clocks {
-            let file = self.clock(number);
-            if !file.exists() {
-                std::fs::write(&file, "+0s").expect("room for a clock");
-            }
-            let library = faketime().expect("libfaketime is installed (make setup-test)");
-            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", file).env("FAKETIME_CACHE_DURATION", "1");
-            command.env("DONT_FAKE_MONOTONIC", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("NO_FAKE_STAT", "1");
+            command.env("LD_PRELOAD", self.dir.path().join("clock.so")).env("BRIDLE_TEST_CLOCK", self.clock(number));
         }
         let child = command.spawn().unwrap_or_else(|error| panic!("start {words:?}: {error}"));
         self.members[number].child = Some(child);
@@ -261,7 +259,31 @@ impl Cluster {
     }
 
     /// Kills a process as `kill -9` does; nothing when it does not run.
+    ///
+    /// # Panics
+    /// When it has ended by itself: that is no fault of the test's.
     pub fn kill(&mut self, number: usize) {
+        self.assert_not_ended(number);
+        self.end(number);
+    }
+
+    /// Kills all processes, as close to one moment as can be.
+    ///
+    /// # Panics
+    /// As [`Cluster::kill`].
+    pub fn kill_all(&mut self) {
+        (0..self.len()).for_each(|number| self.assert_not_ended(number));
+        self.end_all();
+    }
+
+    fn assert_not_ended(&mut self, number: usize) {
+        if let Some(child) = &mut self.members[number].child {
+            let ended = child.try_wait().expect("our own child");
+            assert!(ended.is_none(), "process {number} has ended by itself: {ended:?}");
+        }
+    }
+
+    fn end(&mut self, number: usize) {
         if let Some(mut child) = self.members[number].child.take() {
             // Already gone is as good.
             let _ = child.kill();
@@ -269,21 +291,19 @@ impl Cluster {
         }
     }
 
-    /// Kills all processes, as close to one moment as can be.
-    pub fn kill_all(&mut self) {
-        for member in &mut self.members {
-            if let Some(child) = &mut member.child {
-                let _ = child.kill();
-            }
+    fn end_all(&mut self) {
+        for child in self.members.iter_mut().filter_map(|member| member.child.as_mut()) {
+            let _ = child.kill();
         }
-        (0..self.len()).for_each(|number| self.kill(number));
+        (0..self.len()).for_each(|number| self.end(number));
     }
 
     /// Asks a process to stop (SIGTERM) and waits for its end; how long that took.
     ///
     /// # Panics
-    /// When it does not end in a minute.
+    /// When it does not end in a minute, or had ended by itself.
     pub fn stop(&mut self, number: usize) -> Duration {
+        self.assert_not_ended(number);
         let began = Instant::now();
         self.signal(number, "TERM");
         let Some(mut child) = self.members[number].child.take() else { return Duration::ZERO };
@@ -313,15 +333,25 @@ impl Cluster {
         }
     }
 
-    /// Moves the wall clock of a process to this many seconds off, within a second. Needs [`ClusterBuilder::clocks`].
+    /// Builds the library that moves clocks, and a clock for each process.
+    fn make_clocks(&self) {
+        let source = self.dir.path().join("clock.c");
+        std::fs::write(&source, include_str!("cluster/clock.c")).expect("room for a clock");
+        let library = self.dir.path().join("clock.so");
+        let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).output();
+        let built = built.expect("a C compiler is there, Bridle was built with one");
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        (0..self.len()).for_each(|number| self.set_clock(number, 0));
+    }
+
+    /// Moves the wall clock of a process to this many seconds off, at once. Needs [`ClusterBuilder::clocks`].
     ///
     /// # Panics
     /// When there is no room.
     pub fn set_clock(&self, number: usize, seconds: i64) {
-        // Renamed into place: it is read at any moment.
-        let new = self.clock(number).with_extension("new");
-        std::fs::write(&new, format!("{seconds:+}s")).expect("room for a clock");
-        std::fs::rename(&new, self.clock(number)).expect("a file can be renamed");
+        // The process has mapped the file: it is written in place.
+        let file = File::options().create(true).truncate(false).write(true).open(self.clock(number)).expect("room for a clock");
+        file.write_all_at(&(seconds * 1_000_000_000).to_ne_bytes(), 0).expect("room for a clock");
     }
 
     /// Waits until every running process serves writes to every partition.
@@ -331,17 +361,11 @@ impl Cluster {
     pub fn wait_until_serving(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         for number in (0..self.len()).filter(|number| self.runs(*number)).collect::<Vec<_>>() {
-            let mut last = String::new();
             while let Err(why) = self.serves(number) {
-                last = why;
-                if let Some(child) = &mut self.members[number].child {
-                    let ended = child.try_wait().expect("our own child");
-                    assert!(ended.is_none(), "process {number} has ended: {ended:?}");
-                }
-                assert!(Instant::now() < deadline, "process {number} does not serve: {last}");
+                self.assert_not_ended(number);
+                assert!(Instant::now() < deadline, "process {number} does not serve: {why}");
                 std::thread::sleep(Duration::from_millis(20));
             }
-            drop(last);
         }
     }
 
@@ -372,7 +396,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.kill_all();
+        self.end_all();
         if std::thread::panicking() {
             eprintln!("{}", self.tails());
         }
@@ -383,10 +407,4 @@ impl Drop for Cluster {
 fn free_ports<const N: usize>() -> [u16; N] {
     let listeners = [(); N].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("a free port"));
     listeners.map(|listener| listener.local_addr().expect("a bound socket has an address").port())
-}
-
-/// Where libfaketime lies, when it is installed.
-pub fn faketime() -> Option<PathBuf> {
-    let directories = std::fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path()).chain([Path::new("/usr/lib").to_owned()]);
-    directories.map(|dir| dir.join("faketime/libfaketimeMT.so.1")).find(|path| path.is_file())
 }

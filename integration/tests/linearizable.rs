@@ -2,16 +2,17 @@
 //!
 //! `BRIDLE_LIN_SECONDS` says how long each run on a cluster lasts (`make soak`: an hour), `BRIDLE_SEED` repeats a run's choices.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use integration::Server;
-use integration::cluster::{Cluster, faketime};
+use integration::cluster::Cluster;
 use integration::lin::Limits;
 use integration::nemesis::{self, Fault, Nemesis};
 use integration::netns::Network;
 use integration::workload::{Dice, Plan, Workload, judge, seed};
+use integration::{Client, Server, within};
 
 /// How long a run on a cluster lasts.
 fn time() -> Duration {
@@ -42,6 +43,33 @@ fn one_process_stays_linearizable_through_kills_and_freezes() {
     eprintln!("{kills} kills, {freezes} freezes");
     assert!(seen.told > 1_000 && seen.unknown > 0, "the test shows nothing: {} answered, {} unknown", seen.told, seen.unknown);
     judge(&seen, &Limits::default()).assert_linearizable();
+}
+
+/// A server that keeps nothing: started again, it is empty.
+fn forgetful(port: u16) -> Child {
+    let mut command = Command::new("redis-server");
+    command.args(["--save", "", "--port", &port.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
+    let child = command.spawn().expect("redis-server starts");
+    within(10, "redis-server answers", || Client::connect(port).is_ok());
+    child
+}
+
+#[test]
+fn what_forgets_is_caught() {
+    let seed = seed();
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
+    let mut server = forgetful(port);
+    let workload = Workload::start(Plan::new(vec![SocketAddr::from(([127, 0, 0, 1], port))], seed));
+    std::thread::sleep(Duration::from_secs(1));
+    let end = |server: &mut Child| server.kill().and_then(|()| server.wait()).expect("our own child");
+    end(&mut server);
+    let mut server = forgetful(port);
+    std::thread::sleep(Duration::from_secs(1));
+    let seen = workload.finish();
+    end(&mut server);
+    let judged = judge(&seen, &Limits::default());
+    assert!(judged.violations.len() * 2 > judged.fine, "{} of {} keys caught", judged.violations.len(), seen.keys.len());
+    eprintln!("for example {}: {}", judged.violations[0].0, judged.violations[0].1);
 }
 
 /// Clients of all processes of a cluster, while these faults happen to it.
@@ -78,6 +106,5 @@ fn a_cluster_stays_linearizable_through_partitions_and_bad_links() {
 #[ignore = "needs the cluster binary"]
 fn a_cluster_stays_linearizable_while_clocks_jump() {
     let seed = seed();
-    assert!(faketime().is_some(), "libfaketime is installed by make setup-test");
     run(Cluster::builder().clocks().start(), None, &[Fault::Clock, Fault::Clock, Fault::KillLeader, Fault::Transfer], seed);
 }

@@ -2,11 +2,11 @@
 //! its call and its return?
 //!
 //! # Why one of our own
-//! Looked at: porcupine-rs 0.3.0 (a port of Porcupine: fast, but every call must have returned, a violation in a long history with many
-//! open calls is a search without an end, and criterion and regex come with it), todc-utils 0.1.1 (no limits, no open calls), stateright
-//! 0.31 (for model checking, recursion over tens of operations). A cluster under a nemesis leaves hundreds of calls whose outcome nobody
-//! knows on a few hot keys. Depth-first search doubles its work with each of them; the search here is breadth-first over time and throws
-//! away every possibility that another one covers, so that they cost next to nothing.
+//! Looked at: porcupine-rs 0.3.0 (a port of Porcupine: fast, but every call must have returned, and criterion and regex come with it),
+//! todc-utils 0.1.1 (the same, and no limits), stateright 0.31 (for model checking: a recursion over a handful of calls). A cluster under a
+//! nemesis leaves hundreds of calls whose outcome nobody knows on a few hot keys; in a depth-first search with a cache, as these are, each
+//! stays a possibility at every later step. The search here is breadth-first over time and throws away every possibility that another one
+//! covers, so that they cost next to nothing.
 //!
 //! # How it works
 //! Wing and Gong's rule with Lowe's just-in-time linearization (<https://www.cs.ox.ac.uk/people/gavin.lowe/LinearizabiltyTesting/>). Calls
