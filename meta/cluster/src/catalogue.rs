@@ -13,6 +13,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::net::{Net, NetError, Service, To};
 use crate::news::{self, Ask, Told};
@@ -88,6 +89,32 @@ impl RemoteCatalogue {
                 })
                 .collect();
         });
+    }
+
+    /// Stays in step with the news ([`Follow::tables`](crate::follow::Follow::tables), [`Follow::leader`](crate::follow::Follow::leader))
+    /// until these end.
+    pub async fn keep(
+        &self,
+        mut tables: watch::Receiver<Option<Arc<BTreeMap<TableId, Table>>>>,
+        mut leader: watch::Receiver<Option<String>>,
+    ) {
+        loop {
+            let all = tables.borrow_and_update().clone();
+            if let Some(all) = all {
+                self.follow(all.values());
+            }
+            let leads = leader.borrow_and_update().clone();
+            if leads.is_some() {
+                *self.leader.lock() = leads;
+            }
+            let changed = tokio::select! {
+                changed = tables.changed() => changed,
+                changed = leader.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut BTreeMap<String, Arc<Table>>)) {
@@ -257,6 +284,25 @@ mod tests {
         assert!(matches!(catalogue.ensure("db3").await, Err(CallError::NoLeader(_))));
         let asked = metas.asked.lock().clone();
         assert_eq!((asked[4].as_str(), asked.len()), ("c:1", 4 + HOPS_MAX));
+    }
+
+    #[tokio::test]
+    async fn the_news_are_kept_up_with_until_they_end() {
+        let (catalogue, metas) = catalogue(vec![Ok(Told::NotNow("starting".into()))]);
+        let (tables, leader) = (watch::Sender::new(None), watch::Sender::new(None));
+        let keeping = catalogue.keep(tables.subscribe(), leader.subscribe());
+        let hear = async {
+            let _ = catalogue.ensure("db3").await;
+            leader.send_replace(Some("d:1".to_owned()));
+            tables.send_replace(Some(Arc::new(BTreeMap::from([(TableId(1), table(1, "db0"))]))));
+            while catalogue.table("db0").is_none() {
+                tokio::task::yield_now().await;
+            }
+            let _ = catalogue.ensure("db3").await;
+            drop(tables);
+        };
+        tokio::join!(keeping, hear);
+        assert_eq!(metas.asked.lock()[..2], ["a:1", "d:1"]);
     }
 
     #[tokio::test]

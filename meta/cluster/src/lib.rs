@@ -12,6 +12,8 @@
 pub mod news;
 pub mod net;
 mod place;
+pub mod routes;
+pub mod rows;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -8,9 +8,11 @@
 //! - There is an entry for each partition that was placed and not forgotten, and no other: routes are bounded by the tables.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::news::Route as News;
 use crate::{Leader, PartitionId, Placement, ServerId, TableId};
@@ -77,6 +79,19 @@ impl Routes {
         });
         while dropped.len() > DROPPED_MAX {
             dropped.pop_first();
+        }
+    }
+
+    /// Stays in step with the news ([`Follow::routes`](crate::follow::Follow::routes)) until these end.
+    pub async fn keep(&self, mut news: watch::Receiver<Option<Arc<BTreeMap<PartitionId, News>>>>) {
+        loop {
+            let all = news.borrow_and_update().clone();
+            if let Some(all) = all {
+                self.follow(&all);
+            }
+            if news.changed().await.is_err() {
+                return;
+            }
         }
     }
 
