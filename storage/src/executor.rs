@@ -46,8 +46,11 @@ const EAGER_OPS: usize = 64;
 /// A chain is ended before its places run out.
 const CHAIN_MAX: u32 = 1 << 31;
 
-/// How often batches that are under way are looked at: is it the disk that they wait for?
+/// How often batches that are under way are looked at: do they wait for the disk, or for a quorum?
 const STUCK_PERIOD: Duration = Duration::from_millis(500);
+
+/// How long a batch in flight may be without a quorum before its clients are told that its outcome is unknown.
+const UNSURE_AFTER: Duration = Duration::from_secs(3);
 
 /// Runs until the replica stops.
 pub(crate) async fn run(replica: Arc<Replica>) {
@@ -175,7 +178,7 @@ impl Executor {
             biased;
             verdict = landed => self.settle(verdict).await,
             () = replica.queue.filled(missing, EAGER_OPS), if self.next.has_room() => {}
-            _ = stuck.tick() => self.tell_if_full(),
+            _ = stuck.tick() => self.tell_if_stuck().await,
         }
     }
 
@@ -272,7 +275,6 @@ impl Executor {
         }
         assert!(self.flights.is_empty(), "a leadership ends with its last flight");
         let leadership = self.replica.establish().await?;
-        self.replica.restore_clock()?;
         self.stripes.forget();
         self.link = Link { term: leadership.term(), chain: self.link.chain + 1, place: 0 };
         self.leadership = Some(leadership);
@@ -348,17 +350,26 @@ impl Executor {
         }
     }
 
-    /// A disk that is suddenly full holds up what is in the log already. Its clients are told so, and those in line are refused: neither is to
-    /// wait until there is space again.
-    fn tell_if_full(&mut self) {
-        let Err(CallError::ReadOnly(why)) = self.replica.writable() else { return };
-        let unknown = CallError::Unknown(format!("it takes effect when there is space again: {why}"));
-        for flight in self.flights.iter_mut().filter(|flight| flight.began.elapsed() >= STUCK_PERIOD) {
-            flight.batch.refuse(&unknown);
+    /// A disk that is suddenly full holds up what is in the log already, and so does a quorum that is out of reach. Who waits behind it is
+    /// refused, and those in flight are told that nobody knows: neither is to wait until there is space or a quorum again.
+    async fn tell_if_stuck(&mut self) {
+        if self.flights.front().is_none_or(|first| first.began.elapsed() < STUCK_PERIOD) {
+            return;
         }
-        let full = CallError::ReadOnly(why);
-        std::mem::take(&mut self.next).refuse(&full);
-        self.replica.queue.refuse(&full);
+        let (refusal, unknown, patience) = match self.replica.writable() {
+            Err(CallError::ReadOnly(why)) => {
+                (CallError::ReadOnly(why.clone()), format!("it takes effect when there is space again: {why}"), STUCK_PERIOD)
+            }
+            _ => match self.replica.confirm_lease().await {
+                Ok(()) => return,
+                Err(error) => (CallError::NoLeader(error.to_string()), format!("no quorum has confirmed it: {error}"), UNSURE_AFTER),
+            },
+        };
+        for flight in self.flights.iter_mut().filter(|flight| flight.began.elapsed() >= patience) {
+            flight.batch.refuse(&CallError::Unknown(unknown.clone()));
+        }
+        std::mem::take(&mut self.next).refuse(&refusal);
+        self.replica.queue.refuse(&refusal);
     }
 }
 

@@ -9,6 +9,7 @@
 //!   every batch proposed behind it with the same key as well. So once the batch is visible in the store, no old value of its is in the cache.
 //! - A view fills only if no batch has ended in the shard since the moment it noted: what it read is then the newest.
 //! - While everything is being cleared, the replica's part is shut; then it gets a new number, under which nothing old lies.
+//! - What a replica applies without leading passes by unseen. So it gets a new number whenever it begins to lead ([`Heads::forget`]).
 //! - A view uses an entry only if it holds since the view's own moment or earlier, so that one snapshot is one state.
 
 use std::hash::{BuildHasherDefault, Hash, Hasher};
@@ -42,9 +43,16 @@ pub(crate) struct Heads {
     owners: AtomicU64,
 }
 
-/// One replica's part: the number under which its entries lie. A new number forgets all of them.
+/// One replica's part.
 #[derive(Debug)]
-pub(crate) struct Owner(AtomicU64);
+pub(crate) struct Owner {
+    /// Stays as it is: by it, keys are shut.
+    id: u64,
+    /// Under which entries lie. A new number forgets all of them.
+    number: AtomicU64,
+    /// Batches under way that clear everything.
+    clearing: AtomicU64,
+}
 
 struct Shard {
     cache: Cache<Key, Entry, Bytewise, BuildHasherDefault<Place>>,
@@ -135,10 +143,17 @@ impl Heads {
 
     /// A part for one replica.
     pub(crate) fn owner(&self) -> Owner {
-        Owner(AtomicU64::new(self.new_owner()))
+        let number = self.new_number();
+        Owner { id: number, number: AtomicU64::new(number), clearing: AtomicU64::new(0) }
     }
 
-    fn new_owner(&self) -> u64 {
+    /// Forgets everything of a replica. Batches of it may be under way only if they will not be applied any more.
+    pub(crate) fn forget(&self, owner: &Owner) {
+        self.shards.iter().for_each(|shard| shard.lock().last_end = self.moment.fetch_add(1, Ordering::AcqRel) + 1);
+        owner.number.store(self.new_number(), Ordering::Release);
+    }
+
+    fn new_number(&self) -> u64 {
         self.owners.fetch_add(1, Ordering::Relaxed) + 1
     }
 
@@ -153,7 +168,7 @@ impl Heads {
         if wanted.owner == NOBODY {
             return None;
         }
-        let shard = self.shard(place(wanted.owner, head_key)).lock();
+        let shard = self.shard(place(owner.id, head_key)).lock();
         shard.cache.get(&wanted).filter(|entry| entry.since <= at).map(|entry| entry.value.clone())
     }
 
@@ -163,7 +178,7 @@ impl Heads {
         if value.len() > VALUE_BYTES_MAX || number == NOBODY {
             return;
         }
-        let hash = place(number, head_key);
+        let hash = place(owner.id, head_key);
         let mut shard = self.shard(hash).lock();
         if shard.last_end <= at && !shard.pending.contains(&hash) {
             let key = Key { owner: number, head_key: head_key.into() };
@@ -174,12 +189,12 @@ impl Heads {
     /// A batch is about to be proposed.
     pub(crate) fn begin(&self, owner: &Owner, edits: &Edits) {
         if edits.clear {
-            owner.0.store(NOBODY, Ordering::Release);
-            return;
+            owner.clearing.fetch_add(1, Ordering::AcqRel);
+            owner.number.store(NOBODY, Ordering::Release);
         }
         let number = owner.number();
         for (head_key, _) in heads(edits) {
-            let hash = place(number, head_key);
+            let hash = place(owner.id, head_key);
             let mut shard = self.shard(hash).lock();
             if let Some(mut entry) = shard.cache.peek_mut(&Wanted { owner: number, head_key }) {
                 entry.since = NOT_NOW;
@@ -193,18 +208,20 @@ impl Heads {
         let moment = self.moment.fetch_add(1, Ordering::AcqRel) + 1;
         if edits.clear {
             self.shards.iter().for_each(|shard| shard.lock().last_end = moment);
-            owner.0.store(self.new_owner(), Ordering::Release);
+            if owner.clearing.fetch_sub(1, Ordering::AcqRel) == 1 {
+                owner.number.store(self.new_number(), Ordering::Release);
+            }
         }
         let number = owner.number();
         for (head_key, value) in heads(edits) {
-            let hash = place(number, head_key);
+            let hash = place(owner.id, head_key);
             let mut shard = self.shard(hash).lock();
             shard.last_end = moment;
             if let Some(index) = shard.pending.iter().position(|pending| *pending == hash) {
                 shard.pending.swap_remove(index);
             }
             // A later batch with this key is under way, and may be visible before it ends: its entry stays shut.
-            if !shard.pending.contains(&hash) {
+            if number != NOBODY && !shard.pending.contains(&hash) {
                 shard.settle(number, head_key, value.filter(|_| applied), moment);
             }
         }
@@ -233,7 +250,7 @@ impl Shard {
 
 impl Owner {
     fn number(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+        self.number.load(Ordering::Acquire)
     }
 }
 
@@ -308,6 +325,23 @@ mod tests {
         heads.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
         assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
         assert!(heads.get(&other, KEY, heads.moment()).is_some());
+    }
+
+    #[test]
+    fn a_batch_behind_a_clear_stays_shut_until_it_ends() {
+        let heads = Heads::new(1 << 20);
+        let owner = heads.owner();
+        let mut clear = Edits::default();
+        clear.forget_rows();
+        heads.begin(&owner, &clear);
+        heads.begin(&owner, &put("new"));
+        heads.end(&owner, &clear, true);
+        heads.fill(&owner, KEY, &Bytes::from_static(b"old"), heads.moment());
+        assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
+        heads.end(&owner, &put("new"), true);
+        assert_eq!(heads.get(&owner, KEY, heads.moment()), Some(Bytes::from_static(b"new")));
+        heads.forget(&owner);
+        assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
     }
 
     #[test]

@@ -7,15 +7,17 @@
 //!    on the applied state with the edits made so far on top ([`row::eval()`]).
 //! 3. The edits of the whole batch become one Raft entry: a finished write batch ([`batch`]).
 //! 4. openraft appends it to the node's shared log (one fsync for all groups that wait), commits it and applies it to RocksDB.
-//! 5. The answers go back. Meanwhile the next batch has gathered: batching costs nobody any waiting.
+//! 5. The answers go back. Meanwhile the next batch was evaluated on top of the edits in flight ([`executor`]).
 //!
 //! # Life of a read
 //! A request of reads only is answered on the caller's thread from a RocksDB snapshot, as long as the replica holds a fresh lease ([`lease`]);
 //! otherwise it first asks Raft to confirm leadership. One lease check serves a whole pipeline chunk.
 //!
 //! # Invariants
-//! - One batch of a partition is in flight at a time, so evaluation sees exactly the applied state. A batch is proposed only under the
-//!   leadership under which it was evaluated.
+//! - Evaluation sees the applied state and the edits in flight, no more and no less: a batch is proposed only under the leadership under which
+//!   it was evaluated, and takes effect only behind the batch that it was evaluated on (`storage/engine/tests/store.rs`,
+//!   `a_batch_whose_base_never_took_effect_is_void`).
+//! - A replica that begins to lead forgets what it knew of rows as an earlier leader (`tests/three.rs`, `a_leader_that_comes_back_reads_what_others_wrote`).
 //! - A request is atomic, whatever else is in its batch (`tests/node.rs`, `requests_that_wait_together_are_one_batch_and_each_is_atomic`).
 //! - Nobody is answered before the entry is applied (`integration/tests/kill.rs`). A write whose fate is not known is answered as unknown, never
 //!   tried again.
@@ -26,6 +28,7 @@
 mod batch;
 mod clock;
 mod cursors;
+mod dirs;
 mod executor;
 mod expiry;
 mod hot;
@@ -38,4 +41,4 @@ mod reads;
 pub mod replica;
 mod stripes;
 
-pub use node::{Node, NodeOptions, TableFigures};
+pub use node::{Assigned, Node, NodeOptions, Peers, TableFigures};

@@ -1,4 +1,4 @@
-//! A storage node: the replicas that live in this process, following the table catalogue.
+//! A storage node: the replicas that live in this process, following what meta assigns.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -6,27 +6,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use cluster::{Boxed, Call, CallError, PartitionId, Table, TableId};
+use cluster::rows::Replicas;
+use cluster::{Boxed, Call, CallError, Leader, Member, PartitionId, Placement, ServerId, Table, TableId, news};
 use engine::log::Log;
+use engine::raft::{Letter, Ticker, Wire};
 use engine::store::Shared;
 use row::op::{Op, Request, Response};
 use row::view::Rules;
+use tokio::sync::watch;
 
 use crate::hot::Heads;
 use crate::replica::{Replica, ReplicaOptions};
-use crate::{expiry, reads};
+use crate::{dirs, expiry, reads};
 
 /// How often the node looks whether anything has expired.
 const EXPIRY_PERIOD: Duration = Duration::from_millis(100);
 /// Group 0 of the log is meta's.
 const FIRST_GROUP: u64 = 1 << 32;
-/// The first placement of every replica of a group of one.
-const RAFT_ID: u64 = 1;
+/// Bits of a group's number that hold the partition's index.
+const INDEX_BITS: u32 = 20;
 
 /// What a node is opened with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct NodeOptions {
-    /// Where partitions' stores are: one directory each, `<table id>-<index>`.
+    /// Where partitions' stores are: one directory each, `<table id>-<index>-<raft id>`.
     pub dir: PathBuf,
     /// The runtime that Raft runs on.
     pub raft_runtime: tokio::runtime::Handle,
@@ -38,10 +41,39 @@ pub struct NodeOptions {
     pub row_cache_bytes: usize,
     /// Told apart from other clusters' writes in timetags.
     pub cluster_tag: u8,
+    /// The other servers; `None`: there are none, and every group has one member.
+    pub peers: Option<Peers>,
+}
+
+/// How a node reaches the others of its cluster.
+#[derive(Clone)]
+pub struct Peers {
+    /// Which server this is.
+    pub server: ServerId,
+    /// Carries letters between replicas.
+    pub wire: Arc<dyn Wire>,
+    /// The process's clock for groups.
+    pub ticker: Arc<Ticker>,
+}
+
+/// What meta assigns of one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    /// The table.
+    pub table: Arc<Table>,
+    /// Those of its partitions that have a replica here.
+    pub placements: Vec<Placement>,
 }
 
 /// A replica, or why there is none.
 type Slot = Result<Arc<Replica>, CallError>;
+
+/// A place for a replica of this node.
+#[derive(Clone)]
+struct Held {
+    raft_id: u64,
+    slot: Slot,
+}
 
 /// The replicas of this process.
 pub struct Node {
@@ -49,10 +81,12 @@ pub struct Node {
     log: Arc<Log>,
     shared: Shared,
     heads: Arc<Heads>,
-    replicas: ArcSwap<HashMap<PartitionId, Slot>>,
+    replicas: ArcSwap<HashMap<PartitionId, Held>>,
     /// One change of the set at a time.
     changing: tokio::sync::Mutex<()>,
     active_expiry: std::sync::atomic::AtomicBool,
+    /// Grows with whatever meta wants to know at once.
+    changes: Arc<watch::Sender<u64>>,
 }
 
 /// Figures of one table on this node.
@@ -86,32 +120,52 @@ impl Node {
             replicas: ArcSwap::default(),
             changing: tokio::sync::Mutex::default(),
             active_expiry: true.into(),
+            changes: Arc::default(),
         });
         tokio::spawn(expiry_cycle(Arc::downgrade(&node)));
         node
     }
 
-    /// Makes the set of replicas that of the catalogue: opens what is missing, closes what is not listed, hands on envs. When it returns, all
-    /// of `tables` are open or known not to be openable (then their calls say why). Destroys nothing: see [`Node::destroy`].
-    pub async fn follow(&self, tables: &[Arc<Table>]) {
+    /// Makes the set of replicas that of the assignments: opens what is missing, closes what is not listed, hands on envs. When it returns,
+    /// all are open or known not to be openable (then their calls say why). Destroys nothing that is listed: see [`Node::destroy`].
+    pub async fn follow(&self, assigned: &[Assigned]) {
         let _one_at_a_time = self.changing.lock().await;
         let mut replicas = HashMap::clone(&self.replicas.load());
-        let wanted: HashMap<PartitionId, &Arc<Table>> = tables
-            .iter()
-            .flat_map(|table| (0..table.partitions).map(move |index| (PartitionId { table: table.id, index }, table)))
-            .collect();
-        let unlisted: Vec<PartitionId> = replicas.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
-        let closing: Vec<Slot> = unlisted.iter().filter_map(|id| replicas.remove(id)).collect();
-        for (id, table) in &wanted {
-            if let Some(Ok(replica)) = replicas.get(id) {
+        let mut wanted: HashMap<PartitionId, (&Arc<Table>, &Placement, u64)> = HashMap::new();
+        for Assigned { table, placements } in assigned {
+            for placement in placements {
+                match self.member_here(placement) {
+                    Some(me) => drop(wanted.insert(placement.partition, (table, placement, me.raft_id))),
+                    None => tracing::warn!(?placement, "a partition was assigned that has no replica here"),
+                }
+            }
+        }
+        let is_wanted = |id: &PartitionId, held: &Held| wanted.get(id).is_some_and(|(_, _, raft_id)| *raft_id == held.raft_id);
+        let unlisted: Vec<PartitionId> = replicas.iter().filter(|(id, held)| !is_wanted(id, held)).map(|(id, _)| *id).collect();
+        let closing: Vec<Held> = unlisted.iter().filter_map(|id| replicas.remove(id)).collect();
+        if !closing.is_empty() {
+            self.replicas.store(Arc::new(replicas.clone()));
+            close_all(closing.iter()).await;
+            drop(closing);
+        }
+        for (id, (table, ..)) in &wanted {
+            if let Some(Held { slot: Ok(replica), .. }) = replicas.get(id) {
                 replica.set_rules(self.rules(table));
             }
         }
         let missing: Vec<PartitionId> = wanted.keys().filter(|id| !replicas.contains_key(id)).copied().collect();
-        let opened = futures::future::join_all(missing.iter().map(|id| self.open_replica(*id, wanted[id]))).await;
+        let opened = futures::future::join_all(missing.iter().map(|id| self.open_replica(wanted[id]))).await;
         replicas.extend(missing.into_iter().zip(opened));
         self.replicas.store(Arc::new(replicas));
-        futures::future::join_all(closing.iter().flatten().map(|replica| replica.close())).await;
+        self.changes.send_modify(|change| *change += 1);
+    }
+
+    /// This node's member of a partition's group.
+    fn member_here(&self, placement: &Placement) -> Option<Member> {
+        match &self.options.peers {
+            Some(peers) => placement.members.iter().find(|member| member.server == peers.server).copied(),
+            None => placement.members.first().copied(),
+        }
     }
 
     /// Deletes everything of a table that is being dropped. Doing it again, or for a table that was never here, is harmless.
@@ -120,43 +174,56 @@ impl Node {
     /// What the file system says; the table's calls are refused from then on all the same.
     pub async fn destroy(&self, table: &Table) -> std::io::Result<()> {
         let _one_at_a_time = self.changing.lock().await;
-        let ids: Vec<PartitionId> = (0..table.partitions).map(|index| PartitionId { table: table.id, index }).collect();
         let mut replicas = HashMap::clone(&self.replicas.load());
-        let closing: Vec<Slot> = ids.iter().filter_map(|id| replicas.remove(id)).collect();
+        let ids: Vec<PartitionId> = replicas.keys().filter(|id| id.table == table.id).copied().collect();
+        let closing: Vec<Held> = ids.iter().filter_map(|id| replicas.remove(id)).collect();
         self.replicas.store(Arc::new(replicas));
-        futures::future::join_all(closing.iter().flatten().map(|replica| replica.close())).await;
+        close_all(closing.iter()).await;
         drop(closing);
-        for id in ids {
-            self.log.destroy(group_of(id)).await?;
-            let dir = self.dir_of(id);
-            match tokio::fs::remove_dir_all(dir).await {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+        for place in dirs::list(&self.options.dir)?.into_iter().filter(|place| place.partition.table == table.id) {
+            self.clear_away(&place).await?;
         }
         Ok(())
     }
 
-    async fn open_replica(&self, partition: PartitionId, table: &Table) -> Slot {
-        let dir = self.dir_of(partition);
+    /// Deletes what a replica left: its part of the log first, so that what is cut short is found again by the directory.
+    async fn clear_away(&self, place: &dirs::Place) -> std::io::Result<()> {
+        self.log.destroy(group_of(place.partition)).await?;
+        match tokio::fs::remove_dir_all(&place.path).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn open_replica(&self, (table, placement, raft_id): (&Arc<Table>, &Placement, u64)) -> Held {
+        let slot = self.try_open(table, placement, raft_id).await;
+        if let Err(error) = &slot {
+            tracing::error!(table = table.name, index = placement.partition.index, %error, "a partition could not be opened");
+        }
+        Held { raft_id, slot }
+    }
+
+    async fn try_open(&self, table: &Table, placement: &Placement, raft_id: u64) -> Slot {
+        let partition = placement.partition;
+        // Of an earlier placement nothing may be left: the group's log here is one.
+        let fault = |error: std::io::Error| CallError::Fault(error.to_string());
+        for place in dirs::list(&self.options.dir).map_err(fault)? {
+            if place.partition == partition && place.raft_id != raft_id {
+                self.clear_away(&place).await.map_err(fault)?;
+            }
+        }
         let options = ReplicaOptions {
-            partition,
-            raft_id: RAFT_ID,
+            placement,
+            raft_id,
             group_id: group_of(partition),
-            dir: &dir,
+            dir: &dirs::path(&self.options.dir, partition, raft_id),
             rules: self.rules(table),
             cluster_tag: self.options.cluster_tag,
             raft_runtime: &self.options.raft_runtime,
+            peers: self.options.peers.as_ref(),
+            changes: &self.changes,
         };
-        let opened = Replica::open(options, &self.log, &self.shared, &self.heads).await;
-        if let Err(error) = &opened {
-            tracing::error!(table = table.name, index = partition.index, %error, "a partition could not be opened");
-        }
-        opened
-    }
-
-    fn dir_of(&self, partition: PartitionId) -> PathBuf {
-        self.options.dir.join(format!("{}-{}", partition.table.0, partition.index))
+        Replica::open(options, &self.log, &self.shared, &self.heads).await
     }
 
     fn rules(&self, table: &Table) -> Rules {
@@ -171,12 +238,73 @@ impl Node {
 
     /// The replica of a partition.
     pub fn replica(&self, partition: PartitionId) -> Result<Arc<Replica>, CallError> {
-        self.replicas.load().get(&partition).cloned().unwrap_or(Err(CallError::NoTable))
+        self.replicas.load().get(&partition).map_or(Err(CallError::NoTable), |held| held.slot.clone())
     }
 
     /// All replicas that are open.
     pub fn replicas(&self) -> Vec<Arc<Replica>> {
-        self.replicas.load().values().filter_map(|slot| slot.as_ref().ok().cloned()).collect()
+        self.replicas.load().values().filter_map(|held| held.slot.as_ref().ok().cloned()).collect()
+    }
+
+    /// Grows when a leadership or a replica's health changes: worth a report to meta at once.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// How all replicas are, for meta.
+    pub fn report(&self) -> Vec<news::Replica> {
+        let replicas = self.replicas.load();
+        let report = |(partition, held): (&PartitionId, &Held)| match &held.slot {
+            Ok(replica) => replica.report(),
+            Err(error) => news::Replica {
+                partition: *partition,
+                raft_id: held.raft_id,
+                health: news::Health::Faulty,
+                fault: Some(error.to_string()),
+                term: 0,
+                leads: false,
+                last_log: 0,
+                applied: 0,
+                matched: Vec::new(),
+                rows: 0,
+                expiring: 0,
+                disk_bytes: 0,
+                memtable_bytes: 0,
+            },
+        };
+        replicas.iter().map(report).collect()
+    }
+
+    /// Hands a letter from another server to the replica that it is for.
+    ///
+    /// # Errors
+    /// Why it was not taken, for the sender.
+    pub async fn receive(&self, letter: Letter) -> Result<bytes::Bytes, String> {
+        let partition = partition_of(letter.group).ok_or("no partition has this group's number")?;
+        let replica = self.replica(partition).map_err(|error| error.to_string())?;
+        replica.receive(letter).await
+    }
+
+    /// Hands the leadership of a partition over to another member, if it is here and of this term.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub async fn transfer(&self, partition: PartitionId, term: u64, to: u64) -> Result<(), String> {
+        let replica = self.replica(partition).map_err(|error| error.to_string())?;
+        let figures = replica.figures();
+        if !figures.is_leader || figures.term != term {
+            return Err(format!("it does not lead in term {term}"));
+        }
+        replica.transfer(to).await
+    }
+
+    /// Hands over everything that is led here to members that are ready, before this process stops; gives up after `patience`.
+    pub async fn hand_over(&self, patience: Duration) {
+        let replicas = self.replicas();
+        let each = replicas.iter().map(|replica| replica.hand_over());
+        if tokio::time::timeout(patience, futures::future::join_all(each)).await.is_err() {
+            tracing::warn!("not all leaderships were handed over in time");
+        }
     }
 
     /// Whether the expiry cycle runs (DEBUG SET-ACTIVE-EXPIRE).
@@ -187,8 +315,8 @@ impl Node {
     /// Figures of a table's partitions here.
     pub fn table_figures(&self, table: TableId) -> TableFigures {
         let mut sum = TableFigures::default();
-        for (id, slot) in self.replicas.load().iter().filter(|(id, _)| id.table == table) {
-            match slot {
+        for (id, held) in self.replicas.load().iter().filter(|(id, _)| id.table == table) {
+            match &held.slot {
                 Ok(replica) => {
                     replica.add_figures(&mut sum);
                     if let Some(error @ CallError::Fault(_)) = replica.queue.closed() {
@@ -205,23 +333,43 @@ impl Node {
     pub async fn close(&self) {
         let _one_at_a_time = self.changing.lock().await;
         let replicas = self.replicas.swap(Arc::default());
-        let open = replicas.values().filter_map(|slot| slot.as_ref().ok());
-        futures::future::join_all(open.map(|replica| replica.close())).await;
+        close_all(replicas.values()).await;
     }
+}
+
+async fn close_all(held: impl Iterator<Item = &Held>) {
+    futures::future::join_all(held.filter_map(|held| held.slot.as_ref().ok()).map(|replica| replica.close())).await;
 }
 
 /// The number of a partition's group in the node's log.
 fn group_of(partition: PartitionId) -> u64 {
-    FIRST_GROUP + (u64::from(partition.table.0) << 20) + u64::from(partition.index)
+    FIRST_GROUP + (u64::from(partition.table.0) << INDEX_BITS) + u64::from(partition.index)
+}
+
+/// The partition of a group's number; `None` for meta's.
+fn partition_of(group: u64) -> Option<PartitionId> {
+    let place = group.checked_sub(FIRST_GROUP)?;
+    let table = u32::try_from(place >> INDEX_BITS).ok()?;
+    Some(PartitionId { table: TableId(table), index: (place & ((1 << INDEX_BITS) - 1)) as u32 })
+}
+
+impl Replicas<Request, Response> for Node {
+    fn server(&self) -> ServerId {
+        self.options.peers.as_ref().map_or(ServerId(0), |peers| peers.server)
+    }
+
+    fn leader(&self, partition: PartitionId) -> Option<Leader> {
+        match &self.replicas.load().get(&partition)?.slot {
+            Ok(replica) => replica.leader(),
+            Err(_) => None,
+        }
+    }
 }
 
 impl Call<Request, Response> for Node {
     fn read_now(&self, partition: PartitionId, request: &Request) -> Option<Result<Response, CallError>> {
         let replicas = self.replicas.load();
-        let replica = match replicas.get(&partition) {
-            Some(Ok(replica)) => replica,
-            _ => return None,
-        };
+        let Some(Held { slot: Ok(replica), .. }) = replicas.get(&partition) else { return None };
         if !replica.lease.is_valid() || reads::is_for_executor(request) || request.ops.iter().any(|op| reads::is_long(replica, op)) {
             return None;
         }
@@ -256,7 +404,7 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
         }
         let due: Vec<_> = {
             let replicas = node.replicas.load();
-            let open = replicas.values().filter_map(|slot| slot.as_ref().ok());
+            let open = replicas.values().filter_map(|held| held.slot.as_ref().ok()).filter(|replica| replica.leads());
             // By the partition's own clock, which does not step back.
             let due = |replica: &Arc<Replica>| replica.expiry.due(replica.clock.read().now_ms, &replica.rules());
             open.filter_map(|replica| Some((replica.clone(), due(replica)?))).collect()
@@ -272,5 +420,20 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
                 tracing::debug!(partition = ?replica.partition(), %error, "an expiry step did not go through");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_has_one_partition() {
+        for (table, index) in [(0, 0), (1, 0), (7, 1023), (u32::MAX, (1 << INDEX_BITS) - 1)] {
+            let partition = PartitionId { table: TableId(table), index };
+            assert_eq!(partition_of(group_of(partition)), Some(partition));
+        }
+        assert_eq!(partition_of(0), None);
+        assert_eq!(partition_of(u64::MAX), None);
     }
 }

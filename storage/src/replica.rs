@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use cluster::{CallError, PartitionId};
+use cluster::{CallError, Leader, PartitionId, Placement, ServerId, news};
 use engine::batch::Family;
 use engine::log::Log;
-use engine::raft::{CONFIRMED_AGE, Group, GroupError, GroupFigures};
+use engine::raft::{CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role};
 use engine::store::{Health, Shared, Store};
+use parking_lot::Mutex;
 use row::op::{Request, Response};
 use row::view::Rules;
 use row::{key, value};
+use tokio::sync::watch;
 
 pub(crate) use engine::raft::Leadership;
 
@@ -24,15 +26,19 @@ use crate::expiry::Expiry;
 use crate::hot::{Heads, Owner};
 use crate::judge::RowJudge;
 use crate::lease::Lease;
-use crate::node::TableFigures;
+use crate::node::{Peers, TableFigures};
 use crate::queue::Queue;
 use crate::reads;
 
 /// A replica, running until [`Replica::stop`] or [`Replica::close`].
 pub struct Replica {
     partition: PartitionId,
+    raft_id: u64,
     pub(crate) store: Store,
     group: Group,
+    role: watch::Receiver<Role>,
+    /// The last term in which this replica began to lead, in every respect.
+    adopted_term: Mutex<u64>,
     log: Arc<Log>,
     rules: ArcSwap<Rules>,
     pub(crate) queue: Queue,
@@ -46,6 +52,9 @@ pub struct Replica {
 
 /// How long one call waits for leadership to be confirmed; the caller may try again.
 const WORD_PATIENCE: Duration = Duration::from_millis(400);
+
+/// How soon a new leader that could not make itself ready tries again.
+const NOT_READY_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often a read is tried whose lease ran out on the way.
 const READ_TRIES: usize = 5;
@@ -69,8 +78,8 @@ impl From<&ProposeError> for CallError {
 
 /// What a replica is opened with.
 pub(crate) struct ReplicaOptions<'a> {
-    pub(crate) partition: PartitionId,
-    /// The replica's Raft id: fresh for every placement.
+    pub(crate) placement: &'a Placement,
+    /// Which member of its group it is.
     pub(crate) raft_id: u64,
     /// The group's number in the node's log.
     pub(crate) group_id: u64,
@@ -78,6 +87,36 @@ pub(crate) struct ReplicaOptions<'a> {
     pub(crate) rules: Rules,
     pub(crate) cluster_tag: u8,
     pub(crate) raft_runtime: &'a tokio::runtime::Handle,
+    pub(crate) peers: Option<&'a Peers>,
+    /// To be moved when leadership or health changes.
+    pub(crate) changes: &'a Arc<watch::Sender<u64>>,
+}
+
+impl ReplicaOptions<'_> {
+    async fn start_group(&self, log: &Arc<Log>, store: Store) -> Result<Group, CallError> {
+        let partition = self.placement.partition;
+        let name = format!("table {} partition {}", partition.table.0, partition.index);
+        let (id, log) = (self.raft_id, log.group_log(self.group_id));
+        let started = match self.peers {
+            None => self.raft_runtime.spawn(async move { Group::start_alone(id, name, log, store).await }).await,
+            Some(peers) => {
+                let members = self.placement.members.iter();
+                let initial = members.map(|member| (member.raft_id, engine::raft::Node { server: member.server.0 })).collect();
+                let options = GroupOptions {
+                    group: self.group_id,
+                    id,
+                    name,
+                    log,
+                    store,
+                    wire: peers.wire.clone(),
+                    initial: Some(initial),
+                    ticker: peers.ticker.clone(),
+                };
+                self.raft_runtime.spawn(async move { Group::start(options).await }).await
+            }
+        };
+        started.map_err(told)?.map_err(told)
+    }
 }
 
 impl Replica {
@@ -94,18 +133,14 @@ impl Replica {
         }
         .map_err(told)?
         .map_err(told)?;
-        let name = format!("table {} partition {}", options.partition.table.0, options.partition.index);
-        let (group_log, group_store) = (log.group_log(options.group_id), store.clone());
-        let group = options
-            .raft_runtime
-            .spawn(async move { Group::start_alone(options.raft_id, name, group_log, group_store).await })
-            .await
-            .map_err(told)?
-            .map_err(told)?;
+        let group = options.start_group(log, store.clone()).await?;
         let replica = Arc::new(Replica {
-            partition: options.partition,
+            partition: options.placement.partition,
+            raft_id: options.raft_id,
             store,
+            role: group.leadership_changes(),
             group,
+            adopted_term: Mutex::new(0),
             log: log.clone(),
             rules: ArcSwap::from_pointee(options.rules),
             queue: Queue::default(),
@@ -118,6 +153,7 @@ impl Replica {
         });
         replica.restore_clock()?;
         tokio::spawn(executor::run(replica.clone()));
+        tokio::spawn(follow_role(Arc::downgrade(&replica), options.changes.clone()));
         Ok(replica)
     }
 
@@ -143,6 +179,7 @@ impl Replica {
             // It is for writes that this is asked.
             Err(error) => return Err(self.writable().err().unwrap_or(error)),
         };
+        self.adopt(leadership.term())?;
         self.lease.grant(asked, CONFIRMED_AGE);
         Ok(leadership)
     }
@@ -150,9 +187,85 @@ impl Replica {
     /// Renews the lease.
     pub(crate) async fn confirm_lease(&self) -> Result<(), CallError> {
         let asked = self.lease.ask();
-        self.soon(self.group.confirm()).await?;
+        let term = self.soon(self.group.confirm()).await?;
+        self.adopt(term)?;
         self.lease.grant(asked, CONFIRMED_AGE);
         Ok(())
+    }
+
+    /// Before anything is read or evaluated in a new term of ours: what others led to was applied without passing by here.
+    fn adopt(&self, term: u64) -> Result<(), CallError> {
+        let mut adopted = self.adopted_term.lock();
+        if *adopted != term {
+            self.heads.forget(&self.owner);
+            self.restore_clock()?;
+            self.expiry.note(0);
+            *adopted = term;
+        }
+        Ok(())
+    }
+
+    /// Whether this replica believes to lead.
+    pub(crate) fn leads(&self) -> bool {
+        self.role.borrow().is_leader
+    }
+
+    /// Who leads, as far as is known here.
+    pub(crate) fn leader(&self) -> Option<Leader> {
+        self.role.borrow().leader.map(|leader| Leader { server: ServerId(leader.server), term: leader.term })
+    }
+
+    /// Takes a letter from another member.
+    pub(crate) async fn receive(&self, letter: Letter) -> Result<Bytes, String> {
+        self.group.receive(letter).await.map_err(|error| error.to_string())
+    }
+
+    /// Hands leadership over to another member.
+    pub(crate) async fn transfer(self: &Arc<Self>, to: u64) -> Result<(), String> {
+        let replica = self.clone();
+        self.group.transfer_leader(to, move || replica.lease.revoke()).await.map_err(|error| error.to_string())
+    }
+
+    /// Hands leadership over to whoever is ready, if it is here.
+    pub(crate) async fn hand_over(self: &Arc<Self>) {
+        let status = self.group.status();
+        if !status.figures.is_leader {
+            return;
+        }
+        let mut followers: Vec<_> = status.followers.into_iter().filter(|follower| follower.is_voter).collect();
+        followers.sort_by_key(|follower| std::cmp::Reverse(follower.matched));
+        for follower in followers {
+            match self.transfer(follower.raft_id).await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(partition = ?self.partition, to = follower.raft_id, error, "a handover did not go through"),
+            }
+        }
+    }
+
+    /// How it is, for meta.
+    pub(crate) fn report(&self) -> news::Replica {
+        let status = self.group.status();
+        let mut sum = TableFigures::default();
+        self.add_figures(&mut sum);
+        let fault = match self.queue.closed() {
+            Some(error @ CallError::Fault(_)) => Some(error.to_string()),
+            _ => None,
+        };
+        news::Replica {
+            partition: self.partition,
+            raft_id: self.raft_id,
+            health: if fault.is_some() { news::Health::Faulty } else { news::Health::Running },
+            fault,
+            term: status.figures.term,
+            leads: status.figures.is_leader && *self.adopted_term.lock() == status.figures.term,
+            last_log: status.figures.last_log,
+            applied: status.figures.applied,
+            matched: status.followers.iter().map(|follower| (follower.raft_id, follower.matched)).collect(),
+            rows: sum.rows,
+            expiring: sum.expiring,
+            disk_bytes: sum.disk_bytes,
+            memtable_bytes: sum.memtable_bytes,
+        }
     }
 
     /// Waits for Raft's word, but not forever: after a start the log may take long to apply, and on a full disk until there is space.
@@ -297,6 +410,39 @@ impl Replica {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(partition = ?self.partition, %error, "close a store"),
             Err(error) => tracing::error!(partition = ?self.partition, %error, "close a store"),
+        }
+    }
+}
+
+/// Follows who leads until the replica is gone: who ceases to lead answers no more reads, and who begins makes itself ready.
+async fn follow_role(replica: std::sync::Weak<Replica>, changes: Arc<watch::Sender<u64>>) {
+    let Some(mut role) = replica.upgrade().map(|replica| replica.role.clone()) else { return };
+    loop {
+        let leads = role.borrow_and_update().is_leader;
+        {
+            let Some(replica) = replica.upgrade() else { return };
+            if leads {
+                if let Err(error) = replica.confirm_lease().await {
+                    tracing::debug!(partition = ?replica.partition, %error, "a new leader is not ready");
+                    tokio::time::sleep(NOT_READY_PAUSE).await;
+                    if !role.has_changed().unwrap_or(true) {
+                        continue;
+                    }
+                }
+            } else {
+                replica.lease.revoke();
+            }
+            changes.send_modify(|change| *change += 1);
+        }
+        if role.changed().await.is_err() {
+            // Raft has ended, by our will or by a fault.
+            if let (Some(replica), Err(error)) = (replica.upgrade(), replica.upgrade().map_or(Ok(()), |replica| replica.group.running()))
+                && replica.queue.closed().is_none()
+            {
+                replica.fault(error);
+                changes.send_modify(|change| *change += 1);
+            }
+            return;
         }
     }
 }

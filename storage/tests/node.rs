@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cluster::{Call, CallError, PartitionId, Table, TableId};
+use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::log::{Log, LogOptions};
 use engine::store::{Settings, Shared};
 use row::op::{Answer, Deadline, Only, Op, Request, Response, Ttl, Watched};
-use storage::{Node, NodeOptions};
+use storage::{Assigned, Node, NodeOptions};
 
 struct Setup {
     node: Arc<Node>,
@@ -20,7 +20,12 @@ const DB0: PartitionId = PartitionId { table: TableId(1), index: 0 };
 
 fn table(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Arc<Table> {
     let envs = envs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Arc::new(Table { id: TableId(1), name: "db0".into(), partitions: 1, envs, default_ttl_since_ms })
+    Arc::new(Table { id: TableId(1), name: "db0".into(), partitions: 1, replicas: 1, envs, default_ttl_since_ms })
+}
+
+fn assigned(table: Arc<Table>) -> Assigned {
+    let members = vec![Member { raft_id: 1, server: ServerId(1) }];
+    Assigned { table, placements: vec![Placement { partition: DB0, members, epoch: 1 }] }
 }
 
 async fn open(dir: &Path) -> Setup {
@@ -33,9 +38,10 @@ async fn open(dir: &Path) -> Setup {
         answer_bytes_max: 64 << 20,
         row_cache_bytes: 8 << 20,
         cluster_tag: 1,
+        peers: None,
     };
     let node = Node::open(options, log.clone(), shared);
-    node.follow(&[table(&[], 0)]).await;
+    node.follow(&[assigned(table(&[], 0))]).await;
     Setup { node, log }
 }
 
@@ -156,7 +162,7 @@ async fn a_default_ttl_reaches_rows_written_before_it() {
     setup.one(set("old", "v", Ttl::Default)).await;
     tokio::time::sleep(Duration::from_millis(5)).await;
     let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis() as u64;
-    setup.node.follow(&[table(&[("default_ttl", "1")], now_ms)]).await;
+    setup.node.follow(&[assigned(table(&[("default_ttl", "1")], now_ms))]).await;
     assert_eq!(setup.one(get("old")).await, Answer::Bytes(bytes("v")));
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(setup.one(get("old")).await, Answer::Nil);
@@ -177,7 +183,7 @@ async fn a_dropped_table_answers_nothing_and_leaves_nothing() {
     setup.node.destroy(&table(&[], 0)).await.expect("remove the table");
     assert_eq!(setup.ops(vec![get("a")]).await, Err(CallError::NoTable));
     assert_eq!(std::fs::read_dir(dir.path().join("partitions")).expect("the node's directory").count(), 0);
-    setup.node.follow(&[table(&[], 0)]).await;
+    setup.node.follow(&[assigned(table(&[], 0))]).await;
     assert_eq!(setup.one(get("a")).await, Answer::Nil);
     setup.close().await;
 }

@@ -1,0 +1,197 @@
+//! One partition on three nodes of one process, with a wire that can be cut.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cluster::rows::Replicas;
+use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
+use engine::log::{Log, LogOptions};
+use engine::raft::{Letter, Ticker, Wire, WireError};
+use engine::store::{Settings, Shared};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use row::op::{Answer, Only, Op, Request, Response, Ttl};
+use storage::{Assigned, Node, NodeOptions, Peers};
+
+const PARTITION: PartitionId = PartitionId { table: TableId(1), index: 0 };
+
+/// Hands letters over in memory, unless sender or receiver is cut off.
+#[derive(Default)]
+struct Net {
+    nodes: OnceLock<Vec<Arc<Node>>>,
+    cut: Mutex<Vec<u64>>,
+}
+
+struct End {
+    server: u64,
+    net: Arc<Net>,
+}
+
+impl Wire for End {
+    fn send(&self, to: &engine::raft::Node, letter: Letter) -> BoxFuture<'_, Result<Bytes, WireError>> {
+        let to = to.server;
+        async move {
+            let cut = |server| self.net.cut.lock().contains(&server);
+            if cut(self.server) || cut(to) {
+                tokio::time::sleep(letter.timeout).await;
+                return Err(WireError::Lost("cut off".into()));
+            }
+            let node = self.net.nodes.get().map(|nodes| nodes[to as usize - 1].clone());
+            let Some(node) = node else { return Err(WireError::NotSent("not there yet".into())) };
+            node.receive(letter).await.map_err(WireError::Refused)
+        }
+        .boxed()
+    }
+}
+
+struct Three {
+    net: Arc<Net>,
+    nodes: Vec<Arc<Node>>,
+}
+
+impl Three {
+    async fn open(dir: &Path) -> Three {
+        let net = Arc::new(Net::default());
+        let ticker = Ticker::start();
+        let shared = Shared::new(Settings::default()).expect("memory for stores");
+        let mut nodes = Vec::new();
+        for server in 1..=3 {
+            let dir = dir.join(server.to_string());
+            let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
+            let options = NodeOptions {
+                dir: dir.join("tables"),
+                raft_runtime: tokio::runtime::Handle::current(),
+                write_bytes_max: 16 << 20,
+                answer_bytes_max: 64 << 20,
+                row_cache_bytes: 8 << 20,
+                cluster_tag: 1,
+                peers: Some(Peers { server: ServerId(server), wire: Arc::new(End { server, net: net.clone() }), ticker: ticker.clone() }),
+            };
+            nodes.push(Node::open(options, log, shared.clone()));
+        }
+        assert!(net.nodes.set(nodes.clone()).is_ok(), "set once");
+        let table = Arc::new(Table {
+            id: PARTITION.table,
+            name: "db0".into(),
+            partitions: 1,
+            replicas: 3,
+            envs: Default::default(),
+            default_ttl_since_ms: 0,
+        });
+        let members = (1..=3).map(|n| Member { raft_id: n + 10, server: ServerId(n) }).collect();
+        let placement = Placement { partition: PARTITION, members, epoch: 1 };
+        for node in &nodes {
+            node.follow(&[Assigned { table: table.clone(), placements: vec![placement.clone()] }]).await;
+        }
+        Three { net, nodes }
+    }
+
+    /// Whoever leads among the servers that are not cut off, as soon as somebody does.
+    async fn leader(&self) -> usize {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            for (at, node) in self.nodes.iter().enumerate() {
+                let here = node.server();
+                if !self.net.cut.lock().contains(&here.0) && node.leader(PARTITION).is_some_and(|leader| leader.server == here) {
+                    return at;
+                }
+            }
+            assert!(Instant::now() < deadline, "nobody leads");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Tries until the node leads in every respect.
+    async fn one(&self, at: usize, op: Op) -> Answer {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match self.nodes[at].call(PARTITION, Request { ops: vec![op.clone()], watched: vec![] }).await {
+                Ok(Response::Done(mut outcomes)) => return outcomes.remove(0).expect("no refusal"),
+                Err(CallError::NoLeader(_)) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(10)).await,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn hand_over(&self, from: usize, to: usize) {
+        let term = self.nodes[from].leader(PARTITION).expect("it leads").term;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while let Err(error) = self.nodes[from].transfer(PARTITION, term, to as u64 + 11).await {
+            assert!(Instant::now() < deadline, "{error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        while self.nodes[to].leader(PARTITION).is_none_or(|leader| leader.server != self.nodes[to].server()) {
+            assert!(Instant::now() < deadline, "it does not take over");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn close(self) {
+        for node in &self.nodes {
+            node.close().await;
+        }
+    }
+}
+
+fn set(value: &'static str) -> Op {
+    Op::Set {
+        key: Bytes::from_static(b"k"),
+        value: Bytes::from_static(value.as_bytes()),
+        ttl: Ttl::Default,
+        only: Only::Always,
+        want_old: false,
+    }
+}
+
+fn get() -> Op {
+    Op::Get { key: Bytes::from_static(b"k") }
+}
+
+fn is(answer: &Answer, value: &str) -> bool {
+    matches!(answer, Answer::Bytes(bytes) if bytes == value)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_comes_back_reads_what_others_wrote() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let first = three.leader().await;
+    let other = (first + 1) % 3;
+    three.one(first, set("first")).await;
+    assert!(is(&three.one(first, get()).await, "first"));
+    three.hand_over(first, other).await;
+    three.one(other, set("other")).await;
+    three.hand_over(other, first).await;
+    let answer = three.one(first, get()).await;
+    assert!(is(&answer, "other"), "{answer:?}");
+    three.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_answers_nothing_and_its_write_is_unknown() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let old = three.leader().await;
+    three.one(old, set("before")).await;
+    three.net.cut.lock().push(old as u64 + 1);
+    let write = three.nodes[old].call(PARTITION, Request { ops: vec![set("lost")], watched: vec![] });
+    let elected = async {
+        let new = three.leader().await;
+        three.one(new, set("after")).await;
+        // From here on the old one must not answer reads.
+        let read = Request { ops: vec![get()], watched: vec![] };
+        assert!(three.nodes[old].read_now(PARTITION, &read).is_none(), "no lease is left");
+        let answered = three.nodes[old].call(PARTITION, read).await;
+        assert!(matches!(answered, Err(CallError::NoLeader(_))), "{answered:?}");
+        new
+    };
+    let (outcome, new) = tokio::join!(tokio::time::timeout(Duration::from_secs(10), write), elected);
+    let outcome = outcome.expect("it is told in time");
+    assert!(matches!(outcome, Err(CallError::Unknown(_))), "{outcome:?}");
+    three.net.cut.lock().clear();
+    assert!(is(&three.one(new, get()).await, "after"));
+    three.close().await;
+}
