@@ -31,7 +31,7 @@ use super::purge::{Policy, keep_log_short};
 use super::ticker::{HEARTBEAT, Standing, Ticker};
 use super::transfer::{self, Holds, Receiving};
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
-use super::wire::{Letter, Wire, WireError};
+use super::wire::{LETTER_BYTES_MAX, Letter, Wire, WireError};
 use super::{GroupLog, Machine, Progress};
 use crate::store::Store;
 
@@ -41,6 +41,9 @@ pub const LEASE: Duration = Duration::from_millis(1000);
 /// How old an acknowledgement by a quorum may be for a read to rely on it, and how long it may then rely on it: twice this is less than the lease by as much as the
 /// clocks of two servers may run apart in that time.
 pub const CONFIRMED_AGE: Duration = Duration::from_millis(475);
+
+/// The largest batch that fits a letter.
+const BATCH_BYTES_MAX: usize = LETTER_BYTES_MAX - (1 << 20);
 
 /// How long a group of one may take to elect itself: a few fsyncs, on a disk that may be busy.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -163,6 +166,7 @@ pub(super) struct Inner {
     server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
     pub(super) role: watch::Sender<Role>,
     leads_since: Mutex<Option<Instant>>,
+    log: GroupLog,
     /// While leadership is being handed over, nobody may rely on a lease of ours.
     pub(super) is_handing_over: AtomicBool,
     /// One change of members or leader at a time.
@@ -264,7 +268,7 @@ impl Group {
             ..Config::default()
         };
         let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
-        let number = log.id();
+        let (number, reader) = (log.id(), log.clone());
         let transfers = ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
         let peers = Peers { wire, group: number, id, transfers, holds: Arc::<Holds>::default() };
         let directory = store.path().to_owned();
@@ -286,6 +290,7 @@ impl Group {
             initial,
             role: watch::Sender::default(),
             leads_since: Mutex::default(),
+            log: reader,
             is_handing_over: AtomicBool::default(),
             changing: Arc::default(),
             peers,
@@ -353,6 +358,11 @@ impl Group {
         leadership: &Leadership,
         batch: Bytes,
     ) -> Result<impl Future<Output = Result<(), GroupError>> + Send + 'static, GroupError> {
+        if self.inner.ticker.is_some() && batch.len() > BATCH_BYTES_MAX {
+            // In the log it would be in the way of everything after it, for good.
+            let why = format!("a batch of {} bytes is too large to be replicated", batch.len());
+            return Err(GroupError::NotLeader { why, leader: None });
+        }
         let (responder, result) = ProgressResponder::complete_only();
         self.inner.raft.write(Payload(batch)).with_leader(leadership.leader).responder(responder).await.map_err(fatal)?;
         let inner = self.inner.clone();
@@ -505,6 +515,11 @@ impl Inner {
 
     fn is_voter(&self) -> bool {
         self.server.borrow_watched().membership_config.voter_ids().any(|id| id == self.id)
+    }
+
+    /// The index before that of the first entry in the log.
+    pub(super) fn purged(&self) -> u64 {
+        self.log.range().start.saturating_sub(1)
     }
 
     /// Since when this replica leads, if it does.

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::group::Group;
 use super::machine::Progress;
+use super::members::Follower;
 use crate::store::Store;
 
 /// How much log may lie between the state on disk and the last entry, and how much is kept for followers.
@@ -64,7 +65,8 @@ pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, 
     let index = |progress: &mut Progress| progress.borrow_and_update().as_ref().map_or(0, |id| id.index);
     // What the log holds beyond the state on disk at the start was written before: it counts.
     let mut last = Mark { index: store.flushed().ok().flatten().map_or(0, |flushed| flushed.index), bytes: 0 };
-    let mut marks = VecDeque::from([last]);
+    // How many bytes lie before it is not known; they count from now on.
+    let mut marks = VecDeque::from([Mark { index: group.inner.purged(), bytes: 0 }, last]);
     // What an earlier process flushed as it stopped may need no log any more; a group that is only read now would keep it.
     let mut is_kept = last.index > 0;
     let mut dirty_since = None;
@@ -115,21 +117,17 @@ pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, 
 impl Group {
     /// Purges what is flushed and nobody needs; says whether something flushed is left that is to go later.
     async fn purge_what_nobody_needs(&self, marks: &mut VecDeque<Mark>, store: &Store, policy: &Policy) -> Result<bool, super::GroupError> {
-        let (flushed, purged) = {
-            let metrics = self.inner.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let index = |id: &Option<super::types::LogId>| id.as_ref().map_or(0, |id| id.index);
-            (index(&metrics.snapshot), index(&metrics.purged))
-        };
+        let flushed = self.inner.raft.metrics().borrow_watched().snapshot.as_ref().map_or(0, |id| id.index);
+        let purged = self.inner.purged();
         let status = self.status();
         let applied = status.figures.applied;
         let needed = match status.figures.is_leader {
             true => {
                 let is_new = self.inner.leads_since().is_none_or(|since| since.elapsed() < THERE);
                 let is_there = |heard: Option<Duration>| heard.map_or(is_new, |heard| heard < THERE);
-                // Who lacks what is gone already gets a state.
-                let lacking = status.followers.iter().filter(|follower| is_there(follower.heard) && follower.matched >= purged);
-                lacking.map(|follower| follower.matched).min().unwrap_or(u64::MAX)
+                // Who lacks what is gone already gets a state; a new leader knows of nobody how much he has.
+                let is_served = |follower: &&Follower| is_there(follower.heard) && (is_new || follower.matched >= purged);
+                status.followers.iter().filter(is_served).map(|follower| follower.matched).min().unwrap_or(u64::MAX)
             }
             // All but what came since the flush before the last.
             false => marks.iter().rev().nth(1).map_or(0, |mark| mark.index),

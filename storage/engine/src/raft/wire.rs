@@ -16,8 +16,8 @@ use super::types::{Node, RaftId};
 const VERSION: u8 = 1;
 const HEADER: usize = 26;
 
-/// The largest body of a letter, bytes: one write batch of the largest size allowed, or what is read of the log at once, and its frame.
-pub const LETTER_BYTES_MAX: usize = 24 << 20;
+/// The largest letter, bytes: what is read of the log at once, or one batch of any size that may be proposed. The carrier must take as much.
+pub const LETTER_BYTES_MAX: usize = 64 << 20;
 
 /// Carries letters to other processes. Implemented once by the binary, for storage and meta alike.
 pub trait Wire: Send + Sync + 'static {

@@ -1,5 +1,5 @@
 //! Servers in one process over a network in memory that can be cut, slowed and made to lose letters.
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
 use engine::log::{Durability, Log, LogOptions};
+use engine::raft::purge::Policy;
 use engine::raft::{Group, GroupError, GroupOptions, Kind, Leadership, Letter, Node, Ticker, Wire, WireError};
 use engine::store::{Settings, Shared, Store};
 use futures::FutureExt;
@@ -206,6 +207,7 @@ pub struct Three {
     pub replicas: BTreeMap<u64, Replica>,
     directory: tempfile::TempDir,
     durability: Durability,
+    policy: Policy,
 }
 
 impl Three {
@@ -214,9 +216,13 @@ impl Three {
     }
 
     pub async fn start_with(durability: Durability) -> Three {
+        Self::start_as(durability, Policy::default()).await
+    }
+
+    pub async fn start_as(durability: Durability, policy: Policy) -> Three {
         let network = Arc::<Network>::default();
         let directory = tempfile::tempdir().unwrap();
-        let mut three = Three { network, servers: BTreeMap::new(), replicas: BTreeMap::new(), directory, durability };
+        let mut three = Three { network, servers: BTreeMap::new(), replicas: BTreeMap::new(), directory, durability, policy };
         for server in SERVERS {
             three.restart(server).await;
         }
@@ -230,6 +236,7 @@ impl Three {
     /// Starts a server that is not running.
     pub async fn restart(&mut self, id: u64) {
         let server = Server::start_with(id, &self.path(id), &self.network, self.durability);
+        server.ticker.set_log_policy(self.policy);
         self.replicas.insert(id, server.replica(GROUP, Some(&SERVERS)).await);
         self.servers.insert(id, server);
     }
@@ -305,6 +312,18 @@ pub fn batch(key: u64, value: &[u8]) -> Bytes {
     let mut writer = BatchWriter::new();
     writer.put(Family::Head, &key.to_be_bytes(), value);
     writer.finish()
+}
+
+/// Bytes that do not compress.
+pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 24) as u8
+    };
+    (0..bytes).map(|_| next()).collect()
 }
 
 /// How many letters of a kind were delivered.

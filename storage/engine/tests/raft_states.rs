@@ -1,0 +1,195 @@
+//! A replica that is too far behind for the log gets the whole state: in pieces, whole or not at all, and going on where it broke off.
+#![allow(clippy::unwrap_used)]
+
+mod raft_kit;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::log::Durability;
+use engine::raft::Kind;
+use engine::raft::purge::Policy;
+use parking_lot::Mutex;
+use raft_kit::{Three, delivered, noise, put, wait_for};
+
+/// A log that is purged soon.
+const SHORT: Policy =
+    Policy { bytes_max: 2 << 20, entries_max: 50, age_max: Duration::from_secs(1), kept_bytes_max: 4 << 20, kept_entries_max: 100 };
+
+const VALUE: usize = 1 << 20;
+const VALUES: u64 = 24;
+
+/// Three servers, the third of which was away while so much was written that the log is gone.
+async fn one_far_behind() -> Three {
+    let mut three = Three::start_as(Durability::Os, SHORT).await;
+    three.leader().await;
+    three.put(1000, b"before").await;
+    three.until(3, 1000, b"before").await;
+    three.stop(3).await;
+    let leader = three.leader().await;
+    let group = three.group(leader);
+    let lost = group.figures().last_log;
+    for key in 0..VALUES {
+        put(&group, key, &noise(key, VALUE)).await.unwrap();
+    }
+    // A little more from time to time, so that it is looked at.
+    for key in 2000.. {
+        put(&group, key, b"more").await.unwrap();
+        if group.figures().purged > lost {
+            break;
+        }
+        assert!(key < 2600, "the log is not purged: {:?}", group.status());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    three
+}
+
+fn check(three: &Three) {
+    for key in 0..VALUES {
+        assert_eq!(three.get(3, key).unwrap(), noise(key, VALUE), "key {key}");
+    }
+    assert_eq!(three.get(3, 1000).unwrap(), "before");
+}
+
+async fn nothing_is_left(three: &Three) {
+    let left = || {
+        let names = |path: &std::path::Path| {
+            std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+        };
+        three.replicas.values().flat_map(|replica| names(&replica.dir)).any(|name| name.starts_with("send-") || name.starts_with("recv"))
+    };
+    wait_for("checkpoints and what was received are removed", || !left()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_far_behind_gets_the_state_and_then_the_log() {
+    let mut three = one_far_behind().await;
+    three.restart(3).await;
+    three.put(1001, b"after").await;
+    three.until(3, 1001, b"after").await;
+    check(&three);
+    assert!(delivered(&three.network, Kind::Piece) >= VALUES, "it came in pieces");
+    nothing_is_left(&three).await;
+    // It is a member like any other: it can lead.
+    let leader = three.leader().await;
+    if leader != 3 {
+        three.network.isolate(leader, &raft_kit::SERVERS);
+        let others: Vec<u64> = raft_kit::SERVERS.into_iter().filter(|id| *id != leader).collect();
+        three.leader_among(&others).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_transfer_goes_on_where_it_was() {
+    let mut three = one_far_behind().await;
+    let seen = Arc::new(Mutex::new((0u64, 0u64)));
+    let counted = seen.clone();
+    // Ten pieces arrive; then none for a while, and then the rest.
+    let started = Arc::new(Mutex::new(None));
+    three.network.mangle(move |letter| {
+        if !letter.kind.is_bulk() {
+            return true;
+        }
+        let mut seen = counted.lock();
+        let is_broken = seen.0 >= 10 && started.lock().get_or_insert_with(std::time::Instant::now).elapsed() < Duration::from_secs(2);
+        seen.0 += u64::from(letter.kind == Kind::Piece && !is_broken);
+        seen.1 += u64::from(letter.kind == Kind::Offer && !is_broken);
+        !is_broken
+    });
+    three.restart(3).await;
+    let last = VALUES - 1;
+    three.until(3, last, &noise(last, VALUE)).await;
+    check(&three);
+    let (pieces, offers) = *seen.lock();
+    eprintln!("{pieces} pieces in {offers} transfers");
+    assert!(offers >= 2, "it broke");
+    assert!(pieces < VALUES + VALUES / 2 + 10, "{pieces} pieces for {VALUES} MiB");
+    nothing_is_left(&three).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_piece_that_was_damaged_on_the_way_is_sent_again() {
+    let mut three = one_far_behind().await;
+    let damaged = Arc::new(Mutex::new(0));
+    let count = damaged.clone();
+    three.network.mangle(move |letter| {
+        let mut count = count.lock();
+        if letter.kind == Kind::Piece && letter.body.len() > 1000 && *count < 3 {
+            let mut body = letter.body.to_vec();
+            body[500 + *count * 100] ^= 0x40;
+            letter.body = body.into();
+            *count += 1;
+        }
+        true
+    });
+    three.restart(3).await;
+    let last = VALUES - 1;
+    three.until(3, last, &noise(last, VALUE)).await;
+    check(&three);
+    assert_eq!(*damaged.lock(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_during_a_slow_transfer_do_not_make_it_start_again() {
+    let mut three = one_far_behind().await;
+    for server in three.servers.values() {
+        server.ticker.set_transfer_rate(8 << 20);
+    }
+    let offers = delivered(&three.network, Kind::Offer);
+    let leader = three.leader().await;
+    let group = three.group(leader);
+    three.restart(3).await;
+    let mut latest = Duration::ZERO;
+    let mut written = 0;
+    for key in 5000.. {
+        let started = std::time::Instant::now();
+        put(&group, key, b"meanwhile").await.unwrap();
+        latest = latest.max(started.elapsed());
+        written += 1;
+        if three.get(3, VALUES - 1).is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let last = 5000 + written - 1;
+    three.until(3, last, b"meanwhile").await;
+    check(&three);
+    let offers = delivered(&three.network, Kind::Offer) - offers;
+    eprintln!("{written} writes meanwhile, the slowest in {latest:?}; {offers} transfers");
+    assert_eq!(offers, 1, "the log that follows the state was held");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_can_not_send_a_state() {
+    let three = Three::start().await;
+    three.leader().await;
+    three.put(1, b"v").await;
+    // Any bytes, of any kind, to a running replica.
+    let group = three.group(2);
+    let mut refused = BTreeMap::new();
+    for seed in 0..400u64 {
+        let bytes = noise(seed, (seed % 90) as usize);
+        let kinds = [Kind::Append, Kind::Vote, Kind::PreVote, Kind::Transfer, Kind::Offer, Kind::Piece, Kind::Install];
+        let kind = kinds[(seed % 7) as usize];
+        let mut body = bytes;
+        if let Some(first) = body.first_mut() {
+            *first = 1;
+        }
+        let letter = engine::raft::Letter {
+            group: raft_kit::GROUP,
+            from: 1,
+            target: raft_kit::raft_id(2),
+            kind,
+            body: body.into(),
+            timeout: Duration::from_secs(1),
+        };
+        let wrong = engine::raft::Letter { target: 9, ..letter.clone() };
+        assert!(group.receive(wrong).await.is_err(), "it is for somebody else");
+        if tokio::time::timeout(Duration::from_secs(5), group.receive(letter)).await.unwrap().is_err() {
+            *refused.entry(kind as u8).or_insert(0) += 1;
+        }
+    }
+    eprintln!("refused: {refused:?}");
+    assert!(group.running().is_ok());
+}
