@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use cluster::Boxed;
+use cluster::{Boxed, CallError};
 use commands::args::Words;
 use commands::plan::ClientCall;
 use commands::table::{flags, lookup};
@@ -78,8 +78,11 @@ impl Chunk {
         self.writes |= op.is_write();
     }
 
-    /// So many large replies may come that they are to be written before more is carried out.
+    /// So many large replies may come that they are to be written before more is carried out, or so many partitions are asked.
     fn is_full(&self) -> bool {
+        if self.batches.is_full() {
+            return true;
+        }
         let first = if self.writes { LARGE_OPS_FIRST_WITH_WRITES } else { LARGE_OPS_FIRST };
         self.large_ops >= first << self.doublings
     }
@@ -270,7 +273,7 @@ impl Session {
                 self.flush(bytes, out).await;
                 let placed: Boxed<'_, Next> = Box::pin(self.without_table(rows, known, extent));
                 if let Next::NoTable(..) = placed.await {
-                    self.reject(Some(known), extent, words::call_error(&cluster::CallError::NoTable));
+                    self.reject(Some(known), extent, words::call_error(&CallError::NoTable));
                 }
             }
             Next::Call(call, known) => {
@@ -346,7 +349,7 @@ impl Session {
                 Ok(_) => self.place(rows, known, extent),
                 Err(reply) => self.reject(Some(known), extent, reply),
             },
-            Err(fault) => self.reject(Some(known), extent, words::call_error(&cluster::CallError::Fault(fault.0))),
+            Err(fault) => self.reject(Some(known), extent, words::call_error(&CallError::Fault(fault.0))),
         }
     }
 
@@ -366,7 +369,10 @@ impl Session {
         for entry in entries.drain(..) {
             let reply = match entry.state {
                 State::Ready(reply) => reply,
-                State::Waiting(wording, lines) => worded(&mut self.chunk.batches, wording, &lines),
+                State::Waiting(wording, lines) => {
+                    let writes = entry.known.is_some_and(|known| known.command.is(flags::WRITE));
+                    worded(&mut self.chunk.batches, wording, &lines, writes)
+                }
             };
             if let (Some(Known { index: Some(index), .. }), Reply::Error(line)) = (entry.known, &reply) {
                 self.proxy.stats.failed(index, line);
@@ -454,8 +460,8 @@ fn count(counts: &mut SmallVec<[(Index, u64); 8]>, index: Index) {
     }
 }
 
-/// The reply to what became of ops in these lines.
-pub(crate) fn worded(batches: &mut Batches, wording: Wording, lines: &[u16]) -> Reply {
+/// The reply to what became of ops in these lines. A write that was done in some partitions only must not look as if nothing was done.
+pub(crate) fn worded(batches: &mut Batches, wording: Wording, lines: &[u16], writes: bool) -> Reply {
     if let [line] = lines {
         return match batches.take(*line) {
             Ok(outcome) => wording.reply([outcome]),
@@ -467,10 +473,16 @@ pub(crate) fn worded(batches: &mut Batches, wording: Wording, lines: &[u16]) -> 
     for &line in lines {
         match batches.take(line) {
             Ok(outcome) => outcomes.push(outcome),
-            Err(error) => failed = failed.or(Some(error)),
+            // An unknown outcome is the one to be told: the others say that nothing was done.
+            Err(error) if failed.is_none() || matches!(error, CallError::Unknown(_)) => failed = Some(error),
+            Err(_) => {}
         }
     }
-    failed.map_or_else(|| wording.reply(outcomes), |error| words::call_error(&error))
+    match failed {
+        None => wording.reply(outcomes),
+        Some(error) if writes && !outcomes.is_empty() => words::partly_done(&error),
+        Some(error) => words::call_error(&error),
+    }
 }
 
 /// What ops say where there is no row; `None` when one of them would write.

@@ -15,6 +15,10 @@ use crate::{router, words};
 const KEYS_STEP: u64 = 1000;
 /// Partitions that one SCAN may pass while it finds too little.
 const SCAN_PARTITIONS_MAX: usize = 16;
+/// Of so many rows RANDOMKEY chooses one.
+const RANDOM_ROWS: u64 = 256;
+/// A slot with more of these has many rows, most likely, and any of them is to be drawn.
+const CROWDED_SLOT: usize = 16;
 /// How often MOVE begins again because somebody wrote to the row.
 const MOVE_TRIES: usize = 16;
 
@@ -37,6 +41,25 @@ pub(crate) fn names(answer: Answer) -> Reply {
 fn scanned(next: u64, keys: Vec<Bytes>) -> Reply {
     let cursor = Reply::Bulk(Bytes::from(next.to_string()));
     Reply::Array(vec![cursor, Reply::Array(keys.into_iter().map(Reply::Bulk).collect())])
+}
+
+/// A position in one of the slots from `begin` up to `end`.
+fn random_position(begin: u16, end: u16, slot_seed: u64, hash_seed: u64) -> u64 {
+    let slot = begin + (slot_seed % u64::from((end - begin).max(1))) as u16;
+    key::slot_position(slot) | (hash_seed >> 16)
+}
+
+/// The index that a number of any size stands for, when each index has this weight.
+fn weighted(weights: &[u64], seed: u64) -> u32 {
+    let total: u64 = weights.iter().sum();
+    let mut left = seed % total.max(1);
+    for (index, weight) in (0..).zip(weights) {
+        if left < *weight {
+            return index;
+        }
+        left -= weight;
+    }
+    0
 }
 
 impl Session {
@@ -108,22 +131,66 @@ impl Session {
         }
     }
 
-    /// RANDOMKEY: the row next to a random place; partitions without rows are passed over.
+    /// RANDOMKEY: a partition by chance, in proportion to its rows; in it one of the rows behind a random place, or of all if they are few.
+    /// If many of these are of its slot, as they have one hash tag, the one next to a random place in the slot. Partitions without live
+    /// rows are passed over.
     pub(crate) async fn random_key(&mut self) -> Reply {
         let Some(table) = self.table().cloned() else { return Reply::Nil };
-        let place = self.next_seed() >> 2;
-        let first = key::position_slot(place).map_or(0, |slot| table.partition_of(slot).index);
+        self.random_row(&table).await.map_or_else(|reply| reply, |found| found.map_or(Reply::Nil, Reply::Bulk))
+    }
+
+    async fn random_row(&mut self, table: &Table) -> Result<Option<Bytes>, Reply> {
+        let rows = router::count_rows(&self.proxy, table, self.deadline()).await?;
+        let first = weighted(&rows, self.next_seed());
         for step in 0..table.partitions {
-            let partition = PartitionId { table: table.id, index: (first + step) % table.partitions };
-            let cursor = if step == 0 { place } else { router::first_position(&table, partition.index) };
-            match self.ask(partition, Op::Nearest { cursor }).await {
-                Ok(Ok(Answer::Nil)) => {}
-                Ok(Ok(answer)) => return commands::answers::bulk(answer),
-                Ok(Err(refusal)) => return commands::words::refusal(refusal),
-                Err(reply) => return reply,
+            let index = (first + step) % table.partitions;
+            let partition = PartitionId { table: table.id, index };
+            let is_small = rows.get(index as usize).is_none_or(|rows| *rows <= RANDOM_ROWS);
+            let begin = router::first_position(table, index);
+            let place = match is_small {
+                true => begin,
+                false => random_position(table.first_slot(index), table.first_slot(index + 1), self.next_seed(), self.next_seed()),
+            };
+            let mut some = self.live_from(partition, place).await?;
+            if !is_small && (some.len() as u64) < RANDOM_ROWS {
+                // Behind the last row comes the first.
+                some.extend(self.live_from(partition, begin).await?);
+                some.truncate(RANDOM_ROWS as usize);
             }
+            if some.is_empty() {
+                continue;
+            }
+            let chosen = (self.next_seed() % some.len() as u64) as usize;
+            let slot = key::slot(&some[chosen]);
+            if !is_small && some.iter().filter(|key| key::slot(key) == slot).count() > CROWDED_SLOT {
+                let again = random_position(slot, slot + 1, 0, self.next_seed());
+                if let Some(other) = self.nearest(partition, again).await?.filter(|other| key::slot(other) == slot) {
+                    return Ok(Some(other));
+                }
+            }
+            return Ok(Some(some.swap_remove(chosen)));
         }
-        Reply::Nil
+        Ok(None)
+    }
+
+    /// The first page with live rows from a position on; none: there are none up to the partition's end.
+    async fn live_from(&mut self, partition: PartitionId, mut cursor: u64) -> Result<Vec<Bytes>, Reply> {
+        loop {
+            let (keys, next) = self.step(partition, cursor, RANDOM_ROWS, None, None).await?;
+            if !keys.is_empty() || next == 0 {
+                return Ok(keys);
+            }
+            cursor = next;
+        }
+    }
+
+    async fn nearest(&mut self, partition: PartitionId, cursor: u64) -> Result<Option<Bytes>, Reply> {
+        match self.ask(partition, Op::Nearest { cursor }).await? {
+            Ok(Answer::Bytes(key)) => Ok(Some(key)),
+            Ok(Answer::Nil) => Ok(None),
+            Ok(_) => Err(commands::words::no_answer()),
+            Err(refusal) => Err(commands::words::refusal(refusal)),
+        }
     }
 
     /// COPY source destination DB n.

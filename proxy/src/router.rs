@@ -5,7 +5,7 @@
 //! - The ops of one command and partition are in one request: they are atomic together.
 //! - A request is sent again only when it is known not to have been proposed, and never after the deadline.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,11 @@ use crate::Proxy;
 /// A request is full beyond these; the next command opens another one.
 const REQUEST_OPS_MAX: usize = 1000;
 const REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// So many partitions are asked at once, plus those of one command.
+const LINES_MAX: usize = 4096;
+/// Up to so many lines are looked through; more are found by a map.
+const LINES_SEARCHED: usize = 16;
 
 /// Between two tries while a partition has no leader: elections take some hundred ms.
 const RETRY_FIRST: Duration = Duration::from_millis(5);
@@ -59,6 +64,8 @@ pub(crate) fn first_position(table: &Table, index: u32) -> u64 {
 #[derive(Default)]
 pub(crate) struct Batches {
     lines: SmallVec<[Line; 1]>,
+    /// Where the lines beyond the first few are.
+    places: HashMap<PartitionId, u16>,
 }
 
 /// Requests for one partition.
@@ -90,11 +97,16 @@ impl Batches {
     /// Adds an op for a partition; the number is what [`Batches::take`] wants. `joins`: it must share its request with the op of the
     /// same command that was added before.
     pub(crate) fn add(&mut self, partition: PartitionId, op: Op, joins: bool) -> u16 {
-        let index = match self.lines.iter().position(|line| line.partition == partition) {
+        let first = self.lines.iter().take(LINES_SEARCHED).position(|line| line.partition == partition);
+        let index = match first.or_else(|| self.places.get(&partition).map(|index| usize::from(*index))) {
             Some(index) => index,
             None => {
+                let index = self.lines.len();
                 self.lines.push(Line { partition, open: SmallVec::new(), done: VecDeque::new() });
-                self.lines.len() - 1
+                if index >= LINES_SEARCHED {
+                    self.places.insert(partition, as_line(index));
+                }
+                index
             }
         };
         let line = &mut self.lines[index];
@@ -108,7 +120,12 @@ impl Batches {
             open.bytes += op.bytes();
         }
         open.request.ops.push(op);
-        u16::try_from(index).expect("a table has fewer partitions than u16 holds")
+        as_line(index)
+    }
+
+    /// So many partitions are asked that they should be before more is added.
+    pub(crate) fn is_full(&self) -> bool {
+        self.lines.len() >= LINES_MAX
     }
 
     /// Carries everything out.
@@ -145,7 +162,13 @@ impl Batches {
     /// Forgets everything, keeps the memory.
     pub(crate) fn clear(&mut self) {
         self.lines.clear();
+        self.places.clear();
     }
+}
+
+/// A line's number.
+fn as_line(index: usize) -> u16 {
+    u16::try_from(index).expect("LINES_MAX and the partitions of one table, 16,384 at most, are fewer than u16 holds")
 }
 
 impl Line {
@@ -198,9 +221,14 @@ async fn call(proxy: &Proxy, partition: PartitionId, request: Request, deadline:
 
 /// As [`call`], for requests that watch.
 pub(crate) async fn respond(proxy: &Proxy, partition: PartitionId, request: Request, deadline: Instant) -> Result<Response, CallError> {
+    insist(proxy, deadline, || proxy.rows.call(partition, request.clone())).await
+}
+
+/// Tries again and again while nothing was done and it may be possible soon, until the deadline or the end of the server.
+async fn insist<'a, T>(proxy: &Proxy, deadline: Instant, attempt: impl Fn() -> Boxed<'a, Result<T, CallError>>) -> Result<T, CallError> {
     let mut pause = RETRY_FIRST;
     loop {
-        match proxy.rows.call(partition, request.clone()).await {
+        match attempt().await {
             Err(error) if is_passing(&error) && Instant::now() + pause < deadline && !proxy.shutdown.is_cancelled() => {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MOST);
@@ -221,6 +249,20 @@ pub(crate) async fn ask(proxy: &Proxy, partition: PartitionId, op: Op, deadline:
     first.ok_or_else(commands::words::no_answer)
 }
 
+/// The rows of each partition of a table, in slot order; the first error, if there is one.
+pub(crate) async fn count_rows(proxy: &Proxy, table: &Table, deadline: Instant) -> Result<Vec<u64>, Reply> {
+    let mut batches = Batches::default();
+    let lines: Vec<u16> = partitions(table).map(|partition| batches.add(partition, Op::Rows, false)).collect();
+    batches.carry_out(proxy, deadline).await;
+    let count = |line| match batches.take(line) {
+        Ok(Ok(Answer::Int(count))) => Ok(u64::try_from(count).unwrap_or(0)),
+        Ok(Ok(_)) => Err(commands::words::no_answer()),
+        Ok(Err(refusal)) => Err(commands::words::refusal(refusal)),
+        Err(error) => Err(crate::words::call_error(&error)),
+    };
+    lines.into_iter().map(count).collect()
+}
+
 /// Whether a table is one of the numbered databases: these come with their first write, others only by an operator's will.
 pub(crate) fn is_numbered(proxy: &Proxy, name: &str) -> bool {
     let number = name.strip_prefix("db").and_then(|number| commands::args::unsigned(number.as_bytes()));
@@ -233,7 +275,8 @@ pub(crate) async fn ensure(proxy: &Proxy, name: &str) -> Result<Arc<Table>, Repl
     if !is_numbered(proxy, name) {
         return proxy.catalogue.table(name).ok_or_else(|| crate::words::no_table(name.as_bytes()));
     }
-    proxy.catalogue.ensure(name).await.map_err(|error| crate::words::call_error(&error))
+    let deadline = Instant::now() + Duration::from_millis(proxy.settings.load().call_deadline_ms);
+    insist(proxy, deadline, || proxy.catalogue.ensure(name)).await.map_err(|error| crate::words::call_error(&error))
 }
 
 /// Nothing was done, and it may be possible soon.

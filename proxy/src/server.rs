@@ -37,7 +37,7 @@ pub(crate) enum Outcome {
 pub(crate) async fn call(proxy: &Arc<Proxy>, client: &Arc<Client>, call: Session) -> Outcome {
     let settings = proxy.settings.load_full();
     Outcome::Reply(match call {
-        Session::Info(sections) => info::info(proxy, &sections),
+        Session::Info(sections) => info::info(proxy, &sections).await,
         Session::ConfigGet(globs) => config::get(proxy, &globs),
         Session::ConfigSet(pairs) => config::set(proxy, &pairs),
         Session::ConfigResetStat => config::reset_stat(proxy),
@@ -120,13 +120,18 @@ async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -
 async fn flush_all(proxy: &Proxy) -> Reply {
     let deadline = Instant::now() + Duration::from_millis(proxy.settings.load().call_deadline_ms);
     let partitions: Vec<_> = proxy.catalogue.tables().iter().flat_map(|table| router::partitions(table)).collect();
+    let mut done = 0;
     for some in partitions.chunks(FLUSHES_AT_ONCE) {
         let mut cleared = Vec::with_capacity(some.len());
         for &partition in some {
             cleared.push(clear(proxy, partition, deadline));
         }
-        if let Err(error) = futures::future::try_join_all(cleared).await {
-            return words::call_error(&error);
+        let (fine, failed): (Vec<_>, Vec<_>) = futures::future::join_all(cleared).await.into_iter().partition(Result::is_ok);
+        done += fine.len();
+        // An unknown outcome is the one to be told: the others say that nothing was done.
+        let failed = failed.into_iter().filter_map(Result::err).max_by_key(|error| matches!(error, CallError::Unknown(_)));
+        if let Some(error) = failed {
+            return if done > 0 { words::partly_done(&error) } else { words::call_error(&error) };
         }
     }
     Reply::OK

@@ -44,6 +44,15 @@ pub(crate) fn call_error(error: &CallError) -> Reply {
     })
 }
 
+/// The reply when a write to several partitions was done in some and not, or perhaps not, in others.
+pub(crate) fn partly_done(error: &CallError) -> Reply {
+    let why = match call_error(error) {
+        Reply::Error(line) => line.to_string(),
+        _ => String::new(),
+    };
+    Reply::error(format!("UNKNOWNOUTCOME Done for the keys of some partitions, for those of others: {why}"))
+}
+
 /// The reply when a named table is not there.
 pub(crate) fn no_table(name: &[u8]) -> Reply {
     Reply::error(format!("ERR no such table '{}'", one_line(name)))

@@ -177,6 +177,41 @@ async fn what_failed_is_never_tried_again_and_says_what_is_known() {
 }
 
 #[tokio::test]
+async fn a_write_that_was_done_in_some_partitions_only_says_so() {
+    let server = Server::with(8, |_| {}).await;
+    let mut client = server.connect().await;
+    client.ask("MSET a 1 b 2 c 3 d 4 e 5", "+OK\r\n").await;
+    let busy = "BUSY Too many requests wait for this partition, nothing was done, try again later";
+    let partly = format!("-UNKNOWNOUTCOME Done for the keys of some partitions, for those of others: {busy}\r\n");
+    for command in ["MSET a 1 b 2 c 3 d 4 e 5", "DEL a b c d e", "FLUSHDB", "FLUSHALL"] {
+        server.world.errors.lock().push_back(CallError::Overloaded);
+        client.ask(command, &partly).await;
+        client.ask("MSET a 1 b 2 c 3 d 4 e 5", "+OK\r\n").await;
+    }
+    // Reads do nothing, wherever they fail; and an unknown outcome is told before any other.
+    server.world.errors.lock().push_back(CallError::Overloaded);
+    client.ask("EXISTS a b c d e", &format!("-{busy}\r\n")).await;
+    let all = [CallError::Overloaded, CallError::Unknown("lost".into())].into_iter().chain(vec![CallError::Overloaded; 6]);
+    server.world.errors.lock().extend(all);
+    let unknown = "-UNKNOWNOUTCOME The write may or may not have happened, read before trying again: lost\r\n";
+    client.ask("FLUSHDB", unknown).await;
+    client.ask("DBSIZE", ":5\r\n").await;
+}
+
+#[tokio::test]
+async fn a_pipeline_may_ask_more_partitions_than_one_round_holds() {
+    let server = Server::with(1000, |_| {}).await;
+    let mut client = server.connect().await;
+    let tables: String = (0..16).map(|table| format!("SELECT {table}\r\nSET key {table}\r\n")).collect();
+    client.send(tables).await;
+    client.expect(&"+OK\r\n".repeat(32)).await;
+    let sizes: String = (0..16).map(|table| format!("SELECT {table}\r\nDBSIZE\r\nGET key\r\n")).collect();
+    client.send(sizes.repeat(6)).await;
+    let replies: String = (0..16).map(|table: u32| format!("+OK\r\n:1\r\n${}\r\n{table}\r\n", table.to_string().len())).collect();
+    client.expect(&replies.repeat(6)).await;
+}
+
+#[tokio::test]
 async fn a_node_may_answer_a_large_read_in_parts() {
     let server = Server::start().await;
     let mut client = server.connect().await;
