@@ -239,7 +239,7 @@ fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
         // No limit and no eviction: rows are on disk.
         ("maxmemory", "0".into()),
         ("maxmemory-policy", "noeviction".into()),
-        ("cluster-enabled", yes_no(facts.mode == "cluster").into()),
+        ("cluster-enabled", "no".into()),
         ("daemonize", "no".into()),
     ];
     fixed.extend(own);

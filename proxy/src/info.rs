@@ -5,7 +5,7 @@
 //! Raft and meta know comes through [`crate::Node::sections`] and is merged into the sections of the same name, or makes sections of its own.
 
 use std::fmt::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use commands::Reply;
@@ -13,7 +13,10 @@ use procfs::Current;
 
 use crate::memory::{self, percent, ratio};
 use crate::node::{Durability, Figure};
-use crate::{Proxy, REDIS_VERSION};
+use crate::{Proxy, REDIS_VERSION, router};
+
+/// How long INFO waits for the counts of all partitions of a cluster.
+const KEYSPACE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Fields of a section, in order.
 #[derive(Debug, Default)]
@@ -70,16 +73,49 @@ static SECTIONS: &[Section] = &[
 ];
 
 /// INFO [section ...]: nothing or `default`; `all` and `everything`; sections by name. Unknown names are no error, as in Redis.
-pub fn info(proxy: &Proxy, wanted: &[Bytes]) -> Reply {
-    let is_wanted = |name: &str, by_default: bool| {
-        let asked = |word: &str| wanted.iter().any(|other| other.eq_ignore_ascii_case(word.as_bytes()));
-        asked(name) || asked("all") || asked("everything") || (by_default && (wanted.is_empty() || asked("default")))
+pub async fn info(proxy: &Proxy, wanted: &[Bytes]) -> Reply {
+    let counted = match is_asked(wanted, "keyspace", true) && is_cluster(proxy) {
+        true => Some(rows_everywhere(proxy).await),
+        false => None,
     };
+    text_of(proxy, wanted, counted)
+}
+
+fn is_asked(wanted: &[Bytes], name: &str, by_default: bool) -> bool {
+    let asked = |word: &str| wanted.iter().any(|other| other.eq_ignore_ascii_case(word.as_bytes()));
+    asked(name) || asked("all") || asked("everything") || (by_default && (wanted.is_empty() || asked("default")))
+}
+
+fn is_cluster(proxy: &Proxy) -> bool {
+    proxy.facts.mode == "cluster"
+}
+
+/// Rows of each table over all its partitions, asked of their leaders. A table is left out when one of them does not answer soon.
+async fn rows_everywhere(proxy: &Proxy) -> Fields {
+    let patience = KEYSPACE_PATIENCE.min(Duration::from_millis(proxy.settings.load().call_deadline_ms));
+    let deadline = Instant::now() + patience;
+    let mut fields = Fields::default();
+    for table in proxy.catalogue.tables() {
+        match router::count_rows(proxy, &table, deadline).await {
+            Ok(counts) if counts.iter().all(|count| *count == 0) => {}
+            Ok(counts) => fields.put(&keyspace_name(&table.name), format_args!("keys={}", counts.iter().sum::<u64>())),
+            Err(error) => tracing::debug!(table = table.name, ?error, "INFO keyspace leaves a table out"),
+        }
+    }
+    fields
+}
+
+/// `counted`: the keyspace, where this process does not hold all of it.
+fn text_of(proxy: &Proxy, wanted: &[Bytes], mut counted: Option<Fields>) -> Reply {
+    let is_wanted = |name: &str, by_default: bool| is_asked(wanted, name, by_default);
     let node = proxy.node.sections();
     let mut text = String::with_capacity(4096);
     for section in SECTIONS.iter().filter(|section| is_wanted(section.name, section.by_default)) {
         let mut fields = Fields::default();
-        (section.fill)(proxy, &mut fields);
+        match counted.take_if(|_| section.name == "keyspace") {
+            Some(counted) => fields = counted,
+            None => (section.fill)(proxy, &mut fields),
+        }
         merge(&mut fields, node.iter().filter(|other| other.name == section.name));
         show(&mut text, section.heading, &fields);
     }
@@ -120,7 +156,9 @@ fn server(proxy: &Proxy, fields: &mut Fields) {
     fields.put("redis_git_dirty", 0);
     fields.put("redis_build_id", "0");
     fields.put("bridle_version", &facts.version);
-    fields.put("redis_mode", facts.mode);
+    // Redis Cluster's protocol is not spoken in a cluster of ours either: to clients every proxy is one large Redis.
+    fields.put("redis_mode", "standalone");
+    fields.put("bridle_mode", facts.mode);
     fields.put("os", system());
     fields.put("arch_bits", usize::BITS);
     fields.put("multiplexing_api", "epoll");
@@ -237,9 +275,12 @@ fn stats(proxy: &Proxy, fields: &mut Fields) {
     fields.put("total_partition_ops", stats.batch_ops.get());
 }
 
+/// Every proxy takes writes. In a cluster each partition has replicas of its own, which `bridle admin partitions` shows.
 fn replication(proxy: &Proxy, fields: &mut Fields) {
     fields.put("role", "master");
-    fields.put("connected_slaves", 0);
+    if !is_cluster(proxy) {
+        fields.put("connected_slaves", 0);
+    }
     fields.put("master_failover_state", "no-failover");
     fields.put("master_replid", &proxy.run_id);
 }
@@ -283,19 +324,24 @@ fn cluster(_: &Proxy, fields: &mut Fields) {
     fields.put("cluster_enabled", 0);
 }
 
+/// What is in this process: in a cluster, its replicas.
 fn storage(proxy: &Proxy, fields: &mut Fields) {
     let tables = proxy.node.tables();
     fields.put("tables", tables.len());
     fields.put("disk_bytes", tables.iter().map(|table| table.disk_bytes).sum::<u64>());
 }
 
-/// `db0:keys=..` as agents read it; tables of other names under `table_<name>`. `avg_ttl` is not kept and says 0, as in an idle Redis.
+/// `db0:keys=..` as agents read it; tables of other names under `table_<name>`. In a cluster, the rows of all partitions wherever they are
+/// ([`rows_everywhere`]), and no expiries, which nobody adds up. `avg_ttl` is not kept and says 0, as in an idle Redis.
 fn keyspace(proxy: &Proxy, fields: &mut Fields) {
     for table in proxy.node.tables().iter().filter(|table| table.rows > 0) {
-        let is_number = table.name.strip_prefix("db").is_some_and(|number| number.parse::<u32>().is_ok());
-        let name = if is_number { table.name.clone() } else { format!("table_{}", one_line(&table.name).replace(':', "_")) };
-        fields.put(&name, format_args!("keys={},expires={},avg_ttl=0,subexpiry=0", table.rows, table.expires));
+        fields.put(&keyspace_name(&table.name), format_args!("keys={},expires={},avg_ttl=0,subexpiry=0", table.rows, table.expires));
     }
+}
+
+fn keyspace_name(table: &str) -> String {
+    let is_number = table.strip_prefix("db").is_some_and(|number| number.parse::<u32>().is_ok());
+    if is_number { table.to_owned() } else { format!("table_{}", one_line(table).replace(':', "_")) }
 }
 
 /// What the operating system tells of this process.
@@ -385,7 +431,7 @@ mod tests {
     fn shown(sections: &[&str]) -> String {
         let proxy = crate::fakes::proxy(&Default::default());
         let wanted: Vec<_> = sections.iter().map(|section| Bytes::copy_from_slice(section.as_bytes())).collect();
-        let Reply::Text(text) = info(&proxy, &wanted) else { panic!("a text") };
+        let Reply::Text(text) = text_of(&proxy, &wanted, None) else { panic!("a text") };
         text
     }
 
@@ -420,6 +466,7 @@ mod tests {
             "redis_version:7.4.0",
             "bridle_version:1.2.3",
             "redis_mode:standalone",
+            "bridle_mode:standalone",
             "tcp_port:6379",
             "maxclients:10000",
             "used_memory:100",
@@ -448,7 +495,7 @@ mod tests {
         let command = commands::find(b"client", Some(b"id")).and_then(crate::stats::Index::of).expect("it is in the table");
         proxy.stats.record(command, 2, std::time::Duration::from_micros(3));
         proxy.stats.failed(command, "ERR x");
-        let Reply::Text(text) = info(&proxy, &["all".into()]) else { panic!("a text") };
+        let Reply::Text(text) = text_of(&proxy, &["all".into()], None) else { panic!("a text") };
         assert!(text.contains("\r\ncmdstat_client|id:calls=2,usec=6,usec_per_call=3.00,rejected_calls=0,failed_calls=1\r\n"), "{text}");
         assert!(text.contains("\r\nlatency_percentiles_usec_client|id:p50=3."), "{text}");
         assert!(text.contains("\r\nerrorstat_ERR:count=1\r\n"), "{text}");

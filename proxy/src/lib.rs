@@ -67,7 +67,7 @@ pub const REDIS_VERSION: &str = "7.4.0";
 pub struct Facts {
     /// Bridle's version.
     pub version: String,
-    /// `standalone` or `cluster`, INFO's `redis_mode`.
+    /// `standalone` or `cluster`, INFO's `bridle_mode`. To clients both look like one Redis.
     pub mode: &'static str,
     /// The plain RESP port; 0 = none.
     pub port: u16,
