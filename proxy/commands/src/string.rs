@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use crate::args::{Expiry, Since, Unit, integer};
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
 use crate::table::{Command, Keys};
-use crate::{Args, Plan, Planned, Reply, Wording, answers, lcs, words};
+use crate::{Args, Plan, Planned, Reply, Rows, Wording, answers, lcs, words};
 
 const GROUP: &str = "string";
 
@@ -441,7 +441,9 @@ fn longest_common(mut args: Args) -> Planned {
             },
         )
     };
-    Ok(Plan::rows(keys.into_iter().map(|key| Op::Get { key }).collect(), Wording::Outcomes(Box::new(word))))
+    let ops = keys.into_iter().map(|key| Op::Get { key }).collect();
+    // Both as of one moment.
+    Ok(Plan::Rows(Rows { ops, together: true, everywhere: false, wording: Wording::Outcomes(Box::new(word)) }))
 }
 
 /// LCS's two strings, missing ones empty.
