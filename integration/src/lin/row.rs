@@ -1,6 +1,7 @@
 //! What one Redis key does: a miniature of the commands that the workload sends.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use super::search::{Call, Model};
 use crate::Value;
@@ -37,7 +38,7 @@ pub enum Command {
 }
 
 /// What a client did to one key at one moment: a command, or several by MULTI and EXEC.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct RowOp {
     /// What the row must have been: read under WATCH.
     pub only_if: Option<Row>,
@@ -45,6 +46,18 @@ pub struct RowOp {
     pub commands: Vec<Command>,
     /// A reply for each; `None`: unknown, and whether they were carried out at all.
     pub replies: Option<Vec<Value>>,
+}
+
+impl fmt::Debug for RowOp {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(row) = &self.only_if {
+            write!(out, "if {row:?}: ")?;
+        }
+        match &self.replies {
+            Some(replies) => write!(out, "{:?}: {:?}", self.commands, replies.iter().map(Value::text).collect::<Vec<_>>()),
+            None => write!(out, "{:?}: unknown", self.commands),
+        }
+    }
 }
 
 impl RowOp {
