@@ -1,0 +1,377 @@
+//! A table of many partitions, as a client sees it: commands on many keys fan out and merge, what must be atomic is refused, and
+//! pipelines, cursors and transactions are what they are over one partition.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use integration::{Client, Server, Value};
+
+const PARTITIONS: u16 = 8;
+const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
+
+fn start() -> Server {
+    Server::builder().flag("durability", "os").flag("set", format!("tables.partitions={PARTITIONS}")).start()
+}
+
+/// CRC16/XMODEM of the key or its hash tag, written down once more: what decides where a key is should not be tested by itself.
+fn slot(key: &str) -> u16 {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag).filter(|tag| !tag.is_empty());
+    let crc = tag.unwrap_or(key).bytes().fold(0u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 })
+    });
+    crc % 16384
+}
+
+fn partition(key: &str) -> u16 {
+    slot(key) / (16384 / PARTITIONS)
+}
+
+/// A key of each partition.
+fn one_of_each() -> Vec<String> {
+    let of = |wanted| (0..).map(|n| format!("key:{n}")).find(|key| partition(key) == wanted).expect("some number does it");
+    (0..PARTITIONS).map(of).collect()
+}
+
+fn call(client: &mut Client, words: &[&str]) -> Value {
+    client.call(words).expect("the server is there")
+}
+
+fn with<'a>(name: &'a str, keys: &[&'a str]) -> Vec<&'a str> {
+    [&[name], keys].concat()
+}
+
+fn list(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(items) => items,
+        other => panic!("not a list: {other:?}"),
+    }
+}
+
+fn texts(value: Value) -> Vec<String> {
+    list(value).iter().map(Value::text).collect()
+}
+
+#[test]
+fn slots_are_those_that_redis_cluster_gives() {
+    // As `CLUSTER KEYSLOT` says.
+    let known = [("foo", 12182), ("bar", 5061), ("{user1000}.following", 3443), ("{user1000}.followers", 3443), ("foo{}{bar}", 8363)];
+    for (key, expected) in known {
+        assert_eq!(slot(key), expected, "{key}");
+    }
+}
+
+#[test]
+fn commands_on_many_keys_fan_out_and_merge() {
+    let server = start();
+    let mut client = server.client();
+    let keys: Vec<String> = (0..2000).map(|n| format!("key:{n}")).collect();
+    assert_eq!(keys.iter().map(|key| partition(key)).collect::<BTreeSet<_>>().len(), usize::from(PARTITIONS));
+    let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let pairs: Vec<&str> = keys.iter().flat_map(|key| [key.as_str(), &key[4..]]).collect();
+    assert_eq!(call(&mut client, &with("MSET", &pairs)), Value::ok());
+    assert_eq!(client.run("DBSIZE"), Value::Int(2000));
+
+    // In the order asked, whatever the partition; missing keys, rows of other kinds and repeated keys at their places.
+    client.run("HSET hash field value");
+    let asked: Vec<&str> = names.iter().rev().copied().chain(["missing", "hash", "key:7", "key:7"]).collect();
+    let mut expected: Vec<Value> = keys.iter().rev().map(|key| Value::bulk(&key[4..])).collect();
+    expected.extend([Value::Nil, Value::Nil, Value::bulk("7"), Value::bulk("7")]);
+    assert_eq!(list(call(&mut client, &with("MGET", &asked))), expected);
+    // Of a key that is named twice the last value counts, as if they were set one after another.
+    assert_eq!(client.run("MSET key:7 a key:8 b key:7 c"), Value::ok());
+    assert_eq!(client.run("MGET key:7 key:8"), Value::Array(vec![Value::bulk("c"), Value::bulk("b")]));
+
+    for count in ["EXISTS", "TOUCH"] {
+        assert_eq!(call(&mut client, &with(count, &asked)), Value::Int(2003), "{count} counts keys as often as they are named");
+    }
+    assert_eq!(texts(client.run("KEYS *")).into_iter().collect::<BTreeSet<_>>().len(), 2001);
+    assert_eq!(texts(client.run("KEYS key:19?")).into_iter().collect::<BTreeSet<_>>().len(), 10);
+    assert_eq!(call(&mut client, &with("DEL", &[&names[..500], &names[..10], &["missing"]].concat())), Value::Int(500));
+    assert_eq!(call(&mut client, &with("UNLINK", &names[..1000])), Value::Int(500));
+    assert_eq!(client.run("DBSIZE"), Value::Int(1001));
+
+    // FLUSHDB empties this table, FLUSHALL every one, each in all partitions.
+    client.run("SELECT 1");
+    assert_eq!(call(&mut client, &with("MSET", &pairs)), Value::ok());
+    client.run("SELECT 0");
+    assert_eq!(client.run("FLUSHDB"), Value::ok());
+    assert_eq!((client.run("DBSIZE"), client.run("RANDOMKEY"), client.run("KEYS *")), (Value::Int(0), Value::Nil, Value::Array(vec![])));
+    call(&mut client, &with("MSET", &pairs));
+    client.run("SELECT 1");
+    assert_eq!(client.run("DBSIZE"), Value::Int(2000));
+    assert_eq!(client.run("FLUSHALL"), Value::ok());
+    for table in ["0", "1"] {
+        client.run(&format!("SELECT {table}"));
+        assert_eq!(client.run("DBSIZE"), Value::Int(0));
+        assert!(call(&mut client, &with("MGET", &names)) == Value::Array(vec![Value::Nil; 2000]));
+    }
+}
+
+#[test]
+fn what_must_be_one_step_is_refused_over_partitions_and_changes_nothing() {
+    let server = start();
+    let mut client = server.client();
+    let keys = one_of_each();
+    let (a, b) = (keys[0].as_str(), keys[5].as_str());
+    call(&mut client, &["MSET", a, "1", b, "2"]);
+    let crossslot = Value::Error(CROSSSLOT.into());
+    for line in [
+        format!("MSETNX {a}x 3 {b}x 4 {a} 5 {b} 6"),
+        format!("RENAME {a} {b}"),
+        format!("RENAMENX {a} {b}"),
+        format!("COPY {a} {b} REPLACE"),
+        format!("LCS {a} {b}"),
+    ] {
+        assert_eq!(client.run(&line), crossslot, "{line}");
+    }
+    let both = Value::Array(vec![Value::bulk("1"), Value::bulk("2")]);
+    assert_eq!(call(&mut client, &["MGET", a, b]), both);
+    for queued in [
+        vec![format!("SET {a} 3"), format!("SET {b} 4")],
+        vec![format!("GET {a}"), format!("GET {b}")],
+        vec![format!("MGET {a} {b}")],
+        vec![format!("INCR {a}"), "DBSIZE".to_owned()],
+        vec![format!("INCR {a}"), "FLUSHDB".to_owned()],
+        vec![format!("INCR {a}"), "KEYS *".to_owned()],
+        vec![format!("INCR {a}"), "SCAN 0".to_owned()],
+        vec![format!("INCR {a}"), "SELECT 1".to_owned(), format!("SET {a} 4")],
+    ] {
+        client.run("MULTI");
+        queued.iter().for_each(|line| assert_eq!(client.run(line), Value::Status("QUEUED".into()), "{line}"));
+        assert_eq!(client.run("EXEC"), crossslot, "{queued:?}");
+        client.run("SELECT 0");
+        assert_eq!(call(&mut client, &["MGET", a, b]), both, "{queued:?}");
+    }
+    // What is watched belongs to the transaction.
+    call(&mut client, &["WATCH", a, b]);
+    client.run("MULTI");
+    client.run(&format!("SET {a} 3"));
+    assert_eq!(client.run("EXEC"), crossslot);
+    assert_eq!(call(&mut client, &["MGET", a, b]), both);
+
+    // Two keys of one partition are enough, whether by a hash tag or by chance.
+    let beside = (0..).map(|n| format!("other:{n}")).find(|key| partition(key) == partition(a) && slot(key) != slot(a)).expect("there is");
+    for (one, other) in [(a, beside.as_str()), ("{user}:one", "{user}:other")] {
+        call(&mut client, &["MSET", one, "x", other, "y"]);
+        assert_eq!(call(&mut client, &["MSETNX", one, "3", other, "4"]), Value::Int(0));
+        assert_eq!(call(&mut client, &["COPY", one, other, "REPLACE"]), Value::Int(1));
+        assert_eq!(call(&mut client, &["LCS", one, other]), Value::bulk("x"));
+        call(&mut client, &["WATCH", one, other]);
+        client.run("MULTI");
+        client.run(&format!("APPEND {one} z"));
+        client.run(&format!("MGET {one} {other}"));
+        let values = Value::Array(vec![Value::bulk("xz"), Value::bulk("x")]);
+        assert_eq!(client.run("EXEC"), Value::Array(vec![Value::Int(2), values]));
+        assert_eq!(call(&mut client, &["RENAME", one, other]), Value::ok());
+        assert_eq!(call(&mut client, &["MGET", one, other]), Value::Array(vec![Value::Nil, Value::bulk("xz")]));
+    }
+}
+
+/// All pages of one SCAN; `between` runs after each.
+fn scan(client: &mut Client, rest: &str, mut between: impl FnMut(&mut Client, usize)) -> Vec<String> {
+    let (mut found, mut cursor) = (Vec::new(), "0".to_owned());
+    for page in 0.. {
+        assert!(page < 10_000, "SCAN does not end");
+        let reply = list(client.run(format!("SCAN {cursor} {rest}").trim_end()));
+        cursor = reply[0].text();
+        found.extend(texts(reply[1].clone()));
+        if cursor == "0" {
+            break;
+        }
+        between(client, page);
+    }
+    found
+}
+
+#[test]
+fn a_scan_finds_every_key_that_stays_once_over_all_partitions_and_a_restart() {
+    let mut server = start();
+    let mut client = server.client();
+    let stays: BTreeSet<String> = (0..1000).map(|n| format!("stay:{n}")).chain((0..200).map(|n| format!("{{tag}}stay:{n}"))).collect();
+    let mset = |client: &mut Client, keys: &mut dyn Iterator<Item = String>| {
+        let keys: Vec<String> = keys.collect();
+        let pairs: Vec<&str> = keys.iter().flat_map(|key| [key.as_str(), "v"]).collect();
+        assert_eq!(call(client, &with("MSET", &pairs)), Value::ok());
+    };
+    mset(&mut client, &mut stays.iter().cloned());
+    mset(&mut client, &mut (0..300).map(|n| format!("goes:{n}")));
+    for rest in ["COUNT 1", "COUNT 7", "COUNT 100", "COUNT 100000", "", "MATCH *stay:* COUNT 33", "TYPE string COUNT 50"] {
+        // Meanwhile keys come and go, and values are replaced.
+        let found = scan(&mut client, rest, |client, page| {
+            if page % 10 == 0 {
+                call(client, &["DEL", &format!("goes:{}", page % 300)]);
+                call(client, &["MSET", &format!("comes:{page}"), "v", &format!("stay:{}", page % 1000), "new"]);
+            }
+        });
+        let (once, all): (BTreeSet<_>, Vec<_>) = {
+            let all: Vec<_> = found.iter().filter(|key| stays.contains(*key)).cloned().collect();
+            (all.iter().cloned().collect(), all)
+        };
+        assert_eq!(once, stays, "{rest}");
+        assert_eq!(all.len(), stays.len(), "a key was returned twice: {rest}");
+    }
+    // The same cursor goes on after kill -9, on another connection.
+    let (mut found, mut cursor) = (Vec::new(), "0".to_owned());
+    for page in 0.. {
+        if page % 8 == 3 {
+            server.restart();
+            client = server.client();
+        }
+        let reply = list(client.run(&format!("SCAN {cursor} COUNT 60 MATCH *stay*")));
+        cursor = reply[0].text();
+        found.extend(texts(reply[1].clone()));
+        if cursor == "0" {
+            break;
+        }
+    }
+    assert_eq!(found.len(), stays.len());
+    assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), stays);
+    for strange in ["18446744073709551615", "4611686018427387904", "4611686018427387903"] {
+        let reply = list(client.run(&format!("SCAN {strange}")));
+        assert_eq!(reply[0].text(), "0", "behind the last position there is nothing");
+    }
+}
+
+#[test]
+fn a_random_key_is_drawn_fairly_however_the_keys_lie() {
+    const DRAWS: usize = 4000;
+    let server = start();
+    let mut client = server.client();
+    assert_eq!(client.run("RANDOMKEY"), Value::Nil);
+    // Three quarters of all keys share one slot, more than a server chooses from at once, and the others lie anywhere.
+    let keys: Vec<String> = (0..300).map(|n| format!("{{tag}}{n}")).chain((0..100).map(|n| format!("key:{n}"))).collect();
+    for key in &keys {
+        call(&mut client, &["SET", key, "v"]);
+    }
+    let draws = client.pipeline(&vec![vec!["RANDOMKEY"]; DRAWS]).expect("the server is there");
+    let mut drawn = BTreeMap::<String, usize>::new();
+    draws.iter().for_each(|key| *drawn.entry(key.text()).or_default() += 1);
+    let of = |wanted: u16| drawn.iter().filter(|(key, _)| partition(key) == wanted).map(|(_, times)| times).sum::<usize>();
+    for index in 0..PARTITIONS {
+        let share = keys.iter().filter(|key| partition(key) == index).count() as f64 / keys.len() as f64;
+        // Five standard deviations.
+        let (expected, noise) = (share * DRAWS as f64, 5.0 * (share * (1.0 - share) * DRAWS as f64).sqrt());
+        let seen = of(index) as f64;
+        eprintln!("partition {index}: {seen} draws, {expected} expected, give or take {noise:.0}");
+        assert!((seen - expected).abs() <= noise, "partition {index} was drawn {seen} times instead of {expected}");
+    }
+    // In a partition of many rows they are drawn by the gaps between them: some more often than others, few never.
+    let tagged = drawn.keys().filter(|key| key.starts_with("{tag}")).count();
+    let most = drawn.values().max().copied().unwrap_or(0);
+    eprintln!("{tagged} of 300 keys of one slot were drawn, the luckiest of all keys {most} times");
+    assert!(tagged > 200, "only {tagged} of 300 keys of one slot were drawn");
+    assert!(most < DRAWS / 20, "one key was drawn {most} times of {DRAWS}");
+}
+
+/// A small generator: the test can be replayed by its seed.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound as u64) as usize
+    }
+}
+
+#[test]
+fn pipelines_over_partitions_are_answered_in_order_and_see_what_was_sent_before() {
+    let seed = std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| u64::from(std::process::id()) | 1);
+    eprintln!("BRIDLE_SEED={seed}");
+    let mut chance = Chance(seed);
+    let server = start();
+    let mut client = server.client();
+    let keys: Vec<String> = (0..40).map(|n| format!("key:{n}")).collect();
+    let mut tables = [BTreeMap::<String, i64>::new(), BTreeMap::new()];
+    let mut table = 0;
+    for _ in 0..20 {
+        let (mut sent, mut expected) = (Vec::new(), Vec::new());
+        for at in 0..1500 {
+            let (one, other) = (keys[chance.below(40)].clone(), keys[chance.below(40)].clone());
+            let rows = &mut tables[table];
+            let number = |rows: &BTreeMap<String, i64>, key: &str| rows.get(key).map_or(Value::Nil, |n| Value::bulk(&n.to_string()));
+            let (words, reply) = match chance.below(11) {
+                0 | 1 => {
+                    let value = rows.entry(one.clone()).or_default();
+                    *value += 1;
+                    (vec!["INCR".into(), one], Value::Int(*value))
+                }
+                2 => {
+                    rows.insert(one.clone(), at);
+                    (vec!["SET".into(), one, at.to_string()], Value::ok())
+                }
+                3 | 4 => {
+                    let reply = number(rows, &one);
+                    (vec!["GET".into(), one], reply)
+                }
+                5 => {
+                    let reply = Value::Array(vec![number(rows, &one), number(rows, &other)]);
+                    (vec!["MGET".into(), one, other], reply)
+                }
+                6 => {
+                    rows.insert(one.clone(), at);
+                    rows.insert(other.clone(), at + 1);
+                    (vec!["MSET".into(), one, at.to_string(), other, (at + 1).to_string()], Value::ok())
+                }
+                7 => {
+                    let gone = i64::from(rows.remove(&one).is_some()) + i64::from(rows.remove(&other).is_some());
+                    (vec!["DEL".into(), one, other], Value::Int(gone))
+                }
+                8 => (vec!["DBSIZE".into()], Value::Int(rows.len() as i64)),
+                9 => (vec!["ECHO".into(), at.to_string()], Value::bulk(&at.to_string())),
+                _ => {
+                    table = chance.below(2);
+                    (vec!["SELECT".into(), table.to_string()], Value::ok())
+                }
+            };
+            sent.push(words);
+            expected.push(reply);
+        }
+        let replies = client.pipeline(&sent).expect("the server is there");
+        for (at, (reply, expected)) in replies.iter().zip(&expected).enumerate() {
+            assert_eq!(reply, expected, "command {at} of a pipeline: {:?}", sent[at]);
+        }
+    }
+}
+
+#[test]
+fn a_watched_row_of_any_partition_stops_the_transaction_when_it_is_touched() {
+    let mut server = start();
+    let (mut client, mut other) = (server.client(), server.client());
+    for key in one_of_each() {
+        let key = key.as_str();
+        call(&mut client, &["SET", key, "1"]);
+        let attempt = |client: &mut Client, touch: &mut dyn FnMut()| {
+            assert_eq!(call(client, &["WATCH", key]), Value::ok());
+            let seen = call(client, &["GET", key]).text();
+            touch();
+            client.run("MULTI");
+            call(client, &["SET", key, &format!("{seen}+")]);
+            call(client, &["GET", key]);
+            client.run("EXEC")
+        };
+        let done = Value::Array(vec![Value::ok(), Value::bulk("1+")]);
+        assert_eq!(attempt(&mut client, &mut || ()), done, "nobody touched {key}");
+        assert_eq!(attempt(&mut client, &mut || drop(call(&mut other, &["SET", key, "2"]))), Value::Nil);
+        assert_eq!(attempt(&mut client, &mut || drop(call(&mut other, &["MSET", "elsewhere", "3", key, "3"]))), Value::Nil);
+        assert_eq!(attempt(&mut client, &mut || drop(call(&mut other, &["DEL", "elsewhere", key]))), Value::Nil);
+        call(&mut client, &["SET", key, "4"]);
+        assert_eq!(attempt(&mut client, &mut || drop(other.run("FLUSHDB"))), Value::Nil);
+        assert_eq!(call(&mut client, &["GET", key]), Value::Nil);
+    }
+    // Rows that nothing writes to are told apart, too: EXEC without rows of its own looks at what was watched in every partition.
+    let keys = one_of_each();
+    let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+    for touched in [None, Some(names[6])] {
+        call(&mut client, &with("WATCH", &names));
+        if let Some(key) = touched {
+            call(&mut other, &["SET", key, "5"]);
+        }
+        client.run("MULTI");
+        client.run("PING");
+        let expected = if touched.is_some() { Value::Nil } else { Value::Array(vec![Value::Status("PONG".into())]) };
+        assert_eq!(client.run("EXEC"), expected);
+    }
+    server.restart();
+    assert_eq!(server.client().run(&format!("GET {}", names[6])), Value::bulk("5"));
+}
