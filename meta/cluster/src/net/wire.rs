@@ -179,6 +179,8 @@ async fn write(link: Arc<Link>, mut writer: Writer) {
                 link.written(batch);
             }
             link.work.notified().await;
+            // Others that are ready may have something for the same write.
+            tokio::task::yield_now().await;
         }
     };
     if let Some(error) = link.closed.run_until_cancelled(writing).await {
