@@ -2,6 +2,7 @@
 //!
 //! A replica needs a place for its records, a log to promise by, and a group to agree with. [`store`] is one RocksDB per replica, [`log`] one
 //! log per node for all its groups, and [`raft`] joins the two under openraft: [`raft::Group`] is what storage and meta lead and propose to.
+//! Other servers are reached through [`raft::Wire`], which the binary implements.
 //! What passes through is a [`batch`]: the records that one entry changes, as bytes that say nothing of rows.
 //!
 //! # Life of a write
@@ -16,6 +17,8 @@
 //! - RocksDB and openraft are named in this crate only (`integration/tests/house.rs`, `libraries_are_named_where_they_belong`).
 //! - What is on disk is the state after some whole entry (`tests/store.rs`, `a_crash_loses_whole_entries_only`).
 //! - The log is never purged beyond what was flushed (`tests/machine.rs`, `what_is_purged_was_flushed`).
+//! - Whoever is confirmed as the leader sees all that was acknowledged, whatever restarts or is cut off (`tests/raft_leases.rs`).
+//! - A state that was received is whole, or it is not installed (`tests/raft_states.rs`).
 //! - A damaged file is named and never read as data (`tests/corruption.rs`; `log/tests/damage.rs`).
 //! - A full disk fails nothing that was promised: writes wait or are refused, reads go on (`tests/disk_full.rs`).
 //!

@@ -21,18 +21,16 @@ use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError
 use openraft::impls::ProgressResponder;
 use openraft::metrics::RaftServerMetrics;
 use openraft::raft::linearizable_read::{Linearizer, LinearizerOption};
-use openraft::storage::RaftLogStorage;
-use openraft::{Config, Raft, RaftLogReader, ServerState, SnapshotPolicy, StepDownPolicy};
+use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::peers::Peers;
-use super::purge::{Policy, keep_log_short};
-use super::ticker::{HEARTBEAT, Standing, Ticker};
-use super::transfer::{self, Holds, Receiving};
+use super::ticker::{Standing, Ticker};
+use super::transfer::Receiving;
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
-use super::wire::{LETTER_BYTES_MAX, Letter, Wire, WireError};
-use super::{GroupLog, Machine, Progress};
+use super::wire::LETTER_BYTES_MAX;
+use super::{Machine, Progress};
 use crate::store::Store;
 
 /// The leader's lease: no other leader is elected within it. Also the longest election timeout.
@@ -44,9 +42,6 @@ pub const CONFIRMED_AGE: Duration = Duration::from_millis(475);
 
 /// The largest batch that fits a letter.
 const BATCH_BYTES_MAX: usize = LETTER_BYTES_MAX - (1 << 20);
-
-/// How long a group of one may take to elect itself: a few fsyncs, on a disk that may be busy.
-const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a group could not be started or asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -122,27 +117,6 @@ pub struct GroupFigures {
     pub purged: u64,
 }
 
-/// What a replica of a group of any size is started with.
-pub struct GroupOptions {
-    /// The group's number, the same on all members; that of `log`.
-    pub group: u64,
-    /// This replica's Raft id, never used before in this group.
-    pub id: RaftId,
-    /// For people.
-    pub name: String,
-    /// The group's part of the node's log.
-    pub log: GroupLog,
-    /// The replica's state.
-    pub store: Store,
-    /// The way to the other members.
-    pub wire: Arc<dyn Wire>,
-    /// The members of a group that is new, the same list on all of them; the first forms the group at once, the others if it does not. Of no effect on a replica that
-    /// has a past. `None`: the replica waits to be added by others.
-    pub initial: Option<Vec<(RaftId, Node)>>,
-    /// The process's clock.
-    pub ticker: Arc<Ticker>,
-}
-
 /// A running replica of a group.
 #[derive(Clone)]
 pub struct Group {
@@ -156,17 +130,18 @@ pub(super) struct Inner {
     pub(super) number: u64,
     pub(super) store: Store,
     /// The term of ours in which everything of earlier terms was seen to be applied.
-    caught_up_term: AtomicU64,
-    progress: Progress,
-    ticker: Option<Arc<Ticker>>,
+    pub(super) caught_up_term: AtomicU64,
+    pub(super) progress: Progress,
+    pub(super) ticker: Option<Arc<Ticker>>,
     /// Until when this replica neither votes nor stands.
     pub(super) guard_until: Instant,
     pub(super) standing: Mutex<Standing>,
-    initial: BTreeMap<RaftId, Node>,
-    server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
+    pub(super) initial: BTreeMap<RaftId, Node>,
+    pub(super) server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
     pub(super) role: watch::Sender<Role>,
-    leads_since: Mutex<Option<Instant>>,
-    log: GroupLog,
+    pub(super) leads_since: Mutex<Option<Instant>>,
+    /// The index before that of the first entry in the log when it was started.
+    pub(super) purged_at_start: u64,
     /// While leadership is being handed over, nobody may rely on a lease of ours.
     pub(super) is_handing_over: AtomicBool,
     /// One change of members or leader at a time.
@@ -174,135 +149,10 @@ pub(super) struct Inner {
     pub(super) peers: Peers,
     pub(super) receiving: Arc<tokio::sync::Mutex<Receiving>>,
     /// Why Raft has ended.
-    ended: watch::Sender<Option<String>>,
+    pub(super) ended: watch::Sender<Option<String>>,
 }
 
 impl Group {
-    /// Starts a group of one voter, `id`, forming it when log and store are new. Must be called on the runtime that is to run Raft.
-    ///
-    /// A group of one needs no ticks: it elects itself here, and keeps its lease by itself.
-    /// While it runs, its log is kept short ([`keep_log_short`]).
-    ///
-    /// # Errors
-    /// [`GroupError::Fatal`]: log or store can't be read, or the disk doesn't take a vote.
-    pub async fn start_alone(id: RaftId, name: String, log: GroupLog, store: Store) -> Result<Group, GroupError> {
-        let initial = BTreeMap::from([(id, Node::default())]);
-        let standing = Standing::new(Instant::now(), None);
-        let group = Self::build(id, name, log, store, Arc::new(NoPeers), initial.clone(), None, (Instant::now(), standing)).await?;
-        let raft = &group.inner.raft;
-        match raft.initialize(initial).await {
-            Ok(()) => {}
-            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => raft.trigger().elect(false).await.map_err(fatal)?,
-            Err(error) => return Err(GroupError::Fatal(error.to_string())),
-        }
-        raft.wait(Some(START_PATIENCE))
-            .current_leader(id, "a group of one elects itself")
-            .await
-            .map_err(|error| GroupError::Fatal(error.to_string()))?;
-        Ok(group)
-    }
-
-    /// Starts a replica of a group of any size. Must be called on the runtime that is to run Raft. Returns as soon as it runs; whether and when a leader is there,
-    /// [`leadership_changes`](Group::leadership_changes) tells. While it runs, its log is kept short ([`keep_log_short`]).
-    ///
-    /// # Errors
-    /// [`GroupError::Fatal`]: log or store can't be read.
-    pub async fn start(options: GroupOptions) -> Result<Group, GroupError> {
-        let GroupOptions { group: number, id, name, mut log, store, wire, initial, ticker } = options;
-        if number != log.id() {
-            return Err(GroupError::Fatal(format!("group {number} was given the log of group {}", log.id())));
-        }
-        let read = |error: std::io::Error| GroupError::Fatal(error.to_string());
-        let has_past = log.read_vote().await.map_err(read)?.is_some()
-            || log.get_log_state().await.map_err(read)?.last_log_id.is_some()
-            || store.applied().map_err(|fault| GroupError::Fatal(fault.to_string()))?.is_some();
-        let now = Instant::now();
-        let guard_until = if has_past { ticker.guard_until(number) } else { now };
-        let forming = initial.as_ref().filter(|_| !has_past).map(|members| {
-            let is_first = members.first().is_some_and(|(first, _)| *first == id);
-            Standing::forming(now, is_first)
-        });
-        let standing = Standing::new(guard_until, forming);
-        let initial = initial.unwrap_or_default().into_iter().collect();
-        let group = Self::build(id, name, log, store, wire, initial, Some(ticker.clone()), (guard_until, standing)).await?;
-        ticker.add(&group.inner);
-        // A new group is not to wait for the next tick.
-        group.inner.tick(now, false);
-        Ok(group)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    async fn build(
-        id: RaftId,
-        name: String,
-        log: GroupLog,
-        store: Store,
-        wire: Arc<dyn Wire>,
-        initial: BTreeMap<RaftId, Node>,
-        ticker: Option<Arc<Ticker>>,
-        (guard_until, standing): (Instant, Standing),
-    ) -> Result<Group, GroupError> {
-        let (machine, progress) = Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
-        let lease_ms = LEASE.as_millis() as u64;
-        let config = Config {
-            cluster_name: name,
-            // The ticker sends them; this is how long one may take.
-            heartbeat_interval: (HEARTBEAT + HEARTBEAT / 2).as_millis() as u64,
-            // A follower that has just acknowledged entries needs no heartbeat.
-            heartbeat_min_interval: Some(HEARTBEAT.as_millis() as u64 / 2),
-            // How long a vote may take. When to stand is the ticker's affair.
-            election_timeout_min: lease_ms - 100,
-            election_timeout_max: lease_ms,
-            enable_tick: false,
-            enable_pre_vote: Some(true),
-            // What a restarted leader had committed it learns by being elected again: `save_committed` is best effort.
-            enable_leader_restore: Some(false),
-            // Longer than anybody relies on a lease: a removed leader's transfer must find none in use.
-            removed_leader_step_down: StepDownPolicy::After(lease_ms),
-            max_payload_entries: 1024,
-            // Snapshots are flushes here, and the purge driver asks for them.
-            snapshot_policy: SnapshotPolicy::Never,
-            // It also says how far the log may go.
-            max_in_snapshot_log_to_keep: u64::MAX,
-            purge_batch_size: 1,
-            ..Config::default()
-        };
-        let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
-        let (number, reader) = (log.id(), log.clone());
-        let transfers = ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
-        let peers = Peers { wire, group: number, id, transfers, holds: Arc::<Holds>::default() };
-        let directory = store.path().to_owned();
-        let cleaned = tokio::task::spawn_blocking(move || transfer::clean(&directory)).await.map_err(|error| error.to_string());
-        cleaned.and_then(|cleaned| cleaned.map_err(|error| error.to_string())).map_err(GroupError::Fatal)?;
-        let policy = ticker.as_ref().map_or_else(Policy::default, |ticker| ticker.log_policy());
-        let raft = Raft::new(id, Arc::new(config), peers.clone(), log, machine).await.map_err(fatal)?;
-        let inner = Arc::new(Inner {
-            server: raft.server_metrics(),
-            raft,
-            id,
-            number,
-            store: store.clone(),
-            caught_up_term: AtomicU64::default(),
-            progress: progress.clone(),
-            ticker,
-            guard_until,
-            standing: Mutex::new(standing),
-            initial,
-            role: watch::Sender::default(),
-            leads_since: Mutex::default(),
-            log: reader,
-            is_handing_over: AtomicBool::default(),
-            changing: Arc::default(),
-            peers,
-            receiving: Arc::default(),
-            ended: watch::Sender::default(),
-        });
-        let group = Group { inner };
-        tokio::spawn(group.inner.clone().follow());
-        tokio::spawn(keep_log_short(group.clone(), store, progress, policy));
-        Ok(group)
-    }
-
     /// Waits until this replica leads and has applied everything that is committed; what is evaluated then is evaluated under the result.
     pub async fn establish(&self) -> Result<Leadership, GroupError> {
         // An entry of our own may be under way whose proposer has lost sight of it: all is waited for, unlike in `confirm`.
@@ -485,7 +335,7 @@ impl Inner {
     }
 
     /// Tells who leads as it changes, and in the end why Raft ended.
-    async fn follow(self: Arc<Self>) {
+    pub(super) async fn follow(self: Arc<Self>) {
         let mut server = self.server.clone();
         loop {
             let role = {
@@ -517,11 +367,6 @@ impl Inner {
         self.server.borrow_watched().membership_config.voter_ids().any(|id| id == self.id)
     }
 
-    /// The index before that of the first entry in the log.
-    pub(super) fn purged(&self) -> u64 {
-        self.log.range().start.saturating_sub(1)
-    }
-
     /// Since when this replica leads, if it does.
     pub(super) fn leads_since(&self) -> Option<Instant> {
         *self.leads_since.lock()
@@ -543,13 +388,4 @@ impl Inner {
 
 pub(super) fn fatal(error: Fatal<Types>) -> GroupError {
     GroupError::Fatal(error.to_string())
-}
-
-/// The network of a group of one: there is nobody to reach.
-struct NoPeers;
-
-impl Wire for NoPeers {
-    fn send(&self, _to: &Node, _letter: Letter) -> futures::future::BoxFuture<'_, Result<Bytes, WireError>> {
-        std::future::ready(Err(WireError::NotSent("this group has one member".to_owned()))).boxed()
-    }
 }

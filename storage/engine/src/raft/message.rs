@@ -85,3 +85,53 @@ fn own(mut entry: Entry) -> Entry {
     }
     entry
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::types::{LeaderId, LogId, Vote};
+
+    fn id(index: u64) -> LogId {
+        LogId { leader_id: LeaderId { term: 3, node_id: 4 }, index }
+    }
+
+    #[test]
+    fn entries_come_back_as_they_were() {
+        for bytes in [0, 10, COPIED_BYTES_MAX + 1] {
+            let batch = |fill: u8| EntryPayload::Normal(Payload(Bytes::from(vec![fill; bytes])));
+            let entries = vec![
+                Entry { log_id: id(8), payload: EntryPayload::Blank },
+                Entry { log_id: id(9), payload: batch(1) },
+                Entry { log_id: id(10), payload: batch(2) },
+            ];
+            let vote = Vote { leader_id: LeaderId { term: 3, node_id: 4 }, committed: true };
+            let request = AppendEntriesRequest { vote, prev_log_id: Some(id(7)), entries, leader_commit: None };
+            let body = encode_append(&request);
+            let back = decode_append(&body).unwrap();
+            assert_eq!((back.vote, back.prev_log_id, back.leader_commit), (vote, Some(id(7)), None));
+            assert_eq!(back.entries, request.entries);
+            assert!(decode_append(&body.slice(..body.len() - 1)).is_err() || bytes == 0);
+        }
+    }
+
+    #[test]
+    fn entries_that_do_not_follow_each_other_are_refused() {
+        let vote = Vote { leader_id: LeaderId { term: 3, node_id: 4 }, committed: true };
+        let of = |indexes: &[u64]| indexes.iter().map(|index| Entry { log_id: id(*index), payload: EntryPayload::Blank }).collect();
+        for (previous, indexes) in [(Some(id(7)), &[9][..]), (Some(id(7)), &[8, 10]), (None, &[1]), (Some(id(u64::MAX)), &[1])] {
+            let request = AppendEntriesRequest { vote, prev_log_id: previous, entries: of(indexes), leader_commit: None };
+            assert!(decode_append(&encode_append(&request)).is_err(), "{previous:?} {indexes:?}");
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_message_or_not() {
+        bolero::check!().with_type::<Vec<u8>>().for_each(|bytes| {
+            let mut bytes = bytes.clone();
+            if let Some(first) = bytes.first_mut() {
+                *first = VERSION;
+            }
+            let _ = decode_append(&Bytes::from(bytes));
+        });
+    }
+}

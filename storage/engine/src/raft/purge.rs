@@ -66,7 +66,7 @@ pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, 
     // What the log holds beyond the state on disk at the start was written before: it counts.
     let mut last = Mark { index: store.flushed().ok().flatten().map_or(0, |flushed| flushed.index), bytes: 0 };
     // How many bytes lie before it is not known; they count from now on.
-    let mut marks = VecDeque::from([Mark { index: group.inner.purged(), bytes: 0 }, last]);
+    let mut marks = VecDeque::from([Mark { index: group.inner.purged_at_start, bytes: 0 }, last]);
     // What an earlier process flushed as it stopped may need no log any more; a group that is only read now would keep it.
     let mut is_kept = last.index > 0;
     let mut dirty_since = None;
@@ -118,9 +118,8 @@ impl Group {
     /// Purges what is flushed and nobody needs; says whether something flushed is left that is to go later.
     async fn purge_what_nobody_needs(&self, marks: &mut VecDeque<Mark>, store: &Store, policy: &Policy) -> Result<bool, super::GroupError> {
         let flushed = self.inner.raft.metrics().borrow_watched().snapshot.as_ref().map_or(0, |id| id.index);
-        let purged = self.inner.purged();
         let status = self.status();
-        let applied = status.figures.applied;
+        let (applied, purged) = (status.figures.applied, status.figures.purged.max(self.inner.purged_at_start));
         let needed = match status.figures.is_leader {
             true => {
                 let is_new = self.inner.leads_since().is_none_or(|since| since.elapsed() < THERE);

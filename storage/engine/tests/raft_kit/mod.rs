@@ -245,6 +245,8 @@ impl Three {
         let (server, replica) = (self.servers.remove(&id).unwrap(), self.replicas.remove(&id).unwrap());
         server.stop(GROUP, replica).await;
         server.log.flush().await.unwrap();
+        // Raft's tasks let go of the log a little after its core has ended; only then may it be opened again.
+        wait_for("nobody uses the log", || Arc::strong_count(&server.log) == 1).await;
     }
 
     pub fn group(&self, server: u64) -> Group {

@@ -15,6 +15,7 @@ use crate::raft::machine::StateTransfer;
 use crate::raft::message;
 use crate::raft::receive::ReceiveError;
 use crate::raft::wire::Kind;
+use crate::store::Health;
 
 /// How long what was received is kept for a transfer that broke.
 const KEPT: Duration = Duration::from_secs(600);
@@ -47,6 +48,10 @@ impl Inner {
         let mut receiving = self.receiving.clone().lock_owned().await;
         let term = self.role.borrow().term;
         let directory = self.store.path().join(RECEIVED);
+        // What is here already comes first: a state must not take the space that its replica needs to go on.
+        if let Health::DiskFull(why) = self.store.health() {
+            return Err(ReceiveError::NotNow(why));
+        }
         match kind {
             Kind::Offer => {
                 let offer: Offer = message::decode(&body).map_err(ReceiveError::Unreadable)?;

@@ -1,0 +1,191 @@
+//! Starting a replica: what it is given, how openraft is set, and whether it has a past.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use openraft::errors::{InitializeError, RaftError};
+use openraft::storage::RaftLogStorage;
+use openraft::{Config, Raft, RaftLogReader, SnapshotPolicy, StepDownPolicy};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::group::{Group, GroupError, Inner, LEASE, fatal};
+use super::peers::Peers;
+use super::purge::{Policy, keep_log_short};
+use super::ticker::{HEARTBEAT, Standing, Ticker};
+use super::transfer::{self, Holds};
+use super::types::{Node, RaftId};
+use super::wire::{Letter, Wire, WireError};
+use super::{GroupLog, Machine};
+use crate::store::Store;
+
+/// How long a group of one may take to elect itself: a few fsyncs, on a disk that may be busy.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a replica of a group of any size is started with.
+pub struct GroupOptions {
+    /// The group's number, the same on all members; that of `log`.
+    pub group: u64,
+    /// This replica's Raft id, never used before in this group.
+    pub id: RaftId,
+    /// For people.
+    pub name: String,
+    /// The group's part of the node's log.
+    pub log: GroupLog,
+    /// The replica's state.
+    pub store: Store,
+    /// The way to the other members.
+    pub wire: Arc<dyn Wire>,
+    /// The members of a group that is new, the same list on all of them; the first forms the group at once, the others if it does not. Of no effect on a replica that
+    /// has a past. `None`: the replica waits to be added by others.
+    pub initial: Option<Vec<(RaftId, Node)>>,
+    /// The process's clock.
+    pub ticker: Arc<Ticker>,
+}
+
+/// What both ways to start have in common.
+struct Start {
+    id: RaftId,
+    name: String,
+    log: GroupLog,
+    store: Store,
+    wire: Arc<dyn Wire>,
+    initial: BTreeMap<RaftId, Node>,
+    ticker: Option<Arc<Ticker>>,
+    guard_until: Instant,
+    standing: Standing,
+}
+
+impl Group {
+    /// Starts a group of one voter, `id`, forming it when log and store are new. Must be called on the runtime that is to run Raft.
+    ///
+    /// A group of one needs no ticks: it elects itself here, and keeps its lease by itself.
+    /// While it runs, its log is kept short ([`keep_log_short`]).
+    ///
+    /// # Errors
+    /// [`GroupError::Fatal`]: log or store can't be read, or the disk doesn't take a vote.
+    pub async fn start_alone(id: RaftId, name: String, log: GroupLog, store: Store) -> Result<Group, GroupError> {
+        let initial = BTreeMap::from([(id, Node::default())]);
+        let now = Instant::now();
+        let standing = Standing::new(now, None);
+        let (wire, ticker, guard_until) = (Arc::new(NoPeers), None, now);
+        let group = Self::build(Start { id, name, log, store, wire, initial: initial.clone(), ticker, guard_until, standing }).await?;
+        let raft = &group.inner.raft;
+        match raft.initialize(initial).await {
+            Ok(()) => {}
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => raft.trigger().elect(false).await.map_err(fatal)?,
+            Err(error) => return Err(GroupError::Fatal(error.to_string())),
+        }
+        raft.wait(Some(START_PATIENCE))
+            .current_leader(id, "a group of one elects itself")
+            .await
+            .map_err(|error| GroupError::Fatal(error.to_string()))?;
+        Ok(group)
+    }
+
+    /// Starts a replica of a group of any size. Must be called on the runtime that is to run Raft. Returns as soon as it runs; whether and when a leader is there,
+    /// [`leadership_changes`](Group::leadership_changes) tells. While it runs, its log is kept short ([`keep_log_short`]).
+    ///
+    /// # Errors
+    /// [`GroupError::Fatal`]: log or store can't be read.
+    pub async fn start(options: GroupOptions) -> Result<Group, GroupError> {
+        let GroupOptions { group: number, id, name, mut log, store, wire, initial, ticker } = options;
+        if number != log.id() {
+            return Err(GroupError::Fatal(format!("group {number} was given the log of group {}", log.id())));
+        }
+        let read = |error: std::io::Error| GroupError::Fatal(error.to_string());
+        let has_past = log.read_vote().await.map_err(read)?.is_some()
+            || log.get_log_state().await.map_err(read)?.last_log_id.is_some()
+            || store.applied().map_err(|fault| GroupError::Fatal(fault.to_string()))?.is_some();
+        let now = Instant::now();
+        let guard_until = if has_past { ticker.guard_until(number) } else { now };
+        let forming = initial.as_ref().filter(|_| !has_past).map(|members| {
+            let is_first = members.first().is_some_and(|(first, _)| *first == id);
+            Standing::forming(now, is_first)
+        });
+        let standing = Standing::new(guard_until, forming);
+        let initial = initial.unwrap_or_default().into_iter().collect();
+        let with_ticker = Some(ticker.clone());
+        let group = Self::build(Start { id, name, log, store, wire, initial, ticker: with_ticker, guard_until, standing }).await?;
+        ticker.add(&group.inner);
+        // A new group is not to wait for the next tick.
+        group.inner.tick(now, false);
+        Ok(group)
+    }
+
+    async fn build(start: Start) -> Result<Group, GroupError> {
+        let Start { id, name, log, store, wire, initial, ticker, guard_until, standing } = start;
+        let (machine, progress) = Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
+        let lease_ms = LEASE.as_millis() as u64;
+        let config = Config {
+            cluster_name: name,
+            // The ticker sends them; this is how long one may take.
+            heartbeat_interval: (HEARTBEAT + HEARTBEAT / 2).as_millis() as u64,
+            // A follower that has just acknowledged entries needs no heartbeat.
+            heartbeat_min_interval: Some(HEARTBEAT.as_millis() as u64 / 2),
+            // How long a vote may take. When to stand is the ticker's affair.
+            election_timeout_min: lease_ms - 100,
+            election_timeout_max: lease_ms,
+            enable_tick: false,
+            enable_pre_vote: Some(true),
+            // What a restarted leader had committed it learns by being elected again: `save_committed` is best effort.
+            enable_leader_restore: Some(false),
+            // Longer than anybody relies on a lease: a removed leader's transfer must find none in use.
+            removed_leader_step_down: StepDownPolicy::After(lease_ms),
+            max_payload_entries: 1024,
+            // Snapshots are flushes here, and the purge driver asks for them.
+            snapshot_policy: SnapshotPolicy::Never,
+            // It also says how far the log may go.
+            max_in_snapshot_log_to_keep: u64::MAX,
+            purge_batch_size: 1,
+            ..Config::default()
+        };
+        let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
+        let (number, purged_at_start) = (log.id(), log.range().start.saturating_sub(1));
+        let transfers = ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
+        let peers = Peers { wire, group: number, id, transfers, holds: Arc::<Holds>::default() };
+        let directory = store.path().to_owned();
+        let cleaned = tokio::task::spawn_blocking(move || transfer::clean(&directory)).await.map_err(|error| error.to_string());
+        cleaned.and_then(|cleaned| cleaned.map_err(|error| error.to_string())).map_err(GroupError::Fatal)?;
+        let policy = ticker.as_ref().map_or_else(Policy::default, |ticker| ticker.log_policy());
+        let raft = Raft::new(id, Arc::new(config), peers.clone(), log, machine).await.map_err(fatal)?;
+        let inner = Arc::new(Inner {
+            server: raft.server_metrics(),
+            raft,
+            id,
+            number,
+            store: store.clone(),
+            caught_up_term: AtomicU64::default(),
+            progress: progress.clone(),
+            ticker,
+            guard_until,
+            standing: Mutex::new(standing),
+            initial,
+            role: watch::Sender::default(),
+            leads_since: Mutex::default(),
+            purged_at_start,
+            is_handing_over: AtomicBool::default(),
+            changing: Arc::default(),
+            peers,
+            receiving: Arc::default(),
+            ended: watch::Sender::default(),
+        });
+        let group = Group { inner };
+        tokio::spawn(group.inner.clone().follow());
+        tokio::spawn(keep_log_short(group.clone(), store, progress, policy));
+        Ok(group)
+    }
+}
+
+/// The network of a group of one: there is nobody to reach.
+struct NoPeers;
+
+impl Wire for NoPeers {
+    fn send(&self, _to: &Node, _letter: Letter) -> futures::future::BoxFuture<'_, Result<Bytes, WireError>> {
+        std::future::ready(Err(WireError::NotSent("this group has one member".to_owned()))).boxed()
+    }
+}
