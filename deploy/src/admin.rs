@@ -25,7 +25,7 @@ pub(crate) fn run(admin: &Admin) -> anyhow::Result<String> {
         Ask::Tables => server.show(server.get("/v1/tables")?, |list: Vec<TableStatus>| tables(&list)),
         Ask::Create { name, partitions, env } => {
             let envs = env.iter().map(|pair| key_value(pair)).collect::<anyhow::Result<BTreeMap<_, _>>>()?;
-            let new = NewTable { name: name.clone(), partitions: *partitions, envs };
+            let new = NewTable { name: name.clone(), partitions: *partitions, replicas: None, envs };
             server.show(server.send("POST", "/v1/tables", &new)?, |table: TableStatus| tables(&[table]))
         }
         Ask::Drop { name } => server.show(server.delete(&table_path(name, ""))?, |table: TableStatus| {

@@ -4,11 +4,24 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::config::{Config, Dur, Durability, Setting};
+use crate::local::role_words;
+use crate::ports::Places;
+use crate::server::Shape;
 
 /// The text.
-pub(crate) fn banner(config: &Config, data: &Path, plain: &[SocketAddr], tls: &[SocketAddr], http: SocketAddr) -> String {
+pub(crate) fn banner(shape: Shape, config: &Config, data: &Path, places: &Places) -> String {
+    let (plain, tls, http) = (&places.plain, &places.tls, places.http);
     let list = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let mut lines = vec![format!("Bridle {}, standalone", env!("CARGO_PKG_VERSION"))];
+    let what = if shape.in_cluster() { role_words(shape).join(" and ") } else { "standalone".to_owned() };
+    let mut lines = vec![format!("Bridle {}, {what}", env!("CARGO_PKG_VERSION"))];
+    if let Some(at) = places.cluster {
+        lines.push(format!("  cluster         {}, reached at {}", config.cluster.name, config.cluster.advertised(at)));
+        let metas = config.cluster.meta_addresses().join(", ");
+        lines.push(format!("  metas           {metas}"));
+        if config.cluster.secret.is_empty() && config.cluster.net_tls().is_none() && !config.cluster.protected_mode {
+            lines.push("  secret          none, and protected mode is off: whoever reaches the cluster's port owns the data".to_owned());
+        }
+    }
     if !plain.is_empty() {
         lines.push(format!("  Redis clients   {}", list(plain)));
     }
@@ -67,16 +80,24 @@ mod tests {
         let mut config = Config::defaults();
         let plain = ["127.0.0.1:6379".parse().unwrap()];
         let http = "127.0.0.1:9121".parse().unwrap();
-        let text = banner(&config, Path::new("./data"), &plain, &[], http);
+        let mut places = Places { plain: plain.to_vec(), tls: Vec::new(), http, cluster: None };
+        let text = banner(Shape::Standalone, &config, Path::new("./data"), &places);
+        assert!(text.starts_with(concat!("Bridle ", env!("CARGO_PKG_VERSION"), ", standalone\n")), "{text}");
         assert!(text.contains("Redis clients   127.0.0.1:6379\n") && text.contains("http://127.0.0.1:9121\n"), "{text}");
         assert!(text.contains("durability      always: an acknowledged write survives power loss\n"), "{text}");
         assert!(text.ends_with("Try:  redis-cli -p 6379 SET greeting hello\n"), "{text}");
 
         config.storage.durability = Durability::Interval;
         config.proxy.requirepass = Secret::new("open sesame");
-        let text = banner(&config, Path::new("./data"), &[], &["10.0.0.1:6380".parse().unwrap()], http);
+        (places.plain, places.tls) = (Vec::new(), vec!["10.0.0.1:6380".parse().unwrap()]);
+        let text = banner(Shape::Standalone, &config, Path::new("./data"), &places);
         assert!(text.contains("power loss may take the last 100ms\n"), "{text}");
         assert!(text.ends_with("Try:  redis-cli -h 10.0.0.1 -p 6380 --tls --askpass SET greeting hello\n"), "{text}");
         assert!(!text.contains("sesame"));
+
+        places.cluster = Some("127.0.0.1:7201".parse().unwrap());
+        let shape = Shape::Member(cluster::news::Roles { meta: false, storage: true, proxy: true });
+        let text = banner(shape, &config, Path::new("./data"), &places);
+        assert!(text.contains(", storage and proxy\n  cluster         bridle, reached at 127.0.0.1:7201\n"), "{text}");
     }
 }

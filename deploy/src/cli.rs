@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -16,20 +16,99 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Runs a whole Bridle in one process: proxy, storage and meta
+    /// Runs a whole Bridle in one process, with one copy of the data
     ///
     /// Settings come from flags, then from the file, then from the built-in defaults; --print-config shows the outcome, with every key
     /// explained. SIGTERM or Ctrl-C stops the server in good order.
     Standalone(Standalone),
-    /// Talks to a running server: tables, their settings, compaction, status
+    /// Runs one node of a cluster: proxy, storage and, if it stands in the list of metas, meta
     ///
-    /// Everything here is also an HTTP request, for scripts in any language: meta/src/admin.rs lists them.
+    /// Three of these are a cluster that goes on when one of them dies. Every node is given the same list of metas (--metas); one whose address
+    /// (--advertise, or else --listen) stands in it is a meta. Settings come from flags, then from the file, then from the built-in defaults.
+    /// SIGTERM or Ctrl-C hands over what this node leads, and stops it in good order.
+    #[command(after_help = NODE_EXAMPLE)]
+    Node(Node),
+    /// Runs a process of a cluster that holds data and serves no clients
+    Storage(Backend),
+    /// Runs a process of a cluster that serves Redis clients and holds no data
+    Proxy(Node),
+    /// Runs a process of a cluster that keeps its catalogue: tables, servers, and who holds what
+    Meta(Backend),
+    /// Talks to a running server or cluster: tables, nodes, partitions, settings, compaction, status
+    ///
+    /// Everything here is also an HTTP request, for scripts in any language: meta/src/admin.rs lists them. Any process of a cluster can be asked.
     Admin(Admin),
 }
+
+const NODE_EXAMPLE: &str = "A cluster of three on one machine (or: make cluster):
+  metas=127.0.0.1:7201,127.0.0.1:7202,127.0.0.1:7203
+  bridle node --metas $metas --listen 127.0.0.1:7201 --data data/1 --port 6379 --http-port 9121
+  bridle node --metas $metas --listen 127.0.0.1:7202 --data data/2 --port 6380 --http-port 9122
+  bridle node --metas $metas --listen 127.0.0.1:7203 --data data/3 --port 6381 --http-port 9123";
 
 /// `bridle standalone`.
 #[derive(Debug, Args)]
 pub(crate) struct Standalone {
+    #[command(flatten)]
+    pub(crate) clients: ClientFlags,
+    #[command(flatten)]
+    pub(crate) common: CommonFlags,
+}
+
+/// `bridle node` and `bridle proxy`.
+#[derive(Debug, Args)]
+pub(crate) struct Node {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterFlags,
+    #[command(flatten)]
+    pub(crate) clients: ClientFlags,
+    #[command(flatten)]
+    pub(crate) common: CommonFlags,
+}
+
+/// `bridle storage` and `bridle meta`.
+#[derive(Debug, Args)]
+pub(crate) struct Backend {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterFlags,
+    #[command(flatten)]
+    pub(crate) common: CommonFlags,
+}
+
+/// Of processes that serve Redis clients.
+#[derive(Debug, Default, Clone, Args)]
+pub(crate) struct ClientFlags {
+    /// Address to serve Redis clients on; may be given several times [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    pub(crate) bind: Vec<IpAddr>,
+    /// Port for Redis clients; 0: any free one [default: 6379]
+    #[arg(long, short, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
+}
+
+/// Of processes of a cluster.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClusterFlags {
+    /// Where the metas are: host:port of each, 1, 3 or 5, with commas; the same list in every process
+    #[arg(long, value_name = "LIST")]
+    pub(crate) metas: Option<String>,
+    /// Where this process listens for the others, IP:port; port 0: any free one [default: 127.0.0.1:7201]
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where the others reach this process, host:port [default: as --listen]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise: Option<String>,
+    /// Where this machine stands; replicas of a partition are spread over zones first
+    #[arg(long, value_name = "NAME")]
+    pub(crate) zone: Option<String>,
+    /// File whose first line is the secret that all processes of the cluster share
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
+}
+
+/// Of all that run.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CommonFlags {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -39,12 +118,6 @@ pub(crate) struct Standalone {
     /// Directory of the data [default: ./data]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
-    /// Address to serve Redis clients on; may be given several times [default: 127.0.0.1]
-    #[arg(long, value_name = "IP")]
-    pub(crate) bind: Vec<IpAddr>,
-    /// Port for Redis clients; 0: any free one [default: 6379]
-    #[arg(long, short, value_name = "PORT")]
-    pub(crate) port: Option<u16>,
     /// Port of metrics, health and the admin API; 0: any free one [default: 9121]
     #[arg(long, value_name = "PORT")]
     pub(crate) http_port: Option<u16>,

@@ -1,11 +1,11 @@
-//! Manual compactions of tables: one store after another is more than the disk needs, so all of a table's partitions are asked at once and
+//! Manual compactions of tables: one store after another is more than the disk needs, so all of a table's replicas here are asked at once and
 //! share the compaction threads.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use cluster::{PartitionId, Table, TableId};
+use cluster::{CallError, PartitionId, Table, TableId, news};
 use engine::store::Compaction as OfStore;
 use meta::admin::Compaction;
 use parking_lot::Mutex;
@@ -16,12 +16,15 @@ use storage::Node;
 pub(crate) struct Compactions(Mutex<HashMap<TableId, Run>>);
 
 struct Run {
+    /// Meta's number for it; 0: standalone.
+    number: u64,
     started: Instant,
     started_at_ms: u64,
     disk_bytes_before: u64,
-    partitions: u32,
+    /// Replicas that are here.
+    replicas: u32,
     stores: Vec<Arc<OfStore>>,
-    /// Partitions that could not be asked.
+    /// Replicas that could not be asked.
     refused: Option<String>,
     /// Time taken, once it was seen to have ended.
     ended: Option<u64>,
@@ -30,13 +33,17 @@ struct Run {
 impl Compactions {
     /// Starts one, unless the table's last is still running.
     pub(crate) fn start(&self, node: &Node, table: &Table) -> Compaction {
-        {
-            let mut runs = self.0.lock();
-            if runs.get(&table.id).is_none_or(|run| !run.is_running()) {
-                runs.insert(table.id, Run::start(node, table));
-            }
-        }
+        self.order(0, node, table);
         self.progress(node, table)
+    }
+
+    /// Starts the one that meta ordered by this number, unless it was started before; what runs already counts for it.
+    pub(crate) fn order(&self, number: u64, node: &Node, table: &Table) {
+        let mut runs = self.0.lock();
+        match runs.get_mut(&table.id) {
+            Some(run) if run.is_running() || (number != 0 && run.number == number) => run.number = run.number.max(number),
+            _ => drop(runs.insert(table.id, Run::start(number, node, table))),
+        }
     }
 
     /// How the table's last one stands.
@@ -47,21 +54,35 @@ impl Compactions {
             None => Compaction { status: "none".to_owned(), partitions: table.partitions, disk_bytes, ..Compaction::default() },
         }
     }
+
+    /// How those stand that meta ordered; those of other tables are forgotten.
+    pub(crate) fn report(&self, node: &Node, is_here: impl Fn(TableId) -> bool) -> Vec<news::Compaction> {
+        let mut runs = self.0.lock();
+        runs.retain(|table, _| is_here(*table));
+        let ordered = runs.iter_mut().filter(|(_, run)| run.number != 0);
+        ordered.map(|(table, run)| run.report(*table, node.table_figures(*table).disk_bytes)).collect()
+    }
 }
 
 impl Run {
-    fn start(node: &Node, table: &Table) -> Run {
+    fn start(number: u64, node: &Node, table: &Table) -> Run {
         let mut run = Run {
+            number,
             started: Instant::now(),
             started_at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
             disk_bytes_before: node.table_figures(table.id).disk_bytes,
-            partitions: table.partitions,
+            replicas: 0,
             stores: Vec::new(),
             refused: None,
             ended: None,
         };
         for index in 0..table.partitions {
-            let store = node.replica(PartitionId { table: table.id, index }).map_err(|error| error.to_string());
+            let store = match node.replica(PartitionId { table: table.id, index }) {
+                // Elsewhere.
+                Err(CallError::NoTable) => continue,
+                found => found.map_err(|error| error.to_string()),
+            };
+            run.replicas += 1;
             match store.and_then(|replica| replica.store().compact().map_err(|error| error.to_string())) {
                 Ok(compaction) => run.stores.push(compaction),
                 Err(error) => run.refused = Some(format!("partition {index}: {error}")),
@@ -89,12 +110,26 @@ impl Run {
         Compaction {
             status: status.to_owned(),
             partitions_done: outcomes.iter().filter(|outcome| outcome.is_ok()).count() as u32,
-            partitions: self.partitions,
+            partitions: self.replicas,
             started_at_ms: self.started_at_ms,
             elapsed_ms,
             disk_bytes_before: self.disk_bytes_before,
             disk_bytes,
             error: failed,
+        }
+    }
+
+    fn report(&mut self, table: TableId, disk_bytes: u64) -> news::Compaction {
+        let stands = self.progress(disk_bytes);
+        news::Compaction {
+            run: self.number,
+            table,
+            done: stands.partitions_done,
+            replicas: stands.partitions,
+            disk_bytes_before: stands.disk_bytes_before,
+            disk_bytes,
+            ended: stands.status != "running",
+            error: stands.error,
         }
     }
 }

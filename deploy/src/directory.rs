@@ -1,12 +1,12 @@
-//! A node's directory: whose it is, and that nobody else uses it.
+//! A process's directory: whose it is, and that nobody else uses it.
 //!
 //! # Layout
 //! ```text
 //! <data>/LOCK       locked by the process that uses the directory; its process id, for people
-//! <data>/IDENTITY   whose it is: format, cluster (name and id), node id
+//! <data>/IDENTITY   whose it is: format, cluster (name and id), the process's id, which of the metas it is
 //! <data>/log/       the Raft log of all groups
 //! <data>/meta/      the table catalogue's store
-//! <data>/tables/    one store per partition
+//! <data>/tables/    one store per replica
 //! ```
 //!
 //! # Invariants
@@ -18,33 +18,75 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// The format that this build writes; it reads no later one.
-const FORMAT: u32 = 1;
+/// The latest format that this build knows.
+const FORMAT: u32 = 2;
+/// Of directories of `bridle standalone`.
+const ALONE: u32 = 1;
+/// Of directories of a cluster's processes.
+const MEMBER: u32 = 2;
 const LOCK: &str = "LOCK";
 const IDENTITY: &str = "IDENTITY";
 const NEW_IDENTITY: &str = "IDENTITY.new";
 
-/// Whose a directory is. Written once, when the directory is made.
+/// Whose a directory is. Written when the directory is made, and once more when a process learns the id of the cluster that it has joined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
-    /// How everything in the directory is laid out.
+    /// How everything in the directory is laid out: 1 standalone, 2 in a cluster.
     pub(crate) format: u32,
     /// The cluster's name, as configured.
     pub(crate) cluster: String,
-    /// The cluster's id, drawn when it was made: 16 hex digits.
-    pub(crate) cluster_id: String,
-    /// The node's id in the cluster.
+    /// The cluster's id, drawn when it was made: 16 hex digits. Missing until a process has first heard from its cluster's metas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster_id: Option<String>,
+    /// The process's id in the cluster.
     pub(crate) node_id: u64,
+    /// Which member of the meta group it is, if it is one; the first is 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seat: Option<u32>,
+}
+
+impl Identity {
+    /// The cluster's id, once known.
+    pub(crate) fn cluster_number(&self) -> Option<u64> {
+        u64::from_str_radix(self.cluster_id.as_deref()?, 16).ok()
+    }
+
+    /// A new one.
+    fn draw(cluster: &str, kind: Kind) -> Identity {
+        let cluster = cluster.to_owned();
+        match kind {
+            Kind::Alone => {
+                Identity { format: ALONE, cluster, cluster_id: Some(format!("{:016x}", rand::random::<u64>())), node_id: 1, seat: None }
+            }
+            // Above the seats of metas; TOML's integers have a sign.
+            Kind::Member { seat } => {
+                Identity { format: MEMBER, cluster, cluster_id: None, node_id: rand::random_range(cluster::SEATS_END..1 << 63), seat }
+            }
+        }
+    }
+}
+
+/// What a directory is taken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `bridle standalone`.
+    Alone,
+    /// A process of a cluster; a meta has a seat.
+    Member {
+        /// Its place in the list of metas; the first is 1.
+        seat: Option<u32>,
+    },
 }
 
 /// A directory that is ours until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
-    identity: Identity,
+    identity: Mutex<Identity>,
     _lock: File,
 }
 
@@ -57,8 +99,18 @@ pub(crate) enum Refused {
     InUse(PathBuf, String),
     #[error("{0} is not empty and not a Bridle directory (it has no file IDENTITY); it is left as it is")]
     NotOurs(PathBuf),
-    #[error("{path} belongs to cluster '{found}', and this node to '{wanted}' (node.cluster)")]
+    #[error("{path} belongs to cluster '{found}', and this process to '{wanted}' (cluster.name)")]
     OtherCluster { path: PathBuf, found: String, wanted: String },
+    #[error("{0} belongs to a `bridle standalone`, and can't become part of a cluster")]
+    Alone(PathBuf),
+    #[error("{0} belongs to a process of a cluster (`bridle node`, `storage`, `proxy` or `meta`), and can't become a `bridle standalone`")]
+    Member(PathBuf),
+    #[error(
+        "{path} belongs to meta {found}, and by cluster.metas this process is meta {wanted}: addresses in that list may change, places may not"
+    )]
+    OtherSeat { path: PathBuf, found: u32, wanted: u32 },
+    #[error("{path} belongs to cluster {found}, and the metas that were reached to cluster {wanted}")]
+    OtherClusterId { path: PathBuf, found: String, wanted: String },
     #[error("{path} has format {found}; this version of Bridle knows formats up to {FORMAT}: use a later one")]
     LaterFormat { path: PathBuf, found: u64 },
     #[error("{0}: the file IDENTITY is damaged: {1}")]
@@ -67,7 +119,7 @@ pub(crate) enum Refused {
 
 impl Directory {
     /// Takes a directory for this process, making it when there is none.
-    pub(crate) fn take(path: &Path, cluster: &str) -> Result<Directory, Refused> {
+    pub(crate) fn take(path: &Path, cluster: &str, kind: Kind) -> Result<Directory, Refused> {
         let io = |doing| move |error| Refused::Io { path: path.to_owned(), doing, error };
         fs::create_dir_all(path).map_err(io("create the data directory"))?;
         let ours = path.join(IDENTITY).exists();
@@ -79,12 +131,7 @@ impl Directory {
         let identity = match path.join(IDENTITY).exists() {
             true => read_identity(path)?,
             false => {
-                let identity = Identity {
-                    format: FORMAT,
-                    cluster: cluster.to_owned(),
-                    cluster_id: format!("{:016x}", rand::random::<u64>()),
-                    node_id: 1,
-                };
+                let identity = Identity::draw(cluster, kind);
                 write_identity(path, &identity).map_err(io("write IDENTITY"))?;
                 identity
             }
@@ -92,7 +139,44 @@ impl Directory {
         if identity.cluster != cluster {
             return Err(Refused::OtherCluster { path: path.to_owned(), found: identity.cluster, wanted: cluster.to_owned() });
         }
-        Ok(Directory { path: path.to_owned(), identity, _lock: lock })
+        let directory = Directory { path: path.to_owned(), identity: Mutex::new(identity), _lock: lock };
+        directory.check(kind)?;
+        Ok(directory)
+    }
+
+    /// Whether it is of this kind. A process that becomes a meta takes its seat for good.
+    fn check(&self, kind: Kind) -> Result<(), Refused> {
+        let identity = self.identity();
+        match (kind, identity.format, identity.seat) {
+            (Kind::Alone, MEMBER, _) => Err(Refused::Member(self.path.clone())),
+            (Kind::Member { .. }, ALONE, _) => Err(Refused::Alone(self.path.clone())),
+            (Kind::Member { seat: Some(wanted) }, _, Some(found)) if wanted != found => {
+                Err(Refused::OtherSeat { path: self.path.clone(), found, wanted })
+            }
+            (Kind::Member { seat: Some(seat) }, _, None) => self.rewrite(Identity { seat: Some(seat), ..identity }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The process has learned which cluster it belongs to.
+    ///
+    /// # Errors
+    /// The directory belongs to another one, or can't be written.
+    pub(crate) fn join(&self, cluster: u64) -> Result<(), Refused> {
+        let identity = self.identity();
+        let wanted = format!("{cluster:016x}");
+        match identity.cluster_id {
+            Some(found) if found == wanted => Ok(()),
+            Some(found) => Err(Refused::OtherClusterId { path: self.path.clone(), found, wanted }),
+            None => self.rewrite(Identity { cluster_id: Some(wanted), ..identity }),
+        }
+    }
+
+    fn rewrite(&self, identity: Identity) -> Result<(), Refused> {
+        let io = |error| Refused::Io { path: self.path.clone(), doing: "write IDENTITY", error };
+        write_identity(&self.path, &identity).map_err(io)?;
+        *self.identity.lock() = identity;
+        Ok(())
     }
 
     /// Where it is.
@@ -101,8 +185,8 @@ impl Directory {
     }
 
     /// Whose it is.
-    pub(crate) fn identity(&self) -> &Identity {
-        &self.identity
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity.lock().clone()
     }
 }
 
@@ -142,17 +226,22 @@ fn read_identity(path: &Path) -> Result<Identity, Refused> {
     let format = table.get("format").and_then(|format| format.as_integer()).and_then(|format| u64::try_from(format).ok());
     match format {
         Some(found) if found > u64::from(FORMAT) => return Err(Refused::LaterFormat { path: path.to_owned(), found }),
-        Some(1) => {}
+        Some(1..) => {}
         _ => return Err(damaged("it names no format that was ever written".to_owned())),
     }
-    toml::from_str(&text).map_err(|error| damaged(error.message().to_owned()))
+    let identity: Identity = toml::from_str(&text).map_err(|error| damaged(error.message().to_owned()))?;
+    match (identity.format, &identity.cluster_id) {
+        (ALONE, None) => Err(damaged("missing field `cluster_id`".to_owned())),
+        (_, Some(_)) if identity.cluster_number().is_none() => Err(damaged("`cluster_id` is no number in hex".to_owned())),
+        _ => Ok(identity),
+    }
 }
 
 /// Complete or not at all, and on disk when this returns.
 fn write_identity(path: &Path, identity: &Identity) -> io::Result<()> {
     let text = toml::to_string(identity).map_err(io::Error::other)?;
     let mut file = File::create(path.join(NEW_IDENTITY))?;
-    write!(file, "# Whose directory this is. Written once by Bridle; not for editing.\n{text}")?;
+    write!(file, "# Whose directory this is. Written by Bridle; not for editing.\n{text}")?;
     file.sync_all()?;
     fs::rename(path.join(NEW_IDENTITY), path.join(IDENTITY))?;
     File::open(path)?.sync_all()
@@ -162,27 +251,58 @@ fn write_identity(path: &Path, identity: &Identity) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn take(path: &Path) -> Result<Directory, Refused> {
+        Directory::take(path, "bridle", Kind::Alone)
+    }
+
     #[test]
     fn a_new_directory_is_ours_from_then_on() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        let first = Directory::take(&path, "bridle").unwrap();
-        let identity = first.identity().clone();
+        let first = take(&path).unwrap();
+        let identity = first.identity();
         assert_eq!((identity.format, identity.cluster.as_str(), identity.node_id), (1, "bridle", 1));
-        assert!(identity.cluster_id.len() == 16 && u64::from_str_radix(&identity.cluster_id, 16).is_ok());
+        assert!(identity.cluster_id.as_ref().is_some_and(|id| id.len() == 16) && identity.cluster_number().is_some());
         drop(first);
-        assert_eq!(Directory::take(&path, "bridle").unwrap().identity(), &identity);
+        assert_eq!(take(&path).unwrap().identity(), identity);
         assert!(!path.join(NEW_IDENTITY).exists());
+    }
+
+    #[test]
+    fn a_process_of_a_cluster_learns_and_keeps_which_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let take = |seat| Directory::take(dir.path(), "bridle", Kind::Member { seat });
+        let first = take(None).unwrap();
+        let drawn = first.identity();
+        assert!(drawn.format == 2 && drawn.cluster_number().is_none() && drawn.node_id >= cluster::SEATS_END);
+        first.join(7).unwrap();
+        first.join(7).unwrap();
+        assert!(first.join(8).unwrap_err().to_string().contains("belongs to cluster 0000000000000007, and the metas"));
+        drop(first);
+        let second = take(Some(2)).unwrap();
+        assert_eq!(
+            (second.identity().cluster_number(), second.identity().node_id, second.identity().seat),
+            (Some(7), drawn.node_id, Some(2))
+        );
+        drop(second);
+        assert!(take(Some(3)).unwrap_err().to_string().contains("belongs to meta 2, and by cluster.metas this process is meta 3"));
+        assert_eq!(take(None).unwrap().identity().seat, Some(2));
+        let alone = Directory::take(dir.path(), "bridle", Kind::Alone).unwrap_err().to_string();
+        assert!(alone.contains("belongs to a process of a cluster"), "{alone}");
+        let other = tempfile::tempdir().unwrap();
+        drop(Directory::take(other.path(), "bridle", Kind::Alone).unwrap());
+        let member = Directory::take(other.path(), "bridle", Kind::Member { seat: None }).unwrap_err().to_string();
+        assert!(member.contains("belongs to a `bridle standalone`"), "{member}");
     }
 
     #[test]
     fn a_second_user_is_refused_until_the_first_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Directory::take(dir.path(), "bridle").unwrap();
-        let refused = Directory::take(dir.path(), "bridle").unwrap_err().to_string();
+        let first = take(dir.path()).unwrap();
+        let refused = take(dir.path()).unwrap_err().to_string();
         assert!(refused.contains(&format!("in use by another process (process {})", std::process::id())), "{refused}");
         drop(first);
-        Directory::take(dir.path(), "bridle").unwrap();
+        take(dir.path()).unwrap();
     }
 
     #[test]
@@ -192,7 +312,7 @@ mod tests {
         let cases: [(&str, String, &str); 6] = [
             ("notes.txt", "hello".into(), "not a Bridle directory"),
             (IDENTITY, identity(1, "other"), "belongs to cluster 'other'"),
-            (IDENTITY, identity(2, "bridle") + "more = 1\n", "has format 2"),
+            (IDENTITY, identity(3, "bridle") + "more = 1\n", "has format 3"),
             (IDENTITY, identity(0, "bridle"), "damaged: it names no format"),
             (IDENTITY, identity(1, "bridle") + "more = 1\n", "damaged: unknown field"),
             (IDENTITY, "for\0mat".into(), "damaged"),
@@ -200,7 +320,7 @@ mod tests {
         for (file, content, reason) in cases {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join(file), &content).unwrap();
-            let refused = Directory::take(dir.path(), "bridle").unwrap_err().to_string();
+            let refused = take(dir.path()).unwrap_err().to_string();
             assert!(refused.contains(reason), "{content:?}: {refused}");
             assert_eq!(fs::read_to_string(dir.path().join(file)).unwrap(), content);
         }
@@ -212,6 +332,6 @@ mod tests {
         fs::write(dir.path().join(LOCK), "1\n").unwrap();
         fs::write(dir.path().join(NEW_IDENTITY), "form").unwrap();
         fs::create_dir(dir.path().join("lost+found")).unwrap();
-        Directory::take(dir.path(), "bridle").unwrap();
+        take(dir.path()).unwrap();
     }
 }

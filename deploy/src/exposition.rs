@@ -4,11 +4,14 @@
 //! # Invariants
 //! - What is exported stands in [`METRICS`], the engine's and the proxy's lists (`integration`, the Prometheus test).
 
+use cluster::news::Replica;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
+use storage::Node;
 
 use crate::local::Local;
+use crate::stores::Stores;
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +41,10 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_raft_applied_entries", Gauge, "By table: entries applied since its groups were formed."),
     ("bridle_raft_log_entries", Gauge, "By table: entries in the log that are not purged yet."),
     ("bridle_raft_term", Gauge, "By table: the highest term of its groups."),
+    ("bridle_raft_led", Gauge, "By table: partitions that are led here."),
+    ("bridle_raft_follower_lag_entries", Gauge, "By table: the most entries that a follower of a partition led here is known to lack."),
+    ("bridle_cluster_meta_connected", Gauge, "In a cluster: 1 while a meta that leads is being followed."),
+    ("bridle_cluster_routes", Gauge, "In a cluster: partitions that this process knows, by whether it knows who leads them."),
     ("bridle_partition_faults", Gauge, "By table: partitions that do not serve."),
     ("bridle_rocksdb_block_cache_bytes", Gauge, "Block cache of all tables."),
     ("bridle_rocksdb_memtable_budget_bytes", Gauge, "Memtables of all tables, as RocksDB charges them to their budget."),
@@ -88,9 +95,12 @@ pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
 
 /// The page, as of now.
 pub(crate) fn page(local: &Local, handle: &PrometheusHandle) -> String {
-    node(local);
-    for (table, _) in local.tables_here() {
-        of_table(local, &table);
+    process(local);
+    if let Some(node) = &local.node {
+        let reports = node.report();
+        for table in local.catalogue.tables() {
+            of_table(node, &reports, &table);
+        }
     }
     let Some(proxy) = local.proxy() else { return handle.render() };
     proxy::metrics::publish(&proxy);
@@ -99,10 +109,22 @@ pub(crate) fn page(local: &Local, handle: &PrometheusHandle) -> String {
     page
 }
 
-fn node(local: &Local) {
-    let log = local.log.stats();
+fn process(local: &Local) {
     let ready = local.is_serving() && local.faults().is_empty();
     gauge!("bridle_ready").set(f64::from(u8::from(ready)));
+    if let Some(stores) = &local.stores {
+        of_stores(local, stores);
+    }
+    if let Some(cluster) = &local.cluster {
+        let (routes, led) = cluster.routes.count();
+        gauge!("bridle_cluster_meta_connected").set(f64::from(u8::from(cluster.follow.leader().borrow().is_some())));
+        gauge!("bridle_cluster_routes", "leader" => "known").set(led as f64);
+        gauge!("bridle_cluster_routes", "leader" => "unknown").set((routes - led) as f64);
+    }
+}
+
+fn of_stores(local: &Local, stores: &Stores) {
+    let log = stores.log.stats();
     gauge!("bridle_log_writable").set(f64::from(u8::from(local.writable().is_ok())));
     counter!("bridle_log_fsyncs_total").absolute(log.fsyncs());
     counter!("bridle_log_batches_total").absolute(log.batches());
@@ -111,23 +133,27 @@ fn node(local: &Local) {
     counter!("bridle_log_moved_entries_total").absolute(log.moved());
     gauge!("bridle_log_segments").set(log.segments() as f64);
     gauge!("bridle_log_disk_bytes").set(log.disk_bytes() as f64);
-    gauge!("bridle_rocksdb_block_cache_bytes").set(local.shared.cache_used() as f64);
-    gauge!("bridle_rocksdb_memtable_budget_bytes").set(local.shared.memtables_used() as f64);
-    let groups: Vec<_> = local.node.replicas().iter().map(|replica| replica.figures()).chain([local.meta.figures()]).collect();
+    gauge!("bridle_rocksdb_block_cache_bytes").set(stores.shared.cache_used() as f64);
+    gauge!("bridle_rocksdb_memtable_budget_bytes").set(stores.shared.memtables_used() as f64);
+    let groups = local.groups();
     let led = groups.iter().filter(|group| group.is_leader).count();
     gauge!("bridle_raft_groups", "leader" => "yes").set(led as f64);
     gauge!("bridle_raft_groups", "leader" => "no").set((groups.len() - led) as f64);
 }
 
-fn of_table(local: &Local, table: &cluster::Table) {
-    let replicas: Vec<_> = local.node.replicas().into_iter().filter(|replica| replica.partition().table == table.id).collect();
+fn of_table(node: &Node, reports: &[Replica], table: &cluster::Table) {
+    let replicas: Vec<_> = node.replicas().into_iter().filter(|replica| replica.partition().table == table.id).collect();
     let groups: Vec<_> = replicas.iter().map(|replica| replica.figures()).collect();
     let stores: Vec<_> = replicas.iter().filter_map(|replica| replica.store().figures().ok()).collect();
     let show = |name: &'static str, value: u64| gauge!(name, "table" => table.name.clone()).set(value as f64);
     show("bridle_raft_applied_entries", groups.iter().map(|group| group.applied).sum());
     show("bridle_raft_log_entries", groups.iter().map(|group| group.last_log.saturating_sub(group.purged)).sum());
     show("bridle_raft_term", groups.iter().map(|group| group.term).max().unwrap_or(0));
-    show("bridle_partition_faults", local.node.table_figures(table.id).faults.len() as u64);
+    show("bridle_raft_led", groups.iter().filter(|group| group.is_leader).count() as u64);
+    let led = reports.iter().filter(|replica| replica.partition.table == table.id && replica.leads);
+    let lag = |replica: &Replica| replica.matched.iter().map(|(_, matched)| replica.last_log.saturating_sub(*matched)).max();
+    show("bridle_raft_follower_lag_entries", led.filter_map(lag).max().unwrap_or(0));
+    show("bridle_partition_faults", node.table_figures(table.id).faults.len() as u64);
     let of_stores: [(&'static str, fn(&engine::store::Figures) -> u64); 15] = [
         ("bridle_rocksdb_memtable_bytes", |store| store.memtable_bytes),
         ("bridle_rocksdb_file_bytes", |store| store.file_bytes),

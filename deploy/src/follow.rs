@@ -1,31 +1,55 @@
-//! Keeps the node's partitions in step with the catalogue.
+//! Keeps the replicas of this process in step with what meta says.
 //!
-//! The catalogue says what there should be; this makes it so, and again after a restart: creating and dropping are resumed wherever they
-//! were cut off.
+//! Meta says what there should be; this makes it so, and again after a restart: creating and dropping are resumed wherever they were cut
+//! off. Standalone, meta is in this process and is told by function calls; in a cluster it is told by reports.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster::follow::{Assignments, Follow};
+use cluster::news::Order;
+use cluster::{Placement, Table, TableId};
 use meta::{Meta, Tables};
-use storage::Node;
+use storage::{Assigned, Node};
+use tokio::sync::mpsc;
+
+use crate::reporter::Reporter;
 
 /// How soon a destruction that failed is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// Makes the partitions those of one state of the catalogue; false when something is left to be tried again.
+/// Deletes what is left of a table here; false when something is left to be tried again.
+async fn destroy(node: &Node, table: &Table) -> bool {
+    match node.destroy(table).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(table = table.name, id = table.id.0, %error, "a dropped table could not be destroyed; it is tried again");
+            false
+        }
+    }
+}
+
+/// Standalone: makes the partitions those of one state of the catalogue; false when something is left to be tried again.
 pub(crate) async fn once(meta: &Meta, node: &Node, tables: &Tables) -> bool {
-    node.follow(&tables.ready).await;
+    let placements = |table: &Arc<Table>| {
+        let placements = tables.placements.iter().filter(|(id, _)| id.table == table.id);
+        placements.map(|(_, placement)| Placement::clone(placement)).collect()
+    };
+    let assigned: Vec<Assigned> =
+        tables.ready.iter().map(|table| Assigned { table: table.clone(), placements: placements(table) }).collect();
+    node.follow(&assigned).await;
     meta.opened(tables);
     let mut done = true;
     for table in &tables.dropping {
-        let destroyed = match node.destroy(table).await {
-            Ok(()) => meta.dropped(table.id).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        match destroyed {
+        if !destroy(node, table).await {
+            done = false;
+            continue;
+        }
+        match meta.dropped(table.id).await {
             Ok(()) => tracing::info!(table = table.name, id = table.id.0, "table dropped"),
             Err(error) => {
-                tracing::warn!(table = table.name, id = table.id.0, error, "a dropped table could not be destroyed; it is tried again");
+                tracing::warn!(table = table.name, id = table.id.0, %error, "a dropped table can't be forgotten yet; it is tried again");
                 done = false;
             }
         }
@@ -33,7 +57,7 @@ pub(crate) async fn once(meta: &Meta, node: &Node, tables: &Tables) -> bool {
     done
 }
 
-/// Follows until the catalogue is gone.
+/// Standalone: follows until the catalogue is gone.
 pub(crate) async fn forever(meta: Arc<Meta>, node: Arc<Node>) {
     let mut watch = meta.watch();
     loop {
@@ -42,6 +66,79 @@ pub(crate) async fn forever(meta: Arc<Meta>, node: Arc<Node>) {
         tokio::select! {
             changed = watch.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(RETRY), if !done => {}
+        }
+    }
+}
+
+/// In a cluster: makes the replicas those that meta assigns, and says so; false when something is left to be tried again.
+async fn take_on(node: &Node, reporter: &Reporter, assignments: &Assignments) -> bool {
+    let (gone, there): (Vec<_>, Vec<_>) = assignments.tables.values().partition(|assignment| assignment.destroy);
+    let assigned: Vec<Assigned> = there
+        .iter()
+        .map(|assignment| Assigned { table: Arc::new(assignment.table.clone()), placements: assignment.placements.clone() })
+        .collect();
+    node.follow(&assigned).await;
+    let mut destroyed: BTreeSet<TableId> = BTreeSet::new();
+    for assignment in &gone {
+        if destroy(node, &assignment.table).await {
+            tracing::info!(table = assignment.table.name, id = assignment.table.id.0, "what was here of a dropped table is gone");
+            destroyed.insert(assignment.table.id);
+        }
+    }
+    let done = destroyed.len() == gone.len();
+    reporter.followed(assignments.version, there.iter().map(|assignment| assignment.table.id).collect(), destroyed);
+    done
+}
+
+/// In a cluster: follows what meta assigns until the process stops. Says when the first assignments were made true.
+pub(crate) async fn assignments(node: Arc<Node>, reporter: Arc<Reporter>, follow: Arc<Follow>, first: tokio::sync::oneshot::Sender<()>) {
+    let (mut watch, mut first) = (follow.assignments(), Some(first));
+    loop {
+        let assigned = watch.borrow_and_update().clone();
+        let mut done = true;
+        if let Some(assigned) = assigned {
+            done = take_on(&node, &reporter, &assigned).await;
+            follow.report_now();
+            if let Some(first) = first.take() {
+                // Whoever waited for it may have gone.
+                let _ = first.send(());
+            }
+        }
+        tokio::select! {
+            changed = watch.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if !done => {}
+        }
+    }
+}
+
+/// In a cluster: has meta told at once when a leadership or a replica's health changes.
+pub(crate) async fn changes(node: Arc<Node>, follow: Arc<Follow>) {
+    let mut changes = node.changes();
+    while changes.changed().await.is_ok() {
+        follow.report_now();
+    }
+}
+
+/// In a cluster: does what meta orders.
+pub(crate) async fn orders(node: Arc<Node>, reporter: Arc<Reporter>, follow: Arc<Follow>, mut orders: mpsc::Receiver<Order>) {
+    while let Some(order) = orders.recv().await {
+        match order {
+            Order::Transfer { partition, term, to } => {
+                let node = node.clone();
+                tokio::spawn(async move {
+                    match node.transfer(partition, term, to).await {
+                        Ok(()) => tracing::info!(?partition, to, "a leadership was handed over, as ordered"),
+                        Err(why) => tracing::info!(?partition, to, why, "a leadership was not handed over"),
+                    }
+                });
+            }
+            Order::Compact { run, table } => {
+                let assigned = follow.assignments().borrow().clone();
+                if let Some(assignment) = assigned.as_ref().and_then(|assigned| assigned.tables.get(&table)) {
+                    reporter.compactions.order(run, &node, &assignment.table);
+                    follow.report_now();
+                }
+            }
         }
     }
 }

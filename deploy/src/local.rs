@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use cluster::{Boxed, CallError, Catalogue, PartitionId, Table};
-use engine::log::Log;
-use engine::store::{Health, Shared};
+use engine::raft::GroupFigures;
+use engine::store::Health;
 use meta::Meta;
 use meta::admin::{Compaction, Figures, NodeStatus};
 use proxy::Proxy;
@@ -19,21 +19,28 @@ use subtle::ConstantTimeEq;
 
 use crate::compaction::Compactions;
 use crate::config::{self, Config};
-use crate::directory::Identity;
+use crate::directory::Directory;
+use crate::member::View;
+use crate::server::Shape;
+use crate::stores::Stores;
 
 /// This process.
 pub(crate) struct Local {
+    pub(crate) shape: Shape,
     pub(crate) config: Config,
     /// The file that `config` came from, in part.
     pub(crate) config_file: Option<PathBuf>,
-    pub(crate) identity: Identity,
-    pub(crate) node: Arc<Node>,
-    pub(crate) meta: Arc<Meta>,
-    pub(crate) log: Arc<Log>,
-    pub(crate) shared: Shared,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) node: Option<Arc<Node>>,
+    pub(crate) meta: Option<Arc<Meta>>,
+    pub(crate) stores: Option<Stores>,
+    pub(crate) catalogue: Arc<dyn Catalogue>,
+    /// The cluster, if it is part of one.
+    pub(crate) cluster: Option<Arc<View>>,
     pub(crate) started: Instant,
     /// Where Redis clients are served.
     pub(crate) addresses: Vec<String>,
+    /// Standalone's; in a cluster, meta orders them.
     pub(crate) compactions: Compactions,
     /// Set once: the proxy is made after us, and holds us.
     pub(crate) proxy: OnceLock<Weak<Proxy>>,
@@ -41,32 +48,34 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    /// The catalogue.
-    pub(crate) fn meta(&self) -> &Arc<Meta> {
-        &self.meta
-    }
-
     /// The proxy, while there is one.
     pub(crate) fn proxy(&self) -> Option<Arc<Proxy>> {
         self.proxy.get().and_then(Weak::upgrade)
     }
 
-    /// Whether Redis clients are served.
+    /// Whether it does what it is there for.
     pub(crate) fn is_serving(&self) -> bool {
         self.serving.load(Ordering::Acquire)
     }
 
     /// Every table that serves, with what it holds here.
     pub(crate) fn tables_here(&self) -> Vec<(Arc<Table>, storage::TableFigures)> {
-        let tables = self.meta.tables().into_iter();
-        tables.map(|table| (table.clone(), self.node.table_figures(table.id))).collect()
+        let Some(node) = &self.node else { return Vec::new() };
+        self.catalogue.tables().into_iter().map(|table| (table.clone(), node.table_figures(table.id))).collect()
+    }
+
+    /// All Raft groups of this process.
+    pub(crate) fn groups(&self) -> Vec<GroupFigures> {
+        let partitions = self.node.iter().flat_map(|node| node.replicas()).map(|replica| replica.figures());
+        partitions.chain(self.meta.iter().map(|meta| meta.figures())).collect()
     }
 
     /// Whether there is room for writes; if not, why not.
     pub(crate) fn writable(&self) -> Result<(), String> {
-        self.log.writable().map_err(|full| full.to_string())?;
+        let Some(stores) = &self.stores else { return Ok(()) };
+        stores.log.writable().map_err(|full| full.to_string())?;
         // All stores are on one disk: one speaks for all.
-        self.node.replicas().iter().try_for_each(|replica| match replica.store().health() {
+        self.node.iter().flat_map(|node| node.replicas()).try_for_each(|replica| match replica.store().health() {
             Health::DiskFull(why) => Err(why),
             Health::Good | Health::Failing(_) => Ok(()),
         })
@@ -81,6 +90,12 @@ impl Local {
         for (table, figures) in self.tables_here() {
             faults.extend(figures.faults.iter().map(|(index, why)| format!("{} partition {index}: {why}", table.name)));
         }
+        if let Some(Err(why)) = self.meta.as_ref().map(|meta| meta.group().running()) {
+            faults.push(format!("the meta group's member has stopped: {why}"));
+        }
+        if let Some(why) = self.cluster.as_ref().and_then(|cluster| cluster.follow.refused().borrow().clone()) {
+            faults.push(format!("meta does not want this process: {why}"));
+        }
         faults
     }
 }
@@ -93,51 +108,81 @@ fn section(name: &'static str, figures: Vec<(&'static str, Figure)>) -> Section 
     Section { name, figures: figures.into_iter().map(|(name, figure)| (Cow::Borrowed(name), figure)).collect() }
 }
 
+impl Local {
+    fn of_raft(&self, stores: &Stores) -> Vec<(&'static str, Figure)> {
+        let (log, groups) = (stores.log.stats(), self.groups());
+        vec![
+            ("raft_groups", int(groups.len() as u64)),
+            ("raft_groups_led", int(groups.iter().filter(|group| group.is_leader).count() as u64)),
+            ("raft_entries_applied", int(groups.iter().map(|group| group.applied).sum())),
+            ("raft_log_bytes", int(log.disk_bytes())),
+            ("raft_log_segments", int(log.segments())),
+            ("raft_log_fsyncs", int(log.fsyncs())),
+            ("raft_log_fsync_usec", int(log.fsync_nanos() / 1000)),
+            ("raft_log_batches", int(log.batches())),
+            ("raft_log_records", int(log.records())),
+            ("raft_log_written_bytes", int(log.bytes())),
+        ]
+    }
+
+    fn of_rocksdb(&self, stores: &Stores) -> Vec<(&'static str, Figure)> {
+        let replicas = self.node.iter().flat_map(|node| node.replicas());
+        let figures: Vec<_> = replicas.filter_map(|replica| replica.store().figures().ok()).collect();
+        let sum = |of: fn(&engine::store::Figures) -> u64| int(figures.iter().map(of).sum());
+        vec![
+            ("rocksdb_block_cache_bytes", int(stores.shared.cache_used() as u64)),
+            ("rocksdb_memtable_bytes", int(stores.shared.memtables_used() as u64)),
+            ("rocksdb_file_bytes", sum(|store| store.file_bytes)),
+            ("rocksdb_files", sum(|store| store.files)),
+            ("rocksdb_level0_files", sum(|store| store.level0_files)),
+            ("rocksdb_pending_compaction_bytes", sum(|store| store.pending_compaction_bytes)),
+            ("rocksdb_running_flushes", sum(|store| store.running_flushes)),
+            ("rocksdb_running_compactions", sum(|store| store.running_compactions)),
+            ("rocksdb_background_errors", sum(|store| store.background_errors)),
+            ("rocksdb_write_stopped", sum(|store| store.write_stopped)),
+            ("rocksdb_swept_bytes", sum(|store| store.swept_bytes)),
+        ]
+    }
+
+    fn of_cluster(&self, cluster: &View) -> Vec<(&'static str, Figure)> {
+        let (routes, led) = cluster.routes.count();
+        let leader = cluster.follow.leader().borrow().clone();
+        vec![
+            ("bridle_server_id", Figure::Text(cluster.id.to_string().into())),
+            ("bridle_cluster_id", Figure::Text(self.directory.identity().cluster_id.unwrap_or_default().into())),
+            ("bridle_roles", Figure::Text(role_words(self.shape).join(",").into())),
+            ("bridle_meta", Figure::Text(leader.unwrap_or_default().into())),
+            ("bridle_routes", int(routes as u64)),
+            ("bridle_routes_with_leader", int(led as u64)),
+        ]
+    }
+}
+
+/// What a process does, in words.
+pub(crate) fn role_words(shape: Shape) -> Vec<&'static str> {
+    let roles = shape.roles();
+    [("meta", roles.meta), ("storage", roles.storage), ("proxy", roles.proxy)]
+        .into_iter()
+        .filter(|(_, has)| *has)
+        .map(|(role, _)| role)
+        .collect()
+}
+
 impl proxy::Node for Local {
     fn sections(&self) -> Vec<Section> {
-        let (log, meta) = (self.log.stats(), self.meta.figures());
-        let replicas = self.node.replicas();
-        let groups: Vec<_> = replicas.iter().map(|replica| replica.figures()).collect();
-        let stores: Vec<_> = replicas.iter().filter_map(|replica| replica.store().figures().ok()).collect();
-        let sum = |of: fn(&engine::store::Figures) -> u64| int(stores.iter().map(of).sum());
-        let writes = if self.writable().is_ok() { "ok" } else { "err" };
-        vec![
-            section(
-                "persistence",
-                vec![("aof_last_write_status", Figure::Text(writes.into())), ("aof_current_size", int(log.disk_bytes()))],
-            ),
-            section(
-                "raft",
-                vec![
-                    ("raft_groups", int(groups.len() as u64 + 1)),
-                    ("raft_groups_led", int(groups.iter().chain([&meta]).filter(|group| group.is_leader).count() as u64)),
-                    ("raft_entries_applied", int(groups.iter().chain([&meta]).map(|group| group.applied).sum())),
-                    ("raft_log_bytes", int(log.disk_bytes())),
-                    ("raft_log_segments", int(log.segments())),
-                    ("raft_log_fsyncs", int(log.fsyncs())),
-                    ("raft_log_fsync_usec", int(log.fsync_nanos() / 1000)),
-                    ("raft_log_batches", int(log.batches())),
-                    ("raft_log_records", int(log.records())),
-                    ("raft_log_written_bytes", int(log.bytes())),
-                ],
-            ),
-            section(
-                "rocksdb",
-                vec![
-                    ("rocksdb_block_cache_bytes", int(self.shared.cache_used() as u64)),
-                    ("rocksdb_memtable_bytes", int(self.shared.memtables_used() as u64)),
-                    ("rocksdb_file_bytes", sum(|store| store.file_bytes)),
-                    ("rocksdb_files", sum(|store| store.files)),
-                    ("rocksdb_level0_files", sum(|store| store.level0_files)),
-                    ("rocksdb_pending_compaction_bytes", sum(|store| store.pending_compaction_bytes)),
-                    ("rocksdb_running_flushes", sum(|store| store.running_flushes)),
-                    ("rocksdb_running_compactions", sum(|store| store.running_compactions)),
-                    ("rocksdb_background_errors", sum(|store| store.background_errors)),
-                    ("rocksdb_write_stopped", sum(|store| store.write_stopped)),
-                    ("rocksdb_swept_bytes", sum(|store| store.swept_bytes)),
-                ],
-            ),
-        ]
+        let mut sections = Vec::new();
+        if let Some(stores) = &self.stores {
+            let writes = if self.writable().is_ok() { "ok" } else { "err" };
+            let persistence =
+                vec![("aof_last_write_status", Figure::Text(writes.into())), ("aof_current_size", int(stores.log.stats().disk_bytes()))];
+            sections.push(section("persistence", persistence));
+            sections.push(section("raft", self.of_raft(stores)));
+            sections.push(section("rocksdb", self.of_rocksdb(stores)));
+        }
+        if let Some(cluster) = &self.cluster {
+            sections.push(section("cluster", self.of_cluster(cluster)));
+        }
+        sections
     }
 
     fn tables(&self) -> Vec<TableFigures> {
@@ -158,28 +203,39 @@ impl proxy::Node for Local {
         }
     }
 
-    /// Groups of one have no other copies.
-    fn replicas(&self, _partition: PartitionId) -> u32 {
-        0
+    /// An acknowledged write is on more than half of a partition's replicas, the leader's among them.
+    fn replicas(&self, partition: PartitionId) -> u32 {
+        let cluster = self.cluster.as_ref();
+        cluster.and_then(|cluster| cluster.catalogue.table_of(partition.table)).map_or(0, |table| table.replicas / 2)
     }
 
     fn set_active_expire(&self, on: bool) {
-        self.node.set_active_expiry(on);
+        if let Some(node) = &self.node {
+            node.set_active_expiry(on);
+        }
     }
 
     fn sync(&self) -> Boxed<'_, Result<(), CallError>> {
-        Box::pin(async { self.log.flush().await.map_err(|error| CallError::Fault(error.to_string())) })
+        Box::pin(async {
+            match &self.stores {
+                Some(stores) => stores.log.flush().await.map_err(|error| CallError::Fault(error.to_string())),
+                None => Ok(()),
+            }
+        })
     }
 
     fn memory(&self) -> Memory {
         let allocator = engine::memory::figures();
-        let parts = vec![("block_cache", self.shared.cache_used() as u64), ("memtables", self.shared.memtables_used() as u64)];
+        let parts = self
+            .stores
+            .as_ref()
+            .map(|stores| vec![("block_cache", stores.shared.cache_used() as u64), ("memtables", stores.shared.memtables_used() as u64)]);
         Memory {
             allocated: allocator.allocated,
             active: allocator.active,
             resident: allocator.resident,
             allocator: engine::memory::ALLOCATOR,
-            parts,
+            parts: parts.unwrap_or_default(),
         }
     }
 
@@ -201,12 +257,12 @@ impl meta::admin::Local for Local {
     }
 
     fn status(&self) -> NodeStatus {
-        let tables = self.tables_here();
+        let (tables, identity) = (self.tables_here(), self.directory.identity());
         NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            cluster: self.identity.cluster.clone(),
-            cluster_id: self.identity.cluster_id.clone(),
-            node_id: self.identity.node_id,
+            cluster: identity.cluster,
+            cluster_id: identity.cluster_id.unwrap_or_default(),
+            node_id: identity.node_id,
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: self.is_serving(),
             durability: self.config.storage.durability.word().to_owned(),
@@ -215,14 +271,14 @@ impl meta::admin::Local for Local {
             tables: tables.len() as u32,
             partitions: tables.iter().map(|(table, _)| table.partitions).sum(),
             disk_bytes: tables.iter().map(|(_, figures)| figures.disk_bytes).sum(),
-            log_bytes: self.log.stats().disk_bytes(),
+            log_bytes: self.stores.as_ref().map_or(0, |stores| stores.log.stats().disk_bytes()),
             memory_bytes: engine::memory::figures().resident,
             faults: self.faults(),
         }
     }
 
     fn figures(&self, table: &Table) -> Figures {
-        let figures = self.node.table_figures(table.id);
+        let figures = self.node.as_ref().map(|node| node.table_figures(table.id)).unwrap_or_default();
         Figures {
             rows: figures.rows,
             expiring: figures.expiring,
@@ -233,10 +289,10 @@ impl meta::admin::Local for Local {
     }
 
     fn compact(&self, table: &Arc<Table>) -> Compaction {
-        self.compactions.start(&self.node, table)
+        self.node.as_ref().map(|node| self.compactions.start(node, table)).unwrap_or_default()
     }
 
     fn compaction(&self, table: &Table) -> Compaction {
-        self.compactions.progress(&self.node, table)
+        self.node.as_ref().map(|node| self.compactions.progress(node, table)).unwrap_or_default()
     }
 }

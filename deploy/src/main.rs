@@ -1,9 +1,10 @@
 //! Bridle, the binary: it reads the command line, and puts proxy, storage and meta together.
 //!
 //! # Life of a process
-//! [`standalone::run`] settles the configuration ([`config`]), takes the node's directory ([`directory`]), opens its ports, then the log, meta
-//! and the partitions ([`follow`] keeps these in step with the catalogue), and only then serves Redis clients. A signal or SHUTDOWN undoes
-//! the same in the opposite order. Beside it run the metrics, health and admin pages ([`http`]).
+//! [`server::run`] settles the configuration ([`config`]), takes the process's directory ([`directory`]), binds its ports ([`ports`]), then opens the
+//! log, meta and the replicas, by itself ([`standalone`]) or as one of a cluster's processes ([`member`]); [`follow`] keeps replicas in step with
+//! what meta says. Only then Redis clients are served. A signal or SHUTDOWN undoes the same in the opposite order. Beside it run the metrics, health and
+//! admin pages ([`http`]).
 //!
 //! # Not here
 //! Everything that could be somewhere else: this crate holds glue, the operator's files beside it, and no logic of its own.
@@ -17,16 +18,28 @@ mod directory;
 mod exposition;
 mod follow;
 mod http;
+mod inbox;
 mod local;
 mod logging;
+mod member;
+mod opened;
+mod ports;
+mod relay;
+mod reporter;
+mod runtimes;
+mod server;
 mod standalone;
+mod stores;
+mod wire;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command};
+use cli::{Cli, ClientFlags, ClusterFlags, Command, CommonFlags};
+use cluster::news::Roles;
+use server::{Flags, Shape};
 
 #[global_allocator]
 static ALLOCATOR: engine::memory::Jemalloc = engine::memory::Jemalloc;
@@ -38,7 +51,13 @@ static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:1000,muzzy_d
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Standalone(flags) => standalone::run(&flags),
+        Command::Standalone(flags) => {
+            server::run(Shape::Standalone, &Flags { common: &flags.common, clients: Some(&flags.clients), cluster: None })
+        }
+        Command::Node(flags) => run_member(true, true, true, &flags.common, Some(&flags.clients), &flags.cluster),
+        Command::Storage(flags) => run_member(false, true, false, &flags.common, None, &flags.cluster),
+        Command::Proxy(flags) => run_member(false, false, true, &flags.common, Some(&flags.clients), &flags.cluster),
+        Command::Meta(flags) => run_member(true, false, false, &flags.common, None, &flags.cluster),
         Command::Admin(asked) => admin::run(&asked).and_then(|text| print(&text)),
     };
     match outcome {
@@ -49,6 +68,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run_member(
+    meta: bool,
+    storage: bool,
+    proxy: bool,
+    common: &CommonFlags,
+    clients: Option<&ClientFlags>,
+    cluster: &ClusterFlags,
+) -> anyhow::Result<()> {
+    server::run(Shape::Member(Roles { meta, storage, proxy }), &Flags { common, clients, cluster: Some(cluster) })
 }
 
 /// Prints an answer. A reader that has gone (`| head`) is no error.

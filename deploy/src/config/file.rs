@@ -39,8 +39,8 @@ impl fmt::Display for Refused {
         match &self.at {
             Some((line, column, text)) => {
                 writeln!(f, "{}, line {line}, column {column}: {}", self.source, self.reason)?;
-                // A line that holds a password is not shown.
-                match text.contains("pass") {
+                // A line that holds a password or a secret is not shown.
+                match text.contains("pass") || text.contains("secret") {
                     true => Ok(()),
                     false => write!(f, "    {text}\n    {:>column$}", "^"),
                 }

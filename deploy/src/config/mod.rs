@@ -9,12 +9,13 @@
 //!   which are never printed.
 
 mod change;
+mod cluster;
 mod file;
 mod setting;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use toml::de::{DeTable, DeValue};
@@ -22,7 +23,7 @@ use toml::de::{DeTable, DeValue};
 pub(crate) use change::{proxy_settings, rewrite_file};
 pub(crate) use file::render;
 use file::rewrite;
-pub(crate) use setting::{Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size, Threshold};
+pub(crate) use setting::{Address, Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size, Threshold};
 
 /// Makes the sections' structs and the table by which keys are set and printed. `in` bounds a value, both ends included.
 macro_rules! settings {
@@ -89,7 +90,23 @@ const MAX_SECONDS: u64 = i32::MAX as u64;
 settings! {
     node: NodeSection {
         data: PathBuf;
-        cluster: String;
+    }
+    cluster: ClusterSection {
+        name: String;
+        metas: Vec<Address>;
+        listen: SocketAddr;
+        advertise: Option<Address>;
+        zone: String;
+        secret: Secret;
+        secret_file: PathBuf;
+        cert_file: PathBuf;
+        key_file: PathBuf;
+        ca_file: PathBuf;
+        tls_name: String;
+        protected_mode: bool;
+        call_timeout: Dur, in Dur::ms(100), Dur::ms(600_000);
+        transfer_rate: Size;
+        hand_over: Dur, in Dur::ms(0), Dur::ms(600_000);
     }
     proxy: ProxySection {
         bind: Vec<IpAddr>;
@@ -121,7 +138,8 @@ settings! {
         port: u16;
     }
     tables: TablesSection {
-        partitions: u32, in 1, 1024;
+        partitions: u32, in 0, 1024;
+        replicas: u32, in 1, 7;
     }
     storage: StorageSection {
         durability: Durability;

@@ -1,7 +1,7 @@
 //! Kinds of values: how each is read from TOML and printed as TOML.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -105,6 +105,83 @@ impl Setting for Vec<IpAddr> {
             DeValue::Array(items) => items.iter().map(|item| IpAddr::parse(item.get_ref())).collect(),
             DeValue::String(_) => Ok(vec![IpAddr::parse(value)?]),
             _ => wrong("a list of IP addresses", value),
+        }
+    }
+    fn text(&self) -> String {
+        format!("[{}]", self.iter().map(Setting::text).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Setting for SocketAddr {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        match value.as_str() {
+            Some(text) => {
+                text.parse().map_err(|_| format!("`{text}` is not an IP address and port like \"127.0.0.1:7201\" or \"[::1]:7201\""))
+            }
+            None => wrong("an IP address and port like \"127.0.0.1:7201\"", value),
+        }
+    }
+    fn text(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+/// Where a process is reached: host:port, the host by name or address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Address(pub(crate) String);
+
+impl Address {
+    /// From `name:port`, `1.2.3.4:port` or `[::1]:port`.
+    pub(crate) fn new(text: &str) -> Result<Address, String> {
+        let refused = || format!("`{text}` is not a host and port like \"meta1:7201\", \"10.0.0.1:7201\" or \"[::1]:7201\"");
+        let (host, port) = text.rsplit_once(':').ok_or_else(refused)?;
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_host = match bare {
+            Some(bare) => bare.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)),
+        };
+        let is_port = port.parse::<u16>().is_ok_and(|port| port != 0);
+        match is_host && is_port && text.len() <= cluster::news::ADDRESS_BYTES_MAX {
+            true => Ok(Address(text.to_owned())),
+            false => Err(refused()),
+        }
+    }
+
+    /// The host, without brackets.
+    pub(crate) fn host(&self) -> &str {
+        let host = self.0.rsplit_once(':').map_or(self.0.as_str(), |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+}
+
+impl Setting for Address {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        value.as_str().map_or_else(|| wrong("a host and port like \"meta1:7201\"", value), Address::new)
+    }
+    fn text(&self) -> String {
+        quoted(&self.0)
+    }
+}
+
+impl Setting for Option<Address> {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        match value.as_str() {
+            Some("") => Ok(None),
+            _ => Address::parse(value).map(Some),
+        }
+    }
+    fn text(&self) -> String {
+        self.as_ref().map_or_else(|| quoted(""), Setting::text)
+    }
+}
+
+impl Setting for Vec<Address> {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        match value {
+            DeValue::Array(items) => items.iter().map(|item| Address::parse(item.get_ref())).collect(),
+            // As flags give them: a list with commas.
+            DeValue::String(text) => text.split(',').map(str::trim).filter(|one| !one.is_empty()).map(Address::new).collect(),
+            _ => wrong("a list of hosts and ports", value),
         }
     }
     fn text(&self) -> String {
@@ -235,10 +312,11 @@ impl Secret {
 
     /// The first line of a file.
     pub(crate) fn from_file(path: &Path) -> Result<Secret, String> {
-        let text = std::fs::read_to_string(path).map_err(|error| format!("read the password from {}: {error}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| format!("read the password or secret from {}: {error}", path.display()))?;
         match text.lines().next().map(str::trim_end) {
             Some(line) if !line.is_empty() => Ok(Secret(line.to_owned())),
-            _ => Err(format!("the first line of {} is empty: a password is wanted there", path.display())),
+            _ => Err(format!("the first line of {} is empty: a password or secret is wanted there", path.display())),
         }
     }
 }

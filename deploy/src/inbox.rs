@@ -1,0 +1,118 @@
+//! What this process does for the others of its cluster: hands what they send to storage and meta.
+//!
+//! It is there before what it serves is open; until then it says so, in a way that the sender can tell from a failure.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use cluster::net::{Answer, Channel, Peer, Service, Services};
+use cluster::rows::{Replicas, serve_rows};
+use cluster::{Boxed, Call, CallError, Leader, PartitionId, ServerId};
+use engine::raft::Letter;
+use meta::Meta;
+use row::op::{Request, Response};
+use storage::Node;
+
+use crate::local::Local;
+
+/// Whether a request changes nothing, so that it may be carried out twice.
+pub(crate) fn is_read(request: &Request) -> bool {
+    !request.ops.iter().any(|op| op.is_write())
+}
+
+/// The services of a process.
+pub(crate) struct Inbox {
+    meta: OnceLock<Arc<Meta>>,
+    node: OnceLock<Arc<Node>>,
+    replicas: OnceLock<Arc<dyn Replicas<Request, Response>>>,
+    nobody: Arc<dyn Replicas<Request, Response>>,
+    local: OnceLock<Arc<Local>>,
+}
+
+impl Inbox {
+    pub(crate) fn new(server: ServerId) -> Arc<Inbox> {
+        Arc::new(Inbox {
+            meta: OnceLock::new(),
+            node: OnceLock::new(),
+            replicas: OnceLock::new(),
+            nobody: Arc::new(Nobody(server)),
+            local: OnceLock::new(),
+        })
+    }
+
+    /// Meta is open. Once.
+    pub(crate) fn serve_meta(&self, meta: &Arc<Meta>) {
+        self.meta.get_or_init(|| meta.clone());
+    }
+
+    /// Storage is open. Once.
+    pub(crate) fn serve_node(&self, node: &Arc<Node>) {
+        self.node.get_or_init(|| node.clone());
+        self.replicas.get_or_init(|| node.clone());
+    }
+
+    /// The process is all there. Once.
+    pub(crate) fn serve_local(&self, local: &Arc<Local>) {
+        self.local.get_or_init(|| local.clone());
+    }
+
+    fn letter(&self, body: Bytes) -> Answer {
+        let letter = match Letter::decode(body) {
+            Ok(letter) => letter,
+            Err(why) => return Answer::Now(Err(why.to_owned())),
+        };
+        if letter.group == meta::GROUP {
+            return match self.meta.get().cloned() {
+                Some(meta) => Answer::Later(Box::pin(async move { meta.group().receive(letter).await.map_err(|error| error.to_string()) })),
+                None => Answer::Now(Err("no meta is open here".to_owned())),
+            };
+        }
+        match self.node.get().cloned() {
+            Some(node) => Answer::Later(Box::pin(async move { node.receive(letter).await })),
+            None => Answer::Now(Err("no storage is open here".to_owned())),
+        }
+    }
+}
+
+impl Services for Inbox {
+    fn call(&self, _from: &Peer, service: Service, body: Bytes) -> Answer {
+        match service {
+            Service::Rows => serve_rows(self.replicas.get().unwrap_or(&self.nobody), is_read, &body),
+            Service::Raft | Service::RaftBulk => self.letter(body),
+            Service::Meta => match (self.meta.get(), self.local.get()) {
+                (Some(meta), Some(local)) => Answer::Later(meta.answer(body, local.clone())),
+                _ => Answer::Now(Err("no meta is open here".to_owned())),
+            },
+        }
+    }
+
+    fn channel(&self, from: &Peer, service: Service, hello: Bytes, channel: Channel) {
+        // Dropped, the channel ends: whoever opened it tries another.
+        if let (Service::Meta, Some(meta)) = (service, self.meta.get()) {
+            meta.channel(from, hello, channel);
+        }
+    }
+}
+
+/// A process without replicas.
+struct Nobody(ServerId);
+
+impl Call<Request, Response> for Nobody {
+    fn read_now(&self, _partition: PartitionId, _request: &Request) -> Option<Result<Response, CallError>> {
+        None
+    }
+
+    fn call(&self, _partition: PartitionId, _request: Request) -> Boxed<'_, Result<Response, CallError>> {
+        Box::pin(std::future::ready(Err(CallError::NoTable)))
+    }
+}
+
+impl Replicas<Request, Response> for Nobody {
+    fn server(&self) -> ServerId {
+        self.0
+    }
+
+    fn leader(&self, _partition: PartitionId) -> Option<Leader> {
+        None
+    }
+}

@@ -1,0 +1,238 @@
+//! A process of a cluster: `bridle node`, `storage`, `proxy` or `meta`.
+//!
+//! # Life of a start
+//! 1. The cluster's port serves at once, for what is already open: metas need each other before any of them can be asked.
+//! 2. A meta opens its member of the meta group.
+//! 3. The process registers with whichever meta leads ([`Follow`]), and learns which cluster it belongs to, if it did not know.
+//! 4. Storage opens the replicas that meta assigns. The proxy waits for the tables, so that it never takes one for missing that it has not heard of.
+//!
+//! From then on metas are no longer needed for reads, writes and failovers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use cluster::ServerId;
+use cluster::catalogue::RemoteCatalogue;
+use cluster::follow::Follow;
+use cluster::net::{ClusterId, Net, NetOptions};
+use cluster::news::{Order, Roles, Server};
+use cluster::routes::Routes;
+use cluster::rows::{Replicas, Rows};
+use engine::raft::{Ticker, Wire};
+use meta::{Meta, MetaOptions, Seat};
+use row::op::{Request, Response};
+use storage::{Node, Peers};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::follow;
+use crate::inbox::{Inbox, is_read};
+use crate::local::Local;
+use crate::opened::{Opened, Setup};
+use crate::ports::Places;
+use crate::reporter::Reporter;
+use crate::stores::Stores;
+use crate::wire::NetWire;
+
+/// Orders of meta that wait to be carried out.
+const ORDERS_MAX: usize = 1024;
+/// The least that a message between processes may be, bytes; more when answers may be larger.
+const FRAME_BYTES_MIN: usize = 64 << 20;
+/// What an answer is wrapped in, at most.
+const WRAPPING_BYTES: usize = 1 << 20;
+/// The largest that the cluster's protocol takes.
+const FRAME_BYTES_MAX: usize = 1 << 30;
+
+/// What a process sees of its cluster.
+pub(crate) struct View {
+    pub(crate) id: ServerId,
+    pub(crate) follow: Arc<Follow>,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) catalogue: Arc<RemoteCatalogue>,
+}
+
+/// The process's end in its cluster.
+pub(crate) struct Member {
+    pub(crate) view: Arc<View>,
+    inbox: Arc<Inbox>,
+    reporter: Arc<Reporter>,
+    stop_following: CancellationToken,
+    stop_serving: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl Member {
+    /// The process is all there: others and meta may ask for it.
+    pub(crate) fn introduce(&self, local: &Arc<Local>) {
+        self.inbox.serve_local(local);
+        self.reporter.tell_of_local(local);
+    }
+
+    /// Says goodbye to meta, answers what others have asked, and closes the port.
+    pub(crate) async fn leave(self) {
+        self.stop_following.cancel();
+        self.stop_serving.cancel();
+        if self.serving.await.is_err() {
+            tracing::warn!("the cluster's port was not closed in good order");
+        }
+    }
+}
+
+/// Opens what the process's roles need, and joins the cluster.
+pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> anyhow::Result<Opened> {
+    let (config, directory, runtimes, roles) = (setup.config, setup.directory, setup.runtimes, setup.roles);
+    let server = server(config, roles, setup.places, directory.identity().node_id)?;
+    let metas = config.cluster.meta_addresses();
+    // First thing: Raft's restart guard counts from here.
+    let ticker = {
+        let _on = runtimes.raft.enter();
+        Ticker::start()
+    };
+    ticker.set_transfer_rate(config.cluster.transfer_rate.0);
+    let (net, listener) = {
+        let _on = runtimes.proxy.enter();
+        (Net::new(net_options(config, &server, setup))?, TcpListener::from_std(listener)?)
+    };
+    let wire: Arc<dyn Wire> = Arc::new(NetWire::new(net.clone(), metas.clone()));
+    let (inbox, reporter) = (Inbox::new(server.id), Reporter::new(server.clone(), directory.clone()));
+    let (stop_serving, stop_following) = (CancellationToken::new(), CancellationToken::new());
+    let serving = {
+        let (net, inbox, stop) = (net.clone(), inbox.clone(), stop_serving.clone());
+        runtimes.proxy.spawn(async move { net.serve(listener, inbox, stop).await })
+    };
+
+    let stores = match roles.storage || roles.meta {
+        true => Some(Stores::open(config, directory.path()).await?),
+        false => None,
+    };
+    let meta = match (&stores, config.cluster.seat()) {
+        (Some(stores), Some(position)) => {
+            let seat = Seat::Member { members: metas.clone(), position, wire: wire.clone(), ticker: ticker.clone(), net: net.clone() };
+            let options = MetaOptions {
+                dir: directory.path().join("meta"),
+                raft_runtime: runtimes.raft.handle().clone(),
+                partitions: config.partitions(true),
+                replicas: config.tables.replicas,
+                cluster: rand::random(),
+                seat,
+            };
+            let meta = Meta::open(options, &stores.log, &stores.shared).await.context("open the table catalogue")?;
+            inbox.serve_meta(&meta);
+            Some(meta)
+        }
+        _ => None,
+    };
+
+    let (order, orders) = mpsc::channel::<Order>(ORDERS_MAX);
+    let follow = Follow::start(net.clone(), metas.clone(), reporter.clone(), order, stop_following.clone());
+    let (routes, catalogue) = (Arc::new(Routes::default()), Arc::new(RemoteCatalogue::new(net.clone(), metas)));
+    let mut tasks = Vec::new();
+    tasks.push(spawn({
+        let (routes, news) = (routes.clone(), follow.routes());
+        async move { routes.keep(news).await }
+    }));
+    tasks.push(spawn({
+        let (catalogue, tables, leader) = (catalogue.clone(), follow.tables(), follow.leader());
+        async move { catalogue.keep(tables, leader).await }
+    }));
+
+    setup.stage.set("waiting for a meta that leads");
+    let cluster = match directory.identity().cluster_number() {
+        Some(cluster) => cluster,
+        None => {
+            let cluster = heard(follow.cluster()).await?;
+            directory.join(cluster)?;
+            cluster
+        }
+    };
+    let node = match (&stores, roles.storage) {
+        (Some(stores), true) => {
+            let peers = Peers { server: server.id, wire, ticker };
+            let (options, stores) = (setup.node_options(cluster, Some(peers)), stores.clone());
+            // On the proxy's runtime: executors are to run beside the connections that they answer.
+            let node = runtimes.proxy.spawn(async move { Node::open(options, stores.log, stores.shared) }).await?;
+            inbox.serve_node(&node);
+            reporter.tell_of_node(&node);
+            let (first, followed) = oneshot::channel();
+            let assignments = follow::assignments(node.clone(), reporter.clone(), follow.clone(), first);
+            tasks.push(runtimes.proxy.spawn(assignments).abort_handle());
+            tasks.push(spawn(follow::changes(node.clone(), follow.clone())));
+            tasks.push(runtimes.proxy.spawn(follow::orders(node.clone(), reporter.clone(), follow.clone(), orders)).abort_handle());
+            if followed.await.is_err() {
+                bail!("the replicas could not be opened");
+            }
+            Some(node)
+        }
+        _ => None,
+    };
+    if roles.proxy {
+        let tables = heard(follow.tables()).await?;
+        catalogue.follow(tables.values());
+        // They come before the tables.
+        if let Some(all) = follow.routes().borrow().as_ref() {
+            routes.follow(all);
+        }
+    }
+    let replicas = node.clone().map(|node| -> Arc<dyn Replicas<Request, Response>> { node });
+    let rows = Rows::new(net.clone(), routes.clone(), replicas, is_read, config.cluster.call_timeout.0);
+    let view = Arc::new(View { id: server.id, follow, routes, catalogue: catalogue.clone() });
+    let member = Member { view, inbox, reporter, stop_following, stop_serving, serving };
+    Ok(Opened { stores, meta, node, member: Some(member), rows: Arc::new(rows), catalogue, tasks })
+}
+
+fn spawn(task: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortHandle {
+    tokio::spawn(task).abort_handle()
+}
+
+/// Waits for the first word about something.
+async fn heard<T: Clone>(mut news: watch::Receiver<Option<T>>) -> anyhow::Result<T> {
+    let word = news.wait_for(Option::is_some).await.context("the cluster is no longer followed")?;
+    word.clone().context("what was heard is forgotten")
+}
+
+fn net_options(config: &Config, server: &Server, setup: &Setup<'_>) -> NetOptions {
+    let mut options = NetOptions::new(server.id, &server.address);
+    options.cluster = setup.directory.identity().cluster_number().map(ClusterId);
+    options.secret = config.cluster.net_secret();
+    options.tls = config.cluster.net_tls();
+    let answer = config.storage.max_answer_size.0 as usize + WRAPPING_BYTES;
+    options.frame_bytes_max = answer.clamp(FRAME_BYTES_MIN, FRAME_BYTES_MAX);
+    options
+}
+
+/// This process as others are to know it.
+fn server(config: &Config, roles: Roles, places: &Places, id: u64) -> anyhow::Result<Server> {
+    let section = &config.cluster;
+    let address = section.advertised(places.cluster.context("a process of a cluster has a port for the others")?);
+    // Where a port is on all addresses of the machine, others reach it where they reach the cluster's.
+    let host = section.advertise.as_ref().map_or_else(|| section.listen.ip().to_string(), |address| address.host().to_owned());
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let shown = |at: &std::net::SocketAddr| match at.ip().is_unspecified() {
+        true => format!("{host}:{}", at.port()),
+        false => at.to_string(),
+    };
+    let clients = places.plain.iter().chain(&places.tls).map(shown).collect();
+    let server = Server { id: ServerId(id), address, http: shown(&places.http), clients, zone: section.zone.clone(), roles };
+    server.check().map_err(anyhow::Error::msg)?;
+    Ok(server)
+}
+
+/// Lets another meta lead, if this one does.
+pub(crate) async fn hand_over_meta(meta: &Meta, patience: Duration) {
+    let status = meta.group().status();
+    if !status.figures.is_leader {
+        return;
+    }
+    let near = status.followers.iter().filter(|follower| follower.is_voter && follower.heard.is_some());
+    let Some(next) = near.max_by_key(|follower| follower.matched) else { return };
+    // No lease of meta's outlives the decision that it was taken for.
+    match tokio::time::timeout(patience, meta.group().transfer_leader(next.raft_id, || ())).await {
+        Ok(Ok(())) => tracing::info!(to = next.raft_id, "another meta leads now"),
+        Ok(Err(error)) => tracing::info!(%error, "the metas' leadership was not handed over"),
+        Err(_) => tracing::info!("the metas' leadership was not handed over in time"),
+    }
+}

@@ -1,0 +1,115 @@
+//! What a process is made of once it is open, whatever its roles.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use cluster::news::Roles;
+use cluster::{Call, Catalogue};
+use meta::Meta;
+use parking_lot::Mutex;
+use row::op::{Request, Response};
+use storage::{Node, NodeOptions, Peers};
+use tokio::task::AbortHandle;
+
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::member::Member;
+use crate::ports::Places;
+use crate::runtimes::Runtimes;
+use crate::stores::Stores;
+
+/// What a process is opened with.
+pub(crate) struct Setup<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) roles: Roles,
+    pub(crate) directory: &'a Arc<Directory>,
+    pub(crate) runtimes: &'a Runtimes,
+    pub(crate) places: &'a Places,
+    /// What is being waited for, for people.
+    pub(crate) stage: &'a Stage,
+}
+
+impl Setup<'_> {
+    /// How storage is opened.
+    pub(crate) fn node_options(&self, cluster: u64, peers: Option<Peers>) -> NodeOptions {
+        let storage = &self.config.storage;
+        NodeOptions {
+            dir: self.directory.path().join("tables"),
+            raft_runtime: self.runtimes.raft.handle().clone(),
+            write_bytes_max: storage.max_write_size.0 as usize,
+            answer_bytes_max: storage.max_answer_size.0 as usize,
+            row_cache_bytes: storage.row_cache.0 as usize,
+            cluster_tag: cluster as u8,
+            peers,
+        }
+    }
+}
+
+/// What the start of a process is waiting for.
+#[derive(Clone, Default)]
+pub(crate) struct Stage(Arc<Mutex<String>>);
+
+impl Stage {
+    /// From now on it is this.
+    pub(crate) fn set(&self, what: impl Into<String>) {
+        *self.0.lock() = what.into();
+    }
+
+    /// In words.
+    pub(crate) fn text(&self) -> String {
+        self.0.lock().clone()
+    }
+}
+
+/// An open process.
+pub(crate) struct Opened {
+    /// Of those that keep something on disk.
+    pub(crate) stores: Option<Stores>,
+    pub(crate) meta: Option<Arc<Meta>>,
+    pub(crate) node: Option<Arc<Node>>,
+    /// Of a process of a cluster.
+    pub(crate) member: Option<Member>,
+    pub(crate) rows: Arc<dyn Call<Request, Response>>,
+    pub(crate) catalogue: Arc<dyn Catalogue>,
+    /// What runs until the process stops.
+    pub(crate) tasks: Vec<AbortHandle>,
+}
+
+impl Opened {
+    /// Before clients are sent away: lets others lead what is led here.
+    pub(crate) async fn hand_over(&self, patience: Duration) {
+        if self.member.is_none() || patience.is_zero() {
+            return;
+        }
+        let partitions = async {
+            if let Some(node) = &self.node {
+                node.hand_over(patience).await;
+            }
+        };
+        let meta = async {
+            if let Some(meta) = &self.meta {
+                crate::member::hand_over_meta(meta, patience).await;
+            }
+        };
+        tokio::join!(partitions, meta);
+    }
+
+    /// Stops and flushes everything, the log last.
+    pub(crate) async fn close(self) -> anyhow::Result<()> {
+        self.tasks.iter().for_each(AbortHandle::abort);
+        if let Some(member) = self.member {
+            member.leave().await;
+        }
+        if let Some(node) = &self.node {
+            node.close().await;
+        }
+        if let Some(meta) = &self.meta {
+            meta.close().await.context("close the table catalogue")?;
+        }
+        match &self.stores {
+            Some(stores) => stores.close().await,
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What a process of a cluster says of itself to meta: who it is, and how it and its replicas are.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use cluster::follow::Source;
+use cluster::news::{Compaction, Hello, Replica, Report, Server, ServerFigures};
+use cluster::{PartitionId, TableId};
+use parking_lot::Mutex;
+use storage::Node;
+
+use crate::compaction::Compactions;
+use crate::directory::Directory;
+use crate::local::Local;
+
+/// How often the process's own figures are told.
+const FIGURES_PERIOD: Duration = Duration::from_secs(5);
+
+/// The process as it reports to meta.
+pub(crate) struct Reporter {
+    server: Server,
+    directory: Arc<Directory>,
+    pub(crate) compactions: Arc<Compactions>,
+    node: OnceLock<Arc<Node>>,
+    /// The process, once it is all there.
+    local: OnceLock<Weak<Local>>,
+    told: Mutex<Told>,
+}
+
+/// What meta was told last, and what there is to tell.
+#[derive(Default)]
+struct Told {
+    replicas: HashMap<PartitionId, Replica>,
+    compactions: HashMap<u64, Compaction>,
+    figures_at: Option<Instant>,
+    /// The version of the assignments that were made true.
+    followed: u64,
+    /// Tables that are assigned.
+    tables: BTreeSet<TableId>,
+    /// Tables of which nothing is left.
+    destroyed: BTreeSet<TableId>,
+}
+
+impl Reporter {
+    pub(crate) fn new(server: Server, directory: Arc<Directory>) -> Arc<Reporter> {
+        let (compactions, told) = (Arc::default(), Mutex::default());
+        Arc::new(Reporter { server, directory, compactions, node: OnceLock::new(), local: OnceLock::new(), told })
+    }
+
+    /// Storage is open. Once.
+    pub(crate) fn tell_of_node(&self, node: &Arc<Node>) {
+        self.node.get_or_init(|| node.clone());
+    }
+
+    /// The process is all there. Once.
+    pub(crate) fn tell_of_local(&self, local: &Arc<Local>) {
+        self.local.get_or_init(|| Arc::downgrade(local));
+    }
+
+    /// Assignments were made true: those of `tables`; of `destroyed`, nothing is left here.
+    pub(crate) fn followed(&self, version: u64, tables: BTreeSet<TableId>, destroyed: BTreeSet<TableId>) {
+        let mut told = self.told.lock();
+        (told.followed, told.tables, told.destroyed) = (version, tables, destroyed);
+    }
+}
+
+impl Source for Reporter {
+    fn hello(&self) -> Hello {
+        Hello {
+            server: self.server.clone(),
+            cluster: self.directory.identity().cluster_number(),
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    fn report(&self, whole: bool) -> Report {
+        let replicas = self.node.get().map(|node| node.report()).unwrap_or_default();
+        let mut told = self.told.lock();
+        if whole {
+            // Whoever hears this has not heard anything before.
+            told.replicas.clear();
+            told.compactions.clear();
+            told.figures_at = None;
+        }
+        let compactions =
+            self.node.get().map(|node| self.compactions.report(node, |table| told.tables.contains(&table))).unwrap_or_default();
+        let news: Vec<Replica> =
+            replicas.iter().filter(|replica| told.replicas.get(&replica.partition) != Some(replica)).cloned().collect();
+        told.replicas = replicas.into_iter().map(|replica| (replica.partition, replica)).collect();
+        let of_compactions: Vec<Compaction> =
+            compactions.iter().filter(|compaction| told.compactions.get(&compaction.run) != Some(compaction)).cloned().collect();
+        told.compactions = compactions.into_iter().map(|compaction| (compaction.run, compaction)).collect();
+        let now = Instant::now();
+        let is_due = told.figures_at.is_none_or(|at| now.saturating_duration_since(at) >= FIGURES_PERIOD);
+        let figures = self.local.get().and_then(Weak::upgrade).filter(|_| is_due).map(|local| figures(&local));
+        if figures.is_some() {
+            told.figures_at = Some(now);
+        }
+        Report {
+            whole,
+            followed: told.followed,
+            replicas: news,
+            destroyed: told.destroyed.iter().copied().collect(),
+            compactions: of_compactions,
+            figures,
+        }
+    }
+}
+
+fn figures(local: &Local) -> ServerFigures {
+    let disk = rustix::fs::statvfs(local.directory.path()).ok();
+    let bytes = |blocks: u64| disk.as_ref().map_or(0, |disk| blocks.saturating_mul(disk.f_frsize));
+    let node = local.node.as_ref();
+    let rows_disk_bytes =
+        node.map_or(0, |node| node.replicas().iter().filter_map(|replica| Some(replica.store().figures().ok()?.live_file_bytes)).sum());
+    ServerFigures {
+        disk_total_bytes: bytes(disk.as_ref().map_or(0, |disk| disk.f_blocks)),
+        disk_free_bytes: bytes(disk.as_ref().map_or(0, |disk| disk.f_bavail)),
+        rows_disk_bytes,
+        log_bytes: local.stores.as_ref().map_or(0, |stores| stores.log.stats().disk_bytes()),
+        memory_bytes: engine::memory::figures().resident,
+        clients: local.proxy().map_or(0, |proxy| proxy.clients.len() as u64),
+        uptime_seconds: local.started.elapsed().as_secs(),
+        faults: local.faults(),
+    }
+}

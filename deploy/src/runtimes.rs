@@ -1,0 +1,64 @@
+//! The runtimes of a process, and the signals that end it.
+//!
+//! Three runtimes, so that no kind of work can hold up another: Redis clients, executors and calls between servers; Raft; and a small one for
+//! everything that is not on the way of a command (HTTP, catalogue, signals). The log and RocksDB have threads of their own.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::config::Config;
+
+/// The runtimes of a process.
+pub(crate) struct Runtimes {
+    pub(crate) proxy: Runtime,
+    pub(crate) raft: Runtime,
+    pub(crate) small: Runtime,
+}
+
+impl Runtimes {
+    pub(crate) fn start(config: &Config) -> anyhow::Result<Runtimes> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = |set: u32, by_cores: usize| if set == 0 { by_cores } else { set as usize };
+        let build = |name: &str, threads: usize| {
+            let builder = Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build();
+            builder.with_context(|| format!("start the {name} runtime"))
+        };
+        Ok(Runtimes {
+            proxy: build("proxy", threads(config.threads.proxy, cores))?,
+            // A group's work is short; a quarter of the cores drives many groups.
+            raft: build("raft", threads(config.threads.raft, (cores / 4).max(1)))?,
+            small: build("small", 1)?,
+        })
+    }
+
+    /// Waits a little for what still runs; blocking calls that never end must not keep the process.
+    pub(crate) fn stop(self) {
+        for runtime in [self.proxy, self.raft, self.small] {
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        }
+    }
+}
+
+/// SIGTERM and SIGINT.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(crate) fn catch() -> anyhow::Result<Signals> {
+        let catch = |kind| signal(kind).context("catch signals");
+        Ok(Signals { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
+    }
+
+    /// The name of the next one.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! What holds data on disk: the Raft log and RocksDB, as the configuration wants them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use engine::log::{Log, LogOptions};
+use engine::store::{Settings, Shared};
+
+use crate::config::{self, Config, Durability};
+
+/// The log of all Raft groups, and what all stores share.
+#[derive(Clone)]
+pub(crate) struct Stores {
+    pub(crate) log: Arc<Log>,
+    pub(crate) shared: Shared,
+}
+
+impl Stores {
+    /// Opens the log; reads what a crash left of it.
+    pub(crate) async fn open(config: &Config, data: &Path) -> anyhow::Result<Stores> {
+        let options = log_options(config, data);
+        let log = tokio::task::spawn_blocking(move || Log::open(options)).await?.context("open the Raft log")?;
+        let shared = Shared::new(store_settings(config)).context("set up RocksDB")?;
+        Ok(Stores { log, shared })
+    }
+
+    /// Closes the log, when everybody else is closed.
+    pub(crate) async fn close(&self) -> anyhow::Result<()> {
+        let log = self.log.clone();
+        tokio::task::spawn_blocking(move || log.close()).await?.context("close the Raft log")
+    }
+}
+
+fn log_options(config: &Config, data: &Path) -> LogOptions {
+    let mut options = LogOptions::new(data.join("log"));
+    options.durability = match config.storage.durability {
+        Durability::Always => engine::log::Durability::Always,
+        Durability::Interval => engine::log::Durability::Interval(config.storage.sync_interval.0),
+        Durability::Os => engine::log::Durability::Os,
+    };
+    options.segment_bytes = config.raft_log.segment.0 as u32;
+    options.tail_bytes_max = config.raft_log.tail_cache.0;
+    options
+}
+
+fn store_settings(config: &Config) -> Settings {
+    let storage = &config.storage;
+    Settings {
+        cache_bytes: storage.block_cache.0 as usize,
+        memtable_bytes: storage.memtables.0 as usize,
+        flush_threads: storage.flush_threads as i32,
+        compaction_threads: storage.compaction_threads as i32,
+        zstd_bottom: storage.compression == config::Compression::Zstd,
+        sweep_seconds: storage.sweep_after.0.as_secs(),
+        disk_reserve_bytes: storage.disk_reserve.0,
+    }
+}

@@ -1,0 +1,43 @@
+//! Carries Raft's letters between processes: engine's wire over the cluster's connections, for partitions and meta alike.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cluster::ServerId;
+use cluster::net::{Net, NetError, Service, To};
+use engine::raft::{Letter, Node, Wire, WireError};
+use futures::future::BoxFuture;
+
+/// The wire of a process.
+pub(crate) struct NetWire {
+    net: Arc<Net>,
+    /// Where the metas are, by seat.
+    metas: Vec<String>,
+}
+
+impl NetWire {
+    pub(crate) fn new(net: Arc<Net>, metas: Vec<String>) -> NetWire {
+        NetWire { net, metas }
+    }
+
+    /// Seats are dialed at the address that the configuration gives, servers where meta says that they are.
+    fn to(&self, server: ServerId) -> Result<To, WireError> {
+        let Some(seat) = server.as_seat() else { return Ok(To::Server(server)) };
+        let address = self.metas.get(seat as usize - 1);
+        address.map(|address| To::Address(address.clone())).ok_or_else(|| WireError::NotSent(format!("there is no meta {seat}")))
+    }
+}
+
+impl Wire for NetWire {
+    fn send(&self, to: &Node, letter: Letter) -> BoxFuture<'_, Result<Bytes, WireError>> {
+        let to = self.to(ServerId(to.server));
+        Box::pin(async move {
+            let service = if letter.kind.is_bulk() { Service::RaftBulk } else { Service::Raft };
+            self.net.call(to?, service, letter.encode(), letter.timeout).await.map_err(|error| match error {
+                NetError::NotSent(why) => WireError::NotSent(why),
+                NetError::Lost(why) => WireError::Lost(why),
+                NetError::Refused(why) => WireError::Refused(why),
+            })
+        })
+    }
+}
