@@ -1,0 +1,155 @@
+//! Requests in line for the executor of one partition.
+
+use std::collections::VecDeque;
+
+use cluster::CallError;
+use parking_lot::Mutex;
+use row::op::{Op, Request, Response};
+use tokio::sync::{Notify, oneshot};
+
+/// What may wait for one partition.
+const REQUESTS_MAX: usize = 100_000;
+const BYTES_MAX: usize = 256 << 20;
+
+/// The answer, or why there is none.
+pub(crate) type Outcome = Result<Response, CallError>;
+
+/// A request in line, and who waits for its outcome.
+pub(crate) struct Waiting {
+    pub(crate) request: Request,
+    pub(crate) writes: bool,
+    pub(crate) bytes: usize,
+    pub(crate) answer: oneshot::Sender<Outcome>,
+}
+
+/// How much the executor takes or waits for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Amount {
+    pub(crate) requests: usize,
+    pub(crate) ops: usize,
+    pub(crate) bytes: usize,
+}
+
+/// Requests waiting for the executor of one partition.
+#[derive(Default)]
+pub(crate) struct Queue {
+    line: Mutex<Line>,
+    filled: Notify,
+}
+
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Waiting>,
+    amount: Amount,
+    /// The executor sleeps until so many requests or ops wait.
+    wake_at: Option<Amount>,
+    /// Why nothing more is taken: the replica has stopped.
+    closed: Option<CallError>,
+}
+
+impl Queue {
+    /// Puts a request in line; the receiver gets its outcome.
+    pub(crate) fn push(&self, request: Request) -> Result<oneshot::Receiver<Outcome>, CallError> {
+        let bytes = request.ops.iter().map(Op::bytes).sum();
+        let writes = request.ops.iter().any(Op::is_write);
+        let (answer, outcome) = oneshot::channel();
+        let mut line = self.line.lock();
+        if let Some(why) = &line.closed {
+            return Err(why.clone());
+        }
+        // One request always fits, however large.
+        if line.waiting.len() >= REQUESTS_MAX || (line.amount.bytes > 0 && line.amount.bytes + bytes > BYTES_MAX) {
+            return Err(CallError::Overloaded);
+        }
+        let waiting = Waiting { request, writes, bytes, answer };
+        line.amount.add(&waiting);
+        line.waiting.push_back(waiting);
+        let wakes = line.is_enough();
+        if wakes {
+            line.wake_at = None;
+        }
+        drop(line);
+        if wakes {
+            self.filled.notify_one();
+        }
+        Ok(outcome)
+    }
+
+    /// Refuses everything from now on, and those in line too.
+    pub(crate) fn close(&self, why: &CallError) {
+        self.line.lock().closed.get_or_insert_with(|| why.clone());
+        self.refuse(why);
+        self.filled.notify_one();
+    }
+
+    /// Why nothing is taken any more, if so.
+    pub(crate) fn closed(&self) -> Option<CallError> {
+        self.line.lock().closed.clone()
+    }
+
+    /// Refuses those in line.
+    pub(crate) fn refuse(&self, why: &CallError) {
+        let left = {
+            let mut line = self.line.lock();
+            line.amount = Amount::default();
+            std::mem::take(&mut line.waiting)
+        };
+        for waiting in left {
+            // A caller that went away is not missed.
+            let _ = waiting.answer.send(Err(why.clone()));
+        }
+    }
+
+    /// Waits until so many requests or ops wait, or the queue is closed.
+    pub(crate) async fn filled(&self, requests: usize, ops: usize) {
+        loop {
+            {
+                let mut line = self.line.lock();
+                line.wake_at = Some(Amount { requests, ops, bytes: 0 });
+                if line.closed.is_some() || line.is_enough() {
+                    line.wake_at = None;
+                    return;
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// Takes those in line from the front, as long as they fit; one fits always.
+    pub(crate) fn take(&self, room: Amount) -> Vec<Waiting> {
+        let mut line = self.line.lock();
+        let mut taken = Amount::default();
+        for waiting in &line.waiting {
+            let mut with = taken;
+            with.add(waiting);
+            if taken.requests > 0 && (with.ops > room.ops || with.bytes > room.bytes) {
+                break;
+            }
+            taken = with;
+        }
+        line.amount.requests -= taken.requests;
+        line.amount.ops -= taken.ops;
+        line.amount.bytes -= taken.bytes;
+        line.waiting.drain(..taken.requests).collect()
+    }
+
+    /// How many requests wait.
+    pub(crate) fn len(&self) -> usize {
+        self.line.lock().waiting.len()
+    }
+}
+
+impl Line {
+    fn is_enough(&self) -> bool {
+        self.wake_at.is_some_and(|enough| self.amount.requests >= enough.requests || self.amount.ops >= enough.ops)
+    }
+}
+
+impl Amount {
+    /// Counts a request in.
+    pub(crate) fn add(&mut self, waiting: &Waiting) {
+        self.requests += 1;
+        self.ops += waiting.request.ops.len();
+        self.bytes += waiting.bytes;
+    }
+}
