@@ -1,18 +1,25 @@
 //! The admin API: HTTP and JSON, for `bridle admin` and anybody's scripts.
 //!
-//! | request                                 | body                             | answer |
-//! |-----------------------------------------|----------------------------------|--------|
-//! | `GET /v1/status`                        |                                  | [`NodeStatus`] |
-//! | `GET /v1/tables`                        |                                  | list of [`TableStatus`] |
-//! | `POST /v1/tables`                       | [`NewTable`]                     | 201, [`TableStatus`] |
-//! | `GET /v1/tables/{name}`                 |                                  | [`TableStatus`] |
-//! | `DELETE /v1/tables/{name}`              |                                  | 202, [`TableStatus`]; the partitions are destroyed in the background |
-//! | `GET /v1/tables/{name}/envs`            |                                  | object of env to value |
-//! | `GET /v1/tables/{name}/envs/{key}`      |                                  | [`EnvValue`] |
-//! | `PUT /v1/tables/{name}/envs/{key}`      | [`EnvValue`]                     | object of env to value |
-//! | `DELETE /v1/tables/{name}/envs/{key}`   |                                  | object of env to value |
-//! | `POST /v1/tables/{name}/compaction`     |                                  | 202, [`Compaction`]; goes on in the background |
-//! | `GET /v1/tables/{name}/compaction`      |                                  | [`Compaction`] |
+//! | request                                            | body            | answer |
+//! |----------------------------------------------------|-----------------|--------|
+//! | `GET /v1/status`                                   |                 | [`NodeStatus`] of the process that is asked |
+//! | `GET /v1/cluster`                                  |                 | [`ClusterStatus`] |
+//! | `GET /v1/nodes`                                    |                 | list of [`ServerStatus`] |
+//! | `DELETE /v1/nodes/{id}`                            |                 | 204; a server that is down and holds nothing is forgotten, and stays out |
+//! | `GET /v1/tables`                                   |                 | list of [`TableStatus`] |
+//! | `POST /v1/tables`                                  | [`NewTable`]    | 201, [`TableStatus`] |
+//! | `GET /v1/tables/{name}`                            |                 | [`TableStatus`] |
+//! | `DELETE /v1/tables/{name}`                         |                 | 202, [`TableStatus`]; the partitions are destroyed in the background |
+//! | `GET /v1/tables/{name}/partitions`                 |                 | list of [`PartitionStatus`] |
+//! | `PUT /v1/tables/{name}/partitions/{index}/leader`  | [`NewLeader`]   | [`PartitionStatus`], once it is so |
+//! | `GET /v1/tables/{name}/envs`                       |                 | object of env to value |
+//! | `GET /v1/tables/{name}/envs/{key}`                 |                 | [`EnvValue`] |
+//! | `PUT /v1/tables/{name}/envs/{key}`                 | [`EnvValue`]    | object of env to value |
+//! | `DELETE /v1/tables/{name}/envs/{key}`              |                 | object of env to value |
+//! | `POST /v1/tables/{name}/compaction`                |                 | 202, [`Compaction`]; goes on in the background, on all replicas |
+//! | `GET /v1/tables/{name}/compaction`                 |                 | [`Compaction`] |
+//!
+//! Any meta may be asked: one that does not lead has the one that does answer (`GET /v1/status` excepted).
 //!
 //! What is refused is answered with 4xx and `{"error": "why"}`: 400 makes no sense, 401 password wanted, 403 comes from a web page, 404 no such
 //! thing, 409 exists already; 5xx with the same body is trouble: 503 not now (try again), 500 a fault or an unknown outcome.
@@ -23,143 +30,27 @@
 //! - Nothing is answered without the password, when there is one (`tests/admin.rs`, `a_password_guards_everything`).
 //! - A web page in the operator's browser can change nothing: requests with an `Origin` are refused (`tests/admin.rs`, `web_pages_are_refused`).
 
+mod types;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{delete, get, put};
 use axum::{Json, Router};
 use cluster::Table;
-use serde::{Deserialize, Serialize};
+use cluster::{PartitionId, ServerId};
+pub use types::*;
 
-use crate::catalogue::{Meta, MetaError};
+use crate::catalogue::{Meta, Seat};
 use crate::envs;
+use crate::error::MetaError;
+use crate::picture::Picture;
 use crate::state::{Record, Refusal, Status};
-
-/// A table to be created.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NewTable {
-    /// Its name.
-    pub name: String,
-    /// How many partitions; as configured when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub partitions: Option<u32>,
-    /// Envs from the start.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub envs: BTreeMap<String, String>,
-}
-
-/// An env's value.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EnvValue {
-    /// As text, whatever it means.
-    pub value: String,
-}
-
-/// What a table is and holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TableStatus {
-    /// Never reused.
-    pub id: u32,
-    /// Its name.
-    pub name: String,
-    /// How many partitions it has.
-    pub partitions: u32,
-    /// `ready`, `opening` or `dropping`.
-    pub status: String,
-    /// When it was created, ms since the epoch.
-    pub created_at_ms: u64,
-    /// Its envs.
-    pub envs: BTreeMap<String, String>,
-    /// What it holds.
-    #[serde(flatten)]
-    pub figures: Figures,
-}
-
-/// What a table holds on this node.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Figures {
-    /// Rows, expired ones that the expiry cycle has not reached yet included.
-    pub rows: u64,
-    /// Rows with an expiry.
-    pub expiring: u64,
-    /// Bytes on disk.
-    pub disk_bytes: u64,
-    /// Bytes in memory, not yet flushed.
-    pub memtable_bytes: u64,
-    /// Why a partition does not serve, by index; empty when all is well.
-    #[serde(deserialize_with = "by_index")]
-    pub faults: BTreeMap<u32, String>,
-}
-
-/// JSON's keys are texts, and inside a flattened struct serde leaves it to us to make numbers of them.
-fn by_index<'de, D: serde::Deserializer<'de>>(faults: D) -> Result<BTreeMap<u32, String>, D::Error> {
-    let faults = BTreeMap::<String, String>::deserialize(faults)?;
-    faults.into_iter().map(|(index, why)| Ok((index.parse().map_err(serde::de::Error::custom)?, why))).collect()
-}
-
-/// A manual compaction of a table.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Compaction {
-    /// `none` (never asked for since the start), `running`, `done` or `failed`.
-    pub status: String,
-    /// Partitions that are done.
-    pub partitions_done: u32,
-    /// Partitions in all.
-    pub partitions: u32,
-    /// When it was started, ms since the epoch; 0 when never.
-    pub started_at_ms: u64,
-    /// How long it took, or has taken so far.
-    pub elapsed_ms: u64,
-    /// Bytes on disk when it started.
-    pub disk_bytes_before: u64,
-    /// Bytes on disk now.
-    pub disk_bytes: u64,
-    /// What went wrong, when something did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-/// What a node is and how it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeStatus {
-    /// Bridle's version.
-    pub version: String,
-    /// The cluster's name.
-    pub cluster: String,
-    /// The cluster's id, 16 hex digits.
-    pub cluster_id: String,
-    /// This node's id in it.
-    pub node_id: u64,
-    /// Seconds since the start.
-    pub uptime_seconds: u64,
-    /// Whether clients are served.
-    pub ready: bool,
-    /// `always`, `interval` or `os`.
-    pub durability: String,
-    /// Where Redis clients are served.
-    pub addresses: Vec<String>,
-    /// Connected clients.
-    pub clients: u64,
-    /// Tables that serve.
-    pub tables: u32,
-    /// Partitions of these.
-    pub partitions: u32,
-    /// Bytes of rows on disk.
-    pub disk_bytes: u64,
-    /// Bytes of the Raft log.
-    pub log_bytes: u64,
-    /// Resident memory, bytes.
-    pub memory_bytes: u64,
-    /// What is wrong, in sentences; empty when all is well.
-    pub faults: Vec<String>,
-}
 
 /// What the API asks of the process that it is part of.
 pub trait Local: Send + Sync + 'static {
@@ -167,11 +58,11 @@ pub trait Local: Send + Sync + 'static {
     fn authorised(&self, password: Option<&[u8]>) -> bool;
     /// How the node is.
     fn status(&self) -> NodeStatus;
-    /// What a table holds here.
+    /// What a table holds here. Asked of the only server, standalone.
     fn figures(&self, table: &Table) -> Figures;
-    /// Starts a compaction of the table, unless one is running; how it stands.
+    /// Starts a compaction of the table, unless one is running; how it stands. Asked of the only server, standalone.
     fn compact(&self, table: &Arc<Table>) -> Compaction;
-    /// How the table's last compaction stands.
+    /// How the table's last compaction stands. Asked of the only server, standalone.
     fn compaction(&self, table: &Table) -> Compaction;
 }
 
@@ -188,10 +79,13 @@ impl IntoResponse for Failed {
 impl From<MetaError> for Failed {
     fn from(error: MetaError) -> Self {
         let status = match &error {
-            MetaError::Refused(Refusal::NoTable(_)) => StatusCode::NOT_FOUND,
-            MetaError::Refused(Refusal::Exists(_)) => StatusCode::CONFLICT,
+            MetaError::Refused(Refusal::NoTable(_) | Refusal::NoServer(_) | Refusal::NoPartition(_)) => StatusCode::NOT_FOUND,
+            MetaError::Refused(Refusal::Exists(_) | Refusal::Alive(_) | Refusal::HoldsReplicas { .. }) => StatusCode::CONFLICT,
+            MetaError::Refused(Refusal::NotEnough(_)) => StatusCode::SERVICE_UNAVAILABLE,
             MetaError::Refused(_) => StatusCode::BAD_REQUEST,
-            MetaError::NotNow(_) | MetaError::NotYet(_) | MetaError::DiskFull(_) => StatusCode::SERVICE_UNAVAILABLE,
+            MetaError::NotLeading { .. } | MetaError::NotNow(_) | MetaError::NotYet(_) | MetaError::DiskFull(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             MetaError::Unknown(_) | MetaError::Fault(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failed(status, error.to_string())
@@ -210,6 +104,9 @@ impl From<JsonRejection> for Failed {
     }
 }
 
+/// The largest body of a request, bytes.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
 /// What handlers need.
 #[derive(Clone)]
 struct Api {
@@ -220,66 +117,109 @@ struct Api {
 /// The admin API, everything under `/v1`.
 pub fn router(meta: Arc<Meta>, local: Arc<dyn Local>) -> Router {
     let api = Api { meta, local };
+    routes().layer(middleware::from_fn_with_state(api.clone(), guard)).with_state(api)
+}
+
+/// The same for requests that another meta has let in.
+pub(crate) fn inner(meta: Arc<Meta>, local: Arc<dyn Local>) -> Router {
+    routes().with_state(Api { meta, local })
+}
+
+fn routes() -> Router<Api> {
     let routes = Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/cluster", get(cluster_status))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{id}", delete(remove_node))
         .route("/v1/tables", get(list).post(create))
         .route("/v1/tables/{name}", get(one).delete(drop_table))
+        .route("/v1/tables/{name}/partitions", get(partitions))
+        .route("/v1/tables/{name}/partitions/{index}/leader", put(transfer))
         .route("/v1/tables/{name}/envs", get(all_envs))
         .route("/v1/tables/{name}/envs/{key}", get(one_env).put(set_env).delete(delete_env))
         .route("/v1/tables/{name}/compaction", get(compaction).post(compact))
         .route("/v1/{*unknown}", axum::routing::any(unknown));
-    routes.method_not_allowed_fallback(wrong_method).layer(middleware::from_fn_with_state(api.clone(), guard)).with_state(api)
+    routes.method_not_allowed_fallback(wrong_method)
 }
 
 /// Lets only those in who know the password, and no web pages.
-async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
-    if request.headers().contains_key(header::ORIGIN) {
-        return Failed(StatusCode::FORBIDDEN, "requests from web pages are not served".into()).into_response();
+///
+/// # Errors
+/// The answer to whoever is not let in.
+#[allow(clippy::result_large_err, reason = "it is the answer, and made once")]
+pub fn let_in(headers: &HeaderMap, local: &dyn Local) -> Result<(), Response> {
+    if headers.contains_key(header::ORIGIN) {
+        return Err(Failed(StatusCode::FORBIDDEN, "requests from web pages are not served".into()).into_response());
     }
-    let sent = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    let sent = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let password = sent.and_then(|value| value.split_at_checked(7)).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
-    if !api.local.authorised(password.map(|(_, password)| password)) {
+    if !local.authorised(password.map(|(_, password)| password)) {
         let failed = Failed(StatusCode::UNAUTHORIZED, "a password is wanted: Authorization: Bearer <password>".into());
-        return ([(header::WWW_AUTHENTICATE, "Bearer")], failed).into_response();
+        return Err(([(header::WWW_AUTHENTICATE, "Bearer")], failed).into_response());
     }
-    next.run(request).await
+    Ok(())
+}
+
+/// Has those in who may be, and passes requests on to the meta that leads.
+async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
+    if let Err(refused) = let_in(request.headers(), &*api.local) {
+        return refused;
+    }
+    if request.uri().path() == "/v1/status" {
+        return next.run(request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let body = match axum::body::to_bytes(body, BODY_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(error) => return Failed(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()).into_response(),
+    };
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    match api.meta.forward(parts.method.as_str(), path, body.clone()).await {
+        None => next.run(Request::from_parts(parts, body.into())).await,
+        Some(Ok((status, body))) => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+            (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+        }
+        Some(Err(why)) => Failed(StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+    }
 }
 
 impl Api {
-    fn record(&self, name: &str) -> Result<Record, Failed> {
-        let records = self.meta.records();
+    fn picture(&self) -> Result<Arc<Picture>, Failed> {
+        Ok(self.meta.picture()?)
+    }
+
+    fn record(&self, picture: &Picture, name: &str) -> Result<Record, Failed> {
         // While one is being dropped, another may have its name: the one that serves is meant.
-        let named = || records.iter().filter(|record| record.table.name == name);
-        named()
-            .find(|record| record.status == Status::Ready)
-            .or_else(|| named().next())
-            .cloned()
-            .ok_or_else(|| Failed::from(MetaError::Refused(Refusal::NoTable(name.to_owned()))))
+        let dropping = || picture.state.tables.values().find(|record| record.table.name == name);
+        let record = picture.state.named(name).or_else(dropping);
+        record.cloned().ok_or_else(|| Failed::from(MetaError::Refused(Refusal::NoTable(name.to_owned()))))
     }
 
     fn serving(&self, name: &str) -> Result<Arc<Table>, Failed> {
-        let record = self.record(name)?;
+        let record = self.record(&*self.picture()?, name)?;
         match record.status {
-            Status::Ready => Ok(record.table),
+            Status::Ready | Status::Creating => Ok(record.table),
             Status::Dropping => Err(Failed::from(MetaError::Refused(Refusal::NoTable(name.to_owned())))),
         }
     }
 
-    fn describe(&self, record: &Record) -> TableStatus {
+    fn is_alone(&self) -> bool {
+        matches!(self.meta.options.seat, Seat::Alone(_))
+    }
+
+    fn describe(&self, picture: &Picture, record: &Record) -> TableStatus {
         let table = &record.table;
-        let status = match record.status {
-            Status::Dropping => "dropping",
-            Status::Ready if self.meta.is_open(table.id) => "ready",
-            Status::Ready => "opening",
-        };
+        let figures = if self.is_alone() { self.local.figures(table) } else { self.meta.figures_of(picture, table) };
         TableStatus {
             id: table.id.0,
             name: table.name.clone(),
             partitions: table.partitions,
-            status: status.to_owned(),
+            replicas: table.replicas,
+            status: self.meta.word(record.status, table).to_owned(),
             created_at_ms: record.created_at_ms,
             envs: table.envs.clone(),
-            figures: self.local.figures(table),
+            figures,
         }
     }
 }
@@ -288,25 +228,65 @@ async fn status(State(api): State<Api>) -> Json<NodeStatus> {
     Json(api.local.status())
 }
 
-async fn list(State(api): State<Api>) -> Json<Vec<TableStatus>> {
-    Json(api.meta.records().iter().map(|record| api.describe(record)).collect())
+async fn cluster_status(State(api): State<Api>) -> Result<Json<ClusterStatus>, Failed> {
+    Ok(Json(api.meta.cluster_status(&*api.picture()?)))
+}
+
+async fn nodes(State(api): State<Api>) -> Result<Json<Vec<ServerStatus>>, Failed> {
+    Ok(Json(api.meta.server_statuses(&*api.picture()?)))
+}
+
+fn server_id(text: &str) -> Result<ServerId, Failed> {
+    let bad = |_| Failed(StatusCode::BAD_REQUEST, format!("'{text}' is not a server's id: these are 16 hex digits"));
+    u64::from_str_radix(text, 16).map(ServerId).map_err(bad)
+}
+
+async fn remove_node(State(api): State<Api>, Path(id): Path<String>) -> Result<StatusCode, Failed> {
+    api.meta.remove_server(server_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn list(State(api): State<Api>) -> Result<Json<Vec<TableStatus>>, Failed> {
+    let picture = api.picture()?;
+    Ok(Json(picture.state.tables.values().map(|record| api.describe(&picture, record)).collect()))
 }
 
 async fn create(State(api): State<Api>, body: Result<Json<NewTable>, JsonRejection>) -> Result<Response, Failed> {
     let Json(new) = body?;
-    api.meta.create(&new.name, new.partitions, new.envs).await?;
-    Ok((StatusCode::CREATED, Json(api.describe(&api.record(&new.name)?))).into_response())
+    api.meta.create(&new.name, new.partitions, new.replicas, new.envs).await?;
+    let picture = api.picture()?;
+    Ok((StatusCode::CREATED, Json(api.describe(&picture, &api.record(&picture, &new.name)?))).into_response())
 }
 
 async fn one(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<TableStatus>, Failed> {
-    Ok(Json(api.describe(&api.record(&name)?)))
+    let picture = api.picture()?;
+    Ok(Json(api.describe(&picture, &api.record(&picture, &name)?)))
 }
 
 async fn drop_table(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, Failed> {
-    let record = api.record(&name)?;
-    let described = TableStatus { status: "dropping".to_owned(), ..api.describe(&record) };
+    let picture = api.picture()?;
+    let record = api.record(&picture, &name)?;
+    let described = TableStatus { status: "dropping".to_owned(), ..api.describe(&picture, &record) };
     api.meta.drop_table(&name).await?;
     Ok((StatusCode::ACCEPTED, Json(described)).into_response())
+}
+
+async fn partitions(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Vec<PartitionStatus>>, Failed> {
+    let table = api.serving(&name)?;
+    Ok(Json(api.meta.partition_statuses(&*api.picture()?, &table)))
+}
+
+async fn transfer(
+    State(api): State<Api>,
+    Path((name, index)): Path<(String, u32)>,
+    body: Result<Json<NewLeader>, JsonRejection>,
+) -> Result<Json<PartitionStatus>, Failed> {
+    let Json(new) = body?;
+    let table = api.serving(&name)?;
+    api.meta.transfer(PartitionId { table: table.id, index }, server_id(&new.to)?).await?;
+    let partitions = api.meta.partition_statuses(&*api.picture()?, &table);
+    let gone = || Failed::from(MetaError::Refused(Refusal::NoPartition(index)));
+    partitions.into_iter().find(|partition| partition.index == index).map(Json).ok_or_else(gone)
 }
 
 async fn all_envs(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<BTreeMap<String, String>>, Failed> {
@@ -337,12 +317,19 @@ async fn delete_env(State(api): State<Api>, Path((name, key)): Path<(String, Str
 
 async fn compact(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, Failed> {
     let table = api.serving(&name)?;
-    Ok((StatusCode::ACCEPTED, Json(api.local.compact(&table))).into_response())
+    if api.is_alone() {
+        return Ok((StatusCode::ACCEPTED, Json(api.local.compact(&table))).into_response());
+    }
+    api.meta.compact(&table)?;
+    Ok((StatusCode::ACCEPTED, Json(api.meta.compaction(&*api.picture()?, &table))).into_response())
 }
 
 async fn compaction(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Compaction>, Failed> {
     let table = api.serving(&name)?;
-    Ok(Json(api.local.compaction(&table)))
+    if api.is_alone() {
+        return Ok(Json(api.local.compaction(&table)));
+    }
+    Ok(Json(api.meta.compaction(&*api.picture()?, &table)))
 }
 
 async fn unknown() -> Failed {

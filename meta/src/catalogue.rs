@@ -1,33 +1,34 @@
-//! The catalogue at work: the meta group, its leader's decisions, and who is told of them.
+//! The meta group's member in this process: the group, the leader's decisions, and the picture that it publishes.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use cluster::{Boxed, CallError, Catalogue, Table, TableId};
+use cluster::net::Net;
+use cluster::news::Server;
+use cluster::{ServerId, Table};
 use engine::batch::Family;
 use engine::log::Log;
-use engine::raft::{Group, GroupError, GroupFigures};
+use engine::raft::{Group, GroupError, GroupFigures, GroupOptions, Leadership, Node, Ticker, Wire};
 use engine::store::{Health, Shared, Store};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::alone::{Tables, View};
+use crate::error::MetaError;
+use crate::leading::{self, Desk};
+use crate::picture::Picture;
 use crate::record;
-use crate::state::{Command, Record, Refusal, State, Status};
+use crate::roster::Roster;
+use crate::state::{Command, State};
 
-/// Meta's group in the node's log; partitions' numbers are far above.
-const GROUP: u64 = 0;
-/// The first placement of a group of one.
-const RAFT_ID: u64 = 1;
-/// How long a command waits until storage has followed.
-const FOLLOW_TIMEOUT: Duration = Duration::from_secs(30);
-/// Entries after which the store is flushed, so that the log can let go of them.
-const ENTRIES_TO_FLUSH: u64 = 100;
+/// Meta's group in the node's log and on the wire; partitions' numbers are far above.
+pub const GROUP: u64 = 0;
 
 /// What meta is opened with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct MetaOptions {
     /// Where its store is.
     pub dir: PathBuf,
@@ -35,74 +36,35 @@ pub struct MetaOptions {
     pub raft_runtime: tokio::runtime::Handle,
     /// Partitions of a table that is created without saying how many.
     pub partitions: u32,
+    /// Replicas of a partition of a table that is created without saying how many.
+    pub replicas: u32,
+    /// A random number: the cluster's id, if it is this meta that founds it.
+    pub cluster: u64,
+    /// Who is in the group.
+    pub seat: Seat,
 }
 
-/// Why a command was not carried out.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MetaError {
-    /// It makes no sense here; nothing was changed.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// Not now: no leader; nothing was changed.
-    #[error("{0}")]
-    NotNow(String),
-    /// Not while the disk is full; nothing was changed.
-    #[error("{0}")]
-    DiskFull(String),
-    /// It may have been carried out or not.
-    #[error("outcome unknown: {0}")]
-    Unknown(String),
-    /// It was carried out; storage has not followed yet.
-    #[error("{0}")]
-    NotYet(String),
-    /// I/O failure or corruption.
-    #[error("meta storage fault: {0}")]
-    Fault(String),
+/// Who is in the meta group.
+#[derive(Clone)]
+pub enum Seat {
+    /// A group of one, in the process that is also the only server (standalone): no channels, it is told by function calls.
+    Alone(Server),
+    /// A member of a group.
+    Member {
+        /// The addresses of all members, the same list in the same order everywhere: the n-th has Raft id n and is [`ServerId::seat`] n to the wire.
+        members: Vec<String>,
+        /// Which of them this is; the first is 1.
+        position: u32,
+        /// Carries the group's letters; it resolves seats to `members`.
+        wire: Arc<dyn Wire>,
+        /// The process's clock of groups.
+        ticker: Arc<Ticker>,
+        /// The way to the other metas, for requests that only the leader can answer.
+        net: Arc<Net>,
+    },
 }
 
-impl From<MetaError> for CallError {
-    fn from(error: MetaError) -> Self {
-        match error {
-            // A write that needs a table which can't be: as final as a node without space, and worded by the reason.
-            MetaError::Refused(refusal) => CallError::ReadOnly(refusal.to_string()),
-            MetaError::DiskFull(why) => CallError::ReadOnly(why),
-            MetaError::NotNow(why) | MetaError::NotYet(why) => CallError::NoLeader(why),
-            MetaError::Unknown(why) => CallError::Unknown(why),
-            MetaError::Fault(why) => CallError::Fault(why),
-        }
-    }
-}
-
-fn fault(error: impl std::fmt::Display) -> MetaError {
-    MetaError::Fault(error.to_string())
-}
-
-impl From<GroupError> for MetaError {
-    fn from(error: GroupError) -> Self {
-        match error {
-            GroupError::NotLeader { why, .. } => MetaError::NotNow(why),
-            GroupError::Unknown(why) => MetaError::Unknown(why),
-            GroupError::Fatal(why) => MetaError::Fault(why),
-        }
-    }
-}
-
-/// The catalogue as committed, for those who follow it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tables {
-    /// Tables that are to serve.
-    pub ready: Vec<Arc<Table>>,
-    /// Tables whose partitions are to be destroyed; then [`Meta::dropped`].
-    pub dropping: Vec<Arc<Table>>,
-}
-
-/// What proxies see: tables that are committed and open.
-#[derive(Debug, Default)]
-struct View {
-    by_name: BTreeMap<String, Arc<Table>>,
-}
-
-/// The leader's own copy of the catalogue, under the lock that makes decisions one at a time.
+/// The leader's own copy of the state, under the lock that makes decisions one at a time.
 #[derive(Debug, Default)]
 struct Deciding {
     state: State,
@@ -110,29 +72,59 @@ struct Deciding {
     term: Option<u64>,
 }
 
-/// Meta's leader: the table catalogue.
+/// A member of the meta group. Commands work on the one that leads; the others say who that is.
 pub struct Meta {
     /// Ourselves, for what must go on when its caller goes away.
     me: Weak<Meta>,
-    options: MetaOptions,
-    group: Group,
+    pub(crate) options: MetaOptions,
+    pub(crate) group: Group,
     store: Store,
     log: Arc<Log>,
     deciding: tokio::sync::Mutex<Deciding>,
-    committed: watch::Sender<Arc<Tables>>,
-    records: ArcSwap<Vec<Record>>,
-    view: ArcSwap<View>,
-    version: watch::Sender<u64>,
+    /// Locked before `picture` is replaced, so that both are always of one leadership.
+    pub(crate) roster: Mutex<Roster>,
+    pub(crate) desk: Mutex<Desk>,
+    pub(crate) picture: watch::Sender<Arc<Picture>>,
+    /// Moves when there is a reason to look again: a report, a new picture.
+    pub(crate) stirred: watch::Sender<u64>,
+    pub(crate) tables: watch::Sender<Arc<Tables>>,
+    pub(crate) view: ArcSwap<View>,
+    pub(crate) version: watch::Sender<u64>,
+    leading: Mutex<Option<tokio::task::AbortHandle>>,
 }
 
 impl Meta {
-    /// Opens the store, starts the group, waits until it leads and reads the catalogue.
+    /// Opens the store and starts the group. Alone, it also waits until it leads and has read its state; a member of a group of several is open
+    /// before there is a leader.
+    ///
+    /// # Errors
+    /// [`MetaError::Fault`]: store or log can't be read; the configured members are not as many as a group may have.
     pub async fn open(options: MetaOptions, log: &Arc<Log>, shared: &Shared) -> Result<Arc<Meta>, MetaError> {
         let (dir, shared) = (options.dir.clone(), shared.clone());
-        let store = tokio::task::spawn_blocking(move || Store::open(&shared, dir)).await.map_err(fault)?.map_err(fault)?;
-        let (group_log, group_store) = (log.group_log(GROUP), store.clone());
-        let start = async move { Group::start_alone(RAFT_ID, "meta".to_owned(), group_log, group_store).await };
-        let group = options.raft_runtime.spawn(start).await.map_err(fault)??;
+        let store = tokio::task::spawn_blocking(move || Store::open(&shared, dir)).await.map_err(MetaError::fault)?;
+        let store = store.map_err(MetaError::fault)?;
+        let (group_log, group_store, seat) = (log.group_log(GROUP), store.clone(), options.seat.clone());
+        let start = async move {
+            match seat {
+                Seat::Alone(_) => Group::start_alone(1, "meta".to_owned(), group_log, group_store).await.map_err(MetaError::from),
+                Seat::Member { members, position, wire, ticker, net: _ } => {
+                    check_members(&members, position)?;
+                    let seats = (1..=members.len() as u32).map(|n| (u64::from(n), Node { server: ServerId::seat(n).0 })).collect();
+                    let options = GroupOptions {
+                        group: GROUP,
+                        id: u64::from(position),
+                        name: "meta".to_owned(),
+                        log: group_log,
+                        store: group_store,
+                        wire,
+                        initial: Some(seats),
+                        ticker,
+                    };
+                    Group::start(options).await.map_err(MetaError::from)
+                }
+            }
+        };
+        let group = options.raft_runtime.spawn(start).await.map_err(MetaError::fault)??;
         let meta = Arc::new_cyclic(|me| Meta {
             me: me.clone(),
             options,
@@ -140,25 +132,42 @@ impl Meta {
             store,
             log: log.clone(),
             deciding: tokio::sync::Mutex::default(),
-            committed: watch::Sender::default(),
-            records: ArcSwap::default(),
+            roster: Mutex::default(),
+            desk: Mutex::new(Desk::new(Instant::now())),
+            picture: watch::Sender::new(Arc::new(Picture::blank())),
+            stirred: watch::Sender::new(0),
+            tables: watch::Sender::default(),
             view: ArcSwap::default(),
             version: watch::Sender::new(0),
+            leading: Mutex::default(),
         });
-        let mut deciding = meta.deciding.lock().await;
-        meta.lead(&mut deciding).await?;
-        meta.publish(&deciding.state);
-        drop(deciding);
+        if matches!(meta.options.seat, Seat::Alone(_)) {
+            meta.take_the_lead().await?;
+        }
+        *meta.leading.lock() = Some(tokio::spawn(leading::lead_on(meta.me.clone())).abort_handle());
         Ok(meta)
     }
 
+    /// Makes sure that we lead and that the published picture is of this leadership.
+    pub(crate) async fn take_the_lead(&self) -> Result<(), MetaError> {
+        let mut deciding = self.deciding.lock().await;
+        self.lead(&mut deciding).await?;
+        Ok(())
+    }
+
     /// Makes sure that we lead and that the copy of the state is that of the store.
-    async fn lead(&self, deciding: &mut Deciding) -> Result<engine::raft::Leadership, MetaError> {
-        let leadership = self.group.establish().await?;
-        if deciding.term != Some(leadership.term()) {
-            deciding.state = self.read_state()?;
-            deciding.term = Some(leadership.term());
+    async fn lead(&self, deciding: &mut Deciding) -> Result<Leadership, MetaError> {
+        let leadership = self.group.establish().await.map_err(|error| self.refused(error))?;
+        if deciding.term == Some(leadership.term()) {
+            return Ok(leadership);
         }
+        deciding.state = self.read_state()?;
+        deciding.term = Some(leadership.term());
+        self.carry_out(deciding, &leadership, Command::Found { cluster: self.options.cluster }).await?;
+        if let Seat::Alone(server) = &self.options.seat {
+            self.carry_out(deciding, &leadership, Command::Register(server.clone())).await?;
+        }
+        self.publish(&deciding.state, leadership.term());
         Ok(leadership)
     }
 
@@ -174,8 +183,9 @@ impl Meta {
                     ControlFlow::Break(())
                 }
             })
-            .map_err(fault)?;
-        bad.map_or(Ok(state), |error| Err(fault(error)))
+            .map_err(MetaError::fault)?;
+        state.complete();
+        bad.map_or(Ok(state), |error| Err(MetaError::fault(error)))
     }
 
     fn writable(&self) -> Result<(), MetaError> {
@@ -188,136 +198,110 @@ impl Meta {
     }
 
     /// Decides a command, and waits until it is applied. Runs to its end even when the caller goes away: a decision that is under way
-    /// must not be followed by one on a state that lacks it.
-    async fn command(&self, command: Command) -> Result<Arc<Table>, MetaError> {
+    /// must not be followed by one on a state that lacks it. Answers the table that it was about.
+    pub(crate) async fn command(&self, command: Command) -> Result<Option<Arc<Table>>, MetaError> {
         let meta = self.me.upgrade().expect("whoever calls us holds us");
         tokio::spawn(async move { meta.decide(command).await }).await.map_err(|error| MetaError::Unknown(error.to_string()))?
     }
 
-    async fn decide(&self, command: Command) -> Result<Arc<Table>, MetaError> {
+    /// As [`Meta::command`], of a command that is about a table.
+    pub(crate) async fn table_command(&self, command: Command) -> Result<Arc<Table>, MetaError> {
+        Ok(self.command(command).await?.expect("commands about tables answer one"))
+    }
+
+    async fn decide(&self, command: Command) -> Result<Option<Arc<Table>>, MetaError> {
         let mut deciding = self.deciding.lock().await;
         let leadership = self.lead(&mut deciding).await?;
+        let (table, changed) = self.carry_out(&mut deciding, &leadership, command).await?;
+        if changed {
+            self.publish(&deciding.state, leadership.term());
+        }
+        Ok(table)
+    }
+
+    /// Decides a command under a leadership, proposes what it changes, and waits until that is applied.
+    async fn carry_out(
+        &self,
+        deciding: &mut Deciding,
+        leadership: &Leadership,
+        command: Command,
+    ) -> Result<(Option<Arc<Table>>, bool), MetaError> {
         let stamp_ms = now_ms().max(deciding.state.stamp_ms);
         let decided = deciding.state.decide(command, stamp_ms)?;
         if decided.changes.is_empty() {
-            return Ok(decided.table);
+            return Ok((decided.table, false));
         }
         self.writable()?;
         // Until we know how it went, our copy counts for nothing.
         deciding.term = None;
-        self.group.propose(&leadership, record::batch(&decided.changes, stamp_ms)).await?;
+        let proposed = self.group.propose(leadership, record::batch(&decided.changes, stamp_ms)).await;
+        proposed.map_err(|error| self.refused(error))?;
         deciding.state.apply(&decided.changes, stamp_ms);
         deciding.term = Some(leadership.term());
-        self.publish(&deciding.state);
-        drop(deciding);
-        self.let_log_go().await;
-        Ok(decided.table)
+        Ok((decided.table, true))
     }
 
-    /// Flushes now and then, so that old entries of meta do not hold back the node's log.
-    async fn let_log_go(&self) {
-        let figures = self.group.figures();
-        if figures.applied.saturating_sub(figures.purged) > ENTRIES_TO_FLUSH
-            && let Err(error) = self.group.flush().await
-        {
-            tracing::warn!(%error, "the meta store could not be flushed");
+    /// A refusal by the group, with the leader's address as far as we know.
+    fn refused(&self, error: GroupError) -> MetaError {
+        match MetaError::from(error) {
+            MetaError::NotLeading { .. } => MetaError::NotLeading { leader: self.leader_address() },
+            other => other,
         }
     }
 
-    fn publish(&self, state: &State) {
-        let with = |status| state.tables.values().filter(move |record| record.status == status).map(|record| record.table.clone());
-        let tables = Tables { ready: with(Status::Ready).collect(), dropping: with(Status::Dropping).collect() };
-        self.records.store(Arc::new(state.tables.values().cloned().collect()));
-        // A table that is going is out of sight before anybody starts to destroy it.
-        let view = self.view.load();
-        if view.by_name.values().any(|open| tables.dropping.iter().any(|dropping| dropping.id == open.id)) {
-            self.show(view.by_name.values().filter(|open| tables.ready.iter().any(|ready| ready.id == open.id)).cloned());
-        }
-        self.committed.send_replace(Arc::new(tables));
+    /// The address of the meta that leads, as far as this one knows; `None` also when it is this one.
+    pub fn leader_address(&self) -> Option<String> {
+        let Seat::Member { members, position, .. } = &self.options.seat else { return None };
+        let leader = self.group.figures().leader?.raft_id;
+        let address = members.get(usize::try_from(leader).ok()?.checked_sub(1)?)?;
+        (leader != u64::from(*position)).then(|| address.clone())
     }
 
-    fn show(&self, tables: impl Iterator<Item = Arc<Table>>) {
-        let by_name = tables.map(|table| (table.name.clone(), table)).collect();
-        self.view.store(Arc::new(View { by_name }));
-        self.version.send_modify(|version| *version += 1);
-    }
-
-    /// The committed catalogue and its changes, for storage to follow.
-    pub fn watch(&self) -> watch::Receiver<Arc<Tables>> {
-        self.committed.subscribe()
-    }
-
-    /// Storage has opened these (or knows why it can't): from now on proxies see them, as far as they have not been dropped since.
-    pub fn opened(&self, tables: &Tables) {
-        let committed = self.committed.borrow();
-        self.show(tables.ready.iter().filter(|table| committed.ready.iter().any(|ready| ready.id == table.id)).cloned());
-    }
-
-    /// Storage has destroyed every partition of a table that was being dropped: it is forgotten. Again is harmless.
-    pub async fn dropped(&self, id: TableId) -> Result<(), MetaError> {
-        match self.command(Command::Dropped { id }).await {
-            Ok(_) | Err(MetaError::Refused(Refusal::NotDropping(_))) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Waits until proxies see the table exactly so.
-    async fn until_open(&self, table: &Arc<Table>) -> Result<(), MetaError> {
-        let mut version = self.version.subscribe();
-        let seen = async {
-            loop {
-                version.borrow_and_update();
-                if self.view.load().by_name.get(&table.name).is_some_and(|open| open == table || open.id != table.id) {
-                    return;
-                }
-                // Changed again or dropped meanwhile: then this version never shows.
-                if !self.committed.borrow().ready.contains(table) || version.changed().await.is_err() {
-                    return;
-                }
+    fn publish(&self, state: &State, term: u64) {
+        let mut roster = self.roster.lock();
+        let before = self.picture.borrow().clone();
+        if before.term != Some(term) {
+            roster.begin();
+            if let Seat::Alone(server) = &self.options.seat {
+                roster.arrive(server.id, String::new(), Instant::now());
             }
-        };
-        let name = &table.name;
-        tokio::time::timeout(FOLLOW_TIMEOUT, seen)
-            .await
-            .map_err(|_| MetaError::NotYet(format!("table '{name}' is being opened; that takes longer than usual")))
+        }
+        roster.keep(state);
+        self.picture.send_replace(Arc::new(before.next(term, state, &roster)));
+        drop(roster);
+        self.tell_the_only_server();
+        self.stir();
     }
 
-    /// A new table, once it can be written. `partitions`: `None` = as configured.
-    pub async fn create(&self, name: &str, partitions: Option<u32>, envs: BTreeMap<String, String>) -> Result<Arc<Table>, MetaError> {
-        let partitions = partitions.unwrap_or(self.options.partitions);
-        let table = self.command(Command::Create { name: name.to_owned(), partitions, envs }).await?;
-        tracing::info!(table = name, id = table.id.0, partitions, "table created");
-        self.until_open(&table).await?;
-        Ok(table)
+    /// This meta does not lead any more.
+    pub(crate) fn resign(&self) {
+        let mut roster = self.roster.lock();
+        roster.begin();
+        let resigned = self.picture.borrow().resigned();
+        self.picture.send_replace(Arc::new(resigned));
+        drop(roster);
+        self.stir();
     }
 
-    /// Takes a table away: at once for clients; its partitions are destroyed in the background.
-    pub async fn drop_table(&self, name: &str) -> Result<Arc<Table>, MetaError> {
-        let table = self.command(Command::Drop { name: name.to_owned() }).await?;
-        tracing::info!(table = name, id = table.id.0, "table is being dropped");
-        Ok(table)
+    pub(crate) fn stir(&self) {
+        self.stirred.send_modify(|count| *count += 1);
     }
 
-    /// Sets (`Some`) or deletes (`None`) an env; when it answers, it holds.
-    pub async fn set_env(&self, name: &str, key: &str, value: Option<&str>) -> Result<Arc<Table>, MetaError> {
-        let (name, key) = (name.to_owned(), key.to_owned());
-        let table = match value {
-            Some(value) => self.command(Command::SetEnv { name, key: key.clone(), value: value.to_owned() }).await?,
-            None => self.command(Command::DeleteEnv { name, key: key.clone() }).await?,
-        };
-        tracing::info!(table = table.name, env = key, value = value.unwrap_or("(default)"), "env set");
-        self.until_open(&table).await?;
-        Ok(table)
+    /// What this meta shows, while it leads.
+    ///
+    /// # Errors
+    /// [`MetaError::NotLeading`].
+    pub fn picture(&self) -> Result<Arc<Picture>, MetaError> {
+        let picture = self.picture.borrow().clone();
+        match picture.term {
+            Some(_) => Ok(picture),
+            None => Err(MetaError::NotLeading { leader: self.leader_address() }),
+        }
     }
 
-    /// All tables, those that are being dropped included.
-    pub fn records(&self) -> Arc<Vec<Record>> {
-        self.records.load_full()
-    }
-
-    /// Whether proxies see the table.
-    pub fn is_open(&self, id: TableId) -> bool {
-        self.view.load().by_name.values().any(|table| table.id == id)
+    /// The member of the group, for letters that arrive and for figures.
+    pub fn group(&self) -> &Group {
+        &self.group
     }
 
     /// The group's figures.
@@ -327,51 +311,28 @@ impl Meta {
 
     /// Stops the group and flushes its store. Call it after everybody else has stopped.
     pub async fn close(&self) -> Result<(), MetaError> {
+        if let Some(leading) = self.leading.lock().take() {
+            leading.abort();
+        }
         let _nobody_decides = self.deciding.lock().await;
+        self.resign();
         self.group.shutdown().await;
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.close()).await.map_err(fault)?.map_err(fault)
-    }
-
-    async fn ensure_table(&self, name: &str) -> Result<Arc<Table>, MetaError> {
-        loop {
-            if let Some(table) = self.table(name) {
-                return Ok(table);
-            }
-            match self.create(name, None, BTreeMap::new()).await {
-                Ok(table) => return Ok(self.table(name).unwrap_or(table)),
-                // Somebody was faster; it may not be open yet.
-                Err(MetaError::Refused(Refusal::Exists(_))) => {
-                    let ready = self.committed.borrow().ready.iter().find(|table| table.name == name).cloned();
-                    if let Some(table) = ready {
-                        self.until_open(&table).await?;
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        tokio::task::spawn_blocking(move || store.close()).await.map_err(MetaError::fault)?.map_err(MetaError::fault)
     }
 }
 
-fn now_ms() -> u64 {
+fn check_members(members: &[String], position: u32) -> Result<(), MetaError> {
+    if ![1, 3, 5].contains(&members.len()) {
+        return Err(MetaError::Fault(format!("a meta group has 1, 3 or 5 members, and {} are configured", members.len())));
+    }
+    if position == 0 || position as usize > members.len() {
+        return Err(MetaError::Fault(format!("this meta is said to be member {position} of {}", members.len())));
+    }
+    Ok(())
+}
+
+/// The wall clock, ms since the epoch.
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-impl Catalogue for Meta {
-    fn table(&self, name: &str) -> Option<Arc<Table>> {
-        self.view.load().by_name.get(name).cloned()
-    }
-
-    fn tables(&self) -> Vec<Arc<Table>> {
-        self.view.load().by_name.values().cloned().collect()
-    }
-
-    fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>> {
-        let name = name.to_owned();
-        Box::pin(async move { self.ensure_table(&name).await.map_err(CallError::from) })
-    }
-
-    fn version(&self) -> u64 {
-        *self.version.borrow()
-    }
 }

@@ -1,33 +1,90 @@
-//! The catalogue's records in the meta group's store.
+//! Meta's records in the meta group's store.
 //!
 //! # Layout
 //! All in family `Default`; integers are big-endian.
 //!
-//! | key               | value                                              |
-//! |-------------------|----------------------------------------------------|
-//! | `next_id`         | version u8 = 1, u32                                |
-//! | `stamp`           | version u8 = 1, u64 ms                             |
-//! | `t`, table id u32 | version u8 = 1, [`Record`] by postcard             |
+//! | key                                       | value                                                          |
+//! |-------------------------------------------|----------------------------------------------------------------|
+//! | `cluster`                                 | version u8 = 1, u64                                            |
+//! | `next_id`                                 | version u8 = 1, u32                                            |
+//! | `next_raft_id`                            | version u8 = 1, u64                                            |
+//! | `stamp`                                   | version u8 = 1, u64 ms                                         |
+//! | `s`, server id u64                        | version u8 = 1, [`Registered`] by postcard                     |
+//! | `x`, server id u64                        | version u8 = 1, u64 ms: when it was removed                    |
+//! | `t`, table id u32                         | version u8 = 2, [`Record`] by postcard                         |
+//! | `p`, table id u32, index u32              | version u8 = 1, [`Placement`]'s epoch and members by postcard  |
 //!
-//! Version 1 is frozen: `tests` holds its bytes.
+//! Version 1 of `t` is the first standalone format: without replica count and servers that remain, and such tables have no `p`
+//! ([`State::complete`]). It is read, and written as version 2 when the table changes.
+//!
+//! What is written is frozen: `tests` holds its bytes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use cluster::TableId;
+use cluster::{Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::batch::{BatchWriter, Family};
+use serde::{Deserialize, Serialize};
 
-use crate::state::{Change, Record, State};
+use crate::state::{Change, FIRST_SERVER, Record, Registered, State, Status};
 
 const VERSION: u8 = 1;
+const TABLE_VERSION: u8 = 2;
+const CLUSTER: &[u8] = b"cluster";
 const NEXT_ID: &[u8] = b"next_id";
+const NEXT_RAFT_ID: &[u8] = b"next_raft_id";
 const STAMP: &[u8] = b"stamp";
+const SERVER: u8 = b's';
+const REMOVED: u8 = b'x';
 const TABLE: u8 = b't';
+const PLACEMENT: u8 = b'p';
 
 /// A record of the store that is not one of ours, or damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the catalogue's record {key:?} is damaged or of a later version")]
+#[error("meta's record {key:?} is damaged or of a later version")]
 pub struct BadRecord {
     /// Its key, readable.
     pub key: String,
+}
+
+/// A table's record in version 1.
+#[derive(Serialize, Deserialize)]
+struct Record1 {
+    table: Table1,
+    status: Status,
+    created_at_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Table1 {
+    id: TableId,
+    name: String,
+    partitions: u32,
+    envs: BTreeMap<String, String>,
+    default_ttl_since_ms: u64,
+}
+
+impl From<Record1> for Record {
+    fn from(record: Record1) -> Self {
+        let Table1 { id, name, partitions, envs, default_ttl_since_ms } = record.table;
+        let table = Arc::new(Table { id, name, partitions, replicas: 1, envs, default_ttl_since_ms });
+        let remaining = if record.status == Status::Dropping { vec![FIRST_SERVER] } else { Vec::new() };
+        Record { table, status: record.status, created_at_ms: record.created_at_ms, remaining }
+    }
+}
+
+/// A placement without what its key says.
+#[derive(Serialize, Deserialize)]
+struct Placed {
+    epoch: u64,
+    members: Vec<Member>,
+}
+
+fn server_key(kind: u8, id: ServerId) -> [u8; 9] {
+    let mut key = [kind; 9];
+    key[1..].copy_from_slice(&id.0.to_be_bytes());
+    key
 }
 
 fn table_key(id: TableId) -> [u8; 5] {
@@ -36,37 +93,92 @@ fn table_key(id: TableId) -> [u8; 5] {
     key
 }
 
+fn placement_key(id: PartitionId) -> [u8; 9] {
+    let mut key = [PLACEMENT; 9];
+    key[1..5].copy_from_slice(&id.table.0.to_be_bytes());
+    key[5..].copy_from_slice(&id.index.to_be_bytes());
+    key
+}
+
+/// A version and what is written in it.
+fn versioned<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
+    postcard::to_extend(value, vec![version]).expect("records of bounded size are serialised to memory")
+}
+
 /// Changes as a finished write batch.
 pub fn batch(changes: &[Change], stamp_ms: u64) -> Bytes {
     let mut batch = BatchWriter::new();
-    let versioned = |bytes: &[u8]| [&[VERSION], bytes].concat();
+    let number = |bytes: &[u8]| [&[VERSION], bytes].concat();
+    let mut put = |key: &[u8], value: Vec<u8>| batch.put(Family::Default, key, &value);
     for change in changes {
         match change {
-            Change::Put(record) => {
-                let body = postcard::to_stdvec(record).expect("a table of bounded size is serialised to memory");
-                batch.put(Family::Default, &table_key(record.table.id), &versioned(&body));
+            Change::Cluster(cluster) => put(CLUSTER, number(&cluster.to_be_bytes())),
+            Change::NextId(next_id) => put(NEXT_ID, number(&next_id.to_be_bytes())),
+            Change::NextRaftId(next) => put(NEXT_RAFT_ID, number(&next.to_be_bytes())),
+            Change::Server(registered) => put(&server_key(SERVER, registered.server.id), versioned(VERSION, registered)),
+            Change::Put(record) => put(&table_key(record.table.id), versioned(TABLE_VERSION, record)),
+            Change::Place(placement) => {
+                let placed = Placed { epoch: placement.epoch, members: placement.members.clone() };
+                put(&placement_key(placement.partition), versioned(VERSION, &placed));
             }
-            Change::Forget(id) => batch.delete(Family::Default, &table_key(*id)),
-            Change::NextId(next_id) => batch.put(Family::Default, NEXT_ID, &versioned(&next_id.to_be_bytes())),
+            Change::RemoveServer(id, since_ms) => {
+                put(&server_key(REMOVED, *id), number(&since_ms.to_be_bytes()));
+            }
+            Change::Forget(_) => {}
         }
     }
-    batch.put(Family::Default, STAMP, &versioned(&stamp_ms.to_be_bytes()));
+    put(STAMP, number(&stamp_ms.to_be_bytes()));
+    for change in changes {
+        match change {
+            Change::RemoveServer(id, _) => batch.delete(Family::Default, &server_key(SERVER, *id)),
+            Change::Forget(table) => {
+                batch.delete(Family::Default, &table_key(*table));
+                let first = placement_key(PartitionId { table: *table, index: 0 });
+                let end = [&placement_key(PartitionId { table: *table, index: u32::MAX })[..], b"\0"].concat();
+                batch.delete_range(Family::Default, &first, &end);
+            }
+            _ => {}
+        }
+    }
     batch.finish()
 }
 
-/// Takes one record of the store into a state.
+/// Takes one record of the store into a state; [`State::complete`] ends it.
 pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord> {
     let bad = || BadRecord { key: String::from_utf8_lossy(key).into_owned() };
-    let Some((&VERSION, body)) = value.split_first() else { return Err(bad()) };
-    match key {
-        NEXT_ID => state.next_id = u32::from_be_bytes(body.try_into().map_err(|_| bad())?),
-        STAMP => state.stamp_ms = u64::from_be_bytes(body.try_into().map_err(|_| bad())?),
-        [TABLE, id @ ..] if id.len() == 4 => {
-            let record: Record = postcard::from_bytes(body).map_err(|_| bad())?;
-            if record.table.id.0.to_be_bytes() != *id || record.table.partitions == 0 {
+    let Some((&version, body)) = value.split_first() else { return Err(bad()) };
+    let u32_of = |bytes: &[u8]| bytes.try_into().map(u32::from_be_bytes).map_err(|_| bad());
+    let u64_of = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes).map_err(|_| bad());
+    match (key, version) {
+        (CLUSTER, VERSION) => state.cluster = Some(u64_of(body)?),
+        (NEXT_ID, VERSION) => state.next_id = u32_of(body)?,
+        (NEXT_RAFT_ID, VERSION) => state.next_raft_id = u64_of(body)?,
+        (STAMP, VERSION) => state.stamp_ms = u64_of(body)?,
+        ([SERVER, id @ ..], VERSION) if id.len() == 8 => {
+            let registered: Registered = postcard::from_bytes(body).map_err(|_| bad())?;
+            if registered.server.id.0 != u64_of(id)? {
+                return Err(bad());
+            }
+            state.servers.insert(registered.server.id, registered);
+        }
+        ([REMOVED, id @ ..], VERSION) if id.len() == 8 => drop(state.removed.insert(ServerId(u64_of(id)?), u64_of(body)?)),
+        ([TABLE, id @ ..], VERSION | TABLE_VERSION) if id.len() == 4 => {
+            let record: Record = match version {
+                TABLE_VERSION => postcard::from_bytes(body).map_err(|_| bad())?,
+                _ => postcard::from_bytes::<Record1>(body).map_err(|_| bad())?.into(),
+            };
+            if record.table.id.0 != u32_of(id)? || record.table.partitions == 0 {
                 return Err(bad());
             }
             state.tables.insert(record.table.id, record);
+        }
+        ([PLACEMENT, ids @ ..], VERSION) if ids.len() == 8 => {
+            let partition = PartitionId { table: TableId(u32_of(&ids[..4])?), index: u32_of(&ids[4..])? };
+            let Placed { epoch, members } = postcard::from_bytes(body).map_err(|_| bad())?;
+            if members.is_empty() {
+                return Err(bad());
+            }
+            state.placements.insert(partition, Arc::new(Placement { partition, members, epoch }));
         }
         _ => return Err(bad()),
     }
@@ -75,39 +187,74 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::sync::Arc;
-
-    use cluster::Table;
+    use cluster::news::{Roles, Server};
     use engine::batch::{self, Change as Written};
 
     use super::*;
-    use crate::state::Status;
 
     fn example() -> Vec<Change> {
         let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
-        let table = Table { id: TableId(258), name: "db3".into(), partitions: 8, envs, default_ttl_since_ms: 1000 };
+        let id = TableId(258);
+        let table = Table { id, name: "db3".into(), partitions: 1, replicas: 3, envs, default_ttl_since_ms: 1000 };
+        let roles = Roles { meta: true, storage: false, proxy: true };
+        let server =
+            Server { id: ServerId(300), address: "a:1".into(), http: "b".into(), clients: vec!["c".into()], zone: "z".into(), roles };
+        let members = vec![Member { raft_id: 5, server: ServerId(300) }];
         vec![
+            Change::Cluster(0x0304),
             Change::NextId(259),
-            Change::Put(Record { table: Arc::new(table), status: Status::Dropping, created_at_ms: 300 }),
+            Change::NextRaftId(6),
+            Change::Server(Registered { server, since_ms: 9 }),
+            Change::Put(Record { table: Arc::new(table), status: Status::Creating, created_at_ms: 300, remaining: vec![ServerId(2)] }),
+            Change::Place(Arc::new(Placement { partition: PartitionId { table: id, index: 0 }, members, epoch: 1 })),
+            Change::RemoveServer(ServerId(7), 8),
             Change::Forget(TableId(7)),
         ]
     }
 
     /// Frozen: add vectors for new versions, never edit these.
     #[test]
-    fn version_1_is_frozen() {
+    fn what_is_written_is_frozen() {
         let bytes = batch(&example(), 0x0102);
         let written: Vec<Written<'_>> = batch::read(&bytes).unwrap().map(Result::unwrap).collect();
         let put = |key, value| Written::Put { family: Family::Default, key, value };
+        let delete = |key| Written::Delete { family: Family::Default, key };
         assert_eq!(
             written,
             [
+                put(b"cluster", b"\x01\x00\x00\x00\x00\x00\x00\x03\x04"),
                 put(b"next_id", b"\x01\x00\x00\x01\x03"),
-                put(b"t\x00\x00\x01\x02", b"\x01\x82\x02\x03db3\x08\x01\x0bdefault_ttl\x0260\xe8\x07\x01\xac\x02"),
-                Written::Delete { family: Family::Default, key: b"t\x00\x00\x00\x07" },
+                put(b"next_raft_id", b"\x01\x00\x00\x00\x00\x00\x00\x00\x06"),
+                put(b"s\x00\x00\x00\x00\x00\x00\x01\x2c", b"\x01\xac\x02\x03a:1\x01b\x01\x01c\x01z\x01\x00\x01\x09"),
+                put(b"t\x00\x00\x01\x02", b"\x02\x82\x02\x03db3\x01\x03\x01\x0bdefault_ttl\x0260\xe8\x07\x02\xac\x02\x01\x02"),
+                put(b"p\x00\x00\x01\x02\x00\x00\x00\x00", b"\x01\x01\x01\x05\xac\x02"),
+                put(b"x\x00\x00\x00\x00\x00\x00\x00\x07", b"\x01\x00\x00\x00\x00\x00\x00\x00\x08"),
                 put(b"stamp", b"\x01\x00\x00\x00\x00\x00\x00\x01\x02"),
+                delete(b"s\x00\x00\x00\x00\x00\x00\x00\x07"),
+                delete(b"t\x00\x00\x00\x07"),
+                Written::DeleteRange {
+                    family: Family::Default,
+                    from: b"p\x00\x00\x00\x07\x00\x00\x00\x00",
+                    to: b"p\x00\x00\x00\x07\xff\xff\xff\xff\x00"
+                },
             ]
+        );
+    }
+
+    /// The first standalone format, frozen.
+    #[test]
+    fn tables_of_version_1_are_read() {
+        let mut state = State::default();
+        load(&mut state, b"t\x00\x00\x01\x02", b"\x01\x82\x02\x03db3\x08\x01\x0bdefault_ttl\x0260\xe8\x07\x01\xac\x02").unwrap();
+        state.complete();
+        let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
+        let table = Table { id: TableId(258), name: "db3".into(), partitions: 8, replicas: 1, envs, default_ttl_since_ms: 1000 };
+        let record = Record { table: Arc::new(table), status: Status::Dropping, created_at_ms: 300, remaining: vec![ServerId(1)] };
+        assert_eq!(state.tables[&TableId(258)], record);
+        let placements: Vec<_> = state.placements_of(TableId(258)).collect();
+        assert_eq!(placements.len(), 8);
+        assert!(
+            placements.iter().all(|placement| placement.members == [Member { raft_id: 1, server: ServerId(1) }] && placement.epoch == 0)
         );
     }
 
@@ -120,6 +267,7 @@ mod tests {
                 load(&mut loaded, key, value).unwrap();
             }
         }
+        loaded.complete();
         let mut expected = State::default();
         expected.apply(&example(), 77);
         assert_eq!(loaded, expected);
@@ -132,9 +280,15 @@ mod tests {
             (&b"next_id"[..], &b""[..]),
             (b"next_id", b"\x02\x00\x00\x00\x01"),
             (b"next_id", b"\x01\x00"),
+            (b"next_raft_id", b"\x01\x00"),
+            (b"cluster", b"\x01\x00"),
             (b"stamp", b"\x01\x00\x00\x00\x01"),
             (b"t\x00\x00\x00\x01", b"\x01\xff\xff"),
             (b"t\x00\x00\x00\x01", b"\x01\x02\x01a\x01\x00\x00\x00\x00"),
+            (b"t\x00\x00\x00\x01", b"\x03\x02\x01a\x01\x00\x00\x00\x00"),
+            (b"p\x00\x00\x00\x01\x00\x00\x00\x00", b"\x01\x01\x00"),
+            (b"s\x00\x00\x00\x00\x00\x00\x01\x2d", b"\x01\xac\x02\x03a:1\x01b\x01\x01c\x01z\x01\x00\x01\x09"),
+            (b"x\x00", b"\x01"),
             (b"who?", b"\x01"),
         ] {
             assert!(load(&mut state, key, value).is_err(), "{key:?} {value:?}");

@@ -1,26 +1,54 @@
-//! The table catalogue as a pure state machine: a command and a stamp give changes, or a refusal.
+//! What meta knows for good, as a pure state machine: a command and a stamp give changes, or a refusal.
+//!
+//! Only what must survive is here: servers, tables, where replicas are, and how far tables are being made or destroyed. Who leads, who is alive and how far
+//! replicas are is not; it is what servers report ([`crate::roster`]).
+//!
+//! # Life of a table
+//! `Creating` with all placements from the first moment; `Ready` once every partition has had a leader; `Dropping` with the list of servers that still hold
+//! something of it; forgotten when that list is empty. Each step is one command, so whoever leads meta can take the next one.
 //!
 //! # Invariants
 //! - A table's id is never given again: `next_id` only grows, whatever happens to tables (`ids_are_never_reused`).
+//! - A replica's Raft id is never given again, over all tables: `next_raft_id` only grows (`ids_are_never_reused`).
 //! - Two tables that serve never have the same name. A table that is being dropped has lost its name already.
 //! - `default_ttl_since_ms` changes exactly when the value of `default_ttl` does, and only here: every replica of every partition judges
 //!   old rows by the same moment.
+//! - The cluster's id is set once (`the_cluster_is_founded_once`).
+//! - A server that was removed never comes back under its id (`removed_servers_stay_out`).
 //! - A refused command leaves no changes.
+
+mod decide;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cluster::{Table, TableId};
+use cluster::news::Server;
+use cluster::{Member, PartitionId, Placement, ServerId, Table, TableId};
 use serde::{Deserialize, Serialize};
 
 use crate::envs;
+use crate::placement::NotEnough;
 
 /// The most bytes of a table's name.
 pub const NAME_BYTES_MAX: usize = 64;
 /// The most partitions of a table.
 pub const PARTITIONS_MAX: u32 = 1024;
+/// The most partitions of all tables, those that are being dropped included.
+pub const PARTITIONS_TOTAL_MAX: usize = 65_536;
+/// The most replicas of a partition.
+pub const REPLICAS_MAX: u32 = 7;
 /// The most tables, those that are being dropped included.
 pub const TABLES_MAX: usize = 1000;
+/// The most servers.
+pub const SERVERS_MAX: usize = 1000;
+/// The most servers that were removed and are kept in mind.
+pub const REMOVED_MAX: usize = 100_000;
+/// Raft ids of replicas begin here: 1 is that of every replica that was made by the first standalone format.
+pub const FIRST_RAFT_ID: u64 = 2;
+/// The server of everything that was made by the first standalone format.
+pub const FIRST_SERVER: ServerId = ServerId(1);
 
 /// How far a table is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +58,8 @@ pub enum Status {
     Ready,
     /// Its partitions are being destroyed; then it is forgotten.
     Dropping,
+    /// Its partitions are being formed.
+    Creating,
 }
 
 /// A table and what only meta needs to know of it.
@@ -41,29 +71,65 @@ pub struct Record {
     pub status: Status,
     /// When it was created, ms since the epoch by the meta leader's stamp.
     pub created_at_ms: u64,
+    /// While it is being dropped: the servers that have not yet said that nothing is left there.
+    pub remaining: Vec<ServerId>,
 }
 
-/// What can be asked of the catalogue.
+/// A server and when it came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// As everybody knows it.
+    pub server: Server,
+    /// When it was seen first, ms since the epoch by the meta leader's stamp.
+    pub since_ms: u64,
+}
+
+/// What can be asked of the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// A new table.
+    /// Gives the cluster its id, unless it has one.
+    Found {
+        /// A random number.
+        cluster: u64,
+    },
+    /// A server is there, or has other addresses, another zone or other roles than before.
+    Register(Server),
+    /// A server is gone for good.
+    Remove {
+        /// Which.
+        server: ServerId,
+        /// Whether it is heard of right now.
+        live: bool,
+    },
+    /// First step of a new table: its placements.
     Create {
         /// See [`check_name`].
         name: String,
         /// 1 to [`PARTITIONS_MAX`].
         partitions: u32,
+        /// 1 to [`REPLICAS_MAX`].
+        replicas: u32,
         /// Settings from the start.
         envs: BTreeMap<String, String>,
+        /// Servers that may hold replicas: those that are alive.
+        live: Vec<ServerId>,
+    },
+    /// Last step of a new table: every partition has had a leader.
+    Created {
+        /// Which.
+        id: TableId,
     },
     /// First step of a drop: takes the table's name and lets its partitions be destroyed.
     Drop {
         /// Which.
         name: String,
     },
-    /// Last step of a drop: every partition is destroyed.
-    Dropped {
+    /// A step of a drop: nothing of the table is left on a server. The last one forgets the table.
+    Destroyed {
         /// Which.
         id: TableId,
+        /// Where.
+        server: ServerId,
     },
     /// Sets an env.
     SetEnv {
@@ -92,35 +158,88 @@ pub enum Refusal {
     /// 0, or too many.
     #[error("a table has 1 to {PARTITIONS_MAX} partitions")]
     BadPartitions,
+    /// 0, or too many.
+    #[error("a partition has 1 to {REPLICAS_MAX} replicas")]
+    BadReplicas,
+    /// Fewer servers are alive than a partition is to have replicas.
+    #[error(transparent)]
+    NotEnough(#[from] NotEnough),
     /// Another table has the name.
     #[error("table '{0}' exists")]
     Exists(String),
     /// Nobody has the name.
     #[error("no such table '{0}'")]
     NoTable(String),
-    /// No table that is being dropped has this id.
-    #[error("table {} is not being dropped", .0.0)]
+    /// No table that is being created has this id.
+    #[error("table {} is not being created", .0.0)]
+    NotCreating(TableId),
+    /// No table that is being dropped has this id, or nothing of it is on this server.
+    #[error("table {} is not being dropped there", .0.0)]
     NotDropping(TableId),
     /// [`TABLES_MAX`] is reached.
     #[error("there are {TABLES_MAX} tables, and no more are possible")]
     TooMany,
+    /// [`PARTITIONS_TOTAL_MAX`] would be passed.
+    #[error("all tables together have at most {PARTITIONS_TOTAL_MAX} partitions")]
+    TooManyPartitions,
+    /// The table has fewer.
+    #[error("the table has no partition {0}")]
+    NoPartition(u32),
+    /// It holds no replica of the partition.
+    #[error("server {0} holds no replica of this partition")]
+    NotAMember(ServerId),
     /// Ids have run out: four billion tables were created.
     #[error("no table id is left")]
     NoIds,
     /// An unknown env, or a value that it does not take.
     #[error(transparent)]
     Env(#[from] envs::BadEnv),
+    /// [`SERVERS_MAX`] or [`REMOVED_MAX`] is reached.
+    #[error("there are {SERVERS_MAX} servers or {REMOVED_MAX} were removed, and no more are possible")]
+    TooManyServers,
+    /// An address or a zone that nobody can have.
+    #[error("the server can't be registered: {0}")]
+    BadServer(String),
+    /// It was removed by an operator, and what it holds is of the past.
+    #[error("server {0} was removed from this cluster; to let this machine join again, start it with an empty data directory")]
+    Removed(ServerId),
+    /// Nobody has the id.
+    #[error("no such server {0}")]
+    NoServer(ServerId),
+    /// Only a server that is gone can be removed.
+    #[error("server {0} is alive: stop it first")]
+    Alive(ServerId),
+    /// Without it, partitions would have fewer replicas than they are to have.
+    #[error("server {server} holds {replicas} replicas of tables that serve ({tables}); these tables must be dropped first")]
+    HoldsReplicas {
+        /// Which.
+        server: ServerId,
+        /// How many.
+        replicas: usize,
+        /// Names of some of the tables.
+        tables: String,
+    },
 }
 
 /// What a command changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
+    /// The cluster has this id.
+    Cluster(u64),
+    /// A server is so now.
+    Server(Registered),
+    /// A server is gone for good, since then (ms).
+    RemoveServer(ServerId, u64),
     /// A table is so now.
     Put(Record),
-    /// A table is forgotten.
+    /// A partition's replicas are there now.
+    Place(Arc<Placement>),
+    /// A table and its placements are forgotten.
     Forget(TableId),
     /// The next id to give.
     NextId(u32),
+    /// The next Raft id to give.
+    NextRaftId(u64),
 }
 
 /// What came of a command that was not refused.
@@ -128,24 +247,43 @@ pub enum Change {
 pub struct Decided {
     /// In order; none when everything is so already.
     pub changes: Vec<Change>,
-    /// The table afterwards (of a drop: as it was).
-    pub table: Arc<Table>,
+    /// The table afterwards (of a drop: as it was), when the command was about one.
+    pub table: Option<Arc<Table>>,
 }
 
-/// The whole catalogue.
+/// All that meta knows for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
-    /// The next id to give; ids begin at 1.
+    /// The cluster's id, once it has one.
+    pub cluster: Option<u64>,
+    /// The next table id to give; ids begin at 1.
     pub next_id: u32,
+    /// The next Raft id to give.
+    pub next_raft_id: u64,
     /// The latest stamp by which something was decided; stamps never run backwards.
     pub stamp_ms: u64,
     /// By id.
+    pub servers: BTreeMap<ServerId, Registered>,
+    /// Servers that were removed, and when, ms since the epoch.
+    pub removed: BTreeMap<ServerId, u64>,
+    /// By id.
     pub tables: BTreeMap<TableId, Record>,
+    /// Of every partition of every table.
+    pub placements: BTreeMap<PartitionId, Arc<Placement>>,
 }
 
 impl Default for State {
     fn default() -> Self {
-        State { next_id: 1, stamp_ms: 0, tables: BTreeMap::new() }
+        State {
+            cluster: None,
+            next_id: 1,
+            next_raft_id: FIRST_RAFT_ID,
+            stamp_ms: 0,
+            servers: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            placements: BTreeMap::new(),
+        }
     }
 }
 
@@ -160,75 +298,15 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
 }
 
 impl State {
-    /// The table that serves under a name.
+    /// The table that serves, or is to serve, under a name.
     pub fn named(&self, name: &str) -> Option<&Record> {
-        self.tables.values().find(|record| record.status == Status::Ready && record.table.name == name)
+        self.tables.values().find(|record| record.status != Status::Dropping && record.table.name == name)
     }
 
-    fn must_be(&self, name: &str) -> Result<&Record, Refusal> {
-        self.named(name).ok_or_else(|| Refusal::NoTable(name.to_owned()))
-    }
-
-    /// What a command would change. `stamp_ms` is not before the last one.
-    pub fn decide(&self, command: Command, stamp_ms: u64) -> Result<Decided, Refusal> {
-        match command {
-            Command::Create { name, partitions, envs } => self.create(name, partitions, envs, stamp_ms),
-            Command::Drop { name } => {
-                let record = self.must_be(&name)?;
-                let table = record.table.clone();
-                Ok(Decided { changes: vec![Change::Put(Record { status: Status::Dropping, ..record.clone() })], table })
-            }
-            Command::Dropped { id } => match self.tables.get(&id) {
-                Some(record) if record.status == Status::Dropping => {
-                    Ok(Decided { changes: vec![Change::Forget(id)], table: record.table.clone() })
-                }
-                _ => Err(Refusal::NotDropping(id)),
-            },
-            Command::SetEnv { name, key, value } => {
-                envs::check(&key, &value)?;
-                self.with_envs(&name, stamp_ms, |envs| envs.insert(key, value))
-            }
-            Command::DeleteEnv { name, key } => {
-                envs::find(&key)?;
-                self.with_envs(&name, stamp_ms, |envs| envs.remove(&key))
-            }
-        }
-    }
-
-    fn create(&self, name: String, partitions: u32, envs: BTreeMap<String, String>, stamp_ms: u64) -> Result<Decided, Refusal> {
-        check_name(&name)?;
-        if !(1..=PARTITIONS_MAX).contains(&partitions) {
-            return Err(Refusal::BadPartitions);
-        }
-        for (key, value) in &envs {
-            envs::check(key, value)?;
-        }
-        if self.named(&name).is_some() {
-            return Err(Refusal::Exists(name));
-        }
-        if self.tables.len() >= TABLES_MAX {
-            return Err(Refusal::TooMany);
-        }
-        let next_id = self.next_id.checked_add(1).ok_or(Refusal::NoIds)?;
-        let since = if envs.contains_key(envs::DEFAULT_TTL) { stamp_ms } else { 0 };
-        let table = Arc::new(Table { id: TableId(self.next_id), name, partitions, envs, default_ttl_since_ms: since });
-        let record = Record { table: table.clone(), status: Status::Ready, created_at_ms: stamp_ms };
-        Ok(Decided { changes: vec![Change::NextId(next_id), Change::Put(record)], table })
-    }
-
-    fn with_envs<T>(&self, name: &str, stamp_ms: u64, edit: impl FnOnce(&mut BTreeMap<String, String>) -> T) -> Result<Decided, Refusal> {
-        let record = self.must_be(name)?;
-        let mut table = Table::clone(&record.table);
-        edit(&mut table.envs);
-        if table.envs == record.table.envs {
-            return Ok(Decided { changes: Vec::new(), table: record.table.clone() });
-        }
-        let ttl = table.envs.get(envs::DEFAULT_TTL);
-        if ttl != record.table.envs.get(envs::DEFAULT_TTL) {
-            table.default_ttl_since_ms = if ttl.is_some() { stamp_ms } else { 0 };
-        }
-        let table = Arc::new(table);
-        Ok(Decided { changes: vec![Change::Put(Record { table: table.clone(), ..record.clone() })], table })
+    /// The placements of a table, by partition.
+    pub fn placements_of(&self, table: TableId) -> impl Iterator<Item = &Arc<Placement>> {
+        let (first, last) = (PartitionId { table, index: 0 }, PartitionId { table, index: u32::MAX });
+        self.placements.range(first..=last).map(|(_, placement)| placement)
     }
 
     /// Makes changes that were decided.
@@ -236,138 +314,34 @@ impl State {
         self.stamp_ms = self.stamp_ms.max(stamp_ms);
         for change in changes {
             match change {
-                Change::Put(record) => {
-                    self.tables.insert(record.table.id, record.clone());
+                Change::Cluster(cluster) => self.cluster = Some(*cluster),
+                Change::Server(registered) => drop(self.servers.insert(registered.server.id, registered.clone())),
+                Change::RemoveServer(server, since_ms) => {
+                    self.servers.remove(server);
+                    self.removed.insert(*server, *since_ms);
                 }
+                Change::Put(record) => drop(self.tables.insert(record.table.id, record.clone())),
+                Change::Place(placement) => drop(self.placements.insert(placement.partition, placement.clone())),
                 Change::Forget(id) => {
                     self.tables.remove(id);
+                    self.placements.retain(|partition, _| partition.table != *id);
                 }
                 Change::NextId(next_id) => self.next_id = *next_id,
+                Change::NextRaftId(next_raft_id) => self.next_raft_id = *next_raft_id,
             }
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn create(name: &str) -> Command {
-        Command::Create { name: name.into(), partitions: 1, envs: BTreeMap::new() }
-    }
-    fn drop(name: &str) -> Command {
-        Command::Drop { name: name.into() }
-    }
-    fn set(name: &str, key: &str, value: &str) -> Command {
-        Command::SetEnv { name: name.into(), key: key.into(), value: value.into() }
-    }
-    fn delete(name: &str, key: &str) -> Command {
-        Command::DeleteEnv { name: name.into(), key: key.into() }
-    }
-
-    /// Runs commands at stamps 1000, 2000, ...; refusals are left in the answer.
-    fn run(commands: Vec<Command>) -> (State, Vec<Result<Arc<Table>, Refusal>>) {
-        let mut state = State::default();
-        let outcomes = commands.into_iter().zip(1u64..).map(|(command, step)| {
-            let before = state.clone();
-            let decided = state.decide(command, step * 1000);
-            assert_eq!(state, before, "deciding changes nothing");
-            decided.map(|decided| {
-                state.apply(&decided.changes, step * 1000);
-                decided.table
-            })
-        });
-        let outcomes = outcomes.collect();
-        (state, outcomes)
-    }
-
-    #[test]
-    fn ids_are_never_reused() {
-        let (state, outcomes) = run(vec![
-            create("a"),
-            drop("a"),
-            create("a"),
-            Command::Dropped { id: TableId(1) },
-            drop("a"),
-            Command::Dropped { id: TableId(2) },
-            create("a"),
-        ]);
-        let ids: Vec<u32> = outcomes.into_iter().map(|outcome| outcome.unwrap().id.0).collect();
-        assert_eq!(ids, [1, 1, 2, 1, 2, 2, 3]);
-        assert_eq!(state.tables.keys().map(|id| id.0).collect::<Vec<_>>(), [3]);
-    }
-
-    #[test]
-    fn refusals() {
-        let cases: Vec<(Vec<Command>, Refusal)> = vec![
-            (vec![create("a"), create("a")], Refusal::Exists("a".into())),
-            (vec![create("")], Refusal::BadName),
-            (vec![create("16")], Refusal::BadName),
-            (vec![create("a b")], Refusal::BadName),
-            (vec![create("a/b")], Refusal::BadName),
-            (vec![create("ä")], Refusal::BadName),
-            (vec![create(&"x".repeat(65))], Refusal::BadName),
-            (vec![Command::Create { name: "a".into(), partitions: 0, envs: BTreeMap::new() }], Refusal::BadPartitions),
-            (vec![Command::Create { name: "a".into(), partitions: 1025, envs: BTreeMap::new() }], Refusal::BadPartitions),
-            (vec![drop("a")], Refusal::NoTable("a".into())),
-            (vec![create("a"), drop("a"), drop("a")], Refusal::NoTable("a".into())),
-            (vec![create("a"), drop("a"), set("a", "default_ttl", "5")], Refusal::NoTable("a".into())),
-            (vec![create("a"), Command::Dropped { id: TableId(1) }], Refusal::NotDropping(TableId(1))),
-            (vec![Command::Dropped { id: TableId(9) }], Refusal::NotDropping(TableId(9))),
-            (vec![delete("a", "default_ttl")], Refusal::NoTable("a".into())),
-        ];
-        for (commands, refusal) in cases {
-            let words = format!("{commands:?}");
-            let (_, outcomes) = run(commands);
-            assert_eq!(outcomes.last().unwrap().as_ref().unwrap_err(), &refusal, "{words}");
+    /// Gives tables without placements those that they have by the first standalone format, which kept none: one replica, with Raft id 1, on
+    /// server 1.
+    pub fn complete(&mut self) {
+        let tables: Vec<Arc<Table>> = self.tables.values().map(|record| record.table.clone()).collect();
+        for table in tables.iter().filter(|table| self.placements_of(table.id).next().is_none()).collect::<Vec<_>>() {
+            for index in 0..table.partitions {
+                let partition = PartitionId { table: table.id, index };
+                let members = vec![Member { raft_id: 1, server: FIRST_SERVER }];
+                self.placements.insert(partition, Arc::new(Placement { partition, members, epoch: 0 }));
+            }
         }
-        let (_, outcomes) = run(vec![create("a"), set("a", "no_such", "5"), delete("a", "no_such"), set("a", "default_ttl", "soon")]);
-        assert!(outcomes[1..].iter().all(|outcome| matches!(outcome, Err(Refusal::Env(_)))), "{outcomes:?}");
-    }
-
-    #[test]
-    fn the_longest_name_and_odd_names_are_fine() {
-        for name in ["db0", "a", "0x", "user:sessions.v2_x-y", &"x".repeat(64)] {
-            assert_eq!(check_name(name), Ok(()), "{name}");
-        }
-    }
-
-    #[test]
-    fn default_ttl_is_dated_when_its_value_changes() {
-        let since = |commands: Vec<Command>| run(commands).0.named("a").unwrap().table.default_ttl_since_ms;
-        assert_eq!(since(vec![create("a")]), 0);
-        assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5")]), 2000);
-        assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), set("a", "default_ttl", "5")]), 2000);
-        assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), set("a", "default_ttl", "6")]), 3000);
-        assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), delete("a", "default_ttl")]), 0);
-        let envs = BTreeMap::from([("default_ttl".to_owned(), "5".to_owned())]);
-        assert_eq!(since(vec![Command::Create { name: "a".into(), partitions: 1, envs }]), 1000);
-    }
-
-    #[test]
-    fn what_is_so_already_changes_nothing() {
-        let (state, _) = run(vec![create("a"), set("a", "default_ttl", "5")]);
-        assert_eq!(state.decide(set("a", "default_ttl", "5"), 9000).unwrap().changes, []);
-        let (state, _) = run(vec![create("a")]);
-        assert_eq!(state.decide(delete("a", "default_ttl"), 9000).unwrap().changes, []);
-    }
-
-    #[test]
-    fn there_is_an_end_to_tables() {
-        let mut state = State::default();
-        for i in 0..TABLES_MAX {
-            let decided = state.decide(create(&format!("t{i}")), 1).unwrap();
-            state.apply(&decided.changes, 1);
-        }
-        assert_eq!(state.decide(create("one-more"), 1), Err(Refusal::TooMany));
-        let state = State { next_id: u32::MAX, ..State::default() };
-        assert_eq!(state.decide(create("a"), 1), Err(Refusal::NoIds));
-    }
-
-    #[test]
-    fn the_stamp_does_not_run_backwards() {
-        let mut state = State { stamp_ms: 5, ..State::default() };
-        state.apply(&[], 3);
-        assert_eq!(state.stamp_ms, 5);
     }
 }

@@ -116,7 +116,15 @@ async fn refusals_say_why() {
         ("POST", "/tables", Some(json!({"name": "a"})), 409, "table 'a' exists"),
         ("POST", "/tables", Some(json!({"name": "16"})), 400, "a table's name is"),
         ("POST", "/tables", Some(json!({"name": "b", "partitions": 0})), 400, "1 to 1024 partitions"),
-        ("POST", "/tables", Some(json!({"name": "b", "replicas": 3})), 422, "unknown field"),
+        ("POST", "/tables", Some(json!({"name": "b", "replicaz": 3})), 422, "unknown field"),
+        ("POST", "/tables", Some(json!({"name": "b", "replicas": 3})), 503, "3 replicas need 3 storage servers"),
+        ("POST", "/tables", Some(json!({"name": "b", "replicas": 9})), 400, "1 to 7 replicas"),
+        ("GET", "/tables/b/partitions", None, 404, "no such table 'b'"),
+        ("PUT", "/tables/a/partitions/9/leader", Some(json!({"to": "1"})), 404, "no partition 9"),
+        ("PUT", "/tables/a/partitions/0/leader", Some(json!({"to": "2"})), 400, "holds no replica"),
+        ("PUT", "/tables/a/partitions/0/leader", Some(json!({"to": "x"})), 400, "16 hex digits"),
+        ("DELETE", "/nodes/1", None, 409, "is alive"),
+        ("DELETE", "/nodes/2", None, 404, "no such server"),
         ("POST", "/tables", None, 415, "application/json"),
         ("GET", "/tables/b", None, 404, "no such table 'b'"),
         ("DELETE", "/tables/b", None, 404, "no such table 'b'"),
@@ -131,6 +139,22 @@ async fn refusals_say_why() {
         let error = answer["error"].as_str().unwrap_or_else(|| panic!("{method} {path}: {got} {answer}"));
         assert!(got == status && error.contains(why), "{method} {path}: {got} {error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_one_is_a_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = api(dir.path(), None).await;
+    let at = |path: &str| format!("{url}/v1{path}");
+    ask("POST", at("/tables"), &[], Some(json!({"name": "a"}))).await;
+    let (status, cluster) = ask("GET", at("/cluster"), &[], None).await;
+    assert_eq!((status, &cluster["cluster_id"], &cluster["servers_up"]), (200, &json!("0000000000000007"), &json!(1)));
+    assert_eq!((&cluster["partitions"], &cluster["partitions_led"], &cluster["faults"]), (&json!(3), &json!(3), &json!([])));
+    let (_, nodes) = ask("GET", at("/nodes"), &[], None).await;
+    assert_eq!((&nodes[0]["id"], &nodes[0]["state"], &nodes[0]["leads"]), (&json!("0000000000000001"), &json!("up"), &json!(3)));
+    let (_, partitions) = ask("GET", at("/tables/a/partitions"), &[], None).await;
+    assert_eq!((&partitions[2]["leader"], &partitions[2]["members"][0]["state"]), (&json!("0000000000000001"), &json!("running")));
+    assert_eq!((&partitions[0]["slots"], &partitions[2]["slots"][1]), (&json!([0, 5461]), &json!(16383)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

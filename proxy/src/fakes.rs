@@ -48,6 +48,7 @@ impl Catalogue for Doors {
             id: TableId(id),
             name: name.into(),
             partitions: 4,
+            replicas: 1,
             envs: Default::default(),
             default_ttl_since_ms: 0,
         };

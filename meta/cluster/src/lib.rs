@@ -9,6 +9,8 @@
 //! - A call says exactly one of: the answer, not proposed ([`CallError::NoLeader`] and the like, safe to try again), or
 //!   [`CallError::Unknown`] (proposed, outcome unknown: never tried again).
 
+pub mod catalogue;
+pub mod follow;
 pub mod news;
 pub mod net;
 mod place;
@@ -48,6 +50,8 @@ pub struct Table {
     pub name: String,
     /// How many partitions; slots are divided evenly.
     pub partitions: u32,
+    /// How many replicas each of them has.
+    pub replicas: u32,
     /// Settings that change online.
     pub envs: BTreeMap<String, String>,
     /// When `default_ttl` was last set, ms since the epoch by the meta leader's stamp (0 = never): decided once.
@@ -121,7 +125,7 @@ mod tests {
     #[test]
     fn partitions_divide_the_slots() {
         for partitions in [1, 2, 3, 7, 16, 100, 1000, u32::from(SLOTS)] {
-            let table = Table { id: TableId(1), name: "t".to_owned(), partitions, envs: BTreeMap::new(), default_ttl_since_ms: 0 };
+            let table = Table { id: TableId(1), name: "t".to_owned(), partitions, replicas: 1, envs: BTreeMap::new(), default_ttl_since_ms: 0 };
             for index in 0..partitions {
                 let (first, end) = (table.first_slot(index), table.first_slot(index + 1));
                 assert!(first < end, "partition {index} of {partitions}");

@@ -1,9 +1,9 @@
 //! What meta, servers and proxies tell each other.
 //!
 //! # One channel per process
-//! Every process that is not a meta alone holds one channel ([`Service::Meta`](crate::net::Service)) to whichever meta leads. It opens it with a [`Hello`]
-//! (a meta that does not lead refuses with [`NotLeading`] in the refusal's text), then both sides talk when they have something to say: the process sends
-//! [`ToMeta`], at least one a second as a sign of life; meta sends [`FromMeta`].
+//! Every process that is not a meta alone holds one channel ([`Service::Meta`](crate::net::Service)) to whichever meta leads. It opens it with
+//! a [`Hello`]; meta's first word is [`FromMeta::Welcome`], or why there is none ([`FromMeta::NotLeading`], [`FromMeta::Refused`]), and then the channel ends. Both sides
+//! talk when they have something to say: the process sends [`ToMeta`], at least one a second as a sign of life; meta sends [`FromMeta`].
 //!
 //! # Pages
 //! Four things are kept in step: the address book, the table catalogue, the assignments of this server and the routes. Each comes as [`Page`]s: first everything, then
@@ -244,6 +244,10 @@ pub enum FromMeta {
     Order(Order),
     /// Sent now and then, so that both sides know that the other is there.
     Beat,
+    /// The channel ends: another meta leads, or none.
+    NotLeading(NotLeading),
+    /// The channel ends, and trying again is of no use before something has changed.
+    Refused(String),
 }
 
 /// Meta's first word.
@@ -352,29 +356,11 @@ pub enum Told {
     Unknown(String),
 }
 
-/// "I do not lead": also the text of a refused channel.
+/// "I do not lead."
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotLeading {
     /// The leader's address, as far as this meta knows.
     pub leader: Option<String>,
-}
-
-impl NotLeading {
-    const WORDS: &'static str = "this meta does not lead";
-
-    /// As the text of a refusal.
-    pub fn to_text(&self) -> String {
-        match &self.leader {
-            Some(leader) => format!("{}; the leader is {leader}", Self::WORDS),
-            None => format!("{}; no leader is known", Self::WORDS),
-        }
-    }
-
-    /// From the text of a refusal; `None` when it says something else.
-    pub fn from_text(text: &str) -> Option<NotLeading> {
-        let rest = text.strip_prefix(Self::WORDS)?;
-        Some(NotLeading { leader: rest.strip_prefix("; the leader is ").map(str::to_owned) })
-    }
 }
 
 #[cfg(test)]
@@ -422,6 +408,8 @@ mod tests {
         let order = Order::Transfer { partition: PartitionId { table: TableId(7), index: 3 }, term: 5, to: 9 };
         same(&FromMeta::Order(order), b"\x01\x05\x00\x07\x03\x05\x09");
         same(&FromMeta::Beat, b"\x01\x06");
+        same(&FromMeta::NotLeading(NotLeading { leader: Some("a".into()) }), b"\x01\x07\x01\x01a");
+        same(&FromMeta::Refused("b".into()), b"\x01\x08\x01b");
         same(&Ask::EnsureTable { name: "db0".into() }, b"\x01\x00\x03db0");
         same(&Told::NotLeading(NotLeading { leader: None }), b"\x01\x02\x00");
     }
@@ -432,15 +420,6 @@ mod tests {
             assert!(decode::<FromMeta>(bytes).is_err(), "{bytes:?}");
         }
         assert_eq!(decode::<FromMeta>(b"\x02\x06").unwrap_err().to_string().matches("version 2").count(), 1);
-    }
-
-    #[test]
-    fn a_refusal_names_the_leader() {
-        for leader in [None, Some("host:1".to_owned())] {
-            let refusal = NotLeading { leader };
-            assert_eq!(NotLeading::from_text(&refusal.to_text()), Some(refusal));
-        }
-        assert_eq!(NotLeading::from_text("go away"), None);
     }
 
     #[test]

@@ -2,18 +2,31 @@
 
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+pub mod cluster;
+
 use std::path::Path;
 use std::sync::Arc;
 
+use ::cluster::ServerId;
+use ::cluster::news::{Roles, Server};
 use engine::log::{Log, LogOptions};
 use engine::store::{Settings, Shared};
-use meta::{Meta, MetaOptions};
+use meta::{Meta, MetaOptions, Seat};
 
 /// Opens meta over `dir`, with a log of its own.
 pub async fn open(dir: &Path) -> (Arc<Meta>, Arc<Log>) {
     let log = Log::open(LogOptions { segment_bytes: 1 << 20, ..LogOptions::new(dir.join("log")) }).unwrap();
     let shared = Shared::new(Settings { disk_reserve_bytes: 0, ..Settings::default() }).unwrap();
-    let options = MetaOptions { dir: dir.join("meta"), raft_runtime: tokio::runtime::Handle::current(), partitions: 3 };
+    let roles = Roles { meta: true, storage: true, proxy: true };
+    let server = Server { id: ServerId(1), address: "here".into(), http: String::new(), clients: Vec::new(), zone: String::new(), roles };
+    let options = MetaOptions {
+        dir: dir.join("meta"),
+        raft_runtime: tokio::runtime::Handle::current(),
+        partitions: 3,
+        replicas: 1,
+        cluster: 7,
+        seat: Seat::Alone(server),
+    };
     (Meta::open(options, &log, &shared).await.unwrap(), log)
 }
 

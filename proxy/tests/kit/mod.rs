@@ -63,7 +63,8 @@ impl World {
     pub fn create(&self, name: &str) -> Arc<Table> {
         let mut tables = self.tables.lock();
         let id = TableId(tables.len() as u32 + 1);
-        let table = Table { id, name: name.into(), partitions: self.partitions, envs: BTreeMap::new(), default_ttl_since_ms: 0 };
+        let table =
+            Table { id, name: name.into(), partitions: self.partitions, replicas: 1, envs: BTreeMap::new(), default_ttl_since_ms: 0 };
         let table = tables.entry(name.into()).or_insert_with(|| Arc::new(table)).clone();
         self.version.fetch_add(1, Relaxed);
         table

@@ -1,0 +1,337 @@
+//! A process's side of its channel to meta: finds whichever meta leads, reports to it, and keeps what it tells.
+//!
+//! What was heard last is kept while no meta is there: a process goes on with it. Whoever uses it subscribes to the part that concerns it.
+//!
+//! # Invariants
+//! - A picture shows whole pages only: what comes in parts is shown when the last part has come (`half_a_picture_is_not_shown`).
+//! - A process that belongs to a cluster does not take the word of another one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::net::{ChannelReceiver, ChannelSender, ClusterId, Net, Service, To};
+use crate::news::{self, Assignment, FromMeta, Hello, Order, Page, Report, Route, Server, ToMeta};
+use crate::{PartitionId, ServerId, Table, TableId};
+
+/// A sign of life is given at least so often.
+pub const BEAT: Duration = Duration::from_secs(1);
+/// A meta that says nothing for so long is left.
+const SILENCE_MAX: Duration = Duration::from_secs(4);
+/// Before the next meta is tried.
+const PAUSE: Duration = Duration::from_millis(150);
+/// After a meta has refused: something must change first.
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
+
+/// What the process says of itself.
+pub trait Source: Send + Sync + 'static {
+    /// Who it is, for each new channel.
+    fn hello(&self) -> Hello;
+    /// How its replicas are. `whole`: all of them, for somebody who knows nothing yet; else what has changed since the last report.
+    fn report(&self, whole: bool) -> Report;
+}
+
+/// What a server is to hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Assignments {
+    /// To be said in [`Report::followed`] once they are true.
+    pub version: u64,
+    /// By table.
+    pub tables: BTreeMap<TableId, Assignment>,
+}
+
+/// What meta has told. `None`: nothing yet, since the process started.
+#[derive(Debug, Default)]
+pub struct Follow {
+    cluster: watch::Sender<Option<u64>>,
+    leader: watch::Sender<Option<String>>,
+    refused: watch::Sender<Option<String>>,
+    servers: watch::Sender<Option<Arc<BTreeMap<ServerId, Server>>>>,
+    tables: watch::Sender<Option<Arc<BTreeMap<TableId, Table>>>>,
+    assignments: watch::Sender<Option<Arc<Assignments>>>,
+    routes: watch::Sender<Option<Arc<BTreeMap<PartitionId, Route>>>>,
+    changed: Notify,
+}
+
+/// What is being told under one channel.
+#[derive(Default)]
+struct Hearing {
+    servers: Book<ServerId, Server>,
+    tables: Book<TableId, Table>,
+    assignments: Book<TableId, Assignment>,
+    routes: Book<PartitionId, Route>,
+}
+
+/// How a channel ended.
+struct Ended {
+    /// Who leads, as the other side knows.
+    leader: Option<String>,
+    pause: Duration,
+}
+
+impl Follow {
+    /// Starts to follow, until `stop`. `metas` are the addresses of the meta group; orders that find `orders` full are dropped, meta gives them again.
+    pub fn start(
+        net: Arc<Net>,
+        metas: Vec<String>,
+        source: Arc<dyn Source>,
+        orders: mpsc::Sender<Order>,
+        stop: CancellationToken,
+    ) -> Arc<Follow> {
+        let follow = Arc::new(Follow::default());
+        let following = follow.clone();
+        tokio::spawn(async move {
+            stop.run_until_cancelled(following.run(&net, &metas, &*source, &orders)).await;
+        });
+        follow
+    }
+
+    /// There is something to report at once.
+    pub fn report_now(&self) {
+        self.changed.notify_one();
+    }
+
+    /// The cluster's id.
+    pub fn cluster(&self) -> watch::Receiver<Option<u64>> {
+        self.cluster.subscribe()
+    }
+
+    /// The address of the meta that leads and is being followed; `None` while there is none.
+    pub fn leader(&self) -> watch::Receiver<Option<String>> {
+        self.leader.subscribe()
+    }
+
+    /// Why meta does not want this process, while it does not.
+    pub fn refused(&self) -> watch::Receiver<Option<String>> {
+        self.refused.subscribe()
+    }
+
+    /// The address book.
+    pub fn servers(&self) -> watch::Receiver<Option<Arc<BTreeMap<ServerId, Server>>>> {
+        self.servers.subscribe()
+    }
+
+    /// Tables that serve.
+    pub fn tables(&self) -> watch::Receiver<Option<Arc<BTreeMap<TableId, Table>>>> {
+        self.tables.subscribe()
+    }
+
+    /// What this server is to hold.
+    pub fn assignments(&self) -> watch::Receiver<Option<Arc<Assignments>>> {
+        self.assignments.subscribe()
+    }
+
+    /// Where partitions are and who leads them.
+    pub fn routes(&self) -> watch::Receiver<Option<Arc<BTreeMap<PartitionId, Route>>>> {
+        self.routes.subscribe()
+    }
+
+    async fn run(&self, net: &Arc<Net>, metas: &[String], source: &dyn Source, orders: &mpsc::Sender<Order>) {
+        let (mut hint, mut turn) = (None::<String>, 0);
+        loop {
+            let address = hint.take().or_else(|| metas.get(turn % metas.len().max(1)).cloned());
+            turn += 1;
+            let Some(address) = address else { return };
+            let hello = news::encode(&source.hello());
+            let ended = match net.open(To::Address(address.clone()), Service::Meta, hello).await {
+                Ok(channel) => {
+                    let (sender, receiver) = channel.split();
+                    self.listen(net, &address, source, orders, sender, receiver).await
+                }
+                Err(error) => {
+                    tracing::debug!(address, %error, "a meta can't be reached");
+                    Ended { leader: None, pause: PAUSE }
+                }
+            };
+            self.leader.send_if_modified(|leader| leader.take().is_some());
+            hint = ended.leader.filter(|leader| *leader != address);
+            sleep(ended.pause).await;
+        }
+    }
+
+    /// One channel, from its first word to its end.
+    async fn listen(
+        &self,
+        net: &Arc<Net>,
+        address: &str,
+        source: &dyn Source,
+        orders: &mpsc::Sender<Order>,
+        sender: ChannelSender,
+        mut receiver: ChannelReceiver,
+    ) -> Ended {
+        let lost = |leader| Ended { leader, pause: PAUSE };
+        let first = match timeout(SILENCE_MAX, receiver.recv()).await {
+            Ok(Some(first)) => news::decode::<FromMeta>(&first),
+            Ok(None) | Err(_) => return lost(None),
+        };
+        match first {
+            Ok(FromMeta::Welcome(welcome)) => {
+                let before = self.cluster.borrow().or(source.hello().cluster);
+                if before.is_some_and(|before| before != welcome.cluster) {
+                    return self.refuse(format!("the meta at {address} is of another cluster"));
+                }
+                self.cluster.send_replace(Some(welcome.cluster));
+                net.join(ClusterId(welcome.cluster));
+            }
+            Ok(FromMeta::NotLeading(other)) => {
+                // Somebody else may well lead: at once.
+                let pause = if other.leader.is_some() { Duration::from_millis(10) } else { PAUSE };
+                return Ended { leader: other.leader, pause };
+            }
+            Ok(FromMeta::Refused(why)) => return self.refuse(why),
+            Ok(_) => return self.refuse(format!("the meta at {address} has no manners")),
+            Err(bad) => return self.refuse(bad.to_string()),
+        }
+        self.refused.send_if_modified(|refused| refused.take().is_some());
+        self.leader.send_replace(Some(address.to_owned()));
+        tracing::info!(address, "following the meta that leads");
+        let mut hearing = Hearing::default();
+        tokio::select! {
+            () = self.speak(source, &sender) => lost(None),
+            leader = self.hear(net, &mut hearing, orders, &mut receiver) => lost(leader),
+        }
+    }
+
+    fn refuse(&self, why: String) -> Ended {
+        let new = self.refused.send_if_modified(|refused| {
+            let new = refused.as_ref() != Some(&why);
+            *refused = Some(why.clone());
+            new
+        });
+        if new {
+            tracing::warn!(why, "meta does not want this process");
+        }
+        Ended { leader: None, pause: REFUSED_PAUSE }
+    }
+
+    /// Reports until the channel ends.
+    async fn speak(&self, source: &dyn Source, sender: &ChannelSender) {
+        let mut whole = true;
+        loop {
+            let report = ToMeta::Report(Report { whole, ..source.report(whole) });
+            if sender.send(news::encode(&report)).await.is_err() {
+                return;
+            }
+            whole = false;
+            // Changes that come together are reported together; a beat is due anyway.
+            let _ = timeout(BEAT, self.changed.notified()).await;
+        }
+    }
+
+    /// Takes in what is told until the channel ends; who leads then, if that was said.
+    async fn hear(&self, net: &Net, hearing: &mut Hearing, orders: &mpsc::Sender<Order>, receiver: &mut ChannelReceiver) -> Option<String> {
+        loop {
+            let message = match timeout(SILENCE_MAX, receiver.recv()).await {
+                Ok(Some(message)) => message,
+                Ok(None) => return None,
+                Err(_) => {
+                    tracing::warn!("meta has fallen silent");
+                    return None;
+                }
+            };
+            match self.take_in(hearing, &message) {
+                Ok(Some(FromMeta::NotLeading(other))) => return other.leader,
+                Ok(Some(FromMeta::Servers(_))) => {
+                    for server in self.servers.borrow().iter().flat_map(|servers| servers.values()) {
+                        net.learn(server.id, &server.address);
+                    }
+                }
+                Ok(Some(FromMeta::Order(order))) => {
+                    if let Err(error) = orders.try_send(order) {
+                        tracing::warn!(%error, "an order of meta is dropped");
+                    }
+                }
+                Ok(_) => {}
+                Err(why) => {
+                    tracing::warn!(why, "meta's word is not understood");
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Takes in pages; gives back what is for somebody else, and the address book's page when it was the last of its kind (emptied).
+    fn take_in(&self, hearing: &mut Hearing, message: &Bytes) -> Result<Option<FromMeta>, String> {
+        match news::decode::<FromMeta>(message).map_err(|bad| bad.to_string())? {
+            FromMeta::Servers(page) => {
+                let last = Page { put: BTreeMap::new(), gone: Vec::new(), ..page };
+                if let Some(servers) = hearing.servers.turn(page)? {
+                    self.servers.send_replace(Some(Arc::new(servers)));
+                    return Ok(Some(FromMeta::Servers(last)));
+                }
+            }
+            FromMeta::Tables(page) => {
+                if let Some(tables) = hearing.tables.turn(page)? {
+                    self.tables.send_replace(Some(Arc::new(tables)));
+                }
+            }
+            FromMeta::Routes(page) => {
+                if let Some(routes) = hearing.routes.turn(page)? {
+                    self.routes.send_replace(Some(Arc::new(routes)));
+                }
+            }
+            FromMeta::Assign(page) => {
+                let version = page.version;
+                if let Some(tables) = hearing.assignments.turn(page)? {
+                    self.assignments.send_replace(Some(Arc::new(Assignments { version, tables })));
+                }
+            }
+            FromMeta::Beat | FromMeta::Welcome(_) => {}
+            FromMeta::Refused(why) => return Err(why),
+            other => return Ok(Some(other)),
+        }
+        Ok(None)
+    }
+}
+
+/// A map that is told in pages.
+struct Book<K: Ord, V> {
+    /// `None` before the first fresh page.
+    entries: Option<BTreeMap<K, V>>,
+}
+
+impl<K: Ord, V> Default for Book<K, V> {
+    fn default() -> Self {
+        Book { entries: None }
+    }
+}
+
+impl<K: Ord + Clone, V: Clone> Book<K, V> {
+    /// Takes a page in; the whole map when it was the last one.
+    fn turn(&mut self, page: Page<K, V>) -> Result<Option<BTreeMap<K, V>>, String> {
+        if page.fresh {
+            self.entries = Some(BTreeMap::new());
+        }
+        let entries = self.entries.as_mut().ok_or("it begins in the middle")?;
+        for key in page.gone {
+            entries.remove(&key);
+        }
+        entries.extend(page.put);
+        Ok((!page.more).then(|| entries.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(fresh: bool, more: bool, put: &[(u32, u32)], gone: &[u32]) -> Page<u32, u32> {
+        Page { version: 1, fresh, more, put: put.iter().copied().collect(), gone: gone.to_vec() }
+    }
+
+    #[test]
+    fn half_a_picture_is_not_shown() {
+        let mut book = Book::default();
+        assert!(book.turn(page(false, false, &[(1, 1)], &[])).is_err());
+        assert_eq!(book.turn(page(true, true, &[(1, 1)], &[])), Ok(None));
+        assert_eq!(book.turn(page(false, false, &[(2, 2)], &[])), Ok(Some(BTreeMap::from([(1, 1), (2, 2)]))));
+        assert_eq!(book.turn(page(false, true, &[(3, 3)], &[1])), Ok(None));
+        assert_eq!(book.turn(page(false, false, &[], &[])), Ok(Some(BTreeMap::from([(2, 2), (3, 3)]))));
+        assert_eq!(book.turn(page(true, false, &[(9, 9)], &[])), Ok(Some(BTreeMap::from([(9, 9)]))));
+    }
+}

@@ -1,0 +1,265 @@
+//! The JSON bodies of the admin API. Ids of servers are 16 hex digits.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A table to be created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewTable {
+    /// Its name.
+    pub name: String,
+    /// How many partitions; as configured when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<u32>,
+    /// How many replicas of each; as configured when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u32>,
+    /// Envs from the start.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub envs: BTreeMap<String, String>,
+}
+
+/// An env's value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnvValue {
+    /// As text, whatever it means.
+    pub value: String,
+}
+
+/// Who is to lead a partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewLeader {
+    /// The server, by id.
+    pub to: String,
+}
+
+/// What a table is and holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableStatus {
+    /// Never reused.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// How many partitions it has.
+    pub partitions: u32,
+    /// How many replicas each of them has.
+    #[serde(default)]
+    pub replicas: u32,
+    /// `ready`, `creating`, `opening` or `dropping`.
+    pub status: String,
+    /// When it was created, ms since the epoch.
+    pub created_at_ms: u64,
+    /// Its envs.
+    pub envs: BTreeMap<String, String>,
+    /// What it holds.
+    #[serde(flatten)]
+    pub figures: Figures,
+}
+
+/// What a table holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Rows, expired ones that the expiry cycle has not reached yet included; each counted once.
+    pub rows: u64,
+    /// Rows with an expiry.
+    pub expiring: u64,
+    /// Bytes on disk, of all replicas.
+    pub disk_bytes: u64,
+    /// Bytes in memory, not yet flushed, of all replicas.
+    pub memtable_bytes: u64,
+    /// What is wrong with a partition, by index; empty when all is well.
+    #[serde(deserialize_with = "by_index")]
+    pub faults: BTreeMap<u32, String>,
+}
+
+/// JSON's keys are texts, and inside a flattened struct serde leaves it to us to make numbers of them.
+fn by_index<'de, D: serde::Deserializer<'de>>(faults: D) -> Result<BTreeMap<u32, String>, D::Error> {
+    let faults = BTreeMap::<String, String>::deserialize(faults)?;
+    faults.into_iter().map(|(index, why)| Ok((index.parse().map_err(serde::de::Error::custom)?, why))).collect()
+}
+
+/// A manual compaction of a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compaction {
+    /// `none` (never asked for since the start), `running`, `done` or `failed`.
+    pub status: String,
+    /// Partitions that are done; in a cluster, replicas of them.
+    pub partitions_done: u32,
+    /// Partitions in all; in a cluster, replicas of them.
+    pub partitions: u32,
+    /// When it was started, ms since the epoch; 0 when never.
+    pub started_at_ms: u64,
+    /// How long it took, or has taken so far.
+    pub elapsed_ms: u64,
+    /// Bytes on disk when it started.
+    pub disk_bytes_before: u64,
+    /// Bytes on disk now.
+    pub disk_bytes: u64,
+    /// What went wrong, when something did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What a process is and how it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Bridle's version.
+    pub version: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// The cluster's id, 16 hex digits.
+    pub cluster_id: String,
+    /// This node's id in it.
+    pub node_id: u64,
+    /// Seconds since the start.
+    pub uptime_seconds: u64,
+    /// Whether clients are served.
+    pub ready: bool,
+    /// `always`, `interval` or `os`.
+    pub durability: String,
+    /// Where Redis clients are served.
+    pub addresses: Vec<String>,
+    /// Connected clients.
+    pub clients: u64,
+    /// Tables that serve.
+    pub tables: u32,
+    /// Partitions of these.
+    pub partitions: u32,
+    /// Bytes of rows on disk.
+    pub disk_bytes: u64,
+    /// Bytes of the Raft log.
+    pub log_bytes: u64,
+    /// Resident memory, bytes.
+    pub memory_bytes: u64,
+    /// What is wrong, in sentences; empty when all is well.
+    pub faults: Vec<String>,
+}
+
+/// The cluster as its leading meta sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Its id, 16 hex digits.
+    pub cluster_id: String,
+    /// The metas, in the configured order.
+    pub metas: Vec<MetaStatus>,
+    /// The meta group's term.
+    pub term: u64,
+    /// Servers that are there.
+    pub servers_up: u32,
+    /// Servers that are known.
+    pub servers: u32,
+    /// Tables, those that are being created or dropped included.
+    pub tables: u32,
+    /// Partitions that are to serve.
+    pub partitions: u32,
+    /// Of these, those that have a leader.
+    pub partitions_led: u32,
+    /// Of these, those whose replicas all run and are about up to date.
+    pub partitions_whole: u32,
+    /// What is wrong, in sentences; empty when all is well.
+    pub faults: Vec<String>,
+}
+
+/// A member of the meta group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetaStatus {
+    /// Its address, as configured.
+    pub address: String,
+    /// Whether it leads.
+    pub leads: bool,
+}
+
+/// A server as the leading meta sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// 16 hex digits.
+    pub id: String,
+    /// Where other processes reach it.
+    pub address: String,
+    /// Where its HTTP pages are.
+    pub http: String,
+    /// Where Redis clients reach it.
+    pub clients: Vec<String>,
+    /// Its zone.
+    pub zone: String,
+    /// `meta`, `storage`, `proxy`.
+    pub roles: Vec<String>,
+    /// `up` or `down`.
+    pub state: String,
+    /// Milliseconds since it was last heard; absent when it was not since this meta leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_ms: Option<u64>,
+    /// When it was first seen, ms since the epoch.
+    pub since_ms: u64,
+    /// Its version of Bridle.
+    pub version: String,
+    /// Seconds since its process started.
+    pub uptime_seconds: u64,
+    /// Replicas that it holds or is to hold.
+    pub replicas: u32,
+    /// Partitions that it leads.
+    pub leads: u32,
+    /// Connected Redis clients.
+    pub connections: u64,
+    /// Bytes of rows on disk.
+    pub disk_bytes: u64,
+    /// Bytes of the Raft log.
+    pub log_bytes: u64,
+    /// Bytes of its disk that are free.
+    pub disk_free_bytes: u64,
+    /// Bytes of its disk.
+    pub disk_total_bytes: u64,
+    /// Resident memory, bytes.
+    pub memory_bytes: u64,
+    /// What is wrong, in sentences; empty when all is well.
+    pub faults: Vec<String>,
+}
+
+/// A partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionStatus {
+    /// 0-based, in slot order.
+    pub index: u32,
+    /// The first slot and the last.
+    pub slots: [u16; 2],
+    /// The server that leads it; absent while nobody is known to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
+    /// The term of the latest leader known.
+    pub term: u64,
+    /// Grows when members change.
+    pub epoch: u64,
+    /// Its replicas; the first is the one that is to lead.
+    pub members: Vec<MemberStatus>,
+}
+
+/// A replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its server, by id.
+    pub server: String,
+    /// That server's address.
+    pub address: String,
+    /// Never reused.
+    pub raft_id: u64,
+    /// Whether it leads.
+    pub leads: bool,
+    /// `running`, `opening`, `installing`, `faulty`, `down` or `unknown`.
+    pub state: String,
+    /// Entries of the leader's log that it lacks; absent while that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<u64>,
+    /// Index of the last entry that it has applied.
+    pub applied: u64,
+    /// Its rows.
+    pub rows: u64,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
+    /// Why it has stopped, when it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+}

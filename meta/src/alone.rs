@@ -1,0 +1,155 @@
+//! Standalone: the only server is in this process, and is told and heard by function calls instead of a channel.
+//!
+//! Everything else is as in a cluster: its replicas are placed, its word makes tables ready and lets them be forgotten.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use cluster::news::{Health, Replica, Report};
+use cluster::{Boxed, CallError, Catalogue, PartitionId, Placement, ServerId, Table, TableId};
+use tokio::sync::watch;
+
+use crate::catalogue::{Meta, Seat};
+use crate::error::MetaError;
+use crate::state::{Command, Refusal, Status};
+
+/// The catalogue as committed, for the only server to follow.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// Of the assignments.
+    pub version: u64,
+    /// Tables that are to be open.
+    pub ready: Vec<Arc<Table>>,
+    /// Tables whose partitions are to be destroyed; then [`Meta::dropped`].
+    pub dropping: Vec<Arc<Table>>,
+    /// Where the partitions of all of these are.
+    pub placements: BTreeMap<PartitionId, Arc<Placement>>,
+}
+
+/// What proxies see: tables that serve and are open.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    by_name: BTreeMap<String, Arc<Table>>,
+}
+
+impl Meta {
+    fn only_server(&self) -> Option<ServerId> {
+        match &self.options.seat {
+            Seat::Alone(server) => Some(server.id),
+            Seat::Member { .. } => None,
+        }
+    }
+
+    /// Publishes what the only server is to follow.
+    pub(crate) fn tell_the_only_server(&self) {
+        if self.only_server().is_none() {
+            return;
+        }
+        let picture = self.picture.borrow().clone();
+        let dropping = |record: &&crate::state::Record| record.status == Status::Dropping;
+        let (gone, there): (Vec<_>, Vec<_>) = picture.state.tables.values().partition(dropping);
+        let tables = |records: Vec<&crate::state::Record>| records.into_iter().map(|record| record.table.clone()).collect();
+        let tables =
+            Tables { version: picture.version, ready: tables(there), dropping: tables(gone), placements: picture.state.placements.clone() };
+        // A table that is going is out of sight before anybody starts to destroy it.
+        let view = self.view.load();
+        if view.by_name.values().any(|open| tables.dropping.iter().any(|dropping| dropping.id == open.id)) {
+            self.show(view.by_name.values().filter(|open| tables.ready.iter().any(|ready| ready.id == open.id)).cloned());
+        }
+        self.tables.send_replace(Arc::new(tables));
+    }
+
+    fn show(&self, tables: impl Iterator<Item = Arc<Table>>) {
+        let by_name = tables.map(|table| (table.name.clone(), table)).collect();
+        self.view.store(Arc::new(View { by_name }));
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// The committed catalogue and its changes, for the only server to follow.
+    pub fn watch(&self) -> watch::Receiver<Arc<Tables>> {
+        self.tables.subscribe()
+    }
+
+    /// The only server has opened these (or knows why it can't): those that serve are seen by proxies from now on, as far as they have not been
+    /// dropped since.
+    pub fn opened(&self, tables: &Tables) {
+        let Some(server) = self.only_server() else { return };
+        let picture = self.picture.borrow().clone();
+        let serves = |table: &&Arc<Table>| picture.state.tables.get(&table.id).is_some_and(|record| record.status == Status::Ready);
+        self.show(tables.ready.iter().filter(serves).cloned());
+        let is_ready = |partition: &PartitionId| tables.ready.iter().any(|table| table.id == partition.table);
+        let placements = tables.placements.values().filter(|placement| is_ready(&placement.partition));
+        let replicas = placements.filter_map(|placement| Some(open(placement.partition, placement.on(server)?.raft_id))).collect();
+        let report = Report { whole: false, followed: tables.version, replicas, ..Report::default() };
+        let mut roster = self.roster.lock();
+        if let Some(session) = roster.session(server) {
+            roster.report(server, session, report, &picture.state, Instant::now());
+        }
+        drop(roster);
+        self.stir();
+    }
+
+    /// The only server has destroyed every partition of a table that was being dropped: it is forgotten. Again is harmless.
+    ///
+    /// # Errors
+    /// As every command; the table stays on the list.
+    pub async fn dropped(&self, id: TableId) -> Result<(), MetaError> {
+        let Some(server) = self.only_server() else { return Ok(()) };
+        match self.command(Command::Destroyed { id, server }).await {
+            Ok(_) | Err(MetaError::Refused(Refusal::NotDropping(_))) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether proxies see the table.
+    pub fn is_open(&self, id: TableId) -> bool {
+        match self.only_server() {
+            Some(_) => self.view.load().by_name.values().any(|table| table.id == id),
+            None => self.picture.borrow().tables.contains_key(&id),
+        }
+    }
+}
+
+/// A replica that leads a group of one.
+fn open(partition: PartitionId, raft_id: u64) -> Replica {
+    Replica {
+        partition,
+        raft_id,
+        health: Health::Running,
+        fault: None,
+        term: 1,
+        leads: true,
+        last_log: 0,
+        applied: 0,
+        matched: Vec::new(),
+        rows: 0,
+        expiring: 0,
+        disk_bytes: 0,
+        memtable_bytes: 0,
+    }
+}
+
+impl Catalogue for Meta {
+    fn table(&self, name: &str) -> Option<Arc<Table>> {
+        self.view.load().by_name.get(name).cloned()
+    }
+
+    fn tables(&self) -> Vec<Arc<Table>> {
+        self.view.load().by_name.values().cloned().collect()
+    }
+
+    fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>> {
+        let name = name.to_owned();
+        Box::pin(async move {
+            match self.table(&name) {
+                Some(table) => Ok(table),
+                None => self.ensure_table(&name).await.map_err(CallError::from),
+            }
+        })
+    }
+
+    fn version(&self) -> u64 {
+        *self.version.borrow()
+    }
+}

@@ -1,0 +1,219 @@
+//! What operators and proxies ask of the meta that leads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::news::Order;
+use cluster::{Member, PartitionId, ServerId, Table};
+
+use crate::catalogue::{Meta, Seat, now_ms};
+use crate::error::MetaError;
+use crate::picture::Picture;
+use crate::state::{Command, Record, Refusal, Status};
+
+/// How long a command waits until the servers have followed.
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long after a change of the leader servers may take to come back before a table is refused for want of them.
+const ARRIVAL_PATIENCE: Duration = Duration::from_secs(5);
+const ARRIVAL_PERIOD: Duration = Duration::from_millis(50);
+/// How long a leadership may take to be handed over.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Meta {
+    /// A new table, once it can be written. `partitions`, `replicas`: `None` = as configured.
+    ///
+    /// # Errors
+    /// [`MetaError::Refused`]; [`MetaError::NotYet`]: it is there, but not all of its partitions have a leader yet.
+    pub async fn create(
+        &self,
+        name: &str,
+        partitions: Option<u32>,
+        replicas: Option<u32>,
+        envs: BTreeMap<String, String>,
+    ) -> Result<Arc<Table>, MetaError> {
+        let (partitions, replicas) = (partitions.unwrap_or(self.options.partitions), replicas.unwrap_or(self.options.replicas));
+        let live = self.arrived(replicas as usize).await?;
+        let table = self.table_command(Command::Create { name: name.to_owned(), partitions, replicas, envs, live }).await?;
+        tracing::info!(table = name, id = table.id.0, partitions, replicas, "table is being created");
+        self.until_settled(&table).await?;
+        Ok(table)
+    }
+
+    /// Storage servers that are there: at least so many, or after a while as many as there are.
+    async fn arrived(&self, wanted: usize) -> Result<Vec<ServerId>, MetaError> {
+        loop {
+            // One who does not lead yet may be about to: deciding tells.
+            self.take_the_lead().await?;
+            let picture = self.picture()?;
+            let stores = |id: &ServerId| picture.servers.get(id).is_some_and(|server| server.roles.storage);
+            let live: Vec<ServerId> = self.roster.lock().up().filter(stores).collect();
+            let is_alone = matches!(self.options.seat, Seat::Alone(_));
+            if live.len() >= wanted || is_alone || picture.since.elapsed() > ARRIVAL_PATIENCE {
+                return Ok(live);
+            }
+            tokio::time::sleep(ARRIVAL_PERIOD).await;
+        }
+    }
+
+    /// Waits until a table that was just changed serves, and every server that is there and holds some of it has taken note.
+    async fn until_settled(&self, table: &Arc<Table>) -> Result<(), MetaError> {
+        let mut stirred = self.stirred.subscribe();
+        let settled = async {
+            loop {
+                stirred.borrow_and_update();
+                if self.is_settled(table)? || stirred.changed().await.is_err() {
+                    return Ok(());
+                }
+            }
+        };
+        let name = &table.name;
+        let late = |_| MetaError::NotYet(format!("table '{name}' is being opened; that takes longer than usual"));
+        tokio::time::timeout(FOLLOW_TIMEOUT, settled).await.map_err(late)?
+    }
+
+    fn is_settled(&self, table: &Arc<Table>) -> Result<bool, MetaError> {
+        let gone = || MetaError::NotYet(format!("table '{}' is being opened; another meta leads now", table.name));
+        let roster = self.roster.lock();
+        let picture = self.picture().map_err(|_| gone())?;
+        Ok(match picture.state.tables.get(&table.id) {
+            Some(record) if record.status == Status::Dropping || record.table != *table => true,
+            Some(record) => {
+                let version = picture.changed.get(&table.id).copied().unwrap_or(picture.version);
+                record.status == Status::Ready && roster.has_followed(&picture.state, table.id, version)
+            }
+            None => true,
+        })
+    }
+
+    /// Takes a table away: at once for clients; its partitions are destroyed in the background.
+    ///
+    /// # Errors
+    /// [`MetaError::Refused`].
+    pub async fn drop_table(&self, name: &str) -> Result<Arc<Table>, MetaError> {
+        let table = self.table_command(Command::Drop { name: name.to_owned() }).await?;
+        tracing::info!(table = name, id = table.id.0, "table is being dropped");
+        Ok(table)
+    }
+
+    /// Sets (`Some`) or deletes (`None`) an env; when it answers, it holds on every server that is there.
+    ///
+    /// # Errors
+    /// [`MetaError::Refused`].
+    pub async fn set_env(&self, name: &str, key: &str, value: Option<&str>) -> Result<Arc<Table>, MetaError> {
+        let (name, key) = (name.to_owned(), key.to_owned());
+        let table = match value {
+            Some(value) => self.table_command(Command::SetEnv { name, key: key.clone(), value: value.to_owned() }).await?,
+            None => self.table_command(Command::DeleteEnv { name, key: key.clone() }).await?,
+        };
+        tracing::info!(table = table.name, env = key, value = value.unwrap_or("(default)"), "env set");
+        self.until_settled(&table).await?;
+        Ok(table)
+    }
+
+    /// All tables, those that are being dropped included.
+    ///
+    /// # Errors
+    /// [`MetaError::NotLeading`].
+    pub fn records(&self) -> Result<Vec<Record>, MetaError> {
+        Ok(self.picture()?.state.tables.values().cloned().collect())
+    }
+
+    /// The table of a name, created as configured when it is missing, once it can be written.
+    ///
+    /// # Errors
+    /// As [`Meta::create`].
+    pub async fn ensure_table(&self, name: &str) -> Result<Arc<Table>, MetaError> {
+        loop {
+            let known = self.picture()?.state.named(name).map(|record| record.table.clone());
+            if let Some(table) = known {
+                self.until_settled(&table).await?;
+                // Changed or dropped meanwhile: what is there now is meant.
+                let now = self.picture()?.state.named(name).map(|record| record.table.clone());
+                match now {
+                    Some(now) if now == table => return Ok(table),
+                    _ => continue,
+                }
+            }
+            match self.create(name, None, None, BTreeMap::new()).await {
+                Ok(table) => return Ok(table),
+                // Somebody was faster.
+                Err(MetaError::Refused(Refusal::Exists(_))) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Forgets a server that is gone for good.
+    ///
+    /// # Errors
+    /// [`MetaError::Refused`].
+    pub async fn remove_server(&self, server: ServerId) -> Result<(), MetaError> {
+        self.take_the_lead().await?;
+        let live = self.roster.lock().is_up(server);
+        self.command(Command::Remove { server, live }).await?;
+        tracing::info!(%server, "server removed");
+        Ok(())
+    }
+
+    /// Hands the leadership of a partition to another of its members, and waits until it is so. The partition is then left alone by the balancing of leaders for a
+    /// while.
+    ///
+    /// # Errors
+    /// [`MetaError::NotNow`]: nobody leads, or the member can't; [`MetaError::NotYet`]: it was ordered and has not happened.
+    pub async fn transfer(&self, partition: PartitionId, to: ServerId) -> Result<(), MetaError> {
+        let picture = self.picture()?;
+        let member = member_on(&picture, partition, to)?;
+        let mut stirred = self.stirred.subscribe();
+        let order = {
+            let roster = self.roster.lock();
+            let no_leader = || MetaError::NotNow("nobody is known to lead the partition now".to_owned());
+            let leader = roster.leading(partition).ok_or_else(no_leader)?;
+            let (term, leading) = (leader.term, roster.leader(partition).ok_or_else(no_leader)?.server);
+            if !roster.is_up(to) {
+                return Err(MetaError::NotNow(format!("server {to} is down")));
+            }
+            (leading, Order::Transfer { partition, term, to: member.raft_id })
+        };
+        self.desk.lock().hold(partition, to);
+        if order.0 == to {
+            return Ok(());
+        }
+        self.order(order.0, order.1)?;
+        let done = async {
+            loop {
+                stirred.borrow_and_update();
+                if self.roster.lock().leader(partition).is_some_and(|leader| leader.server == to) || stirred.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let late = |_| MetaError::NotYet("the leadership was not handed over in time; the one that leads goes on".to_owned());
+        tokio::time::timeout(TRANSFER_TIMEOUT, done).await.map_err(late)
+    }
+
+    /// Asks all servers that hold some of a table to compact it, unless such a compaction is still going on; [`crate::Meta::compaction`] says how it goes.
+    ///
+    /// # Errors
+    /// [`MetaError::NotLeading`].
+    pub fn compact(&self, table: &Arc<Table>) -> Result<(), MetaError> {
+        let picture = self.picture()?;
+        if self.compaction(&picture, table).status == "running" {
+            return Ok(());
+        }
+        let run = self.desk.lock().new_run(table.id, now_ms());
+        for server in picture.holders(table.id) {
+            if let Err(error) = self.order(server, Order::Compact { run, table: table.id }) {
+                tracing::warn!(%server, table = table.name, %error, "a server can't be asked to compact");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The member of a partition on a server.
+fn member_on(picture: &Picture, partition: PartitionId, server: ServerId) -> Result<Member, MetaError> {
+    let placement = picture.state.placements.get(&partition);
+    let placement = placement.ok_or(MetaError::Refused(Refusal::NoPartition(partition.index)))?;
+    placement.on(server).copied().ok_or(MetaError::Refused(Refusal::NotAMember(server)))
+}

@@ -1,0 +1,222 @@
+//! What the leading meta shows: its state, joined with what was reported, in the form in which servers and proxies are told.
+//!
+//! A picture is never changed, only replaced; what did not change is shared with the one before. So telling somebody what is new is a comparison of two pictures.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use cluster::news::{Assignment, PAGE_BYTES, Page, Route, Server};
+use cluster::{PartitionId, ServerId, Table, TableId};
+use serde::Serialize;
+
+use crate::roster::Roster;
+use crate::state::{State, Status};
+
+/// A map whose values are shared from picture to picture.
+pub type Map<K, V> = Arc<BTreeMap<K, Arc<V>>>;
+
+/// One moment, as the leader sees it.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    /// The term of the group under which this meta leads; `None`: it does not, and the rest means nothing.
+    pub term: Option<u64>,
+    /// Since when it leads.
+    pub since: Instant,
+    /// What is committed.
+    pub state: Arc<State>,
+    /// Grows with the state, also from leader to leader.
+    pub version: u64,
+    /// The version in which a table was last changed.
+    pub changed: Arc<BTreeMap<TableId, u64>>,
+    /// The address book.
+    pub servers: Map<ServerId, Server>,
+    /// Tables that serve.
+    pub tables: Map<TableId, Table>,
+    /// Partitions of tables that serve or are being created.
+    pub routes: Map<PartitionId, Route>,
+    /// Of which the routes are.
+    leaders_version: u64,
+}
+
+impl Picture {
+    /// Before anything is known.
+    pub fn blank() -> Picture {
+        Picture {
+            term: None,
+            since: Instant::now(),
+            state: Arc::default(),
+            version: 0,
+            changed: Arc::default(),
+            servers: Arc::default(),
+            tables: Arc::default(),
+            routes: Arc::default(),
+            leaders_version: 0,
+        }
+    }
+
+    /// This meta does not lead any more.
+    pub fn resigned(&self) -> Picture {
+        Picture { term: None, ..self.clone() }
+    }
+
+    /// The state has changed, or the leadership.
+    pub fn next(&self, term: u64, state: &State, roster: &Roster) -> Picture {
+        // A term has room for 2^32 changes, and there are 2^32 terms.
+        let version = (self.version + 1).max(term << 32);
+        let since = if self.term == Some(term) { self.since } else { Instant::now() };
+        let changed = |id: &TableId| match self.changed.get(id) {
+            Some(before) if self.term == Some(term) && self.state.tables.get(id) == state.tables.get(id) => *before,
+            _ => version,
+        };
+        let ready = state.tables.values().filter(|record| record.status == Status::Ready);
+        let picture = Picture {
+            term: Some(term),
+            since,
+            version,
+            changed: Arc::new(state.tables.keys().map(|id| (*id, changed(id))).collect()),
+            servers: kept(&self.servers, state.servers.values().map(|known| (known.server.id, Arc::new(known.server.clone())))),
+            tables: Arc::new(ready.map(|record| (record.table.id, record.table.clone())).collect()),
+            routes: self.routes.clone(),
+            leaders_version: self.leaders_version,
+            state: Arc::new(state.clone()),
+        };
+        picture.routed(roster)
+    }
+
+    /// The same with the leaders that the roster knows.
+    pub fn routed(mut self, roster: &Roster) -> Picture {
+        let serves =
+            |partition: &PartitionId| self.state.tables.get(&partition.table).is_some_and(|record| record.status != Status::Dropping);
+        let placements = self.state.placements.values().filter(|placement| serves(&placement.partition));
+        let routes = placements.map(|placement| {
+            let partition = placement.partition;
+            (partition, Arc::new(Route { placement: (**placement).clone(), leader: roster.leader(partition) }))
+        });
+        self.routes = kept(&self.routes, routes);
+        self.leaders_version = roster.leaders_version();
+        self
+    }
+
+    /// Whether the roster knows other leaders than this picture.
+    pub fn is_stale(&self, roster: &Roster) -> bool {
+        self.leaders_version != roster.leaders_version()
+    }
+
+    /// What a server is to hold and to destroy.
+    pub fn assignments(&self, server: ServerId) -> BTreeMap<TableId, Arc<Assignment>> {
+        let mut assigned = BTreeMap::<TableId, Assignment>::new();
+        for placement in self.state.placements.values().filter(|placement| placement.on(server).is_some()) {
+            let Some(record) = self.state.tables.get(&placement.partition.table) else { continue };
+            let destroy = record.status == Status::Dropping;
+            if destroy && !record.remaining.contains(&server) {
+                continue;
+            }
+            let new = || Assignment { table: (*record.table).clone(), placements: Vec::new(), destroy };
+            assigned.entry(record.table.id).or_insert_with(new).placements.push((**placement).clone());
+        }
+        assigned.into_iter().map(|(id, assignment)| (id, Arc::new(assignment))).collect()
+    }
+}
+
+impl Picture {
+    /// The servers that hold something of a table.
+    pub fn holders(&self, table: TableId) -> BTreeSet<ServerId> {
+        self.state.placements_of(table).flat_map(|placement| placement.members.iter().map(|member| member.server)).collect()
+    }
+}
+
+/// A map made anew, in which what is as it was is the same as before; the same map when all is.
+fn kept<K: Ord + Clone, V: PartialEq>(before: &Map<K, V>, now: impl Iterator<Item = (K, Arc<V>)>) -> Map<K, V> {
+    let share = |(key, value): (K, Arc<V>)| match before.get(&key) {
+        Some(known) if **known == *value => (key, known.clone()),
+        _ => (key, value),
+    };
+    let now: BTreeMap<K, Arc<V>> = now.map(share).collect();
+    let same = now.len() == before.len() && now.iter().zip(before.iter()).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1));
+    if same { before.clone() } else { Arc::new(now) }
+}
+
+/// What somebody who knows `before` (nothing, when it is `None`) must be told to know `now`, in pages of bounded size; at least one page.
+pub fn pages<K: Ord + Clone + Serialize, V: Clone + PartialEq + Serialize>(
+    before: Option<&BTreeMap<K, Arc<V>>>,
+    now: &BTreeMap<K, Arc<V>>,
+    version: u64,
+) -> Vec<Page<K, V>> {
+    let is_known = |key: &K, value: &Arc<V>| {
+        before.and_then(|before| before.get(key)).is_some_and(|known| Arc::ptr_eq(known, value) || known == value)
+    };
+    let page = |fresh| Page { version, fresh, more: true, put: BTreeMap::new(), gone: Vec::new() };
+    let mut pages = vec![page(before.is_none())];
+    let mut bytes = 0;
+    let mut room = |pages: &mut Vec<Page<K, V>>, size: usize| {
+        bytes += size;
+        if bytes > PAGE_BYTES {
+            bytes = size;
+            pages.push(page(false));
+        }
+    };
+    for key in before.into_iter().flat_map(|before| before.keys()).filter(|key| !now.contains_key(*key)) {
+        room(&mut pages, cluster::news::encode(key).len());
+        pages.last_mut().expect("there is one").gone.push(key.clone());
+    }
+    for (key, value) in now.iter().filter(|(key, value)| !is_known(key, value)) {
+        room(&mut pages, cluster::news::encode(&(key, value)).len());
+        pages.last_mut().expect("there is one").put.insert(key.clone(), (**value).clone());
+    }
+    pages.last_mut().expect("there is one").more = false;
+    pages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(entries: &[(u32, &str)]) -> BTreeMap<u32, Arc<String>> {
+        entries.iter().map(|(key, value)| (*key, Arc::new((*value).to_owned()))).collect()
+    }
+
+    fn apply(mut known: BTreeMap<u32, Arc<String>>, pages: Vec<Page<u32, String>>) -> BTreeMap<u32, Arc<String>> {
+        let count = pages.len();
+        for (nth, page) in pages.into_iter().enumerate() {
+            assert_eq!((page.more, page.version), (nth + 1 < count, 9));
+            if page.fresh {
+                known.clear();
+            }
+            for key in page.gone {
+                assert!(known.remove(&key).is_some());
+            }
+            known.extend(page.put.into_iter().map(|(key, value)| (key, Arc::new(value))));
+        }
+        known
+    }
+
+    #[test]
+    fn pages_say_what_is_new() {
+        let (before, now) = (map(&[(1, "a"), (2, "b"), (3, "c")]), map(&[(1, "a"), (2, "B"), (4, "d")]));
+        let told = pages(Some(&before), &now, 9);
+        assert_eq!((told.len(), told[0].put.len(), &told[0].gone, told[0].fresh), (1, 2, &vec![3], false));
+        assert_eq!(apply(before.clone(), told), now);
+        assert_eq!(apply(before.clone(), pages(None, &now, 9)), now, "whoever knows something else begins anew");
+        let nothing = pages(Some(&now), &now, 9);
+        assert_eq!((nothing.len(), nothing[0].put.len(), nothing[0].more), (1, 0, false));
+    }
+
+    #[test]
+    fn pages_are_of_bounded_size() {
+        let long = "x".repeat(PAGE_BYTES / 10);
+        let now: BTreeMap<u32, Arc<String>> = (0..95).map(|key| (key, Arc::new(long.clone()))).collect();
+        let told = pages(None, &now, 9);
+        assert!(told.len() >= 10 && told.iter().all(|page| page.put.len() <= 10), "{}", told.len());
+        assert_eq!(apply(BTreeMap::new(), told), now);
+    }
+
+    #[test]
+    fn what_is_unchanged_is_shared() {
+        let before: Map<u32, String> = Arc::new(map(&[(1, "a"), (2, "b")]));
+        let same = kept(&before, map(&[(1, "a"), (2, "b")]).into_iter());
+        assert!(Arc::ptr_eq(&before, &same));
+        let other = kept(&before, map(&[(1, "a"), (2, "c")]).into_iter());
+        assert!(Arc::ptr_eq(&before[&1], &other[&1]) && *other[&2] == "c");
+    }
+}

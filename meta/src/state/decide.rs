@@ -1,0 +1,217 @@
+//! What commands change: the decisions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cluster::news::Server;
+use cluster::{Member, PartitionId, Placement, ServerId, Table, TableId};
+
+use super::{
+    Change, Command, Decided, PARTITIONS_MAX, PARTITIONS_TOTAL_MAX, REMOVED_MAX, REPLICAS_MAX, Record, Refusal, Registered, SERVERS_MAX,
+    State, Status, TABLES_MAX, check_name,
+};
+use crate::envs;
+use crate::placement::{self, Candidate};
+
+/// How many tables' names a refusal lists.
+const NAMES_SHOWN: usize = 5;
+
+/// What a new table is to be.
+struct New {
+    name: String,
+    partitions: u32,
+    replicas: u32,
+    envs: BTreeMap<String, String>,
+    live: Vec<ServerId>,
+}
+
+fn about(table: Arc<Table>, changes: Vec<Change>) -> Result<Decided, Refusal> {
+    Ok(Decided { changes, table: Some(table) })
+}
+
+impl State {
+    fn must_be(&self, name: &str) -> Result<&Record, Refusal> {
+        self.named(name).ok_or_else(|| Refusal::NoTable(name.to_owned()))
+    }
+
+    /// What a command would change. `stamp_ms` is not before the last one.
+    pub fn decide(&self, command: Command, stamp_ms: u64) -> Result<Decided, Refusal> {
+        match command {
+            Command::Found { cluster } => {
+                let changes = if self.cluster.is_some() { Vec::new() } else { vec![Change::Cluster(cluster)] };
+                Ok(Decided { changes, table: None })
+            }
+            Command::Register(server) => self.register(server, stamp_ms),
+            Command::Remove { server, live } => self.remove(server, live, stamp_ms),
+            Command::Create { name, partitions, replicas, envs, live } => {
+                self.create(New { name, partitions, replicas, envs, live }, stamp_ms)
+            }
+            Command::Created { id } => match self.tables.get(&id) {
+                Some(record) if record.status == Status::Creating => {
+                    about(record.table.clone(), vec![Change::Put(Record { status: Status::Ready, ..record.clone() })])
+                }
+                _ => Err(Refusal::NotCreating(id)),
+            },
+            Command::Drop { name } => {
+                let record = self.must_be(&name)?;
+                let holders: BTreeSet<ServerId> = self
+                    .placements_of(record.table.id)
+                    .flat_map(|placement| placement.members.iter().map(|member| member.server))
+                    .collect();
+                let record = Record { status: Status::Dropping, remaining: holders.into_iter().collect(), ..record.clone() };
+                about(record.table.clone(), vec![Change::Put(record)])
+            }
+            Command::Destroyed { id, server } => match self.tables.get(&id) {
+                Some(record) if record.status == Status::Dropping && record.remaining.contains(&server) => {
+                    about(record.table.clone(), vec![without(record, server)])
+                }
+                _ => Err(Refusal::NotDropping(id)),
+            },
+            Command::SetEnv { name, key, value } => {
+                envs::check(&key, &value)?;
+                self.with_envs(&name, stamp_ms, |envs| envs.insert(key, value))
+            }
+            Command::DeleteEnv { name, key } => {
+                envs::find(&key)?;
+                self.with_envs(&name, stamp_ms, |envs| envs.remove(&key))
+            }
+        }
+    }
+
+    fn register(&self, server: Server, stamp_ms: u64) -> Result<Decided, Refusal> {
+        server.check().map_err(Refusal::BadServer)?;
+        if self.removed.contains_key(&server.id) {
+            return Err(Refusal::Removed(server.id));
+        }
+        let known = self.servers.get(&server.id);
+        if known.is_none() && self.servers.len() >= SERVERS_MAX {
+            return Err(Refusal::TooManyServers);
+        }
+        if known.is_some_and(|known| known.server == server) {
+            return Ok(Decided { changes: Vec::new(), table: None });
+        }
+        let since_ms = known.map_or(stamp_ms, |known| known.since_ms);
+        Ok(Decided { changes: vec![Change::Server(Registered { server, since_ms })], table: None })
+    }
+
+    fn remove(&self, server: ServerId, live: bool, stamp_ms: u64) -> Result<Decided, Refusal> {
+        if !self.servers.contains_key(&server) {
+            return Err(Refusal::NoServer(server));
+        }
+        if live {
+            return Err(Refusal::Alive(server));
+        }
+        if self.removed.len() >= REMOVED_MAX {
+            return Err(Refusal::TooManyServers);
+        }
+        let mut names = BTreeSet::new();
+        let mut replicas = 0;
+        for placement in self.placements.values().filter(|placement| placement.on(server).is_some()) {
+            if let Some(record) = self.tables.get(&placement.partition.table).filter(|record| record.status != Status::Dropping) {
+                names.insert(record.table.name.as_str());
+                replicas += 1;
+            }
+        }
+        if replicas > 0 {
+            let mut tables = names.iter().take(NAMES_SHOWN).copied().collect::<Vec<_>>().join(", ");
+            if names.len() > NAMES_SHOWN {
+                tables.push_str(", ...");
+            }
+            return Err(Refusal::HoldsReplicas { server, replicas, tables });
+        }
+        let dropping = self.tables.values().filter(|record| record.remaining.contains(&server));
+        let mut changes = vec![Change::RemoveServer(server, stamp_ms)];
+        changes.extend(dropping.map(|record| without(record, server)));
+        Ok(Decided { changes, table: None })
+    }
+
+    fn create(&self, new: New, stamp_ms: u64) -> Result<Decided, Refusal> {
+        let New { name, partitions, replicas, envs, live } = new;
+        check_name(&name)?;
+        if !(1..=PARTITIONS_MAX).contains(&partitions) {
+            return Err(Refusal::BadPartitions);
+        }
+        if !(1..=REPLICAS_MAX).contains(&replicas) {
+            return Err(Refusal::BadReplicas);
+        }
+        for (key, value) in &envs {
+            envs::check(key, value)?;
+        }
+        if self.named(&name).is_some() {
+            return Err(Refusal::Exists(name));
+        }
+        if self.tables.len() >= TABLES_MAX {
+            return Err(Refusal::TooMany);
+        }
+        if self.placements.len() + partitions as usize > PARTITIONS_TOTAL_MAX {
+            return Err(Refusal::TooManyPartitions);
+        }
+        let next_id = self.next_id.checked_add(1).ok_or(Refusal::NoIds)?;
+        let id = TableId(self.next_id);
+        let servers = placement::place(partitions, replicas, &self.candidates(&live))?;
+        let mut raft_id = self.next_raft_id;
+        let mut fresh = |server| {
+            raft_id += 1;
+            Member { raft_id: raft_id - 1, server }
+        };
+        let placements: Vec<Change> = (0..partitions)
+            .zip(servers)
+            .map(|(index, servers)| {
+                let members = servers.into_iter().map(&mut fresh).collect();
+                Change::Place(Arc::new(Placement { partition: PartitionId { table: id, index }, members, epoch: 1 }))
+            })
+            .collect();
+        let since = if envs.contains_key(envs::DEFAULT_TTL) { stamp_ms } else { 0 };
+        let table = Arc::new(Table { id, name, partitions, replicas, envs, default_ttl_since_ms: since });
+        let record = Record { table: table.clone(), status: Status::Creating, created_at_ms: stamp_ms, remaining: Vec::new() };
+        let mut changes = vec![Change::NextId(next_id), Change::NextRaftId(raft_id), Change::Put(record)];
+        changes.extend(placements);
+        about(table, changes)
+    }
+
+    /// Servers that may be given replicas, with what they have already.
+    fn candidates(&self, live: &[ServerId]) -> Vec<Candidate> {
+        let able = |id: &&ServerId| self.servers.get(id).is_some_and(|registered| registered.server.roles.storage);
+        let mut candidates: BTreeMap<ServerId, Candidate> = live
+            .iter()
+            .filter(able)
+            .map(|id| (*id, Candidate { id: *id, zone: self.servers[id].server.zone.clone(), replicas: 0, leaders: 0 }))
+            .collect();
+        let serves = |placement: &&Arc<Placement>| {
+            self.tables.get(&placement.partition.table).is_some_and(|record| record.status != Status::Dropping)
+        };
+        for placement in self.placements.values().filter(serves) {
+            for (nth, member) in placement.members.iter().enumerate() {
+                if let Some(candidate) = candidates.get_mut(&member.server) {
+                    candidate.replicas += 1;
+                    candidate.leaders += u64::from(nth == 0);
+                }
+            }
+        }
+        candidates.into_values().collect()
+    }
+
+    fn with_envs<T>(&self, name: &str, stamp_ms: u64, edit: impl FnOnce(&mut BTreeMap<String, String>) -> T) -> Result<Decided, Refusal> {
+        let record = self.must_be(name)?;
+        let mut table = Table::clone(&record.table);
+        edit(&mut table.envs);
+        if table.envs == record.table.envs {
+            return about(record.table.clone(), Vec::new());
+        }
+        let ttl = table.envs.get(envs::DEFAULT_TTL);
+        if ttl != record.table.envs.get(envs::DEFAULT_TTL) {
+            table.default_ttl_since_ms = if ttl.is_some() { stamp_ms } else { 0 };
+        }
+        let table = Arc::new(table);
+        about(table.clone(), vec![Change::Put(Record { table, ..record.clone() })])
+    }
+}
+
+/// A table that is being dropped, with nothing left on a server.
+fn without(record: &Record, server: ServerId) -> Change {
+    let remaining: Vec<ServerId> = record.remaining.iter().copied().filter(|id| *id != server).collect();
+    match remaining.is_empty() {
+        true => Change::Forget(record.table.id),
+        false => Change::Put(Record { remaining, ..record.clone() }),
+    }
+}

@@ -1,0 +1,122 @@
+//! Three metas over real connections: what one has begun, the next one ends; what servers report is known again after a change of the leader.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ::cluster::net::{Net, NetOptions, Service, To};
+use ::cluster::news::{self, Ask, Told};
+use ::cluster::{PartitionId, ServerId, Table};
+use bytes::Bytes;
+use kit::cluster::{OneMeta, Servers, leader, metas, until};
+use meta::state::Status;
+
+mod kit;
+
+fn no_envs() -> BTreeMap<String, String> {
+    BTreeMap::new()
+}
+
+fn meta_of(metas: &[Option<OneMeta>], index: usize) -> Arc<meta::Meta> {
+    metas[index].as_ref().unwrap().meta.clone()
+}
+
+async fn status_of(meta: &meta::Meta, name: &str) -> Status {
+    let status = || Some(meta.picture().ok()?.state.named(name)?.status);
+    until("the table is known", status).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_create_is_finished_by_the_next_leader() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut metas, addresses) = metas(dir.path()).await;
+    let servers = Servers::start(3, &addresses).await;
+    servers.behaviour.leads_nothing.store(true, Ordering::Relaxed);
+    let first = leader(&metas).await;
+    let meta = meta_of(&metas, first);
+    let creating = tokio::spawn(async move { meta.create("a", None, None, no_envs()).await });
+    let meta = meta_of(&metas, first);
+    assert_eq!(status_of(&meta, "a").await, Status::Creating);
+    let (cluster, before) = {
+        let picture = meta.picture().unwrap();
+        (picture.state.cluster, picture.state.placements.clone())
+    };
+    drop(meta);
+    metas[first].take().unwrap().kill().await;
+    assert!(creating.await.unwrap().is_err(), "whoever waited is told that it is not known");
+    servers.behaviour.leads_nothing.store(false, Ordering::Relaxed);
+
+    let second = leader(&metas).await;
+    let meta = meta_of(&metas, second);
+    until("the table is made ready", || {
+        let picture = meta.picture().ok()?;
+        (picture.state.named("a")?.status == Status::Ready).then_some(())
+    })
+    .await;
+    let picture = meta.picture().unwrap();
+    assert_eq!((picture.state.cluster, &picture.state.placements), (cluster, &before), "the same cluster, the same placements");
+    // Everybody hears of it, with a leader for each partition.
+    for follow in &servers.follows {
+        let (tables, routes) = (follow.tables(), follow.routes());
+        until("servers hear of it", || {
+            let tables = tables.borrow().clone()?;
+            let routes = routes.borrow().clone()?;
+            let led = routes.values().filter(|route| route.leader.is_some()).count();
+            (tables.len() == 1 && led == 4).then_some(())
+        })
+        .await;
+    }
+    // Whatever is asked of a meta that does not lead, it says who does.
+    let third = (0..3).find(|index| ![first, second].contains(index)).unwrap();
+    let net = Net::new(NetOptions::new(ServerId(3000), "nowhere:1")).unwrap();
+    let ask = |address: String, ask: Ask| {
+        let net = net.clone();
+        async move {
+            let answer = net.call(To::Address(address), Service::Meta, news::encode(&ask), std::time::Duration::from_secs(10)).await;
+            news::decode::<Told>(&answer.unwrap()).unwrap()
+        }
+    };
+    let ensure = || Ask::EnsureTable { name: "db3".into() };
+    let Told::NotLeading(other) = ask(addresses[third].clone(), ensure()).await else { panic!("it does not lead") };
+    assert_eq!(other.leader.as_ref(), Some(&addresses[second]));
+    let Told::Table(Table { name, partitions, replicas, .. }) = ask(addresses[second].clone(), ensure()).await else {
+        panic!("the table is made")
+    };
+    assert_eq!((name.as_str(), partitions, replicas), ("db3", 4, 3));
+    let list = Ask::Admin { method: "GET".into(), path: "/v1/tables/db3/partitions".into(), body: Bytes::new() };
+    let Told::Admin { status: 200, body } = ask(addresses[second].clone(), list).await else { panic!("partitions are listed") };
+    let list: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((list.as_array().unwrap().len(), &list[3]["members"][2]["lag"], &list[0]["term"]), (4, &0.into(), &1.into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reports_rebuild_routes_and_a_drop_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut metas, addresses) = metas(dir.path()).await;
+    let servers = Servers::start(3, &addresses).await;
+    let first = leader(&metas).await;
+    let meta = meta_of(&metas, first);
+    let table = meta.create("a", None, None, no_envs()).await.unwrap();
+    meta.create("b", Some(2), Some(1), no_envs()).await.unwrap();
+    meta.set_env("a", "default_ttl", Some("60")).await.unwrap();
+    // A leadership goes where it is sent.
+    let partition = PartitionId { table: table.id, index: 0 };
+    let to = meta.picture().unwrap().state.placements[&partition].members[2].server;
+    meta.transfer(partition, to).await.unwrap();
+    let led_by = |meta: &meta::Meta| Some(meta.picture().ok()?.routes.get(&partition)?.leader);
+    let leader_before = until("the route follows", || led_by(&meta).flatten().filter(|leader| leader.server == to)).await;
+    servers.behaviour.destroys_nothing.store(true, Ordering::Relaxed);
+    meta.drop_table("b").await.unwrap();
+    drop(meta);
+    metas[first].take().unwrap().kill().await;
+
+    let meta = meta_of(&metas, leader(&metas).await);
+    let leader_now = until("routes are there again", || led_by(&meta).flatten()).await;
+    assert_eq!(leader_now, leader_before);
+    assert_eq!(meta.picture().unwrap().state.tables.len(), 2, "what is dropped is still known");
+    servers.behaviour.destroys_nothing.store(false, Ordering::Relaxed);
+    until("the dropped table is forgotten", || (meta.picture().ok()?.state.tables.len() == 1).then_some(())).await;
+    let statuses = meta.server_statuses(&meta.picture().unwrap());
+    assert!(statuses.iter().all(|server| server.state == "up" && server.replicas == 4), "{statuses:?}");
+}

@@ -1,0 +1,276 @@
+//! Three metas in one process, over real connections, and servers that only say that they hold what they are told to hold.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use ::cluster::follow::{Assignments, Follow, Source};
+use ::cluster::net::{Answer, Channel, Net, NetError, NetOptions, Peer, Service, Services, To};
+use ::cluster::news::{Health, Hello, Order, Replica, Report, Roles, Server};
+use ::cluster::{Boxed, PartitionId, ServerId, Table};
+use bytes::Bytes;
+use engine::log::{Log, LogOptions};
+use engine::raft::{Letter, Node, Ticker, Wire, WireError};
+use engine::store::{Settings, Shared};
+use meta::admin::{Compaction, Figures, Local, NodeStatus};
+use meta::{Meta, MetaOptions, Seat};
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// The process around a meta: nothing of it is asked here.
+pub struct Nobody;
+
+impl Local for Nobody {
+    fn authorised(&self, _: Option<&[u8]>) -> bool {
+        true
+    }
+    fn status(&self) -> NodeStatus {
+        NodeStatus {
+            version: "1".into(),
+            cluster: "c".into(),
+            cluster_id: "0".into(),
+            node_id: 1,
+            uptime_seconds: 0,
+            ready: true,
+            durability: "always".into(),
+            addresses: Vec::new(),
+            clients: 0,
+            tables: 0,
+            partitions: 0,
+            disk_bytes: 0,
+            log_bytes: 0,
+            memory_bytes: 0,
+            faults: Vec::new(),
+        }
+    }
+    fn figures(&self, _: &Table) -> Figures {
+        panic!("the reports say what tables hold")
+    }
+    fn compact(&self, _: &Arc<Table>) -> Compaction {
+        panic!("servers are ordered to compact")
+    }
+    fn compaction(&self, _: &Table) -> Compaction {
+        panic!("servers report how it goes")
+    }
+}
+
+/// Carries letters over [`Net`]; seats are the metas' addresses.
+struct NetWire {
+    net: Arc<Net>,
+    metas: Vec<String>,
+}
+
+impl Wire for NetWire {
+    fn send(&self, to: &Node, letter: Letter) -> Boxed<'_, Result<Bytes, WireError>> {
+        let seat = ServerId(to.server).as_seat().expect("metas only");
+        let to = To::Address(self.metas[seat as usize - 1].clone());
+        let service = if letter.kind.is_bulk() { Service::RaftBulk } else { Service::Raft };
+        Box::pin(async move {
+            self.net.call(to, service, letter.encode(), letter.timeout).await.map_err(|error| match error {
+                NetError::NotSent(why) => WireError::NotSent(why),
+                NetError::Lost(why) => WireError::Lost(why),
+                NetError::Refused(why) => WireError::Refused(why),
+            })
+        })
+    }
+}
+
+#[derive(Default)]
+struct Door(OnceLock<Arc<Meta>>);
+
+impl Services for Door {
+    fn call(&self, _: &Peer, service: Service, body: Bytes) -> Answer {
+        let Some(meta) = self.0.get().cloned() else { return Answer::Now(Err("not open yet".into())) };
+        match service {
+            Service::Meta => Answer::Later(meta.answer(body, Arc::new(Nobody))),
+            _ => Answer::Later(Box::pin(async move {
+                let letter = Letter::decode(body).map_err(str::to_owned)?;
+                meta.group().receive(letter).await.map_err(|error| error.to_string())
+            })),
+        }
+    }
+
+    fn channel(&self, from: &Peer, _: Service, hello: Bytes, channel: Channel) {
+        if let Some(meta) = self.0.get() {
+            meta.channel(from, hello, channel);
+        }
+    }
+}
+
+/// One meta of three.
+pub struct OneMeta {
+    pub meta: Arc<Meta>,
+    log: Arc<Log>,
+    stop: CancellationToken,
+}
+
+impl OneMeta {
+    /// It is gone, in the middle of whatever it was doing.
+    pub async fn kill(self) {
+        self.stop.cancel();
+        self.meta.close().await.unwrap();
+        self.log.close().unwrap();
+    }
+}
+
+/// Three metas, and where they are.
+pub async fn metas(dir: &Path) -> (Vec<Option<OneMeta>>, Vec<String>) {
+    let mut listeners = Vec::new();
+    for _ in 0..3 {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let addresses: Vec<String> = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    let mut metas = Vec::new();
+    for (listener, position) in listeners.into_iter().zip(1..) {
+        let dir = dir.join(format!("meta{position}"));
+        let net = Net::new(NetOptions::new(ServerId(1000 + u64::from(position)), &addresses[position as usize - 1])).unwrap();
+        let (door, stop) = (Arc::new(Door::default()), CancellationToken::new());
+        let serving = (net.clone(), door.clone(), stop.clone());
+        tokio::spawn(async move { serving.0.serve(listener, serving.1, serving.2).await });
+        let log = Log::open(LogOptions { segment_bytes: 1 << 20, ..LogOptions::new(dir.join("log")) }).unwrap();
+        let shared = Shared::new(Settings { disk_reserve_bytes: 0, ..Settings::default() }).unwrap();
+        let wire = Arc::new(NetWire { net: net.clone(), metas: addresses.clone() });
+        let seat = Seat::Member { members: addresses.clone(), position, wire, ticker: Ticker::start(), net };
+        let raft_runtime = tokio::runtime::Handle::current();
+        let options =
+            MetaOptions { dir: dir.join("meta"), raft_runtime, partitions: 4, replicas: 3, cluster: 70 + u64::from(position), seat };
+        let meta = Meta::open(options, &log, &shared).await.unwrap();
+        door.0.set(meta.clone()).ok().unwrap();
+        metas.push(Some(OneMeta { meta, log, stop }));
+    }
+    (metas, addresses)
+}
+
+/// What the servers do as they are told, and what they leave undone.
+#[derive(Default)]
+pub struct Behaviour {
+    pub leads_nothing: AtomicBool,
+    pub destroys_nothing: AtomicBool,
+}
+
+/// A server that says that it holds what it was told to hold, and leads where it is the first member, or where it was told to take over.
+pub struct FakeServer {
+    id: ServerId,
+    address: String,
+    behaviour: Arc<Behaviour>,
+    known: Mutex<Option<Arc<Assignments>>>,
+    /// Leaderships that were handed over: to whom, and in which term. Shared by all servers: that is Raft's part.
+    leaders: Arc<Mutex<BTreeMap<PartitionId, (u64, u64)>>>,
+    cluster: Mutex<Option<u64>>,
+}
+
+impl Source for FakeServer {
+    fn hello(&self) -> Hello {
+        let roles = Roles { meta: false, storage: true, proxy: true };
+        let server =
+            Server { id: self.id, address: self.address.clone(), http: String::new(), clients: Vec::new(), zone: String::new(), roles };
+        Hello { server, cluster: *self.cluster.lock(), software: "test".into() }
+    }
+
+    fn report(&self, _: bool) -> Report {
+        let Some(known) = self.known.lock().clone() else { return Report::default() };
+        let mut report = Report { followed: known.version, ..Report::default() };
+        for (id, assignment) in &known.tables {
+            if assignment.destroy {
+                if !self.behaviour.destroys_nothing.load(Ordering::Relaxed) {
+                    report.destroyed.push(*id);
+                }
+                continue;
+            }
+            for placement in &assignment.placements {
+                let own = placement.on(self.id).unwrap().raft_id;
+                let (leader, term) = self.leaders.lock().get(&placement.partition).copied().unwrap_or((placement.members[0].raft_id, 1));
+                let leads = leader == own && !self.behaviour.leads_nothing.load(Ordering::Relaxed);
+                report.replicas.push(Replica {
+                    partition: placement.partition,
+                    raft_id: own,
+                    health: Health::Running,
+                    fault: None,
+                    term,
+                    leads,
+                    last_log: 10,
+                    applied: 10,
+                    matched: if leads { placement.members.iter().map(|member| (member.raft_id, 10)).collect() } else { Vec::new() },
+                    rows: 5,
+                    expiring: 0,
+                    disk_bytes: 100,
+                    memtable_bytes: 0,
+                });
+            }
+        }
+        report
+    }
+}
+
+/// Servers that follow whichever meta leads.
+pub struct Servers {
+    pub behaviour: Arc<Behaviour>,
+    pub follows: Vec<Arc<Follow>>,
+    /// Kept, so that their connections are.
+    pub nets: Vec<Arc<Net>>,
+}
+
+impl Servers {
+    pub async fn start(count: u64, metas: &[String]) -> Servers {
+        let behaviour = Arc::new(Behaviour::default());
+        let leaders = Arc::new(Mutex::default());
+        let (mut follows, mut nets) = (Vec::new(), Vec::new());
+        for n in 0..count {
+            let id = ServerId(2000 + n);
+            let address = format!("127.0.0.1:{}", 1 + n);
+            let net = Net::new(NetOptions::new(id, &address)).unwrap();
+            let source = Arc::new(FakeServer {
+                id,
+                address,
+                behaviour: behaviour.clone(),
+                known: Mutex::default(),
+                leaders: leaders.clone(),
+                cluster: Mutex::default(),
+            });
+            let (orders, mut ordered) = mpsc::channel(16);
+            let follow = Follow::start(net.clone(), metas.to_vec(), source.clone(), orders, CancellationToken::new());
+            let (reporter, leaders) = (follow.clone(), leaders.clone());
+            tokio::spawn(async move {
+                let mut assignments = reporter.assignments();
+                loop {
+                    tokio::select! {
+                        changed = assignments.changed() => if changed.is_err() { return },
+                        order = ordered.recv() => match order {
+                            Some(Order::Transfer { partition, term, to }) => drop(leaders.lock().insert(partition, (to, term + 1))),
+                            Some(Order::Compact { .. }) => {}
+                            None => return,
+                        },
+                        () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                    }
+                    source.known.lock().clone_from(&assignments.borrow_and_update());
+                    *source.cluster.lock() = *reporter.cluster().borrow();
+                    reporter.report_now();
+                }
+            });
+            follows.push(follow);
+            nets.push(net);
+        }
+        Servers { behaviour, follows, nets }
+    }
+}
+
+/// Waits until something is so, at most 20 s.
+pub async fn until<T>(what: &str, mut is_so: impl FnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = is_so() {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not within 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Which of the metas leads.
+pub async fn leader(metas: &[Option<OneMeta>]) -> usize {
+    until("a meta leads", || metas.iter().position(|one| one.as_ref().is_some_and(|one| one.meta.picture().is_ok()))).await
+}
