@@ -22,6 +22,8 @@ mod inbox;
 mod local;
 mod logging;
 mod member;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod opened;
 mod ports;
 mod relay;
@@ -50,6 +52,11 @@ static ALLOCATOR: engine::memory::Jemalloc = engine::memory::Jemalloc;
 static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4\0";
 
 fn main() -> ExitCode {
+    #[cfg(feature = "mutants")]
+    if let Err(error) = mutants::announce() {
+        let _ = writeln!(std::io::stderr(), "bridle: {error}");
+        return ExitCode::FAILURE;
+    }
     let outcome = match Cli::parse().command {
         Command::Standalone(flags) => {
             server::run(Shape::Standalone, &Flags { common: &flags.common, clients: Some(&flags.clients), cluster: None })

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use cluster::{CallError, Leader, PartitionId, Placement, ServerId, news};
 use engine::batch::Family;
 use engine::log::Log;
+use engine::mutants::{self, Rule};
 use engine::raft::{CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role};
 use engine::store::{Health, Shared, Store};
 use parking_lot::Mutex;
@@ -196,6 +197,9 @@ impl Replica {
     /// Before anything is read or evaluated in a new term of ours: what others led to was applied without passing by here.
     fn adopt(&self, term: u64) -> Result<(), CallError> {
         let mut adopted = self.adopted_term.lock();
+        if mutants::breaks(Rule::Adopt) {
+            *adopted = term;
+        }
         if *adopted != term {
             self.heads.forget(&self.owner);
             self.restore_clock()?;

@@ -170,7 +170,7 @@ where
                 Err(NetError::Refused(told)) => return Err(CallError::Unknown(told)),
                 Err(NetError::Lost(told)) => {
                     self.routes.avoid(partition, server);
-                    return Err(if is_read { CallError::NoLeader(told) } else { CallError::Unknown(told) });
+                    return Err(if is_read || sends_twice() { CallError::NoLeader(told) } else { CallError::Unknown(told) });
                 }
             }
         }
@@ -179,6 +179,17 @@ where
         }
         Err(CallError::NoLeader(if why.is_empty() { "none of its replicas is known to lead".to_owned() } else { why }))
     }
+}
+
+/// In a test build (`storage/engine/src/mutants.rs`) that is to apply a retry twice, a lost write is sent again.
+#[cfg(feature = "mutants")]
+fn sends_twice() -> bool {
+    std::env::var("BRIDLE_MUTANT").is_ok_and(|mutant| mutant == "apply-a-retry-twice")
+}
+
+#[cfg(not(feature = "mutants"))]
+const fn sends_twice() -> bool {
+    false
 }
 
 /// The leader is here. When it has just lost its leadership, the next try finds the new one.

@@ -29,5 +29,6 @@
 pub mod batch;
 pub mod log;
 pub mod memory;
+pub mod mutants;
 pub mod raft;
 pub mod store;

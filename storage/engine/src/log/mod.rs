@@ -60,6 +60,8 @@ use writer::Writer;
 
 use segment::Segment;
 
+use crate::mutants::{self, Rule};
+
 /// When an acknowledged write is on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
@@ -588,7 +590,10 @@ impl Shared {
             op.refuse(LogError::Closed);
             return;
         }
-        queue.ops.push(op);
+        queue.ops.push(match mutants::breaks(Rule::SyncBeforeAnswer) {
+            true => op.answered_early(),
+            false => op,
+        });
         let wake = std::mem::take(&mut queue.sleeping);
         drop(queue);
         if wake {

@@ -17,6 +17,7 @@ use super::group::{Group, Slot};
 use super::record::{self, Kind, Place};
 use super::segment::{self, Segment};
 use super::{Durability, LogError, Shared};
+use crate::mutants::{self, Rule};
 use crate::raft::types::{Entry, Flushed, LogId, Vote};
 
 /// Tells a waiting caller how its op ended.
@@ -81,6 +82,14 @@ impl Op {
         self.finish(Err(why));
     }
 
+    /// Calls an append back before anything is written; for [`Rule::SyncBeforeAnswer`].
+    pub(crate) fn answered_early(mut self) -> Op {
+        if let Op::Append { done, .. } = &mut self {
+            std::mem::replace(done, Flushed::Noop).io_completed(Ok(()));
+        }
+        self
+    }
+
     fn finish(self, result: Result<(), LogError>) {
         match self {
             Op::Append { done, .. } => done.io_completed(result.map_err(std::io::Error::from)),
@@ -97,6 +106,8 @@ impl Op {
 const BUFFER_BYTES: usize = 1 << 20;
 /// How much of an old segment is moved at a time, so that appends wait little.
 const MOVE_BYTES: u32 = 256 << 10;
+/// How late appends are written that were answered before.
+const MUTANT_DELAY: Duration = Duration::from_millis(300);
 
 pub(crate) struct Writer {
     pub(crate) active: Arc<Segment>,
@@ -115,6 +126,9 @@ impl Writer {
 
     /// Writes a batch and calls everyone back.
     pub(crate) fn run(&mut self, shared: &Shared, ops: &mut Vec<Op>) {
+        if mutants::breaks(Rule::SyncBeforeAnswer) && ops.iter().all(|op| matches!(op, Op::Append { .. })) {
+            std::thread::sleep(MUTANT_DELAY);
+        }
         let sync = ops.iter().any(|op| op.needs_sync(shared.options.durability));
         let frees = ops.iter().any(Op::frees);
         let result = shared.alive().and_then(|()| self.write_batch(shared, ops, sync));

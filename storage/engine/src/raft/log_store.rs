@@ -16,6 +16,7 @@ use openraft::{LogState, OptionalSend, RaftLogReader};
 use tokio::sync::oneshot;
 
 use crate::log::{Group, Log, LogError, Op, Reading};
+use crate::mutants::{self, Rule};
 use crate::raft::types::{Entry, Flushed, LogId, Types, Vote};
 
 /// How many bytes of entries are given at once to a follower that asks for many; one entry is given whatever its size.
@@ -148,6 +149,9 @@ impl RaftLogStorage<Types> for GroupLog {
         let (done, wait) = oneshot::channel();
         self.change(|inside| {
             inside.front.vote = Some(*vote);
+            if mutants::breaks(Rule::KeepVote) {
+                return Ok(Op::Flush { mark: false, done });
+            }
             Ok(Op::Vote { group: self.group.clone(), vote: *vote, done })
         })?;
         Ok(finished(wait).await?)

@@ -21,6 +21,7 @@ use super::transfer::{self, Holds};
 use super::types::{Node, RaftId};
 use super::wire::{Letter, Wire, WireError};
 use super::{GroupLog, Machine};
+use crate::mutants::{self, Rule};
 use crate::store::Store;
 
 /// How long a group of one may take to elect itself: a few fsyncs, on a disk that may be busy.
@@ -102,7 +103,7 @@ impl Group {
             || log.get_log_state().await.map_err(read)?.last_log_id.is_some()
             || store.applied().map_err(|fault| GroupError::Fatal(fault.to_string()))?.is_some();
         let now = Instant::now();
-        let guard_until = if has_past { ticker.guard_until(number) } else { now };
+        let guard_until = if has_past && !mutants::breaks(Rule::KeepVote) { ticker.guard_until(number) } else { now };
         let forming = initial.as_ref().filter(|_| !has_past).map(|members| {
             let is_first = members.first().is_some_and(|(first, _)| *first == id);
             Standing::forming(now, is_first)
@@ -151,7 +152,13 @@ impl Group {
         let directory = store.path().to_owned();
         let cleaned = tokio::task::spawn_blocking(move || transfer::clean(&directory)).await.map_err(|error| error.to_string());
         cleaned.and_then(|cleaned| cleaned.map_err(|error| error.to_string())).map_err(GroupError::Fatal)?;
-        let policy = ticker.as_ref().map_or_else(Policy::default, |ticker| ticker.log_policy());
+        let policy = match ticker.as_ref() {
+            Some(_) if mutants::SHORT_LOGS => {
+                Policy { entries_max: 100, age_max: Duration::from_secs(1), kept_entries_max: 200, ..Policy::default() }
+            }
+            Some(ticker) => ticker.log_policy(),
+            None => Policy::default(),
+        };
         let raft = Raft::new(id, Arc::new(config), peers.clone(), log, machine).await.map_err(fatal)?;
         let inner = Arc::new(Inner {
             server: raft.server_metrics(),
