@@ -15,13 +15,14 @@ CARGO ?= cargo
 # The documentation is for those who work on Bridle: private items are in it, and may be linked to.
 DOCFLAGS = -D warnings -A rustdoc::private-intra-doc-links
 
-.PHONY: help run build test soak check fix bench readme setup setup-test
+.PHONY: help run build test soak mutants check fix bench readme setup setup-test
 
 help:
 	@echo "make run [PORT=6379] [DATA=./data] [ARGS=...]   build what is needed and start a server"
 	@echo "make build                                      build the binary only (release)"
 	@echo "make test                                       run every test, real clients included"
 	@echo "make soak [SOAK=3600]                           test for so many seconds that a cluster under faults stays linearizable"
+	@echo "make mutants                                    break one safety rule at a time, and see that the tests notice"
 	@echo "make check                                      formatting, lints, documentation; writes nothing in the tree"
 	@echo "make fix                                        format, and apply the lints' suggestions"
 	@echo "make bench                                      measure Bridle beside redis-server at equal durability"
@@ -37,6 +38,15 @@ build: setup
 test: setup-test
 	$(CARGO) build --release --workspace
 	$(CARGO) test --release --workspace
+
+# A second binary, which can break safety rules. The usual one is built first and last, so that nobody finds the other in its place for long.
+mutants: setup-test
+	$(CARGO) build --release --workspace
+	$(CARGO) clippy --release -p bridle --features mutants -- -D warnings
+	$(CARGO) build --release -p bridle --features mutants
+	cp "$${CARGO_TARGET_DIR:-target}/release/bridle" "$${CARGO_TARGET_DIR:-target}/release/bridle-mutants"
+	$(CARGO) build --release -p bridle
+	$(CARGO) test --release -p integration --features mutants --test mutants -- --nocapture --test-threads 1
 
 # Three runs share the time: processes killed, network broken, clocks moved.
 soak: setup-test

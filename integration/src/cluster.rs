@@ -31,6 +31,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// How to start a cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterBuilder {
+    program: Option<PathBuf>,
     nodes: usize,
     proxies: usize,
     partitions: u32,
@@ -65,6 +66,12 @@ pub struct Cluster {
 }
 
 impl ClusterBuilder {
+    /// Another binary than [`binary`].
+    pub fn program(mut self, program: PathBuf) -> Self {
+        self.program = Some(program);
+        self
+    }
+
     /// Processes with all roles; the first three (or the one) are the metas.
     pub fn nodes(mut self, nodes: usize) -> Self {
         self.nodes = nodes;
@@ -153,6 +160,7 @@ impl Cluster {
     /// Three nodes, eight partitions of three replicas, durability `always`.
     pub fn builder() -> ClusterBuilder {
         ClusterBuilder {
+            program: None,
             nodes: 3,
             proxies: 0,
             partitions: 8,
@@ -198,7 +206,8 @@ impl Cluster {
         let member = &self.members[number];
         assert!(member.child.is_none(), "process {number} runs already");
         let mut words = member.wrapper.clone();
-        words.extend([binary().display().to_string(), member.role.to_owned(), "--config".to_owned()]);
+        let program = self.builder.program.clone().unwrap_or_else(binary);
+        words.extend([program.display().to_string(), member.role.to_owned(), "--config".to_owned()]);
         words.extend([config.display().to_string(), "--data".to_owned(), self.data(number).display().to_string()]);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null());
