@@ -27,7 +27,7 @@ impl Runtimes {
             builder.with_context(|| format!("start the {name} runtime"))
         };
         Ok(Runtimes {
-            proxy: build("proxy", threads(config.threads.proxy, cores))?,
+            proxy: build("proxy", threads(config.threads.proxy, (cores - 1).max(1)))?,
             // A group's work is short; a quarter of the cores drives many groups.
             raft: build("raft", threads(config.threads.raft, (cores / 4).max(1)))?,
             small: build("small", 1)?,

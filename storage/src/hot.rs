@@ -24,8 +24,9 @@ use row::edits::{Edits, Family};
 const SHARDS: usize = 64;
 /// Larger values are left to RocksDB's block cache.
 const VALUE_BYTES_MAX: usize = 16 << 10;
-/// What an entry takes besides its key and value, about: its place in the table, its two allocations and their headers.
-const ENTRY_BYTES: usize = 128;
+/// What an entry takes besides its key and value, about: its place in a table that is grown by doubling, and what the allocator adds to key and
+/// value.
+const ENTRY_BYTES: usize = 200;
 
 /// The owner's number while its replica is being cleared: nothing is used and nothing is filled.
 const NOBODY: u64 = 0;
