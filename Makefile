@@ -4,8 +4,14 @@
 
 PORT ?= 6379
 DATA ?= ./data
-# Further flags of `bridle standalone`, for example: make run ARGS="--durability interval"
+# Further flags of `bridle standalone` (or, for a cluster, `bridle node`), for example: make run ARGS="--durability interval"
 ARGS ?=
+
+# A cluster's second and third node have the ports behind these.
+HTTP_PORT ?= 9121
+CLUSTER_PORT ?= 7201
+CLUSTER = PORT=$(PORT) HTTP_PORT=$(HTTP_PORT) CLUSTER_PORT=$(CLUSTER_PORT) DATA="$(DATA)/cluster" ARGS="$(ARGS)" deploy/cluster.sh
+BRIDLE = $(or $(CARGO_TARGET_DIR),target)/release/bridle
 
 # Seconds that `make soak` takes, judging not counted.
 SOAK ?= 3600
@@ -15,10 +21,13 @@ CARGO ?= cargo
 # The documentation is for those who work on Bridle: private items are in it, and may be linked to.
 DOCFLAGS = -D warnings -A rustdoc::private-intra-doc-links
 
-.PHONY: help run build test soak mutants check fix bench readme setup setup-test
+.PHONY: help run cluster cluster-status cluster-stop build test soak mutants check fix bench readme setup setup-test
 
 help:
 	@echo "make run [PORT=6379] [DATA=./data] [ARGS=...]   build what is needed and start a server"
+	@echo "make cluster [PORT=6379] [ARGS=...]             the same with a cluster of three nodes, on three ports"
+	@echo "make cluster-status                             how it is: nodes, tables"
+	@echo "make cluster-stop                               stop it; the data stays"
 	@echo "make build                                      build the binary only (release)"
 	@echo "make test                                       run every test, real clients included"
 	@echo "make soak [SOAK=3600]                           test for so many seconds that a cluster under faults stays linearizable"
@@ -33,6 +42,15 @@ run: setup
 
 build: setup
 	$(CARGO) build --release -p bridle
+
+cluster: build
+	@$(CLUSTER) start $(BRIDLE)
+
+cluster-status:
+	@$(CLUSTER) status $(BRIDLE)
+
+cluster-stop:
+	@$(CLUSTER) stop $(BRIDLE)
 
 # The whole workspace is built first: the tests of `integration` start the binary that lies beside them.
 test: setup-test

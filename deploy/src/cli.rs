@@ -141,7 +141,7 @@ pub(crate) struct CommonFlags {
 /// `bridle admin`.
 #[derive(Debug, Args)]
 pub(crate) struct Admin {
-    /// Where the server's HTTP port is
+    /// Where the HTTP port of a server is; in a cluster, of any of its processes
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9121", global = true)]
     pub(crate) url: String,
     /// File whose first line is the server's password; or put the password into the environment as BRIDLE_PASSWORD
@@ -156,10 +156,22 @@ pub(crate) struct Admin {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Ask {
-    /// How the server is
+    /// How the server is, and its cluster
     Status,
+    /// Lists the cluster's processes
+    Nodes,
+    /// Forgets a process that is down for good and holds nothing; what it may still have on disk stays out
+    Forget {
+        /// Its id or its address, as `nodes` shows them
+        node: String,
+    },
     /// Lists the tables
     Tables,
+    /// Lists a table's partitions: who leads, in which term, who follows and how far behind
+    Partitions {
+        /// Whose
+        table: String,
+    },
     /// Creates a table
     Create {
         /// Its name: letters, digits, '_', '-', '.', ':'; clients reach it by SELECT name
@@ -167,6 +179,9 @@ pub(crate) enum Ask {
         /// How many partitions; for good [default: as configured]
         #[arg(long, value_name = "N")]
         partitions: Option<u32>,
+        /// How many copies of each partition; for good [default: as configured]
+        #[arg(long, value_name = "N")]
+        replicas: Option<u32>,
         /// An env from the start, as key=value; may be given several times
         #[arg(long, value_name = "KEY=VALUE")]
         env: Vec<String>,
@@ -176,8 +191,18 @@ pub(crate) enum Ask {
         /// Which
         name: String,
     },
+    /// Has a partition led by another of its replicas
+    Transfer {
+        /// Whose
+        table: String,
+        /// Which partition
+        partition: u32,
+        /// Who is to lead: id or address, as `nodes` shows them
+        #[arg(long, value_name = "NODE")]
+        to: String,
+    },
     /// Shows and changes a table's envs: settings that take effect while it serves
-    #[command(subcommand)]
+    #[command(subcommand, visible_alias = "envs")]
     Env(Env),
     /// Compacts a table: gives the space of deleted, replaced and expired data back to the disk
     Compact {
@@ -186,9 +211,21 @@ pub(crate) enum Ask {
         /// Starts nothing, shows how the last one stands
         #[arg(long)]
         progress: bool,
-        /// Waits until it is done
+        /// Waits until it is done, and shows how far it is
         #[arg(long, conflicts_with = "progress")]
         wait: bool,
+    },
+    /// Makes an authority and certificates for the processes of a cluster, to begin with; asks no server
+    Certs {
+        /// Where to write them; made when missing. An authority that is there already signs the new ones
+        #[arg(long, value_name = "DIR", default_value = "certs")]
+        dir: PathBuf,
+        /// How many days they are good for
+        #[arg(long, value_name = "N", default_value_t = 365)]
+        days: u32,
+        /// The hosts, by name or address, as they stand in cluster.advertise: one certificate each
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<String>,
     },
 }
 

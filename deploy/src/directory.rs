@@ -190,11 +190,12 @@ impl Directory {
     }
 }
 
-/// Nothing in it but what an interrupted first start may have left, and what file systems put there by themselves.
+/// Nothing in it but what an interrupted first start may have left, what file systems put there by themselves, and the nodes of `make cluster`, which
+/// have directories of their own below it.
 fn is_empty(path: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();
-        if ![LOCK, NEW_IDENTITY, "lost+found"].iter().any(|known| name == *known) {
+        if ![LOCK, NEW_IDENTITY, "lost+found", "cluster"].iter().any(|known| name == *known) {
             return Ok(false);
         }
     }

@@ -17,11 +17,12 @@ pub(crate) fn start(settings: &LogSection) -> anyhow::Result<()> {
     started.map_err(|error| anyhow::anyhow!("start logging: {error}"))
 }
 
-/// openraft tells every step of every group at `info`: it is heard from `warn` on, unless the operator names it.
+/// openraft tells every step of every group at `info`, and at `warn` each message that a peer which is down did not take: it is heard from `error` on,
+/// unless the operator names it. What its handle says of a group that has stopped, the group's owner says better.
 fn filter(level: &str) -> String {
     match level.contains("openraft") {
         true => level.to_owned(),
-        false => format!("openraft=warn,{level}"),
+        false => format!("openraft=error,openraft::raft::raft_inner=off,{level}"),
     }
 }
 
@@ -31,7 +32,7 @@ mod tests {
 
     #[test]
     fn openraft_is_quiet_unless_named() {
-        assert_eq!(filter("debug,storage=trace"), "openraft=warn,debug,storage=trace");
+        assert_eq!(filter("debug,storage=trace"), "openraft=error,openraft::raft::raft_inner=off,debug,storage=trace");
         assert_eq!(filter("info,openraft=debug"), "info,openraft=debug");
         assert!(EnvFilter::try_new(filter("off")).is_ok());
     }

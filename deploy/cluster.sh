@@ -1,0 +1,96 @@
+#!/bin/sh
+# Three `bridle node` processes on this machine, for trying out and for development: what `make cluster` runs.
+#
+#   deploy/cluster.sh start|status|stop BINARY
+#
+# Environment: PORT (the first Redis port, 6379; the others follow), HTTP_PORT (9121), CLUSTER_PORT (7201), DATA (./data/cluster),
+# ARGS (further flags of `bridle node`).
+set -eu
+
+what=${1:?start, status or stop}
+bridle=${2:?the binary}
+port=${PORT:-6379}
+http=${HTTP_PORT:-9121}
+inner=${CLUSTER_PORT:-7201}
+data=${DATA:-./data/cluster}
+nodes="0 1 2"
+patience=30
+
+at() { echo "$(($1 + $2))"; }
+pid_of() { cat "$data/$1.pid" 2>/dev/null || true; }
+# The number in the file may have been given to somebody else meanwhile.
+runs() {
+    pid=$(pid_of "$1")
+    [ -n "$pid" ] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "node .*--data $data/$1 "
+}
+is_ready() { "$bridle" admin --url "http://127.0.0.1:$(at "$http" "$1")" --json status 2>/dev/null | grep -q '"ready": true'; }
+
+start() {
+    mkdir -p "$data"
+    metas=""
+    for node in $nodes; do metas="$metas${metas:+,}127.0.0.1:$(at "$inner" "$node")"; done
+    for node in $nodes; do
+        if runs "$node"; then
+            echo "node $node runs already (process $(pid_of "$node"))"
+            continue
+        fi
+        # shellcheck disable=SC2086  # the flags are words
+        nohup "$bridle" node --metas "$metas" --listen "127.0.0.1:$(at "$inner" "$node")" --data "$data/$node" \
+            --port "$(at "$port" "$node")" --http-port "$(at "$http" "$node")" ${ARGS:-} >>"$data/$node.log" 2>&1 </dev/null &
+        echo $! >"$data/$node.pid"
+    done
+    waited=0
+    for node in $nodes; do
+        until is_ready "$node"; do
+            if ! runs "$node"; then
+                echo "node $node has ended; its log, $data/$node.log, ends:" >&2
+                tail -n 5 "$data/$node.log" >&2
+                exit 1
+            fi
+            if [ "$waited" -ge $((patience * 10)) ]; then
+                echo "node $node does not serve after $patience s; see $data/$node.log" >&2
+                exit 1
+            fi
+            sleep 0.1
+            waited=$((waited + 1))
+        done
+    done
+    echo "A cluster of three nodes; data and logs are in $data. Any of these:"
+    for node in $nodes; do echo "  redis-cli -p $(at "$port" "$node")"; done
+    echo "Then:  make cluster-status   make cluster-stop   $bridle admin --url http://127.0.0.1:$http nodes"
+}
+
+status() {
+    for node in $nodes; do
+        url="http://127.0.0.1:$(at "$http" "$node")"
+        if runs "$node" && "$bridle" admin --url "$url" status && "$bridle" admin --url "$url" nodes && "$bridle" admin --url "$url" tables; then
+            return
+        fi
+    done
+    echo "no node of $data runs, or none answers; start them with: make cluster" >&2
+    exit 1
+}
+
+stop() {
+    for node in $nodes; do
+        if runs "$node"; then kill -TERM "$(pid_of "$node")"; fi
+    done
+    for node in $nodes; do
+        waited=0
+        while runs "$node" && [ "$waited" -lt 600 ]; do
+            sleep 0.1
+            waited=$((waited + 1))
+        done
+        if runs "$node"; then
+            echo "node $node (process $(pid_of "$node")) does not end; see $data/$node.log" >&2
+            exit 1
+        fi
+        rm -f "$data/$node.pid"
+    done
+    echo "stopped; the data stays in $data"
+}
+
+case "$what" in
+    start | status | stop) "$what" ;;
+    *) echo "usage: deploy/cluster.sh start|status|stop BINARY" >&2; exit 2 ;;
+esac
