@@ -40,6 +40,9 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Batches that replicate at one time: one is synced while the next waits in the log.
 const FLIGHTS_MAX: usize = 2;
 
+/// A round of several replicas costs all of them hundreds of microseconds, whatever is in it: so many ops are worth a second one at a time.
+const REPLICATED_OPS_MIN: usize = 64;
+
 /// While a batch is in flight, so many ops are worth being evaluated at once.
 const EAGER_OPS: usize = 64;
 
@@ -166,6 +169,7 @@ impl Executor {
         // Another batch of the same size is worth a flight of its own; a smaller one had better grow.
         let missing = match flights {
             FLIGHTS_MAX.. => usize::MAX,
+            _ if replica.has_peers() => usize::MAX,
             _ => first.batch.amount.requests.saturating_sub(self.next.amount.requests).max(1),
         };
         let landed = async {
@@ -300,7 +304,11 @@ impl Executor {
 
     /// Proposes the next batch, if it is time.
     async fn depart(&mut self) {
-        let large = self.flights.front().is_none_or(|first| self.next.amount.requests >= first.batch.amount.requests);
+        let least_ops = if self.replica.has_peers() { REPLICATED_OPS_MIN } else { 0 };
+        let large = self
+            .flights
+            .front()
+            .is_none_or(|first| self.next.amount.requests >= first.batch.amount.requests && self.next.amount.ops >= least_ops);
         let full = self.flights.len() >= FLIGHTS_MAX || (self.link.place >= CHAIN_MAX && !self.flights.is_empty());
         if self.next.is_empty() || full || !(large || !self.next.has_room()) {
             return;

@@ -37,6 +37,7 @@ pub struct Replica {
     raft_id: u64,
     pub(crate) store: Store,
     group: Group,
+    has_peers: bool,
     role: watch::Receiver<Role>,
     /// The last term in which this replica began to lead, in every respect.
     adopted_term: Mutex<u64>,
@@ -141,6 +142,7 @@ impl Replica {
             store,
             role: group.leadership_changes(),
             group,
+            has_peers: options.placement.members.len() > 1,
             adopted_term: Mutex::new(0),
             log: log.clone(),
             rules: ArcSwap::from_pointee(options.rules),
@@ -207,6 +209,11 @@ impl Replica {
             *adopted = term;
         }
         Ok(())
+    }
+
+    /// Whether its group has other members.
+    pub(crate) fn has_peers(&self) -> bool {
+        self.has_peers
     }
 
     /// Whether this replica believes to lead.
