@@ -6,7 +6,8 @@ use meta::admin::{ClusterStatus, Compaction, NodeStatus, PartitionStatus, Server
 
 /// Rows of cells as aligned columns; numbers stand to the right.
 pub(super) fn columns(heads: &[&str], rows: &[Vec<String>]) -> String {
-    let numeric = |column: usize| !rows.is_empty() && rows.iter().all(|row| row[column].starts_with(|c: char| c.is_ascii_digit()));
+    let is_number = |cell: &str| cell.split(' ').next().is_some_and(|word| word.parse::<f64>().is_ok());
+    let numeric = |column: usize| !rows.is_empty() && rows.iter().all(|row| is_number(&row[column]));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).chain([heads[column].len()]).max().unwrap_or(0);
     let line = |cells: Vec<&str>| {
         let cells = cells.into_iter().enumerate().map(|(column, cell)| match numeric(column) {

@@ -133,6 +133,8 @@ impl Follow {
 
     async fn run(&self, net: &Arc<Net>, metas: &[String], source: &dyn Source, orders: &mpsc::Sender<Order>) {
         let (mut hint, mut turn) = (None::<String>, 0);
+        // Why each could not be reached, as it was said last.
+        let mut said = BTreeMap::<String, String>::new();
         loop {
             let address = hint.take().or_else(|| metas.get(turn % metas.len().max(1)).cloned());
             turn += 1;
@@ -140,11 +142,18 @@ impl Follow {
             let hello = news::encode(&source.hello());
             let ended = match net.open(To::Address(address.clone()), Service::Meta, hello).await {
                 Ok(channel) => {
+                    said.remove(&address);
                     let (sender, receiver) = channel.split();
                     self.listen(net, &address, source, orders, sender, receiver).await
                 }
                 Err(error) => {
-                    tracing::debug!(address, %error, "a meta can't be reached");
+                    let why = error.to_string();
+                    if said.get(&address) != Some(&why) {
+                        tracing::warn!(address, why, "a meta can't be reached");
+                        // Hints of metas bring others than the configured ones, now and then.
+                        said.retain(|address, _| metas.contains(address));
+                        said.insert(address.clone(), why);
+                    }
                     Ended { leader: None, pause: PAUSE }
                 }
             };
