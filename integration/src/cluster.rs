@@ -236,9 +236,24 @@ impl Cluster {
         self.members[number].child.is_some()
     }
 
+    /// The ids of the processes that run.
+    pub fn pids(&self) -> Vec<u32> {
+        self.members.iter().filter_map(|member| member.child.as_ref()).map(Child::id).collect()
+    }
+
+    /// Where other processes reach a process: what the admin API calls its address.
+    pub fn address(&self, number: usize) -> String {
+        format!("{}:{}", self.members[number].ip, self.members[number].cluster_port)
+    }
+
     /// Where Redis clients reach a process.
     pub fn proxy(&self, number: usize) -> SocketAddr {
         SocketAddr::new(self.members[number].ip, self.members[number].resp_port)
+    }
+
+    /// Where the HTTP pages of a process are, as `bridle admin --url` wants it.
+    pub fn url(&self, number: usize) -> String {
+        format!("http://{}:{}", self.members[number].ip, self.members[number].http_port)
     }
 
     /// Where Redis clients reach them all.

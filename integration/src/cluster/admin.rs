@@ -8,7 +8,10 @@ use super::Cluster;
 
 impl Cluster {
     /// What the admin API of any process that answers says to a request.
-    fn ask(&self, method: &str, path: &str, body: Option<&Json>) -> Result<Json, String> {
+    ///
+    /// # Errors
+    /// What the last one asked said.
+    pub fn ask(&self, method: &str, path: &str, body: Option<&Json>) -> Result<Json, String> {
         let limit = Some(Duration::from_secs(5));
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(limit).build().into();
         let mut last = "nobody runs".to_owned();

@@ -1,0 +1,108 @@
+//! Three copies of every write, beside those who keep three copies too: same machine, same run, equal and stated durability, ratios.
+//!
+//! `cargo bench -p integration --bench cluster` (or `make bench-cluster`) starts clusters of real processes on free ports and prints each figure
+//! with its target. Words after `--` pick sections: `etcd`, `replicas`, `proxy`, `delay`, `restart`, `idle`; none = all. `--seconds N` is the
+//! length of one measurement by our own driver (5), `--requests N` that of one by redis-benchmark (100,000), `--rounds N` the number of turns
+//! (3), of which the median counts; `--keys N` how many keys each partition of `restart` has (100,000); `--bridle FILE` measures another
+//! binary than the one just built. How long a failover takes is measured by `integration/tests/failover.rs`.
+//!
+//! # Who drives
+//! [`driver`]: one thread, plain sockets, the same code for whoever speaks RESP; etcd is spoken to in its own gRPC, by `h2` and messages written
+//! by hand, which costs the driver more for each request than RESP does. The tables show what, beside what the servers took: on two cores
+//! the driver's CPU is not the servers'.
+
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+mod delay;
+mod driver;
+mod etcd;
+mod idle;
+mod process;
+mod proxy;
+mod replicas;
+mod restart;
+mod table;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use integration::cluster::{Cluster, ClusterBuilder};
+
+/// Connections of every throughput measurement.
+const CLIENTS: usize = 50;
+/// Keys that loads go over.
+const KEYS: usize = 100_000;
+
+fn main() {
+    let settings = Settings::from_args();
+    println!("{} cores; {CLIENTS} connections, values of 64 bytes, {KEYS} keys; medians of {} turns\n", cores(), settings.rounds);
+    let sections: [(&str, fn(&Settings)); 6] = [
+        ("etcd", etcd::report),
+        ("replicas", replicas::report),
+        ("proxy", proxy::report),
+        ("delay", delay::report),
+        ("restart", restart::report),
+        ("idle", idle::report),
+    ];
+    for (name, report) in sections {
+        if settings.sections.is_empty() || settings.sections.iter().any(|wanted| wanted == name) {
+            report(&settings);
+        }
+    }
+}
+
+struct Settings {
+    sections: Vec<String>,
+    seconds: u64,
+    requests: usize,
+    rounds: usize,
+    keys: usize,
+    bridle: Option<PathBuf>,
+}
+
+impl Settings {
+    fn from_args() -> Settings {
+        let mut settings = Settings { sections: Vec::new(), seconds: 5, requests: 100_000, rounds: 3, keys: 100_000, bridle: None };
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--seconds" => settings.seconds = number(words.next()) as u64,
+                "--requests" => settings.requests = number(words.next()),
+                "--rounds" => settings.rounds = number(words.next()),
+                "--keys" => settings.keys = number(words.next()),
+                "--bridle" => settings.bridle = words.next().map(PathBuf::from),
+                // What `cargo bench` adds.
+                "--bench" => {}
+                section => settings.sections.push(section.to_owned()),
+            }
+        }
+        settings
+    }
+
+    /// How long the driver drives.
+    fn window(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+
+    /// Three nodes, eight partitions of three replicas, durability `always`.
+    fn cluster(&self) -> ClusterBuilder {
+        let builder = Cluster::builder();
+        match &self.bridle {
+            Some(program) => builder.program(program.clone()),
+            None => builder,
+        }
+    }
+}
+
+fn number(word: Option<String>) -> usize {
+    word.and_then(|text| text.parse().ok()).expect("a number behind the flag")
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}

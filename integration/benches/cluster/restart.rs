@@ -1,0 +1,148 @@
+//! How long a node that holds much takes from its start until it has caught up, while clients go on writing.
+//!
+//! It has caught up when the admin API says of every one of its replicas that it runs and lacks at most [`LAG_MAX`] entries, both of the
+//! leader's log and of what the leader has applied; under load it is never quite nothing, as some entries are always under way.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use integration::Client;
+use integration::cluster::Cluster;
+
+use crate::driver::{Ask, Load, Target, VALUE, drive};
+use crate::{KEYS, Settings, median};
+
+const PARTITIONS: usize = 64;
+/// Entries that a replica may lack and count as caught up.
+const LAG_MAX: u64 = 64;
+/// How long the node is away.
+const AWAY: Duration = Duration::from_secs(5);
+/// Connections of the load, at pipeline 1: two thirds of them write through each of the two others.
+const LOAD: usize = 8;
+const GOAL: f64 = 15.0;
+
+pub(crate) fn report(settings: &Settings) {
+    let mut cluster = settings.cluster().partitions(PARTITIONS as u32).start();
+    let began = Instant::now();
+    fill(&cluster, PARTITIONS * settings.keys);
+    println!(
+        "A node with {PARTITIONS} partitions of {} keys each (written in {:.0} s), killed, {AWAY:?} later started, {LOAD} connections writing all the time\n",
+        settings.keys,
+        began.elapsed().as_secs_f64()
+    );
+    let mut turns = Vec::new();
+    for _ in 0..settings.rounds {
+        turns.push(restart(&mut cluster));
+    }
+    for (number, turn) in turns.iter().enumerate() {
+        println!("- turn {}: {turn:?}", number + 1);
+    }
+    let took = median(turns.iter().map(|turn| turn.caught_up).collect());
+    println!("- caught up after {took:.2} s (goal: at most {GOAL} s; met: {})\n", if took <= GOAL { "yes" } else { "NO" });
+}
+
+/// What was seen, seconds since the start; rates are requests per second.
+#[derive(Debug)]
+#[expect(dead_code, reason = "all of it is printed")]
+struct Turn {
+    serves: f64,
+    all_run: f64,
+    caught_up: f64,
+    lag_at_start: u64,
+    rate_before: f64,
+    rate_meanwhile: f64,
+}
+
+fn restart(cluster: &mut Cluster) -> Turn {
+    let others: Vec<Target> = [0, 1].map(|node| Target::new(cluster.proxy(node))).to_vec();
+    let load = |window| Load { ask: Ask::Set, connections: LOAD, pipeline: 1, window };
+    let before = drive(&others, load(Duration::from_secs(5)), &[]);
+    cluster.kill(2);
+    // Connections may be answered late or with errors while leaders are elected: not what is measured here.
+    std::thread::sleep(AWAY);
+    // Warm, and writing what the node will lack.
+    drive(&others, load(AWAY), &[]);
+    let lag_at_start = worst(cluster, 2).map_or(0, |(_, lag)| lag);
+    let targets = others.clone();
+    let writer = std::thread::spawn(move || {
+        let mut rates = Vec::new();
+        while rates.len() < 8 {
+            rates.push(drive(&targets, load(Duration::from_secs(2)), &[]).rate);
+        }
+        rates
+    });
+    let began = Instant::now();
+    cluster.launch(2);
+    let (mut serves, mut all_run, mut caught_up) = (None, None, None);
+    while caught_up.is_none() {
+        assert!(began.elapsed() < Duration::from_secs(120), "not caught up in two minutes:\n{}", cluster.tails());
+        std::thread::sleep(Duration::from_millis(50));
+        let now = began.elapsed().as_secs_f64();
+        if serves.is_none() && answers(cluster.proxy(2)) {
+            serves = Some(now);
+        }
+        let Some((runs, lag)) = worst(cluster, 2) else { continue };
+        if runs && all_run.is_none() {
+            all_run = Some(now);
+        }
+        if runs && lag <= LAG_MAX {
+            caught_up = Some(now);
+        }
+    }
+    let rates = writer.join().expect("writers go on");
+    let seconds = |when: Option<f64>| when.unwrap_or(f64::NAN);
+    Turn {
+        serves: seconds(serves),
+        all_run: seconds(all_run),
+        caught_up: seconds(caught_up),
+        lag_at_start,
+        rate_before: before.rate,
+        rate_meanwhile: rates[0],
+    }
+}
+
+fn answers(address: SocketAddr) -> bool {
+    let Ok(mut client) = Client::reach(address, Duration::from_millis(200)) else { return false };
+    client.call(&["GET", "key:000000000001"]).is_ok_and(|answer| !answer.is_error())
+}
+
+/// Whether all replicas of a process run, and the most entries that one of them lacks; nothing when that is not known of each.
+fn worst(cluster: &Cluster, process: usize) -> Option<(bool, u64)> {
+    let partitions = cluster.ask("GET", "/v1/tables/db0/partitions", None).ok()?;
+    let address = cluster.address(process);
+    let (mut runs, mut worst, mut known) = (true, 0, true);
+    for partition in partitions.as_array()? {
+        let members = partition["members"].as_array()?;
+        let own = members.iter().find(|member| member["address"] == address.as_str())?;
+        let applied = members.iter().filter_map(|member| member["applied"].as_u64()).max()?;
+        runs &= own["state"] == "running";
+        let unapplied = applied.saturating_sub(own["applied"].as_u64()?);
+        match own["lag"].as_u64() {
+            Some(lag) => worst = worst.max(lag).max(unapplied),
+            None => known = false,
+        }
+    }
+    (known || !runs).then_some((runs, worst))
+}
+
+/// Writes that many keys: by several connections, many at a time.
+fn fill(cluster: &Cluster, keys: usize) {
+    const BURST: usize = 500;
+    const WRITERS: usize = 12;
+    let value = String::from_utf8_lossy(VALUE).into_owned();
+    let write = |writer: usize, address: SocketAddr| {
+        let value = value.clone();
+        std::thread::spawn(move || {
+            let mut client = Client::reach(address, Duration::from_secs(60)).expect("a server");
+            for first in (writer * BURST..keys).step_by(WRITERS * BURST) {
+                let name = |number: usize| vec!["SET".to_owned(), crate::driver::key(number), value.clone()];
+                let burst: Vec<Vec<String>> = (first..keys.min(first + BURST)).map(name).collect();
+                let replies = client.pipeline(&burst).expect("a live server");
+                assert!(replies.iter().all(|reply| !reply.is_error()), "a write failed: {:?}", replies[0]);
+            }
+        })
+    };
+    let writers: Vec<_> = (0..WRITERS).map(|writer| write(writer, cluster.proxy(writer % cluster.nodes()))).collect();
+    writers.into_iter().for_each(|writer| writer.join().expect("a writer does not fail"));
+    assert!(keys >= KEYS || keys > 0, "there is something to restart with");
+}
