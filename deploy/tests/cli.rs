@@ -26,8 +26,17 @@ fn help_is_as_written_down() {
     let pages: &[&[&str]] = &[
         &[],
         &["standalone"],
+        &["node"],
+        &["storage"],
+        &["proxy"],
+        &["meta"],
         &["admin"],
         &["admin", "status"],
+        &["admin", "nodes"],
+        &["admin", "forget"],
+        &["admin", "partitions"],
+        &["admin", "transfer"],
+        &["admin", "certs"],
         &["admin", "tables"],
         &["admin", "create"],
         &["admin", "drop"],
@@ -148,4 +157,45 @@ fn admin_says_when_nobody_answers() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = refused(&["admin", "--url", &format!("http://{free}"), "status"]);
     assert!(error.contains(&format!("ask http://{free} (is the server running? --url says where)")), "{error}");
+}
+
+#[test]
+fn a_cluster_that_makes_no_sense_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let node = |flags: &[&str]| {
+        let common = ["--http-port", "0", "--data", data.to_str().unwrap()];
+        refused(&[flags, &common].concat())
+    };
+    assert!(node(&["node"]).contains("cluster.metas (--metas) has 0 addresses"));
+    assert!(node(&["node", "--metas", "a:1,b:1"]).contains("1, 3 or 5"));
+    assert!(node(&["node", "--metas", "a"]).contains("--metas: `a` is not a host and port"));
+    assert!(
+        node(&["meta", "--metas", "a:1"])
+            .contains("127.0.0.1:7201 (cluster.advertise, or else cluster.listen), which is not in cluster.metas: a:1")
+    );
+    assert!(node(&["storage", "--metas", "127.0.0.1:7201"]).contains("this process is no meta"));
+    let open = ["proxy", "--metas", "a:1", "--listen", "0.0.0.0:7201", "--advertise", "b:1"];
+    assert!(node(&open).contains("cluster.listen = 0.0.0.0:7201 lets other machines in, and the cluster has neither a secret nor TLS"));
+    assert!(!data.exists(), "nothing was begun");
+}
+
+#[test]
+fn certificates_are_made_and_added_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let certs = dir.path().join("certs");
+    let make = |hosts: &[&str]| bridle(&[&["admin", "certs", "--dir", certs.to_str().unwrap()], hosts].concat());
+    let (code, out, error) = make(&["node1", "127.0.0.1"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("# on node1\n[cluster]\ncert_file = ") && out.contains("ca.key to yourself"), "{out}");
+    let read = |name: &str| std::fs::read_to_string(certs.join(name)).unwrap();
+    let authority = read("ca.pem");
+    assert!(authority.starts_with("-----BEGIN CERTIFICATE-----") && read("127.0.0.1.key").contains("PRIVATE KEY"));
+    let mode = |name: &str| std::os::unix::fs::MetadataExt::mode(&certs.join(name).metadata().unwrap()) & 0o777;
+    assert_eq!((mode("ca.key"), mode("node1.key")), (0o600, 0o600));
+    assert_eq!(make(&["node2"]).0, 0);
+    assert_eq!(read("ca.pem"), authority, "the same authority signs those that come later");
+    assert!(make(&["../x"]).2.contains("'../x' is not a host"));
+    std::fs::remove_file(certs.join("ca.key")).unwrap();
+    assert!(make(&["node3"]).2.contains("both are needed, or neither"));
 }

@@ -158,7 +158,7 @@ fn admin_manages_tables() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let left: Vec<_> = std::fs::read_dir(dir.path().join("tables")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["1-0"], "its directories are gone");
+    assert!(left.len() == 1 && left[0].to_string_lossy().starts_with("1-0-"), "its directories are gone: {left:?}");
 }
 
 #[test]

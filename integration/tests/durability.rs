@@ -106,9 +106,9 @@ fn a_second_process_on_the_same_directory_is_refused() {
 
 #[test]
 fn a_directory_of_another_cluster_is_refused() {
-    let mut server = Server::builder().config("[node]\ncluster = \"one\"").start();
+    let mut server = Server::builder().config("[cluster]\nname = \"one\"").start();
     server.stop();
-    let mut other = Server::builder().dir(server.dir()).config("[node]\ncluster = \"two\"").spawn();
+    let mut other = Server::builder().dir(server.dir()).config("[cluster]\nname = \"two\"").spawn();
     assert!(!other.wait().success());
     let said = other.output();
     assert!(said.contains("one") && said.contains("two"), "{said}");

@@ -63,6 +63,8 @@ fn passwords_are_not_shown() {
     assert!(refusal(&render(&config)).2.contains("not a password"));
     let shown = read("[proxy]\nrequirepass = [\"open sesame\"]\n").unwrap_err().to_string();
     assert!(!shown.contains("sesame"), "{shown}");
+    let shown = read("[cluster]\nsecret = [\"open sesame\"]\n").unwrap_err().to_string();
+    assert!(!shown.contains("sesame"), "{shown}");
 }
 
 #[test]
@@ -73,7 +75,7 @@ fn unknown_keys_are_refused_where_they_stand() {
 
     let (line, column, reason) = refusal("[prox]\nport = 1\n");
     assert_eq!((line, column), (1, 2));
-    assert!(reason.contains("no section or key `prox`") && reason.contains("node, proxy, tls"), "{reason}");
+    assert!(reason.contains("no section or key `prox`") && reason.contains("node, cluster, proxy, tls"), "{reason}");
 
     let (line, _, reason) = refusal("\nport = 6379\n");
     assert_eq!(line, 2);

@@ -1,0 +1,285 @@
+//! A cluster as its users and operators see it: three nodes are one Redis, one of them may die, roles may live apart, strangers stay out.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use integration::cluster::Cluster;
+use integration::{Client, Value, binary, bridle, within};
+use serde_json::Value as Json;
+
+/// What `bridle admin --json` says through a process.
+fn admin(url: &str, words: &[&str]) -> Json {
+    let said = bridle(&[&["admin", "--json", "--url", url], words].concat());
+    assert!(said.fine, "{words:?}: {}", said.error);
+    serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", said.out))
+}
+
+/// How many of a table's replicas run and lack nothing of their leader's log.
+fn current_replicas(partitions: &Json) -> usize {
+    let members = partitions.as_array().expect("a list of partitions").iter().flat_map(|partition| partition["members"].as_array());
+    members.flatten().filter(|member| member["state"] == "running" && member["lag"] == 0).count()
+}
+
+#[test]
+fn three_nodes_are_one_redis() {
+    let cluster = Cluster::builder().start();
+    let mut clients: Vec<Client> = (0..3).map(|number| cluster.client(number).expect("it serves")).collect();
+    assert_eq!(clients[0].run("FLUSHALL"), Value::ok());
+    for key in 0..600 {
+        assert_eq!(clients[key % 3].call(&["SET", &format!("key:{key}"), &key.to_string()]).expect("a reply"), Value::ok());
+    }
+    for key in 0..600 {
+        let read = clients[(key + 1) % 3].call(&["GET", &format!("key:{key}")]).expect("a reply");
+        assert_eq!(read, Value::bulk(&key.to_string()), "written through one node, read through another");
+    }
+    for client in &mut clients {
+        assert_eq!(client.run("DBSIZE"), Value::Int(600));
+        assert!(client.run("INFO server").text().contains("bridle_mode:cluster"));
+    }
+    let leaders: BTreeSet<_> = cluster.leaders("db0").expect("the admin API answers").into_iter().collect();
+    assert_eq!(leaders, (0..3).map(Some).collect(), "every node leads some of the eight partitions");
+    // WAIT counts the copies beside the leader's that an acknowledged write is known to be on.
+    assert_eq!(clients[0].run("WAIT 1 0"), Value::Int(1));
+}
+
+#[test]
+fn writes_go_on_without_a_node_and_it_catches_up() {
+    let mut cluster = Cluster::builder().start();
+    let write = |cluster: &Cluster, through: usize, range: std::ops::Range<u32>| {
+        let mut client = cluster.client(through).expect("it serves");
+        for key in range {
+            assert_eq!(client.call(&["SET", &format!("k{key}"), &key.to_string()]).expect("a reply"), Value::ok(), "k{key}");
+        }
+    };
+    write(&cluster, 0, 0..200);
+    cluster.kill(1);
+    let began = Instant::now();
+    // Enough keys for all partitions, those that the dead one led among them.
+    write(&cluster, 2, 200..300);
+    let took = began.elapsed();
+    println!("100 writes to all partitions took {took:.2?} from the kill on");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    write(&cluster, 0, 300..500);
+    let status = admin(&cluster.url(0), &["status"]);
+    within(10, "the dead node is seen to be down", || admin(&cluster.url(0), &["status"])["in_cluster"]["servers_up"] == 2);
+    assert_eq!(status["in_cluster"]["partitions"], 8, "{status}");
+
+    cluster.launch(1);
+    cluster.wait_until_serving();
+    within(30, "all replicas are current", || current_replicas(&admin(&cluster.url(1), &["partitions", "db0"])) == 24);
+    // Now the others can go: one at a time, and nothing is missing.
+    cluster.kill(0);
+    let mut client = cluster.client(1).expect("it serves");
+    for key in 0..500u32 {
+        assert_eq!(client.call(&["GET", &format!("k{key}")]).expect("a reply"), Value::bulk(&key.to_string()));
+    }
+}
+
+#[test]
+fn a_cluster_that_was_killed_as_a_whole_comes_back_with_everything() {
+    let mut cluster = Cluster::builder().start();
+    let mut client = cluster.client(0).expect("it serves");
+    for key in 0..300u32 {
+        assert_eq!(client.call(&["SET", &format!("k{key}"), &key.to_string()]).expect("a reply"), Value::ok());
+    }
+    cluster.kill_all();
+    (0..3).for_each(|number| cluster.launch(number));
+    cluster.wait_until_serving();
+    let mut client = cluster.client(2).expect("it serves");
+    for key in 0..300u32 {
+        assert_eq!(client.call(&["GET", &format!("k{key}")]).expect("a reply"), Value::bulk(&key.to_string()));
+    }
+}
+
+#[test]
+fn tables_are_managed_through_any_node() {
+    let cluster = Cluster::builder().start();
+    let made = admin(&cluster.url(1), &["create", "books", "--partitions", "6", "--replicas", "2", "--env", "default_ttl=90"]);
+    assert_eq!((&made["partitions"], &made["replicas"], &made["status"]), (&6.into(), &2.into(), &"ready".into()), "{made}");
+    let mut client = cluster.client(2).expect("it serves");
+    within(5, "another node knows it", || client.run("SELECT books") == Value::ok());
+    assert_eq!(client.run("SET dune herbert"), Value::ok());
+    assert!((1..=90).contains(&client.run("TTL dune").int()));
+    for number in 0..3 {
+        assert_eq!(admin(&cluster.url(number), &["nodes"]).as_array().expect("a list").len(), 3);
+        assert_eq!(admin(&cluster.url(number), &["env", "get", "books"]), serde_json::json!({"default_ttl": "90"}));
+    }
+    let moved = admin(&cluster.url(0), &["partitions", "books"]);
+    let follower = moved[0]["members"].as_array().expect("members").iter().find(|member| member["leads"] == false).expect("a follower");
+    let address = follower["address"].as_str().expect("an address");
+    let moved = admin(&cluster.url(2), &["transfer", "books", "0", "--to", address]);
+    assert_eq!(moved["leader"], follower["server"]);
+    let done = admin(&cluster.url(0), &["compact", "books", "--wait"]);
+    assert_eq!((&done["status"], &done["partitions_done"]), (&"done".into(), &12.into()), "{done}");
+    admin(&cluster.url(1), &["drop", "books"]);
+    within(10, "nothing of it is left", || {
+        let tables = admin(&cluster.url(0), &["tables"]);
+        tables.as_array().is_some_and(|tables| tables.iter().all(|table| table["name"] != "books"))
+    });
+    for number in 0..3 {
+        let left = std::fs::read_dir(cluster.data(number).join("tables")).expect("a directory of replicas");
+        let names: Vec<_> = left.map(|entry| entry.expect("an entry").file_name().into_string().expect("plain letters")).collect();
+        assert_eq!(names.len(), 8, "the replicas of db0, and no others: {names:?}");
+    }
+    within(5, "its client is told", || client.run("SET dune frank").is_error());
+}
+
+/// A process of its own, outside of a [`Cluster`].
+struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn start(dir: &Path, name: &str, words: &[&str]) -> Process {
+        let log = dir.join(format!("{name}.log"));
+        let file = File::create(&log).expect("room for a log");
+        let mut command = Command::new(binary());
+        command.args(words).arg("--data").arg(dir.join(name)).stdin(Stdio::null());
+        let child = command.stdout(file.try_clone().expect("a file has two ends")).stderr(file).spawn().expect("the binary starts");
+        Process { child, log }
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Already gone is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.log.display(), self.said());
+        }
+    }
+}
+
+/// Ports that were free a moment ago.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a free port")).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("a bound socket").port()).collect()
+}
+
+#[test]
+fn roles_live_apart() {
+    let dir = tempfile::tempdir().expect("a directory for the test");
+    let ports = free_ports(4);
+    let (meta, metas_http, resp, http) = (format!("127.0.0.1:{}", ports[0]), ports[1].to_string(), ports[2], ports[3].to_string());
+    let flags = ["--metas", &meta, "--set", "raft_log.segment=1MiB", "--set", "tables.partitions=4"];
+    let start = |name: &str, words: &[&str]| Process::start(dir.path(), name, &[words, &flags[..]].concat());
+    let _meta = start("meta", &["meta", "--listen", &meta, "--http-port", &metas_http]);
+    let storages: Vec<Process> =
+        (0..3).map(|number| start(&format!("storage{number}"), &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"])).collect();
+    let _proxy = start("proxy", &["proxy", "--listen", "127.0.0.1:0", "--http-port", &http, "--port", &resp.to_string()]);
+    let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, resp));
+    within(20, "the proxy serves", || {
+        Client::reach(proxy, Duration::from_secs(6))
+            .and_then(|mut client| client.call(&["SET", "a", "1"]))
+            .is_ok_and(|said| said == Value::ok())
+    });
+    let mut client = Client::reach(proxy, Duration::from_secs(6)).expect("it serves");
+    for key in 0..100 {
+        assert_eq!(client.call(&["SET", &format!("k{key}"), "v"]).expect("a reply"), Value::ok());
+    }
+    assert_eq!(client.run("DBSIZE"), Value::Int(101));
+    // The admin API answers on a process that is no meta, too.
+    let (by_proxy, by_meta) = (format!("http://127.0.0.1:{http}"), format!("http://127.0.0.1:{metas_http}"));
+    let nodes = admin(&by_proxy, &["nodes"]);
+    let roles: BTreeSet<String> = nodes.as_array().expect("a list").iter().map(|node| node["roles"].to_string()).collect();
+    assert_eq!(roles, ["[\"meta\"]", "[\"proxy\"]", "[\"storage\"]"].map(str::to_owned).into(), "{nodes}");
+    assert_eq!(admin(&by_proxy, &["tables"]), admin(&by_meta, &["tables"]));
+    assert_eq!(admin(&by_proxy, &["create", "books", "--partitions", "2"])["status"], "ready");
+    // With its only meta gone, what is there goes on.
+    drop(_meta);
+    assert_eq!(client.run("SET a 2"), Value::ok());
+    assert_eq!(client.run("GET a"), Value::bulk("2"));
+    drop(storages);
+}
+
+#[test]
+fn who_does_not_know_the_secret_stays_out() {
+    let cluster = Cluster::builder().start();
+    let dir = tempfile::tempdir().expect("a directory for the test");
+    std::fs::write(dir.path().join("secret"), "quite another secret\n").expect("room for a secret");
+    let metas = (0..3).map(|number| cluster.address(number)).collect::<Vec<_>>().join(",");
+    let secret = dir.path().join("secret");
+    let http = free_ports(1)[0].to_string();
+    let flags = ["proxy", "--metas", &metas, "--set", "cluster.name=test", "--listen", "127.0.0.1:0", "--port", "0", "--http-port"];
+    let wrong = Process::start(dir.path(), "wrong", &[&flags[..], &[&http, "--secret-file", &secret.display().to_string()]].concat());
+    let none = Process::start(dir.path(), "none", &[&flags[..], &["0"]].concat());
+    within(10, "it is told why", || wrong.said().contains("does not know the cluster's secret"));
+    within(10, "it is told why", || none.said().contains("asks for the cluster's secret"));
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!wrong.said().contains("Redis clients") && !none.said().contains("Redis clients"), "it serves nobody");
+    let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "nodes"]);
+    assert!(!said.fine && said.error.contains("waiting for a meta that leads"), "{}", said.error);
+    assert_eq!(admin(&cluster.url(0), &["nodes"]).as_array().expect("a list").len(), 3, "nobody has joined");
+}
+
+#[test]
+fn processes_trust_each_other_by_certificate() {
+    let dir = tempfile::tempdir().expect("a directory for the test");
+    let certs = dir.path().join("certs").display().to_string();
+    let made = |hosts: &[&str], name: &str| {
+        let said = bridle(&[&["admin", "certs", "--dir", name], hosts].concat());
+        assert!(said.fine, "{}", said.error);
+    };
+    made(&["127.0.0.1"], &certs);
+    // Added later, under the same authority; and one of another authority.
+    made(&["127.0.0.1"], &certs);
+    let strange = dir.path().join("strange").display().to_string();
+    made(&["127.0.0.1"], &strange);
+    let ports = free_ports(2);
+    let (meta, resp) = (format!("127.0.0.1:{}", ports[0]), ports[1]);
+    let tls = |certs: &str| {
+        [("cert_file", "127.0.0.1.pem"), ("key_file", "127.0.0.1.key"), ("ca_file", "ca.pem")]
+            .into_iter()
+            .flat_map(|(key, file)| ["--set".to_owned(), format!("cluster.{key}={certs}/{file}")])
+            .collect::<Vec<_>>()
+    };
+    let start = |name: &str, words: &[&str], certs: Option<&str>| {
+        let flags = ["--metas", &meta, "--http-port", "0", "--set", "tables.replicas=2", "--set", "raft_log.segment=1MiB"];
+        let tls = certs.map(tls).unwrap_or_default();
+        let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
+        Process::start(dir.path(), name, &[words, &flags[..], &tls[..]].concat())
+    };
+    let _one = start("one", &["node", "--listen", &meta, "--port", &resp.to_string()], Some(&certs));
+    let _two = start("two", &["storage", "--listen", "127.0.0.1:0"], Some(&certs));
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, resp));
+    let set = || Client::reach(at, Duration::from_secs(6)).and_then(|mut client| client.call(&["SET", "a", "1"]));
+    within(20, "two replicas take a write", || set().is_ok_and(|said| said == Value::ok()));
+    let plain = start("plain", &["storage", "--listen", "127.0.0.1:0"], None);
+    let strange = start("other", &["storage", "--listen", "127.0.0.1:0"], Some(&strange));
+    within(10, "it is told that it can't", || plain.said().contains("a meta can't be reached"));
+    within(10, "it is told why", || strange.said().contains("UnknownIssuer") || strange.said().contains("certificate"));
+    assert!(!plain.said().contains("serving ") && !strange.said().contains("serving "), "they have not joined");
+}
+
+#[test]
+fn a_directory_of_another_cluster_is_refused() {
+    let mut one = Cluster::builder().nodes(1).replicas(1).start();
+    let dir = tempfile::tempdir().expect("a directory for the test");
+    let address = one.address(0);
+    // A process that has once belonged to another cluster of the same name.
+    let other = dir.path().join("other");
+    std::fs::create_dir(&other).expect("room");
+    let identity = "format = 2\ncluster = \"test\"\ncluster_id = \"0000000000000abc\"\nnode_id = 4711\n";
+    std::fs::write(other.join("IDENTITY"), identity).expect("room");
+    let secret = one.data(0).with_file_name("secret");
+    let flags = ["storage", "--metas", &address, "--set", "cluster.name=test", "--listen", "127.0.0.1:0", "--http-port", "0"];
+    let stranger = Process::start(dir.path(), "other", &[&flags[..], &["--secret-file", &secret.display().to_string()]].concat());
+    within(10, "it is told why", || stranger.said().contains("belongs to cluster"));
+    assert_eq!(admin(&one.url(0), &["nodes"]).as_array().expect("a list").len(), 1);
+    assert_eq!(std::fs::read_to_string(other.join("IDENTITY")).expect("it is there"), identity, "it is left as it was");
+    // Neither does a member's directory serve as a standalone one.
+    let data = one.data(0).display().to_string();
+    one.kill_all();
+    let said = bridle(&["standalone", "--port", "0", "--http-port", "0", "--set", "cluster.name=test", "--data", &data]);
+    assert!(!said.fine && said.error.contains("belongs to a process of a cluster"), "{}", said.error);
+}
