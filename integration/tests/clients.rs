@@ -5,10 +5,10 @@
 
 mod outside;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use integration::{Server, Value};
-use outside::{Certificates, free_port, run, run_in, said};
+use outside::{Certificates, free_port, node, programs, redis_py, run, run_in, said};
 
 const PASSWORD: &str = "correct horse";
 
@@ -31,15 +31,6 @@ fn library(dir: &Path, program: &Path, words: &[&str]) {
     ];
     let ended = run_in(dir, program, words, &env, "");
     assert!(ended.fine, "{} {words:?}:\n{}\nthe server said:\n{}", program.display(), ended.said, server.output());
-}
-
-/// Where this test keeps what it has fetched.
-fn kept(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
-}
-
-fn programs(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
 }
 
 #[test]
@@ -130,26 +121,13 @@ fn redis_benchmark_runs_plain_pipelined_and_in_resp3() {
 
 #[test]
 fn redis_py_finds_a_redis() {
-    let venv = kept("redis-py");
-    let python = venv.join("bin/python");
-    if !run(&python, &["-c", "import redis"], "").fine {
-        said("python3", &["-m", "venv", "--clear", &venv.display().to_string()], "");
-        said(&python, &["-m", "pip", "install", "--quiet", "redis>=6"], "");
-    }
+    let python = redis_py();
     library(&programs("redis_py"), &python, &["-B", "clients.py"]);
 }
 
 #[test]
 fn ioredis_and_node_redis_find_a_redis() {
-    let (sources, home) = (programs("node"), kept("node"));
-    std::fs::create_dir_all(&home).expect("a directory");
-    for file in ["package.json", "kit.js", "ioredis.js", "node_redis.js"] {
-        std::fs::copy(sources.join(file), home.join(file)).expect("the programs are in the tree");
-    }
-    if !run_in(&home, Path::new("node"), &["-e", "require('ioredis'); require('redis')"], &[], "").fine {
-        let ended = run_in(&home, Path::new("npm"), &["install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"], &[], "");
-        assert!(ended.fine, "npm install: {}", ended.said);
-    }
+    let home = node(&["kit.js", "ioredis.js", "node_redis.js"]);
     for program in ["ioredis.js", "node_redis.js"] {
         library(&home, Path::new("node"), &[program]);
     }

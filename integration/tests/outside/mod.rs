@@ -47,6 +47,41 @@ pub fn said(program: impl AsRef<Path>, words: &[&str], input: &str) -> String {
     ended.said
 }
 
+/// Where tests keep what they have fetched.
+fn kept(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+/// Where the programs for a kind of client are.
+pub fn programs(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
+}
+
+/// A Python with redis-py, fetched when it is not there.
+pub fn redis_py() -> PathBuf {
+    let venv = kept("redis-py");
+    let python = venv.join("bin/python");
+    if !run(&python, &["-c", "import redis"], "").fine {
+        said("python3", &["-m", "venv", "--clear", &venv.display().to_string()], "");
+        said(&python, &["-m", "pip", "install", "--quiet", "redis>=6"], "");
+    }
+    python
+}
+
+/// A directory with these programs in which Node finds ioredis and node-redis, fetched when they are not there.
+pub fn node(files: &[&str]) -> PathBuf {
+    let (sources, home) = (programs("node"), kept("node"));
+    std::fs::create_dir_all(&home).expect("a directory");
+    for file in files.iter().chain(&["package.json"]) {
+        std::fs::copy(sources.join(file), home.join(file)).expect("the programs are in the tree");
+    }
+    if !run_in(&home, Path::new("node"), &["-e", "require('ioredis'); require('redis')"], &[], "").fine {
+        let ended = run_in(&home, Path::new("npm"), &["install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"], &[], "");
+        assert!(ended.fine, "npm install: {}", ended.said);
+    }
+    home
+}
+
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()

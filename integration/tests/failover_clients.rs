@@ -1,0 +1,218 @@
+//! Redis clients with their default settings go on through failovers: redis-py, ioredis and redis-rs at a proxy of a cluster whose leaders,
+//! on other nodes, are killed and started again.
+//!
+//! Each client counts, sets, changes hashes in transactions and reads it all back, and checks every answer. No read may fail. A write may be
+//! of unknown outcome (`-UNKNOWNOUTCOME`, which no client repeats): counted, and done once or not at all.
+//!
+//! redis-rs's asynchronous connections give up by default after half a second, which is sooner than a new leader can be there. What they
+//! report then is their own word, not ours; they are tried with that one setting changed.
+
+mod outside;
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use integration::cluster::Cluster;
+use integration::within;
+use integration::workload::{Dice, seed};
+use outside::{node, programs, redis_py, run_in};
+use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Value, pipe};
+use serde_json::{Value as Json, json};
+
+/// How long clients work.
+const TIME: Duration = Duration::from_secs(40);
+
+/// What a redis-rs client saw.
+#[derive(Default)]
+struct Seen {
+    calls: u64,
+    unknown: u64,
+    longest: Duration,
+    wrong: Vec<String>,
+    /// Rows whose last write is of unknown outcome, and how often they had been counted up before.
+    left: Vec<(String, u64)>,
+}
+
+impl Seen {
+    /// The answer; `None`, and noted, when there was none.
+    fn call<T>(&mut self, what: &str, writes: bool, mut ask: impl FnMut() -> RedisResult<T>) -> Option<T> {
+        let began = Instant::now();
+        let answer = ask();
+        self.calls += 1;
+        self.longest = self.longest.max(began.elapsed());
+        match answer {
+            Ok(answer) => Some(answer),
+            Err(error) if writes && is_unknown(&error) => {
+                self.unknown += 1;
+                None
+            }
+            Err(error) => {
+                self.wrong.push(format!("{what}: {error}"));
+                None
+            }
+        }
+    }
+
+    fn expect<T: PartialEq + std::fmt::Debug>(&mut self, what: &str, found: Option<T>, expected: T) {
+        if let Some(found) = found.filter(|found| *found != expected) {
+            self.wrong.push(format!("{what} is {found:?}, not {expected:?}"));
+        }
+    }
+
+    fn json(&self, client: &str) -> Json {
+        json!({ "client": client, "calls": self.calls, "unknown": self.unknown, "wrong": self.wrong, "longest_ms": self.longest.as_millis() as u64 })
+    }
+}
+
+fn is_unknown(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Extension) && error.code() == Some("UNKNOWNOUTCOME")
+}
+
+/// Something that sends commands as one, and gives their replies.
+trait Sends {
+    fn send(&mut self, pipeline: &redis::Pipeline) -> RedisResult<Vec<Value>>;
+}
+
+impl Sends for redis::Connection {
+    fn send(&mut self, pipeline: &redis::Pipeline) -> RedisResult<Vec<Value>> {
+        pipeline.query(self)
+    }
+}
+
+/// A multiplexed connection and the runtime that it lives on.
+struct Multiplexed(tokio::runtime::Runtime, redis::aio::MultiplexedConnection);
+
+impl Sends for Multiplexed {
+    fn send(&mut self, pipeline: &redis::Pipeline) -> RedisResult<Vec<Value>> {
+        self.0.block_on(pipeline.query_async(&mut self.1))
+    }
+}
+
+/// What the programs in other languages do, too.
+fn work(name: &str, redis: &mut dyn Sends) -> Json {
+    let mut seen = Seen::default();
+    let one = |redis: &mut dyn Sends, words: &[&str]| -> RedisResult<Value> {
+        let mut pipeline = pipe();
+        pipeline.cmd(words[0]).arg(&words[1..]);
+        redis.send(&pipeline)?.pop().ok_or_else(|| RedisError::from((ErrorKind::Client, "no reply")))
+    };
+    let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+    let (end, mut generation) = (Instant::now() + TIME, 0);
+    while Instant::now() < end && seen.wrong.len() < 20 {
+        generation += 1;
+        let [counter, string, hash] = ["counter", "string", "hash"].map(|kind| format!("{name}:{kind}:{generation}"));
+        for n in (1..200_u64).take_while(|_| Instant::now() < end) {
+            let number = n.to_string();
+            let counted = seen.call("INCR", true, || one(redis, &["INCR", &counter]));
+            if counted.is_none() {
+                seen.left.push((counter, n - 1));
+                break;
+            }
+            seen.expect("INCR", counted, Value::Int(n as i64));
+            let set = seen.call("SET", true, || one(redis, &["SET", &string, &number]));
+            if set.is_none() {
+                seen.left.push((string, n - 1));
+                break;
+            }
+            seen.expect("SET", set, Value::Okay);
+            let mut transaction = pipe();
+            transaction.atomic().cmd("HSET").arg(&hash).arg("n").arg(n).cmd("HINCRBY").arg(&hash).arg("times").arg(1);
+            let changed = seen.call("EXEC", true, || redis.send(&transaction));
+            if changed.is_none() {
+                seen.left.push((hash, n - 1));
+                break;
+            }
+            seen.expect("EXEC", changed.map(|mut replies| replies.pop()), Some(Value::Int(n as i64)));
+            let read = seen.call("GET", false, || one(redis, &["GET", &string]));
+            seen.expect("GET", read, text(&number));
+            let read = seen.call("MGET", false, || one(redis, &["MGET", &counter, &string]));
+            seen.expect("MGET", read, Value::Array(vec![text(&number), text(&number)]));
+            let read = seen.call("HMGET", false, || one(redis, &["HMGET", &hash, "n", "times"]));
+            seen.expect("HMGET", read, Value::Array(vec![text(&number), text(&number)]));
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    for (key, done) in std::mem::take(&mut seen.left) {
+        let words = if key.contains("hash") { vec!["HGET", &key, "times"] } else { vec!["GET", &key] };
+        let found = match seen.call("GET", false, || one(redis, &words)) {
+            Some(Value::BulkString(bytes)) => String::from_utf8_lossy(&bytes).parse().unwrap_or(u64::MAX),
+            Some(_) => 0,
+            None => continue,
+        };
+        if found != done && found != done + 1 {
+            seen.wrong.push(format!("{key}: {done} were acknowledged, one more was tried, {found} were done"));
+        }
+    }
+    seen.json(name)
+}
+
+/// A program in another language: what it printed.
+fn program(dir: &Path, program: &Path, words: &[&str], port: u16) -> Json {
+    let env = [("BRIDLE_PORT", port.to_string()), ("BRIDLE_SECONDS", TIME.as_secs().to_string())];
+    let ended = run_in(dir, program, words, &env, "");
+    assert!(ended.fine, "{} {words:?}:\n{}", program.display(), ended.said);
+    serde_json::from_str(ended.said.lines().last().unwrap_or_default()).unwrap_or_else(|error| panic!("{error}: {}", ended.said))
+}
+
+/// Kills leaders on nodes 1 and 2, in turns, until the time is over; how many.
+fn kill_leaders(cluster: &mut Cluster, dice: &mut Dice) -> u32 {
+    let (end, mut kills) = (Instant::now() + TIME - Duration::from_secs(8), 0);
+    while Instant::now() < end {
+        let victim = 1 + kills as usize % 2;
+        // There is to be something to lose.
+        let partitions = cluster.leaders("db0").map_or(0, |leaders| leaders.len());
+        for partition in (0..partitions).filter(|partition| partition % 2 == 0) {
+            if let Err(error) = cluster.transfer("db0", partition, victim) {
+                eprintln!("partition {partition} stays where it is: {error}");
+            }
+        }
+        thread::sleep(Duration::from_millis(300 + dice.below(500)));
+        let led = cluster.leaders("db0").map_or(0, |leaders| leaders.iter().filter(|leader| **leader == Some(victim)).count());
+        eprintln!("kill {victim}, which leads {led} partitions");
+        cluster.kill(victim);
+        kills += 1;
+        thread::sleep(Duration::from_millis(1_000 + dice.below(2_000)));
+        cluster.launch(victim);
+        within(30, "all partitions have a leader, and the killed one is back", || {
+            cluster
+                .client(victim)
+                .is_ok_and(|mut client| client.call(&["SET", "back", "yes"]).is_ok_and(|said| said == integration::Value::ok()))
+                && cluster.leaders("db0").is_ok_and(|leaders| leaders.iter().all(Option::is_some))
+        });
+    }
+    kills
+}
+
+#[test]
+fn clients_with_default_settings_go_on_while_leaders_are_killed() {
+    let mut dice = Dice::new(seed());
+    let (python, node) = (redis_py(), node(&["failover.js"]));
+    let mut cluster = Cluster::builder().start();
+    let port = cluster.proxy(0).port();
+    let client = Client::open(format!("redis://127.0.0.1:{port}")).expect("a fine URL");
+    let (kills, told) = thread::scope(|scope| {
+        let clients = [
+            scope.spawn(|| program(&programs("redis_py"), &python, &["-B", "failover.py"], port)),
+            scope.spawn(|| program(&node, Path::new("node"), &["failover.js"], port)),
+            scope.spawn(|| work("redis-rs, blocking", &mut client.get_connection().expect("a live server"))),
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(10)));
+                let connection = runtime.block_on(client.get_multiplexed_async_connection_with_config(&config)).expect("a live server");
+                work("redis-rs, multiplexed", &mut Multiplexed(runtime, connection))
+            }),
+        ];
+        let kills = kill_leaders(&mut cluster, &mut dice);
+        (kills, clients.map(|client| client.join().expect("clients don't panic")))
+    });
+    println!("{kills} nodes that led were killed");
+    for seen in &told {
+        println!("{seen}");
+    }
+    for seen in &told {
+        assert_eq!(seen["wrong"], json!([]), "{seen}");
+        assert!(seen["calls"].as_u64() > Some(1_000), "it hardly did anything: {seen}");
+    }
+    assert!(kills >= 5, "the test shows nothing");
+}
