@@ -43,7 +43,7 @@ impl Seen {
         self.longest = self.longest.max(began.elapsed());
         match answer {
             Ok(answer) => Some(answer),
-            Err(error) if writes && is_unknown(&error) => {
+            Err(error) if writes && is_unknown(what, &error) => {
                 self.unknown += 1;
                 None
             }
@@ -65,16 +65,22 @@ impl Seen {
     }
 }
 
-fn is_unknown(error: &RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::Extension) && error.code() == Some("UNKNOWNOUTCOME")
+/// Of an error as the reply of EXEC redis-rs says no more than that it is no list of replies.
+fn is_unknown(what: &str, error: &RedisError) -> bool {
+    error.code() == Some("UNKNOWNOUTCOME") || (what == "EXEC" && error.kind() == ErrorKind::UnexpectedReturnType)
 }
 
-/// Something that sends commands as one, and gives their replies.
+/// A connection of either kind.
 trait Sends {
+    fn one(&mut self, command: &redis::Cmd) -> RedisResult<Value>;
     fn send(&mut self, pipeline: &redis::Pipeline) -> RedisResult<Vec<Value>>;
 }
 
 impl Sends for redis::Connection {
+    fn one(&mut self, command: &redis::Cmd) -> RedisResult<Value> {
+        command.query(self)
+    }
+
     fn send(&mut self, pipeline: &redis::Pipeline) -> RedisResult<Vec<Value>> {
         pipeline.query(self)
     }
@@ -84,6 +90,10 @@ impl Sends for redis::Connection {
 struct Multiplexed(tokio::runtime::Runtime, redis::aio::MultiplexedConnection);
 
 impl Sends for Multiplexed {
+    fn one(&mut self, command: &redis::Cmd) -> RedisResult<Value> {
+        self.0.block_on(command.query_async(&mut self.1))
+    }
+
     fn send(&mut self, pipeline: &redis::Pipeline) -> RedisResult<Vec<Value>> {
         self.0.block_on(pipeline.query_async(&mut self.1))
     }
@@ -92,11 +102,7 @@ impl Sends for Multiplexed {
 /// What the programs in other languages do, too.
 fn work(name: &str, redis: &mut dyn Sends) -> Json {
     let mut seen = Seen::default();
-    let one = |redis: &mut dyn Sends, words: &[&str]| -> RedisResult<Value> {
-        let mut pipeline = pipe();
-        pipeline.cmd(words[0]).arg(&words[1..]);
-        redis.send(&pipeline)?.pop().ok_or_else(|| RedisError::from((ErrorKind::Client, "no reply")))
-    };
+    let one = |redis: &mut dyn Sends, words: &[&str]| redis.one(redis::cmd(words[0]).arg(&words[1..]));
     let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
     let (end, mut generation) = (Instant::now() + TIME, 0);
     while Instant::now() < end && seen.wrong.len() < 20 {
