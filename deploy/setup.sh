@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what building (`setup.sh build`) or testing (`setup.sh test`) Bridle needs and this machine lacks.
+# Installs what building (`setup.sh build`), testing (`setup.sh test`) or measuring (`setup.sh bench`) Bridle needs and this machine lacks.
 # Looks first: on a machine that has everything it changes nothing and needs neither root nor a network.
 set -eu
 
@@ -47,6 +47,14 @@ if [ "$want" = test ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || need "python3 python3-venv"
 fi
 
+if [ "$want" = bench ]; then
+    # Whom a cluster is measured beside.
+    has etcd || need etcd-server
+    has redis-server || need redis-server
+    has redis-benchmark || need redis-tools
+    has ip || need iproute2
+fi
+
 [ -z "$missing" ] && exit 0
 
 if ! has apt-get; then
@@ -80,7 +88,7 @@ $root apt-get update -q </dev/null
 $root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing </dev/null
 
 if has systemctl; then
-    for service in redis-server prometheus; do
-        case "$missing " in *" $service "*) $root systemctl disable --quiet "$service" 2>/dev/null || true ;; esac
+    for service in redis-server prometheus etcd; do
+        case "$missing " in *" $service "* | *" $service-server "*) $root systemctl disable --quiet "$service" 2>/dev/null || true ;; esac
     done
 fi

@@ -20,9 +20,10 @@ pub(crate) fn start(settings: &LogSection) -> anyhow::Result<()> {
 /// openraft tells every step of every group at `info`, and at `warn` each message that a peer which is down did not take: it is heard from `error` on,
 /// unless the operator names it. What its handle says of a group that has stopped, the group's owner says better.
 fn filter(level: &str) -> String {
+    const ITS_HANDLE: &str = "openraft::raft::raft_inner";
     match level.contains("openraft") {
         true => level.to_owned(),
-        false => format!("openraft=error,openraft::raft::raft_inner=off,{level}"),
+        false => format!("openraft=error,{ITS_HANDLE}=off,{level}"),
     }
 }
 
@@ -32,7 +33,7 @@ mod tests {
 
     #[test]
     fn openraft_is_quiet_unless_named() {
-        assert_eq!(filter("debug,storage=trace"), "openraft=error,openraft::raft::raft_inner=off,debug,storage=trace");
+        assert!(filter("debug,storage=trace").starts_with("openraft=error,") && filter("debug,storage=trace").ends_with(",debug,storage=trace"));
         assert_eq!(filter("info,openraft=debug"), "info,openraft=debug");
         assert!(EnvFilter::try_new(filter("off")).is_ok());
     }

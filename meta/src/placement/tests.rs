@@ -1,3 +1,5 @@
+//! Where partitions are placed, on clusters of all shapes.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cluster::{PartitionId, ServerId, TableId};
