@@ -21,7 +21,7 @@ CARGO ?= cargo
 # The documentation is for those who work on Bridle: private items are in it, and may be linked to.
 DOCFLAGS = -D warnings -A rustdoc::private-intra-doc-links
 
-.PHONY: help run cluster cluster-status cluster-stop build test soak mutants check fix bench readme setup setup-test
+.PHONY: help run cluster cluster-status cluster-stop build test soak mutants check fix bench bench-cluster readme setup setup-test setup-bench
 
 help:
 	@echo "make run [PORT=6379] [DATA=./data] [ARGS=...]   build what is needed and start a server"
@@ -35,6 +35,7 @@ help:
 	@echo "make check                                      formatting, lints, documentation; writes nothing in the tree"
 	@echo "make fix                                        format, and apply the lints' suggestions"
 	@echo "make bench                                      measure Bridle beside redis-server at equal durability"
+	@echo "make bench-cluster                              measure a cluster beside etcd and a Redis with replicas"
 	@echo "make readme                                     write the command table into README.md"
 
 run: setup
@@ -82,7 +83,11 @@ fix: setup-test
 
 bench: setup-test
 	$(CARGO) build --release -p bridle
-	$(CARGO) bench -p integration
+	$(CARGO) bench -p integration --bench versus
+
+bench-cluster: setup-bench
+	$(CARGO) build --release -p bridle
+	$(CARGO) bench -p integration --bench cluster
 
 readme:
 	$(CARGO) run -q -p commands --example readme -- README.md
@@ -92,3 +97,6 @@ setup:
 
 setup-test:
 	@deploy/setup.sh test
+
+setup-bench:
+	@deploy/setup.sh bench

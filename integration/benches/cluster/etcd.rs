@@ -121,7 +121,7 @@ pub(crate) fn report(settings: &Settings) {
     let cluster = settings.cluster().start();
     let (theirs, ours) = (etcd.pids(), cluster.pids());
     let targets: Vec<Target> = cluster.all_proxies().into_iter().map(Target::new).collect();
-    println!("etcd put and Bridle SET at pipeline 1, both answer when a majority of three has fsynced (durability always); 8 partitions\n");
+    println!("etcd put and Bridle SET at pipeline 1, both answer when a majority of three has fsynced (durability always)\n");
     let window = settings.window();
     let table = Table::of(
         settings.rounds,

@@ -3,7 +3,8 @@
 //! `cargo bench -p integration --bench cluster` (or `make bench-cluster`) starts clusters of real processes on free ports and prints each figure
 //! with its target. Words after `--` pick sections: `etcd`, `replicas`, `proxy`, `delay`, `restart`, `idle`; none = all. `--seconds N` is the
 //! length of one measurement by our own driver (5), `--requests N` that of one by redis-benchmark (100,000), `--rounds N` the number of turns
-//! (3), of which the median counts; `--keys N` how many keys each partition of `restart` has (100,000); `--bridle FILE` measures another
+//! (3), of which the median counts; `--partitions N` how many partitions the table has in `etcd`, `replicas`, `proxy` and `delay` (8, the
+//! default of a table); `--keys N` how many keys each partition of `restart` has (100,000); `--bridle FILE` measures another
 //! binary than the one just built. How long a failover takes is measured by `integration/tests/failover.rs`.
 //!
 //! # Who drives
@@ -35,7 +36,12 @@ const KEYS: usize = 100_000;
 
 fn main() {
     let settings = Settings::from_args();
-    println!("{} cores; {CLIENTS} connections, values of 64 bytes, {KEYS} keys; medians of {} turns\n", cores(), settings.rounds);
+    println!(
+        "{} cores; {CLIENTS} connections, values of 64 bytes, {KEYS} keys; medians of {} turns; tables of {} partitions\n",
+        cores(),
+        settings.rounds,
+        settings.partitions
+    );
     let sections: [(&str, fn(&Settings)); 6] = [
         ("etcd", etcd::report),
         ("replicas", replicas::report),
@@ -57,12 +63,14 @@ struct Settings {
     requests: usize,
     rounds: usize,
     keys: usize,
+    partitions: u32,
     bridle: Option<PathBuf>,
 }
 
 impl Settings {
     fn from_args() -> Settings {
-        let mut settings = Settings { sections: Vec::new(), seconds: 5, requests: 100_000, rounds: 3, keys: 100_000, bridle: None };
+        let mut settings =
+            Settings { sections: Vec::new(), seconds: 5, requests: 100_000, rounds: 3, keys: 100_000, partitions: 8, bridle: None };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {
@@ -70,6 +78,7 @@ impl Settings {
                 "--requests" => settings.requests = number(words.next()),
                 "--rounds" => settings.rounds = number(words.next()),
                 "--keys" => settings.keys = number(words.next()),
+                "--partitions" => settings.partitions = number(words.next()) as u32,
                 "--bridle" => settings.bridle = words.next().map(PathBuf::from),
                 // What `cargo bench` adds.
                 "--bench" => {}
@@ -84,9 +93,9 @@ impl Settings {
         Duration::from_secs(self.seconds)
     }
 
-    /// Three nodes, eight partitions of three replicas, durability `always`.
+    /// Three nodes, three replicas, durability `always`.
     fn cluster(&self) -> ClusterBuilder {
-        let builder = Cluster::builder();
+        let builder = Cluster::builder().partitions(self.partitions);
         match &self.bridle {
             Some(program) => builder.program(program.clone()),
             None => builder,

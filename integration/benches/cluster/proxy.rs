@@ -34,7 +34,7 @@ pub(crate) fn report(settings: &Settings) {
     for pipeline in [1, 16] {
         let turn = |targets: &[Target], pids: &[u32]| drive_by_all(targets, Ask::Get, pipeline, window, pids);
         let rival = || ("redis-server".to_owned(), Box::new(|| turn(&redis, &theirs)) as Box<dyn FnMut() -> Figures>);
-        println!("GET at pipeline {pipeline}: redis-server, and bridle's proxy in a process of its own (three nodes lead 8 partitions)\n");
+        println!("GET at pipeline {pipeline}: redis-server, and bridle's proxy in a process of its own (three nodes lead)\n");
         Table::of(
             settings.rounds,
             1,
