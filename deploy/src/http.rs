@@ -7,25 +7,61 @@
 //! | `/health/ready` | 200 when the process does what it is there for and every partition is sound; 503 with the reasons otherwise |
 //! | `/v1/...`       | [`meta::admin`], here or by the meta that leads ([`relay`]) |
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use axum::extract::Request;
 use axum::http::{StatusCode, header};
-use axum::routing::{any, get};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use axum::{Json, Router};
+use tower::util::ServiceExt;
 
 use crate::local::Local;
 use crate::opened::Stage;
 use crate::relay;
 
-/// Pages that are there from the first moment: live, but not ready.
-pub(crate) fn opening(stage: &Stage) -> Router {
-    let (for_people, for_programs) = (stage.clone(), stage.clone());
-    let opening = move || async move { (StatusCode::SERVICE_UNAVAILABLE, format!("not serving: {}\n", for_people.text())) };
-    let refusal = move || async move {
-        let why = format!("not serving yet: {}", for_programs.text());
-        (StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({ "error": why })))
-    };
-    Router::new().route("/health/live", get(|| async { "ok\n" })).route("/v1/{*any}", any(refusal)).fallback(opening)
+/// What the HTTP port shows: while the process is being opened that, and then all pages.
+#[derive(Clone, Default)]
+pub(crate) struct Door {
+    stage: Stage,
+    pages: Arc<OnceLock<Router>>,
+}
+
+impl Door {
+    pub(crate) fn new(stage: &Stage) -> Door {
+        Door { stage: stage.clone(), pages: Arc::default() }
+    }
+
+    /// The process is open. Once.
+    pub(crate) fn open(&self, pages: Router) {
+        self.pages.get_or_init(|| pages);
+    }
+
+    /// To be served from the first moment.
+    pub(crate) fn router(&self) -> Router {
+        let door = self.clone();
+        Router::new().fallback(move |request: Request| async move {
+            match door.pages.get() {
+                Some(pages) => match pages.clone().oneshot(request).await {
+                    Ok(page) => page,
+                    Err(never) => match never {},
+                },
+                None => door.opening(request.uri().path()),
+            }
+        })
+    }
+
+    /// Live, but not ready.
+    fn opening(&self, path: &str) -> Response {
+        let why = format!("not serving yet: {}", self.stage.text());
+        match path {
+            "/health/live" => "ok\n".into_response(),
+            path if path.starts_with("/v1/") => {
+                (StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({ "error": why }))).into_response()
+            }
+            _ => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+        }
+    }
 }
 
 /// All pages of a process that is open.

@@ -33,7 +33,9 @@ mod tests {
 
     #[test]
     fn openraft_is_quiet_unless_named() {
-        assert!(filter("debug,storage=trace").starts_with("openraft=error,") && filter("debug,storage=trace").ends_with(",debug,storage=trace"));
+        assert!(
+            filter("debug,storage=trace").starts_with("openraft=error,") && filter("debug,storage=trace").ends_with(",debug,storage=trace")
+        );
         assert_eq!(filter("info,openraft=debug"), "info,openraft=debug");
         assert!(EnvFilter::try_new(filter("off")).is_ok());
     }

@@ -157,10 +157,12 @@ impl Process<'_> {
         let places = ports.places()?;
 
         // Until all is open there is a page that says so.
-        let (is_open, stage) = (CancellationToken::new(), Stage::default());
-        let http = ports.http.try_clone().and_then(TcpListener::from_std)?;
-        tokio::spawn(axum::serve(http, http::opening(&stage)).with_graceful_shutdown(is_open.clone().cancelled_owned()).into_future());
+        let stage = Stage::default();
         stage.set("opening the data");
+        let (door, stop_pages) = (http::Door::new(&stage), CancellationToken::new());
+        let http =
+            axum::serve(TcpListener::from_std(ports.http)?, door.router()).with_graceful_shutdown(stop_pages.clone().cancelled_owned());
+        let http = tokio::spawn(http.into_future());
         let setup = Setup { config, roles, directory, runtimes, places: &places, stage: &stage };
         let opening = async {
             match ports.cluster.take() {
@@ -182,16 +184,14 @@ impl Process<'_> {
             member.introduce(&local);
         }
 
-        is_open.cancel();
-        let (pages, stop_pages) = (http::pages(local.clone(), metrics.clone()), CancellationToken::new());
-        let http = axum::serve(TcpListener::from_std(ports.http)?, pages).with_graceful_shutdown(stop_pages.clone().cancelled_owned());
-        let http = tokio::spawn(http.into_future());
+        door.open(http::pages(local.clone(), metrics.clone()));
+        // Before the first client can be told anything else.
+        local.serving.store(true, Ordering::Release);
         let upkeep = tokio::spawn(keep_up(metrics));
         let plain = ports.plain.into_iter().map(|listener| (listener, None));
         let listeners: Vec<_> = plain.chain(ports.tls.into_iter().map(|listener| (listener, tls.clone()))).collect();
         let serving = listeners.into_iter().map(|(listener, tls)| runtimes.proxy.spawn(proxy::serve(proxy.clone(), listener, tls)));
         let serving = futures::future::join_all(serving.collect::<Vec<_>>());
-        local.serving.store(true, Ordering::Release);
         crate::print(&banner(self.shape, config, directory.path(), &places))?;
         tracing::info!(version = env!("CARGO_PKG_VERSION"), opened_ms = started.elapsed().as_millis() as u64, "serving");
 

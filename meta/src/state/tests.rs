@@ -1,3 +1,5 @@
+//! What commands on the metadata decide, and what they leave.
+
 use cluster::news::Roles;
 
 use super::*;
