@@ -82,14 +82,12 @@ fn run(mut cluster: Cluster, network: Option<Arc<Network>>, faults: &[Fault], se
 }
 
 #[test]
-#[ignore = "needs the cluster binary"]
 fn a_cluster_stays_linearizable_through_kills_freezes_and_transfers() {
     let seed = seed();
     run(Cluster::builder().proxies(1).start(), None, &nemesis::PROCESSES, seed);
 }
 
 #[test]
-#[ignore = "needs the cluster binary"]
 fn a_cluster_stays_linearizable_through_partitions_and_bad_links() {
     let seed = seed();
     match Network::new(3, seed) {
@@ -103,7 +101,6 @@ fn a_cluster_stays_linearizable_through_partitions_and_bad_links() {
 }
 
 #[test]
-#[ignore = "needs the cluster binary"]
 fn a_cluster_stays_linearizable_while_clocks_jump() {
     let seed = seed();
     run(Cluster::builder().clocks().start(), None, &[Fault::Clock, Fault::Clock, Fault::KillLeader, Fault::Transfer], seed);

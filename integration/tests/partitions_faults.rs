@@ -2,13 +2,19 @@
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use integration::cluster::Cluster;
 use integration::netns::{Link, Network};
 use integration::workload::seed;
 use integration::{Client, Value, within};
+
+/// One test at a time: what is left behind is looked for, and clusters take the machine.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A network, or a loud note that there can't be one here.
 fn network(places: usize) -> Option<Network> {
@@ -51,6 +57,7 @@ fn namespaces() -> String {
 
 #[test]
 fn links_are_cut_slowed_and_made_lossy_and_nothing_is_left_behind() {
+    let _alone = alone();
     let Some(network) = network(2) else { return };
     let echo = Echo::start(&network, 1);
     let from_two = |seconds: &str| {
@@ -101,6 +108,7 @@ fn links_are_cut_slowed_and_made_lossy_and_nothing_is_left_behind() {
 
 #[test]
 fn what_a_killed_test_left_behind_is_deleted_by_the_next() {
+    let _alone = alone();
     let Some(first) = network(1) else { return };
     // A process that has ended: its id lives no more.
     let mut ended = Command::new("true").spawn().expect("true is part of every system");
@@ -127,7 +135,11 @@ fn cluster() -> Option<(Arc<Network>, Cluster, usize)> {
 
 /// Reads without waiting for long; `None`: no answer, or a refusal.
 fn read(cluster: &Cluster, through: usize, key: &str) -> Option<String> {
-    let mut client = Client::reach(cluster.proxy(through), Duration::from_secs(2)).ok()?;
+    read_within(cluster, through, key, Duration::from_secs(2))
+}
+
+fn read_within(cluster: &Cluster, through: usize, key: &str, patience: Duration) -> Option<String> {
+    let mut client = Client::reach(cluster.proxy(through), patience).ok()?;
     match client.call(&["GET", key]).ok()? {
         Value::Bulk(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
         _ => None,
@@ -135,8 +147,8 @@ fn read(cluster: &Cluster, through: usize, key: &str) -> Option<String> {
 }
 
 #[test]
-#[ignore = "needs the cluster binary"]
 fn an_isolated_leader_never_answers_a_stale_read_and_rejoins() {
+    let _alone = alone();
     let Some((network, cluster, leader)) = cluster() else { return };
     let other = (leader + 1) % 3;
     cluster.client(other).expect("it serves").run("SET k 0");
@@ -146,7 +158,7 @@ fn an_isolated_leader_never_answers_a_stale_read_and_rejoins() {
     while cut.elapsed() < Duration::from_secs(10) {
         // What the isolated one says is held against what was acknowledged before it was asked.
         let known = written;
-        if let Some(value) = read(&cluster, leader, "k") {
+        if let Some(value) = read_within(&cluster, leader, "k", Duration::from_millis(100)) {
             answered += 1;
             assert!(value.parse::<u32>().expect("a number") >= known, "{known} was acknowledged, the isolated leader says {value}");
         }
@@ -166,8 +178,8 @@ fn an_isolated_leader_never_answers_a_stale_read_and_rejoins() {
 }
 
 #[test]
-#[ignore = "needs the cluster binary"]
 fn a_leader_that_hears_and_is_not_heard_is_replaced_and_so_is_one_that_is_deaf() {
+    let _alone = alone();
     let Some((network, cluster, _)) = cluster() else { return };
     for mute in [true, false] {
         let leader = cluster.leaders("db0").expect("the admin API answers")[0].expect("it serves, so somebody leads");
@@ -189,8 +201,8 @@ fn a_leader_that_hears_and_is_not_heard_is_replaced_and_so_is_one_that_is_deaf()
 }
 
 #[test]
-#[ignore = "needs the cluster binary"]
 fn without_a_majority_nothing_is_acknowledged_and_all_comes_back() {
+    let _alone = alone();
     let Some((network, cluster, leader)) = cluster() else { return };
     cluster.client(leader).expect("it serves").run("SET k before");
     (1..=3).for_each(|place| network.isolate(&[place]));
