@@ -305,12 +305,11 @@ impl Executor {
     /// Proposes the next batch, if it is time.
     async fn depart(&mut self) {
         let least_ops = if self.replica.has_peers() { REPLICATED_OPS_MIN } else { 0 };
-        let large = self
-            .flights
-            .front()
-            .is_none_or(|first| self.next.amount.requests >= first.batch.amount.requests && self.next.amount.ops >= least_ops);
-        let full = self.flights.len() >= FLIGHTS_MAX || (self.link.place >= CHAIN_MAX && !self.flights.is_empty());
-        if self.next.is_empty() || full || !(large || !self.next.has_room()) {
+        let amount = self.next.amount;
+        let is_worth_it =
+            |first: &Flight| amount.requests >= first.batch.amount.requests && amount.ops >= least_ops || !self.next.has_room();
+        let is_full = self.flights.len() >= FLIGHTS_MAX || (self.link.place >= CHAIN_MAX && !self.flights.is_empty());
+        if self.next.is_empty() || is_full || !self.flights.front().is_none_or(is_worth_it) {
             return;
         }
         let batch = std::mem::take(&mut self.next);
