@@ -61,9 +61,9 @@ test: setup-test
 # A second binary, which can break safety rules. The usual one is built first and last, so that nobody finds the other in its place for long.
 mutants: setup-test
 	$(CARGO) build --release --workspace
-	$(CARGO) build --release -p bridle --features mutants
+	$(CARGO) build --release --workspace --features bridle/mutants
 	cp "$${CARGO_TARGET_DIR:-target}/release/bridle" "$${CARGO_TARGET_DIR:-target}/release/bridle-mutants"
-	$(CARGO) build --release -p bridle
+	$(CARGO) build --release --workspace
 	$(CARGO) test --release -p integration --features mutants --test mutants -- --nocapture --test-threads 1
 
 # Three runs share the time: processes killed, network broken, clocks moved.

@@ -4,12 +4,11 @@
 use std::io::Write;
 
 /// What `BRIDLE_MUTANT` may be, and what is broken then (`engine::mutants::Rule`, `meta/cluster/src/rows.rs`).
-const MUTANTS: [(&str, &str); 8] = [
+const MUTANTS: [(&str, &str); 7] = [
     ("none", "nothing: what the others are measured against"),
     ("answer-before-fsync", "writes are answered before they are written, let alone synced"),
     ("forget-the-vote", "votes are forgotten by a restart, and who has just started votes at once"),
     ("purge-too-far", "the log is purged beyond what is on disk"),
-    ("ignore-links", "a batch takes effect without the one that it was evaluated on"),
     ("read-without-lease", "a leader that may be none any more answers reads"),
     ("keep-old-rows", "who begins to lead again believes what it knew of rows before"),
     ("apply-a-retry-twice", "a write of unknown outcome is sent again"),

@@ -14,8 +14,6 @@ pub enum Rule {
     KeepVote,
     /// The log is purged no further than what is flushed. Broken, whatever is applied counts as flushed.
     PurgeFlushed,
-    /// A batch whose base never took effect is void.
-    Links,
     /// Reads need a lease that has not run out.
     Lease,
     /// Who begins to lead forgets what it knew of rows as an earlier leader.
@@ -30,7 +28,6 @@ impl Rule {
             Rule::SyncBeforeAnswer => "answer-before-fsync",
             Rule::KeepVote => "forget-the-vote",
             Rule::PurgeFlushed => "purge-too-far",
-            Rule::Links => "ignore-links",
             Rule::Lease => "read-without-lease",
             Rule::Adopt => "keep-old-rows",
         }

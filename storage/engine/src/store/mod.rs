@@ -41,7 +41,6 @@ use parking_lot::Mutex;
 use rocksdb::WriteBatch;
 
 use crate::batch::{self, Family, Link};
-use crate::mutants::{self, Rule};
 pub use compact::Compaction;
 use db::{Cleared, Db};
 pub use fault::Fault;
@@ -358,7 +357,7 @@ impl Store {
 /// The entry as it takes effect: without its batch when the batch's link does not follow `last`.
 fn follow(write: &Write, last: &mut Option<Link>) -> Write {
     let Some(link) = batch::link(&write.batch) else { return write.clone() };
-    if link.follows(*last) || mutants::breaks(Rule::Links) {
+    if link.follows(*last) {
         *last = Some(link);
         return write.clone();
     }
