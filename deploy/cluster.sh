@@ -21,7 +21,8 @@ pid_of() { cat "$data/$1.pid" 2>/dev/null || true; }
 # The number in the file may have been given to somebody else meanwhile.
 runs() {
     pid=$(pid_of "$1")
-    [ -n "$pid" ] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "node .*--data $data/$1 "
+    [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null || return 1
+    [ ! -r "/proc/$pid/cmdline" ] || tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q "node .*--data $data/$1 "
 }
 is_ready() { "$bridle" admin --url "http://127.0.0.1:$(at "$http" "$1")" --json status 2>/dev/null | grep -q '"ready": true'; }
 

@@ -18,12 +18,12 @@ pub(crate) fn start(settings: &LogSection) -> anyhow::Result<()> {
 }
 
 /// openraft tells every step of every group at `info`, and at `warn` each message that a peer which is down did not take: it is heard from `error` on,
-/// unless the operator names it. What its handle says of a group that has stopped, the group's owner says better.
+/// unless the operator names it. What its parts say to each other of a group that has stopped, the group's owner says better.
 fn filter(level: &str) -> String {
-    const ITS_HANDLE: &str = "openraft::raft::raft_inner";
+    const ITS_PARTS: [&str; 2] = ["openraft::raft::raft_inner", "openraft::core::heartbeat"];
     match level.contains("openraft") {
         true => level.to_owned(),
-        false => format!("openraft=error,{ITS_HANDLE}=off,{level}"),
+        false => format!("openraft=error,{}=off,{}=off,{level}", ITS_PARTS[0], ITS_PARTS[1]),
     }
 }
 

@@ -399,6 +399,10 @@ impl Replica {
 
     /// A fault of the store: logged once, and the replica stops.
     pub(crate) fn fault(&self, why: impl std::fmt::Display) -> CallError {
+        // What follows from a stop is no other fault.
+        if let Some(stopped) = self.queue.closed() {
+            return stopped;
+        }
         let error = CallError::Fault(why.to_string());
         tracing::error!(partition = ?self.partition, %error, "replica stopped");
         self.stop(&error);
