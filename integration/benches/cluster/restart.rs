@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use integration::Client;
 use integration::cluster::Cluster;
 
-use crate::driver::{Ask, Load, Target, VALUE, drive};
+use crate::driver::{Ask, Load, Target, VALUE, drive, key};
 use crate::{Settings, median};
 
 const PARTITIONS: usize = 64;
@@ -125,18 +125,23 @@ fn worst(cluster: &Cluster, process: usize) -> Option<(bool, u64)> {
     (known || !runs).then_some((runs, worst))
 }
 
-/// Writes that many keys: by several connections, many at a time.
+/// Writes that many keys: by several connections, many at a time, and those of a partition together, so that one entry carries many.
 fn fill(cluster: &Cluster, keys: usize) {
     const BURST: usize = 500;
     const WRITERS: usize = 12;
+    let mut by_partition = vec![Vec::new(); PARTITIONS];
+    for number in 0..keys {
+        let slot = usize::from(row::key::slot(key(number).as_bytes()));
+        by_partition[slot * PARTITIONS / 16384].push(number);
+    }
     let value = String::from_utf8_lossy(VALUE).into_owned();
     let write = |writer: usize, address: SocketAddr| {
         let value = value.clone();
+        let numbers: Vec<usize> = by_partition.iter().skip(writer).step_by(WRITERS).flatten().copied().collect();
         std::thread::spawn(move || {
             let mut client = Client::reach(address, Duration::from_secs(60)).expect("a server");
-            for first in (writer * BURST..keys).step_by(WRITERS * BURST) {
-                let name = |number: usize| vec!["SET".to_owned(), crate::driver::key(number), value.clone()];
-                let burst: Vec<Vec<String>> = (first..keys.min(first + BURST)).map(name).collect();
+            for numbers in numbers.chunks(BURST) {
+                let burst: Vec<Vec<String>> = numbers.iter().map(|number| vec!["SET".to_owned(), key(*number), value.clone()]).collect();
                 let replies = client.pipeline(&burst).expect("a live server");
                 assert!(replies.iter().all(|reply| !reply.is_error()), "a write failed: {:?}", replies[0]);
             }
