@@ -4,13 +4,16 @@
 //! leader's log and of what the leader has applied; under load it is never quite nothing, as some entries are always under way.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use integration::Client;
 use integration::cluster::Cluster;
 
-use crate::driver::{Ask, Load, Target, VALUE, drive, key};
-use crate::{Settings, median};
+use crate::driver::{VALUE, Walk, key};
+use crate::{KEYS, Settings, median};
 
 const PARTITIONS: usize = 64;
 /// Entries that a replica may lack and count as caught up.
@@ -19,6 +22,8 @@ const LAG_MAX: u64 = 64;
 const AWAY: Duration = Duration::from_secs(5);
 /// Connections of the load, at pipeline 1; half of them write through each of the two others.
 const LOAD: usize = 8;
+/// How long leaderships may take to come back to it.
+const SETTLE: Duration = Duration::from_secs(15);
 const GOAL: f64 = 15.0;
 
 pub(crate) fn report(settings: &Settings) {
@@ -51,26 +56,80 @@ struct Turn {
     lag_at_start: u64,
     rate_before: f64,
     rate_meanwhile: f64,
+    /// From the start until some seconds after it has caught up, when leaderships have come back to it: what the writers were told, and the
+    /// longest that one of them waited for an answer.
+    errors: u64,
+    last_error: String,
+    slowest_ms: u64,
+}
+
+/// Connections that write all the time, and take errors as answers.
+#[derive(Default)]
+struct Writers {
+    done: AtomicU64,
+    errors: AtomicU64,
+    slowest_ms: AtomicU64,
+    last_error: Mutex<String>,
+    stop: AtomicBool,
+}
+
+impl Writers {
+    fn start(addresses: &[SocketAddr]) -> (Arc<Writers>, StopOnDrop) {
+        let writers = Arc::new(Writers::default());
+        let start = |number: usize| {
+            let (writers, address) = (writers.clone(), addresses[number % addresses.len()]);
+            std::thread::spawn(move || writers.write(number, address))
+        };
+        let threads = (0..LOAD).map(start).collect();
+        (writers.clone(), StopOnDrop(writers, threads))
+    }
+
+    fn write(&self, number: usize, address: SocketAddr) {
+        let mut client = Client::reach(address, Duration::from_secs(60)).expect("a server");
+        let mut keys = Walk::new(number, KEYS);
+        let value = String::from_utf8_lossy(VALUE).into_owned();
+        while !self.stop.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            let answer = client.call(&["SET", &key(keys.next()), &value]).expect("a live server");
+            self.slowest_ms.fetch_max(began.elapsed().as_millis() as u64, Ordering::Relaxed);
+            if answer.is_error() {
+                self.errors.fetch_add(1, Ordering::Relaxed);
+                *self.last_error.lock().expect("nobody panics with it") = answer.text();
+            } else {
+                self.done.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Writes per second in the time until now.
+    fn rate_over(&self, window: Duration) -> f64 {
+        let before = self.done.load(Ordering::Relaxed);
+        std::thread::sleep(window);
+        (self.done.load(Ordering::Relaxed) - before) as f64 / window.as_secs_f64()
+    }
+}
+
+/// Ends the writers while there is still somebody to write to.
+struct StopOnDrop(Arc<Writers>, Vec<JoinHandle<()>>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+        // One that has panicked has said so.
+        self.1.drain(..).for_each(|thread| drop(thread.join()));
+    }
 }
 
 fn restart(cluster: &mut Cluster) -> Turn {
-    let others: Vec<Target> = [0, 1].map(|node| Target::new(cluster.proxy(node))).to_vec();
-    let load = |window| Load { ask: Ask::Set, connections: LOAD, pipeline: 1, window };
-    let before = drive(&others, load(Duration::from_secs(5)), &[]);
+    let (writers, _stop) = Writers::start(&[cluster.proxy(0), cluster.proxy(1)]);
+    let rate_before = writers.rate_over(AWAY);
     cluster.kill(2);
-    // Connections may be answered late or with errors while leaders are elected: not what is measured here.
     std::thread::sleep(AWAY);
-    // Warm, and writing what the node will lack.
-    drive(&others, load(AWAY), &[]);
     let lag_at_start = worst(cluster, 2).map_or(0, |(_, lag)| lag);
-    let targets = others.clone();
-    let writer = std::thread::spawn(move || {
-        let mut rates = Vec::new();
-        while rates.len() < 8 {
-            rates.push(drive(&targets, load(Duration::from_secs(2)), &[]).rate);
-        }
-        rates
-    });
+    // What the kill did to them is not measured here.
+    writers.errors.store(0, Ordering::Relaxed);
+    writers.slowest_ms.store(0, Ordering::Relaxed);
+    let done = writers.done.load(Ordering::Relaxed);
     let began = Instant::now();
     cluster.launch(2);
     let (mut serves, mut all_run, mut caught_up) = (None, None, None);
@@ -89,15 +148,19 @@ fn restart(cluster: &mut Cluster) -> Turn {
             caught_up = Some(now);
         }
     }
-    let rates = writer.join().expect("writers go on");
     let seconds = |when: Option<f64>| when.unwrap_or(f64::NAN);
+    let rate_meanwhile = (writers.done.load(Ordering::Relaxed) - done) as f64 / began.elapsed().as_secs_f64();
+    std::thread::sleep(SETTLE);
     Turn {
         serves: seconds(serves),
         all_run: seconds(all_run),
         caught_up: seconds(caught_up),
         lag_at_start,
-        rate_before: before.rate,
-        rate_meanwhile: rates[0],
+        rate_before,
+        rate_meanwhile,
+        errors: writers.errors.load(Ordering::Relaxed),
+        last_error: writers.last_error.lock().expect("nobody panics with it").clone(),
+        slowest_ms: writers.slowest_ms.load(Ordering::Relaxed),
     }
 }
 
