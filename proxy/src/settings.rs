@@ -50,7 +50,7 @@ impl Default for Settings {
             slowlog_slower_than_us: 10_000,
             slowlog_len_max: 128,
             latency_threshold_ms: 0,
-            call_deadline_ms: 5_000,
+            call_deadline_ms: 4_000,
             databases: 16,
         }
     }
