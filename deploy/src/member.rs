@@ -200,6 +200,7 @@ fn net_options(config: &Config, server: &Server, setup: &Setup<'_>) -> NetOption
     options.secret = config.cluster.net_secret();
     options.tls = config.cluster.net_tls();
     let answer = config.storage.max_answer_size.0 as usize + WRAPPING_BYTES;
+    options.raft_runtime = Some(setup.runtimes.raft.handle().clone());
     options.frame_bytes_max = answer.clamp(FRAME_BYTES_MIN, FRAME_BYTES_MAX);
     options
 }
@@ -230,7 +231,7 @@ pub(crate) async fn hand_over_meta(meta: &Meta, patience: Duration) {
     let near = status.followers.iter().filter(|follower| follower.is_voter && follower.heard.is_some());
     let Some(next) = near.max_by_key(|follower| follower.matched) else { return };
     // No lease of meta's outlives the decision that it was taken for.
-    match tokio::time::timeout(patience, meta.group().transfer_leader(next.raft_id, || ())).await {
+    match tokio::time::timeout(patience, meta.group().transfer_leader(next.raft_id, Box::new(|| ()))).await {
         Ok(Ok(())) => tracing::info!(to = next.raft_id, "another meta leads now"),
         Ok(Err(error)) => tracing::info!(%error, "the metas' leadership was not handed over"),
         Err(_) => tracing::info!("the metas' leadership was not handed over in time"),

@@ -109,7 +109,7 @@ fn a_damaged_partition_says_so_and_the_other_tables_serve() {
         assert_eq!(client.run(&format!("SET key {table}")), Value::ok());
     }
     assert!(server.stop().success());
-    let manifest = files(&server.dir().join("tables/2-0"))
+    let manifest = files(&server.dir().join("tables/2-0-1"))
         .into_iter()
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("MANIFEST")))
         .expect("every RocksDB has a manifest");
@@ -152,7 +152,7 @@ fn a_partition_that_is_found_damaged_while_it_serves_is_in_the_status_and_takes_
     client.run("SELECT 1");
     client.run("SET other 1");
     assert!(server.stop().success());
-    let tables = files(&server.dir().join("tables/1-0"));
+    let tables = files(&server.dir().join("tables/1-0-1"));
     let tables = tables.iter().filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
     let largest = tables.max_by_key(|path| path.metadata().map_or(0, |meta| meta.len())).expect("a stop flushes to table files");
     let mut bytes = std::fs::read(largest).expect("read the table file");
@@ -223,12 +223,12 @@ fn a_directory_of_a_newer_format_is_refused_and_left_as_it_is() {
     assert!(server.stop().success());
     let identity = server.dir().join("IDENTITY");
     let ours = std::fs::read_to_string(&identity).expect("every directory says whose it is");
-    let newer = ours.replace("format = 1", "format = 2\nlayout = \"unheard of\"");
+    let newer = ours.replace("format = 1", "format = 3\nlayout = \"unheard of\"");
     assert_ne!(ours, newer);
     std::fs::write(&identity, &newer).expect("write a newer identity");
     let before = files(server.dir());
     let error = refused(&["--port", "0", "--http-port", "0", "--data", &server.dir().display().to_string()]);
-    assert!(error.contains("format 2") && error.contains("up to 1"), "{error}");
+    assert!(error.contains("format 3") && error.contains("up to 2"), "{error}");
     assert_eq!((files(server.dir()), std::fs::read_to_string(&identity).expect("still there")), (before, newer));
     std::fs::write(&identity, ours).expect("write our identity");
     server.restart();

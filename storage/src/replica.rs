@@ -234,7 +234,7 @@ impl Replica {
     /// Hands leadership over to another member.
     pub(crate) async fn transfer(self: &Arc<Self>, to: u64) -> Result<(), String> {
         let replica = self.clone();
-        self.group.transfer_leader(to, move || replica.lease.revoke()).await.map_err(|error| error.to_string())
+        self.group.transfer_leader(to, Box::new(move || replica.lease.revoke())).await.map_err(|error| error.to_string())
     }
 
     /// Hands leadership over to whoever is ready, if it is here.

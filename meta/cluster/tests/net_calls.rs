@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cluster::ServerId;
-use cluster::net::{Net, NetError, Service, To};
+use cluster::net::{Net, NetError, NetOptions, Service, To};
 use futures::stream::{FuturesUnordered, StreamExt};
 use kit::{LONG, Wire, ask, free_address, options, pair, serve, serve_at, two, until};
 use tokio::net::TcpListener;
@@ -72,13 +72,38 @@ async fn large_frames_pass_and_larger_ones_are_refused() {
 }
 
 #[tokio::test]
-async fn bulk_has_a_connection_of_its_own() {
+async fn raft_and_bulk_have_connections_of_their_own() {
     let (net, _served) = pair().await;
-    assert!(!net.is_connected(&two()));
-    net.call(two(), Service::RaftBulk, "n".into(), LONG).await.unwrap();
-    assert!(!net.is_connected(&two()));
-    net.call(two(), Service::Raft, "n".into(), LONG).await.unwrap();
+    for service in [Service::RaftBulk, Service::Raft] {
+        net.call(two(), service, "n".into(), LONG).await.unwrap();
+        assert!(!net.is_connected(&two()));
+    }
+    net.call(two(), Service::Rows, "n".into(), LONG).await.unwrap();
     assert!(net.is_connected(&two()));
+}
+
+/// Whatever the clients' runtime is busy with, Raft's messages are handled.
+#[test]
+fn raft_is_served_while_the_other_runtime_is_stuck() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (clients, raft) = (runtime(), runtime());
+    let with_raft = |server| NetOptions { raft_runtime: Some(raft.handle().clone()), ..options(server) };
+    let (served, net) = clients.block_on(async {
+        let served = serve(with_raft(2)).await;
+        let net = Net::new(with_raft(1)).unwrap();
+        net.learn(ServerId(2), &served.address);
+        net.call(two(), Service::Raft, "n".into(), LONG).await.unwrap();
+        (served, net)
+    });
+    let (free, stuck) = std::sync::mpsc::channel::<()>();
+    clients.spawn(async move { stuck.recv() });
+    raft.block_on(async {
+        for _ in 0..100 {
+            net.call(two(), Service::Raft, "n".into(), LONG).await.unwrap();
+        }
+    });
+    drop(free);
+    drop(served);
 }
 
 #[tokio::test]

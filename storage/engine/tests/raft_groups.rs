@@ -151,7 +151,7 @@ async fn leadership_is_handed_over_without_a_pause() {
         let revoked = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let (group, flag) = (three.group(from), revoked.clone());
         let started = Instant::now();
-        group.transfer_leader(raft_id(to), move || flag.store(true, std::sync::atomic::Ordering::SeqCst)).await.unwrap();
+        group.transfer_leader(raft_id(to), Box::new(move || flag.store(true, std::sync::atomic::Ordering::SeqCst))).await.unwrap();
         let took = started.elapsed();
         assert!(revoked.load(std::sync::atomic::Ordering::SeqCst));
         assert!(group.confirm().await.is_err(), "it is over");
@@ -161,16 +161,16 @@ async fn leadership_is_handed_over_without_a_pause() {
     }
     let leader = three.leader().await;
     let group = three.group(leader);
-    let unknown = group.transfer_leader(4711, || panic!("nothing begins")).await;
+    let unknown = group.transfer_leader(4711, Box::new(|| panic!("nothing begins"))).await;
     assert!(matches!(unknown, Err(ChangeError::Refused(_))), "{unknown:?}");
     let away = SERVERS.into_iter().find(|id| *id != leader).unwrap();
     three.network.isolate(away, &SERVERS);
     tokio::time::sleep(Duration::from_millis(1200)).await;
-    let refused = group.transfer_leader(raft_id(away), || panic!("nothing begins")).await;
+    let refused = group.transfer_leader(raft_id(away), Box::new(|| panic!("nothing begins"))).await;
     assert!(matches!(refused, Err(ChangeError::Refused(_))), "{refused:?}");
     put(&group, 200, b"goes on").await.unwrap();
     let follower = three.group(SERVERS.into_iter().find(|id| ![leader, away].contains(id)).unwrap());
-    let elsewhere = follower.transfer_leader(raft_id(leader), || panic!("nothing begins")).await;
+    let elsewhere = follower.transfer_leader(raft_id(leader), Box::new(|| panic!("nothing begins"))).await;
     assert!(matches!(elsewhere, Err(ChangeError::Group(GroupError::NotLeader { leader: Some(_), .. }))), "{elsewhere:?}");
 }
 

@@ -7,6 +7,8 @@
 //!   Proof                              ->    checks it; until here it has said nothing of itself
 //!                                      <-    Welcome with its proof, or Refused
 //! ```
+//! Before it, in front of TLS if there is any, the dialer sends one byte: the connection's lane ([`Lane`](super::line::Lane)).
+//!
 //! Each message has its length (u16 LE) before it; its body is postcard. A proof is an HMAC-SHA256 with the secret over the side's role and
 //! everything that was said before, both sides' fresh random numbers among it: it proves nothing in another connection, nor in the other role,
 //! nor for another version.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -31,11 +32,23 @@ const GOOD: Duration = Duration::from_secs(1);
 /// Of a host name's addresses, so many are tried.
 const ADDRESSES_MAX: usize = 8;
 
-/// Bulk goes over a connection of its own, so that it never holds up the others.
+/// What goes over a connection of its own. The first byte of each says which it is, in the clear: it only decides on which runtime its bytes are handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub(super) enum Lane {
-    Calls,
-    Bulk,
+    Calls = 1,
+    /// Never behind rows, and on Raft's runtime.
+    Raft = 2,
+    /// Never before the others.
+    Bulk = 3,
+}
+
+impl Lane {
+    pub(super) const ALL: [Lane; 3] = [Lane::Calls, Lane::Raft, Lane::Bulk];
+
+    pub(super) fn of(byte: u8) -> Option<Lane> {
+        Lane::ALL.into_iter().find(|lane| *lane as u8 == byte)
+    }
 }
 
 #[derive(Clone)]
@@ -120,7 +133,7 @@ impl Line {
             self.dial.send_replace(Dial::First);
             let stopped = net.stopped.clone();
             let dialing = self.clone().keep(Arc::downgrade(net));
-            net.runtime.spawn(async move { stopped.run_until_cancelled(dialing).await });
+            net.runtime(self.lane).spawn(async move { stopped.run_until_cancelled(dialing).await });
         }
     }
 
@@ -206,7 +219,7 @@ impl Line {
                 }
             };
             let limit = net.options.handshake_timeout;
-            match timeout(limit, greet(net, stream, &address, wanted)).await {
+            match timeout(limit, greet(net, stream, self.lane, &address, wanted)).await {
                 Ok(Ok(link)) => return Ok(link),
                 Ok(Err(why)) => failure = format!("{address} ({socket_address}): {why}"),
                 Err(_) => failure = format!("{address} ({socket_address}): no greeting within {limit:?}"),
@@ -216,8 +229,9 @@ impl Line {
     }
 }
 
-async fn greet(net: &Arc<Net>, stream: TcpStream, address: &str, wanted: Option<ServerId>) -> Result<Arc<Link>, String> {
+async fn greet(net: &Arc<Net>, mut stream: TcpStream, lane: Lane, address: &str, wanted: Option<ServerId>) -> Result<Arc<Link>, String> {
     prepare(&stream).map_err(|error| format!("set up the socket: {error}"))?;
+    stream.write_all(&[lane as u8]).await.map_err(|error| error.to_string())?;
     let remote = stream.peer_addr().map_err(|error| error.to_string())?;
     let mut stream = match &net.tls {
         None => Stream::Plain(stream),

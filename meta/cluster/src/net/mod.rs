@@ -1,6 +1,6 @@
 //! Calls and channels between processes.
 //!
-//! Every process has one [`Net`]. It dials others when it has something to ask, one connection for calls and one for bulk, and serves those
+//! Every process has one [`Net`]. It dials others when it has something to ask, one connection for calls, one for Raft and one for bulk, and serves those
 //! who dial it. Who dials asks; who is dialed answers: so two processes that ask each other have a connection in each direction.
 //!
 //! # Life of a call
@@ -115,6 +115,9 @@ pub struct NetOptions {
     pub connections_max: usize,
     /// When it stops, calls that have come may take so long to be answered.
     pub farewell: Duration,
+    /// Where the connections for Raft's messages are handled; `None`: where all others are. Clients' load must not hold up heartbeats, and a message is
+    /// cheaper where Raft itself runs.
+    pub raft_runtime: Option<tokio::runtime::Handle>,
 }
 
 impl NetOptions {
@@ -133,6 +136,7 @@ impl NetOptions {
             half_open_max: 256,
             connections_max: 4096,
             farewell: Duration::from_secs(5),
+            raft_runtime: None,
         }
     }
 }
@@ -189,7 +193,7 @@ impl std::fmt::Display for To {
 pub enum Service {
     /// Requests for rows of a partition.
     Rows = 1,
-    /// Raft's messages.
+    /// Raft's messages: over a connection of their own.
     Raft = 2,
     /// Raft's snapshots: over a connection of their own.
     RaftBulk = 3,
@@ -204,8 +208,9 @@ impl Service {
 
     fn lane(self) -> Lane {
         match self {
+            Service::Rows | Service::Meta => Lane::Calls,
+            Service::Raft => Lane::Raft,
             Service::RaftBulk => Lane::Bulk,
-            Service::Rows | Service::Raft | Service::Meta => Lane::Calls,
         }
     }
 }
@@ -319,8 +324,8 @@ impl Net {
         let before = self.addresses.lock().insert(server, address.to_owned());
         if before.as_deref() != Some(address) {
             let lines = self.lines.load();
-            let both = [Lane::Calls, Lane::Bulk].map(|lane| lines.get(&(To::Server(server), lane)));
-            both.into_iter().flatten().for_each(|line| line.moved());
+            let all = Lane::ALL.map(|lane| lines.get(&(To::Server(server), lane)));
+            all.into_iter().flatten().for_each(|line| line.moved());
         }
     }
 
@@ -383,6 +388,13 @@ impl Net {
         let line = lines.entry(key.clone()).or_insert_with(|| Line::new(key.0, key.1)).clone();
         self.lines.store(Arc::new(lines));
         line
+    }
+
+    fn runtime(&self, lane: Lane) -> &tokio::runtime::Handle {
+        match (lane, &self.options.raft_runtime) {
+            (Lane::Raft, Some(raft)) => raft,
+            _ => &self.runtime,
+        }
     }
 
     fn card(&self) -> hello::Card {

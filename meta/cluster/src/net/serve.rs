@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::hello::Greeter;
+use super::line::Lane;
 use super::link::Link;
 use super::reader::Inbound;
 use super::wire::{Stream, run};
@@ -42,7 +44,9 @@ pub(super) async fn serve(net: Arc<Net>, listener: TcpListener, services: Arc<dy
             continue;
         }
         let place = Place::take(&open);
-        tracker.spawn_on(welcome(net.clone(), stream, services.clone(), stop.clone(), permit, place), &net.runtime);
+        let guest =
+            Guest { net: net.clone(), services: services.clone(), stop: stop.clone(), tracker: tracker.clone(), permit, _place: place };
+        tracker.spawn_on(guest.sort(stream), &net.runtime);
     }
     drop(listener);
     tracker.close();
@@ -65,50 +69,77 @@ impl Drop for Place {
     }
 }
 
-async fn welcome(
+/// Somebody who has connected.
+struct Guest {
     net: Arc<Net>,
-    stream: TcpStream,
     services: Arc<dyn Services>,
     stop: CancellationToken,
+    tracker: TaskTracker,
     permit: OwnedSemaphorePermit,
     _place: Place,
-) {
-    let remote = stream.peer_addr();
-    let limit = net.options.handshake_timeout;
-    let greeted = match stop.run_until_cancelled(timeout(limit, greet(&net, stream))).await {
-        None => return,
-        Some(Ok(greeted)) => greeted,
-        Some(Err(_)) => Err(format!("no greeting within {limit:?}")),
-    };
-    drop(permit);
-    let (stream, peer, frame_bytes_max) = match greeted {
-        Ok(greeted) => greeted,
-        Err(why) => {
-            tracing::warn!(remote = ?remote.ok(), why, "a connection was refused");
-            return;
-        }
-    };
-    let (reader, writer, direct) = stream.split();
-    let link = Link::new(peer, frame_bytes_max, direct, &net.stopped);
-    let entry = net.accepted.lock().insert(link.clone());
-    let inbound = Inbound { services: Some(services), frame_bytes_max: net.options.frame_bytes_max };
-    let running = run(link.clone(), reader, writer, inbound, net.options.ping_every);
-    let ending = async {
-        stop.cancelled().await;
-        link.farewell(net.options.farewell).await;
-        link.close("it has stopped");
-    };
-    // The second only makes the first end.
-    tokio::join!(running, async {
-        tokio::select! {
-            () = ending => {}
-            () = link.closed.cancelled() => {}
-        }
-    });
-    net.accepted.lock().remove(entry);
 }
 
-async fn greet(net: &Net, stream: TcpStream) -> Result<(Stream, Peer, usize), String> {
+impl Guest {
+    /// Reads the byte that says which lane it is, and goes on where that is handled.
+    async fn sort(self, mut stream: TcpStream) {
+        let (remote, limit) = (stream.peer_addr(), self.net.options.handshake_timeout);
+        let said = match self.stop.run_until_cancelled(timeout(limit, stream.read_u8())).await {
+            None => return,
+            Some(Ok(Ok(byte))) => Lane::of(byte).ok_or_else(|| "it does not speak this protocol".to_owned()),
+            Some(Ok(Err(error))) => Err(error.to_string()),
+            Some(Err(_)) => Err(format!("no greeting within {limit:?}")),
+        };
+        // A socket belongs to the runtime that it was made in.
+        let sorted = said.and_then(|lane| Ok((lane, stream.into_std().map_err(|error| error.to_string())?)));
+        match sorted {
+            Ok((lane, stream)) => {
+                let (tracker, net) = (self.tracker.clone(), self.net.clone());
+                tracker.spawn_on(self.welcome(stream), net.runtime(lane));
+            }
+            Err(why) => tracing::warn!(remote = ?remote.ok(), why, "a connection was refused"),
+        }
+    }
+
+    async fn welcome(self, stream: std::net::TcpStream) {
+        let Guest { net, services, stop, permit, _place, .. } = self;
+        let remote = stream.peer_addr();
+        let limit = net.options.handshake_timeout;
+        let greeted = match stop.run_until_cancelled(timeout(limit, greet(&net, stream))).await {
+            None => return,
+            Some(Ok(greeted)) => greeted,
+            Some(Err(_)) => Err(format!("no greeting within {limit:?}")),
+        };
+        drop(permit);
+        let (stream, peer, frame_bytes_max) = match greeted {
+            Ok(greeted) => greeted,
+            Err(why) => {
+                tracing::warn!(remote = ?remote.ok(), why, "a connection was refused");
+                return;
+            }
+        };
+        let (reader, writer, direct) = stream.split();
+        let link = Link::new(peer, frame_bytes_max, direct, &net.stopped);
+        let entry = net.accepted.lock().insert(link.clone());
+        let inbound = Inbound { services: Some(services), frame_bytes_max: net.options.frame_bytes_max };
+        let running = run(link.clone(), reader, writer, inbound, net.options.ping_every);
+        let ending = async {
+            stop.cancelled().await;
+            link.farewell(net.options.farewell).await;
+            link.close("it has stopped");
+        };
+        // The second only makes the first end.
+        tokio::join!(running, async {
+            tokio::select! {
+                () = ending => {}
+                () = link.closed.cancelled() => {}
+            }
+        });
+        net.accepted.lock().remove(entry);
+    }
+}
+
+async fn greet(net: &Net, stream: std::net::TcpStream) -> Result<(Stream, Peer, usize), String> {
+    let stream = TcpStream::from_std(stream).map_err(|error| error.to_string())?;
     prepare(&stream).map_err(|error| format!("set up the socket: {error}"))?;
     let remote = stream.peer_addr().map_err(|error| error.to_string())?;
     let mut stream = match &net.tls {

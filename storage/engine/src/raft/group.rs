@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
@@ -117,7 +118,12 @@ pub struct GroupFigures {
     pub purged: u64,
 }
 
+/// Raft's word on a batch that was handed to it: applied here, or why not.
+pub type Verdict = BoxFuture<'static, Result<(), GroupError>>;
+
 /// A running replica of a group.
+///
+/// What takes time is boxed: the bodies of `async fn`s, openraft's among them, would be compiled again in every crate that awaits them.
 #[derive(Clone)]
 pub struct Group {
     pub(super) inner: Arc<Inner>,
@@ -154,11 +160,13 @@ pub(super) struct Inner {
 
 impl Group {
     /// Waits until this replica leads and has applied everything that is committed; what is evaluated then is evaluated under the result.
-    pub async fn establish(&self) -> Result<Leadership, GroupError> {
-        // An entry of our own may be under way whose proposer has lost sight of it: all is waited for, unlike in `confirm`.
-        self.linearizer().await?.await_ready(&self.inner.raft).await.map_err(fatal)?;
-        let leader = self.inner.raft.as_leader().map_err(|forward| self.inner.not_leader(&forward))?;
-        Ok(Leadership { leader: leader.to_committed_leader_id(), term: leader.leader_id().term })
+    pub fn establish(&self) -> BoxFuture<'_, Result<Leadership, GroupError>> {
+        Box::pin(async move {
+            // An entry of our own may be under way whose proposer has lost sight of it: all is waited for, unlike in `confirm`.
+            self.linearizer().await?.await_ready(&self.inner.raft).await.map_err(fatal)?;
+            let leader = self.inner.raft.as_leader().map_err(|forward| self.inner.not_leader(&forward))?;
+            Ok(Leadership { leader: leader.to_committed_leader_id(), term: leader.leader_id().term })
+        })
     }
 
     /// Makes sure that this replica led, and had applied everything that anybody was told of, at some moment within the last
@@ -167,15 +175,17 @@ impl Group {
     /// What was committed in earlier terms may have been acknowledged by others, and is waited for. What this leadership commits is
     /// acknowledged by this replica only, after applying it: so there is nothing to wait for, and reads go on while an entry can't be
     /// applied because the disk is full. The term of the leadership is told.
-    pub async fn confirm(&self) -> Result<u64, GroupError> {
-        let linearizer = self.linearizer().await?;
-        // A leader's read log id is of its own term: it begins with an entry of its own.
-        let term = linearizer.read_log_id().committed_leader_id().term;
-        if self.inner.caught_up_term.load(Ordering::Acquire) != term {
-            linearizer.await_ready(&self.inner.raft).await.map_err(fatal)?;
-            self.inner.caught_up_term.store(term, Ordering::Release);
-        }
-        Ok(term)
+    pub fn confirm(&self) -> BoxFuture<'_, Result<u64, GroupError>> {
+        Box::pin(async move {
+            let linearizer = self.linearizer().await?;
+            // A leader's read log id is of its own term: it begins with an entry of its own.
+            let term = linearizer.read_log_id().committed_leader_id().term;
+            if self.inner.caught_up_term.load(Ordering::Acquire) != term {
+                linearizer.await_ready(&self.inner.raft).await.map_err(fatal)?;
+                self.inner.caught_up_term.store(term, Ordering::Release);
+            }
+            Ok(term)
+        })
     }
 
     async fn linearizer(&self) -> Result<Linearizer<Types>, GroupError> {
@@ -198,38 +208,37 @@ impl Group {
     }
 
     /// Proposes a write batch under a leadership and waits until it is applied here.
-    pub async fn propose(&self, leadership: &Leadership, batch: Bytes) -> Result<(), GroupError> {
-        self.submit(leadership, batch).await?.await
+    pub fn propose<'a>(&'a self, leadership: &'a Leadership, batch: Bytes) -> BoxFuture<'a, Result<(), GroupError>> {
+        Box::pin(async move { self.submit(leadership, batch).await?.await })
     }
 
     /// Hands a write batch to Raft, behind those handed over before; the result tells when it is applied here, and may be waited for later.
-    pub async fn submit(
-        &self,
-        leadership: &Leadership,
-        batch: Bytes,
-    ) -> Result<impl Future<Output = Result<(), GroupError>> + Send + 'static, GroupError> {
-        if self.inner.ticker.is_some() && batch.len() > BATCH_BYTES_MAX {
-            // In the log it would be in the way of everything after it, for good.
-            let why = format!("a batch of {} bytes is too large to be replicated", batch.len());
-            return Err(GroupError::NotLeader { why, leader: None });
-        }
-        let (responder, result) = ProgressResponder::complete_only();
-        self.inner.raft.write(Payload(batch)).with_leader(leadership.leader).responder(responder).await.map_err(fatal)?;
-        let inner = self.inner.clone();
-        Ok(async move {
-            match result.await {
-                Ok(Ok(_applied)) => Ok(()),
-                Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(inner.not_leader(&forward)),
-                Ok(Err(error)) => Err(GroupError::Unknown(error.to_string())),
-                // The responder was dropped: Raft has stopped, and whether the entry had been appended is not known.
-                Err(_) => Err(GroupError::Unknown("the Raft group stopped while the write was under way".to_owned())),
+    pub fn submit<'a>(&'a self, leadership: &'a Leadership, batch: Bytes) -> BoxFuture<'a, Result<Verdict, GroupError>> {
+        Box::pin(async move {
+            if self.inner.ticker.is_some() && batch.len() > BATCH_BYTES_MAX {
+                // In the log it would be in the way of everything after it, for good.
+                let why = format!("a batch of {} bytes is too large to be replicated", batch.len());
+                return Err(GroupError::NotLeader { why, leader: None });
             }
+            let (responder, result) = ProgressResponder::complete_only();
+            self.inner.raft.write(Payload(batch)).with_leader(leadership.leader).responder(responder).await.map_err(fatal)?;
+            let inner = self.inner.clone();
+            let verdict: Verdict = Box::pin(async move {
+                match result.await {
+                    Ok(Ok(_applied)) => Ok(()),
+                    Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(inner.not_leader(&forward)),
+                    Ok(Err(error)) => Err(GroupError::Unknown(error.to_string())),
+                    // The responder was dropped: Raft has stopped, and whether the entry had been appended is not known.
+                    Err(_) => Err(GroupError::Unknown("the Raft group stopped while the write was under way".to_owned())),
+                }
+            });
+            Ok(verdict)
         })
     }
 
     /// Asks for a flush of the store, up to which the log may then be purged.
-    pub async fn flush(&self) -> Result<(), GroupError> {
-        self.inner.raft.trigger().snapshot().await.map_err(fatal)
+    pub fn flush(&self) -> BoxFuture<'_, Result<(), GroupError>> {
+        Box::pin(async move { self.inner.raft.trigger().snapshot().await.map_err(fatal) })
     }
 
     /// Lets go of the log up to an entry that is flushed.
@@ -287,13 +296,15 @@ impl Group {
     }
 
     /// Stops the group; what was proposed and not answered is answered as unknown.
-    pub async fn shutdown(&self) {
-        if let Err(error) = self.inner.raft.shutdown().await {
-            tracing::warn!(%error, "a Raft group ended in a panic");
-        }
-        if let Some(ticker) = &self.inner.ticker {
-            ticker.remove(&self.inner);
-        }
+    pub fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.inner.raft.shutdown().await {
+                tracing::warn!(%error, "a Raft group ended in a panic");
+            }
+            if let Some(ticker) = &self.inner.ticker {
+                ticker.remove(&self.inner);
+            }
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, Instant as _};
@@ -97,16 +98,18 @@ impl Group {
     /// # Errors
     /// [`ChangeError::Refused`]: `to` can't lead now, or leads already elsewhere; leadership stays. [`GroupError::Unknown`]: the handover began, and nobody was seen
     /// to lead yet.
-    pub async fn transfer_leader(&self, to: RaftId, revoke: impl FnOnce() + Send + 'static) -> Result<(), ChangeError> {
-        let group = self.clone();
-        let done = tokio::spawn(async move {
-            let _one_at_a_time = group.inner.changing.lock().await;
-            group.hand_over(to, revoke).await
-        });
-        done.await.unwrap_or_else(|error| Err(GroupError::Unknown(error.to_string()).into()))
+    pub fn transfer_leader(&self, to: RaftId, revoke: Box<dyn FnOnce() + Send>) -> BoxFuture<'_, Result<(), ChangeError>> {
+        Box::pin(async move {
+            let group = self.clone();
+            let done = tokio::spawn(async move {
+                let _one_at_a_time = group.inner.changing.lock().await;
+                group.hand_over(to, revoke).await
+            });
+            done.await.unwrap_or_else(|error| Err(GroupError::Unknown(error.to_string()).into()))
+        })
     }
 
-    async fn hand_over(&self, to: RaftId, revoke: impl FnOnce()) -> Result<(), ChangeError> {
+    async fn hand_over(&self, to: RaftId, revoke: Box<dyn FnOnce() + Send>) -> Result<(), ChangeError> {
         let inner = &self.inner;
         let follower = self.follower(to)?;
         if !follower.is_voter {
@@ -154,22 +157,26 @@ impl Group {
     }
 
     /// Adds a member that only learns; harmless when it is a member already.
-    pub async fn add_learner(&self, id: RaftId, node: Node) -> Result<(), ChangeError> {
-        let _one_at_a_time = self.inner.changing.lock().await;
-        if self.status().members.iter().any(|(member, ..)| *member == id) {
-            return Ok(());
-        }
-        self.inner.raft.add_learner(id, node, false).await.map(drop).map_err(|error| self.inner.unchanged(error))
+    pub fn add_learner(&self, id: RaftId, node: Node) -> BoxFuture<'_, Result<(), ChangeError>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.inner.changing.lock().await;
+            if self.status().members.iter().any(|(member, ..)| *member == id) {
+                return Ok(());
+            }
+            self.inner.raft.add_learner(id, node, false).await.map(drop).map_err(|error| self.inner.unchanged(error))
+        })
     }
 
     /// Removes a member that only learns; harmless when it is gone.
-    pub async fn remove_learner(&self, id: RaftId) -> Result<(), ChangeError> {
-        let _one_at_a_time = self.inner.changing.lock().await;
-        if !self.status().members.iter().any(|(member, ..)| *member == id) {
-            return Ok(());
-        }
-        let change = ChangeMembers::RemoveNodes(BTreeSet::from([id]));
-        self.inner.raft.change_membership(change, true).await.map(drop).map_err(|error| self.inner.unchanged(error))
+    pub fn remove_learner(&self, id: RaftId) -> BoxFuture<'_, Result<(), ChangeError>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.inner.changing.lock().await;
+            if !self.status().members.iter().any(|(member, ..)| *member == id) {
+                return Ok(());
+            }
+            let change = ChangeMembers::RemoveNodes(BTreeSet::from([id]));
+            self.inner.raft.change_membership(change, true).await.map(drop).map_err(|error| self.inner.unchanged(error))
+        })
     }
 
     /// Makes `voters` the voters, by way of a joint membership; who votes no longer is no longer a member. Can be called again until it succeeds, also by the next leader:
@@ -177,24 +184,26 @@ impl Group {
     ///
     /// # Errors
     /// [`ChangeError::Refused`]: a new voter is not a member yet, not there or too far behind; or this replica, the leader, is not among them.
-    pub async fn change_members(&self, voters: &BTreeSet<RaftId>) -> Result<(), ChangeError> {
-        let _one_at_a_time = self.inner.changing.lock().await;
-        let status = self.status();
-        let now: BTreeMap<RaftId, bool> = status.members.iter().map(|(id, _, votes)| (*id, *votes)).collect();
-        if voters.is_empty() {
-            return Err(ChangeError::Refused("a group needs voters".to_owned()));
-        }
-        let is_so = now.iter().filter(|(_, votes)| **votes).map(|(id, _)| id).eq(voters);
-        if is_so && !status.is_changing {
-            return Ok(());
-        }
-        if !voters.contains(&self.inner.id) {
-            return Err(ChangeError::Refused("the leader can't be removed: it must hand over first".to_owned()));
-        }
-        for id in voters.iter().filter(|id| **id != self.inner.id && now.get(id) != Some(&true)) {
-            self.follower(*id)?;
-        }
-        self.inner.raft.change_membership(voters.clone(), false).await.map(drop).map_err(|error| self.inner.unchanged(error))
+    pub fn change_members<'a>(&'a self, voters: &'a BTreeSet<RaftId>) -> BoxFuture<'a, Result<(), ChangeError>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.inner.changing.lock().await;
+            let status = self.status();
+            let now: BTreeMap<RaftId, bool> = status.members.iter().map(|(id, _, votes)| (*id, *votes)).collect();
+            if voters.is_empty() {
+                return Err(ChangeError::Refused("a group needs voters".to_owned()));
+            }
+            let is_so = now.iter().filter(|(_, votes)| **votes).map(|(id, _)| id).eq(voters);
+            if is_so && !status.is_changing {
+                return Ok(());
+            }
+            if !voters.contains(&self.inner.id) {
+                return Err(ChangeError::Refused("the leader can't be removed: it must hand over first".to_owned()));
+            }
+            for id in voters.iter().filter(|id| **id != self.inner.id && now.get(id) != Some(&true)) {
+                self.follower(*id)?;
+            }
+            self.inner.raft.change_membership(voters.clone(), false).await.map(drop).map_err(|error| self.inner.unchanged(error))
+        })
     }
 }
 

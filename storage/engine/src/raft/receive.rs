@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use openraft::errors::RaftError;
 use openraft::raft::{AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 
@@ -33,18 +34,20 @@ impl Group {
     ///
     /// # Errors
     /// Why there is none: the wire tells the sender ([`WireError::Refused`](super::WireError::Refused)).
-    pub async fn receive(&self, letter: Letter) -> Result<Bytes, ReceiveError> {
-        let inner = &self.inner;
-        if (letter.group, letter.target) != (inner.number, inner.id) {
-            return Err(ReceiveError::NotHere(letter.target));
-        }
-        inner.standing.lock().met(Instant::now());
-        match letter.kind {
-            Kind::Append => inner.append(letter.body).await,
-            Kind::Vote | Kind::PreVote | Kind::Transfer => inner.elections(letter.kind, &letter.body).await,
-            Kind::Offer | Kind::Piece | Kind::Install => inner.arrivals(letter.kind, letter.body).await,
-            Kind::Ready => inner.ready(),
-        }
+    pub fn receive(&self, letter: Letter) -> BoxFuture<'_, Result<Bytes, ReceiveError>> {
+        Box::pin(async move {
+            let inner = &self.inner;
+            if (letter.group, letter.target) != (inner.number, inner.id) {
+                return Err(ReceiveError::NotHere(letter.target));
+            }
+            inner.standing.lock().met(Instant::now());
+            match letter.kind {
+                Kind::Append => inner.append(letter.body).await,
+                Kind::Vote | Kind::PreVote | Kind::Transfer => inner.elections(letter.kind, &letter.body).await,
+                Kind::Offer | Kind::Piece | Kind::Install => inner.arrivals(letter.kind, letter.body).await,
+                Kind::Ready => inner.ready(),
+            }
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::storage::RaftLogStorage;
 use openraft::{Config, Raft, RaftLogReader, SnapshotPolicy, StepDownPolicy};
@@ -69,23 +70,25 @@ impl Group {
     ///
     /// # Errors
     /// [`GroupError::Fatal`]: log or store can't be read, or the disk doesn't take a vote.
-    pub async fn start_alone(id: RaftId, name: String, log: GroupLog, store: Store) -> Result<Group, GroupError> {
-        let initial = BTreeMap::from([(id, Node::default())]);
-        let now = Instant::now();
-        let standing = Standing::new(now, None);
-        let (wire, ticker, guard_until) = (Arc::new(NoPeers), None, now);
-        let group = Self::build(Start { id, name, log, store, wire, initial: initial.clone(), ticker, guard_until, standing }).await?;
-        let raft = &group.inner.raft;
-        match raft.initialize(initial).await {
-            Ok(()) => {}
-            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => raft.trigger().elect(false).await.map_err(fatal)?,
-            Err(error) => return Err(GroupError::Fatal(error.to_string())),
-        }
-        raft.wait(Some(START_PATIENCE))
-            .current_leader(id, "a group of one elects itself")
-            .await
-            .map_err(|error| GroupError::Fatal(error.to_string()))?;
-        Ok(group)
+    pub fn start_alone(id: RaftId, name: String, log: GroupLog, store: Store) -> BoxFuture<'static, Result<Group, GroupError>> {
+        Box::pin(async move {
+            let initial = BTreeMap::from([(id, Node::default())]);
+            let now = Instant::now();
+            let standing = Standing::new(now, None);
+            let (wire, ticker, guard_until) = (Arc::new(NoPeers), None, now);
+            let group = Self::build(Start { id, name, log, store, wire, initial: initial.clone(), ticker, guard_until, standing }).await?;
+            let raft = &group.inner.raft;
+            match raft.initialize(initial).await {
+                Ok(()) => {}
+                Err(RaftError::APIError(InitializeError::NotAllowed(_))) => raft.trigger().elect(false).await.map_err(fatal)?,
+                Err(error) => return Err(GroupError::Fatal(error.to_string())),
+            }
+            raft.wait(Some(START_PATIENCE))
+                .current_leader(id, "a group of one elects itself")
+                .await
+                .map_err(|error| GroupError::Fatal(error.to_string()))?;
+            Ok(group)
+        })
     }
 
     /// Starts a replica of a group of any size. Must be called on the runtime that is to run Raft. Returns as soon as it runs; whether and when a leader is there,
@@ -93,29 +96,31 @@ impl Group {
     ///
     /// # Errors
     /// [`GroupError::Fatal`]: log or store can't be read.
-    pub async fn start(options: GroupOptions) -> Result<Group, GroupError> {
-        let GroupOptions { group: number, id, name, mut log, store, wire, initial, ticker } = options;
-        if number != log.id() {
-            return Err(GroupError::Fatal(format!("group {number} was given the log of group {}", log.id())));
-        }
-        let read = |error: std::io::Error| GroupError::Fatal(error.to_string());
-        let has_past = log.read_vote().await.map_err(read)?.is_some()
-            || log.get_log_state().await.map_err(read)?.last_log_id.is_some()
-            || store.applied().map_err(|fault| GroupError::Fatal(fault.to_string()))?.is_some();
-        let now = Instant::now();
-        let guard_until = if has_past && !mutants::breaks(Rule::KeepVote) { ticker.guard_until(number) } else { now };
-        let forming = initial.as_ref().filter(|_| !has_past).map(|members| {
-            let is_first = members.first().is_some_and(|(first, _)| *first == id);
-            Standing::forming(now, is_first)
-        });
-        let standing = Standing::new(guard_until, forming);
-        let initial = initial.unwrap_or_default().into_iter().collect();
-        let with_ticker = Some(ticker.clone());
-        let group = Self::build(Start { id, name, log, store, wire, initial, ticker: with_ticker, guard_until, standing }).await?;
-        ticker.add(&group.inner);
-        // A new group is not to wait for the next tick.
-        group.inner.tick(now, false);
-        Ok(group)
+    pub fn start(options: GroupOptions) -> BoxFuture<'static, Result<Group, GroupError>> {
+        Box::pin(async move {
+            let GroupOptions { group: number, id, name, mut log, store, wire, initial, ticker } = options;
+            if number != log.id() {
+                return Err(GroupError::Fatal(format!("group {number} was given the log of group {}", log.id())));
+            }
+            let read = |error: std::io::Error| GroupError::Fatal(error.to_string());
+            let has_past = log.read_vote().await.map_err(read)?.is_some()
+                || log.get_log_state().await.map_err(read)?.last_log_id.is_some()
+                || store.applied().map_err(|fault| GroupError::Fatal(fault.to_string()))?.is_some();
+            let now = Instant::now();
+            let guard_until = if has_past && !mutants::breaks(Rule::KeepVote) { ticker.guard_until(number) } else { now };
+            let forming = initial.as_ref().filter(|_| !has_past).map(|members| {
+                let is_first = members.first().is_some_and(|(first, _)| *first == id);
+                Standing::forming(now, is_first)
+            });
+            let standing = Standing::new(guard_until, forming);
+            let initial = initial.unwrap_or_default().into_iter().collect();
+            let with_ticker = Some(ticker.clone());
+            let group = Self::build(Start { id, name, log, store, wire, initial, ticker: with_ticker, guard_until, standing }).await?;
+            ticker.add(&group.inner);
+            // A new group is not to wait for the next tick.
+            group.inner.tick(now, false);
+            Ok(group)
+        })
     }
 
     async fn build(start: Start) -> Result<Group, GroupError> {
@@ -192,7 +197,7 @@ impl Group {
 struct NoPeers;
 
 impl Wire for NoPeers {
-    fn send(&self, _to: &Node, _letter: Letter) -> futures::future::BoxFuture<'_, Result<Bytes, WireError>> {
+    fn send(&self, _to: &Node, _letter: Letter) -> BoxFuture<'_, Result<Bytes, WireError>> {
         std::future::ready(Err(WireError::NotSent("this group has one member".to_owned()))).boxed()
     }
 }
