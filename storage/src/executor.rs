@@ -41,7 +41,7 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 const FLIGHTS_MAX: usize = 2;
 
 /// A round of several replicas costs all of them hundreds of microseconds, whatever is in it: so many ops are worth a second one at a time.
-const REPLICATED_OPS_MIN: usize = 64;
+const REPLICATED_OPS_MIN: usize = 8;
 
 /// While a batch is in flight, so many ops are worth being evaluated at once.
 const EAGER_OPS: usize = 64;
@@ -169,7 +169,6 @@ impl Executor {
         // Another batch of the same size is worth a flight of its own; a smaller one had better grow.
         let missing = match flights {
             FLIGHTS_MAX.. => usize::MAX,
-            _ if replica.has_peers() => usize::MAX,
             _ => first.batch.amount.requests.saturating_sub(self.next.amount.requests).max(1),
         };
         let landed = async {

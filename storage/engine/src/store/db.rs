@@ -12,7 +12,7 @@ use super::options::Shared;
 use super::sweep::{CellJudge, Sweep, Swept};
 use super::view::{Pinned, Readers};
 use super::{Fault, Patience};
-use crate::batch::{self, Change, END, Family};
+use crate::batch::{self, Change, END, Family, LastWord};
 
 /// An open database. Held by [`Store`](super::Store) and by everyone who reads it; closed when the last of them lets go.
 pub(super) struct Db {
@@ -44,7 +44,7 @@ impl Db {
         let sweep = judge.map(Sweep::new);
         let options = shared.database();
         health::listen(&options, reports.clone());
-        let db = DB::open_cf_descriptors(&options, directory, shared.families(sweep.as_ref()))
+        let db = DB::open_cf_descriptors(&options, directory, shared.families(sweep.as_ref())?)
             .map_err(|error| Fault::from_rocksdb("open", directory, error))?;
         let families = Family::ALL.map(|family| {
             let handle = db.cf_handle(family.name()).expect("open creates the families that are missing");
@@ -193,6 +193,15 @@ impl Db {
             }
         }
         Ok(cleared)
+    }
+
+    pub(super) fn collect_last_words(&self, last_words: &[LastWord<'_>], records: &mut WriteBatch) {
+        for (family, key, value) in last_words {
+            match value {
+                Some(value) => records.put_cf(self.family(*family), key, value),
+                None => records.delete_cf(self.family(*family), key),
+            }
+        }
     }
 
     pub(super) fn write(&self, records: WriteBatch, patience: Patience) -> Result<(), Fault> {

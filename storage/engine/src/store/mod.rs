@@ -194,6 +194,10 @@ impl Store {
     /// Applies entries that all take effect; `before` is the last link before them.
     fn apply_linked(&self, db: &Arc<Db>, writes: &[Write], before: Option<Link>, patience: Patience) -> Result<(), Fault> {
         let mut records = WriteBatch::default();
+        if let Some(last_words) = batch::last_words(writes.iter().map(|write| &write.batch[..]))? {
+            db.collect_last_words(&last_words, &mut records);
+            return self.write(db, writes, records, before, patience);
+        }
         let mut cleared_upto = None;
         for (at, write) in writes.iter().enumerate().filter(|(_, write)| !write.batch.is_empty()) {
             if db.collect(&write.batch, &mut records)?.any.contains(&true) {

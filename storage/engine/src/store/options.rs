@@ -2,11 +2,14 @@
 //!
 //! Small by default: the cache and the memtables are bounded over all stores together, index and filter blocks live in the cache, RocksDB's statistics and timers are off.
 
+use std::ffi::CStr;
+use std::ptr;
 use std::sync::Arc;
 
+use librocksdb_sys as ffi;
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DataBlockIndexType, Env, LogLevel, Options,
-    WriteBufferManager,
+    AsRawPtr, BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DataBlockIndexType, Env, LogLevel,
+    Options, WriteBufferManager,
 };
 
 use super::sweep::{Factory, Sweep};
@@ -114,8 +117,8 @@ impl Shared {
     }
 
     /// Options of one family.
-    pub(super) fn family(&self, family: Family) -> Options {
-        let mut options = Options::default();
+    pub(super) fn family(&self, family: Family) -> Result<Options, Fault> {
+        let mut options = with_insert_hints()?;
         // The budget over all stores flushes earlier than this; it only bounds a single family when the budget is large.
         options.set_write_buffer_size(self.settings.memtable_bytes.max(1 << 20));
         options.set_max_write_buffer_number(4);
@@ -136,7 +139,7 @@ impl Shared {
             options.set_periodic_compaction_seconds(self.settings.sweep_seconds);
         }
         options.set_block_based_table_factory(&self.tables(family));
-        options
+        Ok(options)
     }
 
     fn tables(&self, family: Family) -> BlockBasedOptions {
@@ -157,14 +160,32 @@ impl Shared {
         tables
     }
 
-    pub(super) fn families(&self, sweep: Option<&Arc<Sweep>>) -> Vec<ColumnFamilyDescriptor> {
+    pub(super) fn families(&self, sweep: Option<&Arc<Sweep>>) -> Result<Vec<ColumnFamilyDescriptor>, Fault> {
         let describe = |family: Family| {
-            let mut options = self.family(family);
+            let mut options = self.family(family)?;
             if let Some(sweep) = sweep.filter(|_| family == Family::Cell) {
                 options.set_compaction_filter_factory(Factory(sweep.clone()));
             }
-            ColumnFamilyDescriptor::new(family.name(), options)
+            Ok(ColumnFamilyDescriptor::new(family.name(), options))
         };
         Family::ALL.into_iter().map(describe).collect()
     }
+}
+
+/// Options with which a memtable begins its search for a key's place at the last one: batches come in key order. One hint for all keys, as a prefix of no bytes is.
+/// RocksDB's C API has no setter for this, and takes it as a string.
+fn with_insert_hints() -> Result<Options, Fault> {
+    const HINTS: &CStr = c"memtable_insert_with_hint_prefix_extractor=fixed:0";
+    let (base, options) = (Options::default(), Options::default());
+    let mut error = ptr::null_mut();
+    // SAFETY: both options live; the error, if any, is a C string from malloc that is ours.
+    unsafe {
+        ffi::rocksdb_get_options_from_string(base.as_raw_ptr(), HINTS.as_ptr(), options.as_raw_ptr(), &raw mut error);
+        if !error.is_null() {
+            let reason = CStr::from_ptr(error).to_string_lossy().into_owned();
+            ffi::rocksdb_free(error.cast());
+            return Err(Fault::Io { doing: "set RocksDB's options".to_owned(), reason });
+        }
+    }
+    Ok(options)
 }
