@@ -9,6 +9,7 @@ use cluster::net::{Answer, Channel, Peer, Service, Services};
 use cluster::rows::{Replicas, serve_rows};
 use cluster::{Boxed, Call, CallError, Leader, PartitionId, ServerId};
 use engine::raft::Letter;
+use futures::FutureExt;
 use meta::Meta;
 use row::op::{Request, Response};
 use storage::Node;
@@ -63,12 +64,12 @@ impl Inbox {
         };
         if letter.group == meta::GROUP {
             return match self.meta.get().cloned() {
-                Some(meta) => Answer::Later(Box::pin(async move { meta.group().receive(letter).await.map_err(|error| error.to_string()) })),
+                Some(meta) => begun(Box::pin(async move { meta.group().receive(letter).await.map_err(|error| error.to_string()) })),
                 None => Answer::Now(Err("no meta is open here".to_owned())),
             };
         }
         match self.node.get().cloned() {
-            Some(node) => Answer::Later(Box::pin(async move { node.receive(letter).await })),
+            Some(node) => begun(Box::pin(async move { node.receive(letter).await })),
             None => Answer::Now(Err("no storage is open here".to_owned())),
         }
     }
@@ -91,6 +92,14 @@ impl Services for Inbox {
         if let (Service::Meta, Some(meta)) = (service, self.meta.get()) {
             meta.channel(from, hello, channel);
         }
+    }
+}
+
+/// Raft is to get letters in the order in which they came, and what is spawned may overtake: so it begins here.
+fn begun(mut answer: Boxed<'static, Result<Bytes, String>>) -> Answer {
+    match (&mut answer).now_or_never() {
+        Some(answer) => Answer::Now(answer),
+        None => Answer::Later(answer),
     }
 }
 

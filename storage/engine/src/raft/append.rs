@@ -1,0 +1,142 @@
+//! How entries go to one follower.
+//!
+//! A few letters are under way at one time, in order: the next batch need not wait until the last one is on the follower's disk. Who receives them hands them to Raft
+//! in the order in which they come; should the network mix them up, Raft asks for what is missing.
+//!
+//! That something is committed is told with the next entries. openraft would tell it in a letter of its own as soon as a round is over; here such a letter leaves only
+//! when no entries have come for [`NEWS_DELAY`]. And it is told only every [`NEWS_PERIOD`]: what a follower applies at once it writes as one.
+
+use std::time::{Duration, Instant};
+
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt};
+use openraft::errors::RPCError;
+use openraft::network::RPCOption;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendResult};
+
+use super::peers::{Peer, unsaid};
+use super::types::{LogId, Types};
+
+/// Letters with entries that are under way to one follower at one time.
+const LETTERS_MAX: usize = 2;
+/// How long followers may be left without the news that something is committed. Nobody waits for it: who is elected applies everything first.
+const NEWS_DELAY: Duration = Duration::from_millis(50);
+/// How often followers are told with entries what is committed.
+const NEWS_PERIOD: Duration = Duration::from_millis(20);
+
+type Answer = Result<StreamAppendResult<Types>, RPCError<Types>>;
+
+/// Sends requests, and gives their answers in the same order; ends with the first that is not a whole success.
+pub(super) fn stream<'s, S>(peer: &'s Peer, input: S, option: RPCOption) -> BoxStream<'s, Answer>
+where
+    S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
+{
+    let send = move |request: AppendEntriesRequest<Types>| {
+        let option = option.clone();
+        async move {
+            let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+            let response = match peer.append(&request, &option).await {
+                Ok(response) => response,
+                Err(error) => return (Err(error), false),
+            };
+            let is_whole = match &response {
+                AppendEntriesResponse::Success => true,
+                AppendEntriesResponse::PartialSuccess(matched) => *matched == last,
+                AppendEntriesResponse::Conflict if request.prev_log_id.is_none() => {
+                    return (Err(unsaid("the beginning of a log conflicts with nothing".to_owned())), false);
+                }
+                AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => false,
+            };
+            (Ok(response.into_stream_result(request.prev_log_id, last)), is_whole)
+        }
+    };
+    let answers = Box::pin(with_less_news(news_with_entries(input)).map(send).buffered(LETTERS_MAX));
+    Box::pin(stream::unfold(Some(answers), |answers| async move {
+        let mut answers = answers?;
+        let (answer, is_whole) = answers.next().await?;
+        Some((answer, is_whole.then_some(answers)))
+    }))
+}
+
+/// The requests without those that bring no entries, as long as others follow within [`NEWS_DELAY`]. A later request says all that an earlier one without entries
+/// did, and its answer stands for both.
+fn news_with_entries<S>(input: S) -> impl Stream<Item = AppendEntriesRequest<Types>> + Send + 'static
+where
+    S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
+{
+    // Fused: it is asked again after it has ended.
+    stream::unfold(input.fuse(), |mut input| async move {
+        let mut request = input.next().await?;
+        let mut due = None;
+        while request.entries.is_empty() {
+            let due = *due.get_or_insert_with(|| tokio::time::Instant::now() + NEWS_DELAY);
+            match tokio::time::timeout_at(due, input.next()).await {
+                Ok(Some(next)) => request = next,
+                // The last one, as a heartbeat is; or long enough.
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Some((request, input))
+    })
+}
+
+/// The requests, those with entries with what was told before instead of news, if that is not long ago.
+fn with_less_news(input: impl Stream<Item = AppendEntriesRequest<Types>>) -> impl Stream<Item = AppendEntriesRequest<Types>> {
+    let mut told: Option<(Instant, Option<LogId>)> = None;
+    input.map(move |mut request| {
+        let now = Instant::now();
+        match told {
+            Some((at, committed)) if !request.entries.is_empty() && now < at + NEWS_PERIOD => request.leader_commit = committed,
+            _ => told = Some((now, request.leader_commit)),
+        }
+        request
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::SinkExt;
+    use openraft::vote::RaftLeaderIdExt as _;
+
+    use super::*;
+    use crate::raft::types::{Entry, EntryPayload, LeaderId, Vote};
+
+    fn request(last: u64, entries: bool) -> AppendEntriesRequest<Types> {
+        let leader = LeaderId::new_committed(3, 4);
+        let id = |index| LogId { leader_id: leader, index };
+        let entries = entries.then(|| Entry { log_id: id(last), payload: EntryPayload::Blank });
+        let vote = Vote { leader_id: leader, committed: true };
+        AppendEntriesRequest {
+            vote,
+            prev_log_id: Some(id(last - 1)),
+            entries: entries.into_iter().collect(),
+            leader_commit: Some(id(last - 1)),
+        }
+    }
+
+    fn said(request: Option<AppendEntriesRequest<Types>>) -> (u64, bool) {
+        let request = request.expect("a request");
+        (request.leader_commit.expect("the news").index + 1, !request.entries.is_empty())
+    }
+
+    #[tokio::test]
+    async fn news_travels_with_entries_or_alone_after_a_while() {
+        let (mut give, input) = futures::channel::mpsc::channel(8);
+        let mut output = Box::pin(news_with_entries(input));
+        for (last, entries) in [(5, true), (6, false), (6, true), (7, false)] {
+            give.send(request(last, entries)).await.unwrap();
+        }
+        assert_eq!(said(output.next().await), (5, true));
+        assert_eq!(said(output.next().await), (6, true));
+        let began = std::time::Instant::now();
+        assert_eq!(said(output.next().await), (7, false));
+        assert!(began.elapsed() >= NEWS_DELAY);
+        // A heartbeat is a stream of one, made by openraft in a way that must not be asked again.
+        let once = Box::pin(futures::stream::unfold(Some(8), |last| async move { last.map(|last| (request(last, false), None)) }));
+        let mut output = Box::pin(news_with_entries(once));
+        let began = std::time::Instant::now();
+        assert_eq!(said(output.next().await), (8, false));
+        assert!(began.elapsed() < NEWS_DELAY);
+        assert!(output.next().await.is_none());
+    }
+}
