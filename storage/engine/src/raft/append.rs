@@ -3,9 +3,12 @@
 //! A few letters are under way at one time, in order: the next batch need not wait until the last one is on the follower's disk. Who receives them hands them to Raft
 //! in the order in which they come; should the network mix them up, Raft asks for what is missing.
 //!
+//! Followers that no majority waits for get what has gathered in a while (`prompt.rs`).
+//!
 //! That something is committed is told with the next entries. openraft would tell it in a letter of its own as soon as a round is over; here such a letter leaves only
 //! when no entries have come for [`NEWS_DELAY`]. And it is told only every [`NEWS_PERIOD`]: what a follower applies at once it writes as one.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, BoxStream};
@@ -15,7 +18,8 @@ use openraft::network::RPCOption;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendResult};
 
 use super::peers::{Peer, unsaid};
-use super::types::{LogId, Types};
+use super::prompt::{LAZY_PERIOD, Prompt};
+use super::types::{LogId, RaftId, Types};
 
 /// Letters with entries that are under way to one follower at one time.
 const LETTERS_MAX: usize = 2;
@@ -39,6 +43,11 @@ where
                 Ok(response) => response,
                 Err(error) => return (Err(error), false),
             };
+            if response.is_success()
+                && let Some(last) = last
+            {
+                peer.peers.prompt.acknowledged(peer.target, last.index, Instant::now());
+            }
             let is_whole = match &response {
                 AppendEntriesResponse::Success => true,
                 AppendEntriesResponse::PartialSuccess(matched) => *matched == last,
@@ -50,11 +59,33 @@ where
             (Ok(response.into_stream_result(request.prev_log_id, last)), is_whole)
         }
     };
-    let answers = Box::pin(with_less_news(news_with_entries(input)).map(send).buffered(LETTERS_MAX));
+    let answers = Box::pin(
+        with_less_news(news_with_entries(gathered(input, peer.peers.prompt.clone(), peer.target))).map(send).buffered(LETTERS_MAX),
+    );
     Box::pin(stream::unfold(Some(answers), |answers| async move {
         let mut answers = answers?;
         let (answer, is_whole) = answers.next().await?;
         Some((answer, is_whole.then_some(answers)))
+    }))
+}
+
+/// The requests; for a follower that need not be prompt, each a while after the one before, so that it brings all that has come meanwhile.
+fn gathered<S>(input: S, prompt: Arc<Prompt>, target: RaftId) -> impl Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static
+where
+    S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
+{
+    // Fused: it is asked again after it has ended.
+    Box::pin(stream::unfold((input.fuse(), None), move |(mut input, last)| {
+        let prompt = prompt.clone();
+        async move {
+            if let Some(last) = last
+                && !prompt.is_prompt(target)
+            {
+                tokio::time::sleep_until(last + LAZY_PERIOD).await;
+            }
+            let request = input.next().await?;
+            Some((request, (input, Some(tokio::time::Instant::now()))))
+        }
     }))
 }
 

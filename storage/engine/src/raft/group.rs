@@ -356,6 +356,9 @@ impl Inner {
                     let node = server.membership_config.membership().get_node(&raft_id);
                     Leader { raft_id, server: node.map_or(0, |node| node.server), term }
                 });
+                let membership = &server.membership_config;
+                let followers = membership.voter_ids().filter(|id| *id != self.id).collect();
+                self.peers.prompt.set_voters(followers, membership.membership().get_joint_config().len() == 1);
                 Role { term, is_leader: server.state == ServerState::Leader, leader }
             };
             if self.role.send_if_modified(|old| std::mem::replace(old, role) != role) {

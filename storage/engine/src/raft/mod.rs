@@ -7,6 +7,7 @@ pub mod machine;
 mod members;
 mod message;
 mod peers;
+mod prompt;
 pub mod purge;
 mod receive;
 mod start;

@@ -21,6 +21,7 @@ use openraft::storage::Snapshot;
 use super::append;
 use super::machine::StateTransfer;
 use super::message;
+use super::prompt::Prompt;
 use super::transfer::{Holds, Transfers};
 use super::types::{LeaderId, Node, RaftId, Types};
 use super::wire::{Kind, Letter, Wire, WireError};
@@ -41,6 +42,7 @@ pub(super) struct Peers {
     pub(super) id: RaftId,
     pub(super) transfers: Arc<Transfers>,
     pub(super) holds: Arc<Holds>,
+    pub(super) prompt: Arc<Prompt>,
 }
 
 impl RaftNetworkFactory<Types> for Peers {

@@ -153,7 +153,7 @@ impl Group {
         let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
         let (number, purged_at_start) = (log.id(), log.range().start.saturating_sub(1));
         let transfers = ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
-        let peers = Peers { wire, group: number, id, transfers, holds: Arc::<Holds>::default() };
+        let peers = Peers { wire, group: number, id, transfers, holds: Arc::<Holds>::default(), prompt: Arc::default() };
         let directory = store.path().to_owned();
         let cleaned = tokio::task::spawn_blocking(move || transfer::clean(&directory)).await.map_err(|error| error.to_string());
         cleaned.and_then(|cleaned| cleaned.map_err(|error| error.to_string())).map_err(GroupError::Fatal)?;
