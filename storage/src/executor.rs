@@ -26,7 +26,7 @@ use row::{eval, key};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
-use crate::pace::Pace;
+use crate::pace::{FULL_OPS, Pace};
 use crate::queue::{Amount, Outcome, Waiting};
 use crate::reads::Applied;
 use crate::replica::{Leadership, ProposeError, Replica};
@@ -39,9 +39,6 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// Batches that replicate at one time: one is synced while the next waits in the log.
 const FLIGHTS_MAX: usize = 2;
-
-/// A round of several replicas costs all of them hundreds of microseconds, whatever is in it: so many ops are worth a second one at a time.
-const REPLICATED_OPS_MIN: usize = 8;
 
 /// While a batch is in flight, so many ops are worth being evaluated at once.
 const EAGER_OPS: usize = 64;
@@ -162,7 +159,7 @@ impl Executor {
         let Some(first) = self.flights.front_mut() else {
             if self.next.is_empty() {
                 replica.queue.filled(1, 1).await;
-                self.pace.gather(&replica.queue).await;
+                self.linger().await;
             }
             return;
         };
@@ -179,9 +176,22 @@ impl Executor {
         };
         tokio::select! {
             biased;
-            verdict = landed => self.settle(verdict).await,
+            verdict = landed => {
+                self.settle(verdict).await;
+                if self.flights.is_empty() && replica.has_peers() {
+                    self.linger().await;
+                }
+            }
             () = replica.queue.filled(missing, EAGER_OPS), if self.next.has_room() => {}
             _ = stuck.tick() => self.tell_if_stuck().await,
+        }
+    }
+
+    /// Gives those who were seen lately a moment to come, before a batch departs without them.
+    async fn linger(&mut self) {
+        match self.replica.has_peers() {
+            true => self.pace.gather_patiently(&self.replica.queue, self.next.amount.requests).await,
+            false => self.pace.gather(&self.replica.queue).await,
         }
     }
 
@@ -232,7 +242,7 @@ impl Executor {
         replica.expiry.note(expiry::earliest(&flight.batch.edits));
         self.note_steps(&flight.batch);
         metrics::histogram!("bridle_batch_requests").record(flight.batch.amount.requests as f64);
-        self.pace.answered(flight.batch.amount.requests, replica.queue.len() + self.next.amount.requests);
+        self.pace.answered(flight.batch.amount, replica.queue.len() + self.next.amount.requests);
         flight.batch.answer();
     }
 
@@ -303,7 +313,7 @@ impl Executor {
 
     /// Proposes the next batch, if it is time.
     async fn depart(&mut self) {
-        let least_ops = if self.replica.has_peers() { REPLICATED_OPS_MIN } else { 0 };
+        let least_ops = if self.replica.has_peers() { FULL_OPS } else { 0 };
         let amount = self.next.amount;
         let is_worth_it =
             |first: &Flight| amount.requests >= first.batch.amount.requests && amount.ops >= least_ops || !self.next.has_room();

@@ -1,22 +1,31 @@
 //! How long an executor waits for more before a batch begins.
 //!
 //! Clients that were just answered ask again in a moment. A batch that begins without them makes two alternating halves out of them, each
-//! paying for an fsync of its own. So as long as fewer wait than were seen lately, the executor lets others run first, for a small part of what
+//! paying for a round of its own. So as long as fewer wait than were seen lately, the executor lets others run first, for a small part of what
 //! the last round took at most: a lone client never waits, and without fsyncs hardly anybody does.
+//!
+//! A round of several replicas costs all of them hundreds of microseconds of CPU, whatever is in it. While batches are small, the executor sleeps until those seen lately
+//! are all there: one full round is cheaper than two halves, and no later. From [`FULL_OPS`] on, halves that overlap are better.
 
 use std::time::{Duration, Instant};
 
-use crate::queue::Queue;
+use crate::queue::{Amount, Queue};
 
 /// The part of a round that may be spent on gathering, and its bound.
 const GATHER_PART: u32 = 4;
 const GATHER_MAX: Duration = Duration::from_micros(250);
+/// The longest sleep for those who were seen lately and do not come: the shortest that a timer can do.
+const PATIENCE: Duration = Duration::from_millis(1);
+/// So many ops are worth a round of several replicas.
+pub(crate) const FULL_OPS: usize = 64;
 
 /// What the last batch tells about the next.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     /// How many requests the last batch answered, and how many waited by then.
     seen: usize,
+    /// How many ops the last batch had.
+    ops: usize,
     /// How long the last batch took from its proposal to its application.
     round: Duration,
 }
@@ -33,13 +42,22 @@ impl Pace {
         }
     }
 
+    /// Sleeps until as many wait as were seen lately, `gathered` of them already evaluated, or a while.
+    pub(crate) async fn gather_patiently(&self, queue: &Queue, gathered: usize) {
+        let missing = self.seen.saturating_sub(gathered);
+        if queue.len() < missing && self.ops < FULL_OPS {
+            // When they do not come, it goes on with those that are there.
+            let _ = tokio::time::timeout(PATIENCE, queue.filled(missing, FULL_OPS)).await;
+        }
+    }
+
     /// A batch was applied so long after it was proposed.
     pub(crate) fn took(&mut self, round: Duration) {
         self.round = round;
     }
 
-    /// A batch was answered while so many waited already.
-    pub(crate) fn answered(&mut self, requests: usize, waiting: usize) {
-        self.seen = requests + waiting;
+    /// A batch was answered while so many requests waited already.
+    pub(crate) fn answered(&mut self, batch: Amount, waiting: usize) {
+        (self.seen, self.ops) = (batch.requests + waiting, batch.ops);
     }
 }
