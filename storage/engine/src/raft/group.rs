@@ -8,7 +8,7 @@
 //!   (`tests/raft_leases.rs`).
 //! - A replica that stood in for nobody yet may vote at once; one with a past keeps the word of its earlier life (`ticker.rs`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::peers::Peers;
-use super::ticker::{Standing, Ticker};
+use super::ticker::{HEARTBEAT, Standing, Ticker};
 use super::transfer::Receiving;
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
 use super::wire::LETTER_BYTES_MAX;
@@ -309,32 +309,38 @@ impl Group {
 }
 
 impl Inner {
-    /// What is to be done at a moment: cheap when nothing is.
-    pub(super) fn tick(self: &Arc<Self>, now: Instant, is_beat: bool) {
+    /// Does what is to be done at a moment, and says when to be asked again, if nothing changes before.
+    pub(super) fn tick(self: &Arc<Self>, now: Instant, is_beat: bool) -> Instant {
         if is_beat {
             self.forget_arrivals(now);
         }
-        let (state, rank, is_formed) = {
+        let (rank, is_formed) = {
             let server = self.server.borrow_watched();
-            let voters: BTreeSet<RaftId> = server.membership_config.voter_ids().collect();
+            if server.state == ServerState::Leader {
+                if is_beat {
+                    // A full queue has more urgent things in it.
+                    let _ = self.raft.trigger().heartbeat().now_or_never();
+                }
+                return now + HEARTBEAT;
+            }
+            let voters: Vec<RaftId> = server.membership_config.voter_ids().collect();
             let others = voters.iter().filter(|id| Some(**id) != server.current_leader);
             let rank = voters.contains(&self.id).then(|| others.take_while(|id| **id != self.id).count() as u32);
-            (server.state, rank, !voters.is_empty())
+            (rank, !voters.is_empty())
         };
-        if state == ServerState::Leader {
-            if is_beat {
-                // A full queue has more urgent things in it.
-                let _ = self.raft.trigger().heartbeat().now_or_never();
-            }
-        } else if !is_formed {
-            if self.standing.lock().forms(now) {
+        let mut standing = self.standing.lock();
+        let due = if !is_formed {
+            if standing.forms(now) {
                 tokio::spawn(self.clone().form());
             }
-        } else if let Some(rank) = rank
-            && self.standing.lock().stands(now, rank)
-        {
-            let _ = self.raft.trigger().elect(true).now_or_never();
-        }
+            standing.forms_at()
+        } else {
+            if rank.is_some_and(|rank| standing.stands(now, rank)) {
+                let _ = self.raft.trigger().elect(true).now_or_never();
+            }
+            rank.map(|rank| standing.stands_at(rank))
+        };
+        due.unwrap_or(now + HEARTBEAT)
     }
 
     /// Forms the group of its first members. All of them may: their first entries conflict, and the first elected leader's stands.
@@ -364,6 +370,10 @@ impl Inner {
             if self.role.send_if_modified(|old| std::mem::replace(old, role) != role) {
                 let mut since = self.leads_since.lock();
                 *since = role.is_leader.then(|| since.unwrap_or_else(Instant::now));
+                drop(since);
+                if let Some(ticker) = &self.ticker {
+                    ticker.upset();
+                }
             }
             if server.changed().await.is_err() {
                 break;

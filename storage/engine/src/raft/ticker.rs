@@ -3,6 +3,8 @@
 //! openraft could tick each group by itself, at five times the cost when groups are idle. Here all leaders' heartbeats leave at the same moment, so that
 //! they share socket writes; and a follower stands when its own record of the leader's last word is older than the lease.
 //!
+//! Most ticks have nothing to do: each group says when it wants to be looked at next, and all are at every heartbeat and after anybody's leader has changed.
+//!
 //! # Restart guard
 //! openraft forgets at a restart until when it had promised its leader not to vote for another. So a replica that has a past neither votes nor stands
 //! until a whole lease has gone by since the process started, or since the group was last stopped in it; without this, a leader that renewed its lease
@@ -13,6 +15,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -40,23 +43,36 @@ const FORMING: Duration = LEASE.saturating_mul(3);
 pub struct Ticker {
     started: Instant,
     groups: Mutex<Groups>,
+    /// What some group said of when to look at it may not be true any more.
+    is_upset: AtomicBool,
     transfers: Arc<Transfers>,
     policy: Mutex<Policy>,
 }
 
 #[derive(Default)]
 struct Groups {
-    running: Vec<Weak<Inner>>,
+    running: Vec<Running>,
     /// When groups were last stopped in this process, by number, while it matters.
     stopped: HashMap<u64, Instant>,
+}
+
+struct Running {
+    group: Weak<Inner>,
+    /// When to look at it, between heartbeats.
+    due: Instant,
 }
 
 impl Ticker {
     /// Starts the task on the current runtime: that on which Raft runs. It ends when the ticker is dropped. To be called first thing in a process: the restart
     /// guard counts from here.
     pub fn start() -> Arc<Ticker> {
-        let ticker =
-            Arc::new(Ticker { started: Instant::now(), groups: Mutex::default(), transfers: Arc::default(), policy: Mutex::default() });
+        let ticker = Arc::new(Ticker {
+            started: Instant::now(),
+            groups: Mutex::default(),
+            is_upset: false.into(),
+            transfers: Arc::default(),
+            policy: Mutex::default(),
+        });
         tokio::spawn(run(Arc::downgrade(&ticker)));
         ticker
     }
@@ -86,20 +102,32 @@ impl Ticker {
     }
 
     pub(super) fn add(&self, group: &Arc<Inner>) {
-        self.groups.lock().running.push(Arc::downgrade(group));
+        self.groups.lock().running.push(Running { group: Arc::downgrade(group), due: Instant::now() });
     }
 
     pub(super) fn remove(&self, group: &Arc<Inner>) {
         let mut groups = self.groups.lock();
-        groups.running.retain(|running| running.as_ptr() != Arc::as_ptr(group));
+        groups.running.retain(|running| running.group.as_ptr() != Arc::as_ptr(group));
         groups.stopped.insert(group.number, Instant::now());
     }
 
-    fn running(&self, now: Instant) -> Vec<Arc<Inner>> {
+    /// A group has another leader, or none: to be called after that can be seen.
+    pub(super) fn upset(&self) {
+        self.is_upset.store(true, Ordering::Release);
+    }
+
+    /// Looks at those groups that are due.
+    fn tick(&self, now: Instant, is_beat: bool) {
+        let all = self.is_upset.swap(false, Ordering::AcqRel) || is_beat;
         let mut groups = self.groups.lock();
         groups.stopped.retain(|_, stopped| now < *stopped + LEASE);
-        groups.running.retain(|group| group.strong_count() > 0);
-        groups.running.iter().filter_map(Weak::upgrade).collect()
+        groups.running.retain_mut(|running| {
+            if all || now >= running.due {
+                let Some(group) = running.group.upgrade() else { return false };
+                running.due = group.tick(now, is_beat);
+            }
+            true
+        });
     }
 }
 
@@ -116,9 +144,7 @@ async fn run(ticker: Weak<Ticker>) {
             // Not from `now`: ticks come late, and the period should not drift by that.
             beat = (beat + HEARTBEAT).max(now);
         }
-        for group in ticker.running(now) {
-            group.tick(now, is_beat);
-        }
+        ticker.tick(now, is_beat);
     }
 }
 
@@ -168,10 +194,20 @@ impl Standing {
         is_due
     }
 
-    /// Whether to stand for election now; `rank` is this replica's place among those who may.
+    /// When there is something to do for a group that is not formed yet.
+    pub(super) fn forms_at(&self) -> Option<Instant> {
+        self.forming_due
+    }
+
+    /// When to stand for election, if nobody is heard of before; `rank` is this replica's place among those who may.
+    pub(super) fn stands_at(&self, rank: u32) -> Instant {
+        let silent_at = self.heard.map(|heard| heard + LEASE + MARGIN + STAGGER * rank + self.jitter);
+        silent_at.map_or(self.not_before, |silent_at| silent_at.max(self.not_before))
+    }
+
+    /// Whether to stand for election now.
     pub(super) fn stands(&mut self, now: Instant, rank: u32) -> bool {
-        let silent = self.heard.is_none_or(|heard| now >= heard + LEASE + MARGIN + STAGGER * rank + self.jitter);
-        let stands = silent && now >= self.not_before;
+        let stands = now >= self.stands_at(rank);
         if stands {
             self.not_before = now + ROUND + random(ROUND);
             self.jitter = random(STAGGER);
