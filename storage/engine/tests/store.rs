@@ -184,6 +184,33 @@ fn a_state_is_installed_under_its_readers() {
 
 /// However entries are grouped into writes, and across a restart.
 #[test]
+fn sizes_stay_while_nothing_is_said_to_have_changed() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&shared(), directory.path()).unwrap();
+    let mut before = store.changes();
+    let mut changed = || std::mem::replace(&mut before, store.changes()) < store.changes();
+    assert!(!changed());
+    for index in 1..=3 {
+        apply(&store, index, |batch| batch.put(Family::Cell, format!("{index}").as_bytes(), &[7; 10_000]));
+        assert!(changed());
+        store.flush().unwrap();
+        assert!(changed());
+        let sizes = store.sizes().unwrap();
+        let figures = store.figures().unwrap();
+        assert_eq!((sizes.live_file_bytes, sizes.memtable_bytes), (figures.live_file_bytes, figures.memtable_bytes));
+        assert!(sizes.live_file_bytes > 0);
+        assert!(!changed(), "looking changes nothing");
+    }
+    store.compact().unwrap().wait().unwrap();
+    assert!(changed());
+    let copy = directory.path().join("copy");
+    store.checkpoint(&copy).unwrap();
+    changed();
+    store.install(&copy).unwrap();
+    assert!(changed());
+}
+
+#[test]
 fn a_batch_whose_base_never_took_effect_is_void() {
     let link = |chain, place| Link { term: 4, chain, place };
     let linked = |index, link, key: &[u8]| {

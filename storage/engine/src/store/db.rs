@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use rocksdb::{BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions};
@@ -39,8 +40,14 @@ pub(super) struct Cleared {
 }
 
 impl Db {
-    pub(super) fn open(shared: &Shared, directory: &Path, judge: Option<Arc<dyn CellJudge>>) -> Result<Arc<Self>, Fault> {
-        let reports = Arc::new(Reports::default());
+    /// Counts flushes and compactions in `changes`.
+    pub(super) fn open(
+        shared: &Shared,
+        directory: &Path,
+        judge: Option<Arc<dyn CellJudge>>,
+        changes: &Arc<AtomicU64>,
+    ) -> Result<Arc<Self>, Fault> {
+        let reports = Arc::new(Reports::new(changes.clone()));
         let sweep = judge.map(Sweep::new);
         let options = shared.database();
         health::listen(&options, reports.clone());

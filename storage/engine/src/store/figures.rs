@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use rocksdb::properties as names;
+use rocksdb::properties::{self as names, PropName};
 
 use super::Fault;
 use super::db::Db;
@@ -47,12 +47,32 @@ pub struct Figures {
     pub swept_bytes: u64,
 }
 
+/// The bytes that a store takes: the figures that are asked for often.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// As [`Figures::live_file_bytes`].
+    pub live_file_bytes: u64,
+    /// As [`Figures::memtable_bytes`].
+    pub memtable_bytes: u64,
+}
+
+fn one(db: &Db, family: Family, name: &PropName) -> Result<u64, Fault> {
+    let value = db.raw().property_int_value_cf(db.family(family), name);
+    value.map(Option::unwrap_or_default).map_err(|error| db.fault("read a property of", error))
+}
+
+fn sum(db: &Db, name: &PropName) -> Result<u64, Fault> {
+    Family::ALL.into_iter().try_fold(0, |sum, family| Ok(sum + one(db, family, name)?))
+}
+
+pub(super) fn sizes(db: &Db) -> Result<Sizes, Fault> {
+    Ok(Sizes { live_file_bytes: sum(db, names::LIVE_SST_FILES_SIZE)?, memtable_bytes: sum(db, names::SIZE_ALL_MEM_TABLES)? })
+}
+
 pub(super) fn read(db: &Db) -> Result<Figures, Fault> {
-    let one = |family: Family, name: &rocksdb::properties::PropName| {
-        let value = db.raw().property_int_value_cf(db.family(family), name);
-        value.map(Option::unwrap_or_default).map_err(|error| db.fault("read a property of", error))
-    };
-    let sum = |name| Family::ALL.into_iter().try_fold(0, |sum, family| Ok::<u64, Fault>(sum + one(family, name)?));
+    let one = |family, name| one(db, family, name);
+    let sum = |name| sum(db, name);
+    let Sizes { live_file_bytes, memtable_bytes } = sizes(db)?;
     let files_at = |family: Family, level| {
         let value = db.raw().property_value_cf(db.family(family), names::num_files_at_level(level));
         value
@@ -61,8 +81,8 @@ pub(super) fn read(db: &Db) -> Result<Figures, Fault> {
     };
     let mut figures = Figures {
         file_bytes: sum(names::TOTAL_SST_FILES_SIZE)?,
-        live_file_bytes: sum(names::LIVE_SST_FILES_SIZE)?,
-        memtable_bytes: sum(names::SIZE_ALL_MEM_TABLES)?,
+        live_file_bytes,
+        memtable_bytes,
         heads_estimated: one(Family::Head, names::ESTIMATE_NUM_KEYS)?,
         cells_estimated: one(Family::Cell, names::ESTIMATE_NUM_KEYS)?,
         pending_compaction_bytes: sum(names::ESTIMATE_PENDING_COMPACTION_BYTES)?,

@@ -7,6 +7,7 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use librocksdb_sys as ffi;
@@ -30,8 +31,11 @@ pub enum Health {
 }
 
 /// What background threads reported, and when the file system was last looked at.
-#[derive(Default)]
-pub(super) struct Reports(Mutex<State>);
+pub(super) struct Reports {
+    state: Mutex<State>,
+    /// Counts flushes and compactions, among others' changes.
+    changes: Arc<AtomicU64>,
+}
 
 #[derive(Default)]
 struct State {
@@ -40,9 +44,13 @@ struct State {
 }
 
 impl Reports {
+    pub(super) fn new(changes: Arc<AtomicU64>) -> Self {
+        Reports { state: Mutex::default(), changes }
+    }
+
     pub(super) fn report(&self, error: String) {
         tracing::error!(%error, "RocksDB failed in the background");
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         // What is not about space stays: it does not go away by itself.
         if state.reported.as_ref().is_none_or(|old| is_no_space(old)) {
             state.reported = Some(error);
@@ -51,12 +59,12 @@ impl Reports {
 
     /// What was reported and has not gone away.
     pub(super) fn reported(&self) -> Option<String> {
-        self.0.lock().reported.clone()
+        self.state.lock().reported.clone()
     }
 
     /// The state of things. `works` tries a write that changes nothing.
     pub(super) fn health(&self, directory: &Path, reserve: u64, works: impl FnOnce() -> bool) -> Health {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let fresh = state.looked.as_ref().filter(|(at, _)| at.elapsed() < LOOK_EVERY);
         let looked_now = fresh.is_none();
         let lack = match fresh {
@@ -101,7 +109,7 @@ pub(super) fn resume_when_space_returns(options: &Options, env: &Env) {
     }
 }
 
-/// Sends RocksDB's background errors to `reports`.
+/// Sends RocksDB's background errors, flushes and compactions to `reports`.
 pub(super) fn listen(options: &Options, reports: Arc<Reports>) {
     let state = Arc::into_raw(reports).cast_mut().cast::<c_void>();
     // SAFETY: the listener owns `state` and gives it back in `release`; the options own the listener. RocksDB calls every callback, so none may be null.
@@ -110,9 +118,9 @@ pub(super) fn listen(options: &Options, reports: Arc<Reports>) {
             state,
             Some(release),
             Some(ignore_flush),
-            Some(ignore_flush),
+            Some(flushed),
             Some(ignore_compaction),
-            Some(ignore_compaction),
+            Some(compacted),
             Some(ignore_subcompaction),
             Some(ignore_subcompaction),
             Some(ignore_ingested),
@@ -139,6 +147,23 @@ unsafe extern "C" fn background_error(state: *mut c_void, _reason: u32, status: 
             ffi::rocksdb_free(text.cast());
         }
     }
+}
+
+/// # Safety
+/// `state` is that of a listener that is not released.
+unsafe fn note_change(state: *mut c_void) {
+    // SAFETY: the caller's word.
+    unsafe { (*state.cast::<Reports>()).changes.fetch_add(1, Ordering::Release) };
+}
+
+unsafe extern "C" fn flushed(state: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_flushjobinfo_t) {
+    // SAFETY: `state` is alive until `release`.
+    unsafe { note_change(state) };
+}
+
+unsafe extern "C" fn compacted(state: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_compactionjobinfo_t) {
+    // SAFETY: `state` is alive until `release`.
+    unsafe { note_change(state) };
 }
 
 unsafe extern "C" fn ignore_flush(_: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_flushjobinfo_t) {}

@@ -44,7 +44,7 @@ use crate::batch::{self, Family, Link};
 pub use compact::Compaction;
 use db::{Cleared, Db};
 pub use fault::Fault;
-pub use figures::Figures;
+pub use figures::{Figures, Sizes};
 pub use health::Health;
 pub use options::{Settings, Shared};
 pub use sweep::{CellJudge, Owned};
@@ -106,6 +106,7 @@ struct Inner {
     db: ArcSwapOption<Db>,
     compaction: Mutex<Option<Arc<Compaction>>>,
     applied_bytes: AtomicU64,
+    changes: Arc<AtomicU64>,
 }
 
 impl Store {
@@ -124,7 +125,8 @@ impl Store {
 
     fn open_with(shared: &Shared, path: PathBuf, judge: Option<Arc<dyn CellJudge>>) -> Result<Self, Fault> {
         let directory = directory::current(&path)?;
-        let db = Db::open(shared, &directory, judge.clone())?;
+        let changes = Arc::default();
+        let db = Db::open(shared, &directory, judge.clone(), &changes)?;
         let db = ArcSwapOption::new(Some(db));
         Ok(Self {
             inner: Arc::new(Inner {
@@ -134,6 +136,7 @@ impl Store {
                 db,
                 compaction: Mutex::default(),
                 applied_bytes: AtomicU64::new(0),
+                changes,
             }),
         })
     }
@@ -225,7 +228,17 @@ impl Store {
         db.write(records, patience)?;
         let bytes: usize = writes.iter().map(|write| write.batch.len()).sum();
         self.inner.applied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.changed();
         Ok(())
+    }
+
+    fn changed(&self) {
+        self.inner.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Grows after every write, flush and compaction: while it stays, so do records and [`Sizes`], except for what readers of older states keep in memory.
+    pub fn changes(&self) -> u64 {
+        self.inner.changes.load(Ordering::Acquire)
     }
 
     /// Bytes of batches applied since the store was opened.
@@ -249,6 +262,7 @@ impl Store {
                 for family in families(cleared.empty) {
                     db.delete_files(family)?;
                 }
+                self.changed();
             }
             Ok(()) => {}
             Err(fault) => tracing::warn!(%fault, "the space of cleared records comes back later"),
@@ -299,6 +313,11 @@ impl Store {
         self.inner.compaction.lock().clone()
     }
 
+    /// The bytes that it takes; cheaper than all [`figures`](Store::figures).
+    pub fn sizes(&self) -> Result<Sizes, Fault> {
+        figures::sizes(&*self.db()?)
+    }
+
     /// Sizes and counts, for metrics and status.
     pub fn figures(&self) -> Result<Figures, Fault> {
         figures::read(&*self.db()?)
@@ -341,12 +360,13 @@ impl Store {
         let name = directory::next_name(&old.directory);
         let next = self.inner.path.join(&name);
         directory::adopt(received, &next)?;
-        let db = Db::open(&self.inner.shared, &next, self.inner.judge.clone())?;
+        let db = Db::open(&self.inner.shared, &next, self.inner.judge.clone(), &self.inner.changes)?;
         directory::point_at(&self.inner.path, &name)?;
         if let Some(compaction) = &*self.inner.compaction.lock() {
             compaction.cancel();
         }
         self.inner.db.store(Some(db));
+        self.changed();
         old.stop();
         // RocksDB keeps its open files readable for those who still hold snapshots.
         directory::remove(&old.directory)
