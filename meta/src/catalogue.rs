@@ -299,6 +299,22 @@ impl Meta {
         }
     }
 
+    /// What this meta shows, once it is certain that no other has decided anything by the time of the call. So whoever was told of a table before
+    /// it asked finds it here, through whichever process it was told.
+    ///
+    /// # Errors
+    /// [`MetaError::NotLeading`], also without a majority of the metas.
+    pub(crate) async fn confirmed(&self) -> Result<Arc<Picture>, MetaError> {
+        let term = self.group.confirm().await.map_err(|error| self.refused(error))?;
+        let picture = self.picture.borrow().clone();
+        if picture.term == Some(term) {
+            return Ok(picture);
+        }
+        // It has only just come to lead, and shows what was before.
+        self.take_the_lead().await?;
+        self.picture()
+    }
+
     /// The member of the group, for letters that arrive and for figures.
     pub fn group(&self) -> &Group {
         &self.group

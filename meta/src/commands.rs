@@ -119,26 +119,35 @@ impl Meta {
         Ok(self.picture()?.state.tables.values().cloned().collect())
     }
 
+    /// The table of a name that serves; `None`: at some moment since the call there was none. One that is being created does not serve yet: nobody
+    /// has written to it.
+    ///
+    /// # Errors
+    /// [`MetaError::NotLeading`].
+    pub async fn find_table(&self, name: &str) -> Result<Option<Arc<Table>>, MetaError> {
+        let picture = self.confirmed().await?;
+        let serving = picture.state.named(name).filter(|record| record.status == Status::Ready);
+        Ok(serving.map(|record| record.table.clone()))
+    }
+
     /// The table of a name, created as configured when it is missing, once it can be written.
     ///
     /// # Errors
     /// As [`Meta::create`].
     pub async fn ensure_table(&self, name: &str) -> Result<Arc<Table>, MetaError> {
         loop {
-            let known = self.picture()?.state.named(name).map(|record| record.table.clone());
+            let known = self.confirmed().await?.state.named(name).map(|record| record.table.clone());
             if let Some(table) = known {
                 self.until_settled(&table).await?;
                 // Changed or dropped meanwhile: what is there now is meant.
-                let now = self.picture()?.state.named(name).map(|record| record.table.clone());
-                match now {
-                    Some(now) if now == table => return Ok(table),
+                match self.picture()?.state.named(name) {
+                    Some(now) if now.table == table && now.status == Status::Ready => return Ok(table),
                     _ => continue,
                 }
             }
             match self.create(name, None, None, BTreeMap::new()).await {
-                Ok(table) => return Ok(table),
-                // Somebody was faster.
-                Err(MetaError::Refused(Refusal::Exists(_))) => {}
+                // Somebody was faster, or it is made: seen to serve, it is what everybody finds from now on.
+                Ok(_) | Err(MetaError::Refused(Refusal::Exists(_))) => {}
                 Err(error) => return Err(error),
             }
         }

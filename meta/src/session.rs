@@ -161,6 +161,14 @@ impl Meta {
                     Ok(table) => Told::Table((*table).clone()),
                     Err(error) => meta.told(error),
                 },
+                Ask::FindTable { name } => match meta.find_table(&name).await {
+                    Ok(found) => Told::Found(found.map(|table| (*table).clone())),
+                    Err(error) => meta.told(error),
+                },
+                Ask::ListTables => match meta.confirmed().await {
+                    Ok(picture) => Told::Tables(picture.tables.values().map(|table| (**table).clone()).collect()),
+                    Err(error) => meta.told(error),
+                },
                 Ask::Admin { method, path, body } => match meta.picture() {
                     Ok(_) => admin_answer(meta, local, &method, &path, body).await?,
                     Err(error) => meta.told(error),

@@ -24,6 +24,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use cluster::NAME_BYTES_MAX;
 use cluster::news::Server;
 use cluster::{Member, PartitionId, Placement, ServerId, Table, TableId};
 use serde::{Deserialize, Serialize};
@@ -31,8 +32,6 @@ use serde::{Deserialize, Serialize};
 use crate::envs;
 use crate::placement::NotEnough;
 
-/// The most bytes of a table's name.
-pub const NAME_BYTES_MAX: usize = 64;
 /// The most partitions of a table.
 pub const PARTITIONS_MAX: u32 = 1024;
 /// The most partitions of all tables, those that are being dropped included.

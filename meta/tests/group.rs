@@ -22,6 +22,13 @@ fn meta_of(metas: &[Option<OneMeta>], index: usize) -> Arc<meta::Meta> {
     metas[index].as_ref().unwrap().meta.clone()
 }
 
+/// What a meta says to a question.
+async fn ask(net: &Arc<Net>, address: &str, ask: Ask) -> Told {
+    let to = To::Address(address.to_owned());
+    let answer = net.call(to, Service::Meta, news::encode(&ask), std::time::Duration::from_secs(10)).await;
+    news::decode::<Told>(&answer.unwrap()).unwrap()
+}
+
 async fn status_of(meta: &meta::Meta, name: &str) -> Status {
     let status = || Some(meta.picture().ok()?.state.named(name)?.status);
     until("the table is known", status).await
@@ -70,12 +77,9 @@ async fn a_create_is_finished_by_the_next_leader() {
     // Whatever is asked of a meta that does not lead, it says who does.
     let third = (0..3).find(|index| ![first, second].contains(index)).unwrap();
     let net = Net::new(NetOptions::new(ServerId(3000), "nowhere:1")).unwrap();
-    let ask = |address: String, ask: Ask| {
+    let ask = |address: String, question: Ask| {
         let net = net.clone();
-        async move {
-            let answer = net.call(To::Address(address), Service::Meta, news::encode(&ask), std::time::Duration::from_secs(10)).await;
-            news::decode::<Told>(&answer.unwrap()).unwrap()
-        }
+        async move { ask(&net, &address, question).await }
     };
     let ensure = || Ask::EnsureTable { name: "db3".into() };
     let Told::NotLeading(other) = ask(addresses[third].clone(), ensure()).await else { panic!("it does not lead") };
@@ -119,4 +123,42 @@ async fn reports_rebuild_routes_and_a_drop_is_resumed() {
     until("the dropped table is forgotten", || (meta.picture().ok()?.state.tables.len() == 1).then_some(())).await;
     let statuses = meta.server_statuses(&meta.picture().unwrap());
     assert!(statuses.iter().all(|server| server.state == "up" && server.replicas == 4), "{statuses:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_is_found_as_soon_as_anybody_can_know_it_and_only_by_a_meta_that_surely_leads() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut metas, addresses) = metas(dir.path()).await;
+    let _servers = Servers::start(3, &addresses).await;
+    let first = leader(&metas).await;
+    let meta = meta_of(&metas, first);
+    let net = Net::new(NetOptions::new(ServerId(3000), "nowhere:1")).unwrap();
+    let find = |name: &str| Ask::FindTable { name: name.into() };
+    let leading = &addresses[first];
+    assert_eq!(ask(&net, leading, find("db3")).await, Told::Found(None));
+    assert_eq!(ask(&net, leading, Ask::ListTables).await, Told::Tables(Vec::new()), "to ask makes none");
+    let Told::Table(made) = ask(&net, leading, Ask::EnsureTable { name: "db3".into() }).await else { panic!("the table is made") };
+    for _ in 0..3 {
+        assert_eq!(ask(&net, leading, find("db3")).await, Told::Found(Some(made.clone())));
+        assert_eq!(ask(&net, leading, find("db30")).await, Told::Found(None));
+        assert_eq!(ask(&net, leading, Ask::ListTables).await, Told::Tables(vec![made.clone()]));
+    }
+    meta.drop_table("db3").await.unwrap();
+    assert_eq!(ask(&net, leading, find("db3")).await, Told::Found(None));
+    let other = &addresses[(first + 1) % 3];
+    let Told::NotLeading(hint) = ask(&net, other, find("db3")).await else { panic!("it does not lead") };
+    assert_eq!(hint.leader.as_ref(), Some(leading));
+    // Without the others it can't know what they have decided, though it still takes itself for the leader.
+    for index in (0..3).filter(|index| *index != first) {
+        metas[index].take().unwrap().kill().await;
+    }
+    let began = std::time::Instant::now();
+    while let Told::Found(found) = ask(&net, leading, find("db3")).await {
+        assert_eq!(found, None);
+        assert!(began.elapsed() < std::time::Duration::from_secs(1), "its lease is over");
+    }
+    for question in [find("db3"), find("db4"), Ask::ListTables, Ask::EnsureTable { name: "db4".into() }] {
+        let told = ask(&net, leading, question.clone()).await;
+        assert!(matches!(told, Told::NotLeading(_)), "{question:?}: {told:?}");
+    }
 }

@@ -4,6 +4,7 @@
 //! the [`Batches`], so that a pipeline of any length costs few calls. What must not wait for them or be waited for (PING, SELECT) is
 //! answered on the spot; everything else the session does makes the chunk carry out first what came before ([`Session::flush`]).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -55,6 +56,12 @@ pub(crate) struct Chunk {
     writes: bool,
     /// How often the ops that may be carried out at once have doubled.
     doublings: u32,
+    /// There was no table of this name when it was asked for. That holds for all commands of the chunk, which had come by then, up to one
+    /// that does something.
+    pub(crate) absent: Option<Arc<str>>,
+    /// Whether some table is there could not be learnt, or none could be made: the rest of the chunk is refused without waiting as long again.
+    pub(crate) unknown: Option<CallError>,
+    pub(crate) unmade: Option<CallError>,
 }
 
 impl Default for Chunk {
@@ -68,6 +75,9 @@ impl Default for Chunk {
             large_ops: 0,
             writes: false,
             doublings: 0,
+            absent: None,
+            unknown: None,
+            unmade: None,
         }
     }
 }
@@ -118,7 +128,7 @@ enum Next {
     Done,
     /// Nothing: CLIENT PAUSE holds it back.
     Pause,
-    /// Ops on a table that does not exist.
+    /// Ops on a table that this proxy has not heard of.
     NoTable(Rows, Known),
     /// The session's own.
     Call(Call, Known),
@@ -132,6 +142,7 @@ impl Session {
         self.chunk.started = Instant::now();
         self.client.touch(self.chunk.started);
         self.chunk.doublings = 0;
+        (self.chunk.absent, self.chunk.unknown, self.chunk.unmade) = (None, None, None);
         let mut taken = 0;
         for &extent in extents {
             if self.closing || self.client.is_killed() {
@@ -210,6 +221,12 @@ impl Session {
 
     /// Puts ops into the batches.
     fn place(&mut self, rows: Rows, known: Known, extent: Extent) -> Next {
+        self.table();
+        self.place_on_table(rows, known, extent)
+    }
+
+    /// As [`Session::place`], on the table that was looked up last.
+    fn place_on_table(&mut self, rows: Rows, known: Known, extent: Extent) -> Next {
         if known.command.is(flags::WRITE) {
             let bytes_max = self.proxy.settings.load().write_bytes_max;
             if rows.ops.iter().map(Op::bytes).sum::<usize>() > bytes_max + 64 * 1024 {
@@ -217,7 +234,6 @@ impl Session {
                 return self.reject(Some(known), extent, Reply::error(line));
             }
         }
-        self.table();
         let Some(table) = self.table.as_deref() else { return Next::NoTable(rows, known) };
         rows.ops.iter().for_each(|op| self.chunk.note(op));
         let mut lines = SmallVec::new();
@@ -250,7 +266,10 @@ impl Session {
         let reply = match call {
             Call::Ping(None) => Reply::Status("PONG".into()),
             Call::Ping(Some(word)) | Call::Echo(word) => Reply::Bulk(word),
-            Call::Select(word) => self.select(&word),
+            Call::Select(word) => match self.named_at_once(&word) {
+                Some(named) => self.select(named),
+                None => return Next::Call(Call::Select(word), known),
+            },
             Call::Multi => self.transaction.open(),
             Call::Discard => self.transaction.discard(),
             Call::Unwatch => {
@@ -280,7 +299,9 @@ impl Session {
                 self.flush(bytes, out).await;
                 self.client.shown.lock().last_command = Some(known.command.name);
                 let is_reply_mode = matches!(call, Call::Client(ClientCall::Reply(_)));
-                if let Some(reply) = self.call(call).await {
+                let reply = self.call(call).await;
+                self.chunk.absent = None;
+                if let Some(reply) = reply {
                     // CLIENT REPLY ON answers; OFF and SKIP leave out their own reply, too.
                     let silent = if is_reply_mode { self.silence != Silence::None } else { self.is_silent() };
                     self.chunk.entries.push(Entry { known: Some(known), extent, silent, state: State::Ready(reply) });
@@ -301,7 +322,10 @@ impl Session {
         Some(match call {
             Call::Ping(None) => Reply::Status("PONG".into()),
             Call::Ping(Some(word)) | Call::Echo(word) => Reply::Bulk(word),
-            Call::Select(word) => self.select(&word),
+            Call::Select(word) => match self.named(&word).await {
+                Ok(named) => self.select(named),
+                Err(reply) => reply,
+            },
             Call::Quit => {
                 self.closing = true;
                 Reply::OK
@@ -338,18 +362,23 @@ impl Session {
         })
     }
 
-    /// Ops on a table that is not there: they find nothing, and only one that would write something creates it.
+    /// Ops on a table that this proxy has not heard of. If it is not there, they find nothing, and only one that would write something
+    /// creates it.
     async fn without_table(&mut self, rows: Rows, known: Known, extent: Extent) -> Next {
-        match on_nothing(&rows.ops) {
-            Ok(Some(outcomes)) => {
-                let reply = rows.wording.reply(outcomes);
-                self.ready(known, extent, reply)
-            }
-            Ok(None) => match self.ensure_table().await {
-                Ok(_) => self.place(rows, known, extent),
-                Err(reply) => self.reject(Some(known), extent, reply),
+        let found = match on_nothing(&rows.ops) {
+            Ok(Some(outcomes)) => match self.find_table().await {
+                Ok(None) => {
+                    let reply = rows.wording.reply(outcomes);
+                    return self.ready(known, extent, reply);
+                }
+                found => found.map(drop),
             },
-            Err(fault) => self.reject(Some(known), extent, words::call_error(&CallError::Fault(fault.0))),
+            Ok(None) => self.ensure_table().await.map(drop),
+            Err(fault) => Err(words::call_error(&CallError::Fault(fault.0))),
+        };
+        match found {
+            Ok(()) => self.place_on_table(rows, known, extent),
+            Err(reply) => self.reject(Some(known), extent, reply),
         }
     }
 
@@ -361,6 +390,7 @@ impl Session {
         if !self.chunk.batches.is_empty() {
             let deadline = self.chunk.started + Duration::from_millis(self.proxy.settings.load().call_deadline_ms);
             self.chunk.batches.carry_out(&self.proxy, deadline).await;
+            self.chunk.absent = None;
         }
         let mut entries = std::mem::take(&mut self.chunk.entries);
         let now = Instant::now();

@@ -8,7 +8,7 @@ use commands::Reply;
 use row::key;
 use row::op::{Answer, Deadline, Kind, Op, Refusal, Request, Response, Ttl};
 
-use crate::session::Session;
+use crate::session::{Named, Session};
 use crate::{router, words};
 
 /// Rows that KEYS looks at per call.
@@ -65,7 +65,11 @@ fn weighted(weights: &[u64], seed: u64) -> u32 {
 impl Session {
     /// KEYS: every page of every partition, up to what may wait for one client.
     pub(crate) async fn keys(&mut self, glob: Bytes) -> Reply {
-        let Some(table) = self.table().cloned() else { return Reply::Array(Vec::new()) };
+        let table = match self.find_table().await {
+            Ok(Some(table)) => table,
+            Ok(None) => return Reply::Array(Vec::new()),
+            Err(reply) => return reply,
+        };
         let bytes_max = self.proxy.settings.load().output_bytes_max;
         let (mut all, mut bytes) = (Vec::new(), 0);
         for partition in router::partitions(&table) {
@@ -91,8 +95,12 @@ impl Session {
 
     /// SCAN: about `count` rows from the cursor on, over the end of a partition into the next.
     pub(crate) async fn scan(&mut self, cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<Kind>, none: bool) -> Reply {
-        let table = if none { None } else { self.table().cloned() };
-        let (Some(table), Some(slot)) = (table, key::position_slot(cursor)) else { return scanned(0, Vec::new()) };
+        let Some(slot) = key::position_slot(cursor).filter(|_| !none) else { return scanned(0, Vec::new()) };
+        let table = match self.find_table().await {
+            Ok(Some(table)) => table,
+            Ok(None) => return scanned(0, Vec::new()),
+            Err(reply) => return reply,
+        };
         let (mut partition, mut cursor, mut found) = (table.partition_of(slot), cursor, Vec::new());
         for _ in 0..SCAN_PARTITIONS_MAX {
             let wanted = count.saturating_sub(found.len() as u64).max(1);
@@ -135,7 +143,11 @@ impl Session {
     /// If many of these are of its slot, as they have one hash tag, the one next to a random place in the slot. Partitions without live
     /// rows are passed over.
     pub(crate) async fn random_key(&mut self) -> Reply {
-        let Some(table) = self.table().cloned() else { return Reply::Nil };
+        let table = match self.find_table().await {
+            Ok(Some(table)) => table,
+            Ok(None) => return Reply::Nil,
+            Err(reply) => return reply,
+        };
         self.random_row(&table).await.map_or_else(|reply| reply, |found| found.map_or(Reply::Nil, Reply::Bulk))
     }
 
@@ -195,14 +207,18 @@ impl Session {
 
     /// COPY source destination DB n.
     pub(crate) async fn copy_row(&mut self, from: Bytes, to: Bytes, table: &[u8], replace: bool) -> Reply {
-        let name = match self.table_named(table) {
-            Ok(name) => name,
-            Err(reply) => return reply,
+        let name = match self.named(table).await {
+            Ok(Named::Table(name)) => name,
+            Ok(Named::Nothing(reply)) | Err(reply) => return reply,
         };
         if name == self.table_name && from == to {
             return Reply::error(words::SAME_OBJECT);
         }
-        let Some(source) = self.table().cloned() else { return Reply::Int(0) };
+        let source = match self.find_table().await {
+            Ok(Some(source)) => source,
+            Ok(None) => return Reply::Int(0),
+            Err(reply) => return reply,
+        };
         let dump = self.ask(router::partition_of(&source, &from), Op::Dump { key: from }).await;
         match dump {
             Ok(Ok(Answer::Nil)) => Reply::Int(0),
@@ -214,14 +230,18 @@ impl Session {
 
     /// MOVE key db: copied, then deleted provided that nobody has touched it. For a moment a reader may find it in both tables.
     pub(crate) async fn move_row(&mut self, key: Bytes, table: &[u8]) -> Reply {
-        let name = match self.table_named(table) {
-            Ok(name) => name,
-            Err(reply) => return reply,
+        let name = match self.named(table).await {
+            Ok(Named::Table(name)) => name,
+            Ok(Named::Nothing(reply)) | Err(reply) => return reply,
         };
         if name == self.table_name {
             return Reply::error(words::SAME_OBJECT);
         }
-        let Some(source) = self.table().cloned() else { return Reply::Int(0) };
+        let source = match self.find_table().await {
+            Ok(Some(source)) => source,
+            Ok(None) => return Reply::Int(0),
+            Err(reply) => return reply,
+        };
         self.move_between(&source, key, &name).await.map_or_else(|reply| reply, |moved| Reply::Int(i64::from(moved)))
     }
 
@@ -262,7 +282,8 @@ impl Session {
     /// Writes a dumped row into a table; `false`: there is one.
     async fn restore(&mut self, name: &str, to: Bytes, row: Answer, replace: bool) -> Result<bool, Reply> {
         let Answer::Content { content, expires_at_ms } = row else { return Err(commands::words::no_answer()) };
-        let target = router::ensure(&self.proxy, name).await?;
+        let target = router::ensure(&self.proxy, name).await.map_err(|error| words::catalogue_error(&error))?;
+        let target = target.ok_or_else(|| words::no_table(name.as_bytes()))?;
         let until = |at| Ttl::Until(Deadline::At(i64::try_from(at).unwrap_or(i64::MAX)));
         let ttl = expires_at_ms.map_or(Ttl::Default, until);
         let partition = router::partition_of(&target, &to);
@@ -274,7 +295,8 @@ impl Session {
     }
 
     async fn remove(&mut self, name: &str, key: Bytes) -> Result<(), Reply> {
-        let Some(table) = self.proxy.catalogue.table(name) else { return Ok(()) };
+        let found = router::find(&self.proxy, name).await.map_err(|error| words::catalogue_error(&error))?;
+        let Some(table) = found else { return Ok(()) };
         self.ask(router::partition_of(&table, &key), Op::Delete { key }).await.map(drop)
     }
 

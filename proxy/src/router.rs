@@ -271,12 +271,28 @@ pub(crate) fn is_numbered(proxy: &Proxy, name: &str) -> bool {
 
 /// The table by its name; a numbered one is created when it is missing. A named one may be missing because it was dropped after a client had
 /// selected it: it must not come back by that client's next write.
-pub(crate) async fn ensure(proxy: &Proxy, name: &str) -> Result<Arc<Table>, Reply> {
+pub(crate) async fn ensure(proxy: &Proxy, name: &str) -> Result<Option<Arc<Table>>, CallError> {
     if !is_numbered(proxy, name) {
-        return proxy.catalogue.table(name).ok_or_else(|| crate::words::no_table(name.as_bytes()));
+        return find(proxy, name).await;
     }
+    learn(proxy, || proxy.catalogue.ensure(name)).await.map(Some)
+}
+
+/// The table by its name, whether this proxy has heard of it yet or not. `None`: at some moment since the call there was none.
+pub(crate) async fn find(proxy: &Proxy, name: &str) -> Result<Option<Arc<Table>>, CallError> {
+    learn(proxy, || proxy.catalogue.find(name)).await
+}
+
+/// All tables, those that this proxy has not heard of yet among them.
+pub(crate) async fn find_all(proxy: &Proxy) -> Result<Vec<Arc<Table>>, CallError> {
+    learn(proxy, || proxy.catalogue.find_all()).await
+}
+
+/// Asks the catalogue until a deadline. Its questions may be given up at any time, unlike requests to partitions.
+async fn learn<'a, T>(proxy: &Proxy, attempt: impl Fn() -> Boxed<'a, Result<T, CallError>>) -> Result<T, CallError> {
     let deadline = Instant::now() + Duration::from_millis(proxy.settings.load().call_deadline_ms);
-    insist(proxy, deadline, || proxy.catalogue.ensure(name)).await.map_err(|error| crate::words::call_error(&error))
+    let asked = tokio::time::timeout_at(deadline.into(), insist(proxy, deadline, attempt)).await;
+    asked.unwrap_or_else(|_| Err(CallError::NoLeader("none has answered in time".to_owned())))
 }
 
 /// Nothing was done, and it may be possible soon.

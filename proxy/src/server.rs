@@ -119,7 +119,12 @@ async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -
 /// Empties every partition of every table. Atomic for each partition; Redis's is for the server.
 async fn flush_all(proxy: &Proxy) -> Reply {
     let deadline = Instant::now() + Duration::from_millis(proxy.settings.load().call_deadline_ms);
-    let partitions: Vec<_> = proxy.catalogue.tables().iter().flat_map(|table| router::partitions(table)).collect();
+    // A table that this proxy has not heard of yet must not be left out.
+    let tables = match router::find_all(proxy).await {
+        Ok(tables) => tables,
+        Err(error) => return words::catalogue_error(&error),
+    };
+    let partitions: Vec<_> = tables.iter().flat_map(|table| router::partitions(table)).collect();
     let mut done = 0;
     for some in partitions.chunks(FLUSHES_AT_ONCE) {
         let mut cleared = Vec::with_capacity(some.len());

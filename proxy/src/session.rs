@@ -48,6 +48,14 @@ pub(crate) enum Silence {
     All,
 }
 
+/// What a client's word for a table means.
+pub(crate) enum Named {
+    /// The table of this name: a numbered one, there or not, or one that is there.
+    Table(Arc<str>),
+    /// Nothing, and what the client is told.
+    Nothing(Reply),
+}
+
 impl Session {
     pub(crate) fn new(proxy: Arc<Proxy>, client: Arc<Client>) -> Session {
         let authenticated = proxy.settings.load().password.is_none();
@@ -69,7 +77,7 @@ impl Session {
         }
     }
 
-    /// The selected table; `None` when it does not exist (yet).
+    /// The selected table, if this proxy has heard of it; whether there is one otherwise, [`Session::find_table`] tells.
     pub(crate) fn table(&mut self) -> Option<&Arc<Table>> {
         let version = self.proxy.catalogue.version();
         if self.catalogue_version != Some(version) {
@@ -79,38 +87,107 @@ impl Session {
         self.table.as_ref()
     }
 
+    /// The selected table, whether this proxy has heard of it yet or not; `None`: there is none. Another client may have made it a moment ago
+    /// through another proxy, and told this one's: so whoever keeps the catalogue is asked.
+    ///
+    /// # Errors
+    /// It could not be asked: whether the table is there is not known.
+    pub(crate) async fn find_table(&mut self) -> Result<Option<Arc<Table>>, Reply> {
+        if let Some(table) = self.table() {
+            return Ok(Some(table.clone()));
+        }
+        if self.chunk.absent.as_ref() == Some(&self.table_name) {
+            return Ok(None);
+        }
+        let name = self.table_name.clone();
+        let found = self.find_named(&name).await?;
+        match &found {
+            Some(table) => self.found(table),
+            None => self.chunk.absent = Some(name),
+        }
+        Ok(found)
+    }
+
+    /// Any table, whether this proxy has heard of it yet or not.
+    ///
+    /// # Errors
+    /// As [`Session::find_table`].
+    pub(crate) async fn find_named(&mut self, name: &str) -> Result<Option<Arc<Table>>, Reply> {
+        if let Some(error) = &self.chunk.unknown {
+            return Err(words::catalogue_error(error));
+        }
+        router::find(&self.proxy, name).await.map_err(|error| {
+            let reply = words::catalogue_error(&error);
+            self.chunk.unknown = Some(error);
+            reply
+        })
+    }
+
     /// The selected table; a numbered one is created when it is missing.
     pub(crate) async fn ensure_table(&mut self) -> Result<Arc<Table>, Reply> {
         if let Some(table) = self.table() {
             return Ok(table.clone());
         }
-        let table = router::ensure(&self.proxy, &self.table_name).await?;
-        self.catalogue_version = None;
-        Ok(table)
+        self.chunk.absent = None;
+        if let Some(error) = self.chunk.unknown.as_ref().or(self.chunk.unmade.as_ref()) {
+            return Err(words::catalogue_error(error));
+        }
+        match router::ensure(&self.proxy, &self.table_name).await {
+            Ok(Some(table)) => {
+                self.found(&table);
+                Ok(table)
+            }
+            Ok(None) => Err(words::no_table(self.table_name.as_bytes())),
+            Err(error) => {
+                let reply = words::catalogue_error(&error);
+                self.chunk.unmade = Some(error);
+                Err(reply)
+            }
+        }
     }
 
-    /// The name of the table that a word means: `3` is `db3`, any other word an existing table.
-    pub(crate) fn table_named(&self, word: &[u8]) -> Result<Arc<str>, Reply> {
+    /// The selected table is this one for what is done at once. The catalogue is looked into again for what comes after that.
+    fn found(&mut self, table: &Arc<Table>) {
+        self.table = Some(table.clone());
+        self.catalogue_version = None;
+    }
+
+    /// The table that a word means, if that can be said without asking: `3` is `db3`, any other word an existing table.
+    pub(crate) fn named_at_once(&self, word: &[u8]) -> Option<Named> {
         let databases = self.proxy.settings.load().databases;
         if let Some(number) = commands::args::integer(word) {
             let is_known = (0..i64::from(databases)).contains(&number);
-            return if is_known { Ok(format!("db{number}").into()) } else { Err(Reply::error(words::NO_DATABASE)) };
+            return Some(if is_known {
+                Named::Table(format!("db{number}").into())
+            } else {
+                Named::Nothing(Reply::error(words::NO_DATABASE))
+            });
         }
-        let name = std::str::from_utf8(word).ok();
-        match name {
-            Some(name) if router::is_numbered(&self.proxy, name) || self.proxy.catalogue.table(name).is_some() => Ok(name.into()),
-            _ => Err(words::no_table(word)),
-        }
+        let Some(name) = std::str::from_utf8(word).ok() else { return Some(Named::Nothing(words::no_table(word))) };
+        let is_known = router::is_numbered(&self.proxy, name) || self.proxy.catalogue.table(name).is_some();
+        is_known.then(|| Named::Table(name.into()))
     }
 
-    /// SELECT.
-    pub(crate) fn select(&mut self, word: &[u8]) -> Reply {
-        match self.table_named(word) {
-            Ok(name) => {
+    /// The table that a word means.
+    ///
+    /// # Errors
+    /// As [`Session::find_table`].
+    pub(crate) async fn named(&mut self, word: &[u8]) -> Result<Named, Reply> {
+        if let Some(named) = self.named_at_once(word) {
+            return Ok(named);
+        }
+        let found = self.find_named(&String::from_utf8_lossy(word)).await?;
+        Ok(found.map_or_else(|| Named::Nothing(words::no_table(word)), |table| Named::Table(table.name.as_str().into())))
+    }
+
+    /// SELECT of what a word means.
+    pub(crate) fn select(&mut self, named: Named) -> Reply {
+        match named {
+            Named::Table(name) => {
                 self.use_table(name);
                 Reply::OK
             }
-            Err(reply) => reply,
+            Named::Nothing(reply) => reply,
         }
     }
 

@@ -3,21 +3,25 @@
 //! Commands are planned while they are queued and carried out by EXEC. All their ops go into one request to one partition, so they are
 //! atomic and isolated; rows of several partitions are refused as a whole. Watched rows travel with the request as tokens that the
 //! partition's executor made ([`row::op::Watched`]), so nothing is watched between WATCH and EXEC, and no server keeps a list.
+//!
+//! A table that is missing is watched by its name. What EXEC does not find because its table is missing it reads as empty, unless EXEC makes
+//! the table itself: that comes first, so that nothing is read of before it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cluster::{PartitionId, Table};
+use cluster::{CallError, PartitionId, Table};
 use commands::plan::ClientCall;
 use commands::table::flags;
 use commands::{Plan, Planned, Reply, Rows, Session as Call, Wording};
 use row::op::{Answer, Op, Request, Response, Watched};
+use row::view::Fault;
 use smallvec::smallvec;
 
 use crate::dispatch::{Known, Queued, on_nothing};
 use crate::router::{self, Batches, Outcome};
-use crate::session::Session;
+use crate::session::{Named, Session};
 use crate::{keys, words};
 
 /// What a queued command takes beyond its words, about.
@@ -102,7 +106,15 @@ enum Step {
     Ready(Reply),
     /// Waits for so many outcomes.
     Rows(Wording, usize),
+    /// SELECT of this table.
+    Select(Arc<str>),
     Call(Call),
+}
+
+/// One command of a transaction before its table is looked up.
+enum Meant {
+    Rows(Arc<str>, Rows),
+    Other(Step),
 }
 
 /// The one request of a transaction while it is being put together.
@@ -123,10 +135,14 @@ impl Session {
         if self.transaction.watched.len() + keys.len() > watched_max {
             return Reply::error("ERR too many watched keys");
         }
-        let Some(table) = self.table().cloned() else {
-            let name = self.table_name.clone();
-            self.transaction.watched.push(Watch::NoTable(name));
-            return Reply::OK;
+        let table = match self.find_table().await {
+            Ok(Some(table)) => table,
+            Ok(None) => {
+                let name = self.table_name.clone();
+                self.transaction.watched.push(Watch::NoTable(name));
+                return Reply::OK;
+            }
+            Err(reply) => return reply,
         };
         let mut batches = Batches::default();
         let add = |key: Bytes| {
@@ -174,24 +190,21 @@ impl Session {
 
     /// All ops of the queue for one partition, and how each command is answered.
     async fn gather(&mut self, queue: Vec<Queued>) -> Result<(Vec<Step>, Gathered), Reply> {
+        let meant = self.meant(queue).await?;
+        for table in self.to_be_made(&meant)? {
+            self.use_table(table);
+            self.ensure_table().await?;
+        }
         let mut gathered = Gathered::default();
-        let mut steps = Vec::with_capacity(queue.len());
-        for (_, planned) in queue {
-            let step = match planned {
-                Err(reply) | Ok(Plan::Reply(reply)) => Step::Ready(reply),
-                Ok(Plan::Rows(rows)) => self.gather_rows(rows, &mut gathered).await?,
-                Ok(Plan::Session(call)) => match as_rows(call) {
-                    Plan::Rows(rows) => self.gather_rows(rows, &mut gathered).await?,
-                    Plan::Reply(reply) => Step::Ready(reply),
-                    Plan::Session(Call::Select(word)) => {
-                        // Later commands mean this table. The session goes back to its own until the commands run.
-                        self.select(&word);
-                        Step::Call(Call::Select(word))
-                    }
-                    Plan::Session(call) => Step::Call(call),
-                },
-            };
-            steps.push(step);
+        let mut steps = Vec::with_capacity(meant.len());
+        for command in meant {
+            steps.push(match command {
+                Meant::Rows(table, rows) => {
+                    self.use_table(table);
+                    self.gather_rows(rows, &mut gathered).await?
+                }
+                Meant::Other(step) => step,
+            });
         }
         let bytes_max = self.proxy.settings.load().write_bytes_max;
         if gathered.bytes > bytes_max + 64 * 1024 {
@@ -200,13 +213,52 @@ impl Session {
         Ok((steps, gathered))
     }
 
+    /// What each command means, and of which table: the one that was selected last. The session goes back to its own until the commands run.
+    async fn meant(&mut self, queue: Vec<Queued>) -> Result<Vec<Meant>, Reply> {
+        let mut meant = Vec::with_capacity(queue.len());
+        for (_, planned) in queue {
+            let plan = match planned {
+                Ok(Plan::Session(call)) => as_rows(call),
+                Ok(plan) => plan,
+                Err(reply) => Plan::Reply(reply),
+            };
+            meant.push(match plan {
+                Plan::Rows(rows) => Meant::Rows(self.table_name.clone(), rows),
+                Plan::Reply(reply) => Meant::Other(Step::Ready(reply)),
+                Plan::Session(Call::Select(word)) => Meant::Other(match self.named(&word).await? {
+                    Named::Table(name) => {
+                        self.use_table(name.clone());
+                        Step::Select(name)
+                    }
+                    Named::Nothing(reply) => Step::Ready(reply),
+                }),
+                Plan::Session(call) => Meant::Other(Step::Call(call)),
+            });
+        }
+        Ok(meant)
+    }
+
+    /// The tables that are missing, as far as is known here, and will be written to. They are made before anything else: between what is read of a
+    /// table as long as there is none and what is then written to it, others may write as well.
+    fn to_be_made(&mut self, meant: &[Meant]) -> Result<BTreeSet<Arc<str>>, Reply> {
+        let mut names = BTreeSet::new();
+        for command in meant {
+            let Meant::Rows(table, rows) = command else { continue };
+            self.use_table(table.clone());
+            if self.table().is_none() && on_nothing(&rows.ops).map_err(fault)?.is_none() {
+                names.insert(table.clone());
+            }
+        }
+        Ok(names)
+    }
+
     async fn gather_rows(&mut self, rows: Rows, gathered: &mut Gathered) -> Result<Step, Reply> {
-        let table = match self.table().cloned() {
+        let table = match self.find_table().await? {
             Some(table) => table,
-            None => match on_nothing(&rows.ops) {
-                Ok(Some(outcomes)) => return Ok(Step::Ready(rows.wording.reply(outcomes))),
-                Ok(None) => self.ensure_table().await?,
-                Err(fault) => return Err(words::call_error(&cluster::CallError::Fault(fault.0))),
+            None => match on_nothing(&rows.ops).map_err(fault)? {
+                Some(outcomes) => return Ok(Step::Ready(rows.wording.reply(outcomes))),
+                // It was dropped since it was made.
+                None => return Err(words::call_error(&CallError::NoTable)),
             },
         };
         for op in &rows.ops {
@@ -235,7 +287,7 @@ impl Session {
             match watch {
                 Watch::Row(partition, watched) => tokens.entry(partition).or_default().push(watched),
                 // Somebody has written to the table since. Whether to that very row is not known: better tried again than wrong.
-                Watch::NoTable(name) if self.proxy.catalogue.table(&name).is_some() => return Ok(None),
+                Watch::NoTable(name) if self.find_named(&name).await?.is_some() => return Ok(None),
                 Watch::NoTable(_) => {}
             }
         }
@@ -271,6 +323,10 @@ impl Session {
             replies.push(match step {
                 Step::Ready(reply) => reply,
                 Step::Rows(wording, count) => wording.reply(outcomes.by_ref().take(count).collect::<Vec<_>>()),
+                Step::Select(name) => {
+                    self.use_table(name);
+                    Reply::OK
+                }
                 Step::Call(Call::Client(ClientCall::Reply(mode))) => {
                     self.follow(crate::client::Effect::Mode(mode));
                     Reply::OK
@@ -282,6 +338,10 @@ impl Session {
         }
         Reply::Array(replies)
     }
+}
+
+fn fault(fault: Fault) -> Reply {
+    words::call_error(&CallError::Fault(fault.0))
 }
 
 /// Commands that take several calls as a rule, as ops of the one partition that a transaction has.

@@ -53,6 +53,17 @@ pub(crate) fn partly_done(error: &CallError) -> Reply {
     Reply::error(format!("UNKNOWNOUTCOME Done for the keys of some partitions, for those of others: {why}"))
 }
 
+/// The reply when it could not be learnt whether a table is there, or it could not be made.
+pub(crate) fn catalogue_error(error: &CallError) -> Reply {
+    match error {
+        CallError::NoLeader(why) => {
+            let why = one_line(why.as_bytes());
+            Reply::error(format!("CLUSTERDOWN The table can't be looked up or made now, nothing was done: {why}"))
+        }
+        other => call_error(other),
+    }
+}
+
 /// The reply when a named table is not there.
 pub(crate) fn no_table(name: &[u8]) -> Reply {
     Reply::error(format!("ERR no such table '{}'", one_line(name)))

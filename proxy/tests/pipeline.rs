@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use cluster::CallError;
-use kit::{Server, command};
+use kit::{Metas, Server, command};
 use tokio::io::AsyncReadExt;
 
 #[tokio::test]
@@ -245,4 +245,112 @@ async fn a_client_may_send_its_whole_pipeline_before_it_reads() {
         assert!(held.0 < 64 << 20, "{held:?} held for a client that reads slowly");
     }
     client.ask("PING", "+PONG\r\n").await;
+}
+
+#[tokio::test]
+async fn a_table_that_was_made_through_another_proxy_is_found_by_every_command() {
+    let one = "$1\r\na\r\n";
+    for (line, expected) in [
+        ("GET a", "$1\r\n1\r\n"),
+        ("MGET b a", "*2\r\n$-1\r\n$1\r\n1\r\n"),
+        ("EXISTS a", ":1\r\n"),
+        ("TYPE a", "+string\r\n"),
+        ("TTL a", ":-1\r\n"),
+        ("DBSIZE", ":1\r\n"),
+        ("KEYS *", &format!("*1\r\n{one}")),
+        ("SCAN 0", &format!("*2\r\n$1\r\n0\r\n*1\r\n{one}")),
+        ("RANDOMKEY", one),
+        ("DEL b a", ":1\r\n"),
+        ("GETDEL a", "$1\r\n1\r\n"),
+        ("EXPIRE a 100", ":1\r\n"),
+        ("FLUSHDB", "+OK\r\n"),
+        ("FLUSHALL", "+OK\r\n"),
+        ("SETNX a 2", ":0\r\n"),
+        ("RENAME a c", "+OK\r\n"),
+        ("COPY a c", ":1\r\n"),
+        ("COPY a c DB 4", ":1\r\n"),
+        ("MOVE a 4", ":1\r\n"),
+        ("HGET a f", "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"),
+    ] {
+        let server = Server::start().await;
+        let mut client = server.connect().await;
+        client.ask("SELECT 3", "+OK\r\n").await;
+        server.world.create_elsewhere("db3", "a", "1");
+        client.ask(line, expected).await;
+        let is_gone = ["DEL", "GETDEL", "FLUSHDB", "FLUSHALL", "RENAME", "MOVE"].contains(&line.split(' ').next().unwrap());
+        client.ask("EXISTS a", if is_gone { ":0\r\n" } else { ":1\r\n" }).await;
+        // And in a pipeline, among commands on another table.
+        server.world.create_elsewhere("db5", "a", "5");
+        client.send("SELECT 0\r\nSET x 1\r\nGET x\r\nSELECT 5\r\nGET a\r\nSELECT 0\r\nGET x\r\n").await;
+        client.expect("+OK\r\n+OK\r\n$1\r\n1\r\n+OK\r\n$1\r\n5\r\n+OK\r\n$1\r\n1\r\n").await;
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_known_is_asked_for() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("SELECT users", "-ERR no such table 'users'\r\n").await;
+    server.world.create_elsewhere("users", "a", "1");
+    client.send("SELECT users\r\nGET a\r\n").await;
+    client.expect("+OK\r\n$1\r\n1\r\n").await;
+    *server.world.metas.lock() = Metas::Leaderless;
+    let mut other = server.connect().await;
+    other.ask("CONFIG SET call-deadline-ms 100", "+OK\r\n").await;
+    let refused = "-CLUSTERDOWN The table can't be looked up or made now, nothing was done: no meta leads\r\n";
+    other.ask("SELECT other", refused).await;
+    // Numbers and what is no name need nobody's word.
+    other.ask("SELECT 15", "+OK\r\n").await;
+    other.ask("SELECT 16", "-ERR DB index is out of range\r\n").await;
+    other.ask("SELECT \"\\xff\"", "-ERR no such table '\u{fffd}'\r\n").await;
+}
+
+#[tokio::test]
+async fn a_pipeline_asks_once_until_it_does_something() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.send("SELECT 3\r\nSET x 1\r\nSELECT 4\r\n").await;
+    client.expect("+OK\r\n+OK\r\n+OK\r\n").await;
+    let asked = || server.world.finds.load(Relaxed);
+    let before = asked();
+    client.send("GET a\r\n".repeat(100) + "DBSIZE\r\nKEYS *\r\n").await;
+    client.expect(&("$-1\r\n".repeat(100) + ":0\r\n*0\r\n")).await;
+    let after = asked();
+    assert!(after - before <= 4, "a hundred commands that came together: {}", after - before);
+    client.ask("GET a", "$-1\r\n").await;
+    assert!(asked() > after, "what comes later asks again");
+    // Between the two reads the pipeline does something, and so may others.
+    let before = asked();
+    client.send("GET a\r\nSELECT 3\r\nGET x\r\nSELECT 4\r\nGET a\r\n").await;
+    client.expect("$-1\r\n+OK\r\n$1\r\n1\r\n+OK\r\n$-1\r\n").await;
+    assert_eq!(asked() - before, 2);
+}
+
+#[tokio::test]
+async fn what_cannot_be_known_is_refused_once_the_deadline_has_passed() {
+    let server = Server::with(1, |settings| settings.call_deadline_ms = 120).await;
+    let mut client = server.connect().await;
+    client.ask("SET a 1", "+OK\r\n").await;
+    client.ask("SELECT 3", "+OK\r\n").await;
+    for (metas, why) in [(Metas::Leaderless, "no meta leads"), (Metas::Frozen, "none has answered in time")] {
+        *server.world.metas.lock() = metas;
+        let refused = format!("-CLUSTERDOWN The table can't be looked up or made now, nothing was done: {why}\r\n");
+        let lines = ["GET a", "MGET a b", "DBSIZE", "KEYS *", "SCAN 0", "RANDOMKEY", "DEL a", "FLUSHDB", "FLUSHALL", "WATCH a", "SET a 1"];
+        for line in lines.into_iter().chain(["COPY a b DB 0", "MOVE a 0", "SELECT users"]) {
+            let begun = Instant::now();
+            client.ask(line, &refused).await;
+            assert!((Duration::from_millis(40)..Duration::from_secs(2)).contains(&begun.elapsed()), "{line}: {:?}", begun.elapsed());
+        }
+        let begun = Instant::now();
+        client.send("GET a\r\n".repeat(100) + &"SET a 1\r\n".repeat(100)).await;
+        client.expect(&refused.repeat(200)).await;
+        assert!(begun.elapsed() < Duration::from_secs(3), "a pipeline does not wait each time: {:?}", begun.elapsed());
+        client.send("MULTI\r\nGET a\r\nEXEC\r\nMULTI\r\nSELECT users\r\nSELECT 0\r\nSET a 2\r\nEXEC\r\n").await;
+        client.expect(&format!("+OK\r\n+QUEUED\r\n{refused}+OK\r\n+QUEUED\r\n+QUEUED\r\n+QUEUED\r\n{refused}")).await;
+        // What is known goes on, and what needs no table.
+        client.send("SCAN 1000000000000000000000\r\nSELECT 0\r\nGET a\r\nSELECT 3\r\n").await;
+        client.expect("-ERR invalid cursor\r\n+OK\r\n$1\r\n1\r\n+OK\r\n").await;
+    }
+    *server.world.metas.lock() = Metas::Fine;
+    client.ask("GET a", "$-1\r\n").await;
 }

@@ -145,3 +145,51 @@ async fn reset_leaves_the_transaction() {
     client.send("MULTI\r\nSET a 1\r\nRESET\r\nEXEC\r\nGET a\r\n").await;
     client.expect("+OK\r\n+QUEUED\r\n+RESET\r\n-ERR EXEC without MULTI\r\n$-1\r\n").await;
 }
+
+#[tokio::test]
+async fn tables_that_were_made_through_another_proxy_are_found() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("SELECT 3", "+OK\r\n").await;
+    server.world.create_elsewhere("db3", "a", "1");
+    client.send("MULTI\r\nGET a\r\nDBSIZE\r\nDEL a\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{}*3\r\n$1\r\n1\r\n:1\r\n:1\r\n", QUEUED.repeat(3))).await;
+    // One that this transaction makes is made before anything is read of it.
+    client.ask("SELECT 4", "+OK\r\n").await;
+    client.send("MULTI\r\nGET a\r\nSET b 1\r\nGET b\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{}*3\r\n$-1\r\n+OK\r\n$1\r\n1\r\n", QUEUED.repeat(3))).await;
+    server.world.unhear("db4");
+    client.send("MULTI\r\nGET b\r\nSET b 2\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{}*2\r\n$1\r\n1\r\n+OK\r\n", QUEUED.repeat(2))).await;
+    // A name that is not known yet holds for what follows it.
+    server.world.create_elsewhere("users", "u", "1");
+    client.send("MULTI\r\nSELECT users\r\nGET u\r\nEXEC\r\nGET u\r\n").await;
+    client.expect(&format!("+OK\r\n{}*2\r\n+OK\r\n$1\r\n1\r\n$1\r\n1\r\n", QUEUED.repeat(2))).await;
+    client.send("MULTI\r\nSELECT nobody\r\nGET u\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{}*2\r\n-ERR no such table 'nobody'\r\n$1\r\n1\r\n", QUEUED.repeat(2))).await;
+}
+
+#[tokio::test]
+async fn a_watch_sees_tables_that_are_made_through_another_proxy() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    // Missing when it was watched, made since.
+    client.send("SELECT 3\r\nWATCH a\r\n").await;
+    client.expect("+OK\r\n+OK\r\n").await;
+    server.world.create_elsewhere("db3", "a", "1");
+    client.send("MULTI\r\nPING\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{QUEUED}*-1\r\n")).await;
+    // There when it was watched, though not known.
+    client.ask("WATCH a", "+OK\r\n").await;
+    client.send("MULTI\r\nGET a\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{QUEUED}*1\r\n$1\r\n1\r\n")).await;
+    client.ask("WATCH a", "+OK\r\n").await;
+    let mut other = server.connect().await;
+    other.send("SELECT 3\r\nSET a 2\r\n").await;
+    other.expect("+OK\r\n+OK\r\n").await;
+    client.send("MULTI\r\nGET a\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{QUEUED}*-1\r\n")).await;
+    // Still missing: nobody has touched it.
+    client.send("SELECT 5\r\nWATCH a\r\nMULTI\r\nGET a\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n+OK\r\n+OK\r\n{QUEUED}*1\r\n$-1\r\n")).await;
+}

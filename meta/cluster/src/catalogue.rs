@@ -1,9 +1,13 @@
 //! The table catalogue of a process that is not the one that keeps it: what meta's news said last, and a question for what is missing.
 //!
-//! Reads come from memory, so a cluster whose metas are all down goes on to serve the tables that are known.
+//! What is known comes from memory, so a cluster whose metas are all down goes on to serve it. What is missing there may have been made through
+//! another process whose client waits for nobody: the news come some ms later. So only meta's word is a "no", and it holds for whoever
+//! had asked by then, and for nobody else.
 //!
 //! # Invariants
 //! - The version grows with every change (`what_is_known_changes_with_the_news`).
+//! - That there is no table is not remembered (`a_missing_table_is_asked_for_each_time`), and not said of a moment before the question
+//!   (`shared.rs`, `nobody_is_told_of_a_moment_before_it_came`).
 //! - A question ends: each meta is asked once, and those that hints name, a bounded number in all (`the_meta_that_leads_is_found`).
 
 use std::collections::BTreeMap;
@@ -17,24 +21,27 @@ use tokio::sync::watch;
 
 use crate::net::{Net, NetError, Service, To};
 use crate::news::{self, Ask, Told};
-use crate::{Boxed, CallError, Catalogue, Table, TableId};
+use crate::shared::Shared;
+use crate::{Boxed, CallError, Catalogue, NAME_BYTES_MAX, Table, TableId};
 
-/// How long one meta may take: a table is made before it answers.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one meta may take to make a table.
+const MAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one meta may take to say what there is. Others lead within a second or so when it has frozen.
+const FIND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Metas asked for one question, at most.
 const HOPS_MAX: usize = 8;
 
 /// What carries questions to metas: the network, or a test's.
 pub trait Questions: Send + Sync + 'static {
-    /// Asks the meta at an address.
-    fn ask(&self, address: &str, question: Bytes) -> Boxed<'_, Result<Bytes, NetError>>;
+    /// Asks the meta at an address, and waits so long for its answer.
+    fn ask(&self, address: &str, question: Bytes, timeout: Duration) -> Boxed<'_, Result<Bytes, NetError>>;
 }
 
 impl Questions for Arc<Net> {
-    fn ask(&self, address: &str, question: Bytes) -> Boxed<'_, Result<Bytes, NetError>> {
+    fn ask(&self, address: &str, question: Bytes, timeout: Duration) -> Boxed<'_, Result<Bytes, NetError>> {
         let to = To::Address(address.to_owned());
-        Box::pin(async move { self.call(to, Service::Meta, question, TIMEOUT).await })
+        Box::pin(async move { self.call(to, Service::Meta, question, timeout).await })
     }
 }
 
@@ -56,6 +63,8 @@ pub struct RemoteCatalogue {
     changing: Mutex<()>,
     /// One question at a time: a crowd of clients of a new table asks once.
     asking: tokio::sync::Mutex<()>,
+    /// Clients of an empty database that ask at one time, too.
+    finding: Shared<Result<Option<Arc<Table>>, CallError>>,
 }
 
 impl RemoteCatalogue {
@@ -68,6 +77,7 @@ impl RemoteCatalogue {
             known: ArcSwap::from_pointee(Known { version: 1, tables: BTreeMap::new() }),
             changing: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
+            finding: Shared::default(),
         }
     }
 
@@ -132,11 +142,11 @@ impl RemoteCatalogue {
         self.known.load().tables.values().find(|table| table.id == id).cloned()
     }
 
-    /// Asks the meta that leads.
+    /// Asks the meta that leads; each that is asked may take so long.
     ///
     /// # Errors
     /// None could be reached, or none led.
-    pub async fn ask(&self, question: &Ask) -> Result<Told, String> {
+    pub async fn ask(&self, question: &Ask, timeout: Duration) -> Result<Told, String> {
         let body = news::encode(question);
         let (mut tried, mut why) = (Vec::<String>::new(), "no meta is configured".to_owned());
         let mut hint = self.leader.lock().clone();
@@ -145,7 +155,7 @@ impl RemoteCatalogue {
             let hinted = hint.take().filter(|address| !tried.contains(address));
             let Some(address) = hinted.or_else(|| seats.iter().find(|seat| !tried.contains(seat)).cloned()) else { break };
             tried.push(address.clone());
-            let told = match self.questions.ask(&address, body.clone()).await {
+            let told = match self.questions.ask(&address, body.clone(), timeout).await {
                 Ok(told) => news::decode::<Told>(&told).map_err(|bad| bad.to_string()),
                 // All questions may be asked twice.
                 Err(error) => Err(error.to_string()),
@@ -170,18 +180,34 @@ impl RemoteCatalogue {
         if let Some(table) = self.table(name) {
             return Ok(table);
         }
-        match self.ask(&Ask::EnsureTable { name: name.to_owned() }).await {
-            Ok(Told::Table(table)) => {
-                let table = Arc::new(table);
-                // The news may come later. If it is older than the answer, the table is asked for once more.
-                self.change(|tables| drop(tables.insert(table.name.clone(), table.clone())));
-                Ok(table)
-            }
-            Ok(Told::Refused(why)) => Err(CallError::ReadOnly(why)),
-            // Asking again is harmless, whatever became of it.
-            Ok(Told::NotNow(why) | Told::Unknown(why)) | Err(why) => Err(CallError::NoLeader(why)),
-            Ok(_) => Err(CallError::Fault("meta answered another question".to_owned())),
+        match self.ask(&Ask::EnsureTable { name: name.to_owned() }, MAKE_TIMEOUT).await {
+            Ok(Told::Table(table)) => Ok(self.take_in(table)),
+            other => Err(no_answer(other)),
         }
+    }
+
+    async fn seek(&self, name: &str) -> Result<Option<Arc<Table>>, CallError> {
+        match self.ask(&Ask::FindTable { name: name.to_owned() }, FIND_TIMEOUT).await {
+            Ok(Told::Found(found)) => Ok(found.map(|table| self.take_in(table))),
+            other => Err(no_answer(other)),
+        }
+    }
+
+    /// Takes in a table that meta has told of before its news. If these are older than the answer, the table is asked for once more; if
+    /// they are newer and it has been dropped, the steps of its destruction are news as well.
+    fn take_in(&self, table: Table) -> Arc<Table> {
+        let table = Arc::new(table);
+        self.change(|tables| drop(tables.insert(table.name.clone(), table.clone())));
+        table
+    }
+}
+
+/// Why a question has no answer. Asking again is harmless, whatever became of it.
+fn no_answer(told: Result<Told, String>) -> CallError {
+    match told {
+        Ok(Told::Refused(why)) => CallError::ReadOnly(why),
+        Ok(Told::NotNow(why) | Told::Unknown(why)) | Err(why) => CallError::NoLeader(why),
+        Ok(_) => CallError::Fault("meta answered another question".to_owned()),
     }
 }
 
@@ -192,6 +218,29 @@ impl Catalogue for RemoteCatalogue {
 
     fn tables(&self) -> Vec<Arc<Table>> {
         self.known.load().tables.values().cloned().collect()
+    }
+
+    fn find(&self, name: &str) -> Boxed<'_, Result<Option<Arc<Table>>, CallError>> {
+        // Nobody has such a name, and it would be in meta's way.
+        if name.len() > NAME_BYTES_MAX {
+            return Box::pin(std::future::ready(Ok(None)));
+        }
+        let name = name.to_owned();
+        Box::pin(async move {
+            match self.table(&name) {
+                Some(table) => Ok(Some(table)),
+                None => self.finding.ask(&name, self.seek(&name)).await,
+            }
+        })
+    }
+
+    fn find_all(&self) -> Boxed<'_, Result<Vec<Arc<Table>>, CallError>> {
+        Box::pin(async move {
+            match self.ask(&Ask::ListTables, FIND_TIMEOUT).await {
+                Ok(Told::Tables(tables)) => Ok(tables.into_iter().map(Arc::new).collect()),
+                other => Err(no_answer(other)),
+            }
+        })
     }
 
     fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>> {
@@ -224,8 +273,13 @@ mod tests {
     }
 
     impl Questions for Arc<Metas> {
-        fn ask(&self, address: &str, question: Bytes) -> Boxed<'_, Result<Bytes, NetError>> {
-            assert_eq!(question, news::encode(&Ask::EnsureTable { name: "db3".into() }));
+        fn ask(&self, address: &str, question: Bytes, timeout: Duration) -> Boxed<'_, Result<Bytes, NetError>> {
+            match news::decode(&question).unwrap() {
+                Ask::EnsureTable { name } => assert_eq!((name.as_str(), timeout), ("db3", MAKE_TIMEOUT)),
+                Ask::FindTable { name } => assert_eq!((name.as_str(), timeout), ("db3", FIND_TIMEOUT)),
+                Ask::ListTables => assert_eq!(timeout, FIND_TIMEOUT),
+                Ask::Admin { .. } => panic!("not asked by a catalogue"),
+            }
             self.asked.lock().push(address.to_owned());
             let answer = self.answers.lock().pop_front().unwrap_or(Err(NetError::NotSent("down".into())));
             Box::pin(async move {
@@ -317,6 +371,48 @@ mod tests {
         assert!(matches!(told(Told::Admin { status: 200, body: Bytes::new() }).await, CallError::Fault(_)));
         let (down, _) = catalogue(Vec::new());
         assert!(matches!(down.ensure("db3").await, Err(CallError::NoLeader(_))));
+    }
+
+    #[tokio::test]
+    async fn a_missing_table_is_asked_for_each_time() {
+        let there = table(7, "db3");
+        let none = || Ok(Told::Found(None));
+        let (catalogue, metas) = catalogue(vec![none(), none(), Ok(Told::Found(Some(there.clone())))]);
+        let version = catalogue.version();
+        assert_eq!((catalogue.find("db3").await, catalogue.find("db3").await), (Ok(None), Ok(None)));
+        assert_eq!((catalogue.version(), metas.asked.lock().len()), (version, 2), "a no is not remembered");
+        assert_eq!(catalogue.find("db3").await, Ok(Some(Arc::new(there.clone()))));
+        assert!(catalogue.version() > version, "sessions look again");
+        assert_eq!(catalogue.find("db3").await, Ok(Some(Arc::new(there.clone()))));
+        assert_eq!(metas.asked.lock().len(), 3, "a yes is");
+        // News of before the answer: it is asked for once more.
+        catalogue.follow(&[]);
+        metas.answers.lock().push_back(Ok(Told::Found(Some(there))));
+        assert!(catalogue.find("db3").await.unwrap().is_some());
+        assert_eq!(metas.asked.lock().len(), 4);
+        assert_eq!(catalogue.find(&"x".repeat(NAME_BYTES_MAX + 1)).await, Ok(None));
+        assert_eq!(metas.asked.lock().len(), 4, "meta is not asked for what cannot be");
+    }
+
+    #[tokio::test]
+    async fn what_no_meta_says_is_not_known() {
+        let (catalogue, metas) = catalogue(vec![Ok(Told::Unknown("disk".into())), Ok(Told::Table(table(7, "db3")))]);
+        assert_eq!(catalogue.find("db3").await, Err(CallError::NoLeader("disk".into())));
+        assert!(matches!(catalogue.find("db3").await, Err(CallError::Fault(_))), "another question's answer");
+        let all = futures::future::join_all((0..100).map(|_| catalogue.find("db3"))).await;
+        assert!(all.iter().all(|found| matches!(found, Err(CallError::NoLeader(_)))), "{all:?}");
+        assert_eq!(metas.asked.lock().len(), 2 + 2 * 3, "each meta was asked for the first, and once for all others");
+        assert!(matches!(catalogue.find_all().await, Err(CallError::NoLeader(_))));
+        assert!(catalogue.tables().is_empty());
+    }
+
+    #[tokio::test]
+    async fn all_tables_are_asked_for() {
+        let (catalogue, metas) = catalogue(vec![Ok(Told::Tables(vec![table(1, "db0"), table(2, "users")]))]);
+        catalogue.follow(&[table(1, "db0")]);
+        let all = catalogue.find_all().await.unwrap();
+        assert_eq!(all.iter().map(|table| table.name.as_str()).collect::<Vec<_>>(), ["db0", "users"]);
+        assert_eq!(metas.asked.lock().len(), 1);
     }
 
     #[tokio::test]

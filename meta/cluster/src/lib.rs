@@ -6,6 +6,8 @@
 //! # Invariants
 //! - A table id is never reused (`meta/src/state.rs`, `ids_are_never_reused`). A partition is a contiguous range of slots of one table
 //!   (`partitions_divide_the_slots`).
+//! - Whether a table is missing is never judged by memory alone where the catalogue is kept elsewhere (`catalogue.rs`,
+//!   `a_missing_table_is_asked_for_each_time`).
 //! - A call says exactly one of: the answer, not proposed ([`CallError::NoLeader`] and the like, safe to try again), or
 //!   [`CallError::Unknown`] (proposed, outcome unknown: never tried again).
 
@@ -16,6 +18,7 @@ pub mod news;
 mod place;
 pub mod routes;
 pub mod rows;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -27,6 +30,9 @@ use serde::{Deserialize, Serialize};
 
 /// Number of slots, Redis Cluster's.
 pub const SLOTS: u16 = 16384;
+
+/// The most bytes of a table's name.
+pub const NAME_BYTES_MAX: usize = 64;
 
 /// A table's number, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -107,11 +113,22 @@ pub trait Call<Q, A>: Send + Sync + 'static {
 
 /// The door to the table catalogue.
 pub trait Catalogue: Send + Sync + 'static {
-    /// A table by name, from memory.
+    /// A table by name, from memory. What is missing there may just have been made through another process: [`Catalogue::find`] tells.
     fn table(&self, name: &str) -> Option<Arc<Table>>;
     /// All tables, by name, from memory.
     fn tables(&self) -> Vec<Arc<Table>>;
-    /// The table, created with the configured number of partitions when it is missing, once it can be written.
+    /// A table by name, known here yet or not; never creates it. `None`: at some moment since the call there was none.
+    ///
+    /// # Errors
+    /// [`CallError::NoLeader`]: whoever keeps the catalogue can't be asked now. The future may be dropped at any time.
+    fn find(&self, name: &str) -> Boxed<'_, Result<Option<Arc<Table>>, CallError>>;
+    /// All tables that there were at some moment since the call, known here yet or not.
+    ///
+    /// # Errors
+    /// As [`Catalogue::find`].
+    fn find_all(&self) -> Boxed<'_, Result<Vec<Arc<Table>>, CallError>>;
+    /// The table, created with the configured number of partitions when it is missing, once it can be written. The future may be dropped at any
+    /// time; the table may be created all the same.
     fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>>;
     /// Grows with every change of the catalogue, so that a session may keep an `Arc<Table>` while it stands still.
     fn version(&self) -> u64;

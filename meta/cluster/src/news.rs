@@ -332,6 +332,13 @@ pub enum Ask {
         /// JSON, or nothing.
         body: Bytes,
     },
+    /// Whether a table of this name serves; none is created. Answered with [`Told::Found`].
+    FindTable {
+        /// Any word.
+        name: String,
+    },
+    /// All tables that serve. Answered with [`Told::Tables`].
+    ListTables,
 }
 
 /// Meta's answer.
@@ -354,6 +361,10 @@ pub enum Told {
     NotNow(String),
     /// It may have been done or not.
     Unknown(String),
+    /// The table, if there was one at some moment since the question came.
+    Found(Option<Table>),
+    /// All tables that there were at some moment since the question came: 1000 at most, of some hundred bytes each.
+    Tables(Vec<Table>),
 }
 
 /// "I do not lead."
@@ -411,7 +422,14 @@ mod tests {
         same(&FromMeta::NotLeading(NotLeading { leader: Some("a".into()) }), b"\x01\x07\x01\x01a");
         same(&FromMeta::Refused("b".into()), b"\x01\x08\x01b");
         same(&Ask::EnsureTable { name: "db0".into() }, b"\x01\x00\x03db0");
+        same(&Ask::FindTable { name: "db0".into() }, b"\x01\x02\x03db0");
+        same(&Ask::ListTables, b"\x01\x03");
         same(&Told::NotLeading(NotLeading { leader: None }), b"\x01\x02\x00");
+        let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
+        let table = Table { id: TableId(7), name: "db0".into(), partitions: 4, replicas: 3, envs, default_ttl_since_ms: 300 };
+        same(&Told::Found(None), b"\x01\x06\x00");
+        same(&Told::Found(Some(table.clone())), b"\x01\x06\x01\x07\x03db0\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02");
+        same(&Told::Tables(vec![table]), b"\x01\x07\x01\x07\x03db0\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02");
     }
 
     #[test]

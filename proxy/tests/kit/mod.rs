@@ -1,7 +1,7 @@
 //! A proxy in front of rows in memory, and a client that speaks bytes: everything between a socket and `row` without a disk.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "a test kit: every test file uses some of it, and may fail here")]
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -35,6 +35,22 @@ pub struct World {
     pub delay: Mutex<Duration>,
     /// At most so many ops of a read are answered at once; 0 = all.
     pub answers_max: AtomicUsize,
+    /// Tables that are there and that the proxy has not heard of.
+    unheard: Mutex<BTreeSet<String>>,
+    /// Questions about tables, and what becomes of them.
+    pub finds: AtomicUsize,
+    pub metas: Mutex<Metas>,
+}
+
+/// Who keeps the catalogue.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Metas {
+    #[default]
+    Fine,
+    /// They say that none leads.
+    Leaderless,
+    /// They say nothing.
+    Frozen,
 }
 
 #[derive(Default)]
@@ -57,7 +73,42 @@ impl World {
             errors: Mutex::default(),
             delay: Mutex::default(),
             answers_max: AtomicUsize::new(0),
+            unheard: Mutex::default(),
+            finds: AtomicUsize::new(0),
+            metas: Mutex::default(),
         })
+    }
+
+    /// Another proxy makes a table of one partition, and a row in it.
+    pub fn create_elsewhere(&self, name: &str, key: &'static str, value: &'static str) {
+        self.unheard.lock().insert(name.to_owned());
+        let table = self.create(name);
+        let set = Op::Set {
+            key: Bytes::from_static(key.as_bytes()),
+            value: Bytes::from_static(value.as_bytes()),
+            ttl: row::op::Ttl::Default,
+            only: row::op::Only::Always,
+            want_old: false,
+        };
+        let request = Request { ops: vec![set], watched: Vec::new() };
+        let partition = PartitionId { table: table.id, index: 0 };
+        self.rows.write().entry(partition).or_default().answer(&request).unwrap();
+    }
+
+    /// The news of a table are late.
+    pub fn unhear(&self, name: &str) {
+        self.unheard.lock().insert(name.to_owned());
+        self.version.fetch_add(1, Relaxed);
+    }
+
+    async fn asked(&self) -> Result<(), CallError> {
+        self.finds.fetch_add(1, Relaxed);
+        let metas = *self.metas.lock();
+        match metas {
+            Metas::Fine => Ok(()),
+            Metas::Leaderless => Err(CallError::NoLeader("no meta leads".into())),
+            Metas::Frozen => std::future::pending().await,
+        }
     }
 
     pub fn create(&self, name: &str) -> Arc<Table> {
@@ -163,16 +214,37 @@ impl Call<Request, Response> for World {
 
 impl Catalogue for World {
     fn table(&self, name: &str) -> Option<Arc<Table>> {
-        self.tables.lock().get(name).cloned()
+        if self.unheard.lock().contains(name) { None } else { self.tables.lock().get(name).cloned() }
     }
 
     fn tables(&self) -> Vec<Arc<Table>> {
-        self.tables.lock().values().cloned().collect()
+        let unheard = self.unheard.lock();
+        self.tables.lock().values().filter(|table| !unheard.contains(&table.name)).cloned().collect()
+    }
+
+    fn find(&self, name: &str) -> Boxed<'_, Result<Option<Arc<Table>>, CallError>> {
+        let name = name.to_owned();
+        Box::pin(async move {
+            self.asked().await?;
+            // The answer is nobody else's.
+            Ok(self.tables.lock().get(&name).cloned())
+        })
+    }
+
+    fn find_all(&self) -> Boxed<'_, Result<Vec<Arc<Table>>, CallError>> {
+        Box::pin(async move {
+            self.asked().await?;
+            Ok(self.tables.lock().values().cloned().collect())
+        })
     }
 
     fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>> {
-        let table = self.table(name).unwrap_or_else(|| self.create(name));
-        Box::pin(async { Ok(table) })
+        let name = name.to_owned();
+        Box::pin(async move {
+            self.asked().await?;
+            let known = self.tables.lock().get(&name).cloned();
+            Ok(known.unwrap_or_else(|| self.create(&name)))
+        })
     }
 
     fn version(&self) -> u64 {
