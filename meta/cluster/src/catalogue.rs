@@ -24,10 +24,10 @@ use crate::news::{self, Ask, Told};
 use crate::shared::Shared;
 use crate::{Boxed, CallError, Catalogue, NAME_BYTES_MAX, Table, TableId};
 
-/// How long one meta may take to make a table.
-const MAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one meta may take to do something: a table is made before it answers.
+const DO_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one meta may take to say what there is. Others lead within a second or so when it has frozen.
-const FIND_TIMEOUT: Duration = Duration::from_secs(1);
+const SAY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Metas asked for one question, at most.
 const HOPS_MAX: usize = 8;
@@ -142,12 +142,16 @@ impl RemoteCatalogue {
         self.known.load().tables.values().find(|table| table.id == id).cloned()
     }
 
-    /// Asks the meta that leads; each that is asked may take so long.
+    /// Asks the meta that leads.
     ///
     /// # Errors
     /// None could be reached, or none led.
-    pub async fn ask(&self, question: &Ask, timeout: Duration) -> Result<Told, String> {
+    pub async fn ask(&self, question: &Ask) -> Result<Told, String> {
         let body = news::encode(question);
+        let timeout = match question {
+            Ask::FindTable { .. } | Ask::ListTables => SAY_TIMEOUT,
+            Ask::EnsureTable { .. } | Ask::Admin { .. } => DO_TIMEOUT,
+        };
         let (mut tried, mut why) = (Vec::<String>::new(), "no meta is configured".to_owned());
         let mut hint = self.leader.lock().clone();
         for _ in 0..HOPS_MAX {
@@ -180,14 +184,14 @@ impl RemoteCatalogue {
         if let Some(table) = self.table(name) {
             return Ok(table);
         }
-        match self.ask(&Ask::EnsureTable { name: name.to_owned() }, MAKE_TIMEOUT).await {
+        match self.ask(&Ask::EnsureTable { name: name.to_owned() }).await {
             Ok(Told::Table(table)) => Ok(self.take_in(table)),
             other => Err(no_answer(other)),
         }
     }
 
     async fn seek(&self, name: &str) -> Result<Option<Arc<Table>>, CallError> {
-        match self.ask(&Ask::FindTable { name: name.to_owned() }, FIND_TIMEOUT).await {
+        match self.ask(&Ask::FindTable { name: name.to_owned() }).await {
             Ok(Told::Found(found)) => Ok(found.map(|table| self.take_in(table))),
             other => Err(no_answer(other)),
         }
@@ -236,7 +240,7 @@ impl Catalogue for RemoteCatalogue {
 
     fn find_all(&self) -> Boxed<'_, Result<Vec<Arc<Table>>, CallError>> {
         Box::pin(async move {
-            match self.ask(&Ask::ListTables, FIND_TIMEOUT).await {
+            match self.ask(&Ask::ListTables).await {
                 Ok(Told::Tables(tables)) => Ok(tables.into_iter().map(Arc::new).collect()),
                 other => Err(no_answer(other)),
             }
@@ -275,9 +279,9 @@ mod tests {
     impl Questions for Arc<Metas> {
         fn ask(&self, address: &str, question: Bytes, timeout: Duration) -> Boxed<'_, Result<Bytes, NetError>> {
             match news::decode(&question).unwrap() {
-                Ask::EnsureTable { name } => assert_eq!((name.as_str(), timeout), ("db3", MAKE_TIMEOUT)),
-                Ask::FindTable { name } => assert_eq!((name.as_str(), timeout), ("db3", FIND_TIMEOUT)),
-                Ask::ListTables => assert_eq!(timeout, FIND_TIMEOUT),
+                Ask::EnsureTable { name } => assert_eq!((name.as_str(), timeout), ("db3", DO_TIMEOUT)),
+                Ask::FindTable { name } => assert_eq!((name.as_str(), timeout), ("db3", SAY_TIMEOUT)),
+                Ask::ListTables => assert_eq!(timeout, SAY_TIMEOUT),
                 Ask::Admin { .. } => panic!("not asked by a catalogue"),
             }
             self.asked.lock().push(address.to_owned());
