@@ -87,13 +87,14 @@ impl Source for Reporter {
             self.node.get().map(|node| self.compactions.report(node, |table| told.tables.contains(&table))).unwrap_or_default();
         let news: Vec<Replica> =
             replicas.iter().filter(|replica| told.replicas.get(&replica.partition) != Some(replica)).cloned().collect();
+        let rows_disk_bytes = replicas.iter().map(|replica| replica.disk_bytes).sum();
         told.replicas = replicas.into_iter().map(|replica| (replica.partition, replica)).collect();
         let of_compactions: Vec<Compaction> =
             compactions.iter().filter(|compaction| told.compactions.get(&compaction.run) != Some(compaction)).cloned().collect();
         told.compactions = compactions.into_iter().map(|compaction| (compaction.run, compaction)).collect();
         let now = Instant::now();
         let is_due = told.figures_at.is_none_or(|at| now.saturating_duration_since(at) >= FIGURES_PERIOD);
-        let figures = self.local.get().and_then(Weak::upgrade).filter(|_| is_due).map(|local| figures(&local));
+        let figures = self.local.get().and_then(Weak::upgrade).filter(|_| is_due).map(|local| figures(&local, rows_disk_bytes));
         if figures.is_some() {
             told.figures_at = Some(now);
         }
@@ -108,12 +109,9 @@ impl Source for Reporter {
     }
 }
 
-fn figures(local: &Local) -> ServerFigures {
+fn figures(local: &Local, rows_disk_bytes: u64) -> ServerFigures {
     let disk = rustix::fs::statvfs(local.directory.path()).ok();
     let bytes = |blocks: u64| disk.as_ref().map_or(0, |disk| blocks.saturating_mul(disk.f_frsize));
-    let node = local.node.as_ref();
-    let rows_disk_bytes =
-        node.map_or(0, |node| node.replicas().iter().filter_map(|replica| Some(replica.store().figures().ok()?.live_file_bytes)).sum());
     ServerFigures {
         disk_total_bytes: bytes(disk.as_ref().map_or(0, |disk| disk.f_blocks)),
         disk_free_bytes: bytes(disk.as_ref().map_or(0, |disk| disk.f_bavail)),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use engine::batch::Family;
 use engine::log::Log;
 use engine::mutants::{self, Rule};
 use engine::raft::{CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role};
-use engine::store::{Health, Shared, Store};
+use engine::store::{Health, Shared, Sizes, Store};
 use parking_lot::Mutex;
 use row::op::{Request, Response};
 use row::view::Rules;
@@ -50,7 +50,20 @@ pub struct Replica {
     pub(crate) expiry: Expiry,
     pub(crate) heads: Arc<Heads>,
     pub(crate) owner: Owner,
+    /// When they were read, and after how many changes of the store.
+    counts: Mutex<Option<(Instant, u64, Counts)>>,
 }
+
+/// What the replica's store holds.
+#[derive(Debug, Clone, Copy)]
+struct Counts {
+    rows: u64,
+    expiring: u64,
+    sizes: Sizes,
+}
+
+/// Counts are read again after so long though nothing has changed: readers may have let go of memory.
+const COUNTS_AGE: Duration = Duration::from_secs(60);
 
 /// How long one call waits for leadership to be confirmed; the caller may try again.
 const WORD_PATIENCE: Duration = Duration::from_millis(400);
@@ -153,6 +166,7 @@ impl Replica {
             expiry: Expiry::new(),
             owner: heads.owner(),
             heads: heads.clone(),
+            counts: Mutex::default(),
         });
         replica.restore_clock()?;
         tokio::spawn(executor::run(replica.clone()));
@@ -382,19 +396,35 @@ impl Replica {
 
     /// Adds this replica's figures to its table's.
     pub(crate) fn add_figures(&self, sum: &mut TableFigures) {
+        let counts = self.counts();
+        sum.rows += counts.rows;
+        sum.expiring += counts.expiring;
+        sum.disk_bytes += counts.sizes.live_file_bytes;
+        sum.memtable_bytes += counts.sizes.memtable_bytes;
+        let raft = self.group.figures();
+        sum.applied += raft.applied;
+        sum.log_entries += raft.last_log.saturating_sub(raft.purged);
+    }
+
+    /// Counts of rows and bytes; read only when something has changed, as every replica is asked every second.
+    fn counts(&self) -> Counts {
+        let mut known = self.counts.lock();
+        // Before anything is read: what changes meanwhile is read again the next time.
+        let changes = self.store.changes();
+        if let Some((at, of, counts)) = &*known
+            && *of == changes
+            && at.elapsed() < COUNTS_AGE
+        {
+            return *counts;
+        }
         let counter = |key| match self.store.get(Family::Default, key) {
             Ok(Some(count)) => value::decode_counter(&count).unwrap_or(0),
             _ => 0,
         };
-        sum.rows += counter(key::ROWS);
-        sum.expiring += counter(key::EXPIRING);
-        if let Ok(store) = self.store.figures() {
-            sum.disk_bytes += store.live_file_bytes;
-            sum.memtable_bytes += store.memtable_bytes;
-        }
-        let raft = self.group.figures();
-        sum.applied += raft.applied;
-        sum.log_entries += raft.last_log.saturating_sub(raft.purged);
+        let sizes = self.store.sizes().unwrap_or_default();
+        let counts = Counts { rows: counter(key::ROWS), expiring: counter(key::EXPIRING), sizes };
+        *known = Some((Instant::now(), changes, counts));
+        counts
     }
 
     /// A fault of the store: logged once, and the replica stops.
