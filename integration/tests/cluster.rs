@@ -101,7 +101,7 @@ fn tables_are_managed_through_any_node() {
     let made = admin(&cluster.url(1), &["create", "books", "--partitions", "6", "--replicas", "2", "--env", "default_ttl=90"]);
     assert_eq!((&made["partitions"], &made["replicas"], &made["status"]), (&6.into(), &2.into(), &"ready".into()), "{made}");
     let mut client = cluster.client(2).expect("it serves");
-    within(5, "another node knows it", || client.run("SELECT books") == Value::ok());
+    assert_eq!(client.run("SELECT books"), Value::ok(), "another node knows it at once");
     assert_eq!(client.run("SET dune herbert"), Value::ok());
     assert!((1..=90).contains(&client.run("TTL dune").int()));
     for number in 0..3 {
@@ -128,6 +128,52 @@ fn tables_are_managed_through_any_node() {
     within(5, "its client is told", || client.run("SET dune frank").is_error());
 }
 
+/// What a client sees of a key that was set in a table a moment ago, by one command after another, and whether it is then gone.
+const LOOKS: [(&str, &str, bool); 9] = [
+    ("GET k", "value", false),
+    ("DBSIZE", "Int(1)", false),
+    ("EXISTS k", "Int(1)", false),
+    ("KEYS *", "Array([Bulk([107])])", false),
+    ("RANDOMKEY", "k", false),
+    ("DEL k", "Int(1)", true),
+    ("GETDEL k", "value", true),
+    ("FLUSHDB", "OK", true),
+    ("FLUSHALL", "OK", true),
+];
+
+#[test]
+fn a_table_that_was_just_made_is_there_for_every_proxy() {
+    let cluster = Cluster::builder().partitions(2).durability("os").proxies(1).start();
+    let proxy = cluster.nodes();
+    let mut clients: Vec<Client> = (0..=proxy).map(|number| cluster.client(number).expect("it serves")).collect();
+    let mut looks = LOOKS.iter().cycle();
+    for round in 0..4 {
+        for db in 1..16 {
+            let writer = db % proxy;
+            for client in &mut clients {
+                assert_eq!(client.run(&format!("SELECT {db}")), Value::ok());
+                assert_eq!(client.run("GET k"), Value::Nil, "round {round}, db{db}: nobody has made it");
+            }
+            let (look, seen, gone) = looks.next().expect("they go round");
+            // Told by nobody while it does not run, the proxy then has the question and the news before it at one time.
+            cluster.freeze(proxy);
+            assert_eq!(clients[writer].run("SET k value"), Value::ok());
+            clients[proxy].send(&look.split(' ').collect::<Vec<_>>()).expect("it is there");
+            cluster.thaw(proxy);
+            let said = clients[proxy].reply().expect("a reply");
+            assert_eq!(said.text(), *seen, "round {round}, db{db}: SET through {writer}, then {look}");
+            let left = if *gone { Value::Nil } else { Value::bulk("value") };
+            for (number, client) in clients.iter_mut().enumerate() {
+                assert_eq!(client.run("GET k"), left, "round {round}, db{db}: {look}, then GET through {number}");
+            }
+        }
+        for db in 1..16 {
+            admin(&cluster.url(round % proxy), &["drop", &format!("db{db}")]);
+        }
+        within(20, "they are gone", || admin(&cluster.url(0), &["tables"]).as_array().is_some_and(|tables| tables.len() == 1));
+    }
+}
+
 /// A process of its own, outside of a [`Cluster`].
 struct Process {
     child: Child,
@@ -146,6 +192,13 @@ impl Process {
 
     fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Process {
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill is part of every system").success());
     }
 }
 
@@ -173,7 +226,7 @@ fn roles_live_apart() {
     let (meta, metas_http, resp, http) = (format!("127.0.0.1:{}", ports[0]), ports[1].to_string(), ports[2], ports[3].to_string());
     let flags = ["--metas", &meta, "--set", "raft_log.segment=1MiB", "--set", "tables.partitions=4"];
     let start = |name: &str, words: &[&str]| Process::start(dir.path(), name, &[words, &flags[..]].concat());
-    let _meta = start("meta", &["meta", "--listen", &meta, "--http-port", &metas_http]);
+    let one_meta = start("meta", &["meta", "--listen", &meta, "--http-port", &metas_http]);
     let storages: Vec<Process> =
         (0..3).map(|number| start(&format!("storage{number}"), &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"])).collect();
     let _proxy = start("proxy", &["proxy", "--listen", "127.0.0.1:0", "--http-port", &http, "--port", &resp.to_string()]);
@@ -195,10 +248,33 @@ fn roles_live_apart() {
     assert_eq!(roles, ["[\"meta\"]", "[\"proxy\"]", "[\"storage\"]"].map(str::to_owned).into(), "{nodes}");
     assert_eq!(admin(&by_proxy, &["tables"]), admin(&by_meta, &["tables"]));
     assert_eq!(admin(&by_proxy, &["create", "books", "--partitions", "2"])["status"], "ready");
-    // With its only meta gone, what is there goes on.
-    drop(_meta);
-    assert_eq!(client.run("SET a 2"), Value::ok());
-    assert_eq!(client.run("GET a"), Value::bulk("2"));
+    // With its only meta frozen, then gone, what is there goes on, and of what is not known nothing is claimed.
+    assert_eq!(client.run("CONFIG SET call-deadline-ms 1500"), Value::ok());
+    let mut in_nine = Client::reach(proxy, Duration::from_secs(6)).expect("it serves");
+    let all_refused = |client: &mut Client, lines: &[&str]| {
+        for line in lines {
+            let began = Instant::now();
+            let said = client.run(line);
+            assert!(
+                said.text().starts_with("CLUSTERDOWN The table can't be looked up or made now, nothing was done: "),
+                "{line}: {said:?}"
+            );
+            assert!((1000..2500).contains(&began.elapsed().as_millis()), "{line}: refused after {:?}", began.elapsed());
+        }
+    };
+    assert_eq!(in_nine.run("SELECT 9"), Value::ok());
+    assert_eq!(in_nine.run("GET a"), Value::Nil);
+    one_meta.signal("STOP");
+    all_refused(&mut in_nine, &["GET a", "DBSIZE", "DEL a", "WATCH a", "SET a 1", "SELECT nobody", "FLUSHALL"]);
+    assert_eq!(client.run("SELECT 10"), Value::ok(), "a number needs nobody's word");
+    assert_eq!(client.run("SELECT books"), Value::ok(), "it is known");
+    assert_eq!(client.run("SELECT 0"), Value::ok());
+    assert_eq!((client.run("SET a 2"), client.run("GET a")), (Value::ok(), Value::bulk("2")));
+    one_meta.signal("CONT");
+    within(5, "it is asked again", || in_nine.run("GET a") == Value::Nil);
+    drop(one_meta);
+    all_refused(&mut in_nine, &["GET a", "SET a 1"]);
+    assert_eq!((client.run("SET a 3"), client.run("GET a")), (Value::ok(), Value::bulk("3")));
     drop(storages);
 }
 

@@ -191,7 +191,7 @@ impl Session {
     /// All ops of the queue for one partition, and how each command is answered.
     async fn gather(&mut self, queue: Vec<Queued>) -> Result<(Vec<Step>, Gathered), Reply> {
         let meant = self.meant(queue).await?;
-        for table in self.to_be_made(&meant)? {
+        for table in self.missing_for_writes(&meant)? {
             self.use_table(table);
             self.ensure_table().await?;
         }
@@ -240,7 +240,7 @@ impl Session {
 
     /// The tables that are missing, as far as is known here, and will be written to. They are made before anything else: between what is read of a
     /// table as long as there is none and what is then written to it, others may write as well.
-    fn to_be_made(&mut self, meant: &[Meant]) -> Result<BTreeSet<Arc<str>>, Reply> {
+    fn missing_for_writes(&mut self, meant: &[Meant]) -> Result<BTreeSet<Arc<str>>, Reply> {
         let mut names = BTreeSet::new();
         for command in meant {
             let Meant::Rows(table, rows) = command else { continue };
@@ -282,13 +282,17 @@ impl Session {
 
     /// Sends the request with what is watched; `None`: something watched was touched.
     async fn send(&mut self, gathered: Gathered, watched: Vec<Watch>) -> Result<Option<Vec<Outcome>>, Reply> {
-        let mut tokens = BTreeMap::<PartitionId, Vec<Watched>>::new();
+        let (mut tokens, mut missing) = (BTreeMap::<PartitionId, Vec<Watched>>::new(), BTreeSet::new());
         for watch in watched {
             match watch {
                 Watch::Row(partition, watched) => tokens.entry(partition).or_default().push(watched),
-                // Somebody has written to the table since. Whether to that very row is not known: better tried again than wrong.
-                Watch::NoTable(name) if self.find_named(&name).await?.is_some() => return Ok(None),
-                Watch::NoTable(_) => {}
+                Watch::NoTable(name) => drop(missing.insert(name)),
+            }
+        }
+        for name in missing {
+            // Somebody has written to the table since. Whether to that very row is not known: better tried again than wrong.
+            if self.find_named(&name).await?.is_some() {
+                return Ok(None);
             }
         }
         let deadline = self.deadline();
