@@ -163,9 +163,12 @@ impl Client {
                 return Ok(value);
             }
             let mut chunk = [0; 16 << 10];
-            match self.socket.read(&mut chunk)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n => self.unread.extend_from_slice(&chunk[..n]),
+            match self.socket.read(&mut chunk) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => self.unread.extend_from_slice(&chunk[..n]),
+                // A read with a timeout is, by a signal to anybody near.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }

@@ -200,6 +200,18 @@ impl Process {
         let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
         assert!(sent.expect("kill is part of every system").success());
     }
+
+    /// Freezes it, and waits until each of its threads is.
+    fn freeze(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.expect("it is there").path().join("stat")).unwrap_or_default();
+            // The name before it, in brackets, may be anything.
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        };
+        within(5, "it is frozen", || std::fs::read_dir(&tasks).expect("a running process").all(is_stopped));
+    }
 }
 
 impl Drop for Process {
@@ -264,7 +276,7 @@ fn roles_live_apart() {
     };
     assert_eq!(in_nine.run("SELECT 9"), Value::ok());
     assert_eq!(in_nine.run("GET a"), Value::Nil);
-    one_meta.signal("STOP");
+    one_meta.freeze();
     all_refused(&mut in_nine, &["GET a", "DBSIZE", "DEL a", "WATCH a", "SET a 1", "SELECT nobody", "FLUSHALL"]);
     assert_eq!(client.run("SELECT 10"), Value::ok(), "a number needs nobody's word");
     assert_eq!(client.run("SELECT books"), Value::ok(), "it is known");
