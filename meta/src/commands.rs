@@ -58,41 +58,45 @@ impl Meta {
 
     /// Waits until a table that was just changed serves, and every server that is there and holds some of it has taken note.
     async fn until_settled(&self, table: &Arc<Table>) -> Result<(), MetaError> {
+        let is_settled = |record: &Record, has_followed: bool| {
+            record.status == Status::Dropping || record.table != *table || (record.status == Status::Ready && has_followed)
+        };
+        self.until_followed(table, "opened", is_settled).await
+    }
+
+    /// Waits until it `is_done`: told of the table's record, and whether every server that is there and holds some of it has taken note of the last change. A table that is
+    /// gone is done with.
+    async fn until_followed(&self, table: &Table, what: &str, is_done: impl Fn(&Record, bool) -> bool) -> Result<(), MetaError> {
+        let not_yet = |why: &str| MetaError::NotYet(format!("table '{}' is being {what}; {why}", table.name));
         let mut stirred = self.stirred.subscribe();
-        let settled = async {
+        let followed = async {
             loop {
                 stirred.borrow_and_update();
-                if self.is_settled(table)? || stirred.changed().await.is_err() {
+                let is_done = {
+                    let roster = self.roster.lock();
+                    let picture = self.picture().map_err(|_| not_yet("another meta leads now"))?;
+                    picture.state.tables.get(&table.id).is_none_or(|record| {
+                        let version = picture.changed.get(&table.id).copied().unwrap_or(picture.version);
+                        is_done(record, roster.has_followed(&picture.state, table.id, version))
+                    })
+                };
+                if is_done || stirred.changed().await.is_err() {
                     return Ok(());
                 }
             }
         };
-        let name = &table.name;
-        let late = |_| MetaError::NotYet(format!("table '{name}' is being opened; that takes longer than usual"));
-        tokio::time::timeout(FOLLOW_TIMEOUT, settled).await.map_err(late)?
+        let late = |_| not_yet("that takes longer than usual");
+        tokio::time::timeout(FOLLOW_TIMEOUT, followed).await.map_err(late)?
     }
 
-    fn is_settled(&self, table: &Arc<Table>) -> Result<bool, MetaError> {
-        let gone = || MetaError::NotYet(format!("table '{}' is being opened; another meta leads now", table.name));
-        let roster = self.roster.lock();
-        let picture = self.picture().map_err(|_| gone())?;
-        Ok(match picture.state.tables.get(&table.id) {
-            Some(record) if record.status == Status::Dropping || record.table != *table => true,
-            Some(record) => {
-                let version = picture.changed.get(&table.id).copied().unwrap_or(picture.version);
-                record.status == Status::Ready && roster.has_followed(&picture.state, table.id, version)
-            }
-            None => true,
-        })
-    }
-
-    /// Takes a table away: at once for clients; its partitions are destroyed in the background.
+    /// Takes a table away. When it answers, no server that is there serves it any more: a proxy that has not heard of it can't write into what is gone.
     ///
     /// # Errors
-    /// [`MetaError::Refused`].
+    /// [`MetaError::Refused`]; [`MetaError::NotYet`]: a server is slow to follow.
     pub async fn drop_table(&self, name: &str) -> Result<Arc<Table>, MetaError> {
         let table = self.table_command(Command::Drop { name: name.to_owned() }).await?;
         tracing::info!(table = name, id = table.id.0, "table is being dropped");
+        self.until_followed(&table, "dropped", |_, has_followed| has_followed).await?;
         Ok(table)
     }
 
