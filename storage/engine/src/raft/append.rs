@@ -35,29 +35,9 @@ pub(super) fn stream<'s, S>(peer: &'s Peer, input: S, option: RPCOption) -> BoxS
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
 {
-    let send = move |request: AppendEntriesRequest<Types>| {
+    let send = move |request| {
         let option = option.clone();
-        async move {
-            let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
-            let response = match peer.append(&request, &option).await {
-                Ok(response) => response,
-                Err(error) => return (Err(error), false),
-            };
-            if response.is_success()
-                && let Some(last) = last
-            {
-                peer.peers.prompt.acknowledged(peer.target, last.index, Instant::now());
-            }
-            let is_whole = match &response {
-                AppendEntriesResponse::Success => true,
-                AppendEntriesResponse::PartialSuccess(matched) => *matched == last,
-                AppendEntriesResponse::Conflict if request.prev_log_id.is_none() => {
-                    return (Err(unsaid("the beginning of a log conflicts with nothing".to_owned())), false);
-                }
-                AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => false,
-            };
-            (Ok(response.into_stream_result(request.prev_log_id, last)), is_whole)
-        }
+        async move { exchange(peer, request, &option).await }
     };
     let answers = Box::pin(
         with_less_news(news_with_entries(gathered(input, peer.peers.prompt.clone(), peer.target))).map(send).buffered(LETTERS_MAX),
@@ -67,6 +47,41 @@ where
         let (answer, is_whole) = answers.next().await?;
         Some((answer, is_whole.then_some(answers)))
     }))
+}
+
+/// Sends the one request that a heartbeat is.
+pub(super) async fn heartbeat<'s, S>(peer: &'s Peer, mut input: S, option: RPCOption) -> BoxStream<'s, Answer>
+where
+    S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
+{
+    let answer = match input.next().await {
+        Some(request) => Some(exchange(peer, request, &option).await.0),
+        None => None,
+    };
+    Box::pin(stream::iter(answer))
+}
+
+/// Sends a request; its answer, and whether that is a whole success.
+async fn exchange(peer: &Peer, request: AppendEntriesRequest<Types>, option: &RPCOption) -> (Answer, bool) {
+    let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+    let response = match peer.append(&request, option).await {
+        Ok(response) => response,
+        Err(error) => return (Err(error), false),
+    };
+    if response.is_success()
+        && let Some(last) = last
+    {
+        peer.peers.prompt.acknowledged(peer.target, last.index, Instant::now());
+    }
+    let is_whole = match &response {
+        AppendEntriesResponse::Success => true,
+        AppendEntriesResponse::PartialSuccess(matched) => *matched == last,
+        AppendEntriesResponse::Conflict if request.prev_log_id.is_none() => {
+            return (Err(unsaid("the beginning of a log conflicts with nothing".to_owned())), false);
+        }
+        AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => false,
+    };
+    (Ok(response.into_stream_result(request.prev_log_id, last)), is_whole)
 }
 
 /// The requests; for a follower that need not be prompt, each a while after the one before, so that it brings all that has come meanwhile.

@@ -115,7 +115,8 @@ impl Group {
         if !follower.is_voter {
             return Err(ChangeError::Refused(format!("member {to} does not vote")));
         }
-        let peer = Peer { peers: inner.peers.clone(), target: to, node: Node { server: follower.server } };
+        let node = Node { server: follower.server };
+        let peer = Peer { peers: inner.peers.clone(), target: to, node, is_for_heartbeats: false };
         let ready = peer.ask(Kind::Ready, Bytes::new(), READY_PATIENCE).await;
         ready.map_err(|error| ChangeError::Refused(format!("member {to} is not ready to lead: {error}")))?;
         let mut roles = self.leadership_changes();

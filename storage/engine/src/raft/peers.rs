@@ -49,7 +49,11 @@ impl RaftNetworkFactory<Types> for Peers {
     type Network = Peer;
 
     async fn new_client(&mut self, target: RaftId, node: &Node) -> Peer {
-        Peer { peers: self.clone(), target, node: *node }
+        Peer { peers: self.clone(), target, node: *node, is_for_heartbeats: false }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: RaftId, node: &Node) -> Peer {
+        Peer { peers: self.clone(), target, node: *node, is_for_heartbeats: true }
     }
 }
 
@@ -58,6 +62,8 @@ pub(super) struct Peer {
     pub(super) peers: Peers,
     pub(super) target: RaftId,
     pub(super) node: Node,
+    /// Whether all that it is asked to append is heartbeats, one at a time.
+    pub(super) is_for_heartbeats: bool,
 }
 
 impl Peer {
@@ -124,7 +130,12 @@ impl RaftNetworkV2<Types> for Peer {
     where
         S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
     {
-        Box::pin(async move { Ok(append::stream(self, input, option)) })
+        Box::pin(async move {
+            Ok(match self.is_for_heartbeats {
+                true => append::heartbeat(self, input, option).await,
+                false => append::stream(self, input, option),
+            })
+        })
     }
 
     async fn vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> Result<VoteResponse<Types>, RPCError<Types>> {
