@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::peers::Peers;
-use super::ticker::{HEARTBEAT, Standing, Ticker};
+use super::ticker::{Standing, Ticker};
 use super::transfer::Receiving;
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
 use super::wire::LETTER_BYTES_MAX;
@@ -309,11 +309,9 @@ impl Group {
 }
 
 impl Inner {
-    /// Does what is to be done at a moment, and says when to be asked again, if nothing changes before.
-    pub(super) fn tick(self: &Arc<Self>, now: Instant, is_beat: bool) -> Instant {
-        if is_beat {
-            self.forget_arrivals(now);
-        }
+    /// Does what is to be done at a moment, and says when to be asked again if no leader changes before; `None`: at every heartbeat.
+    pub(super) fn tick(self: &Arc<Self>, now: Instant, is_beat: bool) -> Option<Instant> {
+        self.forget_arrivals(now);
         let (rank, is_formed) = {
             let server = self.server.borrow_watched();
             if server.state == ServerState::Leader {
@@ -321,7 +319,7 @@ impl Inner {
                     // A full queue has more urgent things in it.
                     let _ = self.raft.trigger().heartbeat().now_or_never();
                 }
-                return now + HEARTBEAT;
+                return None;
             }
             let voters: Vec<RaftId> = server.membership_config.voter_ids().collect();
             let others = voters.iter().filter(|id| Some(**id) != server.current_leader);
@@ -329,18 +327,18 @@ impl Inner {
             (rank, !voters.is_empty())
         };
         let mut standing = self.standing.lock();
-        let due = if !is_formed {
+        if !is_formed {
             if standing.forms(now) {
                 tokio::spawn(self.clone().form());
             }
-            standing.forms_at()
-        } else {
-            if rank.is_some_and(|rank| standing.stands(now, rank)) {
-                let _ = self.raft.trigger().elect(true).now_or_never();
-            }
-            rank.map(|rank| standing.stands_at(rank))
-        };
-        due.unwrap_or(now + HEARTBEAT)
+            return standing.forms_at();
+        }
+        // Who does not vote may do so soon.
+        let rank = rank?;
+        if standing.stands(now, rank) {
+            let _ = self.raft.trigger().elect(true).now_or_never();
+        }
+        Some(standing.stands_at(rank))
     }
 
     /// Forms the group of its first members. All of them may: their first entries conflict, and the first elected leader's stands.

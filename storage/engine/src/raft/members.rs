@@ -91,6 +91,14 @@ impl Group {
         GroupStatus { figures, members, is_changing, followers: followers.collect() }
     }
 
+    /// The last entry that each of the other members is known to have, as the leader sees it; empty elsewhere.
+    pub fn matched(&self) -> Vec<(RaftId, u64)> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let others = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
+        others.map(|(id, matched)| (*id, matched.as_ref().map_or(0, |id| id.index))).collect()
+    }
+
     /// Hands leadership over to a voter that is there and caught up. `revoke` is called when it begins: from then on nobody is confirmed as the leader here, and it must
     /// revoke every lease that rests on an earlier [`confirm`](Group::confirm) or [`establish`](Group::establish). Returns when another member leads. Goes on to its end when the
     /// caller goes away.

@@ -3,7 +3,7 @@
 //! openraft could tick each group by itself, at five times the cost when groups are idle. Here all leaders' heartbeats leave at the same moment, so that
 //! they share socket writes; and a follower stands when its own record of the leader's last word is older than the lease.
 //!
-//! Most ticks have nothing to do: each group says when it wants to be looked at next, and all are at every heartbeat and after anybody's leader has changed.
+//! Most ticks have nothing to do: leaders are looked at at every heartbeat, followers when they say; all after anybody's leader has changed.
 //!
 //! # Restart guard
 //! openraft forgets at a restart until when it had promised its leader not to vote for another. So a replica that has a past neither votes nor stands
@@ -58,8 +58,8 @@ struct Groups {
 
 struct Running {
     group: Weak<Inner>,
-    /// When to look at it, between heartbeats.
-    due: Instant,
+    /// When to look at it; `None`: at every heartbeat.
+    due: Option<Instant>,
 }
 
 impl Ticker {
@@ -102,7 +102,7 @@ impl Ticker {
     }
 
     pub(super) fn add(&self, group: &Arc<Inner>) {
-        self.groups.lock().running.push(Running { group: Arc::downgrade(group), due: Instant::now() });
+        self.groups.lock().running.push(Running { group: Arc::downgrade(group), due: Some(Instant::now()) });
     }
 
     pub(super) fn remove(&self, group: &Arc<Inner>) {
@@ -118,11 +118,11 @@ impl Ticker {
 
     /// Looks at those groups that are due.
     fn tick(&self, now: Instant, is_beat: bool) {
-        let all = self.is_upset.swap(false, Ordering::AcqRel) || is_beat;
+        let is_upset = self.is_upset.swap(false, Ordering::AcqRel);
         let mut groups = self.groups.lock();
         groups.stopped.retain(|_, stopped| now < *stopped + LEASE);
         groups.running.retain_mut(|running| {
-            if all || now >= running.due {
+            if is_upset || running.due.map_or(is_beat, |due| now >= due) {
                 let Some(group) = running.group.upgrade() else { return false };
                 running.due = group.tick(now, is_beat);
             }
