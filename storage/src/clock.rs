@@ -18,7 +18,7 @@ pub(crate) struct Clock {
 }
 
 /// Milliseconds since the Unix epoch by this machine's clock.
-fn wall_ms() -> u64 {
+pub(crate) fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |past| past.as_millis() as u64)
 }
 

@@ -15,12 +15,15 @@ use row::op::{Op, Request, Response};
 use row::view::Rules;
 use tokio::sync::watch;
 
+use crate::expiry::{Alarm, Due};
 use crate::hot::Heads;
 use crate::replica::{Replica, ReplicaOptions};
-use crate::{dirs, expiry, reads};
+use crate::{clock, dirs, expiry, reads};
 
 /// How often the node looks whether anything has expired.
 const EXPIRY_PERIOD: Duration = Duration::from_millis(100);
+/// The longest time without a look, should the alarm miss anything.
+const EXPIRY_PAUSE_MS_MAX: u64 = 10_000;
 /// Group 0 of the log is meta's.
 const FIRST_GROUP: u64 = 1 << 32;
 /// Bits of a group's number that hold the partition's index.
@@ -87,6 +90,8 @@ pub struct Node {
     active_expiry: std::sync::atomic::AtomicBool,
     /// Grows with whatever meta wants to know at once.
     changes: Arc<watch::Sender<u64>>,
+    /// When the expiry cycle is to look at the replicas.
+    alarm: Arc<Alarm>,
 }
 
 /// Figures of one table on this node.
@@ -121,6 +126,7 @@ impl Node {
             changing: tokio::sync::Mutex::default(),
             active_expiry: true.into(),
             changes: Arc::default(),
+            alarm: Arc::default(),
         });
         tokio::spawn(expiry_cycle(Arc::downgrade(&node)));
         node
@@ -222,6 +228,7 @@ impl Node {
             raft_runtime: &self.options.raft_runtime,
             peers: self.options.peers.as_ref(),
             changes: &self.changes,
+            alarm: &self.alarm,
         };
         Replica::open(options, &self.log, &self.shared, &self.heads).await
     }
@@ -399,16 +406,20 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
     loop {
         tick.tick().await;
         let Some(node) = node.upgrade() else { return };
-        if !node.active_expiry.load(std::sync::atomic::Ordering::Relaxed) {
+        let now_ms = clock::wall_ms();
+        if !node.active_expiry.load(std::sync::atomic::Ordering::Relaxed) || !node.alarm.rings(now_ms) {
             continue;
         }
-        let due: Vec<_> = {
-            let replicas = node.replicas.load();
-            let open = replicas.values().filter_map(|held| held.slot.as_ref().ok()).filter(|replica| replica.leads());
+        let mut due = Vec::new();
+        let mut pause_ms = EXPIRY_PAUSE_MS_MAX;
+        for replica in node.replicas.load().values().filter_map(|held| held.slot.as_ref().ok()).filter(|replica| replica.leads()) {
             // By the partition's own clock, which does not step back.
-            let due = |replica: &Arc<Replica>| replica.expiry.due(replica.clock.read().now_ms, &replica.rules());
-            open.filter_map(|replica| Some((replica.clone(), due(replica)?))).collect()
-        };
+            match replica.expiry.due(replica.clock.read().now_ms, &replica.rules()) {
+                Due::Now(cursor) => due.push((replica.clone(), cursor)),
+                Due::In(left_ms) => pause_ms = pause_ms.min(left_ms),
+            }
+        }
+        node.alarm.set(now_ms + pause_ms);
         for (replica, cursor) in due {
             let step = Request { ops: vec![Op::ExpireDue { max: expiry::STEP_MAX, cursor }], watched: Vec::new() };
             // One step of a partition at a time; a partition that can't be written now is tried again in the next period.
@@ -418,6 +429,7 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
             };
             if let Err(error) = done {
                 tracing::debug!(partition = ?replica.partition(), %error, "an expiry step did not go through");
+                node.alarm.sound();
             }
         }
     }

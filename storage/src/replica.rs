@@ -23,7 +23,7 @@ pub(crate) use engine::raft::Leadership;
 use crate::clock::{self, Clock};
 use crate::cursors::Cursors;
 use crate::executor;
-use crate::expiry::Expiry;
+use crate::expiry::{Alarm, Expiry};
 use crate::hot::{Heads, Owner};
 use crate::judge::RowJudge;
 use crate::lease::Lease;
@@ -105,6 +105,8 @@ pub(crate) struct ReplicaOptions<'a> {
     pub(crate) peers: Option<&'a Peers>,
     /// To be moved when leadership or health changes.
     pub(crate) changes: &'a Arc<watch::Sender<u64>>,
+    /// The node's.
+    pub(crate) alarm: &'a Arc<Alarm>,
 }
 
 impl ReplicaOptions<'_> {
@@ -163,7 +165,7 @@ impl Replica {
             clock: Clock::new(0, options.cluster_tag),
             lease: Lease::new(),
             cursors: Cursors::default(),
-            expiry: Expiry::new(),
+            expiry: Expiry::new(options.alarm.clone()),
             owner: heads.owner(),
             heads: heads.clone(),
             counts: Mutex::default(),
@@ -186,6 +188,7 @@ impl Replica {
 
     pub(crate) fn set_rules(&self, rules: Rules) {
         self.rules.store(Arc::new(rules));
+        self.expiry.look();
     }
 
     /// Waits until this replica leads with everything of earlier terms applied.
@@ -269,9 +272,7 @@ impl Replica {
 
     /// How it is, for meta.
     pub(crate) fn report(&self) -> news::Replica {
-        let status = self.group.status();
-        let mut sum = TableFigures::default();
-        self.add_figures(&mut sum);
+        let (figures, counts) = (self.group.figures(), self.counts());
         let fault = match self.queue.closed() {
             Some(error @ CallError::Fault(_)) => Some(error.to_string()),
             _ => None,
@@ -281,15 +282,15 @@ impl Replica {
             raft_id: self.raft_id,
             health: if fault.is_some() { news::Health::Faulty } else { news::Health::Running },
             fault,
-            term: status.figures.term,
-            leads: status.figures.is_leader && *self.adopted_term.lock() == status.figures.term,
-            last_log: status.figures.last_log,
-            applied: status.figures.applied,
-            matched: status.followers.iter().map(|follower| (follower.raft_id, follower.matched)).collect(),
-            rows: sum.rows,
-            expiring: sum.expiring,
-            disk_bytes: sum.disk_bytes,
-            memtable_bytes: sum.memtable_bytes,
+            term: figures.term,
+            leads: figures.is_leader && *self.adopted_term.lock() == figures.term,
+            last_log: figures.last_log,
+            applied: figures.applied,
+            matched: self.group.matched(),
+            rows: counts.rows,
+            expiring: counts.expiring,
+            disk_bytes: counts.sizes.live_file_bytes,
+            memtable_bytes: counts.sizes.memtable_bytes,
         }
     }
 
@@ -467,6 +468,8 @@ async fn follow_role(replica: std::sync::Weak<Replica>, changes: Arc<watch::Send
         {
             let Some(replica) = replica.upgrade() else { return };
             if leads {
+                // The cycle passes those by that don't seem to lead.
+                replica.expiry.look();
                 if let Err(error) = replica.confirm_lease().await {
                     tracing::debug!(partition = ?replica.partition, %error, "a new leader is not ready");
                     tokio::time::sleep(NOT_READY_PAUSE).await;
