@@ -53,9 +53,8 @@ cluster-status:
 cluster-stop:
 	@$(CLUSTER) stop $(BRIDLE)
 
-# The whole workspace is built first: the tests of `integration` start the binary that lies beside them.
+# Before the first test runs, all is built, the binary included: the tests of `integration` start the one that lies beside them.
 test: setup-test
-	$(CARGO) build --release --workspace
 	$(CARGO) test --release --workspace
 
 # A second binary, which can break safety rules. The usual one is built first and last, so that nobody finds the other in its place for long.

@@ -162,7 +162,9 @@ fn writing_until_the_disk_is_full_loses_nothing_and_room_made_by_hand_lets_write
     server.restart();
     reads_go_on(&server, acknowledged);
     let mut client = server.client();
-    assert!(set(&mut client, acknowledged).text().starts_with("MISCONF "));
+    // The start may have given a little space back.
+    let acknowledged = write_until_refused(&mut client, acknowledged);
+    check_all(&mut client, acknowledged);
 
     std::fs::remove_file(disk.join("something")).expect("make room");
     writes_return(&mut client, acknowledged);
