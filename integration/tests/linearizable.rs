@@ -16,7 +16,7 @@ use integration::{Client, Server, within};
 
 /// How long a run on a cluster lasts.
 fn time() -> Duration {
-    Duration::from_secs(std::env::var("BRIDLE_LIN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40))
+    Duration::from_secs(std::env::var("BRIDLE_LIN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(35))
 }
 
 #[test]
