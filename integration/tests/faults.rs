@@ -41,6 +41,14 @@ fn place(bytes: &[u8], n: usize) -> usize {
     position(bytes, &value(n)).expect("the log has every write")
 }
 
+/// The directory of a partition: its table's number, its own, and its replica's, which is whatever it was given.
+fn partition(server: &Server, prefix: &str) -> PathBuf {
+    let tables = std::fs::read_dir(server.dir().join("tables")).expect("the partitions' directories");
+    let mut paths = tables.map(|entry| entry.expect("an entry").path());
+    let is_it = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
+    paths.find(is_it).expect("the partition has a directory")
+}
+
 /// The number that follows `before` in a text.
 fn number_after(text: &str, before: &str) -> usize {
     let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before:?} in: {text}"));
@@ -109,7 +117,7 @@ fn a_damaged_partition_says_so_and_the_other_tables_serve() {
         assert_eq!(client.run(&format!("SET key {table}")), Value::ok());
     }
     assert!(server.stop().success());
-    let manifest = files(&server.dir().join("tables/2-0-1"))
+    let manifest = files(&partition(&server, "2-0-"))
         .into_iter()
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("MANIFEST")))
         .expect("every RocksDB has a manifest");
@@ -152,7 +160,7 @@ fn a_partition_that_is_found_damaged_while_it_serves_is_in_the_status_and_takes_
     client.run("SELECT 1");
     client.run("SET other 1");
     assert!(server.stop().success());
-    let tables = files(&server.dir().join("tables/1-0-1"));
+    let tables = files(&partition(&server, "1-0-"));
     let tables = tables.iter().filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
     let largest = tables.max_by_key(|path| path.metadata().map_or(0, |meta| meta.len())).expect("a stop flushes to table files");
     let mut bytes = std::fs::read(largest).expect("read the table file");
