@@ -45,7 +45,7 @@ impl Default for Policy {
 }
 
 /// How often a busy store is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often it is looked whether followers still need what is kept for them.
 const LOOK_FOR_FOLLOWERS_EVERY: Duration = Duration::from_secs(2);
 /// How long a follower counts as being there after it was heard of, and a new leader waits to hear of all.
