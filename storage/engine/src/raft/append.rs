@@ -1,7 +1,7 @@
 //! How entries go to one follower.
 //!
-//! A few letters are under way at one time, in order: the next batch need not wait until the last one is on the follower's disk. Who receives them hands them to Raft
-//! in the order in which they come; should the network mix them up, Raft asks for what is missing.
+//! One letter is under way at one time, and what has come in meanwhile goes with the next: fewer and fuller letters than a pipeline would send, and none that could
+//! overtake another.
 //!
 //! Followers that no majority waits for get what has gathered in a while (`prompt.rs`).
 //!
@@ -22,7 +22,7 @@ use super::prompt::{LAZY_PERIOD, Prompt};
 use super::types::{LogId, RaftId, Types};
 
 /// Letters with entries that are under way to one follower at one time.
-const LETTERS_MAX: usize = 2;
+const LETTERS_MAX: usize = 1;
 /// How long followers may be left without the news that something is committed. Nobody waits for it: who is elected applies everything first.
 const NEWS_DELAY: Duration = Duration::from_millis(50);
 /// How often followers are told with entries what is committed.
