@@ -5,34 +5,26 @@
 //! # Why no reader sees the past
 //! Time is counted in *moments*: each applied batch ends at a new one. A view notes the moment before it looks at the store, so it sees at least
 //! every batch that had ended by then. An entry knows the moment since which its value is known to hold.
-//! - Before a batch is proposed, its keys' entries are shut, and nobody may fill them until it has ended ([`Heads::begin`], [`Heads::end`]), and
-//!   every batch proposed behind it with the same key as well. So once the batch is visible in the store, no old value of its is in the cache.
+//! - From before a batch is proposed until it has ended, and every batch proposed behind it with the same key as well, entries of its keys are
+//!   shut: nobody uses or fills them ([`Heads::begin`], [`Heads::end`]). So once the batch is visible in the store, no old value of its is seen.
 //! - A view fills only if no batch has ended in the shard since the moment it noted: what it read is then the newest.
 //! - While everything is being cleared, the replica's part is shut; then it gets a new number, under which nothing old lies.
 //! - What a replica applies without leading passes by unseen. So it gets a new number whenever it begins to lead ([`Heads::forget`]).
 //! - A view uses an entry only if it holds since the view's own moment or earlier, so that one snapshot is one state.
 
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+mod ring;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quick_cache::unsync::Cache;
-use quick_cache::{Equivalent, Weighter};
 use row::edits::{Edits, Family};
 
-const SHARDS: usize = 64;
-/// Larger values are left to RocksDB's block cache.
-const VALUE_BYTES_MAX: usize = 16 << 10;
-/// What an entry takes besides its key and value, about: its place in a table that is grown by doubling, and what the allocator adds to key and
-/// value.
-const ENTRY_BYTES: usize = 200;
+use ring::{Name, Ring};
 
+const SHARDS: usize = 64;
 /// The owner's number while its replica is being cleared: nothing is used and nothing is filled.
 const NOBODY: u64 = 0;
-
-/// The moment of an entry whose batch has not ended: no view is that late.
-const NOT_NOW: Moment = Moment::MAX;
 
 /// A count of applied batches of the node.
 pub(crate) type Moment = u64;
@@ -56,45 +48,11 @@ pub(crate) struct Owner {
 }
 
 struct Shard {
-    cache: Cache<Key, Entry, Bytewise, BuildHasherDefault<Place>>,
+    records: Ring,
     /// Hashes of keys whose batch has begun and not ended.
     pending: Vec<u64>,
     /// When the last batch with a key of this shard ended.
     last_end: Moment,
-}
-
-#[derive(PartialEq, Eq)]
-struct Key {
-    owner: u64,
-    head_key: Box<[u8]>,
-}
-
-struct Wanted<'a> {
-    owner: u64,
-    head_key: &'a [u8],
-}
-
-struct Entry {
-    value: Bytes,
-    since: Moment,
-}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(place(self.owner, &self.head_key));
-    }
-}
-
-impl Hash for Wanted<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(place(self.owner, self.head_key));
-    }
-}
-
-impl Equivalent<Key> for Wanted<'_> {
-    fn equivalent(&self, key: &Key) -> bool {
-        self.owner == key.owner && self.head_key == &key.head_key[..]
-    }
 }
 
 /// A head key begins with a hash: that is hash enough.
@@ -103,42 +61,15 @@ fn place(owner: u64, head_key: &[u8]) -> u64 {
     (hash ^ owner.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Hands a hash through that was made already.
-#[derive(Default)]
-struct Place(u64);
-
-impl Hasher for Place {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("keys hash as one number");
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
-
-#[derive(Clone)]
-struct Bytewise;
-
-impl Weighter<Key, Entry> for Bytewise {
-    fn weight(&self, key: &Key, entry: &Entry) -> u64 {
-        (ENTRY_BYTES + key.head_key.len() + entry.value.len()) as u64
-    }
+/// Under which a record lies, as long as its owner keeps its number.
+fn name(owner: u64, head_key: &[u8]) -> Name<'_> {
+    Name { hash: place(owner, head_key), owner, key: head_key }
 }
 
 impl Heads {
-    /// A cache of about so many bytes.
+    /// A cache of so many bytes.
     pub(crate) fn new(bytes: usize) -> Heads {
-        let per_shard = (bytes / SHARDS) as u64;
-        let items = per_shard as usize / 256;
-        let shard = || {
-            let cache = Cache::with(items.max(1), per_shard, Bytewise, BuildHasherDefault::default(), Default::default());
-            Mutex::new(Shard { cache, pending: Vec::new(), last_end: 0 })
-        };
+        let shard = || Mutex::new(Shard { records: Ring::new(bytes / SHARDS, place), pending: Vec::new(), last_end: 0 });
         Heads { shards: (0..SHARDS).map(|_| shard()).collect(), moment: AtomicU64::new(0), owners: AtomicU64::new(0) }
     }
 
@@ -165,25 +96,28 @@ impl Heads {
 
     /// A head as a view of this moment sees it, if it is here.
     pub(crate) fn get(&self, owner: &Owner, head_key: &[u8], at: Moment) -> Option<Bytes> {
-        let wanted = Wanted { owner: owner.number(), head_key };
-        if wanted.owner == NOBODY {
+        let number = owner.number();
+        if number == NOBODY {
             return None;
         }
-        let shard = self.shard(place(owner.id, head_key)).lock();
-        shard.cache.get(&wanted).filter(|entry| entry.since <= at).map(|entry| entry.value.clone())
+        let hash = place(owner.id, head_key);
+        let mut shard = self.shard(hash).lock();
+        if shard.pending.contains(&hash) {
+            return None;
+        }
+        shard.records.get(name(number, head_key)).filter(|(since, _)| *since <= at).map(|(_, value)| Bytes::copy_from_slice(value))
     }
 
     /// What a view of this moment read from the store.
     pub(crate) fn fill(&self, owner: &Owner, head_key: &[u8], value: &Bytes, at: Moment) {
         let number = owner.number();
-        if value.len() > VALUE_BYTES_MAX || number == NOBODY {
+        if number == NOBODY {
             return;
         }
         let hash = place(owner.id, head_key);
         let mut shard = self.shard(hash).lock();
         if shard.last_end <= at && !shard.pending.contains(&hash) {
-            let key = Key { owner: number, head_key: head_key.into() };
-            shard.cache.insert(key, Entry { value: value.clone(), since: at });
+            shard.records.put(name(number, head_key), value, at);
         }
     }
 
@@ -193,14 +127,9 @@ impl Heads {
             owner.clearing.fetch_add(1, Ordering::AcqRel);
             owner.number.store(NOBODY, Ordering::Release);
         }
-        let number = owner.number();
         for (head_key, _) in heads(edits) {
             let hash = place(owner.id, head_key);
-            let mut shard = self.shard(hash).lock();
-            if let Some(mut entry) = shard.cache.peek_mut(&Wanted { owner: number, head_key }) {
-                entry.since = NOT_NOW;
-            }
-            shard.pending.push(hash);
+            self.shard(hash).lock().pending.push(hash);
         }
     }
 
@@ -221,31 +150,19 @@ impl Heads {
             if let Some(index) = shard.pending.iter().position(|pending| *pending == hash) {
                 shard.pending.swap_remove(index);
             }
-            // A later batch with this key is under way, and may be visible before it ends: its entry stays shut.
+            // A later batch with this key is under way, and may be visible before it ends: the entry stays shut, and is settled then.
             if number != NOBODY && !shard.pending.contains(&hash) {
-                shard.settle(number, head_key, value.filter(|_| applied), moment);
+                match value.filter(|_| applied) {
+                    Some(value) => shard.records.put(name(number, head_key), value, moment),
+                    // Deleted, or not known.
+                    None => shard.records.remove(name(number, head_key)),
+                }
             }
         }
     }
 
     fn shard(&self, hash: u64) -> &Mutex<Shard> {
         &self.shards[(hash >> 40) as usize % SHARDS]
-    }
-}
-
-impl Shard {
-    /// The value of a key since a batch ended; `None`: deleted, or not known.
-    fn settle(&mut self, number: u64, head_key: &[u8], value: Option<&Bytes>, since: Moment) {
-        let wanted = Wanted { owner: number, head_key };
-        let Some(value) = value.filter(|value| value.len() <= VALUE_BYTES_MAX) else {
-            self.cache.remove(&wanted);
-            return;
-        };
-        if let Some(mut entry) = self.cache.peek_mut(&wanted) {
-            *entry = Entry { value: value.clone(), since };
-            return;
-        }
-        self.cache.insert(Key { owner: number, head_key: head_key.into() }, Entry { value: value.clone(), since });
     }
 }
 
@@ -343,17 +260,5 @@ mod tests {
         assert_eq!(heads.get(&owner, KEY, heads.moment()), Some(Bytes::from_static(b"new")));
         heads.forget(&owner);
         assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
-    }
-
-    #[test]
-    fn the_budget_holds() {
-        let heads = Heads::new(1 << 20);
-        let owner = heads.owner();
-        for n in 0..100_000_u64 {
-            let key = [&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[..], b"key"].concat();
-            heads.fill(&owner, &key, &Bytes::from(vec![b'v'; 64]), heads.moment());
-        }
-        let weight: u64 = heads.shards.iter().map(|shard| shard.lock().cache.weight()).sum();
-        assert!(weight <= 1 << 20, "{weight}");
     }
 }

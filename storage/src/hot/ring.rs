@@ -1,0 +1,390 @@
+//! Small records side by side in one ring of bytes: a cache that takes 36 bytes for a record besides its key and value, and no allocation.
+//!
+//! New records are written at the head. The oldest, at the tail, make room for them; one that was read since it was written or moved is moved to
+//! the head once more instead. So what is used stays, and a record seen once goes first.
+//!
+//! # Layout
+//! ```text
+//! record   slot u16, in units of 8 bytes | key length u16 | value length u16 | mark u16 | next u32 | 4 bytes unused
+//!          | owner u64 | since u64 | key | value | up to 7 bytes unused
+//! ```
+//! In the host's byte order. `mark` is a [`Mark`]; a vacant slot may be of 8 bytes. `next` is the place of the next record with the same bucket, in
+//! units of 8 bytes.
+//!
+//! # Invariants
+//! - Slots lie without gaps from tail to head; no record crosses the ring's end.
+//! - A record is in the chain of its bucket if and only if it is not vacant.
+
+use super::Moment;
+
+const UNIT: usize = 8;
+const RECORD_BYTES: usize = 32;
+/// Keys and values that fit the lengths, and leave room for many in a ring.
+const KEY_BYTES_MAX: usize = 4 << 10;
+const VALUE_BYTES_MAX: usize = 16 << 10;
+/// A record may take this part of the ring.
+const LARGEST_PART: usize = 8;
+/// What a record takes, about: by this, buckets are as many as records.
+const USUAL_BYTES: usize = 128;
+/// How many records are moved at most before one has to go.
+const MOVES_MAX: usize = 8;
+/// So many of a hash's highest bits choose the bucket before any others do.
+const BUCKET_BITS: u32 = 18;
+/// The end of a chain.
+const NONE: u32 = u32::MAX;
+
+const KEY_LEN: usize = 2;
+const VALUE_LEN: usize = 4;
+const MARK: usize = 6;
+const NEXT: usize = 8;
+const OWNER: usize = 16;
+const SINCE: usize = 24;
+
+/// What becomes of a record when it is the oldest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+enum Mark {
+    Vacant = 0,
+    /// Not read since it was written or moved.
+    Fresh = 1,
+    Used = 2,
+}
+
+/// Under which a record is found; the hash is the caller's.
+#[derive(Clone, Copy)]
+pub(super) struct Name<'a> {
+    pub(super) hash: u64,
+    pub(super) owner: u64,
+    pub(super) key: &'a [u8],
+}
+
+/// See the module.
+pub(super) struct Ring {
+    bytes: Box<[u8]>,
+    /// The place of each chain's first record, in units; a power of two.
+    buckets: Box<[u32]>,
+    head: usize,
+    tail: usize,
+    used: usize,
+    /// Of the records' buckets, as they are not kept with them.
+    hash: fn(owner: u64, key: &[u8]) -> u64,
+}
+
+impl Ring {
+    /// A ring that takes at most so many bytes, its buckets included. `hash` gives again what [`Name::hash`] says.
+    pub(super) fn new(bytes: usize, hash: fn(owner: u64, key: &[u8]) -> u64) -> Ring {
+        let buckets = (bytes / USUAL_BYTES + 1).next_power_of_two() / 2;
+        let room = bytes.saturating_sub(buckets * size_of::<u32>()).min(NONE as usize * UNIT) / UNIT * UNIT;
+        Ring {
+            bytes: vec![0; room].into_boxed_slice(),
+            buckets: vec![NONE; buckets.max(1)].into_boxed_slice(),
+            head: 0,
+            tail: 0,
+            used: 0,
+            hash,
+        }
+    }
+
+    /// A record: since when it holds, and its value.
+    pub(super) fn get(&mut self, name: Name<'_>) -> Option<(Moment, &[u8])> {
+        let at = self.find(name)?;
+        self.set_mark(at, Mark::Used);
+        Some((self.u64(at + SINCE), self.value(at)))
+    }
+
+    /// Sets a record. One that is too large is not kept.
+    pub(super) fn put(&mut self, name: Name<'_>, value: &[u8], since: Moment) {
+        let slot = (RECORD_BYTES + name.key.len() + value.len()).next_multiple_of(UNIT);
+        let is_kept = name.key.len() <= KEY_BYTES_MAX && value.len() <= VALUE_BYTES_MAX && slot <= self.bytes.len() / LARGEST_PART;
+        let before = self.find(name);
+        if let Some(at) = before
+            && is_kept
+            && slot <= self.slot(at)
+        {
+            self.set_u64(at + SINCE, since);
+            self.set_u16(at + VALUE_LEN, value.len());
+            self.write(at + RECORD_BYTES + name.key.len(), value);
+            return;
+        }
+        if let Some(at) = before {
+            self.vacate(at);
+        }
+        if is_kept {
+            self.make_room(slot);
+            let at = self.append(slot);
+            self.set_u16(at + KEY_LEN, name.key.len());
+            self.set_u16(at + VALUE_LEN, value.len());
+            self.set_u64(at + OWNER, name.owner);
+            self.set_u64(at + SINCE, since);
+            self.write(at + RECORD_BYTES, name.key);
+            self.write(at + RECORD_BYTES + name.key.len(), value);
+            self.link(at, name.hash);
+        }
+    }
+
+    /// Forgets a record.
+    pub(super) fn remove(&mut self, name: Name<'_>) {
+        if let Some(at) = self.find(name) {
+            self.vacate(at);
+        }
+    }
+
+    fn find(&self, name: Name<'_>) -> Option<usize> {
+        let mut next = self.buckets[self.bucket(name.hash)];
+        while next != NONE {
+            let at = next as usize * UNIT;
+            if self.u64(at + OWNER) == name.owner && self.key(at) == name.key {
+                return Some(at);
+            }
+            next = self.u32(at + NEXT);
+        }
+        None
+    }
+
+    /// Takes oldest records away until a slot fits at the head.
+    fn make_room(&mut self, slot: usize) {
+        let mut moves = MOVES_MAX;
+        loop {
+            let to_end = self.bytes.len() - self.head;
+            let needed = if to_end < slot { to_end + slot } else { slot };
+            if self.bytes.len() - self.used < needed {
+                self.pass_oldest(&mut moves);
+                continue;
+            }
+            if to_end < slot {
+                let filler = self.append(to_end);
+                self.set_mark(filler, Mark::Vacant);
+            }
+            return;
+        }
+    }
+
+    /// Moves the oldest record to the head, or forgets it.
+    fn pass_oldest(&mut self, moves: &mut usize) {
+        let (at, slot) = (self.tail, self.slot(self.tail));
+        let is_used = self.mark(at) == Mark::Used;
+        if self.mark(at) != Mark::Vacant {
+            self.vacate(at);
+        }
+        self.tail = (at + slot) % self.bytes.len();
+        self.used -= slot;
+        if is_used && *moves > 0 && self.bytes.len() - self.head >= slot {
+            *moves -= 1;
+            let hash = (self.hash)(self.u64(at + OWNER), self.key(at));
+            let to = self.head;
+            self.bytes.copy_within(at..at + slot, to);
+            self.append(slot);
+            self.link(to, hash);
+        }
+    }
+
+    /// Takes a slot at the head that is known to be there.
+    fn append(&mut self, slot: usize) -> usize {
+        let at = self.head;
+        self.set_u16(at, slot / UNIT);
+        self.head = (at + slot) % self.bytes.len();
+        self.used += slot;
+        at
+    }
+
+    fn link(&mut self, at: usize, hash: u64) {
+        let bucket = self.bucket(hash);
+        self.set_mark(at, Mark::Fresh);
+        self.set_u32(at + NEXT, self.buckets[bucket]);
+        self.buckets[bucket] = (at / UNIT) as u32;
+    }
+
+    /// Takes a record out of its chain; its slot stays until it is the oldest.
+    fn vacate(&mut self, at: usize) {
+        let bucket = self.bucket((self.hash)(self.u64(at + OWNER), self.key(at)));
+        let (unit, next) = ((at / UNIT) as u32, self.u32(at + NEXT));
+        self.set_mark(at, Mark::Vacant);
+        if self.buckets[bucket] == unit {
+            self.buckets[bucket] = next;
+            return;
+        }
+        let mut before = self.buckets[bucket];
+        while before != NONE {
+            let place = before as usize * UNIT + NEXT;
+            before = self.u32(place);
+            if before == unit {
+                return self.set_u32(place, next);
+            }
+        }
+    }
+
+    /// By the highest bits first: others have chosen the ring.
+    fn bucket(&self, hash: u64) -> usize {
+        hash.rotate_left(BUCKET_BITS) as usize & (self.buckets.len() - 1)
+    }
+
+    fn slot(&self, at: usize) -> usize {
+        self.u16(at) * UNIT
+    }
+
+    fn mark(&self, at: usize) -> Mark {
+        match self.u16(at + MARK) {
+            0 => Mark::Vacant,
+            1 => Mark::Fresh,
+            _ => Mark::Used,
+        }
+    }
+
+    fn set_mark(&mut self, at: usize, mark: Mark) {
+        self.set_u16(at + MARK, mark as usize);
+    }
+
+    fn key(&self, at: usize) -> &[u8] {
+        &self.bytes[at + RECORD_BYTES..][..self.u16(at + KEY_LEN)]
+    }
+
+    fn value(&self, at: usize) -> &[u8] {
+        &self.bytes[at + RECORD_BYTES + self.u16(at + KEY_LEN)..][..self.u16(at + VALUE_LEN)]
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn array<const N: usize>(&self, at: usize) -> [u8; N] {
+        *self.bytes[at..].first_chunk().expect("numbers lie within the ring")
+    }
+
+    fn u16(&self, at: usize) -> usize {
+        usize::from(u16::from_ne_bytes(self.array(at)))
+    }
+
+    fn u32(&self, at: usize) -> u32 {
+        u32::from_ne_bytes(self.array(at))
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        u64::from_ne_bytes(self.array(at))
+    }
+
+    fn set_u16(&mut self, at: usize, number: usize) {
+        self.write(at, &(number as u16).to_ne_bytes());
+    }
+
+    fn set_u32(&mut self, at: usize, number: u32) {
+        self.write(at, &number.to_ne_bytes());
+    }
+
+    fn set_u64(&mut self, at: usize, number: u64) {
+        self.write(at, &number.to_ne_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Few values, so that chains are long.
+    fn hash(owner: u64, key: &[u8]) -> u64 {
+        owner + key.first().map_or(0, |byte| u64::from(*byte))
+    }
+
+    fn name(owner: u64, key: &[u8]) -> Name<'_> {
+        Name { hash: hash(owner, key), owner, key }
+    }
+
+    impl Ring {
+        /// Every invariant of the module; gives how many records there are.
+        fn check(&self) -> usize {
+            let (mut at, mut left, mut records) = (self.tail, self.used, 0);
+            while left > 0 {
+                let slot = self.slot(at);
+                assert!(slot > 0 && slot <= left && at + slot <= self.bytes.len());
+                if self.mark(at) != Mark::Vacant {
+                    records += 1;
+                    let key = self.key(at);
+                    assert_eq!(self.find(name(self.u64(at + OWNER), key)), Some(at));
+                }
+                (at, left) = ((at + slot) % self.bytes.len(), left - slot);
+            }
+            assert_eq!(at, self.head);
+            let place = |next: u32| (next != NONE).then_some(next);
+            let chain = |first: u32| std::iter::successors(place(first), |next| place(self.u32(*next as usize * UNIT + NEXT)));
+            assert_eq!(self.buckets.iter().map(|first| chain(*first).count()).sum::<usize>(), records);
+            records
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Put(Vec<u8>, usize),
+        Remove(Vec<u8>),
+        Get(Vec<u8>),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let key = || prop::collection::vec(0u8..6, 0..4);
+        let step = prop_oneof![
+            6 => (key(), 0usize..400).prop_map(|(key, len)| Step::Put(key, len)),
+            1 => key().prop_map(Step::Remove),
+            3 => key().prop_map(Step::Get),
+        ];
+        prop::collection::vec(step, 0..400)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_is_what_was_put_last(steps in steps(), bytes in 0usize..6000) {
+            let mut ring = Ring::new(bytes, hash);
+            let mut model = HashMap::new();
+            for (moment, step) in steps.into_iter().enumerate() {
+                let moment = moment as u64;
+                match step {
+                    Step::Put(key, len) => {
+                        let value = vec![moment as u8; len];
+                        ring.put(name(7, &key), &value, moment);
+                        model.insert(key, (moment, value));
+                    }
+                    Step::Remove(key) => {
+                        ring.remove(name(7, &key));
+                        model.remove(&key);
+                        prop_assert!(ring.get(name(7, &key)).is_none());
+                    }
+                    Step::Get(key) => {
+                        if let Some((since, value)) = ring.get(name(7, &key)) {
+                            prop_assert_eq!(Some(&(since, value.to_vec())), model.get(&key));
+                        }
+                        prop_assert!(ring.get(name(8, &key)).is_none());
+                    }
+                }
+                ring.check();
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_read_stays() {
+        let mut ring = Ring::new(64 << 10, hash);
+        ring.put(name(1, b"read"), b"value", 0);
+        for n in 0..10_000_u32 {
+            ring.put(name(1, &n.to_be_bytes()), &[0; 64], 0);
+            assert!(ring.get(name(1, b"read")).is_some());
+        }
+        assert!(ring.get(name(1, &0_u32.to_be_bytes())).is_none());
+        assert!(ring.check() > 500, "records of 104 bytes in 64 KiB");
+    }
+
+    #[test]
+    fn too_large_is_not_kept_and_the_old_value_goes() {
+        let mut ring = Ring::new(1 << 20, hash);
+        for large in [VALUE_BYTES_MAX + 1, 200 << 10] {
+            ring.put(name(1, b"key"), b"small", 0);
+            ring.put(name(1, b"key"), &vec![0; large], 0);
+            assert!(ring.get(name(1, b"key")).is_none());
+        }
+        let long = vec![b'k'; KEY_BYTES_MAX + 1];
+        ring.put(name(1, &long), b"", 0);
+        assert_eq!(ring.check(), 0);
+        ring.put(name(1, &long[1..]), &[1; VALUE_BYTES_MAX], 0);
+        assert_eq!(ring.check(), 1);
+    }
+}
