@@ -159,7 +159,7 @@ impl Executor {
         let Some(first) = self.flights.front_mut() else {
             if self.next.is_empty() {
                 replica.queue.filled(1, 1).await;
-                self.linger().await;
+                self.pace.gather(&replica.queue, 0).await;
             }
             return;
         };
@@ -178,20 +178,12 @@ impl Executor {
             biased;
             verdict = landed => {
                 self.settle(verdict).await;
-                if self.flights.is_empty() && replica.has_peers() {
-                    self.linger().await;
+                if self.flights.is_empty() && self.pace.is_small() {
+                    self.pace.gather(&replica.queue, self.next.amount.requests).await;
                 }
             }
             () = replica.queue.filled(missing, EAGER_OPS), if self.next.has_room() => {}
             _ = stuck.tick() => self.tell_if_stuck().await,
-        }
-    }
-
-    /// Gives those who were seen lately a moment to come, before a batch departs without them.
-    async fn linger(&mut self) {
-        match self.replica.has_peers() {
-            true => self.pace.gather_patiently(&self.replica.queue, self.next.amount.requests).await,
-            false => self.pace.gather(&self.replica.queue).await,
         }
     }
 
@@ -313,10 +305,9 @@ impl Executor {
 
     /// Proposes the next batch, if it is time.
     async fn depart(&mut self) {
-        let least_ops = if self.replica.has_peers() { FULL_OPS } else { 0 };
         let amount = self.next.amount;
         let is_worth_it =
-            |first: &Flight| amount.requests >= first.batch.amount.requests && amount.ops >= least_ops || !self.next.has_room();
+            |first: &Flight| amount.requests >= first.batch.amount.requests && amount.ops >= FULL_OPS || !self.next.has_room();
         let is_full = self.flights.len() >= FLIGHTS_MAX || (self.link.place >= CHAIN_MAX && !self.flights.is_empty());
         if self.next.is_empty() || is_full || !self.flights.front().is_none_or(is_worth_it) {
             return;

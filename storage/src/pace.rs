@@ -31,24 +31,26 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// Lets others run until as many wait as were seen lately, or the time is up.
-    pub(crate) async fn gather(&self, queue: &Queue) {
-        if queue.len() >= self.seen {
+    /// Waits until as many wait as were seen lately, `gathered` of them already evaluated, or the time is up: asleep while batches are small, else letting others run.
+    pub(crate) async fn gather(&self, queue: &Queue, gathered: usize) {
+        let missing = self.seen.saturating_sub(gathered);
+        if queue.len() >= missing {
+            return;
+        }
+        if self.is_small() {
+            // When they do not come, it goes on with those that are there.
+            let _ = tokio::time::timeout(PATIENCE, queue.filled(missing, FULL_OPS)).await;
             return;
         }
         let until = Instant::now() + (self.round / GATHER_PART).min(GATHER_MAX);
-        while queue.len() < self.seen && Instant::now() < until {
+        while queue.len() < missing && Instant::now() < until {
             tokio::task::yield_now().await;
         }
     }
 
-    /// Sleeps until as many wait as were seen lately, `gathered` of them already evaluated, or a while.
-    pub(crate) async fn gather_patiently(&self, queue: &Queue, gathered: usize) {
-        let missing = self.seen.saturating_sub(gathered);
-        if queue.len() < missing && self.ops < FULL_OPS {
-            // When they do not come, it goes on with those that are there.
-            let _ = tokio::time::timeout(PATIENCE, queue.filled(missing, FULL_OPS)).await;
-        }
+    /// Whether batches are too small to be worth a round each.
+    pub(crate) fn is_small(&self) -> bool {
+        self.ops < FULL_OPS
     }
 
     /// A batch was applied so long after it was proposed.
