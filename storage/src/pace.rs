@@ -4,8 +4,8 @@
 //! paying for a round of its own. So as long as fewer wait than were seen lately, the executor lets others run first, for a small part of what
 //! the last round took at most: a lone client never waits, and without fsyncs hardly anybody does.
 //!
-//! A round of several replicas costs all of them hundreds of microseconds of CPU, whatever is in it. While batches are small, the executor sleeps until those seen lately
-//! are all there: one full round is cheaper than two halves, and no later. From [`FULL_OPS`] on, halves that overlap are better.
+//! A round costs hundreds of microseconds of CPU, whatever is in it. While batches are small, the executor sleeps until those seen lately are all
+//! there: one full round is cheaper than two halves, and no later. From [`FULL_OPS`] on, halves that overlap are better.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ const GATHER_PART: u32 = 4;
 const GATHER_MAX: Duration = Duration::from_micros(250);
 /// The longest sleep for those who were seen lately and do not come: the shortest that a timer can do.
 const PATIENCE: Duration = Duration::from_millis(1);
-/// So many ops are worth a round of several replicas.
+/// So many ops are worth a round of their own.
 pub(crate) const FULL_OPS: usize = 64;
 
 /// What the last batch tells about the next.

@@ -37,7 +37,6 @@ pub struct Replica {
     raft_id: u64,
     pub(crate) store: Store,
     group: Group,
-    has_peers: bool,
     role: watch::Receiver<Role>,
     /// The last term in which this replica began to lead, in every respect.
     adopted_term: Mutex<u64>,
@@ -157,7 +156,6 @@ impl Replica {
             store,
             role: group.leadership_changes(),
             group,
-            has_peers: options.placement.members.len() > 1,
             adopted_term: Mutex::new(0),
             log: log.clone(),
             rules: ArcSwap::from_pointee(options.rules),
@@ -226,11 +224,6 @@ impl Replica {
             *adopted = term;
         }
         Ok(())
-    }
-
-    /// Whether its group has other members.
-    pub(crate) fn has_peers(&self) -> bool {
-        self.has_peers
     }
 
     /// Whether this replica believes to lead.
