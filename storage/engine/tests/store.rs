@@ -244,3 +244,27 @@ fn a_batch_whose_base_never_took_effect_is_void() {
         assert_eq!((applied.index, applied.link), (11, Some(link(2, 2))));
     }
 }
+
+#[test]
+fn many_stores_with_little_in_each_are_not_flushed_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let shared = Shared::new(Settings { memtable_bytes: 4 << 20, ..Settings::default() }).unwrap();
+    let stores: Vec<Store> = (0..100).map(|n| Store::open(&shared, directory.path().join(n.to_string())).unwrap()).collect();
+    for index in 1..=20 {
+        for store in &stores {
+            apply(store, index, |batch| {
+                for family in Family::ALL {
+                    batch.put(family, format!("key{index}").as_bytes(), &[7; 64]);
+                }
+            });
+        }
+    }
+    let flushed = stores.iter().filter(|store| store.flushed().unwrap().is_some()).count();
+    assert_eq!(flushed, 0, "of 100 stores with 20 records of 64 bytes in each family");
+    drop(stores);
+    let store = Store::open(&shared, directory.path().join("one")).unwrap();
+    for index in 1..=80 {
+        apply(&store, index, |batch| batch.put(Family::Head, format!("key{index}").as_bytes(), &[7; 100 << 10]));
+    }
+    assert!(store.flushed().unwrap().is_some(), "8 MiB of records within a budget of 4");
+}

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rocksdb::{BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions};
 
 use super::health::{self, Health, Reports};
-use super::options::Shared;
+use super::options::{Part, Shared};
 use super::sweep::{CellJudge, Sweep, Swept};
 use super::view::{Pinned, Readers};
 use super::{Fault, Patience};
@@ -28,6 +28,7 @@ pub(super) struct Db {
     reports: Arc<Reports>,
     sweep: Option<Arc<Sweep>>,
     pub(super) directory: PathBuf,
+    _part: Part,
 }
 
 /// Which families a batch clears.
@@ -49,9 +50,10 @@ impl Db {
     ) -> Result<Arc<Self>, Fault> {
         let reports = Arc::new(Reports::new(changes.clone()));
         let sweep = judge.map(Sweep::new);
+        let part = shared.part();
         let options = shared.database();
         health::listen(&options, reports.clone());
-        let db = DB::open_cf_descriptors(&options, directory, shared.families(sweep.as_ref())?)
+        let db = DB::open_cf_descriptors(&options, directory, shared.families(sweep.as_ref(), &part)?)
             .map_err(|error| Fault::from_rocksdb("open", directory, error))?;
         let families = Family::ALL.map(|family| {
             let handle = db.cf_handle(family.name()).expect("open creates the families that are missing");
@@ -77,6 +79,7 @@ impl Db {
             reports,
             sweep,
             directory: directory.to_owned(),
+            _part: part,
         });
         if let Some(sweep) = &db.sweep {
             sweep.attach(&db);

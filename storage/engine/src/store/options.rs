@@ -7,6 +7,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use librocksdb_sys as ffi;
+use parking_lot::Mutex;
 use rocksdb::{
     AsRawPtr, BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DataBlockIndexType, Env, LogLevel,
     Options, WriteBufferManager,
@@ -21,7 +22,7 @@ use crate::batch::Family;
 pub struct Settings {
     /// The block cache of all stores together, bytes; index and filter blocks are in it.
     pub cache_bytes: usize,
-    /// The memtables of all stores together, bytes.
+    /// The memtables of all stores together, bytes; more when there are very many stores (64 KiB for each).
     pub memtable_bytes: usize,
     /// Threads that flush memtables, for all stores.
     pub flush_threads: i32,
@@ -54,8 +55,57 @@ impl Default for Settings {
 pub struct Shared {
     pub(super) settings: Settings,
     pub(super) cache: Cache,
-    memtables: WriteBufferManager,
+    memtables: Arc<Memtables>,
     env: Env,
+}
+
+/// What an empty memtable of a store takes at most, all families together, and some room to write to. When there are so many stores that this
+/// would not fit the budget, the budget grows: or RocksDB would flush a store at each of its writes.
+const STORE_BYTES: usize = 64 << 10;
+/// The part of a memtable that a filter of its keys takes.
+const FILTER_RATIO: f64 = 0.005;
+/// The part of the budget that all filters may take: stores beyond go without.
+const FILTERS_PART: usize = 8;
+
+/// The budget of all memtables.
+struct Memtables {
+    manager: WriteBufferManager,
+    /// As configured.
+    bytes: usize,
+    open: Mutex<Open>,
+}
+
+/// The stores that are open, and those of them whose memtables have filters.
+#[derive(Default)]
+struct Open {
+    stores: usize,
+    filtered: usize,
+}
+
+/// An open store's part of the memtables.
+pub(super) struct Part {
+    memtables: Arc<Memtables>,
+    is_filtered: bool,
+}
+
+impl Memtables {
+    /// The two families with filters.
+    fn filter_bytes(&self) -> usize {
+        (2.0 * FILTER_RATIO * self.bytes as f64) as usize
+    }
+
+    fn resize(&self, open: &Open) {
+        self.manager.set_buffer_size(self.bytes.max(open.stores * STORE_BYTES));
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let mut open = self.memtables.open.lock();
+        open.stores -= 1;
+        open.filtered -= usize::from(self.is_filtered);
+        self.memtables.resize(&open);
+    }
 }
 
 impl Shared {
@@ -66,7 +116,11 @@ impl Shared {
         env.set_low_priority_background_threads(settings.compaction_threads);
         Ok(Self {
             cache: Cache::new_hyper_clock_cache(settings.cache_bytes, 0),
-            memtables: WriteBufferManager::new_write_buffer_manager(settings.memtable_bytes, false),
+            memtables: Arc::new(Memtables {
+                manager: WriteBufferManager::new_write_buffer_manager(settings.memtable_bytes, false),
+                bytes: settings.memtable_bytes,
+                open: Mutex::default(),
+            }),
             env,
             settings,
         })
@@ -84,7 +138,19 @@ impl Shared {
 
     /// Bytes of memtables, all stores.
     pub fn memtables_used(&self) -> usize {
-        self.memtables.get_usage()
+        self.memtables.manager.get_usage()
+    }
+
+    /// For a store that is about to be opened.
+    pub(super) fn part(&self) -> Part {
+        let memtables = self.memtables.clone();
+        let mut open = memtables.open.lock();
+        let is_filtered = (open.filtered + 1) * memtables.filter_bytes() <= memtables.bytes / FILTERS_PART;
+        open.stores += 1;
+        open.filtered += usize::from(is_filtered);
+        memtables.resize(&open);
+        drop(open);
+        Part { memtables, is_filtered }
     }
 
     /// Options of a store as a whole.
@@ -96,7 +162,7 @@ impl Shared {
         options.set_paranoid_checks(true);
         // The Raft log is the WAL: every write disables RocksDB's, and a flush takes all families at once, so that what is on disk is one moment.
         options.set_atomic_flush(true);
-        options.set_write_buffer_manager(&self.memtables);
+        options.set_write_buffer_manager(&self.memtables.manager);
         // Only the apply path writes: no concurrency to prepare for.
         options.set_allow_concurrent_memtable_write(false);
         options.set_enable_write_thread_adaptive_yield(false);
@@ -117,16 +183,16 @@ impl Shared {
     }
 
     /// Options of one family.
-    pub(super) fn family(&self, family: Family) -> Result<Options, Fault> {
+    fn family(&self, family: Family, part: &Part) -> Result<Options, Fault> {
         let mut options = with_insert_hints()?;
         // The budget over all stores flushes earlier than this; it only bounds a single family when the budget is large.
         options.set_write_buffer_size(self.settings.memtable_bytes.max(1 << 20));
         options.set_max_write_buffer_number(4);
-        // Small arena blocks: a store that holds a few records takes a few pages of the budget, not megabytes.
-        options.set_arena_block_size(32 << 10);
-        if family != Family::Default {
-            // Most reads are not of what was just written: a filter of a two-hundredth of the memtable spares them the walk through it.
-            options.set_memtable_prefix_bloom_ratio(0.005);
+        // Small arena blocks: a store that holds a few records takes a few pages of the budget.
+        options.set_arena_block_size(4 << 10);
+        if part.is_filtered && family != Family::Default {
+            // Most reads are not of what was just written: a filter spares them the walk through the memtable.
+            options.set_memtable_prefix_bloom_ratio(FILTER_RATIO);
             options.set_memtable_whole_key_filtering(true);
         }
         options.set_level_compaction_dynamic_level_bytes(true);
@@ -160,9 +226,9 @@ impl Shared {
         tables
     }
 
-    pub(super) fn families(&self, sweep: Option<&Arc<Sweep>>) -> Result<Vec<ColumnFamilyDescriptor>, Fault> {
+    pub(super) fn families(&self, sweep: Option<&Arc<Sweep>>, part: &Part) -> Result<Vec<ColumnFamilyDescriptor>, Fault> {
         let describe = |family: Family| {
-            let mut options = self.family(family)?;
+            let mut options = self.family(family, part)?;
             if let Some(sweep) = sweep.filter(|_| family == Family::Cell) {
                 options.set_compaction_filter_factory(Factory(sweep.clone()));
             }
