@@ -1,7 +1,7 @@
 //! The log's housekeeper: a thread that does what must not delay an append.
 //!
-//! It has the next segment ready, syncs on time where appends do not (`Interval`, `Os`), writes committed ids that no append has carried, removes
-//! segments, and moves entries out of old ones.
+//! It has the next segment ready, syncs on time where appends do not (`Interval`, `Os`), writes committed ids that no append has carried, recycles or
+//! removes segments, and moves entries out of old ones.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +25,7 @@ const RETRY: Duration = Duration::from_millis(250);
 pub(crate) fn run(shared: &Shared) {
     let mut last_tick = Instant::now();
     while !shared.closing.load(Ordering::Acquire) && shared.alive().is_ok() {
-        let has_spare = shared.make_spare();
+        let has_spare = !shared.lacks_spare() || shared.make_spare();
         if last_tick.elapsed() >= TICK {
             last_tick = Instant::now();
             shared.queue_committed();
@@ -73,6 +73,7 @@ fn remove(shared: &Shared) -> Result<(), LogError> {
         shared.timed_sync(&active)?;
     }
     for segment in doomed {
+        let Some(segment) = shared.recycle(segment)? else { continue };
         std::fs::remove_file(&segment.path).map_err(|e| LogError::io("remove", &segment.path, e))?;
         // In order on the disk too: a crash must leave no gap in the numbers.
         segment::sync_dir(&shared.options.dir)?;

@@ -11,12 +11,13 @@
 //! entries out of segments that are otherwise garbage. `recover.rs` reads it all back.
 //!
 //! # Layout
-//! `<dir>/<number>.log`: drawn in `segment.rs` (file) and `record.rs` (record). `<dir>/spare.tmp`: the next segment being zeroed. Segments have
+//! `<dir>/<number>.log`: drawn in `segment.rs` (file) and `record.rs` (record). `<dir>/spare.tmp`: the next segment's file. Segments have
 //! consecutive numbers; only the oldest is ever removed.
 //!
 //! # Full disk
-//! A segment's blocks are allocated before it is used, and [`Log::writable`] refuses from the moment the one *after* the active could not be
-//! allocated: whoever proposes asks first, and what was accepted before has the rest of the active segment to itself. When even that is used up
+//! A segment's blocks are allocated before it is used: those of one that is no longer needed, or new ones when the active segment is half full.
+//! [`Log::writable`] refuses from the moment that this fails: whoever proposes asks first, and what was accepted before has the rest of the
+//! active segment to itself. When even that is used up
 //! the writer waits for space, failing nothing: openraft would declare the group dead. Space that returns is noticed by itself.
 //!
 //! # Invariants
@@ -228,6 +229,7 @@ struct Queue {
 
 /// The next segment's file.
 enum Spare {
+    /// Made when the active segment is half full, unless a segment can be recycled before.
     Wanted,
     Making,
     Ready(File, PathBuf),
@@ -419,6 +421,42 @@ impl Shared {
         let made = refusal.is_none();
         refusal.map_or_else(|| self.admit(), |why| self.refuse(why));
         made
+    }
+
+    /// Whether it is time to make a spare.
+    fn lacks_spare(&self) -> bool {
+        let active = self.active.lock().clone();
+        active.end() >= active.capacity / 2 && matches!(*self.spare.lock(), Spare::Wanted)
+    }
+
+    /// Makes the spare of a segment that nobody needs, if there is none and nobody reads it; gives it back otherwise.
+    fn recycle(&self, segment: Arc<Segment>) -> Result<Option<Arc<Segment>>, LogError> {
+        let segment = match Arc::try_unwrap(segment) {
+            Ok(segment) if segment.bytes()? == u64::from(self.options.segment_bytes) => segment,
+            Ok(segment) => return Ok(Some(Arc::new(segment))),
+            Err(segment) => return Ok(Some(segment)),
+        };
+        {
+            let mut spare = self.spare.lock();
+            if !matches!(*spare, Spare::Wanted) {
+                return Ok(Some(Arc::new(segment)));
+            }
+            *spare = Spare::Making;
+        }
+        let recycled = segment::recycle(&self.options.dir, segment);
+        let (state, error) = match recycled {
+            Ok((file, path)) => (Spare::Ready(file, path), None),
+            Err(e) => (Spare::Wanted, Some(e)),
+        };
+        *self.spare.lock() = state;
+        self.spare_changed.notify_all();
+        match error {
+            Some(error) => Err(error),
+            None => {
+                self.admit();
+                Ok(None)
+            }
+        }
     }
 
     fn new_segment_file(&self) -> Result<(File, PathBuf), LogError> {

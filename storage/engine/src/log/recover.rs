@@ -4,22 +4,23 @@
 //! A segment that has a successor was complete and on the disk before the successor got its name, and the successor says where it ends. So there
 //! every record must be whole; anything else is damage and the log does not open.
 //!
-//! The last segment ends where records stop. Behind the last record are zeros (the file was filled with them) and, after a crash in the middle of a
-//! write, any part of the batch that was being written: disks persist pages in any order, so whole records may stand *behind* a broken one
-//! without anything being wrong. The `synced` number in every record tells the two apart. A batch is acknowledged (with
+//! The last segment ends where records stop. Behind the last record are zeros, then whatever the file held before, and, after a crash in the
+//! middle of a write, any part of the batch that was being written: disks persist pages in any order, so whole records may stand *behind* a
+//! broken one without anything being wrong. The `synced` number in every record tells the two apart. A batch is acknowledged (with
 //! `Durability::Always`) only after its sync, and whatever is written after a sync carries in `synced` how far it went. So:
 //!
 //! - Let X be the offset of the first thing that is not a whole record, and S the largest `synced` of any whole record found behind X, at any
 //!   offset at all.
 //! - S > X: the bytes at X were on the disk once and are not what they were. Damage: an error, nothing is changed.
-//! - Otherwise nothing shows that the bytes at X were ever synced: the tail is torn (or just zeros, when there is no more). It is cut at X,
-//!   which is logged with file and offset unless all behind X is zeros, and overwritten with zeros so that no stale record can
-//!   line up with a new one later.
+//! - Otherwise nothing shows that the bytes at X were ever synced. When there are zeros at X, and no whole record behind them, the log just ends
+//!   there. Else the tail is torn: it is cut at X, which is logged with file and offset, and overwritten with zeros so that no stale record
+//!   can line up with a new one later.
 //!
 //! What this cannot tell: damage in the very last batch that was synced, with nothing written behind it, looks like a torn write of it. A clean
 //! close ends the log with a mark, which leaves nothing to guess.
 //!
-//! A record found "at any offset" by accident, or because a client stored one's bytes, does not count: the checksum covers segment and offset.
+//! A record found "at any offset" by accident, because a client stored one's bytes, or from the file's earlier life, does not count: the checksum
+//! covers segment and offset.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -155,12 +156,17 @@ fn read_segment(
 fn cut_tail(segment: &Segment, bytes: &[u8], at: usize, why: &'static str) -> Result<(), LogError> {
     let Some(last) = bytes[at..].iter().rposition(|b| *b != 0) else { return Ok(()) };
     let tail = &bytes[..at + last + 1];
+    let mut is_torn = bytes[at..].iter().take(segment::TRAILER).any(|b| *b != 0);
     for offset in at + 1..tail.len() {
         // The record's own trailing zeros are part of it, so it is looked for in the whole file.
-        let found = record::parse(&bytes[offset..], Place { segment: segment.number, offset: offset as u32 });
-        if found.is_ok_and(|raw| raw.synced as usize > at) {
-            return Err(LogError::Corrupt { path: segment.path.clone(), offset: at as u64, why });
+        match record::parse(&bytes[offset..], Place { segment: segment.number, offset: offset as u32 }) {
+            Ok(raw) if raw.synced as usize > at => return Err(LogError::Corrupt { path: segment.path.clone(), offset: at as u64, why }),
+            Ok(_) => is_torn = true,
+            Err(_) => {}
         }
+    }
+    if !is_torn {
+        return Ok(());
     }
     tracing::warn!(
         file = %segment.path.display(), offset = at, bytes = tail.len() - at, why,

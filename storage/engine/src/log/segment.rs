@@ -1,16 +1,20 @@
 //! A segment: one file of the log, filled from front to back and then only read.
 //!
 //! # Layout
-//! `<number, 20 decimal digits>.log`, zeros up to its full size when it begins (overwriting allocated blocks makes an fdatasync cheaper than
-//! growing a file: no journal commit; and the space is there before anything is promised). Integers are little-endian.
+//! `<number, 20 decimal digits>.log`, of its full size when it begins (overwriting allocated blocks makes an fdatasync cheaper than growing a
+//! file: no journal commit; and the space is there before anything is promised): a file of zeros, or one whose records nobody needs any more.
+//! Integers are little-endian.
 //!
 //! ```text
 //!  0          8         12       16         24         28
-//!  +----------+---------+--------+----------+----------+----------------------------------+
-//!  | "BRDLLOG\n" | version | crc32c | number   | prev end | records ..., then zeros          |
-//!  +----------+---------+--------+----------+----------+----------------------------------+
+//!  +----------+---------+--------+----------+----------+------------------------------------------+
+//!  | "BRDLLOG\n" | version | crc32c | number   | prev end | records ..., [`TRAILER`] zeros, anything |
+//!  +----------+---------+--------+----------+----------+------------------------------------------+
 //!    8 bytes    u32 = 1   u32      u64        u32
 //! ```
+//!
+//! Each write ends with zeros, as far as there is room, which the next one overwrites: so the end of the records is told from a torn one though
+//! the file held others before. Those cannot pass for records of this segment, whose number is in their checksums.
 //!
 //! `crc32c` covers the header without itself. `prev end` is where the records of the segment before end (0 when there was none): a segment that
 //! has a successor is complete and its end is known exactly. The successor gets its name only after it and its predecessor are on the disk.
@@ -27,7 +31,9 @@ use super::LogError;
 pub(crate) const HEADER: u32 = 28;
 const MAGIC: &[u8; 8] = b"BRDLLOG\n";
 const VERSION: u32 = 1;
-/// The next segment while it is being zeroed; has no header yet.
+/// Zeros behind what is written: as many as a record's header has.
+pub(crate) const TRAILER: usize = super::record::HEADER;
+/// The next segment, without a header of its own yet.
 const SPARE: &str = "spare.tmp";
 
 /// An open segment.
@@ -61,6 +67,11 @@ impl Segment {
 
     pub(crate) fn live(&self) -> u64 {
         self.live.load(Ordering::Relaxed)
+    }
+
+    /// How large the file is: the full size of a segment unless nothing was allocated beforehand, or a record was larger.
+    pub(crate) fn bytes(&self) -> Result<u64, LogError> {
+        self.file.metadata().map(|file| file.len()).map_err(|e| LogError::io("look at", &self.path, e))
     }
 
     /// Makes everything written so far durable. An error means that nobody knows what is on the disk: the caller poisons the log.
@@ -144,6 +155,15 @@ pub(crate) fn spare(dir: &Path, bytes: u32, preallocate: bool) -> Result<(File, 
             Err(LogError::io("preallocate", &path, e))
         }
     }
+}
+
+/// Makes the next segment's file of one that nobody needs or reads any more.
+pub(crate) fn recycle(dir: &Path, segment: Segment) -> Result<(File, PathBuf), LogError> {
+    let path = dir.join(SPARE);
+    std::fs::rename(&segment.path, &path).map_err(|e| LogError::io("recycle", &segment.path, e))?;
+    // Before anything is written: under its old name, the file must be what it was.
+    sync_dir(dir)?;
+    Ok((segment.file, path))
 }
 
 /// Removes a spare that an earlier process left.

@@ -249,6 +249,9 @@ impl Writer {
             return Ok(());
         }
         let end = self.active.end();
+        let next_end = end + self.buffer.len() as u32;
+        let room = self.active.capacity.saturating_sub(next_end) as usize;
+        self.buffer.resize(self.buffer.len() + room.min(segment::TRAILER), 0);
         while let Err(e) = self.active.file.write_all_at(&self.buffer, u64::from(end)) {
             let e = LogError::io("write", &self.active.path, e);
             if !matches!(e, LogError::DiskFull { .. }) {
@@ -257,9 +260,13 @@ impl Writer {
             shared.refuse(e.clone());
             shared.wait_for_space().map_err(|_closed| e)?;
         }
-        self.active.end.store(end + self.buffer.len() as u32, Ordering::Release);
+        self.active.end.store(next_end, Ordering::Release);
         shared.stats.bytes.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
         self.buffer.clear();
+        let half = self.active.capacity / 2;
+        if end < half && next_end >= half {
+            shared.wake_keeper();
+        }
         if self.buffer.capacity() > 4 * BUFFER_BYTES {
             self.buffer = Vec::new();
         }
@@ -288,11 +295,12 @@ impl Writer {
             }
         }
         let path = shared.options.dir.join(segment::file_name(number));
+        let end = head.len() as u32;
+        head.extend_from_slice(&[0; segment::TRAILER]);
         file.write_all_at(&head, 0).and_then(|()| file.sync_data()).map_err(|e| LogError::io("begin", &path, e))?;
         std::fs::rename(&spare_path, &path).map_err(|e| LogError::io("begin", &path, e))?;
         segment::sync_dir(&shared.options.dir)?;
         shared.spare_taken();
-        let end = head.len() as u32;
         let next = Arc::new(Segment::new(number, path, file, shared.options.segment_bytes, end, end));
         *shared.active.lock() = next.clone();
         self.sealed.push_back(std::mem::replace(&mut self.active, next));

@@ -89,24 +89,33 @@ fn clean(mut world: World) -> World {
     world
 }
 
-/// Does to the unsynced bytes of the last segment what a power cut may: a prefix stays, or any of its pieces, or rubbish.
+/// Does to the unsynced bytes of the last segment what a power cut may: a prefix stays, or any of its pieces, or rubbish, or what the file held
+/// before.
 fn mangle(dice: &mut Dice, dir: &Path, synced: u32, end: u32) {
-    let path = segments(dir).pop().unwrap();
-    let mut bytes = std::fs::read(&path).unwrap();
+    let paths = segments(dir);
+    let (first, last) = (std::fs::read(&paths[0]).unwrap(), paths.last().unwrap());
+    let mut bytes = std::fs::read(last).unwrap();
     let unsynced = &mut bytes[synced as usize..end as usize];
-    match dice.below(4) {
+    match dice.below(5) {
         0 => {}
         1 => {
             let keep = dice.below(unsynced.len() as u64 + 1) as usize;
             unsynced[keep..].fill(0);
         }
         2 => unsynced.chunks_mut(64).filter(|_| dice.below(3) == 0).for_each(|piece| piece.fill(0)),
+        3 => {
+            for (piece, earlier) in unsynced.chunks_mut(64).zip(first.get(synced as usize..).unwrap_or_default().chunks(64)) {
+                if piece.len() == earlier.len() && dice.below(3) == 0 {
+                    piece.copy_from_slice(earlier);
+                }
+            }
+        }
         _ => {
             let keep = dice.below(unsynced.len() as u64 + 1) as usize;
             unsynced[keep..].iter_mut().for_each(|byte| *byte = dice.next() as u8);
         }
     }
-    std::fs::write(&path, bytes).unwrap();
+    std::fs::write(last, bytes).unwrap();
 }
 
 /// Invariant: a callback says `Ok` only after what it stands for is durable.

@@ -86,14 +86,14 @@ pub(super) fn kill(log: &Log, to: &Path) -> (u32, u32) {
         }
         let _ = std::fs::remove_dir_all(to);
         std::fs::create_dir_all(to).unwrap();
-        let synced = writer.active.synced();
         for segment in segments(&shared.options.dir) {
             // The keeper may be removing segments.
             if std::fs::copy(&segment, to.join(segment.file_name().unwrap())).is_err() {
                 continue 'again;
             }
         }
-        return (synced, writer.active.end());
+        // Looked at last: what the keeper synced meanwhile is what its removals rest on.
+        return (writer.active.synced(), writer.active.end());
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::super::LogError;
+use super::super::{LogError, segment};
 use super::*;
 
 async fn eventually(what: &str, holds: impl Fn() -> bool) {
@@ -38,6 +38,45 @@ async fn endless_writes_keep_the_log_bounded_though_an_idle_group_needs_old_entr
         let log = Log::open(LogOptions { dir: copy.path().to_owned(), ..options }).unwrap();
         assert_eq!((image(&log, 1).await, image(&log, 2).await), expected);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_nobody_needs_becomes_the_next() {
+    use std::os::unix::fs::MetadataExt;
+    let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = Log::open(options(dir.path(), Durability::Always, 8192)).unwrap();
+    let mut group = log.group_log(1);
+    let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+    let first = inode(&segments(dir.path())[0]);
+    let mut index = 0;
+    // The second segment is begun, and hardly filled: it has no spare behind it yet.
+    while segments(dir.path()).len() < 2 {
+        index += 1;
+        append(&mut group, vec![entry(1, index, vec![1; 1000])]).await;
+    }
+    group.purge(log_id(1, index - 1)).await.unwrap();
+    let spare = dir.path().join("spare.tmp");
+    eventually("it is kept", || spare.exists()).await;
+    assert_eq!(inode(&spare), first);
+    while segments(dir.path()).last().map(|path| inode(path)) != Some(first) {
+        index += 1;
+        assert!(index < 100);
+        append(&mut group, vec![entry(1, index, vec![2; 1000])]).await;
+    }
+    // What it held before is behind its end, and is not taken for a torn tail, nor for anything else.
+    let expected = image(&log, 1).await;
+    let (_, end) = kill(&log, copy.path());
+    let path = segments(copy.path()).pop().unwrap();
+    let before = std::fs::read(&path).unwrap();
+    assert!(before[end as usize..].iter().take(segment::TRAILER).all(|byte| *byte == 0));
+    assert!(before[end as usize..].iter().any(|byte| *byte != 0));
+    let log = Log::open(options(copy.path(), Durability::Always, 8192)).unwrap();
+    assert_eq!(image(&log, 1).await, expected);
+    assert_eq!(std::fs::read(&path).unwrap(), before, "nothing was cut");
+    append(&mut log.group_log(1), vec![entry(1, index + 1, "after")]).await;
+    drop(log);
+    let log = Log::open(options(copy.path(), Durability::Always, 8192)).unwrap();
+    assert_eq!(image(&log, 1).await.entries.last(), Some(&entry(1, index + 1, "after")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
