@@ -18,6 +18,8 @@ const FLUSHES_AT_ONCE: usize = 16;
 
 /// How often rates are sampled: sixteen samples are two seconds.
 const TICK: Duration = Duration::from_millis(125);
+/// The allocator's figures take a moment to add up: the peak is looked for every so many ticks only.
+const PEAK_TICKS: u64 = 40;
 
 /// Longer than anybody waits, and not too long for a timer.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
@@ -84,7 +86,7 @@ pub(crate) async fn clock(proxy: Arc<Proxy>) {
             return;
         }
         proxy.stats.sample(Instant::now());
-        if tick.is_multiple_of(8) {
+        if tick.is_multiple_of(PEAK_TICKS) {
             memory::Figures::note_peak(&proxy);
         }
     }
