@@ -33,6 +33,8 @@ const MAGIC: &[u8; 8] = b"BRDLLOG\n";
 const VERSION: u32 = 1;
 /// Zeros behind what is written: as many as a record's header has.
 pub(crate) const TRAILER: usize = super::record::HEADER;
+/// So many zeros are written at a time, each followed by a sync, so that the fsyncs of appends never wait behind many.
+const ZEROS: u32 = 256 << 10;
 /// The next segment, without a header of its own yet.
 const SPARE: &str = "spare.tmp";
 
@@ -136,11 +138,12 @@ pub(crate) fn spare(dir: &Path, bytes: u32, preallocate: bool) -> Result<(File, 
     let made = (|| {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
         if preallocate {
-            let zeros = vec![0; (bytes as usize).min(1 << 20)];
+            let zeros = vec![0; bytes.min(ZEROS) as usize];
             let mut at = 0;
             while at < bytes {
                 let chunk = (bytes - at).min(zeros.len() as u32);
                 file.write_all_at(&zeros[..chunk as usize], u64::from(at))?;
+                file.sync_data()?;
                 at += chunk;
             }
         }
