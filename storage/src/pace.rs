@@ -2,7 +2,7 @@
 //!
 //! Clients that were just answered ask again in a moment. A batch that begins without them makes two alternating halves out of them, each
 //! paying for a round of its own. So as long as fewer wait than were seen lately, the executor lets others run first, for a small part of what
-//! the last round took at most: a lone client never waits, and without fsyncs hardly anybody does.
+//! the last round took at most; a lone client never waits.
 //!
 //! A round costs hundreds of microseconds of CPU, whatever is in it. While batches are small, the executor sleeps until those seen lately are all
 //! there: one full round is cheaper than two halves, and no later. From [`FULL_OPS`] on, halves that overlap are better.
@@ -46,7 +46,8 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// Waits until as many wait as were seen lately, `gathered` of them already evaluated, or the time is up: asleep while batches are small and that is of use, else letting others run.
+    /// Waits until as many wait as were seen lately, `gathered` of them already evaluated, or the time is up: asleep while batches are small and
+    /// that is of use, else letting others run.
     pub(crate) async fn gather(&mut self, queue: &Queue, gathered: usize) {
         let missing = self.seen.saturating_sub(gathered);
         if queue.len() >= missing {

@@ -12,7 +12,7 @@
 //! units of 8 bytes.
 //!
 //! # Invariants
-//! - Slots lie without gaps from tail to head; no record crosses the ring's end.
+//! - Slots lie without gaps from tail to head; no record crosses the ring's end (`what_is_found_is_what_was_put_last` checks both after each step).
 //! - A record is in the chain of its bucket if and only if it is not vacant.
 
 use super::Moment;
