@@ -554,7 +554,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The next segment's file. Normally the keeper has it ready; else it is made here, and tried again until there is space.
+    /// The next segment's file. Normally the keeper has it ready; else it is made here, and tried again until there is space; any other
+    /// failure is the log's.
     pub(crate) fn take_spare(&self) -> Result<(File, PathBuf), LogError> {
         loop {
             {
@@ -571,7 +572,10 @@ impl Shared {
             }
             if !self.make_spare() {
                 let refusal = self.refusal.lock().clone();
-                self.wait_for_space().map_err(|closed| refusal.unwrap_or(closed))?;
+                match refusal {
+                    Some(why) if !matches!(why, LogError::DiskFull { .. }) => return Err(why),
+                    refusal => self.wait_for_space().map_err(|closed| refusal.unwrap_or(closed))?,
+                }
             }
         }
     }

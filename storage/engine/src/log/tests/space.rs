@@ -107,6 +107,19 @@ async fn a_full_disk_is_told_before_proposing_and_what_was_accepted_waits_for_sp
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_directory_is_gone_fails_and_does_not_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(options(dir.path(), Durability::Always, 8192)).unwrap();
+    let mut group = log.group_log(1);
+    append(&mut group, vec![entry(1, 1, "x")]).await;
+    dir.close().unwrap();
+    let written = start_append(&mut group, vec![entry(1, 2, vec![0; 8192])]).await;
+    let outcome = tokio::time::timeout(Duration::from_secs(20), written).await.expect("an answer").unwrap();
+    assert!(outcome.is_err());
+    assert!(matches!(log.writable(), Err(LogError::Poisoned(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_waits_for_space_can_be_closed() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
