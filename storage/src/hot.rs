@@ -61,11 +61,6 @@ fn place(owner: u64, head_key: &[u8]) -> u64 {
     (hash ^ owner.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Under which a record lies, as long as its owner keeps its number.
-fn name(owner: u64, head_key: &[u8]) -> Name<'_> {
-    Name { hash: place(owner, head_key), owner, key: head_key }
-}
-
 impl Heads {
     /// A cache of so many bytes.
     pub(crate) fn new(bytes: usize) -> Heads {
@@ -105,7 +100,11 @@ impl Heads {
         if shard.pending.contains(&hash) {
             return None;
         }
-        shard.records.get(name(number, head_key)).filter(|(since, _)| *since <= at).map(|(_, value)| Bytes::copy_from_slice(value))
+        shard
+            .records
+            .get(Name { owner: number, key: head_key })
+            .filter(|(since, _)| *since <= at)
+            .map(|(_, value)| Bytes::copy_from_slice(value))
     }
 
     /// What a view of this moment read from the store.
@@ -117,7 +116,7 @@ impl Heads {
         let hash = place(owner.id, head_key);
         let mut shard = self.shard(hash).lock();
         if shard.last_end <= at && !shard.pending.contains(&hash) {
-            shard.records.put(name(number, head_key), value, at);
+            shard.records.put(Name { owner: number, key: head_key }, value, at);
         }
     }
 
@@ -153,9 +152,9 @@ impl Heads {
             // A later batch with this key is under way, and may be visible before it ends: the entry stays shut, and is settled then.
             if number != NOBODY && !shard.pending.contains(&hash) {
                 match value.filter(|_| applied) {
-                    Some(value) => shard.records.put(name(number, head_key), value, moment),
+                    Some(value) => shard.records.put(Name { owner: number, key: head_key }, value, moment),
                     // Deleted, or not known.
-                    None => shard.records.remove(name(number, head_key)),
+                    None => shard.records.remove(Name { owner: number, key: head_key }),
                 }
             }
         }

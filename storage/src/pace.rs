@@ -20,6 +20,8 @@ const GATHER_PART: u32 = 4;
 const GATHER_MAX: Duration = Duration::from_micros(250);
 /// The longest sleep for those who were seen lately and do not come: the shortest that a timer can do.
 const PATIENCE: Duration = Duration::from_millis(1);
+/// Waiting for so many rounds' time is worth a full round.
+const WORTH: u32 = 3;
 /// A batch that leaves more than this part of its requests waiting as it lands was not what clients waited for.
 const LEFT_PART: usize = 4;
 /// So many rounds for which patience was of no use, more than those for which it was, end it for so many rounds.
@@ -37,7 +39,7 @@ pub(crate) struct Pace {
     ops: usize,
     /// How long the last batch took from its proposal to its application.
     round: Duration,
-    /// Whether those seen lately were waited for in vain, or for longer than three rounds take.
+    /// Whether those seen lately were waited for in vain, or for longer than that was worth.
     was_in_vain: bool,
     /// Rounds for which patience was of no use, less those for which it was.
     strikes: u32,
@@ -57,7 +59,7 @@ impl Pace {
             let began = Instant::now();
             // When they do not come, it goes on with those that are there.
             let came = tokio::time::timeout(PATIENCE, queue.filled(missing, FULL_OPS)).await;
-            self.was_in_vain = came.is_err() || began.elapsed() > self.round * 3;
+            self.was_in_vain = came.is_err() || began.elapsed() > self.round * WORTH;
             return;
         }
         let until = Instant::now() + (self.round / GATHER_PART).min(GATHER_MAX);

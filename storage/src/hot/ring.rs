@@ -50,10 +50,9 @@ enum Mark {
     Used = 2,
 }
 
-/// Under which a record is found; the hash is the caller's.
+/// Under which a record is found.
 #[derive(Clone, Copy)]
 pub(super) struct Name<'a> {
-    pub(super) hash: u64,
     pub(super) owner: u64,
     pub(super) key: &'a [u8],
 }
@@ -66,12 +65,12 @@ pub(super) struct Ring {
     head: usize,
     tail: usize,
     used: usize,
-    /// Of the records' buckets, as they are not kept with them.
+    /// Chooses a record's bucket.
     hash: fn(owner: u64, key: &[u8]) -> u64,
 }
 
 impl Ring {
-    /// A ring that takes at most so many bytes, its buckets included. `hash` gives again what [`Name::hash`] says.
+    /// A ring that takes at most so many bytes, its buckets included.
     pub(super) fn new(bytes: usize, hash: fn(owner: u64, key: &[u8]) -> u64) -> Ring {
         let buckets = (bytes / USUAL_BYTES + 1).next_power_of_two() / 2;
         let room = bytes.saturating_sub(buckets * size_of::<u32>()).min(NONE as usize * UNIT) / UNIT * UNIT;
@@ -118,7 +117,7 @@ impl Ring {
             self.set_u64(at + SINCE, since);
             self.write(at + RECORD_BYTES, name.key);
             self.write(at + RECORD_BYTES + name.key.len(), value);
-            self.link(at, name.hash);
+            self.link(at);
         }
     }
 
@@ -130,7 +129,7 @@ impl Ring {
     }
 
     fn find(&self, name: Name<'_>) -> Option<usize> {
-        let mut next = self.buckets[self.bucket(name.hash)];
+        let mut next = self.buckets[self.bucket(name)];
         while next != NONE {
             let at = next as usize * UNIT;
             if self.u64(at + OWNER) == name.owner && self.key(at) == name.key {
@@ -170,11 +169,10 @@ impl Ring {
         self.used -= slot;
         if is_used && *moves > 0 && self.bytes.len() - self.head >= slot {
             *moves -= 1;
-            let hash = (self.hash)(self.u64(at + OWNER), self.key(at));
             let to = self.head;
             self.bytes.copy_within(at..at + slot, to);
             self.append(slot);
-            self.link(to, hash);
+            self.link(to);
         }
     }
 
@@ -187,8 +185,8 @@ impl Ring {
         at
     }
 
-    fn link(&mut self, at: usize, hash: u64) {
-        let bucket = self.bucket(hash);
+    fn link(&mut self, at: usize) {
+        let bucket = self.bucket(self.name(at));
         self.set_mark(at, Mark::Fresh);
         self.set_u32(at + NEXT, self.buckets[bucket]);
         self.buckets[bucket] = (at / UNIT) as u32;
@@ -196,7 +194,7 @@ impl Ring {
 
     /// Takes a record out of its chain; its slot stays until it is the oldest.
     fn vacate(&mut self, at: usize) {
-        let bucket = self.bucket((self.hash)(self.u64(at + OWNER), self.key(at)));
+        let bucket = self.bucket(self.name(at));
         let (unit, next) = ((at / UNIT) as u32, self.u32(at + NEXT));
         self.set_mark(at, Mark::Vacant);
         if self.buckets[bucket] == unit {
@@ -214,8 +212,8 @@ impl Ring {
     }
 
     /// By the highest bits first: others have chosen the ring.
-    fn bucket(&self, hash: u64) -> usize {
-        hash.rotate_left(BUCKET_BITS) as usize & (self.buckets.len() - 1)
+    fn bucket(&self, name: Name<'_>) -> usize {
+        (self.hash)(name.owner, name.key).rotate_left(BUCKET_BITS) as usize & (self.buckets.len() - 1)
     }
 
     fn slot(&self, at: usize) -> usize {
@@ -232,6 +230,10 @@ impl Ring {
 
     fn set_mark(&mut self, at: usize, mark: Mark) {
         self.set_u16(at + MARK, mark as usize);
+    }
+
+    fn name(&self, at: usize) -> Name<'_> {
+        Name { owner: self.u64(at + OWNER), key: self.key(at) }
     }
 
     fn key(&self, at: usize) -> &[u8] {
@@ -289,7 +291,7 @@ mod tests {
     }
 
     fn name(owner: u64, key: &[u8]) -> Name<'_> {
-        Name { hash: hash(owner, key), owner, key }
+        Name { owner, key }
     }
 
     impl Ring {
@@ -301,8 +303,7 @@ mod tests {
                 assert!(slot > 0 && slot <= left && at + slot <= self.bytes.len());
                 if self.mark(at) != Mark::Vacant {
                     records += 1;
-                    let key = self.key(at);
-                    assert_eq!(self.find(name(self.u64(at + OWNER), key)), Some(at));
+                    assert_eq!(self.find(self.name(at)), Some(at));
                 }
                 (at, left) = ((at + slot) % self.bytes.len(), left - slot);
             }

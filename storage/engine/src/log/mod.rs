@@ -404,23 +404,34 @@ impl Shared {
 
     /// Sees that there is a spare, or that someone is making it; false when it could not be made.
     fn make_spare(&self) -> bool {
-        {
-            let mut spare = self.spare.lock();
-            if !matches!(*spare, Spare::Wanted) {
-                return true;
-            }
+        if !self.begins_spare() {
+            return true;
+        }
+        let failure = self.end_spare(self.new_segment_file()).err();
+        let made = failure.is_none();
+        failure.map_or_else(|| self.admit(), |why| self.refuse(why));
+        made
+    }
+
+    /// Whether there is neither a spare nor someone who makes one: then the caller does.
+    fn begins_spare(&self) -> bool {
+        let mut spare = self.spare.lock();
+        let begins = matches!(*spare, Spare::Wanted);
+        if begins {
             *spare = Spare::Making;
         }
-        let made = self.new_segment_file();
-        let (state, refusal) = match made {
-            Ok((file, path)) => (Spare::Ready(file, path), None),
-            Err(e) => (Spare::Wanted, Some(e)),
+        begins
+    }
+
+    /// The spare is there, or could not be made.
+    fn end_spare(&self, made: Result<(File, PathBuf), LogError>) -> Result<(), LogError> {
+        let (state, ended) = match made {
+            Ok((file, path)) => (Spare::Ready(file, path), Ok(())),
+            Err(e) => (Spare::Wanted, Err(e)),
         };
         *self.spare.lock() = state;
         self.spare_changed.notify_all();
-        let made = refusal.is_none();
-        refusal.map_or_else(|| self.admit(), |why| self.refuse(why));
-        made
+        ended
     }
 
     /// Whether it is time to make a spare.
@@ -436,27 +447,12 @@ impl Shared {
             Ok(segment) => return Ok(Some(Arc::new(segment))),
             Err(segment) => return Ok(Some(segment)),
         };
-        {
-            let mut spare = self.spare.lock();
-            if !matches!(*spare, Spare::Wanted) {
-                return Ok(Some(Arc::new(segment)));
-            }
-            *spare = Spare::Making;
+        if !self.begins_spare() {
+            return Ok(Some(Arc::new(segment)));
         }
-        let recycled = segment::recycle(&self.options.dir, segment);
-        let (state, error) = match recycled {
-            Ok((file, path)) => (Spare::Ready(file, path), None),
-            Err(e) => (Spare::Wanted, Some(e)),
-        };
-        *self.spare.lock() = state;
-        self.spare_changed.notify_all();
-        match error {
-            Some(error) => Err(error),
-            None => {
-                self.admit();
-                Ok(None)
-            }
-        }
+        self.end_spare(segment::recycle(&self.options.dir, segment))?;
+        self.admit();
+        Ok(None)
     }
 
     fn new_segment_file(&self) -> Result<(File, PathBuf), LogError> {

@@ -261,7 +261,7 @@ impl Writer {
             shared.wait_for_space().map_err(|_closed| e)?;
         }
         self.active.end.store(next_end, Ordering::Release);
-        shared.stats.bytes.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
+        shared.stats.bytes.fetch_add(u64::from(next_end - end), Ordering::Relaxed);
         self.buffer.clear();
         let half = self.active.capacity / 2;
         if end < half && next_end >= half {

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use rocksdb::{BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions};
 
 use super::health::{self, Health, Reports};
-use super::options::{Part, Shared};
+use super::memtables::Part;
+use super::options::Shared;
 use super::sweep::{CellJudge, Sweep, Swept};
 use super::view::{Pinned, Readers};
 use super::{Fault, Patience};

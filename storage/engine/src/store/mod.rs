@@ -25,6 +25,7 @@ mod directory;
 mod fault;
 mod figures;
 mod health;
+mod memtables;
 mod options;
 mod sweep;
 mod view;

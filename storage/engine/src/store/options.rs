@@ -7,12 +7,12 @@ use std::ptr;
 use std::sync::Arc;
 
 use librocksdb_sys as ffi;
-use parking_lot::Mutex;
 use rocksdb::{
     AsRawPtr, BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DataBlockIndexType, Env, LogLevel,
-    Options, WriteBufferManager,
+    Options,
 };
 
+use super::memtables::{FILTER_RATIO, Memtables, Part};
 use super::sweep::{Factory, Sweep};
 use super::{Fault, health};
 use crate::batch::Family;
@@ -59,55 +59,6 @@ pub struct Shared {
     env: Env,
 }
 
-/// What an empty memtable of a store takes at most, all families together, and some room to write to. When there are so many stores that this
-/// would not fit the budget, the budget grows: or RocksDB would flush a store at each of its writes.
-const STORE_BYTES: usize = 64 << 10;
-/// The part of a memtable that a filter of its keys takes.
-const FILTER_RATIO: f64 = 0.005;
-/// The part of the budget that all filters may take: stores beyond go without.
-const FILTERS_PART: usize = 8;
-
-/// The budget of all memtables.
-struct Memtables {
-    manager: WriteBufferManager,
-    /// As configured.
-    bytes: usize,
-    open: Mutex<Open>,
-}
-
-/// The stores that are open, and those of them whose memtables have filters.
-#[derive(Default)]
-struct Open {
-    stores: usize,
-    filtered: usize,
-}
-
-/// An open store's part of the memtables.
-pub(super) struct Part {
-    memtables: Arc<Memtables>,
-    is_filtered: bool,
-}
-
-impl Memtables {
-    /// The two families with filters.
-    fn filter_bytes(&self) -> usize {
-        (2.0 * FILTER_RATIO * self.bytes as f64) as usize
-    }
-
-    fn resize(&self, open: &Open) {
-        self.manager.set_buffer_size(self.bytes.max(open.stores * STORE_BYTES));
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        let mut open = self.memtables.open.lock();
-        open.stores -= 1;
-        open.filtered -= usize::from(self.is_filtered);
-        self.memtables.resize(&open);
-    }
-}
-
 impl Shared {
     /// Sets up cache, memtable budget and threads.
     pub fn new(settings: Settings) -> Result<Self, Fault> {
@@ -116,11 +67,7 @@ impl Shared {
         env.set_low_priority_background_threads(settings.compaction_threads);
         Ok(Self {
             cache: Cache::new_hyper_clock_cache(settings.cache_bytes, 0),
-            memtables: Arc::new(Memtables {
-                manager: WriteBufferManager::new_write_buffer_manager(settings.memtable_bytes, false),
-                bytes: settings.memtable_bytes,
-                open: Mutex::default(),
-            }),
+            memtables: Arc::new(Memtables::new(settings.memtable_bytes)),
             env,
             settings,
         })
@@ -138,19 +85,12 @@ impl Shared {
 
     /// Bytes of memtables, all stores.
     pub fn memtables_used(&self) -> usize {
-        self.memtables.manager.get_usage()
+        self.memtables.used()
     }
 
     /// For a store that is about to be opened.
     pub(super) fn part(&self) -> Part {
-        let memtables = self.memtables.clone();
-        let mut open = memtables.open.lock();
-        let is_filtered = (open.filtered + 1) * memtables.filter_bytes() <= memtables.bytes / FILTERS_PART;
-        open.stores += 1;
-        open.filtered += usize::from(is_filtered);
-        memtables.resize(&open);
-        drop(open);
-        Part { memtables, is_filtered }
+        Memtables::part(&self.memtables)
     }
 
     /// Options of a store as a whole.
@@ -162,7 +102,7 @@ impl Shared {
         options.set_paranoid_checks(true);
         // The Raft log is the WAL: every write disables RocksDB's, and a flush takes all families at once, so that what is on disk is one moment.
         options.set_atomic_flush(true);
-        options.set_write_buffer_manager(&self.memtables.manager);
+        options.set_write_buffer_manager(self.memtables.manager());
         // Only the apply path writes: no concurrency to prepare for.
         options.set_allow_concurrent_memtable_write(false);
         options.set_enable_write_thread_adaptive_yield(false);
@@ -190,7 +130,7 @@ impl Shared {
         options.set_max_write_buffer_number(4);
         // Small arena blocks: a store that holds a few records takes a few pages of the budget.
         options.set_arena_block_size(4 << 10);
-        if part.is_filtered && family != Family::Default {
+        if part.is_filtered() && family != Family::Default {
             // Most reads are not of what was just written: a filter spares them the walk through the memtable.
             options.set_memtable_prefix_bloom_ratio(FILTER_RATIO);
             options.set_memtable_whole_key_filtering(true);
