@@ -132,7 +132,8 @@ pub struct Led {
 
 /// Which partitions are to be led by somebody else, so that leaders are even over live servers. In order of partitions.
 ///
-/// Where the preferred leader is able, it is the first choice; others stay where they are. Then leaders are evened out from there.
+/// Where the preferred leader is able, it is the first choice; others stay where they are. Then leaders are evened out from there. Nobody is moved when that
+/// makes nothing better.
 pub fn balance(partitions: &[Led]) -> Vec<(PartitionId, ServerId)> {
     let mut sorted: Vec<&Led> = partitions.iter().filter(|led| led.leader.is_some()).collect();
     sorted.sort_by_key(|led| led.partition);
@@ -147,8 +148,24 @@ pub fn balance(partitions: &[Led]) -> Vec<(PartitionId, ServerId)> {
     }
     let choices: Vec<&[ServerId]> = sorted.iter().map(|led| led.able.as_slice()).collect();
     even_out(&choices, &mut leaders, leading);
-    let moved = sorted.iter().zip(leaders).filter(|(led, leader)| leader.is_some() && *leader != led.leader);
-    moved.filter_map(|(led, leader)| Some((led.partition, leader?))).collect()
+    let ordered = || sorted.iter().zip(&leaders).filter_map(|(led, leader)| Some((*led, (*leader)?)));
+    // Ways to be even are many: only what is better is worth a move, or one might lead to another for ever.
+    if cost(ordered()) >= cost(ordered().filter_map(|(led, _)| Some((led, led.leader?)))) {
+        return Vec::new();
+    }
+    ordered().filter(|(led, leader)| led.leader != Some(*leader)).map(|(led, leader)| (led.partition, leader)).collect()
+}
+
+/// How far from what is wanted it is when these lead: first, how many can't do it well; then how uneven they are; then how many are not preferred.
+fn cost<'l>(leaders: impl Iterator<Item = (&'l Led, ServerId)>) -> (usize, u64, usize) {
+    let (mut unable, mut others) = (0, 0);
+    let mut leading: BTreeMap<ServerId, u64> = BTreeMap::new();
+    for (led, leader) in leaders {
+        unable += usize::from(!led.able.contains(&leader));
+        others += usize::from(led.preferred != leader);
+        *leading.entry(leader).or_default() += 1;
+    }
+    (unable, leading.values().map(|count| count * count).sum(), others)
 }
 
 /// Passes leaders on until no server leads two more than one that it could pass on to. `choices[n]` are those who could lead partition `n`, `leaders[n]` is one of them.
