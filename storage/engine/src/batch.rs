@@ -20,10 +20,7 @@
 //! - No key begins with sixteen 0xff bytes, so that a clear has an upper end (`refuses_keys_beyond_the_end`).
 //! - Any bytes give records or an error, never a panic (`any_bytes_are_read_or_refused`, and the fuzz target of the same name).
 
-mod merge;
-
 use bytes::Bytes;
-pub(crate) use merge::{LastWord, last_words};
 
 /// A batch that stands alone.
 const VERSION: u8 = 1;

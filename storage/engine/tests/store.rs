@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::batch::{BatchWriter, Family, Link};
@@ -126,7 +127,7 @@ fn a_crash_loses_whole_entries_only() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(300 + 130 * round));
+        std::thread::sleep(Duration::from_millis(300 + 130 * round));
         child.kill().unwrap();
         child.wait().unwrap();
         let store = Store::open(&shared(), directory.path()).unwrap();
@@ -245,6 +246,48 @@ fn a_batch_whose_base_never_took_effect_is_void() {
     }
 }
 
+/// Waits until what was applied is in the memtables.
+fn drained(shared: &Shared) {
+    let since = Instant::now();
+    while shared.waiting_bytes() > 0 {
+        assert!(since.elapsed() < Duration::from_secs(30), "{} bytes still wait", shared.waiting_bytes());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn what_is_applied_gets_to_the_memtables_by_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let shared = shared();
+    let stores: Vec<Store> = (0..3).map(|n| Store::open(&shared, directory.path().join(n.to_string())).unwrap()).collect();
+    for index in 1..=200 {
+        for store in &stores {
+            apply(store, index, |batch| batch.put(Family::Head, &index.to_be_bytes(), &[7; 10_000]));
+        }
+    }
+    assert!(shared.waiting_bytes() > 0);
+    drained(&shared);
+    for store in &stores {
+        assert!(store.sizes().unwrap().memtable_bytes > 2_000_000);
+        assert!((1..=200u64).all(|index| store.get(Family::Head, &index.to_be_bytes()).unwrap().is_some()));
+    }
+}
+
+#[test]
+fn a_store_that_is_let_go_can_be_opened_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let shared = shared();
+    for index in 1..=40 {
+        let store = Store::open(&shared, directory.path()).unwrap();
+        apply(&store, index, |batch| batch.put(Family::Head, b"a", &[7; 1_000]));
+        // About when it would be drained.
+        std::thread::sleep(Duration::from_millis(45) + Duration::from_micros(250 * index));
+        if index % 2 == 0 {
+            store.close().unwrap();
+        }
+    }
+}
+
 #[test]
 fn many_stores_with_little_in_each_are_not_flushed_for_it() {
     let directory = tempfile::tempdir().unwrap();
@@ -258,6 +301,7 @@ fn many_stores_with_little_in_each_are_not_flushed_for_it() {
                 }
             });
         }
+        drained(&shared);
     }
     let flushed = stores.iter().filter(|store| store.flushed().unwrap().is_some()).count();
     assert_eq!(flushed, 0, "of 100 stores with 20 records of 64 bytes in each family");
@@ -265,6 +309,7 @@ fn many_stores_with_little_in_each_are_not_flushed_for_it() {
     let store = Store::open(&shared, directory.path().join("one")).unwrap();
     for index in 1..=80 {
         apply(&store, index, |batch| batch.put(Family::Head, format!("key{index}").as_bytes(), &[7; 100 << 10]));
+        drained(&shared);
     }
     assert!(store.flushed().unwrap().is_some(), "8 MiB of records within a budget of 4");
 }

@@ -1,9 +1,9 @@
 //! openraft's state machine over a [`Store`].
 //!
-//! An entry's payload is a finished batch, so applying is writing: all entries that openraft hands over at once become one RocksDB write, with the last one's log id.
+//! An entry's payload is a finished batch, so applying is writing: all entries that openraft hands over at once are applied as one, with the last one's log id.
 //!
 //! # Life of an entry
-//! Committed, it is read from the log, checked, and written to the memtables on the Raft runtime's own thread (microseconds). When RocksDB would make the writer wait (flushes behind,
+//! Committed, it is read from the log, checked, and applied on the Raft runtime's own thread (microseconds). When RocksDB would make the writer wait (flushes behind,
 //! disk full) or the write is large, it moves to a thread of its own, so that heartbeats of other groups go on. Then whoever proposed it is told, and [`Progress`] moves.
 //!
 //! # Snapshots

@@ -2,19 +2,21 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rocksdb::{BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions};
 
 use super::health::{self, Health, Reports};
 use super::memtables::Part;
 use super::options::Shared;
+use super::recent::{Pieces, Recent};
 use super::sweep::{CellJudge, Sweep, Swept};
 use super::view::{Pinned, Readers};
 use super::{Fault, Patience};
-use crate::batch::{self, Change, END, Family, LastWord};
+use crate::batch::{self, Change, END, Family};
 
 /// An open database. Held by [`Store`](super::Store) and by everyone who reads it; closed when the last of them lets go.
 pub(super) struct Db {
@@ -28,6 +30,13 @@ pub(super) struct Db {
     db: DB,
     reports: Arc<Reports>,
     sweep: Option<Arc<Sweep>>,
+    /// What was applied and is not in the memtables yet.
+    pub(super) recent: Recent,
+    /// One at a time writes to the memtables.
+    draining: Mutex<()>,
+    is_due: AtomicBool,
+    /// Why what was applied can't be written to the memtables.
+    failed: OnceLock<Fault>,
     pub(super) directory: PathBuf,
     _part: Part,
 }
@@ -79,6 +88,10 @@ impl Db {
             db,
             reports,
             sweep,
+            recent: Recent::new(shared.drainer().total().clone()),
+            draining: Mutex::default(),
+            is_due: AtomicBool::new(false),
+            failed: OnceLock::new(),
             directory: directory.to_owned(),
             _part: part,
         });
@@ -93,7 +106,10 @@ impl Db {
     }
 
     pub(super) fn health(&self, reserve: u64) -> Health {
-        self.reports.health(&self.directory, reserve, || self.write(WriteBatch::default(), Patience::Now).is_ok())
+        match self.failed.get() {
+            Some(fault) => Health::Failing(fault.to_string()),
+            None => self.reports.health(&self.directory, reserve, || self.write(WriteBatch::default(), Patience::Now).is_ok()),
+        }
     }
 
     /// The failure of background work that stands.
@@ -127,14 +143,22 @@ impl Db {
         &self.readers
     }
 
-    /// A snapshot that the caller must drop before this database.
+    /// What was applied so far and is not in the memtables yet, and a snapshot of RocksDB of the same moment, which the caller must drop before this database.
+    pub(super) fn moment(&self) -> (Pieces, Arc<Pinned>) {
+        self.recent.seal(|| self.pin())
+    }
+
+    /// A snapshot of RocksDB that the caller must drop before this database.
     pub(super) fn pin(&self) -> Arc<Pinned> {
         // SAFETY: every holder of a `Pinned` (`Snapshot`, the filter's views) also keeps this `Db`, or is waited for when it closes.
         unsafe { self.readers.pin(&self.db) }
     }
 
     pub(super) fn get_latest(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        self.get(&self.latest, family, key)
+        match self.recent.get(family, key) {
+            Some(word) => Ok(word),
+            None => self.get(&self.latest, family, key),
+        }
     }
 
     /// What a crash would leave: memtables are not looked at.
@@ -142,6 +166,7 @@ impl Db {
         self.get(&self.flushed, family, key)
     }
 
+    /// What RocksDB has.
     pub(super) fn get(&self, options: &ReadOptions, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         match self.db.get_pinned_cf_opt(self.family(family), key, options) {
             Ok(value) => Ok(value.map(|value| Bytes::copy_from_slice(&value))),
@@ -149,6 +174,7 @@ impl Db {
         }
     }
 
+    /// Walks what RocksDB has.
     pub(super) fn range(
         &self,
         mut options: ReadOptions,
@@ -206,13 +232,59 @@ impl Db {
         Ok(cleared)
     }
 
-    pub(super) fn collect_last_words(&self, last_words: &[LastWord<'_>], records: &mut WriteBatch) {
-        for (family, key, value) in last_words {
-            match value {
-                Some(value) => records.put_cf(self.family(*family), key, value),
-                None => records.delete_cf(self.family(*family), key),
+    /// Whether the drainer is to be told: it does not know yet.
+    pub(super) fn becomes_due(&self) -> bool {
+        !self.is_due.swap(true, Ordering::AcqRel)
+    }
+
+    /// For the drainer: writes what was applied to the memtables if that goes without waiting; says whether it did, or never will.
+    pub(super) fn drain_now(&self) -> bool {
+        // What is applied from here on is due again.
+        self.is_due.store(false, Ordering::Release);
+        match self.drain(Patience::Now) {
+            Ok(()) => true,
+            Err(Fault::Stalled | Fault::DiskFull(_)) => false,
+            Err(fault) => {
+                tracing::error!(%fault, "what was applied can't be written to the memtables");
+                let _ = self.failed.set(fault);
+                true
             }
         }
+    }
+
+    /// The fault that keeps what was applied from the memtables.
+    pub(super) fn failed(&self) -> Result<(), Fault> {
+        self.failed.get().map_or(Ok(()), |fault| Err(fault.clone()))
+    }
+
+    /// Nothing is drained while this is held.
+    #[cfg(test)]
+    pub(super) fn hold_up(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.draining.lock()
+    }
+
+    /// Writes what was applied to the memtables.
+    pub(super) fn drain(&self, patience: Patience) -> Result<(), Fault> {
+        let _one = match patience {
+            Patience::Now => self.draining.try_lock().ok_or(Fault::Stalled)?,
+            Patience::Wait => self.draining.lock(),
+        };
+        let (pieces, ()) = self.recent.seal(|| ());
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let mut records = WriteBatch::default();
+        for family in Family::ALL {
+            for (key, word) in pieces.range(family, b"", b"") {
+                match word {
+                    Some(value) => records.put_cf(self.family(family), key, value),
+                    None => records.delete_cf(self.family(family), key),
+                }
+            }
+        }
+        self.write(records, patience)?;
+        self.recent.drained(&pieces);
+        Ok(())
     }
 
     pub(super) fn write(&self, records: WriteBatch, patience: Patience) -> Result<(), Fault> {
@@ -233,8 +305,9 @@ impl Db {
         self.db.cancel_all_background_work(true);
     }
 
-    /// Writes all memtables to disk, all families at one moment.
+    /// Writes what was applied to disk, all families at one moment.
     pub(super) fn flush(&self) -> Result<(), Fault> {
+        self.drain(Patience::Wait)?;
         let mut options = FlushOptions::default();
         options.set_wait(true);
         let families: Vec<&Arc<BoundColumnFamily<'static>>> = self.families.iter().collect();

@@ -19,7 +19,7 @@ pub struct Figures {
     pub files: u64,
     /// Files at level 0, which every read must look into.
     pub level0_files: u64,
-    /// Memtables, those being flushed included.
+    /// Memtables, those being flushed and what waits to be written to them included.
     pub memtable_bytes: u64,
     /// Records in `Head`, estimated.
     pub heads_estimated: u64,
@@ -66,7 +66,8 @@ fn sum(db: &Db, name: &PropName) -> Result<u64, Fault> {
 }
 
 pub(super) fn sizes(db: &Db) -> Result<Sizes, Fault> {
-    Ok(Sizes { live_file_bytes: sum(db, names::LIVE_SST_FILES_SIZE)?, memtable_bytes: sum(db, names::SIZE_ALL_MEM_TABLES)? })
+    let memtable_bytes = sum(db, names::SIZE_ALL_MEM_TABLES)? + db.recent.bytes() as u64;
+    Ok(Sizes { live_file_bytes: sum(db, names::LIVE_SST_FILES_SIZE)?, memtable_bytes })
 }
 
 pub(super) fn read(db: &Db) -> Result<Figures, Fault> {

@@ -4,8 +4,9 @@
 //! batch as the data it stands for, and all families are flushed at one moment, so what is on disk is always the state after some entry.
 //!
 //! # Life of a write
-//! [`Store::apply`] checks the entries' batches, makes one RocksDB batch of them with the last entry's log id, and writes it to the memtables. A flush (when
-//! the memtables of all stores reach their budget, or on [`Store::flush`]) puts it on disk; after a crash, what was not flushed comes again from the log.
+//! [`Store::apply`] checks the entries' batches and puts their records, with the last entry's log id, into a hash map in front of the memtables (`recent.rs`),
+//! to which they are written some milliseconds later (`drain.rs`); what changes more than single records is written at once, behind all that waits. A flush
+//! (when the memtables of all stores reach their budget, or on [`Store::flush`]) puts it on disk; after a crash, what was not flushed comes again from the log.
 //!
 //! # Layout
 //! ```text
@@ -22,11 +23,13 @@
 mod compact;
 mod db;
 mod directory;
+mod drain;
 mod fault;
 mod figures;
 mod health;
 mod memtables;
 mod options;
+mod recent;
 mod sweep;
 mod view;
 
@@ -48,6 +51,7 @@ pub use fault::Fault;
 pub use figures::{Figures, Sizes};
 pub use health::Health;
 pub use options::{Settings, Shared};
+use recent::Words;
 pub use sweep::{CellJudge, Owned};
 pub use view::Snapshot;
 
@@ -174,7 +178,7 @@ impl Store {
         Ok(Snapshot::new(self.db()?))
     }
 
-    /// Applies entries: their records, the last one's log id and membership, as one atomic write. Entries must come in the log's order, each once; there is one
+    /// Applies entries: their records, the last one's log id and membership, as one. Entries must come in the log's order, each once; there is one
     /// caller at a time.
     ///
     /// A batch whose link does not follow the one applied before counts as applied and changes nothing: what it was evaluated on never happened.
@@ -197,11 +201,12 @@ impl Store {
 
     /// Applies entries that all take effect; `before` is the last link before them.
     fn apply_linked(&self, db: &Arc<Db>, writes: &[Write], before: Option<Link>, patience: Patience) -> Result<(), Fault> {
-        let mut records = WriteBatch::default();
-        if let Some(last_words) = batch::last_words(writes.iter().map(|write| &write.batch[..]))? {
-            db.collect_last_words(&last_words, &mut records);
-            return self.write(db, writes, records, before, patience);
+        db.failed()?;
+        if let Some(words) = words(writes)? {
+            return self.note(db, writes, words, before, patience);
         }
+        db.drain(patience)?;
+        let mut records = WriteBatch::default();
         let mut cleared_upto = None;
         for (at, write) in writes.iter().enumerate().filter(|(_, write)| !write.batch.is_empty()) {
             if db.collect(&write.batch, &mut records)?.any.contains(&true) {
@@ -219,18 +224,38 @@ impl Store {
         }
     }
 
+    /// Applies single records: in front of the memtables.
+    fn note(&self, db: &Arc<Db>, writes: &[Write], mut words: Words, before: Option<Link>, patience: Patience) -> Result<(), Fault> {
+        let drainer = self.inner.shared.drainer();
+        if drainer.is_full() {
+            match patience {
+                Patience::Now => return Err(Fault::Stalled),
+                Patience::Wait => db.drain(patience)?,
+            }
+        }
+        for (key, value) in own_records(writes, before) {
+            words.put(Family::Default, key, value);
+        }
+        let is_urgent = db.recent.add(words);
+        drainer.note(db, is_urgent);
+        self.applied_more(writes);
+        Ok(())
+    }
+
+    /// Applies anything, with nothing in front of the memtables.
     fn write(&self, db: &Db, writes: &[Write], mut records: WriteBatch, before: Option<Link>, patience: Patience) -> Result<(), Fault> {
-        let Some(last) = writes.last() else { return Ok(()) };
-        let own = db.family(Family::Default);
-        records.put_cf(own, APPLIED, encode_applied(last.index, last_link(writes).or(before), &last.log_id));
-        if let Some(membership) = writes.iter().rev().find_map(|write| write.membership.as_ref()) {
-            records.put_cf(own, MEMBERSHIP, membership);
+        for (key, value) in own_records(writes, before) {
+            records.put_cf(db.family(Family::Default), key, value);
         }
         db.write(records, patience)?;
+        self.applied_more(writes);
+        Ok(())
+    }
+
+    fn applied_more(&self, writes: &[Write]) {
         let bytes: usize = writes.iter().map(|write| write.batch.len()).sum();
         self.inner.applied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.changed();
-        Ok(())
     }
 
     fn changed(&self) {
@@ -287,7 +312,7 @@ impl Store {
         read_applied(&db, |key| db.get_flushed(Family::Default, key))
     }
 
-    /// Writes the memtables to disk and waits for it.
+    /// Writes what was applied to disk and waits for it.
     pub fn flush(&self) -> Result<(), Fault> {
         self.db()?.flush()
     }
@@ -328,7 +353,9 @@ impl Store {
         if let Some(compaction) = &*self.inner.compaction.lock() {
             compaction.cancel();
         }
-        self.inner.db.swap(None)
+        let db = self.inner.db.swap(None)?;
+        self.inner.shared.drainer().retire(&db);
+        Some(db)
     }
 
     /// Flushes and lets go of the database; readers that still hold snapshots keep it open until they drop them. Every later call answers [`Fault::Closed`].
@@ -350,6 +377,7 @@ impl Store {
     /// Writes the store's state as files into `directory`, which must not exist. Flushes first; files are linked, not copied.
     pub fn checkpoint(&self, directory: &Path) -> Result<(), Fault> {
         let db = self.db()?;
+        db.drain(Patience::Wait)?;
         let fault = |error| Fault::from_rocksdb("checkpoint", directory, error);
         rocksdb::checkpoint::Checkpoint::new(db.raw()).map_err(fault)?.create_checkpoint(directory).map_err(fault)
     }
@@ -367,6 +395,7 @@ impl Store {
             compaction.cancel();
         }
         self.inner.db.store(Some(db));
+        self.inner.shared.drainer().retire(&old);
         self.changed();
         old.stop();
         // RocksDB keeps its open files readable for those who still hold snapshots.
@@ -379,6 +408,14 @@ impl Store {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(db) = self.db.swap(None) {
+            self.shared.drainer().retire(&db);
+        }
+    }
+}
+
 /// The entry as it takes effect: without its batch when the batch's link does not follow `last`.
 fn follow(write: &Write, last: &mut Option<Link>) -> Write {
     let Some(link) = batch::link(&write.batch) else { return write.clone() };
@@ -388,6 +425,24 @@ fn follow(write: &Write, last: &mut Option<Link>) -> Write {
     }
     tracing::warn!(index = write.index, ?link, ?last, "a batch is void: the one it was evaluated on never took effect");
     Write { batch: Bytes::new(), ..write.clone() }
+}
+
+/// The records that entries set, if they change no more than single ones.
+fn words(writes: &[Write]) -> Result<Option<Words>, Fault> {
+    let mut words = Words::default();
+    for write in writes {
+        if !words.take(&write.batch)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(words))
+}
+
+/// The store's own records after these entries.
+fn own_records(writes: &[Write], before: Option<Link>) -> impl Iterator<Item = (&'static [u8], Bytes)> {
+    let applied = writes.last().map(|last| (APPLIED, encode_applied(last.index, last_link(writes).or(before), &last.log_id).freeze()));
+    let membership = writes.iter().rev().find_map(|write| write.membership.clone()).map(|membership| (MEMBERSHIP, membership));
+    applied.into_iter().chain(membership)
 }
 
 fn last_link(writes: &[Write]) -> Option<Link> {

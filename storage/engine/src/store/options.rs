@@ -5,6 +5,7 @@
 use std::ffi::CStr;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use librocksdb_sys as ffi;
 use rocksdb::{
@@ -12,6 +13,7 @@ use rocksdb::{
     Options,
 };
 
+use super::drain::Drainer;
 use super::memtables::{FILTER_RATIO, Memtables, Part};
 use super::sweep::{Factory, Sweep};
 use super::{Fault, health};
@@ -56,6 +58,7 @@ pub struct Shared {
     pub(super) settings: Settings,
     pub(super) cache: Cache,
     memtables: Arc<Memtables>,
+    drainer: Arc<Drainer>,
     env: Env,
 }
 
@@ -68,6 +71,7 @@ impl Shared {
         Ok(Self {
             cache: Cache::new_hyper_clock_cache(settings.cache_bytes, 0),
             memtables: Arc::new(Memtables::new(settings.memtable_bytes)),
+            drainer: Arc::new(Drainer::start()?),
             env,
             settings,
         })
@@ -83,9 +87,18 @@ impl Shared {
         self.cache.get_usage()
     }
 
-    /// Bytes of memtables, all stores.
+    /// Bytes of memtables, all stores, and of what waits to be written to them.
     pub fn memtables_used(&self) -> usize {
-        self.memtables.used()
+        self.memtables.used() + self.waiting_bytes()
+    }
+
+    /// Bytes of entries that were applied and are not in the memtables yet, all stores.
+    pub fn waiting_bytes(&self) -> usize {
+        self.drainer.total().load(Ordering::Relaxed)
+    }
+
+    pub(super) fn drainer(&self) -> &Drainer {
+        &self.drainer
     }
 
     /// For a store that is about to be opened.

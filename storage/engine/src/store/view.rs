@@ -11,11 +11,14 @@ use rocksdb::{DB, ReadOptions, SnapshotWithThreadMode};
 
 use super::Fault;
 use super::db::Db;
+use super::recent::Pieces;
 use crate::batch::Family;
 
 /// A store at one moment: reads through it all see the same state, whatever is written meanwhile. Owned: it keeps the database open, and old versions
 /// of records on disk, until it is dropped; so it is for one batch or one step of a scan, not for a session.
 pub struct Snapshot {
+    /// What RocksDB does not have yet.
+    pieces: Pieces,
     // Dropped before `db`, which it points into.
     pinned: Arc<Pinned>,
     db: Arc<Db>,
@@ -23,12 +26,16 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(super) fn new(db: Arc<Db>) -> Self {
-        Self { pinned: db.pin(), db }
+        let (pieces, pinned) = db.moment();
+        Self { pieces, pinned, db }
     }
 
     /// The value of `key`.
     pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        self.db.get(&self.pinned.options, family, key)
+        match self.pieces.get(family, key) {
+            Some(word) => Ok(word.clone()),
+            None => self.db.get(&self.pinned.options, family, key),
+        }
     }
 
     /// Walks the records with `from <= key < to` in key order, or backwards, until `each` breaks. An empty `to` is no upper end.
@@ -42,13 +49,38 @@ impl Snapshot {
     ) -> Result<(), Fault> {
         let mut options = ReadOptions::default();
         options.set_snapshot(&self.pinned.snapshot);
-        self.db.range(options, family, from, to, reverse, each)
+        let mut words = self.pieces.range(family, from, to);
+        // The next one last.
+        if !reverse {
+            words.reverse();
+        }
+        let mut flow = ControlFlow::Continue(());
+        self.db.range(options, family, from, to, reverse, &mut |key, value| {
+            while let Some((before, word)) = words.pop_if(|(word_key, _)| comes_before(word_key, key, reverse)) {
+                if let Some(value) = word {
+                    flow = each(before, value);
+                }
+                if flow.is_break() {
+                    return flow;
+                }
+            }
+            flow = match words.pop_if(|(word_key, _)| word_key == key) {
+                Some((_, Some(value))) => each(key, value),
+                Some((_, None)) => ControlFlow::Continue(()),
+                None => each(key, value),
+            };
+            flow
+        })?;
+        let rest = words.iter().rev().filter_map(|(key, word)| Some((key, word.as_ref()?)));
+        if flow.is_continue() {
+            let _ = rest.map(|(key, value)| each(key, value)).find(ControlFlow::is_break);
+        }
+        Ok(())
     }
+}
 
-    /// RocksDB's number of the last write that the snapshot sees.
-    pub fn sequence(&self) -> u64 {
-        self.pinned.sequence()
-    }
+fn comes_before(a: &[u8], b: &[u8], reverse: bool) -> bool {
+    if reverse { a > b } else { a < b }
 }
 
 /// A RocksDB snapshot that does not keep the database open by itself.
@@ -66,10 +98,6 @@ impl Pinned {
 
     pub(super) fn snapshot(&self) -> &SnapshotWithThreadMode<'static, DB> {
         &self.snapshot
-    }
-
-    pub(super) fn sequence(&self) -> u64 {
-        self.snapshot.sequence_number()
     }
 }
 

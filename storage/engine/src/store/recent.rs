@@ -1,0 +1,335 @@
+//! What was applied and is not yet in RocksDB's memtables: hash maps in front of them.
+//!
+//! A memtable is a skip list: each key costs a walk through cold memory, and each write has a price of its own. A hash map takes a record for a
+//! fraction of that. So entries are applied to one, and [`Drainer`](super::drain::Drainer) writes what has gathered to the memtables, in key order, many at once;
+//! what was overwritten meanwhile never gets there.
+//!
+//! # Pieces
+//! Entries go into the fresh piece. A snapshot or a drain seals it: sealed pieces change no more, and a snapshot holds those of its moment. The
+//! newest piece that names a key has the word on it, before RocksDB.
+//!
+//! # Invariants
+//! - A piece leaves only when RocksDB has its words: every state is found in the pieces and RocksDB together, at any moment (`reads_are_as_without_pieces`).
+//! - A piece holds whole entries, and pieces are drained from the oldest on, all their families at once: RocksDB holds the state after some whole entry
+//!   (`tests/store.rs`, `a_crash_loses_whole_entries_only`).
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+
+use crate::batch::{BadBatch, Change, Family, read};
+
+/// The last word on a key: its value, or `None` when it is deleted.
+pub(super) type Word = Option<Bytes>;
+
+/// So many bytes, or so many sealed pieces, had better be drained soon.
+const LARGE_BYTES: usize = 1 << 20;
+const MANY_PIECES: usize = 8;
+
+/// Single records that entries set and delete, in order.
+#[derive(Default)]
+pub(super) struct Words {
+    words: Vec<(Family, Bytes, Word)>,
+    /// Of memory that they hold.
+    pub(super) bytes: usize,
+}
+
+impl Words {
+    /// Takes a batch's records; `false`, and nothing of use is left, when it changes more than single records.
+    pub(super) fn take(&mut self, batch: &Bytes) -> Result<bool, BadBatch> {
+        if batch.is_empty() {
+            return Ok(true);
+        }
+        for change in read(batch)? {
+            match change? {
+                Change::Put { family, key, value } => self.words.push((family, batch.slice_ref(key), Some(batch.slice_ref(value)))),
+                Change::Delete { family, key } => self.words.push((family, batch.slice_ref(key), None)),
+                Change::DeleteRange { .. } | Change::Clear { .. } => return Ok(false),
+            }
+        }
+        self.bytes += batch.len();
+        Ok(true)
+    }
+
+    /// Sets one record more.
+    pub(super) fn put(&mut self, family: Family, key: &'static [u8], value: Bytes) {
+        self.bytes += value.len();
+        self.words.push((family, Bytes::from_static(key), Some(value)));
+    }
+}
+
+/// The words of some entries.
+#[derive(Default)]
+pub(super) struct Piece {
+    words: [HashMap<Bytes, Word>; 3],
+    bytes: usize,
+    /// The same in key order; made when first asked for, of a sealed piece.
+    sorted: [OnceLock<Vec<(Bytes, Word)>>; 3],
+}
+
+impl Piece {
+    fn is_empty(&self) -> bool {
+        self.words.iter().all(HashMap::is_empty)
+    }
+
+    fn get(&self, family: Family, key: &[u8]) -> Option<&Word> {
+        self.words[family as usize].get(key)
+    }
+
+    /// The words with `from <= key < to`, in key order; an empty `to` is no upper end.
+    fn range(&self, family: Family, from: &[u8], to: &[u8]) -> &[(Bytes, Word)] {
+        let sorted = self.sorted[family as usize].get_or_init(|| {
+            let words = &self.words[family as usize];
+            let mut sorted: Vec<_> = words.iter().map(|(key, word)| (key.clone(), word.clone())).collect();
+            sorted.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+            sorted
+        });
+        let begin = sorted.partition_point(|(key, _)| key < from);
+        let end = if to.is_empty() { sorted.len() } else { sorted.partition_point(|(key, _)| key < to) };
+        sorted.get(begin..end).unwrap_or_default()
+    }
+}
+
+/// Sealed pieces, oldest first.
+#[derive(Clone, Default)]
+pub(super) struct Pieces(Vec<Arc<Piece>>);
+
+impl Pieces {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The last word on a key.
+    pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<&Word> {
+        self.0.iter().rev().find_map(|piece| piece.get(family, key))
+    }
+
+    /// The last words on the keys with `from <= key < to`, in key order; an empty `to` is no upper end.
+    pub(super) fn range(&self, family: Family, from: &[u8], to: &[u8]) -> Vec<&(Bytes, Word)> {
+        // Newest first, which a stable sort keeps among equal keys.
+        let ranges = self.0.iter().rev().map(|piece| piece.range(family, from, to)).filter(|range| !range.is_empty());
+        let (mut words, mut count) = (Vec::new(), 0);
+        for range in ranges {
+            words.extend(range);
+            count += 1;
+        }
+        if count > 1 {
+            words.sort_by(|(a, _), (b, _)| a.cmp(b));
+            words.dedup_by(|older, newer| older.0 == newer.0);
+        }
+        words
+    }
+}
+
+/// The pieces of one store.
+pub(super) struct Recent {
+    state: Mutex<State>,
+    /// Whether there is anything to look for. Set before anybody is told of a word, cleared after RocksDB has all.
+    has_words: AtomicBool,
+    /// Bytes of the pieces of all stores.
+    total: Arc<AtomicUsize>,
+}
+
+#[derive(Default)]
+struct State {
+    fresh: Piece,
+    sealed: Pieces,
+}
+
+impl Recent {
+    /// `total` counts the bytes of all stores.
+    pub(super) fn new(total: Arc<AtomicUsize>) -> Recent {
+        Recent { state: Mutex::default(), has_words: AtomicBool::new(false), total }
+    }
+
+    /// Takes the words of whole entries; says whether they had better be drained soon.
+    pub(super) fn add(&self, words: Words) -> bool {
+        self.total.fetch_add(words.bytes, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        self.has_words.store(true, Ordering::Release);
+        for (family, key, word) in words.words {
+            state.fresh.words[family as usize].insert(key, word);
+        }
+        state.fresh.bytes += words.bytes;
+        state.fresh.bytes >= LARGE_BYTES || state.sealed.0.len() >= MANY_PIECES
+    }
+
+    /// The last word on a key.
+    pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Word> {
+        if !self.has_words.load(Ordering::Acquire) {
+            return None;
+        }
+        let state = self.state.lock();
+        state.fresh.get(family, key).or_else(|| state.sealed.get(family, key)).cloned()
+    }
+
+    /// All words so far, and what `at_once` gives, of one moment.
+    pub(super) fn seal<T>(&self, at_once: impl FnOnce() -> T) -> (Pieces, T) {
+        let mut state = self.state.lock();
+        if !state.fresh.is_empty() {
+            let fresh = std::mem::take(&mut state.fresh);
+            state.sealed.0.push(Arc::new(fresh));
+        }
+        (state.sealed.clone(), at_once())
+    }
+
+    /// RocksDB has the words of these pieces, the oldest.
+    pub(super) fn drained(&self, pieces: &Pieces) {
+        let gone: Vec<_> = {
+            let mut state = self.state.lock();
+            let gone = state.sealed.0.drain(..pieces.0.len()).collect();
+            self.has_words.store(!state.fresh.is_empty() || !state.sealed.is_empty(), Ordering::Release);
+            gone
+        };
+        self.total.fetch_sub(gone.iter().map(|piece: &Arc<Piece>| piece.bytes).sum(), Ordering::Relaxed);
+    }
+
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        let state = self.state.lock();
+        state.fresh.bytes + state.sealed.0.iter().map(|piece| piece.bytes).sum::<usize>()
+    }
+}
+
+impl Drop for Recent {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::ops::ControlFlow;
+
+    use std::sync::atomic::AtomicU64;
+
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+
+    use super::*;
+    use crate::batch::BatchWriter;
+    use crate::store::{Patience, Settings, Shared, Snapshot, Store, Write};
+
+    type Records = BTreeMap<(Family, String), String>;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Apply(Vec<(Family, String, Option<String>)>),
+        DeleteRange(Family, String, String),
+        Clear(Family),
+        Drain,
+        Flush,
+        Look,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let family = || prop::sample::select(&Family::ALL[..]);
+        let written = prop::collection::vec((family(), "[a-d]{1,2}", prop::option::of("[x-z]{0,3}")), 0..8);
+        prop_oneof![
+            8 => written.prop_map(Step::Apply),
+            1 => (family(), "[a-d]{1,2}", "[a-d]{1,2}").prop_map(|(family, from, to)| Step::DeleteRange(family, from, to)),
+            1 => Just(Step::Clear(Family::Cell)),
+            2 => Just(Step::Drain),
+            1 => Just(Step::Flush),
+            3 => Just(Step::Look),
+        ]
+    }
+
+    fn write(step: &Step, records: &mut Records) -> BatchWriter {
+        let mut writer = BatchWriter::new();
+        match step {
+            Step::Apply(written) => {
+                for (family, key, value) in written {
+                    match value {
+                        Some(value) => {
+                            records.insert((*family, key.clone()), value.clone());
+                            writer.put(*family, key.as_bytes(), value.as_bytes());
+                        }
+                        None => {
+                            records.remove(&(*family, key.clone()));
+                            writer.delete(*family, key.as_bytes());
+                        }
+                    }
+                }
+            }
+            Step::DeleteRange(family, from, to) => {
+                records.retain(|(of, key), _| of != family || key < from || key >= to);
+                writer.delete_range(*family, from.as_bytes(), to.as_bytes());
+            }
+            Step::Clear(family) => {
+                records.retain(|(of, _), _| of != family);
+                writer.clear(*family);
+            }
+            Step::Drain | Step::Flush | Step::Look => {}
+        }
+        writer
+    }
+
+    fn check(snapshot: &Snapshot, records: &Records) {
+        for family in Family::ALL {
+            for (from, to, reverse) in [("a", "", false), ("a", "", true), ("aa", "c", false), ("b", "cc", true)] {
+                let mut found = Vec::new();
+                let each = &mut |key: &[u8], value: &[u8]| {
+                    found.push((String::from_utf8_lossy(key).into_owned(), String::from_utf8_lossy(value).into_owned()));
+                    if found.len() < 5 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                };
+                snapshot.range(family, from.as_bytes(), to.as_bytes(), reverse, each).unwrap();
+                let within = |key: &str| key >= from && (to.is_empty() || key < to);
+                let mut expected: Vec<_> = records
+                    .iter()
+                    .filter(|((of, key), _)| *of == family && within(key))
+                    .map(|((_, key), value)| (key.clone(), value.clone()))
+                    .collect();
+                if reverse {
+                    expected.reverse();
+                }
+                expected.truncate(5);
+                assert_eq!(found, expected, "{family:?} from {from:?} to {to:?}, reverse {reverse}");
+            }
+        }
+        for ((family, key), value) in records {
+            assert_eq!(snapshot.get(*family, key.as_bytes()).unwrap().unwrap(), value.as_bytes());
+        }
+    }
+
+    #[test]
+    fn reads_are_as_without_pieces() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&Shared::new(Settings::default()).unwrap(), directory.path()).unwrap();
+        let index = AtomicU64::new(0);
+        let apply = |batch: Bytes| {
+            let index = index.fetch_add(1, Ordering::Relaxed) + 1;
+            store.apply(&[Write { index, log_id: Bytes::new(), batch, membership: None }], Patience::Wait).unwrap();
+        };
+        let mut runner = TestRunner::new(ProptestConfig::with_cases(100));
+        let tried = runner.run(&prop::collection::vec(step(), 0..24), |steps| {
+            let (mut records, mut looks) = (Records::new(), Vec::new());
+            Family::ALL
+                .into_iter()
+                .for_each(|family| apply(write(&Step::DeleteRange(family, "a".into(), "z".into()), &mut records).finish()));
+            for step in &steps {
+                let batch = write(step, &mut records).finish();
+                match step {
+                    Step::Drain => store.db().unwrap().drain(Patience::Wait).unwrap(),
+                    Step::Flush => store.flush().unwrap(),
+                    Step::Look => looks.push((store.snapshot().unwrap(), records.clone())),
+                    _ => apply(batch),
+                }
+                for key in ["a", "b", "ab", "cd"] {
+                    for family in Family::ALL {
+                        let expected = records.get(&(family, key.to_owned())).map(|value| Bytes::from(value.clone()));
+                        prop_assert_eq!(store.get(family, key.as_bytes()).unwrap(), expected);
+                    }
+                }
+            }
+            looks.push((store.snapshot().unwrap(), records));
+            looks.iter().for_each(|(snapshot, records)| check(snapshot, records));
+            Ok(())
+        });
+        tried.unwrap();
+    }
+}
