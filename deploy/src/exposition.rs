@@ -47,7 +47,11 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_cluster_routes", Gauge, "In a cluster: partitions that this process knows, by whether it knows who leads them."),
     ("bridle_partition_faults", Gauge, "By table: partitions that do not serve."),
     ("bridle_rocksdb_block_cache_bytes", Gauge, "Block cache of all tables."),
-    ("bridle_rocksdb_memtable_budget_bytes", Gauge, "Memtables of all tables, as RocksDB charges them to their budget, and what waits to be written to them."),
+    (
+        "bridle_rocksdb_memtable_budget_bytes",
+        Gauge,
+        "Memtables of all tables, as RocksDB charges them to their budget, and what waits to be written to them.",
+    ),
     ("bridle_rocksdb_memtable_bytes", Gauge, "By table: memtables, and what waits to be written to them."),
     ("bridle_rocksdb_file_bytes", Gauge, "By table: table files, those waiting to be deleted included."),
     ("bridle_rocksdb_live_file_bytes", Gauge, "By table: table files of the current state."),

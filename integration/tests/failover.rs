@@ -78,6 +78,21 @@ fn clients_write_again_within_three_seconds_of_a_kill_of_the_leader() {
     assert!(p99 < Duration::from_secs(3), "p99 is {p99:?}");
 }
 
+/// Heartbeats are rarer where nobody asks for anything, so it takes a second longer, and no more.
+#[test]
+fn a_group_at_rest_has_another_leader_within_three_seconds_too() {
+    let mut cluster = cluster();
+    let victim = leader(&cluster);
+    assert!(write_until_acknowledged(&cluster, victim, "rest", "before").1.is_empty());
+    // After five seconds without a request its leader is at rest.
+    std::thread::sleep(Duration::from_secs(7));
+    assert_eq!(leader(&cluster), victim, "nobody had a reason to lead in its stead");
+    cluster.kill(victim);
+    let (wait, _) = write_until_acknowledged(&cluster, (victim + 1) % 3, "rest", "after");
+    println!("a group at rest is written to {wait:.2?} after its leader was killed");
+    assert!(wait < Duration::from_secs(3), "{wait:?}");
+}
+
 /// Writes through one proxy, beginning before something happens and ending after it; the longest wait, and every error.
 fn hammer(address: SocketAddr, meanwhile: impl FnOnce()) -> (Duration, u64, Vec<String>) {
     let stop = AtomicBool::new(false);

@@ -81,7 +81,7 @@ pub struct LogOptions {
     pub dir: PathBuf,
     /// When a write counts as done.
     pub durability: Durability,
-    /// Size of a segment; 64 MiB by default, from 4 KiB to 1 GiB.
+    /// Size of a segment; 16 MiB by default, from 4 KiB to 1 GiB.
     pub segment_bytes: u32,
     /// How much of the groups' tails is kept in memory, over all groups; older entries are read from the segments.
     pub tail_bytes_max: u64,
@@ -92,7 +92,7 @@ pub struct LogOptions {
 impl LogOptions {
     /// The defaults for a log in `dir`: everything durable before it is acknowledged.
     pub fn new(dir: impl Into<PathBuf>) -> LogOptions {
-        LogOptions { dir: dir.into(), durability: Durability::Always, segment_bytes: 64 << 20, tail_bytes_max: 16 << 20, preallocate: true }
+        LogOptions { dir: dir.into(), durability: Durability::Always, segment_bytes: 16 << 20, tail_bytes_max: 16 << 20, preallocate: true }
     }
 }
 

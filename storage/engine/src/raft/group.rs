@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::peers::Peers;
-use super::ticker::{Standing, Ticker};
+use super::ticker::{Pulse, Standing, Ticker};
 use super::transfer::Receiving;
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
 use super::wire::LETTER_BYTES_MAX;
@@ -142,6 +142,7 @@ pub(super) struct Inner {
     /// Until when this replica neither votes nor stands.
     pub(super) guard_until: Instant,
     pub(super) standing: Mutex<Standing>,
+    pub(super) pulse: Pulse,
     pub(super) initial: BTreeMap<RaftId, Node>,
     pub(super) server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
     pub(super) role: watch::Sender<Role>,
@@ -190,6 +191,7 @@ impl Group {
 
     async fn linearizer(&self) -> Result<Linearizer<Types>, GroupError> {
         let inner = &self.inner;
+        inner.pulse.used();
         // A leader that was removed leads on for a moment, and hands over without a word to those who rely on its lease.
         if !inner.is_voter() {
             return Err(GroupError::NotLeader { why: "not a voter of the group".to_owned(), leader: inner.other_leader() });
@@ -220,6 +222,7 @@ impl Group {
                 let why = format!("a batch of {} bytes is too large to be replicated", batch.len());
                 return Err(GroupError::NotLeader { why, leader: None });
             }
+            self.inner.pulse.used();
             let (responder, result) = ProgressResponder::complete_only();
             self.inner.raft.write(Payload(batch)).with_leader(leadership.leader).responder(responder).await.map_err(fatal)?;
             let inner = self.inner.clone();
@@ -315,7 +318,7 @@ impl Inner {
         let (rank, is_formed) = {
             let server = self.server.borrow_watched();
             if server.state == ServerState::Leader {
-                if is_beat {
+                if is_beat && self.pulse.beats() {
                     // A full queue has more urgent things in it.
                     let _ = self.raft.trigger().heartbeat().now_or_never();
                 }

@@ -16,6 +16,8 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -48,6 +50,8 @@ pub struct Machine {
     applied: Option<LogId>,
     membership: StoredMembership,
     progress: watch::Sender<Option<LogId>>,
+    /// Index of the newest state on disk that was named to openraft.
+    named: Arc<AtomicU64>,
 }
 
 /// A replica's whole state, on its way from one replica to another.
@@ -86,12 +90,16 @@ impl Machine {
     pub fn new(store: Store) -> Result<(Self, Progress), Fault> {
         let (applied, membership) = read_state(store.applied()?)?;
         let (progress, news) = watch::channel(applied);
-        Ok((Self { store, applied, membership, progress }, news))
+        Ok((Self { store, applied, membership, progress, named: Arc::default() }, news))
     }
 
     /// The store below.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    fn flushed_state(&self) -> FlushedState {
+        FlushedState { store: self.store.clone(), named: self.named.clone() }
     }
 
     async fn write(&mut self, pending: &mut Pending) -> io::Result<()> {
@@ -207,11 +215,11 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<FlushedState> {
         let is_pointless = !force && matches!(self.store.health(), Health::DiskFull(_));
-        (!is_pointless).then(|| FlushedState { store: self.store.clone() })
+        (!is_pointless).then(|| self.flushed_state())
     }
 
     async fn get_snapshot_builder(&mut self) -> FlushedState {
-        FlushedState { store: self.store.clone() }
+        self.flushed_state()
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: StateTransfer) -> Result<(), io::Error> {
@@ -237,9 +245,10 @@ impl RaftStateMachine<Types> for Machine {
     }
 }
 
-/// Makes openraft's snapshot: flushes, and names the entry up to which everything is on disk.
+/// Makes openraft's snapshot: names the entry up to which everything is on disk, and flushes if that was named before.
 pub struct FlushedState {
     store: Store,
+    named: Arc<AtomicU64>,
 }
 
 impl RaftSnapshotBuilder<Types> for FlushedState {
@@ -250,11 +259,17 @@ impl RaftSnapshotBuilder<Types> for FlushedState {
         if mutants::breaks(Rule::PurgeFlushed) {
             return Ok(snapshot(&store, store.applied()?)?);
         }
-        match tokio::task::spawn_blocking(move || store.flush()).await.map_err(io::Error::other)? {
-            // Without space the state on disk stays what it was; that is a snapshot too, only an older one.
-            Ok(()) | Err(Fault::DiskFull(_)) => Ok(snapshot(&self.store, self.store.flushed()?)?),
-            Err(fault) => Err(fault.into()),
+        let mut flushed = self.store.flushed()?;
+        let index = |flushed: &Option<Applied>| flushed.as_ref().map_or(0, |flushed| flushed.index);
+        if index(&flushed) <= self.named.load(Ordering::Acquire) {
+            match tokio::task::spawn_blocking(move || store.flush()).await.map_err(io::Error::other)? {
+                // Without space the state on disk stays what it was; that is a snapshot too, only an older one.
+                Ok(()) | Err(Fault::DiskFull(_)) => flushed = self.store.flushed()?,
+                Err(fault) => return Err(fault.into()),
+            }
         }
+        self.named.store(index(&flushed), Ordering::Release);
+        Ok(snapshot(&self.store, flushed)?)
     }
 }
 

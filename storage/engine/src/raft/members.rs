@@ -21,8 +21,8 @@ use super::peers::Peer;
 use super::types::{Node, RaftId, Types};
 use super::wire::Kind;
 
-/// A member that was heard of within this is there.
-const HEARD_LATELY: Duration = Duration::from_millis(900);
+/// A member that was heard of within this is there: a group at rest sends a heartbeat every 600 ms.
+const HEARD_LATELY: Duration = Duration::from_millis(1500);
 /// How many entries a member may lack that is to lead or to vote: what is on its way to it under load.
 const LAG_MAX: u64 = 2000;
 /// How long a handover may take. A failed one ends in an election.

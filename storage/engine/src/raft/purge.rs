@@ -1,7 +1,7 @@
 //! Keeps a group's log short: flushes the store often enough that what a restart has to replay stays bounded under endless writes, and lets go of what nobody needs any more.
 //!
-//! A flush makes the state on disk current; openraft takes that for a snapshot, and only what it covers is ever purged. RocksDB also flushes by itself when its memtables
-//! are full, but neither tells openraft nor ever flushes a store that went quiet.
+//! A flush makes the state on disk current; openraft takes that for a snapshot, and only what it covers is ever purged. RocksDB flushes by itself when its memtables
+//! are full, and openraft is told then; a store that went quiet, or whose memtables take very long to fill, is flushed here.
 //!
 //! Beyond that, a leader keeps what the slowest follower that is there lacks, and what a state under way will be followed by, within limits; behind those a
 //! follower gets a state instead. A follower keeps what was written between its last two flushes: it may have to lead, and others may be behind.
@@ -80,11 +80,13 @@ pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, 
         let is_dirty = index(&mut progress) > last.index;
         let mut wake = Instant::now() + LOOK_FOR_FOLLOWERS_EVERY;
         if is_dirty {
+            let (flushed, now) = (store.flushed().ok().flatten().map_or(0, |flushed| flushed.index), store.applied_bytes());
+            let has_flushed = flushed > last.index;
             let due = *dirty_since.get_or_insert_with(Instant::now) + policy.age_max;
             let entries = index(&mut progress).saturating_sub(last.index);
-            let bytes = store.applied_bytes().saturating_sub(last.bytes);
-            if entries >= policy.entries_max || bytes >= policy.bytes_max || Instant::now() >= due {
-                last = Mark { index: index(&mut progress), bytes: store.applied_bytes() };
+            let bytes = now.saturating_sub(last.bytes);
+            if has_flushed || entries >= policy.entries_max || bytes >= policy.bytes_max || Instant::now() >= due {
+                last = Mark { index: if has_flushed { flushed } else { index(&mut progress) }, bytes: now };
                 marks.push_back(last);
                 dirty_since = None;
                 if let Err(error) = group.flush().await {

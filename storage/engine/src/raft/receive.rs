@@ -56,10 +56,12 @@ impl Inner {
         let received = Instant::now();
         let request = message::decode_append(&body).map_err(ReceiveError::Unreadable)?;
         drop(body);
+        let is_busy = !request.entries.is_empty();
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
         // A leader of the past is nobody's leader.
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
-            self.standing.lock().heard(received);
+            let mut standing = self.standing.lock();
+            if is_busy { standing.busy(received) } else { standing.heard(received) }
         }
         message::encode(&response).map_err(ReceiveError::Unreadable)
     }

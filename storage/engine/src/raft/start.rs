@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::group::{Group, GroupError, Inner, LEASE, fatal};
 use super::peers::Peers;
 use super::purge::{Policy, keep_log_short};
-use super::ticker::{HEARTBEAT, Standing, Ticker};
+use super::ticker::{HEARTBEAT, Pulse, Standing, Ticker};
 use super::transfer::{self, Holds};
 use super::types::{Node, RaftId};
 use super::wire::{Letter, Wire, WireError};
@@ -176,6 +176,7 @@ impl Group {
             ticker,
             guard_until,
             standing: Mutex::new(standing),
+            pulse: Pulse::default(),
             initial,
             role: watch::Sender::default(),
             leads_since: Mutex::default(),

@@ -5,17 +5,23 @@
 //!
 //! Most ticks have nothing to do: leaders are looked at at every heartbeat, followers when they say; all after anybody's leader has changed.
 //!
+//! # Groups at rest
+//! What heartbeats cost, groups cost that nobody uses. A leader of whom nothing was asked for [`QUIET_BEATS`] heartbeats sends every other one only, and a
+//! follower that got no entry for [`QUIET`], which is shorter, waits for another [`LEASE`] before it stands. The first read from a leader at rest may have to
+//! ask for a quorum's word; nothing else changes, as leases rest on heartbeats that arrived.
+//!
 //! # Restart guard
 //! openraft forgets at a restart until when it had promised its leader not to vote for another. So a replica that has a past neither votes nor stands
 //! until a whole lease has gone by since the process started, or since the group was last stopped in it; without this, a leader that renewed its lease
 //! with the restarted replica's word would answer reads after another one was elected.
 //!
 //! # Invariants
+//! - A leader at rest has all its followers at rest (`followers_rest_before_their_leader`).
 //! - No vote is given within a lease of the last word to an earlier leader, restart or not (`tests/raft_leases.rs`, `a_restarted_voter_keeps_its_word`).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -30,6 +36,10 @@ use super::transfer::Transfers;
 const TICK: Duration = Duration::from_millis(50);
 /// How often a leader sends heartbeats.
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(300);
+/// A leader of whom nothing was asked for so many heartbeats (5 s) is at rest.
+const QUIET_BEATS: u32 = 17;
+/// A follower that got no entry for so long is at rest.
+const QUIET: Duration = Duration::from_secs(3);
 /// Members stand for election one after another, this far apart, so that they don't take each other's votes.
 const STAGGER: Duration = Duration::from_millis(80);
 /// The shortest wait beyond the lease.
@@ -148,11 +158,40 @@ async fn run(ticker: Weak<Ticker>) {
     }
 }
 
+/// How often a leader sends heartbeats: less often while nobody asks anything of it.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    was_used: AtomicBool,
+    quiet_beats: AtomicU32,
+}
+
+impl Pulse {
+    /// Something is asked of the group.
+    pub(super) fn used(&self) {
+        // Most of the time it is set already: others' caches are left alone.
+        if !self.was_used.load(Ordering::Relaxed) {
+            self.was_used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether to send this heartbeat.
+    pub(super) fn beats(&self) -> bool {
+        if self.was_used.swap(false, Ordering::Relaxed) {
+            self.quiet_beats.store(0, Ordering::Relaxed);
+            return true;
+        }
+        let quiet = self.quiet_beats.fetch_add(1, Ordering::Relaxed);
+        quiet < QUIET_BEATS || quiet.is_multiple_of(2)
+    }
+}
+
 /// What a replica that does not lead knows of those who might.
 #[derive(Debug)]
 pub(super) struct Standing {
     /// When the leader was last heard of.
     heard: Option<Instant>,
+    /// When it last sent entries.
+    busy: Option<Instant>,
     /// Not to stand before this.
     not_before: Instant,
     /// Beyond the lease, drawn again for each attempt.
@@ -163,7 +202,7 @@ pub(super) struct Standing {
 
 impl Standing {
     pub(super) fn new(not_before: Instant, forming_due: Option<Instant>) -> Self {
-        Self { heard: None, not_before, jitter: random(STAGGER), forming_due }
+        Self { heard: None, busy: None, not_before, jitter: random(STAGGER), forming_due }
     }
 
     /// When a member forms a new group: the first one at once.
@@ -174,6 +213,12 @@ impl Standing {
     /// A leader was heard of.
     pub(super) fn heard(&mut self, at: Instant) {
         self.heard = self.heard.max(Some(at));
+    }
+
+    /// A leader was heard of that sent entries.
+    pub(super) fn busy(&mut self, at: Instant) {
+        self.heard(at);
+        self.busy = self.busy.max(Some(at));
     }
 
     /// Some member was heard of: it will form the group, if that is still to be done.
@@ -201,7 +246,9 @@ impl Standing {
 
     /// When to stand for election, if nobody is heard of before; `rank` is this replica's place among those who may.
     pub(super) fn stands_at(&self, rank: u32) -> Instant {
-        let silent_at = self.heard.map(|heard| heard + LEASE + MARGIN + STAGGER * rank + self.jitter);
+        let is_at_rest = |heard| self.busy.is_none_or(|busy| busy + QUIET <= heard);
+        let patience = |heard| if is_at_rest(heard) { LEASE * 2 } else { LEASE };
+        let silent_at = self.heard.map(|heard| heard + patience(heard) + MARGIN + STAGGER * rank + self.jitter);
         silent_at.map_or(self.not_before, |silent_at| silent_at.max(self.not_before))
     }
 
@@ -220,4 +267,45 @@ impl Standing {
 fn random(most: Duration) -> Duration {
     let number = RandomState::new().build_hasher().finish();
     most.mul_f64((number >> 11) as f64 / (1u64 << 53) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A leader's heartbeats of which one is lost, the next late by a tick, do not make a follower stand: in use, on the way to rest, and at rest.
+    #[test]
+    fn followers_rest_before_their_leader() {
+        let (pulse, start) = (Pulse::default(), Instant::now());
+        let mut standing = Standing::new(start, None);
+        let beat = |number: u32| start + HEARTBEAT * number;
+        let mut sent = Vec::new();
+        for number in 0..60 {
+            // Entries with the first heartbeats only.
+            if number < 3 {
+                pulse.used();
+            }
+            if pulse.beats() {
+                sent.push(number);
+            }
+        }
+        assert_eq!(sent[..20], *(0..20).collect::<Vec<_>>(), "all, until it is at rest");
+        assert!(sent[20..].windows(2).all(|beats| beats[1] - beats[0] == 2), "then every other one: {sent:?}");
+        for (index, number) in sent.iter().enumerate() {
+            match *number < 3 {
+                true => standing.busy(beat(*number)),
+                false => standing.heard(beat(*number)),
+            }
+            if let Some(next) = sent.get(index + 2) {
+                assert!(beat(*next) + TICK < standing.stands_at(0), "beat {number}, the next but one {next}");
+            }
+        }
+        pulse.used();
+        assert!(pulse.beats() && pulse.beats(), "in use again");
+        let last = beat(60);
+        standing.heard(last);
+        assert!(standing.stands_at(0) >= last + LEASE * 2);
+        standing.busy(last);
+        assert!(standing.stands_at(0) <= last + LEASE + MARGIN + STAGGER);
+    }
 }
