@@ -106,7 +106,7 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
     };
 
     let stores = match roles.storage || roles.meta {
-        true => Some(Stores::open(config, directory.path()).await?),
+        true => Some(Stores::open(config, directory.path(), &runtimes.before_sleep).await?),
         false => None,
     };
     let meta = match (&stores, config.cluster.seat()) {

@@ -1,11 +1,13 @@
 //! The runtimes of a process, and the signals that end it.
 //!
 //! Three runtimes, so that no kind of work can hold up another: Redis clients, executors and calls between servers; Raft; and a small one for
-//! everything that is not on the way of a command (HTTP, catalogue, signals). The log and RocksDB have threads of their own.
+//! everything that is not on the way of a command (HTTP, catalogue, signals). RocksDB has threads of its own, and so has the log, for what Raft's threads
+//! do not write before they sleep.
 
 use std::time::Duration;
 
 use anyhow::Context;
+use engine::log::BeforeSleep;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -16,21 +18,29 @@ pub(crate) struct Runtimes {
     pub(crate) proxy: Runtime,
     pub(crate) raft: Runtime,
     pub(crate) small: Runtime,
+    /// By which Raft's threads write the log before they sleep.
+    pub(crate) before_sleep: BeforeSleep,
 }
 
 impl Runtimes {
     pub(crate) fn start(config: &Config) -> anyhow::Result<Runtimes> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = |set: u32, by_cores: usize| if set == 0 { by_cores } else { set as usize };
-        let build = |name: &str, threads: usize| {
-            let builder = Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build();
-            builder.with_context(|| format!("start the {name} runtime"))
+        let build = |name: &str, threads: usize, before_sleep: Option<BeforeSleep>| {
+            let mut builder = Builder::new_multi_thread();
+            builder.worker_threads(threads).thread_name(name).enable_all();
+            if let Some(before_sleep) = before_sleep {
+                builder.on_thread_park(move || before_sleep.write());
+            }
+            builder.build().with_context(|| format!("start the {name} runtime"))
         };
+        let before_sleep = BeforeSleep::default();
         Ok(Runtimes {
-            proxy: build("proxy", threads(config.threads.proxy, (cores - 1).max(1)))?,
+            proxy: build("proxy", threads(config.threads.proxy, (cores - 1).max(1)), None)?,
             // A group's work is short; a quarter of the cores drives many groups.
-            raft: build("raft", threads(config.threads.raft, (cores / 4).max(1)))?,
-            small: build("small", 1)?,
+            raft: build("raft", threads(config.threads.raft, (cores / 4).max(1)), Some(before_sleep.clone()))?,
+            small: build("small", 1, None)?,
+            before_sleep,
         })
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use engine::log::{Log, LogOptions};
+use engine::log::{BeforeSleep, Log, LogOptions};
 use engine::store::{Settings, Shared};
 
 use crate::config::{self, Config, Durability};
@@ -18,8 +18,9 @@ pub(crate) struct Stores {
 
 impl Stores {
     /// Opens the log; reads what a crash left of it.
-    pub(crate) async fn open(config: &Config, data: &Path) -> anyhow::Result<Stores> {
-        let options = log_options(config, data);
+    pub(crate) async fn open(config: &Config, data: &Path, before_sleep: &BeforeSleep) -> anyhow::Result<Stores> {
+        let mut options = log_options(config, data);
+        options.before_sleep = Some(before_sleep.clone());
         let log = tokio::task::spawn_blocking(move || Log::open(options)).await?.context("open the Raft log")?;
         let shared = Shared::new(store_settings(config)).context("set up RocksDB")?;
         Ok(Stores { log, shared })

@@ -32,6 +32,7 @@
 //! # Not here
 //! The lock that keeps a second process out: it covers the whole node's directory and is storage's.
 
+mod before_sleep;
 mod group;
 mod keeper;
 pub(crate) mod record;
@@ -49,10 +50,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+pub use before_sleep::BeforeSleep;
 pub use stats::LogStats;
 
 pub(crate) use group::{Group, Inside, Reading};
@@ -87,12 +89,21 @@ pub struct LogOptions {
     pub tail_bytes_max: u64,
     /// Fill a segment with zeros before it is used: an fdatasync is then cheaper and a full disk shows in time. Off, segments grow.
     pub preallocate: bool,
+    /// Threads that write what they append before they sleep; without any, the log's own thread writes all.
+    pub before_sleep: Option<BeforeSleep>,
 }
 
 impl LogOptions {
     /// The defaults for a log in `dir`: everything durable before it is acknowledged.
     pub fn new(dir: impl Into<PathBuf>) -> LogOptions {
-        LogOptions { dir: dir.into(), durability: Durability::Always, segment_bytes: 16 << 20, tail_bytes_max: 16 << 20, preallocate: true }
+        LogOptions {
+            dir: dir.into(),
+            durability: Durability::Always,
+            segment_bytes: 16 << 20,
+            tail_bytes_max: 16 << 20,
+            preallocate: true,
+            before_sleep: None,
+        }
     }
 }
 
@@ -222,6 +233,8 @@ pub(crate) struct Faults {
 #[derive(Default)]
 struct Queue {
     ops: Vec<Op>,
+    /// When the oldest was left to a thread that is going to sleep.
+    left_at: Option<Instant>,
     /// The writer's thread waits for `queued`.
     sleeping: bool,
     closed: bool,
@@ -271,6 +284,9 @@ impl Log {
             let mut writer = shared.writer.lock();
             writer.count_segments(&shared);
             writer.reclaim(&shared);
+        }
+        if let Some(before_sleep) = &shared.options.before_sleep {
+            before_sleep.serve(&shared);
         }
         let mut threads = vec![spawn("log-keeper", &shared, keeper::run)?];
         if !shared.inline() {
@@ -482,9 +498,19 @@ impl Shared {
                     self.queued.wait(&mut queue);
                 }
                 queue.sleeping = false;
-                std::mem::swap(&mut queue.ops, &mut ops);
             }
-            self.writer.lock().run(self, &mut ops);
+            // Taken by whoever holds the writer: what comes later is written later.
+            let mut writer = self.writer.lock();
+            std::mem::swap(&mut self.queue.lock().ops, &mut ops);
+            if !ops.is_empty() {
+                writer.run(self, &mut ops);
+            }
+        }
+    }
+
+    fn wake_writer(&self) {
+        if std::mem::take(&mut self.queue.lock().sleeping) {
+            self.queued.notify_one();
         }
     }
 
@@ -628,11 +654,12 @@ impl Shared {
             op.refuse(LogError::Closed);
             return;
         }
+        let is_left = self.is_left(&op, &mut queue);
         queue.ops.push(match mutants::breaks(Rule::SyncBeforeAnswer) {
             true => op.answered_early(),
             false => op,
         });
-        let wake = std::mem::take(&mut queue.sleeping);
+        let wake = !is_left && std::mem::take(&mut queue.sleeping);
         drop(queue);
         if wake {
             self.queued.notify_one();

@@ -1,6 +1,7 @@
 //! The log's counters.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// What the log has done since it was opened, and what it holds.
 #[derive(Debug, Default)]
@@ -13,6 +14,20 @@ pub struct LogStats {
     pub(crate) moved: AtomicU64,
     pub(crate) segments: AtomicU64,
     pub(crate) disk_bytes: AtomicU64,
+    recent_fsync_nanos: AtomicU64,
+}
+
+impl LogStats {
+    /// A moving average over some eight fsyncs.
+    pub(crate) fn recent_fsync(&self) -> Duration {
+        Duration::from_nanos(self.recent_fsync_nanos.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn note_fsync(&self, took: Duration) {
+        let before = self.recent_fsync_nanos.load(Ordering::Relaxed);
+        // Of two at a time one is lost: it is an average.
+        self.recent_fsync_nanos.store(before - before / 8 + took.as_nanos() as u64 / 8, Ordering::Relaxed);
+    }
 }
 
 macro_rules! getters {

@@ -2,7 +2,7 @@
 //!
 //! # Life of a batch
 //! 1. Callers change their group's front and queue an [`Op`]; fronts and queue are in the same order for each group.
-//! 2. Whoever drives the writer (its thread; in `Durability::Os` the caller itself) takes the whole queue.
+//! 2. Whoever drives the writer (its thread; a caller that is about to sleep; in `Durability::Os` the caller itself) takes the whole queue.
 //! 3. Each op becomes records, one after another; a record that does not fit begins the next segment.
 //! 4. One write, and one fdatasync when an op needs it.
 //! 5. Callbacks, in order.
@@ -70,6 +70,16 @@ impl Op {
             Op::Vote { .. } | Op::Truncate { .. } | Op::Destroy { .. } | Op::Flush { .. } => true,
             Op::Committed { .. } | Op::Purge { .. } => false,
         }
+    }
+
+    /// An upper bound of the bytes of its records.
+    pub(crate) fn bytes_max(&self) -> usize {
+        let records = match self {
+            Op::Append { entries, .. } => entries.iter().map(record::entry_len).sum(),
+            _ => 0,
+        };
+        // A committed id, a vote and the like.
+        records + record::HEADER + 32
     }
 
     /// May the op have freed a segment?
@@ -383,6 +393,7 @@ impl Shared {
         let took = start.elapsed();
         self.stats.fsyncs.fetch_add(1, Ordering::Relaxed);
         self.stats.fsync_nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+        self.stats.note_fsync(took);
         self.fsync_seconds.record(took.as_secs_f64());
         if took > Duration::from_secs(1) {
             tracing::warn!(file = %segment.path.display(), seconds = took.as_secs_f64(), "slow fdatasync of the log");
