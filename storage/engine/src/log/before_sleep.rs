@@ -8,6 +8,12 @@
 //! - Fsyncs have been slow lately ([`QUICK`]): other work would wait for them.
 //! - Much has been appended, or a while ago: the thread does not get to sleep.
 //! - The segment would end: that takes longer, and on a full disk until there is space.
+//!
+//! # Invariants
+//! - What is left to a thread is written before it sleeps, by it or by the log's own thread
+//!   (`log/tests/threads.rs`, `appends_are_left_to_a_thread_that_sleeps_soon_and_to_no_other`).
+//! - Whoever writes takes the whole queue while holding the writer: a group's records are in the order of its ops
+//!   (`groups_that_are_written_before_sleep_do_not_disturb_each_other`).
 
 use std::cell::Cell;
 use std::fmt;

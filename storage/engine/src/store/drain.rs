@@ -15,7 +15,7 @@ use super::Fault;
 use super::db::Db;
 
 /// How long words gather. Longer makes larger and therefore cheaper writes, shorter less to hold in memory.
-const GATHER: Duration = Duration::from_millis(50);
+const GATHER: Duration = Duration::from_millis(200);
 /// With so many bytes in front of all memtables, whoever applies more drains its store itself.
 const FULL_BYTES: usize = 8 << 20;
 

@@ -1,6 +1,9 @@
 //! Many groups write at once, and each gets what it wrote.
 
+use std::time::Duration;
+
 use super::*;
+use crate::log::BeforeSleep;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn groups_that_write_at_once_do_not_disturb_each_other() {
@@ -36,4 +39,78 @@ async fn write(mut group: GroupLog) {
             group.purge(log_id(1, 100)).await.unwrap();
         }
     }
+}
+
+/// A runtime of so many threads that write the log before they sleep.
+fn runtime(threads: usize, before_sleep: &BeforeSleep) -> tokio::runtime::Runtime {
+    let before_sleep = before_sleep.clone();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads).on_thread_park(move || before_sleep.write()).enable_all().build().unwrap()
+}
+
+#[test]
+fn groups_that_are_written_before_sleep_do_not_disturb_each_other() {
+    for threads in [1, 4] {
+        let dir = tempfile::tempdir().unwrap();
+        let before_sleep = BeforeSleep::default();
+        let options = LogOptions { before_sleep: Some(before_sleep.clone()), ..options(dir.path(), Durability::Always, 32 << 10) };
+        let log = Log::open(options.clone()).unwrap();
+        let runtime = runtime(threads, &before_sleep);
+        let writers: Vec<_> = (1..=8).map(|id| runtime.spawn(write(log.group_log(id)))).collect();
+        let written = async {
+            for writer in writers {
+                writer.await.unwrap();
+            }
+        };
+        runtime.block_on(written);
+        drop(runtime);
+        drop(log);
+        let log = Log::open(LogOptions { before_sleep: None, ..options }).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for id in 1..=8 {
+            let image = runtime.block_on(image(&log, id));
+            let expected: Vec<Entry> = (101..=200).map(|index| entry(1, index, vec![id as u8; 100 + index as usize])).collect();
+            assert_eq!(image.entries, expected, "group {id}, {threads} threads");
+        }
+    }
+}
+
+/// This thread takes the part of one that sleeps now and then.
+#[tokio::test]
+async fn appends_are_left_to_a_thread_that_sleeps_soon_and_to_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let before_sleep = BeforeSleep::default();
+    let options = LogOptions { before_sleep: Some(before_sleep.clone()), ..options(dir.path(), Durability::Always, 32 << 10) };
+    let log = Log::open(options).unwrap();
+    let mut group = log.group_log(1);
+    append(&mut group, vec![entry(1, 1, "by the log's own thread")]).await;
+    before_sleep.write();
+    let (batches, fsyncs) = (log.stats().batches(), log.stats().fsyncs());
+    let wait = start_append(&mut group, vec![entry(1, 2, "by this one")]).await;
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(log.stats().batches(), batches, "it is left to this thread");
+    before_sleep.write();
+    assert_eq!((log.stats().batches(), log.stats().fsyncs()), (batches + 1, fsyncs + 1));
+    wait.await.unwrap().unwrap();
+
+    // Votes are waited for at once.
+    group.save_vote(&vote(1)).await.unwrap();
+    // Too many to be left any longer.
+    let mut waits = Vec::new();
+    for index in 3..=22 {
+        waits.push(start_append(&mut group, vec![entry(1, index, "many")]).await);
+    }
+    for wait in waits {
+        wait.await.unwrap().unwrap();
+    }
+    // Where a segment would end.
+    for index in 23..=33 {
+        let wait = start_append(&mut group, vec![entry(1, index, vec![7; 6_000])]).await;
+        before_sleep.write();
+        wait.await.unwrap().unwrap();
+    }
+    assert!(segments(dir.path()).len() > 1, "no segment ended: the test proves nothing");
+    // Fsyncs are slow.
+    (0..20).for_each(|_| log.shared.stats.note_fsync(Duration::from_millis(20)));
+    append(&mut group, vec![entry(1, 34, "by the log's own thread again")]).await;
 }
