@@ -136,16 +136,22 @@ impl ClusterBuilder {
         let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let dir = tempfile::tempdir().expect("a directory for the test");
         std::fs::write(dir.path().join("secret"), "the test's own secret\n").expect("room for a secret");
+        let count = self.nodes + self.proxies;
+        // Those of all members at once: none of them is bound before the first process starts.
+        let mut ports = match self.network {
+            Some(_) => [7201, 6379, 9121].repeat(count),
+            None => free_ports(3 * count),
+        };
         let member = |number: usize| {
             let role = if number < self.nodes { "node" } else { "proxy" };
             let (ip, wrapper) = match &self.network {
                 Some(network) => (IpAddr::V4(network.address(number + 1)), network.wrapper(number + 1)),
                 None => (IpAddr::V4(Ipv4Addr::LOCALHOST), Vec::new()),
             };
-            let [cluster_port, resp_port, http_port] = if self.network.is_some() { [7201, 6379, 9121] } else { free_ports() };
+            let [cluster_port, resp_port, http_port] = [(); 3].map(|()| ports.remove(0));
             Member { role, child: None, ip, cluster_port, resp_port, http_port, wrapper }
         };
-        let members = (0..self.nodes + self.proxies).map(member).collect();
+        let members = (0..count).map(member).collect();
         let mut cluster = Cluster { builder: self, members, dir, _alone: alone };
         if cluster.builder.clocks {
             cluster.make_clocks();
@@ -428,7 +434,7 @@ impl Drop for Cluster {
 }
 
 /// Ports that were free a moment ago; all are held until all are found, so that they differ.
-fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("a free port"));
-    listeners.map(|listener| listener.local_addr().expect("a bound socket has an address").port())
+pub fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a free port")).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("a bound socket has an address").port()).collect()
 }

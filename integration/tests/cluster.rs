@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use integration::cluster::Cluster;
+use integration::cluster::{Cluster, free_ports};
 use integration::{Client, Value, binary, bridle, within};
 use serde_json::Value as Json;
 
@@ -223,12 +223,6 @@ impl Drop for Process {
             eprintln!("--- {}\n{}", self.log.display(), self.said());
         }
     }
-}
-
-/// Ports that were free a moment ago.
-fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a free port")).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("a bound socket").port()).collect()
 }
 
 #[test]
