@@ -72,7 +72,7 @@ pub(super) struct Ring {
 impl Ring {
     /// A ring that takes at most so many bytes, its buckets included.
     pub(super) fn new(bytes: usize, hash: fn(owner: u64, key: &[u8]) -> u64) -> Ring {
-        let buckets = (bytes / USUAL_BYTES + 1).next_power_of_two();
+        let buckets = (bytes / USUAL_BYTES + 1).next_power_of_two() / 2;
         let room = bytes.saturating_sub(buckets * size_of::<u32>()).min(NONE as usize * UNIT) / UNIT * UNIT;
         Ring {
             bytes: vec![0; room].into_boxed_slice(),
