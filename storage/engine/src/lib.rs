@@ -10,7 +10,7 @@
 //! 2. openraft appends it to the group's part of the node's log. One writer takes what all groups have queued, writes it at once, and syncs
 //!    once if the durability asks for it ([`log`]).
 //! 3. Committed, it is checked whole and applied with its log id ([`raft::Machine`], [`store::Store::apply`]): to a hash map, from which RocksDB's
-//!    memtables are written some milliseconds later, many entries at once.
+//!    memtables are written a few times a second, many entries at once.
 //! 4. RocksDB's own log is off. A flush puts the state after some whole entry on disk; only then may the log go up to that entry, and after a
 //!    crash what comes behind it is replayed.
 //!

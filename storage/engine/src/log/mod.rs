@@ -7,7 +7,8 @@
 //! # Life of a write
 //! `raft::log_store` calls [`Log`] for its group: the group's view in memory changes at once (`group.rs`), the operation is queued, the writer
 //! (`writer.rs`) turns it into records (`record.rs`) at the end of the active segment (`segment.rs`), syncs when the [`Durability`] asks for it,
-//! and completes the callback. The keeper (`keeper.rs`) has the next segment ready before it is needed, removes old ones and moves the few needed
+//! and completes the callback. The writer is driven by a thread of its own, or by threads that appended and have nothing else to do
+//! (`before_sleep.rs`). The keeper (`keeper.rs`) has the next segment ready before it is needed, removes old ones and moves the few needed
 //! entries out of segments that are otherwise garbage. `recover.rs` reads it all back.
 //!
 //! # Layout
@@ -17,8 +18,8 @@
 //! # Full disk
 //! A segment's blocks are allocated before it is used: those of one that is no longer needed, or new ones when the active segment is half full.
 //! [`Log::writable`] refuses from the moment that this fails: whoever proposes asks first, and what was accepted before has the rest of the
-//! active segment to itself. When even that is used up
-//! the writer waits for space, failing nothing: openraft would declare the group dead. Space that returns is noticed by itself.
+//! active segment to itself. When even that is used up the writer waits for space, failing nothing: openraft would declare the group dead.
+//! Space that returns is noticed by itself.
 //!
 //! # Invariants
 //! - A callback says `Ok` only after what it stands for is written, and with `Durability::Always` synced (`what_was_acknowledged_survives`).

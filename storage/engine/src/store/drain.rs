@@ -1,4 +1,4 @@
-//! Writes what was applied to RocksDB's memtables, some milliseconds later: one thread for all stores of a node.
+//! Writes what was applied to RocksDB's memtables, a few times a second: one thread for all stores of a node.
 //!
 //! # Invariants
 //! - What waits has a bound, over all stores together (`what_waits_has_a_bound`).
@@ -161,6 +161,15 @@ mod tests {
         drop(held_up);
         apply(stalled, Patience::Wait).unwrap();
         assert_eq!(store.applied().unwrap().unwrap().index, stalled);
+        // Each look at all of it seals a piece.
+        db.drain(Patience::Wait).unwrap();
+        let held_up = db.hold_up();
+        let stalled = (stalled + 1..stalled + 100).find(|index| {
+            drop(store.snapshot().unwrap());
+            apply(*index, Patience::Now) == Err(Fault::Stalled)
+        });
+        assert!(stalled.is_some() && shared.waiting_bytes() < FULL_BYTES, "{} bytes", shared.waiting_bytes());
+        drop(held_up);
         drop(db);
         drop(store);
         assert_eq!(shared.waiting_bytes(), 0);

@@ -5,7 +5,7 @@
 //!
 //! # Life of a write
 //! [`Store::apply`] checks the entries' batches and puts their records, with the last entry's log id, into a hash map in front of the memtables (`recent.rs`),
-//! to which they are written some milliseconds later (`drain.rs`); what changes more than single records is written at once, behind all that waits. A flush
+//! to which they are written a few times a second (`drain.rs`); what changes more than single records is written at once, behind all that waits. A flush
 //! (when the memtables of all stores reach their budget, or on [`Store::flush`]) puts it on disk; after a crash, what was not flushed comes again from the log.
 //!
 //! # Layout
@@ -227,7 +227,7 @@ impl Store {
     /// Applies single records: in front of the memtables.
     fn note(&self, db: &Arc<Db>, writes: &[Write], mut words: Words, before: Option<Link>, patience: Patience) -> Result<(), Fault> {
         let drainer = self.inner.shared.drainer();
-        if drainer.is_full() {
+        if drainer.is_full() || db.recent.is_crowded() {
             match patience {
                 Patience::Now => return Err(Fault::Stalled),
                 Patience::Wait => db.drain(patience)?,

@@ -28,6 +28,8 @@ pub(super) type Word = Option<Bytes>;
 /// So many bytes, or so many sealed pieces, had better be drained soon.
 const LARGE_BYTES: usize = 1 << 20;
 const MANY_PIECES: usize = 8;
+/// With so many sealed pieces, whoever applies more drains its store itself: a key is looked for in all of them.
+const PIECES_MAX: usize = 64;
 
 /// Single records that entries set and delete, in order.
 #[derive(Default)]
@@ -155,6 +157,11 @@ impl Recent {
         }
         state.fresh.bytes += words.bytes;
         state.fresh.bytes >= LARGE_BYTES || state.sealed.0.len() >= MANY_PIECES
+    }
+
+    /// Whether there are too many pieces to add to them.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.state.lock().sealed.0.len() >= PIECES_MAX
     }
 
     /// The last word on a key.
