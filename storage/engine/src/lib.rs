@@ -9,8 +9,8 @@
 //! 1. Whoever leads a group proposes a finished batch ([`raft::Group::propose`]).
 //! 2. openraft appends it to the group's part of the node's log. One writer takes what all groups have queued, writes it at once, and syncs
 //!    once if the durability asks for it ([`log`]).
-//! 3. Committed, it is checked whole and applied with its log id ([`raft::Machine`], [`store::Store::apply`]): to a hash map, from which RocksDB's
-//!    memtables are written a few times a second, many entries at once.
+//! 3. Committed, it is checked whole and applied with its log id ([`raft::Machine`], [`store::Store::apply`]): to a hash table, from which RocksDB's
+//!    memtables are written, many entries at once.
 //! 4. RocksDB's own log is off. A flush puts the state after some whole entry on disk; only then may the log go up to that entry, and after a
 //!    crash what comes behind it is replayed.
 //!

@@ -279,9 +279,12 @@ fn a_store_that_is_let_go_can_be_opened_at_once() {
     let shared = shared();
     for index in 1..=40 {
         let store = Store::open(&shared, directory.path()).unwrap();
-        apply(&store, index, |batch| batch.put(Family::Head, b"a", &[7; 1_000]));
-        // About when it would be drained.
-        std::thread::sleep(Duration::from_millis(45) + Duration::from_micros(250 * index));
+        // So many pieces are drained at once.
+        for n in 10 * index..10 * index + 10 {
+            apply(&store, n, |batch| batch.put(Family::Head, b"a", &[7; 1_000]));
+            drop(store.snapshot().unwrap());
+        }
+        std::thread::sleep(Duration::from_micros(25 * index));
         if index % 2 == 0 {
             store.close().unwrap();
         }
@@ -293,7 +296,7 @@ fn many_stores_with_little_in_each_are_not_flushed_for_it() {
     let directory = tempfile::tempdir().unwrap();
     let shared = Shared::new(Settings { memtable_bytes: 4 << 20, ..Settings::default() }).unwrap();
     let stores: Vec<Store> = (0..100).map(|n| Store::open(&shared, directory.path().join(n.to_string())).unwrap()).collect();
-    for index in 1..=20 {
+    for index in 1..=10 {
         for store in &stores {
             apply(store, index, |batch| {
                 for family in Family::ALL {
@@ -304,12 +307,28 @@ fn many_stores_with_little_in_each_are_not_flushed_for_it() {
         drained(&shared);
     }
     let flushed = stores.iter().filter(|store| store.flushed().unwrap().is_some()).count();
-    assert_eq!(flushed, 0, "of 100 stores with 20 records of 64 bytes in each family");
+    assert_eq!(flushed, 0, "of 100 stores with 10 records of 64 bytes in each family");
     drop(stores);
     let store = Store::open(&shared, directory.path().join("one")).unwrap();
     for index in 1..=80 {
         apply(&store, index, |batch| batch.put(Family::Head, format!("key{index}").as_bytes(), &[7; 100 << 10]));
-        drained(&shared);
     }
+    drained(&shared);
     assert!(store.flushed().unwrap().is_some(), "8 MiB of records within a budget of 4");
+}
+
+#[test]
+fn a_store_that_rests_is_flushed() {
+    let directory = tempfile::tempdir().unwrap();
+    let shared = shared();
+    let store = Store::open(&shared, directory.path()).unwrap();
+    for index in 1..=30 {
+        apply(&store, index, |batch| batch.put(Family::Head, &index.to_be_bytes(), &vec![7; 100_000]));
+    }
+    let since = Instant::now();
+    while store.flushed().unwrap() != store.applied().unwrap() {
+        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", store.figures().unwrap());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(store.sizes().unwrap().memtable_bytes < 1_000_000 && shared.memtables_used() < 1_000_000);
 }

@@ -7,7 +7,9 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rocksdb::{BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions};
+use rocksdb::{
+    BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions, properties,
+};
 
 use super::health::{self, Health, Reports};
 use super::memtables::Part;
@@ -237,18 +239,35 @@ impl Db {
         !self.is_due.swap(true, Ordering::AcqRel)
     }
 
-    /// For the drainer: writes what was applied to the memtables if that goes without waiting; says whether it did, or never will.
-    pub(super) fn drain_now(&self) -> bool {
-        // What is applied from here on is due again.
+    /// For the drainer: it looks no more.
+    pub(super) fn is_not_due(&self) {
         self.is_due.store(false, Ordering::Release);
+    }
+
+    /// For the drainer: writes what was applied to the memtables if that goes without waiting; says whether it did.
+    pub(super) fn drain_now(&self) -> bool {
         match self.drain(Patience::Now) {
             Ok(()) => true,
             Err(Fault::Stalled | Fault::DiskFull(_)) => false,
             Err(fault) => {
-                tracing::error!(%fault, "what was applied can't be written to the memtables");
-                let _ = self.failed.set(fault);
-                true
+                if self.failed.set(fault.clone()).is_ok() {
+                    tracing::error!(%fault, "what was applied can't be written to the memtables");
+                }
+                false
             }
+        }
+    }
+
+    /// Bytes of the memtables that are written to.
+    pub(super) fn memtable_bytes(&self) -> usize {
+        let bytes = |family| self.db.property_int_value_cf(self.family(family), properties::CUR_SIZE_ACTIVE_MEM_TABLE);
+        Family::ALL.into_iter().map(|family| bytes(family).ok().flatten().unwrap_or_default() as usize).sum()
+    }
+
+    /// Writes the memtables to disk, and does not wait for it.
+    pub(super) fn flush_soon(&self) {
+        if let Err(fault) = self.flush_families(false) {
+            tracing::warn!(%fault, "memtables stay for now");
         }
     }
 
@@ -273,9 +292,9 @@ impl Db {
         if pieces.is_empty() {
             return Ok(());
         }
-        let mut records = WriteBatch::default();
+        let mut records = WriteBatch::with_capacity_bytes(pieces.bytes());
         for family in Family::ALL {
-            for (key, word) in pieces.range(family, b"", b"") {
+            for (key, word) in pieces.range(family, b"", b"", false) {
                 match word {
                     Some(value) => records.put_cf(self.family(family), key, value),
                     None => records.delete_cf(self.family(family), key),
@@ -308,8 +327,12 @@ impl Db {
     /// Writes what was applied to disk, all families at one moment.
     pub(super) fn flush(&self) -> Result<(), Fault> {
         self.drain(Patience::Wait)?;
+        self.flush_families(true)
+    }
+
+    fn flush_families(&self, wait: bool) -> Result<(), Fault> {
         let mut options = FlushOptions::default();
-        options.set_wait(true);
+        options.set_wait(wait);
         let families: Vec<&Arc<BoundColumnFamily<'static>>> = self.families.iter().collect();
         self.db.flush_cfs_opt(&families, &options).map_err(|error| self.fault("flush", error))
     }

@@ -1,4 +1,7 @@
-//! Writes what was applied to RocksDB's memtables, a few times a second: one thread for all stores of a node.
+//! Writes what was applied to RocksDB's memtables, much of it at a time: one thread for all stores of a node.
+//!
+//! A store's words gather until it rests, until there are many in all, or for a few seconds. What rests longer is flushed, when it is worth a file:
+//! it takes no memory then, and nothing has to be replayed.
 //!
 //! # Invariants
 //! - What waits has a bound, over all stores together (`what_waits_has_a_bound`).
@@ -14,10 +17,18 @@ use parking_lot::{Condvar, Mutex};
 use super::Fault;
 use super::db::Db;
 
-/// How long words gather. Longer makes larger and therefore cheaper writes, shorter less to hold in memory.
-const GATHER: Duration = Duration::from_millis(200);
-/// With so many bytes in front of all memtables, whoever applies more drains its store itself.
-const FULL_BYTES: usize = 8 << 20;
+/// How often stores that are due are looked at.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long words gather in a store that does not rest. Longer makes larger writes, in which more was overwritten; shorter leaves less to do at once.
+const GATHER: Duration = Duration::from_secs(5);
+/// At so many looks without news a store's memtables are flushed.
+const FLUSH_LOOKS: u32 = 4;
+/// Less than this is not worth a file of its own.
+const FILE_BYTES: usize = 1 << 20;
+/// With so many sealed pieces a store had better be drained soon.
+const MANY_PIECES: usize = 8;
+/// Words are drained when they are more than a half of the budget, and more than this is not worth the wait.
+const LARGE_BYTES: usize = 32 << 20;
 
 /// The thread that drains; it ends with this.
 pub(super) struct Drainer {
@@ -31,18 +42,40 @@ struct State {
     /// Held while a store is being drained by the thread.
     visit: Mutex<()>,
     total: Arc<AtomicUsize>,
+    /// The budget of words and memtables, of all stores; bytes.
+    budget: usize,
 }
 
 #[derive(Default)]
 struct Due {
-    stores: Vec<Weak<Db>>,
+    stores: Vec<DueStore>,
     is_urgent: bool,
     is_over: bool,
 }
 
+/// A store that has something to drain, or had lately.
+#[derive(Clone)]
+struct DueStore {
+    db: Weak<Db>,
+    /// When the oldest word came that was not drained, or a little earlier.
+    since: Instant,
+    /// As of the last look: how often words had come, and for how many looks none did.
+    additions: u64,
+    quiet_looks: u32,
+}
+
+/// What is to be done about a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Wait,
+    Drain,
+    Flush,
+}
+
 impl Drainer {
-    pub(super) fn start() -> Result<Drainer, Fault> {
-        let state: Arc<State> = Arc::default();
+    /// For stores whose words and memtables are to take `budget` bytes.
+    pub(super) fn start(budget: usize) -> Result<Drainer, Fault> {
+        let state = Arc::new(State { budget, ..State::default() });
         let thread = state.clone();
         std::thread::Builder::new()
             .name("memtables".into())
@@ -56,20 +89,21 @@ impl Drainer {
         &self.state.total
     }
 
-    /// Whether there is no more room in front of the memtables.
+    /// Whether there is no more room in front of the memtables: whoever applies more drains its store itself.
     pub(super) fn is_full(&self) -> bool {
-        self.state.total.load(Ordering::Relaxed) >= FULL_BYTES
+        self.state.total.load(Ordering::Relaxed) >= self.state.full_bytes()
     }
 
-    /// The store has something to drain: soon, or as soon as possible.
-    pub(super) fn note(&self, db: &Arc<Db>, is_urgent: bool) {
+    /// The store has something to drain, and so many sealed pieces.
+    pub(super) fn note(&self, db: &Arc<Db>, pieces: usize) {
         let is_new = db.becomes_due();
+        let is_urgent = pieces >= MANY_PIECES || self.state.is_much();
         if !is_new && !is_urgent {
             return;
         }
         let mut due = self.state.due.lock();
         if is_new {
-            due.stores.push(Arc::downgrade(db));
+            due.stores.push(DueStore { db: Arc::downgrade(db), since: Instant::now(), additions: 0, quiet_looks: 0 });
         }
         // The thread sleeps without an end while nothing is due; else it wakes by itself.
         let is_asleep = due.stores.len() == 1 && is_new;
@@ -83,7 +117,8 @@ impl Drainer {
     /// The store is not to be drained any more; waits while it is.
     pub(super) fn retire(&self, db: &Arc<Db>) {
         let mut due = self.state.due.lock();
-        due.stores.retain(|store| !std::ptr::eq(store.as_ptr(), Arc::as_ptr(db)));
+        due.stores.retain(|store| !std::ptr::eq(store.db.as_ptr(), Arc::as_ptr(db)));
+        drop(due);
         drop(self.state.visit.lock());
     }
 }
@@ -96,42 +131,92 @@ impl Drop for Drainer {
 }
 
 impl State {
+    fn much_bytes(&self) -> usize {
+        (self.budget / 2).min(LARGE_BYTES)
+    }
+
+    fn full_bytes(&self) -> usize {
+        self.much_bytes() / 3 * 4
+    }
+
+    fn is_much(&self) -> bool {
+        self.total.load(Ordering::Relaxed) >= self.much_bytes()
+    }
+
     fn run(&self) {
-        while self.gather() {
-            let stores = self.due.lock().stores.len();
-            (0..stores).for_each(|_| self.visit());
+        while self.wait() {
+            let stores = self.due.lock().stores.clone();
+            // While there is much in all, it goes where most is.
+            let part = if self.is_much() { self.much_bytes() / stores.len().max(1) } else { usize::MAX };
+            for store in stores {
+                self.visit(store, part);
+            }
         }
     }
 
-    /// Waits until something is due and has had its time to gather; `false` when it is over.
-    fn gather(&self) -> bool {
+    /// Waits until something is due and has had its time; `false` when it is over.
+    fn wait(&self) -> bool {
         let mut due = self.due.lock();
         while due.stores.is_empty() && !due.is_over {
             self.news.wait(&mut due);
         }
-        let until = Instant::now() + GATHER;
+        let until = Instant::now() + LOOK;
         while !due.is_urgent && !due.is_over && !self.news.wait_until(&mut due, until).timed_out() {}
         due.is_urgent = false;
         !due.is_over
     }
 
-    /// Drains the store that is due for the longest. If that can't be done now, it is due again, after the others.
-    fn visit(&self) {
-        let (visit, store) = {
+    /// Does for a store what is to be done now.
+    fn visit(&self, mut store: DueStore, part: usize) {
+        let _visit = {
             let due = self.due.lock();
-            let Some(store) = due.stores.first().cloned() else { return };
-            (self.visit.lock(), store)
+            // It may have been retired meanwhile.
+            if !due.stores.iter().any(|other| other.db.ptr_eq(&store.db)) {
+                return;
+            }
+            self.visit.lock()
         };
-        let is_due = store.upgrade().is_some_and(|db| !db.drain_now() && db.becomes_due());
-        drop(visit);
+        let is_due = store.db.upgrade().is_some_and(|db| self.look(&db, &mut store, part));
         let mut due = self.due.lock();
-        // It may have been retired meanwhile.
-        if let Some(at) = due.stores.iter().position(|other| other.ptr_eq(&store)) {
-            due.stores.remove(at);
+        if let Some(at) = due.stores.iter().position(|other| other.db.ptr_eq(&store.db)) {
             if is_due {
-                due.stores.push(store);
+                due.stores[at] = store;
+            } else {
+                due.stores.remove(at);
             }
         }
+    }
+
+    /// Looks at a store; says whether it is to be looked at again.
+    fn look(&self, db: &Arc<Db>, store: &mut DueStore, part: usize) -> bool {
+        let amount = db.recent.amount();
+        let is_quiet = amount.additions == store.additions;
+        (store.additions, store.quiet_looks) = (amount.additions, if is_quiet { store.quiet_looks + 1 } else { 0 });
+        let is_large = amount.bytes >= part || amount.pieces >= MANY_PIECES;
+        let step = match (amount.bytes, store.quiet_looks) {
+            (1.., quiet_looks) if quiet_looks > 0 || is_large || store.since.elapsed() >= GATHER => Step::Drain,
+            (0, FLUSH_LOOKS..) => Step::Flush,
+            _ => Step::Wait,
+        };
+        match step {
+            Step::Wait => {}
+            Step::Drain => {
+                store.since = Instant::now();
+                if db.drain_now() && db.memtable_bytes() >= self.budget / 3 {
+                    db.flush_soon();
+                }
+                return db.failed().is_ok();
+            }
+            Step::Flush => {
+                if db.memtable_bytes() >= FILE_BYTES {
+                    db.flush_soon();
+                }
+                db.is_not_due();
+                // Words that came meanwhile found it due.
+                return db.recent.amount().additions != store.additions && db.becomes_due();
+            }
+        }
+        true
     }
 }
 
@@ -148,15 +233,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let shared = Shared::new(Settings::default()).unwrap();
         let store = Store::open(&shared, directory.path()).unwrap();
-        let apply = |index, patience| {
+        let apply = |index: u64, patience| {
             let mut writer = BatchWriter::new();
-            writer.put(Family::Head, b"a", &[7; 100_000]);
+            writer.put(Family::Head, &index.to_be_bytes(), &[7; 100_000]);
             store.apply(&[Write { index, log_id: Bytes::new(), batch: writer.finish(), membership: None }], patience)
         };
+        let full = shared.drainer().state.full_bytes();
         let db = store.db().unwrap();
         let held_up = db.hold_up();
         let stalled = (1..1000).find(|index| apply(*index, Patience::Now) == Err(Fault::Stalled)).unwrap();
-        assert!((FULL_BYTES..FULL_BYTES + 200_000).contains(&shared.waiting_bytes()), "{}", shared.waiting_bytes());
+        assert!((full..full + 600_000).contains(&shared.waiting_bytes()), "{} of {full}", shared.waiting_bytes());
         assert_eq!(store.applied().unwrap().unwrap().index, stalled - 1);
         drop(held_up);
         apply(stalled, Patience::Wait).unwrap();
@@ -168,7 +254,7 @@ mod tests {
             drop(store.snapshot().unwrap());
             apply(*index, Patience::Now) == Err(Fault::Stalled)
         });
-        assert!(stalled.is_some() && shared.waiting_bytes() < FULL_BYTES, "{} bytes", shared.waiting_bytes());
+        assert!(stalled.is_some() && shared.waiting_bytes() < full, "{} bytes", shared.waiting_bytes());
         drop(held_up);
         drop(db);
         drop(store);

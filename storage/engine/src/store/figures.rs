@@ -66,7 +66,7 @@ fn sum(db: &Db, name: &PropName) -> Result<u64, Fault> {
 }
 
 pub(super) fn sizes(db: &Db) -> Result<Sizes, Fault> {
-    let memtable_bytes = sum(db, names::SIZE_ALL_MEM_TABLES)? + db.recent.bytes() as u64;
+    let memtable_bytes = sum(db, names::SIZE_ALL_MEM_TABLES)? + db.recent.amount().bytes as u64;
     Ok(Sizes { live_file_bytes: sum(db, names::LIVE_SST_FILES_SIZE)?, memtable_bytes })
 }
 

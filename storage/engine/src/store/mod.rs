@@ -4,9 +4,10 @@
 //! batch as the data it stands for, and all families are flushed at one moment, so what is on disk is always the state after some entry.
 //!
 //! # Life of a write
-//! [`Store::apply`] checks the entries' batches and puts their records, with the last entry's log id, into a hash map in front of the memtables (`recent.rs`),
-//! to which they are written a few times a second (`drain.rs`); what changes more than single records is written at once, behind all that waits. A flush
-//! (when the memtables of all stores reach their budget, or on [`Store::flush`]) puts it on disk; after a crash, what was not flushed comes again from the log.
+//! [`Store::apply`] checks the entries' batches and puts their records, with the last entry's log id, into a hash table in front of the memtables (`recent.rs`,
+//! `piece.rs`), to which they are written when many have gathered or the store rests (`drain.rs`); what changes more than single records is written at once,
+//! behind all that waits. A flush (when there is enough in the memtables, when a store rests, or on [`Store::flush`]) puts it on disk; after a crash, what was
+//! not flushed comes again from the log.
 //!
 //! # Layout
 //! ```text
@@ -29,6 +30,7 @@ mod figures;
 mod health;
 mod memtables;
 mod options;
+mod piece;
 mod recent;
 mod sweep;
 mod view;
@@ -202,8 +204,12 @@ impl Store {
     /// Applies entries that all take effect; `before` is the last link before them.
     fn apply_linked(&self, db: &Arc<Db>, writes: &[Write], before: Option<Link>, patience: Patience) -> Result<(), Fault> {
         db.failed()?;
-        if let Some(words) = words(writes)? {
-            return self.note(db, writes, words, before, patience);
+        let own: Vec<_> = own_records(writes, before).collect();
+        if let Some(mut words) = words(writes)? {
+            own.iter().for_each(|(key, value)| words.put(Family::Default, key, value));
+            self.note(db, &words, patience)?;
+            self.applied_more(writes);
+            return Ok(());
         }
         db.drain(patience)?;
         let mut records = WriteBatch::default();
@@ -225,7 +231,7 @@ impl Store {
     }
 
     /// Applies single records: in front of the memtables.
-    fn note(&self, db: &Arc<Db>, writes: &[Write], mut words: Words, before: Option<Link>, patience: Patience) -> Result<(), Fault> {
+    fn note(&self, db: &Arc<Db>, words: &Words<'_>, patience: Patience) -> Result<(), Fault> {
         let drainer = self.inner.shared.drainer();
         if drainer.is_full() || db.recent.is_crowded() {
             match patience {
@@ -233,12 +239,8 @@ impl Store {
                 Patience::Wait => db.drain(patience)?,
             }
         }
-        for (key, value) in own_records(writes, before) {
-            words.put(Family::Default, key, value);
-        }
-        let is_urgent = db.recent.add(words);
-        drainer.note(db, is_urgent);
-        self.applied_more(writes);
+        let pieces = db.recent.add(words);
+        drainer.note(db, pieces);
         Ok(())
     }
 
@@ -428,7 +430,7 @@ fn follow(write: &Write, last: &mut Option<Link>) -> Write {
 }
 
 /// The records that entries set, if they change no more than single ones.
-fn words(writes: &[Write]) -> Result<Option<Words>, Fault> {
+fn words(writes: &[Write]) -> Result<Option<Words<'_>>, Fault> {
     let mut words = Words::default();
     for write in writes {
         if !words.take(&write.batch)? {

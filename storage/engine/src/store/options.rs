@@ -24,7 +24,8 @@ use crate::batch::Family;
 pub struct Settings {
     /// The block cache of all stores together, bytes; index and filter blocks are in it.
     pub cache_bytes: usize,
-    /// The memtables of all stores together, bytes; more when there are very many stores (64 KiB for each).
+    /// The memtables of all stores together, bytes; more when there are very many stores (64 KiB for each). What gathers in front of them takes up to
+    /// two thirds of this on top.
     pub memtable_bytes: usize,
     /// Threads that flush memtables, for all stores.
     pub flush_threads: i32,
@@ -42,7 +43,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             cache_bytes: 16 << 20,
-            memtable_bytes: 16 << 20,
+            memtable_bytes: 24 << 20,
             flush_threads: 1,
             compaction_threads: 1,
             zstd_bottom: true,
@@ -71,7 +72,7 @@ impl Shared {
         Ok(Self {
             cache: Cache::new_hyper_clock_cache(settings.cache_bytes, 0),
             memtables: Arc::new(Memtables::new(settings.memtable_bytes)),
-            drainer: Arc::new(Drainer::start()?),
+            drainer: Arc::new(Drainer::start(settings.memtable_bytes)?),
             env,
             settings,
         })
@@ -138,7 +139,7 @@ impl Shared {
     /// Options of one family.
     fn family(&self, family: Family, part: &Part) -> Result<Options, Fault> {
         let mut options = with_insert_hints()?;
-        // The budget over all stores flushes earlier than this; it only bounds a single family when the budget is large.
+        // The drainer and the budget over all stores flush earlier than this.
         options.set_write_buffer_size(self.settings.memtable_bytes.max(1 << 20));
         options.set_max_write_buffer_number(4);
         // Small arena blocks: a store that holds a few records takes a few pages of the budget.

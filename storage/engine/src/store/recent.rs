@@ -1,8 +1,8 @@
-//! What was applied and is not yet in RocksDB's memtables: hash maps in front of them.
+//! What was applied and is not yet in RocksDB's memtables: hash tables in front of them.
 //!
-//! A memtable is a skip list: each key costs a walk through cold memory, and each write has a price of its own. A hash map takes a record for a
+//! A memtable is a skip list: each key costs a walk through cold memory, and each write has a price of its own. A hash table takes a record for a
 //! fraction of that. So entries are applied to one, and [`Drainer`](super::drain::Drainer) writes what has gathered to the memtables, in key order, many at once;
-//! what was overwritten meanwhile never gets there.
+//! what was overwritten meanwhile never gets there, nor to disk.
 //!
 //! # Pieces
 //! Entries go into the fresh piece. A snapshot or a drain seals it: sealed pieces change no more, and a snapshot holds those of its moment. The
@@ -13,85 +13,41 @@
 //! - A piece holds whole entries, and pieces are drained from the oldest on, all their families at once: RocksDB holds the state after some whole entry
 //!   (`tests/store.rs`, `a_crash_loses_whole_entries_only`).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+use super::piece::{Piece, Range, Word};
 use crate::batch::{BadBatch, Change, Family, read};
 
-/// The last word on a key: its value, or `None` when it is deleted.
-pub(super) type Word = Option<Bytes>;
-
-/// So many bytes, or so many sealed pieces, had better be drained soon.
-const LARGE_BYTES: usize = 1 << 20;
-const MANY_PIECES: usize = 8;
 /// With so many sealed pieces, whoever applies more drains its store itself: a key is looked for in all of them.
 const PIECES_MAX: usize = 64;
 
 /// Single records that entries set and delete, in order.
 #[derive(Default)]
-pub(super) struct Words {
-    words: Vec<(Family, Bytes, Word)>,
-    /// Of memory that they hold.
-    pub(super) bytes: usize,
-}
+pub(super) struct Words<'a>(Vec<(Family, &'a [u8], Word<'a>)>);
 
-impl Words {
+impl<'a> Words<'a> {
     /// Takes a batch's records; `false`, and nothing of use is left, when it changes more than single records.
-    pub(super) fn take(&mut self, batch: &Bytes) -> Result<bool, BadBatch> {
+    pub(super) fn take(&mut self, batch: &'a [u8]) -> Result<bool, BadBatch> {
         if batch.is_empty() {
             return Ok(true);
         }
         for change in read(batch)? {
             match change? {
-                Change::Put { family, key, value } => self.words.push((family, batch.slice_ref(key), Some(batch.slice_ref(value)))),
-                Change::Delete { family, key } => self.words.push((family, batch.slice_ref(key), None)),
+                Change::Put { family, key, value } => self.0.push((family, key, Some(value))),
+                Change::Delete { family, key } => self.0.push((family, key, None)),
                 Change::DeleteRange { .. } | Change::Clear { .. } => return Ok(false),
             }
         }
-        self.bytes += batch.len();
         Ok(true)
     }
 
     /// Sets one record more.
-    pub(super) fn put(&mut self, family: Family, key: &'static [u8], value: Bytes) {
-        self.bytes += value.len();
-        self.words.push((family, Bytes::from_static(key), Some(value)));
-    }
-}
-
-/// The words of some entries.
-#[derive(Default)]
-pub(super) struct Piece {
-    words: [HashMap<Bytes, Word>; 3],
-    bytes: usize,
-    /// The same in key order; made when first asked for, of a sealed piece.
-    sorted: [OnceLock<Vec<(Bytes, Word)>>; 3],
-}
-
-impl Piece {
-    fn is_empty(&self) -> bool {
-        self.words.iter().all(HashMap::is_empty)
-    }
-
-    fn get(&self, family: Family, key: &[u8]) -> Option<&Word> {
-        self.words[family as usize].get(key)
-    }
-
-    /// The words with `from <= key < to`, in key order; an empty `to` is no upper end.
-    fn range(&self, family: Family, from: &[u8], to: &[u8]) -> &[(Bytes, Word)] {
-        let sorted = self.sorted[family as usize].get_or_init(|| {
-            let words = &self.words[family as usize];
-            let mut sorted: Vec<_> = words.iter().map(|(key, word)| (key.clone(), word.clone())).collect();
-            sorted.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-            sorted
-        });
-        let begin = sorted.partition_point(|(key, _)| key < from);
-        let end = if to.is_empty() { sorted.len() } else { sorted.partition_point(|(key, _)| key < to) };
-        sorted.get(begin..end).unwrap_or_default()
+    pub(super) fn put(&mut self, family: Family, key: &'a [u8], value: &'a [u8]) {
+        self.0.push((family, key, Some(value)));
     }
 }
 
@@ -104,25 +60,54 @@ impl Pieces {
         self.0.is_empty()
     }
 
+    /// Of memory that they hold.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.iter().map(|piece| piece.bytes()).sum()
+    }
+
     /// The last word on a key.
-    pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<&Word> {
+    pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Word<'_>> {
         self.0.iter().rev().find_map(|piece| piece.get(family, key))
     }
 
-    /// The last words on the keys with `from <= key < to`, in key order; an empty `to` is no upper end.
-    pub(super) fn range(&self, family: Family, from: &[u8], to: &[u8]) -> Vec<&(Bytes, Word)> {
-        // Newest first, which a stable sort keeps among equal keys.
-        let ranges = self.0.iter().rev().map(|piece| piece.range(family, from, to)).filter(|range| !range.is_empty());
-        let (mut words, mut count) = (Vec::new(), 0);
-        for range in ranges {
-            words.extend(range);
-            count += 1;
-        }
-        if count > 1 {
-            words.sort_by(|(a, _), (b, _)| a.cmp(b));
-            words.dedup_by(|older, newer| older.0 == newer.0);
-        }
-        words
+    /// The last words on the keys with `from <= key < to`, in key order or the reverse; an empty `to` is no upper end.
+    pub(super) fn range(&self, family: Family, from: &[u8], to: &[u8], reverse: bool) -> Merged<'_> {
+        let heads = self.0.iter().rev().filter_map(|piece| {
+            let mut rest = piece.range(family, from, to, reverse);
+            Some(Head { next: rest.next()?, rest })
+        });
+        Merged { heads: heads.collect(), reverse }
+    }
+}
+
+/// What is left of the range of one piece.
+struct Head<'a> {
+    next: (&'a [u8], Word<'a>),
+    rest: Range<'a>,
+}
+
+/// Ranges of several pieces as one: of each key the newest word.
+pub(super) struct Merged<'a> {
+    /// Of the newest piece first.
+    heads: Vec<Head<'a>>,
+    reverse: bool,
+}
+
+impl<'a> Iterator for Merged<'a> {
+    type Item = (&'a [u8], Word<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let keys = self.heads.iter().map(|head| head.next.0);
+        let key = if self.reverse { keys.max() } else { keys.min() }?;
+        let mut newest = None;
+        self.heads.retain_mut(|head| {
+            if head.next.0 != key {
+                return true;
+            }
+            newest.get_or_insert(head.next);
+            head.rest.next().map(|next| head.next = next).is_some()
+        });
+        newest
     }
 }
 
@@ -139,6 +124,19 @@ pub(super) struct Recent {
 struct State {
     fresh: Piece,
     sealed: Pieces,
+    /// How often words came.
+    additions: u64,
+}
+
+/// What a store has in front of its memtables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Amount {
+    /// Of memory.
+    pub(super) bytes: usize,
+    /// Sealed pieces.
+    pub(super) pieces: usize,
+    /// How often words came since the store was opened.
+    pub(super) additions: u64,
 }
 
 impl Recent {
@@ -147,16 +145,17 @@ impl Recent {
         Recent { state: Mutex::default(), has_words: AtomicBool::new(false), total }
     }
 
-    /// Takes the words of whole entries; says whether they had better be drained soon.
-    pub(super) fn add(&self, words: Words) -> bool {
-        self.total.fetch_add(words.bytes, Ordering::Relaxed);
+    /// Takes the words of whole entries; says how many sealed pieces there are.
+    pub(super) fn add(&self, words: &Words<'_>) -> usize {
         let mut state = self.state.lock();
         self.has_words.store(true, Ordering::Release);
-        for (family, key, word) in words.words {
-            state.fresh.words[family as usize].insert(key, word);
+        let before = state.fresh.bytes();
+        for (family, key, word) in &words.0 {
+            state.fresh.put(*family, key, *word);
         }
-        state.fresh.bytes += words.bytes;
-        state.fresh.bytes >= LARGE_BYTES || state.sealed.0.len() >= MANY_PIECES
+        state.additions += 1;
+        self.total.fetch_add(state.fresh.bytes() - before, Ordering::Relaxed);
+        state.sealed.0.len()
     }
 
     /// Whether there are too many pieces to add to them.
@@ -165,12 +164,13 @@ impl Recent {
     }
 
     /// The last word on a key.
-    pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Word> {
+    pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Option<Bytes>> {
         if !self.has_words.load(Ordering::Acquire) {
             return None;
         }
         let state = self.state.lock();
-        state.fresh.get(family, key).or_else(|| state.sealed.get(family, key)).cloned()
+        let word = state.fresh.get(family, key).or_else(|| state.sealed.get(family, key))?;
+        Some(word.map(Bytes::copy_from_slice))
     }
 
     /// All words so far, and what `at_once` gives, of one moment.
@@ -185,25 +185,25 @@ impl Recent {
 
     /// RocksDB has the words of these pieces, the oldest.
     pub(super) fn drained(&self, pieces: &Pieces) {
-        let gone: Vec<_> = {
+        let gone: Pieces = {
             let mut state = self.state.lock();
             let gone = state.sealed.0.drain(..pieces.0.len()).collect();
             self.has_words.store(!state.fresh.is_empty() || !state.sealed.is_empty(), Ordering::Release);
-            gone
+            Pieces(gone)
         };
-        self.total.fetch_sub(gone.iter().map(|piece: &Arc<Piece>| piece.bytes).sum(), Ordering::Relaxed);
+        self.total.fetch_sub(gone.bytes(), Ordering::Relaxed);
     }
 
-    /// Bytes held.
-    pub(super) fn bytes(&self) -> usize {
+    /// What there is.
+    pub(super) fn amount(&self) -> Amount {
         let state = self.state.lock();
-        state.fresh.bytes + state.sealed.0.iter().map(|piece| piece.bytes).sum::<usize>()
+        Amount { bytes: state.fresh.bytes() + state.sealed.bytes(), pieces: state.sealed.0.len(), additions: state.additions }
     }
 }
 
 impl Drop for Recent {
     fn drop(&mut self) {
-        self.total.fetch_sub(self.bytes(), Ordering::Relaxed);
+        self.total.fetch_sub(self.amount().bytes, Ordering::Relaxed);
     }
 }
 

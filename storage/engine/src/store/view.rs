@@ -33,7 +33,7 @@ impl Snapshot {
     /// The value of `key`.
     pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         match self.pieces.get(family, key) {
-            Some(word) => Ok(word.clone()),
+            Some(word) => Ok(word.map(Bytes::copy_from_slice)),
             None => self.db.get(&self.pinned.options, family, key),
         }
     }
@@ -49,14 +49,10 @@ impl Snapshot {
     ) -> Result<(), Fault> {
         let mut options = ReadOptions::default();
         options.set_snapshot(&self.pinned.snapshot);
-        let mut words = self.pieces.range(family, from, to);
-        // The next one last.
-        if !reverse {
-            words.reverse();
-        }
+        let mut words = self.pieces.range(family, from, to, reverse).peekable();
         let mut flow = ControlFlow::Continue(());
         self.db.range(options, family, from, to, reverse, &mut |key, value| {
-            while let Some((before, word)) = words.pop_if(|(word_key, _)| comes_before(word_key, key, reverse)) {
+            while let Some((before, word)) = words.next_if(|(word_key, _)| comes_before(word_key, key, reverse)) {
                 if let Some(value) = word {
                     flow = each(before, value);
                 }
@@ -64,16 +60,15 @@ impl Snapshot {
                     return flow;
                 }
             }
-            flow = match words.pop_if(|(word_key, _)| word_key == key) {
+            flow = match words.next_if(|(word_key, _)| *word_key == key) {
                 Some((_, Some(value))) => each(key, value),
                 Some((_, None)) => ControlFlow::Continue(()),
                 None => each(key, value),
             };
             flow
         })?;
-        let rest = words.iter().rev().filter_map(|(key, word)| Some((key, word.as_ref()?)));
         if flow.is_continue() {
-            let _ = rest.map(|(key, value)| each(key, value)).find(ControlFlow::is_break);
+            let _ = words.filter_map(|(key, word)| Some((key, word?))).map(|(key, value)| each(key, value)).find(ControlFlow::is_break);
         }
         Ok(())
     }

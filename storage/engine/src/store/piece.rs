@@ -1,0 +1,272 @@
+//! The last words of some entries on the keys that they change: hash tables over an arena.
+//!
+//! A record lies in the arena once, and a later word on its key that needs no more room is written over it: a row that is changed a thousand
+//! times takes the room of one.
+//!
+//! # Layout
+//! The arena is a list of chunks of up to 256 KiB; a record that is larger has a chunk of its own. A record begins at a multiple of four bytes:
+//! ```text
+//! length of the key u32 LE | room for a value u32 LE | length of the value u32 LE, or 0xffff_ffff: deleted | key | value, room | padding
+//! ```
+
+use std::hash::BuildHasher;
+use std::sync::OnceLock;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use crate::batch::Family;
+
+/// The last word on a key: its value, or `None` when it is deleted.
+pub(super) type Word<'a> = Option<&'a [u8]>;
+
+const CHUNK_BYTES: usize = 256 << 10;
+/// Records begin at multiples of this.
+const UNIT: usize = 4;
+/// The bits of a place that tell where in its chunk it is, in units.
+const OFFSET_BITS: u32 = (CHUNK_BYTES / UNIT).trailing_zeros();
+const HEADER_BYTES: usize = 12;
+const DELETED: u32 = u32::MAX;
+/// Values may grow to the next multiple of this where they are.
+const ROOM_UNIT: usize = 8;
+
+/// Where a record is: its chunk and its offset there.
+type Place = u32;
+
+#[derive(Clone, Copy)]
+struct Slot {
+    hash: u32,
+    place: Place,
+}
+
+/// The words of some entries.
+#[derive(Default)]
+pub(super) struct Piece {
+    tables: [HashTable<Slot>; 3],
+    hasher: DefaultHashBuilder,
+    chunks: Vec<Vec<u8>>,
+    chunks_bytes: usize,
+    /// The first bytes of each key, and its place, in key order; made when first asked for, of a piece that changes no more.
+    sorted: [OnceLock<Vec<(u64, Place)>>; 3],
+}
+
+impl Piece {
+    pub(super) fn is_empty(&self) -> bool {
+        self.tables.iter().all(HashTable::is_empty)
+    }
+
+    /// Of memory that it holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.chunks_bytes + self.tables.iter().map(HashTable::allocation_size).sum::<usize>()
+    }
+
+    pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Word<'_>> {
+        let hash = self.hash(key);
+        let slot = self.tables[family as usize].find(spread(hash), |slot| slot.hash == hash && self.key(slot.place) == key)?;
+        Some(self.word(slot.place))
+    }
+
+    pub(super) fn put(&mut self, family: Family, key: &[u8], word: Word<'_>) {
+        let hash = self.hash(key);
+        let mut table = std::mem::take(&mut self.tables[family as usize]);
+        match table.find_mut(spread(hash), |slot| slot.hash == hash && self.key(slot.place) == key) {
+            Some(slot) => {
+                if !self.overwrite(slot.place, word) {
+                    slot.place = self.append(key, word);
+                }
+            }
+            None => {
+                let place = self.append(key, word);
+                table.insert_unique(spread(hash), Slot { hash, place }, |slot| spread(slot.hash));
+            }
+        }
+        self.tables[family as usize] = table;
+    }
+
+    /// The words with `from <= key < to`, in key order or the reverse; an empty `to` is no upper end.
+    pub(super) fn range(&self, family: Family, from: &[u8], to: &[u8], reverse: bool) -> Range<'_> {
+        let sorted = self.sorted[family as usize].get_or_init(|| self.sort(family));
+        let upto = |end: &[u8]| sorted.partition_point(|(_, place)| self.key(*place) < end);
+        let begin = if from.is_empty() { 0 } else { upto(from) };
+        let end = if to.is_empty() { sorted.len() } else { upto(to) };
+        Range { piece: self, places: sorted.get(begin..end).unwrap_or_default(), reverse }
+    }
+
+    fn sort(&self, family: Family) -> Vec<(u64, Place)> {
+        let begin = |place| {
+            let key = self.key(place);
+            key.first_chunk().map_or_else(
+                || {
+                    let mut begin = [0; 8];
+                    begin[..key.len()].copy_from_slice(key);
+                    u64::from_be_bytes(begin)
+                },
+                |begin| u64::from_be_bytes(*begin),
+            )
+        };
+        let mut sorted: Vec<_> = self.tables[family as usize].iter().map(|slot| (begin(slot.place), slot.place)).collect();
+        sorted.sort_unstable_by(|(a, a_place), (b, b_place)| a.cmp(b).then_with(|| self.key(*a_place).cmp(self.key(*b_place))));
+        sorted
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "half of the hash is enough")]
+    fn hash(&self, key: &[u8]) -> u32 {
+        self.hasher.hash_one(key) as u32
+    }
+
+    fn record(&self, place: Place) -> &[u8] {
+        let offset = (place & ((1 << OFFSET_BITS) - 1)) as usize * UNIT;
+        &self.chunks[(place >> OFFSET_BITS) as usize][offset..]
+    }
+
+    fn key(&self, place: Place) -> &[u8] {
+        let record = self.record(place);
+        &record[HEADER_BYTES..][..number(record, 0)]
+    }
+
+    fn word(&self, place: Place) -> Word<'_> {
+        let record = self.record(place);
+        let length = number(record, 8);
+        (length != DELETED as usize).then(|| &record[HEADER_BYTES + number(record, 0)..][..length])
+    }
+
+    /// Puts a word in the place of the one before; `false` when it does not fit.
+    fn overwrite(&mut self, place: Place, word: Word<'_>) -> bool {
+        let offset = (place & ((1 << OFFSET_BITS) - 1)) as usize * UNIT;
+        let record = &mut self.chunks[(place >> OFFSET_BITS) as usize][offset..];
+        let (key_length, room) = (number(record, 0), number(record, 4));
+        let value = word.unwrap_or_default();
+        if value.len() > room {
+            return false;
+        }
+        record[8..HEADER_BYTES].copy_from_slice(&length(word).to_le_bytes());
+        record[HEADER_BYTES + key_length..][..value.len()].copy_from_slice(value);
+        true
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a batch is far below 4 GiB, and so many chunks never are")]
+    fn append(&mut self, key: &[u8], word: Word<'_>) -> Place {
+        let value = word.unwrap_or_default();
+        let room = value.len().next_multiple_of(ROOM_UNIT);
+        let size = (HEADER_BYTES + key.len() + room).next_multiple_of(UNIT);
+        if self.chunks.last().is_none_or(|chunk| chunk.len() + size > CHUNK_BYTES) {
+            // The first grows from little: most pieces of a node with many stores are small.
+            let capacity = if self.chunks.is_empty() { size } else { size.max(CHUNK_BYTES) };
+            self.chunks_bytes += capacity;
+            self.chunks.push(Vec::with_capacity(capacity));
+        }
+        let number = self.chunks.len() - 1;
+        let chunk = &mut self.chunks[number];
+        let (offset, capacity) = (chunk.len(), chunk.capacity());
+        chunk.reserve(size);
+        for part in [key.len() as u32, room as u32, length(word)] {
+            chunk.extend_from_slice(&part.to_le_bytes());
+        }
+        chunk.extend_from_slice(key);
+        chunk.extend_from_slice(value);
+        chunk.resize(offset + size, 0);
+        self.chunks_bytes += chunk.capacity() - capacity;
+        ((number as u32) << OFFSET_BITS) | (offset / UNIT) as u32
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a batch is far below 4 GiB")]
+fn length(word: Word<'_>) -> u32 {
+    word.map_or(DELETED, |value| value.len() as u32)
+}
+
+fn number(record: &[u8], at: usize) -> usize {
+    record[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize)
+}
+
+/// A table looks at both ends of a hash.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}
+
+/// A part of a piece, in order.
+pub(super) struct Range<'a> {
+    piece: &'a Piece,
+    places: &'a [(u64, Place)],
+    reverse: bool,
+}
+
+impl<'a> Iterator for Range<'a> {
+    type Item = (&'a [u8], Word<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (_, place) = if self.reverse { self.places.split_off_last() } else { self.places.split_off_first() }?;
+        Some((self.piece.key(*place), self.piece.word(*place)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn word() -> impl Strategy<Value = Option<Vec<u8>>> {
+        prop_oneof![
+            1 => Just(None),
+            8 => prop::collection::vec(any::<u8>(), 0..40).prop_map(Some),
+            1 => (0..3 * CHUNK_BYTES).prop_map(|length| Some(vec![7; length])),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn a_piece_is_a_map(
+            words in prop::collection::vec((prop::sample::select(&Family::ALL[..]), "[a-d]{0,9}", word()), 0..300),
+            from in "[a-d]{0,2}", to in "[a-d]{0,2}",
+        ) {
+            let (mut piece, mut map) = (Piece::default(), BTreeMap::new());
+            for (family, key, word) in &words {
+                piece.put(*family, key.as_bytes(), word.as_deref());
+                map.insert((*family, key.as_bytes()), word.as_deref());
+                prop_assert_eq!(piece.get(*family, key.as_bytes()), Some(word.as_deref()));
+            }
+            for ((family, key), word) in &map {
+                prop_assert_eq!(piece.get(*family, key), Some(*word));
+            }
+            for family in Family::ALL {
+                let within = |key: &[u8]| key >= from.as_bytes() && (to.is_empty() || key < to.as_bytes());
+                let expected: Vec<_> = map.iter().filter(|((of, key), _)| *of == family && within(key)).map(|((_, key), word)| (*key, *word)).collect();
+                let found: Vec<_> = piece.range(family, from.as_bytes(), to.as_bytes(), false).collect();
+                prop_assert_eq!(&found, &expected);
+                let mut back: Vec<_> = piece.range(family, from.as_bytes(), to.as_bytes(), true).collect();
+                back.reverse();
+                prop_assert_eq!(&back, &expected);
+                prop_assert_eq!(piece.get(family, b"z"), None);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_overwritten_takes_no_more_room() {
+        let mut piece = Piece::default();
+        piece.put(Family::Head, b"counter", Some(b"1"));
+        let bytes = piece.bytes();
+        for value in 0..1_000_000u32 {
+            piece.put(Family::Head, b"counter", Some(value.to_string().as_bytes()));
+        }
+        piece.put(Family::Head, b"counter", None);
+        assert_eq!((piece.bytes(), piece.get(Family::Head, b"counter")), (bytes, Some(None)));
+    }
+
+    #[test]
+    fn bytes_are_what_is_held() {
+        let mut piece = Piece::default();
+        assert_eq!(piece.bytes(), 0);
+        for key in 0..10_000u32 {
+            piece.put(Family::Cell, &key.to_be_bytes(), Some(&[0; 64]));
+        }
+        let held = 10_000 * (HEADER_BYTES + 4 + 64);
+        assert!((held..held * 2).contains(&piece.bytes()), "{} of {held}", piece.bytes());
+        piece.put(Family::Cell, b"large", Some(&vec![0; 1 << 20]));
+        assert!(piece.bytes() > held + (1 << 20));
+    }
+}
