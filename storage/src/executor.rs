@@ -26,6 +26,7 @@ use row::{eval, key};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
+use crate::hot::Begun;
 use crate::pace::{FULL_OPS, Pace};
 use crate::queue::{Amount, Outcome, Waiting};
 use crate::reads::Applied;
@@ -42,6 +43,9 @@ const FLIGHTS_MAX: usize = 2;
 
 /// While a batch is in flight, so many ops are worth being evaluated at once.
 const EAGER_OPS: usize = 64;
+
+/// The rows of so many requests are fetched from memory side by side.
+const AHEAD: usize = 64;
 
 /// A chain is ended before its places run out.
 const CHAIN_MAX: u32 = 1 << 31;
@@ -109,11 +113,25 @@ struct Batch {
 /// Raft's word on a batch.
 type Verdict = Pin<Box<dyn Future<Output = Result<(), ProposeError>> + Send>>;
 
-/// A batch under way. Without a verdict to wait for it changes nothing, and only waits for those before it.
+/// A batch under way. One that was not proposed changes nothing, and only waits for those before it.
 struct Flight {
     batch: Batch,
-    verdict: Option<Verdict>,
+    proposed: Option<Proposed>,
     began: Instant,
+}
+
+struct Proposed {
+    verdict: Verdict,
+    begun: Begun,
+}
+
+impl Flight {
+    async fn landed(&mut self) -> Result<(), ProposeError> {
+        match &mut self.proposed {
+            Some(proposed) => proposed.verdict.as_mut().await,
+            None => Ok(()),
+        }
+    }
 }
 
 impl Batch {
@@ -168,15 +186,9 @@ impl Executor {
             FLIGHTS_MAX.. => usize::MAX,
             _ => first.batch.amount.requests.saturating_sub(self.next.amount.requests).max(1),
         };
-        let landed = async {
-            match &mut first.verdict {
-                Some(verdict) => verdict.await,
-                None => Ok(()),
-            }
-        };
         tokio::select! {
             biased;
-            verdict = landed => {
+            verdict = first.landed() => {
                 self.settle(verdict).await;
                 if self.flights.is_empty() && self.pace.is_small() {
                     self.pace.gather(&replica.queue, self.next.amount.requests).await;
@@ -190,10 +202,7 @@ impl Executor {
     /// Waits for the oldest batch alone.
     async fn land(&mut self) {
         let Some(first) = self.flights.front_mut() else { return };
-        let verdict = match &mut first.verdict {
-            Some(verdict) => verdict.await,
-            None => Ok(()),
-        };
+        let verdict = first.landed().await;
         self.settle(verdict).await;
     }
 
@@ -210,11 +219,8 @@ impl Executor {
             ProposeError::Unknown(why) => CallError::Unknown(why.clone()),
         };
         while let Some(mut flight) = self.flights.pop_front() {
-            let verdict = match &mut flight.verdict {
-                Some(verdict) => verdict.await,
-                None => Ok(()),
-            };
-            let is_void = matches!(verdict, Err(ProposeError::NotProposed(_))) || flight.verdict.is_none();
+            let verdict = flight.landed().await;
+            let is_void = matches!(verdict, Err(ProposeError::NotProposed(_))) || flight.proposed.is_none();
             let why = if is_void { CallError::NoLeader("leadership was lost".to_owned()) } else { base.clone() };
             self.finish(flight, Some(why));
         }
@@ -224,9 +230,9 @@ impl Executor {
     /// Answers a batch that has landed: as evaluated, or with the error.
     fn finish(&mut self, mut flight: Flight, error: Option<CallError>) {
         let replica = &self.replica;
-        if flight.verdict.is_some() {
-            replica.heads.end(&replica.owner, &flight.batch.edits, error.is_none());
+        if let Some(proposed) = flight.proposed {
             self.pace.took(flight.began.elapsed());
+            replica.heads.end(&replica.owner, &flight.batch.edits, proposed.begun, error.is_none());
         }
         if let Some(error) = error {
             return flight.batch.refuse(&error);
@@ -295,9 +301,13 @@ impl Executor {
         let mut flights = flights.iter().map(|flight| &flight.batch.edits);
         on_top_of(&mut flights, &applied, &mut |view| {
             let mut evaluation = Evaluation { replica, view, stamp, rules, term: link.term, stripes };
-            for waiting in waiting {
-                let response = evaluation.request(&waiting.request, next)?;
-                next.responses.push(response);
+            for waiting in waiting.chunks(AHEAD) {
+                let keys = waiting.iter().flat_map(|waiting| &waiting.request.ops).filter_map(Op::first_key);
+                replica.heads.expect(&replica.owner, keys.map(|key| key::position(key)));
+                for waiting in waiting {
+                    let response = evaluation.request(&waiting.request, next)?;
+                    next.responses.push(response);
+                }
             }
             Ok(())
         })
@@ -313,23 +323,23 @@ impl Executor {
             return;
         }
         let batch = std::mem::take(&mut self.next);
-        let verdict = match self.propose(&batch).await {
-            Ok(verdict) => verdict,
+        let proposed = match self.propose(&batch).await {
+            Ok(proposed) => proposed,
             Err(error) => {
                 // Nothing was proposed: what is in flight stands.
                 let mut batch = batch;
                 return batch.refuse(&error);
             }
         };
-        let has_verdict = verdict.is_some();
-        self.flights.push_back(Flight { batch, verdict, began: Instant::now() });
-        if !has_verdict && self.flights.len() == 1 {
+        let is_proposed = proposed.is_some();
+        self.flights.push_back(Flight { batch, proposed, began: Instant::now() });
+        if !is_proposed && self.flights.len() == 1 {
             self.land().await;
         }
     }
 
     /// Hands a batch to Raft; `None`: it changes nothing, and may be answered as soon as those before it are.
-    async fn propose(&mut self, batch: &Batch) -> Result<Option<Verdict>, CallError> {
+    async fn propose(&mut self, batch: &Batch) -> Result<Option<Proposed>, CallError> {
         let replica = self.replica.clone();
         if batch.edits.is_empty() {
             // What was only read is only answered by a leader.
@@ -348,13 +358,14 @@ impl Executor {
         let payload = batch::encode(&batch.edits, batch.stamp_ms, self.link);
         self.link.place += 1;
         metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
-        replica.heads.begin(&replica.owner, &batch.edits);
+        let begun = replica.heads.begin(&replica.owner, &batch.edits);
         self.stripes.touch(&batch.edits);
-        match replica.submit(leadership, payload).await {
-            Ok(verdict) => Ok(Some(Box::pin(verdict))),
+        let verdict: Verdict = match replica.submit(leadership, payload).await {
+            Ok(verdict) => Box::pin(verdict),
             // The group has stopped; the flight tells so in its turn.
-            Err(error) => Ok(Some(Box::pin(async move { Err(error) }))),
-        }
+            Err(error) => Box::pin(async move { Err(error) }),
+        };
+        Ok(Some(Proposed { verdict, begun }))
     }
 
     /// A disk that is suddenly full holds up what is in the log already, and so does a quorum that is out of reach. Who waits behind it is

@@ -9,7 +9,8 @@
 //!   shut: nobody uses or fills them ([`Heads::begin`], [`Heads::end`]). So once the batch is visible in the store, no old value of its is seen.
 //! - A view fills only if no batch has ended in the shard since the moment it noted: what it read is then the newest.
 //! - While everything is being cleared, the replica's part is shut; then it gets a new number, under which nothing old lies.
-//! - What a replica applies without leading passes by unseen. So it gets a new number whenever it begins to lead ([`Heads::forget`]).
+//! - What a replica applies without leading passes by unseen. So it gets a new number whenever it begins to lead ([`Heads::forget`]), and a batch
+//!   that began before leaves nothing under it.
 //! - A view uses an entry only if it holds since the view's own moment or earlier, so that one snapshot is one state.
 
 mod ring;
@@ -19,6 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use row::edits::{Edits, Family};
+use row::key;
+use smallvec::SmallVec;
 
 use ring::{Name, Ring};
 
@@ -45,7 +48,13 @@ pub(crate) struct Owner {
     number: AtomicU64,
     /// Batches under way that clear everything.
     clearing: AtomicU64,
+    /// How often everything was forgotten.
+    era: AtomicU64,
 }
+
+/// A batch that has begun, of the era in which it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Begun(u64);
 
 struct Shard {
     records: Ring,
@@ -57,8 +66,11 @@ struct Shard {
 
 /// A head key begins with a hash: that is hash enough.
 fn place(owner: u64, head_key: &[u8]) -> u64 {
-    let hash = head_key.first_chunk().map_or(0, |place| u64::from_be_bytes(*place));
-    (hash ^ owner.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    mix(owner, key::head_position(head_key).unwrap_or_default())
+}
+
+fn mix(owner: u64, position: u64) -> u64 {
+    (position ^ owner.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl Heads {
@@ -71,11 +83,12 @@ impl Heads {
     /// A part for one replica.
     pub(crate) fn owner(&self) -> Owner {
         let number = self.new_number();
-        Owner { id: number, number: AtomicU64::new(number), clearing: AtomicU64::new(0) }
+        Owner { id: number, number: AtomicU64::new(number), clearing: AtomicU64::new(0), era: AtomicU64::new(0) }
     }
 
-    /// Forgets everything of a replica. Batches of it may be under way only if they will not be applied any more.
+    /// Forgets everything of a replica, and what batches that have begun and not ended will say of it.
     pub(crate) fn forget(&self, owner: &Owner) {
+        owner.era.fetch_add(1, Ordering::AcqRel);
         self.shards.iter().for_each(|shard| shard.lock().last_end = self.moment.fetch_add(1, Ordering::AcqRel) + 1);
         owner.number.store(self.new_number(), Ordering::Release);
     }
@@ -107,6 +120,18 @@ impl Heads {
             .map(|(_, value)| Bytes::copy_from_slice(value))
     }
 
+    /// Heads at these positions are about to be asked for: their records come from memory side by side rather than one after the other.
+    pub(crate) fn expect(&self, owner: &Owner, positions: impl Iterator<Item = u64>) {
+        let number = owner.number();
+        let hashes: SmallVec<[_; 64]> = positions.map(|position| (mix(owner.id, position), mix(number, position))).collect();
+        for (shard, hash) in &hashes {
+            self.shard(*shard).lock().records.expect_bucket(*hash);
+        }
+        for (shard, hash) in &hashes {
+            self.shard(*shard).lock().records.expect_record(*hash);
+        }
+    }
+
     /// What a view of this moment read from the store.
     pub(crate) fn fill(&self, owner: &Owner, head_key: &[u8], value: &Bytes, at: Moment) {
         let number = owner.number();
@@ -121,7 +146,8 @@ impl Heads {
     }
 
     /// A batch is about to be proposed.
-    pub(crate) fn begin(&self, owner: &Owner, edits: &Edits) {
+    pub(crate) fn begin(&self, owner: &Owner, edits: &Edits) -> Begun {
+        let era = owner.era.load(Ordering::Acquire);
         if edits.clear {
             owner.clearing.fetch_add(1, Ordering::AcqRel);
             owner.number.store(NOBODY, Ordering::Release);
@@ -130,10 +156,11 @@ impl Heads {
             let hash = place(owner.id, head_key);
             self.shard(hash).lock().pending.push(hash);
         }
+        Begun(era)
     }
 
     /// The batch that began first has been applied (`applied`), or nobody knows what became of it.
-    pub(crate) fn end(&self, owner: &Owner, edits: &Edits, applied: bool) {
+    pub(crate) fn end(&self, owner: &Owner, edits: &Edits, begun: Begun, applied: bool) {
         let moment = self.moment.fetch_add(1, Ordering::AcqRel) + 1;
         if edits.clear {
             self.shards.iter().for_each(|shard| shard.lock().last_end = moment);
@@ -141,7 +168,9 @@ impl Heads {
                 owner.number.store(self.new_number(), Ordering::Release);
             }
         }
+        // The number first: a new one comes after its era.
         let number = owner.number();
+        let is_kept = number != NOBODY && owner.era.load(Ordering::Acquire) == begun.0;
         for (head_key, value) in heads(edits) {
             let hash = place(owner.id, head_key);
             let mut shard = self.shard(hash).lock();
@@ -150,7 +179,7 @@ impl Heads {
                 shard.pending.swap_remove(index);
             }
             // A later batch with this key is under way, and may be visible before it ends: the entry stays shut, and is settled then.
-            if number != NOBODY && !shard.pending.contains(&hash) {
+            if is_kept && !shard.pending.contains(&hash) {
                 match value.filter(|_| applied) {
                     Some(value) => shard.records.put(Name { owner: number, key: head_key }, value, moment),
                     // Deleted, or not known.
@@ -192,9 +221,9 @@ mod tests {
         let heads = Heads::new(1 << 20);
         let owner = heads.owner();
         let before = heads.moment();
-        heads.begin(&owner, &put("new"));
+        let new = heads.begin(&owner, &put("new"));
         assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
-        heads.end(&owner, &put("new"), true);
+        heads.end(&owner, &put("new"), new, true);
         assert_eq!(heads.get(&owner, KEY, before), None, "a view of before the batch must not see it");
         assert_eq!(heads.get(&owner, KEY, heads.moment()), Some(Bytes::from_static(b"new")));
     }
@@ -204,9 +233,9 @@ mod tests {
         let heads = Heads::new(1 << 20);
         let owner = heads.owner();
         let at = heads.moment();
-        heads.begin(&owner, &put("new"));
+        let new = heads.begin(&owner, &put("new"));
         heads.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
-        heads.end(&owner, &put("new"), false);
+        heads.end(&owner, &put("new"), new, false);
         heads.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
         assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
         heads.fill(&owner, KEY, &Bytes::from_static(b"new"), heads.moment());
@@ -217,12 +246,12 @@ mod tests {
     fn a_key_is_shut_until_the_last_batch_with_it_has_ended() {
         let heads = Heads::new(1 << 20);
         let owner = heads.owner();
-        heads.begin(&owner, &put("first"));
-        heads.begin(&owner, &put("second"));
-        heads.end(&owner, &put("first"), true);
+        let first = heads.begin(&owner, &put("first"));
+        let second = heads.begin(&owner, &put("second"));
+        heads.end(&owner, &put("first"), first, true);
         heads.fill(&owner, KEY, &Bytes::from_static(b"first"), heads.moment());
         assert_eq!(heads.get(&owner, KEY, heads.moment()), None, "the second may be visible already");
-        heads.end(&owner, &put("second"), true);
+        heads.end(&owner, &put("second"), second, true);
         assert_eq!(heads.get(&owner, KEY, heads.moment()), Some(Bytes::from_static(b"second")));
     }
 
@@ -236,9 +265,9 @@ mod tests {
         let mut clear = Edits::default();
         clear.forget_rows();
         let at = heads.moment();
-        heads.begin(&owner, &clear);
+        let clearing = heads.begin(&owner, &clear);
         heads.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
-        heads.end(&owner, &clear, true);
+        heads.end(&owner, &clear, clearing, true);
         heads.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
         assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
         assert!(heads.get(&other, KEY, heads.moment()).is_some());
@@ -250,14 +279,17 @@ mod tests {
         let owner = heads.owner();
         let mut clear = Edits::default();
         clear.forget_rows();
-        heads.begin(&owner, &clear);
-        heads.begin(&owner, &put("new"));
-        heads.end(&owner, &clear, true);
+        let clearing = heads.begin(&owner, &clear);
+        let new = heads.begin(&owner, &put("new"));
+        heads.end(&owner, &clear, clearing, true);
         heads.fill(&owner, KEY, &Bytes::from_static(b"old"), heads.moment());
         assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
-        heads.end(&owner, &put("new"), true);
+        heads.end(&owner, &put("new"), new, true);
         assert_eq!(heads.get(&owner, KEY, heads.moment()), Some(Bytes::from_static(b"new")));
+        let old = heads.begin(&owner, &put("old"));
         heads.forget(&owner);
         assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
+        heads.end(&owner, &put("old"), old, true);
+        assert_eq!(heads.get(&owner, KEY, heads.moment()), None, "others may have led since it was applied");
     }
 }

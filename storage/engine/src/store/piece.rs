@@ -10,9 +10,11 @@
 //! ```
 
 use std::hash::BuildHasher;
+use std::hint::black_box;
 use std::sync::OnceLock;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
+use smallvec::SmallVec;
 
 use crate::batch::Family;
 
@@ -63,6 +65,17 @@ impl Piece {
         let hash = self.hash(key);
         let slot = self.tables[family as usize].find(spread(hash), |slot| slot.hash == hash && self.key(slot.place) == key)?;
         Some(self.word(slot.place))
+    }
+
+    /// These keys are about to be put: their slots and records come from memory side by side rather than one after the other.
+    pub(super) fn expect<'k>(&self, keys: impl Iterator<Item = (Family, &'k [u8])>) {
+        let mut places: SmallVec<[Place; 64]> = SmallVec::new();
+        for (family, key) in keys {
+            let hash = self.hash(key);
+            let slot = self.tables[family as usize].find(spread(hash), |slot| slot.hash == hash);
+            places.extend(slot.map(|slot| slot.place));
+        }
+        black_box(places.iter().map(|place| number(self.record(*place), 0)).fold(0, usize::wrapping_add));
     }
 
     pub(super) fn put(&mut self, family: Family, key: &[u8], word: Word<'_>) {

@@ -25,6 +25,9 @@ use crate::batch::{BadBatch, Change, Family, read};
 /// With so many sealed pieces, whoever applies more drains its store itself: a key is looked for in all of them.
 const PIECES_MAX: usize = 64;
 
+/// So many records are fetched from memory side by side.
+const AHEAD: usize = 64;
+
 /// Single records that entries set and delete, in order.
 #[derive(Default)]
 pub(super) struct Words<'a>(Vec<(Family, &'a [u8], Word<'a>)>);
@@ -150,8 +153,11 @@ impl Recent {
         let mut state = self.state.lock();
         self.has_words.store(true, Ordering::Release);
         let before = state.fresh.bytes();
-        for (family, key, word) in &words.0 {
-            state.fresh.put(*family, key, *word);
+        for words in words.0.chunks(AHEAD) {
+            state.fresh.expect(words.iter().map(|(family, key, _)| (*family, *key)));
+            for (family, key, word) in words {
+                state.fresh.put(*family, key, *word);
+            }
         }
         state.additions += 1;
         self.total.fetch_add(state.fresh.bytes() - before, Ordering::Relaxed);
