@@ -46,8 +46,6 @@ impl Default for Policy {
 
 /// How often a busy store is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How often it is looked whether RocksDB has flushed what was written last.
-const LOOK_FOR_FLUSHES_EVERY: Duration = Duration::from_millis(500);
 /// How often it is looked whether followers still need what is kept for them.
 const LOOK_FOR_FOLLOWERS_EVERY: Duration = Duration::from_secs(2);
 /// How long a follower counts as being there after it was heard of, and a new leader waits to hear of all.
@@ -97,7 +95,7 @@ pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, 
                 }
                 is_kept = true;
             } else {
-                wake = wake.min(due).min(Instant::now() + LOOK_FOR_FLUSHES_EVERY);
+                wake = if is_kept { wake.min(due) } else { due };
             }
         }
         if is_kept {
@@ -110,8 +108,11 @@ pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, 
             }
         }
         sleep(LOOK_EVERY).await;
-        // Nothing new until then is an outcome like any other.
-        let _ = timeout_at(wake, progress.changed()).await;
+        tokio::select! {
+            // Nothing new until then is an outcome like any other.
+            _ = timeout_at(wake, progress.changed()) => {}
+            () = store.flush_ended() => {}
+        }
         if progress.has_changed().is_err() {
             return;
         }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use rocksdb::{
     BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions, properties,
 };
 
-use super::health::{self, Health, Reports};
+use super::health::{self, Changes, Health, Reports};
 use super::memtables::Part;
 use super::options::Shared;
 use super::recent::{Pieces, Recent};
@@ -58,7 +58,7 @@ impl Db {
         shared: &Shared,
         directory: &Path,
         judge: Option<Arc<dyn CellJudge>>,
-        changes: &Arc<AtomicU64>,
+        changes: &Arc<Changes>,
     ) -> Result<Arc<Self>, Fault> {
         let reports = Arc::new(Reports::new(changes.clone()));
         let sweep = judge.map(Sweep::new);

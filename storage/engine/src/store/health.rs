@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use librocksdb_sys as ffi;
 use parking_lot::Mutex;
 use rocksdb::{AsRawPtr, Env, Options};
+use tokio::sync::Notify;
 
 use super::fault::is_no_space;
 
@@ -33,8 +34,16 @@ pub enum Health {
 /// What background threads reported, and when the file system was last looked at.
 pub(super) struct Reports {
     state: Mutex<State>,
-    /// Counts flushes and compactions, among others' changes.
-    changes: Arc<AtomicU64>,
+    changes: Arc<Changes>,
+}
+
+/// Changes of a store's records and files.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Writes, flushes and compactions so far.
+    pub(super) count: AtomicU64,
+    /// A flush has ended.
+    pub(super) flushed: Notify,
 }
 
 #[derive(Default)]
@@ -44,7 +53,7 @@ struct State {
 }
 
 impl Reports {
-    pub(super) fn new(changes: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(changes: Arc<Changes>) -> Self {
         Reports { state: Mutex::default(), changes }
     }
 
@@ -151,14 +160,16 @@ unsafe extern "C" fn background_error(state: *mut c_void, _reason: u32, status: 
 
 /// # Safety
 /// `state` is that of a listener that is not released.
-unsafe fn note_change(state: *mut c_void) {
+unsafe fn note_change<'a>(state: *mut c_void) -> &'a Changes {
     // SAFETY: the caller's word.
-    unsafe { (*state.cast::<Reports>()).changes.fetch_add(1, Ordering::Release) };
+    let changes = unsafe { &(*state.cast::<Reports>()).changes };
+    changes.count.fetch_add(1, Ordering::Release);
+    changes
 }
 
 unsafe extern "C" fn flushed(state: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_flushjobinfo_t) {
     // SAFETY: `state` is alive until `release`.
-    unsafe { note_change(state) };
+    unsafe { note_change(state) }.flushed.notify_one();
 }
 
 unsafe extern "C" fn compacted(state: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_compactionjobinfo_t) {

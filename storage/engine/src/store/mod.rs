@@ -51,6 +51,7 @@ pub use compact::Compaction;
 use db::{Cleared, Db};
 pub use fault::Fault;
 pub use figures::{Figures, Sizes};
+use health::Changes;
 pub use health::Health;
 pub use options::{Settings, Shared};
 use recent::Words;
@@ -113,7 +114,7 @@ struct Inner {
     db: ArcSwapOption<Db>,
     compaction: Mutex<Option<Arc<Compaction>>>,
     applied_bytes: AtomicU64,
-    changes: Arc<AtomicU64>,
+    changes: Arc<Changes>,
 }
 
 impl Store {
@@ -261,12 +262,17 @@ impl Store {
     }
 
     fn changed(&self) {
-        self.inner.changes.fetch_add(1, Ordering::Release);
+        self.inner.changes.count.fetch_add(1, Ordering::Release);
     }
 
     /// Grows after every write, flush and compaction: while it stays, so do records and [`Sizes`], except for what readers of older states keep in memory.
     pub fn changes(&self) -> u64 {
-        self.inner.changes.load(Ordering::Acquire)
+        self.inner.changes.count.load(Ordering::Acquire)
+    }
+
+    /// Waits until a flush ends, or has ended since this was last asked; for one who waits.
+    pub async fn flush_ended(&self) {
+        self.inner.changes.flushed.notified().await;
     }
 
     /// Bytes of batches applied since the store was opened.
