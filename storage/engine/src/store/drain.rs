@@ -17,12 +17,14 @@ use parking_lot::{Condvar, Mutex};
 use super::Fault;
 use super::db::Db;
 
-/// How often stores that are due are looked at.
+/// How often stores that are due are looked at; one to which no words came for so long rests.
 const LOOK: Duration = Duration::from_millis(250);
+/// The shortest time between two looks, however urgent.
+const PAUSE: Duration = Duration::from_millis(1);
 /// How long words gather in a store that does not rest. Longer makes larger writes, in which more was overwritten; shorter leaves less to do at once.
 const GATHER: Duration = Duration::from_secs(5);
-/// At so many looks without news a store's memtables are flushed.
-const FLUSH_LOOKS: u32 = 4;
+/// The memtables of a store that rests for so long are flushed.
+const REST: Duration = Duration::from_secs(1);
 /// Less than this is not worth a file of its own.
 const FILE_BYTES: usize = 1 << 20;
 /// With so many sealed pieces a store had better be drained soon.
@@ -59,17 +61,10 @@ struct DueStore {
     db: Weak<Db>,
     /// When the oldest word came that was not drained, or a little earlier.
     since: Instant,
-    /// As of the last look: how often words had come, and for how many looks none did.
+    /// How often words had come by the last look.
     additions: u64,
-    quiet_looks: u32,
-}
-
-/// What is to be done about a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Wait,
-    Drain,
-    Flush,
+    /// At which look there were the last new ones.
+    changed: Instant,
 }
 
 impl Drainer {
@@ -103,7 +98,8 @@ impl Drainer {
         }
         let mut due = self.state.due.lock();
         if is_new {
-            due.stores.push(DueStore { db: Arc::downgrade(db), since: Instant::now(), additions: 0, quiet_looks: 0 });
+            let now = Instant::now();
+            due.stores.push(DueStore { db: Arc::downgrade(db), since: now, additions: 0, changed: now });
         }
         // The thread sleeps without an end while nothing is due; else it wakes by itself.
         let is_asleep = due.stores.len() == 1 && is_new;
@@ -160,8 +156,13 @@ impl State {
         while due.stores.is_empty() && !due.is_over {
             self.news.wait(&mut due);
         }
-        let until = Instant::now() + LOOK;
-        while !due.is_urgent && !due.is_over && !self.news.wait_until(&mut due, until).timed_out() {}
+        let now = Instant::now();
+        loop {
+            let until = now + if due.is_urgent { PAUSE } else { LOOK };
+            if due.is_over || self.news.wait_until(&mut due, until).timed_out() {
+                break;
+            }
+        }
         due.is_urgent = false;
         !due.is_over
     }
@@ -190,33 +191,28 @@ impl State {
     /// Looks at a store; says whether it is to be looked at again.
     fn look(&self, db: &Arc<Db>, store: &mut DueStore, part: usize) -> bool {
         let amount = db.recent.amount();
-        let is_quiet = amount.additions == store.additions;
-        (store.additions, store.quiet_looks) = (amount.additions, if is_quiet { store.quiet_looks + 1 } else { 0 });
-        let is_large = amount.bytes >= part || amount.pieces >= MANY_PIECES;
-        let step = match (amount.bytes, store.quiet_looks) {
-            (1.., quiet_looks) if quiet_looks > 0 || is_large || store.since.elapsed() >= GATHER => Step::Drain,
-            (0, FLUSH_LOOKS..) => Step::Flush,
-            _ => Step::Wait,
-        };
-        match step {
-            Step::Wait => {}
-            Step::Drain => {
-                store.since = Instant::now();
-                if db.drain_now() && db.memtable_bytes() >= self.budget / 3 {
-                    db.flush_soon();
-                }
-                return db.failed().is_ok();
-            }
-            Step::Flush => {
-                if db.memtable_bytes() >= FILE_BYTES {
-                    db.flush_soon();
-                }
-                db.is_not_due();
-                // Words that came meanwhile found it due.
-                return db.recent.amount().additions != store.additions && db.becomes_due();
-            }
+        let now = Instant::now();
+        if amount.additions != store.additions {
+            (store.additions, store.changed) = (amount.additions, now);
         }
-        true
+        let quiet = now - store.changed;
+        let is_large = amount.bytes >= part || amount.pieces >= MANY_PIECES;
+        if amount.bytes > 0 && (is_large || quiet >= LOOK || now - store.since >= GATHER) {
+            store.since = now;
+            if db.drain_now() && db.memtable_bytes() >= self.budget / 3 {
+                db.flush_soon();
+            }
+            return db.failed().is_ok();
+        }
+        if amount.bytes > 0 || quiet < REST {
+            return true;
+        }
+        if db.memtable_bytes() >= FILE_BYTES {
+            db.flush_soon();
+        }
+        db.is_not_due();
+        // Words that came meanwhile found it due.
+        db.recent.amount().additions != store.additions && db.becomes_due()
     }
 }
 
