@@ -1,6 +1,7 @@
-//! What grows without bound elsewhere: the log, the directory, memory, restarts, the time that a huge row takes.
+//! What grows without bound elsewhere: the log, the directory, memory, restarts, the time that a huge row takes, what the background takes of a core.
 
 use std::collections::BTreeSet;
+use std::fs::read_to_string;
 use std::time::{Duration, Instant};
 
 use integration::{Client, Server, ServerBuilder, Value, within};
@@ -215,4 +216,20 @@ fn scan_gives_every_key_that_stays_while_others_come_and_go_over_a_restart() {
             assert!(found.is_subset(wanted), "{with}: {:?}", found.difference(wanted).next());
         }
     }
+}
+
+#[test]
+fn threads_of_the_background_are_nicer() {
+    let server = Server::builder().flag("set", "storage.compaction_threads=7").start();
+    let (mut background, mut serving) = (Vec::new(), Vec::new());
+    for thread in std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap() {
+        let thread = thread.unwrap().path();
+        // One that served a file may end meanwhile.
+        let (Ok(name), Ok(stat)) = (read_to_string(thread.join("comm")), read_to_string(thread.join("stat"))) else { continue };
+        let niceness: i32 = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(16).unwrap().parse().unwrap();
+        let is_background = name.starts_with("rocksdb:") || name == "memtables\n";
+        if is_background { &mut background } else { &mut serving }.push(niceness);
+    }
+    assert!(background.len() >= 9 && serving.len() >= 4, "{background:?} {serving:?}");
+    assert!(background.iter().min().unwrap() - serving.iter().max().unwrap() >= 10, "{background:?} {serving:?}");
 }

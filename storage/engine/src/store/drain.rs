@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::Fault;
 use super::db::Db;
+use super::{Fault, background};
 
 /// How often stores that are due are looked at; one to which no words came for so long rests.
 const LOOK: Duration = Duration::from_millis(250);
@@ -72,10 +72,7 @@ impl Drainer {
     pub(super) fn start(budget: usize) -> Result<Drainer, Fault> {
         let state = Arc::new(State { budget, ..State::default() });
         let thread = state.clone();
-        std::thread::Builder::new()
-            .name("memtables".into())
-            .spawn(move || thread.run())
-            .map_err(|error| Fault::io("start a thread for memtables", error))?;
+        background::spawn("memtables", move || thread.run())?;
         Ok(Drainer { state })
     }
 

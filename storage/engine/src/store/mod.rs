@@ -21,6 +21,7 @@
 //! - What is on disk is the state after exactly the entry that `\0applied` names (`tests/store.rs`, "a crash loses whole entries only").
 //! - Nothing else writes to the families than [`Store::apply`].
 
+mod background;
 mod compact;
 mod db;
 mod directory;
@@ -205,8 +206,8 @@ impl Store {
     /// Applies entries that all take effect; `before` is the last link before them.
     fn apply_linked(&self, db: &Arc<Db>, writes: &[Write], before: Option<Link>, patience: Patience) -> Result<(), Fault> {
         db.failed()?;
-        let own: Vec<_> = own_records(writes, before).collect();
         if let Some(mut words) = words(writes)? {
+            let own: Vec<_> = own_records(writes, before).collect();
             own.iter().for_each(|(key, value)| words.put(Family::Default, key, value));
             self.note(db, &words, patience)?;
             self.applied_more(writes);

@@ -16,7 +16,7 @@ use rocksdb::{
 use super::drain::Drainer;
 use super::memtables::{FILTER_RATIO, Memtables, Part};
 use super::sweep::{Factory, Sweep};
-use super::{Fault, health};
+use super::{Fault, background, health};
 use crate::batch::Family;
 
 /// Memory and threads of all stores of a node; every key is settable.
@@ -53,6 +53,13 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Flushes and compactions side by side, all stores.
+    fn background_jobs(&self) -> i32 {
+        (self.flush_threads + self.compaction_threads).max(2)
+    }
+}
+
 /// What the stores of a node share: cache, memtable budget, background threads. Cloning shares.
 #[derive(Clone)]
 pub struct Shared {
@@ -66,14 +73,11 @@ pub struct Shared {
 impl Shared {
     /// Sets up cache, memtable budget and threads.
     pub fn new(settings: Settings) -> Result<Self, Fault> {
-        let mut env = Env::new().map_err(|error| Fault::io("set up RocksDB's environment", error))?;
-        env.set_high_priority_background_threads(settings.flush_threads);
-        env.set_low_priority_background_threads(settings.compaction_threads);
         Ok(Self {
+            env: environment(&settings)?,
             cache: Cache::new_hyper_clock_cache(settings.cache_bytes, 0),
             memtables: Arc::new(Memtables::new(settings.memtable_bytes)),
             drainer: Arc::new(Drainer::start(settings.memtable_bytes)?),
-            env,
             settings,
         })
     }
@@ -120,7 +124,7 @@ impl Shared {
         // Only the apply path writes: no concurrency to prepare for.
         options.set_allow_concurrent_memtable_write(false);
         options.set_enable_write_thread_adaptive_yield(false);
-        options.set_max_background_jobs((self.settings.flush_threads + self.settings.compaction_threads).max(2));
+        options.set_max_background_jobs(self.settings.background_jobs());
         options.set_max_open_files(-1);
         options.set_max_file_opening_threads(4);
         options.set_skip_stats_update_on_db_open(true);
@@ -190,6 +194,23 @@ impl Shared {
         };
         Family::ALL.into_iter().map(describe).collect()
     }
+}
+
+/// RocksDB's environment with its threads, which are of the background.
+fn environment(settings: &Settings) -> Result<Env, Fault> {
+    // RocksDB flushes with a quarter of the jobs. A store that is opened with fewer threads than that starts the others itself, and they would be its opener's kind.
+    let jobs = settings.background_jobs();
+    let flushes = (jobs / 4).max(1);
+    let (flush_threads, compaction_threads) = (settings.flush_threads.max(flushes), settings.compaction_threads.max(jobs - flushes));
+    let threads = background::spawn("environment", move || {
+        let mut env = Env::new()?;
+        env.set_high_priority_background_threads(flush_threads);
+        env.set_low_priority_background_threads(compaction_threads);
+        Ok::<_, rocksdb::Error>(env)
+    })?;
+    let env =
+        threads.join().map_err(|_| Fault::Io { doing: "set up RocksDB's environment".into(), reason: "its thread panicked".into() })?;
+    env.map_err(|error| Fault::io("set up RocksDB's environment", error))
 }
 
 /// Options with which a memtable begins its search for a key's place at the last one: batches come in key order. One hint for all keys, as a prefix of no bytes is.

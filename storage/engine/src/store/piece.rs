@@ -3,6 +3,10 @@
 //! A record lies in the arena once, and a later word on its key that needs no more room is written over it: a row that is changed a thousand
 //! times takes the room of one.
 //!
+//! # Invariants
+//! - The last word on a key is the one that is found, by key and in order (`a_piece_is_a_map`).
+//! - What is overwritten takes no more room (`what_is_overwritten_takes_no_more_room`), and all room is counted (`bytes_are_what_is_held`).
+//!
 //! # Layout
 //! The arena is a list of chunks of up to 256 KiB; a record that is larger has a chunk of its own. A record begins at a multiple of four bytes:
 //! ```text
