@@ -175,6 +175,29 @@ async fn leadership_is_handed_over_without_a_pause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_handover_to_one_that_is_gone_ends_in_an_election() {
+    let three = Three::start().await;
+    for round in 0..3 {
+        let from = three.leader().await;
+        three.put(round, b"v").await;
+        let to = SERVERS[(SERVERS.iter().position(|id| *id == from).unwrap() + 1) % 3];
+        three.until(to, round, b"v").await;
+        let third = SERVERS.into_iter().find(|id| ![from, to].contains(id)).unwrap();
+        let (group, network) = (three.group(from), three.network.clone());
+        let started = Instant::now();
+        // It said that it could lead, and is gone.
+        group.transfer_leader(raft_id(to), Box::new(move || network.isolate(to, &SERVERS))).await.unwrap();
+        assert_eq!(three.leader_among(&[from, third]).await, third);
+        put(&three.group(third), 100 + round, b"w").await.unwrap();
+        let took = started.elapsed();
+        eprintln!("written after {took:?}");
+        assert!(took < engine::raft::LEASE, "{took:?}");
+        three.network.heal();
+        three.until(to, 100 + round, b"w").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_is_replaced_by_another() {
     let three = Three::start().await;
     let leader = three.leader().await;

@@ -1,5 +1,6 @@
 //! What a replica does with a letter from another member.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -56,12 +57,12 @@ impl Inner {
         let received = Instant::now();
         let request = message::decode_append(&body).map_err(ReceiveError::Unreadable)?;
         drop(body);
-        let is_busy = !request.entries.is_empty();
+        let (is_busy, term) = (!request.entries.is_empty(), request.vote.leader_id.term);
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
         // A leader of the past is nobody's leader.
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
             let mut standing = self.standing.lock();
-            if is_busy { standing.busy(received) } else { standing.heard(received) }
+            if is_busy { standing.busy(received, term) } else { standing.heard(received, term) }
         }
         message::encode(&response).map_err(ReceiveError::Unreadable)
     }
@@ -74,19 +75,41 @@ impl Inner {
         }
     }
 
+    /// The leader of a term gives up: the one that it chose leads soon, or this replica stands.
+    fn given_up(&self, term: u64) {
+        if term >= self.role.borrow().term {
+            self.standing.lock().given_up(Instant::now(), term);
+            if let Some(ticker) = &self.ticker {
+                ticker.upset();
+            }
+        }
+    }
+
     async fn elections(&self, kind: Kind, body: &[u8]) -> Result<Bytes, ReceiveError> {
         self.ready()?;
         let reply = match kind {
             Kind::Transfer => {
                 let request: TransferLeaderRequest<Types> = message::decode(body).map_err(ReceiveError::Unreadable)?;
+                self.given_up(request.from_leader().leader_id.term);
                 message::encode(&self.raft.handle_transfer_leader(request).await.map_err(|error| ReceiveError::Stopped(error.to_string()))?)
             }
             _ => {
                 let mut request: VoteRequest<Types> = message::decode(body).map_err(ReceiveError::Unreadable)?;
-                // Authorised by the leader of an earlier term, and so no longer of weight once there is another.
-                request.leadership_transfer &= request.vote.leader_id.term > self.role.borrow().term;
-                let answer = if kind == Kind::Vote { self.raft.vote(request).await } else { self.raft.pre_vote(request).await };
-                message::encode(&answer.map_err(stopped)?)
+                let is_next_term = request.vote.leader_id.term > self.role.borrow().term;
+                // A leader that gives up has revoked its leases, and whoever stands next has its word: the one that it chose may be gone.
+                let has_word = self.is_handing_over.load(Ordering::SeqCst) && is_next_term;
+                let answer = if kind == Kind::Vote {
+                    // Authorised by the leader of an earlier term, and so no longer of weight once there is another.
+                    request.leadership_transfer = request.leadership_transfer && is_next_term || has_word;
+                    self.raft.vote(request).await.map_err(stopped)?
+                } else {
+                    let last_log_id = request.last_log_id;
+                    let mut answer = self.raft.pre_vote(request).await.map_err(stopped)?;
+                    // openraft would not let it stand within the lease.
+                    answer.vote_granted |= has_word && last_log_id >= answer.last_log_id;
+                    answer
+                };
+                message::encode(&answer)
             }
         };
         reply.map_err(ReceiveError::Unreadable)

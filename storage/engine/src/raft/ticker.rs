@@ -16,6 +16,7 @@
 //! with the restarted replica's word would answer reads after another one was elected.
 //!
 //! # Invariants
+//! - When a handover fails, another member stands long before a lease has gone by (`tests/raft_groups.rs`, `a_handover_to_one_that_is_gone_ends_in_an_election`).
 //! - A leader at rest has all its followers at rest (`followers_rest_before_their_leader`).
 //! - No vote is given within a lease of the last word to an earlier leader, restart or not (`tests/raft_leases.rs`, `a_restarted_voter_keeps_its_word`).
 
@@ -46,6 +47,8 @@ const STAGGER: Duration = Duration::from_millis(80);
 const MARGIN: Duration = Duration::from_millis(20);
 /// How long a candidate waits for votes before it asks again; twice that at most, at random.
 const ROUND: Duration = Duration::from_millis(200);
+/// Who was told that another is to lead, and hears of no new leader for so long, stands itself.
+const HANDOVER: Duration = Duration::from_millis(400);
 /// How long a member of a new group waits for the first one to form it: it may have been lost.
 const FORMING: Duration = LEASE.saturating_mul(3);
 
@@ -192,6 +195,8 @@ pub(super) struct Standing {
     heard: Option<Instant>,
     /// When it last sent entries.
     busy: Option<Instant>,
+    /// When the leader said that it gives up its leadership, and of which term that is.
+    given_up: Option<(Instant, u64)>,
     /// Not to stand before this.
     not_before: Instant,
     /// Beyond the lease, drawn again for each attempt.
@@ -202,7 +207,7 @@ pub(super) struct Standing {
 
 impl Standing {
     pub(super) fn new(not_before: Instant, forming_due: Option<Instant>) -> Self {
-        Self { heard: None, busy: None, not_before, jitter: random(STAGGER), forming_due }
+        Self { heard: None, busy: None, given_up: None, not_before, jitter: random(STAGGER), forming_due }
     }
 
     /// When a member forms a new group: the first one at once.
@@ -210,15 +215,21 @@ impl Standing {
         if is_first { now } else { now + FORMING + random(LEASE) }
     }
 
-    /// A leader was heard of.
-    pub(super) fn heard(&mut self, at: Instant) {
+    /// A leader of `term` was heard of.
+    pub(super) fn heard(&mut self, at: Instant, term: u64) {
         self.heard = self.heard.max(Some(at));
+        self.given_up = self.given_up.filter(|(_, given_up)| term <= *given_up);
     }
 
-    /// A leader was heard of that sent entries.
-    pub(super) fn busy(&mut self, at: Instant) {
-        self.heard(at);
+    /// A leader of `term` was heard of that sent entries.
+    pub(super) fn busy(&mut self, at: Instant, term: u64) {
+        self.heard(at, term);
         self.busy = self.busy.max(Some(at));
+    }
+
+    /// The leader of `term` hands over to some member: the lease on it is over.
+    pub(super) fn given_up(&mut self, at: Instant, term: u64) {
+        self.given_up = Some((at, term));
     }
 
     /// Some member was heard of: it will form the group, if that is still to be done.
@@ -248,8 +259,10 @@ impl Standing {
     pub(super) fn stands_at(&self, rank: u32) -> Instant {
         let is_at_rest = |heard| self.busy.is_none_or(|busy| busy + QUIET <= heard);
         let patience = |heard| if is_at_rest(heard) { LEASE * 2 } else { LEASE };
-        let silent_at = self.heard.map(|heard| heard + patience(heard) + MARGIN + STAGGER * rank + self.jitter);
-        silent_at.map_or(self.not_before, |silent_at| silent_at.max(self.not_before))
+        let silent_at = self.heard.map(|heard| heard + patience(heard) + MARGIN);
+        let over_at = self.given_up.map(|(at, _)| at + HANDOVER);
+        let free_at = silent_at.into_iter().chain(over_at).min().map(|at| at + STAGGER * rank + self.jitter);
+        free_at.map_or(self.not_before, |free_at| free_at.max(self.not_before))
     }
 
     /// Whether to stand for election now.
@@ -293,8 +306,8 @@ mod tests {
         assert!(sent[20..].windows(2).all(|beats| beats[1] - beats[0] == 2), "then every other one: {sent:?}");
         for (index, number) in sent.iter().enumerate() {
             match *number < 3 {
-                true => standing.busy(beat(*number)),
-                false => standing.heard(beat(*number)),
+                true => standing.busy(beat(*number), 1),
+                false => standing.heard(beat(*number), 1),
             }
             if let Some(next) = sent.get(index + 2) {
                 assert!(beat(*next) + TICK < standing.stands_at(0), "beat {number}, the next but one {next}");
@@ -303,9 +316,15 @@ mod tests {
         pulse.used();
         assert!(pulse.beats() && pulse.beats(), "in use again");
         let last = beat(60);
-        standing.heard(last);
+        standing.heard(last, 1);
         assert!(standing.stands_at(0) >= last + LEASE * 2);
-        standing.busy(last);
+        standing.busy(last, 1);
         assert!(standing.stands_at(0) <= last + LEASE + MARGIN + STAGGER);
+        // A handover: words of the old leader may still be on their way, those of the next say that it is over.
+        standing.given_up(last, 1);
+        standing.busy(last, 1);
+        assert!((last + HANDOVER..last + HANDOVER + STAGGER).contains(&standing.stands_at(0)));
+        standing.heard(last, 2);
+        assert!(standing.stands_at(0) >= last + LEASE);
     }
 }
