@@ -134,6 +134,28 @@ async fn what_is_purged_was_flushed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_flush_does_not_bring_about_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let replica = Replica::start(directory.path()).await;
+    let policy = Policy { bytes_max: 4 << 20, entries_max: u64::MAX, ..Policy::default() };
+    let keeper = tokio::spawn(keep_log_short(replica.group.clone(), replica.store.clone(), replica.progress.clone(), policy));
+    let (began, mut flushes) = (Instant::now(), std::collections::BTreeSet::new());
+    for key in 0.. {
+        replica.put(key % 100, &[key as u8; 40]).await;
+        flushes.extend(replica.store.flushed().unwrap().map(|flushed| flushed.index));
+        if !flushes.is_empty() && began.elapsed() > Duration::from_secs(5) {
+            break;
+        }
+    }
+    let due = (replica.store.applied_bytes() / policy.bytes_max) as usize;
+    assert!(flushes.len() <= due + 1, "{} flushes, {due} were due", flushes.len());
+    // openraft was told of them, or nothing would be purged.
+    assert!(replica.group.figures().purged > 0);
+    replica.group.shutdown().await;
+    tokio::time::timeout(Duration::from_secs(5), keeper).await.expect("the keeper ends with its group").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_quiet_store_is_flushed_in_the_end() {
     let directory = tempfile::tempdir().unwrap();
     let replica = Replica::start(directory.path()).await;

@@ -26,6 +26,7 @@ use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::machine::Named;
 use super::peers::Peers;
 use super::ticker::{Pulse, Standing, Ticker};
 use super::transfer::Receiving;
@@ -138,6 +139,7 @@ pub(super) struct Inner {
     /// The term of ours in which everything of earlier terms was seen to be applied.
     pub(super) caught_up_term: AtomicU64,
     pub(super) progress: Progress,
+    pub(super) named: Named,
     pub(super) ticker: Option<Arc<Ticker>>,
     /// Until when this replica neither votes nor stands.
     pub(super) guard_until: Instant,
@@ -239,7 +241,7 @@ impl Group {
         })
     }
 
-    /// Asks for a flush of the store, up to which the log may then be purged.
+    /// Tells openraft up to where the state is on disk, after a flush if it was told of that before: so far the log may then be purged.
     pub fn flush(&self) -> BoxFuture<'_, Result<(), GroupError>> {
         Box::pin(async move { self.inner.raft.trigger().snapshot().await.map_err(fatal) })
     }

@@ -50,8 +50,17 @@ pub struct Machine {
     applied: Option<LogId>,
     membership: StoredMembership,
     progress: watch::Sender<Option<LogId>>,
-    /// Index of the newest state on disk that was named to openraft.
-    named: Arc<AtomicU64>,
+    named: Named,
+}
+
+/// Index of the newest state on disk that was named to openraft.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Named(Arc<AtomicU64>);
+
+impl Named {
+    pub(super) fn index(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// A replica's whole state, on its way from one replica to another.
@@ -90,12 +99,17 @@ impl Machine {
     pub fn new(store: Store) -> Result<(Self, Progress), Fault> {
         let (applied, membership) = read_state(store.applied()?)?;
         let (progress, news) = watch::channel(applied);
-        Ok((Self { store, applied, membership, progress, named: Arc::default() }, news))
+        Ok((Self { store, applied, membership, progress, named: Named::default() }, news))
     }
 
     /// The store below.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Up to where openraft knows of the state on disk, as it goes.
+    pub(super) fn named(&self) -> Named {
+        self.named.clone()
     }
 
     fn flushed_state(&self) -> FlushedState {
@@ -248,7 +262,7 @@ impl RaftStateMachine<Types> for Machine {
 /// Makes openraft's snapshot: names the entry up to which everything is on disk, and flushes if that was named before.
 pub struct FlushedState {
     store: Store,
-    named: Arc<AtomicU64>,
+    named: Named,
 }
 
 impl RaftSnapshotBuilder<Types> for FlushedState {
@@ -261,14 +275,14 @@ impl RaftSnapshotBuilder<Types> for FlushedState {
         }
         let mut flushed = self.store.flushed()?;
         let index = |flushed: &Option<Applied>| flushed.as_ref().map_or(0, |flushed| flushed.index);
-        if index(&flushed) <= self.named.load(Ordering::Acquire) {
+        if index(&flushed) <= self.named.index() {
             match tokio::task::spawn_blocking(move || store.flush()).await.map_err(io::Error::other)? {
                 // Without space the state on disk stays what it was; that is a snapshot too, only an older one.
                 Ok(()) | Err(Fault::DiskFull(_)) => flushed = self.store.flushed()?,
                 Err(fault) => return Err(fault.into()),
             }
         }
-        self.named.store(index(&flushed), Ordering::Release);
+        self.named.0.store(index(&flushed), Ordering::Release);
         Ok(snapshot(&self.store, flushed)?)
     }
 }

@@ -5,6 +5,10 @@
 //!
 //! Beyond that, a leader keeps what the slowest follower that is there lacks, and what a state under way will be followed by, within limits; behind those a
 //! follower gets a state instead. A follower keeps what was written between its last two flushes: it may have to lead, and others may be behind.
+//!
+//! # Invariants
+//! - What is purged was flushed (`tests/machine.rs`, `what_is_purged_was_flushed`).
+//! - A flush is asked for when the policy says so, and never because of another flush (`one_flush_does_not_bring_about_the_next`, there).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -71,6 +75,8 @@ pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, 
     let mut is_kept = last.index > 0;
     let mut dirty_since = None;
     loop {
+        // A flush that was asked for here has what came until it began. It is not to be told of again: that would be another flush.
+        last.index = last.index.max(group.inner.named.index());
         if index(&mut progress) <= last.index {
             dirty_since = None;
             if !is_kept && progress.changed().await.is_err() {
@@ -81,6 +87,7 @@ pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, 
         let mut wake = Instant::now() + LOOK_FOR_FOLLOWERS_EVERY;
         if is_dirty {
             let (flushed, now) = (store.flushed().ok().flatten().map_or(0, |flushed| flushed.index), store.applied_bytes());
+            // Flushed for another reason, and openraft does not know.
             let has_flushed = flushed > last.index;
             let due = *dirty_since.get_or_insert_with(Instant::now) + policy.age_max;
             let entries = index(&mut progress).saturating_sub(last.index);

@@ -126,6 +126,7 @@ impl Group {
     async fn build(start: Start) -> Result<Group, GroupError> {
         let Start { id, name, log, store, wire, initial, ticker, guard_until, standing } = start;
         let (machine, progress) = Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
+        let named = machine.named();
         let lease_ms = LEASE.as_millis() as u64;
         let config = Config {
             cluster_name: name,
@@ -173,6 +174,7 @@ impl Group {
             store: store.clone(),
             caught_up_term: AtomicU64::default(),
             progress: progress.clone(),
+            named,
             ticker,
             guard_until,
             standing: Mutex::new(standing),
