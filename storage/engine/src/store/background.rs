@@ -23,5 +23,5 @@ pub(super) fn spawn<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Sen
         }
         run()
     };
-    Builder::new().name(name.to_owned()).spawn(nicer).map_err(|error| Fault::io(&format!("start the thread {name}"), error))
+    Builder::new().name(name.to_owned()).spawn(nicer).map_err(|error| Fault::io(format!("start the thread {name}"), error))
 }
