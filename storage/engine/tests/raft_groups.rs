@@ -140,14 +140,20 @@ async fn a_leader_without_the_others_refuses_within_the_lease() {
     assert!(!group.figures().is_leader);
 }
 
+/// The leader, and another that has everything up to a write of `key`.
+async fn leader_and_heir(three: &Three, key: u64) -> (u64, u64) {
+    let leader = three.leader().await;
+    three.put(key, b"v").await;
+    let heir = SERVERS[(SERVERS.iter().position(|id| *id == leader).unwrap() + 1) % 3];
+    three.until(heir, key, b"v").await;
+    (leader, heir)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leadership_is_handed_over_without_a_pause() {
     let three = Three::start().await;
     for round in 0..6 {
-        let from = three.leader().await;
-        three.put(round, b"v").await;
-        let to = SERVERS[(SERVERS.iter().position(|id| *id == from).unwrap() + 1) % 3];
-        three.until(to, round, b"v").await;
+        let (from, to) = leader_and_heir(&three, round).await;
         let revoked = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let (group, flag) = (three.group(from), revoked.clone());
         let started = Instant::now();
@@ -178,10 +184,7 @@ async fn leadership_is_handed_over_without_a_pause() {
 async fn a_handover_to_one_that_is_gone_ends_in_an_election() {
     let three = Three::start().await;
     for round in 0..3 {
-        let from = three.leader().await;
-        three.put(round, b"v").await;
-        let to = SERVERS[(SERVERS.iter().position(|id| *id == from).unwrap() + 1) % 3];
-        three.until(to, round, b"v").await;
+        let (from, to) = leader_and_heir(&three, round).await;
         let third = SERVERS.into_iter().find(|id| ![from, to].contains(id)).unwrap();
         let (group, network) = (three.group(from), three.network.clone());
         let started = Instant::now();

@@ -153,6 +153,8 @@ pub(super) struct Inner {
     pub(super) purged_at_start: u64,
     /// While leadership is being handed over, nobody may rely on a lease of ours.
     pub(super) is_handing_over: AtomicBool,
+    /// While leadership is being handed over and all leases of ours are revoked: whoever stands may have our vote.
+    pub(super) has_revoked: AtomicBool,
     /// One change of members or leader at a time.
     pub(super) changing: Arc<tokio::sync::Mutex<()>>,
     pub(super) peers: Peers,

@@ -131,6 +131,8 @@ impl Group {
         let term = roles.borrow_and_update().term;
         inner.is_handing_over.store(true, Ordering::SeqCst);
         revoke();
+        // Not before: a vote lets another leader write, and nobody may be read from here by then.
+        inner.has_revoked.store(true, Ordering::SeqCst);
         let outcome = match inner.raft.trigger().transfer_leader(to).await {
             Err(error) => Err(fatal(error)),
             Ok(()) => {
@@ -142,6 +144,7 @@ impl Group {
             }
         };
         // If nobody else leads by now, openraft goes on refusing by itself: it forgets a handover only with its leadership.
+        inner.has_revoked.store(false, Ordering::SeqCst);
         inner.is_handing_over.store(false, Ordering::SeqCst);
         Ok(outcome?)
     }

@@ -97,7 +97,7 @@ impl Inner {
                 let mut request: VoteRequest<Types> = message::decode(body).map_err(ReceiveError::Unreadable)?;
                 let is_next_term = request.vote.leader_id.term > self.role.borrow().term;
                 // A leader that gives up has revoked its leases, and whoever stands next has its word: the one that it chose may be gone.
-                let has_word = self.is_handing_over.load(Ordering::SeqCst) && is_next_term;
+                let has_word = self.has_revoked.load(Ordering::SeqCst) && is_next_term;
                 let answer = if kind == Kind::Vote {
                     // Authorised by the leader of an earlier term, and so no longer of weight once there is another.
                     request.leadership_transfer = request.leadership_transfer && is_next_term || has_word;

@@ -184,6 +184,7 @@ impl Group {
             leads_since: Mutex::default(),
             purged_at_start,
             is_handing_over: AtomicBool::default(),
+            has_revoked: AtomicBool::default(),
             changing: Arc::default(),
             peers,
             receiving: Arc::default(),
