@@ -1,7 +1,10 @@
 //! Latency under a steady load of half of the peak: requests are due at fixed moments whether or not earlier ones were answered, and latency
 //! counts from the moment a request was due, so that a stall is felt by everyone it would have hit. All connections are driven by one thread,
-//! which takes short naps: what is measured is the server, neither fifty threads nor a busy one that wait for a core with it.
+//! which takes short naps between moments and otherwise sleeps until an answer comes: what is measured is the server, neither fifty threads
+//! nor a busy one that wait for a core with it.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use integration::Server;
@@ -49,26 +52,51 @@ fn drive(port: u16, command: &'static str, rate: Option<f64>) -> Vec<Duration> {
     let all = tokio::task::LocalSet::new();
     all.block_on(&runtime, async {
         let began = Instant::now() + Duration::from_millis(100);
-        let tasks: Vec<_> = (0..CONNECTIONS).map(|me| tokio::task::spawn_local(connection(port, command, rate, me, began))).collect();
-        let naps = rate.is_some().then(|| tokio::task::spawn_local(nap()));
+        let clock = Rc::new(Clock::default());
+        let tasks: Vec<_> =
+            (0..CONNECTIONS).map(|me| tokio::task::spawn_local(connection(port, command, rate, me, began, clock.clone()))).collect();
+        let naps = tokio::task::spawn_local(async move { clock.nap().await });
         let mut latencies = Vec::new();
         for task in tasks {
             latencies.extend(task.await.expect("a connection does not fail"));
         }
-        naps.inspect(|naps| naps.abort());
+        naps.abort();
         latencies
     })
 }
 
-/// Sleeps between any two looks at the connections.
-async fn nap() {
-    loop {
-        std::thread::sleep(NAP);
-        tokio::task::yield_now().await;
+/// What connections wait with for their moments: naps between two looks while anyone waits, and no nap while all wait for answers.
+#[derive(Default)]
+struct Clock {
+    waiting: Cell<usize>,
+    someone_waits: tokio::sync::Notify,
+}
+
+impl Clock {
+    async fn wait_for(&self, due: Instant) {
+        if Instant::now() >= due {
+            return;
+        }
+        self.waiting.set(self.waiting.get() + 1);
+        self.someone_waits.notify_one();
+        while Instant::now() < due {
+            tokio::task::yield_now().await;
+        }
+        self.waiting.set(self.waiting.get() - 1);
+    }
+
+    async fn nap(&self) {
+        loop {
+            while self.waiting.get() > 0 {
+                std::thread::sleep(NAP);
+                tokio::task::yield_now().await;
+            }
+            self.someone_waits.notified().await;
+        }
     }
 }
 
-async fn connection(port: u16, command: &str, rate: Option<f64>, me: usize, began: Instant) -> Vec<Duration> {
+async fn connection(port: u16, command: &str, rate: Option<f64>, me: usize, began: Instant, clock: Rc<Clock>) -> Vec<Duration> {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).await.expect("a server");
     socket.set_nodelay(true).expect("a TCP socket");
     let period = rate.map(|rate| Duration::from_secs_f64(CONNECTIONS as f64 / rate));
@@ -77,9 +105,7 @@ async fn connection(port: u16, command: &str, rate: Option<f64>, me: usize, bega
     let value = "v".repeat(64);
     let mut n = me;
     while due < began + MEASURE {
-        while Instant::now() < due {
-            tokio::task::yield_now().await;
-        }
+        clock.wait_for(due).await;
         n = (n * 7919 + 1) % 100_000;
         let request = match command {
             "SET" => format!("*3\r\n$3\r\nSET\r\n$16\r\nkey:{n:012}\r\n$64\r\n{value}\r\n"),
