@@ -178,31 +178,35 @@ impl Meta {
         let picture = self.picture()?;
         let member = member_on(&picture, partition, to)?;
         let mut stirred = self.stirred.subscribe();
-        let order = {
+        {
             let roster = self.roster.lock();
-            let no_leader = || MetaError::NotNow("nobody is known to lead the partition now".to_owned());
-            let leader = roster.leading(partition).ok_or_else(no_leader)?;
-            let (term, leading) = (leader.term, roster.leader(partition).ok_or_else(no_leader)?.server);
+            if roster.leading(partition).is_none() {
+                return Err(MetaError::NotNow("nobody is known to lead the partition now".to_owned()));
+            }
             if !roster.is_up(to) {
                 return Err(MetaError::NotNow(format!("server {to} is down")));
             }
-            (leading, Order::Transfer { partition, term, to: member.raft_id })
-        };
-        self.desk.lock().hold(partition, to);
-        if order.0 == to {
-            return Ok(());
         }
-        self.order(order.0, order.1)?;
+        self.desk.lock().hold(partition, to);
+        let late = || MetaError::NotYet("the leadership was not handed over in time; the one that leads goes on".to_owned());
         let done = async {
+            let mut asked_in = None;
             loop {
                 stirred.borrow_and_update();
-                if self.roster.lock().leader(partition).is_some_and(|leader| leader.server == to) || stirred.changed().await.is_err() {
-                    return;
+                let leader = self.roster.lock().leader(partition);
+                match leader {
+                    Some(leader) if leader.server == to => return Ok(()),
+                    // Whoever has been given it meanwhile, to even leaders out or by an election, is asked as well.
+                    Some(leader) if asked_in < Some(leader.term) => {
+                        asked_in = Some(leader.term);
+                        self.order(leader.server, Order::Transfer { partition, term: leader.term, to: member.raft_id })?;
+                    }
+                    _ => {}
                 }
+                stirred.changed().await.map_err(|_| late())?;
             }
         };
-        let late = |_| MetaError::NotYet("the leadership was not handed over in time; the one that leads goes on".to_owned());
-        tokio::time::timeout(TRANSFER_TIMEOUT, done).await.map_err(late)
+        tokio::time::timeout(TRANSFER_TIMEOUT, done).await.map_err(|_| late())?
     }
 
     /// Asks all servers that hold some of a table to compact it, unless such a compaction is still going on; [`crate::Meta::compaction`] says how it goes.

@@ -5,7 +5,7 @@ mod raft_kit;
 
 use std::time::{Duration, Instant};
 
-use engine::raft::{ChangeError, GroupError};
+use engine::raft::{ChangeError, GroupError, Kind};
 use raft_kit::{SERVERS, Three, establish, put, raft_id};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -197,6 +197,26 @@ async fn a_handover_to_one_that_is_gone_ends_in_an_election() {
         assert!(took < engine::raft::LEASE, "{took:?}");
         three.network.heal();
         three.until(to, 100 + round, b"w").await;
+    }
+}
+
+/// The new leader's first words are lost for longer than a tick, and the old one, which heard of no leader in a long time, has nothing but its own vote to
+/// go by.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gave_its_vote_lets_the_other_win() {
+    let three = Three::start().await;
+    for round in 0..3 {
+        let (from, to) = leader_and_heir(&three, round).await;
+        tokio::time::sleep(engine::raft::LEASE.mul_f64(1.2)).await;
+        let (group, term) = (three.group(from), three.group(from).figures().term);
+        let started = Instant::now();
+        let is_late = move || started.elapsed() < Duration::from_millis(150);
+        three.network.mangle(move |letter| letter.kind != Kind::Append || letter.from != raft_id(to) || !is_late());
+        group.transfer_leader(raft_id(to), Box::new(|| ())).await.unwrap();
+        assert_eq!(three.leader().await, to);
+        assert_eq!(three.group(to).figures().term, term + 1);
+        put(&three.group(to), 200 + round, b"w").await.unwrap();
+        eprintln!("written after {:?}", started.elapsed());
     }
 }
 

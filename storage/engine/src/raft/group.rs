@@ -153,8 +153,8 @@ pub(super) struct Inner {
     pub(super) purged_at_start: u64,
     /// While leadership is being handed over, nobody may rely on a lease of ours.
     pub(super) is_handing_over: AtomicBool,
-    /// While leadership is being handed over and all leases of ours are revoked: whoever stands may have our vote.
-    pub(super) has_revoked: AtomicBool,
+    /// While leadership is being handed over and all leases of ours are revoked: whoever stands may have our vote. Held while a vote is given.
+    pub(super) has_revoked: tokio::sync::RwLock<bool>,
     /// One change of members or leader at a time.
     pub(super) changing: Arc<tokio::sync::Mutex<()>>,
     pub(super) peers: Peers,
@@ -319,7 +319,7 @@ impl Inner {
     /// Does what is to be done at a moment, and says when to be asked again if no leader changes before; `None`: at every heartbeat.
     pub(super) fn tick(self: &Arc<Self>, now: Instant, is_beat: bool) -> Option<Instant> {
         self.forget_arrivals(now);
-        let (rank, is_formed) = {
+        let (rank, is_formed, term) = {
             let server = self.server.borrow_watched();
             if server.state == ServerState::Leader {
                 if is_beat && self.pulse.beats() {
@@ -331,9 +331,10 @@ impl Inner {
             let voters: Vec<RaftId> = server.membership_config.voter_ids().collect();
             let others = voters.iter().filter(|id| Some(**id) != server.current_leader);
             let rank = voters.contains(&self.id).then(|| others.take_while(|id| **id != self.id).count() as u32);
-            (rank, !voters.is_empty())
+            (rank, !voters.is_empty(), server.vote.leader_id.term)
         };
         let mut standing = self.standing.lock();
+        standing.in_term(now, term);
         if !is_formed {
             if standing.forms(now) {
                 tokio::spawn(self.clone().form());

@@ -105,7 +105,7 @@ impl Group {
     ///
     /// # Errors
     /// [`ChangeError::Refused`]: `to` can't lead now, or leads already elsewhere; leadership stays. [`GroupError::Unknown`]: the handover began, and nobody was seen
-    /// to lead yet.
+    /// to lead yet, or this member in a later term.
     pub fn transfer_leader(&self, to: RaftId, revoke: Box<dyn FnOnce() + Send>) -> BoxFuture<'_, Result<(), ChangeError>> {
         Box::pin(async move {
             let group = self.clone();
@@ -132,19 +132,20 @@ impl Group {
         inner.is_handing_over.store(true, Ordering::SeqCst);
         revoke();
         // Not before: a vote lets another leader write, and nobody may be read from here by then.
-        inner.has_revoked.store(true, Ordering::SeqCst);
+        *inner.has_revoked.write().await = true;
         let outcome = match inner.raft.trigger().transfer_leader(to).await {
             Err(error) => Err(fatal(error)),
             Ok(()) => {
-                let another = roles.wait_for(|role| !role.is_leader && role.term > term && role.leader.is_some());
-                match tokio::time::timeout(HANDOVER_PATIENCE, another).await {
-                    Ok(Ok(_)) => Ok(()),
+                let next = roles.wait_for(|role| role.term > term && role.leader.is_some());
+                match tokio::time::timeout(HANDOVER_PATIENCE, next).await.map(|role| role.map(|role| role.is_leader)) {
+                    Ok(Ok(false)) => Ok(()),
+                    Ok(Ok(true)) => Err(GroupError::Unknown(format!("leadership was given to member {to}, and came back"))),
                     _ => Err(GroupError::Unknown(format!("leadership was given to member {to}, and nobody is seen to lead"))),
                 }
             }
         };
         // If nobody else leads by now, openraft goes on refusing by itself: it forgets a handover only with its leadership.
-        inner.has_revoked.store(false, Ordering::SeqCst);
+        *inner.has_revoked.write().await = false;
         inner.is_handing_over.store(false, Ordering::SeqCst);
         Ok(outcome?)
     }

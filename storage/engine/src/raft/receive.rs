@@ -1,6 +1,5 @@
 //! What a replica does with a letter from another member.
 
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -95,9 +94,11 @@ impl Inner {
             }
             _ => {
                 let mut request: VoteRequest<Types> = message::decode(body).map_err(ReceiveError::Unreadable)?;
-                let is_next_term = request.vote.leader_id.term > self.role.borrow().term;
                 // A leader that gives up has revoked its leases, and whoever stands next has its word: the one that it chose may be gone.
-                let has_word = self.has_revoked.load(Ordering::SeqCst) && is_next_term;
+                // It may lead on, and grant itself new leases, only after such a vote is given.
+                let has_revoked = self.has_revoked.read().await;
+                let is_next_term = request.vote.leader_id.term > self.role.borrow().term;
+                let has_word = *has_revoked && is_next_term;
                 let answer = if kind == Kind::Vote {
                     // Authorised by the leader of an earlier term, and so no longer of weight once there is another.
                     request.leadership_transfer = request.leadership_transfer && is_next_term || has_word;

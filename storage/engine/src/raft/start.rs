@@ -184,7 +184,7 @@ impl Group {
             leads_since: Mutex::default(),
             purged_at_start,
             is_handing_over: AtomicBool::default(),
-            has_revoked: AtomicBool::default(),
+            has_revoked: tokio::sync::RwLock::default(),
             changing: Arc::default(),
             peers,
             receiving: Arc::default(),

@@ -17,6 +17,8 @@
 //!
 //! # Invariants
 //! - When a handover fails, another member stands long before a lease has gone by (`tests/raft_groups.rs`, `a_handover_to_one_that_is_gone_ends_in_an_election`).
+//! - Who gave its vote, a leader that hands over included, stands against nobody before the other had time to win and to say so
+//!   (`who_gave_its_vote_lets_the_other_win`).
 //! - A leader at rest has all its followers at rest (`followers_rest_before_their_leader`).
 //! - No vote is given within a lease of the last word to an earlier leader, restart or not (`tests/raft_leases.rs`, `a_restarted_voter_keeps_its_word`).
 
@@ -197,6 +199,8 @@ pub(super) struct Standing {
     busy: Option<Instant>,
     /// When the leader said that it gives up its leadership, and of which term that is.
     given_up: Option<(Instant, u64)>,
+    /// The latest term that this replica was seen in.
+    term: u64,
     /// Not to stand before this.
     not_before: Instant,
     /// Beyond the lease, drawn again for each attempt.
@@ -207,7 +211,7 @@ pub(super) struct Standing {
 
 impl Standing {
     pub(super) fn new(not_before: Instant, forming_due: Option<Instant>) -> Self {
-        Self { heard: None, busy: None, given_up: None, not_before, jitter: random(STAGGER), forming_due }
+        Self { heard: None, busy: None, given_up: None, term: 0, not_before, jitter: random(STAGGER), forming_due }
     }
 
     /// When a member forms a new group: the first one at once.
@@ -230,6 +234,14 @@ impl Standing {
     /// The leader of `term` hands over to some member: the lease on it is over.
     pub(super) fn given_up(&mut self, at: Instant, term: u64) {
         self.given_up = Some((at, term));
+    }
+
+    /// The term that this replica is in. A new one begins with a vote, its own or another's: whoever stands is given time to win and to say so.
+    pub(super) fn in_term(&mut self, now: Instant, term: u64) {
+        if term > self.term {
+            self.term = term;
+            self.not_before = self.not_before.max(now + ROUND + random(ROUND));
+        }
     }
 
     /// Some member was heard of: it will form the group, if that is still to be done.
@@ -324,6 +336,11 @@ mod tests {
         standing.given_up(last, 1);
         standing.busy(last, 1);
         assert!((last + HANDOVER..last + HANDOVER + STAGGER).contains(&standing.stands_at(0)));
+        // Its vote is given: until the new leader says so, it does not stand against it, however long ago it heard of one.
+        standing.in_term(last + HANDOVER, 2);
+        assert!(standing.stands_at(0) >= last + HANDOVER + ROUND);
+        standing.in_term(last + HANDOVER * 9, 2);
+        assert!(standing.stands_at(0) <= last + HANDOVER + ROUND * 2);
         standing.heard(last, 2);
         assert!(standing.stands_at(0) >= last + LEASE);
     }
