@@ -144,7 +144,7 @@ pub(crate) struct Admin {
     /// Where the HTTP port of a server is; in a cluster, of any of its processes
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9121", global = true)]
     pub(crate) url: String,
-    /// File whose first line is the server's password; or put the password into the environment as BRIDLE_PASSWORD
+    /// File whose first line is the server's password or the cluster's secret; or put it into the environment as BRIDLE_PASSWORD
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) password_file: Option<PathBuf>,
     /// Answers in JSON, for scripts

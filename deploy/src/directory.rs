@@ -109,6 +109,11 @@ pub(crate) enum Refused {
         "{path} belongs to meta {found}, and by cluster.metas this process is meta {wanted}: addresses in that list may change, places may not"
     )]
     OtherSeat { path: PathBuf, found: u32, wanted: u32 },
+    #[error(
+        "{path} belongs to meta {found}, and this process's address (cluster.advertise, or else cluster.listen) is not among cluster.metas: the metas would \
+         be one too few"
+    )]
+    NoSeat { path: PathBuf, found: u32 },
     #[error("{path} belongs to cluster {found}, and the metas that were reached to cluster {wanted}")]
     OtherClusterId { path: PathBuf, found: String, wanted: String },
     #[error("{path} has format {found}; this version of Bridle knows formats up to {FORMAT}: use a later one")]
@@ -153,6 +158,7 @@ impl Directory {
             (Kind::Member { seat: Some(wanted) }, _, Some(found)) if wanted != found => {
                 Err(Refused::OtherSeat { path: self.path.clone(), found, wanted })
             }
+            (Kind::Member { seat: None }, _, Some(found)) => Err(Refused::NoSeat { path: self.path.clone(), found }),
             (Kind::Member { seat: Some(seat) }, _, None) => self.rewrite(Identity { seat: Some(seat), ..identity }),
             _ => Ok(()),
         }
@@ -287,7 +293,8 @@ mod tests {
         );
         drop(second);
         assert!(take(Some(3)).unwrap_err().to_string().contains("belongs to meta 2, and by cluster.metas this process is meta 3"));
-        assert_eq!(take(None).unwrap().identity().seat, Some(2));
+        assert!(take(None).unwrap_err().to_string().contains("belongs to meta 2, and this process's address"));
+        assert_eq!(take(Some(2)).unwrap().identity().seat, Some(2));
         let alone = Directory::take(dir.path(), "bridle", Kind::Alone).unwrap_err().to_string();
         assert!(alone.contains("belongs to a process of a cluster"), "{alone}");
         let other = tempfile::tempdir().unwrap();

@@ -248,12 +248,17 @@ impl proxy::Node for Local {
 impl meta::admin::Local for Local {
     fn authorised(&self, password: Option<&[u8]>) -> bool {
         let settings = self.proxy().map(|proxy| proxy.settings.load_full());
-        match settings.as_ref().map(|settings| settings.password.as_ref()) {
-            Some(Some(wanted)) => password.is_some_and(|sent| bool::from(sent.ct_eq(wanted))),
-            Some(None) => true,
-            // Stopping: nobody is let in any more.
-            None => false,
+        // Stopping: nobody is let in any more.
+        let Some(settings) = settings else { return false };
+        let cluster = matches!(self.shape, Shape::Member(_)).then_some(&self.config.cluster);
+        let secret = cluster.map(|cluster| cluster.secret.reveal().as_bytes()).filter(|secret| !secret.is_empty());
+        let knows_certificates = cluster.is_some_and(|cluster| cluster.net_tls().is_some());
+        let wanted = [settings.password.as_deref(), secret];
+        if wanted.iter().all(Option::is_none) {
+            return !knows_certificates;
         }
+        // All are looked at, whichever it is.
+        password.is_some_and(|sent| wanted.into_iter().flatten().fold(false, |is_right, wanted| bool::from(sent.ct_eq(wanted)) | is_right))
     }
 
     fn status(&self) -> NodeStatus {

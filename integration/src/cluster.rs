@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 use crate::netns::Network;
 use crate::{Client, Value, binary};
 
+/// What its processes, and who administers it, must know.
+pub const SECRET: &str = "the test's own secret";
 /// How long a cluster may take to serve, or a process to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -135,7 +137,7 @@ impl ClusterBuilder {
         // A test that panicked holds nothing up.
         let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let dir = tempfile::tempdir().expect("a directory for the test");
-        std::fs::write(dir.path().join("secret"), "the test's own secret\n").expect("room for a secret");
+        std::fs::write(dir.path().join("secret"), format!("{SECRET}\n")).expect("room for a secret");
         let count = self.nodes + self.proxies;
         // Those of all members at once: none of them is bound before the first process starts.
         let mut ports = match self.network {

@@ -24,7 +24,17 @@ pub struct Said {
 /// # Panics
 /// When it can't be started.
 pub fn bridle(words: &[&str]) -> Said {
-    let output = Command::new(binary()).args(words).env_remove("BRIDLE_PASSWORD").output().expect("the binary starts");
+    bridle_with(None, words)
+}
+
+/// Runs the binary to its end, with this password in its environment.
+///
+/// # Panics
+/// When it can't be started.
+pub fn bridle_with(password: Option<&str>, words: &[&str]) -> Said {
+    let mut command = Command::new(binary());
+    command.args(words).env_remove("BRIDLE_PASSWORD").envs(password.map(|password| ("BRIDLE_PASSWORD", password)));
+    let output = command.output().expect("the binary starts");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Said { fine: output.status.success(), out: text(output.stdout), error: text(output.stderr) }
 }

@@ -152,6 +152,26 @@ fn strangers_are_cut_off_at_the_announcement_of_something_large() {
 }
 
 #[test]
+fn strangers_that_read_nothing_are_not_read_from_either() {
+    let server = with_password().start();
+    let before = server.rss_bytes();
+    let pings = b"*1\r\n$4\r\nPING\r\n".repeat(1 << 16);
+    let send = |_| {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.port)).expect("the port is open");
+        stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a live socket");
+        // Until nobody takes any more.
+        let taken = (0..64).take_while(|_| stream.write_all(&pings).is_ok()).count();
+        assert!(taken < 64, "a stranger's {} MiB were taken in", (taken * pings.len()) >> 20);
+        stream
+    };
+    let strangers: Vec<TcpStream> = (0..20).map(send).collect();
+    let grown = server.rss_bytes().saturating_sub(before);
+    assert!(grown < 20 << 20, "20 strangers hold {grown} bytes");
+    drop(strangers);
+    assert_eq!(server.client().run(&format!("AUTH {PASSWORD}")), Value::ok());
+}
+
+#[test]
 fn many_strangers_cost_little_memory() {
     let server = with_password().start();
     let before = server.rss_bytes();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::read_to_string;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use integration::{Client, Server, ServerBuilder, Value, within};
@@ -232,4 +233,42 @@ fn threads_of_the_background_are_nicer() {
     }
     assert!(background.len() >= 9 && serving.len() >= 4, "{background:?} {serving:?}");
     assert!(background.iter().min().unwrap() - serving.iter().max().unwrap() >= 10, "{background:?} {serving:?}");
+}
+
+/// Beyond 8 MiB of answers a node leaves the commands that follow to be asked again; never a part of one command, or of a transaction.
+#[test]
+fn large_answers_of_one_command_or_transaction_are_one_look() {
+    const LEN: usize = 1 << 20;
+    let server = small().start();
+    let keys: Vec<String> = (0..12).map(|number| format!("k{number}")).collect();
+    let set = |client: &mut Client, letter: &str| {
+        let value = letter.repeat(LEN);
+        let words: Vec<&str> = ["MSET"].into_iter().chain(keys.iter().flat_map(|key| [key.as_str(), &value])).collect();
+        assert_eq!(client.call(&words).expect("a live server"), Value::ok());
+    };
+    let letters = |reply: Value| -> BTreeSet<char> {
+        let Value::Array(values) = reply else { panic!("{reply:?}") };
+        assert!(values.len() == keys.len() && values.iter().all(|value| value.text().len() == LEN));
+        values.iter().filter_map(|value| value.text().chars().next()).collect()
+    };
+    let mut client = server.client();
+    set(&mut client, "a");
+    assert_eq!(client.run("MULTI"), Value::ok());
+    for key in &keys {
+        assert_eq!(client.run(&format!("GET {key}")).text(), "QUEUED");
+    }
+    assert_eq!(letters(client.run("EXEC")), ['a'].into());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut writer = server.client();
+            for letter in ["b", "c"].into_iter().cycle().take_while(|_| !done.load(Ordering::Relaxed)) {
+                set(&mut writer, letter);
+            }
+        });
+        let mget = format!("MGET {}", keys.join(" "));
+        let torn: Vec<_> = (0..60).map(|_| letters(client.run(&mget))).filter(|letters| letters.len() > 1).collect();
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(torn, Vec::new() as Vec<BTreeSet<char>>);
+    });
 }

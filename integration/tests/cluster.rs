@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use integration::cluster::{Cluster, free_ports};
-use integration::{Client, Value, binary, bridle, within};
+use integration::{Client, Value, binary, bridle, bridle_with, within};
 use serde_json::Value as Json;
 
 /// What `bridle admin --json` says through a process.
@@ -64,13 +64,13 @@ fn writes_go_on_without_a_node_and_it_catches_up() {
     println!("100 writes to all partitions took {took:.2?} from the kill on");
     assert!(took < Duration::from_secs(3), "{took:?}");
     write(&cluster, 0, 300..500);
-    let status = admin(&cluster.url(0), &["status"]);
-    within(10, "the dead node is seen to be down", || admin(&cluster.url(0), &["status"])["in_cluster"]["servers_up"] == 2);
+    let status = cluster.admin(0, &["status"]);
+    within(10, "the dead node is seen to be down", || cluster.admin(0, &["status"])["in_cluster"]["servers_up"] == 2);
     assert_eq!(status["in_cluster"]["partitions"], 8, "{status}");
 
     cluster.launch(1);
     cluster.wait_until_serving();
-    within(30, "all replicas are current", || current_replicas(&admin(&cluster.url(1), &["partitions", "db0"])) == 24);
+    within(30, "all replicas are current", || current_replicas(&cluster.admin(1, &["partitions", "db0"])) == 24);
     // Now the others can go: one at a time, and nothing is missing.
     cluster.kill(0);
     let mut client = cluster.client(1).expect("it serves");
@@ -98,26 +98,26 @@ fn a_cluster_that_was_killed_as_a_whole_comes_back_with_everything() {
 #[test]
 fn tables_are_managed_through_any_node() {
     let cluster = Cluster::builder().start();
-    let made = admin(&cluster.url(1), &["create", "books", "--partitions", "6", "--replicas", "2", "--env", "default_ttl=90"]);
+    let made = cluster.admin(1, &["create", "books", "--partitions", "6", "--replicas", "2", "--env", "default_ttl=90"]);
     assert_eq!((&made["partitions"], &made["replicas"], &made["status"]), (&6.into(), &2.into(), &"ready".into()), "{made}");
     let mut client = cluster.client(2).expect("it serves");
     assert_eq!(client.run("SELECT books"), Value::ok(), "another node knows it at once");
     assert_eq!(client.run("SET dune herbert"), Value::ok());
     assert!((1..=90).contains(&client.run("TTL dune").int()));
     for number in 0..3 {
-        assert_eq!(admin(&cluster.url(number), &["nodes"]).as_array().expect("a list").len(), 3);
-        assert_eq!(admin(&cluster.url(number), &["env", "get", "books"]), serde_json::json!({"default_ttl": "90"}));
+        assert_eq!(cluster.admin(number, &["nodes"]).as_array().expect("a list").len(), 3);
+        assert_eq!(cluster.admin(number, &["env", "get", "books"]), serde_json::json!({"default_ttl": "90"}));
     }
-    let moved = admin(&cluster.url(0), &["partitions", "books"]);
+    let moved = cluster.admin(0, &["partitions", "books"]);
     let follower = moved[0]["members"].as_array().expect("members").iter().find(|member| member["leads"] == false).expect("a follower");
     let address = follower["address"].as_str().expect("an address");
-    let moved = admin(&cluster.url(2), &["transfer", "books", "0", "--to", address]);
+    let moved = cluster.admin(2, &["transfer", "books", "0", "--to", address]);
     assert_eq!(moved["leader"], follower["server"]);
-    let done = admin(&cluster.url(0), &["compact", "books", "--wait"]);
+    let done = cluster.admin(0, &["compact", "books", "--wait"]);
     assert_eq!((&done["status"], &done["partitions_done"]), (&"done".into(), &12.into()), "{done}");
-    admin(&cluster.url(1), &["drop", "books"]);
+    cluster.admin(1, &["drop", "books"]);
     within(10, "nothing of it is left", || {
-        let tables = admin(&cluster.url(0), &["tables"]);
+        let tables = cluster.admin(0, &["tables"]);
         tables.as_array().is_some_and(|tables| tables.iter().all(|table| table["name"] != "books"))
     });
     for number in 0..3 {
@@ -170,7 +170,7 @@ fn a_table_that_was_just_made_is_there_for_every_proxy() {
         for db in 1..16 {
             admin(&cluster.url(round % proxy), &["drop", &format!("db{db}")]);
         }
-        within(20, "they are gone", || admin(&cluster.url(0), &["tables"]).as_array().is_some_and(|tables| tables.len() == 1));
+        within(20, "they are gone", || cluster.admin(0, &["tables"]).as_array().is_some_and(|tables| tables.len() == 1));
     }
 }
 
@@ -301,7 +301,10 @@ fn who_does_not_know_the_secret_stays_out() {
     assert!(!wrong.said().contains("Redis clients") && !none.said().contains("Redis clients"), "it serves nobody");
     let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "nodes"]);
     assert!(!said.fine && said.error.contains("waiting for a meta that leads"), "{}", said.error);
-    assert_eq!(admin(&cluster.url(0), &["nodes"]).as_array().expect("a list").len(), 3, "nobody has joined");
+    let wrong = bridle_with(Some("quite another secret"), &["admin", "--url", &cluster.url(0), "drop", "db0"]);
+    let none = bridle(&["admin", "--url", &cluster.url(0), "drop", "db0"]);
+    assert!([&wrong, &none].iter().all(|said| !said.fine && said.error.contains("the cluster's secret is wanted")), "{wrong:?} {none:?}");
+    assert_eq!(cluster.admin(0, &["nodes"]).as_array().expect("a list").len(), 3, "nobody has joined");
 }
 
 #[test]
@@ -317,8 +320,8 @@ fn processes_trust_each_other_by_certificate() {
     made(&["127.0.0.1"], &certs);
     let strange = dir.path().join("strange").display().to_string();
     made(&["127.0.0.1"], &strange);
-    let ports = free_ports(2);
-    let (meta, resp) = (format!("127.0.0.1:{}", ports[0]), ports[1]);
+    let ports = free_ports(3);
+    let (meta, resp, http) = (format!("127.0.0.1:{}", ports[0]), ports[1], ports[2].to_string());
     let tls = |certs: &str| {
         [("cert_file", "127.0.0.1.pem"), ("key_file", "127.0.0.1.key"), ("ca_file", "ca.pem")]
             .into_iter()
@@ -326,20 +329,22 @@ fn processes_trust_each_other_by_certificate() {
             .collect::<Vec<_>>()
     };
     let start = |name: &str, words: &[&str], certs: Option<&str>| {
-        let flags = ["--metas", &meta, "--http-port", "0", "--set", "tables.replicas=2", "--set", "raft_log.segment=1MiB"];
+        let flags = ["--metas", &meta, "--set", "tables.replicas=2", "--set", "raft_log.segment=1MiB"];
         let tls = certs.map(tls).unwrap_or_default();
         let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
         Process::start(dir.path(), name, &[words, &flags[..], &tls[..]].concat())
     };
-    let _one = start("one", &["node", "--listen", &meta, "--port", &resp.to_string()], Some(&certs));
-    let _two = start("two", &["storage", "--listen", "127.0.0.1:0"], Some(&certs));
+    let _one = start("one", &["node", "--listen", &meta, "--port", &resp.to_string(), "--http-port", &http], Some(&certs));
+    let _two = start("two", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&certs));
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, resp));
     let set = || Client::reach(at, Duration::from_secs(6)).and_then(|mut client| client.call(&["SET", "a", "1"]));
     within(20, "two replicas take a write", || set().is_ok_and(|said| said == Value::ok()));
-    let plain = start("plain", &["storage", "--listen", "127.0.0.1:0"], None);
-    let strange = start("other", &["storage", "--listen", "127.0.0.1:0"], Some(&strange));
+    let plain = start("plain", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], None);
+    let strange = start("other", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&strange));
     within(10, "it is told that it can't", || plain.said().contains("a meta can't be reached"));
     within(10, "it is told why", || strange.said().contains("UnknownIssuer") || strange.said().contains("certificate"));
+    let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "drop", "db0"]);
+    assert!(!said.fine && said.error.contains("a cluster that has only certificates"), "{said:?}");
     assert!(!plain.said().contains("serving ") && !strange.said().contains("serving "), "they have not joined");
 }
 
@@ -357,7 +362,7 @@ fn a_directory_of_another_cluster_is_refused() {
     let flags = ["storage", "--metas", &address, "--set", "cluster.name=test", "--listen", "127.0.0.1:0", "--http-port", "0"];
     let stranger = Process::start(dir.path(), "other", &[&flags[..], &["--secret-file", &secret.display().to_string()]].concat());
     within(10, "it is told why", || stranger.said().contains("belongs to cluster"));
-    assert_eq!(admin(&one.url(0), &["nodes"]).as_array().expect("a list").len(), 1);
+    assert_eq!(one.admin(0, &["nodes"]).as_array().expect("a list").len(), 1);
     assert_eq!(std::fs::read_to_string(other.join("IDENTITY")).expect("it is there"), identity, "it is left as it was");
     // Neither does a member's directory serve as a standalone one.
     let data = one.data(0).display().to_string();

@@ -24,7 +24,8 @@
 //! What is refused is answered with 4xx and `{"error": "why"}`: 400 makes no sense, 401 password wanted, 403 comes from a web page, 404 no such
 //! thing, 409 exists already; 5xx with the same body is trouble: 503 not now (try again), 500 a fault or an unknown outcome.
 //!
-//! When the server has a password, each request carries it as `Authorization: Bearer <password>`.
+//! When the server has a password, or the cluster a secret, each request carries one of them as `Authorization: Bearer <password>`. A cluster whose members
+//! know each other by certificate only can't be administered until it has one of the two.
 //!
 //! # Invariants
 //! - Nothing is answered without the password, when there is one (`tests/admin.rs`, `a_password_guards_everything`).
@@ -52,9 +53,13 @@ use crate::error::MetaError;
 use crate::picture::Picture;
 use crate::state::{Record, Refusal, Status};
 
+/// What who sends neither is told.
+const WANTED: &str = "the server's password or the cluster's secret is wanted (Authorization: Bearer <password>; bridle admin --password-file); \
+                      a cluster that has only certificates must be given one of them to be administered";
+
 /// What the API asks of the process that it is part of.
 pub trait Local: Send + Sync + 'static {
-    /// Whether this password (`None`: none was sent) opens the API. Compares in constant time.
+    /// Whether this password or secret (`None`: none was sent) opens the API. Compares in constant time.
     fn authorised(&self, password: Option<&[u8]>) -> bool;
     /// How the node is.
     fn status(&self) -> NodeStatus;
@@ -154,7 +159,7 @@ pub fn let_in(headers: &HeaderMap, local: &dyn Local) -> Result<(), Response> {
     let sent = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let password = sent.and_then(|value| value.split_at_checked(7)).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
     if !local.authorised(password.map(|(_, password)| password)) {
-        let failed = Failed(StatusCode::UNAUTHORIZED, "a password is wanted: Authorization: Bearer <password>".into());
+        let failed = Failed(StatusCode::UNAUTHORIZED, WANTED.into());
         return Err(([(header::WWW_AUTHENTICATE, "Bearer")], failed).into_response());
     }
     Ok(())

@@ -36,6 +36,10 @@ const REPLY_BYTES_GUESS: usize = 2048;
 const OUTPUT_FIRST: usize = 256 * 1024;
 /// With so much waiting for the client to read, nothing more is carried out.
 pub(crate) const OUTPUT_HIGH: usize = 8 << 20;
+/// The same for who has not authenticated.
+const STRANGER_OUTPUT: usize = 64 * 1024;
+/// What who has not authenticated may send ahead of its replies: more than its largest command.
+const STRANGER_INPUT: usize = 256 * 1024;
 /// What one read takes: at first, and when the client sends a lot.
 const READ_BYTES_MIN: usize = 4 * 1024;
 const READ_BYTES_MAX: usize = 256 * 1024;
@@ -217,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Some(writes) = self.session.held {
             ready!(self.wait_for_unpause(writes, context));
         }
-        if self.more && self.output.len() < OUTPUT_HIGH {
+        if self.more && !self.is_behind() {
             return Poll::Ready(Event::Go);
         }
         let event = self.read(context);
@@ -275,7 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Reads what there is.
     fn read(&mut self, context: &mut Context<'_>) -> Poll<Event> {
         // One command may be as long as the limit, and what is behind it takes one more read.
-        if self.more && self.input.len() > self.session.proxy.settings.load().query_bytes_max {
+        if self.more && self.input.len() > self.input_max() {
             return Poll::Pending;
         }
         self.make_room();
@@ -291,7 +295,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.session.proxy.stats.reads.add(1);
                 self.session.proxy.stats.bytes_in.add(read as u64);
                 self.read_bytes = if read == room { (self.read_bytes * 4).min(READ_BYTES_MAX) } else { self.read_bytes };
-                if self.output.len() < OUTPUT_HIGH {
+                if !self.is_behind() {
                     return Poll::Ready(Event::Go);
                 }
                 // Taken in, but not carried out before the client has read some of its replies.
@@ -300,6 +304,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Poll::Pending
             }
         }
+    }
+
+    /// Whether so many of its replies are unread that nothing more is carried out for the client.
+    fn is_behind(&self) -> bool {
+        let unread = self.output.len();
+        unread >= OUTPUT_HIGH || unread >= STRANGER_OUTPUT && self.session.is_stranger()
+    }
+
+    /// How much of what the client sends is taken in before it is carried out, bytes.
+    fn input_max(&self) -> usize {
+        if self.session.is_stranger() { STRANGER_INPUT } else { self.session.proxy.settings.load().query_bytes_max }
     }
 
     /// Room for the next read. Long arguments get theirs in steps that double, so that an announced length alone costs nothing.

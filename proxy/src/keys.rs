@@ -248,7 +248,11 @@ impl Session {
     async fn move_between(&mut self, source: &Arc<Table>, key: Bytes, name: &str) -> Result<bool, Reply> {
         let partition = router::partition_of(source, &key);
         for tried in 0..MOVE_TRIES {
-            let look = Request { ops: vec![Op::Watch { key: key.clone() }, Op::Dump { key: key.clone() }], watched: Vec::new() };
+            let look = Request {
+                ops: vec![Op::Watch { key: key.clone() }, Op::Dump { key: key.clone() }],
+                joined: Vec::new(),
+                watched: Vec::new(),
+            };
             let looked = router::respond(&self.proxy, partition, look, self.deadline()).await;
             let Response::Done(outcomes) = looked.map_err(|error| words::call_error(&error))? else {
                 return Err(commands::words::no_answer());
@@ -268,7 +272,7 @@ impl Session {
             if !self.restore(name, key.clone(), row, tried > 0).await? {
                 return Ok(false);
             }
-            let delete = Request { ops: vec![Op::Delete { key: key.clone() }], watched: vec![watched] };
+            let delete = Request { ops: vec![Op::Delete { key: key.clone() }], joined: Vec::new(), watched: vec![watched] };
             match router::respond(&self.proxy, partition, delete, self.deadline()).await {
                 Ok(Response::Done(_)) => return Ok(true),
                 Ok(Response::Touched) => {}

@@ -119,6 +119,9 @@ impl Batches {
             open.writes = true;
             open.bytes += op.bytes();
         }
+        if joins && !open.request.ops.is_empty() {
+            open.request.joined.push(open.request.ops.len() as u32);
+        }
         open.request.ops.push(op);
         as_line(index)
     }
@@ -189,7 +192,7 @@ impl Line {
     }
 }
 
-/// Reads, on this thread when the leader is here. A node may answer the first ops only, when their answers are large; it is then
+/// Reads, on this thread when the leader is here. A node may answer the ops of the first commands only, when their answers are large; it is then
 /// asked for the others.
 async fn read(proxy: &Proxy, partition: PartitionId, mut request: Request, deadline: Instant) -> Result<Vec<Outcome>, CallError> {
     let mut all = match read_once(proxy, partition, &request, deadline).await? {
@@ -199,6 +202,8 @@ async fn read(proxy: &Proxy, partition: PartitionId, mut request: Request, deadl
     let mut answered = all.len();
     while answered > 0 && answered < request.ops.len() {
         request.ops.drain(..answered);
+        request.joined.retain(|at| *at as usize > answered);
+        request.joined.iter_mut().for_each(|at| *at -= answered as u32);
         let outcomes = read_once(proxy, partition, &request, deadline).await?;
         answered = outcomes.len();
         all.extend(outcomes);
@@ -240,7 +245,7 @@ async fn insist<'a, T>(proxy: &Proxy, deadline: Instant, attempt: impl Fn() -> B
 
 /// One op for one partition.
 pub(crate) async fn ask(proxy: &Proxy, partition: PartitionId, op: Op, deadline: Instant) -> Result<Outcome, Reply> {
-    let request = Request { ops: vec![op], watched: Vec::new() };
+    let request = Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() };
     let outcomes = match request.ops[0].is_write() {
         true => call(proxy, partition, request, deadline).await,
         false => read(proxy, partition, request, deadline).await,

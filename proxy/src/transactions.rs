@@ -85,6 +85,10 @@ impl Transaction {
     /// Queues a command of so many bytes.
     pub(crate) fn queue(&mut self, known: Known, planned: Planned, bytes: usize, bytes_max: usize) -> Reply {
         let Some(queue) = &mut self.queue else { return commands::words::no_answer() };
+        if matches!(&planned, Ok(Plan::Session(call)) if is_barred(call)) {
+            self.spoilt = true;
+            return Reply::error("ERR Command not allowed inside a transaction");
+        }
         self.queued_bytes += bytes + QUEUED_BYTES;
         if self.queued_bytes > bytes_max {
             self.spoilt = true;
@@ -299,7 +303,7 @@ impl Session {
         let Some(partition) = gathered.partition else {
             // Nothing to do with rows, but EXEC still tells whether they were touched.
             for (partition, watched) in tokens {
-                let request = Request { ops: Vec::new(), watched };
+                let request = Request { ops: Vec::new(), joined: Vec::new(), watched };
                 let response = router::respond(&self.proxy, partition, request, deadline).await;
                 if response.map_err(|error| words::call_error(&error))? == Response::Touched {
                     return Ok(None);
@@ -312,7 +316,8 @@ impl Session {
             return Err(Reply::error(words::CROSSSLOT));
         }
         self.proxy.stats.batch(gathered.ops.len());
-        let request = Request { ops: gathered.ops, watched };
+        let joined = (1..gathered.ops.len() as u32).collect();
+        let request = Request { ops: gathered.ops, joined, watched };
         match router::respond(&self.proxy, partition, request, deadline).await {
             Ok(Response::Done(outcomes)) => Ok(Some(outcomes)),
             Ok(Response::Touched) => Ok(None),
@@ -336,7 +341,6 @@ impl Session {
                     Reply::OK
                 }
                 Step::Call(Call::Monitor) => Reply::error("ERR MONITOR isn't allowed for DENY BLOCKING client"),
-                Step::Call(call) if is_barred(&call) => Reply::error("ERR Command not allowed inside a transaction"),
                 Step::Call(call) => self.call(call).await.unwrap_or(Reply::OK),
             });
         }

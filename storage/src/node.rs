@@ -421,7 +421,7 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
         }
         node.alarm.set(now_ms + pause_ms);
         for (replica, cursor) in due {
-            let step = Request { ops: vec![Op::ExpireDue { max: expiry::STEP_MAX, cursor }], watched: Vec::new() };
+            let step = Request { ops: vec![Op::ExpireDue { max: expiry::STEP_MAX, cursor }], joined: Vec::new(), watched: Vec::new() };
             // One step of a partition at a time; a partition that can't be written now is tried again in the next period.
             let done = match replica.queue.push(step) {
                 Ok(outcome) => outcome.await.unwrap_or_else(|_| Err(CallError::Unknown("the partition's executor ended".to_owned()))),

@@ -7,7 +7,7 @@ use cluster::CallError;
 use engine::store::{self, Snapshot};
 use row::edits::{Edits, Family};
 use row::eval::{self, Failed};
-use row::op::{Answer, Content, Op, Request, Response};
+use row::op::{Answer, Content, Op, Refusal, Request, Response};
 use row::view::{Fault, Tx, View};
 use row::{key, value};
 
@@ -98,7 +98,8 @@ fn fault(error: store::Fault) -> Fault {
     Fault(error.to_string())
 }
 
-/// Answers beyond so many bytes are left for the caller to ask for again, so that one request of many large reads does not fill the memory.
+/// Answers beyond so many bytes are left for the caller to ask for again, so that one request of many large reads does not fill the memory; except where they must be
+/// one look, up to what one answer may have.
 const ANSWERS_BYTES: usize = 8 << 20;
 
 /// The bytes of an answer that may be large.
@@ -128,9 +129,15 @@ pub(crate) fn answer(replica: &Replica, request: &Request) -> Result<Option<Resp
     let mut edits = Edits::default();
     let mut outcomes = Vec::with_capacity(request.ops.len());
     let mut bytes = 0;
-    for op in &request.ops {
-        if bytes > ANSWERS_BYTES {
+    let mut joined = request.joined.iter().peekable();
+    for (at, op) in request.ops.iter().enumerate() {
+        let is_joined = joined.next_if(|joined| **joined as usize == at).is_some();
+        if bytes > ANSWERS_BYTES && !is_joined {
             break;
+        }
+        if rules.answer_bytes_max > 0 && bytes > rules.answer_bytes_max {
+            outcomes.push(Err(Refusal::AnswerTooLarge));
+            continue;
         }
         let mut tx = Tx { view: &view, edits: &mut edits, stamp, rules };
         outcomes.push(match eval::eval(op, &mut tx) {

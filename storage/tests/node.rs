@@ -47,7 +47,7 @@ async fn open(dir: &Path) -> Setup {
 
 impl Setup {
     async fn ops(&self, ops: Vec<Op>) -> Result<Response, CallError> {
-        self.node.call(DB0, Request { ops, watched: vec![] }).await
+        self.node.call(DB0, Request { ops, joined: Vec::new(), watched: vec![] }).await
     }
 
     async fn one(&self, op: Op) -> Answer {
@@ -84,7 +84,7 @@ async fn what_was_written_is_read_and_is_there_after_a_restart() {
         setup.one(set(&format!("key{n}"), &n.to_string(), Ttl::Default)).await;
     }
     assert_eq!(setup.one(get("key7")).await, Answer::Bytes(bytes("7")));
-    let read = Request { ops: vec![get("key8"), get("none")], watched: vec![] };
+    let read = Request { ops: vec![get("key8"), get("none")], joined: Vec::new(), watched: vec![] };
     match setup.node.read_now(DB0, &read) {
         Some(Ok(Response::Done(outcomes))) => assert_eq!(outcomes, [Ok(Answer::Bytes(bytes("8"))), Ok(Answer::Nil)]),
         other => panic!("the lease is fresh: {other:?}"),
@@ -128,7 +128,7 @@ async fn a_watched_row_that_was_touched_stops_the_request() {
     setup.one(set("a", "1", Ttl::Default)).await;
     let watched = watch(&setup, "a").await;
     setup.one(set("b", "1", Ttl::Default)).await;
-    let guarded = |watched: Watched| Request { ops: vec![set("a", "2", Ttl::Default)], watched: vec![watched] };
+    let guarded = |watched: Watched| Request { ops: vec![set("a", "2", Ttl::Default)], joined: Vec::new(), watched: vec![watched] };
     assert!(matches!(setup.node.call(DB0, guarded(watched.clone())).await, Ok(Response::Done(_))));
     assert!(matches!(setup.node.call(DB0, guarded(watched)).await, Ok(Response::Touched)));
     // A row that has expired since counts as touched.

@@ -108,7 +108,7 @@ impl Three {
     async fn one(&self, at: usize, op: Op) -> Answer {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            match self.nodes[at].call(PARTITION, Request { ops: vec![op.clone()], watched: vec![] }).await {
+            match self.nodes[at].call(PARTITION, Request { ops: vec![op.clone()], joined: Vec::new(), watched: vec![] }).await {
                 Ok(Response::Done(mut outcomes)) => return outcomes.remove(0).expect("no refusal"),
                 Err(CallError::NoLeader(_)) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(10)).await,
                 other => panic!("{other:?}"),
@@ -177,12 +177,12 @@ async fn a_leader_that_is_cut_off_answers_nothing_and_its_write_is_unknown() {
     let old = three.leader().await;
     three.one(old, set("before")).await;
     three.net.cut.lock().push(old as u64 + 1);
-    let write = three.nodes[old].call(PARTITION, Request { ops: vec![set("lost")], watched: vec![] });
+    let write = three.nodes[old].call(PARTITION, Request { ops: vec![set("lost")], joined: Vec::new(), watched: vec![] });
     let elected = async {
         let new = three.leader().await;
         three.one(new, set("after")).await;
         // From here on the old one must not answer reads.
-        let read = Request { ops: vec![get()], watched: vec![] };
+        let read = Request { ops: vec![get()], joined: Vec::new(), watched: vec![] };
         assert!(three.nodes[old].read_now(PARTITION, &read).is_none(), "no lease is left");
         let answered = three.nodes[old].call(PARTITION, read).await;
         assert!(matches!(answered, Err(CallError::NoLeader(_))), "{answered:?}");

@@ -4,9 +4,20 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::Cluster;
+use super::{Cluster, SECRET};
+use crate::operator::bridle_with;
 
 impl Cluster {
+    /// What `bridle admin --json` says through a process.
+    ///
+    /// # Panics
+    /// When it refuses, or answers in something else.
+    pub fn admin(&self, number: usize, words: &[&str]) -> Json {
+        let said = bridle_with(Some(SECRET), &[&["admin", "--json", "--url", &self.url(number)], words].concat());
+        assert!(said.fine, "{words:?}: {}", said.error);
+        serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", said.out))
+    }
+
     /// What the admin API of any process that answers says to a request.
     ///
     /// # Errors
@@ -14,12 +25,13 @@ impl Cluster {
     pub fn ask(&self, method: &str, path: &str, body: Option<&Json>) -> Result<Json, String> {
         let limit = Some(Duration::from_secs(5));
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(limit).build().into();
+        let bearer = format!("Bearer {SECRET}");
         let mut last = "nobody runs".to_owned();
         for member in self.members.iter().filter(|member| member.child.is_some() && member.role == "node") {
             let url = format!("http://{}:{}{path}", member.ip, member.http_port);
             let answer = match (method, body) {
-                ("PUT", Some(body)) => agent.put(&url).send_json(body),
-                _ => agent.get(&url).call(),
+                ("PUT", Some(body)) => agent.put(&url).header("Authorization", &bearer).send_json(body),
+                _ => agent.get(&url).header("Authorization", &bearer).call(),
             };
             match answer {
                 Ok(mut answer) if answer.status().is_success() => return answer.body_mut().read_json().map_err(|error| error.to_string()),

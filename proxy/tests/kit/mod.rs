@@ -90,7 +90,7 @@ impl World {
             only: row::op::Only::Always,
             want_old: false,
         };
-        let request = Request { ops: vec![set], watched: Vec::new() };
+        let request = Request { ops: vec![set], joined: Vec::new(), watched: Vec::new() };
         let partition = PartitionId { table: table.id, index: 0 };
         self.rows.write().entry(partition).or_default().answer(&request).unwrap();
     }

@@ -5,7 +5,7 @@ mod raft_kit;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::log::Durability;
 use engine::raft::Kind;
@@ -78,6 +78,53 @@ async fn a_replica_far_behind_gets_the_state_and_then_the_log() {
         let others: Vec<u64> = raft_kit::SERVERS.into_iter().filter(|id| *id != leader).collect();
         three.leader_among(&others).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_kept_for_the_slowest_that_is_there() {
+    let three = Three::start_as(Durability::Os, Policy { kept_bytes_max: 64 << 20, kept_entries_max: 10_000, ..SHORT }).await;
+    let leader = three.leader().await;
+    three.put(1000, b"before").await;
+    let late = raft_kit::SERVERS.into_iter().find(|id| *id != leader).unwrap();
+    three.until(late, 1000, b"before").await;
+    three.network.isolate(late, &raft_kit::SERVERS);
+    let (group, store) = (three.group(leader), three.replicas[&leader].store.clone());
+    let lost = group.figures().last_log;
+    for key in 0..VALUES {
+        put(&group, key, &noise(key, VALUE)).await.unwrap();
+    }
+    wait_for("nearly all is flushed", || store.flushed().unwrap().is_some_and(|flushed| flushed.index > lost + VALUES / 2)).await;
+    // The keeper has had a look at it.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(group.figures().purged <= lost, "{:?}", group.status());
+    three.network.heal();
+    three.until(late, VALUES - 1, &noise(VALUES - 1, VALUE)).await;
+    assert_eq!(delivered(&three.network, Kind::Piece), 0, "it came from the log");
+    wait_for("nobody needs it any more", || group.figures().purged > lost).await;
+}
+
+/// Neither for one whose process is gone nor for one that does not answer is a state made, which costs a flush and a look at every byte.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_state_is_made_for_who_is_not_there() {
+    let mut three = one_far_behind().await;
+    let leader = three.leader().await;
+    let dir = three.replicas[&leader].dir.clone();
+    for is_frozen in [false, true] {
+        if is_frozen {
+            three.network.mangle(|letter| letter.target != raft_kit::raft_id(3));
+            three.restart(3).await;
+        }
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(3) {
+            let made = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            assert_eq!(made.filter(|name| name.starts_with("send-")).collect::<Vec<_>>(), Vec::<String>::new());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    three.network.heal();
+    three.put(1001, b"after").await;
+    three.until(3, 1001, b"after").await;
+    check(&three);
 }
 
 #[tokio::test(flavor = "multi_thread")]

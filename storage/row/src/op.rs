@@ -349,6 +349,9 @@ pub enum Refusal {
 pub struct Request {
     /// The ops, in order.
     pub ops: Vec<Op>,
+    /// Which of them, in rising order, must be answered together with the one before. Where nothing is written and answers are large, others may be left unanswered,
+    /// to be asked again.
+    pub joined: Vec<u32>,
     /// If any of these was touched since, nothing is done.
     pub watched: Vec<Watched>,
 }

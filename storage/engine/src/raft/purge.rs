@@ -8,6 +8,7 @@
 //!
 //! # Invariants
 //! - What is purged was flushed (`tests/machine.rs`, `what_is_purged_was_flushed`).
+//! - What a follower lacks that was heard of lately is kept (`tests/raft_states.rs`, `the_log_is_kept_for_the_slowest_that_is_there`).
 //! - A flush is asked for when the policy says so, and never because of another flush (`one_flush_does_not_bring_about_the_next`, there).
 
 use std::collections::VecDeque;

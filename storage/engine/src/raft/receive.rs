@@ -46,6 +46,7 @@ impl Group {
                 Kind::Vote | Kind::PreVote | Kind::Transfer => inner.elections(letter.kind, &letter.body).await,
                 Kind::Offer | Kind::Piece | Kind::Install => inner.arrivals(letter.kind, letter.body).await,
                 Kind::Ready => inner.ready(),
+                Kind::Here => Ok(Bytes::new()),
             }
         })
     }

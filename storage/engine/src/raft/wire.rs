@@ -59,6 +59,8 @@ pub enum Kind {
     Install = 7,
     /// Asks whether the receiver may lead.
     Ready = 8,
+    /// Asks whether the receiver is there.
+    Here = 9,
 }
 
 impl Kind {
@@ -68,9 +70,8 @@ impl Kind {
     }
 
     fn of(byte: u8) -> Option<Kind> {
-        [Kind::Append, Kind::Vote, Kind::PreVote, Kind::Transfer, Kind::Offer, Kind::Piece, Kind::Install, Kind::Ready]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        use Kind::*;
+        [Append, Vote, PreVote, Transfer, Offer, Piece, Install, Ready, Here].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 

@@ -23,6 +23,8 @@ use crate::raft::types::{LeaderId, Node, Types};
 use crate::raft::wire::{Kind, WireError};
 use crate::store::Store;
 
+/// How long the receiver may take to say that it is there.
+const HERE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the receiver may take to compare an offer with what it has.
 const OFFER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a piece may take.
@@ -47,7 +49,9 @@ pub(in crate::raft) async fn send(
         return Err(Unreachable::from_string("only a replica's own state can be sent").into());
     };
     let meta = snapshot.meta;
-    // First of all: what comes after the state must be there when it has arrived.
+    // Nothing is flushed and read for somebody who is gone, however often openraft tries.
+    peer.ask(Kind::Here, Bytes::new(), HERE_PATIENCE).await.map_err(undelivered)?;
+    // Before the state is made: what comes after the state must be there when it has arrived.
     let _held = peer.peers.holds.hold(peer.target, meta.last_log_id.as_ref().map_or(0, |id| id.index));
     let _place = peer.peers.transfers.places.acquire().await.map_err(|error| broken(error.to_string()))?;
     let target = peer.target;
