@@ -180,7 +180,7 @@ fn a_password_guards_clients_and_the_admin_api() {
     let flags = ["--config", config.to_str().unwrap(), "--password-file", password.to_str().unwrap()];
     let server = Server::start(&dir.path().join("data"), &flags);
     assert!(server.redis("GET a").starts_with("-NOAUTH"));
-    assert!(server.admin(&["status"]).1.contains("a password is wanted"));
+    assert!(server.admin(&["status"]).1.contains("the server's password or the cluster's secret is wanted"));
     assert!(server.admin(&["--password-file", password.to_str().unwrap(), "status"]).0);
     assert_eq!(server.page("/metrics").0, 200);
     assert_eq!(server.page("/v1/tables").0, 401);
