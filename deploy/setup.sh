@@ -8,13 +8,19 @@ missing=""
 need() { missing="$missing $1"; }
 has() { command -v "$1" >/dev/null 2>&1; }
 
-has_libclang() {
-    [ -n "${LIBCLANG_PATH:-}" ] && return 0
-    for file in /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib*/libclang*.so* /usr/local/lib/libclang*.so* \
-        /opt/homebrew/opt/llvm/lib/libclang.dylib /Library/Developer/CommandLineTools/usr/lib/libclang.dylib; do
+any() {
+    for file in "$@"; do
         [ -e "$file" ] && return 0
     done
     return 1
+}
+
+# The library alone (libclang1, which doxygen brings) does not do: it needs the compiler's own headers. libclang-cpp is another library.
+has_libclang() {
+    [ -n "${LIBCLANG_PATH:-}" ] && return 0
+    any /opt/homebrew/opt/llvm/lib/libclang.dylib /Library/Developer/CommandLineTools/usr/lib/libclang.dylib && return 0
+    any /usr/lib/llvm-*/lib/libclang.so* /usr/lib/*/libclang.so* /usr/lib/*/libclang-[0-9]*.so* /usr/lib*/libclang.so* /usr/local/lib/libclang.so* &&
+        any /usr/lib/llvm-*/lib/clang/*/include/stddef.h /usr/lib*/clang/*/include/stddef.h /usr/local/lib/clang/*/include/stddef.h
 }
 
 if ! has cargo; then
