@@ -252,10 +252,9 @@ impl meta::admin::Local for Local {
         let Some(settings) = settings else { return false };
         let cluster = matches!(self.shape, Shape::Member(_)).then_some(&self.config.cluster);
         let secret = cluster.map(|cluster| cluster.secret.reveal().as_bytes()).filter(|secret| !secret.is_empty());
-        let knows_certificates = cluster.is_some_and(|cluster| cluster.net_tls().is_some());
         let wanted = [settings.password.as_deref(), secret];
         if wanted.iter().all(Option::is_none) {
-            return !knows_certificates;
+            return cluster.is_none_or(|cluster| !cluster.has_tls());
         }
         // All are looked at, whichever it is.
         password.is_some_and(|sent| wanted.into_iter().flatten().fold(false, |is_right, wanted| bool::from(sent.ct_eq(wanted)) | is_right))

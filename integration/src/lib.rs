@@ -17,5 +17,5 @@ mod server;
 pub mod workload;
 
 pub use client::{Client, Value};
-pub use operator::{Said, bridle, bridle_with, files, within};
+pub use operator::{Said, admin_json, bridle, bridle_with, files, within};
 pub use server::{Server, ServerBuilder, binary};

@@ -39,11 +39,20 @@ pub fn bridle_with(password: Option<&str>, words: &[&str]) -> Said {
     Said { fine: output.status.success(), out: text(output.stdout), error: text(output.stderr) }
 }
 
+/// What `bridle admin --json` answers at a URL.
+///
+/// # Panics
+/// When it refuses, or answers in something else.
+pub fn admin_json(url: &str, password: Option<&str>, words: &[&str]) -> Json {
+    let said = bridle_with(password, &[&["admin", "--json", "--url", url], words].concat());
+    assert!(said.fine, "{words:?}: {}", said.error);
+    serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", said.out))
+}
+
 impl Server {
     /// Runs `bridle admin` against this server.
     pub fn admin(&self, words: &[&str]) -> Said {
-        let url = format!("http://127.0.0.1:{}", self.http_port);
-        bridle(&[&["admin", "--url", &url], words].concat())
+        bridle(&[&["admin", "--url", &self.url()], words].concat())
     }
 
     /// What `bridle admin --json` answers.
@@ -51,9 +60,11 @@ impl Server {
     /// # Panics
     /// When it refuses, or answers in something else.
     pub fn admin_json(&self, words: &[&str]) -> Json {
-        let said = self.admin(&[&["--json"], words].concat());
-        assert!(said.fine, "{words:?}: {}", said.error);
-        serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", said.out))
+        admin_json(&self.url(), None, words)
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.http_port)
     }
 
     /// Status and body of a page of the HTTP port.
@@ -62,7 +73,7 @@ impl Server {
     /// When nobody answers.
     pub fn page(&self, path: &str) -> (u16, String) {
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        let mut response = agent.get(format!("http://127.0.0.1:{}{path}", self.http_port)).call().expect("the HTTP port answers");
+        let mut response = agent.get(format!("{}{path}", self.url())).call().expect("the HTTP port answers");
         (response.status().as_u16(), response.body_mut().read_to_string().expect("a page of text"))
     }
 

@@ -8,15 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use integration::cluster::{Cluster, free_ports};
-use integration::{Client, Value, binary, bridle, bridle_with, within};
+use integration::{Client, Value, admin_json, binary, bridle, bridle_with, within};
 use serde_json::Value as Json;
-
-/// What `bridle admin --json` says through a process.
-fn admin(url: &str, words: &[&str]) -> Json {
-    let said = bridle(&[&["admin", "--json", "--url", url], words].concat());
-    assert!(said.fine, "{words:?}: {}", said.error);
-    serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", said.out))
-}
 
 /// How many of a table's replicas run and lack nothing of their leader's log.
 fn current_replicas(partitions: &Json) -> usize {
@@ -249,11 +242,11 @@ fn roles_live_apart() {
     assert_eq!(client.run("DBSIZE"), Value::Int(101));
     // The admin API answers on a process that is no meta, too.
     let (by_proxy, by_meta) = (format!("http://127.0.0.1:{http}"), format!("http://127.0.0.1:{metas_http}"));
-    let nodes = admin(&by_proxy, &["nodes"]);
+    let nodes = admin_json(&by_proxy, None, &["nodes"]);
     let roles: BTreeSet<String> = nodes.as_array().expect("a list").iter().map(|node| node["roles"].to_string()).collect();
     assert_eq!(roles, ["[\"meta\"]", "[\"proxy\"]", "[\"storage\"]"].map(str::to_owned).into(), "{nodes}");
-    assert_eq!(admin(&by_proxy, &["tables"]), admin(&by_meta, &["tables"]));
-    assert_eq!(admin(&by_proxy, &["create", "books", "--partitions", "2"])["status"], "ready");
+    assert_eq!(admin_json(&by_proxy, None, &["tables"]), admin_json(&by_meta, None, &["tables"]));
+    assert_eq!(admin_json(&by_proxy, None, &["create", "books", "--partitions", "2"])["status"], "ready");
     // With its only meta frozen, then gone, what is there goes on, and of what is not known nothing is claimed.
     assert_eq!(client.run("CONFIG SET call-deadline-ms 1500"), Value::ok());
     let mut in_nine = Client::reach(proxy, Duration::from_secs(6)).expect("it serves");

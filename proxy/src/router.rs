@@ -119,7 +119,8 @@ impl Batches {
             open.writes = true;
             open.bytes += op.bytes();
         }
-        if joins && !open.request.ops.is_empty() {
+        // A request that writes is answered as a whole anyway.
+        if joins && !op.is_write() {
             open.request.joined.push(open.request.ops.len() as u32);
         }
         open.request.ops.push(op);

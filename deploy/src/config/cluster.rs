@@ -36,11 +36,16 @@ impl ClusterSection {
         NetSecret::new(self.secret.reveal()).ok()
     }
 
+    /// Whether processes show each other certificates.
+    pub(crate) fn has_tls(&self) -> bool {
+        !self.cert_file.as_os_str().is_empty()
+    }
+
     /// TLS, if it is set.
     pub(crate) fn net_tls(&self) -> Option<NetTls> {
         let name = Some(&self.tls_name).filter(|name| !name.is_empty()).cloned();
         let tls = NetTls { ca: self.ca_file.clone(), cert: self.cert_file.clone(), key: self.key_file.clone(), name };
-        (!self.cert_file.as_os_str().is_empty()).then_some(tls)
+        self.has_tls().then_some(tls)
     }
 }
 

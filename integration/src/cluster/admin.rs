@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use super::{Cluster, SECRET};
-use crate::operator::bridle_with;
+use crate::operator::admin_json;
 
 impl Cluster {
     /// What `bridle admin --json` says through a process.
@@ -13,9 +13,7 @@ impl Cluster {
     /// # Panics
     /// When it refuses, or answers in something else.
     pub fn admin(&self, number: usize, words: &[&str]) -> Json {
-        let said = bridle_with(Some(SECRET), &[&["admin", "--json", "--url", &self.url(number)], words].concat());
-        assert!(said.fine, "{words:?}: {}", said.error);
-        serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", said.out))
+        admin_json(&self.url(number), Some(SECRET), words)
     }
 
     /// What the admin API of any process that answers says to a request.
