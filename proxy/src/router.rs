@@ -119,8 +119,7 @@ impl Batches {
             open.writes = true;
             open.bytes += op.bytes();
         }
-        // A request that writes is answered as a whole anyway.
-        if joins && !op.is_write() {
+        if joins && !open.request.ops.is_empty() {
             open.request.joined.push(open.request.ops.len() as u32);
         }
         open.request.ops.push(op);

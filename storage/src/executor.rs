@@ -21,14 +21,14 @@ use engine::batch::Link;
 use row::edits::{Edits, Over};
 use row::eval::Failed;
 use row::op::{Answer, Op, Refusal, Request, Response, Watched};
-use row::view::{Rules, Stamp, Tx, View};
+use row::view::{Fault, Rules, Stamp, Tx, View};
 use row::{eval, key};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use crate::hot::Begun;
 use crate::pace::{FULL_OPS, Pace};
-use crate::queue::{Amount, Outcome, Waiting};
+use crate::queue::{Amount, Outcome, Waiting, refuse};
 use crate::reads::Applied;
 use crate::replica::{Leadership, ProposeError, Replica};
 use crate::stripes::{self, Stripes};
@@ -37,6 +37,10 @@ use crate::{batch, expiry};
 /// How much one batch may gather: enough to fill an fsync, little enough to keep the first in it from waiting long.
 const BATCH_OPS_MAX: usize = 20_000;
 const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// With so many bytes of edits a request gets nothing more to write. What it has by then and one op more fit a log entry, whatever the ops are: a
+/// byte appended to a long string writes all of it anew.
+const REQUEST_EDITS_MAX: usize = 16 << 20;
 
 /// Batches that replicate at one time: one is synced while the next waits in the log.
 const FLIGHTS_MAX: usize = 2;
@@ -148,7 +152,7 @@ impl Batch {
     }
 
     fn has_room(&self) -> bool {
-        self.amount.ops < BATCH_OPS_MAX && self.amount.bytes < BATCH_BYTES_MAX
+        self.amount.ops < BATCH_OPS_MAX && self.amount.bytes < BATCH_BYTES_MAX && self.edits.bytes() < BATCH_BYTES_MAX
     }
 
     fn answer(self) {
@@ -160,13 +164,6 @@ impl Batch {
 
     fn refuse(&mut self, why: &CallError) {
         refuse(self.answers.drain(..), why);
-    }
-}
-
-fn refuse(answers: impl Iterator<Item = oneshot::Sender<Outcome>>, why: &CallError) {
-    for answer in answers {
-        // A caller that went away is not missed.
-        let _ = answer.send(Err(why.clone()));
     }
 }
 
@@ -270,12 +267,14 @@ impl Executor {
         // Those that only read (or watch) go first: all in line are concurrent, and so few watches fall behind a write that shares their number.
         waiting.sort_by_key(|waiting| waiting.writes);
         let evaluated = self.evaluate(&waiting);
+        let left = waiting.split_off(*evaluated.as_ref().unwrap_or(&waiting.len()));
         for waiting in waiting {
             self.next.amount.add(&waiting);
             self.next.answers.push(waiting.answer);
         }
-        if let Err(fault) = evaluated {
-            std::mem::take(&mut self.next).refuse(&fault);
+        match evaluated {
+            Ok(_) => self.replica.queue.put_back(left),
+            Err(fault) => std::mem::take(&mut self.next).refuse(&fault),
         }
     }
 
@@ -292,8 +291,8 @@ impl Executor {
         Ok(())
     }
 
-    /// Evaluates requests on top of everything in flight and of the next batch so far.
-    fn evaluate(&mut self, waiting: &[Waiting]) -> Result<(), CallError> {
+    /// Evaluates requests on top of everything in flight and of the next batch so far, until that has no more room; how many.
+    fn evaluate(&mut self, waiting: &[Waiting]) -> Result<usize, CallError> {
         let Executor { replica, flights, next, stripes, link, .. } = self;
         let applied = Applied::at_rest(replica);
         let (stamp, rules) = (replica.clock.write(), replica.rules());
@@ -301,15 +300,20 @@ impl Executor {
         let mut flights = flights.iter().map(|flight| &flight.batch.edits);
         on_top_of(&mut flights, &applied, &mut |view| {
             let mut evaluation = Evaluation { replica, view, stamp, rules, term: link.term, stripes };
+            let mut evaluated = 0;
             for waiting in waiting.chunks(AHEAD) {
                 let keys = waiting.iter().flat_map(|waiting| &waiting.request.ops).filter_map(Op::first_key);
                 replica.heads.expect(&replica.owner, keys.map(|key| key::position(key)));
                 for waiting in waiting {
+                    if next.edits.bytes() >= BATCH_BYTES_MAX {
+                        return Ok(evaluated);
+                    }
                     let response = evaluation.request(&waiting.request, next)?;
                     next.responses.push(response);
+                    evaluated += 1;
                 }
             }
-            Ok(())
+            Ok(evaluated)
         })
     }
 
@@ -414,25 +418,51 @@ impl Evaluation<'_> {
         if !request.watched.iter().all(|watched| self.is_untouched(watched, &batch.edits)) {
             return Ok(Response::Touched);
         }
+        let edits_max = batch.edits.bytes() + REQUEST_EDITS_MAX;
         let mut outcomes = Vec::with_capacity(request.ops.len());
-        for op in &request.ops {
-            let outcome = self.op(op, &mut batch.edits)?;
-            if let (Op::ExpireDue { cursor, .. }, Ok(Answer::Page { next, .. })) = (op, &outcome) {
-                batch.steps.push((*cursor, *next));
+        for ops in request.commands() {
+            if batch.edits.bytes() >= edits_max && ops.iter().any(Op::is_write) {
+                outcomes.extend(ops.iter().map(|_| Err(Refusal::TooMuch)));
+            } else if let [op] = ops {
+                let outcome = self.op(op, &mut batch.edits)?;
+                if let (Op::ExpireDue { cursor, .. }, Ok(Answer::Page { next, .. })) = (op, &outcome) {
+                    batch.steps.push((*cursor, *next));
+                }
+                outcomes.push(outcome);
+            } else {
+                self.together(ops, &mut batch.edits, &mut outcomes)?;
             }
-            outcomes.push(outcome);
         }
         Ok(Response::Done(outcomes))
     }
 
     fn op(&mut self, op: &Op, edits: &mut Edits) -> Result<Result<Answer, Refusal>, CallError> {
         let mut tx = Tx { view: self.view, edits, stamp: self.stamp, rules: self.rules };
-        match eval::eval(op, &mut tx) {
+        self.on(op, &mut tx).map_err(|fault| self.replica.fault(fault))
+    }
+
+    fn on(&mut self, op: &Op, tx: &mut Tx<'_>) -> Result<Result<Answer, Refusal>, Fault> {
+        match eval::eval(op, tx) {
             Ok(Answer::Watched(watched)) => Ok(Ok(Answer::Watched(self.watch(watched)))),
             Ok(answer) => Ok(Ok(answer)),
             Err(Failed::Refused(refusal)) => Ok(Err(refusal)),
-            Err(Failed::Fault(fault)) => Err(self.replica.fault(fault)),
+            Err(Failed::Fault(fault)) => Err(fault),
         }
+    }
+
+    /// Ops that are all done, or none of them when that would be too much.
+    fn together(&mut self, ops: &[Op], edits: &mut Edits, outcomes: &mut Vec<Result<Answer, Refusal>>) -> Result<(), CallError> {
+        let bytes_max = self.rules.edits_bytes_max().unwrap_or(usize::MAX);
+        let mut tx = Tx { view: self.view, edits, stamp: self.stamp, rules: self.rules };
+        let done = eval::apart(bytes_max, Refusal::TooMuch, &mut tx, |tx| {
+            ops.iter().map(|op| Ok(self.on(op, tx)?)).collect::<Result<Vec<_>, Failed>>()
+        });
+        match done {
+            Ok(done) => outcomes.extend(done),
+            Err(Failed::Refused(refusal)) => outcomes.extend(ops.iter().map(|_| Err(refusal))),
+            Err(Failed::Fault(fault)) => return Err(self.replica.fault(fault)),
+        }
+        Ok(())
     }
 
     fn watch(&mut self, mut watched: Watched) -> Watched {

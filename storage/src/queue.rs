@@ -94,10 +94,7 @@ impl Queue {
             line.amount = Amount::default();
             std::mem::take(&mut line.waiting)
         };
-        for waiting in left {
-            // A caller that went away is not missed.
-            let _ = waiting.answer.send(Err(why.clone()));
-        }
+        refuse(left.into_iter().map(|waiting| waiting.answer), why);
     }
 
     /// Waits until so many requests or ops wait, or the queue is closed.
@@ -133,9 +130,31 @@ impl Queue {
         line.waiting.drain(..taken.requests).collect()
     }
 
+    /// Puts requests that were taken and not touched in front of the line again.
+    pub(crate) fn put_back(&self, waiting: Vec<Waiting>) {
+        let mut line = self.line.lock();
+        let Some(why) = line.closed.clone() else {
+            waiting.into_iter().rev().for_each(|waiting| {
+                line.amount.add(&waiting);
+                line.waiting.push_front(waiting);
+            });
+            return;
+        };
+        drop(line);
+        refuse(waiting.into_iter().map(|waiting| waiting.answer), &why);
+    }
+
     /// How many requests wait.
     pub(crate) fn len(&self) -> usize {
         self.line.lock().waiting.len()
+    }
+}
+
+/// Tells those who wait for an outcome that there is none.
+pub(crate) fn refuse(answers: impl Iterator<Item = oneshot::Sender<Outcome>>, why: &CallError) {
+    for answer in answers {
+        // A caller that went away is not missed.
+        let _ = answer.send(Err(why.clone()));
     }
 }
 

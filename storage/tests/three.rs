@@ -13,7 +13,7 @@ use engine::store::{Settings, Shared};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use row::op::{Answer, Only, Op, Request, Response, Ttl};
+use row::op::{Answer, Only, Op, Refusal, Request, Response, Ttl};
 use storage::{Assigned, Node, NodeOptions, Peers};
 
 const PARTITION: PartitionId = PartitionId { table: TableId(1), index: 0 };
@@ -193,5 +193,42 @@ async fn a_leader_that_is_cut_off_answers_nothing_and_its_write_is_unknown() {
     assert!(matches!(outcome, Err(CallError::Unknown(_))), "{outcome:?}");
     three.net.cut.lock().clear();
     assert!(is(&three.one(new, get()).await, "after"));
+    three.close().await;
+}
+
+/// A byte more at the end of each of the first long strings.
+fn appends(count: usize) -> Vec<Op> {
+    (0..count).map(|n| Op::Append { key: Bytes::from(format!("long:{n}")), value: Bytes::from_static(b".") }).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sent_together_is_replicated_or_refused_however_much_it_changes() {
+    const LONG: usize = 5 << 20;
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    for n in 0..16 {
+        let value = Bytes::from(vec![b'v'; LONG]);
+        let key = Bytes::from(format!("long:{n}"));
+        three.one(leader, Op::Set { key, value, ttl: Ttl::Default, only: Only::Always, want_old: false }).await;
+    }
+    let call = |ops: Vec<Op>, joined| three.nodes[leader].call(PARTITION, Request { ops, joined, watched: vec![] });
+    // By many clients at once: as many batches as it takes.
+    let each = appends(16).into_iter().map(|op| call(vec![op], Vec::new()));
+    for response in futures::future::join_all(each).await {
+        assert_eq!(response, Ok(Response::Done(vec![Ok(Answer::Int(LONG as i64 + 1))])));
+    }
+    // In one request: what fits, and nothing of the rest.
+    let Ok(Response::Done(outcomes)) = call(appends(16), Vec::new()).await else { panic!("it is answered") };
+    let done = outcomes.iter().filter(|outcome| **outcome == Ok(Answer::Int(LONG as i64 + 2))).count();
+    assert!((2..=10).contains(&done), "{done}");
+    assert!(outcomes[done..].iter().all(|outcome| *outcome == Err(Refusal::TooMuch)), "{outcomes:?}");
+    // As a transaction: all or nothing.
+    let joined: Vec<u32> = (1..16).collect();
+    let all = call(appends(16), joined.clone()).await;
+    assert_eq!(all, Ok(Response::Done(vec![Err(Refusal::TooMuch); 16])));
+    let some = call(appends(4), joined[..3].to_vec()).await;
+    assert_eq!(some, Ok(Response::Done(vec![Ok(Answer::Int(LONG as i64 + 3)); 4])));
+    assert_eq!(three.one(leader, Op::Length { key: Bytes::from_static(b"long:15") }).await, Answer::Int(LONG as i64 + 1));
     three.close().await;
 }

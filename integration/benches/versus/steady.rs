@@ -1,13 +1,15 @@
 //! Latency under a steady load of half of the peak: requests are due at fixed moments whether or not earlier ones were answered, and latency
 //! counts from the moment a request was due, so that a stall is felt by everyone it would have hit. All connections are driven by one thread,
-//! which takes short naps between moments and otherwise sleeps until an answer comes: what is measured is the server, neither fifty threads
-//! nor a busy one that wait for a core with it.
+//! which sleeps until a timer ticks or an answer comes: what is measured is the server, neither fifty threads nor a busy one that wait for a
+//! core with it.
 
-use std::cell::Cell;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use integration::Server;
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -15,8 +17,8 @@ use crate::Redis;
 
 const CONNECTIONS: usize = 50;
 const MEASURE: Duration = Duration::from_secs(10);
-/// How long the driver sleeps at a time; latencies have this in them.
-const NAP: Duration = Duration::from_micros(50);
+/// How often the driver looks for requests that are due; latencies have half of this in them.
+const TICK: Duration = Duration::from_micros(100);
 
 /// Measures SET and GET and prints percentiles, redis-server's beside them: some of a machine's stalls are the kernel's.
 pub(crate) fn report() {
@@ -55,43 +57,48 @@ fn drive(port: u16, command: &'static str, rate: Option<f64>) -> Vec<Duration> {
         let clock = Rc::new(Clock::default());
         let tasks: Vec<_> =
             (0..CONNECTIONS).map(|me| tokio::task::spawn_local(connection(port, command, rate, me, began, clock.clone()))).collect();
-        let naps = tokio::task::spawn_local(async move { clock.nap().await });
+        // Who sends as soon as it is answered waits for no tick.
+        let ticking = rate.map(|_| tokio::task::spawn_local(async move { clock.tick().await }));
         let mut latencies = Vec::new();
         for task in tasks {
             latencies.extend(task.await.expect("a connection does not fail"));
         }
-        naps.abort();
+        ticking.inspect(tokio::task::JoinHandle::abort);
         latencies
     })
 }
 
-/// What connections wait with for their moments: naps between two looks while anyone waits, and no nap while all wait for answers.
+/// What connections wait with for their moments.
 #[derive(Default)]
 struct Clock {
-    waiting: Cell<usize>,
-    someone_waits: tokio::sync::Notify,
+    ticks: tokio::sync::Notify,
 }
 
 impl Clock {
     async fn wait_for(&self, due: Instant) {
-        if Instant::now() >= due {
-            return;
+        loop {
+            let tick = self.ticks.notified();
+            if Instant::now() >= due {
+                return;
+            }
+            tick.await;
         }
-        self.waiting.set(self.waiting.get() + 1);
-        self.someone_waits.notify_one();
-        while Instant::now() < due {
-            tokio::task::yield_now().await;
-        }
-        self.waiting.set(self.waiting.get() - 1);
     }
 
-    async fn nap(&self) {
+    /// tokio's own timers tick every millisecond.
+    async fn tick(&self) {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer: OwnedFd = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags).expect("a timer");
+        let period = Timespec::try_from(TICK).expect("a short time");
+        let ticking = Itimerspec { it_interval: period, it_value: period };
+        rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &ticking).expect("a valid period");
+        let timer = AsyncFd::new(timer).expect("a timer can be waited for");
         loop {
-            while self.waiting.get() > 0 {
-                std::thread::sleep(NAP);
-                tokio::task::yield_now().await;
-            }
-            self.someone_waits.notified().await;
+            let mut ready = timer.readable().await.expect("the runtime is there");
+            // How many ticks there were does not matter, nor that there was none after all.
+            let _ = rustix::io::read(&timer, &mut [0; 8]);
+            ready.clear_ready();
+            self.ticks.notify_waiters();
         }
     }
 }

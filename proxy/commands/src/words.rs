@@ -22,6 +22,7 @@ pub fn refusal(refusal: Refusal) -> Reply {
         Refusal::NoSuchKey => "ERR no such key",
         Refusal::BusyKey => "BUSYKEY Target key name already exists.",
         Refusal::TooLarge => "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+        Refusal::TooMuch => "BUSY Commands sent together change more than one log entry holds: nothing was done, send fewer at once",
         Refusal::KeyTooLong => "ERR key is longer than 65535 bytes",
         Refusal::AnswerTooLarge => "ERR answer is larger than the server gives at once, use HSCAN, HRANGE or GETRANGE to read in parts",
         Refusal::CheckOperandNotInteger => "ERR operand of the check is not an integer or out of range",

@@ -25,6 +25,9 @@ impl Family {
     pub const ALL: [Family; 3] = [Family::State, Family::Head, Family::Cell];
 }
 
+/// What a record takes in a batch besides its key and value, at most.
+const RECORD_BYTES: usize = 12;
+
 /// Puts and deletes, the last word on each key; and whether everything below was cleared first.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Edits {
@@ -32,9 +35,26 @@ pub struct Edits {
     pub clear: bool,
     /// The new value of each record, `None` = deleted; one map a family, so that a look-up needs no owned key.
     records: [BTreeMap<Bytes, Option<Bytes>>; 3],
+    /// Of all records.
+    bytes: usize,
+    /// How many bytes there may be, if that is bounded.
+    bytes_max: Option<usize>,
+    /// There would be more.
+    is_over: bool,
 }
 
 impl Edits {
+    /// Edits that are to be no larger than so many bytes, as [`Edits::bytes`] counts. What goes beyond is not kept: once they are
+    /// [over](Edits::is_over) they are of no use.
+    pub fn bounded(bytes_max: usize) -> Edits {
+        Edits { bytes_max: Some(bytes_max), ..Edits::default() }
+    }
+
+    /// Whether more was changed than the bound allows.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
     /// Whether nothing is changed.
     pub fn is_empty(&self) -> bool {
         !self.clear && self.records.iter().all(BTreeMap::is_empty)
@@ -47,12 +67,24 @@ impl Edits {
 
     /// Sets a record.
     pub fn put(&mut self, family: Family, key: Bytes, value: Bytes) {
-        self.records[family as usize].insert(key, Some(value));
+        self.change(family, key, Some(value));
     }
 
     /// Deletes a record.
     pub fn delete(&mut self, family: Family, key: Bytes) {
-        self.records[family as usize].insert(key, None);
+        self.change(family, key, None);
+    }
+
+    fn change(&mut self, family: Family, key: Bytes, value: Option<Bytes>) {
+        let (key_bytes, bytes) = (key.len(), record_bytes(&key, value.as_ref()));
+        if self.bytes_max.is_some_and(|max| self.bytes + bytes > max) {
+            self.is_over = true;
+            return;
+        }
+        self.bytes += bytes;
+        if let Some(before) = self.records[family as usize].insert(key, value) {
+            self.bytes -= RECORD_BYTES + key_bytes + before.map_or(0, |value| value.len());
+        }
     }
 
     /// What these edits say of a record: `None` = nothing, `Some(None)` = it is deleted.
@@ -84,8 +116,9 @@ impl Edits {
         if later.clear {
             self.forget_rows();
         }
-        for (mine, theirs) in self.records.iter_mut().zip(later.records) {
-            mine.extend(theirs);
+        self.is_over |= later.is_over;
+        for (family, key, value) in later.into_records() {
+            self.change(family, key, value);
         }
     }
 
@@ -95,17 +128,22 @@ impl Edits {
         self.records[Family::Head as usize].clear();
         self.records[Family::Cell as usize].clear();
         self.records[Family::State as usize].retain(|key, _| !key.starts_with(key::TIME_INDEX));
+        self.bytes = self.iter().map(|(_, key, value)| record_bytes(key, value)).sum();
     }
 
-    /// About how many bytes the changed records have.
+    /// How many bytes the changed records take in a batch, at most.
     pub fn bytes(&self) -> usize {
-        self.iter().map(|(_, key, value)| key.len() + value.map_or(0, Bytes::len)).sum()
+        self.bytes
     }
 
     /// Whether `clear` hides what lies below.
     fn hides(&self, family: Family, key: &[u8]) -> bool {
         self.clear && (family != Family::State || key.starts_with(key::TIME_INDEX))
     }
+}
+
+fn record_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
+    RECORD_BYTES + key.len() + value.map_or(0, Bytes::len)
 }
 
 /// A view with edits on top of it, itself a view: what a batch sees, or what the batch after one in flight sees.

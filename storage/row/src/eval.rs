@@ -1,5 +1,6 @@
 //! From an op to its answer and its edits.
 
+use crate::edits::Edits;
 use crate::op::{Answer, Op, Refusal};
 use crate::view::{Fault, Tx};
 use crate::{expire, hash, hash_expiry, hash_range, keys, native, scan, string};
@@ -28,8 +29,35 @@ impl From<Fault> for Failed {
 /// What becomes of an op.
 pub type Answered = Result<Answer, Failed>;
 
-/// Evaluates one op: answers, and adds what it changes to the batch's edits; a refused op adds nothing.
+/// Evaluates one op: answers, and adds what it changes to the batch's edits; a refused op adds nothing. One that would change more than a log
+/// entry is to hold ([`Rules::edits_bytes_max`](crate::view::Rules::edits_bytes_max)) is refused.
 pub fn eval(op: &Op, tx: &mut Tx<'_>) -> Answered {
+    match tx.rules.edits_bytes_max().filter(|_| op.may_change_much()) {
+        None => answer(op, tx),
+        Some(bytes_max) => apart(bytes_max, Refusal::TooLarge, tx, |tx| answer(op, tx)),
+    }
+}
+
+/// Evaluates something whose edits are taken over as a whole or, when there are more than so many bytes of them, not at all: it is refused then.
+pub fn apart<T>(
+    bytes_max: usize,
+    too_large: Refusal,
+    tx: &mut Tx<'_>,
+    run: impl FnOnce(&mut Tx<'_>) -> Result<T, Failed>,
+) -> Result<T, Failed> {
+    let mut edits = Edits::bounded(bytes_max);
+    let answered = run(&mut Tx { view: &tx.state(), edits: &mut edits, stamp: tx.stamp, rules: tx.rules });
+    // Whatever it says then: it did not see what it had written.
+    if edits.is_over() {
+        return Err(too_large.into());
+    }
+    if answered.is_ok() {
+        tx.edits.merge(edits);
+    }
+    answered
+}
+
+fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
     use Op::*;
     match op {
         Inspect { key } => keys::inspect(tx, key),

@@ -16,17 +16,23 @@ use crate::scan::{self, STEP_ROWS_MAX};
 use crate::value::Head;
 use crate::view::{Fault, Tx};
 
+/// With so many bytes of records deleted a step ends: keys may be long, and are in each record.
+const STEP_BYTES_MAX: usize = 1 << 20;
+
 pub(crate) fn expire_due(tx: &mut Tx<'_>, max: u64, cursor: u64) -> Answered {
     let max = max.clamp(1, STEP_ROWS_MAX);
+    let bytes_max = tx.edits.bytes() + STEP_BYTES_MAX;
     let mut done = 0;
     for (at, due, head_key) in due_entries(tx, max)? {
-        if done >= max {
+        if done >= max || tx.edits.bytes() >= bytes_max {
             break;
         }
-        done += expire_entry(tx, at, due, &head_key, max - done)?;
+        // A field is two records.
+        let fields_max = (STEP_BYTES_MAX / (2 * head_key.len())).max(1) as u64;
+        done += expire_entry(tx, at, due, &head_key, fields_max.min(max - done))?;
     }
     let left = max.saturating_sub(done).max(1); // the walk gets on, however much is due
-    let (swept, next) = sweep_old(tx, left, cursor)?;
+    let (swept, next) = sweep_old(tx, left, bytes_max, cursor)?;
     Ok(Answer::Page { keys: Vec::new(), next, count: done + swept })
 }
 
@@ -77,8 +83,8 @@ fn expire_entry(tx: &mut Tx<'_>, at: u64, due: Due, head_key: &KeyBuf, max: u64)
 }
 
 /// Once rows older than `default_ttl` are due, walks the heads from `cursor` on and deletes those: they have no entry in the index.
-/// How many went, and where to go on (0 = nothing more to walk).
-fn sweep_old(tx: &mut Tx<'_>, max: u64, cursor: u64) -> Result<(u64, u64), Fault> {
+/// How many went, and where to go on (0 = nothing more to walk). At least one goes, if there is one; no more do when there are `bytes_max` of edits.
+fn sweep_old(tx: &mut Tx<'_>, max: u64, bytes_max: usize, cursor: u64) -> Result<(u64, u64), Fault> {
     let due = tx.rules.default_ttl_since_ms.saturating_add(tx.rules.default_ttl_ms);
     if tx.rules.default_ttl_ms == 0 || due > tx.stamp.now_ms {
         return Ok((0, 0));
@@ -97,10 +103,16 @@ fn sweep_old(tx: &mut Tx<'_>, max: u64, cursor: u64) -> Result<(u64, u64), Fault
         }
         ControlFlow::Continue(())
     })?;
+    let mut swept = 0;
     for hashkey in &dead {
+        if swept > 0 && tx.edits.bytes() >= bytes_max {
+            next = key::position(hashkey);
+            break;
+        }
+        swept += 1;
         let head_key = key::head(hashkey);
         let stored = tx.get(Family::Head, &head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
         Row::of(tx, head_key, stored)?.remove(tx)?;
     }
-    Ok((dead.len() as u64, next))
+    Ok((swept, next))
 }

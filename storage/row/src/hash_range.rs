@@ -15,8 +15,9 @@ use crate::view::{Fault, Tx};
 /// Live members that one op with a limit looks at before it says where to go on: a filter that hits nothing shall not walk for ever.
 const LOOKED_MAX: u64 = 100_000;
 
-/// Members that one op deletes at most: each is a record in the batch.
+/// Members that one op deletes at most, and bytes of records: each member is one or two in the batch, which repeat its name and the row's key.
 const DELETED_MAX: u64 = 100_000;
+const DELETED_BYTES_MAX: usize = 4 << 20;
 
 /// Hashes of no more members than this are given whole by HSCAN.
 const SCAN_WHOLE_MAX: u64 = 128;
@@ -216,9 +217,10 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> Answered {
         row.remove(tx)?;
         return Ok(Answer::Deleted { count, next: None });
     }
-    let cells_max = if range.cells_max == 0 { DELETED_MAX } else { range.cells_max.min(DELETED_MAX) };
+    let deleted_max = DELETED_MAX.min((DELETED_BYTES_MAX / key.len().max(1)) as u64);
+    let cells_max = if range.cells_max == 0 { deleted_max } else { range.cells_max.min(deleted_max) };
     let asked = usize::try_from(range.bytes_max).unwrap_or(usize::MAX);
-    let (found, next) = gather(tx, &members, range, range.bytes_max > 0, cells_max, tighter(asked, tx.rules.write_bytes_max))?;
+    let (found, next) = gather(tx, &members, range, range.bytes_max > 0, cells_max, tighter(asked, DELETED_BYTES_MAX))?;
     let mut hash = Writer::open(row)?;
     let mut count = 0;
     for (name, _) in found.finish() {

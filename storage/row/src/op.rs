@@ -332,8 +332,10 @@ pub enum Refusal {
     NoSuchKey,
     /// RESTORE over an existing row.
     BusyKey,
-    /// A value would grow beyond `max_write_size`.
+    /// A value would grow beyond `max_write_size`, or what one op changes beyond what a log entry is to hold.
     TooLarge,
+    /// With what was done before it in one request, more would be changed than a log entry is to hold. Nothing was done; alone it may be possible.
+    TooMuch,
     /// A key is longer than 65,535 bytes.
     KeyTooLong,
     /// The answer would be larger than the server gives at once.
@@ -349,8 +351,8 @@ pub enum Refusal {
 pub struct Request {
     /// The ops, in order.
     pub ops: Vec<Op>,
-    /// Which of them, in rising order, must be answered together with the one before. Where nothing is written and answers are large, others may be left unanswered,
-    /// to be asked again.
+    /// Which of them, in rising order, belong together with the one before: both are done, or neither. Where nothing is written and answers are
+    /// large, others may be left unanswered, to be asked again.
     pub joined: Vec<u32>,
     /// If any of these was touched since, nothing is done.
     pub watched: Vec<Watched>,
@@ -363,6 +365,40 @@ pub enum Response {
     Done(Vec<Result<Answer, Refusal>>),
     /// A watched row was touched; nothing was done.
     Touched,
+}
+
+impl Request {
+    /// Its ops, those together that are done together or not at all.
+    pub fn commands(&self) -> impl Iterator<Item = &[Op]> {
+        let mut joined = self.joined.iter().map(|at| *at as usize).filter(|at| *at > 0).peekable();
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let begin = at;
+            at = (begin + 1).min(self.ops.len());
+            while joined.next_if(|joined| *joined <= at).is_some() {
+                at = (at + 1).min(self.ops.len());
+            }
+            (at > begin).then(|| &self.ops[begin..at])
+        })
+    }
+}
+
+impl Op {
+    /// Whether it may change many records.
+    pub(crate) fn may_change_much(&self) -> bool {
+        match self {
+            Op::HashPut { pairs, .. } | Op::SetAllNew { pairs } => pairs.len() > 1,
+            Op::HashGetDelete { fields, .. }
+            | Op::HashGetExpire { fields, .. }
+            | Op::HashDelete { fields, .. }
+            | Op::HashExpire { fields, .. }
+            | Op::HashPersist { fields, .. } => fields.len() > 1,
+            Op::CheckAndMutate { mutations, .. } => mutations.len() > 1,
+            Op::Rename { .. } | Op::Copy { .. } | Op::Restore { .. } => true,
+            // The others change one record, or look after their own bounds (HashRangeDelete, ExpireDue).
+            _ => false,
+        }
+    }
 }
 
 impl ExpireIf {

@@ -42,6 +42,9 @@ pub struct Rules {
     pub answer_bytes_max: usize,
 }
 
+/// What one op may change beyond `write_bytes_max`: keys of records, repeated with each field, and values that are written anew as they were.
+const RECORDS_BYTES_MAX: usize = 16 << 20;
+
 impl Rules {
     /// When a record expires, `default_ttl` of older rows included. That one is virtual: nothing is rewritten when the rule is set,
     /// whoever reads applies it.
@@ -50,6 +53,11 @@ impl Rules {
             (self.default_ttl_ms > 0 && header.written_at_ms() < self.default_ttl_since_ms)
                 .then(|| self.default_ttl_since_ms.saturating_add(self.default_ttl_ms))
         })
+    }
+
+    /// The most that one op may change, all bytes of records counted: those of a hash repeat its key with each field.
+    pub fn edits_bytes_max(&self) -> Option<usize> {
+        (self.write_bytes_max > 0).then(|| self.write_bytes_max + RECORDS_BYTES_MAX)
     }
 
     /// Refuses to write more than `write_bytes_max`.

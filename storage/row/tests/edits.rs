@@ -75,6 +75,7 @@ proptest! {
 
         let mut merged = first.clone();
         merged.merge(second);
+        prop_assert_eq!(merged.bytes(), merged.iter().map(|(_, key, value)| 12 + key.len() + value.map_or(0, Bytes::len)).sum::<usize>());
         let mut at_once = memory.clone();
         at_once.apply(merged);
         prop_assert_eq!(at_once, applied, "merged edits do what both did");

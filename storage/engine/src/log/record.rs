@@ -116,7 +116,7 @@ pub(crate) fn put(buf: &mut Vec<u8>, place: Place, synced: u32, kind: Kind, grou
     buf.push(kind as u8);
     buf.extend_from_slice(&group.to_le_bytes());
     body(buf);
-    let length = (buf.len() - start - HEADER) as u32;
+    let length = u32::try_from(buf.len() - start - HEADER).expect("entries are bounded, far below 4 GiB");
     let crc = checksum(place, length, &buf[start + 8..]);
     buf[start..start + 4].copy_from_slice(&length.to_le_bytes());
     buf[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
