@@ -223,7 +223,7 @@ pub enum Op {
     HashRangeCount { key: Bytes, range: Range },
     /// Deletes a range. -> `Deleted`
     HashRangeDelete { key: Bytes, range: Range },
-    /// HSCAN: small hashes whole, others about `count` cells. -> `CellsPage`
+    /// HSCAN: small hashes whole, others about `count` cells; some MiB at most. -> `CellsPage`
     HashScan { key: Bytes, cursor: u64, count: u64, glob: Option<Bytes>, want_values: bool },
     /// -> `Int`; refuses `HashNotInteger`, `Overflow`
     HashAdd { key: Bytes, field: Bytes, by: i64 },
