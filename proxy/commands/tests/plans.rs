@@ -95,8 +95,7 @@ impl Word {
 /// One answer of each shape.
 fn answers() -> Vec<Result<Answer, Refusal>> {
     let bytes = || Bytes::from_static(b"x");
-    let row =
-        RowInfo { kind: Kind::Hash, expires_at_ms: Some(u64::MAX), written_at_ms: u64::MAX, len: u64::MAX, bytes: u64::MAX, now_ms: 0 };
+    let row = RowInfo { kind: Kind::Hash, expires_at_ms: Some(u64::MAX), written_at_ms: u64::MAX, len: u64::MAX, now_ms: 0 };
     let cells = || vec![(bytes(), bytes())];
     vec![
         Ok(Answer::Nil),

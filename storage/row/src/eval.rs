@@ -33,6 +33,7 @@ pub fn eval(op: &Op, tx: &mut Tx<'_>) -> Answered {
     use Op::*;
     match op {
         Inspect { key } => keys::inspect(tx, key),
+        Size { key, samples } => keys::size(tx, key, *samples),
         Delete { key } => keys::delete(tx, key),
         Expire { key, until, only } => keys::expire(tx, key, *until, *only),
         Persist { key } => keys::persist(tx, key),

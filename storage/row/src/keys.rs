@@ -12,9 +12,6 @@ use crate::op::{Answer, Content, Deadline, ExpireIf, Refusal, RowInfo, Ttl, Watc
 use crate::value::{Body, Header};
 use crate::view::{Fault, Tx};
 
-/// Members that MEMORY USAGE looks at to estimate the rest, as Redis's `SAMPLES`.
-const SAMPLES: u64 = 5;
-
 /// What Redis 7 keeps in a listpack: `hash-max-listpack-entries` and `-value`.
 const LISTPACK_ENTRIES_MAX: u64 = 512;
 const LISTPACK_VALUE_MAX: usize = 64;
@@ -25,10 +22,9 @@ const EMBSTR_MAX: usize = 44;
 pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> Answered {
     let row = Row::load(tx, key)?;
     let Some(head) = row.head() else { return Ok(Answer::Row(None)) };
-    let header = if row.expires_at_ms().is_some() { Header::BYTES_MAX } else { Header::BYTES_MAX - 8 };
-    let (len, bytes) = match &head.body {
-        Body::String(value) => (value.len() as u64, value.len() as u64),
-        Body::Hash(hash) => (hash.count, 24 + member_bytes(tx, &row, hash.count)?),
+    let len = match &head.body {
+        Body::String(value) => value.len() as u64,
+        Body::Hash(hash) => hash.count,
     };
     Ok(Answer::Row(Some(RowInfo {
         kind: head.kind(),
@@ -36,18 +32,28 @@ pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> Answered {
         written_at_ms: head.header.written_at_ms(),
         len,
         now_ms: tx.stamp.now_ms,
-        bytes: bytes + (8 + key.len() + header + 1) as u64,
     })))
 }
 
+pub(crate) fn size(tx: &Tx<'_>, key: &[u8], samples: u64) -> Answered {
+    let row = Row::load(tx, key)?;
+    let Some(head) = row.head() else { return Ok(Answer::Nil) };
+    let header = if row.expires_at_ms().is_some() { Header::BYTES_MAX } else { Header::BYTES_MAX - 8 };
+    let bytes = match &head.body {
+        Body::String(value) => value.len() as u64,
+        Body::Hash(hash) => 24 + member_bytes(tx, &row, hash.count, samples)?,
+    };
+    Ok(Answer::Int((bytes + (8 + key.len() + header + 1) as u64) as i64))
+}
+
 /// About how many bytes the members of a hash take: those of the first few, times how many there are.
-fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64) -> Result<u64, Failed> {
+fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64, samples: u64) -> Result<u64, Failed> {
     let Some(members) = Members::of(row)? else { return Ok(0) };
     let (mut seen, mut bytes) = (0u64, 0u64);
     members.walk(tx, None, None, false, &mut |name, _, value| {
         seen += 1;
         bytes += (8 + 2 + row.hashkey().len() + 9 + name.len() + Header::BYTES_MAX - 8 + value.len()) as u64;
-        if seen < SAMPLES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if seen == samples { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     Ok((u128::from(bytes) * u128::from(count) / u128::from(seen.max(1))) as u64)
 }

@@ -148,6 +148,9 @@ pub enum Op {
     // ---- any row ----
     /// -> `Row`
     Inspect { key: Bytes },
+    /// About how many bytes the row takes on disk, before compression. The first `samples` members of a hash (0 = all) stand for the others.
+    /// -> `Int` or `Nil`
+    Size { key: Bytes, samples: u64 },
     /// -> `Int` 0|1
     Delete { key: Bytes },
     /// -> `Int` 0|1. A deadline in the past deletes the row (and answers 1).
@@ -256,8 +259,6 @@ pub struct RowInfo {
     pub written_at_ms: u64,
     /// Bytes of a string; live or not yet purged fields of a hash.
     pub len: u64,
-    /// About how many bytes it takes on disk, before compression.
-    pub bytes: u64,
     /// The stamp by which it was judged, ms: what remains of an expiry and how long ago it was written count from here.
     pub now_ms: u64,
 }
