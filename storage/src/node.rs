@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::expiry::{Alarm, Due};
 use crate::hot::Heads;
+use crate::reads::Look;
 use crate::replica::{Replica, ReplicaOptions};
 use crate::{clock, dirs, expiry, reads};
 
@@ -377,10 +378,14 @@ impl Call<Request, Response> for Node {
     fn read_now(&self, partition: PartitionId, request: &Request) -> Option<Result<Response, CallError>> {
         let replicas = self.replicas.load();
         let Some(Held { slot: Ok(replica), .. }) = replicas.get(&partition) else { return None };
-        if !replica.lease.is_valid() || reads::is_for_executor(request) || request.ops.iter().any(|op| reads::is_long(replica, op)) {
+        if !replica.lease.is_valid() || reads::is_for_executor(request) || reads::is_long(replica, request) {
             return None;
         }
-        reads::answer(replica, request).transpose()
+        match reads::answer(replica, request, reads::WALKED_MAX) {
+            Ok(Look::Done(response)) => Some(Ok(response)),
+            Ok(Look::TooLate | Look::TooLong) => None,
+            Err(error) => Some(Err(error)),
+        }
     }
 
     fn call(&self, partition: PartitionId, request: Request) -> Boxed<'_, Result<Response, CallError>> {
