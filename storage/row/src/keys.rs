@@ -120,7 +120,7 @@ pub(crate) fn restore(tx: &mut Tx<'_>, key: &[u8], content: &Content, ttl: Ttl, 
     if row.is_live() && !replace {
         return Err(Refusal::BusyKey.into());
     }
-    let expires_at_ms = tx.expiry(ttl, row.expires_at_ms());
+    let expires_at_ms = tx.expiry(ttl, &row);
     write(tx, row, content.clone(), expires_at_ms)?;
     Ok(Answer::Int(1))
 }
