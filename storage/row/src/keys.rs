@@ -90,7 +90,7 @@ pub(crate) fn rename(tx: &mut Tx<'_>, from: &[u8], to: &[u8], only_new: bool) ->
         return Ok(Answer::Int(0));
     }
     if from != to {
-        let content = content(tx, &row, Some(tx.rules.write_bytes_max))?.ok_or(Refusal::NoSuchKey)?;
+        let content = content_to_write(tx, &row)?.ok_or(Refusal::NoSuchKey)?;
         write(tx, target, content, row.expires_at_ms())?;
         row.remove(tx)?;
     }
@@ -103,7 +103,7 @@ pub(crate) fn copy(tx: &mut Tx<'_>, from: &[u8], to: &[u8], replace: bool) -> An
     if from == to || (target.is_live() && !replace) {
         return Ok(Answer::Int(0));
     }
-    let Some(content) = content(tx, &row, Some(tx.rules.write_bytes_max))? else { return Ok(Answer::Int(0)) };
+    let Some(content) = content_to_write(tx, &row)? else { return Ok(Answer::Int(0)) };
     write(tx, target, content, row.expires_at_ms())?;
     Ok(Answer::Int(1))
 }
@@ -123,6 +123,14 @@ pub(crate) fn restore(tx: &mut Tx<'_>, key: &[u8], content: &Content, ttl: Ttl, 
     let expires_at_ms = tx.expiry(ttl, &row);
     write(tx, row, content.clone(), expires_at_ms)?;
     Ok(Answer::Int(1))
+}
+
+/// Everything in a live row, to be written to another.
+fn content_to_write(tx: &Tx<'_>, row: &Row) -> Result<Option<Content>, Failed> {
+    content(tx, row, Some(tx.rules.write_bytes_max)).map_err(|failed| match failed {
+        Failed::Refused(Refusal::TooLarge) => Refusal::RowTooLarge.into(),
+        other => other,
+    })
 }
 
 /// Everything in a live row. With `write_max` it is read to be written again and refused when too large for that, otherwise to be answered.

@@ -335,6 +335,10 @@ pub enum Refusal {
     BusyKey,
     /// A value would grow beyond `max_write_size`.
     TooLarge,
+    /// RENAME or COPY of a row that is larger than `max_write_size`.
+    RowTooLarge,
+    /// HEXPIRE or HPEXPIRE beyond [`FIELD_EXPIRY_MAX_MS`].
+    ExpiryTooFar,
     /// A key is longer than 65,535 bytes.
     KeyTooLong,
     /// The answer would be larger than the server gives at once.
