@@ -417,7 +417,7 @@ impl Evaluation<'_> {
         let mut outcomes = Vec::with_capacity(request.ops.len());
         for op in &request.ops {
             let outcome = self.op(op, &mut batch.edits)?;
-            if let (Op::ExpireDue { cursor, .. }, Ok(Answer::Page { next, .. })) = (op, &outcome) {
+            if let (Op::ExpireDue { cursor, .. }, Ok(Answer::Expired { next, .. })) = (op, &outcome) {
                 batch.steps.push((*cursor, *next));
             }
             outcomes.push(outcome);

@@ -179,7 +179,7 @@ pub enum Op {
     Clear,
     /// One step of the expiry cycle: deletes up to `max` expired rows and fields found in the time index; and, when `default_ttl` is due for
     /// rows older than it, walks up to so many heads from `cursor` on and deletes those.
-    /// -> `Page` {no keys, next: where the walk goes on, 0 = it is through or there is none, count: how much was deleted}
+    /// -> `Expired`
     ExpireDue { max: u64, cursor: u64 },
 
     // ---- strings ----
@@ -302,6 +302,8 @@ pub enum Answer {
     CellsPage { cells: Vec<(Bytes, Bytes)>, next: u64 },
     /// A page of keys and the cursor of the next (0 = finished).
     Page { keys: Vec<Bytes>, next: u64, count: u64 },
+    /// How many rows and how many fields of other rows were deleted; `next`: where the walk goes on, 0 = it is through or there is none.
+    Expired { rows: u64, fields: u64, next: u64 },
     /// `count` deleted; `next`: the first sortkey left alone when a limit cut it short.
     Deleted { count: u64, next: Option<Bytes> },
     /// A whole row and its expiry.
