@@ -380,9 +380,9 @@ fn move_to(mut args: Args) -> Planned {
 }
 
 /// A table named by its number.
-fn check_db(table: &Bytes) -> Result<(), Reply> {
+pub(crate) fn check_db(table: &Bytes) -> Result<(), Reply> {
     let number = integer(table).ok_or_else(words::not_integer)?;
-    if i32::try_from(number).is_ok() { Ok(()) } else { Err(words::not_integer()) }
+    if i32::try_from(number).is_ok() { Ok(()) } else { Err(words::out_of_bounds(i32::MIN.into(), i32::MAX.into())) }
 }
 
 fn dump(mut args: Args) -> Planned {
