@@ -14,6 +14,9 @@ pub enum Kind {
     Hash = 2,
 }
 
+/// Where the HEXPIRE family's field expiries end, as Redis's do: 46 bits of ms, in the year 4199.
+pub const FIELD_EXPIRY_MAX_MS: u64 = (1 << 46) - 1;
+
 /// A point in time that an op names: relative ones are resolved by the leader's stamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Deadline {
