@@ -27,7 +27,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hexpire",
         arity: -6,
         flags: WRITE | DENYOOM | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "7.4.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -39,7 +39,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hpexpire",
         arity: -6,
         flags: WRITE | DENYOOM | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "7.4.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -51,7 +51,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hexpireat",
         arity: -6,
         flags: WRITE | DENYOOM | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "7.4.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -63,7 +63,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hpexpireat",
         arity: -6,
         flags: WRITE | DENYOOM | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "7.4.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -123,7 +123,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hpersist",
         arity: -5,
         flags: WRITE | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "7.4.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -135,7 +135,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hgetdel",
         arity: -5,
         flags: WRITE | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW access delete"),
         group: GROUP,
         since: "8.0.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -159,7 +159,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hsetex",
         arity: -6,
         flags: WRITE | DENYOOM | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "8.0.0",
         complexity: "O(N) where N is the number of fields being set.",
@@ -304,7 +304,7 @@ fn deadline(number: &[u8], unit: Unit, since: Since, args: &Args) -> Result<Dead
     if number < 0 {
         return Err(Reply::error("ERR invalid expire time, must be >= 0"));
     }
-    let (max, deadline): (i64, fn(i64) -> Deadline) = match since {
+    let (max, deadline): (u64, fn(i64) -> Deadline) = match since {
         Since::Now => (FIELD_EXPIRY_MAX_MS - LONG_AGO_MS, Deadline::In),
         Since::Epoch => (FIELD_EXPIRY_MAX_MS, Deadline::At),
     };
