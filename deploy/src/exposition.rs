@@ -35,6 +35,8 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_log_moved_entries_total", Counter, "Entries written again so that an old segment could go."),
     ("bridle_batch_requests", Histogram, "Clients' requests that went into one entry of the Raft log."),
     ("bridle_batch_bytes", Histogram, "Bytes of one entry."),
+    ("bridle_expired_rows_total", Counter, "Rows that the expiry cycle removed, in partitions that are led here."),
+    ("bridle_expired_fields_total", Counter, "Fields that the expiry cycle removed, of rows that stay, in partitions that are led here."),
     ("bridle_log_segments", Gauge, "Segments in use."),
     ("bridle_log_disk_bytes", Gauge, "Bytes that the log takes on disk, allocated ones included."),
     ("bridle_raft_groups", Gauge, "Raft groups on this node, by whether it leads them."),
@@ -101,6 +103,9 @@ pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
 pub(crate) fn page(local: &Local, handle: &PrometheusHandle) -> String {
     process(local);
     if let Some(node) = &local.node {
+        let (rows, fields) = node.expired();
+        counter!("bridle_expired_rows_total").absolute(rows);
+        counter!("bridle_expired_fields_total").absolute(fields);
         let reports = node.report();
         for table in local.catalogue.tables() {
             of_table(node, &reports, &table);

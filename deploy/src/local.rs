@@ -176,6 +176,10 @@ impl proxy::Node for Local {
             let persistence =
                 vec![("aof_last_write_status", Figure::Text(writes.into())), ("aof_current_size", int(stores.log.stats().disk_bytes()))];
             sections.push(section("persistence", persistence));
+            if let Some(node) = &self.node {
+                let (rows, fields) = node.expired();
+                sections.push(section("stats", vec![("expired_subkeys", int(fields)), ("expired_keys", int(rows))]));
+            }
             sections.push(section("raft", self.of_raft(stores)));
             sections.push(section("rocksdb", self.of_rocksdb(stores)));
         }

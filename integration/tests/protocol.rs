@@ -94,6 +94,22 @@ fn malformed_input_gets_redis_words_and_the_end() {
 }
 
 #[test]
+fn a_hash_larger_than_a_write_may_be_is_not_renamed_copied_or_moved_and_says_why() {
+    let server = Server::builder().flag("durability", "os").flag("set", "storage.max_write_size=4KiB").start();
+    let mut client = server.client();
+    let value = "v".repeat(1500);
+    for field in ["a", "b", "c"] {
+        assert_eq!(client.run(&format!("HSET h {field} {value}")), Value::Int(1));
+    }
+    for command in ["RENAME h to", "RENAMENX h to", "COPY h to", "COPY h to DB 1", "MOVE h 1"] {
+        let Value::Error(error) = client.run(command) else { panic!("{command} was carried out") };
+        assert!(error.starts_with("ERR the key holds more than max_write_size"), "{command}: {error}");
+    }
+    assert_eq!(client.run("HLEN h"), Value::Int(3));
+    assert_eq!(client.run("EXISTS to"), Value::Int(0));
+}
+
+#[test]
 fn values_up_to_the_limit_are_kept_and_larger_ones_are_refused() {
     const LIMIT: usize = 16 << 20;
     let server = Server::builder().flag("durability", "os").start();

@@ -62,6 +62,14 @@ fn weighted(weights: &[u64], seed: u64) -> u32 {
     0
 }
 
+/// Why a row is not copied: what is too large to be read or written whole is told as RENAME tells it.
+fn not_copied(refusal: Refusal) -> Reply {
+    commands::words::refusal(match refusal {
+        Refusal::TooLarge | Refusal::AnswerTooLarge => Refusal::RowTooLarge,
+        other => other,
+    })
+}
+
 impl Session {
     /// KEYS: every page of every partition, up to what may wait for one client.
     pub(crate) async fn keys(&mut self, glob: Bytes) -> Reply {
@@ -223,7 +231,7 @@ impl Session {
         match dump {
             Ok(Ok(Answer::Nil)) => Reply::Int(0),
             Ok(Ok(row)) => self.restore(&name, to, row, replace).await.map_or_else(|reply| reply, |done| Reply::Int(i64::from(done))),
-            Ok(Err(refusal)) => commands::words::refusal(refusal),
+            Ok(Err(refusal)) => not_copied(refusal),
             Err(reply) => reply,
         }
     }
@@ -258,8 +266,10 @@ impl Session {
                 return Err(commands::words::no_answer());
             };
             let mut outcomes = outcomes.into_iter();
-            let (Some(Ok(Answer::Watched(watched))), Some(Ok(row))) = (outcomes.next(), outcomes.next()) else {
-                return Err(commands::words::no_answer());
+            let (watched, row) = match (outcomes.next(), outcomes.next()) {
+                (Some(Ok(Answer::Watched(watched))), Some(Ok(row))) => (watched, row),
+                (_, Some(Err(refusal))) => return Err(not_copied(refusal)),
+                _ => return Err(commands::words::no_answer()),
             };
             if row == Answer::Nil {
                 // Deleted meanwhile: then its copy goes as well.
@@ -294,7 +304,7 @@ impl Session {
         match self.ask(partition, Op::Restore { key: to, content, ttl, replace }).await? {
             Ok(_) => Ok(true),
             Err(Refusal::BusyKey) => Ok(false),
-            Err(refusal) => Err(commands::words::refusal(refusal)),
+            Err(refusal) => Err(not_copied(refusal)),
         }
     }
 

@@ -425,7 +425,7 @@ impl Evaluation<'_> {
                 outcomes.extend(ops.iter().map(|_| Err(Refusal::TooMuch)));
             } else if let [op] = ops {
                 let outcome = self.op(op, &mut batch.edits)?;
-                if let (Op::ExpireDue { cursor, .. }, Ok(Answer::Page { next, .. })) = (op, &outcome) {
+                if let (Op::ExpireDue { cursor, .. }, Ok(Answer::Expired { next, .. })) = (op, &outcome) {
                     batch.steps.push((*cursor, *next));
                 }
                 outcomes.push(outcome);

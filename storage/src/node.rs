@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -11,12 +12,13 @@ use cluster::{Boxed, Call, CallError, Leader, Member, PartitionId, Placement, Se
 use engine::log::Log;
 use engine::raft::{Letter, Ticker, Wire};
 use engine::store::Shared;
-use row::op::{Op, Request, Response};
+use row::op::{Answer, Op, Request, Response};
 use row::view::Rules;
 use tokio::sync::watch;
 
 use crate::expiry::{Alarm, Due};
 use crate::hot::Heads;
+use crate::reads::Look;
 use crate::replica::{Replica, ReplicaOptions};
 use crate::{clock, dirs, expiry, reads};
 
@@ -87,7 +89,9 @@ pub struct Node {
     replicas: ArcSwap<HashMap<PartitionId, Held>>,
     /// One change of the set at a time.
     changing: tokio::sync::Mutex<()>,
-    active_expiry: std::sync::atomic::AtomicBool,
+    active_expiry: AtomicBool,
+    expired_rows: AtomicU64,
+    expired_fields: AtomicU64,
     /// Grows with whatever meta wants to know at once.
     changes: Arc<watch::Sender<u64>>,
     /// When the expiry cycle is to look at the replicas.
@@ -125,6 +129,8 @@ impl Node {
             replicas: ArcSwap::default(),
             changing: tokio::sync::Mutex::default(),
             active_expiry: true.into(),
+            expired_rows: AtomicU64::default(),
+            expired_fields: AtomicU64::default(),
             changes: Arc::default(),
             alarm: Arc::default(),
         });
@@ -316,7 +322,12 @@ impl Node {
 
     /// Whether the expiry cycle runs (DEBUG SET-ACTIVE-EXPIRE).
     pub fn set_active_expiry(&self, active: bool) {
-        self.active_expiry.store(active, std::sync::atomic::Ordering::Relaxed);
+        self.active_expiry.store(active, Ordering::Relaxed);
+    }
+
+    /// How many rows, and how many fields of other rows, the expiry cycle of this process has removed since it began.
+    pub fn expired(&self) -> (u64, u64) {
+        (self.expired_rows.load(Ordering::Relaxed), self.expired_fields.load(Ordering::Relaxed))
     }
 
     /// Figures of a table's partitions here.
@@ -377,10 +388,14 @@ impl Call<Request, Response> for Node {
     fn read_now(&self, partition: PartitionId, request: &Request) -> Option<Result<Response, CallError>> {
         let replicas = self.replicas.load();
         let Some(Held { slot: Ok(replica), .. }) = replicas.get(&partition) else { return None };
-        if !replica.lease.is_valid() || reads::is_for_executor(request) || request.ops.iter().any(|op| reads::is_long(replica, op)) {
+        if !replica.lease.is_valid() || reads::is_for_executor(request) || reads::is_long(replica, request) {
             return None;
         }
-        reads::answer(replica, request).transpose()
+        match reads::answer(replica, request, reads::WALKED_MAX) {
+            Ok(Look::Done(response)) => Some(Ok(response)),
+            Ok(Look::TooLate | Look::TooLong) => None,
+            Err(error) => Some(Err(error)),
+        }
     }
 
     fn call(&self, partition: PartitionId, request: Request) -> Boxed<'_, Result<Response, CallError>> {
@@ -407,7 +422,7 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
         tick.tick().await;
         let Some(node) = node.upgrade() else { return };
         let now_ms = clock::wall_ms();
-        if !node.active_expiry.load(std::sync::atomic::Ordering::Relaxed) || !node.alarm.rings(now_ms) {
+        if !node.active_expiry.load(Ordering::Relaxed) || !node.alarm.rings(now_ms) {
             continue;
         }
         let mut due = Vec::new();
@@ -427,9 +442,18 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
                 Ok(outcome) => outcome.await.unwrap_or_else(|_| Err(CallError::Unknown("the partition's executor ended".to_owned()))),
                 Err(error) => Err(error),
             };
-            if let Err(error) = done {
-                tracing::debug!(partition = ?replica.partition(), %error, "an expiry step did not go through");
-                node.alarm.sound();
+            match done {
+                Ok(Response::Done(outcomes)) => {
+                    if let [Ok(Answer::Expired { rows, fields, .. })] = outcomes[..] {
+                        node.expired_rows.fetch_add(rows, Ordering::Relaxed);
+                        node.expired_fields.fetch_add(fields, Ordering::Relaxed);
+                    }
+                }
+                Ok(Response::Touched) => {}
+                Err(error) => {
+                    tracing::debug!(partition = ?replica.partition(), %error, "an expiry step did not go through");
+                    node.alarm.sound();
+                }
             }
         }
     }

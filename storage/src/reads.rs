@@ -1,5 +1,6 @@
 //! The applied state of a replica as ops see it, and requests that only read.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
@@ -23,24 +24,35 @@ pub(crate) struct Applied<'a> {
     /// Whether heads that were read are kept: not before a write, which keeps its own.
     fills: bool,
     snapshot: Option<Snapshot>,
+    /// How many more records may be walked past before all ranges end.
+    patience: Cell<u64>,
 }
 
 impl<'a> Applied<'a> {
+    fn new(replica: &'a Replica, fills: bool) -> Applied<'a> {
+        Applied { replica, moment: replica.heads.moment(), fills, snapshot: None, patience: Cell::new(u64::MAX) }
+    }
+
     /// Whatever is applied at each get: for a single get.
     pub(crate) fn latest(replica: &'a Replica) -> Applied<'a> {
-        Applied { replica, moment: replica.heads.moment(), fills: true, snapshot: None }
+        Applied::new(replica, true)
     }
 
     /// For the executor: nothing is applied meanwhile.
     pub(crate) fn at_rest(replica: &'a Replica) -> Applied<'a> {
-        Applied { replica, moment: replica.heads.moment(), fills: false, snapshot: None }
+        Applied::new(replica, false)
     }
 
     /// As of now.
     pub(crate) fn snapshot(replica: &'a Replica) -> Result<Applied<'a>, CallError> {
-        let moment = replica.heads.moment();
+        let applied = Applied::new(replica, true);
         let snapshot = replica.store.snapshot().map_err(|error| replica.fault(error))?;
-        Ok(Applied { replica, moment, fills: true, snapshot: Some(snapshot) })
+        Ok(Applied { snapshot: Some(snapshot), ..applied })
+    }
+
+    /// Whether a range ended before its end because it took too long: what was made of it is worth nothing.
+    fn is_out_of_patience(&self) -> bool {
+        self.patience.get() == 0
     }
 }
 
@@ -78,6 +90,10 @@ impl View for Applied<'_> {
         reverse: bool,
         each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
+        let each = &mut |key: &[u8], value: &[u8]| {
+            self.patience.set(self.patience.get().saturating_sub(1));
+            if self.is_out_of_patience() { ControlFlow::Break(()) } else { each(key, value) }
+        };
         match &self.snapshot {
             Some(snapshot) => snapshot.range(of(family), from, to, reverse, each),
             None => self.replica.store.range(of(family), from, to, reverse, each),
@@ -115,14 +131,25 @@ fn large_bytes(answer: &Answer) -> usize {
     }
 }
 
-/// Answers a request that only reads, on the calling thread, at least its first op (see [`ANSWERS_BYTES`]). `None`: the lease had run out by the time the state was looked at.
+/// What became of a look at the state.
+pub(crate) enum Look {
+    /// All is answered that was to be.
+    Done(Response),
+    /// The lease had run out by the time the state was looked at.
+    TooLate,
+    /// There is more to walk past than the caller has time for.
+    TooLong,
+}
+
+/// Answers a request that only reads, on the calling thread, at least its first op (see [`ANSWERS_BYTES`]), unless more than `walked_max` records must be walked past.
 ///
 /// The lease is checked after the look, not before: however long the thread was held up in between, what it saw was then the latest.
-pub(crate) fn answer(replica: &Replica, request: &Request) -> Result<Option<Response>, CallError> {
+pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64) -> Result<Look, CallError> {
     let is_one_get = matches!(request.ops.as_slice(), [op] if one_get(op));
     let view = if is_one_get { Applied::latest(replica) } else { Applied::snapshot(replica)? };
+    view.patience.set(walked_max);
     if !is_one_get && !replica.lease.is_valid() {
-        return Ok(None);
+        return Ok(Look::TooLate);
     }
     let stamp = replica.clock.read();
     let rules = replica.rules();
@@ -140,7 +167,11 @@ pub(crate) fn answer(replica: &Replica, request: &Request) -> Result<Option<Resp
             continue;
         }
         let mut tx = Tx { view: &view, edits: &mut edits, stamp, rules };
-        outcomes.push(match eval::eval(op, &mut tx) {
+        let answered = eval::eval(op, &mut tx);
+        if view.is_out_of_patience() {
+            return Ok(Look::TooLong);
+        }
+        outcomes.push(match answered {
             Ok(answer) => {
                 bytes += large_bytes(&answer);
                 Ok(answer)
@@ -150,7 +181,7 @@ pub(crate) fn answer(replica: &Replica, request: &Request) -> Result<Option<Resp
         });
     }
     assert!(edits.is_empty(), "an op that only reads leaves no edits");
-    Ok((!is_one_get || replica.lease.is_valid()).then_some(Response::Done(outcomes)))
+    Ok(if is_one_get && !replica.lease.is_valid() { Look::TooLate } else { Look::Done(Response::Done(outcomes)) })
 }
 
 /// Whether a request needs the executor: it writes, or asks what only the executor knows.
@@ -163,17 +194,34 @@ fn one_get(op: &Op) -> bool {
     matches!(op, Op::Get { .. } | Op::GetRange { .. } | Op::Length { .. })
 }
 
-/// How many records an op may look at on a thread that serves connections.
+/// How many records a request may look at on a thread that serves connections.
 const LONG: u64 = 1000;
 
-/// Ops that may look at very many records: not on a thread that serves connections.
-pub(crate) fn is_long(replica: &Replica, op: &Op) -> bool {
+/// Past how many records such a thread walks at most. Not all are known before: fields that have expired are walked past as well, and those before the
+/// one that a forgotten HSCAN cursor stands for.
+pub(crate) const WALKED_MAX: u64 = 2 * LONG;
+
+/// Whether a request is known to look at very many records: not on a thread that serves connections.
+pub(crate) fn is_long(replica: &Replica, request: &Request) -> bool {
+    let mut records: u64 = 0;
+    request.ops.iter().any(|op| {
+        records = records.saturating_add(looked_at(replica, op));
+        records > LONG
+    })
+}
+
+/// About how many records an op looks at, as far as that is known before.
+fn looked_at(replica: &Replica, op: &Op) -> u64 {
     match op {
-        Op::Scan { count, .. } | Op::HashScan { count, .. } => *count > LONG,
-        Op::HashRange { key, .. } | Op::HashRangeCount { key, .. } | Op::HashRandom { key, .. } | Op::Dump { key } => {
-            fields(replica, key) > LONG
+        Op::Scan { count, .. } | Op::HashScan { count, .. } => *count,
+        Op::HashGet { fields, .. } => fields.len() as u64,
+        Op::HashExpiry { fields, .. } => fields.len() as u64,
+        Op::HashRange { key, .. } | Op::HashRangeCount { key, .. } | Op::Dump { key } | Op::Size { key, samples: 0 } => {
+            fields(replica, key)
         }
-        _ => false,
+        Op::Size { samples, .. } => *samples,
+        Op::HashRandom { key, count, .. } => fields(replica, key).saturating_add(count.min(&0).unsigned_abs()),
+        _ => 1,
     }
 }
 

@@ -29,7 +29,7 @@ use crate::judge::RowJudge;
 use crate::lease::Lease;
 use crate::node::{Peers, TableFigures};
 use crate::queue::Queue;
-use crate::reads;
+use crate::reads::{self, Look};
 
 /// A replica, running until [`Replica::stop`] or [`Replica::close`].
 pub struct Replica {
@@ -358,21 +358,23 @@ impl Replica {
 
     /// Answers a request that only reads, confirming the lease when it has to.
     pub(crate) async fn read(self: &Arc<Self>, request: Request) -> Result<Response, CallError> {
-        let is_long = request.ops.iter().any(|op| reads::is_long(self, op));
+        let mut is_long = reads::is_long(self, &request);
         let request = Arc::new(request);
         for _ in 0..READ_TRIES {
             if !self.lease.is_valid() {
                 self.confirm_lease().await?;
             }
-            let answer = if is_long {
+            let look = if is_long {
                 let (replica, request) = (self.clone(), request.clone());
-                let answered = tokio::task::spawn_blocking(move || reads::answer(&replica, &request)).await;
-                answered.map_err(told)??
+                let look = tokio::task::spawn_blocking(move || reads::answer(&replica, &request, u64::MAX)).await;
+                look.map_err(told)??
             } else {
-                reads::answer(self, &request)?
+                reads::answer(self, &request, reads::WALKED_MAX)?
             };
-            if let Some(response) = answer {
-                return Ok(response);
+            match look {
+                Look::Done(response) => return Ok(response),
+                Look::TooLate => {}
+                Look::TooLong => is_long = true,
             }
         }
         Err(CallError::NoLeader("the lease runs out before a read is done".to_owned()))

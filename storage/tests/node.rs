@@ -152,6 +152,45 @@ async fn the_expiry_cycle_removes_rows_that_nobody_reads() {
         assert!(Instant::now() < deadline, "expired rows stay");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    while setup.node.expired() != (3000, 0) {
+        assert!(Instant::now() < deadline, "{:?} were counted", setup.node.expired());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    setup.close().await;
+}
+
+fn fields(names: std::ops::Range<u32>, ttl: Ttl) -> Op {
+    let pairs = names.map(|n| (bytes(&format!("field{n:05}")), bytes("v"))).collect();
+    Op::HashPut { key: bytes("h"), pairs, only: Only::Always, ttl }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_that_serves_connections_walks_past_few_records() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open(dir.path()).await;
+    let now = |ops: Vec<Op>| setup.node.read_now(DB0, &Request { ops, joined: Vec::new(), watched: vec![] }).is_some();
+    setup.node.set_active_expiry(false);
+    setup.one(fields(0..900, Ttl::Never)).await;
+    let len = || Op::HashLen { key: bytes("h") };
+    let random = |count| Op::HashRandom { key: bytes("h"), count, seed: 1, want_values: false };
+    let page = |cursor| Op::HashScan { key: bytes("h"), cursor, count: 10, glob: None, want_values: true };
+    let some = |count: usize| Op::HashGet { key: bytes("h"), fields: vec![bytes("field00007"); count].into() };
+    for ops in [vec![len()], vec![random(-10)], vec![page(0)], vec![page(7)], vec![some(10)], vec![len(); 10]] {
+        assert!(now(ops.clone()), "{ops:?} were answered at once");
+    }
+    for ops in [vec![random(-1000)], vec![some(2000)], vec![get("x"); 2000], vec![some(100); 20]] {
+        assert!(!now(ops.clone()), "{ops:?} were not left to others");
+    }
+    // Of a hash that is larger, or full of what has expired, only the walk itself tells.
+    setup.one(fields(900..4000, Ttl::Until(Deadline::In(1)))).await;
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert!(!now(vec![len()]));
+    assert_eq!(setup.one(len()).await, Answer::Int(900));
+    setup.one(fields(900..4000, Ttl::Never)).await;
+    assert!(now(vec![len()]) && now(vec![page(0)]));
+    assert!(!now(vec![page(7)]), "nobody remembers what this cursor stands for");
+    let Answer::CellsPage { cells, .. } = setup.one(page(7)).await else { panic!("no page") };
+    assert_eq!(cells.len(), 10);
     setup.close().await;
 }
 

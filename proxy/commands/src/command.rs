@@ -164,8 +164,17 @@ fn getkeys(mut args: Args) -> Planned {
 fn getkeysandflags(mut args: Args) -> Planned {
     let words = args.rest::<Words>();
     let command = with_keys(&words)?;
-    let with_access = |key: &Bytes| Reply::Array(vec![Reply::Bulk(key.clone()), access(command)]);
-    Ok(Plan::Reply(Reply::Array(command.keys_of(&words).map(with_access).collect())))
+    let accesses = match command.keys.access {
+        // SET's: it reads its key if one of the words is GET.
+        VARIABLE if words.iter().any(|word| word.eq_ignore_ascii_case(b"get")) => vec!["RW access update"],
+        VARIABLE => vec!["OW update"],
+        _ => accesses(command),
+    };
+    let with_access = |(at, key): (usize, &Bytes)| {
+        let access = accesses[at.min(accesses.len() - 1)];
+        Reply::Array(vec![Reply::Bulk(key.clone()), words_of(access)])
+    };
+    Ok(Plan::Reply(Reply::Array(command.keys_of(&words).enumerate().map(with_access).collect())))
 }
 
 /// The entry of a full command that has keys.
@@ -195,7 +204,7 @@ fn named(name: &[u8]) -> Option<&'static Command> {
 
 /// COMMAND INFO's ten elements.
 fn entry(command: &Command) -> Reply {
-    let Keys { first, last, step } = command.keys;
+    let Keys { first, last, step, .. } = command.keys;
     let shown = flags::NAMES.iter().filter(|(flag, _)| command.is(*flag)).map(|(_, name)| Reply::Status((*name).into()));
     let subcommands: Vec<_> = command.subcommands().map(entry).collect();
     let categories = command.categories().map(|name| Reply::Status(format!("@{name}").into()));
@@ -208,33 +217,47 @@ fn entry(command: &Command) -> Reply {
         Reply::Int(step.into()),
         Reply::Set(categories.collect()),
         Reply::Set(Vec::new()),
-        Reply::Set(key_spec(command).into_iter().collect()),
+        Reply::Set(key_specs(command)),
         if subcommands.is_empty() { Reply::Set(subcommands) } else { Reply::Array(subcommands) },
     ])
 }
 
-/// Where keys stand, in the newer notation.
-fn key_spec(command: &Command) -> Option<Reply> {
-    let Keys { first, last, step } = command.keys;
+/// Where keys stand and what is done with them, in the newer notation: one specification for all, or one for each of two.
+fn key_specs(command: &Command) -> Vec<Reply> {
+    let Keys { first, last, step, .. } = command.keys;
     if first == 0 {
-        return None;
+        return Vec::new();
     }
-    let last = if last < 0 { last } else { last - first };
+    let accesses = accesses(command);
+    let last = if accesses.len() > 1 || last < 0 { last.min(0) } else { last - first };
     let search =
         |kind: &'static str, spec: Vec<(Reply, Reply)>| Reply::Map(vec![(text("type"), text(kind)), (text("spec"), Reply::Map(spec))]);
     let range =
         vec![(text("lastkey"), Reply::Int(last.into())), (text("keystep"), Reply::Int(step.into())), (text("limit"), Reply::Int(0))];
-    Some(Reply::Map(vec![
-        (text("flags"), access(command)),
-        (text("begin_search"), search("index", vec![(text("index"), Reply::Int(first.into()))])),
-        (text("find_keys"), search("range", range)),
-    ]))
+    let spec = |(index, access): (i64, &'static str)| {
+        Reply::Map(vec![
+            (text("flags"), words_of(access)),
+            (text("begin_search"), search("index", vec![(text("index"), Reply::Int(index))])),
+            (text("find_keys"), search("range", range.clone())),
+        ])
+    };
+    (i64::from(first)..).zip(accesses).map(spec).collect()
 }
 
-/// What a command may do with its keys.
-fn access(command: &Command) -> Reply {
-    let names: &[&str] = if command.is(READONLY) { &["RO", "access"] } else { &["RW", "access", "update"] };
-    Reply::Set(names.iter().map(|name| Reply::Status((*name).into())).collect())
+/// What an entry says of a key that is read or not, depending on the options.
+const VARIABLE: &str = "RW access update variable_flags";
+
+/// What a command does with its keys; more than one where it does another thing with the second.
+fn accesses(command: &Command) -> Vec<&'static str> {
+    match command.keys.access {
+        "" if command.is(READONLY) => vec!["RO access"],
+        "" => vec!["RW access update"],
+        access => access.split(", ").collect(),
+    }
+}
+
+fn words_of(access: &'static str) -> Reply {
+    Reply::Set(access.split(' ').map(|word| Reply::Status(word.into())).collect())
 }
 
 /// A bulk string of fixed text.

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::args::integer;
+use crate::keys::check_db;
 use crate::plan::Hello;
 use crate::table::Command;
 use crate::table::Keys;
@@ -140,7 +142,11 @@ fn auth(mut args: Args) -> Planned {
 }
 
 fn select(mut args: Args) -> Planned {
-    Ok(Plan::Session(Session::Select(args.word())))
+    let table = args.word();
+    if integer(&table).is_some() {
+        check_db(&table)?;
+    }
+    Ok(Plan::Session(Session::Select(table)))
 }
 
 fn quit(_: Args) -> Planned {

@@ -94,7 +94,8 @@ impl Arg {
             reply.push((text("display_text"), owned(&self.name)));
         }
         if kind == "key" {
-            reply.push((text("key_spec_index"), Reply::Int(0)));
+            let is_second = matches!(self.name.as_str(), "newkey" | "destination");
+            reply.push((text("key_spec_index"), Reply::Int(is_second.into())));
         }
         if let Some(token) = &self.token {
             reply.push((text("token"), owned(token)));

@@ -3,21 +3,20 @@
 //! All name their fields as `FIELDS numfields field [field ...]`, and answer one number or value a field.
 
 use bytes::Bytes;
-use row::op::{Answer, Deadline, ExpireIf, Only, Op, Ttl};
+use row::op::{Answer, Deadline, ExpireIf, FIELD_EXPIRY_MAX_MS, Only, Op, Refusal, Ttl};
+use smallvec::smallvec;
 
 use crate::args::{Since, TIMES, Unit, integer};
 use crate::hash::put_or_zero;
+use crate::plan::Wording;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
 use crate::table::{Command, Keys};
 use crate::{Args, Plan, Planned, Reply, answers, words};
 
 const GROUP: &str = "hash";
 
-/// Absolute field expiries end here, as Redis's do: 46 bits of ms, in the year 4199.
-const FIELD_EXPIRY_MAX_MS: i64 = ((1 << 48) - 2) >> 2;
-
 /// A moment that has passed: a relative field expiry that goes too far even from here is refused without knowing the time.
-const LONG_AGO_MS: i64 = 1_700_000_000_000;
+const LONG_AGO_MS: u64 = 1_700_000_000_000;
 
 /// What HEXPIRE, HTTL and their like answer for a field that is not there.
 const NO_FIELD: i64 = -2;
@@ -28,7 +27,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hexpire",
         arity: -6,
         flags: WRITE | DENYOOM | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "7.4.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -40,7 +39,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hpexpire",
         arity: -6,
         flags: WRITE | DENYOOM | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "7.4.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -52,7 +51,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hexpireat",
         arity: -6,
         flags: WRITE | DENYOOM | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "7.4.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -64,7 +63,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hpexpireat",
         arity: -6,
         flags: WRITE | DENYOOM | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "7.4.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -124,7 +123,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hpersist",
         arity: -5,
         flags: WRITE | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "7.4.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -136,7 +135,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hgetdel",
         arity: -5,
         flags: WRITE | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW access delete"),
         group: GROUP,
         since: "8.0.0",
         complexity: "O(N) where N is the number of specified fields",
@@ -160,7 +159,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "hsetex",
         arity: -6,
         flags: WRITE | DENYOOM | FAST,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "8.0.0",
         complexity: "O(N) where N is the number of fields being set.",
@@ -200,7 +199,14 @@ fn expire(mut args: Args, unit: Unit, since: Since) -> Planned {
     }
     let fields = fields(&mut args, "ERR Parameter `numFields` should be greater than 0")?;
     let count = fields.len();
-    Plan::with(Op::HashExpire { key, fields, until, only }, move |answer| numbers(answer, count, |number| number))
+    let name = args.name();
+    let word = move |outcomes: Vec<Result<Answer, Refusal>>| match outcomes.into_iter().next() {
+        Some(Ok(answer)) => numbers(answer, count, |number| number),
+        Some(Err(Refusal::ExpiryTooFar)) => words::invalid_expire(&name),
+        Some(Err(refusal)) => words::refusal(refusal),
+        None => words::no_answer(),
+    };
+    Ok(Plan::rows(smallvec![Op::HashExpire { key, fields, until, only }], Wording::Outcomes(Box::new(word))))
 }
 
 fn httl(args: Args) -> Planned {
@@ -298,7 +304,7 @@ fn deadline(number: &[u8], unit: Unit, since: Since, args: &Args) -> Result<Dead
     if number < 0 {
         return Err(Reply::error("ERR invalid expire time, must be >= 0"));
     }
-    let (max, deadline): (i64, fn(i64) -> Deadline) = match since {
+    let (max, deadline): (u64, fn(i64) -> Deadline) = match since {
         Since::Now => (FIELD_EXPIRY_MAX_MS - LONG_AGO_MS, Deadline::In),
         Since::Epoch => (FIELD_EXPIRY_MAX_MS, Deadline::At),
     };
@@ -306,7 +312,7 @@ fn deadline(number: &[u8], unit: Unit, since: Since, args: &Args) -> Result<Dead
         Unit::Seconds => number.checked_mul(1000),
         Unit::Millis => Some(number),
     };
-    ms.filter(|&ms| ms <= max).map(deadline).ok_or_else(|| words::invalid_expire(&args.name()))
+    ms.filter(|&ms| ms.unsigned_abs() <= max).map(deadline).ok_or_else(|| words::invalid_expire(&args.name()))
 }
 
 /// `FIELDS numfields field [field ...]` to the end.

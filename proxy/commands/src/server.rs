@@ -8,6 +8,9 @@ use crate::table::flags::{ADMIN, ALLOW_BUSY, CONTAINER, DANGEROUS, FAST, KEYSPAC
 use crate::table::{Command, Keys, container, help};
 use crate::{Args, Plan, Planned, Reply, Session, answers, words};
 
+/// Fields whose size stands for that of the others, as Redis's `OBJ_COMPUTE_SIZE_DEF_SAMPLES`.
+const SAMPLES: u64 = 5;
+
 /// Commands on the server.
 pub(crate) static TABLE: &[Command] = &[
     Command {
@@ -158,10 +161,10 @@ pub(crate) static TABLE: &[Command] = &[
         name: "memory|usage",
         arity: -3,
         flags: READONLY,
-        keys: Keys::SECOND,
+        keys: Keys::SECOND.with("RO"),
         group: "server",
         since: "4.0.0",
-        complexity: "O(1)",
+        complexity: "O(N) where N is the number of samples.",
         summary: "Estimates the bytes on disk of a key and its value.",
         syntax: "key [SAMPLES count]",
         plan: memory_usage,
@@ -206,7 +209,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "debug|object",
         arity: 3,
         flags: ADMIN | NOSCRIPT | LOADING | STALE,
-        keys: Keys::SECOND,
+        keys: Keys::SECOND.with("RO"),
         group: "server",
         since: "1.0.0",
         complexity: "O(1)",
@@ -320,17 +323,14 @@ fn memory_stats(_: Args) -> Planned {
 }
 
 fn memory_usage(mut args: Args) -> Planned {
-    let key = args.word();
+    let (key, mut samples) = (args.word(), SAMPLES);
     while args.left() >= 2 && args.flag("SAMPLES") {
-        // The size is exact without samples; the option is checked as Redis does.
-        if args.int()? < 0 {
-            return Err(Args::syntax());
-        }
+        samples = u64::try_from(args.int()?).map_err(|_| Args::syntax())?;
     }
     args.end()?;
-    Plan::one(Op::Inspect { key }, |answer| match answer {
-        Answer::Row(Some(row)) => Reply::Int(i64::try_from(row.bytes).unwrap_or(i64::MAX)),
-        Answer::Row(None) => Reply::Nil,
+    Plan::one(Op::Size { key, samples }, |answer| match answer {
+        Answer::Int(bytes) => Reply::Int(bytes),
+        Answer::Nil => Reply::Nil,
         _ => words::no_answer(),
     })
 }
@@ -354,25 +354,25 @@ fn debug_set_active_expire(mut args: Args) -> Planned {
 
 fn debug_object(mut args: Args) -> Planned {
     let key = args.word();
-    let ops = smallvec![Op::Inspect { key: key.clone() }, Op::Encoding { key }];
+    let ops = smallvec![Op::Inspect { key: key.clone() }, Op::Size { key: key.clone(), samples: SAMPLES }, Op::Encoding { key }];
     Ok(Plan::rows(
         ops,
         Wording::All(|answers| match answers.as_slice() {
-            [Answer::Row(Some(row)), Answer::Bytes(encoding)] => debug_line(row, &String::from_utf8_lossy(encoding)),
-            [Answer::Row(None), _] | [_, Answer::Nil] => Reply::error("ERR no such key"),
+            [Answer::Row(Some(row)), Answer::Int(bytes), Answer::Bytes(encoding)] => {
+                debug_line(row, *bytes, &String::from_utf8_lossy(encoding))
+            }
+            [Answer::Row(None), ..] | [_, Answer::Nil, _] | [.., Answer::Nil] => Reply::error("ERR no such key"),
             _ => words::no_answer(),
         }),
     ))
 }
 
 /// DEBUG OBJECT's line. A row lives in no one place, so its address is 0.
-fn debug_line(row: &RowInfo, encoding: &str) -> Reply {
+fn debug_line(row: &RowInfo, bytes: i64, encoding: &str) -> Reply {
     let idle = row.now_ms.saturating_sub(row.written_at_ms) / 1000;
     // Redis's LRU clock: seconds in 24 bits.
     let lru = (row.written_at_ms / 1000) & 0x00ff_ffff;
-    Reply::Status(
-        format!("Value at:0x0 refcount:1 encoding:{encoding} serializedlength:{} lru:{lru} lru_seconds_idle:{idle}", row.bytes).into(),
-    )
+    Reply::Status(format!("Value at:0x0 refcount:1 encoding:{encoding} serializedlength:{bytes} lru:{lru} lru_seconds_idle:{idle}").into())
 }
 
 #[allow(clippy::approx_constant, reason = "Redis's number")]

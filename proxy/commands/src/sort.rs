@@ -14,7 +14,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "sort",
         arity: -2,
         flags: WRITE | DENYOOM | DANGEROUS,
-        keys: Keys::ONE,
+        keys: Keys::ONE.with("RO access"),
         group: "generic",
         since: "1.0.0",
         complexity: "O(N+M*log(M)) where N is the number of elements in the list or set to sort, and M the number of returned elements. When the elements are not sorted, complexity is O(N).",

@@ -48,21 +48,32 @@ pub struct Keys {
     pub first: i8,
     pub last: i8,
     pub step: i8,
+    /// What is done with them, in the words of Redis's key specifications; behind a comma, what with the second. Empty: as the flags say.
+    pub access: &'static str,
 }
 
 impl Keys {
     /// None.
-    pub const NONE: Keys = Keys { first: 0, last: 0, step: 0 };
+    pub const NONE: Keys = Keys::at(0, 0, 0);
     /// The first argument.
-    pub const ONE: Keys = Keys { first: 1, last: 1, step: 1 };
+    pub const ONE: Keys = Keys::at(1, 1, 1);
     /// The first argument of a subcommand.
-    pub const SECOND: Keys = Keys { first: 2, last: 2, step: 1 };
+    pub const SECOND: Keys = Keys::at(2, 2, 1);
     /// The first two arguments.
-    pub const TWO: Keys = Keys { first: 1, last: 2, step: 1 };
+    pub const TWO: Keys = Keys::at(1, 2, 1);
     /// All arguments.
-    pub const ALL: Keys = Keys { first: 1, last: -1, step: 1 };
+    pub const ALL: Keys = Keys::at(1, -1, 1);
     /// Every second argument: key value key value.
-    pub const PAIRS: Keys = Keys { first: 1, last: -1, step: 2 };
+    pub const PAIRS: Keys = Keys::at(1, -1, 2);
+
+    const fn at(first: i8, last: i8, step: i8) -> Keys {
+        Keys { first, last, step, access: "" }
+    }
+
+    /// The same places, where something else is done than what is usual for a command that reads (`RO access`) or writes (`RW access update`).
+    pub const fn with(self, access: &'static str) -> Keys {
+        Keys { access, ..self }
+    }
 }
 
 /// What COMMAND tells about a command, and what the proxy goes by. Redis's names.
@@ -170,7 +181,7 @@ impl Command {
 
     /// The keys among its words; those that the words are too few for are left out.
     pub fn keys_of<'a>(&self, words: &'a Words) -> impl Iterator<Item = &'a Bytes> + use<'a> {
-        let Keys { first, last, step } = self.keys;
+        let Keys { first, last, step, .. } = self.keys;
         let len = words.len() as i64;
         let last = if last < 0 { len + i64::from(last) } else { i64::from(last) };
         let from = i64::from(first).min(len) as usize;

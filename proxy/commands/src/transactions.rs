@@ -46,7 +46,7 @@ pub(crate) static TABLE: &[Command] = &[
         name: "watch",
         arity: -2,
         flags: NOSCRIPT | LOADING | STALE | FAST | ALLOW_BUSY,
-        keys: Keys::ALL,
+        keys: Keys::ALL.with("RO"),
         group: "transactions",
         since: "2.2.0",
         complexity: "O(1) for every key.",

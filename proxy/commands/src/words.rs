@@ -22,7 +22,15 @@ pub fn refusal(refusal: Refusal) -> Reply {
         Refusal::NoSuchKey => "ERR no such key",
         Refusal::BusyKey => "BUSYKEY Target key name already exists.",
         Refusal::TooLarge => "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+        Refusal::TooManyFields => {
+            "ERR the command changes more than one log entry holds, the key counted with each field: name fewer at once"
+        }
         Refusal::TooMuch => "BUSY Commands sent together change more than one log entry holds: nothing was done, send fewer at once",
+        Refusal::RowTooLarge => {
+            "ERR the key holds more than max_write_size, which is what one command writes at most: copy a hash in parts with HSCAN and \
+             HSET, or raise the setting"
+        }
+        Refusal::ExpiryTooFar => "ERR invalid expire time",
         Refusal::KeyTooLong => "ERR key is longer than 65535 bytes",
         Refusal::AnswerTooLarge => "ERR answer is larger than the server gives at once, use HSCAN, HRANGE or GETRANGE to read in parts",
         Refusal::CheckOperandNotInteger => "ERR operand of the check is not an integer or out of range",

@@ -95,8 +95,7 @@ impl Word {
 /// One answer of each shape.
 fn answers() -> Vec<Result<Answer, Refusal>> {
     let bytes = || Bytes::from_static(b"x");
-    let row =
-        RowInfo { kind: Kind::Hash, expires_at_ms: Some(u64::MAX), written_at_ms: u64::MAX, len: u64::MAX, bytes: u64::MAX, now_ms: 0 };
+    let row = RowInfo { kind: Kind::Hash, expires_at_ms: Some(u64::MAX), written_at_ms: u64::MAX, len: u64::MAX, now_ms: 0 };
     let cells = || vec![(bytes(), bytes())];
     vec![
         Ok(Answer::Nil),
@@ -113,6 +112,7 @@ fn answers() -> Vec<Result<Answer, Refusal>> {
         Ok(Answer::Cells { cells: vec![], next: None }),
         Ok(Answer::CellsPage { cells: cells(), next: u64::MAX }),
         Ok(Answer::Page { keys: vec![bytes()], next: u64::MAX, count: u64::MAX }),
+        Ok(Answer::Expired { rows: u64::MAX, fields: u64::MAX, next: u64::MAX }),
         Ok(Answer::Deleted { count: u64::MAX, next: Some(bytes()) }),
         Ok(Answer::Content {
             content: Content::Hash(vec![(bytes(), bytes(), Some(u64::MAX)), (bytes(), bytes(), Some(0))]),

@@ -34,7 +34,10 @@ pub type Answered = Result<Answer, Failed>;
 pub fn eval(op: &Op, tx: &mut Tx<'_>) -> Answered {
     match tx.rules.edits_bytes_max().filter(|_| op.may_change_much()) {
         None => answer(op, tx),
-        Some(bytes_max) => apart(bytes_max, Refusal::TooLarge, tx, |tx| answer(op, tx)),
+        Some(bytes_max) => {
+            let too_large = if matches!(op, Op::Rename { .. } | Op::Copy { .. }) { Refusal::RowTooLarge } else { Refusal::TooManyFields };
+            apart(bytes_max, too_large, tx, |tx| answer(op, tx))
+        }
     }
 }
 
@@ -61,6 +64,7 @@ fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
     use Op::*;
     match op {
         Inspect { key } => keys::inspect(tx, key),
+        Size { key, samples } => keys::size(tx, key, *samples),
         Delete { key } => keys::delete(tx, key),
         Expire { key, until, only } => keys::expire(tx, key, *until, *only),
         Persist { key } => keys::persist(tx, key),

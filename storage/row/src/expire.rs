@@ -22,18 +22,29 @@ const STEP_BYTES_MAX: usize = 1 << 20;
 pub(crate) fn expire_due(tx: &mut Tx<'_>, max: u64, cursor: u64) -> Answered {
     let max = max.clamp(1, STEP_ROWS_MAX);
     let bytes_max = tx.edits.bytes() + STEP_BYTES_MAX;
-    let mut done = 0;
+    let (mut rows, mut fields) = (0, 0);
     for (at, due, head_key) in due_entries(tx, max)? {
-        if done >= max || tx.edits.bytes() >= bytes_max {
+        if rows + fields >= max || tx.edits.bytes() >= bytes_max {
             break;
         }
         // A field is two records.
         let fields_max = (STEP_BYTES_MAX / (2 * head_key.len())).max(1) as u64;
-        done += expire_entry(tx, at, due, &head_key, fields_max.min(max - done))?;
+        match expire_entry(tx, at, due, &head_key, fields_max.min(max - rows - fields))? {
+            Gone::Row => rows += 1,
+            Gone::Fields(names) => fields += names,
+        }
     }
-    let left = max.saturating_sub(done).max(1); // the walk gets on, however much is due
+    let left = max.saturating_sub(rows + fields).max(1); // the walk gets on, however much is due
     let (swept, next) = sweep_old(tx, left, bytes_max, cursor)?;
-    Ok(Answer::Page { keys: Vec::new(), next, count: done + swept })
+    Ok(Answer::Expired { rows: rows + swept, fields, next })
+}
+
+/// What an entry of the time index pointed out and is deleted.
+enum Gone {
+    /// A row; of a hash, with all fields that it still had.
+    Row,
+    /// So many fields.
+    Fields(u64),
 }
 
 /// The first entries of the time index that are due.
@@ -52,18 +63,18 @@ fn due_entries(tx: &Tx<'_>, max: u64) -> Result<Vec<(u64, Due, KeyBuf)>, Fault> 
     fault.map_or(Ok(entries), Err)
 }
 
-/// Deletes what one entry points out, at most `max` records of it; how many things were deleted.
-fn expire_entry(tx: &mut Tx<'_>, at: u64, due: Due, head_key: &KeyBuf, max: u64) -> Result<u64, Fault> {
+/// Deletes what one entry points out, at most `max` records of it.
+fn expire_entry(tx: &mut Tx<'_>, at: u64, due: Due, head_key: &KeyBuf, max: u64) -> Result<Gone, Fault> {
     let stored = tx.get(Family::Head, head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
     let Some(head) = stored else {
         // The row went with an earlier entry of this step, and its other entry with it; deleting that again is harmless.
         tx.delete(Family::State, key::time_index(at, due, head_key));
-        return Ok(0);
+        return Ok(Gone::Fields(0));
     };
     let row = Row::of(tx, head_key.clone(), Some(head))?;
     if !row.is_live() {
         row.remove(tx)?;
-        return Ok(1);
+        return Ok(Gone::Row);
     }
     let names = match Members::of(&row) {
         Ok(Some(members)) => members.expired(tx, max)?,
@@ -72,14 +83,14 @@ fn expire_entry(tx: &mut Tx<'_>, at: u64, due: Due, head_key: &KeyBuf, max: u64)
     if names.is_empty() {
         // An entry without a reason. It would be tried again for ever, and stopping every replica over it would help nobody: it goes.
         tx.delete(Family::State, key::time_index(at, due, head_key));
-        return Ok(1);
+        return Ok(Gone::Fields(0));
     }
-    let Ok(mut hash) = Writer::open(row) else { return Ok(0) };
+    let Ok(mut hash) = Writer::open(row) else { return Ok(Gone::Fields(0)) };
     for name in &names {
         hash.remove(tx, name)?;
     }
     hash.save(tx)?;
-    Ok(names.len() as u64)
+    Ok(Gone::Fields(names.len() as u64))
 }
 
 /// Once rows older than `default_ttl` are due, walks the heads from `cursor` on and deletes those: they have no entry in the index.

@@ -150,6 +150,9 @@ pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: &[u8]) ->
     Ok(Answer::Bytes(new))
 }
 
+/// What a cell that was drawn takes beside its name and value: its index, two handles to bytes, and as much again when it is worded.
+const DRAWN_BYTES: u64 = 128;
+
 /// Draws by walking the row: uniform, and as long as the row is.
 pub(crate) fn random(tx: &Tx<'_>, key: &[u8], count: i64, seed: u64, want_values: bool) -> Answered {
     let row = Row::load(tx, key)?;
@@ -159,15 +162,13 @@ pub(crate) fn random(tx: &Tx<'_>, key: &[u8], count: i64, seed: u64, want_values
     if count == 0 || live == 0 {
         return Ok(none);
     }
-    // A cell of the answer takes some tens of bytes before its name: an absurd count is refused before anything is drawn.
-    let many = count.unsigned_abs();
-    if count < 0 || many < live {
-        tx.rules.check_answer(usize::try_from(many.saturating_mul(16)).unwrap_or(usize::MAX))?;
-    }
+    // An absurd count is refused before anything is drawn.
+    let many = if count < 0 { count.unsigned_abs() } else { count.unsigned_abs().min(live) };
+    tx.rules.check_answer(usize::try_from(many.saturating_mul(DRAWN_BYTES)).unwrap_or(usize::MAX))?;
     let mut draw = Draw(seed);
     let drawn: Vec<u64> = if count < 0 {
         (0..many).map(|_| draw.below(live)).collect()
-    } else if many >= live {
+    } else if many == live {
         (0..live).collect()
     } else {
         draw.distinct(many, live)

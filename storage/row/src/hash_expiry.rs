@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::eval::Answered;
 use crate::head::Row;
 use crate::members::{Members, Writer};
-use crate::op::{Answer, Deadline, ExpireIf};
+use crate::op::{Answer, Deadline, ExpireIf, FIELD_EXPIRY_MAX_MS, Refusal};
 use crate::view::Tx;
 
 const NO_FIELD: i64 = -2;
@@ -16,10 +16,13 @@ const DELETED: i64 = 2;
 
 pub(crate) fn expire(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes], until: Deadline, only: ExpireIf) -> Answered {
     let mut hash = Writer::open(Row::load(tx, key)?)?;
+    let at = tx.deadline_ms(until);
+    if at > FIELD_EXPIRY_MAX_MS {
+        return Err(Refusal::ExpiryTooFar.into());
+    }
     if !hash.exists() {
         return Ok(Answer::Nil);
     }
-    let at = tx.deadline_ms(until);
     let mut answers = Vec::with_capacity(fields.len());
     for name in fields {
         answers.push(match hash.get(tx, name)? {

@@ -25,6 +25,9 @@ const SCAN_WHOLE_MAX: u64 = 128;
 /// Members that one HSCAN call looks at, at most.
 const SCAN_COUNT_MAX: u64 = 10_000;
 
+/// A page of HSCAN ends when it has so many bytes, that of a small hash too: 128 values of 16 MiB are not one answer.
+const SCAN_BYTES_MAX: usize = 8 << 20;
+
 /// Names and values collected into one buffer, so that an answer of many cells is one allocation and not two a cell.
 #[derive(Debug)]
 pub(crate) struct Gathered {
@@ -259,15 +262,14 @@ pub(crate) fn scan(tx: &Tx<'_>, key: &[u8], cursor: u64, count: u64, glob: Optio
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::CellsPage { cells: Vec::new(), next: 0 }) };
     let filter = glob.map_or(Filter::None, |glob| Filter::Glob(glob.clone()));
-    let whole = members.hash().count <= SCAN_WHOLE_MAX;
-    let start = if whole { None } else { resume(tx, &members, cursor)? };
-    let count = count.clamp(1, SCAN_COUNT_MAX);
+    let start = resume(tx, &members, cursor)?;
+    let count = if members.hash().count <= SCAN_WHOLE_MAX { SCAN_WHOLE_MAX } else { count.clamp(1, SCAN_COUNT_MAX) };
+    let bytes_max = tighter(SCAN_BYTES_MAX, tx.rules.answer_bytes_max);
     let mut found = Gathered::new(want_values);
     let mut looked = 0;
     let mut next = 0;
     members.walk(tx, start.as_deref(), None, false, &mut |name, _, value| {
-        let full = looked >= count || tx.rules.check_answer(found.bytes()).is_err();
-        if full && !whole {
+        if looked >= count || found.bytes() >= bytes_max {
             next = cursor_of(name);
             tx.view.remember(next, name);
             return ControlFlow::Break(());

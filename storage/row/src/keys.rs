@@ -12,9 +12,6 @@ use crate::op::{Answer, Content, Deadline, ExpireIf, Refusal, RowInfo, Ttl, Watc
 use crate::value::{Body, Header};
 use crate::view::{Fault, Tx};
 
-/// Members that MEMORY USAGE looks at to estimate the rest, as Redis's `SAMPLES`.
-const SAMPLES: u64 = 5;
-
 /// What Redis 7 keeps in a listpack: `hash-max-listpack-entries` and `-value`.
 const LISTPACK_ENTRIES_MAX: u64 = 512;
 const LISTPACK_VALUE_MAX: usize = 64;
@@ -25,10 +22,9 @@ const EMBSTR_MAX: usize = 44;
 pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> Answered {
     let row = Row::load(tx, key)?;
     let Some(head) = row.head() else { return Ok(Answer::Row(None)) };
-    let header = if row.expires_at_ms().is_some() { Header::BYTES_MAX } else { Header::BYTES_MAX - 8 };
-    let (len, bytes) = match &head.body {
-        Body::String(value) => (value.len() as u64, value.len() as u64),
-        Body::Hash(hash) => (hash.count, 24 + member_bytes(tx, &row, hash.count)?),
+    let len = match &head.body {
+        Body::String(value) => value.len() as u64,
+        Body::Hash(hash) => hash.count,
     };
     Ok(Answer::Row(Some(RowInfo {
         kind: head.kind(),
@@ -36,18 +32,28 @@ pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> Answered {
         written_at_ms: head.header.written_at_ms(),
         len,
         now_ms: tx.stamp.now_ms,
-        bytes: bytes + (8 + key.len() + header + 1) as u64,
     })))
 }
 
+pub(crate) fn size(tx: &Tx<'_>, key: &[u8], samples: u64) -> Answered {
+    let row = Row::load(tx, key)?;
+    let Some(head) = row.head() else { return Ok(Answer::Nil) };
+    let header = if row.expires_at_ms().is_some() { Header::BYTES_MAX } else { Header::BYTES_MAX - 8 };
+    let bytes = match &head.body {
+        Body::String(value) => value.len() as u64,
+        Body::Hash(hash) => 24 + member_bytes(tx, &row, hash.count, samples)?,
+    };
+    Ok(Answer::Int((bytes + (8 + key.len() + header + 1) as u64) as i64))
+}
+
 /// About how many bytes the members of a hash take: those of the first few, times how many there are.
-fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64) -> Result<u64, Failed> {
+fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64, samples: u64) -> Result<u64, Failed> {
     let Some(members) = Members::of(row)? else { return Ok(0) };
     let (mut seen, mut bytes) = (0u64, 0u64);
     members.walk(tx, None, None, false, &mut |name, _, value| {
         seen += 1;
         bytes += (8 + 2 + row.hashkey().len() + 9 + name.len() + Header::BYTES_MAX - 8 + value.len()) as u64;
-        if seen < SAMPLES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if seen == samples { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     Ok((u128::from(bytes) * u128::from(count) / u128::from(seen.max(1))) as u64)
 }
@@ -84,7 +90,7 @@ pub(crate) fn rename(tx: &mut Tx<'_>, from: &[u8], to: &[u8], only_new: bool) ->
         return Ok(Answer::Int(0));
     }
     if from != to {
-        let content = content(tx, &row, Some(tx.rules.write_bytes_max))?.ok_or(Refusal::NoSuchKey)?;
+        let content = content_to_write(tx, &row)?.ok_or(Refusal::NoSuchKey)?;
         write(tx, target, content, row.expires_at_ms())?;
         row.remove(tx)?;
     }
@@ -97,7 +103,7 @@ pub(crate) fn copy(tx: &mut Tx<'_>, from: &[u8], to: &[u8], replace: bool) -> An
     if from == to || (target.is_live() && !replace) {
         return Ok(Answer::Int(0));
     }
-    let Some(content) = content(tx, &row, Some(tx.rules.write_bytes_max))? else { return Ok(Answer::Int(0)) };
+    let Some(content) = content_to_write(tx, &row)? else { return Ok(Answer::Int(0)) };
     write(tx, target, content, row.expires_at_ms())?;
     Ok(Answer::Int(1))
 }
@@ -114,9 +120,17 @@ pub(crate) fn restore(tx: &mut Tx<'_>, key: &[u8], content: &Content, ttl: Ttl, 
     if row.is_live() && !replace {
         return Err(Refusal::BusyKey.into());
     }
-    let expires_at_ms = tx.expiry(ttl, row.expires_at_ms());
+    let expires_at_ms = tx.expiry(ttl, &row);
     write(tx, row, content.clone(), expires_at_ms)?;
     Ok(Answer::Int(1))
+}
+
+/// Everything in a live row, to be written to another.
+fn content_to_write(tx: &Tx<'_>, row: &Row) -> Result<Option<Content>, Failed> {
+    content(tx, row, Some(tx.rules.write_bytes_max)).map_err(|failed| match failed {
+        Failed::Refused(Refusal::TooLarge) => Refusal::RowTooLarge.into(),
+        other => other,
+    })
 }
 
 /// Everything in a live row. With `write_max` it is read to be written again and refused when too large for that, otherwise to be answered.

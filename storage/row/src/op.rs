@@ -14,6 +14,9 @@ pub enum Kind {
     Hash = 2,
 }
 
+/// Where the HEXPIRE family's field expiries end, as Redis's do: 46 bits of ms, in the year 4199.
+pub const FIELD_EXPIRY_MAX_MS: u64 = (1 << 46) - 1;
+
 /// A point in time that an op names: relative ones are resolved by the leader's stamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Deadline {
@@ -148,6 +151,9 @@ pub enum Op {
     // ---- any row ----
     /// -> `Row`
     Inspect { key: Bytes },
+    /// About how many bytes the row takes on disk, before compression. The first `samples` members of a hash (0 = all) stand for the others.
+    /// -> `Int` or `Nil`
+    Size { key: Bytes, samples: u64 },
     /// -> `Int` 0|1
     Delete { key: Bytes },
     /// -> `Int` 0|1. A deadline in the past deletes the row (and answers 1).
@@ -176,7 +182,7 @@ pub enum Op {
     Clear,
     /// One step of the expiry cycle: deletes up to `max` expired rows and fields found in the time index; and, when `default_ttl` is due for
     /// rows older than it, walks up to so many heads from `cursor` on and deletes those.
-    /// -> `Page` {no keys, next: where the walk goes on, 0 = it is through or there is none, count: how much was deleted}
+    /// -> `Expired`
     ExpireDue { max: u64, cursor: u64 },
 
     // ---- strings ----
@@ -223,7 +229,7 @@ pub enum Op {
     HashRangeCount { key: Bytes, range: Range },
     /// Deletes a range. -> `Deleted`
     HashRangeDelete { key: Bytes, range: Range },
-    /// HSCAN: small hashes whole, others about `count` cells. -> `CellsPage`
+    /// HSCAN: small hashes whole, others about `count` cells; some MiB at most. -> `CellsPage`
     HashScan { key: Bytes, cursor: u64, count: u64, glob: Option<Bytes>, want_values: bool },
     /// -> `Int`; refuses `HashNotInteger`, `Overflow`
     HashAdd { key: Bytes, field: Bytes, by: i64 },
@@ -256,8 +262,6 @@ pub struct RowInfo {
     pub written_at_ms: u64,
     /// Bytes of a string; live or not yet purged fields of a hash.
     pub len: u64,
-    /// About how many bytes it takes on disk, before compression.
-    pub bytes: u64,
     /// The stamp by which it was judged, ms: what remains of an expiry and how long ago it was written count from here.
     pub now_ms: u64,
 }
@@ -301,6 +305,8 @@ pub enum Answer {
     CellsPage { cells: Vec<(Bytes, Bytes)>, next: u64 },
     /// A page of keys and the cursor of the next (0 = finished).
     Page { keys: Vec<Bytes>, next: u64, count: u64 },
+    /// How many rows and how many fields of other rows were deleted; `next`: where the walk goes on, 0 = it is through or there is none.
+    Expired { rows: u64, fields: u64, next: u64 },
     /// `count` deleted; `next`: the first sortkey left alone when a limit cut it short.
     Deleted { count: u64, next: Option<Bytes> },
     /// A whole row and its expiry.
@@ -332,10 +338,16 @@ pub enum Refusal {
     NoSuchKey,
     /// RESTORE over an existing row.
     BusyKey,
-    /// A value would grow beyond `max_write_size`, or what one op changes beyond what a log entry is to hold.
+    /// A value would grow beyond `max_write_size`.
     TooLarge,
+    /// The records that would be changed, each with the row's key in it, are more than one op may change.
+    TooManyFields,
     /// With what was done before it in one request, more would be changed than a log entry is to hold. Nothing was done; alone it may be possible.
     TooMuch,
+    /// RENAME or COPY of a row that is larger than `max_write_size`.
+    RowTooLarge,
+    /// HEXPIRE or HPEXPIRE beyond [`FIELD_EXPIRY_MAX_MS`].
+    ExpiryTooFar,
     /// A key is longer than 65,535 bytes.
     KeyTooLong,
     /// The answer would be larger than the server gives at once.

@@ -23,7 +23,7 @@ impl Op {
             | SetRange { .. } => true,
             HashPut { .. } | HashGetDelete { .. } | HashGetExpire { .. } | HashDelete { .. } | HashRangeDelete { .. } => true,
             HashAdd { .. } | HashAddFloat { .. } | HashExpire { .. } | HashPersist { .. } | CheckAndMutate { .. } => true,
-            Inspect { .. } | Dump { .. } | Encoding { .. } | Scan { .. } | Nearest { .. } | Rows | Watch { .. } => false,
+            Inspect { .. } | Size { .. } | Dump { .. } | Encoding { .. } | Scan { .. } | Nearest { .. } | Rows | Watch { .. } => false,
             Get { .. } | GetRange { .. } | Length { .. } => false,
             HashGet { .. }
             | HashLen { .. }
@@ -49,6 +49,7 @@ impl Op {
         use Op::*;
         match self {
             Inspect { key }
+            | Size { key, .. }
             | Delete { key }
             | Expire { key, .. }
             | Persist { key }
@@ -97,6 +98,7 @@ impl Op {
         use Op::*;
         match self {
             Inspect { .. } => "inspect",
+            Size { .. } => "size",
             Delete { .. } => "delete",
             Expire { .. } => "expire",
             Persist { .. } => "persist",

@@ -29,7 +29,7 @@ pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
 pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], ttl: Ttl) -> Answered {
     let row = Row::load(tx, key)?;
     let Some(value) = told(tx, &row)? else { return Ok(Answer::Nil) };
-    let expires_at_ms = tx.expiry(ttl, row.expires_at_ms());
+    let expires_at_ms = tx.expiry(ttl, &row);
     if expires_at_ms != row.expires_at_ms() {
         row.write(tx, expires_at_ms, Body::String(value.clone()))?;
     }
@@ -46,7 +46,7 @@ pub(crate) fn set(tx: &mut Tx<'_>, key: &[u8], value: &Bytes, ttl: Ttl, only: On
         Only::IfPresent => row.is_live(),
     };
     if done {
-        let expires_at_ms = tx.expiry(ttl, row.expires_at_ms());
+        let expires_at_ms = tx.expiry(ttl, &row);
         row.write(tx, expires_at_ms, Body::String(value.clone()))?;
     }
     Ok(Answer::Set { done, old })

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::edits::{Edits, Family, Over};
+use crate::head::Row;
 use crate::key;
 use crate::op::{Deadline, Refusal, Ttl};
 use crate::value::{self, Header};
@@ -170,11 +171,11 @@ impl Tx<'_> {
         }
     }
 
-    /// The expiry that a write gives to what had `old`; it may be past already.
-    pub(crate) fn expiry(&self, ttl: Ttl, old: Option<u64>) -> Option<u64> {
+    /// The expiry that a write gives to a row; it may be past already. A row that is not there has none to keep.
+    pub(crate) fn expiry(&self, ttl: Ttl, row: &Row) -> Option<u64> {
         match ttl {
-            Ttl::Default => self.default_expiry(),
-            Ttl::Keep => old,
+            Ttl::Keep if row.is_live() => row.expires_at_ms(),
+            Ttl::Default | Ttl::Keep => self.default_expiry(),
             Ttl::Until(deadline) => Some(self.deadline_ms(deadline)),
             Ttl::Never => None,
         }

@@ -101,6 +101,7 @@ fn op(line: &str) -> Op {
     let replace = w.option("replace").is_some();
     match &name[..] {
         b"inspect" => Op::Inspect { key: w.word() },
+        b"size" => Op::Size { key: w.word(), samples: w.number("samples", 5) },
         b"delete" => Op::Delete { key: w.word() },
         b"expire" => Op::Expire { key: w.word(), until: w.deadline().expect("--in or --until"), only: ExpireIf::default() },
         b"persist" => Op::Persist { key: w.word() },

@@ -79,10 +79,10 @@ impl Model {
         (self.default_ttl > 0).then_some(self.now + self.default_ttl)
     }
 
-    fn until(&self, ttl: Ttl, old: Option<u64>) -> Option<u64> {
+    fn until(&self, ttl: Ttl, key: &Bytes) -> Option<u64> {
         match ttl {
             Ttl::Default => self.default_until(),
-            Ttl::Keep => old,
+            Ttl::Keep => self.rows.get(key).map_or(self.default_until(), |row| row.until),
             Ttl::Until(deadline) => Some(at(deadline, self.now)),
             Ttl::Never => None,
         }
@@ -135,7 +135,6 @@ impl Model {
 
     fn said(&mut self, op: &Op) -> Said {
         use Answer::{Int, Ints, Nil};
-        let until = |model: &Model, key: &Bytes| model.rows.get(key).and_then(|row| row.until);
         Ok(match op {
             Op::Delete { key } => Int(self.rows.remove(key).is_some() as i64),
             Op::Expire { key, until, only } => match self.rows.get_mut(key) {
@@ -179,7 +178,7 @@ impl Model {
                         Value::Fields(fields.iter().map(|(name, value, at)| (name.clone(), (value.clone(), *at))).collect())
                     }
                 };
-                let row = Row { value, until: self.until(*ttl, until(self, key)) };
+                let row = Row { value, until: self.until(*ttl, key) };
                 self.rows.insert(key.clone(), row);
                 Int(1)
             }
@@ -195,7 +194,7 @@ impl Model {
             }
             Op::GetExpire { key, ttl } => {
                 let Some(text) = self.text(key)? else { return Ok(Nil) };
-                let until = self.until(*ttl, until(self, key));
+                let until = self.until(*ttl, key);
                 self.rows.get_mut(key).expect("is there").until = until;
                 Answer::Bytes(text)
             }
@@ -207,7 +206,7 @@ impl Model {
                     Only::IfPresent => self.rows.contains_key(key),
                 };
                 if done {
-                    let row = Row { value: Value::Text(value.clone()), until: self.until(*ttl, until(self, key)) };
+                    let row = Row { value: Value::Text(value.clone()), until: self.until(*ttl, key) };
                     self.rows.insert(key.clone(), row);
                 }
                 Answer::Set { done, old }
