@@ -35,7 +35,7 @@ use crate::local::Local;
 use crate::opened::{Opened, Setup};
 use crate::ports::Places;
 use crate::reporter::Reporter;
-use crate::stores::Stores;
+use crate::stores::{self, Stores};
 use crate::wire::NetWire;
 
 /// Orders of meta that wait to be carried out.
@@ -93,6 +93,7 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
         Ticker::start()
     };
     ticker.set_transfer_rate(config.cluster.transfer_rate.0);
+    ticker.set_log_policy(stores::log_policy(config));
     let (net, listener) = {
         let _on = runtimes.proxy.enter();
         (Net::new(net_options(config, &server, setup))?, TcpListener::from_std(listener)?)

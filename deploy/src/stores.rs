@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use engine::log::{BeforeSleep, Log, LogOptions};
+use engine::raft::purge::Policy;
 use engine::store::{Settings, Shared};
 
 use crate::config::{self, Config, Durability};
@@ -45,6 +46,12 @@ fn log_options(config: &Config, data: &Path) -> LogOptions {
     options
 }
 
+/// How much log is kept for replicas that are behind.
+pub(crate) fn log_policy(config: &Config) -> Policy {
+    let log = &config.raft_log;
+    Policy { kept_bytes_max: log.kept.0, kept_entries_max: u64::from(log.kept_entries), kept_for: log.kept_for.0, ..Policy::default() }
+}
+
 fn store_settings(config: &Config) -> Settings {
     let storage = &config.storage;
     Settings {
@@ -55,5 +62,15 @@ fn store_settings(config: &Config) -> Settings {
         zstd_bottom: storage.compression == config::Compression::Zstd,
         sweep_seconds: storage.sweep_after.0.as_secs(),
         disk_reserve_bytes: storage.disk_reserve.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_are_kept_as_the_engine_keeps_them_by_itself() {
+        assert_eq!(log_policy(&Config::defaults()), Policy::default());
     }
 }

@@ -40,6 +40,7 @@ pub struct ClusterBuilder {
     replicas: u32,
     durability: String,
     config: String,
+    set: Vec<String>,
     network: Option<Arc<Network>>,
     clocks: bool,
     env: Vec<(String, String)>,
@@ -111,6 +112,12 @@ impl ClusterBuilder {
         self
     }
 
+    /// Sets a key of everybody's configuration, whichever section it is in: `section.key=value`.
+    pub fn set(mut self, flag: &str) -> Self {
+        self.set.push(flag.to_owned());
+        self
+    }
+
     /// Process `i` runs in place `i + 1` of this network.
     pub fn network(mut self, network: &Arc<Network>) -> Self {
         self.network = Some(network.clone());
@@ -175,6 +182,7 @@ impl Cluster {
             replicas: 3,
             durability: "always".to_owned(),
             config: String::new(),
+            set: Vec::new(),
             network: None,
             clocks: false,
             env: Vec::new(),
@@ -217,6 +225,7 @@ impl Cluster {
         let program = self.builder.program.clone().unwrap_or_else(binary);
         words.extend([program.display().to_string(), member.role.to_owned(), "--config".to_owned()]);
         words.extend([config.display().to_string(), "--data".to_owned(), self.data(number).display().to_string()]);
+        words.extend(self.builder.set.iter().flat_map(|flag| ["--set".to_owned(), flag.clone()]));
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a file has two ends")).stderr(log);
@@ -280,6 +289,11 @@ impl Cluster {
     /// The data directory of a process.
     pub fn data(&self, number: usize) -> PathBuf {
         self.dir.path().join(format!("{number}"))
+    }
+
+    /// What a process has printed, over all its starts.
+    pub fn said(&self, number: usize) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.log(number)).unwrap_or_default()).into_owned()
     }
 
     fn log(&self, number: usize) -> PathBuf {
@@ -417,8 +431,7 @@ impl Cluster {
     /// The ends of all logs.
     pub fn tails(&self) -> String {
         let tail = |number| {
-            let text = std::fs::read(self.log(number)).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text).into_owned();
+            let text = self.said(number);
             let lines: Vec<&str> = text.lines().collect();
             format!("--- process {number}, its last lines\n{}\n", lines[lines.len().saturating_sub(30)..].join("\n"))
         };

@@ -368,3 +368,105 @@ fn a_directory_of_another_cluster_is_refused() {
     let said = bridle(&["standalone", "--port", "0", "--http-port", "0", "--set", "cluster.name=test", "--data", &data]);
     assert!(!said.fine && said.error.contains("belongs to a process of a cluster"), "{}", said.error);
 }
+
+#[test]
+fn addresses_are_of_any_kind_and_change_between_starts() {
+    let dir = tempfile::tempdir().expect("a directory for the test");
+    let ports = free_ports(11);
+    let clients: [SocketAddr; 3] = [0, 1, 2].map(|number| SocketAddr::from((Ipv4Addr::LOCALHOST, ports[number])));
+    let https = [3, 4, 5].map(|place: usize| ports[place].to_string());
+    let (v6, v4, name) = (
+        |at: usize| format!("[::1]:{}", ports[at]),
+        |at: usize| format!("127.0.0.1:{}", ports[at]),
+        |at: usize| format!("localhost:{}", ports[at]),
+    );
+    let start = |number: usize, meta: &str, listen: &str, advertise: &str| {
+        let (port, http) = (clients[number].port().to_string(), &https[number]);
+        let words = ["node", "--metas", meta, "--listen", listen, "--advertise", advertise, "--port", &port, "--http-port", http];
+        let more = ["--set", "tables.partitions=4", "--set", "raft_log.segment=1MiB"];
+        Process::start(dir.path(), &number.to_string(), &[&words[..], &more[..]].concat())
+    };
+    let reach = |number: usize| Client::reach(clients[number], Duration::from_secs(6));
+    let serves = |number: usize| {
+        within(20, "it serves", || {
+            (0..16).all(|key| {
+                let set = reach(number).and_then(|mut client| client.call(&["SET", &format!("k{key}"), &number.to_string()]));
+                set.is_ok_and(|said| said == Value::ok())
+            })
+        });
+    };
+    let addresses = || {
+        let nodes = admin_json(&format!("http://127.0.0.1:{}", https[0]), None, &["nodes"]);
+        nodes.as_array().expect("a list").iter().map(|node| node["address"].to_string().replace('"', "")).collect::<BTreeSet<_>>()
+    };
+    let one = start(0, &v6(6), &v6(6), &v6(6));
+    let two = start(1, &v6(6), &v4(7), &name(7));
+    let three = start(2, &v6(6), &v6(8), &v6(8));
+    (0..3).for_each(serves);
+    assert_eq!(addresses(), [v6(6), name(7), v6(8)].into());
+    // One that is no meta comes back elsewhere, by itself.
+    drop(three);
+    let three = start(2, &v6(6), &v4(9), &name(9));
+    serves(2);
+    within(10, "its new address is known", || addresses() == [v6(6), name(7), name(9)].into());
+    // It is half of the majority now.
+    drop(two);
+    serves(0);
+    for key in 0..16 {
+        assert_eq!(reach(2).expect("it serves").run(&format!("GET k{key}")), Value::bulk("0"));
+    }
+    // The meta's address is everybody's affair.
+    drop((one, three));
+    let _all = [start(0, &name(10), &v4(10), &name(10)), start(1, &name(10), &v6(7), &v6(7)), start(2, &name(10), &v4(9), &name(9))];
+    serves(2);
+    within(10, "all are there", || addresses() == [name(10), v6(7), name(9)].into());
+    assert_eq!(reach(1).expect("it serves").run("GET k0"), Value::bulk("2"));
+}
+
+/// Three ports in a row, free a moment ago.
+fn three_ports() -> u16 {
+    let is_free = |port: &u16| (1..3).all(|next| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port + next)).is_ok());
+    (0..100).flat_map(|_| free_ports(1)).find(|port| *port < u16::MAX - 2 && is_free(port)).expect("some are free")
+}
+
+/// `deploy/cluster.sh`, which ends its cluster.
+struct Script {
+    dir: tempfile::TempDir,
+    ports: [u16; 3],
+}
+
+impl Script {
+    fn run(&self, what: &str) -> std::process::Output {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/cluster.sh"));
+        command.arg(what).arg(binary()).env("DATA", self.dir.path()).env("ARGS", "--set raft_log.segment=1MiB");
+        for (name, port) in ["PORT", "HTTP_PORT", "CLUSTER_PORT"].iter().zip(self.ports) {
+            command.env(name, port.to_string());
+        }
+        command.output().expect("the script starts")
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        self.run("stop");
+    }
+}
+
+#[test]
+fn make_cluster_is_usable_in_ten_seconds() {
+    let script = Script { dir: tempfile::tempdir().expect("a directory for the test"), ports: [(); 3].map(|()| three_ports()) };
+    for start in 0..2 {
+        let began = Instant::now();
+        let said = script.run("start");
+        assert!(said.status.success(), "{said:?}");
+        for node in 0..3 {
+            let mut client = Client::connect(script.ports[0] + node).expect("it serves");
+            assert_eq!(client.run("INCR starts"), Value::Int(start * 3 + i64::from(node) + 1));
+        }
+        println!("usable after {:.1?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        let said = script.run("status");
+        assert!(said.status.success() && String::from_utf8_lossy(&said.stdout).contains("db0"), "{said:?}");
+        assert!(script.run("stop").status.success());
+    }
+}

@@ -1,10 +1,12 @@
-//! Time to live as clients see it: to the millisecond, for keys and for fields, over crashes and over clocks that step back.
+//! Time to live as clients see it: to the millisecond, for keys and for fields, over crashes, over clocks that step back, and over failovers to
+//! clocks that differ.
 
 use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use integration::cluster::Cluster;
 use integration::{Client, Server, ServerBuilder, Value, within};
 
 fn small() -> ServerBuilder {
@@ -201,5 +203,52 @@ fn a_clock_that_steps_back_never_revives_a_key() {
         // The dead are not revived by a restart under the wrong clock, either.
         server.restart();
         client = server.client();
+    }
+}
+
+/// Clocks of a cluster's nodes, seconds off.
+const OFF: [i64; 3] = [0, 2, -2];
+/// The most that two of them differ.
+const SKEW_MS: i64 = 4_000;
+
+#[test]
+fn where_clocks_differ_a_failover_neither_shortens_a_life_by_more_than_that_nor_revives_a_key() {
+    const LIFE_MS: i64 = 60_000;
+    let mut cluster = Cluster::builder().partitions(1).durability("os").clocks().start();
+    OFF.iter().enumerate().for_each(|(number, off)| cluster.set_clock(number, *off));
+    let lead = |cluster: &Cluster, number: usize| {
+        within(20, "the wanted one leads", || {
+            let leads = || cluster.leaders("db0").is_ok_and(|leaders| leaders[0] == Some(number));
+            leads() || cluster.transfer("db0", 0, number).is_ok() && leads()
+        });
+    };
+    let mut lives = Vec::new();
+    for (round, (leader, is_killed)) in [(2, false), (1, true), (0, false), (1, false), (1, true)].into_iter().enumerate() {
+        (0..3).filter(|number| !cluster.runs(*number)).collect::<Vec<_>>().into_iter().for_each(|number| cluster.launch(number));
+        cluster.wait_until_serving();
+        lead(&cluster, leader);
+        let mut client = cluster.client((leader + 1) % 3).expect("it serves");
+        let began = Instant::now();
+        assert_eq!(client.run(&format!("SET life:{round} x PX {LIFE_MS}")), Value::ok());
+        lives.push((round, began));
+        let rows = client.run("DBSIZE");
+        assert_eq!(client.run(&format!("SET short:{round} x PX 50")), Value::ok());
+        // Where a faster clock has led, time stands still for a while: it does not run back.
+        within(10, "it expires", || client.run(&format!("GET short:{round}")) == Value::Nil);
+        within(10, "it is removed", || client.run("DBSIZE") == rows);
+        match is_killed {
+            true => cluster.kill(leader),
+            false => lead(&cluster, (leader + 2) % 3),
+        }
+        for _ in 0..50 {
+            for gone in 0..=round {
+                assert_eq!(client.run(&format!("GET short:{gone}")), Value::Nil, "round {round}: short:{gone} is back");
+            }
+        }
+        for (life, began) in &lives {
+            let left_ms = client.run(&format!("PTTL life:{life}")).int();
+            let least_ms = LIFE_MS - SKEW_MS - began.elapsed().as_millis() as i64;
+            assert!((least_ms..=LIFE_MS).contains(&left_ms), "round {round}: life:{life} has {left_ms} ms left, not at least {least_ms}");
+        }
     }
 }

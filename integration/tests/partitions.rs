@@ -1,9 +1,10 @@
 //! A table of many partitions, as a client sees it: commands on many keys fan out and merge, what must be atomic is refused, and
-//! pipelines, cursors and transactions are what they are over one partition.
+//! pipelines, cursors and transactions are what they are over one partition; in a cluster through whichever proxy.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use integration::{Client, Server, Value};
+use integration::cluster::Cluster;
+use integration::{Client, Server, Value, within};
 
 const PARTITIONS: u16 = 8;
 const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
@@ -59,15 +60,44 @@ fn slots_are_those_that_redis_cluster_gives() {
     }
 }
 
+/// Connections, each to another proxy, that take turns: no two commands in a row go the same way.
+struct Turns(VecDeque<Client>);
+
+impl Turns {
+    fn call(&mut self, words: &[&str]) -> Value {
+        self.0.rotate_left(1);
+        call(&mut self.0[0], words)
+    }
+
+    fn run(&mut self, line: &str) -> Value {
+        self.call(&line.split(' ').collect::<Vec<_>>())
+    }
+
+    fn select(&mut self, table: &str) {
+        self.0.iter_mut().for_each(|client| assert_eq!(client.run(&format!("SELECT {table}")), Value::ok()));
+    }
+}
+
 #[test]
 fn commands_on_many_keys_fan_out_and_merge() {
     let server = start();
-    let mut client = server.client();
+    on_many_keys(Turns([server.client()].into()));
+}
+
+#[test]
+fn commands_on_many_keys_do_so_through_every_proxy_of_a_cluster() {
+    let cluster = Cluster::builder().partitions(PARTITIONS.into()).durability("os").proxies(1).start();
+    // By then there are rows, of which none is this test's.
+    assert_eq!(cluster.client(0).expect("it serves").run("FLUSHALL"), Value::ok());
+    on_many_keys(Turns((0..cluster.len()).map(|number| cluster.client(number).expect("it serves")).collect()));
+}
+
+fn on_many_keys(mut client: Turns) {
     let keys: Vec<String> = (0..2000).map(|n| format!("key:{n}")).collect();
     assert_eq!(keys.iter().map(|key| partition(key)).collect::<BTreeSet<_>>().len(), usize::from(PARTITIONS));
     let names: Vec<&str> = keys.iter().map(String::as_str).collect();
     let pairs: Vec<&str> = keys.iter().flat_map(|key| [key.as_str(), &key[4..]]).collect();
-    assert_eq!(call(&mut client, &with("MSET", &pairs)), Value::ok());
+    assert_eq!(client.call(&with("MSET", &pairs)), Value::ok());
     assert_eq!(client.run("DBSIZE"), Value::Int(2000));
 
     // In the order asked, whatever the partition; missing keys, rows of other kinds and repeated keys at their places.
@@ -75,34 +105,35 @@ fn commands_on_many_keys_fan_out_and_merge() {
     let asked: Vec<&str> = names.iter().rev().copied().chain(["missing", "hash", "key:7", "key:7"]).collect();
     let mut expected: Vec<Value> = keys.iter().rev().map(|key| Value::bulk(&key[4..])).collect();
     expected.extend([Value::Nil, Value::Nil, Value::bulk("7"), Value::bulk("7")]);
-    assert_eq!(list(call(&mut client, &with("MGET", &asked))), expected);
+    assert_eq!(list(client.call(&with("MGET", &asked))), expected);
     // Of a key that is named twice the last value counts, as if they were set one after another.
     assert_eq!(client.run("MSET key:7 a key:8 b key:7 c"), Value::ok());
     assert_eq!(client.run("MGET key:7 key:8"), Value::Array(vec![Value::bulk("c"), Value::bulk("b")]));
 
     for count in ["EXISTS", "TOUCH"] {
-        assert_eq!(call(&mut client, &with(count, &asked)), Value::Int(2003), "{count} counts keys as often as they are named");
+        assert_eq!(client.call(&with(count, &asked)), Value::Int(2003), "{count} counts keys as often as they are named");
     }
+    assert!(texts(client.run("KEYS *")).contains(&client.run("RANDOMKEY").text()));
     assert_eq!(texts(client.run("KEYS *")).into_iter().collect::<BTreeSet<_>>().len(), 2001);
     assert_eq!(texts(client.run("KEYS key:19?")).into_iter().collect::<BTreeSet<_>>().len(), 10);
-    assert_eq!(call(&mut client, &with("DEL", &[&names[..500], &names[..10], &["missing"]].concat())), Value::Int(500));
-    assert_eq!(call(&mut client, &with("UNLINK", &names[..1000])), Value::Int(500));
+    assert_eq!(client.call(&with("DEL", &[&names[..500], &names[..10], &["missing"]].concat())), Value::Int(500));
+    assert_eq!(client.call(&with("UNLINK", &names[..1000])), Value::Int(500));
     assert_eq!(client.run("DBSIZE"), Value::Int(1001));
 
     // FLUSHDB empties this table, FLUSHALL every one, each in all partitions.
-    client.run("SELECT 1");
-    assert_eq!(call(&mut client, &with("MSET", &pairs)), Value::ok());
-    client.run("SELECT 0");
+    client.select("1");
+    assert_eq!(client.call(&with("MSET", &pairs)), Value::ok());
+    client.select("0");
     assert_eq!(client.run("FLUSHDB"), Value::ok());
     assert_eq!((client.run("DBSIZE"), client.run("RANDOMKEY"), client.run("KEYS *")), (Value::Int(0), Value::Nil, Value::Array(vec![])));
-    call(&mut client, &with("MSET", &pairs));
-    client.run("SELECT 1");
+    client.call(&with("MSET", &pairs));
+    client.select("1");
     assert_eq!(client.run("DBSIZE"), Value::Int(2000));
     assert_eq!(client.run("FLUSHALL"), Value::ok());
     for table in ["0", "1"] {
-        client.run(&format!("SELECT {table}"));
+        client.select(table);
         assert_eq!(client.run("DBSIZE"), Value::Int(0));
-        assert!(call(&mut client, &with("MGET", &names)) == Value::Array(vec![Value::Nil; 2000]));
+        assert!(client.call(&with("MGET", &names)) == Value::Array(vec![Value::Nil; 2000]));
     }
 }
 
@@ -166,69 +197,107 @@ fn what_must_be_one_step_is_refused_over_partitions_and_changes_nothing() {
     }
 }
 
-/// All pages of one SCAN; `between` runs after each.
-fn scan(client: &mut Client, rest: &str, mut between: impl FnMut(&mut Client, usize)) -> Vec<String> {
+/// All pages of one SCAN: `ask` is told which one it is, and has the command answered.
+fn scan(rest: &str, mut ask: impl FnMut(usize, &str) -> Value) -> Vec<String> {
     let (mut found, mut cursor) = (Vec::new(), "0".to_owned());
     for page in 0.. {
         assert!(page < 10_000, "SCAN does not end");
-        let reply = list(client.run(format!("SCAN {cursor} {rest}").trim_end()));
+        let reply = list(ask(page, format!("SCAN {cursor} {rest}").trim_end()));
         cursor = reply[0].text();
         found.extend(texts(reply[1].clone()));
         if cursor == "0" {
             break;
         }
-        between(client, page);
     }
     found
+}
+
+/// SCAN's promise, and one more: what was there throughout is returned, and once.
+fn assert_each_once(found: &[String], stays: &BTreeSet<String>, of: &str) {
+    let all: Vec<&String> = found.iter().filter(|key| stays.contains(*key)).collect();
+    assert_eq!(all.iter().copied().collect::<BTreeSet<_>>(), stays.iter().collect(), "{of}");
+    assert_eq!(all.len(), stays.len(), "a key was returned twice: {of}");
+}
+
+/// Keys that are to stay, and some that are not.
+fn fill(client: &mut Client) -> BTreeSet<String> {
+    let stays: BTreeSet<String> = (0..1000).map(|n| format!("stay:{n}")).chain((0..200).map(|n| format!("{{tag}}stay:{n}"))).collect();
+    let keys: Vec<String> = stays.iter().cloned().chain((0..300).map(|n| format!("goes:{n}"))).collect();
+    let pairs: Vec<&str> = keys.iter().flat_map(|key| [key.as_str(), "v"]).collect();
+    assert_eq!(call(client, &with("MSET", &pairs)), Value::ok());
+    stays
+}
+
+/// Between two pages keys come and go, and values are replaced.
+fn come_and_go(client: &mut Client, page: usize) {
+    call(client, &["DEL", &format!("goes:{}", page % 300)]);
+    call(client, &["MSET", &format!("comes:{page}"), "v", &format!("stay:{}", page % 1000), "new"]);
 }
 
 #[test]
 fn a_scan_finds_every_key_that_stays_once_over_all_partitions_and_a_restart() {
     let mut server = start();
     let mut client = server.client();
-    let stays: BTreeSet<String> = (0..1000).map(|n| format!("stay:{n}")).chain((0..200).map(|n| format!("{{tag}}stay:{n}"))).collect();
-    let mset = |client: &mut Client, keys: &mut dyn Iterator<Item = String>| {
-        let keys: Vec<String> = keys.collect();
-        let pairs: Vec<&str> = keys.iter().flat_map(|key| [key.as_str(), "v"]).collect();
-        assert_eq!(call(client, &with("MSET", &pairs)), Value::ok());
-    };
-    mset(&mut client, &mut stays.iter().cloned());
-    mset(&mut client, &mut (0..300).map(|n| format!("goes:{n}")));
+    let stays = fill(&mut client);
     for rest in ["COUNT 1", "COUNT 7", "COUNT 100", "COUNT 100000", "", "MATCH *stay:* COUNT 33", "TYPE string COUNT 50"] {
-        // Meanwhile keys come and go, and values are replaced.
-        let found = scan(&mut client, rest, |client, page| {
-            if page % 10 == 0 {
-                call(client, &["DEL", &format!("goes:{}", page % 300)]);
-                call(client, &["MSET", &format!("comes:{page}"), "v", &format!("stay:{}", page % 1000), "new"]);
+        let found = scan(rest, |page, line| {
+            if page % 10 == 1 {
+                come_and_go(&mut client, page);
             }
+            client.run(line)
         });
-        let (once, all): (BTreeSet<_>, Vec<_>) = {
-            let all: Vec<_> = found.iter().filter(|key| stays.contains(*key)).cloned().collect();
-            (all.iter().cloned().collect(), all)
-        };
-        assert_eq!(once, stays, "{rest}");
-        assert_eq!(all.len(), stays.len(), "a key was returned twice: {rest}");
+        assert_each_once(&found, &stays, rest);
     }
     // The same cursor goes on after kill -9, on another connection.
-    let (mut found, mut cursor) = (Vec::new(), "0".to_owned());
-    for page in 0.. {
+    let found = scan("COUNT 60 MATCH *stay*", |page, line| {
         if page % 8 == 3 {
             server.restart();
             client = server.client();
         }
-        let reply = list(client.run(&format!("SCAN {cursor} COUNT 60 MATCH *stay*")));
-        cursor = reply[0].text();
-        found.extend(texts(reply[1].clone()));
-        if cursor == "0" {
-            break;
-        }
-    }
-    assert_eq!(found.len(), stays.len());
-    assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), stays);
+        client.run(line)
+    });
+    assert_each_once(&found, &stays, "over restarts");
     for strange in ["18446744073709551615", "4611686018427387904", "4611686018427387903"] {
         let reply = list(client.run(&format!("SCAN {strange}")));
         assert_eq!(reply[0].text(), "0", "behind the last position there is nothing");
     }
+}
+
+#[test]
+fn a_cursor_goes_from_proxy_to_proxy_and_over_a_failover() {
+    let mut cluster = Cluster::builder().partitions(PARTITIONS.into()).durability("os").proxies(1).start();
+    let stays = fill(&mut cluster.client(0).expect("it serves"));
+    // The proxy and two of the nodes go on, in turns; the third leads some of what is still to be scanned when it is killed.
+    let last = usize::from(PARTITIONS) - 1;
+    let victim = cluster.leaders("db0").expect("the admin API answers")[last].expect("it serves, so somebody leads");
+    let stay_up: Vec<usize> = (0..cluster.len()).filter(|number| *number != victim).collect();
+    let mut through: Vec<Client> = stay_up.iter().map(|number| cluster.client(*number).expect("it serves")).collect();
+    let mut errors = 0;
+    let found = scan("COUNT 11", |page, line| {
+        if page == 40 {
+            cluster.kill(victim);
+        }
+        let client = &mut through[page % stay_up.len()];
+        if page % 5 == 1 {
+            // Whether it is acknowledged just now does not matter: with these keys and without, SCAN is right.
+            come_and_go(client, page);
+        }
+        let mut reply = Value::Nil;
+        within(20, "a page is told", || {
+            reply = client.run(line);
+            errors += usize::from(reply.is_error());
+            !reply.is_error()
+        });
+        reply
+    });
+    assert_each_once(&found, &stays, "over a failover");
+    println!("{} keys in all; {errors} errors meanwhile", found.len());
+    assert!(!cluster.runs(victim), "the scan was over before the kill");
+    cluster.launch(victim);
+    cluster.wait_until_serving();
+    let found =
+        scan("", |page, line| call(&mut cluster.client(page % cluster.len()).expect("it serves"), &line.split(' ').collect::<Vec<_>>()));
+    assert_each_once(&found, &stays, "through all of them");
 }
 
 #[test]

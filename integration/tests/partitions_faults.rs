@@ -16,9 +16,8 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A network, or a loud note that there can't be one here.
 fn network(places: usize) -> Option<Network> {
-    Network::new(places, seed()).map_err(|error| eprintln!("SKIPPED: no network of our own here: {error}")).ok()
+    Network::if_allowed(places, seed())
 }
 
 /// A redis-server in a place: somebody who answers.

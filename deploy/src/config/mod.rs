@@ -158,6 +158,9 @@ settings! {
     raft_log: RaftLogSection {
         segment: Size, in Size::mib(1), Size::mib(1024);
         tail_cache: Size, in Size::mib(1), Size::mib(1 << 20);
+        kept: Size, in Size::mib(1), Size::mib(1 << 20);
+        kept_entries: u32, in 1, u32::MAX;
+        kept_for: Dur, in Dur::ms(0), Dur::ms(MAX_SECONDS * 1000);
     }
     threads: ThreadsSection {
         proxy: u32, in 0, 1024;

@@ -14,8 +14,14 @@ use parking_lot::Mutex;
 use raft_kit::{Three, delivered, noise, put, wait_for};
 
 /// A log that is purged soon.
-const SHORT: Policy =
-    Policy { bytes_max: 2 << 20, entries_max: 50, age_max: Duration::from_secs(1), kept_bytes_max: 4 << 20, kept_entries_max: 100 };
+const SHORT: Policy = Policy {
+    bytes_max: 2 << 20,
+    entries_max: 50,
+    age_max: Duration::from_secs(1),
+    kept_bytes_max: 4 << 20,
+    kept_entries_max: 100,
+    kept_for: Duration::from_secs(60),
+};
 
 const VALUE: usize = 1 << 20;
 const VALUES: u64 = 24;

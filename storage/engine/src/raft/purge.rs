@@ -35,6 +35,8 @@ pub struct Policy {
     pub kept_bytes_max: u64,
     /// Entries kept for followers that lack them; four times as many while a state is sent.
     pub kept_entries_max: u64,
+    /// How long a follower counts as being there after it was heard of, and a new leader waits to hear of all.
+    pub kept_for: Duration,
 }
 
 impl Default for Policy {
@@ -45,6 +47,7 @@ impl Default for Policy {
             age_max: Duration::from_secs(60),
             kept_bytes_max: 256 << 20,
             kept_entries_max: 1_000_000,
+            kept_for: Duration::from_secs(60),
         }
     }
 }
@@ -53,8 +56,6 @@ impl Default for Policy {
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often it is looked whether followers still need what is kept for them.
 const LOOK_FOR_FOLLOWERS_EVERY: Duration = Duration::from_secs(2);
-/// How long a follower counts as being there after it was heard of, and a new leader waits to hear of all.
-const THERE: Duration = Duration::from_secs(60);
 /// The most flushes that are remembered.
 const MARKS_MAX: usize = 1024;
 
@@ -135,8 +136,8 @@ impl Group {
         let (applied, purged) = (status.figures.applied, status.figures.purged.max(self.inner.purged_at_start));
         let needed = match status.figures.is_leader {
             true => {
-                let is_new = self.inner.leads_since().is_none_or(|since| since.elapsed() < THERE);
-                let is_there = |heard: Option<Duration>| heard.map_or(is_new, |heard| heard < THERE);
+                let is_new = self.inner.leads_since().is_none_or(|since| since.elapsed() < policy.kept_for);
+                let is_there = |heard: Option<Duration>| heard.map_or(is_new, |heard| heard < policy.kept_for);
                 // Who lacks what is gone already gets a state; a new leader knows of nobody how much he has.
                 let is_served = |follower: &&Follower| is_there(follower.heard) && (is_new || follower.matched >= purged);
                 status.followers.iter().filter(is_served).map(|follower| follower.matched).min().unwrap_or(u64::MAX)

@@ -81,6 +81,7 @@ impl Inner {
                 let snapshot = Snapshot { meta: install.meta, snapshot: StateTransfer::Received(directory.clone()) };
                 let installed = self.raft.install_full_snapshot(install.vote, snapshot).await;
                 let response = installed.map_err(|error| ReceiveError::Stopped(error.to_string()))?;
+                tracing::info!(group = self.number, "a state has arrived and is in place");
                 // Consumed, or of no use: a later state is here already.
                 receiving.0 = None;
                 blocking(move || remove(&directory).map_err(told("remove what was received"))).await?;
