@@ -92,7 +92,7 @@ impl Clock {
         let period = Timespec::try_from(TICK).expect("a short time");
         let ticking = Itimerspec { it_interval: period, it_value: period };
         rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &ticking).expect("a valid period");
-        let timer = AsyncFd::new(timer).expect("a timer can be waited for");
+        let timer = AsyncFd::register(timer).expect("a timer can be waited for");
         loop {
             let mut ready = timer.readable().await.expect("the runtime is there");
             // How many ticks there were does not matter, nor that there was none after all.
