@@ -66,7 +66,7 @@ mutants: setup-test
 	$(CARGO) test --release -p integration --features mutants --test mutants -- --nocapture --test-threads 1
 
 # Three fifths of the time go to three runs with clients that are judged (processes killed, network broken, clocks moved), most of the rest to kills
-# after which everything is read again, three seconds or four each. Fifty failovers take three minutes, however long the rest.
+# after which everything is read again, two or three seconds each. Fifty failovers take three minutes, however long the rest.
 soak: setup-test
 	$(CARGO) build --release --workspace
 	BRIDLE_LIN_SECONDS=$$(($(SOAK) / 5)) $(CARGO) test --release -p integration --test linearizable -- --nocapture --test-threads 1
