@@ -4,7 +4,7 @@ mod kit;
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use kit::Server;
+use kit::{Server, command};
 
 const QUEUED: &str = "+QUEUED\r\n";
 
@@ -192,4 +192,22 @@ async fn a_watch_sees_tables_that_are_made_through_another_proxy() {
     // Still missing: nobody has touched it.
     client.send("SELECT 5\r\nWATCH a\r\nMULTI\r\nGET a\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n+OK\r\n+OK\r\n{QUEUED}*1\r\n$-1\r\n")).await;
+}
+
+#[tokio::test]
+async fn keys_come_whole_or_not_at_all() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    let names: Vec<String> = (0..10_001).map(|number| format!("k{number}")).collect();
+    let words: Vec<&str> = ["MSET"].into_iter().chain(names.iter().flat_map(|name| [name.as_str(), "v"])).collect();
+    client.send(command(&words)).await;
+    client.expect("+OK\r\n").await;
+    let refused = "-ERR too many rows for KEYS in a transaction, use SCAN\r\n";
+    client.send("MULTI\r\nKEYS *\r\nKEYS k7\r\nDEL k0\r\nKEYS *\r\nKEYS k7\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{}*5\r\n{refused}{refused}:1\r\n*10000\r\n", QUEUED.repeat(5))).await;
+    for _ in 0..10_000 {
+        client.until("", "\r\n").await;
+        client.until("", "\r\n").await;
+    }
+    client.expect("*1\r\n$2\r\nk7\r\n").await;
 }
