@@ -140,7 +140,7 @@ impl Session {
     /// is to end.
     pub(crate) async fn run(&mut self, bytes: &Bytes, extents: &[Extent], out: &mut BytesMut) -> usize {
         self.chunk.started = Instant::now();
-        self.client.touch(self.chunk.started);
+        self.client.work();
         self.chunk.doublings = 0;
         (self.chunk.absent, self.chunk.unknown, self.chunk.unmade) = (None, None, None);
         let mut taken = 0;
@@ -166,6 +166,8 @@ impl Session {
             taken += 1;
         }
         self.flush(bytes, out).await;
+        // When the last of its commands was done.
+        self.client.touch(self.chunk.started);
         taken
     }
 
