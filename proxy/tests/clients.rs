@@ -43,6 +43,8 @@ async fn client_kill_ends_others_at_once_and_oneself_after_the_reply() {
     client.ask("PING", "+PONG\r\n").await;
     let address = other.stream.local_addr().unwrap().to_string();
     client.ask("CLIENT KILL 127.0.0.1:1", "-ERR No such client\r\n").await;
+    client.send(command(&["CLIENT", "KILL", "USER", "a\r\nb"])).await;
+    client.expect("-ERR No such user 'a  b'\r\n").await;
     client.ask(&format!("CLIENT KILL ADDR {address}"), ":1\r\n").await;
     other.expect_end().await;
     client.ask("CLIENT KILL TYPE normal", ":0\r\n").await;
@@ -160,6 +162,18 @@ async fn a_sleeping_client_is_woken_by_its_end() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(server.proxy.clients.len(), 1);
+}
+
+#[tokio::test]
+async fn who_has_not_authenticated_is_of_the_default_user() {
+    let server = Server::with(1, |settings| settings.password = Some("secret".into())).await;
+    let (mut stranger, mut client) = (server.connect().await, server.connect().await);
+    stranger.ask("PING", "-NOAUTH Authentication required.\r\n").await;
+    client.ask("AUTH secret", "+OK\r\n").await;
+    let line = client.until("CLIENT LIST ID 1", "lib-ver=\n\r\n").await;
+    assert!(line.contains(" user=default "), "{line}");
+    client.ask("CLIENT KILL USER default", ":1\r\n").await;
+    stranger.expect_end().await;
 }
 
 #[tokio::test]

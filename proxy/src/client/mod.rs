@@ -69,7 +69,6 @@ pub(crate) struct Shown {
     pub(crate) table: Arc<str>,
     pub(crate) last_command: Option<&'static str>,
     pub(crate) protocol: u8,
-    pub(crate) authenticated: bool,
     /// Commands queued by MULTI; `None` = none open.
     pub(crate) queued: Option<usize>,
     pub(crate) watched: usize,
