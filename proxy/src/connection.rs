@@ -29,7 +29,7 @@ use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
 use crate::client::Client;
-use crate::resp::{self, Extent, Gate, Limits};
+use crate::resp::{self, Extent, Gate, Limits, Malformed};
 use crate::session::Session;
 
 /// A chunk has at most so many commands; fewer when their replies are large.
@@ -205,7 +205,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The extents of the next chunk, and the error behind them, if any.
-    fn find_commands(&mut self) -> Option<resp::Malformed> {
+    fn find_commands(&mut self) -> Option<Malformed> {
         self.extents.clear();
         let settings = self.session.proxy.settings.load();
         let limits = Limits {
@@ -215,9 +215,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         // A stranger's commands change what comes after them: one at a time.
         let commands_max = if limits.is_stranger { 1 } else { (CHUNK_REPLY_BYTES / self.reply_bytes).clamp(1, CHUNK_COMMANDS_MAX) };
-        while self.extents.len() < commands_max {
+        // All words of a chunk are there at once.
+        let words_max = limits.words_max();
+        let mut words = 0;
+        while self.extents.len() < commands_max && words <= words_max {
             match self.gate.next(&self.input, limits) {
-                Ok(Some(extent)) => self.extents.push(extent),
+                Ok(Some(extent)) => {
+                    words += extent.words;
+                    self.extents.push(extent);
+                }
                 Ok(None) => {
                     self.more = false;
                     // Blank lines and empty arrays alone are no chunk, but gone.
@@ -238,8 +244,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Tells what is wrong with the input, and closes.
-    fn refuse(&mut self, error: &resp::Malformed) {
-        tracing::debug!(client = %self.session.client.endpoint.address, %error, "malformed input");
+    fn refuse(&mut self, error: &Malformed) {
+        tracing::debug!(client = %self.client.endpoint.address, %error, "malformed input");
+        if matches!(error, Malformed::TooLarge(_)) {
+            self.session.proxy.stats.query_limit_disconnections.add(1);
+        }
         resp::encode(&Reply::error(format!("ERR {error}")), self.session.protocol, &mut self.output);
         self.session.closing = true;
         self.input.clear();
@@ -445,5 +454,18 @@ mod tests {
         connection.patience = Some(Box::pin(tokio::time::sleep(Duration::ZERO)));
         connection.run().await;
         assert_eq!(proxy.stats.output_limit_disconnections.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_words_of_a_chunk_are_bounded() {
+        let proxy = fakes::proxy(&Default::default());
+        let words_max = 1000;
+        let query_bytes_max = words_max * resp::WORD_BYTES;
+        proxy.settings.store(Arc::new(Settings { query_bytes_max, ..Settings::default() }));
+        let (_theirs, ours) = tokio::io::duplex(16);
+        let mut connection = Connection::new(ours, Session::new(proxy, fakes::client(1)));
+        connection.input.extend_from_slice(b"*4\r\n$3\r\nDEL\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n".repeat(400).as_slice());
+        assert_eq!(connection.find_commands(), None);
+        assert_eq!(connection.extents.len(), words_max / 4 + 1);
     }
 }

@@ -204,7 +204,7 @@ impl Session {
         }
         let is_queued =
             self.transaction.is_open() && !matches!(known.command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
-        let bytes = if is_queued { words.iter().map(Bytes::len).sum::<usize>() } else { 0 };
+        let bytes = if is_queued { words.iter().map(|word| word.len() + resp::WORD_BYTES).sum::<usize>() } else { 0 };
         let name_words = 1 + usize::from(known.command.parts().is_some());
         let seed = self.next_seed();
         let planned = (known.command.plan)(Args::new(words, name_words, seed));

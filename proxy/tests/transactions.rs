@@ -211,3 +211,23 @@ async fn keys_come_whole_or_not_at_all() {
     }
     client.expect("*1\r\n$2\r\nk7\r\n").await;
 }
+
+#[tokio::test]
+async fn what_is_queued_and_watched_has_a_bound() {
+    let server = Server::with(1, |settings| settings.query_bytes_max = 100_000).await;
+    let mut client = server.connect().await;
+    client.ask("SET a 1", "+OK\r\n").await;
+    // A word counts for 200 bytes besides its own.
+    client.send("MULTI\r\n".to_owned() + &"GET a\r\n".repeat(248) + "GET a\r\nGET a\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{}", QUEUED.repeat(247))).await;
+    client.expect("-ERR transaction is larger than client-query-buffer-limit\r\n+QUEUED\r\n+QUEUED\r\n").await;
+    client.expect("-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+    // A watched key for its bytes and 256.
+    let key = "k".repeat(60_000);
+    client.ask(&format!("WATCH {key}"), "+OK\r\n").await;
+    client.ask(&format!("WATCH {key}"), "-ERR too many watched keys\r\n").await;
+    client.ask("UNWATCH", "+OK\r\n").await;
+    client.ask(&format!("WATCH {key}"), "+OK\r\n").await;
+    client.send("EXEC\r\nMULTI\r\nGET a\r\nEXEC\r\n").await;
+    client.expect("-ERR EXEC without MULTI\r\n+OK\r\n+QUEUED\r\n*1\r\n$1\r\n1\r\n").await;
+}
