@@ -140,7 +140,7 @@ impl Session {
     /// is to end.
     pub(crate) async fn run(&mut self, bytes: &Bytes, extents: &[Extent], out: &mut BytesMut) -> usize {
         self.chunk.started = Instant::now();
-        self.client.touch(self.chunk.started);
+        self.client.work();
         self.chunk.doublings = 0;
         (self.chunk.absent, self.chunk.unknown, self.chunk.unmade) = (None, None, None);
         let mut taken = 0;
@@ -166,6 +166,8 @@ impl Session {
             taken += 1;
         }
         self.flush(bytes, out).await;
+        // When the last of its commands was done.
+        self.client.touch(self.chunk.started);
         taken
     }
 
@@ -202,7 +204,7 @@ impl Session {
         }
         let is_queued =
             self.transaction.is_open() && !matches!(known.command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
-        let bytes = if is_queued { words.iter().map(Bytes::len).sum::<usize>() } else { 0 };
+        let bytes = if is_queued { words.iter().map(|word| word.len() + resp::WORD_BYTES).sum::<usize>() } else { 0 };
         let name_words = 1 + usize::from(known.command.parts().is_some());
         let seed = self.next_seed();
         let planned = (known.command.plan)(Args::new(words, name_words, seed));
@@ -396,6 +398,7 @@ impl Session {
         let now = Instant::now();
         let took = now.saturating_duration_since(self.chunk.started);
         self.note_slow(&entries, took, bytes);
+        let commands = entries.len() as u64;
         for entry in entries.drain(..) {
             let reply = match entry.state {
                 State::Ready(reply) => reply,
@@ -416,7 +419,7 @@ impl Session {
             self.chunk.last = entry.known.or(self.chunk.last);
         }
         for (index, calls) in self.chunk.counts.drain(..) {
-            self.proxy.stats.record(index, calls, took);
+            self.proxy.stats.record(index, calls, took, commands);
         }
         // The memory is used again.
         self.chunk.entries = entries;
@@ -427,17 +430,19 @@ impl Session {
 
     fn note_slow(&self, entries: &[Entry], took: Duration, bytes: &Bytes) {
         let settings = self.proxy.settings.load();
+        // Commands that came together are as slow as the slowest of them, which is no fast one if there is another.
+        let is_fast = |entry: &Entry| entry.known.is_none_or(|known| known.command.is(flags::FAST));
         if crate::slowlog::is_slow(took, settings.slowlog_slower_than_us) {
             let name = self.client.name();
-            let is_noted = |entry: &&Entry| entry.known.is_some_and(|known| !known.command.is(flags::SKIP_SLOWLOG));
+            let all_fast = entries.iter().all(is_fast);
+            let is_noted =
+                |entry: &&Entry| (all_fast || !is_fast(entry)) && entry.known.is_some_and(|known| !known.command.is(flags::SKIP_SLOWLOG));
             for entry in entries.iter().filter(is_noted).take(SLOW_ENTRIES_MAX) {
                 let words = resp::words(bytes, entry.extent);
                 self.proxy.slowlog.add(&words, took, &self.client.endpoint.address, &name, settings.slowlog_len_max);
             }
         }
         if settings.latency_threshold_ms > 0 {
-            // One sample for the chunk: it is as slow as its slowest command, which is no fast one if there is another.
-            let is_fast = |entry: &Entry| entry.known.is_none_or(|known| known.command.is(flags::FAST));
             let event = if entries.iter().all(is_fast) { "fast-command" } else { "command" };
             self.proxy.latency.add(event, took, settings.latency_threshold_ms);
         }

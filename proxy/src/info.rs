@@ -493,7 +493,7 @@ mod tests {
     fn commands_are_shown_by_what_they_took() {
         let proxy = crate::fakes::proxy(&Default::default());
         let command = commands::find(b"client", Some(b"id")).and_then(crate::stats::Index::of).expect("it is in the table");
-        proxy.stats.record(command, 2, std::time::Duration::from_micros(3));
+        proxy.stats.record(command, 2, std::time::Duration::from_micros(3), 1);
         proxy.stats.failed(command, "ERR x");
         let Reply::Text(text) = text_of(&proxy, &["all".into()], None) else { panic!("a text") };
         assert!(text.contains("\r\ncmdstat_client|id:calls=2,usec=6,usec_per_call=3.00,rejected_calls=0,failed_calls=1\r\n"), "{text}");

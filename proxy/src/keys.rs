@@ -30,10 +30,11 @@ pub(crate) fn page(answer: Answer) -> Reply {
     }
 }
 
-/// The keys of a page that has all of them.
+/// The keys of a page, if it has all of them. KEYS in a transaction gets one page, as the partition waits for it meanwhile.
 pub(crate) fn names(answer: Answer) -> Reply {
     match answer {
-        Answer::Page { keys, .. } => Reply::Array(keys.into_iter().map(Reply::Bulk).collect()),
+        Answer::Page { keys, next: 0, .. } => Reply::Array(keys.into_iter().map(Reply::Bulk).collect()),
+        Answer::Page { .. } => Reply::error("ERR too many rows for KEYS in a transaction, use SCAN"),
         _ => commands::words::no_answer(),
     }
 }

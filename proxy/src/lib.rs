@@ -13,7 +13,7 @@
 //! - A write is sent on at most once, unless it is known not to have been proposed (`tests/pipeline.rs`,
 //!   `what_failed_is_never_tried_again_and_says_what_is_known`).
 //! - A client's memory is bounded, whatever it sends and however little it reads (`resp/gate.rs`,
-//!   `a_command_longer_than_the_query_buffer_is_refused_before_it_is_there`).
+//!   `a_command_longer_than_the_query_buffer_is_refused_before_it_is_there`, `words_count_for_more_than_their_bytes`).
 //! - RESP is spoken in [`resp`] only; rows are reached through [`cluster::Call`] only.
 //!
 //! # Not here

@@ -224,7 +224,7 @@ fn command_seconds(stats: &Stats, page: &mut String) {
         }
         let count = command.latency.count();
         line(page, format_args!("{SECONDS}_bucket{{cmd=\"{cmd}\",le=\"+Inf\"}} {count}"));
-        line(page, format_args!("{SECONDS}_sum{{cmd=\"{cmd}\"}} {}", command.total.as_secs_f64()));
+        line(page, format_args!("{SECONDS}_sum{{cmd=\"{cmd}\"}} {}", command.waited.as_secs_f64()));
         line(page, format_args!("{SECONDS}_count{{cmd=\"{cmd}\"}} {count}"));
     }
 }
@@ -261,7 +261,7 @@ mod tests {
     fn used() -> Stats {
         let stats = Stats::new();
         let get = Index::of(commands::find(b"get", None).expect("GET is in the table")).expect("GET is in the table");
-        stats.record(get, 3, Duration::from_micros(10));
+        stats.record(get, 3, Duration::from_micros(10), 6);
         stats.failed(get, "WRONGTYPE x");
         stats.rejected(None, "ERR unknown command");
         stats.batch(4);
@@ -317,7 +317,7 @@ mod tests {
     fn what_is_exported_is_documented() {
         let proxy = crate::fakes::proxy(&Default::default());
         let get = Index::of(commands::find(b"get", None).expect("GET is in the table")).expect("GET is in the table");
-        proxy.stats.record(get, 1, Duration::from_micros(10));
+        proxy.stats.record(get, 1, Duration::from_micros(10), 1);
         proxy.stats.failed(get, "WRONGTYPE x");
         let samples = proxy_samples(&proxy).into_iter().chain(counted(&proxy.stats));
         let mut exported: Vec<_> = samples

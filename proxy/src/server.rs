@@ -21,6 +21,8 @@ const TICK: Duration = Duration::from_millis(125);
 /// The allocator's figures take a moment to add up: the peak is looked for every so many ticks only.
 const PEAK_TICKS: u64 = 40;
 
+/// The longest DEBUG SLEEP: longer than any test of a client's timeouts.
+const SLEEP_MAX: Duration = Duration::from_secs(3600);
 /// Longer than anybody waits, and not too long for a timer.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
@@ -63,7 +65,7 @@ pub(crate) async fn call(proxy: &Arc<Proxy>, client: &Arc<Client>, call: Session
             Reply::OK
         }
         Session::Lolwut(_) => lolwut(proxy),
-        Session::DebugSleep { seconds } => sleep(proxy, seconds).await,
+        Session::DebugSleep { seconds } => sleep(proxy, client, seconds).await,
         Session::DebugActiveExpire(on) => {
             proxy.node.set_active_expire(on);
             Reply::OK
@@ -153,15 +155,21 @@ async fn clear(proxy: &Proxy, partition: PartitionId, deadline: Instant) -> Resu
     }
 }
 
-/// DEBUG SLEEP. Only this connection sleeps: the server has other threads.
-async fn sleep(proxy: &Proxy, seconds: f64) -> Reply {
-    proxy.shutdown.run_until_cancelled(tokio::time::sleep(sleep_time(seconds))).await;
+/// DEBUG SLEEP. Only this connection sleeps: the server has other threads. It wakes when the client is killed, or leaves.
+async fn sleep(proxy: &Proxy, client: &Client, seconds: f64) -> Reply {
+    client.asleep.store(true, Relaxed);
+    tokio::select! {
+        () = tokio::time::sleep(sleep_time(seconds)) => {}
+        () = client.killed() => {}
+        () = proxy.shutdown.cancelled() => {}
+    }
+    client.asleep.store(false, Relaxed);
     Reply::OK
 }
 
-/// Any number of seconds as a time that timers can count; what is none is no time.
+/// Any number of seconds as a time that somebody may sleep; what is none is no time.
 fn sleep_time(seconds: f64) -> Duration {
-    Duration::try_from_secs_f64(seconds.clamp(0.0, FOREVER.as_secs_f64())).unwrap_or(Duration::ZERO)
+    Duration::try_from_secs_f64(seconds.clamp(0.0, SLEEP_MAX.as_secs_f64())).unwrap_or(Duration::ZERO)
 }
 
 /// WAIT: how many copies beside the leader's have everything that this client was told is written. Answered at once, since an
@@ -230,7 +238,7 @@ mod tests {
         {
             assert_eq!(sleep_time(seconds), time, "{seconds}");
         }
-        assert_eq!((sleep_time(1e300), sleep_time(f64::INFINITY)), (FOREVER, FOREVER));
+        assert_eq!((sleep_time(1e300), sleep_time(f64::INFINITY)), (SLEEP_MAX, SLEEP_MAX));
     }
 
     async fn done(doors: Doors, call: Session) -> (Outcome, Arc<Doors>, Arc<Proxy>) {

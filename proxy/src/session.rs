@@ -59,7 +59,6 @@ pub(crate) enum Named {
 impl Session {
     pub(crate) fn new(proxy: Arc<Proxy>, client: Arc<Client>) -> Session {
         let authenticated = proxy.settings.load().password.is_none();
-        client.shown.lock().authenticated = authenticated;
         Session {
             proxy,
             client,
@@ -228,7 +227,6 @@ impl Session {
             return Reply::error(words::WRONGPASS);
         }
         self.authenticated = true;
-        self.client.shown.lock().authenticated = true;
         Reply::OK
     }
 
@@ -255,7 +253,7 @@ impl Session {
             let mut shown = self.client.shown.lock();
             shown.protocol = version;
             if let Some(name) = hello.name {
-                shown.name = name;
+                shown.name = Bytes::copy_from_slice(&name);
             }
         }
         let word = |text: &str| Reply::Bulk(Bytes::copy_from_slice(text.as_bytes()));
@@ -281,7 +279,6 @@ impl Session {
         let mut shown = self.client.shown.lock();
         shown.protocol = 2;
         shown.name = Bytes::new();
-        shown.authenticated = self.authenticated;
         shown.monitors = false;
         shown.no_evict = false;
         shown.no_touch = false;

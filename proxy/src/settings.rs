@@ -11,7 +11,7 @@ pub struct Settings {
     pub protected_mode: bool,
     /// `maxclients`.
     pub clients_max: usize,
-    /// `timeout`: seconds without a command after which a client is closed; 0 = never.
+    /// `timeout`: seconds in which a client sends and reads nothing, after which it is closed; 0 = never.
     pub idle_timeout_s: u64,
     /// `tcp-keepalive`: seconds between probes; 0 = none.
     pub tcp_keepalive_s: u64,
@@ -21,7 +21,7 @@ pub struct Settings {
     pub write_bytes_max: usize,
     /// `client-query-buffer-limit`: the most that one client may have sent ahead, bytes.
     pub query_bytes_max: usize,
-    /// `client-output-buffer-limit`: the most that may wait for one client to read it, bytes.
+    /// `client-output-buffer-limit`: the most that may wait for one client to read it for long, bytes.
     pub output_bytes_max: usize,
     /// `slowlog-log-slower-than`, microseconds; negative = never.
     pub slowlog_slower_than_us: i64,

@@ -48,7 +48,10 @@ impl Index {
 #[derive(Debug)]
 struct PerCommand {
     calls: AtomicU64,
+    /// Its part of the time of its chunks.
     nanos: AtomicU64,
+    /// The sum of `latency`.
+    waited_nanos: AtomicU64,
     rejected: AtomicU64,
     failed: AtomicU64,
     /// ns, from 128 ns to 68 s.
@@ -62,8 +65,10 @@ pub struct Figures<'a> {
     pub name: &'static str,
     /// Executed.
     pub calls: u64,
-    /// Time that all calls took together.
+    /// Time that all calls took together: of what came together each has an equal part.
     pub total: Duration,
+    /// Time that all calls were waited for, the sum of `latency`.
+    pub waited: Duration,
     /// Refused before execution: arity, NOAUTH, syntax.
     pub rejected: u64,
     /// Executed and answered with an error.
@@ -164,6 +169,7 @@ impl Stats {
         let per_command = || PerCommand {
             calls: AtomicU64::new(0),
             nanos: AtomicU64::new(0),
+            waited_nanos: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             latency: Histogram::new(7, 29),
@@ -190,12 +196,15 @@ impl Stats {
         }
     }
 
-    /// Counts `n` executed calls of a command that each took `elapsed`: from when its chunk was taken up until its answer was there.
-    pub fn record(&self, command: Index, n: u64, elapsed: Duration) {
-        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+    /// Counts `n` executed calls of a command. They were in a chunk of `commands`, which took `took` from when it was taken up until its answers
+    /// were there: so long each of them was waited for. Which of them needed how much of it nobody knows, so they share it equally.
+    pub fn record(&self, command: Index, n: u64, took: Duration, commands: u64) {
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let waited = nanos.saturating_mul(n);
         let command = &self.commands[usize::from(command.0)];
         command.calls.fetch_add(n, Relaxed);
-        command.nanos.fetch_add(nanos.saturating_mul(n), Relaxed);
+        command.nanos.fetch_add(waited / commands.max(1), Relaxed);
+        command.waited_nanos.fetch_add(waited, Relaxed);
         command.latency.record(nanos, n);
     }
 
@@ -252,6 +261,7 @@ impl Stats {
             name,
             calls: command.calls.load(Relaxed),
             total: Duration::from_nanos(command.nanos.load(Relaxed)),
+            waited: Duration::from_nanos(command.waited_nanos.load(Relaxed)),
             rejected: command.rejected.load(Relaxed),
             failed: command.failed.load(Relaxed),
             latency: &command.latency,
@@ -290,7 +300,7 @@ impl Stats {
     /// CONFIG RESETSTAT: everything but the gauges. Prometheus sees counters start again from 0, as after a restart.
     pub fn reset(&self) {
         for command in &self.commands {
-            for count in [&command.calls, &command.nanos, &command.rejected, &command.failed] {
+            for count in [&command.calls, &command.nanos, &command.waited_nanos, &command.rejected, &command.failed] {
                 count.store(0, Relaxed);
             }
             command.latency.reset();
@@ -378,13 +388,14 @@ mod tests {
     #[test]
     fn calls_failures_and_rejections_are_told_apart() {
         let stats = Stats::new();
-        stats.record(index("get"), 16, Duration::from_micros(20));
-        stats.record(index("get"), 1, Duration::from_micros(100));
+        stats.record(index("get"), 16, Duration::from_micros(20), 16);
+        stats.record(index("get"), 1, Duration::from_micros(100), 2);
         stats.failed(index("get"), "WRONGTYPE Operation against a key holding the wrong kind of value");
         stats.rejected(Some(index("set")), "ERR wrong number of arguments for 'set' command");
         stats.rejected(None, "ERR unknown command 'nosuch', with args beginning with: ");
         let get = figures(&stats, "get");
-        assert_eq!((get.calls, get.total, get.rejected, get.failed), (17, Duration::from_micros(420), 0, 1));
+        assert_eq!((get.calls, get.rejected, get.failed), (17, 0, 1));
+        assert_eq!((get.total, get.waited), (Duration::from_micros(70), Duration::from_micros(420)));
         assert_eq!(get.latency.count(), 17);
         let set = figures(&stats, "set");
         assert_eq!((set.calls, set.rejected, set.failed), (0, 1, 0));

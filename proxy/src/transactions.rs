@@ -24,8 +24,8 @@ use crate::router::{self, Batches, Outcome};
 use crate::session::{Named, Session};
 use crate::{keys, words};
 
-/// What a queued command takes beyond its words, about.
-const QUEUED_BYTES: usize = 256;
+/// What a watched row takes beyond its key, about.
+const WATCHED_BYTES: usize = 256;
 
 /// A connection's transaction: what is queued, what is watched.
 #[derive(Default)]
@@ -35,6 +35,7 @@ pub(crate) struct Transaction {
     /// An error while queueing: EXEC will refuse.
     spoilt: bool,
     watched: Vec<Watch>,
+    watched_bytes: usize,
 }
 
 /// A watched row.
@@ -74,25 +75,29 @@ impl Transaction {
 
     /// UNWATCH.
     pub(crate) fn unwatch(&mut self) {
-        self.watched.clear();
+        (self.watched, self.watched_bytes) = (Vec::new(), 0);
     }
 
-    /// Something was refused while queueing.
+    /// Something was refused while queueing: nothing of the queue will be carried out.
     pub(crate) fn spoil(&mut self) {
-        self.spoilt |= self.is_open();
+        if let Some(queue) = &mut self.queue {
+            (self.spoilt, *queue) = (true, Vec::new());
+        }
     }
 
-    /// Queues a command of so many bytes.
+    /// Queues a command that takes so many bytes.
     pub(crate) fn queue(&mut self, known: Known, planned: Planned, bytes: usize, bytes_max: usize) -> Reply {
         let Some(queue) = &mut self.queue else { return commands::words::no_answer() };
         if matches!(&planned, Ok(Plan::Session(call)) if is_barred(call)) {
-            self.spoilt = true;
+            self.spoil();
             return Reply::error("ERR Command not allowed inside a transaction");
         }
-        self.queued_bytes += bytes + QUEUED_BYTES;
+        if self.spoilt {
+            return Reply::Status("QUEUED".into());
+        }
+        self.queued_bytes += bytes;
         if self.queued_bytes > bytes_max {
-            self.spoilt = true;
-            queue.clear();
+            self.spoil();
             return Reply::error("ERR transaction is larger than client-query-buffer-limit");
         }
         queue.push((known, planned));
@@ -135,10 +140,11 @@ impl Session {
         if self.transaction.is_open() {
             return Reply::error("ERR WATCH inside MULTI is not allowed");
         }
-        let watched_max = self.proxy.settings.load().query_bytes_max / QUEUED_BYTES;
-        if self.transaction.watched.len() + keys.len() > watched_max {
+        let bytes = self.transaction.watched_bytes + keys.iter().map(|key| key.len() + WATCHED_BYTES).sum::<usize>();
+        if bytes > self.proxy.settings.load().query_bytes_max {
             return Reply::error("ERR too many watched keys");
         }
+        self.transaction.watched_bytes = bytes;
         let table = match self.find_table().await {
             Ok(Some(table)) => table,
             Ok(None) => {
@@ -150,6 +156,8 @@ impl Session {
         };
         let mut batches = Batches::default();
         let add = |key: Bytes| {
+            // It stays; a slice would keep the whole read buffer alive.
+            let key = Bytes::copy_from_slice(&key);
             let partition = router::partition_of(&table, &key);
             (partition, batches.add(partition, Op::Watch { key }, false))
         };
@@ -169,11 +177,8 @@ impl Session {
 
     /// EXEC.
     pub(crate) async fn exec(&mut self) -> Reply {
+        let Some(queue) = self.transaction.queue.take() else { return Reply::error("ERR EXEC without MULTI") };
         let transaction = std::mem::take(&mut self.transaction);
-        let Some(queue) = transaction.queue else {
-            self.transaction.watched = transaction.watched;
-            return Reply::error("ERR EXEC without MULTI");
-        };
         if transaction.spoilt {
             return Reply::error(words::EXECABORT);
         }

@@ -5,6 +5,9 @@ mod kit;
 use std::time::{Duration, Instant};
 
 use kit::{Server, command};
+use proxy::client::Endpoint;
+use proxy::meet;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
 async fn client_tells_who_is_there() {
@@ -40,6 +43,8 @@ async fn client_kill_ends_others_at_once_and_oneself_after_the_reply() {
     client.ask("PING", "+PONG\r\n").await;
     let address = other.stream.local_addr().unwrap().to_string();
     client.ask("CLIENT KILL 127.0.0.1:1", "-ERR No such client\r\n").await;
+    client.send(command(&["CLIENT", "KILL", "USER", "a\r\nb"])).await;
+    client.expect("-ERR No such user 'a  b'\r\n").await;
     client.ask(&format!("CLIENT KILL ADDR {address}"), ":1\r\n").await;
     other.expect_end().await;
     client.ask("CLIENT KILL TYPE normal", ":0\r\n").await;
@@ -100,6 +105,90 @@ async fn silent_clients_are_closed_after_the_timeout() {
     let mut client = server.connect().await;
     client.ask("PING", "+PONG\r\n").await;
     client.expect_end().await;
+}
+
+#[tokio::test]
+async fn who_is_at_work_or_held_back_is_not_idle() {
+    let server = Server::with(1, |settings| settings.idle_timeout_s = 1).await;
+    let mut client = server.connect().await;
+    let value = String::from_utf8(kit::value(1 << 20).to_vec()).unwrap();
+    client.send(command(&["SET", "k", &value])).await;
+    client.expect("+OK\r\n").await;
+    client.ask("CLIENT PAUSE 2400 WRITE", "+OK\r\n").await;
+    let (mut asleep, mut held_back, mut slow) = (server.connect().await, server.connect().await, server.connect().await);
+    let (mut reader, theirs) = tokio::io::duplex(1 << 16);
+    let endpoint = Endpoint { address: "a:1".into(), local_address: "b:2".into(), fd: 0, is_loopback: true };
+    let met = tokio::spawn(meet(server.proxy.clone(), theirs, endpoint));
+    tokio::join!(
+        async { asleep.ask("DEBUG SLEEP 2.4", "+OK\r\n").await },
+        async { held_back.ask("SET k v", "+OK\r\n").await },
+        async {
+            for byte in b"PING\r\n" {
+                slow.send([*byte]).await;
+                tokio::time::sleep(Duration::from_millis(400)).await;
+            }
+            slow.expect("+PONG\r\n").await;
+        },
+        async {
+            reader.write_all(b"GET k\r\n").await.unwrap();
+            let mut got = vec![0; "$1048576\r\n\r\n".len() + value.len()];
+            for piece in got.chunks_mut(1 << 17) {
+                tokio::time::sleep(Duration::from_millis(270)).await;
+                reader.read_exact(piece).await.expect("it goes on as long as the client reads");
+            }
+        },
+    );
+    drop(reader);
+    met.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sleeping_client_is_woken_by_its_end() {
+    let server = Server::start().await;
+    let (mut killed, mut left, mut client) = (server.connect().await, server.connect().await, server.connect().await);
+    for (id, sleeper) in [(1, &mut killed), (2, &mut left)] {
+        sleeper.ask("PING", "+PONG\r\n").await;
+        sleeper.send("DEBUG SLEEP 3000\r\nPING\r\n").await;
+        while !client.until(&format!("CLIENT LIST ID {id}"), "lib-ver=\n\r\n").await.contains(" cmd=debug|sleep ") {}
+    }
+    left.send("PING\r\n").await;
+    drop(left);
+    client.ask("CLIENT KILL ID 1", ":1\r\n").await;
+    killed.expect_end().await;
+    for _ in 0..100 {
+        if server.proxy.clients.len() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(server.proxy.clients.len(), 1);
+}
+
+#[tokio::test]
+async fn who_has_not_authenticated_is_of_the_default_user() {
+    let server = Server::with(1, |settings| settings.password = Some("secret".into())).await;
+    let (mut stranger, mut client) = (server.connect().await, server.connect().await);
+    stranger.ask("PING", "-NOAUTH Authentication required.\r\n").await;
+    client.ask("AUTH secret", "+OK\r\n").await;
+    let line = client.until("CLIENT LIST ID 1", "lib-ver=\n\r\n").await;
+    assert!(line.contains(" user=default "), "{line}");
+    client.ask("CLIENT KILL USER default", ":1\r\n").await;
+    stranger.expect_end().await;
+}
+
+#[tokio::test]
+async fn who_reads_gets_a_reply_of_any_size() {
+    let server = Server::with(1, |settings| settings.output_bytes_max = 1 << 20).await;
+    let mut client = server.connect().await;
+    let value = String::from_utf8(kit::value(16 << 20).to_vec()).unwrap();
+    client.send(command(&["SET", "k", &value])).await;
+    client.expect("+OK\r\n").await;
+    client.send("GET k\r\nGET k\r\nPING\r\n").await;
+    let reply = format!("${}\r\n{value}\r\n", value.len());
+    client.expect(&reply).await;
+    client.expect(&reply).await;
+    client.expect("+PONG\r\n").await;
+    assert_eq!(server.proxy.stats.output_limit_disconnections.get(), 0);
 }
 
 #[tokio::test]

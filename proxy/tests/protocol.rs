@@ -38,6 +38,29 @@ async fn malformed_input_is_answered_in_redis_words_and_ends_the_connection() {
 }
 
 #[tokio::test]
+async fn who_sends_more_than_there_is_room_for_is_cut_and_counted() {
+    let server = Server::with(1, |settings| settings.query_bytes_max = 100_000).await;
+    let mut client = server.connect().await;
+    client.send(command(&["ECHO"; 2])).await;
+    client.expect("$4\r\nECHO\r\n").await;
+    let words: Vec<&str> = ["EXISTS"].into_iter().chain(["k"; 499]).collect();
+    client.send(command(&words)).await;
+    client.expect(":0\r\n").await;
+    client.send("*501\r\n").await;
+    client.expect("-ERR Protocol error: invalid multibulk length\r\n").await;
+    client.expect_end().await;
+    let mut client = server.connect().await;
+    client.send("*2\r\n$4\r\nECHO\r\n$100000\r\n").await;
+    client.expect("-ERR Protocol error: command is longer than client-query-buffer-limit\r\n").await;
+    client.expect_end().await;
+    let mut client = server.connect().await;
+    client.send("*x\r\n").await;
+    client.expect("-ERR Protocol error: invalid multibulk length\r\n").await;
+    client.expect_end().await;
+    assert_eq!(server.proxy.stats.query_limit_disconnections.get(), 2);
+}
+
+#[tokio::test]
 async fn inline_commands_are_quoted_as_in_redis() {
     let server = Server::start().await;
     let mut client = server.connect().await;

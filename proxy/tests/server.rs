@@ -2,6 +2,8 @@
 
 mod kit;
 
+use std::time::Duration;
+
 use kit::{Client, Server, command};
 
 /// An INFO field.
@@ -86,6 +88,29 @@ async fn slow_commands_are_logged() {
     let entry = client.until("SLOWLOG GET 1", "$0\r\n\r\n").await;
     assert!(entry.contains("*2\r\n$3\r\nGET\r\n$1\r\na\r\n$"), "{entry}");
     client.ask("SLOWLOG GET -2", "-ERR count should be greater than or equal to -1\r\n").await;
+}
+
+#[tokio::test]
+async fn commands_that_came_together_share_the_time() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.ask("HSET h f v", ":1\r\n").await;
+    client.ask("CONFIG SET slowlog-log-slower-than 0", "+OK\r\n").await;
+    client.ask("SLOWLOG RESET", "+OK\r\n").await;
+    client.send("GET a\r\n".repeat(15) + "HGETALL h\r\n").await;
+    client.expect(&("$-1\r\n".repeat(15) + "*2\r\n$1\r\nf\r\n$1\r\nv\r\n")).await;
+    client.send("GET a\r\nGET b\r\n").await;
+    client.expect("$-1\r\n$-1\r\n").await;
+    client.ask("CONFIG SET slowlog-log-slower-than -1", "+OK\r\n").await;
+    let log = format!("{:?}", server.proxy.slowlog.get(-1));
+    assert_eq!((log.matches("HGETALL").count(), log.matches("GET\"").count()), (1, 2), "a fast one is not slow beside another: {log}");
+    *server.world.delay.lock() = Duration::from_millis(100);
+    client.send("INCR a\r\n".repeat(16)).await;
+    client.expect(&(1..=16).map(|number| format!(":{number}\r\n")).collect::<String>()).await;
+    *server.world.delay.lock() = Duration::ZERO;
+    let incr = field(&mut client, "commandstats", "cmdstat_incr").await;
+    let usec: u64 = incr.strip_prefix("calls=16,usec=").unwrap().split(',').next().unwrap().parse().unwrap();
+    assert!((90_000..1_000_000).contains(&usec), "{incr}");
 }
 
 #[tokio::test]

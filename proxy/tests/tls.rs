@@ -60,6 +60,32 @@ async fn commands_go_over_tls_in_any_size_and_plain_ones_do_not() {
     serving.await.unwrap();
 }
 
+#[tokio::test]
+async fn a_killed_client_that_does_not_read_is_let_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let (files, root) = files(directory.path());
+    let proxy = kit::proxy(&kit::World::new(1), Settings::default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let serving = tokio::spawn(proxy::serve(proxy.clone(), listener, Some(server_config(&files).unwrap())));
+    let connector = tokio_rustls::TlsConnector::from(client_config(root));
+    let mut stream = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+    stream.write_all(kit::command(&["SET", "k", &"v".repeat(8 << 20)]).as_bytes()).await.unwrap();
+    stream.write_all(b"GET k\r\nGET k\r\nGET k\r\nGET k\r\n").await.unwrap();
+    stream.flush().await.unwrap();
+    let client = loop {
+        let client = proxy.clients.get(1);
+        if let Some(client) = client.filter(|client| client.buffered_bytes().0 > 1 << 20) {
+            break client;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    client.kill();
+    // The server waits longer than this for connections that do not end by themselves.
+    proxy.shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(5), serving).await.expect("stopped").unwrap();
+}
+
 #[test]
 fn files_that_are_no_certificates_are_named() {
     let directory = tempfile::tempdir().unwrap();

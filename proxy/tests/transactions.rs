@@ -4,7 +4,7 @@ mod kit;
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use kit::Server;
+use kit::{Server, command};
 
 const QUEUED: &str = "+QUEUED\r\n";
 
@@ -192,4 +192,42 @@ async fn a_watch_sees_tables_that_are_made_through_another_proxy() {
     // Still missing: nobody has touched it.
     client.send("SELECT 5\r\nWATCH a\r\nMULTI\r\nGET a\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n+OK\r\n+OK\r\n{QUEUED}*1\r\n$-1\r\n")).await;
+}
+
+#[tokio::test]
+async fn keys_come_whole_or_not_at_all() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    let names: Vec<String> = (0..10_001).map(|number| format!("k{number}")).collect();
+    let words: Vec<&str> = ["MSET"].into_iter().chain(names.iter().flat_map(|name| [name.as_str(), "v"])).collect();
+    client.send(command(&words)).await;
+    client.expect("+OK\r\n").await;
+    let refused = "-ERR too many rows for KEYS in a transaction, use SCAN\r\n";
+    client.send("MULTI\r\nKEYS *\r\nKEYS k7\r\nDEL k0\r\nKEYS *\r\nKEYS k7\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{}*5\r\n{refused}{refused}:1\r\n*10000\r\n", QUEUED.repeat(5))).await;
+    for _ in 0..10_000 {
+        client.until("", "\r\n").await;
+        client.until("", "\r\n").await;
+    }
+    client.expect("*1\r\n$2\r\nk7\r\n").await;
+}
+
+#[tokio::test]
+async fn what_is_queued_and_watched_has_a_bound() {
+    let server = Server::with(1, |settings| settings.query_bytes_max = 100_000).await;
+    let mut client = server.connect().await;
+    client.ask("SET a 1", "+OK\r\n").await;
+    // A word counts for 200 bytes besides its own.
+    client.send("MULTI\r\n".to_owned() + &"GET a\r\n".repeat(248) + "GET a\r\nGET a\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{}", QUEUED.repeat(247))).await;
+    client.expect("-ERR transaction is larger than client-query-buffer-limit\r\n+QUEUED\r\n+QUEUED\r\n").await;
+    client.expect("-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+    // A watched key for its bytes and 256.
+    let key = "k".repeat(60_000);
+    client.ask(&format!("WATCH {key}"), "+OK\r\n").await;
+    client.ask(&format!("WATCH {key}"), "-ERR too many watched keys\r\n").await;
+    client.ask("UNWATCH", "+OK\r\n").await;
+    client.ask(&format!("WATCH {key}"), "+OK\r\n").await;
+    client.send("EXEC\r\nMULTI\r\nGET a\r\nEXEC\r\n").await;
+    client.expect("-ERR EXEC without MULTI\r\n+OK\r\n+QUEUED\r\n*1\r\n$1\r\n1\r\n").await;
 }

@@ -59,7 +59,7 @@ impl Stripes {
 
 /// Whether edits may change the row of this head key: they change a row that lies at the same place.
 pub(crate) fn changes(edits: &Edits, head_key: &[u8]) -> bool {
-    edits.clear || edits.iter().any(|(family, key, _)| family != Family::State && key.get(..PLACE) == head_key.get(..PLACE))
+    edits.clear || edits.touch(&head_key[..PLACE.min(head_key.len())])
 }
 
 fn stripe_of(key: &[u8]) -> usize {
@@ -98,5 +98,22 @@ mod tests {
         clear.forget_rows();
         stripes.touch(&clear);
         assert!(stripes.last_touch(row) > seen);
+    }
+
+    #[test]
+    fn edits_change_rows_at_their_place_only() {
+        let row = b"\x00\x01abcdefkey".as_slice();
+        for family in [Family::Head, Family::Cell] {
+            assert!(changes(&edits_of(family, b"\x00\x01abcdefother"), row));
+            assert!(!changes(&edits_of(family, b"\x00\x01abcdegkey"), row));
+            assert!(!changes(&edits_of(family, b"\x00\x01abcdeekey"), row));
+        }
+        assert!(!changes(&edits_of(Family::State, row), row));
+        // 100,000 watched rows and as many edits: looking at every edit for every row would not finish.
+        let mut edits = Edits::default();
+        for number in 0..100_000u64 {
+            edits.delete(Family::Cell, Bytes::copy_from_slice(&(2 * number).to_be_bytes()));
+        }
+        assert!((0..100_000u64).all(|number| !changes(&edits, &(2 * number + 1).to_be_bytes())));
     }
 }

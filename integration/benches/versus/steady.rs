@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use integration::Server;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::unix::pipe;
 
 use crate::Redis;
 
@@ -92,12 +92,10 @@ impl Clock {
         let period = Timespec::try_from(TICK).expect("a short time");
         let ticking = Itimerspec { it_interval: period, it_value: period };
         rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &ticking).expect("a valid period");
-        let timer = AsyncFd::register(timer).expect("a timer can be waited for");
+        // Read like the end of a pipe.
+        let mut timer = pipe::Receiver::from_owned_fd_unchecked(timer).expect("a timer can be waited for");
         loop {
-            let mut ready = timer.readable().await.expect("the runtime is there");
-            // How many ticks there were does not matter, nor that there was none after all.
-            let _ = rustix::io::read(&timer, &mut [0; 8]);
-            ready.clear_ready();
+            timer.read_exact(&mut [0; 8]).await.expect("a timer tells how often it has ticked");
             self.ticks.notify_waiters();
         }
     }

@@ -8,6 +8,7 @@ use commands::Reply;
 use commands::plan::{ClientCall, KillFilter, ReplyMode};
 
 use super::{Client, Clients, Pause};
+use crate::words::one_line;
 
 /// What a call asks of the calling connection itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,16 +31,16 @@ impl Clients {
                 if name.is_empty() { Reply::Nil } else { Reply::Bulk(name) }
             }
             ClientCall::SetName(name) => {
-                me.shown.lock().name = name;
+                me.shown.lock().name = Bytes::copy_from_slice(&name);
                 Reply::OK
             }
             ClientCall::SetInfo { library_name, library_version } => {
                 let mut shown = me.shown.lock();
                 if let Some(name) = library_name {
-                    shown.library_name = name;
+                    shown.library_name = Bytes::copy_from_slice(&name);
                 }
                 if let Some(version) = library_version {
-                    shown.library_version = version;
+                    shown.library_version = Bytes::copy_from_slice(&version);
                 }
                 Reply::OK
             }
@@ -88,7 +89,7 @@ impl Clients {
             Some(Err(reply)) => return (reply, Effect::None),
         };
         if let Some(user) = filter.user.as_ref().filter(|user| user.as_ref() != b"default") {
-            return (Reply::error(format!("ERR No such user '{}'", String::from_utf8_lossy(user))), Effect::None);
+            return (Reply::error(format!("ERR No such user '{}'", one_line(user))), Effect::None);
         }
         let (mut killed, mut effect) = (0, Effect::None);
         for client in self.all() {
@@ -119,7 +120,6 @@ impl Client {
             && is(&filter.address, &self.endpoint.address)
             && is(&filter.local_address, &self.endpoint.local_address)
             && filter.max_age_seconds.is_none_or(|age| self.connected.elapsed().as_secs() >= age)
-            && (filter.user.is_none() || self.shown.lock().authenticated)
     }
 }
 
@@ -142,8 +142,4 @@ impl Kind {
             _ => Err(Reply::error(format!("ERR Unknown client type '{}'", one_line(word)))),
         }
     }
-}
-
-fn one_line(word: &[u8]) -> String {
-    String::from_utf8_lossy(&word[..word.len().min(128)]).replace(['\r', '\n', '\0'], " ")
 }

@@ -25,7 +25,7 @@ impl Client {
             line,
             "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={flags} db={table} sub=0 psub=0 ssub=0 multi={} watch={} \
              qbuf={} qbuf-free={} argv-mem=0 multi-mem={} rbs=0 rbp=0 obl={output} oll=0 omem={output} tot-mem={} events={} cmd={} \
-             user={} redir=-1 resp={} lib-name={} lib-ver={}",
+             user=default redir=-1 resp={} lib-name={} lib-ver={}",
             self.id,
             self.endpoint.address,
             self.endpoint.local_address,
@@ -41,7 +41,6 @@ impl Client {
             shown.query_bytes + shown.query_room + shown.queued_bytes + output + size_of::<Client>(),
             if output > 0 { "rw" } else { "r" },
             shown.last_command.unwrap_or("NULL"),
-            if shown.authenticated { "default" } else { "(superuser)" },
             shown.protocol,
             text(&shown.library_name),
             text(&shown.library_version),

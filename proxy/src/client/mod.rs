@@ -9,6 +9,7 @@ mod registry;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -41,7 +42,7 @@ pub struct Client {
     pub connected: Instant,
     /// What its connection tells about itself.
     pub(crate) shown: Mutex<Shown>,
-    /// When it last sent something, ms since it connected.
+    /// When it last sent or read something, ms since it connected; [`BUSY`] while its commands are carried out.
     last_active_ms: AtomicU64,
     /// Wakes the connection's task.
     pub(crate) waker: AtomicWaker,
@@ -51,9 +52,14 @@ pub struct Client {
     has_pushed: AtomicBool,
     /// Held back by CLIENT PAUSE.
     pub(crate) held_back: AtomicBool,
+    /// In DEBUG SLEEP.
+    pub(crate) asleep: AtomicBool,
 }
 
-/// What CLIENT LIST shows of a connection's state, told by its task.
+/// Later than any time: not idle, however long a command takes.
+const BUSY: u64 = u64::MAX;
+
+/// What CLIENT LIST shows of a connection's state, told by its task. Names are copies: a slice would keep the whole read buffer alive.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shown {
     pub(crate) name: Bytes,
@@ -63,7 +69,6 @@ pub(crate) struct Shown {
     pub(crate) table: Arc<str>,
     pub(crate) last_command: Option<&'static str>,
     pub(crate) protocol: u8,
-    pub(crate) authenticated: bool,
     /// Commands queued by MULTI; `None` = none open.
     pub(crate) queued: Option<usize>,
     pub(crate) watched: usize,
@@ -90,6 +95,7 @@ impl Client {
             pushed: Mutex::default(),
             has_pushed: AtomicBool::new(false),
             held_back: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
         }
     }
 
@@ -130,13 +136,15 @@ impl Client {
         true
     }
 
-    /// Takes what was pushed.
-    pub(crate) fn take_pushed(&self, out: &mut BytesMut) {
-        if self.has_pushed.load(Ordering::Acquire) {
+    /// Takes what was pushed, if anything.
+    pub(crate) fn take_pushed(&self, out: &mut BytesMut) -> bool {
+        let has_pushed = self.has_pushed.load(Ordering::Acquire);
+        if has_pushed {
             self.has_pushed.store(false, Ordering::Release);
             let pushed = std::mem::take(&mut *self.pushed.lock());
             out.unsplit(pushed);
         }
+        has_pushed
     }
 
     /// Whether a command of this client waits for the end of CLIENT PAUSE: the one way to be blocked here.
@@ -154,11 +162,30 @@ impl Client {
         self.killed.load(Ordering::Acquire)
     }
 
+    /// Until it is killed. For the connection's own task, which whoever kills it wakes.
+    pub(crate) async fn killed(&self) {
+        std::future::poll_fn(|context| {
+            self.waker.register(context.waker());
+            if self.is_killed() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed)
+    }
+
+    /// Its commands are carried out, until it is touched.
+    pub(crate) fn work(&self) {
+        self.last_active_ms.store(BUSY, Ordering::Relaxed);
+    }
+
+    /// It has sent something, or read something.
     pub(crate) fn touch(&self, now: Instant) {
         self.last_active_ms.store(millis(now.saturating_duration_since(self.connected)), Ordering::Relaxed);
     }
 
-    /// Ms since it last sent something.
+    /// Ms since it last sent or read something.
     pub(crate) fn idle_ms(&self) -> u64 {
         millis(self.connected.elapsed()).saturating_sub(self.last_active_ms.load(Ordering::Relaxed))
     }

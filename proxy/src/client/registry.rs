@@ -74,10 +74,11 @@ impl Clients {
         self.all().iter().for_each(|client| client.waker.wake());
     }
 
-    /// Ends the connections that have been silent for longer than `limit`. A monitor is meant to be silent.
+    /// Ends the connections that have been silent for longer than `limit`. A monitor is meant to be silent, and who is held back cannot help it.
     pub(crate) fn close_idle(&self, limit: Duration) {
         for client in self.all() {
-            if !client.shown.lock().monitors && client.idle_ms() > limit.as_millis() as u64 {
+            let is_exempt = client.is_blocked() || client.shown.lock().monitors;
+            if !is_exempt && client.idle_ms() > limit.as_millis() as u64 {
                 client.kill();
             }
         }

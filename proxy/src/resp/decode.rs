@@ -27,7 +27,7 @@ mod tests {
 
     fn words_of(bytes: &'static [u8], is_inline: bool) -> Vec<Bytes> {
         let chunk = Bytes::from_static(bytes);
-        words(&chunk, Extent { start: 2, end: chunk.len(), is_inline }).into_vec()
+        words(&chunk, Extent { start: 2, end: chunk.len(), is_inline, words: 2 }).into_vec()
     }
 
     #[test]

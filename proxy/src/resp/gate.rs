@@ -11,8 +11,11 @@ const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Redis's limits for clients that have yet to authenticate.
 const STRANGER_WORDS_MAX: i64 = 10;
 const STRANGER_BULK_BYTES_MAX: i64 = 16384;
-/// The most words of a command; Redis stops at INT_MAX, which no query buffer holds.
-const WORDS_MAX: i64 = i32::MAX as i64;
+/// Redis's word for a number of words that is none, or too large.
+const MULTIBULK: &str = "invalid multibulk length";
+/// What a word takes beyond its bytes until its command is answered, about: its place among the words, and often an op of its own and what
+/// became of that.
+pub(crate) const WORD_BYTES: usize = 200;
 
 /// What a client may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +28,13 @@ pub struct Limits {
     pub is_stranger: bool,
 }
 
+impl Limits {
+    /// The most words of a command: what they take has room where the longest command has.
+    pub fn words_max(self) -> usize {
+        self.command_bytes_max / WORD_BYTES
+    }
+}
+
 /// One complete command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -34,15 +44,22 @@ pub struct Extent {
     pub end: usize,
     /// A line of words, not an array of bulk strings.
     pub is_inline: bool,
+    /// How many words it has.
+    pub words: usize,
 }
 
-/// Why the connection has to be closed: what stands behind `-ERR Protocol error: `.
+/// Why the connection has to be closed, and what stands behind `-ERR Protocol error: `.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Protocol error: {0}")]
-pub struct Malformed(pub Cow<'static, str>);
+pub enum Malformed {
+    /// It is not RESP, or beyond what Redis takes.
+    Wrong(Cow<'static, str>),
+    /// `client-query-buffer-limit` has no room for the command.
+    TooLarge(&'static str),
+}
 
 const fn malformed(why: &'static str) -> Malformed {
-    Malformed(Cow::Borrowed(why))
+    Malformed::Wrong(Cow::Borrowed(why))
 }
 
 /// Where the gate stands within a stream of commands.
@@ -54,8 +71,9 @@ pub struct Gate {
     at: usize,
     /// Within a line whose end is being searched: up to where it has been searched.
     searched: usize,
-    /// Arguments still to come; `None` = the command's first line is not complete.
-    words_left: Option<u64>,
+    /// How many words the command has, and how many are still to come; `None` = its first line is not complete.
+    words: usize,
+    words_left: Option<usize>,
 }
 
 impl Gate {
@@ -69,13 +87,14 @@ impl Gate {
                     Some(b'*') => {
                         let line = self.line(bytes, "too big mbulk count string")?;
                         let Some((text, next)) = line else { return self.unfinished(bytes, limits) };
-                        let words = number(&text[1..]).filter(|&words| words <= WORDS_MAX);
-                        let words = words.ok_or(malformed("invalid multibulk length"))?;
+                        let words = number(&text[1..]).ok_or(malformed(MULTIBULK))?;
                         if limits.is_stranger && words > STRANGER_WORDS_MAX {
                             return Err(malformed("unauthenticated multibulk length"));
                         }
-                        match u64::try_from(words).unwrap_or(0) {
+                        self.words = usize::try_from(words).unwrap_or(0);
+                        match self.words {
                             0 => self.begin(next),
+                            words if words > limits.words_max() => return Err(Malformed::TooLarge(MULTIBULK)),
                             words => self.advance(next, words),
                         }
                     }
@@ -87,7 +106,7 @@ impl Gate {
                     }
                 },
                 Some(0) if self.at <= bytes.len() => {
-                    let extent = Extent { start: self.start, end: self.at, is_inline: false };
+                    let extent = Extent { start: self.start, end: self.at, is_inline: false, words: self.words };
                     self.begin(extent.end);
                     return Ok(Some(extent));
                 }
@@ -130,10 +149,10 @@ impl Gate {
     }
 
     fn begin(&mut self, at: usize) {
-        *self = Gate { start: at, at, searched: at, words_left: None };
+        *self = Gate { start: at, at, searched: at, words: 0, words_left: None };
     }
 
-    fn advance(&mut self, at: usize, words_left: u64) {
+    fn advance(&mut self, at: usize, words_left: usize) {
         self.at = at;
         self.searched = at;
         self.words_left = Some(words_left);
@@ -165,16 +184,16 @@ impl Gate {
             self.searched = bytes.len();
             return if bytes.len() - self.start > LINE_BYTES_MAX { Err(malformed("too big inline request")) } else { Ok(None) };
         };
-        let extent = Extent { start: self.start, end: self.searched + found + 1, is_inline: true };
-        let words = super::inline::split(&bytes[extent.start..extent.end]).ok_or(malformed("unbalanced quotes in request"))?;
-        self.begin(extent.end);
-        Ok(Some((!words.is_empty()).then_some(extent)))
+        let (start, end) = (self.start, self.searched + found + 1);
+        let words = super::inline::split(&bytes[start..end]).ok_or(malformed("unbalanced quotes in request"))?.len();
+        self.begin(end);
+        Ok(Some((words > 0).then_some(Extent { start, end, is_inline: true, words })))
     }
 
     fn unfinished(&self, bytes: &[u8], limits: Limits) -> Result<Option<Extent>, Malformed> {
         let so_far = self.at.max(bytes.len()) - self.start;
         if so_far > limits.command_bytes_max {
-            return Err(malformed("command is longer than client-query-buffer-limit"));
+            return Err(Malformed::TooLarge("command is longer than client-query-buffer-limit"));
         }
         Ok(None)
     }
@@ -187,7 +206,7 @@ fn expected(got: u8) -> Malformed {
         got if got.is_ascii_graphic() || got == b' ' => char::from(got),
         _ => '?',
     };
-    Malformed(Cow::Owned(format!("expected '$', got '{got}'")))
+    Malformed::Wrong(Cow::Owned(format!("expected '$', got '{got}'")))
 }
 
 /// A length exactly as Redis reads one: no sign but `-`, no leading zeros, no blanks.
@@ -255,6 +274,7 @@ mod tests {
             (&b"*x\r\n"[..], "invalid multibulk length"),
             (b"*+1\r\n", "invalid multibulk length"),
             (b"*2147483648\r\n", "invalid multibulk length"),
+            (b"*9223372036854775807\r\n", "invalid multibulk length"),
             (b"*\r\n", "invalid multibulk length"),
             (b"*1\r\nPING\r\n", "expected '$', got 'P'"),
             (b"*1\r\n\r\n", "expected '$', got ' '"),
@@ -286,15 +306,26 @@ mod tests {
     }
 
     #[test]
+    fn words_count_for_more_than_their_bytes() {
+        let limits = Limits { bulk_bytes_max: 1 << 20, command_bytes_max: 1000, is_stranger: false };
+        let five: &[u8] = b"*5\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n$1\r\nd\r\n$1\r\ne\r\n";
+        check(five, &[five], None, limits);
+        check(b"*6\r\n", &[], Some("invalid multibulk length"), limits);
+        let words = |bytes| Gate::default().next(bytes, limits).unwrap().unwrap().words;
+        assert_eq!((words(five), words(b"a 'b c' d\r\n")), (5, 3));
+    }
+
+    #[test]
     fn a_long_command_in_pieces_is_looked_at_once() {
         // 100,000 words in pieces of one byte: quadratic work would not finish.
+        let limits = Limits { command_bytes_max: 100_000 * WORD_BYTES, ..LIMITS };
         let mut bytes = b"*100000\r\n".to_vec();
         for _ in 0..100_000 {
             bytes.extend_from_slice(b"$1\r\nx\r\n");
         }
         let (mut gate, mut commands) = (Gate::default(), 0);
         for end in 0..=bytes.len() {
-            commands += usize::from(gate.next(&bytes[..end], LIMITS).unwrap().is_some());
+            commands += usize::from(gate.next(&bytes[..end], limits).unwrap().is_some());
         }
         assert_eq!(commands, 1);
     }

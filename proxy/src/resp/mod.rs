@@ -11,4 +11,5 @@ mod inline;
 
 pub use decode::words;
 pub use encode::{Protocol, encode};
+pub(crate) use gate::WORD_BYTES;
 pub use gate::{Extent, Gate, Limits, Malformed};

@@ -96,6 +96,13 @@ impl Edits {
         }
     }
 
+    /// Whether the head or a cell of a row at this place is changed: their keys begin with it.
+    pub fn touch(&self, place: &[u8]) -> bool {
+        let from = (Bound::Included(place), Bound::Unbounded);
+        let first = |family: Family| self.records[family as usize].range::<[u8], _>(from).next();
+        [Family::Head, Family::Cell].into_iter().filter_map(first).any(|(key, _)| key.starts_with(place))
+    }
+
     /// The changed records by family and key: family, key, new value (`None` = deleted). [`Edits::clear`] comes before them.
     pub fn iter(&self) -> impl Iterator<Item = (Family, &Bytes, Option<&Bytes>)> {
         Family::ALL
