@@ -11,7 +11,7 @@
 //!
 //! # What a caller may rely on
 //! - [`NetError::NotSent`]: the request did not reach the service, it is safe to try again. [`NetError::Lost`]: it may have.
-//!   [`NetError::Refused`]: it has come, and this is the service's word (or it is larger than the other side takes; trying again won't help).
+//!   [`NetError::Refused`]: it has come, and this is the service's word. [`NetError::TooLarge`]: it was not sent, and never will be.
 //! - Connections to different processes do not wait for each other. While one is down, calls over it fail at once or within 50 ms, and it is
 //!   tried again every 100 ms. A dead one, however silently, is found within 2.4 s.
 //! - A server that stops answers first what it was asked.
@@ -232,9 +232,12 @@ pub enum NetError {
     /// It was sent, and no answer came (in time): outcome unknown.
     #[error("lost: {0}")]
     Lost(String),
-    /// The other side's word; or it is larger than the other side takes.
+    /// The other side's word.
     #[error("refused: {0}")]
     Refused(String),
+    /// Larger than the other side takes: it was not sent, and trying again won't help.
+    #[error("too large: {0}")]
+    TooLarge(String),
 }
 
 /// Who is at the other end.
