@@ -1,6 +1,5 @@
 //! A process from the configuration to the last flush, whatever its roles.
 
-use std::future::IntoFuture;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -160,9 +159,7 @@ impl Process<'_> {
         let stage = Stage::default();
         stage.set("opening the data");
         let (door, stop_pages) = (http::Door::new(&stage), CancellationToken::new());
-        let http =
-            axum::serve(TcpListener::from_std(ports.http)?, door.router()).with_graceful_shutdown(stop_pages.clone().cancelled_owned());
-        let http = tokio::spawn(http.into_future());
+        let http = tokio::spawn(door.clone().serve(TcpListener::from_std(ports.http)?, http::PATIENCE, stop_pages.clone()));
         let setup = Setup { config, roles, directory, runtimes, places: &places, stage: &stage };
         let opening = async {
             match ports.cluster.take() {

@@ -20,6 +20,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("anyhow", &["bridle"]),
     ("ureq", &["bridle", "meta", "integration"]),
     ("axum", &["bridle", "meta"]),
+    ("hyper-util", &["bridle"]),
     // No I/O, no clock, no randomness in `row` and `commands`.
     ("tokio", &["cluster", "engine", "storage", "meta", "proxy", "bridle", "integration"]),
     ("rand", &["cluster", "proxy", "bridle"]),
