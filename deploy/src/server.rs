@@ -17,6 +17,7 @@ use crate::banner::banner;
 use crate::cli::{ClientFlags, ClusterFlags, CommonFlags};
 use crate::compaction::Compactions;
 use crate::config::{self, Address, Config, TlsSection};
+use crate::descriptors::Descriptors;
 use crate::directory::{Directory, Kind};
 use crate::local::Local;
 use crate::opened::{Opened, Setup, Stage};
@@ -75,10 +76,12 @@ pub(crate) fn run(shape: Shape, flags: &Flags<'_>) -> anyhow::Result<()> {
         }
     };
     logging::start(&config.log)?;
+    let descriptors = Descriptors::claim(shape.in_cluster())?;
     let directory = Arc::new(Directory::take(&config.node.data, &config.cluster.name, kind)?);
     let metrics = exposition::install().context("install the metrics recorder")?;
     let runtimes = Runtimes::start(&config)?;
-    let process = Process { shape, config: &config, config_file: flags.common.config.clone(), directory: &directory, runtimes: &runtimes };
+    let config_file = flags.common.config.clone();
+    let process = Process { shape, config: &config, config_file, descriptors, directory: &directory, runtimes: &runtimes };
     let outcome = runtimes.small.block_on(process.serve(metrics));
     runtimes.stop();
     // The lock is let go of last.
@@ -142,6 +145,7 @@ struct Process<'a> {
     shape: Shape,
     config: &'a Config,
     config_file: Option<PathBuf>,
+    descriptors: Descriptors,
     directory: &'a Arc<Directory>,
     runtimes: &'a Runtimes,
 }
@@ -173,7 +177,10 @@ impl Process<'_> {
         };
         let shutdown = CancellationToken::new();
         let local = Arc::new(self.local(&opened, &places, started));
-        let settings = config::proxy_settings(config);
+        let mut settings = config::proxy_settings(config);
+        if roles.proxy {
+            self.descriptors.fit(&mut settings);
+        }
         let facts = self.facts(&places);
         let proxy = Proxy::new(settings, facts, opened.rows.clone(), opened.catalogue.clone(), local.clone(), shutdown.clone());
         local.proxy.set(Arc::downgrade(&proxy)).expect("set once, here");

@@ -106,7 +106,12 @@ pub static SETTINGS: &[Setting] = &[
     },
     memory!("client-query-buffer-limit", query_bytes_max, 1 << 20, 1 << 40),
     number!("latency-monitor-threshold", latency_threshold_ms: u64, 0, i64::MAX),
-    number!("maxclients", clients_max: usize, 1, u32::MAX as i64),
+    Setting {
+        name: "maxclients",
+        get: |settings| settings.clients_max.to_string(),
+        set: set_clients_max,
+        file: |settings| FileValue::Int(i64::try_from(settings.clients_max).unwrap_or(i64::MAX)),
+    },
     Setting {
         name: "protected-mode",
         get: |settings| yes_no(settings.protected_mode).into(),
@@ -287,6 +292,16 @@ pub fn memory_bytes(text: &[u8]) -> Option<u64> {
     number.checked_mul(unit)
 }
 
+fn set_clients_max(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
+    let wanted = number(text, 1, u32::MAX.into())? as usize;
+    if wanted > settings.clients_fit {
+        let fit = settings.clients_fit;
+        return Err(format!("The operating system is not able to handle the specified number of clients, try with {fit}"));
+    }
+    settings.clients_max = wanted;
+    Ok(())
+}
+
 fn set_password(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
     if text.len() > PASSWORD_BYTES_MAX {
         return Err(format!("password must be at most {PASSWORD_BYTES_MAX} bytes"));
@@ -427,6 +442,21 @@ mod tests {
         assert_eq!(rewrite(&proxy), Reply::OK);
         assert_eq!(rewrite(&proxy), Reply::OK);
         assert_eq!(*doors.written.lock(), [FileChange { key: "timeout".into(), value: FileValue::Int(5) }]);
+    }
+
+    #[test]
+    fn no_more_clients_than_there_are_descriptors_for() {
+        let proxy = crate::fakes::proxy(&Default::default());
+        proxy.settings.store(Arc::new(Settings { clients_max: 96, clients_fit: 96, ..Settings::default() }));
+        let set = |value: &str| super::set(&proxy, &[("maxclients".into(), value.to_owned().into())]);
+        assert_eq!(
+            set("97"),
+            Reply::error(
+                "ERR CONFIG SET failed (possibly related to argument 'maxclients') - The operating system is not able to handle the \
+                 specified number of clients, try with 96"
+            )
+        );
+        assert_eq!((set("5"), set("96")), (Reply::OK, Reply::OK));
     }
 
     #[test]
