@@ -218,6 +218,14 @@ fn apply(now: &Settings, pairs: &[(Bytes, Bytes)], is_fixed: impl Fn(&str) -> bo
     for (setting, (name, value)) in found.iter().zip(pairs) {
         (setting.set)(&mut settings, value).map_err(|why| Refused::Failed(one_line(name), why))?;
     }
+    // Longer commands than the query buffer takes are never carried out.
+    let sizes = ["client-query-buffer-limit", "proto-max-bulk-len"];
+    if let Some(setting) = found.iter().find(|setting| sizes.contains(&setting.name))
+        && settings.query_bytes_max < settings.bulk_bytes_max.max(settings.write_bytes_max)
+    {
+        let why = "client-query-buffer-limit must not be below proto-max-bulk-len and max-write-size";
+        return Err(Refused::Failed(setting.name.to_owned(), why.into()));
+    }
     Ok((settings, found.iter().map(|setting| setting.name).collect()))
 }
 
@@ -353,8 +361,8 @@ mod tests {
 
     #[test]
     fn several_are_set_together_or_not_at_all() {
-        let settings = set(&[("MaxClients", "7"), ("timeout", "60"), ("client-query-buffer-limit", "2mb")]).unwrap();
-        assert_eq!((settings.clients_max, settings.idle_timeout_s, settings.query_bytes_max), (7, 60, 2 << 20));
+        let settings = set(&[("MaxClients", "7"), ("timeout", "60"), ("client-query-buffer-limit", "32mb")]).unwrap();
+        assert_eq!((settings.clients_max, settings.idle_timeout_s, settings.query_bytes_max), (7, 60, 32 << 20));
         for (pairs, error) in [
             (&[("maxclients", "7"), ("nosuch", "1")][..], "unknown nosuch"),
             (&[("maxclients", "7"), ("port", "1")], "port: can't set immutable config"),
@@ -367,6 +375,19 @@ mod tests {
         ] {
             assert_eq!(set(pairs), Err(error.to_owned()));
         }
+    }
+
+    #[test]
+    fn the_query_buffer_takes_the_longest_command() {
+        let why = "client-query-buffer-limit must not be below proto-max-bulk-len and max-write-size";
+        for pairs in [
+            &[("client-query-buffer-limit", "15mb")][..],
+            &[("client-query-buffer-limit", "15mb"), ("proto-max-bulk-len", "15mb")],
+            &[("proto-max-bulk-len", "65mb"), ("timeout", "1")],
+        ] {
+            assert_eq!(set(pairs), Err(format!("{}: {why}", pairs[0].0)));
+        }
+        set(&[("proto-max-bulk-len", "65mb"), ("client-query-buffer-limit", "65mb")]).unwrap();
     }
 
     #[test]
