@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Nobody;
 
 impl Local for Nobody {
-    fn authorised(&self, _: Option<&[u8]>) -> bool {
+    fn authorised(&self, _: Option<std::net::IpAddr>, _: Option<&[u8]>) -> bool {
         true
     }
     fn status(&self) -> NodeStatus {
