@@ -3,12 +3,12 @@
 # One profile (release) for the binary, the tests, clippy and the docs, so that RocksDB's C++ is compiled once.
 
 PORT ?= 6379
+HTTP_PORT ?= 9121
 DATA ?= ./data
 # Further flags of `bridle standalone` (or, for a cluster, `bridle node`), for example: make run ARGS="--durability interval"
 ARGS ?=
 
-# A cluster's second and third node have the ports behind these.
-HTTP_PORT ?= 9121
+# A cluster's second and third node have the ports behind this one, and behind those above.
 CLUSTER_PORT ?= 7201
 CLUSTER = PORT=$(PORT) HTTP_PORT=$(HTTP_PORT) CLUSTER_PORT=$(CLUSTER_PORT) DATA="$(DATA)/cluster" ARGS="$(ARGS)" deploy/cluster.sh
 BRIDLE = $(or $(CARGO_TARGET_DIR),target)/release/bridle
@@ -24,7 +24,8 @@ DOCFLAGS = -D warnings -A rustdoc::private-intra-doc-links
 .PHONY: help run cluster cluster-status cluster-stop build test soak mutants check fix bench bench-cluster readme setup setup-test setup-bench
 
 help:
-	@echo "make run [PORT=6379] [DATA=./data] [ARGS=...]   build what is needed and start a server"
+	@echo "make run [PORT=6379] [HTTP_PORT=9121] [DATA=./data] [ARGS=...]"
+	@echo "                                                build what is needed and start a server; a second one needs all three"
 	@echo "make cluster [PORT=6379] [ARGS=...]             the same with a cluster of three nodes, on three ports"
 	@echo "make cluster-status                             how it is: nodes, tables"
 	@echo "make cluster-stop                               stop it; the data stays"
@@ -39,7 +40,7 @@ help:
 	@echo "make readme                                     write the command table into README.md"
 
 run: setup
-	$(CARGO) run --release -p bridle -- standalone --port $(PORT) --data "$(DATA)" $(ARGS)
+	$(CARGO) run --release -p bridle -- standalone --port $(PORT) --http-port $(HTTP_PORT) --data "$(DATA)" $(ARGS)
 
 build: setup
 	$(CARGO) build --release -p bridle

@@ -14,6 +14,7 @@ mod banner;
 mod cli;
 mod compaction;
 mod config;
+mod descriptors;
 mod directory;
 mod exposition;
 mod follow;

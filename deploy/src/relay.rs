@@ -21,14 +21,14 @@ pub(crate) fn router(local: Arc<Local>) -> Router {
 }
 
 async fn status(State(local): State<Arc<Local>>, request: Request) -> Response {
-    match meta::admin::let_in(request.headers(), &*local) {
+    match meta::admin::let_in(&request, &*local) {
         Ok(()) => Json(local.status()).into_response(),
         Err(refused) => refused,
     }
 }
 
 async fn relay(State(local): State<Arc<Local>>, request: Request) -> Response {
-    if let Err(refused) = meta::admin::let_in(request.headers(), &*local) {
+    if let Err(refused) = meta::admin::let_in(&request, &*local) {
         return refused;
     }
     let failed = |status: StatusCode, why: String| (status, Json(serde_json::json!({ "error": why }))).into_response();

@@ -1,6 +1,5 @@
 //! A process from the configuration to the last flush, whatever its roles.
 
-use std::future::IntoFuture;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,6 +17,7 @@ use crate::banner::banner;
 use crate::cli::{ClientFlags, ClusterFlags, CommonFlags};
 use crate::compaction::Compactions;
 use crate::config::{self, Address, Config, TlsSection};
+use crate::descriptors::Descriptors;
 use crate::directory::{Directory, Kind};
 use crate::local::Local;
 use crate::opened::{Opened, Setup, Stage};
@@ -76,10 +76,12 @@ pub(crate) fn run(shape: Shape, flags: &Flags<'_>) -> anyhow::Result<()> {
         }
     };
     logging::start(&config.log)?;
+    let descriptors = Descriptors::claim(shape.in_cluster())?;
     let directory = Arc::new(Directory::take(&config.node.data, &config.cluster.name, kind)?);
     let metrics = exposition::install().context("install the metrics recorder")?;
     let runtimes = Runtimes::start(&config)?;
-    let process = Process { shape, config: &config, config_file: flags.common.config.clone(), directory: &directory, runtimes: &runtimes };
+    let config_file = flags.common.config.clone();
+    let process = Process { shape, config: &config, config_file, descriptors, directory: &directory, runtimes: &runtimes };
     let outcome = runtimes.small.block_on(process.serve(metrics));
     runtimes.stop();
     // The lock is let go of last.
@@ -143,6 +145,7 @@ struct Process<'a> {
     shape: Shape,
     config: &'a Config,
     config_file: Option<PathBuf>,
+    descriptors: Descriptors,
     directory: &'a Arc<Directory>,
     runtimes: &'a Runtimes,
 }
@@ -160,9 +163,7 @@ impl Process<'_> {
         let stage = Stage::default();
         stage.set("opening the data");
         let (door, stop_pages) = (http::Door::new(&stage), CancellationToken::new());
-        let http =
-            axum::serve(TcpListener::from_std(ports.http)?, door.router()).with_graceful_shutdown(stop_pages.clone().cancelled_owned());
-        let http = tokio::spawn(http.into_future());
+        let http = tokio::spawn(door.clone().serve(TcpListener::from_std(ports.http)?, http::PATIENCE, stop_pages.clone()));
         let setup = Setup { config, roles, directory, runtimes, places: &places, stage: &stage };
         let opening = async {
             match ports.cluster.take() {
@@ -176,7 +177,10 @@ impl Process<'_> {
         };
         let shutdown = CancellationToken::new();
         let local = Arc::new(self.local(&opened, &places, started));
-        let settings = config::proxy_settings(config);
+        let mut settings = config::proxy_settings(config);
+        if roles.proxy {
+            self.descriptors.fit(&mut settings);
+        }
         let facts = self.facts(&places);
         let proxy = Proxy::new(settings, facts, opened.rows.clone(), opened.catalogue.clone(), local.clone(), shutdown.clone());
         local.proxy.set(Arc::downgrade(&proxy)).expect("set once, here");

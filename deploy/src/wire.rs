@@ -36,7 +36,7 @@ impl Wire for NetWire {
             self.net.call(to?, service, letter.encode(), letter.timeout).await.map_err(|error| match error {
                 NetError::NotSent(why) => WireError::NotSent(why),
                 NetError::Lost(why) => WireError::Lost(why),
-                NetError::Refused(why) => WireError::Refused(why),
+                NetError::Refused(why) | NetError::TooLarge(why) => WireError::Refused(why),
             })
         })
     }

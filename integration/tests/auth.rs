@@ -1,7 +1,7 @@
 //! Who may speak: passwords, protected mode, what strangers may send; and that secrets stay secret.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
 use integration::{Client, Server, ServerBuilder, Value, bridle};
@@ -126,6 +126,30 @@ fn the_admin_api_asks_for_the_password_and_the_health_pages_do_not() {
     let url = format!("http://127.0.0.1:{}/v1/tables", server.http_port);
     let answer = ureq::get(&url).header("Authorization", &format!("Bearer {PASSWORD}")).call().expect("the password is right");
     assert_eq!(answer.status().as_u16(), 200);
+}
+
+/// A stranger here is who comes to the machine by another address than loopback, if it has one.
+#[test]
+fn without_a_password_only_this_machine_administers() {
+    let server = with_password().config("[http]\nbind = \"0.0.0.0\"").start();
+    let mut client = server.client();
+    client.run(&format!("AUTH {PASSWORD}"));
+    assert_eq!(client.call(&["CONFIG", "SET", "requirepass", ""]).expect("a reply"), Value::ok());
+    assert_eq!(server.page("/v1/tables").0, 200);
+    // Nothing is sent: it only asks for the address that would be sent from.
+    let probe = UdpSocket::bind("0.0.0.0:0").expect("a free port");
+    let Ok(own) = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()) else {
+        eprintln!("not run to its end: this machine has no address but loopback");
+        return;
+    };
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let status = |page: &str| {
+        let url = format!("http://{}:{}{page}", own.ip(), server.http_port);
+        agent.get(&url).call().expect("the HTTP port answers").status().as_u16()
+    };
+    assert_eq!((status("/v1/tables"), status("/v1/status"), status("/health/live")), (401, 401, 200));
+    assert_eq!(client.run("CONFIG SET protected-mode no"), Value::ok());
+    assert_eq!(status("/v1/tables"), 200);
 }
 
 /// What the server says to bytes of a client that has not said the password, to the end of the connection.

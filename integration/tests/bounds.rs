@@ -272,3 +272,31 @@ fn large_answers_of_one_command_or_transaction_are_one_look() {
         assert_eq!(torn, Vec::new() as Vec<BTreeSet<char>>);
     });
 }
+
+/// Sockets need descriptors, and so does the file of every flush. Whoever connects, even without a word, must not take the last one.
+#[test]
+fn idle_clients_leave_descriptors_for_the_data() {
+    const FIT: usize = 84;
+    let server = small().under(&["sh", "-c", "ulimit -Sn 128 && ulimit -Hn 256 && exec \"$@\"", "sh"]).start();
+    let mut client = server.client();
+    assert_eq!(client.run("CONFIG GET maxclients"), Value::Array(vec![Value::bulk("maxclients"), Value::bulk(&FIT.to_string())]));
+    for said in [
+        "Increased maximum number of open files to 256 (it was originally set to 128).".to_owned(),
+        format!("Current maximum open files is 256. maxclients has been reduced to {FIT} to compensate for low ulimit."),
+    ] {
+        assert!(server.output().contains(&said), "{said} is not in {}", server.output());
+    }
+    let refused = client.run(&format!("CONFIG SET maxclients {}", FIT + 1));
+    assert!(refused.text().ends_with(&format!("specified number of clients, try with {FIT}")), "{refused:?}");
+    let mut idle: Vec<Client> = (0..300).map(|_| server.client()).collect();
+    for surplus in &mut idle[FIT..] {
+        assert_eq!(surplus.reply().expect("a reply"), Value::Error("ERR max number of clients reached".into()));
+    }
+    for n in 0..20 {
+        load(&mut client, fields(&format!("row:{n}"), 100, 100));
+        let done = server.admin(&["compact", "db0", "--wait"]);
+        assert!(done.fine, "{done:?}");
+    }
+    assert_eq!(server.page("/health/ready").0, 200);
+    assert_eq!(client.run("HLEN row:19"), Value::Int(100));
+}

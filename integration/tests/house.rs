@@ -20,6 +20,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("anyhow", &["bridle"]),
     ("ureq", &["bridle", "meta", "integration"]),
     ("axum", &["bridle", "meta"]),
+    ("hyper-util", &["bridle"]),
     // No I/O, no clock, no randomness in `row` and `commands`.
     ("tokio", &["cluster", "engine", "storage", "meta", "proxy", "bridle", "integration"]),
     ("rand", &["cluster", "proxy", "bridle"]),
@@ -396,4 +397,11 @@ fn names_are_told_apart() {
     assert_eq!(code("//! use a::b;\n    // a::c\na::d"), "a::d");
     assert!(defines("pub(crate) fn eval(op: &Op)", "eval") && !defines("fn evaluate()", "eval") && !defines("eval()", "eval"));
     assert_eq!(prose("a\n```\nb\n```\nc\n<!-- commands -->\nd\n<!-- /commands -->\ne").lines().collect::<String>(), "ace");
+}
+
+#[test]
+fn make_run_passes_on_what_it_is_given() {
+    let said = Command::new("make").args(["-n", "run", "PORT=1", "HTTP_PORT=2", "DATA=d", "ARGS=--x"]).current_dir(root()).output();
+    let said = String::from_utf8(said.expect("make runs the tests").stdout).expect("text");
+    assert!(said.contains("standalone --port 1 --http-port 2 --data \"d\" --x"), "{said}");
 }

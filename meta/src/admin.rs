@@ -25,7 +25,8 @@
 //! thing, 409 exists already; 5xx with the same body is trouble: 503 not now (try again), 500 a fault or an unknown outcome.
 //!
 //! When the server has a password, or the cluster a secret, each request carries one of them as `Authorization: Bearer <password>`. A cluster whose members
-//! know each other by certificate only can't be administered until it has one of the two.
+//! know each other by certificate only can't be administered until it has one of the two. Where there is neither, only who is on the same machine is let
+//! in, as by Redis's protected mode, unless that is off.
 //!
 //! # Invariants
 //! - Nothing is answered without the password, when there is one (`tests/admin.rs`, `a_password_guards_everything`).
@@ -34,11 +35,12 @@
 mod types;
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, put};
@@ -55,12 +57,14 @@ use crate::state::{Record, Refusal, Status};
 
 /// What who sends neither is told.
 const WANTED: &str = "the server's password or the cluster's secret is wanted (Authorization: Bearer <password>; bridle admin --password-file); \
-                      a cluster that has only certificates must be given one of them to be administered";
+                      a cluster that has only certificates must be given one of them to be administered, and a server that has neither lets in \
+                      only who is on its own machine, while protected mode is on";
 
 /// What the API asks of the process that it is part of.
 pub trait Local: Send + Sync + 'static {
-    /// Whether this password or secret (`None`: none was sent) opens the API. Compares in constant time.
-    fn authorised(&self, password: Option<&[u8]>) -> bool;
+    /// Whether this password or secret (`None`: none was sent) opens the API to who asks from there (`None`: not known). Compares in constant
+    /// time.
+    fn authorised(&self, from: Option<IpAddr>, password: Option<&[u8]>) -> bool;
     /// How the node is.
     fn status(&self) -> NodeStatus;
     /// What a table holds here. Asked of the only server, standalone.
@@ -147,18 +151,20 @@ fn routes() -> Router<Api> {
     routes.method_not_allowed_fallback(wrong_method)
 }
 
-/// Lets only those in who know the password, and no web pages.
+/// Lets only those in who know the password, and no web pages. Where a request comes from its [`ConnectInfo`] tells.
 ///
 /// # Errors
 /// The answer to whoever is not let in.
 #[allow(clippy::result_large_err, reason = "it is the answer, and made once")]
-pub fn let_in(headers: &HeaderMap, local: &dyn Local) -> Result<(), Response> {
+pub fn let_in(request: &Request, local: &dyn Local) -> Result<(), Response> {
+    let headers = request.headers();
     if headers.contains_key(header::ORIGIN) {
         return Err(Failed(StatusCode::FORBIDDEN, "requests from web pages are not served".into()).into_response());
     }
     let sent = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let password = sent.and_then(|value| value.split_at_checked(7)).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
-    if !local.authorised(password.map(|(_, password)| password)) {
+    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip());
+    if !local.authorised(from, password.map(|(_, password)| password)) {
         let failed = Failed(StatusCode::UNAUTHORIZED, WANTED.into());
         return Err(([(header::WWW_AUTHENTICATE, "Bearer")], failed).into_response());
     }
@@ -167,7 +173,7 @@ pub fn let_in(headers: &HeaderMap, local: &dyn Local) -> Result<(), Response> {
 
 /// Has those in who may be, and passes requests on to the meta that leads.
 async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
-    if let Err(refused) = let_in(request.headers(), &*api.local) {
+    if let Err(refused) = let_in(&request, &*api.local) {
         return refused;
     }
     if request.uri().path() == "/v1/status" {

@@ -14,7 +14,7 @@ struct Node {
 }
 
 impl Local for Node {
-    fn authorised(&self, password: Option<&[u8]>) -> bool {
+    fn authorised(&self, _: Option<std::net::IpAddr>, password: Option<&[u8]>) -> bool {
         self.password.is_none() || self.password == password
     }
     fn status(&self) -> NodeStatus {

@@ -106,7 +106,12 @@ pub static SETTINGS: &[Setting] = &[
     },
     memory!("client-query-buffer-limit", query_bytes_max, 1 << 20, 1 << 40),
     number!("latency-monitor-threshold", latency_threshold_ms: u64, 0, i64::MAX),
-    number!("maxclients", clients_max: usize, 1, u32::MAX as i64),
+    Setting {
+        name: "maxclients",
+        get: |settings| settings.clients_max.to_string(),
+        set: set_clients_max,
+        file: |settings| FileValue::Int(i64::try_from(settings.clients_max).unwrap_or(i64::MAX)),
+    },
     Setting {
         name: "protected-mode",
         get: |settings| yes_no(settings.protected_mode).into(),
@@ -213,6 +218,14 @@ fn apply(now: &Settings, pairs: &[(Bytes, Bytes)], is_fixed: impl Fn(&str) -> bo
     for (setting, (name, value)) in found.iter().zip(pairs) {
         (setting.set)(&mut settings, value).map_err(|why| Refused::Failed(one_line(name), why))?;
     }
+    // Longer commands than the query buffer takes are never carried out.
+    let sizes = ["client-query-buffer-limit", "proto-max-bulk-len"];
+    if let Some(setting) = found.iter().find(|setting| sizes.contains(&setting.name))
+        && settings.query_bytes_max < settings.bulk_bytes_max.max(settings.write_bytes_max)
+    {
+        let why = "client-query-buffer-limit must not be below proto-max-bulk-len and max-write-size";
+        return Err(Refused::Failed(setting.name.to_owned(), why.into()));
+    }
     Ok((settings, found.iter().map(|setting| setting.name).collect()))
 }
 
@@ -287,6 +300,16 @@ pub fn memory_bytes(text: &[u8]) -> Option<u64> {
     number.checked_mul(unit)
 }
 
+fn set_clients_max(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
+    let wanted = number(text, 1, u32::MAX.into())? as usize;
+    if wanted > settings.clients_fit {
+        let fit = settings.clients_fit;
+        return Err(format!("The operating system is not able to handle the specified number of clients, try with {fit}"));
+    }
+    settings.clients_max = wanted;
+    Ok(())
+}
+
 fn set_password(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
     if text.len() > PASSWORD_BYTES_MAX {
         return Err(format!("password must be at most {PASSWORD_BYTES_MAX} bytes"));
@@ -338,8 +361,8 @@ mod tests {
 
     #[test]
     fn several_are_set_together_or_not_at_all() {
-        let settings = set(&[("MaxClients", "7"), ("timeout", "60"), ("client-query-buffer-limit", "2mb")]).unwrap();
-        assert_eq!((settings.clients_max, settings.idle_timeout_s, settings.query_bytes_max), (7, 60, 2 << 20));
+        let settings = set(&[("MaxClients", "7"), ("timeout", "60"), ("client-query-buffer-limit", "32mb")]).unwrap();
+        assert_eq!((settings.clients_max, settings.idle_timeout_s, settings.query_bytes_max), (7, 60, 32 << 20));
         for (pairs, error) in [
             (&[("maxclients", "7"), ("nosuch", "1")][..], "unknown nosuch"),
             (&[("maxclients", "7"), ("port", "1")], "port: can't set immutable config"),
@@ -352,6 +375,19 @@ mod tests {
         ] {
             assert_eq!(set(pairs), Err(error.to_owned()));
         }
+    }
+
+    #[test]
+    fn the_query_buffer_takes_the_longest_command() {
+        let why = "client-query-buffer-limit must not be below proto-max-bulk-len and max-write-size";
+        for pairs in [
+            &[("client-query-buffer-limit", "15mb")][..],
+            &[("client-query-buffer-limit", "15mb"), ("proto-max-bulk-len", "15mb")],
+            &[("proto-max-bulk-len", "65mb"), ("timeout", "1")],
+        ] {
+            assert_eq!(set(pairs), Err(format!("{}: {why}", pairs[0].0)));
+        }
+        set(&[("proto-max-bulk-len", "65mb"), ("client-query-buffer-limit", "65mb")]).unwrap();
     }
 
     #[test]
@@ -427,6 +463,21 @@ mod tests {
         assert_eq!(rewrite(&proxy), Reply::OK);
         assert_eq!(rewrite(&proxy), Reply::OK);
         assert_eq!(*doors.written.lock(), [FileChange { key: "timeout".into(), value: FileValue::Int(5) }]);
+    }
+
+    #[test]
+    fn no_more_clients_than_there_are_descriptors_for() {
+        let proxy = crate::fakes::proxy(&Default::default());
+        proxy.settings.store(Arc::new(Settings { clients_max: 96, clients_fit: 96, ..Settings::default() }));
+        let set = |value: &str| super::set(&proxy, &[("maxclients".into(), value.to_owned().into())]);
+        assert_eq!(
+            set("97"),
+            Reply::error(
+                "ERR CONFIG SET failed (possibly related to argument 'maxclients') - The operating system is not able to handle the \
+                 specified number of clients, try with 96"
+            )
+        );
+        assert_eq!((set("5"), set("96")), (Reply::OK, Reply::OK));
     }
 
     #[test]

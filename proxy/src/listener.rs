@@ -1,8 +1,13 @@
 //! Accepts connections, turns away those there is no room or no right for, and closes all when the server stops.
+//!
+//! # Invariants
+//! - No more sockets are open than `maxclients`, those in a TLS handshake included: descriptors are kept for the data
+//!   (`tests/tls.rs`, `who_is_still_shaking_hands_counts_as_a_client`).
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use commands::Reply;
@@ -36,7 +41,11 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<rus
     while let Some(accepted) = proxy.shutdown.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, _)) => {
-                connections.spawn(welcome(proxy.clone(), stream, acceptor.clone()));
+                proxy.stats.connections_received.add(1);
+                match Place::take(&proxy) {
+                    Some(place) => drop(connections.spawn(welcome(place, proxy.clone(), stream, acceptor.clone()))),
+                    None => turn_away_at_once(&proxy, &stream, acceptor.is_some()),
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "accept a connection");
@@ -66,8 +75,26 @@ async fn sweep(proxy: Arc<Proxy>) {
     }
 }
 
-async fn welcome(proxy: Arc<Proxy>, stream: TcpStream, acceptor: Option<TlsAcceptor>) {
-    proxy.stats.connections_received.add(1);
+/// One of the sockets that may be open; somebody else's when it is dropped.
+struct Place(Arc<Proxy>);
+
+impl Place {
+    /// `None`: there are `maxclients`.
+    fn take(proxy: &Arc<Proxy>) -> Option<Place> {
+        let before = proxy.clients.sockets.fetch_add(1, Ordering::Relaxed);
+        let place = Place(proxy.clone());
+        (before < proxy.settings.load().clients_max).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.clients.sockets.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The place comes first, so that it is let go of last, when the socket is closed.
+async fn welcome(_place: Place, proxy: Arc<Proxy>, stream: TcpStream, acceptor: Option<TlsAcceptor>) {
     let Ok(endpoint) = prepare(&proxy, &stream) else { return };
     let Some(acceptor) = acceptor else { return meet(proxy, stream, endpoint).await };
     match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
@@ -99,21 +126,33 @@ pub async fn meet<S: AsyncRead + AsyncWrite + Unpin>(proxy: Arc<Proxy>, stream: 
     if settings.protected_mode && settings.password.is_none() && !endpoint.is_loopback {
         return turn_away(&proxy, stream, words::DENIED).await;
     }
-    let Some(client) = proxy.clients.enter(endpoint, FIRST_TABLE.into(), settings.clients_max) else {
-        return turn_away(&proxy, stream, words::MAX_CLIENTS).await;
-    };
+    let client = proxy.clients.enter(endpoint, FIRST_TABLE.into());
     proxy.stats.connections.up();
     Connection::new(stream, Session::new(proxy, client)).run().await;
 }
 
 async fn turn_away<S: AsyncWrite + Unpin>(proxy: &Proxy, mut stream: S, why: &'static str) {
     proxy.stats.connections_rejected.add(1);
-    let mut line = bytes::BytesMut::new();
-    encode(&Reply::error(why), Protocol::Resp2, &mut line);
     // Best effort: it is closed either way.
     let _ = tokio::time::timeout(HANDSHAKE_MAX, async {
-        stream.write_all(&line).await?;
+        stream.write_all(&error_line(why)).await?;
         stream.shutdown().await
     })
     .await;
+}
+
+/// There is no room for this one, so nobody waits for it: it is told so if its socket, which is empty, takes the words at once. One that
+/// speaks TLS would have to shake hands first, and is closed without a word, as by Redis.
+fn turn_away_at_once(proxy: &Proxy, stream: &TcpStream, speaks_tls: bool) {
+    proxy.stats.connections_rejected.add(1);
+    if !speaks_tls {
+        // Best effort: it is closed either way.
+        let _ = socket2::SockRef::from(stream).send(&error_line(words::MAX_CLIENTS));
+    }
+}
+
+fn error_line(why: &'static str) -> bytes::BytesMut {
+    let mut line = bytes::BytesMut::new();
+    encode(&Reply::error(why), Protocol::Resp2, &mut line);
+    line
 }

@@ -11,6 +11,8 @@ pub struct Settings {
     pub protected_mode: bool,
     /// `maxclients`.
     pub clients_max: usize,
+    /// The most that `maxclients` may be: for more there are no file descriptors.
+    pub clients_fit: usize,
     /// `timeout`: seconds in which a client sends and reads nothing, after which it is closed; 0 = never.
     pub idle_timeout_s: u64,
     /// `tcp-keepalive`: seconds between probes; 0 = none.
@@ -41,6 +43,7 @@ impl Default for Settings {
             password: None,
             protected_mode: true,
             clients_max: 10_000,
+            clients_fit: u32::MAX as usize,
             idle_timeout_s: 0,
             tcp_keepalive_s: 300,
             bulk_bytes_max: 16 << 20,

@@ -41,6 +41,7 @@ pub(crate) fn call_error(error: &CallError) -> Reply {
             format!("UNKNOWNOUTCOME The write may or may not have happened, read before trying again: {}", one_line(why.as_bytes()))
         }
         CallError::Fault(why) => format!("ERR storage fault: {}", one_line(why.as_bytes())),
+        CallError::TooLarge(why) => format!("ERR The request is too large, nothing was done: {}", one_line(why.as_bytes())),
     })
 }
 

@@ -86,6 +86,28 @@ async fn a_killed_client_that_does_not_read_is_let_go() {
     tokio::time::timeout(Duration::from_secs(5), serving).await.expect("stopped").unwrap();
 }
 
+#[tokio::test]
+async fn who_is_still_shaking_hands_counts_as_a_client() {
+    let directory = tempfile::tempdir().unwrap();
+    let (files, root) = files(directory.path());
+    let proxy = kit::proxy(&kit::World::new(1), Settings { clients_max: 2, ..Settings::default() });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(proxy::serve(proxy.clone(), listener, Some(server_config(&files).unwrap())));
+    let mut silent = vec![TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    let mut third = TcpStream::connect(address).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(5), third.read(&mut [0; 1])).await.expect("it is not waited for");
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    assert_eq!(proxy.stats.connections_rejected.get(), 1);
+    silent.pop();
+    let connector = tokio_rustls::TlsConnector::from(client_config(root));
+    let begun = std::time::Instant::now();
+    // The server hears of the end of the one that has gone a moment later.
+    while connector.connect(ServerName::try_from("localhost").unwrap(), TcpStream::connect(address).await.unwrap()).await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "its place is free again");
+    }
+}
+
 #[test]
 fn files_that_are_no_certificates_are_named() {
     let directory = tempfile::tempdir().unwrap();

@@ -186,6 +186,7 @@ impl Config {
             }
             self.proxy.requirepass = Secret::from_file(&self.proxy.requirepass_file)?;
         }
+        self.settle_sizes()?;
         let open = |ip: &&IpAddr| !ip.is_loopback();
         if self.proxy.protected_mode && self.proxy.requirepass.is_empty() {
             let (key, ip) = match (self.proxy.bind.iter().find(open), open(&&self.http.bind)) {
@@ -199,6 +200,20 @@ impl Config {
             ));
         }
         self.settle_tls()
+    }
+
+    /// What a client may send must fit what is read of it before it is carried out.
+    fn settle_sizes(&self) -> Result<(), String> {
+        let room = self.proxy.client_query_buffer_limit;
+        let sizes = [("proxy.proto_max_bulk_len", self.proxy.proto_max_bulk_len), ("storage.max_write_size", self.storage.max_write_size)];
+        match sizes.into_iter().find(|(_, size)| *size > room) {
+            Some((key, size)) => Err(format!(
+                "{key} = {} is above proxy.client_query_buffer_limit = {}: a command of that size would never be carried out",
+                size.text(),
+                room.text()
+            )),
+            None => Ok(()),
+        }
     }
 
     fn settle_tls(&self) -> Result<(), String> {

@@ -167,6 +167,21 @@ fn an_open_address_needs_a_password() {
 }
 
 #[test]
+fn what_may_be_sent_must_fit_what_is_read() {
+    let settle = |text: &str| read(text).unwrap().settle();
+    let never = "a command of that size would never be carried out";
+    assert_eq!(
+        settle("[proxy]\nproto_max_bulk_len = \"65MiB\"\n"),
+        Err(format!("proxy.proto_max_bulk_len = \"65MiB\" is above proxy.client_query_buffer_limit = \"64MiB\": {never}"))
+    );
+    assert_eq!(
+        settle("[proxy]\nproto_max_bulk_len = \"1MiB\"\nclient_query_buffer_limit = \"15MiB\"\n"),
+        Err(format!("storage.max_write_size = \"16MiB\" is above proxy.client_query_buffer_limit = \"15MiB\": {never}"))
+    );
+    settle("[proxy]\nproto_max_bulk_len = \"128MiB\"\nclient_query_buffer_limit = \"128MiB\"\n").unwrap();
+}
+
+#[test]
 fn requirepass_files_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("password");

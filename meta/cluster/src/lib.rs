@@ -76,7 +76,7 @@ impl Table {
     }
 }
 
-/// Why a call has no answer. The first three were not proposed.
+/// Why a call has no answer. The first three and the last were not proposed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum CallError {
     /// Nobody leads the partition now, or not here.
@@ -97,6 +97,9 @@ pub enum CallError {
     /// I/O failure or corruption; the replica has been stopped.
     #[error("storage fault: {0}")]
     Fault(String),
+    /// It does not fit a message between servers: it was not sent, and never will be.
+    #[error("too large: {0}")]
+    TooLarge(String),
 }
 
 /// A boxed future, because the doors are trait objects.

@@ -165,7 +165,8 @@ where
                     self.routes.avoid(partition, server);
                     why = told;
                 }
-                // Too large, or the service has broken off: again would be no better.
+                Err(NetError::TooLarge(told)) => return Err(CallError::TooLarge(told)),
+                // The answer is too large, or the service has broken off: again would be no better.
                 Err(NetError::Refused(told)) if is_read => return Err(CallError::Fault(told)),
                 Err(NetError::Refused(told)) => return Err(CallError::Unknown(told)),
                 Err(NetError::Lost(told)) => {

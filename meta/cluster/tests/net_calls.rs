@@ -61,7 +61,7 @@ async fn large_frames_pass_and_larger_ones_are_refused() {
     net.learn(ServerId(2), &served.address);
     let large = Bytes::from([b"n", &vec![3; (1 << 20) - 1][..]].concat());
     assert_eq!(ask(&net, large.clone()).await.unwrap(), large);
-    let Err(NetError::Refused(why)) = ask(&net, [&large[..], b"."].concat()).await else { panic!("refused") };
+    let Err(NetError::TooLarge(why)) = ask(&net, [&large[..], b"."].concat()).await else { panic!("not sent") };
     assert!(why.contains("1048577") && why.contains("1048576"), "{why}");
     // Answers go by what the dialer takes: 64 MiB.
     let bytes = |count: u32| Bytes::from([b"b", &count.to_le_bytes()[..]].concat());

@@ -154,7 +154,7 @@ async fn messages_larger_than_the_window_pass_one_at_a_time() {
             ours.send(Bytes::from(vec![2; 3 << 20])).await.unwrap();
         }
         let error = ours.send(Bytes::from(vec![2; (64 << 20) + 1])).await;
-        assert!(matches!(error, Err(NetError::Refused(_))));
+        assert!(matches!(error, Err(NetError::TooLarge(_))));
     });
     for _ in 0..5 {
         assert_eq!(next(&mut theirs).await.unwrap().len(), 3 << 20);

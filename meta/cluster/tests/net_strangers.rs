@@ -168,6 +168,25 @@ async fn silent_strangers_are_few_and_short() {
     ask(&net, "now").await.unwrap();
 }
 
+/// One address can't take all places of those who have not greeted.
+#[tokio::test]
+async fn a_stranger_keeps_nobody_else_out() {
+    let served = serve(NetOptions { half_open_max: 8, half_open_each_max: 2, handshake_timeout: LONG, ..options(2) }).await;
+    let mut strangers = Vec::new();
+    for _ in 0..8 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        strangers.push(socket.connect(served.address.parse().unwrap()).await.unwrap());
+    }
+    for stranger in &mut strangers[2..] {
+        let ended = tokio::time::timeout(LONG, stranger.read(&mut [0; 10])).await.unwrap();
+        assert!(matches!(ended, Ok(0) | Err(_)), "one too many from there");
+    }
+    let net = Net::new(options(1)).unwrap();
+    net.learn(ServerId(2), &served.address);
+    ask(&net, "now").await.unwrap();
+}
+
 /// A greeting as a dialer without a secret says it, by letting one dial us.
 async fn greeted(address: &str) -> TcpStream {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -39,6 +39,7 @@ enum Weather {
     /// It is carried out, and the answer is lost.
     AnswerLost,
     Refused,
+    TooLarge,
 }
 
 /// One partition over some servers that share a state, as if it were replicated.
@@ -122,6 +123,7 @@ impl Carrier for Wires {
             }
             Some(Weather::RequestLost) => return Err(NetError::Lost("gone".into())),
             Some(Weather::Refused) => return Err(NetError::Refused("broken off".into())),
+            Some(Weather::TooLarge) => return Err(NetError::TooLarge("9 bytes".into())),
             Some(Weather::AnswerLost) | None => {}
         }
         let server: Arc<dyn Replicas<Add, (u64, u64)>> = world.servers.lock()[&to].clone();
@@ -318,6 +320,18 @@ async fn a_write_that_was_lost_is_not_sent_again() {
         assert!(matches!(answer, Err(CallError::Unknown(_))), "{weather:?}: {answer:?}");
         assert_eq!(world.asked(), [1]);
         assert_eq!(world.sum.load(Relaxed), sum);
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_large_to_be_sent_was_not_done() {
+    let (world, routes) = World::new(3);
+    let rows = door(&world, &routes, None);
+    world.lead(1, 1, &[]);
+    for request in [write(1), READ] {
+        world.weather(1, &[Weather::TooLarge]);
+        assert_eq!(rows.call(P, request).await, Err(CallError::TooLarge("9 bytes".into())));
+        assert_eq!((world.asked(), world.sum.load(Relaxed)), (vec![1], 0), "others are not asked");
     }
 }
 

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Nobody;
 
 impl Local for Nobody {
-    fn authorised(&self, _: Option<&[u8]>) -> bool {
+    fn authorised(&self, _: Option<std::net::IpAddr>, _: Option<&[u8]>) -> bool {
         true
     }
     fn status(&self) -> NodeStatus {
@@ -73,7 +73,7 @@ impl Wire for NetWire {
             self.net.call(to, service, letter.encode(), letter.timeout).await.map_err(|error| match error {
                 NetError::NotSent(why) => WireError::NotSent(why),
                 NetError::Lost(why) => WireError::Lost(why),
-                NetError::Refused(why) => WireError::Refused(why),
+                NetError::Refused(why) | NetError::TooLarge(why) => WireError::Refused(why),
             })
         })
     }

@@ -23,6 +23,8 @@ pub enum Pause {
 pub struct Clients {
     all: Mutex<BTreeMap<u64, Arc<Client>>>,
     count: AtomicUsize,
+    /// Sockets that were accepted and are open: clients, and who may become one.
+    pub(crate) sockets: AtomicUsize,
     next_id: AtomicU64,
     /// 0 = not paused, else a [`Pause`]. A hint: the truth is in `paused`.
     pause: AtomicU8,
@@ -30,17 +32,14 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Registers a connection, unless `max` are there already.
-    pub(crate) fn enter(&self, endpoint: Endpoint, table: Arc<str>, max: usize) -> Option<Arc<Client>> {
+    /// Registers a connection.
+    pub(crate) fn enter(&self, endpoint: Endpoint, table: Arc<str>) -> Arc<Client> {
         let mut all = self.all.lock();
-        if all.len() >= max {
-            return None;
-        }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed) + 1;
         let client = Arc::new(Client::new(id, endpoint, table));
         all.insert(id, client.clone());
         self.count.store(all.len(), Ordering::Relaxed);
-        Some(client)
+        client
     }
 
     pub(crate) fn leave(&self, id: u64) {

@@ -75,7 +75,7 @@ impl Channel {
 
 impl ChannelSender {
     /// Queues a message, once there is room for it; it may still be lost with the connection, which the next `send` or the end of `recv`
-    /// tells. [`NetError::NotSent`]: the channel has ended; [`NetError::Refused`]: larger than a frame may be. Can be cancelled: then it was
+    /// tells. [`NetError::NotSent`]: the channel has ended; [`NetError::TooLarge`]: larger than a frame may be. Can be cancelled: then it was
     /// not sent.
     pub async fn send(&self, message: Bytes) -> Result<(), NetError> {
         let size = message.len();

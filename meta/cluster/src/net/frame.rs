@@ -15,6 +15,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub(super) const HEADER: usize = 14;
 /// Of these, how many the length counts.
 const COUNTED: usize = HEADER - 4;
+/// Room is made for so much more of a frame at a time, as it comes: a length is announced in no time, and bytes take some.
+const STEP_BYTES: usize = 1 << 20;
 /// Where the kind stands.
 const KIND_AT: usize = 4;
 
@@ -106,7 +108,7 @@ pub(super) enum FrameError {
     Kind(u8),
 }
 
-/// Takes the first frame off the buffer; `None` if it is not complete, with room reserved for the rest of it.
+/// Takes the first frame off the buffer; `None` if it is not complete, with room reserved for more of it.
 pub(super) fn decode(buffer: &mut BytesMut, body_bytes_max: usize) -> Result<Option<Frame>, FrameError> {
     if buffer.len() < HEADER {
         return Ok(None);
@@ -118,7 +120,7 @@ pub(super) fn decode(buffer: &mut BytesMut, body_bytes_max: usize) -> Result<Opt
     }
     let kind = Kind::of(buffer[KIND_AT]).ok_or(FrameError::Kind(buffer[KIND_AT]))?;
     if buffer.len() < HEADER + body {
-        buffer.reserve(HEADER + body - buffer.len());
+        buffer.reserve((HEADER + body - buffer.len()).min(STEP_BYTES));
         return Ok(None);
     }
     let mut frame = buffer.split_to(HEADER + body).freeze();
@@ -191,6 +193,19 @@ mod tests {
         make_void(&mut out[..], false);
         let frame = decode(&mut out, 3).unwrap().unwrap();
         assert_eq!((frame.head.kind, &frame.body[..]), (Kind::Void, &b"abc"[..]));
+    }
+
+    #[test]
+    fn an_announced_length_takes_no_room() {
+        let mut buffer = BytesMut::new();
+        Head::new(Kind::Call, 1, 1).put(1 << 29, &mut buffer);
+        let mut arrived = buffer.len();
+        for _ in 0..40 {
+            assert_eq!(decode(&mut buffer, 1 << 30), Ok(None));
+            assert!(buffer.capacity() <= 2 * (arrived + STEP_BYTES), "{} for {arrived}", buffer.capacity());
+            buffer.extend_from_slice(&[1; STEP_BYTES / 4]);
+            arrived = buffer.len();
+        }
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl Link {
     }
 
     pub(super) fn too_large(&self, what: &str, bytes: usize) -> NetError {
-        NetError::Refused(format!("a {what} of {bytes} bytes is not sent to {}: at most {}", self.peer.server, self.frame_bytes_max))
+        NetError::TooLarge(format!("a {what} of {bytes} bytes is not sent to {}: at most {}", self.peer.server, self.frame_bytes_max))
     }
 
     pub(super) fn is_gone(&self) -> bool {

@@ -11,7 +11,7 @@
 //!
 //! # What a caller may rely on
 //! - [`NetError::NotSent`]: the request did not reach the service, it is safe to try again. [`NetError::Lost`]: it may have.
-//!   [`NetError::Refused`]: it has come, and this is the service's word (or it is larger than the other side takes; trying again won't help).
+//!   [`NetError::Refused`]: it has come, and this is the service's word. [`NetError::TooLarge`]: it was not sent, and never will be.
 //! - Connections to different processes do not wait for each other. While one is down, calls over it fail at once or within 50 ms, and it is
 //!   tried again every 100 ms. A dead one, however silently, is found within 2.4 s.
 //! - A server that stops answers first what it was asked.
@@ -19,7 +19,9 @@
 //! # Invariants
 //! - Nobody is served who has not greeted: of the same cluster, meant for this server, with the secret and the certificate if there are
 //!   any (`the_secret_is_asked_for_both_ways`, `who_shows_no_certificate_of_ours_is_not_let_in`, `clusters_do_not_mix`).
-//! - What waits is bounded: outboxes, channels, calls under way, half-open connections. (`a_slow_consumer_holds_its_sender_back`)
+//! - What waits is bounded: outboxes, channels, calls under way, half-open connections, of which nobody can take all (`a_slow_consumer_holds_its_sender_back`,
+//!   `a_stranger_keeps_nobody_else_out`).
+//! - An announced length alone costs little (`an_announced_length_takes_no_room`).
 //! - No bytes from the network panic (`any_bytes_are_frames_or_an_error`, `garbage_closes_the_connection_and_nothing_else`).
 
 mod channel;
@@ -88,6 +90,9 @@ impl std::fmt::Debug for Secret {
     }
 }
 
+/// Connections that have not greeted yet, where nothing else is said.
+pub const HALF_OPEN_MAX: usize = 256;
+
 /// What a process's end is made of.
 #[derive(Debug, Clone)]
 pub struct NetOptions {
@@ -111,6 +116,8 @@ pub struct NetOptions {
     pub ping_every: Duration,
     /// Connections that have not greeted yet; more are closed unheard.
     pub half_open_max: usize,
+    /// Of these, how many from one address: a stranger must not keep out those who belong here.
+    pub half_open_each_max: usize,
     /// Connections of others in all.
     pub connections_max: usize,
     /// When it stops, calls that have come may take so long to be answered.
@@ -133,7 +140,8 @@ impl NetOptions {
             connect_timeout: Duration::from_secs(1),
             handshake_timeout: Duration::from_secs(3),
             ping_every: Duration::from_millis(400),
-            half_open_max: 256,
+            half_open_max: HALF_OPEN_MAX,
+            half_open_each_max: 32,
             connections_max: 4096,
             farewell: Duration::from_secs(5),
             raft_runtime: None,
@@ -224,9 +232,12 @@ pub enum NetError {
     /// It was sent, and no answer came (in time): outcome unknown.
     #[error("lost: {0}")]
     Lost(String),
-    /// The other side's word; or it is larger than the other side takes.
+    /// The other side's word.
     #[error("refused: {0}")]
     Refused(String),
+    /// Larger than the other side takes: it was not sent, and trying again won't help.
+    #[error("too large: {0}")]
+    TooLarge(String),
 }
 
 /// Who is at the other end.

@@ -1,12 +1,14 @@
 //! Accepts connections of other processes: greets each within a time, serves those that belong here, and says goodbye when it stops.
 
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,14 +18,14 @@ use super::line::Lane;
 use super::link::Link;
 use super::reader::Inbound;
 use super::wire::{Stream, run};
-use super::{Net, Peer, Services, prepare};
+use super::{Net, NetOptions, Peer, Services, prepare};
 
 /// After accept failed (no more file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `stop`, then until what was asked is answered.
 pub(super) async fn serve(net: Arc<Net>, listener: TcpListener, services: Arc<dyn Services>, stop: CancellationToken) {
-    let half_open = Arc::new(Semaphore::new(net.options.half_open_max));
+    let strangers = Arc::new(Strangers::default());
     let open = Arc::new(AtomicUsize::new(0));
     let tracker = TaskTracker::new();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
@@ -35,7 +37,7 @@ pub(super) async fn serve(net: Arc<Net>, listener: TcpListener, services: Arc<dy
                 continue;
             }
         };
-        let Ok(permit) = half_open.clone().try_acquire_owned() else {
+        let Some(stranger) = strangers.admit(remote.ip(), &net.options) else {
             tracing::warn!(%remote, "closed unheard: too many connections that have not said who they are");
             continue;
         };
@@ -45,12 +47,56 @@ pub(super) async fn serve(net: Arc<Net>, listener: TcpListener, services: Arc<dy
         }
         let place = Place::take(&open);
         let guest =
-            Guest { net: net.clone(), services: services.clone(), stop: stop.clone(), tracker: tracker.clone(), permit, _place: place };
+            Guest { net: net.clone(), services: services.clone(), stop: stop.clone(), tracker: tracker.clone(), stranger, _place: place };
         tracker.spawn_on(guest.sort(stream), &net.runtime);
     }
     drop(listener);
     tracker.close();
     tracker.wait().await;
+}
+
+/// Connections that have not said who they are, by where they come from.
+#[derive(Default)]
+struct Strangers(Mutex<HashMap<IpAddr, usize>>);
+
+impl Strangers {
+    /// `None`: there are too many, in all or from there.
+    fn admit(self: &Arc<Self>, from: IpAddr, options: &NetOptions) -> Option<Stranger> {
+        let from = origin(from);
+        let mut counts = self.0.lock();
+        let in_all: usize = counts.values().sum();
+        if in_all >= options.half_open_max || counts.get(&from).is_some_and(|count| *count >= options.half_open_each_max) {
+            return None;
+        }
+        *counts.entry(from).or_default() += 1;
+        Some(Stranger { strangers: self.clone(), from })
+    }
+}
+
+/// What one stranger is likely to have no more than one of: an address, or an IPv6 network, of whose addresses each member has any number.
+fn origin(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+/// One of these, until it is dropped.
+struct Stranger {
+    strangers: Arc<Strangers>,
+    from: IpAddr,
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let mut counts = self.strangers.0.lock();
+        if let Some(count) = counts.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.from);
+            }
+        }
+    }
 }
 
 /// One of the connections that may be open.
@@ -75,7 +121,7 @@ struct Guest {
     services: Arc<dyn Services>,
     stop: CancellationToken,
     tracker: TaskTracker,
-    permit: OwnedSemaphorePermit,
+    stranger: Stranger,
     _place: Place,
 }
 
@@ -101,7 +147,7 @@ impl Guest {
     }
 
     async fn welcome(self, stream: std::net::TcpStream) {
-        let Guest { net, services, stop, permit, _place, .. } = self;
+        let Guest { net, services, stop, stranger, _place, .. } = self;
         let remote = stream.peer_addr();
         let limit = net.options.handshake_timeout;
         let greeted = match stop.run_until_cancelled(timeout(limit, greet(&net, stream))).await {
@@ -109,7 +155,7 @@ impl Guest {
             Some(Ok(greeted)) => greeted,
             Some(Err(_)) => Err(format!("no greeting within {limit:?}")),
         };
-        drop(permit);
+        drop(stranger);
         let (stream, peer, frame_bytes_max) = match greeted {
             Ok(greeted) => greeted,
             Err(why) => {
@@ -149,4 +195,18 @@ async fn greet(net: &Net, stream: std::net::TcpStream) -> Result<(Stream, Peer, 
     let greeter = Greeter { card: net.card(), secret: net.options.secret.as_ref() };
     let card = greeter.accept(&mut stream).await.map_err(|error| error.to_string())?;
     Ok((stream, Peer { server: card.server, cluster: card.cluster, address: card.address, remote }, card.frame_bytes_max as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_network_is_one_origin() {
+        let of = |text: &str| origin(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+    }
 }
