@@ -1,9 +1,10 @@
 //! Faults that an operator meets: a damaged log, a damaged partition, a port or a directory or a configuration that is not usable.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use integration::{Client, Said, Server, Value, binary, bridle, files};
+use integration::cluster::Cluster;
+use integration::{Client, Said, Server, Value, binary, bridle, files, within};
 
 /// Keys written before each fault of the log.
 const KEYS: usize = 200;
@@ -47,6 +48,17 @@ fn partition(server: &Server, prefix: &str) -> PathBuf {
     let mut paths = tables.map(|entry| entry.expect("an entry").path());
     let is_it = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
     paths.find(is_it).expect("the partition has a directory")
+}
+
+/// Damages the largest table file below a directory.
+fn damage_largest_table(directory: &Path) {
+    let tables = files(directory);
+    let tables = tables.iter().filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
+    let largest = tables.max_by_key(|path| path.metadata().map_or(0, |meta| meta.len())).expect("a stop flushes to table files");
+    let mut bytes = std::fs::read(largest).expect("read the table file");
+    let middle = bytes.len() / 3;
+    bytes[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0x5a);
+    std::fs::write(largest, bytes).expect("damage the table file");
 }
 
 /// The number that follows `before` in a text.
@@ -160,13 +172,7 @@ fn a_partition_that_is_found_damaged_while_it_serves_is_in_the_status_and_takes_
     client.run("SELECT 1");
     client.run("SET other 1");
     assert!(server.stop().success());
-    let tables = files(&partition(&server, "1-0-"));
-    let tables = tables.iter().filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
-    let largest = tables.max_by_key(|path| path.metadata().map_or(0, |meta| meta.len())).expect("a stop flushes to table files");
-    let mut bytes = std::fs::read(largest).expect("read the table file");
-    let middle = bytes.len() / 3;
-    bytes[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0x5a);
-    std::fs::write(largest, bytes).expect("damage the table file");
+    damage_largest_table(&partition(&server, "1-0-"));
 
     server.restart();
     let mut client = server.client();
@@ -178,6 +184,48 @@ fn a_partition_that_is_found_damaged_while_it_serves_is_in_the_status_and_takes_
     assert!(server.admin_json(&["status"])["faults"].to_string().contains("db0 partition 0: "));
     client.run("SELECT 1");
     assert_eq!(client.run("INCR other"), Value::Int(2));
+}
+
+#[test]
+fn a_damaged_replica_of_a_cluster_is_no_clients_affair_and_is_rebuilt_from_its_leader() {
+    let mut cluster = Cluster::builder().partitions(1).start();
+    let mut client = cluster.client(0).expect("it serves");
+    for n in 0..2000 {
+        assert_eq!(client.run(&format!("SET key:{n} {n}-{}", "x".repeat(100))), Value::ok());
+    }
+    let bad = cluster.leaders("db0").expect("the admin API answers")[0].expect("somebody leads");
+    cluster.stop(bad);
+    damage_largest_table(&cluster.data(bad).join("tables"));
+    cluster.launch(bad);
+    let lead_there = |cluster: &Cluster| {
+        let leads = || cluster.leaders("db0").is_ok_and(|leaders| leaders == [Some(bad)]);
+        within(20, "it leads", || leads() || cluster.transfer("db0", 0, bad).is_ok() && leads());
+    };
+    lead_there(&cluster);
+    let mut clients: Vec<Client> = (0..3).map(|number| cluster.client(number).expect("it serves")).collect();
+    let mut all_is_well = |round: usize| {
+        for n in 0..2000 {
+            let client = &mut clients[n % 3];
+            assert_eq!(client.run(&format!("GET key:{n}")), Value::bulk(&format!("{n}-{}", "x".repeat(100))));
+            if n % 20 == 0 {
+                assert_eq!(client.run(&format!("SET round:{n} {round}")), Value::ok());
+            }
+        }
+    };
+    all_is_well(1);
+    let tables = cluster.data(bad).join("tables");
+    let is_kept = || {
+        std::fs::read_dir(&tables).expect("stores").any(|entry| entry.expect("an entry").path().extension().is_some_and(|e| e == "damaged"))
+    };
+    within(20, "the damaged store is moved aside", is_kept);
+    within(20, "all three run and lack nothing", || {
+        let partitions = cluster.ask("GET", "/v1/tables/db0/partitions", None).unwrap_or_default();
+        let members = partitions[0]["members"].as_array().cloned().unwrap_or_default();
+        members.iter().filter(|member| member["state"] == "running" && member["lag"] == 0).count() == 3
+    });
+    lead_there(&cluster);
+    all_is_well(2);
+    assert_eq!(cluster.leaders("db0").expect("the admin API answers"), [Some(bad)], "it has everything, and reads it");
 }
 
 /// What a start that must fail says.

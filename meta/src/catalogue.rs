@@ -158,7 +158,8 @@ impl Meta {
     /// Makes sure that we lead and that the copy of the state is that of the store.
     async fn lead(&self, deciding: &mut Deciding) -> Result<Leadership, MetaError> {
         let leadership = self.group.establish().await.map_err(|error| self.refused(error))?;
-        if deciding.term == Some(leadership.term()) {
+        // Who has resigned for want of a majority may lead again in the same term.
+        if deciding.term == Some(leadership.term()) && self.picture.borrow().term == deciding.term {
             return Ok(leadership);
         }
         deciding.state = self.read_state()?;

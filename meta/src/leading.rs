@@ -19,6 +19,10 @@ use crate::state::{Command, Status};
 
 /// How often it looks around when nothing stirs it.
 const TICK: Duration = Duration::from_millis(250);
+/// How long a majority of the metas may take to confirm that this one leads.
+const CONFIRM_PATIENCE: Duration = Duration::from_millis(500);
+/// Without a majority's word for so long, three of Raft's leases, another meta leads if one can: Raft's leader that is cut off from the others does not notice.
+const UNCONFIRMED_MAX: Duration = Duration::from_secs(3);
 /// How long nobody may have come or gone before leaders are moved.
 const CALM: Duration = Duration::from_secs(5);
 /// Between two rounds of moving leaders.
@@ -168,12 +172,13 @@ pub(crate) async fn lead_on(meta: Weak<Meta>) {
         Some(meta) => (meta.group.leadership_changes(), meta.stirred.subscribe()),
         None => return,
     };
+    let mut confirmed = Instant::now();
     loop {
         stirred.borrow_and_update();
         let now = *role.borrow_and_update();
         {
             let Some(meta) = meta.upgrade() else { return };
-            meta.look_around(now.is_leader, now.term).await;
+            meta.look_around(now.is_leader, now.term, &mut confirmed).await;
         }
         tokio::select! {
             _ = stirred.changed() => {}
@@ -184,7 +189,7 @@ pub(crate) async fn lead_on(meta: Weak<Meta>) {
 }
 
 impl Meta {
-    async fn look_around(&self, is_leader: bool, term: u64) {
+    async fn look_around(&self, is_leader: bool, term: u64, confirmed: &mut Instant) {
         let leads_in = self.picture.borrow().term;
         if !is_leader {
             if leads_in.is_some() {
@@ -200,6 +205,16 @@ impl Meta {
                     tracing::debug!(%error, "this meta can't lead yet");
                     return;
                 }
+            }
+            *confirmed = Instant::now();
+        }
+        match tokio::time::timeout(CONFIRM_PATIENCE, self.group.confirm()).await {
+            Ok(Ok(_)) => *confirmed = Instant::now(),
+            _ if confirmed.elapsed() < UNCONFIRMED_MAX => return,
+            _ => {
+                // Who is attached here is to look for the one that leads now.
+                tracing::warn!("no majority of the metas confirms that this one leads: it does not act as the leader any more");
+                return self.resign();
             }
         }
         self.take_note();

@@ -162,3 +162,37 @@ async fn a_table_is_found_as_soon_as_anybody_can_know_it_and_only_by_a_meta_that
         assert!(matches!(told, Told::NotLeading(_)), "{question:?}: {told:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_from_the_other_metas_lets_its_servers_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let (metas, addresses) = metas(dir.path()).await;
+    let servers = Servers::start(3, &addresses).await;
+    let first = leader(&metas).await;
+    let all_follow = async |meta: usize| {
+        for follow in &servers.follows {
+            until("it follows the meta that leads", || (follow.leader().borrow().as_ref() == Some(&addresses[meta])).then_some(())).await;
+        }
+    };
+    all_follow(first).await;
+    let cut = &metas[first].as_ref().unwrap().cut;
+    cut.store(true, Ordering::Relaxed);
+    let leads = |meta: usize| meta_of(&metas, meta).picture().is_ok();
+    let second = until("another meta leads", || (0..3).find(|meta| *meta != first && leads(*meta))).await;
+    all_follow(second).await;
+    assert!(!leads(first), "it shows nothing any more");
+    meta_of(&metas, second).create("a", None, None, no_envs()).await.unwrap();
+    for follow in &servers.follows {
+        let tables = follow.tables();
+        until("servers hear of a table made through the new leader", || {
+            tables.borrow().as_ref().is_some_and(|tables| tables.len() == 1).then_some(())
+        })
+        .await;
+    }
+    // Nobody has a majority; then the last leader may lead again in the term in which it resigned.
+    metas[(first + 1) % 3].as_ref().unwrap().cut.store(true, Ordering::Relaxed);
+    metas[(first + 2) % 3].as_ref().unwrap().cut.store(true, Ordering::Relaxed);
+    until("nobody leads without a majority", || (0..3).all(|meta| !leads(meta)).then_some(())).await;
+    metas.iter().flatten().for_each(|one| one.cut.store(false, Ordering::Relaxed));
+    all_follow(leader(&metas).await).await;
+}

@@ -1,4 +1,4 @@
-//! Directories of replicas: `<table id>-<index>-<raft id>`.
+//! Directories of replicas: `<table id>-<index>-<raft id>`. What stands beside one with more behind a dot is a rebuild's (`engine::raft::settle`), and no replica.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let partition = PartitionId { table: TableId(7), index: 3 };
         assert_eq!(list(&dir.path().join("none")).expect("no directory is no replica"), []);
-        for name in ["7-3-12", "lost+found", "7-3", "7-3-12-1", "a-b-c"] {
+        for name in ["7-3-12", "7-3-12.damaged", "lost+found", "7-3", "7-3-12-1", "a-b-c"] {
             std::fs::create_dir(dir.path().join(name)).expect("a directory");
         }
         let place = Place { partition, raft_id: 12, path: path(dir.path(), partition, 12) };

@@ -13,7 +13,13 @@
 //! A request of reads only is answered on the caller's thread from a RocksDB snapshot, as long as the replica holds a fresh lease ([`lease`]);
 //! otherwise it first asks Raft to confirm leadership. One lease check serves a whole pipeline chunk.
 //!
+//! # Life of a fault
+//! A replica that can't read or write its store, or whose Raft has ended, refuses everything from then on ([`Replica`](replica::Replica)). Alone, it says why until it is started
+//! again. In a cluster callers are told that it does not lead, it hands over, and its group is shut down; [`Node`] opens it again after a while, or has it rebuilt
+//! from the leader when what is on disk is damaged ([`engine::raft::Rebuild`]).
+//!
 //! # Invariants
+//! - A fault is never an answer in a cluster, and never keeps a leadership (`tests/three.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`).
 //! - Evaluation sees the applied state and the edits in flight, no more and no less: a batch is proposed only under the leadership under which
 //!   it was evaluated, and takes effect only behind the batch that it was evaluated on (`storage/engine/tests/store.rs`,
 //!   `a_batch_whose_base_never_took_effect_is_void`).

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use cluster::rows::Replicas;
 use cluster::{Boxed, Call, CallError, Leader, Member, PartitionId, Placement, ServerId, Table, TableId, news};
 use engine::log::Log;
-use engine::raft::{Letter, Ticker, Wire};
+use engine::raft::{self, Letter, Rebuild, RebuildOptions, Ticker, Wire};
 use engine::store::Shared;
 use row::op::{Answer, Op, Request, Response};
 use row::view::Rules;
@@ -19,13 +19,18 @@ use tokio::sync::watch;
 use crate::expiry::{Alarm, Due};
 use crate::hot::Heads;
 use crate::reads::Look;
-use crate::replica::{Replica, ReplicaOptions};
+use crate::replica::{Replica, ReplicaOptions, SetAside};
 use crate::{clock, dirs, expiry, reads};
 
 /// How often the node looks whether anything has expired.
 const EXPIRY_PERIOD: Duration = Duration::from_millis(100);
 /// The longest time without a look, should the alarm miss anything.
 const EXPIRY_PAUSE_MS_MAX: u64 = 10_000;
+/// How long a replica that has stopped by a fault, or could not be opened, is left alone: doubled from the first to the last.
+const MEND_FIRST: Duration = Duration::from_secs(1);
+const MEND_LAST: Duration = Duration::from_secs(60);
+/// Without a leader that sends its state so often in a row, a damaged replica is opened as it is: its vote may be what the group lacks for a majority.
+const ASKS_MAX: u32 = 3;
 /// Group 0 of the log is meta's.
 const FIRST_GROUP: u64 = 1 << 32;
 /// Bits of a group's number that hold the partition's index.
@@ -71,13 +76,21 @@ pub struct Assigned {
 }
 
 /// A replica, or why there is none.
-type Slot = Result<Arc<Replica>, CallError>;
+type Slot = Result<Arc<Replica>, SetAside>;
 
 /// A place for a replica of this node.
 #[derive(Clone)]
 struct Held {
+    table: Arc<Table>,
+    placement: Arc<Placement>,
     raft_id: u64,
     slot: Slot,
+    /// When it was opened, or could not be opened, or was found to have stopped.
+    since: Instant,
+    /// How long it is left alone once it is without a replica.
+    pause: Duration,
+    /// Takes the state anew, while it is damaged.
+    rebuild: Option<Arc<Rebuild>>,
 }
 
 /// The replicas of this process.
@@ -135,6 +148,10 @@ impl Node {
             alarm: Arc::default(),
         });
         tokio::spawn(expiry_cycle(Arc::downgrade(&node)));
+        // Alone, what has stopped stays so until somebody has had a look: nobody else has the data.
+        if node.options.peers.is_some() {
+            tokio::spawn(mend(Arc::downgrade(&node), node.changes()));
+        }
         node
     }
 
@@ -160,13 +177,20 @@ impl Node {
             close_all(closing.iter()).await;
             drop(closing);
         }
-        for (id, (table, ..)) in &wanted {
-            if let Some(Held { slot: Ok(replica), .. }) = replicas.get(id) {
-                replica.set_rules(self.rules(table));
+        for (id, (table, placement, _)) in &wanted {
+            if let Some(held) = replicas.get_mut(id) {
+                held.table = (*table).clone();
+                held.placement = Arc::new((*placement).clone());
+                if let Ok(replica) = &held.slot {
+                    replica.set_rules(self.rules(table));
+                }
             }
         }
         let missing: Vec<PartitionId> = wanted.keys().filter(|id| !replicas.contains_key(id)).copied().collect();
-        let opened = futures::future::join_all(missing.iter().map(|id| self.open_replica(wanted[id]))).await;
+        let open = |(table, placement, raft_id): (&Arc<Table>, &Placement, u64)| {
+            self.open_replica(table.clone(), Arc::new(placement.clone()), raft_id, MEND_FIRST)
+        };
+        let opened = futures::future::join_all(missing.iter().map(|id| open(wanted[id]))).await;
         replicas.extend(missing.into_iter().zip(opened));
         self.replicas.store(Arc::new(replicas));
         self.changes.send_modify(|change| *change += 1);
@@ -201,27 +225,88 @@ impl Node {
     /// Deletes what a replica left: its part of the log first, so that what is cut short is found again by the directory.
     async fn clear_away(&self, place: &dirs::Place) -> std::io::Result<()> {
         self.log.destroy(group_of(place.partition)).await?;
-        match tokio::fs::remove_dir_all(&place.path).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        for path in raft::remains(&place.path).iter().chain([&place.path]) {
+            match tokio::fs::remove_dir_all(path).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
-    async fn open_replica(&self, (table, placement, raft_id): (&Arc<Table>, &Placement, u64)) -> Held {
-        let slot = self.try_open(table, placement, raft_id).await;
+    async fn open_replica(&self, table: Arc<Table>, placement: Arc<Placement>, raft_id: u64, pause: Duration) -> Held {
+        let slot = self.try_open(&table, &placement, raft_id).await;
         if let Err(error) = &slot {
             tracing::error!(table = table.name, index = placement.partition.index, %error, "a partition could not be opened");
         }
-        Held { raft_id, slot }
+        Held { table, placement, raft_id, slot, since: Instant::now(), pause, rebuild: None }
+    }
+
+    /// Lets others lead what has stopped by a fault. What has been set aside long enough is opened, or rebuilt when it is damaged. When there is more to do.
+    async fn mend(&self) -> Option<Instant> {
+        let stopped: Vec<Arc<Replica>> = self.replicas().into_iter().filter(|replica| replica.stopped().is_some()).collect();
+        futures::future::join_all(stopped.iter().map(|replica| replica.give_up())).await;
+        let _one_at_a_time = self.changing.lock().await;
+        let mut replicas = HashMap::clone(&self.replicas.load());
+        let now = Instant::now();
+        let mut closing = Vec::new();
+        for held in replicas.values_mut() {
+            let Some(stopped) = held.slot.as_ref().ok().and_then(|replica| replica.stopped().cloned()) else { continue };
+            // Whatever ailed it before, it had recovered from that.
+            if now.duration_since(held.since) > MEND_LAST {
+                held.pause = MEND_FIRST;
+            }
+            held.since = now;
+            closing.extend(std::mem::replace(&mut held.slot, Err(stopped)).ok());
+        }
+        if !closing.is_empty() {
+            self.replicas.store(Arc::new(replicas.clone()));
+            futures::future::join_all(closing.iter().map(|replica| replica.close())).await;
+            drop(closing);
+        }
+        let mut due = Vec::new();
+        for (id, held) in &mut replicas {
+            let Err(SetAside { is_damaged, .. }) = held.slot else { continue };
+            let is_rebuilt = held.rebuild.as_ref().is_some_and(|rebuild| rebuild.is_done());
+            if !is_rebuilt && now < held.since + held.pause {
+                continue;
+            }
+            let is_in_vain = held.rebuild.as_ref().is_some_and(|rebuild| rebuild.asked_in_vain() >= ASKS_MAX);
+            if !is_damaged || is_rebuilt || is_in_vain {
+                if let Some(rebuild) = &held.rebuild {
+                    rebuild.stop().await;
+                }
+                due.push(*id);
+            } else if let Some(peers) = &self.options.peers {
+                let rebuild = held.rebuild.get_or_insert_with(|| Arc::new(self.rebuild(peers, &held.placement, held.raft_id))).clone();
+                tokio::spawn(async move { rebuild.ask().await });
+                (held.since, held.pause) = (now, (held.pause * 2).min(MEND_LAST));
+            }
+        }
+        let open = |held: &Held| {
+            let pause = (held.pause * 2).min(MEND_LAST);
+            self.open_replica(held.table.clone(), held.placement.clone(), held.raft_id, pause)
+        };
+        let opened = futures::future::join_all(due.iter().map(|id| open(&replicas[id]))).await;
+        for (id, held) in due.into_iter().zip(opened) {
+            if held.slot.is_ok() {
+                tracing::info!(partition = ?id, "a replica that was set aside is open again");
+            }
+            replicas.insert(id, held);
+            self.changes.send_modify(|change| *change += 1);
+        }
+        let next = replicas.values().filter(|held| held.slot.is_err()).map(|held| held.since + held.pause).min();
+        self.replicas.store(Arc::new(replicas));
+        next
     }
 
     async fn try_open(&self, table: &Table, placement: &Placement, raft_id: u64) -> Slot {
         let partition = placement.partition;
         // Of an earlier placement nothing may be left: the group's log here is one.
-        let fault = |error: std::io::Error| CallError::Fault(error.to_string());
-        for place in dirs::list(&self.options.dir).map_err(fault)? {
+        let unopened = |error: std::io::Error| SetAside { fault: CallError::Fault(error.to_string()), is_damaged: false };
+        for place in dirs::list(&self.options.dir).map_err(unopened)? {
             if place.partition == partition && place.raft_id != raft_id {
-                self.clear_away(&place).await.map_err(fault)?;
+                self.clear_away(&place).await.map_err(unopened)?;
             }
         }
         let options = ReplicaOptions {
@@ -249,9 +334,23 @@ impl Node {
         }
     }
 
+    fn rebuild(&self, peers: &Peers, placement: &Placement, raft_id: u64) -> Rebuild {
+        Rebuild::new(RebuildOptions {
+            id: raft_id,
+            log: self.log.group_log(group_of(placement.partition)),
+            directory: dirs::path(&self.options.dir, placement.partition, raft_id),
+            shared: self.shared.clone(),
+            members: placement.members.iter().map(|member| (member.raft_id, raft::Node { server: member.server.0 })).collect(),
+            wire: peers.wire.clone(),
+            ticker: peers.ticker.clone(),
+        })
+    }
+
     /// The replica of a partition.
     pub fn replica(&self, partition: PartitionId) -> Result<Arc<Replica>, CallError> {
-        self.replicas.load().get(&partition).map_or(Err(CallError::NoTable), |held| held.slot.clone())
+        let replicas = self.replicas.load();
+        let held = replicas.get(&partition).ok_or(CallError::NoTable)?;
+        held.slot.clone().map_err(|set_aside| set_aside.told(self.options.peers.is_some()))
     }
 
     /// All replicas that are open.
@@ -272,7 +371,7 @@ impl Node {
             Err(error) => news::Replica {
                 partition: *partition,
                 raft_id: held.raft_id,
-                health: news::Health::Faulty,
+                health: if held.rebuild.is_some() { news::Health::Installing } else { news::Health::Faulty },
                 fault: Some(error.to_string()),
                 term: 0,
                 leads: false,
@@ -294,8 +393,16 @@ impl Node {
     /// Why it was not taken, for the sender.
     pub async fn receive(&self, letter: Letter) -> Result<bytes::Bytes, String> {
         let partition = partition_of(letter.group).ok_or("no partition has this group's number")?;
-        let replica = self.replica(partition).map_err(|error| error.to_string())?;
-        replica.receive(letter).await
+        let rebuild = self.replicas.load().get(&partition).and_then(|held| held.rebuild.clone());
+        let Some(rebuild) = rebuild else {
+            let replica = self.replica(partition).map_err(|error| error.to_string())?;
+            return replica.receive(letter).await;
+        };
+        let reply = rebuild.receive(letter).await;
+        if rebuild.is_done() {
+            self.changes.send_modify(|change| *change += 1);
+        }
+        reply.map_err(|error| error.to_string())
     }
 
     /// Hands the leadership of a partition over to another member, if it is here and of this term.
@@ -337,7 +444,7 @@ impl Node {
             match &held.slot {
                 Ok(replica) => {
                     replica.add_figures(&mut sum);
-                    if let Some(error @ CallError::Fault(_)) = replica.queue.closed() {
+                    if let Some(error) = replica.stopped() {
                         sum.faults.insert(id.index, error.to_string());
                     }
                 }
@@ -356,7 +463,18 @@ impl Node {
 }
 
 async fn close_all(held: impl Iterator<Item = &Held>) {
-    futures::future::join_all(held.filter_map(|held| held.slot.as_ref().ok()).map(|replica| replica.close())).await;
+    let close = |held: &Held| {
+        let (replica, rebuild) = (held.slot.as_ref().ok().cloned(), held.rebuild.clone());
+        async move {
+            if let Some(replica) = replica {
+                replica.close().await;
+            }
+            if let Some(rebuild) = rebuild {
+                rebuild.stop().await;
+            }
+        }
+    };
+    futures::future::join_all(held.map(close)).await;
 }
 
 /// The number of a partition's group in the node's log.
@@ -411,6 +529,27 @@ impl Call<Request, Response> for Node {
                 Err(_) => Err(CallError::Unknown("the partition's executor ended".to_owned())),
             }
         })
+    }
+}
+
+/// In a cluster: mends replicas until the node is gone.
+async fn mend(node: std::sync::Weak<Node>, mut changes: watch::Receiver<u64>) {
+    loop {
+        changes.borrow_and_update();
+        let next = {
+            let Some(node) = node.upgrade() else { return };
+            node.mend().await
+        };
+        let due = async {
+            match next {
+                Some(next) => tokio::time::sleep_until(next.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = due => {}
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One copy of one partition on this node: its store, its Raft group, its executor's queue.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -10,8 +10,8 @@ use cluster::{CallError, Leader, PartitionId, Placement, ServerId, news};
 use engine::batch::Family;
 use engine::log::Log;
 use engine::mutants::{self, Rule};
-use engine::raft::{CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role};
-use engine::store::{Health, Shared, Sizes, Store};
+use engine::raft::{self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role};
+use engine::store::{Fault, Health, Shared, Sizes, Store};
 use parking_lot::Mutex;
 use row::op::{Request, Response};
 use row::view::Rules;
@@ -26,7 +26,7 @@ use crate::executor;
 use crate::expiry::{Alarm, Expiry};
 use crate::hot::{Heads, Owner};
 use crate::judge::RowJudge;
-use crate::lease::Lease;
+use crate::lease::{Asked, Lease};
 use crate::node::{Peers, TableFigures};
 use crate::queue::Queue;
 use crate::reads::{self, Look};
@@ -43,6 +43,11 @@ pub struct Replica {
     log: Arc<Log>,
     rules: ArcSwap<Rules>,
     pub(crate) queue: Queue,
+    /// Whether the group has other members, which go on without this one.
+    has_peers: bool,
+    /// The fault by which it has stopped.
+    stopped: OnceLock<SetAside>,
+    changes: Arc<watch::Sender<u64>>,
     pub(crate) clock: Clock,
     pub(crate) lease: Lease,
     pub(crate) cursors: Cursors,
@@ -70,8 +75,39 @@ const WORD_PATIENCE: Duration = Duration::from_millis(400);
 /// How soon a new leader that could not make itself ready tries again.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(20);
 
+/// How long a replica that has stopped by a fault tries to hand over what it leads; then the others elect.
+const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How often a read is tried whose lease ran out on the way.
 const READ_TRIES: usize = 5;
+
+/// Why a replica has stopped or is not open.
+#[derive(Debug, Clone)]
+pub(crate) struct SetAside {
+    pub(crate) fault: CallError,
+    /// Whether what it has on disk can't be relied on: to open it again does not help.
+    pub(crate) is_damaged: bool,
+}
+
+impl std::fmt::Display for SetAside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.fault.fmt(f)
+    }
+}
+
+impl SetAside {
+    fn of(fault: impl std::fmt::Display, store: &Store) -> SetAside {
+        SetAside { fault: told(fault), is_damaged: store.damage().is_some() }
+    }
+
+    /// What callers are told: where there are peers, that this replica does nothing, so that they find the one that leads.
+    pub(crate) fn told(&self, has_peers: bool) -> CallError {
+        match has_peers {
+            true => CallError::NoLeader(format!("its replica here is set aside: {}", self.fault)),
+            false => self.fault.clone(),
+        }
+    }
+}
 
 /// What became of a proposal.
 pub(crate) enum ProposeError {
@@ -109,7 +145,7 @@ pub(crate) struct ReplicaOptions<'a> {
 }
 
 impl ReplicaOptions<'_> {
-    async fn start_group(&self, log: &Arc<Log>, store: Store) -> Result<Group, CallError> {
+    async fn start_group(&self, log: &Arc<Log>, store: Store) -> Result<Group, String> {
         let partition = self.placement.partition;
         let name = format!("table {} partition {}", partition.table.0, partition.index);
         let (id, log) = (self.raft_id, log.group_log(self.group_id));
@@ -131,7 +167,7 @@ impl ReplicaOptions<'_> {
                 self.raft_runtime.spawn(async move { Group::start(options).await }).await
             }
         };
-        started.map_err(told)?.map_err(told)
+        started.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     }
 }
 
@@ -142,14 +178,27 @@ impl Replica {
         log: &Arc<Log>,
         shared: &Shared,
         heads: &Arc<Heads>,
-    ) -> Result<Arc<Replica>, CallError> {
+    ) -> Result<Arc<Replica>, SetAside> {
+        let unopened = |fault: String| SetAside { fault: CallError::Fault(fault), is_damaged: false };
+        raft::settle(options.dir, &log.group_log(options.group_id), shared).await.map_err(|error| unopened(error.to_string()))?;
         let store = {
             let (dir, shared) = (options.dir.to_owned(), shared.clone());
             tokio::task::spawn_blocking(move || Store::open_swept(&shared, dir, Arc::new(RowJudge))).await
         }
-        .map_err(told)?
-        .map_err(told)?;
-        let group = options.start_group(log, store.clone()).await?;
+        .map_err(|error| unopened(error.to_string()))?
+        .map_err(|fault| SetAside { is_damaged: matches!(fault, Fault::Corrupt { .. }), ..unopened(fault.to_string()) })?;
+        let opened = match last_stamp(&store) {
+            Ok(stamp_ms) => options.start_group(log, store.clone()).await.map(|group| (group, stamp_ms)),
+            Err(fault) => Err(fault),
+        };
+        let (group, stamp_ms) = match opened {
+            Ok(opened) => opened,
+            Err(fault) => {
+                let set_aside = SetAside::of(fault, &store);
+                close_store(store, options.placement.partition).await;
+                return Err(set_aside);
+            }
+        };
         let replica = Arc::new(Replica {
             partition: options.placement.partition,
             raft_id: options.raft_id,
@@ -160,7 +209,10 @@ impl Replica {
             log: log.clone(),
             rules: ArcSwap::from_pointee(options.rules),
             queue: Queue::default(),
-            clock: Clock::new(0, options.cluster_tag),
+            has_peers: options.peers.is_some(),
+            stopped: OnceLock::new(),
+            changes: options.changes.clone(),
+            clock: Clock::new(stamp_ms, options.cluster_tag),
             lease: Lease::new(),
             cursors: Cursors::default(),
             expiry: Expiry::new(options.alarm.clone()),
@@ -168,9 +220,8 @@ impl Replica {
             heads: heads.clone(),
             counts: Mutex::default(),
         });
-        replica.restore_clock()?;
         tokio::spawn(executor::run(replica.clone()));
-        tokio::spawn(follow_role(Arc::downgrade(&replica), options.changes.clone()));
+        tokio::spawn(follow_role(Arc::downgrade(&replica)));
         Ok(replica)
     }
 
@@ -191,7 +242,7 @@ impl Replica {
 
     /// Waits until this replica leads with everything of earlier terms applied.
     pub(crate) async fn establish(&self) -> Result<Leadership, CallError> {
-        let asked = self.lease.ask();
+        let asked = self.ask()?;
         let leadership = match self.soon(self.group.establish()).await {
             Ok(leadership) => leadership,
             // It is for writes that this is asked.
@@ -204,11 +255,17 @@ impl Replica {
 
     /// Renews the lease.
     pub(crate) async fn confirm_lease(&self) -> Result<(), CallError> {
-        let asked = self.lease.ask();
+        let asked = self.ask()?;
         let term = self.soon(self.group.confirm()).await?;
         self.adopt(term)?;
         self.lease.grant(asked, CONFIRMED_AGE);
         Ok(())
+    }
+
+    /// Before leadership is confirmed. Who has stopped gets no lease: what stops it from here on revokes what was asked for.
+    fn ask(&self) -> Result<Asked, CallError> {
+        let asked = self.lease.ask();
+        self.queue.closed().map_or(Ok(asked), Err)
     }
 
     /// Before anything is read or evaluated in a new term of ours: what others led to was applied without passing by here.
@@ -219,7 +276,7 @@ impl Replica {
         }
         if *adopted != term {
             self.heads.forget(&self.owner);
-            self.restore_clock()?;
+            self.clock.advance(last_stamp(&self.store).map_err(|error| self.fault(error))?);
             self.expiry.note(0);
             *adopted = term;
         }
@@ -266,17 +323,14 @@ impl Replica {
     /// How it is, for meta.
     pub(crate) fn report(&self) -> news::Replica {
         let (figures, counts) = (self.group.figures(), self.counts());
-        let fault = match self.queue.closed() {
-            Some(error @ CallError::Fault(_)) => Some(error.to_string()),
-            _ => None,
-        };
+        let fault = self.stopped.get().map(SetAside::to_string);
         news::Replica {
             partition: self.partition,
             raft_id: self.raft_id,
             health: if fault.is_some() { news::Health::Faulty } else { news::Health::Running },
-            fault,
             term: figures.term,
-            leads: figures.is_leader && *self.adopted_term.lock() == figures.term,
+            leads: fault.is_none() && figures.is_leader && *self.adopted_term.lock() == figures.term,
+            fault,
             last_log: figures.last_log,
             applied: figures.applied,
             matched: self.group.matched(),
@@ -334,14 +388,6 @@ impl Replica {
             Health::DiskFull(why) => Err(CallError::ReadOnly(why)),
             Health::Failing(why) => Err(self.fault(why)),
         }
-    }
-
-    /// Takes the last applied stamp into account.
-    pub(crate) fn restore_clock(&self) -> Result<(), CallError> {
-        if let Some(stamp) = self.store.get(Family::Default, &clock::STAMP).map_err(told)? {
-            self.clock.advance(value::decode_counter(&stamp).map_err(told)?);
-        }
-        Ok(())
     }
 
     /// When the first entry of the time index is due, ms; `u64::MAX` when it is empty.
@@ -423,46 +469,73 @@ impl Replica {
         counts
     }
 
-    /// A fault of the store: logged once, and the replica stops.
+    /// A fault: logged once, and the replica stops. What the caller is to be told.
     pub(crate) fn fault(&self, why: impl std::fmt::Display) -> CallError {
         // What follows from a stop is no other fault.
         if let Some(stopped) = self.queue.closed() {
             return stopped;
         }
-        let error = CallError::Fault(why.to_string());
-        tracing::error!(partition = ?self.partition, %error, "replica stopped");
-        self.stop(&error);
-        error
+        let stopped = self.stopped.get_or_init(|| {
+            let stopped = SetAside::of(why, &self.store);
+            tracing::error!(partition = ?self.partition, error = %stopped, is_damaged = stopped.is_damaged, "replica stopped");
+            stopped
+        });
+        let told = stopped.told(self.has_peers);
+        self.stop(&told);
+        self.changes.send_modify(|change| *change += 1);
+        told
+    }
+
+    /// The fault by which it has stopped, if it has.
+    pub(crate) fn stopped(&self) -> Option<&SetAside> {
+        self.stopped.get()
     }
 
     /// Refuses everything from now on.
     pub(crate) fn stop(&self, why: &CallError) {
-        self.lease.revoke();
+        // In this order: see `ask`.
         self.queue.close(why);
+        self.lease.revoke();
+    }
+
+    /// Who has stopped leads nobody: hands over to whoever is ready, and in any case takes no part in the group any more, so that the others elect.
+    pub(crate) async fn give_up(self: &Arc<Self>) {
+        if tokio::time::timeout(GIVE_UP_PATIENCE, self.hand_over()).await.is_err() {
+            tracing::warn!(partition = ?self.partition, "a replica that has stopped could not hand over in time");
+        }
+        self.group.shutdown().await;
     }
 
     /// Stops the replica in good order: what waits is refused, what is under way is finished, the store is flushed.
     pub(crate) async fn close(&self) {
         self.stop(&CallError::NoLeader("the server is shutting down".to_owned()));
         self.group.shutdown().await;
-        let store = self.store.clone();
-        let closed = tokio::task::spawn_blocking(move || store.close()).await;
-        match closed {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(partition = ?self.partition, %error, "close a store"),
-            Err(error) => tracing::error!(partition = ?self.partition, %error, "close a store"),
-        }
+        close_store(self.store.clone(), self.partition).await;
     }
 }
 
+async fn close_store(store: Store, partition: PartitionId) {
+    match tokio::task::spawn_blocking(move || store.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(?partition, %error, "close a store"),
+        Err(error) => tracing::error!(?partition, %error, "close a store"),
+    }
+}
+
+/// The last applied stamp, ms; 0 when nothing is applied.
+fn last_stamp(store: &Store) -> Result<u64, String> {
+    let stamp = store.get(Family::Default, &clock::STAMP).map_err(|fault| fault.to_string())?;
+    stamp.map_or(Ok(0), |stamp| value::decode_counter(&stamp).map_err(|error| error.to_string()))
+}
+
 /// Follows who leads until the replica is gone: who ceases to lead answers no more reads, and who begins makes itself ready.
-async fn follow_role(replica: std::sync::Weak<Replica>, changes: Arc<watch::Sender<u64>>) {
-    let Some(mut role) = replica.upgrade().map(|replica| replica.role.clone()) else { return };
+async fn follow_role(replica: std::sync::Weak<Replica>) {
+    let Some((mut role, group)) = replica.upgrade().map(|replica| (replica.role.clone(), replica.group.clone())) else { return };
     loop {
         let leads = role.borrow_and_update().is_leader;
         {
             let Some(replica) = replica.upgrade() else { return };
-            if leads {
+            if leads && replica.queue.closed().is_none() {
                 // The cycle passes those by that don't seem to lead.
                 replica.expiry.look();
                 if let Err(error) = replica.confirm_lease().await {
@@ -475,17 +548,17 @@ async fn follow_role(replica: std::sync::Weak<Replica>, changes: Arc<watch::Send
             } else {
                 replica.lease.revoke();
             }
-            changes.send_modify(|change| *change += 1);
+            replica.changes.send_modify(|change| *change += 1);
         }
-        if role.changed().await.is_err() {
-            // Raft has ended, by our will or by a fault.
-            if let (Some(replica), Err(error)) = (replica.upgrade(), replica.upgrade().map_or(Ok(()), |replica| replica.group.running()))
-                && replica.queue.closed().is_none()
-            {
-                replica.fault(error);
-                changes.send_modify(|change| *change += 1);
+        tokio::select! {
+            Ok(()) = role.changed() => {}
+            why = group.ended() => {
+                // By our will or by a fault: the former has closed the queue before.
+                if let Some(replica) = replica.upgrade() {
+                    replica.fault(why);
+                }
+                return;
             }
-            return;
         }
     }
 }

@@ -13,7 +13,7 @@ use engine::store::{Settings, Shared};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use row::op::{Answer, Only, Op, Refusal, Request, Response, Ttl};
+use row::op::{Answer, Filter, Only, Op, Range, Refusal, Request, Response, Ttl};
 use storage::{Assigned, Node, NodeOptions, Peers};
 
 const PARTITION: PartitionId = PartitionId { table: TableId(1), index: 0 };
@@ -230,5 +230,83 @@ async fn what_is_sent_together_is_replicated_or_refused_however_much_it_changes(
     let some = call(appends(4), joined[..3].to_vec()).await;
     assert_eq!(some, Ok(Response::Done(vec![Ok(Answer::Int(LONG as i64 + 3)); 4])));
     assert_eq!(three.one(leader, Op::Length { key: Bytes::from_static(b"long:15") }).await, Answer::Int(LONG as i64 + 1));
+    three.close().await;
+}
+
+fn field(n: u64) -> Bytes {
+    Bytes::from(format!("field-{n:05}"))
+}
+
+fn fields(from: u64, to: u64) -> Op {
+    let pairs = (from..to).map(|n| (field(n), Bytes::from("v".repeat(200)))).collect();
+    Op::HashPut { key: Bytes::from_static(b"h"), pairs, only: Only::Always, ttl: Ttl::Default }
+}
+
+/// Damages what the table files in a directory hold, under whoever has them open.
+fn damage(directory: &Path) {
+    use std::os::unix::fs::FileExt;
+    for entry in std::fs::read_dir(directory).expect("a store's directory").map(|entry| entry.expect("an entry").path()) {
+        if entry.is_dir() {
+            damage(&entry);
+        } else if entry.extension().is_some_and(|extension| extension == "sst") {
+            let file = std::fs::File::options().write(true).open(&entry).expect("a table file");
+            let third = file.metadata().expect("its length").len() / 3;
+            file.write_all_at(&vec![0x5a; third as usize], third / 4).expect("damage a table file");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_replica_is_taken_anew_from_the_leader() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let bad = three.leader().await;
+    three.one(bad, fields(0, 2000)).await;
+    three.nodes[bad].replica(PARTITION).expect("it is open").store().flush().expect("a flush");
+    let tables = dir.path().join((bad + 1).to_string()).join("tables");
+    damage(&tables);
+    // Whoever asks it is sent to the others, and it gives up what it leads.
+    let everything = Op::HashRange {
+        key: Bytes::from_static(b"h"),
+        range: Range {
+            start: None,
+            start_inclusive: true,
+            stop: None,
+            stop_inclusive: true,
+            filter: Filter::None,
+            reverse: false,
+            cells_max: 0,
+            bytes_max: 0,
+        },
+        want_values: true,
+    };
+    let asked = three.nodes[bad].call(PARTITION, Request { ops: vec![everything.clone()], joined: Vec::new(), watched: vec![] }).await;
+    assert!(matches!(asked, Err(CallError::NoLeader(_))), "{asked:?}");
+    let began = Instant::now();
+    let next = loop {
+        let leads = |at: &usize| *at != bad && three.nodes[*at].leader(PARTITION).is_some_and(|leader| leader.server.0 == *at as u64 + 1);
+        match (0..3).find(leads) {
+            Some(next) => break next,
+            None => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+        assert!(began.elapsed() < Duration::from_millis(900), "leadership is handed over, long before a lease has run out");
+    };
+    three.one(next, fields(2000, 2100)).await;
+    // It comes back with everything, that which was written meanwhile too, and can lead.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let applied = three.nodes[next].replica(PARTITION).expect("it leads").figures().applied;
+    while three.nodes[bad].replica(PARTITION).map_or(0, |replica| replica.figures().applied) < applied {
+        assert!(Instant::now() < deadline, "{:?}", three.nodes[bad].report());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let kept: Vec<String> = std::fs::read_dir(&tables)
+        .expect("the stores' directory")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .filter(|name| name.contains('.'))
+        .collect();
+    assert_eq!(kept, [format!("1-0-{}.damaged", bad + 11)]);
+    three.hand_over(next, bad).await;
+    assert_eq!(three.one(bad, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(2100));
+    assert!(matches!(three.one(bad, everything).await, Answer::Cells { cells, .. } if cells.len() == 2100));
     three.close().await;
 }

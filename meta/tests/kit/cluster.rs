@@ -62,6 +62,7 @@ impl Local for Nobody {
 struct NetWire {
     net: Arc<Net>,
     metas: Vec<String>,
+    cut: Arc<AtomicBool>,
 }
 
 impl Wire for NetWire {
@@ -70,6 +71,9 @@ impl Wire for NetWire {
         let to = To::Address(self.metas[seat as usize - 1].clone());
         let service = if letter.kind.is_bulk() { Service::RaftBulk } else { Service::Raft };
         Box::pin(async move {
+            if self.cut.load(Ordering::Relaxed) {
+                return Err(WireError::NotSent("cut off".into()));
+            }
             self.net.call(to, service, letter.encode(), letter.timeout).await.map_err(|error| match error {
                 NetError::NotSent(why) => WireError::NotSent(why),
                 NetError::Lost(why) => WireError::Lost(why),
@@ -80,14 +84,21 @@ impl Wire for NetWire {
 }
 
 #[derive(Default)]
-struct Door(OnceLock<Arc<Meta>>);
+struct Door {
+    meta: OnceLock<Arc<Meta>>,
+    cut: Arc<AtomicBool>,
+}
 
 impl Services for Door {
     fn call(&self, _: &Peer, service: Service, body: Bytes) -> Answer {
-        let Some(meta) = self.0.get().cloned() else { return Answer::Now(Err("not open yet".into())) };
+        let Some(meta) = self.meta.get().cloned() else { return Answer::Now(Err("not open yet".into())) };
+        let cut = self.cut.load(Ordering::Relaxed);
         match service {
             Service::Meta => Answer::Later(meta.answer(body, Arc::new(Nobody))),
             _ => Answer::Later(Box::pin(async move {
+                if cut {
+                    return Err("cut off".into());
+                }
                 let letter = Letter::decode(body).map_err(str::to_owned)?;
                 meta.group().receive(letter).await.map_err(|error| error.to_string())
             })),
@@ -95,7 +106,7 @@ impl Services for Door {
     }
 
     fn channel(&self, from: &Peer, _: Service, hello: Bytes, channel: Channel) {
-        if let Some(meta) = self.0.get() {
+        if let Some(meta) = self.meta.get() {
             meta.channel(from, hello, channel);
         }
     }
@@ -106,6 +117,8 @@ pub struct OneMeta {
     pub meta: Arc<Meta>,
     log: Arc<Log>,
     stop: CancellationToken,
+    /// Whether no letters go between it and the other metas; servers reach it all the same.
+    pub cut: Arc<AtomicBool>,
 }
 
 impl OneMeta {
@@ -133,14 +146,15 @@ pub async fn metas(dir: &Path) -> (Vec<Option<OneMeta>>, Vec<String>) {
         tokio::spawn(async move { serving.0.serve(listener, serving.1, serving.2).await });
         let log = Log::open(LogOptions { segment_bytes: 1 << 20, ..LogOptions::new(dir.join("log")) }).unwrap();
         let shared = Shared::new(Settings { disk_reserve_bytes: 0, ..Settings::default() }).unwrap();
-        let wire = Arc::new(NetWire { net: net.clone(), metas: addresses.clone() });
+        let cut = door.cut.clone();
+        let wire = Arc::new(NetWire { net: net.clone(), metas: addresses.clone(), cut: cut.clone() });
         let seat = Seat::Member { members: addresses.clone(), position, wire, ticker: Ticker::start(), net };
         let raft_runtime = tokio::runtime::Handle::current();
         let options =
             MetaOptions { dir: dir.join("meta"), raft_runtime, partitions: 4, replicas: 3, cluster: 70 + u64::from(position), seat };
         let meta = Meta::open(options, &log, &shared).await.unwrap();
-        door.0.set(meta.clone()).ok().unwrap();
-        metas.push(Some(OneMeta { meta, log, stop }));
+        door.meta.set(meta.clone()).ok().unwrap();
+        metas.push(Some(OneMeta { meta, log, stop, cut }));
     }
     (metas, addresses)
 }

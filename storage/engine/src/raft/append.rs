@@ -3,6 +3,10 @@
 //! One letter is under way at one time, and what has come in meanwhile goes with the next: fewer and fuller letters than a pipeline would send, and none that could
 //! overtake another.
 //!
+//! Leases rest on that, too. openraft's `InflightAppendQueue::drain_acked` (0.10.0-alpha.37) takes an answer for that to every request handed out so far whose last
+//! entry the follower has by now. A request without entries that is still on its way would count as answered with the one before it, and its later sending time for a
+//! promise that the follower has not given: the leader's lease would outlive it. So no request is asked for before the last one's answer is handed on.
+//!
 //! Followers that no majority waits for get what has gathered in a while (`prompt.rs`).
 //!
 //! That something is committed is told with the next entries. openraft would tell it in a letter of its own as soon as a round is over; here such a letter leaves only
@@ -23,6 +27,7 @@ use super::types::{LogId, RaftId, Types};
 
 /// Letters with entries that are under way to one follower at one time.
 const LETTERS_MAX: usize = 1;
+const _: () = assert!(LETTERS_MAX == 1, "a second letter under way would lengthen the leader's lease beyond its followers' promise");
 /// How long followers may be left without the news that something is committed. Nobody waits for it: who is elected applies everything first.
 const NEWS_DELAY: Duration = Duration::from_millis(50);
 /// How often followers are told with entries what is committed.

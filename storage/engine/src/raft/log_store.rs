@@ -72,6 +72,16 @@ impl GroupLog {
         front.first..front.next
     }
 
+    /// The last entry that was let go of because the state on disk has it.
+    pub(super) fn purged(&self) -> Option<LogId> {
+        self.group.inside.lock().front.purged
+    }
+
+    /// The entry at an index, if it is there.
+    pub(super) fn log_id(&self, index: u64) -> Option<LogId> {
+        self.group.inside.lock().front.log_id(index)
+    }
+
     /// Changes the group's front and queues the operation that does the same on disk, as one step; then sees that it is written.
     fn change(&self, change: impl FnOnce(&mut crate::log::Inside) -> Result<Op, LogError>) -> Result<(), LogError> {
         self.log.alive()?;

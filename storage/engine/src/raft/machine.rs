@@ -287,12 +287,12 @@ impl RaftSnapshotBuilder<Types> for FlushedState {
     }
 }
 
-fn snapshot(store: &Store, flushed: Option<Applied>) -> Result<Snapshot<LeaderId, u64, Node, StateTransfer>, Fault> {
+pub(super) fn snapshot(store: &Store, flushed: Option<Applied>) -> Result<Snapshot<LeaderId, u64, Node, StateTransfer>, Fault> {
     let (last_log_id, last_membership) = read_state(flushed)?;
     Ok(Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: StateTransfer::Local(store.clone()) })
 }
 
-fn read_state(applied: Option<Applied>) -> Result<(Option<LogId>, StoredMembership), Fault> {
+pub(super) fn read_state(applied: Option<Applied>) -> Result<(Option<LogId>, StoredMembership), Fault> {
     let Some(applied) = applied else { return Ok((None, StoredMembership::default())) };
     let membership = applied.membership.map(|membership| decode(&membership, "membership")).transpose()?;
     Ok((Some(decode(&applied.log_id, "log id")?), membership.unwrap_or_default()))

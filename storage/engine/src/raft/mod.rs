@@ -9,6 +9,7 @@ mod message;
 mod peers;
 mod prompt;
 pub mod purge;
+mod rebuild;
 mod receive;
 mod start;
 mod ticker;
@@ -20,6 +21,7 @@ pub use group::{CONFIRMED_AGE, Group, GroupError, GroupFigures, LEASE, Leader, L
 pub use log_store::GroupLog;
 pub use machine::{Machine, Progress, StateTransfer};
 pub use members::{ChangeError, Follower, GroupStatus};
+pub use rebuild::{Rebuild, RebuildOptions, remains, settle};
 pub use receive::ReceiveError;
 pub use start::GroupOptions;
 pub use ticker::Ticker;

@@ -47,6 +47,7 @@ impl Group {
                 Kind::Offer | Kind::Piece | Kind::Install => inner.arrivals(letter.kind, letter.body).await,
                 Kind::Ready => inner.ready(),
                 Kind::Here => Ok(Bytes::new()),
+                Kind::Wanted => self.send_state(letter.from).await,
             }
         })
     }

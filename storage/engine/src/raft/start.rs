@@ -78,16 +78,22 @@ impl Group {
             let (wire, ticker, guard_until) = (Arc::new(NoPeers), None, now);
             let group = Self::build(Start { id, name, log, store, wire, initial: initial.clone(), ticker, guard_until, standing }).await?;
             let raft = &group.inner.raft;
-            match raft.initialize(initial).await {
-                Ok(()) => {}
-                Err(RaftError::APIError(InitializeError::NotAllowed(_))) => raft.trigger().elect(false).await.map_err(fatal)?,
-                Err(error) => return Err(GroupError::Fatal(error.to_string())),
+            let elected = async {
+                match raft.initialize(initial).await {
+                    Ok(()) => {}
+                    Err(RaftError::APIError(InitializeError::NotAllowed(_))) => raft.trigger().elect(false).await.map_err(fatal)?,
+                    Err(error) => return Err(GroupError::Fatal(error.to_string())),
+                }
+                let elected = raft.wait(Some(START_PATIENCE)).current_leader(id, "a group of one elects itself").await;
+                elected.map(drop).map_err(|error| GroupError::Fatal(error.to_string()))
+            };
+            match elected.await {
+                Ok(()) => Ok(group),
+                Err(error) => {
+                    group.shutdown().await;
+                    Err(error)
+                }
             }
-            raft.wait(Some(START_PATIENCE))
-                .current_leader(id, "a group of one elects itself")
-                .await
-                .map_err(|error| GroupError::Fatal(error.to_string()))?;
-            Ok(group)
         })
     }
 

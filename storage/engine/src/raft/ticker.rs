@@ -121,9 +121,13 @@ impl Ticker {
     }
 
     pub(super) fn remove(&self, group: &Arc<Inner>) {
-        let mut groups = self.groups.lock();
-        groups.running.retain(|running| running.group.as_ptr() != Arc::as_ptr(group));
-        groups.stopped.insert(group.number, Instant::now());
+        self.groups.lock().running.retain(|running| running.group.as_ptr() != Arc::as_ptr(group));
+        self.note_word(group.number);
+    }
+
+    /// A replica of `group` that does not run after this has given its leader a word that it is to keep.
+    pub(super) fn note_word(&self, group: u64) {
+        self.groups.lock().stopped.insert(group, Instant::now());
     }
 
     /// A group has another leader, or none: to be called after that can be seen.

@@ -61,6 +61,8 @@ pub enum Kind {
     Ready = 8,
     /// Asks whether the receiver is there.
     Here = 9,
+    /// Asks the leader for a state: the sender has lost its own.
+    Wanted = 10,
 }
 
 impl Kind {
@@ -71,7 +73,7 @@ impl Kind {
 
     fn of(byte: u8) -> Option<Kind> {
         use Kind::*;
-        [Append, Vote, PreVote, Transfer, Offer, Piece, Install, Ready, Here].into_iter().find(|kind| *kind as u8 == byte)
+        [Append, Vote, PreVote, Transfer, Offer, Piece, Install, Ready, Here, Wanted].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 

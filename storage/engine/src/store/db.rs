@@ -39,6 +39,8 @@ pub(super) struct Db {
     is_due: AtomicBool,
     /// Why what was applied can't be written to the memtables.
     failed: OnceLock<Fault>,
+    /// The first record that could not be read.
+    unread: OnceLock<Fault>,
     pub(super) directory: PathBuf,
     _part: Part,
 }
@@ -94,6 +96,7 @@ impl Db {
             draining: Mutex::default(),
             is_due: AtomicBool::new(false),
             failed: OnceLock::new(),
+            unread: OnceLock::new(),
             directory: directory.to_owned(),
             _part: part,
         });
@@ -127,6 +130,20 @@ impl Db {
         let cursor = self.db.raw_iterator_cf_opt(self.family(family), options);
         // SAFETY: the caller is inside a compaction, and `drop` waits for those.
         unsafe { std::mem::transmute::<DBRawIteratorWithThreadMode<'_, DB>, DBRawIteratorWithThreadMode<'static, DB>>(cursor) }
+    }
+
+    /// Why what is on disk can't be relied on, once that was found.
+    pub(super) fn damage(&self) -> Option<Fault> {
+        let found = || self.reported().filter(|fault| matches!(fault, Fault::Corrupt { .. }));
+        self.unread.get().cloned().or_else(found)
+    }
+
+    fn unreadable(&self, doing: &str, error: rocksdb::Error) -> Fault {
+        let fault = self.fault(doing, error);
+        if matches!(fault, Fault::Corrupt { .. } | Fault::Io { .. }) {
+            self.unread.get_or_init(|| fault.clone());
+        }
+        fault
     }
 
     pub(super) fn fault(&self, doing: &str, error: rocksdb::Error) -> Fault {
@@ -172,7 +189,7 @@ impl Db {
     pub(super) fn get(&self, options: &ReadOptions, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         match self.db.get_pinned_cf_opt(self.family(family), key, options) {
             Ok(value) => Ok(value.map(|value| Bytes::copy_from_slice(&value))),
-            Err(error) => Err(self.fault("read", error)),
+            Err(error) => Err(self.unreadable("read", error)),
         }
     }
 
@@ -209,7 +226,7 @@ impl Db {
                 true => cursor.prev(),
             }
         }
-        cursor.status().map_err(|error| self.fault("scan", error))
+        cursor.status().map_err(|error| self.unreadable("scan", error))
     }
 
     /// Adds a batch's records to a RocksDB batch, and says which families it clears.

@@ -22,7 +22,7 @@ pub(super) fn current(path: &Path) -> Result<PathBuf, Fault> {
                 let reason = format!("it is missing, although {} is there", found.display());
                 return Err(Fault::Corrupt { file: path.join(CURRENT).display().to_string(), reason });
             }
-            let name = format!("{PREFIX}0");
+            let name = first_name();
             point_at(path, &name)?;
             name
         }
@@ -35,6 +35,11 @@ pub(super) fn current(path: &Path) -> Result<PathBuf, Fault> {
         }
     }
     Ok(path.join(name))
+}
+
+/// The name in a new store.
+pub(super) fn first_name() -> String {
+    format!("{PREFIX}0")
 }
 
 /// The name after the one in use.

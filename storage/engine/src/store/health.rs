@@ -101,7 +101,7 @@ impl Reports {
 }
 
 /// Says what is missing when less than `reserve` (on small file systems: a sixteenth) is free. A file system that cannot be asked counts as roomy.
-fn lack_of_space(directory: &Path, reserve: u64) -> Option<String> {
+pub(super) fn lack_of_space(directory: &Path, reserve: u64) -> Option<String> {
     let stat = rustix::fs::statvfs(directory).ok()?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let reserve = reserve.min(stat.f_blocks.saturating_mul(stat.f_frsize) / 16);

@@ -326,6 +326,11 @@ impl Store {
         self.db()?.flush()
     }
 
+    /// Why what is on disk can't be relied on, once a read or a compaction has found that; nothing is known of a closed store.
+    pub fn damage(&self) -> Option<Fault> {
+        self.db().ok()?.damage()
+    }
+
     /// Whether the store can take writes. Cheap: the file system is looked at a few times a second at most.
     pub fn health(&self) -> Health {
         match self.db() {
@@ -389,6 +394,13 @@ impl Store {
         db.drain(Patience::Wait)?;
         let fault = |error| Fault::from_rocksdb("checkpoint", directory, error);
         rocksdb::checkpoint::Checkpoint::new(db.raw()).map_err(fault)?.create_checkpoint(directory).map_err(fault)
+    }
+
+    /// Makes a store of `received`, a [`checkpoint`](Store::checkpoint) on the same file system, at `path`, where none is open; the directory is moved away.
+    pub fn make(received: &Path, path: &Path) -> Result<(), Fault> {
+        let name = directory::first_name();
+        directory::adopt(received, &path.join(&name))?;
+        directory::point_at(path, &name)
     }
 
     /// Replaces the store's state by that in `received`, a [`checkpoint`](Store::checkpoint) on the same file system; the directory is moved away. Readers go on with

@@ -3,6 +3,7 @@
 //! Small by default: the cache and the memtables are bounded over all stores together, index and filter blocks live in the cache, RocksDB's statistics and timers are off.
 
 use std::ffi::CStr;
+use std::path::Path;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -85,6 +86,14 @@ impl Shared {
     /// The settings in force.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whether there is more space left for stores at `directory` than the reserve.
+    ///
+    /// # Errors
+    /// [`Fault::DiskFull`].
+    pub fn room(&self, directory: &Path) -> Result<(), Fault> {
+        health::lack_of_space(directory, self.settings.disk_reserve_bytes).map_or(Ok(()), |lack| Err(Fault::DiskFull(lack)))
     }
 
     /// Bytes in the block cache.

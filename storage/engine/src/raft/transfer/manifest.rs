@@ -45,10 +45,10 @@ pub(super) struct Have {
 
 /// All files of a transfer were sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Install {
+pub(in crate::raft) struct Install {
     pub(super) id: u64,
-    pub(super) vote: VoteOf<Types>,
-    pub(super) meta: SnapshotMeta,
+    pub(in crate::raft) vote: VoteOf<Types>,
+    pub(in crate::raft) meta: SnapshotMeta,
 }
 
 /// A piece of a file. As bytes: version u8 = 1, transfer u64, file u32, offset u64, crc32c of the data u32, data; little-endian.

@@ -24,8 +24,9 @@ mod send;
 
 use std::path::Path;
 
+pub(super) use manifest::Install;
 pub(super) use pace::{Holds, Transfers};
-pub(super) use receive::Receiving;
+pub(super) use receive::{Receiving, blocking, remove};
 pub(super) use send::send;
 
 /// Bytes of a file that travel together.
@@ -33,7 +34,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// What the names of directories begin with that hold checkpoints being sent.
 const SENDING: &str = "send-";
 /// The directory of what was received.
-const RECEIVED: &str = "recv";
+pub(super) const RECEIVED: &str = "recv";
 
 /// Removes what earlier transfers left behind. Blocks.
 pub(super) fn clean(store: &Path) -> std::io::Result<()> {

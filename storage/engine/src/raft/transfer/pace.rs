@@ -68,6 +68,11 @@ impl Holds {
         holds.values().map(|hold| hold.index).min()
     }
 
+    /// Whether a transfer to `target` is under way.
+    pub(in crate::raft) fn is_held(&self, target: RaftId) -> bool {
+        self.0.lock().get(&target).is_some_and(|hold| hold.until.is_none())
+    }
+
     /// Holds the log for a transfer to `target`, until this is dropped and a little longer.
     pub(super) fn hold(self: &Arc<Self>, target: RaftId, index: u64) -> Held {
         self.0.lock().insert(target, Hold { index, until: None });

@@ -45,7 +45,7 @@ impl Inner {
     /// Takes a letter of a state transfer.
     pub(in crate::raft) async fn arrivals(&self, kind: Kind, body: Bytes) -> Result<Bytes, ReceiveError> {
         // One letter at a time; the lock goes with the work to its thread, so that a sender that gives up does not leave two of them at work.
-        let mut receiving = self.receiving.clone().lock_owned().await;
+        let receiving = self.receiving.clone().lock_owned().await;
         let term = self.role.borrow().term;
         let directory = self.store.path().join(RECEIVED);
         // What is here already comes first: a state must not take the space that its replica needs to go on.
@@ -53,37 +53,16 @@ impl Inner {
             return Err(ReceiveError::NotNow(why));
         }
         match kind {
-            Kind::Offer => {
-                let offer: Offer = message::decode(&body).map_err(ReceiveError::Unreadable)?;
-                manifest::check(&offer.files).map_err(ReceiveError::Unreadable)?;
-                if offer.vote.leader_id.term < term {
-                    return Err(ReceiveError::NotNow(format!("an offer of term {}, and this is {term}", offer.vote.leader_id.term)));
-                }
-                let taken = move || {
-                    let arrivals = Arrivals::take(&mut receiving, offer, directory)?;
-                    Ok(Have { bytes: arrivals.files.iter().map(|file| file.bytes).collect() })
-                };
-                message::encode(&blocking(taken).await?).map_err(ReceiveError::Unreadable)
-            }
-            Kind::Piece => {
-                let piece = Piece::decode(body).map_err(ReceiveError::Unreadable)?;
-                let written = move || receiving.of(piece.id)?.write(&piece);
-                blocking(written).await?;
-                Ok(Bytes::new())
-            }
+            Kind::Offer => Receiving::offer(receiving, &body, directory, term).await,
+            Kind::Piece => Receiving::piece(receiving, body).await,
             _ => {
-                let install: Install = message::decode(&body).map_err(ReceiveError::Unreadable)?;
-                let whole = move || {
-                    receiving.of(install.id)?.finish()?;
-                    Ok(receiving)
-                };
-                let mut receiving = blocking(whole).await?;
+                let (install, mut receiving) = Receiving::whole(receiving, &body).await?;
                 let snapshot = Snapshot { meta: install.meta, snapshot: StateTransfer::Received(directory.clone()) };
                 let installed = self.raft.install_full_snapshot(install.vote, snapshot).await;
                 let response = installed.map_err(|error| ReceiveError::Stopped(error.to_string()))?;
                 tracing::info!(group = self.number, "a state has arrived and is in place");
                 // Consumed, or of no use: a later state is here already.
-                receiving.0 = None;
+                receiving.forget();
                 blocking(move || remove(&directory).map_err(told("remove what was received"))).await?;
                 drop(receiving);
                 message::encode(&response).map_err(ReceiveError::Unreadable)
@@ -106,7 +85,9 @@ impl Inner {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, ReceiveError> + Send + 'static) -> Result<T, ReceiveError> {
+pub(in crate::raft) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ReceiveError> + Send + 'static,
+) -> Result<T, ReceiveError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| ReceiveError::NotNow(error.to_string()))?
 }
 
@@ -114,14 +95,53 @@ fn told(doing: &'static str) -> impl Fn(std::io::Error) -> ReceiveError {
     move |error| ReceiveError::NotNow(format!("{doing}: {error}"))
 }
 
-fn remove(directory: &Path) -> std::io::Result<()> {
+pub(in crate::raft) fn remove(directory: &Path) -> std::io::Result<()> {
     match std::fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
+type Guard = tokio::sync::OwnedMutexGuard<Receiving>;
+
 impl Receiving {
+    /// Takes an offer: what is there already of its files. `term` is that of the receiver.
+    pub(in crate::raft) async fn offer(mut receiving: Guard, body: &[u8], directory: PathBuf, term: u64) -> Result<Bytes, ReceiveError> {
+        let offer: Offer = message::decode(body).map_err(ReceiveError::Unreadable)?;
+        manifest::check(&offer.files).map_err(ReceiveError::Unreadable)?;
+        if offer.vote.leader_id.term < term {
+            return Err(ReceiveError::NotNow(format!("an offer of term {}, and this is {term}", offer.vote.leader_id.term)));
+        }
+        let taken = move || {
+            let arrivals = Arrivals::take(&mut receiving, offer, directory)?;
+            Ok(Have { bytes: arrivals.files.iter().map(|file| file.bytes).collect() })
+        };
+        message::encode(&blocking(taken).await?).map_err(ReceiveError::Unreadable)
+    }
+
+    /// Takes a piece.
+    pub(in crate::raft) async fn piece(mut receiving: Guard, body: Bytes) -> Result<Bytes, ReceiveError> {
+        let piece = Piece::decode(body).map_err(ReceiveError::Unreadable)?;
+        let written = move || receiving.of(piece.id)?.write(&piece);
+        blocking(written).await?;
+        Ok(Bytes::new())
+    }
+
+    /// Makes sure that everything has come and is on the disk; what is to be put in place.
+    pub(in crate::raft) async fn whole(mut receiving: Guard, body: &[u8]) -> Result<(Install, Guard), ReceiveError> {
+        let install: Install = message::decode(body).map_err(ReceiveError::Unreadable)?;
+        let whole = move || {
+            receiving.of(install.id)?.finish()?;
+            Ok((install, receiving))
+        };
+        blocking(whole).await
+    }
+
+    /// What has come is in place, or of no use.
+    pub(in crate::raft) fn forget(&mut self) {
+        self.0 = None;
+    }
+
     fn of(&mut self, id: u64) -> Result<&mut Arrivals, ReceiveError> {
         let arrivals = self.0.as_mut().filter(|arrivals| arrivals.id == id);
         arrivals.ok_or_else(|| ReceiveError::NotNow("that transfer is not under way here".to_owned()))

@@ -1,0 +1,278 @@
+//! Taking the state anew from the leader, by a replica whose store is damaged and whose Raft group therefore does not run.
+//!
+//! Vote and log are kept: the replica breaks no word that it gave, and what it has acknowledged stays acknowledged. Meanwhile it neither votes nor takes entries.
+//!
+//! # Life of a rebuild
+//! 1. The replica asks the other members for a state ([`Kind::Wanted`]). The one that leads sends it, as it sends one to a follower that lacks too much of the log.
+//! 2. What has come is made a store of its own and looked at: it must reach as far as was announced, and to the beginning of the log kept here.
+//! 3. The leader's vote is taken, as with everything that a leader sends.
+//! 4. [`settle`] moves the damaged store aside and the new one into its place. Then the group is started as after any restart.
+//!
+//! # Layout
+//! Beside a store at `<store>`: `<store>.fresh` is what is arriving, `<store>.ready` is whole and about to take its place, `<store>.damaged` is the last one that was moved
+//! aside, kept for people to look at and to remove.
+//!
+//! # Invariants
+//! - The damaged store stays in its place until another is whole (`storage/tests/three.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`, for this and for what follows).
+//! - No entry that may be committed is dropped: the log is kept when the state's last entry is one of it, and else holds nothing after that entry that could be
+//!   committed (Raft paper, figure 13, steps 6 and 7).
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use openraft::RaftLogReader;
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::SnapshotResponse;
+use openraft::storage::RaftLogStorage;
+
+use super::GroupLog;
+use super::group::Group;
+use super::machine::{read_state, snapshot};
+use super::message;
+use super::peers::Peer;
+use super::receive::ReceiveError;
+use super::ticker::Ticker;
+use super::transfer::{self, Install, RECEIVED, Receiving, blocking};
+use super::types::{LogId, Node, RaftId, Types};
+use super::wire::{Kind, Letter, Wire};
+use crate::store::{Fault, Shared, Store};
+
+/// How long a member may take to say whether it sends a state.
+const ASK_PATIENCE: Duration = Duration::from_secs(1);
+
+const FRESH: &str = "fresh";
+const READY: &str = "ready";
+const DAMAGED: &str = "damaged";
+
+/// What a replica is rebuilt with.
+pub struct RebuildOptions {
+    /// This replica's Raft id.
+    pub id: RaftId,
+    /// The group's part of the node's log; its Raft must have been shut down.
+    pub log: GroupLog,
+    /// Where its store is, which must have been closed.
+    pub directory: PathBuf,
+    /// What stores share.
+    pub shared: Shared,
+    /// The members of the group.
+    pub members: Vec<(RaftId, Node)>,
+    /// The way to them.
+    pub wire: Arc<dyn Wire>,
+    /// The process's clock.
+    pub ticker: Arc<Ticker>,
+}
+
+/// A replica that is being rebuilt.
+pub struct Rebuild {
+    options: RebuildOptions,
+    receiving: Arc<tokio::sync::Mutex<Receiving>>,
+    asked_in_vain: AtomicU32,
+    is_done: AtomicBool,
+}
+
+impl Rebuild {
+    /// Nothing happens before it is [asked for](Rebuild::ask).
+    pub fn new(options: RebuildOptions) -> Rebuild {
+        Rebuild { options, receiving: Arc::default(), asked_in_vain: 0.into(), is_done: false.into() }
+    }
+
+    /// Asks the others for a state, once. Asking again, while one is under way too, is harmless.
+    pub async fn ask(&self) {
+        let RebuildOptions { id, log, members, wire, .. } = &self.options;
+        let asked = members.iter().filter(|(member, _)| member != id).map(|(member, node)| {
+            let letter =
+                Letter { group: log.id(), from: *id, target: *member, kind: Kind::Wanted, body: Bytes::new(), timeout: ASK_PATIENCE };
+            wire.send(node, letter)
+        });
+        let answers = join_all(asked).await;
+        if answers.iter().any(Result::is_ok) {
+            self.asked_in_vain.store(0, Ordering::Relaxed);
+            return;
+        }
+        self.asked_in_vain.fetch_add(1, Ordering::Relaxed);
+        for error in answers.into_iter().filter_map(Result::err) {
+            tracing::debug!(group = log.id(), %error, "a member does not send its state");
+        }
+    }
+
+    /// How often in a row nobody was there to send a state.
+    pub fn asked_in_vain(&self) -> u32 {
+        self.asked_in_vain.load(Ordering::Relaxed)
+    }
+
+    /// Whether a new state is in place, so that the group may be started; or it was [stopped](Rebuild::stop).
+    pub fn is_done(&self) -> bool {
+        self.is_done.load(Ordering::Acquire)
+    }
+
+    /// Waits for what is under way, and takes nothing more.
+    pub async fn stop(&self) {
+        let _receiving = self.receiving.lock().await;
+        self.is_done.store(true, Ordering::Release);
+    }
+
+    /// Takes a letter that came over the wire, and gives the reply to send back.
+    ///
+    /// # Errors
+    /// Why there is none: all but a state's letters are refused.
+    pub fn receive(&self, letter: Letter) -> BoxFuture<'_, Result<Bytes, ReceiveError>> {
+        async move {
+            let RebuildOptions { id, log, directory, shared, .. } = &self.options;
+            if (letter.group, letter.target) != (log.id(), *id) {
+                return Err(ReceiveError::NotHere(letter.target));
+            }
+            // One letter at a time, as in a replica that runs.
+            let receiving = self.receiving.clone().lock_owned().await;
+            if self.is_done() {
+                return Err(ReceiveError::NotNow("this replica is not being rebuilt any more".to_owned()));
+            }
+            match letter.kind {
+                Kind::Here => Ok(Bytes::new()),
+                Kind::Offer => {
+                    shared.room(directory).map_err(not_now)?;
+                    let term = vote(log).await?.map_or(0, |vote| vote.leader_id.term);
+                    Receiving::offer(receiving, &letter.body, beside(directory, FRESH).join(RECEIVED), term).await
+                }
+                Kind::Piece => {
+                    shared.room(directory).map_err(not_now)?;
+                    Receiving::piece(receiving, letter.body).await
+                }
+                Kind::Install => {
+                    let (install, mut receiving) = Receiving::whole(receiving, &letter.body).await?;
+                    // Consumed, whatever becomes of it.
+                    receiving.forget();
+                    self.install(&install).await?;
+                    self.is_done.store(true, Ordering::Release);
+                    message::encode(&SnapshotResponse::<Types>::new(install.vote)).map_err(ReceiveError::Unreadable)
+                }
+                _ => Err(ReceiveError::NotNow("this replica is being rebuilt".to_owned())),
+            }
+        }
+        .boxed()
+    }
+
+    async fn install(&self, install: &Install) -> Result<(), ReceiveError> {
+        let RebuildOptions { log, directory, shared, ticker, .. } = &self.options;
+        let own = vote(log).await?;
+        if !install.vote.committed || own.is_some_and(|own| own > install.vote) {
+            return Err(ReceiveError::NotNow("a state of a leader of the past".to_owned()));
+        }
+        let (fresh, ready) = (beside(directory, FRESH), beside(directory, READY));
+        let made = {
+            let (shared, fresh) = (shared.clone(), fresh.clone());
+            move || {
+                Store::make(&fresh.join(RECEIVED), &fresh).map_err(not_now)?;
+                last_of(&shared, &fresh).map_err(not_now)
+            }
+        };
+        let last = blocking(made).await?;
+        if last < install.meta.last_log_id || last < log.purged() {
+            return Err(ReceiveError::NotNow(format!("the received state ends at {last:?}, which is not far enough")));
+        }
+        log.clone().save_vote(&install.vote).await.map_err(not_now)?;
+        blocking(move || rename(&fresh, &ready).map_err(not_now)).await?;
+        settle(directory, log, shared).await.map_err(not_now)?;
+        // The sender takes the reply for a promise that no other is elected for a while.
+        ticker.note_word(log.id());
+        Ok(())
+    }
+}
+
+/// Puts a state in place that was taken anew and is whole, if there is one: also that of an earlier process that did not come to it. To be called before the store at
+/// `directory` is opened.
+///
+/// # Errors
+/// What the file system, the log or the store says.
+pub async fn settle(directory: &Path, log: &GroupLog, shared: &Shared) -> io::Result<()> {
+    let (fresh, ready) = (beside(directory, FRESH), beside(directory, READY));
+    let found = {
+        let (shared, ready) = (shared.clone(), ready.clone());
+        move || -> io::Result<Option<Option<LogId>>> {
+            // What an earlier process had not received to the end.
+            transfer::remove(&fresh)?;
+            Ok(if ready.exists() { Some(last_of(&shared, &ready)?) } else { None })
+        }
+    };
+    let Some(last) = tokio::task::spawn_blocking(found).await.map_err(io::Error::other)?? else { return Ok(()) };
+    if let Some(last) = last {
+        let is_in_log = log.purged() == Some(last) || log.log_id(last.index) == Some(last);
+        if !is_in_log {
+            log.clone().truncate_after(log.purged()).await?;
+        }
+    }
+    let directory = directory.to_owned();
+    let placed = move || {
+        if directory.exists() {
+            rename(&directory, &beside(&directory, DAMAGED))?;
+            tracing::warn!(kept = %beside(&directory, DAMAGED).display(), "a damaged store was moved aside, and may be removed");
+        }
+        rename(&ready, &directory)
+    };
+    tokio::task::spawn_blocking(placed).await.map_err(io::Error::other)?
+}
+
+/// What may be left beside the store at `directory`.
+pub fn remains(directory: &Path) -> [PathBuf; 3] {
+    [FRESH, READY, DAMAGED].map(|what| beside(directory, what))
+}
+
+fn beside(directory: &Path, what: &str) -> PathBuf {
+    let mut name = directory.as_os_str().to_owned();
+    name.push(".");
+    name.push(what);
+    PathBuf::from(name)
+}
+
+/// Moves a directory in place of another, durably.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    transfer::remove(to)?;
+    fs::rename(from, to)?;
+    to.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+/// The last entry of the state in a store that nobody has open.
+fn last_of(shared: &Shared, directory: &Path) -> Result<Option<LogId>, Fault> {
+    let store = Store::open(shared, directory)?;
+    let (last, _) = read_state(store.applied()?)?;
+    store.close()?;
+    Ok(last)
+}
+
+async fn vote(log: &GroupLog) -> Result<Option<super::types::Vote>, ReceiveError> {
+    log.clone().read_vote().await.map_err(not_now)
+}
+
+fn not_now(error: impl std::fmt::Display) -> ReceiveError {
+    ReceiveError::NotNow(error.to_string())
+}
+
+impl Group {
+    /// Begins to send this replica's state to a member that asks for it.
+    pub(super) async fn send_state(&self, to: RaftId) -> Result<Bytes, ReceiveError> {
+        let inner = &self.inner;
+        // Then the state has all that was committed before, and more than the other's log can contradict.
+        self.confirm().await.map_err(not_now)?;
+        let (vote, node) = {
+            let server = inner.server.borrow_watched();
+            (server.vote, server.membership_config.membership().get_node(&to).copied())
+        };
+        let node = node.ok_or_else(|| not_now(format!("{to} is no member")))?;
+        if !inner.peers.holds.is_held(to) {
+            let state = snapshot(&inner.store, inner.store.applied().map_err(not_now)?).map_err(not_now)?;
+            let peer = Peer { peers: inner.peers.clone(), target: to, node, is_for_heartbeats: false };
+            tokio::spawn(async move {
+                if let Err(error) = transfer::send(&peer, vote, state).await {
+                    tracing::warn!(to, %error, "a state that was asked for is not sent");
+                }
+            });
+        }
+        Ok(Bytes::new())
+    }
+}
