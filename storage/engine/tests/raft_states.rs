@@ -4,14 +4,17 @@
 mod raft_kit;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::log::Durability;
-use engine::raft::Kind;
 use engine::raft::purge::Policy;
+use engine::raft::{Kind, settle};
+use engine::store::Store;
+use openraft::RaftLogReader;
 use parking_lot::Mutex;
-use raft_kit::{Three, delivered, noise, put, wait_for};
+use raft_kit::{GROUP, SERVERS, Server, Three, delivered, noise, put, wait_for};
 
 /// A log that is purged soon.
 const SHORT: Policy = Policy {
@@ -250,4 +253,31 @@ async fn a_stranger_can_not_send_a_state() {
     }
     eprintln!("refused: {refused:?}");
     assert!(group.running().is_ok());
+}
+
+/// A rebuild whose process ended in the middle of putting the new state in place of the damaged one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuilt_state_is_put_in_place_by_the_next_process() {
+    let mut three = one_far_behind().await;
+    let leader = three.leader().await;
+    let dir = three.path(3).join(format!("store-{GROUP}"));
+    let beside = |what: &str| PathBuf::from(format!("{}.{what}", dir.display()));
+    three.replicas[&leader].store.checkpoint(&beside("received")).unwrap();
+    std::fs::create_dir(beside("ready")).unwrap();
+    Store::make(&beside("received"), &beside("ready")).unwrap();
+    std::fs::rename(&dir, beside("damaged")).unwrap();
+    let server = Server::start(3, &three.path(3), &three.network);
+    let log = server.log.group_log(GROUP);
+    let vote = log.clone().read_vote().await.unwrap();
+    settle(&dir, &log, &server.shared).await.unwrap();
+    assert!(!beside("ready").exists() && beside("damaged").exists());
+    assert!(log.range().is_empty(), "what is before the state is of no use");
+    assert_eq!(log.clone().read_vote().await.unwrap(), vote);
+    let replica = server.replica(GROUP, Some(&SERVERS)).await;
+    assert_eq!(raft_kit::get(&replica.store, VALUES - 1).unwrap(), noise(VALUES - 1, VALUE), "it has it before anything is sent");
+    three.servers.insert(3, server);
+    three.replicas.insert(3, replica);
+    three.put(1001, b"after").await;
+    three.until(3, 1001, b"after").await;
+    check(&three);
 }

@@ -279,7 +279,7 @@ impl Group {
         }
     }
 
-    /// Who leads, as it changes. Closed when the group has ended.
+    /// Who leads, as it changes. That the group has ended is told by [`Group::ended`].
     pub fn leadership_changes(&self) -> watch::Receiver<Role> {
         self.inner.role.subscribe()
     }

@@ -13,7 +13,8 @@
 //! aside, kept for people to look at and to remove.
 //!
 //! # Invariants
-//! - The damaged store stays in its place until another is whole (`storage/tests/three.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`, for this and for what follows).
+//! - The damaged store stays in its place until another is whole (`storage/tests/three.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`), and a new one that is whole
+//!   takes it, whenever the process ends (`tests/raft_states.rs`, `a_rebuilt_state_is_put_in_place_by_the_next_process`).
 //! - No entry that may be committed is dropped: the log is kept when the state's last entry is one of it, and else holds nothing after that entry that could be
 //!   committed (Raft paper, figure 13, steps 6 and 7).
 
