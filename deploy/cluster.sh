@@ -24,6 +24,11 @@ runs() {
     [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null || return 1
     [ ! -r "/proc/$pid/cmdline" ] || tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q "node .*--data $data/$1 "
 }
+# Of one that was just started: before it is what it is to be, it runs under the name of this script.
+has_ended() {
+    pid=$(pid_of "$1")
+    ! kill -0 "$pid" 2>/dev/null || { [ -r "/proc/$pid/cmdline" ] && [ -z "$(tr -d '\0' <"/proc/$pid/cmdline")" ]; }
+}
 is_ready() { "$bridle" admin --url "http://127.0.0.1:$(at "$http" "$1")" --json status 2>/dev/null | grep -q '"ready": true'; }
 
 start() {
@@ -43,7 +48,7 @@ start() {
     waited=0
     for node in $nodes; do
         until is_ready "$node"; do
-            if ! runs "$node"; then
+            if has_ended "$node"; then
                 echo "node $node has ended; its log, $data/$node.log, ends:" >&2
                 tail -n 5 "$data/$node.log" >&2
                 exit 1
