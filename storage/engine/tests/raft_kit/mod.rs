@@ -258,8 +258,9 @@ impl Three {
         self.leader_among(&SERVERS).await
     }
 
+    /// A leader may first have to send a whole state to one that it needs.
     pub async fn leader_among(&self, servers: &[u64]) -> u64 {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             for (id, replica) in self.replicas.iter().filter(|(id, _)| servers.contains(id)) {
                 if replica.group.figures().is_leader && establish(&replica.group).await.is_ok() {
