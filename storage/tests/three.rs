@@ -13,7 +13,7 @@ use engine::store::{Settings, Shared};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use row::op::{Answer, Filter, Only, Op, Range, Refusal, Request, Response, Ttl};
+use row::op::{Answer, Only, Op, Range, Refusal, Request, Response, Ttl};
 use storage::{Assigned, Node, NodeOptions, Peers};
 
 const PARTITION: PartitionId = PartitionId { table: TableId(1), index: 0 };
@@ -266,20 +266,7 @@ async fn a_damaged_replica_is_taken_anew_from_the_leader() {
     let tables = dir.path().join((bad + 1).to_string()).join("tables");
     damage(&tables);
     // Whoever asks it is sent to the others, and it gives up what it leads.
-    let everything = Op::HashRange {
-        key: Bytes::from_static(b"h"),
-        range: Range {
-            start: None,
-            start_inclusive: true,
-            stop: None,
-            stop_inclusive: true,
-            filter: Filter::None,
-            reverse: false,
-            cells_max: 0,
-            bytes_max: 0,
-        },
-        want_values: true,
-    };
+    let everything = Op::HashRange { key: Bytes::from_static(b"h"), range: Range::all(), want_values: true };
     let asked = three.nodes[bad].call(PARTITION, Request { ops: vec![everything.clone()], joined: Vec::new(), watched: vec![] }).await;
     assert!(matches!(asked, Err(CallError::NoLeader(_))), "{asked:?}");
     let began = Instant::now();

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use row::number::LongDouble;
-use row::op::{Answer, Filter, Only, Op, Range, Ttl};
+use row::op::{Answer, Only, Op, Range, Ttl};
 use smallvec::{SmallVec, smallvec};
 
 use crate::args::integer;
@@ -326,17 +326,7 @@ fn one_field(args: &mut Args) -> Op {
 
 /// Every cell of a hash.
 fn all_cells(args: &mut Args, want_values: bool) -> Op {
-    let range = Range {
-        start: None,
-        start_inclusive: true,
-        stop: None,
-        stop_inclusive: true,
-        filter: Filter::None,
-        reverse: false,
-        cells_max: 0,
-        bytes_max: 0,
-    };
-    Op::HashRange { key: args.word(), range, want_values }
+    Op::HashRange { key: args.word(), range: Range::all(), want_values }
 }
 
 /// HSETNX's reply; HSETEX's too.

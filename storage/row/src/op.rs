@@ -85,6 +85,22 @@ pub struct Range {
     pub bytes_max: u64,
 }
 
+impl Range {
+    /// Every sortkey of a row.
+    pub fn all() -> Range {
+        Range {
+            start: None,
+            start_inclusive: true,
+            stop: None,
+            stop_inclusive: true,
+            filter: Filter::None,
+            reverse: false,
+            cells_max: 0,
+            bytes_max: 0,
+        }
+    }
+}
+
 /// A test of a sortkey.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Filter {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use row::memory::Memory;
-use row::op::{Answer, Deadline, Filter, Only, Range, Refusal, Request, Ttl};
+use row::op::{Answer, Deadline, Only, Range, Refusal, Request, Ttl};
 use row::view::Rules;
 use row::{Edits, Failed, Op, Stamp, Tx, View, eval};
 
@@ -83,16 +83,7 @@ fn deleting_a_range_stops_where_it_is_enough_and_says_where_to_go_on() {
     }
     let (mut start, mut deleted, mut steps) = (Some(name(100)), 0, 0);
     while let Some(from) = start {
-        let range = Range {
-            start: Some(from),
-            start_inclusive: true,
-            stop: None,
-            stop_inclusive: true,
-            filter: Filter::None,
-            reverse: false,
-            cells_max: 0,
-            bytes_max: 0,
-        };
+        let range = Range { start: Some(from), ..Range::all() };
         let (answer, bytes) = change(&mut memory, 1, &Op::HashRangeDelete { key: long_key(1), range });
         assert!(bytes < 32 << 20, "{bytes}");
         let Answer::Deleted { count, next } = answer else { panic!("{answer:?}") };
