@@ -14,6 +14,8 @@ pub(crate) const STAMP: Bytes = Bytes::from_static(b"stamp");
 pub(crate) struct Clock {
     /// The largest stamp given or found applied, ms.
     last_ms: AtomicU64,
+    /// The largest stamp known to be committed, ms: the time of whoever leads next begins there or later.
+    committed_ms: AtomicU64,
     cluster_tag: u8,
 }
 
@@ -24,7 +26,7 @@ pub(crate) fn wall_ms() -> u64 {
 
 impl Clock {
     pub(crate) fn new(last_ms: u64, cluster_tag: u8) -> Clock {
-        Clock { last_ms: AtomicU64::new(last_ms), cluster_tag }
+        Clock { last_ms: AtomicU64::new(last_ms), committed_ms: AtomicU64::new(last_ms), cluster_tag }
     }
 
     /// For a read: not before the last stamp given, to a write or a read. What one reader saw expired the next does not see alive, whatever the
@@ -47,6 +49,12 @@ impl Clock {
     /// Takes note of a stamp found in applied state.
     pub(crate) fn advance(&self, applied_ms: u64) {
         self.last_ms.fetch_max(applied_ms, Ordering::AcqRel);
+        self.committed_ms.fetch_max(applied_ms, Ordering::AcqRel);
+    }
+
+    /// Whether a moment is past for every leader to come, too. For one that only our readers took for past it is not, if its clock is behind ours.
+    pub(crate) fn is_committed(&self, past_ms: u64) -> bool {
+        past_ms <= self.committed_ms.load(Ordering::Acquire)
     }
 
     fn stamp(&self, now_ms: u64) -> Stamp {
@@ -64,7 +72,9 @@ mod tests {
         let clock = Clock::new(ahead, 7);
         assert_eq!(clock.write().now_ms, ahead);
         assert_eq!(clock.read().now_ms, ahead);
+        assert!(!clock.is_committed(ahead + 5));
         clock.advance(ahead + 5);
+        assert!(clock.is_committed(ahead + 5) && !clock.is_committed(ahead + 6));
         assert_eq!(clock.read().now_ms, ahead + 5);
         assert_eq!(clock.read().timetag & 0xff, 7);
     }

@@ -112,6 +112,8 @@ struct Batch {
     steps: Vec<(u64, u64)>,
     /// Of the last request.
     stamp_ms: u64,
+    /// The latest moment that an answer rests on, ms.
+    past_ms: u64,
 }
 
 /// Raft's word on a batch.
@@ -227,12 +229,16 @@ impl Executor {
     /// Answers a batch that has landed: as evaluated, or with the error.
     fn finish(&mut self, mut flight: Flight, error: Option<CallError>) {
         let replica = &self.replica;
+        let is_proposed = flight.proposed.is_some();
         if let Some(proposed) = flight.proposed {
             self.pace.took(flight.began.elapsed());
             replica.heads.end(&replica.owner, &flight.batch.edits, proposed.begun, error.is_none());
         }
         if let Some(error) = error {
             return flight.batch.refuse(&error);
+        }
+        if is_proposed {
+            replica.clock.advance(flight.batch.stamp_ms);
         }
         replica.expiry.note(expiry::earliest(&flight.batch.edits));
         self.note_steps(&flight.batch);
@@ -298,7 +304,7 @@ impl Executor {
         let (stamp, rules) = (replica.clock.write(), replica.rules());
         next.stamp_ms = stamp.now_ms;
         let mut flights = flights.iter().map(|flight| &flight.batch.edits);
-        on_top_of(&mut flights, &applied, &mut |view| {
+        let evaluated = on_top_of(&mut flights, &applied, &mut |view| {
             let mut evaluation = Evaluation { replica, view, stamp, rules, term: link.term, stripes };
             let mut evaluated = 0;
             for waiting in waiting.chunks(AHEAD) {
@@ -314,7 +320,9 @@ impl Executor {
                 }
             }
             Ok(evaluated)
-        })
+        });
+        next.past_ms = next.past_ms.max(applied.past_ms());
+        evaluated
     }
 
     /// Proposes the next batch, if it is time.
@@ -342,10 +350,16 @@ impl Executor {
         }
     }
 
+    /// Whether what a batch takes for past is so by the stamps of those before it.
+    fn is_past_before(&self, batch: &Batch) -> bool {
+        let mut stamps = self.flights.iter().filter(|flight| flight.proposed.is_some()).map(|flight| flight.batch.stamp_ms);
+        self.replica.clock.is_committed(batch.past_ms) || stamps.any(|stamp_ms| batch.past_ms <= stamp_ms)
+    }
+
     /// Hands a batch to Raft; `None`: it changes nothing, and may be answered as soon as those before it are.
     async fn propose(&mut self, batch: &Batch) -> Result<Option<Proposed>, CallError> {
         let replica = self.replica.clone();
-        if batch.edits.is_empty() {
+        if batch.edits.is_empty() && self.is_past_before(batch) {
             // What was only read is only answered by a leader.
             if !replica.lease.is_valid() {
                 replica.confirm_lease().await?;

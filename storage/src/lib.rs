@@ -28,7 +28,8 @@
 //! - Nobody is answered before the entry is applied (`integration/tests/kill.rs`). A write whose fate is not known is answered as unknown, never
 //!   tried again.
 //! - Time does not run backwards in a partition: the last stamp is stored with every batch (`clock.rs`,
-//!   `a_stamp_is_never_before_an_applied_one`).
+//!   `a_stamp_is_never_before_an_applied_one`), and nothing is said to have expired before a stamp that late is committed (`tests/node.rs`,
+//!   `what_a_reader_finds_expired_is_committed_as_past_once`).
 //! - openraft and RocksDB are not named here: both are behind `engine` (`integration/tests/house.rs`).
 
 mod batch;

@@ -511,7 +511,7 @@ impl Call<Request, Response> for Node {
         }
         match reads::answer(replica, request, reads::WALKED_MAX) {
             Ok(Look::Done(response)) => Some(Ok(response)),
-            Ok(Look::TooLate | Look::TooLong) => None,
+            Ok(Look::Ahead(..) | Look::TooLate | Look::TooLong) => None,
             Err(error) => Some(Err(error)),
         }
     }

@@ -26,11 +26,13 @@ pub(crate) struct Applied<'a> {
     snapshot: Option<Snapshot>,
     /// How many more records may be walked past before all ranges end.
     patience: Cell<u64>,
+    /// The latest moment that was taken for past, ms; 0 when none was.
+    past_ms: Cell<u64>,
 }
 
 impl<'a> Applied<'a> {
     fn new(replica: &'a Replica, fills: bool) -> Applied<'a> {
-        Applied { replica, moment: replica.heads.moment(), fills, snapshot: None, patience: Cell::new(u64::MAX) }
+        Applied { replica, moment: replica.heads.moment(), fills, snapshot: None, patience: Cell::new(u64::MAX), past_ms: Cell::new(0) }
     }
 
     /// Whatever is applied at each get: for a single get.
@@ -48,6 +50,11 @@ impl<'a> Applied<'a> {
         let applied = Applied::new(replica, true);
         let snapshot = replica.store.snapshot().map_err(|error| replica.fault(error))?;
         Ok(Applied { snapshot: Some(snapshot), ..applied })
+    }
+
+    /// The latest moment that what was evaluated [rests on](View::rests_on), ms.
+    pub(crate) fn past_ms(&self) -> u64 {
+        self.past_ms.get()
     }
 
     /// Whether a range ended before its end because it took too long: what was made of it is worth nothing.
@@ -108,6 +115,10 @@ impl View for Applied<'_> {
     fn remember(&self, cursor: u64, sortkey: &[u8]) {
         self.replica.cursors.remember(cursor, sortkey);
     }
+
+    fn rests_on(&self, past_ms: u64) {
+        self.past_ms.set(self.past_ms.get().max(past_ms));
+    }
 }
 
 fn fault(error: store::Fault) -> Fault {
@@ -135,6 +146,8 @@ fn large_bytes(answer: &Answer) -> usize {
 pub(crate) enum Look {
     /// All is answered that was to be.
     Done(Response),
+    /// So it is, too, once it is written down that this moment (ms) is past: an answer rests on it, and the log does not know it.
+    Ahead(Response, u64),
     /// The lease had run out by the time the state was looked at.
     TooLate,
     /// There is more to walk past than the caller has time for.
@@ -181,7 +194,11 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64) -> R
         });
     }
     assert!(edits.is_empty(), "an op that only reads leaves no edits");
-    Ok(if is_one_get && !replica.lease.is_valid() { Look::TooLate } else { Look::Done(Response::Done(outcomes)) })
+    if is_one_get && !replica.lease.is_valid() {
+        return Ok(Look::TooLate);
+    }
+    let (response, past_ms) = (Response::Done(outcomes), view.past_ms());
+    Ok(if replica.clock.is_committed(past_ms) { Look::Done(response) } else { Look::Ahead(response, past_ms) })
 }
 
 /// Whether a request needs the executor: it writes, or asks what only the executor knows.

@@ -13,7 +13,7 @@ use engine::mutants::{self, Rule};
 use engine::raft::{self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role};
 use engine::store::{Fault, Health, Shared, Sizes, Store};
 use parking_lot::Mutex;
-use row::op::{Request, Response};
+use row::op::{Op, Request, Response};
 use row::view::Rules;
 use row::{key, value};
 use tokio::sync::watch;
@@ -419,11 +419,27 @@ impl Replica {
             };
             match look {
                 Look::Done(response) => return Ok(response),
+                Look::Ahead(response, past_ms) => return self.pass(past_ms).await.map(|()| response),
                 Look::TooLate => {}
                 Look::TooLong => is_long = true,
             }
         }
         Err(CallError::NoLeader("the lease runs out before a read is done".to_owned()))
+    }
+
+    /// Has it committed that a moment is past, so that what a reader found expired stays so under the next leader, whose clock may be behind. It
+    /// costs a write, once for what expires between two writes: who reads it later finds it committed.
+    async fn pass(&self, at_ms: u64) -> Result<(), CallError> {
+        let request = Request { ops: vec![Op::Pass { at_ms }], joined: Vec::new(), watched: Vec::new() };
+        match self.queue.push(request)?.await {
+            Ok(Ok(_)) => Ok(()),
+            // Reads go on without.
+            Ok(Err(CallError::ReadOnly(_))) => Ok(()),
+            // Whether it is written or not, a read may be tried again.
+            Ok(Err(CallError::Unknown(why))) => Err(CallError::NoLeader(why)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(CallError::NoLeader("the partition's executor ended".to_owned())),
+        }
     }
 
     /// Raft's figures.

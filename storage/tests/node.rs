@@ -98,6 +98,36 @@ async fn what_was_written_is_read_and_is_there_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_reader_finds_expired_is_committed_as_past_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open(dir.path()).await;
+    setup.node.set_active_expiry(false);
+    // Figures are told a moment after the answers.
+    let applied = async || {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        setup.node.replica(DB0).expect("it is here").figures().applied
+    };
+    setup.one(set("staying", "x", Ttl::Until(Deadline::In(60_000)))).await;
+    setup.one(set("going", "x", Ttl::Until(Deadline::In(300)))).await;
+    let before = applied().await;
+    assert_eq!(setup.one(get("going")).await, Answer::Bytes(bytes("x")));
+    assert_eq!(applied().await, before, "what lives costs no write");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while setup.one(get("going")).await != Answer::Nil {
+        assert!(Instant::now() < deadline, "it does not expire");
+    }
+    assert_eq!(applied().await, before + 1);
+    for op in [get("going"), get("staying"), Op::Scan { cursor: 0, count: 10, glob: None, kind: None }] {
+        setup.one(op).await;
+    }
+    // A write that finds nothing to change rests on it as well.
+    let change = Op::Set { key: bytes("going"), value: bytes("y"), ttl: Ttl::Default, only: Only::IfPresent, want_old: false };
+    setup.one(change).await;
+    assert_eq!(applied().await, before + 1);
+    setup.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_that_wait_together_are_one_batch_and_each_is_atomic() {
     let dir = tempfile::tempdir().expect("a directory");
     let setup = open(dir.path()).await;

@@ -194,6 +194,10 @@ impl View for Over<'_> {
     fn remember(&self, cursor: u64, sortkey: &[u8]) {
         self.view.remember(cursor, sortkey);
     }
+
+    fn rests_on(&self, past_ms: u64) {
+        self.view.rests_on(past_ms);
+    }
 }
 
 /// Walks the records below and the edits together, in key order or against it; an edit stands for the record of its key.

@@ -80,6 +80,10 @@ fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
         Rows => scan::rows(tx),
         Clear => scan::clear(tx),
         ExpireDue { max, cursor } => expire::expire_due(tx, *max, *cursor),
+        Pass { at_ms } => {
+            tx.past(Some(*at_ms));
+            Ok(Answer::Ok)
+        }
 
         Get { key } => string::get(tx, key),
         GetDelete { key } => string::get_delete(tx, key),

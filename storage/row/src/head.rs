@@ -163,7 +163,8 @@ pub(crate) fn expired_members(tx: &Tx<'_>, expiries: &[u8], hash: &HashHead, max
     let mut to = KeyBuf::from_slice(expiries);
     to.extend_from_slice(&now.saturating_add(1).to_be_bytes());
     let mut found = 0;
-    tx.range(Family::Cell, expiries, &to, false, &mut |_, _| {
+    tx.range(Family::Cell, expiries, &to, false, &mut |key, _| {
+        tx.past(key[expiries.len()..].first_chunk().map(|at| u64::from_be_bytes(*at)));
         found += 1;
         if found < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;

@@ -66,7 +66,7 @@ impl Members {
 
     /// A live member.
     pub(crate) fn get(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Cell>, Fault> {
-        Ok(self.stored(tx, name)?.filter(|cell| !cell.header.expired(tx.stamp.now_ms)))
+        Ok(self.stored(tx, name)?.filter(|cell| !tx.past(cell.header.expires_at_ms)))
     }
 
     /// Walks live members by name within bounds (`from` in, `to` out), until `each` breaks.
@@ -85,7 +85,7 @@ impl Members {
         }
         let mut fault = None;
         tx.range(Family::Cell, &from, &to, reverse, &mut |key, value| match Cell::decode_slice(value) {
-            Ok((header, _)) if header.expired(tx.stamp.now_ms) => ControlFlow::Continue(()),
+            Ok((header, _)) if tx.past(header.expires_at_ms) => ControlFlow::Continue(()),
             Ok((header, value)) => each(&key[self.prefix.len()..], header, value),
             Err(found) => {
                 fault = Some(found);
@@ -181,7 +181,7 @@ impl Writer {
         members.hash.count += u64::from(old.is_none());
         let cell = Cell { header: tx.header(expires_at_ms), value };
         tx.put(Family::Cell, Bytes::copy_from_slice(&members.key(name)), cell.encode());
-        Ok(old.is_none_or(|cell| cell.header.expired(tx.stamp.now_ms)))
+        Ok(old.is_none_or(|cell| tx.past(cell.header.expires_at_ms)))
     }
 
     /// Deletes a member, expired or not; whether it was there and alive.
@@ -194,7 +194,7 @@ impl Writer {
         }
         tx.delete(Family::Cell, Bytes::copy_from_slice(&members.key(name)));
         members.hash.count = members.hash.count.checked_sub(1).ok_or_else(|| Fault("a hash has more members than its count".into()))?;
-        Ok(!old.header.expired(tx.stamp.now_ms))
+        Ok(!tx.past(old.header.expires_at_ms))
     }
 
     /// Writes the head, if anything in it changed; a hash without members is no row. A new row gets the table's expiry.

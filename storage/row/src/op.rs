@@ -200,6 +200,8 @@ pub enum Op {
     /// rows older than it, walks up to so many heads from `cursor` on and deletes those.
     /// -> `Expired`
     ExpireDue { max: u64, cursor: u64 },
+    /// Rests on a moment's being past, if it is, for reads that did. -> `Ok`
+    Pass { at_ms: u64 },
 
     // ---- strings ----
     /// -> `Bytes` or `Nil`

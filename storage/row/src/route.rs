@@ -10,9 +10,8 @@ impl Op {
     pub fn is_write(&self) -> bool {
         use Op::*;
         match self {
-            Delete { .. } | Expire { .. } | Persist { .. } | Rename { .. } | Copy { .. } | Restore { .. } | Clear | ExpireDue { .. } => {
-                true
-            }
+            Delete { .. } | Expire { .. } | Persist { .. } | Rename { .. } | Copy { .. } | Restore { .. } => true,
+            Clear | ExpireDue { .. } | Pass { .. } => true,
             GetDelete { .. }
             | GetExpire { .. }
             | Set { .. }
@@ -57,7 +56,7 @@ impl Op {
             | Restore { key, .. }
             | Encoding { key } => Some(key),
             Rename { from, .. } | Copy { from, .. } => Some(from),
-            Scan { .. } | Nearest { .. } | Rows | Clear | ExpireDue { .. } => None,
+            Scan { .. } | Nearest { .. } | Rows | Clear | ExpireDue { .. } | Pass { .. } => None,
             Get { key } | GetDelete { key } | GetExpire { key, .. } | Set { key, .. } | Append { key, .. } | Add { key, .. } => Some(key),
             AddFloat { key, .. } | GetRange { key, .. } | SetRange { key, .. } | Length { key } => Some(key),
             SetAllNew { pairs } => pairs.first().map(|(key, _)| key),
@@ -112,6 +111,7 @@ impl Op {
             Rows => "rows",
             Clear => "clear",
             ExpireDue { .. } => "expire_due",
+            Pass { .. } => "pass",
             Get { .. } => "get",
             GetDelete { .. } => "get_delete",
             GetExpire { .. } => "get_expire",

@@ -38,11 +38,6 @@ impl Header {
         self.timetag >> 16
     }
 
-    /// Whether it is past its expiry.
-    pub fn expired(&self, now_ms: u64) -> bool {
-        self.expires_at_ms.is_some_and(|at| at <= now_ms)
-    }
-
     fn encode(&self, out: &mut BytesMut) {
         out.put_u8(VERSION | if self.expires_at_ms.is_some() { HAS_EXPIRY } else { 0 });
         out.put_u64(self.timetag);

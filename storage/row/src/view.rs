@@ -94,6 +94,10 @@ pub trait View {
 
     /// Notes the sortkey that an HSCAN cursor stands for.
     fn remember(&self, _cursor: u64, _sortkey: &[u8]) {}
+
+    /// Notes that an op took a moment (ms since the epoch) for past: what it says holds at that time and later, perhaps not before. Whoever gives
+    /// the answer away sees to it that the partition's time never runs from there again.
+    fn rests_on(&self, _past_ms: u64) {}
 }
 
 /// One batch being evaluated: the state, the edits on top of it, the time, the table's rules.
@@ -186,8 +190,9 @@ impl Tx<'_> {
         (self.rules.default_ttl_ms > 0).then(|| self.stamp.now_ms.saturating_add(self.rules.default_ttl_ms))
     }
 
-    /// Whether a moment has come.
+    /// Whether a moment has come. What then is said [rests on](View::rests_on) it.
     pub(crate) fn past(&self, at_ms: Option<u64>) -> bool {
-        at_ms.is_some_and(|at| at <= self.stamp.now_ms)
+        let past = at_ms.filter(|at| *at <= self.stamp.now_ms);
+        past.inspect(|at| self.view.rests_on(*at)).is_some()
     }
 }

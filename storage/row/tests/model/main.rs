@@ -6,10 +6,14 @@ mod invariants;
 mod model;
 mod ops;
 
+use std::cell::Cell;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
 use proptest::prelude::*;
 use row::memory::Memory;
-use row::view::Rules;
-use row::{Edits, Failed, Op, Stamp, Tx, eval};
+use row::view::{Fault, Rules};
+use row::{Edits, Failed, Family, Op, Stamp, Tx, View, eval};
 
 use crate::model::Model;
 
@@ -18,6 +22,42 @@ type Batch = (u64, Vec<Op>);
 
 fn batches() -> impl Strategy<Value = Vec<Batch>> {
     prop::collection::vec((0..40u64, prop::collection::vec(ops::op(), 1..8)), 1..12)
+}
+
+/// The partition, and the latest moment that an op took for past.
+struct Noted<'a> {
+    memory: &'a Memory,
+    past_ms: Cell<u64>,
+}
+
+impl View for Noted<'_> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.memory.get(family, key)
+    }
+
+    fn range(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        reverse: bool,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        self.memory.range(family, from, to, reverse, each)
+    }
+
+    fn rests_on(&self, past_ms: u64) {
+        self.past_ms.set(self.past_ms.get().max(past_ms));
+    }
+}
+
+/// Ops that name no time of their own: two moments differ for them in what is past, and in nothing else.
+fn is_timeless(op: &Op) -> bool {
+    use Op::*;
+    !matches!(op, HashExpiry { remaining: true, .. })
+        && (!op.is_write()
+            || matches!(op, Delete { .. } | Persist { .. } | Rename { .. } | Copy { .. } | GetDelete { .. })
+            || matches!(op, HashDelete { .. } | HashGetDelete { .. } | HashRangeDelete { .. } | HashPersist { .. }))
 }
 
 fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
@@ -30,11 +70,18 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
         let mut edits = Edits::default();
         for op in batch {
             let before = edits.clone();
-            let answer = match eval(&op, &mut Tx { view: &memory, edits: &mut edits, stamp, rules }) {
+            let view = Noted { memory: &memory, past_ms: Cell::new(0) };
+            let at = |stamp: Stamp, edits: &mut Edits| match eval(&op, &mut Tx { view: &view, edits, stamp, rules }) {
                 Ok(answer) => Ok(answer),
                 Err(Failed::Refused(refusal)) => Err(refusal),
                 Err(Failed::Fault(fault)) => panic!("{op:?}: {fault}"),
             };
+            let answer = at(stamp, &mut edits);
+            if edits == before && is_timeless(&op) {
+                // Nothing else was taken for past: the answer is the same as soon as that is.
+                let then = Stamp { now_ms: view.past_ms.get(), ..stamp };
+                assert_eq!(at(then, &mut before.clone()), answer, "{op:?} at {now_ms} does not rest on {} alone", then.now_ms);
+            }
             if answer.is_err() || !op.is_write() {
                 assert_eq!(edits, before, "{op:?} refused or only read, and left edits");
             }
