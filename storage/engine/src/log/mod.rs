@@ -453,8 +453,10 @@ impl Shared {
 
     /// Whether it is time to make a spare.
     fn lacks_spare(&self) -> bool {
+        // Asked first: after it was taken it is wanted only once the next segment is the active one, of which less than half is full.
+        let is_wanted = matches!(*self.spare.lock(), Spare::Wanted);
         let active = self.active.lock().clone();
-        active.end() >= active.capacity / 2 && matches!(*self.spare.lock(), Spare::Wanted)
+        is_wanted && active.end() >= active.capacity / 2
     }
 
     /// Makes the spare of a segment that nobody needs, if there is none and nobody reads it; gives it back otherwise.

@@ -310,9 +310,9 @@ impl Writer {
         file.write_all_at(&head, 0).and_then(|()| file.sync_data()).map_err(|e| LogError::io("begin", &path, e))?;
         std::fs::rename(&spare_path, &path).map_err(|e| LogError::io("begin", &path, e))?;
         segment::sync_dir(&shared.options.dir)?;
-        shared.spare_taken();
         let next = Arc::new(Segment::new(number, path, file, shared.options.segment_bytes, end, end));
         *shared.active.lock() = next.clone();
+        shared.spare_taken();
         self.sealed.push_back(std::mem::replace(&mut self.active, next));
         self.head_end = end;
         self.count_segments(shared);

@@ -48,14 +48,16 @@ async fn a_segment_that_nobody_needs_becomes_the_next() {
     let mut group = log.group_log(1);
     let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
     let first = inode(&segments(dir.path())[0]);
-    let mut index = 0;
-    // The second segment is begun, and hardly filled: it has no spare behind it yet.
+    let spare = dir.path().join("spare.tmp");
+    let mut index = 5;
+    append(&mut group, (1..=index).map(|index| entry(1, index, vec![1; 1000])).collect()).await;
+    eventually("the second segment's file is there", || spare.exists()).await;
+    // That is begun, and hardly filled: it has no spare behind it yet.
     while segments(dir.path()).len() < 2 {
         index += 1;
         append(&mut group, vec![entry(1, index, vec![1; 1000])]).await;
     }
     group.purge(log_id(1, index - 1)).await.unwrap();
-    let spare = dir.path().join("spare.tmp");
     eventually("it is kept", || spare.exists()).await;
     assert_eq!(inode(&spare), first);
     while segments(dir.path()).last().map(|path| inode(path)) != Some(first) {
