@@ -53,7 +53,8 @@ fn drive(port: u16, command: &'static str, rate: Option<f64>) -> Vec<Duration> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
     let all = tokio::task::LocalSet::new();
     all.block_on(&runtime, async {
-        let began = Instant::now() + Duration::from_millis(100);
+        // Who is to send at moments is connected before the first of them.
+        let began = Instant::now() + rate.map_or(Duration::ZERO, |_| Duration::from_millis(100));
         let clock = Rc::new(Clock::default());
         let tasks: Vec<_> =
             (0..CONNECTIONS).map(|me| tokio::task::spawn_local(connection(port, command, rate, me, began, clock.clone()))).collect();
