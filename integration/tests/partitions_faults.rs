@@ -212,12 +212,13 @@ fn without_a_majority_nothing_is_acknowledged_and_all_comes_back() {
     cluster.client(leader).expect("it serves").run("SET k before");
     (1..=3).for_each(|place| network.isolate(&[place]));
     std::thread::sleep(Duration::from_secs(3));
-    for number in 0..3 {
+    let ask = |number: usize| {
         let mut client = Client::reach(cluster.proxy(number), Duration::from_secs(10)).expect("it runs");
         let said = client.call(&["SET", "k", "alone"]).expect("an answer, if only a refusal");
         assert!(said.is_error(), "process {number} acknowledged alone: {said:?}");
         assert_eq!(read(&cluster, number, "k"), None, "process {number} answered a read alone");
-    }
+    };
+    std::thread::scope(|scope| (0..3).for_each(|number| _ = scope.spawn(move || ask(number))));
     network.heal();
     within(15, "it serves again", || {
         (0..3).all(|number| read(&cluster, number, "k").is_some_and(|value| value == "before" || value == "alone"))
