@@ -41,6 +41,7 @@ impl Setup<'_> {
             answer_bytes_max: storage.max_answer_size.0 as usize,
             row_cache_bytes: storage.row_cache.0 as usize,
             cluster_tag: cluster as u8,
+            unsure_after: self.config.proxy.call_deadline.0,
             peers,
         }
     }

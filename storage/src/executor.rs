@@ -57,9 +57,6 @@ const CHAIN_MAX: u32 = 1 << 31;
 /// How often batches that are under way are looked at: do they wait for the disk, or for a quorum?
 const STUCK_PERIOD: Duration = Duration::from_millis(500);
 
-/// How long a batch in flight may be without a quorum before its clients are told that its outcome is unknown.
-const UNSURE_AFTER: Duration = Duration::from_secs(3);
-
 /// Runs until the replica stops.
 pub(crate) async fn run(replica: Arc<Replica>) {
     let mut executor = Executor {
@@ -392,13 +389,15 @@ impl Executor {
         if self.flights.front().is_none_or(|first| first.began.elapsed() < STUCK_PERIOD) {
             return;
         }
+        // The next look would be too late for those whose time is up before it.
+        let unsure_after = self.replica.unsure_after.saturating_sub(STUCK_PERIOD);
         let (refusal, unknown, patience) = match self.replica.writable() {
             Err(CallError::ReadOnly(why)) => {
                 (CallError::ReadOnly(why.clone()), format!("it takes effect when there is space again: {why}"), STUCK_PERIOD)
             }
             _ => match self.replica.confirm_lease().await {
                 Ok(()) => return,
-                Err(error) => (CallError::NoLeader(error.to_string()), format!("no quorum has confirmed it: {error}"), UNSURE_AFTER),
+                Err(error) => (CallError::NoLeader(error.to_string()), format!("no quorum has confirmed it: {error}"), unsure_after),
             },
         };
         for flight in self.flights.iter_mut().filter(|flight| flight.began.elapsed() >= patience) {

@@ -51,6 +51,8 @@ pub struct NodeOptions {
     pub row_cache_bytes: usize,
     /// Told apart from other clusters' writes in timetags.
     pub cluster_tag: u8,
+    /// How long a write may be without a quorum; by then, half a second before at most, its client is told that its outcome is unknown.
+    pub unsure_after: Duration,
     /// The other servers; `None`: there are none, and every group has one member.
     pub peers: Option<Peers>,
 }
@@ -316,6 +318,7 @@ impl Node {
             dir: &dirs::path(&self.options.dir, partition, raft_id),
             rules: self.rules(table),
             cluster_tag: self.options.cluster_tag,
+            unsure_after: self.options.unsure_after,
             raft_runtime: &self.options.raft_runtime,
             peers: self.options.peers.as_ref(),
             changes: &self.changes,

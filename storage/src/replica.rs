@@ -49,6 +49,8 @@ pub struct Replica {
     stopped: OnceLock<SetAside>,
     changes: Arc<watch::Sender<u64>>,
     pub(crate) clock: Clock,
+    /// How long a batch in flight may be without a quorum; by then its clients are told that its outcome is unknown.
+    pub(crate) unsure_after: Duration,
     pub(crate) lease: Lease,
     pub(crate) cursors: Cursors,
     pub(crate) expiry: Expiry,
@@ -136,6 +138,7 @@ pub(crate) struct ReplicaOptions<'a> {
     pub(crate) dir: &'a Path,
     pub(crate) rules: Rules,
     pub(crate) cluster_tag: u8,
+    pub(crate) unsure_after: Duration,
     pub(crate) raft_runtime: &'a tokio::runtime::Handle,
     pub(crate) peers: Option<&'a Peers>,
     /// To be moved when leadership or health changes.
@@ -213,6 +216,7 @@ impl Replica {
             stopped: OnceLock::new(),
             changes: options.changes.clone(),
             clock: Clock::new(stamp_ms, options.cluster_tag),
+            unsure_after: options.unsure_after,
             lease: Lease::new(),
             cursors: Cursors::default(),
             expiry: Expiry::new(options.alarm.clone()),

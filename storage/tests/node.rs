@@ -38,6 +38,7 @@ async fn open(dir: &Path) -> Setup {
         answer_bytes_max: 64 << 20,
         row_cache_bytes: 8 << 20,
         cluster_tag: 1,
+        unsure_after: Duration::from_secs(3),
         peers: None,
     };
     let node = Node::open(options, log.clone(), shared);

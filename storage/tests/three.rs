@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use row::op::{Answer, Only, Op, Range, Refusal, Request, Response, Ttl};
 use storage::{Assigned, Node, NodeOptions, Peers};
 
+const UNSURE_AFTER: Duration = Duration::from_secs(3);
 const PARTITION: PartitionId = PartitionId { table: TableId(1), index: 0 };
 
 /// Hands letters over in memory, unless sender or receiver is cut off.
@@ -68,6 +69,7 @@ impl Three {
                 answer_bytes_max: 64 << 20,
                 row_cache_bytes: 8 << 20,
                 cluster_tag: 1,
+                unsure_after: UNSURE_AFTER,
                 peers: Some(Peers { server: ServerId(server), wire: Arc::new(End { server, net: net.clone() }), ticker: ticker.clone() }),
             };
             nodes.push(Node::open(options, log, shared.clone()));
@@ -177,6 +179,7 @@ async fn a_leader_that_is_cut_off_answers_nothing_and_its_write_is_unknown() {
     let old = three.leader().await;
     three.one(old, set("before")).await;
     three.net.cut.lock().push(old as u64 + 1);
+    let began = Instant::now();
     let write = three.nodes[old].call(PARTITION, Request { ops: vec![set("lost")], joined: Vec::new(), watched: vec![] });
     let elected = async {
         let new = three.leader().await;
@@ -191,6 +194,7 @@ async fn a_leader_that_is_cut_off_answers_nothing_and_its_write_is_unknown() {
     let (outcome, new) = tokio::join!(tokio::time::timeout(Duration::from_secs(10), write), elected);
     let outcome = outcome.expect("it is told in time");
     assert!(matches!(outcome, Err(CallError::Unknown(_))), "{outcome:?}");
+    assert!(began.elapsed() >= UNSURE_AFTER - Duration::from_millis(500), "there may have been a quorum again");
     three.net.cut.lock().clear();
     assert!(is(&three.one(new, get()).await, "after"));
     three.close().await;
