@@ -12,6 +12,7 @@
 //!
 //! # Invariants
 //! - The log is never purged beyond the flushed entry (`what_is_purged_was_flushed`).
+//! - openraft hears of no state on disk that is newer than what it has handed over (`an_installed_state_is_named_as_it_was_announced`).
 //! - A full disk stops nobody: an entry waits until it can be written (`tests/disk_full.rs`).
 
 use std::io;
@@ -24,6 +25,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -51,7 +53,13 @@ pub struct Machine {
     membership: StoredMembership,
     progress: watch::Sender<Option<LogId>>,
     named: Named,
+    ahead: Ahead,
 }
+
+/// What openraft was told of a state that was installed, as long as it holds more than that: openraft must not hear of a state on disk that is newer than
+/// what it has handed over itself. It would take a leader's state of that age for one that it has, and answer that it is in place.
+#[derive(Clone, Default)]
+struct Ahead(Arc<Mutex<Option<SnapshotMeta>>>);
 
 /// Index of the newest state on disk that was named to openraft.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +68,28 @@ pub(super) struct Named(Arc<AtomicU64>);
 impl Named {
     pub(super) fn index(&self) -> u64 {
         self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Ahead {
+    /// A state is about to be installed.
+    fn announced(&self, meta: &SnapshotMeta) {
+        *self.0.lock() = Some(meta.clone());
+    }
+
+    /// openraft has handed over everything up to an entry, and `applied` is what the store holds.
+    fn handed_over(&self, index: u64, applied: Option<LogId>) {
+        if applied.is_none_or(|applied| index >= applied.index) {
+            *self.0.lock() = None;
+        }
+    }
+
+    /// The state on disk, as what openraft may know of it.
+    fn or(&self, mut on_disk: Snapshot<LeaderId, u64, Node, StateTransfer>) -> Snapshot<LeaderId, u64, Node, StateTransfer> {
+        if let Some(meta) = self.0.lock().as_ref().filter(|meta| meta.last_log_id < on_disk.meta.last_log_id) {
+            on_disk.meta = meta.clone();
+        }
+        on_disk
     }
 }
 
@@ -99,7 +129,7 @@ impl Machine {
     pub fn new(store: Store) -> Result<(Self, Progress), Fault> {
         let (applied, membership) = read_state(store.applied()?)?;
         let (progress, news) = watch::channel(applied);
-        Ok((Self { store, applied, membership, progress, named: Named::default() }, news))
+        Ok((Self { store, applied, membership, progress, named: Named::default(), ahead: Ahead::default() }, news))
     }
 
     /// The store below.
@@ -113,7 +143,7 @@ impl Machine {
     }
 
     fn flushed_state(&self) -> FlushedState {
-        FlushedState { store: self.store.clone(), named: self.named.clone() }
+        FlushedState { store: self.store.clone(), named: self.named.clone(), ahead: self.ahead.clone() }
     }
 
     async fn write(&mut self, pending: &mut Pending) -> io::Result<()> {
@@ -214,6 +244,7 @@ impl RaftStateMachine<Types> for Machine {
             let (entry, responder) = item?;
             // An installed state may be newer than was announced: what it holds already is not applied again, or readers would see time run backwards.
             if self.applied.is_some_and(|applied| entry.log_id.index <= applied.index) {
+                self.ahead.handed_over(entry.log_id.index, self.applied);
                 if let Some(responder) = responder {
                     responder.send(());
                 }
@@ -241,19 +272,22 @@ impl RaftStateMachine<Types> for Machine {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a replica's own state cannot be installed over itself"));
         };
         let store = self.store.clone();
+        // Before it is there: somebody may be asking what is on disk at this moment.
+        self.ahead.announced(meta);
         tokio::task::spawn_blocking(move || store.install(&directory)).await.map_err(io::Error::other)??;
         (self.applied, self.membership) = read_state(self.store.applied()?)?;
         if self.applied < meta.last_log_id {
             let reason = format!("the received state ends at {:?}, before the announced {:?}", self.applied, meta.last_log_id);
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
+        self.ahead.handed_over(meta.last_log_id.map_or(0, |id| id.index), self.applied);
         self.progress.send_replace(self.applied);
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<LeaderId, u64, Node, StateTransfer>>, io::Error> {
         match self.store.flushed()? {
-            Some(flushed) => Ok(Some(snapshot(&self.store, Some(flushed))?)),
+            Some(flushed) => Ok(Some(self.ahead.or(snapshot(&self.store, Some(flushed))?))),
             None => Ok(None),
         }
     }
@@ -263,6 +297,7 @@ impl RaftStateMachine<Types> for Machine {
 pub struct FlushedState {
     store: Store,
     named: Named,
+    ahead: Ahead,
 }
 
 impl RaftSnapshotBuilder<Types> for FlushedState {
@@ -283,7 +318,7 @@ impl RaftSnapshotBuilder<Types> for FlushedState {
             }
         }
         self.named.0.store(index(&flushed), Ordering::Release);
-        Ok(snapshot(&self.store, flushed)?)
+        Ok(self.ahead.or(snapshot(&self.store, flushed)?))
     }
 }
 
@@ -311,5 +346,45 @@ fn decode<T: DeserializeOwned>(record: &[u8], what: &str) -> Result<T, Fault> {
     match record.split_first() {
         Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|error| bad(error.to_string())),
         _ => Err(bad("an unknown version".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use openraft::vote::RaftLeaderIdExt as _;
+
+    use super::*;
+    use crate::store::{Settings, Shared};
+
+    fn id(index: u64) -> LogId {
+        LogId { leader_id: LeaderId::new_committed(1, 4), index }
+    }
+
+    fn blank(index: u64) -> Entry {
+        Entry { log_id: id(index), payload: EntryPayload::Blank }
+    }
+
+    #[tokio::test]
+    async fn an_installed_state_is_named_as_it_was_announced() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = Shared::new(Settings::default()).unwrap();
+        let open = |name: &str| Machine::new(Store::open(&shared, dir.path().join(name)).unwrap()).unwrap().0;
+        let (mut sender, mut receiver) = (open("sender"), open("receiver"));
+        sender.apply(stream::iter((1..=8).map(|index| Ok((blank(index), None))))).await.unwrap();
+        let received = dir.path().join("received");
+        sender.store.checkpoint(&received).unwrap();
+        let meta = SnapshotMeta { last_log_id: Some(id(5)), last_membership: StoredMembership::default() };
+        receiver.install_snapshot(&meta, StateTransfer::Received(received)).await.unwrap();
+        assert_eq!(receiver.applied_state().await.unwrap().0, Some(id(8)), "it is newer than it was announced");
+        for index in 5..=8 {
+            let is_known = index == 8;
+            if index > 5 {
+                receiver.apply(stream::iter([Ok((blank(index), None))])).await.unwrap();
+            }
+            let named = receiver.get_snapshot_builder().await.build_snapshot().await.unwrap().meta;
+            assert_eq!(named.last_log_id, Some(id(if is_known { 8 } else { 5 })), "openraft has handed over {index}");
+            assert_eq!(receiver.get_current_snapshot().await.unwrap().unwrap().meta, named);
+        }
     }
 }
