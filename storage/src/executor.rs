@@ -229,7 +229,7 @@ impl Executor {
         let is_proposed = flight.proposed.is_some();
         if let Some(proposed) = flight.proposed {
             self.pace.took(flight.began.elapsed());
-            replica.heads.end(&replica.owner, &flight.batch.edits, proposed.begun, error.is_none());
+            replica.hot.end(&replica.owner, &flight.batch.edits, proposed.begun, error.is_none());
         }
         if let Some(error) = error {
             return flight.batch.refuse(&error);
@@ -306,7 +306,7 @@ impl Executor {
             let mut evaluated = 0;
             for waiting in waiting.chunks(AHEAD) {
                 let keys = waiting.iter().flat_map(|waiting| &waiting.request.ops).filter_map(Op::first_key);
-                replica.heads.expect(&replica.owner, keys.map(|key| key::position(key)));
+                replica.hot.expect(&replica.owner, keys.map(|key| key::position(key)));
                 for waiting in waiting {
                     if next.edits.bytes() >= BATCH_BYTES_MAX {
                         return Ok(evaluated);
@@ -373,7 +373,7 @@ impl Executor {
         let payload = batch::encode(&batch.edits, batch.stamp_ms, self.link);
         self.link.place += 1;
         metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
-        let begun = replica.heads.begin(&replica.owner, &batch.edits);
+        let begun = replica.hot.begin(&replica.owner, &batch.edits);
         self.stripes.touch(&batch.edits);
         let verdict: Verdict = match replica.submit(leadership, payload).await {
             Ok(verdict) => Box::pin(verdict),

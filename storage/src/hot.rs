@@ -1,15 +1,16 @@
-//! Heads read or written lately, in memory: a string's GET, and the look that a write takes at the row before, without RocksDB.
+//! Heads and cells read or written lately, in memory: a string's GET, and the look that a write takes at the record before, without RocksDB.
 //!
-//! One cache serves all replicas of a node, within one budget of bytes.
+//! One cache serves all replicas of a node, within one budget of bytes. A write seldom asks what a record's value was: of large heads and of all
+//! cells that are written only the [gist](row::value::gist) is kept, so that many more fit. A head that is read is kept whole.
 //!
 //! # Why no reader sees the past
 //! Time is counted in *moments*: each applied batch ends at a new one. A view notes the moment before it looks at the store, so it sees at least
 //! every batch that had ended by then. An entry knows the moment since which its value is known to hold.
 //! - From before a batch is proposed until it has ended, and every batch proposed behind it with the same key as well, entries of its keys are
-//!   shut: nobody uses or fills them ([`Heads::begin`], [`Heads::end`]). So once the batch is visible in the store, no old value of its is seen.
+//!   shut: nobody uses or fills them ([`Hot::begin`], [`Hot::end`]). So once the batch is visible in the store, no old value of its is seen.
 //! - A view fills only if no batch has ended in the shard since the moment it noted: what it read is then the newest.
 //! - While everything is being cleared, the replica's part is shut; then it gets a new number, under which nothing old lies.
-//! - What a replica applies without leading passes by unseen. So it gets a new number whenever it begins to lead ([`Heads::forget`]), and a batch
+//! - What a replica applies without leading passes by unseen. So it gets a new number whenever it begins to lead ([`Hot::forget`]), and a batch
 //!   that began before leaves nothing under it.
 //! - A view uses an entry only if it holds since the view's own moment or earlier, so that one snapshot is one state.
 
@@ -18,22 +19,25 @@ mod ring;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use hashbrown::HashTable;
 use parking_lot::Mutex;
 use row::edits::{Edits, Family};
-use row::key;
+use row::{key, value};
 use smallvec::SmallVec;
 
-use ring::{Name, Ring};
+use ring::{Kept, Name, Ring};
 
 const SHARDS: usize = 64;
+/// A head that is written is kept whole when it has no more bytes than this: as much as the rest of its entry, about.
+const SMALL_BYTES: usize = 128;
 /// The owner's number while its replica is being cleared: nothing is used and nothing is filled.
 const NOBODY: u64 = 0;
 
 /// A count of applied batches of the node.
 pub(crate) type Moment = u64;
 
-/// The heads of a node's replicas.
-pub(crate) struct Heads {
+/// The records of a node's replicas.
+pub(crate) struct Hot {
     shards: Box<[Mutex<Shard>]>,
     moment: AtomicU64,
     owners: AtomicU64,
@@ -58,26 +62,54 @@ pub(crate) struct Begun(u64);
 
 struct Shard {
     records: Ring,
-    /// Hashes of keys whose batch has begun and not ended.
-    pending: Vec<u64>,
+    /// Hashes of keys whose batches have begun and not ended, and how many these are.
+    pending: HashTable<(u64, usize)>,
     /// When the last batch with a key of this shard ended.
     last_end: Moment,
 }
 
-/// A head key begins with a hash: that is hash enough.
-fn place(owner: u64, head_key: &[u8]) -> u64 {
-    mix(owner, key::head_position(head_key).unwrap_or_default())
+/// Under which a family's records lie in the ring: heads under the owner's number, cells under that with this bit.
+const CELLS: u64 = 1 << 63;
+
+fn lane(owner: u64, family: Family) -> u64 {
+    if family == Family::Cell { owner | CELLS } else { owner }
 }
 
-fn mix(owner: u64, position: u64) -> u64 {
-    (position ^ owner.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+/// A head key begins with a hash: that is hash enough. All cells of a row begin with the same.
+fn place(lane: u64, key: &[u8]) -> u64 {
+    let hash = if lane & CELLS == 0 { key::head_position(key).unwrap_or_default() } else { key::hash48(key) };
+    mix(lane, hash)
 }
 
-impl Heads {
+fn mix(lane: u64, hash: u64) -> u64 {
+    (hash ^ lane.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl Shard {
+    fn shut(&mut self, hash: u64) {
+        let entry = self.pending.entry(hash, |(pending, _)| *pending == hash, |(pending, _)| *pending);
+        entry.or_insert((hash, 0)).into_mut().1 += 1;
+    }
+
+    fn open(&mut self, hash: u64) {
+        if let Ok(mut entry) = self.pending.find_entry(hash, |(pending, _)| *pending == hash) {
+            entry.get_mut().1 -= 1;
+            if entry.get().1 == 0 {
+                entry.remove();
+            }
+        }
+    }
+
+    fn is_shut(&self, hash: u64) -> bool {
+        self.pending.find(hash, |(pending, _)| *pending == hash).is_some()
+    }
+}
+
+impl Hot {
     /// A cache of so many bytes.
-    pub(crate) fn new(bytes: usize) -> Heads {
-        let shard = || Mutex::new(Shard { records: Ring::new(bytes / SHARDS, place), pending: Vec::new(), last_end: 0 });
-        Heads { shards: (0..SHARDS).map(|_| shard()).collect(), moment: AtomicU64::new(0), owners: AtomicU64::new(0) }
+    pub(crate) fn new(bytes: usize) -> Hot {
+        let shard = || Mutex::new(Shard { records: Ring::new(bytes / SHARDS, place), pending: HashTable::new(), last_end: 0 });
+        Hot { shards: (0..SHARDS).map(|_| shard()).collect(), moment: AtomicU64::new(0), owners: AtomicU64::new(0) }
     }
 
     /// A part for one replica.
@@ -102,22 +134,28 @@ impl Heads {
         self.moment.load(Ordering::Acquire)
     }
 
-    /// A head as a view of this moment sees it, if it is here.
+    /// A head as a view of this moment sees it, if it is here whole.
     pub(crate) fn get(&self, owner: &Owner, head_key: &[u8], at: Moment) -> Option<Bytes> {
+        self.find(owner, Family::Head, head_key, at, |kept| kept.is_whole)
+    }
+
+    /// The gist of a head or cell as a view of this moment sees it, or all of it, if that is here.
+    pub(crate) fn gist(&self, owner: &Owner, family: Family, key: &[u8], at: Moment) -> Option<Bytes> {
+        self.find(owner, family, key, at, |_| true)
+    }
+
+    fn find(&self, owner: &Owner, family: Family, key: &[u8], at: Moment, is_enough: fn(&Kept<'_>) -> bool) -> Option<Bytes> {
         let number = owner.number();
         if number == NOBODY {
             return None;
         }
-        let hash = place(owner.id, head_key);
+        let hash = place(lane(owner.id, family), key);
         let mut shard = self.shard(hash).lock();
-        if shard.pending.contains(&hash) {
+        if shard.is_shut(hash) {
             return None;
         }
-        shard
-            .records
-            .get(Name { owner: number, key: head_key })
-            .filter(|(since, _)| *since <= at)
-            .map(|(_, value)| Bytes::copy_from_slice(value))
+        let kept = shard.records.get(Name { owner: lane(number, family), key })?;
+        (kept.since <= at && is_enough(&kept)).then(|| Bytes::copy_from_slice(kept.value))
     }
 
     /// Heads at these positions are about to be asked for: their records come from memory side by side rather than one after the other.
@@ -132,7 +170,7 @@ impl Heads {
         }
     }
 
-    /// What a view of this moment read from the store.
+    /// A head that a view of this moment read from the store.
     pub(crate) fn fill(&self, owner: &Owner, head_key: &[u8], value: &Bytes, at: Moment) {
         let number = owner.number();
         if number == NOBODY {
@@ -140,8 +178,8 @@ impl Heads {
         }
         let hash = place(owner.id, head_key);
         let mut shard = self.shard(hash).lock();
-        if shard.last_end <= at && !shard.pending.contains(&hash) {
-            shard.records.put(Name { owner: number, key: head_key }, value, at);
+        if shard.last_end <= at && !shard.is_shut(hash) {
+            shard.records.put(Name { owner: number, key: head_key }, value, value.len(), at);
         }
     }
 
@@ -152,9 +190,9 @@ impl Heads {
             owner.clearing.fetch_add(1, Ordering::AcqRel);
             owner.number.store(NOBODY, Ordering::Release);
         }
-        for (head_key, _) in heads(edits) {
-            let hash = place(owner.id, head_key);
-            self.shard(hash).lock().pending.push(hash);
+        for (family, key, _) in rows(edits) {
+            let hash = place(lane(owner.id, family), key);
+            self.shard(hash).lock().shut(hash);
         }
         Begun(era)
     }
@@ -171,19 +209,18 @@ impl Heads {
         // The number first: a new one comes after its era.
         let number = owner.number();
         let is_kept = number != NOBODY && owner.era.load(Ordering::Acquire) == begun.0;
-        for (head_key, value) in heads(edits) {
-            let hash = place(owner.id, head_key);
+        for (family, key, value) in rows(edits) {
+            let hash = place(lane(owner.id, family), key);
             let mut shard = self.shard(hash).lock();
             shard.last_end = moment;
-            if let Some(index) = shard.pending.iter().position(|pending| *pending == hash) {
-                shard.pending.swap_remove(index);
-            }
+            shard.open(hash);
             // A later batch with this key is under way, and may be visible before it ends: the entry stays shut, and is settled then.
-            if is_kept && !shard.pending.contains(&hash) {
+            if is_kept && !shard.is_shut(hash) {
+                let name = Name { owner: lane(number, family), key };
                 match value.filter(|_| applied) {
-                    Some(value) => shard.records.put(Name { owner: number, key: head_key }, value, moment),
+                    Some(value) => shard.records.put(name, value, least(family, value), moment),
                     // Deleted, or not known.
-                    None => shard.records.remove(Name { owner: number, key: head_key }),
+                    None => shard.records.remove(name),
                 }
             }
         }
@@ -200,12 +237,20 @@ impl Owner {
     }
 }
 
-fn heads(edits: &Edits) -> impl Iterator<Item = (&[u8], Option<&Bytes>)> {
-    edits.iter().filter(|(family, ..)| *family == Family::Head).map(|(_, key, value)| (&key[..], value))
+fn rows(edits: &Edits) -> impl Iterator<Item = (Family, &[u8], Option<&Bytes>)> {
+    edits.iter().filter(|(family, ..)| *family != Family::State).map(|(family, key, value)| (family, &key[..], value))
+}
+
+/// How much of a record that was written is kept at least.
+fn least(family: Family, value: &[u8]) -> usize {
+    let is_small = family == Family::Head && value.len() <= SMALL_BYTES;
+    if is_small { value.len() } else { value::gist(family, value).len() }
 }
 
 #[cfg(test)]
 mod tests {
+    use row::value::{Body, Cell, Head, Header};
+
     use super::*;
 
     const KEY: &[u8] = b"\x00\x01abcdefkey";
@@ -218,78 +263,117 @@ mod tests {
 
     #[test]
     fn an_applied_batch_is_seen_by_later_views_only() {
-        let heads = Heads::new(1 << 20);
-        let owner = heads.owner();
-        let before = heads.moment();
-        let new = heads.begin(&owner, &put("new"));
-        assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
-        heads.end(&owner, &put("new"), new, true);
-        assert_eq!(heads.get(&owner, KEY, before), None, "a view of before the batch must not see it");
-        assert_eq!(heads.get(&owner, KEY, heads.moment()), Some(Bytes::from_static(b"new")));
+        let hot = Hot::new(1 << 20);
+        let owner = hot.owner();
+        let before = hot.moment();
+        let new = hot.begin(&owner, &put("new"));
+        assert_eq!(hot.get(&owner, KEY, hot.moment()), None);
+        hot.end(&owner, &put("new"), new, true);
+        assert_eq!(hot.get(&owner, KEY, before), None, "a view of before the batch must not see it");
+        assert_eq!(hot.get(&owner, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
     }
 
     #[test]
     fn a_view_that_was_overtaken_by_a_batch_fills_nothing() {
-        let heads = Heads::new(1 << 20);
-        let owner = heads.owner();
-        let at = heads.moment();
-        let new = heads.begin(&owner, &put("new"));
-        heads.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
-        heads.end(&owner, &put("new"), new, false);
-        heads.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
-        assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
-        heads.fill(&owner, KEY, &Bytes::from_static(b"new"), heads.moment());
-        assert_eq!(heads.get(&owner, KEY, heads.moment()), Some(Bytes::from_static(b"new")));
+        let hot = Hot::new(1 << 20);
+        let owner = hot.owner();
+        let at = hot.moment();
+        let new = hot.begin(&owner, &put("new"));
+        hot.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
+        hot.end(&owner, &put("new"), new, false);
+        hot.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
+        assert_eq!(hot.get(&owner, KEY, hot.moment()), None);
+        hot.fill(&owner, KEY, &Bytes::from_static(b"new"), hot.moment());
+        assert_eq!(hot.get(&owner, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
     }
 
     #[test]
     fn a_key_is_shut_until_the_last_batch_with_it_has_ended() {
-        let heads = Heads::new(1 << 20);
-        let owner = heads.owner();
-        let first = heads.begin(&owner, &put("first"));
-        let second = heads.begin(&owner, &put("second"));
-        heads.end(&owner, &put("first"), first, true);
-        heads.fill(&owner, KEY, &Bytes::from_static(b"first"), heads.moment());
-        assert_eq!(heads.get(&owner, KEY, heads.moment()), None, "the second may be visible already");
-        heads.end(&owner, &put("second"), second, true);
-        assert_eq!(heads.get(&owner, KEY, heads.moment()), Some(Bytes::from_static(b"second")));
+        let hot = Hot::new(1 << 20);
+        let owner = hot.owner();
+        let first = hot.begin(&owner, &put("first"));
+        let second = hot.begin(&owner, &put("second"));
+        hot.end(&owner, &put("first"), first, true);
+        hot.fill(&owner, KEY, &Bytes::from_static(b"first"), hot.moment());
+        assert_eq!(hot.get(&owner, KEY, hot.moment()), None, "the second may be visible already");
+        hot.end(&owner, &put("second"), second, true);
+        assert_eq!(hot.get(&owner, KEY, hot.moment()), Some(Bytes::from_static(b"second")));
+    }
+
+    #[test]
+    fn of_what_is_written_the_gist_is_kept_and_of_what_is_read_all() {
+        let head = |value: &[u8]| {
+            let body = Body::String(Bytes::copy_from_slice(value));
+            Head { header: Header { timetag: 7, expires_at_ms: Some(9) }, body }.encode()
+        };
+        let (small, large) = (head(&[b's'; SMALL_BYTES - 18]), head(&[b'l'; SMALL_BYTES]));
+        let cell = Cell { header: Header { timetag: 8, expires_at_ms: None }, value: Bytes::from_static(b"value") }.encode();
+        let hot = Hot::new(1 << 20);
+        let owner = hot.owner();
+        let write = |family: Family, value: Option<&Bytes>| {
+            let mut edits = Edits::default();
+            let key = Bytes::from_static(KEY);
+            match value {
+                Some(value) => edits.put(family, key, value.clone()),
+                None => edits.delete(family, key),
+            }
+            let begun = hot.begin(&owner, &edits);
+            assert_eq!(hot.gist(&owner, family, KEY, hot.moment()), None, "shut");
+            hot.end(&owner, &edits, begun, true);
+        };
+        let get = || hot.get(&owner, KEY, hot.moment());
+        let gist = |family: Family| hot.gist(&owner, family, KEY, hot.moment());
+        write(Family::Head, Some(&small));
+        assert_eq!((get(), gist(Family::Head)), (Some(small.clone()), Some(small)));
+        write(Family::Head, Some(&large));
+        assert_eq!((get(), gist(Family::Head)), (None, Some(large.slice(..18))));
+        hot.fill(&owner, KEY, &large, hot.moment());
+        assert_eq!((get(), gist(Family::Head)), (Some(large.clone()), Some(large)));
+        assert_eq!(gist(Family::Cell), None, "a cell is no head");
+        write(Family::Cell, Some(&cell));
+        assert_eq!(gist(Family::Cell), Some(cell.slice(..9)));
+        write(Family::Cell, None);
+        assert_eq!(gist(Family::Cell), None);
+        assert!(get().is_some(), "a head is no cell");
+        hot.forget(&owner);
+        assert_eq!((get(), gist(Family::Head)), (None, None));
     }
 
     #[test]
     fn a_clear_forgets_everything_of_its_replica() {
-        let heads = Heads::new(1 << 20);
-        let (owner, other) = (heads.owner(), heads.owner());
+        let hot = Hot::new(1 << 20);
+        let (owner, other) = (hot.owner(), hot.owner());
         for owner in [&owner, &other] {
-            heads.fill(owner, KEY, &Bytes::from_static(b"old"), heads.moment());
+            hot.fill(owner, KEY, &Bytes::from_static(b"old"), hot.moment());
         }
         let mut clear = Edits::default();
         clear.forget_rows();
-        let at = heads.moment();
-        let clearing = heads.begin(&owner, &clear);
-        heads.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
-        heads.end(&owner, &clear, clearing, true);
-        heads.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
-        assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
-        assert!(heads.get(&other, KEY, heads.moment()).is_some());
+        let at = hot.moment();
+        let clearing = hot.begin(&owner, &clear);
+        hot.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
+        hot.end(&owner, &clear, clearing, true);
+        hot.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
+        assert_eq!(hot.get(&owner, KEY, hot.moment()), None);
+        assert!(hot.get(&other, KEY, hot.moment()).is_some());
     }
 
     #[test]
     fn a_batch_behind_a_clear_stays_shut_until_it_ends() {
-        let heads = Heads::new(1 << 20);
-        let owner = heads.owner();
+        let hot = Hot::new(1 << 20);
+        let owner = hot.owner();
         let mut clear = Edits::default();
         clear.forget_rows();
-        let clearing = heads.begin(&owner, &clear);
-        let new = heads.begin(&owner, &put("new"));
-        heads.end(&owner, &clear, clearing, true);
-        heads.fill(&owner, KEY, &Bytes::from_static(b"old"), heads.moment());
-        assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
-        heads.end(&owner, &put("new"), new, true);
-        assert_eq!(heads.get(&owner, KEY, heads.moment()), Some(Bytes::from_static(b"new")));
-        let old = heads.begin(&owner, &put("old"));
-        heads.forget(&owner);
-        assert_eq!(heads.get(&owner, KEY, heads.moment()), None);
-        heads.end(&owner, &put("old"), old, true);
-        assert_eq!(heads.get(&owner, KEY, heads.moment()), None, "others may have led since it was applied");
+        let clearing = hot.begin(&owner, &clear);
+        let new = hot.begin(&owner, &put("new"));
+        hot.end(&owner, &clear, clearing, true);
+        hot.fill(&owner, KEY, &Bytes::from_static(b"old"), hot.moment());
+        assert_eq!(hot.get(&owner, KEY, hot.moment()), None);
+        hot.end(&owner, &put("new"), new, true);
+        assert_eq!(hot.get(&owner, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
+        let old = hot.begin(&owner, &put("old"));
+        hot.forget(&owner);
+        assert_eq!(hot.get(&owner, KEY, hot.moment()), None);
+        hot.end(&owner, &put("old"), old, true);
+        assert_eq!(hot.get(&owner, KEY, hot.moment()), None, "others may have led since it was applied");
     }
 }

@@ -17,7 +17,7 @@ use row::view::Rules;
 use tokio::sync::watch;
 
 use crate::expiry::{Alarm, Due};
-use crate::hot::Heads;
+use crate::hot::Hot;
 use crate::reads::Look;
 use crate::replica::{Replica, ReplicaOptions, SetAside};
 use crate::{clock, dirs, expiry, reads};
@@ -47,7 +47,7 @@ pub struct NodeOptions {
     pub write_bytes_max: usize,
     /// The largest answer of one op, bytes.
     pub answer_bytes_max: usize,
-    /// Memory for rows' heads (a string whole) read or written lately, over all tables, bytes.
+    /// Memory for heads and cells read or written lately, over all tables, bytes.
     pub row_cache_bytes: usize,
     /// Told apart from other clusters' writes in timetags.
     pub cluster_tag: u8,
@@ -100,7 +100,7 @@ pub struct Node {
     options: NodeOptions,
     log: Arc<Log>,
     shared: Shared,
-    heads: Arc<Heads>,
+    hot: Arc<Hot>,
     replicas: ArcSwap<HashMap<PartitionId, Held>>,
     /// One change of the set at a time.
     changing: tokio::sync::Mutex<()>,
@@ -135,12 +135,12 @@ pub struct TableFigures {
 impl Node {
     /// A node without replicas; [`Node::follow`] opens them. Starts the node's periodic work on the current runtime.
     pub fn open(options: NodeOptions, log: Arc<Log>, shared: Shared) -> Arc<Node> {
-        let heads = Arc::new(Heads::new(options.row_cache_bytes));
+        let hot = Arc::new(Hot::new(options.row_cache_bytes));
         let node = Arc::new(Node {
             options,
             log,
             shared,
-            heads,
+            hot,
             replicas: ArcSwap::default(),
             changing: tokio::sync::Mutex::default(),
             active_expiry: true.into(),
@@ -324,7 +324,7 @@ impl Node {
             changes: &self.changes,
             alarm: &self.alarm,
         };
-        Replica::open(options, &self.log, &self.shared, &self.heads).await
+        Replica::open(options, &self.log, &self.shared, &self.hot).await
     }
 
     fn rules(&self, table: &Table) -> Rules {

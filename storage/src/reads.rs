@@ -32,7 +32,7 @@ pub(crate) struct Applied<'a> {
 
 impl<'a> Applied<'a> {
     fn new(replica: &'a Replica, fills: bool) -> Applied<'a> {
-        Applied { replica, moment: replica.heads.moment(), fills, snapshot: None, patience: Cell::new(u64::MAX), past_ms: Cell::new(0) }
+        Applied { replica, moment: replica.hot.moment(), fills, snapshot: None, patience: Cell::new(u64::MAX), past_ms: Cell::new(0) }
     }
 
     /// Whatever is applied at each get: for a single get.
@@ -78,15 +78,23 @@ impl View for Applied<'_> {
         if family != Family::Head {
             return self.get_stored(family, key);
         }
-        let Replica { heads, owner, .. } = self.replica;
-        if let Some(head) = heads.get(owner, key, self.moment) {
+        let Replica { hot, owner, .. } = self.replica;
+        if let Some(head) = hot.get(owner, key, self.moment) {
             return Ok(Some(head));
         }
         let head = self.get_stored(family, key)?;
         if let Some(head) = head.as_ref().filter(|_| self.fills) {
-            heads.fill(owner, key, head, self.moment);
+            hot.fill(owner, key, head, self.moment);
         }
         Ok(head)
+    }
+
+    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let Replica { hot, owner, .. } = self.replica;
+        match hot.gist(owner, family, key, self.moment) {
+            Some(gist) => Ok(Some(gist)),
+            None => self.get_stored(family, key),
+        }
     }
 
     fn range(

@@ -24,7 +24,7 @@ use crate::clock::{self, Clock};
 use crate::cursors::Cursors;
 use crate::executor;
 use crate::expiry::{Alarm, Expiry};
-use crate::hot::{Heads, Owner};
+use crate::hot::{Hot, Owner};
 use crate::judge::RowJudge;
 use crate::lease::{Asked, Lease};
 use crate::node::{Peers, TableFigures};
@@ -54,7 +54,7 @@ pub struct Replica {
     pub(crate) lease: Lease,
     pub(crate) cursors: Cursors,
     pub(crate) expiry: Expiry,
-    pub(crate) heads: Arc<Heads>,
+    pub(crate) hot: Arc<Hot>,
     pub(crate) owner: Owner,
     /// When they were read, and after how many changes of the store.
     counts: Mutex<Option<(Instant, u64, Counts)>>,
@@ -180,7 +180,7 @@ impl Replica {
         options: ReplicaOptions<'_>,
         log: &Arc<Log>,
         shared: &Shared,
-        heads: &Arc<Heads>,
+        hot: &Arc<Hot>,
     ) -> Result<Arc<Replica>, SetAside> {
         let unopened = |fault: String| SetAside { fault: CallError::Fault(fault), is_damaged: false };
         raft::settle(options.dir, &log.group_log(options.group_id), shared).await.map_err(|error| unopened(error.to_string()))?;
@@ -220,8 +220,8 @@ impl Replica {
             lease: Lease::new(),
             cursors: Cursors::default(),
             expiry: Expiry::new(options.alarm.clone()),
-            owner: heads.owner(),
-            heads: heads.clone(),
+            owner: hot.owner(),
+            hot: hot.clone(),
             counts: Mutex::default(),
         });
         tokio::spawn(executor::run(replica.clone()));
@@ -279,7 +279,7 @@ impl Replica {
             *adopted = term;
         }
         if *adopted != term {
-            self.heads.forget(&self.owner);
+            self.hot.forget(&self.owner);
             self.clock.advance(last_stamp(&self.store).map_err(|error| self.fault(error))?);
             self.expiry.note(0);
             *adopted = term;

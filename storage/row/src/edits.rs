@@ -169,6 +169,13 @@ impl View for Over<'_> {
         }
     }
 
+    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        match self.edits.get(family, key) {
+            Some(value) => Ok(value.cloned()),
+            None => self.view.gist(family, key),
+        }
+    }
+
     fn range(
         &self,
         family: Family,

@@ -1,7 +1,7 @@
 //! A row as an op finds it and leaves it: whether it lives, its head, its place in the time index, the number of rows.
 
 use bytes::Bytes;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Deref};
 
 use crate::edits::Family;
 use crate::eval::Failed;
@@ -10,30 +10,77 @@ use crate::op::{Kind, Refusal};
 use crate::value::{Body, HashHead, Head};
 use crate::view::{Fault, Tx};
 
-/// A row as it is stored. Writing it keeps the `rows` counter and the time index exact.
+/// A row as it is stored, without the value of a string: enough to replace or delete it. Writing it keeps the `rows` counter and the time index exact.
 #[derive(Debug)]
-pub(crate) struct Row {
+pub(crate) struct Outline {
     head_key: KeyBuf,
-    /// As stored, expired or not.
+    /// As stored, expired or not; a string's value may be missing.
     stored: Option<Head>,
     live: bool,
     /// Of a live row, `default_ttl` included.
     expires_at_ms: Option<u64>,
 }
 
+/// A row as it is stored, with the value of a string.
+#[derive(Debug)]
+pub(crate) struct Row(Outline);
+
 impl Row {
     /// Reads the head of a row; refuses keys that no row can have.
     pub(crate) fn load(tx: &Tx<'_>, key: &[u8]) -> Result<Row, Failed> {
-        if key.len() > key::HASHKEY_BYTES_MAX {
-            return Err(Refusal::KeyTooLong.into());
-        }
-        let head_key = key::head(key);
-        let stored = tx.get(Family::Head, &head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
-        Ok(Row::of(tx, head_key, stored)?)
+        Outline::read(tx, key, |head_key| tx.get(Family::Head, head_key)).map(Row)
     }
 
     /// A row whose head was already read.
     pub(crate) fn of(tx: &Tx<'_>, head_key: KeyBuf, stored: Option<Head>) -> Result<Row, Fault> {
+        Outline::of(tx, head_key, stored).map(Row)
+    }
+
+    /// The head, when the row lives.
+    pub(crate) fn head(&self) -> Option<&Head> {
+        self.0.head()
+    }
+
+    /// The string it holds, when it lives; refuses other kinds.
+    pub(crate) fn string(&self) -> Result<Option<&Bytes>, Refusal> {
+        match self.head().map(|head| &head.body) {
+            None => Ok(None),
+            Some(Body::String(value)) => Ok(Some(value)),
+            Some(_) => Err(Refusal::WrongType),
+        }
+    }
+}
+
+impl Deref for Row {
+    type Target = Outline;
+
+    fn deref(&self) -> &Outline {
+        &self.0
+    }
+}
+
+impl From<Row> for Outline {
+    fn from(row: Row) -> Outline {
+        row.0
+    }
+}
+
+impl Outline {
+    /// Reads what the head of a row tells besides a string's value; refuses keys that no row can have.
+    pub(crate) fn load(tx: &Tx<'_>, key: &[u8]) -> Result<Outline, Failed> {
+        Outline::read(tx, key, |head_key| tx.gist(Family::Head, head_key))
+    }
+
+    fn read(tx: &Tx<'_>, key: &[u8], head: impl Fn(&[u8]) -> Result<Option<Bytes>, Fault>) -> Result<Outline, Failed> {
+        if key.len() > key::HASHKEY_BYTES_MAX {
+            return Err(Refusal::KeyTooLong.into());
+        }
+        let head_key = key::head(key);
+        let stored = head(&head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
+        Ok(Outline::of(tx, head_key, stored)?)
+    }
+
+    fn of(tx: &Tx<'_>, head_key: KeyBuf, stored: Option<Head>) -> Result<Outline, Fault> {
         let expires_at_ms = stored.as_ref().and_then(|head| tx.rules.expires_at_ms(&head.header));
         let live = match &stored {
             None => false,
@@ -47,7 +94,7 @@ impl Row {
             }
             Some(_) => true,
         };
-        Ok(Row { head_key, stored, live, expires_at_ms: if live { expires_at_ms } else { None } })
+        Ok(Outline { head_key, stored, live, expires_at_ms: if live { expires_at_ms } else { None } })
     }
 
     pub(crate) fn hashkey(&self) -> &[u8] {
@@ -59,22 +106,13 @@ impl Row {
     }
 
     /// The head, when the row lives.
-    pub(crate) fn head(&self) -> Option<&Head> {
+    fn head(&self) -> Option<&Head> {
         self.stored.as_ref().filter(|_| self.live)
     }
 
     /// Its expiry, when it lives and has one.
     pub(crate) fn expires_at_ms(&self) -> Option<u64> {
         self.expires_at_ms
-    }
-
-    /// The string it holds, when it lives; refuses other kinds.
-    pub(crate) fn string(&self) -> Result<Option<&Bytes>, Refusal> {
-        match self.head().map(|head| &head.body) {
-            None => Ok(None),
-            Some(Body::String(value)) => Ok(Some(value)),
-            Some(_) => Err(Refusal::WrongType),
-        }
     }
 
     /// The hash it holds, when it lives; refuses other kinds.

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::eval::{Answered, Failed};
-use crate::head::Row;
+use crate::head::{Outline, Row};
 use crate::members::{Members, Writer};
 use crate::number;
 use crate::op::{Answer, Content, Deadline, ExpireIf, Refusal, RowInfo, Ttl, Watched};
@@ -59,7 +59,7 @@ fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64, samples: u64) -> Result<u64,
 }
 
 pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
-    let row = Row::load(tx, key)?;
+    let row = Outline::load(tx, key)?;
     row.remove(tx)?;
     Ok(Answer::Int(i64::from(row.is_live())))
 }

@@ -59,14 +59,15 @@ impl Members {
         Bytes::copy_from_slice(&out)
     }
 
-    /// A member as stored, expired or not.
-    fn stored(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Cell>, Fault> {
-        tx.get(Family::Cell, &self.key(name))?.map(|bytes| Cell::decode(&bytes)).transpose()
+    /// The header of a member as stored, expired or not.
+    fn header(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Header>, Fault> {
+        tx.gist(Family::Cell, &self.key(name))?.map(|bytes| Ok(Cell::decode_slice(&bytes)?.0)).transpose()
     }
 
     /// A live member.
     pub(crate) fn get(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Cell>, Fault> {
-        Ok(self.stored(tx, name)?.filter(|cell| !tx.past(cell.header.expires_at_ms)))
+        let stored = tx.get(Family::Cell, &self.key(name))?.map(|bytes| Cell::decode(&bytes)).transpose()?;
+        Ok(stored.filter(|cell| !tx.past(cell.header.expires_at_ms)))
     }
 
     /// Walks live members by name within bounds (`from` in, `to` out), until `each` breaks.
@@ -165,8 +166,8 @@ impl Writer {
         }
         let members = self.members.as_mut().expect("made above");
         // A new generation has no cells but those this writer put: nothing is read below for the first.
-        let old = if self.fresh && members.hash.count == 0 { None } else { members.stored(tx, name)? };
-        let old_expiry = old.as_ref().and_then(|cell| cell.header.expires_at_ms);
+        let old = if self.fresh && members.hash.count == 0 { None } else { members.header(tx, name)? };
+        let old_expiry = old.and_then(|header| header.expires_at_ms);
         if old_expiry != expires_at_ms {
             if let Some(at) = old_expiry {
                 tx.delete(Family::Cell, members.expiry_key(at, name));
@@ -181,20 +182,20 @@ impl Writer {
         members.hash.count += u64::from(old.is_none());
         let cell = Cell { header: tx.header(expires_at_ms), value };
         tx.put(Family::Cell, Bytes::copy_from_slice(&members.key(name)), cell.encode());
-        Ok(old.is_none_or(|cell| tx.past(cell.header.expires_at_ms)))
+        Ok(old.is_none_or(|header| tx.past(header.expires_at_ms)))
     }
 
     /// Deletes a member, expired or not; whether it was there and alive.
     pub(crate) fn remove(&mut self, tx: &mut Tx<'_>, name: &[u8]) -> Result<bool, Fault> {
         let Some(members) = &mut self.members else { return Ok(false) };
-        let Some(old) = members.stored(tx, name)? else { return Ok(false) };
-        if let Some(at) = old.header.expires_at_ms {
+        let Some(old) = members.header(tx, name)? else { return Ok(false) };
+        if let Some(at) = old.expires_at_ms {
             tx.delete(Family::Cell, members.expiry_key(at, name));
             self.first_gone |= at == members.hash.first_field_expiry_ms;
         }
         tx.delete(Family::Cell, Bytes::copy_from_slice(&members.key(name)));
         members.hash.count = members.hash.count.checked_sub(1).ok_or_else(|| Fault("a hash has more members than its count".into()))?;
-        Ok(!tx.past(old.header.expires_at_ms))
+        Ok(!tx.past(old.expires_at_ms))
     }
 
     /// Writes the head, if anything in it changed; a hash without members is no row. A new row gets the table's expiry.

@@ -9,8 +9,8 @@ use std::ops::{Bound, ControlFlow};
 use bytes::Bytes;
 
 use crate::edits::{Edits, Family};
-use crate::key;
 use crate::view::{Fault, View};
+use crate::{key, value};
 
 /// A partition in memory.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -46,6 +46,11 @@ impl Memory {
 impl View for Memory {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         Ok(self.records.get(&(family, Bytes::copy_from_slice(key))).cloned())
+    }
+
+    /// No more than the gist, so that who uses more is found out.
+    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        Ok(self.get(family, key)?.map(|bytes| bytes.slice(..value::gist(family, &bytes).len())))
     }
 
     fn range(

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::eval::Answered;
-use crate::head::Row;
+use crate::head::{Outline, Row};
 use crate::number::{self, LongDouble};
 use crate::op::{Answer, Only, Refusal, Ttl};
 use crate::value::Body;
@@ -38,8 +38,13 @@ pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], ttl: Ttl) -> Answered {
 
 pub(crate) fn set(tx: &mut Tx<'_>, key: &[u8], value: &Bytes, ttl: Ttl, only: Only, want_old: bool) -> Answered {
     tx.rules.check_write(key.len() + value.len())?;
-    let row = Row::load(tx, key)?;
-    let old = if want_old { told(tx, &row)? } else { None };
+    let (row, old) = if want_old {
+        let row = Row::load(tx, key)?;
+        let old = told(tx, &row)?;
+        (row.into(), old)
+    } else {
+        (Outline::load(tx, key)?, None)
+    };
     let done = match only {
         Only::Always => true,
         Only::IfAbsent => !row.is_live(),
@@ -55,12 +60,12 @@ pub(crate) fn set(tx: &mut Tx<'_>, key: &[u8], value: &Bytes, ttl: Ttl, only: On
 pub(crate) fn set_all_new(tx: &mut Tx<'_>, pairs: &[(Bytes, Bytes)]) -> Answered {
     tx.rules.check_write(pairs.iter().map(|(key, value)| key.len() + value.len()).sum())?;
     for (key, _) in pairs {
-        if Row::load(tx, key)?.is_live() {
+        if Outline::load(tx, key)?.is_live() {
             return Ok(Answer::Int(0));
         }
     }
     for (key, value) in pairs {
-        let row = Row::load(tx, key)?; // again: a key may be named twice
+        let row = Outline::load(tx, key)?; // again: a key may be named twice
         row.write(tx, tx.default_expiry(), Body::String(value.clone()))?;
     }
     Ok(Answer::Int(1))

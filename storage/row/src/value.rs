@@ -14,11 +14,14 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::edits::Family;
 use crate::op::Kind;
 use crate::view::Fault;
 
 const VERSION: u8 = 1 << 4;
 const HAS_EXPIRY: u8 = 1;
+const STRING: u8 = Kind::String as u8;
+const HASH: u8 = Kind::Hash as u8;
 
 /// What every record of a row begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -121,8 +124,8 @@ impl Head {
         let decode = |rest: &mut &[u8]| {
             let header = Header::decode(rest)?;
             let body = match rest.try_get_u8().ok()? {
-                1 => Body::String(bytes.slice(bytes.len() - rest.len()..)),
-                2 => Body::Hash(hash_head(rest)?),
+                STRING => Body::String(bytes.slice(bytes.len() - rest.len()..)),
+                HASH => Body::Hash(hash_head(rest)?),
                 _ => return None,
             };
             Some(Head { header, body })
@@ -136,8 +139,8 @@ impl Head {
         let decode = |rest: &mut &[u8]| {
             Header::decode(rest)?;
             match rest.try_get_u8().ok()? {
-                1 => Some(None),
-                2 => Some(Some(hash_head(rest)?.generation)),
+                STRING => Some(None),
+                HASH => Some(Some(hash_head(rest)?.generation)),
                 _ => None,
             }
         };
@@ -181,6 +184,21 @@ impl Cell {
         let mut rest = bytes;
         let header = Header::decode(&mut rest).ok_or_else(|| fault("cell", bytes))?;
         Ok((header, rest))
+    }
+}
+
+/// The first part of a head or cell, which tells all but a value: of a head that of a string, of a cell its own. It decodes as a record with an empty value.
+pub fn gist(family: Family, bytes: &[u8]) -> &[u8] {
+    let mut rest = bytes;
+    // What is no record is told whole, so that whoever decodes it sees what it is.
+    if Header::decode(&mut rest).is_none() {
+        return bytes;
+    }
+    let header = bytes.len() - rest.len();
+    match (family, rest.first()) {
+        (Family::Cell, _) => &bytes[..header],
+        (Family::Head, Some(&STRING)) => &bytes[..=header],
+        _ => bytes,
     }
 }
 

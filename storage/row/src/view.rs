@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::edits::{Edits, Family, Over};
-use crate::head::Row;
+use crate::head::Outline;
 use crate::key;
 use crate::op::{Deadline, Refusal, Ttl};
 use crate::value::{self, Header};
@@ -77,6 +77,11 @@ pub trait View {
     /// The value of one record.
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault>;
 
+    /// The [gist](value::gist) of a head or cell, or all of it, whichever is nearer.
+    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.get(family, key)
+    }
+
     /// Walks the records with `from <= key < to` in key order (or backwards), until `each` breaks or the range ends.
     fn range(
         &self,
@@ -116,6 +121,11 @@ impl Tx<'_> {
     /// The value of a record, this batch's edits included.
     pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         self.state().get(family, key)
+    }
+
+    /// As [`View::gist`], this batch's edits included.
+    pub fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.state().gist(family, key)
     }
 
     /// Walks records as [`View::range`], this batch's edits included.
@@ -176,7 +186,7 @@ impl Tx<'_> {
     }
 
     /// The expiry that a write gives to a row; it may be past already. A row that is not there has none to keep.
-    pub(crate) fn expiry(&self, ttl: Ttl, row: &Row) -> Option<u64> {
+    pub(crate) fn expiry(&self, ttl: Ttl, row: &Outline) -> Option<u64> {
         match ttl {
             Ttl::Keep if row.is_live() => row.expires_at_ms(),
             Ttl::Default | Ttl::Keep => self.default_expiry(),

@@ -5,10 +5,10 @@
 //!
 //! # Layout
 //! ```text
-//! record   slot u16, in units of 8 bytes | key length u16 | value length u16 | mark u16 | next u32 | 4 bytes unused
-//!          | owner u64 | since u64 | key | value | up to 7 bytes unused
+//! record   slot u16, in units of 8 bytes | key length u16 | value length u16 | mark u16 | next u32
+//!          | whole u16 | 2 bytes unused | owner u64 | since u64 | key | value | up to 7 bytes unused
 //! ```
-//! In the host's byte order. `mark` is a [`Mark`]; a vacant slot may be of 8 bytes. `next` is the place of the next record with the same bucket, in
+//! In the host's byte order. `mark` is a [`Mark`]; a vacant slot may be of 8 bytes. `whole` is 0 when only the value's first part is kept. `next` is the place of the next record with the same bucket, in
 //! units of 8 bytes.
 //!
 //! # Invariants
@@ -37,6 +37,7 @@ const KEY_LEN: usize = 2;
 const VALUE_LEN: usize = 4;
 const MARK: usize = 6;
 const NEXT: usize = 8;
+const WHOLE: usize = 12;
 const OWNER: usize = 16;
 const SINCE: usize = 24;
 
@@ -55,6 +56,16 @@ enum Mark {
 pub(super) struct Name<'a> {
     pub(super) owner: u64,
     pub(super) key: &'a [u8],
+}
+
+/// What is kept of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kept<'a> {
+    /// When it began to hold, or a later moment.
+    pub(super) since: Moment,
+    pub(super) value: &'a [u8],
+    /// Whether that is all of the value, or only its first part.
+    pub(super) is_whole: bool,
 }
 
 /// See the module.
@@ -84,41 +95,40 @@ impl Ring {
         }
     }
 
-    /// A record: since when it holds, and its value.
-    pub(super) fn get(&mut self, name: Name<'_>) -> Option<(Moment, &[u8])> {
+    /// A record, if anything of it is kept.
+    pub(super) fn get(&mut self, name: Name<'_>) -> Option<Kept<'_>> {
         let at = self.find(name)?;
         self.set_mark(at, Mark::Used);
-        Some((self.u64(at + SINCE), self.value(at)))
+        Some(Kept { since: self.u64(at + SINCE), value: self.value(at), is_whole: self.u16(at + WHOLE) != 0 })
     }
 
-    /// Sets a record. One that is too large is not kept.
-    pub(super) fn put(&mut self, name: Name<'_>, value: &[u8], since: Moment) {
-        let slot = (RECORD_BYTES + name.key.len() + value.len()).next_multiple_of(UNIT);
-        let is_kept = name.key.len() <= KEY_BYTES_MAX && value.len() <= VALUE_BYTES_MAX && slot <= self.bytes.len() / LARGEST_PART;
-        let before = self.find(name);
-        if let Some(at) = before
-            && is_kept
-            && slot <= self.slot(at)
-        {
-            self.set_u64(at + SINCE, since);
-            self.set_u16(at + VALUE_LEN, value.len());
-            self.write(at + RECORD_BYTES + name.key.len(), value);
-            return;
-        }
-        if let Some(at) = before {
+    /// Sets a record. All of its value is kept if the room that the record has is enough for that, else the first `least` bytes; nothing if they are too many.
+    pub(super) fn put(&mut self, name: Name<'_>, value: &[u8], least: usize, since: Moment) {
+        let slot_of = |kept: usize| (RECORD_BYTES + name.key.len() + kept).next_multiple_of(UNIT);
+        if let Some(at) = self.find(name) {
+            if let Some(kept) = [value.len(), least].into_iter().find(|kept| slot_of(*kept) <= self.slot(at)) {
+                return self.fill(at, name, value, kept, since);
+            }
             self.vacate(at);
         }
-        if is_kept {
+        let slot = slot_of(least);
+        if name.key.len() <= KEY_BYTES_MAX && least <= VALUE_BYTES_MAX && slot <= self.bytes.len() / LARGEST_PART {
             self.make_room(slot);
             let at = self.append(slot);
-            self.set_u16(at + KEY_LEN, name.key.len());
-            self.set_u16(at + VALUE_LEN, value.len());
-            self.set_u64(at + OWNER, name.owner);
-            self.set_u64(at + SINCE, since);
-            self.write(at + RECORD_BYTES, name.key);
-            self.write(at + RECORD_BYTES + name.key.len(), value);
+            self.fill(at, name, value, least, since);
             self.link(at);
         }
+    }
+
+    /// Writes a record, of its value the first bytes.
+    fn fill(&mut self, at: usize, name: Name<'_>, value: &[u8], kept: usize, since: Moment) {
+        self.set_u16(at + KEY_LEN, name.key.len());
+        self.set_u16(at + VALUE_LEN, kept);
+        self.set_u16(at + WHOLE, usize::from(kept == value.len()));
+        self.set_u64(at + OWNER, name.owner);
+        self.set_u64(at + SINCE, since);
+        self.write(at + RECORD_BYTES, name.key);
+        self.write(at + RECORD_BYTES + name.key.len(), &value[..kept]);
     }
 
     /// Forgets a record.
@@ -351,7 +361,8 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Put(Vec<u8>, usize),
+        /// A key, its value's length, and how much of it is to be kept at least.
+        Put(Vec<u8>, usize, usize),
         Remove(Vec<u8>),
         Get(Vec<u8>),
     }
@@ -359,7 +370,8 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let key = || prop::collection::vec(0u8..6, 0..4);
         let step = prop_oneof![
-            6 => (key(), 0usize..400).prop_map(|(key, len)| Step::Put(key, len)),
+            3 => (key(), 0usize..400).prop_map(|(key, len)| Step::Put(key, len, len)),
+            3 => (key(), 0usize..400, 0usize..30).prop_map(|(key, len, least)| Step::Put(key, len, least.min(len))),
             1 => key().prop_map(Step::Remove),
             3 => key().prop_map(Step::Get),
         ];
@@ -374,9 +386,11 @@ mod tests {
             for (moment, step) in steps.into_iter().enumerate() {
                 let moment = moment as u64;
                 match step {
-                    Step::Put(key, len) => {
-                        let value = vec![moment as u8; len];
-                        ring.put(name(7, &key), &value, moment);
+                    Step::Put(key, len, least) => {
+                        let value: Vec<u8> = (0..len).map(|at| (moment as usize + at) as u8).collect();
+                        ring.put(name(7, &key), &value, least, moment);
+                        let kept = ring.get(name(7, &key)).map(|kept| kept.value.len());
+                        prop_assert!(kept.is_none_or(|kept| kept == len || kept == least));
                         model.insert(key, (moment, value));
                     }
                     Step::Remove(key) => {
@@ -385,8 +399,10 @@ mod tests {
                         prop_assert!(ring.get(name(7, &key)).is_none());
                     }
                     Step::Get(key) => {
-                        if let Some((since, value)) = ring.get(name(7, &key)) {
-                            prop_assert_eq!(Some(&(since, value.to_vec())), model.get(&key));
+                        if let Some(kept) = ring.get(name(7, &key)) {
+                            let (since, value) = &model[&key];
+                            prop_assert_eq!((kept.since, kept.is_whole), (*since, kept.value.len() == value.len()));
+                            prop_assert!(value.starts_with(kept.value));
                         }
                         prop_assert!(ring.get(name(8, &key)).is_none());
                     }
@@ -401,9 +417,9 @@ mod tests {
         // The ring's end falls into records of all sizes.
         for (length, most) in (40..140).zip((64 << 10..).step_by(8)) {
             let mut ring = Ring::new(most, hash);
-            ring.put(name(1, b"read"), &vec![1; length], 0);
+            ring.put(name(1, b"read"), &vec![1; length], length, 0);
             for n in 0..3_000_u32 {
-                ring.put(name(1, &n.to_be_bytes()), &[0; 64], 0);
+                ring.put(name(1, &n.to_be_bytes()), &[0; 64], 64, 0);
                 assert!(ring.get(name(1, b"read")).is_some(), "{length} bytes, a ring of {most}");
             }
             assert!(ring.get(name(1, &0_u32.to_be_bytes())).is_none());
@@ -412,17 +428,33 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_has_the_room_is_kept_whole() {
+        let mut ring = Ring::new(1 << 20, hash);
+        let key = name(1, b"key");
+        let kept = |value: &'static [u8], is_whole: bool| Some(Kept { since: 3, value, is_whole });
+        ring.put(key, b"first and more than eight bytes", 5, 3);
+        assert_eq!(ring.get(key), kept(b"first", false));
+        ring.put(key, b"again", 2, 3);
+        assert_eq!(ring.get(key), kept(b"again", true));
+        ring.put(key, b"read: and more than eight bytes", 31, 3);
+        assert_eq!(ring.get(key), kept(b"read: and more than eight bytes", true));
+        ring.put(key, b"last, and more than eight bytes", 5, 3);
+        assert_eq!(ring.get(key), kept(b"last, and more than eight bytes", true));
+        assert_eq!(ring.check(), 1);
+    }
+
+    #[test]
     fn too_large_is_not_kept_and_the_old_value_goes() {
         let mut ring = Ring::new(1 << 20, hash);
         for large in [VALUE_BYTES_MAX + 1, 200 << 10] {
-            ring.put(name(1, b"key"), b"small", 0);
-            ring.put(name(1, b"key"), &vec![0; large], 0);
+            ring.put(name(1, b"key"), b"small", 5, 0);
+            ring.put(name(1, b"key"), &vec![0; large], large, 0);
             assert!(ring.get(name(1, b"key")).is_none());
         }
         let long = vec![b'k'; KEY_BYTES_MAX + 1];
-        ring.put(name(1, &long), b"", 0);
+        ring.put(name(1, &long), b"", 0, 0);
         assert_eq!(ring.check(), 0);
-        ring.put(name(1, &long[1..]), &[1; VALUE_BYTES_MAX], 0);
+        ring.put(name(1, &long[1..]), &[1; VALUE_BYTES_MAX], VALUE_BYTES_MAX, 0);
         assert_eq!(ring.check(), 1);
     }
 }

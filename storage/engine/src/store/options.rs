@@ -163,6 +163,8 @@ impl Shared {
             options.set_memtable_whole_key_filtering(true);
         }
         options.set_level_compaction_dynamic_level_bytes(true);
+        // RocksDB's default is 4. Each compaction of these files rewrites the level below where they overlap it, and random keys overlap all of it.
+        options.set_level_zero_file_num_compaction_trigger(8);
         options.set_target_file_size_base(32 << 20);
         options.set_max_bytes_for_level_base(128 << 20);
         options.set_compression_type(DBCompressionType::Lz4);

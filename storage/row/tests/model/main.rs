@@ -35,6 +35,10 @@ impl View for Noted<'_> {
         self.memory.get(family, key)
     }
 
+    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.memory.gist(family, key)
+    }
+
     fn range(
         &self,
         family: Family,
