@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p integration` (or `make bench`) starts both servers on free ports, drives both with redis-benchmark in turns, and prints each
 //! figure with its target. Words after `--` pick sections: `durable`, `memory`, `idle`, `million`, `steady`; none = all. `--requests N` sets the
-//! length of one measurement (200,000 by default), `--rounds N` the number of turns (3), of which the median counts.
+//! length of one measurement (200,000 by default; four times that in pipelines), `--rounds N` the number of turns (3), of which the median counts,
+//! `--keys N` the number of keys that `durable` and `memory` go over (1 and 100,000, one after the other).
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
@@ -42,16 +43,19 @@ struct Settings {
     sections: Vec<String>,
     requests: usize,
     rounds: usize,
+    /// How many keys loads go over.
+    keyspaces: Vec<usize>,
 }
 
 impl Settings {
     fn from_args() -> Settings {
-        let mut settings = Settings { sections: Vec::new(), requests: 200_000, rounds: 3 };
+        let mut settings = Settings { sections: Vec::new(), requests: 200_000, rounds: 3, keyspaces: KEYSPACES.to_vec() };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--requests" => settings.requests = number(words.next()),
                 "--rounds" => settings.rounds = number(words.next()),
+                "--keys" => settings.keyspaces = vec![number(words.next())],
                 // What `cargo bench` adds.
                 "--bench" => {}
                 section => settings.sections.push(section.to_owned()),
@@ -168,7 +172,7 @@ fn durable(settings: &Settings) {
     let redis = Redis::start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let bridle = Server::builder().flag("durability", "always").start();
     heading("Every write fsynced before its reply: redis-server appendfsync always, bridle durability always");
-    for keys in KEYSPACES {
+    for &keys in &settings.keyspaces {
         for bytes in [64, 1024] {
             for pipeline in [1, 16] {
                 for test in ["set", "incr", "hset"] {
@@ -187,7 +191,7 @@ fn in_memory(settings: &Settings) {
     for (test, pipeline, target) in [("ping_mbulk", 1, 0.8), ("ping_mbulk", 16, 0.5)] {
         compare(&bridle, &redis, &Load { test, keys: 1, pipeline, bytes: 64 }, target, settings);
     }
-    for keys in KEYSPACES {
+    for &keys in &settings.keyspaces {
         for (test, pipeline, target) in [("set", 1, 0.65), ("set", 16, 0.35), ("get", 1, 0.8), ("get", 16, 0.5)] {
             compare(&bridle, &redis, &Load { test, keys, pipeline, bytes: 64 }, target, settings);
         }
