@@ -68,9 +68,10 @@ struct Shard {
     last_end: Moment,
 }
 
-/// Under which a family's records lie in the ring: heads under the owner's number, cells under that with this bit.
+/// What tells an owner's cells from its heads.
 const CELLS: u64 = 1 << 63;
 
+/// Under which a family's records lie in the ring: heads under the owner's number, cells under that with [`CELLS`].
 fn lane(owner: u64, family: Family) -> u64 {
     if family == Family::Cell { owner | CELLS } else { owner }
 }

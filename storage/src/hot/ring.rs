@@ -8,8 +8,8 @@
 //! record   slot u16, in units of 8 bytes | key length u16 | value length u16 | mark u16 | next u32
 //!          | whole u16 | 2 bytes unused | owner u64 | since u64 | key | value | up to 7 bytes unused
 //! ```
-//! In the host's byte order. `mark` is a [`Mark`]; a vacant slot may be of 8 bytes. `whole` is 0 when only the value's first part is kept. `next` is the place of the next record with the same bucket, in
-//! units of 8 bytes.
+//! In the host's byte order. `mark` is a [`Mark`]; a vacant slot may be of 8 bytes. `next` is the place of the next record with the same bucket, in
+//! units of 8 bytes. `whole` is 0 when only the value's first part is kept.
 //!
 //! # Invariants
 //! - Slots lie without gaps from tail to head; no record crosses the ring's end (`what_is_found_is_what_was_put_last` checks both after each step).
