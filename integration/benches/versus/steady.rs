@@ -20,6 +20,9 @@ const MEASURE: Duration = Duration::from_secs(10);
 /// How often the driver looks for requests that are due; latencies have half of this in them.
 const TICK: Duration = Duration::from_micros(100);
 
+/// What a GET is answered without a look.
+const UNTHINKING_VALUE: &[u8] = b"$64\r\nvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvv\r\n";
+
 /// Measures SET and GET and prints percentiles, redis-server's beside them: some of a machine's stalls are the kernel's.
 pub(crate) fn report() {
     println!("Steady load at half of the peak, {CONNECTIONS} connections, {MEASURE:?}, latency from the moment a request was due\n");
@@ -34,7 +37,35 @@ pub(crate) fn report() {
         let redis = Redis::start(if is_durable { &["--appendonly", "yes", "--appendfsync", "always"] } else { &["--appendonly", "no"] });
         of(if is_durable { "redis, appendfsync always" } else { "redis, no persistence" }, redis.port);
     }
+    of("answers nothing is done for", unthinking());
     println!();
+}
+
+/// The port of a server in a thread of its own which answers what it is sent without a look: what it takes is what the machine, the kernel's
+/// sockets and the driver take, and no server on this machine can do better.
+fn unthinking() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    listener.set_nonblocking(true).expect("a socket");
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
+            loop {
+                let (mut socket, _) = listener.accept().await.expect("descriptors are left");
+                socket.set_nodelay(true).expect("a TCP socket");
+                tokio::task::spawn_local(async move {
+                    let mut request = [0; 1 << 10];
+                    // A request comes in one piece: the one before it was answered.
+                    while socket.read(&mut request).await.is_ok_and(|read| read > 0) {
+                        let answer = if request.starts_with(b"*3") { b"+OK\r\n".as_slice() } else { UNTHINKING_VALUE };
+                        socket.write_all(answer).await.expect("a driver that reads");
+                    }
+                });
+            }
+        });
+    });
+    port
 }
 
 fn of(server: &str, port: u16) {
