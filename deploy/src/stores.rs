@@ -3,12 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
-use engine::log::{BeforeSleep, Log, LogOptions};
+use anyhow::{Context, anyhow};
+use engine::log::{BeforeSleep, Log, LogError, LogOptions};
 use engine::raft::purge::Policy;
 use engine::store::{Settings, Shared};
 
 use crate::config::{self, Config, Durability};
+
+/// Where stores are, in a process's directory.
+const STORES: [&str; 2] = ["meta", "tables"];
 
 /// The log of all Raft groups, and what all stores share.
 #[derive(Clone)]
@@ -19,10 +22,30 @@ pub(crate) struct Stores {
 
 impl Stores {
     /// Opens the log; reads what a crash left of it.
+    ///
+    /// # Errors
+    /// The log is damaged, or gone while there is something that was written through it: with it went votes, and what was acknowledged since the
+    /// stores were last flushed.
     pub(crate) async fn open(config: &Config, data: &Path, before_sleep: &BeforeSleep) -> anyhow::Result<Stores> {
         let mut options = log_options(config, data);
         options.before_sleep = Some(before_sleep.clone());
-        let log = tokio::task::spawn_blocking(move || Log::open(options)).await?.context("open the Raft log")?;
+        // It is made, and on disk, before the first store is.
+        let mut store = None;
+        for path in STORES.map(|name| data.join(name)) {
+            if path.try_exists().with_context(|| format!("look for {}", path.display()))? {
+                store = Some(path);
+            }
+        }
+        options.must_exist = store.is_some();
+        let log = tokio::task::spawn_blocking(move || Log::open(options)).await?.map_err(|error| match (error, store) {
+            (error @ LogError::Missing { .. }, Some(store)) => anyhow!(
+                "{error}, and what is in {} was written through one: put it back, or start with an empty directory (a node of a cluster gets its \
+                 replicas from the others)",
+                store.display()
+            ),
+            (error, _) => anyhow::Error::new(error),
+        });
+        let log = log.context("open the Raft log")?;
         let shared = Shared::new(store_settings(config)).context("set up RocksDB")?;
         Ok(Stores { log, shared })
     }

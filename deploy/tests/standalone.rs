@@ -208,3 +208,29 @@ fn shutdown_by_a_client_ends_the_process() {
     let server = Server::start(dir.path(), &[]);
     assert_eq!(server.redis("GET a"), "$1\r\n1\r\n");
 }
+
+#[test]
+fn without_the_log_that_it_was_written_through_a_store_is_not_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    assert_eq!(server.redis("SET greeting hello"), "+OK\r\n");
+    drop(server);
+    let (log, away) = (dir.path().join("log"), dir.path().join("away"));
+    std::fs::rename(&log, &away).unwrap();
+    for is_empty in [false, true] {
+        if is_empty {
+            std::fs::create_dir_all(&log).unwrap();
+        }
+        let data = dir.path().to_str().unwrap();
+        let output = Command::new(BRIDLE).args(["standalone", "--port", "0", "--http-port", "0", "--data", data]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            !output.status.success() && said.contains("there is no log in") && said.contains("tables was written through one"),
+            "{said}"
+        );
+    }
+    // Nothing was changed: with the log it serves.
+    std::fs::remove_dir(&log).unwrap();
+    std::fs::rename(&away, &log).unwrap();
+    assert_eq!(Server::start(dir.path(), &[]).redis("GET greeting"), "$5\r\nhello\r\n");
+}

@@ -82,6 +82,8 @@ pub enum Durability {
 pub struct LogOptions {
     /// Its directory; made when missing.
     pub dir: PathBuf,
+    /// Whether there must be a log in it already: without one, [`LogError::Missing`].
+    pub must_exist: bool,
     /// When a write counts as done.
     pub durability: Durability,
     /// Size of a segment; 16 MiB by default, from 4 KiB to 1 GiB.
@@ -99,6 +101,7 @@ impl LogOptions {
     pub fn new(dir: impl Into<PathBuf>) -> LogOptions {
         LogOptions {
             dir: dir.into(),
+            must_exist: false,
             durability: Durability::Always,
             segment_bytes: 16 << 20,
             tail_bytes_max: 16 << 20,
@@ -150,6 +153,12 @@ pub enum LogError {
         /// Which.
         why: String,
     },
+    /// There is no log where there must be one ([`LogOptions::must_exist`]).
+    #[error("there is no log in {}", dir.display())]
+    Missing {
+        /// The log's directory.
+        dir: PathBuf,
+    },
     /// An earlier failure; nothing is written any more, since nobody knows what is on the disk.
     #[error("the log stopped after: {0}")]
     Poisoned(String),
@@ -176,7 +185,7 @@ impl From<LogError> for io::Error {
         let kind = match &e {
             LogError::Io { source, .. } => source.kind(),
             LogError::DiskFull { .. } => io::ErrorKind::StorageFull,
-            LogError::Corrupt { .. } | LogError::Incomplete { .. } => io::ErrorKind::InvalidData,
+            LogError::Corrupt { .. } | LogError::Incomplete { .. } | LogError::Missing { .. } => io::ErrorKind::InvalidData,
             LogError::Contract(_) => io::ErrorKind::InvalidInput,
             LogError::Poisoned(_) | LogError::Closed => io::ErrorKind::Other,
         };

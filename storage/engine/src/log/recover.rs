@@ -53,7 +53,7 @@ pub(crate) fn recover(options: &LogOptions) -> Result<Recovered, LogError> {
     segment::remove_spare(dir)?;
     let found = find(dir)?;
     if found.is_empty() {
-        return begin(options);
+        return if options.must_exist { Err(LogError::Missing { dir: dir.clone() }) } else { begin(options) };
     }
     let mut replay: BTreeMap<u64, Replayed> = BTreeMap::new();
     let mut segments = VecDeque::new();

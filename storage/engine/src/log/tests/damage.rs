@@ -151,3 +151,15 @@ async fn an_entry_that_went_bad_while_running_is_an_error_that_names_file_and_of
     let told = error.to_string();
     assert!(told.contains(path.to_str().unwrap()) && told.contains("at byte 28"), "{told}");
 }
+
+#[test]
+fn a_log_that_must_exist_is_not_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let must = || LogOptions { must_exist: true, ..options(dir.path(), Durability::Always, 4096) };
+    let said = Log::open(must()).err().unwrap();
+    assert!(matches!(&said, LogError::Missing { dir: named } if named == dir.path()), "{said}");
+    assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    // An empty one is one.
+    Log::open(options(dir.path(), Durability::Always, 4096)).unwrap().close().unwrap();
+    Log::open(must()).unwrap().close().unwrap();
+}
