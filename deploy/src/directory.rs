@@ -190,6 +190,21 @@ impl Directory {
         &self.path
     }
 
+    /// Where the Raft log of all groups is.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Where the table catalogue's store is.
+    pub(crate) fn meta(&self) -> PathBuf {
+        self.path.join("meta")
+    }
+
+    /// Where the replicas' stores are.
+    pub(crate) fn tables(&self) -> PathBuf {
+        self.path.join("tables")
+    }
+
     /// Whose it is.
     pub(crate) fn identity(&self) -> Identity {
         self.identity.lock().clone()

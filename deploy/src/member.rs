@@ -107,14 +107,14 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
     };
 
     let stores = match roles.storage || roles.meta {
-        true => Some(Stores::open(config, directory.path(), &runtimes.before_sleep).await?),
+        true => Some(Stores::open(config, directory, &runtimes.before_sleep).await?),
         false => None,
     };
     let meta = match (&stores, config.cluster.seat()) {
         (Some(stores), Some(position)) => {
             let seat = Seat::Member { members: metas.clone(), position, wire: wire.clone(), ticker: ticker.clone(), net: net.clone() };
             let options = MetaOptions {
-                dir: directory.path().join("meta"),
+                dir: directory.meta(),
                 raft_runtime: runtimes.raft.handle().clone(),
                 partitions: config.partitions(true),
                 replicas: config.tables.replicas,

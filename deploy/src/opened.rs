@@ -35,7 +35,7 @@ impl Setup<'_> {
     pub(crate) fn node_options(&self, cluster: u64, peers: Option<Peers>) -> NodeOptions {
         let storage = &self.config.storage;
         NodeOptions {
-            dir: self.directory.path().join("tables"),
+            dir: self.directory.tables(),
             raft_runtime: self.runtimes.raft.handle().clone(),
             write_bytes_max: storage.max_write_size.0 as usize,
             answer_bytes_max: storage.max_answer_size.0 as usize,

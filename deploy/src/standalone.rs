@@ -14,10 +14,10 @@ use crate::stores::Stores;
 /// Opens everything, with all partitions of all tables.
 pub(crate) async fn open(setup: &Setup<'_>) -> anyhow::Result<Opened> {
     let (config, directory, runtimes) = (setup.config, setup.directory, setup.runtimes);
-    let stores = Stores::open(config, directory.path(), &runtimes.before_sleep).await?;
+    let stores = Stores::open(config, directory, &runtimes.before_sleep).await?;
     let cluster = directory.identity().cluster_number().unwrap_or_default();
     let options = MetaOptions {
-        dir: directory.path().join("meta"),
+        dir: directory.meta(),
         raft_runtime: runtimes.raft.handle().clone(),
         partitions: config.partitions(false),
         replicas: 1,

@@ -1,17 +1,14 @@
 //! What holds data on disk: the Raft log and RocksDB, as the configuration wants them.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
-use engine::log::{BeforeSleep, Log, LogError, LogOptions};
+use anyhow::Context;
+use engine::log::{BeforeSleep, Log, LogOptions};
 use engine::raft::purge::Policy;
 use engine::store::{Settings, Shared};
 
 use crate::config::{self, Config, Durability};
-
-/// Where stores are, in a process's directory.
-const STORES: [&str; 2] = ["meta", "tables"];
+use crate::directory::Directory;
 
 /// The log of all Raft groups, and what all stores share.
 #[derive(Clone)]
@@ -24,28 +21,15 @@ impl Stores {
     /// Opens the log; reads what a crash left of it.
     ///
     /// # Errors
-    /// The log is damaged, or gone while there is something that was written through it: with it went votes, and what was acknowledged since the
-    /// stores were last flushed.
-    pub(crate) async fn open(config: &Config, data: &Path, before_sleep: &BeforeSleep) -> anyhow::Result<Stores> {
-        let mut options = log_options(config, data);
+    /// The log is damaged, or gone while there are stores that were written through it.
+    pub(crate) async fn open(config: &Config, directory: &Directory, before_sleep: &BeforeSleep) -> anyhow::Result<Stores> {
+        let mut options = log_options(config, directory);
         options.before_sleep = Some(before_sleep.clone());
         // It is made, and on disk, before the first store is.
-        let mut store = None;
-        for path in STORES.map(|name| data.join(name)) {
-            if path.try_exists().with_context(|| format!("look for {}", path.display()))? {
-                store = Some(path);
-            }
+        for path in [directory.meta(), directory.tables()] {
+            options.must_exist |= path.try_exists().with_context(|| format!("look for {}", path.display()))?;
         }
-        options.must_exist = store.is_some();
-        let log = tokio::task::spawn_blocking(move || Log::open(options)).await?.map_err(|error| match (error, store) {
-            (error @ LogError::Missing { .. }, Some(store)) => anyhow!(
-                "{error}, and what is in {} was written through one: put it back, or start with an empty directory (a node of a cluster gets its \
-                 replicas from the others)",
-                store.display()
-            ),
-            (error, _) => anyhow::Error::new(error),
-        });
-        let log = log.context("open the Raft log")?;
+        let log = tokio::task::spawn_blocking(move || Log::open(options)).await?.context("open the Raft log")?;
         let shared = Shared::new(store_settings(config)).context("set up RocksDB")?;
         Ok(Stores { log, shared })
     }
@@ -57,8 +41,8 @@ impl Stores {
     }
 }
 
-fn log_options(config: &Config, data: &Path) -> LogOptions {
-    let mut options = LogOptions::new(data.join("log"));
+fn log_options(config: &Config, directory: &Directory) -> LogOptions {
+    let mut options = LogOptions::new(directory.log());
     options.durability = match config.storage.durability {
         Durability::Always => engine::log::Durability::Always,
         Durability::Interval => engine::log::Durability::Interval(config.storage.sync_interval.0),

@@ -20,10 +20,8 @@ const MEASURE: Duration = Duration::from_secs(10);
 /// How often the driver looks for requests that are due; latencies have half of this in them.
 const TICK: Duration = Duration::from_micros(100);
 
-/// What a GET is answered without a look.
-const UNTHINKING_VALUE: &[u8] = b"$64\r\nvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvv\r\n";
-
-/// Measures SET and GET and prints percentiles, redis-server's beside them: some of a machine's stalls are the kernel's.
+/// Measures SET and GET and prints percentiles; beside Bridle's those of redis-server, and of a server that does nothing: many stalls are the
+/// machine's.
 pub(crate) fn report() {
     println!("Steady load at half of the peak, {CONNECTIONS} connections, {MEASURE:?}, latency from the moment a request was due\n");
     println!("| server                      | command | peak/s | load/s | p50 ms | p99 ms | p99/p50 (goal: under 5) |");
@@ -37,13 +35,13 @@ pub(crate) fn report() {
         let redis = Redis::start(if is_durable { &["--appendonly", "yes", "--appendfsync", "always"] } else { &["--appendonly", "no"] });
         of(if is_durable { "redis, appendfsync always" } else { "redis, no persistence" }, redis.port);
     }
-    of("answers nothing is done for", unthinking());
+    of("a server that does nothing", idler());
     println!();
 }
 
-/// The port of a server in a thread of its own which answers what it is sent without a look: what it takes is what the machine, the kernel's
-/// sockets and the driver take, and no server on this machine can do better.
-fn unthinking() -> u16 {
+/// The port of a server, in a thread of its own, that answers without having done what it was asked: what that takes is what the machine, the
+/// kernel's sockets and the driver take, and no server here can do better.
+fn idler() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
     listener.set_nonblocking(true).expect("a socket");
@@ -51,6 +49,7 @@ fn unthinking() -> u16 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
+            let value: &str = format!("$64\r\n{}\r\n", "v".repeat(64)).leak();
             loop {
                 let (mut socket, _) = listener.accept().await.expect("descriptors are left");
                 socket.set_nodelay(true).expect("a TCP socket");
@@ -58,8 +57,8 @@ fn unthinking() -> u16 {
                     let mut request = [0; 1 << 10];
                     // A request comes in one piece: the one before it was answered.
                     while socket.read(&mut request).await.is_ok_and(|read| read > 0) {
-                        let answer = if request.starts_with(b"*3") { b"+OK\r\n".as_slice() } else { UNTHINKING_VALUE };
-                        socket.write_all(answer).await.expect("a driver that reads");
+                        let answer = if request.starts_with(b"*3") { "+OK\r\n" } else { value };
+                        socket.write_all(answer.as_bytes()).await.expect("a driver that reads");
                     }
                 });
             }

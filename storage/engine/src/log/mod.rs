@@ -153,8 +153,8 @@ pub enum LogError {
         /// Which.
         why: String,
     },
-    /// There is no log where there must be one ([`LogOptions::must_exist`]).
-    #[error("there is no log in {}", dir.display())]
+    /// There is no log where there must be one ([`LogOptions::must_exist`]): with it went votes, and what stores had not flushed.
+    #[error("there is no log in {}, but what lies beside it was written through one: put it back, or start with an empty directory", dir.display())]
     Missing {
         /// The log's directory.
         dir: PathBuf,
