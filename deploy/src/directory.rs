@@ -3,7 +3,7 @@
 //! # Layout
 //! ```text
 //! <data>/LOCK       locked by the process that uses the directory; its process id, for people
-//! <data>/IDENTITY   whose it is: format, cluster (name and id), the process's id, which of the metas it is
+//! <data>/IDENTITY   whose it is: format, kind, cluster (name and id), the process's id, which of the metas it is
 //! <data>/log/       the Raft log of all groups
 //! <data>/meta/      the table catalogue's store
 //! <data>/tables/    one store per replica
@@ -12,7 +12,8 @@
 //! # Invariants
 //! - One process at a time (`tests/standalone.rs`, `a_second_process_on_a_directory_is_refused`); the kernel lets go of the lock when a process
 //!   dies, however it dies.
-//! - A directory that is not ours, of another cluster, or of a later format is left untouched (`strange_directories_are_refused`).
+//! - A directory that is not ours, of another cluster, or of another format is left untouched (`strange_directories_are_refused`). The format is the
+//!   first thing that is read, before the lock is taken, so every other encoding in the directory is of this build's or never looked at.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -21,12 +22,9 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// The latest format that this build knows.
-const FORMAT: u32 = 2;
-/// Of directories of `bridle standalone`.
-const ALONE: u32 = 1;
-/// Of directories of a cluster's processes.
-const MEMBER: u32 = 2;
+/// How everything in a directory is laid out: the one format that this build reads and writes. Raised by a change of bytes, and never used twice;
+/// 1 and 2 were the standalone's and the cluster's first.
+const FORMAT: u32 = 3;
 const LOCK: &str = "LOCK";
 const IDENTITY: &str = "IDENTITY";
 const NEW_IDENTITY: &str = "IDENTITY.new";
@@ -35,8 +33,10 @@ const NEW_IDENTITY: &str = "IDENTITY.new";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
-    /// How everything in the directory is laid out: 1 standalone, 2 in a cluster.
+    /// How everything in the directory is laid out: [`FORMAT`].
     pub(crate) format: u32,
+    /// What the process is that it belongs to.
+    pub(crate) kind: Owner,
     /// The cluster's name, as configured.
     pub(crate) cluster: String,
     /// The cluster's id, drawn when it was made: 16 hex digits. Missing until a process has first heard from its cluster's metas.
@@ -47,6 +47,16 @@ pub(crate) struct Identity {
     /// Which member of the meta group it is, if it is one; the first is 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) seat: Option<u32>,
+}
+
+/// What the process is that a directory belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Owner {
+    /// `bridle standalone`.
+    Standalone,
+    /// A process of a cluster.
+    Member,
 }
 
 impl Identity {
@@ -60,11 +70,13 @@ impl Identity {
         let cluster = cluster.to_owned();
         match kind {
             Kind::Alone => {
-                Identity { format: ALONE, cluster, cluster_id: Some(format!("{:016x}", rand::random::<u64>())), node_id: 1, seat: None }
+                let cluster_id = Some(format!("{:016x}", rand::random::<u64>()));
+                Identity { format: FORMAT, kind: Owner::Standalone, cluster, cluster_id, node_id: 1, seat: None }
             }
             // Above the seats of metas; TOML's integers have a sign.
             Kind::Member { seat } => {
-                Identity { format: MEMBER, cluster, cluster_id: None, node_id: rand::random_range(cluster::SEATS_END..1 << 63), seat }
+                let node_id = rand::random_range(cluster::SEATS_END..1 << 63);
+                Identity { format: FORMAT, kind: Owner::Member, cluster, cluster_id: None, node_id, seat }
             }
         }
     }
@@ -116,8 +128,10 @@ pub(crate) enum Refused {
     NoSeat { path: PathBuf, found: u32 },
     #[error("{path} belongs to cluster {found}, and the metas that were reached to cluster {wanted}")]
     OtherClusterId { path: PathBuf, found: String, wanted: String },
-    #[error("{path} has format {found}; this version of Bridle knows formats up to {FORMAT}: use a later one")]
-    LaterFormat { path: PathBuf, found: u64 },
+    #[error(
+        "{path} has format {found}, and this build of Bridle reads and writes format {FORMAT} only: {advice}; the directory is left as it is"
+    )]
+    OtherFormat { path: PathBuf, found: u64, advice: &'static str },
     #[error("{0}: the file IDENTITY is damaged: {1}")]
     Damaged(PathBuf, String),
 }
@@ -130,6 +144,9 @@ impl Directory {
         let ours = path.join(IDENTITY).exists();
         if !ours && !is_empty(path).map_err(io("list the data directory"))? {
             return Err(Refused::NotOurs(path.to_owned()));
+        }
+        if ours {
+            read_identity(path)?;
         }
         let lock = lock(path)?;
         // Looked at again, under the lock.
@@ -152,9 +169,9 @@ impl Directory {
     /// Whether it is of this kind. A process that becomes a meta takes its seat for good.
     fn check(&self, kind: Kind) -> Result<(), Refused> {
         let identity = self.identity();
-        match (kind, identity.format, identity.seat) {
-            (Kind::Alone, MEMBER, _) => Err(Refused::Member(self.path.clone())),
-            (Kind::Member { .. }, ALONE, _) => Err(Refused::Alone(self.path.clone())),
+        match (kind, identity.kind, identity.seat) {
+            (Kind::Alone, Owner::Member, _) => Err(Refused::Member(self.path.clone())),
+            (Kind::Member { .. }, Owner::Standalone, _) => Err(Refused::Alone(self.path.clone())),
             (Kind::Member { seat: Some(wanted) }, _, Some(found)) if wanted != found => {
                 Err(Refused::OtherSeat { path: self.path.clone(), found, wanted })
             }
@@ -243,17 +260,23 @@ fn read_identity(path: &Path) -> Result<Identity, Refused> {
     let io = |error| Refused::Io { path: path.join(IDENTITY), doing: "read", error };
     let damaged = |reason: String| Refused::Damaged(path.to_owned(), reason);
     let text = fs::read_to_string(path.join(IDENTITY)).map_err(io)?;
-    // The format first: a later one may have other keys.
+    // The format first: another one may have other keys.
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| damaged(error.message().to_owned()))?;
     let format = table.get("format").and_then(|format| format.as_integer()).and_then(|format| u64::try_from(format).ok());
     match format {
-        Some(found) if found > u64::from(FORMAT) => return Err(Refused::LaterFormat { path: path.to_owned(), found }),
-        Some(1..) => {}
+        Some(found) if found == u64::from(FORMAT) => {}
+        Some(found @ 1..) => {
+            let advice = match found < u64::from(FORMAT) {
+                true => "start with an empty directory, or go on with the build that wrote this one",
+                false => "use the later build that wrote it",
+            };
+            return Err(Refused::OtherFormat { path: path.to_owned(), found, advice });
+        }
         _ => return Err(damaged("it names no format that was ever written".to_owned())),
     }
     let identity: Identity = toml::from_str(&text).map_err(|error| damaged(error.message().to_owned()))?;
-    match (identity.format, &identity.cluster_id) {
-        (ALONE, None) => Err(damaged("missing field `cluster_id`".to_owned())),
+    match (identity.kind, &identity.cluster_id) {
+        (Owner::Standalone, None) => Err(damaged("missing field `cluster_id`".to_owned())),
         (_, Some(_)) if identity.cluster_number().is_none() => Err(damaged("`cluster_id` is no number in hex".to_owned())),
         _ => Ok(identity),
     }
@@ -283,7 +306,7 @@ mod tests {
         let path = dir.path().join("a/b");
         let first = take(&path).unwrap();
         let identity = first.identity();
-        assert_eq!((identity.format, identity.cluster.as_str(), identity.node_id), (1, "bridle", 1));
+        assert_eq!((identity.format, identity.kind, identity.cluster.as_str(), identity.node_id), (3, Owner::Standalone, "bridle", 1));
         assert!(identity.cluster_id.as_ref().is_some_and(|id| id.len() == 16) && identity.cluster_number().is_some());
         drop(first);
         assert_eq!(take(&path).unwrap().identity(), identity);
@@ -296,7 +319,9 @@ mod tests {
         let take = |seat| Directory::take(dir.path(), "bridle", Kind::Member { seat });
         let first = take(None).unwrap();
         let drawn = first.identity();
-        assert!(drawn.format == 2 && drawn.cluster_number().is_none() && drawn.node_id >= cluster::SEATS_END);
+        assert!(
+            drawn.format == 3 && drawn.kind == Owner::Member && drawn.cluster_number().is_none() && drawn.node_id >= cluster::SEATS_END
+        );
         first.join(7).unwrap();
         first.join(7).unwrap();
         assert!(first.join(8).unwrap_err().to_string().contains("belongs to cluster 0000000000000007, and the metas"));
@@ -330,14 +355,26 @@ mod tests {
 
     #[test]
     fn strange_directories_are_refused() {
-        let identity =
-            |format: u32, cluster: &str| format!("format = {format}\ncluster = \"{cluster}\"\ncluster_id = \"00\"\nnode_id = 1\n");
-        let cases: [(&str, String, &str); 6] = [
+        let identity = |format: u32, cluster: &str| {
+            format!("format = {format}\nkind = \"standalone\"\ncluster = \"{cluster}\"\ncluster_id = \"00\"\nnode_id = 1\n")
+        };
+        let older = "format = 2\ncluster = \"bridle\"\nnode_id = 4711\n";
+        let cases: [(&str, String, &str); 8] = [
             ("notes.txt", "hello".into(), "not a Bridle directory"),
-            (IDENTITY, identity(1, "other"), "belongs to cluster 'other'"),
-            (IDENTITY, identity(3, "bridle") + "more = 1\n", "has format 3"),
+            (IDENTITY, identity(3, "other"), "belongs to cluster 'other'"),
+            (
+                IDENTITY,
+                identity(4, "bridle") + "more = 1\n",
+                "has format 4, and this build of Bridle reads and writes format 3 only: use the later",
+            ),
+            (
+                IDENTITY,
+                older.into(),
+                "has format 2, and this build of Bridle reads and writes format 3 only: start with an empty directory",
+            ),
+            (IDENTITY, identity(1, "bridle"), "has format 1, and this build of Bridle reads and writes format 3 only"),
             (IDENTITY, identity(0, "bridle"), "damaged: it names no format"),
-            (IDENTITY, identity(1, "bridle") + "more = 1\n", "damaged: unknown field"),
+            (IDENTITY, identity(3, "bridle") + "more = 1\n", "damaged: unknown field"),
             (IDENTITY, "for\0mat".into(), "damaged"),
         ];
         for (file, content, reason) in cases {
@@ -346,6 +383,8 @@ mod tests {
             let refused = take(dir.path()).unwrap_err().to_string();
             assert!(refused.contains(reason), "{content:?}: {refused}");
             assert_eq!(fs::read_to_string(dir.path().join(file)).unwrap(), content);
+            let made_a_lock = dir.path().join(LOCK).exists();
+            assert!(!made_a_lock || !refused.contains("has format"), "a directory of another format is left untouched");
         }
     }
 

@@ -356,7 +356,7 @@ fn a_directory_of_another_cluster_is_refused() {
     // A process that has once belonged to another cluster of the same name.
     let other = dir.path().join("other");
     std::fs::create_dir(&other).expect("room");
-    let identity = "format = 2\ncluster = \"test\"\ncluster_id = \"0000000000000abc\"\nnode_id = 4711\n";
+    let identity = "format = 3\nkind = \"member\"\ncluster = \"test\"\ncluster_id = \"0000000000000abc\"\nnode_id = 4711\n";
     std::fs::write(other.join("IDENTITY"), identity).expect("room");
     let secret = one.data(0).with_file_name("secret");
     let flags = ["storage", "--metas", &address, "--set", "cluster.name=test", "--listen", "127.0.0.1:0", "--http-port", "0"];

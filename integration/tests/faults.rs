@@ -273,19 +273,22 @@ fn a_wrong_configuration_is_refused_with_its_line_before_anything_is_made() {
 }
 
 #[test]
-fn a_directory_of_a_newer_format_is_refused_and_left_as_it_is() {
+fn a_directory_of_another_format_is_refused_and_left_as_it_is() {
     let mut server = small().start();
     server.client().run("SET key value");
     assert!(server.stop().success());
     let identity = server.dir().join("IDENTITY");
     let ours = std::fs::read_to_string(&identity).expect("every directory says whose it is");
-    let newer = ours.replace("format = 1", "format = 3\nlayout = \"unheard of\"");
-    assert_ne!(ours, newer);
-    std::fs::write(&identity, &newer).expect("write a newer identity");
-    let before = files(server.dir());
-    let error = refused(&["--port", "0", "--http-port", "0", "--data", &server.dir().display().to_string()]);
-    assert!(error.contains("format 3") && error.contains("up to 2"), "{error}");
-    assert_eq!((files(server.dir()), std::fs::read_to_string(&identity).expect("still there")), (before, newer));
+    let newer = ours.replace("format = 3", "format = 4\nlayout = \"unheard of\"");
+    let older = ours.replace("format = 3", "format = 1");
+    for (other, number) in [(newer, "format 4"), (older, "format 1")] {
+        assert_ne!(ours, other);
+        std::fs::write(&identity, &other).expect("write another identity");
+        let before = files(server.dir());
+        let error = refused(&["--port", "0", "--http-port", "0", "--data", &server.dir().display().to_string()]);
+        assert!(error.contains(number) && error.contains("format 3 only"), "{error}");
+        assert_eq!((files(server.dir()), std::fs::read_to_string(&identity).expect("still there")), (before, other));
+    }
     std::fs::write(&identity, ours).expect("write our identity");
     server.restart();
     assert_eq!(server.client().run("GET key"), Value::bulk("value"));
