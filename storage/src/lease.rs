@@ -1,7 +1,16 @@
-//! The right to answer reads without asking anybody, for a while.
+//! The right to answer reads without asking anybody, for a while and in one term.
 //!
 //! After Raft has confirmed leadership (`ensure_linearizable` under `LeaseRead` with half of the lease), no other leader can commit before
 //! the other half has passed; until then reads are answered at once. The clock is the monotonic one.
+//!
+//! # Epochs
+//! Leadership may go and come back while somebody looks at the state, or between two looks. So a lease is of one *epoch*: a new one begins
+//! whenever the lease is revoked, and with each term of ours. A reader notes the epoch before its look, and answers when that epoch's
+//! lease is valid after the look: another one says nothing about what it saw. The executor goes by the lease's term in the same way.
+//!
+//! # Invariants
+//! - A lease that was revoked, or is of another term, covers no look that began before (`a_look_is_covered_by_the_lease_that_it_began_under`).
+//! - A confirmation of an earlier term than the lease's counts for nothing (`a_lease_never_goes_back_to_an_earlier_term`).
 //!
 //! Source of the rule: Raft thesis 6.4.1 with the margins of openraft's `leader_lease`.
 
@@ -11,14 +20,23 @@ use std::time::{Duration, Instant};
 use engine::mutants::{self, Rule};
 use parking_lot::Mutex;
 
-/// Until when reads may be answered. 0 = not now.
+/// Until when reads may be answered, and in which term.
 #[derive(Debug)]
 pub(crate) struct Lease {
     start: Instant,
+    /// 0 = not now.
     valid_until_ns: AtomicU64,
-    /// Grows with every revocation, so that a confirmation that was under way meanwhile counts for nothing.
+    epoch: AtomicU64,
     /// Also the lock under which the lease changes.
-    revoked: Mutex<u64>,
+    granted: Mutex<Granted>,
+}
+
+#[derive(Debug, Default)]
+struct Granted {
+    /// Grows with every revocation, so that a confirmation that was under way meanwhile counts for nothing.
+    revoked: u64,
+    /// Of the last lease.
+    term: u64,
 }
 
 /// A confirmation under way: when it was asked for, and under which revocation count.
@@ -28,9 +46,13 @@ pub(crate) struct Asked {
     revoked: u64,
 }
 
+/// The lease under which a look began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Epoch(u64);
+
 impl Lease {
     pub(crate) fn new() -> Lease {
-        Lease { start: Instant::now(), valid_until_ns: AtomicU64::new(0), revoked: Mutex::new(0) }
+        Lease { start: Instant::now(), valid_until_ns: AtomicU64::new(0), epoch: AtomicU64::new(0), granted: Mutex::default() }
     }
 
     /// May a read be answered now?
@@ -39,24 +61,55 @@ impl Lease {
         self.now_ns() < valid_until_ns || (mutants::breaks(Rule::Lease) && valid_until_ns > 0)
     }
 
-    /// Before leadership is confirmed.
-    pub(crate) fn ask(&self) -> Asked {
-        Asked { at_ns: self.now_ns(), revoked: *self.revoked.lock() }
+    /// Before a look at the state: the lease that is to cover it, if there is one.
+    pub(crate) fn epoch(&self) -> Option<Epoch> {
+        // In this order: an epoch begins without a lease.
+        let epoch = self.epoch.load(Ordering::Acquire);
+        self.is_valid().then_some(Epoch(epoch))
     }
 
-    /// Leadership was confirmed with an acknowledgement at most `age` old, and the lease is twice that: good for `age` from the question on.
-    pub(crate) fn grant(&self, asked: Asked, age: Duration) {
-        let revoked = self.revoked.lock();
-        if *revoked == asked.revoked {
-            self.valid_until_ns.fetch_max(asked.at_ns + age.as_nanos() as u64, Ordering::AcqRel);
+    /// After a look at the state: may what was seen be told?
+    pub(crate) fn covers(&self, epoch: Epoch) -> bool {
+        // In this order: what is valid is so in this epoch or an earlier one.
+        self.is_valid() && self.epoch.load(Ordering::Acquire) == epoch.0
+    }
+
+    /// The term in which reads may be answered now, if they may.
+    pub(crate) fn term(&self) -> Option<u64> {
+        let granted = self.granted.lock();
+        self.is_valid().then_some(granted.term)
+    }
+
+    /// Before leadership is confirmed.
+    pub(crate) fn ask(&self) -> Asked {
+        Asked { at_ns: self.now_ns(), revoked: self.granted.lock().revoked }
+    }
+
+    /// Leadership of a term was confirmed with an acknowledgement at most `age` old, and Raft's lease is twice that: good for `age` from the
+    /// question on. Whatever was known of rows in an earlier term must be forgotten by now.
+    pub(crate) fn grant(&self, asked: Asked, age: Duration, term: u64) {
+        let mut granted = self.granted.lock();
+        if granted.revoked != asked.revoked || term < granted.term {
+            return;
         }
+        if term > granted.term {
+            granted.term = term;
+            self.begin_epoch();
+        }
+        self.valid_until_ns.fetch_max(asked.at_ns + age.as_nanos() as u64, Ordering::AcqRel);
     }
 
     /// Leadership was given away or lost.
     pub(crate) fn revoke(&self) {
-        let mut revoked = self.revoked.lock();
-        *revoked += 1;
+        let mut granted = self.granted.lock();
+        granted.revoked += 1;
+        self.begin_epoch();
+    }
+
+    /// Under the lock. Without a lease first: who sees the epoch must not see the lease of the one before.
+    fn begin_epoch(&self) {
         self.valid_until_ns.store(0, Ordering::Release);
+        self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
     fn now_ns(&self) -> u64 {
@@ -68,17 +121,50 @@ impl Lease {
 mod tests {
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(9);
+
     #[test]
     fn a_revocation_outlives_the_confirmation_that_was_under_way() {
         let lease = Lease::new();
         assert!(!lease.is_valid());
         let asked = lease.ask();
         lease.revoke();
-        lease.grant(asked, Duration::from_secs(9));
+        lease.grant(asked, LONG, 1);
         assert!(!lease.is_valid());
-        lease.grant(lease.ask(), Duration::from_secs(9));
+        lease.grant(lease.ask(), LONG, 1);
         assert!(lease.is_valid());
         lease.revoke();
         assert!(!lease.is_valid());
+    }
+
+    #[test]
+    fn a_look_is_covered_by_the_lease_that_it_began_under() {
+        let lease = Lease::new();
+        assert_eq!(lease.epoch(), None);
+        lease.grant(lease.ask(), LONG, 5);
+        let look = lease.epoch().expect("a lease");
+        assert!(lease.covers(look));
+        lease.grant(lease.ask(), LONG, 5);
+        assert!(lease.covers(look), "it was renewed");
+        // Handed over and back within the same look, in a later term and, once, in the same.
+        lease.revoke();
+        assert!(!lease.covers(look));
+        lease.grant(lease.ask(), LONG, 5);
+        assert!(lease.is_valid() && !lease.covers(look));
+        let look = lease.epoch().expect("a lease");
+        lease.grant(lease.ask(), LONG, 7);
+        assert!(lease.is_valid() && !lease.covers(look), "nobody has revoked it, and it is another");
+        assert_eq!(lease.term(), Some(7));
+    }
+
+    #[test]
+    fn a_lease_never_goes_back_to_an_earlier_term() {
+        let lease = Lease::new();
+        let late = lease.ask();
+        lease.grant(lease.ask(), Duration::ZERO, 7);
+        lease.grant(late, LONG, 5);
+        assert_eq!((lease.is_valid(), lease.term()), (false, None));
+        lease.grant(lease.ask(), LONG, 7);
+        assert_eq!(lease.term(), Some(7));
     }
 }

@@ -164,12 +164,14 @@ pub(crate) enum Look {
 
 /// Answers a request that only reads, on the calling thread, at least its first op (see [`ANSWERS_BYTES`]), unless more than `walked_max` records must be walked past.
 ///
-/// The lease is checked after the look, not before: however long the thread was held up in between, what it saw was then the latest.
+/// The lease that was valid before the look must still be valid after it: however long the thread was held up in between, what it saw was then
+/// the latest. Another lease would not do: leadership that went and came back meanwhile left what others wrote behind the look.
 pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64) -> Result<Look, CallError> {
+    let Some(epoch) = replica.lease.epoch() else { return Ok(Look::TooLate) };
     let is_one_get = matches!(request.ops.as_slice(), [op] if one_get(op));
     let view = if is_one_get { Applied::latest(replica) } else { Applied::snapshot(replica)? };
     view.patience.set(walked_max);
-    if !is_one_get && !replica.lease.is_valid() {
+    if !is_one_get && !replica.lease.covers(epoch) {
         return Ok(Look::TooLate);
     }
     let stamp = replica.clock.read();
@@ -202,7 +204,7 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64) -> R
         });
     }
     assert!(edits.is_empty(), "an op that only reads leaves no edits");
-    if is_one_get && !replica.lease.is_valid() {
+    if is_one_get && !replica.lease.covers(epoch) {
         return Ok(Look::TooLate);
     }
     let (response, past_ms) = (Response::Done(outcomes), view.past_ms());

@@ -253,17 +253,17 @@ impl Replica {
             Err(error) => return Err(self.writable().err().unwrap_or(error)),
         };
         self.adopt(leadership.term())?;
-        self.lease.grant(asked, CONFIRMED_AGE);
+        self.lease.grant(asked, CONFIRMED_AGE, leadership.term());
         Ok(leadership)
     }
 
-    /// Renews the lease.
-    pub(crate) async fn confirm_lease(&self) -> Result<(), CallError> {
+    /// Renews the lease; the term in which this replica leads.
+    pub(crate) async fn confirm_lease(&self) -> Result<u64, CallError> {
         let asked = self.ask()?;
         let term = self.soon(self.group.confirm()).await?;
         self.adopt(term)?;
-        self.lease.grant(asked, CONFIRMED_AGE);
-        Ok(())
+        self.lease.grant(asked, CONFIRMED_AGE, term);
+        Ok(term)
     }
 
     /// Before leadership is confirmed. Who has stopped gets no lease: what stops it from here on revokes what was asked for.
@@ -278,7 +278,8 @@ impl Replica {
         if mutants::breaks(Rule::Adopt) {
             *adopted = term;
         }
-        if *adopted != term {
+        // Not again for the word on an earlier term that comes late.
+        if *adopted < term {
             self.hot.forget(&self.owner);
             self.clock.advance(last_stamp(&self.store).map_err(|error| self.fault(error))?);
             self.expiry.note(0);
@@ -290,6 +291,18 @@ impl Replica {
     /// Whether this replica believes to lead.
     pub(crate) fn leads(&self) -> bool {
         self.role.borrow().is_leader
+    }
+
+    /// Whether this replica believes to lead in a term, by its lease or, when that has run out, by what Raft said last. Before anything is told
+    /// it takes the lease.
+    pub(crate) fn leads_in(&self, term: u64) -> bool {
+        match self.lease.term() {
+            Some(leased) => leased == term,
+            None => {
+                let role = self.role.borrow();
+                role.is_leader && role.term == term
+            }
+        }
     }
 
     /// Who leads, as far as is known here.

@@ -1,4 +1,4 @@
-//! One partition on three nodes of one process, with a wire that can be cut.
+//! One partition on three nodes of one process, with a wire that can be cut and letters that can be held at the door.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -8,13 +8,14 @@ use bytes::Bytes;
 use cluster::rows::Replicas;
 use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::log::{Log, LogOptions};
-use engine::raft::{Letter, Ticker, Wire, WireError};
+use engine::raft::{Kind, Letter, Ticker, Wire, WireError};
 use engine::store::{Settings, Shared};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use row::op::{Answer, Only, Op, Range, Refusal, Request, Response, Ttl};
+use row::op::{Answer, Deadline, ExpireIf, Only, Op, Range, Refusal, Request, Response, Ttl, Watched};
 use storage::{Assigned, Node, NodeOptions, Peers};
+use tokio::sync::watch;
 
 const UNSURE_AFTER: Duration = Duration::from_secs(3);
 const PARTITION: PartitionId = PartitionId { table: TableId(1), index: 0 };
@@ -24,6 +25,45 @@ const PARTITION: PartitionId = PartitionId { table: TableId(1), index: 0 };
 struct Net {
     nodes: OnceLock<Vec<Arc<Node>>>,
     cut: Mutex<Vec<u64>>,
+    doors: watch::Sender<Vec<Door>>,
+}
+
+/// Behind it a server's heartbeats and entries wait.
+#[derive(Debug, Clone, Copy)]
+struct Door {
+    from: u64,
+    /// It shuts once a letter of so many bytes has gone through.
+    shuts_after: usize,
+    is_shut: bool,
+}
+
+/// Larger than any letter but one that is made so.
+const LARGE: usize = 64 << 10;
+
+impl Net {
+    /// What a server sends from now on waits, or from its next large letter on.
+    fn shut(&self, from: u64, shuts_after: usize) {
+        self.doors.send_modify(|doors| doors.push(Door { from, shuts_after, is_shut: shuts_after == 0 }));
+    }
+
+    fn open_doors(&self) {
+        self.doors.send_modify(Vec::clear);
+    }
+
+    async fn wait_at_door(&self, from: u64) {
+        let is_open = |doors: &Vec<Door>| !doors.iter().any(|door| door.from == from && door.is_shut);
+        self.doors.subscribe().wait_for(is_open).await.expect("the net is there");
+    }
+
+    fn went_through(&self, from: u64, bytes: usize) {
+        let shuts = |door: &Door| door.from == from && !door.is_shut && bytes >= door.shuts_after;
+        self.doors.send_if_modified(|doors| {
+            let mut shut = doors.iter_mut().filter(|door| shuts(door)).peekable();
+            let is_any = shut.peek().is_some();
+            shut.for_each(|door| door.is_shut = true);
+            is_any
+        });
+    }
 }
 
 struct End {
@@ -42,7 +82,16 @@ impl Wire for End {
             }
             let node = self.net.nodes.get().map(|nodes| nodes[to as usize - 1].clone());
             let Some(node) = node else { return Err(WireError::NotSent("not there yet".into())) };
-            node.receive(letter).await.map_err(WireError::Refused)
+            if letter.kind != Kind::Append {
+                return node.receive(letter).await.map_err(WireError::Refused);
+            }
+            if tokio::time::timeout(letter.timeout, self.net.wait_at_door(self.server)).await.is_err() {
+                return Err(WireError::Lost("held at the door".into()));
+            }
+            let bytes = letter.body.len();
+            let reply = node.receive(letter).await.map_err(WireError::Refused);
+            self.net.went_through(self.server, bytes);
+            reply
         }
         .boxed()
     }
@@ -118,6 +167,21 @@ impl Three {
         }
     }
 
+    /// What one call of ops that belong together says, at a node that leads.
+    async fn together(&self, at: usize, ops: Vec<Op>, watched: Vec<Watched>) -> Result<Response, CallError> {
+        let joined = (1..ops.len() as u32).collect();
+        self.nodes[at].call(PARTITION, Request { ops, joined, watched }).await
+    }
+
+    /// Waits until a node believes to lead.
+    async fn until_it_leads(&self, at: usize) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.nodes[at].leader(PARTITION).is_none_or(|leader| leader.server != self.nodes[at].server()) {
+            assert!(Instant::now() < deadline, "it does not take over");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     async fn hand_over(&self, from: usize, to: usize) {
         let term = self.nodes[from].leader(PARTITION).expect("it leads").term;
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -125,10 +189,7 @@ impl Three {
             assert!(Instant::now() < deadline, "{error}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        while self.nodes[to].leader(PARTITION).is_none_or(|leader| leader.server != self.nodes[to].server()) {
-            assert!(Instant::now() < deadline, "it does not take over");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        self.until_it_leads(to).await;
     }
 
     async fn close(self) {
@@ -169,6 +230,84 @@ async fn a_leader_that_comes_back_reads_what_others_wrote() {
     three.hand_over(other, first).await;
     let answer = three.one(first, get()).await;
     assert!(is(&answer, "other"), "{answer:?}");
+    three.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watched_row_that_another_leader_wrote_is_touched() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let first = three.leader().await;
+    let other = (first + 1) % 3;
+    three.one(first, set("first")).await;
+    // Transactions that only read, one that would change something, and one that finds that it need not.
+    let expire = Op::Expire { key: Bytes::from_static(b"none"), until: Deadline::In(1000), only: ExpireIf::default() };
+    for ops in [vec![get()], vec![get(), get()], vec![set("late")], vec![expire, get()]] {
+        let Answer::Watched(token) = three.one(first, Op::Watch { key: Bytes::from_static(b"k") }).await else { panic!("a token") };
+        three.hand_over(first, other).await;
+        three.one(other, set("other")).await;
+        three.hand_over(other, first).await;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let outcome = loop {
+            match three.together(first, ops.clone(), vec![token.clone()]).await {
+                Err(CallError::NoLeader(_)) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(5)).await,
+                other => break other,
+            }
+        };
+        assert_eq!(outcome, Ok(Response::Touched), "{ops:?}");
+    }
+    assert!(is(&three.one(first, get()).await, "other"));
+    three.close().await;
+}
+
+/// A leader comes back that has what others wrote in its log and has not heard that it is committed: what it evaluates is evaluated after that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let first = three.leader().await;
+    let [other, third] = [(first + 1) % 3, (first + 2) % 3];
+    let key = |name: &'static str| Bytes::from_static(name.as_bytes());
+    let put = |name, value: Bytes, only| Op::Set { key: key(name), value, ttl: Ttl::Default, only, want_old: false };
+    let field = |name| Op::HashPut { key: key("h"), pairs: vec![(key(name), key("v"))], only: Only::Always, ttl: Ttl::Default };
+    three.one(first, put("gone", key("v"), Only::Always)).await;
+    three.one(first, field("f")).await;
+    three.hand_over(first, other).await;
+    // Two of three, so that what is acknowledged is in the first one's log; the news that it is committed does not come through.
+    three.net.cut.lock().push(third as u64 + 1);
+    three.net.shut(other as u64 + 1, LARGE);
+    let written = [
+        put("k", Bytes::from(vec![b'v'; 2 * LARGE]), Only::Always),
+        Op::Delete { key: key("gone") },
+        put("e", key("v"), Only::Always),
+        field("g"),
+    ];
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = three.together(other, written.to_vec(), vec![]).await {
+        assert!(matches!(error, CallError::NoLeader(_)) && Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let transfer = {
+        let (node, term) = (three.nodes[other].clone(), three.nodes[other].leader(PARTITION).expect("it leads").term);
+        tokio::spawn(async move { node.transfer(PARTITION, term, first as u64 + 11).await })
+    };
+    // Elected, and nobody has its first entry yet.
+    three.net.shut(first as u64 + 1, 0);
+    three.until_it_leads(first).await;
+    let ops = [
+        (Op::Delete { key: key("k") }, Answer::Int(1)),
+        (put("gone", key("w"), Only::IfAbsent), Answer::Set { done: true, old: None }),
+        (Op::Expire { key: key("e"), until: Deadline::In(60_000), only: ExpireIf::default() }, Answer::Int(1)),
+        (Op::HashDelete { key: key("h"), fields: vec![key("g")] }, Answer::Int(1)),
+    ];
+    let calls = ops.map(async |(op, done)| assert_eq!(three.one(first, op).await, done));
+    let door = async {
+        // Time to be evaluated too early, were they.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        three.net.open_doors();
+    };
+    tokio::join!(futures::future::join_all(calls), door);
+    transfer.await.expect("no panic").expect("it is handed over");
     three.close().await;
 }
 

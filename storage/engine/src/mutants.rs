@@ -18,6 +18,8 @@ pub enum Rule {
     Lease,
     /// Who begins to lead forgets what it knew of rows as an earlier leader.
     Adopt,
+    /// Nothing is evaluated or answered under another term than that of the lease. Broken, a leadership is kept until a write under it fails.
+    Term,
 }
 
 #[cfg(feature = "mutants")]
@@ -30,6 +32,7 @@ impl Rule {
             Rule::PurgeFlushed => "purge-too-far",
             Rule::Lease => "read-without-lease",
             Rule::Adopt => "keep-old-rows",
+            Rule::Term => "keep-an-old-leadership",
         }
     }
 }
