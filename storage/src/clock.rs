@@ -52,9 +52,14 @@ impl Clock {
         self.committed_ms.fetch_max(applied_ms, Ordering::AcqRel);
     }
 
-    /// Whether a moment is past for every leader to come, too. For one that only our readers took for past it is not, if its clock is behind ours.
-    pub(crate) fn is_committed(&self, past_ms: u64) -> bool {
-        past_ms <= self.committed_ms.load(Ordering::Acquire)
+    /// The last moment that is past for every leader to come, too. What only our readers took for past is not, if its clock is behind ours.
+    pub(crate) fn committed_ms(&self) -> u64 {
+        self.committed_ms.load(Ordering::Acquire)
+    }
+
+    /// For a read as of a moment that is committed.
+    pub(crate) fn at(&self, committed_ms: u64) -> Stamp {
+        self.stamp(committed_ms)
     }
 
     fn stamp(&self, now_ms: u64) -> Stamp {
@@ -72,9 +77,9 @@ mod tests {
         let clock = Clock::new(ahead, 7);
         assert_eq!(clock.write().now_ms, ahead);
         assert_eq!(clock.read().now_ms, ahead);
-        assert!(!clock.is_committed(ahead + 5));
+        assert_eq!(clock.committed_ms(), ahead);
         clock.advance(ahead + 5);
-        assert!(clock.is_committed(ahead + 5) && !clock.is_committed(ahead + 6));
+        assert_eq!(clock.committed_ms(), ahead + 5);
         assert_eq!(clock.read().now_ms, ahead + 5);
         assert_eq!(clock.read().timetag & 0xff, 7);
     }

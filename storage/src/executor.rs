@@ -210,6 +210,7 @@ impl Executor {
     async fn settle(&mut self, verdict: Result<(), ProposeError>) {
         let Some(flight) = self.flights.pop_front() else { return };
         self.finish(flight, verdict.as_ref().err().map(CallError::from));
+        self.replica.note_in_flight(self.flights.len());
         let Err(error) = verdict else {
             // Another leader may have committed it, and gone on from there.
             self.end_leadership_if_over();
@@ -228,6 +229,7 @@ impl Executor {
             let why = if is_void { lost() } else { base.clone() };
             self.finish(flight, Some(why));
         }
+        self.replica.note_in_flight(0);
         std::mem::take(&mut self.next).refuse(&lost());
     }
 
@@ -364,6 +366,7 @@ impl Executor {
         };
         let is_proposed = proposed.is_some();
         self.flights.push_back(Flight { batch, proposed, began: Instant::now() });
+        self.replica.note_in_flight(self.flights.len());
         if !is_proposed && self.flights.len() == 1 {
             self.land().await;
         }
@@ -372,7 +375,7 @@ impl Executor {
     /// Whether what a batch takes for past is so by the stamps of those before it.
     fn is_past_before(&self, batch: &Batch) -> bool {
         let mut stamps = self.flights.iter().filter(|flight| flight.proposed.is_some()).map(|flight| flight.batch.stamp_ms);
-        self.replica.clock.is_committed(batch.past_ms) || stamps.any(|stamp_ms| batch.past_ms <= stamp_ms)
+        batch.past_ms <= self.replica.clock.committed_ms() || stamps.any(|stamp_ms| batch.past_ms <= stamp_ms)
     }
 
     /// Hands a batch to Raft; `None`: it changes nothing, and may be answered as soon as those before it are.

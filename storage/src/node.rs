@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::expiry::{Alarm, Due};
 use crate::hot::Hot;
-use crate::reads::Look;
+use crate::reads::{By, Look};
 use crate::replica::{Replica, ReplicaOptions, SetAside};
 use crate::{clock, dirs, expiry, reads};
 
@@ -313,6 +313,7 @@ impl Node {
         }
         let options = ReplicaOptions {
             placement,
+            table: &table.name,
             raft_id,
             group_id: group_of(partition),
             dir: &dirs::path(&self.options.dir, partition, raft_id),
@@ -418,13 +419,13 @@ impl Node {
         if !figures.is_leader || figures.term != term {
             return Err(format!("it does not lead in term {term}"));
         }
-        replica.transfer(to).await
+        replica.transfer(to, "meta has asked for it").await
     }
 
     /// Hands over everything that is led here to members that are ready, before this process stops; gives up after `patience`.
     pub async fn hand_over(&self, patience: Duration) {
         let replicas = self.replicas();
-        let each = replicas.iter().map(|replica| replica.hand_over());
+        let each = replicas.iter().map(|replica| replica.hand_over("the server is stopping"));
         if tokio::time::timeout(patience, futures::future::join_all(each)).await.is_err() {
             tracing::warn!("not all leaderships were handed over in time");
         }
@@ -512,7 +513,7 @@ impl Call<Request, Response> for Node {
         if !replica.lease.is_valid() || reads::is_for_executor(request) || reads::is_long(replica, request) {
             return None;
         }
-        match reads::answer(replica, request, reads::WALKED_MAX) {
+        match reads::answer(replica, request, reads::WALKED_MAX, By::Now) {
             Ok(Look::Done(response)) => Some(Ok(response)),
             Ok(Look::Ahead(..) | Look::TooLate | Look::TooLong) => None,
             Err(error) => Some(Err(error)),

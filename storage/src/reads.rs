@@ -150,11 +150,21 @@ fn large_bytes(answer: &Answer) -> usize {
     }
 }
 
+/// By which time a look judges what has expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    /// The partition's, now.
+    Now,
+    /// The last that is committed: all that is past by it is past for good.
+    Committed,
+}
+
 /// What became of a look at the state.
 pub(crate) enum Look {
     /// All is answered that was to be.
     Done(Response),
-    /// So it is, too, once it is written down that this moment (ms) is past: an answer rests on it, and the log does not know it.
+    /// An answer rests on it that this moment (ms) is past, and the log did not know that before the look. It must be written down first, and then
+    /// looked at again: a write that was under way before that may have given the row another expiry.
     Ahead(Response, u64),
     /// The lease had run out by the time the state was looked at.
     TooLate,
@@ -166,15 +176,20 @@ pub(crate) enum Look {
 ///
 /// The lease that was valid before the look must still be valid after it: however long the thread was held up in between, what it saw was then
 /// the latest. Another lease would not do: leadership that went and came back meanwhile left what others wrote behind the look.
-pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64) -> Result<Look, CallError> {
+pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64, by: By) -> Result<Look, CallError> {
     let Some(epoch) = replica.lease.epoch() else { return Ok(Look::TooLate) };
+    // Before the look, too: what is committed after it may have come behind a write that the look has not seen.
+    let committed_ms = replica.clock.committed_ms();
     let is_one_get = matches!(request.ops.as_slice(), [op] if one_get(op));
     let view = if is_one_get { Applied::latest(replica) } else { Applied::snapshot(replica)? };
     view.patience.set(walked_max);
     if !is_one_get && !replica.lease.covers(epoch) {
         return Ok(Look::TooLate);
     }
-    let stamp = replica.clock.read();
+    let stamp = match by {
+        By::Now => replica.clock.read(),
+        By::Committed => replica.clock.at(committed_ms),
+    };
     let rules = replica.rules();
     let mut edits = Edits::default();
     let mut outcomes = Vec::with_capacity(request.ops.len());
@@ -208,7 +223,7 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64) -> R
         return Ok(Look::TooLate);
     }
     let (response, past_ms) = (Response::Done(outcomes), view.past_ms());
-    Ok(if replica.clock.is_committed(past_ms) { Look::Done(response) } else { Look::Ahead(response, past_ms) })
+    Ok(if past_ms <= committed_ms { Look::Done(response) } else { Look::Ahead(response, past_ms) })
 }
 
 /// Whether a request needs the executor: it writes, or asks what only the executor knows.

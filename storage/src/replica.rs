@@ -1,6 +1,7 @@
 //! One copy of one partition on this node: its store, its Raft group, its executor's queue.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -29,11 +30,15 @@ use crate::judge::RowJudge;
 use crate::lease::{Asked, Lease};
 use crate::node::{Peers, TableFigures};
 use crate::queue::Queue;
-use crate::reads::{self, Look};
+use crate::reads::{self, By, Look};
 
 /// A replica, running until [`Replica::stop`] or [`Replica::close`].
 pub struct Replica {
     partition: PartitionId,
+    /// The table's name, for the log.
+    table: String,
+    /// Why leadership is being handed over, for the log.
+    parting: Mutex<&'static str>,
     raft_id: u64,
     pub(crate) store: Store,
     group: Group,
@@ -52,6 +57,7 @@ pub struct Replica {
     /// How long a batch in flight may be without a quorum; by then its clients are told that its outcome is unknown.
     pub(crate) unsure_after: Duration,
     pub(crate) lease: Lease,
+    in_flight: AtomicUsize,
     pub(crate) cursors: Cursors,
     pub(crate) expiry: Expiry,
     pub(crate) hot: Arc<Hot>,
@@ -131,6 +137,8 @@ impl From<&ProposeError> for CallError {
 /// What a replica is opened with.
 pub(crate) struct ReplicaOptions<'a> {
     pub(crate) placement: &'a Placement,
+    /// The table's name.
+    pub(crate) table: &'a str,
     /// Which member of its group it is.
     pub(crate) raft_id: u64,
     /// The group's number in the node's log.
@@ -204,6 +212,8 @@ impl Replica {
         };
         let replica = Arc::new(Replica {
             partition: options.placement.partition,
+            table: options.table.to_owned(),
+            parting: Mutex::default(),
             raft_id: options.raft_id,
             store,
             role: group.leadership_changes(),
@@ -218,6 +228,7 @@ impl Replica {
             clock: Clock::new(stamp_ms, options.cluster_tag),
             unsure_after: options.unsure_after,
             lease: Lease::new(),
+            in_flight: AtomicUsize::new(0),
             cursors: Cursors::default(),
             expiry: Expiry::new(options.alarm.clone()),
             owner: hot.owner(),
@@ -305,6 +316,32 @@ impl Replica {
         }
     }
 
+    /// One line for each leadership that begins or ends here; `led`: the term of the last one that began and has not ended.
+    fn log_role(&self, led: &mut Option<u64>, now: Role) {
+        let leads = now.is_leader.then_some(now.term);
+        if *led == leads {
+            return;
+        }
+        let (table, partition) = (&self.table, self.partition.index);
+        let (cause, parting) = (self.group.take_cause(), std::mem::take(&mut *self.parting.lock()));
+        if let Some(term) = *led {
+            let why = match (&cause, now.leader.filter(|leader| leader.raft_id != self.raft_id)) {
+                _ if leads.is_some() => "it was lost and won again".to_owned(),
+                (Some(cause), _) if parting.is_empty() => cause.clone(),
+                (Some(cause), _) => format!("{cause}: {parting}"),
+                (None, Some(next)) => format!("member {} on server {} leads in term {}", next.raft_id, ServerId(next.server), next.term),
+                (None, None) if now.term > term => format!("others elect in term {}", now.term),
+                (None, None) => "its Raft group has stopped here".to_owned(),
+            };
+            tracing::info!(table, partition, term, why, "this server does not lead the partition any more");
+        }
+        if let Some(term) = leads {
+            let why = cause.unwrap_or_else(|| "it was elected".to_owned());
+            tracing::info!(table, partition, term, why, "this server leads the partition");
+        }
+        *led = leads;
+    }
+
     /// Who leads, as far as is known here.
     pub(crate) fn leader(&self) -> Option<Leader> {
         self.role.borrow().leader.map(|leader| Leader { server: ServerId(leader.server), term: leader.term })
@@ -315,14 +352,15 @@ impl Replica {
         self.group.receive(letter).await.map_err(|error| error.to_string())
     }
 
-    /// Hands leadership over to another member.
-    pub(crate) async fn transfer(self: &Arc<Self>, to: u64) -> Result<(), String> {
+    /// Hands leadership over to another member; `why` is for the log.
+    pub(crate) async fn transfer(self: &Arc<Self>, to: u64, why: &'static str) -> Result<(), String> {
         let replica = self.clone();
+        *self.parting.lock() = why;
         self.group.transfer_leader(to, Box::new(move || replica.lease.revoke())).await.map_err(|error| error.to_string())
     }
 
     /// Hands leadership over to whoever is ready, if it is here.
-    pub(crate) async fn hand_over(self: &Arc<Self>) {
+    pub(crate) async fn hand_over(self: &Arc<Self>, why: &'static str) {
         let status = self.group.status();
         if !status.figures.is_leader {
             return;
@@ -330,7 +368,7 @@ impl Replica {
         let mut followers: Vec<_> = status.followers.into_iter().filter(|follower| follower.is_voter).collect();
         followers.sort_by_key(|follower| std::cmp::Reverse(follower.matched));
         for follower in followers {
-            match self.transfer(follower.raft_id).await {
+            match self.transfer(follower.raft_id, why).await {
                 Ok(()) => return,
                 Err(error) => tracing::debug!(partition = ?self.partition, to = follower.raft_id, error, "a handover did not go through"),
             }
@@ -397,6 +435,11 @@ impl Replica {
         }
     }
 
+    /// So many batches are under way, says the executor.
+    pub(crate) fn note_in_flight(&self, batches: usize) {
+        self.in_flight.store(batches, Ordering::Release);
+    }
+
     /// Whether a write has room now; if not, why not.
     pub(crate) fn writable(&self) -> Result<(), CallError> {
         self.log.writable().map_err(|full| CallError::ReadOnly(full.to_string()))?;
@@ -423,20 +466,27 @@ impl Replica {
     pub(crate) async fn read(self: &Arc<Self>, request: Request) -> Result<Response, CallError> {
         let mut is_long = reads::is_long(self, &request);
         let request = Arc::new(request);
+        let (mut by, mut is_read_only) = (By::Now, false);
         for _ in 0..READ_TRIES {
             if !self.lease.is_valid() {
                 self.confirm_lease().await?;
             }
             let look = if is_long {
                 let (replica, request) = (self.clone(), request.clone());
-                let look = tokio::task::spawn_blocking(move || reads::answer(&replica, &request, u64::MAX)).await;
+                let look = tokio::task::spawn_blocking(move || reads::answer(&replica, &request, u64::MAX, by)).await;
                 look.map_err(told)??
             } else {
-                reads::answer(self, &request, reads::WALKED_MAX)?
+                reads::answer(self, &request, reads::WALKED_MAX, by)?
             };
             match look {
                 Look::Done(response) => return Ok(response),
-                Look::Ahead(response, past_ms) => return self.pass(past_ms).await.map(|()| response),
+                Look::Ahead(response, _) if is_read_only => return Ok(response),
+                Look::Ahead(_, past_ms) => match self.pass(past_ms).await {
+                    Ok(()) => by = By::Committed,
+                    // Reads go on without, unless the row may get another expiry yet.
+                    Err(CallError::ReadOnly(_)) if self.in_flight.load(Ordering::Acquire) == 0 => is_read_only = true,
+                    Err(error) => return Err(error),
+                },
                 Look::TooLate => {}
                 Look::TooLong => is_long = true,
             }
@@ -450,8 +500,6 @@ impl Replica {
         let request = Request { ops: vec![Op::Pass { at_ms }], joined: Vec::new(), watched: Vec::new() };
         match self.queue.push(request)?.await {
             Ok(Ok(_)) => Ok(()),
-            // Reads go on without.
-            Ok(Err(CallError::ReadOnly(_))) => Ok(()),
             // Whether it is written or not, a read may be tried again.
             Ok(Err(CallError::Unknown(why))) => Err(CallError::NoLeader(why)),
             Ok(Err(error)) => Err(error),
@@ -533,7 +581,7 @@ impl Replica {
 
     /// Who has stopped leads nobody: hands over to whoever is ready, and in any case takes no part in the group any more, so that the others elect.
     pub(crate) async fn give_up(self: &Arc<Self>) {
-        if tokio::time::timeout(GIVE_UP_PATIENCE, self.hand_over()).await.is_err() {
+        if tokio::time::timeout(GIVE_UP_PATIENCE, self.hand_over("its replica here has stopped")).await.is_err() {
             tracing::warn!(partition = ?self.partition, "a replica that has stopped could not hand over in time");
         }
         self.group.shutdown().await;
@@ -564,10 +612,13 @@ fn last_stamp(store: &Store) -> Result<u64, String> {
 /// Follows who leads until the replica is gone: who ceases to lead answers no more reads, and who begins makes itself ready.
 async fn follow_role(replica: std::sync::Weak<Replica>) {
     let Some((mut role, group)) = replica.upgrade().map(|replica| (replica.role.clone(), replica.group.clone())) else { return };
+    let mut led = None;
     loop {
-        let leads = role.borrow_and_update().is_leader;
+        let now = *role.borrow_and_update();
+        let leads = now.is_leader;
         {
             let Some(replica) = replica.upgrade() else { return };
+            replica.log_role(&mut led, now);
             if leads && replica.queue.closed().is_none() {
                 // The cycle passes those by that don't seem to lead.
                 replica.expiry.look();
@@ -588,6 +639,7 @@ async fn follow_role(replica: std::sync::Weak<Replica>) {
             why = group.ended() => {
                 // By our will or by a fault: the former has closed the queue before.
                 if let Some(replica) = replica.upgrade() {
+                    replica.log_role(&mut led, Role { is_leader: false, ..Role::default() });
                     replica.fault(why);
                 }
                 return;

@@ -311,6 +311,45 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     three.close().await;
 }
 
+/// A reader that finds a row expired looks again once what was under way before has landed: the row may have been given more time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_is_given_more_time_is_not_said_to_be_gone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    let (key, soon) = (Bytes::from_static(b"k"), Duration::from_millis(200));
+    let more = Deadline::In(60_000);
+    for longer in [
+        Op::Expire { key: key.clone(), until: more, only: ExpireIf::default() },
+        Op::Persist { key: key.clone() },
+        Op::GetExpire { key: key.clone(), ttl: Ttl::Until(more) },
+    ] {
+        let ttl = Ttl::Until(Deadline::In(soon.as_millis() as i64));
+        let until = Instant::now() + soon;
+        three.one(leader, Op::Set { key: key.clone(), value: key.clone(), ttl, only: Only::Always, want_old: false }).await;
+        assert!(is(&three.one(leader, get()).await, "k"));
+        three.net.shut(leader as u64 + 1, 0);
+        let given = three.one(leader, longer.clone());
+        let read = async {
+            tokio::time::sleep_until((until + Duration::from_millis(20)).into()).await;
+            three.one(leader, get()).await
+        };
+        let door = async {
+            // Time for the reader to look, and to ask for its word to be written down.
+            tokio::time::sleep_until((until + Duration::from_millis(120)).into()).await;
+            three.net.open_doors();
+        };
+        let (given, read, ()) = tokio::join!(given, read, door);
+        match given {
+            Answer::Int(1) => assert!(is(&read, "k"), "{longer:?} has given it more time, and a reader said {read:?}"),
+            Answer::Bytes(_) => assert!(is(&read, "k"), "{longer:?} has given it more time, and a reader said {read:?}"),
+            // It came too late: the machine is busy.
+            _ => assert_eq!(read, Answer::Nil),
+        }
+    }
+    three.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_cut_off_answers_nothing_and_its_write_is_unknown() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -144,6 +144,8 @@ pub(super) struct Inner {
     /// Until when this replica neither votes nor stands.
     pub(super) guard_until: Instant,
     pub(super) standing: Mutex<Standing>,
+    /// Why leadership was last sought, given or given up here, until it is asked for.
+    pub(super) cause: Mutex<Option<String>>,
     pub(super) pulse: Pulse,
     pub(super) initial: BTreeMap<RaftId, Node>,
     pub(super) server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
@@ -279,6 +281,11 @@ impl Group {
         }
     }
 
+    /// Why this replica has begun or ceased to lead, for the log; told once. `None`: nothing was done here to that end.
+    pub fn take_cause(&self) -> Option<String> {
+        self.inner.cause.lock().take()
+    }
+
     /// Who leads, as it changes. That the group has ended is told by [`Group::ended`].
     pub fn leadership_changes(&self) -> watch::Receiver<Role> {
         self.inner.role.subscribe()
@@ -337,16 +344,22 @@ impl Inner {
         standing.in_term(now, term);
         if !is_formed {
             if standing.forms(now) {
+                self.note_cause("the group was formed".to_owned());
                 tokio::spawn(self.clone().form());
             }
             return standing.forms_at();
         }
         // Who does not vote may do so soon.
         let rank = rank?;
-        if standing.stands(now, rank) {
+        if let Some(why) = standing.stands(now, rank) {
+            self.note_cause(why);
             let _ = self.raft.trigger().elect(true).now_or_never();
         }
         Some(standing.stands_at(rank))
+    }
+
+    pub(super) fn note_cause(&self, why: String) {
+        *self.cause.lock() = Some(why);
     }
 
     /// Forms the group of its first members. All of them may: their first entries conflict, and the first elected leader's stands.

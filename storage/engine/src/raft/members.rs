@@ -130,6 +130,7 @@ impl Group {
         let mut roles = self.leadership_changes();
         let term = roles.borrow_and_update().term;
         inner.is_handing_over.store(true, Ordering::SeqCst);
+        inner.note_cause(format!("it is handed over to member {to} on {node}"));
         revoke();
         // Not before: a vote lets another leader write, and nobody may be read from here by then.
         *inner.has_revoked.write().await = true;
@@ -147,6 +148,10 @@ impl Group {
         // If nobody else leads by now, openraft goes on refusing by itself: it forgets a handover only with its leadership.
         *inner.has_revoked.write().await = false;
         inner.is_handing_over.store(false, Ordering::SeqCst);
+        if outcome.is_err() {
+            // If it is lost all the same, others say how.
+            inner.cause.lock().take();
+        }
         Ok(outcome?)
     }
 

@@ -92,6 +92,9 @@ impl Inner {
             Kind::Transfer => {
                 let request: TransferLeaderRequest<Types> = message::decode(body).map_err(ReceiveError::Unreadable)?;
                 self.given_up(request.from_leader().leader_id.term);
+                if *request.to_node_id() == self.id {
+                    self.note_cause(format!("member {} has handed it over", request.from_leader().leader_id.node_id));
+                }
                 message::encode(&self.raft.handle_transfer_leader(request).await.map_err(|error| ReceiveError::Stopped(error.to_string()))?)
             }
             _ => {

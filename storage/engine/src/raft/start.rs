@@ -78,6 +78,7 @@ impl Group {
             let (wire, ticker, guard_until) = (Arc::new(NoPeers), None, now);
             let group = Self::build(Start { id, name, log, store, wire, initial: initial.clone(), ticker, guard_until, standing }).await?;
             let raft = &group.inner.raft;
+            group.inner.note_cause("it is the only member".to_owned());
             let elected = async {
                 match raft.initialize(initial).await {
                     Ok(()) => {}
@@ -184,6 +185,7 @@ impl Group {
             ticker,
             guard_until,
             standing: Mutex::new(standing),
+            cause: Mutex::default(),
             pulse: Pulse::default(),
             initial,
             role: watch::Sender::default(),

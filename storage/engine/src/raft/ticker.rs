@@ -281,14 +281,18 @@ impl Standing {
         free_at.map_or(self.not_before, |free_at| free_at.max(self.not_before))
     }
 
-    /// Whether to stand for election now.
-    pub(super) fn stands(&mut self, now: Instant, rank: u32) -> bool {
-        let stands = now >= self.stands_at(rank);
-        if stands {
-            self.not_before = now + ROUND + random(ROUND);
-            self.jitter = random(STAGGER);
+    /// Whether to stand for election now, and why.
+    pub(super) fn stands(&mut self, now: Instant, rank: u32) -> Option<String> {
+        if now < self.stands_at(rank) {
+            return None;
         }
-        stands
+        self.not_before = now + ROUND + random(ROUND);
+        self.jitter = random(STAGGER);
+        Some(match (self.heard, self.given_up) {
+            (_, Some(_)) => "the last leader gave up, and nobody else leads".to_owned(),
+            (Some(heard), None) => format!("no leader was heard of for {} ms", now.saturating_duration_since(heard).as_millis()),
+            (None, None) => "no leader was heard of since the start".to_owned(),
+        })
     }
 }
 
