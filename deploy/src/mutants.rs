@@ -4,13 +4,14 @@
 use std::io::Write;
 
 /// What `BRIDLE_MUTANT` may be, and what is broken then (`engine::mutants::Rule`, `meta/cluster/src/rows.rs`).
-const MUTANTS: [(&str, &str); 7] = [
+const MUTANTS: [(&str, &str); 8] = [
     ("none", "nothing: what the others are measured against"),
     ("answer-before-fsync", "writes are answered before they are written, let alone synced"),
     ("forget-the-vote", "votes are forgotten by a restart, and who has just started votes at once"),
     ("purge-too-far", "the log is purged beyond what is on disk"),
     ("read-without-lease", "a leader that may be none any more answers reads"),
     ("keep-old-rows", "who begins to lead again believes what it knew of rows before"),
+    ("keep-an-old-leadership", "who leads again goes on from its earlier leadership until a write fails"),
     ("apply-a-retry-twice", "a write of unknown outcome is sent again"),
 ];
 

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use integration::Value;
-use integration::lin::{Call, Command, Limits, Row, RowOp, Verdict, check};
+use integration::lin::{Call, Command, Expiry, Kept, Limits, Row, RowOp, Verdict, check};
 
-use Command::{Append, Del, Get, HCheckSet, HDel, HGet, HGetAll, HIncrBy, HLen, HSet, Incr, Set, SetNx};
+use Command::{
+    Append, Del, Expire, Get, GetEx, HCheckSet, HDel, HGet, HGetAll, HIncrBy, HLen, HSet, Incr, Persist, Pttl, Set, SetFor, SetNx,
+};
 
 /// A history, written down call by call. Times are whatever suits the test; each call is a client of its own.
 #[derive(Default, Clone)]
@@ -182,6 +184,50 @@ fn transactions_under_watch_are_judged() {
 }
 
 #[test]
+fn transactions_that_change_nothing_are_judged() {
+    let start = new().told(0, 1, set("a"), Value::ok());
+    let a = || Row::Text("a".into());
+    let reads = |value: &str| vec![(Get, text(value)), (SetNx("b".into()), Value::Int(0))];
+    start.clone().exec(2, Some(3), a(), reads("a")).fine();
+    // It was let through although another had written since.
+    let written = start.told(2, 3, set("z"), Value::ok());
+    written.clone().exec(4, Some(5), a(), reads("z")).wrong();
+    written.clone().exec(4, Some(5), a(), reads("a")).wrong();
+    written.exec(4, Some(5), Row::Text("z".into()), reads("z")).fine();
+}
+
+#[test]
+fn keys_that_expire_are_judged() {
+    let soon = Expiry::Soon(7);
+    let start = new().told(0, 1, SetFor("a".into(), soon), Value::ok());
+    // At any moment from then on, once, and for good.
+    start.clone().told(2, 3, Get, text("a")).told(4, 5, Get, Value::Nil).told(6, 7, Expire(Expiry::Late), Value::Int(0)).fine();
+    start.clone().told(2, 3, Get, Value::Nil).told(4, 5, Get, text("a")).wrong();
+    start.clone().told(2, 3, Pttl, Value::Int(1)).told(4, 5, Pttl, Value::Int(-2)).fine();
+    start.clone().told(2, 3, Pttl, Value::Int(-1)).wrong();
+    new().told(0, 1, set("a"), Value::ok()).told(2, 3, Get, Value::Nil).wrong();
+    // Given more time, and gone all the same.
+    for (more, reply) in [(Expire(Expiry::Late), Value::Int(1)), (GetEx(Expiry::Never), text("a")), (Persist, Value::Int(1))] {
+        let given = start.clone().told(2, 9, more.clone(), reply);
+        given.clone().told(10, 11, Get, text("a")).fine();
+        given.clone().told(10, 11, Get, Value::Nil).wrong();
+        // Even a reader that asked before knows no moment at which it was gone.
+        given.clone().told(3, 8, Get, Value::Nil).wrong();
+        start.clone().lost(2, more).told(3, 4, Get, Value::Nil).told(5, 6, Get, Value::Nil).fine();
+    }
+    // Said to be nothing there, of a key that is.
+    let written = new().told(0, 1, set("a"), Value::ok());
+    written.clone().told(2, 3, Expire(Expiry::Late), Value::Int(0)).wrong();
+    written.clone().told(2, 3, GetEx(Expiry::Late), Value::Nil).wrong();
+    written.clone().told(2, 3, Persist, Value::Int(0)).fine();
+    written.clone().told(2, 3, Expire(Expiry::Late), Value::Int(1)).told(4, 5, Persist, Value::Int(0)).wrong();
+    // A write without an expiry takes the old one away; one that nobody saw may have come too late.
+    start.clone().told(2, 3, set("b"), Value::ok()).told(4, 5, Get, Value::Nil).wrong();
+    start.clone().lost(2, SetFor("b".into(), Expiry::Soon(8))).told(4, 5, Get, text("b")).told(6, 7, Get, Value::Nil).fine();
+    start.told(2, 3, Append("b".into()), Value::Int(2)).told(4, 5, Get, Value::Nil).fine();
+}
+
+#[test]
 fn hundreds_of_unknown_calls_are_judged_in_no_time() {
     let mut history = new();
     let mut at = 0;
@@ -295,7 +341,7 @@ fn simulate(dice: &mut Dice, planned: &[Planned], sin: Sin) -> History {
     let mut order: Vec<usize> = (0..planned.len()).filter(|at| planned[*at].effect.is_some()).collect();
     order.sort_by_key(|at| planned[*at].effect);
     let sinner = order.len() as u64 / 4 + dice.below(order.len() as u64 / 2);
-    let (mut row, mut rows) = (Row::Nothing, vec![Row::Nothing]);
+    let (mut row, mut rows) = (Kept::default(), vec![Kept::default()]);
     let mut replies: Vec<Option<Vec<Value>>> = vec![None; planned.len()];
     let (mut sinned, mut again) = (false, None::<(usize, usize)>);
     for (nth, at) in order.iter().enumerate() {
@@ -328,7 +374,7 @@ fn simulate(dice: &mut Dice, planned: &[Planned], sin: Sin) -> History {
         history.0.push(Call { client: at, op, invoked_ns: call.invoked, returned_ns: call.returned });
     }
     let quiet = 1_000_000;
-    match &row {
+    match &row.row {
         Row::Hash(_) => history.told(quiet, quiet + 1, HGetAll, HGetAll.run(&mut row)),
         _ => history.told(quiet, quiet + 1, Get, Get.run(&mut row)),
     }

@@ -91,12 +91,17 @@ fn a_cluster_stays_linearizable_through_kills_freezes_and_transfers() {
 fn a_cluster_stays_linearizable_through_partitions_and_bad_links() {
     let seed = seed();
     let Some(network) = Network::if_allowed(3, seed).map(Arc::new) else { return };
-    let faults = [&nemesis::NETWORK[..], &[Fault::KillLeader, Fault::Transfer]].concat();
+    let faults = [&nemesis::NETWORK[..], &[Fault::KillLeader, Fault::Transfer, Fault::ThereAndBack]].concat();
     run(Cluster::builder().network(&network).start(), Some(network), &faults, seed);
 }
 
 #[test]
 fn a_cluster_stays_linearizable_while_clocks_jump() {
     let seed = seed();
-    run(Cluster::builder().clocks().start(), None, &[Fault::Clock, Fault::Clock, Fault::KillLeader, Fault::Transfer], seed);
+    run(
+        Cluster::builder().clocks().start(),
+        None,
+        &[Fault::Clock, Fault::Clock, Fault::KillLeader, Fault::Transfer, Fault::ThereAndBack],
+        seed,
+    );
 }

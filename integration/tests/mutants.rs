@@ -152,6 +152,11 @@ fn who_keeps_old_rows_is_caught() {
     caught("keep-old-rows", Trial::Faults(&[Fault::Transfer], 15));
 }
 
+#[test]
+fn who_keeps_an_old_leadership_is_caught() {
+    caught("keep-an-old-leadership", Trial::Faults(&[Fault::ThereAndBack], 20));
+}
+
 /// The binary for everybody has no such switch.
 #[test]
 fn the_usual_binary_breaks_no_rules() {

@@ -27,5 +27,5 @@
 mod row;
 mod search;
 
-pub use row::{Command, Row, RowOp};
+pub use row::{Command, Expiry, Kept, Row, RowOp};
 pub use search::{Call, Limits, Model, Verdict, check};

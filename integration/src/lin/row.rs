@@ -18,12 +18,57 @@ pub enum Row {
     Hash(BTreeMap<String, String>),
 }
 
+/// When a key expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Expiry {
+    /// Never.
+    #[default]
+    Never,
+    /// Long after the test.
+    Late,
+    /// In a moment; the number is of the call that said so, and nobody else's.
+    Soon(u64),
+}
+
+impl Expiry {
+    /// What the client asks for, ms. A clock that jumps by hours does not reach what is late.
+    fn ms(self) -> String {
+        match self {
+            Expiry::Never => "0".to_owned(),
+            Expiry::Late => "864000000".to_owned(),
+            Expiry::Soon(number) => (10 + number % 150).to_string(),
+        }
+    }
+}
+
+/// PTTL of more than so many ms is that of a key that expires late.
+const LATE_MS: i64 = 400_000_000;
+
+/// The value of one key and when it expires.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Kept {
+    /// The value.
+    pub row: Row,
+    /// Its expiry; `Never` without a value.
+    pub expiry: Expiry,
+}
+
 /// A command without its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "they are Redis's; HCheckSet is HCHECKSET key field BYTES EQ .1 field .2")]
+#[allow(
+    missing_docs,
+    reason = "they are Redis's; HCheckSet is HCHECKSET key field BYTES EQ .1 field .2, SetFor is SET with PX. Nobody sends Vanish: the key \
+              expires that this call gave a moment"
+)]
 pub enum Command {
     Get,
     Set(String),
+    SetFor(String, Expiry),
+    Expire(Expiry),
+    GetEx(Expiry),
+    Persist,
+    Pttl,
+    Vanish(u64),
     SetNx(String),
     Append(String),
     Incr,
@@ -74,6 +119,22 @@ impl Command {
         let words: Vec<&str> = match self {
             Command::Get => vec!["GET", key],
             Command::Set(value) => vec!["SET", key, value],
+            Command::SetFor(value, expiry) => {
+                number = expiry.ms();
+                vec!["SET", key, value, "PX", &number]
+            }
+            Command::Expire(expiry) => {
+                number = expiry.ms();
+                vec!["PEXPIRE", key, &number]
+            }
+            Command::GetEx(Expiry::Never) => vec!["GETEX", key, "PERSIST"],
+            Command::GetEx(expiry) => {
+                number = expiry.ms();
+                vec!["GETEX", key, "PX", &number]
+            }
+            Command::Persist => vec!["PERSIST", key],
+            Command::Pttl => vec!["PTTL", key],
+            Command::Vanish(_) => unreachable!("nobody sends it"),
             Command::SetNx(value) => vec!["SETNX", key, value],
             Command::Append(value) => vec!["APPEND", key, value],
             Command::Incr => vec!["INCR", key],
@@ -93,7 +154,28 @@ impl Command {
     }
 
     fn only_reads(&self) -> bool {
-        matches!(self, Command::Get | Command::HGet(_) | Command::HLen | Command::HGetAll)
+        matches!(self, Command::Get | Command::Pttl | Command::HGet(_) | Command::HLen | Command::HGetAll)
+    }
+
+    /// Whether, by its reply, it changed nothing.
+    fn is_idle(&self, reply: &Value) -> bool {
+        use Command::*;
+        match self {
+            _ if matches!(reply, Value::Error(_)) => true,
+            Del | SetNx(_) | HDel(_) | HCheckSet(..) | Expire(_) | Persist => *reply == Value::Int(0),
+            GetEx(_) => *reply == Value::Nil,
+            _ => false,
+        }
+    }
+
+    /// The number of the moment that it gave the key, if it did.
+    fn soon(&self) -> Option<u64> {
+        match self {
+            Command::SetFor(_, Expiry::Soon(number)) | Command::Expire(Expiry::Soon(number)) | Command::GetEx(Expiry::Soon(number)) => {
+                Some(*number)
+            }
+            _ => None,
+        }
     }
 
     /// The one field that it is about.
@@ -108,7 +190,7 @@ impl Command {
     /// What it writes that nobody else writes.
     fn written(&self) -> Option<&String> {
         match self {
-            Command::Set(value) | Command::SetNx(value) | Command::Append(value) => Some(value),
+            Command::Set(value) | Command::SetFor(value, _) | Command::SetNx(value) | Command::Append(value) => Some(value),
             Command::HSet(_, value) | Command::HCheckSet(_, _, value) => Some(value),
             _ => None,
         }
@@ -116,19 +198,55 @@ impl Command {
 
     fn written_mut(&mut self) -> Option<&mut String> {
         match self {
-            Command::Set(value) | Command::SetNx(value) | Command::Append(value) => Some(value),
+            Command::Set(value) | Command::SetFor(value, _) | Command::SetNx(value) | Command::Append(value) => Some(value),
             Command::HSet(_, value) | Command::HCheckSet(_, _, value) => Some(value),
             _ => None,
         }
     }
 
-    /// Carries it out. Errors are told by their first word.
-    pub fn run(&self, row: &mut Row) -> Value {
-        match self {
-            Command::Set(value) => {
-                *row = Row::Text(value.clone());
+    /// Carries it out. Errors are told by their first word; PTTL is 2 for late, 1 for soon.
+    pub fn run(&self, kept: &mut Kept) -> Value {
+        let reply = match (self, &kept.row) {
+            (Command::Set(value) | Command::SetFor(value, _), _) => {
+                let expiry = if let Command::SetFor(_, expiry) = self { *expiry } else { Expiry::Never };
+                *kept = Kept { row: Row::Text(value.clone()), expiry };
                 return Value::ok();
             }
+            (Command::Vanish(number), _) => {
+                if kept.expiry == Expiry::Soon(*number) {
+                    *kept = Kept::default();
+                }
+                Value::Nil
+            }
+            (Command::Expire(_) | Command::Persist, Row::Nothing) => Value::Int(0),
+            (Command::Expire(expiry), _) => {
+                kept.expiry = *expiry;
+                Value::Int(1)
+            }
+            (Command::Persist, _) => Value::Int(i64::from(std::mem::take(&mut kept.expiry) != Expiry::Never)),
+            (Command::GetEx(expiry), row) => {
+                if matches!(row, Row::Text(_)) {
+                    kept.expiry = *expiry;
+                }
+                Command::Get.run_on_row(&mut kept.row)
+            }
+            (Command::Pttl, row) => Value::Int(match (row, kept.expiry) {
+                (Row::Nothing, _) => -2,
+                (_, Expiry::Never) => -1,
+                (_, Expiry::Soon(_)) => 1,
+                (_, Expiry::Late) => 2,
+            }),
+            _ => self.run_on_row(&mut kept.row),
+        };
+        if kept.row == Row::Nothing {
+            kept.expiry = Expiry::Never;
+        }
+        reply
+    }
+
+    /// What asks for no expiry.
+    fn run_on_row(&self, row: &mut Row) -> Value {
+        match self {
             Command::Del => return Value::Int(i64::from(std::mem::take(row) != Row::Nothing)),
             Command::SetNx(value) => {
                 let new = *row == Row::Nothing;
@@ -206,6 +324,7 @@ impl Command {
                 Value::Array(pairs.concat())
             }
             (_, Value::Error(text)) => Value::Error(text.split(' ').next().unwrap_or_default().to_owned()),
+            (Command::Pttl, Value::Int(ms)) if ms >= 0 => Value::Int(if ms > LATE_MS { 2 } else { 1 }),
             (_, reply) => reply,
         }
     }
@@ -235,15 +354,21 @@ impl Row {
 }
 
 impl Model for Row {
-    type State = Row;
+    type State = Kept;
     type Op = RowOp;
 
-    fn start() -> Row {
-        Row::Nothing
+    fn start() -> Kept {
+        Kept::default()
     }
 
-    fn step(state: &Row, op: &RowOp) -> Option<Row> {
-        if op.only_if.as_ref().is_some_and(|row| row != state) {
+    fn step(state: &Kept, op: &RowOp) -> Option<Kept> {
+        if op.only_if.as_ref().is_some_and(|row| *row != state.row) {
+            return None;
+        }
+        // There is one for each call that gave the key a moment, and most are over.
+        if let [Command::Vanish(number)] = op.commands[..]
+            && state.expiry != Expiry::Soon(number)
+        {
             return None;
         }
         let mut after = state.clone();
@@ -261,12 +386,16 @@ impl Model for Row {
 
     fn only_reads(op: &RowOp) -> bool {
         let told = op.replies.as_deref().unwrap_or_default();
-        op.commands.iter().enumerate().all(|(at, command)| {
-            let refused = matches!(told.get(at), Some(Value::Error(_)))
-                || (matches!(command, Command::Del | Command::SetNx(_) | Command::HDel(_) | Command::HCheckSet(..))
-                    && told.get(at) == Some(&Value::Int(0)));
-            command.only_reads() || refused
-        })
+        op.commands.iter().enumerate().all(|(at, command)| command.only_reads() || told.get(at).is_some_and(|reply| command.is_idle(reply)))
+    }
+
+    /// A key that is given a moment may expire at any time from then on, or never: clocks may jump, and time may stand still. When it must be gone is not judged.
+    fn events(calls: &[Call<RowOp>]) -> Vec<Call<RowOp>> {
+        let vanish = |call: &Call<RowOp>, number| {
+            let op = RowOp { only_if: None, commands: vec![Command::Vanish(number)], replies: None };
+            Call { op, returned_ns: None, ..call.clone() }
+        };
+        calls.iter().flat_map(|call| call.op.commands.iter().filter_map(Command::soon).map(move |number| vanish(call, number))).collect()
     }
 
     /// A field is a part; type and existence are part of every field.

@@ -28,6 +28,11 @@ pub trait Model {
         (u64::MAX, u64::MAX)
     }
 
+    /// What happens by itself as a consequence of these calls: calls of unknown outcome that nobody makes.
+    fn events(_calls: &[Call<Self::Op>]) -> Vec<Call<Self::Op>> {
+        Vec::new()
+    }
+
     /// May rewrite a history into one that has a linearization exactly when the given one has, and is quicker to judge.
     fn simplify(_calls: &mut [Call<Self::Op>]) {}
 }
@@ -139,7 +144,7 @@ impl<S: Clone + Eq + Hash> States<S> {
 
 /// Whether the history has a linearization.
 pub fn check<M: Model>(calls: &[Call<M::Op>], limits: &Limits) -> Verdict {
-    let mut calls = calls.to_vec();
+    let mut calls = [calls, &M::events(calls)].concat();
     // A read whose answer nobody saw says nothing.
     calls.retain(|call| call.returned_ns.is_some() || !M::only_reads(&call.op));
     M::simplify(&mut calls);

@@ -42,13 +42,23 @@ pub enum Fault {
     Lossy,
     /// A leader hands over.
     Transfer,
+    /// A leader hands over, and gets it back soon after.
+    ThereAndBack,
     /// A wall clock jumps, by up to an hour either way.
     Clock,
 }
 
 /// Faults of processes: no network and no clocks needed.
-pub const PROCESSES: [Fault; 7] =
-    [Fault::KillLeader, Fault::KillMeta, Fault::KillAny, Fault::KillAll, Fault::Restart, Fault::Freeze, Fault::Transfer];
+pub const PROCESSES: [Fault; 8] = [
+    Fault::KillLeader,
+    Fault::KillMeta,
+    Fault::KillAny,
+    Fault::KillAll,
+    Fault::Restart,
+    Fault::Freeze,
+    Fault::Transfer,
+    Fault::ThereAndBack,
+];
 
 /// Faults of a network of the test's own.
 pub const NETWORK: [Fault; 7] = [Fault::IsolateLeader, Fault::Split, Fault::Bridge, Fault::Mute, Fault::Deaf, Fault::Slow, Fault::Lossy];
@@ -153,6 +163,19 @@ impl Nemesis {
                     let to = self.dice.below(cluster.nodes() as u64) as usize;
                     let said = cluster.transfer(&self.table, partition, to);
                     self.say(format_args!("{fault:?} of partition {partition} to {to}: {said:?}"));
+                }
+            }
+            Fault::ThereAndBack => {
+                let leaders = cluster.leaders(&self.table).unwrap_or_default();
+                let led: Vec<(usize, usize)> =
+                    leaders.into_iter().enumerate().filter_map(|(partition, leader)| Some((partition, leader?))).collect();
+                if !led.is_empty() {
+                    let (partition, leader) = *self.dice.one_of(&led);
+                    let to = (leader + 1 + self.dice.below(cluster.nodes() as u64 - 1) as usize) % cluster.nodes();
+                    let there = cluster.transfer(&self.table, partition, to);
+                    self.rest(20, 700);
+                    let back = cluster.transfer(&self.table, partition, leader);
+                    self.say(format_args!("{fault:?}: partition {partition} from {leader} to {to}: {there:?}, {back:?}"));
                 }
             }
             Fault::Clock => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::mix::{KINDS, Kind, Next};
 use super::{Dice, Plan, Seen, Shared};
-use crate::lin::{Command, Row, RowOp};
+use crate::lin::{Command, Expiry, Row, RowOp};
 use crate::{Client, Value};
 
 /// What a reply says about the command.
@@ -20,6 +20,9 @@ enum Outcome {
     /// Nobody knows.
     Unknown(String),
 }
+
+/// The longest that a watched row is held, ms: over a handover there and back.
+const HELD_MS_MAX: u64 = 2_000;
 
 /// Errors that are answers: the same row gives them again.
 const ANSWERS: [&str; 2] = ["WRONGTYPE ", "ERR value is not an integer"];
@@ -77,12 +80,15 @@ impl<'a> Worker<'a> {
             let kind = *self.dice.one_of(&KINDS);
             let slot = self.dice.below(self.plan.keys_per_kind) as usize;
             let key = self.shared.key(kind, slot, self.plan.calls_per_key);
-            self.written += 1;
-            let unique = format!("<{}.{}>", self.number, self.written);
+            let (unique, soon) = self.unique();
             let seen = self.last_seen.get(&key).cloned().unwrap_or_default();
-            match kind.next(&mut self.dice, unique, &seen) {
+            match kind.next(&mut self.dice, unique, soon, &seen) {
+                _ if self.shared.is_lull() => _ = self.call(&key, kind.whole()),
                 Next::One(command) => _ = self.call(&key, command),
-                Next::Watched(read) => self.watched(&key, kind, read),
+                Next::Watched(read) => {
+                    let exec = if self.dice.below(3) == 0 { Kind::idle_exec } else { Kind::exec };
+                    self.watched(&key, kind, read, Duration::ZERO, exec);
+                }
             }
             if self.dice.below(400) == 0 {
                 // Another proxy for a change.
@@ -91,6 +97,28 @@ impl<'a> Worker<'a> {
             std::thread::sleep(Duration::from_micros(self.dice.below(self.plan.pause.as_micros().max(1) as u64 * 2)));
         }
         self.seen
+    }
+
+    /// Works until told to stop, unlike the others: holds what it watches for long, and then carries out what changes nothing.
+    pub(super) fn hold(mut self) -> Seen {
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            if !self.connected() {
+                std::thread::sleep(Duration::from_millis(20 + self.dice.below(30)));
+                continue;
+            }
+            let kind = *self.dice.one_of(&KINDS);
+            let slot = self.dice.below(self.plan.keys_per_kind) as usize;
+            let key = self.shared.key(kind, slot, self.plan.calls_per_key);
+            let held = Duration::from_millis(self.dice.below(HELD_MS_MAX));
+            self.watched(&key, kind, kind.whole(), held, Kind::idle_exec);
+        }
+        self.seen
+    }
+
+    /// A value that nobody else writes, and a moment that nobody else gives.
+    fn unique(&mut self) -> (String, Expiry) {
+        self.written += 1;
+        (format!("<{}.{}>", self.number, self.written), Expiry::Soon((self.number as u64) << 32 | self.written))
     }
 
     fn connected(&mut self) -> bool {
@@ -141,8 +169,8 @@ impl<'a> Worker<'a> {
         told
     }
 
-    /// WATCH, a read of the whole row, and a transaction that is only right on that row.
-    fn watched(&mut self, key: &str, kind: Kind, read: Command) {
+    /// WATCH, a read of the whole row, and after a while a transaction that is only right on that row.
+    fn watched(&mut self, key: &str, kind: Kind, read: Command, held: Duration, exec: fn(Kind, &Row, String) -> Vec<Command>) {
         match outcome(self.ask(&[vec!["WATCH".to_owned(), key.to_owned()]]).map(|mut replies| replies.remove(0))) {
             Outcome::Told(_) => {}
             Outcome::Refused(why) | Outcome::Unknown(why) => return self.seen.refused(why),
@@ -153,8 +181,8 @@ impl<'a> Worker<'a> {
             self.client = None;
             return;
         };
-        self.written += 1;
-        let commands = kind.exec(&row, format!("<{}.{}>", self.number, self.written));
+        std::thread::sleep(held);
+        let commands = exec(kind, &row, self.unique().0);
         let mut words = vec![vec!["MULTI".to_owned()]];
         words.extend(commands.iter().map(|command| command.words(key)));
         words.push(vec!["EXEC".to_owned()]);

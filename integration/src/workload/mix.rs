@@ -1,7 +1,7 @@
 //! Which commands are sent to which kind of key.
 
 use super::Dice;
-use crate::lin::{Command, Row};
+use crate::lin::{Command, Expiry, Row};
 
 /// What a key is used for. Each kind keeps its values unique, so that a read tells which write it saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub(super) enum Kind {
     List,
     /// Fields, set, counted, checked and deleted.
     Hash,
+    /// Expires soon, is given more time, is made to stay.
+    Session,
 }
 
 /// What a client does next to a key.
@@ -24,7 +26,7 @@ pub(super) enum Next {
     Watched(Command),
 }
 
-pub(super) const KINDS: [Kind; 4] = [Kind::Register, Kind::Counter, Kind::List, Kind::Hash];
+pub(super) const KINDS: [Kind; 5] = [Kind::Register, Kind::Counter, Kind::List, Kind::Hash, Kind::Session];
 
 impl Kind {
     pub(super) fn name(self) -> &'static str {
@@ -33,6 +35,7 @@ impl Kind {
             Kind::Counter => "counter",
             Kind::List => "list",
             Kind::Hash => "hash",
+            Kind::Session => "session",
         }
     }
 
@@ -44,8 +47,9 @@ impl Kind {
         }
     }
 
-    /// The next thing to do; `unique` is a value that nobody else writes, `seen` what this client saw in the key's field "a" last.
-    pub(super) fn next(self, dice: &mut Dice, unique: String, seen: &str) -> Next {
+    /// The next thing to do; `unique` is a value that nobody else writes, `soon` a moment that nobody else gives, `seen` what this client saw in the
+    /// key's field "a" last.
+    pub(super) fn next(self, dice: &mut Dice, unique: String, soon: Expiry, seen: &str) -> Next {
         let field = || ["a", "b", "c"][unique.len() % 3].to_owned();
         Next::One(match (self, dice.below(20)) {
             (_, 0..2) => return Next::Watched(self.whole()),
@@ -63,6 +67,18 @@ impl Kind {
             (Kind::Hash, 13..15) => Command::HCheckSet("a".to_owned(), seen.to_owned(), unique),
             (Kind::Hash, 15..18) => Command::HSet("a".to_owned(), unique),
             (Kind::Hash, _) => Command::HSet(field(), unique),
+            (Kind::Session, 2..6) => Command::Get,
+            (Kind::Session, 6..8) => Command::Pttl,
+            (Kind::Session, 8..11) => Command::SetFor(unique, soon),
+            (Kind::Session, 11) => Command::Set(unique),
+            (Kind::Session, 12) => Command::SetNx(unique),
+            (Kind::Session, 13) => Command::Del,
+            (Kind::Session, 14) => Command::Expire(soon),
+            (Kind::Session, 15) => Command::Expire(Expiry::Late),
+            (Kind::Session, 16) => Command::GetEx(soon),
+            (Kind::Session, 17) => Command::GetEx(Expiry::Late),
+            (Kind::Session, 18) => Command::GetEx(Expiry::Never),
+            (Kind::Session, _) => Command::Persist,
         })
     }
 
@@ -74,7 +90,7 @@ impl Kind {
                 vec![Command::Set(next.to_string()), Command::Get]
             }
             (Kind::Counter, _) => vec![Command::Incr],
-            (Kind::Register, _) => vec![Command::Get, Command::Set(unique), Command::Get],
+            (Kind::Register | Kind::Session, _) => vec![Command::Get, Command::Set(unique), Command::Get],
             (Kind::List, _) => vec![Command::Append(unique), Command::Get],
             (Kind::Hash, _) => {
                 vec![
@@ -83,6 +99,16 @@ impl Kind {
                     Command::HSet("b".to_owned(), unique),
                 ]
             }
+        }
+    }
+
+    /// What EXEC carries out that changes nothing as long as the row is as it was read under WATCH: it must not be so by then that it changes something.
+    pub(super) fn idle_exec(self, row: &Row, unique: String) -> Vec<Command> {
+        match (self, row) {
+            (Kind::Hash, _) => vec![Command::HGetAll, Command::HDel("nobody's".to_owned()), Command::HLen],
+            (_, Row::Nothing) => vec![Command::Get, Command::Expire(Expiry::Late), Command::Del],
+            (Kind::Session, _) => vec![Command::Get, Command::Pttl],
+            _ => vec![Command::SetNx(unique), Command::Get, Command::Persist],
         }
     }
 }

@@ -4,6 +4,9 @@
 //! and what nobody knows are written down as such. Values are unique. Keys are used for some hundreds of calls and then replaced by
 //! fresh ones, so that histories stay short; all keys are read once more at the end.
 //!
+//! Some clients hold a row under WATCH for up to seconds, and then EXEC what changes nothing; and now and then there is a *lull*, in which nobody
+//! writes. Both are for leaders that come back: what they remember of their earlier leadership shows as long as no write of theirs has failed.
+//!
 //! # Invariants
 //! - Times are taken from one monotonic clock, before the first byte is sent and after the last is read.
 //! - What is not known to have been refused is of unknown outcome.
@@ -32,7 +35,9 @@ pub struct Plan {
     pub proxies: Vec<SocketAddr>,
     /// How many there are.
     pub clients: usize,
-    /// Hot keys of each of the four kinds.
+    /// How many more that hold rows under WATCH.
+    pub holders: usize,
+    /// Hot keys of each of the five kinds.
     pub keys_per_kind: u64,
     /// A key is replaced by a fresh one after about so many calls.
     pub calls_per_key: u64,
@@ -45,12 +50,16 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Ten clients on eight hot keys.
+    /// Ten clients, and four that hold, on ten hot keys.
     pub fn new(proxies: Vec<SocketAddr>, seed: u64) -> Plan {
         let (pause, patience) = (Duration::from_millis(2), Duration::from_secs(8));
-        Plan { proxies, clients: 10, keys_per_kind: 2, calls_per_key: 1_500, pause, patience, seed }
+        Plan { proxies, clients: 10, holders: 4, keys_per_kind: 2, calls_per_key: 1_500, pause, patience, seed }
     }
 }
+
+/// How often there is a lull, and how long it is, ms.
+const LULL_PERIOD_MS: u128 = 2_400;
+const LULL_MS: u128 = 800;
 
 /// What clients share.
 #[derive(Debug)]
@@ -67,11 +76,16 @@ impl Shared {
         self.began.elapsed().as_nanos() as u64
     }
 
+    /// Nobody writes now.
+    fn is_lull(&self) -> bool {
+        self.began.elapsed().as_millis() % LULL_PERIOD_MS >= LULL_PERIOD_MS - LULL_MS
+    }
+
     fn key(&self, kind: Kind, slot: usize, calls_per_key: u64) -> String {
         let place = KINDS.iter().position(|other| *other == kind).unwrap_or_default() * self.slots + slot;
         let calls = self.calls[place].fetch_add(1, Ordering::Relaxed);
-        // Values of lists grow with each call.
-        let most = if kind == Kind::List { calls_per_key.min(500) } else { calls_per_key };
+        // Values of lists grow with each call, and so does what may have expired.
+        let most = if matches!(kind, Kind::List | Kind::Session) { calls_per_key.min(500) } else { calls_per_key };
         format!("{}:{slot}:{}", kind.name(), calls / most)
     }
 }
@@ -141,9 +155,12 @@ impl Workload {
         let plan = Arc::new(plan);
         let work = |number| {
             let (plan, shared, dice) = (plan.clone(), shared.clone(), dice.another());
-            std::thread::spawn(move || Worker::new(number, &plan, &shared, dice).work())
+            std::thread::spawn(move || {
+                let worker = Worker::new(number, &plan, &shared, dice);
+                if number < plan.clients { worker.work() } else { worker.hold() }
+            })
         };
-        let threads = (0..plan.clients).map(work).collect();
+        let threads = (0..plan.clients + plan.holders).map(work).collect();
         Workload { plan, shared, threads }
     }
 
@@ -168,7 +185,13 @@ impl Workload {
                     Ok(Value::Error(_)) | Err(_) => client = None,
                     Ok(value) => {
                         let reply = kind.whole().normal(value);
-                        seen.record(self.plan.clients, &key, RowOp::one(kind.whole(), Some(reply)), invoked_ns, Some(returned_ns));
+                        seen.record(
+                            self.plan.clients + self.plan.holders,
+                            &key,
+                            RowOp::one(kind.whole(), Some(reply)),
+                            invoked_ns,
+                            Some(returned_ns),
+                        );
                         break;
                     }
                 }
