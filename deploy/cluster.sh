@@ -4,7 +4,7 @@
 #   deploy/cluster.sh start|status|stop BINARY
 #
 # Environment: PORT (the first Redis port, 6379; the others follow), HTTP_PORT (9121), CLUSTER_PORT (7201), DATA (./data/cluster),
-# ARGS (further flags of `bridle node`).
+# MEMORY (of each node, 256MiB: three share a machine), ARGS (further flags of `bridle node`).
 set -eu
 
 what=${1:?start, status or stop}
@@ -13,6 +13,7 @@ port=${PORT:-6379}
 http=${HTTP_PORT:-9121}
 inner=${CLUSTER_PORT:-7201}
 data=${DATA:-./data/cluster}
+memory=${MEMORY:-256MiB}
 nodes="0 1 2"
 patience=30
 
@@ -42,7 +43,7 @@ start() {
         fi
         # shellcheck disable=SC2086  # the flags are words
         nohup "$bridle" node --metas "$metas" --listen "127.0.0.1:$(at "$inner" "$node")" --data "$data/$node" \
-            --port "$(at "$port" "$node")" --http-port "$(at "$http" "$node")" ${ARGS:-} >>"$data/$node.log" 2>&1 </dev/null &
+            --port "$(at "$port" "$node")" --http-port "$(at "$http" "$node")" --memory "$memory" ${ARGS:-} >>"$data/$node.log" 2>&1 </dev/null &
         echo $! >"$data/$node.pid"
     done
     waited=0

@@ -30,6 +30,7 @@ pub(crate) fn banner(shape: Shape, config: &Config, data: &Path, places: &Places
     }
     lines.push(format!("  metrics, admin  http://{http}"));
     lines.push(format!("  data            {}", data.display()));
+    lines.push(format!("  memory          {}", config.shares.memory.text()));
     lines.push(format!("  durability      {}: {}", config.storage.durability.word(), survives(config)));
     if config.proxy.requirepass.is_empty() && !config.proxy.protected_mode {
         lines.push("  password        none, and protected mode is off: whoever reaches the port owns the data".to_owned());
@@ -84,6 +85,7 @@ mod tests {
         let text = banner(Shape::Standalone, &config, Path::new("./data"), &places);
         assert!(text.starts_with(concat!("Bridle ", env!("CARGO_PKG_VERSION"), ", standalone\n")), "{text}");
         assert!(text.contains("Redis clients   127.0.0.1:6379\n") && text.contains("http://127.0.0.1:9121\n"), "{text}");
+        assert!(text.contains("memory          256MiB, a quarter of 1GiB, as the system does not tell how much there is\n"), "{text}");
         assert!(text.contains("durability      always: an acknowledged write survives power loss\n"), "{text}");
         assert!(text.ends_with("Try:  redis-cli -p 6379 SET greeting hello\n"), "{text}");
 

@@ -118,6 +118,9 @@ pub(crate) struct CommonFlags {
     /// Directory of the data [default: ./data]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
+    /// Memory for rows and clients: a size like 4GiB, or auto, a quarter of what the machine or the cgroup has [default: auto]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
     /// Port of metrics, health and the admin API; 0: any free one [default: 9121]
     #[arg(long, value_name = "PORT")]
     pub(crate) http_port: Option<u16>,

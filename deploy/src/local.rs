@@ -231,16 +231,19 @@ impl proxy::Node for Local {
 
     fn memory(&self) -> Memory {
         let allocator = engine::memory::figures();
-        let parts = self
-            .stores
-            .as_ref()
-            .map(|stores| vec![("block_cache", stores.shared.cache_used() as u64), ("memtables", stores.shared.memtables_used() as u64)]);
+        let shared = self.stores.as_ref().map(|stores| &stores.shared);
+        let of_stores = shared.map(|shared| [("block_cache", shared.cache_used()), ("memtables", shared.memtables_used())]);
+        let of_rows = self.node.as_ref().map(|node| ("row_cache", node.row_cache_used()));
+        let parts = of_stores.into_iter().flatten().chain(of_rows).map(|(name, bytes)| (name, bytes as u64));
+        let shares = &self.config.shares;
         Memory {
             allocated: allocator.allocated,
             active: allocator.active,
             resident: allocator.resident,
             allocator: engine::memory::ALLOCATOR,
-            parts: parts.unwrap_or_default(),
+            parts: parts.collect(),
+            budget: shares.memory.bytes(),
+            shares: shares.named().to_vec(),
         }
     }
 

@@ -39,7 +39,7 @@ impl Setup<'_> {
             raft_runtime: self.runtimes.raft.handle().clone(),
             write_bytes_max: storage.max_write_size.0 as usize,
             answer_bytes_max: storage.max_answer_size.0 as usize,
-            row_cache_bytes: storage.row_cache.0 as usize,
+            row_cache_bytes: self.config.shares.row_cache as usize,
             cluster_tag: cluster as u8,
             unsure_after: self.config.proxy.call_deadline.0,
             peers,

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::banner::banner;
 use crate::cli::{ClientFlags, ClusterFlags, CommonFlags};
 use crate::compaction::Compactions;
-use crate::config::{self, Address, Config, TlsSection};
+use crate::config::{self, Address, Config, Machine, TlsSection};
 use crate::descriptors::Descriptors;
 use crate::directory::{Directory, Kind};
 use crate::local::Local;
@@ -67,7 +67,7 @@ pub(crate) fn run(shape: Shape, flags: &Flags<'_>) -> anyhow::Result<()> {
     if flags.common.print_config {
         return crate::print(&config::render(&config));
     }
-    config.settle().map_err(anyhow::Error::msg)?;
+    let lowered = config.settle(Machine::look(Path::new("/"))).map_err(anyhow::Error::msg)?;
     let (shape, kind) = match shape {
         Shape::Standalone => (shape, Kind::Alone),
         Shape::Member(wanted) => {
@@ -76,6 +76,7 @@ pub(crate) fn run(shape: Shape, flags: &Flags<'_>) -> anyhow::Result<()> {
         }
     };
     logging::start(&config.log)?;
+    lowered.iter().for_each(|lowered| tracing::warn!("{lowered}"));
     let descriptors = Descriptors::claim(shape.in_cluster())?;
     let directory = Arc::new(Directory::take(&config.node.data, &config.cluster.name, kind)?);
     let metrics = exposition::install().context("install the metrics recorder")?;
@@ -98,7 +99,12 @@ fn settle(flags: &Flags<'_>) -> anyhow::Result<Config> {
     for flag in &common.set {
         config.read_flag(flag)?;
     }
-    let short = [("storage.durability", &common.durability), ("log.level", &common.log_level), ("log.format", &common.log_format)];
+    let short = [
+        ("node.memory", &common.memory),
+        ("storage.durability", &common.durability),
+        ("log.level", &common.log_level),
+        ("log.format", &common.log_format),
+    ];
     for (key, value) in short {
         if let Some(value) = value {
             config.read_flag(&format!("{key}={value}"))?;

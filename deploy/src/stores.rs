@@ -60,10 +60,10 @@ pub(crate) fn log_policy(config: &Config) -> Policy {
 }
 
 fn store_settings(config: &Config) -> Settings {
-    let storage = &config.storage;
+    let (storage, shares) = (&config.storage, &config.shares);
     Settings {
-        cache_bytes: storage.block_cache.0 as usize,
-        memtable_bytes: storage.memtables.0 as usize,
+        cache_bytes: shares.block_cache as usize,
+        memtable_bytes: shares.memtables as usize,
         flush_threads: storage.flush_threads as i32,
         compaction_threads: storage.compaction_threads as i32,
         zstd_bottom: storage.compression == config::Compression::Zstd,

@@ -21,7 +21,7 @@ struct Server {
 impl Server {
     fn start(data: &Path, flags: &[&str]) -> Server {
         let mut child = Command::new(BRIDLE)
-            .args(["standalone", "--port", "0", "--http-port", "0", "--set", "raft_log.segment=1MiB", "--data"])
+            .args(["standalone", "--port", "0", "--http-port", "0", "--memory", "64MiB", "--set", "raft_log.segment=1MiB", "--data"])
             .arg(data)
             .args(flags)
             .stdin(Stdio::null())

@@ -196,7 +196,7 @@ impl Cluster {
         let metas: Vec<String> = self.members[..metas].iter().map(|meta| format!("\"{}:{}\"", meta.ip, meta.cluster_port)).collect();
         let (ip, port) = (member.ip, member.cluster_port);
         format!(
-            "[cluster]\nname = \"test\"\nmetas = [{}]\nlisten = \"{ip}:{port}\"\nadvertise = \"{ip}:{port}\"\nzone = \"z{number}\"\n\
+            "[node]\nmemory = \"64MiB\"\n[cluster]\nname = \"test\"\nmetas = [{}]\nlisten = \"{ip}:{port}\"\nadvertise = \"{ip}:{port}\"\nzone = \"z{number}\"\n\
              secret_file = \"{}\"\n\
              [proxy]\nbind = [\"{ip}\"]\nport = {}\nprotected_mode = false\n[http]\nbind = \"{ip}\"\nport = {}\n\
              [tables]\npartitions = {}\nreplicas = {}\n[storage]\ndurability = \"{}\"\n{}",

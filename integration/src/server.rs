@@ -239,6 +239,8 @@ fn launch(builder: &ServerBuilder, dir: &Path, port: u16, http_port: u16, output
         command.arg("--config").arg(file);
     }
     command.arg("--port").arg(port.to_string()).arg("--http-port").arg(http_port.to_string()).arg("--data").arg(dir);
+    // Many of these run side by side; who measures says otherwise.
+    command.args(["--set", "node.memory=64MiB"]);
     command.args(&builder.flags).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("start {words:?}: {error}"));
     keep(child.stdout.take().expect("piped"), output);

@@ -103,7 +103,8 @@ impl Node for Doors {
     }
 
     fn memory(&self) -> Memory {
-        Memory { allocated: 100, active: 150, resident: 300, allocator: "jemalloc", parts: vec![("block_cache", 40)] }
+        let shares = vec![("block_cache", 500), ("clients", 125)];
+        Memory { allocated: 100, active: 150, resident: 300, allocator: "jemalloc", parts: vec![("block_cache", 40)], budget: 1000, shares }
     }
 
     fn rewrite_config(&self, changes: &[FileChange]) -> Result<(), RewriteError> {

@@ -209,9 +209,13 @@ fn memory(proxy: &Proxy, fields: &mut Fields) {
     fields.put("allocator_active", memory.node.active);
     fields.put("allocator_resident", memory.node.resident);
     fields.bytes("total_system_memory", memory.system);
-    // There is no limit: rows are on disk, and what is cached of them has bounds of its own.
+    // There is no limit to rows, which are on disk; what is cached of them has bounds of its own.
     fields.bytes("maxmemory", 0);
     fields.put("maxmemory_policy", "noeviction");
+    fields.bytes("bridle_memory", memory.node.budget);
+    for (name, bytes) in &memory.node.shares {
+        fields.put(&format!("bridle_memory_{name}"), bytes);
+    }
     fields.put("allocator_frag_ratio", format_args!("{:.2}", ratio(memory.node.active, memory.node.allocated)));
     fields.put("allocator_frag_bytes", memory.node.active.saturating_sub(memory.node.allocated));
     fields.put("allocator_rss_ratio", format_args!("{:.2}", ratio(memory.node.resident, memory.node.active)));
@@ -472,6 +476,9 @@ mod tests {
             "used_memory:100",
             "used_memory_human:100B",
             "maxmemory:0",
+            "bridle_memory:1000",
+            "bridle_memory_human:1000B",
+            "bridle_memory_clients:125",
             "loading:0",
             "aof_enabled:1",
             "aof_last_write_status:err",

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use commands::Reply;
 
 use crate::Proxy;
+use crate::info::human;
 use crate::node::Memory;
 
 /// The process's memory, as of one moment. Bytes.
@@ -117,10 +118,19 @@ pub fn doctor(proxy: &Proxy) -> Reply {
     Reply::Text(diagnose(&Figures::of(proxy), proxy.clients.len() as u64))
 }
 
+/// What the process takes beside caches, memtables and clients at most: its code, its threads, the log's buffers, the allocator's.
+const BEYOND_BUDGET: u64 = 120_000_000;
+
 fn diagnose(memory: &Figures, clients: u64) -> String {
     const SMALL: u64 = 64 << 20;
     let fragmentation = ratio(memory.resident, memory.used);
+    let within = (memory.node.budget + memory.node.budget / 4).saturating_add(BEYOND_BUDGET);
     let findings = [
+        (
+            memory.node.budget > 0 && memory.resident > within,
+            "Budget: more memory is resident than 1.25 times what the configuration gives (node.memory) and 120 MB. Usual for a while after \
+             a burst of large answers; it is a problem only if it stays.",
+        ),
         (
             memory.peak > memory.used + memory.used / 2 && memory.peak > SMALL,
             "Peak memory: the server once used more than 150% of what it uses now. The allocator gives unused pages back by and by, \
@@ -138,14 +148,33 @@ fn diagnose(memory: &Figures, clients: u64) -> String {
         ),
         (
             memory.system > 0 && memory.resident > memory.system / 10 * 9,
-            "The machine: over 90% of its memory is this process. Lower the cache sizes in the configuration.",
+            "The machine: over 90% of its memory is this process. Lower node.memory in the configuration.",
         ),
     ];
     let found: Vec<_> = findings.into_iter().filter_map(|(is_so, text)| is_so.then_some(text)).collect();
-    if found.is_empty() {
-        return "I found nothing out of the ordinary with memory: rows are on disk, and caches are within their bounds.\n".into();
+    let found = match found.as_slice() {
+        [] => "I found nothing out of the ordinary with memory: rows are on disk, and caches are within their bounds.\n".to_owned(),
+        found => found.iter().map(|text| format!(" * {text}\n")).collect(),
+    };
+    found + &division(memory)
+}
+
+/// What the memory is for, and what is taken of it.
+fn division(memory: &Figures) -> String {
+    let node = &memory.node;
+    if node.shares.is_empty() {
+        return String::new();
     }
-    found.iter().map(|text| format!(" * {text}\n")).collect()
+    let taken = |name: &str| match name {
+        "clients" => memory.clients,
+        _ => node.parts.iter().find(|(part, _)| *part == name).map_or(0, |(_, bytes)| *bytes),
+    };
+    let share = |(name, bytes): &(&str, u64)| match bytes {
+        0 => format!("{name} {}, without a bound", human(taken(name))),
+        bytes => format!("{name} {} of {}", human(taken(name)), human(*bytes)),
+    };
+    let shares: Vec<String> = node.shares.iter().map(share).collect();
+    format!("Of {} (node.memory): {}.\n", human(node.budget), shares.join(", "))
 }
 
 fn bulk(name: &'static str) -> Reply {
@@ -164,7 +193,20 @@ mod tests {
         assert!(diagnose(&Figures { peak: 200 << 20, ..fine.clone() }, 50).contains("Peak memory"));
         assert!(diagnose(&Figures { resident: 300 << 20, ..fine.clone() }, 50).contains("Fragmentation"));
         assert!(diagnose(&Figures { clients: 50 << 20, ..fine.clone() }, 50).contains("Client buffers"));
-        assert!(diagnose(&Figures { system: 125 << 20, ..fine }, 50).contains("The machine"));
+        assert!(diagnose(&Figures { system: 125 << 20, ..fine.clone() }, 50).contains("The machine"));
+        let node = Memory {
+            parts: vec![("block_cache", 3 << 20)],
+            budget: 4 << 20,
+            shares: vec![("block_cache", 2 << 20), ("clients", 0)],
+            ..Memory::default()
+        };
+        let text = diagnose(&Figures { resident: 124 << 20, node: node.clone(), ..fine.clone() }, 50);
+        assert!(
+            text.contains("Budget:")
+                && text.ends_with("Of 4.00M (node.memory): block_cache 3.00M of 2.00M, clients 1.00M, without a bound.\n"),
+            "{text}"
+        );
+        assert!(!diagnose(&Figures { resident: 119 << 20, node, ..fine }, 50).contains("Budget:"));
     }
 
     #[test]

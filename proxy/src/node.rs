@@ -65,6 +65,10 @@ pub struct Memory {
     pub allocator: &'static str,
     /// What takes it, as far as it is told apart: `block_cache`, `memtables`, `log_tail`, ...; each is part of `allocated`.
     pub parts: Vec<(&'static str, u64)>,
+    /// What the process is to take for rows and clients (`node.memory`).
+    pub budget: u64,
+    /// The most that each part of it may take: `block_cache`, `row_cache`, `memtables`, `clients` (there, 0 is no bound).
+    pub shares: Vec<(&'static str, u64)>,
 }
 
 /// The node below the proxy.

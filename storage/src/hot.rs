@@ -113,6 +113,11 @@ impl Hot {
         Hot { shards: (0..SHARDS).map(|_| shard()).collect(), moment: AtomicU64::new(0), owners: AtomicU64::new(0) }
     }
 
+    /// Bytes of records, of all replicas.
+    pub(crate) fn used(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().records.used()).sum()
+    }
+
     /// A part for one replica.
     pub(crate) fn owner(&self) -> Owner {
         let number = self.new_number();

@@ -436,6 +436,11 @@ impl Node {
         self.active_expiry.store(active, Ordering::Relaxed);
     }
 
+    /// Bytes in the row cache.
+    pub fn row_cache_used(&self) -> usize {
+        self.hot.used()
+    }
+
     /// How many rows, and how many fields of other rows, the expiry cycle of this process has removed since it began.
     pub fn expired(&self) -> (u64, u64) {
         (self.expired_rows.load(Ordering::Relaxed), self.expired_fields.load(Ordering::Relaxed))

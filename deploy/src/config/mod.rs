@@ -11,6 +11,7 @@
 mod change;
 mod cluster;
 mod file;
+mod memory;
 mod setting;
 #[cfg(test)]
 mod tests;
@@ -23,14 +24,19 @@ use toml::de::{DeTable, DeValue};
 pub(crate) use change::{proxy_settings, rewrite_file};
 pub(crate) use file::render;
 use file::rewrite;
-pub(crate) use setting::{Address, Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size, Threshold};
+pub(crate) use memory::{Machine, Shares};
+pub(crate) use setting::{Address, AutoSize, Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size, Threshold};
 
 /// Makes the sections' structs and the table by which keys are set and printed. `in` bounds a value, both ends included.
 macro_rules! settings {
     ($($section:ident: $Section:ident { $($key:ident: $type:ty $(, in $least:expr, $most:expr)?;)* })*) => {
         /// All settings; `deploy/bridle.toml` says what each means.
         #[derive(Debug, Clone, PartialEq)]
-        pub(crate) struct Config { $(pub(crate) $section: $Section,)* }
+        pub(crate) struct Config {
+            $(pub(crate) $section: $Section,)*
+            /// What of the memory is for what, once [`Config::settle`] has seen the machine.
+            pub(crate) shares: Shares,
+        }
 
         $(
             #[derive(Debug, Clone, PartialEq)]
@@ -49,7 +55,7 @@ macro_rules! settings {
                         .and_then(|value| <$type as Setting>::parse(value).ok())
                         .expect("deploy/bridle.toml sets every key rightly (a test holds it)"),
                 )* };)*
-                Config { $($section,)* }
+                Config { $($section,)* shares: Shares::default() }
             }
 
             /// Sets one key; `None` when there is no such key.
@@ -90,6 +96,7 @@ const MAX_SECONDS: u64 = i32::MAX as u64;
 settings! {
     node: NodeSection {
         data: PathBuf;
+        memory: AutoSize, in AutoSize::mib(32), AutoSize::mib(1 << 24);
     }
     cluster: ClusterSection {
         name: String;
@@ -121,6 +128,7 @@ settings! {
         proto_max_bulk_len: Size, in Size::mib(1), Size::mib(512);
         client_query_buffer_limit: Size, in Size::mib(1), Size::mib(1 << 20);
         client_output_buffer_limit: Size, in Size::mib(1), Size::mib(1 << 20);
+        maxmemory_clients: AutoSize, in AutoSize::mib(0), AutoSize::mib(1 << 24);
         slowlog_log_slower_than: Threshold;
         slowlog_max_len: u32, in 0, 1 << 20;
         latency_monitor_threshold: Dur;
@@ -146,9 +154,9 @@ settings! {
         sync_interval: Dur, in Dur::ms(1), Dur::ms(60_000);
         max_write_size: Size, in Size::kib(1), Size::mib(512);
         max_answer_size: Size, in Size::mib(1), Size::mib(1 << 12);
-        row_cache: Size, in Size::mib(1), Size::mib(1 << 24);
-        block_cache: Size, in Size::mib(1), Size::mib(1 << 24);
-        memtables: Size, in Size::mib(1), Size::mib(1 << 20);
+        row_cache: AutoSize, in AutoSize::mib(1), AutoSize::mib(1 << 24);
+        block_cache: AutoSize, in AutoSize::mib(1), AutoSize::mib(1 << 24);
+        memtables: AutoSize, in AutoSize::mib(1), AutoSize::mib(1 << 20);
         flush_threads: u32, in 1, 256;
         compaction_threads: u32, in 1, 256;
         compression: Compression;
@@ -178,8 +186,9 @@ impl Config {
         Config::from_all(&file::parse_defaults())
     }
 
-    /// What no single key can tell: refuses combinations that make no sense or are not safe. Reads `password_file`.
-    pub(crate) fn settle(&mut self) -> Result<(), String> {
+    /// What no single key can tell: divides the machine's memory, and refuses combinations that make no sense or are not safe. Reads
+    /// `password_file`. Gives what the operator is to be told.
+    pub(crate) fn settle(&mut self, machine: Machine) -> Result<Vec<String>, String> {
         if !self.proxy.requirepass_file.as_os_str().is_empty() {
             if !self.proxy.requirepass.is_empty() {
                 return Err("proxy.requirepass and proxy.requirepass_file are both set: which one holds?".into());
@@ -187,6 +196,13 @@ impl Config {
             self.proxy.requirepass = Secret::from_file(&self.proxy.requirepass_file)?;
         }
         self.settle_sizes()?;
+        let lowered = self.settle_memory(machine)?;
+        self.settle_safety()?;
+        Ok(lowered)
+    }
+
+    /// Nobody is let in by mistake.
+    fn settle_safety(&self) -> Result<(), String> {
         let open = |ip: &&IpAddr| !ip.is_loopback();
         if self.proxy.protected_mode && self.proxy.requirepass.is_empty() {
             let (key, ip) = match (self.proxy.bind.iter().find(open), open(&&self.http.bind)) {

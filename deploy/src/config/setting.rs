@@ -212,6 +212,11 @@ impl Size {
     pub(crate) const fn mib(count: u64) -> Size {
         Size(count << 20)
     }
+
+    /// As people write it, without quotes.
+    pub(crate) fn for_people(self) -> String {
+        self.text().trim_matches('"').to_owned()
+    }
 }
 
 impl Setting for Size {
@@ -232,6 +237,48 @@ impl Setting for Size {
         match Self::UNITS[..4].iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor)) {
             Some((unit, factor)) => quoted(&format!("{}{unit}", self.0 / factor)),
             None => self.0.to_string(),
+        }
+    }
+}
+
+/// Bytes, or as many as follow from the memory that there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AutoSize {
+    /// As follows from the memory.
+    Auto,
+    /// This many.
+    Bytes(Size),
+}
+
+impl AutoSize {
+    /// This many MiB.
+    pub(crate) const fn mib(count: u64) -> AutoSize {
+        AutoSize::Bytes(Size::mib(count))
+    }
+}
+
+impl PartialOrd for AutoSize {
+    /// Bounds are of bytes: what follows from the memory is neither above nor below them.
+    fn partial_cmp(&self, other: &AutoSize) -> Option<std::cmp::Ordering> {
+        match (self, other) {
+            (AutoSize::Bytes(a), AutoSize::Bytes(b)) => a.partial_cmp(b),
+            (AutoSize::Auto, AutoSize::Auto) => Some(std::cmp::Ordering::Equal),
+            _ => None,
+        }
+    }
+}
+
+impl Setting for AutoSize {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        match value.as_str() {
+            Some("auto") => Ok(AutoSize::Auto),
+            _ => Size::parse(value).map(AutoSize::Bytes).map_err(|error| format!("{error}, or \"auto\"")),
+        }
+    }
+    fn text(&self) -> String {
+        match self {
+            AutoSize::Auto => quoted("auto"),
+            AutoSize::Bytes(size) => size.text(),
         }
     }
 }

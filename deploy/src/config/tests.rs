@@ -1,12 +1,23 @@
 //! How configuration files are read, refused and printed.
 
 use super::file::{DEFAULTS, Refused};
+use std::path::Path;
+
 use super::*;
 
 fn read(text: &str) -> Result<Config, Refused> {
     let mut config = Config::defaults();
     config.read("test.toml", text)?;
     Ok(config)
+}
+
+/// On a machine of which nothing is known.
+fn settle_config(config: &mut Config) -> Result<(), String> {
+    config.settle(Machine::look(Path::new("/nowhere"))).map(|_| ())
+}
+
+fn settle(text: &str) -> Result<(), String> {
+    settle_config(&mut read(text).map_err(|refused| refused.to_string())?)
 }
 
 /// Line, column and reason of the refusal.
@@ -28,7 +39,7 @@ fn defaults_are_complete() {
     documented.sort();
     known.sort();
     assert_eq!(documented, known);
-    read(DEFAULTS).expect("the defaults are within their own bounds").settle().expect("and safe");
+    settle(DEFAULTS).expect("the defaults are within their own bounds, and safe");
 }
 
 #[test]
@@ -127,7 +138,7 @@ fn the_first_fault_from_the_top_is_shown() {
 
 #[test]
 fn units_are_understood() {
-    let size = |text: &str| read(&format!("[storage]\nblock_cache = {text}\n")).map(|config| config.storage.block_cache.0);
+    let size = |text: &str| read(&format!("[storage]\nmax_answer_size = {text}\n")).map(|config| config.storage.max_answer_size.0);
     assert_eq!(size("\"16MiB\""), Ok(16 << 20));
     assert_eq!(size("\"16 mib\""), Ok(16 << 20));
     assert_eq!(size("\"3GB\""), Ok(3_000_000_000));
@@ -158,7 +169,6 @@ fn flags_override() {
 
 #[test]
 fn an_open_address_needs_a_password() {
-    let settle = |text: &str| read(text).unwrap().settle();
     assert!(settle("[proxy]\nbind = \"0.0.0.0\"\n").unwrap_err().contains("proxy.bind = 0.0.0.0"));
     assert!(settle("[http]\nbind = \"::\"\n").unwrap_err().contains("http.bind = ::"));
     settle("[proxy]\nbind = \"0.0.0.0\"\nrequirepass = \"x\"\n").unwrap();
@@ -168,7 +178,6 @@ fn an_open_address_needs_a_password() {
 
 #[test]
 fn what_may_be_sent_must_fit_what_is_read() {
-    let settle = |text: &str| read(text).unwrap().settle();
     let never = "a command of that size would never be carried out";
     assert_eq!(
         settle("[proxy]\nproto_max_bulk_len = \"65MiB\"\n"),
@@ -188,17 +197,17 @@ fn requirepass_files_are_read() {
     std::fs::write(&path, "open sesame\nnot this\n").unwrap();
     let mut config = Config::defaults();
     config.proxy.requirepass_file = path.clone();
-    config.settle().unwrap();
+    settle_config(&mut config).unwrap();
     assert_eq!(config.proxy.requirepass.reveal(), "open sesame");
     std::fs::write(&path, "\n").unwrap();
     config.proxy.requirepass = Secret::parse(&DeValue::String("".into())).unwrap();
-    assert!(config.settle().unwrap_err().contains("is empty"));
+    assert!(settle_config(&mut config).unwrap_err().contains("is empty"));
 }
 
 #[test]
 fn tls_needs_its_files() {
-    assert!(read("[tls]\nport = 6380\n").unwrap().settle().unwrap_err().contains("cert_file and tls.key_file"));
-    assert!(read("[tls]\nonly = true\ncert_file = 'a'\nkey_file = 'b'\n").unwrap().settle().unwrap_err().contains("tls.port"));
+    assert!(settle("[tls]\nport = 6380\n").unwrap_err().contains("cert_file and tls.key_file"));
+    assert!(settle("[tls]\nonly = true\ncert_file = 'a'\nkey_file = 'b'\n").unwrap_err().contains("tls.port"));
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Settings {
 
     /// Three nodes, three replicas, durability `always`.
     fn cluster(&self) -> ClusterBuilder {
-        let builder = Cluster::builder().partitions(self.partitions);
+        let builder = Cluster::builder().partitions(self.partitions).set("node.memory=512MiB");
         match &self.bridle {
             Some(program) => builder.program(program.clone()),
             None => builder,

@@ -162,6 +162,11 @@ fn compare(bridle: &Server, redis: &Redis, load: &Load<'_>, target: f64, setting
     );
 }
 
+/// A server of this durability and memory; the test kit's own is small.
+fn bridle(durability: &str, memory: &str) -> Server {
+    Server::builder().flag("durability", durability).flag("memory", memory).start()
+}
+
 fn heading(title: &str) {
     println!("{title}\n");
     println!("| command    |   keys | pipe | bytes | redis/s   | bridle/s  | ratio | goal | met |");
@@ -170,7 +175,7 @@ fn heading(title: &str) {
 
 fn durable(settings: &Settings) {
     let redis = Redis::start(&["--appendonly", "yes", "--appendfsync", "always"]);
-    let bridle = Server::builder().flag("durability", "always").start();
+    let bridle = bridle("always", "auto");
     heading("Every write fsynced before its reply: redis-server appendfsync always, bridle durability always");
     for &keys in &settings.keyspaces {
         for bytes in [64, 1024] {
@@ -186,7 +191,7 @@ fn durable(settings: &Settings) {
 
 fn in_memory(settings: &Settings) {
     let redis = Redis::start(&["--appendonly", "no"]);
-    let bridle = Server::builder().flag("durability", "os").start();
+    let bridle = bridle("os", "auto");
     heading("No fsync: redis-server without persistence (a crash loses all), bridle durability os (a crash of the process loses nothing)");
     for (test, pipeline, target) in [("ping_mbulk", 1, 0.8), ("ping_mbulk", 16, 0.5)] {
         compare(&bridle, &redis, &Load { test, keys: 1, pipeline, bytes: 64 }, target, settings);
@@ -216,7 +221,7 @@ fn megabytes(bytes: u64) -> f64 {
 }
 
 fn idle() {
-    let bridle = Server::builder().flag("durability", "always").start();
+    let bridle = bridle("always", "auto");
     let mut client = bridle.client();
     for table in 0..16 {
         client.run(&format!("SELECT {table}"));
@@ -248,7 +253,7 @@ fn fill(port: u16) {
 
 fn million() {
     let redis = Redis::start(&["--appendonly", "no"]);
-    let mut bridle = Server::builder().flag("durability", "always").start();
+    let mut bridle = bridle("always", "64MiB");
     let empty = usage(redis.child.id()).1;
     fill(redis.port);
     fill(bridle.port);
@@ -258,7 +263,7 @@ fn million() {
     let restart = bridle.restart();
     let mut client = bridle.client();
     assert_eq!(client.run("DBSIZE").int(), 1_000_000);
-    println!("A million keys (16 bytes, values 64 bytes), default caches\n");
+    println!("A million keys (16 bytes, values 64 bytes), memory = \"64MiB\"\n");
     println!("- redis-server resident: {:.1} MiB ({:.1} when empty)", megabytes(theirs), megabytes(empty));
     println!(
         "- bridle resident: {:.1} MiB, all caches included: {:.2} of redis-server's (goal: at most 0.33)",

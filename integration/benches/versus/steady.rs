@@ -7,7 +7,6 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use integration::Server;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -28,7 +27,7 @@ pub(crate) fn report() {
     println!("|-----------------------------|---------|-------:|-------:|-------:|-------:|------------------------:|");
     for fsync in ["always", "os"] {
         {
-            let server = Server::builder().flag("durability", fsync).start();
+            let server = crate::bridle(fsync, "auto");
             of(&format!("bridle, {fsync}"), server.port);
         }
         let is_durable = fsync == "always";

@@ -8,8 +8,8 @@
 //! record   slot u16, in units of 8 bytes | key length u16 | value length u16 | mark u16 | next u32
 //!          | whole u16 | 2 bytes unused | owner u64 | since u64 | key | value | up to 7 bytes unused
 //! ```
-//! In the host's byte order. `mark` is a [`Mark`]; a vacant slot may be of 8 bytes. `next` is the place of the next record with the same bucket, in
-//! units of 8 bytes. `whole` is 0 when only the value's first part is kept.
+//! In the host's byte order. `mark` is a [`Mark`]; a vacant slot may be of 8 bytes. `next` is the number of the next record with the same bucket:
+//! its place in units of 8 bytes, and 1. `whole` is 0 when only the value's first part is kept.
 //!
 //! # Invariants
 //! - Slots lie without gaps from tail to head; no record crosses the ring's end (`what_is_found_is_what_was_put_last` checks both after each step).
@@ -30,8 +30,8 @@ const USUAL_BYTES: usize = 128;
 const MOVES_MAX: usize = 8;
 /// So many of a hash's highest bits choose the bucket before any others do.
 const BUCKET_BITS: u32 = 18;
-/// The end of a chain.
-const NONE: u32 = u32::MAX;
+/// The end of a chain. Zero, so that buckets that were never used take no memory: the system gives it when it is first written to.
+const NONE: u32 = 0;
 
 const KEY_LEN: usize = 2;
 const VALUE_LEN: usize = 4;
@@ -68,10 +68,20 @@ pub(super) struct Kept<'a> {
     pub(super) is_whole: bool,
 }
 
+/// The number of a record that lies there.
+fn number(at: usize) -> u32 {
+    (at / UNIT + 1) as u32
+}
+
+/// Where a record lies that has a number.
+fn place_of(number: u32) -> usize {
+    (number as usize - 1) * UNIT
+}
+
 /// See the module.
 pub(super) struct Ring {
     bytes: Box<[u8]>,
-    /// The place of each chain's first record, in units; a power of two.
+    /// The number of each chain's first record; a power of two.
     buckets: Box<[u32]>,
     head: usize,
     tail: usize,
@@ -84,7 +94,7 @@ impl Ring {
     /// A ring that takes at most so many bytes, its buckets included.
     pub(super) fn new(bytes: usize, hash: fn(owner: u64, key: &[u8]) -> u64) -> Ring {
         let buckets = (bytes / USUAL_BYTES + 1).next_power_of_two();
-        let room = bytes.saturating_sub(buckets * size_of::<u32>()).min(NONE as usize * UNIT) / UNIT * UNIT;
+        let room = bytes.saturating_sub(buckets * size_of::<u32>()).min((u32::MAX - 1) as usize * UNIT) / UNIT * UNIT;
         Ring {
             bytes: vec![0; room].into_boxed_slice(),
             buckets: vec![NONE; buckets.max(1)].into_boxed_slice(),
@@ -93,6 +103,11 @@ impl Ring {
             used: 0,
             hash,
         }
+    }
+
+    /// Bytes that records take.
+    pub(super) fn used(&self) -> usize {
+        self.used
     }
 
     /// A record, if anything of it is kept.
@@ -141,7 +156,7 @@ impl Ring {
     fn find(&self, name: Name<'_>) -> Option<usize> {
         let mut next = self.buckets[self.bucket(name)];
         while next != NONE {
-            let at = next as usize * UNIT;
+            let at = place_of(next);
             if self.u64(at + OWNER) == name.owner && self.key(at) == name.key {
                 return Some(at);
             }
@@ -207,13 +222,13 @@ impl Ring {
         let bucket = self.bucket(self.name(at));
         self.set_mark(at, Mark::Fresh);
         self.set_u32(at + NEXT, self.buckets[bucket]);
-        self.buckets[bucket] = (at / UNIT) as u32;
+        self.buckets[bucket] = number(at);
     }
 
     /// Takes a record out of its chain; its slot stays until it is the oldest.
     fn vacate(&mut self, at: usize) {
         let bucket = self.bucket(self.name(at));
-        let (unit, next) = ((at / UNIT) as u32, self.u32(at + NEXT));
+        let (unit, next) = (number(at), self.u32(at + NEXT));
         self.set_mark(at, Mark::Vacant);
         if self.buckets[bucket] == unit {
             self.buckets[bucket] = next;
@@ -221,7 +236,7 @@ impl Ring {
         }
         let mut before = self.buckets[bucket];
         while before != NONE {
-            let place = before as usize * UNIT + NEXT;
+            let place = place_of(before) + NEXT;
             before = self.u32(place);
             if before == unit {
                 return self.set_u32(place, next);
@@ -245,7 +260,11 @@ impl Ring {
 
     /// The first record with this hash is about to be looked at: its beginning and, most often, its key and value.
     pub(super) fn expect_record(&self, hash: u64) {
-        let at = self.buckets[self.bucket_of(hash)] as usize * UNIT;
+        let first = self.buckets[self.bucket_of(hash)];
+        if first == NONE {
+            return;
+        }
+        let at = place_of(first);
         [at, at + 64, at + 128].into_iter().filter_map(|at| self.bytes.get(at)).for_each(fetch_ahead);
     }
 
@@ -352,8 +371,8 @@ mod tests {
                 (at, left) = ((at + slot) % self.bytes.len(), left - slot);
             }
             assert_eq!(at, self.head);
-            let place = |next: u32| (next != NONE).then_some(next);
-            let chain = |first: u32| std::iter::successors(place(first), |next| place(self.u32(*next as usize * UNIT + NEXT)));
+            let some = |next: u32| (next != NONE).then_some(next);
+            let chain = |first: u32| std::iter::successors(some(first), |next| some(self.u32(place_of(*next) + NEXT)));
             assert_eq!(self.buckets.iter().map(|first| chain(*first).count()).sum::<usize>(), records);
             records
         }

@@ -32,6 +32,11 @@ const MANY_PIECES: usize = 8;
 /// Words are drained when they are more than a half of the budget, and more than this is not worth the wait.
 const LARGE_BYTES: usize = 32 << 20;
 
+/// Of so many bytes for memtables and what gathers in front of them, the part of the latter: two fifths, as far as that is worth the wait.
+pub(super) fn front_bytes(all: usize) -> usize {
+    (all / 5 * 2).min(LARGE_BYTES / 3 * 4)
+}
+
 /// The thread that drains; it ends with this.
 pub(super) struct Drainer {
     state: Arc<State>,
@@ -44,7 +49,7 @@ struct State {
     /// Held while a store is being drained by the thread.
     visit: Mutex<()>,
     total: Arc<AtomicUsize>,
-    /// The budget of words and memtables, of all stores; bytes.
+    /// The budget of the memtables of all stores; bytes. Words take up to two thirds of it on top.
     budget: usize,
 }
 
@@ -68,7 +73,7 @@ struct DueStore {
 }
 
 impl Drainer {
-    /// For stores whose words and memtables are to take `budget` bytes.
+    /// For stores whose memtables are to take `budget` bytes.
     pub(super) fn start(budget: usize) -> Result<Drainer, Fault> {
         let state = Arc::new(State { budget, ..State::default() });
         let thread = state.clone();
@@ -220,6 +225,15 @@ mod tests {
     use super::*;
     use crate::batch::{BatchWriter, Family};
     use crate::store::{Patience, Settings, Shared, Store, Write};
+
+    #[test]
+    fn memtables_and_what_precedes_them_share_what_there_is() {
+        for all in [1 << 20, 8 << 20, 40 << 20, 107 << 20, 512 << 20, 1 << 30] {
+            let state = State { budget: all - front_bytes(all), ..State::default() };
+            let both = state.budget + state.full_bytes();
+            assert!(both.abs_diff(all) < 16, "{both} of {all}");
+        }
+    }
 
     #[test]
     fn what_waits_has_a_bound() {

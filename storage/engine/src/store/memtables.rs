@@ -11,10 +11,15 @@ use rocksdb::WriteBufferManager;
 /// What an empty memtable of a store takes at most, all families together, and some room to write to. When there are so many stores that this
 /// would not fit the budget, the budget grows: or RocksDB would flush a store at each of its writes.
 const STORE_BYTES: usize = 64 << 10;
-/// The part of a memtable that a filter of its keys takes.
-pub(super) const FILTER_RATIO: f64 = 0.005;
+/// The part of the budget that the filter of a memtable's keys takes.
+const BUDGET_PER_FILTER: usize = 200;
+/// It takes this at most: it takes its memory at once, of stores that hold next to nothing as well.
+const FILTER_BYTES_MAX: usize = 512 << 10;
 /// The part of the budget that all filters may take: stores beyond go without.
 const FILTERS_PART: usize = 8;
+
+/// The families of a store whose memtables may have filters.
+const FAMILIES: usize = 2;
 
 /// The budget of all memtables.
 pub(super) struct Memtables {
@@ -45,7 +50,7 @@ impl Memtables {
     /// For a store that is about to be opened.
     pub(super) fn part(self: &Arc<Self>) -> Part {
         let mut open = self.open.lock();
-        let is_filtered = (open.filtered + 1) * self.filter_bytes() <= self.bytes / FILTERS_PART;
+        let is_filtered = (open.filtered + 1) * FAMILIES * self.filter_bytes() <= self.bytes / FILTERS_PART;
         open.stores += 1;
         open.filtered += usize::from(is_filtered);
         self.resize(&open);
@@ -61,9 +66,9 @@ impl Memtables {
         self.manager.get_usage()
     }
 
-    /// The two families with filters.
+    /// Of one memtable's filter.
     fn filter_bytes(&self) -> usize {
-        (2.0 * FILTER_RATIO * self.bytes as f64) as usize
+        (self.bytes / BUDGET_PER_FILTER).min(FILTER_BYTES_MAX)
     }
 
     fn resize(&self, open: &Open) {
@@ -72,9 +77,9 @@ impl Memtables {
 }
 
 impl Part {
-    /// Whether the store's memtables have filters of their keys.
-    pub(super) fn is_filtered(&self) -> bool {
-        self.is_filtered
+    /// The filters of the store's memtables take so many bytes each; `None`: they have none.
+    pub(super) fn filter_bytes(&self) -> Option<usize> {
+        self.is_filtered.then(|| self.memtables.filter_bytes())
     }
 }
 

@@ -14,8 +14,8 @@ use rocksdb::{
     Options,
 };
 
-use super::drain::Drainer;
-use super::memtables::{FILTER_RATIO, Memtables, Part};
+use super::drain::{self, Drainer};
+use super::memtables::{Memtables, Part};
 use super::sweep::{Factory, Sweep};
 use super::{Fault, background, health};
 use crate::batch::Family;
@@ -25,8 +25,7 @@ use crate::batch::Family;
 pub struct Settings {
     /// The block cache of all stores together, bytes; index and filter blocks are in it.
     pub cache_bytes: usize,
-    /// The memtables of all stores together, bytes; more when there are very many stores (64 KiB for each). What gathers in front of them takes up to
-    /// two thirds of this on top.
+    /// The memtables of all stores together and what gathers in front of them, bytes; more when there are very many stores (64 KiB for each).
     pub memtable_bytes: usize,
     /// Threads that flush memtables, for all stores.
     pub flush_threads: i32,
@@ -44,7 +43,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             cache_bytes: 16 << 20,
-            memtable_bytes: 24 << 20,
+            memtable_bytes: 40 << 20,
             flush_threads: 1,
             compaction_threads: 1,
             zstd_bottom: true,
@@ -55,6 +54,11 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// What is left for the memtables themselves.
+    fn memtable_budget(&self) -> usize {
+        self.memtable_bytes - drain::front_bytes(self.memtable_bytes)
+    }
+
     /// Flushes and compactions side by side, all stores.
     fn background_jobs(&self) -> i32 {
         (self.flush_threads + self.compaction_threads).max(2)
@@ -77,8 +81,8 @@ impl Shared {
         Ok(Self {
             env: environment(&settings)?,
             cache: Cache::new_hyper_clock_cache(settings.cache_bytes, 0),
-            memtables: Arc::new(Memtables::new(settings.memtable_bytes)),
-            drainer: Arc::new(Drainer::start(settings.memtable_bytes)?),
+            memtables: Arc::new(Memtables::new(settings.memtable_budget())),
+            drainer: Arc::new(Drainer::start(settings.memtable_budget())?),
             settings,
         })
     }
@@ -153,13 +157,14 @@ impl Shared {
     fn family(&self, family: Family, part: &Part) -> Result<Options, Fault> {
         let mut options = with_insert_hints()?;
         // The drainer and the budget over all stores flush earlier than this.
-        options.set_write_buffer_size(self.settings.memtable_bytes.max(1 << 20));
+        let write_buffer = self.settings.memtable_budget().max(1 << 20);
+        options.set_write_buffer_size(write_buffer);
         options.set_max_write_buffer_number(4);
         // Small arena blocks: a store that holds a few records takes a few pages of the budget.
         options.set_arena_block_size(4 << 10);
-        if part.is_filtered() && family != Family::Default {
+        if let Some(bytes) = part.filter_bytes().filter(|_| family != Family::Default) {
             // Most reads are not of what was just written: a filter spares them the walk through the memtable.
-            options.set_memtable_prefix_bloom_ratio(FILTER_RATIO);
+            options.set_memtable_prefix_bloom_ratio(bytes as f64 / write_buffer as f64);
             options.set_memtable_whole_key_filtering(true);
         }
         options.set_level_compaction_dynamic_level_bytes(true);
