@@ -129,6 +129,54 @@ pub(super) fn rewrite(db: &Db, family: Family, from: Option<&[u8]>, to: Option<&
     db.raw().compact_range_cf_opt(db.family(family), from, to, &options);
 }
 
+/// Families of which a clear has left something, to be compacted away on one thread, however many clears there are.
+#[derive(Debug, Default)]
+pub(super) struct Leftovers(Mutex<Left>);
+
+#[derive(Debug, Default)]
+struct Left {
+    /// By family number.
+    families: [bool; 3],
+    is_running: bool,
+}
+
+impl Leftovers {
+    /// Adds families; whether somebody must begin to take them.
+    fn add(&self, families: [bool; 3]) -> bool {
+        let mut left = self.0.lock();
+        std::iter::zip(&mut left.families, families).for_each(|(left, more)| *left |= more);
+        !std::mem::replace(&mut left.is_running, true)
+    }
+
+    /// Takes those that were added; `None`: none were, and whoever adds some next begins anew.
+    fn take(&self) -> Option<[bool; 3]> {
+        let mut left = self.0.lock();
+        let families = std::mem::take(&mut left.families);
+        left.is_running = families.contains(&true);
+        left.is_running.then_some(families)
+    }
+}
+
+/// Compacts what a clear has left of these families away, behind what is being compacted so already.
+pub(super) fn rewrite_leftovers(db: &Arc<Db>, families: [bool; 3]) -> Result<(), Fault> {
+    if !db.leftovers.add(families) {
+        return Ok(());
+    }
+    let running = db.clone();
+    let run = move || {
+        while let Some(families) = running.leftovers.take() {
+            let families = Family::ALL.into_iter().filter(|family| families[*family as usize]);
+            families.for_each(|family| rewrite(&running, family, None, None));
+        }
+    };
+    let started = std::thread::Builder::new().name("clear".into()).spawn(run);
+    started.map(drop).map_err(|error| {
+        // The next clear tries again.
+        db.leftovers.0.lock().is_running = false;
+        Fault::io("start a thread for", error)
+    })
+}
+
 /// Starts a compaction of everything on a thread of its own.
 pub(super) fn start(db: Arc<Db>) -> Result<Arc<Compaction>, Fault> {
     let compaction = Arc::new(Compaction::default());
@@ -138,4 +186,20 @@ pub(super) fn start(db: Arc<Db>) -> Result<Arc<Compaction>, Fault> {
         .spawn(move || running.run(&db))
         .map_err(|error| Fault::io("start a thread for compaction of", error))?;
     Ok(compaction)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clears_share_one_thread() {
+        let leftovers = Leftovers::default();
+        assert!(leftovers.add([false, true, false]), "the first begins");
+        assert_eq!(leftovers.take(), Some([false, true, false]));
+        assert!(!leftovers.add([false, true, false]) && !leftovers.add([false, false, true]), "while it runs, others add to it");
+        assert_eq!(leftovers.take(), Some([false, true, true]));
+        assert_eq!(leftovers.take(), None);
+        assert!(leftovers.add([true, false, false]));
+    }
 }

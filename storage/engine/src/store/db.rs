@@ -11,6 +11,7 @@ use rocksdb::{
     BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions, properties,
 };
 
+use super::compact::Leftovers;
 use super::health::{self, Changes, Health, Reports};
 use super::memtables::Part;
 use super::options::Shared;
@@ -41,6 +42,7 @@ pub(super) struct Db {
     failed: OnceLock<Fault>,
     /// The first record that could not be read.
     unread: OnceLock<Fault>,
+    pub(super) leftovers: Leftovers,
     pub(super) directory: PathBuf,
     _part: Part,
 }
@@ -97,6 +99,7 @@ impl Db {
             is_due: AtomicBool::new(false),
             failed: OnceLock::new(),
             unread: OnceLock::new(),
+            leftovers: Leftovers::default(),
             directory: directory.to_owned(),
             _part: part,
         });

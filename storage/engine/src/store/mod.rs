@@ -303,10 +303,7 @@ impl Store {
             Err(fault) => tracing::warn!(%fault, "the space of cleared records comes back later"),
         }
         // What is left (level 0, files under compaction) goes by a compaction of little.
-        let db = db.clone();
-        let rest = move || families(cleared.any).for_each(|family| compact::rewrite(&db, family, None, None));
-        std::thread::Builder::new().name("clear".into()).spawn(rest).map_err(|error| Fault::io("start a thread for", error))?;
-        Ok(())
+        compact::rewrite_leftovers(db, cleared.any)
     }
 
     /// How far the log was applied; `None` for a store that has applied nothing.

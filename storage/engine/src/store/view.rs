@@ -138,7 +138,11 @@ impl Readers {
 
     /// Waits until every snapshot that is held now is dropped, or until `deadline`; says whether they are.
     pub(super) fn wait_for_older(&self, deadline: Instant) -> bool {
-        let newest = self.next.load(Ordering::Relaxed);
+        // Under the lock, under which a snapshot gets its number: one that is taken already has it by then.
+        let newest = {
+            let _live = self.live.lock();
+            self.next.load(Ordering::Relaxed)
+        };
         loop {
             if self.live.lock().iter().all(|(number, _)| *number >= newest) {
                 return true;
