@@ -1,7 +1,8 @@
 //! The right to answer reads without asking anybody, for a while and in one term.
 //!
 //! After Raft has confirmed leadership (`ensure_linearizable` under `LeaseRead` with half of the lease), no other leader can commit before
-//! the other half has passed; until then reads are answered at once. The clock is the monotonic one.
+//! the other half has passed; until then reads are answered at once. The clock is the boot clock, which runs on while the machine is suspended; where
+//! even that stands still, leases are revoked as soon as it shows ([`Ticker::jumps`](engine::raft::Ticker::jumps)).
 //!
 //! # Epochs
 //! Leadership may go and come back while somebody looks at the state, or between two looks. So a lease is of one *epoch*: a new one begins
@@ -10,20 +11,22 @@
 //!
 //! # Invariants
 //! - A lease that was revoked, or is of another term, covers no look that began before (`a_look_is_covered_by_the_lease_that_it_began_under`).
+//! - A lease is over when the machine was suspended for longer (`a_machine_that_was_suspended_wakes_without_a_lease`).
 //! - A confirmation of an earlier term than the lease's counts for nothing (`a_lease_never_goes_back_to_an_earlier_term`).
 //!
 //! Source of the rule: Raft thesis 6.4.1 with the margins of openraft's `leader_lease`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use engine::clocks::Clocks;
 use engine::mutants::{self, Rule};
 use parking_lot::Mutex;
 
 /// Until when reads may be answered, and in which term.
-#[derive(Debug)]
 pub(crate) struct Lease {
-    start: Instant,
+    clocks: Arc<dyn Clocks>,
     /// 0 = not now.
     valid_until_ns: AtomicU64,
     epoch: AtomicU64,
@@ -51,8 +54,8 @@ pub(crate) struct Asked {
 pub(crate) struct Epoch(u64);
 
 impl Lease {
-    pub(crate) fn new() -> Lease {
-        Lease { start: Instant::now(), valid_until_ns: AtomicU64::new(0), epoch: AtomicU64::new(0), granted: Mutex::default() }
+    pub(crate) fn new(clocks: Arc<dyn Clocks>) -> Lease {
+        Lease { clocks, valid_until_ns: AtomicU64::new(0), epoch: AtomicU64::new(0), granted: Mutex::default() }
     }
 
     /// May a read be answered now?
@@ -113,19 +116,25 @@ impl Lease {
     }
 
     fn now_ns(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
+        self.clocks.boot().as_nanos() as u64
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use engine::clocks::SystemClocks;
+
     use super::*;
+
+    fn new() -> Lease {
+        Lease::new(Arc::new(SystemClocks))
+    }
 
     const LONG: Duration = Duration::from_secs(9);
 
     #[test]
     fn a_revocation_outlives_the_confirmation_that_was_under_way() {
-        let lease = Lease::new();
+        let lease = new();
         assert!(!lease.is_valid());
         let asked = lease.ask();
         lease.revoke();
@@ -139,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_look_is_covered_by_the_lease_that_it_began_under() {
-        let lease = Lease::new();
+        let lease = new();
         assert_eq!(lease.epoch(), None);
         lease.grant(lease.ask(), LONG, 5);
         let look = lease.epoch().expect("a lease");
@@ -159,12 +168,41 @@ mod tests {
 
     #[test]
     fn a_lease_never_goes_back_to_an_earlier_term() {
-        let lease = Lease::new();
+        let lease = new();
         let late = lease.ask();
         lease.grant(lease.ask(), Duration::ZERO, 7);
         lease.grant(late, LONG, 5);
         assert_eq!((lease.is_valid(), lease.term()), (false, None));
         lease.grant(lease.ask(), LONG, 7);
         assert_eq!(lease.term(), Some(7));
+    }
+
+    /// The boot clock only, ms; the monotonic one stands still.
+    struct Suspended(AtomicU64);
+
+    impl Clocks for Suspended {
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn boot(&self) -> Duration {
+            Duration::from_millis(self.0.load(Ordering::Relaxed))
+        }
+
+        fn wall(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    #[test]
+    fn a_machine_that_was_suspended_wakes_without_a_lease() {
+        let clocks = Arc::new(Suspended(AtomicU64::new(1_000)));
+        let lease = Lease::new(clocks.clone());
+        lease.grant(lease.ask(), Duration::from_millis(475), 5);
+        let look = lease.epoch().expect("a lease");
+        clocks.0.fetch_add(474, Ordering::Relaxed);
+        assert!(lease.covers(look));
+        clocks.0.fetch_add(5_000, Ordering::Relaxed);
+        assert!(!lease.covers(look) && lease.term().is_none());
     }
 }

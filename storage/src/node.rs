@@ -151,8 +151,9 @@ impl Node {
         });
         tokio::spawn(expiry_cycle(Arc::downgrade(&node)));
         // Alone, what has stopped stays so until somebody has had a look: nobody else has the data.
-        if node.options.peers.is_some() {
+        if let Some(peers) = &node.options.peers {
             tokio::spawn(mend(Arc::downgrade(&node), node.changes()));
+            tokio::spawn(revoke_on_jumps(Arc::downgrade(&node), peers.ticker.clone()));
         }
         node
     }
@@ -538,6 +539,16 @@ impl Call<Request, Response> for Node {
                 Err(_) => Err(CallError::Unknown("the partition's executor ended".to_owned())),
             }
         })
+    }
+}
+
+/// In a cluster: revokes all leases whenever the machine has stood still, until the node is gone.
+async fn revoke_on_jumps(node: std::sync::Weak<Node>, ticker: Arc<Ticker>) {
+    let mut jumps = ticker.jumps();
+    drop(ticker);
+    while jumps.changed().await.is_ok() {
+        let Some(node) = node.upgrade() else { return };
+        node.replicas().iter().for_each(|replica| replica.lease.revoke());
     }
 }
 

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cluster::{CallError, Leader, PartitionId, Placement, ServerId, news};
 use engine::batch::Family;
+use engine::clocks::{Clocks, SystemClocks};
 use engine::log::Log;
 use engine::mutants::{self, Rule};
 use engine::raft::{self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role};
@@ -156,6 +157,10 @@ pub(crate) struct ReplicaOptions<'a> {
 }
 
 impl ReplicaOptions<'_> {
+    fn clocks(&self) -> Arc<dyn Clocks> {
+        self.peers.map_or_else(|| Arc::new(SystemClocks) as Arc<dyn Clocks>, |peers| peers.ticker.clocks().clone())
+    }
+
     async fn start_group(&self, log: &Arc<Log>, store: Store) -> Result<Group, String> {
         let partition = self.placement.partition;
         let name = format!("table {} partition {}", partition.table.0, partition.index);
@@ -227,7 +232,7 @@ impl Replica {
             changes: options.changes.clone(),
             clock: Clock::new(stamp_ms, options.cluster_tag),
             unsure_after: options.unsure_after,
-            lease: Lease::new(),
+            lease: Lease::new(options.clocks()),
             in_flight: AtomicUsize::new(0),
             cursors: Cursors::default(),
             expiry: Expiry::new(options.alarm.clone()),

@@ -28,6 +28,7 @@
 //! and `meta`.
 
 pub mod batch;
+pub mod clocks;
 pub mod log;
 pub mod memory;
 pub mod mutants;

@@ -139,6 +139,32 @@ async fn nobody_who_is_confirmed_lacks_what_was_acknowledged() {
     assert!(reads.load(Ordering::Relaxed) > 100);
 }
 
+/// By the clock that Raft goes by, an acknowledgement from before the machine was suspended is as fresh after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_machine_stood_still_is_not_confirmed_by_what_was_before() {
+    let three = Three::start().await;
+    for (round, is_suspended) in [(1, true), (2, false)] {
+        let leader = three.leader().await;
+        let group = three.group(leader);
+        let clocks = &three.servers[&leader].clocks;
+        three.put(round, b"x").await;
+        let mut jumps = three.servers[&leader].ticker.jumps();
+        // The jump of the round before is over.
+        let is_over = || jumps.borrow().is_none_or(|until| Instant::now() >= until);
+        raft_kit::wait_for("acknowledgements count again", is_over).await;
+        jumps.mark_unchanged();
+        assert!(confirms(&group).await);
+        three.network.isolate(leader, &SERVERS);
+        assert!(confirms(&group).await, "by what was acknowledged just now");
+        let stood_still = if is_suspended { &clocks.boot_ms } else { &clocks.wall_ms };
+        stood_still.fetch_add(5_000, Ordering::SeqCst);
+        assert!(!confirms(&group).await, "others may lead by now");
+        assert!(jumps.has_changed().unwrap(), "leases are revoked");
+        three.network.heal();
+        three.leader().await;
+    }
+}
+
 /// What only the old leader has in its log was acknowledged to nobody, and goes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tail_that_nobody_else_has_is_replaced() {

@@ -205,7 +205,8 @@ impl Group {
         if inner.is_handing_over.load(Ordering::SeqCst) {
             return Err(GroupError::NotLeader { why: "leadership is being handed over".to_owned(), leader: None });
         }
-        let option = LinearizerOption::new(Some(CONFIRMED_AGE), true);
+        let is_trusted = inner.ticker.as_ref().is_none_or(|ticker| ticker.trusts(Instant::now()));
+        let option = LinearizerOption::new(Some(if is_trusted { CONFIRMED_AGE } else { Duration::ZERO }), true);
         inner.raft.get_read_linearizer(option).await.map_err(|error| match error {
             RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => inner.not_leader(&forward),
             RaftError::APIError(LinearizableReadError::QuorumNotEnough(quorum)) => {

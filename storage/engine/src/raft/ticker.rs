@@ -15,7 +15,14 @@
 //! until a whole lease has gone by since the process started, or since the group was last stopped in it; without this, a leader that renewed its lease
 //! with the restarted replica's word would answer reads after another one was elected.
 //!
+//! # Machines that stand still
+//! By the clock that openraft goes by, an acknowledgement from before the machine was suspended is as fresh after it. So the ticker looks whether the
+//! clocks have jumped ([`Clocks`]): until a while after a jump no acknowledgement from before it counts ([`Ticker::trusts`]), and whoever holds leases is told
+//! ([`Ticker::jumps`]).
+//!
 //! # Invariants
+//! - After the machine has stood still, nobody is confirmed as the leader by what was acknowledged before (`tests/raft_leases.rs`,
+//!   `a_leader_whose_machine_stood_still_is_not_confirmed_by_what_was_before`).
 //! - When a handover fails, another member stands long before a lease has gone by (`tests/raft_groups.rs`, `a_handover_to_one_that_is_gone_ends_in_an_election`).
 //! - Who gave its vote, a leader that hands over included, stands against nobody before the other had time to win and to say so
 //!   (`who_gave_its_vote_lets_the_other_win`).
@@ -29,11 +36,13 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
-use super::LEASE;
 use super::group::Inner;
 use super::purge::Policy;
 use super::transfer::Transfers;
+use super::{CONFIRMED_AGE, LEASE};
+use crate::clocks::{Clocks, JumpDetector, SystemClocks};
 
 /// How often the groups are looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -62,6 +71,10 @@ pub struct Ticker {
     is_upset: AtomicBool,
     transfers: Arc<Transfers>,
     policy: Mutex<Policy>,
+    clocks: Arc<dyn Clocks>,
+    detector: Mutex<JumpDetector>,
+    /// Until when acknowledgements may be from before the last jump; behind the lock of the detector.
+    jumps: watch::Sender<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -81,12 +94,20 @@ impl Ticker {
     /// Starts the task on the current runtime: that on which Raft runs. It ends when the ticker is dropped. To be called first thing in a process: the restart
     /// guard counts from here.
     pub fn start() -> Arc<Ticker> {
+        Self::start_with(Arc::new(SystemClocks))
+    }
+
+    /// As [`Ticker::start`], by these clocks.
+    pub fn start_with(clocks: Arc<dyn Clocks>) -> Arc<Ticker> {
         let ticker = Arc::new(Ticker {
             started: Instant::now(),
             groups: Mutex::default(),
             is_upset: false.into(),
             transfers: Arc::default(),
             policy: Mutex::default(),
+            detector: Mutex::new(JumpDetector::new(&*clocks)),
+            clocks,
+            jumps: watch::Sender::default(),
         });
         tokio::spawn(run(Arc::downgrade(&ticker)));
         ticker
@@ -108,6 +129,33 @@ impl Ticker {
 
     pub(super) fn transfers(&self) -> &Arc<Transfers> {
         &self.transfers
+    }
+
+    /// The process's clocks.
+    pub fn clocks(&self) -> &Arc<dyn Clocks> {
+        &self.clocks
+    }
+
+    /// Changes whenever the machine has stood still, or its time was set: leases that were taken before are to be revoked.
+    pub fn jumps(&self) -> watch::Receiver<Option<Instant>> {
+        self.jumps.subscribe()
+    }
+
+    /// Whether acknowledgements as old as [`CONFIRMED_AGE`] may be relied on: not if the clocks have jumped since.
+    pub(super) fn trusts(&self, now: Instant) -> bool {
+        self.look_at_clocks(now);
+        self.jumps.borrow().is_none_or(|until| now >= until)
+    }
+
+    fn look_at_clocks(&self, now: Instant) {
+        let mut detector = self.detector.lock();
+        if let Some(jump) = detector.jump(&*self.clocks) {
+            self.jumps.send_replace(Some(now + CONFIRMED_AGE));
+            tracing::warn!(
+                ms = jump.as_millis() as u64,
+                "clocks have jumped: the machine stood still, or its time was set; leases are confirmed anew"
+            );
+        }
     }
 
     /// Until when a replica of `group` that has a past may not vote.
@@ -137,6 +185,7 @@ impl Ticker {
 
     /// Looks at those groups that are due.
     fn tick(&self, now: Instant, is_beat: bool) {
+        self.look_at_clocks(now);
         let is_upset = self.is_upset.swap(false, Ordering::AcqRel);
         let mut groups = self.groups.lock();
         groups.stopped.retain(|_, stopped| now < *stopped + LEASE);

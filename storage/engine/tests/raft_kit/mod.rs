@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
+use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Durability, Log, LogOptions};
 use engine::raft::purge::Policy;
 use engine::raft::{Group, GroupError, GroupOptions, Kind, Leadership, Letter, Node, Ticker, Wire, WireError};
@@ -125,6 +126,28 @@ impl Wire for End {
     }
 }
 
+/// A machine's clocks, after it has stood still for a while.
+#[derive(Default)]
+pub struct Jumping {
+    /// By how much its boot and its wall clock are ahead, ms.
+    pub boot_ms: AtomicU64,
+    pub wall_ms: AtomicU64,
+}
+
+impl Clocks for Jumping {
+    fn monotonic(&self) -> Duration {
+        SystemClocks.monotonic()
+    }
+
+    fn boot(&self) -> Duration {
+        SystemClocks.boot() + Duration::from_millis(self.boot_ms.load(Ordering::SeqCst))
+    }
+
+    fn wall(&self) -> Duration {
+        SystemClocks.wall() + Duration::from_millis(self.wall_ms.load(Ordering::SeqCst))
+    }
+}
+
 /// A server with some groups: log, stores, clock.
 pub struct Server {
     pub id: u64,
@@ -132,6 +155,7 @@ pub struct Server {
     pub log: Arc<Log>,
     pub shared: Shared,
     pub ticker: Arc<Ticker>,
+    pub clocks: Arc<Jumping>,
     network: Arc<Network>,
 }
 
@@ -149,13 +173,14 @@ impl Server {
     }
 
     pub fn start_with(id: u64, path: &Path, network: &Arc<Network>, durability: Durability) -> Server {
-        let ticker = Ticker::start();
+        let clocks = Arc::<Jumping>::default();
+        let ticker = Ticker::start_with(clocks.clone());
         let mut options = LogOptions::new(path.join("log"));
         options.durability = durability;
         options.segment_bytes = 1 << 20;
         let log = Log::open(options).unwrap();
         let shared = Shared::new(Settings::default()).unwrap();
-        Server { id, path: path.to_owned(), log, shared, ticker, network: network.clone() }
+        Server { id, path: path.to_owned(), log, shared, ticker, clocks, network: network.clone() }
     }
 
     /// Starts a replica of group `number`; its Raft id is the server's id plus 100.
