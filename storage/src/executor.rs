@@ -63,8 +63,11 @@ const STUCK_PERIOD: Duration = Duration::from_millis(500);
 
 /// Runs until the replica stops.
 pub(crate) async fn run(replica: Arc<Replica>) {
+    let mut stuck = tokio::time::interval(STUCK_PERIOD);
+    stuck.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut executor = Executor {
         replica,
+        stuck,
         leadership: None,
         link: Link { term: 0, chain: 0, place: 0 },
         stripes: Stripes::default(),
@@ -72,10 +75,8 @@ pub(crate) async fn run(replica: Arc<Replica>) {
         next: Batch::default(),
         flights: VecDeque::new(),
     };
-    let mut stuck = tokio::time::interval(STUCK_PERIOD);
-    stuck.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while executor.replica.queue.closed().is_none() {
-        executor.wait(&mut stuck).await;
+        executor.wait().await;
         executor.gather().await;
         executor.depart().await;
     }
@@ -90,6 +91,8 @@ pub(crate) async fn run(replica: Arc<Replica>) {
 
 struct Executor {
     replica: Arc<Replica>,
+    /// When to look at batches that are under way again.
+    stuck: tokio::time::Interval,
     /// Under which term batches are evaluated; `None` = to be asked for.
     leadership: Option<Leadership>,
     /// The next batch's place.
@@ -172,7 +175,7 @@ impl Batch {
 
 impl Executor {
     /// Waits until there is something to do: the oldest batch has landed (and is settled), or enough is in line.
-    async fn wait(&mut self, stuck: &mut tokio::time::Interval) {
+    async fn wait(&mut self) {
         let (replica, flights) = (self.replica.clone(), self.flights.len());
         let Some(first) = self.flights.front_mut() else {
             if self.next.is_empty() {
@@ -195,15 +198,28 @@ impl Executor {
                 }
             }
             () = replica.queue.filled(missing, EAGER_OPS), if self.next.has_room() => {}
-            _ = stuck.tick() => self.tell_if_stuck().await,
+            _ = self.stuck.tick() => self.tell_if_stuck().await,
         }
     }
 
     /// Waits for the oldest batch alone.
     async fn land(&mut self) {
-        let Some(first) = self.flights.front_mut() else { return };
-        let verdict = first.landed().await;
-        self.settle(verdict).await;
+        if let Some(verdict) = self.landed().await {
+            self.settle(verdict).await;
+        }
+    }
+
+    /// What Raft says of the oldest batch. Whoever would wait for it, or behind it, for too long is told.
+    async fn landed(&mut self) -> Option<Result<(), ProposeError>> {
+        loop {
+            let first = self.flights.front_mut()?;
+            tokio::select! {
+                biased;
+                verdict = first.landed() => return Some(verdict),
+                _ = self.stuck.tick() => {}
+            }
+            self.tell_if_stuck().await;
+        }
     }
 
     /// The oldest batch has landed.
@@ -223,8 +239,8 @@ impl Executor {
             ProposeError::NotProposed(why) => CallError::NoLeader(why.clone()),
             ProposeError::Unknown(why) => CallError::Unknown(why.clone()),
         };
-        while let Some(mut flight) = self.flights.pop_front() {
-            let verdict = flight.landed().await;
+        while let Some(verdict) = self.landed().await {
+            let Some(flight) = self.flights.pop_front() else { break };
             let is_void = matches!(verdict, Err(ProposeError::NotProposed(_))) || flight.proposed.is_none();
             let why = if is_void { lost() } else { base.clone() };
             self.finish(flight, Some(why));
