@@ -262,7 +262,7 @@ impl Session {
                 joined: Vec::new(),
                 watched: Vec::new(),
             };
-            let looked = router::respond(&self.proxy, partition, look, self.deadline()).await;
+            let looked = router::respond(&self.proxy, partition, &look, self.deadline()).await;
             let Response::Done(outcomes) = looked.map_err(|error| words::call_error(&error))? else {
                 return Err(commands::words::no_answer());
             };
@@ -284,7 +284,7 @@ impl Session {
                 return Ok(false);
             }
             let delete = Request { ops: vec![Op::Delete { key: key.clone() }], joined: Vec::new(), watched: vec![watched] };
-            match router::respond(&self.proxy, partition, delete, self.deadline()).await {
+            match router::respond(&self.proxy, partition, &delete, self.deadline()).await {
                 Ok(Response::Done(_)) => return Ok(true),
                 Ok(Response::Touched) => {}
                 Err(error) => return Err(words::call_error(&error)),

@@ -177,55 +177,62 @@ fn as_line(index: usize) -> u16 {
 impl Line {
     async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant) {
         for open in std::mem::take(&mut self.open) {
-            let ops = open.request.ops.len();
-            proxy.stats.batch(ops);
-            let outcomes = if open.writes {
-                call(proxy, self.partition, open.request, deadline).await
-            } else {
-                read(proxy, self.partition, open.request, deadline).await
+            proxy.stats.batch(open.request.ops.len());
+            self.carry_out_one(proxy, open, deadline).await;
+        }
+    }
+
+    /// A node may do the first commands only, when their answers are large; it is then asked for the others.
+    async fn carry_out_one(&mut self, proxy: &Proxy, open: Open, deadline: Instant) {
+        let Open { mut request, writes, .. } = open;
+        loop {
+            let asked = request.ops.len();
+            let outcomes = match writes {
+                true => call(proxy, self.partition, &request, deadline).await,
+                false => read_once(proxy, self.partition, &request, deadline).await,
             };
-            self.done.push_back(match outcomes {
-                Ok(outcomes) => Done::Outcomes(outcomes.into_iter()),
-                Err(error) => Done::Failed(error, ops),
-            });
+            match outcomes {
+                Ok(outcomes) if outcomes.is_empty() && asked > 0 => {
+                    let why = "a node answered none of the ops that it was asked".to_owned();
+                    return self.done.push_back(Done::Failed(CallError::Fault(why), asked));
+                }
+                Ok(outcomes) => {
+                    let answered = outcomes.len();
+                    self.done.push_back(Done::Outcomes(outcomes.into_iter()));
+                    if answered >= asked {
+                        return;
+                    }
+                    without_first(&mut request, answered);
+                }
+                Err(error) => return self.done.push_back(Done::Failed(error, asked)),
+            }
         }
     }
 }
 
-/// Reads, on this thread when the leader is here. A node may answer the ops of the first commands only, when their answers are large; it is then
-/// asked for the others.
-async fn read(proxy: &Proxy, partition: PartitionId, mut request: Request, deadline: Instant) -> Result<Vec<Outcome>, CallError> {
-    let mut all = match read_once(proxy, partition, &request, deadline).await? {
-        outcomes if outcomes.len() >= request.ops.len() => return Ok(outcomes),
-        outcomes => outcomes,
-    };
-    let mut answered = all.len();
-    while answered > 0 && answered < request.ops.len() {
-        request.ops.drain(..answered);
-        request.joined.retain(|at| *at as usize > answered);
-        request.joined.iter_mut().for_each(|at| *at -= answered as u32);
-        let outcomes = read_once(proxy, partition, &request, deadline).await?;
-        answered = outcomes.len();
-        all.extend(outcomes);
-    }
-    Ok(all)
+/// What is left of a request of which the first commands are done.
+fn without_first(request: &mut Request, ops: usize) {
+    request.ops.drain(..ops);
+    request.joined.retain(|at| *at as usize > ops);
+    request.joined.iter_mut().for_each(|at| *at -= ops as u32);
 }
 
+/// Reads, on this thread when the leader is here.
 async fn read_once(proxy: &Proxy, partition: PartitionId, request: &Request, deadline: Instant) -> Result<Vec<Outcome>, CallError> {
     match proxy.rows.read_now(partition, request) {
         Some(Ok(response)) => done(response),
         Some(Err(error)) if !is_passing(&error) => Err(error),
-        _ => call(proxy, partition, request.clone(), deadline).await,
+        _ => call(proxy, partition, request, deadline).await,
     }
 }
 
 /// Calls, again and again while there is no leader, until the deadline.
-async fn call(proxy: &Proxy, partition: PartitionId, request: Request, deadline: Instant) -> Result<Vec<Outcome>, CallError> {
+async fn call(proxy: &Proxy, partition: PartitionId, request: &Request, deadline: Instant) -> Result<Vec<Outcome>, CallError> {
     done(respond(proxy, partition, request, deadline).await?)
 }
 
 /// As [`call`], for requests that watch.
-pub(crate) async fn respond(proxy: &Proxy, partition: PartitionId, request: Request, deadline: Instant) -> Result<Response, CallError> {
+pub(crate) async fn respond(proxy: &Proxy, partition: PartitionId, request: &Request, deadline: Instant) -> Result<Response, CallError> {
     insist(proxy, deadline, || proxy.rows.call(partition, request.clone())).await
 }
 
@@ -247,8 +254,8 @@ async fn insist<'a, T>(proxy: &Proxy, deadline: Instant, attempt: impl Fn() -> B
 pub(crate) async fn ask(proxy: &Proxy, partition: PartitionId, op: Op, deadline: Instant) -> Result<Outcome, Reply> {
     let request = Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() };
     let outcomes = match request.ops[0].is_write() {
-        true => call(proxy, partition, request, deadline).await,
-        false => read(proxy, partition, request, deadline).await,
+        true => call(proxy, partition, &request, deadline).await,
+        false => read_once(proxy, partition, &request, deadline).await,
     };
     let first = outcomes.map_err(|error| crate::words::call_error(&error))?.into_iter().next();
     first.ok_or_else(commands::words::no_answer)

@@ -148,7 +148,7 @@ async fn flush_all(proxy: &Proxy) -> Reply {
 
 async fn clear(proxy: &Proxy, partition: PartitionId, deadline: Instant) -> Result<(), CallError> {
     let request = Request { ops: vec![Op::Clear], joined: Vec::new(), watched: Vec::new() };
-    match router::respond(proxy, partition, request, deadline).await {
+    match router::respond(proxy, partition, &request, deadline).await {
         // Dropped meanwhile: empty enough.
         Ok(_) | Err(CallError::NoTable) => Ok(()),
         Err(error) => Err(error),

@@ -309,7 +309,7 @@ impl Session {
             // Nothing to do with rows, but EXEC still tells whether they were touched.
             for (partition, watched) in tokens {
                 let request = Request { ops: Vec::new(), joined: Vec::new(), watched };
-                let response = router::respond(&self.proxy, partition, request, deadline).await;
+                let response = router::respond(&self.proxy, partition, &request, deadline).await;
                 if response.map_err(|error| words::call_error(&error))? == Response::Touched {
                     return Ok(None);
                 }
@@ -323,7 +323,7 @@ impl Session {
         self.proxy.stats.batch(gathered.ops.len());
         let joined = (1..gathered.ops.len() as u32).collect();
         let request = Request { ops: gathered.ops, joined, watched };
-        match router::respond(&self.proxy, partition, request, deadline).await {
+        match router::respond(&self.proxy, partition, &request, deadline).await {
             Ok(Response::Done(outcomes)) => Ok(Some(outcomes)),
             Ok(Response::Touched) => Ok(None),
             Err(error) => Err(words::call_error(&error)),

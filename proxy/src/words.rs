@@ -35,6 +35,10 @@ pub(crate) fn call_error(error: &CallError) -> Reply {
     Reply::error(match error {
         CallError::NoLeader(why) => format!("CLUSTERDOWN The partition has no leader, nothing was done: {}", one_line(why.as_bytes())),
         CallError::Overloaded => "BUSY Too many requests wait for this partition, nothing was done, try again later".to_owned(),
+        CallError::OutOfMemory => {
+            "BUSY Requests that wait or are under way on the server take all the memory that they may, nothing was done, try again later"
+                .to_owned()
+        }
         CallError::ReadOnly(why) => format!("MISCONF Writes are refused, reads go on: {}", one_line(why.as_bytes())),
         CallError::NoTable => "ERR The table has been dropped, nothing was done".to_owned(),
         CallError::Unknown(why) => {

@@ -163,6 +163,10 @@ async fn what_failed_is_never_tried_again_and_says_what_is_known() {
     for (error, line) in [
         (CallError::Unknown("lost".into()), unknown),
         (CallError::Overloaded, "-BUSY Too many requests wait for this partition, nothing was done, try again later\r\n"),
+        (
+            CallError::OutOfMemory,
+            "-BUSY Requests that wait or are under way on the server take all the memory that they may, nothing was done, try again later\r\n",
+        ),
         (CallError::ReadOnly("disk full".into()), "-MISCONF Writes are refused, reads go on: disk full\r\n"),
         (CallError::Fault("bad block".into()), "-ERR storage fault: bad block\r\n"),
         (CallError::TooLarge("9 bytes".into()), "-ERR The request is too large, nothing was done: 9 bytes\r\n"),

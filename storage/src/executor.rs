@@ -33,7 +33,8 @@ use tokio::time::MissedTickBehavior;
 use crate::hot::Begun;
 use crate::pace::{FULL_OPS, Pace};
 use crate::queue::{Amount, Outcome, Waiting, refuse};
-use crate::reads::Applied;
+use crate::quota::{Quota, Reservation};
+use crate::reads::{ANSWERS_BYTES, Applied};
 use crate::replica::{Leadership, ProposeError, Replica};
 use crate::stripes::{self, Stripes};
 use crate::{batch, expiry};
@@ -48,6 +49,9 @@ const REQUEST_EDITS_MAX: usize = 16 << 20;
 
 /// Batches that replicate at one time: one is synced while the next waits in the log.
 const FLIGHTS_MAX: usize = 2;
+
+/// An answer of so many bytes is counted at once, smaller ones with their batch.
+const LARGE_BYTES: usize = 64 << 10;
 
 /// While a batch is in flight, so many ops are worth being evaluated at once.
 const EAGER_OPS: usize = 64;
@@ -110,8 +114,12 @@ struct Executor {
 struct Batch {
     edits: Edits,
     amount: Amount,
-    responses: Vec<Response>,
+    outcomes: Vec<Outcome>,
     answers: Vec<oneshot::Sender<Outcome>>,
+    /// What the answers in `outcomes` take.
+    answer_bytes: usize,
+    /// What all this takes of the node's memory.
+    reservation: Option<Reservation>,
     /// Steps of the expiry cycle: from which cursor, and to which.
     steps: Vec<(u64, u64)>,
     /// Of the last request.
@@ -158,13 +166,22 @@ impl Batch {
     }
 
     fn has_room(&self) -> bool {
-        self.amount.ops < BATCH_OPS_MAX && self.amount.bytes < BATCH_BYTES_MAX && self.edits.bytes() < BATCH_BYTES_MAX
+        self.amount.ops < BATCH_OPS_MAX
+            && self.amount.bytes < BATCH_BYTES_MAX
+            && self.edits.bytes() < BATCH_BYTES_MAX
+            && self.answer_bytes < ANSWERS_BYTES
+    }
+
+    /// Counts what it takes by now: edits twice, as they are and as an entry of the log.
+    fn reserve(&mut self, quota: &Arc<Quota>) {
+        let bytes = 2 * self.edits.bytes() + self.answer_bytes;
+        self.reservation.get_or_insert_with(|| quota.reservation()).hold(bytes);
     }
 
     fn answer(self) {
-        for (answer, response) in self.answers.into_iter().zip(self.responses) {
+        for (answer, outcome) in self.answers.into_iter().zip(self.outcomes) {
             // A caller that went away is not missed.
-            let _ = answer.send(Ok(response));
+            let _ = answer.send(outcome);
         }
     }
 
@@ -197,7 +214,7 @@ impl Executor {
                     self.pace.gather(&replica.queue, self.next.amount.requests).await;
                 }
             }
-            () = replica.queue.filled(missing, EAGER_OPS), if self.next.has_room() => {}
+            () = replica.queue.filled(missing, EAGER_OPS), if self.next.has_room() && replica.queue.quota().left() > 0 => {}
             _ = self.stuck.tick() => self.tell_if_stuck().await,
         }
     }
@@ -296,7 +313,15 @@ impl Executor {
         if !self.next.has_room() {
             return;
         }
-        let mut waiting = self.replica.queue.take(self.next.room());
+        let mut room = self.next.room();
+        if self.replica.queue.quota().left() == 0 {
+            // What is under way gives its memory back as it lands. Without any, the queue gives back its own, request by request.
+            if !self.flights.is_empty() || !self.next.is_empty() {
+                return;
+            }
+            room.requests = 1;
+        }
+        let mut waiting = self.replica.queue.take(room);
         if waiting.is_empty() {
             return;
         }
@@ -348,16 +373,21 @@ impl Executor {
                 let keys = waiting.iter().flat_map(|waiting| &waiting.request.ops).filter_map(Op::first_key);
                 replica.hot.expect(&replica.owner, keys.map(|key| key::position(key)));
                 for waiting in waiting {
-                    if next.edits.bytes() >= BATCH_BYTES_MAX {
+                    if next.edits.bytes() >= BATCH_BYTES_MAX || next.answer_bytes >= ANSWERS_BYTES {
                         return Ok(evaluated);
                     }
-                    let response = evaluation.request(&waiting.request, next)?;
-                    next.responses.push(response);
+                    let outcome = match evaluation.request(&waiting.request, next) {
+                        Ok(response) => Ok(response),
+                        Err(Undone::OutOfMemory) => Err(CallError::OutOfMemory),
+                        Err(Undone::Fault(fault)) => return Err(fault),
+                    };
+                    next.outcomes.push(outcome);
                     evaluated += 1;
                 }
             }
             Ok(evaluated)
         });
+        next.reserve(replica.queue.quota());
         next.past_ms = next.past_ms.max(applied.past_ms());
         evaluated
     }
@@ -472,27 +502,69 @@ struct Evaluation<'a> {
     stripes: &'a mut Stripes,
 }
 
+/// Why a request has no response of its own.
+enum Undone {
+    /// Its answers do not fit the node's memory now. Nothing of it is done.
+    OutOfMemory,
+    /// The state can't be read.
+    Fault(CallError),
+}
+
 impl Evaluation<'_> {
-    fn request(&mut self, request: &Request, batch: &mut Batch) -> Result<Response, CallError> {
+    /// Does the commands of a request, at least the first; those that follow large answers are left alone.
+    fn request(&mut self, request: &Request, batch: &mut Batch) -> Result<Response, Undone> {
         if !request.watched.iter().all(|watched| self.is_untouched(watched, &batch.edits)) {
             return Ok(Response::Touched);
         }
         let edits_max = batch.edits.bytes() + REQUEST_EDITS_MAX;
         let mut outcomes = Vec::with_capacity(request.ops.len());
         for ops in request.commands() {
+            let done = outcomes.len();
+            if done > 0 && batch.answer_bytes >= ANSWERS_BYTES {
+                break;
+            }
             if batch.edits.bytes() >= edits_max && ops.iter().any(Op::is_write) {
                 outcomes.extend(ops.iter().map(|_| Err(Refusal::TooMuch)));
             } else if let [op] = ops {
-                let outcome = self.op(op, &mut batch.edits)?;
+                let outcome = self.op(op, &mut batch.edits).map_err(Undone::Fault)?;
                 if let (Op::ExpireDue { cursor, .. }, Ok(Answer::Expired { next, .. })) = (op, &outcome) {
                     batch.steps.push((*cursor, *next));
                 }
                 outcomes.push(outcome);
             } else {
-                self.together(ops, &mut batch.edits, &mut outcomes)?;
+                match self.together(ops, &mut batch.edits) {
+                    Ok(all) => outcomes.extend(all),
+                    // Of what comes before it, the answers are given; whoever is answered gives back what it takes.
+                    Err(Undone::OutOfMemory) if done > 0 => break,
+                    Err(undone) => return Err(undone),
+                }
+            }
+            let mut bytes: usize = outcomes[done..].iter().flatten().map(Answer::bytes).sum();
+            if let [op] = ops
+                && !op.is_write()
+            {
+                if bytes > self.answers_max() {
+                    outcomes[done] = Err(Refusal::AnswerTooLarge);
+                    bytes = 0;
+                } else if !self.fits(bytes) {
+                    outcomes.truncate(done);
+                    if done == 0 {
+                        return Err(Undone::OutOfMemory);
+                    }
+                    break;
+                }
+            }
+            batch.answer_bytes += bytes;
+            if bytes > LARGE_BYTES {
+                batch.reserve(self.replica.queue.quota());
             }
         }
         Ok(Response::Done(outcomes))
+    }
+
+    /// Whether the node has memory for answers of one command.
+    fn fits(&self, bytes: usize) -> bool {
+        bytes <= ANSWERS_BYTES || bytes <= self.replica.queue.quota().left()
     }
 
     fn op(&mut self, op: &Op, edits: &mut Edits) -> Result<Result<Answer, Refusal>, CallError> {
@@ -510,18 +582,37 @@ impl Evaluation<'_> {
     }
 
     /// Ops that are all done, or none of them when that would be too much.
-    fn together(&mut self, ops: &[Op], edits: &mut Edits, outcomes: &mut Vec<Result<Answer, Refusal>>) -> Result<(), CallError> {
+    fn together(&mut self, ops: &[Op], edits: &mut Edits) -> Result<Vec<Result<Answer, Refusal>>, Undone> {
         let bytes_max = self.rules.edits_bytes_max().unwrap_or(usize::MAX);
+        let answers_max = self.answers_max();
+        let mut is_out_of_memory = false;
         let mut tx = Tx { view: self.view, edits, stamp: self.stamp, rules: self.rules };
         let done = eval::apart(bytes_max, Refusal::TooMuch, &mut tx, |tx| {
-            ops.iter().map(|op| Ok(self.on(op, tx)?)).collect::<Result<Vec<_>, Failed>>()
+            let (mut done, mut bytes) = (Vec::with_capacity(ops.len()), 0);
+            for op in ops {
+                let outcome = self.on(op, tx)?;
+                bytes += outcome.as_ref().map_or(0, Answer::bytes);
+                is_out_of_memory = !self.fits(bytes);
+                if bytes > answers_max || is_out_of_memory {
+                    return Err(Refusal::AnswerTooLarge.into());
+                }
+                done.push(outcome);
+            }
+            Ok(done)
         });
         match done {
-            Ok(done) => outcomes.extend(done),
-            Err(Failed::Refused(refusal)) => outcomes.extend(ops.iter().map(|_| Err(refusal))),
-            Err(Failed::Fault(fault)) => return Err(self.replica.fault(fault)),
+            Ok(done) => Ok(done),
+            Err(Failed::Refused(_)) if is_out_of_memory => Err(Undone::OutOfMemory),
+            Err(Failed::Refused(refusal)) => Ok(ops.iter().map(|_| Err(refusal)).collect()),
+            Err(Failed::Fault(fault)) => Err(Undone::Fault(self.replica.fault(fault))),
         }
-        Ok(())
+    }
+
+    /// The most that one command, or ops which are all done or none, may answer here. Half of the node's memory for requests, so that what is refused for
+    /// want of memory fits some time.
+    fn answers_max(&self) -> usize {
+        let of_table = if self.rules.answer_bytes_max == 0 { usize::MAX } else { self.rules.answer_bytes_max };
+        of_table.min(self.replica.queue.quota().bytes_max() / 2)
     }
 
     fn watch(&mut self, mut watched: Watched) -> Watched {

@@ -2,7 +2,8 @@
 //!
 //! # Life of a write
 //! 1. [`Node::call`](cluster::Call::call) finds the partition's [`Replica`](replica::Replica) and hands the request to its executor's queue
-//!    (bounded; a full one answers [`CallError::Overloaded`](cluster::CallError)).
+//!    (bounded; a full one answers [`CallError::Overloaded`](cluster::CallError); all queues and batches of the node together are bounded by
+//!    [`quota`]).
 //! 2. The executor, the single writer of the partition, takes everything that waits, stamps it with one time, and evaluates op after op
 //!    on the applied state with the edits made so far on top ([`row::eval()`]).
 //! 3. The edits of the whole batch become one Raft entry: a finished write batch ([`batch`]).
@@ -44,6 +45,7 @@ mod lease;
 mod node;
 mod pace;
 mod queue;
+mod quota;
 mod reads;
 pub mod replica;
 mod stripes;

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::expiry::{Alarm, Due};
 use crate::hot::Hot;
+use crate::quota::Quota;
 use crate::reads::{By, Look};
 use crate::replica::{Replica, ReplicaOptions, SetAside};
 use crate::{clock, dirs, expiry, reads};
@@ -49,6 +50,9 @@ pub struct NodeOptions {
     pub answer_bytes_max: usize,
     /// Memory for heads and cells read or written lately, over all tables, bytes.
     pub row_cache_bytes: usize,
+    /// Memory for requests that wait for their partition and for batches under way, edits and answers, over all partitions, bytes. What does not
+    /// fit is refused.
+    pub request_memory_max: usize,
     /// Told apart from other clusters' writes in timetags.
     pub cluster_tag: u8,
     /// How long a write may be without a quorum; by then, half a second before at most, its client is told that its outcome is unknown.
@@ -101,6 +105,7 @@ pub struct Node {
     log: Arc<Log>,
     shared: Shared,
     hot: Arc<Hot>,
+    quota: Arc<Quota>,
     replicas: ArcSwap<HashMap<PartitionId, Held>>,
     /// One change of the set at a time.
     changing: tokio::sync::Mutex<()>,
@@ -136,11 +141,13 @@ impl Node {
     /// A node without replicas; [`Node::follow`] opens them. Starts the node's periodic work on the current runtime.
     pub fn open(options: NodeOptions, log: Arc<Log>, shared: Shared) -> Arc<Node> {
         let hot = Arc::new(Hot::new(options.row_cache_bytes));
+        let quota = Quota::new(options.request_memory_max);
         let node = Arc::new(Node {
             options,
             log,
             shared,
             hot,
+            quota,
             replicas: ArcSwap::default(),
             changing: tokio::sync::Mutex::default(),
             active_expiry: true.into(),
@@ -324,6 +331,7 @@ impl Node {
             raft_runtime: &self.options.raft_runtime,
             peers: self.options.peers.as_ref(),
             changes: &self.changes,
+            quota: &self.quota,
             alarm: &self.alarm,
         };
         Replica::open(options, &self.log, &self.shared, &self.hot).await

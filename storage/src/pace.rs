@@ -98,6 +98,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quota::Quota;
 
     fn batch(requests: usize) -> Amount {
         Amount { requests, ops: requests, bytes: 0 }
@@ -119,7 +120,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_does_not_come_is_not_waited_for_again_and_again() {
-        let (mut pace, queue) = (Pace::default(), Queue::default());
+        let (mut pace, queue) = (Pace::default(), Queue::new(Quota::new(1 << 20)));
         pace.took(Duration::from_secs(1));
         let mut in_vain = 0;
         for _ in 0..STRIKES + REST {

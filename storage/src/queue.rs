@@ -1,11 +1,14 @@
 //! Requests in line for the executor of one partition.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use cluster::CallError;
 use parking_lot::Mutex;
 use row::op::{Op, Request, Response};
 use tokio::sync::{Notify, oneshot};
+
+use crate::quota::{Quota, Reservation};
 
 /// What may wait for one partition.
 const REQUESTS_MAX: usize = 100_000;
@@ -31,16 +34,17 @@ pub(crate) struct Amount {
 }
 
 /// Requests waiting for the executor of one partition.
-#[derive(Default)]
 pub(crate) struct Queue {
     line: Mutex<Line>,
     filled: Notify,
+    quota: Arc<Quota>,
 }
 
-#[derive(Default)]
 struct Line {
     waiting: VecDeque<Waiting>,
     amount: Amount,
+    /// What they take of the node's memory.
+    reservation: Reservation,
     /// The executor sleeps until so many requests or ops wait.
     wake_at: Option<Amount>,
     /// Why nothing more is taken: the replica has stopped.
@@ -48,9 +52,21 @@ struct Line {
 }
 
 impl Queue {
+    /// One that takes its memory from the node's.
+    pub(crate) fn new(quota: Arc<Quota>) -> Queue {
+        let reservation = quota.reservation();
+        let line = Line { waiting: VecDeque::new(), amount: Amount::default(), reservation, wake_at: None, closed: None };
+        Queue { line: Mutex::new(line), filled: Notify::new(), quota }
+    }
+
+    /// The memory that requests and batches of all partitions take.
+    pub(crate) fn quota(&self) -> &Arc<Quota> {
+        &self.quota
+    }
+
     /// Puts a request in line; the receiver gets its outcome.
     pub(crate) fn push(&self, request: Request) -> Result<oneshot::Receiver<Outcome>, CallError> {
-        let bytes = request.ops.iter().map(Op::bytes).sum();
+        let bytes = size_of::<Waiting>() + request.memory_bytes();
         let writes = request.ops.iter().any(Op::is_write);
         let (answer, outcome) = oneshot::channel();
         let mut line = self.line.lock();
@@ -60,6 +76,10 @@ impl Queue {
         // One request always fits, however large.
         if line.waiting.len() >= REQUESTS_MAX || (line.amount.bytes > 0 && line.amount.bytes + bytes > BYTES_MAX) {
             return Err(CallError::Overloaded);
+        }
+        let held = line.amount.bytes + bytes;
+        if !line.reservation.try_hold(held) {
+            return Err(CallError::OutOfMemory);
         }
         let waiting = Waiting { request, writes, bytes, answer };
         line.amount.add(&waiting);
@@ -92,6 +112,7 @@ impl Queue {
         let left = {
             let mut line = self.line.lock();
             line.amount = Amount::default();
+            line.reservation.hold(0);
             std::mem::take(&mut line.waiting)
         };
         refuse(left.into_iter().map(|waiting| waiting.answer), why);
@@ -127,6 +148,8 @@ impl Queue {
         line.amount.requests -= taken.requests;
         line.amount.ops -= taken.ops;
         line.amount.bytes -= taken.bytes;
+        let held = line.amount.bytes;
+        line.reservation.hold(held);
         line.waiting.drain(..taken.requests).collect()
     }
 
@@ -138,6 +161,8 @@ impl Queue {
                 line.amount.add(&waiting);
                 line.waiting.push_front(waiting);
             });
+            let held = line.amount.bytes;
+            line.reservation.hold(held);
             return;
         };
         drop(line);
@@ -170,5 +195,51 @@ impl Amount {
         self.requests += 1;
         self.ops += waiting.request.ops.len();
         self.bytes += waiting.bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn append(bytes: usize) -> Request {
+        let op = Op::Append { key: Bytes::from_static(b"k"), value: Bytes::from(vec![b'v'; bytes]) };
+        Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() }
+    }
+
+    fn reads(ops: usize) -> Request {
+        Request { ops: vec![Op::Get { key: Bytes::from_static(b"k") }; ops], joined: Vec::new(), watched: Vec::new() }
+    }
+
+    #[test]
+    fn what_waits_in_all_queues_together_is_bounded() {
+        let quota = Quota::new(16 * MIB);
+        let queues: Vec<Queue> = (0..4).map(|_| Queue::new(quota.clone())).collect();
+        let fill = |request: &dyn Fn() -> Request| {
+            let mut outcomes = Vec::new();
+            while let Ok(outcome) = queues[outcomes.len() % 4].push(request()) {
+                outcomes.push(outcome);
+            }
+            outcomes
+        };
+        let outcomes = fill(&|| append(MIB));
+        assert!((12..=16).contains(&outcomes.len()), "{}", outcomes.len());
+        assert!(queues.iter().all(|queue| matches!(queue.push(append(MIB)), Err(CallError::OutOfMemory))));
+        // What one gives back another may take.
+        let taken = queues[0].take(Amount { requests: usize::MAX, ops: 1, bytes: usize::MAX });
+        assert_eq!(taken.len(), 1);
+        assert!(queues[3].push(append(MIB)).is_ok() && queues[0].push(append(MIB)).is_err());
+        queues[0].put_back(taken);
+        queues.iter().for_each(|queue| queue.refuse(&CallError::Overloaded));
+        assert_eq!(quota.left(), 16 * MIB);
+        // Ops that carry nothing take memory as well.
+        let ops: usize = fill(&|| reads(1000)).len() * 1000;
+        assert!(ops * size_of::<Op>() <= 16 * MIB && ops * size_of::<Op>() > 8 * MIB, "{ops} ops");
+        drop(queues);
+        assert_eq!(quota.left(), 16 * MIB);
     }
 }

@@ -8,7 +8,7 @@ use cluster::CallError;
 use engine::store::{self, Snapshot};
 use row::edits::{Edits, Family};
 use row::eval::{self, Failed};
-use row::op::{Answer, Content, Op, Refusal, Request, Response};
+use row::op::{Op, Refusal, Request, Response};
 use row::view::{Fault, Tx, View};
 use row::{key, value};
 
@@ -133,22 +133,9 @@ fn fault(error: store::Fault) -> Fault {
     Fault(error.to_string())
 }
 
-/// Answers beyond so many bytes are left for the caller to ask for again, so that one request of many large reads does not fill the memory; except where they must be
-/// one look, up to what one answer may have.
-const ANSWERS_BYTES: usize = 8 << 20;
-
-/// The bytes of an answer that may be large.
-fn large_bytes(answer: &Answer) -> usize {
-    match answer {
-        Answer::Bytes(bytes) => bytes.len(),
-        Answer::Values(values) => values.iter().flatten().map(Bytes::len).sum(),
-        Answer::Cells { cells, .. } | Answer::CellsPage { cells, .. } => cells.iter().map(|(name, value)| name.len() + value.len()).sum(),
-        Answer::Page { keys, .. } => keys.iter().map(Bytes::len).sum(),
-        Answer::Content { content: Content::String(value), .. } => value.len(),
-        Answer::Content { content: Content::Hash(fields), .. } => fields.iter().map(|(name, value, _)| name.len() + value.len()).sum(),
-        _ => 0,
-    }
-}
+/// Answers beyond so many bytes are left for the caller to ask for again, so that one request of many large reads does not fill the memory; except
+/// where they must be one look, up to what one answer may have. A batch of the executor ends there, too.
+pub(crate) const ANSWERS_BYTES: usize = 8 << 20;
 
 /// By which time a look judges what has expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,7 +198,7 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64, by: 
         }
         outcomes.push(match answered {
             Ok(answer) => {
-                bytes += large_bytes(&answer);
+                bytes += answer.bytes();
                 Ok(answer)
             }
             Err(Failed::Refused(refusal)) => Err(refusal),

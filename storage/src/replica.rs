@@ -31,6 +31,7 @@ use crate::judge::RowJudge;
 use crate::lease::{Asked, Lease};
 use crate::node::{Peers, TableFigures};
 use crate::queue::Queue;
+use crate::quota::Quota;
 use crate::reads::{self, By, Look};
 
 /// A replica, running until [`Replica::stop`] or [`Replica::close`].
@@ -152,6 +153,8 @@ pub(crate) struct ReplicaOptions<'a> {
     pub(crate) peers: Option<&'a Peers>,
     /// To be moved when leadership or health changes.
     pub(crate) changes: &'a Arc<watch::Sender<u64>>,
+    /// Memory for requests and batches of the node.
+    pub(crate) quota: &'a Arc<Quota>,
     /// The node's.
     pub(crate) alarm: &'a Arc<Alarm>,
 }
@@ -226,7 +229,7 @@ impl Replica {
             adopted_term: Mutex::new(0),
             log: log.clone(),
             rules: ArcSwap::from_pointee(options.rules),
-            queue: Queue::default(),
+            queue: Queue::new(options.quota.clone()),
             has_peers: options.peers.is_some(),
             stopped: OnceLock::new(),
             changes: options.changes.clone(),

@@ -8,8 +8,11 @@ use bytes::Bytes;
 use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::log::{Log, LogOptions};
 use engine::store::{Settings, Shared};
-use row::op::{Answer, Deadline, Only, Op, Request, Response, Ttl, Watched};
+use row::op::{Answer, Deadline, Only, Op, Refusal, Request, Response, Ttl, Watched};
 use storage::{Assigned, Node, NodeOptions};
+
+/// Memory for requests and batches of a node.
+const REQUEST_MEMORY: usize = 160 << 20;
 
 struct Setup {
     node: Arc<Node>,
@@ -37,6 +40,7 @@ async fn open(dir: &Path) -> Setup {
         write_bytes_max: 16 << 20,
         answer_bytes_max: 64 << 20,
         row_cache_bytes: 8 << 20,
+        request_memory_max: REQUEST_MEMORY,
         cluster_tag: 1,
         unsure_after: Duration::from_secs(3),
         peers: None,
@@ -255,5 +259,36 @@ async fn a_dropped_table_answers_nothing_and_leaves_nothing() {
     assert_eq!(std::fs::read_dir(dir.path().join("partitions")).expect("the node's directory").count(), 0);
     setup.node.follow(&[assigned(table(&[], 0))]).await;
     assert_eq!(setup.one(get("a")).await, Answer::Nil);
+    setup.close().await;
+}
+
+/// What is evaluated with writes is bounded as what is only read: by a transaction, by a request, and by the node.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_what_also_writes_are_bounded() {
+    const LEN: usize = 1 << 20;
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open(dir.path()).await;
+    let value = "v".repeat(LEN);
+    setup.one(set("big", &value, Ttl::Default)).await;
+    let ops = |gets: usize| -> Vec<Op> { [set("x", "1", Ttl::Default)].into_iter().chain((0..gets).map(|_| get("big"))).collect() };
+    let together = |gets: usize| {
+        let joined = (1..=gets as u32).collect();
+        setup.node.call(DB0, Request { ops: ops(gets), joined, watched: vec![] })
+    };
+    // A transaction: all, or, when that is too large, nothing.
+    assert_eq!(together(100).await, Ok(Response::Done(vec![Err(Refusal::AnswerTooLarge); 101])));
+    assert_eq!(setup.one(get("x")).await, Answer::Nil);
+    let Ok(Response::Done(outcomes)) = together(30).await else { panic!("it is done") };
+    assert!(outcomes.len() == 31 && outcomes.iter().all(Result::is_ok), "{}", outcomes.len());
+    // Others: as many as fit, at least the first; the rest is left to be asked again.
+    let Ok(Response::Done(outcomes)) = setup.ops(ops(30)).await else { panic!("it is done") };
+    assert!((9..=10).contains(&outcomes.len()), "{}", outcomes.len());
+    // At once: what the node has memory for, and then it has it again.
+    let all = futures::future::join_all((0..40).map(|_| together(30))).await;
+    let done = all.iter().filter(|outcome| matches!(outcome, Ok(Response::Done(outcomes)) if outcomes.len() == 31)).count();
+    let refused = all.iter().filter(|outcome| **outcome == Err(CallError::OutOfMemory)).count();
+    assert!(done > 0 && done + refused == 40, "{done} done, {refused} refused");
+    drop(all);
+    assert!(together(50).await.is_ok());
     setup.close().await;
 }

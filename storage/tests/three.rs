@@ -17,6 +17,8 @@ use row::op::{Answer, Deadline, ExpireIf, Only, Op, Range, Refusal, Request, Res
 use storage::{Assigned, Node, NodeOptions, Peers};
 use tokio::sync::watch;
 
+/// Memory for requests and batches of a node.
+const REQUEST_MEMORY: usize = 256 << 20;
 const UNSURE_AFTER: Duration = Duration::from_secs(3);
 const PARTITION: PartitionId = PartitionId { table: TableId(1), index: 0 };
 
@@ -117,6 +119,7 @@ impl Three {
                 write_bytes_max: 16 << 20,
                 answer_bytes_max: 64 << 20,
                 row_cache_bytes: 8 << 20,
+                request_memory_max: REQUEST_MEMORY,
                 cluster_tag: 1,
                 unsure_after: UNSURE_AFTER,
                 peers: Some(Peers { server: ServerId(server), wire: Arc::new(End { server, net: net.clone() }), ticker: ticker.clone() }),

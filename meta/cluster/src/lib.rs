@@ -76,7 +76,7 @@ impl Table {
     }
 }
 
-/// Why a call has no answer. The first three and the last were not proposed.
+/// Why a call has no answer. The first three and the last two were not proposed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum CallError {
     /// Nobody leads the partition now, or not here.
@@ -100,6 +100,9 @@ pub enum CallError {
     /// It does not fit a message between servers: it was not sent, and never will be.
     #[error("too large: {0}")]
     TooLarge(String),
+    /// What waits on the node, for all its partitions, takes all the memory that it may. Not proposed.
+    #[error("requests on the server take all the memory that they may")]
+    OutOfMemory,
 }
 
 /// A boxed future, because the doors are trait objects.

@@ -381,8 +381,8 @@ pub enum Refusal {
 pub struct Request {
     /// The ops, in order.
     pub ops: Vec<Op>,
-    /// Which of them, in rising order, belong together with the one before: both are done, or neither. Where nothing is written and answers are
-    /// large, others may be left unanswered, to be asked again.
+    /// Which of them, in rising order, belong together with the one before: both are done, or neither. Where answers are large, those that follow
+    /// may be left alone: neither done nor answered, to be asked again.
     pub joined: Vec<u32>,
     /// If any of these was touched since, nothing is done.
     pub watched: Vec<Watched>,
@@ -391,7 +391,7 @@ pub struct Request {
 /// What became of a [`Request`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
-    /// One outcome an op.
+    /// One outcome an op, of the first commands at least.
     Done(Vec<Result<Answer, Refusal>>),
     /// A watched row was touched; nothing was done.
     Touched,

@@ -1,9 +1,18 @@
-//! What an op tells about itself: its rows, its size, its name.
+//! What an op tells about itself: its rows, its size, its name; and the size of an answer.
 
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
-use crate::op::{Content, Mutation, Op};
+use crate::op::{Answer, Content, Filter, Mutation, Op, Range, Request};
+
+/// What a byte string in a list takes besides its bytes.
+const ITEM_BYTES: usize = size_of::<Bytes>() + 16;
+
+/// Bytes of keys, names and values, and how many byte strings in lists these are.
+struct Carried {
+    bytes: usize,
+    items: usize,
+}
 
 impl Op {
     /// Whether it may change something.
@@ -70,26 +79,46 @@ impl Op {
 
     /// About how many bytes it carries, for bounding batches.
     pub fn bytes(&self) -> usize {
+        16 + self.first_key().map_or(0, Bytes::len) + self.carried().bytes
+    }
+
+    /// About how many bytes of memory it takes.
+    pub fn memory_bytes(&self) -> usize {
+        let carried = self.carried();
+        size_of::<Op>() + self.first_key().map_or(0, Bytes::len) + carried.bytes + carried.items * ITEM_BYTES
+    }
+
+    /// What it carries besides its first key.
+    fn carried(&self) -> Carried {
         use Op::*;
-        let pairs = |pairs: &[(Bytes, Bytes)]| pairs.iter().map(|(a, b)| a.len() + b.len()).sum::<usize>();
-        let words = |words: &[Bytes]| words.iter().map(Bytes::len).sum::<usize>();
-        let carried = match self {
-            Set { value, .. } | Append { value, .. } | SetRange { value, .. } => value.len(),
+        let pairs = |pairs: &[(Bytes, Bytes)]| Carried {
+            bytes: pairs.iter().map(|(a, b)| a.len() + b.len()).sum::<usize>(),
+            items: 2 * pairs.len(),
+        };
+        let words = |words: &[Bytes]| Carried { bytes: words.iter().map(Bytes::len).sum::<usize>(), items: words.len() };
+        let bytes = |bytes: usize| Carried { bytes, items: 0 };
+        match self {
+            Set { value, .. } | Append { value, .. } | SetRange { value, .. } => bytes(value.len()),
             HashPut { pairs: fields, .. } | SetAllNew { pairs: fields } => pairs(fields),
             HashGet { fields, .. } => words(fields),
             HashGetDelete { fields, .. } | HashGetExpire { fields, .. } | HashDelete { fields, .. } => words(fields),
             HashExpire { fields, .. } | HashExpiry { fields, .. } | HashPersist { fields, .. } => words(fields),
-            HashAdd { field, .. } => field.len(),
-            AddFloat { by, .. } => by.len(),
-            HashAddFloat { field, by, .. } => field.len() + by.len(),
-            Restore { content, .. } => content.bytes(),
-            Rename { to, .. } | Copy { to, .. } => to.len(),
-            CheckAndMutate { check_sortkey, operand, mutations, .. } => {
-                check_sortkey.len() + operand.len() + mutations.iter().map(Mutation::bytes).sum::<usize>()
-            }
-            _ => 0,
-        };
-        16 + self.first_key().map_or(0, Bytes::len) + carried
+            HashAdd { field, .. } => bytes(field.len()),
+            AddFloat { by, .. } => bytes(by.len()),
+            HashAddFloat { field, by, .. } => bytes(field.len() + by.len()),
+            Restore { content, .. } => Carried { bytes: content.bytes(), items: content.items() },
+            Rename { to, .. } | Copy { to, .. } => bytes(to.len()),
+            CheckAndMutate { check_sortkey, operand, mutations, .. } => Carried {
+                bytes: check_sortkey.len() + operand.len() + mutations.iter().map(Mutation::bytes).sum::<usize>(),
+                items: 3 * mutations.len(),
+            },
+            HashRange { range, .. } | HashRangeCount { range, .. } | HashRangeDelete { range, .. } => bytes(range.bytes()),
+            Scan { glob, .. } | HashScan { glob, .. } => bytes(glob.as_ref().map_or(0, Bytes::len)),
+            Inspect { .. } | Size { .. } | Delete { .. } | Expire { .. } | Persist { .. } | Dump { .. } | Encoding { .. } => bytes(0),
+            Nearest { .. } | Rows | Clear | ExpireDue { .. } | Pass { .. } | Watch { .. } => bytes(0),
+            Get { .. } | GetDelete { .. } | GetExpire { .. } | Add { .. } | GetRange { .. } | Length { .. } => bytes(0),
+            HashLen { .. } | HashRandom { .. } => bytes(0),
+        }
     }
 
     /// Its name, for logs and metrics.
@@ -145,6 +174,36 @@ impl Op {
     }
 }
 
+impl Request {
+    /// About how many bytes of memory it takes.
+    pub fn memory_bytes(&self) -> usize {
+        let watched = self.watched.iter().map(|watched| size_of_val(watched) + watched.key.len());
+        size_of::<Request>() + self.joined.len() * 4 + self.ops.iter().map(Op::memory_bytes).sum::<usize>() + watched.sum::<usize>()
+    }
+}
+
+impl Answer {
+    /// About how many bytes of memory it takes besides itself: what answers of a request, of a batch and of a node are bounded by.
+    pub fn bytes(&self) -> usize {
+        let optional = |value: &Option<Bytes>| ITEM_BYTES + value.as_ref().map_or(0, Bytes::len);
+        let cells = |cells: &[(Bytes, Bytes)]| cells.iter().map(|(a, b)| a.len() + b.len() + 2 * ITEM_BYTES).sum();
+        match self {
+            Answer::Nil | Answer::Ok | Answer::Int(_) | Answer::Row(_) | Answer::Expired { .. } => 0,
+            Answer::Ints(numbers) => numbers.len() * size_of::<i64>(),
+            Answer::Bytes(bytes) => bytes.len(),
+            Answer::Values(values) => values.iter().map(optional).sum(),
+            Answer::Set { done: _, old } => old.as_ref().map_or(0, Bytes::len),
+            Answer::Cells { cells: found, next } => cells(found) + next.as_ref().map_or(0, Bytes::len),
+            Answer::CellsPage { cells: found, next: _ } => cells(found),
+            Answer::Page { keys, next: _, count: _ } => keys.iter().map(|key| key.len() + ITEM_BYTES).sum(),
+            Answer::Deleted { count: _, next } => next.as_ref().map_or(0, Bytes::len),
+            Answer::Content { content, expires_at_ms: _ } => content.bytes() + content.items() * ITEM_BYTES,
+            Answer::Checked { done: _, value } => value.as_ref().map_or(0, optional),
+            Answer::Watched(watched) => watched.key.len(),
+        }
+    }
+}
+
 impl Mutation {
     /// How many bytes of names and values it carries.
     pub(crate) fn bytes(&self) -> usize {
@@ -155,12 +214,31 @@ impl Mutation {
     }
 }
 
+impl Range {
+    /// How many bytes its ends and its filter have.
+    fn bytes(&self) -> usize {
+        let ends = [&self.start, &self.stop].into_iter().flatten().map(Bytes::len).sum::<usize>();
+        ends + match &self.filter {
+            Filter::None => 0,
+            Filter::Prefix(text) | Filter::Postfix(text) | Filter::Anywhere(text) | Filter::Glob(text) => text.len(),
+        }
+    }
+}
+
 impl Content {
     /// How many bytes of names and values it holds.
     pub fn bytes(&self) -> usize {
         match self {
             Content::String(value) => value.len(),
             Content::Hash(fields) => fields.iter().map(|(name, value, _)| name.len() + value.len()).sum(),
+        }
+    }
+
+    /// How many byte strings in a list these are.
+    fn items(&self) -> usize {
+        match self {
+            Content::String(_) => 0,
+            Content::Hash(fields) => 2 * fields.len(),
         }
     }
 }

@@ -1,0 +1,115 @@
+//! Memory for requests and batches: one quota for all partitions of a node.
+//!
+//! A partition's queue is bounded, and so is a batch; hundreds of partitions that wait for one slow disk are not. So what waits for an executor, and what
+//! batches under way hold (edits, answers), is counted against one quota as it is kept. What does not fit is refused before anything is proposed.
+//!
+//! The first few KiB of each are free: what is answered at once touches nothing that all partitions share.
+//!
+//! # Invariants
+//! - What is reserved is given back with its [`Reservation`], whatever becomes of who holds it.
+//! - A node on which nothing is reserved takes any one request, so that none is refused for ever.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What each holder has for nothing, and in which steps it is counted beyond.
+const FREE_BYTES: usize = 16 << 10;
+
+/// The memory that requests and batches of all partitions may take, and take.
+#[derive(Debug)]
+pub(crate) struct Quota {
+    bytes_max: usize,
+    reserved: AtomicUsize,
+}
+
+/// A part of a [`Quota`]; dropped, it is given back.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    quota: Arc<Quota>,
+    bytes: usize,
+}
+
+impl Quota {
+    pub(crate) fn new(bytes_max: usize) -> Arc<Quota> {
+        Arc::new(Quota { bytes_max, reserved: AtomicUsize::new(0) })
+    }
+
+    /// A part of nothing, for one holder, to be grown.
+    pub(crate) fn reservation(self: &Arc<Self>) -> Reservation {
+        Reservation { quota: self.clone(), bytes: 0 }
+    }
+
+    /// How much is left.
+    pub(crate) fn left(&self) -> usize {
+        self.bytes_max.saturating_sub(self.reserved.load(Ordering::Acquire))
+    }
+
+    /// All of it.
+    pub(crate) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+}
+
+impl Reservation {
+    /// Takes as much as its holder is to hold from now on, if there is so much left or nothing is taken.
+    pub(crate) fn try_hold(&mut self, bytes: usize) -> bool {
+        let wanted = counted(bytes);
+        if wanted > self.bytes {
+            let (more, bytes_max) = (wanted - self.bytes, self.quota.bytes_max);
+            let grown = |reserved: usize| (reserved == 0 || reserved.saturating_add(more) <= bytes_max).then(|| reserved + more);
+            if self.quota.reserved.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown).is_err() {
+                return false;
+            }
+            self.bytes = wanted;
+        }
+        true
+    }
+
+    /// Counts what its holder holds now, whether there is so much left or not.
+    pub(crate) fn hold(&mut self, bytes: usize) {
+        let wanted = counted(bytes);
+        match wanted.checked_sub(self.bytes) {
+            Some(0) => return,
+            Some(more) => self.quota.reserved.fetch_add(more, Ordering::AcqRel),
+            None => self.quota.reserved.fetch_sub(self.bytes - wanted, Ordering::AcqRel),
+        };
+        self.bytes = wanted;
+    }
+}
+
+fn counted(bytes: usize) -> usize {
+    bytes.saturating_sub(FREE_BYTES).next_multiple_of(FREE_BYTES)
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.hold(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: usize = FREE_BYTES;
+
+    #[test]
+    fn what_is_reserved_is_bounded_and_comes_back() {
+        let quota = Quota::new(100 * STEP);
+        let (mut first, mut second) = (quota.reservation(), quota.reservation());
+        assert!(first.try_hold(STEP) && quota.left() == 100 * STEP, "the first step is free");
+        assert!(first.try_hold(61 * STEP));
+        assert!(!second.try_hold(42 * STEP) && second.try_hold(41 * STEP));
+        assert_eq!(quota.left(), 0);
+        drop(first);
+        assert_eq!(quota.left(), 60 * STEP);
+        // What has grown already is counted, even beyond the bound; nothing is taken then.
+        second.hold(150 * STEP);
+        assert!(quota.left() == 0 && !quota.reservation().try_hold(2 * STEP));
+        second.hold(11 * STEP);
+        assert_eq!(quota.left(), 90 * STEP);
+        drop(second);
+        assert!(quota.reservation().try_hold(1000 * STEP), "alone, anything fits");
+        assert_eq!(quota.left(), 100 * STEP);
+    }
+}
