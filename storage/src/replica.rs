@@ -243,7 +243,7 @@ impl Replica {
             hot: hot.clone(),
             counts: Mutex::default(),
         });
-        tokio::spawn(executor::run(replica.clone()));
+        tokio::spawn(watch_executor(tokio::spawn(executor::run(replica.clone())), Arc::downgrade(&replica)));
         tokio::spawn(follow_role(Arc::downgrade(&replica)));
         Ok(replica)
     }
@@ -617,6 +617,22 @@ fn last_stamp(store: &Store) -> Result<u64, String> {
     stamp.map_or(Ok(0), |stamp| value::decode_counter(&stamp).map_err(|error| error.to_string()))
 }
 
+/// Without its executor a replica is of no use, and nobody else would notice: its queue is open, and it reads on. What was under way when it panicked has
+/// been told that nobody knows.
+async fn watch_executor(executor: tokio::task::JoinHandle<()>, replica: std::sync::Weak<Replica>) {
+    if let Err(error) = executor.await
+        && error.is_panic()
+        && let Some(replica) = replica.upgrade()
+    {
+        replica.fault(format!("its executor panicked: {}", words_of(error.into_panic().as_ref())));
+    }
+}
+
+fn words_of(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word")
+}
+
 /// Follows who leads until the replica is gone: who ceases to lead answers no more reads, and who begins makes itself ready.
 async fn follow_role(replica: std::sync::Weak<Replica>) {
     let Some((mut role, group)) = replica.upgrade().map(|replica| (replica.role.clone(), replica.group.clone())) else { return };
@@ -658,4 +674,49 @@ async fn follow_role(replica: std::sync::Weak<Replica>) {
 
 fn told(error: impl std::fmt::Display) -> CallError {
     CallError::Fault(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::{Call, Member, Table, TableId};
+    use engine::log::LogOptions;
+    use engine::store::Settings;
+
+    use super::*;
+    use crate::node::{Assigned, Node, NodeOptions};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_executor_that_panics_stops_its_replica() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = Log::open(LogOptions::new(dir.path().join("log"))).expect("open the log");
+        let options = NodeOptions {
+            dir: dir.path().join("tables"),
+            raft_runtime: tokio::runtime::Handle::current(),
+            write_bytes_max: 1 << 20,
+            answer_bytes_max: 1 << 20,
+            row_cache_bytes: 1 << 20,
+            request_memory_max: 1 << 20,
+            cluster_tag: 1,
+            unsure_after: Duration::from_secs(3),
+            peers: None,
+        };
+        let node = Node::open(options, log.clone(), Shared::new(Settings::default()).expect("memory for stores"));
+        let partition = PartitionId { table: TableId(1), index: 0 };
+        let members = vec![Member { raft_id: 1, server: ServerId(1) }];
+        let placements = vec![Placement { partition, members, epoch: 1 }];
+        let envs = Default::default();
+        let table = Arc::new(Table { id: TableId(1), name: "db0".into(), partitions: 1, replicas: 1, envs, default_ttl_since_ms: 0 });
+        node.follow(&[Assigned { table, placements }]).await;
+        let replica = node.replica(partition).expect("it is open");
+        let executor = tokio::spawn(async { panic!("on purpose") });
+        watch_executor(executor, Arc::downgrade(&replica)).await;
+        let why = |error: &CallError| error.to_string().contains("its executor panicked: on purpose");
+        assert!(replica.stopped().is_some_and(|stopped| why(&stopped.fault)));
+        for op in [Op::Get { key: Bytes::from_static(b"k") }, Op::Append { key: Bytes::from_static(b"k"), value: Bytes::new() }] {
+            let said = node.call(partition, Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() }).await;
+            assert!(said.as_ref().is_err_and(why), "{said:?}");
+        }
+        drop(replica);
+        node.close().await;
+    }
 }
