@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use cluster::{Boxed, CallError};
+use cluster::{Boxed, CallError, blocking};
 use commands::args::Words;
 use commands::plan::ClientCall;
 use commands::table::{flags, lookup};
@@ -37,6 +37,15 @@ const LARGE_OPS_FIRST_WITH_WRITES: usize = 64;
 /// What counts as small for so many replies.
 const SMALL_BYTES: usize = 1 << 20;
 
+/// A client's commands are carried out for so long before others are looked at.
+const SLICE: Duration = Duration::from_millis(1);
+const SLICE_NS: u64 = 1_000_000;
+/// The clock is looked at once in so many commands.
+const SLICE_COMMANDS: usize = 8;
+/// Plans of commands of so many words, or of so many bytes where each costs time, are made while others are served.
+const LONG_PLAN_WORDS: usize = 1000;
+const LONG_PLAN_BYTES: usize = 256 << 10;
+
 /// A command as found in the table.
 #[derive(Clone, Copy)]
 pub(crate) struct Known {
@@ -49,6 +58,9 @@ pub(crate) struct Chunk {
     pub(crate) batches: Batches,
     entries: Vec<Entry>,
     started: Instant,
+    /// Since when others of this thread have waited, and for how many commands the clock was not looked at.
+    slice: Instant,
+    slice_commands: usize,
     counts: SmallVec<[(Index, u64); 8]>,
     last: Option<Known>,
     /// Ops in the batches whose answers may be large, and whether there are writes, too.
@@ -70,6 +82,8 @@ impl Default for Chunk {
             batches: Batches::default(),
             entries: Vec::new(),
             started: Instant::now(),
+            slice: Instant::now(),
+            slice_commands: 0,
             counts: SmallVec::new(),
             last: None,
             large_ops: 0,
@@ -140,6 +154,7 @@ impl Session {
     /// is to end.
     pub(crate) async fn run(&mut self, bytes: &Bytes, extents: &[Extent], out: &mut BytesMut) -> usize {
         self.chunk.started = Instant::now();
+        self.chunk.slice = self.chunk.started;
         self.client.work();
         self.chunk.doublings = 0;
         (self.chunk.absent, self.chunk.unknown, self.chunk.unmade) = (None, None, None);
@@ -156,6 +171,10 @@ impl Session {
                 }
                 let is_small = out.len() - before <= SMALL_BYTES;
                 self.chunk.doublings = if is_small { (self.chunk.doublings + 1).min(8) } else { 0 };
+            }
+            self.chunk.slice_commands += 1;
+            if self.chunk.slice_commands >= SLICE_COMMANDS {
+                self.share().await;
             }
             let words = resp::words(bytes, extent);
             match self.begin(words, extent) {
@@ -207,7 +226,9 @@ impl Session {
         let bytes = if is_queued { words.iter().map(|word| word.len() + resp::WORD_BYTES).sum::<usize>() } else { 0 };
         let name_words = 1 + usize::from(known.command.parts().is_some());
         let seed = self.next_seed();
-        let planned = (known.command.plan)(Args::new(words, name_words, seed));
+        let is_long = extent.words >= LONG_PLAN_WORDS || known.command.is(flags::LONG_PLAN) && extent.end - extent.start >= LONG_PLAN_BYTES;
+        let plan = move || (known.command.plan)(Args::new(words, name_words, seed));
+        let planned = if is_long { blocking::in_place(plan) } else { plan() };
         if is_queued {
             let bytes_max = self.proxy.settings.load().query_bytes_max;
             let reply = self.transaction.queue(known, planned, bytes, bytes_max);
@@ -215,7 +236,11 @@ impl Session {
         }
         match planned {
             Err(reply) => self.reject(Some(known), extent, reply),
-            Ok(Plan::Reply(reply)) => self.ready(known, extent, reply),
+            Ok(Plan::Reply(reply)) => {
+                // It may be documentation of all commands.
+                self.chunk.slice_commands += SLICE_COMMANDS;
+                self.ready(known, extent, reply)
+            }
             Ok(Plan::Rows(rows)) => self.place(rows, known, extent),
             Ok(Plan::Session(call)) => self.answer_at_once(call, known, extent),
         }
@@ -301,7 +326,13 @@ impl Session {
                 self.flush(bytes, out).await;
                 self.client.shown.lock().last_command = Some(known.command.name);
                 let is_reply_mode = matches!(call, Call::Client(ClientCall::Reply(_)));
-                let reply = self.call(call).await;
+                // What operators ask for may be long lists, and so may what they ask with.
+                let may_be_long = known.command.is(flags::ADMIN) || extent.words >= LONG_PLAN_WORDS;
+                let reply = match may_be_long {
+                    true => blocking::polled_in_place(self.call(call)).await,
+                    false => self.call(call).await,
+                };
+                self.share().await;
                 self.chunk.absent = None;
                 if let Some(reply) = reply {
                     // CLIENT REPLY ON answers; OFF and SKIP leave out their own reply, too.
@@ -384,6 +415,15 @@ impl Session {
         }
     }
 
+    /// Lets others have the thread, if this client has had it for long enough.
+    pub(crate) async fn share(&mut self) {
+        self.chunk.slice_commands = 0;
+        if self.chunk.slice.elapsed() >= SLICE {
+            tokio::task::yield_now().await;
+            self.chunk.slice = Instant::now();
+        }
+    }
+
     /// Carries out all ops so far and appends all replies so far.
     pub(crate) async fn flush(&mut self, bytes: &Bytes, out: &mut BytesMut) {
         if self.chunk.entries.is_empty() {
@@ -396,23 +436,36 @@ impl Session {
         }
         let mut entries = std::mem::take(&mut self.chunk.entries);
         let now = Instant::now();
+        self.chunk.slice = now;
         let took = now.saturating_duration_since(self.chunk.started);
         self.note_slow(&entries, took, bytes);
         let commands = entries.len() as u64;
+        let mut worked_ns = 0;
         for entry in entries.drain(..) {
             let reply = match entry.state {
                 State::Ready(reply) => reply,
                 State::Waiting(wording, lines) => {
                     let writes = entry.known.is_some_and(|known| known.command.is(flags::WRITE));
-                    worded(&mut self.chunk.batches, wording, &lines, writes)
+                    worded(&mut self.chunk.batches, wording, &lines, writes).await
                 }
             };
+            let encoding_ns = reply.encoding_ns(blocking::LONG_NS);
+            worked_ns += ENTRY_NS + encoding_ns;
+            if worked_ns >= SLICE_NS {
+                tokio::task::yield_now().await;
+                worked_ns = 0;
+            }
             if let (Some(Known { index: Some(index), .. }), Reply::Error(line)) = (entry.known, &reply) {
                 self.proxy.stats.failed(index, line);
             }
-            if !entry.silent {
-                resp::encode(&reply, self.protocol, out);
-            }
+            let encode = || {
+                if !entry.silent {
+                    resp::encode(&reply, self.protocol, out);
+                }
+                // To give back a million elements takes time as well.
+                drop(reply);
+            };
+            if encoding_ns >= blocking::LONG_NS { blocking::in_turn(encode).await } else { encode() }
             if let Some(Known { index: Some(index), .. }) = entry.known {
                 count(&mut self.chunk.counts, index);
             }
@@ -495,11 +548,23 @@ fn count(counts: &mut SmallVec<[(Index, u64); 8]>, index: Index) {
     }
 }
 
+/// What a command takes beside its own work, about.
+const ENTRY_NS: u64 = 500;
+
+/// The reply to outcomes; what takes long is done while others are served.
+pub(crate) async fn reply_to(wording: Wording, outcomes: Vec<Outcome>) -> Reply {
+    match wording.work_ns(&outcomes) >= blocking::LONG_NS {
+        true => blocking::in_turn(|| wording.reply(outcomes)).await,
+        false => wording.reply(outcomes),
+    }
+}
+
 /// The reply to what became of ops in these lines. A write that was done in some partitions only must not look as if nothing was done.
-pub(crate) fn worded(batches: &mut Batches, wording: Wording, lines: &[u16], writes: bool) -> Reply {
+async fn worded(batches: &mut Batches, wording: Wording, lines: &[u16], writes: bool) -> Reply {
     if let [line] = lines {
         return match batches.take(*line) {
-            Ok(outcome) => wording.reply([outcome]),
+            Ok(outcome) if wording.work_ns(std::slice::from_ref(&outcome)) < blocking::LONG_NS => wording.reply([outcome]),
+            Ok(outcome) => blocking::in_turn(|| wording.reply([outcome])).await,
             Err(error) => words::call_error(&error),
         };
     }
@@ -514,7 +579,7 @@ pub(crate) fn worded(batches: &mut Batches, wording: Wording, lines: &[u16], wri
         }
     }
     match failed {
-        None => wording.reply(outcomes),
+        None => reply_to(wording, outcomes).await,
         Some(error) if writes && !outcomes.is_empty() => words::partly_done(&error),
         Some(error) => words::call_error(&error),
     }

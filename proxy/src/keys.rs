@@ -93,6 +93,7 @@ impl Session {
                     return Reply::error("ERR more keys than client-output-buffer-limit has room for, use SCAN");
                 }
                 all.extend(keys.into_iter().map(Reply::Bulk));
+                self.share().await;
                 if next == 0 || self.client.is_killed() {
                     break;
                 }
@@ -118,6 +119,7 @@ impl Session {
                 Err(reply) => return reply,
             };
             found.extend(keys);
+            self.share().await;
             if next != 0 {
                 return scanned(next, found);
             }
@@ -201,6 +203,7 @@ impl Session {
             if !keys.is_empty() || next == 0 {
                 return Ok(keys);
             }
+            self.share().await;
             cursor = next;
         }
     }

@@ -186,6 +186,10 @@ impl Line {
     async fn carry_out_one(&mut self, proxy: &Proxy, open: Open, deadline: Instant) {
         let Open { mut request, writes, .. } = open;
         loop {
+            if !self.done.is_empty() {
+                // A thousand reads have perhaps been answered on the spot, or some MiB copied.
+                tokio::task::yield_now().await;
+            }
             let asked = request.ops.len();
             let outcomes = match writes {
                 true => call(proxy, self.partition, &request, deadline).await,

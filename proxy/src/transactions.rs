@@ -19,7 +19,7 @@ use row::op::{Answer, Op, Request, Response, Watched};
 use row::view::Fault;
 use smallvec::smallvec;
 
-use crate::dispatch::{Known, Queued, on_nothing};
+use crate::dispatch::{Known, Queued, on_nothing, reply_to};
 use crate::router::{self, Batches, Outcome};
 use crate::session::{Named, Session};
 use crate::{keys, words};
@@ -207,6 +207,7 @@ impl Session {
         let mut gathered = Gathered::default();
         let mut steps = Vec::with_capacity(meant.len());
         for command in meant {
+            self.share().await;
             steps.push(match command {
                 Meant::Rows(table, rows) => {
                     self.use_table(table);
@@ -336,7 +337,10 @@ impl Session {
         for step in steps {
             replies.push(match step {
                 Step::Ready(reply) => reply,
-                Step::Rows(wording, count) => wording.reply(outcomes.by_ref().take(count).collect::<Vec<_>>()),
+                Step::Rows(wording, count) => {
+                    self.share().await;
+                    reply_to(wording, outcomes.by_ref().take(count).collect()).await
+                }
                 Step::Select(name) => {
                     self.use_table(name);
                     Reply::OK

@@ -37,7 +37,7 @@ use crate::quota::{Quota, Reservation};
 use crate::reads::{ANSWERS_BYTES, Applied};
 use crate::replica::{Leadership, ProposeError, Replica};
 use crate::stripes::{self, Stripes};
-use crate::{batch, expiry};
+use crate::{batch, expiry, reads};
 
 /// How much one batch may gather: enough to fill an fsync, little enough to keep the first in it from waiting long.
 const BATCH_OPS_MAX: usize = 20_000;
@@ -330,7 +330,10 @@ impl Executor {
         }
         // Those that only read (or watch) go first: all in line are concurrent, and so few watches fall behind a write that shares their number.
         waiting.sort_by_key(|waiting| waiting.writes);
-        let evaluated = self.evaluate(&waiting);
+        let evaluated = match reads::are_long(&self.replica, waiting.iter().map(|waiting| &waiting.request)) {
+            true => cluster::blocking::in_place(|| self.evaluate(&waiting)),
+            false => self.evaluate(&waiting),
+        };
         let left = waiting.split_off(*evaluated.as_ref().unwrap_or(&waiting.len()));
         for waiting in waiting {
             self.next.amount.add(&waiting);

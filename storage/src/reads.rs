@@ -4,11 +4,11 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
-use cluster::CallError;
+use cluster::{CallError, blocking};
 use engine::store::{self, Snapshot};
 use row::edits::{Edits, Family};
 use row::eval::{self, Failed};
-use row::op::{Op, Refusal, Request, Response};
+use row::op::{Content, Op, Refusal, Request, Response};
 use row::view::{Fault, Tx, View};
 use row::{key, value};
 
@@ -61,6 +61,13 @@ impl<'a> Applied<'a> {
     fn is_out_of_patience(&self) -> bool {
         self.patience.get() == 0
     }
+
+    /// Walks past so many more records, or takes as long for something else; `false`: there is no time for it.
+    fn takes(&self, records: u64) -> bool {
+        blocking::give_way();
+        self.patience.set(self.patience.get().saturating_sub(records));
+        !self.is_out_of_patience()
+    }
 }
 
 impl Applied<'_> {
@@ -106,8 +113,8 @@ impl View for Applied<'_> {
         each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
         let each = &mut |key: &[u8], value: &[u8]| {
-            self.patience.set(self.patience.get().saturating_sub(1));
-            if self.is_out_of_patience() { ControlFlow::Break(()) } else { each(key, value) }
+            let records = 1 + (key.len() + value.len()) as u64 / RECORD_BYTES;
+            if self.takes(records) { each(key, value) } else { ControlFlow::Break(()) }
         };
         match &self.snapshot {
             Some(snapshot) => snapshot.range(of(family), from, to, reverse, each),
@@ -126,6 +133,10 @@ impl View for Applied<'_> {
 
     fn rests_on(&self, past_ms: u64) {
         self.past_ms.set(self.past_ms.get().max(past_ms));
+    }
+
+    fn has_time_for(&self, ns: u64) -> bool {
+        self.takes(ns / RECORD_NS)
     }
 }
 
@@ -159,7 +170,8 @@ pub(crate) enum Look {
     TooLong,
 }
 
-/// Answers a request that only reads, on the calling thread, at least its first op (see [`ANSWERS_BYTES`]), unless more than `walked_max` records must be walked past.
+/// Answers a request that only reads, on the calling thread, at least its first op (see [`ANSWERS_BYTES`]), unless more than `walked_max` records must be walked past, or
+/// something else takes as long.
 ///
 /// The lease that was valid before the look must still be valid after it: however long the thread was held up in between, what it saw was then
 /// the latest. Another lease would not do: leadership that went and came back meanwhile left what others wrote behind the look.
@@ -186,6 +198,10 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64, by: 
         let is_joined = joined.next_if(|joined| **joined as usize == at).is_some();
         if bytes > ANSWERS_BYTES && !is_joined {
             break;
+        }
+        // Copying more takes as long as walking.
+        if bytes > ANSWERS_BYTES && walked_max < u64::MAX {
+            return Ok(Look::TooLong);
         }
         if rules.answer_bytes_max > 0 && bytes > rules.answer_bytes_max {
             outcomes.push(Err(Refusal::AnswerTooLarge));
@@ -226,6 +242,10 @@ fn one_get(op: &Op) -> bool {
 /// How many records a request may look at on a thread that serves connections.
 const LONG: u64 = 1000;
 
+/// What walking past a record takes, about, and how many bytes can be copied in that time.
+const RECORD_NS: u64 = 1000;
+const RECORD_BYTES: u64 = 1024;
+
 /// Past how many records such a thread walks at most. Not all are known before: fields that have expired are walked past as well, and those before the
 /// one that a forgotten HSCAN cursor stands for.
 pub(crate) const WALKED_MAX: u64 = 2 * LONG;
@@ -239,10 +259,25 @@ pub(crate) fn is_long(replica: &Replica, request: &Request) -> bool {
     })
 }
 
-/// About how many records an op looks at, as far as that is known before.
+/// Whether requests will keep the executor so long that others had better be served by another thread meanwhile.
+pub(crate) fn are_long<'a>(replica: &Replica, requests: impl Iterator<Item = &'a Request>) -> bool {
+    let ops = requests.flat_map(|request| &request.ops);
+    ops.fold(0u64, |records, op| records.saturating_add(looked_at(replica, op))) > WALKED_MAX
+}
+
+/// About how many records an op looks at or changes, as far as that is known before.
 fn looked_at(replica: &Replica, op: &Op) -> u64 {
     match op {
-        Op::Scan { count, .. } | Op::HashScan { count, .. } => *count,
+        Op::HashPut { pairs, .. } | Op::SetAllNew { pairs } => pairs.len() as u64,
+        Op::HashDelete { fields, .. } | Op::HashGetDelete { fields, .. } | Op::HashGetExpire { fields, .. } => fields.len() as u64,
+        Op::HashExpire { fields, .. } => fields.len() as u64,
+        Op::Restore { content: Content::Hash(fields), .. } => fields.len() as u64,
+        Op::Copy { from, .. } | Op::Rename { from, .. } => fields(replica, from),
+        Op::HashRangeDelete { key, .. } => fields(replica, key),
+        Op::ExpireDue { max, .. } => *max,
+        Op::Append { value, .. } | Op::Set { value, .. } | Op::SetRange { value, .. } => 1 + value.len() as u64 / RECORD_BYTES,
+        // The one that the next page begins with is looked at as well.
+        Op::Scan { count, .. } | Op::HashScan { count, .. } => count.saturating_add(1),
         Op::HashGet { fields, .. } => fields.len() as u64,
         Op::HashExpiry { fields, .. } => fields.len() as u64,
         Op::HashRange { key, .. } | Op::HashRangeCount { key, .. } | Op::Dump { key } | Op::Size { key, samples: 0 } => {

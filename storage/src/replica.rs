@@ -481,7 +481,7 @@ impl Replica {
             }
             let look = if is_long {
                 let (replica, request) = (self.clone(), request.clone());
-                let look = tokio::task::spawn_blocking(move || reads::answer(&replica, &request, u64::MAX, by)).await;
+                let look = cluster::blocking::spawn(move || reads::answer(&replica, &request, u64::MAX, by)).await;
                 look.map_err(told)??
             } else {
                 reads::answer(self, &request, reads::WALKED_MAX, by)?

@@ -11,6 +11,7 @@
 //! - A call says exactly one of: the answer, not proposed ([`CallError::NoLeader`] and the like, safe to try again), or
 //!   [`CallError::Unknown`] (proposed, outcome unknown: never tried again).
 
+pub mod blocking;
 pub mod catalogue;
 pub mod follow;
 pub mod net;

@@ -27,7 +27,7 @@ use smallvec::SmallVec;
 
 use crate::net::{Answer, Net, NetError, Service, To};
 use crate::routes::Routes;
-use crate::{Boxed, Call, CallError, Leader, PartitionId, ServerId};
+use crate::{Boxed, Call, CallError, Leader, PartitionId, ServerId, blocking};
 
 /// The version of requests and responses.
 const VERSION: u8 = 1;
@@ -132,7 +132,7 @@ where
                 None => body.insert(encode_request(partition, &request)?).clone(),
             };
             match self.carrier.carry(server, body, self.timeout).await {
-                Ok(response) => match decode::<Said<A>>(&response) {
+                Ok(response) => match if_large(response.len(), || decode::<Said<A>>(&response)) {
                     Ok(Said::Answer(answer)) => {
                         self.routes.confirm(partition, server);
                         return Ok(answer);
@@ -226,7 +226,8 @@ where
         Ok(asked) => asked,
         Err(bad) => return Answer::Now(encode(&Said::<A>::Strange(bad))),
     };
-    if is_read(&request)
+    let reads = is_read(&request);
+    if reads
         && let Some(answer) = replicas.read_now(partition, &request)
         && !matches!(answer, Err(CallError::NoLeader(_)))
     {
@@ -239,8 +240,17 @@ where
     let replicas = replicas.clone();
     Answer::Later(Box::pin(async move {
         let answer = replicas.call(partition, request).await;
-        encode(&said(replicas.as_ref(), partition, answer))
+        let said = said(replicas.as_ref(), partition, answer);
+        // How large it is shows only when it is encoded.
+        if reads { blocking::in_place(|| encode(&said)) } else { encode(&said) }
     }))
+}
+
+/// Messages from this size on take long to read.
+const LARGE_BYTES: usize = 1 << 20;
+
+fn if_large<R>(bytes: usize, work: impl FnOnce() -> R) -> R {
+    if bytes >= LARGE_BYTES { blocking::in_place(work) } else { work() }
 }
 
 fn said<Q: 'static, A: 'static>(replicas: &dyn Replicas<Q, A>, partition: PartitionId, answer: Result<A, CallError>) -> Said<A> {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use row::op::{Answer, Deadline, Kind, Op, RowInfo, Ttl};
 
 use crate::args::integer;
-use crate::table::flags::{BLOCKING, CONNECTION, CONTAINER, DANGEROUS, DENYOOM, FAST, KEYSPACE, LOADING, READONLY, STALE, WRITE};
+use crate::table::flags::{BLOCKING, CONNECTION, CONTAINER, DANGEROUS, DENYOOM, FAST, KEYSPACE, LOADING, LONG_PLAN, READONLY, STALE, WRITE};
 use crate::table::{Command, Keys, container, help};
 use crate::{Args, Plan, Planned, Reply, Session, answers, rdb, words};
 
@@ -172,7 +172,7 @@ pub(crate) static TABLE: &[Command] = &[
     Command {
         name: "restore",
         arity: -4,
-        flags: WRITE | DENYOOM | KEYSPACE | DANGEROUS,
+        flags: WRITE | DENYOOM | KEYSPACE | DANGEROUS | LONG_PLAN,
         keys: Keys::ONE.with("OW update"),
         group: "generic",
         since: "2.6.0",

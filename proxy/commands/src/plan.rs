@@ -1,7 +1,7 @@
 //! What the proxy makes of a command.
 
 use bytes::Bytes;
-use row::op::{Answer, Kind, Op, Refusal};
+use row::op::{Answer, Content, Kind, Op, Refusal};
 use smallvec::{SmallVec, smallvec};
 
 use crate::{Reply, words};
@@ -43,6 +43,8 @@ pub enum Wording {
     With(Box<dyn FnOnce(Vec<Answer>) -> Reply + Send>),
     /// All outcomes, refusals included, for commands that do not simply pass the first refusal on (MGET, LCS).
     Outcomes(Box<dyn FnOnce(Vec<Result<Answer, Refusal>>) -> Reply + Send>),
+    /// As `Outcomes`, but compares every byte of the first answer with every byte of the second (LCS).
+    Pairwise(Box<dyn FnOnce(Vec<Result<Answer, Refusal>>) -> Reply + Send>),
 }
 
 impl Plan {
@@ -85,9 +87,37 @@ impl Wording {
             },
             Wording::All(word) => outcomes.collect::<Result<Vec<_>, _>>().map_or_else(words::refusal, word),
             Wording::With(word) => outcomes.collect::<Result<Vec<_>, _>>().map_or_else(words::refusal, word),
-            Wording::Outcomes(word) => word(outcomes.collect()),
+            Wording::Outcomes(word) | Wording::Pairwise(word) => word(outcomes.collect()),
         }
     }
+
+    /// How long it takes to word these, about, ns.
+    pub fn work_ns(&self, outcomes: &[Result<Answer, Refusal>]) -> u64 {
+        let lens = outcomes.iter().map(|outcome| if let Ok(Answer::Bytes(bytes)) = outcome { bytes.len() as u64 } else { 1 });
+        match self {
+            Wording::Pairwise(_) => lens.fold(1, u64::saturating_mul),
+            _ => outcomes.iter().flatten().map(work_ns).sum(),
+        }
+    }
+}
+
+/// What it takes to make a reply of one element, about, ns.
+const ELEMENT_NS: u64 = 50;
+
+/// How long it takes to word an answer, about, ns. Byte strings are handed on as they are; whole rows become a payload with a checksum.
+fn work_ns(answer: &Answer) -> u64 {
+    let (elements, bytes) = match answer {
+        Answer::Ints(numbers) => (numbers.len(), 0),
+        Answer::Values(values) => (values.len(), 0),
+        Answer::Page { keys, .. } => (keys.len(), 0),
+        Answer::Cells { cells, .. } | Answer::CellsPage { cells, .. } => (2 * cells.len(), 0),
+        Answer::Content { content: Content::String(value), .. } => (1, value.len()),
+        Answer::Content { content: Content::Hash(fields), .. } => {
+            (2 * fields.len(), fields.iter().map(|(name, value, _)| name.len() + value.len()).sum())
+        }
+        _ => (1, 0),
+    };
+    elements as u64 * ELEMENT_NS + 2 * bytes as u64
 }
 
 impl std::fmt::Debug for Wording {

@@ -41,6 +41,26 @@ impl Reply {
     /// `+OK`
     pub const OK: Reply = Reply::Status(Cow::Borrowed("OK"));
 
+    /// How long it takes to encode it, about, ns; no more than `most` is counted.
+    pub fn encoding_ns(&self, most: u64) -> u64 {
+        let sum = |items: &mut dyn Iterator<Item = &Reply>| {
+            let mut sum = 0;
+            while let Some(item) = items.next().filter(|_| sum < most) {
+                sum += item.encoding_ns(most - sum);
+            }
+            sum
+        };
+        let own = match self {
+            Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => sum(&mut items.iter()),
+            Reply::Map(pairs) | Reply::Pairs(pairs) => sum(&mut pairs.iter().flat_map(|(key, value)| [key, value])),
+            // Copied, into memory that the system has to clear first.
+            Reply::Bulk(bytes) => bytes.len() as u64 / 2,
+            Reply::Text(text) => text.len() as u64 / 2,
+            _ => 0,
+        };
+        own + 30
+    }
+
     /// An error line given whole, prefix included.
     pub fn error(line: impl Into<Cow<'static, str>>) -> Reply {
         Reply::Error(line.into())

@@ -443,7 +443,7 @@ fn longest_common(mut args: Args) -> Planned {
     };
     let ops = keys.into_iter().map(|key| Op::Get { key }).collect();
     // Both as of one moment.
-    Ok(Plan::Rows(Rows { ops, together: true, everywhere: false, wording: Wording::Outcomes(Box::new(word)) }))
+    Ok(Plan::Rows(Rows { ops, together: true, everywhere: false, wording: Wording::Pairwise(Box::new(word)) }))
 }
 
 /// LCS's two strings, missing ones empty.

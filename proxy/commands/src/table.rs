@@ -115,6 +115,8 @@ pub mod flags {
     pub const CONNECTION: u32 = 1 << 25;
     /// In ACL category `@dangerous` without being for operators.
     pub const DANGEROUS: u32 = 1 << 26;
+    /// Its plan takes time for each byte of its words.
+    pub const LONG_PLAN: u32 = 1 << 27;
     /// Has subcommands.
     pub const CONTAINER: u32 = 1 << 31;
 

@@ -205,6 +205,10 @@ impl View for Over<'_> {
     fn rests_on(&self, past_ms: u64) {
         self.view.rests_on(past_ms);
     }
+
+    fn has_time_for(&self, ns: u64) -> bool {
+        self.view.has_time_for(ns)
+    }
 }
 
 /// Walks the records below and the edits together, in key order or against it; an edit stands for the record of its key.

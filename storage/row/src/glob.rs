@@ -1,7 +1,20 @@
 //! Glob patterns as Redis matches them (`stringmatchlen`), without its exponential worst case.
 //!
 //! Redis recurses at each `*` and tries every continuation. Every other element takes exactly one byte, so it is enough to fall back to the
-//! last `*` passed: time is at most pattern times text, and there is no recursion.
+//! last `*` passed: time is at most pattern times text, and there is no recursion. Of long patterns and long texts that is still seconds, so
+//! there what stands between two `*` is looked for with one bit an element (the Shift-And algorithm of Baeza-Yates and Gonnet): a 64th of it.
+
+/// Patterns and texts whose lengths multiplied are no more than this are matched by falling back, which needs no preparation.
+const STEPS_FEW: u64 = 1 << 16;
+
+/// What stands between two `*` is looked for byte by byte, if it is at most this long in the pattern.
+const SEGMENT_SHORT: usize = 32;
+
+/// How long one match takes at worst, in ns, about.
+pub fn worst_ns(pattern: &[u8], text: &[u8]) -> u64 {
+    let steps = (pattern.len() as u64).saturating_mul(text.len() as u64);
+    if steps <= STEPS_FEW { steps } else { (steps / 32).saturating_add(64 * (pattern.len() + text.len()) as u64) }
+}
 
 /// Whether `text` matches: `*` any bytes, `?` one byte, `[a-c]` `[^a-c]` one of (not of) a set, `\` takes the next byte as it is.
 pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
@@ -17,6 +30,13 @@ fn run(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     if text.is_empty() {
         return pattern.is_empty(); // Redis's own: "*" does not match the empty string
     }
+    if (pattern.len() as u64).saturating_mul(text.len() as u64) > STEPS_FEW {
+        return by_segments(pattern, text, nocase);
+    }
+    fall_back(pattern, text, nocase)
+}
+
+fn fall_back(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     let (mut p, mut t) = (pattern, text);
     let mut star: Option<(&[u8], &[u8])> = None; // where to go on after the last `*`, and the text it has not yet taken
     loop {
@@ -32,8 +52,8 @@ fn run(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
             None if p.is_empty() => return true,
             None => return false, // a later start for the last `*` leaves even less text
             Some((&byte, rest)) => match element(p, byte, nocase) {
-                Some(after) => (p, t) = (after, rest),
-                None => {
+                (true, after) => (p, t) = (after, rest),
+                (false, _) => {
                     let Some((after_star, taken)) = &mut star else { return false };
                     *taken = &taken[1..];
                     (p, t) = (*after_star, *taken);
@@ -43,10 +63,10 @@ fn run(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     }
 }
 
-/// Matches the first element of a pattern (not a `*`) with one byte; the rest of the pattern, if it does.
-fn element(pattern: &[u8], byte: u8, nocase: bool) -> Option<&[u8]> {
+/// Whether the first element of a pattern (not a `*`) takes a byte, and the rest of the pattern, which is the same for all bytes.
+fn element(pattern: &[u8], byte: u8, nocase: bool) -> (bool, &[u8]) {
     let fold = |b: u8| if nocase { b.to_ascii_lowercase() } else { b };
-    let (hit, rest) = match pattern {
+    match pattern {
         [] => (false, pattern),
         [b'?', rest @ ..] => (true, rest),
         [b'[', b'^', rest @ ..] => {
@@ -56,8 +76,82 @@ fn element(pattern: &[u8], byte: u8, nocase: bool) -> Option<&[u8]> {
         [b'[', rest @ ..] => set(rest, byte, fold),
         [b'\\', escaped, rest @ ..] => (fold(*escaped) == fold(byte), rest),
         [literal, rest @ ..] => (fold(*literal) == fold(byte), rest),
+    }
+}
+
+/// The elements between two `*`, each as it stands in the pattern.
+type Segment<'a> = Vec<&'a [u8]>;
+
+/// As falling back does it, for long patterns and texts: both ends are where they must be, and what is between is found as early as it is there.
+fn by_segments(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
+    let mut segments = vec![Segment::new()];
+    let mut left = pattern;
+    while let Some(first) = left.first() {
+        if *first == b'*' {
+            segments.push(Segment::new());
+            left = &left[1..];
+        } else {
+            let (_, rest) = element(left, 0, nocase);
+            segments.last_mut().expect("one was there at the start").push(&left[..left.len() - rest.len()]);
+            left = rest;
+        }
+    }
+    let fits = |segment: &Segment<'_>, text: &[u8]| segment.iter().zip(text).all(|(one, byte)| element(one, *byte, nocase).0);
+    let (first, between, last) = match segments.as_slice() {
+        [] => return false,
+        [only] => return only.len() == text.len() && fits(only, text),
+        [first, between @ .., last] => (first, between, last),
     };
-    hit.then_some(rest)
+    let Some(end) = text.len().checked_sub(last.len()).filter(|end| *end >= first.len()) else { return false };
+    if !fits(first, text) || !fits(last, &text[end..]) {
+        return false;
+    }
+    let mut text = &text[first.len()..end];
+    between.iter().all(|segment| match end_of(segment, text, nocase) {
+        Some(end) => {
+            text = &text[end..];
+            true
+        }
+        None => false,
+    })
+}
+
+/// Where the first place ends that a segment fits.
+fn end_of(segment: &Segment<'_>, text: &[u8], nocase: bool) -> Option<usize> {
+    if segment.len() > text.len() {
+        return None;
+    }
+    if segment.iter().map(|one| one.len()).sum::<usize>() <= SEGMENT_SHORT {
+        let fits = |window: &[u8]| segment.iter().zip(window).all(|(one, byte)| element(one, *byte, nocase).0);
+        return (segment.len()..=text.len()).find(|end| fits(&text[end - segment.len()..*end]));
+    }
+    // Bit i of `state`: the first i + 1 elements fit the bytes that end here.
+    let words = segment.len().div_ceil(64);
+    let (last_word, last_bit) = ((segment.len() - 1) / 64, 1u64 << ((segment.len() - 1) % 64));
+    let mut takers: Vec<Option<Vec<u64>>> = vec![None; 256];
+    let mut state = vec![0u64; words];
+    for (at, &byte) in text.iter().enumerate() {
+        let takers = takers[usize::from(byte)].get_or_insert_with(|| takers_of(segment, byte, nocase));
+        let mut carry = 1;
+        for (word, takers) in state.iter_mut().zip(takers.iter()) {
+            let shifted = *word << 1 | carry;
+            carry = *word >> 63;
+            *word = shifted & takers;
+        }
+        if state[last_word] & last_bit != 0 {
+            return Some(at + 1);
+        }
+    }
+    None
+}
+
+/// Which elements of a segment take a byte, one bit each.
+fn takers_of(segment: &Segment<'_>, byte: u8, nocase: bool) -> Vec<u64> {
+    let mut bits = vec![0; segment.len().div_ceil(64)];
+    for (at, one) in segment.iter().enumerate() {
+        bits[at / 64] |= u64::from(element(one, byte, nocase).0) << (at % 64);
+    }
+    bits
 }
 
 /// Whether a set (behind its `[` or `[^`) holds a byte, and the pattern behind its `]`; an unclosed set ends with the pattern.
@@ -141,13 +235,30 @@ mod tests {
         assert!(!matches(&pattern, &[b'a'; 5000]));
     }
 
+    #[test]
+    fn one_match_of_long_texts_takes_no_seconds() {
+        let text = vec![b'a'; 60_000];
+        let (plain, sets) = (b"a".repeat(30_000), b"[ab]".repeat(15_000));
+        let (stars, mixed) = (b"*a".repeat(30_000), b"*aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab".repeat(100));
+        let one_set = [b"[", &b"bc".repeat(30_000)[..], b"]"].concat();
+        for needle in [plain, sets, stars, mixed, one_set] {
+            let began = std::time::Instant::now();
+            assert!(!matches(&[b"*", &needle[..], b"b*"].concat(), &text));
+            let took = began.elapsed();
+            assert!(took < std::time::Duration::from_secs(1), "{took:?}");
+        }
+    }
+
     /// Redis's way, by recursion.
     fn naive(p: &[u8], t: &[u8]) -> bool {
         match (p, t) {
             ([b'*'], t) => !t.is_empty() || t.is_empty(),
             ([b'*', rest @ ..], t) => (0..t.len()).any(|n| naive(rest, &t[n..])) || (t.is_empty() && rest.iter().all(|b| *b == b'*')),
             (p, []) => p.is_empty(),
-            (p, [byte, t @ ..]) => element(p, *byte, false).is_some_and(|p| naive(p, t)),
+            (p, [byte, t @ ..]) => {
+                let (hit, p) = element(p, *byte, false);
+                hit && naive(p, t)
+            },
         }
     }
 
@@ -155,6 +266,22 @@ mod tests {
         #[test]
         fn as_by_recursion(pattern in "[ab*?\\[\\]^\\\\-]{0,9}", text in "[ab\\-]{1,9}") {
             assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), naive(pattern.as_bytes(), text.as_bytes()), "{pattern} {text}");
+            assert_eq!(by_segments(pattern.as_bytes(), text.as_bytes(), false), naive(pattern.as_bytes(), text.as_bytes()), "{pattern} {text}");
+        }
+
+        #[test]
+        fn long_segments_are_found_where_falling_back_finds_them(
+            segments in proptest::collection::vec("[ab?]{0,4}([ab]|\\[ab\\]){60,70}|[ab]{0,3}", 1..4), text in "[abA]{1,400}"
+        ) {
+            let pattern = segments.join("*");
+            // Wrapped into itself, so that some do match.
+            let texts = [text.clone(), pattern.replace("[ab]", "a").replace(['*', '?'], "b"), format!("{text}{}", segments.concat())];
+            for text in texts.iter().filter(|text| !text.is_empty()) {
+                for nocase in [false, true] {
+                    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+                    assert_eq!(by_segments(pattern, text, nocase), fall_back(pattern, text, nocase));
+                }
+            }
         }
     }
 }

@@ -15,6 +15,9 @@ use crate::view::{Fault, Tx};
 /// Live members that one op with a limit looks at before it says where to go on: a filter that hits nothing shall not walk for ever.
 const LOOKED_MAX: u64 = 100_000;
 
+/// What looking at one member takes, about.
+const MEMBER_NS: u64 = 1000;
+
 /// Members that one op deletes at most, and bytes of records: each member is one or two in the batch, which repeat its name and the row's key.
 const DELETED_MAX: u64 = 100_000;
 const DELETED_BYTES_MAX: usize = 4 << 20;
@@ -24,6 +27,9 @@ const SCAN_WHOLE_MAX: u64 = 128;
 
 /// Members that one HSCAN call looks at, at most.
 const SCAN_COUNT_MAX: u64 = 10_000;
+
+/// A page of HSCAN ends when its pattern has taken as long as so many members without one.
+const SCAN_HEAVY_MAX: u64 = 50_000;
 
 /// A page of HSCAN ends when it has so many bytes, that of a small hash too: 128 values of 16 MiB are not one answer.
 const SCAN_BYTES_MAX: usize = 8 << 20;
@@ -72,6 +78,17 @@ impl Gathered {
 }
 
 impl Filter {
+    /// About how many members could be walked past in the time that looking at this one takes, and whether there is that time.
+    fn weight(&self, tx: &Tx<'_>, name: &[u8]) -> (u64, bool) {
+        match self {
+            Filter::Glob(pattern) if pattern != "*" => {
+                let ns = glob::worst_ns(pattern, name);
+                (1 + ns / MEMBER_NS, tx.view.has_time_for(ns))
+            }
+            _ => (1, true),
+        }
+    }
+
     /// Whether a sortkey passes.
     fn passes(&self, name: &[u8]) -> bool {
         match self {
@@ -86,7 +103,7 @@ impl Filter {
 
 /// Whether `inner` stands somewhere in `outer`.
 pub(crate) fn contains(outer: &[u8], inner: &[u8]) -> bool {
-    inner.is_empty() || outer.windows(inner.len()).any(|window| window == inner)
+    memchr::memmem::find(outer, inner).is_some()
 }
 
 impl Range {
@@ -144,28 +161,34 @@ fn walk(
     let mut looked = 0;
     let mut next = None;
     members.walk(tx, Some(&from), to.as_deref(), range.reverse, &mut |name, _, value| {
-        if looked_max == Some(looked) {
+        if looked_max.is_some_and(|most| looked >= most) {
             next = Some(Bytes::copy_from_slice(name));
             return ControlFlow::Break(());
         }
-        looked += 1;
+        let (weight, has_time) = range.filter.weight(tx, name);
+        if !has_time {
+            return ControlFlow::Break(());
+        }
+        looked += weight;
         if range.filter.passes(name) { each(name, value) } else { ControlFlow::Continue(()) }
     })?;
     Ok(next)
 }
 
-/// Collects a range within its limits (at least one cell if there is one), and where to go on if they cut it short.
-fn gather(
-    tx: &Tx<'_>,
-    members: &Members,
-    range: &Range,
-    want_values: bool,
+/// Where gathering ends before the range does.
+struct Limits {
+    looked_max: Option<u64>,
+    /// 0 = no limit.
     cells_max: u64,
+    /// 0 = no limit.
     bytes_max: usize,
-) -> Result<(Gathered, Option<Bytes>), Fault> {
+}
+
+/// Collects a range within limits (at least one cell if there is one), and where to go on if they cut it short.
+fn gather(tx: &Tx<'_>, members: &Members, range: &Range, want_values: bool, limits: &Limits) -> Result<(Gathered, Option<Bytes>), Fault> {
+    let Limits { looked_max, cells_max, bytes_max } = *limits;
     let mut found = Gathered::new(want_values);
     let mut cut = None;
-    let looked_max = range.is_limited().then_some(LOOKED_MAX);
     let next = walk(tx, members, range, looked_max, &mut |name, value| {
         let bytes = found.bytes() + name.len() + if want_values { value.len() } else { 0 };
         let over = (cells_max > 0 && found.len() as u64 >= cells_max) || (bytes_max > 0 && bytes > bytes_max && found.len() > 0);
@@ -188,7 +211,12 @@ pub(crate) fn range(tx: &Tx<'_>, key: &[u8], range: &Range, want_values: bool) -
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Cells { cells: Vec::new(), next: None }) };
     let asked = usize::try_from(range.bytes_max).unwrap_or(usize::MAX);
-    let (found, next) = gather(tx, &members, range, want_values, range.cells_max, tighter(asked, tx.rules.answer_bytes_max))?;
+    let limits = Limits {
+        looked_max: range.is_limited().then_some(LOOKED_MAX),
+        cells_max: range.cells_max,
+        bytes_max: tighter(asked, tx.rules.answer_bytes_max),
+    };
+    let (found, next) = gather(tx, &members, range, want_values, &limits)?;
     tx.rules.check_answer(found.bytes())?;
     if next.is_some() && !range.is_limited() {
         tx.rules.check_answer(usize::MAX)?; // who asked for all of it must not be given a part
@@ -223,7 +251,9 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> Answered {
     let deleted_max = DELETED_MAX.min((DELETED_BYTES_MAX / key.len().max(1)) as u64);
     let cells_max = if range.cells_max == 0 { deleted_max } else { range.cells_max.min(deleted_max) };
     let asked = usize::try_from(range.bytes_max).unwrap_or(usize::MAX);
-    let (found, next) = gather(tx, &members, range, range.bytes_max > 0, cells_max, tighter(asked, DELETED_BYTES_MAX))?;
+    // The partition waits for it: whatever is asked, it ends.
+    let limits = Limits { looked_max: Some(LOOKED_MAX), cells_max, bytes_max: tighter(asked, DELETED_BYTES_MAX) };
+    let (found, next) = gather(tx, &members, range, range.bytes_max > 0, &limits)?;
     let mut hash = Writer::open(row)?;
     let mut count = 0;
     for (name, _) in found.finish() {
@@ -266,15 +296,20 @@ pub(crate) fn scan(tx: &Tx<'_>, key: &[u8], cursor: u64, count: u64, glob: Optio
     let count = if members.hash().count <= SCAN_WHOLE_MAX { SCAN_WHOLE_MAX } else { count.clamp(1, SCAN_COUNT_MAX) };
     let bytes_max = tighter(SCAN_BYTES_MAX, tx.rules.answer_bytes_max);
     let mut found = Gathered::new(want_values);
-    let mut looked = 0;
+    let (mut looked, mut heavy) = (0, 0);
     let mut next = 0;
     members.walk(tx, start.as_deref(), None, false, &mut |name, _, value| {
-        if looked >= count || found.bytes() >= bytes_max {
+        if looked >= count || found.bytes() >= bytes_max || heavy >= SCAN_HEAVY_MAX {
             next = cursor_of(name);
             tx.view.remember(next, name);
             return ControlFlow::Break(());
         }
         looked += 1;
+        let (weight, has_time) = filter.weight(tx, name);
+        if !has_time {
+            return ControlFlow::Break(());
+        }
+        heavy += weight;
         if filter.passes(name) {
             found.push(name, value);
         }

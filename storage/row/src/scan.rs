@@ -16,6 +16,9 @@ use crate::view::{Fault, Tx};
 /// Rows that one step looks at, at most.
 pub(crate) const STEP_ROWS_MAX: u64 = 10_000;
 
+/// A page ends early when its pattern has taken about so long: long patterns against long keys take some 50 ms each.
+pub(crate) const STEP_PATTERN_NS_MAX: u64 = 50_000_000;
+
 /// Walks all stored rows from a position on, expired ones too, until `each` breaks.
 pub(crate) fn walk(tx: &Tx<'_>, from: u64, each: &mut dyn FnMut(u64, &Row) -> ControlFlow<()>) -> Result<(), Fault> {
     let mut fault = None;
@@ -41,17 +44,25 @@ pub(crate) fn scan(tx: &Tx<'_>, cursor: u64, count: u64, pattern: Option<&Bytes>
     let pattern = pattern.filter(|pattern| *pattern != "*");
     let count = count.clamp(1, STEP_ROWS_MAX);
     let mut keys = Vec::new();
-    let (mut looked, mut last, mut next) = (0, None, 0);
+    let (mut looked, mut last, mut next, mut pattern_ns) = (0, None, 0, 0);
     walk(tx, cursor, &mut |position, row| {
-        if looked >= count && last != Some(position) {
+        if (looked >= count || pattern_ns >= STEP_PATTERN_NS_MAX) && last != Some(position) {
             next = position;
             return ControlFlow::Break(());
         }
         looked += 1;
         last = Some(position);
-        let wanted =
-            kind.is_none_or(|kind| row.kind() == Some(kind)) && pattern.is_none_or(|pattern| glob::matches(pattern, row.hashkey()));
-        if row.is_live() && wanted {
+        if !row.is_live() || kind.is_some_and(|kind| row.kind() != Some(kind)) {
+            return ControlFlow::Continue(());
+        }
+        if let Some(pattern) = pattern {
+            let ns = glob::worst_ns(pattern, row.hashkey());
+            if !tx.view.has_time_for(ns) {
+                return ControlFlow::Break(());
+            }
+            pattern_ns += ns;
+        }
+        if pattern.is_none_or(|pattern| glob::matches(pattern, row.hashkey())) {
             keys.push(Bytes::copy_from_slice(row.hashkey()));
         }
         ControlFlow::Continue(())

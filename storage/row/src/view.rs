@@ -103,6 +103,12 @@ pub trait View {
     /// Notes that an op took a moment (ms since the epoch) for past: what it says holds at that time and later, perhaps not before. Whoever gives
     /// the answer away sees to it that the partition's time never runs from there again.
     fn rests_on(&self, _past_ms: u64) {}
+
+    /// Whether there is time for a piece of work that takes so many ns, beside walking. If not, the op ends as if there were no more records, and what
+    /// it says is thrown away.
+    fn has_time_for(&self, _ns: u64) -> bool {
+        true
+    }
 }
 
 /// One batch being evaluated: the state, the edits on top of it, the time, the table's rules.

@@ -179,6 +179,31 @@ fn distinct_draws_are_distinct_and_reach_everything() {
     assert!(drawn.values().all(|n| (60..150).contains(n)), "100 each would be even: {drawn:?}");
 }
 
+/// Long patterns against long keys take long each: a page is then shorter, and no key is missed.
+#[test]
+fn a_page_ends_when_its_pattern_has_taken_long() {
+    let mut memory = Memory::new();
+    let long = "a".repeat(60_000);
+    let keys: BTreeSet<Bytes> = (0..10).map(|n| Bytes::from(format!("{n}{long}"))).collect();
+    for key in &keys {
+        let (value, ttl) = (Bytes::new(), Ttl::Default);
+        change(&mut memory, &Op::Set { key: key.clone(), value, ttl, only: Only::Always, want_old: false });
+    }
+    let pattern = Bytes::from(format!("*{}*", "a".repeat(30_000)));
+    let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
+    loop {
+        let scan = Op::Scan { cursor, count: 1000, glob: Some(pattern.clone()), kind: None };
+        let (Answer::Page { keys, next, .. }, _) = ask(&memory, &scan) else { panic!("a page") };
+        seen.extend(keys);
+        (cursor, pages) = (next, pages + 1);
+        if cursor == 0 {
+            break;
+        }
+    }
+    assert_eq!(seen, keys);
+    assert!((5..=10).contains(&pages), "{pages} pages");
+}
+
 #[test]
 fn a_get_costs_one_look_up() {
     struct Counting<'a>(&'a Memory, RefCell<u32>);
