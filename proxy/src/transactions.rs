@@ -4,8 +4,9 @@
 //! atomic and isolated; rows of several partitions are refused as a whole. Watched rows travel with the request as tokens that the
 //! partition's executor made ([`row::op::Watched`]), so nothing is watched between WATCH and EXEC, and no server keeps a list.
 //!
-//! A table that is missing is watched by its name. What EXEC does not find because its table is missing it reads as empty, unless EXEC makes
-//! the table itself: that comes first, so that nothing is read of before it.
+//! A table that is missing is watched by its name: it is as it was while there is none, or none before EXEC makes it, in which nothing has been
+//! written yet. What EXEC does not find because its table is missing it reads as empty, unless EXEC makes the table itself: that comes first, so
+//! that nothing is read of before it. It is only made when nothing speaks against EXEC any more that could be known before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -42,7 +43,7 @@ pub(crate) struct Transaction {
 enum Watch {
     Row(PartitionId, Watched),
     /// In a table that did not exist then.
-    NoTable(Arc<str>),
+    NoTable(Arc<str>, Bytes),
 }
 
 impl Transaction {
@@ -129,6 +130,8 @@ enum Meant {
 /// The one request of a transaction while it is being put together.
 #[derive(Default)]
 struct Gathered {
+    /// The table that this transaction has made.
+    made: Option<Arc<str>>,
     partition: Option<PartitionId>,
     ops: Vec<Op>,
     bytes: usize,
@@ -148,8 +151,9 @@ impl Session {
         let table = match self.find_table().await {
             Ok(Some(table)) => table,
             Ok(None) => {
-                let name = self.table_name.clone();
-                self.transaction.watched.push(Watch::NoTable(name));
+                let name = &self.table_name;
+                let copies = keys.iter().map(|key| Watch::NoTable(name.clone(), Bytes::copy_from_slice(key)));
+                self.transaction.watched.extend(copies);
                 return Reply::OK;
             }
             Err(reply) => return reply,
@@ -183,11 +187,12 @@ impl Session {
             return Reply::error(words::EXECABORT);
         }
         let table_before = self.table_name.clone();
-        let gathered = self.gather(queue).await;
+        let gathered = self.gather(queue, &transaction.watched).await;
         // The commands are carried out from here on, SELECT included.
         self.use_table(table_before);
         let (steps, gathered) = match gathered {
-            Ok(gathered) => gathered,
+            Ok(Some(gathered)) => gathered,
+            Ok(None) => return Reply::NilArray,
             Err(reply) => return reply,
         };
         match self.send(gathered, transaction.watched).await {
@@ -197,14 +202,23 @@ impl Session {
         }
     }
 
-    /// All ops of the queue for one partition, and how each command is answered.
-    async fn gather(&mut self, queue: Vec<Queued>) -> Result<(Vec<Step>, Gathered), Reply> {
+    /// All ops of the queue for one partition, and how each command is answered; `None`: something watched was touched.
+    async fn gather(&mut self, queue: Vec<Queued>, watched: &[Watch]) -> Result<Option<(Vec<Step>, Gathered)>, Reply> {
         let meant = self.meant(queue).await?;
-        for table in self.missing_for_writes(&meant)? {
-            self.use_table(table);
-            self.ensure_table().await?;
+        if self.is_made_since(watched).await? {
+            return Ok(None);
         }
         let mut gathered = Gathered::default();
+        let missing = self.missing_of(tables_of(&meant)).await?;
+        if let Some(table) = Self::missing_for_writes(&meant, &missing)? {
+            if watched.iter().any(|watch| matches!(watch, Watch::Row(..))) {
+                // They are in another table than this one, which was not there.
+                return self.elsewhere(watched).await.map(|()| None);
+            }
+            self.use_table(table.clone());
+            self.ensure_table().await?;
+            gathered.made = Some(table);
+        }
         let mut steps = Vec::with_capacity(meant.len());
         for command in meant {
             self.share().await;
@@ -220,7 +234,30 @@ impl Session {
         if gathered.bytes > bytes_max + 64 * 1024 {
             return Err(Reply::error(format!("ERR transaction is larger than max_write_size ({bytes_max} bytes)")));
         }
-        Ok((steps, gathered))
+        Ok(Some((steps, gathered)))
+    }
+
+    /// Whether a table that was missing when it was watched has been made since. Whether that very row was written is not known: better tried again
+    /// than wrong.
+    async fn is_made_since(&mut self, watched: &[Watch]) -> Result<bool, Reply> {
+        let names = |watch: &Watch| if let Watch::NoTable(name, _) = watch { Some(name.clone()) } else { None };
+        for name in watched.iter().filter_map(names).collect::<BTreeSet<_>>() {
+            if self.find_named(&name).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What it means that rows are watched that are not where the transaction is carried out: they have been touched if one of their tables was dropped,
+    /// and else the transaction is one of several partitions, which is refused.
+    async fn elsewhere(&mut self, watched: &[Watch]) -> Result<(), Reply> {
+        let tables = router::find_all(&self.proxy).await.map_err(|error| words::catalogue_error(&error))?;
+        let is_there = |watch: &Watch| match watch {
+            Watch::Row(partition, _) => tables.iter().any(|table| table.id == partition.table),
+            Watch::NoTable(..) => true,
+        };
+        if watched.iter().all(is_there) { Err(Reply::error(words::CROSSSLOT)) } else { Ok(()) }
     }
 
     /// What each command means, and of which table: the one that was selected last. The session goes back to its own until the commands run.
@@ -248,18 +285,37 @@ impl Session {
         Ok(meant)
     }
 
-    /// The tables that are missing, as far as is known here, and will be written to. They are made before anything else: between what is read of a
-    /// table as long as there is none and what is then written to it, others may write as well.
-    fn missing_for_writes(&mut self, meant: &[Meant]) -> Result<BTreeSet<Arc<str>>, Reply> {
-        let mut names = BTreeSet::new();
+    /// The table that is missing and will be written to. It is made before anything else: between what is read of a table as long as there is none and
+    /// what is then written to it, others may write as well.
+    ///
+    /// # Errors
+    /// CROSSSLOT when there are several, or rows of others: each has partitions of its own.
+    fn missing_for_writes(meant: &[Meant], missing: &BTreeSet<Arc<str>>) -> Result<Option<Arc<str>>, Reply> {
+        let (mut written, mut is_another_there) = (BTreeSet::new(), false);
         for command in meant {
             let Meant::Rows(table, rows) = command else { continue };
-            self.use_table(table.clone());
-            if self.table().is_none() && on_nothing(&rows.ops).map_err(fault)?.is_none() {
-                names.insert(table.clone());
+            if !missing.contains(table) {
+                is_another_there = true;
+            } else if on_nothing(&rows.ops).map_err(fault)?.is_none() {
+                written.insert(table.clone());
             }
         }
-        Ok(names)
+        if written.len() > 1 || is_another_there && !written.is_empty() {
+            return Err(Reply::error(words::CROSSSLOT));
+        }
+        Ok(written.pop_first())
+    }
+
+    /// Which of these tables are not there.
+    async fn missing_of(&mut self, names: BTreeSet<Arc<str>>) -> Result<BTreeSet<Arc<str>>, Reply> {
+        let mut missing = BTreeSet::new();
+        for name in names {
+            self.use_table(name.clone());
+            if self.find_table().await?.is_none() {
+                missing.insert(name);
+            }
+        }
+        Ok(missing)
     }
 
     async fn gather_rows(&mut self, rows: Rows, gathered: &mut Gathered) -> Result<Step, Reply> {
@@ -292,17 +348,19 @@ impl Session {
 
     /// Sends the request with what is watched; `None`: something watched was touched.
     async fn send(&mut self, gathered: Gathered, watched: Vec<Watch>) -> Result<Option<Vec<Outcome>>, Reply> {
-        let (mut tokens, mut missing) = (BTreeMap::<PartitionId, Vec<Watched>>::new(), BTreeSet::new());
-        for watch in watched {
-            match watch {
-                Watch::Row(partition, watched) => tokens.entry(partition).or_default().push(watched),
-                Watch::NoTable(name) => drop(missing.insert(name)),
-            }
+        let mut tokens = BTreeMap::<PartitionId, Vec<Watched>>::new();
+        let mut made = None;
+        if let Some(name) = &gathered.made {
+            made = self.find_named(name).await?;
         }
-        for name in missing {
-            // Somebody has written to the table since. Whether to that very row is not known: better tried again than wrong.
-            if self.find_named(&name).await?.is_some() {
-                return Ok(None);
+        for watch in &watched {
+            match (watch, &made) {
+                (Watch::Row(partition, watched), _) => tokens.entry(*partition).or_default().push(watched.clone()),
+                // Somebody else may have written to it since it was made.
+                (Watch::NoTable(name, key), Some(table)) if gathered.made.as_ref() == Some(name) => {
+                    tokens.entry(router::partition_of(table, key)).or_default().push(Watched::unwritten(key.clone()));
+                }
+                (Watch::NoTable(..), _) => {}
             }
         }
         let deadline = self.deadline();
@@ -310,20 +368,22 @@ impl Session {
             // Nothing to do with rows, but EXEC still tells whether they were touched.
             for (partition, watched) in tokens {
                 let request = Request { ops: Vec::new(), joined: Vec::new(), watched };
-                let response = router::respond(&self.proxy, partition, &request, deadline).await;
-                if response.map_err(|error| words::call_error(&error))? == Response::Touched {
-                    return Ok(None);
+                match router::respond(&self.proxy, partition, &request, deadline).await {
+                    // A row that was dropped with its table was touched.
+                    Ok(Response::Touched) | Err(CallError::NoTable) => return Ok(None),
+                    Ok(Response::Done(_)) => {}
+                    Err(error) => return Err(words::call_error(&error)),
                 }
             }
             return Ok(Some(Vec::new()));
         };
-        let watched = tokens.remove(&partition).unwrap_or_default();
+        let tokens_here = tokens.remove(&partition).unwrap_or_default();
         if !tokens.is_empty() {
-            return Err(Reply::error(words::CROSSSLOT));
+            return self.elsewhere(&watched).await.map(|()| None);
         }
         self.proxy.stats.batch(gathered.ops.len());
         let joined = (1..gathered.ops.len() as u32).collect();
-        let request = Request { ops: gathered.ops, joined, watched };
+        let request = Request { ops: gathered.ops, joined, watched: tokens_here };
         match router::respond(&self.proxy, partition, &request, deadline).await {
             Ok(Response::Done(outcomes)) => Ok(Some(outcomes)),
             Ok(Response::Touched) => Ok(None),
@@ -355,6 +415,12 @@ impl Session {
         }
         Reply::Array(replies)
     }
+}
+
+/// The tables whose rows commands are about.
+fn tables_of(meant: &[Meant]) -> BTreeSet<Arc<str>> {
+    let table = |command: &Meant| if let Meant::Rows(table, _) = command { Some(table.clone()) } else { None };
+    meant.iter().filter_map(table).collect()
 }
 
 fn fault(fault: Fault) -> Reply {

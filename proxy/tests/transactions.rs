@@ -91,6 +91,54 @@ async fn a_watched_row_of_a_table_that_was_made_since_counts_as_touched() {
 }
 
 #[tokio::test]
+async fn a_row_watched_before_its_table_exists_is_untouched_until_written() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    client.send("SELECT 9\r\nWATCH k\r\nMULTI\r\nSET k v\r\nEXEC\r\nGET k\r\n").await;
+    client.expect(&format!("+OK\r\n+OK\r\n+OK\r\n{QUEUED}*1\r\n+OK\r\n$1\r\nv\r\n")).await;
+    server.world.drop_table("db9");
+    client.send("WATCH k\r\nMULTI\r\nGET k\r\nSET other v\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n+OK\r\n{QUEUED}{QUEUED}*2\r\n$-1\r\n+OK\r\n")).await;
+    // Somebody makes the table and writes the row between the look at it and the making of it.
+    client.ask("SELECT 10", "+OK\r\n").await;
+    *server.world.overtakes.lock() = Some(("k", "1"));
+    client.send("WATCH k\r\nMULTI\r\nSET k 2\r\nEXEC\r\nGET k\r\n").await;
+    client.expect(&format!("+OK\r\n+OK\r\n{QUEUED}*-1\r\n$1\r\n1\r\n")).await;
+}
+
+#[tokio::test]
+async fn a_row_watched_in_a_table_that_was_dropped_was_touched() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    for made_anew in [false, true] {
+        client.send("SELECT 3\r\nSET k 1\r\nWATCH k\r\n").await;
+        client.expect("+OK\r\n+OK\r\n+OK\r\n").await;
+        server.world.drop_table("db3");
+        if made_anew {
+            server.world.create("db3");
+        }
+        client.send("MULTI\r\nSET k 2\r\nEXEC\r\n").await;
+        client.expect(&format!("+OK\r\n{QUEUED}*-1\r\n")).await;
+        assert_eq!(server.world.names().len(), usize::from(made_anew), "what comes to nothing makes no table");
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_that_comes_to_nothing_makes_no_table() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    let crossslot = "-CROSSSLOT Keys in request don't hash to the same slot\r\n";
+    client.send("MULTI\r\nSET a 1\r\nSELECT 5\r\nSET a 1\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{}{crossslot}", QUEUED.repeat(3))).await;
+    assert!(server.world.names().is_empty(), "{:?}", server.world.names());
+    client.send("SET a 1\r\nMULTI\r\nGET a\r\nSELECT 5\r\nSET a 1\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n+OK\r\n{}{crossslot}", QUEUED.repeat(3))).await;
+    client.send("WATCH a\r\nSELECT 5\r\nMULTI\r\nSET a 1\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n+OK\r\n+OK\r\n{QUEUED}{crossslot}")).await;
+    assert_eq!(server.world.names(), ["db0"]);
+}
+
+#[tokio::test]
 async fn resp3_has_one_null() {
     let server = Server::start().await;
     let (mut client, mut other) = (server.connect().await, server.connect().await);

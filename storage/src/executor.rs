@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use cluster::CallError;
 use engine::batch::Link;
 use engine::mutants::{self, Rule};
-use row::edits::{Edits, Over};
+use row::edits::{Edits, Family, Over};
 use row::eval::Failed;
 use row::op::{Answer, Op, Refusal, Request, Response, Watched};
 use row::view::{Fault, Rules, Stamp, Tx, View};
@@ -126,6 +126,8 @@ struct Batch {
     stamp_ms: u64,
     /// The latest moment that an answer rests on, ms.
     past_ms: u64,
+    /// Rows that it wrote first and then deleted with all others are not in its edits.
+    forgets: bool,
 }
 
 /// Raft's word on a batch.
@@ -449,6 +451,9 @@ impl Executor {
         metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
         let begun = replica.hot.begin(&replica.owner, &batch.edits);
         self.stripes.touch(&batch.edits);
+        if batch.forgets {
+            self.stripes.forget();
+        }
         let verdict: Verdict = match replica.submit(leadership, payload).await {
             Ok(verdict) => Box::pin(verdict),
             // The group has stopped; the flight tells so in its turn.
@@ -516,8 +521,10 @@ enum Undone {
 impl Evaluation<'_> {
     /// Does the commands of a request, at least the first; those that follow large answers are left alone.
     fn request(&mut self, request: &Request, batch: &mut Batch) -> Result<Response, Undone> {
-        if !request.watched.iter().all(|watched| self.is_untouched(watched, &batch.edits)) {
-            return Ok(Response::Touched);
+        for watched in &request.watched {
+            if !self.is_untouched(watched, batch).map_err(Undone::Fault)? {
+                return Ok(Response::Touched);
+            }
         }
         let edits_max = batch.edits.bytes() + REQUEST_EDITS_MAX;
         let mut outcomes = Vec::with_capacity(request.ops.len());
@@ -526,6 +533,8 @@ impl Evaluation<'_> {
             if done > 0 && batch.answer_bytes >= ANSWERS_BYTES {
                 break;
             }
+            // What was written before that in the same batch leaves no trace.
+            batch.forgets |= ops.contains(&Op::Clear) && (ops.len() > 1 || !batch.edits.is_empty());
             if batch.edits.bytes() >= edits_max && ops.iter().any(Op::is_write) {
                 outcomes.extend(ops.iter().map(|_| Err(Refusal::TooMuch)));
             } else if let [op] = ops {
@@ -625,11 +634,21 @@ impl Evaluation<'_> {
     }
 
     /// Batches in flight have left their mark as they departed.
-    fn is_untouched(&self, watched: &Watched, edits: &Edits) -> bool {
+    fn is_untouched(&self, watched: &Watched, batch: &Batch) -> Result<bool, CallError> {
+        if watched.term == 0 {
+            return self.is_unwritten(&batch.edits);
+        }
         let head_key = key::head(&watched.key);
-        watched.term == self.term
-            && self.stripes.last_touch(&head_key) <= watched.touched
-            && !stripes::changes(edits, &head_key)
-            && watched.expires_at_ms.is_none_or(|at| at > self.stamp.now_ms)
+        Ok(watched.term == self.term
+            && !batch.forgets
+            && self.stripes.last_touch(&head_key, watched.existed) <= watched.touched
+            && !stripes::changes(&batch.edits, &head_key, watched.existed)
+            && watched.expires_at_ms.is_none_or(|at| at > self.stamp.now_ms))
+    }
+
+    /// Whether no row of the partition has ever been written: whatever is, counts.
+    fn is_unwritten(&self, edits: &Edits) -> Result<bool, CallError> {
+        let count = Over { edits, view: self.view }.get(Family::State, key::ROWS);
+        Ok(count.map_err(|fault| self.replica.fault(fault))?.is_none())
     }
 }

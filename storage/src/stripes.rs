@@ -15,7 +15,10 @@ const PLACE: usize = 8;
 #[derive(Debug, Default)]
 pub(crate) struct Stripes {
     touched: Vec<u64>,
+    /// All rows that were there have been deleted.
     cleared: u64,
+    /// What happened before is not known.
+    forgotten: u64,
     batch: u64,
 }
 
@@ -25,19 +28,19 @@ impl Stripes {
         if self.touched.is_empty() {
             self.touched = vec![self.batch; STRIPES];
         }
-        self.last_touch(head_key)
+        self.last_touch(head_key, true)
     }
 
-    /// The last batch that may have touched the row of this head key.
-    pub(crate) fn last_touch(&self, head_key: &[u8]) -> u64 {
+    /// The last batch that may have touched the row of this head key, which was there when it was watched or was not.
+    pub(crate) fn last_touch(&self, head_key: &[u8], existed: bool) -> u64 {
         let stripe = self.touched.get(stripe_of(head_key)).copied().unwrap_or(self.batch);
-        stripe.max(self.cleared)
+        stripe.max(self.forgotten).max(if existed { self.cleared } else { 0 })
     }
 
     /// What happened before is not known any more: all rows count as touched.
     pub(crate) fn forget(&mut self) {
         self.batch += 1;
-        self.cleared = self.batch;
+        self.forgotten = self.batch;
     }
 
     /// Takes note of an applied batch.
@@ -57,9 +60,9 @@ impl Stripes {
     }
 }
 
-/// Whether edits may change the row of this head key: they change a row that lies at the same place.
-pub(crate) fn changes(edits: &Edits, head_key: &[u8]) -> bool {
-    edits.clear || edits.touch(&head_key[..PLACE.min(head_key.len())])
+/// Whether edits may change the row of this head key, which was there when it was watched or was not: they change a row that lies at the same place.
+pub(crate) fn changes(edits: &Edits, head_key: &[u8], existed: bool) -> bool {
+    edits.clear && existed || edits.touch(&head_key[..PLACE.min(head_key.len())])
 }
 
 fn stripe_of(key: &[u8]) -> usize {
@@ -90,30 +93,33 @@ mod tests {
         let seen = stripes.watch(row);
         stripes.touch(&edits_of(Family::Head, other));
         stripes.touch(&edits_of(Family::State, row));
-        assert_eq!(stripes.last_touch(row), seen);
+        assert_eq!(stripes.last_touch(row, true), seen);
         stripes.touch(&edits_of(Family::Cell, row));
-        assert!(stripes.last_touch(row) > seen);
+        assert!(stripes.last_touch(row, true) > seen && stripes.last_touch(row, false) > seen);
         let seen = stripes.watch(row);
         let mut clear = Edits::default();
         clear.forget_rows();
         stripes.touch(&clear);
-        assert!(stripes.last_touch(row) > seen);
+        assert!(stripes.last_touch(row, true) > seen);
+        assert_eq!(stripes.last_touch(row, false), seen, "what was not there is not deleted");
+        stripes.forget();
+        assert!(stripes.last_touch(row, false) > seen);
     }
 
     #[test]
     fn edits_change_rows_at_their_place_only() {
         let row = b"\x00\x01abcdefkey".as_slice();
         for family in [Family::Head, Family::Cell] {
-            assert!(changes(&edits_of(family, b"\x00\x01abcdefother"), row));
-            assert!(!changes(&edits_of(family, b"\x00\x01abcdegkey"), row));
-            assert!(!changes(&edits_of(family, b"\x00\x01abcdeekey"), row));
+            assert!(changes(&edits_of(family, b"\x00\x01abcdefother"), row, true));
+            assert!(!changes(&edits_of(family, b"\x00\x01abcdegkey"), row, true));
+            assert!(!changes(&edits_of(family, b"\x00\x01abcdeekey"), row, true));
         }
-        assert!(!changes(&edits_of(Family::State, row), row));
+        assert!(!changes(&edits_of(Family::State, row), row, true));
         // 100,000 watched rows and as many edits: looking at every edit for every row would not finish.
         let mut edits = Edits::default();
         for number in 0..100_000u64 {
             edits.delete(Family::Cell, Bytes::copy_from_slice(&(2 * number).to_be_bytes()));
         }
-        assert!((0..100_000u64).all(|number| !changes(&edits, &(2 * number + 1).to_be_bytes())));
+        assert!((0..100_000u64).all(|number| !changes(&edits, &(2 * number + 1).to_be_bytes(), true)));
     }
 }

@@ -175,6 +175,32 @@ async fn a_watched_row_that_was_touched_stops_the_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn deleting_all_rows_touches_those_that_were_there() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open(dir.path()).await;
+    let guarded = |watched: Watched| Request { ops: vec![set("other", "2", Ttl::Default)], joined: Vec::new(), watched: vec![watched] };
+    let is_touched = async |watched: Watched| match setup.node.call(DB0, guarded(watched)).await {
+        Ok(Response::Touched) => true,
+        Ok(Response::Done(_)) => false,
+        Err(error) => panic!("{error}"),
+    };
+    assert!(!is_touched(Watched::unwritten(bytes("a"))).await, "nothing has been written yet");
+    assert!(is_touched(Watched::unwritten(bytes("a"))).await);
+    setup.one(set("a", "1", Ttl::Default)).await;
+    let (there, not_there, comes) = (watch(&setup, "a").await, watch(&setup, "b").await, watch(&setup, "c").await);
+    setup.one(set("c", "1", Ttl::Default)).await;
+    setup.one(Op::Clear).await;
+    assert!(is_touched(there).await);
+    assert!(!is_touched(not_there).await);
+    assert!(is_touched(comes).await, "it came and went");
+    // All of it in one batch, which keeps nothing of what it wrote before it deleted all.
+    let watched = watch(&setup, "b").await;
+    setup.ops(vec![set("b", "1", Ttl::Default), Op::Clear]).await.expect("it is done");
+    assert!(is_touched(watched).await);
+    setup.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_expiry_cycle_removes_rows_that_nobody_reads() {
     let dir = tempfile::tempdir().expect("a directory");
     let setup = open(dir.path()).await;
@@ -213,7 +239,13 @@ async fn a_thread_that_serves_connections_walks_past_few_records() {
     for ops in [vec![len()], vec![random(-10)], vec![page(0)], vec![page(7)], vec![some(10)], vec![len(); 10]] {
         assert!(now(ops.clone()), "{ops:?} were answered at once");
     }
-    for ops in [vec![random(-1000)], vec![some(2000)], vec![get("x"); 2000], vec![some(100); 20]] {
+    let scan = |count, glob: &str| Op::Scan { cursor: 0, count, glob: Some(bytes(glob)), kind: None };
+    assert!(now(vec![scan(100, "*a")]));
+    for n in 0..5 {
+        setup.one(set(&format!("{n}{}", "a".repeat(60_000)), "v", Ttl::Default)).await;
+    }
+    let heavy = [scan(100, &format!("*{}*b", "a".repeat(500))), scan(1000, "*a")];
+    for ops in [vec![random(-1000)], vec![some(2000)], vec![get("x"); 2000], vec![some(100); 20]].into_iter().chain(heavy.map(|op| vec![op])) {
         assert!(!now(ops.clone()), "{ops:?} were not left to others");
     }
     // Of a hash that is larger, or full of what has expired, only the walk itself tells.

@@ -120,7 +120,7 @@ fn answers() -> Vec<Result<Answer, Refusal>> {
         }),
         Ok(Answer::Content { content: Content::String(bytes()), expires_at_ms: None }),
         Ok(Answer::Checked { done: true, value: Some(None) }),
-        Ok(Answer::Watched(Watched { key: bytes(), term: 1, touched: 1, expires_at_ms: None })),
+        Ok(Answer::Watched(Watched { key: bytes(), term: 1, touched: 1, expires_at_ms: None, existed: true })),
         Err(Refusal::WrongType),
         Err(Refusal::TooLarge),
     ]

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 /// All tables and all rows.
 pub struct World {
     tables: Mutex<BTreeMap<String, Arc<Table>>>,
+    last_id: AtomicU32,
     version: AtomicU64,
     partitions: u32,
     rows: RwLock<HashMap<PartitionId, Partition>>,
@@ -35,6 +36,8 @@ pub struct World {
     pub delay: Mutex<Duration>,
     /// At most so many ops of a read are answered at once; 0 = all.
     pub answers_max: AtomicUsize,
+    /// A row that another proxy writes just before this one makes a table.
+    pub overtakes: Mutex<Option<(&'static str, &'static str)>>,
     /// Tables that are there and that the proxy has not heard of.
     unheard: Mutex<BTreeSet<String>>,
     /// Questions about tables, and what becomes of them.
@@ -65,6 +68,8 @@ impl World {
     pub fn new(partitions: u32) -> Arc<World> {
         Arc::new(World {
             tables: Mutex::default(),
+            last_id: AtomicU32::new(0),
+            overtakes: Mutex::default(),
             version: AtomicU64::new(1),
             partitions,
             rows: RwLock::default(),
@@ -95,6 +100,18 @@ impl World {
         self.rows.write().entry(partition).or_default().answer(&request).unwrap();
     }
 
+    /// A table is dropped.
+    pub fn drop_table(&self, name: &str) {
+        let table = self.tables.lock().remove(name).expect("it is there");
+        self.rows.write().retain(|partition, _| partition.table != table.id);
+        self.version.fetch_add(1, Relaxed);
+    }
+
+    /// The names of all tables.
+    pub fn names(&self) -> Vec<String> {
+        self.tables.lock().keys().cloned().collect()
+    }
+
     /// The news of a table are late.
     pub fn unhear(&self, name: &str) {
         self.unheard.lock().insert(name.to_owned());
@@ -113,10 +130,11 @@ impl World {
 
     pub fn create(&self, name: &str) -> Arc<Table> {
         let mut tables = self.tables.lock();
-        let id = TableId(tables.len() as u32 + 1);
-        let table =
-            Table { id, name: name.into(), partitions: self.partitions, replicas: 1, envs: BTreeMap::new(), default_ttl_since_ms: 0 };
-        let table = tables.entry(name.into()).or_insert_with(|| Arc::new(table)).clone();
+        let table = || {
+            let id = TableId(self.last_id.fetch_add(1, Relaxed) + 1);
+            Table { id, name: name.into(), partitions: self.partitions, replicas: 1, envs: BTreeMap::new(), default_ttl_since_ms: 0 }
+        };
+        let table = tables.entry(name.into()).or_insert_with(|| Arc::new(table())).clone();
         self.version.fetch_add(1, Relaxed);
         table
     }
@@ -131,8 +149,9 @@ impl Partition {
     }
 
     fn answer(&mut self, request: &Request) -> Result<Response, CallError> {
-        let untouched = |watched: &row::op::Watched| {
-            self.touched.get(key::head(&watched.key).as_slice()).is_none_or(|touched| *touched <= watched.touched)
+        let untouched = |watched: &row::op::Watched| match watched.term {
+            0 => self.writes == 0,
+            _ => self.touched.get(key::head(&watched.key).as_slice()).is_none_or(|touched| *touched <= watched.touched)
         };
         if !request.watched.iter().all(untouched) {
             return Ok(Response::Touched);
@@ -142,7 +161,7 @@ impl Partition {
         for op in &request.ops {
             let mut outcome = self.outcome(op, &mut edits)?;
             if let Ok(Answer::Watched(watched)) = &mut outcome {
-                watched.touched = self.writes;
+                (watched.term, watched.touched) = (1, self.writes);
                 self.touched.entry(key::head(&watched.key).to_vec()).or_insert(0);
             }
             outcomes.push(outcome);
@@ -242,6 +261,10 @@ impl Catalogue for World {
         let name = name.to_owned();
         Box::pin(async move {
             self.asked().await?;
+            if let Some((key, value)) = self.overtakes.lock().take() {
+                self.create_elsewhere(&name, key, value);
+                self.unheard.lock().remove(&name);
+            }
             let known = self.tables.lock().get(&name).cloned();
             Ok(known.unwrap_or_else(|| self.create(&name)))
         })

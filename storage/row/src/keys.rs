@@ -208,5 +208,5 @@ pub(crate) fn watch(tx: &Tx<'_>, key: &Bytes) -> Answered {
     let row = Row::load(tx, key)?;
     let first_field = row.hash().ok().flatten().map(|hash| hash.first_field_expiry_ms).filter(|at| *at > tx.stamp.now_ms);
     let expires_at_ms = row.expires_at_ms().into_iter().chain(first_field).min();
-    Ok(Answer::Watched(Watched { key: key.clone(), term: 0, touched: 0, expires_at_ms }))
+    Ok(Answer::Watched(Watched { key: key.clone(), term: 0, touched: 0, expires_at_ms, existed: row.is_live() }))
 }

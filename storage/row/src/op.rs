@@ -289,12 +289,21 @@ pub struct RowInfo {
 pub struct Watched {
     /// The row.
     pub key: Bytes,
-    /// The leader's term when it was watched.
+    /// The leader's term when it was watched; 0 for [`Watched::unwritten`].
     pub term: u64,
     /// The last touch of the row (or of one that shares its stripe) then.
     pub touched: u64,
     /// When it would expire: expired since = touched.
     pub expires_at_ms: Option<u64>,
+    /// Whether it was there. One that was not is not touched when all rows are deleted.
+    pub existed: bool,
+}
+
+impl Watched {
+    /// A row of a table that was not there: touched as soon as anything has ever been written to its partition.
+    pub fn unwritten(key: Bytes) -> Watched {
+        Watched { key, term: 0, touched: 0, expires_at_ms: None, existed: false }
+    }
 }
 
 /// What an op says.
