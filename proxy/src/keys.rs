@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cluster::{PartitionId, Table};
+use cluster::{CallError, PartitionId, Table};
 use commands::Reply;
 use row::key;
-use row::op::{Answer, Deadline, Kind, Op, Refusal, Request, Response, Ttl};
+use row::op::{Answer, Content, Deadline, Kind, Op, Refusal, Request, Response, Ttl, Watched};
 
 use crate::session::{Named, Session};
 use crate::{router, words};
@@ -69,6 +69,34 @@ fn not_copied(refusal: Refusal) -> Reply {
         Refusal::TooLarge | Refusal::AnswerTooLarge => Refusal::RowTooLarge,
         other => other,
     })
+}
+
+/// A copy that MOVE has made, as it was then.
+struct Copied {
+    partition: PartitionId,
+    watched: Watched,
+}
+
+/// Whether a row that was looked at holds what another did.
+fn has_content_of(row: &Answer, other: &Answer) -> bool {
+    match (row, other) {
+        (Answer::Content { content, .. }, Answer::Content { content: other, .. }) => content == other,
+        _ => false,
+    }
+}
+
+fn has_fields_that_expire(row: &Answer) -> bool {
+    match row {
+        Answer::Content { content: Content::Hash(fields), .. } => fields.iter().any(|(.., at)| at.is_some()),
+        _ => false,
+    }
+}
+
+/// The op that writes a dumped row.
+fn restoring(key: Bytes, row: Answer, replace: bool) -> Result<Op, Reply> {
+    let Answer::Content { content, expires_at_ms } = row else { return Err(commands::words::no_answer()) };
+    let until = |at| Ttl::Until(Deadline::At(i64::try_from(at).unwrap_or(i64::MAX)));
+    Ok(Op::Restore { key, content, ttl: expires_at_ms.map_or(Ttl::Default, until), replace })
 }
 
 impl Session {
@@ -234,7 +262,9 @@ impl Session {
         let dump = self.ask(router::partition_of(&source, &from), Op::Dump { key: from }).await;
         match dump {
             Ok(Ok(Answer::Nil)) => Reply::Int(0),
-            Ok(Ok(row)) => self.restore(&name, to, row, replace).await.map_or_else(|reply| reply, |done| Reply::Int(i64::from(done))),
+            Ok(Ok(row)) => {
+                self.restore(&name, to, row, replace).await.map_or_else(|reply| reply, |done| Reply::Int(i64::from(done.is_some())))
+            }
             Ok(Err(refusal)) => not_copied(refusal),
             Err(reply) => reply,
         }
@@ -257,65 +287,116 @@ impl Session {
         self.move_between(&source, key, &name).await.map_or_else(|reply| reply, |moved| Reply::Int(i64::from(moved)))
     }
 
+    /// What is in the target may be somebody else's at any time: the first copy is made where there is nothing, and is replaced and taken back only as
+    /// long as nobody else has written to it.
     async fn move_between(&mut self, source: &Arc<Table>, key: Bytes, name: &str) -> Result<bool, Reply> {
-        let partition = router::partition_of(source, &key);
-        for tried in 0..MOVE_TRIES {
-            let look = Request {
-                ops: vec![Op::Watch { key: key.clone() }, Op::Dump { key: key.clone() }],
-                joined: Vec::new(),
-                watched: Vec::new(),
-            };
-            let looked = router::respond(&self.proxy, partition, &look, self.deadline()).await;
-            let Response::Done(outcomes) = looked.map_err(|error| words::call_error(&error))? else {
-                return Err(commands::words::no_answer());
-            };
-            let mut outcomes = outcomes.into_iter();
-            let (watched, row) = match (outcomes.next(), outcomes.next()) {
-                (Some(Ok(Answer::Watched(watched))), Some(Ok(row))) => (watched, row),
-                (_, Some(Err(refusal))) => return Err(not_copied(refusal)),
-                _ => return Err(commands::words::no_answer()),
+        let from = router::partition_of(source, &key);
+        let mut copy: Option<Copied> = None;
+        for _ in 0..MOVE_TRIES {
+            let (watched, row) = match self.look(from, &key).await {
+                Ok(found) => found,
+                Err(why) if copy.is_some() => return Err(words::in_both(name, &source.name, &why)),
+                Err(why) => return Err(why),
             };
             if row == Answer::Nil {
-                // Deleted meanwhile: then its copy goes as well.
-                if tried > 0 {
-                    self.remove(name, key).await?;
+                // It never was there, or was deleted meanwhile: then its copy goes as well.
+                if let Some(copy) = copy {
+                    self.take_back(copy, &key).await.map_err(|why| words::only_there(name, &source.name, &why))?;
                 }
                 return Ok(false);
             }
-            // The first copy must find nothing there; later ones replace the first.
-            if !self.restore(name, key.clone(), row, tried > 0).await? {
+            let Some(to) = self.put_copy(name, &key, &row, copy.take()).await.map_err(|(is_there, why)| match is_there {
+                true => words::in_both(name, &source.name, &why),
+                false => why,
+            })?
+            else {
                 return Ok(false);
-            }
+            };
+            // Seen before the row goes from the source: whether the copy is still this one's if it is to be replaced.
+            copy = match self.look(to, &key).await {
+                Ok((watched, seen)) => has_content_of(&seen, &row).then_some(Copied { partition: to, watched }),
+                Err(why) => return Err(words::in_both(name, &source.name, &why)),
+            };
             let delete = Request { ops: vec![Op::Delete { key: key.clone() }], joined: Vec::new(), watched: vec![watched] };
-            match router::respond(&self.proxy, partition, &delete, self.deadline()).await {
+            match router::respond(&self.proxy, from, &delete, self.deadline()).await {
                 Ok(Response::Done(_)) => return Ok(true),
+                // What is in the target now is the copy without some of its fields, or somebody else's row.
+                Ok(Response::Touched) if copy.is_none() && has_fields_that_expire(&row) => {
+                    return Err(words::in_both(name, &source.name, &Reply::error("ERR both have changed since")));
+                }
                 Ok(Response::Touched) => {}
-                Err(error) => return Err(words::call_error(&error)),
+                Err(error @ CallError::Unknown(_)) => return Err(words::perhaps_in_both(name, &source.name, &words::call_error(&error))),
+                Err(error) => return Err(words::in_both(name, &source.name, &words::call_error(&error))),
             }
         }
-        self.remove(name, key).await?;
+        if let Some(copy) = copy {
+            self.take_back(copy, &key).await.map_err(|why| words::in_both(name, &source.name, &why))?;
+        }
         Err(Reply::error("ERR the key changes too fast to be moved"))
     }
 
-    /// Writes a dumped row into a table; `false`: there is one.
-    async fn restore(&mut self, name: &str, to: Bytes, row: Answer, replace: bool) -> Result<bool, Reply> {
-        let Answer::Content { content, expires_at_ms } = row else { return Err(commands::words::no_answer()) };
-        let target = router::ensure(&self.proxy, name).await.map_err(|error| words::catalogue_error(&error))?;
-        let target = target.ok_or_else(|| words::no_table(name.as_bytes()))?;
-        let until = |at| Ttl::Until(Deadline::At(i64::try_from(at).unwrap_or(i64::MAX)));
-        let ttl = expires_at_ms.map_or(Ttl::Default, until);
-        let partition = router::partition_of(&target, &to);
-        match self.ask(partition, Op::Restore { key: to, content, ttl, replace }).await? {
-            Ok(_) => Ok(true),
-            Err(Refusal::BusyKey) => Ok(false),
-            Err(refusal) => Err(not_copied(refusal)),
+    /// A row and its token.
+    async fn look(&mut self, partition: PartitionId, key: &Bytes) -> Result<(Watched, Answer), Reply> {
+        let ops = vec![Op::Watch { key: key.clone() }, Op::Dump { key: key.clone() }];
+        let look = Request { ops, joined: vec![1], watched: Vec::new() };
+        let looked = router::respond(&self.proxy, partition, &look, self.deadline()).await;
+        let Response::Done(outcomes) = looked.map_err(|error| words::call_error(&error))? else {
+            return Err(commands::words::no_answer());
+        };
+        let mut outcomes = outcomes.into_iter();
+        match (outcomes.next(), outcomes.next()) {
+            (Some(Ok(Answer::Watched(watched))), Some(Ok(row))) => Ok((watched, row)),
+            (_, Some(Err(refusal))) => Err(not_copied(refusal)),
+            _ => Err(commands::words::no_answer()),
         }
     }
 
-    async fn remove(&mut self, name: &str, key: Bytes) -> Result<(), Reply> {
-        let found = router::find(&self.proxy, name).await.map_err(|error| words::catalogue_error(&error))?;
-        let Some(table) = found else { return Ok(()) };
-        self.ask(router::partition_of(&table, &key), Op::Delete { key }).await.map(drop)
+    /// Copies a row to where there is none, or over its earlier copy if that is still as it was made. The copy's partition; `None`: there is another
+    /// row.
+    ///
+    /// # Errors
+    /// Whether there is a copy all the same, and why this one was not made.
+    async fn put_copy(
+        &mut self,
+        name: &str,
+        key: &Bytes,
+        row: &Answer,
+        earlier: Option<Copied>,
+    ) -> Result<Option<PartitionId>, (bool, Reply)> {
+        let Some(Copied { partition, watched }) = earlier else {
+            return self.restore(name, key.clone(), row.clone(), false).await.map_err(|why| (false, why));
+        };
+        let replace = restoring(key.clone(), row.clone(), true).map_err(|why| (true, why))?;
+        let replace = Request { ops: vec![replace], joined: Vec::new(), watched: vec![watched] };
+        match router::respond(&self.proxy, partition, &replace, self.deadline()).await {
+            Ok(Response::Done(outcomes)) => match outcomes.into_iter().next() {
+                Some(Ok(_)) => Ok(Some(partition)),
+                Some(Err(refusal)) => Err((true, not_copied(refusal))),
+                None => Err((true, commands::words::no_answer())),
+            },
+            // Somebody else has written there: this row is to be moved as if there had been no copy.
+            Ok(Response::Touched) => self.restore(name, key.clone(), row.clone(), false).await.map_err(|why| (false, why)),
+            Err(error) => Err((true, words::call_error(&error))),
+        }
+    }
+
+    /// Deletes a copy, unless somebody else has written to it.
+    async fn take_back(&mut self, copy: Copied, key: &Bytes) -> Result<(), Reply> {
+        let delete = Request { ops: vec![Op::Delete { key: key.clone() }], joined: Vec::new(), watched: vec![copy.watched] };
+        let done = router::respond(&self.proxy, copy.partition, &delete, self.deadline()).await;
+        done.map(drop).map_err(|error| words::call_error(&error))
+    }
+
+    /// Writes a dumped row into a table, and says into which partition; `None`: there is one.
+    async fn restore(&mut self, name: &str, to: Bytes, row: Answer, replace: bool) -> Result<Option<PartitionId>, Reply> {
+        let target = router::ensure(&self.proxy, name).await.map_err(|error| words::catalogue_error(&error))?;
+        let target = target.ok_or_else(|| words::no_table(name.as_bytes()))?;
+        let partition = router::partition_of(&target, &to);
+        match self.ask(partition, restoring(to, row, replace)?).await? {
+            Ok(_) => Ok(Some(partition)),
+            Err(Refusal::BusyKey) => Ok(None),
+            Err(refusal) => Err(not_copied(refusal)),
+        }
     }
 
     async fn ask(&mut self, partition: PartitionId, op: Op) -> Result<router::Outcome, Reply> {

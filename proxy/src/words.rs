@@ -58,6 +58,26 @@ pub(crate) fn partly_done(error: &CallError) -> Reply {
     Reply::error(format!("UNKNOWNOUTCOME Done for the keys of some partitions, for those of others: {why}"))
 }
 
+/// The reply when MOVE has copied a key, and the source has it as well.
+pub(crate) fn in_both(to: &str, from: &str, why: &Reply) -> Reply {
+    moved_in_part(format_args!("The key was copied to '{to}' and not deleted from '{from}', it is in both"), why)
+}
+
+/// The same when nobody knows whether the source has it.
+pub(crate) fn perhaps_in_both(to: &str, from: &str, why: &Reply) -> Reply {
+    moved_in_part(format_args!("The key was copied to '{to}', and whether it was deleted from '{from}' is not known"), why)
+}
+
+/// The same when somebody else has deleted it from the source.
+pub(crate) fn only_there(to: &str, from: &str, why: &Reply) -> Reply {
+    moved_in_part(format_args!("The key was copied to '{to}', others have then deleted it from '{from}', and the copy may still be there"), why)
+}
+
+fn moved_in_part(what: std::fmt::Arguments<'_>, why: &Reply) -> Reply {
+    let why = if let Reply::Error(line) = why { line } else { "" };
+    Reply::error(format!("UNKNOWNOUTCOME {what}: {why}"))
+}
+
 /// The reply when it could not be learnt whether a table is there, or it could not be made.
 pub(crate) fn catalogue_error(error: &CallError) -> Reply {
     match error {

@@ -32,6 +32,8 @@ pub struct World {
     pub calls: AtomicUsize,
     /// Errors that the next requests get instead of an answer.
     pub errors: Mutex<VecDeque<CallError>>,
+    /// Is shown every request that is called, before it is answered; what it says is the answer.
+    pub interposed: Mutex<Option<Interposed>>,
     /// How long a `call` takes.
     pub delay: Mutex<Duration>,
     /// At most so many ops of a read are answered at once; 0 = all.
@@ -44,6 +46,9 @@ pub struct World {
     pub finds: AtomicUsize,
     pub metas: Mutex<Metas>,
 }
+
+/// What comes between a request and its answer.
+pub type Interposed = Box<dyn FnMut(&World, PartitionId, &Request) -> Option<CallError> + Send>;
 
 /// Who keeps the catalogue.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -76,6 +81,7 @@ impl World {
             reads: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
             errors: Mutex::default(),
+            interposed: Mutex::default(),
             delay: Mutex::default(),
             answers_max: AtomicUsize::new(0),
             unheard: Mutex::default(),
@@ -88,15 +94,12 @@ impl World {
     pub fn create_elsewhere(&self, name: &str, key: &'static str, value: &'static str) {
         self.unheard.lock().insert(name.to_owned());
         let table = self.create(name);
-        let set = Op::Set {
-            key: Bytes::from_static(key.as_bytes()),
-            value: Bytes::from_static(value.as_bytes()),
-            ttl: row::op::Ttl::Default,
-            only: row::op::Only::Always,
-            want_old: false,
-        };
-        let request = Request { ops: vec![set], joined: Vec::new(), watched: Vec::new() };
-        let partition = PartitionId { table: table.id, index: 0 };
+        self.write(PartitionId { table: table.id, index: 0 }, vec![set(key, value)]);
+    }
+
+    /// Somebody writes.
+    pub fn write(&self, partition: PartitionId, ops: Vec<Op>) {
+        let request = Request { ops, joined: Vec::new(), watched: Vec::new() };
         self.rows.write().entry(partition).or_default().answer(&request).unwrap();
     }
 
@@ -138,6 +141,12 @@ impl World {
         self.version.fetch_add(1, Relaxed);
         table
     }
+}
+
+/// SET.
+pub fn set(key: &'static str, value: &'static str) -> Op {
+    let (key, value) = (Bytes::from_static(key.as_bytes()), Bytes::from_static(value.as_bytes()));
+    Op::Set { key, value, ttl: row::op::Ttl::Default, only: row::op::Only::Always, want_old: false }
 }
 
 impl Partition {
@@ -225,6 +234,14 @@ impl Call<Request, Response> for World {
             }
             if let Some(error) = self.errors.lock().pop_front() {
                 return Err(error);
+            }
+            let interposed = self.interposed.lock().take();
+            if let Some(mut interposed) = interposed {
+                let said = interposed(self, partition, &request);
+                *self.interposed.lock() = Some(interposed);
+                if let Some(error) = said {
+                    return Err(error);
+                }
             }
             self.rows.write().entry(partition).or_default().answer(&request)
         })
