@@ -86,25 +86,24 @@ impl Session {
         self.table.as_ref()
     }
 
-    /// The selected table, whether this proxy has heard of it yet or not; `None`: there is none. Another client may have made it a moment ago
-    /// through another proxy, and told this one's: so whoever keeps the catalogue is asked.
+    /// The selected table, whether this proxy has heard of it yet or not; `None`: there is none, and it comes with its first write. Another client may
+    /// have made it a moment ago through another proxy, and told this one's: so whoever keeps the catalogue is asked.
     ///
     /// # Errors
-    /// It could not be asked: whether the table is there is not known.
+    /// It is one with a name and was dropped; or whether it is there could not be asked.
     pub(crate) async fn find_table(&mut self) -> Result<Option<Arc<Table>>, Reply> {
         if let Some(table) = self.table() {
             return Ok(Some(table.clone()));
         }
-        if self.chunk.absent.as_ref() == Some(&self.table_name) {
-            return Ok(None);
-        }
         let name = self.table_name.clone();
-        let found = self.find_named(&name).await?;
-        match &found {
-            Some(table) => self.found(table),
-            None => self.chunk.absent = Some(name),
+        if self.chunk.absent.as_ref() != Some(&name) {
+            if let Some(table) = self.find_named(&name).await? {
+                self.found(&table);
+                return Ok(Some(table));
+            }
+            self.chunk.absent = Some(name.clone());
         }
-        Ok(found)
+        if router::is_numbered(&self.proxy, &name) { Ok(None) } else { Err(words::no_table(name.as_bytes())) }
     }
 
     /// Any table, whether this proxy has heard of it yet or not.

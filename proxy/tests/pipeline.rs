@@ -359,3 +359,27 @@ async fn what_cannot_be_known_is_refused_once_the_deadline_has_passed() {
     *server.world.metas.lock() = Metas::Fine;
     client.ask("GET a", "$-1\r\n").await;
 }
+
+#[tokio::test]
+async fn a_named_table_that_was_dropped_is_missing_to_reads_as_well() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    server.world.create("users");
+    client.send("SELECT users\r\nSET a 1\r\nGET a\r\n").await;
+    client.expect("+OK\r\n+OK\r\n$1\r\n1\r\n").await;
+    server.world.drop_table("users");
+    let missing = "-ERR no such table 'users'\r\n";
+    for line in [
+        "GET a", "SET a 1", "EXISTS a", "DBSIZE", "KEYS *", "SCAN 0", "RANDOMKEY", "FLUSHDB", "WATCH a", "MOVE a 1", "COPY a b DB 1",
+        "HGETALL a", "MGET a b", "TYPE a",
+    ] {
+        client.ask(line, missing).await;
+    }
+    // Together, too, and in a transaction.
+    client.send("GET a\r\nDBSIZE\r\nMULTI\r\nGET a\r\nEXEC\r\nPING\r\n").await;
+    client.expect(&format!("{missing}{missing}+OK\r\n+QUEUED\r\n{missing}+PONG\r\n")).await;
+    // The numbered ones come with their first write, and are empty before.
+    client.send("SELECT 3\r\nGET a\r\nDBSIZE\r\nKEYS *\r\nFLUSHDB\r\nWATCH a\r\n").await;
+    client.expect("+OK\r\n$-1\r\n:0\r\n*0\r\n+OK\r\n+OK\r\n").await;
+    assert!(server.world.names().is_empty());
+}
