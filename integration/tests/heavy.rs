@@ -11,11 +11,10 @@ const WAIT_MAX: Duration = Duration::from_millis(50);
 const LONGEST_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// The longest waits of a client that pings while another is busy, the longest first.
-fn waits_while(server: &Server, busy: impl FnOnce(&mut Client) + Send) -> (Vec<Duration>, Duration) {
+fn waits_while(server: &Server, busy: impl FnOnce(&mut Client) + Send) -> Vec<Duration> {
     let (mut pings, mut client) = (server.client(), server.client());
     let is_done = AtomicBool::new(false);
     let mut waits = Vec::new();
-    let began = Instant::now();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             busy(&mut client);
@@ -29,12 +28,11 @@ fn waits_while(server: &Server, busy: impl FnOnce(&mut Client) + Send) -> (Vec<D
         }
     });
     waits.sort_unstable_by(|one, two| two.cmp(one));
-    (waits, began.elapsed())
+    waits
 }
 
 fn check(server: &Server, what: &str, busy: impl FnOnce(&mut Client) + Send) {
-    let (waits, took) = waits_while(server, busy);
-    println!("{what}: {took:?}, others waited {:?}", &waits[..waits.len().min(3)]);
+    let waits = waits_while(server, busy);
     let (longest, third) = (waits.first(), waits.get(2));
     let are_short = longest.is_none_or(|wait| *wait < LONGEST_WAIT_MAX) && third.is_none_or(|wait| *wait < WAIT_MAX);
     assert!(are_short, "{what}: others waited {:?}", &waits[..waits.len().min(5)]);

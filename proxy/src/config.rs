@@ -100,7 +100,10 @@ pub static SETTINGS: &[Setting] = &[
     number!("call-deadline-ms", call_deadline_ms: u64, 1, 600_000),
     Setting {
         name: "client-output-buffer-limit",
-        get: |settings| format!("normal {} 0 0", settings.output_bytes_max),
+        get: |settings| {
+            let [replica, pubsub] = settings.output_limits_elsewhere.map(|limit| limit.map(|number| number.to_string()).join(" "));
+            format!("normal {} 0 0 slave {replica} pubsub {pubsub}", settings.output_bytes_max)
+        },
         set: set_output_limit,
         file: |settings| FileValue::Text(format!("normal {} 0 0", settings.output_bytes_max)),
     },
@@ -321,27 +324,37 @@ fn set_password(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// `normal <hard> <soft> <seconds>`, several classes one after another. There are no replicas and no soft limits here, so those must be off.
+/// `<class> <hard> <soft> <seconds>`, several classes one after another. There are no clients of other classes than `normal` here, so theirs are kept
+/// and change nothing. Output is always bounded: no limit is the one that there is by default. There is no soft limit, so that one must be off.
 fn set_output_limit(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
     let words: Vec<&[u8]> = text.split(|byte| *byte == b' ').filter(|word| !word.is_empty()).collect();
     if words.is_empty() || !words.len().is_multiple_of(4) {
         return Err("Wrong number of arguments in buffer limit configuration.".into());
     }
     for limit in words.chunks(4) {
-        if !limit[0].eq_ignore_ascii_case(b"normal") {
-            return Err("Invalid client class specified in buffer limit configuration.".into());
-        }
+        let class = limit[0].to_ascii_lowercase();
+        let elsewhere = match class.as_slice() {
+            b"normal" => None,
+            b"slave" | b"replica" => Some(0),
+            b"pubsub" => Some(1),
+            _ => return Err("Invalid client class specified in buffer limit configuration.".into()),
+        };
         let [hard, soft, seconds] = [1, 2, 3].map(|at| memory_bytes(limit[at]));
         let (Some(hard), Some(soft), Some(seconds)) = (hard, soft, seconds) else {
             return Err("Error in hard, soft or soft_seconds setting in buffer limit configuration.".into());
         };
+        if let Some(class) = elsewhere {
+            settings.output_limits_elsewhere[class] = [hard, soft, seconds];
+            continue;
+        }
         if soft != 0 || seconds != 0 {
             return Err("soft limits do not exist here and must be 0".into());
         }
-        if hard < 1 << 20 {
-            return Err("the hard limit must be at least 1mb: output is always bounded".into());
+        if (1..1 << 20).contains(&hard) {
+            return Err("the hard limit must be at least 1mb, or 0 for the usual one: output is always bounded".into());
         }
-        settings.output_bytes_max = usize::try_from(hard).unwrap_or(usize::MAX);
+        let usual = Settings::default().output_bytes_max;
+        settings.output_bytes_max = if hard == 0 { usual } else { usize::try_from(hard).unwrap_or(usize::MAX) };
     }
     Ok(())
 }
@@ -418,9 +431,18 @@ mod tests {
     #[test]
     fn output_limits_that_do_not_exist_are_refused() {
         assert_eq!(set(&[("client-output-buffer-limit", "normal 32mb 0 0")]).unwrap().output_bytes_max, 32 << 20);
-        for value in ["", "normal 1gb", "replica 1gb 0 0", "normal 1gb 1mb 10", "normal 0 0 0", "normal x 0 0"] {
+        for value in ["", "normal 1gb", "master 1gb 0 0", "normal 1gb 1mb 10", "normal 1000 0 0", "normal x 0 0", "pubsub x 0 0"] {
             assert!(set(&[("client-output-buffer-limit", value)]).is_err(), "{value}");
         }
+    }
+
+    #[test]
+    fn limits_of_clients_that_do_not_exist_are_kept_and_change_nothing() {
+        let all = "normal 0 0 0 Slave 256mb 64mb 60 pubsub 32mb 8mb 60";
+        assert_eq!(set(&[("client-output-buffer-limit", all)]).unwrap(), Settings::default());
+        let settings = set(&[("client-output-buffer-limit", "replica 0 0 0 normal 32mb 0 0 pubsub 1mb 2 3")]).unwrap();
+        let shown = SETTINGS.iter().find(|setting| setting.name == "client-output-buffer-limit").map(|setting| (setting.get)(&settings));
+        assert_eq!(shown.unwrap(), "normal 33554432 0 0 slave 0 0 0 pubsub 1048576 2 3");
     }
 
     #[test]

@@ -465,7 +465,11 @@ impl Session {
                 // To give back a million elements takes time as well.
                 drop(reply);
             };
-            if encoding_ns >= blocking::LONG_NS { blocking::in_turn(encode).await } else { encode() }
+            if encoding_ns >= blocking::LONG_NS {
+                blocking::in_turn(encode).await
+            } else {
+                encode()
+            }
             if let Some(Known { index: Some(index), .. }) = entry.known {
                 count(&mut self.chunk.counts, index);
             }

@@ -25,6 +25,8 @@ pub struct Settings {
     pub query_bytes_max: usize,
     /// `client-output-buffer-limit`: the most that may wait for one client to read it for long, bytes.
     pub output_bytes_max: usize,
+    /// The same for replicas and subscribers, of which there are none: hard limit, soft limit, seconds.
+    pub output_limits_elsewhere: [[u64; 3]; 2],
     /// `slowlog-log-slower-than`, microseconds; negative = never.
     pub slowlog_slower_than_us: i64,
     /// `slowlog-max-len`.
@@ -50,6 +52,7 @@ impl Default for Settings {
             write_bytes_max: 16 << 20,
             query_bytes_max: 64 << 20,
             output_bytes_max: 256 << 20,
+            output_limits_elsewhere: [[256 << 20, 64 << 20, 60], [32 << 20, 8 << 20, 60]],
             slowlog_slower_than_us: 10_000,
             slowlog_len_max: 128,
             latency_threshold_ms: 0,

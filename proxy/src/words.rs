@@ -70,7 +70,10 @@ pub(crate) fn perhaps_in_both(to: &str, from: &str, why: &Reply) -> Reply {
 
 /// The same when somebody else has deleted it from the source.
 pub(crate) fn only_there(to: &str, from: &str, why: &Reply) -> Reply {
-    moved_in_part(format_args!("The key was copied to '{to}', others have then deleted it from '{from}', and the copy may still be there"), why)
+    moved_in_part(
+        format_args!("The key was copied to '{to}', others have then deleted it from '{from}', and the copy may still be there"),
+        why,
+    )
 }
 
 fn moved_in_part(what: std::fmt::Arguments<'_>, why: &Reply) -> Reply {

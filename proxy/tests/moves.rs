@@ -128,7 +128,10 @@ async fn a_move_that_cannot_finish_says_what_is_where() {
     client.expect("$8\r\nprecious\r\n+OK\r\n$8\r\nprecious\r\n:1\r\n+OK\r\n").await;
     before_each_delete(&server, source, |_, _| Some(CallError::Unknown("the connection was lost".into())));
     let said = client.until("MOVE k 1", "\r\n").await;
-    assert!(said.starts_with("-UNKNOWNOUTCOME The key was copied to 'db1', and whether it was deleted from 'db0' is not known: "), "{said}");
+    assert!(
+        said.starts_with("-UNKNOWNOUTCOME The key was copied to 'db1', and whether it was deleted from 'db0' is not known: "),
+        "{said}"
+    );
     // Before there is a copy, nothing was done.
     *server.world.interposed.lock() = Some(Box::new(move |_, partition, _| (partition == source).then(|| CallError::NoLeader("x".into()))));
     let said = client.until("MOVE k 1", "\r\n").await;

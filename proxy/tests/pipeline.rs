@@ -370,8 +370,20 @@ async fn a_named_table_that_was_dropped_is_missing_to_reads_as_well() {
     server.world.drop_table("users");
     let missing = "-ERR no such table 'users'\r\n";
     for line in [
-        "GET a", "SET a 1", "EXISTS a", "DBSIZE", "KEYS *", "SCAN 0", "RANDOMKEY", "FLUSHDB", "WATCH a", "MOVE a 1", "COPY a b DB 1",
-        "HGETALL a", "MGET a b", "TYPE a",
+        "GET a",
+        "SET a 1",
+        "EXISTS a",
+        "DBSIZE",
+        "KEYS *",
+        "SCAN 0",
+        "RANDOMKEY",
+        "FLUSHDB",
+        "WATCH a",
+        "MOVE a 1",
+        "COPY a b DB 1",
+        "HGETALL a",
+        "MGET a b",
+        "TYPE a",
     ] {
         client.ask(line, missing).await;
     }

@@ -245,7 +245,9 @@ async fn a_thread_that_serves_connections_walks_past_few_records() {
         setup.one(set(&format!("{n}{}", "a".repeat(60_000)), "v", Ttl::Default)).await;
     }
     let heavy = [scan(100, &format!("*{}*b", "a".repeat(500))), scan(1000, "*a")];
-    for ops in [vec![random(-1000)], vec![some(2000)], vec![get("x"); 2000], vec![some(100); 20]].into_iter().chain(heavy.map(|op| vec![op])) {
+    for ops in
+        [vec![random(-1000)], vec![some(2000)], vec![get("x"); 2000], vec![some(100); 20]].into_iter().chain(heavy.map(|op| vec![op]))
+    {
         assert!(!now(ops.clone()), "{ops:?} were not left to others");
     }
     // Of a hash that is larger, or full of what has expired, only the walk itself tells.

@@ -22,8 +22,7 @@ pub const LONG_NS: u64 = 2_000_000;
 const TURN_MAX: Duration = Duration::from_millis(10);
 const TURN_STEPS: u32 = 256;
 
-static TURNS: LazyLock<Semaphore> =
-    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from).max(2)));
+static TURNS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from).max(2)));
 
 /// The right to compute for long, until it is dropped.
 #[derive(Debug)]

@@ -166,7 +166,7 @@ where
                     why = told;
                 }
                 Err(NetError::TooLarge(told)) => return Err(CallError::TooLarge(told)),
-                // The answer is too large, or the service has broken off: again would be no better.
+                // The answer is too large, or the service has panicked: again would be no better.
                 Err(NetError::Refused(told)) if is_read => return Err(CallError::Fault(told)),
                 Err(NetError::Refused(told)) => return Err(CallError::Unknown(told)),
                 Err(NetError::Lost(told)) => {

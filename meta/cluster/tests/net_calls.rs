@@ -106,6 +106,30 @@ fn raft_is_served_while_the_other_runtime_is_stuck() {
     drop(served);
 }
 
+/// What a process that stops leaves unanswered is no refusal, which would be the last word on it.
+#[test]
+fn a_call_that_a_stopping_process_drops_is_lost() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (callers, servers) = (runtime(), runtime());
+    let served = servers.block_on(serve(options(2)));
+    let (calls, net) = callers.block_on(async {
+        let net = Net::new(options(1)).unwrap();
+        net.learn(ServerId(2), &served.address);
+        let ask = |net: std::sync::Arc<Net>| async move { ask(&net, "silence").await };
+        let calls: Vec<_> = (0..20).map(|_| tokio::spawn(ask(net.clone()))).collect();
+        until("the calls have come", || served.echo.calls.load(Ordering::SeqCst) == 20).await;
+        (calls, net)
+    });
+    servers.shutdown_background();
+    callers.block_on(async {
+        for call in calls {
+            let answer = call.await.unwrap();
+            assert!(matches!(answer, Err(NetError::Lost(_))), "{answer:?}");
+        }
+    });
+    drop((net, served));
+}
+
 #[tokio::test]
 async fn who_is_killed_in_the_middle_of_a_call_leaves_it_lost() {
     let served = serve(options(2)).await;

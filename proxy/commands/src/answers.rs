@@ -40,12 +40,28 @@ pub fn bulk(answer: Answer) -> Reply {
     }
 }
 
+/// A number, 0 for a row that is not there.
+pub fn int_or_zero(answer: Answer) -> Reply {
+    if answer == Answer::Nil { Reply::Int(0) } else { int(answer) }
+}
+
+/// A bulk string, empty for a row that is not there.
+pub fn bulk_or_empty(answer: Answer) -> Reply {
+    if answer == Answer::Nil { Reply::Bulk(Bytes::new()) } else { bulk(answer) }
+}
+
 /// One value, or nil.
 pub fn value(answer: Answer) -> Reply {
     match answer {
+        Answer::Nil => Reply::Nil,
         Answer::Values(mut values) if values.len() == 1 => values.pop().map_or(Reply::Nil, optional),
         _ => words::no_answer(),
     }
+}
+
+/// An array of so many values, nil for those that are not there, or without the row.
+pub fn values_or_nils(answer: Answer, count: usize) -> Reply {
+    if answer == Answer::Nil { Reply::Array(vec![Reply::Nil; count]) } else { values(answer) }
 }
 
 /// An array of values, nil for those that are not there.

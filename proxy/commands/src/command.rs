@@ -8,7 +8,7 @@ use crate::docs;
 use crate::table::flags::{self, READONLY};
 use crate::table::flags::{CONNECTION, CONTAINER, LOADING, STALE};
 use crate::table::{self, Command, Keys, help};
-use crate::{Args, Plan, Planned, Reply};
+use crate::{Args, Plan, Planned, Reply, tips};
 
 /// COMMAND and its subcommands.
 pub(crate) static TABLE: &[Command] = &[
@@ -216,7 +216,7 @@ fn entry(command: &Command) -> Reply {
         Reply::Int(last.into()),
         Reply::Int(step.into()),
         Reply::Set(categories.collect()),
-        Reply::Set(Vec::new()),
+        Reply::Set(tips::of(command).iter().map(|tip| text(tip)).collect()),
         Reply::Set(key_specs(command)),
         if subcommands.is_empty() { Reply::Set(subcommands) } else { Reply::Array(subcommands) },
     ])

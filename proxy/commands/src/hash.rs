@@ -232,7 +232,9 @@ fn hget(mut args: Args) -> Planned {
 
 fn hmget(mut args: Args) -> Planned {
     let key = args.word();
-    Plan::one(Op::HashGet { key, fields: args.rest() }, answers::values)
+    let fields: SmallVec<[Bytes; 1]> = args.rest();
+    let count = fields.len();
+    Plan::with(Op::HashGet { key, fields }, move |answer| answers::values_or_nils(answer, count))
 }
 
 fn hgetall(mut args: Args) -> Planned {
@@ -342,13 +344,18 @@ pub(crate) fn put_or_zero(answer: Answer) -> Reply {
 fn value_as_int(answer: Answer, number: fn(Option<&Bytes>) -> i64) -> Reply {
     match answer {
         Answer::Values(values) if values.len() == 1 => Reply::Int(number(values[0].as_ref())),
+        Answer::Nil => Reply::Int(number(None)),
         _ => words::no_answer(),
     }
 }
 
 /// A page of HSCAN: the cursor as a bulk string and the cells, flat.
 fn page(answer: Answer, want_values: bool) -> Reply {
-    let Answer::CellsPage { cells, next } = answer else { return words::no_answer() };
+    let (cells, next) = match answer {
+        Answer::CellsPage { cells, next } => (cells, next),
+        Answer::Nil => (Vec::new(), 0),
+        _ => return words::no_answer(),
+    };
     let cursor = Reply::Bulk(Bytes::copy_from_slice(itoa::Buffer::new().format(next).as_bytes()));
     let flat = cells.into_iter().flat_map(|(field, value)| {
         let mut cell: SmallVec<[Reply; 2]> = smallvec![Reply::Bulk(field)];

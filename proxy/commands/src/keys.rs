@@ -4,7 +4,9 @@ use bytes::Bytes;
 use row::op::{Answer, Deadline, Kind, Op, RowInfo, Ttl};
 
 use crate::args::integer;
-use crate::table::flags::{BLOCKING, CONNECTION, CONTAINER, DANGEROUS, DENYOOM, FAST, KEYSPACE, LOADING, LONG_PLAN, READONLY, STALE, WRITE};
+use crate::table::flags::{
+    BLOCKING, CONNECTION, CONTAINER, DANGEROUS, DENYOOM, FAST, KEYSPACE, LOADING, LONG_PLAN, READONLY, STALE, WRITE,
+};
 use crate::table::{Command, Keys, container, help};
 use crate::{Args, Plan, Planned, Reply, Session, answers, rdb, words};
 
@@ -178,7 +180,7 @@ pub(crate) static TABLE: &[Command] = &[
         since: "2.6.0",
         complexity: "O(N) where N is the size of the payload.",
         summary: "Creates a key from the serialized representation of a value.",
-        syntax: "key ttl serialized-value [REPLACE] [ABSTTL]",
+        syntax: "key ttl serialized-value [REPLACE] [ABSTTL] [IDLETIME seconds] [FREQ frequency]",
         plan: restore,
     },
     Command {
@@ -396,14 +398,25 @@ fn dump(mut args: Args) -> Planned {
 fn restore(mut args: Args) -> Planned {
     let (key, ttl, payload) = (args.word(), args.word(), args.word());
     let (mut replace, mut absolute) = (false, false);
+    // Hints for what evicts, which nothing does here: looked at, and forgotten.
+    let (mut idle, mut freq) = (false, false);
     while args.left() > 0 {
-        match () {
-            () if args.flag("REPLACE") => replace = true,
-            () if args.flag("ABSTTL") => absolute = true,
-            () if args.left() >= 2 && (args.flag("IDLETIME") || args.flag("FREQ")) => {
-                return Err(Reply::error("ERR RESTORE with IDLETIME or FREQ is not supported: neither is kept"));
+        if args.flag("REPLACE") {
+            replace = true;
+        } else if args.flag("ABSTTL") {
+            absolute = true;
+        } else if let Some(seconds) = if freq { None } else { args.option("IDLETIME") } {
+            if integer(&seconds).ok_or_else(words::not_integer)? < 0 {
+                return Err(Reply::error("ERR Invalid IDLETIME value, must be >= 0"));
             }
-            () => return Err(Args::syntax()),
+            idle = true;
+        } else if let Some(count) = if idle { None } else { args.option("FREQ") } {
+            if !(0..=255).contains(&integer(&count).ok_or_else(words::not_integer)?) {
+                return Err(Reply::error("ERR Invalid FREQ value, must be >= 0 and <= 255"));
+            }
+            freq = true;
+        } else {
+            return Err(Args::syntax());
         }
     }
     let ttl = match integer(&ttl).ok_or_else(words::not_integer)? {

@@ -20,6 +20,7 @@ pub mod rdb;
 pub mod reply;
 pub mod script;
 pub mod table;
+mod tips;
 pub mod words;
 
 mod client;

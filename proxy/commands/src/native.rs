@@ -367,7 +367,11 @@ fn take_limit(name: &str, limit: &mut u64, args: &mut Args) -> Result<bool, Repl
 
 /// Part of a range: where to go on, and the cells.
 fn part(answer: Answer, want_values: bool) -> Reply {
-    let Answer::Cells { cells, next } = answer else { return words::no_answer() };
+    let (cells, next) = match answer {
+        Answer::Cells { cells, next } => (cells, next),
+        Answer::Nil => (Vec::new(), None),
+        _ => return words::no_answer(),
+    };
     let cells = match want_values {
         true => Reply::Pairs(answers::pairs(cells)),
         false => Reply::Array(cells.into_iter().map(|(field, _)| Reply::Bulk(field)).collect()),

@@ -373,7 +373,7 @@ fn append(mut args: Args) -> Planned {
 }
 
 fn strlen(mut args: Args) -> Planned {
-    Plan::one(Op::Length { key: args.word() }, answers::int)
+    Plan::one(Op::Length { key: args.word() }, answers::int_or_zero)
 }
 
 fn incr(mut args: Args) -> Planned {
@@ -403,7 +403,7 @@ fn incrbyfloat(mut args: Args) -> Planned {
 fn getrange(mut args: Args) -> Planned {
     let key = args.word();
     let (start, end) = (args.int()?, args.int()?);
-    Plan::one(Op::GetRange { key, start, end }, answers::bulk)
+    Plan::one(Op::GetRange { key, start, end }, answers::bulk_or_empty)
 }
 
 fn setrange(mut args: Args) -> Planned {

@@ -160,7 +160,7 @@ impl Partition {
     fn answer(&mut self, request: &Request) -> Result<Response, CallError> {
         let untouched = |watched: &row::op::Watched| match watched.term {
             0 => self.writes == 0,
-            _ => self.touched.get(key::head(&watched.key).as_slice()).is_none_or(|touched| *touched <= watched.touched)
+            _ => self.touched.get(key::head(&watched.key).as_slice()).is_none_or(|touched| *touched <= watched.touched),
         };
         if !request.watched.iter().all(untouched) {
             return Ok(Response::Touched);

@@ -258,7 +258,7 @@ mod tests {
             (p, [byte, t @ ..]) => {
                 let (hit, p) = element(p, *byte, false);
                 hit && naive(p, t)
-            },
+            }
         }
     }
 

@@ -48,18 +48,14 @@ pub(crate) fn field_expiry(tx: &Tx<'_>, hash: &Writer, name: &[u8], ttl: Ttl) ->
 
 pub(crate) fn get(tx: &Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answered {
     let row = Row::load(tx, key)?;
+    let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let mut values = SmallVec::with_capacity(fields.len());
-    match Members::of(&row)? {
-        None => values.resize(fields.len(), None),
-        Some(members) => {
-            let mut bytes = 0;
-            for name in fields {
-                let value = members.get(tx, name)?.map(|cell| cell.value);
-                bytes += value.as_ref().map_or(0, Bytes::len);
-                tx.rules.check_answer(bytes)?;
-                values.push(value);
-            }
-        }
+    let mut bytes = 0;
+    for name in fields {
+        let value = members.get(tx, name)?.map(|cell| cell.value);
+        bytes += value.as_ref().map_or(0, Bytes::len);
+        tx.rules.check_answer(bytes)?;
+        values.push(value);
     }
     Ok(Answer::Values(values))
 }
@@ -156,11 +152,10 @@ const DRAWN_BYTES: u64 = 128;
 /// Draws by walking the row: uniform, and as long as the row is.
 pub(crate) fn random(tx: &Tx<'_>, key: &[u8], count: i64, seed: u64, want_values: bool) -> Answered {
     let row = Row::load(tx, key)?;
-    let none = Answer::Cells { cells: Vec::new(), next: None };
-    let Some(members) = Members::of(&row)? else { return Ok(none) };
+    let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let live = members.live(tx)?;
     if count == 0 || live == 0 {
-        return Ok(none);
+        return Ok(Answer::Cells { cells: Vec::new(), next: None });
     }
     // An absurd count is refused before anything is drawn.
     let many = if count < 0 { count.unsigned_abs() } else { count.unsigned_abs().min(live) };

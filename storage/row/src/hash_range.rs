@@ -209,7 +209,7 @@ fn tighter(a: usize, b: usize) -> usize {
 
 pub(crate) fn range(tx: &Tx<'_>, key: &[u8], range: &Range, want_values: bool) -> Answered {
     let row = Row::load(tx, key)?;
-    let Some(members) = Members::of(&row)? else { return Ok(Answer::Cells { cells: Vec::new(), next: None }) };
+    let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let asked = usize::try_from(range.bytes_max).unwrap_or(usize::MAX);
     let limits = Limits {
         looked_max: range.is_limited().then_some(LOOKED_MAX),
@@ -290,7 +290,7 @@ fn resume(tx: &Tx<'_>, members: &Members, cursor: u64) -> Result<Option<Bytes>, 
 
 pub(crate) fn scan(tx: &Tx<'_>, key: &[u8], cursor: u64, count: u64, glob: Option<&Bytes>, want_values: bool) -> Answered {
     let row = Row::load(tx, key)?;
-    let Some(members) = Members::of(&row)? else { return Ok(Answer::CellsPage { cells: Vec::new(), next: 0 }) };
+    let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let filter = glob.map_or(Filter::None, |glob| Filter::Glob(glob.clone()));
     let start = resume(tx, &members, cursor)?;
     let count = if members.hash().count <= SCAN_WHOLE_MAX { SCAN_WHOLE_MAX } else { count.clamp(1, SCAN_COUNT_MAX) };

@@ -220,18 +220,18 @@ pub enum Op {
     Add { key: Bytes, by: i64 },
     /// `by` is the decimal text as given. -> `Bytes` the new value as Redis prints long doubles; refuses `NotFloat`, `NanOrInfinity`
     AddFloat { key: Bytes, by: Bytes },
-    /// -> `Bytes` (empty when absent); negative offsets count from the end
+    /// -> `Bytes`, or `Nil` without the row; negative offsets count from the end
     GetRange { key: Bytes, start: i64, end: i64 },
     /// -> `Int` new length; refuses `TooLarge`
     SetRange { key: Bytes, offset: u64, value: Bytes },
-    /// -> `Int`
+    /// -> `Int`, or `Nil` without the row
     Length { key: Bytes },
 
     // ---- hashes ----
     /// -> `Int` how many fields are new. With `only` on a field basis (HSETNX): nothing is written unless all fields qualify
     /// (HSETEX FNX/FXX), and the answer is then `Nil`. `ttl` is the fields'; HSET drops a field's expiry (`Ttl::Default`).
     HashPut { key: Bytes, pairs: Vec<(Bytes, Bytes)>, only: Only, ttl: Ttl },
-    /// -> `Values`, one per field
+    /// -> `Values`, one per field, or `Nil` without the row
     HashGet { key: Bytes, fields: SmallVec<[Bytes; 1]> },
     /// HGETDEL. -> `Values`
     HashGetDelete { key: Bytes, fields: Vec<Bytes> },
@@ -241,19 +241,19 @@ pub enum Op {
     HashDelete { key: Bytes, fields: Vec<Bytes> },
     /// Exact also when fields have expired. -> `Int`
     HashLen { key: Bytes },
-    /// Cells of a range, in sortkey order. -> `Cells`
+    /// Cells of a range, in sortkey order. -> `Cells`, or `Nil` without the row
     HashRange { key: Bytes, range: Range, want_values: bool },
     /// -> `Int` how many cells of the range exist
     HashRangeCount { key: Bytes, range: Range },
     /// Deletes a range. -> `Deleted`
     HashRangeDelete { key: Bytes, range: Range },
-    /// HSCAN: small hashes whole, others about `count` cells; some MiB at most. -> `CellsPage`
+    /// HSCAN: small hashes whole, others about `count` cells; some MiB at most. -> `CellsPage`, or `Nil` without the row
     HashScan { key: Bytes, cursor: u64, count: u64, glob: Option<Bytes>, want_values: bool },
     /// -> `Int`; refuses `HashNotInteger`, `Overflow`
     HashAdd { key: Bytes, field: Bytes, by: i64 },
     /// -> `Bytes`; refuses `HashNotFloat`, `NanOrInfinity`
     HashAddFloat { key: Bytes, field: Bytes, by: Bytes },
-    /// HRANDFIELD: positive count = distinct, negative = with repetition; drawn from `seed`. -> `Cells`
+    /// HRANDFIELD: positive count = distinct, negative = with repetition; drawn from `seed`. -> `Cells`, or `Nil` without the row
     HashRandom { key: Bytes, count: i64, seed: u64, want_values: bool },
     /// HEXPIRE family, one answer a field: -2 no field, 0 condition not met, 1 set, 2 deleted as already past. -> `Ints`, or `Nil` without the row
     HashExpire { key: Bytes, fields: Vec<Bytes>, until: Deadline, only: ExpireIf },

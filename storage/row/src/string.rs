@@ -103,7 +103,8 @@ pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], by: &[u8]) -> Answered {
 
 pub(crate) fn get_range(tx: &Tx<'_>, key: &[u8], start: i64, end: i64) -> Answered {
     let row = Row::load(tx, key)?;
-    let part = slice(&row.string()?.cloned().unwrap_or_default(), start, end);
+    let Some(value) = row.string()? else { return Ok(Answer::Nil) };
+    let part = slice(value, start, end);
     tx.rules.check_answer(part.len())?;
     Ok(Answer::Bytes(part))
 }
@@ -139,7 +140,7 @@ pub(crate) fn set_range(tx: &mut Tx<'_>, key: &[u8], offset: u64, value: &Bytes)
 
 pub(crate) fn length(tx: &Tx<'_>, key: &[u8]) -> Answered {
     let row = Row::load(tx, key)?;
-    Ok(Answer::Int(row.string()?.map_or(0, Bytes::len) as i64))
+    Ok(row.string()?.map_or(Answer::Nil, |value| Answer::Int(value.len() as i64)))
 }
 
 /// The string to be answered whole.

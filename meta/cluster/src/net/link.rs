@@ -215,6 +215,12 @@ impl Link {
         self.flush(is_last);
     }
 
+    /// A call that was [begun](Link::begin_serving) is not answered.
+    pub(super) fn give_up_serving(&self, bytes: usize) {
+        self.serving.fetch_sub(1, Ordering::Relaxed);
+        self.serving_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     /// Answers calls of one read.
     pub(super) fn answer(&self, answers: &mut Vec<(u64, Result<Bytes, String>)>) {
         let mut state = self.state.lock();

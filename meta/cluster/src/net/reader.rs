@@ -172,8 +172,11 @@ impl Owed {
 
 impl Drop for Owed {
     fn drop(&mut self) {
-        if !self.is_paid {
-            self.pay(Err("the service has broken off".to_owned()));
+        match self.is_paid {
+            true => {}
+            false if std::thread::panicking() => self.pay(Err("the service has broken off".to_owned())),
+            // The process stops: that is no answer. The connection ends, and whoever asked learns that it is lost.
+            false => self.link.give_up_serving(self.bytes),
         }
     }
 }

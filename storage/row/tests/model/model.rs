@@ -265,7 +265,7 @@ impl Model {
                 Int(new)
             }
             Op::HashGet { key, fields } => {
-                let hash = self.fields(key)?.unwrap_or_default();
+                let Some(hash) = self.fields(key)? else { return Ok(Nil) };
                 Answer::Values(fields.iter().map(|name| hash.get(name).map(|(value, _)| value.clone())).collect())
             }
             Op::HashGetDelete { key, fields } => {
@@ -300,8 +300,8 @@ impl Model {
                 Int(new)
             }
             Op::HashRange { key, range, want_values } => {
-                let (names, next) = picked(&self.fields(key)?.unwrap_or_default(), range);
-                let hash = self.fields(key)?.unwrap_or_default();
+                let Some(hash) = self.fields(key)? else { return Ok(Nil) };
+                let (names, next) = picked(&hash, range);
                 let value = |name: &Bytes| if *want_values { hash[name].0.clone() } else { Bytes::new() };
                 Answer::Cells { cells: names.iter().map(|name| (name.clone(), value(name))).collect(), next }
             }
