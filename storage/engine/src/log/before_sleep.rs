@@ -5,20 +5,32 @@
 //! one fsync, and goes on with the callbacks; as it has run out of work, little waits for it meanwhile.
 //!
 //! # Where it is left to the log's own thread
-//! - Fsyncs have been slow lately ([`QUICK`]): other work would wait for them.
+//! - Fsyncs have been slow lately ([`QUICK`]), or one has stalled within the last minute: other work would wait for them.
 //! - Much has been appended, or a while ago: the thread does not get to sleep.
 //! - The segment would end: that takes longer, and on a full disk until there is space.
+//!
+//! # When a disk stalls
+//! No average sees the first stall of a disk coming, and a thread that waits for the disk sends no heartbeats. tokio would not wake another for it: to tokio, a thread that
+//! is about to sleep is one that looks for work. So the runtime has one thread more than it uses, which waits here, inside of a task and at no cost
+//! ([`BeforeSleep::keep_reserve`]). When a sync takes longer than [`PATIENCE`], a tenth of a leader's lease, it is called in and drives the runtime. From then on nobody
+//! syncs before sleep any more in this process: to send a thread back into the reserve could take tasks with it.
 //!
 //! # Invariants
 //! - What is left to a thread is written before it sleeps, by it or by the log's own thread
 //!   (`log/tests/threads.rs`, `appends_are_left_to_a_thread_that_sleeps_soon_and_to_no_other`).
 //! - Whoever writes takes the whole queue while holding the writer: a group's records are in the order of its ops
 //!   (`groups_that_are_written_before_sleep_do_not_disturb_each_other`).
+//! - A disk that stalls holds up one thread, once, and the runtime for less than a heartbeat (`a_disk_that_stalls_holds_up_one_thread_once`).
 
 use std::cell::Cell;
 use std::fmt;
-use std::sync::{Arc, OnceLock, Weak};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak, mpsc};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 use super::{Durability, Op, Queue, Shared, segment};
 use crate::mutants::{self, Rule};
@@ -28,6 +40,12 @@ const QUICK: Duration = Duration::from_micros(500);
 /// More appends, or older ones, are not left any longer.
 const LEFT_MAX: usize = 16;
 const LEFT_AGE_MAX: Duration = Duration::from_micros(500);
+/// After so long the reserve is called in.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How often it is looked how long a sync takes, while there are any.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// After so many looks without any, nobody looks until there is one again.
+const LOOKS_IN_VAIN: u32 = 50;
 
 thread_local! {
     static WRITES: Cell<bool> = const { Cell::new(false) };
@@ -35,8 +53,40 @@ thread_local! {
 
 /// What threads of an event loop call before they sleep; the log that they serve is given it when it is opened
 /// ([`LogOptions::before_sleep`](super::LogOptions::before_sleep)).
-#[derive(Clone, Default)]
-pub struct BeforeSleep(Arc<OnceLock<Weak<Shared>>>);
+#[derive(Clone)]
+pub struct BeforeSleep(Arc<Inner>);
+
+struct Inner {
+    log: OnceLock<Weak<Shared>>,
+    began: Instant,
+    /// When the write began that is under way before a thread sleeps, nanoseconds from `began`; 0: there is none.
+    under_way: AtomicU64,
+    /// How many there were.
+    writes: AtomicU64,
+    /// Somebody looks how long they take.
+    is_watched: AtomicBool,
+    watch: OnceLock<Thread>,
+    /// Nobody writes before sleep any more, and nobody is in reserve.
+    is_over: AtomicBool,
+    over: Mutex<()>,
+    called_in: Condvar,
+}
+
+impl Default for BeforeSleep {
+    fn default() -> BeforeSleep {
+        BeforeSleep(Arc::new(Inner {
+            log: OnceLock::new(),
+            began: Instant::now(),
+            under_way: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+            is_watched: AtomicBool::new(false),
+            watch: OnceLock::new(),
+            is_over: AtomicBool::new(false),
+            over: Mutex::new(()),
+            called_in: Condvar::new(),
+        }))
+    }
+}
 
 impl fmt::Debug for BeforeSleep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,15 +97,99 @@ impl fmt::Debug for BeforeSleep {
 impl BeforeSleep {
     /// Writes what was appended. To be called by the same threads each time they are about to sleep, with nothing else to do.
     pub fn write(&self) {
-        WRITES.set(true);
-        if let Some(shared) = self.0.get().and_then(Weak::upgrade) {
-            shared.write_before_sleep();
+        if self.is_over() {
+            return;
         }
+        WRITES.set(true);
+        if let Some(shared) = self.0.log.get().and_then(Weak::upgrade) {
+            shared.write_before_sleep(&self.0);
+        }
+    }
+
+    /// Keeps one of a runtime's threads in reserve, for when another is held up by the disk. To be called before anything else runs there, on a runtime of at least two
+    /// threads, and not on one of them. [`BeforeSleep::stop`] must be called before the runtime is shut down.
+    ///
+    /// # Errors
+    /// There can be no thread that watches over the others.
+    pub fn keep_reserve(&self, runtime: &tokio::runtime::Handle) -> io::Result<()> {
+        let (inner, (waits, is_waiting)) = (self.0.clone(), mpsc::channel());
+        runtime.spawn(async move {
+            let mut over = inner.over.lock();
+            // Nobody is missed who does not wait for it.
+            let _ = waits.send(());
+            while !inner.is_over.load(Ordering::Acquire) {
+                inner.called_in.wait(&mut over);
+            }
+        });
+        // An error: the runtime is gone already, and needs no reserve.
+        let _ = is_waiting.recv();
+        let inner = self.0.clone();
+        let watch = std::thread::Builder::new().name("log-watch".to_owned()).spawn(move || inner.watch())?;
+        let _ = self.0.watch.set(watch.thread().clone());
+        Ok(())
+    }
+
+    /// From now on the log's own thread writes all, and nobody is in reserve.
+    pub fn stop(&self) {
+        self.0.call_in();
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.0.is_over.load(Ordering::Relaxed)
     }
 
     /// The log to write. A process has one; of several, the first.
     pub(super) fn serve(&self, shared: &Arc<Shared>) {
-        let _ = self.0.set(Arc::downgrade(shared));
+        let _ = self.0.log.set(Arc::downgrade(shared));
+    }
+}
+
+impl Inner {
+    fn call_in(&self) {
+        let _over = self.over.lock();
+        self.is_over.store(true, Ordering::Release);
+        self.called_in.notify_all();
+        self.watch.get().inspect(|watch| watch.unpark());
+    }
+
+    /// Looks how long writes take, and calls in the reserve when one takes too long.
+    fn watch(&self) {
+        let (mut seen, mut in_vain) = (0, 0);
+        self.is_watched.store(true, Ordering::SeqCst);
+        while !self.is_over.load(Ordering::Acquire) {
+            std::thread::park_timeout(LOOK_EVERY);
+            let (since, writes) = (self.under_way.load(Ordering::SeqCst), self.writes.load(Ordering::Relaxed));
+            let took = self.began.elapsed().saturating_sub(Duration::from_nanos(since));
+            if since != 0 && took > PATIENCE {
+                tracing::warn!("the log's disk has stalled: it is left to the log's own thread from now on");
+                return self.call_in();
+            }
+            in_vain = if since == 0 && writes == seen { in_vain + 1 } else { 0 };
+            seen = writes;
+            if in_vain >= LOOKS_IN_VAIN {
+                in_vain = 0;
+                self.is_watched.store(false, Ordering::SeqCst);
+                // Who begins now either is seen here, or sees that nobody looks.
+                if self.under_way.load(Ordering::SeqCst) == 0 && !self.is_over.load(Ordering::Acquire) {
+                    std::thread::park();
+                }
+                self.is_watched.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// A write begins, of which there is one at any time.
+    fn begin(&self) {
+        let since = (self.began.elapsed().as_nanos() as u64).max(1);
+        self.under_way.store(since, Ordering::SeqCst);
+        if !self.is_watched.load(Ordering::SeqCst) {
+            self.watch.get().inspect(|watch| watch.unpark());
+        }
+    }
+
+    fn end(&self) {
+        self.under_way.store(0, Ordering::SeqCst);
+        self.writes.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -63,11 +197,11 @@ impl Shared {
     /// Whether an op may be left to this thread. Asked before it is queued.
     pub(super) fn is_left(&self, op: &Op, queue: &mut Queue) -> bool {
         let is_for_us = WRITES.get()
-            && self.options.before_sleep.is_some()
+            && self.options.before_sleep.as_ref().is_some_and(|before_sleep| !before_sleep.is_over())
             && self.options.durability == Durability::Always
             && matches!(op, Op::Append { .. })
             && !mutants::breaks(Rule::SyncBeforeAnswer);
-        if !is_for_us || queue.ops.len() >= LEFT_MAX || self.stats.recent_fsync() >= QUICK {
+        if !is_for_us || queue.ops.len() >= LEFT_MAX || self.stats.recent_fsync() >= QUICK || self.watch.is_wary(Instant::now) {
             return false;
         }
         if queue.ops.is_empty() {
@@ -76,7 +210,7 @@ impl Shared {
         queue.left_at.is_some_and(|at| at.elapsed() < LEFT_AGE_MAX)
     }
 
-    fn write_before_sleep(&self) {
+    fn write_before_sleep(&self, before_sleep: &Inner) {
         if self.queue.lock().ops.is_empty() {
             return;
         }
@@ -91,6 +225,8 @@ impl Shared {
             }
             std::mem::take(&mut queue.ops)
         };
+        before_sleep.begin();
         writer.run(self, &mut ops);
+        before_sleep.end();
     }
 }

@@ -48,7 +48,8 @@ impl Slot {
         self.segment.file.read_exact_at(&mut bytes, u64::from(self.offset)).map_err(|e| LogError::io("read", path, e))?;
         let corrupt = |why| LogError::Corrupt { path: path.clone(), offset: u64::from(self.offset), why };
         let bytes = Bytes::from(bytes);
-        let raw = record::parse(&bytes, Place { segment: self.segment.number, offset: self.offset }).map_err(corrupt)?;
+        let place = Place { segment: self.segment.number, offset: self.offset };
+        let raw = record::parse(&bytes, place).map_err(|flaw| corrupt(flaw.why()))?;
         if !matches!(raw.kind, Kind::Entry | Kind::Moved) || raw.group != group || raw.len() != self.len {
             return Err(corrupt("another record stands where an entry was written"));
         }
@@ -64,6 +65,8 @@ impl Slot {
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) id: u64,
+    /// Bytes of entries that are queued and not written yet.
+    pub(crate) unwritten: AtomicU64,
     pub(crate) inside: Mutex<Inside>,
 }
 
@@ -120,7 +123,7 @@ fn weight(entry: &Entry) -> u64 {
 
 impl Group {
     pub(crate) fn new(id: u64) -> Group {
-        Group { id, inside: Mutex::default() }
+        Group { id, unwritten: AtomicU64::new(0), inside: Mutex::default() }
     }
 }
 
@@ -297,6 +300,15 @@ pub(crate) struct Reading {
 }
 
 impl Inside {
+    /// The bytes of the largest run of `count` entries of `from..to`, as far as they are on disk.
+    pub(crate) fn largest_run(&self, from: u64, to: u64, count: u64) -> u64 {
+        let disk = &self.disk;
+        let at = |index: u64| index.saturating_sub(disk.slots_first).min(disk.slots.len() as u64) as usize;
+        let (from, to) = (at(from), at(to));
+        let slots: Vec<u64> = disk.slots.range(from..to.max(from)).map(|slot| u64::from(slot.len)).collect();
+        slots.chunks(count as usize).map(|run| run.iter().sum()).max().unwrap_or(0)
+    }
+
     /// The entries of `from..to` that are there, from the front, as many as `bytes_max` allows and at least one.
     pub(crate) fn reading(&self, from: u64, to: u64, bytes_max: u64) -> Reading {
         let front = &self.front;

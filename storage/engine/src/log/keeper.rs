@@ -1,6 +1,6 @@
 //! The log's housekeeper: a thread that does what must not delay an append.
 //!
-//! It has the next segment ready, syncs on time where appends do not (`Interval`, `Os`), writes committed ids that no append has carried, recycles or
+//! It has the next segment ready, looks how full the disks are and, in a log that rests, whether they are well again, syncs on time where appends do not (`Interval`, `Os`), writes committed ids that no append has carried, recycles or
 //! removes segments, and moves entries out of old ones.
 
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::segment::{self, Segment};
-use super::{Durability, LogError, Shared};
+use super::{Durability, LogError, QUICK, Shared};
 
 /// What the keeper was asked for.
 #[derive(Default)]
@@ -29,6 +29,10 @@ pub(crate) fn run(shared: &Shared) {
         if last_tick.elapsed() >= TICK {
             last_tick = Instant::now();
             shared.queue_committed();
+            shared.watch.look(&*shared.options.disk, [&shared.options.dir].into_iter().chain(&shared.options.watched));
+            if let Err(e) = rest(shared) {
+                return shared.poison(&e);
+            }
         }
         let more = match sync(shared).and_then(|()| remove(shared)).and_then(|()| move_some(shared)) {
             Ok(more) => more,
@@ -47,6 +51,26 @@ pub(crate) fn run(shared: &Shared) {
         }
         chores.woken = false;
     }
+}
+
+/// Says in a log that rests that everything in it is on the disk, so that damage to the last batch is told from a torn write of it. And asks a disk whose last sync was
+/// slow whether it still is: nobody else may.
+fn rest(shared: &Shared) -> Result<(), LogError> {
+    #[cfg(test)]
+    if shared.faults.no_marks.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    // Who writes now need not be told.
+    let Some(mut writer) = shared.writer.try_lock() else { return Ok(()) };
+    if shared.writable().is_err() {
+        return Ok(());
+    }
+    let asks = shared.watch.last(Instant::now()) > QUICK;
+    writer.mark(shared, asks)?;
+    drop(writer);
+    // Who queued meanwhile found the writer taken.
+    shared.drive_if_inline();
+    if asks { shared.timed_sync(&shared.active.lock().clone()) } else { Ok(()) }
 }
 
 /// Syncs the active segment where appends do not: in each interval, or when much has gathered, so that the end of a segment finds little to do.

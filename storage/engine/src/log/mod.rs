@@ -28,16 +28,21 @@
 //!   (`endless_writes_keep_the_log_bounded_though_an_idle_group_needs_old_entries`).
 //! - Damage is never skipped (`every_flipped_byte_is_an_error_that_names_it_or_a_cut_of_the_last_batch`).
 //! - After a failed fdatasync nothing is ever acknowledged again: the log is poisoned (Linux drops the dirty pages, a second try would lie;
-//!   `after_a_failed_fsync_nothing_is_acknowledged`).
+//!   `after_a_failed_fsync_nothing_is_acknowledged`, `a_failed_fsync_fails_everybody_who_syncs_after_it`).
+//! - What a start finds beyond the last known sync is written again before it is believed: it may stand in the page cache alone
+//!   (`what_a_failed_fsync_left_is_written_again_at_the_next_start`).
+//! - What waits for the disk is bounded (`a_disk_that_does_not_keep_up_refuses_before_anything_is_proposed`).
 //!
 //! # Not here
 //! The lock that keeps a second process out: it covers the whole node's directory and is storage's.
 
 mod before_sleep;
+mod disk;
 mod group;
 mod keeper;
 pub(crate) mod record;
 mod recover;
+mod scan;
 mod segment;
 mod stats;
 #[cfg(test)]
@@ -54,10 +59,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use before_sleep::BeforeSleep;
+pub use disk::{Ailment, CONVALESCENCE, Disk, OsDisk, QUICK, Space};
 pub use stats::LogStats;
 
+use disk::DiskWatch;
 pub(crate) use group::{Group, Inside, Reading};
 pub(crate) use writer::Op;
 use writer::Writer;
@@ -94,7 +102,21 @@ pub struct LogOptions {
     pub preallocate: bool,
     /// Threads that write what they append before they sleep; without any, the log's own thread writes all.
     pub before_sleep: Option<BeforeSleep>,
+    /// How many bytes of a group's entries may wait for the disk, and four times as many of all groups: beyond that [`GroupLog::writable`] refuses.
+    ///
+    /// [`GroupLog::writable`]: crate::raft::GroupLog::writable
+    pub unwritten_bytes_max: u64,
+    /// What is written and synced with.
+    pub disk: Arc<dyn Disk>,
+    /// Directories beside its own whose disks are the log's business: a full one is an [`Ailment`].
+    pub watched: Vec<PathBuf>,
 }
+
+/// What all groups that start at the same time may read of their logs to apply it again; who has more at once goes alone.
+const REPLAY_UNITS: u32 = 64;
+const REPLAY_UNIT: u64 = 1 << 20;
+/// How many times the bytes of one group may wait for the disk in all.
+const UNWRITTEN_GROUPS: u64 = 4;
 
 impl LogOptions {
     /// The defaults for a log in `dir`: everything durable before it is acknowledged.
@@ -107,6 +129,9 @@ impl LogOptions {
             tail_bytes_max: 16 << 20,
             preallocate: true,
             before_sleep: None,
+            unwritten_bytes_max: 64 << 20,
+            disk: Arc::new(OsDisk),
+            watched: Vec::new(),
         }
     }
 }
@@ -153,6 +178,22 @@ pub enum LogError {
         /// Which.
         why: String,
     },
+    /// Bytes that are whole, and that this build can't read. Nothing is changed: the version that wrote them can go on.
+    #[error("{} was written by a newer version: at byte {offset}: {why}", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is not known.
+        why: &'static str,
+    },
+    /// More waits to be written than may: the disk is slower than what comes in. Nothing was proposed.
+    #[error("the log's disk does not keep up: {bytes} bytes wait for it")]
+    Behind {
+        /// How many wait.
+        bytes: u64,
+    },
     /// There is no log where there must be one ([`LogOptions::must_exist`]): with it went votes, and what stores had not flushed.
     #[error("there is no log in {}, but what lies beside it was written through one: put it back, or start with an empty directory", dir.display())]
     Missing {
@@ -186,6 +227,8 @@ impl From<LogError> for io::Error {
             LogError::Io { source, .. } => source.kind(),
             LogError::DiskFull { .. } => io::ErrorKind::StorageFull,
             LogError::Corrupt { .. } | LogError::Incomplete { .. } | LogError::Missing { .. } => io::ErrorKind::InvalidData,
+            LogError::Newer { .. } => io::ErrorKind::Unsupported,
+            LogError::Behind { .. } => io::ErrorKind::WouldBlock,
             LogError::Contract(_) => io::ErrorKind::InvalidInput,
             LogError::Poisoned(_) | LogError::Closed => io::ErrorKind::Other,
         };
@@ -196,6 +239,8 @@ impl From<LogError> for io::Error {
 /// The log of a node.
 pub struct Log {
     shared: Arc<Shared>,
+    /// Bytes of entries that may be in memory to be applied again at a start, over all groups, in [`REPLAY_UNIT`]s.
+    replays: Semaphore,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -226,6 +271,9 @@ pub(crate) struct Shared {
     closing: AtomicBool,
     /// Bytes in all groups' caches.
     pub(crate) cached: AtomicU64,
+    /// Bytes of all groups' entries that are queued and not written yet.
+    unwritten: AtomicU64,
+    pub(crate) watch: DiskWatch,
     pub(crate) stats: LogStats,
     pub(crate) fsync_seconds: metrics::Histogram,
     #[cfg(test)]
@@ -238,6 +286,8 @@ pub(crate) struct Shared {
 pub(crate) struct Faults {
     pub(crate) disk_full: AtomicBool,
     pub(crate) sync_fails: AtomicBool,
+    /// The keeper leaves a log that rests as it is.
+    pub(crate) no_marks: AtomicBool,
 }
 
 #[derive(Default)]
@@ -284,6 +334,8 @@ impl Log {
             poisoned: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             cached: AtomicU64::new(0),
+            unwritten: AtomicU64::new(0),
+            watch: DiskWatch::new(),
             stats: LogStats::default(),
             fsync_seconds: metrics::histogram!("bridle_log_fsync_seconds"),
             #[cfg(test)]
@@ -302,7 +354,8 @@ impl Log {
         if !shared.inline() {
             threads.push(spawn("log-writer", &shared, Shared::write_until_closed)?);
         }
-        Ok(Arc::new(Log { shared, threads: Mutex::new(threads) }))
+        let replays = Semaphore::new(REPLAY_UNITS as usize);
+        Ok(Arc::new(Log { shared, replays, threads: Mutex::new(threads) }))
     }
 
     /// The ids of the groups that have something in the log, ascending.
@@ -316,6 +369,21 @@ impl Log {
     /// goes away by itself when space returns); an error of an append is the end of its Raft group. Costs one atomic load when all is well.
     pub fn writable(&self) -> Result<(), LogError> {
         self.shared.writable()
+    }
+
+    /// What is wrong with its disk now: others should lead what is led here.
+    pub fn ailment(&self) -> Option<Ailment> {
+        self.shared.watch.ailment(Instant::now(), self.shared.failure())
+    }
+
+    /// What is wrong with its disk, or was within the last minute: nothing should be given to this server to lead.
+    pub fn ailment_lately(&self) -> Option<Ailment> {
+        self.shared.watch.lately(Instant::now(), self.shared.failure())
+    }
+
+    /// How long the last fsync took, or one that is under way takes if that is longer.
+    pub fn last_fsync(&self) -> Duration {
+        self.shared.watch.last(Instant::now())
     }
 
     /// Figures for metrics and INFO.
@@ -369,6 +437,18 @@ impl Log {
     /// Sees that what was queued gets written.
     pub(crate) fn drive(&self) {
         self.shared.drive_if_inline();
+    }
+
+    /// Waits until so many bytes of entries may be read to apply them again.
+    pub(crate) async fn replay_turn(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let units = bytes.div_ceil(REPLAY_UNIT).min(u64::from(REPLAY_UNITS)) as u32;
+        // It is never closed.
+        self.replays.acquire_many(units).await.ok()
+    }
+
+    /// Has so much of one group, or of all, been queued and not written that no more should be?
+    pub(crate) fn keeps_up(&self, group: &Group) -> Result<(), LogError> {
+        self.shared.keeps_up(group)
     }
 
     pub(crate) fn group(&self, id: u64) -> Arc<Group> {
@@ -551,6 +631,38 @@ impl Shared {
         Err(LogError::Poisoned(self.poison.lock().clone().unwrap_or_default()))
     }
 
+    /// Why the log has stopped, if it has.
+    fn failure(&self) -> Option<String> {
+        self.poisoned.load(Ordering::Acquire).then(|| self.poison.lock().clone().unwrap_or_default())
+    }
+
+    fn keeps_up(&self, group: &Group) -> Result<(), LogError> {
+        let max = self.options.unwritten_bytes_max;
+        let (own, all) = (group.unwritten.load(Ordering::Relaxed), self.unwritten.load(Ordering::Relaxed));
+        match own > max || all > max.saturating_mul(UNWRITTEN_GROUPS) {
+            true => Err(LogError::Behind { bytes: if own > max { own } else { all } }),
+            false => Ok(()),
+        }
+    }
+
+    /// What is queued waits for the disk.
+    fn count_unwritten(&self, op: &Op) {
+        if let Op::Append { group, .. } = op {
+            let bytes = op.bytes_max() as u64;
+            group.unwritten.fetch_add(bytes, Ordering::Relaxed);
+            self.unwritten.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// It is written, or never will be.
+    pub(crate) fn uncount_unwritten(&self, op: &Op) {
+        if let Op::Append { group, .. } = op {
+            let bytes = op.bytes_max() as u64;
+            group.unwritten.fetch_sub(bytes, Ordering::Relaxed);
+            self.unwritten.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
     /// Nothing is acknowledged from here on.
     pub(crate) fn poison(&self, why: &LogError) {
         let mut poison = self.poison.lock();
@@ -650,6 +762,10 @@ impl Shared {
         let groups: Vec<Arc<Group>> = self.groups.lock().values().cloned().collect();
         for group in groups {
             let mut inside = group.inside.lock();
+            // Behind its end a record would bring a group back.
+            if inside.front.destroyed {
+                continue;
+            }
             if let Some(committed) = inside.front.take_committed() {
                 // Queued under the group's lock, so that it keeps its place among the group's other operations.
                 self.push(Op::Committed { group: group.clone(), committed });
@@ -666,6 +782,7 @@ impl Shared {
             op.refuse(LogError::Closed);
             return;
         }
+        self.count_unwritten(&op);
         let is_left = self.is_left(&op, &mut queue);
         queue.ops.push(match mutants::breaks(Rule::SyncBeforeAnswer) {
             true => op.answered_early(),

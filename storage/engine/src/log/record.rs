@@ -16,7 +16,8 @@
 //!   the disk put elsewhere cannot pass for one.
 //! - `synced`: up to which offset the segment was known to be on the disk when this record was written. It is what tells a torn tail from
 //!   damage (`recover.rs`).
-//! - `kind`: high nibble 1 (the version), low nibble what it is, so that it is never zero and zeros are never a record:
+//! - `kind`: high nibble 1 (the version), low nibble what it is, so that it is never zero and zeros are never a record. A whole record of another kind was
+//!   written by a newer version: it is an error, and never taken for a torn tail.
 //!
 //! | kind | name | body |
 //! |---|---|---|
@@ -123,39 +124,89 @@ pub(crate) fn put(buf: &mut Vec<u8>, place: Place, synced: u32, kind: Kind, grou
     length + HEADER as u32
 }
 
+/// Why bytes are no record, or no segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// They are not what was written, or nothing was.
+    Broken(&'static str),
+    /// They are whole, and not known to this build.
+    Newer(&'static str),
+}
+
+impl Flaw {
+    pub(crate) fn why(self) -> &'static str {
+        match self {
+            Flaw::Broken(why) | Flaw::Newer(why) => why,
+        }
+    }
+}
+
+/// What the header of a record claims, as far as it can be true.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim {
+    /// Of the body.
+    pub(crate) length: u32,
+    pub(crate) synced: u32,
+    kind: u8,
+    crc: u32,
+}
+
+impl Claim {
+    /// What the bytes at `place` claim.
+    pub(crate) fn of(bytes: &[u8], place: Place) -> Result<Claim, &'static str> {
+        let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else {
+            return Err("the file ends inside a record's header");
+        };
+        let claim = Claim { length: u32_at(header, 0), synced: u32_at(header, 8), kind: header[12], crc: u32_at(header, 4) };
+        if claim.kind == 0 {
+            return Err("no such kind of record");
+        }
+        if rest.len() < claim.length as usize {
+            return Err("the file ends inside a record");
+        }
+        if claim.synced > place.offset {
+            return Err("a record claims that it was synced before it was written");
+        }
+        Ok(claim)
+    }
+
+    /// The part of the record, from its start, that its checksum covers beside [`seed`].
+    pub(crate) fn covered(&self) -> std::ops::Range<usize> {
+        8..HEADER + self.length as usize
+    }
+
+    /// Whether this is the record's checksum.
+    pub(crate) fn is_sealed_by(&self, crc: u32) -> bool {
+        self.crc == crc
+    }
+}
+
 /// The record that starts at the start of `bytes`, which stand at `place`; or why there is none.
-pub(crate) fn parse(bytes: &[u8], place: Place) -> Result<Raw<'_>, &'static str> {
-    let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else {
-        return Err("the file ends inside a record's header");
-    };
-    let length = u32_at(header, 0);
-    let Some(kind) = Kind::of(header[12]) else {
-        return Err("no such kind of record");
-    };
-    let Some(body) = rest.get(..length as usize) else {
-        return Err("the file ends inside a record");
-    };
-    let synced = u32_at(header, 8);
-    if synced > place.offset {
-        return Err("a record claims that it was synced before it was written");
+pub(crate) fn parse(bytes: &[u8], place: Place) -> Result<Raw<'_>, Flaw> {
+    let claim = Claim::of(bytes, place).map_err(Flaw::Broken)?;
+    if !claim.is_sealed_by(checksum(place, claim.length, &bytes[claim.covered()])) {
+        return Err(Flaw::Broken("checksum mismatch"));
     }
-    if checksum(place, length, &bytes[8..HEADER + length as usize]) != u32_at(header, 4) {
-        return Err("checksum mismatch");
-    }
-    let group = u64::from_le_bytes(header[13..21].try_into().expect("eight bytes"));
-    Ok(Raw { synced, kind, group, body })
+    let kind = Kind::of(claim.kind).ok_or(Flaw::Newer("a record of a kind that this build does not know"))?;
+    let group = u64::from_le_bytes(bytes[13..21].try_into().expect("eight bytes"));
+    Ok(Raw { synced: claim.synced, kind, group, body: &bytes[HEADER..HEADER + claim.length as usize] })
 }
 
 fn u32_at(bytes: &[u8; HEADER], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-fn checksum(place: Place, length: u32, rest: &[u8]) -> u32 {
+/// The checksum of what comes before a record's own bytes: where it stands, and its length.
+pub(crate) fn seed(place: Place, length: u32) -> u32 {
     let mut seed = [0; 16];
     seed[..8].copy_from_slice(&place.segment.to_le_bytes());
     seed[8..12].copy_from_slice(&place.offset.to_le_bytes());
     seed[12..].copy_from_slice(&length.to_le_bytes());
-    crc32c::crc32c_append(crc32c::crc32c(&seed), rest)
+    crc32c::crc32c(&seed)
+}
+
+fn checksum(place: Place, length: u32, rest: &[u8]) -> u32 {
+    crc32c::crc32c_append(seed(place, length), rest)
 }
 
 // --- bodies: writing ---

@@ -17,7 +17,9 @@
 //!   can line up with a new one later.
 //!
 //! What this cannot tell: damage in the very last batch that was synced, with nothing written behind it, looks like a torn write of it. A clean
-//! close ends the log with a mark, which leaves nothing to guess.
+//! close ends the log with a mark, which leaves nothing to guess; and a log that rests gets one within a second or two (`keeper.rs`).
+//!
+//! What is whole but of a kind that this build does not know was written by a newer one ([`LogError::Newer`]): it is neither damage nor torn.
 //!
 //! A record found "at any offset" by accident, because a client stored one's bytes, or from the file's earlier life, does not count: the checksum
 //! covers segment and offset.
@@ -29,7 +31,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::group::{Group, Inside, Slot};
-use super::record::{self, Body, Kind, Place, Raw};
+use super::record::{self, Body, Flaw, Kind, Place, Raw};
+use super::scan::Ranges;
 use super::segment::{self, Segment};
 use super::{LogError, LogOptions};
 use crate::raft::types::{LeaderId, LogId, Vote};
@@ -100,10 +103,18 @@ fn find(dir: &Path) -> Result<Vec<Found>, LogError> {
         let file = File::open(&path).map_err(|e| LogError::io("open", &path, e))?;
         std::io::Read::read_to_end(&mut std::io::Read::take(file, u64::from(segment::HEADER)), &mut header)
             .map_err(|e| LogError::io("read", &path, e))?;
-        let prev_end = segment::read_header(&header, number).map_err(|why| LogError::Corrupt { path: path.clone(), offset: 0, why })?;
+        let prev_end = segment::read_header(&header, number).map_err(|flaw| flawed(&path, 0, flaw))?;
         found.push(Found { number, path, prev_end });
     }
     Ok(found)
+}
+
+fn flawed(path: &Path, offset: u64, flaw: Flaw) -> LogError {
+    let path = path.to_owned();
+    match flaw {
+        Flaw::Broken(why) => LogError::Corrupt { path, offset, why },
+        Flaw::Newer(why) => LogError::Newer { path, offset, why },
+    }
 }
 
 fn read_segment(
@@ -132,23 +143,31 @@ fn read_segment(
     let capacity = options.segment_bytes.max(bytes.len() as u32);
     let segment = Arc::new(Segment::new(this.number, path.clone(), file, capacity, 0, 0));
     let mut at = segment::HEADER as usize;
+    // Up to where it is known to be on the disk.
+    let mut synced = at as u32;
     while at < records.len() {
         let place = Place { segment: this.number, offset: at as u32 };
         let raw = match record::parse(&records[at..], place) {
             Ok(raw) => raw,
-            Err(why) if next.is_some() => return Err(corrupt(at, why)),
-            Err(why) => {
+            Err(Flaw::Broken(why)) if next.is_none() => {
                 cut_tail(&segment, &bytes, at, why)?;
                 break;
             }
+            Err(flaw) => return Err(flawed(path, at as u64, flaw)),
         };
+        synced = synced.max(raw.synced);
         let slot = Slot { segment: segment.clone(), offset: at as u32, len: raw.len() };
         at += raw.len() as usize;
         apply(replay, &raw, slot).map_err(|why| corrupt(at - raw.len() as usize, why))?;
     }
-    // A process that was killed leaves pages that are in no file yet: what is believed from here on must not depend on them.
+    // A process that was killed leaves pages that are in no file yet: what is believed from here on must not depend on them. And after a sync that failed they count as
+    // written though they are not: another sync would not write them, so they are written again.
     segment.end.store(at as u32, std::sync::atomic::Ordering::Release);
-    segment.sync()?;
+    if next.is_none() && (synced as usize) < at {
+        let unsure = &bytes[synced as usize..at];
+        options.disk.write(&segment.file, unsure, u64::from(synced)).map_err(|e| LogError::io("write again", path, e))?;
+    }
+    segment.sync(&*options.disk)?;
     Ok(segment)
 }
 
@@ -157,12 +176,16 @@ fn cut_tail(segment: &Segment, bytes: &[u8], at: usize, why: &'static str) -> Re
     let Some(last) = bytes[at..].iter().rposition(|b| *b != 0) else { return Ok(()) };
     let tail = &bytes[..at + last + 1];
     let mut is_torn = bytes[at..].iter().take(segment::TRAILER).any(|b| *b != 0);
+    // The record's own trailing zeros are part of it, so it is looked for in the whole file.
+    let ranges = Ranges::new(bytes, at);
     for offset in at + 1..tail.len() {
-        // The record's own trailing zeros are part of it, so it is looked for in the whole file.
-        match record::parse(&bytes[offset..], Place { segment: segment.number, offset: offset as u32 }) {
-            Ok(raw) if raw.synced as usize > at => return Err(LogError::Corrupt { path: segment.path.clone(), offset: at as u64, why }),
-            Ok(_) => is_torn = true,
-            Err(_) => {}
+        let tells = |claim: &record::Claim| !is_torn || claim.synced as usize > at;
+        match ranges.record(segment.number, offset, tells) {
+            Some(claim) if claim.synced as usize > at => {
+                return Err(LogError::Corrupt { path: segment.path.clone(), offset: at as u64, why });
+            }
+            Some(_) => is_torn = true,
+            None => {}
         }
     }
     if !is_torn {

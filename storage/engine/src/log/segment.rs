@@ -25,7 +25,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::LogError;
+use parking_lot::Mutex;
+
+use super::record::Flaw;
+use super::{Disk, LogError};
 
 /// Bytes before the first record.
 pub(crate) const HEADER: u32 = 28;
@@ -52,11 +55,14 @@ pub(crate) struct Segment {
     pub(crate) synced: AtomicU32,
     /// Bytes of entries that some group still needs.
     pub(crate) live: AtomicU64,
+    /// Held by who syncs; how it failed, once it has.
+    syncing: Mutex<Option<LogError>>,
 }
 
 impl Segment {
     pub(crate) fn new(number: u64, path: PathBuf, file: File, capacity: u32, end: u32, synced: u32) -> Segment {
-        Segment { number, path, file, capacity, end: AtomicU32::new(end), synced: AtomicU32::new(synced), live: AtomicU64::new(0) }
+        let (end, synced, live) = (AtomicU32::new(end), AtomicU32::new(synced), AtomicU64::new(0));
+        Segment { number, path, file, capacity, end, synced, live, syncing: Mutex::default() }
     }
 
     pub(crate) fn end(&self) -> u32 {
@@ -76,12 +82,26 @@ impl Segment {
         self.file.metadata().map(|file| file.len()).map_err(|e| LogError::io("look at", &self.path, e))
     }
 
-    /// Makes everything written so far durable. An error means that nobody knows what is on the disk: the caller poisons the log.
-    pub(crate) fn sync(&self) -> Result<(), LogError> {
+    /// Makes everything written so far durable; false: it was already. An error means that nobody knows what is on the disk: the caller poisons the log.
+    ///
+    /// Linux tells an error of writing back once for each open file, to whoever syncs first, and the next sync succeeds although the bytes are not there. So one syncs
+    /// at a time, and a failure is everybody's from then on.
+    pub(crate) fn sync(&self, disk: &dyn Disk) -> Result<bool, LogError> {
+        let mut failure = self.syncing.lock();
+        if let Some(failure) = &*failure {
+            return Err(failure.clone());
+        }
         let end = self.end();
-        self.file.sync_data().map_err(|e| LogError::io("sync", &self.path, e))?;
-        self.synced.fetch_max(end, Ordering::AcqRel);
-        Ok(())
+        if self.synced() >= end {
+            return Ok(false);
+        }
+        match disk.sync(&self.file) {
+            Ok(()) => {
+                self.synced.fetch_max(end, Ordering::AcqRel);
+                Ok(true)
+            }
+            Err(error) => Err(failure.insert(LogError::io("sync", &self.path, error)).clone()),
+        }
     }
 }
 
@@ -112,22 +132,22 @@ fn header_checksum(bytes: &[u8]) -> u32 {
 }
 
 /// The `prev end` of the segment that `bytes` begin, or what is wrong with them.
-pub(crate) fn read_header(bytes: &[u8], number: u64) -> Result<u32, &'static str> {
+pub(crate) fn read_header(bytes: &[u8], number: u64) -> Result<u32, Flaw> {
     let Some(bytes) = bytes.first_chunk::<{ HEADER as usize }>() else {
-        return Err("the file is shorter than a segment's header");
+        return Err(Flaw::Broken("the file is shorter than a segment's header"));
     };
     let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     if &bytes[..8] != MAGIC {
-        return Err("not a segment of this log (magic)");
+        return Err(Flaw::Broken("not a segment of this log (magic)"));
     }
     if header_checksum(bytes) != word(12) {
-        return Err("checksum mismatch in the segment's header");
+        return Err(Flaw::Broken("checksum mismatch in the segment's header"));
     }
     if word(8) != VERSION {
-        return Err("a segment of a version that this build does not know");
+        return Err(Flaw::Newer("a segment of a version that this build does not know"));
     }
     if bytes[16..24] != number.to_le_bytes() {
-        return Err("the segment's number is not the one of its file name");
+        return Err(Flaw::Broken("the segment's number is not the one of its file name"));
     }
     Ok(word(24))
 }

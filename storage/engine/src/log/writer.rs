@@ -8,7 +8,6 @@
 //! 5. Callbacks, in order.
 
 use std::collections::VecDeque;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -126,12 +125,14 @@ pub(crate) struct Writer {
     pub(crate) sealed: VecDeque<Arc<Segment>>,
     /// Records that will stand at `active`'s end.
     pub(crate) buffer: Vec<u8>,
+    /// The last record is a mark.
+    is_marked: bool,
 }
 
 // After an error here the log is poisoned, so nobody sees a view of the disk that is ahead of it.
 impl Writer {
     pub(crate) fn new(active: Arc<Segment>, sealed: VecDeque<Arc<Segment>>) -> Writer {
-        Writer { active, head_end: segment::HEADER, sealed, buffer: Vec::new() }
+        Writer { active, head_end: segment::HEADER, sealed, buffer: Vec::new(), is_marked: false }
     }
 
     /// Writes a batch and calls everyone back.
@@ -148,6 +149,7 @@ impl Writer {
             shared.stats.batches.fetch_add(1, Ordering::Relaxed);
         }
         for op in ops.drain(..) {
+            shared.uncount_unwritten(&op);
             if let (Ok(()), Op::Append { group, entries, epoch, .. }) = (&result, &op)
                 && let Some(last) = entries.last()
             {
@@ -243,6 +245,7 @@ impl Writer {
             at = self.next_offset();
         }
         let place = Place { segment: self.active.number, offset: at };
+        self.is_marked = kind == Kind::Mark;
         let len = record::put(&mut self.buffer, place, self.active.synced(), kind, group, body);
         shared.stats.records.fetch_add(1, Ordering::Relaxed);
         Ok(Slot { segment: self.active.clone(), offset: at, len })
@@ -262,7 +265,7 @@ impl Writer {
         let next_end = end + self.buffer.len() as u32;
         let room = self.active.capacity.saturating_sub(next_end) as usize;
         self.buffer.resize(self.buffer.len() + room.min(segment::TRAILER), 0);
-        while let Err(e) = self.active.file.write_all_at(&self.buffer, u64::from(end)) {
+        while let Err(e) = shared.options.disk.write(&self.active.file, &self.buffer, u64::from(end)) {
             let e = LogError::io("write", &self.active.path, e);
             if !matches!(e, LogError::DiskFull { .. }) {
                 return Err(e);
@@ -290,6 +293,20 @@ impl Writer {
         shared.timed_sync(&self.active)
     }
 
+    /// Writes a mark behind records that are all on the disk, unless there is one already (`anyway`: then too); it is not synced. Where there is no room for it, the
+    /// next record begins another segment, which says as much.
+    pub(crate) fn mark(&mut self, shared: &Shared, anyway: bool) -> Result<(), LogError> {
+        shared.alive()?;
+        let end = self.active.end();
+        let is_at_rest = self.buffer.is_empty() && self.active.synced() == end && end > self.head_end;
+        let fits = end as usize + record::HEADER + segment::TRAILER <= self.active.capacity as usize;
+        if !fits || !is_at_rest || self.is_marked && !anyway {
+            return Ok(());
+        }
+        self.record(shared, Kind::Mark, 0, record::HEADER, |_| {})?;
+        self.write_out(shared)
+    }
+
     /// Ends the active segment and begins the next, whose head says all that is worth keeping of the groups' small state; so an old segment is
     /// needed for its entries only.
     fn roll(&mut self, shared: &Shared) -> Result<(), LogError> {
@@ -307,7 +324,8 @@ impl Writer {
         let path = shared.options.dir.join(segment::file_name(number));
         let end = head.len() as u32;
         head.extend_from_slice(&[0; segment::TRAILER]);
-        file.write_all_at(&head, 0).and_then(|()| file.sync_data()).map_err(|e| LogError::io("begin", &path, e))?;
+        let disk = &*shared.options.disk;
+        disk.write(&file, &head, 0).and_then(|()| disk.sync(&file)).map_err(|e| LogError::io("begin", &path, e))?;
         std::fs::rename(&spare_path, &path).map_err(|e| LogError::io("begin", &path, e))?;
         segment::sync_dir(&shared.options.dir)?;
         let next = Arc::new(Segment::new(number, path, file, shared.options.segment_bytes, end, end));
@@ -315,6 +333,7 @@ impl Writer {
         shared.spare_taken();
         self.sealed.push_back(std::mem::replace(&mut self.active, next));
         self.head_end = end;
+        self.is_marked = false;
         self.count_segments(shared);
         Ok(())
     }
@@ -384,13 +403,17 @@ impl Writer {
 impl Shared {
     /// fdatasync, counted and timed.
     pub(crate) fn timed_sync(&self, segment: &Segment) -> Result<(), LogError> {
-        let start = Instant::now();
         #[cfg(test)]
         if self.faults.sync_fails.load(Ordering::Relaxed) {
             return Err(LogError::io("sync", &segment.path, std::io::Error::other("a test says so")));
         }
-        segment.sync()?;
-        let took = start.elapsed();
+        let began = self.watch.begin(Instant::now());
+        let outcome = segment.sync(&*self.options.disk);
+        let took = self.watch.end(began, Instant::now());
+        if !outcome? {
+            // Somebody else has synced it meanwhile.
+            return Ok(());
+        }
         self.stats.fsyncs.fetch_add(1, Ordering::Relaxed);
         self.stats.fsync_nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
         self.stats.note_fsync(took);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use openraft::storage::RaftLogStorage;
 use openraft::{LogState, OptionalSend, RaftLogReader};
-use tokio::sync::oneshot;
+use tokio::sync::{SemaphorePermit, oneshot};
 
 use crate::log::{Group, Log, LogError, Op, Reading};
 use crate::mutants::{self, Rule};
@@ -21,6 +21,9 @@ use crate::raft::types::{Entry, Flushed, LogId, Types, Vote};
 
 /// How many bytes of entries are given at once to a follower that asks for many; one entry is given whatever its size.
 const READ_BYTES_MAX: u64 = 4 << 20;
+
+/// How many entries openraft reads at a time to apply them again (`StorageHelper::reapply_committed`, 0.10.0-alpha.37).
+const REPLAY_ENTRIES: u64 = 64;
 
 /// A group's log: store and reader in one, cheap to clone.
 #[derive(Clone, Debug)]
@@ -66,10 +69,26 @@ impl GroupLog {
         &self.log
     }
 
+    /// May something be proposed? As [`Log::writable`]; beside that, not while more of the group waits for the disk than may ([`LogError::Behind`]).
+    pub fn writable(&self) -> Result<(), LogError> {
+        self.log.writable()?;
+        self.log.keeps_up(&self.group)
+    }
+
     /// Index range `first..next` of the entries that are there.
     pub fn range(&self) -> std::ops::Range<u64> {
         let front = &self.group.inside.lock().front;
         front.first..front.next
+    }
+
+    /// Waits for its turn to read what is committed beyond an entry and is to be applied again; the turn is over when it is dropped.
+    pub(super) async fn replay_turn(&self, applied: u64) -> Option<SemaphorePermit<'_>> {
+        let bytes = {
+            let inside = self.group.inside.lock();
+            let committed = inside.front.committed.map_or(0, |committed| committed.index);
+            inside.largest_run(applied + 1, committed + 1, REPLAY_ENTRIES)
+        };
+        self.log.replay_turn(bytes).await
     }
 
     /// The last entry that was let go of because the state on disk has it.

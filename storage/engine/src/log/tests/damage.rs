@@ -1,6 +1,7 @@
 //! Damage is told apart from a torn tail, for every single byte, and says where it is.
 
-use super::super::{LogError, recover};
+use super::super::record::{self, Kind, Place};
+use super::super::{LogError, recover, segment};
 use super::*;
 
 /// What a recovered log holds, read from its segments.
@@ -18,6 +19,8 @@ fn read(dir: &Path) -> Result<std::collections::BTreeMap<u64, Image>, LogError> 
 
 /// A small log of three segments. Gives where its last batch begins.
 async fn small_log(log: &Arc<Log>) -> u32 {
+    // However slowly it goes, the last batch is the last thing.
+    log.shared.faults.no_marks.store(true, std::sync::atomic::Ordering::Relaxed);
     for id in 1..=2 {
         let mut group = log.group_log(id);
         group.save_vote(&vote(id)).await.unwrap();
@@ -101,6 +104,60 @@ async fn after_a_clean_close_damage_to_the_last_batch_is_an_error_too() {
     }
     std::fs::write(&path, &bytes).unwrap();
     assert_eq!(read(dir.path()).unwrap(), whole);
+}
+
+/// A record as a later version might write it: whole, and of a kind that is not known.
+fn newer(place: Place, synced: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let len = record::put(&mut bytes, place, synced, Kind::Mark, 0, |body| body.extend_from_slice(b"news")) as usize;
+    bytes[12] = 0x1a;
+    let crc = crc32c::crc32c_append(record::seed(place, (len - record::HEADER) as u32), &bytes[8..]);
+    bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+#[tokio::test]
+async fn what_a_newer_version_wrote_is_an_error_and_never_cut_off() {
+    let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = Log::open(options(live.path(), Durability::Always, 4096)).unwrap();
+    small_log(&log).await;
+    let (_, end) = kill(&log, dir.path());
+    let path = segments(dir.path()).pop().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let number = segment::number_of(path.file_name().unwrap().to_str().unwrap()).unwrap();
+    let record = newer(Place { segment: number, offset: end }, end);
+    bytes[end as usize..end as usize + record.len()].copy_from_slice(&record);
+    std::fs::write(&path, &bytes).unwrap();
+    let said = read(dir.path()).unwrap_err();
+    assert!(matches!(&said, LogError::Newer { path: named, offset, .. } if *named == path && *offset == u64::from(end)), "{said}");
+    assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
+    // It vouches for what stands before it, as any record does.
+    bytes[end as usize - 1] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let said = read(dir.path()).unwrap_err();
+    assert!(matches!(said, LogError::Corrupt { .. }), "{said}");
+}
+
+#[tokio::test]
+async fn a_tail_that_claims_to_be_full_of_large_records_is_read_in_a_moment() {
+    let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let size = 16 << 20;
+    let log = Log::open(options(live.path(), Durability::Always, size)).unwrap();
+    append(&mut log.group_log(1), vec![entry(1, 1, "the only one")]).await;
+    let (_, end) = kill(&log, dir.path());
+    let path = segments(dir.path()).pop().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    // What a client stored in an earlier life of the file: in every four bytes a header of a record of 4 MiB.
+    let stale = end as usize + segment::TRAILER;
+    for (at, byte) in bytes[stale..].iter_mut().enumerate() {
+        *byte = [0x11, 0x00, 0x40, 0x00][at % 4];
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    let start = std::time::Instant::now();
+    let log = Log::open(options(dir.path(), Durability::Always, size)).unwrap();
+    let took = start.elapsed();
+    assert_eq!(image(&log, 1).await.entries, [entry(1, 1, "the only one")]);
+    assert!(took < std::time::Duration::from_secs(10), "{took:?}");
 }
 
 #[tokio::test]

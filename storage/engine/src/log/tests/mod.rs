@@ -3,6 +3,7 @@
 
 mod crash;
 mod damage;
+mod disk;
 mod format;
 mod space;
 mod threads;

@@ -1,0 +1,112 @@
+//! Looks for whole records at any offset of a segment's end, in a time that depends on how many bytes there are and not on what they are.
+//!
+//! What stands behind the last record may be a client's bytes, which claim whatever he likes: a value of headers, each of a length of megabytes that fits, would
+//! have its checksum taken over the same megabytes again and again, for hours. So the checksum of any range is put together from those of the whole up to its
+//! two ends, as CRCs can be (zlib's `crc32_combine`): a few dozen table look-ups for each offset.
+
+use std::sync::LazyLock;
+
+use super::record::{self, Claim, Place};
+
+/// The whole's checksum is kept so often; the rest of the way is taken anew.
+const STRIDE: usize = 256;
+/// Lengths of segments have so many bits.
+const LENGTH_BITS: usize = 32;
+
+/// By power of two: what so many zero bytes behind it make of a checksum, for each value of its four bytes.
+static ZEROS: LazyLock<Vec<[[u32; 256]; 4]>> = LazyLock::new(|| {
+    let table = |power: usize| {
+        let columns: [u32; 32] = std::array::from_fn(|bit| crc32c::crc32c_combine(1 << bit, 0, 1 << power));
+        let entry = |byte: usize, value: usize| {
+            let bits = (0..8).filter(|bit| value >> bit & 1 == 1);
+            bits.fold(0, |sum, bit| sum ^ columns[byte * 8 + bit])
+        };
+        std::array::from_fn(|byte| std::array::from_fn(|value| entry(byte, value)))
+    };
+    (0..LENGTH_BITS).map(table).collect()
+});
+
+/// Checksums of a segment's ranges.
+pub(super) struct Ranges<'a> {
+    bytes: &'a [u8],
+    /// Nothing before is asked for.
+    from: usize,
+    /// Of `from..from + n * STRIDE`.
+    upto: Vec<u32>,
+}
+
+impl<'a> Ranges<'a> {
+    pub(super) fn new(bytes: &'a [u8], from: usize) -> Ranges<'a> {
+        let mut upto = vec![crc32c::crc32c(&[])];
+        for chunk in bytes[from..].chunks(STRIDE) {
+            upto.push(crc32c::crc32c_append(upto[upto.len() - 1], chunk));
+        }
+        Ranges { bytes, from, upto }
+    }
+
+    /// The checksum of everything from `from` to `end`.
+    fn whole(&self, end: usize) -> u32 {
+        let strides = (end - self.from) / STRIDE;
+        crc32c::crc32c_append(self.upto[strides], &self.bytes[self.from + strides * STRIDE..end])
+    }
+
+    /// The checksum that begins with `seed` and goes on over `range`.
+    fn append(&self, seed: u32, range: std::ops::Range<usize>) -> u32 {
+        // The range's own is whole(end) ^ after_zeros(whole(start)), and zeros are linear.
+        self.whole(range.end) ^ after_zeros(seed ^ self.whole(range.start), range.len())
+    }
+
+    /// Whether a whole record of a segment stands at an offset, of whatever kind; up to where it says that the segment was synced.
+    pub(super) fn record(&self, segment: u64, offset: usize, is_wanted: impl FnOnce(&Claim) -> bool) -> Option<Claim> {
+        let place = Place { segment, offset: offset as u32 };
+        let claim = Claim::of(&self.bytes[offset..], place).ok().filter(is_wanted)?;
+        let covered = claim.covered();
+        let crc = self.append(record::seed(place, claim.length), offset + covered.start..offset + covered.end);
+        claim.is_sealed_by(crc).then_some(claim)
+    }
+}
+
+/// A checksum after so many zero bytes more.
+fn after_zeros(mut crc: u32, length: usize) -> u32 {
+    for (power, table) in ZEROS.iter().enumerate() {
+        if length >> power & 1 == 1 {
+            let of = |byte: usize| table[byte][(crc >> (byte * 8)) as u8 as usize];
+            crc = of(0) ^ of(1) ^ of(2) ^ of(3);
+        }
+    }
+    crc
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::Kind;
+    use super::*;
+
+    #[test]
+    fn a_range_has_the_checksum_that_it_has_alone() {
+        let bytes: Vec<u8> = (0..5000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for from in [0, 1, 255, 256, 1000] {
+            let ranges = Ranges::new(&bytes, from);
+            for (start, end) in [(0, 0), (0, 1), (3, 300), (255, 256), (256, 513), (700, 4000), (0, 4000)] {
+                let (start, end) = (from + start, from + end);
+                let expected = crc32c::crc32c_append(0xdead_beef, &bytes[start..end]);
+                assert_eq!(ranges.append(0xdead_beef, start..end), expected, "{from} {start} {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_is_found_where_it_stands() {
+        let mut bytes = vec![7; 700];
+        let place = Place { segment: 5, offset: 700 };
+        let len = record::put(&mut bytes, place, 650, Kind::Vote, 1, |body| body.extend_from_slice(&[9; 400])) as usize;
+        bytes.extend_from_slice(&[8; 100]);
+        let ranges = Ranges::new(&bytes, 100);
+        let found: Vec<usize> = (100..bytes.len()).filter(|at| ranges.record(5, *at, |_| true).is_some()).collect();
+        assert_eq!(found, [700]);
+        assert_eq!(ranges.record(5, 700, |_| true).map(|claim| claim.synced), Some(650));
+        assert!(ranges.record(6, 700, |_| true).is_none(), "another segment's");
+        bytes[700 + len - 1] ^= 1;
+        assert!(Ranges::new(&bytes, 100).record(5, 700, |_| true).is_none());
+    }
+}
