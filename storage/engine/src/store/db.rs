@@ -15,10 +15,11 @@ use super::compact::Leftovers;
 use super::health::{self, Changes, Health, Reports};
 use super::memtables::Part;
 use super::options::Shared;
+use super::reached::Reached;
 use super::recent::{Pieces, Recent};
 use super::sweep::{CellJudge, Sweep, Swept};
 use super::view::{Pinned, Readers};
-use super::{Fault, Patience};
+use super::{Fault, Patience, read_applied};
 use crate::batch::{self, Change, END, Family};
 
 /// An open database. Held by [`Store`](super::Store) and by everyone who reads it; closed when the last of them lets go.
@@ -40,6 +41,7 @@ pub(super) struct Db {
     is_due: AtomicBool,
     /// Why what was applied can't be written to the memtables.
     failed: OnceLock<Fault>,
+    pub(super) reached: Arc<Reached>,
     /// The first record that could not be read.
     unread: OnceLock<Fault>,
     pub(super) leftovers: Leftovers,
@@ -64,7 +66,8 @@ impl Db {
         judge: Option<Arc<dyn CellJudge>>,
         changes: &Arc<Changes>,
     ) -> Result<Arc<Self>, Fault> {
-        let reports = Arc::new(Reports::new(changes.clone()));
+        let reached = Arc::<Reached>::default();
+        let reports = Arc::new(Reports::new(changes.clone(), reached.clone()));
         let sweep = judge.map(Sweep::new);
         let part = shared.part();
         let options = shared.database();
@@ -98,6 +101,7 @@ impl Db {
             draining: Mutex::default(),
             is_due: AtomicBool::new(false),
             failed: OnceLock::new(),
+            reached,
             unread: OnceLock::new(),
             leftovers: Leftovers::default(),
             directory: directory.to_owned(),
@@ -105,6 +109,10 @@ impl Db {
         });
         if let Some(sweep) = &db.sweep {
             sweep.attach(&db);
+        }
+        db.look_what_is_on_disk()?;
+        if let Some(applied) = db.reached.flushed() {
+            db.reached.set_applied(applied);
         }
         Ok(db)
     }
@@ -186,6 +194,14 @@ impl Db {
     /// What a crash would leave: memtables are not looked at.
     pub(super) fn get_flushed(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         self.get(&self.flushed, family, key)
+    }
+
+    /// Learns how far what is on disk goes.
+    fn look_what_is_on_disk(&self) -> Result<(), Fault> {
+        let malformed = |reason: &str| Fault::Corrupt { file: self.directory.display().to_string(), reason: reason.into() };
+        let flushed = read_applied(|key| self.get_flushed(Family::Default, key), malformed)?;
+        self.reached.set_flushed(flushed);
+        Ok(())
     }
 
     /// What RocksDB has.
@@ -347,7 +363,9 @@ impl Db {
     /// Writes what was applied to disk, all families at one moment.
     pub(super) fn flush(&self) -> Result<(), Fault> {
         self.drain(Patience::Wait)?;
-        self.flush_families(true)
+        self.flush_families(true)?;
+        // The listener may not be done with it yet.
+        self.look_what_is_on_disk()
     }
 
     fn flush_families(&self, wait: bool) -> Result<(), Fault> {

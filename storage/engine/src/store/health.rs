@@ -16,6 +16,8 @@ use rocksdb::{AsRawPtr, Env, Options};
 use tokio::sync::Notify;
 
 use super::fault::is_no_space;
+use super::reached::{Reached, on_disk};
+use super::read_applied;
 
 /// How long one look at the file system counts.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -35,6 +37,7 @@ pub enum Health {
 pub(super) struct Reports {
     state: Mutex<State>,
     changes: Arc<Changes>,
+    reached: Arc<Reached>,
 }
 
 /// Changes of a store's records and files.
@@ -53,8 +56,8 @@ struct State {
 }
 
 impl Reports {
-    pub(super) fn new(changes: Arc<Changes>) -> Self {
-        Reports { state: Mutex::default(), changes }
+    pub(super) fn new(changes: Arc<Changes>, reached: Arc<Reached>) -> Self {
+        Reports { state: Mutex::default(), changes, reached }
     }
 
     pub(super) fn report(&self, error: String) {
@@ -167,8 +170,17 @@ unsafe fn note_change<'a>(state: *mut c_void) -> &'a Changes {
     changes
 }
 
-unsafe extern "C" fn flushed(state: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_flushjobinfo_t) {
+unsafe extern "C" fn flushed(state: *mut c_void, db: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_flushjobinfo_t) {
+    // SAFETY: RocksDB is open while it calls, and holds no lock.
+    let flushed = read_applied(|key| unsafe { on_disk(db, key) }, str::to_owned);
     // SAFETY: `state` is alive until `release`.
+    let reports = unsafe { &*state.cast::<Reports>() };
+    match flushed {
+        Ok(flushed) => reports.reached.set_flushed(flushed),
+        // What was known before is still on disk.
+        Err(error) => tracing::warn!(%error, "what a flush has put on disk can't be read"),
+    }
+    // SAFETY: as above.
     unsafe { note_change(state) }.flushed.notify_one();
 }
 

@@ -32,6 +32,7 @@ mod health;
 mod memtables;
 mod options;
 mod piece;
+mod reached;
 mod recent;
 mod sweep;
 mod view;
@@ -191,10 +192,7 @@ impl Store {
     /// [`Fault::BadBatch`] when one of the entries is damaged; nothing is applied then. [`Fault::Stalled`] with [`Patience::Now`]: nothing is applied, call again.
     pub fn apply(&self, writes: &[Write], patience: Patience) -> Result<(), Fault> {
         let db = self.db()?;
-        let before = match db.get_latest(Family::Default, APPLIED)? {
-            Some(record) => decode_applied(&db, &record)?.link,
-            None => None,
-        };
+        let before = db.reached.applied().and_then(|applied| applied.link);
         if writes.iter().all(|write| batch::link(&write.batch).is_none()) {
             return self.apply_linked(&db, writes, before, patience);
         }
@@ -210,7 +208,7 @@ impl Store {
             let own: Vec<_> = own_records(writes, before).collect();
             own.iter().for_each(|(key, value)| words.put(Family::Default, key, value));
             self.note(db, &words, patience)?;
-            self.applied_more(writes);
+            self.applied_more(db, writes, before);
             return Ok(());
         }
         db.drain(patience)?;
@@ -252,11 +250,16 @@ impl Store {
             records.put_cf(db.family(Family::Default), key, value);
         }
         db.write(records, patience)?;
-        self.applied_more(writes);
+        self.applied_more(db, writes, before);
         Ok(())
     }
 
-    fn applied_more(&self, writes: &[Write]) {
+    fn applied_more(&self, db: &Db, writes: &[Write], before: Option<Link>) {
+        if let Some(last) = writes.last() {
+            let membership = writes.iter().rev().find_map(|write| write.membership.clone());
+            let (index, log_id) = (last.index, last.log_id.clone());
+            db.reached.set_applied(Applied { index, log_id, membership, link: last_link(writes).or(before) });
+        }
         let bytes: usize = writes.iter().map(|write| write.batch.len()).sum();
         self.inner.applied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.changed();
@@ -308,14 +311,12 @@ impl Store {
 
     /// How far the log was applied; `None` for a store that has applied nothing.
     pub fn applied(&self) -> Result<Option<Applied>, Fault> {
-        let db = self.db()?;
-        read_applied(&db, |key| db.get_latest(Family::Default, key))
+        Ok(self.db()?.reached.applied())
     }
 
-    /// How far the log was applied in the state that is on disk: what a crash would leave.
+    /// How far the log was applied in the state that is on disk: what a crash would leave. Asks no disk.
     pub fn flushed(&self) -> Result<Option<Applied>, Fault> {
-        let db = self.db()?;
-        read_applied(&db, |key| db.get_flushed(Family::Default, key))
+        Ok(self.db()?.reached.flushed())
     }
 
     /// Writes what was applied to disk and waits for it.
@@ -486,13 +487,6 @@ struct AppliedRecord {
     log_id: Bytes,
 }
 
-fn decode_applied(db: &Db, record: &Bytes) -> Result<AppliedRecord, Fault> {
-    parse_applied(record).ok_or_else(|| Fault::Corrupt {
-        file: db.directory.display().to_string(),
-        reason: "a malformed record of the last applied entry".into(),
-    })
-}
-
 fn parse_applied(record: &Bytes) -> Option<AppliedRecord> {
     let ([version, index @ ..], rest) = record.split_first_chunk::<9>()?;
     let index = u64::from_be_bytes(*index);
@@ -506,12 +500,16 @@ fn parse_applied(record: &Bytes) -> Option<AppliedRecord> {
 }
 
 /// Reads log id and membership of one moment: again, when a write or flush came between the two.
-fn read_applied(db: &Db, get: impl Fn(&[u8]) -> Result<Option<Bytes>, Fault>) -> Result<Option<Applied>, Fault> {
+fn read_applied<E>(
+    get: impl Fn(&[u8]) -> Result<Option<Bytes>, E>,
+    malformed: impl FnOnce(&'static str) -> E,
+) -> Result<Option<Applied>, E> {
     loop {
         let Some(record) = get(APPLIED)? else { return Ok(None) };
         let membership = get(MEMBERSHIP)?;
         if get(APPLIED)?.as_ref() == Some(&record) {
-            let AppliedRecord { index, link, log_id } = decode_applied(db, &record)?;
+            let read = parse_applied(&record).ok_or_else(|| malformed("a malformed record of the last applied entry"))?;
+            let AppliedRecord { index, link, log_id } = read;
             return Ok(Some(Applied { index, log_id, membership, link }));
         }
     }

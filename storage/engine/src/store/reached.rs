@@ -1,0 +1,78 @@
+//! How far a store has applied its log, and how far that is on disk, in memory: both are asked for on Raft's threads, which must not wait for a disk.
+//!
+//! What is on disk is read where it changes: on the thread of RocksDB that has flushed, and by whoever has waited for a flush.
+//!
+//! # Invariants
+//! - What is said to be on disk is on disk: it is what RocksDB reads with its memtables left out, at some moment before
+//!   (`what_is_on_disk_is_known_without_asking_the_disk`).
+
+use std::ffi::{CStr, c_char};
+
+use bytes::Bytes;
+use librocksdb_sys as ffi;
+use parking_lot::Mutex;
+
+use super::Applied;
+
+/// RocksDB's `kPersistedTier`: memtables are not looked at, as nothing is in its own log.
+const PERSISTED: i32 = 2;
+
+/// Both marks of one open database.
+#[derive(Debug, Default)]
+pub(super) struct Reached {
+    applied: Mutex<Option<Applied>>,
+    flushed: Mutex<Option<Applied>>,
+}
+
+impl Reached {
+    pub(super) fn applied(&self) -> Option<Applied> {
+        self.applied.lock().clone()
+    }
+
+    pub(super) fn flushed(&self) -> Option<Applied> {
+        self.flushed.lock().clone()
+    }
+
+    /// An entry was applied; without a membership of its own, that of before is in force.
+    pub(super) fn set_applied(&self, mut applied: Applied) {
+        let mut before = self.applied.lock();
+        applied.membership = applied.membership.or_else(|| before.take()?.membership);
+        *before = Some(applied);
+    }
+
+    /// This is on disk; of several who say so at once, the latest is right.
+    pub(super) fn set_flushed(&self, flushed: Option<Applied>) {
+        let mut before = self.flushed.lock();
+        if flushed.as_ref().map(|flushed| flushed.index) >= before.as_ref().map(|before| before.index) {
+            *before = flushed;
+        }
+    }
+}
+
+/// A record of the family `default` as it is on disk.
+///
+/// # Safety
+/// `db` is open.
+pub(super) unsafe fn on_disk(db: *mut ffi::rocksdb_t, key: &[u8]) -> Result<Option<Bytes>, String> {
+    let mut error: *mut c_char = std::ptr::null_mut();
+    // SAFETY: `db` is the caller's word; everything else is made and freed here.
+    unsafe {
+        let options = ffi::rocksdb_readoptions_create();
+        ffi::rocksdb_readoptions_set_read_tier(options, PERSISTED);
+        let value = ffi::rocksdb_get_pinned(db, options, key.as_ptr().cast(), key.len(), &raw mut error);
+        ffi::rocksdb_readoptions_destroy(options);
+        if !error.is_null() {
+            let text = CStr::from_ptr(error).to_string_lossy().into_owned();
+            ffi::rocksdb_free(error.cast());
+            return Err(text);
+        }
+        if value.is_null() {
+            return Ok(None);
+        }
+        let mut len = 0;
+        let bytes = ffi::rocksdb_pinnableslice_value(value, &raw mut len);
+        let found = Bytes::copy_from_slice(std::slice::from_raw_parts(bytes.cast::<u8>(), len));
+        ffi::rocksdb_pinnableslice_destroy(value);
+        Ok(Some(found))
+    }
+}
