@@ -19,7 +19,7 @@ use cluster::net::{ClusterId, Net, NetOptions};
 use cluster::news::{Order, Roles, Server};
 use cluster::routes::Routes;
 use cluster::rows::{Replicas, Rows};
-use engine::raft::{Ticker, Wire};
+use engine::raft::{Ticker, Why, Wire};
 use meta::{Meta, MetaOptions, Seat};
 use row::op::{Request, Response};
 use storage::{Node, Peers};
@@ -95,7 +95,7 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
     ticker.set_transfer_rate(config.cluster.transfer_rate.0);
     ticker.set_log_policy(stores::log_policy(config));
     let (net, listener) = {
-        let _on = runtimes.proxy.enter();
+        let _on = runtimes.net.enter();
         (Net::new(net_options(config, &server, setup))?, TcpListener::from_std(listener)?)
     };
     let wire: Arc<dyn Wire> = Arc::new(NetWire::new(net.clone(), metas.clone()));
@@ -103,7 +103,7 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
     let (stop_serving, stop_following) = (CancellationToken::new(), CancellationToken::new());
     let serving = {
         let (net, inbox, stop) = (net.clone(), inbox.clone(), stop_serving.clone());
-        runtimes.proxy.spawn(async move { net.serve(listener, inbox, stop).await })
+        runtimes.net.spawn(async move { net.serve(listener, inbox, stop).await })
     };
 
     let stores = match roles.storage || roles.meta {
@@ -121,7 +121,9 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
                 cluster: rand::random(),
                 seat,
             };
-            let meta = Meta::open(options, &stores.log, &stores.shared).await.context("open the table catalogue")?;
+            let stores = stores.clone();
+            let opened = runtimes.net.spawn(async move { Meta::open(options, &stores.log, &stores.shared).await }).await?;
+            let meta = opened.context("open the table catalogue")?;
             inbox.serve_meta(&meta);
             Some(meta)
         }
@@ -129,7 +131,10 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
     };
 
     let (order, orders) = mpsc::channel::<Order>(ORDERS_MAX);
-    let follow = Follow::start(net.clone(), metas.clone(), reporter.clone(), order, stop_following.clone());
+    let follow = {
+        let _on = runtimes.net.enter();
+        Follow::start(net.clone(), metas.clone(), reporter.clone(), order, stop_following.clone())
+    };
     let (routes, catalogue) = (Arc::new(Routes::default()), Arc::new(RemoteCatalogue::new(net.clone(), metas)));
     let mut tasks = Vec::new();
     tasks.push(spawn({
@@ -202,6 +207,7 @@ fn net_options(config: &Config, server: &Server, setup: &Setup<'_>) -> NetOption
     options.tls = config.cluster.net_tls();
     let answer = config.storage.max_answer_size.0 as usize + WRAPPING_BYTES;
     options.raft_runtime = Some(setup.runtimes.raft.handle().clone());
+    options.rows_runtime = Some(setup.runtimes.proxy.handle().clone());
     options.frame_bytes_max = answer.clamp(FRAME_BYTES_MIN, FRAME_BYTES_MAX);
     options
 }
@@ -232,7 +238,7 @@ pub(crate) async fn hand_over_meta(meta: &Meta, patience: Duration) {
     let near = status.followers.iter().filter(|follower| follower.is_voter && follower.heard.is_some());
     let Some(next) = near.max_by_key(|follower| follower.matched) else { return };
     // No lease of meta's outlives the decision that it was taken for.
-    match tokio::time::timeout(patience, meta.group().transfer_leader(next.raft_id, Box::new(|| ()))).await {
+    match tokio::time::timeout(patience, meta.group().transfer_leader_as(next.raft_id, Why::Stopping, Box::new(|| ()))).await {
         Ok(Ok(())) => tracing::info!(to = next.raft_id, "another meta leads now"),
         Ok(Err(error)) => tracing::info!(%error, "the metas' leadership was not handed over"),
         Err(_) => tracing::info!("the metas' leadership was not handed over in time"),

@@ -1,8 +1,8 @@
 //! The runtimes of a process, and the signals that end it.
 //!
-//! Three runtimes, so that no kind of work can hold up another: Redis clients, executors and calls between servers; Raft; and a small one for
-//! everything that is not on the way of a command (HTTP, catalogue, signals). RocksDB has threads of its own, and so has the log, for what Raft's threads
-//! do not write before they sleep.
+//! Four runtimes, so that no kind of work can hold up another: Redis clients, executors and what other servers ask of rows; Raft; the connections to other servers, which
+//! a heavy command must not silence, nor the channel to meta; and a small one for everything that is not on the way of a command (HTTP, catalogue, signals). RocksDB has
+//! threads of its own, and so has the log, for what Raft's threads do not write before they sleep.
 
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use crate::config::Config;
 pub(crate) struct Runtimes {
     pub(crate) proxy: Runtime,
     pub(crate) raft: Runtime,
+    pub(crate) net: Runtime,
     pub(crate) small: Runtime,
     /// By which Raft's threads write the log before they sleep.
     pub(crate) before_sleep: BeforeSleep,
@@ -35,10 +36,14 @@ impl Runtimes {
             builder.build().with_context(|| format!("start the {name} runtime"))
         };
         let before_sleep = BeforeSleep::default();
+        // A group's work is short; a quarter of the cores drives many groups. One more is in reserve, for when the disk stalls.
+        let raft = build("raft", threads(config.threads.raft, (cores / 4).max(1)) + 1, Some(before_sleep.clone()))?;
+        before_sleep.keep_reserve(raft.handle()).context("start a thread that looks after the log's writers")?;
         Ok(Runtimes {
-            proxy: build("proxy", threads(config.threads.proxy, (cores - 1).max(1)), None)?,
-            // A group's work is short; a quarter of the cores drives many groups.
-            raft: build("raft", threads(config.threads.raft, (cores / 4).max(1)), Some(before_sleep.clone()))?,
+            // Two at least: one may be at a long command.
+            proxy: build("proxy", threads(config.threads.proxy, cores.max(2)), None)?,
+            raft,
+            net: build("net", (cores / 4).max(1), None)?,
             small: build("small", 1, None)?,
             before_sleep,
         })
@@ -46,7 +51,8 @@ impl Runtimes {
 
     /// Waits a little for what still runs; blocking calls that never end must not keep the process.
     pub(crate) fn stop(self) {
-        for runtime in [self.proxy, self.raft, self.small] {
+        self.before_sleep.stop();
+        for runtime in [self.proxy, self.raft, self.net, self.small] {
             runtime.shutdown_timeout(Duration::from_secs(1));
         }
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -56,6 +57,8 @@ pub struct Follow {
     assignments: watch::Sender<Option<Arc<Assignments>>>,
     routes: watch::Sender<Option<Arc<BTreeMap<PartitionId, Route>>>>,
     changed: Notify,
+    /// A report that is being gathered.
+    gathering: tokio::sync::Mutex<Option<JoinHandle<Report>>>,
 }
 
 /// What is being told under one channel.
@@ -86,7 +89,7 @@ impl Follow {
         let follow = Arc::new(Follow::default());
         let following = follow.clone();
         tokio::spawn(async move {
-            stop.run_until_cancelled(following.run(&net, &metas, &*source, &orders)).await;
+            stop.run_until_cancelled(following.run(&net, &metas, &source, &orders)).await;
         });
         follow
     }
@@ -131,7 +134,7 @@ impl Follow {
         self.routes.subscribe()
     }
 
-    async fn run(&self, net: &Arc<Net>, metas: &[String], source: &dyn Source, orders: &mpsc::Sender<Order>) {
+    async fn run(&self, net: &Arc<Net>, metas: &[String], source: &Arc<dyn Source>, orders: &mpsc::Sender<Order>) {
         let (mut hint, mut turn) = (None::<String>, 0);
         // Why each could not be reached, as it was said last.
         let mut said = BTreeMap::<String, String>::new();
@@ -168,7 +171,7 @@ impl Follow {
         &self,
         net: &Arc<Net>,
         address: &str,
-        source: &dyn Source,
+        source: &Arc<dyn Source>,
         orders: &mpsc::Sender<Order>,
         sender: ChannelSender,
         mut receiver: ChannelReceiver,
@@ -218,11 +221,19 @@ impl Follow {
         Ended { leader: None, pause: REFUSED_PAUSE }
     }
 
-    /// Reports until the channel ends.
-    async fn speak(&self, source: &dyn Source, sender: &ChannelSender) {
+    /// Reports until the channel ends. What is reported is gathered elsewhere, as it may have to be read from a disk; while that takes long, signs of life are given.
+    async fn speak(&self, source: &Arc<dyn Source>, sender: &ChannelSender) {
+        let mut gathering = self.gathering.lock().await;
+        // What an earlier channel waited for counts as told: first it must be over.
+        if gathering.is_some() && gathered(&mut gathering, sender).await.is_none() {
+            return;
+        }
         let mut whole = true;
         loop {
-            let report = ToMeta::Report(Report { whole, ..source.report(whole) });
+            let source = source.clone();
+            *gathering = Some(tokio::task::spawn_blocking(move || source.report(whole)));
+            let Some(report) = gathered(&mut gathering, sender).await else { return };
+            let report = ToMeta::Report(Report { whole, ..report });
             if sender.send(news::encode(&report)).await.is_err() {
                 return;
             }
@@ -295,6 +306,19 @@ impl Follow {
             other => return Ok(Some(other)),
         }
         Ok(None)
+    }
+}
+
+/// Waits for what is being gathered, and gives signs of life meanwhile; `None`: the channel has ended, or the report is none.
+async fn gathered(gathering: &mut Option<JoinHandle<Report>>, sender: &ChannelSender) -> Option<Report> {
+    loop {
+        match timeout(BEAT, gathering.as_mut()?).await {
+            Ok(report) => {
+                *gathering = None;
+                return report.inspect_err(|error| tracing::error!(%error, "what there is to report can't be gathered")).ok();
+            }
+            Err(_) => sender.send(news::encode(&ToMeta::Report(Report::default()))).await.ok()?,
+        }
     }
 }
 

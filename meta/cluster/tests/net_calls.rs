@@ -74,7 +74,7 @@ async fn large_frames_pass_and_larger_ones_are_refused() {
 #[tokio::test]
 async fn raft_and_bulk_have_connections_of_their_own() {
     let (net, _served) = pair().await;
-    for service in [Service::RaftBulk, Service::Raft] {
+    for service in [Service::RaftBulk, Service::Raft, Service::Meta] {
         net.call(two(), service, "n".into(), LONG).await.unwrap();
         assert!(!net.is_connected(&two()));
     }
@@ -128,6 +128,46 @@ fn a_call_that_a_stopping_process_drops_is_lost() {
         }
     });
     drop((net, served));
+}
+
+/// A long command at one server: what others asked of it is answered late and not lost, and everything else goes on.
+#[test]
+fn a_service_that_blocks_silences_no_connection() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (rows, net) = (runtime(), runtime());
+    let quick = |server| NetOptions { rows_runtime: Some(rows.handle().clone()), ping_every: Duration::from_millis(50), ..options(server) };
+    net.block_on(async {
+        let served = serve(quick(2)).await;
+        let client = Net::new(quick(1)).unwrap();
+        client.learn(ServerId(2), &served.address);
+        ask(&client, "now").await.unwrap();
+        let started = Instant::now();
+        let long = tokio::spawn({
+            let client = client.clone();
+            let body = Bytes::from([b"h", &1500u16.to_le_bytes()[..]].concat());
+            async move { ask(&client, body).await }
+        });
+        until("it has begun", || served.echo.calls.load(Ordering::SeqCst) == 2).await;
+        // More than are read ahead.
+        let mut behind = Vec::new();
+        for _ in 0..60 {
+            let client = client.clone();
+            behind.push(tokio::spawn(async move { ask(&client, "n behind it").await }));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Meta is heard, over a connection that is made now.
+        client.call(two(), Service::Meta, "n".into(), LONG).await.unwrap();
+        let other = Net::new(quick(3)).unwrap();
+        other.learn(ServerId(2), &served.address);
+        let greeted = tokio::spawn(async move { ask(&other, "n").await });
+        assert!(started.elapsed() < Duration::from_millis(1000), "none of this waits");
+        long.await.unwrap().unwrap();
+        assert!(started.elapsed() >= Duration::from_millis(1500));
+        for call in behind {
+            assert_eq!(call.await.unwrap().unwrap(), "n behind it");
+        }
+        greeted.await.unwrap().unwrap();
+    });
 }
 
 #[tokio::test]

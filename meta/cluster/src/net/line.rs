@@ -41,10 +41,12 @@ pub(super) enum Lane {
     Raft = 2,
     /// Never before the others.
     Bulk = 3,
+    /// The channel to meta, which must go on whatever becomes of rows.
+    Meta = 4,
 }
 
 impl Lane {
-    pub(super) const ALL: [Lane; 3] = [Lane::Calls, Lane::Raft, Lane::Bulk];
+    pub(super) const ALL: [Lane; 4] = [Lane::Calls, Lane::Raft, Lane::Bulk, Lane::Meta];
 
     pub(super) fn of(byte: u8) -> Option<Lane> {
         Lane::ALL.into_iter().find(|lane| *lane as u8 == byte)
@@ -245,7 +247,7 @@ async fn greet(net: &Arc<Net>, mut stream: TcpStream, lane: Lane, address: &str,
     let (reader, writer, direct) = stream.split();
     let peer = Peer { server: card.server, cluster: card.cluster, address: card.address, remote };
     let link = Link::new(peer, card.frame_bytes_max as usize, direct, &net.stopped);
-    let inbound = Inbound { services: None, frame_bytes_max: net.options.frame_bytes_max };
+    let inbound = Inbound { services: None, rows_runtime: None, frame_bytes_max: net.options.frame_bytes_max };
     tokio::spawn(run(link.clone(), reader, writer, inbound, net.options.ping_every));
     Ok(link)
 }

@@ -78,7 +78,17 @@ pub(super) struct Link {
     /// Set by the reader and the writer, reset by who keeps the connection alive.
     pub(super) heard: AtomicBool,
     pub(super) spoke: AtomicBool,
+    /// What is read is not answered as fast as it comes, so this side does not read for the moment: the other's silence means nothing.
+    pub(super) is_held: AtomicBool,
     direct: Option<Direct>,
+}
+
+/// A call that is answered.
+pub(super) struct Served {
+    pub(super) id: u64,
+    /// Of the request.
+    pub(super) bytes: usize,
+    pub(super) answer: Result<Bytes, String>,
 }
 
 /// Why a call did not even get into the outbox.
@@ -105,6 +115,7 @@ impl Link {
             closed,
             heard: AtomicBool::new(true),
             spoke: AtomicBool::new(true),
+            is_held: AtomicBool::new(false),
             direct,
         })
     }
@@ -219,6 +230,18 @@ impl Link {
     pub(super) fn give_up_serving(&self, bytes: usize) {
         self.serving.fetch_sub(1, Ordering::Relaxed);
         self.serving_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Answers such calls, together.
+    pub(super) fn end_serving_all(&self, answers: &mut Vec<Served>) {
+        let mut state = self.state.lock();
+        for Served { id, bytes, answer } in answers.drain(..) {
+            self.push_answer(&mut state, id, answer);
+            self.serving.fetch_sub(1, Ordering::Relaxed);
+            self.serving_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        drop(state);
+        self.flush(true);
     }
 
     /// Answers calls of one read.

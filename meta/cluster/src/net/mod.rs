@@ -1,12 +1,13 @@
 //! Calls and channels between processes.
 //!
-//! Every process has one [`Net`]. It dials others when it has something to ask, one connection for calls, one for Raft and one for bulk, and serves those
-//! who dial it. Who dials asks; who is dialed answers: so two processes that ask each other have a connection in each direction.
+//! Every process has one [`Net`]. It dials others when it has something to ask, one connection for calls, one for Raft, one for meta and one for bulk, and serves
+//! those who dial it. Who dials asks; who is dialed answers: so two processes that ask each other have a connection in each direction.
 //!
 //! # Life of a call
 //! The caller's task appends a frame to the connection's outbox and waits. If nothing else is under way it writes the frame itself;
 //! else the writer's task takes all frames that have gathered and writes them at once. The other side reads many frames at a time, has
-//! each answered ([`Services::call`]), and writes the answers that are there at once together; those that take longer go out as they come.
+//! each answered ([`Services::call`], where rows are served: [`NetOptions::rows_runtime`]), and writes the answers that are there at once together; those that take
+//! longer go out as they come.
 //! The answers of one read wake their callers.
 //!
 //! # What a caller may rely on
@@ -17,6 +18,8 @@
 //! - A server that stops answers first what it was asked.
 //!
 //! # Invariants
+//! - However long a call takes to be answered, connections are read, written and greeted, and give signs of life
+//!   (`a_service_that_blocks_silences_no_connection`).
 //! - Nobody is served who has not greeted: of the same cluster, meant for this server, with the secret and the certificate if there are
 //!   any (`the_secret_is_asked_for_both_ways`, `who_shows_no_certificate_of_ours_is_not_let_in`, `clusters_do_not_mix`).
 //! - What waits is bounded: outboxes, channels, calls under way, half-open connections, of which nobody can take all (`a_slow_consumer_holds_its_sender_back`,
@@ -125,6 +128,8 @@ pub struct NetOptions {
     /// Where the connections for Raft's messages are handled; `None`: where all others are. Clients' load must not hold up heartbeats, and a message is
     /// cheaper where Raft itself runs.
     pub raft_runtime: Option<tokio::runtime::Handle>,
+    /// Where calls for rows are answered, and states are taken in; `None`: where the connections are handled. A long command must not silence connections.
+    pub rows_runtime: Option<tokio::runtime::Handle>,
 }
 
 impl NetOptions {
@@ -145,6 +150,7 @@ impl NetOptions {
             connections_max: 4096,
             farewell: Duration::from_secs(5),
             raft_runtime: None,
+            rows_runtime: None,
         }
     }
 }
@@ -205,7 +211,7 @@ pub enum Service {
     Raft = 2,
     /// Raft's snapshots: over a connection of their own.
     RaftBulk = 3,
-    /// The metadata group: registration, reports, what is to be learned.
+    /// The metadata group: registration, reports, what is to be learned. Over a connection of their own.
     Meta = 4,
 }
 
@@ -216,9 +222,10 @@ impl Service {
 
     fn lane(self) -> Lane {
         match self {
-            Service::Rows | Service::Meta => Lane::Calls,
+            Service::Rows => Lane::Calls,
             Service::Raft => Lane::Raft,
             Service::RaftBulk => Lane::Bulk,
+            Service::Meta => Lane::Meta,
         }
     }
 }
@@ -263,7 +270,7 @@ pub enum Answer {
 
 /// What a process does for others.
 pub trait Services: Send + Sync + 'static {
-    /// Answers a call. Runs on the connection's reading task, so must not block: what takes time is [`Answer::Later`].
+    /// Answers a call. Runs on the connection's reading task, or on one of the rows' runtime, so must not block: what takes time is [`Answer::Later`].
     /// `body` is a slice of what was read, up to 512 KiB with its neighbours: copy what is to be kept for long.
     fn call(&self, from: &Peer, service: Service, body: Bytes) -> Answer;
 
@@ -405,6 +412,14 @@ impl Net {
         match (lane, &self.options.raft_runtime) {
             (Lane::Raft, Some(raft)) => raft,
             _ => &self.runtime,
+        }
+    }
+
+    /// Where what is asked over a lane is answered, if not where its connections are handled.
+    fn answering_runtime(&self, lane: Lane) -> Option<tokio::runtime::Handle> {
+        match lane {
+            Lane::Calls | Lane::Bulk => self.options.rows_runtime.clone(),
+            Lane::Raft | Lane::Meta => None,
         }
     }
 

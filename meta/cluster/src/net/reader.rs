@@ -1,13 +1,18 @@
 //! Reads a connection: decodes all frames of a read, has them answered or passed on, and sends the answers that are there at once together.
+//!
+//! Calls for rows are answered on another runtime than the one that reads ([`Answerer`]): a long one holds up what is asked after it over the same connection, and nothing
+//! else.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
 use super::frame::{Frame, Kind, decode};
-use super::link::Link;
-use super::wire::Reader;
+use super::link::{Link, Served};
+use super::wire::{Closing, Reader};
 use super::{Answer, NetError, Service, Services};
 
 /// What one read may bring: at first, and while reads are filled.
@@ -15,6 +20,8 @@ const READ_BYTES_MIN: usize = 64 * 1024;
 const READ_BYTES_MAX: usize = 512 * 1024;
 /// A buffer with less room than this left is exchanged for a new one.
 const READ_ROOM: usize = 8 * 1024;
+/// What has been read and is not being answered yet, in reads; then reading waits.
+const READS_AHEAD: usize = 16;
 /// Answers are sent off when they have become so large, though more requests have been read.
 const ANSWER_BYTES: usize = 256 * 1024;
 
@@ -22,6 +29,8 @@ const ANSWER_BYTES: usize = 256 * 1024;
 pub(super) struct Inbound {
     /// Who answers; `None` on the dialer's side, where nobody calls.
     pub(super) services: Option<Arc<dyn Services>>,
+    /// Where they do; `None`: here.
+    pub(super) rows_runtime: Option<Handle>,
     /// The largest body.
     pub(super) frame_bytes_max: usize,
 }
@@ -30,7 +39,16 @@ pub(super) struct Inbound {
 pub(super) async fn read(link: &Arc<Link>, mut reader: Reader, inbound: Inbound) -> String {
     let mut buffer = BytesMut::with_capacity(READ_BYTES_MIN);
     let mut read_bytes = READ_BYTES_MIN;
-    let mut round = Round { link, services: inbound.services, answers: Vec::new(), answer_bytes: 0, answered: Vec::new() };
+    let answerer = inbound.rows_runtime.zip(inbound.services.clone());
+    let answerer = answerer.map(|(runtime, services)| Answerer::start(link.clone(), services, &runtime));
+    let mut round = Round {
+        link,
+        services: inbound.services,
+        answers: Vec::new(),
+        answer_bytes: 0,
+        answered: Vec::new(),
+        asked: answerer.is_some().then(Vec::new),
+    };
     loop {
         if buffer.is_empty() && buffer.capacity() > 2 * READ_BYTES_MAX {
             // After a large frame, its memory is given back.
@@ -66,6 +84,9 @@ pub(super) async fn read(link: &Arc<Link>, mut reader: Reader, inbound: Inbound)
             }
         }
         round.finish();
+        if let (Some(asked), Some(answerer)) = (&mut round.asked, &answerer) {
+            answerer.take(link, std::mem::take(asked)).await;
+        }
         while let Some(room) = link.full() {
             room.await;
         }
@@ -81,6 +102,73 @@ struct Round<'a> {
     answer_bytes: usize,
     /// To ours.
     answered: Vec<(u64, Result<Bytes, NetError>)>,
+    /// Calls that are answered elsewhere; `None`: they are answered here.
+    asked: Option<Vec<Asked>>,
+}
+
+/// A call that waits to be answered elsewhere.
+struct Asked {
+    service: Service,
+    body: Bytes,
+    owed: Owed,
+}
+
+/// Answers the calls of a connection, in the order in which they came.
+struct Answerer(mpsc::Sender<Vec<Asked>>);
+
+impl Answerer {
+    /// Ends with the reader that it is given to.
+    fn start(link: Arc<Link>, services: Arc<dyn Services>, runtime: &Handle) -> Answerer {
+        let (sender, mut reads) = mpsc::channel::<Vec<Asked>>(READS_AHEAD);
+        runtime.spawn(async move {
+            let _closing = Closing(&link);
+            let mut served = Vec::new();
+            while let Some(Some(asked)) = link.closed.run_until_cancelled(reads.recv()).await {
+                let mut answer_bytes = 0;
+                for Asked { service, body, mut owed } in asked {
+                    match services.call(&link.peer, service, body) {
+                        Answer::Now(answer) => {
+                            answer_bytes += answer.as_ref().map_or_else(String::len, Bytes::len);
+                            served.push(owed.serve(answer));
+                        }
+                        Answer::Later(answer) => {
+                            tokio::spawn(async move {
+                                let answer = answer.await;
+                                owed.pay(answer);
+                            });
+                        }
+                    }
+                    if answer_bytes > ANSWER_BYTES {
+                        link.end_serving_all(&mut served);
+                        answer_bytes = 0;
+                        // Who asks and does not read the answers is not served more.
+                        while let Some(room) = link.full() {
+                            room.await;
+                        }
+                    }
+                }
+                if !served.is_empty() {
+                    link.end_serving_all(&mut served);
+                }
+            }
+        });
+        Answerer(sender)
+    }
+
+    /// Takes the calls of a read; waits while too many are ahead of them.
+    async fn take(&self, link: &Link, asked: Vec<Asked>) {
+        if asked.is_empty() {
+            return;
+        }
+        let asked = match self.0.try_send(asked) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => return,
+            Err(mpsc::error::TrySendError::Full(asked)) => asked,
+        };
+        link.is_held.store(true, Ordering::Relaxed);
+        // Without its task the connection is closed: nobody is to be told.
+        let _ = self.0.send(asked).await;
+        link.is_held.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Round<'_> {
@@ -123,6 +211,10 @@ impl Round<'_> {
             return Ok(());
         }
         let bytes = body.len();
+        if let Some(asked) = &mut self.asked {
+            asked.push(Asked { service, owed: Owed::new(self.link.clone(), id, bytes), body });
+            return Ok(());
+        }
         match services.call(&self.link.peer, service, body) {
             Answer::Now(answer) => {
                 self.answer_bytes += answer.as_ref().map_or_else(String::len, Bytes::len);
@@ -162,6 +254,12 @@ impl Owed {
     fn new(link: Arc<Link>, id: u64, bytes: usize) -> Self {
         link.begin_serving(bytes);
         Owed { link, id, bytes, is_paid: false }
+    }
+
+    /// It is answered together with others.
+    fn serve(&mut self, answer: Result<Bytes, String>) -> Served {
+        self.is_paid = true;
+        Served { id: self.id, bytes: self.bytes, answer }
     }
 
     fn pay(&mut self, answer: Result<Bytes, String>) {

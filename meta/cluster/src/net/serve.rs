@@ -140,13 +140,13 @@ impl Guest {
         match sorted {
             Ok((lane, stream)) => {
                 let (tracker, net) = (self.tracker.clone(), self.net.clone());
-                tracker.spawn_on(self.welcome(stream), net.runtime(lane));
+                tracker.spawn_on(self.welcome(lane, stream), net.runtime(lane));
             }
             Err(why) => tracing::warn!(remote = ?remote.ok(), why, "a connection was refused"),
         }
     }
 
-    async fn welcome(self, stream: std::net::TcpStream) {
+    async fn welcome(self, lane: Lane, stream: std::net::TcpStream) {
         let Guest { net, services, stop, stranger, _place, .. } = self;
         let remote = stream.peer_addr();
         let limit = net.options.handshake_timeout;
@@ -166,7 +166,8 @@ impl Guest {
         let (reader, writer, direct) = stream.split();
         let link = Link::new(peer, frame_bytes_max, direct, &net.stopped);
         let entry = net.accepted.lock().insert(link.clone());
-        let inbound = Inbound { services: Some(services), frame_bytes_max: net.options.frame_bytes_max };
+        let rows_runtime = net.answering_runtime(lane);
+        let inbound = Inbound { services: Some(services), rows_runtime, frame_bytes_max: net.options.frame_bytes_max };
         let running = run(link.clone(), reader, writer, inbound, net.options.ping_every);
         let ending = async {
             stop.cancelled().await;

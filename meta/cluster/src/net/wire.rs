@@ -144,7 +144,7 @@ impl Stream {
 }
 
 /// Closes the connection however its tasks end.
-struct Closing<'a>(&'a Link);
+pub(super) struct Closing<'a>(pub(super) &'a Link);
 
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
@@ -198,7 +198,8 @@ async fn watch(link: Arc<Link>, ping_every: Duration) {
         if !link.spoke.swap(false, Ordering::Relaxed) {
             link.ping();
         }
-        silent = if link.heard.swap(false, Ordering::Relaxed) { 0 } else { silent + 1 };
+        let is_heard = link.heard.swap(false, Ordering::Relaxed) || link.is_held.load(Ordering::Relaxed);
+        silent = if is_heard { 0 } else { silent + 1 };
         if silent >= SILENT_PINGS {
             link.close(&format!("nothing was heard for {:?}", ping_every * SILENT_PINGS));
         }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 /// Long enough for anything that should happen.
 pub const LONG: Duration = Duration::from_secs(20);
 
-/// Answers by the first byte of what is asked: `n`ow, `l`ater the same bytes; `w`aits so many ms (u16 LE) before; `r`efuses; `s`tays silent;
+/// Answers by the first byte of what is asked: `n`ow, `l`ater the same bytes; `w`aits so many ms (u16 LE) before, or `h`olds the thread for so long; `r`efuses; `s`tays silent;
 /// `p`anics later; answers so many `b`ytes (u32 LE); says `m`y name: what it knows of the caller. Channels go to the test.
 pub struct Echo {
     pub calls: AtomicUsize,
@@ -36,6 +36,10 @@ impl Services for Echo {
                 tokio::time::sleep(Duration::from_millis(u64::from(u16::from_le_bytes([body[1], body[2]])))).await;
                 Ok(body)
             })),
+            Some(b'h') => {
+                std::thread::sleep(Duration::from_millis(u64::from(u16::from_le_bytes([body[1], body[2]]))));
+                Answer::Now(Ok(body))
+            }
             Some(b's') => Answer::Later(Box::pin(std::future::pending())),
             Some(b'p') => Answer::Later(Box::pin(async { panic!("on purpose") })),
             Some(b'b') => Answer::Now(Ok(Bytes::from(vec![7; u32::from_le_bytes([body[1], body[2], body[3], body[4]]) as usize]))),
