@@ -29,6 +29,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_log_writable", Gauge, "1 when writes are taken; 0 when the disk is full or the log has stopped."),
     ("bridle_log_fsyncs_total", Counter, "fdatasyncs of the Raft log."),
     ("bridle_log_fsync_seconds", Histogram, "How long each took."),
+    ("bridle_log_disk_ailing", Gauge, "1 while a disk of this server is slow, full or failed, and a minute beyond: others lead meanwhile."),
     ("bridle_log_batches_total", Counter, "Batches written to the log; one fsync at most each."),
     ("bridle_log_records_total", Counter, "Records in these batches."),
     ("bridle_log_written_bytes_total", Counter, "Bytes in these batches."),
@@ -42,6 +43,11 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_raft_groups", Gauge, "Raft groups on this node, by whether it leads them."),
     ("bridle_raft_applied_entries", Gauge, "By table: entries applied since its groups were formed."),
     ("bridle_raft_log_entries", Gauge, "By table: entries in the log that are not purged yet."),
+    (
+        "bridle_raft_handovers_total",
+        Counter,
+        "Leaderships that this server has handed over, by why: asked, stopping, or what ails its disk.",
+    ),
     ("bridle_raft_term", Gauge, "By table: the highest term of its groups."),
     ("bridle_raft_led", Gauge, "By table: partitions that are led here."),
     ("bridle_raft_follower_lag_entries", Gauge, "By table: the most entries that a follower of a partition led here is known to lack."),
@@ -136,6 +142,7 @@ fn of_stores(local: &Local, stores: &Stores) {
     let log = stores.log.stats();
     gauge!("bridle_log_writable").set(f64::from(u8::from(local.writable().is_ok())));
     counter!("bridle_log_fsyncs_total").absolute(log.fsyncs());
+    gauge!("bridle_log_disk_ailing").set(f64::from(u8::from(stores.log.ailment_lately().is_some())));
     counter!("bridle_log_batches_total").absolute(log.batches());
     counter!("bridle_log_records_total").absolute(log.records());
     counter!("bridle_log_written_bytes_total").absolute(log.bytes());

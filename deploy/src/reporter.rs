@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use cluster::follow::Source;
 use cluster::news::{Compaction, Hello, Replica, Report, Server, ServerFigures};
 use cluster::{PartitionId, TableId};
+use engine::log::Ailment;
 use parking_lot::Mutex;
 use storage::Node;
 
@@ -34,6 +35,8 @@ struct Told {
     replicas: HashMap<PartitionId, Replica>,
     compactions: HashMap<u64, Compaction>,
     figures_at: Option<Instant>,
+    /// What ailed the disks.
+    ails: Option<&'static str>,
     /// The version of the assignments that were made true.
     followed: u64,
     /// Tables that are assigned.
@@ -93,10 +96,13 @@ impl Source for Reporter {
             compactions.iter().filter(|compaction| told.compactions.get(&compaction.run) != Some(compaction)).cloned().collect();
         told.compactions = compactions.into_iter().map(|compaction| (compaction.run, compaction)).collect();
         let now = Instant::now();
-        let is_due = told.figures_at.is_none_or(|at| now.saturating_duration_since(at) >= FIGURES_PERIOD);
-        let figures = self.local.get().and_then(Weak::upgrade).filter(|_| is_due).map(|local| figures(&local, rows_disk_bytes));
+        let local = self.local.get().and_then(Weak::upgrade);
+        let ailment = local.as_ref().and_then(|local| local.stores.as_ref()?.log.ailment_lately());
+        let ails = ailment.as_ref().map(Ailment::name);
+        let is_due = ails != told.ails || told.figures_at.is_none_or(|at| now.saturating_duration_since(at) >= FIGURES_PERIOD);
+        let figures = local.filter(|_| is_due).map(|local| figures(&local, rows_disk_bytes, ailment));
         if figures.is_some() {
-            told.figures_at = Some(now);
+            (told.figures_at, told.ails) = (Some(now), ails);
         }
         Report {
             whole,
@@ -109,7 +115,8 @@ impl Source for Reporter {
     }
 }
 
-fn figures(local: &Local, rows_disk_bytes: u64) -> ServerFigures {
+fn figures(local: &Local, rows_disk_bytes: u64, ailment: Option<Ailment>) -> ServerFigures {
+    let ailing = ailment.map(|ailment| ailment.to_string());
     let disk = rustix::fs::statvfs(local.directory.path()).ok();
     let bytes = |blocks: u64| disk.as_ref().map_or(0, |disk| blocks.saturating_mul(disk.f_frsize));
     ServerFigures {
@@ -120,6 +127,7 @@ fn figures(local: &Local, rows_disk_bytes: u64) -> ServerFigures {
         memory_bytes: engine::memory::figures().resident,
         clients: local.proxy().map_or(0, |proxy| proxy.clients.len() as u64),
         uptime_seconds: local.started.elapsed().as_secs(),
-        faults: local.faults(),
+        faults: local.faults().into_iter().chain(ailing.iter().map(|why| format!("it leads nothing for the moment: {why}"))).collect(),
+        ailing,
     }
 }

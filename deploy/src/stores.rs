@@ -50,13 +50,21 @@ fn log_options(config: &Config, directory: &Directory) -> LogOptions {
     };
     options.segment_bytes = config.raft_log.segment.0 as u32;
     options.tail_bytes_max = config.raft_log.tail_cache.0;
+    options.unwritten_bytes_max = config.raft_log.unwritten.0;
+    options.watched = vec![directory.path().to_owned()];
     options
 }
 
 /// How much log is kept for replicas that are behind.
 pub(crate) fn log_policy(config: &Config) -> Policy {
     let log = &config.raft_log;
-    Policy { kept_bytes_max: log.kept.0, kept_entries_max: u64::from(log.kept_entries), kept_for: log.kept_for.0, ..Policy::default() }
+    Policy {
+        kept_bytes_max: log.kept.0,
+        kept_in_all_bytes_max: log.kept_in_all.0,
+        kept_entries_max: u64::from(log.kept_entries),
+        kept_for: log.kept_for.0,
+        ..Policy::default()
+    }
 }
 
 fn store_settings(config: &Config) -> Settings {

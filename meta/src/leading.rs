@@ -7,7 +7,7 @@ use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use cluster::news::Order;
-use cluster::{PartitionId, ServerId, TableId};
+use cluster::{Member, PartitionId, ServerId, TableId};
 use tokio::sync::mpsc;
 
 use crate::catalogue::{Meta, Seat};
@@ -160,7 +160,9 @@ fn leaders(picture: &Picture, roster: &Roster, held: &BTreeMap<PartitionId, (Ser
         if held.get(&partition).is_some_and(|(at, _)| *at == leader) {
             return Some(Led { partition, leader: Some(leader), preferred: leader, able: vec![leader] });
         }
-        let able = placement.members.iter().filter(|member| roster.is_able(member.server, partition, member.raft_id, LAG_MAX));
+        // Whose disk is slow, full or failed has handed over what it led, and gets it back when it is well.
+        let may_lead = |member: &&Member| roster.may_lead(member.server, partition, member.raft_id, LAG_MAX);
+        let able = placement.members.iter().filter(may_lead);
         Some(Led { partition, leader: Some(leader), preferred, able: able.map(|member| member.server).collect() })
     });
     led.collect()
@@ -218,8 +220,24 @@ impl Meta {
             }
         }
         self.take_note();
+        self.leave_ailing_disk();
         self.go_on().await;
         self.even_out_leaders();
+    }
+
+    /// Has another meta lead while the disk of this one is slow, full or failed.
+    fn leave_ailing_disk(&self) {
+        if let (Seat::Member { .. }, Some(ailment)) = (&self.options.seat, self.group.ailment()) {
+            let group = self.group.clone();
+            tokio::spawn(async move {
+                // No lease of meta's outlives the decision that it was taken for.
+                match group.leave(ailment.clone(), Box::new(|| ())).await {
+                    Ok(Some(to)) => tracing::info!(to, %ailment, "another meta leads now"),
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!(%ailment, %error, "another meta should lead, and none can"),
+                }
+            });
+        }
     }
 
     /// Who has fallen silent, and who leads now.

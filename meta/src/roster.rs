@@ -176,6 +176,12 @@ impl Roster {
         self.servers.get(&server).is_some_and(|seen| seen.up)
     }
 
+    /// Whether a replica could lead and should: it is able to, and its server says that its disks are well.
+    pub fn may_lead(&self, server: ServerId, partition: PartitionId, raft_id: u64, lag_max: u64) -> bool {
+        let is_well = self.servers.get(&server).is_some_and(|seen| seen.figures.ailing.is_none());
+        is_well && self.is_able(server, partition, raft_id, lag_max)
+    }
+
     /// Servers that are there.
     pub fn up(&self) -> impl Iterator<Item = ServerId> {
         self.servers.iter().filter(|(_, seen)| seen.up).map(|(id, _)| *id)
@@ -322,6 +328,23 @@ mod tests {
         roster.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
         assert_eq!(roster.leader(P), Some(Leader { server: ServerId(302), term: 7 }), "the deposed one says the old thing still");
         assert_eq!(roster.leaders_version(), version + 1);
+    }
+
+    #[test]
+    fn who_has_a_sick_disk_is_able_to_lead_and_should_not() {
+        let (now, state) = (Instant::now(), state(Status::Ready));
+        let mut roster = three(now);
+        roster.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
+        roster.report(ServerId(302), 2, says(vec![replica(12, 5, false)]), &state, now);
+        assert!(roster.may_lead(ServerId(302), P, 12, 10));
+        let figures = |ailing: Option<&str>| Some(ServerFigures { ailing: ailing.map(str::to_owned), ..ServerFigures::default() });
+        let sick = Report { figures: figures(Some("it is full")), ..Report::default() };
+        roster.report(ServerId(302), 2, sick, &state, now);
+        assert!(roster.is_able(ServerId(302), P, 12, 10) && !roster.may_lead(ServerId(302), P, 12, 10));
+        roster.report(ServerId(302), 2, Report::default(), &state, now);
+        assert!(!roster.may_lead(ServerId(302), P, 12, 10), "it has not said otherwise");
+        roster.report(ServerId(302), 2, Report { figures: figures(None), ..Report::default() }, &state, now);
+        assert!(roster.may_lead(ServerId(302), P, 12, 10));
     }
 
     #[test]

@@ -32,6 +32,8 @@ const MEND_FIRST: Duration = Duration::from_secs(1);
 const MEND_LAST: Duration = Duration::from_secs(60);
 /// Without a leader that sends its state so often in a row, a damaged replica is opened as it is: its vote may be what the group lacks for a majority.
 const ASKS_MAX: u32 = 3;
+/// How often the node looks whether its disks are well.
+const DISK_PERIOD: Duration = Duration::from_millis(250);
 /// Group 0 of the log is meta's.
 const FIRST_GROUP: u64 = 1 << 32;
 /// Bits of a group's number that hold the partition's index.
@@ -161,6 +163,8 @@ impl Node {
         if let Some(peers) = &node.options.peers {
             tokio::spawn(mend(Arc::downgrade(&node), node.changes()));
             tokio::spawn(revoke_on_jumps(Arc::downgrade(&node), peers.ticker.clone()));
+            // Where no client's command can hold it up.
+            node.options.raft_runtime.spawn(leave_ailing_disk(Arc::downgrade(&node)));
         }
         node
     }
@@ -557,6 +561,24 @@ async fn revoke_on_jumps(node: std::sync::Weak<Node>, ticker: Arc<Ticker>) {
     while jumps.changed().await.is_ok() {
         let Some(node) = node.upgrade() else { return };
         node.replicas().iter().for_each(|replica| replica.lease.revoke());
+    }
+}
+
+/// In a cluster: has others lead what is led here while a disk of this server is slow, full or failed, until the node is gone.
+async fn leave_ailing_disk(node: std::sync::Weak<Node>) {
+    let mut tick = tokio::time::interval(DISK_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ailed = None;
+    loop {
+        tick.tick().await;
+        let Some(node) = node.upgrade() else { return };
+        let ails = node.log.ailment_lately().map(|ailment| ailment.name());
+        if ails != ailed {
+            ailed = ails;
+            node.changes.send_modify(|change| *change += 1);
+        }
+        let replicas = node.replicas();
+        futures::future::join_all(replicas.iter().map(|replica| replica.leave_ailing_disk())).await;
     }
 }
 

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use cluster::{CallError, Leader, PartitionId, Placement, ServerId, news};
 use engine::batch::Family;
 use engine::clocks::{Clocks, SystemClocks};
-use engine::log::Log;
+use engine::log::{Log, LogError};
 use engine::mutants::{self, Rule};
-use engine::raft::{self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role};
+use engine::raft::{self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role, Why};
 use engine::store::{Fault, Health, Shared, Sizes, Store};
 use parking_lot::Mutex;
 use row::op::{Op, Request, Response};
@@ -47,7 +47,6 @@ pub struct Replica {
     role: watch::Receiver<Role>,
     /// The last term in which this replica began to lead, in every respect.
     adopted_term: Mutex<u64>,
-    log: Arc<Log>,
     rules: ArcSwap<Rules>,
     pub(crate) queue: Queue,
     /// Whether the group has other members, which go on without this one.
@@ -227,7 +226,6 @@ impl Replica {
             role: group.leadership_changes(),
             group,
             adopted_term: Mutex::new(0),
-            log: log.clone(),
             rules: ArcSwap::from_pointee(options.rules),
             queue: Queue::new(options.quota.clone()),
             has_peers: options.peers.is_some(),
@@ -362,9 +360,28 @@ impl Replica {
 
     /// Hands leadership over to another member; `why` is for the log.
     pub(crate) async fn transfer(self: &Arc<Self>, to: u64, why: &'static str) -> Result<(), String> {
+        self.transfer_as(to, Why::Asked, why).await
+    }
+
+    async fn transfer_as(self: &Arc<Self>, to: u64, kind: Why, why: &'static str) -> Result<(), String> {
         let replica = self.clone();
         *self.parting.lock() = why;
-        self.group.transfer_leader(to, Box::new(move || replica.lease.revoke())).await.map_err(|error| error.to_string())
+        self.group.transfer_leader_as(to, kind, Box::new(move || replica.lease.revoke())).await.map_err(|error| error.to_string())
+    }
+
+    /// Hands leadership over to a member whose disk is quick, if it is here and this server's disk is slow, full, failed or behind.
+    pub(crate) async fn leave_ailing_disk(self: &Arc<Self>) {
+        let Some(ailment) = self.group.ailment().filter(|_| self.leads() && self.has_peers) else { return };
+        let (replica, why) = (self.clone(), ailment.name());
+        let revoke = move || {
+            *replica.parting.lock() = why;
+            replica.lease.revoke();
+        };
+        match self.group.leave(ailment.clone(), Box::new(revoke)).await {
+            Ok(Some(to)) => tracing::info!(partition = ?self.partition, to, %ailment, "another leads it now"),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(partition = ?self.partition, %ailment, %error, "another should lead it, and none can"),
+        }
     }
 
     /// Hands leadership over to whoever is ready, if it is here.
@@ -376,7 +393,7 @@ impl Replica {
         let mut followers: Vec<_> = status.followers.into_iter().filter(|follower| follower.is_voter).collect();
         followers.sort_by_key(|follower| std::cmp::Reverse(follower.matched));
         for follower in followers {
-            match self.transfer(follower.raft_id, why).await {
+            match self.transfer_as(follower.raft_id, Why::Stopping, why).await {
                 Ok(()) => return,
                 Err(error) => tracing::debug!(partition = ?self.partition, to = follower.raft_id, error, "a handover did not go through"),
             }
@@ -450,7 +467,11 @@ impl Replica {
 
     /// Whether a write has room now; if not, why not.
     pub(crate) fn writable(&self) -> Result<(), CallError> {
-        self.log.writable().map_err(|full| CallError::ReadOnly(full.to_string()))?;
+        self.group.writable().map_err(|why| match why {
+            // Another is to lead soon, or the disk keeps up again.
+            LogError::Behind { .. } => CallError::NoLeader(why.to_string()),
+            full => CallError::ReadOnly(full.to_string()),
+        })?;
         match self.store.health() {
             Health::Good => Ok(()),
             Health::DiskFull(why) => Err(CallError::ReadOnly(why)),

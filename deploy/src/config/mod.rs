@@ -166,7 +166,9 @@ settings! {
     raft_log: RaftLogSection {
         segment: Size, in Size::mib(1), Size::mib(1024);
         tail_cache: Size, in Size::mib(1), Size::mib(1 << 20);
+        unwritten: Size, in Size::mib(1), Size::mib(1 << 14);
         kept: Size, in Size::mib(1), Size::mib(1 << 20);
+        kept_in_all: Size, in Size::mib(1), Size::mib(1 << 24);
         kept_entries: u32, in 1, u32::MAX;
         kept_for: Dur, in Dur::ms(0), Dur::ms(MAX_SECONDS * 1000);
     }

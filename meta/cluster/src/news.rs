@@ -160,6 +160,8 @@ pub struct ServerFigures {
     pub uptime_seconds: u64,
     /// What is wrong, in sentences.
     pub faults: Vec<String>,
+    /// Why this server should lead nothing for the moment: a disk of its that is slow, full or failed, or was within the last minute.
+    pub ailing: Option<String>,
 }
 
 /// How a replica is.

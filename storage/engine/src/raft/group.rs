@@ -28,11 +28,13 @@ use tokio::sync::watch;
 
 use super::machine::Named;
 use super::peers::Peers;
+use super::purge::Kept;
 use super::ticker::{Pulse, Standing, Ticker};
 use super::transfer::Receiving;
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
 use super::wire::LETTER_BYTES_MAX;
-use super::{Machine, Progress};
+use super::{GroupLog, Machine, Progress};
+use crate::log::{Ailment, LogError};
 use crate::store::Store;
 
 /// The leader's lease: no other leader is elected within it. Also the longest election timeout.
@@ -135,6 +137,11 @@ pub(super) struct Inner {
     pub(super) id: RaftId,
     /// The group's number.
     pub(super) number: u64,
+    pub(super) log: GroupLog,
+    /// What it keeps of its log for others.
+    pub(super) kept: Kept,
+    /// When leadership was last to be handed over because of the disk.
+    pub(super) left_at: Mutex<Option<Instant>>,
     pub(super) store: Store,
     /// The term of ours in which everything of earlier terms was seen to be applied.
     pub(super) caught_up_term: AtomicU64,
@@ -157,6 +164,8 @@ pub(super) struct Inner {
     pub(super) is_handing_over: AtomicBool,
     /// While leadership is being handed over and all leases of ours are revoked: whoever stands may have our vote. Held while a vote is given.
     pub(super) has_revoked: tokio::sync::RwLock<bool>,
+    /// Held while a letter with entries is taken in.
+    pub(super) admitting: tokio::sync::Mutex<()>,
     /// One change of members or leader at a time.
     pub(super) changing: Arc<tokio::sync::Mutex<()>>,
     pub(super) peers: Peers,
@@ -254,6 +263,23 @@ impl Group {
     /// Lets go of the log up to an entry that is flushed.
     pub(super) async fn purge(&self, upto: u64) -> Result<(), GroupError> {
         self.inner.raft.trigger().purge_log(upto).await.map_err(fatal)
+    }
+
+    /// What is wrong with the disk under its log, or with how the group's log gets there: another member should lead.
+    pub fn ailment(&self) -> Option<Ailment> {
+        let behind = || match self.inner.log.writable() {
+            Err(LogError::Behind { bytes }) => Some(Ailment::Behind(bytes)),
+            _ => None,
+        };
+        self.inner.log.log().ailment().or_else(behind)
+    }
+
+    /// May something be proposed? As [`GroupLog::writable`].
+    ///
+    /// # Errors
+    /// Why not; nothing is proposed then.
+    pub fn writable(&self) -> Result<(), LogError> {
+        self.inner.log.writable()
     }
 
     /// This replica's Raft id.

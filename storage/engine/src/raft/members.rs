@@ -4,22 +4,27 @@
 //! - From the moment a handover begins, nobody is confirmed as the leader here, and leases that were given before are revoked by the caller: the next leader is
 //!   elected without waiting for them (`tests/raft_groups.rs`, `leadership_is_handed_over_without_a_pause`).
 //! - A leader is never removed: it hands over first.
+//! - Leadership never goes from a server whose disk is well to one whose disk was slow, full or failed within the last minute, unless the first one stops; and because
+//!   of a disk only to one whose own is quick (`tests/raft_disks.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, Instant as _};
+use serde::{Deserialize, Serialize};
 
 use super::group::{Group, GroupError, GroupFigures, Inner, fatal};
+use super::message;
 use super::peers::Peer;
 use super::types::{Node, RaftId, Types};
 use super::wire::Kind;
+use crate::log::{Ailment, Log, QUICK};
 
 /// A member that was heard of within this is there: a group at rest sends a heartbeat every 600 ms.
 const HEARD_LATELY: Duration = Duration::from_millis(1500);
@@ -29,6 +34,60 @@ const LAG_MAX: u64 = 2000;
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(4);
 /// How long the member that is to lead may take to say that it can.
 const READY_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long after an attempt to hand over because of a disk another one is made.
+const LEAVE_EVERY: Duration = Duration::from_secs(2);
+
+/// Why leadership is handed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// An operator wants it, or meta does.
+    Asked,
+    /// This replica is about to stop.
+    Stopping,
+    /// The disk of this server.
+    Disk(Ailment),
+}
+
+impl Why {
+    /// In a word or two, for a metric.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Why::Asked => "asked",
+            Why::Stopping => "stopping",
+            Why::Disk(ailment) => ailment.name(),
+        }
+    }
+}
+
+/// What a member says that is asked whether it can lead: how the disk under its log is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Readiness {
+    /// How long its last fsync took.
+    last_fsync_ms: u64,
+    /// What ails its disk, or did within the last minute.
+    ailing: Option<String>,
+}
+
+impl Readiness {
+    pub(super) fn of(log: &Log) -> Readiness {
+        let last_fsync_ms = log.last_fsync().as_millis() as u64;
+        Readiness { last_fsync_ms, ailing: log.ailment_lately().map(|ailment| ailment.to_string()) }
+    }
+
+    /// Whether such a member may be given a leadership for this reason, by a server that is itself as `own`; why not.
+    fn serves(&self, why: &Why, own: &Readiness) -> Result<(), String> {
+        match (&self.ailing, why) {
+            (Some(_), Why::Stopping) => Ok(()),
+            (Some(ailing), Why::Disk(_)) => Err(ailing.clone()),
+            (Some(ailing), Why::Asked) if own.ailing.is_none() => Err(ailing.clone()),
+            (None, Why::Disk(_)) if u128::from(self.last_fsync_ms) >= QUICK.as_millis() => {
+                Err(format!("its last fsync took {} ms", self.last_fsync_ms))
+            }
+            (_, _) => Ok(()),
+        }
+    }
+}
 
 /// Another member, as the leader sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,17 +166,54 @@ impl Group {
     /// [`ChangeError::Refused`]: `to` can't lead now, or leads already elsewhere; leadership stays. [`GroupError::Unknown`]: the handover began, and nobody was seen
     /// to lead yet, or this member in a later term.
     pub fn transfer_leader(&self, to: RaftId, revoke: Box<dyn FnOnce() + Send>) -> BoxFuture<'_, Result<(), ChangeError>> {
+        Box::pin(async move { self.transfer_leader_as(to, Why::Asked, revoke).await })
+    }
+
+    /// As [`transfer_leader`](Group::transfer_leader), and says why: that decides which state the other's disk must be in.
+    pub fn transfer_leader_as(&self, to: RaftId, why: Why, revoke: Box<dyn FnOnce() + Send>) -> BoxFuture<'_, Result<(), ChangeError>> {
         Box::pin(async move {
             let group = self.clone();
             let done = tokio::spawn(async move {
                 let _one_at_a_time = group.inner.changing.lock().await;
-                group.hand_over(to, revoke).await
+                group.hand_over(to, &why, revoke).await
             });
             done.await.unwrap_or_else(|error| Err(GroupError::Unknown(error.to_string()).into()))
         })
     }
 
-    async fn hand_over(&self, to: RaftId, revoke: Box<dyn FnOnce() + Send>) -> Result<(), ChangeError> {
+    /// Hands leadership over to whichever member has a quick disk, because this server's has not ([`Group::ailment`]); who it was. `None`: this replica does not lead, or it was
+    /// tried a moment ago. As for `revoke`, see [`transfer_leader`](Group::transfer_leader).
+    ///
+    /// # Errors
+    /// As [`transfer_leader`](Group::transfer_leader): nobody is there, or whoever is there is ailing, too.
+    pub fn leave(&self, ailment: Ailment, revoke: Box<dyn FnOnce() + Send>) -> BoxFuture<'_, Result<Option<RaftId>, ChangeError>> {
+        Box::pin(async move {
+            let status = self.status();
+            {
+                let (mut left_at, now) = (self.inner.left_at.lock(), Instant::now());
+                let is_early = left_at.is_some_and(|at| now.saturating_duration_since(at) < LEAVE_EVERY);
+                if !status.figures.is_leader || is_early {
+                    return Ok(None);
+                }
+                *left_at = Some(now);
+            }
+            let why = Why::Disk(ailment);
+            let mut followers: Vec<_> = status.followers.iter().filter(|follower| follower.is_voter).collect();
+            followers.sort_by_key(|follower| std::cmp::Reverse(follower.matched));
+            let mut refusal = "nobody else votes".to_owned();
+            for follower in followers {
+                let to = follower.raft_id;
+                match self.able(to, &why).await {
+                    Ok(_) => return self.transfer_leader_as(to, why, revoke).await.map(|()| Some(to)),
+                    Err(error) => refusal = error.to_string(),
+                }
+            }
+            Err(ChangeError::Refused(refusal))
+        })
+    }
+
+    /// The member `to` when it could lead now, and may be given leadership for this reason.
+    async fn able(&self, to: RaftId, why: &Why) -> Result<Follower, ChangeError> {
         let inner = &self.inner;
         let follower = self.follower(to)?;
         if !follower.is_voter {
@@ -125,8 +221,16 @@ impl Group {
         }
         let node = Node { server: follower.server };
         let peer = Peer { peers: inner.peers.clone(), target: to, node, is_for_heartbeats: false };
-        let ready = peer.ask(Kind::Ready, Bytes::new(), READY_PATIENCE).await;
-        ready.map_err(|error| ChangeError::Refused(format!("member {to} is not ready to lead: {error}")))?;
+        let refused = |error: &dyn std::fmt::Display| ChangeError::Refused(format!("member {to} is not ready to lead: {error}"));
+        let reply = peer.ask(Kind::Ready, Bytes::new(), READY_PATIENCE).await.map_err(|error| refused(&error))?;
+        let readiness: Readiness = message::decode(&reply).map_err(|error| refused(&error))?;
+        readiness.serves(why, &Readiness::of(inner.log.log())).map_err(|ailing| refused(&format!("its disk is not well: {ailing}")))?;
+        Ok(follower)
+    }
+
+    async fn hand_over(&self, to: RaftId, why: &Why, revoke: Box<dyn FnOnce() + Send>) -> Result<(), ChangeError> {
+        let inner = &self.inner;
+        self.able(to, why).await?;
         let mut roles = self.leadership_changes();
         let term = roles.borrow_and_update().term;
         inner.is_handing_over.store(true, Ordering::SeqCst);
@@ -151,6 +255,15 @@ impl Group {
         if outcome.is_err() {
             // If it is lost all the same, others say how.
             inner.cause.lock().take();
+        }
+        if outcome.is_ok() {
+            metrics::counter!("bridle_raft_handovers_total", "reason" => why.name()).increment(1);
+            match why {
+                Why::Disk(ailment) => {
+                    tracing::warn!(group = inner.number, to, %ailment, "leadership was handed over: this server's disk is not well")
+                }
+                why => tracing::info!(group = inner.number, to, why = why.name(), "leadership was handed over"),
+            }
         }
         Ok(outcome?)
     }

@@ -20,7 +20,7 @@ pub mod wire;
 pub use group::{CONFIRMED_AGE, Group, GroupError, GroupFigures, LEASE, Leader, Leadership, Role, Verdict};
 pub use log_store::GroupLog;
 pub use machine::{Machine, Progress, StateTransfer};
-pub use members::{ChangeError, Follower, GroupStatus};
+pub use members::{ChangeError, Follower, GroupStatus, Why};
 pub use rebuild::{Rebuild, RebuildOptions, remains, settle};
 pub use receive::ReceiveError;
 pub use start::GroupOptions;

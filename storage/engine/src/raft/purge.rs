@@ -8,10 +8,13 @@
 //!
 //! # Invariants
 //! - What is purged was flushed (`tests/machine.rs`, `what_is_purged_was_flushed`).
+//! - All groups of a process together keep no more than they may (`many_groups_share_what_may_be_kept`).
 //! - What a follower lacks that was heard of lately is kept (`tests/raft_states.rs`, `the_log_is_kept_for_the_slowest_that_is_there`).
 //! - A flush is asked for when the policy says so, and never because of another flush (`one_flush_does_not_bring_about_the_next`, there).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -33,6 +36,8 @@ pub struct Policy {
     pub age_max: Duration,
     /// Bytes of batches kept for followers that lack them; four times as much while a state is sent.
     pub kept_bytes_max: u64,
+    /// Bytes of batches kept by all groups of a process together: beyond it each keeps less, in proportion.
+    pub kept_in_all_bytes_max: u64,
     /// Entries kept for followers that lack them; four times as many while a state is sent.
     pub kept_entries_max: u64,
     /// How long a follower counts as being there after it was heard of, and a new leader waits to hear of all.
@@ -46,9 +51,48 @@ impl Default for Policy {
             entries_max: 100_000,
             age_max: Duration::from_secs(60),
             kept_bytes_max: 256 << 20,
+            kept_in_all_bytes_max: 2 << 30,
             kept_entries_max: 1_000_000,
             kept_for: Duration::from_secs(60),
         }
+    }
+}
+
+/// What all groups of a process keep, bytes.
+pub(super) type KeptInAll = Arc<AtomicU64>;
+
+/// What one group keeps, counted in what all do as long as it is there.
+#[derive(Debug)]
+pub(super) struct Kept {
+    in_all: KeptInAll,
+    own: AtomicU64,
+}
+
+impl Kept {
+    pub(super) fn new(in_all: KeptInAll) -> Kept {
+        Kept { in_all, own: AtomicU64::new(0) }
+    }
+
+    /// It keeps so much now.
+    fn note(&self, bytes: u64) {
+        let before = self.own.swap(bytes, Ordering::Relaxed);
+        // Wraps around, and back with the next one's share.
+        self.in_all.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    /// Of `most`, what it may keep so that all keep `in_all_max` at most: all, as long as there is room; then its part, by what it keeps.
+    fn share(&self, most: u64, in_all_max: u64) -> u64 {
+        let (own, in_all) = (self.own.load(Ordering::Relaxed), self.in_all.load(Ordering::Relaxed));
+        if in_all <= in_all_max {
+            return most;
+        }
+        most.min((u128::from(own) * u128::from(in_all_max) / u128::from(in_all)) as u64)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.note(0);
     }
 }
 
@@ -148,7 +192,8 @@ impl Group {
         let bytes = store.applied_bytes();
         let within = |factor: u64| {
             let is_within = |mark: &&Mark| {
-                bytes.saturating_sub(mark.bytes) <= policy.kept_bytes_max.saturating_mul(factor)
+                bytes.saturating_sub(mark.bytes)
+                    <= self.inner.kept.share(policy.kept_bytes_max.saturating_mul(factor), policy.kept_in_all_bytes_max)
                     && applied.saturating_sub(mark.index) <= policy.kept_entries_max.saturating_mul(factor)
             };
             // Without any, the newest: nothing flushed is kept.
@@ -163,11 +208,37 @@ impl Group {
         while marks.len() > 2 && marks[1].index <= upto || marks.len() > MARKS_MAX {
             marks.pop_front();
         }
+        let before = marks.iter().rev().find(|mark| mark.index <= upto).map_or(bytes, |mark| mark.bytes);
+        self.inner.kept.note(bytes.saturating_sub(before));
         if upto > purged {
             self.purge(upto).await?;
         }
         // A follower's last cycle goes with the next flush.
         let newest = marks.back().map_or(0, |mark| mark.index);
         Ok(upto < newest && (status.figures.is_leader || flushed < newest || held.is_some()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_groups_share_what_may_be_kept() {
+        let in_all = KeptInAll::default();
+        let groups: Vec<Kept> = (0..10).map(|_| Kept::new(in_all.clone())).collect();
+        groups.iter().for_each(|group| group.note(100));
+        assert_eq!(groups[0].share(250, 1000), 250, "there is room");
+        groups[0].note(1100);
+        // Each looks in turn, and lets go of what is beyond its share.
+        for _ in 0..10 {
+            for group in &groups {
+                let share = group.share(250, 1000);
+                group.note(group.own.load(Ordering::Relaxed).min(share));
+            }
+        }
+        assert!((500..=1000).contains(&in_all.load(Ordering::Relaxed)), "{in_all:?}");
+        drop(groups);
+        assert_eq!(in_all.load(Ordering::Relaxed), 0);
     }
 }

@@ -8,6 +8,7 @@ use openraft::errors::RaftError;
 use openraft::raft::{AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 
 use super::group::{Group, Inner};
+use super::members::Readiness;
 use super::message;
 use super::types::Types;
 use super::wire::{Kind, Letter};
@@ -59,6 +60,11 @@ impl Inner {
         let request = message::decode_append(&body).map_err(ReceiveError::Unreadable)?;
         drop(body);
         let (is_busy, term) = (!request.entries.is_empty(), request.vote.leader_id.term);
+        // A leader has one with entries on its way. More are those that it has given up: while this replica waits for its disk or its store, they would pile up in Raft's queue.
+        let _admitted = match is_busy.then(|| self.admitting.try_lock()) {
+            Some(Err(_taken)) => return Err(ReceiveError::NotNow("entries that came before are not taken in yet".to_owned())),
+            admitted => admitted,
+        };
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
         // A leader of the past is nobody's leader.
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
@@ -68,11 +74,11 @@ impl Inner {
         message::encode(&response).map_err(ReceiveError::Unreadable)
     }
 
-    /// Whether this replica may vote and stand.
+    /// Whether this replica may vote and stand, and how its disk is.
     fn ready(&self) -> Result<Bytes, ReceiveError> {
         match Instant::now() < self.guard_until {
             true => Err(ReceiveError::NotNow("this replica has just started and may have promised its vote".to_owned())),
-            false => Ok(Bytes::new()),
+            false => message::encode(&Readiness::of(self.log.log())).map_err(ReceiveError::Unreadable),
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::group::{Group, GroupError, Inner, LEASE, fatal};
 use super::peers::Peers;
-use super::purge::{Policy, keep_log_short};
+use super::purge::{Kept, Policy, keep_log_short};
 use super::ticker::{HEARTBEAT, Pulse, Standing, Ticker};
 use super::transfer::{self, Holds};
 use super::types::{Node, RaftId};
@@ -160,6 +160,7 @@ impl Group {
         };
         let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
         let (number, purged_at_start) = (log.id(), log.range().start.saturating_sub(1));
+        let own_log = log.clone();
         let transfers = ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
         let peers = Peers { wire, group: number, id, transfers, holds: Arc::<Holds>::default(), prompt: Arc::default() };
         let directory = store.path().to_owned();
@@ -172,12 +173,21 @@ impl Group {
             Some(ticker) => ticker.log_policy(),
             None => Policy::default(),
         };
-        let raft = Raft::new(id, Arc::new(config), peers.clone(), log, machine).await.map_err(fatal)?;
+        let raft = {
+            // openraft applies again what the store had not flushed, and reads it for that: not more than so much is in memory, whatever the number of groups.
+            let applied = store.applied().map_err(|fault| GroupError::Fatal(fault.to_string()))?.map_or(0, |applied| applied.index);
+            let turns = log.clone();
+            let _turn = turns.replay_turn(applied).await;
+            Raft::new(id, Arc::new(config), peers.clone(), log, machine).await.map_err(fatal)?
+        };
         let inner = Arc::new(Inner {
             server: raft.server_metrics(),
             raft,
             id,
             number,
+            log: own_log,
+            kept: Kept::new(ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.kept())),
+            left_at: Mutex::default(),
             store: store.clone(),
             caught_up_term: AtomicU64::default(),
             progress: progress.clone(),
@@ -193,6 +203,7 @@ impl Group {
             purged_at_start,
             is_handing_over: AtomicBool::default(),
             has_revoked: tokio::sync::RwLock::default(),
+            admitting: tokio::sync::Mutex::default(),
             changing: Arc::default(),
             peers,
             receiving: Arc::default(),

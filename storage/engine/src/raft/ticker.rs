@@ -39,7 +39,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::group::Inner;
-use super::purge::Policy;
+use super::purge::{KeptInAll, Policy};
 use super::transfer::Transfers;
 use super::{CONFIRMED_AGE, LEASE};
 use crate::clocks::{Clocks, JumpDetector, SystemClocks};
@@ -75,6 +75,7 @@ pub struct Ticker {
     detector: Mutex<JumpDetector>,
     /// Until when acknowledgements may be from before the last jump; behind the lock of the detector.
     jumps: watch::Sender<Option<Instant>>,
+    kept: KeptInAll,
 }
 
 #[derive(Default)]
@@ -108,6 +109,7 @@ impl Ticker {
             detector: Mutex::new(JumpDetector::new(&*clocks)),
             clocks,
             jumps: watch::Sender::default(),
+            kept: KeptInAll::default(),
         });
         tokio::spawn(run(Arc::downgrade(&ticker)));
         ticker
@@ -121,6 +123,11 @@ impl Ticker {
     /// How long the logs of groups that are started from now on may get.
     pub fn set_log_policy(&self, policy: Policy) {
         *self.policy.lock() = policy;
+    }
+
+    /// What its groups keep of their logs.
+    pub(super) fn kept(&self) -> KeptInAll {
+        self.kept.clone()
     }
 
     pub(super) fn log_policy(&self) -> Policy {

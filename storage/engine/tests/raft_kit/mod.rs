@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
 use engine::clocks::{Clocks, SystemClocks};
-use engine::log::{Durability, Log, LogOptions};
+use engine::log::{Disk, Durability, Log, LogOptions, OsDisk, Space};
 use engine::raft::purge::Policy;
 use engine::raft::{Group, GroupError, GroupOptions, Kind, Leadership, Letter, Node, Ticker, Wire, WireError};
 use engine::store::{Settings, Shared, Store};
@@ -173,10 +173,14 @@ impl Server {
     }
 
     pub fn start_with(id: u64, path: &Path, network: &Arc<Network>, durability: Durability) -> Server {
+        Self::start_on(id, path, network, durability, Arc::new(OsDisk))
+    }
+
+    pub fn start_on(id: u64, path: &Path, network: &Arc<Network>, durability: Durability, disk: Arc<dyn Disk>) -> Server {
         let clocks = Arc::<Jumping>::default();
         let ticker = Ticker::start_with(clocks.clone());
         let mut options = LogOptions::new(path.join("log"));
-        options.durability = durability;
+        (options.durability, options.disk) = (durability, disk);
         options.segment_bytes = 1 << 20;
         let log = Log::open(options).unwrap();
         let shared = Shared::new(Settings::default()).unwrap();
@@ -233,6 +237,27 @@ pub struct Three {
     directory: tempfile::TempDir,
     durability: Durability,
     policy: Policy,
+    pub disks: BTreeMap<u64, Arc<TestDisk>>,
+}
+
+/// A disk that a test can make slow, full, or fail.
+#[derive(Debug, Default)]
+pub struct TestDisk {
+    /// How long each sync takes, ms.
+    pub slow_ms: AtomicU64,
+    pub used_percent: AtomicU64,
+}
+
+impl Disk for TestDisk {
+    fn sync(&self, file: &std::fs::File) -> std::io::Result<()> {
+        std::thread::sleep(Duration::from_millis(self.slow_ms.load(Ordering::Relaxed)));
+        file.sync_data()
+    }
+
+    fn space(&self, _dir: &Path) -> Option<Space> {
+        let used = self.used_percent.load(Ordering::Relaxed);
+        Some(Space { used, free: 100 - used })
+    }
 }
 
 impl Three {
@@ -247,7 +272,8 @@ impl Three {
     pub async fn start_as(durability: Durability, policy: Policy) -> Three {
         let network = Arc::<Network>::default();
         let directory = tempfile::tempdir().unwrap();
-        let mut three = Three { network, servers: BTreeMap::new(), replicas: BTreeMap::new(), directory, durability, policy };
+        let disks = SERVERS.into_iter().map(|server| (server, Arc::default())).collect();
+        let mut three = Three { network, servers: BTreeMap::new(), replicas: BTreeMap::new(), directory, durability, policy, disks };
         for server in SERVERS {
             three.restart(server).await;
         }
@@ -260,7 +286,7 @@ impl Three {
 
     /// Starts a server that is not running.
     pub async fn restart(&mut self, id: u64) {
-        let server = Server::start_with(id, &self.path(id), &self.network, self.durability);
+        let server = Server::start_on(id, &self.path(id), &self.network, self.durability, self.disks[&id].clone());
         server.ticker.set_log_policy(self.policy);
         self.replicas.insert(id, server.replica(GROUP, Some(&SERVERS)).await);
         self.servers.insert(id, server);

@@ -1,0 +1,174 @@
+//! Groups whose members' disks are slow, full, or do not keep up.
+#![allow(clippy::unwrap_used)]
+
+mod raft_kit;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use engine::log::{Ailment, Durability, LogError};
+use engine::raft::{ChangeError, Kind, Letter, ReceiveError, Why};
+use parking_lot::Mutex;
+use raft_kit::*;
+
+/// What a node does a few times a second: the leader, if its disk is ailing, hands over.
+async fn leave(three: &Three, server: u64) -> Result<Option<u64>, ChangeError> {
+    let group = three.group(server);
+    match group.ailment() {
+        Some(ailment) => group.leave(ailment, Box::new(|| ())).await,
+        None => Ok(None),
+    }
+}
+
+fn set_slow(three: &Three, server: u64, ms: u64) {
+    three.disks[&server].slow_ms.store(ms, Ordering::Relaxed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
+    let three = Three::start_with(Durability::Always).await;
+    let leader = three.leader().await;
+    three.put(1, b"before").await;
+    let others: Vec<u64> = SERVERS.into_iter().filter(|server| *server != leader).collect();
+    let term = three.group(leader).figures().term;
+
+    set_slow(&three, leader, 2000);
+    let slow_since = Instant::now();
+    // The leader's own disk is not waited for.
+    put(&three.group(leader), 2, b"while it hangs").await.unwrap();
+    assert!(slow_since.elapsed() < Duration::from_secs(1), "{:?}", slow_since.elapsed());
+    wait_for("the hanging sync is noticed", || matches!(three.group(leader).ailment(), Some(Ailment::Slow(_)))).await;
+    assert_eq!(three.group(leader).figures().term, term, "heartbeats go on: nobody has stood for election");
+    // It is the disk that decides, not only who is there: one of the two is slow, too.
+    set_slow(&three, others[0], 300);
+    three.servers[&others[0]].log.flush().await.unwrap();
+    wait_for("its sync is slow", || three.servers[&others[0]].log.last_fsync() >= Duration::from_millis(100)).await;
+    let to = leave(&three, leader).await.unwrap().expect("it led");
+    assert_eq!(to, raft_id(others[1]));
+    assert_eq!(three.leader_among(&others).await, others[1]);
+    assert!(slow_since.elapsed() < Duration::from_secs(6), "within a few seconds: {:?}", slow_since.elapsed());
+    put(&three.group(others[1]), 3, b"after").await.unwrap();
+
+    // Its disk is well again, and it gets nothing back for a minute.
+    set_slow(&three, leader, 0);
+    set_slow(&three, others[0], 0);
+    three.servers[&leader].log.flush().await.unwrap();
+    wait_for("the disk is quick again", || three.servers[&leader].log.ailment().is_none()).await;
+    assert!(three.servers[&leader].log.ailment_lately().is_some());
+    three.until(leader, 3, b"after").await;
+    let refused = three.group(others[1]).transfer_leader(raft_id(leader), Box::new(|| panic!("nothing begins"))).await;
+    assert!(matches!(&refused, Err(ChangeError::Refused(why)) if why.contains("its disk is not well")), "{refused:?}");
+    // Unless nobody else can: whoever stops asks for no more than that.
+    let stopping = three.group(others[1]).transfer_leader_as(raft_id(leader), Why::Stopping, Box::new(|| ())).await;
+    stopping.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_on_a_full_disk_hands_over_unless_all_are_full() {
+    let three = Three::start_with(Durability::Always).await;
+    let leader = three.leader().await;
+    let others: Vec<u64> = SERVERS.into_iter().filter(|server| *server != leader).collect();
+    let fill = |server: &u64, percent| three.disks[server].used_percent.store(percent, Ordering::Relaxed);
+    SERVERS.iter().for_each(|server| fill(server, 96));
+    wait_for("all notice it", || SERVERS.iter().all(|server| three.servers[server].log.ailment() == Some(Ailment::Full(96)))).await;
+    let refused = leave(&three, leader).await;
+    assert!(matches!(&refused, Err(ChangeError::Refused(why)) if why.contains("96 % full")), "{refused:?}");
+    assert!(three.group(leader).figures().is_leader);
+    assert_eq!(leave(&three, leader).await.unwrap(), None, "it is not tried all the time");
+    put(&three.group(leader), 1, b"it serves").await.unwrap();
+    others.iter().for_each(|server| fill(server, 50));
+    // They count as ailing for a minute, so here the first one's words are simply not true any more: a restart forgets them.
+    let mut three = three;
+    for server in &others {
+        three.stop(*server).await;
+        three.restart(*server).await;
+    }
+    wait_for("they are well", || others.iter().all(|server| three.servers[server].log.ailment_lately().is_none())).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let to = loop {
+        // Restarted members may not vote for a moment.
+        match leave(&three, leader).await {
+            Ok(Some(to)) => break to,
+            other => assert!(Instant::now() < deadline, "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(others.contains(&(to - 100)));
+}
+
+/// A disk that hangs: what is proposed meanwhile is bounded, and refused before anything is proposed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_leaders_disk_is_bounded() {
+    let three = Three::start_with(Durability::Always).await;
+    let leader = three.leader().await;
+    let group = three.group(leader);
+    put(&group, 1, b"before").await.unwrap();
+    set_slow(&three, leader, 4000);
+    let value = vec![7; 8 << 20];
+    let mut taken = 0;
+    let behind = loop {
+        if let Err(why) = group.writable() {
+            break why;
+        }
+        put(&group, 2, &value).await.unwrap();
+        taken += value.len();
+        assert!(taken < 256 << 20, "it is not bounded");
+    };
+    assert!(matches!(behind, LogError::Behind { bytes } if bytes > 64 << 20), "{behind}");
+    assert!((64 << 20..96 << 20).contains(&taken), "{taken}");
+    assert!(group.ailment().is_some());
+    set_slow(&three, leader, 0);
+    wait_for("it keeps up again", || group.writable().is_ok()).await;
+}
+
+/// Copies of a letter with entries whose sender has given up waiting: one is taken in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
+    let three = Three::start_with(Durability::Always).await;
+    let leader = three.leader().await;
+    three.put(1, b"before").await;
+    let follower = *SERVERS.iter().find(|server| **server != leader).unwrap();
+    three.until(follower, 1, b"before").await;
+    let (seen, is_on) = (Arc::new(Mutex::new(Vec::<Letter>::new())), Arc::new(AtomicBool::new(true)));
+    three.network.mangle({
+        let (seen, is_on) = (seen.clone(), is_on.clone());
+        move |letter| {
+            let is_it = letter.kind == Kind::Append && letter.target == raft_id(follower) && letter.body.len() > 10_000;
+            if is_it && is_on.load(Ordering::Relaxed) {
+                seen.lock().push(letter.clone());
+            }
+            // It is the test that delivers it.
+            !is_it
+        }
+    });
+    put(&three.group(leader), 2, &[9; 20_000]).await.unwrap();
+    wait_for("the letter is on its way", || !seen.lock().is_empty()).await;
+    is_on.store(false, Ordering::Relaxed);
+    let letter = seen.lock()[0].clone();
+    set_slow(&three, follower, 1500);
+    let group = three.group(follower);
+    let copies: Vec<_> = (0..20)
+        .map(|_| {
+            tokio::spawn({
+                let (group, letter) = (group.clone(), letter.clone());
+                async move { group.receive(letter).await }
+            })
+        })
+        .collect();
+    let mut taken = 0;
+    for copy in copies {
+        match copy.await.unwrap() {
+            Ok(_reply) => taken += 1,
+            Err(ReceiveError::NotNow(_)) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(taken, 1);
+    set_slow(&three, follower, 0);
+    // What is no entry goes through beside it, and so do entries when it is done.
+    assert_ne!(group.receive(letter).await.map(|_: Bytes| ()), Err(ReceiveError::NotNow(String::new())));
+    three.network.heal();
+    three.until(follower, 2, &[9; 20_000]).await;
+}
