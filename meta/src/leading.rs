@@ -232,8 +232,7 @@ impl Meta {
             tokio::spawn(async move {
                 // No lease of meta's outlives the decision that it was taken for.
                 match group.leave(ailment.clone(), Box::new(|| ())).await {
-                    Ok(Some(to)) => tracing::info!(to, %ailment, "another meta leads now"),
-                    Ok(None) => {}
+                    Ok(_) => {}
                     Err(error) => tracing::warn!(%ailment, %error, "another meta should lead, and none can"),
                 }
             });

@@ -378,8 +378,7 @@ impl Replica {
             replica.lease.revoke();
         };
         match self.group.leave(ailment.clone(), Box::new(revoke)).await {
-            Ok(Some(to)) => tracing::info!(partition = ?self.partition, to, %ailment, "another leads it now"),
-            Ok(None) => {}
+            Ok(_) => {}
             Err(error) => tracing::warn!(partition = ?self.partition, %ailment, %error, "another should lead it, and none can"),
         }
     }

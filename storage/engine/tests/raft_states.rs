@@ -22,6 +22,7 @@ const SHORT: Policy = Policy {
     entries_max: 50,
     age_max: Duration::from_secs(1),
     kept_bytes_max: 4 << 20,
+    kept_in_all_bytes_max: 2 << 30,
     kept_entries_max: 100,
     kept_for: Duration::from_secs(60),
 };

@@ -95,6 +95,27 @@ fn what_is_flushed_is_told_from_what_is_applied() {
     assert_eq!(store.flushed().unwrap(), store.applied().unwrap());
 }
 
+#[test]
+fn what_rocksdb_flushes_by_itself_is_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let small = Shared::new(Settings { memtable_bytes: 1 << 20, ..Settings::default() }).unwrap();
+    let store = Store::open(&small, directory.path()).unwrap();
+    let (mut index, deadline) = (0, Instant::now() + Duration::from_secs(20));
+    while store.flushed().unwrap().is_none_or(|flushed| flushed.index < 100) {
+        assert!(Instant::now() < deadline, "nothing is flushed");
+        index += 1;
+        let mut write = entry(index, |batch| batch.put(Family::Cell, &index.to_be_bytes(), &[index as u8; 30_000]));
+        write.membership = (index == 7).then(|| Bytes::from_static(b"members"));
+        store.apply(&[write], Patience::Wait).unwrap();
+    }
+    let flushed = store.flushed().unwrap().unwrap();
+    assert_eq!(flushed.membership.unwrap(), "members");
+    assert_eq!(flushed.log_id, flushed.index.to_be_bytes()[..]);
+    store.close().unwrap();
+    let store = Store::open(&small, directory.path()).unwrap();
+    assert_eq!((store.flushed().unwrap().unwrap().index, store.applied().unwrap().unwrap().index), (index, index));
+}
+
 /// Where the child of `a_crash_loses_whole_entries_only` writes; unset in the parent.
 const CHILD: &str = "ENGINE_TEST_CRASHING_STORE";
 

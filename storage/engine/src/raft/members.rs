@@ -230,7 +230,7 @@ impl Group {
 
     async fn hand_over(&self, to: RaftId, why: &Why, revoke: Box<dyn FnOnce() + Send>) -> Result<(), ChangeError> {
         let inner = &self.inner;
-        self.able(to, why).await?;
+        let node = Node { server: self.able(to, why).await?.server };
         let mut roles = self.leadership_changes();
         let term = roles.borrow_and_update().term;
         inner.is_handing_over.store(true, Ordering::SeqCst);
@@ -258,11 +258,8 @@ impl Group {
         }
         if outcome.is_ok() {
             metrics::counter!("bridle_raft_handovers_total", "reason" => why.name()).increment(1);
-            match why {
-                Why::Disk(ailment) => {
-                    tracing::warn!(group = inner.number, to, %ailment, "leadership was handed over: this server's disk is not well")
-                }
-                why => tracing::info!(group = inner.number, to, why = why.name(), "leadership was handed over"),
+            if let Why::Disk(ailment) = why {
+                tracing::warn!(group = inner.number, to, %ailment, "leadership was handed over: this server's disk is not well");
             }
         }
         Ok(outcome?)

@@ -4,7 +4,7 @@
 //!
 //! # Invariants
 //! - What is said to be on disk is on disk: it is what RocksDB reads with its memtables left out, at some moment before
-//!   (`what_is_on_disk_is_known_without_asking_the_disk`).
+//!   (`tests/store.rs`, `what_rocksdb_flushes_by_itself_is_known`).
 
 use std::ffi::{CStr, c_char};
 
