@@ -26,6 +26,7 @@ use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::log_store::LogWatch;
 use super::machine::Named;
 use super::peers::Peers;
 use super::purge::Kept;
@@ -33,7 +34,7 @@ use super::ticker::{Pulse, Standing, Ticker};
 use super::transfer::Receiving;
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
 use super::wire::LETTER_BYTES_MAX;
-use super::{GroupLog, Machine, Progress};
+use super::{Machine, Progress};
 use crate::log::{Ailment, LogError};
 use crate::store::Store;
 
@@ -137,7 +138,7 @@ pub(super) struct Inner {
     pub(super) id: RaftId,
     /// The group's number.
     pub(super) number: u64,
-    pub(super) log: GroupLog,
+    pub(super) log: LogWatch,
     /// What it keeps of its log for others.
     pub(super) kept: Kept,
     /// When leadership was last to be handed over because of the disk.
@@ -267,14 +268,10 @@ impl Group {
 
     /// What is wrong with the disk under its log, or with how the group's log gets there: another member should lead.
     pub fn ailment(&self) -> Option<Ailment> {
-        let behind = || match self.inner.log.writable() {
-            Err(LogError::Behind { bytes }) => Some(Ailment::Behind(bytes)),
-            _ => None,
-        };
-        self.inner.log.log().ailment().or_else(behind)
+        self.inner.log.ailment()
     }
 
-    /// May something be proposed? As [`GroupLog::writable`].
+    /// May something be proposed? As [`GroupLog::writable`](super::GroupLog::writable).
     ///
     /// # Errors
     /// Why not; nothing is proposed then.

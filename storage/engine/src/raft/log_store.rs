@@ -9,13 +9,14 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds, RangeInclusive};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use openraft::storage::RaftLogStorage;
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use tokio::sync::{SemaphorePermit, oneshot};
 
-use crate::log::{Group, Log, LogError, Op, Reading};
+use crate::log::{Ailment, Group, Log, LogError, Op, Reading};
 use crate::mutants::{self, Rule};
 use crate::raft::types::{Entry, Flushed, LogId, Types, Vote};
 
@@ -30,6 +31,36 @@ const REPLAY_ENTRIES: u64 = 64;
 pub struct GroupLog {
     log: Arc<Log>,
     group: Arc<Group>,
+}
+
+/// Looks at a group's log and the disk under it, and keeps neither open.
+#[derive(Clone, Debug)]
+pub(super) struct LogWatch {
+    log: Weak<Log>,
+    group: Arc<Group>,
+}
+
+impl LogWatch {
+    /// As [`GroupLog::writable`].
+    pub(super) fn writable(&self) -> Result<(), LogError> {
+        let log = self.log.upgrade().ok_or(LogError::Closed)?;
+        log.writable()?;
+        log.keeps_up(&self.group)
+    }
+
+    /// What is wrong with the disk now, or with how the group's log gets there.
+    pub(super) fn ailment(&self) -> Option<Ailment> {
+        let log = self.log.upgrade()?;
+        log.ailment().or_else(|| match log.keeps_up(&self.group) {
+            Err(LogError::Behind { bytes }) => Some(Ailment::Behind(bytes)),
+            _ => None,
+        })
+    }
+
+    /// What was wrong with the disk within the last minute, and how long the last fsync took.
+    pub(super) fn lately(&self) -> (Option<Ailment>, Duration) {
+        self.log.upgrade().map_or((None, Duration::ZERO), |log| (log.ailment_lately(), log.last_fsync()))
+    }
 }
 
 impl Log {
@@ -67,6 +98,10 @@ impl GroupLog {
     /// The node's log that this is a part of.
     pub fn log(&self) -> &Arc<Log> {
         &self.log
+    }
+
+    pub(super) fn watch(&self) -> LogWatch {
+        LogWatch { log: Arc::downgrade(&self.log), group: self.group.clone() }
     }
 
     /// May something be proposed? As [`Log::writable`]; beside that, not while more of the group waits for the disk than may ([`LogError::Behind`]).

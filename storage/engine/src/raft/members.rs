@@ -20,11 +20,12 @@ use openraft::{ChangeMembers, Instant as _};
 use serde::{Deserialize, Serialize};
 
 use super::group::{Group, GroupError, GroupFigures, Inner, fatal};
+use super::log_store::LogWatch;
 use super::message;
 use super::peers::Peer;
 use super::types::{Node, RaftId, Types};
 use super::wire::Kind;
-use crate::log::{Ailment, Log, QUICK};
+use crate::log::{Ailment, QUICK};
 
 /// A member that was heard of within this is there: a group at rest sends a heartbeat every 600 ms.
 const HEARD_LATELY: Duration = Duration::from_millis(1500);
@@ -32,6 +33,9 @@ const HEARD_LATELY: Duration = Duration::from_millis(1500);
 const LAG_MAX: u64 = 2000;
 /// How long a handover may take. A failed one ends in an election.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(4);
+/// How long what was proposed may take to be applied before leadership is handed over because of a disk.
+const LANDING_PATIENCE: Duration = Duration::from_millis(500);
+const LANDING_LOOK: Duration = Duration::from_millis(50);
 /// How long the member that is to lead may take to say that it can.
 const READY_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -70,9 +74,9 @@ pub(super) struct Readiness {
 }
 
 impl Readiness {
-    pub(super) fn of(log: &Log) -> Readiness {
-        let last_fsync_ms = log.last_fsync().as_millis() as u64;
-        Readiness { last_fsync_ms, ailing: log.ailment_lately().map(|ailment| ailment.to_string()) }
+    pub(super) fn of(log: &LogWatch) -> Readiness {
+        let (ailing, last_fsync) = log.lately();
+        Readiness { last_fsync_ms: last_fsync.as_millis() as u64, ailing: ailing.map(|ailment| ailment.to_string()) }
     }
 
     /// Whether such a member may be given a leadership for this reason, by a server that is itself as `own`; why not.
@@ -224,8 +228,23 @@ impl Group {
         let refused = |error: &dyn std::fmt::Display| ChangeError::Refused(format!("member {to} is not ready to lead: {error}"));
         let reply = peer.ask(Kind::Ready, Bytes::new(), READY_PATIENCE).await.map_err(|error| refused(&error))?;
         let readiness: Readiness = message::decode(&reply).map_err(|error| refused(&error))?;
-        readiness.serves(why, &Readiness::of(inner.log.log())).map_err(|ailing| refused(&format!("its disk is not well: {ailing}")))?;
+        readiness.serves(why, &Readiness::of(&inner.log)).map_err(|ailing| refused(&format!("its disk is not well: {ailing}")))?;
         Ok(follower)
+    }
+
+    /// Waits until everything that was proposed here is applied, for a moment. Nothing is proposed any more; what is under way when this replica gives its vote is answered
+    /// only after the vote is on its disk.
+    async fn land(&self) {
+        let deadline = Instant::now() + LANDING_PATIENCE;
+        loop {
+            // What is on its way to Raft at this moment is not in its figures yet.
+            tokio::time::sleep(LANDING_LOOK).await;
+            let figures = self.figures();
+            // Those that are left are told that nobody knows.
+            if figures.applied >= figures.last_log || Instant::now() >= deadline {
+                return;
+            }
+        }
     }
 
     async fn hand_over(&self, to: RaftId, why: &Why, revoke: Box<dyn FnOnce() + Send>) -> Result<(), ChangeError> {
@@ -236,13 +255,20 @@ impl Group {
         inner.is_handing_over.store(true, Ordering::SeqCst);
         inner.note_cause(format!("it is handed over to member {to} on {node}"));
         revoke();
+        let patience = match why {
+            Why::Disk(_) => {
+                self.land().await;
+                HANDOVER_PATIENCE * 3
+            }
+            _ => HANDOVER_PATIENCE,
+        };
         // Not before: a vote lets another leader write, and nobody may be read from here by then.
         *inner.has_revoked.write().await = true;
         let outcome = match inner.raft.trigger().transfer_leader(to).await {
             Err(error) => Err(fatal(error)),
             Ok(()) => {
                 let next = roles.wait_for(|role| role.term > term && role.leader.is_some());
-                match tokio::time::timeout(HANDOVER_PATIENCE, next).await.map(|role| role.map(|role| role.is_leader)) {
+                match tokio::time::timeout(patience, next).await.map(|role| role.map(|role| role.is_leader)) {
                     Ok(Ok(false)) => Ok(()),
                     Ok(Ok(true)) => Err(GroupError::Unknown(format!("leadership was given to member {to}, and came back"))),
                     _ => Err(GroupError::Unknown(format!("leadership was given to member {to}, and nobody is seen to lead"))),
@@ -256,7 +282,8 @@ impl Group {
             // If it is lost all the same, others say how.
             inner.cause.lock().take();
         }
-        if outcome.is_ok() {
+        // This replica's vote waits for the disk that it is left for: before, nobody is seen to lead from here.
+        if outcome.is_ok() || matches!(why, Why::Disk(_)) {
             metrics::counter!("bridle_raft_handovers_total", "reason" => why.name()).increment(1);
             if let Why::Disk(ailment) = why {
                 tracing::warn!(group = inner.number, to, %ailment, "leadership was handed over: this server's disk is not well");

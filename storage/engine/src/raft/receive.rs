@@ -78,7 +78,7 @@ impl Inner {
     fn ready(&self) -> Result<Bytes, ReceiveError> {
         match Instant::now() < self.guard_until {
             true => Err(ReceiveError::NotNow("this replica has just started and may have promised its vote".to_owned())),
-            false => message::encode(&Readiness::of(self.log.log())).map_err(ReceiveError::Unreadable),
+            false => message::encode(&Readiness::of(&self.log)).map_err(ReceiveError::Unreadable),
         }
     }
 

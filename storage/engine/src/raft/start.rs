@@ -160,7 +160,7 @@ impl Group {
         };
         let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
         let (number, purged_at_start) = (log.id(), log.range().start.saturating_sub(1));
-        let own_log = log.clone();
+        let watch = log.watch();
         let transfers = ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
         let peers = Peers { wire, group: number, id, transfers, holds: Arc::<Holds>::default(), prompt: Arc::default() };
         let directory = store.path().to_owned();
@@ -185,7 +185,7 @@ impl Group {
             raft,
             id,
             number,
-            log: own_log,
+            log: watch,
             kept: Kept::new(ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.kept())),
             left_at: Mutex::default(),
             store: store.clone(),
