@@ -273,6 +273,37 @@ fn large_answers_of_one_command_or_transaction_are_one_look() {
     });
 }
 
+/// What a transaction reads is bounded also when it writes; some at once as well.
+#[test]
+fn transactions_of_many_large_reads_take_bounded_memory() {
+    const LEN: usize = 15 << 20;
+    let server = small().flag("set", "node.memory=256MiB").start();
+    let mut client = server.client();
+    assert_eq!(client.call(&[&b"SET"[..], b"big", &noise(1, LEN)]).expect("a live server"), Value::ok());
+    let exec = |mut client: Client| {
+        let gets = (0..300).map(|_| vec!["GET", "big"]);
+        let words: Vec<_> = [vec!["MULTI"], vec!["SET", "x", "1"]].into_iter().chain(gets).chain([vec!["EXEC"]]).collect();
+        client.pipeline(&words).expect("a live server").pop().expect("what EXEC said")
+    };
+    let said: Vec<Value> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| exec(server.client()))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    let rss = server.rss_bytes();
+    for said in said {
+        match said {
+            Value::Array(replies) => {
+                assert!(replies.iter().all(|reply| reply.text().starts_with("ERR answer is larger")), "{}", replies.len())
+            }
+            Value::Error(text) => assert!(text.starts_with("BUSY "), "{text}"),
+            other => panic!("{}", other.text().len()),
+        }
+    }
+    assert_eq!(client.run("EXISTS x"), Value::Int(0), "nothing was done");
+    println!("{} MiB resident", rss / MIB);
+    assert!(rss < 440 * MIB, "{} MiB resident", rss / MIB);
+}
+
 /// Sockets need descriptors, and so does the file of every flush. Whoever connects, even without a word, must not take the last one.
 #[test]
 fn idle_clients_leave_descriptors_for_the_data() {

@@ -141,6 +141,11 @@ fn a_hand_over_is_hardly_noticed() {
     assert!(waits[waits.len() - 1] <= Duration::from_millis(200), "{waits:?}");
     let counted = cluster.client(0).expect("it serves").run("GET hammered").text();
     assert_eq!(counted, total.to_string(), "each INCR was acknowledged once, and counted once");
+    // Each is a line on both sides, which says why.
+    let logs: String = (0..3).map(|number| cluster.said(number)).collect();
+    let lines = |what: &str, why: &str| logs.lines().filter(|line| line.contains(what) && line.contains(why)).count();
+    assert_eq!(lines("this server does not lead the partition any more", "it is handed over to member"), 20);
+    assert_eq!(lines("this server leads the partition", "has handed it over"), 20);
 }
 
 #[test]
