@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use commands::Reply;
 use procfs::Current;
+use row::op::Op;
 
 use crate::memory::{self, percent, ratio};
 use crate::node::{Durability, Figure};
@@ -90,19 +91,36 @@ fn is_cluster(proxy: &Proxy) -> bool {
     proxy.facts.mode == "cluster"
 }
 
-/// Rows of each table over all its partitions, asked of their leaders. A table is left out when one of them does not answer soon.
+/// Rows of each table over all its partitions, asked of their leaders. A table of which one does not answer soon is named as such.
 async fn rows_everywhere(proxy: &Proxy) -> Fields {
     let patience = KEYSPACE_PATIENCE.min(Duration::from_millis(proxy.settings.load().call_deadline_ms));
     let deadline = Instant::now() + patience;
-    let mut fields = Fields::default();
+    let (mut fields, mut uncounted) = (Fields::default(), Vec::new());
     for table in proxy.catalogue.tables() {
-        match router::count_rows(proxy, &table, deadline).await {
-            Ok(counts) if counts.iter().all(|count| *count == 0) => {}
-            Ok(counts) => fields.put(&keyspace_name(&table.name), format_args!("keys={}", counts.iter().sum::<u64>())),
-            Err(error) => tracing::debug!(table = table.name, ?error, "INFO keyspace leaves a table out"),
+        let name = keyspace_name(&table.name);
+        let counted = match router::count_rows(proxy, &table, deadline).await {
+            Ok(counts) => router::count(proxy, &table, &Op::Expiring, deadline).await.map(|expiring| (counts, expiring)),
+            Err(error) => Err(error),
+        };
+        match counted {
+            Ok((counts, expiring)) => put_rows(&mut fields, &name, counts.iter().sum(), expiring.iter().sum()),
+            Err(error) => {
+                tracing::debug!(table = table.name, ?error, "INFO keyspace can't count a table");
+                uncounted.push(name);
+            }
         }
     }
+    if !uncounted.is_empty() {
+        fields.put("bridle_uncounted", uncounted.join(","));
+    }
     fields
+}
+
+/// A line of a table's, if it has rows, with all that agents look for in it: mean times to live and rows with fields that expire are not counted.
+fn put_rows(fields: &mut Fields, name: &str, rows: u64, expiring: u64) {
+    if rows > 0 {
+        fields.put(name, format_args!("keys={rows},expires={expiring},avg_ttl=0,subexpiry=0"));
+    }
 }
 
 /// `counted`: the keyspace, where this process does not hold all of it.
@@ -282,9 +300,7 @@ fn stats(proxy: &Proxy, fields: &mut Fields) {
 /// Every proxy takes writes. In a cluster each partition has replicas of its own, which `bridle admin partitions` shows.
 fn replication(proxy: &Proxy, fields: &mut Fields) {
     fields.put("role", "master");
-    if !is_cluster(proxy) {
-        fields.put("connected_slaves", 0);
-    }
+    fields.put("connected_slaves", 0);
     fields.put("master_failover_state", "no-failover");
     fields.put("master_replid", &proxy.run_id);
 }
@@ -336,10 +352,10 @@ fn storage(proxy: &Proxy, fields: &mut Fields) {
 }
 
 /// `db0:keys=..` as agents read it; tables of other names under `table_<name>`. In a cluster, the rows of all partitions wherever they are
-/// ([`rows_everywhere`]), and no expiries, which nobody adds up. `avg_ttl` and `subexpiry` are not counted and so left out.
+/// ([`rows_everywhere`]), ([`put_rows`] says what is not counted).
 fn keyspace(proxy: &Proxy, fields: &mut Fields) {
     for table in proxy.node.tables().iter().filter(|table| table.rows > 0) {
-        fields.put(&keyspace_name(&table.name), format_args!("keys={},expires={}", table.rows, table.expires));
+        put_rows(fields, &keyspace_name(&table.name), table.rows, table.expires);
     }
 }
 
@@ -485,8 +501,8 @@ mod tests {
             "durability:always",
             "role:master",
             "cluster_enabled:0",
-            "db0:keys=3,expires=1",
-            "table_users:keys=5,expires=1",
+            "db0:keys=3,expires=1,avg_ttl=0,subexpiry=0",
+            "table_users:keys=5,expires=1,avg_ttl=0,subexpiry=0",
         ] {
             assert!(has(line), "{line} is not in\n{text}");
         }

@@ -267,8 +267,13 @@ pub(crate) async fn ask(proxy: &Proxy, partition: PartitionId, op: Op, deadline:
 
 /// The rows of each partition of a table, in slot order; the first error, if there is one.
 pub(crate) async fn count_rows(proxy: &Proxy, table: &Table, deadline: Instant) -> Result<Vec<u64>, Reply> {
+    count(proxy, table, &Op::Rows, deadline).await
+}
+
+/// What an op that answers with a number says of each partition of a table, as [`count_rows`].
+pub(crate) async fn count(proxy: &Proxy, table: &Table, op: &Op, deadline: Instant) -> Result<Vec<u64>, Reply> {
     let mut batches = Batches::default();
-    let lines: Vec<u16> = partitions(table).map(|partition| batches.add(partition, Op::Rows, false)).collect();
+    let lines: Vec<u16> = partitions(table).map(|partition| batches.add(partition, op.clone(), false)).collect();
     batches.carry_out(proxy, deadline).await;
     let count = |line| match batches.take(line) {
         Ok(Ok(Answer::Int(count))) => Ok(u64::try_from(count).unwrap_or(0)),

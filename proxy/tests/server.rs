@@ -192,3 +192,27 @@ async fn small_answers() {
     let mut client = server.connect().await;
     client.until("MEMORY STATS", "peak.allocated\r\n:").await;
 }
+
+/// What agents split at its commas has the parts that they look for, and a table that can't be counted is named.
+#[tokio::test]
+async fn info_keyspace_of_a_cluster_is_counted_everywhere() {
+    let world = kit::World::new(3);
+    let facts = proxy::Facts { mode: "cluster", ..proxy::Facts::default() };
+    let stop = tokio_util::sync::CancellationToken::new();
+    let proxy = proxy::Proxy::new(proxy::Settings::default(), facts, world.clone(), world.clone(), world.clone(), stop);
+    let table = world.create("db0").id;
+    for index in 0..3 {
+        let partition = cluster::PartitionId { table, index };
+        let until = row::op::Ttl::Until(row::op::Deadline::In(60_000));
+        let expires = row::op::Op::GetExpire { key: "a".into(), ttl: until };
+        world.write(partition, vec![kit::set("a", "1")]);
+        world.write(partition, vec![kit::set("b", "1"), expires]);
+    }
+    let keyspace = async || match proxy::info::info(&proxy, &["keyspace".into()]).await {
+        commands::Reply::Text(text) => text,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(keyspace().await, "# Keyspace\r\ndb0:keys=6,expires=3,avg_ttl=0,subexpiry=0\r\n");
+    world.errors.lock().extend((0..3).map(|_| cluster::CallError::Fault("disk".into())));
+    assert_eq!(keyspace().await, "# Keyspace\r\nbridle_uncounted:db0\r\n");
+}

@@ -78,6 +78,7 @@ fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
         Scan { cursor, count, glob, kind } => scan::scan(tx, *cursor, *count, glob.as_ref(), *kind),
         Nearest { cursor } => scan::nearest(tx, *cursor),
         Rows => scan::rows(tx),
+        Expiring => scan::expiring(tx),
         Clear => scan::clear(tx),
         ExpireDue { max, cursor } => expire::expire_due(tx, *max, *cursor),
         Pass { at_ms } => {

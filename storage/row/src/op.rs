@@ -194,6 +194,8 @@ pub enum Op {
     Nearest { cursor: u64 },
     /// Number of rows. -> `Int`
     Rows,
+    /// Number of rows that have an expiry. -> `Int`
+    Expiring,
     /// Deletes every row of the partition. -> `Ok`. The executor runs it alone: its edits are `Edits::clear`.
     Clear,
     /// One step of the expiry cycle: deletes up to `max` expired rows and fields found in the time index; and, when `default_ttl` is due for

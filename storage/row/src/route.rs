@@ -32,6 +32,7 @@ impl Op {
             HashPut { .. } | HashGetDelete { .. } | HashGetExpire { .. } | HashDelete { .. } | HashRangeDelete { .. } => true,
             HashAdd { .. } | HashAddFloat { .. } | HashExpire { .. } | HashPersist { .. } | CheckAndMutate { .. } => true,
             Inspect { .. } | Size { .. } | Dump { .. } | Encoding { .. } | Scan { .. } | Nearest { .. } | Rows | Watch { .. } => false,
+            Expiring => false,
             Get { .. } | GetRange { .. } | Length { .. } => false,
             HashGet { .. }
             | HashLen { .. }
@@ -65,7 +66,7 @@ impl Op {
             | Restore { key, .. }
             | Encoding { key } => Some(key),
             Rename { from, .. } | Copy { from, .. } => Some(from),
-            Scan { .. } | Nearest { .. } | Rows | Clear | ExpireDue { .. } | Pass { .. } => None,
+            Scan { .. } | Nearest { .. } | Rows | Expiring | Clear | ExpireDue { .. } | Pass { .. } => None,
             Get { key } | GetDelete { key } | GetExpire { key, .. } | Set { key, .. } | Append { key, .. } | Add { key, .. } => Some(key),
             AddFloat { key, .. } | GetRange { key, .. } | SetRange { key, .. } | Length { key } => Some(key),
             SetAllNew { pairs } => pairs.first().map(|(key, _)| key),
@@ -138,6 +139,7 @@ impl Op {
             Scan { .. } => "scan",
             Nearest { .. } => "nearest",
             Rows => "rows",
+            Expiring => "expiring",
             Clear => "clear",
             ExpireDue { .. } => "expire_due",
             Pass { .. } => "pass",

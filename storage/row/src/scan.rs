@@ -101,6 +101,10 @@ pub(crate) fn rows(tx: &Tx<'_>) -> Answered {
     Ok(Answer::Int(tx.counter(key::ROWS)? as i64))
 }
 
+pub(crate) fn expiring(tx: &Tx<'_>) -> Answered {
+    Ok(Answer::Int(tx.counter(key::EXPIRING)? as i64))
+}
+
 pub(crate) fn clear(tx: &mut Tx<'_>) -> Answered {
     tx.edits.forget_rows();
     tx.set_counter(key::ROWS, 0);

@@ -121,6 +121,7 @@ fn op(line: &str) -> Op {
         b"scan" => Op::Scan { cursor: w.number("cursor", 0), count: w.number("count", 10), glob: w.bytes("glob"), kind: None },
         b"nearest" => Op::Nearest { cursor: w.number("cursor", 0) },
         b"rows" => Op::Rows,
+        b"expiring" => Op::Expiring,
         b"clear" => Op::Clear,
         b"expire_due" => Op::ExpireDue { max: w.number("max", 10), cursor: w.number("cursor", 0) },
         b"get" => Op::Get { key: w.word() },
