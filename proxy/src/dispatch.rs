@@ -24,8 +24,8 @@ use crate::resp::{self, Extent};
 use crate::router::{self, Batches, Outcome};
 use crate::server;
 use crate::session::{Session, Silence};
-use crate::stats::Index;
-use crate::words;
+use crate::stats::{Index, Stats};
+use crate::{lookups, words};
 
 /// At most so many commands of one slow chunk go to the slow log.
 const SLOW_ENTRIES_MAX: usize = 16;
@@ -133,8 +133,8 @@ struct Entry {
 
 enum State {
     Ready(Reply),
-    /// Waits for its ops, which are in these lines of the batches.
-    Waiting(Wording, SmallVec<[u16; 4]>),
+    /// Waits for its ops, which are in these lines of the batches, and count as looking keys up or not.
+    Waiting(Wording, SmallVec<[u16; 4]>, bool),
 }
 
 /// What is left to do for a command that could not be finished on the spot.
@@ -217,10 +217,7 @@ impl Session {
 
     /// From words to ops in the batches, a reply, or what is left to do.
     fn plan(&mut self, words: Words, known: Known, extent: Extent) -> Next {
-        if self.proxy.monitors.any() && crate::monitor::shows(known.command) {
-            let bytes_max = self.proxy.settings.load().output_bytes_max;
-            self.proxy.monitors.feed(&self.client, &self.table_name, &words, bytes_max);
-        }
+        let shown = (self.proxy.monitors.any() && crate::monitor::shows(known.command)).then(|| words.clone());
         let is_queued =
             self.transaction.is_open() && !matches!(known.command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
         let bytes = if is_queued { words.iter().map(|word| word.len() + resp::WORD_BYTES).sum::<usize>() } else { 0 };
@@ -231,10 +228,10 @@ impl Session {
         let planned = if is_long { blocking::in_place(plan) } else { plan() };
         if is_queued {
             let bytes_max = self.proxy.settings.load().query_bytes_max;
-            let reply = self.transaction.queue(known, planned, bytes, bytes_max);
+            let reply = self.transaction.queue(known, planned, shown, bytes, bytes_max);
             return self.ready(known, extent, reply);
         }
-        match planned {
+        let next = match planned {
             Err(reply) => self.reject(Some(known), extent, reply),
             Ok(Plan::Reply(reply)) => {
                 // It may be documentation of all commands.
@@ -243,7 +240,18 @@ impl Session {
             }
             Ok(Plan::Rows(rows)) => self.place(rows, known, extent),
             Ok(Plan::Session(call)) => self.answer_at_once(call, known, extent),
+        };
+        // What is left to do is shown when it has been done; SELECT with the table that is selected then.
+        if let Some(words) = shown.filter(|_| !matches!(next, Next::Call(..))) {
+            self.show(&words);
         }
+        next
+    }
+
+    /// Shows a command that has run to those who watch.
+    pub(crate) fn show(&self, words: &[Bytes]) {
+        let bytes_max = self.proxy.settings.load().output_bytes_max;
+        self.proxy.monitors.feed(&self.client, &self.table_name, words, bytes_max);
     }
 
     /// Puts ops into the batches.
@@ -263,6 +271,7 @@ impl Session {
         }
         let Some(table) = self.table.as_deref() else { return Next::NoTable(rows, known) };
         rows.ops.iter().for_each(|op| self.chunk.note(op));
+        let is_lookup = rows.ops.first().is_some_and(lookups::is_lookup);
         let mut lines = SmallVec::new();
         if rows.everywhere {
             for partition in router::partitions(table) {
@@ -284,7 +293,7 @@ impl Session {
             }
         }
         let silent = self.is_silent();
-        self.chunk.entries.push(Entry { known: Some(known), extent, silent, state: State::Waiting(rows.wording, lines) });
+        self.chunk.entries.push(Entry { known: Some(known), extent, silent, state: State::Waiting(rows.wording, lines, is_lookup) });
         Next::Done
     }
 
@@ -332,6 +341,9 @@ impl Session {
                     true => blocking::polled_in_place(self.call(call)).await,
                     false => self.call(call).await,
                 };
+                if self.proxy.monitors.any() && crate::monitor::shows(known.command) {
+                    self.show(&resp::words(bytes, extent));
+                }
                 self.share().await;
                 self.chunk.absent = None;
                 if let Some(reply) = reply {
@@ -401,6 +413,9 @@ impl Session {
         let found = match on_nothing(&rows.ops) {
             Ok(Some(outcomes)) => match self.find_table().await {
                 Ok(None) => {
+                    if rows.ops.first().is_some_and(lookups::is_lookup) {
+                        lookups::count(&self.proxy.stats, &outcomes);
+                    }
                     let reply = rows.wording.reply(outcomes);
                     return self.ready(known, extent, reply);
                 }
@@ -444,9 +459,10 @@ impl Session {
         for entry in entries.drain(..) {
             let reply = match entry.state {
                 State::Ready(reply) => reply,
-                State::Waiting(wording, lines) => {
+                State::Waiting(wording, lines, is_lookup) => {
                     let writes = entry.known.is_some_and(|known| known.command.is(flags::WRITE));
-                    worded(&mut self.chunk.batches, wording, &lines, writes).await
+                    let counted = is_lookup.then_some(&self.proxy.stats);
+                    worded(&mut self.chunk.batches, wording, &lines, writes, counted).await
                 }
             };
             let encoding_ns = reply.encoding_ns(blocking::LONG_NS);
@@ -564,13 +580,19 @@ pub(crate) async fn reply_to(wording: Wording, outcomes: Vec<Outcome>) -> Reply 
 }
 
 /// The reply to what became of ops in these lines. A write that was done in some partitions only must not look as if nothing was done.
-async fn worded(batches: &mut Batches, wording: Wording, lines: &[u16], writes: bool) -> Reply {
+/// If they are look-ups, they are `counted`.
+async fn worded(batches: &mut Batches, wording: Wording, lines: &[u16], writes: bool, counted: Option<&Stats>) -> Reply {
+    let count = |outcomes: &[Outcome]| counted.into_iter().for_each(|stats| lookups::count(stats, outcomes));
     if let [line] = lines {
-        return match batches.take(*line) {
-            Ok(outcome) if wording.work_ns(std::slice::from_ref(&outcome)) < blocking::LONG_NS => wording.reply([outcome]),
-            Ok(outcome) => blocking::in_turn(|| wording.reply([outcome])).await,
-            Err(error) => words::call_error(&error),
+        let outcome = match batches.take(*line) {
+            Ok(outcome) => outcome,
+            Err(error) => return words::call_error(&error),
         };
+        count(std::slice::from_ref(&outcome));
+        if wording.work_ns(std::slice::from_ref(&outcome)) < blocking::LONG_NS {
+            return wording.reply([outcome]);
+        }
+        return blocking::in_turn(|| wording.reply([outcome])).await;
     }
     let mut outcomes = Vec::with_capacity(lines.len());
     let mut failed = None;
@@ -583,7 +605,10 @@ async fn worded(batches: &mut Batches, wording: Wording, lines: &[u16], writes: 
         }
     }
     match failed {
-        None => reply_to(wording, outcomes).await,
+        None => {
+            count(&outcomes);
+            reply_to(wording, outcomes).await
+        }
         Some(error) if writes && !outcomes.is_empty() => words::partly_done(&error),
         Some(error) => words::call_error(&error),
     }
@@ -631,4 +656,5 @@ impl View for Nothing {
 }
 
 /// What a command in a transaction was planned to be.
-pub(crate) type Queued = (Known, Planned);
+/// Its words, if monitors are to be shown it when it runs.
+pub(crate) type Queued = (Known, Planned, Option<Words>);

@@ -1,7 +1,6 @@
 //! INFO: what the server is and does, under the names that monitoring agents read.
 //!
-//! A field is here when it says something true of Bridle; fields of Redis that have no counterpart are left out (hits and misses are not
-//! counted, so they are not shown), but for a few constants that agents and clients look for (`loading:0`, `evicted_keys:0`). What storage,
+//! A field is here when it says something true of Bridle; fields of Redis that have no counterpart are left out, but for a few constants that agents and clients look for (`loading:0`, `evicted_keys:0`). What storage,
 //! Raft and meta know comes through [`crate::Node::sections`] and is merged into the sections of the same name, or makes sections of its own.
 
 use std::fmt::Write as _;
@@ -282,6 +281,8 @@ fn stats(proxy: &Proxy, fields: &mut Fields) {
     fields.put("instantaneous_output_kbps", format_args!("{:.2}", bytes_out / 1024.0));
     fields.put("rejected_connections", stats.connections_rejected.get());
     fields.put("evicted_keys", 0);
+    fields.put("keyspace_hits", stats.keyspace_hits.get());
+    fields.put("keyspace_misses", stats.keyspace_misses.get());
     fields.put("evicted_clients", 0);
     fields.put("pubsub_channels", 0);
     fields.put("pubsub_patterns", 0);

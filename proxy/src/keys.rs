@@ -9,7 +9,7 @@ use row::key;
 use row::op::{Answer, Content, Deadline, Kind, Op, Refusal, Request, Response, Ttl, Watched};
 
 use crate::session::{Named, Session};
-use crate::{router, words};
+use crate::{lookups, router, words};
 
 /// Rows that KEYS looks at per call.
 const KEYS_STEP: u64 = 1000;
@@ -260,6 +260,9 @@ impl Session {
             Err(reply) => return reply,
         };
         let dump = self.ask(router::partition_of(&source, &from), Op::Dump { key: from }).await;
+        if let Ok(outcome) = &dump {
+            lookups::count(&self.proxy.stats, std::slice::from_ref(outcome));
+        }
         match dump {
             Ok(Ok(Answer::Nil)) => Reply::Int(0),
             Ok(Ok(row)) => {

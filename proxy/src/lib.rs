@@ -38,6 +38,7 @@ pub mod info;
 mod keys;
 pub mod latency;
 mod listener;
+mod lookups;
 pub mod memory;
 pub mod metrics;
 pub mod monitor;

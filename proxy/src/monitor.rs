@@ -1,4 +1,5 @@
-//! MONITOR: a copy of every command, as it runs, for those who asked to watch.
+//! MONITOR: a copy of every command, when it has run, for those who asked to watch: of a transaction's commands when EXEC runs them, in order, and
+//! of none if it does not.
 //!
 //! Nobody pays while nobody watches but for one relaxed load. A monitor that reads too slowly is cut, not waited for.
 //!

@@ -104,6 +104,10 @@ pub struct Stats {
     pub error_replies: Count,
     /// Failed AUTH and HELLO AUTH.
     pub auth_failures: Count,
+    /// Keys that were looked up and there.
+    pub keyspace_hits: Count,
+    /// Keys that were looked up and not there.
+    pub keyspace_misses: Count,
     /// Requests to partitions that carry up to 1, 2, 4, ... ops; the last holds all larger ones.
     batches: [AtomicU64; BATCH_BOUNDS + 1],
     /// Ops in these.
@@ -189,6 +193,8 @@ impl Stats {
             writes: Count::default(),
             error_replies: Count::default(),
             auth_failures: Count::default(),
+            keyspace_hits: Count::default(),
+            keyspace_misses: Count::default(),
             batches: std::array::from_fn(|_| AtomicU64::new(0)),
             batch_ops: Count::default(),
             rates: Mutex::new(Rates::new(Instant::now())),
@@ -318,6 +324,8 @@ impl Stats {
             &self.writes,
             &self.error_replies,
             &self.auth_failures,
+            &self.keyspace_hits,
+            &self.keyspace_misses,
             &self.batch_ops,
         ];
         counts.into_iter().for_each(Count::reset);

@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster::{CallError, PartitionId, Table};
+use commands::args::Words;
 use commands::plan::ClientCall;
 use commands::table::flags;
-use commands::{Plan, Planned, Reply, Rows, Session as Call, Wording};
+use commands::{Command, Plan, Planned, Reply, Rows, Session as Call, Wording};
 use row::op::{Answer, Op, Request, Response, Watched};
 use row::view::Fault;
 use smallvec::smallvec;
@@ -23,7 +24,7 @@ use smallvec::smallvec;
 use crate::dispatch::{Known, Queued, on_nothing, reply_to};
 use crate::router::{self, Batches, Outcome};
 use crate::session::{Named, Session};
-use crate::{keys, words};
+use crate::{keys, lookups, words};
 
 /// What a watched row takes beyond its key, about.
 const WATCHED_BYTES: usize = 256;
@@ -53,7 +54,7 @@ impl Transaction {
 
     /// A queued command may write.
     pub(crate) fn writes(&self) -> bool {
-        self.queue.iter().flatten().any(|(known, _)| known.command.is(flags::WRITE))
+        self.queue.iter().flatten().any(|(known, ..)| known.command.is(flags::WRITE))
     }
 
     /// MULTI.
@@ -87,9 +88,9 @@ impl Transaction {
     }
 
     /// Queues a command that takes so many bytes.
-    pub(crate) fn queue(&mut self, known: Known, planned: Planned, bytes: usize, bytes_max: usize) -> Reply {
+    pub(crate) fn queue(&mut self, known: Known, planned: Planned, shown: Option<Words>, bytes: usize, bytes_max: usize) -> Reply {
         let Some(queue) = &mut self.queue else { return commands::words::no_answer() };
-        if matches!(&planned, Ok(Plan::Session(call)) if is_barred(call)) {
+        if is_barred(known.command, &planned) {
             self.spoil();
             return Reply::error("ERR Command not allowed inside a transaction");
         }
@@ -101,7 +102,7 @@ impl Transaction {
             self.spoil();
             return Reply::error("ERR transaction is larger than client-query-buffer-limit");
         }
-        queue.push((known, planned));
+        queue.push((known, planned, shown));
         Reply::Status("QUEUED".into())
     }
 
@@ -114,8 +115,8 @@ impl Transaction {
 /// One command of a transaction that is being carried out.
 enum Step {
     Ready(Reply),
-    /// Waits for so many outcomes.
-    Rows(Wording, usize),
+    /// Waits for so many outcomes, which count as looking keys up or not.
+    Rows(Wording, usize, bool),
     /// SELECT of this table.
     Select(Arc<str>),
     Call(Call),
@@ -181,12 +182,14 @@ impl Session {
 
     /// EXEC.
     pub(crate) async fn exec(&mut self) -> Reply {
-        let Some(queue) = self.transaction.queue.take() else { return Reply::error("ERR EXEC without MULTI") };
+        let Some(mut queue) = self.transaction.queue.take() else { return Reply::error("ERR EXEC without MULTI") };
         let transaction = std::mem::take(&mut self.transaction);
         if transaction.spoilt {
             return Reply::error(words::EXECABORT);
         }
         let table_before = self.table_name.clone();
+        // Monitors are shown them when they run.
+        let shown: Vec<Option<Words>> = queue.iter_mut().map(|(.., words)| words.take()).collect();
         let gathered = self.gather(queue, &transaction.watched).await;
         // The commands are carried out from here on, SELECT included.
         self.use_table(table_before);
@@ -196,7 +199,7 @@ impl Session {
             Err(reply) => return reply,
         };
         match self.send(gathered, transaction.watched).await {
-            Ok(Some(outcomes)) => self.replies(steps, outcomes).await,
+            Ok(Some(outcomes)) => self.replies(steps, outcomes, shown).await,
             Ok(None) => Reply::NilArray,
             Err(reply) => reply,
         }
@@ -263,7 +266,7 @@ impl Session {
     /// What each command means, and of which table: the one that was selected last. The session goes back to its own until the commands run.
     async fn meant(&mut self, queue: Vec<Queued>) -> Result<Vec<Meant>, Reply> {
         let mut meant = Vec::with_capacity(queue.len());
-        for (_, planned) in queue {
+        for (_, planned, _) in queue {
             let plan = match planned {
                 Ok(Plan::Session(call)) => as_rows(call),
                 Ok(plan) => plan,
@@ -322,7 +325,12 @@ impl Session {
         let table = match self.find_table().await? {
             Some(table) => table,
             None => match on_nothing(&rows.ops).map_err(fault)? {
-                Some(outcomes) => return Ok(Step::Ready(rows.wording.reply(outcomes))),
+                Some(outcomes) => {
+                    if rows.ops.first().is_some_and(lookups::is_lookup) {
+                        lookups::count(&self.proxy.stats, &outcomes);
+                    }
+                    return Ok(Step::Ready(rows.wording.reply(outcomes)));
+                }
                 // It was dropped since it was made.
                 None => return Err(words::call_error(&CallError::NoTable)),
             },
@@ -335,7 +343,7 @@ impl Session {
             gathered.partition = Some(partition);
             gathered.bytes += if op.is_write() { op.bytes() } else { 0 };
         }
-        let step = Step::Rows(rows.wording, rows.ops.len());
+        let step = Step::Rows(rows.wording, rows.ops.len(), rows.ops.first().is_some_and(lookups::is_lookup));
         gathered.ops.extend(rows.ops);
         Ok(step)
     }
@@ -391,15 +399,19 @@ impl Session {
         }
     }
 
-    async fn replies(&mut self, steps: Vec<Step>, outcomes: Vec<Outcome>) -> Reply {
+    async fn replies(&mut self, steps: Vec<Step>, outcomes: Vec<Outcome>, shown: Vec<Option<Words>>) -> Reply {
         let mut outcomes = outcomes.into_iter();
         let mut replies = Vec::with_capacity(steps.len());
-        for step in steps {
+        for (step, shown) in steps.into_iter().zip(shown) {
             replies.push(match step {
                 Step::Ready(reply) => reply,
-                Step::Rows(wording, count) => {
+                Step::Rows(wording, count, is_lookup) => {
                     self.share().await;
-                    reply_to(wording, outcomes.by_ref().take(count).collect()).await
+                    let outcomes: Vec<_> = outcomes.by_ref().take(count).collect();
+                    if is_lookup {
+                        lookups::count(&self.proxy.stats, &outcomes);
+                    }
+                    reply_to(wording, outcomes).await
                 }
                 Step::Select(name) => {
                     self.use_table(name);
@@ -412,6 +424,9 @@ impl Session {
                 Step::Call(Call::Monitor) => Reply::error("ERR MONITOR isn't allowed for DENY BLOCKING client"),
                 Step::Call(call) => self.call(call).await.unwrap_or(Reply::OK),
             });
+            if let Some(words) = shown {
+                self.show(&words);
+            }
         }
         Reply::Array(replies)
     }
@@ -441,7 +456,8 @@ fn as_rows(call: Call) -> Plan {
     }
 }
 
-/// What would have to wait for others, or does what a transaction of one partition cannot.
-fn is_barred(call: &Call) -> bool {
-    matches!(call, Call::Shutdown { .. } | Call::Move { .. } | Call::CopyTo { .. } | Call::FlushAll)
+/// What would have to wait for others, or does what a transaction of one partition cannot; whatever is wrong with it otherwise.
+fn is_barred(command: &Command, planned: &Planned) -> bool {
+    let is_to_table = || matches!(planned, Ok(Plan::Session(Call::CopyTo { .. })));
+    command.is(flags::NO_MULTI) || matches!(command.name, "move" | "flushall") || is_to_table()
 }

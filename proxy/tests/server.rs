@@ -141,7 +141,8 @@ async fn monitors_see_what_others_do() {
     let seen = monitor.until_seen("(redacted)\"\r\n").await;
     let address = client.stream.local_addr().unwrap();
     let expected = [
-        format!("[0 {address}] \"SELECT\" \"3\""),
+        // As in Redis: it has run when it is shown.
+        format!("[3 {address}] \"SELECT\" \"3\""),
         format!("[3 {address}] \"set\" \"k \\n\" \"\\\"v\\\"\""),
         format!("[3 {address}] \"AUTH\" \"(redacted)\" \"(redacted)\""),
     ];
@@ -215,4 +216,108 @@ async fn info_keyspace_of_a_cluster_is_counted_everywhere() {
     assert_eq!(keyspace().await, "# Keyspace\r\ndb0:keys=6,expires=3,avg_ttl=0,subexpiry=0\r\n");
     world.errors.lock().extend((0..3).map(|_| cluster::CallError::Fault("disk".into())));
     assert_eq!(keyspace().await, "# Keyspace\r\nbridle_uncounted:db0\r\n");
+}
+
+#[tokio::test]
+async fn monitors_see_commands_when_they_run_and_with_their_database() {
+    let server = Server::start().await;
+    let (mut monitor, mut client) = (server.connect().await, server.connect().await);
+    monitor.ask("MONITOR", "+OK\r\n").await;
+    client.send("MULTI\r\nSET a 1\r\nDISCARD\r\nSELECT 2\r\nSET b 1\r\nMULTI\r\nSELECT 3\r\nGET a\r\nKEYS *\r\nEXEC\r\n").await;
+    client.send("WATCH a\r\nSET a 1\r\nMULTI\r\nGET a\r\nEXEC\r\nSELECT 0\r\nSELECT 99\r\nPING\r\n").await;
+    client.until_seen("+PONG\r\n").await;
+    let seen = monitor.until_seen("\"PING\"\r\n").await;
+    let seen: Vec<String> = seen
+        .lines()
+        .map(|line| {
+            let (_, shown) = line.split_once('[').expect("a database and an address");
+            let (database, rest) = shown.split_once(' ').expect("an address");
+            let words = rest.split_once("] ").expect("words").1.replace('"', "");
+            format!("{database} {words}")
+        })
+        .collect();
+    let expected = [
+        "0 MULTI",
+        "0 DISCARD",
+        "2 SELECT 2",
+        "2 SET b 1",
+        "2 MULTI",
+        "3 SELECT 3",
+        "3 GET a",
+        "3 KEYS *",
+        "3 EXEC",
+        "3 WATCH a",
+        "3 SET a 1",
+        "3 MULTI",
+        "3 EXEC",
+        "0 SELECT 0",
+        "0 SELECT 99",
+        "0 PING",
+    ];
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test]
+async fn hits_and_misses_are_counted_by_key() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    let figures = || (server.proxy.stats.keyspace_hits.get(), server.proxy.stats.keyspace_misses.get());
+    // Before there is a table, all is missed.
+    client.send("GET a\r\nMGET a b\r\n").await;
+    client.expect("$-1\r\n*2\r\n$-1\r\n$-1\r\n").await;
+    assert_eq!(figures(), (0, 3));
+    client.send("SET a 1\r\nHSET h f v\r\nINCR n\r\nDEL nothing\r\nEXPIRE a 100\r\n").await;
+    client.expect("+OK\r\n:1\r\n:1\r\n:0\r\n:1\r\n").await;
+    assert_eq!(figures(), (0, 3), "what only writes does not count");
+    for (line, hits, misses) in [
+        ("GET a", 1, 0),
+        ("GET h", 1, 0),
+        ("MGET a b h", 2, 1),
+        ("EXISTS a a b", 2, 1),
+        ("TTL a", 1, 0),
+        ("TTL b", 0, 1),
+        ("TYPE b", 0, 1),
+        ("STRLEN a", 1, 0),
+        ("STRLEN b", 0, 1),
+        ("GETRANGE a 5 6", 1, 0),
+        ("GETRANGE b 0 1", 0, 1),
+        ("SET a 2 GET", 1, 0),
+        ("HGET h f", 1, 0),
+        ("HGET h x", 1, 0),
+        ("HGET none x", 0, 1),
+        ("HMGET h f x", 1, 0),
+        ("HMGET none f x", 0, 1),
+        ("HGETALL h", 1, 0),
+        ("HGETALL none", 0, 1),
+        ("HLEN h", 1, 0),
+        ("HLEN none", 0, 1),
+        ("HEXISTS h x", 1, 0),
+        ("HSTRLEN none x", 0, 1),
+        ("HSCAN h 0 MATCH z", 1, 0),
+        ("HSCAN none 0", 0, 1),
+        ("HRANDFIELD h 0", 1, 0),
+        ("HRANDFIELD none 1", 0, 1),
+        ("GETDEL a", 1, 0),
+        ("GETDEL a", 0, 1),
+        ("DUMP a", 0, 1),
+        ("OBJECT ENCODING h", 1, 0),
+        ("MEMORY USAGE h", 0, 0),
+        ("SCAN 0", 0, 0),
+        ("DBSIZE", 0, 0),
+    ] {
+        let before = figures();
+        client.send(format!("{line}\r\nECHO done\r\n")).await;
+        client.until_seen("$4\r\ndone\r\n").await;
+        assert_eq!(figures(), (before.0 + hits, before.1 + misses), "{line}");
+    }
+    let before = figures();
+    client.send("MULTI\r\nGET h\r\nGET none\r\nEXEC\r\nECHO done\r\n").await;
+    client.until_seen("$4\r\ndone\r\n").await;
+    assert_eq!(figures(), (before.0 + 1, before.1 + 1));
+    let (hits, misses) = figures();
+    client.send("INFO stats\r\nECHO done\r\n").await;
+    let info = client.until_seen("$4\r\ndone\r\n").await;
+    assert!(info.contains(&format!("\r\nkeyspace_hits:{hits}\r\nkeyspace_misses:{misses}\r\n")), "{info}");
+    client.ask("CONFIG RESETSTAT", "+OK\r\n").await;
+    assert_eq!(figures(), (0, 0));
 }

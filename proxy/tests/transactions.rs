@@ -279,3 +279,15 @@ async fn what_is_queued_and_watched_has_a_bound() {
     client.send("EXEC\r\nMULTI\r\nGET a\r\nEXEC\r\n").await;
     client.expect("-ERR EXEC without MULTI\r\n+OK\r\n+QUEUED\r\n*1\r\n$1\r\n1\r\n").await;
 }
+
+/// What cannot be in a transaction is refused when it is queued, also when something else is wrong with it.
+#[tokio::test]
+async fn what_is_barred_is_refused_with_wrong_options_as_well() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    for line in ["SHUTDOWN FOO", "SHUTDOWN NOSAVE", "FLUSHALL", "FLUSHALL FOO", "MOVE k 1", "MOVE k x", "COPY a b DB 1"] {
+        client.ask("MULTI", "+OK\r\n").await;
+        client.ask(line, "-ERR Command not allowed inside a transaction\r\n").await;
+        client.ask("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+    }
+}

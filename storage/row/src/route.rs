@@ -116,7 +116,7 @@ impl Op {
             HashRange { range, .. } | HashRangeCount { range, .. } | HashRangeDelete { range, .. } => bytes(range.bytes()),
             Scan { glob, .. } | HashScan { glob, .. } => bytes(glob.as_ref().map_or(0, Bytes::len)),
             Inspect { .. } | Size { .. } | Delete { .. } | Expire { .. } | Persist { .. } | Dump { .. } | Encoding { .. } => bytes(0),
-            Nearest { .. } | Rows | Clear | ExpireDue { .. } | Pass { .. } | Watch { .. } => bytes(0),
+            Nearest { .. } | Rows | Expiring | Clear | ExpireDue { .. } | Pass { .. } | Watch { .. } => bytes(0),
             Get { .. } | GetDelete { .. } | GetExpire { .. } | Add { .. } | GetRange { .. } | Length { .. } => bytes(0),
             HashLen { .. } | HashRandom { .. } => bytes(0),
         }
