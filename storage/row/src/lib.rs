@@ -31,9 +31,10 @@
 //! - A refused op leaves no edits, and neither does one that only reads.
 //!
 //! # How to add an op
-//! A variant of [`Op`], its function in its family's file, a line in `eval.rs` and in `route.rs`; then a script in `tests/scripts/`, and if it fits
+//! A variant of [`Op`], its function in its family's file, a line in `eval.rs`, in `route.rs` and in `answer_size.rs`; then a script in `tests/scripts/`, and if it fits
 //! the model (`tests/model/`), a line there.
 
+pub mod answer_size;
 pub mod edits;
 pub mod eval;
 pub mod glob;
@@ -56,6 +57,7 @@ mod route;
 mod scan;
 mod string;
 
+pub use answer_size::AnswerSize;
 pub use edits::{Edits, Family};
 pub use eval::{Failed, eval};
 pub use op::{Answer, Op, Refusal};
