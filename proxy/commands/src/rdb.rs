@@ -25,7 +25,7 @@ use std::collections::HashSet;
 use bytes::{BufMut, Bytes, BytesMut};
 use row::op::Content;
 
-use crate::{Reply, words};
+use crate::Reply;
 
 /// The first byte of a payload, as in Redis's `rdb.h`.
 pub mod form {
@@ -87,7 +87,7 @@ impl Bad {
             Bad::Footer => Reply::error("ERR DUMP payload version or checksum are wrong"),
             Bad::Data => Reply::error("ERR Bad data format"),
             Bad::Kind(kind) => Reply::error(format!("ERR RESTORE of a {} is not supported yet", kind_name(kind))),
-            Bad::TooLarge => words::refusal(row::Refusal::TooLarge),
+            Bad::TooLarge => Reply::error("ERR the payload's strings unpack to more than RESTORE takes (64 MiB; no setting changes it)"),
         }
     }
 }

@@ -65,4 +65,17 @@ impl Reply {
     pub fn error(line: impl Into<Cow<'static, str>>) -> Reply {
         Reply::Error(line.into())
     }
+
+    /// The memory that it takes, about: its bytes, and what each element takes besides.
+    pub fn bytes(&self) -> usize {
+        let own = match self {
+            Reply::Status(text) | Reply::Error(text) => text.len(),
+            Reply::Bulk(bytes) => bytes.len(),
+            Reply::Text(text) => text.len(),
+            Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => items.iter().map(Reply::bytes).sum(),
+            Reply::Map(pairs) | Reply::Pairs(pairs) => pairs.iter().map(|(key, value)| key.bytes() + value.bytes()).sum(),
+            Reply::Int(_) | Reply::Nil | Reply::NilArray | Reply::Double(_) | Reply::Bool(_) => 0,
+        };
+        size_of::<Reply>() + own
+    }
 }

@@ -434,7 +434,10 @@ fn longest_common(mut args: Args) -> Planned {
         two_strings(outcomes).map_or_else(
             |error| error,
             |[a, b]| match () {
-                () if !lcs::fits(&a, &b) => Reply::error("ERR Insufficient memory, transient memory for LCS exceeds proto-max-bulk-len"),
+                () if !lcs::fits(&a, &b) => Reply::error(
+                    "ERR Insufficient memory, transient memory for LCS exceeds what it may take: the strings' lengths multiply to more than \
+                     16777216 (no setting changes it)",
+                ),
                 () if idx => indexes(lcs::matches(&a, &b), min_len, with_len),
                 () if len => count(lcs::len(&a, &b)),
                 () => Reply::Bulk(lcs::matches(&a, &b).iter().rev().flat_map(|run| &a[run.in_a..][..run.len]).copied().collect()),

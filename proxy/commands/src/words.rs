@@ -21,18 +21,23 @@ pub fn refusal(refusal: Refusal) -> Reply {
         Refusal::HashNotFloat => "ERR hash value is not a float",
         Refusal::NoSuchKey => "ERR no such key",
         Refusal::BusyKey => "BUSYKEY Target key name already exists.",
-        Refusal::TooLarge => "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+        // Redis names proto-max-bulk-len, which bounds a single argument.
+        Refusal::TooLarge => "ERR string exceeds maximum allowed size (max_write_size; the configuration file changes it, at a restart)",
         Refusal::TooManyFields => {
-            "ERR the command changes more than one log entry holds, the key counted with each field: name fewer at once"
+            "ERR the command changes more than one log entry holds (max_write_size and 16 MiB), the key counted with each field: name fewer at \
+             once"
         }
         Refusal::TooMuch => "BUSY Commands sent together change more than one log entry holds: nothing was done, send fewer at once",
         Refusal::RowTooLarge => {
             "ERR the key holds more than max_write_size, which is what one command writes at most: copy a hash in parts with HSCAN and \
-             HSET, or raise the setting"
+             HSET, or raise the setting, in the configuration file and at a restart"
         }
         Refusal::ExpiryTooFar => "ERR invalid expire time",
         Refusal::KeyTooLong => "ERR key is longer than 65535 bytes",
-        Refusal::AnswerTooLarge => "ERR answer is larger than the server gives at once, use HSCAN, HRANGE or GETRANGE to read in parts",
+        Refusal::AnswerTooLarge => {
+            "ERR answer is larger than max_answer_size (the configuration file changes it, at a restart; at most maxmemory-clients), use \
+             HSCAN, HRANGE or GETRANGE to read in parts"
+        }
         Refusal::CheckOperandNotInteger => "ERR operand of the check is not an integer or out of range",
         Refusal::CheckValueNotInteger => "ERR checked value is not an integer or out of range",
     })
