@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::read_to_string;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -330,4 +332,82 @@ fn idle_clients_leave_descriptors_for_the_data() {
     }
     assert_eq!(server.page("/health/ready").0, 200);
     assert_eq!(client.run("HLEN row:3"), Value::Int(100));
+}
+
+/// The most that the process has resident until that has not grown for a while.
+fn rss_peak(server: &Server) -> u64 {
+    let (mut peak, mut last) = (0, Instant::now());
+    while last.elapsed() < Duration::from_millis(300) {
+        let rss = server.rss_bytes();
+        if rss > peak + MIB {
+            (peak, last) = (rss, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    peak
+}
+
+/// A client that reads nothing, whatever it asks for: what is kept for it is a few times what it may leave unread (8 MiB), and one answer's.
+#[test]
+fn a_client_that_does_not_read_holds_little_whatever_it_asks() {
+    const HELD_MAX: u64 = 100 * MIB;
+    let server = small().start();
+    let mut client = server.client();
+    assert_eq!(client.call(&[b"SET", &b"mid"[..], &vec![b'm'; MIB as usize]]).expect("a live server"), Value::ok());
+    load(&mut client, fields("h", 50_000, 1));
+    load(
+        &mut client,
+        (0..200).map(|n| [b"MSET".to_vec()].into_iter().chain((0..200).map(|m| format!("key:{n}:{m}").into_bytes())).collect()),
+    );
+    let ballast = format!("*2\r\n$5\r\nWATCH\r\n${MIB}\r\n{}\r\nGET a\r\n", "w".repeat(MIB as usize));
+    for (asked, times) in [
+        ("MULTI\r\nGET mid\r\nEXEC\r\n", 2000),
+        ("MULTI\r\nSET x 1\r\nGET mid\r\nGET mid\r\nEXEC\r\n", 1000),
+        ("HRANDFIELD h -100000\r\n", 200),
+        ("HGETALL h\r\n", 300),
+        ("KEYS *\r\n", 300),
+        ("CLIENT LIST\r\n", 4000),
+        ("GET mid\r\n", 4000),
+        ("GET mid\r\nSET x 1\r\n", 1000),
+        ("MULTI\r\nSET x 1\r\n", 1),
+        ("COMMAND DOCS\r\n", 4000),
+        (&format!("MULTI\r\n{}", "COMMAND DOCS\r\n".repeat(4000)), 1),
+        (&format!("MULTI\r\n{}", ballast.repeat(100)), 1),
+    ] {
+        let mut deaf = TcpStream::connect(("127.0.0.1", server.port)).expect("the port is open");
+        // Replies are taken to be small from then on.
+        deaf.write_all("PING\r\n".repeat(5000).as_bytes()).expect("a live server");
+        deaf.read_exact(&mut vec![0; "+PONG\r\n".len() * 5000]).expect("a live server");
+        deaf.set_write_timeout(Some(Duration::from_millis(500))).expect("a live socket");
+        let before = server.rss_bytes();
+        // It may not be taken whole.
+        let _taken = deaf.write_all(asked.repeat(times).as_bytes());
+        let held = rss_peak(&server).saturating_sub(before);
+        println!("{} MiB for {:?}", held / MIB, &asked[..asked.len().min(40)]);
+        assert!(held < HELD_MAX, "{} MiB for {:?}", held / MIB, &asked[..asked.len().min(40)]);
+        assert_eq!(client.run("PING"), Value::Status("PONG".into()));
+    }
+}
+
+/// Two clients that queue more than all may hold: the one that holds more is disconnected, and the log says so.
+#[test]
+fn the_client_that_holds_most_goes_when_all_hold_too_much() {
+    let server = Server::builder().flag("durability", "os").flag("set", "proxy.maxmemory_clients=\"32MiB\"").start();
+    let mut client = server.client();
+    let limit = Value::Array(vec![Value::bulk("maxmemory-clients"), Value::bulk(&(32 * MIB).to_string())]);
+    assert_eq!(client.run("CONFIG GET maxmemory-clients"), limit);
+    let value = vec![b'q'; 3 * MIB as usize];
+    let mut queuing: Vec<Client> = (0..2).map(|_| server.client()).collect();
+    for (queue, commands) in queuing.iter_mut().zip([8, 3]) {
+        assert_eq!(queue.run("CLIENT SETNAME queue"), Value::ok());
+        assert_eq!(queue.run("MULTI"), Value::ok());
+        for _ in 0..commands {
+            // The last of them may be its end.
+            let _queued = queue.call(&[b"SET", &b"k"[..], &value]);
+        }
+    }
+    within(10, "one is disconnected", || client.run("INFO stats").text().contains("evicted_clients:1\r\n"));
+    assert!(queuing[0].call(&["PING"]).is_err(), "the one that holds more");
+    assert_eq!(queuing[1].run("DISCARD"), Value::ok());
+    assert!(server.output().contains("maxmemory-clients") && server.output().contains("name=queue"), "{}", server.output());
 }

@@ -77,7 +77,10 @@ fn malformed_input_gets_redis_words_and_the_end() {
         (b"*99999999999\r\n", "invalid multibulk length"),
         (b"*1\r\nPING\r\n", "expected '$', got 'P'"),
         (b"*1\r\n$-5\r\n", "invalid bulk length"),
-        (b"*1\r\n$16777217\r\n", "invalid bulk length"),
+        (
+            b"*1\r\n$16777217\r\n",
+            "invalid bulk length: 16777217 bytes are more than proto-max-bulk-len (16777216 bytes; CONFIG SET changes it)",
+        ),
         (b"*1\r\n$4x\r\nPING\r\n", "invalid bulk length"),
         (b"SET k \"v\r\n", "unbalanced quotes in request"),
         (&[b'x'; 70_000], "too big inline request"),
@@ -120,7 +123,10 @@ fn values_up_to_the_limit_are_kept_and_larger_ones_are_refused() {
     assert_eq!(client.run("STRLEN k"), Value::Int(large.len() as i64));
     // Two that fit alone do not fit into one write; the connection goes on.
     let refused = client.call(&[b"MSET", &b"a"[..], &large, b"b", &large]).expect("a reply");
-    assert_eq!(refused, Value::Error("ERR request is larger than max_write_size (16777216 bytes)".into()));
+    assert_eq!(
+        refused,
+        Value::Error("ERR request is larger than max_write_size (16777216 bytes; the configuration file changes it, at a restart)".into())
+    );
     assert_eq!(client.run("EXISTS a b"), Value::Int(0));
     // Nor may APPEND make what SET may not.
     assert!(client.call(&[b"APPEND", &b"k"[..], &[b'x'; 4096]]).expect("a reply").is_error());

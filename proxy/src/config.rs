@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use crate::node::Durability;
 use crate::words::one_line;
-use crate::{Proxy, Settings};
+use crate::{ClientsMemory, Proxy, Settings};
 
 /// A setting that can change while the server runs.
 pub struct Setting {
@@ -116,6 +116,15 @@ pub static SETTINGS: &[Setting] = &[
         file: |settings| FileValue::Int(i64::try_from(settings.clients_max).unwrap_or(i64::MAX)),
     },
     Setting {
+        name: "maxmemory-clients",
+        get: |settings| clients_memory_text(settings.clients_memory),
+        set: |settings, text| {
+            settings.clients_memory = clients_memory(text)?;
+            Ok(())
+        },
+        file: |settings| FileValue::Text(clients_memory_text(settings.clients_memory)),
+    },
+    Setting {
         name: "protected-mode",
         get: |settings| yes_no(settings.protected_mode).into(),
         set: |settings, text| {
@@ -165,6 +174,7 @@ pub fn set(proxy: &Proxy, pairs: &[(Bytes, Bytes)]) -> Reply {
             proxy.slowlog.shorten(settings.slowlog_len_max);
             proxy.settings.store(Arc::new(settings));
             changed.extend(names);
+            proxy.make_room();
             Reply::OK
         }
     }
@@ -248,6 +258,7 @@ fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
         ("databases", settings.databases.to_string()),
         // Bridle's own: the executors of all partitions go by it as well.
         ("max-write-size", settings.write_bytes_max.to_string()),
+        ("max-answer-size", settings.answer_bytes_max.to_string()),
         // The Raft log is what Redis's append-only file is, and cannot be turned off; there is no snapshot by time.
         ("appendonly", "yes".into()),
         ("appendfsync", fsync.into()),
@@ -311,6 +322,27 @@ fn set_clients_max(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
     }
     settings.clients_max = wanted;
     Ok(())
+}
+
+fn clients_memory_text(limit: ClientsMemory) -> String {
+    match limit {
+        ClientsMemory::Unlimited => "0".into(),
+        ClientsMemory::Bytes(bytes) => bytes.to_string(),
+        ClientsMemory::Percent(percent) => format!("{percent}%"),
+    }
+}
+
+/// Bytes, or a percentage; 0 = no limit.
+fn clients_memory(text: &[u8]) -> Result<ClientsMemory, String> {
+    if let Some(number) = text.strip_suffix(b"%") {
+        let percent = integer(number).filter(|percent| (1..=100).contains(percent));
+        return percent.map(|percent| ClientsMemory::Percent(percent as u8)).ok_or_else(|| "percentage must be from 1% to 100%".into());
+    }
+    match memory_bytes(text) {
+        Some(0) => Ok(ClientsMemory::Unlimited),
+        Some(bytes) => Ok(ClientsMemory::Bytes(bytes)),
+        None => Err("argument must be a memory or percent value".into()),
+    }
 }
 
 fn set_password(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
@@ -443,6 +475,18 @@ mod tests {
         let settings = set(&[("client-output-buffer-limit", "replica 0 0 0 normal 32mb 0 0 pubsub 1mb 2 3")]).unwrap();
         let shown = SETTINGS.iter().find(|setting| setting.name == "client-output-buffer-limit").map(|setting| (setting.get)(&settings));
         assert_eq!(shown.unwrap(), "normal 33554432 0 0 slave 0 0 0 pubsub 1048576 2 3");
+    }
+
+    #[test]
+    fn what_all_clients_may_hold_is_a_size_or_a_percentage() {
+        let limit = |value| set(&[("maxmemory-clients", value)]).map(|settings| settings.clients_memory);
+        assert_eq!(limit("64mb"), Ok(ClientsMemory::Bytes(64 << 20)));
+        assert_eq!(limit("5%"), Ok(ClientsMemory::Percent(5)));
+        assert_eq!(limit("0"), Ok(ClientsMemory::Unlimited));
+        for value in ["0%", "101%", "-1%", "%", "x", "5.5%"] {
+            assert!(limit(value).is_err(), "{value}");
+        }
+        assert_eq!(clients_memory_text(ClientsMemory::Percent(5)), "5%");
     }
 
     #[test]

@@ -8,12 +8,15 @@
 //! # Memory
 //! What a client has sent ahead is bounded (`client-query-buffer-limit`), and so is what it does not read. While replies pile up
 //! ([`OUTPUT_HIGH`]) nothing more is carried out, but input is still taken in, so that a client that sends all of a long pipeline
-//! before it reads the first reply gets its replies. Only when both are full does the server stop to read. Replies to what was carried out
-//! may still be more than `client-output-buffer-limit`: the client is owed them, and is closed only if it reads nothing for [`UNREAD_MAX`].
+//! before it reads the first reply gets its replies. When the input is full as well, commands are carried out all the same, up to
+//! `client-output-buffer-limit`: a client that goes on sending would wait for ever. Only when both are full does the server stop to read, and
+//! then the client has [`UNREAD_MAX`] to read something. What is kept goes through the session's account ([`crate::client::account`]).
 //!
 //! # Invariants
 //! - A client that reads its replies is never closed for their size alone; one that does not is held at the bounds (test
 //!   `who_reads_nothing_for_long_is_cut`; `tests/clients.rs`, `who_reads_gets_a_reply_of_any_size`).
+//! - Client and server never wait for each other without an end (`tests/memory.rs`, `a_pipeline_is_sent_whole_before_it_is_read`).
+//! - A buffer that is mostly empty is given back: what is left of it is copied ([`crate::buffers`]), never kept as a slice of it.
 //! - When the server stops, commands that have arrived whole are answered first.
 
 use std::pin::Pin;
@@ -28,7 +31,11 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
+use crate::buffers::{KEPT_BYTES, READ_BYTES_MAX, grow, tidy};
 use crate::client::Client;
+use crate::client::account::Part;
+use crate::listener::Place;
+use crate::oversized::{Throwing, linger};
 use crate::resp::{self, Extent, Gate, Limits, Malformed};
 use crate::session::Session;
 
@@ -46,13 +53,12 @@ pub(crate) const OUTPUT_HIGH: usize = 8 << 20;
 const STRANGER_OUTPUT: usize = 64 * 1024;
 /// What who has not authenticated may send ahead of its replies: more than its largest command.
 const STRANGER_INPUT: usize = 256 * 1024;
-/// What one read takes: at first, and when the client sends a lot.
+/// What one read takes at first.
 const READ_BYTES_MIN: usize = 4 * 1024;
-const READ_BYTES_MAX: usize = 256 * 1024;
-/// Buffers that have grown beyond this are given back when they are empty.
-const KEPT_BYTES: usize = 64 * 1024;
 /// How long a client that has more than `client-output-buffer-limit` to read may read nothing. Redis's seconds for a soft limit.
 const UNREAD_MAX: Duration = Duration::from_secs(60);
+/// A client that has closed its side may have its replies for so long, should a command wait.
+const LEFT_PATIENCE: Duration = Duration::from_millis(500);
 /// How long the end of a connection may take: over TLS it is told, and whoever reads nothing cannot be.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 
@@ -65,14 +71,27 @@ enum Event {
 }
 
 pub(crate) struct Connection<S> {
-    stream: S,
+    /// `None`: it was closed while commands were under way.
+    stream: Option<S>,
+    /// Its place under `maxclients`, if it needs one.
+    place: Option<Place>,
     client: Arc<Client>,
     session: Session,
     gate: Gate,
     input: BytesMut,
+    /// What `input` and `chunk` were allocated with.
+    input_room: usize,
     output: BytesMut,
+    output_room: usize,
+    /// The commands that are being carried out, where they lie in `chunk`, and how many of them have been.
+    chunk: Bytes,
     extents: Vec<Extent>,
-    /// More complete commands are in `input`.
+    taken: usize,
+    /// What is wrong with what comes behind them.
+    malformed: Option<Malformed>,
+    /// A command that is too large is read and thrown away.
+    throwing: Option<Throwing>,
+    /// More complete commands are in `input` or `chunk`, or replies are owed.
     more: bool,
     /// How much the next read may bring.
     read_bytes: usize,
@@ -85,6 +104,8 @@ pub(crate) struct Connection<S> {
     is_held_up: bool,
     /// When a client is cut that has more than its limit to read, and reads nothing.
     patience: Option<Pin<Box<Sleep>>>,
+    /// How much may still be read and thrown away behind an error.
+    linger_bytes: u64,
 }
 
 /// Whether something was done without having to wait for it.
@@ -99,15 +120,22 @@ async fn was_at_once(work: impl Future<Output = ()>) -> bool {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    pub(crate) fn new(stream: S, session: Session) -> Self {
+    pub(crate) fn new(stream: S, place: Option<Place>, session: Session) -> Self {
         Connection {
-            stream,
+            stream: Some(stream),
+            place,
             client: session.client.clone(),
             session,
             gate: Gate::default(),
             input: BytesMut::new(),
+            input_room: 0,
             output: BytesMut::new(),
+            output_room: 0,
+            chunk: Bytes::new(),
             extents: Vec::new(),
+            taken: 0,
+            malformed: None,
+            throwing: None,
             more: false,
             read_bytes: READ_BYTES_MIN,
             reply_bytes: REPLY_BYTES_GUESS,
@@ -115,6 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             pause: None,
             is_held_up: false,
             patience: None,
+            linger_bytes: 0,
         }
     }
 
@@ -133,39 +162,45 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
         }
         // Everything else is given back first. Best effort: the other side may be gone.
-        let mut stream = self.into_stream();
-        let _ = tokio::time::timeout(SHUTDOWN_MAX, stream.shutdown()).await;
+        let linger_bytes = self.linger_bytes;
+        let (stream, _place) = self.into_stream();
+        let Some(mut stream) = stream else { return };
+        let told = tokio::time::timeout(SHUTDOWN_MAX, stream.shutdown()).await;
+        if linger_bytes > 0 && matches!(told, Ok(Ok(()))) {
+            linger(stream, linger_bytes).await;
+        }
     }
 
-    fn into_stream(self) -> S {
-        self.stream
+    fn into_stream(self) -> (Option<S>, Option<Place>) {
+        (self.stream, self.place)
     }
 
     /// Carries out what is complete, a chunk at a time, as long as the replies find room.
     async fn carry_out(&mut self) {
         self.more = true;
         loop {
-            let malformed = self.find_commands();
-            if !self.extents.is_empty() {
-                let passed = self.gate.passed();
-                let chunk = self.input.split_to(passed).freeze();
-                self.gate.taken(passed);
+            if !self.is_at_work() {
+                self.next_chunk();
+            }
+            if self.is_at_work() {
                 let before = self.output.len();
-                let taken = self.run_chunk(&chunk).await;
+                let taken = self.run_chunk().await;
                 let each = (self.output.len() - before) / taken.max(1);
                 // Up at once, down slowly.
                 self.reply_bytes = each.max(self.reply_bytes - self.reply_bytes / 8).max(1);
-                if taken < self.extents.len() && !self.session.closing {
-                    self.put_back(&chunk[self.extents[taken].start..]);
+                self.taken += taken;
+                if self.is_at_work() && !self.session.closing {
+                    self.more = true;
                     return;
                 }
+                self.chunk = Bytes::new();
             } else {
                 // A part of a command has come.
                 self.client.touch(Instant::now());
             }
             // Behind QUIT nothing is looked at.
-            if let Some(error) = malformed.filter(|_| !self.session.closing) {
-                self.refuse(&error);
+            if let Some(error) = self.malformed.take().filter(|_| !self.session.closing) {
+                self.refuse(error);
             }
             if !self.more || self.session.closing || self.client.is_killed() || self.output.len() >= OUTPUT_FIRST {
                 break;
@@ -173,46 +208,83 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Carries out a chunk; how many of its commands were taken. DEBUG SLEEP ends when the client leaves.
-    async fn run_chunk(&mut self, chunk: &Bytes) -> usize {
-        let Connection { stream, client, session, input, output, extents, .. } = self;
-        let before = input.len();
+    /// Commands of the chunk are still to be carried out, or replies to it are owed.
+    fn is_at_work(&self) -> bool {
+        self.taken < self.extents.len() || self.session.owes()
+    }
+
+    /// Takes the next chunk from the input.
+    fn next_chunk(&mut self) {
+        self.taken = 0;
+        self.malformed = self.find_commands();
+        if self.extents.is_empty() {
+            return;
+        }
+        let passed = self.gate.passed();
+        self.chunk = self.input.split_to(passed).freeze();
+        self.gate.taken(passed);
+        if let Some(Malformed { rest: Some(rest), .. }) = &mut self.malformed {
+            rest.taken(passed);
+        }
+    }
+
+    /// Carries on with the chunk; how many of its commands were taken. Meanwhile it is looked whether the client is killed, or leaves: then its
+    /// socket is closed and its place given back, while what is under way goes on to its end.
+    async fn run_chunk(&mut self) -> usize {
+        self.session.replies_max = self.replies_max();
+        if self.output.len() >= OUTPUT_HIGH && self.output.capacity() - self.output.len() < OUTPUT_HIGH {
+            grow(&mut self.output, OUTPUT_HIGH);
+            self.output_room = self.output.capacity();
+        }
+        let input_max = self.input_max();
+        let Connection { stream, place, client, session, input, output, extents, chunk, taken, ended, .. } = self;
+        let (before, proxy) = (input.len(), session.proxy.clone());
         let taken = {
-            let mut run = std::pin::pin!(session.run(chunk, extents, output));
+            let mut run = std::pin::pin!(session.run(chunk, &extents[*taken..], output));
+            let mut patience = None;
             std::future::poll_fn(|context| {
-                let taken = run.as_mut().poll(context);
-                if taken.is_pending() && client.is_asleep() && has_left(stream, input, context) {
-                    client.kill();
+                if let Poll::Ready(taken) = run.as_mut().poll(context) {
+                    return Poll::Ready(taken);
                 }
-                taken
+                let Some(socket) = stream.as_mut() else { return Poll::Pending };
+                client.waker.register(context.waker());
+                if !*ended {
+                    match look_in(socket, input, input_max, context) {
+                        Presence::Here => {}
+                        // It may read on.
+                        Presence::Silent => *ended = true,
+                        Presence::Gone => client.kill(),
+                    }
+                }
+                if *ended {
+                    let patience = patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(LEFT_PATIENCE)));
+                    if patience.as_mut().poll(context).is_ready() {
+                        client.kill();
+                    }
+                }
+                if client.is_killed() {
+                    (*stream, *place) = (None, None);
+                    proxy.clients.leave(client.id);
+                    // DEBUG SLEEP ends by it.
+                    context.waker().wake_by_ref();
+                }
+                Poll::Pending
             })
             .await
         };
         if input.len() > before {
-            session.proxy.stats.bytes_in.add((input.len() - before) as u64);
+            proxy.stats.bytes_in.add((input.len() - before) as u64);
+            self.more = true;
         }
+        self.count_held();
         taken
-    }
-
-    /// Commands that were not taken come first again.
-    fn put_back(&mut self, bytes: &[u8]) {
-        let mut input = BytesMut::with_capacity(bytes.len() + self.input.len());
-        input.extend_from_slice(bytes);
-        input.extend_from_slice(&self.input);
-        self.input = input;
-        self.gate = Gate::default();
-        self.more = true;
     }
 
     /// The extents of the next chunk, and the error behind them, if any.
     fn find_commands(&mut self) -> Option<Malformed> {
         self.extents.clear();
         let settings = self.session.proxy.settings.load();
-        let limits = Limits {
-            bulk_bytes_max: settings.bulk_bytes_max,
-            command_bytes_max: settings.query_bytes_max,
-            is_stranger: self.session.is_stranger(),
-        };
+        let limits = Limits { bulk: settings.bulk_max(), command: settings.query_max(), is_stranger: self.session.is_stranger() };
         // A stranger's commands change what comes after them: one at a time.
         let commands_max = if limits.is_stranger { 1 } else { (CHUNK_REPLY_BYTES / self.reply_bytes).clamp(1, CHUNK_COMMANDS_MAX) };
         // All words of a chunk are there at once.
@@ -243,15 +315,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         None
     }
 
-    /// Tells what is wrong with the input, and closes.
-    fn refuse(&mut self, error: &Malformed) {
+    /// Tells what is wrong with the input, and closes; if it is too large, once the client has sent all of it.
+    fn refuse(&mut self, error: Malformed) {
         tracing::debug!(client = %self.client.endpoint.address, %error, "malformed input");
-        if matches!(error, Malformed::TooLarge(_)) {
-            self.session.proxy.stats.query_limit_disconnections.add(1);
-        }
         resp::encode(&Reply::error(format!("ERR {error}")), self.session.protocol, &mut self.output);
         self.session.closing = true;
-        self.input.clear();
+        if let Some(rest) = error.rest.clone() {
+            let stats = &self.session.proxy.stats;
+            if error.is_over_query { &stats.query_limit_disconnections } else { &stats.oversized_disconnections }.add(1);
+            let is_stranger = self.session.is_stranger();
+            self.throwing = Some(Throwing::new(error, rest, is_stranger, &mut self.input));
+        }
+        (self.input, self.input_room) = (BytesMut::new(), 0);
+    }
+
+    /// Reads and throws away what is left of a command that is too large, while its error is written.
+    fn throw_away(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let (Some(throwing), Some(stream)) = (&mut self.throwing, &mut self.stream) else { return Poll::Ready(()) };
+        if self.output.is_empty() && !throwing.is_told {
+            // What it reads ends here. If that cannot be said, the end of the connection does.
+            throwing.is_told = Pin::new(&mut *stream).poll_shutdown(context).is_ready();
+        }
+        let before = throwing.bytes;
+        let why = throwing.poll(stream, context);
+        if throwing.bytes > before {
+            self.client.touch(Instant::now());
+            self.session.proxy.stats.bytes_in.add(throwing.bytes - before);
+        }
+        let why = ready!(why);
+        throwing.log(&self.client, why);
+        self.linger_bytes = throwing.bytes_max.saturating_sub(throwing.bytes);
+        self.throwing = None;
+        Poll::Ready(())
     }
 
     /// Waits for the next event, and meanwhile moves bytes in both directions.
@@ -265,18 +360,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Poll::Ready(Event::Close);
         }
         // What is pushed grows without the client's doing, so it is not waited for.
-        if is_pushed && self.output.len() > self.session.proxy.settings.load().output_bytes_max {
-            self.session.proxy.stats.output_limit_disconnections.add(1);
+        if is_pushed && self.output.len() > self.output_max() {
+            self.cut_for_output("more was pushed than client-output-buffer-limit");
             return Poll::Ready(Event::Close);
         }
+        if self.throwing.is_some() {
+            self.show();
+            ready!(self.throw_away(context));
+        }
+        // What has come whole before the end is carried out.
+        let is_over = self.session.closing || (self.ended && !self.more);
         if self.output.is_empty() {
-            if self.session.closing || self.ended {
+            if is_over || (!self.more && self.session.proxy.shutdown.is_cancelled()) {
                 return Poll::Ready(Event::Close);
             }
-            if !self.more && self.session.proxy.shutdown.is_cancelled() {
-                return Poll::Ready(Event::Close);
-            }
-        } else if self.session.closing || self.ended {
+        } else if is_over {
             return Poll::Pending;
         }
         if let Some(writes) = self.session.held {
@@ -287,9 +385,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         let event = self.read(context);
         if event.is_pending() {
-            self.show();
+            self.rest();
         }
         event
+    }
+
+    /// Nothing is to be done for the client for now: buffers that are not needed are given back, and others told how it stands.
+    fn rest(&mut self) {
+        if self.input.is_empty() && self.input_room > KEPT_BYTES && self.gate.wanted() == 0 {
+            (self.input, self.input_room) = (BytesMut::new(), 0);
+            self.read_bytes = READ_BYTES_MIN;
+        }
+        self.show();
     }
 
     /// Until a command that writes (or not) is not held back any more. Who ends the pause wakes this task.
@@ -308,8 +415,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Writes as much as the socket takes.
     fn write(&mut self, context: &mut Context<'_>) -> Result<(), ()> {
+        self.output_room = self.output_room.max(self.output.capacity());
         while !self.output.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(context, &self.output) {
+            let Some(stream) = &mut self.stream else { return Err(()) };
+            match Pin::new(stream).poll_write(context, &self.output) {
                 Poll::Pending => return self.wait_for_reader(context),
                 Poll::Ready(Ok(0) | Err(_)) => return Err(()),
                 Poll::Ready(Ok(written)) => {
@@ -321,48 +430,57 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     self.session.proxy.stats.writes.add(1);
                     self.session.proxy.stats.bytes_out.add(written as u64);
                     self.output.advance(written);
+                    tidy(&mut self.output, &mut self.output_room);
                 }
             }
         }
-        if self.output.capacity() > KEPT_BYTES {
-            self.output = BytesMut::new();
+        if self.output_room > KEPT_BYTES {
+            (self.output, self.output_room) = (BytesMut::new(), 0);
         } else {
             self.output.clear();
         }
         // TLS keeps what is written until it is flushed; a plain socket does nothing here.
-        match Pin::new(&mut self.stream).poll_flush(context) {
+        let Some(stream) = &mut self.stream else { return Err(()) };
+        match Pin::new(stream).poll_flush(context) {
             Poll::Ready(Err(_)) => Err(()),
             _ => Ok(()),
         }
     }
 
-    /// The socket takes no more. Who has more than its limit to read has so long to read some of it.
+    /// The socket takes no more. Who has more than its limit to read, or is not read from any more, has so long to read some of it.
     fn wait_for_reader(&mut self, context: &mut Context<'_>) -> Result<(), ()> {
         self.is_held_up = true;
-        let proxy = &self.session.proxy;
-        if self.output.len() <= proxy.settings.load().output_bytes_max {
+        if self.output.len() < self.output_max() && !(self.is_behind() && self.is_input_full()) {
             return Ok(());
         }
         let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(UNREAD_MAX)));
         if patience.as_mut().poll(context).is_ready() {
-            proxy.stats.output_limit_disconnections.add(1);
+            self.cut_for_output("it has read nothing for a minute");
             return Err(());
         }
         Ok(())
     }
 
+    /// The client is disconnected for what it does not read.
+    fn cut_for_output(&self, why: &str) {
+        self.session.proxy.stats.output_limit_disconnections.add(1);
+        let (address, name) = (&self.client.endpoint.address, self.client.name());
+        let name = String::from_utf8_lossy(&name);
+        let (unread, sent_ahead) = (self.output.len(), self.sent_ahead());
+        tracing::warn!(client = %address, %name, unread, sent_ahead, why, "a client that does not read is disconnected");
+    }
+
     /// Reads what there is.
     fn read(&mut self, context: &mut Context<'_>) -> Poll<Event> {
-        // One command may be as long as the limit, and what is behind it takes one more read.
-        if self.more && self.input.len() > self.input_max() {
+        if self.ended || self.is_input_full() {
             return Poll::Pending;
         }
         self.make_room();
+        let Some(stream) = &mut self.stream else { return Poll::Ready(Event::Close) };
         let room = self.input.capacity() - self.input.len();
-        match ready!(poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input)) {
+        match ready!(poll_read_buf(Pin::new(stream), context, &mut self.input)) {
             Ok(0) => {
                 self.ended = true;
-                self.session.closing = true;
                 self.wait(context)
             }
             Err(_) => Poll::Ready(Event::Close),
@@ -370,10 +488,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.session.proxy.stats.reads.add(1);
                 self.session.proxy.stats.bytes_in.add(read as u64);
                 self.read_bytes = if read == room { (self.read_bytes * 4).min(READ_BYTES_MAX) } else { self.read_bytes };
+                self.count_held();
                 if !self.is_behind() {
                     return Poll::Ready(Event::Go);
                 }
-                // Taken in, but not carried out before the client has read some of its replies.
+                // Taken in, but not carried out before the client has read some of its replies, or can be taken in no more.
                 self.client.touch(Instant::now());
                 self.more = true;
                 context.waker().wake_by_ref();
@@ -384,53 +503,115 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Whether so many of its replies are unread that nothing more is carried out for the client.
     fn is_behind(&self) -> bool {
-        let unread = self.output.len();
-        unread >= OUTPUT_HIGH || unread >= STRANGER_OUTPUT && self.session.is_stranger()
+        self.output.len() >= self.replies_max()
+    }
+
+    /// Up to how many bytes of unread replies commands are carried out.
+    fn replies_max(&self) -> usize {
+        if self.session.is_stranger() {
+            return STRANGER_OUTPUT;
+        }
+        let output_max = self.output_max();
+        if !self.is_input_full() {
+            return OUTPUT_HIGH.min(output_max);
+        }
+        // It may be sending on, and not read before it has sent all: some more at a time, up to the limit.
+        (self.output.len() + OUTPUT_HIGH).clamp(OUTPUT_HIGH.min(output_max), output_max)
+    }
+
+    /// How much may wait for the client to read it: of what all clients may hold, half, as the other half may be what it has sent.
+    fn output_max(&self) -> usize {
+        let settings = self.session.proxy.settings.load();
+        settings.output_max().bytes.min(settings.clients_max().bytes / 2)
     }
 
     /// How much of what the client sends is taken in before it is carried out, bytes.
     fn input_max(&self) -> usize {
-        if self.session.is_stranger() { STRANGER_INPUT } else { self.session.proxy.settings.load().query_bytes_max }
+        if self.session.is_stranger() {
+            return STRANGER_INPUT;
+        }
+        let settings = self.session.proxy.settings.load();
+        settings.query_max().bytes.min(settings.clients_max().bytes / 2)
+    }
+
+    /// What the client has sent that is not carried out, bytes.
+    fn sent_ahead(&self) -> usize {
+        self.input.len() + self.chunk.len()
+    }
+
+    /// Nothing more is read before something is carried out. One command may be as long as the limit, and what is behind it takes one more read.
+    fn is_input_full(&self) -> bool {
+        self.more && self.sent_ahead() > self.input_max()
+    }
+
+    /// Accounts for what is kept in the buffers, and gives back what is mostly empty.
+    fn count_held(&mut self) {
+        if self.chunk.is_empty() {
+            tidy(&mut self.input, &mut self.input_room);
+        }
+        self.input_room = self.input_room.max(self.input.capacity() + self.chunk.len());
+        self.output_room = self.output_room.max(self.output.capacity());
+        let (query, output) = (self.input_room, self.output_room);
+        self.session.hold(Part::Query, query);
+        self.session.hold(Part::Output, output);
     }
 
     /// Room for the next read. Long arguments get theirs in steps that double, so that an announced length alone costs nothing.
     fn make_room(&mut self) {
         let missing = self.gate.wanted().saturating_sub(self.input.len());
         if self.input.is_empty() && self.input.capacity() > KEPT_BYTES && missing == 0 {
-            self.input = BytesMut::new();
+            (self.input, self.input_room) = (BytesMut::new(), 0);
             self.read_bytes = READ_BYTES_MIN;
         }
         let spare = self.input.capacity() - self.input.len();
         let wanted = missing.clamp(self.read_bytes, self.input.len().max(READ_BYTES_MAX));
         if spare < self.read_bytes / 4 || (missing > spare && spare < wanted) {
-            self.input.reserve(wanted);
+            grow(&mut self.input, wanted);
+            if self.chunk.is_empty() {
+                self.input_room = self.input.capacity();
+            }
         }
     }
 
     /// Tells the others how the connection stands.
     fn show(&mut self) {
+        self.count_held();
+        if self.session.account.settle() {
+            self.session.proxy.make_room();
+        }
         let (queued, queued_bytes, watched) = self.session.transaction.figures();
         let last = self.session.last_command();
         let mut shown = self.client.shown.lock();
         shown.last_command = last;
-        shown.query_bytes = self.input.len();
-        shown.query_room = self.input.capacity() - self.input.len();
+        shown.query_bytes = self.input.len() + self.chunk.len();
+        shown.query_room = self.input_room - shown.query_bytes.min(self.input_room);
         shown.output_bytes = self.output.len();
         (shown.queued, shown.queued_bytes, shown.watched) = (queued, queued_bytes, watched);
     }
 }
 
-/// Whether a client that waits has closed the connection. What it sends meanwhile is taken in, as long as it is not much.
-fn has_left<S: AsyncRead + Unpin>(stream: &mut S, input: &mut BytesMut, context: &mut Context<'_>) -> bool {
-    while input.len() < READ_BYTES_MAX {
-        input.reserve(READ_BYTES_MIN);
+/// Whether a client whose command waits is still there.
+enum Presence {
+    Here,
+    /// It has closed its side of the connection, at least.
+    Silent,
+    Gone,
+}
+
+/// Looks whether a client that waits is still there. What it sends meanwhile is taken in, as long as it is not too much.
+fn look_in<S: AsyncRead + Unpin>(stream: &mut S, input: &mut BytesMut, bytes_max: usize, context: &mut Context<'_>) -> Presence {
+    while input.len() < bytes_max {
+        if input.capacity() - input.len() < READ_BYTES_MIN / 4 {
+            input.reserve(READ_BYTES_MIN.max(input.len()).min(READ_BYTES_MAX));
+        }
         match poll_read_buf(Pin::new(&mut *stream), context, input) {
-            Poll::Pending => return false,
-            Poll::Ready(Ok(0) | Err(_)) => return true,
+            Poll::Pending => return Presence::Here,
+            Poll::Ready(Ok(0)) => return Presence::Silent,
+            Poll::Ready(Err(_)) => return Presence::Gone,
             Poll::Ready(Ok(_)) => {}
         }
     }
-    false
+    Presence::Here
 }
 
 #[cfg(test)]
@@ -443,7 +624,7 @@ mod tests {
         let proxy = fakes::proxy(&Default::default());
         proxy.settings.store(Arc::new(Settings { output_bytes_max: 1000, ..Settings::default() }));
         let (_theirs, ours) = tokio::io::duplex(16);
-        let mut connection = Connection::new(ours, Session::new(proxy.clone(), fakes::client(1)));
+        let mut connection = Connection::new(ours, None, Session::new(proxy.clone(), fakes::client(1)));
         connection.output.extend_from_slice(&[b'x'; 1017]);
         std::future::poll_fn(|context| {
             assert!(connection.wait(context).is_pending(), "who has just been written to has time to read");
@@ -460,10 +641,10 @@ mod tests {
     async fn the_words_of_a_chunk_are_bounded() {
         let proxy = fakes::proxy(&Default::default());
         let words_max = 1000;
-        let query_bytes_max = words_max * resp::WORD_BYTES;
+        let query_bytes_max = words_max * crate::resp::WORD_BYTES;
         proxy.settings.store(Arc::new(Settings { query_bytes_max, ..Settings::default() }));
         let (_theirs, ours) = tokio::io::duplex(16);
-        let mut connection = Connection::new(ours, Session::new(proxy, fakes::client(1)));
+        let mut connection = Connection::new(ours, None, Session::new(proxy, fakes::client(1)));
         connection.input.extend_from_slice(b"*4\r\n$3\r\nDEL\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n".repeat(400).as_slice());
         assert_eq!(connection.find_commands(), None);
         assert_eq!(connection.extents.len(), words_max / 4 + 1);

@@ -3,7 +3,12 @@
 //! A chunk is what was complete in one read. Its commands are looked up and planned one after another; ops on rows are only put into
 //! the [`Batches`], so that a pipeline of any length costs few calls. What must not wait for them or be waited for (PING, SELECT) is
 //! answered on the spot; everything else the session does makes the chunk carry out first what came before ([`Session::flush`]).
+//!
+//! # Memory
+//! Replies are bounded as they are made: when [`Session::replies_max`] bytes of them wait, nothing more is carried out, and what of a large read has
+//! not been asked for is [owed](Session::owes) until the client has read. So a chunk holds at most that, and one command's answer.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,17 +18,19 @@ use commands::args::Words;
 use commands::plan::ClientCall;
 use commands::table::{flags, lookup};
 use commands::{Args, Command, Plan, Planned, Reply, Rows, Session as Call, Wording};
+use row::answer_size::AnswerSize;
 use row::edits::Edits;
 use row::op::{Answer, Op};
 use row::view::{Fault, Rules, Stamp, Tx};
 use row::{Failed, Family, View};
 use smallvec::SmallVec;
 
-use crate::connection::OUTPUT_HIGH;
+use crate::client::account::Part;
 use crate::resp::{self, Extent};
 use crate::router::{self, Batches, Outcome};
 use crate::server;
 use crate::session::{Session, Silence};
+use crate::settings::Settings;
 use crate::stats::{Index, Stats};
 use crate::{lookups, words};
 
@@ -34,6 +41,9 @@ const SLOW_ENTRIES_MAX: usize = 16;
 /// first, and twice as many at a time as long as their replies are small. (With writes among them, more: those cost a log entry each time.)
 const LARGE_OPS_FIRST: usize = 16;
 const LARGE_OPS_FIRST_WITH_WRITES: usize = 64;
+const DOUBLINGS_MAX: u32 = 8;
+/// What an op takes besides its words, with what becomes of it, about.
+const PLANNED_BYTES: usize = size_of::<Op>() + size_of::<Outcome>();
 /// What counts as small for so many replies.
 const SMALL_BYTES: usize = 1 << 20;
 
@@ -56,7 +66,14 @@ pub(crate) struct Known {
 /// The commands of one chunk whose replies have not been written.
 pub(crate) struct Chunk {
     pub(crate) batches: Batches,
-    entries: Vec<Entry>,
+    entries: VecDeque<Entry>,
+    /// Some of `entries` have not been answered, as the client is to read first.
+    is_owed: bool,
+    /// What the session does itself once the replies to `entries` are written: these are owed.
+    stalled: Option<(Next, Extent)>,
+    /// What the replies in `entries` take, and what the ops in `batches` do, bytes.
+    reply_bytes: usize,
+    planned_bytes: usize,
     started: Instant,
     /// Since when others of this thread have waited, and for how many commands the clock was not looked at.
     slice: Instant,
@@ -80,7 +97,11 @@ impl Default for Chunk {
     fn default() -> Self {
         Chunk {
             batches: Batches::default(),
-            entries: Vec::new(),
+            entries: VecDeque::new(),
+            is_owed: false,
+            stalled: None,
+            reply_bytes: 0,
+            planned_bytes: 0,
             started: Instant::now(),
             slice: Instant::now(),
             slice_commands: 0,
@@ -98,8 +119,14 @@ impl Default for Chunk {
 
 impl Chunk {
     fn note(&mut self, op: &Op) {
-        self.large_ops += usize::from(answers_bytes(op));
+        self.planned_bytes += PLANNED_BYTES;
+        self.large_ops += usize::from(op.answer_size() == AnswerSize::Large);
         self.writes |= op.is_write();
+    }
+
+    /// What is being made of the commands: plans, answers, replies.
+    fn made_bytes(&self) -> usize {
+        self.planned_bytes + self.reply_bytes + self.batches.held_bytes()
     }
 
     /// So many large replies may come that they are to be written before more is carried out, or so many partitions are asked.
@@ -109,18 +136,6 @@ impl Chunk {
         }
         let first = if self.writes { LARGE_OPS_FIRST_WITH_WRITES } else { LARGE_OPS_FIRST };
         self.large_ops >= first << self.doublings
-    }
-}
-
-/// Whether an answer may be as large as a value, or many.
-fn answers_bytes(op: &Op) -> bool {
-    match op {
-        Op::Get { .. } | Op::GetRange { .. } | Op::GetDelete { .. } | Op::GetExpire { .. } | Op::Dump { .. } => true,
-        Op::HashGet { .. } | Op::HashGetDelete { .. } | Op::HashGetExpire { .. } => true,
-        Op::HashRange { want_values, .. } | Op::HashScan { want_values, .. } | Op::HashRandom { want_values, .. } => *want_values,
-        Op::Set { want_old, .. } => *want_old,
-        Op::CheckAndMutate { want_value, .. } => *want_value,
-        _ => false,
     }
 }
 
@@ -135,6 +150,8 @@ enum State {
     Ready(Reply),
     /// Waits for its ops, which are in these lines of the batches, and count as looking keys up or not.
     Waiting(Wording, SmallVec<[u16; 4]>, bool),
+    /// Is refused with this, as its answers are too large; the outcomes of ops in these lines are forgotten as they come.
+    Refused(Reply, SmallVec<[u16; 4]>),
 }
 
 /// What is left to do for a command that could not be finished on the spot.
@@ -151,26 +168,33 @@ enum Next {
 impl Session {
     /// Carries out the commands that lie at `extents` in `bytes`, and appends their replies. How many it took: all, unless CLIENT
     /// PAUSE holds one back ([`Session::held`]), the replies are so large that the client should read them first, or the connection
-    /// is to end.
+    /// is to end. While replies are [owed](Session::owes), what it is given next begins where it stopped, in the same bytes.
     pub(crate) async fn run(&mut self, bytes: &Bytes, extents: &[Extent], out: &mut BytesMut) -> usize {
         self.chunk.started = Instant::now();
         self.chunk.slice = self.chunk.started;
         self.client.work();
         self.chunk.doublings = 0;
         (self.chunk.absent, self.chunk.unknown, self.chunk.unmade) = (None, None, None);
+        if self.owes() {
+            self.flush(bytes, out).await;
+            if let Some((next, extent)) = self.chunk.stalled.take_if(|_| !self.chunk.is_owed) {
+                self.finish(next, extent, bytes, out).await;
+            }
+        }
         let mut taken = 0;
         for &extent in extents {
-            if self.closing || self.client.is_killed() {
+            if self.closing || self.owes() || self.client.is_killed() {
                 break;
             }
-            if self.chunk.is_full() {
+            let is_much = out.len() + self.chunk.reply_bytes >= self.replies_max;
+            if self.chunk.is_full() || is_much {
                 let before = out.len();
                 self.flush(bytes, out).await;
-                if out.len() >= OUTPUT_HIGH {
+                if self.owes() || out.len() >= self.replies_max {
                     break;
                 }
                 let is_small = out.len() - before <= SMALL_BYTES;
-                self.chunk.doublings = if is_small { (self.chunk.doublings + 1).min(8) } else { 0 };
+                self.chunk.doublings = if is_small { (self.chunk.doublings + 1).min(DOUBLINGS_MAX) } else { 0 };
             }
             self.chunk.slice_commands += 1;
             if self.chunk.slice_commands >= SLICE_COMMANDS {
@@ -184,10 +208,18 @@ impl Session {
             }
             taken += 1;
         }
-        self.flush(bytes, out).await;
+        if !self.owes() {
+            self.flush(bytes, out).await;
+        }
+        self.hold(Part::Transaction, self.transaction.bytes());
         // When the last of its commands was done.
         self.client.touch(self.chunk.started);
         taken
+    }
+
+    /// Commands have been taken whose replies are still to be made, once the client has read those before.
+    pub(crate) fn owes(&self) -> bool {
+        self.chunk.is_owed || self.chunk.stalled.is_some()
     }
 
     /// As much of a command as can be done without waiting.
@@ -220,17 +252,14 @@ impl Session {
         let shown = (self.proxy.monitors.any() && crate::monitor::shows(known.command)).then(|| words.clone());
         let is_queued =
             self.transaction.is_open() && !matches!(known.command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
-        let bytes = if is_queued { words.iter().map(|word| word.len() + resp::WORD_BYTES).sum::<usize>() } else { 0 };
-        let name_words = 1 + usize::from(known.command.parts().is_some());
-        let seed = self.next_seed();
-        let is_long = extent.words >= LONG_PLAN_WORDS || known.command.is(flags::LONG_PLAN) && extent.end - extent.start >= LONG_PLAN_BYTES;
-        let plan = move || (known.command.plan)(Args::new(words, name_words, seed));
-        let planned = if is_long { blocking::in_place(plan) } else { plan() };
         if is_queued {
-            let bytes_max = self.proxy.settings.load().query_bytes_max;
-            let reply = self.transaction.queue(known, planned, shown, bytes, bytes_max);
+            let bytes_max = self.proxy.settings.load().query_max();
+            let reply = self.transaction.queue(known, &words, bytes_max);
+            self.hold(Part::Transaction, self.transaction.bytes());
             return self.ready(known, extent, reply);
         }
+        let seed = self.next_seed();
+        let planned = planned(known.command, words, extent.end - extent.start, seed);
         let next = match planned {
             Err(reply) => self.reject(Some(known), extent, reply),
             Ok(Plan::Reply(reply)) => {
@@ -250,7 +279,7 @@ impl Session {
 
     /// Shows a command that has run to those who watch.
     pub(crate) fn show(&self, words: &[Bytes]) {
-        let bytes_max = self.proxy.settings.load().output_bytes_max;
+        let bytes_max = self.proxy.settings.load().output_max().bytes;
         self.proxy.monitors.feed(&self.client, &self.table_name, words, bytes_max);
     }
 
@@ -263,9 +292,9 @@ impl Session {
     /// As [`Session::place`], on the table that was looked up last.
     fn place_on_table(&mut self, rows: Rows, known: Known, extent: Extent) -> Next {
         if known.command.is(flags::WRITE) {
-            let bytes_max = self.proxy.settings.load().write_bytes_max;
-            if rows.ops.iter().map(Op::bytes).sum::<usize>() > bytes_max + 64 * 1024 {
-                let line = format!("ERR request is larger than max_write_size ({bytes_max} bytes)");
+            let bytes_max = self.proxy.settings.load().write_max();
+            if rows.ops.iter().map(Op::bytes).sum::<usize>() > bytes_max.bytes + 64 * 1024 {
+                let line = format!("ERR request is larger than {bytes_max}");
                 return self.reject(Some(known), extent, Reply::error(line));
             }
         }
@@ -293,7 +322,7 @@ impl Session {
             }
         }
         let silent = self.is_silent();
-        self.chunk.entries.push(Entry { known: Some(known), extent, silent, state: State::Waiting(rows.wording, lines, is_lookup) });
+        self.chunk.entries.push_back(Entry { known: Some(known), extent, silent, state: State::Waiting(rows.wording, lines, is_lookup) });
         Next::Done
     }
 
@@ -322,17 +351,20 @@ impl Session {
 
     /// The rest of a command, after everything that came before it.
     async fn finish(&mut self, next: Next, extent: Extent, bytes: &Bytes, out: &mut BytesMut) {
+        self.flush(bytes, out).await;
+        if self.chunk.is_owed {
+            self.chunk.stalled = Some((next, extent));
+            return;
+        }
         match next {
             Next::Done | Next::Pause => {}
             Next::NoTable(rows, known) => {
-                self.flush(bytes, out).await;
                 let placed: Boxed<'_, Next> = Box::pin(self.without_table(rows, known, extent));
                 if let Next::NoTable(..) = placed.await {
                     self.reject(Some(known), extent, words::call_error(&CallError::NoTable));
                 }
             }
             Next::Call(call, known) => {
-                self.flush(bytes, out).await;
                 self.client.shown.lock().last_command = Some(known.command.name);
                 let is_reply_mode = matches!(call, Call::Client(ClientCall::Reply(_)));
                 // What operators ask for may be long lists, and so may what they ask with.
@@ -349,7 +381,7 @@ impl Session {
                 if let Some(reply) = reply {
                     // CLIENT REPLY ON answers; OFF and SKIP leave out their own reply, too.
                     let silent = if is_reply_mode { self.silence != Silence::None } else { self.is_silent() };
-                    self.chunk.entries.push(Entry { known: Some(known), extent, silent, state: State::Ready(reply) });
+                    self.chunk.entries.push_back(Entry { known: Some(known), extent, silent, state: State::Ready(reply) });
                 }
                 // What follows may depend on it: protocol version, authentication, silence.
                 self.flush(bytes, out).await;
@@ -439,43 +471,81 @@ impl Session {
         }
     }
 
-    /// Carries out all ops so far and appends all replies so far.
+    /// Carries out all ops so far and appends all replies so far; or, where answers are large, as many as are enough for now: the others are
+    /// [owed](Session::owes).
     pub(crate) async fn flush(&mut self, bytes: &Bytes, out: &mut BytesMut) {
-        if self.chunk.entries.is_empty() {
-            return;
+        self.chunk.is_owed = false;
+        while !self.chunk.entries.is_empty() {
+            if !self.chunk.batches.is_done() {
+                self.hold(Part::Answers, self.chunk.made_bytes());
+                let deadline = self.chunk.started + Duration::from_millis(self.proxy.settings.load().call_deadline_ms);
+                self.chunk.batches.carry_out(&self.proxy, deadline).await;
+                self.chunk.absent = None;
+            }
+            self.answer(bytes, out).await;
+            self.hold(Part::Answers, self.chunk.made_bytes());
+            if !self.chunk.entries.is_empty() && (out.len() >= self.replies_max || self.client.is_killed()) {
+                self.chunk.is_owed = true;
+                return;
+            }
         }
-        if !self.chunk.batches.is_empty() {
-            let deadline = self.chunk.started + Duration::from_millis(self.proxy.settings.load().call_deadline_ms);
-            self.chunk.batches.carry_out(&self.proxy, deadline).await;
-            self.chunk.absent = None;
-        }
-        let mut entries = std::mem::take(&mut self.chunk.entries);
+        self.chunk.batches.clear();
+        (self.chunk.large_ops, self.chunk.writes) = (0, false);
+        (self.chunk.reply_bytes, self.chunk.planned_bytes) = (0, 0);
+        self.hold(Part::Answers, 0);
+    }
+
+    /// Appends the replies whose answers are there, in order, up to one that is not; and no more than the client is to read first.
+    async fn answer(&mut self, bytes: &Bytes, out: &mut BytesMut) {
+        let settings = self.proxy.settings.load_full();
+        let bytes_max = settings.answer_max();
         let now = Instant::now();
         self.chunk.slice = now;
         let took = now.saturating_duration_since(self.chunk.started);
-        self.note_slow(&entries, took, bytes);
-        let commands = entries.len() as u64;
-        let mut worked_ns = 0;
-        for entry in entries.drain(..) {
-            let reply = match entry.state {
-                State::Ready(reply) => reply,
+        let is_noted = crate::slowlog::is_slow(took, settings.slowlog_slower_than_us) || settings.latency_threshold_ms > 0;
+        let (mut commands, mut noted, mut worked_ns) = (0, Vec::new(), 0);
+        while let Some(entry) = self.chunk.entries.front_mut() {
+            let batches = &mut self.chunk.batches;
+            if let State::Waiting(_, lines, _) = &entry.state
+                && !batches.has(lines)
+                && batches.held_bytes() > bytes_max.bytes
+            {
+                entry.state = State::Refused(words::answer_too_large(bytes_max), lines.clone());
+            }
+            let is_there = match &mut entry.state {
+                State::Ready(_) => true,
+                State::Waiting(_, lines, _) => batches.has(lines),
+                State::Refused(_, lines) => {
+                    *lines = batches.forget(lines);
+                    lines.is_empty()
+                }
+            };
+            if !is_there || (commands > 0 && out.len() >= self.replies_max) {
+                break;
+            }
+            let Some(Entry { known, extent, silent, state }) = self.chunk.entries.pop_front() else { break };
+            let mut reply = match state {
+                State::Ready(reply) | State::Refused(reply, _) => reply,
                 State::Waiting(wording, lines, is_lookup) => {
-                    let writes = entry.known.is_some_and(|known| known.command.is(flags::WRITE));
+                    let writes = known.is_some_and(|known| known.command.is(flags::WRITE));
                     let counted = is_lookup.then_some(&self.proxy.stats);
                     worded(&mut self.chunk.batches, wording, &lines, writes, counted).await
                 }
             };
+            if reply.bytes() > bytes_max.bytes {
+                reply = words::answer_too_large(bytes_max);
+            }
             let encoding_ns = reply.encoding_ns(blocking::LONG_NS);
             worked_ns += ENTRY_NS + encoding_ns;
             if worked_ns >= SLICE_NS {
                 tokio::task::yield_now().await;
                 worked_ns = 0;
             }
-            if let (Some(Known { index: Some(index), .. }), Reply::Error(line)) = (entry.known, &reply) {
+            if let (Some(Known { index: Some(index), .. }), Reply::Error(line)) = (known, &reply) {
                 self.proxy.stats.failed(index, line);
             }
             let encode = || {
-                if !entry.silent {
+                if !silent {
                     resp::encode(&reply, self.protocol, out);
                 }
                 // To give back a million elements takes time as well.
@@ -486,32 +556,35 @@ impl Session {
             } else {
                 encode()
             }
-            if let Some(Known { index: Some(index), .. }) = entry.known {
+            if let Some(Known { index: Some(index), .. }) = known {
                 count(&mut self.chunk.counts, index);
             }
-            self.chunk.last = entry.known.or(self.chunk.last);
+            if is_noted {
+                noted.push((known, extent));
+            }
+            self.chunk.last = known.or(self.chunk.last);
+            commands += 1;
+        }
+        if is_noted {
+            self.note_slow(&noted, took, bytes, &settings);
         }
         for (index, calls) in self.chunk.counts.drain(..) {
             self.proxy.stats.record(index, calls, took, commands);
         }
-        // The memory is used again.
-        self.chunk.entries = entries;
-        self.chunk.batches.clear();
-        (self.chunk.large_ops, self.chunk.writes) = (0, false);
         self.chunk.started = now;
     }
 
-    fn note_slow(&self, entries: &[Entry], took: Duration, bytes: &Bytes) {
-        let settings = self.proxy.settings.load();
+    fn note_slow(&self, entries: &[(Option<Known>, Extent)], took: Duration, bytes: &Bytes, settings: &Settings) {
         // Commands that came together are as slow as the slowest of them, which is no fast one if there is another.
-        let is_fast = |entry: &Entry| entry.known.is_none_or(|known| known.command.is(flags::FAST));
+        let is_fast = |entry: &(Option<Known>, Extent)| entry.0.is_none_or(|known| known.command.is(flags::FAST));
         if crate::slowlog::is_slow(took, settings.slowlog_slower_than_us) {
             let name = self.client.name();
             let all_fast = entries.iter().all(is_fast);
-            let is_noted =
-                |entry: &&Entry| (all_fast || !is_fast(entry)) && entry.known.is_some_and(|known| !known.command.is(flags::SKIP_SLOWLOG));
-            for entry in entries.iter().filter(is_noted).take(SLOW_ENTRIES_MAX) {
-                let words = resp::words(bytes, entry.extent);
+            let is_noted = |entry: &&(Option<Known>, Extent)| {
+                (all_fast || !is_fast(entry)) && entry.0.is_some_and(|known| !known.command.is(flags::SKIP_SLOWLOG))
+            };
+            for (_, extent) in entries.iter().filter(is_noted).take(SLOW_ENTRIES_MAX) {
+                let words = resp::words(bytes, *extent);
                 self.proxy.slowlog.add(&words, took, &self.client.endpoint.address, &name, settings.slowlog_len_max);
             }
         }
@@ -539,7 +612,8 @@ impl Session {
 
     fn ready(&mut self, known: Known, extent: Extent, reply: Reply) -> Next {
         let silent = self.is_silent();
-        self.chunk.entries.push(Entry { known: Some(known), extent, silent, state: State::Ready(reply) });
+        self.chunk.reply_bytes += reply.bytes();
+        self.chunk.entries.push_back(Entry { known: Some(known), extent, silent, state: State::Ready(reply) });
         Next::Done
     }
 
@@ -556,7 +630,8 @@ impl Session {
             self.proxy.stats.rejected(known.and_then(|known| known.index), line);
         }
         let silent = self.is_silent();
-        self.chunk.entries.push(Entry { known: None, extent, silent, state: State::Ready(reply) });
+        self.chunk.reply_bytes += reply.bytes();
+        self.chunk.entries.push_back(Entry { known: None, extent, silent, state: State::Ready(reply) });
         Next::Done
     }
 }
@@ -566,6 +641,14 @@ fn count(counts: &mut SmallVec<[(Index, u64); 8]>, index: Index) {
         Some((_, calls)) => *calls += 1,
         None => counts.push((index, 1)),
     }
+}
+
+/// A command's plan; of many words, or of many bytes where each costs time, it is made while others are served.
+pub(crate) fn planned(command: &'static Command, words: Words, bytes: usize, seed: u64) -> Planned {
+    let is_long = words.len() >= LONG_PLAN_WORDS || command.is(flags::LONG_PLAN) && bytes >= LONG_PLAN_BYTES;
+    let name_words = 1 + usize::from(command.parts().is_some());
+    let plan = move || (command.plan)(Args::new(words, name_words, seed));
+    if is_long { blocking::in_place(plan) } else { plan() }
 }
 
 /// What a command takes beside its own work, about.
@@ -654,7 +737,3 @@ impl View for Nothing {
         Ok(())
     }
 }
-
-/// What a command in a transaction was planned to be.
-/// Its words, if monitors are to be shown it when it runs.
-pub(crate) type Queued = (Known, Planned, Option<Words>);

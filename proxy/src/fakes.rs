@@ -120,8 +120,12 @@ pub(crate) fn proxy(doors: &Arc<Doors>) -> Arc<Proxy> {
     Proxy::new(Settings::default(), facts, doors.clone(), doors.clone(), doors.clone(), CancellationToken::new())
 }
 
+/// Where a client may come from.
+pub(crate) fn endpoint() -> Endpoint {
+    Endpoint { address: "127.0.0.1:5".into(), local_address: "127.0.0.1:6379".into(), fd: 1, is_loopback: true }
+}
+
 /// A client of it.
 pub(crate) fn client(id: u64) -> Arc<Client> {
-    let endpoint = Endpoint { address: "127.0.0.1:5".into(), local_address: "127.0.0.1:6379".into(), fd: 1, is_loopback: true };
-    Arc::new(Client::new(id, endpoint, "db0".into()))
+    Arc::new(Client::new(id, endpoint(), "db0".into(), Arc::default()))
 }

@@ -283,7 +283,7 @@ fn stats(proxy: &Proxy, fields: &mut Fields) {
     fields.put("evicted_keys", 0);
     fields.put("keyspace_hits", stats.keyspace_hits.get());
     fields.put("keyspace_misses", stats.keyspace_misses.get());
-    fields.put("evicted_clients", 0);
+    fields.put("evicted_clients", stats.evicted_clients.get());
     fields.put("pubsub_channels", 0);
     fields.put("pubsub_patterns", 0);
     fields.put("latest_fork_usec", 0);
@@ -294,6 +294,7 @@ fn stats(proxy: &Proxy, fields: &mut Fields) {
     fields.put("total_writes_processed", stats.writes.get());
     fields.put("client_query_buffer_limit_disconnections", stats.query_limit_disconnections.get());
     fields.put("client_output_buffer_limit_disconnections", stats.output_limit_disconnections.get());
+    fields.put("client_oversized_request_disconnections", stats.oversized_disconnections.get());
     fields.put("total_partition_requests", batches);
     fields.put("total_partition_ops", stats.batch_ops.get());
 }

@@ -8,6 +8,7 @@ use commands::Reply;
 use row::key;
 use row::op::{Answer, Content, Deadline, Kind, Op, Refusal, Request, Response, Ttl, Watched};
 
+use crate::client::account::Part;
 use crate::session::{Named, Session};
 use crate::{lookups, router, words};
 
@@ -100,14 +101,14 @@ fn restoring(key: Bytes, row: Answer, replace: bool) -> Result<Op, Reply> {
 }
 
 impl Session {
-    /// KEYS: every page of every partition, up to what may wait for one client.
+    /// KEYS: every page of every partition, up to what one answer may have.
     pub(crate) async fn keys(&mut self, glob: Bytes) -> Reply {
         let table = match self.find_table().await {
             Ok(Some(table)) => table,
             Ok(None) => return Reply::Array(Vec::new()),
             Err(reply) => return reply,
         };
-        let bytes_max = self.proxy.settings.load().output_bytes_max;
+        let bytes_max = self.proxy.settings.load().answer_max();
         let (mut all, mut bytes) = (Vec::new(), 0);
         for partition in router::partitions(&table) {
             let mut cursor = router::first_position(&table, partition.index);
@@ -116,10 +117,11 @@ impl Session {
                     Ok(page) => page,
                     Err(reply) => return reply,
                 };
-                bytes += keys.iter().map(|key| key.len() + 64).sum::<usize>();
-                if bytes > bytes_max {
-                    return Reply::error("ERR more keys than client-output-buffer-limit has room for, use SCAN");
+                bytes += keys.iter().map(|key| key.len() + size_of::<Reply>()).sum::<usize>();
+                if bytes > bytes_max.bytes {
+                    return Reply::error(format!("ERR the keys are more than {bytes_max}: use SCAN"));
                 }
+                self.hold(Part::Answers, bytes);
                 all.extend(keys.into_iter().map(Reply::Bulk));
                 self.share().await;
                 if next == 0 || self.client.is_killed() {

@@ -12,8 +12,8 @@
 //!   `many_partitions_answer_in_the_order_of_the_commands`; `tests/fuzz.rs`, `whole_connections_answer_the_same_in_any_pieces`).
 //! - A write is sent on at most once, unless it is known not to have been proposed (`tests/pipeline.rs`,
 //!   `what_failed_is_never_tried_again_and_says_what_is_known`).
-//! - A client's memory is bounded, whatever it sends and however little it reads (`resp/gate.rs`,
-//!   `a_command_longer_than_the_query_buffer_is_refused_before_it_is_there`, `words_count_for_more_than_their_bytes`).
+//! - A client's memory is bounded, whatever it sends and however little it reads (`tests/memory.rs`; `resp/gate.rs`,
+//!   `a_command_longer_than_the_query_buffer_is_refused_before_it_is_there`, `words_count_for_more_than_their_bytes`); and so is that of all.
 //! - RESP is spoken in [`resp`] only; rows are reached through [`cluster::Call`] only.
 //!
 //! # Not here
@@ -27,6 +27,7 @@ use cluster::{Call, Catalogue};
 use row::op::{Request, Response};
 use tokio_util::sync::CancellationToken;
 
+mod buffers;
 pub mod client;
 pub mod config;
 mod connection;
@@ -43,6 +44,7 @@ pub mod memory;
 pub mod metrics;
 pub mod monitor;
 pub mod node;
+mod oversized;
 mod redact;
 pub mod resp;
 mod router;
@@ -58,7 +60,7 @@ mod words;
 pub use client::{Client, Clients};
 pub use listener::{meet, serve};
 pub use node::Node;
-pub use settings::Settings;
+pub use settings::{ClientsMemory, Settings};
 
 /// The Redis version whose behaviour is kept, as HELLO and INFO tell it.
 pub const REDIS_VERSION: &str = "7.4.0";
@@ -146,6 +148,17 @@ impl Proxy {
             run_id: run_id(),
             facts,
         })
+    }
+
+    /// If all clients hold more than `maxmemory-clients`, the one that holds most is disconnected, and so on.
+    pub(crate) fn make_room(&self) {
+        let bytes_max = self.settings.load().clients_max().bytes;
+        for (client, bytes) in self.clients.evict(bytes_max) {
+            self.stats.evicted_clients.add(1);
+            let (address, name) = (&client.endpoint.address, client.name());
+            let name = String::from_utf8_lossy(&name);
+            tracing::warn!(client = %address, %name, bytes, bytes_max, "a client is evicted: it holds most, and all hold more than maxmemory-clients");
+        }
     }
 }
 

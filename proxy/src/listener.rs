@@ -76,7 +76,7 @@ async fn sweep(proxy: Arc<Proxy>) {
 }
 
 /// One of the sockets that may be open; somebody else's when it is dropped.
-struct Place(Arc<Proxy>);
+pub(crate) struct Place(Arc<Proxy>);
 
 impl Place {
     /// `None`: there are `maxclients`.
@@ -93,12 +93,11 @@ impl Drop for Place {
     }
 }
 
-/// The place comes first, so that it is let go of last, when the socket is closed.
-async fn welcome(_place: Place, proxy: Arc<Proxy>, stream: TcpStream, acceptor: Option<TlsAcceptor>) {
+async fn welcome(place: Place, proxy: Arc<Proxy>, stream: TcpStream, acceptor: Option<TlsAcceptor>) {
     let Ok(endpoint) = prepare(&proxy, &stream) else { return };
-    let Some(acceptor) = acceptor else { return meet(proxy, stream, endpoint).await };
+    let Some(acceptor) = acceptor else { return meet_at(Some(place), proxy, stream, endpoint).await };
     match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => meet(proxy, stream, endpoint).await,
+        Ok(Ok(stream)) => meet_at(Some(place), proxy, stream, endpoint).await,
         Ok(Err(error)) => tracing::debug!(client = %endpoint.address, %error, "TLS handshake"),
         Err(_) => tracing::debug!(client = %endpoint.address, "TLS handshake takes too long"),
     }
@@ -122,13 +121,18 @@ fn prepare(proxy: &Proxy, stream: &TcpStream) -> io::Result<Endpoint> {
 
 /// Serves one client over any stream of bytes, until it or the server ends the connection; or tells it why not.
 pub async fn meet<S: AsyncRead + AsyncWrite + Unpin>(proxy: Arc<Proxy>, stream: S, endpoint: Endpoint) {
+    meet_at(None, proxy, stream, endpoint).await;
+}
+
+/// The place is let go of last, when the socket is closed.
+async fn meet_at<S: AsyncRead + AsyncWrite + Unpin>(place: Option<Place>, proxy: Arc<Proxy>, stream: S, endpoint: Endpoint) {
     let settings = proxy.settings.load_full();
     if settings.protected_mode && settings.password.is_none() && !endpoint.is_loopback {
         return turn_away(&proxy, stream, words::DENIED).await;
     }
     let client = proxy.clients.enter(endpoint, FIRST_TABLE.into());
     proxy.stats.connections.up();
-    Connection::new(stream, Session::new(proxy, client)).run().await;
+    Connection::new(stream, place, Session::new(proxy, client)).run().await;
 }
 
 async fn turn_away<S: AsyncWrite + Unpin>(proxy: &Proxy, mut stream: S, why: &'static str) {

@@ -19,7 +19,7 @@ pub(crate) struct Figures {
     pub(crate) peak: u64,
     /// Resident set by the operating system.
     pub(crate) resident: u64,
-    /// Query and output buffers of clients.
+    /// What is kept for clients, by the account that `maxmemory-clients` is held by.
     pub(crate) clients: u64,
     /// Of the machine.
     pub(crate) system: u64,
@@ -40,15 +40,11 @@ impl Figures {
         let node = proxy.node.memory();
         let resident = crate::info::process_status().map_or(0, |status| status.resident);
         let used = if node.allocated > 0 { node.allocated } else { resident };
-        let buffered = |client: &crate::Client| {
-            let (output, query) = client.buffered_bytes();
-            (output + query) as u64
-        };
         Figures {
             used,
             peak: proxy.memory_peak.reach(used),
             resident,
-            clients: proxy.clients.all().iter().map(|client| buffered(client)).sum(),
+            clients: proxy.clients.held_bytes() as u64,
             system: crate::info::system_memory(),
             node,
         }

@@ -4,6 +4,8 @@
 //! - Requests to one partition run one after another, so that on one connection a command sees what was sent before it.
 //! - The ops of one command and partition are in one request: they are atomic together.
 //! - A request is sent again only when it is known not to have been proposed, and never after the deadline.
+//! - Where a node answers the first commands of a request only, as their answers are large, the others are not asked for before these have been
+//!   told: at most that much is held for a client besides one command's answer (`tests/memory.rs`).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -71,8 +73,11 @@ pub(crate) struct Batches {
 /// Requests for one partition.
 struct Line {
     partition: PartitionId,
+    /// What is to be carried out.
     open: SmallVec<[Open; 1]>,
     done: VecDeque<Done>,
+    /// What the outcomes in `done` take.
+    held_bytes: usize,
 }
 
 #[derive(Default)]
@@ -89,11 +94,6 @@ enum Done {
 }
 
 impl Batches {
-    /// Nothing was added.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.lines.is_empty()
-    }
-
     /// Adds an op for a partition; the number is what [`Batches::take`] wants. `joins`: it must share its request with the op of the
     /// same command that was added before.
     pub(crate) fn add(&mut self, partition: PartitionId, op: Op, joins: bool) -> u16 {
@@ -102,7 +102,7 @@ impl Batches {
             Some(index) => index,
             None => {
                 let index = self.lines.len();
-                self.lines.push(Line { partition, open: SmallVec::new(), done: VecDeque::new() });
+                self.lines.push(Line { partition, open: SmallVec::new(), done: VecDeque::new(), held_bytes: 0 });
                 if index >= LINES_SEARCHED {
                     self.places.insert(partition, as_line(index));
                 }
@@ -131,7 +131,7 @@ impl Batches {
         self.lines.len() >= LINES_MAX
     }
 
-    /// Carries everything out.
+    /// Carries out what is left; of answers that are large, a part only ([`Batches::is_done`]).
     pub(crate) async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant) {
         match self.lines.as_mut_slice() {
             [] => {}
@@ -143,14 +143,53 @@ impl Batches {
         }
     }
 
-    /// The outcome of the next op of a line; to be taken in the order in which they were added.
+    /// Nothing is left to be carried out.
+    pub(crate) fn is_done(&self) -> bool {
+        self.lines.iter().all(|line| line.open.is_empty())
+    }
+
+    /// What the outcomes that wait to be taken take, bytes.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.lines.iter().map(|line| line.held_bytes).sum()
+    }
+
+    /// Whether the next outcomes of these lines, one for each time that a line is named, are there, or never will be.
+    pub(crate) fn has(&self, lines: &[u16]) -> bool {
+        let is_there = |line: u16, count: usize| match self.lines.get(usize::from(line)) {
+            Some(line) => line.open.is_empty() || line.outcomes() >= count,
+            None => true,
+        };
+        if let [line] = lines {
+            return is_there(*line, 1);
+        }
+        let mut counts = HashMap::<u16, usize>::new();
+        lines.iter().for_each(|line| *counts.entry(*line).or_default() += 1);
+        counts.into_iter().all(|(line, count)| is_there(line, count))
+    }
+
+    /// Forgets the outcomes of these lines that are there; the lines whose outcomes are still to come.
+    pub(crate) fn forget(&mut self, lines: &[u16]) -> SmallVec<[u16; 4]> {
+        let is_to_come = |line: &u16| match self.lines.get(usize::from(*line)) {
+            Some(Line { open, done, .. }) if !open.is_empty() && done.iter().all(|done| done.len() == 0) => true,
+            _ => {
+                let _forgotten = self.take(*line);
+                false
+            }
+        };
+        lines.iter().copied().filter(is_to_come).collect()
+    }
+
+    /// The outcome of the next op of a line; to be taken in the order in which they were added, once they are [there](Batches::has).
     pub(crate) fn take(&mut self, line: u16) -> Result<Outcome, CallError> {
         let lost = || CallError::Fault("a node answered fewer ops than it was asked".into());
         let line = self.lines.get_mut(usize::from(line)).ok_or_else(lost)?;
         loop {
             match line.done.front_mut().ok_or_else(lost)? {
                 Done::Outcomes(outcomes) => match outcomes.next() {
-                    Some(outcome) => return Ok(outcome),
+                    Some(outcome) => {
+                        line.held_bytes = line.held_bytes.saturating_sub(outcome_bytes(&outcome));
+                        return Ok(outcome);
+                    }
                     None => drop(line.done.pop_front()),
                 },
                 Done::Failed(_, 0) => drop(line.done.pop_front()),
@@ -169,48 +208,69 @@ impl Batches {
     }
 }
 
+/// What an outcome takes, bytes.
+fn outcome_bytes(outcome: &Outcome) -> usize {
+    size_of::<Outcome>() + outcome.as_ref().map_or(0, Answer::bytes)
+}
+
 /// A line's number.
 fn as_line(index: usize) -> u16 {
     u16::try_from(index).expect("LINES_MAX and the partitions of one table, 16,384 at most, are fewer than u16 holds")
 }
 
-impl Line {
-    async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant) {
-        for open in std::mem::take(&mut self.open) {
-            proxy.stats.batch(open.request.ops.len());
-            self.carry_out_one(proxy, open, deadline).await;
+impl Done {
+    fn len(&self) -> usize {
+        match self {
+            Done::Outcomes(outcomes) => outcomes.len(),
+            Done::Failed(_, left) => *left,
         }
     }
+}
 
-    /// A node may do the first commands only, when their answers are large; it is then asked for the others.
-    async fn carry_out_one(&mut self, proxy: &Proxy, open: Open, deadline: Instant) {
-        let Open { mut request, writes, .. } = open;
-        loop {
+impl Line {
+    /// How many outcomes wait to be taken.
+    fn outcomes(&self) -> usize {
+        self.done.iter().map(Done::len).sum()
+    }
+
+    /// One request after another, up to the first of which a part is done. A node may do the first commands only, when their answers are large.
+    async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant) {
+        let mut all = std::mem::take(&mut self.open).into_iter();
+        while let Some(mut open) = all.next() {
             if !self.done.is_empty() {
                 // A thousand reads have perhaps been answered on the spot, or some MiB copied.
                 tokio::task::yield_now().await;
             }
-            let asked = request.ops.len();
-            let outcomes = match writes {
-                true => call(proxy, self.partition, &request, deadline).await,
-                false => read_once(proxy, self.partition, &request, deadline).await,
+            let asked = open.request.ops.len();
+            proxy.stats.batch(asked);
+            let outcomes = match open.writes {
+                true => call(proxy, self.partition, &open.request, deadline).await,
+                false => read_once(proxy, self.partition, &open.request, deadline).await,
             };
-            match outcomes {
+            let done = match outcomes {
                 Ok(outcomes) if outcomes.is_empty() && asked > 0 => {
-                    let why = "a node answered none of the ops that it was asked".to_owned();
-                    return self.done.push_back(Done::Failed(CallError::Fault(why), asked));
+                    Err(CallError::Fault("a node answered none of the ops that it was asked".to_owned()))
                 }
-                Ok(outcomes) => {
-                    let answered = outcomes.len();
-                    self.done.push_back(Done::Outcomes(outcomes.into_iter()));
-                    if answered >= asked {
-                        return;
-                    }
-                    without_first(&mut request, answered);
-                }
-                Err(error) => return self.done.push_back(Done::Failed(error, asked)),
+                outcomes => outcomes,
+            };
+            let answered = done.as_ref().map_or(asked, Vec::len);
+            self.keep(done, asked);
+            if answered < asked {
+                without_first(&mut open.request, answered);
+                self.open = std::iter::once(open).chain(all).collect();
+                return;
             }
         }
+    }
+
+    fn keep(&mut self, outcomes: Result<Vec<Outcome>, CallError>, ops: usize) {
+        self.done.push_back(match outcomes {
+            Ok(outcomes) => {
+                self.held_bytes += outcomes.iter().map(outcome_bytes).sum::<usize>();
+                Done::Outcomes(outcomes.into_iter())
+            }
+            Err(error) => Done::Failed(error, ops),
+        });
     }
 }
 

@@ -157,13 +157,11 @@ async fn clear(proxy: &Proxy, partition: PartitionId, deadline: Instant) -> Resu
 
 /// DEBUG SLEEP. Only this connection sleeps: the server has other threads. It wakes when the client is killed, or leaves.
 async fn sleep(proxy: &Proxy, client: &Client, seconds: f64) -> Reply {
-    client.asleep.store(true, Relaxed);
     tokio::select! {
         () = tokio::time::sleep(sleep_time(seconds)) => {}
         () = client.killed() => {}
         () = proxy.shutdown.cancelled() => {}
     }
-    client.asleep.store(false, Relaxed);
     Reply::OK
 }
 

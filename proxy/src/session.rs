@@ -1,6 +1,7 @@
 //! What one connection knows between its commands: who it is, which table it selected, what it has queued.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,7 +10,9 @@ use commands::Reply;
 use commands::plan::{Hello, ReplyMode};
 use subtle::ConstantTimeEq;
 
+use crate::client::account::{Account, Part};
 use crate::client::{Client, Effect};
+use crate::connection::OUTPUT_HIGH;
 use crate::dispatch::Chunk;
 use crate::resp::Protocol;
 use crate::transactions::Transaction;
@@ -35,6 +38,10 @@ pub(crate) struct Session {
     catalogue_version: Option<u64>,
     seed: u64,
     pub(crate) chunk: Chunk,
+    /// What is kept for the client.
+    pub(crate) account: Account,
+    /// When so many bytes of replies wait, the client is to read some before more is carried out.
+    pub(crate) replies_max: usize,
 }
 
 /// CLIENT REPLY.
@@ -60,6 +67,8 @@ impl Session {
     pub(crate) fn new(proxy: Arc<Proxy>, client: Arc<Client>) -> Session {
         let authenticated = proxy.settings.load().password.is_none();
         Session {
+            account: Account::new(client.clone()),
+            replies_max: OUTPUT_HIGH,
             proxy,
             client,
             protocol: Protocol::default(),
@@ -148,6 +157,13 @@ impl Session {
     fn found(&mut self, table: &Arc<Table>) {
         self.table = Some(table.clone());
         self.catalogue_version = None;
+    }
+
+    /// A part of what is kept for the client takes so many bytes now; if all clients then hold too much, the one that holds most goes.
+    pub(crate) fn hold(&mut self, part: Part, bytes: usize) {
+        if self.account.set(part, bytes) {
+            self.proxy.make_room();
+        }
     }
 
     /// The table that a word means, if that can be said without asking: `3` is `db3`, any other word an existing table.
@@ -279,7 +295,7 @@ impl Session {
         shown.protocol = 2;
         shown.name = Bytes::new();
         shown.monitors = false;
-        shown.no_evict = false;
+        self.client.no_evict.store(false, Ordering::Relaxed);
         shown.no_touch = false;
         Reply::Status("RESET".into())
     }

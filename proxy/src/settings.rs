@@ -21,12 +21,18 @@ pub struct Settings {
     pub bulk_bytes_max: usize,
     /// `max_write_size`: the most that the arguments of one write may add up to, bytes.
     pub write_bytes_max: usize,
+    /// `max_answer_size`: the most that one answer may have, bytes.
+    pub answer_bytes_max: usize,
     /// `client-query-buffer-limit`: the most that one client may have sent ahead, bytes.
     pub query_bytes_max: usize,
     /// `client-output-buffer-limit`: the most that may wait for one client to read it for long, bytes.
     pub output_bytes_max: usize,
     /// The same for replicas and subscribers, of which there are none: hard limit, soft limit, seconds.
     pub output_limits_elsewhere: [[u64; 3]; 2],
+    /// `maxmemory-clients`: the most that all clients may hold together.
+    pub clients_memory: ClientsMemory,
+    /// `memory`, of which percentages are: what this process is to use, bytes.
+    pub memory_bytes: u64,
     /// `slowlog-log-slower-than`, microseconds; negative = never.
     pub slowlog_slower_than_us: i64,
     /// `slowlog-max-len`.
@@ -37,6 +43,83 @@ pub struct Settings {
     pub call_deadline_ms: u64,
     /// Tables `db0..` that SELECT knows by number.
     pub databases: u32,
+}
+
+/// A limit, as an error names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// The most that there may be.
+    pub bytes: usize,
+    /// The setting that says so.
+    pub name: &'static str,
+    /// CONFIG SET changes it.
+    pub is_live: bool,
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let how = if self.is_live { "CONFIG SET changes it" } else { "the configuration file changes it, at a restart" };
+        write!(f, "{} ({} bytes; {how})", self.name, self.bytes)
+    }
+}
+
+/// `maxmemory-clients`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientsMemory {
+    /// 0: there is no limit.
+    Unlimited,
+    /// So many bytes.
+    Bytes(u64),
+    /// Of [`Settings::memory_bytes`], 1 to 100.
+    Percent(u8),
+}
+
+/// A smaller `maxmemory-clients` is taken for this, as by Redis.
+const CLIENTS_BYTES_LEAST: u64 = 128 * 1024;
+
+/// No limit of one client is above what all may hold together; where it is set to be, this is the limit, and named.
+impl Settings {
+    /// What all clients may hold together.
+    pub fn clients_max(&self) -> Bound {
+        let bytes = match self.clients_memory {
+            ClientsMemory::Unlimited => u64::MAX,
+            ClientsMemory::Bytes(bytes) => bytes.max(CLIENTS_BYTES_LEAST),
+            ClientsMemory::Percent(percent) => (self.memory_bytes / 100 * u64::from(percent)).max(CLIENTS_BYTES_LEAST),
+        };
+        Bound { bytes: usize::try_from(bytes).unwrap_or(usize::MAX), name: "maxmemory-clients", is_live: true }
+    }
+
+    /// What one client may have sent ahead.
+    pub fn query_max(&self) -> Bound {
+        self.least(Bound { bytes: self.query_bytes_max, name: "client-query-buffer-limit", is_live: true })
+    }
+
+    /// The longest argument.
+    pub fn bulk_max(&self) -> Bound {
+        let own = Bound { bytes: self.bulk_bytes_max, name: "proto-max-bulk-len", is_live: true };
+        let query = self.query_max();
+        if query.bytes < own.bytes { query } else { own }
+    }
+
+    /// What may wait for one client to read it.
+    pub fn output_max(&self) -> Bound {
+        self.least(Bound { bytes: self.output_bytes_max, name: "client-output-buffer-limit", is_live: true })
+    }
+
+    /// What one command or transaction may write.
+    pub fn write_max(&self) -> Bound {
+        Bound { bytes: self.write_bytes_max, name: "max_write_size", is_live: false }
+    }
+
+    /// What one command or transaction may be answered.
+    pub fn answer_max(&self) -> Bound {
+        self.least(Bound { bytes: self.answer_bytes_max, name: "max_answer_size", is_live: false })
+    }
+
+    fn least(&self, own: Bound) -> Bound {
+        let all = self.clients_max();
+        if all.bytes < own.bytes { all } else { own }
+    }
 }
 
 impl Default for Settings {
@@ -50,9 +133,12 @@ impl Default for Settings {
             tcp_keepalive_s: 300,
             bulk_bytes_max: 16 << 20,
             write_bytes_max: 16 << 20,
+            answer_bytes_max: 512 << 20,
             query_bytes_max: 64 << 20,
             output_bytes_max: 256 << 20,
             output_limits_elsewhere: [[256 << 20, 64 << 20, 60], [32 << 20, 8 << 20, 60]],
+            clients_memory: ClientsMemory::Bytes(512 << 20),
+            memory_bytes: 4 << 30,
             slowlog_slower_than_us: 10_000,
             slowlog_len_max: 128,
             latency_threshold_ms: 0,
@@ -70,5 +156,33 @@ impl std::fmt::Debug for Settings {
             .field("protected_mode", &self.protected_mode)
             .field("clients_max", &self.clients_max)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_limit_of_one_client_is_above_that_of_all() {
+        let settings = |clients_memory| Settings { clients_memory, memory_bytes: 1 << 30, ..Settings::default() };
+        let named = |bound: Bound| (bound.bytes, bound.name);
+        let tight = settings(ClientsMemory::Percent(1));
+        let all = (1 << 30) / 100;
+        for bound in [tight.query_max(), tight.bulk_max(), tight.output_max(), tight.answer_max()] {
+            assert_eq!(named(bound), (all, "maxmemory-clients"));
+        }
+        let wide = settings(ClientsMemory::Unlimited);
+        assert_eq!(named(wide.answer_max()), (512 << 20, "max_answer_size"));
+        assert_eq!(named(wide.bulk_max()), (16 << 20, "proto-max-bulk-len"));
+        assert_eq!(settings(ClientsMemory::Bytes(1)).clients_max().bytes, 128 << 10);
+    }
+
+    #[test]
+    fn a_bound_says_how_it_is_changed() {
+        let settings = Settings::default();
+        assert_eq!(settings.query_max().to_string(), "client-query-buffer-limit (67108864 bytes; CONFIG SET changes it)");
+        let fixed = "max_write_size (16777216 bytes; the configuration file changes it, at a restart)";
+        assert_eq!(settings.write_max().to_string(), fixed);
     }
 }

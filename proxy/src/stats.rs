@@ -92,6 +92,10 @@ pub struct Stats {
     pub output_limit_disconnections: Count,
     /// Cut because their query buffer was over its limit.
     pub query_limit_disconnections: Count,
+    /// Cut because they sent an argument or a command that is larger than is taken.
+    pub oversized_disconnections: Count,
+    /// Cut because all clients held more than `maxmemory-clients`, and these most.
+    pub evicted_clients: Count,
     /// Bytes read from clients.
     pub bytes_in: Count,
     /// Bytes written to clients.
@@ -187,6 +191,8 @@ impl Stats {
             connections_rejected: Count::default(),
             output_limit_disconnections: Count::default(),
             query_limit_disconnections: Count::default(),
+            oversized_disconnections: Count::default(),
+            evicted_clients: Count::default(),
             bytes_in: Count::default(),
             bytes_out: Count::default(),
             reads: Count::default(),
@@ -318,6 +324,8 @@ impl Stats {
             &self.connections_rejected,
             &self.output_limit_disconnections,
             &self.query_limit_disconnections,
+            &self.oversized_disconnections,
+            &self.evicted_clients,
             &self.bytes_in,
             &self.bytes_out,
             &self.reads,

@@ -1,7 +1,7 @@
 //! MULTI, EXEC, DISCARD, WATCH, UNWATCH.
 //!
-//! Commands are planned while they are queued and carried out by EXEC. All their ops go into one request to one partition, so they are
-//! atomic and isolated; rows of several partitions are refused as a whole. Watched rows travel with the request as tokens that the
+//! The words of a command are kept while it is queued, as copies of their own; EXEC plans and carries out. All ops go into one request to one
+//! partition, so they are atomic and isolated; rows of several partitions are refused as a whole. Watched rows travel with the request as tokens that the
 //! partition's executor made ([`row::op::Watched`]), so nothing is watched between WATCH and EXEC, and no server keeps a list.
 //!
 //! A table that is missing is watched by its name: it is as it was while there is none, or none before EXEC makes it, in which nothing has been
@@ -16,28 +16,70 @@ use cluster::{CallError, PartitionId, Table};
 use commands::args::Words;
 use commands::plan::ClientCall;
 use commands::table::flags;
-use commands::{Command, Plan, Planned, Reply, Rows, Session as Call, Wording};
+use commands::{Command, Plan, Reply, Rows, Session as Call, Wording};
 use row::op::{Answer, Op, Request, Response, Watched};
 use row::view::Fault;
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 
-use crate::dispatch::{Known, Queued, on_nothing, reply_to};
+use crate::client::account::Part;
+use crate::dispatch::{self, Known, on_nothing, reply_to};
 use crate::router::{self, Batches, Outcome};
 use crate::session::{Named, Session};
-use crate::{keys, lookups, words};
+use crate::settings::Bound;
+use crate::{keys, lookups, resp, words};
 
 /// What a watched row takes beyond its key, about.
 const WATCHED_BYTES: usize = 256;
+/// Larger replies that are known before EXEC are not kept meanwhile, but made again.
+const SMALL_REPLY_BYTES: usize = 1024;
 
 /// A connection's transaction: what is queued, what is watched.
 #[derive(Default)]
 pub(crate) struct Transaction {
     queue: Option<Vec<Queued>>,
+    /// What the queue takes.
     queued_bytes: usize,
+    /// What it will take when EXEC plans it: the words of a command count for more than their bytes, as those of any other.
+    planned_bytes: usize,
     /// An error while queueing: EXEC will refuse.
     spoilt: bool,
     watched: Vec<Watch>,
     watched_bytes: usize,
+}
+
+/// A command that is queued. Its words are copied: slices would keep the whole read buffer alive, and a plan may be much larger than they are.
+struct Queued {
+    known: Known,
+    /// All words, one behind the other, and where each ends.
+    text: Bytes,
+    ends: SmallVec<[usize; 3]>,
+}
+
+impl Queued {
+    fn new(known: Known, words: &Words) -> Queued {
+        let mut text = Vec::with_capacity(words.iter().map(Bytes::len).sum());
+        let end = |word: &Bytes| {
+            text.extend_from_slice(word);
+            text.len()
+        };
+        let ends = words.iter().map(end).collect();
+        Queued { known, text: text.into(), ends }
+    }
+
+    /// What it takes while it is kept.
+    fn bytes(&self) -> usize {
+        let spilled = if self.ends.spilled() { self.ends.capacity() * size_of::<usize>() } else { 0 };
+        size_of::<Queued>() + self.text.len() + spilled
+    }
+
+    fn words(&self) -> Words {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| self.text.slice(start..*end)).collect()
+    }
+
+    fn plan(&self, seed: u64) -> Plan {
+        dispatch::planned(self.known.command, self.words(), self.text.len(), seed).unwrap_or_else(Plan::Reply)
+    }
 }
 
 /// A watched row.
@@ -54,7 +96,7 @@ impl Transaction {
 
     /// A queued command may write.
     pub(crate) fn writes(&self) -> bool {
-        self.queue.iter().flatten().any(|(known, ..)| known.command.is(flags::WRITE))
+        self.queue.iter().flatten().any(|queued| queued.known.command.is(flags::WRITE))
     }
 
     /// MULTI.
@@ -84,26 +126,36 @@ impl Transaction {
     pub(crate) fn spoil(&mut self) {
         if let Some(queue) = &mut self.queue {
             (self.spoilt, *queue) = (true, Vec::new());
+            (self.queued_bytes, self.planned_bytes) = (0, 0);
         }
     }
 
-    /// Queues a command that takes so many bytes.
-    pub(crate) fn queue(&mut self, known: Known, planned: Planned, shown: Option<Words>, bytes: usize, bytes_max: usize) -> Reply {
+    /// Queues a command, if what EXEC makes of the whole queue stays below `bytes_max`.
+    pub(crate) fn queue(&mut self, known: Known, words: &Words, bytes_max: Bound) -> Reply {
         let Some(queue) = &mut self.queue else { return commands::words::no_answer() };
-        if is_barred(known.command, &planned) {
+        if is_barred(known.command, words) {
             self.spoil();
             return Reply::error("ERR Command not allowed inside a transaction");
         }
         if self.spoilt {
             return Reply::Status("QUEUED".into());
         }
-        self.queued_bytes += bytes;
-        if self.queued_bytes > bytes_max {
+        let planned = self.planned_bytes + words.iter().map(|word| word.len() + resp::WORD_BYTES).sum::<usize>();
+        if planned > bytes_max.bytes {
             self.spoil();
-            return Reply::error("ERR transaction is larger than client-query-buffer-limit");
+            return Reply::error(format!("ERR transaction is larger than {bytes_max}"));
         }
-        queue.push((known, planned, shown));
+        let queued = Queued::new(known, words);
+        self.planned_bytes = planned;
+        self.queued_bytes += queued.bytes();
+        queue.push(queued);
         Reply::Status("QUEUED".into())
+    }
+
+    /// What is kept of it: commands that are queued, and rows that are watched.
+    pub(crate) fn bytes(&self) -> usize {
+        let room = self.queue.as_ref().map_or(0, |queue| (queue.capacity() - queue.len()) * size_of::<Queued>());
+        self.queued_bytes + room + self.watched_bytes
     }
 
     /// For CLIENT LIST: commands queued, their bytes, rows watched.
@@ -115,6 +167,8 @@ impl Transaction {
 /// One command of a transaction that is being carried out.
 enum Step {
     Ready(Reply),
+    /// A large reply that needs nobody: it is made when it is its turn.
+    Again(Queued),
     /// Waits for so many outcomes, which count as looking keys up or not.
     Rows(Wording, usize, bool),
     /// SELECT of this table.
@@ -145,8 +199,9 @@ impl Session {
             return Reply::error("ERR WATCH inside MULTI is not allowed");
         }
         let bytes = self.transaction.watched_bytes + keys.iter().map(|key| key.len() + WATCHED_BYTES).sum::<usize>();
-        if bytes > self.proxy.settings.load().query_bytes_max {
-            return Reply::error("ERR too many watched keys");
+        let bytes_max = self.proxy.settings.load().query_max();
+        if bytes > bytes_max.bytes {
+            return Reply::error(format!("ERR too many watched keys: they take more than {bytes_max}"));
         }
         self.transaction.watched_bytes = bytes;
         let table = match self.find_table().await {
@@ -182,14 +237,16 @@ impl Session {
 
     /// EXEC.
     pub(crate) async fn exec(&mut self) -> Reply {
-        let Some(mut queue) = self.transaction.queue.take() else { return Reply::error("ERR EXEC without MULTI") };
+        let Some(queue) = self.transaction.queue.take() else { return Reply::error("ERR EXEC without MULTI") };
         let transaction = std::mem::take(&mut self.transaction);
         if transaction.spoilt {
             return Reply::error(words::EXECABORT);
         }
+        self.hold(Part::Transaction, transaction.queued_bytes + transaction.planned_bytes + transaction.watched_bytes);
         let table_before = self.table_name.clone();
         // Monitors are shown them when they run.
-        let shown: Vec<Option<Words>> = queue.iter_mut().map(|(.., words)| words.take()).collect();
+        let is_shown = |queued: &Queued| crate::monitor::shows(queued.known.command).then(|| queued.words());
+        let shown = if self.proxy.monitors.any() { queue.iter().map(is_shown).collect() } else { Vec::new() };
         let gathered = self.gather(queue, &transaction.watched).await;
         // The commands are carried out from here on, SELECT included.
         self.use_table(table_before);
@@ -233,9 +290,9 @@ impl Session {
                 Meant::Other(step) => step,
             });
         }
-        let bytes_max = self.proxy.settings.load().write_bytes_max;
-        if gathered.bytes > bytes_max + 64 * 1024 {
-            return Err(Reply::error(format!("ERR transaction is larger than max_write_size ({bytes_max} bytes)")));
+        let bytes_max = self.proxy.settings.load().write_max();
+        if gathered.bytes > bytes_max.bytes + 64 * 1024 {
+            return Err(Reply::error(format!("ERR transaction is larger than {bytes_max}")));
         }
         Ok(Some((steps, gathered)))
     }
@@ -265,16 +322,25 @@ impl Session {
 
     /// What each command means, and of which table: the one that was selected last. The session goes back to its own until the commands run.
     async fn meant(&mut self, queue: Vec<Queued>) -> Result<Vec<Meant>, Reply> {
+        let bytes_max = self.proxy.settings.load().answer_max();
+        let mut bytes = 0;
         let mut meant = Vec::with_capacity(queue.len());
-        for (_, planned, _) in queue {
-            let plan = match planned {
-                Ok(Plan::Session(call)) => as_rows(call),
-                Ok(plan) => plan,
-                Err(reply) => Plan::Reply(reply),
+        for queued in queue {
+            self.share().await;
+            let plan = match queued.plan(self.next_seed()) {
+                Plan::Session(call) => as_rows(call),
+                plan => plan,
             };
             meant.push(match plan {
                 Plan::Rows(rows) => Meant::Rows(self.table_name.clone(), rows),
-                Plan::Reply(reply) => Meant::Other(Step::Ready(reply)),
+                Plan::Reply(reply) => {
+                    let size = reply.bytes();
+                    bytes += size;
+                    if bytes > bytes_max.bytes {
+                        return Err(Reply::error(format!("ERR the transaction's replies are larger than {bytes_max}, nothing was done")));
+                    }
+                    Meant::Other(if size > SMALL_REPLY_BYTES { Step::Again(queued) } else { Step::Ready(reply) })
+                }
                 Plan::Session(Call::Select(word)) => Meant::Other(match self.named(&word).await? {
                     Named::Table(name) => {
                         self.use_table(name.clone());
@@ -399,14 +465,21 @@ impl Session {
         }
     }
 
+    /// The replies of all commands, as one, with a bound: what is done is done, but a client that asks for too much is told so instead.
     async fn replies(&mut self, steps: Vec<Step>, outcomes: Vec<Outcome>, shown: Vec<Option<Words>>) -> Reply {
-        let mut outcomes = outcomes.into_iter();
+        let bytes_max = self.proxy.settings.load().answer_max();
+        let mut bytes = 0;
+        let (mut outcomes, mut shown) = (outcomes.into_iter(), shown.into_iter());
         let mut replies = Vec::with_capacity(steps.len());
-        for (step, shown) in steps.into_iter().zip(shown) {
-            replies.push(match step {
+        for step in steps {
+            self.share().await;
+            let reply = match step {
                 Step::Ready(reply) => reply,
+                Step::Again(queued) => match queued.plan(self.next_seed()) {
+                    Plan::Reply(reply) => reply,
+                    _ => commands::words::no_answer(),
+                },
                 Step::Rows(wording, count, is_lookup) => {
-                    self.share().await;
                     let outcomes: Vec<_> = outcomes.by_ref().take(count).collect();
                     if is_lookup {
                         lookups::count(&self.proxy.stats, &outcomes);
@@ -423,10 +496,21 @@ impl Session {
                 }
                 Step::Call(Call::Monitor) => Reply::error("ERR MONITOR isn't allowed for DENY BLOCKING client"),
                 Step::Call(call) => self.call(call).await.unwrap_or(Reply::OK),
-            });
-            if let Some(words) = shown {
+            };
+            if let Some(words) = shown.next().flatten() {
                 self.show(&words);
             }
+            bytes += reply.bytes();
+            if bytes <= bytes_max.bytes {
+                replies.push(reply);
+                self.hold(Part::Answers, bytes);
+            } else {
+                // The rest is carried out all the same, as is all of it that is rows.
+                replies = Vec::new();
+            }
+        }
+        if bytes > bytes_max.bytes {
+            return Reply::error(format!("ERR the transaction was carried out, but its replies are larger than {bytes_max}"));
         }
         Reply::Array(replies)
     }
@@ -456,8 +540,40 @@ fn as_rows(call: Call) -> Plan {
     }
 }
 
-/// What would have to wait for others, or does what a transaction of one partition cannot; whatever is wrong with it otherwise.
-fn is_barred(command: &Command, planned: &Planned) -> bool {
-    let is_to_table = || matches!(planned, Ok(Plan::Session(Call::CopyTo { .. })));
-    command.is(flags::NO_MULTI) || matches!(command.name, "move" | "flushall") || is_to_table()
+/// Commands that would have to wait for others, or do what a transaction of one partition cannot. By their names and words alone, as what is
+/// wrong with them otherwise is told by EXEC.
+fn is_barred(command: &Command, words: &Words) -> bool {
+    match command.name {
+        "move" | "flushall" => true,
+        "copy" => words.iter().skip(3).any(|word| word.eq_ignore_ascii_case(b"db")),
+        _ => command.is(flags::NO_MULTI),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::Index;
+
+    #[test]
+    fn what_is_queued_does_not_keep_the_read_buffer() {
+        let chunk = Bytes::from(b"set k a value of some length".to_vec());
+        let words = Words::from_vec(vec![chunk.slice(0..3), chunk.slice(4..5), chunk.slice(6..)]);
+        let command = commands::find(b"set", None).expect("SET is in the table");
+        let mut transaction = Transaction::default();
+        transaction.open();
+        let bytes_max = Bound { bytes: 10_000, name: "limit", is_live: true };
+        transaction.queue(Known { command, index: Index::of(command) }, &words, bytes_max);
+        drop(words);
+        assert!(chunk.try_into_mut().is_ok(), "nobody else has a part of it");
+        let queued = &transaction.queue.as_ref().expect("open")[0];
+        assert_eq!(queued.words().into_vec(), ["set", "k", "a value of some length"]);
+    }
+
+    #[test]
+    fn a_queued_command_takes_little_more_than_its_words() {
+        let words = Words::from_vec(vec![Bytes::from_static(b"COMMAND"), Bytes::from_static(b"DOCS")]);
+        let command = commands::find(b"command", Some(b"docs")).expect("COMMAND DOCS is in the table");
+        assert!(Queued::new(Known { command, index: None }, &words).bytes() < 200);
+    }
 }

@@ -3,6 +3,8 @@
 use cluster::CallError;
 use commands::Reply;
 
+use crate::settings::Bound;
+
 /// Answered to whoever is not allowed to speak yet.
 pub(crate) const NOAUTH: &str = "NOAUTH Authentication required.";
 pub(crate) const NOAUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> \
@@ -95,6 +97,11 @@ pub(crate) fn catalogue_error(error: &CallError) -> Reply {
 /// The reply when a named table is not there.
 pub(crate) fn no_table(name: &[u8]) -> Reply {
     Reply::error(format!("ERR no such table '{}'", one_line(name)))
+}
+
+/// The reply when an answer is larger than one may be.
+pub(crate) fn answer_too_large(bytes_max: Bound) -> Reply {
+    Reply::error(format!("ERR answer is larger than {bytes_max}: read in parts, as with HSCAN, HRANGE, GETRANGE or SCAN"))
 }
 
 /// Words inside an error line: nothing that could end the line, not too long.

@@ -7,10 +7,15 @@ mod kit;
 use bolero::check;
 use proxy::client::Endpoint;
 use proxy::resp::{Gate, Limits, words};
+use proxy::settings::Bound;
 use proxy::{Settings, meet};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const LIMITS: Limits = Limits { bulk_bytes_max: 4096, command_bytes_max: 16384, is_stranger: false };
+const fn bound(bytes: usize) -> Bound {
+    Bound { bytes, name: "limit", is_live: true }
+}
+
+const LIMITS: Limits = Limits { bulk: bound(4096), command: bound(16384), is_stranger: false };
 
 /// What random bytes alone would hardly ever spell.
 const FRAGMENTS: &[&str] = &[
@@ -99,7 +104,7 @@ fn gated(input: &[u8], lengths: &[u8]) -> (Vec<Vec<bytes::Bytes>>, Option<String
         held.drain(..passed);
         gate.taken(passed);
         // What a client can make wait for more: one command, and never more than the limits.
-        assert!(gate.wanted() <= LIMITS.command_bytes_max + LIMITS.bulk_bytes_max + 64 * 1024 + 64, "{}", gate.wanted());
+        assert!(gate.wanted() <= LIMITS.command.bytes + LIMITS.bulk.bytes + 64 * 1024 + 64, "{}", gate.wanted());
     }
     (found, None)
 }

@@ -24,7 +24,10 @@ async fn malformed_input_is_answered_in_redis_words_and_ends_the_connection() {
         ("*x\r\n", "invalid multibulk length"),
         ("*1\r\nPING\r\n", "expected '$', got 'P'"),
         ("*1\r\n$-5\r\n", "invalid bulk length"),
-        ("*1\r\n$999999999\r\n", "invalid bulk length"),
+        (
+            "*1\r\n$999999999\r\n",
+            "invalid bulk length: 999999999 bytes are more than proto-max-bulk-len (16777216 bytes; CONFIG SET changes it)",
+        ),
         ("SET k \"v\r\n", "unbalanced quotes in request"),
     ] {
         let mut client = server.connect().await;
@@ -47,11 +50,13 @@ async fn who_sends_more_than_there_is_room_for_is_cut_and_counted() {
     client.send(command(&words)).await;
     client.expect(":0\r\n").await;
     client.send("*501\r\n").await;
-    client.expect("-ERR Protocol error: invalid multibulk length\r\n").await;
+    let limit = "client-query-buffer-limit (100000 bytes; CONFIG SET changes it)";
+    client.expect("-ERR Protocol error: invalid multibulk length: 501 words, at 200 bytes each, are more than ").await;
+    client.expect(&format!("{limit}\r\n")).await;
     client.expect_end().await;
     let mut client = server.connect().await;
     client.send("*2\r\n$4\r\nECHO\r\n$100000\r\n").await;
-    client.expect("-ERR Protocol error: command is longer than client-query-buffer-limit\r\n").await;
+    client.expect(&format!("-ERR Protocol error: command is longer than {limit}\r\n")).await;
     client.expect_end().await;
     let mut client = server.connect().await;
     client.send("*x\r\n").await;
@@ -78,7 +83,8 @@ async fn the_largest_value_fits_and_one_byte_more_does_not() {
     client.send(command(&["GET", "k"])).await;
     client.expect(&format!("${}\r\n{largest}\r\n", largest.len())).await;
     client.send(format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${}\r\n", largest.len() + 1)).await;
-    client.expect("-ERR Protocol error: invalid bulk length\r\n").await;
+    client.expect("-ERR Protocol error: invalid bulk length: 16777217 bytes are more than proto-max-bulk-len (16777216 bytes; ").await;
+    client.expect("CONFIG SET changes it)\r\n").await;
     client.expect_end().await;
 }
 
@@ -92,7 +98,7 @@ async fn a_write_larger_than_max_write_size_is_refused_and_the_connection_goes_o
     let mut client = server.connect().await;
     let value = String::from_utf8(kit::value(90_000).to_vec()).unwrap();
     client.send(command(&["MSET", "a", &value, "b", &value])).await;
-    client.expect("-ERR request is larger than max_write_size (100000 bytes)\r\n").await;
+    client.expect("-ERR request is larger than max_write_size (100000 bytes; the configuration file changes it, at a restart)\r\n").await;
     client.ask("PING", "+PONG\r\n").await;
 }
 

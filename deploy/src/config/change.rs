@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use proxy::ClientsMemory;
 use proxy::config::{FileChange, FileValue};
 
-use super::{Config, Dur, Secret, Size, Threshold, rewrite};
+use super::{ClientsShare, Config, Dur, Secret, Size, Threshold, rewrite};
 
 /// The proxy's settings at start.
 pub(crate) fn proxy_settings(config: &Config) -> proxy::Settings {
@@ -26,6 +27,14 @@ pub(crate) fn proxy_settings(config: &Config) -> proxy::Settings {
         tcp_keepalive_s: seconds(section.tcp_keepalive),
         bulk_bytes_max: bytes(section.proto_max_bulk_len),
         write_bytes_max: bytes(config.storage.max_write_size),
+        answer_bytes_max: bytes(config.storage.max_answer_size),
+        clients_memory: match section.maxmemory_clients {
+            ClientsShare::Auto => ClientsMemory::Bytes(config.shares.clients),
+            ClientsShare::Percent(percent) => ClientsMemory::Percent(percent),
+            ClientsShare::Bytes(Size(0)) => ClientsMemory::Unlimited,
+            ClientsShare::Bytes(Size(bytes)) => ClientsMemory::Bytes(bytes),
+        },
+        memory_bytes: config.shares.memory.bytes(),
         query_bytes_max: bytes(section.client_query_buffer_limit),
         output_bytes_max: bytes(section.client_output_buffer_limit),
         slowlog_slower_than_us: section.slowlog_log_slower_than.0.map_or(-1, micros),
@@ -60,6 +69,12 @@ fn take(config: &mut Config, change: &FileChange) -> Result<(), String> {
         ("requirepass", FileValue::Text(password)) => section.requirepass = Secret::new(password),
         ("protected_mode", FileValue::Bool(on)) => section.protected_mode = *on,
         ("maxclients", FileValue::Int(number)) => section.maxclients = count(*number),
+        ("maxmemory_clients", FileValue::Text(text)) => {
+            section.maxmemory_clients = match text.strip_suffix('%') {
+                Some(percent) => ClientsShare::Percent(percent.parse().map_err(|_| "a percentage in an unknown form")?),
+                None => ClientsShare::Bytes(Size(text.parse().map_err(|_| "a size in an unknown form")?)),
+            };
+        }
         ("timeout", FileValue::Int(number)) => section.timeout = span(Duration::from_secs, *number),
         ("tcp_keepalive", FileValue::Int(number)) => section.tcp_keepalive = span(Duration::from_secs, *number),
         ("proto_max_bulk_len", FileValue::Int(number)) => section.proto_max_bulk_len = size(*number),
@@ -101,7 +116,9 @@ mod tests {
 
     #[test]
     fn defaults_are_the_proxys_own() {
-        assert!(proxy_settings(&Config::defaults()) == proxy::Settings::default());
+        let config = Config::defaults();
+        let (clients_memory, memory_bytes) = (ClientsMemory::Bytes(config.shares.clients), config.shares.memory.bytes());
+        assert!(proxy_settings(&config) == proxy::Settings { clients_memory, memory_bytes, ..proxy::Settings::default() });
     }
 
     /// A setting that CONFIG SET changes and the file can't keep would be lost by CONFIG REWRITE.
@@ -122,10 +139,12 @@ mod tests {
             slowlog_len_max: 9,
             latency_threshold_ms: 11,
             call_deadline_ms: 1300,
+            memory_bytes: Config::defaults().shares.memory.bytes(),
             ..proxy::Settings::default()
         };
-        for slower_than in [1234, 0, -1] {
-            changed.slowlog_slower_than_us = slower_than;
+        let shares = [ClientsMemory::Bytes(77 << 20), ClientsMemory::Percent(5), ClientsMemory::Unlimited];
+        for (slower_than, share) in [1234, 0, -1].into_iter().zip(shares) {
+            (changed.slowlog_slower_than_us, changed.clients_memory) = (slower_than, share);
             fs::write(&path, "# mine\n[storage]\ndurability = \"os\"\n").unwrap();
             let changes: Vec<FileChange> = proxy::config::SETTINGS
                 .iter()

@@ -10,7 +10,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{AutoSize, Config, Setting, Size};
+use super::{AutoSize, ClientsShare, Config, Setting, Size};
 
 /// What `auto` is of the machine.
 const PART_OF_MACHINE: u64 = 4;
@@ -207,12 +207,16 @@ impl Config {
             (self.storage.block_cache, &mut shares.block_cache),
             (self.storage.row_cache, &mut shares.row_cache),
             (self.storage.memtables, &mut shares.memtables),
-            (self.proxy.maxmemory_clients, &mut shares.clients),
         ];
         for (setting, share) in set {
             if let AutoSize::Bytes(Size(bytes)) = setting {
                 *share = bytes;
             }
+        }
+        match self.proxy.maxmemory_clients {
+            ClientsShare::Auto => {}
+            ClientsShare::Percent(percent) => shares.clients = (shares.memory.bytes() / 100 * u64::from(percent)).max(CLIENT_MIN),
+            ClientsShare::Bytes(Size(bytes)) => shares.clients = bytes,
         }
         if (1..CLIENT_MIN).contains(&shares.clients) {
             return Err("proxy.maxmemory_clients: must be at least \"1MiB\", or 0 for no bound".to_owned());

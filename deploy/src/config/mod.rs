@@ -25,7 +25,9 @@ pub(crate) use change::{proxy_settings, rewrite_file};
 pub(crate) use file::render;
 use file::rewrite;
 pub(crate) use memory::{Machine, Shares};
-pub(crate) use setting::{Address, AutoSize, Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size, Threshold};
+pub(crate) use setting::{
+    Address, AutoSize, ClientsShare, Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size, Threshold,
+};
 
 /// Makes the sections' structs and the table by which keys are set and printed. `in` bounds a value, both ends included.
 macro_rules! settings {
@@ -128,7 +130,7 @@ settings! {
         proto_max_bulk_len: Size, in Size::mib(1), Size::mib(512);
         client_query_buffer_limit: Size, in Size::mib(1), Size::mib(1 << 20);
         client_output_buffer_limit: Size, in Size::mib(1), Size::mib(1 << 20);
-        maxmemory_clients: AutoSize, in AutoSize::mib(0), AutoSize::mib(1 << 24);
+        maxmemory_clients: ClientsShare;
         slowlog_log_slower_than: Threshold;
         slowlog_max_len: u32, in 0, 1 << 20;
         latency_monitor_threshold: Dur;

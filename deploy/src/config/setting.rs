@@ -334,6 +334,38 @@ impl Setting for Threshold {
     }
 }
 
+/// What all clients may hold: `proxy.maxmemory_clients`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClientsShare {
+    /// An eighth of `memory`.
+    Auto,
+    /// Of `memory`, 1 to 100.
+    Percent(u8),
+    /// So much; 0: there is no limit.
+    Bytes(Size),
+}
+
+impl Setting for ClientsShare {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        let text = value.as_str();
+        if text == Some("auto") {
+            return Ok(ClientsShare::Auto);
+        }
+        if let Some(number) = text.and_then(|text| text.strip_suffix('%')) {
+            let percent = number.parse().ok().filter(|percent| (1..=100).contains(percent));
+            return percent.map(ClientsShare::Percent).ok_or_else(|| "a percentage is from 1% to 100%".to_owned());
+        }
+        Size::parse(value).map(ClientsShare::Bytes).map_err(|error| format!("{error}, \"5%\", or \"auto\""))
+    }
+    fn text(&self) -> String {
+        match self {
+            ClientsShare::Auto => quoted("auto"),
+            ClientsShare::Percent(percent) => quoted(&format!("{percent}%")),
+            ClientsShare::Bytes(size) => size.text(),
+        }
+    }
+}
+
 /// A password. Shows itself to nobody.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(String);

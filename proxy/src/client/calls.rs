@@ -1,6 +1,7 @@
 //! The CLIENT family.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,7 +49,7 @@ impl Clients {
             ClientCall::List { kind, ids } => self.list(kind, &ids),
             ClientCall::Kill(filter) => return self.kill(me, &filter),
             ClientCall::NoEvict(on) => {
-                me.shown.lock().no_evict = on;
+                me.no_evict.store(on, Ordering::Relaxed);
                 Reply::OK
             }
             ClientCall::NoTouch(on) => {

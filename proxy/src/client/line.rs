@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::Client;
 
@@ -11,8 +12,13 @@ impl Client {
         let shown = self.shown.lock().clone();
         let pushed = self.pushed.lock().len();
         let mut flags = String::new();
-        let set =
-            [(shown.monitors, 'O'), (shown.queued.is_some(), 'x'), (self.is_blocked(), 'b'), (shown.no_evict, 'e'), (shown.no_touch, 'T')];
+        let set = [
+            (shown.monitors, 'O'),
+            (shown.queued.is_some(), 'x'),
+            (self.is_blocked(), 'b'),
+            (self.no_evict.load(Relaxed), 'e'),
+            (shown.no_touch, 'T'),
+        ];
         flags.extend(set.into_iter().filter(|(on, _)| *on).map(|(_, flag)| flag));
         if flags.is_empty() {
             flags.push('N');
@@ -38,7 +44,7 @@ impl Client {
             shown.query_bytes,
             shown.query_room,
             shown.queued_bytes,
-            shown.query_bytes + shown.query_room + shown.queued_bytes + output + size_of::<Client>(),
+            self.held.bytes(),
             if output > 0 { "rw" } else { "r" },
             shown.last_command.unwrap_or("NULL"),
             shown.protocol,

@@ -3,6 +3,7 @@
 //! What only the connection's own task needs is in `session`; what is here is shared, so it is small and locked briefly,
 //! once per chunk of commands.
 
+pub(crate) mod account;
 mod calls;
 mod line;
 mod registry;
@@ -16,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
+use account::{Held, Ledger};
 pub(crate) use calls::Effect;
 pub use registry::{Clients, Pause};
 
@@ -47,13 +49,15 @@ pub struct Client {
     /// Wakes the connection's task.
     pub(crate) waker: AtomicWaker,
     killed: AtomicBool,
+    /// What is kept for it.
+    pub(crate) held: Held,
+    /// CLIENT NO-EVICT.
+    pub(crate) no_evict: AtomicBool,
     /// Out-of-band output: MONITOR.
     pushed: Mutex<BytesMut>,
     has_pushed: AtomicBool,
     /// Held back by CLIENT PAUSE.
     pub(crate) held_back: AtomicBool,
-    /// In DEBUG SLEEP.
-    pub(crate) asleep: AtomicBool,
 }
 
 /// Later than any time: not idle, however long a command takes.
@@ -73,7 +77,6 @@ pub(crate) struct Shown {
     pub(crate) queued: Option<usize>,
     pub(crate) watched: usize,
     pub(crate) monitors: bool,
-    pub(crate) no_evict: bool,
     pub(crate) no_touch: bool,
     /// Bytes received and not yet carried out, room left, bytes not yet sent.
     pub(crate) query_bytes: usize,
@@ -83,7 +86,7 @@ pub(crate) struct Shown {
 }
 
 impl Client {
-    pub(crate) fn new(id: u64, endpoint: Endpoint, table: Arc<str>) -> Client {
+    pub(crate) fn new(id: u64, endpoint: Endpoint, table: Arc<str>, ledger: Arc<Ledger>) -> Client {
         Client {
             id,
             endpoint,
@@ -92,10 +95,11 @@ impl Client {
             last_active_ms: AtomicU64::new(0),
             waker: AtomicWaker::new(),
             killed: AtomicBool::new(false),
+            held: Held::new(ledger),
+            no_evict: AtomicBool::new(false),
             pushed: Mutex::default(),
             has_pushed: AtomicBool::new(false),
             held_back: AtomicBool::new(false),
-            asleep: AtomicBool::new(false),
         }
     }
 
@@ -123,6 +127,7 @@ impl Client {
             let fits = pushed.len() + bytes.len() <= bytes_max;
             if fits {
                 pushed.extend_from_slice(bytes);
+                self.held.push(pushed.len());
             }
             fits
         };
@@ -141,7 +146,11 @@ impl Client {
         let has_pushed = self.has_pushed.load(Ordering::Acquire);
         if has_pushed {
             self.has_pushed.store(false, Ordering::Release);
-            let pushed = std::mem::take(&mut *self.pushed.lock());
+            let pushed = {
+                let mut pushed = self.pushed.lock();
+                self.held.push(0);
+                std::mem::take(&mut *pushed)
+            };
             out.unsplit(pushed);
         }
         has_pushed
@@ -152,7 +161,7 @@ impl Client {
         self.held_back.load(Ordering::Relaxed)
     }
 
-    /// Ends the connection: what is in flight is finished, and no reply is sent any more.
+    /// Ends the connection at once: what is under way is finished without it, and no reply is sent any more.
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
         self.waker.wake();
@@ -169,10 +178,6 @@ impl Client {
             if self.is_killed() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
-    }
-
-    pub(crate) fn is_asleep(&self) -> bool {
-        self.asleep.load(Ordering::Relaxed)
     }
 
     /// Its commands are carried out, until it is touched.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::account::Ledger;
 use super::{Client, Endpoint};
 
 /// What CLIENT PAUSE holds back.
@@ -23,6 +24,10 @@ pub enum Pause {
 pub struct Clients {
     all: Mutex<BTreeMap<u64, Arc<Client>>>,
     count: AtomicUsize,
+    /// What all of them hold.
+    ledger: Arc<Ledger>,
+    /// Held by whoever looks for the client to be evicted: one at a time, or two would evict two.
+    evicting: Mutex<()>,
     /// Sockets that were accepted and are open: clients, and who may become one.
     pub(crate) sockets: AtomicUsize,
     next_id: AtomicU64,
@@ -36,7 +41,7 @@ impl Clients {
     pub(crate) fn enter(&self, endpoint: Endpoint, table: Arc<str>) -> Arc<Client> {
         let mut all = self.all.lock();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let client = Arc::new(Client::new(id, endpoint, table));
+        let client = Arc::new(Client::new(id, endpoint, table, self.ledger.clone()));
         all.insert(id, client.clone());
         self.count.store(all.len(), Ordering::Relaxed);
         client
@@ -66,6 +71,31 @@ impl Clients {
     /// All, oldest first.
     pub fn all(&self) -> Vec<Arc<Client>> {
         self.all.lock().values().cloned().collect()
+    }
+
+    /// What all clients hold together, bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.ledger.bytes()
+    }
+
+    /// Ends the connections that hold most until all others hold at most `bytes_max`, but for those that said CLIENT NO-EVICT. What each of them
+    /// held.
+    pub(crate) fn evict(&self, bytes_max: usize) -> Vec<(Arc<Client>, usize)> {
+        let mut evicted = Vec::new();
+        if self.held_bytes() <= bytes_max {
+            return evicted;
+        }
+        let _alone = self.evicting.lock();
+        while self.held_bytes() > bytes_max {
+            let may_go = |client: &&Arc<Client>| !client.no_evict.load(Ordering::Relaxed) && !client.is_killed();
+            let largest = self.all.lock().values().filter(may_go).max_by_key(|client| client.held.bytes()).cloned();
+            let Some(client) = largest else { break };
+            if let Some(bytes) = client.held.leave() {
+                evicted.push((client.clone(), bytes));
+            }
+            client.kill();
+        }
+        evicted
     }
 
     /// Makes every connection look whether it is to stop.

@@ -6,13 +6,19 @@
 
 use std::borrow::Cow;
 
+use crate::settings::Bound;
+
 /// Redis's `PROTO_INLINE_MAX_SIZE`: the longest inline command, and the longest line that announces a length.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Redis's limits for clients that have yet to authenticate.
 const STRANGER_WORDS_MAX: i64 = 10;
-const STRANGER_BULK_BYTES_MAX: i64 = 16384;
+const STRANGER_BULK_BYTES_MAX: u64 = 16384;
+/// Redis's limit for all.
+const WORDS_MAX: i64 = i32::MAX as i64;
 /// Redis's word for a number of words that is none, or too large.
 const MULTIBULK: &str = "invalid multibulk length";
+/// Redis's word for a length that is none, or too large.
+const BULK: &str = "invalid bulk length";
 /// What a word takes beyond its bytes until its command is answered, about: its place among the words, and often an op of its own and what
 /// became of that.
 pub(crate) const WORD_BYTES: usize = 200;
@@ -21,9 +27,9 @@ pub(crate) const WORD_BYTES: usize = 200;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The longest argument (`proto-max-bulk-len`).
-    pub bulk_bytes_max: usize,
+    pub bulk: Bound,
     /// The longest command, framing included (`client-query-buffer-limit`).
-    pub command_bytes_max: usize,
+    pub command: Bound,
     /// Has to authenticate first: much tighter.
     pub is_stranger: bool,
 }
@@ -31,7 +37,7 @@ pub struct Limits {
 impl Limits {
     /// The most words of a command: what they take has room where the longest command has.
     pub fn words_max(self) -> usize {
-        self.command_bytes_max / WORD_BYTES
+        self.command.bytes / WORD_BYTES
     }
 }
 
@@ -50,16 +56,93 @@ pub struct Extent {
 
 /// Why the connection has to be closed, and what stands behind `-ERR Protocol error: `.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("Protocol error: {0}")]
-pub enum Malformed {
-    /// It is not RESP, or beyond what Redis takes.
-    Wrong(Cow<'static, str>),
-    /// `client-query-buffer-limit` has no room for the command.
-    TooLarge(&'static str),
+#[error("Protocol error: {why}")]
+pub struct Malformed {
+    /// What is wrong, in Redis's words; the limit, if there is one.
+    pub why: Cow<'static, str>,
+    /// It is RESP, and larger than is taken: this is on its way.
+    pub rest: Option<Rest>,
+    /// It is too large for `client-query-buffer-limit`.
+    pub is_over_query: bool,
+}
+
+/// What is left of a command that is too large: to be read and thrown away, as a client that is still sending hears nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rest {
+    /// What of the input has been looked at.
+    seen: usize,
+    /// Bytes that are to come whatever they are.
+    skipped: u64,
+    /// Words behind them.
+    words_left: usize,
+    /// It ends with a line.
+    is_inline: bool,
+    /// The beginning of a line that announces a length.
+    line: Vec<u8>,
+}
+
+/// What became of the rest of a command that is too large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thrown {
+    /// More is to come.
+    More,
+    /// That was all of it.
+    All,
+    /// It is no RESP any more: where it ends is not known.
+    Lost,
+}
+
+impl Rest {
+    /// Bytes of a length that was announced, and `words_left` words behind them. What of the input is before them has been seen.
+    fn behind(seen: usize, skipped: u64, words_left: usize) -> Rest {
+        Rest { seen, skipped, words_left, is_inline: false, line: Vec::new() }
+    }
+
+    /// The first `bytes` bytes of the input were taken away since.
+    pub fn taken(&mut self, bytes: usize) {
+        self.seen -= bytes;
+    }
+
+    /// Takes what has come; the first time, all of the input that the gate was shown.
+    pub fn take(&mut self, bytes: &[u8]) -> Thrown {
+        let mut bytes = &bytes[std::mem::take(&mut self.seen).min(bytes.len())..];
+        if self.is_inline {
+            return if bytes.contains(&b'\n') { Thrown::All } else { Thrown::More };
+        }
+        loop {
+            let skipped = usize::try_from(self.skipped).unwrap_or(usize::MAX).min(bytes.len());
+            self.skipped -= skipped as u64;
+            bytes = &bytes[skipped..];
+            if self.skipped > 0 {
+                return Thrown::More;
+            }
+            if self.words_left == 0 {
+                return Thrown::All;
+            }
+            let end = bytes.iter().position(|&byte| byte == b'\n');
+            self.line.extend_from_slice(&bytes[..end.unwrap_or(bytes.len()).min(LINE_BYTES_MAX)]);
+            let Some(end) = end else {
+                return if self.line.len() > LINE_BYTES_MAX { Thrown::Lost } else { Thrown::More };
+            };
+            bytes = &bytes[end + 1..];
+            let length = self.line.strip_prefix(b"$").and_then(|line| line.strip_suffix(b"\r")).and_then(number);
+            let Some(length) = length.and_then(|length| u64::try_from(length).ok()) else { return Thrown::Lost };
+            self.line.clear();
+            (self.skipped, self.words_left) = (length.saturating_add(2), self.words_left - 1);
+        }
+    }
 }
 
 const fn malformed(why: &'static str) -> Malformed {
-    Malformed::Wrong(Cow::Borrowed(why))
+    Malformed { why: Cow::Borrowed(why), rest: None, is_over_query: false }
+}
+
+const fn too_large(why: Cow<'static, str>, rest: Rest) -> Malformed {
+    Malformed { why, rest: Some(rest), is_over_query: false }
+}
+
+const fn over_query(why: String, rest: Rest) -> Malformed {
+    Malformed { why: Cow::Owned(why), rest: Some(rest), is_over_query: true }
 }
 
 /// Where the gate stands within a stream of commands.
@@ -87,14 +170,18 @@ impl Gate {
                     Some(b'*') => {
                         let line = self.line(bytes, "too big mbulk count string")?;
                         let Some((text, next)) = line else { return self.unfinished(bytes, limits) };
-                        let words = number(&text[1..]).ok_or(malformed(MULTIBULK))?;
-                        if limits.is_stranger && words > STRANGER_WORDS_MAX {
-                            return Err(malformed("unauthenticated multibulk length"));
-                        }
+                        let words = number(&text[1..]).filter(|words| *words <= WORDS_MAX).ok_or(malformed(MULTIBULK))?;
                         self.words = usize::try_from(words).unwrap_or(0);
+                        if limits.is_stranger && words > STRANGER_WORDS_MAX {
+                            return Err(too_large("unauthenticated multibulk length".into(), Rest::behind(next, 0, self.words)));
+                        }
                         match self.words {
                             0 => self.begin(next),
-                            words if words > limits.words_max() => return Err(Malformed::TooLarge(MULTIBULK)),
+                            words if words > limits.words_max() => {
+                                let why =
+                                    format!("{MULTIBULK}: {words} words, at {WORD_BYTES} bytes each, are more than {}", limits.command);
+                                return Err(over_query(why, Rest::behind(next, 0, words)));
+                            }
                             words => self.advance(next, words),
                         }
                     }
@@ -119,10 +206,13 @@ impl Gate {
                     if mark != b'$' {
                         return Err(expected(mark));
                     }
-                    let length = number(text).filter(|&length| length >= 0 && length as u64 <= limits.bulk_bytes_max as u64);
-                    let length = length.ok_or(malformed("invalid bulk length"))?;
+                    let length = number(text).and_then(|length| u64::try_from(length).ok()).ok_or(malformed(BULK))?;
+                    let rest = || Rest::behind(next, length.saturating_add(2), words - 1);
                     if limits.is_stranger && length > STRANGER_BULK_BYTES_MAX {
-                        return Err(malformed("unauthenticated bulk length"));
+                        return Err(too_large("unauthenticated bulk length".into(), rest()));
+                    }
+                    if length > limits.bulk.bytes as u64 {
+                        return Err(too_large(format!("{BULK}: {length} bytes are more than {}", limits.bulk).into(), rest()));
                     }
                     self.advance(next + length as usize + 2, words - 1);
                 }
@@ -182,7 +272,9 @@ impl Gate {
     fn inline(&mut self, bytes: &[u8]) -> Result<Option<Option<Extent>>, Malformed> {
         let Some(found) = bytes[self.searched..].iter().position(|&byte| byte == b'\n') else {
             self.searched = bytes.len();
-            return if bytes.len() - self.start > LINE_BYTES_MAX { Err(malformed("too big inline request")) } else { Ok(None) };
+            let rest = || Rest { is_inline: true, ..Rest::behind(bytes.len(), 0, 0) };
+            let is_too_long = bytes.len() - self.start > LINE_BYTES_MAX;
+            return if is_too_long { Err(too_large("too big inline request".into(), rest())) } else { Ok(None) };
         };
         let (start, end) = (self.start, self.searched + found + 1);
         let words = super::inline::split(&bytes[start..end]).ok_or(malformed("unbalanced quotes in request"))?.len();
@@ -192,8 +284,10 @@ impl Gate {
 
     fn unfinished(&self, bytes: &[u8], limits: Limits) -> Result<Option<Extent>, Malformed> {
         let so_far = self.at.max(bytes.len()) - self.start;
-        if so_far > limits.command_bytes_max {
-            return Err(Malformed::TooLarge("command is longer than client-query-buffer-limit"));
+        if so_far > limits.command.bytes {
+            let why = format!("command is longer than {}", limits.command);
+            let seen = self.at.min(bytes.len());
+            return Err(over_query(why, Rest::behind(seen, (self.at - seen) as u64, self.words_left.unwrap_or(0))));
         }
         Ok(None)
     }
@@ -206,7 +300,7 @@ fn expected(got: u8) -> Malformed {
         got if got.is_ascii_graphic() || got == b' ' => char::from(got),
         _ => '?',
     };
-    Malformed::Wrong(Cow::Owned(format!("expected '$', got '{got}'")))
+    Malformed { why: format!("expected '$', got '{got}'").into(), rest: None, is_over_query: false }
 }
 
 /// A length exactly as Redis reads one: no sign but `-`, no leading zeros, no blanks.
@@ -223,7 +317,11 @@ fn number(text: &[u8]) -> Option<i64> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { bulk_bytes_max: 1 << 20, command_bytes_max: 4 << 20, is_stranger: false };
+    const fn bound(bytes: usize) -> Bound {
+        Bound { bytes, name: "limit", is_live: true }
+    }
+
+    const LIMITS: Limits = Limits { bulk: bound(1 << 20), command: bound(4 << 20), is_stranger: false };
     const STRANGER: Limits = Limits { is_stranger: true, ..LIMITS };
 
     /// Everything the gate finds when the bytes come in pieces of `step`.
@@ -279,7 +377,7 @@ mod tests {
             (b"*1\r\nPING\r\n", "expected '$', got 'P'"),
             (b"*1\r\n\r\n", "expected '$', got ' '"),
             (b"*1\r\n$-1\r\n", "invalid bulk length"),
-            (b"*1\r\n$1048577\r\n", "invalid bulk length"),
+            (b"*1\r\n$1048577\r\n", "invalid bulk length: 1048577 bytes are more than limit (1048576 bytes; CONFIG SET changes it)"),
             (b"*1\r\n$x\r\n", "invalid bulk length"),
             (b"GET \"k\n", "unbalanced quotes in request"),
             (b"GET 'k'x\n", "unbalanced quotes in request"),
@@ -301,16 +399,18 @@ mod tests {
 
     #[test]
     fn a_command_longer_than_the_query_buffer_is_refused_before_it_is_there() {
-        let limits = Limits { bulk_bytes_max: 1 << 20, command_bytes_max: 1000, is_stranger: false };
-        check(b"*2\r\n$3\r\nGET\r\n$2000\r\n", &[], Some("command is longer than client-query-buffer-limit"), limits);
+        let limits = Limits { command: bound(1000), ..LIMITS };
+        let why = "command is longer than limit (1000 bytes; CONFIG SET changes it)";
+        check(b"*2\r\n$3\r\nGET\r\n$2000\r\n", &[], Some(why), limits);
     }
 
     #[test]
     fn words_count_for_more_than_their_bytes() {
-        let limits = Limits { bulk_bytes_max: 1 << 20, command_bytes_max: 1000, is_stranger: false };
+        let limits = Limits { command: bound(1000), ..LIMITS };
         let five: &[u8] = b"*5\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n$1\r\nd\r\n$1\r\ne\r\n";
         check(five, &[five], None, limits);
-        check(b"*6\r\n", &[], Some("invalid multibulk length"), limits);
+        let why = "invalid multibulk length: 6 words, at 200 bytes each, are more than limit (1000 bytes; CONFIG SET changes it)";
+        check(b"*6\r\n", &[], Some(why), limits);
         let words = |bytes| Gate::default().next(bytes, limits).unwrap().unwrap().words;
         assert_eq!((words(five), words(b"a 'b c' d\r\n")), (5, 3));
     }
@@ -318,7 +418,7 @@ mod tests {
     #[test]
     fn a_long_command_in_pieces_is_looked_at_once() {
         // 100,000 words in pieces of one byte: quadratic work would not finish.
-        let limits = Limits { command_bytes_max: 100_000 * WORD_BYTES, ..LIMITS };
+        let limits = Limits { command: bound(100_000 * WORD_BYTES), ..LIMITS };
         let mut bytes = b"*100000\r\n".to_vec();
         for _ in 0..100_000 {
             bytes.extend_from_slice(b"$1\r\nx\r\n");
@@ -328,5 +428,36 @@ mod tests {
             commands += usize::from(gate.next(&bytes[..end], limits).unwrap().is_some());
         }
         assert_eq!(commands, 1);
+    }
+
+    #[test]
+    fn what_is_too_large_is_known_to_its_end() {
+        let tight = Limits { bulk: bound(10), command: bound(1000), ..LIMITS };
+        let (long, line) = ("x".repeat(20), "y".repeat(LINE_BYTES_MAX + 100));
+        for (command, limits) in [
+            (format!("*3\r\n$3\r\nSET\r\n$20\r\n{long}\r\n$2\r\n\r\n\r\n"), tight),
+            (format!("*6\r\n{}", "$1\r\na\r\n".repeat(6)), tight),
+            (format!("*2\r\n$3\r\nGET\r\n$2000\r\n{}\r\n", "z".repeat(2000)), Limits { command: bound(1000), ..LIMITS }),
+            (format!("{line}\r\n"), LIMITS),
+            (format!("*11\r\n{}", "$1\r\na\r\n".repeat(11)), STRANGER),
+        ] {
+            for step in [1, 7, command.len() - 1] {
+                let (mut gate, mut held, mut rest) = (Gate::default(), Vec::new(), None::<Rest>);
+                let mut thrown = Vec::new();
+                for piece in command.as_bytes().chunks(step) {
+                    held.extend_from_slice(piece);
+                    if rest.is_none() {
+                        rest = gate.next(&held, limits).err().map(|error| error.rest.expect("it is too large, not wrong"));
+                    }
+                    if let Some(rest) = &mut rest {
+                        thrown.push(rest.take(&std::mem::take(&mut held)));
+                    }
+                }
+                assert_eq!(thrown.pop(), Some(Thrown::All), "{} in steps of {step}", &command[..20]);
+                assert!(thrown.iter().all(|thrown| *thrown == Thrown::More), "{} in steps of {step}", &command[..20]);
+            }
+        }
+        let mut rest = Rest::behind(0, 0, 2);
+        assert_eq!(rest.take(b"$1\r\na\r\nPING\r\n"), Thrown::Lost);
     }
 }

@@ -12,4 +12,4 @@ mod inline;
 pub use decode::words;
 pub use encode::{Protocol, encode};
 pub(crate) use gate::WORD_BYTES;
-pub use gate::{Extent, Gate, Limits, Malformed};
+pub use gate::{Extent, Gate, Limits, Malformed, Rest, Thrown};

@@ -20,6 +20,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+/// Beyond so many bytes of answers a request is answered in part.
+const ANSWERS_BYTES: usize = 8 << 20;
+
 /// All tables and all rows.
 pub struct World {
     tables: Mutex<BTreeMap<String, Arc<Table>>>,
@@ -152,7 +155,16 @@ pub fn set(key: &'static str, value: &'static str) -> Op {
 impl Partition {
     fn read(&self, request: &Request, ops_max: usize) -> Result<Response, CallError> {
         let mut edits = Edits::default();
-        let outcomes = request.ops.iter().take(ops_max).map(|op| self.outcome(op, &mut edits)).collect::<Result<_, _>>()?;
+        let (mut outcomes, mut bytes) = (Vec::new(), 0);
+        for (at, op) in request.ops.iter().take(ops_max).enumerate() {
+            // As storage does: what follows large answers is left to be asked again.
+            if bytes > ANSWERS_BYTES && !request.joined.contains(&(at as u32)) {
+                break;
+            }
+            let outcome = self.outcome(op, &mut edits)?;
+            bytes += outcome.as_ref().map_or(0, Answer::bytes);
+            outcomes.push(outcome);
+        }
         assert!(edits.is_empty(), "a read leaves no edits");
         Ok(Response::Done(outcomes))
     }
@@ -166,13 +178,17 @@ impl Partition {
             return Ok(Response::Touched);
         }
         let mut edits = Edits::default();
-        let mut outcomes = Vec::with_capacity(request.ops.len());
-        for op in &request.ops {
+        let (mut outcomes, mut bytes) = (Vec::with_capacity(request.ops.len()), 0);
+        for (at, op) in request.ops.iter().enumerate() {
+            if bytes > ANSWERS_BYTES && !request.joined.contains(&(at as u32)) {
+                break;
+            }
             let mut outcome = self.outcome(op, &mut edits)?;
             if let Ok(Answer::Watched(watched)) = &mut outcome {
                 (watched.term, watched.touched) = (1, self.writes);
                 self.touched.entry(key::head(&watched.key).to_vec()).or_insert(0);
             }
+            bytes += outcome.as_ref().map_or(0, Answer::bytes);
             outcomes.push(outcome);
         }
         if !edits.is_empty() {
@@ -418,6 +434,13 @@ impl Client {
             got.push(byte.expect("in time").expect("before the end"));
         }
         String::from_utf8(got).unwrap()
+    }
+
+    /// The value of one field of INFO or CLIENT LIST.
+    pub async fn figure(&mut self, line: &str, end: &str, field: &str) -> u64 {
+        let text = self.until(line, end).await;
+        let found = text.split([' ', '\r', '\n']).find_map(|word| word.strip_prefix(field)?.strip_prefix(['=', ':']));
+        found.unwrap_or_else(|| panic!("{field} is not in {text}")).parse().expect("a number")
     }
 
     /// The next bytes, so many.

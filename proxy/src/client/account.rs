@@ -1,0 +1,191 @@
+//! What clients hold: a figure for each, one for all, and who goes when it is too much (`maxmemory-clients`).
+//!
+//! Everything that is kept for a client is counted where it is kept ([`Part`]), in bytes that were allocated rather than bytes that are used. The
+//! figures reach the [`Ledger`] in steps, so that a command that holds little costs no atomic.
+//!
+//! # Invariants
+//! - The ledger's sum is that of the figures that CLIENT LIST shows as `tot-mem` (test `the_sum_is_that_of_the_clients`).
+//! - A client that is evicted is out of the sum at once, whenever its connection ends: nobody else goes for what it holds
+//!   (test `the_largest_goes_and_nobody_else`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+
+use super::Client;
+
+/// What something is kept for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// What the client has sent: read and not carried out, or being carried out.
+    Query,
+    /// What MULTI has queued and WATCH watches.
+    Transaction,
+    /// Answers of storage that are not worded yet, and replies that are being put together.
+    Answers,
+    /// Replies that wait to be written.
+    Output,
+}
+
+/// How many parts there are.
+const PARTS: usize = 4;
+/// The figure of a client that is at work is told when it has changed by so much.
+const STEP_BYTES: usize = 16 * 1024;
+/// What a connection takes that holds nothing: its task, its session, and what others see of it.
+pub(crate) const CONNECTION_BYTES: usize = 4 * 1024;
+
+/// All clients together.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger(AtomicUsize);
+
+impl Ledger {
+    /// What all clients hold, bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What one client holds, as others see it.
+#[derive(Debug)]
+pub(crate) struct Held {
+    ledger: Arc<Ledger>,
+    held: Mutex<Figures>,
+}
+
+#[derive(Debug, Default)]
+struct Figures {
+    /// By the connection's own account.
+    own: usize,
+    /// Pushed by others, and not taken over by the connection yet.
+    pushed: usize,
+    /// It counts no more.
+    is_out: bool,
+}
+
+impl Held {
+    pub(crate) fn new(ledger: Arc<Ledger>) -> Held {
+        let held = Held { ledger, held: Mutex::default() };
+        held.change(|figures| figures.own = CONNECTION_BYTES);
+        held
+    }
+
+    /// Bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let figures = self.held.lock();
+        figures.own + figures.pushed
+    }
+
+    /// So much was pushed and not taken over.
+    pub(crate) fn push(&self, bytes: usize) {
+        self.change(|figures| figures.pushed = bytes);
+    }
+
+    /// It counts no more, whatever it holds: it is on its way out. `None`: so it was before.
+    pub(crate) fn leave(&self) -> Option<usize> {
+        let mut figures = self.held.lock();
+        let bytes = figures.own + figures.pushed;
+        if std::mem::replace(&mut figures.is_out, true) {
+            return None;
+        }
+        self.ledger.0.fetch_sub(bytes, Relaxed);
+        Some(bytes)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Figures)) {
+        let mut figures = self.held.lock();
+        let before = figures.own + figures.pushed;
+        change(&mut figures);
+        let now = figures.own + figures.pushed;
+        if !figures.is_out {
+            // Wraps where it has shrunk, and so comes out right.
+            self.ledger.0.fetch_add(now.wrapping_sub(before), Relaxed);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// A connection's own account.
+pub(crate) struct Account {
+    client: Arc<Client>,
+    parts: [usize; PARTS],
+    told: usize,
+}
+
+impl Account {
+    pub(crate) fn new(client: Arc<Client>) -> Account {
+        Account { client, parts: [0; PARTS], told: 0 }
+    }
+
+    /// A part now takes so many bytes. `true`: the client holds more than others had been told.
+    pub(crate) fn set(&mut self, part: Part, bytes: usize) -> bool {
+        self.parts[part as usize] = bytes;
+        let sum = self.parts.iter().sum::<usize>();
+        let is_step = sum.abs_diff(self.told) >= STEP_BYTES;
+        is_step && self.tell(sum)
+    }
+
+    /// Others are told the figure as it is.
+    pub(crate) fn settle(&mut self) -> bool {
+        let sum = self.parts.iter().sum::<usize>();
+        sum != self.told && self.tell(sum)
+    }
+
+    fn tell(&mut self, sum: usize) -> bool {
+        let has_grown = sum > self.told;
+        self.told = sum;
+        self.client.held.change(|figures| figures.own = CONNECTION_BYTES + sum);
+        has_grown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes;
+
+    #[test]
+    fn the_sum_is_that_of_the_clients() {
+        let proxy = fakes::proxy(&Default::default());
+        let clients = [1, 2].map(|_| proxy.clients.enter(fakes::endpoint(), "db0".into()));
+        let mut accounts = clients.clone().map(Account::new);
+        assert!(accounts[0].set(Part::Query, 1 << 20));
+        assert!(!accounts[0].set(Part::Output, 100), "a small step is not told");
+        assert!(accounts[0].settle());
+        assert!(accounts[1].set(Part::Transaction, 1 << 21));
+        assert!(!accounts[1].set(Part::Transaction, 1 << 19), "it has shrunk");
+        clients[1].push(&[0; 5000], 10_000);
+        let sum = || clients.iter().map(|client| client.held.bytes()).sum::<usize>();
+        assert_eq!(proxy.clients.held_bytes(), sum());
+        assert_eq!(sum(), 2 * CONNECTION_BYTES + (1 << 20) + 100 + (1 << 19) + 5000);
+        proxy.clients.leave(clients[1].id);
+        drop((accounts, clients));
+        proxy.clients.leave(1);
+        assert_eq!(proxy.clients.held_bytes(), 0);
+    }
+
+    #[test]
+    fn the_largest_goes_and_nobody_else() {
+        let proxy = fakes::proxy(&Default::default());
+        let clients = [1, 2, 3].map(|_| proxy.clients.enter(fakes::endpoint(), "db0".into()));
+        let mut accounts = clients.clone().map(Account::new);
+        for (account, bytes) in accounts.iter_mut().zip([3 << 20, 2 << 20, 1 << 20]) {
+            account.set(Part::Query, bytes);
+        }
+        assert!(proxy.clients.evict(7 << 20).is_empty());
+        clients[0].no_evict.store(true, Relaxed);
+        let evicted: Vec<_> = proxy.clients.evict(5 << 20).into_iter().map(|(client, bytes)| (client.id, bytes)).collect();
+        assert_eq!(evicted, [(2, (2 << 20) + CONNECTION_BYTES)]);
+        assert!(clients[1].is_killed() && !clients[2].is_killed());
+        // Whatever it does on its way out.
+        accounts[1].set(Part::Query, 9 << 20);
+        assert_eq!(proxy.clients.held_bytes(), (4 << 20) + 2 * CONNECTION_BYTES);
+        assert!(proxy.clients.evict(5 << 20).is_empty());
+        assert_eq!(proxy.clients.evict(0).len(), 1, "one does not go, whatever it holds");
+    }
+}

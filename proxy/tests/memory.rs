@@ -1,0 +1,301 @@
+//! What a client may hold, whatever it sends and however little it reads.
+
+mod kit;
+
+use std::time::{Duration, Instant};
+
+use kit::{Client, Server, command};
+use proxy::ClientsMemory;
+use tokio::io::AsyncReadExt;
+
+const MIB: usize = 1 << 20;
+/// What replies are made up to before the client is to read some.
+const OUTPUT_HIGH: usize = 8 * MIB;
+
+/// The most that all clients of the server hold until a client has been let alone for a while.
+async fn peak(server: &Server) -> usize {
+    let (mut peak, mut last) = (0, Instant::now());
+    while last.elapsed() < Duration::from_millis(400) {
+        let held = server.proxy.clients.held_bytes();
+        if held > peak {
+            (peak, last) = (held, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    peak
+}
+
+async fn filled(server: &Server) -> Client {
+    let mut client = server.connect().await;
+    client.send(command(&["SET", "mid", &"m".repeat(MIB)])).await;
+    client.expect("+OK\r\n").await;
+    let fields: String = (0..2000).map(|number| command(&["HSET", "h", &format!("field:{number}"), "v"])).collect();
+    client.send(fields).await;
+    client.expect(&":1\r\n".repeat(2000)).await;
+    let keys: String = (0..2000).map(|number| command(&["SET", &format!("key:{number}:{}", "x".repeat(1000)), "v"])).collect();
+    client.send(keys).await;
+    client.expect(&"+OK\r\n".repeat(2000)).await;
+    client
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unread_replies_of_every_kind_are_bounded() {
+    let server = Server::start().await;
+    let _filler = filled(&server).await;
+    for (asked, times, one) in [
+        ("MULTI\r\nGET mid\r\nEXEC\r\n", 2000, MIB),
+        ("MULTI\r\nCOMMAND DOCS\r\nEXEC\r\n", 500, MIB),
+        ("COMMAND DOCS\r\n", 1000, MIB),
+        ("GET mid\r\n", 4000, MIB),
+        ("GET mid\r\nSET x 1\r\n", 1000, MIB),
+        ("HRANDFIELD h -100000\r\n", 200, 16 * MIB),
+        ("HGETALL h\r\n", 2000, MIB),
+        ("KEYS *\r\n", 500, 4 * MIB),
+        ("CLIENT LIST\r\n", 60_000, MIB),
+        ("INFO everything\r\n", 4000, MIB),
+        ("SCAN 0 COUNT 3000\r\n", 500, 4 * MIB),
+    ] {
+        let mut client = server.connect().await;
+        let small = "PING\r\n".repeat(10_000);
+        client.send(&small).await;
+        client.expect(&"+PONG\r\n".repeat(10_000)).await;
+        client.send(asked.repeat(times)).await;
+        let peak = peak(&server).await;
+        // Replies that wait in a buffer that may be twice as large while it grows; and as much of answers that are not worded yet.
+        assert!(peak < 3 * OUTPUT_HIGH + 4 * one, "{asked:?}: {} MiB", peak / MIB);
+        assert!(peak > OUTPUT_HIGH, "{asked:?}: {} MiB: it was not asked for more than is held", peak / MIB);
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_read_is_answered_in_order_once_it_is() {
+    let server = Server::with(3, |_| {}).await;
+    let mut client = server.connect().await;
+    let value = "m".repeat(MIB);
+    for key in ["a", "b", "c", "d"] {
+        client.send(command(&["SET", key, &value])).await;
+        client.expect("+OK\r\n").await;
+    }
+    // Reads of several partitions, writes between them, and what the session does itself.
+    let round = "GET a\r\nGET b\r\nINCR n\r\nGET c\r\nSELECT 1\r\nGET d\r\nSELECT 0\r\nMGET a b c\r\nTYPE a\r\nGET d\r\nGET n\r\n";
+    client.send(round.repeat(12)).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let bulk = format!("${MIB}\r\n{value}\r\n");
+    for round in 1..=12 {
+        let number = round.to_string();
+        let told = format!("{bulk}{bulk}:{number}\r\n{bulk}+OK\r\n$-1\r\n+OK\r\n*3\r\n{bulk}{bulk}{bulk}+string\r\n{bulk}");
+        client.expect(&told).await;
+        client.expect(&format!("${}\r\n{number}\r\n", number.len())).await;
+    }
+    client.ask("PING", "+PONG\r\n").await;
+}
+
+#[tokio::test]
+async fn queued_commands_take_what_their_words_take() {
+    let server = Server::with(1, |settings| settings.answer_bytes_max = 16 * MIB).await;
+    let mut client = server.connect().await;
+    client.ask("MULTI", "+OK\r\n").await;
+    client.send("COMMAND DOCS\r\n".repeat(1000)).await;
+    client.expect(&"+QUEUED\r\n".repeat(1000)).await;
+    let mut other = server.connect().await;
+    let queued = other.figure("CLIENT LIST ID 1", "lib-ver=\n\r\n", "multi-mem").await;
+    assert!(queued < 200_000, "{queued} bytes");
+    // Words that are refused while others are queued are not kept.
+    let ballast = command(&["WATCH", &"w".repeat(MIB)]);
+    for _ in 0..30 {
+        client.send(format!("{ballast}GET a\r\n")).await;
+        client.expect("-ERR WATCH inside MULTI is not allowed\r\n+QUEUED\r\n").await;
+    }
+    let held = other.figure("CLIENT LIST ID 1", "lib-ver=\n\r\n", "tot-mem").await;
+    assert!(held < 2 << 20, "{held} bytes");
+    let told = "-ERR the transaction's replies are larger than max_answer_size (16777216 bytes; the configuration file changes it, at a \
+                restart), nothing was done\r\n";
+    client.ask("EXEC", told).await;
+    client.ask("SET a 1", "+OK\r\n").await;
+}
+
+#[tokio::test]
+async fn answers_that_alone_are_too_large_name_the_limit() {
+    let server = Server::with(1, |settings| settings.clients_memory = ClientsMemory::Bytes(4 << 20)).await;
+    let mut client = server.connect().await;
+    let keys: String = (0..3000).map(|number| command(&["SET", &format!("key:{number}:{}", "x".repeat(1000)), "v"])).collect();
+    client.send(keys).await;
+    client.expect(&"+OK\r\n".repeat(3000)).await;
+    let limit = "maxmemory-clients (4194304 bytes; CONFIG SET changes it)";
+    client.ask("CONFIG SET maxmemory-clients 3mb", "+OK\r\n").await;
+    let limit = limit.replace("4194304", "3145728");
+    client.ask("KEYS *", &format!("-ERR the keys are more than {limit}: use SCAN\r\n")).await;
+    client.ask("CONFIG SET maxmemory-clients 0", "+OK\r\n").await;
+    client.send(command(&["SET", "v", &"v".repeat(5 * MIB)])).await;
+    client.expect("+OK\r\n").await;
+    client.ask("CONFIG SET maxmemory-clients 1%", "+OK\r\n").await;
+    client.ask("CONFIG GET maxmemory-clients", "*2\r\n$17\r\nmaxmemory-clients\r\n$2\r\n1%\r\n").await;
+    client.ask("CONFIG SET maxmemory-clients 4mb", "+OK\r\n").await;
+    let limit = limit.replace("3145728", "4194304");
+    let told = format!("-ERR answer is larger than {limit}: read in parts, as with HSCAN, HRANGE, GETRANGE or SCAN\r\n");
+    client.ask("GET v", &told).await;
+    client.send("MULTI\r\nGET v\r\nSET w 1\r\nEXEC\r\n").await;
+    client.expect("+OK\r\n+QUEUED\r\n+QUEUED\r\n").await;
+    client.expect(&format!("-ERR the transaction was carried out, but its replies are larger than {limit}\r\n")).await;
+    client.ask("GET w", "$1\r\n1\r\n").await;
+}
+
+#[tokio::test]
+async fn the_client_that_holds_most_is_disconnected() {
+    let server = Server::with(1, |settings| settings.clients_memory = ClientsMemory::Bytes(8 << 20)).await;
+    let (mut large, mut small, mut watcher) = (server.connect().await, server.connect().await, server.connect().await);
+    let queue = command(&["SET", "k", &"q".repeat(MIB)]);
+    large.ask("MULTI", "+OK\r\n").await;
+    small.ask("MULTI", "+OK\r\n").await;
+    for (client, times) in [(&mut large, 3), (&mut small, 2)] {
+        client.send(queue.repeat(times)).await;
+        client.expect(&"+QUEUED\r\n".repeat(times)).await;
+    }
+    let told = watcher.figure("CLIENT LIST ID 1", "lib-ver=\n\r\n", "tot-mem").await;
+    assert!((3 << 20..4 << 20).contains(&told), "{told}");
+    // What it sends takes room while it comes.
+    watcher.ask("CONFIG SET maxmemory-clients 5mb", "+OK\r\n").await;
+    large.expect_end().await;
+    assert_eq!(watcher.figure("INFO stats", "total_partition_ops:", "evicted_clients").await, 1);
+    watcher.until("", "\r\n\r\n").await;
+    small.ask("DISCARD", "+OK\r\n").await;
+    // Who is exempt stays, and another goes.
+    let mut exempt = server.connect().await;
+    exempt.ask("CLIENT NO-EVICT on", "+OK\r\n").await;
+    exempt.ask("MULTI", "+OK\r\n").await;
+    small.ask("MULTI", "+OK\r\n").await;
+    for (client, times) in [(&mut exempt, 2), (&mut small, 1)] {
+        client.send(queue.repeat(times)).await;
+        client.expect(&"+QUEUED\r\n".repeat(times)).await;
+    }
+    watcher.ask("CONFIG SET maxmemory-clients 3mb", "+OK\r\n").await;
+    small.expect_end().await;
+    exempt.ask("DISCARD", "+OK\r\n").await;
+    assert_eq!(server.proxy.stats.evicted_clients.get(), 2);
+}
+
+/// Sends everything, and only then reads so many bytes.
+async fn write_first(client: &mut Client, sent: &str, wanted: usize) -> usize {
+    client.send(sent).await;
+    let (mut got, mut piece) = (0, vec![0; MIB]);
+    while got < wanted {
+        match tokio::time::timeout(Duration::from_secs(20), client.stream.read(&mut piece)).await.expect("in time") {
+            Ok(read) if read > 0 => got += read,
+            _ => break,
+        }
+    }
+    got
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_is_sent_whole_before_it_is_read() {
+    let limits = |settings: &mut proxy::Settings| {
+        (settings.query_bytes_max, settings.bulk_bytes_max, settings.write_bytes_max) = (4 * MIB, 4 * MIB, 4 * MIB);
+    };
+    for (len, times) in [(1000, 40_000), (100, 300_000), (2 * MIB, 20)] {
+        let server = Server::with(1, limits).await;
+        let mut client = server.connect().await;
+        let value = "g".repeat(len);
+        client.send(command(&["SET", "g", &value])).await;
+        client.expect("+OK\r\n").await;
+        let sent = command(&["SET", "g", &value, "GET"]).repeat(times);
+        let wanted = format!("${len}\r\n{value}\r\n").len() * times;
+        let sending = tokio::time::timeout(Duration::from_secs(40), write_first(&mut client, &sent, wanted));
+        assert_eq!(sending.await.expect("nobody waits for ever"), wanted, "{times} of {len} bytes");
+        client.ask("PING", "+PONG\r\n").await;
+    }
+}
+
+#[tokio::test]
+async fn commands_that_are_too_large_are_read_and_refused() {
+    let server = Server::with(1, |settings| {
+        (settings.query_bytes_max, settings.bulk_bytes_max, settings.write_bytes_max) = (8 * MIB, 2 * MIB, 2 * MIB);
+    })
+    .await;
+    let bulk = "proto-max-bulk-len (2097152 bytes; CONFIG SET changes it)";
+    let query = "client-query-buffer-limit (8388608 bytes; CONFIG SET changes it)";
+    let large = command(&["SET", "v", &"x".repeat(9 * MIB), "EX", "10"]);
+    let many: String = "*50000\r\n".to_owned() + &"$1\r\na\r\n".repeat(50_000);
+    let longer = format!("*6\r\n$3\r\nDEL\r\n{}", format!("${}\r\n{}\r\n", 2 * MIB, "y".repeat(2 * MIB)).repeat(5));
+    for (sent, told) in [
+        (large.clone(), format!("invalid bulk length: 9437184 bytes are more than {bulk}")),
+        (large.clone() + &large, format!("invalid bulk length: 9437184 bytes are more than {bulk}")),
+        (many, format!("invalid multibulk length: 50000 words, at 200 bytes each, are more than {query}")),
+        (longer, format!("command is longer than {query}")),
+        ("z".repeat(3 * MIB) + "\r\n", "too big inline request".to_owned()),
+    ] {
+        let cut = || server.proxy.stats.oversized_disconnections.get() + server.proxy.stats.query_limit_disconnections.get();
+        let before = cut();
+        let mut client = server.connect().await;
+        client.send("PING\r\n").await;
+        client.send(&sent).await;
+        client.expect(&format!("+PONG\r\n-ERR Protocol error: {told}\r\n")).await;
+        client.expect_end().await;
+        assert_eq!(cut(), before + 1, "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_is_told_what_is_too_large_and_costs_little() {
+    let server = Server::with(1, |settings| settings.password = Some("secret".into())).await;
+    let mut client = server.connect().await;
+    client.send(command(&["SET", "v", &"x".repeat(500_000)])).await;
+    client.expect("-ERR Protocol error: unauthenticated bulk length\r\n").await;
+    client.expect_end().await;
+    // More than is thrown away for it: it is told at once.
+    let mut client = server.connect().await;
+    client.send(format!("*3\r\n$3\r\nSET\r\n$1\r\nv\r\n$900000000\r\n{}", "x".repeat(2 * MIB))).await;
+    client.expect("-ERR Protocol error: unauthenticated bulk length\r\n").await;
+    assert!(server.proxy.clients.held_bytes() < 2 * MIB);
+}
+
+#[tokio::test]
+async fn a_client_that_is_killed_or_leaves_is_noticed_while_a_command_waits() {
+    let server = Server::with(1, |settings| settings.clients_max = 3).await;
+    let (mut killed, mut left, mut client) = (server.connect().await, server.connect().await, server.connect().await);
+    for one in [&mut killed, &mut left, &mut client] {
+        one.ask("PING", "+PONG\r\n").await;
+    }
+    let begun = Instant::now();
+    *server.world.delay.lock() = Duration::from_secs(8);
+    killed.send("SET a 1\r\n").await;
+    left.send("SET b 1\r\n").await;
+    while server.world.calls.load(std::sync::atomic::Ordering::Relaxed) < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    client.ask("CLIENT KILL ID 1", ":1\r\n").await;
+    killed.expect_end().await;
+    drop(left);
+    while server.proxy.clients.len() > 1 {
+        assert!(begun.elapsed() < Duration::from_secs(6), "they are there as long as their commands wait");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Their places are free.
+    let (mut third, mut fourth) = (server.connect().await, server.connect().await);
+    third.ask("PING", "+PONG\r\n").await;
+    fourth.ask("PING", "+PONG\r\n").await;
+    assert!(begun.elapsed() < Duration::from_secs(6));
+    // What was under way went on.
+    *server.world.delay.lock() = Duration::ZERO;
+    while begun.elapsed() < Duration::from_secs(12) {
+        client.send("EXISTS a b\r\n").await;
+        if client.until("", "\r\n").await == ":2\r\n" {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("what was under way was not finished");
+}
+
+#[tokio::test]
+async fn commands_that_came_before_the_end_are_answered() {
+    let server = Server::start().await;
+    let mut client = server.connect().await;
+    *server.world.delay.lock() = Duration::from_millis(100);
+    client.send("SET a 1\r\n").await;
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    client.send("SET b 2\r\nGET b\r\n").await;
+    tokio::io::AsyncWriteExt::shutdown(&mut client.stream).await.expect("an open socket");
+    client.expect("+OK\r\n+OK\r\n$1\r\n2\r\n").await;
+    client.expect_end().await;
+}
