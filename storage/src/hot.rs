@@ -1,7 +1,7 @@
 //! Heads and cells read or written lately, in memory: a string's GET, and the look that a write takes at the record before, without RocksDB.
 //!
 //! One cache serves all replicas of a node, within one budget of bytes. A write seldom asks what a record's value was: of large heads and of all
-//! cells that are written only the [gist](row::value::gist) is kept, so that many more fit. A head that is read is kept whole.
+//! cells that are written only the [gist](row::value::gist) is kept, so that many more fit. A head or cell that is read by its key is kept whole.
 //!
 //! # Why no reader sees the past
 //! Time is counted in *moments*: each applied batch ends at a new one. A view notes the moment before it looks at the store, so it sees at least
@@ -28,6 +28,8 @@ use smallvec::SmallVec;
 use ring::{Kept, Name, Ring};
 
 const SHARDS: usize = 64;
+/// So many records are fetched from memory side by side.
+const AHEAD: usize = 64;
 /// A head that is written is kept whole when it has no more bytes than this: as much as the rest of its entry, about.
 const SMALL_BYTES: usize = 128;
 /// The owner's number while its replica is being cleared: nothing is used and nothing is filled.
@@ -140,9 +142,9 @@ impl Hot {
         self.moment.load(Ordering::Acquire)
     }
 
-    /// A head as a view of this moment sees it, if it is here whole.
-    pub(crate) fn get(&self, owner: &Owner, head_key: &[u8], at: Moment) -> Option<Bytes> {
-        self.find(owner, Family::Head, head_key, at, |kept| kept.is_whole)
+    /// A head or cell as a view of this moment sees it, if it is here whole.
+    pub(crate) fn get(&self, owner: &Owner, family: Family, key: &[u8], at: Moment) -> Option<Bytes> {
+        self.find(owner, family, key, at, |kept| kept.is_whole)
     }
 
     /// The gist of a head or cell as a view of this moment sees it, or all of it, if that is here.
@@ -167,25 +169,30 @@ impl Hot {
     /// Heads at these positions are about to be asked for: their records come from memory side by side rather than one after the other.
     pub(crate) fn expect(&self, owner: &Owner, positions: impl Iterator<Item = u64>) {
         let number = owner.number();
-        let hashes: SmallVec<[_; 64]> = positions.map(|position| (mix(owner.id, position), mix(number, position))).collect();
-        for (shard, hash) in &hashes {
+        let places: SmallVec<[_; AHEAD]> = positions.map(|position| (mix(owner.id, position), mix(number, position))).collect();
+        self.fetch_ahead(&places);
+    }
+
+    /// Records in these shards and buckets are about to be looked at: by the hashes under which they are shut, and under which they are kept.
+    fn fetch_ahead(&self, places: &[(u64, u64)]) {
+        for (shard, hash) in places {
             self.shard(*shard).lock().records.expect_bucket(*hash);
         }
-        for (shard, hash) in &hashes {
+        for (shard, hash) in places {
             self.shard(*shard).lock().records.expect_record(*hash);
         }
     }
 
-    /// A head that a view of this moment read from the store.
-    pub(crate) fn fill(&self, owner: &Owner, head_key: &[u8], value: &Bytes, at: Moment) {
+    /// A head or cell that a view of this moment read from the store.
+    pub(crate) fn fill(&self, owner: &Owner, family: Family, key: &[u8], value: &Bytes, at: Moment) {
         let number = owner.number();
         if number == NOBODY {
             return;
         }
-        let hash = place(owner.id, head_key);
+        let hash = place(lane(owner.id, family), key);
         let mut shard = self.shard(hash).lock();
         if shard.last_end <= at && !shard.is_shut(hash) {
-            shard.records.put(Name { owner: number, key: head_key }, value, value.len(), at);
+            shard.records.put(Name { owner: lane(number, family), key }, value, value.len(), at);
         }
     }
 
@@ -215,19 +222,35 @@ impl Hot {
         // The number first: a new one comes after its era.
         let number = owner.number();
         let is_kept = number != NOBODY && owner.era.load(Ordering::Acquire) == begun.0;
-        for (family, key, value) in rows(edits) {
-            let hash = place(lane(owner.id, family), key);
-            let mut shard = self.shard(hash).lock();
+        let mut rows = rows(edits);
+        loop {
+            let some: SmallVec<[_; AHEAD]> = rows.by_ref().take(AHEAD).collect();
+            self.settle(owner, is_kept.then_some(number), &some, applied, moment);
+            if some.len() < AHEAD {
+                return;
+            }
+        }
+    }
+
+    /// Opens entries of a batch that has ended, and keeps what it has written under a number.
+    fn settle(&self, owner: &Owner, number: Option<u64>, rows: &[Changed<'_>], applied: bool, moment: Moment) {
+        let kept_at = |family, key| number.map_or(0, |number| place(lane(number, family), key));
+        let places = rows.iter().map(|(family, key, _)| (place(lane(owner.id, *family), key), kept_at(*family, key)));
+        let places: SmallVec<[_; AHEAD]> = places.collect();
+        if number.is_some() && rows.len() > 1 {
+            self.fetch_ahead(&places);
+        }
+        for ((family, key, value), (hash, _)) in rows.iter().zip(&places) {
+            let mut shard = self.shard(*hash).lock();
             shard.last_end = moment;
-            shard.open(hash);
+            shard.open(*hash);
             // A later batch with this key is under way, and may be visible before it ends: the entry stays shut, and is settled then.
-            if is_kept && !shard.is_shut(hash) {
-                let name = Name { owner: lane(number, family), key };
-                match value.filter(|_| applied) {
-                    Some(value) => shard.records.put(name, value, least(family, value), moment),
-                    // Deleted, or not known.
-                    None => shard.records.remove(name),
-                }
+            let Some(number) = number.filter(|_| !shard.is_shut(*hash)) else { continue };
+            let name = Name { owner: lane(number, *family), key };
+            match value.filter(|_| applied) {
+                Some(value) => shard.records.put(name, value, least(*family, value), moment),
+                // Deleted, or not known.
+                None => shard.records.remove(name),
             }
         }
     }
@@ -243,7 +266,10 @@ impl Owner {
     }
 }
 
-fn rows(edits: &Edits) -> impl Iterator<Item = (Family, &[u8], Option<&Bytes>)> {
+/// A record that was changed: its key and its value now.
+type Changed<'a> = (Family, &'a [u8], Option<&'a Bytes>);
+
+fn rows(edits: &Edits) -> impl Iterator<Item = Changed<'_>> {
     edits.iter().filter(|(family, ..)| *family != Family::State).map(|(family, key, value)| (family, &key[..], value))
 }
 
@@ -273,10 +299,10 @@ mod tests {
         let owner = hot.owner();
         let before = hot.moment();
         let new = hot.begin(&owner, &put("new"));
-        assert_eq!(hot.get(&owner, KEY, hot.moment()), None);
+        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None);
         hot.end(&owner, &put("new"), new, true);
-        assert_eq!(hot.get(&owner, KEY, before), None, "a view of before the batch must not see it");
-        assert_eq!(hot.get(&owner, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
+        assert_eq!(hot.get(&owner, Family::Head, KEY, before), None, "a view of before the batch must not see it");
+        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
     }
 
     #[test]
@@ -285,12 +311,12 @@ mod tests {
         let owner = hot.owner();
         let at = hot.moment();
         let new = hot.begin(&owner, &put("new"));
-        hot.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
+        hot.fill(&owner, Family::Head, KEY, &Bytes::from_static(b"old"), at);
         hot.end(&owner, &put("new"), new, false);
-        hot.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
-        assert_eq!(hot.get(&owner, KEY, hot.moment()), None);
-        hot.fill(&owner, KEY, &Bytes::from_static(b"new"), hot.moment());
-        assert_eq!(hot.get(&owner, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
+        hot.fill(&owner, Family::Head, KEY, &Bytes::from_static(b"old"), at);
+        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None);
+        hot.fill(&owner, Family::Head, KEY, &Bytes::from_static(b"new"), hot.moment());
+        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
     }
 
     #[test]
@@ -300,10 +326,10 @@ mod tests {
         let first = hot.begin(&owner, &put("first"));
         let second = hot.begin(&owner, &put("second"));
         hot.end(&owner, &put("first"), first, true);
-        hot.fill(&owner, KEY, &Bytes::from_static(b"first"), hot.moment());
-        assert_eq!(hot.get(&owner, KEY, hot.moment()), None, "the second may be visible already");
+        hot.fill(&owner, Family::Head, KEY, &Bytes::from_static(b"first"), hot.moment());
+        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None, "the second may be visible already");
         hot.end(&owner, &put("second"), second, true);
-        assert_eq!(hot.get(&owner, KEY, hot.moment()), Some(Bytes::from_static(b"second")));
+        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), Some(Bytes::from_static(b"second")));
     }
 
     #[test]
@@ -327,17 +353,20 @@ mod tests {
             assert_eq!(hot.gist(&owner, family, KEY, hot.moment()), None, "shut");
             hot.end(&owner, &edits, begun, true);
         };
-        let get = || hot.get(&owner, KEY, hot.moment());
+        let get = || hot.get(&owner, Family::Head, KEY, hot.moment());
         let gist = |family: Family| hot.gist(&owner, family, KEY, hot.moment());
         write(Family::Head, Some(&small));
         assert_eq!((get(), gist(Family::Head)), (Some(small.clone()), Some(small)));
         write(Family::Head, Some(&large));
         assert_eq!((get(), gist(Family::Head)), (None, Some(large.slice(..18))));
-        hot.fill(&owner, KEY, &large, hot.moment());
+        hot.fill(&owner, Family::Head, KEY, &large, hot.moment());
         assert_eq!((get(), gist(Family::Head)), (Some(large.clone()), Some(large)));
         assert_eq!(gist(Family::Cell), None, "a cell is no head");
         write(Family::Cell, Some(&cell));
-        assert_eq!(gist(Family::Cell), Some(cell.slice(..9)));
+        let whole = || hot.get(&owner, Family::Cell, KEY, hot.moment());
+        assert_eq!((whole(), gist(Family::Cell)), (None, Some(cell.slice(..9))));
+        hot.fill(&owner, Family::Cell, KEY, &cell, hot.moment());
+        assert_eq!((whole(), gist(Family::Cell)), (Some(cell.clone()), Some(cell.clone())));
         write(Family::Cell, None);
         assert_eq!(gist(Family::Cell), None);
         assert!(get().is_some(), "a head is no cell");
@@ -350,17 +379,17 @@ mod tests {
         let hot = Hot::new(1 << 20);
         let (owner, other) = (hot.owner(), hot.owner());
         for owner in [&owner, &other] {
-            hot.fill(owner, KEY, &Bytes::from_static(b"old"), hot.moment());
+            hot.fill(owner, Family::Head, KEY, &Bytes::from_static(b"old"), hot.moment());
         }
         let mut clear = Edits::default();
         clear.forget_rows();
         let at = hot.moment();
         let clearing = hot.begin(&owner, &clear);
-        hot.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
+        hot.fill(&owner, Family::Head, KEY, &Bytes::from_static(b"old"), at);
         hot.end(&owner, &clear, clearing, true);
-        hot.fill(&owner, KEY, &Bytes::from_static(b"old"), at);
-        assert_eq!(hot.get(&owner, KEY, hot.moment()), None);
-        assert!(hot.get(&other, KEY, hot.moment()).is_some());
+        hot.fill(&owner, Family::Head, KEY, &Bytes::from_static(b"old"), at);
+        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None);
+        assert!(hot.get(&other, Family::Head, KEY, hot.moment()).is_some());
     }
 
     #[test]
@@ -372,14 +401,14 @@ mod tests {
         let clearing = hot.begin(&owner, &clear);
         let new = hot.begin(&owner, &put("new"));
         hot.end(&owner, &clear, clearing, true);
-        hot.fill(&owner, KEY, &Bytes::from_static(b"old"), hot.moment());
-        assert_eq!(hot.get(&owner, KEY, hot.moment()), None);
+        hot.fill(&owner, Family::Head, KEY, &Bytes::from_static(b"old"), hot.moment());
+        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None);
         hot.end(&owner, &put("new"), new, true);
-        assert_eq!(hot.get(&owner, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
+        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
         let old = hot.begin(&owner, &put("old"));
         hot.forget(&owner);
-        assert_eq!(hot.get(&owner, KEY, hot.moment()), None);
+        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None);
         hot.end(&owner, &put("old"), old, true);
-        assert_eq!(hot.get(&owner, KEY, hot.moment()), None, "others may have led since it was applied");
+        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None, "others may have led since it was applied");
     }
 }

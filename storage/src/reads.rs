@@ -7,9 +7,9 @@ use bytes::Bytes;
 use cluster::{CallError, blocking};
 use engine::store::{self, Snapshot};
 use row::edits::{Edits, Family};
-use row::eval::{self, Failed};
+use row::eval::{self, Answered, Failed};
 use row::op::{Content, Op, Refusal, Request, Response};
-use row::view::{Fault, Tx, View};
+use row::view::{Fault, Rules, Stamp, Tx, View};
 use row::{key, value};
 
 use crate::batch::of;
@@ -21,7 +21,7 @@ pub(crate) struct Applied<'a> {
     replica: &'a Replica,
     /// Noted before the look at the store.
     moment: Moment,
-    /// Whether heads that were read are kept: not before a write, which keeps its own.
+    /// Whether records that were read are kept: not before a write, which keeps its own.
     fills: bool,
     snapshot: Option<Snapshot>,
     /// How many more records may be walked past before all ranges end.
@@ -35,8 +35,8 @@ impl<'a> Applied<'a> {
         Applied { replica, moment: replica.hot.moment(), fills, snapshot: None, patience: Cell::new(u64::MAX), past_ms: Cell::new(0) }
     }
 
-    /// Whatever is applied at each get: for a single get.
-    pub(crate) fn latest(replica: &'a Replica) -> Applied<'a> {
+    /// Whatever is applied at each get; [`OneRow`] sees one moment by it.
+    fn latest(replica: &'a Replica) -> Applied<'a> {
         Applied::new(replica, true)
     }
 
@@ -45,11 +45,11 @@ impl<'a> Applied<'a> {
         Applied::new(replica, false)
     }
 
-    /// As of now.
-    pub(crate) fn snapshot(replica: &'a Replica) -> Result<Applied<'a>, CallError> {
+    /// As of now; all ranges end when more than so many records were walked past.
+    pub(crate) fn snapshot(replica: &'a Replica, walked_max: u64) -> Result<Applied<'a>, CallError> {
         let applied = Applied::new(replica, true);
         let snapshot = replica.store.snapshot().map_err(|error| replica.fault(error))?;
-        Ok(Applied { snapshot: Some(snapshot), ..applied })
+        Ok(Applied { snapshot: Some(snapshot), patience: Cell::new(walked_max), ..applied })
     }
 
     /// The latest moment that what was evaluated [rests on](View::rests_on), ms.
@@ -82,18 +82,18 @@ impl Applied<'_> {
 
 impl View for Applied<'_> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        if family != Family::Head {
+        if family == Family::State {
             return self.get_stored(family, key);
         }
         let Replica { hot, owner, .. } = self.replica;
-        if let Some(head) = hot.get(owner, key, self.moment) {
-            return Ok(Some(head));
+        if let Some(record) = hot.get(owner, family, key, self.moment) {
+            return Ok(Some(record));
         }
-        let head = self.get_stored(family, key)?;
-        if let Some(head) = head.as_ref().filter(|_| self.fills) {
-            hot.fill(owner, key, head, self.moment);
+        let record = self.get_stored(family, key)?;
+        if let Some(record) = record.as_ref().filter(|_| self.fills) {
+            hot.fill(owner, family, key, record, self.moment);
         }
-        Ok(head)
+        Ok(record)
     }
 
     fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
@@ -140,6 +140,89 @@ impl View for Applied<'_> {
     }
 }
 
+/// A row's head and one of its cells as of one moment, without a snapshot of the store: each is read as it is applied by then, the head once more
+/// after the cell.
+///
+/// # Why that is one moment
+/// Let the head be read at `a`, the cell at `b` and the head again at `c`, and both heads name the generation `g`. A partition gives each
+/// generation once: a row that was deleted, or replaced by another, has `g` at no time after. So it had `g` all the time from `a` to `c`, and the
+/// cell that is found under `g` at `b`, or found missing, is the row's own at `b`. What else the op takes from the head read at `a` is whether
+/// the row lives, by its expiry. Were that changed between `a` and `b`, the op's place is before the change if the cell stayed as it was from
+/// `a` to `b`, and else right after the last write of the cell before `b`, for which the row lived, or it would have got another generation.
+///
+/// An op that looks at more than that is to be evaluated again, on a snapshot ([`OneRow::is_one_moment`]).
+struct OneRow<'a> {
+    applied: Applied<'a>,
+    heads: Cell<u32>,
+    cells: Cell<u32>,
+    /// In the head that was read.
+    generation: Cell<Option<u64>>,
+    /// Whether something else was looked at.
+    is_more: Cell<bool>,
+}
+
+impl<'a> OneRow<'a> {
+    fn new(replica: &'a Replica) -> OneRow<'a> {
+        let (heads, cells) = (Cell::new(0), Cell::new(0));
+        OneRow { applied: Applied::latest(replica), heads, cells, generation: Cell::new(None), is_more: Cell::new(false) }
+    }
+
+    /// Notes that this record was looked at.
+    fn saw(&self, family: Family, record: Option<&Bytes>) -> Result<(), Fault> {
+        match family {
+            Family::Head => {
+                self.heads.set(self.heads.get() + 1);
+                self.generation.set(generation(record)?);
+            }
+            Family::Cell => self.cells.set(self.cells.get() + 1),
+            Family::State => self.is_more.set(true),
+        }
+        Ok(())
+    }
+
+    /// Whether what was seen, of the row with this key, is of one moment; to be asked last.
+    fn is_one_moment(&self, key: &[u8]) -> Result<bool, Fault> {
+        match (self.is_more.get(), self.heads.get(), self.cells.get()) {
+            (false, 0 | 1, 0) => Ok(true),
+            (false, 1, 1) => {
+                // Not as of the view's own moment, which is before the cell's.
+                let head = Applied::latest(self.applied.replica).gist(Family::Head, &key::head(key))?;
+                Ok(self.generation.get().is_some() && generation(head.as_ref())? == self.generation.get())
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+/// The generation that a head names.
+fn generation(head: Option<&Bytes>) -> Result<Option<u64>, Fault> {
+    head.map_or(Ok(None), |head| value::Head::generation(head))
+}
+
+impl View for OneRow<'_> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let record = self.applied.get(family, key)?;
+        self.saw(family, record.as_ref())?;
+        Ok(record)
+    }
+
+    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let gist = self.applied.gist(family, key)?;
+        self.saw(family, gist.as_ref())?;
+        Ok(gist)
+    }
+
+    /// Nothing is walked: whatever the op says of it is not asked for.
+    fn range(&self, _: Family, _: &[u8], _: &[u8], _: bool, _: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<(), Fault> {
+        self.is_more.set(true);
+        Ok(())
+    }
+
+    fn rests_on(&self, past_ms: u64) {
+        self.applied.rests_on(past_ms);
+    }
+}
+
 fn fault(error: store::Fault) -> Fault {
     Fault(error.to_string())
 }
@@ -179,10 +262,10 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64, by: 
     let Some(epoch) = replica.lease.epoch() else { return Ok(Look::TooLate) };
     // Before the look, too: what is committed after it may have come behind a write that the look has not seen.
     let committed_ms = replica.clock.committed_ms();
-    let is_one_get = matches!(request.ops.as_slice(), [op] if one_get(op));
-    let view = if is_one_get { Applied::latest(replica) } else { Applied::snapshot(replica)? };
-    view.patience.set(walked_max);
-    if !is_one_get && !replica.lease.covers(epoch) {
+    // Ops that are not joined need not see the same moment: one sees what the one before it saw, or later.
+    let is_each_alone = request.joined.is_empty() && request.ops.iter().all(|op| row_looked_at(op).is_some());
+    let snapshot = if is_each_alone { None } else { Some(Applied::snapshot(replica, walked_max)?) };
+    if !is_each_alone && !replica.lease.covers(epoch) {
         return Ok(Look::TooLate);
     }
     let stamp = match by {
@@ -190,9 +273,11 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64, by: 
         By::Committed => replica.clock.at(committed_ms),
     };
     let rules = replica.rules();
-    let mut edits = Edits::default();
+    if is_each_alone && request.ops.len() > 1 {
+        replica.hot.expect(&replica.owner, request.ops.iter().filter_map(row_looked_at).map(|key| key::position(key)));
+    }
     let mut outcomes = Vec::with_capacity(request.ops.len());
-    let mut bytes = 0;
+    let (mut bytes, mut past_ms) = (0, 0);
     let mut joined = request.joined.iter().peekable();
     for (at, op) in request.ops.iter().enumerate() {
         let is_joined = joined.next_if(|joined| **joined as usize == at).is_some();
@@ -207,11 +292,12 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64, by: 
             outcomes.push(Err(Refusal::AnswerTooLarge));
             continue;
         }
-        let mut tx = Tx { view: &view, edits: &mut edits, stamp, rules };
-        let answered = eval::eval(op, &mut tx);
-        if view.is_out_of_patience() {
-            return Ok(Look::TooLong);
-        }
+        let evaluated = match &snapshot {
+            Some(view) => evaluate_on(view, op, stamp, rules),
+            None => evaluate_alone(replica, op, stamp, rules, walked_max)?,
+        };
+        let Some((answered, rests_on_ms)) = evaluated else { return Ok(Look::TooLong) };
+        past_ms = past_ms.max(rests_on_ms);
         outcomes.push(match answered {
             Ok(answer) => {
                 bytes += answer.bytes();
@@ -221,12 +307,35 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64, by: 
             Err(Failed::Fault(fault)) => return Err(replica.fault(fault)),
         });
     }
-    assert!(edits.is_empty(), "an op that only reads leaves no edits");
-    if is_one_get && !replica.lease.covers(epoch) {
+    if is_each_alone && !replica.lease.covers(epoch) {
         return Ok(Look::TooLate);
     }
-    let (response, past_ms) = (Response::Done(outcomes), view.past_ms());
+    let response = Response::Done(outcomes);
     Ok(if past_ms <= committed_ms { Look::Done(response) } else { Look::Ahead(response, past_ms) })
+}
+
+fn evaluate(view: &dyn View, op: &Op, stamp: Stamp, rules: Rules) -> Answered {
+    let mut edits = Edits::default();
+    let answered = eval::eval(op, &mut Tx { view, edits: &mut edits, stamp, rules });
+    assert!(edits.is_empty(), "an op that only reads leaves no edits");
+    answered
+}
+
+/// What an op answers, and on which moment's being past that [rests](View::rests_on), ms; `None` when there is too much to walk past.
+fn evaluate_on(view: &Applied<'_>, op: &Op, stamp: Stamp, rules: Rules) -> Option<(Answered, u64)> {
+    let answered = evaluate(view, op, stamp, rules);
+    (!view.is_out_of_patience()).then(|| (answered, view.past_ms()))
+}
+
+/// As [`evaluate_on`] what is applied by now, for an op that looks at one row.
+fn evaluate_alone(replica: &Replica, op: &Op, stamp: Stamp, rules: Rules, walked_max: u64) -> Result<Option<(Answered, u64)>, CallError> {
+    let view = OneRow::new(replica);
+    let answered = evaluate(&view, op, stamp, rules);
+    let key = row_looked_at(op).expect("the caller has asked");
+    if view.is_one_moment(key).map_err(|fault| replica.fault(fault))? {
+        return Ok(Some((answered, view.applied.past_ms())));
+    }
+    Ok(evaluate_on(&Applied::snapshot(replica, walked_max)?, op, stamp, rules))
 }
 
 /// Whether a request needs the executor: it writes, or asks what only the executor knows.
@@ -234,9 +343,14 @@ pub(crate) fn is_for_executor(request: &Request) -> bool {
     !request.watched.is_empty() || request.ops.iter().any(|op| op.is_write() || matches!(op, Op::Watch { .. }))
 }
 
-/// Ops that read one record, and so need no snapshot to see one moment.
-fn one_get(op: &Op) -> bool {
-    matches!(op, Op::Get { .. } | Op::GetRange { .. } | Op::Length { .. })
+/// The row whose head, and one cell at most, an op looks at, so that it needs no snapshot to see one moment.
+fn row_looked_at(op: &Op) -> Option<&Bytes> {
+    match op {
+        Op::Get { key } | Op::GetRange { key, .. } | Op::Length { key } | Op::Inspect { key } | Op::HashLen { key } => Some(key),
+        Op::HashGet { key, fields } if fields.len() == 1 => Some(key),
+        Op::HashExpiry { key, fields, .. } if fields.len() == 1 => Some(key),
+        _ => None,
+    }
 }
 
 /// How many records a request may look at on a thread that serves connections.
@@ -295,5 +409,84 @@ fn fields(replica: &Replica, key: &[u8]) -> u64 {
     match value::Head::decode(&head) {
         Ok(value::Head { body: value::Body::Hash(hash), .. }) => hash.count,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use cluster::{Call, Member, PartitionId, Placement, ServerId, Table, TableId};
+    use engine::log::{Log, LogOptions};
+    use engine::store::{Settings, Shared};
+    use row::key::MEMBERS;
+    use row::op::{Only, Ttl};
+
+    use super::*;
+    use crate::{Assigned, Node, NodeOptions};
+
+    const PARTITION: PartitionId = PartitionId { table: TableId(1), index: 0 };
+    const KEY: &[u8] = b"key";
+
+    async fn open(dir: &std::path::Path) -> Arc<Node> {
+        let options = NodeOptions {
+            dir: dir.join("partitions"),
+            raft_runtime: tokio::runtime::Handle::current(),
+            write_bytes_max: 16 << 20,
+            answer_bytes_max: 64 << 20,
+            row_cache_bytes: 1 << 20,
+            request_memory_max: 64 << 20,
+            cluster_tag: 1,
+            unsure_after: Duration::from_secs(3),
+            peers: None,
+        };
+        let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
+        let node = Node::open(options, log, Shared::new(Settings::default()).expect("memory for stores"));
+        let table =
+            Table { id: TableId(1), name: "db0".into(), partitions: 1, replicas: 1, envs: Default::default(), default_ttl_since_ms: 0 };
+        let members = vec![Member { raft_id: 1, server: ServerId(1) }];
+        let placements = vec![Placement { partition: PARTITION, members, epoch: 1 }];
+        node.follow(&[Assigned { table: Arc::new(table), placements }]).await;
+        node
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_row_that_was_replaced_meanwhile_was_not_seen_as_of_one_moment() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let node = open(dir.path()).await;
+        let write = async |ops: Vec<Op>| {
+            let joined = (1..ops.len() as u32).collect();
+            node.call(PARTITION, Request { ops, joined, watched: Vec::new() }).await.expect("a healthy node");
+        };
+        let put = |value: &'static str| Op::HashPut {
+            key: Bytes::from_static(KEY),
+            pairs: vec![(Bytes::from_static(b"field"), Bytes::from_static(value.as_bytes()))],
+            only: Only::Always,
+            ttl: Ttl::Default,
+        };
+        let delete = || Op::Delete { key: Bytes::from_static(KEY) };
+        write(vec![put("old")]).await;
+        let replica = node.replica(PARTITION).expect("it is here");
+        // What is written between the looks at head and cell; is that one moment still?
+        let writes = [(vec![], true), (vec![put("new")], true), (vec![delete(), put("other")], false), (vec![delete()], false)];
+        for (ops, is_one) in writes {
+            let view = OneRow::new(&replica);
+            let head = view.get(Family::Head, &key::head(KEY)).unwrap();
+            let generation = generation(head.as_ref()).unwrap().expect("a hash");
+            if !ops.is_empty() {
+                write(ops.clone()).await;
+            }
+            let mut cell = key::cells(KEY, generation, MEMBERS);
+            cell.extend_from_slice(b"field");
+            view.get(Family::Cell, &cell).unwrap();
+            assert_eq!(view.is_one_moment(KEY).unwrap(), is_one, "{ops:?}");
+        }
+        let view = OneRow::new(&replica);
+        for key in [KEY, b"another"] {
+            view.get(Family::Head, &key::head(key)).unwrap();
+        }
+        assert!(!view.is_one_moment(KEY).unwrap(), "two rows");
+        node.close().await;
     }
 }

@@ -12,7 +12,7 @@
 //! # When a disk stalls
 //! No average sees the first stall of a disk coming, and a thread that waits for the disk sends no heartbeats. tokio would not wake another for it: to tokio, a thread that
 //! is about to sleep is one that looks for work. So the runtime has one thread more than it uses, which waits here, inside of a task and at no cost
-//! ([`BeforeSleep::keep_reserve`]). When a sync takes longer than [`PATIENCE`], a quarter of a leader's lease, it is called in and drives the runtime. From then on nobody
+//! ([`BeforeSleep::keep_reserve`]). When a sync takes longer than [`PATIENCE`], a tenth of a leader's lease, it is called in and drives the runtime. From then on nobody
 //! syncs before sleep any more in this process: to send a thread back into the reserve could take tasks with it.
 //!
 //! # Invariants
@@ -40,8 +40,8 @@ const QUICK: Duration = Duration::from_micros(500);
 /// More appends, or older ones, are not left any longer.
 const LEFT_MAX: usize = 16;
 const LEFT_AGE_MAX: Duration = Duration::from_micros(500);
-/// After so long the reserve is called in. Heartbeats leave every 300 ms, and a follower stands after a second.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// After so long the reserve is called in.
+const PATIENCE: Duration = Duration::from_millis(100);
 /// How often it is looked how long a sync takes, while there are any.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// After so many looks without any, nobody looks until there is one again.
