@@ -1,9 +1,12 @@
 //! Bridle beside redis-server: same machine, same run, equal and stated durability, ratios.
 //!
 //! `cargo bench -p integration` (or `make bench`) starts both servers on free ports, drives both with redis-benchmark in turns, and prints each
-//! figure with its target. Words after `--` pick sections: `durable`, `memory`, `idle`, `million`, `steady`; none = all. `--requests N` sets the
-//! length of one measurement (200,000 by default; four times that in pipelines), `--rounds N` the number of turns (3), of which the median counts,
-//! `--keys N` the number of keys that `durable` and `memory` go over (1 and 100,000, one after the other).
+//! figure with its target. Words after `--` pick sections: `durable`, `memory`, `idle`, `million`, `steady`, `readers`, `large`, `beside`;
+//! none = all. `--requests N` sets the length of one measurement (200,000 by default; four times that in pipelines), `--rounds N` the number of
+//! turns (3), of which the median counts, `--keys N` the number of keys that `durable` and `memory` go over (1 and 100,000, one after the other).
+//!
+//! `readers`, `large` and `beside` have a driver of their own (`driver.rs`): `--seconds N` is the length of one of their measurements (5),
+//! `--data N,N,..` the MiB of values of `large` (128,1024,4096: they are on disk at one time), `--rows N` the rows of `beside` (2,000,000).
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
@@ -13,6 +16,9 @@ use std::time::{Duration, Instant};
 
 use integration::{Client, Server};
 
+mod driver;
+mod large;
+mod readers;
 mod steady;
 
 const CLIENTS: usize = 50;
@@ -37,6 +43,15 @@ fn main() {
     if settings.wants("steady") {
         steady::report();
     }
+    if settings.wants("readers") {
+        readers::report(&settings);
+    }
+    if settings.wants("large") {
+        large::report(&settings);
+    }
+    if settings.wants("beside") {
+        large::beside_redis(&settings);
+    }
 }
 
 struct Settings {
@@ -45,17 +60,37 @@ struct Settings {
     rounds: usize,
     /// How many keys loads go over.
     keyspaces: Vec<usize>,
+    /// How long `readers`, `large` and `beside` measure.
+    window: Duration,
+    /// MiB of values that `large` goes over.
+    data: Vec<u64>,
+    /// Rows that `beside` goes over.
+    rows: usize,
 }
 
 impl Settings {
     fn from_args() -> Settings {
-        let mut settings = Settings { sections: Vec::new(), requests: 200_000, rounds: 3, keyspaces: KEYSPACES.to_vec() };
+        let mut settings = Settings {
+            sections: Vec::new(),
+            requests: 200_000,
+            rounds: 3,
+            keyspaces: KEYSPACES.to_vec(),
+            window: Duration::from_secs(5),
+            data: vec![128, 1024, 4096],
+            rows: 2_000_000,
+        };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--requests" => settings.requests = number(words.next()),
                 "--rounds" => settings.rounds = number(words.next()),
                 "--keys" => settings.keyspaces = vec![number(words.next())],
+                "--seconds" => settings.window = Duration::from_secs(number(words.next()) as u64),
+                "--data" => {
+                    let sizes = words.next().unwrap_or_default();
+                    settings.data = sizes.split(',').map(|mib| mib.parse().expect("numbers behind --data")).collect();
+                }
+                "--rows" => settings.rows = number(words.next()),
                 // What `cargo bench` adds.
                 "--bench" => {}
                 section => settings.sections.push(section.to_owned()),
