@@ -116,7 +116,7 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
             let options = MetaOptions {
                 dir: directory.meta(),
                 raft_runtime: runtimes.raft.handle().clone(),
-                partitions: config.partitions(true),
+                partitions: config.tables.partitions,
                 replicas: config.tables.replicas,
                 cluster: rand::random(),
                 seat,

@@ -19,7 +19,7 @@ pub(crate) async fn open(setup: &Setup<'_>) -> anyhow::Result<Opened> {
     let options = MetaOptions {
         dir: directory.meta(),
         raft_runtime: runtimes.raft.handle().clone(),
-        partitions: config.partitions(false),
+        partitions: config.tables.partitions,
         replicas: 1,
         cluster,
         seat: Seat::Alone(only_server(directory)),

@@ -4,10 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use integration::cluster::Cluster;
-use integration::{Client, Server, Value, within};
+use integration::{CROSSSLOT, Client, Server, Value, within};
 
 const PARTITIONS: u16 = 8;
-const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
 
 fn start() -> Server {
     Server::builder().flag("durability", "os").flag("set", format!("tables.partitions={PARTITIONS}")).start()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use integration::{Client, Server, ServerBuilder, Value, within};
+use integration::{CROSSSLOT, Client, Server, ServerBuilder, Value, within};
 
 fn small() -> ServerBuilder {
     Server::builder().flag("set", "raft_log.segment=1MiB").flag("durability", "os")
@@ -141,7 +141,7 @@ fn what_must_be_atomic_is_refused_over_partitions_and_works_with_a_hash_tag() {
     let mut client = server.client();
     let (one, other) = apart(&mut client);
     client.run(&format!("MSET {one} 1 {other} 2"));
-    let crossslot = Value::Error("CROSSSLOT Keys in request don't hash to the same slot".into());
+    let crossslot = Value::Error(CROSSSLOT.into());
     assert_eq!(client.run(&format!("RENAME {one} {other}")), crossslot);
     assert_eq!(client.run(&format!("MSETNX {one} 3 {other} 4")), crossslot);
     client.run("MULTI");

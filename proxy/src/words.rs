@@ -13,7 +13,9 @@ pub(crate) const WRONGPASS: &str = "WRONGPASS invalid username-password pair or 
 pub(crate) const NO_PASSWORD: &str = "ERR AUTH <password> called without any password configured for the default user. Are you sure \
      your configuration is correct?";
 pub(crate) const MAX_CLIENTS: &str = "ERR max number of clients reached";
-pub(crate) const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
+pub(crate) const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in several partitions, and nothing was \
+     done. Keys with a common {tag} lie in one, and so do all keys of a table that has only one (tables.partitions, bridle admin create \
+     --partitions)";
 pub(crate) const EXECABORT: &str = "EXECABORT Transaction discarded because of previous errors.";
 pub(crate) const SAME_OBJECT: &str = "ERR source and destination objects are the same";
 pub(crate) const NO_DATABASE: &str = "ERR DB index is out of range";

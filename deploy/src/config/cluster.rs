@@ -7,8 +7,6 @@ use cluster::news::{Roles, ZONE_BYTES_MAX};
 
 use super::{Address, ClusterSection, Config, Secret, Size};
 
-/// Partitions of a table when nothing is said.
-const PARTITIONS: u32 = 8;
 /// The most that one write may be in a cluster: it must fit a letter from replica to replica, with others that share its entry.
 const WRITE_MAX: Size = Size::mib(16);
 /// The shortest secret.
@@ -50,15 +48,6 @@ impl ClusterSection {
 }
 
 impl Config {
-    /// Partitions of a table when nobody says how many.
-    pub(crate) fn partitions(&self, in_cluster: bool) -> u32 {
-        match (self.tables.partitions, in_cluster) {
-            (0, true) => PARTITIONS,
-            (0, false) => 1,
-            (set, _) => set,
-        }
-    }
-
     /// What no single key can tell, for a process of a cluster that is asked to have these roles: gives those that it has. Reads `secret_file`.
     pub(crate) fn settle_cluster(&mut self, wanted: Roles) -> Result<Roles, String> {
         let section = &mut self.cluster;

@@ -148,7 +148,7 @@ settings! {
         port: u16;
     }
     tables: TablesSection {
-        partitions: u32, in 0, 1024;
+        partitions: u32, in 1, 1024;
         replicas: u32, in 1, 7;
     }
     storage: StorageSection {

@@ -43,6 +43,11 @@ fn defaults_are_complete() {
 }
 
 #[test]
+fn a_database_has_one_partition_wherever_it_is() {
+    assert_eq!(Config::defaults().tables.partitions, 1, "else MULTI over any two keys is CROSSSLOT");
+}
+
+#[test]
 fn every_key_has_a_comment() {
     let mut commented = false;
     for line in DEFAULTS.lines() {

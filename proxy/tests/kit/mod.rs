@@ -477,6 +477,11 @@ impl Client {
 pub fn command(words: &[&str]) -> String {
     let count = words.len();
     let words: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+/// What is answered to a command whose keys lie in several partitions and must not.
+pub const CROSSSLOT: &str =
+    "CROSSSLOT Keys in request don't hash to the same slot: they lie in several partitions, and nothing was done. Keys with a common {tag} \
+     lie in one, and so do all keys of a table that has only one (tables.partitions, bridle admin create --partitions)";
+
     format!("*{count}\r\n{words}")
 }
 
