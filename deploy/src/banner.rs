@@ -31,7 +31,10 @@ pub(crate) fn banner(shape: Shape, config: &Config, data: &Path, places: &Places
     lines.push(format!("  metrics, admin  http://{http}"));
     lines.push(format!("  data            {}", data.display()));
     lines.push(format!("  memory          {}", config.shares.memory.text()));
-    lines.push(format!("  durability      {}: {}", config.storage.durability.word(), survives(config)));
+    // Of a process without replicas it is that of the servers which have them.
+    if shape.roles().storage {
+        lines.push(format!("  durability      {}: {}", config.storage.durability.word(), survives(config)));
+    }
     if config.proxy.requirepass.is_empty() && !config.proxy.protected_mode {
         lines.push("  password        none, and protected mode is off: whoever reaches the port owns the data".to_owned());
     }

@@ -4,6 +4,10 @@
 //! # Invariants
 //! - What is exported stands in [`METRICS`], the engine's and the proxy's lists (`integration`, the Prometheus test).
 
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use cluster::TableId;
 use cluster::news::Replica;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -25,7 +29,7 @@ use Kind::{Counter, Gauge, Histogram};
 
 /// Name, kind and meaning of everything that is gathered here. The README's list and the page's HELP lines.
 const METRICS: &[(&str, Kind, &str)] = &[
-    ("bridle_ready", Gauge, "1 when Redis clients are served and every partition is sound."),
+    ("bridle_ready", Gauge, "1 when Redis clients are served, every partition here is sound, and the leader of some partition is reached."),
     ("bridle_log_writable", Gauge, "1 when writes are taken; 0 when the disk is full or the log has stopped."),
     ("bridle_log_fsyncs_total", Counter, "fdatasyncs of the Raft log."),
     ("bridle_log_fsync_seconds", Histogram, "How long each took."),
@@ -52,7 +56,8 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_raft_led", Gauge, "By table: partitions that are led here."),
     ("bridle_raft_follower_lag_entries", Gauge, "By table: the most entries that a follower of a partition led here is known to lack."),
     ("bridle_cluster_meta_connected", Gauge, "In a cluster: 1 while a meta that leads is being followed."),
-    ("bridle_cluster_routes", Gauge, "In a cluster: partitions that this process knows, by whether it knows who leads them."),
+    ("bridle_cluster_routes", Gauge, "In a cluster: partitions that this process knows, by whether it reaches their leader now."),
+    ("bridle_partitions_without_leader", Gauge, "In a cluster, by table: partitions whose leader this process has not reached for 5 s."),
     ("bridle_partition_faults", Gauge, "By table: partitions that do not serve."),
     ("bridle_rocksdb_block_cache_bytes", Gauge, "Block cache of all tables."),
     (
@@ -125,16 +130,24 @@ pub(crate) fn page(local: &Local, handle: &PrometheusHandle) -> String {
 }
 
 fn process(local: &Local) {
-    let ready = local.is_serving() && local.faults().is_empty();
+    let ready = local.unready().is_empty();
     gauge!("bridle_ready").set(f64::from(u8::from(ready)));
     if let Some(stores) = &local.stores {
         of_stores(local, stores);
     }
     if let Some(cluster) = &local.cluster {
-        let (routes, led) = cluster.routes.count();
+        let (routes, led) = cluster.reach.count();
         gauge!("bridle_cluster_meta_connected").set(f64::from(u8::from(cluster.follow.leader().borrow().is_some())));
         gauge!("bridle_cluster_routes", "leader" => "known").set(led as f64);
         gauge!("bridle_cluster_routes", "leader" => "unknown").set((routes - led) as f64);
+        let mut without = BTreeMap::<TableId, usize>::new();
+        for partition in cluster.reach.unreached(Instant::now()) {
+            *without.entry(partition.table).or_default() += 1;
+        }
+        for table in local.catalogue.tables() {
+            let count = without.get(&table.id).copied().unwrap_or(0);
+            gauge!("bridle_partitions_without_leader", "table" => table.name.clone()).set(count as f64);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! |-----------------|--------|
 //! | `/metrics`      | Prometheus's text format ([`crate::exposition`] lists the names) |
 //! | `/health/live`  | 200 as long as the process can answer at all |
-//! | `/health/ready` | 200 when the process does what it is there for and every partition is sound; 503 with the reasons otherwise |
+//! | `/health/ready` | 200 when the process does what it is there for, every partition here is sound and some leader is reached ([`crate::reach`]), with what is amiss all the same; 503 with the reasons otherwise |
 //! | `/v1/...`       | [`meta::admin`], here or by the meta that leads ([`relay`]) |
 //!
 //! # Invariants
@@ -148,14 +148,13 @@ pub(crate) fn pages(local: Arc<Local>, metrics: metrics_exporter_prometheus::Pro
 }
 
 fn health(local: &Local) -> (StatusCode, String) {
-    let faults = local.faults();
-    if !local.is_serving() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "not serving: starting or stopping\n".to_owned());
-    }
-    match faults.is_empty() {
-        true => (StatusCode::OK, "ok\n".to_owned()),
-        false => (StatusCode::SERVICE_UNAVAILABLE, faults.join("\n") + "\n"),
-    }
+    let (unready, notes) = (local.unready(), local.notes());
+    let (status, first) = match unready.is_empty() {
+        true => (StatusCode::OK, "ok"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, ""),
+    };
+    let lines = [first].into_iter().filter(|first| !first.is_empty()).chain(unready.iter().chain(&notes).map(String::as_str));
+    (status, lines.map(|line| format!("{line}\n")).collect())
 }
 
 type Page = ([(header::HeaderName, &'static str); 1], String);

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use cluster::net::{Answer, Channel, Peer, Service, Services};
-use cluster::rows::{Replicas, serve_rows};
+use cluster::rows::{Replicas, SyncCopy, serve_rows};
 use cluster::{Boxed, Call, CallError, Leader, PartitionId, ServerId};
 use engine::raft::Letter;
 use futures::FutureExt;
@@ -75,11 +75,28 @@ impl Inbox {
     }
 }
 
+impl Inbox {
+    fn sync(&self, body: &[u8]) -> Answer {
+        match (SyncCopy::decode(body), self.node.get().cloned()) {
+            (Ok(asked), Some(node)) => {
+                Answer::Later(Box::pin(async move { node.sync_copy(asked.partition, asked.index).await.map(|()| Bytes::new()) }))
+            }
+            (Ok(_), None) => Answer::Now(Err("no storage is open here".to_owned())),
+            (Err(why), _) => Answer::Now(Err(why)),
+        }
+    }
+}
+
 impl Services for Inbox {
     fn call(&self, _from: &Peer, service: Service, body: Bytes) -> Answer {
         match service {
             Service::Rows => serve_rows(self.replicas.get().unwrap_or(&self.nobody), is_read, &body),
             Service::Raft | Service::RaftBulk => self.letter(body),
+            Service::Sync => self.sync(&body),
+            Service::Leads => {
+                let led: Vec<PartitionId> = self.node.get().map(|node| node.led()).unwrap_or_default();
+                Answer::Now(Ok(cluster::news::encode(&led)))
+            }
             Service::Meta => match (self.meta.get(), self.local.get()) {
                 (Some(meta), Some(local)) => Answer::Later(meta.answer(body, local.clone())),
                 _ => Answer::Now(Err("no meta is open here".to_owned())),

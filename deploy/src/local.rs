@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
+use cluster::rows::SyncCopy;
 use cluster::{Boxed, CallError, Catalogue, PartitionId, Table};
 use engine::raft::GroupFigures;
 use engine::store::Health;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use meta::Meta;
 use meta::admin::{Compaction, Figures, NodeStatus};
 use proxy::Proxy;
@@ -97,7 +100,28 @@ impl Local {
         if let Some(why) = self.cluster.as_ref().and_then(|cluster| cluster.follow.refused().borrow().clone()) {
             faults.push(format!("meta does not want this process: {why}"));
         }
+        if let Some(why) = self.cluster.as_ref().and_then(|cluster| cluster.reach.fault(Instant::now())) {
+            faults.push(why);
+        }
         faults
+    }
+
+    /// Why clients are better sent elsewhere; nothing: this process is ready.
+    pub(crate) fn unready(&self) -> Vec<String> {
+        match self.is_serving() {
+            true => self.faults(),
+            false => vec!["not serving: starting or stopping".to_owned()],
+        }
+    }
+
+    /// What is not as it should be though this process is ready.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let Some(cluster) = &self.cluster else { return Vec::new() };
+        let name = |partition: PartitionId| match cluster.catalogue.table_of(partition.table) {
+            Some(table) => format!("{} partition {}", table.name, partition.index),
+            None => format!("table {} partition {}", partition.table.0, partition.index),
+        };
+        cluster.reach.notes(Instant::now(), name)
     }
 }
 
@@ -146,7 +170,7 @@ impl Local {
     }
 
     fn of_cluster(&self, cluster: &View) -> Vec<(&'static str, Figure)> {
-        let (routes, led) = cluster.routes.count();
+        let (routes, led) = cluster.reach.count();
         let leader = cluster.follow.leader().borrow().clone();
         vec![
             ("bridle_server_id", Figure::Text(cluster.id.to_string().into())),
@@ -155,6 +179,7 @@ impl Local {
             ("bridle_meta", Figure::Text(leader.unwrap_or_default().into())),
             ("bridle_routes", int(routes as u64)),
             ("bridle_routes_with_leader", int(led as u64)),
+            ("bridle_ready", int(u64::from(self.unready().is_empty()))),
         ]
     }
 }
@@ -201,17 +226,41 @@ impl proxy::Node for Local {
     }
 
     fn durability(&self) -> Durability {
-        match self.config.storage.durability {
-            config::Durability::Always => Durability::Always,
-            config::Durability::Interval => Durability::Interval,
-            config::Durability::Os => Durability::Os,
-        }
+        let own = self.node.is_some().then(|| self.config.storage.durability.told());
+        let others = self.cluster.as_ref().and_then(|cluster| cluster.durability());
+        // Nothing is claimed of what is not known.
+        own.into_iter().chain(others).min().unwrap_or(Durability::Os)
     }
 
     /// An acknowledged write is on more than half of a partition's replicas, the leader's among them.
     fn replicas(&self, partition: PartitionId) -> u32 {
         let cluster = self.cluster.as_ref();
         cluster.and_then(|cluster| cluster.catalogue.table_of(partition.table)).map_or(0, |table| table.replicas / 2)
+    }
+
+    fn synced_copies(&self, partition: PartitionId, index: u64, wanted: u32, deadline: Instant) -> Boxed<'_, u32> {
+        Box::pin(async move {
+            let Some(cluster) = &self.cluster else { return 0 };
+            let asked = SyncCopy { partition, index };
+            let ask = |server| async move {
+                match self.node.as_ref().filter(|_| server == cluster.id) {
+                    Some(node) => node.sync_copy(partition, index).await.is_ok(),
+                    None => {
+                        cluster.sync_copy(server, asked).await;
+                        true
+                    }
+                }
+            };
+            let mut asked: FuturesUnordered<_> = cluster.routes.members(partition).into_iter().map(ask).collect();
+            // The leader is one of them, and not counted: it had it on its disk before anybody else was asked.
+            let mut synced = 0u32;
+            while synced <= wanted
+                && let Ok(Some(is_synced)) = tokio::time::timeout_at(deadline.into(), asked.next()).await
+            {
+                synced += u32::from(is_synced);
+            }
+            synced.saturating_sub(1)
+        })
     }
 
     fn set_active_expire(&self, on: bool) {
@@ -278,8 +327,8 @@ impl meta::admin::Local for Local {
             cluster_id: identity.cluster_id.unwrap_or_default(),
             node_id: identity.node_id,
             uptime_seconds: self.started.elapsed().as_secs(),
-            ready: self.is_serving(),
-            durability: self.config.storage.durability.word().to_owned(),
+            ready: self.unready().is_empty(),
+            durability: proxy::Node::durability(self).word().to_owned(),
             addresses: self.addresses.clone(),
             clients: self.proxy().map_or(0, |proxy| proxy.clients.len() as u64),
             tables: tables.len() as u32,

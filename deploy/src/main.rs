@@ -27,6 +27,7 @@ mod member;
 mod mutants;
 mod opened;
 mod ports;
+mod reach;
 mod relay;
 mod reporter;
 mod runtimes;

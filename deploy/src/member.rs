@@ -8,17 +8,18 @@
 //!
 //! From then on metas are no longer needed for reads, writes and failovers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use cluster::ServerId;
 use cluster::catalogue::RemoteCatalogue;
 use cluster::follow::Follow;
-use cluster::net::{ClusterId, Net, NetOptions};
-use cluster::news::{Order, Roles, Server};
+use cluster::net::{ClusterId, Net, NetOptions, Service, To};
+use cluster::news::{Durability, Order, Roles, Server};
 use cluster::routes::Routes;
-use cluster::rows::{Replicas, Rows};
+use cluster::rows::{Replicas, Rows, SyncCopy};
 use engine::raft::{Ticker, Why, Wire};
 use meta::{Meta, MetaOptions, Seat};
 use row::op::{Request, Response};
@@ -34,6 +35,7 @@ use crate::inbox::{Inbox, is_read};
 use crate::local::Local;
 use crate::opened::{Opened, Setup};
 use crate::ports::Places;
+use crate::reach::Reach;
 use crate::reporter::Reporter;
 use crate::stores::{self, Stores};
 use crate::wire::NetWire;
@@ -47,12 +49,71 @@ const WRAPPING_BYTES: usize = 1 << 20;
 /// The largest that the cluster's protocol takes.
 const FRAME_BYTES_MAX: usize = 1 << 30;
 
+/// How long another server may take to say that a copy is on its disk, before it is asked again.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
+/// Before it is asked again.
+const SYNC_PAUSE: Duration = Duration::from_millis(100);
+
 /// What a process sees of its cluster.
 pub(crate) struct View {
     pub(crate) id: ServerId,
+    pub(crate) net: Arc<Net>,
+    pub(crate) reach: Arc<Reach>,
     pub(crate) follow: Arc<Follow>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) catalogue: Arc<RemoteCatalogue>,
+}
+
+impl View {
+    /// The least that an acknowledged write has survived, whoever leads what it wrote: of what the cluster's storage servers say. `None`: nothing is
+    /// known of any.
+    pub(crate) fn durability(&self) -> Option<Durability> {
+        self.durabilities().into_keys().next()
+    }
+
+    /// What the storage servers say, the least first, with the addresses of those that say so.
+    fn durabilities(&self) -> BTreeMap<Durability, Vec<String>> {
+        durabilities(self.follow.servers().borrow().as_deref())
+    }
+
+    /// Waits until another server has on its disk what a partition's log has up to an entry.
+    pub(crate) async fn sync_copy(&self, server: ServerId, asked: SyncCopy) {
+        loop {
+            let answer = self.net.call(To::Server(server), Service::Sync, asked.encode(), SYNC_TIMEOUT).await;
+            match answer {
+                Ok(_) => return,
+                Err(error) => tracing::debug!(%server, ?asked, %error, "a copy is not known to be on disk"),
+            }
+            tokio::time::sleep(SYNC_PAUSE).await;
+        }
+    }
+}
+
+fn durabilities(servers: Option<&BTreeMap<ServerId, Server>>) -> BTreeMap<Durability, Vec<String>> {
+    let mut said = BTreeMap::<Durability, Vec<String>>::new();
+    for server in servers.into_iter().flat_map(BTreeMap::values) {
+        if let Some(durability) = server.durability {
+            said.entry(durability).or_default().push(server.address.clone());
+        }
+    }
+    said
+}
+
+/// Warns when storage servers differ in durability: a write is then as durable as those that acknowledge it, which are not the same for each write.
+async fn watch_durability(follow: Arc<Follow>) {
+    let (mut servers, mut warned) = (follow.servers(), BTreeMap::new());
+    loop {
+        let said = durabilities(servers.borrow_and_update().as_deref());
+        if said.len() > 1 && said != warned {
+            let list = said.iter().map(|(durability, who)| format!("{} on {}", durability.word(), who.join(", "))).collect::<Vec<_>>();
+            let why = list.join("; ");
+            tracing::warn!(why, "storage servers differ in durability: clients are told the least of them (storage.durability)");
+        }
+        warned = said;
+        if servers.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// The process's end in its cluster.
@@ -146,6 +207,8 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
         async move { catalogue.keep(tables, leader).await }
     }));
 
+    tasks.push(spawn(watch_durability(follow.clone())));
+
     setup.stage.set("waiting for a meta that leads");
     let cluster = match directory.identity().cluster_number() {
         Some(cluster) => cluster,
@@ -185,7 +248,9 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
     }
     let replicas = node.clone().map(|node| -> Arc<dyn Replicas<Request, Response>> { node });
     let rows = Rows::new(net.clone(), routes.clone(), replicas, is_read, config.cluster.call_timeout.0);
-    let view = Arc::new(View { id: server.id, follow, routes, catalogue: catalogue.clone() });
+    let reach = Arc::new(Reach::new(roles, Instant::now()));
+    let view = Arc::new(View { id: server.id, net, reach: reach.clone(), follow, routes, catalogue: catalogue.clone() });
+    tasks.push(runtimes.proxy.spawn(reach.keep(view.clone(), node.clone())).abort_handle());
     let member = Member { view, inbox, reporter, stop_following, stop_serving, serving };
     Ok(Opened { stores, meta, node, member: Some(member), rows: Arc::new(rows), catalogue, tasks })
 }
@@ -224,7 +289,8 @@ fn server(config: &Config, roles: Roles, places: &Places, id: u64) -> anyhow::Re
         false => at.to_string(),
     };
     let clients = places.plain.iter().chain(&places.tls).map(shown).collect();
-    let server = Server { id: ServerId(id), address, http: shown(&places.http), clients, zone: section.zone.clone(), roles };
+    let durability = roles.storage.then(|| config.storage.durability.told());
+    let server = Server { id: ServerId(id), address, http: shown(&places.http), clients, zone: section.zone.clone(), roles, durability };
     server.check().map_err(anyhow::Error::msg)?;
     Ok(server)
 }

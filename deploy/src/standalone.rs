@@ -6,6 +6,7 @@ use cluster::news::{Roles, Server};
 use meta::{Meta, MetaOptions, Seat};
 use storage::Node;
 
+use crate::config::Config;
 use crate::directory::Directory;
 use crate::follow;
 use crate::opened::{Opened, Setup};
@@ -22,7 +23,7 @@ pub(crate) async fn open(setup: &Setup<'_>) -> anyhow::Result<Opened> {
         partitions: config.tables.partitions,
         replicas: 1,
         cluster,
-        seat: Seat::Alone(only_server(directory)),
+        seat: Seat::Alone(only_server(config, directory)),
     };
     let meta = Meta::open(options, &stores.log, &stores.shared).await.context("open the table catalogue")?;
     let (options, node_stores, first) = (setup.node_options(cluster, None), stores.clone(), meta.clone());
@@ -47,8 +48,9 @@ pub(crate) async fn open(setup: &Setup<'_>) -> anyhow::Result<Opened> {
 }
 
 /// This process as the table catalogue knows it: nobody else ever reaches it.
-fn only_server(directory: &Directory) -> Server {
+fn only_server(config: &Config, directory: &Directory) -> Server {
     let roles = Roles { meta: true, storage: true, proxy: true };
     let id = ServerId(directory.identity().node_id);
-    Server { id, address: "this process".to_owned(), http: String::new(), clients: Vec::new(), zone: String::new(), roles }
+    let durability = Some(config.storage.durability.told());
+    Server { id, address: "this process".to_owned(), http: String::new(), clients: Vec::new(), zone: String::new(), roles, durability }
 }

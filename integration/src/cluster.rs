@@ -41,6 +41,7 @@ pub struct ClusterBuilder {
     durability: String,
     config: String,
     set: Vec<String>,
+    set_for: Vec<(usize, String)>,
     network: Option<Arc<Network>>,
     clocks: bool,
     env: Vec<(String, String)>,
@@ -118,6 +119,12 @@ impl ClusterBuilder {
         self
     }
 
+    /// As [`ClusterBuilder::set`], of one process.
+    pub fn set_for(mut self, number: usize, flag: &str) -> Self {
+        self.set_for.push((number, flag.to_owned()));
+        self
+    }
+
     /// Process `i` runs in place `i + 1` of this network.
     pub fn network(mut self, network: &Arc<Network>) -> Self {
         self.network = Some(network.clone());
@@ -183,6 +190,7 @@ impl Cluster {
             durability: "always".to_owned(),
             config: String::new(),
             set: Vec::new(),
+            set_for: Vec::new(),
             network: None,
             clocks: false,
             env: Vec::new(),
@@ -225,7 +233,8 @@ impl Cluster {
         let program = self.builder.program.clone().unwrap_or_else(binary);
         words.extend([program.display().to_string(), member.role.to_owned(), "--config".to_owned()]);
         words.extend([config.display().to_string(), "--data".to_owned(), self.data(number).display().to_string()]);
-        words.extend(self.builder.set.iter().flat_map(|flag| ["--set".to_owned(), flag.clone()]));
+        let own = self.builder.set_for.iter().filter(|(of, _)| *of == number).map(|(_, flag)| flag);
+        words.extend(self.builder.set.iter().chain(own).flat_map(|flag| ["--set".to_owned(), flag.clone()]));
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a file has two ends")).stderr(log);
@@ -271,6 +280,16 @@ impl Cluster {
     /// Where the HTTP pages of a process are, as `bridle admin --url` wants it.
     pub fn url(&self, number: usize) -> String {
         format!("http://{}:{}", self.members[number].ip, self.members[number].http_port)
+    }
+
+    /// A page of a process's HTTP port: status and text.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn page(&self, number: usize, path: &str) -> (u16, String) {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut response = agent.get(format!("{}{path}", self.url(number))).call().expect("the HTTP port answers");
+        (response.status().as_u16(), response.body_mut().read_to_string().expect("a page of text"))
     }
 
     /// Where Redis clients reach them all.

@@ -202,3 +202,30 @@ fn a_frozen_leader_answers_no_stale_read_when_it_goes_on() {
         });
     }
 }
+
+/// What a load balancer and an orchestrator are told, by page, metric and INFO alike.
+#[test]
+fn a_node_without_a_quorum_is_not_ready() {
+    let mut cluster = cluster();
+    cluster.admin(0, &["create", "thin", "--partitions", "3", "--replicas", "1"]);
+    let says = |cluster: &Cluster, status: u16, line: &str, ready: &str| {
+        let (got, body) = cluster.page(0, "/health/ready");
+        let info = cluster.client(0).map(|mut client| client.run("INFO cluster").text()).unwrap_or_default();
+        let metrics = cluster.page(0, "/metrics").1;
+        let words = [format!("\nbridle_ready {ready}\n"), format!("\r\nbridle_ready:{ready}\r\n")];
+        got == status && body.contains(line) && metrics.contains(&words[0]) && info.contains(&words[1])
+    };
+    within(10, "all is well", || cluster.page(0, "/health/ready") == (200, "ok\n".to_owned()));
+    cluster.kill(2);
+    // What lies on it alone is missed, the rest serves.
+    within(20, "the lost partition is named", || says(&cluster, 200, ": no leader is reached\n", "1"));
+    let (_, body) = cluster.page(0, "/health/ready");
+    assert!(body.starts_with("ok\nthin partition ") && body.lines().count() == 2, "{body}");
+    assert!(cluster.page(0, "/metrics").1.contains("\nbridle_partitions_without_leader{table=\"thin\"} 1\n"));
+    cluster.admin(0, &["drop", "thin"]);
+    cluster.kill(1);
+    within(20, "it is not ready", || says(&cluster, 503, "no leader of any of the 1 partitions has been reached for ", "0"));
+    assert_eq!(cluster.ask("GET", "/v1/status", None).expect("it answers for itself")["ready"], false);
+    cluster.launch(1);
+    within(20, "it is ready again", || says(&cluster, 200, "ok\n", "1"));
+}

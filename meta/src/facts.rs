@@ -182,6 +182,7 @@ fn server_status(picture: &Picture, roster: &Roster, id: ServerId, since_ms: u64
         disk_free_bytes: figures.disk_free_bytes,
         disk_total_bytes: figures.disk_total_bytes,
         memory_bytes: figures.memory_bytes,
+        durability: server.durability.map(|durability| durability.word().to_owned()),
         faults: figures.faults,
     }
 }

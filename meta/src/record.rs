@@ -187,7 +187,7 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
 
 #[cfg(test)]
 mod tests {
-    use cluster::news::{Roles, Server};
+    use cluster::news::{Durability, Roles, Server};
     use engine::batch::{self, Change as Written};
 
     use super::*;
@@ -198,7 +198,7 @@ mod tests {
         let table = Table { id, name: "db3".into(), partitions: 1, replicas: 3, envs, default_ttl_since_ms: 1000 };
         let roles = Roles { meta: true, storage: false, proxy: true };
         let server =
-            Server { id: ServerId(300), address: "a:1".into(), http: "b".into(), clients: vec!["c".into()], zone: "z".into(), roles };
+            Server { id: ServerId(300), address: "a:1".into(), http: "b".into(), clients: vec!["c".into()], zone: "z".into(), roles, durability: Some(Durability::Interval) };
         let members = vec![Member { raft_id: 5, server: ServerId(300) }];
         vec![
             Change::Cluster(0x0304),
@@ -225,7 +225,7 @@ mod tests {
                 put(b"cluster", b"\x01\x00\x00\x00\x00\x00\x00\x03\x04"),
                 put(b"next_id", b"\x01\x00\x00\x01\x03"),
                 put(b"next_raft_id", b"\x01\x00\x00\x00\x00\x00\x00\x00\x06"),
-                put(b"s\x00\x00\x00\x00\x00\x00\x01\x2c", b"\x01\xac\x02\x03a:1\x01b\x01\x01c\x01z\x01\x00\x01\x09"),
+                put(b"s\x00\x00\x00\x00\x00\x00\x01\x2c", b"\x01\xac\x02\x03a:1\x01b\x01\x01c\x01z\x01\x00\x01\x01\x01\x09"),
                 put(b"t\x00\x00\x01\x02", b"\x02\x82\x02\x03db3\x01\x03\x01\x0bdefault_ttl\x0260\xe8\x07\x02\xac\x02\x01\x02"),
                 put(b"p\x00\x00\x01\x02\x00\x00\x00\x00", b"\x01\x01\x01\x05\xac\x02"),
                 put(b"x\x00\x00\x00\x00\x00\x00\x00\x07", b"\x01\x00\x00\x00\x00\x00\x00\x00\x08"),

@@ -32,7 +32,7 @@ use crate::server;
 use crate::session::{Session, Silence};
 use crate::settings::Settings;
 use crate::stats::{Index, Stats};
-use crate::{lookups, words};
+use crate::{lookups, waits, words};
 
 /// At most so many commands of one slow chunk go to the slow log.
 const SLOW_ENTRIES_MAX: usize = 16;
@@ -428,6 +428,14 @@ impl Session {
             Call::RandomKey => self.random_key().await,
             Call::Move { key, table } => self.move_row(key, &table).await,
             Call::CopyTo { from, to, table, replace } => self.copy_row(from, to, &table, replace).await,
+            Call::Wait { .. } => self.wait_for_copies(),
+            Call::WaitAof { local, replicas, timeout_ms } => self.wait_for_disks(local, replicas, waits::deadline(timeout_ms)).await,
+            Call::FlushAll => {
+                let reply = server::flush_all(&self.proxy).await;
+                let tables = self.proxy.catalogue.tables();
+                tables.iter().flat_map(|table| router::partitions(table)).for_each(|partition| self.written.note(partition));
+                reply
+            }
             other => match (Box::pin(server::call(&self.proxy, &self.client, other)) as Boxed<'_, server::Outcome>).await {
                 server::Outcome::Reply(reply) => reply,
                 server::Outcome::Close => {
@@ -479,6 +487,7 @@ impl Session {
             if !self.chunk.batches.is_done() {
                 self.hold(Part::Answers, self.chunk.made_bytes());
                 let deadline = self.chunk.started + Duration::from_millis(self.proxy.settings.load().call_deadline_ms);
+                self.chunk.batches.written().for_each(|partition| self.written.note(partition));
                 self.chunk.batches.carry_out(&self.proxy, deadline).await;
                 self.chunk.absent = None;
             }

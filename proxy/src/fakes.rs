@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use cluster::{Boxed, Call, CallError, Catalogue, PartitionId, Table, TableId};
 use parking_lot::Mutex;
-use row::op::{Request, Response};
+use row::op::{Op, Request, Response};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Endpoint;
@@ -24,6 +25,10 @@ pub(crate) struct Doors {
     pub(crate) disk_fails: bool,
     /// Not `Always`.
     pub(crate) lazy: bool,
+    /// No partition has a leader.
+    pub(crate) leaderless: bool,
+    /// Partitions whose leader has synced.
+    pub(crate) synced: Mutex<Vec<PartitionId>>,
 }
 
 impl Call<Request, Response> for Doors {
@@ -31,10 +36,21 @@ impl Call<Request, Response> for Doors {
         None
     }
 
-    fn call(&self, _: PartitionId, request: Request) -> Boxed<'_, Result<Response, CallError>> {
+    fn call(&self, partition: PartitionId, request: Request) -> Boxed<'_, Result<Response, CallError>> {
         self.called.fetch_add(1, Relaxed);
-        let outcomes = request.ops.iter().map(|_| Ok(row::Answer::Ok)).collect();
-        Box::pin(async { Ok(Response::Done(outcomes)) })
+        let answer = |op: &Op| match op {
+            Op::Sync => {
+                self.synced.lock().push(partition);
+                Ok(row::Answer::Int(7))
+            }
+            _ => Ok(row::Answer::Ok),
+        };
+        let done = match request.ops[..] {
+            _ if self.leaderless => Err(CallError::NoLeader("an election".into())),
+            [Op::Sync] if self.disk_fails => Err(CallError::Fault("disk".into())),
+            _ => Ok(Response::Done(request.ops.iter().map(answer).collect())),
+        };
+        Box::pin(async { done })
     }
 }
 
@@ -93,6 +109,11 @@ impl Node for Doors {
 
     fn replicas(&self, partition: PartitionId) -> u32 {
         2 - partition.index.min(1)
+    }
+
+    fn synced_copies(&self, _: PartitionId, index: u64, wanted: u32, _: Instant) -> Boxed<'_, u32> {
+        assert_eq!(index, 7, "what the leader said");
+        Box::pin(async move { wanted.min(1) })
     }
 
     fn set_active_expire(&self, _: bool) {}

@@ -322,6 +322,7 @@ impl Session {
                 Ok((watched, seen)) => has_content_of(&seen, &row).then_some(Copied { partition: to, watched }),
                 Err(why) => return Err(words::in_both(name, &source.name, &why)),
             };
+            self.written.note(from);
             let delete = Request { ops: vec![Op::Delete { key: key.clone() }], joined: Vec::new(), watched: vec![watched] };
             match router::respond(&self.proxy, from, &delete, self.deadline()).await {
                 Ok(Response::Done(_)) => return Ok(true),
@@ -405,6 +406,9 @@ impl Session {
     }
 
     async fn ask(&mut self, partition: PartitionId, op: Op) -> Result<router::Outcome, Reply> {
+        if op.is_write() {
+            self.written.note(partition);
+        }
         router::ask(&self.proxy, partition, op, self.deadline()).await
     }
 }

@@ -55,6 +55,7 @@ pub mod slowlog;
 pub mod stats;
 pub mod tls;
 mod transactions;
+mod waits;
 mod words;
 
 pub use client::{Client, Clients};

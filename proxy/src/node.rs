@@ -3,7 +3,9 @@
 //! Implemented by the binary, which knows storage and meta; the proxy does not.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
+pub use cluster::news::Durability;
 use cluster::{Boxed, CallError, PartitionId};
 
 use crate::config::{FileChange, RewriteError};
@@ -26,17 +28,6 @@ pub struct Section {
     pub name: &'static str,
     /// Name and figure.
     pub figures: Vec<(Cow<'static, str>, Figure)>,
-}
-
-/// How much of an acknowledged write survives what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// Fsynced before the reply.
-    Always,
-    /// Fsynced every so often.
-    Interval,
-    /// Left to the operating system.
-    Os,
 }
 
 /// Rows and expiries of one table, as DBSIZE and INFO keyspace tell them.
@@ -79,16 +70,20 @@ pub trait Node: Send + Sync + 'static {
     /// Figures of the tables whose partitions are in this process.
     fn tables(&self) -> Vec<TableFigures>;
 
-    /// What acknowledged writes have survived.
+    /// What acknowledged writes have survived, whoever leads what they wrote: the least that a server with replicas says.
     fn durability(&self) -> Durability;
 
     /// Copies of the partition, beyond the leader's, that have acknowledged everything that was acknowledged to clients (WAIT).
     fn replicas(&self, partition: PartitionId) -> u32;
 
+    /// How many replicas of a partition, beyond the leader's, have on their disk what its log has up to an entry (WAITAOF). Asks them until so many
+    /// do, or the deadline.
+    fn synced_copies(&self, partition: PartitionId, index: u64, wanted: u32, deadline: Instant) -> Boxed<'_, u32>;
+
     /// Whether the expiry cycle runs (DEBUG SET-ACTIVE-EXPIRE); expired rows are invisible either way.
     fn set_active_expire(&self, on: bool);
 
-    /// Writes everything that has been acknowledged to disk, whatever the durability (WAITAOF, SHUTDOWN).
+    /// Writes everything that was acknowledged by this process to its disk, whatever the durability (SHUTDOWN).
     fn sync(&self) -> Boxed<'_, Result<(), CallError>>;
 
     /// Where the process's memory is. Without it, INFO tells what the operating system tells.

@@ -131,6 +131,11 @@ impl Batches {
         self.lines.len() >= LINES_MAX
     }
 
+    /// The partitions that are written to.
+    pub(crate) fn written(&self) -> impl Iterator<Item = PartitionId> {
+        self.lines.iter().filter(|line| line.open.iter().any(|open| open.writes)).map(|line| line.partition)
+    }
+
     /// Carries out what is left; of answers that are large, a part only ([`Batches::is_done`]).
     pub(crate) async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant) {
         match self.lines.as_mut_slice() {

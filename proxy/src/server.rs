@@ -1,6 +1,6 @@
-//! The server family: what the session does for TIME, SHUTDOWN, WAIT, FLUSHALL, DEBUG and the like.
+//! The server family: what the session does for TIME, SHUTDOWN, FLUSHALL, DEBUG and the like.
 //!
-//! INFO, CONFIG, SLOWLOG, LATENCY, MEMORY and MONITOR have files of their own; `call` leads to them.
+//! INFO, CONFIG, SLOWLOG, LATENCY, MEMORY and MONITOR have files of their own; `call` leads to them. WAIT and WAITAOF are in `waits`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,7 +10,6 @@ use cluster::{CallError, PartitionId};
 use commands::{Reply, Session};
 use row::op::{Op, Request};
 
-use crate::node::Durability;
 use crate::{Client, Proxy, REDIS_VERSION, config, info, latency, memory, router, words};
 
 /// Partitions that FLUSHALL empties at a time.
@@ -23,8 +22,6 @@ const PEAK_TICKS: u64 = 40;
 
 /// The longest DEBUG SLEEP: longer than any test of a client's timeouts.
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
-/// Longer than anybody waits, and not too long for a timer.
-const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 /// What a command of this family asks of the connection.
 #[derive(Debug)]
@@ -46,7 +43,6 @@ pub(crate) async fn call(proxy: &Arc<Proxy>, client: &Arc<Client>, call: Session
         Session::ConfigSet(pairs) => config::set(proxy, &pairs),
         Session::ConfigResetStat => config::reset_stat(proxy),
         Session::ConfigRewrite => config::rewrite(proxy),
-        Session::FlushAll => flush_all(proxy).await,
         Session::Time => time(),
         Session::Shutdown { save, force, abort, .. } => return shutdown(proxy, save, force, abort).await,
         Session::SlowlogGet(count) => proxy.slowlog.get(count),
@@ -70,8 +66,6 @@ pub(crate) async fn call(proxy: &Arc<Proxy>, client: &Arc<Client>, call: Session
             proxy.node.set_active_expire(on);
             Reply::OK
         }
-        Session::Wait { .. } => Reply::Int(copies(proxy, client)),
-        Session::WaitAof { local, timeout_ms, .. } => wait_aof(proxy, client, local, timeout_ms).await,
         _ => return Outcome::NotMine,
     })
 }
@@ -121,7 +115,7 @@ async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -
 }
 
 /// Empties every partition of every table. Atomic for each partition; Redis's is for the server.
-async fn flush_all(proxy: &Proxy) -> Reply {
+pub(crate) async fn flush_all(proxy: &Proxy) -> Reply {
     let deadline = Instant::now() + Duration::from_millis(proxy.settings.load().call_deadline_ms);
     // A table that this proxy has not heard of yet must not be left out.
     let tables = match router::find_all(proxy).await {
@@ -168,34 +162,6 @@ async fn sleep(proxy: &Proxy, client: &Client, seconds: f64) -> Reply {
 /// Any number of seconds as a time that somebody may sleep; what is none is no time.
 fn sleep_time(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.clamp(0.0, SLEEP_MAX.as_secs_f64())).unwrap_or(Duration::ZERO)
-}
-
-/// WAIT: how many copies beside the leader's have everything that this client was told is written. Answered at once, since an
-/// acknowledged write is already where it is going to be counted: waiting longer would not add a copy.
-fn copies(proxy: &Proxy, client: &Client) -> i64 {
-    let table = proxy.catalogue.table(&client.table());
-    let partitions = table.iter().flat_map(|table| router::partitions(table));
-    partitions.map(|partition| proxy.node.replicas(partition)).min().map_or(0, i64::from)
-}
-
-/// WAITAOF: (is it on this disk, on how many other disks). With durability `always` it is, at once; else it is written to disk now.
-async fn wait_aof(proxy: &Proxy, client: &Client, local: i64, timeout_ms: u64) -> Reply {
-    let always = proxy.node.durability() == Durability::Always;
-    let synced = match (always, local > 0) {
-        (true, _) => true,
-        (false, false) => false,
-        (false, true) => {
-            let timeout = if timeout_ms == 0 { FOREVER } else { Duration::from_millis(timeout_ms).min(FOREVER) };
-            match tokio::time::timeout(timeout, proxy.node.sync()).await {
-                Ok(Ok(())) => true,
-                Ok(Err(error)) => return words::call_error(&error),
-                Err(_) => false,
-            }
-        }
-    };
-    // What others fsync on their own time is not known here, so it is not claimed.
-    let others = if always { copies(proxy, client) } else { 0 };
-    Reply::Array(vec![Reply::Int(i64::from(synced)), Reply::Int(others)])
 }
 
 /// LOLWUT, in any version: a horse with its bridle on. Client libraries' tests look for Redis's version in the last line.
@@ -270,26 +236,9 @@ mod tests {
 
     #[tokio::test]
     async fn flush_all_reaches_every_partition_of_every_table() {
-        let (outcome, doors, _) = done(Doors::default(), Session::FlushAll).await;
-        assert_eq!((reply(outcome), doors.called.load(std::sync::atomic::Ordering::Relaxed)), (Reply::OK, 8));
-    }
-
-    #[tokio::test]
-    async fn waits_tell_the_least_of_all_partitions() {
-        let (outcome, ..) = done(Doors::default(), Session::Wait { replicas: 3, timeout_ms: 0 }).await;
-        assert_eq!(reply(outcome), Reply::Int(1));
-    }
-
-    #[tokio::test]
-    async fn waitaof_claims_only_what_is_on_disk() {
-        let wait = |local| Session::WaitAof { local, replicas: 0, timeout_ms: 0 };
-        let pair = |local, others| Reply::Array(vec![Reply::Int(local), Reply::Int(others)]);
-        let lazy = || Doors { lazy: true, ..Doors::default() };
-        assert_eq!(reply(done(Doors::default(), wait(0)).await.0), pair(1, 1));
-        assert_eq!(reply(done(lazy(), wait(0)).await.0), pair(0, 0));
-        assert_eq!(reply(done(lazy(), wait(1)).await.0), pair(1, 0));
-        let outcome = done(Doors { disk_fails: true, ..lazy() }, wait(1)).await.0;
-        assert!(matches!(reply(outcome), Reply::Error(_)));
+        let doors = Arc::new(Doors::default());
+        let reply = flush_all(&fakes::proxy(&doors)).await;
+        assert_eq!((reply, doors.called.load(std::sync::atomic::Ordering::Relaxed)), (Reply::OK, 8));
     }
 
     #[tokio::test]

@@ -16,6 +16,7 @@ use crate::connection::OUTPUT_HIGH;
 use crate::dispatch::Chunk;
 use crate::resp::Protocol;
 use crate::transactions::Transaction;
+use crate::waits::Written;
 use crate::{Proxy, REDIS_VERSION, router, words};
 
 /// The table that every connection begins with.
@@ -42,6 +43,7 @@ pub(crate) struct Session {
     pub(crate) account: Account,
     /// When so many bytes of replies wait, the client is to read some before more is carried out.
     pub(crate) replies_max: usize,
+    pub(crate) written: Written,
 }
 
 /// CLIENT REPLY.
@@ -82,6 +84,7 @@ impl Session {
             catalogue_version: None,
             seed: rand::random(),
             chunk: Chunk::default(),
+            written: Written::default(),
         }
     }
 

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use cluster::{CallError, PartitionId, Table};
@@ -456,6 +457,9 @@ impl Session {
             return self.elsewhere(&watched).await.map(|()| None);
         }
         self.proxy.stats.batch(gathered.ops.len());
+        if gathered.ops.iter().any(Op::is_write) {
+            self.written.note(partition);
+        }
         let joined = (1..gathered.ops.len() as u32).collect();
         let request = Request { ops: gathered.ops, joined, watched: tokens_here };
         match router::respond(&self.proxy, partition, &request, deadline).await {
@@ -494,6 +498,8 @@ impl Session {
                     self.follow(crate::client::Effect::Mode(mode));
                     Reply::OK
                 }
+                // In a transaction nobody waits, as in Redis: it tells what is so.
+                Step::Call(Call::WaitAof { .. }) => self.wait_for_disks(0, 0, Instant::now()).await,
                 Step::Call(Call::Monitor) => Reply::error("ERR MONITOR isn't allowed for DENY BLOCKING client"),
                 Step::Call(call) => self.call(call).await.unwrap_or(Reply::OK),
             };

@@ -380,6 +380,12 @@ impl Node {
         self.changes.subscribe()
     }
 
+    /// The partitions that are led here, with a majority of their replicas there.
+    pub fn led(&self) -> Vec<PartitionId> {
+        let replicas = self.replicas();
+        replicas.iter().filter(|replica| replica.leads_a_majority()).map(|replica| replica.partition()).collect()
+    }
+
     /// How all replicas are, for meta.
     pub fn report(&self) -> Vec<news::Replica> {
         let replicas = self.replicas.load();
@@ -420,6 +426,14 @@ impl Node {
             self.changes.send_modify(|change| *change += 1);
         }
         reply.map_err(|error| error.to_string())
+    }
+
+    /// Waits until the replica here has applied an entry, and has its log on the disk then: what was committed up to that entry survives here.
+    ///
+    /// # Errors
+    /// Why that can't be said, for who asked.
+    pub async fn sync_copy(&self, partition: PartitionId, index: u64) -> Result<(), String> {
+        self.replica(partition).map_err(|error| error.to_string())?.sync_copy(index, &self.log).await
     }
 
     /// Hands the leadership of a partition over to another member, if it is here and of this term.
@@ -542,6 +556,9 @@ impl Call<Request, Response> for Node {
         let replica = self.replica(partition);
         Box::pin(async move {
             let replica = replica?;
+            if reads::is_sync(&request) {
+                return replica.sync(&self.log).await;
+            }
             if !reads::is_for_executor(&request) {
                 return replica.read(request).await;
             }

@@ -338,9 +338,14 @@ fn evaluate_alone(replica: &Replica, op: &Op, stamp: Stamp, rules: Rules, walked
     Ok(evaluate_on(&Applied::snapshot(replica, walked_max)?, op, stamp, rules))
 }
 
-/// Whether a request needs the executor: it writes, or asks what only the executor knows.
+/// Whether a request needs the executor: it writes, or asks what only the executor knows. Or the replica itself ([`is_sync`]).
 pub(crate) fn is_for_executor(request: &Request) -> bool {
-    !request.watched.is_empty() || request.ops.iter().any(|op| op.is_write() || matches!(op, Op::Watch { .. }))
+    !request.watched.is_empty() || request.ops.iter().any(|op| op.is_write() || matches!(op, Op::Watch { .. } | Op::Sync))
+}
+
+/// Whether a request is answered by the replica: it asks for the disk.
+pub(crate) fn is_sync(request: &Request) -> bool {
+    request.watched.is_empty() && matches!(request.ops[..], [Op::Sync])
 }
 
 /// The row whose head, and one cell at most, an op looks at, so that it needs no snapshot to see one moment.

@@ -15,7 +15,7 @@ use engine::mutants::{self, Rule};
 use engine::raft::{self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role, Why};
 use engine::store::{Fault, Health, Shared, Sizes, Store};
 use parking_lot::Mutex;
-use row::op::{Op, Request, Response};
+use row::op::{Answer, Op, Request, Response};
 use row::view::Rules;
 use row::{key, value};
 use tokio::sync::watch;
@@ -80,6 +80,9 @@ const COUNTS_AGE: Duration = Duration::from_secs(60);
 
 /// How long one call waits for leadership to be confirmed; the caller may try again.
 const WORD_PATIENCE: Duration = Duration::from_millis(400);
+
+/// How long a copy waits for an entry that it is to have on its disk; whoever wants to know asks again.
+const COPY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How soon a new leader that could not make itself ready tries again.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(20);
@@ -348,6 +351,11 @@ impl Replica {
         *led = leads;
     }
 
+    /// Whether it leads, and hears of a majority of its group.
+    pub(crate) fn leads_a_majority(&self) -> bool {
+        self.stopped.get().is_none() && self.group.leads_a_majority()
+    }
+
     /// Who leads, as far as is known here.
     pub(crate) fn leader(&self) -> Option<Leader> {
         self.role.borrow().leader.map(|leader| Leader { server: ServerId(leader.server), term: leader.term })
@@ -520,6 +528,25 @@ impl Replica {
             }
         }
         Err(CallError::NoLeader("the lease runs out before a read is done".to_owned()))
+    }
+
+    /// As the one that leads: has everything that was acknowledged by now on this server's disk, whatever the durability. Answers the index up to
+    /// which entries are.
+    pub(crate) async fn sync(&self, log: &Log) -> Result<Response, CallError> {
+        let index = self.soon(self.group.read_index()).await?;
+        log.flush().await.map_err(|error| match self.has_peers {
+            // Others have it, too, and one of them may lead soon.
+            true => CallError::NoLeader(format!("its log can't be written to disk: {error}")),
+            false => told(error),
+        })?;
+        Ok(Response::Done(vec![Ok(Answer::Int(i64::try_from(index).unwrap_or(i64::MAX)))]))
+    }
+
+    /// Whether it leads or not: waits until it has applied an entry, and then until its log is on this server's disk.
+    pub(crate) async fn sync_copy(&self, index: u64, log: &Log) -> Result<(), String> {
+        let applied = tokio::time::timeout(COPY_PATIENCE, self.group.applied(index)).await;
+        applied.map_err(|_| format!("entry {index} is not applied here yet"))?.map_err(|error| error.to_string())?;
+        log.flush().await.map_err(|error| error.to_string())
     }
 
     /// Has it committed that a moment is past, so that what a reader found expired stays so under the next leader, whose clock may be behind. It

@@ -479,6 +479,17 @@ words! {
     }
 }
 
+impl Durability {
+    /// As the others of a cluster are told.
+    pub(crate) fn told(self) -> cluster::news::Durability {
+        match self {
+            Durability::Always => cluster::news::Durability::Always,
+            Durability::Interval => cluster::news::Durability::Interval,
+            Durability::Os => cluster::news::Durability::Os,
+        }
+    }
+}
+
 /// What is logged: a `tracing` filter, checked when it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogLevel(pub(crate) String);

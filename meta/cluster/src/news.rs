@@ -87,6 +87,30 @@ pub struct Server {
     pub zone: String,
     /// What it does.
     pub roles: Roles,
+    /// What a write has survived that its replicas have acknowledged; `None`: it holds none.
+    pub durability: Option<Durability>,
+}
+
+/// What an acknowledged write has survived, from the least to the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Durability {
+    /// A crash of the process; the operating system writes it to disk when it likes.
+    Os,
+    /// As `Os`, and it is written to disk every so often.
+    Interval,
+    /// A loss of power: it is on disk before it is acknowledged.
+    Always,
+}
+
+impl Durability {
+    /// As the configuration says it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Durability::Os => "os",
+            Durability::Interval => "interval",
+            Durability::Always => "always",
+        }
+    }
 }
 
 impl Server {
@@ -389,6 +413,7 @@ mod tests {
             clients: vec!["a:3".into()],
             zone: "z".into(),
             roles: Roles { meta: false, storage: true, proxy: true },
+            durability: Some(Durability::Always),
         }
     }
 
@@ -408,7 +433,7 @@ mod tests {
     fn version_1_is_frozen() {
         same(
             &Hello { server: example_server(), cluster: Some(5), software: "1".into() },
-            b"\x01\xb4\x24\x03a:1\x03a:2\x01\x03a:3\x01z\x00\x01\x01\x01\x05\x011",
+            b"\x01\xb4\x24\x03a:1\x03a:2\x01\x03a:3\x01z\x00\x01\x01\x01\x02\x01\x05\x011",
         );
         same(&ToMeta::Report(Report::default()), b"\x01\x00\x00\x00\x00\x00\x00\x00");
         same(&FromMeta::Welcome(Welcome { cluster: 1, term: 2 }), b"\x01\x00\x01\x02");

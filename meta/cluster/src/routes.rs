@@ -156,6 +156,11 @@ impl Routes {
         })
     }
 
+    /// The servers of its replicas, as far as they are known.
+    pub fn members(&self, partition: PartitionId) -> Vec<ServerId> {
+        self.routes.read().get(&partition).map(|route| route.members.clone()).unwrap_or_default()
+    }
+
     /// Who is believed to lead.
     pub fn leader(&self, partition: PartitionId) -> Option<Leader> {
         let routes = self.routes.read();
@@ -171,6 +176,11 @@ impl Routes {
     /// Whether the partition's replicas are known.
     pub fn knows(&self, partition: PartitionId) -> bool {
         self.routes.read().get(&partition).is_some_and(|route| !route.members.is_empty())
+    }
+
+    /// All partitions that have a route.
+    pub fn partitions(&self) -> Vec<PartitionId> {
+        self.routes.read().keys().copied().collect()
     }
 
     /// How many partitions have a route, and how many of these a believed leader.

@@ -10,6 +10,7 @@
 //! ```text
 //! request    version u8 = 1 | partition, request      (postcard)
 //! response   version u8 = 1 | Said                    (postcard)
+//! sync       version u8 = 1 | SyncCopy                (postcard), answered with nothing
 //! ```
 //!
 //! # Invariants
@@ -34,6 +35,31 @@ const VERSION: u8 = 1;
 
 /// Servers asked in one call, at most.
 const HOPS_MAX: usize = 5;
+
+/// A question to the server of a replica, whether it leads or not ([`Service::Sync`]): to be answered with nothing once the replica has applied an entry
+/// and has its log on disk, or with why that can't be said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncCopy {
+    /// Of which partition.
+    pub partition: PartitionId,
+    /// The entry's index in its log.
+    pub index: u64,
+}
+
+impl SyncCopy {
+    /// As bytes.
+    pub fn encode(&self) -> Bytes {
+        encode(self).expect("a few numbers are serialised to memory")
+    }
+
+    /// From bytes.
+    ///
+    /// # Errors
+    /// Another version, or damaged.
+    pub fn decode(body: &[u8]) -> Result<SyncCopy, String> {
+        decode(body)
+    }
+}
 
 /// The replicas of this process.
 pub trait Replicas<Q, A>: Call<Q, A> {

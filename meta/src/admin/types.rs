@@ -215,6 +215,9 @@ pub struct ServerStatus {
     pub disk_total_bytes: u64,
     /// Resident memory, bytes.
     pub memory_bytes: u64,
+    /// What a write has survived that it has acknowledged: `always`, `interval` or `os`; absent when it holds no replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durability: Option<String>,
     /// What is wrong, in sentences; empty when all is well.
     pub faults: Vec<String>,
 }

@@ -181,7 +181,7 @@ impl Source for FakeServer {
     fn hello(&self) -> Hello {
         let roles = Roles { meta: false, storage: true, proxy: true };
         let server =
-            Server { id: self.id, address: self.address.clone(), http: String::new(), clients: Vec::new(), zone: String::new(), roles };
+            Server { id: self.id, address: self.address.clone(), http: String::new(), clients: Vec::new(), zone: String::new(), roles, durability: None };
         Hello { server, cluster: *self.cluster.lock(), software: "test".into() }
     }
 

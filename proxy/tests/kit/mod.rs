@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use cluster::{Boxed, Call, CallError, Catalogue, PartitionId, Table, TableId};
@@ -325,6 +325,10 @@ impl Node for World {
         0
     }
 
+    fn synced_copies(&self, _: PartitionId, _: u64, _: u32, _: Instant) -> Boxed<'_, u32> {
+        Box::pin(async { 0 })
+    }
+
     fn set_active_expire(&self, _: bool) {}
 
     fn sync(&self) -> Boxed<'_, Result<(), CallError>> {
@@ -473,15 +477,15 @@ impl Client {
     }
 }
 
-/// A command as an array of bulk strings.
-pub fn command(words: &[&str]) -> String {
-    let count = words.len();
-    let words: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
 /// What is answered to a command whose keys lie in several partitions and must not.
 pub const CROSSSLOT: &str =
     "CROSSSLOT Keys in request don't hash to the same slot: they lie in several partitions, and nothing was done. Keys with a common {tag} \
      lie in one, and so do all keys of a table that has only one (tables.partitions, bridle admin create --partitions)";
 
+/// A command as an array of bulk strings.
+pub fn command(words: &[&str]) -> String {
+    let count = words.len();
+    let words: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
     format!("*{count}\r\n{words}")
 }
 

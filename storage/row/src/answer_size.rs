@@ -28,7 +28,7 @@ impl Op {
                 AnswerSize::Small
             }
             Op::SetAllNew { .. } | Op::Append { .. } | Op::Add { .. } | Op::AddFloat { .. } => AnswerSize::Small,
-            Op::SetRange { .. } | Op::Length { .. } => AnswerSize::Small,
+            Op::SetRange { .. } | Op::Length { .. } | Op::Sync => AnswerSize::Small,
             Op::HashPut { .. } | Op::HashDelete { .. } | Op::HashLen { .. } | Op::HashAdd { .. } | Op::HashAddFloat { .. } => {
                 AnswerSize::Small
             }

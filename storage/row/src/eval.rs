@@ -74,6 +74,8 @@ fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
         Restore { key, content, ttl, replace } => keys::restore(tx, key, content, *ttl, *replace),
         Encoding { key } => keys::encoding(tx, key),
         Watch { key } => keys::watch(tx, key),
+        // Rows that are evaluated without a replica are on no disk.
+        Sync => Ok(Answer::Int(0)),
 
         Scan { cursor, count, glob, kind } => scan::scan(tx, *cursor, *count, glob.as_ref(), *kind),
         Nearest { cursor } => scan::nearest(tx, *cursor),

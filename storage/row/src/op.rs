@@ -269,6 +269,11 @@ pub enum Op {
     // ---- transactions ----
     /// A token by which a later request can tell whether the row was touched since. -> `Watched`. Answered by the executor.
     Watch { key: Bytes },
+
+    // ---- the log ----
+    /// Has what was acknowledged before it on the leader's disk, whatever the durability. -> `Int`: the index of the log entry up to which that is so.
+    /// Answered by the replica, for a request of this op alone.
+    Sync,
 }
 
 /// What `Inspect` tells of a live row.

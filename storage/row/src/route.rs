@@ -32,7 +32,7 @@ impl Op {
             HashPut { .. } | HashGetDelete { .. } | HashGetExpire { .. } | HashDelete { .. } | HashRangeDelete { .. } => true,
             HashAdd { .. } | HashAddFloat { .. } | HashExpire { .. } | HashPersist { .. } | CheckAndMutate { .. } => true,
             Inspect { .. } | Size { .. } | Dump { .. } | Encoding { .. } | Scan { .. } | Nearest { .. } | Rows | Watch { .. } => false,
-            Expiring => false,
+            Expiring | Sync => false,
             Get { .. } | GetRange { .. } | Length { .. } => false,
             HashGet { .. }
             | HashLen { .. }
@@ -66,7 +66,7 @@ impl Op {
             | Restore { key, .. }
             | Encoding { key } => Some(key),
             Rename { from, .. } | Copy { from, .. } => Some(from),
-            Scan { .. } | Nearest { .. } | Rows | Expiring | Clear | ExpireDue { .. } | Pass { .. } => None,
+            Scan { .. } | Nearest { .. } | Rows | Expiring | Clear | ExpireDue { .. } | Pass { .. } | Sync => None,
             Get { key } | GetDelete { key } | GetExpire { key, .. } | Set { key, .. } | Append { key, .. } | Add { key, .. } => Some(key),
             AddFloat { key, .. } | GetRange { key, .. } | SetRange { key, .. } | Length { key } => Some(key),
             SetAllNew { pairs } => pairs.first().map(|(key, _)| key),
@@ -116,7 +116,7 @@ impl Op {
             HashRange { range, .. } | HashRangeCount { range, .. } | HashRangeDelete { range, .. } => bytes(range.bytes()),
             Scan { glob, .. } | HashScan { glob, .. } => bytes(glob.as_ref().map_or(0, Bytes::len)),
             Inspect { .. } | Size { .. } | Delete { .. } | Expire { .. } | Persist { .. } | Dump { .. } | Encoding { .. } => bytes(0),
-            Nearest { .. } | Rows | Expiring | Clear | ExpireDue { .. } | Pass { .. } | Watch { .. } => bytes(0),
+            Nearest { .. } | Rows | Expiring | Clear | ExpireDue { .. } | Pass { .. } | Watch { .. } | Sync => bytes(0),
             Get { .. } | GetDelete { .. } | GetExpire { .. } | Add { .. } | GetRange { .. } | Length { .. } => bytes(0),
             HashLen { .. } | HashRandom { .. } => bytes(0),
         }
@@ -172,6 +172,7 @@ impl Op {
             HashPersist { .. } => "hash_persist",
             CheckAndMutate { .. } => "check_and_mutate",
             Watch { .. } => "watch",
+            Sync => "sync",
         }
     }
 }

@@ -213,19 +213,23 @@ pub enum Service {
     RaftBulk = 3,
     /// The metadata group: registration, reports, what is to be learned. Over a connection of their own.
     Meta = 4,
+    /// Whether a replica, leading or not, has its log on disk: [`SyncCopy`](crate::rows::SyncCopy).
+    Sync = 5,
+    /// Which partitions a server leads: no question, and as the answer a list of [`PartitionId`](crate::PartitionId) ([`news::encode`](crate::news::encode)).
+    Leads = 6,
 }
 
 impl Service {
     fn of(byte: u8) -> Option<Service> {
-        [Service::Rows, Service::Raft, Service::RaftBulk, Service::Meta].into_iter().find(|service| *service as u8 == byte)
+        [Service::Rows, Service::Raft, Service::RaftBulk, Service::Meta, Service::Sync, Service::Leads].into_iter().find(|service| *service as u8 == byte)
     }
 
     fn lane(self) -> Lane {
         match self {
-            Service::Rows => Lane::Calls,
+            Service::Rows | Service::Sync => Lane::Calls,
             Service::Raft => Lane::Raft,
             Service::RaftBulk => Lane::Bulk,
-            Service::Meta => Lane::Meta,
+            Service::Meta | Service::Leads => Lane::Meta,
         }
     }
 }

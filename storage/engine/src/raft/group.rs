@@ -205,6 +205,21 @@ impl Group {
         })
     }
 
+    /// The index of the last entry that is committed, from this replica as the one that leads: whatever was acknowledged before the call, in this term
+    /// or an earlier one, is not behind it.
+    pub fn read_index(&self) -> BoxFuture<'_, Result<u64, GroupError>> {
+        Box::pin(async move { Ok(self.linearizer().await?.read_log_id().index) })
+    }
+
+    /// Waits until this replica, whether it leads or not, has applied the entry of an index.
+    pub fn applied(&self, index: u64) -> BoxFuture<'_, Result<(), GroupError>> {
+        let mut progress = self.inner.progress.clone();
+        Box::pin(async move {
+            let applied = progress.wait_for(|applied| applied.as_ref().is_some_and(|id| id.index >= index)).await;
+            applied.map(drop).map_err(|_| GroupError::Fatal("the group has ended".to_owned()))
+        })
+    }
+
     async fn linearizer(&self) -> Result<Linearizer<Types>, GroupError> {
         let inner = &self.inner;
         inner.pulse.used();

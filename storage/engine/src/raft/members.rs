@@ -154,6 +154,19 @@ impl Group {
         GroupStatus { figures, members, is_changing, followers: followers.collect() }
     }
 
+    /// Whether this replica leads, and has heard of a majority of the voters lately.
+    pub fn leads_a_majority(&self) -> bool {
+        let status = self.status();
+        if !status.figures.is_leader {
+            return false;
+        }
+        let voters = status.members.iter().filter(|(_, _, is_voter)| *is_voter).count();
+        let is_there = |follower: &&Follower| follower.is_voter && follower.heard.is_some_and(|heard| heard <= HEARD_LATELY);
+        // And this one.
+        let there = status.followers.iter().filter(is_there).count() + 1;
+        there * 2 > voters
+    }
+
     /// The last entry that each of the other members is known to have, as the leader sees it; empty elsewhere.
     pub fn matched(&self) -> Vec<(RaftId, u64)> {
         let metrics = self.inner.raft.metrics();

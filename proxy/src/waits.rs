@@ -1,0 +1,214 @@
+//! WAIT and WAITAOF: on how many disks and copies is what this connection wrote?
+//!
+//! A connection notes the partitions that it writes to ([`Written`]). WAITAOF asks the leader of each, wherever it is, to have its log on disk up to
+//! what is committed by then ([`Op::Sync`]), and the other replicas, when some are wanted, to have theirs up to the same entry. So what it says rests
+//! on what was done for it, and not on what this process was started with.
+//!
+//! # Invariants
+//! - A disk is claimed only after the leader of every partition that was written to has synced, or has by its durability
+//!   (`waitaof_claims_only_what_is_on_disk`; `integration/tests/durability_told.rs`,
+//!   `a_proxy_tells_what_its_storage_servers_do_and_waitaof_has_them_do_it`).
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use cluster::{CallError, PartitionId};
+use commands::Reply;
+use futures::StreamExt;
+use row::op::{Answer, Op, Request, Response};
+
+use crate::node::Durability;
+use crate::session::Session;
+use crate::{Proxy, router, words};
+
+/// Longer than anybody waits, and not too long for a timer.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+/// Partitions that are asked at a time.
+const ASKED_AT_ONCE: usize = 16;
+
+/// The partitions that a connection has written to since it last waited for disks.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    partitions: BTreeSet<PartitionId>,
+    /// Most write to one again and again.
+    last: Option<PartitionId>,
+}
+
+impl Written {
+    /// Something is sent to it that may write.
+    pub(crate) fn note(&mut self, partition: PartitionId) {
+        if self.last != Some(partition) {
+            self.partitions.insert(partition);
+            self.last = Some(partition);
+        }
+    }
+
+    fn clear(&mut self) {
+        *self = Written::default();
+    }
+}
+
+/// When a wait of so many ms ends; 0 = never.
+pub(crate) fn deadline(timeout_ms: u64) -> Instant {
+    Instant::now() + if timeout_ms == 0 { FOREVER } else { Duration::from_millis(timeout_ms).min(FOREVER) }
+}
+
+/// What WAITAOF asks for.
+#[derive(Clone, Copy)]
+struct Wanted {
+    replicas: u32,
+    deadline: Instant,
+}
+
+impl Session {
+    /// What a wait is about: the partitions that were written to; else those of the selected table.
+    fn waited_for(&mut self) -> Vec<PartitionId> {
+        if !self.written.partitions.is_empty() {
+            return self.written.partitions.iter().copied().collect();
+        }
+        self.table().map(|table| router::partitions(table).collect()).unwrap_or_default()
+    }
+
+    /// WAIT: how many copies beside the leader's have everything that this client was told is written. Answered at once, since an
+    /// acknowledged write is already where it is going to be counted: waiting longer would not add a copy.
+    pub(crate) fn wait_for_copies(&mut self) -> Reply {
+        let partitions = self.waited_for();
+        Reply::Int(i64::from(copies(&self.proxy, &partitions)))
+    }
+
+    /// WAITAOF: (is it on its leaders' disks, on how many other disks). Waits until it is as asked for, or the deadline, as in Redis.
+    pub(crate) async fn wait_for_disks(&mut self, local: i64, replicas: i64, deadline: Instant) -> Reply {
+        let partitions = self.waited_for();
+        let proxy = self.proxy.clone();
+        let always = proxy.node.durability() == Durability::Always;
+        if local == 0 && replicas == 0 {
+            // Nothing is asked of anybody, and nothing claimed that is not so anyway.
+            return told(always, if always { copies(&proxy, &partitions) } else { 0 });
+        }
+        let wanted = Wanted { replicas: u32::try_from(replicas).unwrap_or(u32::MAX), deadline };
+        let client = self.client.clone();
+        let synced = tokio::select! {
+            synced = sync_all(&proxy, &partitions, wanted) => synced,
+            () = client.killed() => Ok((false, 0)),
+            () = proxy.shutdown.cancelled() => Ok((false, 0)),
+        };
+        match synced {
+            Ok((leaders, others)) => {
+                if leaders && others >= wanted.replicas {
+                    self.written.clear();
+                }
+                told(leaders, others)
+            }
+            Err(error) => words::call_error(&error),
+        }
+    }
+}
+
+fn told(local: bool, others: u32) -> Reply {
+    Reply::Array(vec![Reply::Int(i64::from(local)), Reply::Int(i64::from(others))])
+}
+
+/// Copies beside the leader's that have acknowledged whatever was acknowledged: the least of all partitions.
+fn copies(proxy: &Proxy, partitions: &[PartitionId]) -> u32 {
+    partitions.iter().map(|partition| proxy.node.replicas(*partition)).min().unwrap_or(0)
+}
+
+/// Whether all leaders have synced, and how many other replicas have, at least, of each partition.
+async fn sync_all(proxy: &Proxy, partitions: &[PartitionId], wanted: Wanted) -> Result<(bool, u32), CallError> {
+    let each = partitions.iter().map(|partition| sync_one(proxy, *partition, wanted));
+    let mut synced = futures::stream::iter(each).buffer_unordered(ASKED_AT_ONCE);
+    let (mut leaders, mut others) = (true, None::<u32>);
+    while let Some(one) = synced.next().await {
+        if let Some((leader, copies)) = one? {
+            leaders &= leader;
+            others = Some(others.map_or(copies, |others| others.min(copies)));
+        }
+    }
+    let others = others.unwrap_or(0);
+    if others < wanted.replicas {
+        // More than there are, say: as in Redis, that is waited for.
+        tokio::time::sleep_until(wanted.deadline.into()).await;
+    }
+    Ok((leaders, others))
+}
+
+/// As [`sync_all`], of one partition; `None`: its table has been dropped.
+async fn sync_one(proxy: &Proxy, partition: PartitionId, wanted: Wanted) -> Result<Option<(bool, u32)>, CallError> {
+    let request = Request { ops: vec![Op::Sync], joined: Vec::new(), watched: Vec::new() };
+    let asked = router::respond(proxy, partition, request, wanted.deadline);
+    let index = match tokio::time::timeout_at(wanted.deadline.into(), asked).await {
+        Err(_) | Ok(Err(CallError::NoLeader(_))) => return Ok(Some((false, 0))),
+        Ok(Err(CallError::NoTable)) => return Ok(None),
+        Ok(Err(error)) => return Err(error),
+        Ok(Ok(Response::Done(outcomes))) => match outcomes[..] {
+            [Ok(Answer::Int(index))] => u64::try_from(index).unwrap_or(0),
+            _ => return Err(CallError::Fault("a node answered something else than it was asked".into())),
+        },
+        Ok(Ok(Response::Touched)) => return Err(CallError::Fault("a node says that a row was touched which nobody watched".into())),
+    };
+    let others = match wanted.replicas {
+        // By their durability, if that is enough: nobody is asked.
+        0 if proxy.node.durability() == Durability::Always => proxy.node.replicas(partition),
+        0 => 0,
+        replicas => proxy.node.synced_copies(partition, index, replicas, wanted.deadline).await,
+    };
+    Ok(Some((true, others)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::fakes::{self, Doors};
+
+    fn session(doors: Doors) -> (Session, Arc<Doors>) {
+        let doors = Arc::new(doors);
+        let proxy = fakes::proxy(&doors);
+        (Session::new(proxy, fakes::client(1)), doors)
+    }
+
+    async fn disks(doors: Doors, local: i64, replicas: i64, timeout_ms: u64) -> Reply {
+        session(doors).0.wait_for_disks(local, replicas, deadline(timeout_ms)).await
+    }
+
+    #[tokio::test]
+    async fn waits_tell_the_least_of_all_partitions() {
+        let (mut session, doors) = session(Doors::default());
+        assert_eq!(session.wait_for_copies(), Reply::Int(1));
+        let table = cluster::Catalogue::tables(&*doors)[0].id;
+        session.written.note(PartitionId { table, index: 0 });
+        assert_eq!(session.wait_for_copies(), Reply::Int(2), "it has written to this one only");
+    }
+
+    #[tokio::test]
+    async fn waitaof_claims_only_what_is_on_disk() {
+        let lazy = || Doors { lazy: true, ..Doors::default() };
+        assert_eq!(disks(Doors::default(), 0, 0, 0).await, told(true, 1));
+        assert_eq!(disks(lazy(), 0, 0, 0).await, told(false, 0));
+        assert_eq!(disks(lazy(), 1, 0, 0).await, told(true, 0));
+        assert_eq!(disks(lazy(), 1, 1, 0).await, told(true, 1));
+        assert!(matches!(disks(Doors { disk_fails: true, ..lazy() }, 1, 0, 0).await, Reply::Error(_)));
+        // Who does not answer is not claimed, and more than there are is waited for.
+        let before = Instant::now();
+        assert_eq!(disks(Doors { leaderless: true, ..lazy() }, 1, 0, 50).await, told(false, 0));
+        assert_eq!(disks(lazy(), 1, 7, 50).await, told(true, 1));
+        assert!(before.elapsed() >= Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn every_partition_that_was_written_to_is_asked_once() {
+        let (mut session, doors) = session(Doors { lazy: true, ..Doors::default() });
+        let table = cluster::Catalogue::tables(&*doors)[1].id;
+        for index in [0, 3, 0, 3, 3] {
+            session.written.note(PartitionId { table, index });
+        }
+        assert_eq!(session.wait_for_disks(1, 0, deadline(0)).await, told(true, 0));
+        assert_eq!(*doors.synced.lock(), [0, 3].map(|index| PartitionId { table, index }));
+        // What it waited for need not be waited for again.
+        doors.synced.lock().clear();
+        session.written.note(PartitionId { table, index: 2 });
+        session.wait_for_disks(1, 0, deadline(0)).await;
+        assert_eq!(*doors.synced.lock(), [PartitionId { table, index: 2 }]);
+    }
+}
