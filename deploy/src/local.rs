@@ -218,6 +218,7 @@ impl proxy::Node for Local {
     fn tables(&self) -> Vec<TableFigures> {
         let figures = |(table, figures): (Arc<Table>, storage::TableFigures)| TableFigures {
             name: table.name.clone(),
+            number: table.number,
             rows: figures.rows,
             expires: figures.expiring,
             disk_bytes: figures.disk_bytes,

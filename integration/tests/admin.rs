@@ -21,13 +21,13 @@ fn every_subcommand_answers_in_words() {
     assert!(server.admin(&["tables"]).out.starts_with("no tables yet"));
     let made = server.admin(&["create", "users", "--partitions", "2", "--env", "default_ttl=600"]);
     let made = rows(&made);
-    assert_eq!(made[0], ["ID", "NAME", "STATUS", "PARTITIONS", "REPLICAS", "ROWS", "EXPIRING", "DISK", "MEMTABLES", "ENVS"]);
-    assert_eq!((&made[1][..7], made[1].last()), (&["1", "users", "ready", "2", "1", "0", "0"][..], Some(&"default_ttl=600")));
+    assert_eq!(made[0], ["ID", "NUMBER", "NAME", "STATUS", "PARTITIONS", "REPLICAS", "ROWS", "EXPIRING", "DISK", "MEMTABLES", "ENVS"]);
+    assert_eq!((&made[1][..8], made[1].last()), (&["1", "16", "users", "ready", "2", "1", "0", "0"][..], Some(&"default_ttl=600")));
     let mut client = server.client();
     client.run("SELECT users");
     client.run("MSET a 1 b 2 c 3");
     let listed = server.admin(&["tables"]);
-    assert_eq!(rows(&listed)[1][..7], ["1", "users", "ready", "2", "1", "3", "3"]);
+    assert_eq!(rows(&listed)[1][..8], ["1", "16", "users", "ready", "2", "1", "3", "3"]);
 
     assert_eq!(rows(&server.admin(&["env", "get", "users"])), [["ENV", "VALUE"], ["default_ttl", "600"]]);
     assert_eq!(rows(&server.admin(&["env", "set", "users", "default_ttl", "60"])), [["ENV", "VALUE"], ["default_ttl", "60"]]);
@@ -52,7 +52,8 @@ fn every_subcommand_answers_in_json() {
     let server = small().start();
     assert_eq!(server.admin_json(&["tables"]), json!([]));
     let made = server.admin_json(&["create", "users", "--partitions", "2"]);
-    assert_eq!((&made["name"], &made["partitions"], &made["envs"], &made["faults"]), (&json!("users"), &json!(2), &json!({}), &json!({})));
+    assert_eq!((&made["name"], &made["number"], &made["partitions"]), (&json!("users"), &json!(16), &json!(2)));
+    assert_eq!((&made["envs"], &made["faults"]), (&json!({}), &json!({})));
     let mut client = server.client();
     client.run("SELECT users");
     client.run("SET a 1 EX 100");

@@ -229,3 +229,50 @@ fn a_dropped_table_gives_its_space_back_and_its_name_comes_back_empty() {
     client.run("SELECT logs");
     assert_eq!((client.run("DBSIZE"), client.run("GET key:1")), (Value::Int(1), Value::bulk("new")));
 }
+
+/// What a client restores by itself when it connects again is a number.
+#[test]
+fn a_table_with_a_name_has_a_number_that_every_client_can_select() {
+    let mut server = small().start();
+    let mut client = server.client();
+    let databases = |client: &mut Client| client.run("CONFIG GET databases").text();
+    assert_eq!(databases(&mut client), "databases 16");
+    assert_eq!(client.run("SELECT 16"), Value::Error("ERR DB index is out of range".into()));
+    assert_eq!(server.admin_json(&["create", "books"])["number"], 16);
+    assert_eq!(server.admin_json(&["create", "films"])["number"], 17);
+    assert_eq!(databases(&mut client), "databases 18");
+
+    assert_eq!(client.run("SET a 0"), Value::ok());
+    assert_eq!(client.run("COPY a b DB 17"), Value::Int(1));
+    assert_eq!(client.run("MOVE a 17"), Value::Int(1));
+    assert_eq!(client.run("SELECT 17"), Value::ok());
+    assert_eq!(client.run("MGET a b"), Value::Array(vec![Value::bulk("0"), Value::bulk("0")]));
+    let mut by_name = server.client();
+    assert_eq!((by_name.run("SELECT films"), by_name.run("GET a")), (Value::ok(), Value::bulk("0")));
+    assert_eq!((by_name.run("SELECT db17"), by_name.run("GET a")), (Value::ok(), Value::bulk("0")), "the number's other name");
+    let listed = client.run("CLIENT LIST").text();
+    assert!(listed.lines().filter(|line| line.contains(" db=17 ")).count() == 2, "{listed}");
+    let keyspace = client.run("INFO keyspace").text();
+    assert!(keyspace.contains("\r\ndb17:keys=2,expires=0"), "{keyspace}");
+    let mut monitor = server.client();
+    monitor.run("MONITOR");
+    client.run("PING seen");
+    let seen = monitor.reply().expect("a line").text();
+    assert!(seen.contains(" [17 127.0.0.1:"), "{seen}");
+
+    for (name, why) in [("db17", "stands for a number"), ("db99999", "stands for a number"), ("17", "not a number")] {
+        let said = server.admin(&["create", name]);
+        assert!(!said.fine && said.error.contains(why), "{name}: {said:?}");
+    }
+    assert_eq!(server.admin_json(&["create", "db30"])["number"], 30);
+    // Another table of the same name is another table.
+    assert!(server.admin(&["drop", "films"]).fine);
+    assert_eq!(client.run("SELECT 17"), Value::Error("ERR DB index is out of range".into()));
+    assert_eq!(server.admin_json(&["create", "films"])["number"], 31);
+    assert_eq!(databases(&mut client), "databases 32");
+    server.stop();
+    server.restart();
+    let mut client = server.client();
+    assert_eq!((client.run("SELECT 31"), client.run("DBSIZE")), (Value::ok(), Value::Int(0)));
+    assert_eq!(server.admin_json(&["create", "plays"])["number"], 32, "it is kept over a restart what was given");
+}

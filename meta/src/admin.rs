@@ -89,7 +89,7 @@ impl From<MetaError> for Failed {
     fn from(error: MetaError) -> Self {
         let status = match &error {
             MetaError::Refused(Refusal::NoTable(_) | Refusal::NoServer(_) | Refusal::NoPartition(_)) => StatusCode::NOT_FOUND,
-            MetaError::Refused(Refusal::Exists(_) | Refusal::Alive(_) | Refusal::HoldsReplicas { .. }) => StatusCode::CONFLICT,
+            MetaError::Refused(Refusal::Exists(_) | Refusal::Reserved(_) | Refusal::Alive(_) | Refusal::HoldsReplicas { .. }) => StatusCode::CONFLICT,
             MetaError::Refused(Refusal::NotEnough(_)) => StatusCode::SERVICE_UNAVAILABLE,
             MetaError::Refused(_) => StatusCode::BAD_REQUEST,
             MetaError::NotLeading { .. } | MetaError::NotNow(_) | MetaError::NotYet(_) | MetaError::DiskFull(_) => {
@@ -225,6 +225,7 @@ impl Api {
         TableStatus {
             id: table.id.0,
             name: table.name.clone(),
+            number: table.number,
             partitions: table.partitions,
             replicas: table.replicas,
             status: self.meta.word(record.status, table).to_owned(),

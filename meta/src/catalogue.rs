@@ -185,7 +185,6 @@ impl Meta {
                 }
             })
             .map_err(MetaError::fault)?;
-        state.complete();
         bad.map_or(Ok(state), |error| Err(MetaError::fault(error)))
     }
 

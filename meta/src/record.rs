@@ -8,14 +8,12 @@
 //! | `cluster`                                 | version u8 = 1, u64                                            |
 //! | `next_id`                                 | version u8 = 1, u32                                            |
 //! | `next_raft_id`                            | version u8 = 1, u64                                            |
+//! | `next_number`                             | version u8 = 1, u32                                            |
 //! | `stamp`                                   | version u8 = 1, u64 ms                                         |
 //! | `s`, server id u64                        | version u8 = 1, [`Registered`] by postcard                     |
 //! | `x`, server id u64                        | version u8 = 1, u64 ms: when it was removed                    |
-//! | `t`, table id u32                         | version u8 = 2, [`Record`] by postcard                         |
+//! | `t`, table id u32                         | version u8 = 1, [`Record`] by postcard                         |
 //! | `p`, table id u32, index u32              | version u8 = 1, [`Placement`]'s epoch and members by postcard  |
-//!
-//! Version 1 of `t` is the first standalone format: without replica count and servers that remain, and such tables have no `p`
-//! ([`State::complete`]). It is read, and written as version 2 when the table changes.
 //!
 //! What is written is frozen: `tests` holds its bytes.
 
@@ -27,13 +25,13 @@ use cluster::{Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::batch::{BatchWriter, Family};
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Change, FIRST_SERVER, Record, Registered, State, Status};
+use crate::state::{Change, Record, Registered, State, Status};
 
 const VERSION: u8 = 1;
-const TABLE_VERSION: u8 = 2;
 const CLUSTER: &[u8] = b"cluster";
 const NEXT_ID: &[u8] = b"next_id";
 const NEXT_RAFT_ID: &[u8] = b"next_raft_id";
+const NEXT_NUMBER: &[u8] = b"next_number";
 const STAMP: &[u8] = b"stamp";
 const SERVER: u8 = b's';
 const REMOVED: u8 = b'x';
@@ -46,32 +44,6 @@ const PLACEMENT: u8 = b'p';
 pub struct BadRecord {
     /// Its key, readable.
     pub key: String,
-}
-
-/// A table's record in version 1.
-#[derive(Serialize, Deserialize)]
-struct Record1 {
-    table: Table1,
-    status: Status,
-    created_at_ms: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Table1 {
-    id: TableId,
-    name: String,
-    partitions: u32,
-    envs: BTreeMap<String, String>,
-    default_ttl_since_ms: u64,
-}
-
-impl From<Record1> for Record {
-    fn from(record: Record1) -> Self {
-        let Table1 { id, name, partitions, envs, default_ttl_since_ms } = record.table;
-        let table = Arc::new(Table { id, name, partitions, replicas: 1, envs, default_ttl_since_ms });
-        let remaining = if record.status == Status::Dropping { vec![FIRST_SERVER] } else { Vec::new() };
-        Record { table, status: record.status, created_at_ms: record.created_at_ms, remaining }
-    }
 }
 
 /// A placement without what its key says.
@@ -115,8 +87,9 @@ pub fn batch(changes: &[Change], stamp_ms: u64) -> Bytes {
             Change::Cluster(cluster) => put(CLUSTER, number(&cluster.to_be_bytes())),
             Change::NextId(next_id) => put(NEXT_ID, number(&next_id.to_be_bytes())),
             Change::NextRaftId(next) => put(NEXT_RAFT_ID, number(&next.to_be_bytes())),
+            Change::NextNumber(next) => put(NEXT_NUMBER, number(&next.to_be_bytes())),
             Change::Server(registered) => put(&server_key(SERVER, registered.server.id), versioned(VERSION, registered)),
-            Change::Put(record) => put(&table_key(record.table.id), versioned(TABLE_VERSION, record)),
+            Change::Put(record) => put(&table_key(record.table.id), versioned(VERSION, record)),
             Change::Place(placement) => {
                 let placed = Placed { epoch: placement.epoch, members: placement.members.clone() };
                 put(&placement_key(placement.partition), versioned(VERSION, &placed));
@@ -143,7 +116,7 @@ pub fn batch(changes: &[Change], stamp_ms: u64) -> Bytes {
     batch.finish()
 }
 
-/// Takes one record of the store into a state; [`State::complete`] ends it.
+/// Takes one record of the store into a state.
 pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord> {
     let bad = || BadRecord { key: String::from_utf8_lossy(key).into_owned() };
     let Some((&version, body)) = value.split_first() else { return Err(bad()) };
@@ -153,6 +126,7 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
         (CLUSTER, VERSION) => state.cluster = Some(u64_of(body)?),
         (NEXT_ID, VERSION) => state.next_id = u32_of(body)?,
         (NEXT_RAFT_ID, VERSION) => state.next_raft_id = u64_of(body)?,
+        (NEXT_NUMBER, VERSION) => state.next_number = u32_of(body)?,
         (STAMP, VERSION) => state.stamp_ms = u64_of(body)?,
         ([SERVER, id @ ..], VERSION) if id.len() == 8 => {
             let registered: Registered = postcard::from_bytes(body).map_err(|_| bad())?;
@@ -162,11 +136,8 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
             state.servers.insert(registered.server.id, registered);
         }
         ([REMOVED, id @ ..], VERSION) if id.len() == 8 => drop(state.removed.insert(ServerId(u64_of(id)?), u64_of(body)?)),
-        ([TABLE, id @ ..], VERSION | TABLE_VERSION) if id.len() == 4 => {
-            let record: Record = match version {
-                TABLE_VERSION => postcard::from_bytes(body).map_err(|_| bad())?,
-                _ => postcard::from_bytes::<Record1>(body).map_err(|_| bad())?.into(),
-            };
+        ([TABLE, id @ ..], VERSION) if id.len() == 4 => {
+            let record: Record = postcard::from_bytes(body).map_err(|_| bad())?;
             if record.table.id.0 != u32_of(id)? || record.table.partitions == 0 {
                 return Err(bad());
             }
@@ -195,7 +166,7 @@ mod tests {
     fn example() -> Vec<Change> {
         let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
         let id = TableId(258);
-        let table = Table { id, name: "db3".into(), partitions: 1, replicas: 3, envs, default_ttl_since_ms: 1000 };
+        let table = Table { id, name: "db3".into(), number: 3, partitions: 1, replicas: 3, envs, default_ttl_since_ms: 1000 };
         let roles = Roles { meta: true, storage: false, proxy: true };
         let server =
             Server { id: ServerId(300), address: "a:1".into(), http: "b".into(), clients: vec!["c".into()], zone: "z".into(), roles, durability: Some(Durability::Interval) };
@@ -204,6 +175,7 @@ mod tests {
             Change::Cluster(0x0304),
             Change::NextId(259),
             Change::NextRaftId(6),
+            Change::NextNumber(0x1112),
             Change::Server(Registered { server, since_ms: 9 }),
             Change::Put(Record { table: Arc::new(table), status: Status::Creating, created_at_ms: 300, remaining: vec![ServerId(2)] }),
             Change::Place(Arc::new(Placement { partition: PartitionId { table: id, index: 0 }, members, epoch: 1 })),
@@ -225,8 +197,9 @@ mod tests {
                 put(b"cluster", b"\x01\x00\x00\x00\x00\x00\x00\x03\x04"),
                 put(b"next_id", b"\x01\x00\x00\x01\x03"),
                 put(b"next_raft_id", b"\x01\x00\x00\x00\x00\x00\x00\x00\x06"),
+                put(b"next_number", b"\x01\x00\x00\x11\x12"),
                 put(b"s\x00\x00\x00\x00\x00\x00\x01\x2c", b"\x01\xac\x02\x03a:1\x01b\x01\x01c\x01z\x01\x00\x01\x01\x01\x09"),
-                put(b"t\x00\x00\x01\x02", b"\x02\x82\x02\x03db3\x01\x03\x01\x0bdefault_ttl\x0260\xe8\x07\x02\xac\x02\x01\x02"),
+                put(b"t\x00\x00\x01\x02", b"\x01\x82\x02\x03db3\x03\x01\x03\x01\x0bdefault_ttl\x0260\xe8\x07\x02\xac\x02\x01\x02"),
                 put(b"p\x00\x00\x01\x02\x00\x00\x00\x00", b"\x01\x01\x01\x05\xac\x02"),
                 put(b"x\x00\x00\x00\x00\x00\x00\x00\x07", b"\x01\x00\x00\x00\x00\x00\x00\x00\x08"),
                 put(b"stamp", b"\x01\x00\x00\x00\x00\x00\x00\x01\x02"),
@@ -241,23 +214,6 @@ mod tests {
         );
     }
 
-    /// The first standalone format, frozen.
-    #[test]
-    fn tables_of_version_1_are_read() {
-        let mut state = State::default();
-        load(&mut state, b"t\x00\x00\x01\x02", b"\x01\x82\x02\x03db3\x08\x01\x0bdefault_ttl\x0260\xe8\x07\x01\xac\x02").unwrap();
-        state.complete();
-        let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
-        let table = Table { id: TableId(258), name: "db3".into(), partitions: 8, replicas: 1, envs, default_ttl_since_ms: 1000 };
-        let record = Record { table: Arc::new(table), status: Status::Dropping, created_at_ms: 300, remaining: vec![ServerId(1)] };
-        assert_eq!(state.tables[&TableId(258)], record);
-        let placements: Vec<_> = state.placements_of(TableId(258)).collect();
-        assert_eq!(placements.len(), 8);
-        assert!(
-            placements.iter().all(|placement| placement.members == [Member { raft_id: 1, server: ServerId(1) }] && placement.epoch == 0)
-        );
-    }
-
     #[test]
     fn what_is_written_is_loaded() {
         let bytes = batch(&example(), 77);
@@ -267,7 +223,6 @@ mod tests {
                 load(&mut loaded, key, value).unwrap();
             }
         }
-        loaded.complete();
         let mut expected = State::default();
         expected.apply(&example(), 77);
         assert_eq!(loaded, expected);
@@ -287,7 +242,7 @@ mod tests {
             (b"t\x00\x00\x00\x01", b"\x01\x02\x01a\x01\x00\x00\x00\x00"),
             (b"t\x00\x00\x00\x01", b"\x03\x02\x01a\x01\x00\x00\x00\x00"),
             (b"p\x00\x00\x00\x01\x00\x00\x00\x00", b"\x01\x01\x00"),
-            (b"s\x00\x00\x00\x00\x00\x00\x01\x2d", b"\x01\xac\x02\x03a:1\x01b\x01\x01c\x01z\x01\x00\x01\x09"),
+            (b"s\x00\x00\x00\x00\x00\x00\x01\x2d", b"\x01\xac\x02\x03a:1\x01b\x01\x01c\x01z\x01\x00\x01\x01\x01\x09"),
             (b"x\x00", b"\x01"),
             (b"who?", b"\x01"),
         ] {

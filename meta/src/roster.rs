@@ -265,6 +265,7 @@ mod tests {
         let table = Arc::new(Table {
             id: TableId(1),
             name: "a".into(),
+            number: 16,
             partitions: 1,
             replicas: 3,
             envs: BTreeMap::new(),

@@ -10,6 +10,7 @@
 //! # Invariants
 //! - A table's id is never given again: `next_id` only grows, whatever happens to tables (`ids_are_never_reused`).
 //! - A replica's Raft id is never given again, over all tables: `next_raft_id` only grows (`ids_are_never_reused`).
+//! - A number that a table with a name had is never given again: `next_number` only grows (`a_table_with_a_name_has_a_number_that_none_had_before`).
 //! - Two tables that serve never have the same name. A table that is being dropped has lost its name already.
 //! - `default_ttl_since_ms` changes exactly when the value of `default_ttl` does, and only here: every replica of every partition judges
 //!   old rows by the same moment.
@@ -26,7 +27,7 @@ use std::sync::Arc;
 
 pub use cluster::NAME_BYTES_MAX;
 use cluster::news::Server;
-use cluster::{Member, PartitionId, Placement, ServerId, Table, TableId};
+use cluster::{DATABASES, PartitionId, Placement, ServerId, Table, TableId};
 use serde::{Deserialize, Serialize};
 
 use crate::envs;
@@ -44,10 +45,10 @@ pub const TABLES_MAX: usize = 1000;
 pub const SERVERS_MAX: usize = 1000;
 /// The most servers that were removed and are kept in mind.
 pub const REMOVED_MAX: usize = 100_000;
-/// Raft ids of replicas begin here: 1 is that of every replica that was made by the first standalone format.
+/// The largest number that a name of the form `db7` may stand for: `CONFIG GET databases` is beyond the largest, and clients count up to it.
+pub const DATABASE_MAX: u32 = 9999;
+/// Raft ids of replicas begin here.
 pub const FIRST_RAFT_ID: u64 = 2;
-/// The server of everything that was made by the first standalone format.
-pub const FIRST_SERVER: ServerId = ServerId(1);
 
 /// How far a table is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,6 +167,9 @@ pub enum Refusal {
     /// Another table has the name.
     #[error("table '{0}' exists")]
     Exists(String),
+    /// A name of the form `db7`, for a number that a table has or had, or above [`DATABASE_MAX`].
+    #[error("the name '{0}' stands for a number: one that no table has or had, and at most {DATABASE_MAX}; give it another name, and it gets a number of its own")]
+    Reserved(String),
     /// Nobody has the name.
     #[error("no such table '{0}'")]
     NoTable(String),
@@ -239,6 +243,8 @@ pub enum Change {
     NextId(u32),
     /// The next Raft id to give.
     NextRaftId(u64),
+    /// The next number to give.
+    NextNumber(u32),
 }
 
 /// What came of a command that was not refused.
@@ -259,6 +265,8 @@ pub struct State {
     pub next_id: u32,
     /// The next Raft id to give.
     pub next_raft_id: u64,
+    /// The next number to give to a table with a name of its own.
+    pub next_number: u32,
     /// The latest stamp by which something was decided; stamps never run backwards.
     pub stamp_ms: u64,
     /// By id.
@@ -277,6 +285,7 @@ impl Default for State {
             cluster: None,
             next_id: 1,
             next_raft_id: FIRST_RAFT_ID,
+            next_number: DATABASES,
             stamp_ms: 0,
             servers: BTreeMap::new(),
             removed: BTreeMap::new(),
@@ -327,19 +336,7 @@ impl State {
                 }
                 Change::NextId(next_id) => self.next_id = *next_id,
                 Change::NextRaftId(next_raft_id) => self.next_raft_id = *next_raft_id,
-            }
-        }
-    }
-
-    /// Gives tables without placements those that they have by the first standalone format, which kept none: one replica, with Raft id 1, on
-    /// server 1.
-    pub fn complete(&mut self) {
-        let tables: Vec<Arc<Table>> = self.tables.values().map(|record| record.table.clone()).collect();
-        for table in tables.iter().filter(|table| self.placements_of(table.id).next().is_none()).collect::<Vec<_>>() {
-            for index in 0..table.partitions {
-                let partition = PartitionId { table: table.id, index };
-                let members = vec![Member { raft_id: 1, server: FIRST_SERVER }];
-                self.placements.insert(partition, Arc::new(Placement { partition, members, epoch: 0 }));
+                Change::NextNumber(next_number) => self.next_number = *next_number,
             }
         }
     }

@@ -250,12 +250,14 @@ fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
         Durability::Interval => "everysec",
         Durability::Os => "no",
     };
+    // Beyond the largest number of a table.
+    let databases = proxy.catalogue.tables().iter().map(|table| table.number + 1).fold(settings.databases, u32::max);
     let mut fixed = facts.fixed.clone();
     let own = [
         ("port", facts.port.to_string()),
         ("tls-port", facts.tls_port.to_string()),
         ("dir", facts.data_dir.clone()),
-        ("databases", settings.databases.to_string()),
+        ("databases", databases.to_string()),
         // Bridle's own: the executors of all partitions go by it as well.
         ("max-write-size", settings.write_bytes_max.to_string()),
         ("max-answer-size", settings.answer_bytes_max.to_string()),

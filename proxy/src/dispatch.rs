@@ -280,7 +280,7 @@ impl Session {
     /// Shows a command that has run to those who watch.
     pub(crate) fn show(&self, words: &[Bytes]) {
         let bytes_max = self.proxy.settings.load().output_max().bytes;
-        self.proxy.monitors.feed(&self.client, &self.table_name, words, bytes_max);
+        self.proxy.monitors.feed(&self.client, self.client.database(), words, bytes_max);
     }
 
     /// Puts ops into the batches.

@@ -60,15 +60,16 @@ impl Catalogue for Doors {
     }
 
     fn tables(&self) -> Vec<Arc<Table>> {
-        let table = |id: u32, name: &str| Table {
+        let table = |id: u32, name: &str, number| Table {
             id: TableId(id),
             name: name.into(),
+            number,
             partitions: 4,
             replicas: 1,
             envs: Default::default(),
             default_ttl_since_ms: 0,
         };
-        vec![Arc::new(table(1, "db0")), Arc::new(table(2, "users"))]
+        vec![Arc::new(table(1, "db0", 0)), Arc::new(table(2, "users", 17))]
     }
 
     fn find(&self, name: &str) -> Boxed<'_, Result<Option<Arc<Table>>, CallError>> {
@@ -99,8 +100,8 @@ impl Node for Doors {
     }
 
     fn tables(&self) -> Vec<TableFigures> {
-        let table = |name: &str, rows| TableFigures { name: name.into(), rows, expires: 1, disk_bytes: 1000 };
-        vec![table("db0", 3), table("db1", 0), table("users", 5)]
+        let table = |name: &str, number, rows| TableFigures { name: name.into(), number, rows, expires: 1, disk_bytes: 1000 };
+        vec![table("db0", 0, 3), table("db1", 1, 0), table("users", 17, 5)]
     }
 
     fn durability(&self) -> Durability {

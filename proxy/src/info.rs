@@ -96,7 +96,7 @@ async fn rows_everywhere(proxy: &Proxy) -> Fields {
     let deadline = Instant::now() + patience;
     let (mut fields, mut uncounted) = (Fields::default(), Vec::new());
     for table in proxy.catalogue.tables() {
-        let name = keyspace_name(&table.name);
+        let name = format!("db{}", table.number);
         let counted = match router::count_rows(proxy, &table, deadline).await {
             Ok(counts) => router::count(proxy, &table, &Op::Expiring, deadline).await.map(|expiring| (counts, expiring)),
             Err(error) => Err(error),
@@ -353,17 +353,12 @@ fn storage(proxy: &Proxy, fields: &mut Fields) {
     fields.put("disk_bytes", tables.iter().map(|table| table.disk_bytes).sum::<u64>());
 }
 
-/// `db0:keys=..` as agents read it; tables of other names under `table_<name>`. In a cluster, the rows of all partitions wherever they are
-/// ([`rows_everywhere`]), ([`put_rows`] says what is not counted).
+/// `db0:keys=..` as agents read it; tables with other names by their numbers, too. In a cluster, the rows of all partitions
+/// wherever they are ([`rows_everywhere`]); [`put_rows`] says what is not counted.
 fn keyspace(proxy: &Proxy, fields: &mut Fields) {
     for table in proxy.node.tables().iter().filter(|table| table.rows > 0) {
-        put_rows(fields, &keyspace_name(&table.name), table.rows, table.expires);
+        put_rows(fields, &format!("db{}", table.number), table.rows, table.expires);
     }
-}
-
-fn keyspace_name(table: &str) -> String {
-    let is_number = table.strip_prefix("db").is_some_and(|number| number.parse::<u32>().is_ok());
-    if is_number { table.to_owned() } else { format!("table_{}", one_line(table).replace(':', "_")) }
 }
 
 /// What the operating system tells of this process.
@@ -504,7 +499,7 @@ mod tests {
             "role:master",
             "cluster_enabled:0",
             "db0:keys=3,expires=1,avg_ttl=0,subexpiry=0",
-            "table_users:keys=5,expires=1,avg_ttl=0,subexpiry=0",
+            "db17:keys=5,expires=1,avg_ttl=0,subexpiry=0",
         ] {
             assert!(has(line), "{line} is not in\n{text}");
         }

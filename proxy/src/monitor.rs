@@ -48,8 +48,8 @@ impl Monitors {
         self.keep(|other| other.id != client.id, None);
     }
 
-    /// Shows a command of the client `from`, on the table of that name, to all but itself. At most `bytes_max` wait for a monitor.
-    pub fn feed(&self, from: &Client, table: &str, words: &[Bytes], bytes_max: usize) {
+    /// Shows a command of the client `from`, on the table of that number, to all but itself. At most `bytes_max` wait for a monitor.
+    pub fn feed(&self, from: &Client, table: u32, words: &[Bytes], bytes_max: usize) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let line = line(now.as_secs(), now.subsec_micros(), table, &from.endpoint.address, words);
         self.keep(|client| client.id == from.id || client.push(line.as_bytes(), bytes_max), None);
@@ -64,8 +64,7 @@ impl Monitors {
 }
 
 /// `+1339518083.107412 [0 127.0.0.1:60866] "keys" "*"` with its line end.
-fn line(seconds: u64, micros: u32, table: &str, address: &str, words: &[Bytes]) -> String {
-    let table = table.strip_prefix("db").filter(|number| number.parse::<u32>().is_ok()).unwrap_or(table);
+fn line(seconds: u64, micros: u32, table: u32, address: &str, words: &[Bytes]) -> String {
     let mut line = format!("+{seconds}.{micros:06} [{table} {address}]");
     for word in redacted(words) {
         line.push(' ');
@@ -106,7 +105,7 @@ mod tests {
     fn lines_are_as_redis_prints_them() {
         let words = words(&[b"set", b"a\"\\\n\r\t\x07\x08\x00\xff", b"v v"]);
         let expected = concat!(r#"+12.000034 [0 127.0.0.1:5] "set" "a\"\\\n\r\t\a\b\x00\xff" "v v""#, "\r\n");
-        assert_eq!(line(12, 34, "db0", "127.0.0.1:5", &words), expected);
+        assert_eq!(line(12, 34, 0, "127.0.0.1:5", &words), expected);
     }
 
     fn pushed(client: &Client) -> String {
@@ -122,18 +121,18 @@ mod tests {
         monitors.watch(&one);
         monitors.watch(&one);
         monitors.watch(&two);
-        monitors.feed(&other, "users", &words(&[b"AUTH", b"hunter2"]), 1000);
+        monitors.feed(&other, 17, &words(&[b"AUTH", b"hunter2"]), 1000);
         for client in [&one, &two] {
             let line = pushed(client);
-            assert!(line.ends_with("[users 127.0.0.1:5] \"AUTH\" \"(redacted)\"\r\n") && line.lines().count() == 1, "{line:?}");
+            assert!(line.ends_with("[17 127.0.0.1:5] \"AUTH\" \"(redacted)\"\r\n") && line.lines().count() == 1, "{line:?}");
         }
         monitors.unwatch(&one);
-        monitors.feed(&other, "users", &words(&[b"PING"]), 1000);
+        monitors.feed(&other, 17, &words(&[b"PING"]), 1000);
         assert_eq!((pushed(&one).lines().count(), pushed(&two).lines().count()), (0, 1));
-        monitors.feed(&two, "users", &words(&[b"PING"]), 1000);
+        monitors.feed(&two, 17, &words(&[b"PING"]), 1000);
         assert_eq!(pushed(&two), "", "its own commands are not shown");
         drop(two);
-        monitors.feed(&other, "users", &words(&[b"PING"]), 1000);
+        monitors.feed(&other, 17, &words(&[b"PING"]), 1000);
         assert!(!monitors.any());
     }
 
@@ -142,7 +141,7 @@ mod tests {
         let (monitors, slow, other) = (Monitors::default(), client(1), client(3));
         monitors.watch(&slow);
         for _ in 0..10 {
-            monitors.feed(&other, "db0", &words(&[b"PING"]), 100);
+            monitors.feed(&other, 0, &words(&[b"PING"]), 100);
         }
         assert!(!monitors.any());
         assert!(slow.is_killed());

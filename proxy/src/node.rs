@@ -35,6 +35,8 @@ pub struct Section {
 pub struct TableFigures {
     /// `db0` or any other table's name.
     pub name: String,
+    /// What `SELECT` knows it by.
+    pub number: u32,
     /// Rows, as counted by the partitions.
     pub rows: u64,
     /// Rows with an expiry.

@@ -349,16 +349,20 @@ pub(crate) async fn count(proxy: &Proxy, table: &Table, op: &Op, deadline: Insta
     lines.into_iter().map(count).collect()
 }
 
-/// Whether a table is one of the numbered databases: these come with their first write, others only by an operator's will.
-pub(crate) fn is_numbered(proxy: &Proxy, name: &str) -> bool {
-    let number = name.strip_prefix("db").and_then(|number| commands::args::unsigned(number.as_bytes()));
-    number.is_some_and(|number| number < u64::from(proxy.settings.load().databases))
+/// Whether a table is one of those that come with their first write; others come only by an operator's will.
+fn comes_by_itself(proxy: &Proxy, name: &str) -> bool {
+    cluster::database(name).is_some_and(|number| number < proxy.settings.load().databases)
 }
 
-/// The table by its name; a numbered one is created when it is missing. A named one may be missing because it was dropped after a client had
+/// The number of a table; `None`: nothing is known of it here.
+pub(crate) fn number_of(proxy: &Proxy, name: &str) -> Option<u32> {
+    cluster::database(name).or_else(|| proxy.catalogue.table(name).map(|table| table.number))
+}
+
+/// The table by its name; one of the databases is created when it is missing. A named one may be missing because it was dropped after a client had
 /// selected it: it must not come back by that client's next write.
 pub(crate) async fn ensure(proxy: &Proxy, name: &str) -> Result<Option<Arc<Table>>, CallError> {
-    if !is_numbered(proxy, name) {
+    if !comes_by_itself(proxy, name) {
         return find(proxy, name).await;
     }
     learn(proxy, || proxy.catalogue.ensure(name)).await.map(Some)

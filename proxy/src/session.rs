@@ -65,6 +65,33 @@ pub(crate) enum Named {
     Nothing(Reply),
 }
 
+/// What a client's word for a table says by itself.
+enum Meaning<'a> {
+    /// `17`, or `db17`.
+    Number(u32),
+    Name(&'a str),
+    /// Nothing that could ever be.
+    Nothing(Reply),
+}
+
+fn meaning(word: &[u8]) -> Meaning<'_> {
+    if let Some(number) = commands::args::integer(word) {
+        return u32::try_from(number).map_or_else(|_| Meaning::Nothing(no_database(word)), Meaning::Number);
+    }
+    match std::str::from_utf8(word) {
+        Ok(name) => cluster::database(name).map_or(Meaning::Name(name), Meaning::Number),
+        Err(_) => Meaning::Nothing(words::no_table(word)),
+    }
+}
+
+/// There is no table of this number, or none of a name that stands for one.
+fn no_database(word: &[u8]) -> Reply {
+    match commands::args::integer(word) {
+        Some(_) => Reply::error(words::NO_DATABASE),
+        None => words::no_table(word),
+    }
+}
+
 impl Session {
     pub(crate) fn new(proxy: Arc<Proxy>, client: Arc<Client>) -> Session {
         let authenticated = proxy.settings.load().password.is_none();
@@ -169,20 +196,15 @@ impl Session {
         }
     }
 
-    /// The table that a word means, if that can be said without asking: `3` is `db3`, any other word an existing table.
+    /// The table that a word means, if that can be said without asking: `3` is `db3`, `17` the table that has this number, any other word an
+    /// existing table.
     pub(crate) fn named_at_once(&self, word: &[u8]) -> Option<Named> {
-        let databases = self.proxy.settings.load().databases;
-        if let Some(number) = commands::args::integer(word) {
-            let is_known = (0..i64::from(databases)).contains(&number);
-            return Some(if is_known {
-                Named::Table(format!("db{number}").into())
-            } else {
-                Named::Nothing(Reply::error(words::NO_DATABASE))
-            });
+        match meaning(word) {
+            Meaning::Number(number) if number < self.proxy.settings.load().databases => Some(Named::Table(format!("db{number}").into())),
+            Meaning::Number(number) => self.proxy.catalogue.numbered(number).map(|table| Named::Table(table.name.as_str().into())),
+            Meaning::Name(name) => self.proxy.catalogue.table(name).map(|table| Named::Table(table.name.as_str().into())),
+            Meaning::Nothing(reply) => Some(Named::Nothing(reply)),
         }
-        let Some(name) = std::str::from_utf8(word).ok() else { return Some(Named::Nothing(words::no_table(word))) };
-        let is_known = router::is_numbered(&self.proxy, name) || self.proxy.catalogue.table(name).is_some();
-        is_known.then(|| Named::Table(name.into()))
     }
 
     /// The table that a word means.
@@ -193,8 +215,25 @@ impl Session {
         if let Some(named) = self.named_at_once(word) {
             return Ok(named);
         }
-        let found = self.find_named(&String::from_utf8_lossy(word)).await?;
-        Ok(found.map_or_else(|| Named::Nothing(words::no_table(word)), |table| Named::Table(table.name.as_str().into())))
+        let (found, nothing) = match meaning(word) {
+            Meaning::Number(number) => (self.find_numbered(number).await?, no_database(word)),
+            Meaning::Name(name) => (self.find_named(name).await?, words::no_table(word)),
+            Meaning::Nothing(reply) => (None, reply),
+        };
+        Ok(found.map_or(Named::Nothing(nothing), |table| Named::Table(table.name.as_str().into())))
+    }
+
+    /// A table by its number, whether this proxy has heard of it yet or not.
+    async fn find_numbered(&mut self, number: u32) -> Result<Option<Arc<Table>>, Reply> {
+        if let Some(error) = &self.chunk.unknown {
+            return Err(words::catalogue_error(error));
+        }
+        let all = router::find_all(&self.proxy).await.map_err(|error| {
+            let reply = words::catalogue_error(&error);
+            self.chunk.unknown = Some(error);
+            reply
+        })?;
+        Ok(all.into_iter().find(|table| table.number == number))
     }
 
     /// SELECT of what a word means.
@@ -210,7 +249,11 @@ impl Session {
 
     pub(crate) fn use_table(&mut self, name: Arc<str>) {
         if name != self.table_name {
-            self.client.shown.lock().table = name.clone();
+            {
+                let mut shown = self.client.shown.lock();
+                shown.database = router::number_of(&self.proxy, &name).unwrap_or(shown.database);
+                shown.table = name.clone();
+            }
             self.table_name = name;
             self.catalogue_version = None;
         }

@@ -41,7 +41,7 @@ pub struct Settings {
     pub latency_threshold_ms: u64,
     /// How long a call is tried again while a partition has no leader, ms.
     pub call_deadline_ms: u64,
-    /// Tables `db0..` that SELECT knows by number.
+    /// Tables `db0..` that come with their first write.
     pub databases: u32,
 }
 
@@ -143,7 +143,7 @@ impl Default for Settings {
             slowlog_len_max: 128,
             latency_threshold_ms: 0,
             call_deadline_ms: 4_000,
-            databases: 16,
+            databases: cluster::DATABASES,
         }
     }
 }

@@ -297,16 +297,19 @@ async fn a_name_that_is_not_known_is_asked_for() {
     let mut client = server.connect().await;
     client.ask("SELECT users", "-ERR no such table 'users'\r\n").await;
     server.world.create_elsewhere("users", "a", "1");
-    client.send("SELECT users\r\nGET a\r\n").await;
+    client.ask("SELECT 40", "-ERR DB index is out of range\r\n").await;
+    client.send("SELECT 17\r\nGET a\r\nSELECT 0\r\nSELECT users\r\nGET a\r\n").await;
+    client.expect("+OK\r\n$1\r\n1\r\n+OK\r\n").await;
     client.expect("+OK\r\n$1\r\n1\r\n").await;
     *server.world.metas.lock() = Metas::Leaderless;
     let mut other = server.connect().await;
     other.ask("CONFIG SET call-deadline-ms 100", "+OK\r\n").await;
     let refused = "-CLUSTERDOWN The table can't be looked up or made now, nothing was done: no meta leads\r\n";
     other.ask("SELECT other", refused).await;
-    // Numbers and what is no name need nobody's word.
+    other.ask("SELECT 16", refused).await;
+    // The numbers of databases and what is no name need nobody's word.
     other.ask("SELECT 15", "+OK\r\n").await;
-    other.ask("SELECT 16", "-ERR DB index is out of range\r\n").await;
+    other.ask("SELECT -1", "-ERR DB index is out of range\r\n").await;
     other.ask("SELECT \"\\xff\"", "-ERR no such table '\u{fffd}'\r\n").await;
 }
 

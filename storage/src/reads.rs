@@ -448,8 +448,15 @@ mod tests {
         };
         let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
         let node = Node::open(options, log, Shared::new(Settings::default()).expect("memory for stores"));
-        let table =
-            Table { id: TableId(1), name: "db0".into(), partitions: 1, replicas: 1, envs: Default::default(), default_ttl_since_ms: 0 };
+        let table = Table {
+            id: TableId(1),
+            name: "db0".into(),
+            number: 0,
+            partitions: 1,
+            replicas: 1,
+            envs: Default::default(),
+            default_ttl_since_ms: 0,
+        };
         let members = vec![Member { raft_id: 1, server: ServerId(1) }];
         let placements = vec![Placement { partition: PARTITION, members, epoch: 1 }];
         node.follow(&[Assigned { table: Arc::new(table), placements }]).await;

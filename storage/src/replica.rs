@@ -752,7 +752,8 @@ mod tests {
         let members = vec![Member { raft_id: 1, server: ServerId(1) }];
         let placements = vec![Placement { partition, members, epoch: 1 }];
         let envs = Default::default();
-        let table = Arc::new(Table { id: TableId(1), name: "db0".into(), partitions: 1, replicas: 1, envs, default_ttl_since_ms: 0 });
+        let table =
+            Arc::new(Table { id: TableId(1), name: "db0".into(), number: 0, partitions: 1, replicas: 1, envs, default_ttl_since_ms: 0 });
         node.follow(&[Assigned { table, placements }]).await;
         let replica = node.replica(partition).expect("it is open");
         let executor = tokio::spawn(async { panic!("on purpose") });

@@ -23,7 +23,7 @@ const DB0: PartitionId = PartitionId { table: TableId(1), index: 0 };
 
 fn table(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Arc<Table> {
     let envs = envs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Arc::new(Table { id: TableId(1), name: "db0".into(), partitions: 1, replicas: 1, envs, default_ttl_since_ms })
+    Arc::new(Table { id: TableId(1), name: "db0".into(), number: 0, partitions: 1, replicas: 1, envs, default_ttl_since_ms })
 }
 
 fn assigned(table: Arc<Table>) -> Assigned {

@@ -130,6 +130,7 @@ impl Three {
         let table = Arc::new(Table {
             id: PARTITION.table,
             name: "db0".into(),
+            number: 0,
             partitions: 1,
             replicas: 3,
             envs: Default::default(),

@@ -39,6 +39,7 @@ pub(super) fn tables(list: &[TableStatus]) -> String {
         let figures = &table.figures;
         vec![
             table.id.to_string(),
+            table.number.to_string(),
             table.name.clone(),
             status,
             table.partitions.to_string(),
@@ -51,7 +52,7 @@ pub(super) fn tables(list: &[TableStatus]) -> String {
         ]
     };
     let mut out = columns(
-        &["ID", "NAME", "STATUS", "PARTITIONS", "REPLICAS", "ROWS", "EXPIRING", "DISK", "MEMTABLES", "ENVS"],
+        &["ID", "NUMBER", "NAME", "STATUS", "PARTITIONS", "REPLICAS", "ROWS", "EXPIRING", "DISK", "MEMTABLES", "ENVS"],
         &list.iter().map(row).collect::<Vec<_>>(),
     );
     for table in list {

@@ -294,7 +294,7 @@ mod tests {
     }
 
     fn table(id: u32, name: &str) -> Table {
-        Table { id: TableId(id), name: name.into(), partitions: 4, replicas: 3, envs: BTreeMap::new(), default_ttl_since_ms: 0 }
+        Table { id: TableId(id), name: name.into(), number: id, partitions: 4, replicas: 3, envs: BTreeMap::new(), default_ttl_since_ms: 0 }
     }
 
     fn catalogue(answers: Vec<Result<Told, NetError>>) -> (RemoteCatalogue, Arc<Metas>) {

@@ -35,7 +35,18 @@ pub const SLOTS: u16 = 16384;
 /// The most bytes of a table's name.
 pub const NAME_BYTES_MAX: usize = 64;
 
-/// A table's number, never reused.
+/// How many databases every client knows by their numbers, `db0`, `db1` and so on: these come with their first write. Tables with other names have numbers
+/// from here on.
+pub const DATABASES: u32 = 16;
+
+/// The number that a table's name stands for, if it is of the form `db7`.
+pub fn database(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix("db")?;
+    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+    if is_plain { digits.parse().ok() } else { None }
+}
+
+/// A table's id, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TableId(pub u32);
 
@@ -55,6 +66,8 @@ pub struct Table {
     pub id: TableId,
     /// `db0`, ... or any other word.
     pub name: String,
+    /// What `SELECT` knows it by: of `db7` 7; of any other word a number from [`DATABASES`] on that no table had before.
+    pub number: u32,
     /// How many partitions; slots are divided evenly.
     pub partitions: u32,
     /// How many replicas each of them has.
@@ -124,6 +137,10 @@ pub trait Catalogue: Send + Sync + 'static {
     fn table(&self, name: &str) -> Option<Arc<Table>>;
     /// All tables, by name, from memory.
     fn tables(&self) -> Vec<Arc<Table>>;
+    /// A table by its number, from memory.
+    fn numbered(&self, number: u32) -> Option<Arc<Table>> {
+        self.tables().into_iter().find(|table| table.number == number)
+    }
     /// A table by name, known here yet or not; never creates it. `None`: at some moment since the call there was none.
     ///
     /// # Errors
@@ -145,12 +162,22 @@ pub trait Catalogue: Send + Sync + 'static {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_name_stands_for_one_number() {
+        for (name, number) in [("db0", Some(0)), ("db17", Some(17)), ("db4294967295", Some(u32::MAX))] {
+            assert_eq!(database(name), number, "{name}");
+        }
+        for name in ["db", "db07", "db00", "db+1", "db-1", "db1x", "DB1", "1", "db4294967296", "books"] {
+            assert_eq!(database(name), None, "{name}");
+        }
+    }
+
     /// Every slot is in one partition; partitions are contiguous, in order, and none is empty.
     #[test]
     fn partitions_divide_the_slots() {
         for partitions in [1, 2, 3, 7, 16, 100, 1000, u32::from(SLOTS)] {
             let table =
-                Table { id: TableId(1), name: "t".to_owned(), partitions, replicas: 1, envs: BTreeMap::new(), default_ttl_since_ms: 0 };
+                Table { id: TableId(1), name: "t".to_owned(), number: 16, partitions, replicas: 1, envs: BTreeMap::new(), default_ttl_since_ms: 0 };
             for index in 0..partitions {
                 let (first, end) = (table.first_slot(index), table.first_slot(index + 1));
                 assert!(first < end, "partition {index} of {partitions}");

@@ -453,10 +453,10 @@ mod tests {
         same(&Ask::ListTables, b"\x01\x03");
         same(&Told::NotLeading(NotLeading { leader: None }), b"\x01\x02\x00");
         let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
-        let table = Table { id: TableId(7), name: "db0".into(), partitions: 4, replicas: 3, envs, default_ttl_since_ms: 300 };
+        let table = Table { id: TableId(7), name: "db0".into(), number: 0, partitions: 4, replicas: 3, envs, default_ttl_since_ms: 300 };
         same(&Told::Found(None), b"\x01\x06\x00");
-        same(&Told::Found(Some(table.clone())), b"\x01\x06\x01\x07\x03db0\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02");
-        same(&Told::Tables(vec![table]), b"\x01\x07\x01\x07\x03db0\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02");
+        same(&Told::Found(Some(table.clone())), b"\x01\x06\x01\x07\x03db0\x00\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02");
+        same(&Told::Tables(vec![table]), b"\x01\x07\x01\x07\x03db0\x00\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02");
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub struct TableStatus {
     pub id: u32,
     /// Its name.
     pub name: String,
+    /// What `SELECT` knows it by, beside its name; never reused by a table with another name.
+    pub number: u32,
     /// How many partitions it has.
     pub partitions: u32,
     /// How many replicas each of them has.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cluster::news::Server;
-use cluster::{Member, PartitionId, Placement, ServerId, Table, TableId};
+use cluster::{DATABASES, Member, PartitionId, Placement, ServerId, Table, TableId};
 
 use super::{
-    Change, Command, Decided, PARTITIONS_MAX, PARTITIONS_TOTAL_MAX, REMOVED_MAX, REPLICAS_MAX, Record, Refusal, Registered, SERVERS_MAX,
+    Change, Command, DATABASE_MAX, Decided, PARTITIONS_MAX, PARTITIONS_TOTAL_MAX, REMOVED_MAX, REPLICAS_MAX, Record, Refusal, Registered, SERVERS_MAX,
     State, Status, TABLES_MAX, check_name,
 };
 use crate::envs;
@@ -146,6 +146,7 @@ impl State {
         if self.placements.len() + partitions as usize > PARTITIONS_TOTAL_MAX {
             return Err(Refusal::TooManyPartitions);
         }
+        let (number, next_number) = self.number(&name)?;
         let next_id = self.next_id.checked_add(1).ok_or(Refusal::NoIds)?;
         let id = TableId(self.next_id);
         let servers = placement::place(partitions, replicas, &self.candidates(&live))?;
@@ -162,11 +163,26 @@ impl State {
             })
             .collect();
         let since = if envs.contains_key(envs::DEFAULT_TTL) { stamp_ms } else { 0 };
-        let table = Arc::new(Table { id, name, partitions, replicas, envs, default_ttl_since_ms: since });
+        let table = Arc::new(Table { id, name, number, partitions, replicas, envs, default_ttl_since_ms: since });
         let record = Record { table: table.clone(), status: Status::Creating, created_at_ms: stamp_ms, remaining: Vec::new() };
         let mut changes = vec![Change::NextId(next_id), Change::NextRaftId(raft_id), Change::Put(record)];
+        if next_number != self.next_number {
+            changes.push(Change::NextNumber(next_number));
+        }
         changes.extend(placements);
         about(table, changes)
+    }
+
+    /// The number of a new table, and the one to be given next.
+    fn number(&self, name: &str) -> Result<(u32, u32), Refusal> {
+        match cluster::database(name) {
+            Some(number) if number < DATABASES => Ok((number, self.next_number)),
+            Some(number) if (self.next_number..=DATABASE_MAX).contains(&number) => Ok((number, number + 1)),
+            Some(_) => Err(Refusal::Reserved(name.to_owned())),
+            // Clients keep it in an int.
+            None if self.next_number < i32::MAX as u32 => Ok((self.next_number, self.next_number + 1)),
+            None => Err(Refusal::NoIds),
+        }
     }
 
     /// Servers that may be given replicas, with what they have already.

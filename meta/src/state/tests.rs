@@ -59,10 +59,22 @@ fn ids_are_never_reused() {
     assert_eq!(state.tables.keys().map(|id| id.0).collect::<Vec<_>>(), [3]);
 }
 
+/// And `db7` has 7, whatever becomes of it.
+#[test]
+fn a_table_with_a_name_has_a_number_that_none_had_before() {
+    let commands = [create("a"), create("db3"), drop("a"), create("a"), create("db40"), create("b"), drop("db3"), create("db3")];
+    let (state, outcomes) = run(commands.to_vec());
+    let numbers: Vec<u32> = outcomes.into_iter().map(|outcome| outcome.unwrap().number).collect();
+    assert_eq!((numbers, state.next_number), (vec![16, 3, 16, 17, 40, 41, 3, 3], 42));
+}
+
 #[test]
 fn refusals() {
     let cases: Vec<(Vec<Command>, Refusal)> = vec![
         (vec![create("a"), create("a")], Refusal::Exists("a".into())),
+        (vec![create("a"), create("db16")], Refusal::Reserved("db16".into())),
+        (vec![create("db20"), drop("db20"), create("db20")], Refusal::Reserved("db20".into())),
+        (vec![create("db10000")], Refusal::Reserved("db10000".into())),
         (vec![create("")], Refusal::BadName),
         (vec![create("16")], Refusal::BadName),
         (vec![create("a b")], Refusal::BadName),

@@ -24,12 +24,10 @@ impl Client {
             flags.push('N');
         }
         let output = shown.output_bytes + pushed;
-        // `db` is a number for the tables that SELECT knows by number, else the table's name.
-        let table = shown.table.strip_prefix("db").filter(|number| number.parse::<u32>().is_ok()).unwrap_or(&shown.table);
         let mut line = String::with_capacity(384);
         let _ = write!(
             line,
-            "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={flags} db={table} sub=0 psub=0 ssub=0 multi={} watch={} \
+            "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={flags} db={} sub=0 psub=0 ssub=0 multi={} watch={} \
              qbuf={} qbuf-free={} argv-mem=0 multi-mem={} rbs=0 rbp=0 obl={output} oll=0 omem={output} tot-mem={} events={} cmd={} \
              user=default redir=-1 resp={} lib-name={} lib-ver={}",
             self.id,
@@ -39,6 +37,7 @@ impl Client {
             text(&shown.name),
             self.connected.elapsed().as_secs(),
             self.idle_ms() / 1000,
+            shown.database,
             shown.queued.map_or(-1, |queued| queued as i64),
             shown.watched,
             shown.query_bytes,

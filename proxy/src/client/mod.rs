@@ -69,8 +69,9 @@ pub(crate) struct Shown {
     pub(crate) name: Bytes,
     pub(crate) library_name: Bytes,
     pub(crate) library_version: Bytes,
-    /// The selected table's name.
+    /// The selected table's name, and what `SELECT` knows it by.
     pub(crate) table: Arc<str>,
+    pub(crate) database: u32,
     pub(crate) last_command: Option<&'static str>,
     pub(crate) protocol: u8,
     /// Commands queued by MULTI; `None` = none open.
@@ -106,6 +107,11 @@ impl Client {
     /// The selected table's name: `db0` or any other.
     pub fn table(&self) -> Arc<str> {
         self.shown.lock().table.clone()
+    }
+
+    /// The selected table's number.
+    pub(crate) fn database(&self) -> u32 {
+        self.shown.lock().database
     }
 
     /// The connection's name (CLIENT SETNAME); empty = none.

@@ -138,7 +138,9 @@ impl World {
         let mut tables = self.tables.lock();
         let table = || {
             let id = TableId(self.last_id.fetch_add(1, Relaxed) + 1);
-            Table { id, name: name.into(), partitions: self.partitions, replicas: 1, envs: BTreeMap::new(), default_ttl_since_ms: 0 }
+            let number = cluster::database(name).unwrap_or(cluster::DATABASES + id.0);
+            let (name, partitions) = (name.to_owned(), self.partitions);
+            Table { id, name, number, partitions, replicas: 1, envs: BTreeMap::new(), default_ttl_since_ms: 0 }
         };
         let table = tables.entry(name.into()).or_insert_with(|| Arc::new(table())).clone();
         self.version.fetch_add(1, Relaxed);
