@@ -54,10 +54,20 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ),
     ("bridle_raft_term", Gauge, "By table: the highest term of its groups."),
     ("bridle_raft_led", Gauge, "By table: partitions that are led here."),
+    (
+        "bridle_table_rows_led",
+        Gauge,
+        "By table: rows of the partitions that are led here: summed over all processes, each row counts once.",
+    ),
     ("bridle_raft_follower_lag_entries", Gauge, "By table: the most entries that a follower of a partition led here is known to lack."),
     ("bridle_cluster_meta_connected", Gauge, "In a cluster: 1 while a meta that leads is being followed."),
     ("bridle_cluster_routes", Gauge, "In a cluster: partitions that this process knows, by whether it reaches their leader now."),
     ("bridle_partitions_without_leader", Gauge, "In a cluster, by table: partitions whose leader this process has not reached for 5 s."),
+    (
+        "bridle_tls_seconds_left",
+        Gauge,
+        "Seconds until the first of the certificates in use ends, of clients, clients_ca, cluster and cluster_ca; below zero: it has.",
+    ),
     ("bridle_partition_faults", Gauge, "By table: partitions that do not serve."),
     ("bridle_rocksdb_block_cache_bytes", Gauge, "Block cache of all tables."),
     (
@@ -132,6 +142,9 @@ pub(crate) fn page(local: &Local, handle: &PrometheusHandle) -> String {
 fn process(local: &Local) {
     let ready = local.unready().is_empty();
     gauge!("bridle_ready").set(f64::from(u8::from(ready)));
+    for (which, seconds) in local.certificates.seconds_left() {
+        gauge!("bridle_tls_seconds_left", "certificates" => which).set(seconds as f64);
+    }
     if let Some(stores) = &local.stores {
         of_stores(local, stores);
     }
@@ -179,9 +192,10 @@ fn of_table(node: &Node, reports: &[Replica], table: &cluster::Table) {
     show("bridle_raft_log_entries", groups.iter().map(|group| group.last_log.saturating_sub(group.purged)).sum());
     show("bridle_raft_term", groups.iter().map(|group| group.term).max().unwrap_or(0));
     show("bridle_raft_led", groups.iter().filter(|group| group.is_leader).count() as u64);
-    let led = reports.iter().filter(|replica| replica.partition.table == table.id && replica.leads);
+    let led = || reports.iter().filter(|replica| replica.partition.table == table.id && replica.leads);
+    show("bridle_table_rows_led", led().map(|replica| replica.rows).sum());
     let lag = |replica: &Replica| replica.matched.iter().map(|(_, matched)| replica.last_log.saturating_sub(*matched)).max();
-    show("bridle_raft_follower_lag_entries", led.filter_map(lag).max().unwrap_or(0));
+    show("bridle_raft_follower_lag_entries", led().filter_map(lag).max().unwrap_or(0));
     show("bridle_partition_faults", node.table_figures(table.id).faults.len() as u64);
     let of_stores: [(&'static str, fn(&engine::store::Figures) -> u64); 15] = [
         ("bridle_rocksdb_memtable_bytes", |store| store.memtable_bytes),

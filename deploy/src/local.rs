@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
+use cluster::news::ServerFigures;
 use cluster::rows::SyncCopy;
 use cluster::{Boxed, CallError, Catalogue, PartitionId, Table};
 use engine::raft::GroupFigures;
@@ -18,9 +19,11 @@ use meta::admin::{Compaction, Figures, NodeStatus};
 use proxy::Proxy;
 use proxy::config::{FileChange, RewriteError};
 use proxy::node::{Durability, Figure, Memory, Section, TableFigures};
+use proxy::tls::TlsFiles;
 use storage::Node;
 use subtle::ConstantTimeEq;
 
+use crate::certificates::Certificates;
 use crate::compaction::Compactions;
 use crate::config::{self, Config};
 use crate::directory::Directory;
@@ -46,6 +49,7 @@ pub(crate) struct Local {
     pub(crate) addresses: Vec<String>,
     /// Standalone's; in a cluster, meta orders them.
     pub(crate) compactions: Compactions,
+    pub(crate) certificates: Arc<Certificates>,
     /// Set once: the proxy is made after us, and holds us.
     pub(crate) proxy: OnceLock<Weak<Proxy>>,
     pub(crate) serving: AtomicBool,
@@ -297,6 +301,15 @@ impl proxy::Node for Local {
         }
     }
 
+    fn use_certificates(&self, files: &TlsFiles) -> Result<(), String> {
+        if !self.certificates.has_clients() {
+            return Err("TLS is not served to clients (tls.port)".to_owned());
+        }
+        self.certificates
+            .renew(files)
+            .inspect_err(|why| tracing::error!(why, "CONFIG SET: certificates can't be used, those from before are used on"))
+    }
+
     fn rewrite_config(&self, changes: &[FileChange]) -> Result<(), RewriteError> {
         let path = self.config_file.as_ref().ok_or(RewriteError::NoFile)?;
         config::rewrite_file(path, changes).map_err(RewriteError::Io)
@@ -339,6 +352,12 @@ impl meta::admin::Local for Local {
             memory_bytes: engine::memory::figures().resident,
             faults: self.faults(),
         }
+    }
+
+    fn server_figures(&self) -> ServerFigures {
+        let rows_disk_bytes = self.tables_here().iter().map(|(_, figures)| figures.disk_bytes).sum();
+        let ailment = self.stores.as_ref().and_then(|stores| stores.log.ailment_lately());
+        crate::reporter::figures(self, rows_disk_bytes, ailment)
     }
 
     fn figures(&self, table: &Table) -> Figures {

@@ -11,6 +11,7 @@
 
 mod admin;
 mod banner;
+mod certificates;
 mod cli;
 mod compaction;
 mod config;

@@ -115,7 +115,8 @@ impl Source for Reporter {
     }
 }
 
-fn figures(local: &Local, rows_disk_bytes: u64, ailment: Option<Ailment>) -> ServerFigures {
+/// The process's own figures.
+pub(crate) fn figures(local: &Local, rows_disk_bytes: u64, ailment: Option<Ailment>) -> ServerFigures {
     let ailing = ailment.map(|ailment| ailment.to_string());
     let disk = rustix::fs::statvfs(local.directory.path()).ok();
     let bytes = |blocks: u64| disk.as_ref().map_or(0, |disk| blocks.saturating_mul(disk.f_frsize));

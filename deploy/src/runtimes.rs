@@ -70,6 +70,11 @@ impl Signals {
         Ok(Signals { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
     }
 
+    /// SIGHUP, which ends nothing from here on, as with Redis.
+    pub(crate) fn hangups() -> anyhow::Result<Signal> {
+        signal(SignalKind::hangup()).context("catch signals")
+    }
+
     /// The name of the next one.
     pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {

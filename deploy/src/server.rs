@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use cluster::news::Roles;
 use metrics_exporter_prometheus::PrometheusHandle;
-use proxy::tls::TlsFiles;
+use proxy::tls::Tls;
 use proxy::{Facts, Proxy};
 use tokio::net::TcpListener;
+use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::banner::banner;
+use crate::certificates::Certificates;
 use crate::cli::{ClientFlags, ClusterFlags, CommonFlags};
 use crate::compaction::Compactions;
 use crate::config::{self, Address, Config, Machine, TlsSection};
@@ -159,10 +161,11 @@ struct Process<'a> {
 impl Process<'_> {
     async fn serve(&self, metrics: PrometheusHandle) -> anyhow::Result<()> {
         let (config, directory, runtimes, started) = (self.config, self.directory, self.runtimes, Instant::now());
-        let mut signals = Signals::catch()?;
+        let (mut signals, hangups) = (Signals::catch()?, Signals::hangups()?);
         let roles = self.shape.roles();
         let mut ports = Ports::bind(config, roles, self.shape.in_cluster())?;
-        let tls = tls_settings(&config.tls)?;
+        let tls = tls_of(&config.tls)?;
+        let certificates = Arc::new(Certificates::new(tls.clone()));
         let places = ports.places()?;
 
         // Until all is open there is a page that says so.
@@ -182,7 +185,10 @@ impl Process<'_> {
             name = signals.next() => anyhow::bail!("stopped by {name} while {}", stage.text()),
         };
         let shutdown = CancellationToken::new();
-        let local = Arc::new(self.local(&opened, &places, started));
+        if let Some(member) = &opened.member {
+            certificates.of_cluster(&member.view.net);
+        }
+        let local = Arc::new(self.local(&opened, &places, started, certificates));
         let mut settings = config::proxy_settings(config);
         if roles.proxy {
             self.descriptors.fit(&mut settings);
@@ -198,6 +204,7 @@ impl Process<'_> {
         // Before the first client can be told anything else.
         local.serving.store(true, Ordering::Release);
         let upkeep = tokio::spawn(keep_up(metrics));
+        let renewing = tokio::spawn(renew_by_signal(local.clone(), hangups));
         let plain = ports.plain.into_iter().map(|listener| (listener, None));
         let listeners: Vec<_> = plain.chain(ports.tls.into_iter().map(|listener| (listener, tls.clone()))).collect();
         let serving = listeners.into_iter().map(|(listener, tls)| runtimes.proxy.spawn(proxy::serve(proxy.clone(), listener, tls)));
@@ -222,6 +229,7 @@ impl Process<'_> {
             name = signals.next() => anyhow::bail!("cut short by a second {name}; what was acknowledged is in the log"),
         }
         upkeep.abort();
+        renewing.abort();
         stop_pages.cancel();
         let closed = opened.close().await;
         // Nobody may hold up the stop by keeping an HTTP connection.
@@ -230,7 +238,7 @@ impl Process<'_> {
         closed
     }
 
-    fn local(&self, opened: &Opened, places: &Places, started: Instant) -> Local {
+    fn local(&self, opened: &Opened, places: &Places, started: Instant, certificates: Arc<Certificates>) -> Local {
         let addresses = places.plain.iter().map(ToString::to_string);
         Local {
             shape: self.shape,
@@ -245,6 +253,7 @@ impl Process<'_> {
             started,
             addresses: addresses.chain(places.tls.iter().map(|address| format!("{address} (TLS)"))).collect(),
             compactions: Compactions::default(),
+            certificates,
             proxy: std::sync::OnceLock::new(),
             serving: false.into(),
         }
@@ -274,11 +283,21 @@ async fn keep_up(metrics: PrometheusHandle) {
     }
 }
 
-fn tls_settings(section: &TlsSection) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>> {
+fn tls_of(section: &TlsSection) -> anyhow::Result<Option<Arc<Tls>>> {
     if section.port == 0 {
         return Ok(None);
     }
-    let client_ca = Some(&section.client_ca_file).filter(|file| !file.as_os_str().is_empty()).cloned();
-    let files = TlsFiles { cert: section.cert_file.clone(), key: section.key_file.clone(), client_ca };
-    Ok(Some(proxy::tls::server_config(&files).context("set up TLS ([tls] in the configuration)")?))
+    let credentials = proxy::tls::read(&config::tls_files(section)).context("set up TLS ([tls] in the configuration)")?;
+    Ok(Some(Tls::new(credentials)))
+}
+
+/// Reads certificates anew by SIGHUP, until the process stops.
+async fn renew_by_signal(local: Arc<Local>, mut hangups: Signal) {
+    while hangups.recv().await.is_some() {
+        let Some(proxy) = local.proxy() else { return };
+        let files = proxy.settings.load().tls.clone();
+        if let Err(why) = local.certificates.renew(&files) {
+            tracing::error!(why, "SIGHUP: certificates can't be used, those from before are used on");
+        }
+    }
 }

@@ -105,6 +105,17 @@ impl Client {
         self.reply()
     }
 
+    /// What CONFIG GET shows of one setting.
+    ///
+    /// # Panics
+    /// When there is none of this name.
+    pub fn setting(&mut self, name: &str) -> String {
+        match self.run(&format!("CONFIG GET {name}")) {
+            Value::Array(pair) if pair.len() == 2 => pair[1].text(),
+            other => panic!("CONFIG GET {name}: {other:?}"),
+        }
+    }
+
     /// [`Client::call`] with the command on one line, words parted by spaces.
     ///
     /// # Panics

@@ -21,6 +21,5 @@ pub use operator::{Said, admin_json, bridle, bridle_with, files, within};
 pub use server::{Server, ServerBuilder, binary};
 
 /// What is answered to a command whose keys lie in several partitions and must not.
-pub const CROSSSLOT: &str =
-    "CROSSSLOT Keys in request don't hash to the same slot: they lie in several partitions, and nothing was done. Keys with a common {tag} \
+pub const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in several partitions, and nothing was done. Keys with a common {tag} \
      lie in one, and so do all keys of a table that has only one (tables.partitions, bridle admin create --partitions)";

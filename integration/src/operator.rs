@@ -63,7 +63,8 @@ impl Server {
         admin_json(&self.url(), None, words)
     }
 
-    fn url(&self) -> String {
+    /// Where its HTTP pages are, as `bridle admin --url` wants it.
+    pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.http_port)
     }
 

@@ -64,6 +64,10 @@ fn every_subcommand_answers_in_json() {
     assert_eq!(server.admin_json(&["env", "get", "users", "default_ttl"]), json!({"value": "60"}));
     assert_eq!(server.admin_json(&["env", "del", "users", "default_ttl"]), json!({}));
     assert_eq!(server.admin_json(&["compact", "users", "--progress"])["status"], "none");
+    let node = &server.admin_json(&["nodes"])[0];
+    let figure = |name: &str| node[name].as_u64().unwrap_or_else(|| panic!("{name} in {node}"));
+    assert!(figure("disk_free_bytes") > 1 << 20 && figure("disk_total_bytes") > figure("disk_free_bytes"), "{node}");
+    assert!(figure("memory_bytes") > 1 << 20 && figure("connections") == 1, "{node}");
     let started = server.admin_json(&["compact", "users"]);
     assert!(["running", "done"].contains(&started["status"].as_str().expect("a word")), "{started}");
     within(20, "the compaction ends", || server.admin_json(&["compact", "users", "--progress"])["status"] == "done");

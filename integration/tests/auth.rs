@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
-use integration::{Client, Server, ServerBuilder, Value, bridle};
+use integration::{Client, Server, ServerBuilder, Value, bridle, bridle_with};
 
 const PASSWORD: &str = "hunter2-and-more";
 
@@ -223,4 +223,32 @@ fn many_strangers_cost_little_memory() {
     assert!(grown < 200 * (512 << 10), "200 strangers hold {grown} bytes");
     drop(strangers);
     assert_eq!(Client::connect(server.port).map(|mut client| client.run(&format!("AUTH {PASSWORD}"))).expect("it serves"), Value::ok());
+}
+
+#[test]
+fn an_operator_sends_any_password_and_is_told_where_he_knocks() {
+    let server = Server::builder().flag("durability", "os").start();
+    // Beyond ASCII, a control character, a blank at the end.
+    let password = "pä\u{1}ßwørd 密 ";
+    let mut client = server.client();
+    assert_eq!(client.call(&["CONFIG", "SET", "requirepass", password]).expect("a live socket"), Value::ok());
+    let said = bridle_with(Some(password), &["admin", "--url", &server.url(), "status"]);
+    assert!(said.fine, "{}", said.error);
+    let file = server.dir().with_extension("password");
+    std::fs::write(&file, "pässwörd\n").expect("room");
+    assert_eq!(client.call(&["CONFIG", "SET", "requirepass", "pässwörd"]).expect("a live socket"), Value::ok());
+    let said = server.admin(&["--password-file", &file.display().to_string(), "tables"]);
+    assert!(said.fine, "{}", said.error);
+    assert!(server.admin(&["tables"]).error.contains("password"));
+
+    let (place, free) = (server.url().trim_start_matches("http://").to_owned(), integration::cluster::free_ports(1)[0]);
+    for (url, why) in [
+        (place.clone(), format!("try --url http://{place}")),
+        (format!("http://127.0.0.1:{free}"), format!("nothing answers at 127.0.0.1:{free}")),
+        (format!("http://127.0.0.1:{}", server.port), "is a port for Redis clients".to_owned()),
+        (format!("https://{place}"), "plain HTTP".to_owned()),
+    ] {
+        let said = bridle(&["admin", "--url", &url, "tables"]);
+        assert!(!said.fine && said.error.contains(&why), "{url}: {}", said.error);
+    }
 }

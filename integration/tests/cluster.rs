@@ -334,7 +334,7 @@ fn processes_trust_each_other_by_certificate() {
         let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
         Process::start(dir.path(), name, &[words, &flags[..], &tls[..]].concat())
     };
-    let _one = start("one", &["node", "--listen", &meta, "--port", &resp.to_string(), "--http-port", &http], Some(&certs));
+    let one = start("one", &["node", "--listen", &meta, "--port", &resp.to_string(), "--http-port", &http], Some(&certs));
     let _two = start("two", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&certs));
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, resp));
     let set = || Client::reach(at, Duration::from_secs(6)).and_then(|mut client| client.call(&["SET", "a", "1"]));
@@ -346,6 +346,12 @@ fn processes_trust_each_other_by_certificate() {
     let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "drop", "db0"]);
     assert!(!said.fine && said.error.contains("a cluster that has only certificates"), "{said:?}");
     assert!(!plain.said().contains("serving ") && !strange.said().contains("serving "), "they have not joined");
+    // The cluster goes over to the other authority: certificates are read anew, and who was refused is let in.
+    for file in ["127.0.0.1.pem", "127.0.0.1.key", "ca.pem"] {
+        std::fs::copy(dir.path().join("strange").join(file), dir.path().join("certs").join(file)).expect("room");
+    }
+    one.signal("HUP");
+    within(20, "it has joined", || strange.said().contains("serving "));
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn a_proxy_tells_what_its_storage_servers_do_and_waitaof_has_them_do_it() {
     let mut client = cluster.client(3).expect("a connection");
     let info = client.run("INFO durability").text();
     assert!(info.contains("\r\ndurability:os\r\n") && !info.contains("fsynced before"), "{info}");
-    assert_eq!(client.run("CONFIG GET appendfsync").text(), "appendfsync no");
+    assert_eq!(client.setting("appendfsync"), "no");
     assert_eq!(cluster.admin(3, &["status"])["durability"], "os");
     let nodes = cluster.admin(3, &["nodes"]);
     let said = |number: usize| nodes.as_array().expect("a list").iter().find(|node| node["address"] == cluster.address(number).as_str());

@@ -235,12 +235,11 @@ fn a_dropped_table_gives_its_space_back_and_its_name_comes_back_empty() {
 fn a_table_with_a_name_has_a_number_that_every_client_can_select() {
     let mut server = small().start();
     let mut client = server.client();
-    let databases = |client: &mut Client| client.run("CONFIG GET databases").text();
-    assert_eq!(databases(&mut client), "databases 16");
+    assert_eq!(client.setting("databases"), "16");
     assert_eq!(client.run("SELECT 16"), Value::Error("ERR DB index is out of range".into()));
     assert_eq!(server.admin_json(&["create", "books"])["number"], 16);
     assert_eq!(server.admin_json(&["create", "films"])["number"], 17);
-    assert_eq!(databases(&mut client), "databases 18");
+    assert_eq!(client.setting("databases"), "18");
 
     assert_eq!(client.run("SET a 0"), Value::ok());
     assert_eq!(client.run("COPY a b DB 17"), Value::Int(1));
@@ -269,7 +268,7 @@ fn a_table_with_a_name_has_a_number_that_every_client_can_select() {
     assert!(server.admin(&["drop", "films"]).fine);
     assert_eq!(client.run("SELECT 17"), Value::Error("ERR DB index is out of range".into()));
     assert_eq!(server.admin_json(&["create", "films"])["number"], 31);
-    assert_eq!(databases(&mut client), "databases 32");
+    assert_eq!(client.setting("databases"), "32");
     server.stop();
     server.restart();
     let mut client = server.client();

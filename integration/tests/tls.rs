@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use integration::{Client, Server};
+use integration::{Client, Server, within};
 use outside::{Certificates, Ended, free_port, run};
 
 /// redis-cli over TLS with further words.
@@ -58,7 +58,7 @@ fn with_tls_only_the_plain_port_stays_closed() {
     // The kit waits on the plain port, which is not to open; so the wait is for TLS.
     let server = Server::builder().config(&format!("{}only = true", certificates.section(port))).spawn();
     let authority = certificates.text("ca.pem");
-    integration::within(60, "the TLS port answers", || redis_cli(port, &["--cacert", &authority, "PING"]).said.trim() == "PONG");
+    within(60, "the TLS port answers", || redis_cli(port, &["--cacert", &authority, "PING"]).said.trim() == "PONG");
     assert!(Client::connect(server.port).is_err(), "the plain port is open");
 }
 
@@ -91,4 +91,47 @@ fn a_missing_certificate_is_named_at_start() {
     let mut server = Server::builder().config(config).spawn();
     assert!(!server.wait().success());
     assert!(server.output().contains("/nowhere/server."), "{}", server.output());
+}
+
+#[test]
+fn certificates_are_read_anew_by_a_signal_and_by_config_set() {
+    let (certificates, port) = (Certificates::new(), free_port());
+    let server = Server::builder().config(&certificates.section(port)).start();
+    let answers = |authority: &Certificates| redis_cli(port, &["--cacert", &authority.text("ca.pem"), "PING"]).said.trim() == "PONG";
+    let put = |from: &Certificates, file: &str| std::fs::copy(from.path(file), certificates.path(file)).expect("room");
+    let days_left = || {
+        let page = server.page("/metrics").1;
+        let line = page.lines().find_map(|line| line.strip_prefix("bridle_tls_seconds_left{certificates=\"clients\"} "));
+        line.expect("it is exported").parse::<f64>().expect("a number") / 86_400.0
+    };
+    assert!(days_left() > 1000.0, "{}", days_left());
+    let (old, second, third) = (Certificates::copy_of(&certificates), Certificates::new(), Certificates::new());
+    assert!(answers(&old));
+    put(&second, "server.pem");
+    server.signal("HUP");
+    within(10, "that they do not fit is said", || server.output().contains("certificates can't be used"));
+    assert!(answers(&old) && !answers(&second));
+    put(&second, "server.key");
+    server.signal("HUP");
+    within(10, "the second ones are shown", || answers(&second));
+    assert!(!answers(&old));
+
+    let mut client = server.client();
+    let (cert, key) = (third.text("server.pem"), third.text("server.key"));
+    let refused = client.run(&format!("CONFIG SET tls-cert-file {cert}")).text();
+    assert!(refused.starts_with("ERR CONFIG SET failed (possibly related to argument 'tls-cert-file') - "), "{refused}");
+    assert!(client.setting("tls-cert-file") == certificates.text("server.pem") && answers(&second));
+    assert_eq!(client.run(&format!("CONFIG SET tls-cert-file {cert} tls-key-file {key}")), integration::Value::ok());
+    assert!(answers(&third) && !answers(&second));
+    // The same name again reads what is in the file now.
+    let own = certificates.text("server.pem");
+    assert_eq!(
+        client.run(&format!("CONFIG SET tls-cert-file {own} tls-key-file {}", certificates.text("server.key"))),
+        integration::Value::ok()
+    );
+    assert!(answers(&second));
+    put(&third, "server.pem");
+    put(&third, "server.key");
+    assert_eq!(client.run(&format!("CONFIG SET tls-cert-file {own}")), integration::Value::ok());
+    assert!(answers(&third));
 }

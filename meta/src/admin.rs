@@ -24,7 +24,8 @@
 //! What is refused is answered with 4xx and `{"error": "why"}`: 400 makes no sense, 401 password wanted, 403 comes from a web page, 404 no such
 //! thing, 409 exists already; 5xx with the same body is trouble: 503 not now (try again), 500 a fault or an unknown outcome.
 //!
-//! When the server has a password, or the cluster a secret, each request carries one of them as `Authorization: Bearer <password>`. A cluster whose members
+//! When the server has a password, or the cluster a secret, each request carries one of them: as `Authorization: Bearer <password>`, its bytes as they are, or,
+//! for any bytes at all, as `Authorization: Basic <base64 of ":" and the password>` (`curl -u :password`). A cluster whose members
 //! know each other by certificate only can't be administered until it has one of the two. Where there is neither, only who is on the same machine is let
 //! in, as by Redis's protected mode, unless that is off.
 //!
@@ -45,7 +46,10 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, put};
 use axum::{Json, Router};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use cluster::Table;
+use cluster::news::ServerFigures;
 use cluster::{PartitionId, ServerId};
 pub use types::*;
 
@@ -67,6 +71,8 @@ pub trait Local: Send + Sync + 'static {
     fn authorised(&self, from: Option<IpAddr>, password: Option<&[u8]>) -> bool;
     /// How the node is.
     fn status(&self) -> NodeStatus;
+    /// The node's own figures. Asked of the only server, standalone; others report them.
+    fn server_figures(&self) -> ServerFigures;
     /// What a table holds here. Asked of the only server, standalone.
     fn figures(&self, table: &Table) -> Figures;
     /// Starts a compaction of the table, unless one is running; how it stands. Asked of the only server, standalone.
@@ -89,7 +95,9 @@ impl From<MetaError> for Failed {
     fn from(error: MetaError) -> Self {
         let status = match &error {
             MetaError::Refused(Refusal::NoTable(_) | Refusal::NoServer(_) | Refusal::NoPartition(_)) => StatusCode::NOT_FOUND,
-            MetaError::Refused(Refusal::Exists(_) | Refusal::Reserved(_) | Refusal::Alive(_) | Refusal::HoldsReplicas { .. }) => StatusCode::CONFLICT,
+            MetaError::Refused(Refusal::Exists(_) | Refusal::Reserved(_) | Refusal::Alive(_) | Refusal::HoldsReplicas { .. }) => {
+                StatusCode::CONFLICT
+            }
             MetaError::Refused(Refusal::NotEnough(_)) => StatusCode::SERVICE_UNAVAILABLE,
             MetaError::Refused(_) => StatusCode::BAD_REQUEST,
             MetaError::NotLeading { .. } | MetaError::NotNow(_) | MetaError::NotYet(_) | MetaError::DiskFull(_) => {
@@ -151,6 +159,23 @@ fn routes() -> Router<Api> {
     routes.method_not_allowed_fallback(wrong_method)
 }
 
+/// The password in an `Authorization` header; with [`authorization`], any that there is.
+fn password(value: &[u8]) -> Option<Vec<u8>> {
+    let at = value.iter().position(|byte| *byte == b' ')?;
+    let (scheme, sent) = (&value[..at], &value[at + 1..]);
+    if scheme.eq_ignore_ascii_case(b"Bearer") {
+        return Some(sent.to_vec());
+    }
+    // There is one user, and nobody need name it.
+    let basic = BASE64_STANDARD.decode(sent).ok().filter(|_| scheme.eq_ignore_ascii_case(b"Basic"))?;
+    [&b":"[..], b"default:"].iter().find_map(|user| basic.strip_prefix(*user)).map(<[u8]>::to_vec)
+}
+
+/// The `Authorization` header for a password of any bytes.
+pub fn authorization(password: &[u8]) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode([b":", password].concat()))
+}
+
 /// Lets only those in who know the password, and no web pages. Where a request comes from its [`ConnectInfo`] tells.
 ///
 /// # Errors
@@ -161,10 +186,9 @@ pub fn let_in(request: &Request, local: &dyn Local) -> Result<(), Response> {
     if headers.contains_key(header::ORIGIN) {
         return Err(Failed(StatusCode::FORBIDDEN, "requests from web pages are not served".into()).into_response());
     }
-    let sent = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let password = sent.and_then(|value| value.split_at_checked(7)).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
+    let password = headers.get(header::AUTHORIZATION).and_then(|value| password(value.as_bytes()));
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip());
-    if !local.authorised(from, password.map(|(_, password)| password)) {
+    if !local.authorised(from, password.as_deref()) {
         let failed = Failed(StatusCode::UNAUTHORIZED, WANTED.into());
         return Err(([(header::WWW_AUTHENTICATE, "Bearer")], failed).into_response());
     }
@@ -245,6 +269,9 @@ async fn cluster_status(State(api): State<Api>) -> Result<Json<ClusterStatus>, F
 }
 
 async fn nodes(State(api): State<Api>) -> Result<Json<Vec<ServerStatus>>, Failed> {
+    if api.is_alone() {
+        api.meta.hear_the_only_server(api.local.server_figures());
+    }
     Ok(Json(api.meta.server_statuses(&*api.picture()?)))
 }
 

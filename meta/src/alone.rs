@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::news::{Health, Replica, Report};
+use cluster::news::{Health, Replica, Report, ServerFigures};
 use cluster::{Boxed, CallError, Catalogue, PartitionId, Placement, ServerId, Table, TableId};
 use tokio::sync::watch;
 
@@ -82,12 +82,23 @@ impl Meta {
         let placements = tables.placements.values().filter(|placement| is_ready(&placement.partition));
         let replicas = placements.filter_map(|placement| Some(open(placement.partition, placement.on(server)?.raft_id))).collect();
         let report = Report { whole: false, followed: tables.version, replicas, ..Report::default() };
+        self.hear_alone(server, report);
+        self.stir();
+    }
+
+    /// The only server's own figures, which nobody asks for but to show them.
+    pub(crate) fn hear_the_only_server(&self, figures: ServerFigures) {
+        let Some(server) = self.only_server() else { return };
+        let report = Report { figures: Some(figures), ..Report::default() };
+        self.hear_alone(server, report);
+    }
+
+    fn hear_alone(&self, server: ServerId, report: Report) {
+        let picture = self.picture.borrow().clone();
         let mut roster = self.roster.lock();
         if let Some(session) = roster.session(server) {
             roster.report(server, session, report, &picture.state, Instant::now());
         }
-        drop(roster);
-        self.stir();
     }
 
     /// The only server has destroyed every partition of a table that was being dropped: it is forgotten. Again is harmless.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::news::Health;
+use cluster::news::{Health, ServerFigures};
 use cluster::{Member, Placement, ServerId, Table};
 
 use crate::admin::{ClusterStatus, Compaction, Figures, MemberStatus, MetaStatus, PartitionStatus, ServerStatus};
@@ -31,7 +31,7 @@ impl Meta {
         let mut faults: Vec<String> =
             down.iter().take(FAULTS_SHOWN).map(|server| format!("server {} ({}) is down", server.id, server.address)).collect();
         for (id, server) in picture.servers.iter() {
-            let own = roster.seen(*id).map_or(&[][..], |seen| &seen.figures.faults);
+            let own = roster.seen(*id).and_then(|seen| seen.figures.as_ref()).map_or(&[][..], |figures| &figures.faults);
             faults.extend(own.iter().take(FAULTS_SHOWN).map(|fault| format!("server {id} ({}): {fault}", server.address)));
         }
         let (mut led, mut whole) = (0, 0);
@@ -161,7 +161,8 @@ fn server_status(picture: &Picture, roster: &Roster, id: ServerId, since_ms: u64
     let holds = |placement: &&Arc<Placement>| placement.on(id).is_some() && picture.routes.contains_key(&placement.partition);
     let leads = |placement: &&Arc<Placement>| roster.leader(placement.partition).is_some_and(|leader| leader.server == id);
     let held = || picture.state.placements.values().filter(holds);
-    let figures = seen.map(|seen| seen.figures.clone()).unwrap_or_default();
+    let figures = seen.and_then(|seen| seen.figures.clone());
+    let figure = |of: fn(&ServerFigures) -> u64| figures.as_ref().map(of);
     ServerStatus {
         id: id.to_string(),
         address: server.address.clone(),
@@ -173,17 +174,17 @@ fn server_status(picture: &Picture, roster: &Roster, id: ServerId, since_ms: u64
         silent_ms: seen.map(|seen| Instant::now().saturating_duration_since(seen.heard).as_millis() as u64),
         since_ms,
         version: seen.map(|seen| seen.software.clone()).unwrap_or_default(),
-        uptime_seconds: figures.uptime_seconds,
+        uptime_seconds: figure(|figures| figures.uptime_seconds),
         replicas: held().count() as u32,
         leads: if up { held().filter(leads).count() as u32 } else { 0 },
-        connections: figures.clients,
-        disk_bytes: figures.rows_disk_bytes,
-        log_bytes: figures.log_bytes,
-        disk_free_bytes: figures.disk_free_bytes,
-        disk_total_bytes: figures.disk_total_bytes,
-        memory_bytes: figures.memory_bytes,
+        connections: figure(|figures| figures.clients),
+        disk_bytes: figure(|figures| figures.rows_disk_bytes),
+        log_bytes: figure(|figures| figures.log_bytes),
+        disk_free_bytes: figure(|figures| figures.disk_free_bytes),
+        disk_total_bytes: figure(|figures| figures.disk_total_bytes),
+        memory_bytes: figure(|figures| figures.memory_bytes),
         durability: server.durability.map(|durability| durability.word().to_owned()),
-        faults: figures.faults,
+        faults: figures.map(|figures| figures.faults).unwrap_or_default(),
     }
 }
 

@@ -17,15 +17,14 @@
 //!
 //! What is written is frozen: `tests` holds its bytes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cluster::{Member, PartitionId, Placement, ServerId, Table, TableId};
+use cluster::{Member, PartitionId, Placement, ServerId, TableId};
 use engine::batch::{BatchWriter, Family};
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Change, Record, Registered, State, Status};
+use crate::state::{Change, Record, Registered, State};
 
 const VERSION: u8 = 1;
 const CLUSTER: &[u8] = b"cluster";
@@ -158,18 +157,29 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use cluster::Table;
     use cluster::news::{Durability, Roles, Server};
     use engine::batch::{self, Change as Written};
 
     use super::*;
+    use crate::state::Status;
 
     fn example() -> Vec<Change> {
         let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
         let id = TableId(258);
         let table = Table { id, name: "db3".into(), number: 3, partitions: 1, replicas: 3, envs, default_ttl_since_ms: 1000 };
         let roles = Roles { meta: true, storage: false, proxy: true };
-        let server =
-            Server { id: ServerId(300), address: "a:1".into(), http: "b".into(), clients: vec!["c".into()], zone: "z".into(), roles, durability: Some(Durability::Interval) };
+        let server = Server {
+            id: ServerId(300),
+            address: "a:1".into(),
+            http: "b".into(),
+            clients: vec!["c".into()],
+            zone: "z".into(),
+            roles,
+            durability: Some(Durability::Interval),
+        };
         let members = vec![Member { raft_id: 5, server: ServerId(300) }];
         vec![
             Change::Cluster(0x0304),

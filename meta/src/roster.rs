@@ -39,8 +39,8 @@ pub struct Seen {
     pub destroyed: BTreeSet<TableId>,
     /// Its part of compactions, by run.
     pub compactions: BTreeMap<u64, Compaction>,
-    /// Its own figures.
-    pub figures: ServerFigures,
+    /// Its own figures, once it has told them.
+    pub figures: Option<ServerFigures>,
 }
 
 /// Everything that was reported.
@@ -71,7 +71,7 @@ impl Roster {
             replicas: BTreeMap::new(),
             destroyed: BTreeSet::new(),
             compactions: BTreeMap::new(),
-            figures: ServerFigures::default(),
+            figures: None,
         };
         self.servers.insert(server, seen);
         self.sessions
@@ -120,8 +120,8 @@ impl Roster {
             seen.compactions.clear();
         }
         seen.followed = seen.followed.max(report.followed);
-        if let Some(figures) = report.figures {
-            seen.figures = figures;
+        if report.figures.is_some() {
+            seen.figures = report.figures;
         }
         seen.destroyed.extend(report.destroyed.into_iter().filter(|table| state.tables.contains_key(table)));
         for compaction in report.compactions.into_iter().filter(|compaction| state.tables.contains_key(&compaction.table)) {
@@ -178,7 +178,7 @@ impl Roster {
 
     /// Whether a replica could lead and should: it is able to, and its server says that its disks are well.
     pub fn may_lead(&self, server: ServerId, partition: PartitionId, raft_id: u64, lag_max: u64) -> bool {
-        let is_well = self.servers.get(&server).is_some_and(|seen| seen.figures.ailing.is_none());
+        let is_well = self.servers.get(&server).is_some_and(|seen| seen.figures.as_ref().is_none_or(|figures| figures.ailing.is_none()));
         is_well && self.is_able(server, partition, raft_id, lag_max)
     }
 

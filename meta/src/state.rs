@@ -168,7 +168,9 @@ pub enum Refusal {
     #[error("table '{0}' exists")]
     Exists(String),
     /// A name of the form `db7`, for a number that a table has or had, or above [`DATABASE_MAX`].
-    #[error("the name '{0}' stands for a number: one that no table has or had, and at most {DATABASE_MAX}; give it another name, and it gets a number of its own")]
+    #[error(
+        "the name '{0}' stands for a number: one that no table has or had, and at most {DATABASE_MAX}; give it another name, and it gets a number of its own"
+    )]
     Reserved(String),
     /// Nobody has the name.
     #[error("no such table '{0}'")]

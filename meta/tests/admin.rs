@@ -36,6 +36,9 @@ impl Local for Node {
             faults: Vec::new(),
         }
     }
+    fn server_figures(&self) -> cluster::news::ServerFigures {
+        cluster::news::ServerFigures { disk_free_bytes: 7, ..Default::default() }
+    }
     fn figures(&self, table: &Table) -> Figures {
         Figures { rows: u64::from(table.id.0) * 100, ..Figures::default() }
     }
@@ -172,6 +175,28 @@ async fn a_password_guards_everything() {
         let headers = [("authorization", &*format!("{scheme} open sesame"))];
         assert_eq!(ask("GET", format!("{url}/v1/status"), &headers, None).await.0, 200);
     }
+    let basic = meta::admin::authorization(b"open sesame");
+    for (authorization, status) in [
+        (basic.as_str(), 200),
+        // default:open sesame
+        ("basic ZGVmYXVsdDpvcGVuIHNlc2FtZQ==", 200),
+        // root:open sesame, open sesame
+        ("Basic cm9vdDpvcGVuIHNlc2FtZQ==", 401),
+        ("Basic b3BlbiBzZXNhbWU=", 401),
+        ("Basic", 401),
+    ] {
+        assert_eq!(ask("GET", format!("{url}/v1/status"), &[("authorization", authorization)], None).await.0, status, "{authorization}");
+    }
+}
+
+/// What no header may have as it is: control characters, blanks at the end, anything but ASCII.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_may_have_any_bytes() {
+    const PASSWORD: &[u8] = b" p\xc3\xa4ss\x01\t\x7fw\xff:rd ";
+    let dir = tempfile::tempdir().unwrap();
+    let url = api(dir.path(), Some(PASSWORD)).await;
+    let authorization = meta::admin::authorization(PASSWORD);
+    assert_eq!(ask("GET", format!("{url}/v1/status"), &[("authorization", &authorization)], None).await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,6 +9,7 @@
 //! - The password is never shown but by CONFIG GET requirepass itself, as in Redis.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -146,7 +147,45 @@ pub static SETTINGS: &[Setting] = &[
     number!("slowlog-max-len", slowlog_len_max: usize, 0, 1 << 20),
     number!("tcp-keepalive", tcp_keepalive_s: u64, 0, i32::MAX as i64),
     number!("timeout", idle_timeout_s: u64, 0, i32::MAX as i64),
+    Setting {
+        name: "tls-ca-cert-file",
+        get: |settings| settings.tls.client_ca.as_deref().map_or_else(String::new, shown),
+        set: |settings, text| {
+            settings.tls.client_ca = Some(path(text)?).filter(|path| !path.as_os_str().is_empty());
+            Ok(())
+        },
+        file: |settings| FileValue::Text(settings.tls.client_ca.as_deref().map_or_else(String::new, shown)),
+    },
+    Setting {
+        name: "tls-cert-file",
+        get: |settings| shown(&settings.tls.cert),
+        set: |settings, text| {
+            settings.tls.cert = path(text)?;
+            Ok(())
+        },
+        file: |settings| FileValue::Text(shown(&settings.tls.cert)),
+    },
+    Setting {
+        name: "tls-key-file",
+        get: |settings| shown(&settings.tls.key),
+        set: |settings, text| {
+            settings.tls.key = path(text)?;
+            Ok(())
+        },
+        file: |settings| FileValue::Text(shown(&settings.tls.key)),
+    },
 ];
+
+/// Settings that stand for what is in files: setting them reads these, though the names stay.
+const CERTIFICATES: [&str; 3] = ["tls-ca-cert-file", "tls-cert-file", "tls-key-file"];
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn path(text: &[u8]) -> Result<PathBuf, String> {
+    std::str::from_utf8(text).map(PathBuf::from).map_err(|_| "argument must be UTF-8".into())
+}
 
 /// Passwords longer than this are a mistake.
 const PASSWORD_BYTES_MAX: usize = 1024;
@@ -167,7 +206,8 @@ pub fn get(proxy: &Proxy, globs: &[Bytes]) -> Reply {
 pub fn set(proxy: &Proxy, pairs: &[(Bytes, Bytes)]) -> Reply {
     let mut changed = proxy.changes.0.lock();
     let now = proxy.settings.load();
-    match apply(&now, pairs, |name| fixed(proxy, &now).iter().any(|(fixed, _)| *fixed == name)) {
+    let applied = apply(&now, pairs, |name| fixed(proxy, &now).iter().any(|(fixed, _)| *fixed == name));
+    match applied.and_then(|(settings, names)| use_certificates(proxy, settings, names)) {
         Err(Refused::Unknown(name)) => Reply::error(format!("ERR Unknown option or number of arguments for CONFIG SET - '{name}'")),
         Err(Refused::Failed(name, why)) => Reply::error(format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}")),
         Ok((settings, names)) => {
@@ -177,6 +217,15 @@ pub fn set(proxy: &Proxy, pairs: &[(Bytes, Bytes)]) -> Reply {
             proxy.make_room();
             Reply::OK
         }
+    }
+}
+
+/// What is in the files that were named is used from now on, if it fits: all of it or nothing.
+fn use_certificates(proxy: &Proxy, settings: Settings, names: Names) -> Result<(Settings, Names), Refused> {
+    let Some(name) = names.iter().find(|name| CERTIFICATES.contains(name)) else { return Ok((settings, names)) };
+    match proxy.node.use_certificates(&settings.tls) {
+        Ok(()) => Ok((settings, names)),
+        Err(why) => Err(Refused::Failed((*name).to_owned(), one_line(why.as_bytes()))),
     }
 }
 
@@ -207,13 +256,16 @@ pub fn reset_stat(proxy: &Proxy) -> Reply {
     Reply::OK
 }
 
+/// Names of settings.
+type Names = Vec<&'static str>;
+
 enum Refused {
     Unknown(String),
     Failed(String, String),
 }
 
 /// The settings with these changes, and the names of what changed. Names are judged before values, as in Redis.
-fn apply(now: &Settings, pairs: &[(Bytes, Bytes)], is_fixed: impl Fn(&str) -> bool) -> Result<(Settings, Vec<&'static str>), Refused> {
+fn apply(now: &Settings, pairs: &[(Bytes, Bytes)], is_fixed: impl Fn(&str) -> bool) -> Result<(Settings, Names), Refused> {
     let mut found: Vec<&'static Setting> = Vec::with_capacity(pairs.len());
     for (name, _) in pairs {
         let shown = one_line(name);

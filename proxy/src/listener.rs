@@ -20,6 +20,7 @@ use crate::client::Endpoint;
 use crate::connection::Connection;
 use crate::resp::{Protocol, encode};
 use crate::session::{FIRST_TABLE, Session};
+use crate::tls::Tls;
 use crate::{Proxy, words};
 
 /// How long a client may take over the TLS handshake.
@@ -31,10 +32,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// After accept failed (no more file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves clients of a listener, over TLS if there is a configuration, until [`Proxy::shutdown`] is cancelled and all
+/// Serves clients of a listener, over TLS if it is given, until [`Proxy::shutdown`] is cancelled and all
 /// connections have finished what was in flight.
-pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>) {
-    let acceptor = tls.map(TlsAcceptor::from);
+pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<Tls>>) {
     let connections = TaskTracker::new();
     let sweeper = connections.spawn(sweep(proxy.clone()));
     connections.spawn(crate::server::clock(proxy.clone()));
@@ -43,8 +43,11 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<rus
             Ok((stream, _)) => {
                 proxy.stats.connections_received.add(1);
                 match Place::take(&proxy) {
-                    Some(place) => drop(connections.spawn(welcome(place, proxy.clone(), stream, acceptor.clone()))),
-                    None => turn_away_at_once(&proxy, &stream, acceptor.is_some()),
+                    Some(place) => {
+                        let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.config()));
+                        connections.spawn(welcome(place, proxy.clone(), stream, acceptor));
+                    }
+                    None => turn_away_at_once(&proxy, &stream, tls.is_some()),
                 }
             }
             Err(error) => {

@@ -88,7 +88,7 @@ static DOCUMENTED: &[Documented] = &[
     metric(Counter, "bridle_sent_bytes_total", &[], "Bytes written to clients."),
     metric(Counter, "bridle_socket_reads_total", &[], "Reads from client sockets; commands divided by it is the pipelining."),
     metric(Counter, "bridle_socket_writes_total", &[], "Writes to client sockets."),
-    metric(Gauge, "bridle_table_rows", &["table"], "Rows of the partitions in this process."),
+    metric(Gauge, "bridle_table_rows", &["table"], "Rows of the partitions in this process, those of which it is not the leader included."),
     metric(Gauge, "bridle_table_rows_with_expiry", &["table"], "Rows that have an expiry."),
     metric(Gauge, "bridle_table_disk_bytes", &["table"], "Bytes on disk, estimated."),
     metric(

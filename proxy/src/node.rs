@@ -9,6 +9,7 @@ pub use cluster::news::Durability;
 use cluster::{Boxed, CallError, PartitionId};
 
 use crate::config::{FileChange, RewriteError};
+use crate::tls::TlsFiles;
 
 /// One figure: a number that goes up and down, or a word.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,7 +94,15 @@ pub trait Node: Send + Sync + 'static {
         Memory::default()
     }
 
-    /// CONFIG REWRITE: writes these keys of `[proxy]` into the configuration file, leaving everything else in it as it is.
+    /// Reads the certificates that these files and the process's other ones hold, and uses them from now on; or changes nothing.
+    ///
+    /// # Errors
+    /// Why they can't be used, in words.
+    fn use_certificates(&self, _files: &TlsFiles) -> Result<(), String> {
+        Err("TLS is not served (tls.port)".to_owned())
+    }
+
+    /// CONFIG REWRITE: writes these settings into the configuration file, leaving everything else in it as it is.
     fn rewrite_config(&self, _changes: &[FileChange]) -> Result<(), RewriteError> {
         Err(RewriteError::NoFile)
     }

@@ -350,7 +350,7 @@ pub(crate) async fn count(proxy: &Proxy, table: &Table, op: &Op, deadline: Insta
 }
 
 /// Whether a table is one of those that come with their first write; others come only by an operator's will.
-fn comes_by_itself(proxy: &Proxy, name: &str) -> bool {
+pub(crate) fn comes_by_itself(proxy: &Proxy, name: &str) -> bool {
     cluster::database(name).is_some_and(|number| number < proxy.settings.load().databases)
 }
 

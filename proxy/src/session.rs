@@ -142,7 +142,7 @@ impl Session {
             }
             self.chunk.absent = Some(name.clone());
         }
-        if router::is_numbered(&self.proxy, &name) { Ok(None) } else { Err(words::no_table(name.as_bytes())) }
+        if router::comes_by_itself(&self.proxy, &name) { Ok(None) } else { Err(words::no_table(name.as_bytes())) }
     }
 
     /// Any table, whether this proxy has heard of it yet or not.

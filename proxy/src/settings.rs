@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::tls::TlsFiles;
+
 /// Values as of one moment. `Default` is what the annotated configuration says.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -41,6 +43,8 @@ pub struct Settings {
     pub latency_threshold_ms: u64,
     /// How long a call is tried again while a partition has no leader, ms.
     pub call_deadline_ms: u64,
+    /// `tls-cert-file`, `tls-key-file`, `tls-ca-cert-file`: what they held when they were read last is in use.
+    pub tls: TlsFiles,
     /// Tables `db0..` that come with their first write.
     pub databases: u32,
 }
@@ -143,6 +147,7 @@ impl Default for Settings {
             slowlog_len_max: 128,
             latency_threshold_ms: 0,
             call_deadline_ms: 4_000,
+            tls: TlsFiles::default(),
             databases: cluster::DATABASES,
         }
     }

@@ -1,15 +1,20 @@
-//! TLS for clients: certificates from PEM files to a rustls configuration.
+//! TLS for clients: certificates from PEM files to a rustls configuration, which can be read anew while connections go on.
+//!
+//! # Invariants
+//! - Certificate and key are read together and used together or not at all: files that do not fit change nothing
+//!   (`tests/tls.rs`, `certificates_are_read_anew_together_or_not_at_all`).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 
 /// Where the certificates are.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// The server's chain, its own certificate first.
     pub cert: PathBuf,
@@ -35,27 +40,67 @@ pub enum TlsError {
     Config(String),
 }
 
-/// A configuration for [`crate::serve`].
-pub fn server_config(files: &TlsFiles) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+/// What is read of the files, fit to be used.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    config: Arc<rustls::ServerConfig>,
+    /// The server's chain, its own certificate first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Authorities of clients' certificates.
+    pub client_ca: Vec<CertificateDer<'static>>,
+}
+
+/// TLS as it is served: handshakes that begin now use what was read last.
+#[derive(Debug)]
+pub struct Tls(ArcSwap<Credentials>);
+
+impl Tls {
+    /// TLS with these credentials.
+    pub fn new(credentials: Credentials) -> Arc<Tls> {
+        Arc::new(Tls(ArcSwap::from_pointee(credentials)))
+    }
+
+    /// Handshakes from now on use these.
+    pub fn renew(&self, credentials: Credentials) {
+        self.0.store(Arc::new(credentials));
+    }
+
+    /// What is used now.
+    pub fn credentials(&self) -> Arc<Credentials> {
+        self.0.load_full()
+    }
+
+    pub(crate) fn config(&self) -> Arc<rustls::ServerConfig> {
+        self.0.load().config.clone()
+    }
+}
+
+/// Reads certificates and key, all of one moment as far as files can be, and sees whether they fit.
+///
+/// # Errors
+/// What can't be read or does not fit.
+pub fn read(files: &TlsFiles) -> Result<Credentials, TlsError> {
     let config_error = |error: &dyn std::fmt::Display| TlsError::Config(error.to_string());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| config_error(&error))?;
-    let builder = match &files.client_ca {
-        None => builder.with_no_client_auth(),
-        Some(file) => {
+    let client_ca = files.client_ca.as_deref().map_or(Ok(Vec::new()), certificates)?;
+    let builder = match files.client_ca.is_some() {
+        false => builder.with_no_client_auth(),
+        true => {
             let mut roots = RootCertStore::empty();
-            for cert in certificates(file)? {
-                roots.add(cert).map_err(|error| config_error(&error))?;
+            for cert in &client_ca {
+                roots.add(cert.clone()).map_err(|error| config_error(&error))?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
             builder.with_client_cert_verifier(verifier.map_err(|error| config_error(&error))?)
         }
     };
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| file_error(&files.key, error))?;
-    let config = builder.with_single_cert(certificates(&files.cert)?, key).map_err(|error| config_error(&error))?;
-    Ok(Arc::new(config))
+    let chain = certificates(&files.cert)?;
+    let config = builder.with_single_cert(chain.clone(), key).map_err(|error| config_error(&error))?;
+    Ok(Credentials { config: Arc::new(config), chain, client_ca })
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -12,9 +12,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use cluster::{CallError, PartitionId};
+use cluster::{Boxed, CallError, PartitionId};
 use commands::Reply;
-use futures::StreamExt;
 use row::op::{Answer, Op, Request, Response};
 
 use crate::node::Durability;
@@ -115,17 +114,21 @@ fn copies(proxy: &Proxy, partitions: &[PartitionId]) -> u32 {
 
 /// Whether all leaders have synced, and how many other replicas have, at least, of each partition.
 async fn sync_all(proxy: &Proxy, partitions: &[PartitionId], wanted: Wanted) -> Result<(bool, u32), CallError> {
-    let each = partitions.iter().map(|partition| sync_one(proxy, *partition, wanted));
-    let mut synced = futures::stream::iter(each).buffer_unordered(ASKED_AT_ONCE);
     let (mut leaders, mut others) = (true, None::<u32>);
-    while let Some(one) = synced.next().await {
-        if let Some((leader, copies)) = one? {
-            leaders &= leader;
-            others = Some(others.map_or(copies, |others| others.min(copies)));
+    for some in partitions.chunks(ASKED_AT_ONCE) {
+        let mut asked: Vec<Boxed<'_, Result<Option<(bool, u32)>, CallError>>> = Vec::with_capacity(some.len());
+        for &partition in some {
+            asked.push(Box::pin(sync_one(proxy, partition, wanted)));
+        }
+        for one in futures::future::join_all(asked).await {
+            if let Some((leader, copies)) = one? {
+                leaders &= leader;
+                others = Some(others.map_or(copies, |others| others.min(copies)));
+            }
         }
     }
     let others = others.unwrap_or(0);
-    if others < wanted.replicas {
+    if !leaders || others < wanted.replicas {
         // More than there are, say: as in Redis, that is waited for.
         tokio::time::sleep_until(wanted.deadline.into()).await;
     }
@@ -135,7 +138,7 @@ async fn sync_all(proxy: &Proxy, partitions: &[PartitionId], wanted: Wanted) -> 
 /// As [`sync_all`], of one partition; `None`: its table has been dropped.
 async fn sync_one(proxy: &Proxy, partition: PartitionId, wanted: Wanted) -> Result<Option<(bool, u32)>, CallError> {
     let request = Request { ops: vec![Op::Sync], joined: Vec::new(), watched: Vec::new() };
-    let asked = router::respond(proxy, partition, request, wanted.deadline);
+    let asked = router::respond(proxy, partition, &request, wanted.deadline);
     let index = match tokio::time::timeout_at(wanted.deadline.into(), asked).await {
         Err(_) | Ok(Err(CallError::NoLeader(_))) => return Ok(Some((false, 0))),
         Ok(Err(CallError::NoTable)) => return Ok(None),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy::Settings;
-use proxy::tls::{TlsError, TlsFiles, server_config};
+use proxy::tls::{Tls, TlsError, TlsFiles, read};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -37,7 +37,7 @@ async fn commands_go_over_tls_in_any_size_and_plain_ones_do_not() {
     let proxy = kit::proxy(&kit::World::new(1), Settings::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(proxy::serve(proxy.clone(), listener, Some(server_config(&files).unwrap())));
+    let serving = tokio::spawn(proxy::serve(proxy.clone(), listener, Some(Tls::new(read(&files).unwrap()))));
 
     let connector = tokio_rustls::TlsConnector::from(client_config(root));
     let stream = TcpStream::connect(address).await.unwrap();
@@ -67,7 +67,7 @@ async fn a_killed_client_that_does_not_read_is_let_go() {
     let proxy = kit::proxy(&kit::World::new(1), Settings::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let serving = tokio::spawn(proxy::serve(proxy.clone(), listener, Some(server_config(&files).unwrap())));
+    let serving = tokio::spawn(proxy::serve(proxy.clone(), listener, Some(Tls::new(read(&files).unwrap()))));
     let connector = tokio_rustls::TlsConnector::from(client_config(root));
     let mut stream = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
     stream.write_all(kit::command(&["SET", "k", &"v".repeat(8 << 20)]).as_bytes()).await.unwrap();
@@ -93,7 +93,7 @@ async fn who_is_still_shaking_hands_counts_as_a_client() {
     let proxy = kit::proxy(&kit::World::new(1), Settings { clients_max: 2, ..Settings::default() });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(proxy::serve(proxy.clone(), listener, Some(server_config(&files).unwrap())));
+    tokio::spawn(proxy::serve(proxy.clone(), listener, Some(Tls::new(read(&files).unwrap()))));
     let mut silent = vec![TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
     let mut third = TcpStream::connect(address).await.unwrap();
     let ended = tokio::time::timeout(Duration::from_secs(5), third.read(&mut [0; 1])).await.expect("it is not waited for");
@@ -108,13 +108,45 @@ async fn who_is_still_shaking_hands_counts_as_a_client() {
     }
 }
 
+#[tokio::test]
+async fn certificates_are_read_anew_together_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let (files, old) = files(directory.path());
+    let proxy = kit::proxy(&kit::World::new(1), Settings::default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tls = Tls::new(read(&files).unwrap());
+    tokio::spawn(proxy::serve(proxy.clone(), listener, Some(tls.clone())));
+    let connect = async |root: &rustls::pki_types::CertificateDer<'static>| {
+        let connector = tokio_rustls::TlsConnector::from(client_config(root.clone()));
+        connector.connect(ServerName::try_from("localhost").unwrap(), TcpStream::connect(address).await.unwrap()).await
+    };
+    let mut open = connect(&old).await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let (new_files, new) = self::files(other.path());
+    // The certificate comes first, and its key a moment later.
+    std::fs::copy(&new_files.cert, &files.cert).unwrap();
+    let error = read(&files).unwrap_err();
+    assert!(matches!(error, TlsError::Config(_)), "{error}");
+    connect(&old).await.expect("nothing has changed");
+    std::fs::copy(&new_files.key, &files.key).unwrap();
+    tls.renew(read(&files).unwrap());
+    connect(&new).await.expect("the new one is shown");
+    connect(&old).await.expect_err("the old one is not");
+    open.write_all(b"PING\r\n").await.unwrap();
+    let mut got = [0; 7];
+    open.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"+PONG\r\n", "who is connected stays so");
+    proxy.shutdown.cancel();
+}
+
 #[test]
 fn files_that_are_no_certificates_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let (mut files, _) = files(directory.path());
     std::fs::write(&files.cert, "nothing").unwrap();
-    let error = server_config(&files).unwrap_err();
+    let error = read(&files).unwrap_err();
     assert!(matches!(&error, TlsError::File { file, .. } if *file == files.cert), "{error}");
     files.key = directory.path().join("none");
-    assert!(server_config(&files).unwrap_err().to_string().contains("none"));
+    assert!(read(&files).unwrap_err().to_string().contains("none"));
 }

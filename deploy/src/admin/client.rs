@@ -1,5 +1,9 @@
 //! The HTTP client of `bridle admin`.
 
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +20,54 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// HTTP's word for "done, and nothing to say".
 const NO_CONTENT: u16 = 204;
 
+/// What a URL begins with.
+const SCHEME: &str = "http://";
+/// How long a look at a port may take that gave no answer.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// A URL that can be asked, without a slash at its end.
+fn checked(given: &str) -> anyhow::Result<String> {
+    let url = given.trim_end_matches('/');
+    if url.starts_with("https://") {
+        bail!("--url {given}: the HTTP port speaks plain HTTP, so the URL begins with {SCHEME}");
+    }
+    if !given.contains("://") {
+        bail!("--url {given}: a URL begins with {SCHEME}; try --url {SCHEME}{url}");
+    }
+    let has_host = || url.parse::<ureq::http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+    if !url.starts_with(SCHEME) || !has_host() {
+        bail!("--url {given}: not of the form {SCHEME}host:port");
+    }
+    Ok(url.to_owned())
+}
+
+/// What is at a place that gave no answer to HTTP.
+enum Found {
+    /// No connection can be made, and why.
+    Nothing(std::io::Error),
+    /// It speaks to Redis clients.
+    Redis,
+    /// Something else.
+    Something,
+}
+
+fn look(place: &str) -> Found {
+    let place = if place.rsplit(']').next().is_some_and(|rest| rest.contains(':')) { place.to_owned() } else { format!("{place}:80") };
+    let said = TcpStream::connect(&place).map(|mut stream| -> std::io::Result<[u8; 1]> {
+        stream.set_read_timeout(Some(LOOK))?;
+        stream.write_all(b"PING\r\n")?;
+        let mut first = [0];
+        stream.read_exact(&mut first)?;
+        Ok(first)
+    });
+    match said {
+        Err(error) => Found::Nothing(error),
+        // +PONG, or -NOAUTH and the like.
+        Ok(Ok([b'+' | b'-'])) => Found::Redis,
+        Ok(_) => Found::Something,
+    }
+}
+
 /// A server that is asked.
 pub(super) struct Server {
     agent: ureq::Agent,
@@ -26,15 +78,16 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(admin: &Admin) -> anyhow::Result<Server> {
+        let url = checked(&admin.url)?;
         let password = match &admin.password_file {
-            Some(path) => Some(Secret::from_file(Path::new(path)).map_err(anyhow::Error::msg)?.reveal().to_owned()),
-            None => std::env::var("BRIDLE_PASSWORD").ok().filter(|password| !password.is_empty()),
+            Some(path) => Some(Secret::from_file(Path::new(path)).map_err(anyhow::Error::msg)?.reveal().as_bytes().to_vec()),
+            None => std::env::var_os("BRIDLE_PASSWORD").map(OsString::into_vec).filter(|password| !password.is_empty()),
         };
         let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).proxy(None).build();
         Ok(Server {
             agent: config.into(),
-            url: admin.url.trim_end_matches('/').to_owned(),
-            authorization: password.map(|password| format!("Bearer {password}")),
+            url,
+            authorization: password.map(|password| meta::admin::authorization(&password)),
             json: admin.json,
         })
     }
@@ -63,7 +116,10 @@ impl Server {
     }
 
     fn answer(&self, outcome: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
-        let mut response = outcome.with_context(|| format!("ask {} (is the server running? --url says where)", self.url))?;
+        let mut response = match outcome {
+            Ok(response) => response,
+            Err(error) => return Err(self.explained(error)),
+        };
         let status = response.status();
         if status.as_u16() == NO_CONTENT {
             return Ok(Value::Null);
@@ -79,10 +135,49 @@ impl Server {
         Ok(body)
     }
 
+    /// Why there is no answer, after another look at what is there.
+    fn explained(&self, error: ureq::Error) -> anyhow::Error {
+        let place = self.url.trim_start_matches(SCHEME);
+        let place = place.split('/').next().unwrap_or(place);
+        match look(place) {
+            Found::Nothing(why) => {
+                anyhow::anyhow!("nothing answers at {place} ({why}): is the server running, and is that its HTTP port? --url says where")
+            }
+            Found::Redis => {
+                anyhow::anyhow!("{place} is a port for Redis clients; --url wants the HTTP port, http://127.0.0.1:9121 by default")
+            }
+            Found::Something => {
+                let why = anyhow::Error::new(error);
+                why.context(format!("ask {} (is that Bridle's HTTP port? --url says where)", self.url))
+            }
+        }
+    }
+
     pub(super) fn show<T: DeserializeOwned>(&self, body: Value, words: impl FnOnce(T) -> String) -> anyhow::Result<String> {
         match self.json {
             true => Ok(format!("{}\n", serde_json::to_string_pretty(&body)?)),
             false => Ok(words(serde_json::from_value(body).context("understand the answer (is the server of this version?)")?)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_that_cannot_be_asked_are_refused_in_words() {
+        for (url, why) in [
+            ("127.0.0.1:9121", "try --url http://127.0.0.1:9121"),
+            ("localhost", "try --url http://localhost"),
+            ("https://localhost:9121", "plain HTTP"),
+            ("redis://localhost:6379", "not of the form http://host:port"),
+            ("http://", "not of the form http://host:port"),
+            ("http:// x", "not of the form http://host:port"),
+        ] {
+            let error = checked(url).unwrap_err().to_string();
+            assert!(error.contains(why), "{url}: {error}");
+        }
+        assert_eq!(checked("http://[::1]:9121//").unwrap(), "http://[::1]:9121");
     }
 }

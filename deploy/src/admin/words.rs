@@ -121,7 +121,9 @@ pub(super) fn nodes(list: &[ServerStatus]) -> String {
             Some(silent) if node.state != "up" => format!("{} {} s", node.state, silent / 1000),
             _ => node.state.clone(),
         };
-        let free = if node.disk_total_bytes == 0 { String::new() } else { bytes(node.disk_free_bytes) };
+        // What is not known is not nothing: a node in its first second has not told yet.
+        let known = |figure: Option<u64>, show: fn(u64) -> String| figure.map_or_else(|| "-".to_owned(), show);
+        let free = node.disk_free_bytes.filter(|_| node.disk_total_bytes.is_some_and(|total| total > 0));
         vec![
             node.id.clone(),
             node.address.clone(),
@@ -130,10 +132,10 @@ pub(super) fn nodes(list: &[ServerStatus]) -> String {
             state,
             node.replicas.to_string(),
             node.leads.to_string(),
-            node.connections.to_string(),
-            bytes(node.disk_bytes),
-            free,
-            bytes(node.memory_bytes),
+            known(node.connections, |count| count.to_string()),
+            known(node.disk_bytes, bytes),
+            known(free, bytes),
+            known(node.memory_bytes, bytes),
             node.clients.join(" "),
         ]
     };
@@ -206,6 +208,47 @@ mod tests {
     #[test]
     fn bytes_are_readable() {
         assert_eq!([bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)], ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]);
+    }
+
+    #[test]
+    fn what_a_node_has_not_told_yet_is_not_nothing() {
+        let mut node = ServerStatus {
+            id: "26a4004934bacc69".into(),
+            address: "a:1".into(),
+            http: "a:2".into(),
+            clients: vec!["a:3".into()],
+            zone: "z".into(),
+            roles: vec!["proxy".into()],
+            state: "up".into(),
+            silent_ms: None,
+            since_ms: 1,
+            version: "0.1.0".into(),
+            uptime_seconds: None,
+            replicas: 2,
+            leads: 1,
+            connections: None,
+            disk_bytes: None,
+            log_bytes: None,
+            disk_free_bytes: None,
+            disk_total_bytes: None,
+            memory_bytes: None,
+            durability: None,
+            faults: Vec::new(),
+        };
+        let cells = |node: &ServerStatus| {
+            nodes(std::slice::from_ref(node))
+                .lines()
+                .nth(1)
+                .expect("a row")
+                .split("  ")
+                .map(|cell| cell.trim().to_owned())
+                .filter(|cell| !cell.is_empty())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(cells(&node)[5..], ["2", "1", "-", "-", "-", "-", "a:3"]);
+        (node.connections, node.disk_bytes, node.memory_bytes) = (Some(0), Some(0), Some(1 << 20));
+        (node.disk_free_bytes, node.disk_total_bytes) = (Some(0), Some(1 << 30));
+        assert_eq!(cells(&node)[5..], ["2", "1", "0", "0 B", "0 B", "1.0 MiB", "a:3"]);
     }
 
     #[test]

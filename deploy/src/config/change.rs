@@ -8,8 +8,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use proxy::ClientsMemory;
 use proxy::config::{FileChange, FileValue};
+use proxy::tls::TlsFiles;
 
-use super::{ClientsShare, Config, Dur, Secret, Size, Threshold, rewrite};
+use super::{ClientsShare, Config, Dur, Secret, Size, Threshold, TlsSection, rewrite};
+
+/// Where the certificates for clients are.
+pub(crate) fn tls_files(section: &TlsSection) -> TlsFiles {
+    let client_ca = Some(&section.client_ca_file).filter(|file| !file.as_os_str().is_empty()).cloned();
+    TlsFiles { cert: section.cert_file.clone(), key: section.key_file.clone(), client_ca }
+}
 
 /// The proxy's settings at start.
 pub(crate) fn proxy_settings(config: &Config) -> proxy::Settings {
@@ -41,6 +48,7 @@ pub(crate) fn proxy_settings(config: &Config) -> proxy::Settings {
         slowlog_len_max: section.slowlog_max_len as usize,
         latency_threshold_ms: section.latency_monitor_threshold.0.as_millis() as u64,
         call_deadline_ms: section.call_deadline.0.as_millis() as u64,
+        tls: tls_files(&config.tls),
         ..proxy::Settings::default()
     }
 }
@@ -57,7 +65,7 @@ pub(crate) fn rewrite_file(path: &Path, changes: &[FileChange]) -> Result<(), St
 }
 
 fn take(config: &mut Config, change: &FileChange) -> Result<(), String> {
-    let section = &mut config.proxy;
+    let (section, tls) = (&mut config.proxy, &mut config.tls);
     let secret_elsewhere = !section.requirepass_file.as_os_str().is_empty();
     let size = |number: i64| Size(u64::try_from(number).unwrap_or(0));
     let count = |number: i64| u32::try_from(number).unwrap_or(u32::MAX);
@@ -92,6 +100,9 @@ fn take(config: &mut Config, change: &FileChange) -> Result<(), String> {
             section.latency_monitor_threshold = span(Duration::from_millis, *number);
         }
         ("call_deadline_ms", FileValue::Int(number)) => section.call_deadline = span(Duration::from_millis, *number),
+        ("tls_cert_file", FileValue::Text(path)) => tls.cert_file = path.into(),
+        ("tls_key_file", FileValue::Text(path)) => tls.key_file = path.into(),
+        ("tls_ca_cert_file", FileValue::Text(path)) => tls.client_ca_file = path.into(),
         (key, _) => return Err(format!("no setting of the file corresponds to {key}")),
     }
     Ok(())
@@ -140,6 +151,7 @@ mod tests {
             latency_threshold_ms: 11,
             call_deadline_ms: 1300,
             memory_bytes: Config::defaults().shares.memory.bytes(),
+            tls: TlsFiles { cert: "c".into(), key: "k".into(), client_ca: Some("a".into()) },
             ..proxy::Settings::default()
         };
         let shares = [ClientsMemory::Bytes(77 << 20), ClientsMemory::Percent(5), ClientsMemory::Unlimited];

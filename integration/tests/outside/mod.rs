@@ -114,6 +114,16 @@ impl Certificates {
         made
     }
 
+    /// The same files elsewhere.
+    pub fn copy_of(other: &Certificates) -> Certificates {
+        let dir = tempfile::tempdir().expect("a directory");
+        for file in std::fs::read_dir(other.dir.path()).expect("it is there") {
+            let file = file.expect("it is there");
+            std::fs::copy(file.path(), dir.path().join(file.file_name())).expect("room");
+        }
+        Certificates { dir }
+    }
+
     /// Where a file lies: `ca.pem`, `server.pem`, `server.key`, `client.pem`, `client.key`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

@@ -176,8 +176,15 @@ mod tests {
     #[test]
     fn partitions_divide_the_slots() {
         for partitions in [1, 2, 3, 7, 16, 100, 1000, u32::from(SLOTS)] {
-            let table =
-                Table { id: TableId(1), name: "t".to_owned(), number: 16, partitions, replicas: 1, envs: BTreeMap::new(), default_ttl_since_ms: 0 };
+            let table = Table {
+                id: TableId(1),
+                name: "t".to_owned(),
+                number: 16,
+                partitions,
+                replicas: 1,
+                envs: BTreeMap::new(),
+                default_ttl_since_ms: 0,
+            };
             for index in 0..partitions {
                 let (first, end) = (table.first_slot(index), table.first_slot(index + 1));
                 assert!(first < end, "partition {index} of {partitions}");

@@ -175,7 +175,7 @@ pub struct MetaStatus {
     pub leads: bool,
 }
 
-/// A server as the leading meta sees it.
+/// A server as the leading meta sees it. Its own figures are absent while it has not told them: in its first second, or since this meta leads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerStatus {
     /// 16 hex digits.
@@ -200,23 +200,30 @@ pub struct ServerStatus {
     /// Its version of Bridle.
     pub version: String,
     /// Seconds since its process started.
-    pub uptime_seconds: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uptime_seconds: Option<u64>,
     /// Replicas that it holds or is to hold.
     pub replicas: u32,
     /// Partitions that it leads.
     pub leads: u32,
     /// Connected Redis clients.
-    pub connections: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
     /// Bytes of rows on disk.
-    pub disk_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// Bytes of the Raft log.
-    pub log_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_bytes: Option<u64>,
     /// Bytes of its disk that are free.
-    pub disk_free_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_free_bytes: Option<u64>,
     /// Bytes of its disk.
-    pub disk_total_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_total_bytes: Option<u64>,
     /// Resident memory, bytes.
-    pub memory_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
     /// What a write has survived that it has acknowledged: `always`, `interval` or `os`; absent when it holds no replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub durability: Option<String>,

@@ -7,8 +7,8 @@ use cluster::news::Server;
 use cluster::{DATABASES, Member, PartitionId, Placement, ServerId, Table, TableId};
 
 use super::{
-    Change, Command, DATABASE_MAX, Decided, PARTITIONS_MAX, PARTITIONS_TOTAL_MAX, REMOVED_MAX, REPLICAS_MAX, Record, Refusal, Registered, SERVERS_MAX,
-    State, Status, TABLES_MAX, check_name,
+    Change, Command, DATABASE_MAX, Decided, PARTITIONS_MAX, PARTITIONS_TOTAL_MAX, REMOVED_MAX, REPLICAS_MAX, Record, Refusal, Registered,
+    SERVERS_MAX, State, Status, TABLES_MAX, check_name,
 };
 use crate::envs;
 use crate::placement::{self, Candidate};

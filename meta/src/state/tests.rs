@@ -6,7 +6,15 @@ use super::*;
 
 fn server(id: u64) -> Server {
     let roles = Roles { meta: false, storage: true, proxy: true };
-    Server { id: ServerId(id), address: format!("host{id}:1"), http: String::new(), clients: Vec::new(), zone: String::new(), roles, durability: None }
+    Server {
+        id: ServerId(id),
+        address: format!("host{id}:1"),
+        http: String::new(),
+        clients: Vec::new(),
+        zone: String::new(),
+        roles,
+        durability: None,
+    }
 }
 fn live() -> Vec<ServerId> {
     vec![ServerId(300)]

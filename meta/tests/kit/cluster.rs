@@ -47,6 +47,9 @@ impl Local for Nobody {
             faults: Vec::new(),
         }
     }
+    fn server_figures(&self) -> cluster::news::ServerFigures {
+        cluster::news::ServerFigures { disk_free_bytes: 7, ..Default::default() }
+    }
     fn figures(&self, _: &Table) -> Figures {
         panic!("the reports say what tables hold")
     }
@@ -180,8 +183,15 @@ pub struct FakeServer {
 impl Source for FakeServer {
     fn hello(&self) -> Hello {
         let roles = Roles { meta: false, storage: true, proxy: true };
-        let server =
-            Server { id: self.id, address: self.address.clone(), http: String::new(), clients: Vec::new(), zone: String::new(), roles, durability: None };
+        let server = Server {
+            id: self.id,
+            address: self.address.clone(),
+            http: String::new(),
+            clients: Vec::new(),
+            zone: String::new(),
+            roles,
+            durability: None,
+        };
         Hello { server, cluster: *self.cluster.lock(), software: "test".into() }
     }
 

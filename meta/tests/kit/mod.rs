@@ -18,7 +18,15 @@ pub async fn open(dir: &Path) -> (Arc<Meta>, Arc<Log>) {
     let log = Log::open(LogOptions { segment_bytes: 1 << 20, ..LogOptions::new(dir.join("log")) }).unwrap();
     let shared = Shared::new(Settings { disk_reserve_bytes: 0, ..Settings::default() }).unwrap();
     let roles = Roles { meta: true, storage: true, proxy: true };
-    let server = Server { id: ServerId(1), address: "here".into(), http: String::new(), clients: Vec::new(), zone: String::new(), roles, durability: None };
+    let server = Server {
+        id: ServerId(1),
+        address: "here".into(),
+        http: String::new(),
+        clients: Vec::new(),
+        zone: String::new(),
+        roles,
+        durability: None,
+    };
     let options = MetaOptions {
         dir: dir.join("meta"),
         raft_runtime: tokio::runtime::Handle::current(),

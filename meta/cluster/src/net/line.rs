@@ -6,7 +6,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -235,7 +235,7 @@ async fn greet(net: &Arc<Net>, mut stream: TcpStream, lane: Lane, address: &str,
     prepare(&stream).map_err(|error| format!("set up the socket: {error}"))?;
     stream.write_all(&[lane as u8]).await.map_err(|error| error.to_string())?;
     let remote = stream.peer_addr().map_err(|error| error.to_string())?;
-    let mut stream = match &net.tls {
+    let mut stream = match net.tls.as_ref().map(ArcSwap::load_full) {
         None => Stream::Plain(stream),
         Some(tls) => {
             let connected = tls.connector.connect(tls.name_of(address)?, stream).await;

@@ -221,7 +221,9 @@ pub enum Service {
 
 impl Service {
     fn of(byte: u8) -> Option<Service> {
-        [Service::Rows, Service::Raft, Service::RaftBulk, Service::Meta, Service::Sync, Service::Leads].into_iter().find(|service| *service as u8 == byte)
+        [Service::Rows, Service::Raft, Service::RaftBulk, Service::Meta, Service::Sync, Service::Leads]
+            .into_iter()
+            .find(|service| *service as u8 == byte)
     }
 
     fn lane(self) -> Lane {
@@ -282,10 +284,13 @@ pub trait Services: Send + Sync + 'static {
     fn channel(&self, from: &Peer, service: Service, hello: Bytes, channel: Channel);
 }
 
+/// Certificates that were read and fit each other.
+pub struct NetCredentials(tls::Tls);
+
 /// This process's end: what it is, whom it knows, its connections. Dropping it closes those that it has dialed.
 pub struct Net {
     options: NetOptions,
-    tls: Option<tls::Tls>,
+    tls: Option<ArcSwap<tls::Tls>>,
     runtime: tokio::runtime::Handle,
     cluster: Mutex<Option<ClusterId>>,
     addresses: Mutex<HashMap<ServerId, String>>,
@@ -307,7 +312,7 @@ impl Net {
             return Err(NetSetupError::FrameCap(options.frame_bytes_max));
         }
         Ok(Arc::new(Net {
-            tls: options.tls.as_ref().map(tls::Tls::new).transpose()?,
+            tls: options.tls.as_ref().map(tls::Tls::new).transpose()?.map(ArcSwap::from_pointee),
             runtime,
             cluster: Mutex::new(options.cluster),
             addresses: Mutex::default(),
@@ -380,6 +385,28 @@ impl Net {
                 Err(blocked) => wait(&link, blocked, deadline).await?,
             }
         }
+    }
+
+    /// Reads the certificates anew; `None`: there is no TLS. They are used when they are handed to [`Net::renew_tls`].
+    ///
+    /// # Errors
+    /// Those that can't be used.
+    pub fn read_tls(&self) -> Result<Option<NetCredentials>, NetSetupError> {
+        self.options.tls.as_ref().map(|files| tls::Tls::new(files).map(NetCredentials)).transpose()
+    }
+
+    /// Connections that are made from now on use these certificates.
+    pub fn renew_tls(&self, credentials: NetCredentials) {
+        if let Some(tls) = &self.tls {
+            tls.store(Arc::new(credentials.0));
+        }
+    }
+
+    /// The certificates that are in use, DER: this server's chain, and its authorities.
+    pub fn certificates(&self) -> Option<(Vec<Vec<u8>>, Vec<Vec<u8>>)> {
+        let tls = self.tls.as_ref()?.load();
+        let bytes = |certificates: &[rustls::pki_types::CertificateDer<'static>]| certificates.iter().map(|one| one.to_vec()).collect();
+        Some((bytes(&tls.chain), bytes(&tls.authorities)))
     }
 
     /// Opens a two-way stream of messages. `hello` comes first and says what it is about. It has been sent when this returns, no more is known:

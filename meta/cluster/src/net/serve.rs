@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -189,7 +190,7 @@ async fn greet(net: &Net, stream: std::net::TcpStream) -> Result<(Stream, Peer, 
     let stream = TcpStream::from_std(stream).map_err(|error| error.to_string())?;
     prepare(&stream).map_err(|error| format!("set up the socket: {error}"))?;
     let remote = stream.peer_addr().map_err(|error| error.to_string())?;
-    let mut stream = match &net.tls {
+    let mut stream = match net.tls.as_ref().map(ArcSwap::load_full) {
         None => Stream::Plain(stream),
         Some(tls) => Stream::Tls(Box::new(tls.acceptor.accept(stream).await.map_err(|error| format!("TLS: {error}"))?.into())),
     };

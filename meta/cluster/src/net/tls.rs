@@ -29,6 +29,9 @@ pub(super) struct Tls {
     pub(super) acceptor: TlsAcceptor,
     pub(super) connector: TlsConnector,
     name: Option<ServerName<'static>>,
+    /// This server's, its own first.
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) authorities: Vec<CertificateDer<'static>>,
 }
 
 impl Tls {
@@ -36,26 +39,30 @@ impl Tls {
         let config_error = |error: &dyn std::fmt::Display| NetSetupError::Tls(error.to_string());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
-        for cert in certificates(&files.ca)? {
-            roots.add(cert).map_err(|error| config_error(&error))?;
+        let authorities = certificates(&files.ca)?;
+        for cert in &authorities {
+            roots.add(cert.clone()).map_err(|error| config_error(&error))?;
         }
         let roots = Arc::new(roots);
-        let key = || PrivateKeyDer::from_pem_file(&files.key).map_err(|error| file_error(&files.key, error));
+        // Each file once: what both ends use is of one moment.
+        let chain = certificates(&files.cert)?;
+        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| file_error(&files.key, error))?;
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
         let server = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|error| config_error(&error))?
             .with_client_cert_verifier(verifier.map_err(|error| config_error(&error))?)
-            .with_single_cert(certificates(&files.cert)?, key()?)
+            .with_single_cert(chain.clone(), key.clone_key())
             .map_err(|error| config_error(&error))?;
         let client = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| config_error(&error))?
             .with_root_certificates(roots)
-            .with_client_auth_cert(certificates(&files.cert)?, key()?)
+            .with_client_auth_cert(chain.clone(), key)
             .map_err(|error| config_error(&error))?;
         let name = files.name.clone().map(ServerName::try_from).transpose().map_err(|error| config_error(&error))?;
-        Ok(Tls { acceptor: TlsAcceptor::from(Arc::new(server)), connector: TlsConnector::from(Arc::new(client)), name })
+        let (acceptor, connector) = (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)));
+        Ok(Tls { acceptor, connector, name, chain, authorities })
     }
 
     /// The name that the certificate of the server at this address must bear.

@@ -208,7 +208,7 @@ impl Group {
     /// The index of the last entry that is committed, from this replica as the one that leads: whatever was acknowledged before the call, in this term
     /// or an earlier one, is not behind it.
     pub fn read_index(&self) -> BoxFuture<'_, Result<u64, GroupError>> {
-        Box::pin(async move { Ok(self.linearizer().await?.read_log_id().index) })
+        Box::pin(async move { Ok(self.linearizer().await?.read_log_id().index()) })
     }
 
     /// Waits until this replica, whether it leads or not, has applied the entry of an index.
