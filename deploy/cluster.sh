@@ -15,6 +15,12 @@ inner=${CLUSTER_PORT:-7201}
 data=${DATA:-./data/cluster}
 memory=${MEMORY:-256MiB}
 nodes="0 1 2"
+# What make was given and has to be given again.
+given=""
+[ "$port" = 6379 ] || given="$given PORT=$port"
+[ "$http" = 9121 ] || given="$given HTTP_PORT=$http"
+[ "$inner" = 7201 ] || given="$given CLUSTER_PORT=$inner"
+[ "$data" = ./data/cluster ] || given="$given DATA=${data%/cluster}"
 patience=30
 
 at() { echo "$(($1 + $2))"; }
@@ -64,7 +70,7 @@ start() {
     done
     echo "A cluster of three nodes; data and logs are in $data. Any of these:"
     for node in $nodes; do echo "  redis-cli -p $(at "$port" "$node")"; done
-    echo "Then:  make cluster-status   make cluster-stop   $bridle admin --url http://127.0.0.1:$http nodes"
+    echo "Then:  make cluster-status$given   make cluster-stop$given   $bridle admin --url http://127.0.0.1:$http nodes"
 }
 
 status() {

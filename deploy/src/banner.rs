@@ -28,6 +28,9 @@ pub(crate) fn banner(shape: Shape, config: &Config, data: &Path, places: &Places
     if !tls.is_empty() {
         lines.push(format!("  with TLS        {}", list(tls)));
     }
+    if shape.roles().proxy && !config.proxy.unixsocket.as_os_str().is_empty() {
+        lines.push(format!("  Unix socket     {}", config.proxy.unixsocket.display()));
+    }
     lines.push(format!("  metrics, admin  http://{http}"));
     lines.push(format!("  data            {}", data.display()));
     lines.push(format!("  memory          {}", config.shares.memory.text()));

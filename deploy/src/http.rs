@@ -8,15 +8,20 @@
 //! | `/v1/...`       | [`meta::admin`], here or by the meta that leads ([`relay`]) |
 //!
 //! # Invariants
-//! - Whoever reaches the port holds few descriptors and not for long (`who_is_silent_or_does_not_read_is_cut`).
+//! - Whoever reaches the port holds few descriptors and not for long, and keeps nobody out ([`guests`]; `who_is_silent_or_does_not_read_keeps_nobody_out`).
+//! - A web page whose name has been made to mean this machine reads nothing (`pages_of_other_sites_are_refused`).
 
+mod guests;
+
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::{ConnectInfo, Request};
-use axum::http::{StatusCode, header};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -24,7 +29,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::util::ServiceExt;
@@ -33,8 +37,9 @@ use crate::local::Local;
 use crate::opened::Stage;
 use crate::relay;
 
-/// Connections at a time: scrapers, probes and operators are few. Others wait, and the kernel has no descriptors for who waits.
-pub(crate) const CONNECTIONS_MAX: usize = 64;
+pub(crate) use guests::CONNECTIONS_MAX;
+use guests::{Guest, Guests};
+
 /// After accept failed (no more file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -47,8 +52,8 @@ pub(crate) struct Patience {
     all: Duration,
 }
 
-/// Longer than scrapes are apart where that matters, and as long as the admin API takes over anything.
-pub(crate) const PATIENCE: Patience = Patience { head: Duration::from_secs(10), all: Duration::from_secs(60) };
+/// Heads come at once, scrapes with a connection each; and as long as the admin API takes over anything.
+pub(crate) const PATIENCE: Patience = Patience { head: Duration::from_secs(2), all: Duration::from_secs(60) };
 
 /// What the HTTP port shows: while the process is being opened that, and then all pages.
 #[derive(Clone, Default)]
@@ -69,20 +74,25 @@ impl Door {
 
     /// Serves from the first moment until `stop`, and then until what was asked is answered.
     pub(crate) async fn serve(self, listener: TcpListener, patience: Patience, stop: CancellationToken) {
-        let (places, connections) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), TaskTracker::new());
+        let (guests, connections) = (Arc::new(Guests::default()), TaskTracker::new());
         loop {
-            let accepted = async { (places.clone().acquire_owned().await, listener.accept().await) };
-            match stop.run_until_cancelled(accepted).await {
+            match stop.run_until_cancelled(listener.accept()).await {
                 None => break,
-                Some((place, Ok((stream, peer)))) => {
-                    let page = self.router().layer(Extension(ConnectInfo(peer)));
-                    let stop = stop.clone();
+                Some(Ok((stream, peer))) => {
+                    // Closed unheard, when all there are have work under way.
+                    let Some(guest) = guests.admit(peer.ip()) else { continue };
+                    let page =
+                        self.router().layer(middleware::from_fn_with_state(guest.clone(), attend)).layer(Extension(ConnectInfo(peer)));
+                    let (guests, stop) = (guests.clone(), stop.clone());
                     connections.spawn(async move {
-                        converse(stream, page, patience, stop).await;
-                        drop(place);
+                        tokio::select! {
+                            () = converse(stream, page, patience, stop) => {}
+                            () = guest.cut.cancelled() => {}
+                        }
+                        guests.forget(&guest);
                     });
                 }
-                Some((_, Err(error))) => {
+                Some(Err(error)) => {
                     tracing::warn!(%error, "accept a connection to the HTTP port");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
@@ -119,6 +129,56 @@ impl Door {
     }
 }
 
+/// Carries out one request of a connection, which is not silent meanwhile.
+async fn attend(State(guest): State<Arc<Guest>>, request: Request, next: Next) -> Response {
+    if guest.is_for_health && !is_health(request.uri().path()) {
+        let why = "too many connections have requests under way: /health is answered all the same\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, [(header::CONNECTION, "close")], why).into_response();
+    }
+    guest.asked();
+    let answer = next.run(request).await;
+    guest.answered();
+    answer
+}
+
+fn is_health(path: &str) -> bool {
+    path.starts_with("/health/")
+}
+
+/// Refuses what a web page of another site asks for, by whatever name it has found this machine: a browser on this machine may be made to take a name of
+/// its site for this machine's (DNS rebinding), and then sends no `Origin` when it reads. Health says nothing that is worth it, and probes send any name.
+async fn other_sites(State(local): State<Arc<Local>>, request: Request, next: Next) -> Response {
+    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip().to_canonical());
+    let path = request.uri().path();
+    let is_guarded = path.starts_with("/v1/") && local.wants_password();
+    let is_near = from.is_none_or(|from| from.is_loopback());
+    if !is_health(path) && is_of_another_site(request.headers(), (is_near || path.starts_with("/v1/")) && !is_guarded, &local.http_names())
+    {
+        let why = "requests from web pages of other sites are not served (http.names lists the names that this port may be asked under)";
+        return (StatusCode::FORBIDDEN, Json(serde_json::json!({ "error": why }))).into_response();
+    }
+    next.run(request).await
+}
+
+fn is_of_another_site(headers: &HeaderMap, minds_names: bool, names: &[String]) -> bool {
+    if headers.get("sec-fetch-site").is_some_and(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site")) {
+        return true;
+    }
+    let Some(host) = headers.get(header::HOST).filter(|_| minds_names) else { return false };
+    !host.to_str().is_ok_and(|host| is_own_name(host, names))
+}
+
+/// Whether a `Host` is an address, `localhost` or one of these names, with a port or without.
+fn is_own_name(host: &str, names: &[String]) -> bool {
+    let bare = match host.rsplit_once(':') {
+        Some((bare, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && (!bare.contains(':') || bare.ends_with(']')) => bare,
+        _ => host,
+    };
+    let address = bare.trim_start_matches('[').trim_end_matches(']');
+    let bare = bare.trim_end_matches('.');
+    address.parse::<IpAddr>().is_ok() || bare.eq_ignore_ascii_case("localhost") || names.iter().any(|name| bare.eq_ignore_ascii_case(name))
+}
+
 /// Answers what comes over one connection.
 async fn converse(stream: TcpStream, page: Router, patience: Patience, stop: CancellationToken) {
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
@@ -145,6 +205,7 @@ pub(crate) fn pages(local: Arc<Local>, metrics: metrics_exporter_prometheus::Pro
         .route("/metrics", get(move || async move { exposition(&scraped, &metrics) }))
         .merge(admin)
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is /metrics, /health/live, /health/ready and /v1/...\n") })
+        .layer(middleware::from_fn_with_state(local, other_sites))
 }
 
 fn health(local: &Local) -> (StatusCode, String) {
@@ -165,8 +226,6 @@ fn exposition(local: &Local, metrics: &metrics_exporter_prometheus::PrometheusHa
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use bytes::Bytes;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -184,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_silent_or_does_not_read_is_cut() {
+    async fn who_is_silent_or_does_not_read_keeps_nobody_out() {
         let (door, stop) = (Door::new(&Stage::default()), CancellationToken::new());
         // More than the buffers of a socket take.
         let large = Bytes::from(vec![b'x'; 64 << 20]);
@@ -198,18 +257,45 @@ mod tests {
         let said: [&[u8]; 3] = [b"", b"GET / HTTP/1.1\r\nhost:", b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n"];
         for said in said {
             let mut strangers = Vec::new();
-            for _ in 0..CONNECTIONS_MAX {
+            for _ in 0..4 * CONNECTIONS_MAX {
                 let mut stream = TcpStream::connect(address).await.unwrap();
-                stream.write_all(said).await.unwrap();
+                // It may have had to leave already.
+                let _ = stream.write_all(said).await;
                 strangers.push(stream);
             }
-            let began = Instant::now();
-            assert!(ask(address).await.ends_with("ok\n"), "there is a place again for who waits");
-            assert!(began.elapsed() >= SHORT.head / 2, "there was none");
+            for _ in 0..3 {
+                assert!(ask(address).await.ends_with("ok\n"), "there is a place for who asks");
+            }
+            // And none of them stays, though nobody else comes.
+            let mut last = strangers.pop().unwrap();
+            let left = tokio::time::timeout(LONG, async { while last.read(&mut [0; 1 << 16]).await.is_ok_and(|read| read > 0) {} }).await;
+            assert!(left.is_ok(), "a silent one is cut");
         }
         // An idle connection does not hold up the stop.
         let _idle = TcpStream::connect(address).await.unwrap();
         stop.cancel();
         tokio::time::timeout(LONG, serving).await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_refused() {
+        let names = ["node1".to_owned()];
+        for host in ["127.0.0.1", "127.0.0.1:9121", "[::1]:9121", "10.0.0.7:9121", "localhost", "LOCALHOST:1", "localhost.:1", "node1:9121"]
+        {
+            assert!(is_own_name(host, &names), "{host}");
+        }
+        for host in ["evil.example", "evil.example:9121", "127.0.0.1.evil.example", "localhost.evil.example", "node10", "", ":9121", "x:y"]
+        {
+            assert!(!is_own_name(host, &names), "{host}");
+        }
+        let headers = |pairs: &[(&'static str, &'static str)]| {
+            pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+        };
+        assert!(is_of_another_site(&headers(&[("host", "evil.example")]), true, &names));
+        assert!(!is_of_another_site(&headers(&[("host", "evil.example")]), false, &names), "a password guards it");
+        assert!(!is_of_another_site(&headers(&[]), true, &names), "browsers say what they ask for");
+        for (site, is_other) in [("cross-site", true), ("same-origin", false), ("none", false)] {
+            assert_eq!(is_of_another_site(&headers(&[("host", "localhost"), ("sec-fetch-site", site)]), true, &names), is_other, "{site}");
+        }
     }
 }

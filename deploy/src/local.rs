@@ -316,13 +316,32 @@ impl proxy::Node for Local {
     }
 }
 
+impl Local {
+    /// The cluster's secret, if there is one.
+    fn secret(&self) -> Option<&[u8]> {
+        let cluster = matches!(self.shape, Shape::Member(_)).then_some(&self.config.cluster);
+        cluster.map(|cluster| cluster.secret.reveal().as_bytes()).filter(|secret| !secret.is_empty())
+    }
+
+    /// Whether the admin API asks for a password.
+    pub(crate) fn wants_password(&self) -> bool {
+        self.secret().is_some() || self.proxy().is_none_or(|proxy| proxy.settings.load().password.is_some())
+    }
+
+    /// Names under which the HTTP port may be asked, beside addresses and `localhost`.
+    pub(crate) fn http_names(&self) -> Vec<String> {
+        let advertised = self.config.cluster.advertise.as_ref().map(|address| address.host().to_owned());
+        self.config.http.names.iter().cloned().chain(advertised).collect()
+    }
+}
+
 impl meta::admin::Local for Local {
     fn authorised(&self, from: Option<IpAddr>, password: Option<&[u8]>) -> bool {
         let settings = self.proxy().map(|proxy| proxy.settings.load_full());
         // Stopping: nobody is let in any more.
         let Some(settings) = settings else { return false };
         let cluster = matches!(self.shape, Shape::Member(_)).then_some(&self.config.cluster);
-        let secret = cluster.map(|cluster| cluster.secret.reveal().as_bytes()).filter(|secret| !secret.is_empty());
+        let secret = self.secret();
         let wanted = [settings.password.as_deref(), secret];
         if wanted.iter().all(Option::is_none) {
             // As clients are let in: the password may have been taken away long after the start, which asks for one where the port is open.

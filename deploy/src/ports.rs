@@ -1,18 +1,21 @@
 //! The sockets of a process: bound before anything else is begun, so that a taken port leaves no trace.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use cluster::news::Roles;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
-use crate::config::Config;
+use crate::config::{Config, FileMode};
 
 /// Sockets that are bound.
 pub(crate) struct Ports {
     pub(crate) plain: Vec<TcpListener>,
     pub(crate) tls: Vec<TcpListener>,
+    pub(crate) unix: Option<(UnixListener, UnixPath)>,
     pub(crate) http: std::net::TcpListener,
     /// For the other processes of the cluster.
     pub(crate) cluster: Option<std::net::TcpListener>,
@@ -37,7 +40,7 @@ impl Ports {
             })
         };
         let http = bind(&config.http.bind, config.http.port, "http.port, --http-port")?.into_std()?;
-        let mut ports = Ports { plain: Vec::new(), tls: Vec::new(), http, cluster: None };
+        let mut ports = Ports { plain: Vec::new(), tls: Vec::new(), unix: None, http, cluster: None };
         if in_cluster {
             let at = config.cluster.listen;
             ports.cluster = Some(bind(&at.ip(), at.port(), "cluster.listen, --listen")?.into_std()?);
@@ -57,6 +60,11 @@ impl Ports {
                 tls = ports.tls[0].local_addr()?.port();
             }
         }
+        if !config.proxy.unixsocket.as_os_str().is_empty() {
+            let path = &config.proxy.unixsocket;
+            let unix = listen_at(path, config.proxy.unixsocketperm);
+            ports.unix = Some(unix.with_context(|| format!("bind {} (proxy.unixsocket)", path.display()))?);
+        }
         Ok(ports)
     }
 
@@ -70,6 +78,53 @@ impl Ports {
             cluster: self.cluster.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
         })
     }
+}
+
+/// The file of a Unix socket, removed with it.
+pub(crate) struct UnixPath {
+    path: PathBuf,
+    /// Device and number of the file.
+    file: (u64, u64),
+}
+
+impl UnixPath {
+    /// As it was configured.
+    pub(crate) fn text(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+impl Drop for UnixPath {
+    fn drop(&mut self) {
+        // Somebody else may have put another there since.
+        if fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.file) {
+            // Best effort, as with Redis: the next start removes it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A Unix socket. One that nobody listens at any more is in the way of nobody.
+fn listen_at(path: &Path, mode: FileMode) -> anyhow::Result<(UnixListener, UnixPath)> {
+    if let Ok(there) = fs::symlink_metadata(path) {
+        if !there.file_type().is_socket() {
+            bail!("there is a file that is no socket");
+        }
+        match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => bail!("another process listens there"),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).context("remove a socket that nobody listens at")?
+            }
+            Err(error) => return Err(error).context("see whether anybody listens there"),
+        }
+    }
+    let listener = UnixListener::bind(path)?;
+    let made = fs::symlink_metadata(path)?;
+    let unix = UnixPath { path: path.to_owned(), file: (made.dev(), made.ino()) };
+    if let Some(mode) = mode.0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).context("set its permissions (proxy.unixsocketperm)")?;
+    }
+    Ok((listener, unix))
 }
 
 fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {

@@ -208,8 +208,17 @@ impl Process<'_> {
         let plain = ports.plain.into_iter().map(|listener| (listener, None));
         let listeners: Vec<_> = plain.chain(ports.tls.into_iter().map(|listener| (listener, tls.clone()))).collect();
         let serving = listeners.into_iter().map(|(listener, tls)| runtimes.proxy.spawn(proxy::serve(proxy.clone(), listener, tls)));
-        let serving = futures::future::join_all(serving.collect::<Vec<_>>());
+        let mut serving: Vec<_> = serving.collect();
+        let (unix, unix_path) = ports.unix.unzip();
+        if let (Some(listener), Some(path)) = (unix, &unix_path) {
+            let (proxy, path) = (proxy.clone(), path.text());
+            serving.push(runtimes.proxy.spawn(proxy::serve_unix(proxy, listener, path)));
+        }
+        let serving = futures::future::join_all(serving);
         crate::print(&banner(self.shape, config, directory.path(), &places))?;
+        if let Some(why) = config.unguarded() {
+            tracing::warn!("{why}");
+        }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), opened_ms = started.elapsed().as_millis() as u64, "serving");
 
         tokio::select! {
@@ -228,6 +237,7 @@ impl Process<'_> {
             () = stopping => {}
             name = signals.next() => anyhow::bail!("cut short by a second {name}; what was acknowledged is in the log"),
         }
+        drop(unix_path);
         upkeep.abort();
         renewing.abort();
         stop_pages.cancel();
@@ -270,7 +280,12 @@ impl Process<'_> {
             tls_port: port(&places.tls),
             config_file: self.config_file.as_deref().map(shown).unwrap_or_default(),
             data_dir: shown(self.directory.path()),
-            fixed: vec![("bind", bind), ("tcp-backlog", self.config.proxy.tcp_backlog.to_string())],
+            fixed: vec![
+                ("bind", bind),
+                ("tcp-backlog", self.config.proxy.tcp_backlog.to_string()),
+                ("unixsocket", self.config.proxy.unixsocket.display().to_string()),
+                ("unixsocketperm", format!("{:o}", self.config.proxy.unixsocketperm.0.unwrap_or(0))),
+            ],
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::catalogue::{Meta, Seat};
 use crate::error::MetaError;
 use crate::picture::Picture;
 use crate::placement::{self, Led};
-use crate::roster::Roster;
+use crate::roster::{Roster, SILENCE_MAX};
 use crate::state::{Command, Status};
 
 /// How often it looks around when nothing stirs it.
@@ -253,7 +253,8 @@ impl Meta {
         }
         drop(roster);
         for server in silent {
-            tracing::warn!(%server, "a server has fallen silent");
+            let address = picture.servers.get(&server).map(|server| server.address.clone());
+            tracing::warn!(%server, address, "server is down: nothing was heard of it for {} s", SILENCE_MAX.as_secs());
             self.desk.lock().stirred(now);
         }
     }
@@ -286,7 +287,9 @@ impl Meta {
             self.desk.lock().moves(&picture, &roster, Instant::now())
         };
         for (server, order) in VecDeque::from(moves) {
-            tracing::info!(%server, ?order, "a leadership is moved, to even them out");
+            let Order::Transfer { partition, term: _, to } = &order else { continue };
+            let table = self.picture.borrow().tables.get(&partition.table).map(|table| table.name.clone());
+            tracing::info!(table, partition = partition.index, from = %server, to_member = to, "leaders are evened out: a leadership is handed over");
             if let Err(error) = self.order(server, order) {
                 tracing::debug!(%server, %error, "a leadership can't be moved");
             }

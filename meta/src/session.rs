@@ -85,13 +85,15 @@ impl Meta {
     /// Serves a channel until its end; the last word.
     async fn serve(&self, admitted: Admitted, sender: &ChannelSender, receiver: ChannelReceiver) -> FromMeta {
         let (id, session) = (admitted.id, admitted.session);
-        tracing::info!(server = %id, "a server has come");
+        let address = self.picture.borrow().servers.get(&id).map(|server| server.address.clone());
+        tracing::info!(server = %id, address, "server is up");
         tokio::select! {
             () = self.hear(id, session, receiver) => {}
             () = self.tell(admitted, sender) => {}
         }
         if self.roster.lock().leave(id, session) {
-            tracing::info!(server = %id, "a server has gone");
+            let address = self.picture.borrow().servers.get(&id).map(|server| server.address.clone());
+            tracing::warn!(server = %id, address, "server is down: it has closed its connection, or that was lost");
         }
         self.desk.lock().close(id, session);
         self.stir();

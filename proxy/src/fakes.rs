@@ -144,7 +144,7 @@ pub(crate) fn proxy(doors: &Arc<Doors>) -> Arc<Proxy> {
 
 /// Where a client may come from.
 pub(crate) fn endpoint() -> Endpoint {
-    Endpoint { address: "127.0.0.1:5".into(), local_address: "127.0.0.1:6379".into(), fd: 1, is_loopback: true }
+    Endpoint { address: "127.0.0.1:5".into(), local_address: "127.0.0.1:6379".into(), fd: 1, is_loopback: true, is_unix: false }
 }
 
 /// A client of it.

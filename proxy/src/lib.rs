@@ -59,7 +59,7 @@ mod waits;
 mod words;
 
 pub use client::{Client, Clients};
-pub use listener::{meet, serve};
+pub use listener::{meet, serve, serve_unix};
 pub use node::Node;
 pub use settings::{ClientsMemory, Settings};
 

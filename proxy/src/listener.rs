@@ -4,15 +4,18 @@
 //! - No more sockets are open than `maxclients`, those in a TLS handshake included: descriptors are kept for the data
 //!   (`tests/tls.rs`, `who_is_still_shaking_hands_counts_as_a_client`).
 
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use cluster::Boxed;
 use commands::Reply;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
@@ -32,22 +35,66 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// After accept failed (no more file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What clients connect to.
+trait Door {
+    type Stream: AsFd;
+
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Self::Stream>>;
+}
+
+impl Door for TcpListener {
+    type Stream = TcpStream;
+
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<TcpStream>> {
+        TcpListener::poll_accept(self, context).map_ok(|(stream, _)| stream)
+    }
+}
+
+impl Door for UnixListener {
+    type Stream = UnixStream;
+
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<UnixStream>> {
+        UnixListener::poll_accept(self, context).map_ok(|(stream, _)| stream)
+    }
+}
+
 /// Serves clients of a listener, over TLS if it is given, until [`Proxy::shutdown`] is cancelled and all
 /// connections have finished what was in flight.
 pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<Tls>>) {
+    let (speaks_tls, host) = (tls.is_some(), proxy.clone());
+    let welcome = move |place, stream| -> Boxed<'static, ()> {
+        let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.config()));
+        Box::pin(welcome(place, host.clone(), stream, acceptor))
+    };
+    accept_all(proxy, listener, welcome, speaks_tls).await;
+}
+
+/// As [`serve`], of a Unix socket at this path: its clients are on this machine, whoever they are.
+pub async fn serve_unix(proxy: Arc<Proxy>, listener: UnixListener, path: String) {
+    let host = proxy.clone();
+    let welcome = move |place: Place, stream: UnixStream| -> Boxed<'static, ()> {
+        let (host, address) = (host.clone(), format!("{path}:0"));
+        Box::pin(async move {
+            let (local_address, fd) = (address.clone(), stream.as_raw_fd());
+            let endpoint = Endpoint { address, local_address, fd, is_loopback: true, is_unix: true };
+            meet_at(Some(place), host, stream, endpoint).await;
+        })
+    };
+    accept_all(proxy, listener, welcome, false).await;
+}
+
+/// Accepts until the server stops, and then waits for the connections to end.
+async fn accept_all<D: Door>(proxy: Arc<Proxy>, door: D, welcome: impl Fn(Place, D::Stream) -> Boxed<'static, ()>, speaks_tls: bool) {
     let connections = TaskTracker::new();
     let sweeper = connections.spawn(sweep(proxy.clone()));
     connections.spawn(crate::server::clock(proxy.clone()));
-    while let Some(accepted) = proxy.shutdown.run_until_cancelled(listener.accept()).await {
+    while let Some(accepted) = proxy.shutdown.run_until_cancelled(poll_fn(|context| door.poll_accept(context))).await {
         match accepted {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 proxy.stats.connections_received.add(1);
                 match Place::take(&proxy) {
-                    Some(place) => {
-                        let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.config()));
-                        connections.spawn(welcome(place, proxy.clone(), stream, acceptor));
-                    }
-                    None => turn_away_at_once(&proxy, &stream, tls.is_some()),
+                    Some(place) => drop(connections.spawn(welcome(place, stream))),
+                    None => turn_away_at_once(&proxy, &stream, speaks_tls),
                 }
             }
             Err(error) => {
@@ -56,7 +103,7 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<Tls
             }
         }
     }
-    drop(listener);
+    drop(door);
     sweeper.abort();
     proxy.clients.wake_all();
     connections.close();
@@ -119,7 +166,7 @@ fn prepare(proxy: &Proxy, stream: &TcpStream) -> io::Result<Endpoint> {
     let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
     // IPv4 addresses of a socket that serves both look like IPv4.
     let is_loopback = peer.ip().to_canonical().is_loopback();
-    Ok(Endpoint { address: peer.to_string(), local_address: local.to_string(), fd: stream.as_raw_fd(), is_loopback })
+    Ok(Endpoint { address: peer.to_string(), local_address: local.to_string(), fd: stream.as_raw_fd(), is_loopback, is_unix: false })
 }
 
 /// Serves one client over any stream of bytes, until it or the server ends the connection; or tells it why not.
@@ -150,7 +197,7 @@ async fn turn_away<S: AsyncWrite + Unpin>(proxy: &Proxy, mut stream: S, why: &'s
 
 /// There is no room for this one, so nobody waits for it: it is told so if its socket, which is empty, takes the words at once. One that
 /// speaks TLS would have to shake hands first, and is closed without a word, as by Redis.
-fn turn_away_at_once(proxy: &Proxy, stream: &TcpStream, speaks_tls: bool) {
+fn turn_away_at_once(proxy: &Proxy, stream: &impl AsFd, speaks_tls: bool) {
     proxy.stats.connections_rejected.add(1);
     if !speaks_tls {
         // Best effort: it is closed either way.

@@ -51,7 +51,7 @@ impl Monitors {
     /// Shows a command of the client `from`, on the table of that number, to all but itself. At most `bytes_max` wait for a monitor.
     pub fn feed(&self, from: &Client, table: u32, words: &[Bytes], bytes_max: usize) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let line = line(now.as_secs(), now.subsec_micros(), table, &from.endpoint.address, words);
+        let line = line(now.as_secs(), now.subsec_micros(), table, &from.endpoint.monitored(), words);
         self.keep(|client| client.id == from.id || client.push(line.as_bytes(), bytes_max), None);
     }
 

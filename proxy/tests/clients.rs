@@ -117,7 +117,7 @@ async fn who_is_at_work_or_held_back_is_not_idle() {
     client.ask("CLIENT PAUSE 2400 WRITE", "+OK\r\n").await;
     let (mut asleep, mut held_back, mut slow) = (server.connect().await, server.connect().await, server.connect().await);
     let (mut reader, theirs) = tokio::io::duplex(1 << 16);
-    let endpoint = Endpoint { address: "a:1".into(), local_address: "b:2".into(), fd: 0, is_loopback: true };
+    let endpoint = Endpoint { address: "a:1".into(), local_address: "b:2".into(), fd: 0, is_loopback: true, is_unix: false };
     let met = tokio::spawn(meet(server.proxy.clone(), theirs, endpoint));
     tokio::join!(
         async { asleep.ask("DEBUG SLEEP 2.4", "+OK\r\n").await },

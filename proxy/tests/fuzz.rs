@@ -124,7 +124,7 @@ fn the_gate_finds_the_same_commands_in_any_pieces() {
 /// All that a fresh server answers to the input in these pieces.
 async fn answered(input: &[u8], lengths: &[u8]) -> Vec<u8> {
     let proxy = kit::proxy(&kit::World::new(1), Settings { bulk_bytes_max: 4096, query_bytes_max: 16384, ..Settings::default() });
-    let endpoint = Endpoint { address: "a:1".into(), local_address: "b:2".into(), fd: 0, is_loopback: true };
+    let endpoint = Endpoint { address: "a:1".into(), local_address: "b:2".into(), fd: 0, is_loopback: true, is_unix: false };
     let (ours, theirs) = tokio::io::duplex(256);
     let serving = meet(proxy.clone(), theirs, endpoint);
     let (mut reading, mut writing) = tokio::io::split(ours);

@@ -139,7 +139,7 @@ pub(super) fn nodes(list: &[ServerStatus]) -> String {
             node.clients.join(" "),
         ]
     };
-    let heads = ["ID", "ADDRESS", "ZONE", "ROLES", "STATE", "REPLICAS", "LEADS", "CLIENTS", "ROWS", "FREE", "MEMORY", "REDIS"];
+    let heads = ["ID", "ADDRESS", "ZONE", "ROLES", "STATE", "REPLICAS", "LEADS", "CLIENTS", "DISK", "FREE", "MEMORY", "REDIS"];
     let mut out = columns(&heads, &list.iter().map(row).collect::<Vec<_>>());
     for node in list {
         for fault in &node.faults {

@@ -88,6 +88,20 @@ impl Config {
         self.settle_metas(wanted)
     }
 
+    /// What a password does not guard, of a process of a cluster: its cluster's port, when whoever connects to it is let in. On an address that others can
+    /// reach that is refused; on this machine it is said.
+    pub(crate) fn unguarded(&self) -> Option<String> {
+        let section = &self.cluster;
+        let is_open = !section.metas.is_empty() && section.secret.is_empty() && !section.has_tls();
+        (is_open && !self.proxy.requirepass.is_empty()).then(|| {
+            let listen = section.listen;
+            format!(
+                "proxy.requirepass is set, but the cluster's port ({listen}) has neither a secret nor TLS: whoever connects to it reads, writes and administers \
+                 without the password. Set cluster.secret_file (--secret-file) on all processes"
+            )
+        })
+    }
+
     fn settle_metas(&self, wanted: Roles) -> Result<Roles, String> {
         let section = &self.cluster;
         let mut seen: Vec<&Address> = Vec::new();
@@ -153,6 +167,21 @@ mod tests {
         for bad in ["a", "a:", ":1", "a:0", "a:70000", "a b:1", "::1:1", "[a]:1"] {
             assert!(settle(&format!("metas = [\"{bad}\"]"), NODE).unwrap_err().contains("is not a host and port"), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_password_that_does_not_guard_the_clusters_port_is_pointed_out() {
+        let unguarded = |password: &str, text: &str| {
+            let mut config = Config::defaults();
+            config.read("", &format!("[proxy]\nrequirepass = \"{password}\"\n[cluster]\n{text}\n")).unwrap();
+            config.unguarded()
+        };
+        let metas = "metas = [\"127.0.0.1:7201\"]";
+        assert!(unguarded("x", metas).unwrap().contains("127.0.0.1:7201"));
+        assert_eq!(unguarded("", metas), None);
+        assert_eq!(unguarded("x", ""), None, "standalone has no such port");
+        assert_eq!(unguarded("x", &format!("{metas}\nsecret = \"0123456789abcdef\"")), None);
+        assert_eq!(unguarded("x", &format!("{metas}\ncert_file = \"a\"\nkey_file = \"b\"\nca_file = \"c\"")), None);
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(crate) use file::render;
 use file::rewrite;
 pub(crate) use memory::{Machine, Shares};
 pub(crate) use setting::{
-    Address, AutoSize, ClientsShare, Compression, Dur, Durability, LogFormat, LogLevel, Secret, Setting, Size, Threshold,
+    Address, AutoSize, ClientsShare, Compression, Dur, Durability, FileMode, LogFormat, LogLevel, Secret, Setting, Size, Threshold,
 };
 
 /// Makes the sections' structs and the table by which keys are set and printed. `in` bounds a value, both ends included.
@@ -120,6 +120,8 @@ settings! {
     proxy: ProxySection {
         bind: Vec<IpAddr>;
         port: u16;
+        unixsocket: PathBuf;
+        unixsocketperm: FileMode;
         protected_mode: bool;
         requirepass: Secret;
         requirepass_file: PathBuf;
@@ -146,6 +148,7 @@ settings! {
     http: HttpSection {
         bind: IpAddr;
         port: u16;
+        names: Vec<String>;
     }
     tables: TablesSection {
         partitions: u32, in 1, 1024;

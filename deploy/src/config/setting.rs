@@ -86,6 +86,35 @@ impl Setting for PathBuf {
     }
 }
 
+/// Permissions of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileMode(pub(crate) Option<u32>);
+
+impl FileMode {
+    /// In octal digits; empty: none are set.
+    pub(crate) fn digits(self) -> String {
+        self.0.map(|mode| format!("{mode:o}")).unwrap_or_default()
+    }
+}
+
+impl Setting for FileMode {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        // Digits without quotes are what Redis's file has: octal all the same.
+        let text = match value {
+            DeValue::Integer(digits) if digits.radix() == 10 => digits.as_str(),
+            other => other.as_str().ok_or("expected permissions in octal digits, like \"700\"")?,
+        };
+        if text.is_empty() {
+            return Ok(FileMode(None));
+        }
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+        mode.map(|mode| FileMode(Some(mode))).ok_or_else(|| format!("`{text}` is not permissions in octal digits, like \"700\""))
+    }
+    fn text(&self) -> String {
+        quoted(&self.digits())
+    }
+}
+
 impl Setting for IpAddr {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
@@ -105,6 +134,19 @@ impl Setting for Vec<IpAddr> {
             DeValue::Array(items) => items.iter().map(|item| IpAddr::parse(item.get_ref())).collect(),
             DeValue::String(_) => Ok(vec![IpAddr::parse(value)?]),
             _ => wrong("a list of IP addresses", value),
+        }
+    }
+    fn text(&self) -> String {
+        format!("[{}]", self.iter().map(Setting::text).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Setting for Vec<String> {
+    fn parse(value: &DeValue<'_>) -> Result<Self, String> {
+        match value {
+            DeValue::Array(items) => items.iter().map(|item| String::parse(item.get_ref())).collect(),
+            DeValue::String(_) => Ok(vec![String::parse(value)?]),
+            _ => wrong("a list of names", value),
         }
     }
     fn text(&self) -> String {

@@ -16,6 +16,7 @@ impl Client {
             (shown.monitors, 'O'),
             (shown.queued.is_some(), 'x'),
             (self.is_blocked(), 'b'),
+            (self.endpoint.is_unix, 'U'),
             (self.no_evict.load(Relaxed), 'e'),
             (shown.no_touch, 'T'),
         ];

@@ -8,6 +8,7 @@ mod calls;
 mod line;
 mod registry;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
@@ -32,6 +33,18 @@ pub struct Endpoint {
     pub fd: i32,
     /// Both ends are on this machine.
     pub is_loopback: bool,
+    /// A Unix socket; then both addresses are its path, and a `:0` as Redis has it.
+    pub is_unix: bool,
+}
+
+impl Endpoint {
+    /// The client's address as MONITOR shows it.
+    pub(crate) fn monitored(&self) -> Cow<'_, str> {
+        match self.address.strip_suffix(":0").filter(|_| self.is_unix) {
+            Some(path) => Cow::Owned(format!("unix:{path}")),
+            None => Cow::Borrowed(&self.address),
+        }
+    }
 }
 
 /// A connected client.
