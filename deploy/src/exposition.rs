@@ -40,6 +40,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_log_moved_entries_total", Counter, "Entries written again so that an old segment could go."),
     ("bridle_batch_requests", Histogram, "Clients' requests that went into one entry of the Raft log."),
     ("bridle_batch_bytes", Histogram, "Bytes of one entry."),
+    ("bridle_expiry_step_seconds", Histogram, "How long a step of the expiry cycle held the writer of its partition."),
     ("bridle_expired_rows_total", Counter, "Rows that the expiry cycle removed, in partitions that are led here."),
     ("bridle_expired_fields_total", Counter, "Fields that the expiry cycle removed, of rows that stay, in partitions that are led here."),
     ("bridle_log_segments", Gauge, "Segments in use."),

@@ -39,6 +39,7 @@ impl Setup<'_> {
     pub(crate) fn node_options(&self, cluster: u64, peers: Option<Peers>) -> NodeOptions {
         let storage = &self.config.storage;
         NodeOptions {
+            step_clock: storage::monotonic,
             dir: self.directory.tables(),
             raft_runtime: self.runtimes.raft.handle().clone(),
             write_bytes_max: storage.max_write_size.0 as usize,

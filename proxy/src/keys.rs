@@ -45,10 +45,10 @@ fn scanned(next: u64, keys: Vec<Bytes>) -> Reply {
     Reply::Array(vec![cursor, Reply::Array(keys.into_iter().map(Reply::Bulk).collect())])
 }
 
-/// A position in one of the slots from `begin` up to `end`.
-fn random_position(begin: u16, end: u16, slot_seed: u64, hash_seed: u64) -> u64 {
+/// A cursor in one of the slots from `begin` up to `end`.
+fn random_cursor(begin: u16, end: u16, slot_seed: u64, hash_seed: u64) -> u64 {
     let slot = begin + (slot_seed % u64::from((end - begin).max(1))) as u16;
-    key::slot_position(slot) | (hash_seed >> 16)
+    key::slot_cursor(slot) | (hash_seed >> (u64::BITS - key::CURSOR_HASH_BITS))
 }
 
 /// The index that a number of any size stands for, when each index has this weight.
@@ -111,7 +111,7 @@ impl Session {
         let bytes_max = self.proxy.settings.load().answer_max();
         let (mut all, mut bytes) = (Vec::new(), 0);
         for partition in router::partitions(&table) {
-            let mut cursor = router::first_position(&table, partition.index);
+            let mut cursor = router::first_cursor(&table, partition.index);
             loop {
                 let (keys, next) = match self.step(partition, cursor, KEYS_STEP, Some(glob.clone()), None).await {
                     Ok(page) => page,
@@ -135,7 +135,7 @@ impl Session {
 
     /// SCAN: about `count` rows from the cursor on, over the end of a partition into the next.
     pub(crate) async fn scan(&mut self, cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<Kind>, none: bool) -> Reply {
-        let Some(slot) = key::position_slot(cursor).filter(|_| !none) else { return scanned(0, Vec::new()) };
+        let Some(slot) = key::cursor_slot(cursor).filter(|_| !none) else { return scanned(0, Vec::new()) };
         let table = match self.find_table().await {
             Ok(Some(table)) => table,
             Ok(None) => return scanned(0, Vec::new()),
@@ -157,7 +157,7 @@ impl Session {
             if partition.index >= table.partitions {
                 return scanned(0, found);
             }
-            cursor = router::first_position(&table, partition.index);
+            cursor = router::first_cursor(&table, partition.index);
             if found.len() as u64 >= count {
                 break;
             }
@@ -199,10 +199,10 @@ impl Session {
             let index = (first + step) % table.partitions;
             let partition = PartitionId { table: table.id, index };
             let is_small = rows.get(index as usize).is_none_or(|rows| *rows <= RANDOM_ROWS);
-            let begin = router::first_position(table, index);
+            let begin = router::first_cursor(table, index);
             let place = match is_small {
                 true => begin,
-                false => random_position(table.first_slot(index), table.first_slot(index + 1), self.next_seed(), self.next_seed()),
+                false => random_cursor(table.first_slot(index), table.first_slot(index + 1), self.next_seed(), self.next_seed()),
             };
             let mut some = self.live_from(partition, place).await?;
             if !is_small && (some.len() as u64) < RANDOM_ROWS {
@@ -216,7 +216,7 @@ impl Session {
             let chosen = (self.next_seed() % some.len() as u64) as usize;
             let slot = key::slot(&some[chosen]);
             if !is_small && some.iter().filter(|key| key::slot(key) == slot).count() > CROWDED_SLOT {
-                let again = random_position(slot, slot + 1, 0, self.next_seed());
+                let again = random_cursor(slot, slot + 1, 0, self.next_seed());
                 if let Some(other) = self.nearest(partition, again).await?.filter(|other| key::slot(other) == slot) {
                     return Ok(Some(other));
                 }
@@ -226,7 +226,7 @@ impl Session {
         Ok(None)
     }
 
-    /// The first page with live rows from a position on; none: there are none up to the partition's end.
+    /// The first page with live rows from a cursor on; none: there are none up to the partition's end.
     async fn live_from(&mut self, partition: PartitionId, mut cursor: u64) -> Result<Vec<Bytes>, Reply> {
         loop {
             let (keys, next) = self.step(partition, cursor, RANDOM_ROWS, None, None).await?;

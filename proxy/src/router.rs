@@ -58,8 +58,8 @@ pub(crate) fn partitions(table: &Table) -> impl Iterator<Item = PartitionId> + u
 }
 
 /// Where a SCAN of a partition begins.
-pub(crate) fn first_position(table: &Table, index: u32) -> u64 {
-    key::slot_position(table.first_slot(index).min(SLOTS - 1))
+pub(crate) fn first_cursor(table: &Table, index: u32) -> u64 {
+    key::slot_cursor(table.first_slot(index).min(SLOTS - 1))
 }
 
 /// The ops of some commands, by partition, and then what became of them.

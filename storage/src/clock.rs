@@ -1,7 +1,8 @@
 //! The leader's clock: wall time that never runs backwards in a partition.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use row::Stamp;
@@ -22,6 +23,12 @@ pub(crate) struct Clock {
 /// Milliseconds since the Unix epoch by this machine's clock.
 pub(crate) fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |past| past.as_millis() as u64)
+}
+
+/// Time since some moment, by a clock that is never set.
+pub fn monotonic() -> Duration {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
 }
 
 impl Clock {

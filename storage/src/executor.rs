@@ -120,8 +120,6 @@ struct Batch {
     answer_bytes: usize,
     /// What all this takes of the node's memory.
     reservation: Option<Reservation>,
-    /// Steps of the expiry cycle: from which cursor, and to which.
-    steps: Vec<(u64, u64)>,
     /// Of the last request.
     stamp_ms: u64,
     /// The latest moment that an answer rests on, ms.
@@ -293,20 +291,9 @@ impl Executor {
             replica.clock.advance(flight.batch.stamp_ms);
         }
         replica.expiry.note(expiry::earliest(&flight.batch.edits));
-        self.note_steps(&flight.batch);
         metrics::histogram!("bridle_batch_requests").record(flight.batch.amount.requests as f64);
         self.pace.answered(flight.batch.amount, replica.queue.len() + self.next.amount.requests);
         flight.batch.answer();
-    }
-
-    /// When is the next step of the expiry cycle due?
-    fn note_steps(&self, batch: &Batch) {
-        for (cursor, next) in &batch.steps {
-            match self.replica.next_due_ms() {
-                Ok(due_ms) => self.replica.expiry.stepped(*cursor, *next, due_ms),
-                Err(error) => drop(self.replica.fault(error)),
-            }
-        }
     }
 
     /// Evaluates what is in line, as far as it fits into the next batch.
@@ -372,7 +359,7 @@ impl Executor {
         next.stamp_ms = stamp.now_ms;
         let mut flights = flights.iter().map(|flight| &flight.batch.edits);
         let evaluated = on_top_of(&mut flights, &applied, &mut |view| {
-            let mut evaluation = Evaluation { replica, view, stamp, rules, term: link.term, stripes };
+            let mut evaluation = Evaluation { replica, applied: &applied, view, stamp, rules, term: link.term, stripes };
             let mut evaluated = 0;
             for waiting in waiting.chunks(AHEAD) {
                 let keys = waiting.iter().flat_map(|waiting| &waiting.request.ops).filter_map(Op::first_key);
@@ -503,6 +490,7 @@ fn on_top_of<'e, R>(edits: &mut dyn Iterator<Item = &'e Edits>, view: &dyn View,
 /// What requests are evaluated with.
 struct Evaluation<'a> {
     replica: &'a Replica,
+    applied: &'a Applied<'a>,
     view: &'a dyn View,
     stamp: Stamp,
     rules: Rules,
@@ -538,11 +526,11 @@ impl Evaluation<'_> {
             if batch.edits.bytes() >= edits_max && ops.iter().any(Op::is_write) {
                 outcomes.extend(ops.iter().map(|_| Err(Refusal::TooMuch)));
             } else if let [op] = ops {
-                let outcome = self.op(op, &mut batch.edits).map_err(Undone::Fault)?;
-                if let (Op::ExpireDue { cursor, .. }, Ok(Answer::Expired { next, .. })) = (op, &outcome) {
-                    batch.steps.push((*cursor, *next));
+                let step = matches!(op, Op::ExpireDue { .. }).then(|| self.applied.begin_step());
+                outcomes.push(self.op(op, &mut batch.edits).map_err(Undone::Fault)?);
+                if let Some(began) = step {
+                    self.replica.expiry.held(self.applied.since(began));
                 }
-                outcomes.push(outcome);
             } else {
                 match self.together(ops, &mut batch.edits) {
                     Ok(all) => outcomes.extend(all),

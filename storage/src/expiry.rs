@@ -1,15 +1,19 @@
-//! The expiry cycle's part in a replica: when something is due, and the steps that remove it.
+//! The expiry cycle's part in a replica: when something is due, where the search for it begins, and the steps that remove it ([`cycle`]).
+
+pub(crate) mod cycle;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
+use bytes::Bytes;
+use parking_lot::Mutex;
 use row::edits::Edits;
+use row::expire::Found;
+use row::view::Rules;
 use row::{Family, key};
 
-/// The most rows and fields that one step removes, so that a step never holds up a batch for long.
-pub(crate) const STEP_MAX: u64 = 1000;
-
-/// When the partitions of a node are to be looked at, by the wall clock, ms: hundreds of them have nothing to remove for hours. They share it.
+/// When the partitions of a node are to be looked at, ms by the node's monotonic clock: hundreds of them have nothing to remove for hours. They share it.
 ///
 /// Whoever finds something to be due earlier than was known sounds it after having noted that, so that a look that comes after sees it.
 #[derive(Debug, Default)]
@@ -32,33 +36,56 @@ impl Alarm {
     }
 }
 
-/// When the next row or field of this partition may be due. A lower bound: finding nothing is harmless.
+/// What the expiry cycle knows of a partition.
 #[derive(Debug)]
 pub(crate) struct Expiry {
-    next_due_ms: AtomicU64,
-    /// Where the walk over rows that only the table's `default_ttl` expires stands; `WALKED` when it is through.
-    walk: AtomicU64,
-    /// The `default_ttl_since_ms` that the walk belongs to.
-    walk_of_ms: AtomicU64,
+    known: Mutex<Known>,
+    /// Whether the cycle is at work in the partition.
+    is_busy: AtomicBool,
+    /// The longest that a step has held the executor, ns.
+    longest_step_ns: AtomicU64,
     alarm: Arc<Alarm>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Where the time index begins: below it was nothing when it was last searched, and nothing was put there since. What is removed leaves tombstones there.
+    from: Bytes,
+    /// When the next row or field may be due, ms. A lower bound: finding nothing is harmless.
+    next_due_ms: u64,
+    /// The earliest time that a batch has put into the time index since the last search began.
+    noted_ms: u64,
+    /// Grows whenever all this is forgotten.
+    era: u64,
+    /// Where the walk over rows that only the table's `default_ttl` expires stands; `None`: it is through.
+    walk: Option<u64>,
+    /// The `default_ttl_since_ms` that the walk belongs to.
+    walk_of_ms: u64,
 }
 
 /// What the expiry cycle has to do in a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
-    /// A step, whose walk stands there.
-    Now(u64),
+    /// To search for what is due.
+    Now,
     /// Nothing for so long, ms.
     In(u64),
 }
 
-/// No walk is under way.
-const WALKED: u64 = u64::MAX;
+/// A search that has begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Search {
+    /// Where in the time index; empty = at its beginning.
+    pub(crate) from: Bytes,
+    /// Where the walk over old rows stands, if one is under way.
+    pub(crate) walk: Option<u64>,
+    era: u64,
+}
 
 impl Expiry {
     /// At start something may be due.
     pub(crate) fn new(alarm: Arc<Alarm>) -> Expiry {
-        Expiry { next_due_ms: AtomicU64::new(0), walk: AtomicU64::new(WALKED), walk_of_ms: AtomicU64::new(0), alarm }
+        Expiry { known: Mutex::default(), is_busy: AtomicBool::new(false), longest_step_ns: AtomicU64::new(0), alarm }
     }
 
     /// Something else has changed that [`due`](Expiry::due) or the caller goes by: the rules, who leads.
@@ -66,40 +93,105 @@ impl Expiry {
         self.alarm.sound();
     }
 
-    /// A batch gave something an expiry then.
+    /// Forgets what is known: others may have led meanwhile, or what was found is not removed.
+    pub(crate) fn forget(&self) {
+        let mut known = self.known.lock();
+        (known.from, known.next_due_ms, known.noted_ms) = (Bytes::new(), 0, 0);
+        known.era += 1;
+        drop(known);
+        self.alarm.sound();
+    }
+
+    /// A batch that is applied put this time into the time index (or left it there); `u64::MAX`: none.
     pub(crate) fn note(&self, due_ms: u64) {
-        if due_ms < self.next_due_ms.fetch_min(due_ms, Ordering::AcqRel) || due_ms == 0 {
+        if due_ms == u64::MAX {
+            return;
+        }
+        let mut known = self.known.lock();
+        known.noted_ms = known.noted_ms.min(due_ms);
+        let is_news = due_ms < known.next_due_ms;
+        known.next_due_ms = known.next_due_ms.min(due_ms);
+        if key_of(due_ms) < known.from {
+            known.from = key_of(due_ms);
+        }
+        drop(known);
+        if is_news {
             self.alarm.sound();
         }
     }
 
-    /// Should a step run now? `rules` tell of a `default_ttl` that is due.
-    pub(crate) fn due(&self, now_ms: u64, rules: &row::view::Rules) -> Due {
-        let mut next_ms = self.next_due_ms.load(Ordering::Acquire);
-        if rules.default_ttl_ms > 0 && self.walk_of_ms.load(Ordering::Acquire) != rules.default_ttl_since_ms {
+    /// Is there something to do now? `rules` tell of a `default_ttl` that is due.
+    pub(crate) fn due(&self, now_ms: u64, rules: &Rules) -> Due {
+        let mut known = self.known.lock();
+        let mut next_ms = known.next_due_ms;
+        if rules.default_ttl_ms > 0 && known.walk_of_ms != rules.default_ttl_since_ms {
             let walk_ms = rules.default_ttl_since_ms.saturating_add(rules.default_ttl_ms);
             if walk_ms <= now_ms {
-                self.walk_of_ms.store(rules.default_ttl_since_ms, Ordering::Release);
-                self.walk.store(0, Ordering::Release);
+                known.walk_of_ms = rules.default_ttl_since_ms;
+                known.walk = Some(0);
             }
             next_ms = next_ms.min(walk_ms);
         }
-        let walk = self.walk.load(Ordering::Acquire);
         match next_ms.saturating_sub(now_ms) {
-            0 => Due::Now(walk),
-            _ if walk != WALKED => Due::Now(walk),
+            0 => Due::Now,
+            _ if known.walk.is_some() => Due::Now,
             left_ms => Due::In(left_ms),
         }
     }
 
-    /// After a step, by the executor (which is the only one to note or to step): the walk's next place (0 = through), and when the next
-    /// entry of the time index is due.
-    pub(crate) fn stepped(&self, walked_from: u64, next: u64, next_due_ms: u64) {
-        let next = if walked_from == WALKED || next == 0 { WALKED } else { next };
-        self.walk.store(next, Ordering::Release);
-        self.next_due_ms.store(next_due_ms, Ordering::Release);
-        self.alarm.sound();
+    /// The cycle begins to work in the partition; `None`: it is at work there already.
+    pub(crate) fn begin(self: &Arc<Self>) -> Option<Work> {
+        (!self.is_busy.swap(true, Ordering::AcqRel)).then(|| Work(self.clone()))
     }
+
+    /// Before the state to be searched is taken.
+    pub(crate) fn search(&self) -> Search {
+        let mut known = self.known.lock();
+        known.noted_ms = u64::MAX;
+        Search { from: known.from.clone(), walk: known.walk, era: known.era }
+    }
+
+    /// A search is over: what it found in the time index, and where its walk over old rows has come to (0 = through).
+    pub(crate) fn searched(&self, search: &Search, found: &Found, walked_to: u64) {
+        let mut known = self.known.lock();
+        if known.era != search.era {
+            return;
+        }
+        // What came meanwhile may have come behind the state that was searched.
+        known.from = found.from.clone().min(key_of(known.noted_ms));
+        known.next_due_ms = found.next_ms.min(known.noted_ms);
+        if search.walk.is_some() && known.walk == search.walk {
+            known.walk = (walked_to > 0).then_some(walked_to);
+        }
+    }
+
+    /// A step has held the executor for so long.
+    pub(crate) fn held(&self, time: Duration) {
+        self.longest_step_ns.fetch_max(time.as_nanos() as u64, Ordering::Relaxed);
+        metrics::histogram!("bridle_expiry_step_seconds").record(time.as_secs_f64());
+    }
+
+    /// The longest that a step has held the executor.
+    pub(crate) fn longest_step(&self) -> Duration {
+        Duration::from_nanos(self.longest_step_ns.load(Ordering::Relaxed))
+    }
+}
+
+/// The cycle is at work in a partition, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Work(Arc<Expiry>);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.is_busy.store(false, Ordering::Release);
+        // What is due next was not asked while it was.
+        self.0.alarm.sound();
+    }
+}
+
+/// The first key of a time in the time index.
+fn key_of(at_ms: u64) -> Bytes {
+    key::time_index(at_ms, key::Due::Row, &[])
 }
 
 /// The earliest expiry that a batch sets, ms; `u64::MAX` when it sets none.
@@ -116,12 +208,16 @@ pub(crate) fn earliest(edits: &Edits) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use row::view::Rules;
-
     use super::*;
 
     fn rules(default_ttl_ms: u64, default_ttl_since_ms: u64) -> Rules {
         Rules { default_ttl_ms, default_ttl_since_ms, write_bytes_max: 0, answer_bytes_max: 0 }
+    }
+
+    /// A search that finds nothing due, and that the next entry is due then.
+    fn nothing(next_ms: u64) -> Found {
+        let from = if next_ms == u64::MAX { key_of(1001) } else { key_of(next_ms) };
+        Found { items: Vec::new(), from, next_ms }
     }
 
     #[test]
@@ -129,9 +225,8 @@ mod tests {
         let alarm = Arc::new(Alarm::default());
         let expiry = Expiry::new(alarm.clone());
         assert!(alarm.rings(1000) && !alarm.rings(1000), "it rings once");
-        assert_eq!(expiry.due(1000, &rules(0, 0)), Due::Now(WALKED));
-        expiry.stepped(WALKED, 0, u64::MAX);
-        assert!(alarm.rings(1000));
+        assert_eq!(expiry.due(1000, &rules(0, 0)), Due::Now);
+        expiry.searched(&expiry.search(), &nothing(u64::MAX), 0);
         assert_eq!(expiry.due(1000, &rules(0, 0)), Due::In(u64::MAX - 1000));
         expiry.note(u64::MAX);
         assert!(!alarm.rings(1000));
@@ -141,20 +236,53 @@ mod tests {
         alarm.set(5000);
         expiry.note(6000);
         assert!(!alarm.rings(4999) && alarm.rings(5000));
-        assert_eq!(expiry.due(5000, &rules(0, 0)), Due::Now(WALKED));
+        assert_eq!(expiry.due(5000, &rules(0, 0)), Due::Now);
+    }
+
+    #[test]
+    fn a_search_begins_where_the_last_one_found_the_index_to_begin() {
+        let expiry = Expiry::new(Arc::default());
+        let first = expiry.search();
+        assert!(first.from.is_empty());
+        expiry.searched(&first, &nothing(7000), 0);
+        assert_eq!(expiry.search().from, key_of(7000));
+        // What comes while a search is under way may have come behind the state that it looks at.
+        let second = expiry.search();
+        expiry.note(3000);
+        expiry.searched(&second, &nothing(7000), 0);
+        assert_eq!((expiry.search().from, expiry.due(1000, &rules(0, 0))), (key_of(3000), Due::In(2000)));
+        // Before or after, it is not passed over.
+        expiry.searched(&expiry.search(), &nothing(7000), 0);
+        expiry.note(4000);
+        assert_eq!(expiry.search().from, key_of(4000));
+        // A search that another leadership began tells nothing.
+        let third = expiry.search();
+        expiry.forget();
+        expiry.searched(&third, &nothing(7000), 0);
+        assert!(expiry.search().from.is_empty());
+        assert_eq!(expiry.due(1000, &rules(0, 0)), Due::Now);
+    }
+
+    #[test]
+    fn one_works_at_a_time_and_looks_again_when_done() {
+        let alarm = Arc::new(Alarm::default());
+        let expiry = Arc::new(Expiry::new(alarm.clone()));
+        let work = expiry.begin().expect("nobody is at work");
+        assert!(expiry.begin().is_none());
+        alarm.rings(0);
+        drop(work);
+        assert!(alarm.rings(0) && expiry.begin().is_some());
     }
 
     #[test]
     fn a_default_ttl_walks_once_when_it_is_due() {
-        let alarm = Arc::new(Alarm::default());
-        let expiry = Expiry::new(alarm.clone());
-        expiry.stepped(WALKED, 0, u64::MAX);
+        let expiry = Expiry::new(Arc::default());
+        expiry.searched(&expiry.search(), &nothing(u64::MAX), 0);
         assert_eq!(expiry.due(1000, &rules(500, 900)), Due::In(400));
-        assert_eq!(expiry.due(1400, &rules(500, 900)), Due::Now(0));
-        expiry.stepped(0, 7, u64::MAX);
-        assert!(alarm.rings(1400), "it goes on");
-        assert_eq!(expiry.due(1400, &rules(500, 900)), Due::Now(7));
-        expiry.stepped(7, 0, u64::MAX);
+        assert_eq!((expiry.due(1400, &rules(500, 900)), expiry.search().walk), (Due::Now, Some(0)));
+        expiry.searched(&expiry.search(), &nothing(u64::MAX), 7);
+        assert_eq!((expiry.due(1400, &rules(500, 900)), expiry.search().walk), (Due::Now, Some(7)), "it goes on");
+        expiry.searched(&expiry.search(), &nothing(u64::MAX), 0);
         assert!(matches!(expiry.due(1400, &rules(500, 900)), Due::In(_)));
         assert_eq!(expiry.due(1400, &rules(500, 1000)), Due::In(100));
     }

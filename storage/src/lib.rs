@@ -50,4 +50,5 @@ mod reads;
 pub mod replica;
 mod stripes;
 
+pub use clock::monotonic;
 pub use node::{Assigned, Node, NodeOptions, Peers, TableFigures};

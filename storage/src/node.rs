@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -12,16 +12,17 @@ use cluster::{Boxed, Call, CallError, Leader, Member, PartitionId, Placement, Se
 use engine::log::Log;
 use engine::raft::{self, Letter, Rebuild, RebuildOptions, Ticker, Wire};
 use engine::store::Shared;
-use row::op::{Answer, Op, Request, Response};
+use row::op::{Request, Response};
 use row::view::Rules;
 use tokio::sync::watch;
 
+use crate::expiry::cycle::Cycles;
 use crate::expiry::{Alarm, Due};
 use crate::hot::Hot;
 use crate::quota::Quota;
 use crate::reads::{By, Look};
 use crate::replica::{Replica, ReplicaOptions, SetAside};
-use crate::{clock, dirs, expiry, reads};
+use crate::{dirs, reads};
 
 /// How often the node looks whether anything has expired.
 const EXPIRY_PERIOD: Duration = Duration::from_millis(100);
@@ -57,6 +58,8 @@ pub struct NodeOptions {
     pub request_memory_max: usize,
     /// Told apart from other clusters' writes in timetags.
     pub cluster_tag: u8,
+    /// By which it is measured how long steps of the expiry cycle hold a partition's executor: [`monotonic`](crate::monotonic).
+    pub step_clock: fn() -> Duration,
     /// How long a write may be without a quorum; by then, half a second before at most, its client is told that its outcome is unknown.
     pub unsure_after: Duration,
     /// The other servers; `None`: there are none, and every group has one member.
@@ -111,9 +114,7 @@ pub struct Node {
     replicas: ArcSwap<HashMap<PartitionId, Held>>,
     /// One change of the set at a time.
     changing: tokio::sync::Mutex<()>,
-    active_expiry: AtomicBool,
-    expired_rows: AtomicU64,
-    expired_fields: AtomicU64,
+    cycles: Arc<Cycles>,
     /// Grows with whatever meta wants to know at once.
     changes: Arc<watch::Sender<u64>>,
     /// When the expiry cycle is to look at the replicas.
@@ -152,9 +153,7 @@ impl Node {
             quota,
             replicas: ArcSwap::default(),
             changing: tokio::sync::Mutex::default(),
-            active_expiry: true.into(),
-            expired_rows: AtomicU64::default(),
-            expired_fields: AtomicU64::default(),
+            cycles: Arc::new(Cycles::new()),
             changes: Arc::default(),
             alarm: Arc::default(),
         });
@@ -337,6 +336,7 @@ impl Node {
             changes: &self.changes,
             quota: &self.quota,
             alarm: &self.alarm,
+            step_clock: self.options.step_clock,
         };
         Replica::open(options, &self.log, &self.shared, &self.hot).await
     }
@@ -460,7 +460,8 @@ impl Node {
 
     /// Whether the expiry cycle runs (DEBUG SET-ACTIVE-EXPIRE).
     pub fn set_active_expiry(&self, active: bool) {
-        self.active_expiry.store(active, Ordering::Relaxed);
+        self.cycles.is_active.store(active, Ordering::Relaxed);
+        self.alarm.sound();
     }
 
     /// Bytes in the row cache.
@@ -470,7 +471,7 @@ impl Node {
 
     /// How many rows, and how many fields of other rows, the expiry cycle of this process has removed since it began.
     pub fn expired(&self) -> (u64, u64) {
-        (self.expired_rows.load(Ordering::Relaxed), self.expired_fields.load(Ordering::Relaxed))
+        (self.cycles.rows.load(Ordering::Relaxed), self.cycles.fields.load(Ordering::Relaxed))
     }
 
     /// Figures of a table's partitions here.
@@ -620,48 +621,33 @@ async fn mend(node: std::sync::Weak<Node>, mut changes: watch::Receiver<u64>) {
     }
 }
 
-/// Removes what has expired, a bounded step per partition and period, until the node is gone.
+/// Has what has expired removed, in each partition side by side, until the node is gone.
 async fn expiry_cycle(node: std::sync::Weak<Node>) {
     let mut tick = tokio::time::interval(EXPIRY_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let start = Instant::now();
     loop {
         tick.tick().await;
         let Some(node) = node.upgrade() else { return };
-        let now_ms = clock::wall_ms();
-        if !node.active_expiry.load(Ordering::Relaxed) || !node.alarm.rings(now_ms) {
+        // Not by the wall clock, which may step back: the next look would be as far away.
+        let now_ms = start.elapsed().as_millis() as u64;
+        if !node.cycles.is_active.load(Ordering::Relaxed) || !node.alarm.rings(now_ms) {
             continue;
         }
-        let mut due = Vec::new();
         let mut pause_ms = EXPIRY_PAUSE_MS_MAX;
-        for replica in node.replicas.load().values().filter_map(|held| held.slot.as_ref().ok()).filter(|replica| replica.leads()) {
+        for replica in node.replicas().into_iter().filter(|replica| replica.leads()) {
             // By the partition's own clock, which does not step back.
             match replica.expiry.due(replica.clock.read().now_ms, &replica.rules()) {
-                Due::Now(cursor) => due.push((replica.clone(), cursor)),
+                Due::Now => {
+                    // Where it is at work already it goes on until nothing is due.
+                    if let Some(work) = replica.expiry.begin() {
+                        tokio::spawn(node.cycles.clone().work(replica, work));
+                    }
+                }
                 Due::In(left_ms) => pause_ms = pause_ms.min(left_ms),
             }
         }
         node.alarm.set(now_ms + pause_ms);
-        for (replica, cursor) in due {
-            let step = Request { ops: vec![Op::ExpireDue { max: expiry::STEP_MAX, cursor }], joined: Vec::new(), watched: Vec::new() };
-            // One step of a partition at a time; a partition that can't be written now is tried again in the next period.
-            let done = match replica.queue.push(step) {
-                Ok(outcome) => outcome.await.unwrap_or_else(|_| Err(CallError::Unknown("the partition's executor ended".to_owned()))),
-                Err(error) => Err(error),
-            };
-            match done {
-                Ok(Response::Done(outcomes)) => {
-                    if let [Ok(Answer::Expired { rows, fields, .. })] = outcomes[..] {
-                        node.expired_rows.fetch_add(rows, Ordering::Relaxed);
-                        node.expired_fields.fetch_add(fields, Ordering::Relaxed);
-                    }
-                }
-                Ok(Response::Touched) => {}
-                Err(error) => {
-                    tracing::debug!(partition = ?replica.partition(), %error, "an expiry step did not go through");
-                    node.alarm.sound();
-                }
-            }
-        }
     }
 }
 

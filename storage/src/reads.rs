@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::{CallError, blocking};
@@ -13,6 +14,7 @@ use row::view::{Fault, Rules, Stamp, Tx, View};
 use row::{key, value};
 
 use crate::batch::of;
+use crate::expiry::cycle::HELD_MAX;
 use crate::hot::Moment;
 use crate::replica::Replica;
 
@@ -28,11 +30,21 @@ pub(crate) struct Applied<'a> {
     patience: Cell<u64>,
     /// The latest moment that was taken for past, ms; 0 when none was.
     past_ms: Cell<u64>,
+    /// When a step of the expiry cycle that is being evaluated has held the executor for long enough, by the node's clock for steps.
+    spent_at: Cell<Duration>,
 }
 
 impl<'a> Applied<'a> {
     fn new(replica: &'a Replica, fills: bool) -> Applied<'a> {
-        Applied { replica, moment: replica.hot.moment(), fills, snapshot: None, patience: Cell::new(u64::MAX), past_ms: Cell::new(0) }
+        Applied {
+            replica,
+            moment: replica.hot.moment(),
+            fills,
+            snapshot: None,
+            patience: Cell::new(u64::MAX),
+            past_ms: Cell::new(0),
+            spent_at: Cell::new(Duration::MAX),
+        }
     }
 
     /// Whatever is applied at each get; [`OneRow`] sees one moment by it.
@@ -55,6 +67,18 @@ impl<'a> Applied<'a> {
     /// The latest moment that what was evaluated [rests on](View::rests_on), ms.
     pub(crate) fn past_ms(&self) -> u64 {
         self.past_ms.get()
+    }
+
+    /// A step of the expiry cycle begins: it [is spent](View::is_spent) when it has held the executor for [`HELD_MAX`].
+    pub(crate) fn begin_step(&self) -> Duration {
+        let began = (self.replica.step_clock)();
+        self.spent_at.set(began + HELD_MAX);
+        began
+    }
+
+    /// How long ago a step began.
+    pub(crate) fn since(&self, began: Duration) -> Duration {
+        (self.replica.step_clock)().saturating_sub(began)
     }
 
     /// Whether a range ended before its end because it took too long: what was made of it is worth nothing.
@@ -123,12 +147,16 @@ impl View for Applied<'_> {
         .map_err(fault)
     }
 
-    fn recall(&self, cursor: u64) -> Option<Bytes> {
-        self.replica.cursors.recall(cursor)
+    fn recall(&self, row: &[u8], cursor: u64) -> Option<Bytes> {
+        self.replica.cursors.recall(row, cursor)
     }
 
-    fn remember(&self, cursor: u64, sortkey: &[u8]) {
-        self.replica.cursors.remember(cursor, sortkey);
+    fn remember(&self, row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
+        self.replica.cursors.remember(row, cursor, sortkey)
+    }
+
+    fn is_spent(&self) -> bool {
+        (self.replica.step_clock)() >= self.spent_at.get()
     }
 
     fn rests_on(&self, past_ms: u64) {
@@ -393,7 +421,6 @@ fn looked_at(replica: &Replica, op: &Op) -> u64 {
         Op::Restore { content: Content::Hash(fields), .. } => fields.len() as u64,
         Op::Copy { from, .. } | Op::Rename { from, .. } => fields(replica, from),
         Op::HashRangeDelete { key, .. } => fields(replica, key),
-        Op::ExpireDue { max, .. } => *max,
         Op::Append { value, .. } | Op::Set { value, .. } | Op::SetRange { value, .. } => 1 + value.len() as u64 / RECORD_BYTES,
         // The one that the next page begins with is looked at as well.
         Op::Scan { count, .. } | Op::HashScan { count, .. } => count.saturating_add(1),
@@ -444,6 +471,7 @@ mod tests {
             request_memory_max: 64 << 20,
             cluster_tag: 1,
             unsure_after: Duration::from_secs(3),
+            step_clock: crate::monotonic,
             peers: None,
         };
         let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");

@@ -60,7 +60,9 @@ pub struct Replica {
     pub(crate) lease: Lease,
     in_flight: AtomicUsize,
     pub(crate) cursors: Cursors,
-    pub(crate) expiry: Expiry,
+    pub(crate) expiry: Arc<Expiry>,
+    /// By which it is measured how long steps of the expiry cycle hold the executor.
+    pub(crate) step_clock: fn() -> Duration,
     pub(crate) hot: Arc<Hot>,
     pub(crate) owner: Owner,
     /// When they were read, and after how many changes of the store.
@@ -159,6 +161,7 @@ pub(crate) struct ReplicaOptions<'a> {
     pub(crate) quota: &'a Arc<Quota>,
     /// The node's.
     pub(crate) alarm: &'a Arc<Alarm>,
+    pub(crate) step_clock: fn() -> Duration,
 }
 
 impl ReplicaOptions<'_> {
@@ -239,7 +242,8 @@ impl Replica {
             lease: Lease::new(options.clocks()),
             in_flight: AtomicUsize::new(0),
             cursors: Cursors::default(),
-            expiry: Expiry::new(options.alarm.clone()),
+            expiry: Arc::new(Expiry::new(options.alarm.clone())),
+            step_clock: options.step_clock,
             owner: hot.owner(),
             hot: hot.clone(),
             counts: Mutex::default(),
@@ -302,7 +306,7 @@ impl Replica {
         if *adopted < term {
             self.hot.forget(&self.owner);
             self.clock.advance(last_stamp(&self.store).map_err(|error| self.fault(error))?);
-            self.expiry.note(0);
+            self.expiry.forget();
             *adopted = term;
         }
         Ok(())
@@ -486,18 +490,6 @@ impl Replica {
         }
     }
 
-    /// When the first entry of the time index is due, ms; `u64::MAX` when it is empty.
-    pub(crate) fn next_due_ms(&self) -> Result<u64, CallError> {
-        let mut due = u64::MAX;
-        self.store
-            .range(Family::Default, key::TIME_INDEX, key::TIME_INDEX_END, false, &mut |entry, _| {
-                due = key::parse_time_index(entry).map_or(u64::MAX, |(due_ms, ..)| due_ms);
-                std::ops::ControlFlow::Break(())
-            })
-            .map_err(told)?;
-        Ok(due)
-    }
-
     /// Answers a request that only reads, confirming the lease when it has to.
     pub(crate) async fn read(self: &Arc<Self>, request: Request) -> Result<Response, CallError> {
         let mut is_long = reads::is_long(self, &request);
@@ -560,6 +552,11 @@ impl Replica {
             Ok(Err(error)) => Err(error),
             Err(_) => Err(CallError::NoLeader("the partition's executor ended".to_owned())),
         }
+    }
+
+    /// The longest that a step of the expiry cycle has held the executor, by the node's clock for steps.
+    pub fn longest_step(&self) -> Duration {
+        self.expiry.longest_step()
     }
 
     /// Raft's figures.
@@ -745,6 +742,7 @@ mod tests {
             request_memory_max: 1 << 20,
             cluster_tag: 1,
             unsure_after: Duration::from_secs(3),
+            step_clock: crate::monotonic,
             peers: None,
         };
         let node = Node::open(options, log.clone(), Shared::new(Settings::default()).expect("memory for stores"));

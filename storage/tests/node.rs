@@ -32,9 +32,14 @@ fn assigned(table: Arc<Table>) -> Assigned {
 }
 
 async fn open(dir: &Path) -> Setup {
+    open_with(dir, storage::monotonic, &assigned(table(&[], 0))).await
+}
+
+async fn open_with(dir: &Path, step_clock: fn() -> Duration, assigned: &Assigned) -> Setup {
     let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
     let shared = Shared::new(Settings::default()).expect("memory for stores");
     let options = NodeOptions {
+        step_clock,
         dir: dir.join("partitions"),
         raft_runtime: tokio::runtime::Handle::current(),
         write_bytes_max: 16 << 20,
@@ -46,7 +51,7 @@ async fn open(dir: &Path) -> Setup {
         peers: None,
     };
     let node = Node::open(options, log.clone(), shared);
-    node.follow(&[assigned(table(&[], 0))]).await;
+    node.follow(std::slice::from_ref(assigned)).await;
     Setup { node, log }
 }
 
@@ -220,6 +225,118 @@ async fn the_expiry_cycle_removes_rows_that_nobody_reads() {
     setup.close().await;
 }
 
+/// Rows, and a hash of which all fields but one go, that are due at one time.
+async fn fill(setup: &Setup, rows: u32, cells: u32, until: Ttl) {
+    for from in (0..rows).step_by(1000) {
+        setup.ops((from..rows.min(from + 1000)).map(|n| set(&format!("row{n}"), "v", until)).collect()).await.expect("written");
+    }
+    for from in (0..cells).step_by(1000) {
+        setup.one(fields(from..cells.min(from + 1000), until)).await;
+    }
+    setup.one(fields(cells..cells + 1, Ttl::Never)).await;
+}
+
+/// Waits until only the hash is left, with its one field; how long that took.
+async fn wait_until_all_is_gone(setup: &Setup) -> Duration {
+    let began = Instant::now();
+    let deadline = began + Duration::from_secs(60);
+    let inspect = || Op::Inspect { key: bytes("h") };
+    while !matches!(setup.one(inspect()).await, Answer::Row(Some(row)) if row.len == 1) || setup.one(Op::Rows).await != Answer::Int(1) {
+        assert!(Instant::now() < deadline, "what has expired stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    began.elapsed()
+}
+
+/// A clock that goes on by 0.1 ms whenever somebody looks.
+fn looked_at() -> Duration {
+    static LOOKS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    Duration::from_micros(100) * LOOKS.fetch_add(1, std::sync::atomic::Ordering::Relaxed) as u32
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_step_of_the_expiry_cycle_holds_the_executor_for_longer_than_it_may() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open_with(dir.path(), looked_at, &assigned(table(&[], 0))).await;
+    let until = Deadline::At(now_ms() as i64 + 700);
+    fill(&setup, 500, 500, Ttl::Until(until)).await;
+    wait_until_all_is_gone(&setup).await;
+    let longest = setup.node.replica(DB0).expect("it is here").longest_step();
+    assert!(longest <= Duration::from_millis(2) && longest > Duration::ZERO, "{longest:?} by a clock that counts pieces of work");
+    assert_eq!(setup.node.expired(), (500, 500));
+    setup.close().await;
+}
+
+/// What a thread has computed: whatever else the machine does, this is what a step costs.
+fn computed() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tens_of_thousands_go_a_second_in_short_steps_between_writes() {
+    const MANY: u32 = 50_000;
+    let dir = tempfile::tempdir().expect("a directory");
+    let setup = open_with(dir.path(), computed, &assigned(table(&[], 0))).await;
+    setup.node.set_active_expiry(false);
+    fill(&setup, MANY, MANY, Ttl::Until(Deadline::In(1))).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    setup.node.set_active_expiry(true);
+    let (mut writes, mut longest_write) = (0, Duration::ZERO);
+    let mut gone = Box::pin(wait_until_all_is_gone(&setup));
+    let took = loop {
+        let began = Instant::now();
+        tokio::select! {
+            took = &mut gone => break took,
+            _ = setup.one(set("h2", "v", Ttl::Until(Deadline::In(1)))) => {
+                (writes, longest_write) = (writes + 1, longest_write.max(began.elapsed()));
+            }
+        }
+    };
+    drop(gone);
+    let longest = setup.node.replica(DB0).expect("it is here").longest_step();
+    println!("{} in {took:?}, beside {writes} writes of at most {longest_write:?}; the longest step took {longest:?}", 2 * MANY);
+    assert!(longest < Duration::from_millis(2), "a step took {longest:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    setup.close().await;
+}
+
+/// The clock of steps fails once, and with it the executor that asks.
+fn broken_once() -> Duration {
+    static IS_BROKEN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    assert!(IS_BROKEN.swap(true, std::sync::atomic::Ordering::Relaxed), "meant to fail");
+    storage::monotonic()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_stuck_does_not_stop_expiry_in_the_others() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let Assigned { table, placements } = assigned(table(&[], 0));
+    let placements = (0..4).map(|index| Placement { partition: PartitionId { index, ..DB0 }, ..placements[0].clone() }).collect();
+    let setup = open_with(dir.path(), broken_once, &Assigned { table, placements }).await;
+    let ask = async |index, op| {
+        let request = Request { ops: vec![op], joined: Vec::new(), watched: vec![] };
+        setup.node.call(PartitionId { index, ..DB0 }, request).await
+    };
+    for index in 0..4 {
+        ask(index, set("going", "v", Ttl::Until(Deadline::In(300)))).await.expect("written");
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while setup.node.expired().0 < 3 {
+        assert!(Instant::now() < deadline, "{:?} of three have expired", setup.node.expired());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut left = 0;
+    for index in 0..4 {
+        left += u32::from(ask(index, Op::Rows).await != Ok(Response::Done(vec![Ok(Answer::Int(0))])));
+    }
+    assert_eq!(left, 1, "that of the partition whose executor has failed");
+}
+
+fn now_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis() as u64
+}
+
 fn fields(names: std::ops::Range<u32>, ttl: Ttl) -> Op {
     let pairs = names.map(|n| (bytes(&format!("field{n:05}")), bytes("v"))).collect();
     Op::HashPut { key: bytes("h"), pairs, only: Only::Always, ttl }
@@ -269,8 +386,7 @@ async fn a_default_ttl_reaches_rows_written_before_it() {
     let setup = open(dir.path()).await;
     setup.one(set("old", "v", Ttl::Default)).await;
     tokio::time::sleep(Duration::from_millis(5)).await;
-    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis() as u64;
-    setup.node.follow(&[assigned(table(&[("default_ttl", "1")], now_ms))]).await;
+    setup.node.follow(&[assigned(table(&[("default_ttl", "1")], now_ms()))]).await;
     assert_eq!(setup.one(get("old")).await, Answer::Bytes(bytes("v")));
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(setup.one(get("old")).await, Answer::Nil);

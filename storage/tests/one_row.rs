@@ -114,6 +114,7 @@ async fn open(dir: &Path, row_cache_bytes: usize) -> Arc<Node> {
         request_memory_max: 64 << 20,
         cluster_tag: 1,
         unsure_after: Duration::from_secs(3),
+        step_clock: storage::monotonic,
         peers: None,
     };
     let node = Node::open(options, log, Shared::new(Settings::default()).expect("memory for stores"));

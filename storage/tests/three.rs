@@ -114,6 +114,7 @@ impl Three {
             let dir = dir.join(server.to_string());
             let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
             let options = NodeOptions {
+                step_clock: storage::monotonic,
                 dir: dir.join("tables"),
                 raft_runtime: tokio::runtime::Handle::current(),
                 write_bytes_max: 16 << 20,

@@ -112,7 +112,7 @@ fn answers() -> Vec<Result<Answer, Refusal>> {
         Ok(Answer::Cells { cells: vec![], next: None }),
         Ok(Answer::CellsPage { cells: cells(), next: u64::MAX }),
         Ok(Answer::Page { keys: vec![bytes()], next: u64::MAX, count: u64::MAX }),
-        Ok(Answer::Expired { rows: u64::MAX, fields: u64::MAX, next: u64::MAX }),
+        Ok(Answer::Expired { rows: u64::MAX, fields: u64::MAX, done: u64::MAX, part: u64::MAX, left_ms: Some(u64::MAX) }),
         Ok(Answer::Deleted { count: u64::MAX, next: Some(bytes()) }),
         Ok(Answer::Content {
             content: Content::Hash(vec![(bytes(), bytes(), Some(u64::MAX)), (bytes(), bytes(), Some(0))]),

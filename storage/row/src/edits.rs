@@ -194,12 +194,16 @@ impl View for Over<'_> {
         if reverse { merge(self, family, from, to, mine.rev(), reverse, each) } else { merge(self, family, from, to, mine, reverse, each) }
     }
 
-    fn recall(&self, cursor: u64) -> Option<Bytes> {
-        self.view.recall(cursor)
+    fn recall(&self, row: &[u8], cursor: u64) -> Option<Bytes> {
+        self.view.recall(row, cursor)
     }
 
-    fn remember(&self, cursor: u64, sortkey: &[u8]) {
-        self.view.remember(cursor, sortkey);
+    fn remember(&self, row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
+        self.view.remember(row, cursor, sortkey)
+    }
+
+    fn is_spent(&self) -> bool {
+        self.view.is_spent()
     }
 
     fn rests_on(&self, past_ms: u64) {

@@ -82,7 +82,7 @@ fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
         Rows => scan::rows(tx),
         Expiring => scan::expiring(tx),
         Clear => scan::clear(tx),
-        ExpireDue { max, cursor } => expire::expire_due(tx, *max, *cursor),
+        ExpireDue { items } => expire::expire_due(tx, items),
         Pass { at_ms } => {
             tx.past(Some(*at_ms));
             Ok(Answer::Ok)

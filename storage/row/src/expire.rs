@@ -1,129 +1,277 @@
 //! The expiry cycle: what is past its time stops being counted and stored, even if nobody asks for it.
 //!
 //! Readers never depend on it; it goes through Raft as any write, so that the counters and the time index stay exact.
+//!
+//! # Two halves
+//! [`find`] and [`find_old`] look for what is due, in a state that is at hand and away from the partition's writer: deleted records leave tombstones, and to walk
+//! past those may take long. [`Op::ExpireDue`](crate::Op::ExpireDue) is then a step of the writer: it looks at each thing that was found once more, by its own
+//! head or expiry, as it may have changed since, and deletes it if it is past. It walks nothing, so each piece of its work is small, and it ends as soon as the
+//! view [is spent](crate::View::is_spent).
+//!
+//! A row that is past, or whose members are all past, goes without a look at its members.
 
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::edits::Family;
 use crate::eval::Answered;
-use crate::head::Row;
+use crate::head::{Row, due_at};
 use crate::key::{self, Due, KeyBuf};
 use crate::members::{Members, Writer};
 use crate::op::Answer;
 use crate::scan::{self, STEP_ROWS_MAX};
-use crate::value::Head;
+use crate::value::{Body, Head, Place};
 use crate::view::{Fault, Tx};
 
 /// With so many bytes of records deleted a step ends: keys may be long, and are in each record.
 const STEP_BYTES_MAX: usize = 1 << 20;
 
-pub(crate) fn expire_due(tx: &mut Tx<'_>, max: u64, cursor: u64) -> Answered {
-    let max = max.clamp(1, STEP_ROWS_MAX);
-    let bytes_max = tx.edits.bytes() + STEP_BYTES_MAX;
-    let (mut rows, mut fields) = (0, 0);
-    for (at, due, head_key) in due_entries(tx, max)? {
-        if rows + fields >= max || tx.edits.bytes() >= bytes_max {
+/// With so many bytes of keys and names found a search ends.
+const FOUND_BYTES_MAX: usize = 1 << 20;
+
+/// Something that may be due.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Item {
+    /// A row that is past.
+    Row {
+        /// The key of its head.
+        head_key: Bytes,
+        /// The time of the entry of the time index that pointed it out; `None` when it was found by the table's `default_ttl`.
+        indexed_ms: Option<u64>,
+    },
+    /// Members of a row that are past.
+    Members(DueMembers),
+}
+
+/// Members of a row that are past, in the order of their expiries from the floor on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DueMembers {
+    /// The key of the row's head.
+    pub head_key: Bytes,
+    /// The life of the row that they belong to.
+    pub generation: u64,
+    /// The [floor](crate::value::Expiries::floor) of the state in which they were found.
+    pub floor: Place,
+    /// Their expiries.
+    pub places: Vec<Place>,
+    /// The first expiry behind these in that state.
+    pub next: Option<Place>,
+}
+
+impl Item {
+    /// How many rows or members it names.
+    pub fn size(&self) -> usize {
+        match self {
+            Item::Row { .. } => 1,
+            Item::Members(members) => members.places.len().max(1),
+        }
+    }
+
+    /// Cuts off all but its first members, if there are more than `max`.
+    pub fn cut(&mut self, max: usize) -> Option<Item> {
+        let Item::Members(members) = self else { return None };
+        if members.places.len() <= max.max(1) {
+            return None;
+        }
+        let mut rest = DueMembers { places: members.places.split_off(max.max(1)), ..members.clone() };
+        // Where the step before will have left it.
+        rest.floor = rest.places[0].clone();
+        members.next = Some(rest.floor.clone());
+        Some(Item::Members(rest))
+    }
+}
+
+/// What a search found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    /// What may be due, in order of time.
+    pub items: Vec<Item>,
+    /// Where the next search begins: below it the time index had nothing but entries that lead to these items.
+    pub from: Bytes,
+    /// When the entry there is due, ms; `u64::MAX` when there is none.
+    pub next_ms: u64,
+}
+
+/// Looks for rows and members that are due by the time index, from `from` on (empty = its beginning), about `max` of them. In a state only: what this batch
+/// has edited is not looked at by a step either.
+pub fn find(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<Found, Fault> {
+    let from = if from.is_empty() { key::TIME_INDEX } else { from };
+    let (entries, mut from, mut next_ms) = due_entries(tx, from, max)?;
+    let mut items: Vec<Item> = Vec::with_capacity(entries.len());
+    let (mut found, mut bytes) = (0, 0);
+    for (at_ms, due, head_key) in entries {
+        if found >= max || bytes >= FOUND_BYTES_MAX {
+            (from, next_ms) = (key::time_index(at_ms, due, &head_key), at_ms);
             break;
         }
-        // A field is two records.
-        let fields_max = (STEP_BYTES_MAX / (2 * head_key.len())).max(1) as u64;
-        match expire_entry(tx, at, due, &head_key, fields_max.min(max - rows - fields))? {
-            Gone::Row => rows += 1,
-            Gone::Fields(names) => fields += names,
-        }
+        bytes += head_key.len();
+        let item = match due {
+            Due::Row => Item::Row { head_key, indexed_ms: Some(at_ms) },
+            Due::Field => due_members(tx, at_ms, head_key, max - found, &mut bytes)?,
+        };
+        found += item.size();
+        items.push(item);
     }
-    let left = max.saturating_sub(rows + fields).max(1); // the walk gets on, however much is due
-    let (swept, next) = sweep_old(tx, left, bytes_max, cursor)?;
-    Ok(Answer::Expired { rows: rows + swept, fields, next })
+    Ok(Found { items, from, next_ms })
 }
 
-/// What an entry of the time index pointed out and is deleted.
-enum Gone {
-    /// A row; of a hash, with all fields that it still had.
-    Row,
-    /// So many fields.
-    Fields(u64),
-}
+/// An entry of the time index: when, what, the head's key.
+type Entry = (u64, Due, Bytes);
 
-/// The first entries of the time index that are due.
-fn due_entries(tx: &Tx<'_>, max: u64) -> Result<Vec<(u64, Due, KeyBuf)>, Fault> {
-    let mut to = key::TIME_INDEX.to_vec();
-    to.extend_from_slice(&tx.stamp.now_ms.saturating_add(1).to_be_bytes());
+/// The first entries that are due, the key of the one behind them (or where it would be), and when that is due.
+fn due_entries(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<(Vec<Entry>, Bytes, u64), Fault> {
+    let now_ms = tx.stamp.now_ms;
     let mut entries = Vec::new();
+    let mut next = None;
     let mut fault = None;
-    tx.range(Family::State, key::TIME_INDEX, &to, false, &mut |found, _| {
+    tx.range(Family::State, from, key::TIME_INDEX_END, false, &mut |found, _| {
         match key::parse_time_index(found) {
-            Some((at, due, head_key)) => entries.push((at, due, KeyBuf::from_slice(head_key))),
+            Some((at_ms, due, head_key)) if at_ms <= now_ms && entries.len() < max => {
+                entries.push((at_ms, due, Bytes::copy_from_slice(head_key)));
+                return ControlFlow::Continue(());
+            }
+            Some((at_ms, ..)) => next = Some((Bytes::copy_from_slice(found), at_ms)),
             None => fault = Some(Fault(format!("a time index key of {} bytes that is none", found.len()))),
         }
-        if fault.is_none() && (entries.len() as u64) < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        ControlFlow::Break(())
     })?;
-    fault.map_or(Ok(entries), Err)
+    let (from, next_ms) = next.unwrap_or_else(|| (key::time_index(now_ms.saturating_add(1), Due::Row, &[]), u64::MAX));
+    fault.map_or(Ok((entries, from, next_ms)), Err)
 }
 
-/// Deletes what one entry points out, at most `max` records of it.
-fn expire_entry(tx: &mut Tx<'_>, at: u64, due: Due, head_key: &KeyBuf, max: u64) -> Result<Gone, Fault> {
-    let stored = tx.get(Family::Head, head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
-    let Some(head) = stored else {
-        // The row went with an earlier entry of this step, and its other entry with it; deleting that again is harmless.
-        tx.delete(Family::State, key::time_index(at, due, head_key));
-        return Ok(Gone::Fields(0));
-    };
-    let row = Row::of(tx, head_key.clone(), Some(head))?;
-    if !row.is_live() {
-        row.remove(tx)?;
-        return Ok(Gone::Row);
-    }
-    let names = match Members::of(&row) {
-        Ok(Some(members)) => members.expired(tx, max)?,
-        _ => Vec::new(),
-    };
-    if names.is_empty() {
-        // An entry without a reason. It would be tried again for ever, and stopping every replica over it would help nobody: it goes.
-        tx.delete(Family::State, key::time_index(at, due, head_key));
-        return Ok(Gone::Fields(0));
-    }
-    let Ok(mut hash) = Writer::open(row) else { return Ok(Gone::Fields(0)) };
-    for name in &names {
-        hash.remove(tx, name)?;
-    }
-    hash.save(tx)?;
-    Ok(Gone::Fields(names.len() as u64))
+/// The members that an entry of the time index leads to; or the row, when all of it is past, or there is nothing that the entry could mean.
+fn due_members(tx: &Tx<'_>, at_ms: u64, head_key: Bytes, max: usize, bytes: &mut usize) -> Result<Item, Fault> {
+    let row = row(tx, &head_key)?;
+    let found = |generation, floor, places, next| Item::Members(DueMembers { head_key: head_key.clone(), generation, floor, places, next });
+    let members = Members::of(&row).ok().flatten().filter(|members| members.floor().at_ms == at_ms);
+    let Some(members) = members else { return Ok(found(0, Place::at(at_ms), Vec::new(), None)) };
+    let (mut places, mut next) = (Vec::new(), None);
+    members.walk_expiries(tx, &mut |place| {
+        if place.at_ms > tx.stamp.now_ms || places.len() >= max || *bytes >= FOUND_BYTES_MAX {
+            next = Some(place);
+            return ControlFlow::Break(());
+        }
+        *bytes += head_key.len() + place.name.len();
+        places.push(place);
+        ControlFlow::Continue(())
+    })?;
+    Ok(found(members.generation(), members.floor().clone(), places, next))
 }
 
-/// Once rows older than `default_ttl` are due, walks the heads from `cursor` on and deletes those: they have no entry in the index.
-/// How many went, and where to go on (0 = nothing more to walk). At least one goes, if there is one; no more do when there are `bytes_max` of edits.
-fn sweep_old(tx: &mut Tx<'_>, max: u64, bytes_max: usize, cursor: u64) -> Result<(u64, u64), Fault> {
-    let due = tx.rules.default_ttl_since_ms.saturating_add(tx.rules.default_ttl_ms);
-    if tx.rules.default_ttl_ms == 0 || due > tx.stamp.now_ms {
-        return Ok((0, 0));
-    }
-    let mut dead = Vec::new();
-    let (mut looked, mut last, mut next) = (0, None, 0);
-    scan::walk(tx, cursor, &mut |position, row| {
-        if looked >= max && last != Some(position) {
+/// Looks for rows that are past by the table's `default_ttl` and so have no entry in the time index, from a position on: what it found, and where to go on
+/// (0 = it is through).
+pub fn find_old(tx: &Tx<'_>, from: u64) -> Result<(Vec<Item>, u64), Fault> {
+    let mut items = Vec::new();
+    let (mut looked, mut bytes, mut last, mut next) = (0, 0, None, 0);
+    scan::walk(tx, from, &mut |position, row| {
+        if (looked >= STEP_ROWS_MAX || bytes >= FOUND_BYTES_MAX) && last != Some(position) {
             next = position;
             return ControlFlow::Break(());
         }
         looked += 1;
         last = Some(position);
         if !row.is_live() {
-            dead.push(Bytes::copy_from_slice(row.hashkey()));
+            let head_key = Bytes::copy_from_slice(row.head_key());
+            bytes += head_key.len();
+            items.push(Item::Row { head_key, indexed_ms: None });
         }
         ControlFlow::Continue(())
     })?;
-    let mut swept = 0;
-    for hashkey in &dead {
-        if swept > 0 && tx.edits.bytes() >= bytes_max {
-            next = key::position(hashkey);
+    Ok((items, next))
+}
+
+/// A row by the key of its head; a string without its value.
+fn row(tx: &Tx<'_>, head_key: &[u8]) -> Result<Row, Fault> {
+    let stored = tx.gist(Family::Head, head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
+    Row::of(tx, KeyBuf::from_slice(head_key), stored)
+}
+
+/// What a step has done so far.
+#[derive(Default)]
+struct Step {
+    rows: u64,
+    fields: u64,
+    /// Entries of the time index that are due and stay, the earliest.
+    left_ms: Option<u64>,
+    edits_max: usize,
+    has_worked: bool,
+}
+
+impl Step {
+    /// Whether it ends here; not before it has done something.
+    fn is_over(&mut self, tx: &Tx<'_>) -> bool {
+        let is_over = self.has_worked && (tx.view.is_spent() || tx.edits.bytes() >= self.edits_max);
+        self.has_worked = true;
+        is_over
+    }
+
+    fn leave(&mut self, at_ms: u64) {
+        self.left_ms = Some(self.left_ms.map_or(at_ms, |left_ms| left_ms.min(at_ms)));
+    }
+}
+
+pub(crate) fn expire_due(tx: &mut Tx<'_>, items: &[Item]) -> Answered {
+    let mut step = Step { edits_max: tx.edits.bytes() + STEP_BYTES_MAX, ..Step::default() };
+    let (mut done, mut part) = (0, 0);
+    for item in items {
+        match item {
+            _ if step.is_over(tx) => break,
+            Item::Row { head_key, indexed_ms } => expire_row(tx, &mut step, head_key, indexed_ms.map(|at_ms| (at_ms, Due::Row)))?,
+            Item::Members(members) => {
+                part = expire_members(tx, &mut step, members)? as u64;
+                if (part as usize) < members.places.len() {
+                    break;
+                }
+            }
+        }
+        (done, part) = (done + 1, 0);
+    }
+    let Step { rows, fields, left_ms, .. } = step;
+    Ok(Answer::Expired { rows, fields, done, part, left_ms })
+}
+
+/// Deletes a row if it is past. Of one that is not, or not any more, an entry of the time index may be left without a reason: it would be found again for
+/// ever, and to stop every replica over it would help nobody, so it goes.
+fn expire_row(tx: &mut Tx<'_>, step: &mut Step, head_key: &Bytes, entry: Option<(u64, Due)>) -> Result<(), Fault> {
+    let row = row(tx, head_key)?;
+    let stored = row.stored();
+    if let Some((at_ms, due)) = entry.filter(|(at_ms, due)| stored.and_then(|head| due_at(head, *due)) != Some(*at_ms)) {
+        tx.delete(Family::State, key::time_index(at_ms, due, head_key));
+    }
+    if stored.is_some() && !row.is_live() {
+        row.remove(tx)?;
+        step.rows += 1;
+    }
+    Ok(())
+}
+
+/// Deletes members that are past, and raises the floor behind them; with how many it is done.
+fn expire_members(tx: &mut Tx<'_>, step: &mut Step, found: &DueMembers) -> Result<usize, Fault> {
+    let row = row(tx, &found.head_key)?;
+    let is_theirs = matches!(row.stored(), Some(Head { body: Body::Hash(hash), .. }) if hash.generation == found.generation);
+    let mut hash = match Writer::open(row) {
+        Ok(hash) if hash.exists() && is_theirs => hash,
+        _ => {
+            expire_row(tx, step, &found.head_key, Some((found.floor.at_ms, Due::Field)))?;
+            return Ok(found.places.len());
+        }
+    };
+    let mut done = 0;
+    for place in &found.places {
+        if done > 0 && step.is_over(tx) {
             break;
         }
-        swept += 1;
-        let head_key = key::head(hashkey);
-        let stored = tx.get(Family::Head, &head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
-        Row::of(tx, head_key, stored)?.remove(tx)?;
+        done += 1;
+        if tx.past(Some(place.at_ms)) && hash.purge(tx, place)? {
+            step.fields += 1;
+        }
     }
-    Ok((swept, next))
+    hash.raise_floor(tx, &found.floor, found.places.get(done).or(found.next.as_ref()));
+    if let Some(at_ms) = hash.due_ms().filter(|at_ms| *at_ms <= tx.stamp.now_ms) {
+        step.leave(at_ms);
+    }
+    hash.save(tx)?;
+    Ok(done)
 }

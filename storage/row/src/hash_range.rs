@@ -12,7 +12,7 @@ use crate::members::{Members, Writer};
 use crate::op::{Answer, Filter, Range};
 use crate::view::{Fault, Tx};
 
-/// Live members that one op with a limit looks at before it says where to go on: a filter that hits nothing shall not walk for ever.
+/// Members, past ones too, that one op with a limit looks at before it says where to go on: a filter that hits nothing shall not walk for ever.
 const LOOKED_MAX: u64 = 100_000;
 
 /// What looking at one member takes, about.
@@ -149,7 +149,7 @@ fn behind(prefix: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Walks the live members of a range that pass its filter, until `each` breaks. With `looked_max` it also ends after having looked at so
-/// many, and then gives the next one's name.
+/// many, past ones too, and then gives the next one's name.
 fn walk(
     tx: &Tx<'_>,
     members: &Members,
@@ -160,11 +160,15 @@ fn walk(
     let (from, to) = range.bounds();
     let mut looked = 0;
     let mut next = None;
-    members.walk(tx, Some(&from), to.as_deref(), range.reverse, &mut |name, _, value| {
+    members.walk_stored(tx, Some(&from), to.as_deref(), range.reverse, &mut |name, member| {
         if looked_max.is_some_and(|most| looked >= most) {
             next = Some(Bytes::copy_from_slice(name));
             return ControlFlow::Break(());
         }
+        let Some((_, value)) = member else {
+            looked += 1;
+            return ControlFlow::Continue(());
+        };
         let (weight, has_time) = range.filter.weight(tx, name);
         if !has_time {
             return ControlFlow::Break(());
@@ -244,9 +248,12 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> Answered {
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Deleted { count: 0, next: None }) };
     if range.is_whole() && !range.is_limited() {
-        let count = members.live(tx)?;
-        row.remove(tx)?;
-        return Ok(Answer::Deleted { count, next: None });
+        let expired = members.expired(tx, LOOKED_MAX)?;
+        // With more than that to count, it goes in steps.
+        if expired < LOOKED_MAX {
+            row.remove(tx)?;
+            return Ok(Answer::Deleted { count: members.count() - expired, next: None });
+        }
     }
     let deleted_max = DELETED_MAX.min((DELETED_BYTES_MAX / key.len().max(1)) as u64);
     let cells_max = if range.cells_max == 0 { deleted_max } else { range.cells_max.min(deleted_max) };
@@ -263,22 +270,22 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> Answered {
     Ok(Answer::Deleted { count, next })
 }
 
-/// HSCAN's cursor for the member to go on at: 63 bits of its name's hash, never 0.
+/// HSCAN's cursor for the member to go on at: the upper 52 bits of its name's hash, never 0. Many clients keep a cursor in a double, which holds 53.
 fn cursor_of(name: &[u8]) -> u64 {
-    (xxh3_64(name) >> 1).max(1)
+    (xxh3_64(name) >> 12).max(1)
 }
 
 /// The member that a cursor stands for: as remembered, or found again by walking the row; the first one if it is gone and forgotten
-/// (SCAN's guarantee allows members to come twice, never to be missed).
+/// (SCAN's guarantee allows members to come twice, never to be missed). Of two whose names share those 52 bits it is the first, for the same reason.
 fn resume(tx: &Tx<'_>, members: &Members, cursor: u64) -> Result<Option<Bytes>, Fault> {
     if cursor == 0 {
         return Ok(None);
     }
-    if let Some(name) = tx.view.recall(cursor).filter(|name| cursor_of(name) == cursor) {
+    if let Some(name) = tx.view.recall(members.prefix(), cursor).filter(|name| cursor_of(name) == cursor) {
         return Ok(Some(name));
     }
     let mut found = None;
-    members.walk(tx, None, None, false, &mut |name, _, _| {
+    members.walk_stored(tx, None, None, false, &mut |name, _| {
         if cursor_of(name) != cursor {
             return ControlFlow::Continue(());
         }
@@ -288,23 +295,26 @@ fn resume(tx: &Tx<'_>, members: &Members, cursor: u64) -> Result<Option<Bytes>, 
     Ok(found)
 }
 
+/// A page ends after so many members, past ones too: they may be many, and nobody is to wait for a walk over all of them.
 pub(crate) fn scan(tx: &Tx<'_>, key: &[u8], cursor: u64, count: u64, glob: Option<&Bytes>, want_values: bool) -> Answered {
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let filter = glob.map_or(Filter::None, |glob| Filter::Glob(glob.clone()));
     let start = resume(tx, &members, cursor)?;
-    let count = if members.hash().count <= SCAN_WHOLE_MAX { SCAN_WHOLE_MAX } else { count.clamp(1, SCAN_COUNT_MAX) };
+    let count = if members.count() <= SCAN_WHOLE_MAX { SCAN_WHOLE_MAX } else { count.clamp(1, SCAN_COUNT_MAX) };
     let bytes_max = tighter(SCAN_BYTES_MAX, tx.rules.answer_bytes_max);
     let mut found = Gathered::new(want_values);
     let (mut looked, mut heavy) = (0, 0);
     let mut next = 0;
-    members.walk(tx, start.as_deref(), None, false, &mut |name, _, value| {
-        if looked >= count || found.bytes() >= bytes_max || heavy >= SCAN_HEAVY_MAX {
+    members.walk_stored(tx, start.as_deref(), None, false, &mut |name, member| {
+        let is_full = looked >= count || found.bytes() >= bytes_max || heavy >= SCAN_HEAVY_MAX;
+        // Not at a name whose cursor is that of another: this page's first, which would be answered for ever, or one that is remembered for somebody.
+        if is_full && cursor_of(name) != cursor && tx.view.remember(members.prefix(), cursor_of(name), name) {
             next = cursor_of(name);
-            tx.view.remember(next, name);
             return ControlFlow::Break(());
         }
         looked += 1;
+        let Some((_, value)) = member else { return ControlFlow::Continue(()) };
         let (weight, has_time) = filter.weight(tx, name);
         if !has_time {
             return ControlFlow::Break(());

@@ -7,7 +7,7 @@ use crate::edits::Family;
 use crate::eval::Failed;
 use crate::key::{self, Due, KeyBuf};
 use crate::op::{Kind, Refusal};
-use crate::value::{Body, HashHead, Head};
+use crate::value::{Body, Expiries, HashHead, Head, Place};
 use crate::view::{Fault, Tx};
 
 /// A row as it is stored, without the value of a string: enough to replace or delete it. Writing it keeps the `rows` counter and the time index exact.
@@ -86,11 +86,8 @@ impl Outline {
             None => false,
             Some(_) if tx.past(expires_at_ms) => false,
             Some(Head { body: Body::Hash(hash), .. }) => {
-                let due = hash.first_field_expiry_ms != 0 && hash.first_field_expiry_ms <= tx.stamp.now_ms;
-                !due || {
-                    let hashkey = key::head_hashkey(&head_key).unwrap_or_default();
-                    expired_members(tx, &key::cells(hashkey, hash.generation, key::EXPIRIES), hash, hash.count)? < hash.count
-                }
+                let hashkey = key::head_hashkey(&head_key).unwrap_or_default();
+                has_live_member(tx, hash.count, &hash.expiries, || key::cells(hashkey, hash.generation, key::EXPIRIES))?
             }
             Some(_) => true,
         };
@@ -99,6 +96,15 @@ impl Outline {
 
     pub(crate) fn hashkey(&self) -> &[u8] {
         key::head_hashkey(&self.head_key).expect("a head key was built from a hashkey")
+    }
+
+    pub(crate) fn head_key(&self) -> &[u8] {
+        &self.head_key
+    }
+
+    /// The head as stored, whether the row lives or not; a string's value may be missing.
+    pub(crate) fn stored(&self) -> Option<&Head> {
+        self.stored.as_ref()
     }
 
     pub(crate) fn is_live(&self) -> bool {
@@ -119,7 +125,7 @@ impl Outline {
     pub(crate) fn hash(&self) -> Result<Option<HashHead>, Refusal> {
         match self.head().map(|head| &head.body) {
             None => Ok(None),
-            Some(Body::Hash(hash)) => Ok(Some(*hash)),
+            Some(Body::Hash(hash)) => Ok(Some(hash.clone())),
             Some(_) => Err(Refusal::WrongType),
         }
     }
@@ -183,28 +189,56 @@ fn count(tx: &mut Tx<'_>, counter: &'static [u8], by: i64) -> Result<(), Fault> 
     Ok(())
 }
 
-fn due_at(head: &Head, due: Due) -> Option<u64> {
+/// When the time index is to point out a head.
+pub(crate) fn due_at(head: &Head, due: Due) -> Option<u64> {
     match (due, &head.body) {
         (Due::Row, _) => head.header.expires_at_ms,
-        (Due::Field, Body::Hash(hash)) if hash.first_field_expiry_ms != 0 => Some(hash.first_field_expiry_ms),
-        (Due::Field, _) => None,
+        (Due::Field, Body::Hash(hash)) => hash.expiries.due_ms(),
+        (Due::Field, Body::String(_)) => None,
     }
 }
 
-/// How many stored members of a hash are expired, counting no further than `max`; `expiries` is what the keys of their expiries begin with.
-/// Costs nothing unless one is, and then as many steps as there are.
-pub(crate) fn expired_members(tx: &Tx<'_>, expiries: &[u8], hash: &HashHead, max: u64) -> Result<u64, Fault> {
-    let now = tx.stamp.now_ms;
-    if hash.first_field_expiry_ms == 0 || hash.first_field_expiry_ms > now || max == 0 {
+/// Whether one of a collection's `count` members lives: one seek at most, however many are past. `space` is what the keys of their expiries begin with.
+fn has_live_member(tx: &Tx<'_>, count: u64, expiries: &Expiries, space: impl FnOnce() -> KeyBuf) -> Result<bool, Fault> {
+    if count > expiries.expiring || expiries.floor.at_ms > tx.stamp.now_ms {
+        return Ok(true);
+    }
+    // From the end: what is removed, or moved to a later time, leaves its tombstones in front, mostly.
+    let space = space();
+    let mut last_ms = None;
+    tx.range(Family::Cell, &space, &key::after_prefix(&space), true, &mut |key, _| {
+        last_ms = key[space.len()..].first_chunk().map(|at| u64::from_be_bytes(*at));
+        ControlFlow::Break(())
+    })?;
+    Ok(last_ms.is_some() && !tx.past(last_ms))
+}
+
+/// How many stored members of a collection are expired, counting no further than `max`; `space` is what the keys of their expiries begin with.
+/// Costs nothing unless one may be, and then as many steps as there are.
+pub(crate) fn expired_members(tx: &Tx<'_>, space: &[u8], expiries: &Expiries, max: u64) -> Result<u64, Fault> {
+    let now_ms = tx.stamp.now_ms;
+    if expiries.due_ms().is_none_or(|due_ms| due_ms > now_ms) || max == 0 {
         return Ok(0);
     }
-    let mut to = KeyBuf::from_slice(expiries);
-    to.extend_from_slice(&now.saturating_add(1).to_be_bytes());
     let mut found = 0;
-    tx.range(Family::Cell, expiries, &to, false, &mut |key, _| {
-        tx.past(key[expiries.len()..].first_chunk().map(|at| u64::from_be_bytes(*at)));
-        found += 1;
-        if found < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
+    tx.range(
+        Family::Cell,
+        &place_key(space, &expiries.floor),
+        &place_key(space, &Place::at(now_ms.saturating_add(1))),
+        false,
+        &mut |key, _| {
+            tx.past(key[space.len()..].first_chunk().map(|at| u64::from_be_bytes(*at)));
+            found += 1;
+            if found < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        },
+    )?;
     Ok(found)
+}
+
+/// The key of a place in a space of expiries.
+pub(crate) fn place_key(space: &[u8], place: &Place) -> KeyBuf {
+    let mut out = KeyBuf::from_slice(space);
+    out.extend_from_slice(&place.at_ms.to_be_bytes());
+    out.extend_from_slice(&place.name);
+    out
 }

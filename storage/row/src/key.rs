@@ -1,8 +1,8 @@
 //! Where a row is: its slot, its place in hash order, and the bytes of every record's key.
 //!
 //! Rows lie in hash order on purpose. The first eight bytes of a head key, read as a number, are the row's *position*: its slot and 48 bits
-//! of hash. A position is a SCAN cursor as it stands: a plain integer of 62 bits that needs no memory on the server and survives
-//! failover, restart and split.
+//! of hash. Its upper 53 bits, the slot and 39 bits of hash, are a SCAN *cursor*: a plain integer that needs no memory on the server, survives
+//! failover, restart and split, and is held exactly by a double, in which many clients keep it. Rows that share a cursor come in one page.
 //!
 //! # Layout
 //! ```text
@@ -75,19 +75,35 @@ pub fn hash48(key: &[u8]) -> u64 {
     xxh3_64(key) >> 16
 }
 
-/// Where a row stands in hash order: `slot << 48 | hash48`, below 2^62. A SCAN cursor is the position to go on from.
+/// Where a row stands in hash order: `slot << 48 | hash48`, below 2^62.
 pub fn position(key: &[u8]) -> u64 {
     u64::from(slot(key)) << 48 | hash48(key)
 }
 
-/// The first position of a slot.
-pub fn slot_position(slot: u16) -> u64 {
-    u64::from(slot) << 48
+/// The lower bits of a position, which a SCAN cursor leaves out.
+const CURSOR_SHIFT: u32 = 9;
+
+/// The bits of a SCAN cursor that are of a hash.
+pub const CURSOR_HASH_BITS: u32 = 48 - CURSOR_SHIFT;
+
+/// The SCAN cursor of the rows at a position, below 2^53.
+pub fn cursor(position: u64) -> u64 {
+    position >> CURSOR_SHIFT
 }
 
-/// The slot of a position (or SCAN cursor); `None` when it is behind the last slot.
-pub fn position_slot(position: u64) -> Option<u16> {
-    u16::try_from(position >> 48).ok().filter(|slot| *slot < SLOTS)
+/// The SCAN cursor of a slot's first rows.
+pub fn slot_cursor(slot: u16) -> u64 {
+    u64::from(slot) << CURSOR_HASH_BITS
+}
+
+/// The slot of a SCAN cursor; `None` when it is behind the last slot.
+pub fn cursor_slot(cursor: u64) -> Option<u16> {
+    u16::try_from(cursor >> CURSOR_HASH_BITS).ok().filter(|slot| *slot < SLOTS)
+}
+
+/// The first position that has a SCAN cursor; `None` when it is behind the last slot.
+pub fn cursor_position(cursor: u64) -> Option<u64> {
+    cursor_slot(cursor).map(|_| cursor << CURSOR_SHIFT)
 }
 
 /// The position of a head key, which is its first eight bytes.

@@ -193,7 +193,7 @@ pub(crate) fn encoding(tx: &Tx<'_>, key: &[u8]) -> Answered {
                     if short { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 })?;
             }
-            match (short, hash.first_field_expiry_ms) {
+            match (short, hash.expiries.expiring) {
                 (false, _) => "hashtable",
                 (true, 0) => "listpack",
                 (true, _) => "listpackex",
@@ -206,7 +206,7 @@ pub(crate) fn encoding(tx: &Tx<'_>, key: &[u8]) -> Answered {
 /// Everything of the token that the row itself knows; the executor adds when it was touched last.
 pub(crate) fn watch(tx: &Tx<'_>, key: &Bytes) -> Answered {
     let row = Row::load(tx, key)?;
-    let first_field = row.hash().ok().flatten().map(|hash| hash.first_field_expiry_ms).filter(|at| *at > tx.stamp.now_ms);
+    let first_field = row.hash().ok().flatten().and_then(|hash| hash.expiries.due_ms()).filter(|at| *at > tx.stamp.now_ms);
     let expires_at_ms = row.expires_at_ms().into_iter().chain(first_field).min();
     Ok(Answer::Watched(Watched { key: key.clone(), term: 0, touched: 0, expires_at_ms, existed: row.is_live() }))
 }

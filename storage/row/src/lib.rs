@@ -14,7 +14,7 @@
 //! # Layout
 //! | family  | key                                                                      | value |
 //! |---------|--------------------------------------------------------------------------|-------|
-//! | `Head`  | slot u16, hash48, hashkey                                                | header, kind, string or (generation, count, first field expiry) |
+//! | `Head`  | slot u16, hash48, hashkey                                                | header, kind, string or (generation, count, expiries) |
 //! | `Cell`  | slot u16, hash48, hashkey length u16, hashkey, generation u64, space u8, sortkey | header, value |
 //! | `State` | `x`, expires_at_ms u64, what u8, head key (the time index)               | empty |
 //! | `State` | names of counters (`rows`, `expiring`, `generation`)                                 | u64 |
@@ -24,9 +24,10 @@
 //! # Invariants
 //! All but the first are checked after every batch of random ops in `tests/model/`.
 //! - A generation is never used twice in a partition: what lies under an old one is invisible (`tests/scripts/hash/replaced.script`).
-//! - The time index holds exactly one entry for each row with an expiry and one for each row with a field expiry.
+//! - The time index holds exactly one entry for each row with an expiry, and one for each row with members that expire, at their floor.
 //! - `rows` is the number of heads stored, expired ones that the expiry cycle has not yet reached included.
-//! - A hash's head counts the members stored and knows the first expiry among them; each member that expires has its entry by time.
+//! - A hash's head counts the members stored and those of them that expire, and has a floor below which none does ([`value::Expiries`]); each member that
+//!   expires has its entry by time.
 //! - `expiring` is the number of those with an expiry of their own.
 //! - A refused op leaves no edits, and neither does one that only reads.
 //!
@@ -37,6 +38,7 @@
 pub mod answer_size;
 pub mod edits;
 pub mod eval;
+pub mod expire;
 pub mod glob;
 pub mod key;
 pub mod memory;
@@ -45,7 +47,6 @@ pub mod op;
 pub mod value;
 pub mod view;
 
-mod expire;
 mod hash;
 mod hash_expiry;
 mod hash_range;

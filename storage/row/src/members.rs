@@ -5,11 +5,14 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::edits::Family;
-use crate::head::{Row, expired_members};
+use crate::head::{Row, expired_members, place_key};
 use crate::key::{self, KeyBuf};
 use crate::op::Refusal;
-use crate::value::{Body, Cell, HashHead, Header};
+use crate::value::{Body, Cell, Expiries, HashHead, Header, Place};
 use crate::view::{Fault, Tx};
+
+/// A stored member's header and value; `None`: it is past.
+pub(crate) type Live<'a> = Option<(Header, &'a [u8])>;
 
 /// The members of a live hash, for reading.
 #[derive(Debug)]
@@ -26,17 +29,44 @@ impl Members {
     }
 
     fn new(row: &Row, hash: HashHead) -> Members {
-        Members { hash, prefix: key::cells(row.hashkey(), hash.generation, key::MEMBERS) }
+        Members { prefix: key::cells(row.hashkey(), hash.generation, key::MEMBERS), hash }
     }
 
-    /// The head's figures.
-    pub(crate) fn hash(&self) -> HashHead {
-        self.hash
+    /// Which life of the row they belong to.
+    pub(crate) fn generation(&self) -> u64 {
+        self.hash.generation
+    }
+
+    /// Below it no member's expiry lies.
+    pub(crate) fn floor(&self) -> &Place {
+        &self.hash.expiries.floor
+    }
+
+    /// What the keys of all members begin with.
+    pub(crate) fn prefix(&self) -> &[u8] {
+        &self.prefix
+    }
+
+    /// How many are stored, those that are past and not yet removed included.
+    pub(crate) fn count(&self) -> u64 {
+        self.hash.count
     }
 
     /// How many live.
     pub(crate) fn live(&self, tx: &Tx<'_>) -> Result<u64, Fault> {
-        Ok(self.hash.count - expired_members(tx, &self.expiries(), &self.hash, self.hash.count)?)
+        Ok(self.hash.count - self.expired(tx, self.hash.count)?)
+    }
+
+    /// How many are past and not yet removed, counting no further than `max`.
+    pub(crate) fn expired(&self, tx: &Tx<'_>, max: u64) -> Result<u64, Fault> {
+        expired_members(tx, &self.space(), &self.hash.expiries, max)
+    }
+
+    /// Deletes a member's cell, whose expiry is gone already.
+    fn forget(&mut self, tx: &mut Tx<'_>, name: &[u8]) -> Result<(), Fault> {
+        tx.delete(Family::Cell, Bytes::copy_from_slice(&self.key(name)));
+        self.hash.count = self.hash.count.checked_sub(1).ok_or_else(|| Fault("a hash has more members than its count".into()))?;
+        Ok(())
     }
 
     fn key(&self, name: &[u8]) -> KeyBuf {
@@ -46,14 +76,14 @@ impl Members {
     }
 
     /// What the keys of all expiries of members begin with.
-    fn expiries(&self) -> KeyBuf {
+    fn space(&self) -> KeyBuf {
         let mut out = self.prefix.clone();
         *out.last_mut().expect("a prefix ends with the space") = key::EXPIRIES;
         out
     }
 
     fn expiry_key(&self, at: u64, name: &[u8]) -> Bytes {
-        let mut out = self.expiries();
+        let mut out = self.space();
         out.extend_from_slice(&at.to_be_bytes());
         out.extend_from_slice(name);
         Bytes::copy_from_slice(&out)
@@ -79,6 +109,21 @@ impl Members {
         reverse: bool,
         each: &mut dyn FnMut(&[u8], Header, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
+        self.walk_stored(tx, from, to, reverse, &mut |name, member| match member {
+            Some((header, value)) => each(name, header, value),
+            None => ControlFlow::Continue(()),
+        })
+    }
+
+    /// As [`Members::walk`], and tells of members that are past and not yet removed as well, without their values: whoever bounds his walk counts them.
+    pub(crate) fn walk_stored(
+        &self,
+        tx: &Tx<'_>,
+        from: Option<&[u8]>,
+        to: Option<&[u8]>,
+        reverse: bool,
+        each: &mut dyn FnMut(&[u8], Live<'_>) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
         let from = self.key(from.unwrap_or_default());
         let to = to.map_or_else(|| key::after_prefix(&self.prefix), |to| self.key(to));
         if from >= to {
@@ -86,8 +131,8 @@ impl Members {
         }
         let mut fault = None;
         tx.range(Family::Cell, &from, &to, reverse, &mut |key, value| match Cell::decode_slice(value) {
-            Ok((header, _)) if tx.past(header.expires_at_ms) => ControlFlow::Continue(()),
-            Ok((header, value)) => each(&key[self.prefix.len()..], header, value),
+            Ok((header, _)) if tx.past(header.expires_at_ms) => each(&key[self.prefix.len()..], None),
+            Ok((header, value)) => each(&key[self.prefix.len()..], Some((header, value))),
             Err(found) => {
                 fault = Some(found);
                 ControlFlow::Break(())
@@ -96,28 +141,16 @@ impl Members {
         fault.map_or(Ok(()), Err)
     }
 
-    /// The members that expired by now, at most `max`.
-    pub(crate) fn expired(&self, tx: &Tx<'_>, max: u64) -> Result<Vec<Bytes>, Fault> {
-        let from = self.expiries();
-        let mut to = from.clone();
-        to.extend_from_slice(&tx.stamp.now_ms.saturating_add(1).to_be_bytes());
-        let mut names = Vec::new();
-        tx.range(Family::Cell, &from, &to, false, &mut |key, _| {
-            names.extend(key.get(from.len() + 8..).map(Bytes::copy_from_slice));
-            if (names.len() as u64) < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
-        Ok(names)
-    }
-
-    /// The earliest expiry of a member, 0 when none expires.
-    fn first_expiry(&self, tx: &Tx<'_>) -> Result<u64, Fault> {
-        let from = self.expiries();
-        let mut first = 0;
-        tx.range(Family::Cell, &from, &key::after_prefix(&from), false, &mut |key, _| {
-            first = key[from.len()..].first_chunk().map_or(0, |at| u64::from_be_bytes(*at));
-            ControlFlow::Break(())
-        })?;
-        Ok(first)
+    /// Walks the expiries from the floor on by time, past or not, until `each` breaks.
+    pub(crate) fn walk_expiries(&self, tx: &Tx<'_>, each: &mut dyn FnMut(Place) -> ControlFlow<()>) -> Result<(), Fault> {
+        let space = self.space();
+        tx.range(Family::Cell, &place_key(&space, &self.hash.expiries.floor), &key::after_prefix(&space), false, &mut |key, _| match key
+            [space.len()..]
+            .split_first_chunk()
+        {
+            Some((at, name)) => each(Place::of(u64::from_be_bytes(*at), name)),
+            None => ControlFlow::Continue(()),
+        })
     }
 }
 
@@ -129,20 +162,18 @@ pub(crate) struct Writer {
     /// `None` until the first put of a row that is new, or replaces what is dead.
     members: Option<Members>,
     fresh: bool,
-    /// The member that would have expired first is gone.
-    first_gone: bool,
 }
 
 impl Writer {
     /// Refuses other kinds. A row that is not there begins without members.
     pub(crate) fn open(row: Row) -> Result<Writer, Refusal> {
         let members = Members::of(&row)?;
-        Ok(Writer { fresh: members.is_none(), members, row, first_gone: false })
+        Ok(Writer { fresh: members.is_none(), members, row })
     }
 
     /// A hash that replaces whatever the row was.
     pub(crate) fn replace(row: Row) -> Writer {
-        Writer { row, members: None, fresh: true, first_gone: false }
+        Writer { row, members: None, fresh: true }
     }
 
     /// Whether there is a live row to write to.
@@ -161,7 +192,7 @@ impl Writer {
     /// Sets a member; whether it is new.
     pub(crate) fn put(&mut self, tx: &mut Tx<'_>, name: &[u8], value: Bytes, expires_at_ms: Option<u64>) -> Result<bool, Fault> {
         if self.members.is_none() {
-            let hash = HashHead { generation: tx.next_generation()?, count: 0, first_field_expiry_ms: 0 };
+            let hash = HashHead { generation: tx.next_generation()?, count: 0, expiries: Expiries::default() };
             self.members = Some(Members::new(&self.row, hash));
         }
         let members = self.members.as_mut().expect("made above");
@@ -171,12 +202,11 @@ impl Writer {
         if old_expiry != expires_at_ms {
             if let Some(at) = old_expiry {
                 tx.delete(Family::Cell, members.expiry_key(at, name));
-                self.first_gone |= at == members.hash.first_field_expiry_ms;
+                members.hash.expiries.remove()?;
             }
             if let Some(at) = expires_at_ms {
                 tx.put(Family::Cell, members.expiry_key(at, name), Bytes::new());
-                let first = &mut members.hash.first_field_expiry_ms;
-                *first = if *first == 0 { at } else { at.min(*first) };
+                members.hash.expiries.add(at);
             }
         }
         members.hash.count += u64::from(old.is_none());
@@ -191,11 +221,35 @@ impl Writer {
         let Some(old) = members.header(tx, name)? else { return Ok(false) };
         if let Some(at) = old.expires_at_ms {
             tx.delete(Family::Cell, members.expiry_key(at, name));
-            self.first_gone |= at == members.hash.first_field_expiry_ms;
+            members.hash.expiries.remove()?;
         }
-        tx.delete(Family::Cell, Bytes::copy_from_slice(&members.key(name)));
-        members.hash.count = members.hash.count.checked_sub(1).ok_or_else(|| Fault("a hash has more members than its count".into()))?;
+        members.forget(tx, name)?;
         Ok(!tx.past(old.expires_at_ms))
+    }
+
+    /// Deletes a member that expires then, without reading it, if there is one; whether there was.
+    pub(crate) fn purge(&mut self, tx: &mut Tx<'_>, expiry: &Place) -> Result<bool, Fault> {
+        let Some(members) = &mut self.members else { return Ok(false) };
+        let key = members.expiry_key(expiry.at_ms, &expiry.name);
+        if tx.get(Family::Cell, &key)?.is_none() {
+            return Ok(false);
+        }
+        tx.delete(Family::Cell, key);
+        members.hash.expiries.remove()?;
+        members.forget(tx, &expiry.name)?;
+        Ok(true)
+    }
+
+    /// Raises the floor of the members' expiries, if it is still `from`: in a state where it was, the first behind those that were purged lay at `to`.
+    pub(crate) fn raise_floor(&mut self, tx: &Tx<'_>, from: &Place, to: Option<&Place>) {
+        if let Some(members) = self.members.as_mut().filter(|members| members.hash.expiries.floor == *from) {
+            members.hash.expiries.raise(to, tx.stamp.now_ms);
+        }
+    }
+
+    /// When the first member may be past, ms.
+    pub(crate) fn due_ms(&self) -> Option<u64> {
+        self.members.as_ref().and_then(|members| members.hash.expiries.due_ms())
     }
 
     /// Writes the head, if anything in it changed; a hash without members is no row. A new row gets the table's expiry.
@@ -205,15 +259,12 @@ impl Writer {
     }
 
     /// As [`Writer::save`], with the row's expiry.
-    pub(crate) fn save_until(mut self, tx: &mut Tx<'_>, expires_at_ms: Option<u64>) -> Result<(), Fault> {
-        let Some(members) = &mut self.members else { return Ok(()) };
+    pub(crate) fn save_until(self, tx: &mut Tx<'_>, expires_at_ms: Option<u64>) -> Result<(), Fault> {
+        let Some(members) = &self.members else { return Ok(()) };
         if members.hash.count == 0 {
             return self.row.remove(tx);
         }
-        if self.first_gone {
-            members.hash.first_field_expiry_ms = members.first_expiry(tx)?;
-        }
-        let body = Body::Hash(members.hash);
+        let body = Body::Hash(members.hash.clone());
         let unchanged = self.row.head().is_some_and(|head| head.body == body) && self.row.expires_at_ms() == expires_at_ms;
         if unchanged { Ok(()) } else { self.row.write(tx, expires_at_ms, body) }
     }

@@ -3,13 +3,15 @@
 //! Everything that is said of rows can be tried on it without a disk: evaluate an op with a [`Tx`](crate::Tx) over a `Memory`, then
 //! [`apply`](Memory::apply) its edits, as a replica would.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
 
 use crate::edits::{Edits, Family};
-use crate::view::{Fault, View};
+use crate::expire::{self, Found};
+use crate::view::{Fault, Rules, Stamp, Tx, View};
 use crate::{key, value};
 
 /// A partition in memory.
@@ -35,6 +37,11 @@ impl Memory {
                 None => self.records.remove(&(family, key)),
             };
         }
+    }
+
+    /// What the expiry cycle finds due by the time index, all of it.
+    pub fn due(&self, stamp: Stamp, rules: Rules) -> Result<Found, Fault> {
+        expire::find(&Tx { view: self, edits: &mut Edits::default(), stamp, rules }, b"", usize::MAX)
     }
 
     /// All records, by family and key.
@@ -73,5 +80,45 @@ impl View for Memory {
             }
         }
         Ok(())
+    }
+}
+
+/// A partition whose reader is [spent](View::is_spent) after so many pieces of work.
+#[derive(Debug)]
+pub struct Bounded<'a> {
+    memory: &'a Memory,
+    left: Cell<u64>,
+}
+
+impl<'a> Bounded<'a> {
+    /// After `pieces`.
+    pub fn new(memory: &'a Memory, pieces: u64) -> Bounded<'a> {
+        Bounded { memory, left: Cell::new(pieces) }
+    }
+}
+
+impl View for Bounded<'_> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.memory.get(family, key)
+    }
+
+    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.memory.gist(family, key)
+    }
+
+    fn range(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        reverse: bool,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        self.memory.range(family, from, to, reverse, each)
+    }
+
+    fn is_spent(&self) -> bool {
+        self.left.set(self.left.get().saturating_sub(1));
+        self.left.get() == 0
     }
 }

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+use crate::expire::Item;
+
 /// What a row holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
@@ -188,9 +190,9 @@ pub enum Op {
     Encoding { key: Bytes },
 
     // ---- the partition ----
-    /// Rows from `cursor` on in hash order, skipping expired ones; looks at about `count` rows. -> `Page` (next = 0: partition finished)
+    /// Rows from a [cursor](crate::key::cursor) on in hash order, skipping expired ones; looks at about `count` rows. -> `Page` (next = 0: partition finished)
     Scan { cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<Kind> },
-    /// The first live row at or after a position in hash order, wrapping round. -> `Bytes` or `Nil`
+    /// The first live row at or after a [cursor](crate::key::cursor) in hash order, wrapping round. -> `Bytes` or `Nil`
     Nearest { cursor: u64 },
     /// Number of rows. -> `Int`
     Rows,
@@ -198,10 +200,9 @@ pub enum Op {
     Expiring,
     /// Deletes every row of the partition. -> `Ok`. The executor runs it alone: its edits are `Edits::clear`.
     Clear,
-    /// One step of the expiry cycle: deletes up to `max` expired rows and fields found in the time index; and, when `default_ttl` is due for
-    /// rows older than it, walks up to so many heads from `cursor` on and deletes those.
+    /// One step of the expiry cycle: of what was [found](crate::expire) to be due, deletes in order what still is, until the view is spent; at least one thing.
     /// -> `Expired`
-    ExpireDue { max: u64, cursor: u64 },
+    ExpireDue { items: Vec<Item> },
     /// Rests on a moment's being past, if it is, for reads that did. -> `Ok`
     Pass { at_ms: u64 },
 
@@ -339,8 +340,9 @@ pub enum Answer {
     CellsPage { cells: Vec<(Bytes, Bytes)>, next: u64 },
     /// A page of keys and the cursor of the next (0 = finished).
     Page { keys: Vec<Bytes>, next: u64, count: u64 },
-    /// How many rows and how many fields of other rows were deleted; `next`: where the walk goes on, 0 = it is through or there is none.
-    Expired { rows: u64, fields: u64, next: u64 },
+    /// How many rows and how many fields of other rows were deleted; how many items are `done`, and how many members (`part`) of the item behind them;
+    /// `left_ms`: the earliest entry of the time index that is due and was left there.
+    Expired { rows: u64, fields: u64, done: u64, part: u64, left_ms: Option<u64> },
     /// `count` deleted; `next`: the first sortkey left alone when a limit cut it short.
     Deleted { count: u64, next: Option<Bytes> },
     /// A whole row and its expiry.

@@ -39,19 +39,21 @@ pub(crate) fn walk(tx: &Tx<'_>, from: u64, each: &mut dyn FnMut(u64, &Row) -> Co
     fault.map_or(Ok(()), Err)
 }
 
-/// Rows of one position (two keys may share their slot and 48 bits of hash) always come in one page, so that no row is missed.
+/// Rows of one cursor (keys may share their slot and 39 bits of hash) always come in one page, so that no row is missed.
 pub(crate) fn scan(tx: &Tx<'_>, cursor: u64, count: u64, pattern: Option<&Bytes>, kind: Option<Kind>) -> Answered {
     let pattern = pattern.filter(|pattern| *pattern != "*");
     let count = count.clamp(1, STEP_ROWS_MAX);
     let mut keys = Vec::new();
     let (mut looked, mut last, mut next, mut pattern_ns) = (0, None, 0, 0);
-    walk(tx, cursor, &mut |position, row| {
-        if (looked >= count || pattern_ns >= STEP_PATTERN_NS_MAX) && last != Some(position) {
-            next = position;
+    let Some(from) = key::cursor_position(cursor) else { return Ok(Answer::Page { keys, next, count: 0 }) };
+    walk(tx, from, &mut |position, row| {
+        let cursor = key::cursor(position);
+        if (looked >= count || pattern_ns >= STEP_PATTERN_NS_MAX) && last != Some(cursor) {
+            next = cursor;
             return ControlFlow::Break(());
         }
         looked += 1;
-        last = Some(position);
+        last = Some(cursor);
         if !row.is_live() || kind.is_some_and(|kind| row.kind() != Some(kind)) {
             return ControlFlow::Continue(());
         }
@@ -79,11 +81,12 @@ pub(crate) fn nearest(tx: &Tx<'_>, cursor: u64) -> Answered {
         found = Some(Bytes::copy_from_slice(row.hashkey()));
         ControlFlow::Break(())
     };
-    walk(tx, cursor, &mut first_live)?;
-    if found.is_none() && cursor > 0 {
+    let from = key::cursor_position(cursor).unwrap_or(0);
+    walk(tx, from, &mut first_live)?;
+    if found.is_none() && from > 0 {
         let mut found_before = None;
         walk(tx, 0, &mut |position, row| {
-            if position >= cursor {
+            if position >= from {
                 return ControlFlow::Break(());
             }
             if !row.is_live() {

@@ -5,7 +5,8 @@
 //! header   version and flags u8 | timetag u64 | [expires_at_ms u64]
 //!            high nibble: version, 1; bit 0: an expiry follows; bits 1 to 3: zero
 //! head     header | kind u8 | 1 string: the value
-//!                           | 2 hash:   generation u64 | count u64 | first_field_expiry_ms u64 (0 = none)
+//!                           | 2 hash:   generation u64 | count u64 | expiries
+//! expiries expiring u64 | if not 0: floor_ms u64 | soonest_ms u64 (0 = none) | floor_name
 //! cell     header | the value
 //! counter  u64
 //! ```
@@ -60,15 +61,125 @@ impl Header {
     }
 }
 
+/// What the head of a collection knows of the members that expire; every kind whose members do has it behind its count.
+///
+/// It answers in one seek what is asked at every op on a row, does it live: a member without an expiry does, and else one that expires later. Members that
+/// were removed leave tombstones below the floor, so whoever walks what is past begins there.
+///
+/// # Invariants
+/// Held by `tests/model/`, whatever is done to the row.
+/// - `expiring` is exact, and what is past and not yet removed is counted.
+/// - No expiry of a member lies below the floor. Setting an expiry lowers the floor to it, if need be; only the expiry cycle raises it.
+/// - What was set since the floor got its value is not before `soonest_ms`. So who has seen the members of a state with this floor knows what a later
+///   state with this floor can have below them, without having seen it: that is how the cycle looks for the next floor away from the writer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Expiries {
+    /// How many of the members stored have an expiry.
+    pub expiring: u64,
+    /// The floor; its time is that of the row's entry in the time index, [`Due::Field`](crate::key::Due::Field).
+    pub floor: Place,
+    /// The earliest expiry that was set since the floor got its value, ms; 0 = none.
+    pub soonest_ms: u64,
+}
+
+/// A place among the expiries of a collection's members: they lie by time, then by name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize)]
+pub struct Place {
+    /// Ms since the epoch.
+    pub at_ms: u64,
+    /// The first bytes of a member's name, or all of it.
+    pub name: Bytes,
+}
+
+/// So much of a name is kept in a floor: names that begin alike for longer are walked past one by one.
+const FLOOR_NAME_MAX: usize = 256;
+
+impl Place {
+    /// The first place of a moment.
+    pub fn at(at_ms: u64) -> Place {
+        Place { at_ms, name: Bytes::new() }
+    }
+
+    /// Where the expiry lies of a member of this name.
+    pub fn of(at_ms: u64, name: &[u8]) -> Place {
+        Place { at_ms, name: Bytes::copy_from_slice(name) }
+    }
+}
+
+impl Expiries {
+    /// When the first member may be past, ms; `None` when none expires.
+    pub fn due_ms(&self) -> Option<u64> {
+        (self.expiring > 0).then_some(self.floor.at_ms)
+    }
+
+    /// A member gets an expiry that it did not have.
+    pub(crate) fn add(&mut self, at_ms: u64) {
+        self.expiring += 1;
+        if self.expiring == 1 || at_ms < self.floor.at_ms {
+            (self.floor, self.soonest_ms) = (Place::at(at_ms), 0);
+        } else {
+            self.soonest_ms = if self.soonest_ms == 0 { at_ms } else { at_ms.min(self.soonest_ms) };
+        }
+    }
+
+    /// A member loses its expiry.
+    pub(crate) fn remove(&mut self) -> Result<(), Fault> {
+        self.expiring = self.expiring.checked_sub(1).ok_or_else(|| Fault("more members of a row expire than its head counts".into()))?;
+        if self.expiring == 0 {
+            *self = Expiries::default();
+        }
+        Ok(())
+    }
+
+    /// Raises the floor: in a state with this floor, the first expiry of a member that is still there lay at `next`.
+    pub(crate) fn raise(&mut self, next: Option<&Place>, now_ms: u64) {
+        // Of a time to come the floor has no name: others may come there.
+        let name = |next: &Place| next.name.slice(..if next.at_ms <= now_ms { next.name.len().min(FLOOR_NAME_MAX) } else { 0 });
+        let next = next.map(|next| Place { at_ms: next.at_ms, name: name(next) });
+        let soonest = (self.soonest_ms > 0).then(|| Place::at(self.soonest_ms));
+        match next.into_iter().chain(soonest).min() {
+            Some(floor) if self.expiring > 0 => (self.floor, self.soonest_ms) = (floor, 0),
+            // No member is left that expires, whatever was counted.
+            _ => *self = Expiries::default(),
+        }
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_u64(self.expiring);
+        if self.expiring > 0 {
+            out.put_u64(self.floor.at_ms);
+            out.put_u64(self.soonest_ms);
+            out.put_slice(&self.floor.name);
+        }
+    }
+
+    fn decode(rest: &mut &[u8]) -> Option<Expiries> {
+        let expiring = rest.try_get_u64().ok()?;
+        if expiring == 0 {
+            return Some(Expiries::default());
+        }
+        let (at_ms, soonest_ms) = (rest.try_get_u64().ok()?, rest.try_get_u64().ok()?);
+        let floor = Place::of(at_ms, std::mem::take(rest));
+        Some(Expiries { expiring, floor, soonest_ms })
+    }
+}
+
 /// A hash's part of its head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HashHead {
     /// Which life of the row the cells belong to.
     pub generation: u64,
     /// How many members are stored, expired ones not yet purged included; never 0.
     pub count: u64,
-    /// The earliest expiry of a member; 0 = none expires.
-    pub first_field_expiry_ms: u64,
+    /// Which of them expire.
+    pub expiries: Expiries,
+}
+
+impl HashHead {
+    /// How many bytes of a head it takes.
+    fn bytes(&self) -> usize {
+        24 + if self.expiries.expiring > 0 { 16 + self.expiries.floor.name.len() } else { 0 }
+    }
 }
 
 /// What a row holds, as its head tells.
@@ -102,7 +213,7 @@ impl Head {
     pub fn encode(&self) -> Bytes {
         let room = match &self.body {
             Body::String(value) => value.len(),
-            Body::Hash(_) => 24,
+            Body::Hash(hash) => hash.bytes(),
         };
         let mut out = BytesMut::with_capacity(Header::BYTES_MAX + 1 + room);
         self.header.encode(&mut out);
@@ -112,7 +223,7 @@ impl Head {
             Body::Hash(hash) => {
                 out.put_u64(hash.generation);
                 out.put_u64(hash.count);
-                out.put_u64(hash.first_field_expiry_ms);
+                hash.expiries.encode(&mut out);
             }
         }
         out.freeze()
@@ -125,7 +236,7 @@ impl Head {
             let header = Header::decode(rest)?;
             let body = match rest.try_get_u8().ok()? {
                 STRING => Body::String(bytes.slice(bytes.len() - rest.len()..)),
-                HASH => Body::Hash(hash_head(rest)?),
+                HASH => Body::Hash(hash_head(&rest[..])?),
                 _ => return None,
             };
             Some(Head { header, body })
@@ -148,11 +259,12 @@ impl Head {
     }
 }
 
-fn hash_head(rest: &mut &[u8]) -> Option<HashHead> {
+fn hash_head(mut rest: &[u8]) -> Option<HashHead> {
     let generation = rest.try_get_u64().ok()?;
     let count = rest.try_get_u64().ok()?;
-    let first_field_expiry_ms = rest.try_get_u64().ok()?;
-    (rest.is_empty() && count > 0).then_some(HashHead { generation, count, first_field_expiry_ms })
+    let expiries = Expiries::decode(&mut rest)?;
+    let is_sound = rest.is_empty() && count >= expiries.expiring.max(1) && expiries.floor.name.len() <= FLOOR_NAME_MAX;
+    is_sound.then_some(HashHead { generation, count, expiries })
 }
 
 /// One member of a collection.

@@ -92,13 +92,21 @@ pub trait View {
         each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault>;
 
-    /// The sortkey that an integer HSCAN cursor stands for, if somebody remembers it. Forgetting is allowed and only slow.
-    fn recall(&self, _cursor: u64) -> Option<Bytes> {
+    /// The sortkey that an integer HSCAN cursor stands for in a row, if somebody remembers it. Forgetting is allowed and only slow. `row` is what the keys of
+    /// its members begin with.
+    fn recall(&self, _row: &[u8], _cursor: u64) -> Option<Bytes> {
         None
     }
 
-    /// Notes the sortkey that an HSCAN cursor stands for.
-    fn remember(&self, _cursor: u64, _sortkey: &[u8]) {}
+    /// Notes the sortkey that an HSCAN cursor stands for in a row; `false` when it is known to stand for another one, which it then still does.
+    fn remember(&self, _row: &[u8], _cursor: u64, _sortkey: &[u8]) -> bool {
+        true
+    }
+
+    /// Whether whoever evaluates has had enough for now. An op that may end early, as a step of the expiry cycle, looks after each piece of work, and ends then.
+    fn is_spent(&self) -> bool {
+        false
+    }
 
     /// Notes that an op took a moment (ms since the epoch) for past: what it says holds at that time and later, perhaps not before. Whoever gives
     /// the answer away sees to it that the partition's time never runs from there again.

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use row::key::{self, CellKey, Due};
-use row::value::{Body, Cell, HashHead, Head, Header, decode_counter, encode_counter};
+use row::value::{Body, Cell, Expiries, HashHead, Head, Header, Place, decode_counter, encode_counter};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -50,14 +50,19 @@ fn keys_are_frozen() {
 fn values_are_frozen() {
     let header = Header { timetag: 0x018b_cfe5_6800_0203, expires_at_ms: None };
     let expiring = Header { expires_at_ms: Some(1_700_000_000_000), ..header };
-    let hash = HashHead { generation: 7, count: 3, first_field_expiry_ms: 0 };
+    let hash = |expiries| Body::Hash(HashHead { generation: 7, count: 3, expiries });
+    let expiries = Expiries { expiring: 2, floor: Place::of(1_600_000_000_000, b"field"), soonest_ms: 1_600_000_000_007 };
     let head = |header, body| Head { header, body }.encode().to_vec();
     let now = [
         ("string bar", head(header, Body::String(Bytes::from_static(b"bar")))),
         ("string bar, expiring", head(expiring, Body::String(Bytes::from_static(b"bar")))),
         ("empty string", head(header, Body::String(Bytes::new()))),
-        ("hash", head(header, Body::Hash(hash))),
-        ("hash, expiring, with expiring fields", head(expiring, Body::Hash(HashHead { first_field_expiry_ms: 1_600_000_000_000, ..hash }))),
+        ("hash", head(header, hash(Expiries::default()))),
+        ("hash, expiring, with expiring fields", head(expiring, hash(expiries.clone()))),
+        (
+            "hash, with expiring fields, new",
+            head(header, hash(Expiries { floor: Place::at(1_600_000_000_000), soonest_ms: 0, ..expiries })),
+        ),
         ("cell bar", Cell { header, value: Bytes::from_static(b"bar") }.encode().to_vec()),
         ("cell bar, expiring", Cell { header: expiring, value: Bytes::from_static(b"bar") }.encode().to_vec()),
         ("counter 258", encode_counter(258).to_vec()),
@@ -86,8 +91,18 @@ fn bad_records_are_faults_that_show_them() {
         let fault = Head::decode(&Bytes::copy_from_slice(bytes)).expect_err(name);
         assert_eq!(fault.0, format!("not a head record of a known version: {} bytes, {}", bytes.len(), hex(bytes)), "{name}");
     }
-    let empty_hash = Head { header: Header::default(), body: Body::Hash(HashHead { generation: 1, count: 0, first_field_expiry_ms: 0 }) };
-    assert!(Head::decode(&empty_hash.encode()).is_err(), "a hash without members is no row");
+    let hash = |count, expiring, name: &[u8]| {
+        let expiries = Expiries { expiring, floor: Place::of(5, name), soonest_ms: 0 };
+        Head { header: Header::default(), body: Body::Hash(HashHead { generation: 1, count, expiries }) }.encode()
+    };
+    assert!(Head::decode(&hash(2, 2, &[b'n'; 256])).is_ok());
+    for (name, bytes) in [
+        ("a hash without members is no row", hash(0, 0, b"")),
+        ("more members expire than there are", hash(1, 2, b"")),
+        ("the name in a floor is too long", hash(2, 2, &[b'n'; 257])),
+    ] {
+        assert!(Head::decode(&bytes).is_err(), "{name}");
+    }
     assert!(Cell::decode(&Bytes::from_static(&[0x30; 40])).expect_err("version 3").0.ends_with("..."));
     assert!(decode_counter(&[0; 7]).is_err());
     assert_eq!(CellKey::parse(&[0; 10]), None);
@@ -100,8 +115,10 @@ fn header() -> impl Strategy<Value = Header> {
 
 proptest! {
     #[test]
-    fn heads_come_back(header in header(), value: Vec<u8>, generation: u64, count in 1..u64::MAX, first_field_expiry_ms: u64) {
-        for body in [Body::String(value.into()), Body::Hash(HashHead { generation, count, first_field_expiry_ms })] {
+    fn heads_come_back(header in header(), value: Vec<u8>, generation: u64, count in 1..u64::MAX, at_ms: u64, name: Vec<u8>, soonest_ms: u64) {
+        let expiries = Expiries { expiring: count, floor: Place::of(at_ms, &name[..name.len().min(256)]), soonest_ms };
+        let hash = |expiries| Body::Hash(HashHead { generation, count, expiries });
+        for body in [Body::String(value.into()), hash(Expiries::default()), hash(expiries)] {
             let head = Head { header, body };
             prop_assert_eq!(Head::decode(&head.encode()), Ok(head));
         }
@@ -118,7 +135,11 @@ proptest! {
         let head_key = key::head(&hashkey);
         prop_assert_eq!(key::head_hashkey(&head_key), Some(&hashkey[..]));
         prop_assert_eq!(key::head_position(&head_key), Some(key::position(&hashkey)));
-        prop_assert_eq!(key::position_slot(key::position(&hashkey)), Some(key::slot(&hashkey)));
+        let cursor = key::cursor(key::position(&hashkey));
+        prop_assert!(cursor < 1 << 53 && cursor >= key::slot_cursor(key::slot(&hashkey)));
+        prop_assert_eq!(key::cursor_slot(cursor), Some(key::slot(&hashkey)));
+        prop_assert_eq!(key::cursor_position(cursor).map(key::cursor), Some(cursor));
+        prop_assert!(key::cursor_position(cursor).is_some_and(|first| first <= key::position(&hashkey)));
         prop_assert!(key::position(&hashkey) >> 62 == 0 && head_key[..] < *key::END);
         let prefix = key::cells(&hashkey, generation, key::MEMBERS);
         let cell = |sortkey: &[u8]| [&prefix[..], sortkey].concat();

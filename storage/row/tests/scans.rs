@@ -10,7 +10,7 @@ use row::memory::Memory;
 use row::op::{Answer, Only, Ttl};
 use row::value::{Body, Head, Header};
 use row::view::{Fault, Rules};
-use row::{Edits, Family, Op, Stamp, Tx, View, eval, key};
+use row::{Edits, Family, Op, Stamp, Tx, View, eval};
 
 /// A memory that remembers HSCAN's cursors, when asked to.
 struct Remembering<'a> {
@@ -38,14 +38,13 @@ impl View for Remembering<'_> {
         self.memory.range(family, from, to, reverse, each)
     }
 
-    fn recall(&self, cursor: u64) -> Option<Bytes> {
+    fn recall(&self, _row: &[u8], cursor: u64) -> Option<Bytes> {
         self.cursors.as_ref()?.borrow().get(&cursor).cloned()
     }
 
-    fn remember(&self, cursor: u64, sortkey: &[u8]) {
-        if let Some(cursors) = &self.cursors {
-            cursors.borrow_mut().insert(cursor, Bytes::copy_from_slice(sortkey));
-        }
+    fn remember(&self, _row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
+        let Some(cursors) = &self.cursors else { return true };
+        cursors.borrow_mut().entry(cursor).or_insert_with(|| Bytes::copy_from_slice(sortkey)) == sortkey
     }
 }
 
@@ -66,7 +65,11 @@ fn name(n: u64) -> Bytes {
 }
 
 fn set(n: u64) -> Op {
-    Op::Set { key: name(n), value: Bytes::new(), ttl: Ttl::Default, only: Only::Always, want_old: false }
+    set_named(name(n))
+}
+
+fn set_named(key: Bytes) -> Op {
+    Op::Set { key, value: Bytes::new(), ttl: Ttl::Default, only: Only::Always, want_old: false }
 }
 
 fn put(names: impl Iterator<Item = u64>) -> Op {
@@ -149,19 +152,211 @@ fn a_small_hash_comes_whole_and_a_large_one_in_pages() {
 }
 
 #[test]
-fn rows_that_share_their_position_come_in_one_page() {
+fn cursors_are_held_by_a_double_and_names_that_share_one_are_not_lost() {
+    // Two names that share the 52 bits of hash of which HSCAN's cursors are, and rows that share slot and 39 bits.
+    let twins = ["f30412db9968ae", "f4db9e79a2a084"];
+    let tagged = ["{a}189837", "{a}208247", "{a}323145", "{a}1474458", "{a}779385", "{a}2275012"];
+    let mut memory = Memory::new();
+    tagged.iter().for_each(|name| change(&mut memory, &set_named(Bytes::from_static(name.as_bytes()))));
+    let others = (0..400).map(|n| Bytes::from(format!("f{}{n:x}", n % 10)));
+    let names: BTreeSet<Bytes> = others.chain(twins.map(|name| Bytes::from_static(name.as_bytes()))).collect();
+    let pairs = names.iter().map(|name| (name.clone(), Bytes::new())).collect();
+    change(&mut memory, &Op::HashPut { key: "h".into(), pairs, only: Only::Always, ttl: Ttl::Default });
+    let is_held = |cursor: u64| cursor < 1 << 53 && (cursor as f64) as u64 == cursor;
+    for count in 1..=names.len() as u64 {
+        let view = Remembering { memory: &memory, cursors: Some(RefCell::default()) };
+        let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
+        loop {
+            let (answer, _) = ask(&view, &Op::HashScan { key: "h".into(), cursor, count, glob: None, want_values: false });
+            let Answer::CellsPage { cells, next } = answer else { panic!("{answer:?}") };
+            seen.extend(cells.into_iter().map(|(name, _)| name));
+            (cursor, pages) = (next, pages + 1);
+            assert!(is_held(cursor), "{cursor}");
+            assert!(pages <= 2 * names.len(), "a scan by {count} ends");
+            if cursor == 0 {
+                break;
+            }
+        }
+        assert_eq!(seen, names, "by {count}");
+    }
+    let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
+    loop {
+        let (answer, _) = ask(&memory, &Op::Scan { cursor, count: 1, glob: None, kind: None });
+        let Answer::Page { keys, next, .. } = answer else { panic!("{answer:?}") };
+        assert!(keys.iter().all(|key| seen.insert(key.clone())), "{keys:?} came before");
+        (cursor, pages) = (next, pages + 1);
+        assert!(is_held(cursor), "{cursor}");
+        if cursor == 0 {
+            break;
+        }
+    }
+    assert_eq!((seen.len(), pages), (7, 4), "each pair of rows comes in one page");
+}
+
+#[test]
+fn a_page_ends_however_much_of_the_row_is_past() {
+    let mut memory = Memory::new();
+    let soon = Ttl::Until(row::op::Deadline::At(1_500));
+    for from in (0..30_000).step_by(1000) {
+        let pairs = (from..from + 1000).map(|n| (name(n), name(n))).collect();
+        change(&mut memory, &Op::HashPut { key: "h".into(), pairs, only: Only::Always, ttl: soon });
+    }
+    change(&mut memory, &put(30_000..30_200));
+    let look = |op: &Op| {
+        let view = Counting(&memory, RefCell::new(0));
+        let stamp = Stamp { now_ms: 2_000, timetag: 2_000 << 16 };
+        let answer = eval(op, &mut Tx { view: &view, edits: &mut Edits::default(), stamp, rules: Rules::default() }).expect("answers");
+        (answer, view.1.into_inner())
+    };
+    let (mut seen, mut cursor) = (BTreeSet::new(), 0);
+    for page in 0.. {
+        assert!(page < 400, "a scan ends");
+        let (answer, cost) = look(&Op::HashScan { key: "h".into(), cursor, count: 100, glob: None, want_values: true });
+        let Answer::CellsPage { cells, next } = answer else { panic!("{answer:?}") };
+        // Without a memory, the page's first is looked for among all.
+        assert!(cost < 110 || cursor != 0, "{cost} records were looked at");
+        seen.extend(cells.into_iter().map(|(name, _)| name));
+        cursor = next;
+        if cursor == 0 {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), 200);
+    let (answer, cost) = look(&Op::HashGet { key: "h".into(), fields: [name(7), name(30_007)].into_iter().collect() });
+    assert_eq!((answer, cost), (Answer::Values([None, Some(name(30_007))].into_iter().collect()), 3), "it is judged by its head");
+}
+
+#[test]
+fn whether_a_hash_lives_costs_one_seek_however_many_members_are_past() {
+    let mut memory = Memory::new();
+    let until = |at| Ttl::Until(row::op::Deadline::At(at));
+    let put = |names: std::ops::Range<u64>, ttl| {
+        let pairs = names.map(|n| (name(n), name(n))).collect();
+        Op::HashPut { key: "h".into(), pairs, only: Only::Always, ttl }
+    };
+    change(&mut memory, &put(0..10_000, until(1_500)));
+    let cost = |memory: &Memory, now_ms| {
+        let view = Counting(memory, RefCell::new(0));
+        let stamp = Stamp { now_ms, timetag: now_ms << 16 };
+        let answer = eval(
+            &Op::HashExpiry { key: "h".into(), fields: vec![name(1)], remaining: false },
+            &mut Tx { view: &view, edits: &mut Edits::default(), stamp, rules: Rules::default() },
+        );
+        (answer.expect("answers"), view.1.into_inner())
+    };
+    assert_eq!(cost(&memory, 1_499), (Answer::Ints(vec![1_500]), 2), "nothing is past");
+    assert_eq!(cost(&memory, 1_500), (Answer::Nil, 2), "all is: its head and its last expiry say so");
+    change(&mut memory, &put(10_000..10_001, until(1_700)));
+    assert_eq!(cost(&memory, 1_600), (Answer::Ints(vec![-2]), 3), "one lives: head, last expiry, and the field");
+    assert_eq!(cost(&memory, 1_700), (Answer::Nil, 2));
+    change(&mut memory, &put(10_000..10_001, Ttl::Never));
+    assert_eq!(cost(&memory, 1_700), (Answer::Ints(vec![-2]), 2), "one never expires: head and field");
+}
+
+#[test]
+fn a_step_of_the_expiry_cycle_looks_at_the_time_after_each_piece_of_work() {
+    /// Counts what is read between two looks at the time, and is spent at every second.
+    struct Watching<'a> {
+        counting: Counting<'a>,
+        since_look: RefCell<u32>,
+        longest: RefCell<u32>,
+        looks: RefCell<u32>,
+    }
+    impl View for Watching<'_> {
+        fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+            *self.since_look.borrow_mut() += 1;
+            self.counting.get(family, key)
+        }
+        fn range(
+            &self,
+            family: Family,
+            from: &[u8],
+            to: &[u8],
+            reverse: bool,
+            each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        ) -> Result<(), Fault> {
+            let each = &mut |key: &[u8], value: &[u8]| {
+                *self.since_look.borrow_mut() += 1;
+                each(key, value)
+            };
+            self.counting.range(family, from, to, reverse, each)
+        }
+        fn is_spent(&self) -> bool {
+            let since = std::mem::take(&mut *self.since_look.borrow_mut());
+            let longest = (*self.longest.borrow()).max(since);
+            *self.longest.borrow_mut() = longest;
+            *self.looks.borrow_mut() += 1;
+            self.looks.borrow().is_multiple_of(20)
+        }
+    }
+    let mut memory = Memory::new();
+    let soon = Ttl::Until(row::op::Deadline::At(1_500));
+    let put = |key: &'static str, names: std::ops::Range<u64>, ttl| {
+        let pairs = names.map(|n| (name(n), name(n))).collect();
+        Op::HashPut { key: key.into(), pairs, only: Only::Always, ttl }
+    };
+    (0..1_000).for_each(|n| change(&mut memory, &Op::Set { key: name(n), value: name(n), ttl: soon, only: Only::Always, want_old: false }));
+    change(&mut memory, &put("all past", 0..50_000, soon));
+    change(&mut memory, &put("all but one", 0..5_000, soon));
+    change(&mut memory, &put("all but one", 5_000..5_001, Ttl::Never));
+    let stamp = Stamp { now_ms: 2_000, timetag: 2_000 << 16 };
+    let (mut rows, mut fields, mut steps) = (0, 0, 0);
+    loop {
+        let items = memory.due(stamp, Rules::default()).expect("memory has no faults").items;
+        if items.is_empty() {
+            break;
+        }
+        let mut edits = Edits::default();
+        let zero = || RefCell::new(0);
+        let view = Watching { counting: Counting(&memory, zero()), since_look: zero(), longest: zero(), looks: zero() };
+        let answer = eval(&Op::ExpireDue { items }, &mut Tx { view: &view, edits: &mut edits, stamp, rules: Rules::default() });
+        let Ok(Answer::Expired { rows: of_step, fields: of_rows, .. }) = answer else { panic!("{answer:?}") };
+        assert!(*view.longest.borrow() <= 8, "{} records were read between two looks", view.longest.borrow());
+        assert!(of_step + of_rows <= 21 && of_step + of_rows > 0, "a step that is spent ends: {of_step} rows, {of_rows} fields");
+        (rows, fields, steps) = (rows + of_step, fields + of_rows, steps + 1);
+        memory.apply(edits);
+    }
+    assert_eq!((rows, fields), (1_001, 5_000), "of a row that is past as a whole no member is looked at; in {steps} steps");
+}
+
+/// A memory that counts what is read.
+struct Counting<'a>(&'a Memory, RefCell<u32>);
+
+impl View for Counting<'_> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        *self.1.borrow_mut() += 1;
+        self.0.get(family, key)
+    }
+    fn range(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        reverse: bool,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        self.0.range(family, from, to, reverse, &mut |key, value| {
+            *self.1.borrow_mut() += 1;
+            each(key, value)
+        })
+    }
+}
+
+#[test]
+fn rows_that_share_their_cursor_come_in_one_page() {
     let mut edits = Edits::default();
     let head = Head { header: Header::default(), body: Body::String(Bytes::new()) };
-    for name in ["a", "b", "c"] {
-        // Made by hand: nobody knows keys that share a slot and 48 bits of hash.
-        let head_key = [&5u64.to_be_bytes()[..], name.as_bytes()].concat();
+    // Made by hand: the first three share slot and hash, the next the part of the hash of which cursors are.
+    for (name, position) in [("a", 5), ("b", 5), ("c", 5), ("d", 511), ("e", 512)] {
+        let head_key = [&u64::to_be_bytes(position)[..], name.as_bytes()].concat();
         edits.put(Family::Head, head_key.into(), head.encode());
     }
-    edits.put(Family::Head, [&6u64.to_be_bytes()[..], b"d"].concat().into(), head.encode());
     let mut memory = Memory::new();
     memory.apply(edits);
     let (answer, _) = ask(&memory, &Op::Scan { cursor: 0, count: 1, glob: None, kind: None });
-    assert_eq!(answer, Answer::Page { keys: vec!["a".into(), "b".into(), "c".into()], next: 6, count: 3 });
+    assert_eq!(answer, Answer::Page { keys: ["a", "b", "c", "d"].map(Bytes::from).into(), next: 1, count: 4 });
+    let (answer, _) = ask(&memory, &Op::Scan { cursor: 1, count: 1, glob: None, kind: None });
+    assert_eq!(answer, Answer::Page { keys: vec!["e".into()], next: 0, count: 1 });
 }
 
 #[test]
@@ -206,24 +401,6 @@ fn a_page_ends_when_its_pattern_has_taken_long() {
 
 #[test]
 fn a_get_costs_one_look_up() {
-    struct Counting<'a>(&'a Memory, RefCell<u32>);
-    impl View for Counting<'_> {
-        fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-            *self.1.borrow_mut() += 1;
-            self.0.get(family, key)
-        }
-        fn range(
-            &self,
-            family: Family,
-            from: &[u8],
-            to: &[u8],
-            reverse: bool,
-            each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-        ) -> Result<(), Fault> {
-            *self.1.borrow_mut() += 100;
-            self.0.range(family, from, to, reverse, each)
-        }
-    }
     let mut memory = Memory::new();
     change(&mut memory, &set(1));
     change(&mut memory, &put(0..10));
@@ -240,5 +417,4 @@ fn a_get_costs_one_look_up() {
     assert_eq!(cost(Op::HashGet { key: "h".into(), fields: [name(1)].into_iter().collect() }), 2);
     assert_eq!(cost(put(1..2)), 2, "the head and the cell");
     assert_eq!(cost(Op::HashLen { key: "h".into() }), 1);
-    assert_eq!(key::slot(b"h"), key::position_slot(key::position(b"h")).expect("a slot"));
 }

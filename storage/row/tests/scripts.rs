@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use row::key::{self, CellKey};
-use row::memory::Memory;
+use row::memory::{Bounded, Memory};
 use row::op::{Check, Content, Deadline, ExpireIf, Filter, Mutation, Only, Range, Ttl};
-use row::value::{Body, Cell, Head, Header, decode_counter};
+use row::value::{Body, Cell, Expiries, Head, Header, decode_counter};
 use row::view::Rules;
-use row::{Edits, Family, Op, Stamp, Tx, eval};
+use row::{Edits, Family, Op, Stamp, Tx, eval, expire};
 
 /// The words of one op: positional ones, and `name=value` options.
 struct Words<'a> {
@@ -94,6 +94,20 @@ impl<'a> Words<'a> {
     }
 }
 
+/// A step of the expiry cycle, with what is due in the state below by the time index, or by the table's `default_ttl` (`--old`).
+fn expire_due(line: &str, memory: &Memory, stamp: Stamp, rules: Rules) -> (Op, u64) {
+    let w = Words::of(line);
+    let items = match w.option("old") {
+        None => memory.due(stamp, rules).expect("memory has no faults").items,
+        Some(_) => {
+            let mut edits = Edits::default();
+            let tx = Tx { view: memory, edits: &mut edits, stamp, rules };
+            expire::find_old(&tx, w.number("position", 0)).expect("memory has no faults").0
+        }
+    };
+    (Op::ExpireDue { items }, w.number("max", 10))
+}
+
 fn op(line: &str) -> Op {
     let mut w = Words::of(line);
     let name = w.word();
@@ -123,7 +137,6 @@ fn op(line: &str) -> Op {
         b"rows" => Op::Rows,
         b"expiring" => Op::Expiring,
         b"clear" => Op::Clear,
-        b"expire_due" => Op::ExpireDue { max: w.number("max", 10), cursor: w.number("cursor", 0) },
         b"get" => Op::Get { key: w.word() },
         b"get_expire" => Op::GetExpire { key: w.word(), ttl: w.ttl() },
         b"set" => Op::Set { key: w.word(), value: w.word(), ttl: w.ttl(), only: w.only(), want_old: w.option("old").is_some() },
@@ -207,7 +220,18 @@ fn show_value(family: Family, value: &Bytes) -> String {
             let body = match &head.body {
                 Body::String(value) => format!("string {}", text(value)),
                 Body::Hash(hash) => {
-                    format!("hash generation {} count {} first field expiry {}", hash.generation, hash.count, hash.first_field_expiry_ms)
+                    let mut text = format!("hash generation {} count {}", hash.generation, hash.count);
+                    let Expiries { expiring, floor, soonest_ms } = &hash.expiries;
+                    if *expiring > 0 {
+                        write!(text, " expiring {expiring} from {}", floor.at_ms).expect("a string takes all");
+                    }
+                    if !floor.name.is_empty() {
+                        write!(text, " {}", self::text(&floor.name)).expect("a string takes all");
+                    }
+                    if *soonest_ms > 0 {
+                        write!(text, " soonest {soonest_ms}").expect("a string takes all");
+                    }
+                    text
                 }
             };
             format!(" = {} {body}", header(&head.header))
@@ -241,7 +265,12 @@ fn run(script: &str) -> String {
         if let Some(words) = line.strip_prefix("> ") {
             let before = edits.clone();
             let stamp = Stamp { now_ms, timetag: now_ms << 16 };
-            let answer = eval(&op(words), &mut Tx { view: &memory, edits: &mut edits, stamp, rules });
+            let (op, pieces) = match words.split_whitespace().next() {
+                Some("expire_due") => expire_due(words, &memory, stamp, rules),
+                _ => (op(words), u64::MAX),
+            };
+            let view = Bounded::new(&memory, pieces);
+            let answer = eval(&op, &mut Tx { view: &view, edits: &mut edits, stamp, rules });
             writeln!(out, "{line}").expect("a string takes all");
             match answer {
                 Ok(answer) => writeln!(out, "{answer:?}"),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use row::memory::Memory;
 use row::op::{Answer, Deadline, Only, Range, Refusal, Request, Ttl};
 use row::view::Rules;
-use row::{Edits, Failed, Op, Stamp, Tx, View, eval};
+use row::{Edits, Failed, Op, Stamp, Tx, View, eval, expire};
 
 const RULES: Rules = Rules { default_ttl_ms: 0, default_ttl_since_ms: 0, write_bytes_max: 16 << 20, answer_bytes_max: 0 };
 
@@ -104,7 +104,9 @@ fn a_step_of_the_expiry_cycle_is_small_however_long_keys_are_and_the_next_goes_o
     change(&mut memory, 1, &put(long_key(300), 100..101, Ttl::Default));
     let mut gone = 0;
     for _ in 0..301 {
-        let (answer, bytes) = change(&mut memory, 2_000, &Op::ExpireDue { max: 1_000, cursor: 0 });
+        let stamp = Stamp { now_ms: 2_000, timetag: 2_000 << 16 };
+        let items = memory.due(stamp, RULES).expect("memory has no faults").items;
+        let (answer, bytes) = change(&mut memory, 2_000, &Op::ExpireDue { items });
         assert!(bytes < 4 << 20, "{bytes}");
         let Answer::Expired { rows, fields, .. } = answer else { panic!("{answer:?}") };
         gone += rows + fields;
@@ -120,18 +122,26 @@ fn a_step_of_the_expiry_cycle_is_small_however_long_keys_are_and_the_next_goes_o
         change(&mut memory, 2_000, &Op::Set { key, value: name(n), ttl: Ttl::Default, only: Only::Always, want_old: false });
     }
     let rules = Rules { default_ttl_ms: 1_000, default_ttl_since_ms: 3_000, ..RULES };
-    let (mut cursor, mut steps) = (0, 0);
+    let (mut from, mut steps) = (0, 0);
     loop {
-        let mut edits = Edits::default();
         let stamp = Stamp { now_ms: 5_000, timetag: 5_000 << 16 };
-        let answer = eval(&Op::ExpireDue { max: 1_000, cursor }, &mut Tx { view: &memory, edits: &mut edits, stamp, rules });
-        assert!(edits.bytes() < 4 << 20, "{}", edits.bytes());
-        memory.apply(edits);
-        let Ok(Answer::Expired { next, .. }) = answer else { panic!("{answer:?}") };
-        (cursor, steps) = (next, steps + 1);
-        if cursor == 0 {
+        let tx = Tx { view: &memory, edits: &mut Edits::default(), stamp, rules };
+        let (mut items, next) = expire::find_old(&tx, from).expect("memory has no faults");
+        assert!(items.len() < 100, "they are found in steps as well");
+        while !items.is_empty() {
+            let mut edits = Edits::default();
+            let op = Op::ExpireDue { items: items.clone() };
+            let answer = eval(&op, &mut Tx { view: &memory, edits: &mut edits, stamp, rules });
+            assert!(edits.bytes() < 4 << 20, "{}", edits.bytes());
+            memory.apply(edits);
+            let Ok(Answer::Expired { done, .. }) = answer else { panic!("{answer:?}") };
+            items.drain(..done as usize);
+            steps += 1;
+        }
+        if next == 0 {
             break;
         }
+        from = next;
     }
     assert!(steps > 1, "it is too much for one step");
     assert_eq!(change(&mut memory, 5_000, &Op::Rows).0, Answer::Int(0));

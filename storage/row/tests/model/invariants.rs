@@ -42,9 +42,12 @@ pub(crate) fn check(memory: &Memory) {
             let expected: BTreeSet<_> = members.iter().filter_map(|(name, at)| Some([&(*at)?.to_be_bytes()[..], name].concat())).collect();
             assert_eq!(hash.count, members.len() as u64, "count of {hashkey:?}");
             assert_eq!(expiries, expected, "expiries of {hashkey:?}");
-            assert_eq!(hash.first_field_expiry_ms, members.values().flatten().min().copied().unwrap_or(0));
-            if hash.first_field_expiry_ms != 0 {
-                index.insert(key::time_index(hash.first_field_expiry_ms, Due::Field, head_key));
+            assert_eq!(hash.expiries.expiring, expiries.len() as u64, "how many members of {hashkey:?} expire");
+            assert_eq!(hash.expiries.due_ms().is_some(), !expiries.is_empty());
+            if let (Some(first), Some(due_ms)) = (expiries.first(), hash.expiries.due_ms()) {
+                let floor = [&due_ms.to_be_bytes()[..], &hash.expiries.floor.name].concat();
+                assert!(floor <= *first, "an expiry of {hashkey:?} lies below the floor");
+                index.insert(key::time_index(due_ms, Due::Field, head_key));
             }
         }
     }

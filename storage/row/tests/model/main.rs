@@ -13,21 +13,25 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use row::memory::Memory;
 use row::view::{Fault, Rules};
-use row::{Edits, Failed, Family, Op, Stamp, Tx, View, eval};
+use row::{Answer, Edits, Failed, Family, Op, Stamp, Tx, View, eval};
 
 use crate::model::Model;
 
 /// One batch: how much later than the last it comes, and its ops.
-type Batch = (u64, Vec<Op>);
+type Batch = (u64, Vec<Op>, Cycle);
+
+/// How the expiry cycle does in a batch: so many states before the present one it has looked for what is due, and the writer is spent after so many pieces.
+type Cycle = (usize, u64);
 
 fn batches() -> impl Strategy<Value = Vec<Batch>> {
-    prop::collection::vec((0..40u64, prop::collection::vec(ops::op(), 1..8)), 1..12)
+    prop::collection::vec((0..40u64, prop::collection::vec(ops::op(), 1..8), (0..3usize, 1..5u64)), 1..12)
 }
 
-/// The partition, and the latest moment that an op took for past.
+/// The partition, the latest moment that an op took for past, and how many more pieces of work there is time for.
 struct Noted<'a> {
     memory: &'a Memory,
     past_ms: Cell<u64>,
+    left: Cell<u64>,
 }
 
 impl View for Noted<'_> {
@@ -53,6 +57,11 @@ impl View for Noted<'_> {
     fn rests_on(&self, past_ms: u64) {
         self.past_ms.set(self.past_ms.get().max(past_ms));
     }
+
+    fn is_spent(&self) -> bool {
+        self.left.set(self.left.get().saturating_sub(1));
+        self.left.get() == 0
+    }
 }
 
 /// Ops that name no time of their own: two moments differ for them in what is past, and in nothing else.
@@ -68,13 +77,21 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
     let rules = Rules { default_ttl_ms, ..Rules::default() };
     let (mut memory, mut model) = (Memory::new(), Model::default());
     let mut now_ms = 1_000;
-    for (later, batch) in batches {
+    // The states before, and when they were.
+    let mut states = vec![(memory.clone(), now_ms)];
+    for (later, batch, (age, pieces)) in batches {
         now_ms += later;
         let stamp = Stamp { now_ms, timetag: now_ms << 16 };
         let mut edits = Edits::default();
-        for op in batch {
+        for mut op in batch {
+            if let Op::ExpireDue { items } = &mut op {
+                // The cycle looks into a state that may have changed by now, by the clock of that time or of this.
+                let (state, then_ms) = &states[states.len().saturating_sub(1 + age)];
+                let now_ms = if pieces % 2 == 0 { now_ms } else { *then_ms };
+                *items = state.due(Stamp { now_ms, ..stamp }, rules).expect("memory has no faults").items;
+            }
             let before = edits.clone();
-            let view = Noted { memory: &memory, past_ms: Cell::new(0) };
+            let view = Noted { memory: &memory, past_ms: Cell::new(0), left: Cell::new(pieces) };
             let at = |stamp: Stamp, edits: &mut Edits| match eval(&op, &mut Tx { view: &view, edits, stamp, rules }) {
                 Ok(answer) => Ok(answer),
                 Err(Failed::Refused(refusal)) => Err(refusal),
@@ -94,9 +111,28 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
             }
         }
         memory.apply(edits);
+        states.push((memory.clone(), now_ms));
         invariants::check(&memory);
         invariants::same(&memory, &model.rows(now_ms), stamp, rules);
     }
+    // Later, the cycle removes all that is past, in steps, and nothing else.
+    now_ms += 2_000;
+    let stamp = Stamp { now_ms, timetag: now_ms << 16 };
+    let seen = model.rows(now_ms);
+    for _ in 0..1_000 {
+        let items = memory.due(stamp, rules).expect("memory has no faults").items;
+        if items.is_empty() {
+            break;
+        }
+        let mut edits = Edits::default();
+        let view = Noted { memory: &memory, past_ms: Cell::new(0), left: Cell::new(1) };
+        eval(&Op::ExpireDue { items }, &mut Tx { view: &view, edits: &mut edits, stamp, rules }).expect("a step is never refused");
+        memory.apply(edits);
+        invariants::check(&memory);
+        invariants::same(&memory, &seen, stamp, rules);
+    }
+    let rows = eval(&Op::Rows, &mut Tx { view: &memory, edits: &mut Edits::default(), stamp, rules });
+    assert_eq!(rows, Ok(Answer::Int(seen.len() as i64)), "what is past is removed");
 }
 
 proptest! {

@@ -1,0 +1,224 @@
+//! The expiry cycle at work: searches for what is due, and steps of the executor that remove it.
+//!
+//! Partitions are worked in side by side, each for itself: one whose writer is stuck holds up nobody else. A search runs on a thread of its own and takes as
+//! long as it takes. A step holds the executor for [`HELD_MAX`] at most, whatever it finds, and clients' writes are evaluated between two steps; how many
+//! steps follow each other depends on how much is due.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use cluster::CallError;
+use row::Tx;
+use row::edits::Edits;
+use row::expire::{self, Found, Item};
+use row::op::{Answer, Op, Request, Response};
+use tokio::sync::Semaphore;
+
+use super::{Due, Search, Work};
+use crate::reads::Applied;
+use crate::replica::Replica;
+
+/// A step ends when it has held the executor for so long; what it has begun takes microseconds more.
+pub(crate) const HELD_MAX: Duration = Duration::from_millis(1);
+
+/// So many rows and fields are searched for at a time, and so many are handed to a step, which may leave some.
+const FOUND_MAX: usize = 8192;
+const STEP_MAX: usize = 512;
+
+/// A partition removes no more than so many rows and fields a second: the processors are there for clients first.
+const PER_SECOND_MAX: u32 = 64_000;
+
+/// A step that takes longer than the first lets others have its turn, and of one that takes longer than the second the log tells: the partition is stuck.
+const TURN_MAX: Duration = Duration::from_millis(100);
+const STEP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where a step failed, the next one comes after so long.
+const FAILED_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the cycles of a node share.
+#[derive(Debug)]
+pub(crate) struct Cycles {
+    /// Whether they run (DEBUG SET-ACTIVE-EXPIRE).
+    pub(crate) is_active: AtomicBool,
+    /// How many rows, and how many fields of other rows, they have removed.
+    pub(crate) rows: AtomicU64,
+    pub(crate) fields: AtomicU64,
+    /// Searches at one time.
+    searches: Semaphore,
+    /// Steps at one time.
+    turns: Semaphore,
+}
+
+impl Cycles {
+    pub(crate) fn new() -> Cycles {
+        // Half of the processors stay with others; two steps at least, so that one that waits for its disk is not waited for.
+        let half = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
+        Cycles {
+            is_active: AtomicBool::new(true),
+            rows: AtomicU64::new(0),
+            fields: AtomicU64::new(0),
+            searches: Semaphore::new(half.max(1)),
+            turns: Semaphore::new(half.max(2)),
+        }
+    }
+
+    /// Removes what is due in a partition, until nothing is, or a step does not go through.
+    pub(crate) async fn work(self: Arc<Cycles>, replica: Arc<Replica>, _work: Work) {
+        if let Err(error) = self.rounds(&replica).await {
+            tracing::debug!(partition = ?replica.partition(), %error, "an expiry step did not go through");
+            // What was found and not removed is to be found again; not at once.
+            tokio::time::sleep(FAILED_PAUSE).await;
+            replica.expiry.forget();
+        }
+    }
+
+    async fn rounds(&self, replica: &Arc<Replica>) -> Result<(), CallError> {
+        while self.is_active.load(Ordering::Relaxed) && replica.leads() {
+            let items = self.search(replica).await?;
+            if items.is_empty() && replica.expiry.due(replica.clock.read().now_ms, &replica.rules()) != Due::Now {
+                return Ok(());
+            }
+            self.remove(replica, items.into()).await?;
+        }
+        Ok(())
+    }
+
+    /// Searches the latest state, away from the threads that serve.
+    async fn search(&self, replica: &Arc<Replica>) -> Result<Vec<Item>, CallError> {
+        let _one = self.searches.acquire().await.map_err(told)?;
+        let replica = replica.clone();
+        tokio::task::spawn_blocking(move || search(&replica)).await.map_err(told)?
+    }
+
+    async fn remove(&self, replica: &Arc<Replica>, mut items: VecDeque<Item>) -> Result<(), CallError> {
+        while !items.is_empty() {
+            if !self.is_active.load(Ordering::Relaxed) {
+                return Err(CallError::NoLeader("the expiry cycle was stopped".to_owned()));
+            }
+            let began = Instant::now();
+            let step = take(&mut items, STEP_MAX);
+            let (done, removed) = self.step(replica, step.clone()).await?;
+            done.left(step).rev().for_each(|item| items.push_front(item));
+            tokio::time::sleep_until((began + Duration::from_secs(1) * removed / PER_SECOND_MAX).into()).await;
+        }
+        Ok(())
+    }
+
+    /// One step; how far it came, and how many rows and fields went.
+    async fn step(&self, replica: &Replica, items: Vec<Item>) -> Result<(Done, u32), CallError> {
+        let turn = self.turns.acquire().await.map_err(told)?;
+        let step = Request { ops: vec![Op::ExpireDue { items }], joined: Vec::new(), watched: Vec::new() };
+        let mut outcome = replica.queue.push(step)?;
+        let outcome = match tokio::time::timeout(TURN_MAX, &mut outcome).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                drop(turn);
+                match tokio::time::timeout(STEP_PATIENCE, &mut outcome).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        tracing::warn!(partition = ?replica.partition(), "an expiry step has waited for {STEP_PATIENCE:?}; nothing expires here until it is done");
+                        outcome.await
+                    }
+                }
+            }
+        };
+        let response = outcome.map_err(|_| CallError::Unknown("the partition's executor ended".to_owned()))??;
+        let Response::Done(mut outcomes) = response else { return Err(CallError::Fault("an expiry step watches nothing".to_owned())) };
+        match outcomes.pop() {
+            Some(Ok(Answer::Expired { rows, fields, done, part, left_ms })) => {
+                self.rows.fetch_add(rows, Ordering::Relaxed);
+                self.fields.fetch_add(fields, Ordering::Relaxed);
+                replica.expiry.note(left_ms.unwrap_or(u64::MAX));
+                Ok((Done { items: done as usize, part: part as usize }, (rows + fields) as u32))
+            }
+            other => Err(CallError::Fault(format!("an expiry step was answered by {other:?}"))),
+        }
+    }
+}
+
+/// How far a step came.
+struct Done {
+    items: usize,
+    /// Members of the item behind these.
+    part: usize,
+}
+
+impl Done {
+    /// What a step has left.
+    fn left(&self, step: Vec<Item>) -> impl DoubleEndedIterator<Item = Item> {
+        let mut left: VecDeque<Item> = step.into_iter().skip(self.items).collect();
+        if self.part > 0
+            && let Some(mut first) = left.pop_front()
+            && let Some(rest) = first.cut(self.part)
+        {
+            left.push_front(rest);
+        }
+        left.into_iter()
+    }
+}
+
+/// Takes rows and members from the front, about `max`.
+fn take(items: &mut VecDeque<Item>, max: usize) -> Vec<Item> {
+    let (mut taken, mut room) = (Vec::new(), max);
+    while room > 0
+        && let Some(mut item) = items.pop_front()
+    {
+        if let Some(rest) = item.cut(room) {
+            items.push_front(rest);
+        }
+        room -= item.size().min(room);
+        taken.push(item);
+    }
+    taken
+}
+
+/// Looks for what is due in the latest state.
+fn search(replica: &Replica) -> Result<Vec<Item>, CallError> {
+    let search: Search = replica.expiry.search();
+    let view = Applied::snapshot(replica, u64::MAX)?;
+    let tx = Tx { view: &view, edits: &mut Edits::default(), stamp: replica.clock.read(), rules: replica.rules() };
+    let found = expire::find(&tx, &search.from, FOUND_MAX).map_err(|fault| replica.fault(fault))?;
+    let (old, walked_to) = match search.walk {
+        Some(from) => expire::find_old(&tx, from).map_err(|fault| replica.fault(fault))?,
+        None => Default::default(),
+    };
+    replica.expiry.searched(&search, &found, walked_to);
+    let Found { mut items, .. } = found;
+    items.extend(old);
+    Ok(items)
+}
+
+fn told(error: impl std::fmt::Display) -> CallError {
+    CallError::Fault(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use row::expire::DueMembers;
+    use row::value::Place;
+
+    use super::*;
+
+    fn members(places: std::ops::Range<u64>) -> Item {
+        let place = |n| Place::of(n, b"f");
+        let (floor, next) = (place(places.start), Some(place(places.end)));
+        Item::Members(DueMembers { head_key: Bytes::from_static(b"h"), generation: 1, floor, places: places.map(place).collect(), next })
+    }
+
+    #[test]
+    fn steps_take_what_was_found_in_order_and_what_they_leave_comes_first_again() {
+        let row = |n: u64| Item::Row { head_key: Bytes::from(format!("row{n}")), indexed_ms: Some(n) };
+        let mut items = VecDeque::from([row(1), members(10..20), row(2)]);
+        assert_eq!(take(&mut items, 4), [row(1), members(10..13)]);
+        let step = take(&mut items, 100);
+        assert_eq!((step.as_slice(), items.len()), (&[members(13..20), row(2)][..], 0));
+        let left = |items, part| Done { items, part }.left(step.clone()).collect::<Vec<_>>();
+        assert_eq!(left(0, 3), [members(16..20), row(2)]);
+        assert_eq!(left(1, 0), [row(2)]);
+        assert_eq!(left(2, 0), []);
+        assert_eq!(left(0, 0), step);
+    }
+}
