@@ -89,19 +89,19 @@ mod tests {
     #[test]
     fn clients_get_two_thirds_of_what_is_left() {
         let clients = |limit, in_cluster| Descriptors::of(limit, in_cluster).map(Descriptors::clients).map_err(|error| error.to_string());
-        assert_eq!((clients(256, false), clients(1024, false), clients(1024, true)), (Ok(84), Ok(596), Ok(426)));
-        assert!(clients(15_128, false) == Ok(10_000) && clients(1 << 20, true).unwrap() >= 600_000);
+        assert_eq!((clients(256, false), clients(1024, false), clients(1024, true)), (Ok(80), Ok(592), Ok(420)));
+        assert!(clients(15_136, false) == Ok(10_000) && clients(1 << 20, true).unwrap() >= 600_000);
         assert!(clients(u64::MAX, true).is_ok());
-        assert!(clients(223, false).unwrap_err().contains("at least 224"));
-        assert!(clients(256, true).unwrap_err().contains("at least 480"));
+        assert!(clients(231, false).unwrap_err().contains("at least 232"));
+        assert!(clients(256, true).unwrap_err().contains("at least 488"));
     }
 
     #[test]
     fn fewer_clients_are_let_in_where_more_do_not_fit() {
         let mut settings = proxy::Settings::default();
         Descriptors::of(1 << 20, false).unwrap().fit(&mut settings);
-        assert_eq!((settings.clients_max, settings.clients_fit), (10_000, 698_964));
+        assert_eq!((settings.clients_max, settings.clients_fit), (10_000, 698_960));
         Descriptors::of(256, false).unwrap().fit(&mut settings);
-        assert_eq!((settings.clients_max, settings.clients_fit), (84, 84));
+        assert_eq!((settings.clients_max, settings.clients_fit), (80, 80));
     }
 }

@@ -87,7 +87,7 @@ fn passwords_are_not_shown() {
 fn unknown_keys_are_refused_where_they_stand() {
     let (line, column, reason) = refusal("# mine\n[proxy]\nport = 1\n  prot = 7777\n");
     assert_eq!((line, column), (4, 3));
-    assert!(reason.contains("no key `prot` in [proxy]") && reason.contains("port, protected_mode"), "{reason}");
+    assert!(reason.contains("no key `prot` in [proxy]") && reason.contains("unixsocketperm, protected_mode"), "{reason}");
 
     let (line, column, reason) = refusal("[prox]\nport = 1\n");
     assert_eq!((line, column), (1, 2));
