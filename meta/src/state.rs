@@ -12,8 +12,8 @@
 //! - A replica's Raft id is never given again, over all tables: `next_raft_id` only grows (`ids_are_never_reused`).
 //! - A number that a table with a name had is never given again: `next_number` only grows (`a_table_with_a_name_has_a_number_that_none_had_before`).
 //! - Two tables that serve never have the same name. A table that is being dropped has lost its name already.
-//! - `default_ttl_since_ms` changes exactly when the value of `default_ttl` does, and only here: every replica of every partition judges
-//!   old rows by the same moment.
+//! - `default_ttl_since_ms` changes exactly when the value of `default_ttl` does, and only here, and grows: partitions, which hear of it at different times, tell
+//!   by it what was set later.
 //! - The cluster's id is set once (`the_cluster_is_founded_once`).
 //! - A server that was removed never comes back under its id (`removed_servers_stay_out`).
 //! - A refused command leaves no changes.

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use row::Stamp;
 
 /// The `State` record that holds the last applied stamp: u64, ms.
-pub(crate) const STAMP: Bytes = Bytes::from_static(b"stamp");
+pub(crate) const STAMP: Bytes = Bytes::from_static(STAMP_KEY);
+pub(crate) const STAMP_KEY: &[u8] = b"stamp";
 
 /// Gives stamps; restarts from the last one that was applied.
 #[derive(Debug, Default)]
@@ -51,6 +52,12 @@ impl Clock {
         let now = wall_ms();
         let last = self.last_ms.fetch_max(now, Ordering::AcqRel);
         self.stamp(now.max(last))
+    }
+
+    /// For the rest of a batch: the millisecond after a stamp.
+    pub(crate) fn after(&self, stamp: Stamp) -> Stamp {
+        let last = self.last_ms.fetch_max(stamp.now_ms + 1, Ordering::AcqRel);
+        self.stamp(last.max(stamp.now_ms + 1))
     }
 
     /// Takes note of a stamp found in applied state.

@@ -25,8 +25,9 @@ use engine::mutants::{self, Rule};
 use row::edits::{Edits, Family, Over};
 use row::eval::Failed;
 use row::op::{Answer, Op, Refusal, Request, Response, Watched};
+use row::value::DefaultTtl;
 use row::view::{Fault, Rules, Stamp, Tx, View};
-use row::{eval, key};
+use row::{Family, eval, key};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
@@ -78,11 +79,13 @@ pub(crate) async fn run(replica: Arc<Replica>) {
         pace: Pace::default(),
         next: Batch::default(),
         flights: VecDeque::new(),
+        is_rule_unsure: false,
     };
     while executor.replica.queue.closed().is_none() {
         executor.wait().await;
         executor.gather().await;
         executor.depart().await;
+        executor.make_sure_of_rule();
     }
     // What is under way is finished.
     if let Some(why) = executor.replica.queue.closed() {
@@ -107,6 +110,8 @@ struct Executor {
     next: Batch,
     /// What was proposed, oldest first.
     flights: VecDeque<Flight>,
+    /// Whether the table's `default_ttl` in force is that of a batch that may not come about.
+    is_rule_unsure: bool,
 }
 
 /// Requests evaluated as one.
@@ -216,6 +221,14 @@ impl Executor {
             }
             () = replica.queue.filled(missing, EAGER_OPS), if self.next.has_room() && replica.queue.quota().left() > 0 => {}
             _ = self.stuck.tick() => self.tell_if_stuck().await,
+        }
+    }
+
+    /// With nothing under way any more, the state says by which `default_ttl` to go.
+    fn make_sure_of_rule(&mut self) {
+        if self.is_rule_unsure && self.flights.is_empty() && self.next.is_empty() {
+            // A store that can't be read has stopped the replica.
+            self.is_rule_unsure = self.replica.recall_default_ttl().is_err();
         }
     }
 
@@ -353,13 +366,22 @@ impl Executor {
 
     /// Evaluates requests on top of everything in flight and of the next batch so far, until that has no more room; how many.
     fn evaluate(&mut self, waiting: &[Waiting]) -> Result<usize, CallError> {
-        let Executor { replica, flights, next, stripes, link, .. } = self;
+        let Executor { replica, flights, next, stripes, link, is_rule_unsure, .. } = self;
         let applied = Applied::at_rest(replica);
         let (stamp, rules) = (replica.clock.write(), replica.rules());
         next.stamp_ms = stamp.now_ms;
         let mut flights = flights.iter().map(|flight| &flight.batch.edits);
         let evaluated = on_top_of(&mut flights, &applied, &mut |view| {
-            let mut evaluation = Evaluation { replica, applied: &applied, view, stamp, rules, term: link.term, stripes };
+            let mut evaluation = Evaluation {
+                replica,
+                applied: &applied,
+                view,
+                stamp,
+                rules,
+                term: link.term,
+                stripes,
+                is_rule_unsure: &mut *is_rule_unsure,
+            };
             let mut evaluated = 0;
             for waiting in waiting.chunks(AHEAD) {
                 let keys = waiting.iter().flat_map(|waiting| &waiting.request.ops).filter_map(Op::first_key);
@@ -496,6 +518,7 @@ struct Evaluation<'a> {
     rules: Rules,
     term: u64,
     stripes: &'a mut Stripes,
+    is_rule_unsure: &'a mut bool,
 }
 
 /// Why a request has no response of its own.
@@ -528,6 +551,9 @@ impl Evaluation<'_> {
             } else if let [op] = ops {
                 let step = matches!(op, Op::ExpireDue { .. }).then(|| self.applied.begin_step());
                 outcomes.push(self.op(op, &mut batch.edits).map_err(Undone::Fault)?);
+                if matches!(op, Op::SetDefaultTtl { .. }) {
+                    self.enforce_default_ttl(batch).map_err(Undone::Fault)?;
+                }
                 if let Some(began) = step {
                     self.replica.expiry.held(self.applied.since(began));
                 }
@@ -565,6 +591,19 @@ impl Evaluation<'_> {
     /// Whether the node has memory for answers of one command.
     fn fits(&self, bytes: usize) -> bool {
         bytes <= ANSWERS_BYTES || bytes <= self.replica.queue.quota().left()
+    }
+
+    /// What follows is evaluated by the `default_ttl` that the batch sets, and later, as older rows count from its millisecond. Should the batch not come about, nothing was
+    /// told by then that rests on the rule: it would have to be committed behind it.
+    fn enforce_default_ttl(&mut self, batch: &mut Batch) -> Result<(), CallError> {
+        let Some(Some(record)) = batch.edits.get(Family::State, key::DEFAULT_TTL) else { return Ok(()) };
+        let rule = DefaultTtl::decode(record).map_err(|fault| self.replica.fault(fault))?;
+        self.replica.enforce(&rule);
+        *self.is_rule_unsure = true;
+        self.rules = self.replica.rules();
+        self.stamp = self.replica.clock.after(self.stamp);
+        batch.stamp_ms = self.stamp.now_ms;
+        Ok(())
     }
 
     fn op(&mut self, op: &Op, edits: &mut Edits) -> Result<Result<Answer, Refusal>, CallError> {

@@ -21,7 +21,7 @@ use crate::expiry::{Alarm, Due};
 use crate::hot::Hot;
 use crate::quota::Quota;
 use crate::reads::{By, Look};
-use crate::replica::{Replica, ReplicaOptions, SetAside};
+use crate::replica::{Heard, Replica, ReplicaOptions, SetAside};
 use crate::{dirs, reads};
 
 /// How often the node looks whether anything has expired.
@@ -195,7 +195,7 @@ impl Node {
                 held.table = (*table).clone();
                 held.placement = Arc::new((*placement).clone());
                 if let Ok(replica) = &held.slot {
-                    replica.set_rules(self.rules(table));
+                    replica.hear(default_ttl(table));
                 }
             }
         }
@@ -328,7 +328,8 @@ impl Node {
             raft_id,
             group_id: group_of(partition),
             dir: &dirs::path(&self.options.dir, partition, raft_id),
-            rules: self.rules(table),
+            rules: self.limits(),
+            default_ttl: default_ttl(table),
             cluster_tag: self.options.cluster_tag,
             unsure_after: self.options.unsure_after,
             raft_runtime: &self.options.raft_runtime,
@@ -341,14 +342,10 @@ impl Node {
         Replica::open(options, &self.log, &self.shared, &self.hot).await
     }
 
-    fn rules(&self, table: &Table) -> Rules {
-        let default_ttl_s: u64 = table.envs.get("default_ttl").and_then(|text| text.parse().ok()).unwrap_or(0);
-        Rules {
-            default_ttl_ms: default_ttl_s.saturating_mul(1000),
-            default_ttl_since_ms: table.default_ttl_since_ms,
-            write_bytes_max: self.options.write_bytes_max,
-            answer_bytes_max: self.options.answer_bytes_max,
-        }
+    /// The rules that the server's own configuration sets.
+    fn limits(&self) -> Rules {
+        let NodeOptions { write_bytes_max, answer_bytes_max, .. } = self.options;
+        Rules { write_bytes_max, answer_bytes_max, ..Rules::default() }
     }
 
     fn rebuild(&self, peers: &Peers, placement: &Placement, raft_id: u64) -> Rebuild {
@@ -514,6 +511,12 @@ async fn close_all(held: impl Iterator<Item = &Held>) {
     futures::future::join_all(held.map(close)).await;
 }
 
+/// What meta says of a table's `default_ttl`.
+fn default_ttl(table: &Table) -> Heard {
+    let seconds: u64 = table.envs.get("default_ttl").and_then(|text| text.parse().ok()).unwrap_or(0);
+    Heard { ttl_ms: seconds.saturating_mul(1000), set_at_ms: table.default_ttl_since_ms }
+}
+
 /// The number of a partition's group in the node's log.
 fn group_of(partition: PartitionId) -> u64 {
     FIRST_GROUP + (u64::from(partition.table.0) << INDEX_BITS) + u64::from(partition.index)
@@ -636,6 +639,8 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
         }
         let mut pause_ms = EXPIRY_PAUSE_MS_MAX;
         for replica in node.replicas().into_iter().filter(|replica| replica.leads()) {
+            // Should it not have gone through before.
+            replica.pass_on_default_ttl();
             // By the partition's own clock, which does not step back.
             match replica.expiry.due(replica.clock.read().now_ms, &replica.rules()) {
                 Due::Now => {

@@ -1,7 +1,7 @@
 //! One copy of one partition on this node: its store, its Raft group, its executor's queue.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,12 @@ pub struct Replica {
     role: watch::Receiver<Role>,
     /// The last term in which this replica began to lead, in every respect.
     adopted_term: Mutex<u64>,
+    /// In force: what the partition's state says of `default_ttl`, and the limits of this server.
     rules: ArcSwap<Rules>,
+    /// When the `default_ttl` in force was set, by meta's time.
+    set_at_ms: AtomicU64,
+    /// What meta says of it. It comes to every server in its own time, so nobody goes by it before it is in the partition's state.
+    heard: Mutex<Heard>,
     pub(crate) queue: Queue,
     /// Whether the group has other members, which go on without this one.
     has_peers: bool,
@@ -67,6 +72,14 @@ pub struct Replica {
     pub(crate) owner: Owner,
     /// When they were read, and after how many changes of the store.
     counts: Mutex<Option<(Instant, u64, Counts)>>,
+}
+
+/// A `default_ttl` that meta has told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Heard {
+    pub(crate) ttl_ms: u64,
+    /// By meta's time; 0 = never.
+    pub(crate) set_at_ms: u64,
 }
 
 /// What the replica's store holds.
@@ -150,7 +163,9 @@ pub(crate) struct ReplicaOptions<'a> {
     /// The group's number in the node's log.
     pub(crate) group_id: u64,
     pub(crate) dir: &'a Path,
+    /// The limits of this server.
     pub(crate) rules: Rules,
+    pub(crate) default_ttl: Heard,
     pub(crate) cluster_tag: u8,
     pub(crate) unsure_after: Duration,
     pub(crate) raft_runtime: &'a tokio::runtime::Handle,
@@ -233,6 +248,8 @@ impl Replica {
             group,
             adopted_term: Mutex::new(0),
             rules: ArcSwap::from_pointee(options.rules),
+            set_at_ms: AtomicU64::new(0),
+            heard: Mutex::new(options.default_ttl),
             queue: Queue::new(options.quota.clone()),
             has_peers: options.peers.is_some(),
             stopped: OnceLock::new(),
@@ -258,14 +275,43 @@ impl Replica {
         self.partition
     }
 
-    /// The table's rules as of now.
+    /// The rules in force.
     pub(crate) fn rules(&self) -> Rules {
         **self.rules.load()
     }
 
-    pub(crate) fn set_rules(&self, rules: Rules) {
+    /// Meta tells of the table's `default_ttl`.
+    pub(crate) fn hear(&self, heard: Heard) {
+        *self.heard.lock() = heard;
+        self.pass_on_default_ttl();
+    }
+
+    /// Has what was heard of `default_ttl` written into the partition's state, if this replica leads and it is news.
+    pub(crate) fn pass_on_default_ttl(&self) {
+        let Heard { ttl_ms, set_at_ms } = *self.heard.lock();
+        if !self.leads() || set_at_ms <= self.set_at_ms.load(Ordering::Acquire) {
+            return;
+        }
+        let request = Request { ops: vec![Op::SetDefaultTtl { ttl_ms, set_at_ms }], joined: Vec::new(), watched: Vec::new() };
+        if let Err(error) = self.queue.push(request) {
+            tracing::debug!(partition = ?self.partition, %error, "the table's default_ttl is passed on later");
+        }
+    }
+
+    /// Goes by a `default_ttl` from now on.
+    pub(crate) fn enforce(&self, rule: &value::DefaultTtl) {
+        let rules = Rules { default_ttl_ms: rule.ttl_ms, default_ttl_since_ms: rule.since_ms, ..self.rules() };
         self.rules.store(Arc::new(rules));
+        self.set_at_ms.store(rule.set_at_ms, Ordering::Release);
         self.expiry.look();
+    }
+
+    /// Goes by the `default_ttl` in the applied state: others may have set it, or what was to set it did not come about.
+    pub(crate) fn recall_default_ttl(&self) -> Result<(), CallError> {
+        let record = self.store.get(Family::Default, key::DEFAULT_TTL).map_err(|error| self.fault(error))?;
+        let rule = record.map(|record| value::DefaultTtl::decode(&record)).transpose().map_err(|error| self.fault(error))?;
+        self.enforce(&rule.unwrap_or_default());
+        Ok(())
     }
 
     /// Waits until this replica leads with everything of earlier terms applied.
@@ -306,8 +352,10 @@ impl Replica {
         if *adopted < term {
             self.hot.forget(&self.owner);
             self.clock.advance(last_stamp(&self.store).map_err(|error| self.fault(error))?);
+            self.recall_default_ttl()?;
             self.expiry.forget();
             *adopted = term;
+            self.pass_on_default_ttl();
         }
         Ok(())
     }

@@ -104,6 +104,14 @@ struct Three {
     nodes: Vec<Arc<Node>>,
 }
 
+fn assigned(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Assigned {
+    let envs = envs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let table =
+        Arc::new(Table { id: PARTITION.table, name: "db0".into(), number: 0, partitions: 1, replicas: 3, envs, default_ttl_since_ms });
+    let members = (1..=3).map(|n| Member { raft_id: n + 10, server: ServerId(n) }).collect();
+    Assigned { table, placements: vec![Placement { partition: PARTITION, members, epoch: 1 }] }
+}
+
 impl Three {
     async fn open(dir: &Path) -> Three {
         let net = Arc::new(Net::default());
@@ -128,19 +136,8 @@ impl Three {
             nodes.push(Node::open(options, log, shared.clone()));
         }
         assert!(net.nodes.set(nodes.clone()).is_ok(), "set once");
-        let table = Arc::new(Table {
-            id: PARTITION.table,
-            name: "db0".into(),
-            number: 0,
-            partitions: 1,
-            replicas: 3,
-            envs: Default::default(),
-            default_ttl_since_ms: 0,
-        });
-        let members = (1..=3).map(|n| Member { raft_id: n + 10, server: ServerId(n) }).collect();
-        let placement = Placement { partition: PARTITION, members, epoch: 1 };
         for node in &nodes {
-            node.follow(&[Assigned { table: table.clone(), placements: vec![placement.clone()] }]).await;
+            node.follow(&[assigned(&[], 0)]).await;
         }
         Three { net, nodes }
     }
@@ -352,6 +349,30 @@ async fn a_row_that_is_given_more_time_is_not_said_to_be_gone() {
             _ => assert_eq!(read, Answer::Nil),
         }
     }
+    three.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_has_not_heard_of_a_default_ttl_goes_by_what_the_last_one_did() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let first = three.leader().await;
+    let other = (first + 1) % 3;
+    three.one(first, set("old")).await;
+    three.nodes[first].follow(&[assigned(&[("default_ttl", "1")], 1)]).await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    three.nodes[first].set_active_expiry(false);
+    three.nodes[other].set_active_expiry(false);
+    while three.one(first, get()).await != Answer::Nil {
+        assert!(Instant::now() < deadline, "it does not expire");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    three.hand_over(first, other).await;
+    assert_eq!(three.one(other, get()).await, Answer::Nil, "what a reader was told had expired is back");
+    three.one(other, set("new")).await;
+    let inspect = Op::Inspect { key: Bytes::from_static(b"k") };
+    let row = three.one(other, inspect).await;
+    assert!(matches!(&row, Answer::Row(Some(row)) if row.expires_at_ms.is_some()), "{row:?}");
     three.close().await;
 }
 

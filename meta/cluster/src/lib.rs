@@ -74,7 +74,7 @@ pub struct Table {
     pub replicas: u32,
     /// Settings that change online.
     pub envs: BTreeMap<String, String>,
-    /// When `default_ttl` was last set, ms since the epoch by the meta leader's stamp (0 = never): decided once.
+    /// When `default_ttl` was last set or removed, ms since the epoch by the meta leader's stamp (0 = never): decided once, and later each time.
     pub default_ttl_since_ms: u64,
 }
 

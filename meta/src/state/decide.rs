@@ -216,7 +216,8 @@ impl State {
         }
         let ttl = table.envs.get(envs::DEFAULT_TTL);
         if ttl != record.table.envs.get(envs::DEFAULT_TTL) {
-            table.default_ttl_since_ms = if ttl.is_some() { stamp_ms } else { 0 };
+            // By it partitions tell later news from earlier, also that there is none any more.
+            table.default_ttl_since_ms = stamp_ms.max(table.default_ttl_since_ms + 1);
         }
         let table = Arc::new(table);
         about(table.clone(), vec![Change::Put(Record { table, ..record.clone() })])

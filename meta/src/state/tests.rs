@@ -127,7 +127,7 @@ fn default_ttl_is_dated_when_its_value_changes() {
     assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5")]), 2000);
     assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), set("a", "default_ttl", "5")]), 2000);
     assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), set("a", "default_ttl", "6")]), 3000);
-    assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), delete("a", "default_ttl")]), 0);
+    assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), delete("a", "default_ttl")]), 3000);
     let envs = BTreeMap::from([("default_ttl".to_owned(), "5".to_owned())]);
     assert_eq!(since(vec![Command::Create { name: "a".into(), partitions: 1, replicas: 1, envs, live: live() }]), 1000);
 }

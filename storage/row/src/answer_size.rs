@@ -24,9 +24,14 @@ impl Op {
         match self {
             Op::Inspect { .. } | Op::Size { .. } | Op::Delete { .. } | Op::Expire { .. } | Op::Persist { .. } => AnswerSize::Small,
             Op::Rename { .. } | Op::Copy { .. } | Op::Restore { .. } | Op::Encoding { .. } => AnswerSize::Small,
-            Op::Nearest { .. } | Op::Rows | Op::Expiring | Op::Clear | Op::ExpireDue { .. } | Op::Pass { .. } | Op::Watch { .. } => {
-                AnswerSize::Small
-            }
+            Op::Nearest { .. }
+            | Op::Rows
+            | Op::Expiring
+            | Op::Clear
+            | Op::ExpireDue { .. }
+            | Op::SetDefaultTtl { .. }
+            | Op::Pass { .. }
+            | Op::Watch { .. } => AnswerSize::Small,
             Op::SetAllNew { .. } | Op::Append { .. } | Op::Add { .. } | Op::AddFloat { .. } => AnswerSize::Small,
             Op::SetRange { .. } | Op::Length { .. } | Op::Sync => AnswerSize::Small,
             Op::HashPut { .. } | Op::HashDelete { .. } | Op::HashLen { .. } | Op::HashAdd { .. } | Op::HashAddFloat { .. } => {

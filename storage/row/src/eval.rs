@@ -83,6 +83,7 @@ fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
         Expiring => scan::expiring(tx),
         Clear => scan::clear(tx),
         ExpireDue { items } => expire::expire_due(tx, items),
+        SetDefaultTtl { ttl_ms, set_at_ms } => scan::set_default_ttl(tx, *ttl_ms, *set_at_ms),
         Pass { at_ms } => {
             tx.past(Some(*at_ms));
             Ok(Answer::Ok)

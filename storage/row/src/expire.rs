@@ -69,6 +69,14 @@ impl Item {
         }
     }
 
+    /// About how many bytes it carries.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Item::Row { head_key, .. } => head_key.len(),
+            Item::Members(members) => members.head_key.len() + members.places.iter().map(|place| 8 + place.name.len()).sum::<usize>(),
+        }
+    }
+
     /// Cuts off all but its first members, if there are more than `max`.
     pub fn cut(&mut self, max: usize) -> Option<Item> {
         let Item::Members(members) = self else { return None };

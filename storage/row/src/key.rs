@@ -12,6 +12,7 @@
 //!                space 1: sortkey = expires_at_ms u64 | its name  (value: empty; only members that expire)
 //! time index   'x' | expires_at_ms u64 | what u8 | head key       (value: empty)
 //! counters     "rows", "expiring", "generation"                   (value: u64)
+//! rule         "default_ttl"                                      (value: see `value.rs`)
 //! ```
 //! All integers are big-endian. Frozen examples: `tests/vectors/keys.txt`.
 
@@ -34,6 +35,9 @@ pub const EXPIRING: &[u8] = b"expiring";
 
 /// State key of the generation given out last.
 pub const GENERATION: &[u8] = b"generation";
+
+/// State key of the table's `default_ttl`, as the partition goes by it.
+pub const DEFAULT_TTL: &[u8] = b"default_ttl";
 
 /// Behind the last head and the last cell: one more than the last slot.
 pub const END: &[u8] = &SLOTS.to_be_bytes();

@@ -203,6 +203,9 @@ pub enum Op {
     /// One step of the expiry cycle: of what was [found](crate::expire) to be due, deletes in order what still is, until the view is spent; at least one thing.
     /// -> `Expired`
     ExpireDue { items: Vec<Item> },
+    /// From the next millisecond on the partition goes by this `default_ttl`, unless it does by one that was set later. Rows written before count from there.
+    /// -> `Ok`
+    SetDefaultTtl { ttl_ms: u64, set_at_ms: u64 },
     /// Rests on a moment's being past, if it is, for reads that did. -> `Ok`
     Pass { at_ms: u64 },
 

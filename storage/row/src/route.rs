@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
+use crate::expire::Item;
 use crate::op::{Answer, Content, Filter, Mutation, Op, Range, Request};
 
 /// What a byte string in a list takes besides its bytes.
@@ -20,7 +21,7 @@ impl Op {
         use Op::*;
         match self {
             Delete { .. } | Expire { .. } | Persist { .. } | Rename { .. } | Copy { .. } | Restore { .. } => true,
-            Clear | ExpireDue { .. } | Pass { .. } => true,
+            Clear | ExpireDue { .. } | SetDefaultTtl { .. } | Pass { .. } => true,
             GetDelete { .. }
             | GetExpire { .. }
             | Set { .. }
@@ -66,7 +67,7 @@ impl Op {
             | Restore { key, .. }
             | Encoding { key } => Some(key),
             Rename { from, .. } | Copy { from, .. } => Some(from),
-            Scan { .. } | Nearest { .. } | Rows | Expiring | Clear | ExpireDue { .. } | Pass { .. } | Sync => None,
+            Scan { .. } | Nearest { .. } | Rows | Expiring | Clear | ExpireDue { .. } | SetDefaultTtl { .. } | Pass { .. } | Sync => None,
             Get { key } | GetDelete { key } | GetExpire { key, .. } | Set { key, .. } | Append { key, .. } | Add { key, .. } => Some(key),
             AddFloat { key, .. } | GetRange { key, .. } | SetRange { key, .. } | Length { key } => Some(key),
             SetAllNew { pairs } => pairs.first().map(|(key, _)| key),
@@ -116,7 +117,8 @@ impl Op {
             HashRange { range, .. } | HashRangeCount { range, .. } | HashRangeDelete { range, .. } => bytes(range.bytes()),
             Scan { glob, .. } | HashScan { glob, .. } => bytes(glob.as_ref().map_or(0, Bytes::len)),
             Inspect { .. } | Size { .. } | Delete { .. } | Expire { .. } | Persist { .. } | Dump { .. } | Encoding { .. } => bytes(0),
-            Nearest { .. } | Rows | Expiring | Clear | ExpireDue { .. } | Pass { .. } | Watch { .. } | Sync => bytes(0),
+            Nearest { .. } | Rows | Expiring | Clear | SetDefaultTtl { .. } | Pass { .. } | Watch { .. } | Sync => bytes(0),
+            ExpireDue { items } => Carried { bytes: items.iter().map(Item::bytes).sum(), items: items.iter().map(Item::size).sum() },
             Get { .. } | GetDelete { .. } | GetExpire { .. } | Add { .. } | GetRange { .. } | Length { .. } => bytes(0),
             HashLen { .. } | HashRandom { .. } => bytes(0),
         }
@@ -142,6 +144,7 @@ impl Op {
             Expiring => "expiring",
             Clear => "clear",
             ExpireDue { .. } => "expire_due",
+            SetDefaultTtl { .. } => "set_default_ttl",
             Pass { .. } => "pass",
             Get { .. } => "get",
             GetDelete { .. } => "get_delete",

@@ -10,7 +10,7 @@ use crate::glob;
 use crate::head::Row;
 use crate::key::{self, KeyBuf};
 use crate::op::{Answer, Kind};
-use crate::value::Head;
+use crate::value::{DefaultTtl, Head};
 use crate::view::{Fault, Tx};
 
 /// Rows that one step looks at, at most.
@@ -112,5 +112,15 @@ pub(crate) fn clear(tx: &mut Tx<'_>) -> Answered {
     tx.edits.forget_rows();
     tx.set_counter(key::ROWS, 0);
     tx.set_counter(key::EXPIRING, 0);
+    Ok(Answer::Ok)
+}
+
+pub(crate) fn set_default_ttl(tx: &mut Tx<'_>, ttl_ms: u64, set_at_ms: u64) -> Answered {
+    let old = tx.get(Family::State, key::DEFAULT_TTL)?.map(|bytes| DefaultTtl::decode(&bytes)).transpose()?;
+    if old.is_none_or(|old| old.set_at_ms < set_at_ms) {
+        // What was written in this millisecond is written before.
+        let rule = DefaultTtl { ttl_ms, since_ms: tx.stamp.now_ms + 1, set_at_ms };
+        tx.put(Family::State, Bytes::from_static(key::DEFAULT_TTL), rule.encode());
+    }
     Ok(Answer::Ok)
 }

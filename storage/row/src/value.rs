@@ -9,6 +9,7 @@
 //! expiries expiring u64 | if not 0: floor_ms u64 | soonest_ms u64 (0 = none) | floor_name
 //! cell     header | the value
 //! counter  u64
+//! rule     ttl_ms u64 | since_ms u64 | set_at_ms u64
 //! ```
 //! All integers are big-endian. Decoding never panics: bytes that are none of these are a [`Fault`] that shows them.
 //! Frozen examples: `tests/vectors/values.txt`.
@@ -322,6 +323,34 @@ pub fn encode_counter(n: u64) -> Bytes {
 /// A counter from bytes.
 pub fn decode_counter(bytes: &[u8]) -> Result<u64, Fault> {
     <[u8; 8]>::try_from(bytes).map(u64::from_be_bytes).map_err(|_| fault("counter", bytes))
+}
+
+/// A table's `default_ttl` as a partition goes by it. It is in the partition's state, so that whoever leads goes by what earlier leaders have told readers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DefaultTtl {
+    /// Ms; 0 = none.
+    pub ttl_ms: u64,
+    /// Since when, by the partition's own time, which no other clock tells better what was written before.
+    pub since_ms: u64,
+    /// When it was set by meta's time, which tells one that was set later from one that is heard of later.
+    pub set_at_ms: u64,
+}
+
+impl DefaultTtl {
+    /// As bytes.
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(24);
+        [self.ttl_ms, self.since_ms, self.set_at_ms].into_iter().for_each(|n| out.put_u64(n));
+        out.freeze()
+    }
+
+    /// From bytes.
+    pub fn decode(bytes: &[u8]) -> Result<DefaultTtl, Fault> {
+        let mut rest = bytes;
+        let mut next = || rest.try_get_u64().ok();
+        let read = (|| Some(DefaultTtl { ttl_ms: next()?, since_ms: next()?, set_at_ms: next()? }))();
+        read.filter(|_| bytes.len() == 24).ok_or_else(|| fault("default_ttl", bytes))
+    }
 }
 
 /// Bytes that are no record of this version.

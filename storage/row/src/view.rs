@@ -35,7 +35,7 @@ pub struct Stamp {
 pub struct Rules {
     /// Expiry in ms given to writes that name none, and to older rows counted from `default_ttl_since_ms`; 0 = none.
     pub default_ttl_ms: u64,
-    /// When `default_ttl_ms` was set (leader's time).
+    /// Since when the partition goes by `default_ttl_ms`, by its own time ([`DefaultTtl`](crate::value::DefaultTtl)).
     pub default_ttl_since_ms: u64,
     /// The most that one op may write of keys and values, and the longest string, bytes (`max_write_size`); 0 = no limit.
     pub write_bytes_max: usize,

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use row::key::{self, CellKey, Due};
-use row::value::{Body, Cell, Expiries, HashHead, Head, Header, Place, decode_counter, encode_counter};
+use row::value::{Body, Cell, DefaultTtl, Expiries, HashHead, Head, Header, Place, decode_counter, encode_counter};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -42,6 +42,7 @@ fn keys_are_frozen() {
         ("counter of rows", key::ROWS.to_vec()),
         ("counter of generations", key::GENERATION.to_vec()),
         ("counter of rows that expire", key::EXPIRING.to_vec()),
+        ("rule default_ttl", key::DEFAULT_TTL.to_vec()),
     ];
     frozen("keys.txt", include_str!("vectors/keys.txt"), &now);
 }
@@ -66,6 +67,7 @@ fn values_are_frozen() {
         ("cell bar", Cell { header, value: Bytes::from_static(b"bar") }.encode().to_vec()),
         ("cell bar, expiring", Cell { header: expiring, value: Bytes::from_static(b"bar") }.encode().to_vec()),
         ("counter 258", encode_counter(258).to_vec()),
+        ("default_ttl", DefaultTtl { ttl_ms: 5_000, since_ms: 1_700_000_000_001, set_at_ms: 1_700_000_000_000 }.encode().to_vec()),
     ];
     frozen("values.txt", include_str!("vectors/values.txt"), &now);
 }
@@ -105,6 +107,7 @@ fn bad_records_are_faults_that_show_them() {
     }
     assert!(Cell::decode(&Bytes::from_static(&[0x30; 40])).expect_err("version 3").0.ends_with("..."));
     assert!(decode_counter(&[0; 7]).is_err());
+    assert!(DefaultTtl::decode(&[0; 23]).is_err() && DefaultTtl::decode(&[0; 25]).is_err() && DefaultTtl::decode(&[0; 24]).is_ok());
     assert_eq!(CellKey::parse(&[0; 10]), None);
     assert_eq!(CellKey::parse(&[0xff; 30]), None);
 }

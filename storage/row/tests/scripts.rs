@@ -11,7 +11,7 @@ use bytes::Bytes;
 use row::key::{self, CellKey};
 use row::memory::{Bounded, Memory};
 use row::op::{Check, Content, Deadline, ExpireIf, Filter, Mutation, Only, Range, Ttl};
-use row::value::{Body, Cell, Expiries, Head, Header, decode_counter};
+use row::value::{Body, Cell, DefaultTtl, Expiries, Head, Header, decode_counter};
 use row::view::Rules;
 use row::{Edits, Family, Op, Stamp, Tx, eval, expire};
 
@@ -136,6 +136,7 @@ fn op(line: &str) -> Op {
         b"nearest" => Op::Nearest { cursor: w.number("cursor", 0) },
         b"rows" => Op::Rows,
         b"expiring" => Op::Expiring,
+        b"set_default_ttl" => Op::SetDefaultTtl { ttl_ms: w.int() as u64, set_at_ms: w.number("set_at", 0) },
         b"clear" => Op::Clear,
         b"get" => Op::Get { key: w.word() },
         b"get_expire" => Op::GetExpire { key: w.word(), ttl: w.ttl() },
@@ -201,6 +202,7 @@ fn show_key(family: Family, key: &[u8]) -> String {
         }
         Family::State => match key::parse_time_index(key) {
             Some((at, due, head_key)) => format!("time {at} {due:?} {}", text(&head_key[8..])),
+            None if key == key::DEFAULT_TTL => "rule default_ttl".to_owned(),
             None => format!("counter {}", String::from_utf8_lossy(key)),
         },
     }
@@ -210,6 +212,10 @@ fn show_key(family: Family, key: &[u8]) -> String {
 fn show_value(family: Family, value: &Bytes) -> String {
     match family {
         _ if value.is_empty() => String::new(),
+        Family::State if value.len() == 24 => {
+            let DefaultTtl { ttl_ms, since_ms, set_at_ms } = DefaultTtl::decode(value).expect("a rule");
+            format!(" = {ttl_ms} since {since_ms}, set at {set_at_ms}")
+        }
         Family::State => format!(" = {}", decode_counter(value).expect("a counter")),
         Family::Cell => {
             let cell = Cell::decode(value).expect("a cell");
