@@ -309,7 +309,7 @@ fn transactions_of_many_large_reads_take_bounded_memory() {
 /// Sockets need descriptors, and so does the file of every flush. Whoever connects, even without a word, must not take the last one.
 #[test]
 fn idle_clients_leave_descriptors_for_the_data() {
-    const FIT: usize = 84;
+    const FIT: usize = 80;
     let server = small().under(&["sh", "-c", "ulimit -Sn 128 && ulimit -Hn 256 && exec \"$@\"", "sh"]).start();
     let mut client = server.client();
     assert_eq!(client.run("CONFIG GET maxclients"), Value::Array(vec![Value::bulk("maxclients"), Value::bulk(&FIT.to_string())]));
