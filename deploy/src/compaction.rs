@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::{CallError, PartitionId, Table, TableId, news};
-use engine::store::Compaction as OfStore;
 use meta::admin::Compaction;
 use parking_lot::Mutex;
-use storage::Node;
+use storage::{Compaction as OfStore, Node};
 
 /// The last compaction of every table that was asked for one since the start.
 #[derive(Default)]
@@ -77,14 +76,14 @@ impl Run {
             ended: None,
         };
         for index in 0..table.partitions {
-            let store = match node.replica(PartitionId { table: table.id, index }) {
+            let replica = match node.replica(PartitionId { table: table.id, index }) {
                 // Elsewhere.
                 Err(CallError::NoTable) => continue,
                 found => found.map_err(|error| error.to_string()),
             };
             run.replicas += 1;
-            match store.and_then(|replica| replica.store().compact().map_err(|error| error.to_string())) {
-                Ok(compaction) => run.stores.push(compaction),
+            match replica {
+                Ok(replica) => run.stores.push(OfStore::start(replica)),
                 Err(error) => run.refused = Some(format!("partition {index}: {error}")),
             }
         }
@@ -97,7 +96,7 @@ impl Run {
 
     fn progress(&mut self, disk_bytes: u64) -> Compaction {
         let outcomes: Vec<_> = self.stores.iter().filter_map(|store| store.outcome()).collect();
-        let failed = outcomes.iter().find_map(|outcome| outcome.as_ref().err().map(ToString::to_string)).or(self.refused.clone());
+        let failed = outcomes.iter().find_map(|outcome| outcome.as_ref().err().cloned()).or(self.refused.clone());
         let elapsed_ms = self.ended.unwrap_or_else(|| self.started.elapsed().as_millis() as u64);
         let status = match (self.is_running(), &failed) {
             (true, _) => "running",

@@ -35,6 +35,7 @@
 
 mod batch;
 mod clock;
+mod compaction;
 mod cursors;
 mod dirs;
 mod executor;
@@ -51,4 +52,5 @@ pub mod replica;
 mod stripes;
 
 pub use clock::monotonic;
+pub use compaction::Compaction;
 pub use node::{Assigned, Node, NodeOptions, Peers, TableFigures};

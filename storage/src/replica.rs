@@ -25,7 +25,7 @@ pub(crate) use engine::raft::Leadership;
 use crate::clock::{self, Clock};
 use crate::cursors::Cursors;
 use crate::executor;
-use crate::expiry::{Alarm, Expiry};
+use crate::expiry::{Alarm, Due, Expiry};
 use crate::hot::{Hot, Owner};
 use crate::judge::RowJudge;
 use crate::lease::{Asked, Lease};
@@ -536,6 +536,18 @@ impl Replica {
             Health::DiskFull(why) => Err(CallError::ReadOnly(why)),
             Health::Failing(why) => Err(self.fault(why)),
         }
+    }
+
+    /// Whether something is stored that is due by then. May take as long as there are tombstones.
+    pub(crate) fn has_due(&self, due_ms: u64) -> Result<bool, CallError> {
+        let mut found = self.leads() && self.expiry.due(due_ms, &self.rules()) == Due::Now;
+        let end = key::time_index(due_ms.saturating_add(1), key::Due::Row, &[]);
+        let each = &mut |_: &[u8], _: &[u8]| {
+            found = true;
+            std::ops::ControlFlow::Break(())
+        };
+        self.store.range(Family::Default, key::TIME_INDEX, &end, false, each).map_err(told)?;
+        Ok(found)
     }
 
     /// Answers a request that only reads, confirming the lease when it has to.

@@ -19,10 +19,22 @@ impl CellJudge for Toy {
 
     fn owned(&self, head: &[u8]) -> Owned {
         match head.len() {
-            8 => Owned::Generation(u64::from_be_bytes(head.try_into().unwrap())),
+            8 => Owned::Generation(u64::from_be_bytes(head.try_into().unwrap()), None),
             1 => Owned::Nothing,
             _ => Owned::Unreadable,
         }
+    }
+
+    fn kept(&self, _head: &[u8], _stamp_ms: u64) -> Option<usize> {
+        None
+    }
+
+    fn stamp_key(&self) -> &[u8] {
+        b"stamp"
+    }
+
+    fn stamp_ms(&self, _stamp: &[u8]) -> Option<u64> {
+        None
     }
 
     fn counter_key(&self) -> &[u8] {

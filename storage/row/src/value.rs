@@ -245,19 +245,29 @@ impl Head {
         decode(&mut rest).ok_or_else(|| fault("head", bytes))
     }
 
-    /// Decodes only what a sweep of dead cells needs: the generation of the row's members, `None` for a row without any.
-    pub fn generation(bytes: &[u8]) -> Result<Option<u64>, Fault> {
+    /// Decodes only what a sweep of dead records needs.
+    pub fn fate(bytes: &[u8]) -> Result<Fate, Fault> {
         let mut rest = bytes;
         let decode = |rest: &mut &[u8]| {
-            Header::decode(rest)?;
-            match rest.try_get_u8().ok()? {
-                STRING => Some(None),
-                HASH => Some(Some(hash_head(rest)?.generation)),
-                _ => None,
-            }
+            let expires_at_ms = Header::decode(rest)?.expires_at_ms;
+            let generation = match rest.try_get_u8().ok()? {
+                STRING => None,
+                HASH => Some(hash_head(rest)?.generation),
+                _ => return None,
+            };
+            Some(Fate { generation, expires_at_ms })
         };
         decode(&mut rest).ok_or_else(|| fault("head", bytes))
     }
+}
+
+/// Which members a row has, and until when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fate {
+    /// Under which generation its members lie; `None` for a row that has none.
+    pub generation: Option<u64>,
+    /// From when on the row is invisible; `None` = never.
+    pub expires_at_ms: Option<u64>,
 }
 
 fn hash_head(mut rest: &[u8]) -> Option<HashHead> {

@@ -16,7 +16,7 @@ use rocksdb::{
 
 use super::drain::{self, Drainer};
 use super::memtables::{Memtables, Part};
-use super::sweep::{Factory, Sweep};
+use super::sweep::{Factory, HeadFactory, Sweep};
 use super::{Fault, background, health};
 use crate::batch::Family;
 
@@ -203,8 +203,10 @@ impl Shared {
     pub(super) fn families(&self, sweep: Option<&Arc<Sweep>>, part: &Part) -> Result<Vec<ColumnFamilyDescriptor>, Fault> {
         let describe = |family: Family| {
             let mut options = self.family(family, part)?;
-            if let Some(sweep) = sweep.filter(|_| family == Family::Cell) {
-                options.set_compaction_filter_factory(Factory(sweep.clone()));
+            match (family, sweep) {
+                (Family::Cell, Some(sweep)) => options.set_compaction_filter_factory(Factory(sweep.clone())),
+                (Family::Head, Some(sweep)) => options.set_compaction_filter_factory(HeadFactory(sweep.clone())),
+                _ => {}
             }
             Ok(ColumnFamilyDescriptor::new(family.name(), options))
         };

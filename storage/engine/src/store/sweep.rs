@@ -1,14 +1,27 @@
-//! The compaction filter of `cell`: drops members of collections that were deleted or replaced.
+//! The compaction filters of `cell` and `head`: they drop members of collections that were deleted or replaced or are past, and empty strings that are past.
 //!
-//! Deleting a collection only drops its head; what lay under its generation is invisible at once and is dropped here, whenever compaction comes by. This module knows neither
-//! heads nor cells: a [`CellJudge`] reads them.
+//! Deleting a collection only drops its head; what lay under its generation is invisible at once and is dropped here, whenever compaction comes by. So are the
+//! members of a row that is past, before the expiry cycle comes to it, and the value of a string. Heads themselves, counters and the time index go by the cycle only: a head
+//! that one replica dropped by itself would be absent there, not expired, to the next write, and the counters would differ. This module knows neither heads nor cells: a
+//! [`CellJudge`] reads them.
 //!
 //! # Why it is safe
-//! A generation is given once. So a cell whose generation was given and is not its head's is dead for ever after. It is dropped when it is dead
-//! - as the oldest reader sees it (the oldest snapshot held when the compaction starts, or a fresh one when there is none): later readers see later states, in which it is dead too;
-//! - and in the state on disk: after a crash the heads are read from there, and with `interval` or `os` durability the entry that deleted the row may be lost with the log's tail.
+//! A *state* is what all entries up to some index make. It has a stamp, the time of its last batch, and whoever reads it or evaluates a batch on it does so by a time that is
+//! not before that: stamps never run backwards in a partition, under whatever leader. All that will ever be read here are states that follow
+//! - the state of the oldest reader (the oldest snapshot held when the compaction starts, or a fresh one when there is none); what is in front of RocksDB for that reader only makes it later;
+//! - or the state on disk, after a crash: with `interval` or `os` durability entries behind it may be lost with the log's tail, and others come in their place. What is sent to other
+//!   replicas is a state behind it as well.
 //!
-//! What cannot be read or understood is kept.
+//! *A cell* is dropped when it is dead in both. It is dead in a state
+//! - when its generation was given and is not its head's: a generation is given once, so no later state has it either;
+//! - or when its head is past by the state's stamp. To all who come to this state or a later one the row is dead: a write makes a new one, with a new generation, or leaves none. An EXPIRE or PERSIST
+//!   that prolongs a row is evaluated while it lives, so it is in the log before the first batch whose stamp is at or behind the row's expiry, and a state with such a stamp has it.
+//!
+//! *A head* is judged by itself, as compaction may see one that was replaced above. Its value is dropped when its expiry is not after the stamps of both. States in which it is seen and not past are
+//! before both, and nobody reads these any more; in all others it is past, or a later one lies above it. What a write to a dead row needs of its head (the expiry, the kind, a hash's figures) stays.
+//! Batches carry finished records, so none that is on its way is made from a value that was dropped.
+//!
+//! What cannot be read or understood is kept. `storage`'s `judge.rs` tries all this with random ops, readers and crashes.
 
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,13 +35,22 @@ use super::db::Db;
 use super::view::Pinned;
 use crate::batch::Family;
 
-/// Reads heads and cells for the store, which does not know them.
+/// Reads heads, cells and stamps for the store, which does not know them.
 pub trait CellJudge: Send + Sync + 'static {
     /// Writes the key of the head that owns `cell` into `head`, which is empty, and says under which generation the cell lies. `None`: not understood, so kept.
     fn owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64>;
 
     /// The generation whose cells a head owns.
     fn owned(&self, head: &[u8]) -> Owned;
+
+    /// How many of a head's first bytes are to be kept when every state has this stamp or a later one; `None`: all of it.
+    fn kept(&self, head: &[u8], stamp_ms: u64) -> Option<usize>;
+
+    /// The key in `Default` of the stamp of the last batch.
+    fn stamp_key(&self) -> &[u8];
+
+    /// A stamp, ms. `None`: not understood.
+    fn stamp_ms(&self, stamp: &[u8]) -> Option<u64>;
 
     /// The key in `Default` of the counter of generations.
     fn counter_key(&self) -> &[u8];
@@ -40,8 +62,8 @@ pub trait CellJudge: Send + Sync + 'static {
 /// What a head says about cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owned {
-    /// Cells of this generation are its members.
-    Generation(u64),
+    /// Cells of this generation are its members, until then (ms; `None` = for ever).
+    Generation(u64, Option<u64>),
     /// It has no cells (a string).
     Nothing,
     /// It was not understood: all cells are kept.
@@ -83,6 +105,14 @@ impl Sweep {
         &self.swept
     }
 
+    /// The earlier of the stamps of a reader's state and of the state on disk. `None`: one of them has none, or it can't be read.
+    fn stamp_ms(&self, db: &Db, pinned: &Pinned) -> Option<u64> {
+        let key = self.judge.stamp_key();
+        let on_disk = self.judge.stamp_ms(&db.get_flushed(Family::Default, key).ok()??)?;
+        let seen = self.judge.stamp_ms(&db.get(pinned.options(), Family::Default, key).ok()??)?;
+        Some(on_disk.min(seen))
+    }
+
     /// Only for code that runs inside a compaction of this database.
     fn db(&self) -> Option<&Db> {
         // SAFETY: compactions run only while the database is open, and `Db::drop` waits for them before anything of it goes away.
@@ -104,11 +134,66 @@ impl CompactionFilterFactory for Factory {
     }
 }
 
+/// Of filters of `head`.
+pub(super) struct HeadFactory(pub(super) Arc<Sweep>);
+
+impl CompactionFilterFactory for HeadFactory {
+    type Filter = HeadFilter;
+
+    fn create(&mut self, _: CompactionFilterContext) -> HeadFilter {
+        let stamp_ms = self.0.db().and_then(|db| self.0.stamp_ms(db, &oldest(db)));
+        HeadFilter { sweep: self.0.clone(), stamp_ms: stamp_ms.unwrap_or(0), bytes: 0 }
+    }
+
+    fn name(&self) -> &CStr {
+        c"bridle.heads.factory"
+    }
+}
+
+/// The filter of one compaction of `head`; used by one thread.
+pub(super) struct HeadFilter {
+    sweep: Arc<Sweep>,
+    /// Every state that is read from now on has this stamp or a later one; 0 = not known.
+    stamp_ms: u64,
+    bytes: u64,
+}
+
+impl CompactionFilter for HeadFilter {
+    fn filter(&mut self, _level: u32, _key: &[u8], value: &[u8]) -> Decision {
+        let kept = self.sweep.judge.kept(value, self.stamp_ms).and_then(|kept| value.get(..kept));
+        match kept.filter(|kept| kept.len() < value.len()) {
+            None => Decision::Keep,
+            Some(kept) => {
+                self.bytes += (value.len() - kept.len()) as u64;
+                // SAFETY: RocksDB copies the new value as soon as this returns, and the old one, of which it is a part, is its own and stays until then.
+                Decision::Change(unsafe { std::mem::transmute::<&[u8], &'static [u8]>(kept) })
+            }
+        }
+    }
+
+    fn name(&self) -> &CStr {
+        c"bridle.heads"
+    }
+}
+
+impl Drop for HeadFilter {
+    fn drop(&mut self) {
+        self.sweep.swept.bytes.fetch_add(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The state of the oldest reader, or a fresh one.
+fn oldest(db: &Db) -> Arc<Pinned> {
+    db.readers().oldest().unwrap_or_else(|| db.pin())
+}
+
 /// The state that one compaction judges by.
 struct Bench {
     // Dropped in this order: the cursor points into the snapshot.
     heads: DBRawIteratorWithThreadMode<'static, DB>,
     first_unused: u64,
+    /// What is past by this is past in both states; 0 = not known.
+    stamp_ms: u64,
     _pinned: Arc<Pinned>,
 }
 
@@ -117,11 +202,12 @@ impl Bench {
         let db = sweep.db()?;
         let key = sweep.judge.counter_key();
         let on_disk = db.get_flushed(Family::Default, key).ok()??;
-        let pinned = db.readers().oldest().unwrap_or_else(|| db.pin());
+        let pinned = oldest(db);
         let seen = db.get(pinned.options(), Family::Default, key).ok()??;
         let first_unused = sweep.judge.first_unused(&on_disk)?.min(sweep.judge.first_unused(&seen)?);
+        let stamp_ms = sweep.stamp_ms(db, &pinned).unwrap_or(0);
         let heads = db.cursor(&pinned, Family::Head);
-        Some(Self { heads, first_unused, _pinned: pinned })
+        Some(Self { heads, first_unused, stamp_ms, _pinned: pinned })
     }
 
     fn owned(&mut self, judge: &dyn CellJudge, head: &[u8]) -> Owned {
@@ -154,8 +240,9 @@ impl Filter {
         if generation >= bench.first_unused {
             return false;
         }
+        let stamp_ms = bench.stamp_ms;
         let buried = |owned| match owned {
-            Owned::Generation(alive) => alive != generation,
+            Owned::Generation(alive, until_ms) => alive != generation || until_ms.is_some_and(|until_ms| until_ms <= stamp_ms),
             Owned::Nothing => true,
             Owned::Unreadable => false,
         };
@@ -219,7 +306,20 @@ mod tests {
         }
 
         fn owned(&self, head: &[u8]) -> Owned {
-            head.first().map_or(Owned::Unreadable, |generation| Owned::Generation(u64::from(*generation)))
+            let until_ms = head.get(1).map(|until_ms| u64::from(*until_ms));
+            head.first().map_or(Owned::Unreadable, |generation| Owned::Generation(u64::from(*generation), until_ms))
+        }
+
+        fn kept(&self, head: &[u8], stamp_ms: u64) -> Option<usize> {
+            head.get(1).filter(|until_ms| u64::from(**until_ms) <= stamp_ms).map(|_| 2)
+        }
+
+        fn stamp_key(&self) -> &[u8] {
+            b"stamp"
+        }
+
+        fn stamp_ms(&self, stamp: &[u8]) -> Option<u64> {
+            stamp.first().map(|ms| u64::from(*ms))
         }
 
         fn counter_key(&self) -> &[u8] {
@@ -257,5 +357,45 @@ mod tests {
         store.flush().unwrap();
         compact::rewrite(&store.db().unwrap(), Family::Cell, Some(&[0]), Some(&[9]));
         assert_eq!(store.get(Family::Cell, &[5]).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_past_is_kept_until_the_stamp_is_on_disk_and_the_oldest_reader_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open_swept(&Shared::new(Settings::default()).unwrap(), directory.path(), Arc::new(OneRow)).unwrap();
+        let apply = |index, fill: &dyn Fn(&mut BatchWriter)| {
+            let mut writer = BatchWriter::new();
+            fill(&mut writer);
+            let write = Write { index, log_id: Bytes::new(), batch: writer.finish(), membership: None };
+            store.apply(&[write], Patience::Wait).unwrap();
+        };
+        let rewrite = || {
+            for family in [Family::Head, Family::Cell] {
+                compact::rewrite(&store.db().unwrap(), family, Some(&[0]), Some(b"z"));
+            }
+        };
+        apply(1, &|batch| {
+            batch.put(Family::Default, b"next", &[9]);
+            batch.put(Family::Default, b"stamp", &[10]);
+            // Generation 5, past at 20, and a value.
+            batch.put(Family::Head, b"h", &[5, 20, 1, 2, 3]);
+            batch.put(Family::Cell, &[5], b"a member");
+        });
+        store.flush().unwrap();
+        let head = || store.get(Family::Head, b"h").unwrap().unwrap();
+        let is_whole = || head().len() == 5 && store.get(Family::Cell, &[5]).unwrap().is_some();
+        rewrite();
+        assert!(is_whole(), "it is not past");
+        let reader = store.snapshot().unwrap();
+        apply(2, &|batch| batch.put(Family::Default, b"stamp", &[20]));
+        rewrite();
+        assert!(is_whole(), "it is not past on disk");
+        store.flush().unwrap();
+        rewrite();
+        assert!(is_whole(), "it is not past for a reader");
+        assert_eq!(reader.get(Family::Head, b"h").unwrap().unwrap().len(), 5);
+        drop(reader);
+        rewrite();
+        assert_eq!((&head()[..], store.get(Family::Cell, &[5]).unwrap()), (&[5, 20][..], None));
     }
 }

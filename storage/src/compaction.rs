@@ -1,0 +1,62 @@
+//! Compactions on request: what is due is first let go by the expiry cycle, so that its heads go too.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::store;
+use parking_lot::Mutex;
+
+use crate::replica::Replica;
+
+/// How long the cycle is waited for: elsewhere nobody may lead, or it may be switched off.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether it is through.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// A compaction of one replica's store, from the request on.
+#[derive(Debug)]
+pub struct Compaction(Mutex<State>);
+
+#[derive(Debug)]
+enum State {
+    Waiting,
+    Begun(Arc<store::Compaction>),
+    Failed(String),
+}
+
+impl Compaction {
+    /// Lets what is due by now go, and then compacts; on a task of its own.
+    pub fn start(replica: Arc<Replica>) -> Arc<Compaction> {
+        let compaction = Arc::new(Compaction(Mutex::new(State::Waiting)));
+        let begun = compaction.clone();
+        tokio::spawn(async move {
+            let began = wait_until_gone(&replica).await.and_then(|()| replica.store().compact().map_err(|error| error.to_string()));
+            *begun.0.lock() = began.map_or_else(State::Failed, State::Begun);
+        });
+        compaction
+    }
+
+    /// How it ended; `None` while it runs.
+    pub fn outcome(&self) -> Option<Result<(), String>> {
+        match &*self.0.lock() {
+            State::Waiting => None,
+            State::Begun(compaction) => compaction.outcome().map(|outcome| outcome.map_err(|error| error.to_string())),
+            State::Failed(why) => Some(Err(why.clone())),
+        }
+    }
+}
+
+/// Waits until nothing is left in the replica's state that is due by now. Where another replica leads, that one's cycle removes it.
+async fn wait_until_gone(replica: &Arc<Replica>) -> Result<(), String> {
+    let (due_ms, deadline) = (replica.clock.read().now_ms, Instant::now() + PATIENCE);
+    while Instant::now() < deadline {
+        let looked_at = replica.clone();
+        let look = tokio::task::spawn_blocking(move || looked_at.has_due(due_ms));
+        if !look.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())? {
+            return Ok(());
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+    tracing::warn!(partition = ?replica.partition(), "a compaction begins before the expiry cycle is through");
+    Ok(())
+}
