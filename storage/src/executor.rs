@@ -27,7 +27,7 @@ use row::eval::Failed;
 use row::op::{Answer, Op, Refusal, Request, Response, Watched};
 use row::value::DefaultTtl;
 use row::view::{Fault, Rules, Stamp, Tx, View};
-use row::{Family, eval, key};
+use row::{eval, key};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 

@@ -224,7 +224,7 @@ impl<'a> OneRow<'a> {
 
 /// The generation that a head names.
 fn generation(head: Option<&Bytes>) -> Result<Option<u64>, Fault> {
-    head.map_or(Ok(None), |head| value::Head::generation(head))
+    head.map_or(Ok(None), |head| Ok(value::Head::fate(head)?.generation))
 }
 
 impl View for OneRow<'_> {
