@@ -127,7 +127,7 @@ async fn a_row_watched_in_a_table_that_was_dropped_was_touched() {
 async fn a_transaction_that_comes_to_nothing_makes_no_table() {
     let server = Server::start().await;
     let mut client = server.connect().await;
-    let crossslot = "-CROSSSLOT Keys in request don't hash to the same slot\r\n";
+    let crossslot = format!("-{CROSSSLOT}\r\n");
     client.send("MULTI\r\nSET a 1\r\nSELECT 5\r\nSET a 1\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n{}{crossslot}", QUEUED.repeat(3))).await;
     assert!(server.world.names().is_empty(), "{:?}", server.world.names());

@@ -20,8 +20,9 @@ const MEMORY_MIN: u64 = 32 << 20;
 const MACHINE_UNKNOWN: u64 = 1 << 30;
 /// With more than this in front of the table files, a restart after a crash would take over 10 s.
 const MEMTABLES_MAX: u64 = 512 << 20;
-/// With less, a client could not send and read back the largest value that the defaults let it write (16 MiB).
-const CLIENTS_MIN: u64 = 32 << 20;
+/// Four of the largest values that the defaults let a client write (16 MiB). With less, one that sends or reads a few of them in a pipeline would be
+/// evicted for what it alone holds: words, buffers while they grow, replies.
+const CLIENTS_MIN: u64 = 64 << 20;
 /// The least that a limit of one client may be.
 const CLIENT_MIN: u64 = 1 << 20;
 
@@ -294,7 +295,7 @@ mod tests {
     #[test]
     fn little_is_divided_so_that_the_largest_write_still_fits() {
         let shares = Memory::of(AutoSize::Bytes(Size::mib(64)), Machine::unknown()).shares();
-        assert_eq!(shares.named(), [("block_cache", 32 << 20), ("row_cache", 16 << 20), ("memtables", 8 << 20), ("clients", 32 << 20)]);
+        assert_eq!(shares.named(), [("block_cache", 32 << 20), ("row_cache", 16 << 20), ("memtables", 8 << 20), ("clients", 64 << 20)]);
         assert_eq!(auto(Machine { bytes: 1 << 20, of: Source::Cgroup }).memory.bytes(), MEMORY_MIN);
     }
 
@@ -378,7 +379,7 @@ mod tests {
         let (config, lowered) = settled("[node]\nmemory = \"8GiB\"\n").unwrap();
         assert_eq!((limits(&config), lowered.len()), (vec![256, 64, 16, 16, 512], 0));
         let (config, lowered) = settled("[node]\nmemory = \"64MiB\"\n").unwrap();
-        assert_eq!((limits(&config), lowered.len()), (vec![32, 32, 16, 16, 32], 0), "what nobody has set");
+        assert_eq!((limits(&config), lowered.len()), (vec![64, 64, 16, 16, 64], 0), "what nobody has set");
         let (config, lowered) = settled("[proxy]\nmaxmemory_clients = \"2MiB\"\nproto_max_bulk_len = \"3MiB\"\n").unwrap();
         assert_eq!(limits(&config), [2; 5]);
         assert_eq!(lowered.len(), 1);
