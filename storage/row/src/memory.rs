@@ -1,6 +1,6 @@
 //! The test kit beside [`View`]: a partition's records in memory.
 //!
-//! Everything that is said of rows can be tried on it without a disk: evaluate an op with a [`Tx`](crate::Tx) over a `Memory`, then
+//! Everything that is said of rows can be tried on it without a disk: evaluate an op with a [`Tx`] over a `Memory`, then
 //! [`apply`](Memory::apply) its edits, as a replica would.
 
 use std::cell::Cell;
