@@ -1,13 +1,14 @@
 //! One partition on three nodes of one process, with a wire that can be cut and letters that can be held at the door.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cluster::rows::Replicas;
 use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
-use engine::log::{Log, LogOptions};
+use engine::log::{Disk, Log, LogOptions, Space};
 use engine::raft::{Kind, Letter, Ticker, Wire, WireError};
 use engine::store::{Settings, Shared};
 use futures::FutureExt;
@@ -99,6 +100,23 @@ impl Wire for End {
     }
 }
 
+/// A disk whose syncs can be made slow.
+#[derive(Debug, Default)]
+struct Hanging {
+    slow_ms: AtomicU64,
+}
+
+impl Disk for Hanging {
+    fn sync(&self, file: &std::fs::File) -> std::io::Result<()> {
+        std::thread::sleep(Duration::from_millis(self.slow_ms.load(Ordering::Relaxed)));
+        file.sync_data()
+    }
+
+    fn space(&self, _dir: &Path) -> Option<Space> {
+        None
+    }
+}
+
 struct Three {
     net: Arc<Net>,
     nodes: Vec<Arc<Node>>,
@@ -106,13 +124,18 @@ struct Three {
 
 impl Three {
     async fn open(dir: &Path) -> Three {
+        Three::open_on(dir, &std::array::from_fn(|_| Arc::default())).await
+    }
+
+    async fn open_on(dir: &Path, disks: &[Arc<Hanging>; 3]) -> Three {
         let net = Arc::new(Net::default());
         let ticker = Ticker::start();
         let shared = Shared::new(Settings::default()).expect("memory for stores");
         let mut nodes = Vec::new();
         for server in 1..=3 {
             let dir = dir.join(server.to_string());
-            let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
+            let disk = disks[server as usize - 1].clone();
+            let log = Log::open(LogOptions { disk, ..LogOptions::new(dir.join("log")) }).expect("open the log");
             let options = NodeOptions {
                 dir: dir.join("tables"),
                 raft_runtime: tokio::runtime::Handle::current(),
@@ -480,5 +503,39 @@ async fn a_damaged_replica_is_taken_anew_from_the_leader() {
     three.hand_over(next, bad).await;
     assert_eq!(three.one(bad, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(2100));
     assert!(matches!(three.one(bad, everything).await, Answer::Cells { cells, .. } if cells.len() == 2100));
+    three.close().await;
+}
+
+/// A node whose fsyncs take two seconds: it is not cut off, it ceases to lead within a few seconds, and writes hardly notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leads_on_a_disk_that_hangs_hands_over_and_writes_go_on() {
+    let (dir, disks) = (tempfile::tempdir().expect("a directory"), std::array::from_fn(|_| Arc::<Hanging>::default()));
+    let three = Three::open_on(dir.path(), &disks).await;
+    let first = three.leader().await;
+    three.one(first, set("before")).await;
+    let term = three.nodes[first].leader(PARTITION).expect("it leads").term;
+    disks[first].slow_ms.store(2000, Ordering::Relaxed);
+    let hangs_since = Instant::now();
+    let mut slowest = Duration::ZERO;
+    let next = loop {
+        let leader = three.leader().await;
+        let began = Instant::now();
+        three.one(leader, set("meanwhile")).await;
+        slowest = slowest.max(began.elapsed());
+        if leader != first {
+            break leader;
+        }
+        assert!(hangs_since.elapsed() < Duration::from_secs(8), "it leads on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(slowest < Duration::from_secs(2), "a write took {slowest:?}");
+    // It was handed over, and not lost: nobody stood for election before, so the next term is the next one.
+    assert_eq!(three.nodes[next].leader(PARTITION).expect("it leads").term, term + 1);
+    three.one(next, set("after")).await;
+    disks[first].slow_ms.store(0, Ordering::Relaxed);
+    // For a minute it is not given back.
+    let term = three.nodes[next].leader(PARTITION).expect("it leads").term;
+    let refused = three.nodes[next].transfer(PARTITION, term, first as u64 + 11).await;
+    assert!(refused.as_ref().is_err_and(|why| why.contains("its disk is not well")), "{refused:?}");
     three.close().await;
 }
