@@ -142,6 +142,47 @@ impl Front {
         Some(LogId { leader_id: self.leaders[run - 1].1, index })
     }
 
+    /// The last entry that is known to be committed: what openraft has said, or what was let go of because it is applied.
+    pub(crate) fn settled(&self) -> Option<LogId> {
+        self.committed.into_iter().chain(self.purged).max_by_key(|id| id.index)
+    }
+
+    /// Takes note that the state machine has everything up to `applied`.
+    pub(crate) fn settle(&mut self, applied: LogId) {
+        if self.settled().is_none_or(|settled| settled.index < applied.index) {
+            self.committed = Some(applied);
+        }
+    }
+
+    /// Why a leader that has `entry` in its log lacks what is committed here, if so. Raft never elects such a leader; a majority that has lost its log's tail does. openraft
+    /// compares no ids up to the last committed entry, and goes on behind it as if nothing had happened. `vote` is the leader's where it does not say that the entry is
+    /// committed: then one of the past may have anything.
+    pub(crate) fn contradiction(&self, vote: Option<&Vote>, entry: &LogId) -> Option<String> {
+        let settled = self.settled()?;
+        if vote.is_some_and(|vote| self.vote.is_some_and(|own| own > *vote)) {
+            return None;
+        }
+        let agrees = match entry.index.cmp(&settled.index) {
+            std::cmp::Ordering::Greater => entry.leader_id >= settled.leader_id,
+            std::cmp::Ordering::Equal => *entry == settled,
+            // What was let go of is before what is still known.
+            std::cmp::Ordering::Less => self.log_id(entry.index).map_or(entry.leader_id <= settled.leader_id, |own| own == *entry),
+        };
+        (!agrees).then(|| {
+            format!(
+                "the group went on without what this replica had applied: here entry {settled} is committed, and the leader has {entry}"
+            )
+        })
+    }
+
+    /// Begins the log anew behind `last`: what it held is not needed, or contradicts the state that ends there. The caller has truncated it.
+    pub(crate) fn begin_after(&mut self, last: LogId) {
+        assert!(self.first == self.next, "it was truncated");
+        (self.purged, self.committed, self.committed_dirty) = (Some(last), None, false);
+        (self.first, self.next, self.written) = (last.index + 1, last.index + 1, last.index + 1);
+        self.leaders.clear();
+    }
+
     /// The last id of each leader's run of entries within `from..=to`: what openraft keeps instead of all ids. (Its trait's documentation speaks
     /// of first ids; its code and its suite want the last.)
     pub(crate) fn key_log_ids(&self, from: u64, to: u64) -> Vec<LogId> {

@@ -6,8 +6,10 @@
 //! Nobody but `engine` names openraft (`integration/tests/house.rs`, `libraries_are_named_where_they_belong`).
 
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 use bytes::Bytes;
+use openraft::vote::RaftTerm;
 use serde::{Deserialize, Serialize};
 
 openraft::declare_raft_types!(
@@ -18,7 +20,44 @@ openraft::declare_raft_types!(
         R = (),
         NodeId = u64,
         Node = Node,
+        Term = Term,
 );
+
+/// Raft's term: a count, and below it 16 bits that are drawn for each election.
+///
+/// openraft takes two log ids for the same entry when term, leader and index are the same, and rightly so as long as nobody forgets a vote. A replica whose directory was put
+/// back from a copy does: it may lead in a term in which it has led before, and give other entries the ids of those that others still have. So that such histories are told
+/// apart, no two elections have the same term but by a rare chance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Term(pub u64);
+
+/// Bits of a term that are drawn.
+const DRAWN_BITS: u32 = 16;
+
+impl RaftTerm for Term {
+    fn next(&self) -> Term {
+        // Not for secrets.
+        let drawn = RandomState::new().build_hasher().finish() >> (u64::BITS - DRAWN_BITS);
+        Term(((self.0 >> DRAWN_BITS) + 1) << DRAWN_BITS | drawn)
+    }
+
+    fn as_u64(&self) -> Option<u64> {
+        Some(self.0)
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<u64> for Term {
+    fn from(term: u64) -> Term {
+        Term(term)
+    }
+}
 
 /// What one log entry carries: an encoded batch. Opaque to the log; cloning it copies no bytes.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
