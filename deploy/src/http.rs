@@ -152,10 +152,11 @@ fn health(local: &Local) -> (StatusCode, String) {
     if !local.is_serving() {
         return (StatusCode::SERVICE_UNAVAILABLE, "not serving: starting or stopping\n".to_owned());
     }
-    match faults.is_empty() {
-        true => (StatusCode::OK, "ok\n".to_owned()),
-        false => (StatusCode::SERVICE_UNAVAILABLE, faults.join("\n") + "\n"),
-    }
+    let (status, said) = match faults.is_empty() {
+        true => (StatusCode::OK, vec!["ok".to_owned()]),
+        false => (StatusCode::SERVICE_UNAVAILABLE, faults),
+    };
+    (status, said.into_iter().chain(local.remarks()).fold(String::new(), |page, line| page + &line + "\n"))
 }
 
 type Page = ([(header::HeaderName, &'static str); 1], String);

@@ -25,6 +25,10 @@ use crate::member::View;
 use crate::server::Shape;
 use crate::stores::Stores;
 
+/// A difference between clocks that is worth a remark, ms.
+const CLOCK_OFF_MS: i64 = 1_000;
+const CLOCK_BEHIND_MS: i64 = -CLOCK_OFF_MS;
+
 /// This process.
 pub(crate) struct Local {
     pub(crate) shape: Shape,
@@ -80,6 +84,21 @@ impl Local {
             Health::DiskFull(why) => Err(why),
             Health::Good | Health::Failing(_) => Ok(()),
         })
+    }
+
+    /// What is worth a look, and keeps nothing from being served.
+    pub(crate) fn remarks(&self) -> Vec<String> {
+        let ahead_ms = self.node.as_ref().map_or(0, |node| node.clock_ahead_ms());
+        let seconds = ahead_ms.unsigned_abs().div_ceil(1000);
+        match ahead_ms {
+            CLOCK_OFF_MS.. => {
+                vec![format!("clock: keys' time is {seconds} s ahead of the wall clock, and goes a tenth slower until that has caught up")]
+            }
+            ..=CLOCK_BEHIND_MS => vec![format!(
+                "clock: keys' time is {seconds} s behind the wall clock, which has jumped, and goes a tenth faster until it has caught up"
+            )],
+            _ => Vec::new(),
+        }
     }
 
     /// What is wrong, in sentences.

@@ -22,6 +22,7 @@ pub(crate) async fn open(setup: &Setup<'_>) -> anyhow::Result<Opened> {
         partitions: config.partitions(false),
         replicas: 1,
         cluster,
+        clock: setup.clock.clone(),
         seat: Seat::Alone(only_server(directory)),
     };
     let meta = Meta::open(options, &stores.log, &stores.shared).await.context("open the table catalogue")?;

@@ -9,7 +9,7 @@ use row::{Family, key};
 /// The most rows and fields that one step removes, so that a step never holds up a batch for long.
 pub(crate) const STEP_MAX: u64 = 1000;
 
-/// When the partitions of a node are to be looked at, by the wall clock, ms: hundreds of them have nothing to remove for hours. They share it.
+/// When the partitions of a node are to be looked at, by the steady clock, ms: hundreds of them have nothing to remove for hours. They share it.
 ///
 /// Whoever finds something to be due earlier than was known sounds it after having noted that, so that a look that comes after sees it.
 #[derive(Debug, Default)]

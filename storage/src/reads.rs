@@ -186,7 +186,7 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64, by: 
         return Ok(Look::TooLate);
     }
     let stamp = match by {
-        By::Now => replica.clock.read(),
+        By::Now => replica.clock.now(),
         By::Committed => replica.clock.at(committed_ms),
     };
     let rules = replica.rules();

@@ -14,6 +14,7 @@ use engine::log::{Log, LogError};
 use engine::mutants::{self, Rule};
 use engine::raft::{self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role, Why};
 use engine::store::{Fault, Health, Shared, Sizes, Store};
+use engine::time::SlewedClock;
 use parking_lot::Mutex;
 use row::op::{Op, Request, Response};
 use row::view::Rules;
@@ -147,6 +148,7 @@ pub(crate) struct ReplicaOptions<'a> {
     pub(crate) dir: &'a Path,
     pub(crate) rules: Rules,
     pub(crate) cluster_tag: u8,
+    pub(crate) clock: &'a Arc<SlewedClock>,
     pub(crate) unsure_after: Duration,
     pub(crate) raft_runtime: &'a tokio::runtime::Handle,
     pub(crate) peers: Option<&'a Peers>,
@@ -231,7 +233,7 @@ impl Replica {
             has_peers: options.peers.is_some(),
             stopped: OnceLock::new(),
             changes: options.changes.clone(),
-            clock: Clock::new(stamp_ms, options.cluster_tag),
+            clock: Clock::new(options.clock.clone(), stamp_ms, options.cluster_tag),
             unsure_after: options.unsure_after,
             lease: Lease::new(options.clocks()),
             in_flight: AtomicUsize::new(0),
@@ -717,6 +719,7 @@ mod tests {
             row_cache_bytes: 1 << 20,
             request_memory_max: 1 << 20,
             cluster_tag: 1,
+            clock: SlewedClock::system(),
             unsure_after: Duration::from_secs(3),
             peers: None,
         };

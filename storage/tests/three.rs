@@ -10,6 +10,7 @@ use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, 
 use engine::log::{Log, LogOptions};
 use engine::raft::{Kind, Letter, Ticker, Wire, WireError};
 use engine::store::{Settings, Shared};
+use engine::time::SlewedClock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -102,17 +103,25 @@ impl Wire for End {
 struct Three {
     net: Arc<Net>,
     nodes: Vec<Arc<Node>>,
+    logs: Vec<Arc<Log>>,
 }
 
 impl Three {
     async fn open(dir: &Path) -> Three {
+        Self::open_without(dir, None).await
+    }
+
+    /// One of the servers is cut off from the beginning, if so.
+    async fn open_without(dir: &Path, cut: Option<usize>) -> Three {
         let net = Arc::new(Net::default());
+        net.cut.lock().extend(cut.map(|at| at as u64 + 1));
         let ticker = Ticker::start();
         let shared = Shared::new(Settings::default()).expect("memory for stores");
-        let mut nodes = Vec::new();
+        let (mut nodes, mut logs) = (Vec::new(), Vec::new());
         for server in 1..=3 {
             let dir = dir.join(server.to_string());
             let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
+            logs.push(log.clone());
             let options = NodeOptions {
                 dir: dir.join("tables"),
                 raft_runtime: tokio::runtime::Handle::current(),
@@ -121,6 +130,7 @@ impl Three {
                 row_cache_bytes: 8 << 20,
                 request_memory_max: REQUEST_MEMORY,
                 cluster_tag: 1,
+                clock: SlewedClock::system(),
                 unsure_after: UNSURE_AFTER,
                 peers: Some(Peers { server: ServerId(server), wire: Arc::new(End { server, net: net.clone() }), ticker: ticker.clone() }),
             };
@@ -140,7 +150,7 @@ impl Three {
         for node in &nodes {
             node.follow(&[Assigned { table: table.clone(), placements: vec![placement.clone()] }]).await;
         }
-        Three { net, nodes }
+        Three { net, nodes, logs }
     }
 
     /// Whoever leads among the servers that are not cut off, as soon as somebody does.
@@ -198,6 +208,28 @@ impl Three {
     async fn close(self) {
         for node in &self.nodes {
             node.close().await;
+        }
+        self.logs.iter().for_each(|log| log.close().expect("close the log"));
+    }
+
+    /// Waits until a replica that was set aside is open and has everything.
+    async fn until_mended(&self, at: usize, leader: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let applied = self.nodes[leader].replica(PARTITION).expect("it leads").figures().applied;
+        while self.nodes[at].replica(PARTITION).map_or(0, |replica| replica.figures().applied) < applied {
+            assert!(Instant::now() < deadline, "{:?}", self.nodes[at].report());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory").map(|entry| entry.expect("an entry")) {
+        let to = to.join(entry.file_name());
+        match entry.file_type().expect("its type").is_dir() {
+            true => copy(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).expect("a copy")),
         }
     }
 }
@@ -480,5 +512,101 @@ async fn a_damaged_replica_is_taken_anew_from_the_leader() {
     three.hand_over(next, bad).await;
     assert_eq!(three.one(bad, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(2100));
     assert!(matches!(three.one(bad, everything).await, Answer::Cells { cells, .. } if cells.len() == 2100));
+    three.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_writes_the_group_has_lost_is_taken_anew() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = |server: usize| dir.path().join((server + 1).to_string());
+    let backup = |server: usize| dir.path().join(format!("backup-{}", server + 1));
+    let three = Three::open(dir.path()).await;
+    let odd = three.leader().await;
+    three.one(odd, set("before")).await;
+    three.close().await;
+    let others: Vec<usize> = (0..3).filter(|server| *server != odd).collect();
+    others.iter().for_each(|server| copy(&at(*server), &backup(*server)));
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    three.one(leader, set("lost")).await;
+    three.until_mended(odd, leader).await;
+    three.close().await;
+    for server in &others {
+        std::fs::remove_dir_all(at(*server)).expect("remove a directory");
+        copy(&backup(*server), &at(*server));
+    }
+    let three = Three::open_without(dir.path(), Some(odd)).await;
+    let leader = three.leader().await;
+    assert!(is(&three.one(leader, get()).await, "before"));
+    three.one(leader, fields(0, 10)).await;
+    three.net.cut.lock().clear();
+    three.until_mended(odd, leader).await;
+    three.hand_over(leader, odd).await;
+    assert!(is(&three.one(odd, get()).await, "before"), "what the group has lost is not back");
+    assert_eq!(three.one(odd, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(10));
+    three.close().await;
+}
+
+/// Its log begins after what was in the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_store_is_gone_is_taken_anew() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    three.one(leader, fields(0, 100)).await;
+    let gone = (leader + 1) % 3;
+    three.until_mended(gone, leader).await;
+    three.close().await;
+    // What was flushed as it closed is let go of by the next process.
+    let three = Three::open(dir.path()).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while three.nodes[gone].replica(PARTITION).expect("it is open").figures().purged == 0 {
+        assert!(Instant::now() < deadline, "the log is not purged");
+        let leader = three.leader().await;
+        three.one(leader, set("more")).await;
+        three.nodes[gone].replica(PARTITION).expect("it is open").store().flush().expect("a flush");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    three.close().await;
+    let tables = dir.path().join((gone + 1).to_string()).join("tables");
+    std::fs::remove_dir_all(&tables).expect("the stores' directory");
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    assert_ne!(leader, gone, "it can't lead before it has a state");
+    three.until_mended(gone, leader).await;
+    three.hand_over(leader, gone).await;
+    assert_eq!(three.one(gone, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(100));
+    three.close().await;
+}
+
+/// An operator's copy beside it, or what an earlier placement left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_directory_of_a_partition_does_not_cost_a_replica_its_log() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    three.one(leader, set("kept")).await;
+    three.close().await;
+    // Of all three, so that nobody has it from another; with empty stores, so that only the logs have it.
+    for server in 1..=3u64 {
+        let tables = dir.path().join(server.to_string()).join("tables");
+        let own = tables.join(format!("1-0-{}", server + 10));
+        std::fs::remove_dir_all(&own).expect("its store");
+        std::fs::create_dir(&own).expect("a directory");
+        copy(&own, &tables.join(format!("1-0-{}", server + 5)));
+        copy(&own, &tables.join(format!("1-0-{}", server + 90)));
+    }
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    assert!(is(&three.one(leader, get()).await, "kept"));
+    three.close().await;
+    let tables = dir.path().join("1").join("tables");
+    assert!(!tables.join("1-0-6").exists(), "an earlier one goes");
+    assert!(tables.join("1-0-91").exists(), "a later one is left to the operator");
+    // And a replica that has no directory is not opened beside a later one.
+    std::fs::remove_dir_all(tables.join("1-0-11")).expect("its store");
+    let three = Three::open(dir.path()).await;
+    let error = three.nodes[0].replica(PARTITION).err().expect("it is not opened").to_string();
+    assert!(error.contains("a later replica"), "{error}");
     three.close().await;
 }
