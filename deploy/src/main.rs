@@ -30,6 +30,7 @@ mod ports;
 mod relay;
 mod reporter;
 mod runtimes;
+mod seat;
 mod server;
 mod standalone;
 mod stores;
