@@ -257,6 +257,8 @@ fn shown(value: &Value, ordered: bool) -> String {
         }
         other => other.to_string(),
     }
+    // The limit that a string is held to is another, and the error names it.
+    .replace("(max_write_size; the configuration file changes it, at a restart)", "(proto-max-bulk-len)")
 }
 
 /// The last commands before a difference.
