@@ -18,7 +18,7 @@ const PART_OF_MACHINE: u64 = 4;
 const MEMORY_MIN: u64 = 32 << 20;
 /// Taken for the machine's memory where the system does not tell it.
 const MACHINE_UNKNOWN: u64 = 1 << 30;
-/// With more than this in front of the table files, a restart after a crash would take over 10 s.
+/// What is in front of the table files is replayed after a crash, so it does not grow with the machine. The goal is a restart within 10 s.
 const MEMTABLES_MAX: u64 = 512 << 20;
 /// Four of the largest values that the defaults let a client write (16 MiB). With less, one that sends or reads a few of them in a pipeline would be
 /// evicted for what it alone holds: words, buffers while they grow, replies.

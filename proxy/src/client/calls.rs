@@ -65,8 +65,8 @@ impl Clients {
                 self.unpause();
                 Reply::OK
             }
-            // No command blocks: WAIT and WAITAOF answer as soon as they know, and who is held back by CLIENT PAUSE is not
-            // unblocked in Redis, either.
+            // Nothing that waits can be woken yet: WAITAOF waits for disks until its timeout (CLIENT KILL ends it), WAIT answers as soon as it knows, and
+            // who is held back by CLIENT PAUSE is not unblocked in Redis, either.
             ClientCall::Unblock { .. } => Reply::Int(0),
         };
         (reply, Effect::None)
