@@ -233,6 +233,11 @@ impl Hot {
     }
 
     /// Opens entries of a batch that has ended, and keeps what it has written under a number.
+    ///
+    /// Fetching ahead pays where records are in this cache and not in the processor's: SET and HSET
+    /// of 64 bytes at pipeline 16, 50 clients, durability `os`, `memory` at 4 GiB, seven turns with it
+    /// and without. CPU of the server, 2 million keys: 0.86 (SET) and 0.83 (HSET: 5.8 us, not 7.3);
+    /// 1 million: 0.97 and 0.93. With 256 MiB, where most keys are not in this cache: 0.95 to 1.05.
     fn settle(&self, owner: &Owner, number: Option<u64>, rows: &[Changed<'_>], applied: bool, moment: Moment) {
         let kept_at = |family, key| number.map_or(0, |number| place(lane(number, family), key));
         let places = rows.iter().map(|(family, key, _)| (place(lane(owner.id, *family), key), kept_at(*family, key)));

@@ -98,7 +98,8 @@ impl Applied<'_> {
     fn get_stored(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         match &self.snapshot {
             Some(snapshot) => snapshot.get(of(family), key),
-            None => self.replica.store.get(of(family), key),
+            None if self.fills => self.replica.store.get(of(family), key),
+            None => self.replica.store.get_replaced(of(family), key),
         }
         .map_err(fault)
     }

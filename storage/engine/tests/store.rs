@@ -361,3 +361,37 @@ fn a_store_that_rests_is_flushed() {
     }
     assert!(store.sizes().unwrap().memtable_bytes < 1_000_000 && shared.memtables_used() < 1_000_000);
 }
+
+/// Of a million new keys tens of thousands of looks find a filter wrong; the blocks that they read would fill the cache.
+#[test]
+fn looks_before_new_records_keep_no_blocks_and_deleted_files_none() {
+    const RECORDS: u32 = 20_000;
+    let directory = tempfile::tempdir().unwrap();
+    let shared = shared();
+    let store = Store::open(&shared, directory.path()).unwrap();
+    // In no order: the files lie over each other.
+    let key = |n: u32| n.wrapping_mul(0x9e37_79b1).to_be_bytes();
+    for file in 0..4 {
+        let records = file * RECORDS..(file + 1) * RECORDS;
+        apply(&store, u64::from(file) + 1, |batch| records.for_each(|n| batch.put(Family::Head, &key(n), &[7; 100])));
+        store.flush().unwrap();
+    }
+    let grown_by = |looks: &dyn Fn()| {
+        let before = shared.cache_used();
+        looks();
+        shared.cache_used() - before
+    };
+    let new = 10 * RECORDS..12 * RECORDS;
+    let before_writes = grown_by(&|| new.clone().for_each(|n| assert_eq!(store.get_replaced(Family::Head, &key(n)).unwrap(), None)));
+    let by_readers = grown_by(&|| new.clone().for_each(|n| assert_eq!(store.get(Family::Head, &key(n)).unwrap(), None)));
+    assert!(before_writes < 64 << 10 && by_readers > 512 << 10, "{before_writes} and {by_readers} bytes");
+    let replaced = grown_by(&|| (0..RECORDS).for_each(|n| assert!(store.get_replaced(Family::Head, &key(n)).unwrap().is_some())));
+    assert!(replaced > 512 << 10, "{replaced} bytes: what is replaced is looked at again");
+    let full = shared.cache_used();
+    store.compact().unwrap().wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while shared.cache_used() > full / 2 {
+        assert!(Instant::now() < deadline, "{} of {full} bytes", shared.cache_used());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

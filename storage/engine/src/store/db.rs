@@ -28,6 +28,8 @@ pub(super) struct Db {
     families: [Arc<BoundColumnFamily<'static>>; 3],
     readers: Arc<Readers>,
     latest: ReadOptions,
+    /// As `latest`; blocks that are read are not kept in the block cache.
+    passing: ReadOptions,
     flushed: ReadOptions,
     patient: WriteOptions,
     hasty: WriteOptions,
@@ -39,6 +41,8 @@ pub(super) struct Db {
     /// One at a time writes to the memtables.
     draining: Mutex<()>,
     is_due: AtomicBool,
+    /// The last [look before a write](Db::get_replaced) in RocksDB found nothing.
+    is_new: AtomicBool,
     /// Why what was applied can't be written to the memtables.
     failed: OnceLock<Fault>,
     pub(super) reached: Arc<Reached>,
@@ -81,6 +85,8 @@ impl Db {
         });
         let mut flushed = ReadOptions::default();
         flushed.set_read_tier(ReadTier::Persisted);
+        let mut passing = ReadOptions::default();
+        passing.fill_cache(false);
         let write = |no_slowdown| {
             let mut options = WriteOptions::default();
             options.disable_wal(true);
@@ -91,6 +97,7 @@ impl Db {
             families,
             readers: Arc::default(),
             latest: ReadOptions::default(),
+            passing,
             flushed,
             patient: write(false),
             hasty: write(true),
@@ -100,6 +107,7 @@ impl Db {
             recent: Recent::new(shared.drainer().total().clone()),
             draining: Mutex::default(),
             is_due: AtomicBool::new(false),
+            is_new: AtomicBool::new(false),
             failed: OnceLock::new(),
             reached,
             unread: OnceLock::new(),
@@ -189,6 +197,23 @@ impl Db {
             Some(word) => Ok(word),
             None => self.get(&self.latest, family, key),
         }
+    }
+
+    /// As [`get_latest`](Db::get_latest), for a write, of the record that it replaces.
+    ///
+    /// While writes are of new records, a look reads a block only where a filter is wrong: of a million new keys these are tens of thousands of
+    /// blocks, which would push all others out of the block cache, and of which none is more likely to be asked for again than any other. So after
+    /// a look that has found nothing the next one keeps no blocks.
+    pub(super) fn get_replaced(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        if let Some(word) = self.recent.get(family, key) {
+            return Ok(word);
+        }
+        let was_new = self.is_new.load(Ordering::Relaxed);
+        let record = self.get(if was_new { &self.passing } else { &self.latest }, family, key)?;
+        if was_new != record.is_none() {
+            self.is_new.store(record.is_none(), Ordering::Relaxed);
+        }
+        Ok(record)
     }
 
     /// What a crash would leave: memtables are not looked at.

@@ -166,6 +166,13 @@ impl Store {
         db.as_ref().ok_or(Fault::Closed)?.get_latest(family, key)
     }
 
+    /// As [`get`](Store::get), for a write, of the record that it replaces: what is read from disk is kept in the block cache only while such
+    /// records exist.
+    pub fn get_replaced(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let db = self.inner.db.load();
+        db.as_ref().ok_or(Fault::Closed)?.get_replaced(family, key)
+    }
+
     /// Walks the latest records with `from <= key < to` in key order, or backwards, until `each` breaks. An empty `to` is no upper end. The walk sees one moment.
     pub fn range(
         &self,
