@@ -43,6 +43,11 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_expiry_step_seconds", Histogram, "How long a step of the expiry cycle held the writer of its partition."),
     ("bridle_expired_rows_total", Counter, "Rows that the expiry cycle removed, in partitions that are led here."),
     ("bridle_expired_fields_total", Counter, "Fields that the expiry cycle removed, of rows that stay, in partitions that are led here."),
+    (
+        "bridle_clock_ahead_seconds",
+        Gauge,
+        "By how much the time by which keys expire is ahead of this machine's wall clock, where it is led here and differs most; negative: behind a clock that has jumped.",
+    ),
     ("bridle_log_segments", Gauge, "Segments in use."),
     ("bridle_log_disk_bytes", Gauge, "Bytes that the log takes on disk, allocated ones included."),
     ("bridle_raft_groups", Gauge, "Raft groups on this node, by whether it leads them."),
@@ -128,6 +133,7 @@ pub(crate) fn page(local: &Local, handle: &PrometheusHandle) -> String {
         let (rows, fields) = node.expired();
         counter!("bridle_expired_rows_total").absolute(rows);
         counter!("bridle_expired_fields_total").absolute(fields);
+        gauge!("bridle_clock_ahead_seconds").set(node.clock_ahead_ms() as f64 / 1000.0);
         let reports = node.report();
         for table in local.catalogue.tables() {
             of_table(node, &reports, &table);
@@ -224,12 +230,16 @@ fn of_table(node: &Node, reports: &[Replica], table: &cluster::Table) {
 mod tests {
     use super::*;
 
+    /// In seconds, and not how long things took.
+    const GAUGES_OF_TIME: [&str; 1] = ["bridle_clock_ahead_seconds"];
+
     #[test]
     fn every_name_says_its_kind() {
         for (name, kind, _) in METRICS {
             assert!(name.starts_with("bridle_"), "{name}");
             assert_eq!(name.ends_with("_total"), *kind == Counter, "{name}");
-            assert_eq!(name.ends_with("_seconds") || name.starts_with("bridle_batch_"), *kind == Histogram, "{name}");
+            let is_measured = name.ends_with("_seconds") && !GAUGES_OF_TIME.contains(name);
+            assert_eq!(is_measured || name.starts_with("bridle_batch_"), *kind == Histogram, "{name}");
         }
         let mut names: Vec<_> =
             METRICS.iter().map(|(name, ..)| name).chain(proxy::metrics::documented().iter().map(|metric| &metric.name)).collect();

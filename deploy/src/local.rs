@@ -31,6 +31,9 @@ use crate::member::View;
 use crate::server::Shape;
 use crate::stores::Stores;
 
+/// A difference between clocks that is worth a note, ms.
+const CLOCK_OFF_MS: u64 = 1_000;
+
 /// This process.
 pub(crate) struct Local {
     pub(crate) shape: Shape,
@@ -120,12 +123,32 @@ impl Local {
 
     /// What is not as it should be though this process is ready.
     pub(crate) fn notes(&self) -> Vec<String> {
+        let mut notes = self.notes_of_partitions();
+        notes.extend(self.note_of_clock());
+        notes
+    }
+
+    fn notes_of_partitions(&self) -> Vec<String> {
         let Some(cluster) = &self.cluster else { return Vec::new() };
         let name = |partition: PartitionId| match cluster.catalogue.table_of(partition.table) {
             Some(table) => format!("{} partition {}", table.name, partition.index),
             None => format!("table {} partition {}", partition.table.0, partition.index),
         };
         cluster.reach.notes(Instant::now(), name)
+    }
+
+    fn note_of_clock(&self) -> Option<String> {
+        let ahead_ms = self.node.as_ref()?.clock_ahead_ms();
+        if ahead_ms.unsigned_abs() < CLOCK_OFF_MS {
+            return None;
+        }
+        let seconds = ahead_ms.unsigned_abs().div_ceil(1000);
+        Some(match ahead_ms > 0 {
+            true => format!("clock: keys' time is {seconds} s ahead of the wall clock, and goes a tenth slower until that has caught up"),
+            false => format!(
+                "clock: keys' time is {seconds} s behind the wall clock, which has jumped, and goes a tenth faster until it has caught up"
+            ),
+        })
     }
 }
 

@@ -180,6 +180,7 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
                 partitions: config.tables.partitions,
                 replicas: config.tables.replicas,
                 cluster: rand::random(),
+                clock: setup.clock.clone(),
                 seat,
             };
             let stores = stores.clone();

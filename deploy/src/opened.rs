@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use cluster::news::Roles;
 use cluster::{Call, Catalogue};
+use engine::time::SlewedClock;
 use meta::Meta;
 use parking_lot::Mutex;
 use row::op::{Request, Response};
@@ -30,6 +31,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) directory: &'a Arc<Directory>,
     pub(crate) runtimes: &'a Runtimes,
     pub(crate) places: &'a Places,
+    /// The process's time, by which all is stamped.
+    pub(crate) clock: Arc<SlewedClock>,
     /// What is being waited for, for people.
     pub(crate) stage: &'a Stage,
 }
@@ -47,6 +50,7 @@ impl Setup<'_> {
             row_cache_bytes: self.config.shares.row_cache as usize,
             request_memory_max: (self.config.shares.memory.bytes() / 8).max(REQUEST_MEMORY_MIN) as usize,
             cluster_tag: cluster as u8,
+            clock: self.clock.clone(),
             unsure_after: self.config.proxy.call_deadline.0,
             peers,
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use cluster::news::Roles;
+use engine::time::SlewedClock;
 use metrics_exporter_prometheus::PrometheusHandle;
 use proxy::tls::Tls;
 use proxy::{Facts, Proxy};
@@ -173,7 +174,7 @@ impl Process<'_> {
         stage.set("opening the data");
         let (door, stop_pages) = (http::Door::new(&stage), CancellationToken::new());
         let http = tokio::spawn(door.clone().serve(TcpListener::from_std(ports.http)?, http::PATIENCE, stop_pages.clone()));
-        let setup = Setup { config, roles, directory, runtimes, places: &places, stage: &stage };
+        let setup = Setup { config, roles, directory, runtimes, places: &places, clock: SlewedClock::system(), stage: &stage };
         let opening = async {
             match ports.cluster.take() {
                 Some(listener) => member::open(&setup, listener).await,

@@ -23,6 +23,7 @@ pub(crate) async fn open(setup: &Setup<'_>) -> anyhow::Result<Opened> {
         partitions: config.tables.partitions,
         replicas: 1,
         cluster,
+        clock: setup.clock.clone(),
         seat: Seat::Alone(only_server(config, directory)),
     };
     let meta = Meta::open(options, &stores.log, &stores.shared).await.context("open the table catalogue")?;

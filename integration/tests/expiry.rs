@@ -206,6 +206,42 @@ fn a_clock_that_steps_back_never_revives_a_key() {
     }
 }
 
+/// What was stamped under a clock a day ahead does not stop time under the right one, neither where it is corrected nor after a restart.
+#[test]
+fn a_clock_that_was_ahead_does_not_stop_time() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let Some(library) = stepped_clock(dir.path()) else {
+        println!("not run: there is no C compiler");
+        return;
+    };
+    let offset = dir.path().join("offset");
+    let step = |seconds: i64| std::fs::write(&offset, seconds.to_string()).expect("write the offset");
+    step(86_400);
+    let environment = [format!("LD_PRELOAD={library}"), format!("STEPPED_CLOCK={}", offset.display())];
+    let words: Vec<&str> = ["env"].into_iter().chain(environment.iter().map(String::as_str)).collect();
+    let mut server = small().under(&words).start();
+    server.client().run("SET ahead x PX 1000000");
+    step(0);
+    for round in 0..2 {
+        let mut client = server.client();
+        assert_eq!(client.run(&format!("SET short:{round} x PX 500")), Value::ok());
+        within(5, "time goes on", || client.run(&format!("GET short:{round}")) == Value::Nil);
+        let (status, ready) = server.page("/health/ready");
+        assert_eq!((status, ready.contains("clock: keys' time is 86")), (200, true), "{ready}");
+        let page = server.page("/metrics").1;
+        let ahead = page.lines().find_map(|line| line.strip_prefix("bridle_clock_ahead_seconds ")).expect("the metric");
+        assert!((86_000.0..86_500.0).contains(&ahead.parse::<f64>().expect("a number")), "{ahead}");
+        server.restart();
+    }
+    // A jump ahead is not taken over at once, and says so.
+    let mut client = server.client();
+    client.run("SET long x PX 3600000");
+    step(3 * 86_400);
+    assert_eq!(client.run("EXISTS long"), Value::Int(1));
+    let ready = server.page("/health/ready").1;
+    assert!(ready.contains("behind the wall clock"), "{ready}");
+}
+
 /// Clocks of a cluster's nodes, seconds off.
 const OFF: [i64; 3] = [0, 2, -2];
 /// The most that two of them differ.

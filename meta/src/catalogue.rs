@@ -13,6 +13,7 @@ use engine::batch::Family;
 use engine::log::Log;
 use engine::raft::{Group, GroupError, GroupFigures, GroupOptions, Leadership, Node, Ticker, Wire};
 use engine::store::{Health, Shared, Store};
+use engine::time::{SlewedClock, StampClock};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -40,6 +41,8 @@ pub struct MetaOptions {
     pub replicas: u32,
     /// A random number: the cluster's id, if it is this meta that founds it.
     pub cluster: u64,
+    /// The process's time, by which commands are stamped.
+    pub clock: Arc<SlewedClock>,
     /// Who is in the group.
     pub seat: Seat,
 }
@@ -81,6 +84,7 @@ pub struct Meta {
     store: Store,
     log: Arc<Log>,
     deciding: tokio::sync::Mutex<Deciding>,
+    stamps: StampClock,
     /// Locked before `picture` is replaced, so that both are always of one leadership.
     pub(crate) roster: Mutex<Roster>,
     pub(crate) desk: Mutex<Desk>,
@@ -125,6 +129,7 @@ impl Meta {
             }
         };
         let group = options.raft_runtime.spawn(start).await.map_err(MetaError::fault)??;
+        let stamps = StampClock::new(options.clock.clone(), 0);
         let meta = Arc::new_cyclic(|me| Meta {
             me: me.clone(),
             options,
@@ -132,6 +137,7 @@ impl Meta {
             store,
             log: log.clone(),
             deciding: tokio::sync::Mutex::default(),
+            stamps,
             roster: Mutex::default(),
             desk: Mutex::new(Desk::new(Instant::now())),
             picture: watch::Sender::new(Arc::new(Picture::blank())),
@@ -226,7 +232,8 @@ impl Meta {
         leadership: &Leadership,
         command: Command,
     ) -> Result<(Option<Arc<Table>>, bool), MetaError> {
-        let stamp_ms = now_ms().max(deciding.state.stamp_ms);
+        self.stamps.go_on_from(deciding.state.stamp_ms);
+        let stamp_ms = self.stamps.now_ms();
         let decided = deciding.state.decide(command, stamp_ms)?;
         if decided.changes.is_empty() {
             return Ok((decided.table, false));

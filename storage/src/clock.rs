@@ -1,29 +1,24 @@
-//! The leader's clock: wall time that never runs backwards in a partition.
+//! A partition's time: wall time that never runs backwards, jumps or stands still ([`engine::time`]).
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use engine::time::{SlewedClock, StampClock};
 use row::Stamp;
 
 /// The `State` record that holds the last applied stamp: u64, ms.
 pub(crate) const STAMP: Bytes = Bytes::from_static(STAMP_KEY);
 pub(crate) const STAMP_KEY: &[u8] = b"stamp";
 
-/// Gives stamps; restarts from the last one that was applied.
-#[derive(Debug, Default)]
+/// Gives stamps; goes on from the last one that was applied.
+#[derive(Debug)]
 pub(crate) struct Clock {
-    /// The largest stamp given or found applied, ms.
-    last_ms: AtomicU64,
+    stamps: StampClock,
     /// The largest stamp known to be committed, ms: the time of whoever leads next begins there or later.
     committed_ms: AtomicU64,
     cluster_tag: u8,
-}
-
-/// Milliseconds since the Unix epoch by this machine's clock.
-pub(crate) fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |past| past.as_millis() as u64)
 }
 
 /// Time since some moment, by a clock that is never set.
@@ -33,36 +28,24 @@ pub fn monotonic() -> Duration {
 }
 
 impl Clock {
-    pub(crate) fn new(last_ms: u64, cluster_tag: u8) -> Clock {
-        Clock { last_ms: AtomicU64::new(last_ms), committed_ms: AtomicU64::new(last_ms), cluster_tag }
+    pub(crate) fn new(clock: Arc<SlewedClock>, last_ms: u64, cluster_tag: u8) -> Clock {
+        Clock { stamps: StampClock::new(clock, last_ms), committed_ms: AtomicU64::new(last_ms), cluster_tag }
     }
 
-    /// For a read: not before the last stamp given, to a write or a read. What one reader saw expired the next does not see alive, whatever the
-    /// wall clock does in between. The shared number is written once a millisecond at most.
-    pub(crate) fn read(&self) -> Stamp {
-        let (now, last) = (wall_ms(), self.last_ms.load(Ordering::Acquire));
-        if now > last {
-            self.last_ms.fetch_max(now, Ordering::AcqRel);
-        }
-        self.stamp(now.max(last))
+    /// For a batch of writes or a read: not before any that was given. What one reader saw expired the next does not see alive, whatever the wall clock does in between.
+    pub(crate) fn now(&self) -> Stamp {
+        self.stamp(self.stamps.now_ms())
     }
 
-    /// For a batch of writes; later reads and batches are not before it.
-    pub(crate) fn write(&self) -> Stamp {
-        let now = wall_ms();
-        let last = self.last_ms.fetch_max(now, Ordering::AcqRel);
-        self.stamp(now.max(last))
-    }
-
-    /// For the rest of a batch: the millisecond after a stamp.
+    /// For the rest of a batch: the millisecond after a stamp, or later.
     pub(crate) fn after(&self, stamp: Stamp) -> Stamp {
-        let last = self.last_ms.fetch_max(stamp.now_ms + 1, Ordering::AcqRel);
-        self.stamp(last.max(stamp.now_ms + 1))
+        self.stamps.go_on_from(stamp.now_ms + 1);
+        self.now()
     }
 
     /// Takes note of a stamp found in applied state.
     pub(crate) fn advance(&self, applied_ms: u64) {
-        self.last_ms.fetch_max(applied_ms, Ordering::AcqRel);
+        self.stamps.go_on_from(applied_ms);
         self.committed_ms.fetch_max(applied_ms, Ordering::AcqRel);
     }
 
@@ -79,6 +62,11 @@ impl Clock {
     fn stamp(&self, now_ms: u64) -> Stamp {
         Stamp { now_ms, timetag: now_ms << 16 | u64::from(self.cluster_tag) }
     }
+
+    /// By how much it is ahead of the wall clock, ms; negative: behind.
+    pub(crate) fn ahead_ms(&self) -> i64 {
+        self.stamps.ahead_ms()
+    }
 }
 
 #[cfg(test)]
@@ -87,14 +75,15 @@ mod tests {
 
     #[test]
     fn a_stamp_is_never_before_an_applied_one() {
-        let ahead = wall_ms() + 3_600_000;
-        let clock = Clock::new(ahead, 7);
-        assert_eq!(clock.write().now_ms, ahead);
-        assert_eq!(clock.read().now_ms, ahead);
+        let ahead = SlewedClock::system().now_ms() + 3_600_000;
+        let clock = Clock::new(SlewedClock::system(), ahead, 7);
+        let near = |from_ms: u64| from_ms..from_ms + 60_000;
+        assert!(near(ahead).contains(&clock.now().now_ms));
         assert_eq!(clock.committed_ms(), ahead);
-        clock.advance(ahead + 5);
-        assert_eq!(clock.committed_ms(), ahead + 5);
-        assert_eq!(clock.read().now_ms, ahead + 5);
-        assert_eq!(clock.read().timetag & 0xff, 7);
+        clock.advance(ahead + 90_005);
+        assert_eq!(clock.committed_ms(), ahead + 90_005);
+        assert!(near(ahead + 90_005).contains(&clock.now().now_ms));
+        assert_eq!(clock.now().timetag & 0xff, 7);
+        assert!((3_600_000..3_700_000).contains(&clock.ahead_ms()));
     }
 }

@@ -48,7 +48,7 @@ impl Compaction {
 
 /// Waits until nothing is left in the replica's state that is due by now. Where another replica leads, that one's cycle removes it.
 async fn wait_until_gone(replica: &Arc<Replica>) -> Result<(), String> {
-    let (due_ms, deadline) = (replica.clock.read().now_ms, Instant::now() + PATIENCE);
+    let (due_ms, deadline) = (replica.clock.now().now_ms, Instant::now() + PATIENCE);
     while Instant::now() < deadline {
         let looked_at = replica.clone();
         let look = tokio::task::spawn_blocking(move || looked_at.has_due(due_ms));

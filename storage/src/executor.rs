@@ -368,7 +368,7 @@ impl Executor {
     fn evaluate(&mut self, waiting: &[Waiting]) -> Result<usize, CallError> {
         let Executor { replica, flights, next, stripes, link, is_rule_unsure, .. } = self;
         let applied = Applied::at_rest(replica);
-        let (stamp, rules) = (replica.clock.write(), replica.rules());
+        let (stamp, rules) = (replica.clock.now(), replica.rules());
         next.stamp_ms = stamp.now_ms;
         let mut flights = flights.iter().map(|flight| &flight.batch.edits);
         let evaluated = on_top_of(&mut flights, &applied, &mut |view| {

@@ -13,7 +13,7 @@ use row::expire::Found;
 use row::view::Rules;
 use row::{Family, key};
 
-/// When the partitions of a node are to be looked at, ms by the node's monotonic clock: hundreds of them have nothing to remove for hours. They share it.
+/// When the partitions of a node are to be looked at, ms by the process's steady clock: hundreds of them have nothing to remove for hours. They share it.
 ///
 /// Whoever finds something to be due earlier than was known sounds it after having noted that, so that a look that comes after sees it.
 #[derive(Debug, Default)]

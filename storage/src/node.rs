@@ -1,7 +1,7 @@
 //! A storage node: the replicas that live in this process, following what meta assigns.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use cluster::{Boxed, Call, CallError, Leader, Member, PartitionId, Placement, Se
 use engine::log::Log;
 use engine::raft::{self, Letter, Rebuild, RebuildOptions, Ticker, Wire};
 use engine::store::Shared;
+use engine::time::SlewedClock;
 use row::op::{Request, Response};
 use row::view::Rules;
 use tokio::sync::watch;
@@ -60,6 +61,8 @@ pub struct NodeOptions {
     pub cluster_tag: u8,
     /// By which it is measured how long steps of the expiry cycle hold a partition's executor: [`monotonic`](crate::monotonic).
     pub step_clock: fn() -> Duration,
+    /// The process's time, by which stamps are given.
+    pub clock: Arc<SlewedClock>,
     /// How long a write may be without a quorum; by then, half a second before at most, its client is told that its outcome is unknown.
     pub unsure_after: Duration,
     /// The other servers; `None`: there are none, and every group has one member.
@@ -238,10 +241,27 @@ impl Node {
     /// Deletes what a replica left: its part of the log first, so that what is cut short is found again by the directory.
     async fn clear_away(&self, place: &dirs::Place) -> std::io::Result<()> {
         self.log.destroy(group_of(place.partition)).await?;
-        for path in raft::remains(&place.path).iter().chain([&place.path]) {
-            match tokio::fs::remove_dir_all(path).await {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+        remove_store(&place.path).await
+    }
+
+    /// Before a replica is opened, what lies here of its partition under other Raft ids. Of an earlier placement nothing may be left, as the group's log here is one;
+    /// but that log is the replica's own once it has a directory. Raft ids only grow: one that is larger is a copy that somebody made, or meta's assignment is old.
+    async fn clear_others(&self, partition: PartitionId, raft_id: u64) -> std::io::Result<()> {
+        let own = dirs::path(&self.options.dir, partition, raft_id);
+        let has_past = own.exists() || raft::remains(&own).iter().any(|path| path.exists());
+        for place in dirs::list(&self.options.dir)?.into_iter().filter(|place| place.partition == partition && place.raft_id != raft_id) {
+            let path = place.path.display();
+            match (place.raft_id < raft_id, has_past) {
+                (true, false) => self.clear_away(&place).await?,
+                (true, true) => {
+                    tracing::warn!(%path, "a directory of an earlier replica of a partition is removed; the log is its successor's");
+                    remove_store(&place.path).await?;
+                }
+                (false, true) => tracing::warn!(%path, "a directory of a partition whose replica here is an earlier one is left alone"),
+                (false, false) => {
+                    let why = format!("{path} is of a later replica than {raft_id}, which is to be opened and has no directory");
+                    return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));
+                }
             }
         }
         Ok(())
@@ -315,13 +335,8 @@ impl Node {
 
     async fn try_open(&self, table: &Table, placement: &Placement, raft_id: u64) -> Slot {
         let partition = placement.partition;
-        // Of an earlier placement nothing may be left: the group's log here is one.
         let unopened = |error: std::io::Error| SetAside { fault: CallError::Fault(error.to_string()), is_damaged: false };
-        for place in dirs::list(&self.options.dir).map_err(unopened)? {
-            if place.partition == partition && place.raft_id != raft_id {
-                self.clear_away(&place).await.map_err(unopened)?;
-            }
-        }
+        self.clear_others(partition, raft_id).await.map_err(unopened)?;
         let options = ReplicaOptions {
             placement,
             table: &table.name,
@@ -331,6 +346,7 @@ impl Node {
             rules: self.limits(),
             default_ttl: default_ttl(table),
             cluster_tag: self.options.cluster_tag,
+            clock: &self.options.clock,
             unsure_after: self.options.unsure_after,
             raft_runtime: &self.options.raft_runtime,
             peers: self.options.peers.as_ref(),
@@ -471,6 +487,12 @@ impl Node {
         (self.cycles.rows.load(Ordering::Relaxed), self.cycles.fields.load(Ordering::Relaxed))
     }
 
+    /// By how much the time of stamps differs from the wall clock, ms: the process's, or that of the partition led here that differs most. Positive: it is ahead.
+    pub fn clock_ahead_ms(&self) -> i64 {
+        let led = self.replicas().into_iter().filter(|replica| replica.leads()).map(|replica| replica.clock.ahead_ms());
+        led.chain([self.options.clock.ahead_ms()]).max_by_key(|ahead_ms| ahead_ms.abs()).unwrap_or(0)
+    }
+
     /// Figures of a table's partitions here.
     pub fn table_figures(&self, table: TableId) -> TableFigures {
         let mut sum = TableFigures::default();
@@ -515,6 +537,17 @@ async fn close_all(held: impl Iterator<Item = &Held>) {
 fn default_ttl(table: &Table) -> Heard {
     let seconds: u64 = table.envs.get("default_ttl").and_then(|text| text.parse().ok()).unwrap_or(0);
     Heard { ttl_ms: seconds.saturating_mul(1000), set_at_ms: table.default_ttl_since_ms }
+}
+
+/// Removes a replica's directory and what a rebuild has left beside it.
+async fn remove_store(path: &Path) -> std::io::Result<()> {
+    for path in raft::remains(path).iter().map(PathBuf::as_path).chain([path]) {
+        match tokio::fs::remove_dir_all(path).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The number of a partition's group in the node's log.
@@ -628,12 +661,11 @@ async fn mend(node: std::sync::Weak<Node>, mut changes: watch::Receiver<u64>) {
 async fn expiry_cycle(node: std::sync::Weak<Node>) {
     let mut tick = tokio::time::interval(EXPIRY_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let start = Instant::now();
     loop {
         tick.tick().await;
         let Some(node) = node.upgrade() else { return };
         // Not by the wall clock, which may step back: the next look would be as far away.
-        let now_ms = start.elapsed().as_millis() as u64;
+        let now_ms = node.options.clock.steady_ms();
         if !node.cycles.is_active.load(Ordering::Relaxed) || !node.alarm.rings(now_ms) {
             continue;
         }
@@ -642,7 +674,7 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
             // Should it not have gone through before.
             replica.pass_on_default_ttl();
             // By the partition's own clock, which does not step back.
-            match replica.expiry.due(replica.clock.read().now_ms, &replica.rules()) {
+            match replica.expiry.due(replica.clock.now().now_ms, &replica.rules()) {
                 Due::Now => {
                     // Where it is at work already it goes on until nothing is due.
                     if let Some(work) = replica.expiry.begin() {

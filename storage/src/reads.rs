@@ -298,7 +298,7 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64, by: 
         return Ok(Look::TooLate);
     }
     let stamp = match by {
-        By::Now => replica.clock.read(),
+        By::Now => replica.clock.now(),
         By::Committed => replica.clock.at(committed_ms),
     };
     let rules = replica.rules();
@@ -471,6 +471,7 @@ mod tests {
             row_cache_bytes: 1 << 20,
             request_memory_max: 64 << 20,
             cluster_tag: 1,
+            clock: engine::time::SlewedClock::system(),
             unsure_after: Duration::from_secs(3),
             step_clock: crate::monotonic,
             peers: None,

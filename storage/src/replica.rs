@@ -14,6 +14,7 @@ use engine::log::{Log, LogError};
 use engine::mutants::{self, Rule};
 use engine::raft::{self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role, Why};
 use engine::store::{Fault, Health, Shared, Sizes, Store};
+use engine::time::SlewedClock;
 use parking_lot::Mutex;
 use row::op::{Answer, Op, Request, Response};
 use row::view::Rules;
@@ -167,6 +168,7 @@ pub(crate) struct ReplicaOptions<'a> {
     pub(crate) rules: Rules,
     pub(crate) default_ttl: Heard,
     pub(crate) cluster_tag: u8,
+    pub(crate) clock: &'a Arc<SlewedClock>,
     pub(crate) unsure_after: Duration,
     pub(crate) raft_runtime: &'a tokio::runtime::Handle,
     pub(crate) peers: Option<&'a Peers>,
@@ -254,7 +256,7 @@ impl Replica {
             has_peers: options.peers.is_some(),
             stopped: OnceLock::new(),
             changes: options.changes.clone(),
-            clock: Clock::new(stamp_ms, options.cluster_tag),
+            clock: Clock::new(options.clock.clone(), stamp_ms, options.cluster_tag),
             unsure_after: options.unsure_after,
             lease: Lease::new(options.clocks()),
             in_flight: AtomicUsize::new(0),
@@ -801,6 +803,7 @@ mod tests {
             row_cache_bytes: 1 << 20,
             request_memory_max: 1 << 20,
             cluster_tag: 1,
+            clock: SlewedClock::system(),
             unsure_after: Duration::from_secs(3),
             step_clock: crate::monotonic,
             peers: None,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::log::{Log, LogOptions};
 use engine::store::{Settings, Shared};
+use engine::time::SlewedClock;
 use row::op::{Answer, Deadline, Only, Op, Refusal, Request, Response, Ttl, Watched};
 use storage::{Assigned, Node, NodeOptions};
 
@@ -47,6 +48,7 @@ async fn open_with(dir: &Path, step_clock: fn() -> Duration, assigned: &Assigned
         row_cache_bytes: 8 << 20,
         request_memory_max: REQUEST_MEMORY,
         cluster_tag: 1,
+        clock: SlewedClock::system(),
         unsure_after: Duration::from_secs(3),
         peers: None,
     };

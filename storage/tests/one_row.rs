@@ -113,6 +113,7 @@ async fn open(dir: &Path, row_cache_bytes: usize) -> Arc<Node> {
         row_cache_bytes,
         request_memory_max: 64 << 20,
         cluster_tag: 1,
+        clock: engine::time::SlewedClock::system(),
         unsure_after: Duration::from_secs(3),
         step_clock: storage::monotonic,
         peers: None,

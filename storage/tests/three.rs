@@ -10,6 +10,7 @@ use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, 
 use engine::log::{Log, LogOptions};
 use engine::raft::{Kind, Letter, Ticker, Wire, WireError};
 use engine::store::{Settings, Shared};
+use engine::time::SlewedClock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -102,6 +103,7 @@ impl Wire for End {
 struct Three {
     net: Arc<Net>,
     nodes: Vec<Arc<Node>>,
+    logs: Vec<Arc<Log>>,
 }
 
 fn assigned(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Assigned {
@@ -117,10 +119,11 @@ impl Three {
         let net = Arc::new(Net::default());
         let ticker = Ticker::start();
         let shared = Shared::new(Settings::default()).expect("memory for stores");
-        let mut nodes = Vec::new();
+        let (mut nodes, mut logs) = (Vec::new(), Vec::new());
         for server in 1..=3 {
             let dir = dir.join(server.to_string());
             let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
+            logs.push(log.clone());
             let options = NodeOptions {
                 step_clock: storage::monotonic,
                 dir: dir.join("tables"),
@@ -130,6 +133,7 @@ impl Three {
                 row_cache_bytes: 8 << 20,
                 request_memory_max: REQUEST_MEMORY,
                 cluster_tag: 1,
+                clock: SlewedClock::system(),
                 unsure_after: UNSURE_AFTER,
                 peers: Some(Peers { server: ServerId(server), wire: Arc::new(End { server, net: net.clone() }), ticker: ticker.clone() }),
             };
@@ -139,7 +143,7 @@ impl Three {
         for node in &nodes {
             node.follow(&[assigned(&[], 0)]).await;
         }
-        Three { net, nodes }
+        Three { net, nodes, logs }
     }
 
     /// Whoever leads among the servers that are not cut off, as soon as somebody does.
@@ -197,6 +201,18 @@ impl Three {
     async fn close(self) {
         for node in &self.nodes {
             node.close().await;
+        }
+        self.logs.iter().for_each(|log| log.close().expect("close the log"));
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory").map(|entry| entry.expect("an entry")) {
+        let to = to.join(entry.file_name());
+        match entry.file_type().expect("its type").is_dir() {
+            true => copy(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).expect("a copy")),
         }
     }
 }
@@ -503,5 +519,37 @@ async fn a_damaged_replica_is_taken_anew_from_the_leader() {
     three.hand_over(next, bad).await;
     assert_eq!(three.one(bad, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(2100));
     assert!(matches!(three.one(bad, everything).await, Answer::Cells { cells, .. } if cells.len() == 2100));
+    three.close().await;
+}
+
+/// An operator's copy beside it, or what an earlier placement left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_directory_of_a_partition_does_not_cost_a_replica_its_log() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    three.one(leader, set("kept")).await;
+    three.close().await;
+    // Of all three, so that nobody has it from another; with empty stores, so that only the logs have it.
+    for server in 1..=3u64 {
+        let tables = dir.path().join(server.to_string()).join("tables");
+        let own = tables.join(format!("1-0-{}", server + 10));
+        std::fs::remove_dir_all(&own).expect("its store");
+        std::fs::create_dir(&own).expect("a directory");
+        copy(&own, &tables.join(format!("1-0-{}", server + 5)));
+        copy(&own, &tables.join(format!("1-0-{}", server + 90)));
+    }
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    assert!(is(&three.one(leader, get()).await, "kept"));
+    three.close().await;
+    let tables = dir.path().join("1").join("tables");
+    assert!(!tables.join("1-0-6").exists(), "an earlier one goes");
+    assert!(tables.join("1-0-91").exists(), "a later one is left to the operator");
+    // And a replica that has no directory is not opened beside a later one.
+    std::fs::remove_dir_all(tables.join("1-0-11")).expect("its store");
+    let three = Three::open(dir.path()).await;
+    let error = three.nodes[0].replica(PARTITION).err().expect("it is not opened").to_string();
+    assert!(error.contains("a later replica"), "{error}");
     three.close().await;
 }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use engine::log::{Log, LogOptions};
 use engine::raft::{Letter, Node, Ticker, Wire, WireError};
 use engine::store::{Settings, Shared};
+use engine::time::SlewedClock;
 use meta::admin::{Compaction, Figures, Local, NodeStatus};
 use meta::{Meta, MetaOptions, Seat};
 use parking_lot::Mutex;
@@ -153,8 +154,8 @@ pub async fn metas(dir: &Path) -> (Vec<Option<OneMeta>>, Vec<String>) {
         let wire = Arc::new(NetWire { net: net.clone(), metas: addresses.clone(), cut: cut.clone() });
         let seat = Seat::Member { members: addresses.clone(), position, wire, ticker: Ticker::start(), net };
         let raft_runtime = tokio::runtime::Handle::current();
-        let options =
-            MetaOptions { dir: dir.join("meta"), raft_runtime, partitions: 4, replicas: 3, cluster: 70 + u64::from(position), seat };
+        let (cluster, clock) = (70 + u64::from(position), SlewedClock::system());
+        let options = MetaOptions { dir: dir.join("meta"), raft_runtime, partitions: 4, replicas: 3, cluster, clock, seat };
         let meta = Meta::open(options, &log, &shared).await.unwrap();
         door.meta.set(meta.clone()).ok().unwrap();
         metas.push(Some(OneMeta { meta, log, stop, cut }));

@@ -11,6 +11,7 @@ use ::cluster::ServerId;
 use ::cluster::news::{Roles, Server};
 use engine::log::{Log, LogOptions};
 use engine::store::{Settings, Shared};
+use engine::time::SlewedClock;
 use meta::{Meta, MetaOptions, Seat};
 
 /// Opens meta over `dir`, with a log of its own.
@@ -33,6 +34,7 @@ pub async fn open(dir: &Path) -> (Arc<Meta>, Arc<Log>) {
         partitions: 3,
         replicas: 1,
         cluster: 7,
+        clock: SlewedClock::system(),
         seat: Seat::Alone(server),
     };
     (Meta::open(options, &log, &shared).await.unwrap(), log)

@@ -34,3 +34,4 @@ pub mod memory;
 pub mod mutants;
 pub mod raft;
 pub mod store;
+pub mod time;

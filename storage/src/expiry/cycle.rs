@@ -77,7 +77,7 @@ impl Cycles {
     async fn rounds(&self, replica: &Arc<Replica>) -> Result<(), CallError> {
         while self.is_active.load(Ordering::Relaxed) && replica.leads() {
             let items = self.search(replica).await?;
-            if items.is_empty() && replica.expiry.due(replica.clock.read().now_ms, &replica.rules()) != Due::Now {
+            if items.is_empty() && replica.expiry.due(replica.clock.now().now_ms, &replica.rules()) != Due::Now {
                 return Ok(());
             }
             self.remove(replica, items.into()).await?;
@@ -178,7 +178,7 @@ fn take(items: &mut VecDeque<Item>, max: usize) -> Vec<Item> {
 fn search(replica: &Replica) -> Result<Vec<Item>, CallError> {
     let search: Search = replica.expiry.search();
     let view = Applied::snapshot(replica, u64::MAX)?;
-    let tx = Tx { view: &view, edits: &mut Edits::default(), stamp: replica.clock.read(), rules: replica.rules() };
+    let tx = Tx { view: &view, edits: &mut Edits::default(), stamp: replica.clock.now(), rules: replica.rules() };
     let found = expire::find(&tx, &search.from, FOUND_MAX).map_err(|fault| replica.fault(fault))?;
     let (old, walked_to) = match search.walk {
         Some(from) => expire::find_old(&tx, from).map_err(|fault| replica.fault(fault))?,
