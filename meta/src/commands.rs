@@ -34,7 +34,11 @@ impl Meta {
     ) -> Result<Arc<Table>, MetaError> {
         let (partitions, replicas) = (partitions.unwrap_or(self.options.partitions), replicas.unwrap_or(self.options.replicas));
         let live = self.arrived(replicas as usize).await?;
-        let table = self.table_command(Command::Create { name: name.to_owned(), partitions, replicas, envs, live }).await?;
+        let ailing = {
+            let roster = self.roster.lock();
+            live.iter().copied().filter(|server| !roster.is_well(*server)).collect()
+        };
+        let table = self.table_command(Command::Create { name: name.to_owned(), partitions, replicas, envs, live, ailing }).await?;
         tracing::info!(table = name, id = table.id.0, partitions, replicas, "table is being created");
         self.until_settled(&table).await?;
         Ok(table)

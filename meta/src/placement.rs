@@ -3,7 +3,7 @@
 //! # Placing
 //! One partition after the other, one replica after the other: first a zone with the fewest of the partition's replicas, then the zone that carries the least
 //! per server, then its server with the fewest replicas, then the smallest id. So the replicas of a partition are in as many zones as possible, and within a zone
-//! servers differ by at most one. Leaders are evened out in the end.
+//! servers differ by at most one. Leaders are evened out in the end, over servers whose disks are well.
 //!
 //! # Evening out leaders
 //! A server that leads at least two partitions more than another can pass one on, directly or along a chain of servers that share partitions. Passing on along
@@ -11,13 +11,14 @@
 //! Tamir, "Semi-matchings for bipartite graphs and load balancing", 2006).
 //!
 //! # Invariants
-//! Held by `tests`: spread over zones (`replicas_are_spread_over_zones`), balance within one (`servers_are_balanced`, `leaders_are_even`), the same input gives the same output,
+//! Held by `tests`: spread over zones (`replicas_are_spread_over_zones`), balance within one (`servers_are_balanced`, `leaders_are_even`), no first leader on a disk that ails
+//! while another replica's is well (`nobody_leads_first_on_a_disk_that_ails`), the same input gives the same output,
 //! and balancing comes to rest (`balancing_comes_to_rest`).
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use cluster::{PartitionId, ServerId};
 
@@ -32,6 +33,8 @@ pub struct Candidate {
     pub replicas: u64,
     /// Partitions that it is to lead.
     pub leaders: u64,
+    /// Whether its disk is slow, full or failed: it should lead nothing for the moment.
+    pub is_ailing: bool,
 }
 
 /// Fewer servers than replicas.
@@ -102,13 +105,20 @@ pub fn place(partitions: u32, replicas: u32, candidates: &[Candidate]) -> Result
         placed.push(chosen.into_iter().map(|server| candidates[server].id).collect::<Vec<_>>());
     }
     let mut leading: BTreeMap<ServerId, u64> = candidates.iter().map(|candidate| (candidate.id, candidate.leaders)).collect();
+    // Of a partition all of whose disks ail, somebody has to lead.
+    let ailing: BTreeSet<ServerId> = candidates.iter().filter(|candidate| candidate.is_ailing).map(|candidate| candidate.id).collect();
+    let well = |servers: &Vec<ServerId>| -> Vec<ServerId> {
+        let well: Vec<ServerId> = servers.iter().copied().filter(|server| !ailing.contains(server)).collect();
+        if well.is_empty() { servers.clone() } else { well }
+    };
+    let able: Vec<Vec<ServerId>> = placed.iter().map(well).collect();
     let mut leaders = Vec::new();
-    for servers in &placed {
+    for servers in &able {
         let leader = servers.iter().copied().min_by_key(|server| leading[server]).expect("a partition has a replica");
         *leading.get_mut(&leader).expect("candidates only") += 1;
         leaders.push(Some(leader));
     }
-    let choices: Vec<&[ServerId]> = placed.iter().map(Vec::as_slice).collect();
+    let choices: Vec<&[ServerId]> = able.iter().map(Vec::as_slice).collect();
     even_out(&choices, &mut leaders, leading);
     for (servers, leader) in placed.iter_mut().zip(leaders) {
         let first = servers.iter().position(|server| Some(*server) == leader).expect("the leader is one of them");

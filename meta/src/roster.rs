@@ -178,8 +178,12 @@ impl Roster {
 
     /// Whether a replica could lead and should: it is able to, and its server says that its disks are well.
     pub fn may_lead(&self, server: ServerId, partition: PartitionId, raft_id: u64, lag_max: u64) -> bool {
-        let is_well = self.servers.get(&server).is_some_and(|seen| seen.figures.as_ref().is_none_or(|figures| figures.ailing.is_none()));
-        is_well && self.is_able(server, partition, raft_id, lag_max)
+        self.is_well(server) && self.is_able(server, partition, raft_id, lag_max)
+    }
+
+    /// Whether a server is known that does not say of its disks that they ail.
+    pub fn is_well(&self, server: ServerId) -> bool {
+        self.servers.get(&server).is_some_and(|seen| seen.figures.as_ref().is_none_or(|figures| figures.ailing.is_none()))
     }
 
     /// Servers that are there.
@@ -342,6 +346,7 @@ mod tests {
         let sick = Report { figures: figures(Some("it is full")), ..Report::default() };
         roster.report(ServerId(302), 2, sick, &state, now);
         assert!(roster.is_able(ServerId(302), P, 12, 10) && !roster.may_lead(ServerId(302), P, 12, 10));
+        assert!(!roster.is_well(ServerId(302)) && roster.is_well(ServerId(301)));
         roster.report(ServerId(302), 2, Report::default(), &state, now);
         assert!(!roster.may_lead(ServerId(302), P, 12, 10), "it has not said otherwise");
         roster.report(ServerId(302), 2, Report { figures: figures(None), ..Report::default() }, &state, now);

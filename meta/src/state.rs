@@ -113,6 +113,8 @@ pub enum Command {
         envs: BTreeMap<String, String>,
         /// Servers that may hold replicas: those that are alive.
         live: Vec<ServerId>,
+        /// Those of them whose disks are slow, full or failed.
+        ailing: Vec<ServerId>,
     },
     /// Last step of a new table: every partition has had a leader.
     Created {

@@ -9,8 +9,13 @@ use super::*;
 
 /// `zones[n]` is the zone of server n + 1; nobody has anything yet.
 fn empty(zones: &[u8]) -> Vec<Candidate> {
-    let candidate =
-        |(index, zone): (usize, &u8)| Candidate { id: ServerId(index as u64 + 1), zone: zone.to_string(), replicas: 0, leaders: 0 };
+    let candidate = |(index, zone): (usize, &u8)| Candidate {
+        id: ServerId(index as u64 + 1),
+        zone: zone.to_string(),
+        replicas: 0,
+        leaders: 0,
+        is_ailing: false,
+    };
     zones.iter().enumerate().map(candidate).collect()
 }
 
@@ -32,6 +37,25 @@ fn three_servers_share_everything() {
     let leaders: Vec<u64> = placed.iter().map(|servers| servers[0].0).collect();
     assert_eq!(leaders, [1, 2, 3, 1, 2, 3]);
     assert!(placed.iter().all(|servers| servers.iter().collect::<BTreeSet<_>>().len() == 3));
+}
+
+#[test]
+fn nobody_leads_first_on_a_disk_that_ails() {
+    let leaders = |ailing: &[u64], servers: &[u8], replicas| {
+        let mut candidates = empty(servers);
+        candidates.iter_mut().for_each(|candidate| candidate.is_ailing = ailing.contains(&candidate.id.0));
+        let placed = place(6, replicas, &candidates).unwrap();
+        assert!(placed.iter().all(|servers| servers.iter().collect::<BTreeSet<_>>().len() == replicas as usize), "{placed:?}");
+        placed.iter().map(|servers| servers[0].0).collect::<Vec<_>>()
+    };
+    assert_eq!(leaders(&[1], &[0, 0, 0], 3), [2, 3, 2, 3, 2, 3]);
+    assert_eq!(leaders(&[1, 3], &[0, 1, 2], 3), [2; 6]);
+    // Where no replica's disk is well, somebody leads, and evenly.
+    assert_eq!(leaders(&[1, 2, 3], &[0, 0, 0], 3), [1, 2, 3, 1, 2, 3]);
+    let alone = leaders(&[1], &[0, 0, 0], 1);
+    assert_eq!(alone.iter().filter(|leader| **leader == 1).count(), 2, "{alone:?}");
+    // What others lead already counts as before.
+    assert!(!leaders(&[2], &[0, 0, 1, 1], 2).contains(&2));
 }
 
 #[test]

@@ -23,6 +23,7 @@ struct New {
     replicas: u32,
     envs: BTreeMap<String, String>,
     live: Vec<ServerId>,
+    ailing: Vec<ServerId>,
 }
 
 fn about(table: Arc<Table>, changes: Vec<Change>) -> Result<Decided, Refusal> {
@@ -43,8 +44,8 @@ impl State {
             }
             Command::Register(server) => self.register(server, stamp_ms),
             Command::Remove { server, live } => self.remove(server, live, stamp_ms),
-            Command::Create { name, partitions, replicas, envs, live } => {
-                self.create(New { name, partitions, replicas, envs, live }, stamp_ms)
+            Command::Create { name, partitions, replicas, envs, live, ailing } => {
+                self.create(New { name, partitions, replicas, envs, live, ailing }, stamp_ms)
             }
             Command::Created { id } => match self.tables.get(&id) {
                 Some(record) if record.status == Status::Creating => {
@@ -126,7 +127,7 @@ impl State {
     }
 
     fn create(&self, new: New, stamp_ms: u64) -> Result<Decided, Refusal> {
-        let New { name, partitions, replicas, envs, live } = new;
+        let New { name, partitions, replicas, envs, live, ailing } = new;
         check_name(&name)?;
         if !(1..=PARTITIONS_MAX).contains(&partitions) {
             return Err(Refusal::BadPartitions);
@@ -149,7 +150,7 @@ impl State {
         let (number, next_number) = self.number(&name)?;
         let next_id = self.next_id.checked_add(1).ok_or(Refusal::NoIds)?;
         let id = TableId(self.next_id);
-        let servers = placement::place(partitions, replicas, &self.candidates(&live))?;
+        let servers = placement::place(partitions, replicas, &self.candidates(&live, &ailing))?;
         let mut raft_id = self.next_raft_id;
         let mut fresh = |server| {
             raft_id += 1;
@@ -186,13 +187,16 @@ impl State {
     }
 
     /// Servers that may be given replicas, with what they have already.
-    fn candidates(&self, live: &[ServerId]) -> Vec<Candidate> {
+    fn candidates(&self, live: &[ServerId], ailing: &[ServerId]) -> Vec<Candidate> {
         let able = |id: &&ServerId| self.servers.get(id).is_some_and(|registered| registered.server.roles.storage);
-        let mut candidates: BTreeMap<ServerId, Candidate> = live
-            .iter()
-            .filter(able)
-            .map(|id| (*id, Candidate { id: *id, zone: self.servers[id].server.zone.clone(), replicas: 0, leaders: 0 }))
-            .collect();
+        let candidate = |id: &ServerId| Candidate {
+            id: *id,
+            zone: self.servers[id].server.zone.clone(),
+            replicas: 0,
+            leaders: 0,
+            is_ailing: ailing.contains(id),
+        };
+        let mut candidates: BTreeMap<ServerId, Candidate> = live.iter().filter(able).map(|id| (*id, candidate(id))).collect();
         let serves = |placement: &&Arc<Placement>| {
             self.tables.get(&placement.partition.table).is_some_and(|record| record.status != Status::Dropping)
         };

@@ -20,7 +20,7 @@ fn live() -> Vec<ServerId> {
     vec![ServerId(300)]
 }
 fn create(name: &str) -> Command {
-    Command::Create { name: name.into(), partitions: 1, replicas: 1, envs: BTreeMap::new(), live: live() }
+    Command::Create { name: name.into(), partitions: 1, replicas: 1, envs: BTreeMap::new(), live: live(), ailing: Vec::new() }
 }
 fn destroyed(id: u32) -> Command {
     Command::Destroyed { id: TableId(id), server: ServerId(300) }
@@ -90,11 +90,18 @@ fn refusals() {
         (vec![create("ä")], Refusal::BadName),
         (vec![create(&"x".repeat(65))], Refusal::BadName),
         (
-            vec![Command::Create { name: "a".into(), partitions: 0, replicas: 1, envs: BTreeMap::new(), live: live() }],
+            vec![Command::Create { name: "a".into(), partitions: 0, replicas: 1, envs: BTreeMap::new(), live: live(), ailing: Vec::new() }],
             Refusal::BadPartitions,
         ),
         (
-            vec![Command::Create { name: "a".into(), partitions: 1025, replicas: 1, envs: BTreeMap::new(), live: live() }],
+            vec![Command::Create {
+                name: "a".into(),
+                partitions: 1025,
+                replicas: 1,
+                envs: BTreeMap::new(),
+                live: live(),
+                ailing: Vec::new(),
+            }],
             Refusal::BadPartitions,
         ),
         (vec![drop("a")], Refusal::NoTable("a".into())),
@@ -129,7 +136,7 @@ fn default_ttl_is_dated_when_its_value_changes() {
     assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), set("a", "default_ttl", "6")]), 3000);
     assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), delete("a", "default_ttl")]), 3000);
     let envs = BTreeMap::from([("default_ttl".to_owned(), "5".to_owned())]);
-    assert_eq!(since(vec![Command::Create { name: "a".into(), partitions: 1, replicas: 1, envs, live: live() }]), 1000);
+    assert_eq!(since(vec![Command::Create { name: "a".into(), partitions: 1, replicas: 1, envs, live: live(), ailing: Vec::new() }]), 1000);
 }
 
 #[test]
@@ -161,7 +168,7 @@ fn the_stamp_does_not_run_backwards() {
 
 fn three(name: &str, live: &[u64]) -> Command {
     let live = live.iter().map(|id| ServerId(*id)).collect();
-    Command::Create { name: name.into(), partitions: 4, replicas: 3, envs: BTreeMap::new(), live }
+    Command::Create { name: name.into(), partitions: 4, replicas: 3, envs: BTreeMap::new(), live, ailing: Vec::new() }
 }
 
 fn step(state: &mut State, command: Command) -> Result<Decided, Refusal> {
@@ -169,6 +176,16 @@ fn step(state: &mut State, command: Command) -> Result<Decided, Refusal> {
     let decided = state.decide(command, stamp_ms)?;
     state.apply(&decided.changes, stamp_ms);
     Ok(decided)
+}
+
+#[test]
+fn a_new_table_is_led_where_disks_are_well() {
+    let mut state = with_servers(&[300, 301, 302]);
+    let Command::Create { name, partitions, replicas, envs, live, .. } = three("a", &[300, 301, 302]) else { unreachable!() };
+    let create = Command::Create { name, partitions, replicas, envs, live, ailing: vec![ServerId(301)] };
+    let table = step(&mut state, create).unwrap().table.unwrap();
+    let first: Vec<u64> = state.placements_of(table.id).map(|placement| placement.members[0].server.0).collect();
+    assert_eq!(first, [300, 302, 300, 302]);
 }
 
 #[test]
@@ -253,7 +270,14 @@ fn the_cluster_is_founded_once() {
 #[test]
 fn partitions_of_all_tables_have_an_end() {
     let mut state = with_servers(&[300]);
-    let large = |name: String| Command::Create { name, partitions: PARTITIONS_MAX, replicas: 1, envs: BTreeMap::new(), live: live() };
+    let large = |name: String| Command::Create {
+        name,
+        partitions: PARTITIONS_MAX,
+        replicas: 1,
+        envs: BTreeMap::new(),
+        live: live(),
+        ailing: Vec::new(),
+    };
     for n in 0..64 {
         step(&mut state, large(format!("t{n}"))).unwrap();
     }
