@@ -40,6 +40,14 @@ pub(crate) fn names(answer: Answer) -> Reply {
     }
 }
 
+/// The key that was drawn. RANDOMKEY in a transaction looks at one page, as the partition waits for it meanwhile.
+pub(crate) fn drawn(answer: Answer) -> Reply {
+    match answer {
+        Answer::Page { .. } => Reply::error("ERR too many expired rows for RANDOMKEY in a transaction, try again"),
+        answer => commands::answers::bulk(answer),
+    }
+}
+
 fn scanned(next: u64, keys: Vec<Bytes>) -> Reply {
     let cursor = Reply::Bulk(Bytes::from(next.to_string()));
     Reply::Array(vec![cursor, Reply::Array(keys.into_iter().map(Reply::Bulk).collect())])
@@ -241,7 +249,8 @@ impl Session {
     async fn nearest(&mut self, partition: PartitionId, cursor: u64) -> Result<Option<Bytes>, Reply> {
         match self.ask(partition, Op::Nearest { cursor }).await? {
             Ok(Answer::Bytes(key)) => Ok(Some(key)),
-            Ok(Answer::Nil) => Ok(None),
+            // Or a page of rows that have expired.
+            Ok(Answer::Nil | Answer::Page { .. }) => Ok(None),
             Ok(_) => Err(commands::words::no_answer()),
             Err(refusal) => Err(commands::words::refusal(refusal)),
         }

@@ -541,9 +541,7 @@ fn as_rows(call: Call) -> Plan {
             rows(all, Wording::One(keys::names))
         }
         Call::Scan { cursor, count, glob, kind, none: false } => rows(Op::Scan { cursor, count, glob, kind }, Wording::One(keys::page)),
-        Call::RandomKey => {
-            rows(Op::Nearest { cursor: row::key::cursor(rand::random::<u64>() >> 2) }, Wording::One(commands::answers::bulk))
-        }
+        Call::RandomKey => rows(Op::Nearest { cursor: row::key::cursor(rand::random::<u64>() >> 2) }, Wording::One(keys::drawn)),
         call => Plan::Session(call),
     }
 }

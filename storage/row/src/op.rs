@@ -192,7 +192,8 @@ pub enum Op {
     // ---- the partition ----
     /// Rows from a [cursor](crate::key::cursor) on in hash order, skipping expired ones; looks at about `count` rows. -> `Page` (next = 0: partition finished)
     Scan { cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<Kind> },
-    /// The first live row at or after a [cursor](crate::key::cursor) in hash order, wrapping round. -> `Bytes` or `Nil`
+    /// The first live row at or after a [cursor](crate::key::cursor) in hash order, wrapping round. -> `Bytes` or `Nil`, or an empty `Page` that was filled with
+    /// expired ones
     Nearest { cursor: u64 },
     /// Number of rows. -> `Int`
     Rows,

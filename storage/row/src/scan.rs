@@ -72,32 +72,32 @@ pub(crate) fn scan(tx: &Tx<'_>, cursor: u64, count: u64, pattern: Option<&Bytes>
     Ok(Answer::Page { keys, next, count: looked })
 }
 
+/// Looks at [`STEP_ROWS_MAX`] rows at most: so many in a row may have expired, and a transaction holds up the partition meanwhile.
 pub(crate) fn nearest(tx: &Tx<'_>, cursor: u64) -> Answered {
-    let mut found = None;
-    let mut first_live = |_: u64, row: &Row| {
-        if !row.is_live() {
-            return ControlFlow::Continue(());
-        }
-        found = Some(Bytes::copy_from_slice(row.hashkey()));
-        ControlFlow::Break(())
-    };
     let from = key::cursor_position(cursor).unwrap_or(0);
-    walk(tx, from, &mut first_live)?;
-    if found.is_none() && from > 0 {
-        let mut found_before = None;
-        walk(tx, 0, &mut |position, row| {
-            if position >= from {
+    let (mut looked, mut answer) = (0, None);
+    // To the end, and then what is before.
+    for (begin, end) in [(from, None), (0, Some(from))] {
+        walk(tx, begin, &mut |position, row| {
+            if end.is_some_and(|end| position >= end) {
                 return ControlFlow::Break(());
             }
+            if looked >= STEP_ROWS_MAX {
+                answer = Some(Answer::Page { keys: Vec::new(), next: key::cursor(position), count: looked });
+                return ControlFlow::Break(());
+            }
+            looked += 1;
             if !row.is_live() {
                 return ControlFlow::Continue(());
             }
-            found_before = Some(Bytes::copy_from_slice(row.hashkey()));
+            answer = Some(Answer::Bytes(Bytes::copy_from_slice(row.hashkey())));
             ControlFlow::Break(())
         })?;
-        found = found_before;
+        if answer.is_some() {
+            break;
+        }
     }
-    Ok(found.map_or(Answer::Nil, Answer::Bytes))
+    Ok(answer.unwrap_or(Answer::Nil))
 }
 
 pub(crate) fn rows(tx: &Tx<'_>) -> Answered {

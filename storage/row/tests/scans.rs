@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use proptest::prelude::*;
 use row::memory::Memory;
-use row::op::{Answer, Only, Ttl};
+use row::op::{Answer, Deadline, Only, Ttl};
 use row::value::{Body, Head, Header};
 use row::view::{Fault, Rules};
 use row::{Edits, Family, Op, Stamp, Tx, View, eval};
@@ -417,4 +417,41 @@ fn a_get_costs_one_look_up() {
     assert_eq!(cost(Op::HashGet { key: "h".into(), fields: [name(1)].into_iter().collect() }), 2);
     assert_eq!(cost(put(1..2)), 2, "the head and the cell");
     assert_eq!(cost(Op::HashLen { key: "h".into() }), 1);
+}
+
+/// Of rows that have expired a draw passes one page by, as it may hold up the partition.
+#[test]
+fn a_draw_passes_a_bounded_number_of_expired_rows_by() {
+    const PAGE: usize = 10_000;
+    let until = |n: u64, at_ms| Op::Set {
+        key: name(n),
+        value: Bytes::new(),
+        ttl: Ttl::Until(Deadline::At(at_ms)),
+        only: Only::Always,
+        want_old: false,
+    };
+    let mut memory = Memory::default();
+    // In hash order, as they are walked; they expire at 2,000 ms.
+    for n in 0..=PAGE as u64 {
+        change(&mut memory, &until(n, 2_000));
+    }
+    let mut edits = Edits::default();
+    let later = Stamp { now_ms: 3_000, timetag: 3_000 << 16 };
+    let mut draw = |memory: &Memory, cursor| {
+        eval(&Op::Nearest { cursor }, &mut Tx { view: memory, edits: &mut edits, stamp: later, rules: Rules::default() }).expect("answers")
+    };
+    let some = u64::MAX >> 3;
+    for cursor in [0, some] {
+        let Answer::Page { keys, count, .. } = draw(&memory, cursor) else { panic!("it walks on") };
+        assert_eq!((keys.len(), count), (0, PAGE as u64));
+    }
+    // One fewer: it is known that there is none.
+    memory.apply(ask(&memory, &Op::Delete { key: name(0) }).1);
+    assert_eq!(draw(&memory, some), Answer::Nil);
+    // And one that lives is found among as many, wherever the draw begins.
+    memory.apply(ask(&memory, &Op::Delete { key: name(1) }).1);
+    change(&mut memory, &until(2 * PAGE as u64, 9_000));
+    for cursor in [0, some, u64::MAX >> 2] {
+        assert_eq!(draw(&memory, cursor), Answer::Bytes(name(2 * PAGE as u64)), "from {cursor}");
+    }
 }
