@@ -139,8 +139,11 @@ impl SlewedClock {
         if line.pace != pace {
             tell(pace, off_us / 1000);
         }
-        *line = Line { from_us: steady_us, at_us, pace };
-        self.offset_us.store(if pace == EVEN { at_us - steady_us } else { SLEWED }, Ordering::Release);
+        // Not at every call, as each would round down.
+        if line.pace != pace || is_step {
+            *line = Line { from_us: steady_us, at_us, pace };
+        }
+        self.offset_us.store(if pace == EVEN { line.at_us - line.from_us } else { SLEWED }, Ordering::Release);
         at_us
     }
 
@@ -312,6 +315,20 @@ mod tests {
         now();
         hands.pass(SECOND_US);
         assert_eq!((clock.ahead_ms(), now()), (0, hands.wall_us()));
+    }
+
+    #[test]
+    fn time_goes_on_however_often_it_is_asked_for() {
+        for (step_us, passed_us) in [(-DAY_US, 900_000), (DAY_US, 1_100_000)] {
+            let hands = Hands::new(START_US);
+            let clock = SlewedClock::new(hands.clone());
+            hands.step(step_us);
+            for _ in 0..SECOND_US {
+                hands.pass(1);
+                clock.now_us(hands.steady_us());
+            }
+            assert!(is_near(clock.now_us(hands.steady_us()), START_US + passed_us), "{step_us}");
+        }
     }
 
     #[test]
