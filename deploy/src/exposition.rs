@@ -5,7 +5,7 @@
 //! - What is exported stands in [`METRICS`], the engine's and the proxy's lists (`integration`, the Prometheus test).
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cluster::TableId;
 use cluster::news::Replica;
@@ -43,6 +43,11 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_expiry_step_seconds", Histogram, "How long a step of the expiry cycle held the writer of its partition."),
     ("bridle_expired_rows_total", Counter, "Rows that the expiry cycle removed, in partitions that are led here."),
     ("bridle_expired_fields_total", Counter, "Fields that the expiry cycle removed, of rows that stay, in partitions that are led here."),
+    (
+        "bridle_figures_age_seconds",
+        Gauge,
+        "How old the gauges of stores, log and readiness on this page are: above 1, gathering them waits for a disk.",
+    ),
     (
         "bridle_clock_ahead_seconds",
         Gauge,
@@ -105,7 +110,7 @@ const REQUESTS: [f64; 12] = [1., 2., 4., 8., 16., 32., 64., 128., 256., 512., 10
 /// Bounds of an entry's size, bytes: 64 to 16 Mi.
 const BYTES: [f64; 10] = [64., 256., 1024., 4096., 16384., 65536., 262144., 1048576., 4194304., 16777216.];
 /// How long a figure stays on the page that nobody renews, such as those of a table that was dropped.
-const FORGOTTEN_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
 /// Makes the recorder the process's own, before anything is recorded.
 pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
@@ -126,8 +131,8 @@ pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
     Ok(handle)
 }
 
-/// The page, as of now.
-pub(crate) fn page(local: &Local, handle: &PrometheusHandle) -> String {
+/// Sets what is not counted as it happens, as of now. May wait for a disk.
+pub(crate) fn gather(local: &Local) {
     process(local);
     if let Some(node) = &local.node {
         let (rows, fields) = node.expired();
@@ -139,10 +144,21 @@ pub(crate) fn page(local: &Local, handle: &PrometheusHandle) -> String {
             of_table(node, &reports, &table);
         }
     }
-    let Some(proxy) = local.proxy() else { return handle.render() };
-    proxy::metrics::publish(&proxy);
+    // Rows of tables are among it.
+    if let Some(proxy) = local.proxy() {
+        proxy::metrics::publish(&proxy);
+    }
+}
+
+/// The page, with what was [gathered](gather) so long ago. Waits for nothing.
+pub(crate) fn page(local: &Local, gathered: Option<Duration>, handle: &PrometheusHandle) -> String {
+    if let Some(age) = gathered {
+        gauge!("bridle_figures_age_seconds").set(age.as_secs_f64());
+    }
     let mut page = handle.render();
-    page.push_str(&proxy::metrics::histograms(&proxy));
+    if let Some(proxy) = local.proxy() {
+        page.push_str(&proxy::metrics::histograms(&proxy));
+    }
     page
 }
 
@@ -231,7 +247,7 @@ mod tests {
     use super::*;
 
     /// In seconds, and not how long things took.
-    const GAUGES_OF_TIME: [&str; 1] = ["bridle_clock_ahead_seconds"];
+    const GAUGES_OF_TIME: [&str; 2] = ["bridle_clock_ahead_seconds", "bridle_figures_age_seconds"];
 
     #[test]
     fn every_name_says_its_kind() {

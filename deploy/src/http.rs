@@ -9,6 +9,7 @@
 //!
 //! # Invariants
 //! - Whoever reaches the port holds few descriptors and not for long, and keeps nobody out ([`guests`]; `who_is_silent_or_does_not_read_keeps_nobody_out`).
+//! - No page waits for a disk for longer than a second ([`single_flight`](crate::single_flight); `a_page_does_not_wait_for_a_disk_that_stalls`).
 //! - A web page whose name has been made to mean this machine reads nothing (`pages_of_other_sites_are_refused`).
 
 mod guests;
@@ -36,12 +37,16 @@ use tower::util::ServiceExt;
 use crate::local::Local;
 use crate::opened::Stage;
 use crate::relay;
+use crate::single_flight::SingleFlight;
 
 pub(crate) use guests::CONNECTIONS_MAX;
 use guests::{Guest, Guests};
 
 /// After accept failed (no more file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is older is said to be so.
+const STALE_AGE: Duration = Duration::from_secs(2);
 
 /// How long connections are put up with.
 #[derive(Debug, Clone, Copy)]
@@ -195,20 +200,37 @@ async fn converse(stream: TcpStream, page: Router, patience: Patience, stop: Can
 /// All pages of a process that is open.
 pub(crate) fn pages(local: Arc<Local>, metrics: metrics_exporter_prometheus::PrometheusHandle) -> Router {
     let (ready, scraped) = (local.clone(), local.clone());
+    let (healths, figures) = (SingleFlight::new(), SingleFlight::new());
     let admin = match &local.meta {
         Some(meta) => meta::admin::router(meta.clone(), local.clone()),
         None => relay::router(local.clone()),
     };
     Router::new()
         .route("/health/live", get(|| async { "ok\n" }))
-        .route("/health/ready", get(move || async move { health(&ready) }))
-        .route("/metrics", get(move || async move { exposition(&scraped, &metrics) }))
+        .route("/health/ready", get(move || async move { health(&healths, ready).await }))
+        .route("/metrics", get(move || async move { exposition(&figures, scraped, &metrics).await }))
         .merge(admin)
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is /metrics, /health/live, /health/ready and /v1/...\n") })
         .layer(middleware::from_fn_with_state(local, other_sites))
 }
 
-fn health(local: &Local) -> (StatusCode, String) {
+/// Whether clients are well here, as far as is known without waiting for a disk.
+async fn health(healths: &Arc<SingleFlight<(StatusCode, String)>>, local: Arc<Local>) -> (StatusCode, String) {
+    // Whether it serves at all is known at once.
+    if !local.is_serving() {
+        return health_now(&local);
+    }
+    match healths.get(move || health_now(&local)).await {
+        Some((age, (status, said))) if age >= STALE_AGE => {
+            let stale = format!("this was so {} s ago: what it takes to tell anew waits for a disk\n", age.as_secs());
+            (status, said + &stale)
+        }
+        Some((_, known)) => known,
+        None => (StatusCode::SERVICE_UNAVAILABLE, "not known yet: what it takes to tell waits for a disk\n".to_owned()),
+    }
+}
+
+fn health_now(local: &Local) -> (StatusCode, String) {
     let (unready, notes) = (local.unready(), local.notes());
     let (status, first) = match unready.is_empty() {
         true => (StatusCode::OK, "ok"),
@@ -220,8 +242,10 @@ fn health(local: &Local) -> (StatusCode, String) {
 
 type Page = ([(header::HeaderName, &'static str); 1], String);
 
-fn exposition(local: &Local, metrics: &metrics_exporter_prometheus::PrometheusHandle) -> Page {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], crate::exposition::page(local, metrics))
+async fn exposition(figures: &Arc<SingleFlight<()>>, local: Arc<Local>, metrics: &metrics_exporter_prometheus::PrometheusHandle) -> Page {
+    let gathered = local.clone();
+    let age = figures.get(move || crate::exposition::gather(&gathered)).await.map(|(age, ())| age);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], crate::exposition::page(&local, age, metrics))
 }
 
 #[cfg(test)]

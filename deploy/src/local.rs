@@ -98,8 +98,10 @@ impl Local {
         if let Err(why) = self.writable() {
             faults.push(format!("no writes: {why}"));
         }
-        for (table, figures) in self.tables_here() {
-            faults.extend(figures.faults.iter().map(|(index, why)| format!("{} partition {index}: {why}", table.name)));
+        if let Some(node) = &self.node {
+            for table in self.catalogue.tables() {
+                faults.extend(node.faults(table.id).iter().map(|(index, why)| format!("{} partition {index}: {why}", table.name)));
+            }
         }
         if let Some(Err(why)) = self.meta.as_ref().map(|meta| meta.group().running()) {
             faults.push(format!("the meta group's member has stopped: {why}"));

@@ -33,6 +33,7 @@ mod relay;
 mod reporter;
 mod runtimes;
 mod server;
+mod single_flight;
 mod standalone;
 mod stores;
 mod wire;

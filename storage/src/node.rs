@@ -495,19 +495,23 @@ impl Node {
 
     /// Figures of a table's partitions here.
     pub fn table_figures(&self, table: TableId) -> TableFigures {
-        let mut sum = TableFigures::default();
-        for (id, held) in self.replicas.load().iter().filter(|(id, _)| id.table == table) {
-            match &held.slot {
-                Ok(replica) => {
-                    replica.add_figures(&mut sum);
-                    if let Some(error) = replica.stopped() {
-                        sum.faults.insert(id.index, error.to_string());
-                    }
-                }
-                Err(error) => drop(sum.faults.insert(id.index, error.to_string())),
-            }
-        }
+        let mut sum = TableFigures { faults: self.faults(table), ..TableFigures::default() };
+        let replicas = self.replicas.load();
+        let open = replicas.iter().filter(|(id, _)| id.table == table).filter_map(|(_, held)| held.slot.as_ref().ok());
+        open.for_each(|replica| replica.add_figures(&mut sum));
         sum
+    }
+
+    /// Why partitions of a table are not served here, by index. Asks no store.
+    pub fn faults(&self, table: TableId) -> BTreeMap<u32, String> {
+        let fault = |(id, held): (&PartitionId, &Held)| {
+            let fault = match &held.slot {
+                Ok(replica) => replica.stopped().map(SetAside::to_string),
+                Err(error) => Some(error.to_string()),
+            };
+            fault.map(|fault| (id.index, fault))
+        };
+        self.replicas.load().iter().filter(|(id, _)| id.table == table).filter_map(fault).collect()
     }
 
     /// Stops all replicas in good order and flushes their stores.
