@@ -56,6 +56,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_log_segments", Gauge, "Segments in use."),
     ("bridle_log_disk_bytes", Gauge, "Bytes that the log takes on disk, allocated ones included."),
     ("bridle_raft_groups", Gauge, "Raft groups on this node, by whether it leads them."),
+    ("bridle_task_panics_total", Counter, "Background tasks of partitions that panicked, which is a bug; the log has its words."),
     ("bridle_raft_applied_entries", Gauge, "By table: entries applied since its groups were formed."),
     ("bridle_raft_log_entries", Gauge, "By table: entries in the log that are not purged yet."),
     (

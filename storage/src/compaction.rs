@@ -7,6 +7,7 @@ use engine::store;
 use parking_lot::Mutex;
 
 use crate::replica::Replica;
+use crate::tasks;
 
 /// How long the cycle is waited for: elsewhere nobody may lead, or it may be switched off.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,9 +30,14 @@ impl Compaction {
     pub fn start(replica: Arc<Replica>) -> Arc<Compaction> {
         let compaction = Arc::new(Compaction(Mutex::new(State::Waiting)));
         let begun = compaction.clone();
-        tokio::spawn(async move {
+        let failed = compaction.clone();
+        let begin = async move {
             let began = wait_until_gone(&replica).await.and_then(|()| replica.store().compact().map_err(|error| error.to_string()));
             *begun.0.lock() = began.map_or_else(State::Failed, State::Begun);
+        };
+        tasks::spawn(begin, move |why| {
+            tasks::tell("compaction", why);
+            *failed.0.lock() = State::Failed(format!("it panicked: {why}"));
         });
         compaction
     }

@@ -50,6 +50,7 @@ mod quota;
 mod reads;
 pub mod replica;
 mod stripes;
+mod tasks;
 
 pub use clock::monotonic;
 pub use compaction::Compaction;

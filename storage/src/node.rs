@@ -23,7 +23,7 @@ use crate::hot::Hot;
 use crate::quota::Quota;
 use crate::reads::{By, Look};
 use crate::replica::{Heard, Replica, ReplicaOptions, SetAside};
-use crate::{dirs, reads};
+use crate::{dirs, reads, tasks};
 
 /// How often the node looks whether anything has expired.
 const EXPIRY_PERIOD: Duration = Duration::from_millis(100);
@@ -160,13 +160,18 @@ impl Node {
             changes: Arc::default(),
             alarm: Arc::default(),
         });
-        tokio::spawn(expiry_cycle(Arc::downgrade(&node)));
+        let me = Arc::downgrade(&node);
+        tasks::keep("expiry_cycle", move || expiry_cycle(me.clone()));
         // Alone, what has stopped stays so until somebody has had a look: nobody else has the data.
         if let Some(peers) = &node.options.peers {
-            tokio::spawn(mend(Arc::downgrade(&node), node.changes()));
-            tokio::spawn(revoke_on_jumps(Arc::downgrade(&node), peers.ticker.clone()));
+            let (me, changes) = (Arc::downgrade(&node), node.changes());
+            tasks::keep("mend", move || mend(me.clone(), changes.clone()));
+            let (me, jumps) = (Arc::downgrade(&node), peers.ticker.jumps());
+            tasks::keep("revoke_on_jumps", move || revoke_on_jumps(me.clone(), jumps.clone()));
             // Where no client's command can hold it up.
-            node.options.raft_runtime.spawn(leave_ailing_disk(Arc::downgrade(&node)));
+            let me = Arc::downgrade(&node);
+            let _of_raft = node.options.raft_runtime.enter();
+            tasks::keep("leave_ailing_disk", move || leave_ailing_disk(me.clone()));
         }
         node
     }
@@ -312,7 +317,7 @@ impl Node {
                 due.push(*id);
             } else if let Some(peers) = &self.options.peers {
                 let rebuild = held.rebuild.get_or_insert_with(|| Arc::new(self.rebuild(peers, &held.placement, held.raft_id))).clone();
-                tokio::spawn(async move { rebuild.ask().await });
+                tasks::spawn(async move { rebuild.ask().await }, |why| tasks::tell("rebuild", why));
                 (held.since, held.pause) = (now, (held.pause * 2).min(MEND_LAST));
             }
         }
@@ -613,9 +618,7 @@ impl Call<Request, Response> for Node {
 }
 
 /// In a cluster: revokes all leases whenever the machine has stood still, until the node is gone.
-async fn revoke_on_jumps(node: std::sync::Weak<Node>, ticker: Arc<Ticker>) {
-    let mut jumps = ticker.jumps();
-    drop(ticker);
+async fn revoke_on_jumps(node: std::sync::Weak<Node>, mut jumps: watch::Receiver<Option<Instant>>) {
     while jumps.changed().await.is_ok() {
         let Some(node) = node.upgrade() else { return };
         node.replicas().iter().for_each(|replica| replica.lease.revoke());
@@ -665,6 +668,9 @@ async fn mend(node: std::sync::Weak<Node>, mut changes: watch::Receiver<u64>) {
 async fn expiry_cycle(node: std::sync::Weak<Node>) {
     let mut tick = tokio::time::interval(EXPIRY_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Should a panic have ended it after the alarm rang.
+    let Some(alarm) = node.upgrade().map(|node| node.alarm.clone()) else { return };
+    alarm.sound();
     loop {
         tick.tick().await;
         let Some(node) = node.upgrade() else { return };
@@ -677,12 +683,13 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
         for replica in node.replicas().into_iter().filter(|replica| replica.leads()) {
             // Should it not have gone through before.
             replica.pass_on_default_ttl();
+            replica.keep_time();
             // By the partition's own clock, which does not step back.
             match replica.expiry.due(replica.clock.now().now_ms, &replica.rules()) {
                 Due::Now => {
                     // Where it is at work already it goes on until nothing is due.
                     if let Some(work) = replica.expiry.begin() {
-                        tokio::spawn(node.cycles.clone().work(replica, work));
+                        tasks::spawn(node.cycles.clone().work(replica, work), |why| tasks::tell("expiry_work", why));
                     }
                 }
                 Due::In(left_ms) => pause_ms = pause_ms.min(left_ms),

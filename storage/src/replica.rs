@@ -1,5 +1,6 @@
 //! One copy of one partition on this node: its store, its Raft group, its executor's queue.
 
+use std::future::Future;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -34,6 +35,7 @@ use crate::node::{Peers, TableFigures};
 use crate::queue::Queue;
 use crate::quota::Quota;
 use crate::reads::{self, By, Look};
+use crate::tasks;
 
 /// A replica, running until [`Replica::stop`] or [`Replica::close`].
 pub struct Replica {
@@ -99,6 +101,10 @@ const WORD_PATIENCE: Duration = Duration::from_millis(400);
 
 /// How long a copy waits for an entry that it is to have on its disk; whoever wants to know asks again.
 const COPY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Time that is ahead of the wall clock by so much is not its reading only, ms; then what is committed of it is no older than this, ms, about.
+const CLOCK_AHEAD_MS: i64 = 1_000;
+const KEPT_TIME_AGE_MS: u64 = 9_000;
 
 /// How soon a new leader that could not make itself ready tries again.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(20);
@@ -267,9 +273,20 @@ impl Replica {
             hot: hot.clone(),
             counts: Mutex::default(),
         });
-        tokio::spawn(watch_executor(tokio::spawn(executor::run(replica.clone())), Arc::downgrade(&replica)));
-        tokio::spawn(follow_role(Arc::downgrade(&replica)));
+        replica.run("its executor", executor::run(replica.clone()));
+        replica.run("following its role", follow_role(Arc::downgrade(&replica)));
         Ok(replica)
+    }
+
+    /// Runs a task without which the replica is of no use, and nobody else would notice: its queue is open, and it reads on. It stops should that panic; what
+    /// was under way then has been told that nobody knows.
+    fn run(self: &Arc<Self>, what: &'static str, task: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+        let replica = Arc::downgrade(self);
+        tasks::spawn(task, move |why| {
+            if let Some(replica) = replica.upgrade() {
+                replica.fault(format!("{what} panicked: {why}"));
+            }
+        })
     }
 
     /// Which partition this is a copy of.
@@ -616,6 +633,22 @@ impl Replica {
         }
     }
 
+    /// Whoever leads next, and this replica after a restart, goes on from the last stamp that is committed. While time is ahead of the wall clock nothing else
+    /// tells them how far it has come: then it is committed every so often though nobody writes.
+    pub(crate) fn keep_time(self: &Arc<Self>) {
+        let now_ms = self.clock.now().now_ms;
+        if self.clock.ahead_ms() < CLOCK_AHEAD_MS || now_ms < self.clock.committed_ms() + KEPT_TIME_AGE_MS {
+            return;
+        }
+        let replica = self.clone();
+        let passed = async move {
+            if let Err(error) = replica.pass(now_ms).await {
+                tracing::debug!(partition = ?replica.partition, %error, "how far time has come is not committed");
+            }
+        };
+        tasks::spawn(passed, |why| tasks::tell("keep_time", why));
+    }
+
     /// The longest that a step of the expiry cycle has held the executor, by the node's clock for steps.
     pub fn longest_step(&self) -> Duration {
         self.expiry.longest_step()
@@ -723,22 +756,6 @@ fn last_stamp(store: &Store) -> Result<u64, String> {
     stamp.map_or(Ok(0), |stamp| value::decode_counter(&stamp).map_err(|error| error.to_string()))
 }
 
-/// Without its executor a replica is of no use, and nobody else would notice: its queue is open, and it reads on. What was under way when it panicked has
-/// been told that nobody knows.
-async fn watch_executor(executor: tokio::task::JoinHandle<()>, replica: std::sync::Weak<Replica>) {
-    if let Err(error) = executor.await
-        && error.is_panic()
-        && let Some(replica) = replica.upgrade()
-    {
-        replica.fault(format!("its executor panicked: {}", words_of(error.into_panic().as_ref())));
-    }
-}
-
-fn words_of(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word")
-}
-
 /// Follows who leads until the replica is gone: who ceases to lead answers no more reads, and who begins makes itself ready.
 async fn follow_role(replica: std::sync::Weak<Replica>) {
     let Some((mut role, group)) = replica.upgrade().map(|replica| (replica.role.clone(), replica.group.clone())) else { return };
@@ -817,8 +834,7 @@ mod tests {
             Arc::new(Table { id: TableId(1), name: "db0".into(), number: 0, partitions: 1, replicas: 1, envs, default_ttl_since_ms: 0 });
         node.follow(&[Assigned { table, placements }]).await;
         let replica = node.replica(partition).expect("it is open");
-        let executor = tokio::spawn(async { panic!("on purpose") });
-        watch_executor(executor, Arc::downgrade(&replica)).await;
+        replica.run("its executor", async { panic!("on purpose") }).await.expect("no panic");
         let why = |error: &CallError| error.to_string().contains("its executor panicked: on purpose");
         assert!(replica.stopped().is_some_and(|stopped| why(&stopped.fault)));
         for op in [Op::Get { key: Bytes::from_static(b"k") }, Op::Append { key: Bytes::from_static(b"k"), value: Bytes::new() }] {
