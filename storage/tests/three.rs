@@ -1,12 +1,14 @@
 //! One partition on three nodes of one process, with a wire that can be cut and letters that can be held at the door.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cluster::rows::Replicas;
 use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
+use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Log, LogOptions};
 use engine::raft::{Kind, Letter, Ticker, Wire, WireError};
 use engine::store::{Settings, Shared};
@@ -100,6 +102,38 @@ impl Wire for End {
     }
 }
 
+/// The machine's clocks after it has slept for some ms, the wall clock ahead by some more.
+#[derive(Debug, Clone, Default)]
+struct Ahead {
+    slept_ms: Arc<AtomicU64>,
+    ahead_ms: Arc<AtomicU64>,
+}
+
+impl Ahead {
+    fn set(&self, ms: u64) {
+        self.ahead_ms.store(ms, Ordering::Relaxed);
+    }
+
+    fn sleep(&self, ms: u64) {
+        self.slept_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+}
+
+impl Clocks for Ahead {
+    fn monotonic(&self) -> Duration {
+        SystemClocks.monotonic()
+    }
+
+    fn boot(&self) -> Duration {
+        SystemClocks.boot() + Duration::from_millis(self.slept_ms.load(Ordering::Relaxed))
+    }
+
+    fn wall(&self) -> Duration {
+        let more_ms = self.slept_ms.load(Ordering::Relaxed) + self.ahead_ms.load(Ordering::Relaxed);
+        SystemClocks.wall() + Duration::from_millis(more_ms)
+    }
+}
+
 struct Three {
     net: Arc<Net>,
     nodes: Vec<Arc<Node>>,
@@ -116,6 +150,10 @@ fn assigned(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Assigned {
 
 impl Three {
     async fn open(dir: &Path) -> Three {
+        Three::open_by(dir, &Default::default()).await
+    }
+
+    async fn open_by(dir: &Path, clocks: &[Ahead; 3]) -> Three {
         let net = Arc::new(Net::default());
         let ticker = Ticker::start();
         let shared = Shared::new(Settings::default()).expect("memory for stores");
@@ -133,7 +171,7 @@ impl Three {
                 row_cache_bytes: 8 << 20,
                 request_memory_max: REQUEST_MEMORY,
                 cluster_tag: 1,
-                clock: SlewedClock::system(),
+                clock: SlewedClock::new(clocks[server as usize - 1].clone()),
                 unsure_after: UNSURE_AFTER,
                 peers: Some(Peers { server: ServerId(server), wire: Arc::new(End { server, net: net.clone() }), ticker: ticker.clone() }),
             };
@@ -170,6 +208,23 @@ impl Three {
                 Err(CallError::NoLeader(_)) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(10)).await,
                 other => panic!("{other:?}"),
             }
+        }
+    }
+
+    /// Asks everybody who believes to lead until one does; who it was. As proxies, which go where they are told, it stays with nobody who does not.
+    async fn anywhere(&self, op: Op) -> (usize, Answer) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let believes = |node: &Node| node.leader(PARTITION).is_some_and(|leader| leader.server == node.server());
+            for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| believes(node)) {
+                match node.call(PARTITION, Request { ops: vec![op.clone()], joined: Vec::new(), watched: vec![] }).await {
+                    Ok(Response::Done(mut outcomes)) => return (at, outcomes.remove(0).expect("no refusal")),
+                    Err(CallError::NoLeader(_)) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert!(Instant::now() < deadline, "nobody leads");
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -551,5 +606,72 @@ async fn another_directory_of_a_partition_does_not_cost_a_replica_its_log() {
     let three = Three::open(dir.path()).await;
     let error = three.nodes[0].replica(PARTITION).err().expect("it is not opened").to_string();
     assert!(error.contains("a later replica"), "{error}");
+    three.close().await;
+}
+
+const DAY_MS: u64 = 86_400_000;
+
+/// Whoever leads first has a clock that is ahead by a day for a moment, and the others go on from its stamps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_expire_after_a_leader_whose_clock_was_ahead() {
+    let short = |key: &'static str| Op::Set {
+        key: Bytes::from_static(key.as_bytes()),
+        value: Bytes::from_static(b"short"),
+        ttl: Ttl::Until(Deadline::In(400)),
+        only: Only::Always,
+        want_old: false,
+    };
+    let (dir, clocks) = (tempfile::tempdir().expect("a directory"), std::array::from_fn(|_| Ahead::default()));
+    clocks.iter().for_each(|clock| clock.set(DAY_MS));
+    let three = Three::open_by(dir.path(), &clocks).await;
+    let first = three.leader().await;
+    three.one(first, set("a day ahead")).await;
+    three.close().await;
+    clocks.iter().for_each(|clock| clock.set(0));
+    let three = Three::open_by(dir.path(), &clocks).await;
+    // After a restart, and after every failover from there.
+    for key in ["a", "b", "c", "d"] {
+        let get = || Op::Get { key: Bytes::from_static(key.as_bytes()) };
+        let began = Instant::now();
+        let (leader, _) = three.anywhere(short(key)).await;
+        assert!(is(&three.anywhere(get()).await.1, "short") || began.elapsed() > Duration::from_millis(400), "{key}");
+        three.hand_over(leader, (leader + 1) % 3).await;
+        let ahead_ms = loop {
+            if let (leader, Answer::Nil) = three.anywhere(get()).await {
+                break three.nodes[leader].clock_ahead_ms();
+            }
+            assert!(began.elapsed() < Duration::from_secs(5), "{key} does not expire");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert!((DAY_MS as i64 - 60_000..=DAY_MS as i64).contains(&ahead_ms), "{ahead_ms}");
+    }
+    three.close().await;
+}
+
+/// Nobody writes for an hour, and who leads next learns that it has passed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn time_that_is_ahead_is_not_lost_with_its_leader() {
+    const HOUR_MS: u64 = 3_600_000;
+    let (dir, clocks) = (tempfile::tempdir().expect("a directory"), std::array::from_fn(|_| Ahead::default()));
+    clocks.iter().for_each(|clock| clock.set(DAY_MS));
+    let three = Three::open_by(dir.path(), &clocks).await;
+    let leader = three.leader().await;
+    three.one(leader, set("a day ahead")).await;
+    clocks.iter().for_each(|clock| clock.set(0));
+    // So that it is noticed.
+    three.one(leader, get()).await;
+    let applied = || three.nodes[leader].replica(PARTITION).expect("it is open").figures().applied;
+    let (before, began) = (applied(), Instant::now());
+    clocks.iter().for_each(|clock| clock.sleep(HOUR_MS));
+    while applied() == before {
+        assert!(began.elapsed() < Duration::from_secs(10), "it is not committed how far time has come");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    three.close().await;
+    let three = Three::open_by(dir.path(), &clocks).await;
+    let leader = three.leader().await;
+    three.one(leader, get()).await;
+    let lost_ms = DAY_MS as i64 - three.nodes[leader].clock_ahead_ms();
+    assert!((HOUR_MS as i64 / 10 - 1_000..HOUR_MS as i64 / 10 + 60_000).contains(&lost_ms), "{lost_ms}");
     three.close().await;
 }
