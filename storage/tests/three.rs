@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cluster::rows::Replicas;
 use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::clocks::{Clocks, SystemClocks};
-use engine::log::{Log, LogOptions};
+use engine::log::{Disk, Log, LogOptions, Space};
 use engine::raft::{Kind, Letter, Ticker, Wire, WireError};
 use engine::store::{Settings, Shared};
 use engine::time::SlewedClock;
@@ -102,6 +102,23 @@ impl Wire for End {
     }
 }
 
+/// A disk whose syncs can be made slow.
+#[derive(Debug, Default)]
+struct Hanging {
+    slow_ms: AtomicU64,
+}
+
+impl Disk for Hanging {
+    fn sync(&self, file: &std::fs::File) -> std::io::Result<()> {
+        std::thread::sleep(Duration::from_millis(self.slow_ms.load(Ordering::Relaxed)));
+        file.sync_data()
+    }
+
+    fn space(&self, _dir: &Path) -> Option<Space> {
+        None
+    }
+}
+
 /// The machine's clocks after it has slept for some ms, the wall clock ahead by some more.
 #[derive(Debug, Clone, Default)]
 struct Ahead {
@@ -154,13 +171,18 @@ impl Three {
     }
 
     async fn open_by(dir: &Path, clocks: &[Ahead; 3]) -> Three {
+        Three::open_on(dir, clocks, &Default::default()).await
+    }
+
+    async fn open_on(dir: &Path, clocks: &[Ahead; 3], disks: &[Arc<Hanging>; 3]) -> Three {
         let net = Arc::new(Net::default());
         let ticker = Ticker::start();
         let shared = Shared::new(Settings::default()).expect("memory for stores");
         let (mut nodes, mut logs) = (Vec::new(), Vec::new());
         for server in 1..=3 {
             let dir = dir.join(server.to_string());
-            let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
+            let disk = disks[server as usize - 1].clone();
+            let log = Log::open(LogOptions { disk, ..LogOptions::new(dir.join("log")) }).expect("open the log");
             logs.push(log.clone());
             let options = NodeOptions {
                 step_clock: storage::monotonic,
@@ -673,5 +695,46 @@ async fn time_that_is_ahead_is_not_lost_with_its_leader() {
     three.one(leader, get()).await;
     let lost_ms = DAY_MS as i64 - three.nodes[leader].clock_ahead_ms();
     assert!((HOUR_MS as i64 / 10 - 1_000..HOUR_MS as i64 / 10 + 60_000).contains(&lost_ms), "{lost_ms}");
+    three.close().await;
+}
+
+/// A node whose fsyncs take two seconds: it is not cut off, it ceases to lead within a few seconds, and writes hardly notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leads_on_a_disk_that_hangs_hands_over_and_writes_go_on() {
+    let (dir, disks) = (tempfile::tempdir().expect("a directory"), std::array::from_fn(|_| Arc::<Hanging>::default()));
+    let three = Three::open_on(dir.path(), &Default::default(), &disks).await;
+    let first = three.leader().await;
+    three.one(first, set("before")).await;
+    let term = three.nodes[first].leader(PARTITION).expect("it leads").term;
+    disks[first].slow_ms.store(2000, Ordering::Relaxed);
+    let hangs_since = Instant::now();
+    let mut slowest = Duration::ZERO;
+    let next = loop {
+        let began = Instant::now();
+        let (leader, _) = three.anywhere(set("meanwhile")).await;
+        slowest = slowest.max(began.elapsed());
+        if leader != first {
+            break leader;
+        }
+        assert!(hangs_since.elapsed() < Duration::from_secs(8), "it leads on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(slowest < Duration::from_secs(2), "a write took {slowest:?}");
+    // It was handed over, and not lost: nobody stood for election before, so the next term is the next one.
+    assert_eq!(three.nodes[next].leader(PARTITION).expect("it leads").term, term + 1);
+    three.anywhere(set("after")).await;
+    disks[first].slow_ms.store(0, Ordering::Relaxed);
+    // For a minute it is not given back.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let term = three.nodes[next].leader(PARTITION).expect("it leads").term;
+        let refused = three.nodes[next].transfer(PARTITION, term, first as u64 + 11).await.expect_err("its disk was slow a moment ago");
+        if refused.contains("its disk is not well") {
+            break;
+        }
+        // Until the last slow fsync is through, nothing is heard of it.
+        assert!(Instant::now() < deadline, "{refused}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     three.close().await;
 }

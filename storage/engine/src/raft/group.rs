@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -163,6 +163,8 @@ pub(super) struct Inner {
     pub(super) purged_at_start: u64,
     /// While leadership is being handed over, nobody may rely on a lease of ours.
     pub(super) is_handing_over: AtomicBool,
+    /// How many proposals have passed the look at `is_handing_over` and are not in Raft's queue yet.
+    pub(super) submitting: AtomicUsize,
     /// While leadership is being handed over and all leases of ours are revoked: whoever stands may have our vote. Held while a vote is given.
     pub(super) has_revoked: tokio::sync::RwLock<bool>,
     /// Held while a letter with entries is taken in.
@@ -173,6 +175,22 @@ pub(super) struct Inner {
     pub(super) receiving: Arc<tokio::sync::Mutex<Receiving>>,
     /// Why Raft has ended.
     pub(super) ended: watch::Sender<Option<String>>,
+}
+
+/// A proposal on its way into Raft's queue.
+struct Submitting<'a>(&'a AtomicUsize);
+
+impl<'a> Submitting<'a> {
+    fn new(count: &'a AtomicUsize) -> Submitting<'a> {
+        count.fetch_add(1, Ordering::SeqCst);
+        Submitting(count)
+    }
+}
+
+impl Drop for Submitting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Group {
@@ -256,7 +274,15 @@ impl Group {
             }
             self.inner.pulse.used();
             let (responder, result) = ProgressResponder::complete_only();
-            self.inner.raft.write(Payload(batch)).with_leader(leadership.leader).responder(responder).await.map_err(fatal)?;
+            {
+                // In this order: a handover says so first, and then waits for those that have not seen it. Raft would refuse what comes later,
+                // but only once this server's vote for the next leader is on its disk, and nobody knew until then.
+                let _submitting = Submitting::new(&self.inner.submitting);
+                if self.inner.is_handing_over.load(Ordering::SeqCst) {
+                    return Err(GroupError::NotLeader { why: "leadership is being handed over".to_owned(), leader: None });
+                }
+                self.inner.raft.write(Payload(batch)).with_leader(leadership.leader).responder(responder).await.map_err(fatal)?;
+            }
             let inner = self.inner.clone();
             let verdict: Verdict = Box::pin(async move {
                 match result.await {

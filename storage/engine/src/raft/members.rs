@@ -253,8 +253,9 @@ impl Group {
             // What is on its way to Raft at this moment is not in its figures yet.
             tokio::time::sleep(LANDING_LOOK).await;
             let figures = self.figures();
+            let is_landed = self.inner.submitting.load(Ordering::SeqCst) == 0 && figures.applied >= figures.last_log;
             // Those that are left are told that nobody knows.
-            if figures.applied >= figures.last_log || Instant::now() >= deadline {
+            if is_landed || Instant::now() >= deadline {
                 return;
             }
         }

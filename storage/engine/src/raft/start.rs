@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -202,6 +202,7 @@ impl Group {
             leads_since: Mutex::default(),
             purged_at_start,
             is_handing_over: AtomicBool::default(),
+            submitting: AtomicUsize::default(),
             has_revoked: tokio::sync::RwLock::default(),
             admitting: tokio::sync::Mutex::default(),
             changing: Arc::default(),
