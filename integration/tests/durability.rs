@@ -159,3 +159,40 @@ fn a_corrupt_table_file_is_reported_by_name_and_never_read_as_data() {
     let name = damaged.file_name().expect("a file").to_string_lossy().into_owned();
     assert!(server.output().contains(&name), "the log does not name {name}:\n{}", server.output());
 }
+
+/// strace at work on a server that runs; it lets go of it when it is dropped.
+struct Traced(std::process::Child);
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("kill").arg(self.0.id().to_string()).status();
+        self.0.wait().expect("strace ends");
+    }
+}
+
+#[test]
+fn pages_do_not_wait_for_a_disk_that_stalls() {
+    let server = Server::builder().start();
+    server.client().run("SET k v");
+    assert_eq!((server.page("/health/ready").0, server.page("/metrics").0), (200, 200));
+    // Each look at the file system takes ten seconds.
+    let inject = "inject=statfs,fstatfs:delay_enter=10000000";
+    let mut strace = std::process::Command::new("strace");
+    strace.args(["-f", "-q", "-e", "trace=statfs,fstatfs", "-e", inject, "-o", "/dev/null", "-p", &server.pid().to_string()]);
+    let traced = Traced(strace.spawn().expect("strace"));
+    let ask = |path: &str| {
+        let began = std::time::Instant::now();
+        let (status, page) = server.page(path);
+        assert!(began.elapsed() < std::time::Duration::from_secs(5), "{path} took {:?}", began.elapsed());
+        assert_eq!(status, 200, "{page}");
+        page
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !ask("/health/ready").contains("waits for a disk") {
+        assert!(std::time::Instant::now() < deadline, "strace stalls nothing");
+    }
+    let metrics = ask("/metrics");
+    let age = metrics.lines().find_map(|line| line.strip_prefix("bridle_figures_age_seconds ")).expect("the metric");
+    assert!(age.parse::<f64>().expect("a number") > 0.5, "{age}");
+    drop(traced);
+}
