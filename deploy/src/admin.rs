@@ -31,6 +31,12 @@ pub(crate) fn run(admin: &Admin) -> anyhow::Result<String> {
             server.delete(&format!("/v1/nodes/{id}"))?;
             server.show(serde_json::json!({ "forgotten": id }), |_: Value| format!("{id} is forgotten\n"))
         }
+        Ask::Release { seat } => {
+            server.delete(&format!("/v1/metas/{seat}"))?;
+            server.show(serde_json::json!({ "released": seat }), |_: Value| {
+                format!("seat {seat} is released: start the server that is to take it\n")
+            })
+        }
         Ask::Tables => server.show(server.get("/v1/tables")?, |list: Vec<TableStatus>| words::tables(&list)),
         Ask::Partitions { table } => {
             server.show(server.get(&table_path(table, "/partitions"))?, |list: Vec<PartitionStatus>| words::partitions(&list))

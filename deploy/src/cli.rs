@@ -168,6 +168,11 @@ pub(crate) enum Ask {
         /// Its id or its address, as `nodes` shows them
         node: String,
     },
+    /// Says that a meta's directory is lost for good, so that a server with an empty one may take its seat
+    Release {
+        /// Its place in cluster.metas; the first is 1
+        seat: u32,
+    },
     /// Lists the tables
     Tables,
     /// Lists a table's partitions: who leads, in which term, who follows and how far behind

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use cluster::net::{Answer, Channel, Peer, Service, Services};
+use cluster::news::{self, Ask, SeatWord, Told};
 use cluster::rows::{Replicas, SyncCopy, serve_rows};
 use cluster::{Boxed, Call, CallError, Leader, PartitionId, ServerId};
 use engine::raft::Letter;
@@ -24,6 +25,8 @@ pub(crate) fn is_read(request: &Request) -> bool {
 /// The services of a process.
 pub(crate) struct Inbox {
     meta: OnceLock<Arc<Meta>>,
+    /// Of a process with a seat in the meta group: whether it has a past there, or belongs to a cluster.
+    has_past: OnceLock<bool>,
     node: OnceLock<Arc<Node>>,
     replicas: OnceLock<Arc<dyn Replicas<Request, Response>>>,
     nobody: Arc<dyn Replicas<Request, Response>>,
@@ -34,6 +37,7 @@ impl Inbox {
     pub(crate) fn new(server: ServerId) -> Arc<Inbox> {
         Arc::new(Inbox {
             meta: OnceLock::new(),
+            has_past: OnceLock::new(),
             node: OnceLock::new(),
             replicas: OnceLock::new(),
             nobody: Arc::new(Nobody(server)),
@@ -44,6 +48,24 @@ impl Inbox {
     /// Meta is open. Once.
     pub(crate) fn serve_meta(&self, meta: &Arc<Meta>) {
         self.meta.get_or_init(|| meta.clone());
+    }
+
+    /// Whether this process's meta, which is not open yet, remembers anything. Once.
+    pub(crate) fn tell_of_past(&self, has_past: bool) {
+        self.has_past.get_or_init(|| has_past);
+    }
+
+    /// A meta that remembers nothing asks before the metas are open.
+    fn seat(&self, seat: u32, server: ServerId) -> Answer {
+        if let Some(meta) = self.meta.get().cloned() {
+            return Answer::Later(Box::pin(async move { Ok(news::encode(&Told::Seat(meta.seat_word(seat, server).await))) }));
+        }
+        let word = match self.has_past.get() {
+            Some(true) => SeatWord::Unknown,
+            Some(false) => SeatWord::Unfounded,
+            None => return Answer::Now(Err("its directory is not open yet".to_owned())),
+        };
+        Answer::Now(Ok(news::encode(&Told::Seat(word))))
     }
 
     /// Storage is open. Once.
@@ -57,13 +79,16 @@ impl Inbox {
         self.local.get_or_init(|| local.clone());
     }
 
-    fn letter(&self, body: Bytes) -> Answer {
+    fn letter(&self, from: &Peer, body: Bytes) -> Answer {
         let letter = match Letter::decode(body) {
             Ok(letter) => letter,
             Err(why) => return Answer::Now(Err(why.to_owned())),
         };
         if letter.group == meta::GROUP {
             return match self.meta.get().cloned() {
+                Some(meta) if !meta.may_sit(letter.from, from.server) => {
+                    Answer::Now(Err(format!("seat {} of the meta group is not server {}'s", letter.from, from.server)))
+                }
                 Some(meta) => begun(Box::pin(async move { meta.group().receive(letter).await.map_err(|error| error.to_string()) })),
                 None => Answer::Now(Err("no meta is open here".to_owned())),
             };
@@ -88,17 +113,18 @@ impl Inbox {
 }
 
 impl Services for Inbox {
-    fn call(&self, _from: &Peer, service: Service, body: Bytes) -> Answer {
+    fn call(&self, from: &Peer, service: Service, body: Bytes) -> Answer {
         match service {
             Service::Rows => serve_rows(self.replicas.get().unwrap_or(&self.nobody), is_read, &body),
-            Service::Raft | Service::RaftBulk => self.letter(body),
+            Service::Raft | Service::RaftBulk => self.letter(from, body),
             Service::Sync => self.sync(&body),
             Service::Leads => {
                 let led: Vec<PartitionId> = self.node.get().map(|node| node.led()).unwrap_or_default();
                 Answer::Now(Ok(cluster::news::encode(&led)))
             }
-            Service::Meta => match (self.meta.get(), self.local.get()) {
-                (Some(meta), Some(local)) => Answer::Later(meta.answer(body, local.clone())),
+            Service::Meta => match (news::decode(&body), self.meta.get(), self.local.get()) {
+                (Ok(Ask::Seat { seat, server }), ..) => self.seat(seat, server),
+                (_, Some(meta), Some(local)) => Answer::Later(meta.answer(body, local.clone())),
                 _ => Answer::Now(Err("no meta is open here".to_owned())),
             },
         }

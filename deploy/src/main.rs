@@ -32,6 +32,7 @@ mod reach;
 mod relay;
 mod reporter;
 mod runtimes;
+mod seat;
 mod server;
 mod single_flight;
 mod standalone;

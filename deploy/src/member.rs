@@ -37,6 +37,7 @@ use crate::opened::{Opened, Setup};
 use crate::ports::Places;
 use crate::reach::Reach;
 use crate::reporter::Reporter;
+use crate::seat;
 use crate::stores::{self, Stores};
 use crate::wire::NetWire;
 
@@ -173,6 +174,12 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
     };
     let meta = match (&stores, config.cluster.seat()) {
         (Some(stores), Some(position)) => {
+            let has_past = stores.log.groups().contains(&meta::GROUP);
+            inbox.tell_of_past(has_past || directory.identity().cluster_number().is_some());
+            if !has_past {
+                let others = metas.iter().zip(1..).filter(|(_, seat)| *seat != position).map(|(address, _)| address.clone());
+                seat::may_be_taken(&net, others.collect(), position, server.id, setup.stage).await?;
+            }
             let seat = Seat::Member { members: metas.clone(), position, wire: wire.clone(), ticker: ticker.clone(), net: net.clone() };
             let options = MetaOptions {
                 dir: directory.meta(),

@@ -341,6 +341,22 @@ impl Cluster {
         self.end_all();
     }
 
+    /// Waits until a process has ended by itself.
+    ///
+    /// # Panics
+    /// When it does not in a minute.
+    pub fn wait_until_ended(&mut self, number: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        let Some(mut child) = self.members[number].child.take() else { return };
+        while child.try_wait().expect("our own child").is_none() {
+            if Instant::now() > deadline {
+                let _ = child.kill();
+                panic!("process {number} does not end");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn assert_not_ended(&mut self, number: usize) {
         if let Some(child) = &mut self.members[number].child {
             let ended = child.try_wait().expect("our own child");

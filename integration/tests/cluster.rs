@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use integration::cluster::{Cluster, free_ports};
+use integration::cluster::{Cluster, SECRET, free_ports};
 use integration::{Client, Value, admin_json, binary, bridle, bridle_with, within};
 use serde_json::Value as Json;
 
@@ -477,4 +477,39 @@ fn make_cluster_is_usable_in_ten_seconds() {
         assert!(said.status.success() && String::from_utf8_lossy(&said.stdout).contains("db0"), "{said:?}");
         assert!(script.run("stop").status.success());
     }
+}
+
+/// A meta that has forgotten its votes would help to decide what contradicts them: a table would vanish, and its ids be given again.
+#[test]
+fn a_meta_whose_directory_is_lost_is_taken_back_only_by_an_operators_word() {
+    let mut cluster = Cluster::builder().partitions(1).start();
+    let ask = |cluster: &Cluster, number: usize, words: &[&str]| {
+        bridle_with(Some(SECRET), &[&["admin", "--url", &cluster.url(number)], words].concat())
+    };
+    let admin = |cluster: &Cluster, words: &[&str]| ask(cluster, 0, words);
+    cluster.kill(1);
+    let said = admin(&cluster, &["create", "books", "--partitions", "2", "--replicas", "1"]);
+    assert!(said.fine, "{said:?}");
+    cluster.kill(0);
+    cluster.kill(2);
+    std::fs::remove_dir_all(cluster.data(2)).expect("its directory");
+    // The second knows of the cluster, and not of the table. It and the third must not decide anything.
+    cluster.launch(1);
+    cluster.launch(2);
+    std::thread::sleep(Duration::from_secs(4));
+    assert!([1, 2].iter().all(|number| !ask(&cluster, *number, &["tables"]).fine), "there is no meta that leads");
+    cluster.launch(0);
+    cluster.wait_until_ended(2);
+    let why = cluster.said(2);
+    assert!(why.contains("seat 3 of the meta group is server") && why.contains("bridle admin release 3"), "{why}");
+    let serves = |cluster: &Cluster| admin(cluster, &["tables"]);
+    within(20, "the table is there", || serves(&cluster).out.contains("books"));
+    within(20, "it is released", || admin(&cluster, &["release", "3"]).fine);
+    cluster.launch(2);
+    within(20, "it is a meta again", || ask(&cluster, 2, &["tables"]).out.contains("books"));
+    within(20, "it follows", || {
+        let nodes = admin_json(&cluster.url(0), Some(SECRET), &["nodes"]);
+        nodes.as_array().is_some_and(|nodes| nodes.iter().filter(|node| node["state"] == "up").count() == 3)
+    });
+    assert!(cluster.runs(2));
 }

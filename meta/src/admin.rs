@@ -6,6 +6,7 @@
 //! | `GET /v1/cluster`                                  |                 | [`ClusterStatus`] |
 //! | `GET /v1/nodes`                                    |                 | list of [`ServerStatus`] |
 //! | `DELETE /v1/nodes/{id}`                            |                 | 204; a server that is down and holds nothing is forgotten, and stays out |
+//! | `DELETE /v1/metas/{seat}`                          |                 | 204; the server of this seat of the meta group has lost its directory: another may take it |
 //! | `GET /v1/tables`                                   |                 | list of [`TableStatus`] |
 //! | `POST /v1/tables`                                  | [`NewTable`]    | 201, [`TableStatus`] |
 //! | `GET /v1/tables/{name}`                            |                 | [`TableStatus`] |
@@ -94,16 +95,17 @@ impl IntoResponse for Failed {
 impl From<MetaError> for Failed {
     fn from(error: MetaError) -> Self {
         let status = match &error {
-            MetaError::Refused(Refusal::NoTable(_) | Refusal::NoServer(_) | Refusal::NoPartition(_)) => StatusCode::NOT_FOUND,
+            MetaError::Refused(Refusal::NoTable(_) | Refusal::NoServer(_) | Refusal::NoSeat(_) | Refusal::NoPartition(_)) => {
+                StatusCode::NOT_FOUND
+            }
             MetaError::Refused(Refusal::Exists(_) | Refusal::Reserved(_) | Refusal::Alive(_) | Refusal::HoldsReplicas { .. }) => {
                 StatusCode::CONFLICT
             }
             MetaError::Refused(Refusal::NotEnough(_)) => StatusCode::SERVICE_UNAVAILABLE,
             MetaError::Refused(_) => StatusCode::BAD_REQUEST,
-            MetaError::NotLeading { .. } | MetaError::NotNow(_) | MetaError::NotYet(_) | MetaError::DiskFull(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            MetaError::Unknown(_) | MetaError::Fault(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            MetaError::NotLeading { .. } | MetaError::NotNow(_) | MetaError::DiskFull(_) => StatusCode::SERVICE_UNAVAILABLE,
+            // It was begun: to try again would be to ask for something else.
+            MetaError::Unknown(_) | MetaError::NotYet(_) | MetaError::Fault(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failed(status, error.to_string())
     }
@@ -148,6 +150,7 @@ fn routes() -> Router<Api> {
         .route("/v1/cluster", get(cluster_status))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{id}", delete(remove_node))
+        .route("/v1/metas/{seat}", delete(release_seat))
         .route("/v1/tables", get(list).post(create))
         .route("/v1/tables/{name}", get(one).delete(drop_table))
         .route("/v1/tables/{name}/partitions", get(partitions))
@@ -215,7 +218,7 @@ async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
         }
-        Some(Err(why)) => Failed(StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+        Some(Err(error)) => Failed::from(error).into_response(),
     }
 }
 
@@ -282,6 +285,11 @@ fn server_id(text: &str) -> Result<ServerId, Failed> {
 
 async fn remove_node(State(api): State<Api>, Path(id): Path<String>) -> Result<StatusCode, Failed> {
     api.meta.remove_server(server_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn release_seat(State(api): State<Api>, Path(seat): Path<u32>) -> Result<StatusCode, Failed> {
+    api.meta.release_seat(seat).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use cluster::net::Net;
@@ -27,6 +27,11 @@ use crate::state::{Command, State};
 
 /// Meta's group in the node's log and on the wire; partitions' numbers are far above.
 pub const GROUP: u64 = 0;
+
+/// How long a majority may take to confirm a change, and what was decided before. Beyond that another meta leads, if one can.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Alone, nobody else can lead: however slow the disk is.
+const PATIENCE_ALONE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What meta is opened with.
 #[derive(Clone)]
@@ -85,6 +90,8 @@ pub struct Meta {
     log: Arc<Log>,
     deciding: tokio::sync::Mutex<Deciding>,
     stamps: StampClock,
+    /// When a majority of the metas has last confirmed that this one leads.
+    pub(crate) confirmed: Mutex<Instant>,
     /// Locked before `picture` is replaced, so that both are always of one leadership.
     pub(crate) roster: Mutex<Roster>,
     pub(crate) desk: Mutex<Desk>,
@@ -94,7 +101,7 @@ pub struct Meta {
     pub(crate) tables: watch::Sender<Arc<Tables>>,
     pub(crate) view: ArcSwap<View>,
     pub(crate) version: watch::Sender<u64>,
-    leading: Mutex<Option<tokio::task::AbortHandle>>,
+    leading: Mutex<Vec<tokio::task::AbortHandle>>,
 }
 
 impl Meta {
@@ -138,6 +145,7 @@ impl Meta {
             log: log.clone(),
             deciding: tokio::sync::Mutex::default(),
             stamps,
+            confirmed: Mutex::new(Instant::now()),
             roster: Mutex::default(),
             desk: Mutex::new(Desk::new(Instant::now())),
             picture: watch::Sender::new(Arc::new(Picture::blank())),
@@ -150,7 +158,8 @@ impl Meta {
         if matches!(meta.options.seat, Seat::Alone(_)) {
             meta.take_the_lead().await?;
         }
-        *meta.leading.lock() = Some(tokio::spawn(leading::lead_on(meta.me.clone())).abort_handle());
+        let tasks = [tokio::spawn(leading::lead_on(meta.me.clone())), tokio::spawn(leading::confirm_on(meta.me.clone()))];
+        *meta.leading.lock() = tasks.iter().map(tokio::task::JoinHandle::abort_handle).collect();
         Ok(meta)
     }
 
@@ -163,7 +172,11 @@ impl Meta {
 
     /// Makes sure that we lead and that the copy of the state is that of the store.
     async fn lead(&self, deciding: &mut Deciding) -> Result<Leadership, MetaError> {
-        let leadership = self.group.establish().await.map_err(|error| self.refused(error))?;
+        let established = tokio::time::timeout(self.patience(), self.group.establish()).await;
+        let established =
+            established.unwrap_or_else(|_| Err(GroupError::NotLeader { why: "no majority answers".to_owned(), leader: None }));
+        let leadership = established.map_err(|error| self.refused(error))?;
+        *self.confirmed.lock() = Instant::now();
         // Who has resigned for want of a majority may lead again in the same term.
         if deciding.term == Some(leadership.term()) && self.picture.borrow().term == deciding.term {
             return Ok(leadership);
@@ -176,6 +189,13 @@ impl Meta {
         }
         self.publish(&deciding.state, leadership.term());
         Ok(leadership)
+    }
+
+    fn patience(&self) -> Duration {
+        match self.options.seat {
+            Seat::Alone(_) => PATIENCE_ALONE,
+            Seat::Member { .. } => PATIENCE,
+        }
     }
 
     fn read_state(&self) -> Result<State, MetaError> {
@@ -241,7 +261,12 @@ impl Meta {
         self.writable()?;
         // Until we know how it went, our copy counts for nothing.
         deciding.term = None;
-        let proposed = self.group.propose(leadership, record::batch(&decided.changes, stamp_ms)).await;
+        // A leader that is cut off is not told so by Raft, and its proposal would wait for as long as the cut lasts, and with it all that is to be decided. What became of it
+        // is seen in the state that is read before the next decision, which waits for it.
+        let batch = record::batch(&decided.changes, stamp_ms);
+        let proposed = tokio::time::timeout(self.patience(), self.group.propose(leadership, batch)).await;
+        let proposed =
+            proposed.unwrap_or_else(|_| Err(GroupError::Unknown("no majority of the metas has confirmed it in time".to_owned())));
         proposed.map_err(|error| self.refused(error))?;
         deciding.state.apply(&decided.changes, stamp_ms);
         deciding.term = Some(leadership.term());
@@ -322,6 +347,22 @@ impl Meta {
         self.picture()
     }
 
+    /// Whether letters of a seat may come from a server: another's would be those of a meta that has forgotten what it had voted for.
+    pub fn may_sit(&self, seat: u64, server: ServerId) -> bool {
+        let Ok(seat) = u32::try_from(seat) else { return false };
+        match self.store.get(Family::Default, &record::seat_key(seat)) {
+            Ok(Some(known)) => record::seat_server(&known) == Some(server),
+            Ok(None) => true,
+            // Nothing is taken in by a meta that can't read what it knows.
+            Err(_) => false,
+        }
+    }
+
+    /// Whether the cluster has an id, as far as is known here.
+    pub(crate) fn is_founded(&self) -> bool {
+        !matches!(self.store.get(Family::Default, record::CLUSTER), Ok(None))
+    }
+
     /// The member of the group, for letters that arrive and for figures.
     pub fn group(&self) -> &Group {
         &self.group
@@ -334,9 +375,7 @@ impl Meta {
 
     /// Stops the group and flushes its store. Call it after everybody else has stopped.
     pub async fn close(&self) -> Result<(), MetaError> {
-        if let Some(leading) = self.leading.lock().take() {
-            leading.abort();
-        }
+        self.leading.lock().drain(..).for_each(|task| task.abort());
         let _nobody_decides = self.deciding.lock().await;
         self.resign();
         self.group.shutdown().await;

@@ -173,6 +173,18 @@ impl Meta {
         Ok(())
     }
 
+    /// Lets another server take a seat of the meta group whose server has lost its directory.
+    ///
+    /// # Errors
+    /// [`MetaError::Refused`]: nobody has it, or its server is there.
+    pub async fn release_seat(&self, seat: u32) -> Result<(), MetaError> {
+        self.take_the_lead().await?;
+        let live = self.roster.lock().up().collect();
+        self.command(Command::Release { seat, live }).await?;
+        tracing::warn!(seat, "a seat of the meta group was released: another server may take it");
+        Ok(())
+    }
+
     /// Hands the leadership of a partition to another of its members, and waits until it is so. The partition is then left alone by the balancing of leaders for a
     /// while.
     ///

@@ -174,13 +174,12 @@ pub(crate) async fn lead_on(meta: Weak<Meta>) {
         Some(meta) => (meta.group.leadership_changes(), meta.stirred.subscribe()),
         None => return,
     };
-    let mut confirmed = Instant::now();
     loop {
         stirred.borrow_and_update();
         let now = *role.borrow_and_update();
         {
             let Some(meta) = meta.upgrade() else { return };
-            meta.look_around(now.is_leader, now.term, &mut confirmed).await;
+            meta.look_around(now.is_leader, now.term).await;
         }
         tokio::select! {
             _ = stirred.changed() => {}
@@ -190,8 +189,30 @@ pub(crate) async fn lead_on(meta: Weak<Meta>) {
     }
 }
 
+/// Sees to it that this meta does not go on to act as the leader without a majority, whatever else it waits for, until it is gone.
+pub(crate) async fn confirm_on(meta: Weak<Meta>) {
+    loop {
+        {
+            let Some(meta) = meta.upgrade() else { return };
+            meta.confirm_or_resign().await;
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
 impl Meta {
-    async fn look_around(&self, is_leader: bool, term: u64, confirmed: &mut Instant) {
+    async fn confirm_or_resign(&self) {
+        let Some(leads_in) = self.picture.borrow().term else { return };
+        if matches!(tokio::time::timeout(CONFIRM_PATIENCE, self.group.confirm()).await, Ok(Ok(_))) {
+            *self.confirmed.lock() = Instant::now();
+        } else if self.confirmed.lock().elapsed() >= UNCONFIRMED_MAX && self.picture.borrow().term == Some(leads_in) {
+            // Who is attached here is to look for the one that leads now.
+            tracing::warn!("no majority of the metas confirms that this one leads: it does not act as the leader any more");
+            self.resign();
+        }
+    }
+
+    async fn look_around(&self, is_leader: bool, term: u64) {
         let leads_in = self.picture.borrow().term;
         if !is_leader {
             if leads_in.is_some() {
@@ -207,16 +228,6 @@ impl Meta {
                     tracing::debug!(%error, "this meta can't lead yet");
                     return;
                 }
-            }
-            *confirmed = Instant::now();
-        }
-        match tokio::time::timeout(CONFIRM_PATIENCE, self.group.confirm()).await {
-            Ok(Ok(_)) => *confirmed = Instant::now(),
-            _ if confirmed.elapsed() < UNCONFIRMED_MAX => return,
-            _ => {
-                // Who is attached here is to look for the one that leads now.
-                tracing::warn!("no majority of the metas confirms that this one leads: it does not act as the leader any more");
-                return self.resign();
             }
         }
         self.take_note();

@@ -12,6 +12,7 @@
 //! | `stamp`                                   | version u8 = 1, u64 ms                                         |
 //! | `s`, server id u64                        | version u8 = 1, [`Registered`] by postcard                     |
 //! | `x`, server id u64                        | version u8 = 1, u64 ms: when it was removed                    |
+//! | `m`, seat u32                             | version u8 = 1, server id u64: whose the seat of the meta group is |
 //! | `t`, table id u32                         | version u8 = 1, [`Record`] by postcard                         |
 //! | `p`, table id u32, index u32              | version u8 = 1, [`Placement`]'s epoch and members by postcard  |
 //!
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::state::{Change, Record, Registered, State};
 
 const VERSION: u8 = 1;
-const CLUSTER: &[u8] = b"cluster";
+pub(crate) const CLUSTER: &[u8] = b"cluster";
 const NEXT_ID: &[u8] = b"next_id";
 const NEXT_RAFT_ID: &[u8] = b"next_raft_id";
 const NEXT_NUMBER: &[u8] = b"next_number";
@@ -36,6 +37,7 @@ const SERVER: u8 = b's';
 const REMOVED: u8 = b'x';
 const TABLE: u8 = b't';
 const PLACEMENT: u8 = b'p';
+const SEAT: u8 = b'm';
 
 /// A record of the store that is not one of ours, or damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +58,19 @@ fn server_key(kind: u8, id: ServerId) -> [u8; 9] {
     let mut key = [kind; 9];
     key[1..].copy_from_slice(&id.0.to_be_bytes());
     key
+}
+
+/// The key of who has a seat of the meta group.
+pub(crate) fn seat_key(seat: u32) -> [u8; 5] {
+    let mut key = [SEAT; 5];
+    key[1..].copy_from_slice(&seat.to_be_bytes());
+    key
+}
+
+/// Whose a seat is, from its record.
+pub(crate) fn seat_server(value: &[u8]) -> Option<ServerId> {
+    let (version, id) = value.split_first()?;
+    (*version == VERSION).then(|| id.try_into().ok().map(|id| ServerId(u64::from_be_bytes(id))))?
 }
 
 fn table_key(id: TableId) -> [u8; 5] {
@@ -96,13 +111,15 @@ pub fn batch(changes: &[Change], stamp_ms: u64) -> Bytes {
             Change::RemoveServer(id, since_ms) => {
                 put(&server_key(REMOVED, *id), number(&since_ms.to_be_bytes()));
             }
-            Change::Forget(_) => {}
+            Change::Seat(seat, Some(server)) => put(&seat_key(*seat), number(&server.0.to_be_bytes())),
+            Change::Forget(_) | Change::Seat(_, None) => {}
         }
     }
     put(STAMP, number(&stamp_ms.to_be_bytes()));
     for change in changes {
         match change {
             Change::RemoveServer(id, _) => batch.delete(Family::Default, &server_key(SERVER, *id)),
+            Change::Seat(seat, None) => batch.delete(Family::Default, &seat_key(*seat)),
             Change::Forget(table) => {
                 batch.delete(Family::Default, &table_key(*table));
                 let first = placement_key(PartitionId { table: *table, index: 0 });
@@ -135,6 +152,7 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
             state.servers.insert(registered.server.id, registered);
         }
         ([REMOVED, id @ ..], VERSION) if id.len() == 8 => drop(state.removed.insert(ServerId(u64_of(id)?), u64_of(body)?)),
+        ([SEAT, seat @ ..], VERSION) if seat.len() == 4 => drop(state.seats.insert(u32_of(seat)?, seat_server(value).ok_or_else(bad)?)),
         ([TABLE, id @ ..], VERSION) if id.len() == 4 => {
             let record: Record = postcard::from_bytes(body).map_err(|_| bad())?;
             if record.table.id.0 != u32_of(id)? || record.table.partitions == 0 {
@@ -191,6 +209,8 @@ mod tests {
             Change::Place(Arc::new(Placement { partition: PartitionId { table: id, index: 0 }, members, epoch: 1 })),
             Change::RemoveServer(ServerId(7), 8),
             Change::Forget(TableId(7)),
+            Change::Seat(3, Some(ServerId(300))),
+            Change::Seat(2, None),
         ]
     }
 
@@ -212,6 +232,7 @@ mod tests {
                 put(b"t\x00\x00\x01\x02", b"\x01\x82\x02\x03db3\x03\x01\x03\x01\x0bdefault_ttl\x0260\xe8\x07\x02\xac\x02\x01\x02"),
                 put(b"p\x00\x00\x01\x02\x00\x00\x00\x00", b"\x01\x01\x01\x05\xac\x02"),
                 put(b"x\x00\x00\x00\x00\x00\x00\x00\x07", b"\x01\x00\x00\x00\x00\x00\x00\x00\x08"),
+                put(b"m\x00\x00\x00\x03", b"\x01\x00\x00\x00\x00\x00\x00\x01\x2c"),
                 put(b"stamp", b"\x01\x00\x00\x00\x00\x00\x00\x01\x02"),
                 delete(b"s\x00\x00\x00\x00\x00\x00\x00\x07"),
                 delete(b"t\x00\x00\x00\x07"),
@@ -220,6 +241,7 @@ mod tests {
                     from: b"p\x00\x00\x00\x07\x00\x00\x00\x00",
                     to: b"p\x00\x00\x00\x07\xff\xff\xff\xff\x00"
                 },
+                delete(b"m\x00\x00\x00\x02"),
             ]
         );
     }
@@ -254,6 +276,8 @@ mod tests {
             (b"p\x00\x00\x00\x01\x00\x00\x00\x00", b"\x01\x01\x00"),
             (b"s\x00\x00\x00\x00\x00\x00\x01\x2d", b"\x01\xac\x02\x03a:1\x01b\x01\x01c\x01z\x01\x00\x01\x01\x01\x09"),
             (b"x\x00", b"\x01"),
+            (b"m\x00\x00\x00\x03", b"\x01\x00"),
+            (b"m\x00", b"\x01\x00\x00\x00\x00\x00\x00\x01\x2c"),
             (b"who?", b"\x01"),
         ] {
             assert!(load(&mut state, key, value).is_err(), "{key:?} {value:?}");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, to_bytes};
 use bytes::Bytes;
 use cluster::net::{Channel, ChannelReceiver, ChannelSender, NetError, Peer, Service, To};
-use cluster::news::{self, Ask, Assignment, FromMeta, Hello, NotLeading, Order, ToMeta, Told, Welcome};
+use cluster::news::{self, Ask, Assignment, FromMeta, Hello, NotLeading, Order, SeatWord, ToMeta, Told, Welcome};
 use cluster::{Boxed, ServerId, TableId};
 use tokio::sync::mpsc;
 use tower::util::ServiceExt;
@@ -22,6 +22,8 @@ use crate::state::Command;
 const BEAT: Duration = Duration::from_secs(1);
 /// The largest body of a request or an answer of the admin API that goes from meta to meta, bytes.
 const ADMIN_BYTES_MAX: usize = 32 << 20;
+/// How long a majority may take to confirm who has a seat.
+const SEAT_PATIENCE: Duration = Duration::from_millis(500);
 /// How long the meta that leads may take for a request of the admin API.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -63,12 +65,16 @@ impl Meta {
             return Err(refused("this is another cluster's meta: the server's data belongs elsewhere".to_owned()));
         }
         let id = server.id;
-        match self.command(Command::Register(server)).await {
-            Ok(_) => {}
-            Err(MetaError::Refused(refusal)) => return Err(refused(refusal.to_string())),
-            Err(error) => {
-                tracing::info!(server = %id, %error, "a server can't be registered now");
-                return Err(FromMeta::NotLeading(self.not_leading()));
+        let sits = self.seat_at(&server.address).map(|seat| Command::Sit { seat, server: id });
+        // The seat first: who may not have it is not to be known.
+        for command in sits.into_iter().chain([Command::Register(server)]) {
+            match self.command(command).await {
+                Ok(_) => {}
+                Err(MetaError::Refused(refusal)) => return Err(refused(refusal.to_string())),
+                Err(error) => {
+                    tracing::info!(server = %id, %error, "a server can't be registered now");
+                    return Err(FromMeta::NotLeading(self.not_leading()));
+                }
             }
         }
         let mut roster = self.roster.lock();
@@ -171,6 +177,7 @@ impl Meta {
                     Ok(picture) => Told::Tables(picture.tables.values().map(|table| (**table).clone()).collect()),
                     Err(error) => meta.told(error),
                 },
+                Ask::Seat { seat, server } => Told::Seat(meta.seat_word(seat, server).await),
                 Ask::Admin { method, path, body } => match meta.picture() {
                     Ok(_) => admin_answer(meta, local, &method, &path, body).await?,
                     Err(error) => meta.told(error),
@@ -178,6 +185,24 @@ impl Meta {
             };
             Ok(news::encode(&told))
         })
+    }
+
+    /// The seat of the meta that is reached at an address.
+    fn seat_at(&self, address: &str) -> Option<u32> {
+        let Seat::Member { members, .. } = &self.options.seat else { return None };
+        members.iter().position(|member| member == address).and_then(|place| u32::try_from(place + 1).ok())
+    }
+
+    /// What is known here of a seat that a server wants whose meta remembers nothing.
+    pub async fn seat_word(&self, seat: u32, server: ServerId) -> SeatWord {
+        match tokio::time::timeout(SEAT_PATIENCE, self.confirmed()).await {
+            Ok(Ok(picture)) => match picture.state.seats.get(&seat) {
+                Some(known) if *known != server => SeatWord::Taken(*known),
+                _ => SeatWord::Free,
+            },
+            _ if self.is_founded() => SeatWord::Unknown,
+            _ => SeatWord::Unfounded,
+        }
     }
 
     fn told(&self, error: MetaError) -> Told {
@@ -194,23 +219,25 @@ impl Meta {
     }
 
     /// Has the meta that leads answer a request of the admin API; `None`: that is this one. With the status and JSON.
-    pub(crate) async fn forward(&self, method: &str, path: &str, body: Bytes) -> Option<Result<(u16, Bytes), String>> {
+    ///
+    /// # Errors
+    /// [`MetaError::NotNow`]: nothing was changed. [`MetaError::Unknown`]: the request or its answer got lost.
+    pub(crate) async fn forward(&self, method: &str, path: &str, body: Bytes) -> Option<Result<(u16, Bytes), MetaError>> {
         let Seat::Member { net, .. } = &self.options.seat else { return None };
         if self.picture().is_ok() {
             return None;
         }
-        let Some(leader) = self.leader_address() else { return Some(Err("no meta leads now".to_owned())) };
+        let not_now = |why: String| MetaError::NotNow(why);
+        let Some(leader) = self.leader_address() else { return Some(Err(not_now("no meta leads now".to_owned()))) };
         let ask = Ask::Admin { method: method.to_owned(), path: path.to_owned(), body };
         let asked = net.call(To::Address(leader.clone()), Service::Meta, news::encode(&ask), ADMIN_TIMEOUT).await;
-        let answer = match asked {
-            Ok(answer) => news::decode::<Told>(&answer).map_err(|bad| bad.to_string()),
-            Err(NetError::Lost(why)) => Err(format!("outcome unknown: {why}")),
-            Err(error) => Err(error.to_string()),
-        };
-        Some(match answer {
-            Ok(Told::Admin { status, body }) => Ok((status, body)),
-            Ok(_) => Err(format!("the meta at {leader} does not lead any more")),
-            Err(why) => Err(format!("the meta at {leader}: {why}")),
+        let at = |why: &dyn std::fmt::Display| format!("the meta at {leader}: {why}");
+        Some(match asked.map(|answer| news::decode::<Told>(&answer)) {
+            Ok(Ok(Told::Admin { status, body })) => Ok((status, body)),
+            Ok(Ok(_)) => Err(not_now(format!("the meta at {leader} does not lead any more"))),
+            Ok(Err(bad)) => Err(MetaError::Unknown(at(&bad))),
+            Err(NetError::Lost(why)) if method != "GET" => Err(MetaError::Unknown(at(&why))),
+            Err(error) => Err(not_now(at(&error))),
         })
     }
 }

@@ -15,6 +15,7 @@
 //! - `default_ttl_since_ms` changes exactly when the value of `default_ttl` does, and only here, and grows: partitions, which hear of it at different times, tell
 //!   by it what was set later.
 //! - The cluster's id is set once (`the_cluster_is_founded_once`).
+//! - A seat of the meta group has one server, until an operator releases it (`a_seat_has_one_server_until_it_is_released`).
 //! - A server that was removed never comes back under its id (`removed_servers_stay_out`).
 //! - A refused command leaves no changes.
 
@@ -100,6 +101,20 @@ pub enum Command {
         server: ServerId,
         /// Whether it is heard of right now.
         live: bool,
+    },
+    /// A server takes a seat of the meta group, if nobody has it.
+    Sit {
+        /// The first is 1.
+        seat: u32,
+        /// Who.
+        server: ServerId,
+    },
+    /// An operator's word that a seat's server has lost what its meta had voted for: another may take it.
+    Release {
+        /// Which.
+        seat: u32,
+        /// Servers that are heard of right now.
+        live: Vec<ServerId>,
     },
     /// First step of a new table: its placements.
     Create {
@@ -213,6 +228,20 @@ pub enum Refusal {
     /// Nobody has the id.
     #[error("no such server {0}")]
     NoServer(ServerId),
+    /// The seat's votes were another's, and are not remembered here.
+    #[error(
+        "seat {seat} of the meta group is server {server}'s: a meta must not forget what it has voted for. Start it with that server's directory; \
+         if that is lost for good, let an operator say so (bridle admin release {seat})"
+    )]
+    SeatTaken {
+        /// Which.
+        seat: u32,
+        /// Whose it is.
+        server: ServerId,
+    },
+    /// Nobody has it.
+    #[error("nobody has seat {0} of the meta group")]
+    NoSeat(u32),
     /// Only a server that is gone can be removed.
     #[error("server {0} is alive: stop it first")]
     Alive(ServerId),
@@ -249,6 +278,8 @@ pub enum Change {
     NextRaftId(u64),
     /// The next number to give.
     NextNumber(u32),
+    /// Who has a seat of the meta group; `None`: nobody any more.
+    Seat(u32, Option<ServerId>),
 }
 
 /// What came of a command that was not refused.
@@ -277,6 +308,8 @@ pub struct State {
     pub servers: BTreeMap<ServerId, Registered>,
     /// Servers that were removed, and when, ms since the epoch.
     pub removed: BTreeMap<ServerId, u64>,
+    /// Whose the meta group's seats are: a seat's votes are those of one directory.
+    pub seats: BTreeMap<u32, ServerId>,
     /// By id.
     pub tables: BTreeMap<TableId, Record>,
     /// Of every partition of every table.
@@ -293,6 +326,7 @@ impl Default for State {
             stamp_ms: 0,
             servers: BTreeMap::new(),
             removed: BTreeMap::new(),
+            seats: BTreeMap::new(),
             tables: BTreeMap::new(),
             placements: BTreeMap::new(),
         }
@@ -341,6 +375,8 @@ impl State {
                 Change::NextId(next_id) => self.next_id = *next_id,
                 Change::NextRaftId(next_raft_id) => self.next_raft_id = *next_raft_id,
                 Change::NextNumber(next_number) => self.next_number = *next_number,
+                Change::Seat(seat, Some(server)) => drop(self.seats.insert(*seat, *server)),
+                Change::Seat(seat, None) => drop(self.seats.remove(seat)),
             }
         }
     }

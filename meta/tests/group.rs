@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ::cluster::net::{Net, NetOptions, Service, To};
-use ::cluster::news::{self, Ask, Told};
+use ::cluster::news::{self, Ask, FromMeta, Hello, Roles, SeatWord, Server, Told};
 use ::cluster::{PartitionId, ServerId, Table};
 use bytes::Bytes;
 use kit::cluster::{OneMeta, Servers, leader, metas, until};
@@ -195,4 +195,85 @@ async fn a_leader_that_is_cut_off_from_the_other_metas_lets_its_servers_go() {
     until("nobody leads without a majority", || (0..3).all(|meta| !leads(meta)).then_some(())).await;
     metas.iter().flatten().for_each(|one| one.cut.store(false, Ordering::Relaxed));
     all_follow(leader(&metas).await).await;
+}
+
+/// What it has proposed waits for as long as it is cut off; those who reach only this meta must not have to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_in_the_middle_of_a_change_resigns() {
+    let dir = tempfile::tempdir().unwrap();
+    let (metas, addresses) = metas(dir.path()).await;
+    let servers = Servers::start(3, &addresses).await;
+    servers.behaviour.leads_nothing.store(true, Ordering::Relaxed);
+    let first = leader(&metas).await;
+    let meta = meta_of(&metas, first);
+    let creating = tokio::spawn(async move { meta.create("a", None, None, no_envs()).await });
+    let meta = meta_of(&metas, first);
+    assert_eq!(status_of(&meta, "a").await, Status::Creating);
+    // The last step is proposed, and nobody hears of it.
+    let cut = &metas[first].as_ref().unwrap().cut;
+    cut.store(true, Ordering::Relaxed);
+    servers.behaviour.leads_nothing.store(false, Ordering::Relaxed);
+    let began = std::time::Instant::now();
+    until("it resigns", || meta.picture().is_err().then_some(())).await;
+    assert!(began.elapsed() < std::time::Duration::from_secs(6), "{:?}", began.elapsed());
+    assert!(creating.await.unwrap().is_err());
+    let rest = metas.iter().enumerate().filter(|(index, _)| *index != first).map(|(_, one)| one.as_ref().unwrap().meta.clone());
+    let rest: Vec<_> = rest.collect();
+    let next = until("another leads", || rest.iter().find(|meta| meta.picture().is_ok())).await;
+    until("the table is made ready", || (next.picture().ok()?.state.named("a")?.status == Status::Ready).then_some(())).await;
+    // Back again, it follows: it is not stuck in what it had begun.
+    cut.store(false, Ordering::Relaxed);
+    until("it knows the leader", || meta.leader_address()).await;
+}
+
+/// A seat's votes are those of one directory: another is told so, whoever it asks, until an operator releases the seat.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seat_is_not_given_to_a_server_that_remembers_nothing_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (metas, addresses) = metas(dir.path()).await;
+    let first = leader(&metas).await;
+    let (old, new) = (ServerId(2003), ServerId(2004));
+    let net = |server: ServerId| Net::new(NetOptions::new(server, &addresses[2])).unwrap();
+    let roles = Roles { meta: true, storage: false, proxy: false };
+    let hello = |id: ServerId| {
+        let server = Server {
+            id,
+            address: addresses[2].clone(),
+            http: String::new(),
+            clients: Vec::new(),
+            zone: String::new(),
+            roles,
+            durability: None,
+        };
+        news::encode(&Hello { server, cluster: None, software: "test".into() })
+    };
+    let (old_net, new_net) = (net(old), net(new));
+    let first_word = |net: Arc<Net>, hello: Bytes| {
+        let to = To::Address(addresses[first].clone());
+        async move {
+            let mut channel = net.open(to, Service::Meta, hello).await.unwrap();
+            news::decode::<FromMeta>(&channel.recv().await.unwrap()).unwrap()
+        }
+    };
+    let seat = |server| Ask::Seat { seat: 3, server };
+    assert_eq!(ask(&new_net, &addresses[first], seat(new)).await, Told::Seat(SeatWord::Free));
+    assert!(matches!(first_word(old_net.clone(), hello(old)).await, FromMeta::Welcome(_)));
+    assert_eq!(ask(&new_net, &addresses[first], seat(new)).await, Told::Seat(SeatWord::Taken(old)));
+    assert_eq!(ask(&old_net, &addresses[first], seat(old)).await, Told::Seat(SeatWord::Free));
+    let FromMeta::Refused(why) = first_word(new_net.clone(), hello(new)).await else { panic!("it is another's") };
+    assert!(why.contains("bridle admin release 3"), "{why}");
+    // Nor are its letters taken, by those who do not lead either, once they have heard of it.
+    for one in metas.iter().flatten() {
+        until("all know whose it is", || (one.meta.may_sit(3, old) && !one.meta.may_sit(3, new)).then_some(())).await;
+    }
+    let other = (first + 1) % 3;
+    assert_eq!(ask(&new_net, &addresses[other], seat(new)).await, Told::Seat(SeatWord::Unknown), "it does not lead");
+    let meta = meta_of(&metas, first);
+    until("the old one is down", || {
+        let picture = meta.picture().ok()?;
+        meta.server_statuses(&picture).iter().all(|server| server.state != "up").then_some(())
+    })
+    .await;
+    meta.release_seat(3).await.unwrap();
+    assert!(matches!(first_word(new_net, hello(new)).await, FromMeta::Welcome(_)));
 }

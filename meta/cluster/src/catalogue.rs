@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -26,6 +27,8 @@ use crate::{Boxed, CallError, Catalogue, NAME_BYTES_MAX, Table, TableId};
 
 /// How long one meta may take to do something: a table is made before it answers.
 const DO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one meta may take for what an operator asks it to change: servers follow before it answers.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one meta may take to say what there is. Others lead within a second or so when it has frozen.
 const SAY_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -59,6 +62,8 @@ pub struct RemoteCatalogue {
     /// The meta that led when it was asked last.
     leader: Mutex<Option<String>>,
     known: ArcSwap<Known>,
+    /// How often meta has told of all tables.
+    pages: AtomicU64,
     /// Changes of `known` one after another.
     changing: Mutex<()>,
     /// One question at a time: a crowd of clients of a new table asks once.
@@ -75,6 +80,7 @@ impl RemoteCatalogue {
             seats: ArcSwap::from_pointee(seats),
             leader: Mutex::default(),
             known: ArcSwap::from_pointee(Known { version: 1, tables: BTreeMap::new() }),
+            pages: AtomicU64::new(0),
             changing: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
             finding: Shared::default(),
@@ -89,6 +95,7 @@ impl RemoteCatalogue {
     /// Takes in all tables that serve, as meta tells them.
     pub fn follow<'a>(&self, all: impl IntoIterator<Item = &'a Table>) {
         self.change(|tables| {
+            self.pages.fetch_add(1, Ordering::AcqRel);
             let mut before = std::mem::take(tables);
             *tables = all
                 .into_iter()
@@ -145,12 +152,13 @@ impl RemoteCatalogue {
     /// Asks the meta that leads.
     ///
     /// # Errors
-    /// None could be reached, or none led.
+    /// None could be reached, or none led; nothing was changed. [`Told::Unknown`]: an operator's request got lost on its way, or its answer.
     pub async fn ask(&self, question: &Ask) -> Result<Told, String> {
         let body = news::encode(question);
-        let timeout = match question {
-            Ask::FindTable { .. } | Ask::ListTables => SAY_TIMEOUT,
-            Ask::EnsureTable { .. } | Ask::Admin { .. } => DO_TIMEOUT,
+        let (timeout, is_once) = match question {
+            Ask::FindTable { .. } | Ask::ListTables | Ask::Seat { .. } => (SAY_TIMEOUT, false),
+            Ask::Admin { method, .. } if method != "GET" => (ADMIN_TIMEOUT, true),
+            Ask::EnsureTable { .. } | Ask::Admin { .. } => (DO_TIMEOUT, false),
         };
         let (mut tried, mut why) = (Vec::<String>::new(), "no meta is configured".to_owned());
         let mut hint = self.leader.lock().clone();
@@ -160,9 +168,8 @@ impl RemoteCatalogue {
             let Some(address) = hinted.or_else(|| seats.iter().find(|seat| !tried.contains(seat)).cloned()) else { break };
             tried.push(address.clone());
             let told = match self.questions.ask(&address, body.clone(), timeout).await {
-                Ok(told) => news::decode::<Told>(&told).map_err(|bad| bad.to_string()),
-                // All questions may be asked twice.
-                Err(error) => Err(error.to_string()),
+                Ok(told) => news::decode::<Told>(&told).map_err(|bad| (bad.to_string(), true)),
+                Err(error) => Err((error.to_string(), matches!(error, NetError::Lost(_)))),
             };
             match told {
                 Ok(Told::NotLeading(other)) => {
@@ -172,7 +179,12 @@ impl RemoteCatalogue {
                     *self.leader.lock() = Some(address);
                     return Ok(told);
                 }
-                Err(told) => why = format!("the meta at {address}: {told}"),
+                // It may have been carried out, and another meta would carry it out once more.
+                Err((told, true)) if is_once => {
+                    return Ok(Told::Unknown(format!("outcome unknown: the meta at {address}: {told}")));
+                }
+                // All other questions may be asked twice.
+                Err((told, _)) => why = format!("the meta at {address}: {told}"),
             }
         }
         *self.leader.lock() = None;
@@ -184,25 +196,32 @@ impl RemoteCatalogue {
         if let Some(table) = self.table(name) {
             return Ok(table);
         }
+        let pages = self.pages.load(Ordering::Acquire);
         match self.ask(&Ask::EnsureTable { name: name.to_owned() }).await {
-            Ok(Told::Table(table)) => Ok(self.take_in(table)),
+            Ok(Told::Table(table)) => Ok(self.take_in(table, pages)),
             other => Err(no_answer(other)),
         }
     }
 
     async fn seek(&self, name: &str) -> Result<Option<Arc<Table>>, CallError> {
+        let pages = self.pages.load(Ordering::Acquire);
         match self.ask(&Ask::FindTable { name: name.to_owned() }).await {
-            Ok(Told::Found(found)) => Ok(found.map(|table| self.take_in(table))),
+            Ok(Told::Found(found)) => Ok(found.map(|table| self.take_in(table, pages))),
             other => Err(no_answer(other)),
         }
     }
 
-    /// Takes in a table that meta has told of before its news. If these are older than the answer, the table is asked for once more; if
-    /// they are newer and it has been dropped, the steps of its destruction are news as well.
-    fn take_in(&self, table: Table) -> Arc<Table> {
+    /// Takes in a table that meta has told of before its news, when they stood at `pages`. The answer may be read long after it was given, and the table be dropped and made
+    /// anew by then: ids grow, so a larger one is the later; and where the news have come meanwhile and know of none, nobody here can tell, and it is asked for again.
+    fn take_in(&self, table: Table, pages: u64) -> Arc<Table> {
         let table = Arc::new(table);
-        self.change(|tables| drop(tables.insert(table.name.clone(), table.clone())));
-        table
+        let mut told = table.clone();
+        self.change(|tables| match tables.get(&table.name) {
+            Some(known) if known.id >= table.id => told = known.clone(),
+            None if self.pages.load(Ordering::Acquire) != pages => {}
+            Some(_) | None => drop(tables.insert(table.name.clone(), table.clone())),
+        });
+        told
     }
 }
 
@@ -265,6 +284,7 @@ impl Catalogue for RemoteCatalogue {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::news::NotLeading;
@@ -274,6 +294,8 @@ mod tests {
     struct Metas {
         answers: Mutex<VecDeque<Result<Told, NetError>>>,
         asked: Mutex<Vec<String>>,
+        /// Nobody understands the answers.
+        garbled: AtomicBool,
     }
 
     impl Questions for Arc<Metas> {
@@ -281,10 +303,13 @@ mod tests {
             match news::decode(&question).unwrap() {
                 Ask::EnsureTable { name } => assert_eq!((name.as_str(), timeout), ("db3", DO_TIMEOUT)),
                 Ask::FindTable { name } => assert_eq!((name.as_str(), timeout), ("db3", SAY_TIMEOUT)),
-                Ask::ListTables => assert_eq!(timeout, SAY_TIMEOUT),
-                Ask::Admin { .. } => panic!("not asked by a catalogue"),
+                Ask::ListTables | Ask::Seat { .. } => assert_eq!(timeout, SAY_TIMEOUT),
+                Ask::Admin { method, .. } => assert_eq!(timeout, if method == "GET" { DO_TIMEOUT } else { ADMIN_TIMEOUT }),
             }
             self.asked.lock().push(address.to_owned());
+            if self.garbled.load(Ordering::Relaxed) {
+                return Box::pin(async { Ok(Bytes::from_static(b"?")) });
+            }
             let answer = self.answers.lock().pop_front().unwrap_or(Err(NetError::NotSent("down".into())));
             Box::pin(async move {
                 tokio::task::yield_now().await;
@@ -298,7 +323,7 @@ mod tests {
     }
 
     fn catalogue(answers: Vec<Result<Told, NetError>>) -> (RemoteCatalogue, Arc<Metas>) {
-        let metas = Arc::new(Metas { answers: Mutex::new(answers.into()), asked: Mutex::default() });
+        let metas = Arc::new(Metas { answers: Mutex::new(answers.into()), ..Metas::default() });
         let seats = ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec();
         (RemoteCatalogue::new(metas.clone(), seats), metas)
     }
@@ -425,5 +450,49 @@ mod tests {
         let all = futures::future::join_all((0..100).map(|_| catalogue.ensure("db3"))).await;
         assert!(all.iter().all(Result::is_ok));
         assert_eq!(metas.asked.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_operators_change_is_asked_for_once() {
+        let ask = |method: &str| Ask::Admin { method: method.to_owned(), path: "/v1/tables".into(), body: Bytes::new() };
+        let lost = || Err(NetError::Lost("the link is gone".into()));
+        for method in ["POST", "PUT", "DELETE"] {
+            let (catalogue, metas) = catalogue(vec![not_leading(Some("b:1")), lost()]);
+            let Ok(Told::Unknown(why)) = catalogue.ask(&ask(method)).await else { panic!("nobody knows") };
+            assert!(why.contains("outcome unknown"), "{why}");
+            assert_eq!(*metas.asked.lock(), ["a:1", "b:1"], "no other is asked");
+        }
+        let (one, metas) = catalogue(vec![Ok(Told::Unknown(String::new()))]);
+        metas.garbled.store(true, Ordering::Relaxed);
+        assert!(matches!(one.ask(&ask("POST")).await, Ok(Told::Unknown(_))), "an answer that nobody understands");
+        assert_eq!(metas.asked.lock().len(), 1);
+        // What was not sent was not done, and what only asks may be asked again.
+        let done = || Ok(Told::Admin { status: 200, body: Bytes::new() });
+        let (one, _) = catalogue(vec![Err(NetError::NotSent("down".into())), done()]);
+        assert!(matches!(one.ask(&ask("POST")).await, Ok(Told::Admin { .. })));
+        let (one, _) = catalogue(vec![lost(), done()]);
+        assert!(matches!(one.ask(&ask("GET")).await, Ok(Told::Admin { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_late_answer_does_not_bring_back_a_dropped_table() {
+        let (catalogue, _) = catalogue(Vec::new());
+        let pages = |catalogue: &RemoteCatalogue| catalogue.pages.load(Ordering::Acquire);
+        // Asked before its successor was heard of.
+        let asked = pages(&catalogue);
+        catalogue.follow(&[table(9, "db3")]);
+        assert_eq!(catalogue.take_in(table(7, "db3"), asked).id, TableId(9));
+        assert_eq!(catalogue.table("db3").map(|table| table.id), Some(TableId(9)));
+        // Asked before it was heard that it is gone.
+        let asked = pages(&catalogue);
+        catalogue.follow(&[]);
+        catalogue.take_in(table(9, "db3"), asked);
+        assert_eq!(catalogue.table("db3"), None, "it is asked for again");
+        // The successor itself, before the news.
+        catalogue.take_in(table(10, "db3"), pages(&catalogue));
+        let asked = pages(&catalogue);
+        catalogue.follow(&[table(10, "db3")]);
+        assert_eq!(catalogue.take_in(table(11, "db3"), asked).id, TableId(11));
+        assert_eq!(catalogue.table("db3").map(|table| table.id), Some(TableId(11)));
     }
 }

@@ -365,6 +365,26 @@ pub enum Ask {
     },
     /// All tables that serve. Answered with [`Told::Tables`].
     ListTables,
+    /// Whether a server whose meta remembers nothing may take a seat of the meta group. Answered with [`Told::Seat`], by metas that do not lead and are not open yet, too.
+    Seat {
+        /// The first is 1.
+        seat: u32,
+        /// Who wants it.
+        server: ServerId,
+    },
+}
+
+/// What a meta knows of a seat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeatWord {
+    /// There is no cluster yet, as far as it knows.
+    Unfounded,
+    /// There is one, and who has the seat is for the meta that leads to say.
+    Unknown,
+    /// It is free, or that server's.
+    Free,
+    /// It is this server's, which has voted in it.
+    Taken(ServerId),
 }
 
 /// Meta's answer.
@@ -391,6 +411,8 @@ pub enum Told {
     Found(Option<Table>),
     /// All tables that there were at some moment since the question came: 1000 at most, of some hundred bytes each.
     Tables(Vec<Table>),
+    /// What is known of a seat.
+    Seat(SeatWord),
 }
 
 /// "I do not lead."
@@ -451,6 +473,11 @@ mod tests {
         same(&Ask::EnsureTable { name: "db0".into() }, b"\x01\x00\x03db0");
         same(&Ask::FindTable { name: "db0".into() }, b"\x01\x02\x03db0");
         same(&Ask::ListTables, b"\x01\x03");
+        same(&Ask::Seat { seat: 3, server: ServerId(0x1234) }, b"\x01\x04\x03\xb4\x24");
+        same(&Told::Seat(SeatWord::Unfounded), b"\x01\x08\x00");
+        same(&Told::Seat(SeatWord::Unknown), b"\x01\x08\x01");
+        same(&Told::Seat(SeatWord::Free), b"\x01\x08\x02");
+        same(&Told::Seat(SeatWord::Taken(ServerId(0x1234))), b"\x01\x08\x03\xb4\x24");
         same(&Told::NotLeading(NotLeading { leader: None }), b"\x01\x02\x00");
         let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
         let table = Table { id: TableId(7), name: "db0".into(), number: 0, partitions: 4, replicas: 3, envs, default_ttl_since_ms: 300 };

@@ -70,6 +70,8 @@ impl Routes {
             }
         }
         let mut dropped = self.dropped.write();
+        // Metas that have forgotten give ids again.
+        dropped.retain(|table| !all.keys().any(|partition| partition.table == *table));
         self.routes.write().retain(|partition, _| {
             let is_there = all.contains_key(partition);
             if !is_there {

@@ -44,6 +44,16 @@ impl State {
             }
             Command::Register(server) => self.register(server, stamp_ms),
             Command::Remove { server, live } => self.remove(server, live, stamp_ms),
+            Command::Sit { seat, server } => match self.seats.get(&seat) {
+                None => Ok(Decided { changes: vec![Change::Seat(seat, Some(server))], table: None }),
+                Some(known) if *known == server => Ok(Decided { changes: Vec::new(), table: None }),
+                Some(known) => Err(Refusal::SeatTaken { seat, server: *known }),
+            },
+            Command::Release { seat, live } => match self.seats.get(&seat) {
+                None => Err(Refusal::NoSeat(seat)),
+                Some(server) if live.contains(server) => Err(Refusal::Alive(*server)),
+                Some(_) => Ok(Decided { changes: vec![Change::Seat(seat, None)], table: None }),
+            },
             Command::Create { name, partitions, replicas, envs, live, ailing } => {
                 self.create(New { name, partitions, replicas, envs, live, ailing }, stamp_ms)
             }
@@ -122,6 +132,7 @@ impl State {
         }
         let dropping = self.tables.values().filter(|record| record.remaining.contains(&server));
         let mut changes = vec![Change::RemoveServer(server, stamp_ms)];
+        changes.extend(self.seats.iter().filter(|(_, sits)| **sits == server).map(|(seat, _)| Change::Seat(*seat, None)));
         changes.extend(dropping.map(|record| without(record, server)));
         Ok(Decided { changes, table: None })
     }
