@@ -268,7 +268,7 @@ impl proxy::Node for Local {
         cluster.and_then(|cluster| cluster.catalogue.table_of(partition.table)).map_or(0, |table| table.replicas / 2)
     }
 
-    fn synced_copies(&self, partition: PartitionId, index: u64, wanted: u32, deadline: Instant) -> Boxed<'_, u32> {
+    fn synced_copies<'a>(&'a self, partition: PartitionId, index: u64, wanted: u32, mut end: Boxed<'a, ()>) -> Boxed<'a, u32> {
         Box::pin(async move {
             let Some(cluster) = &self.cluster else { return 0 };
             let asked = SyncCopy { partition, index };
@@ -284,9 +284,12 @@ impl proxy::Node for Local {
             let mut asked: FuturesUnordered<_> = cluster.routes.members(partition).into_iter().map(ask).collect();
             // The leader is one of them, and not counted: it had it on its disk before anybody else was asked.
             let mut synced = 0u32;
-            while synced <= wanted
-                && let Ok(Some(is_synced)) = tokio::time::timeout_at(deadline.into(), asked.next()).await
-            {
+            while synced <= wanted {
+                let next = tokio::select! {
+                    next = asked.next() => next,
+                    () = &mut end => None,
+                };
+                let Some(is_synced) = next else { break };
                 synced += u32::from(is_synced);
             }
             synced.saturating_sub(1)

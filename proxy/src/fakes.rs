@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
 
 use cluster::{Boxed, Call, CallError, Catalogue, PartitionId, Table, TableId};
 use parking_lot::Mutex;
@@ -112,7 +111,7 @@ impl Node for Doors {
         2 - partition.index.min(1)
     }
 
-    fn synced_copies(&self, _: PartitionId, index: u64, wanted: u32, _: Instant) -> Boxed<'_, u32> {
+    fn synced_copies<'a>(&'a self, _: PartitionId, index: u64, wanted: u32, _: Boxed<'a, ()>) -> Boxed<'a, u32> {
         assert_eq!(index, 7, "what the leader said");
         Box::pin(async move { wanted.min(1) })
     }

@@ -3,7 +3,6 @@
 //! Implemented by the binary, which knows storage and meta; the proxy does not.
 
 use std::borrow::Cow;
-use std::time::Instant;
 
 pub use cluster::news::Durability;
 use cluster::{Boxed, CallError, PartitionId};
@@ -80,8 +79,8 @@ pub trait Node: Send + Sync + 'static {
     fn replicas(&self, partition: PartitionId) -> u32;
 
     /// How many replicas of a partition, beyond the leader's, have on their disk what its log has up to an entry (WAITAOF). Asks them until so many
-    /// do, or the deadline.
-    fn synced_copies(&self, partition: PartitionId, index: u64, wanted: u32, deadline: Instant) -> Boxed<'_, u32>;
+    /// do, or nobody waits for it any more.
+    fn synced_copies<'a>(&'a self, partition: PartitionId, index: u64, wanted: u32, end: Boxed<'a, ()>) -> Boxed<'a, u32>;
 
     /// Whether the expiry cycle runs (DEBUG SET-ACTIVE-EXPIRE); expired rows are invisible either way.
     fn set_active_expire(&self, on: bool);

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use cluster::{Boxed, CallError, PartitionId};
 use commands::Reply;
 use row::op::{Answer, Op, Request, Response};
+use tokio_util::sync::CancellationToken;
 
 use crate::node::Durability;
 use crate::session::Session;
@@ -53,10 +54,21 @@ pub(crate) fn deadline(timeout_ms: u64) -> Instant {
 }
 
 /// What WAITAOF asks for.
-#[derive(Clone, Copy)]
 struct Wanted {
     replicas: u32,
     deadline: Instant,
+    /// CLIENT UNBLOCK.
+    unblocked: CancellationToken,
+}
+
+impl Wanted {
+    /// Until nobody waits for it any more.
+    async fn ends(&self) {
+        tokio::select! {
+            () = tokio::time::sleep_until(self.deadline.into()) => {}
+            () = self.unblocked.cancelled() => {}
+        }
+    }
 }
 
 impl Session {
@@ -84,14 +96,17 @@ impl Session {
             // Nothing is asked of anybody, and nothing claimed that is not so anyway.
             return told(always, if always { copies(&proxy, &partitions) } else { 0 });
         }
-        let wanted = Wanted { replicas: u32::try_from(replicas).unwrap_or(u32::MAX), deadline };
         let client = self.client.clone();
+        let waiting = client.wait();
+        let replicas = u32::try_from(replicas).unwrap_or(u32::MAX);
+        let wanted = Wanted { replicas, deadline, unblocked: waiting.unblocked.clone() };
         let synced = tokio::select! {
-            synced = sync_all(&proxy, &partitions, wanted) => synced,
+            synced = sync_all(&proxy, &partitions, &wanted) => synced,
             () = client.killed() => Ok((false, 0)),
             () = proxy.shutdown.cancelled() => Ok((false, 0)),
         };
         match synced {
+            _ if waiting.ends_with_error() => Reply::error("UNBLOCKED client unblocked via CLIENT UNBLOCK"),
             Ok((leaders, others)) => {
                 if leaders && others >= wanted.replicas {
                     self.written.clear();
@@ -113,7 +128,7 @@ fn copies(proxy: &Proxy, partitions: &[PartitionId]) -> u32 {
 }
 
 /// Whether all leaders have synced, and how many other replicas have, at least, of each partition.
-async fn sync_all(proxy: &Proxy, partitions: &[PartitionId], wanted: Wanted) -> Result<(bool, u32), CallError> {
+async fn sync_all(proxy: &Proxy, partitions: &[PartitionId], wanted: &Wanted) -> Result<(bool, u32), CallError> {
     let (mut leaders, mut others) = (true, None::<u32>);
     for some in partitions.chunks(ASKED_AT_ONCE) {
         let mut asked: Vec<Boxed<'_, Result<Option<(bool, u32)>, CallError>>> = Vec::with_capacity(some.len());
@@ -130,30 +145,34 @@ async fn sync_all(proxy: &Proxy, partitions: &[PartitionId], wanted: Wanted) -> 
     let others = others.unwrap_or(0);
     if !leaders || others < wanted.replicas {
         // More than there are, say: as in Redis, that is waited for.
-        tokio::time::sleep_until(wanted.deadline.into()).await;
+        wanted.ends().await;
     }
     Ok((leaders, others))
 }
 
 /// As [`sync_all`], of one partition; `None`: its table has been dropped.
-async fn sync_one(proxy: &Proxy, partition: PartitionId, wanted: Wanted) -> Result<Option<(bool, u32)>, CallError> {
+async fn sync_one(proxy: &Proxy, partition: PartitionId, wanted: &Wanted) -> Result<Option<(bool, u32)>, CallError> {
     let request = Request { ops: vec![Op::Sync], joined: Vec::new(), watched: Vec::new() };
     let asked = router::respond(proxy, partition, &request, wanted.deadline);
-    let index = match tokio::time::timeout_at(wanted.deadline.into(), asked).await {
-        Err(_) | Ok(Err(CallError::NoLeader(_))) => return Ok(Some((false, 0))),
-        Ok(Err(CallError::NoTable)) => return Ok(None),
-        Ok(Err(error)) => return Err(error),
-        Ok(Ok(Response::Done(outcomes))) => match outcomes[..] {
+    let answer = tokio::select! {
+        answer = asked => answer,
+        () = wanted.ends() => return Ok(Some((false, 0))),
+    };
+    let index = match answer {
+        Err(CallError::NoLeader(_)) => return Ok(Some((false, 0))),
+        Err(CallError::NoTable) => return Ok(None),
+        Err(error) => return Err(error),
+        Ok(Response::Done(outcomes)) => match outcomes[..] {
             [Ok(Answer::Int(index))] => u64::try_from(index).unwrap_or(0),
             _ => return Err(CallError::Fault("a node answered something else than it was asked".into())),
         },
-        Ok(Ok(Response::Touched)) => return Err(CallError::Fault("a node says that a row was touched which nobody watched".into())),
+        Ok(Response::Touched) => return Err(CallError::Fault("a node says that a row was touched which nobody watched".into())),
     };
     let others = match wanted.replicas {
         // By their durability, if that is enough: nobody is asked.
         0 if proxy.node.durability() == Durability::Always => proxy.node.replicas(partition),
         0 => 0,
-        replicas => proxy.node.synced_copies(partition, index, replicas, wanted.deadline).await,
+        replicas => proxy.node.synced_copies(partition, index, replicas, Box::pin(wanted.ends())).await,
     };
     Ok(Some((true, others)))
 }
@@ -197,6 +216,38 @@ mod tests {
         assert_eq!(disks(Doors { leaderless: true, ..lazy() }, 1, 0, 50).await, told(false, 0));
         assert_eq!(disks(lazy(), 1, 7, 50).await, told(true, 1));
         assert!(before.elapsed() >= Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn client_unblock_wakes_waitaof_with_what_there_is_or_an_error() {
+        let (mut session, _) = session(Doors { lazy: true, ..Doors::default() });
+        let client = session.client.clone();
+        assert!(!client.unblock(false), "it does not wait");
+        let error = Reply::error("UNBLOCKED client unblocked via CLIENT UNBLOCK");
+        for (with_error, reply) in [(false, told(true, 1)), (true, error), (false, told(true, 1))] {
+            let unblock = async {
+                while !client.is_blocked() {
+                    tokio::task::yield_now().await;
+                }
+                // It has heard of what there is, and waits for more.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                assert!(client.line().contains(" flags=b "), "{}", client.line());
+                assert!(client.unblock(with_error));
+                assert!(!client.unblock(with_error), "once");
+            };
+            let (answer, ()) = tokio::join!(session.wait_for_disks(1, 7, deadline(0)), unblock);
+            assert_eq!(answer, reply);
+            assert!(!client.is_blocked());
+        }
+        // Who has not answered by then is not claimed.
+        let (mut session, _) = self::session(Doors { leaderless: true, lazy: true, ..Doors::default() });
+        let client = session.client.clone();
+        let unblock = async {
+            while !client.unblock(false) {
+                tokio::task::yield_now().await;
+            }
+        };
+        assert_eq!(tokio::join!(session.wait_for_disks(1, 0, deadline(0)), unblock).0, told(false, 0));
     }
 
     #[tokio::test]

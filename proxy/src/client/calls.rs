@@ -65,9 +65,9 @@ impl Clients {
                 self.unpause();
                 Reply::OK
             }
-            // Nothing that waits can be woken yet: WAITAOF waits for disks until its timeout (CLIENT KILL ends it), WAIT answers as soon as it knows, and
-            // who is held back by CLIENT PAUSE is not unblocked in Redis, either.
-            ClientCall::Unblock { .. } => Reply::Int(0),
+            ClientCall::Unblock { id, with_error } => {
+                Reply::Int(i64::from(self.all().iter().any(|client| client.id == id && client.unblock(with_error))))
+            }
         };
         (reply, Effect::None)
     }

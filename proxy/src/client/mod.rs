@@ -17,6 +17,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use account::{Held, Ledger};
 pub(crate) use calls::Effect;
@@ -71,6 +72,30 @@ pub struct Client {
     has_pushed: AtomicBool,
     /// Held back by CLIENT PAUSE.
     pub(crate) held_back: AtomicBool,
+    /// A command of it that waits, and that CLIENT UNBLOCK can wake.
+    waits: Mutex<Option<CancellationToken>>,
+    /// It was woken by CLIENT UNBLOCK ERROR.
+    unblocked_with_error: AtomicBool,
+}
+
+/// A command that waits and can be woken; it waits as long as this lives.
+pub(crate) struct Waiting<'a> {
+    client: &'a Client,
+    /// Cancelled by CLIENT UNBLOCK.
+    pub(crate) unblocked: CancellationToken,
+}
+
+impl Waiting<'_> {
+    /// Whether CLIENT UNBLOCK asked for an error.
+    pub(crate) fn ends_with_error(&self) -> bool {
+        self.unblocked.is_cancelled() && self.client.unblocked_with_error.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        *self.client.waits.lock() = None;
+    }
 }
 
 /// Later than any time: not idle, however long a command takes.
@@ -114,6 +139,8 @@ impl Client {
             pushed: Mutex::default(),
             has_pushed: AtomicBool::new(false),
             held_back: AtomicBool::new(false),
+            waits: Mutex::default(),
+            unblocked_with_error: AtomicBool::new(false),
         }
     }
 
@@ -175,9 +202,25 @@ impl Client {
         has_pushed
     }
 
-    /// Whether a command of this client waits for the end of CLIENT PAUSE: the one way to be blocked here.
+    /// Whether a command of this client waits: for the end of CLIENT PAUSE, or for what WAITAOF asks for.
     pub fn is_blocked(&self) -> bool {
-        self.held_back.load(Ordering::Relaxed)
+        self.held_back.load(Ordering::Relaxed) || self.waits.lock().is_some()
+    }
+
+    /// A command of it begins to wait for something that may never come.
+    pub(crate) fn wait(&self) -> Waiting<'_> {
+        let unblocked = CancellationToken::new();
+        *self.waits.lock() = Some(unblocked.clone());
+        Waiting { client: self, unblocked }
+    }
+
+    /// CLIENT UNBLOCK; `false`: no command of it waits. Who is held back by CLIENT PAUSE is not unblocked in Redis, either.
+    pub(crate) fn unblock(&self, with_error: bool) -> bool {
+        let mut waits = self.waits.lock();
+        let Some(unblocked) = waits.take() else { return false };
+        self.unblocked_with_error.store(with_error, Ordering::Release);
+        unblocked.cancel();
+        true
     }
 
     /// Ends the connection at once: what is under way is finished without it, and no reply is sent any more.
