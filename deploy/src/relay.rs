@@ -49,7 +49,7 @@ async fn relay(State(local): State<Arc<Local>>, request: Request) -> Response {
         Ok(Told::NotNow(why)) | Err(why) => failed(StatusCode::SERVICE_UNAVAILABLE, why),
         Ok(Told::Refused(why)) => failed(StatusCode::BAD_REQUEST, why),
         Ok(Told::Unknown(why)) => failed(StatusCode::INTERNAL_SERVER_ERROR, why),
-        Ok(Told::Table(_) | Told::Found(_) | Told::Tables(_) | Told::Seat(_) | Told::NotLeading(_)) => {
+        Ok(Told::Table(_) | Told::Found(_) | Told::Tables(_) | Told::Seat(_) | Told::NewTable { .. } | Told::NotLeading(_)) => {
             failed(StatusCode::BAD_GATEWAY, "meta answered another question".to_owned())
         }
     }

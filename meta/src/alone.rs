@@ -169,6 +169,10 @@ impl Catalogue for Meta {
         })
     }
 
+    fn partitions_of_new(&self) -> Boxed<'_, Result<u32, CallError>> {
+        Box::pin(std::future::ready(Ok(self.options.partitions)))
+    }
+
     fn version(&self) -> u64 {
         *self.version.borrow()
     }

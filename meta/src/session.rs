@@ -177,6 +177,10 @@ impl Meta {
                     Ok(picture) => Told::Tables(picture.tables.values().map(|table| (**table).clone()).collect()),
                     Err(error) => meta.told(error),
                 },
+                Ask::NewTable => match meta.confirmed().await {
+                    Ok(_) => Told::NewTable { partitions: meta.options.partitions },
+                    Err(error) => meta.told(error),
+                },
                 Ask::Seat { seat, server } => Told::Seat(meta.seat_word(seat, server).await),
                 Ask::Admin { method, path, body } => match meta.picture() {
                     Ok(_) => admin_answer(meta, local, &method, &path, body).await?,

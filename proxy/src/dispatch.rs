@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use cluster::{Boxed, CallError, blocking};
+use cluster::{Boxed, CallError, Table, blocking};
 use commands::args::Words;
 use commands::plan::ClientCall;
 use commands::table::{flags, lookup};
@@ -311,13 +311,11 @@ impl Session {
                 lines.push(self.chunk.batches.add(router::partition_of(table, b""), op, at > 0));
             }
         } else {
-            let places: SmallVec<[_; 4]> = rows.ops.iter().map(|op| router::partition_of_op(table, op)).collect();
-            let is_torn = places.iter().any(|place| place.is_none() || (rows.together && *place != places[0]));
-            if is_torn {
+            let Some(places) = router::places(table, &rows) else {
                 return self.reject(Some(known), extent, Reply::error(words::CROSSSLOT));
-            }
-            for (at, (op, place)) in rows.ops.into_iter().zip(places.iter().flatten()).enumerate() {
-                let joins = places[..at].contains(&Some(*place));
+            };
+            for (at, (op, place)) in rows.ops.into_iter().zip(&places).enumerate() {
+                let joins = places[..at].contains(place);
                 lines.push(self.chunk.batches.add(*place, op, joins));
             }
         }
@@ -461,7 +459,15 @@ impl Session {
                 }
                 found => found.map(drop),
             },
-            Ok(None) => self.ensure_table().await.map(drop),
+            Ok(None) => {
+                // What would be refused makes no table. Mostly nobody has to be asked.
+                let to_be = if fits(&router::finest_table(), &rows) { Ok(None) } else { self.table_to_be().await };
+                match to_be {
+                    Ok(Some(table)) if !fits(&table, &rows) => Err(Reply::error(words::CROSSSLOT)),
+                    Ok(_) => self.ensure_table().await.map(drop),
+                    Err(reply) => Err(reply),
+                }
+            }
             Err(fault) => Err(words::call_error(&CallError::Fault(fault.0))),
         };
         match found {
@@ -704,6 +710,11 @@ async fn worded(batches: &mut Batches, wording: Wording, lines: &[u16], writes: 
         Some(error) if writes && !outcomes.is_empty() => words::partly_done(&error),
         Some(error) => words::call_error(&error),
     }
+}
+
+/// Whether a command's ops lie where they must in a table.
+fn fits(table: &Table, rows: &Rows) -> bool {
+    rows.everywhere || router::places(table, rows).is_some()
 }
 
 /// What ops say where there is no row; `None` when one of them would write.

@@ -7,12 +7,12 @@
 //! - Where a node answers the first commands of a request only, as their answers are large, the others are not asked for before these have been
 //!   told: at most that much is held for a client besides one command's answer (`tests/memory.rs`).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::{Boxed, CallError, PartitionId, SLOTS, Table};
-use commands::Reply;
+use cluster::{Boxed, CallError, PartitionId, SLOTS, Table, TableId};
+use commands::{Reply, Rows};
 use row::key;
 use row::op::{Answer, Op, Refusal, Request, Response};
 use smallvec::SmallVec;
@@ -55,6 +55,29 @@ pub(crate) fn partition_of_op(table: &Table, op: &Op) -> Option<PartitionId> {
 pub(crate) fn partitions(table: &Table) -> impl Iterator<Item = PartitionId> + use<> {
     let id = table.id;
     (0..table.partitions).map(move |index| PartitionId { table: id, index })
+}
+
+/// The partition of each op of a command on a table; `None`: they lie in several where they must not.
+pub(crate) fn places(table: &Table, rows: &Rows) -> Option<SmallVec<[PartitionId; 4]>> {
+    let places: SmallVec<[_; 4]> = rows.ops.iter().map(|op| partition_of_op(table, op)).collect::<Option<_>>()?;
+    let is_torn = rows.together && places.iter().any(|place| *place != places[0]);
+    (!is_torn).then_some(places)
+}
+
+/// A table that is not there, as far as it says where rows would lie.
+fn imagined(partitions: u32) -> Table {
+    let (id, name) = (TableId(u32::MAX), String::new());
+    Table { id, name, number: 0, partitions, replicas: 0, envs: BTreeMap::new(), default_ttl_since_ms: 0 }
+}
+
+/// What fits a table of so many partitions fits any: it lies in one slot.
+pub(crate) fn finest_table() -> Table {
+    imagined(SLOTS.into())
+}
+
+/// A table as its first write would make it, as far as it says where rows would lie.
+pub(crate) async fn new_table(proxy: &Proxy) -> Result<Table, CallError> {
+    learn(proxy, || proxy.catalogue.partitions_of_new()).await.map(imagined)
 }
 
 /// Where a SCAN of a partition begins.

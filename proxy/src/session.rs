@@ -183,6 +183,21 @@ impl Session {
         }
     }
 
+    /// The selected table as its first write would make it, as far as that says where rows would lie; `None`: it is there.
+    pub(crate) async fn table_to_be(&mut self) -> Result<Option<Table>, Reply> {
+        if self.find_table().await?.is_some() {
+            return Ok(None);
+        }
+        if let Some(error) = &self.chunk.unmade {
+            return Err(words::catalogue_error(error));
+        }
+        router::new_table(&self.proxy).await.map(Some).map_err(|error| {
+            let reply = words::catalogue_error(&error);
+            self.chunk.unmade = Some(error);
+            reply
+        })
+    }
+
     /// The selected table is this one for what is done at once. The catalogue is looked into again for what comes after that.
     fn found(&mut self, table: &Arc<Table>) {
         self.table = Some(table.clone());

@@ -190,7 +190,6 @@ struct Gathered {
     made: Option<Arc<str>>,
     partition: Option<PartitionId>,
     ops: Vec<Op>,
-    bytes: usize,
 }
 
 impl Session {
@@ -271,12 +270,24 @@ impl Session {
         }
         let mut gathered = Gathered::default();
         let missing = self.missing_of(tables_of(&meant)).await?;
-        if let Some(table) = Self::missing_for_writes(&meant, &missing)? {
+        let missing_for_writes = Self::missing_for_writes(&meant, &missing)?;
+        let is_sent = |table: &Arc<str>| !missing.contains(table) || missing_for_writes.as_ref() == Some(table);
+        let bytes_max = self.proxy.settings.load().write_max();
+        if written_bytes(&meant, is_sent) > bytes_max.bytes + 64 * 1024 {
+            return Err(Reply::error(format!("ERR transaction is larger than {bytes_max}")));
+        }
+        if let Some(table) = missing_for_writes {
             if watched.iter().any(|watch| matches!(watch, Watch::Row(..))) {
                 // They are in another table than this one, which was not there.
                 return self.elsewhere(watched).await.map(|()| None);
             }
             self.use_table(table.clone());
+            if !fits(&router::finest_table(), &table, &meant, watched)
+                && let Some(to_be) = self.table_to_be().await?
+                && !fits(&to_be, &table, &meant, watched)
+            {
+                return Err(Reply::error(words::CROSSSLOT));
+            }
             self.ensure_table().await?;
             gathered.made = Some(table);
         }
@@ -290,10 +301,6 @@ impl Session {
                 }
                 Meant::Other(step) => step,
             });
-        }
-        let bytes_max = self.proxy.settings.load().write_max();
-        if gathered.bytes > bytes_max.bytes + 64 * 1024 {
-            return Err(Reply::error(format!("ERR transaction is larger than {bytes_max}")));
         }
         Ok(Some((steps, gathered)))
     }
@@ -403,22 +410,15 @@ impl Session {
             },
         };
         for op in &rows.ops {
-            let partition = self.only_partition(&table, &rows, op).ok_or(Reply::error(words::CROSSSLOT))?;
+            let partition = only_partition(&table, &rows, op).ok_or(Reply::error(words::CROSSSLOT))?;
             if gathered.partition.is_some_and(|other| other != partition) {
                 return Err(Reply::error(words::CROSSSLOT));
             }
             gathered.partition = Some(partition);
-            gathered.bytes += if op.is_write() { op.bytes() } else { 0 };
         }
         let step = Step::Rows(rows.wording, rows.ops.len(), rows.ops.first().is_some_and(lookups::is_lookup));
         gathered.ops.extend(rows.ops);
         Ok(step)
-    }
-
-    /// The partition of an op, if it is one.
-    fn only_partition(&self, table: &Table, rows: &Rows, op: &Op) -> Option<PartitionId> {
-        let names_no_key = rows.everywhere || op.first_key().is_none();
-        if names_no_key && table.partitions > 1 { None } else { router::partition_of_op(table, op) }
     }
 
     /// Sends the request with what is watched; `None`: something watched was touched.
@@ -520,6 +520,36 @@ impl Session {
         }
         Reply::Array(replies)
     }
+}
+
+/// The partition of an op, if it is one.
+fn only_partition(table: &Table, rows: &Rows, op: &Op) -> Option<PartitionId> {
+    let names_no_key = rows.everywhere || op.first_key().is_none();
+    if names_no_key && table.partitions > 1 { None } else { router::partition_of_op(table, op) }
+}
+
+/// Whether all that is done in the table of a name, and watched in it, would lie in one partition of a new one.
+fn fits(new: &Table, name: &Arc<str>, meant: &[Meant], watched: &[Watch]) -> bool {
+    let done = meant.iter().filter_map(|command| if let Meant::Rows(table, rows) = command { Some((table, rows)) } else { None });
+    let done = done.filter(|(table, _)| *table == name);
+    let mut places =
+        done.flat_map(|(_, rows)| rows.ops.iter().map(|op| only_partition(new, rows, op))).chain(watched.iter().filter_map(|watch| {
+            match watch {
+                Watch::NoTable(table, key) if table == name => Some(Some(router::partition_of(new, key))),
+                _ => None,
+            }
+        }));
+    let Some(first) = places.next() else { return true };
+    first.is_some() && places.all(|place| place == first)
+}
+
+/// What commands write, bytes, of those on tables that count.
+fn written_bytes(meant: &[Meant], counts: impl Fn(&Arc<str>) -> bool) -> usize {
+    let ops = |command: &Meant| match command {
+        Meant::Rows(table, rows) if counts(table) => rows.ops.iter().filter(|op| op.is_write()).map(Op::bytes).sum(),
+        _ => 0,
+    };
+    meant.iter().map(ops).sum()
 }
 
 /// The tables whose rows commands are about.

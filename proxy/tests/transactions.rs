@@ -151,6 +151,35 @@ async fn resp3_has_one_null() {
 }
 
 #[tokio::test]
+async fn what_lies_in_several_partitions_of_a_new_table_does_not_make_it() {
+    let server = Server::with(4, |_| {}).await;
+    let mut client = server.connect().await;
+    // `a` and `b` are in different quarters of the slots.
+    let crossslot = format!("-{CROSSSLOT}\r\n");
+    for queued in [&["SET a 1", "SET b 1"][..], &["SET a 1", "GET b"], &["SET a 1", "DBSIZE"], &["MSETNX a 1 b 2"], &["SET a 1", "KEYS *"]]
+    {
+        client.ask("MULTI", "+OK\r\n").await;
+        for command in queued {
+            client.ask(command, QUEUED).await;
+        }
+        client.ask("EXEC", &crossslot).await;
+    }
+    client.ask("WATCH b", "+OK\r\n").await;
+    client.send("MULTI\r\nSET a 1\r\nEXEC\r\n").await;
+    client.expect(&format!("+OK\r\n{QUEUED}{crossslot}")).await;
+    client.ask("MSETNX a 1 b 2", &crossslot).await;
+    assert!(server.world.names().is_empty(), "{:?}", server.world.names());
+    // What another has made is as it is.
+    client.send("SELECT 1\r\nMULTI\r\nSET {a}1 1\r\nSET {a}2 1\r\nEXEC\r\nMSETNX {a}3 1 {a}4 1\r\n").await;
+    client.expect(&format!("+OK\r\n+OK\r\n{}*2\r\n+OK\r\n+OK\r\n:1\r\n", QUEUED.repeat(2))).await;
+    assert_eq!(server.world.names(), ["db1"]);
+    let one = Server::with(1, |_| {}).await;
+    let mut client = one.connect().await;
+    client.send("MULTI\r\nSET a 1\r\nSET b 1\r\nEXEC\r\nSELECT 1\r\nMSETNX a 1 b 2\r\n").await;
+    client.expect(&format!("+OK\r\n{}*2\r\n+OK\r\n+OK\r\n+OK\r\n:1\r\n", QUEUED.repeat(2))).await;
+}
+
+#[tokio::test]
 async fn rows_of_several_partitions_are_refused_as_a_whole() {
     let server = Server::with(4, |_| {}).await;
     let mut client = server.connect().await;

@@ -156,7 +156,7 @@ impl RemoteCatalogue {
     pub async fn ask(&self, question: &Ask) -> Result<Told, String> {
         let body = news::encode(question);
         let (timeout, is_once) = match question {
-            Ask::FindTable { .. } | Ask::ListTables | Ask::Seat { .. } => (SAY_TIMEOUT, false),
+            Ask::FindTable { .. } | Ask::ListTables | Ask::NewTable | Ask::Seat { .. } => (SAY_TIMEOUT, false),
             Ask::Admin { method, .. } if method != "GET" => (ADMIN_TIMEOUT, true),
             Ask::EnsureTable { .. } | Ask::Admin { .. } => (DO_TIMEOUT, false),
         };
@@ -276,6 +276,15 @@ impl Catalogue for RemoteCatalogue {
         })
     }
 
+    fn partitions_of_new(&self) -> Boxed<'_, Result<u32, CallError>> {
+        Box::pin(async move {
+            match self.ask(&Ask::NewTable).await {
+                Ok(Told::NewTable { partitions }) => Ok(partitions),
+                other => Err(no_answer(other)),
+            }
+        })
+    }
+
     fn version(&self) -> u64 {
         self.known.load().version
     }
@@ -303,7 +312,7 @@ mod tests {
             match news::decode(&question).unwrap() {
                 Ask::EnsureTable { name } => assert_eq!((name.as_str(), timeout), ("db3", DO_TIMEOUT)),
                 Ask::FindTable { name } => assert_eq!((name.as_str(), timeout), ("db3", SAY_TIMEOUT)),
-                Ask::ListTables | Ask::Seat { .. } => assert_eq!(timeout, SAY_TIMEOUT),
+                Ask::ListTables | Ask::NewTable | Ask::Seat { .. } => assert_eq!(timeout, SAY_TIMEOUT),
                 Ask::Admin { method, .. } => assert_eq!(timeout, if method == "GET" { DO_TIMEOUT } else { ADMIN_TIMEOUT }),
             }
             self.asked.lock().push(address.to_owned());

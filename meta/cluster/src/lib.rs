@@ -154,6 +154,11 @@ pub trait Catalogue: Send + Sync + 'static {
     /// The table, created with the configured number of partitions when it is missing, once it can be written. The future may be dropped at any
     /// time; the table may be created all the same.
     fn ensure(&self, name: &str) -> Boxed<'_, Result<Arc<Table>, CallError>>;
+    /// How many partitions a table has that [`Catalogue::ensure`] makes.
+    ///
+    /// # Errors
+    /// As [`Catalogue::find`].
+    fn partitions_of_new(&self) -> Boxed<'_, Result<u32, CallError>>;
     /// Grows with every change of the catalogue, so that a session may keep an `Arc<Table>` while it stands still.
     fn version(&self) -> u64;
 }

@@ -372,6 +372,8 @@ pub enum Ask {
         /// Who wants it.
         server: ServerId,
     },
+    /// What a table is like that [`Ask::EnsureTable`] makes. Answered with [`Told::NewTable`].
+    NewTable,
 }
 
 /// What a meta knows of a seat.
@@ -413,6 +415,11 @@ pub enum Told {
     Tables(Vec<Table>),
     /// What is known of a seat.
     Seat(SeatWord),
+    /// What a table is like that is made by its first write.
+    NewTable {
+        /// How many it has.
+        partitions: u32,
+    },
 }
 
 /// "I do not lead."
@@ -474,6 +481,8 @@ mod tests {
         same(&Ask::FindTable { name: "db0".into() }, b"\x01\x02\x03db0");
         same(&Ask::ListTables, b"\x01\x03");
         same(&Ask::Seat { seat: 3, server: ServerId(0x1234) }, b"\x01\x04\x03\xb4\x24");
+        same(&Ask::NewTable, b"\x01\x05");
+        same(&Told::NewTable { partitions: 300 }, b"\x01\x09\xac\x02");
         same(&Told::Seat(SeatWord::Unfounded), b"\x01\x08\x00");
         same(&Told::Seat(SeatWord::Unknown), b"\x01\x08\x01");
         same(&Told::Seat(SeatWord::Free), b"\x01\x08\x02");

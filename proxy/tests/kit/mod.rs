@@ -305,6 +305,13 @@ impl Catalogue for World {
         })
     }
 
+    fn partitions_of_new(&self) -> Boxed<'_, Result<u32, CallError>> {
+        Box::pin(async move {
+            self.asked().await?;
+            Ok(self.partitions)
+        })
+    }
+
     fn version(&self) -> u64 {
         self.version.load(Relaxed)
     }
