@@ -1,12 +1,13 @@
 //! Certificates of a process, for clients and for its cluster: read anew while it runs, and when they end.
 //!
-//! By SIGHUP and by CONFIG SET of any of `tls-cert-file`, `tls-key-file` and `tls-ca-cert-file` all are read again. If any can't be read or does not
-//! fit its key, none is used, and the log (and CONFIG SET's answer) says which. Connections that are open go on with what they have.
+//! By SIGHUP all are read again; by CONFIG SET of any of `tls-cert-file`, `tls-key-file` and `tls-ca-cert-file` those for clients, by that of any of
+//! `cluster-cert-file`, `cluster-key-file` and `cluster-ca-file` the cluster's. If any can't be read or does not fit its key, none is used, and the log
+//! (and CONFIG SET's answer) says which. Connections that are open go on with what they have.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cluster::net::Net;
+use cluster::net::{Net, NetTls};
 use proxy::tls::{Tls, TlsFiles};
 
 /// Whatever of them the process has.
@@ -32,16 +33,26 @@ impl Certificates {
         self.clients.is_some()
     }
 
-    /// Reads all of them, those for clients from these files, and uses them from now on; or changes nothing.
-    pub(crate) fn renew(&self, files: &TlsFiles) -> Result<(), String> {
+    /// Whether there are any of the cluster's.
+    pub(crate) fn has_cluster(&self) -> bool {
+        self.cluster.get().is_some_and(|net| net.tls_name().is_some())
+    }
+
+    /// Reads those of each kind that the process has and that files are named of, and uses them from now on; or changes nothing.
+    pub(crate) fn renew(&self, for_clients: Option<&TlsFiles>, of_cluster: Option<&TlsFiles>) -> Result<(), String> {
         let _one_at_a_time = self.changing.lock();
-        let clients =
-            self.clients.as_ref().map(|_| proxy::tls::read(files)).transpose().map_err(|error| format!("for clients: {error}"))?;
-        let cluster = self.cluster.get().map(|net| net.read_tls()).transpose().map_err(|error| format!("for the cluster: {error}"))?;
+        let for_clients = for_clients.filter(|_| self.clients.is_some());
+        let clients = for_clients.map(proxy::tls::read).transpose().map_err(|error| format!("for clients: {error}"))?;
+        let read = |net: &Arc<Net>| {
+            let (files, name) = (of_cluster?, net.tls_name()?);
+            let ca = files.authority.clone().unwrap_or_default();
+            Some(net.read_tls(&NetTls { ca, cert: files.cert.clone(), key: files.key.clone(), name: name.map(str::to_owned) }))
+        };
+        let cluster = self.cluster.get().and_then(read).transpose().map_err(|error| format!("for the cluster: {error}"))?;
         if let (Some(tls), Some(credentials)) = (&self.clients, clients) {
             tls.renew(credentials);
         }
-        if let (Some(net), Some(credentials)) = (self.cluster.get(), cluster.flatten()) {
+        if let (Some(net), Some(credentials)) = (self.cluster.get(), cluster) {
             net.renew_tls(credentials);
         }
         for (which, seconds) in self.seconds_left() {

@@ -329,12 +329,15 @@ impl proxy::Node for Local {
         }
     }
 
-    fn use_certificates(&self, files: &TlsFiles) -> Result<(), String> {
-        if !self.certificates.has_clients() {
+    fn use_certificates(&self, for_clients: Option<&TlsFiles>, of_cluster: Option<&TlsFiles>) -> Result<(), String> {
+        if for_clients.is_some() && !self.certificates.has_clients() {
             return Err("TLS is not served to clients (tls.port)".to_owned());
         }
+        if of_cluster.is_some() && !self.certificates.has_cluster() {
+            return Err("TLS is not spoken within the cluster (cluster.cert_file)".to_owned());
+        }
         self.certificates
-            .renew(files)
+            .renew(for_clients, of_cluster)
             .inspect_err(|why| tracing::error!(why, "CONFIG SET: certificates can't be used, those from before are used on"))
     }
 

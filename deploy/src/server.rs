@@ -310,9 +310,14 @@ fn tls_of(section: &TlsSection) -> anyhow::Result<Option<Arc<Tls>>> {
 /// Reads certificates anew by SIGHUP, until the process stops.
 async fn renew_by_signal(local: Arc<Local>, mut hangups: Signal) {
     while hangups.recv().await.is_some() {
-        let Some(proxy) = local.proxy() else { return };
-        let files = proxy.settings.load().tls.clone();
-        if let Err(why) = local.certificates.renew(&files) {
+        let (for_clients, of_cluster) = match local.proxy() {
+            Some(proxy) => {
+                let settings = proxy.settings.load();
+                (settings.tls.clone(), settings.cluster_tls.clone())
+            }
+            None => (config::tls_files(&local.config.tls), config::cluster_tls_files(&local.config.cluster)),
+        };
+        if let Err(why) = local.certificates.renew(Some(&for_clients), Some(&of_cluster)) {
             tracing::error!(why, "SIGHUP: certificates can't be used, those from before are used on");
         }
     }

@@ -335,7 +335,7 @@ fn processes_trust_each_other_by_certificate() {
         Process::start(dir.path(), name, &[words, &flags[..], &tls[..]].concat())
     };
     let one = start("one", &["node", "--listen", &meta, "--port", &resp.to_string(), "--http-port", &http], Some(&certs));
-    let _two = start("two", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&certs));
+    let two = start("two", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&certs));
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, resp));
     let set = || Client::reach(at, Duration::from_secs(6)).and_then(|mut client| client.call(&["SET", "a", "1"]));
     within(20, "two replicas take a write", || set().is_ok_and(|said| said == Value::ok()));
@@ -352,6 +352,28 @@ fn processes_trust_each_other_by_certificate() {
     }
     one.signal("HUP");
     within(20, "it has joined", || strange.said().contains("serving "));
+    // So does a process without a port for clients.
+    two.signal("HUP");
+    within(20, "two replicas take a write again", || set().is_ok_and(|said| said == Value::ok()));
+    // By name, as well: a pair that does not fit changes nothing.
+    made(&["127.0.0.1"], &dir.path().join("third").display().to_string());
+    let third = |file: &str| dir.path().join("third").join(file).display().to_string();
+    let mut client = Client::reach(at, Duration::from_secs(6)).expect("it serves");
+    let refused = client.run(&format!("CONFIG SET cluster-cert-file {}", third("127.0.0.1.pem"))).text();
+    assert!(
+        refused.starts_with("ERR CONFIG SET failed (possibly related to argument 'cluster-cert-file') - for the cluster: "),
+        "{refused}"
+    );
+    assert_eq!(client.setting("cluster-cert-file"), format!("{certs}/127.0.0.1.pem"));
+    let late = start("late", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&third("")));
+    within(10, "it is still refused", || late.said().contains("a meta can't be reached"));
+    assert!(!late.said().contains("serving "));
+    let (cert, key, ca) = (third("127.0.0.1.pem"), third("127.0.0.1.key"), third("ca.pem"));
+    let set = client.run(&format!("CONFIG SET cluster-cert-file {cert} cluster-key-file {key} cluster-ca-file {ca}"));
+    assert_eq!(set, Value::ok());
+    within(20, "who has the third kind is let in", || late.said().contains("serving "));
+    let other = client.run("CONFIG SET tls-cert-file x").text();
+    assert!(other.contains("TLS is not served to clients"), "{other}");
 }
 
 #[test]

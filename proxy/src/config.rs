@@ -96,6 +96,34 @@ macro_rules! memory {
     };
 }
 
+macro_rules! file {
+    ($name:literal, $files:ident, $file:ident) => {
+        Setting {
+            name: $name,
+            get: |settings| shown(&settings.$files.$file),
+            set: |settings, text| {
+                settings.$files.$file = path(text)?;
+                Ok(())
+            },
+            file: |settings| FileValue::Text(shown(&settings.$files.$file)),
+        }
+    };
+}
+
+macro_rules! authority_file {
+    ($name:literal, $files:ident) => {
+        Setting {
+            name: $name,
+            get: |settings| settings.$files.authority.as_deref().map_or_else(String::new, shown),
+            set: |settings, text| {
+                settings.$files.authority = Some(path(text)?).filter(|path| !path.as_os_str().is_empty());
+                Ok(())
+            },
+            file: |settings| FileValue::Text(settings.$files.authority.as_deref().map_or_else(String::new, shown)),
+        }
+    };
+}
+
 /// Every setting that can change, by name.
 pub static SETTINGS: &[Setting] = &[
     number!("call-deadline-ms", call_deadline_ms: u64, 1, 600_000),
@@ -109,6 +137,10 @@ pub static SETTINGS: &[Setting] = &[
         file: |settings| FileValue::Text(format!("normal {} 0 0", settings.output_bytes_max)),
     },
     memory!("client-query-buffer-limit", query_bytes_max, 1 << 20, 1 << 40),
+    // Bridle's own: the keys of `[cluster]`.
+    authority_file!("cluster-ca-file", cluster_tls),
+    file!("cluster-cert-file", cluster_tls, cert),
+    file!("cluster-key-file", cluster_tls, key),
     number!("latency-monitor-threshold", latency_threshold_ms: u64, 0, i64::MAX),
     Setting {
         name: "maxclients",
@@ -147,37 +179,14 @@ pub static SETTINGS: &[Setting] = &[
     number!("slowlog-max-len", slowlog_len_max: usize, 0, 1 << 20),
     number!("tcp-keepalive", tcp_keepalive_s: u64, 0, i32::MAX as i64),
     number!("timeout", idle_timeout_s: u64, 0, i32::MAX as i64),
-    Setting {
-        name: "tls-ca-cert-file",
-        get: |settings| settings.tls.client_ca.as_deref().map_or_else(String::new, shown),
-        set: |settings, text| {
-            settings.tls.client_ca = Some(path(text)?).filter(|path| !path.as_os_str().is_empty());
-            Ok(())
-        },
-        file: |settings| FileValue::Text(settings.tls.client_ca.as_deref().map_or_else(String::new, shown)),
-    },
-    Setting {
-        name: "tls-cert-file",
-        get: |settings| shown(&settings.tls.cert),
-        set: |settings, text| {
-            settings.tls.cert = path(text)?;
-            Ok(())
-        },
-        file: |settings| FileValue::Text(shown(&settings.tls.cert)),
-    },
-    Setting {
-        name: "tls-key-file",
-        get: |settings| shown(&settings.tls.key),
-        set: |settings, text| {
-            settings.tls.key = path(text)?;
-            Ok(())
-        },
-        file: |settings| FileValue::Text(shown(&settings.tls.key)),
-    },
+    authority_file!("tls-ca-cert-file", tls),
+    file!("tls-cert-file", tls, cert),
+    file!("tls-key-file", tls, key),
 ];
 
 /// Settings that stand for what is in files: setting them reads these, though the names stay.
 const CERTIFICATES: [&str; 3] = ["tls-ca-cert-file", "tls-cert-file", "tls-key-file"];
+const CLUSTER_CERTIFICATES: [&str; 3] = ["cluster-ca-file", "cluster-cert-file", "cluster-key-file"];
 
 fn shown(path: &Path) -> String {
     path.display().to_string()
@@ -222,11 +231,16 @@ pub fn set(proxy: &Proxy, pairs: &[(Bytes, Bytes)]) -> Reply {
 
 /// What is in the files that were named is used from now on, if it fits: all of it or nothing.
 fn use_certificates(proxy: &Proxy, settings: Settings, names: Names) -> Result<(Settings, Names), Refused> {
-    let Some(name) = names.iter().find(|name| CERTIFICATES.contains(name)) else { return Ok((settings, names)) };
-    match proxy.node.use_certificates(&settings.tls) {
+    let (of_clients, of_cluster) = (first_of(&names, &CERTIFICATES), first_of(&names, &CLUSTER_CERTIFICATES));
+    let Some(name) = of_clients.or(of_cluster) else { return Ok((settings, names)) };
+    match proxy.node.use_certificates(of_clients.map(|_| &settings.tls), of_cluster.map(|_| &settings.cluster_tls)) {
         Ok(()) => Ok((settings, names)),
-        Err(why) => Err(Refused::Failed((*name).to_owned(), one_line(why.as_bytes()))),
+        Err(why) => Err(Refused::Failed(name.to_owned(), one_line(why.as_bytes()))),
     }
+}
+
+fn first_of(names: &[&'static str], these: &[&str]) -> Option<&'static str> {
+    names.iter().copied().find(|name| these.contains(name))
 }
 
 /// CONFIG REWRITE: writes what was changed into the configuration file.

@@ -93,11 +93,11 @@ pub trait Node: Send + Sync + 'static {
         Memory::default()
     }
 
-    /// Reads the certificates that these files and the process's other ones hold, and uses them from now on; or changes nothing.
+    /// Reads the certificates that these files hold, those for clients or the cluster's or both, and uses them from now on; or changes nothing.
     ///
     /// # Errors
     /// Why they can't be used, in words.
-    fn use_certificates(&self, _files: &TlsFiles) -> Result<(), String> {
+    fn use_certificates(&self, _for_clients: Option<&TlsFiles>, _of_cluster: Option<&TlsFiles>) -> Result<(), String> {
         Err("TLS is not served (tls.port)".to_owned())
     }
 

@@ -45,6 +45,8 @@ pub struct Settings {
     pub call_deadline_ms: u64,
     /// `tls-cert-file`, `tls-key-file`, `tls-ca-cert-file`: what they held when they were read last is in use.
     pub tls: TlsFiles,
+    /// Where the cluster's certificates are, if its processes speak TLS among each other.
+    pub cluster_tls: TlsFiles,
     /// Tables `db0..` that come with their first write.
     pub databases: u32,
 }
@@ -148,6 +150,7 @@ impl Default for Settings {
             latency_threshold_ms: 0,
             call_deadline_ms: 4_000,
             tls: TlsFiles::default(),
+            cluster_tls: TlsFiles::default(),
             databases: cluster::DATABASES,
         }
     }

@@ -20,8 +20,8 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
-    /// When set, clients must show a certificate signed by one of these.
-    pub client_ca: Option<PathBuf>,
+    /// When set, whoever connects must show a certificate signed by one of these.
+    pub authority: Option<PathBuf>,
 }
 
 /// Why TLS cannot be served.
@@ -85,8 +85,8 @@ pub fn read(files: &TlsFiles) -> Result<Credentials, TlsError> {
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| config_error(&error))?;
-    let client_ca = files.client_ca.as_deref().map_or(Ok(Vec::new()), certificates)?;
-    let builder = match files.client_ca.is_some() {
+    let client_ca = files.authority.as_deref().map_or(Ok(Vec::new()), certificates)?;
+    let builder = match files.authority.is_some() {
         false => builder.with_no_client_auth(),
         true => {
             let mut roots = RootCertStore::empty();

@@ -19,7 +19,7 @@ fn files(directory: &std::path::Path) -> (TlsFiles, rustls::pki_types::Certifica
     let (cert, key) = (directory.join("cert.pem"), directory.join("key.pem"));
     std::fs::write(&cert, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    (TlsFiles { cert, key, client_ca: None }, made.cert.der().clone())
+    (TlsFiles { cert, key, authority: None }, made.cert.der().clone())
 }
 
 fn client_config(root: rustls::pki_types::CertificateDer<'static>) -> Arc<rustls::ClientConfig> {

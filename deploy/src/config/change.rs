@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,12 +10,20 @@ use proxy::ClientsMemory;
 use proxy::config::{FileChange, FileValue};
 use proxy::tls::TlsFiles;
 
-use super::{ClientsShare, Config, Dur, Secret, Size, Threshold, TlsSection, rewrite};
+use super::{ClientsShare, ClusterSection, Config, Dur, Secret, Size, Threshold, TlsSection, rewrite};
 
 /// Where the certificates for clients are.
 pub(crate) fn tls_files(section: &TlsSection) -> TlsFiles {
-    let client_ca = Some(&section.client_ca_file).filter(|file| !file.as_os_str().is_empty()).cloned();
-    TlsFiles { cert: section.cert_file.clone(), key: section.key_file.clone(), client_ca }
+    TlsFiles { cert: section.cert_file.clone(), key: section.key_file.clone(), authority: named(&section.client_ca_file) }
+}
+
+/// Where the cluster's certificates are.
+pub(crate) fn cluster_tls_files(section: &ClusterSection) -> TlsFiles {
+    TlsFiles { cert: section.cert_file.clone(), key: section.key_file.clone(), authority: named(&section.ca_file) }
+}
+
+fn named(file: &Path) -> Option<PathBuf> {
+    Some(file.to_owned()).filter(|file| !file.as_os_str().is_empty())
 }
 
 /// The proxy's settings at start.
@@ -49,6 +57,7 @@ pub(crate) fn proxy_settings(config: &Config) -> proxy::Settings {
         latency_threshold_ms: section.latency_monitor_threshold.0.as_millis() as u64,
         call_deadline_ms: section.call_deadline.0.as_millis() as u64,
         tls: tls_files(&config.tls),
+        cluster_tls: cluster_tls_files(&config.cluster),
         ..proxy::Settings::default()
     }
 }
@@ -65,7 +74,7 @@ pub(crate) fn rewrite_file(path: &Path, changes: &[FileChange]) -> Result<(), St
 }
 
 fn take(config: &mut Config, change: &FileChange) -> Result<(), String> {
-    let (section, tls) = (&mut config.proxy, &mut config.tls);
+    let (section, tls, cluster) = (&mut config.proxy, &mut config.tls, &mut config.cluster);
     let secret_elsewhere = !section.requirepass_file.as_os_str().is_empty();
     let size = |number: i64| Size(u64::try_from(number).unwrap_or(0));
     let count = |number: i64| u32::try_from(number).unwrap_or(u32::MAX);
@@ -103,6 +112,9 @@ fn take(config: &mut Config, change: &FileChange) -> Result<(), String> {
         ("tls_cert_file", FileValue::Text(path)) => tls.cert_file = path.into(),
         ("tls_key_file", FileValue::Text(path)) => tls.key_file = path.into(),
         ("tls_ca_cert_file", FileValue::Text(path)) => tls.client_ca_file = path.into(),
+        ("cluster_cert_file", FileValue::Text(path)) => cluster.cert_file = path.into(),
+        ("cluster_key_file", FileValue::Text(path)) => cluster.key_file = path.into(),
+        ("cluster_ca_file", FileValue::Text(path)) => cluster.ca_file = path.into(),
         (key, _) => return Err(format!("no setting of the file corresponds to {key}")),
     }
     Ok(())
@@ -151,7 +163,8 @@ mod tests {
             latency_threshold_ms: 11,
             call_deadline_ms: 1300,
             memory_bytes: Config::defaults().shares.memory.bytes(),
-            tls: TlsFiles { cert: "c".into(), key: "k".into(), client_ca: Some("a".into()) },
+            tls: TlsFiles { cert: "c".into(), key: "k".into(), authority: Some("a".into()) },
+            cluster_tls: TlsFiles { cert: "cc".into(), key: "ck".into(), authority: Some("ca".into()) },
             ..proxy::Settings::default()
         };
         let shares = [ClientsMemory::Bytes(77 << 20), ClientsMemory::Percent(5), ClientsMemory::Unlimited];

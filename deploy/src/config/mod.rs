@@ -21,7 +21,7 @@ use std::path::PathBuf;
 
 use toml::de::{DeTable, DeValue};
 
-pub(crate) use change::{proxy_settings, rewrite_file, tls_files};
+pub(crate) use change::{cluster_tls_files, proxy_settings, rewrite_file, tls_files};
 pub(crate) use file::render;
 use file::rewrite;
 pub(crate) use memory::{Machine, Shares};

@@ -387,12 +387,17 @@ impl Net {
         }
     }
 
-    /// Reads the certificates anew; `None`: there is no TLS. They are used when they are handed to [`Net::renew_tls`].
+    /// The name that the certificates of all servers bear, if they bear one; `None`: there is no TLS.
+    pub fn tls_name(&self) -> Option<Option<&str>> {
+        self.options.tls.as_ref().map(|files| files.name.as_deref())
+    }
+
+    /// Reads certificates. They are used when they are handed to [`Net::renew_tls`].
     ///
     /// # Errors
     /// Those that can't be used.
-    pub fn read_tls(&self) -> Result<Option<NetCredentials>, NetSetupError> {
-        self.options.tls.as_ref().map(|files| tls::Tls::new(files).map(NetCredentials)).transpose()
+    pub fn read_tls(&self, files: &NetTls) -> Result<NetCredentials, NetSetupError> {
+        tls::Tls::new(files).map(NetCredentials)
     }
 
     /// Connections that are made from now on use these certificates.
