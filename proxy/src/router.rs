@@ -6,16 +6,21 @@
 //! - A request is sent again only when it is known not to have been proposed, and never after the deadline.
 //! - Where a node answers the first commands of a request only, as their answers are large, the others are not asked for before these have been
 //!   told: at most that much is held for a client besides one command's answer (`tests/memory.rs`).
+//! - Of the answers of many partitions no more are kept than one command may have, and one: what is read beyond that is left to be asked for again
+//!   (`tests/memory.rs`, `large_answers_of_many_partitions_are_not_gathered_to_be_refused`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cluster::{Boxed, CallError, PartitionId, SLOTS, Table, TableId};
 use commands::{Reply, Rows};
+use row::answer_size::AnswerSize;
 use row::key;
 use row::op::{Answer, Op, Refusal, Request, Response};
 use smallvec::SmallVec;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::Proxy;
 
@@ -25,6 +30,8 @@ const REQUEST_BYTES_MAX: usize = 1 << 20;
 
 /// So many partitions are asked at once, plus those of one command.
 const LINES_MAX: usize = 4096;
+/// So many partitions are asked at once for what may be large.
+const LARGE_LINES_MAX: usize = 16;
 /// Up to so many lines are looked through; more are found by a map.
 const LINES_SEARCHED: usize = 16;
 
@@ -51,12 +58,6 @@ pub(crate) fn partition_of_op(table: &Table, op: &Op) -> Option<PartitionId> {
     keys.all(|other| other == first).then_some(first)
 }
 
-/// All partitions of a table, in slot order.
-pub(crate) fn partitions(table: &Table) -> impl Iterator<Item = PartitionId> + use<> {
-    let id = table.id;
-    (0..table.partitions).map(move |index| PartitionId { table: id, index })
-}
-
 /// The partition of each op of a command on a table; `None`: they lie in several where they must not.
 pub(crate) fn places(table: &Table, rows: &Rows) -> Option<SmallVec<[PartitionId; 4]>> {
     let places: SmallVec<[_; 4]> = rows.ops.iter().map(|op| partition_of_op(table, op)).collect::<Option<_>>()?;
@@ -78,6 +79,12 @@ pub(crate) fn finest_table() -> Table {
 /// A table as its first write would make it, as far as it says where rows would lie.
 pub(crate) async fn new_table(proxy: &Proxy) -> Result<Table, CallError> {
     learn(proxy, || proxy.catalogue.partitions_of_new()).await.map(imagined)
+}
+
+/// All partitions of a table, in slot order.
+pub(crate) fn partitions(table: &Table) -> impl Iterator<Item = PartitionId> + use<> {
+    let id = table.id;
+    (0..table.partitions).map(move |index| PartitionId { table: id, index })
 }
 
 /// Where a SCAN of a partition begins.
@@ -161,12 +168,21 @@ impl Batches {
 
     /// Carries out what is left; of answers that are large, a part only ([`Batches::is_done`]).
     pub(crate) async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant) {
+        self.carry_out_in(proxy, deadline, Room::new(self.held_bytes(), proxy.settings.load().answer_max().bytes)).await;
+    }
+
+    /// Carries out everything, of which no answer is large.
+    pub(crate) async fn carry_out_small(&mut self, proxy: &Proxy, deadline: Instant) {
+        self.carry_out_in(proxy, deadline, Room::new(0, usize::MAX)).await;
+    }
+
+    async fn carry_out_in(&mut self, proxy: &Proxy, deadline: Instant, room: Room) {
         match self.lines.as_mut_slice() {
             [] => {}
-            [line] => line.carry_out(proxy, deadline).await,
+            [line] => line.carry_out(proxy, deadline, &room).await,
             lines => {
-                let each: Vec<Boxed<'_, ()>> = lines.iter_mut().map(|line| Box::pin(line.carry_out(proxy, deadline)) as _).collect();
-                futures::future::join_all(each).await;
+                let each = lines.iter_mut().map(|line| Box::pin(line.carry_out(proxy, deadline, &room)) as Boxed<'_, ()>);
+                futures::future::join_all(each.collect::<Vec<_>>()).await;
             }
         }
     }
@@ -195,10 +211,10 @@ impl Batches {
         counts.into_iter().all(|(line, count)| is_there(line, count))
     }
 
-    /// Forgets the outcomes of these lines that are there; the lines whose outcomes are still to come.
+    /// Forgets the next outcomes of these lines, and has what would only be read not read at all; the lines whose outcomes are still to come.
     pub(crate) fn forget(&mut self, lines: &[u16]) -> SmallVec<[u16; 4]> {
-        let is_to_come = |line: &u16| match self.lines.get(usize::from(*line)) {
-            Some(Line { open, done, .. }) if !open.is_empty() && done.iter().all(|done| done.len() == 0) => true,
+        let is_to_come = |line: &u16| match self.lines.get_mut(usize::from(*line)) {
+            Some(line) if !line.open.is_empty() && line.outcomes() == 0 => !line.leave_out_read(),
             _ => {
                 let _forgotten = self.take(*line);
                 false
@@ -261,8 +277,22 @@ impl Line {
         self.done.iter().map(Done::len).sum()
     }
 
-    /// One request after another, up to the first of which a part is done. A node may do the first commands only, when their answers are large.
-    async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant) {
+    /// Leaves out the first op that is to be carried out, if it only reads.
+    fn leave_out_read(&mut self) -> bool {
+        let Some(open) = self.open.first_mut() else { return false };
+        if open.request.ops.first().is_none_or(Op::is_write) {
+            return false;
+        }
+        without_first(&mut open.request, 1);
+        if open.request.ops.is_empty() {
+            self.open.remove(0);
+        }
+        true
+    }
+
+    /// One request after another, up to the first of which a part is done. A node may do the first commands only, when their answers are large; and
+    /// what is read when all room is taken is left for later.
+    async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant, room: &Room) {
         let mut all = std::mem::take(&mut self.open).into_iter();
         while let Some(mut open) = all.next() {
             if !self.done.is_empty() {
@@ -270,11 +300,17 @@ impl Line {
                 tokio::task::yield_now().await;
             }
             let asked = open.request.ops.len();
-            proxy.stats.batch(asked);
+            let _turn = room.turn(&open.request).await;
             let outcomes = match open.writes {
-                true => call(proxy, self.partition, &open.request, deadline).await,
-                false => read_once(proxy, self.partition, &open.request, deadline).await,
+                _ if !open.writes && room.is_taken() => None,
+                true => Some(call(proxy, self.partition, &open.request, deadline).await),
+                false => Some(read_once(proxy, self.partition, &open.request, deadline).await).filter(|_| !room.is_taken()),
             };
+            let Some(outcomes) = outcomes else {
+                self.open = std::iter::once(open).chain(all).collect();
+                return;
+            };
+            proxy.stats.batch(asked);
             let done = match outcomes {
                 Ok(outcomes) if outcomes.is_empty() && asked > 0 => {
                     Err(CallError::Fault("a node answered none of the ops that it was asked".to_owned()))
@@ -282,7 +318,7 @@ impl Line {
                 outcomes => outcomes,
             };
             let answered = done.as_ref().map_or(asked, Vec::len);
-            self.keep(done, asked);
+            room.take(self.keep(done, asked));
             if answered < asked {
                 without_first(&mut open.request, answered);
                 self.open = std::iter::once(open).chain(all).collect();
@@ -291,14 +327,46 @@ impl Line {
         }
     }
 
-    fn keep(&mut self, outcomes: Result<Vec<Outcome>, CallError>, ops: usize) {
-        self.done.push_back(match outcomes {
+    /// Keeps what became of so many ops, and says what that takes.
+    fn keep(&mut self, outcomes: Result<Vec<Outcome>, CallError>, ops: usize) -> usize {
+        let (done, bytes) = match outcomes {
             Ok(outcomes) => {
-                self.held_bytes += outcomes.iter().map(outcome_bytes).sum::<usize>();
-                Done::Outcomes(outcomes.into_iter())
+                let bytes = outcomes.iter().map(outcome_bytes).sum();
+                (Done::Outcomes(outcomes.into_iter()), bytes)
             }
-            Err(error) => Done::Failed(error, ops),
-        });
+            Err(error) => (Done::Failed(error, ops), 0),
+        };
+        self.done.push_back(done);
+        self.held_bytes += bytes;
+        bytes
+    }
+}
+
+/// The room that outcomes have which wait to be taken. It is taken when they take more than one command's answer may: then either the next command
+/// has all of its outcomes, or it is refused.
+struct Room {
+    held_bytes: AtomicUsize,
+    bytes_max: usize,
+    large: Semaphore,
+}
+
+impl Room {
+    fn new(held_bytes: usize, bytes_max: usize) -> Room {
+        Room { held_bytes: AtomicUsize::new(held_bytes), bytes_max, large: Semaphore::new(LARGE_LINES_MAX) }
+    }
+
+    fn is_taken(&self) -> bool {
+        self.held_bytes.load(Ordering::Relaxed) > self.bytes_max
+    }
+
+    fn take(&self, bytes: usize) {
+        self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Waits until a request may be asked: what is under way is not counted yet. `None`: its answer is small.
+    async fn turn(&self, request: &Request) -> Option<SemaphorePermit<'_>> {
+        let is_large = request.ops.iter().any(|op| op.answer_size() == AnswerSize::Large);
+        if is_large { self.large.acquire().await.ok() } else { None }
     }
 }
 
@@ -362,7 +430,7 @@ pub(crate) async fn count_rows(proxy: &Proxy, table: &Table, deadline: Instant) 
 pub(crate) async fn count(proxy: &Proxy, table: &Table, op: &Op, deadline: Instant) -> Result<Vec<u64>, Reply> {
     let mut batches = Batches::default();
     let lines: Vec<u16> = partitions(table).map(|partition| batches.add(partition, op.clone(), false)).collect();
-    batches.carry_out(proxy, deadline).await;
+    batches.carry_out_small(proxy, deadline).await;
     let count = |line| match batches.take(line) {
         Ok(Ok(Answer::Int(count))) => Ok(u64::try_from(count).unwrap_or(0)),
         Ok(Ok(_)) => Err(commands::words::no_answer()),

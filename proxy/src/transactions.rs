@@ -223,7 +223,7 @@ impl Session {
         };
         let places: Vec<_> = keys.into_iter().map(add).collect();
         let deadline = self.deadline();
-        batches.carry_out(&self.proxy, deadline).await;
+        batches.carry_out_small(&self.proxy, deadline).await;
         for (partition, line) in places {
             match batches.take(line) {
                 Ok(Ok(Answer::Watched(watched))) => self.transaction.watched.push(Watch::Row(partition, watched)),

@@ -91,6 +91,36 @@ async fn what_was_not_read_is_answered_in_order_once_it_is() {
 }
 
 #[tokio::test]
+async fn large_answers_of_many_partitions_are_not_gathered_to_be_refused() {
+    let server = Server::with(64, |settings| settings.answer_bytes_max = 4 * MIB).await;
+    let mut client = server.connect().await;
+    let keys: Vec<String> = (0..64).map(|number| format!("key:{number}")).collect();
+    let value = "m".repeat(MIB / 4);
+    for key in &keys {
+        client.send(command(&["SET", key, &value])).await;
+        client.expect("+OK\r\n").await;
+    }
+    let reads = || server.world.reads.swap(0, std::sync::atomic::Ordering::Relaxed);
+    reads();
+    let all = format!("MGET {}\r\n", keys.join(" "));
+    let told = "-ERR answer is larger than max_answer_size (4194304 bytes; the configuration file changes it, at a restart): read in parts, as with \
+                HSCAN, HRANGE, GETRANGE or SCAN\r\n";
+    client.ask(all.trim_end(), told).await;
+    let asked = reads();
+    // The keys lie in 36 partitions, up to four in one.
+    assert!((4..=16).contains(&asked), "{asked} partitions were asked for what is refused");
+    // Others are not refused with it, nor are writes left out.
+    let bulk = format!("${}\r\n{value}\r\n", value.len());
+    client.send(format!("GET key:1\r\nSET key:2 2\r\n{all}GET key:2\r\nGET key:63\r\nMGET key:3 key:4 key:5\r\nINCR n\r\n")).await;
+    client.expect(&format!("{bulk}+OK\r\n{told}$1\r\n2\r\n{bulk}*3\r\n{bulk}{bulk}{bulk}:1\r\n")).await;
+    let each: String = keys.iter().map(|key| format!("GET {key}\r\n")).collect();
+    client.send(&each).await;
+    for key in &keys {
+        client.expect(if key == "key:2" { "$1\r\n2\r\n" } else { &bulk }).await;
+    }
+}
+
+#[tokio::test]
 async fn queued_commands_take_what_their_words_take() {
     let server = Server::with(1, |settings| settings.answer_bytes_max = 16 * MIB).await;
     let mut client = server.connect().await;
