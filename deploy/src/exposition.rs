@@ -57,6 +57,11 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_log_disk_bytes", Gauge, "Bytes that the log takes on disk, allocated ones included."),
     ("bridle_raft_groups", Gauge, "Raft groups on this node, by whether it leads them."),
     ("bridle_task_panics_total", Counter, "Background tasks of partitions that panicked, which is a bug; the log has its words."),
+    (
+        "bridle_raft_abstaining",
+        Gauge,
+        "Raft groups on this node that do not vote, as they were not stopped in order and may lack what they had acknowledged.",
+    ),
     ("bridle_raft_applied_entries", Gauge, "By table: entries applied since its groups were formed."),
     ("bridle_raft_log_entries", Gauge, "By table: entries in the log that are not purged yet."),
     (
@@ -64,7 +69,12 @@ const METRICS: &[(&str, Kind, &str)] = &[
         Counter,
         "Leaderships that this server has handed over, by why: asked, stopping, or what ails its disk.",
     ),
-    ("bridle_raft_term", Gauge, "By table: the highest term of its groups."),
+    ("bridle_raft_term", Gauge, "By table: the highest term of its groups; a term is at least the second, since 1970, of its election."),
+    (
+        "bridle_raft_unclean_votes_total",
+        Counter,
+        "By group: that it votes by what is left of its log, since more members than it can spare were not stopped in order: what was acknowledged shortly before may be lost.",
+    ),
     ("bridle_raft_led", Gauge, "By table: partitions that are led here."),
     (
         "bridle_table_rows_led",
@@ -205,6 +215,7 @@ fn of_stores(local: &Local, stores: &Stores) {
     let led = groups.iter().filter(|group| group.is_leader).count();
     gauge!("bridle_raft_groups", "leader" => "yes").set(led as f64);
     gauge!("bridle_raft_groups", "leader" => "no").set((groups.len() - led) as f64);
+    gauge!("bridle_raft_abstaining").set(groups.iter().filter(|group| group.abstains).count() as f64);
 }
 
 fn of_table(node: &Node, reports: &[Replica], table: &cluster::Table) {

@@ -24,7 +24,7 @@ struct Case {
 }
 
 fn entry(index: u64, payload: &Payload) -> Entry {
-    let log_id = LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index };
+    let log_id = LogId { leader_id: LeaderId { term: 1.into(), node_id: 1 }, index };
     Entry { log_id, payload: EntryPayload::Normal(payload.clone()) }
 }
 

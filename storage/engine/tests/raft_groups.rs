@@ -5,8 +5,10 @@ mod raft_kit;
 
 use std::time::{Duration, Instant};
 
-use engine::raft::{ChangeError, GroupError, Kind};
-use raft_kit::{SERVERS, Three, establish, put, raft_id};
+use engine::raft::types::{LeaderId, Types, Vote};
+use engine::raft::{ChangeError, GroupError, Kind, Letter};
+use openraft::raft::TransferLeaderRequest;
+use raft_kit::{GROUP, SERVERS, Three, delivered, establish, put, raft_id};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_group_elects_its_first_member_at_once_and_replicates() {
@@ -284,4 +286,27 @@ async fn idle_groups_cost_little() {
     let percent = (cpu() - before) / started.elapsed().as_secs_f64();
     eprintln!("64 idle groups of three: {percent:.1} % of a core, all three servers together");
     assert!(percent < 60.0);
+}
+
+/// Neither of a term that nobody has reached nor of a leader that is not followed is a handover taken: who believed it would stand for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_stands_because_of_a_strangers_handover() {
+    let three = Three::start().await;
+    let leader = three.leader().await;
+    let [follower, other] = SERVERS.into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..] else { unreachable!() };
+    three.put(1, b"v").await;
+    three.until(follower, 1, b"v").await;
+    let term = three.group(leader).figures().term;
+    let asked = delivered(&three.network, Kind::PreVote);
+    for (term, from) in [(term + 1000, leader), (term + 1000, other), (term, other)] {
+        let vote = Vote { leader_id: LeaderId { term: term.into(), node_id: raft_id(from) }, committed: true };
+        let request = TransferLeaderRequest::<Types>::new(vote, raft_id(other), None);
+        let body = postcard::to_extend(&request, vec![1u8]).unwrap().into();
+        let (group, target, timeout) = (GROUP, raft_id(follower), Duration::from_secs(1));
+        let letter = Letter { group, from: raft_id(from), target, kind: Kind::Transfer, body, timeout };
+        three.group(follower).receive(letter).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(delivered(&three.network, Kind::PreVote), asked, "it does not stand");
+    assert_eq!(three.group(leader).figures().term, term);
 }

@@ -142,6 +142,47 @@ impl Front {
         Some(LogId { leader_id: self.leaders[run - 1].1, index })
     }
 
+    /// The last entry that is known to be committed: what openraft has said, or what was let go of because it is applied.
+    pub(crate) fn settled(&self) -> Option<LogId> {
+        self.committed.into_iter().chain(self.purged).max_by_key(|id| id.index)
+    }
+
+    /// Takes note that the state machine has everything up to `applied`.
+    pub(crate) fn settle(&mut self, applied: LogId) {
+        if self.settled().is_none_or(|settled| settled.index < applied.index) {
+            self.committed = Some(applied);
+        }
+    }
+
+    /// Why a leader that has `entry` in its log lacks what is committed here, if so. Raft never elects such a leader; a majority that has lost its log's tail does. openraft
+    /// compares no ids up to the last committed entry, and goes on behind it as if nothing had happened. `vote` is the leader's where it does not say that the entry is
+    /// committed: then one of the past may have anything.
+    pub(crate) fn contradiction(&self, vote: Option<&Vote>, entry: &LogId) -> Option<String> {
+        let settled = self.settled()?;
+        if vote.is_some_and(|vote| self.vote.is_some_and(|own| own > *vote)) {
+            return None;
+        }
+        let agrees = match entry.index.cmp(&settled.index) {
+            std::cmp::Ordering::Greater => entry.leader_id >= settled.leader_id,
+            std::cmp::Ordering::Equal => *entry == settled,
+            // What was let go of is before what is still known.
+            std::cmp::Ordering::Less => self.log_id(entry.index).map_or(entry.leader_id <= settled.leader_id, |own| own == *entry),
+        };
+        (!agrees).then(|| {
+            format!(
+                "the group went on without what this replica had applied: here entry {settled} is committed, and the leader has {entry}"
+            )
+        })
+    }
+
+    /// Begins the log anew behind `last`: what it held is not needed, or contradicts the state that ends there. The caller has truncated it.
+    pub(crate) fn begin_after(&mut self, last: LogId) {
+        assert!(self.first == self.next, "it was truncated");
+        (self.purged, self.committed, self.committed_dirty) = (Some(last), None, false);
+        (self.first, self.next, self.written) = (last.index + 1, last.index + 1, last.index + 1);
+        self.leaders.clear();
+    }
+
     /// The last id of each leader's run of entries within `from..=to`: what openraft keeps instead of all ids. (Its trait's documentation speaks
     /// of first ids; its code and its suite want the last.)
     pub(crate) fn key_log_ids(&self, from: u64, to: u64) -> Vec<LogId> {
@@ -335,5 +376,42 @@ impl Inside {
             }
         }
         reading
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(term: u64, index: u64) -> LogId {
+        LogId { leader_id: LeaderId { term: term.into(), node_id: 1 }, index }
+    }
+
+    #[test]
+    fn a_leader_that_lacks_what_is_committed_is_told_by_its_ids() {
+        // Entries up to 3 are gone, 4 to 6 are of term 2, 7 to 9 of term 5; up to 8 all is committed.
+        let leaders = VecDeque::from([(4, id(2, 4).leader_id), (7, id(5, 7).leader_id)]);
+        let vote = |term, committed| Vote { leader_id: id(term, 0).leader_id, committed };
+        let front = Front {
+            vote: Some(vote(5, true)),
+            purged: Some(id(2, 3)),
+            committed: Some(id(5, 8)),
+            first: 4,
+            next: 10,
+            written: 10,
+            leaders,
+            ..Front::default()
+        };
+        let lacks = |entry| front.contradiction(Some(&vote(6, true)), &entry).is_some();
+        for agrees in [id(1, 2), id(2, 3), id(2, 6), id(5, 7), id(5, 8), id(5, 9), id(6, 9), id(6, 12)] {
+            assert!(!lacks(agrees), "{agrees}");
+        }
+        for other in [id(6, 2), id(3, 6), id(4, 7), id(6, 7), id(4, 8), id(6, 8), id(4, 9), id(4, 12)] {
+            assert!(lacks(other), "{other}");
+        }
+        // What a leader of the past has says nothing, unless it is committed.
+        assert!(front.contradiction(Some(&vote(4, true)), &id(4, 9)).is_none());
+        assert!(front.contradiction(None, &id(4, 8)).is_some());
+        assert!(Front::default().contradiction(Some(&vote(1, true)), &id(1, 1)).is_none());
     }
 }

@@ -27,6 +27,7 @@
 //! - A segment is removed only after all that makes it unneeded is on the disk
 //!   (`endless_writes_keep_the_log_bounded_though_an_idle_group_needs_old_entries`).
 //! - Damage is never skipped (`every_flipped_byte_is_an_error_that_names_it_or_a_cut_of_the_last_batch`).
+//! - Whoever may have lost what it acknowledged is suspected until it is cleared, by later processes too (`who_may_have_lost_something_is_suspected_until_cleared`).
 //! - After a failed fdatasync nothing is ever acknowledged again: the log is poisoned (Linux drops the dirty pages, a second try would lie;
 //!   `after_a_failed_fsync_nothing_is_acknowledged`, `a_failed_fsync_fails_everybody_who_syncs_after_it`).
 //! - What a start finds beyond the last known sync is written again before it is believed: it may stand in the page cache alone
@@ -49,7 +50,7 @@ mod stats;
 mod tests;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -70,6 +71,7 @@ pub(crate) use group::{Group, Inside, Reading};
 pub(crate) use writer::Op;
 use writer::Writer;
 
+use record::Suspects;
 use segment::Segment;
 
 use crate::mutants::{self, Rule};
@@ -250,7 +252,7 @@ impl std::fmt::Debug for Log {
     }
 }
 
-/// What the log's threads and callers share. Locks are taken in this order: writer, groups, a group's inside; queue and spare alone.
+/// What the log's threads and callers share. Locks are taken in this order: writer, suspects, groups, a group's inside; queue and spare alone.
 pub(crate) struct Shared {
     pub(crate) options: LogOptions,
     pub(crate) groups: Mutex<HashMap<u64, Arc<Group>>>,
@@ -269,6 +271,7 @@ pub(crate) struct Shared {
     poison: Mutex<Option<String>>,
     poisoned: AtomicBool,
     closing: AtomicBool,
+    suspects: Mutex<Suspicion>,
     /// Bytes in all groups' caches.
     pub(crate) cached: AtomicU64,
     /// Bytes of all groups' entries that are queued and not written yet.
@@ -278,6 +281,13 @@ pub(crate) struct Shared {
     pub(crate) fsync_seconds: metrics::Histogram,
     #[cfg(test)]
     pub(crate) faults: Faults,
+}
+
+/// Groups that may have lost what they had acknowledged, since this process began.
+#[derive(Debug, Default)]
+struct Suspicion {
+    found: Suspects,
+    cleared: BTreeSet<u64>,
 }
 
 /// Failures that tests bring about.
@@ -333,6 +343,7 @@ impl Log {
             poison: Mutex::default(),
             poisoned: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            suspects: Mutex::new(Suspicion { found: recovered.suspects.clone(), cleared: BTreeSet::new() }),
             cached: AtomicU64::new(0),
             unwritten: AtomicU64::new(0),
             watch: DiskWatch::new(),
@@ -344,6 +355,7 @@ impl Log {
         });
         {
             let mut writer = shared.writer.lock();
+            writer.begin(&shared, &recovered.suspects)?;
             writer.count_segments(&shared);
             writer.reclaim(&shared);
         }
@@ -434,6 +446,19 @@ impl Log {
         self.shared.push(op);
     }
 
+    /// Whether a group may have lost entries that it had acknowledged: the process before did not close its log, and acknowledged before it synced.
+    pub(crate) fn is_suspect(&self, group: u64) -> bool {
+        let suspicion = self.shared.suspects.lock();
+        suspicion.found.has(group) && !suspicion.cleared.contains(&group)
+    }
+
+    /// A group has everything again, or what it lacks is lost for good.
+    pub(crate) fn clear(&self, group: u64) {
+        if self.shared.suspects.lock().cleared.insert(group) && !self.shared.is_lax() {
+            self.shared.submit(Op::Cleared);
+        }
+    }
+
     /// Sees that what was queued gets written.
     pub(crate) fn drive(&self) {
         self.shared.drive_if_inline();
@@ -484,6 +509,25 @@ impl Shared {
     /// or a segment ends.
     fn inline(&self) -> bool {
         self.options.durability == Durability::Os
+    }
+
+    /// Is it acknowledged before it is on the disk?
+    fn is_lax(&self) -> bool {
+        self.options.durability != Durability::Always
+    }
+
+    /// Whom to suspect if the log ends with its closing.
+    pub(crate) fn suspected(&self) -> Suspects {
+        let Suspicion { found, cleared } = &*self.suspects.lock();
+        Suspects::These(match found {
+            Suspects::All => self.groups.lock().keys().filter(|group| !cleared.contains(group)).copied().collect(),
+            Suspects::These(groups) => groups.difference(cleared).copied().collect(),
+        })
+    }
+
+    /// Whom to suspect if it ends without.
+    pub(crate) fn unclosed(&self) -> Suspects {
+        if self.is_lax() { Suspects::All } else { self.suspected() }
     }
 
     fn submit(&self, op: Op) {

@@ -30,6 +30,7 @@
 //! | `0x17` | group state | optional vote, optional purged log id, optional committed log id, optional index u64 of the first entry |
 //! | `0x18` | destroy | nothing: the group is gone |
 //! | `0x19` | mark | nothing, group 0: only carries `synced` |
+//! | `0x1a` | suspects | group 0: whom to suspect if the log ends with this one ([`Suspects`]): a byte 1 for all, or a byte 0, their count u32, their ids u64 |
 //!
 //! A log id is term u64, Raft id u64, index u64. An optional thing is a byte 0, or a byte 1 and the thing. Payload tags: 0 blank, 1 a batch (its
 //! bytes follow), 2 a membership (postcard of `openraft::Membership`).
@@ -37,6 +38,8 @@
 //! # Invariants
 //! - The format is frozen: `frozen_bytes` (`tests/format.rs`) holds one vector per kind; vectors are added, never edited.
 //! - Decoding any bytes gives a record or a reason, never a panic: `any_bytes_decode_or_say_why`.
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
@@ -58,6 +61,7 @@ pub(crate) enum Kind {
     State = 0x17,
     Destroy = 0x18,
     Mark = 0x19,
+    Suspects = 0x1a,
 }
 
 impl Kind {
@@ -72,6 +76,7 @@ impl Kind {
             0x17 => Kind::State,
             0x18 => Kind::Destroy,
             0x19 => Kind::Mark,
+            0x1a => Kind::Suspects,
             _ => return None,
         })
     }
@@ -91,6 +96,30 @@ pub(crate) struct State {
     pub(crate) purged: Option<LogId>,
     pub(crate) committed: Option<LogId>,
     pub(crate) first: Option<u64>,
+}
+
+/// Groups that may have lost entries which they had acknowledged: the log was not closed, and did not sync before it acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Suspects {
+    /// All that have a past.
+    All,
+    /// These.
+    These(BTreeSet<u64>),
+}
+
+impl Default for Suspects {
+    fn default() -> Self {
+        Suspects::These(BTreeSet::new())
+    }
+}
+
+impl Suspects {
+    pub(crate) fn has(&self, group: u64) -> bool {
+        match self {
+            Suspects::All => true,
+            Suspects::These(groups) => groups.contains(&group),
+        }
+    }
 }
 
 /// A whole record with a right checksum, its body not yet looked at.
@@ -238,13 +267,13 @@ pub(crate) fn put_entry(buf: &mut Vec<u8>, entry: &Entry) {
 }
 
 pub(crate) fn put_vote(buf: &mut Vec<u8>, vote: &Vote) {
-    buf.extend_from_slice(&vote.leader_id.term.to_le_bytes());
+    buf.extend_from_slice(&vote.leader_id.term.0.to_le_bytes());
     buf.extend_from_slice(&vote.leader_id.node_id.to_le_bytes());
     buf.push(u8::from(vote.committed));
 }
 
 pub(crate) fn put_log_id(buf: &mut Vec<u8>, id: &LogId) {
-    buf.extend_from_slice(&id.leader_id.term.to_le_bytes());
+    buf.extend_from_slice(&id.leader_id.term.0.to_le_bytes());
     buf.extend_from_slice(&id.leader_id.node_id.to_le_bytes());
     buf.extend_from_slice(&id.index.to_le_bytes());
 }
@@ -265,6 +294,26 @@ pub(crate) fn put_state(buf: &mut Vec<u8>, state: &State) {
     put_optional(buf, state.purged.as_ref(), put_log_id);
     put_optional(buf, state.committed.as_ref(), put_log_id);
     put_optional(buf, state.first.as_ref(), put_index);
+}
+
+/// The length of a record of suspects.
+pub(crate) fn suspects_len(suspects: &Suspects) -> usize {
+    HEADER
+        + match suspects {
+            Suspects::All => 1,
+            Suspects::These(groups) => 5 + 8 * groups.len(),
+        }
+}
+
+pub(crate) fn put_suspects(buf: &mut Vec<u8>, suspects: &Suspects) {
+    match suspects {
+        Suspects::All => buf.push(1),
+        Suspects::These(groups) => {
+            buf.push(0);
+            buf.extend_from_slice(&(groups.len() as u32).to_le_bytes());
+            groups.iter().for_each(|group| put_index(buf, group));
+        }
+    }
 }
 
 // --- bodies: reading; `Err` says what is wrong with a body whose checksum is right ---
@@ -296,7 +345,7 @@ impl Body<'_> {
     }
 
     fn leader(&mut self) -> Read<LeaderId> {
-        Ok(LeaderId { term: self.index()?, node_id: self.index()? })
+        Ok(LeaderId { term: self.index()?.into(), node_id: self.index()? })
     }
 
     pub(crate) fn log_id(&mut self) -> Read<LogId> {
@@ -318,6 +367,15 @@ impl Body<'_> {
             committed: self.optional(Body::log_id)?,
             first: self.optional(Body::index)?,
         })
+    }
+
+    pub(crate) fn suspects(&mut self) -> Read<Suspects> {
+        if self.claim()? {
+            return Ok(Suspects::All);
+        }
+        let (count, rest) = self.0.split_first_chunk::<4>().ok_or("a record's body is too short")?;
+        self.0 = rest;
+        (0..u32::from_le_bytes(*count)).map(|_| self.index()).collect::<Read<_>>().map(Suspects::These)
     }
 
     pub(crate) fn end(&self) -> Read<()> {

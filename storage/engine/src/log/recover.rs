@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::group::{Group, Inside, Slot};
-use super::record::{self, Body, Flaw, Kind, Place, Raw};
+use super::record::{self, Body, Flaw, Kind, Place, Raw, Suspects};
 use super::scan::Ranges;
 use super::segment::{self, Segment};
 use super::{LogError, LogOptions};
@@ -41,6 +41,8 @@ pub(crate) struct Recovered {
     pub(crate) groups: HashMap<u64, Arc<Group>>,
     pub(crate) sealed: VecDeque<Arc<Segment>>,
     pub(crate) active: Arc<Segment>,
+    /// Whom the last record of that kind names.
+    pub(crate) suspects: Suspects,
 }
 
 /// A segment's file and what its header says.
@@ -58,14 +60,15 @@ pub(crate) fn recover(options: &LogOptions) -> Result<Recovered, LogError> {
     if found.is_empty() {
         return if options.must_exist { Err(LogError::Missing { dir: dir.clone() }) } else { begin(options) };
     }
-    let mut replay: BTreeMap<u64, Replayed> = BTreeMap::new();
+    let mut replay = Replay::default();
     let mut segments = VecDeque::new();
     for (i, this) in found.iter().enumerate() {
         segments.push_back(read_segment(options, this, found.get(i + 1), &mut replay)?);
     }
     let active = segments.pop_back().expect("found is not empty");
-    let groups = replay.into_iter().map(|(id, replayed)| Ok((id, Arc::new(replayed.finish(dir, id)?))));
-    Ok(Recovered { groups: groups.collect::<Result<_, LogError>>()?, sealed: segments, active })
+    let Replay { groups, suspects } = replay;
+    let groups = groups.into_iter().map(|(id, replayed)| Ok((id, Arc::new(replayed.finish(dir, id)?))));
+    Ok(Recovered { groups: groups.collect::<Result<_, LogError>>()?, sealed: segments, active, suspects })
 }
 
 /// The first segment of a new log.
@@ -79,7 +82,7 @@ fn begin(options: &LogOptions) -> Result<Recovered, LogError> {
         segment::sync_dir(parent)?;
     }
     let active = Segment::new(1, path, file, options.segment_bytes, segment::HEADER, segment::HEADER);
-    Ok(Recovered { groups: HashMap::new(), sealed: VecDeque::new(), active: Arc::new(active) })
+    Ok(Recovered { groups: HashMap::new(), sealed: VecDeque::new(), active: Arc::new(active), suspects: Suspects::default() })
 }
 
 /// The segments in order, with no number missing.
@@ -117,12 +120,7 @@ fn flawed(path: &Path, offset: u64, flaw: Flaw) -> LogError {
     }
 }
 
-fn read_segment(
-    options: &LogOptions,
-    this: &Found,
-    next: Option<&Found>,
-    replay: &mut BTreeMap<u64, Replayed>,
-) -> Result<Arc<Segment>, LogError> {
+fn read_segment(options: &LogOptions, this: &Found, next: Option<&Found>, replay: &mut Replay) -> Result<Arc<Segment>, LogError> {
     let path = &this.path;
     let corrupt = |offset: usize, why| LogError::Corrupt { path: path.clone(), offset: offset as u64, why };
     let bytes = std::fs::read(path).map_err(|e| LogError::io("read", path, e))?;
@@ -199,6 +197,13 @@ fn cut_tail(segment: &Segment, bytes: &[u8], at: usize, why: &'static str) -> Re
     segment.file.write_all_at(&zeros, at as u64).map_err(|e| LogError::io("cut the tail of", &segment.path, e))
 }
 
+/// What was read so far.
+#[derive(Default)]
+struct Replay {
+    groups: BTreeMap<u64, Replayed>,
+    suspects: Suspects,
+}
+
 /// A group while its records are being read. Entries may have holes until the end: a moved entry comes after its successors.
 #[derive(Default)]
 struct Replayed {
@@ -210,16 +215,20 @@ struct Replayed {
     first: Option<u64>,
 }
 
-fn apply(replay: &mut BTreeMap<u64, Replayed>, raw: &Raw<'_>, slot: Slot) -> Result<(), &'static str> {
+fn apply(replay: &mut Replay, raw: &Raw<'_>, slot: Slot) -> Result<(), &'static str> {
+    let mut body = Body(raw.body);
     if raw.kind == Kind::Mark {
-        return Body(raw.body).end();
+        return body.end();
+    }
+    if raw.kind == Kind::Suspects {
+        replay.suspects = body.suspects()?;
+        return body.end();
     }
     if raw.kind == Kind::Destroy {
-        replay.remove(&raw.group);
-        return Body(raw.body).end();
+        replay.groups.remove(&raw.group);
+        return body.end();
     }
-    let group = replay.entry(raw.group).or_default();
-    let mut body = Body(raw.body);
+    let group = replay.groups.entry(raw.group).or_default();
     match raw.kind {
         Kind::Entry | Kind::Moved => {
             let id = body.log_id()?;
@@ -247,7 +256,7 @@ fn apply(replay: &mut BTreeMap<u64, Replayed>, raw: &Raw<'_>, slot: Slot) -> Res
                 group.purge(purged);
             }
         }
-        Kind::Destroy | Kind::Mark => {}
+        Kind::Destroy | Kind::Mark | Kind::Suspects => {}
     }
     body.end()
 }
@@ -281,8 +290,9 @@ impl Replayed {
             disk.append(index, slot);
         }
         front.written = front.next;
-        // A committed id says what to apply again; beyond the log there is nothing to apply, so it says nothing.
-        front.committed = self.committed.filter(|committed| committed.index < front.next);
+        // A committed id says what to apply again; beyond the log there is nothing to apply, so it says nothing. Nor does that of an entry which another has replaced.
+        let is_there = |committed: &LogId| front.log_id(committed.index).or(front.purged) == Some(*committed);
+        front.committed = self.committed.filter(is_there);
         disk.committed = front.committed;
         let group = Group::new(id);
         *group.inside.lock() = inside;

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::group::{Group, Slot};
-use super::record::{self, Kind, Place};
+use super::record::{self, Kind, Place, Suspects};
 use super::segment::{self, Segment};
 use super::{Durability, LogError, Shared};
 use crate::mutants::{self, Rule};
@@ -58,6 +58,8 @@ pub(crate) enum Op {
         mark: bool,
         done: Done,
     },
+    /// Notes that a group is suspected no more.
+    Cleared,
 }
 
 impl Op {
@@ -67,7 +69,7 @@ impl Op {
         match self {
             Op::Append { .. } => durability == Durability::Always,
             Op::Vote { .. } | Op::Truncate { .. } | Op::Destroy { .. } | Op::Flush { .. } => true,
-            Op::Committed { .. } | Op::Purge { .. } => false,
+            Op::Committed { .. } | Op::Purge { .. } | Op::Cleared => false,
         }
     }
 
@@ -106,7 +108,7 @@ impl Op {
                 // A caller that no longer waits does not want to know.
                 let _ = done.send(result);
             }
-            Op::Committed { .. } | Op::Purge { .. } => {}
+            Op::Committed { .. } | Op::Purge { .. } | Op::Cleared => {}
         }
     }
 }
@@ -185,6 +187,22 @@ impl Writer {
         Ok(())
     }
 
+    fn suspect(&mut self, shared: &Shared, suspects: &Suspects) -> Result<(), LogError> {
+        let len_max = record::suspects_len(suspects);
+        self.record(shared, Kind::Suspects, 0, len_max, |b| record::put_suspects(b, suspects)).map(drop)
+    }
+
+    /// Before anything else is written: what may be lost if the log is not closed, or what an earlier process has left open.
+    pub(crate) fn begin(&mut self, shared: &Shared, found: &Suspects) -> Result<(), LogError> {
+        let suspects = shared.unclosed();
+        if suspects == *found {
+            return Ok(());
+        }
+        self.suspect(shared, &suspects)?;
+        self.write_out(shared)?;
+        self.sync(shared)
+    }
+
     fn encode(&mut self, shared: &Shared, op: &Op) -> Result<(), LogError> {
         match op {
             Op::Append { group, entries, committed, .. } => {
@@ -218,7 +236,9 @@ impl Writer {
                 group.inside.lock().disk.clear();
                 shared.groups.lock().remove(&group.id);
             }
-            Op::Flush { .. } => {}
+            Op::Cleared => self.suspect(shared, &shared.unclosed())?,
+            Op::Flush { mark: true, .. } => self.suspect(shared, &shared.suspected())?,
+            Op::Flush { mark: false, .. } => {}
         }
         Ok(())
     }
@@ -320,6 +340,11 @@ impl Writer {
                 let place = Place { segment: number, offset: head.len() as u32 };
                 record::put(&mut head, place, 0, Kind::State, group.id, |b| record::put_state(b, &state));
             }
+        }
+        let suspects = shared.unclosed();
+        if suspects != Suspects::default() {
+            let place = Place { segment: number, offset: head.len() as u32 };
+            record::put(&mut head, place, 0, Kind::Suspects, 0, |b| record::put_suspects(b, &suspects));
         }
         let path = shared.options.dir.join(segment::file_name(number));
         let end = head.len() as u32;

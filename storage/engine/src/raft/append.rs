@@ -153,7 +153,7 @@ mod tests {
     use crate::raft::types::{Entry, EntryPayload, LeaderId, Vote};
 
     fn request(last: u64, entries: bool) -> AppendEntriesRequest<Types> {
-        let leader = LeaderId::new_committed(3, 4);
+        let leader = LeaderId::new_committed(3.into(), 4);
         let id = |index| LogId { leader_id: leader, index };
         let entries = entries.then(|| Entry { log_id: id(last), payload: EntryPayload::Blank });
         let vote = Vote { leader_id: leader, committed: true };

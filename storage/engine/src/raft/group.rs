@@ -26,6 +26,7 @@ use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::amnesia::Amnesia;
 use super::log_store::LogWatch;
 use super::machine::Named;
 use super::peers::Peers;
@@ -120,6 +121,8 @@ pub struct GroupFigures {
     pub applied: u64,
     /// Index up to which the log was purged.
     pub purged: u64,
+    /// Whether it neither votes nor stands, as it may lack what it had acknowledged.
+    pub abstains: bool,
 }
 
 /// Raft's word on a batch that was handed to it: applied here, or why not.
@@ -138,6 +141,8 @@ pub(super) struct Inner {
     pub(super) id: RaftId,
     /// The group's number.
     pub(super) number: u64,
+    /// For people.
+    pub(super) name: String,
     pub(super) log: LogWatch,
     /// What it keeps of its log for others.
     pub(super) kept: Kept,
@@ -154,6 +159,7 @@ pub(super) struct Inner {
     pub(super) standing: Mutex<Standing>,
     /// Why leadership was last sought, given or given up here, until it is asked for.
     pub(super) cause: Mutex<Option<String>>,
+    pub(super) amnesia: Mutex<Amnesia>,
     pub(super) pulse: Pulse,
     pub(super) initial: BTreeMap<RaftId, Node>,
     pub(super) server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,
@@ -200,7 +206,7 @@ impl Group {
             // An entry of our own may be under way whose proposer has lost sight of it: all is waited for, unlike in `confirm`.
             self.linearizer().await?.await_ready(&self.inner.raft).await.map_err(fatal)?;
             let leader = self.inner.raft.as_leader().map_err(|forward| self.inner.not_leader(&forward))?;
-            Ok(Leadership { leader: leader.to_committed_leader_id(), term: leader.leader_id().term })
+            Ok(Leadership { leader: leader.to_committed_leader_id(), term: leader.leader_id().term.0 })
         })
     }
 
@@ -214,7 +220,7 @@ impl Group {
         Box::pin(async move {
             let linearizer = self.linearizer().await?;
             // A leader's read log id is of its own term: it begins with an entry of its own.
-            let term = linearizer.read_log_id().committed_leader_id().term;
+            let term = linearizer.read_log_id().committed_leader_id().term.0;
             if self.inner.caught_up_term.load(Ordering::Acquire) != term {
                 linearizer.await_ready(&self.inner.raft).await.map_err(fatal)?;
                 self.inner.caught_up_term.store(term, Ordering::Release);
@@ -336,13 +342,14 @@ impl Group {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         GroupFigures {
-            term: metrics.current_term,
+            term: metrics.current_term.0,
             is_leader: metrics.current_leader == Some(metrics.id),
             leader: role.leader,
             last_log: metrics.last_log_index.unwrap_or(0),
             committed: metrics.local_committed.as_ref().map_or(0, |id| id.index),
             applied: metrics.last_applied.as_ref().map_or(0, |id| id.index),
             purged: metrics.purged.as_ref().map_or(0, |id| id.index),
+            abstains: self.inner.abstains(),
         }
     }
 
@@ -391,7 +398,7 @@ impl Inner {
     /// Does what is to be done at a moment, and says when to be asked again if no leader changes before; `None`: at every heartbeat.
     pub(super) fn tick(self: &Arc<Self>, now: Instant, is_beat: bool) -> Option<Instant> {
         self.forget_arrivals(now);
-        let (rank, is_formed, term) = {
+        let (voters, rank, is_formed, term) = {
             let server = self.server.borrow_watched();
             if server.state == ServerState::Leader {
                 if is_beat && self.pulse.beats() {
@@ -403,11 +410,15 @@ impl Inner {
             let voters: Vec<RaftId> = server.membership_config.voter_ids().collect();
             let others = voters.iter().filter(|id| Some(**id) != server.current_leader);
             let rank = voters.contains(&self.id).then(|| others.take_while(|id| **id != self.id).count() as u32);
-            (rank, !voters.is_empty(), server.vote.leader_id.term)
+            let is_formed = !voters.is_empty();
+            (voters, rank, is_formed, server.vote.leader_id.term.0)
         };
         let mut standing = self.standing.lock();
         standing.in_term(now, term);
         if !is_formed {
+            if self.abstains() {
+                return self.may_stand(now, &voters).err();
+            }
             if standing.forms(now) {
                 self.note_cause("the group was formed".to_owned());
                 tokio::spawn(self.clone().form());
@@ -416,6 +427,9 @@ impl Inner {
         }
         // Who does not vote may do so soon.
         let rank = rank?;
+        if let Err(next) = self.may_stand(now, &voters) {
+            return Some(next);
+        }
         if let Some(why) = standing.stands(now, rank) {
             self.note_cause(why);
             let _ = self.raft.trigger().elect(true).now_or_never();
@@ -441,7 +455,7 @@ impl Inner {
         loop {
             let role = {
                 let server = server.borrow_and_update();
-                let term = server.vote.leader_id.term;
+                let term = server.vote.leader_id.term.0;
                 let leader = server.current_leader.map(|raft_id| {
                     let node = server.membership_config.membership().get_node(&raft_id);
                     Leader { raft_id, server: node.map_or(0, |node| node.server), term }
@@ -452,6 +466,9 @@ impl Inner {
                 Role { term, is_leader: server.state == ServerState::Leader, leader }
             };
             if self.role.send_if_modified(|old| std::mem::replace(old, role) != role) {
+                if role.is_leader && self.log.is_suspect() {
+                    self.remembers();
+                }
                 let mut since = self.leads_since.lock();
                 *since = role.is_leader.then(|| since.unwrap_or_else(Instant::now));
                 drop(since);
@@ -468,7 +485,26 @@ impl Inner {
             Ok(_) => "its core has gone".to_owned(),
         };
         self.role.send_modify(|role| (role.is_leader, role.leader) = (false, None));
-        self.ended.send_replace(Some(why));
+        self.end(why);
+    }
+
+    /// Raft has ended, or is to end: why, unless that was said before.
+    fn end(&self, why: String) {
+        self.ended.send_if_modified(|ended| {
+            let is_first = ended.is_none();
+            ended.get_or_insert(why);
+            is_first
+        });
+    }
+
+    /// The leader's log and what was applied here contradict each other: nothing more may be taken from it, nor given. The store is to be rebuilt from its peers.
+    pub(super) async fn condemn(&self, why: String) {
+        tracing::error!(group = self.number, why, "a replica's state is not that of its group");
+        self.store.condemn(&why);
+        self.end(why);
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "a Raft group ended in a panic");
+        }
     }
 
     fn is_voter(&self) -> bool {

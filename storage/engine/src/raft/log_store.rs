@@ -61,6 +61,33 @@ impl LogWatch {
     pub(super) fn lately(&self) -> (Option<Ailment>, Duration) {
         self.log.upgrade().map_or((None, Duration::ZERO), |log| (log.ailment_lately(), log.last_fsync()))
     }
+
+    /// Whether entries may be missing that were acknowledged.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.log.upgrade().is_some_and(|log| log.is_suspect(self.group.id))
+    }
+
+    /// All is there again, or what is missing is lost for good.
+    pub(super) fn clear(&self) {
+        self.log.upgrade().into_iter().for_each(|log| log.clear(self.group.id));
+    }
+
+    /// The last entry.
+    pub(super) fn last(&self) -> Option<LogId> {
+        self.group.inside.lock().front.last()
+    }
+
+    /// The last vote.
+    pub(super) fn vote(&self) -> Option<Vote> {
+        self.group.inside.lock().front.vote
+    }
+
+    /// Why a leader of `vote` that has committed an entry, and has others in its log, lacks what is committed here, if so.
+    pub(super) fn contradiction(&self, vote: &Vote, committed: Option<LogId>, others: impl IntoIterator<Item = LogId>) -> Option<String> {
+        let front = &self.group.inside.lock().front;
+        let is_committed = committed.and_then(|entry| front.contradiction(None, &entry));
+        is_committed.or_else(|| others.into_iter().find_map(|entry| front.contradiction(Some(vote), &entry)))
+    }
 }
 
 impl Log {
@@ -134,6 +161,42 @@ impl GroupLog {
     /// The entry at an index, if it is there.
     pub(super) fn log_id(&self, index: u64) -> Option<LogId> {
         self.group.inside.lock().front.log_id(index)
+    }
+
+    /// Why a state that ends at `applied` can't stand on this log, if so.
+    pub(super) fn unfit(&self, applied: Option<LogId>) -> Option<String> {
+        let front = &self.group.inside.lock().front;
+        let index = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
+        if index(applied) < index(front.purged) {
+            let ends = applied.map_or("is empty".to_owned(), |applied| format!("ends at entry {applied}"));
+            let begins = front.first;
+            return Some(format!(
+                "the store {ends}, and the log begins at {begins}: the store is lost, or of an earlier time than the log"
+            ));
+        }
+        let applied = applied?;
+        let own = front.log_id(applied.index).or(front.purged.filter(|purged| purged.index == applied.index));
+        own.filter(|own| *own != applied).map(|own| format!("the store ends at entry {applied}, and the log has {own} there"))
+    }
+
+    /// Takes note that the state machine has everything up to `applied`.
+    pub(super) fn settle(&self, applied: Option<LogId>) {
+        applied.into_iter().for_each(|applied| self.group.inside.lock().front.settle(applied));
+    }
+
+    /// Lets go of everything, and goes on behind `last`; the vote stays.
+    pub(super) async fn begin_after(&self, last: LogId) -> Result<(), LogError> {
+        let (done, wait) = oneshot::channel();
+        self.change(|inside| {
+            inside.front.truncate(None, self.log.cached());
+            Ok(Op::Truncate { group: self.group.clone(), after: None, done })
+        })?;
+        finished(wait).await?;
+        self.change(|inside| {
+            inside.front.begin_after(last);
+            Ok(Op::Purge { group: self.group.clone(), upto: last })
+        })?;
+        self.log.flush().await
     }
 
     /// Changes the group's front and queues the operation that does the same on disk, as one step; then sees that it is written.

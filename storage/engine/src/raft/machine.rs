@@ -358,7 +358,7 @@ mod tests {
     use crate::store::{Settings, Shared};
 
     fn id(index: u64) -> LogId {
-        LogId { leader_id: LeaderId::new_committed(1, 4), index }
+        LogId { leader_id: LeaderId::new_committed(1.into(), 4), index }
     }
 
     fn blank(index: u64) -> Entry {

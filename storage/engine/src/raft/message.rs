@@ -92,7 +92,7 @@ mod tests {
     use crate::raft::types::{LeaderId, LogId, Vote};
 
     fn id(index: u64) -> LogId {
-        LogId { leader_id: LeaderId { term: 3, node_id: 4 }, index }
+        LogId { leader_id: LeaderId { term: 3.into(), node_id: 4 }, index }
     }
 
     #[test]
@@ -104,7 +104,7 @@ mod tests {
                 Entry { log_id: id(9), payload: batch(1) },
                 Entry { log_id: id(10), payload: batch(2) },
             ];
-            let vote = Vote { leader_id: LeaderId { term: 3, node_id: 4 }, committed: true };
+            let vote = Vote { leader_id: LeaderId { term: 3.into(), node_id: 4 }, committed: true };
             let request = AppendEntriesRequest { vote, prev_log_id: Some(id(7)), entries, leader_commit: None };
             let body = encode_append(&request);
             let back = decode_append(&body).unwrap();
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn entries_that_do_not_follow_each_other_are_refused() {
-        let vote = Vote { leader_id: LeaderId { term: 3, node_id: 4 }, committed: true };
+        let vote = Vote { leader_id: LeaderId { term: 3.into(), node_id: 4 }, committed: true };
         let of = |indexes: &[u64]| indexes.iter().map(|index| Entry { log_id: id(*index), payload: EntryPayload::Blank }).collect();
         for (previous, indexes) in [(Some(id(7)), &[9][..]), (Some(id(7)), &[8, 10]), (None, &[1]), (Some(id(u64::MAX)), &[1])] {
             let request = AppendEntriesRequest { vote, prev_log_id: previous, entries: of(indexes), leader_commit: None };

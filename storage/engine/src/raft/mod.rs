@@ -1,5 +1,6 @@
 //! Raft groups: openraft over the node's log, a store, and a wire between servers.
 
+mod amnesia;
 mod append;
 pub mod group;
 pub mod log_store;

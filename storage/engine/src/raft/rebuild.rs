@@ -34,6 +34,7 @@ use openraft::raft::SnapshotResponse;
 use openraft::storage::RaftLogStorage;
 
 use super::GroupLog;
+use super::amnesia::Intact;
 use super::group::Group;
 use super::machine::{read_state, snapshot};
 use super::message;
@@ -136,9 +137,14 @@ impl Rebuild {
             }
             match letter.kind {
                 Kind::Here => Ok(Bytes::new()),
+                // Until it has a state again it can neither vote nor lead.
+                Kind::Intact => {
+                    let intact = Intact { is_suspect: true, has_leader: false, last: None };
+                    message::encode(&intact).map_err(ReceiveError::Unreadable)
+                }
                 Kind::Offer => {
                     shared.room(directory).map_err(not_now)?;
-                    let term = vote(log).await?.map_or(0, |vote| vote.leader_id.term);
+                    let term = vote(log).await?.map_or(0, |vote| vote.leader_id.term.0);
                     Receiving::offer(receiving, &letter.body, beside(directory, FRESH).join(RECEIVED), term).await
                 }
                 Kind::Piece => {
@@ -205,7 +211,7 @@ pub async fn settle(directory: &Path, log: &GroupLog, shared: &Shared) -> io::Re
     if let Some(last) = last {
         let is_in_log = log.purged() == Some(last) || log.log_id(last.index) == Some(last);
         if !is_in_log {
-            log.clone().truncate_after(log.purged()).await?;
+            log.begin_after(last).await?;
         }
     }
     let directory = directory.to_owned();

@@ -10,7 +10,7 @@ use openraft::raft::{AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 use super::group::{Group, Inner};
 use super::members::Readiness;
 use super::message;
-use super::types::Types;
+use super::types::{LogId, RaftId, Types, Vote};
 use super::wire::{Kind, Letter};
 
 /// Why a letter was not taken. The sender tries again, here or elsewhere, as Raft does.
@@ -44,11 +44,12 @@ impl Group {
             inner.standing.lock().met(Instant::now());
             match letter.kind {
                 Kind::Append => inner.append(letter.body).await,
-                Kind::Vote | Kind::PreVote | Kind::Transfer => inner.elections(letter.kind, &letter.body).await,
+                Kind::Vote | Kind::PreVote | Kind::Transfer => inner.elections(letter.kind, letter.from, &letter.body).await,
                 Kind::Offer | Kind::Piece | Kind::Install => inner.arrivals(letter.kind, letter.body).await,
                 Kind::Ready => inner.ready(),
                 Kind::Here => Ok(Bytes::new()),
                 Kind::Wanted => self.send_state(letter.from).await,
+                Kind::Intact => message::encode(&inner.intact()).map_err(ReceiveError::Unreadable),
             }
         })
     }
@@ -59,13 +60,22 @@ impl Inner {
         let received = Instant::now();
         let request = message::decode_append(&body).map_err(ReceiveError::Unreadable)?;
         drop(body);
-        let (is_busy, term) = (!request.entries.is_empty(), request.vote.leader_id.term);
+        let (is_busy, term) = (!request.entries.is_empty(), request.vote.leader_id.term.0);
         // A leader has one with entries on its way. More are those that it has given up: while this replica waits for its disk or its store, they would pile up in Raft's queue.
         let _admitted = match is_busy.then(|| self.admitting.try_lock()) {
             Some(Err(_taken)) => return Err(ReceiveError::NotNow("entries that came before are not taken in yet".to_owned())),
             admitted => admitted,
         };
+        let told = request.entries.iter().map(|entry| entry.log_id);
+        self.agree(&request.vote, request.leader_commit, told.chain(request.prev_log_id)).await?;
+        let (vote, committed) = (request.vote, request.leader_commit);
+        let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
+        match &response {
+            AppendEntriesResponse::Success => self.caught_up(&vote, committed, last),
+            AppendEntriesResponse::PartialSuccess(matched) => self.caught_up(&vote, committed, *matched),
+            AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => {}
+        }
         // A leader of the past is nobody's leader.
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
             let mut standing = self.standing.lock();
@@ -74,30 +84,49 @@ impl Inner {
         message::encode(&response).map_err(ReceiveError::Unreadable)
     }
 
-    /// Whether this replica may vote and stand, and how its disk is.
-    fn ready(&self) -> Result<Bytes, ReceiveError> {
-        match Instant::now() < self.guard_until {
-            true => Err(ReceiveError::NotNow("this replica has just started and may have promised its vote".to_owned())),
-            false => message::encode(&Readiness::of(&self.log)).map_err(ReceiveError::Unreadable),
+    /// Makes sure that a leader of `vote` has what was committed here: openraft would take its word, or panic.
+    pub(super) async fn agree(
+        &self,
+        vote: &Vote,
+        committed: Option<LogId>,
+        others: impl Iterator<Item = LogId>,
+    ) -> Result<(), ReceiveError> {
+        match self.log.contradiction(vote, committed, others) {
+            None => Ok(()),
+            Some(why) => {
+                self.condemn(why.clone()).await;
+                Err(ReceiveError::Stopped(why))
+            }
         }
     }
 
-    /// The leader of a term gives up: the one that it chose leads soon, or this replica stands.
-    fn given_up(&self, term: u64) {
-        if term >= self.role.borrow().term {
-            self.standing.lock().given_up(Instant::now(), term);
+    /// Whether this replica may vote and stand, and how its disk is.
+    fn ready(&self) -> Result<Bytes, ReceiveError> {
+        let why = match () {
+            () if Instant::now() < self.guard_until => "this replica has just started and may have promised its vote",
+            () if self.abstains() => "this replica was not stopped in order and may lack what it had acknowledged",
+            () => return message::encode(&Readiness::of(&self.log)).map_err(ReceiveError::Unreadable),
+        };
+        Err(ReceiveError::NotNow(why.to_owned()))
+    }
+
+    /// A leader gives up: the one that it chose leads soon, or this replica stands. Of no other than the one that is followed here is that taken: openraft does not
+    /// listen to others either, and a term that nobody has reached would have this replica stand for ever.
+    fn given_up(&self, leader: &Vote, from: RaftId) {
+        if self.log.vote() == Some(*leader) && leader.committed && leader.leader_id.node_id == from {
+            self.standing.lock().given_up(Instant::now(), leader.leader_id.term.0);
             if let Some(ticker) = &self.ticker {
                 ticker.upset();
             }
         }
     }
 
-    async fn elections(&self, kind: Kind, body: &[u8]) -> Result<Bytes, ReceiveError> {
+    async fn elections(&self, kind: Kind, from: RaftId, body: &[u8]) -> Result<Bytes, ReceiveError> {
         self.ready()?;
         let reply = match kind {
             Kind::Transfer => {
                 let request: TransferLeaderRequest<Types> = message::decode(body).map_err(ReceiveError::Unreadable)?;
-                self.given_up(request.from_leader().leader_id.term);
+                self.given_up(request.from_leader(), from);
                 if *request.to_node_id() == self.id {
                     self.note_cause(format!("member {} has handed it over", request.from_leader().leader_id.node_id));
                 }
@@ -108,7 +137,7 @@ impl Inner {
                 // A leader that gives up has revoked its leases, and whoever stands next has its word: the one that it chose may be gone.
                 // It may lead on, and grant itself new leases, only after such a vote is given.
                 let has_revoked = self.has_revoked.read().await;
-                let is_next_term = request.vote.leader_id.term > self.role.borrow().term;
+                let is_next_term = request.vote.leader_id.term.0 > self.role.borrow().term;
                 let has_word = *has_revoked && is_next_term;
                 let answer = if kind == Kind::Vote {
                     // Authorised by the leader of an earlier term, and so no longer of weight once there is another.

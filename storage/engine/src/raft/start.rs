@@ -14,6 +14,7 @@ use openraft::{Config, Raft, RaftLogReader, SnapshotPolicy, StepDownPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::amnesia::Amnesia;
 use super::group::{Group, GroupError, Inner, LEASE, fatal};
 use super::peers::Peers;
 use super::purge::{Kept, Policy, keep_log_short};
@@ -60,6 +61,7 @@ struct Start {
     ticker: Option<Arc<Ticker>>,
     guard_until: Instant,
     standing: Standing,
+    amnesia: Amnesia,
 }
 
 impl Group {
@@ -76,7 +78,11 @@ impl Group {
             let now = Instant::now();
             let standing = Standing::new(now, None);
             let (wire, ticker, guard_until) = (Arc::new(NoPeers), None, now);
-            let group = Self::build(Start { id, name, log, store, wire, initial: initial.clone(), ticker, guard_until, standing }).await?;
+            // Nobody has more than it.
+            log.watch().clear();
+            let (members, amnesia) = (initial.clone(), Amnesia::new(false, now, now));
+            let start = Start { id, name, log, store, wire, initial: members, ticker, guard_until, standing, amnesia };
+            let group = Self::build(start).await?;
             let raft = &group.inner.raft;
             group.inner.note_cause("it is the only member".to_owned());
             let elected = async {
@@ -120,9 +126,14 @@ impl Group {
                 Standing::forming(now, is_first)
             });
             let standing = Standing::new(guard_until, forming);
+            if !has_past {
+                log.watch().clear();
+            }
+            let amnesia = Amnesia::new(log.watch().is_suspect(), ticker.started(), now);
             let initial = initial.unwrap_or_default().into_iter().collect();
             let with_ticker = Some(ticker.clone());
-            let group = Self::build(Start { id, name, log, store, wire, initial, ticker: with_ticker, guard_until, standing }).await?;
+            let group =
+                Self::build(Start { id, name, log, store, wire, initial, ticker: with_ticker, guard_until, standing, amnesia }).await?;
             ticker.add(&group.inner);
             // A new group is not to wait for the next tick.
             group.inner.tick(now, false);
@@ -131,12 +142,18 @@ impl Group {
     }
 
     async fn build(start: Start) -> Result<Group, GroupError> {
-        let Start { id, name, log, store, wire, initial, ticker, guard_until, standing } = start;
+        let Start { id, name, log, store, wire, initial, ticker, guard_until, standing, amnesia } = start;
         let (machine, progress) = Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
+        let applied = *progress.borrow();
+        if let Some(why) = log.unfit(applied) {
+            store.condemn(&why);
+            return Err(GroupError::Fatal(why));
+        }
+        log.settle(applied);
         let named = machine.named();
         let lease_ms = LEASE.as_millis() as u64;
         let config = Config {
-            cluster_name: name,
+            cluster_name: name.clone(),
             // The ticker sends them; this is how long one may take.
             heartbeat_interval: (HEARTBEAT + HEARTBEAT / 2).as_millis() as u64,
             // A follower that has just acknowledged entries needs no heartbeat.
@@ -146,6 +163,8 @@ impl Group {
             election_timeout_max: lease_ms,
             enable_tick: false,
             enable_pre_vote: Some(true),
+            // A follower that has lost its log's tail under a leader that goes on is given it again; what a majority had acknowledged stays committed.
+            allow_log_reversion: Some(true),
             // What a restarted leader had committed it learns by being elected again: `save_committed` is best effort.
             enable_leader_restore: Some(false),
             // Longer than anybody relies on a lease: a removed leader's transfer must find none in use.
@@ -196,6 +215,8 @@ impl Group {
             guard_until,
             standing: Mutex::new(standing),
             cause: Mutex::default(),
+            amnesia: Mutex::new(amnesia),
+            name,
             pulse: Pulse::default(),
             initial,
             role: watch::Sender::default(),

@@ -115,6 +115,11 @@ impl Ticker {
         ticker
     }
 
+    /// When the process began.
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// How fast states may be sent to other servers, all groups together, bytes a second; 0 is no limit.
     pub fn set_transfer_rate(&self, bytes_per_s: u64) {
         self.transfers.set_rate(bytes_per_s);
@@ -283,6 +288,11 @@ impl Standing {
     pub(super) fn heard(&mut self, at: Instant, term: u64) {
         self.heard = self.heard.max(Some(at));
         self.given_up = self.given_up.filter(|(_, given_up)| term <= *given_up);
+    }
+
+    /// Whether a leader was heard of lately.
+    pub(super) fn has_heard(&self, now: Instant) -> bool {
+        self.heard.is_some_and(|heard| now < heard + LEASE * 2)
     }
 
     /// A leader of `term` was heard of that sent entries.

@@ -6,8 +6,10 @@
 //! Nobody but `engine` names openraft (`integration/tests/house.rs`, `libraries_are_named_where_they_belong`).
 
 use std::fmt;
+use std::time::SystemTime;
 
 use bytes::Bytes;
+use openraft::vote::RaftTerm;
 use serde::{Deserialize, Serialize};
 
 openraft::declare_raft_types!(
@@ -18,7 +20,51 @@ openraft::declare_raft_types!(
         R = (),
         NodeId = u64,
         Node = Node,
+        Term = Term,
 );
+
+/// Raft's term: at least the second, since 1970, in which its election was called.
+///
+/// Raft counts, and rests on no member forgetting what it has promised. One whose directory was put
+/// back from a copy has forgotten: it may lead again in a term in which it has led before, and give
+/// other entries the ids of those that others still have, which openraft then takes for the same.
+/// Were such ids only told apart by chance, the entries that a majority has forgotten could win
+/// elections over those that it has committed since. A term that says when it began is later than
+/// all that were there before the copy was put back, so whatever is committed in it wins. A clock
+/// that is behind costs this protection and no other: the term then counts on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Term(pub u64);
+
+impl Term {
+    /// The term of an election that is called now, `now_s` seconds after 1970, by one who knows of this term.
+    fn next_at(self, now_s: u64) -> Term {
+        Term(now_s.max(self.0 + 1))
+    }
+}
+
+impl RaftTerm for Term {
+    fn next(&self) -> Term {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        self.next_at(now.map_or(0, |now| now.as_secs()))
+    }
+
+    fn as_u64(&self) -> Option<u64> {
+        Some(self.0)
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<u64> for Term {
+    fn from(term: u64) -> Term {
+        Term(term)
+    }
+}
 
 /// What one log entry carries: an encoded batch. Opaque to the log; cloning it copies no bytes.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,3 +122,17 @@ pub type StoredMembership = openraft::alias::StoredMembershipOf<Types>;
 pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<Types>;
 /// The completion that the log calls once an append is durable.
 pub type Flushed = openraft::storage::IOFlushed<Types>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_is_later_than_the_one_before_and_than_all_that_a_copy_has_not_seen() {
+        assert_eq!(Term(0).next_at(1_700_000_000), Term(1_700_000_000));
+        assert_eq!(Term(1_700_000_000).next_at(1_700_000_000), Term(1_700_000_001), "two in one second");
+        assert_eq!(Term(1_700_000_000).next_at(1_600_000_000), Term(1_700_000_001), "a clock that is behind");
+        // Put back to before the election at 1,700,000,000, and elected again a minute later.
+        assert!(Term(1_600_000_000).next_at(1_700_000_060) > Term(1_700_000_000));
+    }
+}

@@ -63,6 +63,8 @@ pub enum Kind {
     Here = 9,
     /// Asks the leader for a state: the sender has lost its own.
     Wanted = 10,
+    /// Asks whether the receiver may have lost what it had acknowledged, and how far its log goes.
+    Intact = 11,
 }
 
 impl Kind {
@@ -73,7 +75,7 @@ impl Kind {
 
     fn of(byte: u8) -> Option<Kind> {
         use Kind::*;
-        [Append, Vote, PreVote, Transfer, Offer, Piece, Install, Ready, Here, Wanted].into_iter().find(|kind| *kind as u8 == byte)
+        [Append, Vote, PreVote, Transfer, Offer, Piece, Install, Ready, Here, Wanted, Intact].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 

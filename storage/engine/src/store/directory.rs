@@ -24,6 +24,10 @@ pub(super) fn current(path: &Path) -> Result<PathBuf, Fault> {
             }
             let name = first_name();
             point_at(path, &name)?;
+            // The log may let go of what is flushed here: the way here must not be lost in a crash.
+            for above in path.ancestors().skip(1).take(2).filter(|above| !above.as_os_str().is_empty()) {
+                File::open(above).and_then(|above| above.sync_all()).map_err(|error| fault("sync", above, &error))?;
+            }
             name
         }
         Err(error) => return Err(fault("read", &path.join(CURRENT), &error)),

@@ -39,8 +39,8 @@ mod view;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -117,6 +117,8 @@ struct Inner {
     compaction: Mutex<Option<Arc<Compaction>>>,
     applied_bytes: AtomicU64,
     changes: Arc<Changes>,
+    /// Why its state is not its group's.
+    condemned: OnceLock<Fault>,
 }
 
 impl Store {
@@ -147,6 +149,7 @@ impl Store {
                 compaction: Mutex::default(),
                 applied_bytes: AtomicU64::new(0),
                 changes,
+                condemned: OnceLock::new(),
             }),
         })
     }
@@ -331,9 +334,15 @@ impl Store {
         self.db()?.flush()
     }
 
-    /// Why what is on disk can't be relied on, once a read or a compaction has found that; nothing is known of a closed store.
+    /// Why what is on disk can't be relied on, once a read or a compaction has found that, or it was [condemned](Store::condemn); of a closed store only the latter is known.
     pub fn damage(&self) -> Option<Fault> {
-        self.db().ok()?.damage()
+        self.inner.condemned.get().cloned().or_else(|| self.db().ok()?.damage())
+    }
+
+    /// Takes note that the records, whole as they are, are not those of the replica's group: it can only be rebuilt from its peers.
+    pub fn condemn(&self, why: impl Into<String>) {
+        let file = self.inner.path.display().to_string();
+        self.inner.condemned.get_or_init(|| Fault::Corrupt { file, reason: why.into() });
     }
 
     /// Whether the store can take writes. Cheap: the file system is looked at a few times a second at most.

@@ -193,7 +193,23 @@ impl Server {
     }
 
     pub async fn replica_as(&self, number: u64, id: u64, initial: Option<&[u64]>) -> Replica {
-        let dir = self.path.join(format!("store-{number}"));
+        let (group, store) = self.try_replica_as(number, id, initial).await;
+        let (group, dir) = (group.unwrap(), self.dir(number));
+        self.network.groups.lock().insert((self.id, number), group.clone());
+        Replica { server: self.id, group, store, dir }
+    }
+
+    fn dir(&self, number: u64) -> PathBuf {
+        self.path.join(format!("store-{number}"))
+    }
+
+    /// Opens a replica's store and tries to start it; it is not on the network.
+    pub async fn try_replica(&self, number: u64, initial: Option<&[u64]>) -> (Result<Group, GroupError>, Store) {
+        self.try_replica_as(number, raft_id(self.id), initial).await
+    }
+
+    async fn try_replica_as(&self, number: u64, id: u64, initial: Option<&[u64]>) -> (Result<Group, GroupError>, Store) {
+        let dir = self.dir(number);
         let store = Store::open(&self.shared, dir.clone()).unwrap();
         let initial = initial.map(|servers| servers.iter().map(|server| (raft_id(*server), Node { server: *server })).collect());
         let options = GroupOptions {
@@ -206,9 +222,7 @@ impl Server {
             initial,
             ticker: self.ticker.clone(),
         };
-        let group = Group::start(options).await.unwrap();
-        self.network.groups.lock().insert((self.id, number), group.clone());
-        Replica { server: self.id, group, store, dir }
+        (Group::start(options).await, store)
     }
 
     /// Takes a replica off the network and stops it.
@@ -218,6 +232,17 @@ impl Server {
         let store = replica.store.clone();
         drop(replica);
         tokio::task::spawn_blocking(move || store.close()).await.unwrap().unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+        }
     }
 }
 
@@ -284,10 +309,16 @@ impl Three {
         self.directory.path().join(server.to_string())
     }
 
-    /// Starts a server that is not running.
-    pub async fn restart(&mut self, id: u64) {
+    /// A server that is not running, without its replica.
+    pub fn server(&self, id: u64) -> Server {
         let server = Server::start_on(id, &self.path(id), &self.network, self.durability, self.disks[&id].clone());
         server.ticker.set_log_policy(self.policy);
+        server
+    }
+
+    /// Starts a server that is not running.
+    pub async fn restart(&mut self, id: u64) {
+        let server = self.server(id);
         self.replicas.insert(id, server.replica(GROUP, Some(&SERVERS)).await);
         self.servers.insert(id, server);
     }
@@ -298,6 +329,17 @@ impl Three {
         server.log.flush().await.unwrap();
         // Raft's tasks let go of the log a little after its core has ended; only then may it be opened again.
         wait_for("nobody uses the log", || Arc::strong_count(&server.log) == 1).await;
+    }
+
+    /// Copies a server's directory, as a backup would. What a server that runs has not written yet is not in it.
+    pub fn back_up(&self, id: u64) {
+        copy(&self.path(id), &self.path(1000 + id));
+    }
+
+    /// Puts the copy in place of the directory of a server that does not run.
+    pub fn put_back(&self, id: u64) {
+        std::fs::remove_dir_all(self.path(id)).unwrap();
+        copy(&self.path(1000 + id), &self.path(id));
     }
 
     pub fn group(&self, server: u64) -> Group {

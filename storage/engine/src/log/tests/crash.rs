@@ -1,6 +1,7 @@
 //! Whatever a crash does to writes that were not synced, what was acknowledged is there and the rest is a prefix of what was asked.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::*;
 
@@ -250,4 +251,49 @@ async fn what_was_cut_off_does_not_come_back_behind_a_new_entry_of_the_same_size
         drop(log);
         std::fs::copy(live.path().join("again").join(path.file_name().unwrap()), &path).unwrap();
     }
+}
+
+/// A process that acknowledges before it syncs suspects all after it if it does not close its log, and who was not cleared remains a suspect.
+#[tokio::test]
+async fn who_may_have_lost_something_is_suspected_until_cleared() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut number, mut at) = (0, dir.path().join("0"));
+    // Opens what was left, does something, and ends by closing or by a crash: with what was on the disk at that moment.
+    let mut suspected = Vec::new();
+    let steps: [(Durability, bool, &[u64]); 9] = [
+        (Durability::Os, true, &[]),
+        (Durability::Os, false, &[]),
+        // All that have a past, those that are not known to it too.
+        (Durability::Always, false, &[1]),
+        (Durability::Always, true, &[]),
+        (Durability::Os, true, &[]),
+        (Durability::Always, false, &[2]),
+        (Durability::Always, true, &[]),
+        (Durability::Interval(Duration::from_secs(60)), false, &[]),
+        (Durability::Always, true, &[]),
+    ];
+    for (durability, closes, cleared) in steps {
+        let log = Log::open(options(&at, durability, 4096)).unwrap();
+        suspected.push((1..=4).filter(|id| log.is_suspect(*id)).collect::<Vec<_>>());
+        for id in 1..=2 {
+            let mut group = log.group_log(id);
+            let next = group.range().end.max(1);
+            // Over the ends of segments.
+            for index in next..next + 20 {
+                append(&mut group, vec![entry(1, index, vec![0; 300])]).await;
+            }
+            group.purge(log_id(1, next + 18)).await.unwrap();
+        }
+        cleared.iter().for_each(|id| log.clear(*id));
+        log.flush().await.unwrap();
+        number += 1;
+        let next = dir.path().join(number.to_string());
+        if closes {
+            log.close().unwrap();
+        }
+        kill(&log, &next);
+        at = next;
+    }
+    let (none, all): (&[u64], &[u64]) = (&[], &[1, 2, 3, 4]);
+    assert_eq!(suspected, [none, none, all, &[2], &[2], &[2], none, none, all]);
 }

@@ -110,7 +110,7 @@ async fn after_a_clean_close_damage_to_the_last_batch_is_an_error_too() {
 fn newer(place: Place, synced: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     let len = record::put(&mut bytes, place, synced, Kind::Mark, 0, |body| body.extend_from_slice(b"news")) as usize;
-    bytes[12] = 0x1a;
+    bytes[12] = 0x1f;
     let crc = crc32c::crc32c_append(record::seed(place, (len - record::HEADER) as u32), &bytes[8..]);
     bytes[4..8].copy_from_slice(&crc.to_le_bytes());
     bytes

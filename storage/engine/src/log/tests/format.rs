@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::record::{self, Kind, Place, State};
+use super::super::record::{self, Kind, Place, State, Suspects};
 use super::super::segment;
 use super::*;
 use crate::raft::types::{Membership, Node};
@@ -36,9 +36,12 @@ fn frozen_bytes() {
         bytes(Kind::State, |b| record::put_state(b, &state)),
         bytes(Kind::Destroy, |_| {}),
         bytes(Kind::Mark, |_| {}),
+        bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::default())),
+        bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::These([7, 0x0102_0304].into()))),
+        bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::All)),
         segment::header(5, 4000).iter().map(|byte| format!("{byte:02x}")).collect(),
     ];
-    let frozen: [&str; 12] = [
+    let frozen: [&str; 15] = [
         "19000000a31ce6401c00000011020100000000000002000000000000000300000000000000090000000000000000",
         "1e000000197529f21c000000110201000000000000020000000000000003000000000000000900000000000000016261746368",
         "29000000a9d1298b1c000000120201000000000000020000000000000003000000000000000900000000000000020101030203010489909cb0d080c18102",
@@ -50,6 +53,9 @@ fn frozen_bytes() {
         "3500000064e46e191c0000001702010000000000000102000000000000000300000000000000010102000000000000000300000000000000090000000000000000010a00000000000000",
         "00000000514c97591c000000180201000000000000",
         "00000000199aa9ad1c000000190201000000000000",
+        "05000000e59561a31c0000001a02010000000000000000000000",
+        "1500000060d00d1d1c0000001a0201000000000000000200000007000000000000000403020100000000",
+        "010000005e9d289f1c0000001a020100000000000001",
         "4252444c4c4f470a01000000ab1a0ebe0500000000000000a00f0000",
     ];
     assert_eq!(found.each_ref().map(String::as_str), frozen);
@@ -87,14 +93,24 @@ fn any_bytes_decode_or_say_why() {
 fn decode(bytes: &[u8]) {
     let _ = record::entry(&Bytes::copy_from_slice(bytes));
     let body = || record::Body(bytes);
-    let _ = (body().vote(), body().log_id(), body().state(), body().index());
+    let _ = (body().vote(), body().log_id(), body().state(), body().index(), body().suspects());
 }
 
 /// Any records in any order recover to something or an error, never a panic.
 #[test]
 fn any_records_recover_or_say_why() {
-    let kinds =
-        [Kind::Entry, Kind::Moved, Kind::Vote, Kind::Committed, Kind::TruncateAfter, Kind::Purge, Kind::State, Kind::Destroy, Kind::Mark];
+    let kinds = [
+        Kind::Entry,
+        Kind::Moved,
+        Kind::Vote,
+        Kind::Committed,
+        Kind::TruncateAfter,
+        Kind::Purge,
+        Kind::State,
+        Kind::Destroy,
+        Kind::Mark,
+        Kind::Suspects,
+    ];
     let dir = tempfile::tempdir().unwrap();
     bolero::check!().with_iterations(2000).with_type::<Vec<(u8, u8, u8, Vec<u8>)>>().for_each(|records| {
         let mut file = segment::header(1, 0).to_vec();
@@ -110,6 +126,7 @@ fn any_records_recover_or_say_why() {
                 Kind::TruncateAfter => record::put_optional(b, Some(&id.index), record::put_index),
                 Kind::Purge => record::put_log_id(b, &id),
                 Kind::State => record::put_state(b, &State { first: Some(id.index), ..State::default() }),
+                Kind::Suspects => record::put_suspects(b, &Suspects::These([u64::from(*index)].into())),
                 Kind::Destroy | Kind::Mark => {}
             });
         }

@@ -27,11 +27,11 @@ pub(super) fn options(dir: &Path, durability: Durability, segment_bytes: u32) ->
 }
 
 pub(super) fn log_id(term: u64, index: u64) -> LogId {
-    LogId { leader_id: LeaderId { term, node_id: 3 }, index }
+    LogId { leader_id: LeaderId { term: term.into(), node_id: 3 }, index }
 }
 
 pub(super) fn vote(term: u64) -> Vote {
-    Vote { leader_id: LeaderId { term, node_id: 3 }, committed: true }
+    Vote { leader_id: LeaderId { term: term.into(), node_id: 3 }, committed: true }
 }
 
 pub(super) fn entry(term: u64, index: u64, payload: impl Into<Bytes>) -> Entry {

@@ -57,6 +57,7 @@ impl Inner {
             Kind::Piece => Receiving::piece(receiving, body).await,
             _ => {
                 let (install, mut receiving) = Receiving::whole(receiving, &body).await?;
+                self.agree(&install.vote, install.meta.last_log_id, std::iter::empty()).await?;
                 let snapshot = Snapshot { meta: install.meta, snapshot: StateTransfer::Received(directory.clone()) };
                 let installed = self.raft.install_full_snapshot(install.vote, snapshot).await;
                 let response = installed.map_err(|error| ReceiveError::Stopped(error.to_string()))?;
@@ -109,7 +110,7 @@ impl Receiving {
     pub(in crate::raft) async fn offer(mut receiving: Guard, body: &[u8], directory: PathBuf, term: u64) -> Result<Bytes, ReceiveError> {
         let offer: Offer = message::decode(body).map_err(ReceiveError::Unreadable)?;
         manifest::check(&offer.files).map_err(ReceiveError::Unreadable)?;
-        if offer.vote.leader_id.term < term {
+        if offer.vote.leader_id.term.0 < term {
             return Err(ReceiveError::NotNow(format!("an offer of term {}, and this is {term}", offer.vote.leader_id.term)));
         }
         let taken = move || {

@@ -1,0 +1,252 @@
+//! What a replica does that may have lost entries which it had acknowledged: it abstains from votes.
+//!
+//! Where writes are acknowledged before they are on the disk (`durability` is `interval` or `os`), a machine that loses power forgets the end of its log. Raft rests on no
+//! voter forgetting: one that does makes a majority, with another that never had an entry, for a leader that lacks what was acknowledged. A replica that remembers it for
+//! both would then be told to give it up.
+//!
+//! # Life of a suspect
+//! 1. A log that was not closed in order names its groups as suspects, this process's and, until they are cleared, the next ones' ([`Log::is_suspect`](crate::log::Log)).
+//! 2. A suspect neither votes nor stands, and is handed no leadership. It takes entries and acknowledges them, as what it has by then it has: a leader asks for
+//!    the entry before, and gives what is missing.
+//! 3. It is cleared when it has all that its leader had committed in its own term: that is all that anybody was told of.
+//! 4. Without a leader for [`PATIENCE`], it asks the other members ([`Kind::Intact`]). While one does not answer, that one may have what is missing: it waits. When all
+//!    do and those that have lost nothing are no majority, nobody can do better than to vote by log as if nothing were missing. Those stand whose log goes furthest.
+//!
+//! A group of one voter is exempt.
+//!
+//! # Invariants
+//! - Of a write that was acknowledged nothing is lost while a majority has lost nothing (`tests/raft_lost.rs`, `a_replica_that_lost_its_logs_tail_elects_nobody`).
+//! - All that have lost something elect after [`PATIENCE`] whose log goes furthest (`when_all_may_have_lost_something_the_longest_log_leads`, there).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use openraft::async_runtime::WatchReceiver;
+use serde::{Deserialize, Serialize};
+
+use super::group::Inner;
+use super::message;
+use super::peers::Peer;
+use super::types::{LogId, Node, RaftId, Vote};
+use super::wire::Kind;
+
+/// How long suspects wait for a leader that others elect, from the start of the process.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Since the start of the group: a leader has been heard of by then, if there is one.
+const PATIENCE_LEAST: Duration = Duration::from_millis(1500);
+/// Between two questions.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How long a member may take to answer.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
+/// Between two lines in the log about the same.
+const TOLD_EVERY: Duration = Duration::from_secs(30);
+
+/// A member's answer to [`Kind::Intact`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Intact {
+    /// Whether it may have lost what it had acknowledged, or can't vote for another reason.
+    pub(super) is_suspect: bool,
+    /// Whether it leads or has just heard of who does.
+    pub(super) has_leader: bool,
+    /// The last entry of its log; `None` also of one that can't lead.
+    pub(super) last: Option<LogId>,
+}
+
+/// What a replica does in elections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ballot {
+    /// As any member.
+    Votes,
+    /// Nothing.
+    Abstains,
+    /// Votes, and leaves it to others to stand: their logs go further.
+    Seconds,
+}
+
+/// A replica's part in elections, as long as it is suspect.
+#[derive(Debug)]
+pub(super) struct Amnesia {
+    pub(super) ballot: Ballot,
+    /// When to ask the others next.
+    due: Instant,
+    is_asking: bool,
+    told: Option<Instant>,
+}
+
+impl Amnesia {
+    pub(super) fn new(is_suspect: bool, process_started: Instant, now: Instant) -> Amnesia {
+        let ballot = if is_suspect { Ballot::Abstains } else { Ballot::Votes };
+        Amnesia { ballot, due: (process_started + PATIENCE).max(now + PATIENCE_LEAST), is_asking: false, told: None }
+    }
+
+    fn tells(&mut self, now: Instant) -> bool {
+        let tells = self.told.is_none_or(|told| now >= told + TOLD_EVERY);
+        if tells {
+            self.told = Some(now);
+        }
+        tells
+    }
+}
+
+impl Inner {
+    /// Whether it neither votes nor stands.
+    pub(super) fn abstains(&self) -> bool {
+        self.amnesia.lock().ballot == Ballot::Abstains
+    }
+
+    /// Whether it may stand for election; else when it is to look again.
+    pub(super) fn may_stand(self: &Arc<Self>, now: Instant, voters: &[RaftId]) -> Result<(), Instant> {
+        let mut amnesia = self.amnesia.lock();
+        if amnesia.ballot == Ballot::Votes {
+            return Ok(());
+        }
+        if voters == [self.id] {
+            drop(amnesia);
+            self.remembers();
+            return Ok(());
+        }
+        if now >= amnesia.due && !amnesia.is_asking {
+            (amnesia.is_asking, amnesia.due) = (true, now + PERIOD);
+            tokio::spawn(self.clone().ask_who_is_intact());
+        }
+        Err(amnesia.due)
+    }
+
+    /// It has all that was acknowledged, or what is missing is lost.
+    pub(super) fn remembers(&self) {
+        self.log.clear();
+        let before = std::mem::replace(&mut self.amnesia.lock().ballot, Ballot::Votes);
+        if before == Ballot::Abstains {
+            tracing::info!(group = self.name, "a replica that was not stopped in order has all that was acknowledged, and votes again");
+        }
+    }
+
+    /// A leader of `vote` that has committed `committed` was told that all is here up to `matched`.
+    pub(super) fn caught_up(&self, vote: &Vote, committed: Option<LogId>, matched: Option<LogId>) {
+        // Its first entry is committed after all of earlier terms.
+        let is_all = committed.is_some_and(|committed| committed.leader_id == vote.leader_id && matched >= Some(committed));
+        if is_all && self.log.is_suspect() {
+            self.remembers();
+        }
+    }
+
+    /// The answer to [`Kind::Intact`].
+    pub(super) fn intact(&self) -> Intact {
+        // Whom the last vote names may be long gone.
+        let has_leader = self.role.borrow().is_leader || self.standing.lock().has_heard(Instant::now());
+        Intact { is_suspect: self.log.is_suspect(), has_leader, last: self.log.last() }
+    }
+
+    async fn ask_who_is_intact(self: Arc<Self>) {
+        let (configs, nodes) = self.electorate();
+        let others: Vec<(RaftId, Node)> = nodes.into_iter().filter(|(id, _)| *id != self.id).collect();
+        let asked = others.iter().map(|(target, node)| {
+            let peer = Peer { peers: self.peers.clone(), target: *target, node: *node, is_for_heartbeats: false };
+            async move {
+                let reply = peer.ask(Kind::Intact, Bytes::new(), ANSWER_PATIENCE).await.map_err(|error| error.to_string())?;
+                message::decode::<Intact>(&reply)
+            }
+        });
+        let answers = join_all(asked).await;
+        let mut known = BTreeMap::from([(self.id, self.intact())]);
+        let mut missing = Vec::new();
+        for ((id, node), answer) in others.into_iter().zip(answers) {
+            match answer {
+                Ok(answer) => drop(known.insert(id, answer)),
+                Err(_) => missing.push(node),
+            }
+        }
+        self.decide(&configs, &known, &missing);
+        self.amnesia.lock().is_asking = false;
+        if let Some(ticker) = &self.ticker {
+            ticker.upset();
+        }
+    }
+
+    /// Whose majority elects, by configuration, and where they live.
+    fn electorate(&self) -> (Vec<BTreeSet<RaftId>>, BTreeMap<RaftId, Node>) {
+        let server = self.server.borrow_watched();
+        let membership = server.membership_config.membership();
+        let configs: Vec<BTreeSet<RaftId>> = membership.get_joint_config().clone();
+        if configs.iter().all(BTreeSet::is_empty) {
+            return (vec![self.initial.keys().copied().collect()], self.initial.clone());
+        }
+        let nodes = membership.voter_ids().map(|id| (id, membership.get_node(&id).copied().unwrap_or_default())).collect();
+        (configs, nodes)
+    }
+
+    fn decide(&self, configs: &[BTreeSet<RaftId>], known: &BTreeMap<RaftId, Intact>, missing: &[Node]) {
+        let ballot = ballot(self.id, configs, known);
+        let mut amnesia = self.amnesia.lock();
+        if amnesia.ballot == Ballot::Votes {
+            return;
+        }
+        let is_first = ballot.is_some() && amnesia.ballot == Ballot::Abstains;
+        amnesia.ballot = ballot.unwrap_or(amnesia.ballot);
+        let tells = is_first || ballot.is_none() && amnesia.tells(Instant::now());
+        drop(amnesia);
+        if is_first {
+            metrics::counter!("bridle_raft_unclean_votes_total", "group" => self.name.clone()).increment(1);
+            tracing::error!(
+                group = self.name,
+                "more members of a group than it can spare were not stopped in order, under a durability that acknowledges before the disk has it: they vote by what is \
+                 left of their logs. What was acknowledged shortly before the stop (interval: its length; os: what the kernel had not written yet) may be lost"
+            );
+        } else if tells {
+            tracing::warn!(
+                group = self.name,
+                ?missing,
+                "this replica was not stopped in order and may lack what it had acknowledged: it does not vote before a leader has brought it up to date, or all members answer"
+            );
+        }
+    }
+}
+
+/// What a suspect does now that it knows of the members; `None`: it goes on waiting.
+fn ballot(me: RaftId, configs: &[BTreeSet<RaftId>], known: &BTreeMap<RaftId, Intact>) -> Option<Ballot> {
+    let is_known = |id: &RaftId| known.contains_key(id);
+    let is_intact = |id: &&RaftId| known.get(*id).is_some_and(|member| !member.is_suspect);
+    let elects = |config: &BTreeSet<RaftId>| config.iter().filter(is_intact).count() * 2 > config.len();
+    let is_in_vain =
+        configs.iter().flatten().all(is_known) && !configs.iter().all(elects) && !known.values().any(|member| member.has_leader);
+    let longest = known.values().map(|member| member.last).max().flatten();
+    let is_longest = known.get(&me).is_some_and(|own| own.last >= longest);
+    is_in_vain.then_some(if is_longest { Ballot::Votes } else { Ballot::Seconds })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::types::LeaderId;
+
+    fn member(is_suspect: bool, index: u64) -> Intact {
+        Intact { is_suspect, has_leader: false, last: Some(LogId { leader_id: LeaderId { term: 2.into(), node_id: 1 }, index }) }
+    }
+
+    #[test]
+    fn suspects_vote_only_when_all_answer_and_the_others_are_no_majority() {
+        let config = |ids: &[u64]| ids.iter().copied().collect::<BTreeSet<_>>();
+        let three = [config(&[1, 2, 3])];
+        let known = |members: &[(u64, Intact)]| members.iter().copied().collect::<BTreeMap<_, _>>();
+        let (lost, whole) = (member(true, 7), member(false, 9));
+        assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, lost)])), None, "one does not answer");
+        assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, whole), (3, whole)])), None, "the others elect");
+        assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, lost), (3, whole)])), Some(Ballot::Seconds), "one has more");
+        assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, lost), (3, lost)])), Some(Ballot::Votes));
+        let led = Intact { has_leader: true, ..lost };
+        assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, led), (3, lost)])), None, "its leader comes to us");
+        let rebuilt = Intact { last: None, ..lost };
+        assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, rebuilt), (3, lost)])), Some(Ballot::Votes));
+        // Members change: a majority of both is needed.
+        let joint = [config(&[1, 2, 3]), config(&[3, 4, 5])];
+        let mut all = known(&[(1, lost), (2, whole), (3, whole), (4, lost), (5, lost)]);
+        assert_eq!(ballot(1, &joint, &all), Some(Ballot::Seconds));
+        all.insert(5, whole);
+        assert_eq!(ballot(1, &joint, &all), None);
+        all.remove(&5);
+        assert_eq!(ballot(1, &joint, &all), None);
+    }
+}

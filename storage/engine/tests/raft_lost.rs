@@ -1,0 +1,261 @@
+//! Replicas that have lost what they had: they, and those that lack what others have lost, never pass for whole.
+#![allow(clippy::unwrap_used)]
+
+mod raft_kit;
+
+use std::time::{Duration, Instant};
+
+use engine::log::Durability;
+use engine::raft::purge::Policy;
+use engine::raft::{Group, GroupError};
+use raft_kit::{GROUP, SERVERS, Three, put, wait_for};
+
+/// A log that is purged as soon as it is flushed.
+const SHORT: Policy = Policy {
+    bytes_max: 1 << 20,
+    entries_max: 10,
+    age_max: Duration::from_millis(100),
+    kept_bytes_max: 1 << 20,
+    kept_entries_max: 10,
+    kept_in_all_bytes_max: 1 << 20,
+    kept_for: Duration::from_millis(100),
+};
+
+/// Two of three are put back to before a write that all three had; they go on with another. The third is alone with what it has applied.
+async fn two_put_back(policy: Policy, lost: u64, writes: u64) -> (Three, u64) {
+    let mut three = Three::start_as(Durability::Os, policy).await;
+    let odd = three.leader().await;
+    three.put(1, b"before").await;
+    for server in SERVERS {
+        three.until(server, 1, b"before").await;
+    }
+    for server in SERVERS {
+        three.stop(server).await;
+    }
+    let others = SERVERS.into_iter().filter(|server| *server != odd).collect::<Vec<_>>();
+    others.iter().for_each(|server| three.back_up(*server));
+    for server in SERVERS {
+        three.restart(server).await;
+    }
+    for key in 2..2 + lost {
+        three.put(key, b"lost").await;
+    }
+    for server in SERVERS {
+        three.until(server, 1 + lost, b"lost").await;
+    }
+    for server in SERVERS {
+        three.stop(server).await;
+    }
+    for server in &others {
+        three.put_back(*server);
+        three.restart(*server).await;
+    }
+    let leader = three.leader_among(&others).await;
+    let group = three.group(leader);
+    for key in 0..writes {
+        put(&group, 100 + key, b"after").await.unwrap();
+    }
+    (three, odd)
+}
+
+async fn is_condemned(three: &Three, odd: u64) {
+    let replica = &three.replicas[&odd];
+    let why = tokio::time::timeout(Duration::from_secs(10), replica.group.ended()).await.unwrap_or_else(|_| {
+        let groups: Vec<_> = three.replicas.values().map(|replica| (replica.server, replica.group.figures())).collect();
+        panic!("replica {odd} goes on: {groups:#?}");
+    });
+    assert!(why.contains("without what this replica had applied"), "{why}");
+    assert!(replica.store.damage().is_some(), "it is to be rebuilt");
+    assert!(matches!(replica.group.running(), Err(GroupError::Fatal(_))));
+}
+
+/// openraft looks at no ids up to what is committed: it would go on behind them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_condemned_whose_applied_entries_the_group_lacks() {
+    for writes in [0, 1, 5] {
+        let (mut three, odd) = two_put_back(Policy::default(), 1, writes).await;
+        three.restart(odd).await;
+        is_condemned(&three, odd).await;
+        // Nor after another restart: nothing of the other history was taken in.
+        three.stop(odd).await;
+        three.restart(odd).await;
+        is_condemned(&three, odd).await;
+    }
+}
+
+/// Writes until the leader of `servers` has purged `entries` more than what it has.
+async fn write_until_purged(three: &Three, servers: &[u64], entries: u64) -> u64 {
+    let leader = three.leader_among(servers).await;
+    let group = three.group(leader);
+    let enough = group.figures().last_log + entries;
+    for key in 100.. {
+        put(&group, key, b"after").await.unwrap();
+        if group.figures().purged > enough {
+            return key;
+        }
+        assert!(key < 2000, "the log is not purged: {:?}", group.status());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    unreachable!()
+}
+
+/// openraft would take the leader's state for older than what is there, or panic.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_condemned_whose_applied_entries_an_arriving_state_lacks() {
+    let (mut three, odd) = two_put_back(SHORT, 500, 0).await;
+    let others = SERVERS.into_iter().filter(|server| *server != odd).collect::<Vec<_>>();
+    write_until_purged(&three, &others, 0).await;
+    three.restart(odd).await;
+    is_condemned(&three, odd).await;
+}
+
+/// It is whole, and nothing of what the group has lost is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_ends_behind_all_that_was_lost_replaces_it() {
+    let (mut three, odd) = two_put_back(SHORT, 1, 0).await;
+    let others = SERVERS.into_iter().filter(|server| *server != odd).collect::<Vec<_>>();
+    let last = write_until_purged(&three, &others, 2).await;
+    three.restart(odd).await;
+    three.until(odd, last, b"after").await;
+    assert!(three.get(odd, 2).is_none());
+    for key in 100..last {
+        assert_eq!(three.get(odd, key).as_deref(), Some(&b"after"[..]), "{key}");
+    }
+    assert!(three.replicas[&odd].store.damage().is_none());
+}
+
+fn start_error(started: Result<Group, GroupError>) -> String {
+    started.err().expect("it does not start").to_string()
+}
+
+/// What lies before the log's beginning was in the store that is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_store_is_gone_or_too_old_is_condemned() {
+    for is_gone in [true, false] {
+        let mut three = Three::start_as(Durability::Os, SHORT).await;
+        three.leader().await;
+        three.put(1, b"before").await;
+        three.until(3, 1, b"before").await;
+        three.stop(3).await;
+        three.back_up(3);
+        three.restart(3).await;
+        let leader = three.leader().await;
+        let group = three.group(leader);
+        let three_at = |three: &Three| three.group(3).figures();
+        let before = three_at(&three).last_log;
+        for key in 0.. {
+            put(&group, 100 + key, b"more").await.unwrap();
+            if three_at(&three).purged > before {
+                break;
+            }
+            assert!(key < 2000, "the log is not purged: {:?}", group.status());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        three.stop(3).await;
+        let store = three.path(3).join(format!("store-{GROUP}"));
+        std::fs::remove_dir_all(&store).unwrap();
+        if !is_gone {
+            std::fs::rename(three.path(1003).join(format!("store-{GROUP}")), &store).unwrap();
+        }
+        let server = three.server(3);
+        let (started, store) = server.try_replica(GROUP, Some(&SERVERS)).await;
+        let why = start_error(started);
+        assert!(why.contains("the log begins at"), "{why}");
+        assert!(store.damage().is_some(), "it is to be rebuilt");
+    }
+}
+
+/// What is acknowledged by two of three, of whom one forgets it, is not lost while the other has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_lost_its_logs_tail_elects_nobody() {
+    let mut three = Three::start_as(Durability::Os, Policy::default()).await;
+    let keeps = three.leader().await;
+    let [forgets, lacks] = SERVERS.into_iter().filter(|id| *id != keeps).collect::<Vec<_>>()[..] else { unreachable!() };
+    three.put(1, b"before").await;
+    for server in SERVERS {
+        three.until(server, 1, b"before").await;
+    }
+    three.back_up(forgets);
+    three.network.isolate(lacks, &SERVERS);
+    put(&three.group(keeps), 2, b"acknowledged").await.unwrap();
+    three.until(forgets, 2, b"acknowledged").await;
+    three.stop(keeps).await;
+    three.stop(forgets).await;
+    three.put_back(forgets);
+    three.network.heal();
+    three.restart(forgets).await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        assert!([forgets, lacks].iter().all(|id| !three.group(*id).figures().is_leader), "a leader that lacks what was acknowledged");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(three.group(forgets).figures().abstains);
+    three.restart(keeps).await;
+    assert_eq!(three.leader().await, keeps, "the others lack an entry");
+    for server in SERVERS {
+        three.until(server, 2, b"acknowledged").await;
+    }
+    wait_for("it votes again", || !three.group(forgets).figures().abstains).await;
+    // Closed in order, it does so at once the next time.
+    three.stop(forgets).await;
+    three.restart(forgets).await;
+    assert!(!three.group(forgets).figures().abstains);
+}
+
+/// Under a leader that goes on, what is lost is given again, and nothing else is asked of it meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_lost_its_logs_tail_is_given_it_again() {
+    let mut three = Three::start_as(Durability::Os, Policy::default()).await;
+    let leader = three.leader().await;
+    let [forgets, lacks] = SERVERS.into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..] else { unreachable!() };
+    three.put(1, b"before").await;
+    three.until(forgets, 1, b"before").await;
+    three.back_up(forgets);
+    for key in 2..50 {
+        three.put(key, b"acknowledged").await;
+    }
+    for server in [forgets, lacks] {
+        three.until(server, 49, b"acknowledged").await;
+    }
+    three.stop(forgets).await;
+    three.put_back(forgets);
+    three.restart(forgets).await;
+    assert!(three.get(forgets, 49).is_none());
+    three.until(forgets, 49, b"acknowledged").await;
+    three.put(50, b"after").await;
+    three.until(forgets, 50, b"after").await;
+    assert_eq!(three.leader().await, leader);
+    wait_for("it votes again", || !three.group(forgets).figures().abstains).await;
+    // It is needed for a majority now, and what it acknowledges counts.
+    three.network.isolate(lacks, &SERVERS);
+    put(&three.group(leader), 51, b"two of three").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_all_may_have_lost_something_the_longest_log_leads() {
+    let mut three = Three::start_as(Durability::Os, Policy::default()).await;
+    let old = three.leader().await;
+    let [longest, other] = SERVERS.into_iter().filter(|id| *id != old).collect::<Vec<_>>()[..] else { unreachable!() };
+    for (key, backed_up) in [(1, old), (2, other), (3, longest)] {
+        three.put(key, b"acknowledged").await;
+        for server in SERVERS {
+            three.until(server, key, b"acknowledged").await;
+        }
+        three.back_up(backed_up);
+    }
+    for server in SERVERS {
+        three.stop(server).await;
+    }
+    let began = Instant::now();
+    for server in SERVERS {
+        three.put_back(server);
+        three.restart(server).await;
+    }
+    let leader = three.leader().await;
+    assert_eq!(leader, longest);
+    assert!((9..18).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    for server in SERVERS {
+        three.until(server, 3, b"acknowledged").await;
+    }
+    wait_for("all vote again", || SERVERS.iter().all(|id| !three.group(*id).figures().abstains)).await;
+}
