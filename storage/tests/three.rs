@@ -174,8 +174,18 @@ impl Three {
         Three::open_on(dir, clocks, &Default::default()).await
     }
 
-    async fn open_on(dir: &Path, clocks: &[Ahead; 3], disks: &[Arc<Hanging>; 3]) -> Three {
+    /// One of the servers is cut off from the beginning.
+    async fn open_without(dir: &Path, cut: Option<usize>) -> Three {
         let net = Arc::new(Net::default());
+        net.cut.lock().extend(cut.map(|at| at as u64 + 1));
+        Three::open_in(net, dir, &Default::default(), &Default::default()).await
+    }
+
+    async fn open_on(dir: &Path, clocks: &[Ahead; 3], disks: &[Arc<Hanging>; 3]) -> Three {
+        Three::open_in(Arc::default(), dir, clocks, disks).await
+    }
+
+    async fn open_in(net: Arc<Net>, dir: &Path, clocks: &[Ahead; 3], disks: &[Arc<Hanging>; 3]) -> Three {
         let ticker = Ticker::start();
         let shared = Shared::new(Settings::default()).expect("memory for stores");
         let (mut nodes, mut logs) = (Vec::new(), Vec::new());
@@ -280,6 +290,16 @@ impl Three {
             node.close().await;
         }
         self.logs.iter().for_each(|log| log.close().expect("close the log"));
+    }
+
+    /// Waits until a replica that was set aside is open and has everything.
+    async fn until_mended(&self, at: usize, leader: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let applied = self.nodes[leader].replica(PARTITION).expect("it leads").figures().applied;
+        while self.nodes[at].replica(PARTITION).map_or(0, |replica| replica.figures().applied) < applied {
+            assert!(Instant::now() < deadline, "{:?}", self.nodes[at].report());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
@@ -596,6 +616,70 @@ async fn a_damaged_replica_is_taken_anew_from_the_leader() {
     three.hand_over(next, bad).await;
     assert_eq!(three.one(bad, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(2100));
     assert!(matches!(three.one(bad, everything).await, Answer::Cells { cells, .. } if cells.len() == 2100));
+    three.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_writes_the_group_has_lost_is_taken_anew() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = |server: usize| dir.path().join((server + 1).to_string());
+    let backup = |server: usize| dir.path().join(format!("backup-{}", server + 1));
+    let three = Three::open(dir.path()).await;
+    let odd = three.leader().await;
+    three.one(odd, set("before")).await;
+    three.close().await;
+    let others: Vec<usize> = (0..3).filter(|server| *server != odd).collect();
+    others.iter().for_each(|server| copy(&at(*server), &backup(*server)));
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    three.one(leader, set("lost")).await;
+    three.until_mended(odd, leader).await;
+    three.close().await;
+    for server in &others {
+        std::fs::remove_dir_all(at(*server)).expect("remove a directory");
+        copy(&backup(*server), &at(*server));
+    }
+    let three = Three::open_without(dir.path(), Some(odd)).await;
+    let leader = three.leader().await;
+    assert!(is(&three.one(leader, get()).await, "before"));
+    three.one(leader, fields(0, 10)).await;
+    three.net.cut.lock().clear();
+    three.until_mended(odd, leader).await;
+    three.hand_over(leader, odd).await;
+    assert!(is(&three.one(odd, get()).await, "before"), "what the group has lost is not back");
+    assert_eq!(three.one(odd, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(10));
+    three.close().await;
+}
+
+/// Its log begins after what was in the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_store_is_gone_is_taken_anew() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    three.one(leader, fields(0, 100)).await;
+    let gone = (leader + 1) % 3;
+    three.until_mended(gone, leader).await;
+    three.close().await;
+    // What was flushed as it closed is let go of by the next process.
+    let three = Three::open(dir.path()).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while three.nodes[gone].replica(PARTITION).expect("it is open").figures().purged == 0 {
+        assert!(Instant::now() < deadline, "the log is not purged");
+        let leader = three.leader().await;
+        three.one(leader, set("more")).await;
+        three.nodes[gone].replica(PARTITION).expect("it is open").store().flush().expect("a flush");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    three.close().await;
+    let tables = dir.path().join((gone + 1).to_string()).join("tables");
+    std::fs::remove_dir_all(&tables).expect("the stores' directory");
+    let three = Three::open(dir.path()).await;
+    let leader = three.leader().await;
+    assert_ne!(leader, gone, "it can't lead before it has a state");
+    three.until_mended(gone, leader).await;
+    three.hand_over(leader, gone).await;
+    assert_eq!(three.one(gone, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(100));
     three.close().await;
 }
 
