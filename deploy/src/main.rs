@@ -51,7 +51,7 @@ use server::{Flags, Shape};
 #[global_allocator]
 static ALLOCATOR: engine::memory::Jemalloc = engine::memory::Jemalloc;
 
-/// How jemalloc is set up (its manual, "TUNING"): freed pages go back to the system after a second, and few arenas keep fragments few.
+/// How jemalloc is set up (its manual, "TUNING"): freed pages go back to the system after a second (with little memory sooner: `config/memory.rs`), and few arenas keep fragments few.
 // SAFETY: jemalloc reads a pointer to a string that ends with a zero byte under this name, once, before `main`; a slice begins with its pointer.
 #[unsafe(export_name = "malloc_conf")]
 static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4\0";

@@ -83,6 +83,8 @@ pub(crate) fn run(shape: Shape, flags: &Flags<'_>) -> anyhow::Result<()> {
     let descriptors = Descriptors::claim(shape.in_cluster())?;
     let directory = Arc::new(Directory::take(&config.node.data, &config.cluster.name, kind)?);
     let metrics = exposition::install().context("install the metrics recorder")?;
+    let freed_stays_for = config.shares.memory.freed_stays_for();
+    engine::memory::give_back_after(freed_stays_for).map_err(anyhow::Error::msg).context("set up the allocator")?;
     let runtimes = Runtimes::start(&config)?;
     let config_file = flags.common.config.clone();
     let process = Process { shape, config: &config, config_file, descriptors, directory: &directory, runtimes: &runtimes };

@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{AutoSize, ClientsShare, Config, Setting, Size};
 
@@ -169,6 +170,12 @@ impl Memory {
         }
     }
 
+    /// How long the allocator keeps pages that were freed: a second, and less of little memory. Under
+    /// load these are some 50 MB, much beside 64 MiB and little beside a GiB.
+    pub(crate) fn freed_stays_for(self) -> Duration {
+        Duration::from_millis((self.bytes >> 19).clamp(100, 1000))
+    }
+
     /// How much it is and why, for people.
     pub(crate) fn text(self) -> String {
         let shown = |bytes: u64| Size(whole_mib(bytes)).for_people();
@@ -288,6 +295,7 @@ mod tests {
             [("block_cache", 2000 << 20), ("row_cache", 1000 << 20), ("memtables", 500 << 20), ("clients", 500 << 20)]
         );
         assert_eq!(shares.memory.text(), "4000MiB, a quarter of this machine's 16000MiB");
+        assert_eq!(shares.memory.freed_stays_for(), Duration::from_secs(1));
         // What is replayed after a crash does not grow with the machine.
         assert_eq!(auto(Machine { bytes: 1 << 40, of: Source::Machine }).memtables, 512 << 20);
     }
@@ -296,6 +304,7 @@ mod tests {
     fn little_is_divided_so_that_the_largest_write_still_fits() {
         let shares = Memory::of(AutoSize::Bytes(Size::mib(64)), Machine::unknown()).shares();
         assert_eq!(shares.named(), [("block_cache", 32 << 20), ("row_cache", 16 << 20), ("memtables", 8 << 20), ("clients", 64 << 20)]);
+        assert_eq!(shares.memory.freed_stays_for(), Duration::from_millis(128));
         assert_eq!(auto(Machine { bytes: 1 << 20, of: Source::Cgroup }).memory.bytes(), MEMORY_MIN);
     }
 

@@ -1,6 +1,8 @@
 //! The process's allocator: jemalloc, for Rust and RocksDB alike, because it gives memory back and says where it is.
 
-use tikv_jemalloc_ctl::{epoch, stats};
+use std::time::Duration;
+
+use tikv_jemalloc_ctl::{arenas, epoch, raw, stats};
 pub use tikv_jemallocator::Jemalloc;
 
 /// The allocator's name, as INFO tells it.
@@ -23,4 +25,40 @@ pub fn figures() -> Figures {
     let _ = epoch::advance();
     let bytes = |read: tikv_jemalloc_ctl::Result<usize>| read.map_or(0, |bytes| bytes as u64);
     Figures { allocated: bytes(stats::allocated::read()), active: bytes(stats::active::read()), resident: bytes(stats::resident::read()) }
+}
+
+/// Sets how long freed pages stay with the process before the system gets them back: in all of the
+/// allocator's arenas, those that are made later as well.
+///
+/// # Errors
+/// The allocator's own words.
+pub fn give_back_after(time: Duration) -> Result<(), String> {
+    let ms = time.as_millis() as isize;
+    // SAFETY: these names take, and give, values of these types (jemalloc's manual).
+    let set = |name: String| unsafe { raw::write(name.as_bytes(), ms) };
+    let is_there = |name: String| unsafe { raw::read::<bool>(name.as_bytes()) };
+    let set_all = || {
+        set("arenas.dirty_decay_ms\0".to_owned())?;
+        for arena in 0..arenas::narenas::read()? {
+            if is_there(format!("arena.{arena}.initialized\0"))? {
+                set(format!("arena.{arena}.dirty_decay_ms\0"))?;
+            }
+        }
+        Ok(())
+    };
+    set_all().map_err(|error: tikv_jemalloc_ctl::Error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn freed_pages_stay_for_as_long_as_they_are_told() {
+        give_back_after(Duration::from_millis(321)).unwrap();
+        for name in [&b"arenas.dirty_decay_ms\0"[..], b"arena.0.dirty_decay_ms\0"] {
+            // SAFETY: the values are of this type.
+            assert_eq!(unsafe { raw::read::<isize>(name) }, Ok(321));
+        }
+    }
 }
