@@ -33,6 +33,9 @@
 //!   `what_a_reader_finds_expired_is_committed_as_past_once`).
 //! - openraft and RocksDB are not named here: both are behind `engine` (`integration/tests/house.rs`).
 
+#[cfg(test)]
+extern crate self as storage;
+
 mod batch;
 mod clock;
 mod compaction;
@@ -42,6 +45,9 @@ mod executor;
 mod expiry;
 mod hot;
 mod judge;
+#[cfg(test)]
+#[path = "../tests/kit/mod.rs"]
+mod kit;
 mod lease;
 mod node;
 mod pace;

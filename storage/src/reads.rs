@@ -448,48 +448,20 @@ fn fields(replica: &Replica, key: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
-    use cluster::{Call, Member, PartitionId, Placement, ServerId, Table, TableId};
-    use engine::log::{Log, LogOptions};
-    use engine::store::{Settings, Shared};
+    use cluster::Call;
     use row::key::MEMBERS;
     use row::op::{Only, Ttl};
 
     use super::*;
-    use crate::{Assigned, Node, NodeOptions};
+    use crate::Node;
+    use crate::kit::{self, DB0};
 
-    const PARTITION: PartitionId = PartitionId { table: TableId(1), index: 0 };
     const KEY: &[u8] = b"key";
 
     async fn open(dir: &std::path::Path) -> Arc<Node> {
-        let options = NodeOptions {
-            dir: dir.join("partitions"),
-            raft_runtime: tokio::runtime::Handle::current(),
-            write_bytes_max: 16 << 20,
-            answer_bytes_max: 64 << 20,
-            row_cache_bytes: 1 << 20,
-            request_memory_max: 64 << 20,
-            cluster_tag: 1,
-            clock: engine::time::SlewedClock::system(),
-            unsure_after: Duration::from_secs(3),
-            step_clock: crate::monotonic,
-            peers: None,
-        };
-        let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
-        let node = Node::open(options, log, Shared::new(Settings::default()).expect("memory for stores"));
-        let table = Table {
-            id: TableId(1),
-            name: "db0".into(),
-            number: 0,
-            partitions: 1,
-            replicas: 1,
-            envs: Default::default(),
-            default_ttl_since_ms: 0,
-        };
-        let members = vec![Member { raft_id: 1, server: ServerId(1) }];
-        let placements = vec![Placement { partition: PARTITION, members, epoch: 1 }];
-        node.follow(&[Assigned { table: Arc::new(table), placements }]).await;
+        let (node, _) = kit::node(kit::options(dir), kit::log_options(dir));
+        node.follow(&[kit::assigned(kit::table())]).await;
         node
     }
 
@@ -499,7 +471,7 @@ mod tests {
         let node = open(dir.path()).await;
         let write = async |ops: Vec<Op>| {
             let joined = (1..ops.len() as u32).collect();
-            node.call(PARTITION, Request { ops, joined, watched: Vec::new() }).await.expect("a healthy node");
+            node.call(DB0, Request { ops, joined, watched: Vec::new() }).await.expect("a healthy node");
         };
         let put = |value: &'static str| Op::HashPut {
             key: Bytes::from_static(KEY),
@@ -509,7 +481,7 @@ mod tests {
         };
         let delete = || Op::Delete { key: Bytes::from_static(KEY) };
         write(vec![put("old")]).await;
-        let replica = node.replica(PARTITION).expect("it is here");
+        let replica = node.replica(DB0).expect("it is here");
         // What is written between the looks at head and cell; is that one moment still?
         let writes = [(vec![], true), (vec![put("new")], true), (vec![delete(), put("other")], false), (vec![delete()], false)];
         for (ops, is_one) in writes {

@@ -801,44 +801,22 @@ fn told(error: impl std::fmt::Display) -> CallError {
 
 #[cfg(test)]
 mod tests {
-    use cluster::{Call, Member, Table, TableId};
-    use engine::log::LogOptions;
-    use engine::store::Settings;
+    use cluster::Call;
 
     use super::*;
-    use crate::node::{Assigned, Node, NodeOptions};
+    use crate::kit::{self, DB0};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn an_executor_that_panics_stops_its_replica() {
         let dir = tempfile::tempdir().expect("a directory");
-        let log = Log::open(LogOptions::new(dir.path().join("log"))).expect("open the log");
-        let options = NodeOptions {
-            dir: dir.path().join("tables"),
-            raft_runtime: tokio::runtime::Handle::current(),
-            write_bytes_max: 1 << 20,
-            answer_bytes_max: 1 << 20,
-            row_cache_bytes: 1 << 20,
-            request_memory_max: 1 << 20,
-            cluster_tag: 1,
-            clock: SlewedClock::system(),
-            unsure_after: Duration::from_secs(3),
-            step_clock: crate::monotonic,
-            peers: None,
-        };
-        let node = Node::open(options, log.clone(), Shared::new(Settings::default()).expect("memory for stores"));
-        let partition = PartitionId { table: TableId(1), index: 0 };
-        let members = vec![Member { raft_id: 1, server: ServerId(1) }];
-        let placements = vec![Placement { partition, members, epoch: 1 }];
-        let envs = Default::default();
-        let table =
-            Arc::new(Table { id: TableId(1), name: "db0".into(), number: 0, partitions: 1, replicas: 1, envs, default_ttl_since_ms: 0 });
-        node.follow(&[Assigned { table, placements }]).await;
-        let replica = node.replica(partition).expect("it is open");
+        let (node, _) = kit::node(kit::options(dir.path()), kit::log_options(dir.path()));
+        node.follow(&[kit::assigned(kit::table())]).await;
+        let replica = node.replica(DB0).expect("it is open");
         replica.run("its executor", async { panic!("on purpose") }).await.expect("no panic");
         let why = |error: &CallError| error.to_string().contains("its executor panicked: on purpose");
         assert!(replica.stopped().is_some_and(|stopped| why(&stopped.fault)));
         for op in [Op::Get { key: Bytes::from_static(b"k") }, Op::Append { key: Bytes::from_static(b"k"), value: Bytes::new() }] {
-            let said = node.call(partition, Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() }).await;
+            let said = node.call(DB0, Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() }).await;
             assert!(said.as_ref().is_err_and(why), "{said:?}");
         }
         drop(replica);

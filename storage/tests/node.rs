@@ -1,14 +1,15 @@
 //! A node over a real log and real stores: writes, reads, restarts, watches, expiry, drops.
 
+mod kit;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
-use engine::log::{Log, LogOptions};
-use engine::store::{Settings, Shared};
-use engine::time::SlewedClock;
+use cluster::{Call, CallError, PartitionId, Placement, Table};
+use engine::log::Log;
+use kit::{DB0, assigned};
 use row::op::{Answer, Deadline, Only, Op, Refusal, Request, Response, Ttl, Watched};
 use storage::{Assigned, Node, NodeOptions};
 
@@ -20,16 +21,9 @@ struct Setup {
     log: Arc<Log>,
 }
 
-const DB0: PartitionId = PartitionId { table: TableId(1), index: 0 };
-
-fn table(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Arc<Table> {
+fn table(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Table {
     let envs = envs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Arc::new(Table { id: TableId(1), name: "db0".into(), number: 0, partitions: 1, replicas: 1, envs, default_ttl_since_ms })
-}
-
-fn assigned(table: Arc<Table>) -> Assigned {
-    let members = vec![Member { raft_id: 1, server: ServerId(1) }];
-    Assigned { table, placements: vec![Placement { partition: DB0, members, epoch: 1 }] }
+    Table { envs, default_ttl_since_ms, ..kit::table() }
 }
 
 async fn open(dir: &Path) -> Setup {
@@ -37,22 +31,8 @@ async fn open(dir: &Path) -> Setup {
 }
 
 async fn open_with(dir: &Path, step_clock: fn() -> Duration, assigned: &Assigned) -> Setup {
-    let log = Log::open(LogOptions::new(dir.join("log"))).expect("open the log");
-    let shared = Shared::new(Settings::default()).expect("memory for stores");
-    let options = NodeOptions {
-        step_clock,
-        dir: dir.join("partitions"),
-        raft_runtime: tokio::runtime::Handle::current(),
-        write_bytes_max: 16 << 20,
-        answer_bytes_max: 64 << 20,
-        row_cache_bytes: 8 << 20,
-        request_memory_max: REQUEST_MEMORY,
-        cluster_tag: 1,
-        clock: SlewedClock::system(),
-        unsure_after: Duration::from_secs(3),
-        peers: None,
-    };
-    let node = Node::open(options, log.clone(), shared);
+    let options = NodeOptions { step_clock, row_cache_bytes: 8 << 20, request_memory_max: REQUEST_MEMORY, ..kit::options(dir) };
+    let (node, log) = kit::node(options, kit::log_options(dir));
     node.follow(std::slice::from_ref(assigned)).await;
     Setup { node, log }
 }

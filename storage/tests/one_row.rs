@@ -1,22 +1,22 @@
 //! Reads of one row without a snapshot: while a writer deletes the row, makes it anew and changes it, every answer is that of a state that the
 //! row had while it was asked for, and of one no older than the answer before it.
 
+mod kit;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
-use cluster::{Call, Member, PartitionId, Placement, ServerId, Table, TableId};
-use engine::log::{Durability, Log, LogOptions};
-use engine::store::{Settings, Shared};
+use cluster::Call;
+use engine::log::{Durability, LogOptions};
+use kit::DB0;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use row::op::{Answer, Only, Op, Refusal, Request, Response, Ttl};
 use smallvec::smallvec;
-use storage::{Assigned, Node, NodeOptions};
+use storage::{Node, NodeOptions};
 
-const PARTITION: PartitionId = PartitionId { table: TableId(1), index: 0 };
 const FIELDS: [&str; 2] = ["a", "b"];
 
 /// What the row is made to be, by one request.
@@ -102,35 +102,9 @@ fn ops(key: &Bytes, step: Step, before: &State, number: usize) -> Vec<Op> {
 }
 
 async fn open(dir: &Path, row_cache_bytes: usize) -> Arc<Node> {
-    let mut options = LogOptions::new(dir.join("log"));
-    options.durability = Durability::Os;
-    let log = Log::open(options).expect("open the log");
-    let options = NodeOptions {
-        dir: dir.join("partitions"),
-        raft_runtime: tokio::runtime::Handle::current(),
-        write_bytes_max: 16 << 20,
-        answer_bytes_max: 64 << 20,
-        row_cache_bytes,
-        request_memory_max: 64 << 20,
-        cluster_tag: 1,
-        clock: engine::time::SlewedClock::system(),
-        unsure_after: Duration::from_secs(3),
-        step_clock: storage::monotonic,
-        peers: None,
-    };
-    let node = Node::open(options, log, Shared::new(Settings::default()).expect("memory for stores"));
-    let table = Table {
-        id: TableId(1),
-        name: "db0".into(),
-        number: 0,
-        partitions: 1,
-        replicas: 1,
-        envs: Default::default(),
-        default_ttl_since_ms: 0,
-    };
-    let members = vec![Member { raft_id: 1, server: ServerId(1) }];
-    let placements = vec![Placement { partition: PARTITION, members, epoch: 1 }];
-    node.follow(&[Assigned { table: Arc::new(table), placements }]).await;
+    let log = LogOptions { durability: Durability::Os, ..kit::log_options(dir) };
+    let (node, _) = kit::node(NodeOptions { row_cache_bytes, ..kit::options(dir) }, log);
+    node.follow(&[kit::assigned(kit::table())]).await;
     node
 }
 
@@ -153,7 +127,7 @@ fn read(node: &Node, key: &Bytes, states: &[State], progress: &Progress) -> (Opt
         }
         let mut least = progress.done.load(Ordering::Acquire);
         let request = Request { ops: ops.clone(), joined: Vec::new(), watched: Vec::new() };
-        let Some(Ok(Response::Done(outcomes))) = node.read_now(PARTITION, &request) else { continue };
+        let Some(Ok(Response::Done(outcomes))) = node.read_now(DB0, &request) else { continue };
         let most = progress.begun.load(Ordering::Acquire);
         answered += 1;
         for (op, outcome) in ops.iter().zip(outcomes) {
@@ -182,7 +156,7 @@ async fn try_steps(node: &Arc<Node>, key: Bytes, steps: &[Step]) -> Result<usize
         progress.begun.store(number + 1, Ordering::Release);
         let ops = ops(&key, *step, &states[number], number + 1);
         let joined = (1..ops.len() as u32).collect();
-        node.call(PARTITION, Request { ops, joined, watched: Vec::new() }).await.expect("a healthy node");
+        node.call(DB0, Request { ops, joined, watched: Vec::new() }).await.expect("a healthy node");
         progress.done.store(number + 1, Ordering::Release);
     }
     progress.is_over.store(true, Ordering::Release);

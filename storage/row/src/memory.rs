@@ -3,7 +3,7 @@
 //! Everything that is said of rows can be tried on it without a disk: evaluate an op with a [`Tx`] over a `Memory`, then
 //! [`apply`](Memory::apply) its edits, as a replica would.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 
@@ -83,26 +83,78 @@ impl View for Memory {
     }
 }
 
-/// A partition whose reader is [spent](View::is_spent) after so many pieces of work.
+/// A reader of a partition in memory that notes what ops do to it and tell it.
 #[derive(Debug)]
-pub struct Bounded<'a> {
+pub struct Reader<'a> {
     memory: &'a Memory,
+    /// Pieces of work until it is spent.
     left: Cell<u64>,
+    cursors: Option<RefCell<BTreeMap<u64, Bytes>>>,
+    past_ms: Cell<u64>,
+    reads: Cell<u64>,
+    reads_since_look: Cell<u64>,
+    longest: Cell<u64>,
 }
 
-impl<'a> Bounded<'a> {
-    /// After `pieces`.
-    pub fn new(memory: &'a Memory, pieces: u64) -> Bounded<'a> {
-        Bounded { memory, left: Cell::new(pieces) }
+impl<'a> Reader<'a> {
+    /// One that has all the time there is, and remembers no cursors.
+    pub fn new(memory: &'a Memory) -> Reader<'a> {
+        Reader {
+            memory,
+            left: Cell::new(u64::MAX),
+            cursors: None,
+            past_ms: Cell::default(),
+            reads: Cell::default(),
+            reads_since_look: Cell::default(),
+            longest: Cell::default(),
+        }
+    }
+
+    /// [Spent](View::is_spent) after so many pieces of work.
+    pub fn spent_after(self, pieces: u64) -> Reader<'a> {
+        self.left.set(pieces);
+        self
+    }
+
+    /// Remembers HSCAN's cursors, these to begin with, if there are any.
+    pub fn remembering(self, cursors: Option<BTreeMap<u64, Bytes>>) -> Reader<'a> {
+        Reader { cursors: cursors.map(RefCell::new), ..self }
+    }
+
+    /// The cursors that it remembers.
+    pub fn into_cursors(self) -> Option<BTreeMap<u64, Bytes>> {
+        self.cursors.map(RefCell::into_inner)
+    }
+
+    /// The latest moment that an op took for past.
+    pub fn past_ms(&self) -> u64 {
+        self.past_ms.get()
+    }
+
+    /// Records that were read.
+    pub fn reads(&self) -> u64 {
+        self.reads.get()
+    }
+
+    /// The most records that were read between two looks at the time.
+    pub fn reads_between_looks(&self) -> u64 {
+        self.longest.get().max(self.reads_since_look.get())
+    }
+
+    fn count(&self) {
+        self.reads.set(self.reads.get() + 1);
+        self.reads_since_look.set(self.reads_since_look.get() + 1);
     }
 }
 
-impl View for Bounded<'_> {
+impl View for Reader<'_> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.count();
         self.memory.get(family, key)
     }
 
     fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.count();
         self.memory.gist(family, key)
     }
 
@@ -114,11 +166,29 @@ impl View for Bounded<'_> {
         reverse: bool,
         each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
-        self.memory.range(family, from, to, reverse, each)
+        self.memory.range(family, from, to, reverse, &mut |key, value| {
+            self.count();
+            each(key, value)
+        })
+    }
+
+    fn recall(&self, _row: &[u8], cursor: u64) -> Option<Bytes> {
+        self.cursors.as_ref()?.borrow().get(&cursor).cloned()
+    }
+
+    fn remember(&self, _row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
+        let Some(cursors) = &self.cursors else { return true };
+        cursors.borrow_mut().entry(cursor).or_insert_with(|| Bytes::copy_from_slice(sortkey)) == sortkey
     }
 
     fn is_spent(&self) -> bool {
+        self.longest.set(self.reads_between_looks());
+        self.reads_since_look.set(0);
         self.left.set(self.left.get().saturating_sub(1));
         self.left.get() == 0
+    }
+
+    fn rests_on(&self, past_ms: u64) {
+        self.past_ms.set(self.past_ms.get().max(past_ms));
     }
 }

@@ -1,52 +1,14 @@
 //! SCAN's and HSCAN's guarantee: what is there all the time comes at least once, whatever comes and goes meanwhile.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use row::memory::Memory;
+use row::memory::{Memory, Reader};
 use row::op::{Answer, Deadline, Only, Ttl};
 use row::value::{Body, Head, Header};
-use row::view::{Fault, Rules};
+use row::view::Rules;
 use row::{Edits, Family, Op, Stamp, Tx, View, eval};
-
-/// A memory that remembers HSCAN's cursors, when asked to.
-struct Remembering<'a> {
-    memory: &'a Memory,
-    cursors: Option<RefCell<BTreeMap<u64, Bytes>>>,
-}
-
-impl View for Remembering<'_> {
-    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        self.memory.get(family, key)
-    }
-
-    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        self.memory.gist(family, key)
-    }
-
-    fn range(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        reverse: bool,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), Fault> {
-        self.memory.range(family, from, to, reverse, each)
-    }
-
-    fn recall(&self, _row: &[u8], cursor: u64) -> Option<Bytes> {
-        self.cursors.as_ref()?.borrow().get(&cursor).cloned()
-    }
-
-    fn remember(&self, _row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
-        let Some(cursors) = &self.cursors else { return true };
-        cursors.borrow_mut().entry(cursor).or_insert_with(|| Bytes::copy_from_slice(sortkey)) == sortkey
-    }
-}
 
 fn ask(view: &dyn View, op: &Op) -> (Answer, Edits) {
     let mut edits = Edits::default();
@@ -111,14 +73,13 @@ proptest! {
         let mut memory = Memory::new();
         change(&mut memory, &put(0..stays));
         change(&mut memory, &put(1000..1150));
-        let cursors = RefCell::new(BTreeMap::new());
         let mut churn = churn.into_iter();
         let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
-        let mut cursors = remembers.then_some(cursors);
+        let mut cursors = remembers.then(BTreeMap::new);
         loop {
-            let view = Remembering { memory: &memory, cursors: cursors.take() };
+            let view = Reader::new(&memory).remembering(cursors);
             let (answer, edits) = ask(&view, &Op::HashScan { key: "h".into(), cursor, count, glob: None, want_values: true });
-            cursors = view.cursors;
+            cursors = view.into_cursors();
             prop_assert!(edits.is_empty());
             let Answer::CellsPage { cells, next } = answer else { panic!("{answer:?}") };
             pages += 1;
@@ -164,7 +125,7 @@ fn cursors_are_held_by_a_double_and_names_that_share_one_are_not_lost() {
     change(&mut memory, &Op::HashPut { key: "h".into(), pairs, only: Only::Always, ttl: Ttl::Default });
     let is_held = |cursor: u64| cursor < 1 << 53 && (cursor as f64) as u64 == cursor;
     for count in 1..=names.len() as u64 {
-        let view = Remembering { memory: &memory, cursors: Some(RefCell::default()) };
+        let view = Reader::new(&memory).remembering(Some(BTreeMap::new()));
         let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
         loop {
             let (answer, _) = ask(&view, &Op::HashScan { key: "h".into(), cursor, count, glob: None, want_values: false });
@@ -203,10 +164,10 @@ fn a_page_ends_however_much_of_the_row_is_past() {
     }
     change(&mut memory, &put(30_000..30_200));
     let look = |op: &Op| {
-        let view = Counting(&memory, RefCell::new(0));
+        let view = Reader::new(&memory);
         let stamp = Stamp { now_ms: 2_000, timetag: 2_000 << 16 };
         let answer = eval(op, &mut Tx { view: &view, edits: &mut Edits::default(), stamp, rules: Rules::default() }).expect("answers");
-        (answer, view.1.into_inner())
+        (answer, view.reads())
     };
     let (mut seen, mut cursor) = (BTreeSet::new(), 0);
     for page in 0.. {
@@ -236,13 +197,13 @@ fn whether_a_hash_lives_costs_one_seek_however_many_members_are_past() {
     };
     change(&mut memory, &put(0..10_000, until(1_500)));
     let cost = |memory: &Memory, now_ms| {
-        let view = Counting(memory, RefCell::new(0));
+        let view = Reader::new(memory);
         let stamp = Stamp { now_ms, timetag: now_ms << 16 };
         let answer = eval(
             &Op::HashExpiry { key: "h".into(), fields: vec![name(1)], remaining: false },
             &mut Tx { view: &view, edits: &mut Edits::default(), stamp, rules: Rules::default() },
         );
-        (answer.expect("answers"), view.1.into_inner())
+        (answer.expect("answers"), view.reads())
     };
     assert_eq!(cost(&memory, 1_499), (Answer::Ints(vec![1_500]), 2), "nothing is past");
     assert_eq!(cost(&memory, 1_500), (Answer::Nil, 2), "all is: its head and its last expiry say so");
@@ -255,40 +216,6 @@ fn whether_a_hash_lives_costs_one_seek_however_many_members_are_past() {
 
 #[test]
 fn a_step_of_the_expiry_cycle_looks_at_the_time_after_each_piece_of_work() {
-    /// Counts what is read between two looks at the time, and is spent at every second.
-    struct Watching<'a> {
-        counting: Counting<'a>,
-        since_look: RefCell<u32>,
-        longest: RefCell<u32>,
-        looks: RefCell<u32>,
-    }
-    impl View for Watching<'_> {
-        fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-            *self.since_look.borrow_mut() += 1;
-            self.counting.get(family, key)
-        }
-        fn range(
-            &self,
-            family: Family,
-            from: &[u8],
-            to: &[u8],
-            reverse: bool,
-            each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-        ) -> Result<(), Fault> {
-            let each = &mut |key: &[u8], value: &[u8]| {
-                *self.since_look.borrow_mut() += 1;
-                each(key, value)
-            };
-            self.counting.range(family, from, to, reverse, each)
-        }
-        fn is_spent(&self) -> bool {
-            let since = std::mem::take(&mut *self.since_look.borrow_mut());
-            let longest = (*self.longest.borrow()).max(since);
-            *self.longest.borrow_mut() = longest;
-            *self.looks.borrow_mut() += 1;
-            self.looks.borrow().is_multiple_of(20)
-        }
-    }
     let mut memory = Memory::new();
     let soon = Ttl::Until(row::op::Deadline::At(1_500));
     let put = |key: &'static str, names: std::ops::Range<u64>, ttl| {
@@ -307,39 +234,15 @@ fn a_step_of_the_expiry_cycle_looks_at_the_time_after_each_piece_of_work() {
             break;
         }
         let mut edits = Edits::default();
-        let zero = || RefCell::new(0);
-        let view = Watching { counting: Counting(&memory, zero()), since_look: zero(), longest: zero(), looks: zero() };
+        let view = Reader::new(&memory).spent_after(20);
         let answer = eval(&Op::ExpireDue { items }, &mut Tx { view: &view, edits: &mut edits, stamp, rules: Rules::default() });
         let Ok(Answer::Expired { rows: of_step, fields: of_rows, .. }) = answer else { panic!("{answer:?}") };
-        assert!(*view.longest.borrow() <= 8, "{} records were read between two looks", view.longest.borrow());
+        assert!(view.reads_between_looks() <= 8, "{} records were read between two looks", view.reads_between_looks());
         assert!(of_step + of_rows <= 21 && of_step + of_rows > 0, "a step that is spent ends: {of_step} rows, {of_rows} fields");
         (rows, fields, steps) = (rows + of_step, fields + of_rows, steps + 1);
         memory.apply(edits);
     }
     assert_eq!((rows, fields), (1_001, 5_000), "of a row that is past as a whole no member is looked at; in {steps} steps");
-}
-
-/// A memory that counts what is read.
-struct Counting<'a>(&'a Memory, RefCell<u32>);
-
-impl View for Counting<'_> {
-    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        *self.1.borrow_mut() += 1;
-        self.0.get(family, key)
-    }
-    fn range(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        reverse: bool,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), Fault> {
-        self.0.range(family, from, to, reverse, &mut |key, value| {
-            *self.1.borrow_mut() += 1;
-            each(key, value)
-        })
-    }
 }
 
 #[test]
@@ -405,9 +308,9 @@ fn a_get_costs_one_look_up() {
     change(&mut memory, &set(1));
     change(&mut memory, &put(0..10));
     let cost = |op: Op| {
-        let view = Counting(&memory, RefCell::new(0));
+        let view = Reader::new(&memory);
         ask(&view, &op);
-        view.1.into_inner()
+        view.reads()
     };
     assert_eq!(cost(Op::Get { key: name(1) }), 1);
     assert_eq!(cost(Op::Get { key: name(2) }), 1);

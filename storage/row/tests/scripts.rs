@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use row::key::{self, CellKey};
-use row::memory::{Bounded, Memory};
+use row::memory::{Memory, Reader};
 use row::op::{Check, Content, Deadline, ExpireIf, Filter, Mutation, Only, Range, Ttl};
 use row::value::{Body, Cell, DefaultTtl, Expiries, Head, Header, decode_counter};
 use row::view::Rules;
@@ -275,7 +275,7 @@ fn run(script: &str) -> String {
                 Some("expire_due") => expire_due(words, &memory, stamp, rules),
                 _ => (op(words), u64::MAX),
             };
-            let view = Bounded::new(&memory, pieces);
+            let view = Reader::new(&memory).spent_after(pieces);
             let answer = eval(&op, &mut Tx { view: &view, edits: &mut edits, stamp, rules });
             writeln!(out, "{line}").expect("a string takes all");
             match answer {

@@ -6,14 +6,10 @@ mod invariants;
 mod model;
 mod ops;
 
-use std::cell::Cell;
-use std::ops::ControlFlow;
-
-use bytes::Bytes;
 use proptest::prelude::*;
-use row::memory::Memory;
-use row::view::{Fault, Rules};
-use row::{Answer, Edits, Failed, Family, Op, Stamp, Tx, View, eval};
+use row::memory::{Memory, Reader};
+use row::view::Rules;
+use row::{Answer, Edits, Failed, Op, Stamp, Tx, eval};
 
 use crate::model::Model;
 
@@ -25,43 +21,6 @@ type Cycle = (usize, u64);
 
 fn batches() -> impl Strategy<Value = Vec<Batch>> {
     prop::collection::vec((0..40u64, prop::collection::vec(ops::op(), 1..8), (0..3usize, 1..5u64)), 1..12)
-}
-
-/// The partition, the latest moment that an op took for past, and how many more pieces of work there is time for.
-struct Noted<'a> {
-    memory: &'a Memory,
-    past_ms: Cell<u64>,
-    left: Cell<u64>,
-}
-
-impl View for Noted<'_> {
-    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        self.memory.get(family, key)
-    }
-
-    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        self.memory.gist(family, key)
-    }
-
-    fn range(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        reverse: bool,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), Fault> {
-        self.memory.range(family, from, to, reverse, each)
-    }
-
-    fn rests_on(&self, past_ms: u64) {
-        self.past_ms.set(self.past_ms.get().max(past_ms));
-    }
-
-    fn is_spent(&self) -> bool {
-        self.left.set(self.left.get().saturating_sub(1));
-        self.left.get() == 0
-    }
 }
 
 /// Ops that name no time of their own: two moments differ for them in what is past, and in nothing else.
@@ -91,7 +50,7 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
                 *items = state.due(Stamp { now_ms, ..stamp }, rules).expect("memory has no faults").items;
             }
             let before = edits.clone();
-            let view = Noted { memory: &memory, past_ms: Cell::new(0), left: Cell::new(pieces) };
+            let view = Reader::new(&memory).spent_after(pieces);
             let at = |stamp: Stamp, edits: &mut Edits| match eval(&op, &mut Tx { view: &view, edits, stamp, rules }) {
                 Ok(answer) => Ok(answer),
                 Err(Failed::Refused(refusal)) => Err(refusal),
@@ -100,7 +59,7 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
             let answer = at(stamp, &mut edits);
             if edits == before && is_timeless(&op) {
                 // Nothing else was taken for past: the answer is the same as soon as that is.
-                let then = Stamp { now_ms: view.past_ms.get(), ..stamp };
+                let then = Stamp { now_ms: view.past_ms(), ..stamp };
                 assert_eq!(at(then, &mut before.clone()), answer, "{op:?} at {now_ms} does not rest on {} alone", then.now_ms);
             }
             if answer.is_err() || !op.is_write() {
@@ -125,7 +84,7 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
             break;
         }
         let mut edits = Edits::default();
-        let view = Noted { memory: &memory, past_ms: Cell::new(0), left: Cell::new(1) };
+        let view = Reader::new(&memory).spent_after(1);
         eval(&Op::ExpireDue { items }, &mut Tx { view: &view, edits: &mut edits, stamp, rules }).expect("a step is never refused");
         memory.apply(edits);
         invariants::check(&memory);
