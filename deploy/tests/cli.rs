@@ -34,6 +34,7 @@ fn help_is_as_written_down() {
         &["admin", "status"],
         &["admin", "nodes"],
         &["admin", "forget"],
+        &["admin", "release"],
         &["admin", "partitions"],
         &["admin", "transfer"],
         &["admin", "certs"],
