@@ -10,7 +10,7 @@ pub enum Rule {
     /// An append is called back after its fsync. Broken, it is called back at once and written 300 ms later: `kill -9` does lose it then, and
     /// would not lose what the kernel has.
     SyncBeforeAnswer,
-    /// A vote outlives a restart, and who has just started neither votes nor stands for one lease.
+    /// A vote outlives a restart.
     KeepVote,
     /// The log is purged no further than what is flushed. Broken, whatever is applied counts as flushed.
     PurgeFlushed,

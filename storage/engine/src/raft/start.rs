@@ -23,7 +23,7 @@ use super::transfer::{self, Holds};
 use super::types::{Node, RaftId};
 use super::wire::{Letter, Wire, WireError};
 use super::{GroupLog, Machine};
-use crate::mutants::{self, Rule};
+use crate::mutants;
 use crate::store::Store;
 
 /// How long a group of one may take to elect itself: a few fsyncs, on a disk that may be busy.
@@ -120,7 +120,7 @@ impl Group {
                 || log.get_log_state().await.map_err(read)?.last_log_id.is_some()
                 || store.applied().map_err(|fault| GroupError::Fatal(fault.to_string()))?.is_some();
             let now = Instant::now();
-            let guard_until = if has_past && !mutants::breaks(Rule::KeepVote) { ticker.guard_until(number) } else { now };
+            let guard_until = if has_past { ticker.guard_until(number) } else { now };
             let forming = initial.as_ref().filter(|_| !has_past).map(|members| {
                 let is_first = members.first().is_some_and(|(first, _)| *first == id);
                 Standing::forming(now, is_first)
