@@ -69,7 +69,11 @@ const METRICS: &[(&str, Kind, &str)] = &[
         Counter,
         "Leaderships that this server has handed over, by why: asked, stopping, or what ails its disk.",
     ),
-    ("bridle_raft_term", Gauge, "By table: the highest term of its groups; a term is at least the second, since 1970, of its election."),
+    (
+        "bridle_raft_term",
+        Gauge,
+        "By table: the highest term of its groups; a term is at least the millisecond, since 1970, of its election.",
+    ),
     (
         "bridle_raft_unclean_votes_total",
         Counter,

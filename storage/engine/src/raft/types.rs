@@ -23,7 +23,7 @@ openraft::declare_raft_types!(
         Term = Term,
 );
 
-/// Raft's term: at least the second, since 1970, in which its election was called.
+/// Raft's term: at least the millisecond, since 1970, in which its election was called.
 ///
 /// Raft counts, and rests on no member forgetting what it has promised. One whose directory was put
 /// back from a copy has forgotten: it may lead again in a term in which it has led before, and give
@@ -37,16 +37,16 @@ openraft::declare_raft_types!(
 pub struct Term(pub u64);
 
 impl Term {
-    /// The term of an election that is called now, `now_s` seconds after 1970, by one who knows of this term.
-    fn next_at(self, now_s: u64) -> Term {
-        Term(now_s.max(self.0 + 1))
+    /// The term of an election that is called now, `now_ms` ms after 1970, by one who knows of this term.
+    fn next_at(self, now_ms: u64) -> Term {
+        Term(now_ms.max(self.0 + 1))
     }
 }
 
 impl RaftTerm for Term {
     fn next(&self) -> Term {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        self.next_at(now.map_or(0, |now| now.as_secs()))
+        self.next_at(now.map_or(0, |now| now.as_millis() as u64))
     }
 
     fn as_u64(&self) -> Option<u64> {
@@ -130,9 +130,9 @@ mod tests {
     #[test]
     fn a_term_is_later_than_the_one_before_and_than_all_that_a_copy_has_not_seen() {
         assert_eq!(Term(0).next_at(1_700_000_000), Term(1_700_000_000));
-        assert_eq!(Term(1_700_000_000).next_at(1_700_000_000), Term(1_700_000_001), "two in one second");
+        assert_eq!(Term(1_700_000_000).next_at(1_700_000_000), Term(1_700_000_001), "two in one millisecond");
         assert_eq!(Term(1_700_000_000).next_at(1_600_000_000), Term(1_700_000_001), "a clock that is behind");
-        // Put back to before the election at 1,700,000,000, and elected again a minute later.
+        // Put back to before the election at 1,700,000,000, and elected again later.
         assert!(Term(1_600_000_000).next_at(1_700_000_060) > Term(1_700_000_000));
     }
 }
