@@ -1,7 +1,6 @@
 //! Time to live as clients see it: to the millisecond, for keys and for fields, over crashes, over clocks that step back, and over failovers to
 //! clocks that differ.
 
-use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -158,27 +157,44 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
 }
 "#;
 
-/// Builds it with the C compiler that built RocksDB; where the tests run without one, there is none.
-fn stepped_clock(dir: &Path) -> Option<String> {
-    let (source, library) = (dir.join("clock.c"), dir.join("clock.so"));
-    std::fs::write(&source, STEPPED_CLOCK).expect("write the clock");
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).args([&library, &source]).status();
-    built.is_ok_and(|status| status.success()).then(|| library.display().to_string())
+/// A wall clock that a test sets, for a server that is started under it.
+struct SteppedClock {
+    dir: tempfile::TempDir,
+    environment: [String; 2],
+}
+
+impl SteppedClock {
+    /// Builds it with the C compiler that built RocksDB; where the tests run without one, there is none.
+    fn build(seconds: i64) -> Option<SteppedClock> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (source, library, offset) = (dir.path().join("clock.c"), dir.path().join("clock.so"), dir.path().join("offset"));
+        std::fs::write(&source, STEPPED_CLOCK).expect("write the clock");
+        let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).args([&library, &source]).status();
+        if !built.is_ok_and(|status| status.success()) {
+            eprintln!("not run: there is no C compiler");
+            return None;
+        }
+        let environment = [format!("LD_PRELOAD={}", library.display()), format!("STEPPED_CLOCK={}", offset.display())];
+        let clock = SteppedClock { dir, environment };
+        clock.step(seconds);
+        Some(clock)
+    }
+
+    /// From now on it is so many seconds ahead.
+    fn step(&self, seconds: i64) {
+        std::fs::write(self.dir.path().join("offset"), seconds.to_string()).expect("write the offset");
+    }
+
+    /// What a server is started under.
+    fn words(&self) -> Vec<&str> {
+        ["env"].into_iter().chain(self.environment.iter().map(String::as_str)).collect()
+    }
 }
 
 #[test]
 fn a_clock_that_steps_back_never_revives_a_key() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let Some(library) = stepped_clock(dir.path()) else {
-        println!("not run: there is no C compiler");
-        return;
-    };
-    let offset = dir.path().join("offset");
-    let step = |seconds: i64| std::fs::write(&offset, seconds.to_string()).expect("write the offset");
-    step(0);
-    let environment = [format!("LD_PRELOAD={library}"), format!("STEPPED_CLOCK={}", offset.display())];
-    let words: Vec<&str> = ["env"].into_iter().chain(environment.iter().map(String::as_str)).collect();
-    let mut server = small().under(&words).start();
+    let Some(clock) = SteppedClock::build(0) else { return };
+    let mut server = small().under(&clock.words()).start();
     let mut client = server.client();
     client.run("SET gone x PX 100");
     client.run("HSET hash gone 1 staying 2");
@@ -186,7 +202,7 @@ fn a_clock_that_steps_back_never_revives_a_key() {
     client.run("SET staying x PX 1000000");
     within(5, "it expires", || client.run("GET gone") == Value::Nil && client.run("HLEN hash") == Value::Int(1));
     let before = server_ms(&mut client);
-    step(-3600);
+    clock.step(-3600);
     let wrong = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as i64 - 3_600_000;
     assert!(wrong < before - 3_000_000);
     for round in 0..2 {
@@ -209,19 +225,10 @@ fn a_clock_that_steps_back_never_revives_a_key() {
 /// What was stamped under a clock a day ahead does not stop time under the right one, neither where it is corrected nor after a restart.
 #[test]
 fn a_clock_that_was_ahead_does_not_stop_time() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let Some(library) = stepped_clock(dir.path()) else {
-        println!("not run: there is no C compiler");
-        return;
-    };
-    let offset = dir.path().join("offset");
-    let step = |seconds: i64| std::fs::write(&offset, seconds.to_string()).expect("write the offset");
-    step(86_400);
-    let environment = [format!("LD_PRELOAD={library}"), format!("STEPPED_CLOCK={}", offset.display())];
-    let words: Vec<&str> = ["env"].into_iter().chain(environment.iter().map(String::as_str)).collect();
-    let mut server = small().under(&words).start();
+    let Some(clock) = SteppedClock::build(86_400) else { return };
+    let mut server = small().under(&clock.words()).start();
     server.client().run("SET ahead x PX 1000000");
-    step(0);
+    clock.step(0);
     for round in 0..2 {
         let mut client = server.client();
         assert_eq!(client.run(&format!("SET short:{round} x PX 500")), Value::ok());
@@ -236,7 +243,7 @@ fn a_clock_that_was_ahead_does_not_stop_time() {
     // A jump ahead is not taken over at once, and says so.
     let mut client = server.client();
     client.run("SET long x PX 3600000");
-    step(3 * 86_400);
+    clock.step(3 * 86_400);
     assert_eq!(client.run("EXISTS long"), Value::Int(1));
     let ready = server.page("/health/ready").1;
     assert!(ready.contains("behind the wall clock"), "{ready}");
