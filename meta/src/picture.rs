@@ -62,8 +62,7 @@ impl Picture {
 
     /// The state has changed, or the leadership.
     pub fn next(&self, term: u64, state: &State, roster: &Roster) -> Picture {
-        // A term has room for 2^32 changes, and there are 2^32 terms.
-        let version = (self.version + 1).max(term << 32);
+        let version = (self.version + 1).max(first_version(term));
         let since = if self.term == Some(term) { self.since } else { Instant::now() };
         let changed = |id: &TableId| match self.changed.get(id) {
             Some(before) if self.term == Some(term) && self.state.tables.get(id) == state.tables.get(id) => *before,
@@ -137,6 +136,12 @@ fn kept<K: Ord + Clone, V: PartialEq>(before: &Map<K, V>, now: impl Iterator<Ite
     if same { before.clone() } else { Arc::new(now) }
 }
 
+/// The version of a leader's first picture. A term counts milliseconds since 1970 (`engine::raft::types::Term`): there is room for those up to the year 2527, and in each
+/// for 2^20 changes; they are written by Raft one after the other, so no leader makes as many before the next term could begin by the clock.
+fn first_version(term: u64) -> u64 {
+    term << 20
+}
+
 /// What somebody who knows `before` (nothing, when it is `None`) must be told to know `now`, in pages of bounded size; at least one page.
 pub fn pages<K: Ord + Clone + Serialize, V: Clone + PartialEq + Serialize>(
     before: Option<&BTreeMap<K, Arc<V>>>,
@@ -189,6 +194,20 @@ mod tests {
             known.extend(page.put.into_iter().map(|(key, value)| (key, Arc::new(value))));
         }
         known
+    }
+
+    #[test]
+    fn versions_grow_from_leader_to_leader() {
+        const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+        let (state, roster, today) = (State::default(), Roster::default(), 1_796_090_342_402);
+        let mut last = 0;
+        // 2^32 ms are 49.7 days.
+        for days in [0, 1, 49, 50, 365, 36_500] {
+            let first = Picture::blank().next(today + days * DAY_MS, &state, &roster);
+            let second = first.next(today + days * DAY_MS, &state, &roster);
+            assert!(last < first.version && first.version < second.version, "{last} {} {}", first.version, second.version);
+            last = second.version;
+        }
     }
 
     #[test]

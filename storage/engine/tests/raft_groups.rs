@@ -3,11 +3,14 @@
 
 mod raft_kit;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use engine::raft::types::{LeaderId, Types, Vote};
 use engine::raft::{ChangeError, GroupError, Kind, Letter};
 use openraft::raft::TransferLeaderRequest;
+use parking_lot::Mutex;
 use raft_kit::{GROUP, SERVERS, Three, delivered, establish, put, raft_id};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -210,13 +213,20 @@ async fn who_gave_its_vote_lets_the_other_win() {
     for round in 0..3 {
         let (from, to) = leader_and_heir(&three, round).await;
         tokio::time::sleep(engine::raft::LEASE.mul_f64(1.2)).await;
-        let (group, term) = (three.group(from), three.group(from).figures().term);
-        let started = Instant::now();
+        let (group, candidates) = (three.group(from), Arc::<Mutex<Vec<(u64, Bytes)>>>::default());
+        let (started, seen) = (Instant::now(), candidates.clone());
         let is_late = move || started.elapsed() < Duration::from_millis(150);
-        three.network.mangle(move |letter| letter.kind != Kind::Append || letter.from != raft_id(to) || !is_late());
+        three.network.mangle(move |letter| {
+            if letter.kind == Kind::Vote {
+                seen.lock().push((letter.from, letter.body.clone()));
+            }
+            letter.kind != Kind::Append || letter.from != raft_id(to) || !is_late()
+        });
         group.transfer_leader(raft_id(to), Box::new(|| ())).await.unwrap();
         assert_eq!(three.leader().await, to);
-        assert_eq!(three.group(to).figures().term, term + 1);
+        let mut candidates = std::mem::take(&mut *candidates.lock());
+        candidates.dedup();
+        assert!(matches!(candidates[..], [(from, _)] if from == raft_id(to)), "one election, of the heir: {candidates:?}");
         put(&three.group(to), 200 + round, b"w").await.unwrap();
         eprintln!("written after {:?}", started.elapsed());
     }
