@@ -1,4 +1,5 @@
-//! `bridle admin`: the admin API's client, with answers as tables for people or JSON for scripts.
+//! `bridle admin`: the admin API's client, with answers as tables for people or JSON for
+//! scripts.
 
 mod certs;
 mod client;
@@ -10,7 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use client::Server;
-use meta::admin::{ClusterStatus, Compaction, EnvValue, NewLeader, NewTable, NodeStatus, PartitionStatus, ServerStatus, TableStatus};
+use meta::admin::{
+    ClusterStatus, Compaction, EnvValue, NewLeader, NewTable, NodeStatus, PartitionStatus,
+    ServerStatus, TableStatus,
+};
 use serde_json::Value;
 
 use crate::cli::{Admin, Ask, Env};
@@ -25,11 +29,15 @@ pub(crate) fn run(admin: &Admin) -> anyhow::Result<String> {
     let server = Server::new(admin)?;
     match &admin.ask {
         Ask::Status => status(&server),
-        Ask::Nodes => server.show(server.get("/v1/nodes")?, |list: Vec<ServerStatus>| words::nodes(&list)),
+        Ask::Nodes => {
+            server.show(server.get("/v1/nodes")?, |list: Vec<ServerStatus>| words::nodes(&list))
+        }
         Ask::Forget { node } => {
             let id = node_id(&server, node)?;
             server.delete(&format!("/v1/nodes/{id}"))?;
-            server.show(serde_json::json!({ "forgotten": id }), |_: Value| format!("{id} is forgotten\n"))
+            server.show(serde_json::json!({ "forgotten": id }), |_: Value| {
+                format!("{id} is forgotten\n")
+            })
         }
         Ask::Release { seat } => {
             server.delete(&format!("/v1/metas/{seat}"))?;
@@ -37,62 +45,94 @@ pub(crate) fn run(admin: &Admin) -> anyhow::Result<String> {
                 format!("seat {seat} is released: start the server that is to take it\n")
             })
         }
-        Ask::Tables => server.show(server.get("/v1/tables")?, |list: Vec<TableStatus>| words::tables(&list)),
-        Ask::Partitions { table } => {
-            server.show(server.get(&table_path(table, "/partitions"))?, |list: Vec<PartitionStatus>| words::partitions(&list))
+        Ask::Tables => {
+            server.show(server.get("/v1/tables")?, |list: Vec<TableStatus>| words::tables(&list))
         }
+        Ask::Partitions { table } => server
+            .show(server.get(&table_path(table, "/partitions"))?, |list: Vec<PartitionStatus>| {
+                words::partitions(&list)
+            }),
         Ask::Create { name, partitions, replicas, env } => {
-            let envs = env.iter().map(|pair| key_value(pair)).collect::<anyhow::Result<BTreeMap<_, _>>>()?;
-            let new = NewTable { name: name.clone(), partitions: *partitions, replicas: *replicas, envs };
-            server.show(server.send("POST", "/v1/tables", &new)?, |table: TableStatus| words::tables(&[table]))
+            let envs = env
+                .iter()
+                .map(|pair| key_value(pair))
+                .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
+            let new =
+                NewTable { name: name.clone(), partitions: *partitions, replicas: *replicas, envs };
+            server.show(server.send("POST", "/v1/tables", &new)?, |table: TableStatus| {
+                words::tables(&[table])
+            })
         }
-        Ask::Drop { name } => server.show(server.delete(&table_path(name, ""))?, |table: TableStatus| {
-            format!("{} is dropped; {} of disk are being given back\n", table.name, words::bytes(table.figures.disk_bytes))
-        }),
+        Ask::Drop { name } => {
+            server.show(server.delete(&table_path(name, ""))?, |table: TableStatus| {
+                format!(
+                    "{} is dropped; {} of disk are being given back\n",
+                    table.name,
+                    words::bytes(table.figures.disk_bytes)
+                )
+            })
+        }
         Ask::Transfer { table, partition, to } => {
             let to = node_id(&server, to)?;
             let path = table_path(table, &format!("/partitions/{partition}/leader"));
-            server.show(server.send("PUT", &path, &NewLeader { to })?, |partition: PartitionStatus| words::partitions(&[partition]))
+            server.show(
+                server.send("PUT", &path, &NewLeader { to })?,
+                |partition: PartitionStatus| words::partitions(&[partition]),
+            )
         }
         Ask::Env(Env::Get { table, key: Some(key) }) => {
             let value = server.get(&table_path(table, &format!("/envs/{}", encoded(key))))?;
             server.show(value, |env: EnvValue| format!("{}\n", env.value))
         }
-        Ask::Env(Env::Get { table, key: None }) => server.show(server.get(&table_path(table, "/envs"))?, |all| words::envs(&all)),
+        Ask::Env(Env::Get { table, key: None }) => {
+            server.show(server.get(&table_path(table, "/envs"))?, |all| words::envs(&all))
+        }
         Ask::Env(Env::Set { table, key, value }) => {
             let path = table_path(table, &format!("/envs/{}", encoded(key)));
-            server.show(server.send("PUT", &path, &EnvValue { value: value.clone() })?, |all| words::envs(&all))
+            server.show(server.send("PUT", &path, &EnvValue { value: value.clone() })?, |all| {
+                words::envs(&all)
+            })
         }
-        Ask::Env(Env::Del { table, key }) => {
-            server.show(server.delete(&table_path(table, &format!("/envs/{}", encoded(key))))?, |all| words::envs(&all))
+        Ask::Env(Env::Del { table, key }) => server
+            .show(server.delete(&table_path(table, &format!("/envs/{}", encoded(key))))?, |all| {
+                words::envs(&all)
+            }),
+        Ask::Compact { name, progress, wait } => {
+            compact(&server, &table_path(name, "/compaction"), *progress, *wait)
         }
-        Ask::Compact { name, progress, wait } => compact(&server, &table_path(name, "/compaction"), *progress, *wait),
         Ask::Certs { .. } => unreachable!("it asks no server, and was made above"),
     }
 }
 
-/// The process that is asked, and below it its cluster when it is part of one: as JSON, `in_cluster` beside the rest.
+/// The process that is asked, and below it its cluster when it is part of one: as JSON,
+/// `in_cluster` beside the rest.
 fn status(server: &Server) -> anyhow::Result<String> {
     let mut status = server.get("/v1/status")?;
-    let node: NodeStatus = serde_json::from_value(status.clone()).context("understand the answer (is the server of this version?)")?;
+    let node: NodeStatus = serde_json::from_value(status.clone())
+        .context("understand the answer (is the server of this version?)")?;
     if node.node_id < cluster::SEATS_END {
         return server.show(status, |status| words::node(&status));
     }
     match server.get("/v1/cluster") {
         Ok(cluster) => {
-            let known: ClusterStatus = serde_json::from_value(cluster.clone()).context("understand what is said of the cluster")?;
+            let known: ClusterStatus = serde_json::from_value(cluster.clone())
+                .context("understand what is said of the cluster")?;
             status["in_cluster"] = cluster;
             server.show(status, |status| words::node(&status) + &words::cluster(&known))
         }
         Err(error) => {
             status["in_cluster"] = serde_json::json!({ "error": format!("{error:#}") });
-            server.show(status, |status| words::node(&status) + &format!("fault       nothing is known of the cluster: {error:#}\n"))
+            server.show(status, |status| {
+                words::node(&status)
+                    + &format!("fault       nothing is known of the cluster: {error:#}\n")
+            })
         }
     }
 }
 
 fn compact(server: &Server, path: &str, progress: bool, wait: bool) -> anyhow::Result<String> {
-    let mut stands = if progress { server.get(path)? } else { server.send("POST", path, &Value::Null)? };
+    let mut stands =
+        if progress { server.get(path)? } else { server.send("POST", path, &Value::Null)? };
     let shows = wait && !server.json && std::io::stderr().is_terminal();
     while wait && stands["status"] == "running" {
         if shows && let Ok(now) = serde_json::from_value::<Compaction>(stands.clone()) {
@@ -113,8 +153,13 @@ fn compact(server: &Server, path: &str, progress: bool, wait: bool) -> anyhow::R
 
 /// A process's id: as given, or that of the one at this address.
 fn node_id(server: &Server, named: &str) -> anyhow::Result<String> {
-    let nodes: Vec<ServerStatus> = serde_json::from_value(server.get("/v1/nodes")?).context("understand the list of nodes")?;
-    let is_meant = |node: &&ServerStatus| node.id == named || node.address == named || node.clients.iter().any(|clients| clients == named);
+    let nodes: Vec<ServerStatus> =
+        serde_json::from_value(server.get("/v1/nodes")?).context("understand the list of nodes")?;
+    let is_meant = |node: &&ServerStatus| {
+        node.id == named
+            || node.address == named
+            || node.clients.iter().any(|clients| clients == named)
+    };
     match nodes.iter().find(is_meant) {
         Some(node) => Ok(node.id.clone()),
         None => bail!("no node has the id or address '{named}'; `bridle admin nodes` lists them"),
@@ -122,7 +167,8 @@ fn node_id(server: &Server, named: &str) -> anyhow::Result<String> {
 }
 
 fn key_value(pair: &str) -> anyhow::Result<(String, String)> {
-    let (key, value) = pair.split_once('=').with_context(|| format!("--env {pair}: expected key=value"))?;
+    let (key, value) =
+        pair.split_once('=').with_context(|| format!("--env {pair}: expected key=value"))?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
@@ -133,7 +179,8 @@ fn table_path(name: &str, rest: &str) -> String {
 /// Percent-encodes what may not stand in a path's segment.
 fn encoded(segment: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let encode = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let encode =
+        |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     segment.bytes().map(encode).collect()
 }
 

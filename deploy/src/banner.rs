@@ -1,4 +1,5 @@
-//! What a newcomer sees at start: what is served, how durable it is, and what to type next.
+//! What a newcomer sees at start: what is served, how durable it is, and what to type
+//! next.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,15 +12,29 @@ use crate::server::Shape;
 /// The text.
 pub(crate) fn banner(shape: Shape, config: &Config, data: &Path, places: &Places) -> String {
     let (plain, tls, http) = (&places.plain, &places.tls, places.http);
-    let list = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let what = if shape.in_cluster() { role_words(shape).join(" and ") } else { "standalone".to_owned() };
+    let list = |addresses: &[SocketAddr]| {
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let what =
+        if shape.in_cluster() { role_words(shape).join(" and ") } else { "standalone".to_owned() };
     let mut lines = vec![format!("Bridle {}, {what}", env!("CARGO_PKG_VERSION"))];
     if let Some(at) = places.cluster {
-        lines.push(format!("  cluster         {}, reached at {}", config.cluster.name, config.cluster.advertised(at)));
+        lines.push(format!(
+            "  cluster         {}, reached at {}",
+            config.cluster.name,
+            config.cluster.advertised(at)
+        ));
         let metas = config.cluster.meta_addresses().join(", ");
         lines.push(format!("  metas           {metas}"));
-        if config.cluster.secret.is_empty() && config.cluster.net_tls().is_none() && !config.cluster.protected_mode {
-            lines.push("  secret          none, and protected mode is off: whoever reaches the cluster's port owns the data".to_owned());
+        if config.cluster.secret.is_empty()
+            && config.cluster.net_tls().is_none()
+            && !config.cluster.protected_mode
+        {
+            lines.push(
+                "  secret          none, and protected mode is off: whoever reaches the cluster's \
+                 port owns the data"
+                    .to_owned(),
+            );
         }
     }
     if !plain.is_empty() {
@@ -36,10 +51,18 @@ pub(crate) fn banner(shape: Shape, config: &Config, data: &Path, places: &Places
     lines.push(format!("  memory          {}", config.shares.memory.text()));
     // Of a process without replicas it is that of the servers which have them.
     if shape.roles().storage {
-        lines.push(format!("  durability      {}: {}", config.storage.durability.word(), survives(config)));
+        lines.push(format!(
+            "  durability      {}: {}",
+            config.storage.durability.word(),
+            survives(config)
+        ));
     }
     if config.proxy.requirepass.is_empty() && !config.proxy.protected_mode {
-        lines.push("  password        none, and protected mode is off: whoever reaches the port owns the data".to_owned());
+        lines.push(
+            "  password        none, and protected mode is off: whoever reaches the port owns the \
+             data"
+                .to_owned(),
+        );
     }
     if let Some(line) = try_line(config, plain, tls) {
         lines.push(format!("Try:  {line}"));
@@ -54,16 +77,24 @@ fn survives(config: &Config) -> String {
         Durability::Interval => {
             let Dur(span) = config.storage.sync_interval;
             let span = Dur(span).text();
-            format!("an acknowledged write survives a crash of the process; power loss may take the last {}", span.trim_matches('"'))
+            format!(
+                "an acknowledged write survives a crash of the process; power loss may take the \
+                 last {}",
+                span.trim_matches('"')
+            )
         }
-        Durability::Os => "an acknowledged write survives a crash of the process, but not power loss".to_owned(),
+        Durability::Os => {
+            "an acknowledged write survives a crash of the process, but not power loss".to_owned()
+        }
     }
 }
 
 /// A line that works when it is typed.
 fn try_line(config: &Config, plain: &[SocketAddr], tls: &[SocketAddr]) -> Option<String> {
     let at = |address: &SocketAddr| match address.ip() {
-        ip if ip.is_unspecified() || ip.to_string() == "127.0.0.1" => format!("redis-cli -p {}", address.port()),
+        ip if ip.is_unspecified() || ip.to_string() == "127.0.0.1" => {
+            format!("redis-cli -p {}", address.port())
+        }
         ip => format!("redis-cli -h {ip} -p {}", address.port()),
     };
     let mut line = match (plain.first(), tls.first()) {
@@ -89,10 +120,26 @@ mod tests {
         let http = "127.0.0.1:9121".parse().unwrap();
         let mut places = Places { plain: plain.to_vec(), tls: Vec::new(), http, cluster: None };
         let text = banner(Shape::Standalone, &config, Path::new("./data"), &places);
-        assert!(text.starts_with(concat!("Bridle ", env!("CARGO_PKG_VERSION"), ", standalone\n")), "{text}");
-        assert!(text.contains("Redis clients   127.0.0.1:6379\n") && text.contains("http://127.0.0.1:9121\n"), "{text}");
-        assert!(text.contains("memory          256MiB, a quarter of 1GiB, as the system does not tell how much there is\n"), "{text}");
-        assert!(text.contains("durability      always: an acknowledged write survives power loss\n"), "{text}");
+        assert!(
+            text.starts_with(concat!("Bridle ", env!("CARGO_PKG_VERSION"), ", standalone\n")),
+            "{text}"
+        );
+        assert!(
+            text.contains("Redis clients   127.0.0.1:6379\n")
+                && text.contains("http://127.0.0.1:9121\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "memory          256MiB, a quarter of 1GiB, as the system does not tell how much \
+                 there is\n"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains("durability      always: an acknowledged write survives power loss\n"),
+            "{text}"
+        );
         assert!(text.ends_with("Try:  redis-cli -p 6379 SET greeting hello\n"), "{text}");
 
         config.storage.durability = Durability::Interval;
@@ -100,12 +147,22 @@ mod tests {
         (places.plain, places.tls) = (Vec::new(), vec!["10.0.0.1:6380".parse().unwrap()]);
         let text = banner(Shape::Standalone, &config, Path::new("./data"), &places);
         assert!(text.contains("power loss may take the last 100ms\n"), "{text}");
-        assert!(text.ends_with("Try:  redis-cli -h 10.0.0.1 -p 6380 --tls --askpass SET greeting hello\n"), "{text}");
+        assert!(
+            text.ends_with(
+                "Try:  redis-cli -h 10.0.0.1 -p 6380 --tls --askpass SET greeting hello\n"
+            ),
+            "{text}"
+        );
         assert!(!text.contains("sesame"));
 
         places.cluster = Some("127.0.0.1:7201".parse().unwrap());
         let shape = Shape::Member(cluster::news::Roles { meta: false, storage: true, proxy: true });
         let text = banner(shape, &config, Path::new("./data"), &places);
-        assert!(text.contains(", storage and proxy\n  cluster         bridle, reached at 127.0.0.1:7201\n"), "{text}");
+        assert!(
+            text.contains(
+                ", storage and proxy\n  cluster         bridle, reached at 127.0.0.1:7201\n"
+            ),
+            "{text}"
+        );
     }
 }

@@ -1,8 +1,11 @@
-//! Certificates of a process, for clients and for its cluster: read anew while it runs, and when they end.
+//! Certificates of a process, for clients and for its cluster: read anew while it runs,
+//! and when they end.
 //!
-//! By SIGHUP all are read again; by CONFIG SET of any of `tls-cert-file`, `tls-key-file` and `tls-ca-cert-file` those for clients, by that of any of
-//! `cluster-cert-file`, `cluster-key-file` and `cluster-ca-file` the cluster's. If any can't be read or does not fit its key, none is used, and the log
-//! (and CONFIG SET's answer) says which. Connections that are open go on with what they have.
+//! By SIGHUP all are read again; by CONFIG SET of any of `tls-cert-file`, `tls-key-file`
+//! and `tls-ca-cert-file` those for clients, by that of any of `cluster-cert-file`,
+//! `cluster-key-file` and `cluster-ca-file` the cluster's. If any can't be read or does
+//! not fit its key, none is used, and the log (and CONFIG SET's answer) says which.
+//! Connections that are open go on with what they have.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -38,17 +41,35 @@ impl Certificates {
         self.cluster.get().is_some_and(|net| net.tls_name().is_some())
     }
 
-    /// Reads those of each kind that the process has and that files are named of, and uses them from now on; or changes nothing.
-    pub(crate) fn renew(&self, for_clients: Option<&TlsFiles>, of_cluster: Option<&TlsFiles>) -> Result<(), String> {
+    /// Reads those of each kind that the process has and that files are named of, and
+    /// uses them from now on; or changes nothing.
+    pub(crate) fn renew(
+        &self,
+        for_clients: Option<&TlsFiles>,
+        of_cluster: Option<&TlsFiles>,
+    ) -> Result<(), String> {
         let _one_at_a_time = self.changing.lock();
         let for_clients = for_clients.filter(|_| self.clients.is_some());
-        let clients = for_clients.map(proxy::tls::read).transpose().map_err(|error| format!("for clients: {error}"))?;
+        let clients = for_clients
+            .map(proxy::tls::read)
+            .transpose()
+            .map_err(|error| format!("for clients: {error}"))?;
         let read = |net: &Arc<Net>| {
             let (files, name) = (of_cluster?, net.tls_name()?);
             let ca = files.authority.clone().unwrap_or_default();
-            Some(net.read_tls(&NetTls { ca, cert: files.cert.clone(), key: files.key.clone(), name: name.map(str::to_owned) }))
+            Some(net.read_tls(&NetTls {
+                ca,
+                cert: files.cert.clone(),
+                key: files.key.clone(),
+                name: name.map(str::to_owned),
+            }))
         };
-        let cluster = self.cluster.get().and_then(read).transpose().map_err(|error| format!("for the cluster: {error}"))?;
+        let cluster = self
+            .cluster
+            .get()
+            .and_then(read)
+            .transpose()
+            .map_err(|error| format!("for the cluster: {error}"))?;
         if let (Some(tls), Some(credentials)) = (&self.clients, clients) {
             tls.renew(credentials);
         }
@@ -56,14 +77,19 @@ impl Certificates {
             net.renew_tls(credentials);
         }
         for (which, seconds) in self.seconds_left() {
-            tracing::info!(which, days = seconds / 86_400, "certificates were read anew; days until the first of them ends");
+            tracing::info!(
+                which,
+                days = seconds / 86_400,
+                "certificates were read anew; days until the first of them ends"
+            );
         }
         Ok(())
     }
 
     /// In how many seconds the first of each kind ends; below zero: it has.
     pub(crate) fn seconds_left(&self) -> Vec<(&'static str, i64)> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        let now =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         let mut left = Vec::new();
         let mut first = |which, certificates: &mut dyn Iterator<Item = &[u8]>| {
             left.extend(certificates.filter_map(not_after).min().map(|at| (which, at - now)));
@@ -80,8 +106,9 @@ impl Certificates {
     }
 }
 
-/// When a certificate ends, seconds since the epoch. RFC 5280, 4.1: of the certificate's first part the fifth field, or the fourth without a version, is the
-/// validity, and of that the second time. `None`: it is no certificate, which whoever uses it has noticed.
+/// When a certificate ends, seconds since the epoch. RFC 5280, 4.1: of the certificate's
+/// first part the fifth field, or the fourth without a version, is the validity, and of
+/// that the second time. `None`: it is no certificate, which whoever uses it has noticed.
 fn not_after(certificate: &[u8]) -> Option<i64> {
     let (_, certificate, _) = element(certificate)?;
     let (_, mut fields, _) = element(certificate)?;
@@ -105,7 +132,9 @@ fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (length, rest) = match first {
         0..0x80 => (usize::from(first), rest),
         _ => {
-            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f)).filter(|(bytes, _)| bytes.len() <= 4)?;
+            let (bytes, rest) = rest
+                .split_at_checked(usize::from(first & 0x7f))
+                .filter(|(bytes, _)| bytes.len() <= 4)?;
             (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
         }
     };
@@ -113,13 +142,18 @@ fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((tag, content, rest))
 }
 
-/// `YYMMDDHHMMSSZ` (UTCTime, up to 2049) or `YYYYMMDDHHMMSSZ` (GeneralizedTime), the only forms that a certificate may have.
+/// `YYMMDDHHMMSSZ` (UTCTime, up to 2049) or `YYYYMMDDHHMMSSZ` (GeneralizedTime), the only
+/// forms that a certificate may have.
 fn seconds(tag: u8, text: &str) -> Option<i64> {
-    let digits = text.strip_suffix('Z').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    let digits =
+        text.strip_suffix('Z').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
     let (year, rest) = match tag {
-        0x17 => digits
-            .split_at_checked(2)
-            .map(|(year, rest)| (year.parse::<i64>().map(|year| if year < 50 { 2000 + year } else { 1900 + year }), rest))?,
+        0x17 => digits.split_at_checked(2).map(|(year, rest)| {
+            (
+                year.parse::<i64>().map(|year| if year < 50 { 2000 + year } else { 1900 + year }),
+                rest,
+            )
+        })?,
         0x18 => digits.split_at_checked(4).map(|(year, rest)| (year.parse::<i64>(), rest))?,
         _ => return None,
     };
@@ -128,7 +162,8 @@ fn seconds(tag: u8, text: &str) -> Option<i64> {
     Some(((days(year.ok()?, month, day) * 24 + part(4)?) * 60 + part(6)?) * 60 + part(8)?)
 }
 
-/// Days of the Gregorian calendar since 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", days_from_civil).
+/// Days of the Gregorian calendar since 1970-01-01 (Howard Hinnant, "chrono-Compatible
+/// Low-Level Date Algorithms", days_from_civil).
 fn days(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
@@ -146,7 +181,11 @@ mod tests {
 
     #[test]
     fn a_certificate_says_when_it_ends() {
-        for (year, month, day, at) in [(2030, 3, 1, 1_898_553_600), (2049, 12, 31, 2_524_521_600), (2099, 1, 1, 4_070_908_800)] {
+        for (year, month, day, at) in [
+            (2030, 3, 1, 1_898_553_600),
+            (2049, 12, 31, 2_524_521_600),
+            (2099, 1, 1, 4_070_908_800),
+        ] {
             let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
             params.not_after = date_time_ymd(year, month, day);
             let made = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
@@ -156,6 +195,9 @@ mod tests {
             }
         }
         assert_eq!(seconds(0x17, "700101000001Z"), Some(1));
-        assert_eq!((seconds(0x17, "70010100000Z"), seconds(0x02, "700101000001Z"), seconds(0x17, "x")), (None, None, None));
+        assert_eq!(
+            (seconds(0x17, "70010100000Z"), seconds(0x02, "700101000001Z"), seconds(0x17, "x")),
+            (None, None, None)
+        );
     }
 }

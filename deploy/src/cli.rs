@@ -5,9 +5,16 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-/// A Redis that keeps its promises: any Redis client, data on disk, every acknowledged write kept.
+/// A Redis that keeps its promises: any Redis client, data on disk, every acknowledged
+/// write kept.
 #[derive(Debug, Parser)]
-#[command(name = "bridle", version, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "bridle",
+    version,
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 #[command(after_help = "Try:  bridle standalone        and then, elsewhere:  redis-cli -p 6379")]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -18,25 +25,32 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Runs a whole Bridle in one process, with one copy of the data
     ///
-    /// Settings come from flags, then from the file, then from the built-in defaults; --print-config shows the outcome, with every key
-    /// explained. SIGTERM or Ctrl-C stops the server in good order.
+    /// Settings come from flags, then from the file, then from the built-in defaults;
+    /// --print-config shows the outcome, with every key explained. SIGTERM or Ctrl-C
+    /// stops the server in good order.
     Standalone(Standalone),
-    /// Runs one node of a cluster: proxy, storage and, if it stands in the list of metas, meta
+    /// Runs one node of a cluster: proxy, storage and, if it stands in the list of metas,
+    /// meta
     ///
-    /// Three of these are a cluster that goes on when one of them dies. Every node is given the same list of metas (--metas); one whose address
-    /// (--advertise, or else --listen) stands in it is a meta. Settings come from flags, then from the file, then from the built-in defaults.
-    /// SIGTERM or Ctrl-C hands over what this node leads, and stops it in good order.
+    /// Three of these are a cluster that goes on when one of them dies. Every node is
+    /// given the same list of metas (--metas); one whose address (--advertise, or else
+    /// --listen) stands in it is a meta. Settings come from flags, then from the file,
+    /// then from the built-in defaults. SIGTERM or Ctrl-C hands over what this node
+    /// leads, and stops it in good order.
     #[command(after_help = NODE_EXAMPLE)]
     Node(Node),
     /// Runs a process of a cluster that holds data and serves no clients
     Storage(Backend),
     /// Runs a process of a cluster that serves Redis clients and holds no data
     Proxy(Node),
-    /// Runs a process of a cluster that keeps its catalogue: tables, servers, and who holds what
+    /// Runs a process of a cluster that keeps its catalogue: tables, servers, and who
+    /// holds what
     Meta(Backend),
-    /// Talks to a running server or cluster: tables, nodes, partitions, settings, compaction, status
+    /// Talks to a running server or cluster: tables, nodes, partitions, settings,
+    /// compaction, status
     ///
-    /// Everything here is also an HTTP request, for scripts in any language: meta/src/admin.rs lists them. Any process of a cluster can be asked.
+    /// Everything here is also an HTTP request, for scripts in any language:
+    /// meta/src/admin.rs lists them. Any process of a cluster can be asked.
     Admin(Admin),
 }
 
@@ -89,10 +103,12 @@ pub(crate) struct ClientFlags {
 /// Of processes of a cluster.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClusterFlags {
-    /// Where the metas are: host:port of each, 1, 3 or 5, with commas; the same list in every process
+    /// Where the metas are: host:port of each, 1, 3 or 5, with commas; the same list in
+    /// every process
     #[arg(long, value_name = "LIST")]
     pub(crate) metas: Option<String>,
-    /// Where this process listens for the others, IP:port; port 0: any free one [default: 127.0.0.1:7201]
+    /// Where this process listens for the others, IP:port; port 0: any free one
+    /// [default: 127.0.0.1:7201]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<SocketAddr>,
     /// Where the others reach this process, host:port [default: as --listen]
@@ -112,13 +128,15 @@ pub(crate) struct CommonFlags {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Prints the configuration that these flags and the file give, with every key explained, and ends
+    /// Prints the configuration that these flags and the file give, with every key
+    /// explained, and ends
     #[arg(long)]
     pub(crate) print_config: bool,
     /// Directory of the data [default: ./data]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
-    /// Memory for rows and clients: a size like 4GiB, or auto, a quarter of what the machine or the cgroup has [default: auto]
+    /// Memory for rows and clients: a size like 4GiB, or auto, a quarter of what the
+    /// machine or the cgroup has [default: auto]
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
     /// Port of metrics, health and the admin API; 0: any free one [default: 9121]
@@ -127,16 +145,19 @@ pub(crate) struct CommonFlags {
     /// File whose first line is the password that clients must send
     #[arg(long, value_name = "FILE")]
     pub(crate) password_file: Option<PathBuf>,
-    /// What an acknowledged write has survived: always (power loss), interval, os [default: always]
+    /// What an acknowledged write has survived: always (power loss), interval, os
+    /// [default: always]
     #[arg(long, value_name = "HOW")]
     pub(crate) durability: Option<String>,
-    /// What is logged: error, warn, info, debug, trace; or per crate, "info,storage=debug" [default: info]
+    /// What is logged: error, warn, info, debug, trace; or per crate,
+    /// "info,storage=debug" [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
     /// How log lines look: text, json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub(crate) log_format: Option<String>,
-    /// Any key of the configuration file, as section.key=value; may be given several times
+    /// Any key of the configuration file, as section.key=value; may be given several
+    /// times
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
 }
@@ -147,7 +168,8 @@ pub(crate) struct Admin {
     /// Where the HTTP port of a server is; in a cluster, of any of its processes
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9121", global = true)]
     pub(crate) url: String,
-    /// File whose first line is the server's password or the cluster's secret; or put it into the environment as BRIDLE_PASSWORD
+    /// File whose first line is the server's password or the cluster's secret; or put it
+    /// into the environment as BRIDLE_PASSWORD
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) password_file: Option<PathBuf>,
     /// Answers in JSON, for scripts
@@ -163,19 +185,22 @@ pub(crate) enum Ask {
     Status,
     /// Lists the cluster's processes
     Nodes,
-    /// Forgets a process that is down for good and holds nothing; what it may still have on disk stays out
+    /// Forgets a process that is down for good and holds nothing; what it may still have
+    /// on disk stays out
     Forget {
         /// Its id or its address, as `nodes` shows them
         node: String,
     },
-    /// Says that a meta's directory is lost for good, so that a server with an empty one may take its seat
+    /// Says that a meta's directory is lost for good, so that a server with an empty one
+    /// may take its seat
     Release {
         /// Its place in cluster.metas; the first is 1
         seat: u32,
     },
     /// Lists the tables
     Tables,
-    /// Lists a table's partitions: who leads, in which term, who follows and how far behind
+    /// Lists a table's partitions: who leads, in which term, who follows and how far
+    /// behind
     Partitions {
         /// Whose
         table: String,
@@ -212,7 +237,8 @@ pub(crate) enum Ask {
     /// Shows and changes a table's envs: settings that take effect while it serves
     #[command(subcommand, visible_alias = "envs")]
     Env(Env),
-    /// Compacts a table: gives the space of deleted, replaced and expired data back to the disk
+    /// Compacts a table: gives the space of deleted, replaced and expired data back to
+    /// the disk
     Compact {
         /// Which
         name: String,
@@ -223,15 +249,18 @@ pub(crate) enum Ask {
         #[arg(long, conflicts_with = "progress")]
         wait: bool,
     },
-    /// Makes an authority and certificates for the processes of a cluster, to begin with; asks no server
+    /// Makes an authority and certificates for the processes of a cluster, to begin with;
+    /// asks no server
     Certs {
-        /// Where to write them; made when missing. An authority that is there already signs the new ones
+        /// Where to write them; made when missing. An authority that is there already
+        /// signs the new ones
         #[arg(long, value_name = "DIR", default_value = "certs")]
         dir: PathBuf,
         /// How many days they are good for
         #[arg(long, value_name = "N", default_value_t = 365)]
         days: u32,
-        /// The hosts, by name or address, as they stand in cluster.advertise: one certificate each
+        /// The hosts, by name or address, as they stand in cluster.advertise: one
+        /// certificate each
         #[arg(required = true, value_name = "HOST")]
         hosts: Vec<String>,
     },

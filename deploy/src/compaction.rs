@@ -1,5 +1,5 @@
-//! Manual compactions of tables: one store after another is more than the disk needs, so all of a table's replicas here are asked at once and
-//! share the compaction threads.
+//! Manual compactions of tables: one store after another is more than the disk needs, so
+//! all of a table's replicas here are asked at once and share the compaction threads.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,11 +36,14 @@ impl Compactions {
         self.progress(node, table)
     }
 
-    /// Starts the one that meta ordered by this number, unless it was started before; what runs already counts for it.
+    /// Starts the one that meta ordered by this number, unless it was started before;
+    /// what runs already counts for it.
     pub(crate) fn order(&self, number: u64, node: &Node, table: &Table) {
         let mut runs = self.0.lock();
         match runs.get_mut(&table.id) {
-            Some(run) if run.is_running() || (number != 0 && run.number == number) => run.number = run.number.max(number),
+            Some(run) if run.is_running() || (number != 0 && run.number == number) => {
+                run.number = run.number.max(number)
+            }
             _ => drop(runs.insert(table.id, Run::start(number, node, table))),
         }
     }
@@ -50,16 +53,27 @@ impl Compactions {
         let disk_bytes = node.table_figures(table.id).disk_bytes;
         match self.0.lock().get_mut(&table.id) {
             Some(run) => run.progress(disk_bytes),
-            None => Compaction { status: "none".to_owned(), partitions: table.partitions, disk_bytes, ..Compaction::default() },
+            None => Compaction {
+                status: "none".to_owned(),
+                partitions: table.partitions,
+                disk_bytes,
+                ..Compaction::default()
+            },
         }
     }
 
     /// How those stand that meta ordered; those of other tables are forgotten.
-    pub(crate) fn report(&self, node: &Node, is_here: impl Fn(TableId) -> bool) -> Vec<news::Compaction> {
+    pub(crate) fn report(
+        &self,
+        node: &Node,
+        is_here: impl Fn(TableId) -> bool,
+    ) -> Vec<news::Compaction> {
         let mut runs = self.0.lock();
         runs.retain(|table, _| is_here(*table));
         let ordered = runs.iter_mut().filter(|(_, run)| run.number != 0);
-        ordered.map(|(table, run)| run.report(*table, node.table_figures(*table).disk_bytes)).collect()
+        ordered
+            .map(|(table, run)| run.report(*table, node.table_figures(*table).disk_bytes))
+            .collect()
     }
 }
 
@@ -68,7 +82,9 @@ impl Run {
         let mut run = Run {
             number,
             started: Instant::now(),
-            started_at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+            started_at_ms: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_millis() as u64),
             disk_bytes_before: node.table_figures(table.id).disk_bytes,
             replicas: 0,
             stores: Vec::new(),
@@ -96,7 +112,10 @@ impl Run {
 
     fn progress(&mut self, disk_bytes: u64) -> Compaction {
         let outcomes: Vec<_> = self.stores.iter().filter_map(|store| store.outcome()).collect();
-        let failed = outcomes.iter().find_map(|outcome| outcome.as_ref().err().cloned()).or(self.refused.clone());
+        let failed = outcomes
+            .iter()
+            .find_map(|outcome| outcome.as_ref().err().cloned())
+            .or(self.refused.clone());
         let elapsed_ms = self.ended.unwrap_or_else(|| self.started.elapsed().as_millis() as u64);
         let status = match (self.is_running(), &failed) {
             (true, _) => "running",

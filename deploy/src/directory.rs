@@ -10,10 +10,13 @@
 //! ```
 //!
 //! # Invariants
-//! - One process at a time (`tests/standalone.rs`, `a_second_process_on_a_directory_is_refused`); the kernel lets go of the lock when a process
-//!   dies, however it dies.
-//! - A directory that is not ours, of another cluster, or of another format is left untouched (`strange_directories_are_refused`). The format is the
-//!   first thing that is read, before the lock is taken, so every other encoding in the directory is of this build's or never looked at.
+//! - One process at a time (`tests/standalone.rs`,
+//!   `a_second_process_on_a_directory_is_refused`); the kernel lets go of the lock when a
+//!   process dies, however it dies.
+//! - A directory that is not ours, of another cluster, or of another format is left
+//!   untouched (`strange_directories_are_refused`). The format is the first thing that is
+//!   read, before the lock is taken, so every other encoding in the directory is of this
+//!   build's or never looked at.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -22,14 +25,16 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// How everything in a directory is laid out: the one format that this build reads and writes. Raised by a change of bytes, and never used twice;
-/// 1 and 2 were the standalone's and the cluster's first.
+/// How everything in a directory is laid out: the one format that this build reads and
+/// writes. Raised by a change of bytes, and never used twice; 1 and 2 were the
+/// standalone's and the cluster's first.
 const FORMAT: u32 = 3;
 const LOCK: &str = "LOCK";
 const IDENTITY: &str = "IDENTITY";
 const NEW_IDENTITY: &str = "IDENTITY.new";
 
-/// Whose a directory is. Written when the directory is made, and once more when a process learns the id of the cluster that it has joined.
+/// Whose a directory is. Written when the directory is made, and once more when a process
+/// learns the id of the cluster that it has joined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
@@ -39,7 +44,8 @@ pub(crate) struct Identity {
     pub(crate) kind: Owner,
     /// The cluster's name, as configured.
     pub(crate) cluster: String,
-    /// The cluster's id, drawn when it was made: 16 hex digits. Missing until a process has first heard from its cluster's metas.
+    /// The cluster's id, drawn when it was made: 16 hex digits. Missing until a process
+    /// has first heard from its cluster's metas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cluster_id: Option<String>,
     /// The process's id in the cluster.
@@ -71,12 +77,26 @@ impl Identity {
         match kind {
             Kind::Alone => {
                 let cluster_id = Some(format!("{:016x}", rand::random::<u64>()));
-                Identity { format: FORMAT, kind: Owner::Standalone, cluster, cluster_id, node_id: 1, seat: None }
+                Identity {
+                    format: FORMAT,
+                    kind: Owner::Standalone,
+                    cluster,
+                    cluster_id,
+                    node_id: 1,
+                    seat: None,
+                }
             }
             // Above the seats of metas; TOML's integers have a sign.
             Kind::Member { seat } => {
                 let node_id = rand::random_range(cluster::SEATS_END..1 << 63);
-                Identity { format: FORMAT, kind: Owner::Member, cluster, cluster_id: None, node_id, seat }
+                Identity {
+                    format: FORMAT,
+                    kind: Owner::Member,
+                    cluster,
+                    cluster_id: None,
+                    node_id,
+                    seat,
+                }
             }
         }
     }
@@ -109,27 +129,37 @@ pub(crate) enum Refused {
     Io { path: PathBuf, doing: &'static str, error: io::Error },
     #[error("{0} is in use by another process{1}")]
     InUse(PathBuf, String),
-    #[error("{0} is not empty and not a Bridle directory (it has no file IDENTITY); it is left as it is")]
+    #[error(
+        "{0} is not empty and not a Bridle directory (it has no file IDENTITY); it is left as it \
+         is"
+    )]
     NotOurs(PathBuf),
     #[error("{path} belongs to cluster '{found}', and this process to '{wanted}' (cluster.name)")]
     OtherCluster { path: PathBuf, found: String, wanted: String },
     #[error("{0} belongs to a `bridle standalone`, and can't become part of a cluster")]
     Alone(PathBuf),
-    #[error("{0} belongs to a process of a cluster (`bridle node`, `storage`, `proxy` or `meta`), and can't become a `bridle standalone`")]
+    #[error(
+        "{0} belongs to a process of a cluster (`bridle node`, `storage`, `proxy` or `meta`), and \
+         can't become a `bridle standalone`"
+    )]
     Member(PathBuf),
     #[error(
-        "{path} belongs to meta {found}, and by cluster.metas this process is meta {wanted}: addresses in that list may change, places may not"
+        "{path} belongs to meta {found}, and by cluster.metas this process is meta {wanted}: \
+         addresses in that list may change, places may not"
     )]
     OtherSeat { path: PathBuf, found: u32, wanted: u32 },
     #[error(
-        "{path} belongs to meta {found}, and this process's address (cluster.advertise, or else cluster.listen) is not among cluster.metas: the metas would \
-         be one too few"
+        "{path} belongs to meta {found}, and this process's address (cluster.advertise, or else \
+         cluster.listen) is not among cluster.metas: the metas would be one too few"
     )]
     NoSeat { path: PathBuf, found: u32 },
-    #[error("{path} belongs to cluster {found}, and the metas that were reached to cluster {wanted}")]
+    #[error(
+        "{path} belongs to cluster {found}, and the metas that were reached to cluster {wanted}"
+    )]
     OtherClusterId { path: PathBuf, found: String, wanted: String },
     #[error(
-        "{path} has format {found}, and this build of Bridle reads and writes format {FORMAT} only: {advice}; the directory is left as it is"
+        "{path} has format {found}, and this build of Bridle reads and writes format {FORMAT} \
+         only: {advice}; the directory is left as it is"
     )]
     OtherFormat { path: PathBuf, found: u64, advice: &'static str },
     #[error("{0}: the file IDENTITY is damaged: {1}")]
@@ -159,9 +189,14 @@ impl Directory {
             }
         };
         if identity.cluster != cluster {
-            return Err(Refused::OtherCluster { path: path.to_owned(), found: identity.cluster, wanted: cluster.to_owned() });
+            return Err(Refused::OtherCluster {
+                path: path.to_owned(),
+                found: identity.cluster,
+                wanted: cluster.to_owned(),
+            });
         }
-        let directory = Directory { path: path.to_owned(), identity: Mutex::new(identity), _lock: lock };
+        let directory =
+            Directory { path: path.to_owned(), identity: Mutex::new(identity), _lock: lock };
         directory.check(kind)?;
         Ok(directory)
     }
@@ -175,8 +210,12 @@ impl Directory {
             (Kind::Member { seat: Some(wanted) }, _, Some(found)) if wanted != found => {
                 Err(Refused::OtherSeat { path: self.path.clone(), found, wanted })
             }
-            (Kind::Member { seat: None }, _, Some(found)) => Err(Refused::NoSeat { path: self.path.clone(), found }),
-            (Kind::Member { seat: Some(seat) }, _, None) => self.rewrite(Identity { seat: Some(seat), ..identity }),
+            (Kind::Member { seat: None }, _, Some(found)) => {
+                Err(Refused::NoSeat { path: self.path.clone(), found })
+            }
+            (Kind::Member { seat: Some(seat) }, _, None) => {
+                self.rewrite(Identity { seat: Some(seat), ..identity })
+            }
             _ => Ok(()),
         }
     }
@@ -228,8 +267,9 @@ impl Directory {
     }
 }
 
-/// Nothing in it but what an interrupted first start may have left, what file systems put there by themselves, and the nodes of `make cluster`, which
-/// have directories of their own below it.
+/// Nothing in it but what an interrupted first start may have left, what file systems put
+/// there by themselves, and the nodes of `make cluster`, which have directories of their
+/// own below it.
 fn is_empty(path: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();
@@ -242,12 +282,22 @@ fn is_empty(path: &Path) -> io::Result<bool> {
 
 fn lock(path: &Path) -> Result<File, Refused> {
     let io = |error| Refused::Io { path: path.join(LOCK), doing: "lock", error };
-    let mut file = File::options().create(true).truncate(false).read(true).write(true).open(path.join(LOCK)).map_err(io)?;
+    let mut file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path.join(LOCK))
+        .map_err(io)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let holder = fs::read_to_string(path.join(LOCK)).unwrap_or_default();
-            let holder = if holder.trim().is_empty() { String::new() } else { format!(" (process {})", holder.trim()) };
+            let holder = if holder.trim().is_empty() {
+                String::new()
+            } else {
+                format!(" (process {})", holder.trim())
+            };
             return Err(Refused::InUse(path.to_owned(), holder));
         }
         Err(TryLockError::Error(error)) => return Err(io(error)),
@@ -261,23 +311,32 @@ fn read_identity(path: &Path) -> Result<Identity, Refused> {
     let damaged = |reason: String| Refused::Damaged(path.to_owned(), reason);
     let text = fs::read_to_string(path.join(IDENTITY)).map_err(io)?;
     // The format first: another one may have other keys.
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| damaged(error.message().to_owned()))?;
-    let format = table.get("format").and_then(|format| format.as_integer()).and_then(|format| u64::try_from(format).ok());
+    let table: toml::Table =
+        text.parse().map_err(|error: toml::de::Error| damaged(error.message().to_owned()))?;
+    let format = table
+        .get("format")
+        .and_then(|format| format.as_integer())
+        .and_then(|format| u64::try_from(format).ok());
     match format {
         Some(found) if found == u64::from(FORMAT) => {}
         Some(found @ 1..) => {
             let advice = match found < u64::from(FORMAT) {
-                true => "start with an empty directory, or go on with the build that wrote this one",
+                true => {
+                    "start with an empty directory, or go on with the build that wrote this one"
+                }
                 false => "use the later build that wrote it",
             };
             return Err(Refused::OtherFormat { path: path.to_owned(), found, advice });
         }
         _ => return Err(damaged("it names no format that was ever written".to_owned())),
     }
-    let identity: Identity = toml::from_str(&text).map_err(|error| damaged(error.message().to_owned()))?;
+    let identity: Identity =
+        toml::from_str(&text).map_err(|error| damaged(error.message().to_owned()))?;
     match (identity.kind, &identity.cluster_id) {
         (Owner::Standalone, None) => Err(damaged("missing field `cluster_id`".to_owned())),
-        (_, Some(_)) if identity.cluster_number().is_none() => Err(damaged("`cluster_id` is no number in hex".to_owned())),
+        (_, Some(_)) if identity.cluster_number().is_none() => {
+            Err(damaged("`cluster_id` is no number in hex".to_owned()))
+        }
         _ => Ok(identity),
     }
 }
@@ -306,8 +365,14 @@ mod tests {
         let path = dir.path().join("a/b");
         let first = take(&path).unwrap();
         let identity = first.identity();
-        assert_eq!((identity.format, identity.kind, identity.cluster.as_str(), identity.node_id), (3, Owner::Standalone, "bridle", 1));
-        assert!(identity.cluster_id.as_ref().is_some_and(|id| id.len() == 16) && identity.cluster_number().is_some());
+        assert_eq!(
+            (identity.format, identity.kind, identity.cluster.as_str(), identity.node_id),
+            (3, Owner::Standalone, "bridle", 1)
+        );
+        assert!(
+            identity.cluster_id.as_ref().is_some_and(|id| id.len() == 16)
+                && identity.cluster_number().is_some()
+        );
         drop(first);
         assert_eq!(take(&path).unwrap().identity(), identity);
         assert!(!path.join(NEW_IDENTITY).exists());
@@ -320,11 +385,20 @@ mod tests {
         let first = take(None).unwrap();
         let drawn = first.identity();
         assert!(
-            drawn.format == 3 && drawn.kind == Owner::Member && drawn.cluster_number().is_none() && drawn.node_id >= cluster::SEATS_END
+            drawn.format == 3
+                && drawn.kind == Owner::Member
+                && drawn.cluster_number().is_none()
+                && drawn.node_id >= cluster::SEATS_END
         );
         first.join(7).unwrap();
         first.join(7).unwrap();
-        assert!(first.join(8).unwrap_err().to_string().contains("belongs to cluster 0000000000000007, and the metas"));
+        assert!(
+            first
+                .join(8)
+                .unwrap_err()
+                .to_string()
+                .contains("belongs to cluster 0000000000000007, and the metas")
+        );
         drop(first);
         let second = take(Some(2)).unwrap();
         assert_eq!(
@@ -332,14 +406,26 @@ mod tests {
             (Some(7), drawn.node_id, Some(2))
         );
         drop(second);
-        assert!(take(Some(3)).unwrap_err().to_string().contains("belongs to meta 2, and by cluster.metas this process is meta 3"));
-        assert!(take(None).unwrap_err().to_string().contains("belongs to meta 2, and this process's address"));
+        assert!(
+            take(Some(3))
+                .unwrap_err()
+                .to_string()
+                .contains("belongs to meta 2, and by cluster.metas this process is meta 3")
+        );
+        assert!(
+            take(None)
+                .unwrap_err()
+                .to_string()
+                .contains("belongs to meta 2, and this process's address")
+        );
         assert_eq!(take(Some(2)).unwrap().identity().seat, Some(2));
         let alone = Directory::take(dir.path(), "bridle", Kind::Alone).unwrap_err().to_string();
         assert!(alone.contains("belongs to a process of a cluster"), "{alone}");
         let other = tempfile::tempdir().unwrap();
         drop(Directory::take(other.path(), "bridle", Kind::Alone).unwrap());
-        let member = Directory::take(other.path(), "bridle", Kind::Member { seat: None }).unwrap_err().to_string();
+        let member = Directory::take(other.path(), "bridle", Kind::Member { seat: None })
+            .unwrap_err()
+            .to_string();
         assert!(member.contains("belongs to a `bridle standalone`"), "{member}");
     }
 
@@ -348,7 +434,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = take(dir.path()).unwrap();
         let refused = take(dir.path()).unwrap_err().to_string();
-        assert!(refused.contains(&format!("in use by another process (process {})", std::process::id())), "{refused}");
+        assert!(
+            refused
+                .contains(&format!("in use by another process (process {})", std::process::id())),
+            "{refused}"
+        );
         drop(first);
         take(dir.path()).unwrap();
     }
@@ -356,7 +446,10 @@ mod tests {
     #[test]
     fn strange_directories_are_refused() {
         let identity = |format: u32, cluster: &str| {
-            format!("format = {format}\nkind = \"standalone\"\ncluster = \"{cluster}\"\ncluster_id = \"00\"\nnode_id = 1\n")
+            format!(
+                "format = {format}\nkind = \"standalone\"\ncluster = \"{cluster}\"\ncluster_id = \
+                 \"00\"\nnode_id = 1\n"
+            )
         };
         let older = "format = 2\ncluster = \"bridle\"\nnode_id = 4711\n";
         let cases: [(&str, String, &str); 8] = [
@@ -365,14 +458,20 @@ mod tests {
             (
                 IDENTITY,
                 identity(4, "bridle") + "more = 1\n",
-                "has format 4, and this build of Bridle reads and writes format 3 only: use the later",
+                "has format 4, and this build of Bridle reads and writes format 3 only: use the \
+                 later",
             ),
             (
                 IDENTITY,
                 older.into(),
-                "has format 2, and this build of Bridle reads and writes format 3 only: start with an empty directory",
+                "has format 2, and this build of Bridle reads and writes format 3 only: start \
+                 with an empty directory",
             ),
-            (IDENTITY, identity(1, "bridle"), "has format 1, and this build of Bridle reads and writes format 3 only"),
+            (
+                IDENTITY,
+                identity(1, "bridle"),
+                "has format 1, and this build of Bridle reads and writes format 3 only",
+            ),
             (IDENTITY, identity(0, "bridle"), "damaged: it names no format"),
             (IDENTITY, identity(3, "bridle") + "more = 1\n", "damaged: unknown field"),
             (IDENTITY, "for\0mat".into(), "damaged"),
@@ -384,7 +483,10 @@ mod tests {
             assert!(refused.contains(reason), "{content:?}: {refused}");
             assert_eq!(fs::read_to_string(dir.path().join(file)).unwrap(), content);
             let made_a_lock = dir.path().join(LOCK).exists();
-            assert!(!made_a_lock || !refused.contains("has format"), "a directory of another format is left untouched");
+            assert!(
+                !made_a_lock || !refused.contains("has format"),
+                "a directory of another format is left untouched"
+            );
         }
     }
 

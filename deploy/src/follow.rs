@@ -1,7 +1,8 @@
 //! Keeps the replicas of this process in step with what meta says.
 //!
-//! Meta says what there should be; this makes it so, and again after a restart: creating and dropping are resumed wherever they were cut
-//! off. Standalone, meta is in this process and is told by function calls; in a cluster it is told by reports.
+//! Meta says what there should be; this makes it so, and again after a restart: creating
+//! and dropping are resumed wherever they were cut off. Standalone, meta is in this
+//! process and is told by function calls; in a cluster it is told by reports.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,14 +31,18 @@ async fn destroy(node: &Node, table: &Table) -> bool {
     }
 }
 
-/// Standalone: makes the partitions those of one state of the catalogue; false when something is left to be tried again.
+/// Standalone: makes the partitions those of one state of the catalogue; false when
+/// something is left to be tried again.
 pub(crate) async fn once(meta: &Meta, node: &Node, tables: &Tables) -> bool {
     let placements = |table: &Arc<Table>| {
         let placements = tables.placements.iter().filter(|(id, _)| id.table == table.id);
         placements.map(|(_, placement)| Placement::clone(placement)).collect()
     };
-    let assigned: Vec<Assigned> =
-        tables.ready.iter().map(|table| Assigned { table: table.clone(), placements: placements(table) }).collect();
+    let assigned: Vec<Assigned> = tables
+        .ready
+        .iter()
+        .map(|table| Assigned { table: table.clone(), placements: placements(table) })
+        .collect();
     node.follow(&assigned).await;
     meta.opened(tables);
     let mut done = true;
@@ -70,28 +75,47 @@ pub(crate) async fn forever(meta: Arc<Meta>, node: Arc<Node>) {
     }
 }
 
-/// In a cluster: makes the replicas those that meta assigns, and says so; false when something is left to be tried again.
+/// In a cluster: makes the replicas those that meta assigns, and says so; false when
+/// something is left to be tried again.
 async fn take_on(node: &Node, reporter: &Reporter, assignments: &Assignments) -> bool {
-    let (gone, there): (Vec<_>, Vec<_>) = assignments.tables.values().partition(|assignment| assignment.destroy);
+    let (gone, there): (Vec<_>, Vec<_>) =
+        assignments.tables.values().partition(|assignment| assignment.destroy);
     let assigned: Vec<Assigned> = there
         .iter()
-        .map(|assignment| Assigned { table: Arc::new(assignment.table.clone()), placements: assignment.placements.clone() })
+        .map(|assignment| Assigned {
+            table: Arc::new(assignment.table.clone()),
+            placements: assignment.placements.clone(),
+        })
         .collect();
     node.follow(&assigned).await;
     let mut destroyed: BTreeSet<TableId> = BTreeSet::new();
     for assignment in &gone {
         if destroy(node, &assignment.table).await {
-            tracing::info!(table = assignment.table.name, id = assignment.table.id.0, "what was here of a dropped table is gone");
+            tracing::info!(
+                table = assignment.table.name,
+                id = assignment.table.id.0,
+                "what was here of a dropped table is gone"
+            );
             destroyed.insert(assignment.table.id);
         }
     }
     let done = destroyed.len() == gone.len();
-    reporter.followed(assignments.version, there.iter().map(|assignment| assignment.table.id).collect(), destroyed);
+    reporter.followed(
+        assignments.version,
+        there.iter().map(|assignment| assignment.table.id).collect(),
+        destroyed,
+    );
     done
 }
 
-/// In a cluster: follows what meta assigns until the process stops. Says when the first assignments were made true.
-pub(crate) async fn assignments(node: Arc<Node>, reporter: Arc<Reporter>, follow: Arc<Follow>, first: tokio::sync::oneshot::Sender<()>) {
+/// In a cluster: follows what meta assigns until the process stops. Says when the first
+/// assignments were made true.
+pub(crate) async fn assignments(
+    node: Arc<Node>,
+    reporter: Arc<Reporter>,
+    follow: Arc<Follow>,
+    first: tokio::sync::oneshot::Sender<()>,
+) {
     let (mut watch, mut first) = (follow.assignments(), Some(first));
     loop {
         let assigned = watch.borrow_and_update().clone();
@@ -120,21 +144,34 @@ pub(crate) async fn changes(node: Arc<Node>, follow: Arc<Follow>) {
 }
 
 /// In a cluster: does what meta orders.
-pub(crate) async fn orders(node: Arc<Node>, reporter: Arc<Reporter>, follow: Arc<Follow>, mut orders: mpsc::Receiver<Order>) {
+pub(crate) async fn orders(
+    node: Arc<Node>,
+    reporter: Arc<Reporter>,
+    follow: Arc<Follow>,
+    mut orders: mpsc::Receiver<Order>,
+) {
     while let Some(order) = orders.recv().await {
         match order {
             Order::Transfer { partition, term, to } => {
                 let node = node.clone();
                 tokio::spawn(async move {
                     match node.transfer(partition, term, to).await {
-                        Ok(()) => tracing::info!(?partition, to, "a leadership was handed over, as ordered"),
-                        Err(why) => tracing::info!(?partition, to, why, "a leadership was not handed over"),
+                        Ok(()) => tracing::info!(
+                            ?partition,
+                            to,
+                            "a leadership was handed over, as ordered"
+                        ),
+                        Err(why) => {
+                            tracing::info!(?partition, to, why, "a leadership was not handed over")
+                        }
                     }
                 });
             }
             Order::Compact { run, table } => {
                 let assigned = follow.assignments().borrow().clone();
-                if let Some(assignment) = assigned.as_ref().and_then(|assigned| assigned.tables.get(&table)) {
+                if let Some(assignment) =
+                    assigned.as_ref().and_then(|assigned| assigned.tables.get(&table))
+                {
                     reporter.compactions.order(run, &node, &assignment.table);
                     follow.report_now();
                 }

@@ -8,9 +8,13 @@
 //! | `/v1/...`       | [`meta::admin`], here or by the meta that leads ([`relay`]) |
 //!
 //! # Invariants
-//! - Whoever reaches the port holds few descriptors and not for long, and keeps nobody out ([`guests`]; `who_is_silent_or_does_not_read_keeps_nobody_out`).
-//! - No page waits for a disk for longer than a second ([`single_flight`](crate::single_flight); `a_page_does_not_wait_for_a_disk_that_stalls`).
-//! - A web page whose name has been made to mean this machine reads nothing (`pages_of_other_sites_are_refused`).
+//! - Whoever reaches the port holds few descriptors and not for long, and keeps nobody
+//!   out ([`guests`]; `who_is_silent_or_does_not_read_keeps_nobody_out`).
+//! - No page waits for a disk for longer than a second
+//!   ([`single_flight`](crate::single_flight);
+//!   `a_page_does_not_wait_for_a_disk_that_stalls`).
+//! - A web page whose name has been made to mean this machine reads nothing
+//!   (`pages_of_other_sites_are_refused`).
 
 mod guests;
 
@@ -53,12 +57,15 @@ const STALE_AGE: Duration = Duration::from_secs(2);
 pub(crate) struct Patience {
     /// For a request's head to come, from the last answer on.
     head: Duration,
-    /// For a connection in all; then its request is the last one, and has as long again until it is cut.
+    /// For a connection in all; then its request is the last one, and has as long again
+    /// until it is cut.
     all: Duration,
 }
 
-/// Heads come at once, scrapes with a connection each; and as long as the admin API takes over anything.
-pub(crate) const PATIENCE: Patience = Patience { head: Duration::from_secs(2), all: Duration::from_secs(60) };
+/// Heads come at once, scrapes with a connection each; and as long as the admin API takes
+/// over anything.
+pub(crate) const PATIENCE: Patience =
+    Patience { head: Duration::from_secs(2), all: Duration::from_secs(60) };
 
 /// What the HTTP port shows: while the process is being opened that, and then all pages.
 #[derive(Clone, Default)]
@@ -77,8 +84,14 @@ impl Door {
         self.pages.get_or_init(|| pages);
     }
 
-    /// Serves from the first moment until `stop`, and then until what was asked is answered.
-    pub(crate) async fn serve(self, listener: TcpListener, patience: Patience, stop: CancellationToken) {
+    /// Serves from the first moment until `stop`, and then until what was asked is
+    /// answered.
+    pub(crate) async fn serve(
+        self,
+        listener: TcpListener,
+        patience: Patience,
+        stop: CancellationToken,
+    ) {
         let (guests, connections) = (Arc::new(Guests::default()), TaskTracker::new());
         loop {
             match stop.run_until_cancelled(listener.accept()).await {
@@ -86,8 +99,10 @@ impl Door {
                 Some(Ok((stream, peer))) => {
                     // Closed unheard, when all there are have work under way.
                     let Some(guest) = guests.admit(peer.ip()) else { continue };
-                    let page =
-                        self.router().layer(middleware::from_fn_with_state(guest.clone(), attend)).layer(Extension(ConnectInfo(peer)));
+                    let page = self
+                        .router()
+                        .layer(middleware::from_fn_with_state(guest.clone(), attend))
+                        .layer(Extension(ConnectInfo(peer)));
                     let (guests, stop) = (guests.clone(), stop.clone());
                     connections.spawn(async move {
                         tokio::select! {
@@ -127,7 +142,8 @@ impl Door {
         match path {
             "/health/live" => "ok\n".into_response(),
             path if path.starts_with("/v1/") => {
-                (StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({ "error": why }))).into_response()
+                (StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({ "error": why })))
+                    .into_response()
             }
             _ => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
         }
@@ -137,8 +153,10 @@ impl Door {
 /// Carries out one request of a connection, which is not silent meanwhile.
 async fn attend(State(guest): State<Arc<Guest>>, request: Request, next: Next) -> Response {
     if guest.is_for_health && !is_health(request.uri().path()) {
-        let why = "too many connections have requests under way: /health is answered all the same\n";
-        return (StatusCode::SERVICE_UNAVAILABLE, [(header::CONNECTION, "close")], why).into_response();
+        let why =
+            "too many connections have requests under way: /health is answered all the same\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, [(header::CONNECTION, "close")], why)
+            .into_response();
     }
     guest.asked();
     let answer = next.run(request).await;
@@ -150,45 +168,68 @@ fn is_health(path: &str) -> bool {
     path.starts_with("/health/")
 }
 
-/// Refuses what a web page of another site asks for, by whatever name it has found this machine: a browser on this machine may be made to take a name of
-/// its site for this machine's (DNS rebinding), and then sends no `Origin` when it reads. Health says nothing that is worth it, and probes send any name.
+/// Refuses what a web page of another site asks for, by whatever name it has found this
+/// machine: a browser on this machine may be made to take a name of its site for this
+/// machine's (DNS rebinding), and then sends no `Origin` when it reads. Health says
+/// nothing that is worth it, and probes send any name.
 async fn other_sites(State(local): State<Arc<Local>>, request: Request, next: Next) -> Response {
-    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip().to_canonical());
+    let from = request
+        .extensions()
+        .get::<ConnectInfo<SocketAddr>>()
+        .map(|ConnectInfo(from)| from.ip().to_canonical());
     let path = request.uri().path();
     let is_guarded = path.starts_with("/v1/") && local.wants_password();
     let is_near = from.is_none_or(|from| from.is_loopback());
-    if !is_health(path) && is_of_another_site(request.headers(), (is_near || path.starts_with("/v1/")) && !is_guarded, &local.http_names())
+    if !is_health(path)
+        && is_of_another_site(
+            request.headers(),
+            (is_near || path.starts_with("/v1/")) && !is_guarded,
+            &local.http_names(),
+        )
     {
-        let why = "requests from web pages of other sites are not served (http.names lists the names that this port may be asked under)";
+        let why = "requests from web pages of other sites are not served (http.names lists the \
+                   names that this port may be asked under)";
         return (StatusCode::FORBIDDEN, Json(serde_json::json!({ "error": why }))).into_response();
     }
     next.run(request).await
 }
 
 fn is_of_another_site(headers: &HeaderMap, minds_names: bool, names: &[String]) -> bool {
-    if headers.get("sec-fetch-site").is_some_and(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site")) {
+    if headers
+        .get("sec-fetch-site")
+        .is_some_and(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site"))
+    {
         return true;
     }
     let Some(host) = headers.get(header::HOST).filter(|_| minds_names) else { return false };
     !host.to_str().is_ok_and(|host| is_own_name(host, names))
 }
 
-/// Whether a `Host` is an address, `localhost` or one of these names, with a port or without.
+/// Whether a `Host` is an address, `localhost` or one of these names, with a port or
+/// without.
 fn is_own_name(host: &str, names: &[String]) -> bool {
     let bare = match host.rsplit_once(':') {
-        Some((bare, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && (!bare.contains(':') || bare.ends_with(']')) => bare,
+        Some((bare, port))
+            if port.bytes().all(|byte| byte.is_ascii_digit())
+                && (!bare.contains(':') || bare.ends_with(']')) =>
+        {
+            bare
+        }
         _ => host,
     };
     let address = bare.trim_start_matches('[').trim_end_matches(']');
     let bare = bare.trim_end_matches('.');
-    address.parse::<IpAddr>().is_ok() || bare.eq_ignore_ascii_case("localhost") || names.iter().any(|name| bare.eq_ignore_ascii_case(name))
+    address.parse::<IpAddr>().is_ok()
+        || bare.eq_ignore_ascii_case("localhost")
+        || names.iter().any(|name| bare.eq_ignore_ascii_case(name))
 }
 
 /// Answers what comes over one connection.
 async fn converse(stream: TcpStream, page: Router, patience: Patience, stop: CancellationToken) {
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(patience.head);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(page)));
+    let mut connection =
+        pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(page)));
     tokio::select! {
         _ = connection.as_mut() => return,
         _ = tokio::time::timeout(patience.all, stop.cancelled()) => connection.as_mut().graceful_shutdown(),
@@ -198,7 +239,10 @@ async fn converse(stream: TcpStream, page: Router, patience: Patience, stop: Can
 }
 
 /// All pages of a process that is open.
-pub(crate) fn pages(local: Arc<Local>, metrics: metrics_exporter_prometheus::PrometheusHandle) -> Router {
+pub(crate) fn pages(
+    local: Arc<Local>,
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+) -> Router {
     let (ready, scraped) = (local.clone(), local.clone());
     let (healths, figures) = (SingleFlight::new(), SingleFlight::new());
     let admin = match &local.meta {
@@ -208,25 +252,39 @@ pub(crate) fn pages(local: Arc<Local>, metrics: metrics_exporter_prometheus::Pro
     Router::new()
         .route("/health/live", get(|| async { "ok\n" }))
         .route("/health/ready", get(move || async move { health(&healths, ready).await }))
-        .route("/metrics", get(move || async move { exposition(&figures, scraped, &metrics).await }))
+        .route(
+            "/metrics",
+            get(move || async move { exposition(&figures, scraped, &metrics).await }),
+        )
         .merge(admin)
-        .fallback(|| async { (StatusCode::NOT_FOUND, "there is /metrics, /health/live, /health/ready and /v1/...\n") })
+        .fallback(|| async {
+            (StatusCode::NOT_FOUND, "there is /metrics, /health/live, /health/ready and /v1/...\n")
+        })
         .layer(middleware::from_fn_with_state(local, other_sites))
 }
 
 /// Whether clients are well here, as far as is known without waiting for a disk.
-async fn health(healths: &Arc<SingleFlight<(StatusCode, String)>>, local: Arc<Local>) -> (StatusCode, String) {
+async fn health(
+    healths: &Arc<SingleFlight<(StatusCode, String)>>,
+    local: Arc<Local>,
+) -> (StatusCode, String) {
     // Whether it serves at all is known at once.
     if !local.is_serving() {
         return health_now(&local);
     }
     match healths.get(move || health_now(&local)).await {
         Some((age, (status, said))) if age >= STALE_AGE => {
-            let stale = format!("this was so {} s ago: what it takes to tell anew waits for a disk\n", age.as_secs());
+            let stale = format!(
+                "this was so {} s ago: what it takes to tell anew waits for a disk\n",
+                age.as_secs()
+            );
             (status, said + &stale)
         }
         Some((_, known)) => known,
-        None => (StatusCode::SERVICE_UNAVAILABLE, "not known yet: what it takes to tell waits for a disk\n".to_owned()),
+        None => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not known yet: what it takes to tell waits for a disk\n".to_owned(),
+        ),
     }
 }
 
@@ -236,16 +294,26 @@ fn health_now(local: &Local) -> (StatusCode, String) {
         true => (StatusCode::OK, "ok"),
         false => (StatusCode::SERVICE_UNAVAILABLE, ""),
     };
-    let lines = [first].into_iter().filter(|first| !first.is_empty()).chain(unready.iter().chain(&notes).map(String::as_str));
+    let lines = [first]
+        .into_iter()
+        .filter(|first| !first.is_empty())
+        .chain(unready.iter().chain(&notes).map(String::as_str));
     (status, lines.map(|line| format!("{line}\n")).collect())
 }
 
 type Page = ([(header::HeaderName, &'static str); 1], String);
 
-async fn exposition(figures: &Arc<SingleFlight<()>>, local: Arc<Local>, metrics: &metrics_exporter_prometheus::PrometheusHandle) -> Page {
+async fn exposition(
+    figures: &Arc<SingleFlight<()>>,
+    local: Arc<Local>,
+    metrics: &metrics_exporter_prometheus::PrometheusHandle,
+) -> Page {
     let gathered = local.clone();
     let age = figures.get(move || crate::exposition::gather(&gathered)).await.map(|(age, ())| age);
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], crate::exposition::page(&local, age, metrics))
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        crate::exposition::page(&local, age, metrics),
+    )
 }
 
 #[cfg(test)]
@@ -255,12 +323,16 @@ mod tests {
 
     use super::*;
 
-    const SHORT: Patience = Patience { head: Duration::from_millis(200), all: Duration::from_millis(500) };
+    const SHORT: Patience =
+        Patience { head: Duration::from_millis(200), all: Duration::from_millis(500) };
     const LONG: Duration = Duration::from_secs(10);
 
     async fn ask(address: std::net::SocketAddr) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
         let mut answer = String::new();
         tokio::time::timeout(LONG, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         answer
@@ -272,13 +344,18 @@ mod tests {
         // More than the buffers of a socket take.
         let large = Bytes::from(vec![b'x'; 64 << 20]);
         door.open(Router::new().fallback(move |request: Request| {
-            let page = if request.uri().path() == "/large" { large.clone() } else { Bytes::from_static(b"ok\n") };
+            let page = if request.uri().path() == "/large" {
+                large.clone()
+            } else {
+                Bytes::from_static(b"ok\n")
+            };
             std::future::ready(page)
         }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = tokio::spawn(door.serve(listener, SHORT, stop.clone()));
-        let said: [&[u8]; 3] = [b"", b"GET / HTTP/1.1\r\nhost:", b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n"];
+        let said: [&[u8]; 3] =
+            [b"", b"GET / HTTP/1.1\r\nhost:", b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n"];
         for said in said {
             let mut strangers = Vec::new();
             for _ in 0..4 * CONNECTIONS_MAX {
@@ -292,7 +369,10 @@ mod tests {
             }
             // And none of them stays, though nobody else comes.
             let mut last = strangers.pop().unwrap();
-            let left = tokio::time::timeout(LONG, async { while last.read(&mut [0; 1 << 16]).await.is_ok_and(|read| read > 0) {} }).await;
+            let left = tokio::time::timeout(LONG, async {
+                while last.read(&mut [0; 1 << 16]).await.is_ok_and(|read| read > 0) {}
+            })
+            .await;
             assert!(left.is_ok(), "a silent one is cut");
         }
         // An idle connection does not hold up the stop.
@@ -304,22 +384,52 @@ mod tests {
     #[test]
     fn pages_of_other_sites_are_refused() {
         let names = ["node1".to_owned()];
-        for host in ["127.0.0.1", "127.0.0.1:9121", "[::1]:9121", "10.0.0.7:9121", "localhost", "LOCALHOST:1", "localhost.:1", "node1:9121"]
-        {
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:9121",
+            "[::1]:9121",
+            "10.0.0.7:9121",
+            "localhost",
+            "LOCALHOST:1",
+            "localhost.:1",
+            "node1:9121",
+        ] {
             assert!(is_own_name(host, &names), "{host}");
         }
-        for host in ["evil.example", "evil.example:9121", "127.0.0.1.evil.example", "localhost.evil.example", "node10", "", ":9121", "x:y"]
-        {
+        for host in [
+            "evil.example",
+            "evil.example:9121",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "node10",
+            "",
+            ":9121",
+            "x:y",
+        ] {
             assert!(!is_own_name(host, &names), "{host}");
         }
         let headers = |pairs: &[(&'static str, &'static str)]| {
-            pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+            pairs
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+                .collect()
         };
         assert!(is_of_another_site(&headers(&[("host", "evil.example")]), true, &names));
-        assert!(!is_of_another_site(&headers(&[("host", "evil.example")]), false, &names), "a password guards it");
+        assert!(
+            !is_of_another_site(&headers(&[("host", "evil.example")]), false, &names),
+            "a password guards it"
+        );
         assert!(!is_of_another_site(&headers(&[]), true, &names), "browsers say what they ask for");
         for (site, is_other) in [("cross-site", true), ("same-origin", false), ("none", false)] {
-            assert_eq!(is_of_another_site(&headers(&[("host", "localhost"), ("sec-fetch-site", site)]), true, &names), is_other, "{site}");
+            assert_eq!(
+                is_of_another_site(
+                    &headers(&[("host", "localhost"), ("sec-fetch-site", site)]),
+                    true,
+                    &names
+                ),
+                is_other,
+                "{site}"
+            );
         }
     }
 }

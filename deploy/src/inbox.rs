@@ -1,6 +1,8 @@
-//! What this process does for the others of its cluster: hands what they send to storage and meta.
+//! What this process does for the others of its cluster: hands what they send to storage
+//! and meta.
 //!
-//! It is there before what it serves is open; until then it says so, in a way that the sender can tell from a failure.
+//! It is there before what it serves is open; until then it says so, in a way that the
+//! sender can tell from a failure.
 
 use std::sync::{Arc, OnceLock};
 
@@ -25,7 +27,8 @@ pub(crate) fn is_read(request: &Request) -> bool {
 /// The services of a process.
 pub(crate) struct Inbox {
     meta: OnceLock<Arc<Meta>>,
-    /// Of a process with a seat in the meta group: whether it has a past there, or belongs to a cluster.
+    /// Of a process with a seat in the meta group: whether it has a past there, or
+    /// belongs to a cluster.
     has_past: OnceLock<bool>,
     node: OnceLock<Arc<Node>>,
     replicas: OnceLock<Arc<dyn Replicas<Request, Response>>>,
@@ -58,7 +61,9 @@ impl Inbox {
     /// A meta that remembers nothing asks before the metas are open.
     fn seat(&self, seat: u32, server: ServerId) -> Answer {
         if let Some(meta) = self.meta.get().cloned() {
-            return Answer::Later(Box::pin(async move { Ok(news::encode(&Told::Seat(meta.seat_word(seat, server).await))) }));
+            return Answer::Later(Box::pin(async move {
+                Ok(news::encode(&Told::Seat(meta.seat_word(seat, server).await)))
+            }));
         }
         let word = match self.has_past.get() {
             Some(true) => SeatWord::Unknown,
@@ -86,10 +91,13 @@ impl Inbox {
         };
         if letter.group == meta::GROUP {
             return match self.meta.get().cloned() {
-                Some(meta) if !meta.may_sit(letter.from, from.server) => {
-                    Answer::Now(Err(format!("seat {} of the meta group is not server {}'s", letter.from, from.server)))
-                }
-                Some(meta) => begun(Box::pin(async move { meta.group().receive(letter).await.map_err(|error| error.to_string()) })),
+                Some(meta) if !meta.may_sit(letter.from, from.server) => Answer::Now(Err(format!(
+                    "seat {} of the meta group is not server {}'s",
+                    letter.from, from.server
+                ))),
+                Some(meta) => begun(Box::pin(async move {
+                    meta.group().receive(letter).await.map_err(|error| error.to_string())
+                })),
                 None => Answer::Now(Err("no meta is open here".to_owned())),
             };
         }
@@ -103,9 +111,9 @@ impl Inbox {
 impl Inbox {
     fn sync(&self, body: &[u8]) -> Answer {
         match (SyncCopy::decode(body), self.node.get().cloned()) {
-            (Ok(asked), Some(node)) => {
-                Answer::Later(Box::pin(async move { node.sync_copy(asked.partition, asked.index).await.map(|()| Bytes::new()) }))
-            }
+            (Ok(asked), Some(node)) => Answer::Later(Box::pin(async move {
+                node.sync_copy(asked.partition, asked.index).await.map(|()| Bytes::new())
+            })),
             (Ok(_), None) => Answer::Now(Err("no storage is open here".to_owned())),
             (Err(why), _) => Answer::Now(Err(why)),
         }
@@ -115,11 +123,14 @@ impl Inbox {
 impl Services for Inbox {
     fn call(&self, from: &Peer, service: Service, body: Bytes) -> Answer {
         match service {
-            Service::Rows => serve_rows(self.replicas.get().unwrap_or(&self.nobody), is_read, &body),
+            Service::Rows => {
+                serve_rows(self.replicas.get().unwrap_or(&self.nobody), is_read, &body)
+            }
             Service::Raft | Service::RaftBulk => self.letter(from, body),
             Service::Sync => self.sync(&body),
             Service::Leads => {
-                let led: Vec<PartitionId> = self.node.get().map(|node| node.led()).unwrap_or_default();
+                let led: Vec<PartitionId> =
+                    self.node.get().map(|node| node.led()).unwrap_or_default();
                 Answer::Now(Ok(cluster::news::encode(&led)))
             }
             Service::Meta => match (news::decode(&body), self.meta.get(), self.local.get()) {
@@ -138,7 +149,8 @@ impl Services for Inbox {
     }
 }
 
-/// Raft is to get letters in the order in which they came, and what is spawned may overtake: so it begins here.
+/// Raft is to get letters in the order in which they came, and what is spawned may
+/// overtake: so it begins here.
 fn begun(mut answer: Boxed<'static, Result<Bytes, String>>) -> Answer {
     match (&mut answer).now_or_never() {
         Some(answer) => Answer::Now(answer),
@@ -150,11 +162,19 @@ fn begun(mut answer: Boxed<'static, Result<Bytes, String>>) -> Answer {
 struct Nobody(ServerId);
 
 impl Call<Request, Response> for Nobody {
-    fn read_now(&self, _partition: PartitionId, _request: &Request) -> Option<Result<Response, CallError>> {
+    fn read_now(
+        &self,
+        _partition: PartitionId,
+        _request: &Request,
+    ) -> Option<Result<Response, CallError>> {
         None
     }
 
-    fn call(&self, _partition: PartitionId, _request: Request) -> Boxed<'_, Result<Response, CallError>> {
+    fn call(
+        &self,
+        _partition: PartitionId,
+        _request: Request,
+    ) -> Boxed<'_, Result<Response, CallError>> {
         Box::pin(std::future::ready(Err(CallError::NoTable)))
     }
 }

@@ -72,12 +72,17 @@ impl Local {
     /// Every table that serves, with what it holds here.
     pub(crate) fn tables_here(&self) -> Vec<(Arc<Table>, storage::TableFigures)> {
         let Some(node) = &self.node else { return Vec::new() };
-        self.catalogue.tables().into_iter().map(|table| (table.clone(), node.table_figures(table.id))).collect()
+        self.catalogue
+            .tables()
+            .into_iter()
+            .map(|table| (table.clone(), node.table_figures(table.id)))
+            .collect()
     }
 
     /// All Raft groups of this process.
     pub(crate) fn groups(&self) -> Vec<GroupFigures> {
-        let partitions = self.node.iter().flat_map(|node| node.replicas()).map(|replica| replica.figures());
+        let partitions =
+            self.node.iter().flat_map(|node| node.replicas()).map(|replica| replica.figures());
         partitions.chain(self.meta.iter().map(|meta| meta.figures())).collect()
     }
 
@@ -86,9 +91,11 @@ impl Local {
         let Some(stores) = &self.stores else { return Ok(()) };
         stores.log.writable().map_err(|full| full.to_string())?;
         // All stores are on one disk: one speaks for all.
-        self.node.iter().flat_map(|node| node.replicas()).try_for_each(|replica| match replica.store().health() {
-            Health::DiskFull(why) => Err(why),
-            Health::Good | Health::Failing(_) => Ok(()),
+        self.node.iter().flat_map(|node| node.replicas()).try_for_each(|replica| {
+            match replica.store().health() {
+                Health::DiskFull(why) => Err(why),
+                Health::Good | Health::Failing(_) => Ok(()),
+            }
         })
     }
 
@@ -100,16 +107,24 @@ impl Local {
         }
         if let Some(node) = &self.node {
             for table in self.catalogue.tables() {
-                faults.extend(node.faults(table.id).iter().map(|(index, why)| format!("{} partition {index}: {why}", table.name)));
+                faults.extend(
+                    node.faults(table.id)
+                        .iter()
+                        .map(|(index, why)| format!("{} partition {index}: {why}", table.name)),
+                );
             }
         }
         if let Some(Err(why)) = self.meta.as_ref().map(|meta| meta.group().running()) {
             faults.push(format!("the meta group's member has stopped: {why}"));
         }
-        if let Some(why) = self.cluster.as_ref().and_then(|cluster| cluster.follow.refused().borrow().clone()) {
+        if let Some(why) =
+            self.cluster.as_ref().and_then(|cluster| cluster.follow.refused().borrow().clone())
+        {
             faults.push(format!("meta does not want this process: {why}"));
         }
-        if let Some(why) = self.cluster.as_ref().and_then(|cluster| cluster.reach.fault(Instant::now())) {
+        if let Some(why) =
+            self.cluster.as_ref().and_then(|cluster| cluster.reach.fault(Instant::now()))
+        {
             faults.push(why);
         }
         faults
@@ -146,9 +161,13 @@ impl Local {
         }
         let seconds = ahead_ms.unsigned_abs().div_ceil(1000);
         Some(match ahead_ms > 0 {
-            true => format!("clock: keys' time is {seconds} s ahead of the wall clock, and goes a tenth slower until that has caught up"),
+            true => format!(
+                "clock: keys' time is {seconds} s ahead of the wall clock, and goes a tenth \
+                 slower until that has caught up"
+            ),
             false => format!(
-                "clock: keys' time is {seconds} s behind the wall clock, which has jumped, and goes a tenth faster until it has caught up"
+                "clock: keys' time is {seconds} s behind the wall clock, which has jumped, and \
+                 goes a tenth faster until it has caught up"
             ),
         })
     }
@@ -159,7 +178,10 @@ fn int(count: u64) -> Figure {
 }
 
 fn section(name: &'static str, figures: Vec<(&'static str, Figure)>) -> Section {
-    Section { name, figures: figures.into_iter().map(|(name, figure)| (Cow::Borrowed(name), figure)).collect() }
+    Section {
+        name,
+        figures: figures.into_iter().map(|(name, figure)| (Cow::Borrowed(name), figure)).collect(),
+    }
 }
 
 impl Local {
@@ -181,7 +203,8 @@ impl Local {
 
     fn of_rocksdb(&self, stores: &Stores) -> Vec<(&'static str, Figure)> {
         let replicas = self.node.iter().flat_map(|node| node.replicas());
-        let figures: Vec<_> = replicas.filter_map(|replica| replica.store().figures().ok()).collect();
+        let figures: Vec<_> =
+            replicas.filter_map(|replica| replica.store().figures().ok()).collect();
         let sum = |of: fn(&engine::store::Figures) -> u64| int(figures.iter().map(of).sum());
         vec![
             ("rocksdb_block_cache_bytes", int(stores.shared.cache_used() as u64)),
@@ -203,7 +226,10 @@ impl Local {
         let leader = cluster.follow.leader().borrow().clone();
         vec![
             ("bridle_server_id", Figure::Text(cluster.id.to_string().into())),
-            ("bridle_cluster_id", Figure::Text(self.directory.identity().cluster_id.unwrap_or_default().into())),
+            (
+                "bridle_cluster_id",
+                Figure::Text(self.directory.identity().cluster_id.unwrap_or_default().into()),
+            ),
             ("bridle_roles", Figure::Text(role_words(self.shape).join(",").into())),
             ("bridle_meta", Figure::Text(leader.unwrap_or_default().into())),
             ("bridle_routes", int(routes as u64)),
@@ -228,12 +254,17 @@ impl proxy::Node for Local {
         let mut sections = Vec::new();
         if let Some(stores) = &self.stores {
             let writes = if self.writable().is_ok() { "ok" } else { "err" };
-            let persistence =
-                vec![("aof_last_write_status", Figure::Text(writes.into())), ("aof_current_size", int(stores.log.stats().disk_bytes()))];
+            let persistence = vec![
+                ("aof_last_write_status", Figure::Text(writes.into())),
+                ("aof_current_size", int(stores.log.stats().disk_bytes())),
+            ];
             sections.push(section("persistence", persistence));
             if let Some(node) = &self.node {
                 let (rows, fields) = node.expired();
-                sections.push(section("stats", vec![("expired_subkeys", int(fields)), ("expired_keys", int(rows))]));
+                sections.push(section(
+                    "stats",
+                    vec![("expired_subkeys", int(fields)), ("expired_keys", int(rows))],
+                ));
             }
             sections.push(section("raft", self.of_raft(stores)));
             sections.push(section("rocksdb", self.of_rocksdb(stores)));
@@ -262,13 +293,22 @@ impl proxy::Node for Local {
         own.into_iter().chain(others).min().unwrap_or(Durability::Os)
     }
 
-    /// An acknowledged write is on more than half of a partition's replicas, the leader's among them.
+    /// An acknowledged write is on more than half of a partition's replicas, the leader's
+    /// among them.
     fn replicas(&self, partition: PartitionId) -> u32 {
         let cluster = self.cluster.as_ref();
-        cluster.and_then(|cluster| cluster.catalogue.table_of(partition.table)).map_or(0, |table| table.replicas / 2)
+        cluster
+            .and_then(|cluster| cluster.catalogue.table_of(partition.table))
+            .map_or(0, |table| table.replicas / 2)
     }
 
-    fn synced_copies<'a>(&'a self, partition: PartitionId, index: u64, wanted: u32, mut end: Boxed<'a, ()>) -> Boxed<'a, u32> {
+    fn synced_copies<'a>(
+        &'a self,
+        partition: PartitionId,
+        index: u64,
+        wanted: u32,
+        mut end: Boxed<'a, ()>,
+    ) -> Boxed<'a, u32> {
         Box::pin(async move {
             let Some(cluster) = &self.cluster else { return 0 };
             let asked = SyncCopy { partition, index };
@@ -281,8 +321,10 @@ impl proxy::Node for Local {
                     }
                 }
             };
-            let mut asked: FuturesUnordered<_> = cluster.routes.members(partition).into_iter().map(ask).collect();
-            // The leader is one of them, and not counted: it had it on its disk before anybody else was asked.
+            let mut asked: FuturesUnordered<_> =
+                cluster.routes.members(partition).into_iter().map(ask).collect();
+            // The leader is one of them, and not counted: it had it on its disk before
+            // anybody else was asked.
             let mut synced = 0u32;
             while synced <= wanted {
                 let next = tokio::select! {
@@ -305,7 +347,9 @@ impl proxy::Node for Local {
     fn sync(&self) -> Boxed<'_, Result<(), CallError>> {
         Box::pin(async {
             match &self.stores {
-                Some(stores) => stores.log.flush().await.map_err(|error| CallError::Fault(error.to_string())),
+                Some(stores) => {
+                    stores.log.flush().await.map_err(|error| CallError::Fault(error.to_string()))
+                }
                 None => Ok(()),
             }
         })
@@ -314,9 +358,15 @@ impl proxy::Node for Local {
     fn memory(&self) -> Memory {
         let allocator = engine::memory::figures();
         let shared = self.stores.as_ref().map(|stores| &stores.shared);
-        let of_stores = shared.map(|shared| [("block_cache", shared.cache_used()), ("memtables", shared.memtables_used())]);
+        let of_stores = shared.map(|shared| {
+            [("block_cache", shared.cache_used()), ("memtables", shared.memtables_used())]
+        });
         let of_rows = self.node.as_ref().map(|node| ("row_cache", node.row_cache_used()));
-        let parts = of_stores.into_iter().flatten().chain(of_rows).map(|(name, bytes)| (name, bytes as u64));
+        let parts = of_stores
+            .into_iter()
+            .flatten()
+            .chain(of_rows)
+            .map(|(name, bytes)| (name, bytes as u64));
         let shares = &self.config.shares;
         Memory {
             allocated: allocator.allocated,
@@ -329,16 +379,23 @@ impl proxy::Node for Local {
         }
     }
 
-    fn use_certificates(&self, for_clients: Option<&TlsFiles>, of_cluster: Option<&TlsFiles>) -> Result<(), String> {
+    fn use_certificates(
+        &self,
+        for_clients: Option<&TlsFiles>,
+        of_cluster: Option<&TlsFiles>,
+    ) -> Result<(), String> {
         if for_clients.is_some() && !self.certificates.has_clients() {
             return Err("TLS is not served to clients (tls.port)".to_owned());
         }
         if of_cluster.is_some() && !self.certificates.has_cluster() {
             return Err("TLS is not spoken within the cluster (cluster.cert_file)".to_owned());
         }
-        self.certificates
-            .renew(for_clients, of_cluster)
-            .inspect_err(|why| tracing::error!(why, "CONFIG SET: certificates can't be used, those from before are used on"))
+        self.certificates.renew(for_clients, of_cluster).inspect_err(|why| {
+            tracing::error!(
+                why,
+                "CONFIG SET: certificates can't be used, those from before are used on"
+            )
+        })
     }
 
     fn rewrite_config(&self, changes: &[FileChange]) -> Result<(), RewriteError> {
@@ -351,17 +408,21 @@ impl Local {
     /// The cluster's secret, if there is one.
     fn secret(&self) -> Option<&[u8]> {
         let cluster = matches!(self.shape, Shape::Member(_)).then_some(&self.config.cluster);
-        cluster.map(|cluster| cluster.secret.reveal().as_bytes()).filter(|secret| !secret.is_empty())
+        cluster
+            .map(|cluster| cluster.secret.reveal().as_bytes())
+            .filter(|secret| !secret.is_empty())
     }
 
     /// Whether the admin API asks for a password.
     pub(crate) fn wants_password(&self) -> bool {
-        self.secret().is_some() || self.proxy().is_none_or(|proxy| proxy.settings.load().password.is_some())
+        self.secret().is_some()
+            || self.proxy().is_none_or(|proxy| proxy.settings.load().password.is_some())
     }
 
     /// Names under which the HTTP port may be asked, beside addresses and `localhost`.
     pub(crate) fn http_names(&self) -> Vec<String> {
-        let advertised = self.config.cluster.advertise.as_ref().map(|address| address.host().to_owned());
+        let advertised =
+            self.config.cluster.advertise.as_ref().map(|address| address.host().to_owned());
         self.config.http.names.iter().cloned().chain(advertised).collect()
     }
 }
@@ -375,12 +436,19 @@ impl meta::admin::Local for Local {
         let secret = self.secret();
         let wanted = [settings.password.as_deref(), secret];
         if wanted.iter().all(Option::is_none) {
-            // As clients are let in: the password may have been taken away long after the start, which asks for one where the port is open.
+            // As clients are let in: the password may have been taken away long after the
+            // start, which asks for one where the port is open.
             let is_near = from.is_some_and(|from| from.to_canonical().is_loopback());
-            return (is_near || !settings.protected_mode) && cluster.is_none_or(|cluster| !cluster.has_tls());
+            return (is_near || !settings.protected_mode)
+                && cluster.is_none_or(|cluster| !cluster.has_tls());
         }
         // All are looked at, whichever it is.
-        password.is_some_and(|sent| wanted.into_iter().flatten().fold(false, |is_right, wanted| bool::from(sent.ct_eq(wanted)) | is_right))
+        password.is_some_and(|sent| {
+            wanted
+                .into_iter()
+                .flatten()
+                .fold(false, |is_right, wanted| bool::from(sent.ct_eq(wanted)) | is_right)
+        })
     }
 
     fn status(&self) -> NodeStatus {
@@ -405,13 +473,15 @@ impl meta::admin::Local for Local {
     }
 
     fn server_figures(&self) -> ServerFigures {
-        let rows_disk_bytes = self.tables_here().iter().map(|(_, figures)| figures.disk_bytes).sum();
+        let rows_disk_bytes =
+            self.tables_here().iter().map(|(_, figures)| figures.disk_bytes).sum();
         let ailment = self.stores.as_ref().and_then(|stores| stores.log.ailment_lately());
         crate::reporter::figures(self, rows_disk_bytes, ailment)
     }
 
     fn figures(&self, table: &Table) -> Figures {
-        let figures = self.node.as_ref().map(|node| node.table_figures(table.id)).unwrap_or_default();
+        let figures =
+            self.node.as_ref().map(|node| node.table_figures(table.id)).unwrap_or_default();
         Figures {
             rows: figures.rows,
             expiring: figures.expiring,

@@ -12,13 +12,20 @@ pub(crate) fn start(settings: &LogSection) -> anyhow::Result<()> {
     let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match settings.format {
         LogFormat::Text => logger.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => logger.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
+        LogFormat::Json => logger
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .try_init(),
     };
     started.map_err(|error| anyhow::anyhow!("start logging: {error}"))
 }
 
-/// openraft tells every step of every group at `info`, and at `warn` each message that a peer which is down did not take: it is heard from `error` on,
-/// unless the operator names it. What its parts say to each other of a group that has stopped, the group's owner says better.
+/// openraft tells every step of every group at `info`, and at `warn` each message that a
+/// peer which is down did not take: it is heard from `error` on, unless the operator
+/// names it. What its parts say to each other of a group that has stopped, the group's
+/// owner says better.
 fn filter(level: &str) -> String {
     const ITS_PARTS: [&str; 2] = ["openraft::raft::raft_inner", "openraft::core::heartbeat"];
     match level.contains("openraft") {
@@ -34,7 +41,8 @@ mod tests {
     #[test]
     fn openraft_is_quiet_unless_named() {
         assert!(
-            filter("debug,storage=trace").starts_with("openraft=error,") && filter("debug,storage=trace").ends_with(",debug,storage=trace")
+            filter("debug,storage=trace").starts_with("openraft=error,")
+                && filter("debug,storage=trace").ends_with(",debug,storage=trace")
         );
         assert_eq!(filter("info,openraft=debug"), "info,openraft=debug");
         assert!(EnvFilter::try_new(filter("off")).is_ok());

@@ -1,13 +1,17 @@
-//! Bridle, the binary: it reads the command line, and puts proxy, storage and meta together.
+//! Bridle, the binary: it reads the command line, and puts proxy, storage and meta
+//! together.
 //!
 //! # Life of a process
-//! [`server::run`] settles the configuration ([`config`]), takes the process's directory ([`directory`]), binds its ports ([`ports`]), then opens the
-//! log, meta and the replicas, by itself ([`standalone`]) or as one of a cluster's processes ([`member`]); [`follow`] keeps replicas in step with
-//! what meta says. Only then Redis clients are served. A signal or SHUTDOWN undoes the same in the opposite order. Beside it run the metrics, health and
-//! admin pages ([`http`]).
+//! [`server::run`] settles the configuration ([`config`]), takes the process's directory
+//! ([`directory`]), binds its ports ([`ports`]), then opens the log, meta and the
+//! replicas, by itself ([`standalone`]) or as one of a cluster's processes ([`member`]);
+//! [`follow`] keeps replicas in step with what meta says. Only then Redis clients are
+//! served. A signal or SHUTDOWN undoes the same in the opposite order. Beside it run the
+//! metrics, health and admin pages ([`http`]).
 //!
 //! # Not here
-//! Everything that could be somewhere else: this crate holds glue, the operator's files beside it, and no logic of its own.
+//! Everything that could be somewhere else: this crate holds glue, the operator's files
+//! beside it, and no logic of its own.
 
 mod admin;
 mod banner;
@@ -51,10 +55,14 @@ use server::{Flags, Shape};
 #[global_allocator]
 static ALLOCATOR: engine::memory::Jemalloc = engine::memory::Jemalloc;
 
-/// How jemalloc is set up (its manual, "TUNING"): freed pages go back to the system after a second (with little memory sooner: `config/memory.rs`), and few arenas keep fragments few.
-// SAFETY: jemalloc reads a pointer to a string that ends with a zero byte under this name, once, before `main`; a slice begins with its pointer.
+/// How jemalloc is set up (its manual, "TUNING"): freed pages go back to the system after
+/// a second (with little memory sooner: `config/memory.rs`), and few arenas keep
+/// fragments few.
+// SAFETY: jemalloc reads a pointer to a string that ends with a zero byte under this
+// name, once, before `main`; a slice begins with its pointer.
 #[unsafe(export_name = "malloc_conf")]
-static MALLOC_CONF: &[u8] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4\0";
+static MALLOC_CONF: &[u8] =
+    b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4\0";
 
 fn main() -> ExitCode {
     #[cfg(feature = "mutants")]
@@ -63,12 +71,19 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let outcome = match Cli::parse().command {
-        Command::Standalone(flags) => {
-            server::run(Shape::Standalone, &Flags { common: &flags.common, clients: Some(&flags.clients), cluster: None })
+        Command::Standalone(flags) => server::run(
+            Shape::Standalone,
+            &Flags { common: &flags.common, clients: Some(&flags.clients), cluster: None },
+        ),
+        Command::Node(flags) => {
+            run_member(true, true, true, &flags.common, Some(&flags.clients), &flags.cluster)
         }
-        Command::Node(flags) => run_member(true, true, true, &flags.common, Some(&flags.clients), &flags.cluster),
-        Command::Storage(flags) => run_member(false, true, false, &flags.common, None, &flags.cluster),
-        Command::Proxy(flags) => run_member(false, false, true, &flags.common, Some(&flags.clients), &flags.cluster),
+        Command::Storage(flags) => {
+            run_member(false, true, false, &flags.common, None, &flags.cluster)
+        }
+        Command::Proxy(flags) => {
+            run_member(false, false, true, &flags.common, Some(&flags.clients), &flags.cluster)
+        }
         Command::Meta(flags) => run_member(true, false, false, &flags.common, None, &flags.cluster),
         Command::Admin(asked) => admin::run(&asked).and_then(|text| print(&text)),
     };
@@ -90,7 +105,10 @@ fn run_member(
     clients: Option<&ClientFlags>,
     cluster: &ClusterFlags,
 ) -> anyhow::Result<()> {
-    server::run(Shape::Member(Roles { meta, storage, proxy }), &Flags { common, clients, cluster: Some(cluster) })
+    server::run(
+        Shape::Member(Roles { meta, storage, proxy }),
+        &Flags { common, clients, cluster: Some(cluster) },
+    )
 }
 
 /// Prints an answer. A reader that has gone (`| head`) is no error.

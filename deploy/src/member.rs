@@ -1,10 +1,13 @@
 //! A process of a cluster: `bridle node`, `storage`, `proxy` or `meta`.
 //!
 //! # Life of a start
-//! 1. The cluster's port serves at once, for what is already open: metas need each other before any of them can be asked.
+//! 1. The cluster's port serves at once, for what is already open: metas need each other
+//!    before any of them can be asked.
 //! 2. A meta opens its member of the meta group.
-//! 3. The process registers with whichever meta leads ([`Follow`]), and learns which cluster it belongs to, if it did not know.
-//! 4. Storage opens the replicas that meta assigns. The proxy waits for the tables, so that it never takes one for missing that it has not heard of.
+//! 3. The process registers with whichever meta leads ([`Follow`]), and learns which
+//!    cluster it belongs to, if it did not know.
+//! 4. Storage opens the replicas that meta assigns. The proxy waits for the tables, so
+//!    that it never takes one for missing that it has not heard of.
 //!
 //! From then on metas are no longer needed for reads, writes and failovers.
 
@@ -43,14 +46,16 @@ use crate::wire::NetWire;
 
 /// Orders of meta that wait to be carried out.
 const ORDERS_MAX: usize = 1024;
-/// The least that a message between processes may be, bytes; more when answers may be larger.
+/// The least that a message between processes may be, bytes; more when answers may be
+/// larger.
 const FRAME_BYTES_MIN: usize = 64 << 20;
 /// What an answer is wrapped in, at most.
 const WRAPPING_BYTES: usize = 1 << 20;
 /// The largest that the cluster's protocol takes.
 const FRAME_BYTES_MAX: usize = 1 << 30;
 
-/// How long another server may take to say that a copy is on its disk, before it is asked again.
+/// How long another server may take to say that a copy is on its disk, before it is asked
+/// again.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 /// Before it is asked again.
 const SYNC_PAUSE: Duration = Duration::from_millis(100);
@@ -66,24 +71,31 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// The least that an acknowledged write has survived, whoever leads what it wrote: of what the cluster's storage servers say. `None`: nothing is
-    /// known of any.
+    /// The least that an acknowledged write has survived, whoever leads what it wrote: of
+    /// what the cluster's storage servers say. `None`: nothing is known of any.
     pub(crate) fn durability(&self) -> Option<Durability> {
         self.durabilities().into_keys().next()
     }
 
-    /// What the storage servers say, the least first, with the addresses of those that say so.
+    /// What the storage servers say, the least first, with the addresses of those that
+    /// say so.
     fn durabilities(&self) -> BTreeMap<Durability, Vec<String>> {
         durabilities(self.follow.servers().borrow().as_deref())
     }
 
-    /// Waits until another server has on its disk what a partition's log has up to an entry.
+    /// Waits until another server has on its disk what a partition's log has up to an
+    /// entry.
     pub(crate) async fn sync_copy(&self, server: ServerId, asked: SyncCopy) {
         loop {
-            let answer = self.net.call(To::Server(server), Service::Sync, asked.encode(), SYNC_TIMEOUT).await;
+            let answer = self
+                .net
+                .call(To::Server(server), Service::Sync, asked.encode(), SYNC_TIMEOUT)
+                .await;
             match answer {
                 Ok(_) => return,
-                Err(error) => tracing::debug!(%server, ?asked, %error, "a copy is not known to be on disk"),
+                Err(error) => {
+                    tracing::debug!(%server, ?asked, %error, "a copy is not known to be on disk")
+                }
             }
             tokio::time::sleep(SYNC_PAUSE).await;
         }
@@ -100,15 +112,23 @@ fn durabilities(servers: Option<&BTreeMap<ServerId, Server>>) -> BTreeMap<Durabi
     said
 }
 
-/// Warns when storage servers differ in durability: a write is then as durable as those that acknowledge it, which are not the same for each write.
+/// Warns when storage servers differ in durability: a write is then as durable as those
+/// that acknowledge it, which are not the same for each write.
 async fn watch_durability(follow: Arc<Follow>) {
     let (mut servers, mut warned) = (follow.servers(), BTreeMap::new());
     loop {
         let said = durabilities(servers.borrow_and_update().as_deref());
         if said.len() > 1 && said != warned {
-            let list = said.iter().map(|(durability, who)| format!("{} on {}", durability.word(), who.join(", "))).collect::<Vec<_>>();
+            let list = said
+                .iter()
+                .map(|(durability, who)| format!("{} on {}", durability.word(), who.join(", ")))
+                .collect::<Vec<_>>();
             let why = list.join("; ");
-            tracing::warn!(why, "storage servers differ in durability: clients are told the least of them (storage.durability)");
+            tracing::warn!(
+                why,
+                "storage servers differ in durability: clients are told the least of them \
+                 (storage.durability)"
+            );
         }
         warned = said;
         if servers.changed().await.is_err() {
@@ -145,8 +165,12 @@ impl Member {
 }
 
 /// Opens what the process's roles need, and joins the cluster.
-pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> anyhow::Result<Opened> {
-    let (config, directory, runtimes, roles) = (setup.config, setup.directory, setup.runtimes, setup.roles);
+pub(crate) async fn open(
+    setup: &Setup<'_>,
+    listener: std::net::TcpListener,
+) -> anyhow::Result<Opened> {
+    let (config, directory, runtimes, roles) =
+        (setup.config, setup.directory, setup.runtimes, setup.roles);
     let server = server(config, roles, setup.places, directory.identity().node_id)?;
     let metas = config.cluster.meta_addresses();
     // First thing: Raft's restart guard counts from here.
@@ -161,7 +185,8 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
         (Net::new(net_options(config, &server, setup))?, TcpListener::from_std(listener)?)
     };
     let wire: Arc<dyn Wire> = Arc::new(NetWire::new(net.clone(), metas.clone()));
-    let (inbox, reporter) = (Inbox::new(server.id), Reporter::new(server.clone(), directory.clone()));
+    let (inbox, reporter) =
+        (Inbox::new(server.id), Reporter::new(server.clone(), directory.clone()));
     let (stop_serving, stop_following) = (CancellationToken::new(), CancellationToken::new());
     let serving = {
         let (net, inbox, stop) = (net.clone(), inbox.clone(), stop_serving.clone());
@@ -177,10 +202,21 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
             let has_past = stores.log.groups().contains(&meta::GROUP);
             inbox.tell_of_past(has_past || directory.identity().cluster_number().is_some());
             if !has_past {
-                let others = metas.iter().zip(1..).filter(|(_, seat)| *seat != position).map(|(address, _)| address.clone());
-                seat::may_be_taken(&net, others.collect(), position, server.id, setup.stage).await?;
+                let others = metas
+                    .iter()
+                    .zip(1..)
+                    .filter(|(_, seat)| *seat != position)
+                    .map(|(address, _)| address.clone());
+                seat::may_be_taken(&net, others.collect(), position, server.id, setup.stage)
+                    .await?;
             }
-            let seat = Seat::Member { members: metas.clone(), position, wire: wire.clone(), ticker: ticker.clone(), net: net.clone() };
+            let seat = Seat::Member {
+                members: metas.clone(),
+                position,
+                wire: wire.clone(),
+                ticker: ticker.clone(),
+                net: net.clone(),
+            };
             let options = MetaOptions {
                 dir: directory.meta(),
                 raft_runtime: runtimes.raft.handle().clone(),
@@ -191,7 +227,10 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
                 seat,
             };
             let stores = stores.clone();
-            let opened = runtimes.net.spawn(async move { Meta::open(options, &stores.log, &stores.shared).await }).await?;
+            let opened = runtimes
+                .net
+                .spawn(async move { Meta::open(options, &stores.log, &stores.shared).await })
+                .await?;
             let meta = opened.context("open the table catalogue")?;
             inbox.serve_meta(&meta);
             Some(meta)
@@ -204,7 +243,8 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
         let _on = runtimes.net.enter();
         Follow::start(net.clone(), metas.clone(), reporter.clone(), order, stop_following.clone())
     };
-    let (routes, catalogue) = (Arc::new(Routes::default()), Arc::new(RemoteCatalogue::new(net.clone(), metas)));
+    let (routes, catalogue) =
+        (Arc::new(Routes::default()), Arc::new(RemoteCatalogue::new(net.clone(), metas)));
     let mut tasks = Vec::new();
     tasks.push(spawn({
         let (routes, news) = (routes.clone(), follow.routes());
@@ -230,15 +270,25 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
         (Some(stores), true) => {
             let peers = Peers { server: server.id, wire, ticker };
             let (options, stores) = (setup.node_options(cluster, Some(peers)), stores.clone());
-            // On the proxy's runtime: executors are to run beside the connections that they answer.
-            let node = runtimes.proxy.spawn(async move { Node::open(options, stores.log, stores.shared) }).await?;
+            // On the proxy's runtime: executors are to run beside the connections that
+            // they answer.
+            let node = runtimes
+                .proxy
+                .spawn(async move { Node::open(options, stores.log, stores.shared) })
+                .await?;
             inbox.serve_node(&node);
             reporter.tell_of_node(&node);
             let (first, followed) = oneshot::channel();
-            let assignments = follow::assignments(node.clone(), reporter.clone(), follow.clone(), first);
+            let assignments =
+                follow::assignments(node.clone(), reporter.clone(), follow.clone(), first);
             tasks.push(runtimes.proxy.spawn(assignments).abort_handle());
             tasks.push(spawn(follow::changes(node.clone(), follow.clone())));
-            tasks.push(runtimes.proxy.spawn(follow::orders(node.clone(), reporter.clone(), follow.clone(), orders)).abort_handle());
+            tasks.push(
+                runtimes
+                    .proxy
+                    .spawn(follow::orders(node.clone(), reporter.clone(), follow.clone(), orders))
+                    .abort_handle(),
+            );
             if followed.await.is_err() {
                 bail!("the replicas could not be opened");
             }
@@ -255,9 +305,17 @@ pub(crate) async fn open(setup: &Setup<'_>, listener: std::net::TcpListener) -> 
         }
     }
     let replicas = node.clone().map(|node| -> Arc<dyn Replicas<Request, Response>> { node });
-    let rows = Rows::new(net.clone(), routes.clone(), replicas, is_read, config.cluster.call_timeout.0);
+    let rows =
+        Rows::new(net.clone(), routes.clone(), replicas, is_read, config.cluster.call_timeout.0);
     let reach = Arc::new(Reach::new(roles, Instant::now()));
-    let view = Arc::new(View { id: server.id, net, reach: reach.clone(), follow, routes, catalogue: catalogue.clone() });
+    let view = Arc::new(View {
+        id: server.id,
+        net,
+        reach: reach.clone(),
+        follow,
+        routes,
+        catalogue: catalogue.clone(),
+    });
     tasks.push(runtimes.proxy.spawn(reach.keep(view.clone(), node.clone())).abort_handle());
     let member = Member { view, inbox, reporter, stop_following, stop_serving, serving };
     Ok(Opened { stores, meta, node, member: Some(member), rows: Arc::new(rows), catalogue, tasks })
@@ -288,9 +346,14 @@ fn net_options(config: &Config, server: &Server, setup: &Setup<'_>) -> NetOption
 /// This process as others are to know it.
 fn server(config: &Config, roles: Roles, places: &Places, id: u64) -> anyhow::Result<Server> {
     let section = &config.cluster;
-    let address = section.advertised(places.cluster.context("a process of a cluster has a port for the others")?);
-    // Where a port is on all addresses of the machine, others reach it where they reach the cluster's.
-    let host = section.advertise.as_ref().map_or_else(|| section.listen.ip().to_string(), |address| address.host().to_owned());
+    let address = section
+        .advertised(places.cluster.context("a process of a cluster has a port for the others")?);
+    // Where a port is on all addresses of the machine, others reach it where they reach
+    // the cluster's.
+    let host = section
+        .advertise
+        .as_ref()
+        .map_or_else(|| section.listen.ip().to_string(), |address| address.host().to_owned());
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     let shown = |at: &std::net::SocketAddr| match at.ip().is_unspecified() {
         true => format!("{host}:{}", at.port()),
@@ -298,7 +361,15 @@ fn server(config: &Config, roles: Roles, places: &Places, id: u64) -> anyhow::Re
     };
     let clients = places.plain.iter().chain(&places.tls).map(shown).collect();
     let durability = roles.storage.then(|| config.storage.durability.told());
-    let server = Server { id: ServerId(id), address, http: shown(&places.http), clients, zone: section.zone.clone(), roles, durability };
+    let server = Server {
+        id: ServerId(id),
+        address,
+        http: shown(&places.http),
+        clients,
+        zone: section.zone.clone(),
+        roles,
+        durability,
+    };
     server.check().map_err(anyhow::Error::msg)?;
     Ok(server)
 }
@@ -309,10 +380,16 @@ pub(crate) async fn hand_over_meta(meta: &Meta, patience: Duration) {
     if !status.figures.is_leader {
         return;
     }
-    let near = status.followers.iter().filter(|follower| follower.is_voter && follower.heard.is_some());
+    let near =
+        status.followers.iter().filter(|follower| follower.is_voter && follower.heard.is_some());
     let Some(next) = near.max_by_key(|follower| follower.matched) else { return };
     // No lease of meta's outlives the decision that it was taken for.
-    match tokio::time::timeout(patience, meta.group().transfer_leader_as(next.raft_id, Why::Stopping, Box::new(|| ()))).await {
+    match tokio::time::timeout(
+        patience,
+        meta.group().transfer_leader_as(next.raft_id, Why::Stopping, Box::new(|| ())),
+    )
+    .await
+    {
         Ok(Ok(())) => tracing::info!(to = next.raft_id, "another meta leads now"),
         Ok(Err(error)) => tracing::info!(%error, "the metas' leadership was not handed over"),
         Err(_) => tracing::info!("the metas' leadership was not handed over in time"),

@@ -20,8 +20,9 @@ use crate::ports::Places;
 use crate::runtimes::Runtimes;
 use crate::stores::Stores;
 
-/// Requests that wait for their partition and batches under way have an eighth of the memory, and not less than this: a few of the largest that the
-/// defaults let a client send.
+/// Requests that wait for their partition and batches under way have an eighth of the
+/// memory, and not less than this: a few of the largest that the defaults let a client
+/// send.
 const REQUEST_MEMORY_MIN: u64 = 64 << 20;
 
 /// What a process is opened with.
@@ -48,7 +49,8 @@ impl Setup<'_> {
             write_bytes_max: storage.max_write_size.0 as usize,
             answer_bytes_max: storage.max_answer_size.0 as usize,
             row_cache_bytes: self.config.shares.row_cache as usize,
-            request_memory_max: (self.config.shares.memory.bytes() / 8).max(REQUEST_MEMORY_MIN) as usize,
+            request_memory_max: (self.config.shares.memory.bytes() / 8).max(REQUEST_MEMORY_MIN)
+                as usize,
             cluster_tag: cluster as u8,
             clock: self.clock.clone(),
             unsure_after: self.config.proxy.call_deadline.0,

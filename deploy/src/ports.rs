@@ -1,4 +1,5 @@
-//! The sockets of a process: bound before anything else is begun, so that a taken port leaves no trace.
+//! The sockets of a process: bound before anything else is begun, so that a taken port
+//! leaves no trace.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -34,16 +35,20 @@ impl Ports {
     /// Binds what these roles need.
     pub(crate) fn bind(config: &Config, roles: Roles, in_cluster: bool) -> anyhow::Result<Ports> {
         let bind = |ip: &IpAddr, port, key: &str| {
-            listen(SocketAddr::new(*ip, port), config.proxy.tcp_backlog).with_context(|| match port {
+            listen(SocketAddr::new(*ip, port), config.proxy.tcp_backlog).with_context(|| match port
+            {
                 0 => format!("bind {ip} ({key})"),
                 port => format!("bind {ip} port {port} ({key})"),
             })
         };
-        let http = bind(&config.http.bind, config.http.port, "http.port, --http-port")?.into_std()?;
-        let mut ports = Ports { plain: Vec::new(), tls: Vec::new(), unix: None, http, cluster: None };
+        let http =
+            bind(&config.http.bind, config.http.port, "http.port, --http-port")?.into_std()?;
+        let mut ports =
+            Ports { plain: Vec::new(), tls: Vec::new(), unix: None, http, cluster: None };
         if in_cluster {
             let at = config.cluster.listen;
-            ports.cluster = Some(bind(&at.ip(), at.port(), "cluster.listen, --listen")?.into_std()?);
+            ports.cluster =
+                Some(bind(&at.ip(), at.port(), "cluster.listen, --listen")?.into_std()?);
         }
         if !roles.proxy {
             return Ok(ports);
@@ -63,14 +68,17 @@ impl Ports {
         if !config.proxy.unixsocket.as_os_str().is_empty() {
             let path = &config.proxy.unixsocket;
             let unix = listen_at(path, config.proxy.unixsocketperm);
-            ports.unix = Some(unix.with_context(|| format!("bind {} (proxy.unixsocket)", path.display()))?);
+            ports.unix =
+                Some(unix.with_context(|| format!("bind {} (proxy.unixsocket)", path.display()))?);
         }
         Ok(ports)
     }
 
     /// Where they are bound.
     pub(crate) fn places(&self) -> io::Result<Places> {
-        let addresses = |listeners: &[TcpListener]| listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>();
+        let addresses = |listeners: &[TcpListener]| {
+            listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()
+        };
         Ok(Places {
             plain: addresses(&self.plain)?,
             tls: addresses(&self.tls)?,
@@ -122,7 +130,8 @@ fn listen_at(path: &Path, mode: FileMode) -> anyhow::Result<(UnixListener, UnixP
     let made = fs::symlink_metadata(path)?;
     let unix = UnixPath { path: path.to_owned(), file: (made.dev(), made.ino()) };
     if let Some(mode) = mode.0 {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).context("set its permissions (proxy.unixsocketperm)")?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            .context("set its permissions (proxy.unixsocketperm)")?;
     }
     Ok((listener, unix))
 }

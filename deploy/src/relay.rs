@@ -1,4 +1,5 @@
-//! The admin API on a process that is no meta: requests go on to the meta that leads, once they are let in here.
+//! The admin API on a process that is no meta: requests go on to the meta that leads,
+//! once they are let in here.
 
 use std::sync::Arc;
 
@@ -17,7 +18,10 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// Everything under `/v1`.
 pub(crate) fn router(local: Arc<Local>) -> Router {
-    Router::new().route("/v1/status", get(status)).route("/v1/{*path}", any(relay)).with_state(local)
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/{*path}", any(relay))
+        .with_state(local)
 }
 
 async fn status(State(local): State<Arc<Local>>, request: Request) -> Response {
@@ -31,7 +35,9 @@ async fn relay(State(local): State<Arc<Local>>, request: Request) -> Response {
     if let Err(refused) = meta::admin::let_in(&request, &*local) {
         return refused;
     }
-    let failed = |status: StatusCode, why: String| (status, Json(serde_json::json!({ "error": why }))).into_response();
+    let failed = |status: StatusCode, why: String| {
+        (status, Json(serde_json::json!({ "error": why }))).into_response()
+    };
     let Some(cluster) = &local.cluster else {
         return failed(StatusCode::NOT_FOUND, "this process has no meta".to_owned());
     };
@@ -41,7 +47,8 @@ async fn relay(State(local): State<Arc<Local>>, request: Request) -> Response {
         Err(error) => return failed(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
     };
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    match cluster.catalogue.ask(&Ask::Admin { method: parts.method.to_string(), path, body }).await {
+    match cluster.catalogue.ask(&Ask::Admin { method: parts.method.to_string(), path, body }).await
+    {
         Ok(Told::Admin { status, body }) => {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
@@ -49,8 +56,13 @@ async fn relay(State(local): State<Arc<Local>>, request: Request) -> Response {
         Ok(Told::NotNow(why)) | Err(why) => failed(StatusCode::SERVICE_UNAVAILABLE, why),
         Ok(Told::Refused(why)) => failed(StatusCode::BAD_REQUEST, why),
         Ok(Told::Unknown(why)) => failed(StatusCode::INTERNAL_SERVER_ERROR, why),
-        Ok(Told::Table(_) | Told::Found(_) | Told::Tables(_) | Told::Seat(_) | Told::NewTable { .. } | Told::NotLeading(_)) => {
-            failed(StatusCode::BAD_GATEWAY, "meta answered another question".to_owned())
-        }
+        Ok(
+            Told::Table(_)
+            | Told::Found(_)
+            | Told::Tables(_)
+            | Told::Seat(_)
+            | Told::NewTable { .. }
+            | Told::NotLeading(_),
+        ) => failed(StatusCode::BAD_GATEWAY, "meta answered another question".to_owned()),
     }
 }

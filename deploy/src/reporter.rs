@@ -1,4 +1,5 @@
-//! What a process of a cluster says of itself to meta: who it is, and how it and its replicas are.
+//! What a process of a cluster says of itself to meta: who it is, and how it and its
+//! replicas are.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock, Weak};
@@ -48,7 +49,14 @@ struct Told {
 impl Reporter {
     pub(crate) fn new(server: Server, directory: Arc<Directory>) -> Arc<Reporter> {
         let (compactions, told) = (Arc::default(), Mutex::default());
-        Arc::new(Reporter { server, directory, compactions, node: OnceLock::new(), local: OnceLock::new(), told })
+        Arc::new(Reporter {
+            server,
+            directory,
+            compactions,
+            node: OnceLock::new(),
+            local: OnceLock::new(),
+            told,
+        })
     }
 
     /// Storage is open. Once.
@@ -61,8 +69,14 @@ impl Reporter {
         self.local.get_or_init(|| Arc::downgrade(local));
     }
 
-    /// Assignments were made true: those of `tables`; of `destroyed`, nothing is left here.
-    pub(crate) fn followed(&self, version: u64, tables: BTreeSet<TableId>, destroyed: BTreeSet<TableId>) {
+    /// Assignments were made true: those of `tables`; of `destroyed`, nothing is left
+    /// here.
+    pub(crate) fn followed(
+        &self,
+        version: u64,
+        tables: BTreeSet<TableId>,
+        destroyed: BTreeSet<TableId>,
+    ) {
         let mut told = self.told.lock();
         (told.followed, told.tables, told.destroyed) = (version, tables, destroyed);
     }
@@ -86,21 +100,33 @@ impl Source for Reporter {
             told.compactions.clear();
             told.figures_at = None;
         }
-        let compactions =
-            self.node.get().map(|node| self.compactions.report(node, |table| told.tables.contains(&table))).unwrap_or_default();
-        let news: Vec<Replica> =
-            replicas.iter().filter(|replica| told.replicas.get(&replica.partition) != Some(replica)).cloned().collect();
+        let compactions = self
+            .node
+            .get()
+            .map(|node| self.compactions.report(node, |table| told.tables.contains(&table)))
+            .unwrap_or_default();
+        let news: Vec<Replica> = replicas
+            .iter()
+            .filter(|replica| told.replicas.get(&replica.partition) != Some(replica))
+            .cloned()
+            .collect();
         let rows_disk_bytes = replicas.iter().map(|replica| replica.disk_bytes).sum();
         told.replicas = replicas.into_iter().map(|replica| (replica.partition, replica)).collect();
-        let of_compactions: Vec<Compaction> =
-            compactions.iter().filter(|compaction| told.compactions.get(&compaction.run) != Some(compaction)).cloned().collect();
-        told.compactions = compactions.into_iter().map(|compaction| (compaction.run, compaction)).collect();
+        let of_compactions: Vec<Compaction> = compactions
+            .iter()
+            .filter(|compaction| told.compactions.get(&compaction.run) != Some(compaction))
+            .cloned()
+            .collect();
+        told.compactions =
+            compactions.into_iter().map(|compaction| (compaction.run, compaction)).collect();
         let now = Instant::now();
         let local = self.local.get().and_then(Weak::upgrade);
         let ailment = local.as_ref().and_then(|local| local.stores.as_ref()?.log.ailment_lately());
         let ails = ailment.as_ref().map(Ailment::name);
-        let is_due = ails != told.ails || told.figures_at.is_none_or(|at| now.saturating_duration_since(at) >= FIGURES_PERIOD);
-        let figures = local.filter(|_| is_due).map(|local| figures(&local, rows_disk_bytes, ailment));
+        let is_due = ails != told.ails
+            || told.figures_at.is_none_or(|at| now.saturating_duration_since(at) >= FIGURES_PERIOD);
+        let figures =
+            local.filter(|_| is_due).map(|local| figures(&local, rows_disk_bytes, ailment));
         if figures.is_some() {
             (told.figures_at, told.ails) = (Some(now), ails);
         }
@@ -116,7 +142,11 @@ impl Source for Reporter {
 }
 
 /// The process's own figures.
-pub(crate) fn figures(local: &Local, rows_disk_bytes: u64, ailment: Option<Ailment>) -> ServerFigures {
+pub(crate) fn figures(
+    local: &Local,
+    rows_disk_bytes: u64,
+    ailment: Option<Ailment>,
+) -> ServerFigures {
     let ailing = ailment.map(|ailment| ailment.to_string());
     let disk = rustix::fs::statvfs(local.directory.path()).ok();
     let bytes = |blocks: u64| disk.as_ref().map_or(0, |disk| blocks.saturating_mul(disk.f_frsize));
@@ -128,7 +158,11 @@ pub(crate) fn figures(local: &Local, rows_disk_bytes: u64, ailment: Option<Ailme
         memory_bytes: engine::memory::figures().resident,
         clients: local.proxy().map_or(0, |proxy| proxy.clients.len() as u64),
         uptime_seconds: local.started.elapsed().as_secs(),
-        faults: local.faults().into_iter().chain(ailing.iter().map(|why| format!("it leads nothing for the moment: {why}"))).collect(),
+        faults: local
+            .faults()
+            .into_iter()
+            .chain(ailing.iter().map(|why| format!("it leads nothing for the moment: {why}")))
+            .collect(),
         ailing,
     }
 }

@@ -1,8 +1,11 @@
 //! The runtimes of a process, and the signals that end it.
 //!
-//! Four runtimes, so that no kind of work can hold up another: Redis clients, executors and what other servers ask of rows; Raft; the connections to other servers, which
-//! a heavy command must not silence, nor the channel to meta; and a small one for everything that is not on the way of a command (HTTP, catalogue, signals). RocksDB has
-//! threads of its own, and so has the log, for what Raft's threads do not write before they sleep.
+//! Four runtimes, so that no kind of work can hold up another: Redis clients, executors
+//! and what other servers ask of rows; Raft; the connections to other servers, which a
+//! heavy command must not silence, nor the channel to meta; and a small one for
+//! everything that is not on the way of a command (HTTP, catalogue, signals). RocksDB has
+//! threads of its own, and so has the log, for what Raft's threads do not write before
+//! they sleep.
 
 use std::time::Duration;
 
@@ -36,12 +39,21 @@ impl Runtimes {
             builder.build().with_context(|| format!("start the {name} runtime"))
         };
         let before_sleep = BeforeSleep::default();
-        // A group's work is short; a quarter of the cores drives many groups. One more is in reserve, for when the disk stalls.
-        let raft = build("raft", threads(config.threads.raft, (cores / 4).max(1)) + 1, Some(before_sleep.clone()))?;
-        before_sleep.keep_reserve(raft.handle()).context("start a thread that looks after the log's writers")?;
+        // A group's work is short; a quarter of the cores drives many groups. One more is
+        // in reserve, for when the disk stalls.
+        let raft = build(
+            "raft",
+            threads(config.threads.raft, (cores / 4).max(1)) + 1,
+            Some(before_sleep.clone()),
+        )?;
+        before_sleep
+            .keep_reserve(raft.handle())
+            .context("start a thread that looks after the log's writers")?;
         Ok(Runtimes {
-            // One core is left to Raft, the log and RocksDB. One thread is enough where there are two cores: a heavy command computes elsewhere
-            // (`cluster::blocking`), and a second thread costs a GET at pipeline 1 a quarter of its rate by waking the first.
+            // One core is left to Raft, the log and RocksDB. One thread is enough where
+            // there are two cores: a heavy command computes elsewhere
+            // (`cluster::blocking`), and a second thread costs a GET at pipeline 1 a
+            // quarter of its rate by waking the first.
             proxy: build("proxy", threads(config.threads.proxy, (cores - 1).max(1)), None)?,
             raft,
             net: build("net", (cores / 4).max(1), None)?,
@@ -50,7 +62,8 @@ impl Runtimes {
         })
     }
 
-    /// Waits a little for what still runs; blocking calls that never end must not keep the process.
+    /// Waits a little for what still runs; blocking calls that never end must not keep
+    /// the process.
     pub(crate) fn stop(self) {
         self.before_sleep.stop();
         for runtime in [self.proxy, self.raft, self.net, self.small] {
@@ -68,7 +81,10 @@ pub(crate) struct Signals {
 impl Signals {
     pub(crate) fn catch() -> anyhow::Result<Signals> {
         let catch = |kind| signal(kind).context("catch signals");
-        Ok(Signals { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
+        Ok(Signals {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+        })
     }
 
     /// SIGHUP, which ends nothing from here on, as with Redis.

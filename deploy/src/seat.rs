@@ -1,8 +1,11 @@
 //! Whether a meta whose directory is empty may take its seat.
 //!
-//! A member of a Raft group that has forgotten its votes and entries takes part in decisions that contradict those it took part in before: tables that were made vanish, and
-//! their ids are given again. So a process with a seat and without a past in it asks the other metas first. The group is founded when all say that there is none; where there is
-//! one, the meta that leads knows whose each seat is ([`meta::state::State::seats`]).
+//! A member of a Raft group that has forgotten its votes and entries takes part in
+//! decisions that contradict those it took part in before: tables that were made vanish,
+//! and their ids are given again. So a process with a seat and without a past in it asks
+//! the other metas first. The group is founded when all say that there is none; where
+//! there is one, the meta that leads knows whose each seat is
+//! ([`meta::state::State::seats`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,16 +28,28 @@ const PAUSE: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// It is another server's.
-pub(crate) async fn may_be_taken(net: &Arc<Net>, others: Vec<String>, seat: u32, server: ServerId, stage: &Stage) -> anyhow::Result<()> {
+pub(crate) async fn may_be_taken(
+    net: &Arc<Net>,
+    others: Vec<String>,
+    seat: u32,
+    server: ServerId,
+    stage: &Stage,
+) -> anyhow::Result<()> {
     let question = news::encode(&Ask::Seat { seat, server });
     let mut said = String::new();
     loop {
-        let asked = others.iter().map(|meta| net.call(To::Address(meta.clone()), Service::Meta, question.clone(), ANSWER_PATIENCE));
-        let words: Vec<Option<SeatWord>> = join_all(asked).await.into_iter().map(|answer| word(&answer.ok()?)).collect();
+        let asked = others.iter().map(|meta| {
+            net.call(To::Address(meta.clone()), Service::Meta, question.clone(), ANSWER_PATIENCE)
+        });
+        let words: Vec<Option<SeatWord>> =
+            join_all(asked).await.into_iter().map(|answer| word(&answer.ok()?)).collect();
         for word in words.iter().flatten() {
             match word {
                 SeatWord::Free => return Ok(()),
-                SeatWord::Taken(known) => bail!("this data directory is empty, and {}", Refusal::SeatTaken { seat, server: *known }),
+                SeatWord::Taken(known) => bail!(
+                    "this data directory is empty, and {}",
+                    Refusal::SeatTaken { seat, server: *known }
+                ),
                 SeatWord::Unfounded | SeatWord::Unknown => {}
             }
         }
@@ -54,11 +69,21 @@ pub(crate) async fn may_be_taken(net: &Arc<Net>, others: Vec<String>, seat: u32,
 /// What is being waited for, for people.
 fn waits_for(others: &[String], words: &[Option<SeatWord>]) -> String {
     if words.contains(&Some(SeatWord::Unknown)) {
-        return "this meta's directory is empty, and there is a cluster: waiting for the meta that leads to say whether the seat is free"
+        return "this meta's directory is empty, and there is a cluster: waiting for the meta \
+                that leads to say whether the seat is free"
             .to_owned();
     }
-    let silent = others.iter().zip(words).filter(|(_, word)| word.is_none()).map(|(meta, _)| meta.as_str()).collect::<Vec<_>>();
-    format!("this meta's directory is empty: a cluster is founded when all its metas are there; waiting for {}", silent.join(", "))
+    let silent = others
+        .iter()
+        .zip(words)
+        .filter(|(_, word)| word.is_none())
+        .map(|(meta, _)| meta.as_str())
+        .collect::<Vec<_>>();
+    format!(
+        "this meta's directory is empty: a cluster is founded when all its metas are there; \
+         waiting for {}",
+        silent.join(", ")
+    )
 }
 
 fn word(answer: &[u8]) -> Option<SeatWord> {

@@ -30,7 +30,8 @@ use crate::{exposition, http, logging, member, standalone};
 
 /// How often the metrics recorder tidies up.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
-/// How long the proxy may take to stop; it gives connections ten seconds to finish what is in flight.
+/// How long the proxy may take to stop; it gives connections ten seconds to finish what
+/// is in flight.
 const DRAIN: Duration = Duration::from_secs(12);
 
 /// What a process is.
@@ -84,10 +85,19 @@ pub(crate) fn run(shape: Shape, flags: &Flags<'_>) -> anyhow::Result<()> {
     let directory = Arc::new(Directory::take(&config.node.data, &config.cluster.name, kind)?);
     let metrics = exposition::install().context("install the metrics recorder")?;
     let freed_stays_for = config.shares.memory.freed_stays_for();
-    engine::memory::give_back_after(freed_stays_for).map_err(anyhow::Error::msg).context("set up the allocator")?;
+    engine::memory::give_back_after(freed_stays_for)
+        .map_err(anyhow::Error::msg)
+        .context("set up the allocator")?;
     let runtimes = Runtimes::start(&config)?;
     let config_file = flags.common.config.clone();
-    let process = Process { shape, config: &config, config_file, descriptors, directory: &directory, runtimes: &runtimes };
+    let process = Process {
+        shape,
+        config: &config,
+        config_file,
+        descriptors,
+        directory: &directory,
+        runtimes: &runtimes,
+    };
     let outcome = runtimes.small.block_on(process.serve(metrics));
     runtimes.stop();
     // The lock is let go of last.
@@ -133,11 +143,13 @@ fn settle(flags: &Flags<'_>) -> anyhow::Result<Config> {
     }
     if let Some(cluster) = flags.cluster {
         if let Some(metas) = &cluster.metas {
-            let metas = metas.split(',').map(|meta| Address::new(meta.trim())).collect::<Result<_, _>>();
+            let metas =
+                metas.split(',').map(|meta| Address::new(meta.trim())).collect::<Result<_, _>>();
             config.cluster.metas = metas.map_err(|why| anyhow::anyhow!("--metas: {why}"))?;
         }
         if let Some(address) = &cluster.advertise {
-            config.cluster.advertise = Some(Address::new(address).map_err(|why| anyhow::anyhow!("--advertise: {why}"))?);
+            config.cluster.advertise =
+                Some(Address::new(address).map_err(|why| anyhow::anyhow!("--advertise: {why}"))?);
         }
         config.cluster.listen = cluster.listen.unwrap_or(config.cluster.listen);
         if let Some(zone) = &cluster.zone {
@@ -163,7 +175,8 @@ struct Process<'a> {
 
 impl Process<'_> {
     async fn serve(&self, metrics: PrometheusHandle) -> anyhow::Result<()> {
-        let (config, directory, runtimes, started) = (self.config, self.directory, self.runtimes, Instant::now());
+        let (config, directory, runtimes, started) =
+            (self.config, self.directory, self.runtimes, Instant::now());
         let (mut signals, hangups) = (Signals::catch()?, Signals::hangups()?);
         let roles = self.shape.roles();
         let mut ports = Ports::bind(config, roles, self.shape.in_cluster())?;
@@ -175,8 +188,20 @@ impl Process<'_> {
         let stage = Stage::default();
         stage.set("opening the data");
         let (door, stop_pages) = (http::Door::new(&stage), CancellationToken::new());
-        let http = tokio::spawn(door.clone().serve(TcpListener::from_std(ports.http)?, http::PATIENCE, stop_pages.clone()));
-        let setup = Setup { config, roles, directory, runtimes, places: &places, clock: SlewedClock::system(), stage: &stage };
+        let http = tokio::spawn(door.clone().serve(
+            TcpListener::from_std(ports.http)?,
+            http::PATIENCE,
+            stop_pages.clone(),
+        ));
+        let setup = Setup {
+            config,
+            roles,
+            directory,
+            runtimes,
+            places: &places,
+            clock: SlewedClock::system(),
+            stage: &stage,
+        };
         let opening = async {
             match ports.cluster.take() {
                 Some(listener) => member::open(&setup, listener).await,
@@ -197,7 +222,14 @@ impl Process<'_> {
             self.descriptors.fit(&mut settings);
         }
         let facts = self.facts(&places);
-        let proxy = Proxy::new(settings, facts, opened.rows.clone(), opened.catalogue.clone(), local.clone(), shutdown.clone());
+        let proxy = Proxy::new(
+            settings,
+            facts,
+            opened.rows.clone(),
+            opened.catalogue.clone(),
+            local.clone(),
+            shutdown.clone(),
+        );
         local.proxy.set(Arc::downgrade(&proxy)).expect("set once, here");
         if let Some(member) = &opened.member {
             member.introduce(&local);
@@ -209,8 +241,11 @@ impl Process<'_> {
         let upkeep = tokio::spawn(keep_up(metrics));
         let renewing = tokio::spawn(renew_by_signal(local.clone(), hangups));
         let plain = ports.plain.into_iter().map(|listener| (listener, None));
-        let listeners: Vec<_> = plain.chain(ports.tls.into_iter().map(|listener| (listener, tls.clone()))).collect();
-        let serving = listeners.into_iter().map(|(listener, tls)| runtimes.proxy.spawn(proxy::serve(proxy.clone(), listener, tls)));
+        let listeners: Vec<_> =
+            plain.chain(ports.tls.into_iter().map(|listener| (listener, tls.clone()))).collect();
+        let serving = listeners.into_iter().map(|(listener, tls)| {
+            runtimes.proxy.spawn(proxy::serve(proxy.clone(), listener, tls))
+        });
         let mut serving: Vec<_> = serving.collect();
         let (unix, unix_path) = ports.unix.unzip();
         if let (Some(listener), Some(path)) = (unix, &unix_path) {
@@ -222,7 +257,11 @@ impl Process<'_> {
         if let Some(why) = config.unguarded() {
             tracing::warn!("{why}");
         }
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), opened_ms = started.elapsed().as_millis() as u64, "serving");
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            opened_ms = started.elapsed().as_millis() as u64,
+            "serving"
+        );
 
         tokio::select! {
             name = signals.next() => tracing::info!(signal = name, "stopping"),
@@ -251,7 +290,13 @@ impl Process<'_> {
         closed
     }
 
-    fn local(&self, opened: &Opened, places: &Places, started: Instant, certificates: Arc<Certificates>) -> Local {
+    fn local(
+        &self,
+        opened: &Opened,
+        places: &Places,
+        started: Instant,
+        certificates: Arc<Certificates>,
+    ) -> Local {
         let addresses = places.plain.iter().map(ToString::to_string);
         Local {
             shape: self.shape,
@@ -264,7 +309,9 @@ impl Process<'_> {
             catalogue: opened.catalogue.clone(),
             cluster: opened.member.as_ref().map(|member| member.view.clone()),
             started,
-            addresses: addresses.chain(places.tls.iter().map(|address| format!("{address} (TLS)"))).collect(),
+            addresses: addresses
+                .chain(places.tls.iter().map(|address| format!("{address} (TLS)")))
+                .collect(),
             compactions: Compactions::default(),
             certificates,
             proxy: std::sync::OnceLock::new(),
@@ -273,9 +320,14 @@ impl Process<'_> {
     }
 
     fn facts(&self, places: &Places) -> Facts {
-        let port = |addresses: &[std::net::SocketAddr]| addresses.first().map_or(0, std::net::SocketAddr::port);
-        let shown = |path: &Path| std::fs::canonicalize(path).unwrap_or(path.to_owned()).display().to_string();
-        let bind = self.config.proxy.bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let port = |addresses: &[std::net::SocketAddr]| {
+            addresses.first().map_or(0, std::net::SocketAddr::port)
+        };
+        let shown = |path: &Path| {
+            std::fs::canonicalize(path).unwrap_or(path.to_owned()).display().to_string()
+        };
+        let bind =
+            self.config.proxy.bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mode: if self.shape.in_cluster() { "cluster" } else { "standalone" },
@@ -287,7 +339,10 @@ impl Process<'_> {
                 ("bind", bind),
                 ("tcp-backlog", self.config.proxy.tcp_backlog.to_string()),
                 ("unixsocket", self.config.proxy.unixsocket.display().to_string()),
-                ("unixsocketperm", format!("{:o}", self.config.proxy.unixsocketperm.0.unwrap_or(0))),
+                (
+                    "unixsocketperm",
+                    format!("{:o}", self.config.proxy.unixsocketperm.0.unwrap_or(0)),
+                ),
             ],
         }
     }
@@ -305,7 +360,8 @@ fn tls_of(section: &TlsSection) -> anyhow::Result<Option<Arc<Tls>>> {
     if section.port == 0 {
         return Ok(None);
     }
-    let credentials = proxy::tls::read(&config::tls_files(section)).context("set up TLS ([tls] in the configuration)")?;
+    let credentials = proxy::tls::read(&config::tls_files(section))
+        .context("set up TLS ([tls] in the configuration)")?;
     Ok(Some(Tls::new(credentials)))
 }
 
@@ -317,10 +373,16 @@ async fn renew_by_signal(local: Arc<Local>, mut hangups: Signal) {
                 let settings = proxy.settings.load();
                 (settings.tls.clone(), settings.cluster_tls.clone())
             }
-            None => (config::tls_files(&local.config.tls), config::cluster_tls_files(&local.config.cluster)),
+            None => (
+                config::tls_files(&local.config.tls),
+                config::cluster_tls_files(&local.config.cluster),
+            ),
         };
         if let Err(why) = local.certificates.renew(Some(&for_clients), Some(&of_cluster)) {
-            tracing::error!(why, "SIGHUP: certificates can't be used, those from before are used on");
+            tracing::error!(
+                why,
+                "SIGHUP: certificates can't be used, those from before are used on"
+            );
         }
     }
 }

@@ -1,7 +1,10 @@
-//! Figures that are gathered where a disk may be waited for, for pages that must not wait.
+//! Figures that are gathered where a disk may be waited for, for pages that must not
+//! wait.
 //!
-//! Stores answer from memory for the most part; but a counter may have been flushed, and RocksDB or the file system may hold a lock while a disk stalls. So
-//! what such a page shows is gathered on a thread that may block, by one at a time, and whoever asks takes what was gathered last when this takes long.
+//! Stores answer from memory for the most part; but a counter may have been flushed, and
+//! RocksDB or the file system may hold a lock while a disk stalls. So what such a page
+//! shows is gathered on a thread that may block, by one at a time, and whoever asks takes
+//! what was gathered last when this takes long.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +13,8 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
-/// How long a page waits for what is gathered for it: probes and scrapes give up after a few seconds.
+/// How long a page waits for what is gathered for it: probes and scrapes give up after a
+/// few seconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What was gathered last, by one thread at a time.
@@ -27,11 +31,19 @@ impl<T: Clone + Send + 'static> SingleFlight<T> {
     }
 
     fn with_patience(patience: Duration) -> Arc<SingleFlight<T>> {
-        Arc::new(SingleFlight { latest: Mutex::default(), turn: Arc::new(Semaphore::new(1)), patience })
+        Arc::new(SingleFlight {
+            latest: Mutex::default(),
+            turn: Arc::new(Semaphore::new(1)),
+            patience,
+        })
     }
 
-    /// What `gather` says, or, where that takes longer than a second, what was said last; and how old it is. `None`: it has never come to an end.
-    pub(crate) async fn get(self: &Arc<Self>, gather: impl FnOnce() -> T + Send + 'static) -> Option<(Duration, T)> {
+    /// What `gather` says, or, where that takes longer than a second, what was said last;
+    /// and how old it is. `None`: it has never come to an end.
+    pub(crate) async fn get(
+        self: &Arc<Self>,
+        gather: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<(Duration, T)> {
         let deadline = tokio::time::Instant::now() + self.patience;
         if let Ok(Ok(turn)) = timeout_at(deadline, self.turn.clone().acquire_owned()).await {
             let me = self.clone();

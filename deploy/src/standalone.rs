@@ -1,4 +1,5 @@
-//! `bridle standalone`: proxy, storage and meta in one process, that reach each other by function calls and nobody else at all.
+//! `bridle standalone`: proxy, storage and meta in one process, that reach each other by
+//! function calls and nobody else at all.
 
 use anyhow::Context;
 use cluster::ServerId;
@@ -26,9 +27,13 @@ pub(crate) async fn open(setup: &Setup<'_>) -> anyhow::Result<Opened> {
         clock: setup.clock.clone(),
         seat: Seat::Alone(only_server(config, directory)),
     };
-    let meta = Meta::open(options, &stores.log, &stores.shared).await.context("open the table catalogue")?;
-    let (options, node_stores, first) = (setup.node_options(cluster, None), stores.clone(), meta.clone());
-    // On the proxy's runtime: executors are to run beside the connections that they answer.
+    let meta = Meta::open(options, &stores.log, &stores.shared)
+        .await
+        .context("open the table catalogue")?;
+    let (options, node_stores, first) =
+        (setup.node_options(cluster, None), stores.clone(), meta.clone());
+    // On the proxy's runtime: executors are to run beside the connections that they
+    // answer.
     let node = runtimes.proxy.spawn(async move {
         let node = Node::open(options, node_stores.log, node_stores.shared);
         let tables = first.watch().borrow().clone();
@@ -53,5 +58,13 @@ fn only_server(config: &Config, directory: &Directory) -> Server {
     let roles = Roles { meta: true, storage: true, proxy: true };
     let id = ServerId(directory.identity().node_id);
     let durability = Some(config.storage.durability.told());
-    Server { id, address: "this process".to_owned(), http: String::new(), clients: Vec::new(), zone: String::new(), roles, durability }
+    Server {
+        id,
+        address: "this process".to_owned(),
+        http: String::new(),
+        clients: Vec::new(),
+        zone: String::new(),
+        roles,
+        durability,
+    }
 }

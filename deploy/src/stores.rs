@@ -22,14 +22,21 @@ impl Stores {
     ///
     /// # Errors
     /// The log is damaged, or gone while there are stores that were written through it.
-    pub(crate) async fn open(config: &Config, directory: &Directory, before_sleep: &BeforeSleep) -> anyhow::Result<Stores> {
+    pub(crate) async fn open(
+        config: &Config,
+        directory: &Directory,
+        before_sleep: &BeforeSleep,
+    ) -> anyhow::Result<Stores> {
         let mut options = log_options(config, directory);
         options.before_sleep = Some(before_sleep.clone());
         // It is made, and on disk, before the first store is.
         for path in [directory.meta(), directory.tables()] {
-            options.must_exist |= path.try_exists().with_context(|| format!("look for {}", path.display()))?;
+            options.must_exist |=
+                path.try_exists().with_context(|| format!("look for {}", path.display()))?;
         }
-        let log = tokio::task::spawn_blocking(move || Log::open(options)).await?.context("open the Raft log")?;
+        let log = tokio::task::spawn_blocking(move || Log::open(options))
+            .await?
+            .context("open the Raft log")?;
         let shared = Shared::new(store_settings(config)).context("set up RocksDB")?;
         Ok(Stores { log, shared })
     }

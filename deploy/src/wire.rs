@@ -1,4 +1,5 @@
-//! Carries Raft's letters between processes: engine's wire over the cluster's connections, for partitions and meta alike.
+//! Carries Raft's letters between processes: engine's wire over the cluster's
+//! connections, for partitions and meta alike.
 
 use std::sync::Arc;
 
@@ -20,11 +21,14 @@ impl NetWire {
         NetWire { net, metas }
     }
 
-    /// Seats are dialed at the address that the configuration gives, servers where meta says that they are.
+    /// Seats are dialed at the address that the configuration gives, servers where meta
+    /// says that they are.
     fn to(&self, server: ServerId) -> Result<To, WireError> {
         let Some(seat) = server.as_seat() else { return Ok(To::Server(server)) };
         let address = self.metas.get(seat as usize - 1);
-        address.map(|address| To::Address(address.clone())).ok_or_else(|| WireError::NotSent(format!("there is no meta {seat}")))
+        address
+            .map(|address| To::Address(address.clone()))
+            .ok_or_else(|| WireError::NotSent(format!("there is no meta {seat}")))
     }
 }
 
@@ -33,10 +37,12 @@ impl Wire for NetWire {
         let to = self.to(ServerId(to.server));
         Box::pin(async move {
             let service = if letter.kind.is_bulk() { Service::RaftBulk } else { Service::Raft };
-            self.net.call(to?, service, letter.encode(), letter.timeout).await.map_err(|error| match error {
-                NetError::NotSent(why) => WireError::NotSent(why),
-                NetError::Lost(why) => WireError::Lost(why),
-                NetError::Refused(why) | NetError::TooLarge(why) => WireError::Refused(why),
+            self.net.call(to?, service, letter.encode(), letter.timeout).await.map_err(|error| {
+                match error {
+                    NetError::NotSent(why) => WireError::NotSent(why),
+                    NetError::Lost(why) => WireError::Lost(why),
+                    NetError::Refused(why) | NetError::TooLarge(why) => WireError::Refused(why),
+                }
             })
         })
     }

@@ -1,6 +1,7 @@
 //! The command line without a server: help, configuration, refusals.
 //!
-//! Help is compared with `tests/help/*.txt`; `BLESS=1 cargo test -p bridle --test cli` writes them anew, for you to read and commit.
+//! Help is compared with `tests/help/*.txt`; `BLESS=1 cargo test -p bridle --test cli`
+//! writes them anew, for you to read and commit.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -8,8 +9,12 @@ use std::process::Command;
 
 /// Exit code, standard output, standard error.
 fn bridle(words: &[&str]) -> (i32, String, String) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_bridle")).args(words).env("COLUMNS", "100").env_remove("BRIDLE_PASSWORD").output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_bridle"))
+        .args(words)
+        .env("COLUMNS", "100")
+        .env_remove("BRIDLE_PASSWORD")
+        .output()
+        .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
@@ -57,7 +62,13 @@ fn help_is_as_written_down() {
             std::fs::write(&path, &help).unwrap();
         }
         let written = std::fs::read_to_string(&path).unwrap_or_default();
-        assert_eq!(help, written, "{} is not what `bridle {}` says", path.display(), words.join(" "));
+        assert_eq!(
+            help,
+            written,
+            "{} is not what `bridle {}` says",
+            path.display(),
+            words.join(" ")
+        );
     }
 }
 
@@ -88,13 +99,22 @@ fn the_configuration_is_printed_and_read_back() {
         "proxy.timeout=90s",
     ];
     let printed = bridle(&flags).1;
-    for line in ["port = 7777", "bind = [\"::1\"]", "durability = \"os\"", "data = \"/x y\"", "timeout = \"90s\""] {
+    for line in [
+        "port = 7777",
+        "bind = [\"::1\"]",
+        "durability = \"os\"",
+        "data = \"/x y\"",
+        "timeout = \"90s\"",
+    ] {
         assert!(printed.contains(&format!("\n{line}\n")), "{line} is missing in:\n{printed}");
     }
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("c.toml");
     std::fs::write(&file, &printed).unwrap();
-    assert_eq!(bridle(&["standalone", "--print-config", "--config", file.to_str().unwrap()]).1, printed);
+    assert_eq!(
+        bridle(&["standalone", "--print-config", "--config", file.to_str().unwrap()]).1,
+        printed
+    );
 }
 
 #[test]
@@ -102,8 +122,19 @@ fn flags_override_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("c.toml");
     std::fs::write(&file, "[proxy]\nport = 1111\nmaxclients = 7\n").unwrap();
-    let printed = bridle(&["standalone", "--print-config", "--config", file.to_str().unwrap(), "--port", "2222"]).1;
-    assert!(printed.contains("\nport = 2222\n") && printed.contains("\nmaxclients = 7\n"), "{printed}");
+    let printed = bridle(&[
+        "standalone",
+        "--print-config",
+        "--config",
+        file.to_str().unwrap(),
+        "--port",
+        "2222",
+    ])
+    .1;
+    assert!(
+        printed.contains("\nport = 2222\n") && printed.contains("\nmaxclients = 7\n"),
+        "{printed}"
+    );
 }
 
 #[test]
@@ -113,22 +144,52 @@ fn a_wrong_file_is_refused_with_line_and_reason() {
     let file = file.to_str().unwrap();
     std::fs::write(file, "[proxy]\nport = 1111\nprot = 7\n").unwrap();
     let error = refused(&["standalone", "--config", file]);
-    assert!(error.starts_with(&format!("bridle: {file}, line 3, column 1: there is no key `prot` in [proxy]")), "{error}");
+    assert!(
+        error.starts_with(&format!(
+            "bridle: {file}, line 3, column 1: there is no key `prot` in [proxy]"
+        )),
+        "{error}"
+    );
     assert!(error.contains("\n    prot = 7\n    ^"), "{error}");
     std::fs::write(file, "[storage]\nblock_cache = \"lots\"\n").unwrap();
     let error = refused(&["standalone", "--config", file]);
-    assert!(error.contains("line 2, column 15: storage.block_cache: `lots` is not a size"), "{error}");
-    assert!(refused(&["standalone", "--config", "/no/such/file"]).contains("/no/such/file: No such file"));
-    assert!(refused(&["standalone", "--durability", "never"]).contains("`never` is none of: always, interval, os"));
-    assert!(refused(&["standalone", "--set", "proxy.port=x"]).contains("--set proxy.port: expected a whole number"));
+    assert!(
+        error.contains("line 2, column 15: storage.block_cache: `lots` is not a size"),
+        "{error}"
+    );
+    assert!(
+        refused(&["standalone", "--config", "/no/such/file"])
+            .contains("/no/such/file: No such file")
+    );
+    assert!(
+        refused(&["standalone", "--durability", "never"])
+            .contains("`never` is none of: always, interval, os")
+    );
+    assert!(
+        refused(&["standalone", "--set", "proxy.port=x"])
+            .contains("--set proxy.port: expected a whole number")
+    );
 }
 
 #[test]
 fn an_open_address_without_a_password_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let error = refused(&["standalone", "--bind", "0.0.0.0", "--port", "0", "--http-port", "0", "--data", data.to_str().unwrap()]);
-    assert!(error.contains("proxy.bind = 0.0.0.0 lets other machines in, and no password is set"), "{error}");
+    let error = refused(&[
+        "standalone",
+        "--bind",
+        "0.0.0.0",
+        "--port",
+        "0",
+        "--http-port",
+        "0",
+        "--data",
+        data.to_str().unwrap(),
+    ]);
+    assert!(
+        error.contains("proxy.bind = 0.0.0.0 lets other machines in, and no password is set"),
+        "{error}"
+    );
     assert!(!data.exists(), "nothing was begun");
 }
 
@@ -136,7 +197,15 @@ fn an_open_address_without_a_password_is_refused() {
 fn a_directory_that_is_not_ours_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("thesis.txt"), "x").unwrap();
-    let error = refused(&["standalone", "--port", "0", "--http-port", "0", "--data", dir.path().to_str().unwrap()]);
+    let error = refused(&[
+        "standalone",
+        "--port",
+        "0",
+        "--http-port",
+        "0",
+        "--data",
+        dir.path().to_str().unwrap(),
+    ]);
     assert!(error.contains("not a Bridle directory"), "{error}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was put there");
 }
@@ -148,7 +217,12 @@ fn a_taken_port_is_named() {
     let port = taken.local_addr().unwrap().port().to_string();
     let data = dir.path().to_str().unwrap();
     let error = refused(&["standalone", "--port", &port, "--http-port", "0", "--data", data]);
-    assert!(error.contains(&format!("bind 127.0.0.1 port {port} (proxy.port, --port): Address already in use")), "{error}");
+    assert!(
+        error.contains(&format!(
+            "bind 127.0.0.1 port {port} (proxy.port, --port): Address already in use"
+        )),
+        "{error}"
+    );
     let error = refused(&["standalone", "--port", "0", "--http-port", &port, "--data", data]);
     assert!(error.contains("(http.port, --http-port): Address already in use"), "{error}");
 }
@@ -157,7 +231,10 @@ fn a_taken_port_is_named() {
 fn admin_says_when_nobody_answers() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = refused(&["admin", "--url", &format!("http://{free}"), "status"]);
-    assert!(error.contains(&format!("nothing answers at {free}")) && error.contains("--url says where"), "{error}");
+    assert!(
+        error.contains(&format!("nothing answers at {free}")) && error.contains("--url says where"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -171,13 +248,16 @@ fn a_cluster_that_makes_no_sense_is_refused() {
     assert!(node(&["node"]).contains("cluster.metas (--metas) has 0 addresses"));
     assert!(node(&["node", "--metas", "a:1,b:1"]).contains("1, 3 or 5"));
     assert!(node(&["node", "--metas", "a"]).contains("--metas: `a` is not a host and port"));
-    assert!(
-        node(&["meta", "--metas", "a:1"])
-            .contains("127.0.0.1:7201 (cluster.advertise, or else cluster.listen), which is not in cluster.metas: a:1")
-    );
+    assert!(node(&["meta", "--metas", "a:1"]).contains(
+        "127.0.0.1:7201 (cluster.advertise, or else cluster.listen), which is not in \
+         cluster.metas: a:1"
+    ));
     assert!(node(&["storage", "--metas", "127.0.0.1:7201"]).contains("this process is no meta"));
     let open = ["proxy", "--metas", "a:1", "--listen", "0.0.0.0:7201", "--advertise", "b:1"];
-    assert!(node(&open).contains("cluster.listen = 0.0.0.0:7201 lets other machines in, and the cluster has neither a secret nor TLS"));
+    assert!(node(&open).contains(
+        "cluster.listen = 0.0.0.0:7201 lets other machines in, and the cluster has neither a \
+         secret nor TLS"
+    ));
     assert!(!data.exists(), "nothing was begun");
 }
 
@@ -185,14 +265,24 @@ fn a_cluster_that_makes_no_sense_is_refused() {
 fn certificates_are_made_and_added_to() {
     let dir = tempfile::tempdir().unwrap();
     let certs = dir.path().join("certs");
-    let make = |hosts: &[&str]| bridle(&[&["admin", "certs", "--dir", certs.to_str().unwrap()], hosts].concat());
+    let make = |hosts: &[&str]| {
+        bridle(&[&["admin", "certs", "--dir", certs.to_str().unwrap()], hosts].concat())
+    };
     let (code, out, error) = make(&["node1", "127.0.0.1"]);
     assert_eq!(code, 0, "{error}");
-    assert!(out.contains("# on node1\n[cluster]\ncert_file = ") && out.contains("ca.key to yourself"), "{out}");
+    assert!(
+        out.contains("# on node1\n[cluster]\ncert_file = ") && out.contains("ca.key to yourself"),
+        "{out}"
+    );
     let read = |name: &str| std::fs::read_to_string(certs.join(name)).unwrap();
     let authority = read("ca.pem");
-    assert!(authority.starts_with("-----BEGIN CERTIFICATE-----") && read("127.0.0.1.key").contains("PRIVATE KEY"));
-    let mode = |name: &str| std::os::unix::fs::MetadataExt::mode(&certs.join(name).metadata().unwrap()) & 0o777;
+    assert!(
+        authority.starts_with("-----BEGIN CERTIFICATE-----")
+            && read("127.0.0.1.key").contains("PRIVATE KEY")
+    );
+    let mode = |name: &str| {
+        std::os::unix::fs::MetadataExt::mode(&certs.join(name).metadata().unwrap()) & 0o777
+    };
     assert_eq!((mode("ca.key"), mode("node1.key")), (0o600, 0o600));
     assert_eq!(make(&["node2"]).0, 0);
     assert_eq!(read("ca.pem"), authority, "the same authority signs those that come later");

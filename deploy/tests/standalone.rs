@@ -1,4 +1,5 @@
-//! A server from start to stop, as an operator sees it: banner, pages, `bridle admin`, signals.
+//! A server from start to stop, as an operator sees it: banner, pages, `bridle admin`,
+//! signals.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -21,7 +22,18 @@ struct Server {
 impl Server {
     fn start(data: &Path, flags: &[&str]) -> Server {
         let mut child = Command::new(BRIDLE)
-            .args(["standalone", "--port", "0", "--http-port", "0", "--memory", "64MiB", "--set", "raft_log.segment=1MiB", "--data"])
+            .args([
+                "standalone",
+                "--port",
+                "0",
+                "--http-port",
+                "0",
+                "--memory",
+                "64MiB",
+                "--set",
+                "raft_log.segment=1MiB",
+                "--data",
+            ])
             .arg(data)
             .args(flags)
             .stdin(Stdio::null())
@@ -39,7 +51,12 @@ impl Server {
             }
         }
         let after = |word: &str| {
-            banner.lines().find_map(|line| line.trim_start().strip_prefix(word)).unwrap_or_else(|| panic!("{banner}")).trim().to_owned()
+            banner
+                .lines()
+                .find_map(|line| line.trim_start().strip_prefix(word))
+                .unwrap_or_else(|| panic!("{banner}"))
+                .trim()
+                .to_owned()
         };
         let port = after("Redis clients").rsplit(':').next().unwrap().parse().unwrap();
         let url = after("metrics, admin");
@@ -57,14 +74,21 @@ impl Server {
     }
 
     fn page(&self, path: &str) -> (u16, String) {
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let agent: ureq::Agent =
+            ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let mut response = agent.get(format!("{}{path}", self.url)).call().unwrap();
         (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
     }
 
     fn admin(&self, words: &[&str]) -> (bool, String) {
-        let output =
-            Command::new(BRIDLE).arg("admin").arg("--url").arg(&self.url).args(words).env_remove("BRIDLE_PASSWORD").output().unwrap();
+        let output = Command::new(BRIDLE)
+            .arg("admin")
+            .arg("--url")
+            .arg(&self.url)
+            .args(words)
+            .env_remove("BRIDLE_PASSWORD")
+            .output()
+            .unwrap();
         let text = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(text).unwrap())
     }
@@ -76,7 +100,13 @@ impl Server {
     }
 
     fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &self.child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     fn wait(&mut self) -> Option<i32> {
@@ -104,15 +134,28 @@ fn a_server_tells_what_it_is_and_stops_in_good_order() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let mut server = Server::start(&data, &[]);
-    assert!(server.banner.contains("durability      always: an acknowledged write survives power loss"), "{}", server.banner);
-    assert!(server.banner.contains(&format!("Try:  redis-cli -p {} SET greeting hello", server.port)), "{}", server.banner);
+    assert!(
+        server.banner.contains("durability      always: an acknowledged write survives power loss"),
+        "{}",
+        server.banner
+    );
+    assert!(
+        server.banner.contains(&format!("Try:  redis-cli -p {} SET greeting hello", server.port)),
+        "{}",
+        server.banner
+    );
     assert_eq!(server.redis("SET greeting hello"), "+OK\r\n");
     assert_eq!(server.page("/health/live"), (200, "ok\n".to_owned()));
     assert_eq!(server.page("/health/ready"), (200, "ok\n".to_owned()));
     assert_eq!(server.page("/nothing").0, 404);
     let (status, metrics) = server.page("/metrics");
     assert_eq!(status, 200);
-    for line in ["bridle_ready 1", "bridle_log_writable 1", "bridle_table_rows{table=\"db0\"} 1", "bridle_commands_total{cmd=\"set\"} 1"] {
+    for line in [
+        "bridle_ready 1",
+        "bridle_log_writable 1",
+        "bridle_table_rows{table=\"db0\"} 1",
+        "bridle_commands_total{cmd=\"set\"} 1",
+    ] {
         assert!(metrics.lines().any(|other| other == line), "{line} is missing in:\n{metrics}");
     }
     server.signal("TERM");
@@ -130,18 +173,31 @@ fn admin_manages_tables() {
     let server = Server::start(dir.path(), &[]);
     assert!(server.admin(&["tables"]).1.contains("no tables yet"));
     assert_eq!(server.redis("SET a 1"), "+OK\r\n");
-    let made = server.admin_json(&["create", "users", "--partitions", "4", "--env", "default_ttl=60"]);
-    assert_eq!((&made["partitions"], &made["status"], &made["envs"]), (&json!(4), &json!("ready"), &json!({"default_ttl": "60"})));
+    let made =
+        server.admin_json(&["create", "users", "--partitions", "4", "--env", "default_ttl=60"]);
+    assert_eq!(
+        (&made["partitions"], &made["status"], &made["envs"]),
+        (&json!(4), &json!("ready"), &json!({"default_ttl": "60"}))
+    );
     let (fine, text) = server.admin(&["tables"]);
-    assert!(fine && text.contains("users") && text.contains("default_ttl=60") && text.contains("db0"), "{text}");
-    assert_eq!(server.admin_json(&["env", "set", "users", "default_ttl", "90"]), json!({"default_ttl": "90"}));
+    assert!(
+        fine && text.contains("users") && text.contains("default_ttl=60") && text.contains("db0"),
+        "{text}"
+    );
+    assert_eq!(
+        server.admin_json(&["env", "set", "users", "default_ttl", "90"]),
+        json!({"default_ttl": "90"})
+    );
     assert_eq!(server.admin(&["env", "get", "users", "default_ttl"]), (true, "90\n".to_owned()));
     assert_eq!(server.admin_json(&["env", "del", "users", "default_ttl"]), json!({}));
     assert_eq!(
         server.admin(&["env", "set", "users", "default_tll", "1"]),
         (false, "bridle: no such env 'default_tll'; there are: default_ttl\n".to_owned())
     );
-    assert_eq!(server.admin(&["create", "users"]), (false, "bridle: table 'users' exists\n".to_owned()));
+    assert_eq!(
+        server.admin(&["create", "users"]),
+        (false, "bridle: table 'users' exists\n".to_owned())
+    );
     assert_eq!(server.admin_json(&["compact", "db0", "--progress"])["status"], "none");
     let done = server.admin_json(&["compact", "db0", "--wait"]);
     assert_eq!((&done["status"], &done["partitions_done"]), (&json!("done"), &json!(1)));
@@ -157,17 +213,32 @@ fn admin_manages_tables() {
         assert!(Instant::now() < deadline, "the dropped table stays");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let left: Vec<_> = std::fs::read_dir(dir.path().join("tables")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert!(left.len() == 1 && left[0].to_string_lossy().starts_with("1-0-"), "its directories are gone: {left:?}");
+    let left: Vec<_> = std::fs::read_dir(dir.path().join("tables"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(
+        left.len() == 1 && left[0].to_string_lossy().starts_with("1-0-"),
+        "its directories are gone: {left:?}"
+    );
 }
 
 #[test]
 fn a_second_process_on_a_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
-    let output = Command::new(BRIDLE).args(["standalone", "--port", "0", "--http-port", "0", "--data"]).arg(dir.path()).output().unwrap();
+    let output = Command::new(BRIDLE)
+        .args(["standalone", "--port", "0", "--http-port", "0", "--data"])
+        .arg(dir.path())
+        .output()
+        .unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success() && error.contains(&format!("in use by another process (process {})", server.child.id())), "{error}");
+    assert!(
+        !output.status.success()
+            && error
+                .contains(&format!("in use by another process (process {})", server.child.id())),
+        "{error}"
+    );
     assert_eq!(server.redis("PING"), "+PONG\r\n");
 }
 
@@ -177,10 +248,16 @@ fn a_password_guards_clients_and_the_admin_api() {
     let (password, config) = (dir.path().join("password"), dir.path().join("bridle.toml"));
     std::fs::write(&password, "open sesame\n").unwrap();
     std::fs::write(&config, "[proxy]\nbind = \"0.0.0.0\"\n").unwrap();
-    let flags = ["--config", config.to_str().unwrap(), "--password-file", password.to_str().unwrap()];
+    let flags =
+        ["--config", config.to_str().unwrap(), "--password-file", password.to_str().unwrap()];
     let server = Server::start(&dir.path().join("data"), &flags);
     assert!(server.redis("GET a").starts_with("-NOAUTH"));
-    assert!(server.admin(&["status"]).1.contains("the server's password or the cluster's secret is wanted"));
+    assert!(
+        server
+            .admin(&["status"])
+            .1
+            .contains("the server's password or the cluster's secret is wanted")
+    );
     assert!(server.admin(&["--password-file", password.to_str().unwrap(), "status"]).0);
     assert_eq!(server.page("/metrics").0, 200);
     assert_eq!(server.page("/v1/tables").0, 401);
@@ -194,7 +271,10 @@ fn config_rewrite_keeps_the_file_and_what_was_set() {
     let server = Server::start(&dir.path().join("data"), &["--config", config.to_str().unwrap()]);
     assert_eq!(server.redis("CONFIG SET maxclients 60 timeout 90"), "+OK\r\n");
     assert_eq!(server.redis("CONFIG REWRITE"), "+OK\r\n");
-    assert_eq!(std::fs::read_to_string(&config).unwrap(), "# mine\n[proxy]\nmaxclients = 60 # few\ntimeout = \"90s\"\n");
+    assert_eq!(
+        std::fs::read_to_string(&config).unwrap(),
+        "# mine\n[proxy]\nmaxclients = 60 # few\ntimeout = \"90s\"\n"
+    );
 }
 
 #[test]
@@ -222,9 +302,15 @@ fn without_the_log_that_it_was_written_through_a_store_is_not_served() {
             std::fs::create_dir_all(&log).unwrap();
         }
         let data = dir.path().to_str().unwrap();
-        let output = Command::new(BRIDLE).args(["standalone", "--port", "0", "--http-port", "0", "--data", data]).output().unwrap();
+        let output = Command::new(BRIDLE)
+            .args(["standalone", "--port", "0", "--http-port", "0", "--data", data])
+            .output()
+            .unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success() && said.contains("open the Raft log: there is no log in"), "{said}");
+        assert!(
+            !output.status.success() && said.contains("open the Raft log: there is no log in"),
+            "{said}"
+        );
     }
     // Nothing was changed: with the log it serves.
     std::fs::remove_dir(&log).unwrap();

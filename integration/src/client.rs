@@ -1,4 +1,5 @@
-//! A plain blocking RESP client: one socket, no retries, no reconnects, so that tests see exactly what the server says.
+//! A plain blocking RESP client: one socket, no retries, no reconnects, so that tests see
+//! exactly what the server says.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -82,7 +83,8 @@ impl Client {
         Client::of(TcpStream::connect(("127.0.0.1", port))?, Duration::from_secs(30))
     }
 
-    /// Connects to any address, and waits at most `patience` for that, and for each reply.
+    /// Connects to any address, and waits at most `patience` for that, and for each
+    /// reply.
     ///
     /// # Errors
     /// The socket's, timeouts included.
@@ -99,7 +101,8 @@ impl Client {
     /// Sends one command and waits for its reply.
     ///
     /// # Errors
-    /// The socket's; [`io::ErrorKind::UnexpectedEof`] when the server closed the connection.
+    /// The socket's; [`io::ErrorKind::UnexpectedEof`] when the server closed the
+    /// connection.
     pub fn call<W: AsRef<[u8]>>(&mut self, words: &[W]) -> io::Result<Value> {
         self.send(words)?;
         self.reply()
@@ -166,10 +169,14 @@ impl Client {
     pub fn reply(&mut self) -> io::Result<Value> {
         loop {
             let decoded = match self.resp3 {
-                true => decode_resp3(&self.unread).map(|found| found.map(|(frame, used)| (value_of(frame), used))),
-                false => decode_resp2(&self.unread).map(|found| found.map(|(frame, used)| (value_of_resp2(frame), used))),
+                true => decode_resp3(&self.unread)
+                    .map(|found| found.map(|(frame, used)| (value_of(frame), used))),
+                false => decode_resp2(&self.unread)
+                    .map(|found| found.map(|(frame, used)| (value_of_resp2(frame), used))),
             };
-            if let Some((value, used)) = decoded.map_err(|error| io::Error::other(format!("{error:?}")))? {
+            if let Some((value, used)) =
+                decoded.map_err(|error| io::Error::other(format!("{error:?}")))?
+            {
                 let _ = self.unread.split_to(used);
                 return Ok(value);
             }
@@ -214,18 +221,26 @@ fn value_of_resp2(frame: Resp2) -> Value {
 fn value_of(frame: OwnedFrame) -> Value {
     match frame {
         OwnedFrame::Null => Value::Nil,
-        OwnedFrame::SimpleString { data, .. } => Value::Status(String::from_utf8_lossy(&data).into_owned()),
+        OwnedFrame::SimpleString { data, .. } => {
+            Value::Status(String::from_utf8_lossy(&data).into_owned())
+        }
         OwnedFrame::SimpleError { data, .. } => Value::Error(data),
-        OwnedFrame::BlobError { data, .. } => Value::Error(String::from_utf8_lossy(&data).into_owned()),
+        OwnedFrame::BlobError { data, .. } => {
+            Value::Error(String::from_utf8_lossy(&data).into_owned())
+        }
         OwnedFrame::Number { data, .. } => Value::Int(data),
         OwnedFrame::Boolean { data, .. } => Value::Int(i64::from(data)),
         OwnedFrame::Double { data, .. } => Value::bulk(&data.to_string()),
-        OwnedFrame::BlobString { data, .. } | OwnedFrame::VerbatimString { data, .. } | OwnedFrame::BigNumber { data, .. } => {
-            Value::Bulk(data)
+        OwnedFrame::BlobString { data, .. }
+        | OwnedFrame::VerbatimString { data, .. }
+        | OwnedFrame::BigNumber { data, .. } => Value::Bulk(data),
+        OwnedFrame::Array { data, .. } | OwnedFrame::Push { data, .. } => {
+            Value::Array(data.into_iter().map(value_of).collect())
         }
-        OwnedFrame::Array { data, .. } | OwnedFrame::Push { data, .. } => Value::Array(data.into_iter().map(value_of).collect()),
         OwnedFrame::Set { data, .. } => Value::Array(data.into_iter().map(value_of).collect()),
-        OwnedFrame::Map { data, .. } => Value::Array(data.into_iter().flat_map(|(key, value)| [value_of(key), value_of(value)]).collect()),
+        OwnedFrame::Map { data, .. } => Value::Array(
+            data.into_iter().flat_map(|(key, value)| [value_of(key), value_of(value)]).collect(),
+        ),
         other => Value::Status(format!("{other:?}")),
     }
 }

@@ -1,10 +1,12 @@
-//! A cluster of a test's own: real `bridle` processes on free ports, or in the places of a [`Network`].
+//! A cluster of a test's own: real `bridle` processes on free ports, or in the places of
+//! a [`Network`].
 //!
-//! The command line and the configuration that processes are started with are in one place, [`Cluster::launch`] and `toml`; what is asked
-//! of the admin API is in `admin`.
+//! The command line and the configuration that processes are started with are in one
+//! place, [`Cluster::launch`] and `toml`; what is asked of the admin API is in `admin`.
 //!
 //! # Invariants
-//! - All processes end with their [`Cluster`], also when a test panics, frozen ones too; then the ends of their logs are shown.
+//! - All processes end with their [`Cluster`], also when a test panics, frozen ones too;
+//!   then the ends of their logs are shown.
 //! - A process that is started again has the same data, ports and addresses.
 //! - One cluster at a time in a test program: times would mean nothing else.
 
@@ -113,7 +115,8 @@ impl ClusterBuilder {
         self
     }
 
-    /// Sets a key of everybody's configuration, whichever section it is in: `section.key=value`.
+    /// Sets a key of everybody's configuration, whichever section it is in:
+    /// `section.key=value`.
     pub fn set(mut self, flag: &str) -> Self {
         self.set.push(flag.to_owned());
         self
@@ -131,7 +134,8 @@ impl ClusterBuilder {
         self
     }
 
-    /// Wall clocks can be moved ([`Cluster::set_clock`]); monotonic clocks stay as they are.
+    /// Wall clocks can be moved ([`Cluster::set_clock`]); monotonic clocks stay as they
+    /// are.
     pub fn clocks(mut self) -> Self {
         self.clocks = true;
         self
@@ -151,9 +155,11 @@ impl ClusterBuilder {
         // A test that panicked holds nothing up.
         let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let dir = tempfile::tempdir().expect("a directory for the test");
-        std::fs::write(dir.path().join("secret"), format!("{SECRET}\n")).expect("room for a secret");
+        std::fs::write(dir.path().join("secret"), format!("{SECRET}\n"))
+            .expect("room for a secret");
         let count = self.nodes + self.proxies;
-        // Those of all members at once: none of them is bound before the first process starts.
+        // Those of all members at once: none of them is bound before the first process
+        // starts.
         let mut ports = match self.network {
             Some(_) => [7201, 6379, 9121].repeat(count),
             None => free_ports(3 * count),
@@ -161,7 +167,9 @@ impl ClusterBuilder {
         let member = |number: usize| {
             let role = if number < self.nodes { "node" } else { "proxy" };
             let (ip, wrapper) = match &self.network {
-                Some(network) => (IpAddr::V4(network.address(number + 1)), network.wrapper(number + 1)),
+                Some(network) => {
+                    (IpAddr::V4(network.address(number + 1)), network.wrapper(number + 1))
+                }
                 None => (IpAddr::V4(Ipv4Addr::LOCALHOST), Vec::new()),
             };
             let [cluster_port, resp_port, http_port] = [(); 3].map(|()| ports.remove(0));
@@ -201,13 +209,17 @@ impl Cluster {
         let builder = &self.builder;
         let member = &self.members[number];
         let metas = if builder.nodes < 3 { 1 } else { 3 };
-        let metas: Vec<String> = self.members[..metas].iter().map(|meta| format!("\"{}:{}\"", meta.ip, meta.cluster_port)).collect();
+        let metas: Vec<String> = self.members[..metas]
+            .iter()
+            .map(|meta| format!("\"{}:{}\"", meta.ip, meta.cluster_port))
+            .collect();
         let (ip, port) = (member.ip, member.cluster_port);
         format!(
-            "[node]\nmemory = \"64MiB\"\n[cluster]\nname = \"test\"\nmetas = [{}]\nlisten = \"{ip}:{port}\"\nadvertise = \"{ip}:{port}\"\nzone = \"z{number}\"\n\
-             secret_file = \"{}\"\n\
-             [proxy]\nbind = [\"{ip}\"]\nport = {}\nprotected_mode = false\n[http]\nbind = \"{ip}\"\nport = {}\n\
-             [tables]\npartitions = {}\nreplicas = {}\n[storage]\ndurability = \"{}\"\n{}",
+            "[node]\nmemory = \"64MiB\"\n[cluster]\nname = \"test\"\nmetas = [{}]\nlisten = \
+             \"{ip}:{port}\"\nadvertise = \"{ip}:{port}\"\nzone = \"z{number}\"\nsecret_file = \
+             \"{}\"\n[proxy]\nbind = [\"{ip}\"]\nport = {}\nprotected_mode = false\n[http]\nbind \
+             = \"{ip}\"\nport = {}\n[tables]\npartitions = {}\nreplicas = \
+             {}\n[storage]\ndurability = \"{}\"\n{}",
             metas.join(", "),
             self.dir.path().join("secret").display(),
             member.resp_port,
@@ -226,21 +238,37 @@ impl Cluster {
     pub fn launch(&mut self, number: usize) {
         let config = self.dir.path().join(format!("{number}.toml"));
         std::fs::write(&config, self.toml(number)).expect("room for the configuration");
-        let log = File::options().create(true).append(true).open(self.log(number)).expect("room for the log");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log(number))
+            .expect("room for the log");
         let member = &self.members[number];
         assert!(member.child.is_none(), "process {number} runs already");
         let mut words = member.wrapper.clone();
         let program = self.builder.program.clone().unwrap_or_else(binary);
-        words.extend([program.display().to_string(), member.role.to_owned(), "--config".to_owned()]);
-        words.extend([config.display().to_string(), "--data".to_owned(), self.data(number).display().to_string()]);
+        words.extend([
+            program.display().to_string(),
+            member.role.to_owned(),
+            "--config".to_owned(),
+        ]);
+        words.extend([
+            config.display().to_string(),
+            "--data".to_owned(),
+            self.data(number).display().to_string(),
+        ]);
         let own = self.builder.set_for.iter().filter(|(of, _)| *of == number).map(|(_, flag)| flag);
-        words.extend(self.builder.set.iter().chain(own).flat_map(|flag| ["--set".to_owned(), flag.clone()]));
+        words.extend(
+            self.builder.set.iter().chain(own).flat_map(|flag| ["--set".to_owned(), flag.clone()]),
+        );
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a file has two ends")).stderr(log);
         command.envs(self.builder.env.iter().map(|(name, value)| (name, value)));
         if self.builder.clocks {
-            command.env("LD_PRELOAD", self.dir.path().join("clock.so")).env("BRIDLE_TEST_CLOCK", self.clock(number));
+            command
+                .env("LD_PRELOAD", self.dir.path().join("clock.so"))
+                .env("BRIDLE_TEST_CLOCK", self.clock(number));
         }
         let child = command.spawn().unwrap_or_else(|error| panic!("start {words:?}: {error}"));
         self.members[number].child = Some(child);
@@ -287,8 +315,10 @@ impl Cluster {
     /// # Panics
     /// When it does not answer.
     pub fn page(&self, number: usize, path: &str) -> (u16, String) {
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        let mut response = agent.get(format!("{}{path}", self.url(number))).call().expect("the HTTP port answers");
+        let agent: ureq::Agent =
+            ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut response =
+            agent.get(format!("{}{path}", self.url(number))).call().expect("the HTTP port answers");
         (response.status().as_u16(), response.body_mut().read_to_string().expect("a page of text"))
     }
 
@@ -410,7 +440,10 @@ impl Cluster {
 
     fn signal(&self, number: usize, name: &str) {
         if let Some(child) = &self.members[number].child {
-            Command::new("kill").args(["-s", name, &child.id().to_string()]).status().expect("kill is part of every system");
+            Command::new("kill")
+                .args(["-s", name, &child.id().to_string()])
+                .status()
+                .expect("kill is part of every system");
         }
     }
 
@@ -419,19 +452,29 @@ impl Cluster {
         let source = self.dir.path().join("clock.c");
         std::fs::write(&source, include_str!("cluster/clock.c")).expect("room for a clock");
         let library = self.dir.path().join("clock.so");
-        let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).output();
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .arg(&library)
+            .arg(&source)
+            .output();
         let built = built.expect("a C compiler is there, Bridle was built with one");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         (0..self.len()).for_each(|number| self.set_clock(number, 0));
     }
 
-    /// Moves the wall clock of a process to this many seconds off, at once. Needs [`ClusterBuilder::clocks`].
+    /// Moves the wall clock of a process to this many seconds off, at once. Needs
+    /// [`ClusterBuilder::clocks`].
     ///
     /// # Panics
     /// When there is no room.
     pub fn set_clock(&self, number: usize, seconds: i64) {
         // The process has mapped the file: it is written in place.
-        let file = File::options().create(true).truncate(false).write(true).open(self.clock(number)).expect("room for a clock");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.clock(number))
+            .expect("room for a clock");
         file.write_all_at(&(seconds * 1_000_000_000).to_ne_bytes(), 0).expect("room for a clock");
     }
 
@@ -452,7 +495,8 @@ impl Cluster {
 
     /// Whether writes to many slots are carried out through this process.
     fn serves(&self, number: usize) -> Result<(), String> {
-        let mut client = Client::reach(self.proxy(number), Duration::from_secs(8)).map_err(|error| error.to_string())?;
+        let mut client = Client::reach(self.proxy(number), Duration::from_secs(8))
+            .map_err(|error| error.to_string())?;
         for key in 0..self.builder.partitions * 4 {
             match client.call(&["SET", &format!("serves:{key}"), "yes"]) {
                 Ok(Value::Status(_)) => {}
@@ -468,7 +512,10 @@ impl Cluster {
         let tail = |number| {
             let text = self.said(number);
             let lines: Vec<&str> = text.lines().collect();
-            format!("--- process {number}, its last lines\n{}\n", lines[lines.len().saturating_sub(30)..].join("\n"))
+            format!(
+                "--- process {number}, its last lines\n{}\n",
+                lines[lines.len().saturating_sub(30)..].join("\n")
+            )
         };
         (0..self.len()).map(tail).collect()
     }
@@ -483,8 +530,13 @@ impl Drop for Cluster {
     }
 }
 
-/// Ports that were free a moment ago; all are held until all are found, so that they differ.
+/// Ports that were free a moment ago; all are held until all are found, so that they
+/// differ.
 pub fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a free port")).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("a bound socket has an address").port()).collect()
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a free port")).collect();
+    listeners
+        .iter()
+        .map(|listener| listener.local_addr().expect("a bound socket has an address").port())
+        .collect()
 }

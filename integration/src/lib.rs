@@ -1,11 +1,13 @@
-//! The test kit for whole processes: starts the built `bridle`, talks RESP to it, kills it.
+//! The test kit for whole processes: starts the built `bridle`, talks RESP to it, kills
+//! it.
 //!
 //! # Invariants
-//! - Everything listens on 127.0.0.1 on ports that the kernel gave, or in a network of the test's own; only processes started here are ended here.
+//! - Everything listens on 127.0.0.1 on ports that the kernel gave, or in a network of
+//!   the test's own; only processes started here are ended here.
 //! - A process started here does not outlive its [`Server`] or [`cluster::Cluster`].
 //!
-//! What proves a cluster: [`workload`] writes down what clients saw while [`nemesis`] breaks things, [`lin`] judges it; [`netns`] is the network
-//! that can be broken.
+//! What proves a cluster: [`workload`] writes down what clients saw while [`nemesis`]
+//! breaks things, [`lin`] judges it; [`netns`] is the network that can be broken.
 
 mod client;
 pub mod cluster;
@@ -21,5 +23,7 @@ pub use operator::{Said, admin_json, bridle, bridle_with, files, within};
 pub use server::{Server, ServerBuilder, binary};
 
 /// What is answered to a command whose keys lie in several partitions and must not.
-pub const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in several partitions, and nothing was done. Keys with a common {tag} \
-     lie in one, and so do all keys of a table that has only one (tables.partitions, bridle admin create --partitions)";
+pub const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in \
+                             several partitions, and nothing was done. Keys with a common {tag} \
+                             lie in one, and so do all keys of a table that has only one \
+                             (tables.partitions, bridle admin create --partitions)";

@@ -1,17 +1,21 @@
-//! A network of a test's own, whose links can be cut, slowed and made lossy: a network namespace for each place, and a switch between them
-//! that is ours.
+//! A network of a test's own, whose links can be cut, slowed and made lossy: a network
+//! namespace for each place, and a switch between them that is ours.
 //!
 //! # Layout
-//! Place 0 is the test itself (the namespace that it runs in), places 1 to n are namespaces. Each has one interface, a TUN device, with an
-//! address of one small net; what is sent to another place is read by a thread of the test, which looks at the [`Link`] from that place to
-//! the other and drops the packet, keeps it for a while or hands it on at once. Each direction is a link of its own, so a partition can be
-//! full, partial or one-way. No netem, no iptables: neither is in every kernel, a TUN device is. One packet costs two system calls, about
-//! 10 us.
+//! Place 0 is the test itself (the namespace that it runs in), places 1 to n are
+//! namespaces. Each has one interface, a TUN device, with an address of one small net;
+//! what is sent to another place is read by a thread of the test, which looks at the
+//! [`Link`] from that place to the other and drops the packet, keeps it for a while or
+//! hands it on at once. Each direction is a link of its own, so a partition can be full,
+//! partial or one-way. No netem, no iptables: neither is in every kernel, a TUN device
+//! is. One packet costs two system calls, about 10 us.
 //!
 //! # Invariants
-//! - Nothing outlives the [`Network`]: devices go with their file descriptors, namespaces on drop; those that a killed test left behind are
-//!   deleted by the next (`integration/tests/partitions_faults.rs`).
-//! - Without the right to make namespaces, [`Network::new`] says why instead; tests are left out then, but not where `CI` is set.
+//! - Nothing outlives the [`Network`]: devices go with their file descriptors, namespaces
+//!   on drop; those that a killed test left behind are deleted by the next
+//!   (`integration/tests/partitions_faults.rs`).
+//! - Without the right to make namespaces, [`Network::new`] says why instead; tests are
+//!   left out then, but not where `CI` is set.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -126,7 +130,8 @@ impl Network {
         Ok(Network { switch, namespaces: std::mem::take(&mut namespaces.0), net })
     }
 
-    /// The same; where it can't be made, a loud note that what needs it is not tested here.
+    /// The same; where it can't be made, a loud note that what needs it is not tested
+    /// here.
     ///
     /// # Panics
     /// When it can't, and the environment has `CI`: there nothing may be left out.
@@ -171,7 +176,8 @@ impl Network {
         self.set(other, one, link);
     }
 
-    /// Nothing passes between these places and all others (the test's own is not cut off: its clients still reach everybody).
+    /// Nothing passes between these places and all others (the test's own is not cut off:
+    /// its clients still reach everybody).
     pub fn isolate(&self, group: &[usize]) {
         let cut = Link { cut: true, ..Link::default() };
         for inside in group {
@@ -191,8 +197,8 @@ impl Drop for Network {
     fn drop(&mut self) {
         self.switch.stop.store(true, Ordering::Relaxed);
         self.switch.due.notify_all();
-        // The readers' descriptors keep the devices, so these are deleted; then every reader's next read fails, and it ends. One that is
-        // gone already is as good.
+        // The readers' descriptors keep the devices, so these are deleted; then every
+        // reader's next read fails, and it ends. One that is gone already is as good.
         let _ = ip(&["link", "del", &device(self.net, 0)]);
         for (before, namespace) in self.namespaces.iter().enumerate() {
             let _ = ip(&["-n", namespace, "link", "del", &device(self.net, before + 1)]);
@@ -229,7 +235,8 @@ impl Switch {
     }
 
     fn send(&self, from: usize, packet: &[u8]) {
-        // IPv4, with its destination at 16..20; whatever else (router solicitations of IPv6) goes nowhere.
+        // IPv4, with its destination at 16..20; whatever else (router solicitations of
+        // IPv6) goes nowhere.
         let (Some(0x45..=0x4f), Some(&to)) = (packet.first(), packet.get(19)) else { return };
         let to = usize::from(to).wrapping_sub(1);
         if to >= self.devices.len() {
@@ -246,7 +253,10 @@ impl Switch {
         }
         let (lost, extra) = {
             let mut dice = lock(&self.dice);
-            (dice.below(1_000) < link.loss_permille, Duration::from_nanos(dice.below(link.jitter.as_nanos() as u64 + 1)))
+            (
+                dice.below(1_000) < link.loss_permille,
+                Duration::from_nanos(dice.below(link.jitter.as_nanos() as u64 + 1)),
+            )
         };
         if lost {
             return;
@@ -254,7 +264,12 @@ impl Switch {
         let mut slow = lock(&self.slow);
         if slow.packets.len() < TRAVELLING_MAX {
             slow.sent += 1;
-            let travelling = Travelling { due: Instant::now() + link.delay + extra, number: slow.sent, to, packet: packet.to_vec() };
+            let travelling = Travelling {
+                due: Instant::now() + link.delay + extra,
+                number: slow.sent,
+                to,
+                packet: packet.to_vec(),
+            };
             slow.packets.push(Reverse(travelling));
             self.due.notify_one();
         }
@@ -273,7 +288,11 @@ impl Switch {
                 }
                 Some(Reverse(first)) => {
                     let rest = first.due - now;
-                    slow = self.due.wait_timeout(slow, rest).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+                    slow = self
+                        .due
+                        .wait_timeout(slow, rest)
+                        .unwrap_or_else(|poisoned| poisoned.into_inner())
+                        .0;
                 }
                 None => slow = self.due.wait(slow).unwrap_or_else(|poisoned| poisoned.into_inner()),
             }
@@ -310,7 +329,10 @@ static UNIQUE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::
 fn clear_leftovers() -> io::Result<()> {
     let all = ip(&["netns", "list"])?;
     for namespace in all.lines().filter_map(|line| line.split(' ').next()) {
-        let owner = namespace.strip_prefix("bridle-").and_then(|rest| rest.split('-').next()).and_then(|pid| pid.parse::<u32>().ok());
+        let owner = namespace
+            .strip_prefix("bridle-")
+            .and_then(|rest| rest.split('-').next())
+            .and_then(|pid| pid.parse::<u32>().ok());
         if owner.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
             eprintln!("deleting {namespace}, which a killed test left behind");
             ip(&["netns", "del", namespace])?;
@@ -326,7 +348,10 @@ fn ip(words: &[&str]) -> io::Result<String> {
         true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         false => {
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("ip {}: {why}", words.join(" "))))
+            Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("ip {}: {why}", words.join(" ")),
+            ))
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What an operator does beside talking RESP: `bridle admin`, the HTTP pages, a look at the files and at the memory.
+//! What an operator does beside talking RESP: `bridle admin`, the HTTP pages, a look at
+//! the files and at the memory.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,7 +34,10 @@ pub fn bridle(words: &[&str]) -> Said {
 /// When it can't be started.
 pub fn bridle_with(password: Option<&str>, words: &[&str]) -> Said {
     let mut command = Command::new(binary());
-    command.args(words).env_remove("BRIDLE_PASSWORD").envs(password.map(|password| ("BRIDLE_PASSWORD", password)));
+    command
+        .args(words)
+        .env_remove("BRIDLE_PASSWORD")
+        .envs(password.map(|password| ("BRIDLE_PASSWORD", password)));
     let output = command.output().expect("the binary starts");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Said { fine: output.status.success(), out: text(output.stdout), error: text(output.stderr) }
@@ -46,7 +50,8 @@ pub fn bridle_with(password: Option<&str>, words: &[&str]) -> Said {
 pub fn admin_json(url: &str, password: Option<&str>, words: &[&str]) -> Json {
     let said = bridle_with(password, &[&["admin", "--json", "--url", url], words].concat());
     assert!(said.fine, "{words:?}: {}", said.error);
-    serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{words:?}: {error}: {}", said.out))
+    serde_json::from_str(&said.out)
+        .unwrap_or_else(|error| panic!("{words:?}: {error}: {}", said.out))
 }
 
 impl Server {
@@ -73,8 +78,10 @@ impl Server {
     /// # Panics
     /// When nobody answers.
     pub fn page(&self, path: &str) -> (u16, String) {
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        let mut response = agent.get(format!("{}{path}", self.url())).call().expect("the HTTP port answers");
+        let agent: ureq::Agent =
+            ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut response =
+            agent.get(format!("{}{path}", self.url())).call().expect("the HTTP port answers");
         (response.status().as_u16(), response.body_mut().read_to_string().expect("a page of text"))
     }
 
@@ -83,8 +90,12 @@ impl Server {
     /// # Panics
     /// When it does not run.
     pub fn rss_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process has a status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says how much memory is resident");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("a running process has a status");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("Linux says how much memory is resident");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("kB");
         kib << 10
     }

@@ -19,7 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
     let found = test.ancestors().map(|dir| dir.join("bridle")).find(|path| path.is_file());
-    found.expect("the binary lies in the directory above the tests: cargo build --release --workspace")
+    found.expect(
+        "the binary lies in the directory above the tests: cargo build --release --workspace",
+    )
 }
 
 /// How to start a server.
@@ -93,7 +95,8 @@ impl ServerBuilder {
     /// # Panics
     /// When there is no binary, or no room for its directory.
     pub fn spawn(self) -> Server {
-        let own_dir = self.dir.is_none().then(|| tempfile::tempdir().expect("a directory for the test"));
+        let own_dir =
+            self.dir.is_none().then(|| tempfile::tempdir().expect("a directory for the test"));
         let dir = match (&self.dir, &own_dir) {
             (Some(dir), _) => dir.clone(),
             (None, Some(own)) => own.path().join("data"),
@@ -122,7 +125,8 @@ impl Server {
     /// # Panics
     /// When it is refused.
     pub fn client(&self) -> Client {
-        Client::connect(self.port).unwrap_or_else(|error| panic!("connect: {error}\n{}", self.output()))
+        Client::connect(self.port)
+            .unwrap_or_else(|error| panic!("connect: {error}\n{}", self.output()))
     }
 
     /// The data directory.
@@ -130,7 +134,8 @@ impl Server {
         &self.dir
     }
 
-    /// What the process has printed, standard output and error together, over all its starts.
+    /// What the process has printed, standard output and error together, over all its
+    /// starts.
     pub fn output(&self) -> String {
         self.output.lock().expect("no reader panics").clone()
     }
@@ -162,7 +167,10 @@ impl Server {
     /// When there is no `kill`.
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        Command::new("kill").args(["-s", name, &pid]).status().expect("kill is part of every system");
+        Command::new("kill")
+            .args(["-s", name, &pid])
+            .status()
+            .expect("kill is part of every system");
     }
 
     /// Whether the process has ended by itself.
@@ -185,12 +193,17 @@ impl Server {
                 std::thread::sleep(Duration::from_millis(20));
                 return status;
             }
-            assert!(Instant::now() < deadline, "the server did not end; it said:\n{}", self.output());
+            assert!(
+                Instant::now() < deadline,
+                "the server did not end; it said:\n{}",
+                self.output()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Starts the process again on the same directory and ports, and waits until it serves. Returns how long that took.
+    /// Starts the process again on the same directory and ports, and waits until it
+    /// serves. Returns how long that took.
     pub fn restart(&mut self) -> Duration {
         self.kill();
         let began = Instant::now();
@@ -210,7 +223,11 @@ impl Server {
                 }
             }
             let ended = self.child.try_wait().expect("our own child");
-            assert!(ended.is_none() && Instant::now() < deadline, "the server does not serve ({ended:?}); it said:\n{}", self.output());
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "the server does not serve ({ended:?}); it said:\n{}",
+                self.output()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -228,7 +245,13 @@ fn free_port() -> u16 {
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
-fn launch(builder: &ServerBuilder, dir: &Path, port: u16, http_port: u16, output: &Arc<Mutex<String>>) -> Child {
+fn launch(
+    builder: &ServerBuilder,
+    dir: &Path,
+    port: u16,
+    http_port: u16,
+    output: &Arc<Mutex<String>>,
+) -> Child {
     let mut words = builder.wrapper.clone();
     words.push(binary().display().to_string());
     let mut command = Command::new(&words[0]);
@@ -238,7 +261,13 @@ fn launch(builder: &ServerBuilder, dir: &Path, port: u16, http_port: u16, output
         std::fs::write(&file, &builder.config).expect("write the test's configuration");
         command.arg("--config").arg(file);
     }
-    command.arg("--port").arg(port.to_string()).arg("--http-port").arg(http_port.to_string()).arg("--data").arg(dir);
+    command
+        .arg("--port")
+        .arg(port.to_string())
+        .arg("--http-port")
+        .arg(http_port.to_string())
+        .arg("--data")
+        .arg(dir);
     // Many of these run side by side; who measures says otherwise.
     command.args(["--set", "node.memory=64MiB"]);
     command.args(&builder.flags).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,4 +1,5 @@
-//! `bridle admin` as an operator types it: every subcommand, in words and in JSON, with and without a password, and what goes wrong.
+//! `bridle admin` as an operator types it: every subcommand, in words and in JSON, with
+//! and without a password, and what goes wrong.
 
 use std::path::PathBuf;
 
@@ -21,27 +22,64 @@ fn every_subcommand_answers_in_words() {
     assert!(server.admin(&["tables"]).out.starts_with("no tables yet"));
     let made = server.admin(&["create", "users", "--partitions", "2", "--env", "default_ttl=600"]);
     let made = rows(&made);
-    assert_eq!(made[0], ["ID", "NUMBER", "NAME", "STATUS", "PARTITIONS", "REPLICAS", "ROWS", "EXPIRING", "DISK", "MEMTABLES", "ENVS"]);
-    assert_eq!((&made[1][..8], made[1].last()), (&["1", "16", "users", "ready", "2", "1", "0", "0"][..], Some(&"default_ttl=600")));
+    assert_eq!(
+        made[0],
+        [
+            "ID",
+            "NUMBER",
+            "NAME",
+            "STATUS",
+            "PARTITIONS",
+            "REPLICAS",
+            "ROWS",
+            "EXPIRING",
+            "DISK",
+            "MEMTABLES",
+            "ENVS"
+        ]
+    );
+    assert_eq!(
+        (&made[1][..8], made[1].last()),
+        (&["1", "16", "users", "ready", "2", "1", "0", "0"][..], Some(&"default_ttl=600"))
+    );
     let mut client = server.client();
     client.run("SELECT users");
     client.run("MSET a 1 b 2 c 3");
     let listed = server.admin(&["tables"]);
     assert_eq!(rows(&listed)[1][..8], ["1", "16", "users", "ready", "2", "1", "3", "3"]);
 
-    assert_eq!(rows(&server.admin(&["env", "get", "users"])), [["ENV", "VALUE"], ["default_ttl", "600"]]);
-    assert_eq!(rows(&server.admin(&["env", "set", "users", "default_ttl", "60"])), [["ENV", "VALUE"], ["default_ttl", "60"]]);
+    assert_eq!(
+        rows(&server.admin(&["env", "get", "users"])),
+        [["ENV", "VALUE"], ["default_ttl", "600"]]
+    );
+    assert_eq!(
+        rows(&server.admin(&["env", "set", "users", "default_ttl", "60"])),
+        [["ENV", "VALUE"], ["default_ttl", "60"]]
+    );
     assert_eq!(server.admin(&["env", "get", "users", "default_ttl"]).out, "60\n");
     assert_eq!(server.admin(&["env", "del", "users", "default_ttl"]).out, "none set\n");
     assert!(server.admin(&["env", "get", "users", "default_ttl"]).error.contains("is not set"));
 
-    assert!(server.admin(&["compact", "users", "--progress"]).out.starts_with("no compaction was asked for"));
+    assert!(
+        server
+            .admin(&["compact", "users", "--progress"])
+            .out
+            .starts_with("no compaction was asked for")
+    );
     let done = server.admin(&["compact", "users", "--wait"]);
     assert!(done.out.starts_with("done in ") && done.out.contains("2 of 2 partitions"), "{done:?}");
     assert!(server.admin(&["compact", "users", "--progress"]).out.starts_with("done in "));
     let status = server.admin(&["status"]).out;
-    for line in ["status      ready, up 0d 00:0", "cluster     bridle (", "durability  os", "tables      1 with 2 partitions"] {
-        assert!(status.lines().any(|other| other.starts_with(line)), "{line} is missing in:\n{status}");
+    for line in [
+        "status      ready, up 0d 00:0",
+        "cluster     bridle (",
+        "durability  os",
+        "tables      1 with 2 partitions",
+    ] {
+        assert!(
+            status.lines().any(|other| other.starts_with(line)),
+            "{line} is missing in:\n{status}"
+        );
     }
     assert!(server.admin(&["drop", "users"]).out.starts_with("users is dropped"));
     within(10, "it is gone", || server.admin(&["tables"]).out.starts_with("no tables yet"));
@@ -52,25 +90,43 @@ fn every_subcommand_answers_in_json() {
     let server = small().start();
     assert_eq!(server.admin_json(&["tables"]), json!([]));
     let made = server.admin_json(&["create", "users", "--partitions", "2"]);
-    assert_eq!((&made["name"], &made["number"], &made["partitions"]), (&json!("users"), &json!(16), &json!(2)));
+    assert_eq!(
+        (&made["name"], &made["number"], &made["partitions"]),
+        (&json!("users"), &json!(16), &json!(2))
+    );
     assert_eq!((&made["envs"], &made["faults"]), (&json!({}), &json!({})));
     let mut client = server.client();
     client.run("SELECT users");
     client.run("SET a 1 EX 100");
     let one = &server.admin_json(&["tables"])[0];
-    assert_eq!((&one["rows"], &one["expiring"], &one["status"]), (&json!(1), &json!(1), &json!("ready")));
-    assert_eq!(server.admin_json(&["env", "set", "users", "default_ttl", "60"]), json!({"default_ttl": "60"}));
+    assert_eq!(
+        (&one["rows"], &one["expiring"], &one["status"]),
+        (&json!(1), &json!(1), &json!("ready"))
+    );
+    assert_eq!(
+        server.admin_json(&["env", "set", "users", "default_ttl", "60"]),
+        json!({"default_ttl": "60"})
+    );
     assert_eq!(server.admin_json(&["env", "get", "users"]), json!({"default_ttl": "60"}));
     assert_eq!(server.admin_json(&["env", "get", "users", "default_ttl"]), json!({"value": "60"}));
     assert_eq!(server.admin_json(&["env", "del", "users", "default_ttl"]), json!({}));
     assert_eq!(server.admin_json(&["compact", "users", "--progress"])["status"], "none");
     let node = &server.admin_json(&["nodes"])[0];
     let figure = |name: &str| node[name].as_u64().unwrap_or_else(|| panic!("{name} in {node}"));
-    assert!(figure("disk_free_bytes") > 1 << 20 && figure("disk_total_bytes") > figure("disk_free_bytes"), "{node}");
+    assert!(
+        figure("disk_free_bytes") > 1 << 20
+            && figure("disk_total_bytes") > figure("disk_free_bytes"),
+        "{node}"
+    );
     assert!(figure("memory_bytes") > 1 << 20 && figure("connections") == 1, "{node}");
     let started = server.admin_json(&["compact", "users"]);
-    assert!(["running", "done"].contains(&started["status"].as_str().expect("a word")), "{started}");
-    within(20, "the compaction ends", || server.admin_json(&["compact", "users", "--progress"])["status"] == "done");
+    assert!(
+        ["running", "done"].contains(&started["status"].as_str().expect("a word")),
+        "{started}"
+    );
+    within(20, "the compaction ends", || {
+        server.admin_json(&["compact", "users", "--progress"])["status"] == "done"
+    });
     let done = server.admin_json(&["compact", "users", "--progress"]);
     assert_eq!((&done["partitions"], &done["partitions_done"]), (&json!(2), &json!(2)));
     let status = server.admin_json(&["status"]);
@@ -95,15 +151,26 @@ fn what_makes_no_sense_is_refused_with_the_reason_and_a_failing_exit_code() {
         (&["compact", "nobody"], "no such table 'nobody'"),
         (&["compact", "nobody", "--wait"], "no such table 'nobody'"),
         (&["env", "get", "nobody"], "no such table 'nobody'"),
-        (&["env", "set", "users", "default_tll", "1"], "no such env 'default_tll'; there are: default_ttl"),
+        (
+            &["env", "set", "users", "default_tll", "1"],
+            "no such env 'default_tll'; there are: default_ttl",
+        ),
         (&["env", "set", "users", "default_ttl", "0"], "'0' is not a value of default_ttl"),
         (&["env", "del", "users", "color"], "no such env 'color'"),
     ];
     for (words, why) in cases {
         for json in [false, true] {
-            let said = if json { server.admin(&[&["--json"], *words].concat()) } else { server.admin(words) };
+            let said = if json {
+                server.admin(&[&["--json"], *words].concat())
+            } else {
+                server.admin(words)
+            };
             assert!(!said.fine && said.out.is_empty(), "{words:?}: {said:?}");
-            assert!(said.error.starts_with("bridle: ") && said.error.contains(why), "{words:?}: {}", said.error);
+            assert!(
+                said.error.starts_with("bridle: ") && said.error.contains(why),
+                "{words:?}: {}",
+                said.error
+            );
         }
     }
     assert!(!server.admin(&["explode"]).fine);
@@ -137,7 +204,10 @@ fn with_a_password_everything_asks_for_it() {
     for words in all {
         for with in [vec![], vec!["--password-file", &wrong]] {
             let said = server.admin(&[with.as_slice(), *words].concat());
-            assert!(!said.fine && said.out.is_empty() && said.error.contains("password"), "{with:?} {words:?}: {said:?}");
+            assert!(
+                !said.fine && said.out.is_empty() && said.error.contains("password"),
+                "{with:?} {words:?}: {said:?}"
+            );
         }
     }
     assert_eq!(client.run("GET a"), Value::bulk("1"), "nothing was dropped");
@@ -154,9 +224,15 @@ fn with_a_password_everything_asks_for_it() {
 #[test]
 fn a_wrong_address_is_named() {
     let server = small().start();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port();
     let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{nobody}"), "status"]);
-    assert!(!said.fine && said.error.contains(&nobody.to_string()) && said.error.contains("--url"), "{said:?}");
+    assert!(
+        !said.fine && said.error.contains(&nobody.to_string()) && said.error.contains("--url"),
+        "{said:?}"
+    );
     // The port of Redis clients is the natural mistake.
     let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{}", server.port), "status"]);
     assert!(!said.fine && said.error.contains(&server.port.to_string()), "{said:?}");
@@ -167,7 +243,8 @@ fn a_wrong_address_is_named() {
 fn config_rewrite_keeps_the_comments_of_the_file_and_holds_after_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
     let config = dir.path().join("mine.toml");
-    let before = "# Ours since 2019.\n[proxy]\n# The load balancer knows this.\nmaxclients = 50 # few\n\n[log]\nlevel = \"info\"\n";
+    let before = "# Ours since 2019.\n[proxy]\n# The load balancer knows this.\nmaxclients = 50 # \
+                  few\n\n[log]\nlevel = \"info\"\n";
     std::fs::write(&config, before).expect("write the configuration");
     let mut server = small().flag("config", config.display()).start();
     let mut client = server.client();

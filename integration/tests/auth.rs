@@ -1,4 +1,5 @@
-//! Who may speak: passwords, protected mode, what strangers may send; and that secrets stay secret.
+//! Who may speak: passwords, protected mode, what strangers may send; and that secrets
+//! stay secret.
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -9,7 +10,9 @@ use integration::{Client, Server, ServerBuilder, Value, bridle, bridle_with};
 const PASSWORD: &str = "hunter2-and-more";
 
 fn with_password() -> ServerBuilder {
-    Server::builder().flag("durability", "os").config(&format!("[proxy]\nrequirepass = \"{PASSWORD}\""))
+    Server::builder()
+        .flag("durability", "os")
+        .config(&format!("[proxy]\nrequirepass = \"{PASSWORD}\""))
 }
 
 fn error(text: &str) -> Value {
@@ -20,11 +23,25 @@ fn error(text: &str) -> Value {
 fn nobody_does_anything_before_the_password() {
     let server = with_password().start();
     let mut client = server.client();
-    for line in ["GET k", "SET k v", "PING", "CONFIG GET requirepass", "FLUSHALL", "SHUTDOWN", "MULTI", "CLIENT LIST"] {
+    for line in [
+        "GET k",
+        "SET k v",
+        "PING",
+        "CONFIG GET requirepass",
+        "FLUSHALL",
+        "SHUTDOWN",
+        "MULTI",
+        "CLIENT LIST",
+    ] {
         let said = client.run(line);
         assert_eq!(said, error("NOAUTH Authentication required."), "{line}");
     }
-    assert!(client.run("HELLO 3").text().starts_with("NOAUTH HELLO must be called with the client already authenticated"));
+    assert!(
+        client
+            .run("HELLO 3")
+            .text()
+            .starts_with("NOAUTH HELLO must be called with the client already authenticated")
+    );
     let wrong = error("WRONGPASS invalid username-password pair or user is disabled.");
     assert_eq!(client.run("AUTH wrong"), wrong);
     assert_eq!(client.run(&format!("AUTH somebody {PASSWORD}")), wrong);
@@ -63,7 +80,10 @@ fn an_address_that_others_reach_needs_a_password() {
     for flags in [["--bind", "0.0.0.0"], ["--bind", "::"], ["--set", "http.bind=\"0.0.0.0\""]] {
         let dir = tempfile::tempdir().expect("a directory");
         let data = dir.path().join("data").display().to_string();
-        let said = bridle(&[&["standalone", "--port", "0", "--http-port", "0", "--data", &data][..], &flags].concat());
+        let said = bridle(
+            &[&["standalone", "--port", "0", "--http-port", "0", "--data", &data][..], &flags]
+                .concat(),
+        );
         assert!(!said.fine, "{flags:?} was let through");
         for word in ["no password is set", "requirepass_file", "127.0.0.1"] {
             assert!(said.error.contains(word), "{flags:?}: {word} is not in {}", said.error);
@@ -73,8 +93,12 @@ fn an_address_that_others_reach_needs_a_password() {
 
 #[test]
 fn no_secret_is_logged_shown_or_kept() {
-    let secrets = [PASSWORD, "guess-one", "guess-two", "guess-three", "the-next-one", "guess-at-http"];
-    let server = with_password().flag("log-level", "trace").flag("set", "proxy.slowlog_log_slower_than=\"0s\"").start();
+    let secrets =
+        [PASSWORD, "guess-one", "guess-two", "guess-three", "the-next-one", "guess-at-http"];
+    let server = with_password()
+        .flag("log-level", "trace")
+        .flag("set", "proxy.slowlog_log_slower_than=\"0s\"")
+        .start();
     let mut client = server.client();
     client.run("AUTH guess-one");
     client.run("HELLO 3 AUTH default guess-two");
@@ -92,15 +116,25 @@ fn no_secret_is_logged_shown_or_kept() {
     while !seen.contains("the-end") {
         seen += &monitor.reply().expect("a monitor is told what happens").text();
     }
-    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).build().into();
     let tables = format!("http://127.0.0.1:{}/v1/tables", server.http_port);
-    let refused = agent.get(&tables).header("Authorization", "Bearer guess-at-http").call().expect("the HTTP port answers");
+    let refused = agent
+        .get(&tables)
+        .header("Authorization", "Bearer guess-at-http")
+        .call()
+        .expect("the HTTP port answers");
     assert_eq!(refused.status().as_u16(), 401);
     let slow = format!("{:?}", client.run("SLOWLOG GET -1"));
     let clients = client.run("CLIENT LIST").text();
     let info = client.run("INFO everything").text();
     let metrics = server.page("/metrics").1;
-    let config = bridle(&["standalone", "--print-config", "--config", &server.dir().with_extension("toml").display().to_string()]);
+    let config = bridle(&[
+        "standalone",
+        "--print-config",
+        "--config",
+        &server.dir().with_extension("toml").display().to_string(),
+    ]);
     assert!(config.fine && config.out.contains("requirepass"), "{config:?}");
     for (place, text) in [
         ("the log", server.output()),
@@ -124,11 +158,15 @@ fn the_admin_api_asks_for_the_password_and_the_health_pages_do_not() {
     assert_eq!(server.page("/metrics").0, 200);
     assert_eq!(server.page("/v1/tables").0, 401);
     let url = format!("http://127.0.0.1:{}/v1/tables", server.http_port);
-    let answer = ureq::get(&url).header("Authorization", &format!("Bearer {PASSWORD}")).call().expect("the password is right");
+    let answer = ureq::get(&url)
+        .header("Authorization", &format!("Bearer {PASSWORD}"))
+        .call()
+        .expect("the password is right");
     assert_eq!(answer.status().as_u16(), 200);
 }
 
-/// A stranger here is who comes to the machine by another address than loopback, if it has one.
+/// A stranger here is who comes to the machine by another address than loopback, if it
+/// has one.
 #[test]
 fn without_a_password_only_this_machine_administers() {
     let server = with_password().config("[http]\nbind = \"0.0.0.0\"").start();
@@ -142,17 +180,22 @@ fn without_a_password_only_this_machine_administers() {
         eprintln!("not run to its end: this machine has no address but loopback");
         return;
     };
-    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).build().into();
     let status = |page: &str| {
         let url = format!("http://{}:{}{page}", own.ip(), server.http_port);
         agent.get(&url).call().expect("the HTTP port answers").status().as_u16()
     };
-    assert_eq!((status("/v1/tables"), status("/v1/status"), status("/health/live")), (401, 401, 200));
+    assert_eq!(
+        (status("/v1/tables"), status("/v1/status"), status("/health/live")),
+        (401, 401, 200)
+    );
     assert_eq!(client.run("CONFIG SET protected-mode no"), Value::ok());
     assert_eq!(status("/v1/tables"), 200);
 }
 
-/// What the server says to bytes of a client that has not said the password, to the end of the connection.
+/// What the server says to bytes of a client that has not said the password, to the end
+/// of the connection.
 fn last_words(port: u16, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the port is open");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a live socket");
@@ -166,9 +209,18 @@ fn last_words(port: u16, bytes: &[u8]) -> String {
 #[test]
 fn strangers_are_cut_off_at_the_announcement_of_something_large() {
     let server = with_password().start();
-    assert_eq!(last_words(server.port, b"*11\r\n"), "-ERR Protocol error: unauthenticated multibulk length\r\n");
-    assert_eq!(last_words(server.port, b"*2\r\n$16385\r\n"), "-ERR Protocol error: unauthenticated bulk length\r\n");
-    assert_eq!(last_words(server.port, &[b'x'; 100_000]), "-ERR Protocol error: too big inline request\r\n");
+    assert_eq!(
+        last_words(server.port, b"*11\r\n"),
+        "-ERR Protocol error: unauthenticated multibulk length\r\n"
+    );
+    assert_eq!(
+        last_words(server.port, b"*2\r\n$16385\r\n"),
+        "-ERR Protocol error: unauthenticated bulk length\r\n"
+    );
+    assert_eq!(
+        last_words(server.port, &[b'x'; 100_000]),
+        "-ERR Protocol error: too big inline request\r\n"
+    );
     let mut client = server.client();
     client.run(&format!("AUTH {PASSWORD}"));
     let large = "x".repeat(1_000_000);
@@ -193,7 +245,9 @@ fn strangers_that_read_nothing_are_not_read_from_either() {
         senders.into_iter().map(|sender| sender.join().expect("the server stops reading")).collect()
     });
     // What passed through is given back to the machine a moment later.
-    integration::within(20, "20 strangers hold little", || server.rss_bytes().saturating_sub(before) < 20 << 20);
+    integration::within(20, "20 strangers hold little", || {
+        server.rss_bytes().saturating_sub(before) < 20 << 20
+    });
     drop(strangers);
     assert_eq!(server.client().run(&format!("AUTH {PASSWORD}")), Value::ok());
 }
@@ -205,10 +259,13 @@ fn many_strangers_cost_little_memory() {
     let before = server.rss_bytes();
     // Each leaves a command unfinished that is as large as it may be.
     let unfinished = [&b"*10\r\n"[..], &b"$16384\r\n"[..], &[b'x'; 16384], b"\r\n"].concat();
-    let unfinished = [&unfinished[..], &[&b"$16384\r\n"[..], &[b'x'; 16384], b"\r\n"].concat().repeat(8)].concat();
+    let unfinished =
+        [&unfinished[..], &[&b"$16384\r\n"[..], &[b'x'; 16384], b"\r\n"].concat().repeat(8)]
+            .concat();
     let strangers: Vec<TcpStream> = (0..200)
         .map(|_| {
-            let mut stream = TcpStream::connect(("127.0.0.1", server.port)).expect("the port is open");
+            let mut stream =
+                TcpStream::connect(("127.0.0.1", server.port)).expect("the port is open");
             stream.write_all(&unfinished).expect("a live socket");
             stream
         })
@@ -217,13 +274,20 @@ fn many_strangers_cost_little_memory() {
     client.run(&format!("AUTH {PASSWORD}"));
     let mut kept = || -> u64 {
         let list = client.run("CLIENT LIST").text();
-        list.split_whitespace().filter_map(|word| word.strip_prefix("qbuf=")?.parse::<u64>().ok()).sum()
+        list.split_whitespace()
+            .filter_map(|word| word.strip_prefix("qbuf=")?.parse::<u64>().ok())
+            .sum()
     };
     integration::within(30, "what they sent has been read", || kept() > 200 * 9 * 16384);
     let grown = server.rss_bytes().saturating_sub(before);
     assert!(grown < 200 * (512 << 10), "200 strangers hold {grown} bytes");
     drop(strangers);
-    assert_eq!(Client::connect(server.port).map(|mut client| client.run(&format!("AUTH {PASSWORD}"))).expect("it serves"), Value::ok());
+    assert_eq!(
+        Client::connect(server.port)
+            .map(|mut client| client.run(&format!("AUTH {PASSWORD}")))
+            .expect("it serves"),
+        Value::ok()
+    );
 }
 
 #[test]
@@ -232,17 +296,26 @@ fn an_operator_sends_any_password_and_is_told_where_he_knocks() {
     // Beyond ASCII, a control character, a blank at the end.
     let password = "pä\u{1}ßwørd 密 ";
     let mut client = server.client();
-    assert_eq!(client.call(&["CONFIG", "SET", "requirepass", password]).expect("a live socket"), Value::ok());
+    assert_eq!(
+        client.call(&["CONFIG", "SET", "requirepass", password]).expect("a live socket"),
+        Value::ok()
+    );
     let said = bridle_with(Some(password), &["admin", "--url", &server.url(), "status"]);
     assert!(said.fine, "{}", said.error);
     let file = server.dir().with_extension("password");
     std::fs::write(&file, "pässwörd\n").expect("room");
-    assert_eq!(client.call(&["CONFIG", "SET", "requirepass", "pässwörd"]).expect("a live socket"), Value::ok());
+    assert_eq!(
+        client.call(&["CONFIG", "SET", "requirepass", "pässwörd"]).expect("a live socket"),
+        Value::ok()
+    );
     let said = server.admin(&["--password-file", &file.display().to_string(), "tables"]);
     assert!(said.fine, "{}", said.error);
     assert!(server.admin(&["tables"]).error.contains("password"));
 
-    let (place, free) = (server.url().trim_start_matches("http://").to_owned(), integration::cluster::free_ports(1)[0]);
+    let (place, free) = (
+        server.url().trim_start_matches("http://").to_owned(),
+        integration::cluster::free_ports(1)[0],
+    );
     for (url, why) in [
         (place.clone(), format!("try --url http://{place}")),
         (format!("http://127.0.0.1:{free}"), format!("nothing answers at 127.0.0.1:{free}")),

@@ -1,4 +1,5 @@
-//! What grows without bound elsewhere: the log, the directory, memory, restarts, the time that a huge row takes, what the background takes of a core.
+//! What grows without bound elsewhere: the log, the directory, memory, restarts, the time
+//! that a huge row takes, what the background takes of a core.
 
 use std::collections::BTreeSet;
 use std::fs::read_to_string;
@@ -45,7 +46,8 @@ fn load(client: &mut Client, commands: impl Iterator<Item = Vec<Vec<u8>>>) {
 fn fields(row: &str, count: u64, len: usize) -> impl Iterator<Item = Vec<Vec<u8>>> {
     let row = row.as_bytes().to_vec();
     (0..count.div_ceil(100)).map(move |chunk| {
-        let pairs = (chunk * 100..(chunk * 100 + 100).min(count)).flat_map(|n| [format!("field:{n}").into_bytes(), noise(n, len)]);
+        let pairs = (chunk * 100..(chunk * 100 + 100).min(count))
+            .flat_map(|n| [format!("field:{n}").into_bytes(), noise(n, len)]);
         [b"HSET".to_vec(), row.clone()].into_iter().chain(pairs).collect()
     })
 }
@@ -54,7 +56,8 @@ fn fields(row: &str, count: u64, len: usize) -> impl Iterator<Item = Vec<Vec<u8>
 fn endless_overwriting_keeps_log_directory_and_memory_bounded_and_restarts_fast() {
     const KEYS: u64 = 1000;
     const VALUE: usize = 3000;
-    /// The log is flushed away whenever 48 MiB have come together, and grows on while that is under way; unbounded it would be 300.
+    /// The log is flushed away whenever 48 MiB have come together, and grows on while
+    /// that is under way; unbounded it would be 300.
     const LOG_MAX: u64 = 150 * MIB;
     /// Besides, the rows, several times while compaction is behind.
     const DIRECTORY_MAX: u64 = 220 * MIB;
@@ -63,12 +66,26 @@ fn endless_overwriting_keeps_log_directory_and_memory_bounded_and_restarts_fast(
     let mut client = server.client();
     let (mut directory, mut log, mut rss) = (0, 0, 0);
     for round in 0..100 {
-        load(&mut client, (0..KEYS).map(|n| vec![b"SET".to_vec(), format!("key:{n}").into_bytes(), noise(round * KEYS + n, VALUE)]));
+        load(
+            &mut client,
+            (0..KEYS).map(|n| {
+                vec![
+                    b"SET".to_vec(),
+                    format!("key:{n}").into_bytes(),
+                    noise(round * KEYS + n, VALUE),
+                ]
+            }),
+        );
         directory = directory.max(server.disk_bytes());
         log = log.max(server.log_bytes());
         rss = rss.max(server.rss_bytes());
     }
-    println!("300 MB written; at most {} MiB of directory, {} of it log, {} MiB resident", directory / MIB, log / MIB, rss / MIB);
+    println!(
+        "300 MB written; at most {} MiB of directory, {} of it log, {} MiB resident",
+        directory / MIB,
+        log / MIB,
+        rss / MIB
+    );
     assert!(directory < DIRECTORY_MAX, "{} MiB on disk", directory / MIB);
     assert!(log < LOG_MAX, "{} MiB of log", log / MIB);
     assert!(rss < RSS_MAX, "{} MiB resident", rss / MIB);
@@ -79,7 +96,10 @@ fn endless_overwriting_keeps_log_directory_and_memory_bounded_and_restarts_fast(
     let mut client = server.client();
     assert_eq!(client.run("DBSIZE"), Value::Int(KEYS as i64));
     for n in 0..KEYS {
-        assert!(client.run(&format!("GET key:{n}")) == Value::Bulk(noise(99 * KEYS + n, VALUE)), "key {n} is not the last written");
+        assert!(
+            client.run(&format!("GET key:{n}")) == Value::Bulk(noise(99 * KEYS + n, VALUE)),
+            "key {n} is not the last written"
+        );
     }
     drop(client);
     assert!(server.stop().success());
@@ -104,7 +124,8 @@ fn the_space_of_deleted_and_replaced_and_expired_rows_comes_back() {
         within(20, "it lies on disk", || tables() > 10 * MIB);
         tables()
     };
-    // The sweep judges by what has been dead for some ten seconds, so the first compaction may come too early for it.
+    // The sweep judges by what has been dead for some ten seconds, so the first
+    // compaction may come too early for it.
     within(60, "the space is given back", || {
         assert_eq!(server.admin_json(&["compact", "db0", "--wait"])["status"], "done");
         tables() < before / 10
@@ -125,7 +146,8 @@ fn quickest(mut act: impl FnMut(usize)) -> Duration {
 }
 
 #[test]
-fn deleting_a_huge_hash_takes_no_longer_than_deleting_a_small_one_and_its_fields_never_show_through() {
+fn deleting_a_huge_hash_takes_no_longer_than_deleting_a_small_one_and_its_fields_never_show_through()
+ {
     let mut server = small().start();
     let mut client = server.client();
     for n in 0..3 {
@@ -136,14 +158,20 @@ fn deleting_a_huge_hash_takes_no_longer_than_deleting_a_small_one_and_its_fields
     let small = quickest(|n| assert_eq!(client.run(&format!("DEL small:{n}")), Value::Int(1)));
     let huge = quickest(|n| assert_eq!(client.run(&format!("DEL huge:{n}")), Value::Int(1)));
     println!("DEL of 1 field {small:?}, of 200,000 fields {huge:?}");
-    assert!(huge < small * 20 + Duration::from_millis(5), "DEL of 1 field takes {small:?}, of 200,000 {huge:?}");
+    assert!(
+        huge < small * 20 + Duration::from_millis(5),
+        "DEL of 1 field takes {small:?}, of 200,000 {huge:?}"
+    );
     for restarted in [false, true] {
         for n in 0..3 {
             if !restarted {
                 assert_eq!(client.run(&format!("HSET huge:{n} new value")), Value::Int(1));
             }
             assert_eq!(client.run(&format!("HLEN huge:{n}")), Value::Int(1));
-            assert_eq!(client.run(&format!("HGETALL huge:{n}")), Value::Array(vec![Value::bulk("new"), Value::bulk("value")]));
+            assert_eq!(
+                client.run(&format!("HGETALL huge:{n}")),
+                Value::Array(vec![Value::bulk("new"), Value::bulk("value")])
+            );
             assert_eq!(client.run(&format!("HGET huge:{n} field:1")), Value::Nil);
         }
         server.restart();
@@ -160,7 +188,9 @@ fn hscan_gives_every_field_of_a_huge_hash_in_bounded_memory_over_a_restart() {
     let (mut found, mut cursor, mut pages) = (BTreeSet::new(), "0".to_owned(), 0);
     let mut rss = 0;
     loop {
-        let Value::Array(page) = client.run(&format!("HSCAN huge {cursor} COUNT 500")) else { panic!("not a page") };
+        let Value::Array(page) = client.run(&format!("HSCAN huge {cursor} COUNT 500")) else {
+            panic!("not a page")
+        };
         let Value::Array(pairs) = &page[1] else { panic!("not pairs") };
         assert!(pairs.len() <= 2 * 1000, "{} fields for a COUNT of 500", pairs.len() / 2);
         found.extend(pairs.chunks(2).map(|pair| pair[0].text()));
@@ -188,14 +218,30 @@ fn scan_gives_every_key_that_stays_while_others_come_and_go_over_a_restart() {
     let mut client = server.client();
     let set = |key: String| vec![b"SET".to_vec(), key.into_bytes(), b"x".to_vec()];
     load(&mut client, (0..3000).map(|n| set(format!("stays:{n}"))));
-    load(&mut client, (0..500).map(|n| vec![b"HSET".to_vec(), format!("hash:{n}").into_bytes(), b"f".to_vec(), b"v".to_vec()]));
+    load(
+        &mut client,
+        (0..500).map(|n| {
+            vec![b"HSET".to_vec(), format!("hash:{n}").into_bytes(), b"f".to_vec(), b"v".to_vec()]
+        }),
+    );
     load(&mut client, (0..1000).map(|n| set(format!("goes:{n}"))));
-    let (stays, hashes): (BTreeSet<String>, BTreeSet<String>) =
-        ((0..3000).map(|n| format!("stays:{n}")).collect(), (0..500).map(|n| format!("hash:{n}")).collect());
-    for (with, wanted) in [("", &stays), ("MATCH stays:*", &stays), ("TYPE hash", &hashes), ("TYPE string MATCH stays:*", &stays)] {
+    let (stays, hashes): (BTreeSet<String>, BTreeSet<String>) = (
+        (0..3000).map(|n| format!("stays:{n}")).collect(),
+        (0..500).map(|n| format!("hash:{n}")).collect(),
+    );
+    for (with, wanted) in [
+        ("", &stays),
+        ("MATCH stays:*", &stays),
+        ("TYPE hash", &hashes),
+        ("TYPE string MATCH stays:*", &stays),
+    ] {
         let (mut found, mut cursor, mut pages) = (BTreeSet::new(), "0".to_owned(), 0u32);
         loop {
-            let Value::Array(page) = client.run(format!("SCAN {cursor} COUNT 100 {with}").trim_end()) else { panic!("not a page") };
+            let Value::Array(page) =
+                client.run(format!("SCAN {cursor} COUNT 100 {with}").trim_end())
+            else {
+                panic!("not a page")
+            };
             let Value::Array(keys) = &page[1] else { panic!("not keys") };
             found.extend(keys.iter().map(Value::text));
             cursor = page[0].text();
@@ -205,7 +251,12 @@ fn scan_gives_every_key_that_stays_while_others_come_and_go_over_a_restart() {
             pages += 1;
             // Others come and go meanwhile, all over the keyspace.
             load(&mut client, (0..20).map(|n| set(format!("comes:{pages}:{n}"))));
-            load(&mut client, (0..20).map(|n| vec![b"DEL".to_vec(), format!("goes:{}", (pages * 20 + n) % 1000).into_bytes()]));
+            load(
+                &mut client,
+                (0..20).map(|n| {
+                    vec![b"DEL".to_vec(), format!("goes:{}", (pages * 20 + n) % 1000).into_bytes()]
+                }),
+            );
             if pages == 10 {
                 server.restart();
                 client = server.client();
@@ -228,16 +279,32 @@ fn threads_of_the_background_are_nicer() {
     for thread in std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap() {
         let thread = thread.unwrap().path();
         // One that served a file may end meanwhile.
-        let (Ok(name), Ok(stat)) = (read_to_string(thread.join("comm")), read_to_string(thread.join("stat"))) else { continue };
-        let niceness: i32 = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(16).unwrap().parse().unwrap();
+        let (Ok(name), Ok(stat)) =
+            (read_to_string(thread.join("comm")), read_to_string(thread.join("stat")))
+        else {
+            continue;
+        };
+        let niceness: i32 = stat
+            .rsplit_once(')')
+            .unwrap()
+            .1
+            .split_ascii_whitespace()
+            .nth(16)
+            .unwrap()
+            .parse()
+            .unwrap();
         let is_background = name.starts_with("rocksdb:") || name == "memtables\n";
         if is_background { &mut background } else { &mut serving }.push(niceness);
     }
     assert!(background.len() >= 9 && serving.len() >= 4, "{background:?} {serving:?}");
-    assert!(background.iter().min().unwrap() - serving.iter().max().unwrap() >= 10, "{background:?} {serving:?}");
+    assert!(
+        background.iter().min().unwrap() - serving.iter().max().unwrap() >= 10,
+        "{background:?} {serving:?}"
+    );
 }
 
-/// Beyond 8 MiB of answers a node leaves the commands that follow to be asked again; never a part of one command, or of a transaction.
+/// Beyond 8 MiB of answers a node leaves the commands that follow to be asked again;
+/// never a part of one command, or of a transaction.
 #[test]
 fn large_answers_of_one_command_or_transaction_are_one_look() {
     const LEN: usize = 1 << 20;
@@ -245,7 +312,10 @@ fn large_answers_of_one_command_or_transaction_are_one_look() {
     let keys: Vec<String> = (0..12).map(|number| format!("k{number}")).collect();
     let set = |client: &mut Client, letter: &str| {
         let value = letter.repeat(LEN);
-        let words: Vec<&str> = ["MSET"].into_iter().chain(keys.iter().flat_map(|key| [key.as_str(), &value])).collect();
+        let words: Vec<&str> = ["MSET"]
+            .into_iter()
+            .chain(keys.iter().flat_map(|key| [key.as_str(), &value]))
+            .collect();
         assert_eq!(client.call(&words).expect("a live server"), Value::ok());
     };
     let letters = |reply: Value| -> BTreeSet<char> {
@@ -264,12 +334,17 @@ fn large_answers_of_one_command_or_transaction_are_one_look() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut writer = server.client();
-            for letter in ["b", "c"].into_iter().cycle().take_while(|_| !done.load(Ordering::Relaxed)) {
+            for letter in
+                ["b", "c"].into_iter().cycle().take_while(|_| !done.load(Ordering::Relaxed))
+            {
                 set(&mut writer, letter);
             }
         });
         let mget = format!("MGET {}", keys.join(" "));
-        let torn: Vec<_> = (0..60).map(|_| letters(client.run(&mget))).filter(|letters| letters.len() > 1).collect();
+        let torn: Vec<_> = (0..60)
+            .map(|_| letters(client.run(&mget)))
+            .filter(|letters| letters.len() > 1)
+            .collect();
         done.store(true, Ordering::Relaxed);
         assert_eq!(torn, Vec::new() as Vec<BTreeSet<char>>);
     });
@@ -281,10 +356,17 @@ fn transactions_of_many_large_reads_take_bounded_memory() {
     const LEN: usize = 15 << 20;
     let server = small().flag("set", "node.memory=256MiB").start();
     let mut client = server.client();
-    assert_eq!(client.call(&[&b"SET"[..], b"big", &noise(1, LEN)]).expect("a live server"), Value::ok());
+    assert_eq!(
+        client.call(&[&b"SET"[..], b"big", &noise(1, LEN)]).expect("a live server"),
+        Value::ok()
+    );
     let exec = |mut client: Client| {
         let gets = (0..300).map(|_| vec!["GET", "big"]);
-        let words: Vec<_> = [vec!["MULTI"], vec!["SET", "x", "1"]].into_iter().chain(gets).chain([vec!["EXEC"]]).collect();
+        let words: Vec<_> = [vec!["MULTI"], vec!["SET", "x", "1"]]
+            .into_iter()
+            .chain(gets)
+            .chain([vec!["EXEC"]])
+            .collect();
         client.pipeline(&words).expect("a live server").pop().expect("what EXEC said")
     };
     let said: Vec<Value> = std::thread::scope(|scope| {
@@ -295,7 +377,11 @@ fn transactions_of_many_large_reads_take_bounded_memory() {
     for said in said {
         match said {
             Value::Array(replies) => {
-                assert!(replies.iter().all(|reply| reply.text().starts_with("ERR answer is larger")), "{}", replies.len())
+                assert!(
+                    replies.iter().all(|reply| reply.text().starts_with("ERR answer is larger")),
+                    "{}",
+                    replies.len()
+                )
             }
             Value::Error(text) => assert!(text.starts_with("BUSY "), "{text}"),
             other => panic!("{}", other.text().len()),
@@ -306,24 +392,39 @@ fn transactions_of_many_large_reads_take_bounded_memory() {
     assert!(rss < 440 * MIB, "{} MiB resident", rss / MIB);
 }
 
-/// Sockets need descriptors, and so does the file of every flush. Whoever connects, even without a word, must not take the last one.
+/// Sockets need descriptors, and so does the file of every flush. Whoever connects, even
+/// without a word, must not take the last one.
 #[test]
 fn idle_clients_leave_descriptors_for_the_data() {
     const FIT: usize = 80;
-    let server = small().under(&["sh", "-c", "ulimit -Sn 128 && ulimit -Hn 256 && exec \"$@\"", "sh"]).start();
+    let server = small()
+        .under(&["sh", "-c", "ulimit -Sn 128 && ulimit -Hn 256 && exec \"$@\"", "sh"])
+        .start();
     let mut client = server.client();
-    assert_eq!(client.run("CONFIG GET maxclients"), Value::Array(vec![Value::bulk("maxclients"), Value::bulk(&FIT.to_string())]));
+    assert_eq!(
+        client.run("CONFIG GET maxclients"),
+        Value::Array(vec![Value::bulk("maxclients"), Value::bulk(&FIT.to_string())])
+    );
     for said in [
         "Increased maximum number of open files to 256 (it was originally set to 128).".to_owned(),
-        format!("Current maximum open files is 256. maxclients has been reduced to {FIT} to compensate for low ulimit."),
+        format!(
+            "Current maximum open files is 256. maxclients has been reduced to {FIT} to \
+             compensate for low ulimit."
+        ),
     ] {
         assert!(server.output().contains(&said), "{said} is not in {}", server.output());
     }
     let refused = client.run(&format!("CONFIG SET maxclients {}", FIT + 1));
-    assert!(refused.text().ends_with(&format!("specified number of clients, try with {FIT}")), "{refused:?}");
+    assert!(
+        refused.text().ends_with(&format!("specified number of clients, try with {FIT}")),
+        "{refused:?}"
+    );
     let mut idle: Vec<Client> = (0..300).map(|_| server.client()).collect();
     for surplus in &mut idle[FIT..] {
-        assert_eq!(surplus.reply().expect("a reply"), Value::Error("ERR max number of clients reached".into()));
+        assert_eq!(
+            surplus.reply().expect("a reply"),
+            Value::Error("ERR max number of clients reached".into())
+        );
     }
     for n in 0..4 {
         load(&mut client, fields(&format!("row:{n}"), 100, 100));
@@ -347,19 +448,29 @@ fn rss_peak(server: &Server) -> u64 {
     peak
 }
 
-/// A client that reads nothing, whatever it asks for: what is kept for it is a few times what it may leave unread (8 MiB), and one answer's.
+/// A client that reads nothing, whatever it asks for: what is kept for it is a few times
+/// what it may leave unread (8 MiB), and one answer's.
 #[test]
 fn a_client_that_does_not_read_holds_little_whatever_it_asks() {
     const HELD_MAX: u64 = 100 * MIB;
     let server = small().start();
     let mut client = server.client();
-    assert_eq!(client.call(&[b"SET", &b"mid"[..], &vec![b'm'; MIB as usize]]).expect("a live server"), Value::ok());
+    assert_eq!(
+        client.call(&[b"SET", &b"mid"[..], &vec![b'm'; MIB as usize]]).expect("a live server"),
+        Value::ok()
+    );
     load(&mut client, fields("h", 50_000, 1));
     load(
         &mut client,
-        (0..200).map(|n| [b"MSET".to_vec()].into_iter().chain((0..200).map(|m| format!("key:{n}:{m}").into_bytes())).collect()),
+        (0..200).map(|n| {
+            [b"MSET".to_vec()]
+                .into_iter()
+                .chain((0..200).map(|m| format!("key:{n}:{m}").into_bytes()))
+                .collect()
+        }),
     );
-    let ballast = format!("*2\r\n$5\r\nWATCH\r\n${MIB}\r\n{}\r\nGET a\r\n", "w".repeat(MIB as usize));
+    let ballast =
+        format!("*2\r\n$5\r\nWATCH\r\n${MIB}\r\n{}\r\nGET a\r\n", "w".repeat(MIB as usize));
     for (asked, times) in [
         ("MULTI\r\nGET mid\r\nEXEC\r\n", 2000),
         ("MULTI\r\nSET x 1\r\nGET mid\r\nGET mid\r\nEXEC\r\n", 1000),
@@ -389,12 +500,17 @@ fn a_client_that_does_not_read_holds_little_whatever_it_asks() {
     }
 }
 
-/// Two clients that queue more than all may hold: the one that holds more is disconnected, and the log says so.
+/// Two clients that queue more than all may hold: the one that holds more is
+/// disconnected, and the log says so.
 #[test]
 fn the_client_that_holds_most_goes_when_all_hold_too_much() {
-    let server = Server::builder().flag("durability", "os").flag("set", "proxy.maxmemory_clients=\"32MiB\"").start();
+    let server = Server::builder()
+        .flag("durability", "os")
+        .flag("set", "proxy.maxmemory_clients=\"32MiB\"")
+        .start();
     let mut client = server.client();
-    let limit = Value::Array(vec![Value::bulk("maxmemory-clients"), Value::bulk(&(32 * MIB).to_string())]);
+    let limit =
+        Value::Array(vec![Value::bulk("maxmemory-clients"), Value::bulk(&(32 * MIB).to_string())]);
     assert_eq!(client.run("CONFIG GET maxmemory-clients"), limit);
     let value = vec![b'q'; 3 * MIB as usize];
     let mut queuing: Vec<Client> = (0..2).map(|_| server.client()).collect();
@@ -406,8 +522,14 @@ fn the_client_that_holds_most_goes_when_all_hold_too_much() {
             let _queued = queue.call(&[b"SET", &b"k"[..], &value]);
         }
     }
-    within(10, "one is disconnected", || client.run("INFO stats").text().contains("evicted_clients:1\r\n"));
+    within(10, "one is disconnected", || {
+        client.run("INFO stats").text().contains("evicted_clients:1\r\n")
+    });
     assert!(queuing[0].call(&["PING"]).is_err(), "the one that holds more");
     assert_eq!(queuing[1].run("DISCARD"), Value::ok());
-    assert!(server.output().contains("maxmemory-clients") && server.output().contains("name=queue"), "{}", server.output());
+    assert!(
+        server.output().contains("maxmemory-clients") && server.output().contains("name=queue"),
+        "{}",
+        server.output()
+    );
 }

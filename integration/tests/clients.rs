@@ -1,7 +1,9 @@
-//! Redis's own tools, redis-py, ioredis and node-redis talk to Bridle as they talk to Redis. (redis-rs: `redis_rs.rs`.)
+//! Redis's own tools, redis-py, ioredis and node-redis talk to Bridle as they talk to
+//! Redis. (redis-rs: `redis_rs.rs`.)
 //!
-//! The tools come from the system (`deploy/setup.sh test`), the libraries by name from their registries; these are kept in the
-//! target directory, so that a second run needs no network.
+//! The tools come from the system (`deploy/setup.sh test`), the libraries by name from
+//! their registries; these are kept in the target directory, so that a second run needs
+//! no network.
 
 mod outside;
 
@@ -18,10 +20,12 @@ fn redis_cli(server: &Server, words: &[&str], input: &str) -> String {
     said("redis-cli", &[&["-p", &port], words].concat(), input)
 }
 
-/// The commands that the libraries' programs run with, on a server with a password and TLS.
+/// The commands that the libraries' programs run with, on a server with a password and
+/// TLS.
 fn library(dir: &Path, program: &Path, words: &[&str]) {
     let (certificates, tls_port) = (Certificates::new(), free_port());
-    let config = format!("[proxy]\nrequirepass = \"{PASSWORD}\"\n{}", certificates.section(tls_port));
+    let config =
+        format!("[proxy]\nrequirepass = \"{PASSWORD}\"\n{}", certificates.section(tls_port));
     let server = Server::builder().flag("durability", "os").config(&config).start();
     let env = [
         ("BRIDLE_PORT", server.port.to_string()),
@@ -30,14 +34,20 @@ fn library(dir: &Path, program: &Path, words: &[&str]) {
         ("BRIDLE_PASSWORD", PASSWORD.to_owned()),
     ];
     let ended = run_in(dir, program, words, &env, "");
-    assert!(ended.fine, "{} {words:?}:\n{}\nthe server said:\n{}", program.display(), ended.said, server.output());
+    assert!(
+        ended.fine,
+        "{} {words:?}:\n{}\nthe server said:\n{}",
+        program.display(),
+        ended.said,
+        server.output()
+    );
 }
 
 #[test]
 fn redis_cli_reads_commands_and_shows_replies() {
     let server = Server::start();
-    let lines =
-        "SET a 1\nINCR a\nHSET h f 1 g 2\nHGETALL h\nGET none\nLPUSH a 1\nHGET a f\nMULTI\nSET b \"x y\\x00\"\nEXEC\nGET b\n3 INCR a\n";
+    let lines = "SET a 1\nINCR a\nHSET h f 1 g 2\nHGETALL h\nGET none\nLPUSH a 1\nHGET a \
+                 f\nMULTI\nSET b \"x y\\x00\"\nEXEC\nGET b\n3 INCR a\n";
     let shown = redis_cli(&server, &["--no-raw"], lines);
     let expected = [
         "OK",
@@ -51,7 +61,8 @@ fn redis_cli_reads_commands_and_shows_replies() {
         "\"x y\\x00\"",
         "(integer) 3\n(integer) 4\n(integer) 5",
     ];
-    let squeezed = |text: &str| text.lines().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n");
+    let squeezed =
+        |text: &str| text.lines().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n");
     assert_eq!(squeezed(&shown), squeezed(&expected.join("\n")));
 }
 
@@ -59,16 +70,21 @@ fn redis_cli_reads_commands_and_shows_replies() {
 fn redis_cli_shows_maps_in_resp3() {
     let server = Server::start();
     redis_cli(&server, &["HSET", "h", "f", "1"], "");
-    assert_eq!(redis_cli(&server, &["-3", "--no-raw", "HGETALL", "h"], "").trim(), "1# \"f\" => \"1\"");
+    assert_eq!(
+        redis_cli(&server, &["-3", "--no-raw", "HGETALL", "h"], "").trim(),
+        "1# \"f\" => \"1\""
+    );
     assert_eq!(redis_cli(&server, &["--json", "HGETALL", "h"], "").trim(), r#"{"f":"1"}"#);
 }
 
 #[test]
 fn redis_cli_takes_its_help_and_hints_from_the_server() {
     let server = Server::start();
-    // HEXPIRE is younger than the Redis 7.0 whose redis-cli may run here: its help can only come from COMMAND DOCS.
+    // HEXPIRE is younger than the Redis 7.0 whose redis-cli may run here: its help can
+    // only come from COMMAND DOCS.
     let help = redis_cli(&server, &[], "HELP HEXPIRE\nHELP SET\n");
-    for word in ["HEXPIRE", "numfields", "field [field ...]", "[NX|XX|GT|LT]", "KEEPTTL", "since:"] {
+    for word in ["HEXPIRE", "numfields", "field [field ...]", "[NX|XX|GT|LT]", "KEEPTTL", "since:"]
+    {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }
 }
@@ -80,22 +96,34 @@ fn redis_cli_walks_all_keys() {
     let loaded = redis_cli(&server, &["--pipe"], &lines.replace('\n', "\r\n"));
     assert!(loaded.contains("errors: 0, replies: 300"), "{loaded}");
     redis_cli(&server, &["HSET", "big", "a", "1", "b", "2"], "");
-    let mut keys: Vec<String> = redis_cli(&server, &["--scan", "--pattern", "key:*"], "").lines().map(str::to_owned).collect();
+    let mut keys: Vec<String> = redis_cli(&server, &["--scan", "--pattern", "key:*"], "")
+        .lines()
+        .map(str::to_owned)
+        .collect();
     keys.sort_unstable();
     keys.dedup();
     assert_eq!(keys.len(), 300);
     let sizes = redis_cli(&server, &["--bigkeys"], "");
-    for word in ["Sampled 301 keys", "Biggest string found '\"key:300\"' has 300 bytes", "Biggest   hash found '\"big\"' has 2 fields"] {
+    for word in [
+        "Sampled 301 keys",
+        "Biggest string found '\"key:300\"' has 300 bytes",
+        "Biggest   hash found '\"big\"' has 2 fields",
+    ] {
         assert!(sizes.contains(word), "{word} is not in\n{sizes}");
     }
     let sizes = redis_cli(&server, &["--memkeys"], "");
-    assert!(sizes.contains("Sampled 301 keys") && sizes.contains("Biggest string found '\"key:300\"'"), "{sizes}");
+    assert!(
+        sizes.contains("Sampled 301 keys") && sizes.contains("Biggest string found '\"key:300\"'"),
+        "{sizes}"
+    );
 }
 
 #[test]
 fn redis_cli_watches_the_server() {
     let server = Server::start();
-    assert!(redis_cli(&server, &["--latency", "-i", "1", "--raw"], "").split_whitespace().count() >= 4);
+    assert!(
+        redis_cli(&server, &["--latency", "-i", "1", "--raw"], "").split_whitespace().count() >= 4
+    );
     assert!(redis_cli(&server, &["INFO", "server"], "").contains("bridle"));
 }
 
@@ -109,13 +137,26 @@ fn redis_benchmark_runs_plain_pipelined_and_in_resp3() {
         let ended = run("redis-benchmark", &words, "");
         assert!(ended.fine, "{how:?}: {}", ended.said);
         let lines: Vec<&str> = ended.said.split(['\r', '\n']).collect();
-        assert!(!lines.iter().any(|line| line.to_lowercase().contains("error") || line.contains("WARN")), "{how:?}: {}", ended.said);
-        assert_eq!(lines.iter().filter(|line| line.contains("requests per second")).count(), 7, "{how:?}: {}", ended.said);
+        assert!(
+            !lines
+                .iter()
+                .any(|line| line.to_lowercase().contains("error") || line.contains("WARN")),
+            "{how:?}: {}",
+            ended.said
+        );
+        assert_eq!(
+            lines.iter().filter(|line| line.contains("requests per second")).count(),
+            7,
+            "{how:?}: {}",
+            ended.said
+        );
     }
     let mut client = server.client();
     // 20,000 INCRs of 1,000 counters, three times over, all counted.
     let counters = (0..1000).map(|n| client.run(&format!("GET counter:{n:012}")));
-    let sum: u64 = counters.map(|value| if value == Value::Nil { 0 } else { value.text().parse().expect("a counter") }).sum();
+    let sum: u64 = counters
+        .map(|value| if value == Value::Nil { 0 } else { value.text().parse().expect("a counter") })
+        .sum();
     assert_eq!(sum, 60_000);
 }
 

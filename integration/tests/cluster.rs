@@ -1,4 +1,5 @@
-//! A cluster as its users and operators see it: three nodes are one Redis, one of them may die, roles may live apart, strangers stay out.
+//! A cluster as its users and operators see it: three nodes are one Redis, one of them
+//! may die, roles may live apart, strangers stay out.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,29 +14,49 @@ use serde_json::Value as Json;
 
 /// How many of a table's replicas run and lack nothing of their leader's log.
 fn current_replicas(partitions: &Json) -> usize {
-    let members = partitions.as_array().expect("a list of partitions").iter().flat_map(|partition| partition["members"].as_array());
+    let members = partitions
+        .as_array()
+        .expect("a list of partitions")
+        .iter()
+        .flat_map(|partition| partition["members"].as_array());
     members.flatten().filter(|member| member["state"] == "running" && member["lag"] == 0).count()
 }
 
 #[test]
 fn three_nodes_are_one_redis() {
     let cluster = Cluster::builder().start();
-    let mut clients: Vec<Client> = (0..3).map(|number| cluster.client(number).expect("it serves")).collect();
+    let mut clients: Vec<Client> =
+        (0..3).map(|number| cluster.client(number).expect("it serves")).collect();
     assert_eq!(clients[0].run("FLUSHALL"), Value::ok());
     for key in 0..600 {
-        assert_eq!(clients[key % 3].call(&["SET", &format!("key:{key}"), &key.to_string()]).expect("a reply"), Value::ok());
+        assert_eq!(
+            clients[key % 3]
+                .call(&["SET", &format!("key:{key}"), &key.to_string()])
+                .expect("a reply"),
+            Value::ok()
+        );
     }
     for key in 0..600 {
         let read = clients[(key + 1) % 3].call(&["GET", &format!("key:{key}")]).expect("a reply");
-        assert_eq!(read, Value::bulk(&key.to_string()), "written through one node, read through another");
+        assert_eq!(
+            read,
+            Value::bulk(&key.to_string()),
+            "written through one node, read through another"
+        );
     }
     for client in &mut clients {
         assert_eq!(client.run("DBSIZE"), Value::Int(600));
         assert!(client.run("INFO server").text().contains("bridle_mode:cluster"));
     }
-    let leaders: BTreeSet<_> = cluster.leaders("db0").expect("the admin API answers").into_iter().collect();
-    assert_eq!(leaders, (0..3).map(Some).collect(), "every node leads some of the eight partitions");
-    // WAIT counts the copies beside the leader's that an acknowledged write is known to be on.
+    let leaders: BTreeSet<_> =
+        cluster.leaders("db0").expect("the admin API answers").into_iter().collect();
+    assert_eq!(
+        leaders,
+        (0..3).map(Some).collect(),
+        "every node leads some of the eight partitions"
+    );
+    // WAIT counts the copies beside the leader's that an acknowledged write is known to
+    // be on.
     assert_eq!(clients[0].run("WAIT 1 0"), Value::Int(1));
 }
 
@@ -45,7 +66,11 @@ fn writes_go_on_without_a_node_and_it_catches_up() {
     let write = |cluster: &Cluster, through: usize, range: std::ops::Range<u32>| {
         let mut client = cluster.client(through).expect("it serves");
         for key in range {
-            assert_eq!(client.call(&["SET", &format!("k{key}"), &key.to_string()]).expect("a reply"), Value::ok(), "k{key}");
+            assert_eq!(
+                client.call(&["SET", &format!("k{key}"), &key.to_string()]).expect("a reply"),
+                Value::ok(),
+                "k{key}"
+            );
         }
     };
     write(&cluster, 0, 0..200);
@@ -58,17 +83,24 @@ fn writes_go_on_without_a_node_and_it_catches_up() {
     assert!(took < Duration::from_secs(3), "{took:?}");
     write(&cluster, 0, 300..500);
     let status = cluster.admin(0, &["status"]);
-    within(10, "the dead node is seen to be down", || cluster.admin(0, &["status"])["in_cluster"]["servers_up"] == 2);
+    within(10, "the dead node is seen to be down", || {
+        cluster.admin(0, &["status"])["in_cluster"]["servers_up"] == 2
+    });
     assert_eq!(status["in_cluster"]["partitions"], 8, "{status}");
 
     cluster.launch(1);
     cluster.wait_until_serving();
-    within(30, "all replicas are current", || current_replicas(&cluster.admin(1, &["partitions", "db0"])) == 24);
+    within(30, "all replicas are current", || {
+        current_replicas(&cluster.admin(1, &["partitions", "db0"])) == 24
+    });
     // Now the others can go: one at a time, and nothing is missing.
     cluster.kill(0);
     let mut client = cluster.client(1).expect("it serves");
     for key in 0..500u32 {
-        assert_eq!(client.call(&["GET", &format!("k{key}")]).expect("a reply"), Value::bulk(&key.to_string()));
+        assert_eq!(
+            client.call(&["GET", &format!("k{key}")]).expect("a reply"),
+            Value::bulk(&key.to_string())
+        );
     }
 }
 
@@ -77,32 +109,53 @@ fn a_cluster_that_was_killed_as_a_whole_comes_back_with_everything() {
     let mut cluster = Cluster::builder().start();
     let mut client = cluster.client(0).expect("it serves");
     for key in 0..300u32 {
-        assert_eq!(client.call(&["SET", &format!("k{key}"), &key.to_string()]).expect("a reply"), Value::ok());
+        assert_eq!(
+            client.call(&["SET", &format!("k{key}"), &key.to_string()]).expect("a reply"),
+            Value::ok()
+        );
     }
     cluster.kill_all();
     (0..3).for_each(|number| cluster.launch(number));
     cluster.wait_until_serving();
     let mut client = cluster.client(2).expect("it serves");
     for key in 0..300u32 {
-        assert_eq!(client.call(&["GET", &format!("k{key}")]).expect("a reply"), Value::bulk(&key.to_string()));
+        assert_eq!(
+            client.call(&["GET", &format!("k{key}")]).expect("a reply"),
+            Value::bulk(&key.to_string())
+        );
     }
 }
 
 #[test]
 fn tables_are_managed_through_any_node() {
     let cluster = Cluster::builder().start();
-    let made = cluster.admin(1, &["create", "books", "--partitions", "6", "--replicas", "2", "--env", "default_ttl=90"]);
-    assert_eq!((&made["partitions"], &made["replicas"], &made["status"]), (&6.into(), &2.into(), &"ready".into()), "{made}");
+    let made = cluster.admin(
+        1,
+        &["create", "books", "--partitions", "6", "--replicas", "2", "--env", "default_ttl=90"],
+    );
+    assert_eq!(
+        (&made["partitions"], &made["replicas"], &made["status"]),
+        (&6.into(), &2.into(), &"ready".into()),
+        "{made}"
+    );
     let mut client = cluster.client(2).expect("it serves");
     assert_eq!(client.run("SELECT books"), Value::ok(), "another node knows it at once");
     assert_eq!(client.run("SET dune herbert"), Value::ok());
     assert!((1..=90).contains(&client.run("TTL dune").int()));
     for number in 0..3 {
         assert_eq!(cluster.admin(number, &["nodes"]).as_array().expect("a list").len(), 3);
-        assert_eq!(cluster.admin(number, &["env", "get", "books"]), serde_json::json!({"default_ttl": "90"}));
+        assert_eq!(
+            cluster.admin(number, &["env", "get", "books"]),
+            serde_json::json!({"default_ttl": "90"})
+        );
     }
     let moved = cluster.admin(0, &["partitions", "books"]);
-    let follower = moved[0]["members"].as_array().expect("members").iter().find(|member| member["leads"] == false).expect("a follower");
+    let follower = moved[0]["members"]
+        .as_array()
+        .expect("members")
+        .iter()
+        .find(|member| member["leads"] == false)
+        .expect("a follower");
     let address = follower["address"].as_str().expect("an address");
     let moved = cluster.admin(2, &["transfer", "books", "0", "--to", address]);
     assert_eq!(moved["leader"], follower["server"]);
@@ -114,14 +167,18 @@ fn tables_are_managed_through_any_node() {
         tables.as_array().is_some_and(|tables| tables.iter().all(|table| table["name"] != "books"))
     });
     for number in 0..3 {
-        let left = std::fs::read_dir(cluster.data(number).join("tables")).expect("a directory of replicas");
-        let names: Vec<_> = left.map(|entry| entry.expect("an entry").file_name().into_string().expect("plain letters")).collect();
+        let left = std::fs::read_dir(cluster.data(number).join("tables"))
+            .expect("a directory of replicas");
+        let names: Vec<_> = left
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("plain letters"))
+            .collect();
         assert_eq!(names.len(), 8, "the replicas of db0, and no others: {names:?}");
     }
     within(5, "its client is told", || client.run("SET dune frank").is_error());
 }
 
-/// What a client sees of a key that was set in a table a moment ago, by one command after another, and whether it is then gone.
+/// What a client sees of a key that was set in a table a moment ago, by one command after
+/// another, and whether it is then gone.
 const LOOKS: [(&str, &str, bool); 9] = [
     ("GET k", "value", false),
     ("DBSIZE", "Int(1)", false),
@@ -138,32 +195,48 @@ const LOOKS: [(&str, &str, bool); 9] = [
 fn a_table_that_was_just_made_is_there_for_every_proxy() {
     let cluster = Cluster::builder().partitions(2).durability("os").proxies(1).start();
     let proxy = cluster.nodes();
-    let mut clients: Vec<Client> = (0..=proxy).map(|number| cluster.client(number).expect("it serves")).collect();
+    let mut clients: Vec<Client> =
+        (0..=proxy).map(|number| cluster.client(number).expect("it serves")).collect();
     let mut looks = LOOKS.iter().cycle();
     for round in 0..4 {
         for db in 1..16 {
             let writer = db % proxy;
             for client in &mut clients {
                 assert_eq!(client.run(&format!("SELECT {db}")), Value::ok());
-                assert_eq!(client.run("GET k"), Value::Nil, "round {round}, db{db}: nobody has made it");
+                assert_eq!(
+                    client.run("GET k"),
+                    Value::Nil,
+                    "round {round}, db{db}: nobody has made it"
+                );
             }
             let (look, seen, gone) = looks.next().expect("they go round");
-            // Told by nobody while it does not run, the proxy then has the question and the news before it at one time.
+            // Told by nobody while it does not run, the proxy then has the question and
+            // the news before it at one time.
             cluster.freeze(proxy);
             assert_eq!(clients[writer].run("SET k value"), Value::ok());
             clients[proxy].send(&look.split(' ').collect::<Vec<_>>()).expect("it is there");
             cluster.thaw(proxy);
             let said = clients[proxy].reply().expect("a reply");
-            assert_eq!(said.text(), *seen, "round {round}, db{db}: SET through {writer}, then {look}");
+            assert_eq!(
+                said.text(),
+                *seen,
+                "round {round}, db{db}: SET through {writer}, then {look}"
+            );
             let left = if *gone { Value::Nil } else { Value::bulk("value") };
             for (number, client) in clients.iter_mut().enumerate() {
-                assert_eq!(client.run("GET k"), left, "round {round}, db{db}: {look}, then GET through {number}");
+                assert_eq!(
+                    client.run("GET k"),
+                    left,
+                    "round {round}, db{db}: {look}, then GET through {number}"
+                );
             }
         }
         for db in 1..16 {
             cluster.admin(round % proxy, &["drop", &format!("db{db}")]);
         }
-        within(20, "they are gone", || cluster.admin(0, &["tables"]).as_array().is_some_and(|tables| tables.len() == 1));
+        within(20, "they are gone", || {
+            cluster.admin(0, &["tables"]).as_array().is_some_and(|tables| tables.len() == 1)
+        });
     }
 }
 
@@ -179,7 +252,11 @@ impl Process {
         let file = File::create(&log).expect("room for a log");
         let mut command = Command::new(binary());
         command.args(words).arg("--data").arg(dir.join(name)).stdin(Stdio::null());
-        let child = command.stdout(file.try_clone().expect("a file has two ends")).stderr(file).spawn().expect("the binary starts");
+        let child = command
+            .stdout(file.try_clone().expect("a file has two ends"))
+            .stderr(file)
+            .spawn()
+            .expect("the binary starts");
         Process { child, log }
     }
 
@@ -199,11 +276,14 @@ impl Process {
         self.signal("STOP");
         let tasks = format!("/proc/{}/task", self.child.id());
         let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
-            let stat = std::fs::read_to_string(task.expect("it is there").path().join("stat")).unwrap_or_default();
+            let stat = std::fs::read_to_string(task.expect("it is there").path().join("stat"))
+                .unwrap_or_default();
             // The name before it, in brackets, may be anything.
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
         };
-        within(5, "it is frozen", || std::fs::read_dir(&tasks).expect("a running process").all(is_stopped));
+        within(5, "it is frozen", || {
+            std::fs::read_dir(&tasks).expect("a running process").all(is_stopped)
+        });
     }
 }
 
@@ -222,13 +302,26 @@ impl Drop for Process {
 fn roles_live_apart() {
     let dir = tempfile::tempdir().expect("a directory for the test");
     let ports = free_ports(4);
-    let (meta, metas_http, resp, http) = (format!("127.0.0.1:{}", ports[0]), ports[1].to_string(), ports[2], ports[3].to_string());
-    let flags = ["--metas", &meta, "--set", "raft_log.segment=1MiB", "--set", "tables.partitions=4"];
-    let start = |name: &str, words: &[&str]| Process::start(dir.path(), name, &[words, &flags[..]].concat());
+    let (meta, metas_http, resp, http) =
+        (format!("127.0.0.1:{}", ports[0]), ports[1].to_string(), ports[2], ports[3].to_string());
+    let flags =
+        ["--metas", &meta, "--set", "raft_log.segment=1MiB", "--set", "tables.partitions=4"];
+    let start = |name: &str, words: &[&str]| {
+        Process::start(dir.path(), name, &[words, &flags[..]].concat())
+    };
     let one_meta = start("meta", &["meta", "--listen", &meta, "--http-port", &metas_http]);
-    let mut storages: Vec<Process> =
-        (0..3).map(|number| start(&format!("storage{number}"), &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"])).collect();
-    let _proxy = start("proxy", &["proxy", "--listen", "127.0.0.1:0", "--http-port", &http, "--port", &resp.to_string()]);
+    let mut storages: Vec<Process> = (0..3)
+        .map(|number| {
+            start(
+                &format!("storage{number}"),
+                &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"],
+            )
+        })
+        .collect();
+    let _proxy = start(
+        "proxy",
+        &["proxy", "--listen", "127.0.0.1:0", "--http-port", &http, "--port", &resp.to_string()],
+    );
     let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, resp));
     within(20, "the proxy serves", || {
         Client::reach(proxy, Duration::from_secs(6))
@@ -241,13 +334,23 @@ fn roles_live_apart() {
     }
     assert_eq!(client.run("DBSIZE"), Value::Int(101));
     // The admin API answers on a process that is no meta, too.
-    let (by_proxy, by_meta) = (format!("http://127.0.0.1:{http}"), format!("http://127.0.0.1:{metas_http}"));
+    let (by_proxy, by_meta) =
+        (format!("http://127.0.0.1:{http}"), format!("http://127.0.0.1:{metas_http}"));
     let nodes = admin_json(&by_proxy, None, &["nodes"]);
-    let roles: BTreeSet<String> = nodes.as_array().expect("a list").iter().map(|node| node["roles"].to_string()).collect();
-    assert_eq!(roles, ["[\"meta\"]", "[\"proxy\"]", "[\"storage\"]"].map(str::to_owned).into(), "{nodes}");
+    let roles: BTreeSet<String> =
+        nodes.as_array().expect("a list").iter().map(|node| node["roles"].to_string()).collect();
+    assert_eq!(
+        roles,
+        ["[\"meta\"]", "[\"proxy\"]", "[\"storage\"]"].map(str::to_owned).into(),
+        "{nodes}"
+    );
     assert_eq!(admin_json(&by_proxy, None, &["tables"]), admin_json(&by_meta, None, &["tables"]));
-    assert_eq!(admin_json(&by_proxy, None, &["create", "books", "--partitions", "2"])["status"], "ready");
-    // With its only meta frozen, then gone, what is there goes on, and of what is not known nothing is claimed.
+    assert_eq!(
+        admin_json(&by_proxy, None, &["create", "books", "--partitions", "2"])["status"],
+        "ready"
+    );
+    // With its only meta frozen, then gone, what is there goes on, and of what is not
+    // known nothing is claimed.
     assert_eq!(client.run("CONFIG SET call-deadline-ms 1500"), Value::ok());
     let all_refused = |lines: &[&str]| {
         let refused = |line: &str| {
@@ -256,12 +359,20 @@ fn roles_live_apart() {
             let began = Instant::now();
             let said = in_nine.run(line);
             assert!(
-                said.text().starts_with("CLUSTERDOWN The table can't be looked up or made now, nothing was done: "),
+                said.text().starts_with(
+                    "CLUSTERDOWN The table can't be looked up or made now, nothing was done: "
+                ),
                 "{line}: {said:?}"
             );
-            assert!((1000..2500).contains(&began.elapsed().as_millis()), "{line}: refused after {:?}", began.elapsed());
+            assert!(
+                (1000..2500).contains(&began.elapsed().as_millis()),
+                "{line}: refused after {:?}",
+                began.elapsed()
+            );
         };
-        std::thread::scope(|scope| lines.iter().for_each(|line| _ = scope.spawn(move || refused(line))));
+        std::thread::scope(|scope| {
+            lines.iter().for_each(|line| _ = scope.spawn(move || refused(line)))
+        });
     };
     let mut in_nine = Client::reach(proxy, Duration::from_secs(6)).expect("it serves");
     assert_eq!(in_nine.run("SELECT 9"), Value::ok());
@@ -292,19 +403,49 @@ fn who_does_not_know_the_secret_stays_out() {
     let metas = (0..3).map(|number| cluster.address(number)).collect::<Vec<_>>().join(",");
     let secret = dir.path().join("secret");
     let http = free_ports(1)[0].to_string();
-    let flags = ["proxy", "--metas", &metas, "--set", "cluster.name=test", "--listen", "127.0.0.1:0", "--port", "0", "--http-port"];
-    let wrong = Process::start(dir.path(), "wrong", &[&flags[..], &[&http, "--secret-file", &secret.display().to_string()]].concat());
+    let flags = [
+        "proxy",
+        "--metas",
+        &metas,
+        "--set",
+        "cluster.name=test",
+        "--listen",
+        "127.0.0.1:0",
+        "--port",
+        "0",
+        "--http-port",
+    ];
+    let wrong = Process::start(
+        dir.path(),
+        "wrong",
+        &[&flags[..], &[&http, "--secret-file", &secret.display().to_string()]].concat(),
+    );
     let none = Process::start(dir.path(), "none", &[&flags[..], &["0"]].concat());
     within(10, "it is told why", || wrong.said().contains("does not know the cluster's secret"));
     within(10, "it is told why", || none.said().contains("asks for the cluster's secret"));
     std::thread::sleep(Duration::from_secs(1));
-    assert!(!wrong.said().contains("Redis clients") && !none.said().contains("Redis clients"), "it serves nobody");
+    assert!(
+        !wrong.said().contains("Redis clients") && !none.said().contains("Redis clients"),
+        "it serves nobody"
+    );
     let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "nodes"]);
     assert!(!said.fine && said.error.contains("waiting for a meta that leads"), "{}", said.error);
-    let wrong = bridle_with(Some("quite another secret"), &["admin", "--url", &cluster.url(0), "drop", "db0"]);
+    let wrong = bridle_with(
+        Some("quite another secret"),
+        &["admin", "--url", &cluster.url(0), "drop", "db0"],
+    );
     let none = bridle(&["admin", "--url", &cluster.url(0), "drop", "db0"]);
-    assert!([&wrong, &none].iter().all(|said| !said.fine && said.error.contains("the cluster's secret is wanted")), "{wrong:?} {none:?}");
-    assert_eq!(cluster.admin(0, &["nodes"]).as_array().expect("a list").len(), 3, "nobody has joined");
+    assert!(
+        [&wrong, &none]
+            .iter()
+            .all(|said| !said.fine && said.error.contains("the cluster's secret is wanted")),
+        "{wrong:?} {none:?}"
+    );
+    assert_eq!(
+        cluster.admin(0, &["nodes"]).as_array().expect("a list").len(),
+        3,
+        "nobody has joined"
+    );
 }
 
 #[test]
@@ -329,26 +470,43 @@ fn processes_trust_each_other_by_certificate() {
             .collect::<Vec<_>>()
     };
     let start = |name: &str, words: &[&str], certs: Option<&str>| {
-        let flags = ["--metas", &meta, "--set", "tables.replicas=2", "--set", "raft_log.segment=1MiB"];
+        let flags =
+            ["--metas", &meta, "--set", "tables.replicas=2", "--set", "raft_log.segment=1MiB"];
         let tls = certs.map(tls).unwrap_or_default();
         let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
         Process::start(dir.path(), name, &[words, &flags[..], &tls[..]].concat())
     };
-    let one = start("one", &["node", "--listen", &meta, "--port", &resp.to_string(), "--http-port", &http], Some(&certs));
-    let two = start("two", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&certs));
+    let one = start(
+        "one",
+        &["node", "--listen", &meta, "--port", &resp.to_string(), "--http-port", &http],
+        Some(&certs),
+    );
+    let two =
+        start("two", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&certs));
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, resp));
-    let set = || Client::reach(at, Duration::from_secs(6)).and_then(|mut client| client.call(&["SET", "a", "1"]));
+    let set = || {
+        Client::reach(at, Duration::from_secs(6))
+            .and_then(|mut client| client.call(&["SET", "a", "1"]))
+    };
     within(20, "two replicas take a write", || set().is_ok_and(|said| said == Value::ok()));
     let plain = start("plain", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], None);
-    let strange = start("other", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&strange));
+    let strange =
+        start("other", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&strange));
     within(10, "it is told that it can't", || plain.said().contains("a meta can't be reached"));
-    within(10, "it is told why", || strange.said().contains("UnknownIssuer") || strange.said().contains("certificate"));
+    within(10, "it is told why", || {
+        strange.said().contains("UnknownIssuer") || strange.said().contains("certificate")
+    });
     let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "drop", "db0"]);
     assert!(!said.fine && said.error.contains("a cluster that has only certificates"), "{said:?}");
-    assert!(!plain.said().contains("serving ") && !strange.said().contains("serving "), "they have not joined");
-    // The cluster goes over to the other authority: certificates are read anew, and who was refused is let in.
+    assert!(
+        !plain.said().contains("serving ") && !strange.said().contains("serving "),
+        "they have not joined"
+    );
+    // The cluster goes over to the other authority: certificates are read anew, and who
+    // was refused is let in.
     for file in ["127.0.0.1.pem", "127.0.0.1.key", "ca.pem"] {
-        std::fs::copy(dir.path().join("strange").join(file), dir.path().join("certs").join(file)).expect("room");
+        std::fs::copy(dir.path().join("strange").join(file), dir.path().join("certs").join(file))
+            .expect("room");
     }
     one.signal("HUP");
     within(20, "it has joined", || strange.said().contains("serving "));
@@ -359,17 +517,27 @@ fn processes_trust_each_other_by_certificate() {
     made(&["127.0.0.1"], &dir.path().join("third").display().to_string());
     let third = |file: &str| dir.path().join("third").join(file).display().to_string();
     let mut client = Client::reach(at, Duration::from_secs(6)).expect("it serves");
-    let refused = client.run(&format!("CONFIG SET cluster-cert-file {}", third("127.0.0.1.pem"))).text();
+    let refused =
+        client.run(&format!("CONFIG SET cluster-cert-file {}", third("127.0.0.1.pem"))).text();
     assert!(
-        refused.starts_with("ERR CONFIG SET failed (possibly related to argument 'cluster-cert-file') - for the cluster: "),
+        refused.starts_with(
+            "ERR CONFIG SET failed (possibly related to argument 'cluster-cert-file') - for the \
+             cluster: "
+        ),
         "{refused}"
     );
     assert_eq!(client.setting("cluster-cert-file"), format!("{certs}/127.0.0.1.pem"));
-    let late = start("late", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&third("")));
+    let late = start(
+        "late",
+        &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"],
+        Some(&third("")),
+    );
     within(10, "it is still refused", || late.said().contains("a meta can't be reached"));
     assert!(!late.said().contains("serving "));
     let (cert, key, ca) = (third("127.0.0.1.pem"), third("127.0.0.1.key"), third("ca.pem"));
-    let set = client.run(&format!("CONFIG SET cluster-cert-file {cert} cluster-key-file {key} cluster-ca-file {ca}"));
+    let set = client.run(&format!(
+        "CONFIG SET cluster-cert-file {cert} cluster-key-file {key} cluster-ca-file {ca}"
+    ));
     assert_eq!(set, Value::ok());
     within(20, "who has the third kind is let in", || late.said().contains("serving "));
     let other = client.run("CONFIG SET tls-cert-file x").text();
@@ -384,26 +552,60 @@ fn a_directory_of_another_cluster_is_refused() {
     // A process that has once belonged to another cluster of the same name.
     let other = dir.path().join("other");
     std::fs::create_dir(&other).expect("room");
-    let identity = "format = 3\nkind = \"member\"\ncluster = \"test\"\ncluster_id = \"0000000000000abc\"\nnode_id = 4711\n";
+    let identity = "format = 3\nkind = \"member\"\ncluster = \"test\"\ncluster_id = \
+                    \"0000000000000abc\"\nnode_id = 4711\n";
     std::fs::write(other.join("IDENTITY"), identity).expect("room");
     let secret = one.data(0).with_file_name("secret");
-    let flags = ["storage", "--metas", &address, "--set", "cluster.name=test", "--listen", "127.0.0.1:0", "--http-port", "0"];
-    let stranger = Process::start(dir.path(), "other", &[&flags[..], &["--secret-file", &secret.display().to_string()]].concat());
+    let flags = [
+        "storage",
+        "--metas",
+        &address,
+        "--set",
+        "cluster.name=test",
+        "--listen",
+        "127.0.0.1:0",
+        "--http-port",
+        "0",
+    ];
+    let stranger = Process::start(
+        dir.path(),
+        "other",
+        &[&flags[..], &["--secret-file", &secret.display().to_string()]].concat(),
+    );
     within(10, "it is told why", || stranger.said().contains("belongs to cluster"));
     assert_eq!(one.admin(0, &["nodes"]).as_array().expect("a list").len(), 1);
-    assert_eq!(std::fs::read_to_string(other.join("IDENTITY")).expect("it is there"), identity, "it is left as it was");
+    assert_eq!(
+        std::fs::read_to_string(other.join("IDENTITY")).expect("it is there"),
+        identity,
+        "it is left as it was"
+    );
     // Neither does a member's directory serve as a standalone one.
     let data = one.data(0).display().to_string();
     one.kill_all();
-    let said = bridle(&["standalone", "--port", "0", "--http-port", "0", "--set", "cluster.name=test", "--data", &data]);
-    assert!(!said.fine && said.error.contains("belongs to a process of a cluster"), "{}", said.error);
+    let said = bridle(&[
+        "standalone",
+        "--port",
+        "0",
+        "--http-port",
+        "0",
+        "--set",
+        "cluster.name=test",
+        "--data",
+        &data,
+    ]);
+    assert!(
+        !said.fine && said.error.contains("belongs to a process of a cluster"),
+        "{}",
+        said.error
+    );
 }
 
 #[test]
 fn addresses_are_of_any_kind_and_change_between_starts() {
     let dir = tempfile::tempdir().expect("a directory for the test");
     let ports = free_ports(11);
-    let clients: [SocketAddr; 3] = [0, 1, 2].map(|number| SocketAddr::from((Ipv4Addr::LOCALHOST, ports[number])));
+    let clients: [SocketAddr; 3] =
+        [0, 1, 2].map(|number| SocketAddr::from((Ipv4Addr::LOCALHOST, ports[number])));
     let https = [3, 4, 5].map(|place: usize| ports[place].to_string());
     let (v6, v4, name) = (
         |at: usize| format!("[::1]:{}", ports[at]),
@@ -412,7 +614,19 @@ fn addresses_are_of_any_kind_and_change_between_starts() {
     );
     let start = |number: usize, meta: &str, listen: &str, advertise: &str| {
         let (port, http) = (clients[number].port().to_string(), &https[number]);
-        let words = ["node", "--metas", meta, "--listen", listen, "--advertise", advertise, "--port", &port, "--http-port", http];
+        let words = [
+            "node",
+            "--metas",
+            meta,
+            "--listen",
+            listen,
+            "--advertise",
+            advertise,
+            "--port",
+            &port,
+            "--http-port",
+            http,
+        ];
         let more = ["--set", "tables.partitions=4", "--set", "raft_log.segment=1MiB"];
         Process::start(dir.path(), &number.to_string(), &[&words[..], &more[..]].concat())
     };
@@ -420,14 +634,21 @@ fn addresses_are_of_any_kind_and_change_between_starts() {
     let serves = |number: usize| {
         within(20, "it serves", || {
             (0..16).all(|key| {
-                let set = reach(number).and_then(|mut client| client.call(&["SET", &format!("k{key}"), &number.to_string()]));
+                let set = reach(number).and_then(|mut client| {
+                    client.call(&["SET", &format!("k{key}"), &number.to_string()])
+                });
                 set.is_ok_and(|said| said == Value::ok())
             })
         });
     };
     let addresses = || {
         let nodes = admin_json(&format!("http://127.0.0.1:{}", https[0]), None, &["nodes"]);
-        nodes.as_array().expect("a list").iter().map(|node| node["address"].to_string().replace('"', "")).collect::<BTreeSet<_>>()
+        nodes
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|node| node["address"].to_string().replace('"', ""))
+            .collect::<BTreeSet<_>>()
     };
     let one = start(0, &v6(6), &v6(6), &v6(6));
     let two = start(1, &v6(6), &v4(7), &name(7));
@@ -447,7 +668,11 @@ fn addresses_are_of_any_kind_and_change_between_starts() {
     }
     // The meta's address is everybody's affair.
     drop((one, three));
-    let _all = [start(0, &name(10), &v4(10), &name(10)), start(1, &name(10), &v6(7), &v6(7)), start(2, &name(10), &v4(9), &name(9))];
+    let _all = [
+        start(0, &name(10), &v4(10), &name(10)),
+        start(1, &name(10), &v6(7), &v6(7)),
+        start(2, &name(10), &v4(9), &name(9)),
+    ];
     serves(2);
     within(10, "all are there", || addresses() == [name(10), v6(7), name(9)].into());
     assert_eq!(reach(1).expect("it serves").run("GET k0"), Value::bulk("2"));
@@ -455,8 +680,13 @@ fn addresses_are_of_any_kind_and_change_between_starts() {
 
 /// Three ports in a row, free a moment ago.
 fn three_ports() -> u16 {
-    let is_free = |port: &u16| (1..3).all(|next| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port + next)).is_ok());
-    (0..100).flat_map(|_| free_ports(1)).find(|port| *port < u16::MAX - 2 && is_free(port)).expect("some are free")
+    let is_free = |port: &u16| {
+        (1..3).all(|next| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port + next)).is_ok())
+    };
+    (0..100)
+        .flat_map(|_| free_ports(1))
+        .find(|port| *port < u16::MAX - 2 && is_free(port))
+        .expect("some are free")
 }
 
 /// `deploy/cluster.sh`, which ends its cluster.
@@ -467,8 +697,13 @@ struct Script {
 
 impl Script {
     fn run(&self, what: &str) -> std::process::Output {
-        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/cluster.sh"));
-        command.arg(what).arg(binary()).env("DATA", self.dir.path()).env("ARGS", "--set raft_log.segment=1MiB");
+        let mut command =
+            Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/cluster.sh"));
+        command
+            .arg(what)
+            .arg(binary())
+            .env("DATA", self.dir.path())
+            .env("ARGS", "--set raft_log.segment=1MiB");
         for (name, port) in ["PORT", "HTTP_PORT", "CLUSTER_PORT"].iter().zip(self.ports) {
             command.env(name, port.to_string());
         }
@@ -484,7 +719,10 @@ impl Drop for Script {
 
 #[test]
 fn make_cluster_is_usable_in_ten_seconds() {
-    let script = Script { dir: tempfile::tempdir().expect("a directory for the test"), ports: [(); 3].map(|()| three_ports()) };
+    let script = Script {
+        dir: tempfile::tempdir().expect("a directory for the test"),
+        ports: [(); 3].map(|()| three_ports()),
+    };
     for start in 0..2 {
         let began = Instant::now();
         let said = script.run("start");
@@ -496,12 +734,16 @@ fn make_cluster_is_usable_in_ten_seconds() {
         println!("usable after {:.1?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
         let said = script.run("status");
-        assert!(said.status.success() && String::from_utf8_lossy(&said.stdout).contains("db0"), "{said:?}");
+        assert!(
+            said.status.success() && String::from_utf8_lossy(&said.stdout).contains("db0"),
+            "{said:?}"
+        );
         assert!(script.run("stop").status.success());
     }
 }
 
-/// A meta that has forgotten its votes would help to decide what contradicts them: a table would vanish, and its ids be given again.
+/// A meta that has forgotten its votes would help to decide what contradicts them: a
+/// table would vanish, and its ids be given again.
 #[test]
 fn a_meta_whose_directory_is_lost_is_taken_back_only_by_an_operators_word() {
     let mut cluster = Cluster::builder().partitions(1).start();
@@ -515,15 +757,23 @@ fn a_meta_whose_directory_is_lost_is_taken_back_only_by_an_operators_word() {
     cluster.kill(0);
     cluster.kill(2);
     std::fs::remove_dir_all(cluster.data(2)).expect("its directory");
-    // The second knows of the cluster, and not of the table. It and the third must not decide anything.
+    // The second knows of the cluster, and not of the table. It and the third must not
+    // decide anything.
     cluster.launch(1);
     cluster.launch(2);
     std::thread::sleep(Duration::from_secs(4));
-    assert!([1, 2].iter().all(|number| !ask(&cluster, *number, &["tables"]).fine), "there is no meta that leads");
+    assert!(
+        [1, 2].iter().all(|number| !ask(&cluster, *number, &["tables"]).fine),
+        "there is no meta that leads"
+    );
     cluster.launch(0);
     cluster.wait_until_ended(2);
     let why = cluster.said(2);
-    assert!(why.contains("seat 3 of the meta group is server") && why.contains("bridle admin release 3"), "{why}");
+    assert!(
+        why.contains("seat 3 of the meta group is server")
+            && why.contains("bridle admin release 3"),
+        "{why}"
+    );
     let serves = |cluster: &Cluster| admin(cluster, &["tables"]);
     within(20, "the table is there", || serves(&cluster).out.contains("books"));
     within(20, "it is released", || admin(&cluster, &["release", "3"]).fine);
@@ -531,7 +781,9 @@ fn a_meta_whose_directory_is_lost_is_taken_back_only_by_an_operators_word() {
     within(20, "it is a meta again", || ask(&cluster, 2, &["tables"]).out.contains("books"));
     within(20, "it follows", || {
         let nodes = admin_json(&cluster.url(0), Some(SECRET), &["nodes"]);
-        nodes.as_array().is_some_and(|nodes| nodes.iter().filter(|node| node["state"] == "up").count() == 3)
+        nodes
+            .as_array()
+            .is_some_and(|nodes| nodes.iter().filter(|node| node["state"] == "up").count() == 3)
     });
     assert!(cluster.runs(2));
 }

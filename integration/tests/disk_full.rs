@@ -1,7 +1,9 @@
-//! A full disk: writes are refused with Redis's MISCONF, reads go on, nothing dies, and when space returns writes go on by themselves.
+//! A full disk: writes are refused with Redis's MISCONF, reads go on, nothing dies, and
+//! when space returns writes go on by themselves.
 //!
-//! The disk is a small tmpfs in a mount namespace of its own (Linux, root or user namespaces); the test runs itself again inside, and
-//! says so when the system allows nobody to mount.
+//! The disk is a small tmpfs in a mount namespace of its own (Linux, root or user
+//! namespaces); the test runs itself again inside, and says so when the system allows
+//! nobody to mount.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +16,8 @@ const INSIDE: &str = "BRIDLE_TEST_SMALL_DISK";
 /// Bytes of a value; with these, the disk is full after some hundred writes.
 const VALUE_BYTES: usize = 100_000;
 
-/// Runs the named test again with a disk of 256 MB, and says whether this is that second run.
+/// Runs the named test again with a disk of 256 MB, and says whether this is that second
+/// run.
 fn small_disk(test: &str) -> Option<PathBuf> {
     if let Some(disk) = std::env::var_os(INSIDE) {
         return Some(disk.into());
@@ -25,12 +28,15 @@ fn small_disk(test: &str) -> Option<PathBuf> {
         command.arg(flags);
         command
     };
-    let flags = ["-m", "-rm"].into_iter().find(|flags| namespace(flags).arg("true").output().is_ok_and(|output| output.status.success()));
+    let flags = ["-m", "-rm"].into_iter().find(|flags| {
+        namespace(flags).arg("true").output().is_ok_and(|output| output.status.success())
+    });
     let Some(flags) = flags else {
         eprintln!("not run: this system lets nobody make a mount namespace");
         return None;
     };
-    let script = "mount -t tmpfs -o size=256m small \"$1\" && exec \"$2\" --exact \"$3\" --nocapture";
+    let script =
+        "mount -t tmpfs -o size=256m small \"$1\" && exec \"$2\" --exact \"$3\" --nocapture";
     let inner = namespace(flags)
         .args(["sh", "-c", script, "sh"])
         .arg(disk.path())
@@ -46,7 +52,10 @@ fn small_disk(test: &str) -> Option<PathBuf> {
 
 /// A server with everything small, on the small disk.
 fn server(disk: &Path) -> ServerBuilder {
-    Server::builder().dir(&disk.join("data")).flag("set", "raft_log.segment=1MiB").flag("set", "storage.memtables=2MiB")
+    Server::builder()
+        .dir(&disk.join("data"))
+        .flag("set", "raft_log.segment=1MiB")
+        .flag("set", "storage.memtables=2MiB")
 }
 
 /// Fills the disk to its last byte.
@@ -58,7 +67,11 @@ fn fill(disk: &Path) -> PathBuf {
 
 /// Takes what has become free.
 fn fill_up(ballast: &Path) {
-    let mut file = std::fs::File::options().create(true).append(true).open(ballast).expect("a file's name needs no room");
+    let mut file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(ballast)
+        .expect("a file's name needs no room");
     for size in [1 << 20, 4096, 1] {
         while std::io::Write::write(&mut file, &vec![1; size]).is_ok_and(|written| written > 0) {}
     }
@@ -82,22 +95,27 @@ fn set(client: &mut Client, n: usize) -> Value {
     client.call(&[b"SET", format!("key:{n}").as_bytes(), &value(n)]).expect("the server lives")
 }
 
-/// Writes keys from `from` on until they are refused for good, in Redis's manner; how many are acknowledged in all. A compaction or a flush may give
-/// some space back after a first refusal. The one write that is under way while the last byte goes may have an unknown outcome; it is to be told
-/// so, and soon.
+/// Writes keys from `from` on until they are refused for good, in Redis's manner; how
+/// many are acknowledged in all. A compaction or a flush may give some space back after a
+/// first refusal. The one write that is under way while the last byte goes may have an
+/// unknown outcome; it is to be told so, and soon.
 fn write_until_refused(client: &mut Client, from: usize) -> usize {
     let (mut n, mut refused) = (from, None::<Instant>);
     while refused.is_none_or(|since| since.elapsed() < Duration::from_secs(2)) {
         match set(client, n) {
             Value::Error(text) => {
-                assert!(text.starts_with("MISCONF ") || text.starts_with("UNKNOWNOUTCOME "), "{text}");
+                assert!(
+                    text.starts_with("MISCONF ") || text.starts_with("UNKNOWNOUTCOME "),
+                    "{text}"
+                );
                 refused.get_or_insert_with(Instant::now);
                 std::thread::sleep(Duration::from_millis(50));
             }
             reply => {
                 assert_eq!(reply, Value::ok());
                 (n, refused) = (n + 1, None);
-                // The disk is looked at four times a second: the writer is to stay within the reserve until then.
+                // The disk is looked at four times a second: the writer is to stay within
+                // the reserve until then.
                 std::thread::sleep(Duration::from_millis(4));
             }
         }
@@ -109,7 +127,11 @@ fn write_until_refused(client: &mut Client, from: usize) -> usize {
 fn check_all(client: &mut Client, acknowledged: usize) {
     for n in 0..acknowledged {
         let found = client.run(&format!("GET key:{n}"));
-        assert!(found == Value::Bulk(value(n)), "key {n} of {acknowledged} is not what was acknowledged: {:.80}", found.text());
+        assert!(
+            found == Value::Bulk(value(n)),
+            "key {n} of {acknowledged} is not what was acknowledged: {:.80}",
+            found.text()
+        );
     }
 }
 
@@ -142,7 +164,11 @@ fn writes_return(client: &mut Client, n: usize) {
 
 #[test]
 fn writing_until_the_disk_is_full_loses_nothing_and_room_made_by_hand_lets_writes_go_on() {
-    let Some(disk) = small_disk("writing_until_the_disk_is_full_loses_nothing_and_room_made_by_hand_lets_writes_go_on") else { return };
+    let Some(disk) = small_disk(
+        "writing_until_the_disk_is_full_loses_nothing_and_room_made_by_hand_lets_writes_go_on",
+    ) else {
+        return;
+    };
     // Something of the operator's own that can be cleared away later.
     std::fs::write(disk.join("something"), vec![1; 150 << 20]).expect("the disk is empty");
     let mut server = server(&disk).start();
@@ -151,9 +177,14 @@ fn writing_until_the_disk_is_full_loses_nothing_and_room_made_by_hand_lets_write
     assert!(acknowledged > 50, "{acknowledged} writes filled the disk");
     for command in ["INCR counter", "HSET hash field value", "FLUSHALL", "SELECT 7"] {
         let reply = client.run(command);
-        assert_eq!(reply.text().starts_with("MISCONF "), command != "SELECT 7", "{command}: {reply:?}");
+        assert_eq!(
+            reply.text().starts_with("MISCONF "),
+            command != "SELECT 7",
+            "{command}: {reply:?}"
+        );
     }
-    // Another table has a store of its own: what a failed compaction gave back may do for it.
+    // Another table has a store of its own: what a failed compaction gave back may do for
+    // it.
     let reply = client.run("SET in-a-new-table 1");
     assert!(reply == Value::ok() || reply.text().starts_with("MISCONF "), "{reply:?}");
     reads_go_on(&server, acknowledged);
@@ -176,7 +207,11 @@ fn writing_until_the_disk_is_full_loses_nothing_and_room_made_by_hand_lets_write
 
 #[test]
 fn a_disk_that_somebody_else_fills_to_the_last_byte_under_load_loses_nothing() {
-    let Some(disk) = small_disk("a_disk_that_somebody_else_fills_to_the_last_byte_under_load_loses_nothing") else { return };
+    let Some(disk) =
+        small_disk("a_disk_that_somebody_else_fills_to_the_last_byte_under_load_loses_nothing")
+    else {
+        return;
+    };
     let mut server = server(&disk).start();
     let mut client = server.client();
     for n in 0..100 {
@@ -205,10 +240,12 @@ fn a_disk_that_somebody_else_fills_to_the_last_byte_under_load_loses_nothing() {
     assert!(!server.output().contains("panicked"), "{}", server.output());
 }
 
-/// RocksDB needs some bytes to open. Where there is not one, a start fails, and names the reason; it must not serve half of what there is.
+/// RocksDB needs some bytes to open. Where there is not one, a start fails, and names the
+/// reason; it must not serve half of what there is.
 fn serves_or_says_why(disk: &Path) {
     let mut server = server(disk).spawn();
-    let reads = |port| Client::connect(port).and_then(|mut client| client.call(&["EXISTS", "key:0"]));
+    let reads =
+        |port| Client::connect(port).and_then(|mut client| client.call(&["EXISTS", "key:0"]));
     let mut serves = false;
     within(60, "it serves or ends", || {
         serves = reads(server.port).is_ok_and(|reply| reply == Value::Int(1));
@@ -217,7 +254,10 @@ fn serves_or_says_why(disk: &Path) {
     if !serves {
         assert!(!server.wait().success());
         let said = server.output();
-        let why = said.lines().find(|line| line.starts_with("bridle: ")).unwrap_or_else(|| panic!("it does not say why it ended:\n{said}"));
+        let why = said
+            .lines()
+            .find(|line| line.starts_with("bridle: "))
+            .unwrap_or_else(|| panic!("it does not say why it ended:\n{said}"));
         assert!(why.contains("the disk is full") || why.contains("no space left"), "{why}");
     }
 }

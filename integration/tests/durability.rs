@@ -1,11 +1,13 @@
-//! What "always" promises happens: the fsync comes before the reply; and the directory is guarded.
+//! What "always" promises happens: the fsync comes before the reply; and the directory is
+//! guarded.
 
 use std::path::Path;
 use std::process::Command;
 
 use integration::{Server, Value};
 
-/// One system call as strace prints it: when it began, its name, its arguments, its result.
+/// One system call as strace prints it: when it began, its name, its arguments, its
+/// result.
 struct Call {
     began: f64,
     took: f64,
@@ -13,7 +15,8 @@ struct Call {
     line: String,
 }
 
-/// Parses `strace -f -ttt -T` output; calls that another thread interrupted are put together again.
+/// Parses `strace -f -ttt -T` output; calls that another thread interrupted are put
+/// together again.
 fn calls(file: &Path) -> Vec<Call> {
     let text = std::fs::read_to_string(file).expect("strace wrote its file");
     let mut unfinished = std::collections::HashMap::<String, (f64, String)>::new();
@@ -22,7 +25,8 @@ fn calls(file: &Path) -> Vec<Call> {
         // The thread's number is padded: short ones have more than one blank behind them.
         let Some((thread, rest)) = line.split_once(' ') else { continue };
         let Some((stamp, rest)) = rest.trim_start().split_once(' ') else { continue };
-        let mut began = stamp.parse::<f64>().expect("strace -ttt begins each line with a thread and a time");
+        let mut began =
+            stamp.parse::<f64>().expect("strace -ttt begins each line with a thread and a time");
         let mut rest = rest.trim_start().to_owned();
         if let Some(head) = rest.strip_suffix(" <unfinished ...>") {
             unfinished.insert(thread.to_owned(), (began, head.to_owned()));
@@ -34,25 +38,43 @@ fn calls(file: &Path) -> Vec<Call> {
             (began, rest) = (from, format!("{head}{tail}"));
         }
         let name = rest.split('(').next().unwrap_or_default().to_owned();
-        let took = rest.rsplit('<').next().and_then(|text| text.trim_end_matches('>').parse().ok()).unwrap_or(0.0);
+        let took = rest
+            .rsplit('<')
+            .next()
+            .and_then(|text| text.trim_end_matches('>').parse().ok())
+            .unwrap_or(0.0);
         calls.push(Call { began, took, name, line: rest });
     }
     calls.sort_by(|a, b| a.began.total_cmp(&b.began));
     calls
 }
 
-/// Starts a server under strace, does `SET marker-<n>` a few times and returns the calls seen.
+/// Starts a server under strace, does `SET marker-<n>` a few times and returns the calls
+/// seen.
 fn traced(durability: &str, writes: usize) -> Vec<Call> {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("trace");
     let path = file.display().to_string();
-    let trace =
-        ["strace", "-f", "-ttt", "-T", "-s", "64", "-e", "trace=fsync,fdatasync,write,writev,sendto,sendmsg,recvfrom,read", "-o", &path];
+    let trace = [
+        "strace",
+        "-f",
+        "-ttt",
+        "-T",
+        "-s",
+        "64",
+        "-e",
+        "trace=fsync,fdatasync,write,writev,sendto,sendmsg,recvfrom,read",
+        "-o",
+        &path,
+    ];
     let mut server = Server::builder().flag("durability", durability).under(&trace).start();
     let mut client = server.client();
     client.run("SET warm up");
     for n in 0..writes {
-        assert_eq!(client.call(&["SET", &format!("marker-{n}"), "v"]).expect("a live server"), Value::ok());
+        assert_eq!(
+            client.call(&["SET", &format!("marker-{n}"), "v"]).expect("a live server"),
+            Value::ok()
+        );
     }
     // The process traced is strace's child: end it by its own command.
     client.send(&["SHUTDOWN", "NOSAVE"]).expect("a live server");
@@ -60,12 +82,15 @@ fn traced(durability: &str, writes: usize) -> Vec<Call> {
     calls(&file)
 }
 
-/// For each marked write: was there a sync that began after the command was read and ended before the reply was sent?
+/// For each marked write: was there a sync that began after the command was read and
+/// ended before the reply was sent?
 fn synced_before_reply(calls: &[Call], writes: usize) -> Vec<bool> {
     (0..writes)
         .map(|n| {
             let marker = format!("marker-{n}\\r\\n");
-            let read = calls.iter().find(|call| call.line.contains(&marker) && (call.name == "recvfrom" || call.name == "read"));
+            let read = calls.iter().find(|call| {
+                call.line.contains(&marker) && (call.name == "recvfrom" || call.name == "read")
+            });
             let read = read.unwrap_or_else(|| panic!("no read of {marker} in the trace"));
             let reply = calls.iter().find(|call| {
                 call.began > read.began
@@ -74,7 +99,9 @@ fn synced_before_reply(calls: &[Call], writes: usize) -> Vec<bool> {
             });
             let reply = reply.unwrap_or_else(|| panic!("no reply to {marker} in the trace"));
             calls.iter().any(|call| {
-                (call.name == "fsync" || call.name == "fdatasync") && call.began >= read.began && call.began + call.took <= reply.began
+                (call.name == "fsync" || call.name == "fdatasync")
+                    && call.began >= read.began
+                    && call.began + call.took <= reply.began
             })
         })
         .collect()
@@ -130,8 +157,13 @@ fn a_graceful_stop_keeps_everything_and_says_goodbye() {
 
 /// Files of the server's directory whose name ends so, largest first.
 fn files(dir: &Path, ending: &str) -> Vec<std::path::PathBuf> {
-    let output = Command::new("find").arg(dir).args(["-type", "f", "-name", &format!("*{ending}")]).output().expect("find is everywhere");
-    let mut found: Vec<std::path::PathBuf> = String::from_utf8_lossy(&output.stdout).lines().map(Into::into).collect();
+    let output = Command::new("find")
+        .arg(dir)
+        .args(["-type", "f", "-name", &format!("*{ending}")])
+        .output()
+        .expect("find is everywhere");
+    let mut found: Vec<std::path::PathBuf> =
+        String::from_utf8_lossy(&output.stdout).lines().map(Into::into).collect();
     found.sort_by_key(|path| std::cmp::Reverse(path.metadata().map_or(0, |meta| meta.len())));
     found
 }
@@ -144,7 +176,8 @@ fn a_corrupt_table_file_is_reported_by_name_and_never_read_as_data() {
         client.run(&format!("SET key:{n} {}", "x".repeat(100)));
     }
     assert!(server.stop().success());
-    let damaged = files(server.dir(), ".sst").into_iter().next().expect("a stop flushes to table files");
+    let damaged =
+        files(server.dir(), ".sst").into_iter().next().expect("a stop flushes to table files");
     let mut bytes = std::fs::read(&damaged).expect("read the table file");
     let middle = bytes.len() / 3;
     bytes[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0x5a);
@@ -154,7 +187,10 @@ fn a_corrupt_table_file_is_reported_by_name_and_never_read_as_data() {
     let replies: Vec<Value> = (0..2000).map(|n| client.run(&format!("GET key:{n}"))).collect();
     assert!(replies.iter().any(Value::is_error), "the damage was not noticed");
     for reply in &replies {
-        assert!(reply.is_error() || *reply == Value::bulk(&"x".repeat(100)), "a damaged file gave {reply:?}");
+        assert!(
+            reply.is_error() || *reply == Value::bulk(&"x".repeat(100)),
+            "a damaged file gave {reply:?}"
+        );
     }
     let name = damaged.file_name().expect("a file").to_string_lossy().into_owned();
     assert!(server.output().contains(&name), "the log does not name {name}:\n{}", server.output());
@@ -178,12 +214,27 @@ fn pages_do_not_wait_for_a_disk_that_stalls() {
     // Each look at the file system takes ten seconds.
     let inject = "inject=statfs,fstatfs:delay_enter=10000000";
     let mut strace = std::process::Command::new("strace");
-    strace.args(["-f", "-q", "-e", "trace=statfs,fstatfs", "-e", inject, "-o", "/dev/null", "-p", &server.pid().to_string()]);
+    strace.args([
+        "-f",
+        "-q",
+        "-e",
+        "trace=statfs,fstatfs",
+        "-e",
+        inject,
+        "-o",
+        "/dev/null",
+        "-p",
+        &server.pid().to_string(),
+    ]);
     let traced = Traced(strace.spawn().expect("strace"));
     let ask = |path: &str| {
         let began = std::time::Instant::now();
         let (status, page) = server.page(path);
-        assert!(began.elapsed() < std::time::Duration::from_secs(5), "{path} took {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < std::time::Duration::from_secs(5),
+            "{path} took {:?}",
+            began.elapsed()
+        );
         assert_eq!(status, 200, "{page}");
         page
     };
@@ -192,7 +243,10 @@ fn pages_do_not_wait_for_a_disk_that_stalls() {
         assert!(std::time::Instant::now() < deadline, "strace stalls nothing");
     }
     let metrics = ask("/metrics");
-    let age = metrics.lines().find_map(|line| line.strip_prefix("bridle_figures_age_seconds ")).expect("the metric");
+    let age = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("bridle_figures_age_seconds "))
+        .expect("the metric");
     assert!(age.parse::<f64>().expect("a number") > 0.5, "{age}");
     drop(traced);
 }

@@ -1,4 +1,5 @@
-//! What a process without replicas says of durability is what the servers with replicas do, and WAITAOF has them do it.
+//! What a process without replicas says of durability is what the servers with replicas
+//! do, and WAITAOF has them do it.
 
 use std::time::{Duration, Instant};
 
@@ -22,21 +23,36 @@ fn disks(client: &mut Client, words: &str) -> (i64, i64) {
     }
 }
 
-/// Two nodes leave it to the operating system, one syncs now and then, and the proxy is told "always".
+/// Two nodes leave it to the operating system, one syncs now and then, and the proxy is
+/// told "always".
 #[test]
 fn a_proxy_tells_what_its_storage_servers_do_and_waitaof_has_them_do_it() {
     let builder = Cluster::builder().partitions(1).durability("os").proxies(1);
-    let cluster = builder.set_for(2, "storage.durability=interval").set_for(3, "storage.durability=always").start();
+    let cluster = builder
+        .set_for(2, "storage.durability=interval")
+        .set_for(3, "storage.durability=always")
+        .start();
     let mut client = cluster.client(3).expect("a connection");
     let info = client.run("INFO durability").text();
     assert!(info.contains("\r\ndurability:os\r\n") && !info.contains("fsynced before"), "{info}");
     assert_eq!(client.setting("appendfsync"), "no");
     assert_eq!(cluster.admin(3, &["status"])["durability"], "os");
     let nodes = cluster.admin(3, &["nodes"]);
-    let said = |number: usize| nodes.as_array().expect("a list").iter().find(|node| node["address"] == cluster.address(number).as_str());
-    let words: Vec<_> = (0..4).map(|number| said(number).expect("it is there")["durability"].to_string()).collect();
+    let said = |number: usize| {
+        nodes
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find(|node| node["address"] == cluster.address(number).as_str())
+    };
+    let words: Vec<_> =
+        (0..4).map(|number| said(number).expect("it is there")["durability"].to_string()).collect();
     assert_eq!(words, ["\"os\"", "\"os\"", "\"interval\"", "null"]);
-    assert!(cluster.said(3).contains("storage servers differ in durability"), "{}", cluster.said(3));
+    assert!(
+        cluster.said(3).contains("storage servers differ in durability"),
+        "{}",
+        cluster.said(3)
+    );
 
     assert_eq!(client.run("SET a 1"), Value::ok());
     let before = [0, 1].map(|number| fsyncs(&cluster, number));
@@ -58,6 +74,10 @@ fn a_proxy_tells_what_its_storage_servers_do_and_waitaof_has_them_do_it() {
     (0..3).for_each(|number| cluster.freeze(number));
     let began = Instant::now();
     assert_eq!(disks(&mut client, "WAITAOF 1 0 300"), (0, 0));
-    assert!((Duration::from_millis(300)..Duration::from_secs(3)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!(
+        (Duration::from_millis(300)..Duration::from_secs(3)).contains(&began.elapsed()),
+        "{:?}",
+        began.elapsed()
+    );
     (0..3).for_each(|number| cluster.thaw(number));
 }

@@ -1,5 +1,5 @@
-//! Time to live as clients see it: to the millisecond, for keys and for fields, over crashes, over clocks that step back, and over failovers to
-//! clocks that differ.
+//! Time to live as clients see it: to the millisecond, for keys and for fields, over
+//! crashes, over clocks that step back, and over failovers to clocks that differ.
 
 use std::process::Command;
 use std::thread::sleep;
@@ -19,8 +19,10 @@ fn server_ms(client: &mut Client) -> i64 {
     number(&time[0]) * 1000 + number(&time[1]) / 1000
 }
 
-/// Reads in a tight loop until the value is gone. `read` says whether it is there. The server's time before and after each read must agree with it:
-/// there as long as the clock after the read had not passed `at_ms`, and gone from the moment the clock before it had. Returns how often it was there.
+/// Reads in a tight loop until the value is gone. `read` says whether it is there. The
+/// server's time before and after each read must agree with it: there as long as the
+/// clock after the read had not passed `at_ms`, and gone from the moment the clock before
+/// it had. Returns how often it was there.
 fn watch_it_go(client: &mut Client, at_ms: i64, mut read: impl FnMut(&mut Client) -> bool) -> u32 {
     let (mut there, deadline) = (0, Instant::now() + Duration::from_secs(10));
     loop {
@@ -47,8 +49,18 @@ fn a_key_is_there_until_its_millisecond_and_then_gone() {
     for n in 0..20 {
         assert_eq!(client.run(&format!("SET key:{n} value PX 50")), Value::ok());
         let at_ms = client.run(&format!("PEXPIRETIME key:{n}")).int();
-        seen += watch_it_go(&mut client, at_ms, |client| client.run(&format!("GET key:{n}")) != Value::Nil);
-        for (command, gone) in [("EXISTS", 0), ("STRLEN", 0), ("PTTL", -2), ("TTL", -2), ("PEXPIRETIME", -2), ("PERSIST", 0), ("DEL", 0)] {
+        seen += watch_it_go(&mut client, at_ms, |client| {
+            client.run(&format!("GET key:{n}")) != Value::Nil
+        });
+        for (command, gone) in [
+            ("EXISTS", 0),
+            ("STRLEN", 0),
+            ("PTTL", -2),
+            ("TTL", -2),
+            ("PEXPIRETIME", -2),
+            ("PERSIST", 0),
+            ("DEL", 0),
+        ] {
             assert_eq!(client.run(&format!("{command} key:{n}")), Value::Int(gone), "{command}");
         }
         assert_eq!(client.run(&format!("TYPE key:{n}")), Value::Status("none".into()));
@@ -67,12 +79,21 @@ fn a_field_is_there_until_its_millisecond_and_then_gone_from_every_count() {
     for n in 0..10 {
         let row = format!("hash:{n}");
         client.run(&format!("HSET {row} going 1 staying 2"));
-        assert_eq!(client.run(&format!("HPEXPIRE {row} 50 FIELDS 1 going")), Value::Array(vec![Value::Int(1)]));
-        let Value::Array(at) = client.run(&format!("HPEXPIRETIME {row} FIELDS 1 going")) else { panic!("one number") };
+        assert_eq!(
+            client.run(&format!("HPEXPIRE {row} 50 FIELDS 1 going")),
+            Value::Array(vec![Value::Int(1)])
+        );
+        let Value::Array(at) = client.run(&format!("HPEXPIRETIME {row} FIELDS 1 going")) else {
+            panic!("one number")
+        };
         let at_ms = at[0].int();
         seen += match n % 3 {
-            0 => watch_it_go(&mut client, at_ms, |client| client.run(&format!("HGET {row} going")) != Value::Nil),
-            1 => watch_it_go(&mut client, at_ms, |client| client.run(&format!("HLEN {row}")) == Value::Int(2)),
+            0 => watch_it_go(&mut client, at_ms, |client| {
+                client.run(&format!("HGET {row} going")) != Value::Nil
+            }),
+            1 => watch_it_go(&mut client, at_ms, |client| {
+                client.run(&format!("HLEN {row}")) == Value::Int(2)
+            }),
             _ => watch_it_go(
                 &mut client,
                 at_ms,
@@ -80,16 +101,32 @@ fn a_field_is_there_until_its_millisecond_and_then_gone_from_every_count() {
             ),
         };
         assert_eq!(client.run(&format!("HLEN {row}")), Value::Int(1));
-        assert_eq!(client.run(&format!("HGETALL {row}")), Value::Array(vec![Value::bulk("staying"), Value::bulk("2")]));
+        assert_eq!(
+            client.run(&format!("HGETALL {row}")),
+            Value::Array(vec![Value::bulk("staying"), Value::bulk("2")])
+        );
         assert_eq!(client.run(&format!("HEXISTS {row} going")), Value::Int(0));
-        assert_eq!(client.run(&format!("HMGET {row} going staying")), Value::Array(vec![Value::Nil, Value::bulk("2")]));
-        assert_eq!(client.run(&format!("HPTTL {row} FIELDS 2 going staying")), Value::Array(vec![Value::Int(-2), Value::Int(-1)]));
+        assert_eq!(
+            client.run(&format!("HMGET {row} going staying")),
+            Value::Array(vec![Value::Nil, Value::bulk("2")])
+        );
+        assert_eq!(
+            client.run(&format!("HPTTL {row} FIELDS 2 going staying")),
+            Value::Array(vec![Value::Int(-2), Value::Int(-1)])
+        );
         // With its last field the hash goes.
         client.run(&format!("HPEXPIRE {row} 30 FIELDS 1 staying"));
         within(5, "the hash goes", || client.run(&format!("EXISTS {row}")) == Value::Int(0));
         assert_eq!(client.run(&format!("TYPE {row}")), Value::Status("none".into()));
-        assert_eq!(client.run(&format!("HSET {row} going again")), Value::Int(1), "a new hash, with no field of the old");
-        assert_eq!(client.run(&format!("HPTTL {row} FIELDS 1 going")), Value::Array(vec![Value::Int(-1)]));
+        assert_eq!(
+            client.run(&format!("HSET {row} going again")),
+            Value::Int(1),
+            "a new hash, with no field of the old"
+        );
+        assert_eq!(
+            client.run(&format!("HPTTL {row} FIELDS 1 going")),
+            Value::Array(vec![Value::Int(-1)])
+        );
     }
     assert!(seen > 10, "the reads were too slow to show anything: {seen}");
 }
@@ -102,7 +139,9 @@ fn nothing_reads_to_make_dbsize_honest() {
         client.run(&format!("SET going:{n} x PX {}", 1 + n % 200));
         client.run(&format!("SET staying:{n} x"));
     }
-    within(10, "the expiry cycle removes what has expired", || client.run("DBSIZE") == Value::Int(500));
+    within(10, "the expiry cycle removes what has expired", || {
+        client.run("DBSIZE") == Value::Int(500)
+    });
     let table = &server.admin_json(&["tables"])[0];
     assert_eq!((&table["rows"], &table["expiring"]), (&500.into(), &0.into()));
 }
@@ -128,13 +167,21 @@ fn what_expires_while_the_process_is_down_is_gone_when_it_comes_back() {
         let mut client = server.client();
         assert_eq!(client.run("GET going"), Value::Nil);
         assert_eq!(client.run("HLEN hash"), Value::Int(1));
-        assert_eq!(client.run("HGETALL hash"), Value::Array(vec![Value::bulk("staying"), Value::bulk("2")]));
-        assert_eq!(client.run("PEXPIRETIME staying"), Value::Int(at_ms), "absolute times do not move");
+        assert_eq!(
+            client.run("HGETALL hash"),
+            Value::Array(vec![Value::bulk("staying"), Value::bulk("2")])
+        );
+        assert_eq!(
+            client.run("PEXPIRETIME staying"),
+            Value::Int(at_ms),
+            "absolute times do not move"
+        );
         within(10, "the row goes, too", || client.run("DBSIZE") == Value::Int(2));
     }
 }
 
-/// Steps the wall clock of a process by the seconds that a file says: preloaded, it stands before libc's own clock.
+/// Steps the wall clock of a process by the seconds that a file says: preloaded, it
+/// stands before libc's own clock.
 const STEPPED_CLOCK: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -164,17 +211,25 @@ struct SteppedClock {
 }
 
 impl SteppedClock {
-    /// Builds it with the C compiler that built RocksDB; where the tests run without one, there is none.
+    /// Builds it with the C compiler that built RocksDB; where the tests run without one,
+    /// there is none.
     fn build(seconds: i64) -> Option<SteppedClock> {
         let dir = tempfile::tempdir().expect("a directory");
-        let (source, library, offset) = (dir.path().join("clock.c"), dir.path().join("clock.so"), dir.path().join("offset"));
+        let (source, library, offset) =
+            (dir.path().join("clock.c"), dir.path().join("clock.so"), dir.path().join("offset"));
         std::fs::write(&source, STEPPED_CLOCK).expect("write the clock");
-        let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).args([&library, &source]).status();
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .args([&library, &source])
+            .status();
         if !built.is_ok_and(|status| status.success()) {
             eprintln!("not run: there is no C compiler");
             return None;
         }
-        let environment = [format!("LD_PRELOAD={}", library.display()), format!("STEPPED_CLOCK={}", offset.display())];
+        let environment = [
+            format!("LD_PRELOAD={}", library.display()),
+            format!("STEPPED_CLOCK={}", offset.display()),
+        ];
         let clock = SteppedClock { dir, environment };
         clock.step(seconds);
         Some(clock)
@@ -182,7 +237,8 @@ impl SteppedClock {
 
     /// From now on it is so many seconds ahead.
     fn step(&self, seconds: i64) {
-        std::fs::write(self.dir.path().join("offset"), seconds.to_string()).expect("write the offset");
+        std::fs::write(self.dir.path().join("offset"), seconds.to_string())
+            .expect("write the offset");
     }
 
     /// What a server is started under.
@@ -200,10 +256,14 @@ fn a_clock_that_steps_back_never_revives_a_key() {
     client.run("HSET hash gone 1 staying 2");
     client.run("HPEXPIRE hash 100 FIELDS 1 gone");
     client.run("SET staying x PX 1000000");
-    within(5, "it expires", || client.run("GET gone") == Value::Nil && client.run("HLEN hash") == Value::Int(1));
+    within(5, "it expires", || {
+        client.run("GET gone") == Value::Nil && client.run("HLEN hash") == Value::Int(1)
+    });
     let before = server_ms(&mut client);
     clock.step(-3600);
-    let wrong = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as i64 - 3_600_000;
+    let wrong = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis()
+        as i64
+        - 3_600_000;
     assert!(wrong < before - 3_000_000);
     for round in 0..2 {
         for n in 0..50 {
@@ -222,7 +282,8 @@ fn a_clock_that_steps_back_never_revives_a_key() {
     }
 }
 
-/// What was stamped under a clock a day ahead does not stop time under the right one, neither where it is corrected nor after a restart.
+/// What was stamped under a clock a day ahead does not stop time under the right one,
+/// neither where it is corrected nor after a restart.
 #[test]
 fn a_clock_that_was_ahead_does_not_stop_time() {
     let Some(clock) = SteppedClock::build(86_400) else { return };
@@ -236,7 +297,10 @@ fn a_clock_that_was_ahead_does_not_stop_time() {
         let (status, ready) = server.page("/health/ready");
         assert_eq!((status, ready.contains("clock: keys' time is 86")), (200, true), "{ready}");
         let page = server.page("/metrics").1;
-        let ahead = page.lines().find_map(|line| line.strip_prefix("bridle_clock_ahead_seconds ")).expect("the metric");
+        let ahead = page
+            .lines()
+            .find_map(|line| line.strip_prefix("bridle_clock_ahead_seconds "))
+            .expect("the metric");
         assert!((86_000.0..86_500.0).contains(&ahead.parse::<f64>().expect("a number")), "{ahead}");
         server.restart();
     }
@@ -266,8 +330,14 @@ fn where_clocks_differ_a_failover_neither_shortens_a_life_by_more_than_that_nor_
         });
     };
     let mut lives = Vec::new();
-    for (round, (leader, is_killed)) in [(2, false), (1, true), (0, false), (1, false), (1, true)].into_iter().enumerate() {
-        (0..3).filter(|number| !cluster.runs(*number)).collect::<Vec<_>>().into_iter().for_each(|number| cluster.launch(number));
+    for (round, (leader, is_killed)) in
+        [(2, false), (1, true), (0, false), (1, false), (1, true)].into_iter().enumerate()
+    {
+        (0..3)
+            .filter(|number| !cluster.runs(*number))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|number| cluster.launch(number));
         cluster.wait_until_serving();
         lead(&cluster, leader);
         let mut client = cluster.client((leader + 1) % 3).expect("it serves");
@@ -275,7 +345,8 @@ fn where_clocks_differ_a_failover_neither_shortens_a_life_by_more_than_that_nor_
         assert_eq!(client.run(&format!("SET life:{round} x PX {LIFE_MS}")), Value::ok());
         lives.push((round, began));
         assert_eq!(client.run(&format!("SET short:{round} x PX 50")), Value::ok());
-        // Where a faster clock has led, time stands still for a while: it does not run back.
+        // Where a faster clock has led, time stands still for a while: it does not run
+        // back.
         within(10, "it expires", || client.run(&format!("GET short:{round}")) == Value::Nil);
         match is_killed {
             true => cluster.kill(leader),
@@ -283,13 +354,20 @@ fn where_clocks_differ_a_failover_neither_shortens_a_life_by_more_than_that_nor_
         }
         for _ in 0..50 {
             for gone in 0..=round {
-                assert_eq!(client.run(&format!("GET short:{gone}")), Value::Nil, "round {round}: short:{gone} is back");
+                assert_eq!(
+                    client.run(&format!("GET short:{gone}")),
+                    Value::Nil,
+                    "round {round}: short:{gone} is back"
+                );
             }
         }
         for (life, began) in &lives {
             let left_ms = client.run(&format!("PTTL life:{life}")).int();
             let least_ms = LIFE_MS - SKEW_MS - began.elapsed().as_millis() as i64;
-            assert!((least_ms..=LIFE_MS).contains(&left_ms), "round {round}: life:{life} has {left_ms} ms left, not at least {least_ms}");
+            assert!(
+                (least_ms..=LIFE_MS).contains(&left_ms),
+                "round {round}: life:{life} has {left_ms} ms left, not at least {least_ms}"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! How long clients wait when a leader goes: killed, asked to stop, told to hand over, frozen.
+//! How long clients wait when a leader goes: killed, asked to stop, told to hand over,
+//! frozen.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,14 +23,24 @@ fn cluster() -> Cluster {
 fn leader(cluster: &Cluster) -> usize {
     let mut found = None;
     within(30, "somebody leads", || {
-        found = cluster.leaders("db0").ok().and_then(|leaders| leaders[0]).filter(|leader| cluster.runs(*leader));
+        found = cluster
+            .leaders("db0")
+            .ok()
+            .and_then(|leaders| leaders[0])
+            .filter(|leader| cluster.runs(*leader));
         found.is_some()
     });
     found.expect("just found")
 }
 
-/// Writes until it is acknowledged. Every command is answered by then, or the connection ended.
-fn write_until_acknowledged(cluster: &Cluster, through: usize, key: &str, value: &str) -> (Duration, Vec<String>) {
+/// Writes until it is acknowledged. Every command is answered by then, or the connection
+/// ended.
+fn write_until_acknowledged(
+    cluster: &Cluster,
+    through: usize,
+    key: &str,
+    value: &str,
+) -> (Duration, Vec<String>) {
     let began = Instant::now();
     let mut errors = Vec::new();
     loop {
@@ -59,26 +70,38 @@ fn clients_write_again_within_three_seconds_of_a_kill_of_the_leader() {
         // Kills come at any moment between two heartbeats.
         std::thread::sleep(Duration::from_millis(dice.below(400)));
         cluster.kill(victim);
-        let (wait, errors) = write_until_acknowledged(&cluster, through, "failover", &kill.to_string());
+        let (wait, errors) =
+            write_until_acknowledged(&cluster, through, "failover", &kill.to_string());
         told += usize::from(!errors.is_empty());
         waits.push(wait);
         // The next kill must find a cluster that can bear it.
         cluster.launch(victim);
         cluster.wait_until_serving();
         let read = cluster.client(victim).expect("it serves").run("GET failover");
-        assert_eq!(read, Value::bulk(&kill.to_string()), "acknowledged, and not read through the node that was away");
+        assert_eq!(
+            read,
+            Value::bulk(&kill.to_string()),
+            "acknowledged, and not read through the node that was away"
+        );
     }
     waits.sort();
-    let (p50, p90, p99, most) = (percentile(&waits, 50), percentile(&waits, 90), percentile(&waits, 99), waits[waits.len() - 1]);
+    let (p50, p90, p99, most) = (
+        percentile(&waits, 50),
+        percentile(&waits, 90),
+        percentile(&waits, 99),
+        waits[waits.len() - 1],
+    );
     println!(
-        "{} kills of the leader, until a client of another proxy writes: p50 {p50:.2?}, p90 {p90:.2?}, p99 {p99:.2?}, max {most:.2?}",
+        "{} kills of the leader, until a client of another proxy writes: p50 {p50:.2?}, p90 \
+         {p90:.2?}, p99 {p99:.2?}, max {most:.2?}",
         waits.len()
     );
     println!("all: {waits:.2?}; {told} of them saw an error");
     assert!(p99 < Duration::from_secs(3), "p99 is {p99:?}");
 }
 
-/// Heartbeats are rarer where nobody asks for anything, so it takes a second longer, and no more.
+/// Heartbeats are rarer where nobody asks for anything, so it takes a second longer, and
+/// no more.
 #[test]
 fn a_group_at_rest_has_another_leader_within_three_seconds_too() {
     let mut cluster = cluster();
@@ -93,7 +116,8 @@ fn a_group_at_rest_has_another_leader_within_three_seconds_too() {
     assert!(wait < Duration::from_secs(3), "{wait:?}");
 }
 
-/// Writes through one proxy, beginning before something happens and ending after it; the longest wait, and every error.
+/// Writes through one proxy, beginning before something happens and ending after it; the
+/// longest wait, and every error.
 fn hammer(address: SocketAddr, meanwhile: impl FnOnce()) -> (Duration, u64, Vec<String>) {
     let stop = AtomicBool::new(false);
     let work = || {
@@ -132,7 +156,9 @@ fn a_hand_over_is_hardly_noticed() {
             cluster.transfer("db0", 0, to).expect("a healthy follower takes over");
         });
         assert!(errors.is_empty(), "clients saw {errors:?}");
-        within(10, "the wanted one leads", || cluster.leaders("db0").is_ok_and(|leaders| leaders[0] == Some(to)));
+        within(10, "the wanted one leads", || {
+            cluster.leaders("db0").is_ok_and(|leaders| leaders[0] == Some(to))
+        });
         waits.push(longest);
         total += calls;
     }
@@ -143,8 +169,13 @@ fn a_hand_over_is_hardly_noticed() {
     assert_eq!(counted, total.to_string(), "each INCR was acknowledged once, and counted once");
     // Each is a line on both sides, which says why.
     let logs: String = (0..3).map(|number| cluster.said(number)).collect();
-    let lines = |what: &str, why: &str| logs.lines().filter(|line| line.contains(what) && line.contains(why)).count();
-    assert_eq!(lines("this server does not lead the partition any more", "it is handed over to member"), 20);
+    let lines = |what: &str, why: &str| {
+        logs.lines().filter(|line| line.contains(what) && line.contains(why)).count()
+    };
+    assert_eq!(
+        lines("this server does not lead the partition any more", "it is handed over to member"),
+        20
+    );
     assert_eq!(lines("this server leads the partition", "has handed it over"), 20);
 }
 
@@ -174,26 +205,37 @@ fn a_frozen_leader_answers_no_stale_read_when_it_goes_on() {
         let frozen = leader(&cluster);
         let through = (frozen + 1) % 3;
         cluster.client(frozen).expect("it serves").run(&format!("SET frozen {round}:old"));
-        // Reads that wait in its socket are answered the moment it goes on: the most dangerous ones.
-        let mut readers: Vec<Client> = (0..20).map(|_| cluster.client(frozen).expect("it serves")).collect();
+        // Reads that wait in its socket are answered the moment it goes on: the most
+        // dangerous ones.
+        let mut readers: Vec<Client> =
+            (0..20).map(|_| cluster.client(frozen).expect("it serves")).collect();
         cluster.freeze(frozen);
-        let (wait, _) = write_until_acknowledged(&cluster, through, "frozen", &format!("{round}:new"));
+        let (wait, _) =
+            write_until_acknowledged(&cluster, through, "frozen", &format!("{round}:new"));
         // Sent after the write was acknowledged: whoever answers must say the new value.
-        readers.iter_mut().for_each(|reader| reader.send(&["GET", "frozen"]).expect("a socket takes a few bytes"));
+        readers.iter_mut().for_each(|reader| {
+            reader.send(&["GET", "frozen"]).expect("a socket takes a few bytes")
+        });
         std::thread::sleep(Duration::from_millis(dice.below(500)));
         cluster.thaw(frozen);
         let mut told = 0;
         for reader in &mut readers {
             match reader.reply() {
                 Ok(Value::Bulk(bytes)) => {
-                    assert_eq!(String::from_utf8_lossy(&bytes), format!("{round}:new"), "a stale read");
+                    assert_eq!(
+                        String::from_utf8_lossy(&bytes),
+                        format!("{round}:new"),
+                        "a stale read"
+                    );
                     told += 1;
                 }
                 Ok(Value::Error(_)) | Err(_) => {}
                 other => panic!("{other:?}"),
             }
         }
-        println!("round {round}: others wrote after {wait:.2?}; {told} of 20 reads answered, none stale");
+        println!(
+            "round {round}: others wrote after {wait:.2?}; {told} of 20 reads answered, none stale"
+        );
         within(20, "the frozen one serves again", || {
             cluster
                 .client(frozen)
@@ -210,22 +252,40 @@ fn a_node_without_a_quorum_is_not_ready() {
     cluster.admin(0, &["create", "thin", "--partitions", "3", "--replicas", "1"]);
     let says = |cluster: &Cluster, status: u16, line: &str, ready: &str| {
         let (got, body) = cluster.page(0, "/health/ready");
-        let info = cluster.client(0).map(|mut client| client.run("INFO cluster").text()).unwrap_or_default();
+        let info = cluster
+            .client(0)
+            .map(|mut client| client.run("INFO cluster").text())
+            .unwrap_or_default();
         let metrics = cluster.page(0, "/metrics").1;
         let words = [format!("\nbridle_ready {ready}\n"), format!("\r\nbridle_ready:{ready}\r\n")];
-        got == status && body.contains(line) && metrics.contains(&words[0]) && info.contains(&words[1])
+        got == status
+            && body.contains(line)
+            && metrics.contains(&words[0])
+            && info.contains(&words[1])
     };
     within(10, "all is well", || cluster.page(0, "/health/ready") == (200, "ok\n".to_owned()));
     cluster.kill(2);
     // What lies on it alone is missed, the rest serves.
-    within(20, "the lost partition is named", || says(&cluster, 200, ": no leader is reached\n", "1"));
+    within(20, "the lost partition is named", || {
+        says(&cluster, 200, ": no leader is reached\n", "1")
+    });
     let (_, body) = cluster.page(0, "/health/ready");
     assert!(body.starts_with("ok\nthin partition ") && body.lines().count() == 2, "{body}");
-    assert!(cluster.page(0, "/metrics").1.contains("\nbridle_partitions_without_leader{table=\"thin\"} 1\n"));
+    assert!(
+        cluster
+            .page(0, "/metrics")
+            .1
+            .contains("\nbridle_partitions_without_leader{table=\"thin\"} 1\n")
+    );
     cluster.admin(0, &["drop", "thin"]);
     cluster.kill(1);
-    within(20, "it is not ready", || says(&cluster, 503, "no leader of any of the 1 partitions has been reached for ", "0"));
-    assert_eq!(cluster.ask("GET", "/v1/status", None).expect("it answers for itself")["ready"], false);
+    within(20, "it is not ready", || {
+        says(&cluster, 503, "no leader of any of the 1 partitions has been reached for ", "0")
+    });
+    assert_eq!(
+        cluster.ask("GET", "/v1/status", None).expect("it answers for itself")["ready"],
+        false
+    );
     cluster.launch(1);
     within(20, "it is ready again", || says(&cluster, 200, "ok\n", "1"));
 }

@@ -1,11 +1,14 @@
-//! Redis clients with their default settings go on through failovers: redis-py, ioredis and redis-rs at a proxy of a cluster whose leaders,
-//! on other nodes, are killed and started again.
+//! Redis clients with their default settings go on through failovers: redis-py, ioredis
+//! and redis-rs at a proxy of a cluster whose leaders, on other nodes, are killed and
+//! started again.
 //!
-//! Each client counts, sets, changes hashes in transactions and reads it all back, and checks every answer. No read may fail. A write may be
-//! of unknown outcome (`-UNKNOWNOUTCOME`, which no client repeats): counted, and done once or not at all.
+//! Each client counts, sets, changes hashes in transactions and reads it all back, and
+//! checks every answer. No read may fail. A write may be of unknown outcome
+//! (`-UNKNOWNOUTCOME`, which no client repeats): counted, and done once or not at all.
 //!
-//! redis-rs's asynchronous connections give up by default after half a second, which is sooner than a new leader can be there. What they
-//! report then is their own word, not ours; they are tried with that one setting changed.
+//! redis-rs's asynchronous connections give up by default after half a second, which is
+//! sooner than a new leader can be there. What they report then is their own word, not
+//! ours; they are tried with that one setting changed.
 
 mod outside;
 
@@ -30,13 +33,19 @@ struct Seen {
     unknown: u64,
     longest: Duration,
     wrong: Vec<String>,
-    /// Rows whose last write is of unknown outcome, and how often they had been counted up before.
+    /// Rows whose last write is of unknown outcome, and how often they had been counted
+    /// up before.
     left: Vec<(String, u64)>,
 }
 
 impl Seen {
     /// The answer; `None`, and noted, when there was none.
-    fn call<T>(&mut self, what: &str, writes: bool, mut ask: impl FnMut() -> RedisResult<T>) -> Option<T> {
+    fn call<T>(
+        &mut self,
+        what: &str,
+        writes: bool,
+        mut ask: impl FnMut() -> RedisResult<T>,
+    ) -> Option<T> {
         let began = Instant::now();
         let answer = ask();
         self.calls += 1;
@@ -54,7 +63,12 @@ impl Seen {
         }
     }
 
-    fn expect<T: PartialEq + std::fmt::Debug>(&mut self, what: &str, found: Option<T>, expected: T) {
+    fn expect<T: PartialEq + std::fmt::Debug>(
+        &mut self,
+        what: &str,
+        found: Option<T>,
+        expected: T,
+    ) {
         if let Some(found) = found.filter(|found| *found != expected) {
             self.wrong.push(format!("{what} is {found:?}, not {expected:?}"));
         }
@@ -65,9 +79,11 @@ impl Seen {
     }
 }
 
-/// Of an error as the reply of EXEC redis-rs says no more than that it is no list of replies.
+/// Of an error as the reply of EXEC redis-rs says no more than that it is no list of
+/// replies.
 fn is_unknown(what: &str, error: &RedisError) -> bool {
-    error.code() == Some("UNKNOWNOUTCOME") || (what == "EXEC" && error.kind() == ErrorKind::UnexpectedReturnType)
+    error.code() == Some("UNKNOWNOUTCOME")
+        || (what == "EXEC" && error.kind() == ErrorKind::UnexpectedReturnType)
 }
 
 /// A connection of either kind.
@@ -102,12 +118,14 @@ impl Sends for Multiplexed {
 /// What the programs in other languages do, too.
 fn work(name: &str, redis: &mut dyn Sends) -> Json {
     let mut seen = Seen::default();
-    let one = |redis: &mut dyn Sends, words: &[&str]| redis.one(redis::cmd(words[0]).arg(&words[1..]));
+    let one =
+        |redis: &mut dyn Sends, words: &[&str]| redis.one(redis::cmd(words[0]).arg(&words[1..]));
     let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
     let (end, mut generation) = (Instant::now() + TIME, 0);
     while Instant::now() < end && seen.wrong.len() < 20 {
         generation += 1;
-        let [counter, string, hash] = ["counter", "string", "hash"].map(|kind| format!("{name}:{kind}:{generation}"));
+        let [counter, string, hash] =
+            ["counter", "string", "hash"].map(|kind| format!("{name}:{kind}:{generation}"));
         for n in (1..200_u64).take_while(|_| Instant::now() < end) {
             let number = n.to_string();
             let counted = seen.call("INCR", true, || one(redis, &["INCR", &counter]));
@@ -123,13 +141,26 @@ fn work(name: &str, redis: &mut dyn Sends) -> Json {
             }
             seen.expect("SET", set, Value::Okay);
             let mut transaction = pipe();
-            transaction.atomic().cmd("HSET").arg(&hash).arg("n").arg(n).cmd("HINCRBY").arg(&hash).arg("times").arg(1);
+            transaction
+                .atomic()
+                .cmd("HSET")
+                .arg(&hash)
+                .arg("n")
+                .arg(n)
+                .cmd("HINCRBY")
+                .arg(&hash)
+                .arg("times")
+                .arg(1);
             let changed = seen.call("EXEC", true, || redis.send(&transaction));
             if changed.is_none() {
                 seen.left.push((hash, n - 1));
                 break;
             }
-            seen.expect("EXEC", changed.map(|mut replies| replies.pop()), Some(Value::Int(n as i64)));
+            seen.expect(
+                "EXEC",
+                changed.map(|mut replies| replies.pop()),
+                Some(Value::Int(n as i64)),
+            );
             let read = seen.call("GET", false, || one(redis, &["GET", &string]));
             seen.expect("GET", read, text(&number));
             let read = seen.call("MGET", false, || one(redis, &["MGET", &counter, &string]));
@@ -140,14 +171,19 @@ fn work(name: &str, redis: &mut dyn Sends) -> Json {
         }
     }
     for (key, done) in std::mem::take(&mut seen.left) {
-        let words = if key.contains("hash") { vec!["HGET", &key, "times"] } else { vec!["GET", &key] };
+        let words =
+            if key.contains("hash") { vec!["HGET", &key, "times"] } else { vec!["GET", &key] };
         let found = match seen.call("GET", false, || one(redis, &words)) {
-            Some(Value::BulkString(bytes)) => String::from_utf8_lossy(&bytes).parse().unwrap_or(u64::MAX),
+            Some(Value::BulkString(bytes)) => {
+                String::from_utf8_lossy(&bytes).parse().unwrap_or(u64::MAX)
+            }
             Some(_) => 0,
             None => continue,
         };
         if found != done && found != done + 1 {
-            seen.wrong.push(format!("{key}: {done} were acknowledged, one more was tried, {found} were done"));
+            seen.wrong.push(format!(
+                "{key}: {done} were acknowledged, one more was tried, {found} were done"
+            ));
         }
     }
     seen.json(name)
@@ -158,7 +194,8 @@ fn program(dir: &Path, program: &Path, words: &[&str], port: u16) -> Json {
     let env = [("BRIDLE_PORT", port.to_string()), ("BRIDLE_SECONDS", TIME.as_secs().to_string())];
     let ended = run_in(dir, program, words, &env, "");
     assert!(ended.fine, "{} {words:?}:\n{}", program.display(), ended.said);
-    serde_json::from_str(ended.said.lines().last().unwrap_or_default()).unwrap_or_else(|error| panic!("{error}: {}", ended.said))
+    serde_json::from_str(ended.said.lines().last().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{error}: {}", ended.said))
 }
 
 /// Kills leaders on nodes 1 and 2, in turns, until the time is over; how many.
@@ -174,17 +211,20 @@ fn kill_leaders(cluster: &mut Cluster, dice: &mut Dice) -> u32 {
             }
         }
         thread::sleep(Duration::from_millis(300 + dice.below(500)));
-        let led = cluster.leaders("db0").map_or(0, |leaders| leaders.iter().filter(|leader| **leader == Some(victim)).count());
+        let led = cluster
+            .leaders("db0")
+            .map_or(0, |leaders| leaders.iter().filter(|leader| **leader == Some(victim)).count());
         eprintln!("kill {victim}, which leads {led} partitions");
         cluster.kill(victim);
         kills += 1;
         thread::sleep(Duration::from_millis(1_000 + dice.below(2_000)));
         cluster.launch(victim);
         within(30, "all partitions have a leader, and the killed one is back", || {
-            cluster
-                .client(victim)
-                .is_ok_and(|mut client| client.call(&["SET", "back", "yes"]).is_ok_and(|said| said == integration::Value::ok()))
-                && cluster.leaders("db0").is_ok_and(|leaders| leaders.iter().all(Option::is_some))
+            cluster.client(victim).is_ok_and(|mut client| {
+                client
+                    .call(&["SET", "back", "yes"])
+                    .is_ok_and(|said| said == integration::Value::ok())
+            }) && cluster.leaders("db0").is_ok_and(|leaders| leaders.iter().all(Option::is_some))
         });
     }
     kills
@@ -201,11 +241,19 @@ fn clients_with_default_settings_go_on_while_leaders_are_killed() {
         let clients = [
             scope.spawn(|| program(&programs("redis_py"), &python, &["-B", "failover.py"], port)),
             scope.spawn(|| program(&node, Path::new("node"), &["failover.js"], port)),
-            scope.spawn(|| work("redis-rs, blocking", &mut client.get_connection().expect("a live server"))),
             scope.spawn(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-                let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(10)));
-                let connection = runtime.block_on(client.get_multiplexed_async_connection_with_config(&config)).expect("a live server");
+                work("redis-rs, blocking", &mut client.get_connection().expect("a live server"))
+            }),
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .expect("a runtime");
+                let config = AsyncConnectionConfig::new()
+                    .set_response_timeout(Some(Duration::from_secs(10)));
+                let connection = runtime
+                    .block_on(client.get_multiplexed_async_connection_with_config(&config))
+                    .expect("a live server");
                 work("redis-rs, multiplexed", &mut Multiplexed(runtime, connection))
             }),
         ];

@@ -1,4 +1,5 @@
-//! Faults that an operator meets: a damaged log, a damaged partition, a port or a directory or a configuration that is not usable.
+//! Faults that an operator meets: a damaged log, a damaged partition, a port or a
+//! directory or a configuration that is not usable.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +19,8 @@ fn value(n: usize) -> String {
     format!("the-value-of-key-{n:05}-is-this")
 }
 
-/// Writes the keys, each on its own, and kills the server: so all are in the log, and in the log only. Returns the log's file and its bytes.
+/// Writes the keys, each on its own, and kills the server: so all are in the log, and in
+/// the log only. Returns the log's file and its bytes.
 fn written_and_killed(server: &mut Server) -> (PathBuf, Vec<u8>) {
     let mut client = server.client();
     for n in 0..KEYS {
@@ -27,7 +29,8 @@ fn written_and_killed(server: &mut Server) -> (PathBuf, Vec<u8>) {
     server.kill();
     let last = value(KEYS - 1);
     let logs = files(&server.dir().join("log"));
-    let holds = |path: &PathBuf| position(&std::fs::read(path).expect("read the log"), &last).is_some();
+    let holds =
+        |path: &PathBuf| position(&std::fs::read(path).expect("read the log"), &last).is_some();
     let log = logs.into_iter().find(holds).expect("the last write is in the log");
     let bytes = std::fs::read(&log).expect("read the log");
     (log, bytes)
@@ -42,19 +45,26 @@ fn place(bytes: &[u8], n: usize) -> usize {
     position(bytes, &value(n)).expect("the log has every write")
 }
 
-/// The directory of a partition: its table's number, its own, and its replica's, which is whatever it was given.
+/// The directory of a partition: its table's number, its own, and its replica's, which is
+/// whatever it was given.
 fn partition(server: &Server, prefix: &str) -> PathBuf {
-    let tables = std::fs::read_dir(server.dir().join("tables")).expect("the partitions' directories");
+    let tables =
+        std::fs::read_dir(server.dir().join("tables")).expect("the partitions' directories");
     let mut paths = tables.map(|entry| entry.expect("an entry").path());
-    let is_it = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
+    let is_it = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+    };
     paths.find(is_it).expect("the partition has a directory")
 }
 
 /// Damages the largest table file below a directory.
 fn damage_largest_table(directory: &Path) {
     let tables = files(directory);
-    let tables = tables.iter().filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
-    let largest = tables.max_by_key(|path| path.metadata().map_or(0, |meta| meta.len())).expect("a stop flushes to table files");
+    let tables =
+        tables.iter().filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
+    let largest = tables
+        .max_by_key(|path| path.metadata().map_or(0, |meta| meta.len()))
+        .expect("a stop flushes to table files");
     let mut bytes = std::fs::read(largest).expect("read the table file");
     let middle = bytes.len() / 3;
     bytes[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0x5a);
@@ -80,10 +90,16 @@ fn a_flipped_byte_in_an_older_record_is_refused_by_file_and_offset_and_nothing_i
     let mut refused = small().dir(server.dir()).spawn();
     assert!(!refused.wait().success(), "a damaged log was served");
     let said = refused.output();
-    let line = said.lines().find(|line| line.contains("damaged")).unwrap_or_else(|| panic!("nothing is said of the damage:\n{said}"));
+    let line = said
+        .lines()
+        .find(|line| line.contains("damaged"))
+        .unwrap_or_else(|| panic!("nothing is said of the damage:\n{said}"));
     assert!(line.contains(&log.display().to_string()), "{line}");
     let offset = number_after(line, "at byte ");
-    assert!(place(&whole, 49) < offset && offset < flipped, "byte {flipped} was flipped, and byte {offset} is named: {line}");
+    assert!(
+        place(&whole, 49) < offset && offset < flipped,
+        "byte {flipped} was flipped, and byte {offset} is named: {line}"
+    );
     assert!(!said.contains("panicked"), "{said}");
     assert_eq!(std::fs::read(&log).expect("read the log"), damaged, "the damaged file was changed");
 
@@ -103,10 +119,16 @@ fn a_torn_last_record_is_cut_with_a_warning_and_everything_before_it_is_there() 
     std::fs::write(&log, &bytes).expect("tear the log");
     server.restart();
     let said = server.output();
-    let line = said.lines().find(|line| line.contains("torn")).unwrap_or_else(|| panic!("nothing is said of the torn tail:\n{said}"));
+    let line = said
+        .lines()
+        .find(|line| line.contains("torn"))
+        .unwrap_or_else(|| panic!("nothing is said of the torn tail:\n{said}"));
     assert!(line.contains("WARN") && line.contains(&log.display().to_string()), "{line}");
     let offset = number_after(line, "offset=");
-    assert!(before < offset && offset < last, "the record around byte {last} was torn, and byte {offset} is named: {line}");
+    assert!(
+        before < offset && offset < last,
+        "the record around byte {last} was torn, and byte {offset} is named: {line}"
+    );
     let mut client = server.client();
     for n in 0..KEYS - 1 {
         assert_eq!(client.run(&format!("GET key:{n}")), Value::bulk(&value(n)));
@@ -131,7 +153,9 @@ fn a_damaged_partition_says_so_and_the_other_tables_serve() {
     assert!(server.stop().success());
     let manifest = files(&partition(&server, "2-0-"))
         .into_iter()
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("MANIFEST")))
+        .find(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("MANIFEST"))
+        })
         .expect("every RocksDB has a manifest");
     let whole = std::fs::read(&manifest).expect("read the manifest");
     std::fs::write(&manifest, vec![0x5a; whole.len()]).expect("damage the manifest");
@@ -151,7 +175,11 @@ fn a_damaged_partition_says_so_and_the_other_tables_serve() {
     assert_eq!(client.run("PING"), Value::Status("PONG".into()));
     let faults = server.admin_json(&["status"])["faults"].to_string();
     assert!(faults.contains("db1"), "{faults}");
-    assert!(server.admin(&["tables"]).out.contains("db1 partition 0: "), "{:?}", server.admin(&["tables"]));
+    assert!(
+        server.admin(&["tables"]).out.contains("db1 partition 0: "),
+        "{:?}",
+        server.admin(&["tables"])
+    );
     assert!(!server.output().contains("panicked"), "{}", server.output());
 
     assert!(server.stop().success());
@@ -176,7 +204,10 @@ fn a_partition_that_is_found_damaged_while_it_serves_is_in_the_status_and_takes_
 
     server.restart();
     let mut client = server.client();
-    assert!((0..2000).any(|n| client.run(&format!("GET key:{n}")).is_error()), "the damage was not noticed");
+    assert!(
+        (0..2000).any(|n| client.run(&format!("GET key:{n}")).is_error()),
+        "the damage was not noticed"
+    );
     let reply = client.run("SET key:0 new");
     assert!(reply.text().starts_with("ERR storage fault: "), "{reply:?}");
     let (ready, why) = server.page("/health/ready");
@@ -202,11 +233,15 @@ fn a_damaged_replica_of_a_cluster_is_no_clients_affair_and_is_rebuilt_from_its_l
         within(20, "it leads", || leads() || cluster.transfer("db0", 0, bad).is_ok() && leads());
     };
     lead_there(&cluster);
-    let mut clients: Vec<Client> = (0..3).map(|number| cluster.client(number).expect("it serves")).collect();
+    let mut clients: Vec<Client> =
+        (0..3).map(|number| cluster.client(number).expect("it serves")).collect();
     let mut all_is_well = |round: usize| {
         for n in 0..2000 {
             let client = &mut clients[n % 3];
-            assert_eq!(client.run(&format!("GET key:{n}")), Value::bulk(&format!("{n}-{}", "x".repeat(100))));
+            assert_eq!(
+                client.run(&format!("GET key:{n}")),
+                Value::bulk(&format!("{n}-{}", "x".repeat(100)))
+            );
             if n % 20 == 0 {
                 assert_eq!(client.run(&format!("SET round:{n} {round}")), Value::ok());
             }
@@ -215,24 +250,35 @@ fn a_damaged_replica_of_a_cluster_is_no_clients_affair_and_is_rebuilt_from_its_l
     all_is_well(1);
     let tables = cluster.data(bad).join("tables");
     let is_kept = || {
-        std::fs::read_dir(&tables).expect("stores").any(|entry| entry.expect("an entry").path().extension().is_some_and(|e| e == "damaged"))
+        std::fs::read_dir(&tables).expect("stores").any(|entry| {
+            entry.expect("an entry").path().extension().is_some_and(|e| e == "damaged")
+        })
     };
     within(20, "the damaged store is moved aside", is_kept);
     within(20, "all three run and lack nothing", || {
         let partitions = cluster.ask("GET", "/v1/tables/db0/partitions", None).unwrap_or_default();
         let members = partitions[0]["members"].as_array().cloned().unwrap_or_default();
-        members.iter().filter(|member| member["state"] == "running" && member["lag"] == 0).count() == 3
+        members.iter().filter(|member| member["state"] == "running" && member["lag"] == 0).count()
+            == 3
     });
     lead_there(&cluster);
     all_is_well(2);
-    assert_eq!(cluster.leaders("db0").expect("the admin API answers"), [Some(bad)], "it has everything, and reads it");
+    assert_eq!(
+        cluster.leaders("db0").expect("the admin API answers"),
+        [Some(bad)],
+        "it has everything, and reads it"
+    );
 }
 
 /// What a start that must fail says.
 fn refused(words: &[&str]) -> String {
     let Said { fine, out, error } = bridle(&[&["standalone"], words].concat());
     assert!(!fine && out.is_empty(), "{words:?} was not refused: {out}");
-    assert_eq!(error.lines().filter(|line| line.starts_with("bridle: ")).count(), 1, "one line says why: {error}");
+    assert_eq!(
+        error.lines().filter(|line| line.starts_with("bridle: ")).count(),
+        1,
+        "one line says why: {error}"
+    );
     error
 }
 
@@ -242,9 +288,19 @@ fn a_taken_port_is_named_and_the_server_that_has_it_is_not_disturbed() {
     let (port, http_port) = (server.port.to_string(), server.http_port.to_string());
     let data = dir.path().join("data").display().to_string();
     let error = refused(&["--port", &port, "--http-port", "0", "--data", &data]);
-    assert!(error.contains(&format!("port {port} ")) && error.contains("--port") && error.contains("in use"), "{error}");
+    assert!(
+        error.contains(&format!("port {port} "))
+            && error.contains("--port")
+            && error.contains("in use"),
+        "{error}"
+    );
     let error = refused(&["--port", "0", "--http-port", &http_port, "--data", &data]);
-    assert!(error.contains(&format!("port {http_port} ")) && error.contains("--http-port") && error.contains("in use"), "{error}");
+    assert!(
+        error.contains(&format!("port {http_port} "))
+            && error.contains("--http-port")
+            && error.contains("in use"),
+        "{error}"
+    );
     assert_eq!(server.client().run("PING"), Value::Status("PONG".into()));
     // The directory that was taken for the failed starts is free.
     let other = small().dir(&dir.path().join("data")).start();
@@ -266,8 +322,12 @@ fn a_wrong_configuration_is_refused_with_its_line_before_anything_is_made() {
     ];
     for (text, line, what) in cases {
         std::fs::write(&file, text).expect("write the configuration");
-        let error = refused(&["--config", &path, "--port", "0", "--http-port", "0", "--data", &data_path]);
-        assert!(error.contains(&path) && error.contains(line) && error.contains(what), "{text}: {error}");
+        let error =
+            refused(&["--config", &path, "--port", "0", "--http-port", "0", "--data", &data_path]);
+        assert!(
+            error.contains(&path) && error.contains(line) && error.contains(what),
+            "{text}: {error}"
+        );
     }
     assert!(!data.exists(), "a refused start made a directory");
 }
@@ -285,9 +345,19 @@ fn a_directory_of_another_format_is_refused_and_left_as_it_is() {
         assert_ne!(ours, other);
         std::fs::write(&identity, &other).expect("write another identity");
         let before = files(server.dir());
-        let error = refused(&["--port", "0", "--http-port", "0", "--data", &server.dir().display().to_string()]);
+        let error = refused(&[
+            "--port",
+            "0",
+            "--http-port",
+            "0",
+            "--data",
+            &server.dir().display().to_string(),
+        ]);
         assert!(error.contains(number) && error.contains("format 3 only"), "{error}");
-        assert_eq!((files(server.dir()), std::fs::read_to_string(&identity).expect("still there")), (before, other));
+        assert_eq!(
+            (files(server.dir()), std::fs::read_to_string(&identity).expect("still there")),
+            (before, other)
+        );
     }
     std::fs::write(&identity, ours).expect("write our identity");
     server.restart();
@@ -305,7 +375,16 @@ fn a_stop_while_the_data_is_being_opened_is_obeyed_and_harmless() {
     let port = server.port.to_string();
     for _ in 0..3 {
         let mut child = Command::new(binary())
-            .args(["standalone", "--set", "raft_log.segment=1MiB", "--port", &port, "--http-port", "0", "--data"])
+            .args([
+                "standalone",
+                "--set",
+                "raft_log.segment=1MiB",
+                "--port",
+                &port,
+                "--http-port",
+                "0",
+                "--data",
+            ])
             .arg(server.dir())
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
@@ -313,7 +392,10 @@ fn a_stop_while_the_data_is_being_opened_is_obeyed_and_harmless() {
             .expect("the binary starts");
         // Its port is open from the very beginning, long before its data is.
         integration::within(30, "the port is bound", || Client::connect(server.port).is_ok());
-        Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().expect("kill is part of every system");
+        Command::new("kill")
+            .args(["-s", "TERM", &child.id().to_string()])
+            .status()
+            .expect("kill is part of every system");
         assert!(child.wait().is_ok());
     }
     server.restart();

@@ -1,8 +1,11 @@
-//! With durability "always", every acknowledged write survives kill -9 at any moment, and nothing unacknowledged appears half-done.
+//! With durability "always", every acknowledged write survives kill -9 at any moment, and
+//! nothing unacknowledged appears half-done.
 //!
-//! Writers write ascending numbers, each into rows of its own, and advance only when the server has acknowledged. The server is killed at a
-//! random moment, started again on the same data, and every row is held against what was acknowledged: the last number acknowledged, or the
-//! one after it (which was under way), and nothing else; and writes that belong together carry the same number.
+//! Writers write ascending numbers, each into rows of its own, and advance only when the
+//! server has acknowledged. The server is killed at a random moment, started again on the
+//! same data, and every row is held against what was acknowledged: the last number
+//! acknowledged, or the one after it (which was under way), and nothing else; and writes
+//! that belong together carry the same number.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,13 +21,18 @@ fn kills() -> u32 {
     std::env::var("BRIDLE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(25)
 }
 
-/// A small generator: the moments of the kills come from the printed seed (`BRIDLE_SEED` to replay them).
+/// A small generator: the moments of the kills come from the printed seed (`BRIDLE_SEED`
+/// to replay them).
 struct Dice(u64);
 
 impl Dice {
     fn new() -> Dice {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
-        let seed = std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(now | 1);
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .expect("after 1970")
+            .as_nanos() as u64;
+        let seed =
+            std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(now | 1);
         eprintln!("BRIDLE_SEED={seed}");
         Dice(seed)
     }
@@ -61,7 +69,10 @@ impl Writer {
         let mut client = Client::connect(port)?;
         while !stop.load(Ordering::Relaxed) {
             let next = self.strings.load(Ordering::Relaxed) + 1;
-            expect(client.call(&["SET", &format!("string:{me}:{next}"), &next.to_string()])?, Value::ok());
+            expect(
+                client.call(&["SET", &format!("string:{me}:{next}"), &next.to_string()])?,
+                Value::ok(),
+            );
             self.strings.store(next, Ordering::Relaxed);
 
             let next = self.counter.load(Ordering::Relaxed) + 1;
@@ -71,13 +82,21 @@ impl Writer {
             let next = self.pair.load(Ordering::Relaxed) + 1;
             let number = next.to_string();
             let added = if next == 1 { 2 } else { 0 };
-            expect(client.call(&["HSET", &format!("pair:{me}"), "a", &number, "b", &number])?, Value::Int(added));
+            expect(
+                client.call(&["HSET", &format!("pair:{me}"), "a", &number, "b", &number])?,
+                Value::Int(added),
+            );
             self.pair.store(next, Ordering::Relaxed);
 
             let next = self.transaction.load(Ordering::Relaxed) + 1;
             let number = next.to_string();
             let (left, right) = (format!("left:{me}"), format!("right:{me}"));
-            let replies = client.pipeline(&[vec!["MULTI"], vec!["SET", &left, &number], vec!["SET", &right, &number], vec!["EXEC"]])?;
+            let replies = client.pipeline(&[
+                vec!["MULTI"],
+                vec!["SET", &left, &number],
+                vec!["SET", &right, &number],
+                vec!["EXEC"],
+            ])?;
             expect(replies[3].clone(), Value::Array(vec![Value::ok(), Value::ok()]));
             self.transaction.store(next, Ordering::Relaxed);
 
@@ -88,10 +107,17 @@ impl Writer {
             expect(replies[BURST as usize - 1].clone(), Value::Int((done + BURST) as i64));
             self.pipelined.store(done + BURST, Ordering::Relaxed);
 
-            // A hash of the last round is replaced by one with other fields: no field of the old one may show through.
+            // A hash of the last round is replaced by one with other fields: no field of
+            // the old one may show through.
             let next = self.replaced.load(Ordering::Relaxed) + 1;
-            let (row, field, number) = (format!("replaced:{me}"), format!("field{next}"), next.to_string());
-            client.pipeline(&[vec!["MULTI"], vec!["DEL", &row], vec!["HSET", &row, &field, &number], vec!["EXEC"]])?;
+            let (row, field, number) =
+                (format!("replaced:{me}"), format!("field{next}"), next.to_string());
+            client.pipeline(&[
+                vec!["MULTI"],
+                vec!["DEL", &row],
+                vec!["HSET", &row, &field, &number],
+                vec!["EXEC"],
+            ])?;
             self.replaced.store(next, Ordering::Relaxed);
         }
         Ok(())
@@ -102,7 +128,11 @@ impl Writer {
         let acked = self.strings.load(Ordering::Relaxed);
         for n in 1..=acked {
             let row = format!("string:{me}:{n}");
-            assert_eq!(client.run(&format!("GET {row}")), Value::bulk(&n.to_string()), "acknowledged, and lost: {row}");
+            assert_eq!(
+                client.run(&format!("GET {row}")),
+                Value::bulk(&n.to_string()),
+                "acknowledged, and lost: {row}"
+            );
         }
         let under_way = client.run(&format!("EXISTS string:{me}:{}", acked + 1)).int();
         assert_eq!(client.run(&format!("EXISTS string:{me}:{}", acked + 2)).int(), 0, "never sent");
@@ -110,12 +140,25 @@ impl Writer {
 
         settle(&self.counter, 1, number(&client.run(&format!("GET counter:{me}"))), "counter");
         let a = number(&client.run(&format!("HGET pair:{me} a")));
-        assert_eq!(a, number(&client.run(&format!("HGET pair:{me} b"))), "a write of two fields came half");
+        assert_eq!(
+            a,
+            number(&client.run(&format!("HGET pair:{me} b"))),
+            "a write of two fields came half"
+        );
         settle(&self.pair, 1, a, "pair");
         let left = number(&client.run(&format!("GET left:{me}")));
-        assert_eq!(left, number(&client.run(&format!("GET right:{me}"))), "a transaction came half");
+        assert_eq!(
+            left,
+            number(&client.run(&format!("GET right:{me}"))),
+            "a transaction came half"
+        );
         settle(&self.transaction, 1, left, "transaction");
-        settle(&self.pipelined, BURST, number(&client.run(&format!("GET pipelined:{me}"))), "pipelined");
+        settle(
+            &self.pipelined,
+            BURST,
+            number(&client.run(&format!("GET pipelined:{me}"))),
+            "pipelined",
+        );
         match client.run(&format!("HGETALL replaced:{me}")) {
             Value::Array(pair) if pair.is_empty() => settle(&self.replaced, 1, 0, "replaced"),
             Value::Array(pair) => {

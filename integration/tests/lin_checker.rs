@@ -1,4 +1,5 @@
-//! The checker of histories accepts what one copy of the data could have done, and nothing else.
+//! The checker of histories accepts what one copy of the data could have done, and
+//! nothing else.
 
 use std::time::Duration;
 
@@ -6,28 +7,46 @@ use integration::Value;
 use integration::lin::{Call, Command, Expiry, Kept, Limits, Row, RowOp, Verdict, check};
 
 use Command::{
-    Append, Del, Expire, Get, GetEx, HCheckSet, HDel, HGet, HGetAll, HIncrBy, HLen, HSet, Incr, Persist, Pttl, Set, SetFor, SetNx,
+    Append, Del, Expire, Get, GetEx, HCheckSet, HDel, HGet, HGetAll, HIncrBy, HLen, HSet, Incr,
+    Persist, Pttl, Set, SetFor, SetNx,
 };
 
-/// A history, written down call by call. Times are whatever suits the test; each call is a client of its own.
+/// A history, written down call by call. Times are whatever suits the test; each call is
+/// a client of its own.
 #[derive(Default, Clone)]
 struct History(Vec<Call<RowOp>>);
 
 impl History {
     /// A command that was answered.
     fn told(mut self, from: u64, to: u64, command: Command, reply: Value) -> History {
-        self.0.push(Call { client: self.0.len(), op: RowOp::one(command, Some(reply)), invoked_ns: from, returned_ns: Some(to) });
+        self.0.push(Call {
+            client: self.0.len(),
+            op: RowOp::one(command, Some(reply)),
+            invoked_ns: from,
+            returned_ns: Some(to),
+        });
         self
     }
 
     /// A command whose outcome is unknown.
     fn lost(mut self, from: u64, command: Command) -> History {
-        self.0.push(Call { client: self.0.len(), op: RowOp::one(command, None), invoked_ns: from, returned_ns: None });
+        self.0.push(Call {
+            client: self.0.len(),
+            op: RowOp::one(command, None),
+            invoked_ns: from,
+            returned_ns: None,
+        });
         self
     }
 
     /// A transaction under WATCH.
-    fn exec(mut self, from: u64, to: Option<u64>, only_if: Row, steps: Vec<(Command, Value)>) -> History {
+    fn exec(
+        mut self,
+        from: u64,
+        to: Option<u64>,
+        only_if: Row,
+        steps: Vec<(Command, Value)>,
+    ) -> History {
         let (commands, replies) = steps.into_iter().unzip();
         let op = RowOp { only_if: Some(only_if), commands, replies: to.map(|_| replies) };
         self.0.push(Call { client: self.0.len(), op, invoked_ns: from, returned_ns: to });
@@ -61,7 +80,12 @@ fn set(value: &str) -> Command {
 
 #[test]
 fn calls_after_one_another_take_effect_in_that_order() {
-    let written = new().told(0, 1, Get, Value::Nil).told(2, 3, set("a"), Value::ok()).told(4, 5, set("b"), Value::ok());
+    let written = new().told(0, 1, Get, Value::Nil).told(2, 3, set("a"), Value::ok()).told(
+        4,
+        5,
+        set("b"),
+        Value::ok(),
+    );
     written.clone().told(6, 7, Get, text("b")).fine();
     written.clone().told(6, 7, Get, text("a")).wrong();
     written.clone().told(6, 7, Get, Value::Nil).wrong();
@@ -73,24 +97,48 @@ fn concurrent_calls_take_effect_in_any_order_but_the_same_for_all() {
     let two = new().told(0, 10, set("a"), Value::ok()).told(0, 10, set("b"), Value::ok());
     two.clone().told(2, 3, Get, text("a")).told(4, 5, Get, text("b")).fine();
     two.clone().told(2, 3, Get, text("b")).told(4, 5, Get, text("a")).fine();
-    two.clone().told(2, 3, Get, text("a")).told(4, 5, Get, text("b")).told(6, 7, Get, text("a")).wrong();
+    two.clone()
+        .told(2, 3, Get, text("a"))
+        .told(4, 5, Get, text("b"))
+        .told(6, 7, Get, text("a"))
+        .wrong();
     // Sequentially consistent, not linearizable: two readers disagree after the fact.
     two.clone().told(12, 13, Get, text("a")).told(14, 15, Get, text("b")).wrong();
     // A value is not seen, then unseen, while one write is under way.
-    new().told(0, 10, set("a"), Value::ok()).told(1, 2, Get, text("a")).told(3, 4, Get, Value::Nil).wrong();
+    new()
+        .told(0, 10, set("a"), Value::ok())
+        .told(1, 2, Get, text("a"))
+        .told(3, 4, Get, Value::Nil)
+        .wrong();
 }
 
 #[test]
 fn writes_may_be_in_the_reverse_of_the_order_of_their_calls() {
-    let three = new().told(0, 20, set("1"), Value::ok()).told(1, 20, set("2"), Value::ok()).told(2, 20, set("3"), Value::ok());
-    three.clone().told(4, 5, Get, text("3")).told(6, 7, Get, text("2")).told(8, 9, Get, text("1")).fine();
-    three.told(4, 5, Get, text("3")).told(6, 7, Get, text("2")).told(8, 9, Get, text("1")).told(10, 11, Get, text("3")).wrong();
+    let three = new().told(0, 20, set("1"), Value::ok()).told(1, 20, set("2"), Value::ok()).told(
+        2,
+        20,
+        set("3"),
+        Value::ok(),
+    );
+    three
+        .clone()
+        .told(4, 5, Get, text("3"))
+        .told(6, 7, Get, text("2"))
+        .told(8, 9, Get, text("1"))
+        .fine();
+    three
+        .told(4, 5, Get, text("3"))
+        .told(6, 7, Get, text("2"))
+        .told(8, 9, Get, text("1"))
+        .told(10, 11, Get, text("3"))
+        .wrong();
 }
 
 #[test]
 fn a_stale_read_is_found() {
     let overwritten = new().told(0, 1, set("old"), Value::ok()).told(2, 5, set("new"), Value::ok());
-    // While the write is under way either is right, and after its return only the new one.
+    // While the write is under way either is right, and after its return only the new
+    // one.
     overwritten.clone().told(3, 4, Get, text("old")).fine();
     overwritten.clone().told(3, 9, Get, text("old")).fine();
     overwritten.told(6, 9, Get, text("old")).wrong();
@@ -98,10 +146,23 @@ fn a_stale_read_is_found() {
 
 #[test]
 fn a_lost_update_is_found() {
-    new().told(0, 9, Incr, Value::Int(1)).told(0, 9, Incr, Value::Int(2)).told(10, 11, Get, text("2")).fine();
+    new()
+        .told(0, 9, Incr, Value::Int(1))
+        .told(0, 9, Incr, Value::Int(2))
+        .told(10, 11, Get, text("2"))
+        .fine();
     new().told(0, 9, Incr, Value::Int(1)).told(0, 9, Incr, Value::Int(1)).wrong();
-    new().told(0, 1, Incr, Value::Int(1)).told(2, 3, Incr, Value::Int(2)).told(4, 5, Get, text("1")).wrong();
-    let appended = new().told(0, 1, Append("<a>".into()), Value::Int(3)).told(2, 3, Append("<b>".into()), Value::Int(6));
+    new()
+        .told(0, 1, Incr, Value::Int(1))
+        .told(2, 3, Incr, Value::Int(2))
+        .told(4, 5, Get, text("1"))
+        .wrong();
+    let appended = new().told(0, 1, Append("<a>".into()), Value::Int(3)).told(
+        2,
+        3,
+        Append("<b>".into()),
+        Value::Int(6),
+    );
     appended.clone().told(4, 5, Get, text("<a><b>")).fine();
     appended.told(4, 5, Get, text("<a>")).wrong();
 }
@@ -114,7 +175,11 @@ fn what_was_applied_twice_is_found() {
     new().lost(0, Incr).told(2, 3, Get, text("1")).fine();
     new().lost(0, Incr).told(2, 3, Get, text("2")).wrong();
     new().lost(0, Append("<a>".into())).told(2, 3, Get, text("<a><a>")).wrong();
-    new().lost(0, Append("<a>".into())).told(2, 3, Get, text("<a>")).told(4, 5, Append("<b>".into()), Value::Int(9)).wrong();
+    new()
+        .lost(0, Append("<a>".into()))
+        .told(2, 3, Get, text("<a>"))
+        .told(4, 5, Append("<b>".into()), Value::Int(9))
+        .wrong();
 }
 
 #[test]
@@ -126,7 +191,11 @@ fn unknown_calls_take_effect_late_or_never() {
     // Not before its call, not gone once seen, and not back once overwritten.
     new().told(0, 1, Get, text("b")).lost(2, set("b")).wrong();
     lost.clone().told(4, 5, Get, text("b")).told(6, 7, Get, text("a")).wrong();
-    lost.told(4, 5, Get, text("b")).told(6, 7, set("c"), Value::ok()).told(8, 9, Get, text("c")).told(10, 11, Get, text("b")).wrong();
+    lost.told(4, 5, Get, text("b"))
+        .told(6, 7, set("c"), Value::ok())
+        .told(8, 9, Get, text("c"))
+        .told(10, 11, Get, text("b"))
+        .wrong();
 }
 
 #[test]
@@ -137,22 +206,51 @@ fn what_never_happened_must_not_show() {
 
 #[test]
 fn replies_of_writes_are_judged_too() {
-    new().told(0, 1, SetNx("a".into()), Value::Int(1)).told(2, 3, SetNx("b".into()), Value::Int(0)).told(4, 5, Get, text("a")).fine();
-    new().told(0, 1, SetNx("a".into()), Value::Int(1)).told(2, 3, SetNx("b".into()), Value::Int(1)).wrong();
+    new()
+        .told(0, 1, SetNx("a".into()), Value::Int(1))
+        .told(2, 3, SetNx("b".into()), Value::Int(0))
+        .told(4, 5, Get, text("a"))
+        .fine();
+    new()
+        .told(0, 1, SetNx("a".into()), Value::Int(1))
+        .told(2, 3, SetNx("b".into()), Value::Int(1))
+        .wrong();
     new().told(0, 1, Del, Value::Int(1)).wrong();
-    new().told(0, 9, set("a"), Value::ok()).told(0, 9, Del, Value::Int(1)).told(10, 11, Get, Value::Nil).fine();
-    new().told(0, 9, set("a"), Value::ok()).told(0, 9, Del, Value::Int(0)).told(10, 11, Get, Value::Nil).wrong();
+    new()
+        .told(0, 9, set("a"), Value::ok())
+        .told(0, 9, Del, Value::Int(1))
+        .told(10, 11, Get, Value::Nil)
+        .fine();
+    new()
+        .told(0, 9, set("a"), Value::ok())
+        .told(0, 9, Del, Value::Int(0))
+        .told(10, 11, Get, Value::Nil)
+        .wrong();
 }
 
 #[test]
 fn hashes_are_judged() {
     let one = new().told(0, 1, HSet("f".into(), "v".into()), Value::Int(1));
-    one.clone().told(2, 3, HSet("f".into(), "w".into()), Value::Int(0)).told(4, 5, HGet("f".into()), text("w")).fine();
+    one.clone()
+        .told(2, 3, HSet("f".into(), "w".into()), Value::Int(0))
+        .told(4, 5, HGet("f".into()), text("w"))
+        .fine();
     one.clone().told(2, 3, HSet("f".into(), "w".into()), Value::Int(1)).wrong();
-    one.clone().told(2, 3, HLen, Value::Int(1)).told(4, 5, HDel("f".into()), Value::Int(1)).told(6, 7, HLen, Value::Int(0)).fine();
+    one.clone()
+        .told(2, 3, HLen, Value::Int(1))
+        .told(4, 5, HDel("f".into()), Value::Int(1))
+        .told(6, 7, HLen, Value::Int(0))
+        .fine();
     one.clone().told(2, 3, HLen, Value::Int(2)).wrong();
-    one.clone().lost(2, HSet("g".into(), "x".into())).told(4, 5, HLen, Value::Int(2)).told(6, 7, HLen, Value::Int(1)).wrong();
-    one.clone().told(2, 3, HIncrBy("n".into(), 2), Value::Int(2)).told(4, 5, HIncrBy("n".into(), 2), Value::Int(2)).wrong();
+    one.clone()
+        .lost(2, HSet("g".into(), "x".into()))
+        .told(4, 5, HLen, Value::Int(2))
+        .told(6, 7, HLen, Value::Int(1))
+        .wrong();
+    one.clone()
+        .told(2, 3, HIncrBy("n".into(), 2), Value::Int(2))
+        .told(4, 5, HIncrBy("n".into(), 2), Value::Int(2))
+        .wrong();
     let all = Value::Array(vec![text("f"), text("v"), text("n"), text("2")]);
     let all = HGetAll.normal(all);
     one.clone().told(2, 3, HIncrBy("n".into(), 2), Value::Int(2)).told(4, 5, HGetAll, all).fine();
@@ -163,9 +261,16 @@ fn hashes_are_judged() {
         .told(2, 9, swap("v", "x"), Value::Int(0))
         .told(10, 11, HGet("f".into()), text("w"))
         .fine();
-    one.clone().told(2, 9, swap("v", "w"), Value::Int(1)).told(2, 9, swap("v", "x"), Value::Int(1)).wrong();
-    // The check failed, so somebody must have been there: the unknown write, whose value nobody ever saw.
-    one.clone().lost(2, HSet("f".into(), "unseen".into())).told(3, 4, swap("v", "x"), Value::Int(0)).fine();
+    one.clone()
+        .told(2, 9, swap("v", "w"), Value::Int(1))
+        .told(2, 9, swap("v", "x"), Value::Int(1))
+        .wrong();
+    // The check failed, so somebody must have been there: the unknown write, whose value
+    // nobody ever saw.
+    one.clone()
+        .lost(2, HSet("f".into(), "unseen".into()))
+        .told(3, 4, swap("v", "x"), Value::Int(0))
+        .fine();
     one.told(3, 4, swap("v", "x"), Value::Int(0)).wrong();
 }
 
@@ -178,9 +283,22 @@ fn transactions_under_watch_are_judged() {
     // Both read "a", both were let through: one update is lost.
     start.clone().exec(2, Some(9), a(), swap("b")).exec(2, Some(9), a(), swap("c")).wrong();
     // Torn: another's write between its commands.
-    start.clone().exec(2, Some(9), a(), vec![(set("b"), Value::ok()), (Get, text("x"))]).told(2, 9, set("x"), Value::ok()).wrong();
-    start.clone().exec(2, None, a(), swap("b")).told(4, 5, set("c"), Value::ok()).told(6, 7, Get, text("b")).wrong();
-    start.exec(2, None, a(), swap("b")).told(4, 5, Get, text("a")).told(6, 7, Get, text("b")).fine();
+    start
+        .clone()
+        .exec(2, Some(9), a(), vec![(set("b"), Value::ok()), (Get, text("x"))])
+        .told(2, 9, set("x"), Value::ok())
+        .wrong();
+    start
+        .clone()
+        .exec(2, None, a(), swap("b"))
+        .told(4, 5, set("c"), Value::ok())
+        .told(6, 7, Get, text("b"))
+        .wrong();
+    start
+        .exec(2, None, a(), swap("b"))
+        .told(4, 5, Get, text("a"))
+        .told(6, 7, Get, text("b"))
+        .fine();
 }
 
 #[test]
@@ -201,13 +319,22 @@ fn keys_that_expire_are_judged() {
     let soon = Expiry::Soon(7);
     let start = new().told(0, 1, SetFor("a".into(), soon), Value::ok());
     // At any moment from then on, once, and for good.
-    start.clone().told(2, 3, Get, text("a")).told(4, 5, Get, Value::Nil).told(6, 7, Expire(Expiry::Late), Value::Int(0)).fine();
+    start
+        .clone()
+        .told(2, 3, Get, text("a"))
+        .told(4, 5, Get, Value::Nil)
+        .told(6, 7, Expire(Expiry::Late), Value::Int(0))
+        .fine();
     start.clone().told(2, 3, Get, Value::Nil).told(4, 5, Get, text("a")).wrong();
     start.clone().told(2, 3, Pttl, Value::Int(1)).told(4, 5, Pttl, Value::Int(-2)).fine();
     start.clone().told(2, 3, Pttl, Value::Int(-1)).wrong();
     new().told(0, 1, set("a"), Value::ok()).told(2, 3, Get, Value::Nil).wrong();
     // Given more time, and gone all the same.
-    for (more, reply) in [(Expire(Expiry::Late), Value::Int(1)), (GetEx(Expiry::Never), text("a")), (Persist, Value::Int(1))] {
+    for (more, reply) in [
+        (Expire(Expiry::Late), Value::Int(1)),
+        (GetEx(Expiry::Never), text("a")),
+        (Persist, Value::Int(1)),
+    ] {
         let given = start.clone().told(2, 9, more.clone(), reply);
         given.clone().told(10, 11, Get, text("a")).fine();
         given.clone().told(10, 11, Get, Value::Nil).wrong();
@@ -220,10 +347,20 @@ fn keys_that_expire_are_judged() {
     written.clone().told(2, 3, Expire(Expiry::Late), Value::Int(0)).wrong();
     written.clone().told(2, 3, GetEx(Expiry::Late), Value::Nil).wrong();
     written.clone().told(2, 3, Persist, Value::Int(0)).fine();
-    written.clone().told(2, 3, Expire(Expiry::Late), Value::Int(1)).told(4, 5, Persist, Value::Int(0)).wrong();
-    // A write without an expiry takes the old one away; one that nobody saw may have come too late.
+    written
+        .clone()
+        .told(2, 3, Expire(Expiry::Late), Value::Int(1))
+        .told(4, 5, Persist, Value::Int(0))
+        .wrong();
+    // A write without an expiry takes the old one away; one that nobody saw may have come
+    // too late.
     start.clone().told(2, 3, set("b"), Value::ok()).told(4, 5, Get, Value::Nil).wrong();
-    start.clone().lost(2, SetFor("b".into(), Expiry::Soon(8))).told(4, 5, Get, text("b")).told(6, 7, Get, Value::Nil).fine();
+    start
+        .clone()
+        .lost(2, SetFor("b".into(), Expiry::Soon(8)))
+        .told(4, 5, Get, text("b"))
+        .told(6, 7, Get, Value::Nil)
+        .fine();
     start.told(2, 3, Append("b".into()), Value::Int(2)).told(4, 5, Get, Value::Nil).fine();
 }
 
@@ -233,9 +370,13 @@ fn hundreds_of_unknown_calls_are_judged_in_no_time() {
     let mut at = 0;
     let mut list = String::new();
     for round in 0..300 {
-        history = history.lost(at, set(&format!("<u{round}>"))).lost(at, Append(format!("<v{round}>"))).lost(at, Del);
+        history = history
+            .lost(at, set(&format!("<u{round}>")))
+            .lost(at, Append(format!("<v{round}>")))
+            .lost(at, Del);
         list = if round % 3 == 0 { format!("<u{round}>") } else { format!("{list}<v{round}>") };
-        history = history.told(at + 1, at + 2, Get, text(&list)).told(at + 1, at + 3, Get, text(&list));
+        history =
+            history.told(at + 1, at + 2, Get, text(&list)).told(at + 1, at + 3, Get, text(&list));
         at += 10;
     }
     let began = std::time::Instant::now();
@@ -245,14 +386,20 @@ fn hundreds_of_unknown_calls_are_judged_in_no_time() {
 
     let mut counted = new();
     for round in 0..1_000 {
-        counted = counted.lost(round * 10, Incr).told(round * 10, round * 10 + 25, Incr, Value::Int(round as i64 * 4 / 3 + 1));
+        counted = counted.lost(round * 10, Incr).told(
+            round * 10,
+            round * 10 + 25,
+            Incr,
+            Value::Int(round as i64 * 4 / 3 + 1),
+        );
     }
     assert!(matches!(counted.verdict(), Verdict::Linearizable), "{:?}", counted.verdict());
 }
 
 #[test]
 fn giving_up_is_neither_yes_nor_no() {
-    // Writes under way all at once, which may come in any order: more possibilities than fit the limit.
+    // Writes under way all at once, which may come in any order: more possibilities than
+    // fit the limit.
     let mut history = new();
     for at in 0..18_u64 {
         history = history.told(0, 100 + at, set(&format!("<{at}>")), Value::ok());
@@ -291,7 +438,8 @@ enum Sin {
     RolledBack,
 }
 
-/// A call of the simulation: when it was sent, when it takes effect (if ever), when its answer comes (if ever).
+/// A call of the simulation: when it was sent, when it takes effect (if ever), when its
+/// answer comes (if ever).
 struct Planned {
     invoked: u64,
     effect: Option<u64>,
@@ -299,7 +447,13 @@ struct Planned {
     commands: Vec<Command>,
 }
 
-fn plan(dice: &mut Dice, kind: u64, clients: usize, calls: usize, lost_percent: u64) -> Vec<Planned> {
+fn plan(
+    dice: &mut Dice,
+    kind: u64,
+    clients: usize,
+    calls: usize,
+    lost_percent: u64,
+) -> Vec<Planned> {
     let mut planned = Vec::new();
     for client in 0..clients {
         let mut now = dice.below(50);
@@ -336,9 +490,11 @@ fn plan(dice: &mut Dice, kind: u64, clients: usize, calls: usize, lost_percent: 
     planned
 }
 
-/// Carries the plan out on one row, with at most one sin; then reads the row when all is quiet.
+/// Carries the plan out on one row, with at most one sin; then reads the row when all is
+/// quiet.
 fn simulate(dice: &mut Dice, planned: &[Planned], sin: Sin) -> History {
-    let mut order: Vec<usize> = (0..planned.len()).filter(|at| planned[*at].effect.is_some()).collect();
+    let mut order: Vec<usize> =
+        (0..planned.len()).filter(|at| planned[*at].effect.is_some()).collect();
     order.sort_by_key(|at| planned[*at].effect);
     let sinner = order.len() as u64 / 4 + dice.below(order.len() as u64 / 2);
     let (mut row, mut rows) = (Kept::default(), vec![Kept::default()]);
@@ -347,21 +503,31 @@ fn simulate(dice: &mut Dice, planned: &[Planned], sin: Sin) -> History {
     for (nth, at) in order.iter().enumerate() {
         let call = &planned[*at];
         let mut after = row.clone();
-        let mut told: Vec<Value> = call.commands.iter().map(|command| command.run(&mut after)).collect();
+        let mut told: Vec<Value> =
+            call.commands.iter().map(|command| command.run(&mut after)).collect();
         let due = nth as u64 >= sinner && !sinned && sin != Sin::None;
         match sin {
-            Sin::Lost if due && after != row && call.returned.is_some() => (after, sinned) = (row.clone(), true),
-            Sin::Twice if due && after != row && call.returned.is_some() => (again, sinned) = (Some((nth + 6, *at)), true),
+            Sin::Lost if due && after != row && call.returned.is_some() => {
+                (after, sinned) = (row.clone(), true)
+            }
+            Sin::Twice if due && after != row && call.returned.is_some() => {
+                (again, sinned) = (Some((nth + 6, *at)), true)
+            }
             Sin::Stale if due && call.commands == [Get] => {
                 let old = &rows[rows.len().saturating_sub(25)];
                 told = vec![Get.run(&mut old.clone())];
                 sinned = true;
             }
-            Sin::RolledBack if due => (after, sinned) = (rows[rows.len().saturating_sub(20)].clone(), true),
+            Sin::RolledBack if due => {
+                (after, sinned) = (rows[rows.len().saturating_sub(20)].clone(), true)
+            }
             _ => {}
         }
         if again.is_some_and(|(when, _)| when == nth) {
-            planned[again.expect("just looked").1].commands.iter().for_each(|command| _ = command.run(&mut after));
+            planned[again.expect("just looked").1]
+                .commands
+                .iter()
+                .for_each(|command| _ = command.run(&mut after));
         }
         replies[*at] = Some(told);
         row = after;
@@ -371,7 +537,12 @@ fn simulate(dice: &mut Dice, planned: &[Planned], sin: Sin) -> History {
     for (at, call) in planned.iter().enumerate() {
         let replies = call.returned.and(replies[at].clone());
         let op = RowOp { only_if: None, commands: call.commands.clone(), replies };
-        history.0.push(Call { client: at, op, invoked_ns: call.invoked, returned_ns: call.returned });
+        history.0.push(Call {
+            client: at,
+            op,
+            invoked_ns: call.invoked,
+            returned_ns: call.returned,
+        });
     }
     let quiet = 1_000_000;
     match &row.row {
@@ -393,13 +564,22 @@ fn what_one_row_really_did_is_accepted() {
 
 #[test]
 fn what_no_row_can_do_is_rejected() {
-    for (sin, kinds) in
-        [(Sin::Lost, vec![1, 2]), (Sin::Twice, vec![1, 2]), (Sin::Stale, vec![0, 1, 2]), (Sin::RolledBack, vec![0, 1, 2, 3])]
-    {
+    for (sin, kinds) in [
+        (Sin::Lost, vec![1, 2]),
+        (Sin::Twice, vec![1, 2]),
+        (Sin::Stale, vec![0, 1, 2]),
+        (Sin::RolledBack, vec![0, 1, 2, 3]),
+    ] {
         let (mut caught, mut all) = (0, 0);
         for seed in 0..100 {
             let mut dice = Dice(1_000 + seed);
-            let planned = plan(&mut dice, kinds[seed as usize % kinds.len()], 5, 150, [0, 4][seed as usize % 2]);
+            let planned = plan(
+                &mut dice,
+                kinds[seed as usize % kinds.len()],
+                5,
+                150,
+                [0, 4][seed as usize % 2],
+            );
             match simulate(&mut dice, &planned, sin).verdict() {
                 Verdict::Violation(_) => caught += 1,
                 Verdict::Linearizable => {}
@@ -408,7 +588,8 @@ fn what_no_row_can_do_is_rejected() {
             all += 1;
         }
         println!("{sin:?}: {caught} of {all} caught");
-        // Some leave no trace: lost beside an unknown INCR that took its place, rolled back to what was the same, ...
+        // Some leave no trace: lost beside an unknown INCR that took its place, rolled
+        // back to what was the same, ...
         assert!(caught * 100 >= all * 80, "{sin:?}: only {caught} of {all} caught");
     }
 }

@@ -1,6 +1,8 @@
-//! What clients saw while processes were killed, frozen and cut off could have come from one copy of the data.
+//! What clients saw while processes were killed, frozen and cut off could have come from
+//! one copy of the data.
 //!
-//! `BRIDLE_LIN_SECONDS` says how long each run on a cluster lasts (`make soak`: a fifth of its time), `BRIDLE_SEED` repeats a run's choices.
+//! `BRIDLE_LIN_SECONDS` says how long each run on a cluster lasts (`make soak`: a fifth
+//! of its time), `BRIDLE_SEED` repeats a run's choices.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -16,15 +18,19 @@ use integration::{Client, Server, within};
 
 /// How long a run on a cluster lasts.
 fn time() -> Duration {
-    Duration::from_secs(std::env::var("BRIDLE_LIN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(35))
+    Duration::from_secs(
+        std::env::var("BRIDLE_LIN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(35),
+    )
 }
 
 #[test]
 fn one_process_stays_linearizable_through_kills_and_freezes() {
     let seed = seed();
     let mut dice = Dice::new(seed);
-    let mut server = Server::builder().flag("durability", "always").config("[tables]\npartitions = 4\n").start();
-    let workload = Workload::start(Plan::new(vec![SocketAddr::from(([127, 0, 0, 1], server.port))], seed));
+    let mut server =
+        Server::builder().flag("durability", "always").config("[tables]\npartitions = 4\n").start();
+    let workload =
+        Workload::start(Plan::new(vec![SocketAddr::from(([127, 0, 0, 1], server.port))], seed));
     let (end, mut kills, mut freezes) = (Instant::now() + Duration::from_secs(20), 0, 0);
     while Instant::now() < end {
         std::thread::sleep(Duration::from_millis(100 + dice.below(900)));
@@ -41,14 +47,22 @@ fn one_process_stays_linearizable_through_kills_and_freezes() {
     }
     let seen = workload.finish();
     eprintln!("{kills} kills, {freezes} freezes");
-    assert!(seen.told > 1_000 && seen.unknown > 0, "the test shows nothing: {} answered, {} unknown", seen.told, seen.unknown);
+    assert!(
+        seen.told > 1_000 && seen.unknown > 0,
+        "the test shows nothing: {} answered, {} unknown",
+        seen.told,
+        seen.unknown
+    );
     judge(&seen, &Limits::default()).assert_linearizable();
 }
 
 /// A server that keeps nothing: started again, it is empty.
 fn forgetful(port: u16) -> Child {
     let mut command = Command::new("redis-server");
-    command.args(["--save", "", "--port", &port.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+        .args(["--save", "", "--port", &port.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     let child = command.spawn().expect("redis-server starts");
     within(10, "redis-server answers", || Client::connect(port).is_ok());
     child
@@ -57,18 +71,27 @@ fn forgetful(port: u16) -> Child {
 #[test]
 fn what_forgets_is_caught() {
     let seed = seed();
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
+    let port = TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port();
     let mut server = forgetful(port);
     let workload = Workload::start(Plan::new(vec![SocketAddr::from(([127, 0, 0, 1], port))], seed));
     std::thread::sleep(Duration::from_secs(1));
-    let end = |server: &mut Child| server.kill().and_then(|()| server.wait()).expect("our own child");
+    let end =
+        |server: &mut Child| server.kill().and_then(|()| server.wait()).expect("our own child");
     end(&mut server);
     let mut server = forgetful(port);
     std::thread::sleep(Duration::from_secs(1));
     let seen = workload.finish();
     end(&mut server);
     let judged = judge(&seen, &Limits::default());
-    assert!(judged.violations.len() * 2 > judged.fine, "{} of {} keys caught", judged.violations.len(), seen.keys.len());
+    assert!(
+        judged.violations.len() * 2 > judged.fine,
+        "{} of {} keys caught",
+        judged.violations.len(),
+        seen.keys.len()
+    );
     eprintln!("for example {}: {}", judged.violations[0].0, judged.violations[0].1);
 }
 
@@ -91,7 +114,9 @@ fn a_cluster_stays_linearizable_through_kills_freezes_and_transfers() {
 fn a_cluster_stays_linearizable_through_partitions_and_bad_links() {
     let seed = seed();
     let Some(network) = Network::if_allowed(3, seed).map(Arc::new) else { return };
-    let faults = [&nemesis::NETWORK[..], &[Fault::KillLeader, Fault::Transfer, Fault::ThereAndBack]].concat();
+    let faults =
+        [&nemesis::NETWORK[..], &[Fault::KillLeader, Fault::Transfer, Fault::ThereAndBack]]
+            .concat();
     run(Cluster::builder().network(&network).start(), Some(network), &faults, seed);
 }
 

@@ -1,9 +1,13 @@
-//! Bridles that break one safety rule each are caught by what proves the whole one: clients, faults, and the judge of what they saw.
+//! Bridles that break one safety rule each are caught by what proves the whole one:
+//! clients, faults, and the judge of what they saw.
 //!
-//! `make mutants` builds such a binary beside the usual one and runs this (the rules: `storage/engine/src/mutants.rs`). Each mutant lives
-//! through faults that hurt whoever breaks its rule, and must be caught within a few tries: what clients saw has no linearization, or a
-//! process finds its own data wrong and says so. Anything else that goes amiss, a wait that takes too long on a busy machine, shows nothing, and
-//! the try is made again. Without a broken rule (`BRIDLE_MUTANT=none`), the same binary passes as many tries of the same faults.
+//! `make mutants` builds such a binary beside the usual one and runs this (the rules:
+//! `storage/engine/src/mutants.rs`). Each mutant lives through faults that hurt whoever
+//! breaks its rule, and must be caught within a few tries: what clients saw has no
+//! linearization, or a process finds its own data wrong and says so. Anything else that
+//! goes amiss, a wait that takes too long on a busy machine, shows nothing, and the try
+//! is made again. Without a broken rule (`BRIDLE_MUTANT=none`), the same binary passes as
+//! many tries of the same faults.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -17,12 +21,17 @@ use integration::netns::Network;
 use integration::workload::{Dice, Plan, Workload, judge, seed};
 use integration::{Value, within};
 
-/// How often a mutant may get away with it, how often the whole Bridle must, and how many tries in a row may show nothing.
+/// How often a mutant may get away with it, how often the whole Bridle must, and how many
+/// tries in a row may show nothing.
 const TRIES: usize = 6;
 
 /// What a process says that finds its own data wrong, as it starts or later.
-const FOUND_WRONG: [&str; 4] =
-    ["a partition could not be opened", "replica stopped", "bridle: open the Raft log: ", "bridle: open the table catalogue: "];
+const FOUND_WRONG: [&str; 4] = [
+    "a partition could not be opened",
+    "replica stopped",
+    "bridle: open the Raft log: ",
+    "bridle: open the table catalogue: ",
+];
 
 /// What came of a try.
 enum Try {
@@ -38,30 +47,43 @@ enum Try {
 enum Trial {
     /// Clients work, and these faults are done for so many seconds.
     Faults(&'static [Fault], u64),
-    /// A voter who has followed another leader since is killed, and then meets the old one.
+    /// A voter who has followed another leader since is killed, and then meets the old
+    /// one.
     VoterForgets,
-    /// A leader on which a client watches a row leads again after another under whom that was written.
+    /// A leader on which a client watches a row leads again after another under whom that
+    /// was written.
     LeaderComesBack,
 }
 
 impl Trial {
     fn needs_network(self) -> bool {
         match self {
-            Trial::Faults(faults, _) => faults.iter().any(|fault| integration::nemesis::NETWORK.contains(fault)),
+            Trial::Faults(faults, _) => {
+                faults.iter().any(|fault| integration::nemesis::NETWORK.contains(fault))
+            }
             Trial::VoterForgets => true,
             Trial::LeaderComesBack => false,
         }
     }
 
     /// What is wrong with what clients saw, if anything.
-    fn run(self, cluster: &mut Cluster, network: Option<Arc<Network>>, seed: u64) -> Option<String> {
+    fn run(
+        self,
+        cluster: &mut Cluster,
+        network: Option<Arc<Network>>,
+        seed: u64,
+    ) -> Option<String> {
         match (self, network) {
             (Trial::Faults(faults, seconds), network) => {
                 let workload = Workload::start(Plan::new(cluster.all_proxies(), seed));
                 Nemesis::new(faults, seed, network).run(cluster, Duration::from_secs(seconds));
                 let seen = workload.finish();
                 assert!(seen.told > 500, "the trial shows nothing: {} answered", seen.told);
-                judge(&seen, &Limits::default()).violations.into_iter().next().map(|(key, why)| format!("{key}: {why}"))
+                judge(&seen, &Limits::default())
+                    .violations
+                    .into_iter()
+                    .next()
+                    .map(|(key, why)| format!("{key}: {why}"))
             }
             (Trial::VoterForgets, Some(network)) => voter_forgets(cluster, &network),
             (Trial::VoterForgets, None) => panic!("this trial has a network"),
@@ -80,7 +102,9 @@ fn builder(mutant: &str) -> ClusterBuilder {
 }
 
 fn try_once(mutant: &str, trial: Trial, seed: u64) -> Try {
-    let network = trial.needs_network().then(|| Arc::new(Network::new(3, seed).expect("a network of our own: run this as root")));
+    let network = trial
+        .needs_network()
+        .then(|| Arc::new(Network::new(3, seed).expect("a network of our own: run this as root")));
     let builder = match &network {
         Some(network) => builder(mutant).network(network),
         None => builder(mutant),
@@ -88,12 +112,18 @@ fn try_once(mutant: &str, trial: Trial, seed: u64) -> Try {
     let mut cluster = builder.start();
     let ended = catch_unwind(AssertUnwindSafe(|| trial.run(&mut cluster, network, seed)));
     let logs = (0..cluster.len()).map(|number| cluster.said(number)).collect::<String>();
-    let wrong = logs.lines().find(|line| FOUND_WRONG.iter().any(|known| line.contains(known))).map(str::to_owned);
+    let wrong = logs
+        .lines()
+        .find(|line| FOUND_WRONG.iter().any(|known| line.contains(known)))
+        .map(str::to_owned);
     match ended {
         Ok(Some(violation)) => Try::Caught(violation),
         Ok(None) => wrong.map_or(Try::Passed, Try::Caught),
         Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            let text = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
             wrong.map_or_else(|| Try::ShowsNothing(text.unwrap_or_default()), Try::Caught)
         }
     }
@@ -105,18 +135,22 @@ fn judged(mutant: &str, trial: Trial, dice: &mut Dice) -> Option<String> {
         match try_once(mutant, trial, dice.below(u64::MAX)) {
             Try::Caught(found) => return Some(found),
             Try::Passed => return None,
-            Try::ShowsNothing(why) => eprintln!("{mutant}: this shows nothing, and is tried again: {why}"),
+            Try::ShowsNothing(why) => {
+                eprintln!("{mutant}: this shows nothing, and is tried again: {why}")
+            }
         }
     }
     panic!("{mutant}: {TRIES} tries in a row show nothing");
 }
 
-/// The mutant is caught within [`TRIES`], and the whole Bridle is not, in as many of the same trial.
+/// The mutant is caught within [`TRIES`], and the whole Bridle is not, in as many of the
+/// same trial.
 fn caught(mutant: &str, trial: Trial) {
     let mut dice = Dice::new(seed());
     let began = Instant::now();
-    let found =
-        (0..TRIES).find_map(|_| judged(mutant, trial, &mut dice)).unwrap_or_else(|| panic!("{mutant} got away with it, {TRIES} times"));
+    let found = (0..TRIES)
+        .find_map(|_| judged(mutant, trial, &mut dice))
+        .unwrap_or_else(|| panic!("{mutant} got away with it, {TRIES} times"));
     eprintln!("{mutant} was caught after {:.0?}: {found}", began.elapsed());
     for _ in 0..TRIES {
         if let Some(found) = judged("none", trial, &mut dice) {
@@ -176,7 +210,10 @@ fn the_usual_binary_breaks_no_rules() {
 fn without_a_name_it_refuses_to_run() {
     for name in [None, Some("anything")] {
         let mut command = std::process::Command::new(program());
-        command.args(["admin", "status"]).env_remove("BRIDLE_MUTANT").envs(name.map(|name| ("BRIDLE_MUTANT", name)));
+        command
+            .args(["admin", "status"])
+            .env_remove("BRIDLE_MUTANT")
+            .envs(name.map(|name| ("BRIDLE_MUTANT", name)));
         let ended = command.output().expect("it starts");
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();
         assert!(!ended.status.success() && said.contains("LOSES DATA on purpose"), "{said}");
@@ -195,13 +232,17 @@ impl History {
         self.began.elapsed().as_nanos() as u64
     }
 
-    /// One command through a process, tried until it is answered; without an answer it is of unknown outcome.
+    /// One command through a process, tried until it is answered; without an answer it is
+    /// of unknown outcome.
     fn call(&mut self, cluster: &Cluster, through: usize, command: &Command) -> Value {
         let end = Instant::now() + Duration::from_secs(30);
         loop {
             let invoked_ns = self.now_ns();
-            let reply = cluster.client(through).and_then(|mut client| client.call(&command.words(&self.key)));
-            let told = reply.ok().filter(|reply| !reply.is_error()).map(|reply| command.normal(reply));
+            let reply = cluster
+                .client(through)
+                .and_then(|mut client| client.call(&command.words(&self.key)));
+            let told =
+                reply.ok().filter(|reply| !reply.is_error()).map(|reply| command.normal(reply));
             self.record(command, told.clone(), invoked_ns);
             if let Some(told) = told {
                 return told;
@@ -214,7 +255,12 @@ impl History {
     fn record(&mut self, command: &Command, told: Option<Value>, invoked_ns: u64) {
         let returned_ns = told.is_some().then(|| self.now_ns());
         let client = self.calls.len();
-        self.calls.push(Call { client, op: RowOp::one(command.clone(), told), invoked_ns, returned_ns });
+        self.calls.push(Call {
+            client,
+            op: RowOp::one(command.clone(), told),
+            invoked_ns,
+            returned_ns,
+        });
     }
 }
 
@@ -235,11 +281,13 @@ fn hand_over(cluster: &Cluster, to: usize) {
     });
 }
 
-/// A transaction that only reads, and watches what another leader has changed meanwhile, is to answer nil.
+/// A transaction that only reads, and watches what another leader has changed meanwhile,
+/// is to answer nil.
 fn leader_comes_back(cluster: &Cluster) -> Option<String> {
     let leader = leader_of(cluster);
     let other = (leader + 1) % 3;
-    let mut history = History { began: Instant::now(), key: "watched".to_owned(), calls: Vec::new() };
+    let mut history =
+        History { began: Instant::now(), key: "watched".to_owned(), calls: Vec::new() };
     history.call(cluster, leader, &Command::Append("before,".to_owned()));
     let mut watching = cluster.client(leader).expect("it serves");
     let mut say = |words: &[&str]| watching.call(words).expect("it answers");
@@ -252,11 +300,15 @@ fn leader_comes_back(cluster: &Cluster) -> Option<String> {
     let told = say(&["EXEC"]);
     eprintln!("EXEC says {told:?}");
     assert!(!told.is_error(), "{told:?}");
-    (told != Value::Nil).then(|| format!("EXEC answers {told:?} although what it watched was written under another leader"))
+    (told != Value::Nil).then(|| {
+        format!("EXEC answers {told:?} although what it watched was written under another leader")
+    })
 }
 
-/// A leader is cut off with a write that nobody else has, and the others elect another, who acknowledges one. Both others are killed, and one
-/// of them comes back together with the old leader, for whom it must not vote by following: it has promised itself to the new one.
+/// A leader is cut off with a write that nobody else has, and the others elect another,
+/// who acknowledges one. Both others are killed, and one of them comes back together with
+/// the old leader, for whom it must not vote by following: it has promised itself to the
+/// new one.
 fn voter_forgets(cluster: &mut Cluster, network: &Network) -> Option<String> {
     let leader = leader_of(cluster);
     let (other, voter) = ((leader + 1) % 3, (leader + 2) % 3);
@@ -278,7 +330,8 @@ fn voter_forgets(cluster: &mut Cluster, network: &Network) -> Option<String> {
     history.call(cluster, voter, &append("after"));
     cluster.launch(other);
     cluster.wait_until_serving();
-    let told: Vec<String> = (0..3).map(|number| history.call(cluster, number, &Command::Get).text()).collect();
+    let told: Vec<String> =
+        (0..3).map(|number| history.call(cluster, number, &Command::Get).text()).collect();
     eprintln!("in the end {told:?}");
     match check::<Row>(&history.calls, &Limits::default()) {
         Verdict::Violation(why) => Some(why),

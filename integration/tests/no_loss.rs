@@ -1,8 +1,10 @@
-//! Nothing that a cluster acknowledged is lost, whoever is killed, and nothing is applied twice.
+//! Nothing that a cluster acknowledged is lost, whoever is killed, and nothing is applied
+//! twice.
 //!
-//! Writers write ascending numbers through different proxies, each into rows of its own, and advance only when the cluster has
-//! acknowledged. A row whose last write is of unknown outcome is left as it is, and a fresh one is taken. After every ten kills everything is
-//! read again. `make soak` does it for hundreds of kills.
+//! Writers write ascending numbers through different proxies, each into rows of its own,
+//! and advance only when the cluster has acknowledged. A row whose last write is of
+//! unknown outcome is left as it is, and a fresh one is taken. After every ten kills
+//! everything is read again. `make soak` does it for hundreds of kills.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -36,8 +38,16 @@ enum Victim {
 }
 
 /// Leaders most often.
-const VICTIMS: [Victim; 8] =
-    [Victim::All, Victim::Proxy, Victim::MetaLeader, Victim::OtherMeta, Victim::Leader, Victim::Leader, Victim::Leader, Victim::Follower];
+const VICTIMS: [Victim; 8] = [
+    Victim::All,
+    Victim::Proxy,
+    Victim::MetaLeader,
+    Victim::OtherMeta,
+    Victim::Leader,
+    Victim::Leader,
+    Victim::Leader,
+    Victim::Follower,
+];
 
 impl Victim {
     /// The process that is to die; `None`: all.
@@ -53,7 +63,9 @@ impl Victim {
             Victim::Leader if leaders.is_empty() => Some(any),
             Victim::Leader => Some(dice.one_of(&leaders).unwrap_or(any)),
             Victim::Follower => {
-                for (partition, _) in leaders.iter().enumerate().filter(|(_, leader)| **leader == Some(any)) {
+                for (partition, _) in
+                    leaders.iter().enumerate().filter(|(_, leader)| **leader == Some(any))
+                {
                     // Who can't take over leaves it a leader: a kill all the same.
                     let _ = cluster.transfer("db0", partition, (any + 1 + partition % 2) % 3);
                 }
@@ -87,7 +99,8 @@ struct Writer {
     counter: Growing,
     /// `list:{me}:{generation}`, by APPEND.
     list: Growing,
-    /// Rows whose last write is of unknown outcome: it may be done at any later time, so nothing is written to them any more.
+    /// Rows whose last write is of unknown outcome: it may be done at any later time, so
+    /// nothing is written to them any more.
     left: Vec<(String, u64)>,
     increments: u64,
     appends: u64,
@@ -123,7 +136,11 @@ impl Connection<'_> {
         };
         match client.call(words) {
             Ok(Value::Error(text)) if text.starts_with("UNKNOWNOUTCOME") => Fate::Unknown,
-            Ok(Value::Error(text)) if ["CLUSTERDOWN", "BUSY", "LOADING"].iter().any(|known| text.starts_with(known)) => {
+            Ok(Value::Error(text))
+                if ["CLUSTERDOWN", "BUSY", "LOADING"]
+                    .iter()
+                    .any(|known| text.starts_with(known)) =>
+            {
                 thread::sleep(Duration::from_millis(10));
                 Fate::Refused
             }
@@ -153,10 +170,15 @@ impl Writer {
         let mut connection = Connection { proxies, dice, client: None };
         while !stop.load(Ordering::Relaxed) {
             let next = self.strings + 1;
-            match connection.call(&["SET", &format!("string:{}:{next}", self.me), &next.to_string()]) {
+            match connection.call(&[
+                "SET",
+                &format!("string:{}:{next}", self.me),
+                &next.to_string(),
+            ]) {
                 Fate::Acknowledged(_) => self.strings = next,
                 Fate::Refused => self.refused += 1,
-                // Sent again by the next round: the same value under the same name, so that twice is no harm.
+                // Sent again by the next round: the same value under the same name, so
+                // that twice is no harm.
                 Fate::Unknown => self.unknown += 1,
             }
             self.count(&mut connection);
@@ -171,7 +193,11 @@ impl Writer {
             Fate::Acknowledged(value) => {
                 self.counter.done += 1;
                 self.increments += 1;
-                assert_eq!(value, Value::Int(self.counter.done as i64), "{key}: an increment was lost or applied twice");
+                assert_eq!(
+                    value,
+                    Value::Int(self.counter.done as i64),
+                    "{key}: an increment was lost or applied twice"
+                );
             }
             Fate::Refused => self.refused += 1,
             Fate::Unknown => self.leave(key, |writer| &mut writer.counter),
@@ -185,7 +211,11 @@ impl Writer {
             Fate::Acknowledged(value) => {
                 self.list.done += 1;
                 self.appends += 1;
-                assert_eq!(value, Value::Int(list(self.list.done).len() as i64), "{key}: an append was lost or applied twice");
+                assert_eq!(
+                    value,
+                    Value::Int(list(self.list.done).len() as i64),
+                    "{key}: an append was lost or applied twice"
+                );
                 if self.list.done == 200 {
                     // Long enough.
                     self.left.push((key, self.list.done));
@@ -209,23 +239,37 @@ impl Writer {
     fn check(&self, connection: &mut Connection<'_>) {
         for first in (1..=self.strings).step_by(READ_AT_ONCE as usize) {
             let numbers = first..=self.strings.min(first + READ_AT_ONCE - 1);
-            let keys: Vec<String> = numbers.clone().map(|n| format!("string:{}:{n}", self.me)).collect();
-            let words: Vec<&str> = ["MGET"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+            let keys: Vec<String> =
+                numbers.clone().map(|n| format!("string:{}:{n}", self.me)).collect();
+            let words: Vec<&str> =
+                ["MGET"].into_iter().chain(keys.iter().map(String::as_str)).collect();
             let expected = numbers.map(|n| Value::bulk(&n.to_string())).collect();
-            assert_eq!(connection.read(&words), Value::Array(expected), "acknowledged, and lost: one of {} from {first} on", keys[0]);
+            assert_eq!(
+                connection.read(&words),
+                Value::Array(expected),
+                "acknowledged, and lost: one of {} from {first} on",
+                keys[0]
+            );
         }
         let never_sent = format!("string:{}:{}", self.me, self.strings + 2);
         assert_eq!(connection.read(&["EXISTS", &never_sent]), Value::Int(0), "{never_sent}");
-        let counter = (format!("counter:{}:{}", self.me, self.counter.generation), self.counter.done);
+        let counter =
+            (format!("counter:{}:{}", self.me, self.counter.generation), self.counter.done);
         let growing = (format!("list:{}:{}", self.me, self.list.generation), self.list.done);
         for (key, done) in self.left.iter().chain([&counter, &growing]) {
             let found = connection.read(&["GET", key]);
             if key.starts_with("counter") {
                 let found = number(&found);
-                assert!((*done..=done + 1).contains(&found), "{key}: {done} acknowledged, {found} found");
+                assert!(
+                    (*done..=done + 1).contains(&found),
+                    "{key}: {done} acknowledged, {found} found"
+                );
             } else {
                 let found = if found == Value::Nil { String::new() } else { found.text() };
-                assert!(found == list(*done) || found == list(done + 1), "{key}: {done} acknowledged, found {found}");
+                assert!(
+                    found == list(*done) || found == list(done + 1),
+                    "{key}: {done} acknowledged, found {found}"
+                );
             }
         }
     }
@@ -248,7 +292,8 @@ fn nothing_acknowledged_is_lost_whoever_is_killed() {
     let mut dice = Dice::new(seed());
     let mut cluster = Cluster::builder().proxies(1).start();
     let proxies = cluster.all_proxies();
-    let mut writers: Vec<Writer> = (0..WRITERS).map(|me| Writer { me, ..Writer::default() }).collect();
+    let mut writers: Vec<Writer> =
+        (0..WRITERS).map(|me| Writer { me, ..Writer::default() }).collect();
     let (mut done, mut killed) = (0, BTreeMap::<Victim, u32>::new());
     while done < kills() {
         let stop = AtomicBool::new(false);
@@ -285,12 +330,16 @@ fn nothing_acknowledged_is_lost_whoever_is_killed() {
     }
     let sum = |of: fn(&Writer) -> u64| writers.iter().map(of).sum::<u64>();
     println!(
-        "{done} kills {killed:?}: {} strings, {} increments, {} appends, none lost, none twice; {} unknown, {} refused",
+        "{done} kills {killed:?}: {} strings, {} increments, {} appends, none lost, none twice; \
+         {} unknown, {} refused",
         sum(|writer| writer.strings),
         sum(|writer| writer.increments),
         sum(|writer| writer.appends),
         sum(|writer| writer.unknown),
         sum(|writer| writer.refused)
     );
-    assert!(sum(|writer| writer.strings) > u64::from(done), "the writers hardly wrote: the test shows nothing");
+    assert!(
+        sum(|writer| writer.strings) > u64::from(done),
+        "the writers hardly wrote: the test shows nothing"
+    );
 }

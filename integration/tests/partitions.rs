@@ -1,5 +1,6 @@
-//! A table of many partitions, as a client sees it: commands on many keys fan out and merge, what must be atomic is refused, and
-//! pipelines, cursors and transactions are what they are over one partition; in a cluster through whichever proxy.
+//! A table of many partitions, as a client sees it: commands on many keys fan out and
+//! merge, what must be atomic is refused, and pipelines, cursors and transactions are
+//! what they are over one partition; in a cluster through whichever proxy.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -9,14 +10,24 @@ use integration::{CROSSSLOT, Client, Server, Value, within};
 const PARTITIONS: u16 = 8;
 
 fn start() -> Server {
-    Server::builder().flag("durability", "os").flag("set", format!("tables.partitions={PARTITIONS}")).start()
+    Server::builder()
+        .flag("durability", "os")
+        .flag("set", format!("tables.partitions={PARTITIONS}"))
+        .start()
 }
 
-/// CRC16/XMODEM of the key or its hash tag, written down once more: what decides where a key is should not be tested by itself.
+/// CRC16/XMODEM of the key or its hash tag, written down once more: what decides where a
+/// key is should not be tested by itself.
 fn slot(key: &str) -> u16 {
-    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag).filter(|tag| !tag.is_empty());
+    let tag = key
+        .split_once('{')
+        .and_then(|(_, rest)| rest.split_once('}'))
+        .map(|(tag, _)| tag)
+        .filter(|tag| !tag.is_empty());
     let crc = tag.unwrap_or(key).bytes().fold(0u16, |crc, byte| {
-        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 })
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+            if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
+        })
     });
     crc % 16384
 }
@@ -27,7 +38,12 @@ fn partition(key: &str) -> u16 {
 
 /// A key of each partition.
 fn one_of_each() -> Vec<String> {
-    let of = |wanted| (0..).map(|n| format!("key:{n}")).find(|key| partition(key) == wanted).expect("some number does it");
+    let of = |wanted| {
+        (0..)
+            .map(|n| format!("key:{n}"))
+            .find(|key| partition(key) == wanted)
+            .expect("some number does it")
+    };
     (0..PARTITIONS).map(of).collect()
 }
 
@@ -53,13 +69,20 @@ fn texts(value: Value) -> Vec<String> {
 #[test]
 fn slots_are_those_that_redis_cluster_gives() {
     // As `CLUSTER KEYSLOT` says.
-    let known = [("foo", 12182), ("bar", 5061), ("{user1000}.following", 3443), ("{user1000}.followers", 3443), ("foo{}{bar}", 8363)];
+    let known = [
+        ("foo", 12182),
+        ("bar", 5061),
+        ("{user1000}.following", 3443),
+        ("{user1000}.followers", 3443),
+        ("foo{}{bar}", 8363),
+    ];
     for (key, expected) in known {
         assert_eq!(slot(key), expected, "{key}");
     }
 }
 
-/// Connections, each to another proxy, that take turns: no two commands in a row go the same way.
+/// Connections, each to another proxy, that take turns: no two commands in a row go the
+/// same way.
 struct Turns(VecDeque<Client>);
 
 impl Turns {
@@ -73,7 +96,9 @@ impl Turns {
     }
 
     fn select(&mut self, table: &str) {
-        self.0.iter_mut().for_each(|client| assert_eq!(client.run(&format!("SELECT {table}")), Value::ok()));
+        self.0
+            .iter_mut()
+            .for_each(|client| assert_eq!(client.run(&format!("SELECT {table}")), Value::ok()));
     }
 }
 
@@ -85,37 +110,56 @@ fn commands_on_many_keys_fan_out_and_merge() {
 
 #[test]
 fn commands_on_many_keys_do_so_through_every_proxy_of_a_cluster() {
-    let cluster = Cluster::builder().partitions(PARTITIONS.into()).durability("os").proxies(1).start();
+    let cluster =
+        Cluster::builder().partitions(PARTITIONS.into()).durability("os").proxies(1).start();
     // By then there are rows, of which none is this test's.
     assert_eq!(cluster.client(0).expect("it serves").run("FLUSHALL"), Value::ok());
-    on_many_keys(Turns((0..cluster.len()).map(|number| cluster.client(number).expect("it serves")).collect()));
+    on_many_keys(Turns(
+        (0..cluster.len()).map(|number| cluster.client(number).expect("it serves")).collect(),
+    ));
 }
 
 fn on_many_keys(mut client: Turns) {
     let keys: Vec<String> = (0..2000).map(|n| format!("key:{n}")).collect();
-    assert_eq!(keys.iter().map(|key| partition(key)).collect::<BTreeSet<_>>().len(), usize::from(PARTITIONS));
+    assert_eq!(
+        keys.iter().map(|key| partition(key)).collect::<BTreeSet<_>>().len(),
+        usize::from(PARTITIONS)
+    );
     let names: Vec<&str> = keys.iter().map(String::as_str).collect();
     let pairs: Vec<&str> = keys.iter().flat_map(|key| [key.as_str(), &key[4..]]).collect();
     assert_eq!(client.call(&with("MSET", &pairs)), Value::ok());
     assert_eq!(client.run("DBSIZE"), Value::Int(2000));
 
-    // In the order asked, whatever the partition; missing keys, rows of other kinds and repeated keys at their places.
+    // In the order asked, whatever the partition; missing keys, rows of other kinds and
+    // repeated keys at their places.
     client.run("HSET hash field value");
-    let asked: Vec<&str> = names.iter().rev().copied().chain(["missing", "hash", "key:7", "key:7"]).collect();
+    let asked: Vec<&str> =
+        names.iter().rev().copied().chain(["missing", "hash", "key:7", "key:7"]).collect();
     let mut expected: Vec<Value> = keys.iter().rev().map(|key| Value::bulk(&key[4..])).collect();
     expected.extend([Value::Nil, Value::Nil, Value::bulk("7"), Value::bulk("7")]);
     assert_eq!(list(client.call(&with("MGET", &asked))), expected);
-    // Of a key that is named twice the last value counts, as if they were set one after another.
+    // Of a key that is named twice the last value counts, as if they were set one after
+    // another.
     assert_eq!(client.run("MSET key:7 a key:8 b key:7 c"), Value::ok());
-    assert_eq!(client.run("MGET key:7 key:8"), Value::Array(vec![Value::bulk("c"), Value::bulk("b")]));
+    assert_eq!(
+        client.run("MGET key:7 key:8"),
+        Value::Array(vec![Value::bulk("c"), Value::bulk("b")])
+    );
 
     for count in ["EXISTS", "TOUCH"] {
-        assert_eq!(client.call(&with(count, &asked)), Value::Int(2003), "{count} counts keys as often as they are named");
+        assert_eq!(
+            client.call(&with(count, &asked)),
+            Value::Int(2003),
+            "{count} counts keys as often as they are named"
+        );
     }
     assert!(texts(client.run("KEYS *")).contains(&client.run("RANDOMKEY").text()));
     assert_eq!(texts(client.run("KEYS *")).into_iter().collect::<BTreeSet<_>>().len(), 2001);
     assert_eq!(texts(client.run("KEYS key:19?")).into_iter().collect::<BTreeSet<_>>().len(), 10);
-    assert_eq!(client.call(&with("DEL", &[&names[..500], &names[..10], &["missing"]].concat())), Value::Int(500));
+    assert_eq!(
+        client.call(&with("DEL", &[&names[..500], &names[..10], &["missing"]].concat())),
+        Value::Int(500)
+    );
     assert_eq!(client.call(&with("UNLINK", &names[..1000])), Value::Int(500));
     assert_eq!(client.run("DBSIZE"), Value::Int(1001));
 
@@ -124,7 +168,10 @@ fn on_many_keys(mut client: Turns) {
     assert_eq!(client.call(&with("MSET", &pairs)), Value::ok());
     client.select("0");
     assert_eq!(client.run("FLUSHDB"), Value::ok());
-    assert_eq!((client.run("DBSIZE"), client.run("RANDOMKEY"), client.run("KEYS *")), (Value::Int(0), Value::Nil, Value::Array(vec![])));
+    assert_eq!(
+        (client.run("DBSIZE"), client.run("RANDOMKEY"), client.run("KEYS *")),
+        (Value::Int(0), Value::Nil, Value::Array(vec![]))
+    );
     client.call(&with("MSET", &pairs));
     client.select("1");
     assert_eq!(client.run("DBSIZE"), Value::Int(2000));
@@ -166,7 +213,9 @@ fn what_must_be_one_step_is_refused_over_partitions_and_changes_nothing() {
         vec![format!("INCR {a}"), "SELECT 1".to_owned(), format!("SET {a} 4")],
     ] {
         client.run("MULTI");
-        queued.iter().for_each(|line| assert_eq!(client.run(line), Value::Status("QUEUED".into()), "{line}"));
+        queued.iter().for_each(|line| {
+            assert_eq!(client.run(line), Value::Status("QUEUED".into()), "{line}")
+        });
         assert_eq!(client.run("EXEC"), crossslot, "{queued:?}");
         client.run("SELECT 0");
         assert_eq!(call(&mut client, &["MGET", a, b]), both, "{queued:?}");
@@ -179,7 +228,10 @@ fn what_must_be_one_step_is_refused_over_partitions_and_changes_nothing() {
     assert_eq!(call(&mut client, &["MGET", a, b]), both);
 
     // Two keys of one partition are enough, whether by a hash tag or by chance.
-    let beside = (0..).map(|n| format!("other:{n}")).find(|key| partition(key) == partition(a) && slot(key) != slot(a)).expect("there is");
+    let beside = (0..)
+        .map(|n| format!("other:{n}"))
+        .find(|key| partition(key) == partition(a) && slot(key) != slot(a))
+        .expect("there is");
     for (one, other) in [(a, beside.as_str()), ("{user}:one", "{user}:other")] {
         call(&mut client, &["MSET", one, "x", other, "y"]);
         assert_eq!(call(&mut client, &["MSETNX", one, "3", other, "4"]), Value::Int(0));
@@ -192,7 +244,10 @@ fn what_must_be_one_step_is_refused_over_partitions_and_changes_nothing() {
         let values = Value::Array(vec![Value::bulk("xz"), Value::bulk("x")]);
         assert_eq!(client.run("EXEC"), Value::Array(vec![Value::Int(2), values]));
         assert_eq!(call(&mut client, &["RENAME", one, other]), Value::ok());
-        assert_eq!(call(&mut client, &["MGET", one, other]), Value::Array(vec![Value::Nil, Value::bulk("xz")]));
+        assert_eq!(
+            call(&mut client, &["MGET", one, other]),
+            Value::Array(vec![Value::Nil, Value::bulk("xz")])
+        );
     }
 }
 
@@ -220,8 +275,12 @@ fn assert_each_once(found: &[String], stays: &BTreeSet<String>, of: &str) {
 
 /// Keys that are to stay, and some that are not.
 fn fill(client: &mut Client) -> BTreeSet<String> {
-    let stays: BTreeSet<String> = (0..1000).map(|n| format!("stay:{n}")).chain((0..200).map(|n| format!("{{tag}}stay:{n}"))).collect();
-    let keys: Vec<String> = stays.iter().cloned().chain((0..300).map(|n| format!("goes:{n}"))).collect();
+    let stays: BTreeSet<String> = (0..1000)
+        .map(|n| format!("stay:{n}"))
+        .chain((0..200).map(|n| format!("{{tag}}stay:{n}")))
+        .collect();
+    let keys: Vec<String> =
+        stays.iter().cloned().chain((0..300).map(|n| format!("goes:{n}"))).collect();
     let pairs: Vec<&str> = keys.iter().flat_map(|key| [key.as_str(), "v"]).collect();
     assert_eq!(call(client, &with("MSET", &pairs)), Value::ok());
     stays
@@ -238,7 +297,15 @@ fn a_scan_finds_every_key_that_stays_once_over_all_partitions_and_a_restart() {
     let mut server = start();
     let mut client = server.client();
     let stays = fill(&mut client);
-    for rest in ["COUNT 1", "COUNT 7", "COUNT 100", "COUNT 100000", "", "MATCH *stay:* COUNT 33", "TYPE string COUNT 50"] {
+    for rest in [
+        "COUNT 1",
+        "COUNT 7",
+        "COUNT 100",
+        "COUNT 100000",
+        "",
+        "MATCH *stay:* COUNT 33",
+        "TYPE string COUNT 50",
+    ] {
         let found = scan(rest, |page, line| {
             if page % 10 == 1 {
                 come_and_go(&mut client, page);
@@ -264,13 +331,17 @@ fn a_scan_finds_every_key_that_stays_once_over_all_partitions_and_a_restart() {
 
 #[test]
 fn a_cursor_goes_from_proxy_to_proxy_and_over_a_failover() {
-    let mut cluster = Cluster::builder().partitions(PARTITIONS.into()).durability("os").proxies(1).start();
+    let mut cluster =
+        Cluster::builder().partitions(PARTITIONS.into()).durability("os").proxies(1).start();
     let stays = fill(&mut cluster.client(0).expect("it serves"));
-    // The proxy and two of the nodes go on, in turns; the third leads some of what is still to be scanned when it is killed.
+    // The proxy and two of the nodes go on, in turns; the third leads some of what is
+    // still to be scanned when it is killed.
     let last = usize::from(PARTITIONS) - 1;
-    let victim = cluster.leaders("db0").expect("the admin API answers")[last].expect("it serves, so somebody leads");
+    let victim = cluster.leaders("db0").expect("the admin API answers")[last]
+        .expect("it serves, so somebody leads");
     let stay_up: Vec<usize> = (0..cluster.len()).filter(|number| *number != victim).collect();
-    let mut through: Vec<Client> = stay_up.iter().map(|number| cluster.client(*number).expect("it serves")).collect();
+    let mut through: Vec<Client> =
+        stay_up.iter().map(|number| cluster.client(*number).expect("it serves")).collect();
     let mut errors = 0;
     let found = scan("COUNT 11", |page, line| {
         if page == 40 {
@@ -278,7 +349,8 @@ fn a_cursor_goes_from_proxy_to_proxy_and_over_a_failover() {
         }
         let client = &mut through[page % stay_up.len()];
         if page % 5 == 1 {
-            // Whether it is acknowledged just now does not matter: with these keys and without, SCAN is right.
+            // Whether it is acknowledged just now does not matter: with these keys and
+            // without, SCAN is right.
             come_and_go(client, page);
         }
         let mut reply = Value::Nil;
@@ -294,8 +366,12 @@ fn a_cursor_goes_from_proxy_to_proxy_and_over_a_failover() {
     assert!(!cluster.runs(victim), "the scan was over before the kill");
     cluster.launch(victim);
     cluster.wait_until_serving();
-    let found =
-        scan("", |page, line| call(&mut cluster.client(page % cluster.len()).expect("it serves"), &line.split(' ').collect::<Vec<_>>()));
+    let found = scan("", |page, line| {
+        call(
+            &mut cluster.client(page % cluster.len()).expect("it serves"),
+            &line.split(' ').collect::<Vec<_>>(),
+        )
+    });
     assert_each_once(&found, &stays, "through all of them");
 }
 
@@ -305,24 +381,40 @@ fn a_random_key_is_drawn_fairly_however_the_keys_lie() {
     let server = start();
     let mut client = server.client();
     assert_eq!(client.run("RANDOMKEY"), Value::Nil);
-    // Three quarters of all keys share one slot, more than a server chooses from at once, and the others lie anywhere.
-    let keys: Vec<String> = (0..300).map(|n| format!("{{tag}}{n}")).chain((0..100).map(|n| format!("key:{n}"))).collect();
+    // Three quarters of all keys share one slot, more than a server chooses from at once,
+    // and the others lie anywhere.
+    let keys: Vec<String> = (0..300)
+        .map(|n| format!("{{tag}}{n}"))
+        .chain((0..100).map(|n| format!("key:{n}")))
+        .collect();
     for key in &keys {
         call(&mut client, &["SET", key, "v"]);
     }
     let draws = client.pipeline(&vec![vec!["RANDOMKEY"]; DRAWS]).expect("the server is there");
     let mut drawn = BTreeMap::<String, usize>::new();
     draws.iter().for_each(|key| *drawn.entry(key.text()).or_default() += 1);
-    let of = |wanted: u16| drawn.iter().filter(|(key, _)| partition(key) == wanted).map(|(_, times)| times).sum::<usize>();
+    let of = |wanted: u16| {
+        drawn
+            .iter()
+            .filter(|(key, _)| partition(key) == wanted)
+            .map(|(_, times)| times)
+            .sum::<usize>()
+    };
     for index in 0..PARTITIONS {
-        let share = keys.iter().filter(|key| partition(key) == index).count() as f64 / keys.len() as f64;
+        let share =
+            keys.iter().filter(|key| partition(key) == index).count() as f64 / keys.len() as f64;
         // Five standard deviations.
-        let (expected, noise) = (share * DRAWS as f64, 5.0 * (share * (1.0 - share) * DRAWS as f64).sqrt());
+        let (expected, noise) =
+            (share * DRAWS as f64, 5.0 * (share * (1.0 - share) * DRAWS as f64).sqrt());
         let seen = of(index) as f64;
         eprintln!("partition {index}: {seen} draws, {expected} expected, give or take {noise:.0}");
-        assert!((seen - expected).abs() <= noise, "partition {index} was drawn {seen} times instead of {expected}");
+        assert!(
+            (seen - expected).abs() <= noise,
+            "partition {index} was drawn {seen} times instead of {expected}"
+        );
     }
-    // In a partition of many rows they are drawn by the gaps between them: some more often than others, few never.
+    // In a partition of many rows they are drawn by the gaps between them: some more
+    // often than others, few never.
     let tagged = drawn.keys().filter(|key| key.starts_with("{tag}")).count();
     let most = drawn.values().max().copied().unwrap_or(0);
     eprintln!("{tagged} of 300 keys of one slot were drawn, the luckiest of all keys {most} times");
@@ -344,7 +436,10 @@ impl Chance {
 
 #[test]
 fn pipelines_over_partitions_are_answered_in_order_and_see_what_was_sent_before() {
-    let seed = std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| u64::from(std::process::id()) | 1);
+    let seed = std::env::var("BRIDLE_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| u64::from(std::process::id()) | 1);
     eprintln!("BRIDLE_SEED={seed}");
     let mut chance = Chance(seed);
     let server = start();
@@ -357,7 +452,9 @@ fn pipelines_over_partitions_are_answered_in_order_and_see_what_was_sent_before(
         for at in 0..1500 {
             let (one, other) = (keys[chance.below(40)].clone(), keys[chance.below(40)].clone());
             let rows = &mut tables[table];
-            let number = |rows: &BTreeMap<String, i64>, key: &str| rows.get(key).map_or(Value::Nil, |n| Value::bulk(&n.to_string()));
+            let number = |rows: &BTreeMap<String, i64>, key: &str| {
+                rows.get(key).map_or(Value::Nil, |n| Value::bulk(&n.to_string()))
+            };
             let (words, reply) = match chance.below(11) {
                 0 | 1 => {
                     let value = rows.entry(one.clone()).or_default();
@@ -379,10 +476,14 @@ fn pipelines_over_partitions_are_answered_in_order_and_see_what_was_sent_before(
                 6 => {
                     rows.insert(one.clone(), at);
                     rows.insert(other.clone(), at + 1);
-                    (vec!["MSET".into(), one, at.to_string(), other, (at + 1).to_string()], Value::ok())
+                    (
+                        vec!["MSET".into(), one, at.to_string(), other, (at + 1).to_string()],
+                        Value::ok(),
+                    )
                 }
                 7 => {
-                    let gone = i64::from(rows.remove(&one).is_some()) + i64::from(rows.remove(&other).is_some());
+                    let gone = i64::from(rows.remove(&one).is_some())
+                        + i64::from(rows.remove(&other).is_some());
                     (vec!["DEL".into(), one, other], Value::Int(gone))
                 }
                 8 => (vec!["DBSIZE".into()], Value::Int(rows.len() as i64)),
@@ -420,14 +521,27 @@ fn a_watched_row_of_any_partition_stops_the_transaction_when_it_is_touched() {
         };
         let done = Value::Array(vec![Value::ok(), Value::bulk("1+")]);
         assert_eq!(attempt(&mut client, &mut || ()), done, "nobody touched {key}");
-        assert_eq!(attempt(&mut client, &mut || drop(call(&mut other, &["SET", key, "2"]))), Value::Nil);
-        assert_eq!(attempt(&mut client, &mut || drop(call(&mut other, &["MSET", "elsewhere", "3", key, "3"]))), Value::Nil);
-        assert_eq!(attempt(&mut client, &mut || drop(call(&mut other, &["DEL", "elsewhere", key]))), Value::Nil);
+        assert_eq!(
+            attempt(&mut client, &mut || drop(call(&mut other, &["SET", key, "2"]))),
+            Value::Nil
+        );
+        assert_eq!(
+            attempt(&mut client, &mut || drop(call(
+                &mut other,
+                &["MSET", "elsewhere", "3", key, "3"]
+            ))),
+            Value::Nil
+        );
+        assert_eq!(
+            attempt(&mut client, &mut || drop(call(&mut other, &["DEL", "elsewhere", key]))),
+            Value::Nil
+        );
         call(&mut client, &["SET", key, "4"]);
         assert_eq!(attempt(&mut client, &mut || drop(other.run("FLUSHDB"))), Value::Nil);
         assert_eq!(call(&mut client, &["GET", key]), Value::Nil);
     }
-    // Rows that nothing writes to are told apart, too: EXEC without rows of its own looks at what was watched in every partition.
+    // Rows that nothing writes to are told apart, too: EXEC without rows of its own looks
+    // at what was watched in every partition.
     let keys = one_of_each();
     let names: Vec<&str> = keys.iter().map(String::as_str).collect();
     for touched in [None, Some(names[6])] {
@@ -437,7 +551,11 @@ fn a_watched_row_of_any_partition_stops_the_transaction_when_it_is_touched() {
         }
         client.run("MULTI");
         client.run("PING");
-        let expected = if touched.is_some() { Value::Nil } else { Value::Array(vec![Value::Status("PONG".into())]) };
+        let expected = if touched.is_some() {
+            Value::Nil
+        } else {
+            Value::Array(vec![Value::Status("PONG".into())])
+        };
         assert_eq!(client.run("EXEC"), expected);
     }
     server.restart();

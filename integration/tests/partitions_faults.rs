@@ -1,4 +1,5 @@
-//! The network that tests break is a network, breaks as told, and leaves nothing behind; and what a cluster does when it is broken.
+//! The network that tests break is a network, breaks as told, and leaves nothing behind;
+//! and what a cluster does when it is broken.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -28,9 +29,25 @@ impl Echo {
         let address = SocketAddr::from((network.address(place), 7000));
         let words = network.wrapper(place);
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).args(["redis-server", "--port", "7000", "--protected-mode", "no", "--save", "", "--bind"]);
-        let child = command.arg(address.ip().to_string()).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("redis-server starts");
-        within(10, "redis-server answers", || Client::reach(address, Duration::from_millis(200)).is_ok());
+        command.args(&words[1..]).args([
+            "redis-server",
+            "--port",
+            "7000",
+            "--protected-mode",
+            "no",
+            "--save",
+            "",
+            "--bind",
+        ]);
+        let child = command
+            .arg(address.ip().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server starts");
+        within(10, "redis-server answers", || {
+            Client::reach(address, Duration::from_millis(200)).is_ok()
+        });
         Echo(child, address)
     }
 
@@ -50,7 +67,8 @@ impl Drop for Echo {
 }
 
 fn namespaces() -> String {
-    let output = Command::new("ip").args(["netns", "list"]).output().expect("iproute2 is installed");
+    let output =
+        Command::new("ip").args(["netns", "list"]).output().expect("iproute2 is installed");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -63,7 +81,11 @@ fn links_are_cut_slowed_and_made_lossy_and_nothing_is_left_behind() {
         let words = network.wrapper(2);
         let (ip, port) = (network.address(1).to_string(), "7000");
         let ping = ["timeout", seconds, "redis-cli", "-h", &ip, "-p", port, "PING"];
-        let output = Command::new(&words[0]).args(&words[1..]).args(ping).output().expect("redis-cli starts");
+        let output = Command::new(&words[0])
+            .args(&words[1..])
+            .args(ping)
+            .output()
+            .expect("redis-cli starts");
         String::from_utf8_lossy(&output.stdout).trim() == "PONG"
     };
     assert!(echo.ping().is_some_and(|took| took < Duration::from_millis(100)), "a perfect link");
@@ -84,7 +106,10 @@ fn links_are_cut_slowed_and_made_lossy_and_nothing_is_left_behind() {
 
     network.set_both(0, 1, Link { delay: Duration::from_millis(20), ..Link::default() });
     let took = echo.ping().expect("slow, not cut");
-    assert!((Duration::from_millis(40)..Duration::from_millis(150)).contains(&took), "two times 20 ms took {took:?}");
+    assert!(
+        (Duration::from_millis(40)..Duration::from_millis(150)).contains(&took),
+        "two times 20 ms took {took:?}"
+    );
     network.set_both(0, 1, Link { delay: Duration::from_micros(500), ..Link::default() });
     let mut client = Client::reach(echo.1, Duration::from_secs(1)).expect("slow, not cut");
     let began = Instant::now();
@@ -92,12 +117,17 @@ fn links_are_cut_slowed_and_made_lossy_and_nothing_is_left_behind() {
     println!("a round trip over two times 0.5 ms takes {:?}", began.elapsed() / 200);
     assert!(began.elapsed() / 200 >= Duration::from_millis(1));
 
-    // TCP gets through, and takes longer: 200 round trips at 5 % of loss each way meet it.
+    // TCP gets through, and takes longer: 200 round trips at 5 % of loss each way meet
+    // it.
     network.set_both(0, 1, Link { loss_permille: 50, ..Link::default() });
     let mut client = Client::reach(echo.1, Duration::from_secs(20)).expect("lossy, not cut");
     let began = Instant::now();
     (0..200).for_each(|_| assert_eq!(client.run("PING"), Value::Status("PONG".into())));
-    assert!(began.elapsed() > Duration::from_millis(200), "nothing was lost: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() > Duration::from_millis(200),
+        "nothing was lost: {:?}",
+        began.elapsed()
+    );
 
     let mine = format!("bridle-{}-", std::process::id());
     assert!(namespaces().contains(&mine));
@@ -114,7 +144,13 @@ fn what_a_killed_test_left_behind_is_deleted_by_the_next() {
     let pid = ended.id();
     ended.wait().expect("our own child");
     let left = format!("bridle-{pid}-7-1");
-    assert!(Command::new("ip").args(["netns", "add", &left]).status().expect("iproute2 is installed").success());
+    assert!(
+        Command::new("ip")
+            .args(["netns", "add", &left])
+            .status()
+            .expect("iproute2 is installed")
+            .success()
+    );
     let second = network(1).expect("the first worked");
     assert!(!namespaces().contains(&left));
     // Those of the living are left alone, this test's first network among them.
@@ -128,7 +164,8 @@ fn what_a_killed_test_left_behind_is_deleted_by_the_next() {
 fn cluster() -> Option<(Arc<Network>, Cluster, usize)> {
     let network = Arc::new(network(3)?);
     let cluster = Cluster::builder().partitions(1).network(&network).start();
-    let leader = cluster.leaders("db0").expect("the admin API answers")[0].expect("it serves, so somebody leads");
+    let leader = cluster.leaders("db0").expect("the admin API answers")[0]
+        .expect("it serves, so somebody leads");
     Some((network, cluster, leader))
 }
 
@@ -155,11 +192,15 @@ fn an_isolated_leader_never_answers_a_stale_read_and_rejoins() {
     let cut = Instant::now();
     let (mut written, mut answered) = (0, 0);
     while cut.elapsed() < Duration::from_secs(10) {
-        // What the isolated one says is held against what was acknowledged before it was asked.
+        // What the isolated one says is held against what was acknowledged before it was
+        // asked.
         let known = written;
         if let Some(value) = read_within(&cluster, leader, "k", Duration::from_millis(100)) {
             answered += 1;
-            assert!(value.parse::<u32>().expect("a number") >= known, "{known} was acknowledged, the isolated leader says {value}");
+            assert!(
+                value.parse::<u32>().expect("a number") >= known,
+                "{known} was acknowledged, the isolated leader says {value}"
+            );
         }
         let said = Client::reach(cluster.proxy(other), Duration::from_secs(8))
             .and_then(|mut client| client.call(&["SET", "k", &format!("{}", known + 1)]));
@@ -171,9 +212,14 @@ fn an_isolated_leader_never_answers_a_stale_read_and_rejoins() {
         }
     }
     assert!(written > 10, "the majority wrote only {written} times in 10 s");
-    println!("{written} writes by the majority; the isolated leader answered {answered} reads, none stale");
+    println!(
+        "{written} writes by the majority; the isolated leader answered {answered} reads, none \
+         stale"
+    );
     network.heal();
-    within(15, "the isolated node sees what was written", || read(&cluster, leader, "k") == Some(written.to_string()));
+    within(15, "the isolated node sees what was written", || {
+        read(&cluster, leader, "k") == Some(written.to_string())
+    });
 }
 
 #[test]
@@ -181,7 +227,8 @@ fn a_leader_that_hears_and_is_not_heard_is_replaced_and_so_is_one_that_is_deaf()
     let _alone = alone();
     let Some((network, cluster, _)) = cluster() else { return };
     for mute in [true, false] {
-        // Rows may be served before the metas, whose leader was cut off too, have heard who leads.
+        // Rows may be served before the metas, whose leader was cut off too, have heard
+        // who leads.
         let mut leader = None;
         within(15, "a meta says who leads", || {
             leader = cluster.leaders("db0").ok().and_then(|leaders| leaders[0]);
@@ -196,12 +243,19 @@ fn a_leader_that_hears_and_is_not_heard_is_replaced_and_so_is_one_that_is_deaf()
         let began = Instant::now();
         let through = (leader + 1) % 3;
         within(15, "a client of another node writes again", || {
-            let mut client = Client::reach(cluster.proxy(through), Duration::from_secs(8)).expect("it runs");
+            let mut client =
+                Client::reach(cluster.proxy(through), Duration::from_secs(8)).expect("it runs");
             matches!(client.call(&["SET", "k", "v"]), Ok(Value::Status(_)))
         });
-        println!("leader {}: writes again after {:?}", if mute { "mute" } else { "deaf" }, began.elapsed());
+        println!(
+            "leader {}: writes again after {:?}",
+            if mute { "mute" } else { "deaf" },
+            began.elapsed()
+        );
         network.heal();
-        within(15, "all serve", || (0..3).all(|number| read(&cluster, number, "k") == Some("v".to_owned())));
+        within(15, "all serve", || {
+            (0..3).all(|number| read(&cluster, number, "k") == Some("v".to_owned()))
+        });
     }
 }
 
@@ -213,7 +267,8 @@ fn without_a_majority_nothing_is_acknowledged_and_all_comes_back() {
     (1..=3).for_each(|place| network.isolate(&[place]));
     std::thread::sleep(Duration::from_secs(3));
     let ask = |number: usize| {
-        let mut client = Client::reach(cluster.proxy(number), Duration::from_secs(10)).expect("it runs");
+        let mut client =
+            Client::reach(cluster.proxy(number), Duration::from_secs(10)).expect("it runs");
         let said = client.call(&["SET", "k", "alone"]).expect("an answer, if only a refusal");
         assert!(said.is_error(), "process {number} acknowledged alone: {said:?}");
         assert_eq!(read(&cluster, number, "k"), None, "process {number} answered a read alone");
@@ -221,6 +276,8 @@ fn without_a_majority_nothing_is_acknowledged_and_all_comes_back() {
     std::thread::scope(|scope| (0..3).for_each(|number| _ = scope.spawn(move || ask(number))));
     network.heal();
     within(15, "it serves again", || {
-        (0..3).all(|number| read(&cluster, number, "k").is_some_and(|value| value == "before" || value == "alone"))
+        (0..3).all(|number| {
+            read(&cluster, number, "k").is_some_and(|value| value == "before" || value == "alone")
+        })
     });
 }

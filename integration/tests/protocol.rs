@@ -1,5 +1,5 @@
-//! The wire of a real server: pieces, pipelines, sizes, malformed input, limits, and the last words before a stop. (What needs no
-//! server is in `proxy/tests/`.)
+//! The wire of a real server: pieces, pipelines, sizes, malformed input, limits, and the
+//! last words before a stop. (What needs no server is in `proxy/tests/`.)
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -24,7 +24,9 @@ fn command(words: &[&[u8]]) -> Vec<u8> {
 fn commands_may_arrive_byte_by_byte() {
     let server = Server::start();
     let mut client = server.client();
-    let bytes = [command(&[b"SET", b"k", b"a\r\nb"]), b"get k\r\n".to_vec(), command(&[b"STRLEN", b"k"])].concat();
+    let bytes =
+        [command(&[b"SET", b"k", b"a\r\nb"]), b"get k\r\n".to_vec(), command(&[b"STRLEN", b"k"])]
+            .concat();
     for byte in bytes {
         client.send_raw(&[byte]).expect("a live server");
     }
@@ -41,9 +43,18 @@ fn keys_fields_and_values_may_be_any_bytes() {
     let reversed: Vec<u8> = (0..=255).rev().collect();
     assert_eq!(client.call(&[b"SET", &every[..], &reversed]).expect("a reply"), Value::ok());
     assert_eq!(client.call(&[b"GET", &every[..]]).expect("a reply"), Value::Bulk(reversed.clone()));
-    assert_eq!(client.call(&[b"HSET", &reversed[..], &every, &every, b"", b""]).expect("a reply"), Value::Int(2));
-    assert_eq!(client.call(&[b"HGET", &reversed[..], &every]).expect("a reply"), Value::Bulk(every.clone()));
-    assert_eq!(client.call(&[b"HGET", &reversed[..], b""]).expect("a reply"), Value::Bulk(Vec::new()));
+    assert_eq!(
+        client.call(&[b"HSET", &reversed[..], &every, &every, b"", b""]).expect("a reply"),
+        Value::Int(2)
+    );
+    assert_eq!(
+        client.call(&[b"HGET", &reversed[..], &every]).expect("a reply"),
+        Value::Bulk(every.clone())
+    );
+    assert_eq!(
+        client.call(&[b"HGET", &reversed[..], b""]).expect("a reply"),
+        Value::Bulk(Vec::new())
+    );
     assert_eq!(client.call(&[&b"SET"[..], b"", b"empty"]).expect("a reply"), Value::ok());
     assert_eq!(client.run("DBSIZE"), Value::Int(3));
     // Keys that begin alike are apart.
@@ -51,7 +62,10 @@ fn keys_fields_and_values_may_be_any_bytes() {
         client.call(&[&b"SET"[..], &vec![0; n], n.to_string().as_bytes()]).expect("a reply");
     }
     for n in 1..=20 {
-        assert_eq!(client.call(&[&b"GET"[..], &vec![0; n]]).expect("a reply"), Value::bulk(&n.to_string()));
+        assert_eq!(
+            client.call(&[&b"GET"[..], &vec![0; n]]).expect("a reply"),
+            Value::bulk(&n.to_string())
+        );
     }
 }
 
@@ -59,8 +73,11 @@ fn keys_fields_and_values_may_be_any_bytes() {
 fn a_pipeline_of_a_hundred_thousand_commands_is_answered_in_order() {
     let server = Server::builder().flag("durability", "os").start();
     let mut client = server.client();
-    let commands: Vec<Vec<String>> =
-        (0..50_000_u32).flat_map(|n| [vec!["INCR".to_owned(), "n".to_owned()], vec!["ECHO".to_owned(), n.to_string()]]).collect();
+    let commands: Vec<Vec<String>> = (0..50_000_u32)
+        .flat_map(|n| {
+            [vec!["INCR".to_owned(), "n".to_owned()], vec!["ECHO".to_owned(), n.to_string()]]
+        })
+        .collect();
     // All of it is sent before the first reply is read.
     let replies = client.pipeline(&commands).expect("a live server");
     assert_eq!(replies.len(), 100_000);
@@ -79,7 +96,8 @@ fn malformed_input_gets_redis_words_and_the_end() {
         (b"*1\r\n$-5\r\n", "invalid bulk length"),
         (
             b"*1\r\n$16777217\r\n",
-            "invalid bulk length: 16777217 bytes are more than proto-max-bulk-len (16777216 bytes; CONFIG SET changes it)",
+            "invalid bulk length: 16777217 bytes are more than proto-max-bulk-len (16777216 \
+             bytes; CONFIG SET changes it)",
         ),
         (b"*1\r\n$4x\r\nPING\r\n", "invalid bulk length"),
         (b"SET k \"v\r\n", "unbalanced quotes in request"),
@@ -87,10 +105,16 @@ fn malformed_input_gets_redis_words_and_the_end() {
     ] {
         let mut client = server.client();
         client.send_raw(b"PING\r\n").expect("a live server");
-        assert_eq!(client.reply().expect("what was fine is answered"), Value::Status("PONG".into()));
+        assert_eq!(
+            client.reply().expect("what was fine is answered"),
+            Value::Status("PONG".into())
+        );
         // The server may hang up while more is still on its way.
         let _ = client.send_raw(bytes);
-        assert_eq!(client.reply().expect("a reply"), Value::Error(format!("ERR Protocol error: {words}")));
+        assert_eq!(
+            client.reply().expect("a reply"),
+            Value::Error(format!("ERR Protocol error: {words}"))
+        );
         assert!(client.reply().is_err(), "the connection goes on after {words}");
     }
     assert_eq!(server.client().run("PING"), Value::Status("PONG".into()));
@@ -98,7 +122,10 @@ fn malformed_input_gets_redis_words_and_the_end() {
 
 #[test]
 fn a_hash_larger_than_a_write_may_be_is_not_renamed_copied_or_moved_and_says_why() {
-    let server = Server::builder().flag("durability", "os").flag("set", "storage.max_write_size=4KiB").start();
+    let server = Server::builder()
+        .flag("durability", "os")
+        .flag("set", "storage.max_write_size=4KiB")
+        .start();
     let mut client = server.client();
     let value = "v".repeat(1500);
     for field in ["a", "b", "c"] {
@@ -106,7 +133,10 @@ fn a_hash_larger_than_a_write_may_be_is_not_renamed_copied_or_moved_and_says_why
     }
     for command in ["RENAME h to", "RENAMENX h to", "COPY h to", "COPY h to DB 1", "MOVE h 1"] {
         let Value::Error(error) = client.run(command) else { panic!("{command} was carried out") };
-        assert!(error.starts_with("ERR the key holds more than max_write_size"), "{command}: {error}");
+        assert!(
+            error.starts_with("ERR the key holds more than max_write_size"),
+            "{command}: {error}"
+        );
     }
     assert_eq!(client.run("HLEN h"), Value::Int(3));
     assert_eq!(client.run("EXISTS to"), Value::Int(0));
@@ -125,7 +155,11 @@ fn values_up_to_the_limit_are_kept_and_larger_ones_are_refused() {
     let refused = client.call(&[b"MSET", &b"a"[..], &large, b"b", &large]).expect("a reply");
     assert_eq!(
         refused,
-        Value::Error("ERR request is larger than max_write_size (16777216 bytes; the configuration file changes it, at a restart)".into())
+        Value::Error(
+            "ERR request is larger than max_write_size (16777216 bytes; the configuration file \
+             changes it, at a restart)"
+                .into()
+        )
     );
     assert_eq!(client.run("EXISTS a b"), Value::Int(0));
     // Nor may APPEND make what SET may not.
@@ -133,7 +167,10 @@ fn values_up_to_the_limit_are_kept_and_larger_ones_are_refused() {
     assert_eq!(client.run("STRLEN k"), Value::Int(large.len() as i64));
     assert!(client.run(&format!("SETRANGE k {LIMIT} x")).is_error());
     let key = vec![b'k'; 65_536];
-    assert!(client.call(&[b"SET", &key[..], b"v"]).expect("a reply").is_error(), "the longest key has 65,535 bytes");
+    assert!(
+        client.call(&[b"SET", &key[..], b"v"]).expect("a reply").is_error(),
+        "the longest key has 65,535 bytes"
+    );
     assert_eq!(client.call(&[b"SET", &key[1..], b"v"]).expect("a reply"), Value::ok());
     assert_eq!(client.call(&[b"GET", &key[1..]]).expect("a reply"), Value::bulk("v"));
     assert_eq!(client.call(&[b"HSET", &b"h"[..], b"f", &large]).expect("a reply"), Value::Int(1));
@@ -147,12 +184,19 @@ fn one_client_too_many_is_told_so() {
     let mut first = server.client();
     within(30, "one client is left", || first.run("CLIENT LIST").text().lines().count() == 1);
     let mut clients: Vec<Client> = (0..4).map(|_| server.client()).collect();
-    clients.iter_mut().for_each(|client| assert_eq!(client.run("PING"), Value::Status("PONG".into())));
+    clients
+        .iter_mut()
+        .for_each(|client| assert_eq!(client.run("PING"), Value::Status("PONG".into())));
     let mut sixth = server.client();
-    assert_eq!(sixth.reply().expect("a reply"), Value::Error("ERR max number of clients reached".into()));
+    assert_eq!(
+        sixth.reply().expect("a reply"),
+        Value::Error("ERR max number of clients reached".into())
+    );
     assert!(sixth.reply().is_err(), "the connection goes on");
     clients.pop();
-    within(30, "the next is served", || matches!(server.client().call(&["PING"]), Ok(Value::Status(_))));
+    within(30, "the next is served", || {
+        matches!(server.client().call(&["PING"]), Ok(Value::Status(_)))
+    });
 }
 
 #[test]
@@ -178,13 +222,20 @@ fn an_idle_client_is_closed_and_a_busy_one_is_not() {
 #[test]
 fn a_client_that_never_reads_costs_a_bounded_amount_of_memory() {
     const LIMIT: u64 = 32 << 20;
-    let server = Server::builder().flag("durability", "os").flag("set", "proxy.client_output_buffer_limit=\"32MiB\"").start();
+    let server = Server::builder()
+        .flag("durability", "os")
+        .flag("set", "proxy.client_output_buffer_limit=\"32MiB\"")
+        .start();
     let mut client = server.client();
-    assert_eq!(client.call(&[b"SET", &b"k"[..], &vec![b'v'; 1 << 20]]).expect("a reply"), Value::ok());
+    assert_eq!(
+        client.call(&[b"SET", &b"k"[..], &vec![b'v'; 1 << 20]]).expect("a reply"),
+        Value::ok()
+    );
     let before = server.rss_bytes();
     let mut deaf = TcpStream::connect(("127.0.0.1", server.port)).expect("the port is open");
     deaf.set_write_timeout(Some(Duration::from_millis(200))).expect("a live socket");
-    // Asks for 4 GiB. The server either stops reading its commands or ends the connection.
+    // Asks for 4 GiB. The server either stops reading its commands or ends the
+    // connection.
     let asked = deaf.write_all(&b"GET k\r\n".repeat(4096)).is_ok();
     let mut most = 0;
     let watching = Instant::now();
@@ -199,20 +250,29 @@ fn a_client_that_never_reads_costs_a_bounded_amount_of_memory() {
 
 #[test]
 fn a_client_that_reads_gets_all_of_a_long_pipeline_of_large_values() {
-    let server = Server::builder().flag("durability", "os").flag("set", "proxy.client_output_buffer_limit=\"32MiB\"").start();
+    let server = Server::builder()
+        .flag("durability", "os")
+        .flag("set", "proxy.client_output_buffer_limit=\"32MiB\"")
+        .start();
     let mut client = server.client();
     let value = Value::Bulk(vec![b'v'; 1 << 20]);
-    assert_eq!(client.call(&[b"SET", &b"k"[..], &vec![b'v'; 1 << 20]]).expect("a reply"), Value::ok());
+    assert_eq!(
+        client.call(&[b"SET", &b"k"[..], &vec![b'v'; 1 << 20]]).expect("a reply"),
+        Value::ok()
+    );
     let mut reader = server.client();
     // The last is a write: what comes after the large replies is done after them, once.
-    reader.send_raw(&[&b"GET k\r\n".repeat(300)[..], b"INCR n\r\n"].concat()).expect("a live server");
+    reader
+        .send_raw(&[&b"GET k\r\n".repeat(300)[..], b"INCR n\r\n"].concat())
+        .expect("a live server");
     for n in 0..300 {
         assert!(reader.reply().expect("a reply") == value, "reply {n}");
     }
     assert_eq!(reader.reply().expect("a reply"), Value::Int(1));
 }
 
-/// Sends bursts of INCR n:<me>, each when the last is answered, until the server hangs up; the last number answered.
+/// Sends bursts of INCR n:<me>, each when the last is answered, until the server hangs
+/// up; the last number answered.
 fn count_until_the_end(port: u16, me: usize) -> i64 {
     let mut client = Client::connect(port).expect("the port is open");
     let (key, mut answered) = (format!("n:{me}"), 0);
@@ -228,9 +288,12 @@ fn a_stop_answers_what_it_does_and_does_not_do_what_it_does_not_answer() {
     let mut server = Server::start();
     let port = server.port;
     let answered: Vec<i64> = thread::scope(|scope| {
-        let clients: Vec<_> = (0..8).map(|me| scope.spawn(move || count_until_the_end(port, me))).collect();
+        let clients: Vec<_> =
+            (0..8).map(|me| scope.spawn(move || count_until_the_end(port, me))).collect();
         let mut client = server.client();
-        within(30, "all write", || (0..clients.len()).all(|me| client.run(&format!("GET n:{me}")) != Value::Nil));
+        within(30, "all write", || {
+            (0..clients.len()).all(|me| client.run(&format!("GET n:{me}")) != Value::Nil)
+        });
         server.signal("TERM");
         clients.into_iter().map(|client| client.join().expect("no panic")).collect()
     });
@@ -238,7 +301,11 @@ fn a_stop_answers_what_it_does_and_does_not_do_what_it_does_not_answer() {
     server.restart();
     let mut client = server.client();
     for (me, answered) in answered.into_iter().enumerate() {
-        assert_eq!(client.run(&format!("GET n:{me}")), Value::bulk(&answered.to_string()), "n:{me}");
+        assert_eq!(
+            client.run(&format!("GET n:{me}")),
+            Value::bulk(&answered.to_string()),
+            "n:{me}"
+        );
     }
 }
 
@@ -251,7 +318,11 @@ fn whoever_waits_at_the_stop_is_answered_or_hung_up_on_at_once() {
     half.write_all(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$5\r\nha").expect("a live server");
     let began = Instant::now();
     assert!(server.stop().success());
-    assert!(began.elapsed() < Duration::from_secs(10), "the stop waited {:?} for idle clients", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "the stop waited {:?} for idle clients",
+        began.elapsed()
+    );
     assert!(idle.reply().is_err());
     assert_eq!(half.read(&mut [0; 16]).unwrap_or(0), 0);
     server.restart();

@@ -1,15 +1,22 @@
-//! redis-rs talks to Bridle as it talks to Redis: blocking and asynchronous, in RESP2 and RESP3.
+//! redis-rs talks to Bridle as it talks to Redis: blocking and asynchronous, in RESP2 and
+//! RESP3.
 
 use std::collections::{BTreeSet, HashMap};
 
 use integration::Server;
-use redis::{AsyncCommands, Client, Commands, Connection, ErrorKind, ExpireOption, RedisResult, ServerErrorKind, pipe};
+use redis::{
+    AsyncCommands, Client, Commands, Connection, ErrorKind, ExpireOption, RedisResult,
+    ServerErrorKind, pipe,
+};
 
 const PASSWORD: &str = "secret";
 
 /// A server with a password, and a client of each protocol version.
 fn server() -> (Server, Vec<Client>) {
-    let server = Server::builder().flag("durability", "os").config(&format!("[proxy]\nrequirepass = \"{PASSWORD}\"")).start();
+    let server = Server::builder()
+        .flag("durability", "os")
+        .config(&format!("[proxy]\nrequirepass = \"{PASSWORD}\""))
+        .start();
     let clients = ["resp2", "resp3"].map(|protocol| {
         let url = format!("redis://:{PASSWORD}@127.0.0.1:{}/0?protocol={protocol}", server.port);
         Client::open(url).expect("a fine URL")
@@ -37,7 +44,10 @@ fn strings_and_hashes_are_read_as_they_were_written() {
         assert_eq!(redis.incr::<_, _, f64>("n", 0.5)?, 7.5);
         assert_eq!(redis.mget::<_, Vec<Option<f64>>>(&["n", "none"])?, [Some(7.5), None]);
         let _: () = redis.hset_multiple("h", &[("a", 1), ("b", 2)])?;
-        assert_eq!(redis.hgetall::<_, HashMap<String, i64>>("h")?, HashMap::from([("a".to_owned(), 1), ("b".to_owned(), 2)]));
+        assert_eq!(
+            redis.hgetall::<_, HashMap<String, i64>>("h")?,
+            HashMap::from([("a".to_owned(), 1), ("b".to_owned(), 2)])
+        );
         assert_eq!(redis.hget::<_, _, Option<i64>>("h", "none")?, None);
         assert!(redis.hexists::<_, _, bool>("h", "a")?);
         let _: () = redis.hexpire("h", 100, ExpireOption::NONE, "a")?;
@@ -78,13 +88,23 @@ fn a_transaction_is_tried_again_until_nobody_interferes() {
         let add = |redis: &mut Connection| -> RedisResult<()> {
             redis::transaction(redis, &["sum"], |redis, pipeline| {
                 let sum: Option<u64> = redis.get("sum")?;
-                pipeline.set("sum", sum.unwrap_or(0) + 1).ignore().get("sum").query::<Option<(u64,)>>(redis)
+                pipeline
+                    .set("sum", sum.unwrap_or(0) + 1)
+                    .ignore()
+                    .get("sum")
+                    .query::<Option<(u64,)>>(redis)
             })?;
             Ok(())
         };
         std::thread::scope(|scope| {
             let adders: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| client.get_connection().and_then(|mut mine| (0..25).try_for_each(|_| add(&mut mine)))))
+                .map(|_| {
+                    scope.spawn(|| {
+                        client
+                            .get_connection()
+                            .and_then(|mut mine| (0..25).try_for_each(|_| add(&mut mine)))
+                    })
+                })
                 .collect();
             adders.into_iter().try_for_each(|adder| adder.join().expect("no panic"))
         })?;
@@ -102,9 +122,13 @@ fn iterators_see_everything() {
             pipeline.set(name, 1).ignore().hset("h", name, 1).ignore();
         });
         let _: () = pipeline.query(redis)?;
-        let keys: BTreeSet<String> = redis.scan_match::<_, String>("name:*")?.collect::<RedisResult<_>>()?;
+        let keys: BTreeSet<String> =
+            redis.scan_match::<_, String>("name:*")?.collect::<RedisResult<_>>()?;
         assert_eq!(keys, names);
-        let fields: BTreeSet<String> = redis.hscan::<_, (String, u8)>("h")?.map(|pair| Ok(pair?.0)).collect::<RedisResult<_>>()?;
+        let fields: BTreeSet<String> = redis
+            .hscan::<_, (String, u8)>("h")?
+            .map(|pair| Ok(pair?.0))
+            .collect::<RedisResult<_>>()?;
         assert_eq!(fields, names);
         Ok(())
     });
@@ -113,7 +137,11 @@ fn iterators_see_everything() {
 #[test]
 fn one_multiplexed_connection_serves_many_tasks() {
     let (_server, clients) = server();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     for client in clients {
         runtime.block_on(async {
             let mut redis = client.get_multiplexed_async_connection().await.expect("a live server");
@@ -128,12 +156,20 @@ fn one_multiplexed_connection_serves_many_tasks() {
                             assert_eq!(redis.get::<_, u32>(&key).await?, n);
                             let _: u64 = redis.incr("all", 1).await?;
                         }
-                        pipe().atomic().set(me, 1).incr(me, 1).query_async::<((), u64)>(&mut redis).await
+                        pipe()
+                            .atomic()
+                            .set(me, 1)
+                            .incr(me, 1)
+                            .query_async::<((), u64)>(&mut redis)
+                            .await
                     })
                 })
                 .collect();
             for task in tasks {
-                assert_eq!(task.await.expect("no panic").expect("every command is answered"), ((), 2));
+                assert_eq!(
+                    task.await.expect("no panic").expect("every command is answered"),
+                    ((), 2)
+                );
             }
             assert_eq!(redis.get::<_, u64>("all").await.expect("a live server"), 2000);
         });
@@ -145,7 +181,9 @@ fn a_wrong_password_is_told() {
     let (server, _) = server();
     // redis-rs words the refusal of AUTH itself, and hands on that of HELLO.
     for (protocol, words) in [("resp2", "Password authentication failed"), ("resp3", "WRONGPASS")] {
-        let client = Client::open(format!("redis://:wrong@127.0.0.1:{}/?protocol={protocol}", server.port)).expect("a fine URL");
+        let client =
+            Client::open(format!("redis://:wrong@127.0.0.1:{}/?protocol={protocol}", server.port))
+                .expect("a fine URL");
         let error = client.get_connection().map(|_| ()).expect_err("the password is wrong");
         assert!(error.to_string().contains(words), "{error}");
     }

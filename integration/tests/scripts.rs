@@ -1,6 +1,8 @@
-//! The command scripts, which are the specification of the commands, hold on a real server, too.
+//! The command scripts, which are the specification of the commands, hold on a real
+//! server, too.
 //!
-//! `proxy/commands/tests/scripts/README.md` describes their notation; to add one, drop a file there.
+//! `proxy/commands/tests/scripts/README.md` describes their notation; to add one, drop a
+//! file there.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -14,7 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// All scripts, in the order of their paths.
 fn scripts() -> Vec<(PathBuf, Script)> {
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy/commands/tests/scripts")];
+    let mut folders =
+        vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy/commands/tests/scripts")];
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).expect("the folder of scripts is in the tree") {
@@ -23,7 +26,8 @@ fn scripts() -> Vec<(PathBuf, Script)> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "script") {
                 let text = std::fs::read_to_string(&path).expect("a script is text");
-                let script = Script::parse(&text).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()));
+                let script = Script::parse(&text)
+                    .unwrap_or_else(|fault| panic!("{}: {fault}", path.display()));
                 found.push((path, script));
             }
         }
@@ -34,34 +38,66 @@ fn scripts() -> Vec<(PathBuf, Script)> {
 
 /// Runs one script over a connection of its own.
 fn run(server: &Server, script: &Script) -> Result<(), String> {
-    let stream = TcpStream::connect(("127.0.0.1", server.port)).map_err(|error| format!("connect: {error}"))?;
-    stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(PATIENCE))).map_err(|error| error.to_string())?;
+    let stream = TcpStream::connect(("127.0.0.1", server.port))
+        .map_err(|error| format!("connect: {error}"))?;
+    stream
+        .set_nodelay(true)
+        .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
+        .map_err(|error| error.to_string())?;
     script.run(stream)
 }
 
-/// Runs all scripts that suit a server, one after another, and says which failed, each with its sentence.
+/// Runs all scripts that suit a server, one after another, and says which failed, each
+/// with its sentence.
 fn run_all(server: &Server) -> Vec<String> {
     let scripts = scripts();
     assert!(scripts.len() > 100, "where are the scripts? only {} were found", scripts.len());
     let live = scripts.iter().filter(|(_, script)| !script.pure);
-    live.filter_map(|(path, script)| Some(format!("{}: {}\n  {}", path.display(), script.sentence, run(server, script).err()?))).collect()
+    live.filter_map(|(path, script)| {
+        Some(format!("{}: {}\n  {}", path.display(), script.sentence, run(server, script).err()?))
+    })
+    .collect()
 }
 
 #[test]
 fn every_script_holds_on_a_server() {
     let server = Server::builder().flag("durability", "os").start();
     let failed = run_all(&server);
-    assert!(failed.is_empty(), "{} scripts failed\n{}\nthe server said:\n{}", failed.len(), failed.join("\n"), server.output());
+    assert!(
+        failed.is_empty(),
+        "{} scripts failed\n{}\nthe server said:\n{}",
+        failed.len(),
+        failed.join("\n"),
+        server.output()
+    );
 }
 
 #[test]
 fn every_script_holds_when_rows_lie_in_many_partitions() {
-    let server = Server::builder().flag("durability", "os").flag("set", "tables.partitions=8").start();
-    // There, keys that lie apart cannot share a command: such scripts end with the refusal that says so.
-    let (refused, failed): (Vec<_>, Vec<_>) = run_all(&server).into_iter().partition(|fault| fault.contains("CROSSSLOT"));
-    eprintln!("{} scripts need their keys in one partition:\n{}", refused.len(), refused.join("\n"));
-    assert!(failed.is_empty(), "{} scripts failed\n{}\nthe server said:\n{}", failed.len(), failed.join("\n"), server.output());
-    assert!((1..20).contains(&refused.len()), "{} scripts were refused:\n{}", refused.len(), refused.join("\n"));
+    let server =
+        Server::builder().flag("durability", "os").flag("set", "tables.partitions=8").start();
+    // There, keys that lie apart cannot share a command: such scripts end with the
+    // refusal that says so.
+    let (refused, failed): (Vec<_>, Vec<_>) =
+        run_all(&server).into_iter().partition(|fault| fault.contains("CROSSSLOT"));
+    eprintln!(
+        "{} scripts need their keys in one partition:\n{}",
+        refused.len(),
+        refused.join("\n")
+    );
+    assert!(
+        failed.is_empty(),
+        "{} scripts failed\n{}\nthe server said:\n{}",
+        failed.len(),
+        failed.join("\n"),
+        server.output()
+    );
+    assert!(
+        (1..20).contains(&refused.len()),
+        "{} scripts were refused:\n{}",
+        refused.len(),
+        refused.join("\n")
+    );
 }
 
 #[test]

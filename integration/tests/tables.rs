@@ -26,7 +26,9 @@ fn words(value: &Value) -> BTreeSet<String> {
 fn scan(client: &mut Client) -> BTreeSet<String> {
     let (mut found, mut cursor) = (BTreeSet::new(), "0".to_owned());
     loop {
-        let Value::Array(page) = client.run(&format!("SCAN {cursor} COUNT 50")) else { panic!("not a page") };
+        let Value::Array(page) = client.run(&format!("SCAN {cursor} COUNT 50")) else {
+            panic!("not a page")
+        };
         cursor = page[0].text();
         found.extend(words(&page[1]));
         if cursor == "0" {
@@ -41,7 +43,16 @@ fn databases_come_with_their_first_write_and_all_sixteen_are_there_after_a_resta
     let mut client = server.client();
     for db in 0..16 {
         assert_eq!(client.run(&format!("SELECT {db}")), Value::ok());
-        for read in ["GET key", "HGETALL key", "EXISTS key", "DBSIZE", "SCAN 0", "KEYS *", "RANDOMKEY", "TTL key"] {
+        for read in [
+            "GET key",
+            "HGETALL key",
+            "EXISTS key",
+            "DBSIZE",
+            "SCAN 0",
+            "KEYS *",
+            "RANDOMKEY",
+            "TTL key",
+        ] {
             assert!(!client.run(read).is_error(), "{read} in an empty database");
         }
     }
@@ -80,10 +91,18 @@ fn a_table_is_chosen_by_name_and_bad_names_are_refused() {
     let long = "n".repeat(1000);
     for bad in ["", "7", "16", "a b", "a/b", "../../etc", "naïve", "a\nb", &long] {
         let said = server.admin(&["create", bad]);
-        assert!(!said.fine && said.error.contains("a table's name is"), "{bad:?}: {} {}", said.out, said.error);
+        assert!(
+            !said.fine && said.error.contains("a table's name is"),
+            "{bad:?}: {} {}",
+            said.out,
+            said.error
+        );
     }
     for partitions in ["0", "1025", "-1", "many"] {
-        assert!(!server.admin(&["create", "fine", "--partitions", partitions]).fine, "{partitions}");
+        assert!(
+            !server.admin(&["create", "fine", "--partitions", partitions]).fine,
+            "{partitions}"
+        );
     }
     assert_eq!(names(&server), ["users:v2.eu_west-1"]);
     server.restart();
@@ -102,14 +121,19 @@ fn commands_on_many_keys_work_over_the_partitions_of_a_table() {
     let all: BTreeSet<String> = keys.iter().cloned().collect();
     let names: Vec<&str> = keys.iter().map(String::as_str).collect();
     for round in 0..2 {
-        let found = client.call(&[&["MGET"], names.as_slice(), &["missing"]].concat()).expect("alive");
+        let found =
+            client.call(&[&["MGET"], names.as_slice(), &["missing"]].concat()).expect("alive");
         let Value::Array(found) = found else { panic!("{found:?}") };
-        let in_order: Vec<Value> = keys.iter().map(|key| Value::bulk(key)).chain([Value::Nil]).collect();
+        let in_order: Vec<Value> =
+            keys.iter().map(|key| Value::bulk(key)).chain([Value::Nil]).collect();
         assert_eq!(found, in_order);
         assert_eq!(client.run("DBSIZE"), Value::Int(400));
         assert_eq!(scan(&mut client), all);
         assert_eq!(words(&client.run("KEYS *")), all);
-        assert_eq!(client.call(&[&["EXISTS"], names.as_slice()].concat()).expect("alive"), Value::Int(400));
+        assert_eq!(
+            client.call(&[&["EXISTS"], names.as_slice()].concat()).expect("alive"),
+            Value::Int(400)
+        );
         assert!(all.contains(&client.run("RANDOMKEY").text()));
         if round == 0 {
             server.restart();
@@ -117,15 +141,22 @@ fn commands_on_many_keys_work_over_the_partitions_of_a_table() {
         }
     }
     let partitions = server.admin_json(&["tables"])[0]["partitions"].clone();
-    assert_eq!((partitions, std::fs::read_dir(server.dir().join("tables")).expect("stores").count()), (4.into(), 4));
+    assert_eq!(
+        (partitions, std::fs::read_dir(server.dir().join("tables")).expect("stores").count()),
+        (4.into(), 4)
+    );
     assert_eq!(client.call(&[&["DEL"], &names[..100]].concat()).expect("alive"), Value::Int(100));
-    assert_eq!(client.call(&[&["UNLINK"], &names[..200]].concat()).expect("alive"), Value::Int(100));
+    assert_eq!(
+        client.call(&[&["UNLINK"], &names[..200]].concat()).expect("alive"),
+        Value::Int(100)
+    );
     assert_eq!(client.run("DBSIZE"), Value::Int(200));
     assert_eq!(client.run("FLUSHDB"), Value::ok());
     assert_eq!((client.run("DBSIZE"), scan(&mut client).len()), (Value::Int(0), 0));
 }
 
-/// Two keys of different partitions: of four, three in four others lie apart from the first.
+/// Two keys of different partitions: of four, three in four others lie apart from the
+/// first.
 fn apart(client: &mut Client) -> (String, String) {
     let mut refused = |key: &String| {
         client.run("SET one 1");
@@ -148,8 +179,14 @@ fn what_must_be_atomic_is_refused_over_partitions_and_works_with_a_hash_tag() {
     client.run(&format!("SET {one} 5"));
     client.run(&format!("SET {other} 6"));
     let reply = client.run("EXEC");
-    assert!(reply.text().contains("CROSSSLOT") || reply.text().starts_with("EXECABORT"), "{reply:?}");
-    assert_eq!((client.run(&format!("GET {one}")), client.run(&format!("GET {other}"))), (Value::bulk("1"), Value::bulk("2")));
+    assert!(
+        reply.text().contains("CROSSSLOT") || reply.text().starts_with("EXECABORT"),
+        "{reply:?}"
+    );
+    assert_eq!(
+        (client.run(&format!("GET {one}")), client.run(&format!("GET {other}"))),
+        (Value::bulk("1"), Value::bulk("2"))
+    );
 
     client.run("MULTI");
     client.run("SET {user1}:name anna");
@@ -182,12 +219,18 @@ fn a_default_ttl_rules_new_writes_at_once_and_old_rows_from_when_it_was_set() {
     }
     assert_eq!(client.run("PERSIST old-and-kept"), Value::Int(1));
     assert_eq!(client.run("PERSIST new"), Value::Int(1));
-    assert_eq!((pttl(&mut client, "old-and-kept"), pttl(&mut client, "new")), (-1, -1), "PERSIST wins");
+    assert_eq!(
+        (pttl(&mut client, "old-and-kept"), pttl(&mut client, "new")),
+        (-1, -1),
+        "PERSIST wins"
+    );
     // What was decided survives a crash, the time it was decided at included.
     server.restart();
     let mut client = server.client();
     for old in ["old", "old-hash"] {
-        within(10, "the default TTL ends it", || client.run(&format!("EXISTS {old}")) == Value::Int(0));
+        within(10, "the default TTL ends it", || {
+            client.run(&format!("EXISTS {old}")) == Value::Int(0)
+        });
     }
     assert!(began.elapsed().as_millis() >= 2900, "too early: {:?}", began.elapsed());
     for key in ["old-and-kept", "new", "old-with-its-own", "new-with-its-own"] {
@@ -207,18 +250,31 @@ fn a_dropped_table_gives_its_space_back_and_its_name_comes_back_empty() {
     client.run("SELECT logs");
     for n in 0..200u32 {
         // Does not compress.
-        let noise: Vec<u8> = (0..50_000u32).map(|i| ((i + n).wrapping_mul(2_654_435_761) >> 13) as u8 ^ (i as u8)).collect();
-        assert_eq!(client.call(&[b"SET", format!("key:{n}").as_bytes(), &noise]).expect("alive"), Value::ok());
+        let noise: Vec<u8> = (0..50_000u32)
+            .map(|i| ((i + n).wrapping_mul(2_654_435_761) >> 13) as u8 ^ (i as u8))
+            .collect();
+        assert_eq!(
+            client.call(&[b"SET", format!("key:{n}").as_bytes(), &noise]).expect("alive"),
+            Value::ok()
+        );
     }
     let size = |server: &Server| -> u64 {
-        integration::files(&server.dir().join("tables")).iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
+        integration::files(&server.dir().join("tables"))
+            .iter()
+            .filter_map(|file| file.metadata().ok())
+            .map(|meta| meta.len())
+            .sum()
     };
     within(20, "it lies on disk", || size(&server) > 1 << 20);
     let full = size(&server);
     assert!(server.admin(&["drop", "logs"]).fine);
     within(20, "the space is given back", || size(&server) < full / 10);
     let late = client.run("SET key:0 late");
-    assert_eq!(late, Value::Error("ERR no such table 'logs'".into()), "a client that has it selected does not bring it back");
+    assert_eq!(
+        late,
+        Value::Error("ERR no such table 'logs'".into()),
+        "a client that has it selected does not bring it back"
+    );
     assert!(server.admin(&["create", "logs"]).fine);
     let mut client = server.client();
     client.run("SELECT logs");
@@ -227,7 +283,10 @@ fn a_dropped_table_gives_its_space_back_and_its_name_comes_back_empty() {
     server.restart();
     let mut client = server.client();
     client.run("SELECT logs");
-    assert_eq!((client.run("DBSIZE"), client.run("GET key:1")), (Value::Int(1), Value::bulk("new")));
+    assert_eq!(
+        (client.run("DBSIZE"), client.run("GET key:1")),
+        (Value::Int(1), Value::bulk("new"))
+    );
 }
 
 /// What a client restores by itself when it connects again is a number.
@@ -247,8 +306,15 @@ fn a_table_with_a_name_has_a_number_that_every_client_can_select() {
     assert_eq!(client.run("SELECT 17"), Value::ok());
     assert_eq!(client.run("MGET a b"), Value::Array(vec![Value::bulk("0"), Value::bulk("0")]));
     let mut by_name = server.client();
-    assert_eq!((by_name.run("SELECT films"), by_name.run("GET a")), (Value::ok(), Value::bulk("0")));
-    assert_eq!((by_name.run("SELECT db17"), by_name.run("GET a")), (Value::ok(), Value::bulk("0")), "the number's other name");
+    assert_eq!(
+        (by_name.run("SELECT films"), by_name.run("GET a")),
+        (Value::ok(), Value::bulk("0"))
+    );
+    assert_eq!(
+        (by_name.run("SELECT db17"), by_name.run("GET a")),
+        (Value::ok(), Value::bulk("0")),
+        "the number's other name"
+    );
     let listed = client.run("CLIENT LIST").text();
     assert!(listed.lines().filter(|line| line.contains(" db=17 ")).count() == 2, "{listed}");
     let keyspace = client.run("INFO keyspace").text();
@@ -259,7 +325,11 @@ fn a_table_with_a_name_has_a_number_that_every_client_can_select() {
     let seen = monitor.reply().expect("a line").text();
     assert!(seen.contains(" [17 127.0.0.1:"), "{seen}");
 
-    for (name, why) in [("db17", "stands for a number"), ("db99999", "stands for a number"), ("17", "not a number")] {
+    for (name, why) in [
+        ("db17", "stands for a number"),
+        ("db99999", "stands for a number"),
+        ("17", "not a number"),
+    ] {
         let said = server.admin(&["create", name]);
         assert!(!said.fine && said.error.contains(why), "{name}: {said:?}");
     }
@@ -273,5 +343,9 @@ fn a_table_with_a_name_has_a_number_that_every_client_can_select() {
     server.restart();
     let mut client = server.client();
     assert_eq!((client.run("SELECT 31"), client.run("DBSIZE")), (Value::ok(), Value::Int(0)));
-    assert_eq!(server.admin_json(&["create", "plays"])["number"], 32, "it is kept over a restart what was given");
+    assert_eq!(
+        server.admin_json(&["create", "plays"])["number"],
+        32,
+        "it is kept over a restart what was given"
+    );
 }

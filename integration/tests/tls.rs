@@ -1,4 +1,5 @@
-//! RESP over TLS, as redis-cli speaks it: certificates of both sides, beside or instead of the plain port. (Libraries: `clients.rs`.)
+//! RESP over TLS, as redis-cli speaks it: certificates of both sides, beside or instead
+//! of the plain port. (Libraries: `clients.rs`.)
 
 mod outside;
 
@@ -39,15 +40,31 @@ fn a_certificate_that_the_client_does_not_trust_ends_the_handshake() {
 #[test]
 fn clients_show_certificates_where_they_must() {
     let (certificates, port) = (Certificates::new(), free_port());
-    let section = format!("{}client_ca_file = \"{}\"", certificates.section(port), certificates.text("ca.pem"));
+    let section = format!(
+        "{}client_ca_file = \"{}\"",
+        certificates.section(port),
+        certificates.text("ca.pem")
+    );
     let _server = Server::builder().config(&section).start();
-    let (authority, own, key) = (certificates.text("ca.pem"), certificates.text("client.pem"), certificates.text("client.key"));
+    let (authority, own, key) = (
+        certificates.text("ca.pem"),
+        certificates.text("client.pem"),
+        certificates.text("client.key"),
+    );
     let shown = redis_cli(port, &["--cacert", &authority, "--cert", &own, "--key", &key, "PING"]);
     assert_eq!(shown.said.trim(), "PONG");
     let none = redis_cli(port, &["--cacert", &authority, "PING"]);
     assert!(!none.said.contains("PONG"), "{}", none.said);
     let other = Certificates::new();
-    let words = ["--cacert", &authority, "--cert", &other.text("client.pem"), "--key", &other.text("client.key"), "PING"];
+    let words = [
+        "--cacert",
+        &authority,
+        "--cert",
+        &other.text("client.pem"),
+        "--key",
+        &other.text("client.key"),
+        "PING",
+    ];
     let stranger = redis_cli(port, &words);
     assert!(!stranger.said.contains("PONG"), "{}", stranger.said);
 }
@@ -56,9 +73,12 @@ fn clients_show_certificates_where_they_must() {
 fn with_tls_only_the_plain_port_stays_closed() {
     let (certificates, port) = (Certificates::new(), free_port());
     // The kit waits on the plain port, which is not to open; so the wait is for TLS.
-    let server = Server::builder().config(&format!("{}only = true", certificates.section(port))).spawn();
+    let server =
+        Server::builder().config(&format!("{}only = true", certificates.section(port))).spawn();
     let authority = certificates.text("ca.pem");
-    within(60, "the TLS port answers", || redis_cli(port, &["--cacert", &authority, "PING"]).said.trim() == "PONG");
+    within(60, "the TLS port answers", || {
+        redis_cli(port, &["--cacert", &authority, "PING"]).said.trim() == "PONG"
+    });
     assert!(Client::connect(server.port).is_err(), "the plain port is open");
 }
 
@@ -80,14 +100,20 @@ fn plain_words_on_the_tls_port_are_not_obeyed() {
 fn a_handshake_that_is_never_finished_keeps_nobody_waiting() {
     let (certificates, port) = (Certificates::new(), free_port());
     let _server = Server::builder().config(&certificates.section(port)).start();
-    let idle: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(("127.0.0.1", port)).expect("the port is open")).collect();
-    assert_eq!(redis_cli(port, &["--cacert", &certificates.text("ca.pem"), "PING"]).said.trim(), "PONG");
+    let idle: Vec<TcpStream> = (0..100)
+        .map(|_| TcpStream::connect(("127.0.0.1", port)).expect("the port is open"))
+        .collect();
+    assert_eq!(
+        redis_cli(port, &["--cacert", &certificates.text("ca.pem"), "PING"]).said.trim(),
+        "PONG"
+    );
     drop(idle);
 }
 
 #[test]
 fn a_missing_certificate_is_named_at_start() {
-    let config = "[tls]\nport = 1\ncert_file = \"/nowhere/server.pem\"\nkey_file = \"/nowhere/server.key\"";
+    let config =
+        "[tls]\nport = 1\ncert_file = \"/nowhere/server.pem\"\nkey_file = \"/nowhere/server.key\"";
     let mut server = Server::builder().config(config).spawn();
     assert!(!server.wait().success());
     assert!(server.output().contains("/nowhere/server."), "{}", server.output());
@@ -97,19 +123,28 @@ fn a_missing_certificate_is_named_at_start() {
 fn certificates_are_read_anew_by_a_signal_and_by_config_set() {
     let (certificates, port) = (Certificates::new(), free_port());
     let server = Server::builder().config(&certificates.section(port)).start();
-    let answers = |authority: &Certificates| redis_cli(port, &["--cacert", &authority.text("ca.pem"), "PING"]).said.trim() == "PONG";
-    let put = |from: &Certificates, file: &str| std::fs::copy(from.path(file), certificates.path(file)).expect("room");
+    let answers = |authority: &Certificates| {
+        redis_cli(port, &["--cacert", &authority.text("ca.pem"), "PING"]).said.trim() == "PONG"
+    };
+    let put = |from: &Certificates, file: &str| {
+        std::fs::copy(from.path(file), certificates.path(file)).expect("room")
+    };
     let days_left = || {
         let page = server.page("/metrics").1;
-        let line = page.lines().find_map(|line| line.strip_prefix("bridle_tls_seconds_left{certificates=\"clients\"} "));
+        let line = page.lines().find_map(|line| {
+            line.strip_prefix("bridle_tls_seconds_left{certificates=\"clients\"} ")
+        });
         line.expect("it is exported").parse::<f64>().expect("a number") / 86_400.0
     };
     assert!(days_left() > 1000.0, "{}", days_left());
-    let (old, second, third) = (Certificates::copy_of(&certificates), Certificates::new(), Certificates::new());
+    let (old, second, third) =
+        (Certificates::copy_of(&certificates), Certificates::new(), Certificates::new());
     assert!(answers(&old));
     put(&second, "server.pem");
     server.signal("HUP");
-    within(10, "that they do not fit is said", || server.output().contains("certificates can't be used"));
+    within(10, "that they do not fit is said", || {
+        server.output().contains("certificates can't be used")
+    });
     assert!(answers(&old) && !answers(&second));
     put(&second, "server.key");
     server.signal("HUP");
@@ -119,14 +154,24 @@ fn certificates_are_read_anew_by_a_signal_and_by_config_set() {
     let mut client = server.client();
     let (cert, key) = (third.text("server.pem"), third.text("server.key"));
     let refused = client.run(&format!("CONFIG SET tls-cert-file {cert}")).text();
-    assert!(refused.starts_with("ERR CONFIG SET failed (possibly related to argument 'tls-cert-file') - "), "{refused}");
+    assert!(
+        refused
+            .starts_with("ERR CONFIG SET failed (possibly related to argument 'tls-cert-file') - "),
+        "{refused}"
+    );
     assert!(client.setting("tls-cert-file") == certificates.text("server.pem") && answers(&second));
-    assert_eq!(client.run(&format!("CONFIG SET tls-cert-file {cert} tls-key-file {key}")), integration::Value::ok());
+    assert_eq!(
+        client.run(&format!("CONFIG SET tls-cert-file {cert} tls-key-file {key}")),
+        integration::Value::ok()
+    );
     assert!(answers(&third) && !answers(&second));
     // The same name again reads what is in the file now.
     let own = certificates.text("server.pem");
     assert_eq!(
-        client.run(&format!("CONFIG SET tls-cert-file {own} tls-key-file {}", certificates.text("server.key"))),
+        client.run(&format!(
+            "CONFIG SET tls-cert-file {own} tls-key-file {}",
+            certificates.text("server.key")
+        )),
         integration::Value::ok()
     );
     assert!(answers(&second));

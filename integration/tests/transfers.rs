@@ -1,4 +1,5 @@
-//! A node that was away for longer than the log is kept is sent the whole state of its partitions, whoever is killed meanwhile.
+//! A node that was away for longer than the log is kept is sent the whole state of its
+//! partitions, whoever is killed meanwhile.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,10 +24,15 @@ fn noise(key: u64) -> Vec<u8> {
     (0..VALUE_BYTES).map(|_| dice.below(256) as u8).collect()
 }
 
-/// Bytes in the files of a process that are a state on its way: in directories of this name.
+/// Bytes in the files of a process that are a state on its way: in directories of this
+/// name.
 fn on_the_way(cluster: &Cluster, number: usize, directory: &str) -> u64 {
     let is_in = |path: &Path| path.iter().any(|part| part.to_string_lossy().starts_with(directory));
-    files(&cluster.data(number)).iter().filter(|file| is_in(file)).map(|file| file.metadata().map_or(0, |file| file.len())).sum()
+    files(&cluster.data(number))
+        .iter()
+        .filter(|file| is_in(file))
+        .map(|file| file.metadata().map_or(0, |file| file.len()))
+        .sum()
 }
 
 /// Whoever sends a state, once so much of one has arrived.
@@ -41,7 +47,8 @@ fn sender(cluster: &Cluster, arrived: u64) -> usize {
     found.expect("just found")
 }
 
-/// Writes to partitions that need no state, until told to stop; how often, and the longest that a write took.
+/// Writes to partitions that need no state, until told to stop; how often, and the
+/// longest that a write took.
 fn light_work(proxies: &[SocketAddr], stop: &AtomicBool) -> (u32, Duration) {
     let (mut writes, mut longest) = (0, Duration::ZERO);
     while !stop.load(Ordering::Relaxed) {
@@ -49,7 +56,8 @@ fn light_work(proxies: &[SocketAddr], stop: &AtomicBool) -> (u32, Duration) {
         let key = format!("light:{}", writes % 16);
         // One of them is dead at times.
         let is_done = |address: &SocketAddr| {
-            let said = Client::reach(*address, Duration::from_secs(5)).and_then(|mut client| client.call(&["INCR", &key]));
+            let said = Client::reach(*address, Duration::from_secs(5))
+                .and_then(|mut client| client.call(&["INCR", &key]));
             matches!(said, Ok(Value::Int(_)))
         };
         while !proxies.iter().any(is_done) {
@@ -64,34 +72,56 @@ fn light_work(proxies: &[SocketAddr], stop: &AtomicBool) -> (u32, Duration) {
 
 /// Entries of the heavy table in a process's log.
 fn log_entries(cluster: &Cluster, number: usize) -> u64 {
-    let page = ureq::get(format!("{}/metrics", cluster.url(number))).call().expect("the HTTP port answers");
+    let page = ureq::get(format!("{}/metrics", cluster.url(number)))
+        .call()
+        .expect("the HTTP port answers");
     let page = page.into_body().read_to_string().expect("a page of text");
-    let line = page.lines().find_map(|line| line.strip_prefix("bridle_raft_log_entries{table=\"heavy\"} "));
+    let line = page
+        .lines()
+        .find_map(|line| line.strip_prefix("bridle_raft_log_entries{table=\"heavy\"} "));
     line.expect("the table's log is measured").parse().expect("a number")
 }
 
 fn is_current(cluster: &Cluster, table: &str) -> bool {
-    let partitions = cluster.ask("GET", &format!("/v1/tables/{table}/partitions"), None).unwrap_or_default();
-    let members: Vec<_> =
-        partitions.as_array().into_iter().flatten().flat_map(|partition| partition["members"].as_array()).flatten().collect();
-    !members.is_empty() && members.iter().all(|member| member["state"] == "running" && member["lag"] == 0)
+    let partitions =
+        cluster.ask("GET", &format!("/v1/tables/{table}/partitions"), None).unwrap_or_default();
+    let members: Vec<_> = partitions
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|partition| partition["members"].as_array())
+        .flatten()
+        .collect();
+    !members.is_empty()
+        && members.iter().all(|member| member["state"] == "running" && member["lag"] == 0)
 }
 
 #[test]
 fn a_node_that_was_away_for_long_is_sent_states_though_both_ends_are_killed() {
-    let cluster = Cluster::builder().partitions(4).durability("os").set("raft_log.kept=1MiB").set("storage.memtables=1MiB");
+    let cluster = Cluster::builder()
+        .partitions(4)
+        .durability("os")
+        .set("raft_log.kept=1MiB")
+        .set("storage.memtables=1MiB");
     let mut cluster = cluster.set("cluster.transfer_rate=2MiB").start();
     cluster.admin(0, &["create", "heavy", "--partitions", &HEAVY.to_string()]);
     let mut client = cluster.client(0).expect("it serves");
-    assert_eq!((client.run("SELECT heavy"), client.run("SET before it")), (Value::ok(), Value::ok()));
+    assert_eq!(
+        (client.run("SELECT heavy"), client.run("SET before it")),
+        (Value::ok(), Value::ok())
+    );
     within(20, "all replicas are there", || is_current(&cluster, "heavy"));
     cluster.kill(AWAY);
     for key in 0..VALUES {
-        let said = client.call(&[&b"SET"[..], format!("key:{key}").as_bytes(), &noise(key)]).expect("a reply");
+        let said = client
+            .call(&[&b"SET"[..], format!("key:{key}").as_bytes(), &noise(key)])
+            .expect("a reply");
         assert_eq!(said, Value::ok());
     }
     // More than one of the two partitions could have in its log, if it were kept.
-    within(20, "the log is let go of", || (0..AWAY).all(|number| log_entries(&cluster, number) < VALUES / HEAVY as u64 * 3 / 4));
+    within(20, "the log is let go of", || {
+        (0..AWAY).all(|number| log_entries(&cluster, number) < VALUES / HEAVY as u64 * 3 / 4)
+    });
 
     let (stop, proxies) = (Arc::new(AtomicBool::new(false)), cluster.all_proxies());
     let light = {
@@ -106,29 +136,45 @@ fn a_node_that_was_away_for_long_is_sent_states_though_both_ends_are_killed() {
     cluster.kill(second);
     std::thread::sleep(Duration::from_millis(500));
     cluster.launch(second);
-    within(60, "nobody lacks anything", || ["heavy", "db0"].into_iter().all(|table| is_current(&cluster, table)));
+    within(60, "nobody lacks anything", || {
+        ["heavy", "db0"].into_iter().all(|table| is_current(&cluster, table))
+    });
     stop.store(true, Ordering::Relaxed);
     let (writes, longest) = light.join().expect("the client does not panic");
     println!(
-        "{first} sent, {AWAY} was killed; {second} sent, and was killed; meanwhile {writes} writes to others, the longest {longest:.2?}"
+        "{first} sent, {AWAY} was killed; {second} sent, and was killed; meanwhile {writes} \
+         writes to others, the longest {longest:.2?}"
     );
-    assert!(writes > 100 && longest < Duration::from_secs(5), "{writes} writes, one of which took {longest:?}");
+    assert!(
+        writes > 100 && longest < Duration::from_secs(5),
+        "{writes} writes, one of which took {longest:?}"
+    );
 
     let arrived = cluster.said(AWAY).matches("a state has arrived and is in place").count();
-    let sent = (0..AWAY).map(|number| cluster.said(number).matches("sending a state").count()).sum::<usize>();
+    let sent = (0..AWAY)
+        .map(|number| cluster.said(number).matches("sending a state").count())
+        .sum::<usize>();
     println!("{sent} states were begun, {arrived} have arrived");
     assert!(arrived >= HEAVY && sent > arrived, "{sent} begun, {arrived} arrived");
     // Whatever is read now, it alone says.
     for partition in 0..HEAVY {
         within(20, "it leads", || {
-            let leads = || cluster.leaders("heavy").is_ok_and(|leaders| leaders[partition] == Some(AWAY));
+            let leads =
+                || cluster.leaders("heavy").is_ok_and(|leaders| leaders[partition] == Some(AWAY));
             leads() || cluster.transfer("heavy", partition, AWAY).is_ok() && leads()
         });
     }
     let mut client = cluster.client(AWAY).expect("it serves");
-    assert_eq!((client.run("SELECT heavy"), client.run("GET before")), (Value::ok(), Value::bulk("it")));
+    assert_eq!(
+        (client.run("SELECT heavy"), client.run("GET before")),
+        (Value::ok(), Value::bulk("it"))
+    );
     for key in 0..VALUES {
-        assert_eq!(client.call(&["GET", &format!("key:{key}")]).expect("a reply"), Value::Bulk(noise(key)), "key:{key}");
+        assert_eq!(
+            client.call(&["GET", &format!("key:{key}")]).expect("a reply"),
+            Value::Bulk(noise(key)),
+            "key:{key}"
+        );
     }
     assert_eq!(client.run("DBSIZE"), Value::Int(VALUES as i64 + 1));
 }

@@ -1,8 +1,10 @@
 //! Random commands get the same replies from Bridle as from redis-server.
 //!
-//! Both are sent the same pipelines. Left out is what may differ: orders that Redis promises to nobody, remaining times, how a value is stored,
-//! what is refused twice over (Bridle looks at a command's words before it looks at the row), and GETEX with the expiry that a key has already
-//! (for Bridle that changes nothing, so whoever watches the key is not disturbed).
+//! Both are sent the same pipelines. Left out is what may differ: orders that Redis
+//! promises to nobody, remaining times, how a value is stored, what is refused twice over
+//! (Bridle looks at a command's words before it looks at the row), and GETEX with the
+//! expiry that a key has already (for Bridle that changes nothing, so whoever watches the
+//! key is not disturbed).
 
 mod outside;
 
@@ -25,8 +27,13 @@ struct Dice(u64);
 
 impl Dice {
     fn new() -> Dice {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
-        Dice(std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(now | 1))
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .expect("after 1970")
+            .as_nanos() as u64;
+        Dice(
+            std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(now | 1),
+        )
     }
 
     fn below(&mut self, n: usize) -> usize {
@@ -74,7 +81,24 @@ const WORDS: &[(&str, &[&str])] = &[
             "-1e400",
         ],
     ),
-    ("NUMBER", &["0", "1", "-1", "5", "-5", "100", "9223372036854775807", "-9223372036854775808", "abc", "", "1.5", "-100", "2"]),
+    (
+        "NUMBER",
+        &[
+            "0",
+            "1",
+            "-1",
+            "5",
+            "-5",
+            "100",
+            "9223372036854775807",
+            "-9223372036854775808",
+            "abc",
+            "",
+            "1.5",
+            "-100",
+            "2",
+        ],
+    ),
     ("OFFSET", &["0", "3", "10", "-1", "abc", "9223372036854775807", "536870912"]),
     ("SECONDS", &["33000000000", "33000000001", "34000000000"]),
     ("MILLIS", &["33000000000000", "33000000000001", "34000000000000"]),
@@ -169,16 +193,24 @@ const COMMANDS: &[&str] = &[
 ];
 
 /// Commands whose replies are in no order.
-const UNORDERED: &[&str] = &["HGETALL KEY", "HKEYS KEY", "HVALS KEY", "KEYS GLOB", "HRANDFIELD KEY 100", "HRANDFIELD KEY 100 WITHVALUES"];
+const UNORDERED: &[&str] = &[
+    "HGETALL KEY",
+    "HKEYS KEY",
+    "HVALS KEY",
+    "KEYS GLOB",
+    "HRANDFIELD KEY 100",
+    "HRANDFIELD KEY 100 WITHVALUES",
+];
 
 /// A command drawn from one of the lists, and whether its reply has an order.
 type Drawn = (Vec<String>, bool);
 
 fn draw(dice: &mut Dice, from: &[&str], ordered: bool) -> Drawn {
-    let words = dice.pick(from).split(' ').map(|word| match WORDS.iter().find(|(name, _)| *name == word) {
-        Some((_, choices)) => dice.pick(choices).to_owned(),
-        None => word.to_owned(),
-    });
+    let words =
+        dice.pick(from).split(' ').map(|word| match WORDS.iter().find(|(name, _)| *name == word) {
+            Some((_, choices)) => dice.pick(choices).to_owned(),
+            None => word.to_owned(),
+        });
     (words.collect(), ordered)
 }
 
@@ -213,10 +245,17 @@ impl Twin {
         let mut bytes = Vec::new();
         for (words, _) in commands {
             bytes.extend(format!("*{}\r\n", words.len()).into_bytes());
-            words.iter().for_each(|word| bytes.extend(format!("${}\r\n{word}\r\n", word.len()).into_bytes()));
+            words.iter().for_each(|word| {
+                bytes.extend(format!("${}\r\n{word}\r\n", word.len()).into_bytes())
+            });
         }
         self.0.get_mut().write_all(&bytes).expect("a live server");
-        commands.iter().map(|(words, _)| Value::read(&mut self.0).unwrap_or_else(|error| panic!("{words:?}: {error}"))).collect()
+        commands
+            .iter()
+            .map(|(words, _)| {
+                Value::read(&mut self.0).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+            })
+            .collect()
     }
 }
 
@@ -227,8 +266,21 @@ impl Redis {
     fn start() -> Redis {
         let port = free_port();
         let mut command = Command::new("redis-server");
-        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("redis-server is installed (make setup-test)");
+        command.args([
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed (make setup-test)");
         within(30, "redis-server listens", || Twin::connect(port).is_some());
         Redis(child, port)
     }
@@ -242,7 +294,8 @@ impl Drop for Redis {
     }
 }
 
-/// As it is compared: without the order that nobody promises (a map's pairs stay together, as RESP3 has them).
+/// As it is compared: without the order that nobody promises (a map's pairs stay
+/// together, as RESP3 has them).
 fn shown(value: &Value, ordered: bool) -> String {
     match value {
         Value::Array(values) | Value::Set(values) if !ordered => {
@@ -251,19 +304,24 @@ fn shown(value: &Value, ordered: bool) -> String {
             values.join(", ")
         }
         Value::Map(pairs) => {
-            let mut pairs: Vec<String> = pairs.iter().map(|(key, value)| format!("{key} => {value}")).collect();
+            let mut pairs: Vec<String> =
+                pairs.iter().map(|(key, value)| format!("{key} => {value}")).collect();
             pairs.sort_unstable();
             pairs.join(", ")
         }
         other => other.to_string(),
     }
     // The limit that a string is held to is another, and the error names it.
-    .replace("(max_write_size; the configuration file changes it, at a restart)", "(proto-max-bulk-len)")
+    .replace(
+        "(max_write_size; the configuration file changes it, at a restart)",
+        "(proto-max-bulk-len)",
+    )
 }
 
 /// The last commands before a difference.
 fn history(before: &[Drawn], commands: &[Drawn]) -> String {
-    let all: Vec<String> = before.iter().chain(commands).map(|(words, _)| format!("{words:?}")).collect();
+    let all: Vec<String> =
+        before.iter().chain(commands).map(|(words, _)| format!("{words:?}")).collect();
     all[all.len().saturating_sub(40)..].join("\n")
 }
 
@@ -273,8 +331,10 @@ fn random_commands_get_the_replies_of_redis() {
     let mut dice = Dice::new();
     let seed = dice.0;
     for protocol in ["2", "3"] {
-        let mut twins = [bridle.port, redis.1].map(|port| Twin::connect(port).expect("a live server"));
-        let begin = [vec!["FLUSHALL".to_owned()], vec!["HELLO".to_owned(), protocol.to_owned()]].map(|words| (words, true));
+        let mut twins =
+            [bridle.port, redis.1].map(|port| Twin::connect(port).expect("a live server"));
+        let begin = [vec!["FLUSHALL".to_owned()], vec!["HELLO".to_owned(), protocol.to_owned()]]
+            .map(|words| (words, true));
         twins.iter_mut().for_each(|twin| drop(twin.answers(&begin)));
         let mut before: Vec<Drawn> = Vec::new();
         for round in 0..rounds() / 2 {
@@ -284,7 +344,8 @@ fn random_commands_get_the_replies_of_redis() {
                 let (ours, theirs) = (shown(&ours[at], *ordered), shown(&theirs[at], *ordered));
                 assert!(
                     ours == theirs,
-                    "BRIDLE_SEED={seed}, RESP{protocol}, round {round}: {words:?}\nBridle {ours}\nRedis  {theirs}\nafter\n{}",
+                    "BRIDLE_SEED={seed}, RESP{protocol}, round {round}: {words:?}\nBridle \
+                     {ours}\nRedis  {theirs}\nafter\n{}",
                     history(&before, &commands[..at])
                 );
             }

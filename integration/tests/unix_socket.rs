@@ -9,7 +9,10 @@ use integration::{Server, ServerBuilder, Value};
 use outside::said;
 
 fn at(path: &str) -> ServerBuilder {
-    Server::builder().flag("durability", "os").flag("set", format!("proxy.unixsocket={path}")).flag("set", "proxy.unixsocketperm=700")
+    Server::builder()
+        .flag("durability", "os")
+        .flag("set", format!("proxy.unixsocket={path}"))
+        .flag("set", "proxy.unixsocketperm=700")
 }
 
 #[test]
@@ -19,7 +22,8 @@ fn clients_come_over_a_unix_socket() {
     // What a kill has left is in nobody's way.
     drop(UnixListener::bind(&path).expect("a socket"));
     let mut server = at(&path).start();
-    let mode = |path: &str| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    let mode =
+        |path: &str| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o700);
     assert_eq!(said("redis-cli", &["-s", &path], "SET a 1\nGET a\n"), "OK\n1\n");
     let mut client = server.client();
@@ -27,9 +31,17 @@ fn clients_come_over_a_unix_socket() {
         (client.run("GET a"), client.setting("unixsocket"), client.setting("unixsocketperm")),
         (Value::bulk("1"), path.clone(), "700".into())
     );
-    assert!(client.run("CONFIG SET unixsocket /elsewhere").text().ends_with("can't set immutable config"));
+    assert!(
+        client
+            .run("CONFIG SET unixsocket /elsewhere")
+            .text()
+            .ends_with("can't set immutable config")
+    );
     let line = said("redis-cli", &["-s", &path], "CLIENT INFO\n");
-    assert!(line.contains(&format!(" addr={path}:0 laddr={path}:0 ")) && line.contains(" flags=U "), "{line}");
+    assert!(
+        line.contains(&format!(" addr={path}:0 laddr={path}:0 ")) && line.contains(" flags=U "),
+        "{line}"
+    );
     client.run("MONITOR");
     said("redis-cli", &["-s", &path], "PING seen\n");
     // redis-cli has questions of its own first.
@@ -38,7 +50,11 @@ fn clients_come_over_a_unix_socket() {
 
     // Two servers are not served at one place, and a file that is no socket stays.
     let mut second = at(&path).spawn();
-    assert!(!second.wait().success() && second.output().contains("another process listens there"), "{}", second.output());
+    assert!(
+        !second.wait().success() && second.output().contains("another process listens there"),
+        "{}",
+        second.output()
+    );
     let file = dir.path().join("file").display().to_string();
     std::fs::write(&file, "mine").expect("room");
     let mut third = at(&file).spawn();

@@ -20,19 +20,26 @@
 //! | `POST /v1/tables/{name}/compaction`                |                 | 202, [`Compaction`]; goes on in the background, on all replicas |
 //! | `GET /v1/tables/{name}/compaction`                 |                 | [`Compaction`] |
 //!
-//! Any meta may be asked: one that does not lead has the one that does answer (`GET /v1/status` excepted).
+//! Any meta may be asked: one that does not lead has the one that does answer
+//! (`GET /v1/status` excepted).
 //!
-//! What is refused is answered with 4xx and `{"error": "why"}`: 400 makes no sense, 401 password wanted, 403 comes from a web page, 404 no such
-//! thing, 409 exists already; 5xx with the same body is trouble: 503 not now (try again), 500 a fault or an unknown outcome.
+//! What is refused is answered with 4xx and `{"error": "why"}`: 400 makes no sense, 401
+//! password wanted, 403 comes from a web page, 404 no such thing, 409 exists already; 5xx
+//! with the same body is trouble: 503 not now (try again), 500 a fault or an unknown
+//! outcome.
 //!
-//! When the server has a password, or the cluster a secret, each request carries one of them: as `Authorization: Bearer <password>`, its bytes as they are, or,
-//! for any bytes at all, as `Authorization: Basic <base64 of ":" and the password>` (`curl -u :password`). A cluster whose members
-//! know each other by certificate only can't be administered until it has one of the two. Where there is neither, only who is on the same machine is let
-//! in, as by Redis's protected mode, unless that is off.
+//! When the server has a password, or the cluster a secret, each request carries one of
+//! them: as `Authorization: Bearer <password>`, its bytes as they are, or, for any bytes
+//! at all, as `Authorization: Basic <base64 of ":" and the password>`
+//! (`curl -u :password`). A cluster whose members know each other by certificate only
+//! can't be administered until it has one of the two. Where there is neither, only who is
+//! on the same machine is let in, as by Redis's protected mode, unless that is off.
 //!
 //! # Invariants
-//! - Nothing is answered without the password, when there is one (`tests/admin.rs`, `a_password_guards_everything`).
-//! - A web page in the operator's browser can change nothing: requests with an `Origin` are refused (`tests/admin.rs`, `web_pages_are_refused`).
+//! - Nothing is answered without the password, when there is one (`tests/admin.rs`,
+//!   `a_password_guards_everything`).
+//! - A web page in the operator's browser can change nothing: requests with an `Origin`
+//!   are refused (`tests/admin.rs`, `web_pages_are_refused`).
 
 mod types;
 
@@ -61,14 +68,16 @@ use crate::picture::Picture;
 use crate::state::{Record, Refusal, Status};
 
 /// What who sends neither is told.
-const WANTED: &str = "the server's password or the cluster's secret is wanted (Authorization: Bearer <password>; bridle admin --password-file); \
-                      a cluster that has only certificates must be given one of them to be administered, and a server that has neither lets in \
-                      only who is on its own machine, while protected mode is on";
+const WANTED: &str = "the server's password or the cluster's secret is wanted (Authorization: \
+                      Bearer <password>; bridle admin --password-file); a cluster that has only \
+                      certificates must be given one of them to be administered, and a server \
+                      that has neither lets in only who is on its own machine, while protected \
+                      mode is on";
 
 /// What the API asks of the process that it is part of.
 pub trait Local: Send + Sync + 'static {
-    /// Whether this password or secret (`None`: none was sent) opens the API to who asks from there (`None`: not known). Compares in constant
-    /// time.
+    /// Whether this password or secret (`None`: none was sent) opens the API to who asks
+    /// from there (`None`: not known). Compares in constant time.
     fn authorised(&self, from: Option<IpAddr>, password: Option<&[u8]>) -> bool;
     /// How the node is.
     fn status(&self) -> NodeStatus;
@@ -76,7 +85,8 @@ pub trait Local: Send + Sync + 'static {
     fn server_figures(&self) -> ServerFigures;
     /// What a table holds here. Asked of the only server, standalone.
     fn figures(&self, table: &Table) -> Figures;
-    /// Starts a compaction of the table, unless one is running; how it stands. Asked of the only server, standalone.
+    /// Starts a compaction of the table, unless one is running; how it stands. Asked of
+    /// the only server, standalone.
     fn compact(&self, table: &Arc<Table>) -> Compaction;
     /// How the table's last compaction stands. Asked of the only server, standalone.
     fn compaction(&self, table: &Table) -> Compaction;
@@ -95,17 +105,27 @@ impl IntoResponse for Failed {
 impl From<MetaError> for Failed {
     fn from(error: MetaError) -> Self {
         let status = match &error {
-            MetaError::Refused(Refusal::NoTable(_) | Refusal::NoServer(_) | Refusal::NoSeat(_) | Refusal::NoPartition(_)) => {
-                StatusCode::NOT_FOUND
-            }
-            MetaError::Refused(Refusal::Exists(_) | Refusal::Reserved(_) | Refusal::Alive(_) | Refusal::HoldsReplicas { .. }) => {
-                StatusCode::CONFLICT
-            }
+            MetaError::Refused(
+                Refusal::NoTable(_)
+                | Refusal::NoServer(_)
+                | Refusal::NoSeat(_)
+                | Refusal::NoPartition(_),
+            ) => StatusCode::NOT_FOUND,
+            MetaError::Refused(
+                Refusal::Exists(_)
+                | Refusal::Reserved(_)
+                | Refusal::Alive(_)
+                | Refusal::HoldsReplicas { .. },
+            ) => StatusCode::CONFLICT,
             MetaError::Refused(Refusal::NotEnough(_)) => StatusCode::SERVICE_UNAVAILABLE,
             MetaError::Refused(_) => StatusCode::BAD_REQUEST,
-            MetaError::NotLeading { .. } | MetaError::NotNow(_) | MetaError::DiskFull(_) => StatusCode::SERVICE_UNAVAILABLE,
+            MetaError::NotLeading { .. } | MetaError::NotNow(_) | MetaError::DiskFull(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             // It was begun: to try again would be to ask for something else.
-            MetaError::Unknown(_) | MetaError::NotYet(_) | MetaError::Fault(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            MetaError::Unknown(_) | MetaError::NotYet(_) | MetaError::Fault(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         };
         Failed(status, error.to_string())
     }
@@ -170,7 +190,8 @@ fn password(value: &[u8]) -> Option<Vec<u8>> {
         return Some(sent.to_vec());
     }
     // There is one user, and nobody need name it.
-    let basic = BASE64_STANDARD.decode(sent).ok().filter(|_| scheme.eq_ignore_ascii_case(b"Basic"))?;
+    let basic =
+        BASE64_STANDARD.decode(sent).ok().filter(|_| scheme.eq_ignore_ascii_case(b"Basic"))?;
     [&b":"[..], b"default:"].iter().find_map(|user| basic.strip_prefix(*user)).map(<[u8]>::to_vec)
 }
 
@@ -179,7 +200,8 @@ pub fn authorization(password: &[u8]) -> String {
     format!("Basic {}", BASE64_STANDARD.encode([b":", password].concat()))
 }
 
-/// Lets only those in who know the password, and no web pages. Where a request comes from its [`ConnectInfo`] tells.
+/// Lets only those in who know the password, and no web pages. Where a request comes from
+/// its [`ConnectInfo`] tells.
 ///
 /// # Errors
 /// The answer to whoever is not let in.
@@ -187,10 +209,12 @@ pub fn authorization(password: &[u8]) -> String {
 pub fn let_in(request: &Request, local: &dyn Local) -> Result<(), Response> {
     let headers = request.headers();
     if headers.contains_key(header::ORIGIN) {
-        return Err(Failed(StatusCode::FORBIDDEN, "requests from web pages are not served".into()).into_response());
+        return Err(Failed(StatusCode::FORBIDDEN, "requests from web pages are not served".into())
+            .into_response());
     }
     let password = headers.get(header::AUTHORIZATION).and_then(|value| password(value.as_bytes()));
-    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip());
+    let from =
+        request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip());
     if !local.authorised(from, password.as_deref()) {
         let failed = Failed(StatusCode::UNAUTHORIZED, WANTED.into());
         return Err(([(header::WWW_AUTHENTICATE, "Bearer")], failed).into_response());
@@ -209,7 +233,9 @@ async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response
     let (parts, body) = request.into_parts();
     let body = match axum::body::to_bytes(body, BODY_BYTES_MAX).await {
         Ok(body) => body,
-        Err(error) => return Failed(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()).into_response(),
+        Err(error) => {
+            return Failed(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()).into_response();
+        }
     };
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     match api.meta.forward(parts.method.as_str(), path, body.clone()).await {
@@ -228,17 +254,22 @@ impl Api {
     }
 
     fn record(&self, picture: &Picture, name: &str) -> Result<Record, Failed> {
-        // While one is being dropped, another may have its name: the one that serves is meant.
+        // While one is being dropped, another may have its name: the one that serves is
+        // meant.
         let dropping = || picture.state.tables.values().find(|record| record.table.name == name);
         let record = picture.state.named(name).or_else(dropping);
-        record.cloned().ok_or_else(|| Failed::from(MetaError::Refused(Refusal::NoTable(name.to_owned()))))
+        record
+            .cloned()
+            .ok_or_else(|| Failed::from(MetaError::Refused(Refusal::NoTable(name.to_owned()))))
     }
 
     fn serving(&self, name: &str) -> Result<Arc<Table>, Failed> {
         let record = self.record(&*self.picture()?, name)?;
         match record.status {
             Status::Ready | Status::Creating => Ok(record.table),
-            Status::Dropping => Err(Failed::from(MetaError::Refused(Refusal::NoTable(name.to_owned())))),
+            Status::Dropping => {
+                Err(Failed::from(MetaError::Refused(Refusal::NoTable(name.to_owned()))))
+            }
         }
     }
 
@@ -248,7 +279,11 @@ impl Api {
 
     fn describe(&self, picture: &Picture, record: &Record) -> TableStatus {
         let table = &record.table;
-        let figures = if self.is_alone() { self.local.figures(table) } else { self.meta.figures_of(picture, table) };
+        let figures = if self.is_alone() {
+            self.local.figures(table)
+        } else {
+            self.meta.figures_of(picture, table)
+        };
         TableStatus {
             id: table.id.0,
             name: table.name.clone(),
@@ -279,7 +314,12 @@ async fn nodes(State(api): State<Api>) -> Result<Json<Vec<ServerStatus>>, Failed
 }
 
 fn server_id(text: &str) -> Result<ServerId, Failed> {
-    let bad = |_| Failed(StatusCode::BAD_REQUEST, format!("'{text}' is not a server's id: these are 16 hex digits"));
+    let bad = |_| {
+        Failed(
+            StatusCode::BAD_REQUEST,
+            format!("'{text}' is not a server's id: these are 16 hex digits"),
+        )
+    };
     u64::from_str_radix(text, 16).map(ServerId).map_err(bad)
 }
 
@@ -298,14 +338,21 @@ async fn list(State(api): State<Api>) -> Result<Json<Vec<TableStatus>>, Failed> 
     Ok(Json(picture.state.tables.values().map(|record| api.describe(&picture, record)).collect()))
 }
 
-async fn create(State(api): State<Api>, body: Result<Json<NewTable>, JsonRejection>) -> Result<Response, Failed> {
+async fn create(
+    State(api): State<Api>,
+    body: Result<Json<NewTable>, JsonRejection>,
+) -> Result<Response, Failed> {
     let Json(new) = body?;
     api.meta.create(&new.name, new.partitions, new.replicas, new.envs).await?;
     let picture = api.picture()?;
-    Ok((StatusCode::CREATED, Json(api.describe(&picture, &api.record(&picture, &new.name)?))).into_response())
+    Ok((StatusCode::CREATED, Json(api.describe(&picture, &api.record(&picture, &new.name)?)))
+        .into_response())
 }
 
-async fn one(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<TableStatus>, Failed> {
+async fn one(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Json<TableStatus>, Failed> {
     let picture = api.picture()?;
     Ok(Json(api.describe(&picture, &api.record(&picture, &name)?)))
 }
@@ -313,12 +360,16 @@ async fn one(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Ta
 async fn drop_table(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, Failed> {
     let picture = api.picture()?;
     let record = api.record(&picture, &name)?;
-    let described = TableStatus { status: "dropping".to_owned(), ..api.describe(&picture, &record) };
+    let described =
+        TableStatus { status: "dropping".to_owned(), ..api.describe(&picture, &record) };
     api.meta.drop_table(&name).await?;
     Ok((StatusCode::ACCEPTED, Json(described)).into_response())
 }
 
-async fn partitions(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Vec<PartitionStatus>>, Failed> {
+async fn partitions(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Json<Vec<PartitionStatus>>, Failed> {
     let table = api.serving(&name)?;
     Ok(Json(api.meta.partition_statuses(&*api.picture()?, &table)))
 }
@@ -336,16 +387,24 @@ async fn transfer(
     partitions.into_iter().find(|partition| partition.index == index).map(Json).ok_or_else(gone)
 }
 
-async fn all_envs(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<BTreeMap<String, String>>, Failed> {
+async fn all_envs(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Json<BTreeMap<String, String>>, Failed> {
     Ok(Json(api.serving(&name)?.envs.clone()))
 }
 
-async fn one_env(State(api): State<Api>, Path((name, key)): Path<(String, String)>) -> Result<Json<EnvValue>, Failed> {
+async fn one_env(
+    State(api): State<Api>,
+    Path((name, key)): Path<(String, String)>,
+) -> Result<Json<EnvValue>, Failed> {
     let table = api.serving(&name)?;
     envs::find(&key)?;
     match table.envs.get(&key) {
         Some(value) => Ok(Json(EnvValue { value: value.clone() })),
-        None => Err(Failed(StatusCode::NOT_FOUND, format!("'{key}' is not set for table '{name}'"))),
+        None => {
+            Err(Failed(StatusCode::NOT_FOUND, format!("'{key}' is not set for table '{name}'")))
+        }
     }
 }
 
@@ -358,7 +417,10 @@ async fn set_env(
     Ok(Json(api.meta.set_env(&name, &key, Some(&value)).await?.envs.clone()))
 }
 
-async fn delete_env(State(api): State<Api>, Path((name, key)): Path<(String, String)>) -> Result<Json<BTreeMap<String, String>>, Failed> {
+async fn delete_env(
+    State(api): State<Api>,
+    Path((name, key)): Path<(String, String)>,
+) -> Result<Json<BTreeMap<String, String>>, Failed> {
     Ok(Json(api.meta.set_env(&name, &key, None).await?.envs.clone()))
 }
 
@@ -371,7 +433,10 @@ async fn compact(State(api): State<Api>, Path(name): Path<String>) -> Result<Res
     Ok((StatusCode::ACCEPTED, Json(api.meta.compaction(&*api.picture()?, &table))).into_response())
 }
 
-async fn compaction(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Compaction>, Failed> {
+async fn compaction(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Json<Compaction>, Failed> {
     let table = api.serving(&name)?;
     if api.is_alone() {
         return Ok(Json(api.local.compaction(&table)));
@@ -380,9 +445,15 @@ async fn compaction(State(api): State<Api>, Path(name): Path<String>) -> Result<
 }
 
 async fn unknown() -> Failed {
-    Failed(StatusCode::NOT_FOUND, "there is nothing here; the API is described in meta/src/admin.rs".into())
+    Failed(
+        StatusCode::NOT_FOUND,
+        "there is nothing here; the API is described in meta/src/admin.rs".into(),
+    )
 }
 
 async fn wrong_method() -> Failed {
-    Failed(StatusCode::METHOD_NOT_ALLOWED, "this can't be done here; the API is described in meta/src/admin.rs".into())
+    Failed(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this can't be done here; the API is described in meta/src/admin.rs".into(),
+    )
 }

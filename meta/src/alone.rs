@@ -1,6 +1,8 @@
-//! Standalone: the only server is in this process, and is told and heard by function calls instead of a channel.
+//! Standalone: the only server is in this process, and is told and heard by function
+//! calls instead of a channel.
 //!
-//! Everything else is as in a cluster: its replicas are placed, its word makes tables ready and lets them be forgotten.
+//! Everything else is as in a cluster: its replicas are placed, its word makes tables
+//! ready and lets them be forgotten.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,13 +51,28 @@ impl Meta {
         let picture = self.picture.borrow().clone();
         let dropping = |record: &&crate::state::Record| record.status == Status::Dropping;
         let (gone, there): (Vec<_>, Vec<_>) = picture.state.tables.values().partition(dropping);
-        let tables = |records: Vec<&crate::state::Record>| records.into_iter().map(|record| record.table.clone()).collect();
-        let tables =
-            Tables { version: picture.version, ready: tables(there), dropping: tables(gone), placements: picture.state.placements.clone() };
+        let tables = |records: Vec<&crate::state::Record>| {
+            records.into_iter().map(|record| record.table.clone()).collect()
+        };
+        let tables = Tables {
+            version: picture.version,
+            ready: tables(there),
+            dropping: tables(gone),
+            placements: picture.state.placements.clone(),
+        };
         // A table that is going is out of sight before anybody starts to destroy it.
         let view = self.view.load();
-        if view.by_name.values().any(|open| tables.dropping.iter().any(|dropping| dropping.id == open.id)) {
-            self.show(view.by_name.values().filter(|open| tables.ready.iter().any(|ready| ready.id == open.id)).cloned());
+        if view
+            .by_name
+            .values()
+            .any(|open| tables.dropping.iter().any(|dropping| dropping.id == open.id))
+        {
+            self.show(
+                view.by_name
+                    .values()
+                    .filter(|open| tables.ready.iter().any(|ready| ready.id == open.id))
+                    .cloned(),
+            );
         }
         self.tables.send_replace(Arc::new(tables));
     }
@@ -71,17 +88,24 @@ impl Meta {
         self.tables.subscribe()
     }
 
-    /// The only server has opened these (or knows why it can't): those that serve are seen by proxies from now on, as far as they have not been
-    /// dropped since.
+    /// The only server has opened these (or knows why it can't): those that serve are
+    /// seen by proxies from now on, as far as they have not been dropped since.
     pub fn opened(&self, tables: &Tables) {
         let Some(server) = self.only_server() else { return };
         let picture = self.picture.borrow().clone();
-        let serves = |table: &&Arc<Table>| picture.state.tables.get(&table.id).is_some_and(|record| record.status == Status::Ready);
+        let serves = |table: &&Arc<Table>| {
+            picture.state.tables.get(&table.id).is_some_and(|record| record.status == Status::Ready)
+        };
         self.show(tables.ready.iter().filter(serves).cloned());
-        let is_ready = |partition: &PartitionId| tables.ready.iter().any(|table| table.id == partition.table);
-        let placements = tables.placements.values().filter(|placement| is_ready(&placement.partition));
-        let replicas = placements.filter_map(|placement| Some(open(placement.partition, placement.on(server)?.raft_id))).collect();
-        let report = Report { whole: false, followed: tables.version, replicas, ..Report::default() };
+        let is_ready =
+            |partition: &PartitionId| tables.ready.iter().any(|table| table.id == partition.table);
+        let placements =
+            tables.placements.values().filter(|placement| is_ready(&placement.partition));
+        let replicas = placements
+            .filter_map(|placement| Some(open(placement.partition, placement.on(server)?.raft_id)))
+            .collect();
+        let report =
+            Report { whole: false, followed: tables.version, replicas, ..Report::default() };
         self.hear_alone(server, report);
         self.stir();
     }
@@ -101,7 +125,8 @@ impl Meta {
         }
     }
 
-    /// The only server has destroyed every partition of a table that was being dropped: it is forgotten. Again is harmless.
+    /// The only server has destroyed every partition of a table that was being dropped:
+    /// it is forgotten. Again is harmless.
     ///
     /// # Errors
     /// As every command; the table stays on the list.

@@ -1,4 +1,5 @@
-//! The meta group's member in this process: the group, the leader's decisions, and the picture that it publishes.
+//! The meta group's member in this process: the group, the leader's decisions, and the
+//! picture that it publishes.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -28,7 +29,8 @@ use crate::state::{Command, State};
 /// Meta's group in the node's log and on the wire; partitions' numbers are far above.
 pub const GROUP: u64 = 0;
 
-/// How long a majority may take to confirm a change, and what was decided before. Beyond that another meta leads, if one can.
+/// How long a majority may take to confirm a change, and what was decided before. Beyond
+/// that another meta leads, if one can.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Alone, nobody else can lead: however slow the disk is.
 const PATIENCE_ALONE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -55,11 +57,13 @@ pub struct MetaOptions {
 /// Who is in the meta group.
 #[derive(Clone)]
 pub enum Seat {
-    /// A group of one, in the process that is also the only server (standalone): no channels, it is told by function calls.
+    /// A group of one, in the process that is also the only server (standalone): no
+    /// channels, it is told by function calls.
     Alone(Server),
     /// A member of a group.
     Member {
-        /// The addresses of all members, the same list in the same order everywhere: the n-th has Raft id n and is [`ServerId::seat`] n to the wire.
+        /// The addresses of all members, the same list in the same order everywhere: the
+        /// n-th has Raft id n and is [`ServerId::seat`] n to the wire.
         members: Vec<String>,
         /// Which of them this is; the first is 1.
         position: u32,
@@ -76,11 +80,13 @@ pub enum Seat {
 #[derive(Debug, Default)]
 struct Deciding {
     state: State,
-    /// The term in which `state` was read from the store and since kept; `None`: it must be read again.
+    /// The term in which `state` was read from the store and since kept; `None`: it must
+    /// be read again.
     term: Option<u64>,
 }
 
-/// A member of the meta group. Commands work on the one that leads; the others say who that is.
+/// A member of the meta group. Commands work on the one that leads; the others say who
+/// that is.
 pub struct Meta {
     /// Ourselves, for what must go on when its caller goes away.
     me: Weak<Meta>,
@@ -105,22 +111,34 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// Opens the store and starts the group. Alone, it also waits until it leads and has read its state; a member of a group of several is open
-    /// before there is a leader.
+    /// Opens the store and starts the group. Alone, it also waits until it leads and has
+    /// read its state; a member of a group of several is open before there is a leader.
     ///
     /// # Errors
-    /// [`MetaError::Fault`]: store or log can't be read; the configured members are not as many as a group may have.
-    pub async fn open(options: MetaOptions, log: &Arc<Log>, shared: &Shared) -> Result<Arc<Meta>, MetaError> {
+    /// [`MetaError::Fault`]: store or log can't be read; the configured members are not
+    /// as many as a group may have.
+    pub async fn open(
+        options: MetaOptions,
+        log: &Arc<Log>,
+        shared: &Shared,
+    ) -> Result<Arc<Meta>, MetaError> {
         let (dir, shared) = (options.dir.clone(), shared.clone());
-        let store = tokio::task::spawn_blocking(move || Store::open(&shared, dir)).await.map_err(MetaError::fault)?;
+        let store = tokio::task::spawn_blocking(move || Store::open(&shared, dir))
+            .await
+            .map_err(MetaError::fault)?;
         let store = store.map_err(MetaError::fault)?;
-        let (group_log, group_store, seat) = (log.group_log(GROUP), store.clone(), options.seat.clone());
+        let (group_log, group_store, seat) =
+            (log.group_log(GROUP), store.clone(), options.seat.clone());
         let start = async move {
             match seat {
-                Seat::Alone(_) => Group::start_alone(1, "meta".to_owned(), group_log, group_store).await.map_err(MetaError::from),
+                Seat::Alone(_) => Group::start_alone(1, "meta".to_owned(), group_log, group_store)
+                    .await
+                    .map_err(MetaError::from),
                 Seat::Member { members, position, wire, ticker, net: _ } => {
                     check_members(&members, position)?;
-                    let seats = (1..=members.len() as u32).map(|n| (u64::from(n), Node { server: ServerId::seat(n).0 })).collect();
+                    let seats = (1..=members.len() as u32)
+                        .map(|n| (u64::from(n), Node { server: ServerId::seat(n).0 }))
+                        .collect();
                     let options = GroupOptions {
                         group: GROUP,
                         id: u64::from(position),
@@ -158,7 +176,10 @@ impl Meta {
         if matches!(meta.options.seat, Seat::Alone(_)) {
             meta.take_the_lead().await?;
         }
-        let tasks = [tokio::spawn(leading::lead_on(meta.me.clone())), tokio::spawn(leading::confirm_on(meta.me.clone()))];
+        let tasks = [
+            tokio::spawn(leading::lead_on(meta.me.clone())),
+            tokio::spawn(leading::confirm_on(meta.me.clone())),
+        ];
         *meta.leading.lock() = tasks.iter().map(tokio::task::JoinHandle::abort_handle).collect();
         Ok(meta)
     }
@@ -173,8 +194,9 @@ impl Meta {
     /// Makes sure that we lead and that the copy of the state is that of the store.
     async fn lead(&self, deciding: &mut Deciding) -> Result<Leadership, MetaError> {
         let established = tokio::time::timeout(self.patience(), self.group.establish()).await;
-        let established =
-            established.unwrap_or_else(|_| Err(GroupError::NotLeader { why: "no majority answers".to_owned(), leader: None }));
+        let established = established.unwrap_or_else(|_| {
+            Err(GroupError::NotLeader { why: "no majority answers".to_owned(), leader: None })
+        });
         let leadership = established.map_err(|error| self.refused(error))?;
         *self.confirmed.lock() = Instant::now();
         // Who has resigned for want of a majority may lead again in the same term.
@@ -183,7 +205,8 @@ impl Meta {
         }
         deciding.state = self.read_state()?;
         deciding.term = Some(leadership.term());
-        self.carry_out(deciding, &leadership, Command::Found { cluster: self.options.cluster }).await?;
+        self.carry_out(deciding, &leadership, Command::Found { cluster: self.options.cluster })
+            .await?;
         if let Seat::Alone(server) = &self.options.seat {
             self.carry_out(deciding, &leadership, Command::Register(server.clone())).await?;
         }
@@ -203,7 +226,9 @@ impl Meta {
         let mut bad = None;
         // Keys below 0x01 are the store's own.
         self.store
-            .range(Family::Default, &[1], &[], false, &mut |key, value| match record::load(&mut state, key, value) {
+            .range(Family::Default, &[1], &[], false, &mut |key, value| match record::load(
+                &mut state, key, value,
+            ) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(error) => {
                     bad = Some(error);
@@ -223,11 +248,14 @@ impl Meta {
         }
     }
 
-    /// Decides a command, and waits until it is applied. Runs to its end even when the caller goes away: a decision that is under way
-    /// must not be followed by one on a state that lacks it. Answers the table that it was about.
+    /// Decides a command, and waits until it is applied. Runs to its end even when the
+    /// caller goes away: a decision that is under way must not be followed by one on a
+    /// state that lacks it. Answers the table that it was about.
     pub(crate) async fn command(&self, command: Command) -> Result<Option<Arc<Table>>, MetaError> {
         let meta = self.me.upgrade().expect("whoever calls us holds us");
-        tokio::spawn(async move { meta.decide(command).await }).await.map_err(|error| MetaError::Unknown(error.to_string()))?
+        tokio::spawn(async move { meta.decide(command).await })
+            .await
+            .map_err(|error| MetaError::Unknown(error.to_string()))?
     }
 
     /// As [`Meta::command`], of a command that is about a table.
@@ -245,7 +273,8 @@ impl Meta {
         Ok(table)
     }
 
-    /// Decides a command under a leadership, proposes what it changes, and waits until that is applied.
+    /// Decides a command under a leadership, proposes what it changes, and waits until
+    /// that is applied.
     async fn carry_out(
         &self,
         deciding: &mut Deciding,
@@ -261,12 +290,16 @@ impl Meta {
         self.writable()?;
         // Until we know how it went, our copy counts for nothing.
         deciding.term = None;
-        // A leader that is cut off is not told so by Raft, and its proposal would wait for as long as the cut lasts, and with it all that is to be decided. What became of it
-        // is seen in the state that is read before the next decision, which waits for it.
+        // A leader that is cut off is not told so by Raft, and its proposal would wait
+        // for as long as the cut lasts, and with it all that is to be decided. What
+        // became of it is seen in the state that is read before the next decision, which
+        // waits for it.
         let batch = record::batch(&decided.changes, stamp_ms);
-        let proposed = tokio::time::timeout(self.patience(), self.group.propose(leadership, batch)).await;
         let proposed =
-            proposed.unwrap_or_else(|_| Err(GroupError::Unknown("no majority of the metas has confirmed it in time".to_owned())));
+            tokio::time::timeout(self.patience(), self.group.propose(leadership, batch)).await;
+        let proposed = proposed.unwrap_or_else(|_| {
+            Err(GroupError::Unknown("no majority of the metas has confirmed it in time".to_owned()))
+        });
         proposed.map_err(|error| self.refused(error))?;
         deciding.state.apply(&decided.changes, stamp_ms);
         deciding.term = Some(leadership.term());
@@ -281,7 +314,8 @@ impl Meta {
         }
     }
 
-    /// The address of the meta that leads, as far as this one knows; `None` also when it is this one.
+    /// The address of the meta that leads, as far as this one knows; `None` also when it
+    /// is this one.
     pub fn leader_address(&self) -> Option<String> {
         let Seat::Member { members, position, .. } = &self.options.seat else { return None };
         let leader = self.group.figures().leader?.raft_id;
@@ -331,8 +365,9 @@ impl Meta {
         }
     }
 
-    /// What this meta shows, once it is certain that no other has decided anything by the time of the call. So whoever was told of a table before
-    /// it asked finds it here, through whichever process it was told.
+    /// What this meta shows, once it is certain that no other has decided anything by the
+    /// time of the call. So whoever was told of a table before it asked finds it here,
+    /// through whichever process it was told.
     ///
     /// # Errors
     /// [`MetaError::NotLeading`], also without a majority of the metas.
@@ -347,7 +382,8 @@ impl Meta {
         self.picture()
     }
 
-    /// Whether letters of a seat may come from a server: another's would be those of a meta that has forgotten what it had voted for.
+    /// Whether letters of a seat may come from a server: another's would be those of a
+    /// meta that has forgotten what it had voted for.
     pub fn may_sit(&self, seat: u64, server: ServerId) -> bool {
         let Ok(seat) = u32::try_from(seat) else { return false };
         match self.store.get(Family::Default, &record::seat_key(seat)) {
@@ -380,16 +416,25 @@ impl Meta {
         self.resign();
         self.group.shutdown().await;
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.close()).await.map_err(MetaError::fault)?.map_err(MetaError::fault)
+        tokio::task::spawn_blocking(move || store.close())
+            .await
+            .map_err(MetaError::fault)?
+            .map_err(MetaError::fault)
     }
 }
 
 fn check_members(members: &[String], position: u32) -> Result<(), MetaError> {
     if ![1, 3, 5].contains(&members.len()) {
-        return Err(MetaError::Fault(format!("a meta group has 1, 3 or 5 members, and {} are configured", members.len())));
+        return Err(MetaError::Fault(format!(
+            "a meta group has 1, 3 or 5 members, and {} are configured",
+            members.len()
+        )));
     }
     if position == 0 || position as usize > members.len() {
-        return Err(MetaError::Fault(format!("this meta is said to be member {position} of {}", members.len())));
+        return Err(MetaError::Fault(format!(
+            "this meta is said to be member {position} of {}",
+            members.len()
+        )));
     }
     Ok(())
 }

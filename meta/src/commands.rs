@@ -14,17 +14,20 @@ use crate::state::{Command, Record, Refusal, Status};
 
 /// How long a command waits until the servers have followed.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long after a change of the leader servers may take to come back before a table is refused for want of them.
+/// How long after a change of the leader servers may take to come back before a table is
+/// refused for want of them.
 const ARRIVAL_PATIENCE: Duration = Duration::from_secs(5);
 const ARRIVAL_PERIOD: Duration = Duration::from_millis(50);
 /// How long a leadership may take to be handed over.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Meta {
-    /// A new table, once it can be written. `partitions`, `replicas`: `None` = as configured.
+    /// A new table, once it can be written. `partitions`, `replicas`: `None` = as
+    /// configured.
     ///
     /// # Errors
-    /// [`MetaError::Refused`]; [`MetaError::NotYet`]: it is there, but not all of its partitions have a leader yet.
+    /// [`MetaError::Refused`]; [`MetaError::NotYet`]: it is there, but not all of its
+    /// partitions have a leader yet.
     pub async fn create(
         &self,
         name: &str,
@@ -32,25 +35,45 @@ impl Meta {
         replicas: Option<u32>,
         envs: BTreeMap<String, String>,
     ) -> Result<Arc<Table>, MetaError> {
-        let (partitions, replicas) = (partitions.unwrap_or(self.options.partitions), replicas.unwrap_or(self.options.replicas));
+        let (partitions, replicas) = (
+            partitions.unwrap_or(self.options.partitions),
+            replicas.unwrap_or(self.options.replicas),
+        );
         let live = self.arrived(replicas as usize).await?;
         let ailing = {
             let roster = self.roster.lock();
             live.iter().copied().filter(|server| !roster.is_well(*server)).collect()
         };
-        let table = self.table_command(Command::Create { name: name.to_owned(), partitions, replicas, envs, live, ailing }).await?;
-        tracing::info!(table = name, id = table.id.0, partitions, replicas, "table is being created");
+        let table = self
+            .table_command(Command::Create {
+                name: name.to_owned(),
+                partitions,
+                replicas,
+                envs,
+                live,
+                ailing,
+            })
+            .await?;
+        tracing::info!(
+            table = name,
+            id = table.id.0,
+            partitions,
+            replicas,
+            "table is being created"
+        );
         self.until_settled(&table).await?;
         Ok(table)
     }
 
-    /// Storage servers that are there: at least so many, or after a while as many as there are.
+    /// Storage servers that are there: at least so many, or after a while as many as
+    /// there are.
     async fn arrived(&self, wanted: usize) -> Result<Vec<ServerId>, MetaError> {
         loop {
             // One who does not lead yet may be about to: deciding tells.
             self.take_the_lead().await?;
             let picture = self.picture()?;
-            let stores = |id: &ServerId| picture.servers.get(id).is_some_and(|server| server.roles.storage);
+            let stores =
+                |id: &ServerId| picture.servers.get(id).is_some_and(|server| server.roles.storage);
             let live: Vec<ServerId> = self.roster.lock().up().filter(stores).collect();
             let is_alone = matches!(self.options.seat, Seat::Alone(_));
             if live.len() >= wanted || is_alone || picture.since.elapsed() > ARRIVAL_PATIENCE {
@@ -60,18 +83,28 @@ impl Meta {
         }
     }
 
-    /// Waits until a table that was just changed serves, and every server that is there and holds some of it has taken note.
+    /// Waits until a table that was just changed serves, and every server that is there
+    /// and holds some of it has taken note.
     async fn until_settled(&self, table: &Arc<Table>) -> Result<(), MetaError> {
         let is_settled = |record: &Record, has_followed: bool| {
-            record.status == Status::Dropping || record.table != *table || (record.status == Status::Ready && has_followed)
+            record.status == Status::Dropping
+                || record.table != *table
+                || (record.status == Status::Ready && has_followed)
         };
         self.until_followed(table, "opened", is_settled).await
     }
 
-    /// Waits until it `is_done`: told of the table's record, and whether every server that is there and holds some of it has taken note of the last change. A table that is
-    /// gone is done with.
-    async fn until_followed(&self, table: &Table, what: &str, is_done: impl Fn(&Record, bool) -> bool) -> Result<(), MetaError> {
-        let not_yet = |why: &str| MetaError::NotYet(format!("table '{}' is being {what}; {why}", table.name));
+    /// Waits until it `is_done`: told of the table's record, and whether every server
+    /// that is there and holds some of it has taken note of the last change. A table that
+    /// is gone is done with.
+    async fn until_followed(
+        &self,
+        table: &Table,
+        what: &str,
+        is_done: impl Fn(&Record, bool) -> bool,
+    ) -> Result<(), MetaError> {
+        let not_yet =
+            |why: &str| MetaError::NotYet(format!("table '{}' is being {what}; {why}", table.name));
         let mut stirred = self.stirred.subscribe();
         let followed = async {
             loop {
@@ -80,7 +113,8 @@ impl Meta {
                     let roster = self.roster.lock();
                     let picture = self.picture().map_err(|_| not_yet("another meta leads now"))?;
                     picture.state.tables.get(&table.id).is_none_or(|record| {
-                        let version = picture.changed.get(&table.id).copied().unwrap_or(picture.version);
+                        let version =
+                            picture.changed.get(&table.id).copied().unwrap_or(picture.version);
                         is_done(record, roster.has_followed(&picture.state, table.id, version))
                     })
                 };
@@ -93,7 +127,8 @@ impl Meta {
         tokio::time::timeout(FOLLOW_TIMEOUT, followed).await.map_err(late)?
     }
 
-    /// Takes a table away. When it answers, no server that is there serves it any more: a proxy that has not heard of it can't write into what is gone.
+    /// Takes a table away. When it answers, no server that is there serves it any more: a
+    /// proxy that has not heard of it can't write into what is gone.
     ///
     /// # Errors
     /// [`MetaError::Refused`]; [`MetaError::NotYet`]: a server is slow to follow.
@@ -104,17 +139,35 @@ impl Meta {
         Ok(table)
     }
 
-    /// Sets (`Some`) or deletes (`None`) an env; when it answers, it holds on every server that is there.
+    /// Sets (`Some`) or deletes (`None`) an env; when it answers, it holds on every
+    /// server that is there.
     ///
     /// # Errors
     /// [`MetaError::Refused`].
-    pub async fn set_env(&self, name: &str, key: &str, value: Option<&str>) -> Result<Arc<Table>, MetaError> {
+    pub async fn set_env(
+        &self,
+        name: &str,
+        key: &str,
+        value: Option<&str>,
+    ) -> Result<Arc<Table>, MetaError> {
         let (name, key) = (name.to_owned(), key.to_owned());
         let table = match value {
-            Some(value) => self.table_command(Command::SetEnv { name, key: key.clone(), value: value.to_owned() }).await?,
+            Some(value) => {
+                self.table_command(Command::SetEnv {
+                    name,
+                    key: key.clone(),
+                    value: value.to_owned(),
+                })
+                .await?
+            }
             None => self.table_command(Command::DeleteEnv { name, key: key.clone() }).await?,
         };
-        tracing::info!(table = table.name, env = key, value = value.unwrap_or("(default)"), "env set");
+        tracing::info!(
+            table = table.name,
+            env = key,
+            value = value.unwrap_or("(default)"),
+            "env set"
+        );
         self.until_settled(&table).await?;
         Ok(table)
     }
@@ -127,8 +180,8 @@ impl Meta {
         Ok(self.picture()?.state.tables.values().cloned().collect())
     }
 
-    /// The table of a name that serves; `None`: at some moment since the call there was none. One that is being created does not serve yet: nobody
-    /// has written to it.
+    /// The table of a name that serves; `None`: at some moment since the call there was
+    /// none. One that is being created does not serve yet: nobody has written to it.
     ///
     /// # Errors
     /// [`MetaError::NotLeading`].
@@ -138,23 +191,28 @@ impl Meta {
         Ok(serving.map(|record| record.table.clone()))
     }
 
-    /// The table of a name, created as configured when it is missing, once it can be written.
+    /// The table of a name, created as configured when it is missing, once it can be
+    /// written.
     ///
     /// # Errors
     /// As [`Meta::create`].
     pub async fn ensure_table(&self, name: &str) -> Result<Arc<Table>, MetaError> {
         loop {
-            let known = self.confirmed().await?.state.named(name).map(|record| record.table.clone());
+            let known =
+                self.confirmed().await?.state.named(name).map(|record| record.table.clone());
             if let Some(table) = known {
                 self.until_settled(&table).await?;
                 // Changed or dropped meanwhile: what is there now is meant.
                 match self.picture()?.state.named(name) {
-                    Some(now) if now.table == table && now.status == Status::Ready => return Ok(table),
+                    Some(now) if now.table == table && now.status == Status::Ready => {
+                        return Ok(table);
+                    }
                     _ => continue,
                 }
             }
             match self.create(name, None, None, BTreeMap::new()).await {
-                // Somebody was faster, or it is made: seen to serve, it is what everybody finds from now on.
+                // Somebody was faster, or it is made: seen to serve, it is what everybody
+                // finds from now on.
                 Ok(_) | Err(MetaError::Refused(Refusal::Exists(_))) => {}
                 Err(error) => return Err(error),
             }
@@ -173,7 +231,8 @@ impl Meta {
         Ok(())
     }
 
-    /// Lets another server take a seat of the meta group whose server has lost its directory.
+    /// Lets another server take a seat of the meta group whose server has lost its
+    /// directory.
     ///
     /// # Errors
     /// [`MetaError::Refused`]: nobody has it, or its server is there.
@@ -185,11 +244,12 @@ impl Meta {
         Ok(())
     }
 
-    /// Hands the leadership of a partition to another of its members, and waits until it is so. The partition is then left alone by the balancing of leaders for a
-    /// while.
+    /// Hands the leadership of a partition to another of its members, and waits until it
+    /// is so. The partition is then left alone by the balancing of leaders for a while.
     ///
     /// # Errors
-    /// [`MetaError::NotNow`]: nobody leads, or the member can't; [`MetaError::NotYet`]: it was ordered and has not happened.
+    /// [`MetaError::NotNow`]: nobody leads, or the member can't; [`MetaError::NotYet`]:
+    /// it was ordered and has not happened.
     pub async fn transfer(&self, partition: PartitionId, to: ServerId) -> Result<(), MetaError> {
         let picture = self.picture()?;
         let member = member_on(&picture, partition, to)?;
@@ -197,14 +257,20 @@ impl Meta {
         {
             let roster = self.roster.lock();
             if roster.leading(partition).is_none() {
-                return Err(MetaError::NotNow("nobody is known to lead the partition now".to_owned()));
+                return Err(MetaError::NotNow(
+                    "nobody is known to lead the partition now".to_owned(),
+                ));
             }
             if !roster.is_up(to) {
                 return Err(MetaError::NotNow(format!("server {to} is down")));
             }
         }
         self.desk.lock().hold(partition, to);
-        let late = || MetaError::NotYet("the leadership was not handed over in time; the one that leads goes on".to_owned());
+        let late = || {
+            MetaError::NotYet(
+                "the leadership was not handed over in time; the one that leads goes on".to_owned(),
+            )
+        };
         let done = async {
             let mut asked_in = None;
             loop {
@@ -212,10 +278,14 @@ impl Meta {
                 let leader = self.roster.lock().leader(partition);
                 match leader {
                     Some(leader) if leader.server == to => return Ok(()),
-                    // Whoever has been given it meanwhile, to even leaders out or by an election, is asked as well.
+                    // Whoever has been given it meanwhile, to even leaders out or by an
+                    // election, is asked as well.
                     Some(leader) if asked_in < Some(leader.term) => {
                         asked_in = Some(leader.term);
-                        self.order(leader.server, Order::Transfer { partition, term: leader.term, to: member.raft_id })?;
+                        self.order(
+                            leader.server,
+                            Order::Transfer { partition, term: leader.term, to: member.raft_id },
+                        )?;
                     }
                     _ => {}
                 }
@@ -225,7 +295,8 @@ impl Meta {
         tokio::time::timeout(TRANSFER_TIMEOUT, done).await.map_err(|_| late())?
     }
 
-    /// Asks all servers that hold some of a table to compact it, unless such a compaction is still going on; [`crate::Meta::compaction`] says how it goes.
+    /// Asks all servers that hold some of a table to compact it, unless such a compaction
+    /// is still going on; [`crate::Meta::compaction`] says how it goes.
     ///
     /// # Errors
     /// [`MetaError::NotLeading`].
@@ -245,7 +316,11 @@ impl Meta {
 }
 
 /// The member of a partition on a server.
-fn member_on(picture: &Picture, partition: PartitionId, server: ServerId) -> Result<Member, MetaError> {
+fn member_on(
+    picture: &Picture,
+    partition: PartitionId,
+    server: ServerId,
+) -> Result<Member, MetaError> {
     let placement = picture.state.placements.get(&partition);
     let placement = placement.ok_or(MetaError::Refused(Refusal::NoPartition(partition.index)))?;
     placement.on(server).copied().ok_or(MetaError::Refused(Refusal::NotAMember(server)))

@@ -1,4 +1,5 @@
-//! The settings of a table that change online. One entry is the whole truth about an env: its name, what it does, what it takes.
+//! The settings of a table that change online. One entry is the whole truth about an env:
+//! its name, what it does, what it takes.
 
 /// The env that gives writes without a TTL one.
 pub const DEFAULT_TTL: &str = "default_ttl";
@@ -16,8 +17,13 @@ pub struct Env {
 /// Every env there is.
 pub const ENVS: &[Env] = &[Env {
     name: DEFAULT_TTL,
-    summary: "seconds, 1 to 4294967295: rows written without a TTL live so long, and so do those that are there already, from now on",
-    check: |value| value.parse::<u32>().is_ok_and(|seconds| seconds > 0 && value.starts_with(|c: char| c.is_ascii_digit())),
+    summary: "seconds, 1 to 4294967295: rows written without a TTL live so long, and so do those \
+              that are there already, from now on",
+    check: |value| {
+        value
+            .parse::<u32>()
+            .is_ok_and(|seconds| seconds > 0 && value.starts_with(|c: char| c.is_ascii_digit()))
+    },
 }];
 
 /// An unknown env, or a value that it does not take.
@@ -52,7 +58,9 @@ pub fn check(name: &str, value: &str) -> Result<(), BadEnv> {
     let env = find(name)?;
     match (env.check)(value) {
         true => Ok(()),
-        false => Err(BadEnv::BadValue { name: env.name, summary: env.summary, value: value.to_owned() }),
+        false => {
+            Err(BadEnv::BadValue { name: env.name, summary: env.summary, value: value.to_owned() })
+        }
     }
 }
 
@@ -72,6 +80,9 @@ mod tests {
 
     #[test]
     fn unknown_envs_name_the_known() {
-        assert_eq!(check("default_tll", "1").unwrap_err().to_string(), "no such env 'default_tll'; there are: default_ttl");
+        assert_eq!(
+            check("default_tll", "1").unwrap_err().to_string(),
+            "no such env 'default_tll'; there are: default_ttl"
+        );
     }
 }

@@ -43,7 +43,8 @@ impl MetaError {
 impl From<MetaError> for CallError {
     fn from(error: MetaError) -> Self {
         match error {
-            // A write that needs a table which can't be: as final as a node without space, and worded by the reason.
+            // A write that needs a table which can't be: as final as a node without
+            // space, and worded by the reason.
             MetaError::Refused(refusal) => CallError::ReadOnly(refusal.to_string()),
             MetaError::DiskFull(why) => CallError::ReadOnly(why),
             MetaError::NotLeading { .. } => CallError::NoLeader(error.to_string()),

@@ -6,7 +6,9 @@ use std::time::Instant;
 use cluster::news::{Health, ServerFigures};
 use cluster::{Member, Placement, ServerId, Table};
 
-use crate::admin::{ClusterStatus, Compaction, Figures, MemberStatus, MetaStatus, PartitionStatus, ServerStatus};
+use crate::admin::{
+    ClusterStatus, Compaction, Figures, MemberStatus, MetaStatus, PartitionStatus, ServerStatus,
+};
 use crate::catalogue::{Meta, Seat, now_ms};
 use crate::leading::LAG_MAX;
 use crate::picture::Picture;
@@ -21,25 +23,45 @@ impl Meta {
     pub fn cluster_status(&self, picture: &Picture) -> ClusterStatus {
         let roster = self.roster.lock();
         let metas = match &self.options.seat {
-            Seat::Alone(server) => vec![MetaStatus { address: server.address.clone(), leads: true }],
+            Seat::Alone(server) => {
+                vec![MetaStatus { address: server.address.clone(), leads: true }]
+            }
             Seat::Member { members, position, .. } => {
                 let metas = members.iter().zip(1..);
-                metas.map(|(address, nth)| MetaStatus { address: address.clone(), leads: nth == *position }).collect()
+                metas
+                    .map(|(address, nth)| MetaStatus {
+                        address: address.clone(),
+                        leads: nth == *position,
+                    })
+                    .collect()
             }
         };
-        let down: Vec<_> = picture.servers.values().filter(|server| !roster.is_up(server.id)).collect();
-        let mut faults: Vec<String> =
-            down.iter().take(FAULTS_SHOWN).map(|server| format!("server {} ({}) is down", server.id, server.address)).collect();
+        let down: Vec<_> =
+            picture.servers.values().filter(|server| !roster.is_up(server.id)).collect();
+        let mut faults: Vec<String> = down
+            .iter()
+            .take(FAULTS_SHOWN)
+            .map(|server| format!("server {} ({}) is down", server.id, server.address))
+            .collect();
         for (id, server) in picture.servers.iter() {
-            let own = roster.seen(*id).and_then(|seen| seen.figures.as_ref()).map_or(&[][..], |figures| &figures.faults);
-            faults.extend(own.iter().take(FAULTS_SHOWN).map(|fault| format!("server {id} ({}): {fault}", server.address)));
+            let own = roster
+                .seen(*id)
+                .and_then(|seen| seen.figures.as_ref())
+                .map_or(&[][..], |figures| &figures.faults);
+            faults.extend(
+                own.iter()
+                    .take(FAULTS_SHOWN)
+                    .map(|fault| format!("server {id} ({}): {fault}", server.address)),
+            );
         }
         let (mut led, mut whole) = (0, 0);
         for route in picture.routes.values() {
             let partition = route.placement.partition;
             led += u32::from(roster.leading(partition).is_some());
             whole +=
-                u32::from(route.placement.members.iter().all(|member| roster.is_able(member.server, partition, member.raft_id, LAG_MAX)));
+                u32::from(route.placement.members.iter().all(|member| {
+                    roster.is_able(member.server, partition, member.raft_id, LAG_MAX)
+                }));
         }
         let partitions = picture.routes.len() as u32;
         if led < partitions {
@@ -62,13 +84,22 @@ impl Meta {
     /// All servers, by id.
     pub fn server_statuses(&self, picture: &Picture) -> Vec<ServerStatus> {
         let roster = self.roster.lock();
-        picture.state.servers.values().map(|known| server_status(picture, &roster, known.server.id, known.since_ms)).collect()
+        picture
+            .state
+            .servers
+            .values()
+            .map(|known| server_status(picture, &roster, known.server.id, known.since_ms))
+            .collect()
     }
 
     /// All partitions of a table, by index.
     pub fn partition_statuses(&self, picture: &Picture, table: &Table) -> Vec<PartitionStatus> {
         let roster = self.roster.lock();
-        picture.state.placements_of(table.id).map(|placement| partition_status(picture, &roster, table, placement)).collect()
+        picture
+            .state
+            .placements_of(table.id)
+            .map(|placement| partition_status(picture, &roster, table, placement))
+            .collect()
     }
 
     /// What a table holds, as far as it was reported.
@@ -88,8 +119,11 @@ impl Meta {
                 let Some(replica) = roster.replica(member.server, partition) else { continue };
                 figures.disk_bytes += replica.disk_bytes;
                 figures.memtable_bytes += replica.memtable_bytes;
-                if let Some(fault) = replica.fault.as_ref().filter(|_| roster.is_up(member.server)) {
-                    figures.faults.insert(partition.index, format!("on server {}: {fault}", member.server));
+                if let Some(fault) = replica.fault.as_ref().filter(|_| roster.is_up(member.server))
+                {
+                    figures
+                        .faults
+                        .insert(partition.index, format!("on server {}: {fault}", member.server));
                 }
             }
         }
@@ -100,18 +134,44 @@ impl Meta {
     pub fn compaction(&self, picture: &Picture, table: &Table) -> Compaction {
         let (roster, begun) = (self.roster.lock(), self.desk.lock().run(table.id));
         let holders = picture.holders(table.id);
-        let reported = || holders.iter().filter_map(|server| roster.seen(*server)).flat_map(|seen| seen.compactions.values());
-        let known = reported().filter(|compaction| compaction.table == table.id).map(|compaction| compaction.run).max();
-        let replicas = picture.state.placements_of(table.id).map(|placement| placement.members.len() as u32).sum();
+        let reported = || {
+            holders
+                .iter()
+                .filter_map(|server| roster.seen(*server))
+                .flat_map(|seen| seen.compactions.values())
+        };
+        let known = reported()
+            .filter(|compaction| compaction.table == table.id)
+            .map(|compaction| compaction.run)
+            .max();
+        let replicas = picture
+            .state
+            .placements_of(table.id)
+            .map(|placement| placement.members.len() as u32)
+            .sum();
         let disk_bytes = |server: &ServerId| -> u64 {
             let here = roster.seen(*server).map(|seen| seen.replicas.values());
-            here.into_iter().flatten().filter(|replica| replica.partition.table == table.id).map(|replica| replica.disk_bytes).sum()
+            here.into_iter()
+                .flatten()
+                .filter(|replica| replica.partition.table == table.id)
+                .map(|replica| replica.disk_bytes)
+                .sum()
         };
         let Some(run) = begun.max(known) else {
             let disk_bytes = holders.iter().map(disk_bytes).sum();
-            return Compaction { status: "none".to_owned(), partitions: replicas, disk_bytes, ..Compaction::default() };
+            return Compaction {
+                status: "none".to_owned(),
+                partitions: replicas,
+                disk_bytes,
+                ..Compaction::default()
+            };
         };
-        let mut sum = Compaction { status: "done".to_owned(), partitions: replicas, started_at_ms: run, ..Compaction::default() };
+        let mut sum = Compaction {
+            status: "done".to_owned(),
+            partitions: replicas,
+            started_at_ms: run,
+            ..Compaction::default()
+        };
         for server in &holders {
             let part = roster.seen(*server).and_then(|seen| seen.compactions.get(&run));
             if !roster.is_up(*server) {
@@ -138,7 +198,12 @@ impl Meta {
         if sum.status == "done" && sum.error.is_some() {
             sum.status = "failed".to_owned();
         }
-        let took = self.desk.lock().took(table.id, run, sum.status == "running", now_ms().saturating_sub(run));
+        let took = self.desk.lock().took(
+            table.id,
+            run,
+            sum.status == "running",
+            now_ms().saturating_sub(run),
+        );
         Compaction { elapsed_ms: took, ..sum }
     }
 
@@ -157,9 +222,17 @@ fn server_status(picture: &Picture, roster: &Roster, id: ServerId, since_ms: u64
     let server = &picture.servers[&id];
     let seen = roster.seen(id);
     let up = roster.is_up(id);
-    let roles = [("meta", server.roles.meta), ("storage", server.roles.storage), ("proxy", server.roles.proxy)];
-    let holds = |placement: &&Arc<Placement>| placement.on(id).is_some() && picture.routes.contains_key(&placement.partition);
-    let leads = |placement: &&Arc<Placement>| roster.leader(placement.partition).is_some_and(|leader| leader.server == id);
+    let roles = [
+        ("meta", server.roles.meta),
+        ("storage", server.roles.storage),
+        ("proxy", server.roles.proxy),
+    ];
+    let holds = |placement: &&Arc<Placement>| {
+        placement.on(id).is_some() && picture.routes.contains_key(&placement.partition)
+    };
+    let leads = |placement: &&Arc<Placement>| {
+        roster.leader(placement.partition).is_some_and(|leader| leader.server == id)
+    };
     let held = || picture.state.placements.values().filter(holds);
     let figures = seen.and_then(|seen| seen.figures.clone());
     let figure = |of: fn(&ServerFigures) -> u64| figures.as_ref().map(of);
@@ -171,7 +244,8 @@ fn server_status(picture: &Picture, roster: &Roster, id: ServerId, since_ms: u64
         zone: server.zone.clone(),
         roles: roles.into_iter().filter(|(_, has)| *has).map(|(role, _)| role.to_owned()).collect(),
         state: if up { "up" } else { "down" }.to_owned(),
-        silent_ms: seen.map(|seen| Instant::now().saturating_duration_since(seen.heard).as_millis() as u64),
+        silent_ms: seen
+            .map(|seen| Instant::now().saturating_duration_since(seen.heard).as_millis() as u64),
         since_ms,
         version: seen.map(|seen| seen.software.clone()).unwrap_or_default(),
         uptime_seconds: figure(|figures| figures.uptime_seconds),
@@ -188,13 +262,21 @@ fn server_status(picture: &Picture, roster: &Roster, id: ServerId, since_ms: u64
     }
 }
 
-fn partition_status(picture: &Picture, roster: &Roster, table: &Table, placement: &Placement) -> PartitionStatus {
+fn partition_status(
+    picture: &Picture,
+    roster: &Roster,
+    table: &Table,
+    placement: &Placement,
+) -> PartitionStatus {
     let partition = placement.partition;
     let leader = roster.leader(partition);
     let leading = leader.filter(|_| roster.leading(partition).is_some());
     PartitionStatus {
         index: partition.index,
-        slots: [table.first_slot(partition.index), table.first_slot(partition.index + 1).saturating_sub(1)],
+        slots: [
+            table.first_slot(partition.index),
+            table.first_slot(partition.index + 1).saturating_sub(1),
+        ],
         leader: leading.map(|leader| leader.server.to_string()),
         term: leader.map_or(0, |leader| leader.term),
         epoch: placement.epoch,
@@ -209,7 +291,13 @@ fn partition_status(picture: &Picture, roster: &Roster, table: &Table, placement
     }
 }
 
-fn member_status(picture: &Picture, roster: &Roster, placement: &Placement, member: &Member, leads: bool) -> MemberStatus {
+fn member_status(
+    picture: &Picture,
+    roster: &Roster,
+    placement: &Placement,
+    member: &Member,
+    leads: bool,
+) -> MemberStatus {
     let replica = roster.replica(member.server, placement.partition);
     let state = match replica.map(|replica| replica.health) {
         _ if !roster.is_up(member.server) => "down",
@@ -221,7 +309,11 @@ fn member_status(picture: &Picture, roster: &Roster, placement: &Placement, memb
     };
     MemberStatus {
         server: member.server.to_string(),
-        address: picture.servers.get(&member.server).map(|server| server.address.clone()).unwrap_or_default(),
+        address: picture
+            .servers
+            .get(&member.server)
+            .map(|server| server.address.clone())
+            .unwrap_or_default(),
         raft_id: member.raft_id,
         leads,
         state: state.to_owned(),

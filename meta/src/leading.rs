@@ -1,6 +1,8 @@
-//! What the meta that leads does by itself: takes the next step of creations and drops, notices who has fallen silent, and keeps leaders even.
+//! What the meta that leads does by itself: takes the next step of creations and drops,
+//! notices who has fallen silent, and keeps leaders even.
 //!
-//! Everything here starts from what is committed and what is reported, so whoever leads next goes on where this one was.
+//! Everything here starts from what is committed and what is reported, so whoever leads
+//! next goes on where this one was.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Weak;
@@ -21,7 +23,8 @@ use crate::state::{Command, Status};
 const TICK: Duration = Duration::from_millis(250);
 /// How long a majority of the metas may take to confirm that this one leads.
 const CONFIRM_PATIENCE: Duration = Duration::from_millis(500);
-/// Without a majority's word for so long, three of Raft's leases, another meta leads if one can: Raft's leader that is cut off from the others does not notice.
+/// Without a majority's word for so long, three of Raft's leases, another meta leads if
+/// one can: Raft's leader that is cut off from the others does not notice.
 const UNCONFIRMED_MAX: Duration = Duration::from_secs(3);
 /// How long nobody may have come or gone before leaders are moved.
 const CALM: Duration = Duration::from_secs(5);
@@ -54,7 +57,8 @@ pub(crate) struct Desk {
     held: BTreeMap<PartitionId, (ServerId, Instant)>,
     /// The last compaction of a table.
     runs: BTreeMap<TableId, u64>,
-    /// How long the last compaction of a table has taken, once it was seen to have ended: which, and ms.
+    /// How long the last compaction of a table has taken, once it was seen to have ended:
+    /// which, and ms.
     took: BTreeMap<TableId, (u64, u64)>,
 }
 
@@ -109,8 +113,15 @@ impl Desk {
         self.runs.get(&table).copied()
     }
 
-    /// How long a compaction has taken: as long as it goes on `elapsed_ms`, then what it was when that was first asked for.
-    pub(crate) fn took(&mut self, table: TableId, run: u64, is_running: bool, elapsed_ms: u64) -> u64 {
+    /// How long a compaction has taken: as long as it goes on `elapsed_ms`, then what it
+    /// was when that was first asked for.
+    pub(crate) fn took(
+        &mut self,
+        table: TableId,
+        run: u64,
+        is_running: bool,
+        elapsed_ms: u64,
+    ) -> u64 {
         if is_running {
             return elapsed_ms;
         }
@@ -122,10 +133,17 @@ impl Desk {
     }
 
     /// Which leaderships to move now: where to send the order, and what it says.
-    fn moves(&mut self, picture: &Picture, roster: &Roster, now: Instant) -> Vec<(ServerId, Order)> {
+    fn moves(
+        &mut self,
+        picture: &Picture,
+        roster: &Roster,
+        now: Instant,
+    ) -> Vec<(ServerId, Order)> {
         let age = |since: Instant| now.saturating_duration_since(since);
         self.tried.retain(|_, when| age(*when) < RETRY);
-        self.held.retain(|partition, (_, since)| age(*since) < HELD && picture.state.placements.contains_key(partition));
+        self.held.retain(|partition, (_, since)| {
+            age(*since) < HELD && picture.state.placements.contains_key(partition)
+        });
         self.runs.retain(|table, _| picture.state.tables.contains_key(table));
         self.took.retain(|table, _| picture.state.tables.contains_key(table));
         if age(self.calm_since) < CALM || self.moved.is_some_and(|moved| age(moved) < ROUND) {
@@ -133,10 +151,18 @@ impl Desk {
         }
         let wanted = placement::balance(&leaders(picture, roster, &self.held));
         let mut orders = Vec::new();
-        for (partition, to) in wanted.into_iter().filter(|(partition, _)| !self.tried.contains_key(partition)).take(MOVES_MAX) {
-            let member = picture.state.placements.get(&partition).and_then(|placement| placement.on(to));
+        for (partition, to) in wanted
+            .into_iter()
+            .filter(|(partition, _)| !self.tried.contains_key(partition))
+            .take(MOVES_MAX)
+        {
+            let member =
+                picture.state.placements.get(&partition).and_then(|placement| placement.on(to));
             if let (Some(leader), Some(member)) = (roster.leader(partition), member) {
-                orders.push((leader.server, Order::Transfer { partition, term: leader.term, to: member.raft_id }));
+                orders.push((
+                    leader.server,
+                    Order::Transfer { partition, term: leader.term, to: member.raft_id },
+                ));
             }
         }
         self.moved = Some(now);
@@ -150,20 +176,40 @@ impl Desk {
 }
 
 /// Partitions that have a leader, with those who could lead them.
-fn leaders(picture: &Picture, roster: &Roster, held: &BTreeMap<PartitionId, (ServerId, Instant)>) -> Vec<Led> {
-    let serves = |table| picture.state.tables.get(&table).is_some_and(|record| record.status == Status::Ready);
-    let placements = picture.state.placements.values().filter(|placement| serves(placement.partition.table));
+fn leaders(
+    picture: &Picture,
+    roster: &Roster,
+    held: &BTreeMap<PartitionId, (ServerId, Instant)>,
+) -> Vec<Led> {
+    let serves = |table| {
+        picture.state.tables.get(&table).is_some_and(|record| record.status == Status::Ready)
+    };
+    let placements =
+        picture.state.placements.values().filter(|placement| serves(placement.partition.table));
     let led = placements.filter_map(|placement| {
         let partition = placement.partition;
-        let leader = roster.leader(partition).filter(|_| roster.leading(partition).is_some())?.server;
+        let leader =
+            roster.leader(partition).filter(|_| roster.leading(partition).is_some())?.server;
         let preferred = placement.members.first()?.server;
         if held.get(&partition).is_some_and(|(at, _)| *at == leader) {
-            return Some(Led { partition, leader: Some(leader), preferred: leader, able: vec![leader] });
+            return Some(Led {
+                partition,
+                leader: Some(leader),
+                preferred: leader,
+                able: vec![leader],
+            });
         }
-        // Whose disk is slow, full or failed has handed over what it led, and gets it back when it is well.
-        let may_lead = |member: &&Member| roster.may_lead(member.server, partition, member.raft_id, LAG_MAX);
+        // Whose disk is slow, full or failed has handed over what it led, and gets it
+        // back when it is well.
+        let may_lead =
+            |member: &&Member| roster.may_lead(member.server, partition, member.raft_id, LAG_MAX);
         let able = placement.members.iter().filter(may_lead);
-        Some(Led { partition, leader: Some(leader), preferred, able: able.map(|member| member.server).collect() })
+        Some(Led {
+            partition,
+            leader: Some(leader),
+            preferred,
+            able: able.map(|member| member.server).collect(),
+        })
     });
     led.collect()
 }
@@ -189,7 +235,8 @@ pub(crate) async fn lead_on(meta: Weak<Meta>) {
     }
 }
 
-/// Sees to it that this meta does not go on to act as the leader without a majority, whatever else it waits for, until it is gone.
+/// Sees to it that this meta does not go on to act as the leader without a majority,
+/// whatever else it waits for, until it is gone.
 pub(crate) async fn confirm_on(meta: Weak<Meta>) {
     loop {
         {
@@ -205,9 +252,14 @@ impl Meta {
         let Some(leads_in) = self.picture.borrow().term else { return };
         if matches!(tokio::time::timeout(CONFIRM_PATIENCE, self.group.confirm()).await, Ok(Ok(_))) {
             *self.confirmed.lock() = Instant::now();
-        } else if self.confirmed.lock().elapsed() >= UNCONFIRMED_MAX && self.picture.borrow().term == Some(leads_in) {
+        } else if self.confirmed.lock().elapsed() >= UNCONFIRMED_MAX
+            && self.picture.borrow().term == Some(leads_in)
+        {
             // Who is attached here is to look for the one that leads now.
-            tracing::warn!("no majority of the metas confirms that this one leads: it does not act as the leader any more");
+            tracing::warn!(
+                "no majority of the metas confirms that this one leads: it does not act as the \
+                 leader any more"
+            );
             self.resign();
         }
     }
@@ -244,7 +296,9 @@ impl Meta {
                 // No lease of meta's outlives the decision that it was taken for.
                 match group.leave(ailment.clone(), Box::new(|| ())).await {
                     Ok(_) => {}
-                    Err(error) => tracing::warn!(%ailment, %error, "another meta should lead, and none can"),
+                    Err(error) => {
+                        tracing::warn!(%ailment, %error, "another meta should lead, and none can")
+                    }
                 }
             });
         }
@@ -260,7 +314,8 @@ impl Meta {
         let silent = roster.expire(now);
         let picture = self.picture.borrow().clone();
         if picture.term.is_some() && picture.is_stale(&roster) {
-            self.picture.send_replace(std::sync::Arc::new(Picture::clone(&picture).routed(&roster)));
+            self.picture
+                .send_replace(std::sync::Arc::new(Picture::clone(&picture).routed(&roster)));
         }
         drop(roster);
         for server in silent {
@@ -278,15 +333,23 @@ impl Meta {
         };
         for id in formed {
             match self.command(Command::Created { id }).await {
-                Ok(table) => tracing::info!(id = id.0, table = table.map(|table| table.name.clone()), "table created"),
+                Ok(table) => tracing::info!(
+                    id = id.0,
+                    table = table.map(|table| table.name.clone()),
+                    "table created"
+                ),
                 Err(MetaError::Refused(_)) => {}
-                Err(error) => tracing::warn!(id = id.0, %error, "a new table can't be made ready yet"),
+                Err(error) => {
+                    tracing::warn!(id = id.0, %error, "a new table can't be made ready yet")
+                }
             }
         }
         for (id, server) in destroyed {
             match self.command(Command::Destroyed { id, server }).await {
                 Ok(_) | Err(MetaError::Refused(_)) => {}
-                Err(error) => tracing::warn!(id = id.0, %error, "a dropped table can't be forgotten yet"),
+                Err(error) => {
+                    tracing::warn!(id = id.0, %error, "a dropped table can't be forgotten yet")
+                }
             }
         }
     }
@@ -299,7 +362,8 @@ impl Meta {
         };
         for (server, order) in VecDeque::from(moves) {
             let Order::Transfer { partition, term: _, to } = &order else { continue };
-            let table = self.picture.borrow().tables.get(&partition.table).map(|table| table.name.clone());
+            let table =
+                self.picture.borrow().tables.get(&partition.table).map(|table| table.name.clone());
             tracing::info!(table, partition = partition.index, from = %server, to_member = to, "leaders are evened out: a leadership is handed over");
             if let Err(error) = self.order(server, order) {
                 tracing::debug!(%server, %error, "a leadership can't be moved");

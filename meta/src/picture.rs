@@ -1,6 +1,8 @@
-//! What the leading meta shows: its state, joined with what was reported, in the form in which servers and proxies are told.
+//! What the leading meta shows: its state, joined with what was reported, in the form in
+//! which servers and proxies are told.
 //!
-//! A picture is never changed, only replaced; what did not change is shared with the one before. So telling somebody what is new is a comparison of two pictures.
+//! A picture is never changed, only replaced; what did not change is shared with the one
+//! before. So telling somebody what is new is a comparison of two pictures.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,7 +21,8 @@ pub type Map<K, V> = Arc<BTreeMap<K, Arc<V>>>;
 /// One moment, as the leader sees it.
 #[derive(Debug, Clone)]
 pub struct Picture {
-    /// The term of the group under which this meta leads; `None`: it does not, and the rest means nothing.
+    /// The term of the group under which this meta leads; `None`: it does not, and the
+    /// rest means nothing.
     pub term: Option<u64>,
     /// Since when it leads.
     pub since: Instant,
@@ -65,7 +68,11 @@ impl Picture {
         let version = (self.version + 1).max(first_version(term));
         let since = if self.term == Some(term) { self.since } else { Instant::now() };
         let changed = |id: &TableId| match self.changed.get(id) {
-            Some(before) if self.term == Some(term) && self.state.tables.get(id) == state.tables.get(id) => *before,
+            Some(before)
+                if self.term == Some(term) && self.state.tables.get(id) == state.tables.get(id) =>
+            {
+                *before
+            }
             _ => version,
         };
         let ready = state.tables.values().filter(|record| record.status == Status::Ready);
@@ -74,7 +81,13 @@ impl Picture {
             since,
             version,
             changed: Arc::new(state.tables.keys().map(|id| (*id, changed(id))).collect()),
-            servers: kept(&self.servers, state.servers.values().map(|known| (known.server.id, Arc::new(known.server.clone())))),
+            servers: kept(
+                &self.servers,
+                state
+                    .servers
+                    .values()
+                    .map(|known| (known.server.id, Arc::new(known.server.clone()))),
+            ),
             tables: Arc::new(ready.map(|record| (record.table.id, record.table.clone())).collect()),
             routes: self.routes.clone(),
             leaders_version: self.leaders_version,
@@ -85,12 +98,23 @@ impl Picture {
 
     /// The same with the leaders that the roster knows.
     pub fn routed(mut self, roster: &Roster) -> Picture {
-        let serves =
-            |partition: &PartitionId| self.state.tables.get(&partition.table).is_some_and(|record| record.status != Status::Dropping);
-        let placements = self.state.placements.values().filter(|placement| serves(&placement.partition));
+        let serves = |partition: &PartitionId| {
+            self.state
+                .tables
+                .get(&partition.table)
+                .is_some_and(|record| record.status != Status::Dropping)
+        };
+        let placements =
+            self.state.placements.values().filter(|placement| serves(&placement.partition));
         let routes = placements.map(|placement| {
             let partition = placement.partition;
-            (partition, Arc::new(Route { placement: (**placement).clone(), leader: roster.leader(partition) }))
+            (
+                partition,
+                Arc::new(Route {
+                    placement: (**placement).clone(),
+                    leader: roster.leader(partition),
+                }),
+            )
         });
         self.routes = kept(&self.routes, routes);
         self.leaders_version = roster.leaders_version();
@@ -105,14 +129,21 @@ impl Picture {
     /// What a server is to hold and to destroy.
     pub fn assignments(&self, server: ServerId) -> BTreeMap<TableId, Arc<Assignment>> {
         let mut assigned = BTreeMap::<TableId, Assignment>::new();
-        for placement in self.state.placements.values().filter(|placement| placement.on(server).is_some()) {
+        for placement in
+            self.state.placements.values().filter(|placement| placement.on(server).is_some())
+        {
             let Some(record) = self.state.tables.get(&placement.partition.table) else { continue };
             let destroy = record.status == Status::Dropping;
             if destroy && !record.remaining.contains(&server) {
                 continue;
             }
-            let new = || Assignment { table: (*record.table).clone(), placements: Vec::new(), destroy };
-            assigned.entry(record.table.id).or_insert_with(new).placements.push((**placement).clone());
+            let new =
+                || Assignment { table: (*record.table).clone(), placements: Vec::new(), destroy };
+            assigned
+                .entry(record.table.id)
+                .or_insert_with(new)
+                .placements
+                .push((**placement).clone());
         }
         assigned.into_iter().map(|(id, assignment)| (id, Arc::new(assignment))).collect()
     }
@@ -121,35 +152,48 @@ impl Picture {
 impl Picture {
     /// The servers that hold something of a table.
     pub fn holders(&self, table: TableId) -> BTreeSet<ServerId> {
-        self.state.placements_of(table).flat_map(|placement| placement.members.iter().map(|member| member.server)).collect()
+        self.state
+            .placements_of(table)
+            .flat_map(|placement| placement.members.iter().map(|member| member.server))
+            .collect()
     }
 }
 
-/// A map made anew, in which what is as it was is the same as before; the same map when all is.
-fn kept<K: Ord + Clone, V: PartialEq>(before: &Map<K, V>, now: impl Iterator<Item = (K, Arc<V>)>) -> Map<K, V> {
+/// A map made anew, in which what is as it was is the same as before; the same map when
+/// all is.
+fn kept<K: Ord + Clone, V: PartialEq>(
+    before: &Map<K, V>,
+    now: impl Iterator<Item = (K, Arc<V>)>,
+) -> Map<K, V> {
     let share = |(key, value): (K, Arc<V>)| match before.get(&key) {
         Some(known) if **known == *value => (key, known.clone()),
         _ => (key, value),
     };
     let now: BTreeMap<K, Arc<V>> = now.map(share).collect();
-    let same = now.len() == before.len() && now.iter().zip(before.iter()).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1));
+    let same = now.len() == before.len()
+        && now.iter().zip(before.iter()).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1));
     if same { before.clone() } else { Arc::new(now) }
 }
 
-/// The version of a leader's first picture. A term counts milliseconds since 1970 (`engine::raft::types::Term`): there is room for those up to the year 2527, and in each
-/// for 2^20 changes; they are written by Raft one after the other, so no leader makes as many before the next term could begin by the clock.
+/// The version of a leader's first picture. A term counts milliseconds since 1970
+/// (`engine::raft::types::Term`): there is room for those up to the year 2527, and in
+/// each for 2^20 changes; they are written by Raft one after the other, so no leader
+/// makes as many before the next term could begin by the clock.
 fn first_version(term: u64) -> u64 {
     term << 20
 }
 
-/// What somebody who knows `before` (nothing, when it is `None`) must be told to know `now`, in pages of bounded size; at least one page.
+/// What somebody who knows `before` (nothing, when it is `None`) must be told to know
+/// `now`, in pages of bounded size; at least one page.
 pub fn pages<K: Ord + Clone + Serialize, V: Clone + PartialEq + Serialize>(
     before: Option<&BTreeMap<K, Arc<V>>>,
     now: &BTreeMap<K, Arc<V>>,
     version: u64,
 ) -> Vec<Page<K, V>> {
     let is_known = |key: &K, value: &Arc<V>| {
-        before.and_then(|before| before.get(key)).is_some_and(|known| Arc::ptr_eq(known, value) || known == value)
+        before
+            .and_then(|before| before.get(key))
+            .is_some_and(|known| Arc::ptr_eq(known, value) || known == value)
     };
     let page = |fresh| Page { version, fresh, more: true, put: BTreeMap::new(), gone: Vec::new() };
     let mut pages = vec![page(before.is_none())];
@@ -161,7 +205,9 @@ pub fn pages<K: Ord + Clone + Serialize, V: Clone + PartialEq + Serialize>(
             pages.push(page(false));
         }
     };
-    for key in before.into_iter().flat_map(|before| before.keys()).filter(|key| !now.contains_key(*key)) {
+    for key in
+        before.into_iter().flat_map(|before| before.keys()).filter(|key| !now.contains_key(*key))
+    {
         room(&mut pages, cluster::news::encode(key).len());
         pages.last_mut().expect("there is one").gone.push(key.clone());
     }
@@ -181,7 +227,10 @@ mod tests {
         entries.iter().map(|(key, value)| (*key, Arc::new((*value).to_owned()))).collect()
     }
 
-    fn apply(mut known: BTreeMap<u32, Arc<String>>, pages: Vec<Page<u32, String>>) -> BTreeMap<u32, Arc<String>> {
+    fn apply(
+        mut known: BTreeMap<u32, Arc<String>>,
+        pages: Vec<Page<u32, String>>,
+    ) -> BTreeMap<u32, Arc<String>> {
         let count = pages.len();
         for (nth, page) in pages.into_iter().enumerate() {
             assert_eq!((page.more, page.version), (nth + 1 < count, 9));
@@ -205,18 +254,31 @@ mod tests {
         for days in [0, 1, 49, 50, 365, 36_500] {
             let first = Picture::blank().next(today + days * DAY_MS, &state, &roster);
             let second = first.next(today + days * DAY_MS, &state, &roster);
-            assert!(last < first.version && first.version < second.version, "{last} {} {}", first.version, second.version);
+            assert!(
+                last < first.version && first.version < second.version,
+                "{last} {} {}",
+                first.version,
+                second.version
+            );
             last = second.version;
         }
     }
 
     #[test]
     fn pages_say_what_is_new() {
-        let (before, now) = (map(&[(1, "a"), (2, "b"), (3, "c")]), map(&[(1, "a"), (2, "B"), (4, "d")]));
+        let (before, now) =
+            (map(&[(1, "a"), (2, "b"), (3, "c")]), map(&[(1, "a"), (2, "B"), (4, "d")]));
         let told = pages(Some(&before), &now, 9);
-        assert_eq!((told.len(), told[0].put.len(), &told[0].gone, told[0].fresh), (1, 2, &vec![3], false));
+        assert_eq!(
+            (told.len(), told[0].put.len(), &told[0].gone, told[0].fresh),
+            (1, 2, &vec![3], false)
+        );
         assert_eq!(apply(before.clone(), told), now);
-        assert_eq!(apply(before.clone(), pages(None, &now, 9)), now, "whoever knows something else begins anew");
+        assert_eq!(
+            apply(before.clone(), pages(None, &now, 9)),
+            now,
+            "whoever knows something else begins anew"
+        );
         let nothing = pages(Some(&now), &now, 9);
         assert_eq!((nothing.len(), nothing[0].put.len(), nothing[0].more), (1, 0, false));
     }
@@ -224,7 +286,8 @@ mod tests {
     #[test]
     fn pages_are_of_bounded_size() {
         let long = "x".repeat(PAGE_BYTES / 10);
-        let now: BTreeMap<u32, Arc<String>> = (0..95).map(|key| (key, Arc::new(long.clone()))).collect();
+        let now: BTreeMap<u32, Arc<String>> =
+            (0..95).map(|key| (key, Arc::new(long.clone()))).collect();
         let told = pages(None, &now, 9);
         assert!(told.len() >= 10 && told.iter().all(|page| page.put.len() <= 10), "{}", told.len());
         assert_eq!(apply(BTreeMap::new(), told), now);

@@ -1,19 +1,24 @@
 //! Where replicas go and who is to lead: pure functions of what there is.
 //!
 //! # Placing
-//! One partition after the other, one replica after the other: first a zone with the fewest of the partition's replicas, then the zone that carries the least
-//! per server, then its server with the fewest replicas, then the smallest id. So the replicas of a partition are in as many zones as possible, and within a zone
-//! servers differ by at most one. Leaders are evened out in the end, over servers whose disks are well.
+//! One partition after the other, one replica after the other: first a zone with the
+//! fewest of the partition's replicas, then the zone that carries the least per server,
+//! then its server with the fewest replicas, then the smallest id. So the replicas of a
+//! partition are in as many zones as possible, and within a zone servers differ by at
+//! most one. Leaders are evened out in the end, over servers whose disks are well.
 //!
 //! # Evening out leaders
-//! A server that leads at least two partitions more than another can pass one on, directly or along a chain of servers that share partitions. Passing on along
-//! shortest chains until there is none left gives leaders as even as the placements allow (the classical argument for unit jobs on machines: Harvey, Ladner, Lovász and
-//! Tamir, "Semi-matchings for bipartite graphs and load balancing", 2006).
+//! A server that leads at least two partitions more than another can pass one on,
+//! directly or along a chain of servers that share partitions. Passing on along shortest
+//! chains until there is none left gives leaders as even as the placements allow (the
+//! classical argument for unit jobs on machines: Harvey, Ladner, Lovász and Tamir,
+//! "Semi-matchings for bipartite graphs and load balancing", 2006).
 //!
 //! # Invariants
-//! Held by `tests`: spread over zones (`replicas_are_spread_over_zones`), balance within one (`servers_are_balanced`, `leaders_are_even`), no first leader on a disk that ails
-//! while another replica's is well (`nobody_leads_first_on_a_disk_that_ails`), the same input gives the same output,
-//! and balancing comes to rest (`balancing_comes_to_rest`).
+//! Held by `tests`: spread over zones (`replicas_are_spread_over_zones`), balance within
+//! one (`servers_are_balanced`, `leaders_are_even`), no first leader on a disk that ails
+//! while another replica's is well (`nobody_leads_first_on_a_disk_that_ails`), the same
+//! input gives the same output, and balancing comes to rest (`balancing_comes_to_rest`).
 
 #[cfg(test)]
 mod tests;
@@ -66,7 +71,11 @@ struct Zone {
 ///
 /// # Errors
 /// [`NotEnough`].
-pub fn place(partitions: u32, replicas: u32, candidates: &[Candidate]) -> Result<Vec<Vec<ServerId>>, NotEnough> {
+pub fn place(
+    partitions: u32,
+    replicas: u32,
+    candidates: &[Candidate],
+) -> Result<Vec<Vec<ServerId>>, NotEnough> {
     if candidates.len() < replicas as usize {
         return Err(NotEnough { replicas, live: candidates.len() });
     }
@@ -74,7 +83,8 @@ pub fn place(partitions: u32, replicas: u32, candidates: &[Candidate]) -> Result
     candidates.sort_by_key(|candidate| candidate.id);
     let mut zones = BTreeMap::<&str, Zone>::new();
     for (index, candidate) in candidates.iter().enumerate() {
-        let zone = zones.entry(&candidate.zone).or_insert(Zone { servers: Vec::new(), replicas: 0 });
+        let zone =
+            zones.entry(&candidate.zone).or_insert(Zone { servers: Vec::new(), replicas: 0 });
         zone.servers.push(index);
         zone.replicas += candidate.replicas;
     }
@@ -84,16 +94,23 @@ pub fn place(partitions: u32, replicas: u32, candidates: &[Candidate]) -> Result
     for _ in 0..partitions {
         let mut chosen: Vec<usize> = Vec::new();
         for _ in 0..replicas {
-            let free =
-                |zone: &Zone| zone.servers.iter().copied().filter(|server| !chosen.contains(server)).min_by_key(|server| load[*server]);
-            let here = |zone: &Zone| zone.servers.iter().filter(|server| chosen.contains(server)).count();
+            let free = |zone: &Zone| {
+                zone.servers
+                    .iter()
+                    .copied()
+                    .filter(|server| !chosen.contains(server))
+                    .min_by_key(|server| load[*server])
+            };
+            let here =
+                |zone: &Zone| zone.servers.iter().filter(|server| chosen.contains(server)).count();
             let (zone, server) = zones
                 .iter()
                 .enumerate()
                 .filter_map(|(index, zone)| Some((index, zone, free(zone)?)))
                 .min_by(|(_, a, one), (_, b, other)| {
                     // Replicas per server, without fractions.
-                    let (carries, than) = (a.replicas * b.servers.len() as u64, b.replicas * a.servers.len() as u64);
+                    let (carries, than) =
+                        (a.replicas * b.servers.len() as u64, b.replicas * a.servers.len() as u64);
                     (here(a), carries, load[*one]).cmp(&(here(b), than, load[*other]))
                 })
                 .map(|(index, _, server)| (index, server))
@@ -104,24 +121,37 @@ pub fn place(partitions: u32, replicas: u32, candidates: &[Candidate]) -> Result
         }
         placed.push(chosen.into_iter().map(|server| candidates[server].id).collect::<Vec<_>>());
     }
-    let mut leading: BTreeMap<ServerId, u64> = candidates.iter().map(|candidate| (candidate.id, candidate.leaders)).collect();
+    let mut leading: BTreeMap<ServerId, u64> =
+        candidates.iter().map(|candidate| (candidate.id, candidate.leaders)).collect();
     // Of a partition all of whose disks ail, somebody has to lead.
-    let ailing: BTreeSet<ServerId> = candidates.iter().filter(|candidate| candidate.is_ailing).map(|candidate| candidate.id).collect();
+    let ailing: BTreeSet<ServerId> = candidates
+        .iter()
+        .filter(|candidate| candidate.is_ailing)
+        .map(|candidate| candidate.id)
+        .collect();
     let well = |servers: &Vec<ServerId>| -> Vec<ServerId> {
-        let well: Vec<ServerId> = servers.iter().copied().filter(|server| !ailing.contains(server)).collect();
+        let well: Vec<ServerId> =
+            servers.iter().copied().filter(|server| !ailing.contains(server)).collect();
         if well.is_empty() { servers.clone() } else { well }
     };
     let able: Vec<Vec<ServerId>> = placed.iter().map(well).collect();
     let mut leaders = Vec::new();
     for servers in &able {
-        let leader = servers.iter().copied().min_by_key(|server| leading[server]).expect("a partition has a replica");
+        let leader = servers
+            .iter()
+            .copied()
+            .min_by_key(|server| leading[server])
+            .expect("a partition has a replica");
         *leading.get_mut(&leader).expect("candidates only") += 1;
         leaders.push(Some(leader));
     }
     let choices: Vec<&[ServerId]> = able.iter().map(Vec::as_slice).collect();
     even_out(&choices, &mut leaders, leading);
     for (servers, leader) in placed.iter_mut().zip(leaders) {
-        let first = servers.iter().position(|server| Some(*server) == leader).expect("the leader is one of them");
+        let first = servers
+            .iter()
+            .position(|server| Some(*server) == leader)
+            .expect("the leader is one of them");
         servers[..=first].rotate_right(1);
     }
     Ok(placed)
@@ -140,10 +170,12 @@ pub struct Led {
     pub able: Vec<ServerId>,
 }
 
-/// Which partitions are to be led by somebody else, so that leaders are even over live servers. In order of partitions.
+/// Which partitions are to be led by somebody else, so that leaders are even over live
+/// servers. In order of partitions.
 ///
-/// Where the preferred leader is able, it is the first choice; others stay where they are. Then leaders are evened out from there. Nobody is moved when that
-/// makes nothing better.
+/// Where the preferred leader is able, it is the first choice; others stay where they
+/// are. Then leaders are evened out from there. Nobody is moved when that makes nothing
+/// better.
 pub fn balance(partitions: &[Led]) -> Vec<(PartitionId, ServerId)> {
     let mut sorted: Vec<&Led> = partitions.iter().filter(|led| led.leader.is_some()).collect();
     sorted.sort_by_key(|led| led.partition);
@@ -152,21 +184,28 @@ pub fn balance(partitions: &[Led]) -> Vec<(PartitionId, ServerId)> {
         Some(led.preferred).filter(able).or(led.leader.filter(able)).or(led.able.first().copied())
     };
     let mut leaders: Vec<Option<ServerId>> = sorted.iter().map(first_choice).collect();
-    let mut leading: BTreeMap<ServerId, u64> = sorted.iter().flat_map(|led| led.able.iter().map(|server| (*server, 0))).collect();
+    let mut leading: BTreeMap<ServerId, u64> =
+        sorted.iter().flat_map(|led| led.able.iter().map(|server| (*server, 0))).collect();
     for leader in leaders.iter().flatten() {
         *leading.entry(*leader).or_default() += 1;
     }
     let choices: Vec<&[ServerId]> = sorted.iter().map(|led| led.able.as_slice()).collect();
     even_out(&choices, &mut leaders, leading);
-    let ordered = || sorted.iter().zip(&leaders).filter_map(|(led, leader)| Some((*led, (*leader)?)));
-    // Ways to be even are many: only what is better is worth a move, or one might lead to another for ever.
+    let ordered =
+        || sorted.iter().zip(&leaders).filter_map(|(led, leader)| Some((*led, (*leader)?)));
+    // Ways to be even are many: only what is better is worth a move, or one might lead to
+    // another for ever.
     if cost(ordered()) >= cost(ordered().filter_map(|(led, _)| Some((led, led.leader?)))) {
         return Vec::new();
     }
-    ordered().filter(|(led, leader)| led.leader != Some(*leader)).map(|(led, leader)| (led.partition, leader)).collect()
+    ordered()
+        .filter(|(led, leader)| led.leader != Some(*leader))
+        .map(|(led, leader)| (led.partition, leader))
+        .collect()
 }
 
-/// How far from what is wanted it is when these lead: first, how many can't do it well; then how uneven they are; then how many are not preferred.
+/// How far from what is wanted it is when these lead: first, how many can't do it well;
+/// then how uneven they are; then how many are not preferred.
 fn cost<'l>(leaders: impl Iterator<Item = (&'l Led, ServerId)>) -> (usize, u64, usize) {
     let (mut unable, mut others) = (0, 0);
     let mut leading: BTreeMap<ServerId, u64> = BTreeMap::new();
@@ -178,8 +217,13 @@ fn cost<'l>(leaders: impl Iterator<Item = (&'l Led, ServerId)>) -> (usize, u64, 
     (unable, leading.values().map(|count| count * count).sum(), others)
 }
 
-/// Passes leaders on until no server leads two more than one that it could pass on to. `choices[n]` are those who could lead partition `n`, `leaders[n]` is one of them.
-fn even_out(choices: &[&[ServerId]], leaders: &mut [Option<ServerId>], mut leading: BTreeMap<ServerId, u64>) {
+/// Passes leaders on until no server leads two more than one that it could pass on to.
+/// `choices[n]` are those who could lead partition `n`, `leaders[n]` is one of them.
+fn even_out(
+    choices: &[&[ServerId]],
+    leaders: &mut [Option<ServerId>],
+    mut leading: BTreeMap<ServerId, u64>,
+) {
     let mut leads: BTreeMap<ServerId, Vec<usize>> = BTreeMap::new();
     for (partition, leader) in leaders.iter().enumerate() {
         if let Some(leader) = leader {
@@ -187,10 +231,15 @@ fn even_out(choices: &[&[ServerId]], leaders: &mut [Option<ServerId>], mut leadi
         }
     }
     loop {
-        // From those who lead most; each passes along the shortest chain to somebody who leads at least two fewer.
+        // From those who lead most; each passes along the shortest chain to somebody who
+        // leads at least two fewer.
         let mut sources: Vec<ServerId> = leading.keys().copied().collect();
         sources.sort_by_key(|server| (std::cmp::Reverse(leading[server]), *server));
-        let Some(chain) = sources.into_iter().find_map(|from| chain_from(from, choices, &leads, &leading)) else { return };
+        let Some(chain) =
+            sources.into_iter().find_map(|from| chain_from(from, choices, &leads, &leading))
+        else {
+            return;
+        };
         let (from, to) = (leaders[chain[0].0].expect("it leads it"), chain[chain.len() - 1].1);
         for (partition, to) in chain {
             let before = leaders[partition].replace(to).expect("it leads it");
@@ -202,7 +251,8 @@ fn even_out(choices: &[&[ServerId]], leaders: &mut [Option<ServerId>], mut leadi
     }
 }
 
-/// The shortest chain of (partition, who takes it over) from a server to one that leads at least two fewer.
+/// The shortest chain of (partition, who takes it over) from a server to one that leads
+/// at least two fewer.
 fn chain_from(
     from: ServerId,
     choices: &[&[ServerId]],

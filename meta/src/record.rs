@@ -88,7 +88,8 @@ fn placement_key(id: PartitionId) -> [u8; 9] {
 
 /// A version and what is written in it.
 fn versioned<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
-    postcard::to_extend(value, vec![version]).expect("records of bounded size are serialised to memory")
+    postcard::to_extend(value, vec![version])
+        .expect("records of bounded size are serialised to memory")
 }
 
 /// Changes as a finished write batch.
@@ -102,7 +103,9 @@ pub fn batch(changes: &[Change], stamp_ms: u64) -> Bytes {
             Change::NextId(next_id) => put(NEXT_ID, number(&next_id.to_be_bytes())),
             Change::NextRaftId(next) => put(NEXT_RAFT_ID, number(&next.to_be_bytes())),
             Change::NextNumber(next) => put(NEXT_NUMBER, number(&next.to_be_bytes())),
-            Change::Server(registered) => put(&server_key(SERVER, registered.server.id), versioned(VERSION, registered)),
+            Change::Server(registered) => {
+                put(&server_key(SERVER, registered.server.id), versioned(VERSION, registered))
+            }
             Change::Put(record) => put(&table_key(record.table.id), versioned(VERSION, record)),
             Change::Place(placement) => {
                 let placed = Placed { epoch: placement.epoch, members: placement.members.clone() };
@@ -111,7 +114,9 @@ pub fn batch(changes: &[Change], stamp_ms: u64) -> Bytes {
             Change::RemoveServer(id, since_ms) => {
                 put(&server_key(REMOVED, *id), number(&since_ms.to_be_bytes()));
             }
-            Change::Seat(seat, Some(server)) => put(&seat_key(*seat), number(&server.0.to_be_bytes())),
+            Change::Seat(seat, Some(server)) => {
+                put(&seat_key(*seat), number(&server.0.to_be_bytes()))
+            }
             Change::Forget(_) | Change::Seat(_, None) => {}
         }
     }
@@ -123,7 +128,9 @@ pub fn batch(changes: &[Change], stamp_ms: u64) -> Bytes {
             Change::Forget(table) => {
                 batch.delete(Family::Default, &table_key(*table));
                 let first = placement_key(PartitionId { table: *table, index: 0 });
-                let end = [&placement_key(PartitionId { table: *table, index: u32::MAX })[..], b"\0"].concat();
+                let end =
+                    [&placement_key(PartitionId { table: *table, index: u32::MAX })[..], b"\0"]
+                        .concat();
                 batch.delete_range(Family::Default, &first, &end);
             }
             _ => {}
@@ -151,8 +158,12 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
             }
             state.servers.insert(registered.server.id, registered);
         }
-        ([REMOVED, id @ ..], VERSION) if id.len() == 8 => drop(state.removed.insert(ServerId(u64_of(id)?), u64_of(body)?)),
-        ([SEAT, seat @ ..], VERSION) if seat.len() == 4 => drop(state.seats.insert(u32_of(seat)?, seat_server(value).ok_or_else(bad)?)),
+        ([REMOVED, id @ ..], VERSION) if id.len() == 8 => {
+            state.removed.insert(ServerId(u64_of(id)?), u64_of(body)?);
+        }
+        ([SEAT, seat @ ..], VERSION) if seat.len() == 4 => {
+            state.seats.insert(u32_of(seat)?, seat_server(value).ok_or_else(bad)?);
+        }
         ([TABLE, id @ ..], VERSION) if id.len() == 4 => {
             let record: Record = postcard::from_bytes(body).map_err(|_| bad())?;
             if record.table.id.0 != u32_of(id)? || record.table.partitions == 0 {
@@ -161,7 +172,8 @@ pub fn load(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), BadRecord
             state.tables.insert(record.table.id, record);
         }
         ([PLACEMENT, ids @ ..], VERSION) if ids.len() == 8 => {
-            let partition = PartitionId { table: TableId(u32_of(&ids[..4])?), index: u32_of(&ids[4..])? };
+            let partition =
+                PartitionId { table: TableId(u32_of(&ids[..4])?), index: u32_of(&ids[4..])? };
             let Placed { epoch, members } = postcard::from_bytes(body).map_err(|_| bad())?;
             if members.is_empty() {
                 return Err(bad());
@@ -187,7 +199,15 @@ mod tests {
     fn example() -> Vec<Change> {
         let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
         let id = TableId(258);
-        let table = Table { id, name: "db3".into(), number: 3, partitions: 1, replicas: 3, envs, default_ttl_since_ms: 1000 };
+        let table = Table {
+            id,
+            name: "db3".into(),
+            number: 3,
+            partitions: 1,
+            replicas: 3,
+            envs,
+            default_ttl_since_ms: 1000,
+        };
         let roles = Roles { meta: true, storage: false, proxy: true };
         let server = Server {
             id: ServerId(300),
@@ -205,8 +225,17 @@ mod tests {
             Change::NextRaftId(6),
             Change::NextNumber(0x1112),
             Change::Server(Registered { server, since_ms: 9 }),
-            Change::Put(Record { table: Arc::new(table), status: Status::Creating, created_at_ms: 300, remaining: vec![ServerId(2)] }),
-            Change::Place(Arc::new(Placement { partition: PartitionId { table: id, index: 0 }, members, epoch: 1 })),
+            Change::Put(Record {
+                table: Arc::new(table),
+                status: Status::Creating,
+                created_at_ms: 300,
+                remaining: vec![ServerId(2)],
+            }),
+            Change::Place(Arc::new(Placement {
+                partition: PartitionId { table: id, index: 0 },
+                members,
+                epoch: 1,
+            })),
             Change::RemoveServer(ServerId(7), 8),
             Change::Forget(TableId(7)),
             Change::Seat(3, Some(ServerId(300))),
@@ -274,7 +303,10 @@ mod tests {
             (b"t\x00\x00\x00\x01", b"\x01\x02\x01a\x01\x00\x00\x00\x00"),
             (b"t\x00\x00\x00\x01", b"\x03\x02\x01a\x01\x00\x00\x00\x00"),
             (b"p\x00\x00\x00\x01\x00\x00\x00\x00", b"\x01\x01\x00"),
-            (b"s\x00\x00\x00\x00\x00\x00\x01\x2d", b"\x01\xac\x02\x03a:1\x01b\x01\x01c\x01z\x01\x00\x01\x01\x01\x09"),
+            (
+                b"s\x00\x00\x00\x00\x00\x00\x01\x2d",
+                b"\x01\xac\x02\x03a:1\x01b\x01\x01c\x01z\x01\x00\x01\x01\x01\x09",
+            ),
             (b"x\x00", b"\x01"),
             (b"m\x00\x00\x00\x03", b"\x01\x00"),
             (b"m\x00", b"\x01\x00\x00\x00\x00\x00\x00\x01\x2c"),

@@ -1,11 +1,15 @@
 //! What the servers have reported: who is there, who leads what, how far replicas are.
 //!
-//! Only in the memory of the meta that leads, and made anew from the servers' first reports when another does. Pure: whoever calls says what time it is.
+//! Only in the memory of the meta that leads, and made anew from the servers' first
+//! reports when another does. Pure: whoever calls says what time it is.
 //!
 //! # Invariants
-//! - What is kept is bounded by what was placed: reports of replicas, tables and compactions that meta does not know are dropped (`strange_reports_leave_nothing`).
-//! - The leader of a partition is the one of the highest term that was reported (`the_higher_term_is_the_later_truth`).
-//! - A channel that was replaced by a newer one of the same server changes nothing any more (`an_old_session_is_not_heard`).
+//! - What is kept is bounded by what was placed: reports of replicas, tables and
+//!   compactions that meta does not know are dropped (`strange_reports_leave_nothing`).
+//! - The leader of a partition is the one of the highest term that was reported
+//!   (`the_higher_term_is_the_later_truth`).
+//! - A channel that was replaced by a newer one of the same server changes nothing any
+//!   more (`an_old_session_is_not_heard`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -54,9 +58,14 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// Forgets everything: another leadership begins. Channels of before are not heard any more.
+    /// Forgets everything: another leadership begins. Channels of before are not heard
+    /// any more.
     pub fn begin(&mut self) {
-        *self = Roster { sessions: self.sessions, leaders_version: self.leaders_version + 1, ..Roster::default() };
+        *self = Roster {
+            sessions: self.sessions,
+            leaders_version: self.leaders_version + 1,
+            ..Roster::default()
+        };
     }
 
     /// A server has opened a channel; the number by which its reports are to come.
@@ -109,7 +118,14 @@ impl Roster {
     }
 
     /// A server reports.
-    pub fn report(&mut self, server: ServerId, session: u64, report: Report, state: &State, now: Instant) {
+    pub fn report(
+        &mut self,
+        server: ServerId,
+        session: u64,
+        report: Report,
+        state: &State,
+        now: Instant,
+    ) {
         if self.heard(server, session, now).is_none() {
             return;
         }
@@ -123,8 +139,13 @@ impl Roster {
         if report.figures.is_some() {
             seen.figures = report.figures;
         }
-        seen.destroyed.extend(report.destroyed.into_iter().filter(|table| state.tables.contains_key(table)));
-        for compaction in report.compactions.into_iter().filter(|compaction| state.tables.contains_key(&compaction.table)) {
+        seen.destroyed
+            .extend(report.destroyed.into_iter().filter(|table| state.tables.contains_key(table)));
+        for compaction in report
+            .compactions
+            .into_iter()
+            .filter(|compaction| state.tables.contains_key(&compaction.table))
+        {
             seen.compactions.insert(compaction.run, compaction);
             if seen.compactions.len() > COMPACTIONS_MAX {
                 seen.compactions.pop_first();
@@ -136,7 +157,9 @@ impl Roster {
             if placement.member(replica.raft_id).is_none_or(|member| member.server != server) {
                 continue;
             }
-            if replica.leads && self.leaders.get(&partition).is_none_or(|leader| replica.term > leader.term) {
+            if replica.leads
+                && self.leaders.get(&partition).is_none_or(|leader| replica.term > leader.term)
+            {
                 self.leaders.insert(partition, Leader { server, term: replica.term });
                 self.leaders_version += 1;
             }
@@ -157,7 +180,10 @@ impl Roster {
 
     /// Those that have just fallen silent.
     pub fn expire(&mut self, now: Instant) -> Vec<ServerId> {
-        let silent = self.servers.iter_mut().filter(|(_, seen)| seen.up && now.saturating_duration_since(seen.heard) > SILENCE_MAX);
+        let silent = self
+            .servers
+            .iter_mut()
+            .filter(|(_, seen)| seen.up && now.saturating_duration_since(seen.heard) > SILENCE_MAX);
         silent
             .map(|(id, seen)| {
                 seen.up = false;
@@ -176,14 +202,23 @@ impl Roster {
         self.servers.get(&server).is_some_and(|seen| seen.up)
     }
 
-    /// Whether a replica could lead and should: it is able to, and its server says that its disks are well.
-    pub fn may_lead(&self, server: ServerId, partition: PartitionId, raft_id: u64, lag_max: u64) -> bool {
+    /// Whether a replica could lead and should: it is able to, and its server says that
+    /// its disks are well.
+    pub fn may_lead(
+        &self,
+        server: ServerId,
+        partition: PartitionId,
+        raft_id: u64,
+        lag_max: u64,
+    ) -> bool {
         self.is_well(server) && self.is_able(server, partition, raft_id, lag_max)
     }
 
     /// Whether a server is known that does not say of its disks that they ail.
     pub fn is_well(&self, server: ServerId) -> bool {
-        self.servers.get(&server).is_some_and(|seen| seen.figures.as_ref().is_none_or(|figures| figures.ailing.is_none()))
+        self.servers.get(&server).is_some_and(|seen| {
+            seen.figures.as_ref().is_none_or(|figures| figures.ailing.is_none())
+        })
     }
 
     /// Servers that are there.
@@ -224,30 +259,59 @@ impl Roster {
 
     /// Tables that are being created and whose partitions have all had a leader.
     pub fn formed(&self, state: &State) -> Vec<TableId> {
-        let creating = state.tables.values().filter(|record| record.status == Status::Creating).map(|record| record.table.id);
-        creating.filter(|id| state.placements_of(*id).all(|placement| self.leaders.contains_key(&placement.partition))).collect()
+        let creating = state
+            .tables
+            .values()
+            .filter(|record| record.status == Status::Creating)
+            .map(|record| record.table.id);
+        creating
+            .filter(|id| {
+                state
+                    .placements_of(*id)
+                    .all(|placement| self.leaders.contains_key(&placement.partition))
+            })
+            .collect()
     }
 
-    /// Tables that are being dropped, and servers that have nothing of them left but still count as holding some.
+    /// Tables that are being dropped, and servers that have nothing of them left but
+    /// still count as holding some.
     pub fn destroyed(&self, state: &State) -> Vec<(TableId, ServerId)> {
         let dropping = state.tables.values().filter(|record| record.status == Status::Dropping);
-        let done = |server: ServerId, table| self.servers.get(&server).is_some_and(|seen| seen.destroyed.contains(&table));
+        let done = |server: ServerId, table| {
+            self.servers.get(&server).is_some_and(|seen| seen.destroyed.contains(&table))
+        };
         dropping
             .flat_map(|record| record.remaining.iter().map(|server| (record.table.id, *server)))
             .filter(|(table, server)| done(*server, *table))
             .collect()
     }
 
-    /// Whether every server that is there and holds something of a table has made the assignments of `version` true.
+    /// Whether every server that is there and holds something of a table has made the
+    /// assignments of `version` true.
     pub fn has_followed(&self, state: &State, table: TableId, version: u64) -> bool {
-        let holders: BTreeSet<ServerId> =
-            state.placements_of(table).flat_map(|placement| placement.members.iter().map(|member| member.server)).collect();
-        holders.into_iter().filter_map(|server| self.servers.get(&server)).filter(|seen| seen.up).all(|seen| seen.followed >= version)
+        let holders: BTreeSet<ServerId> = state
+            .placements_of(table)
+            .flat_map(|placement| placement.members.iter().map(|member| member.server))
+            .collect();
+        holders
+            .into_iter()
+            .filter_map(|server| self.servers.get(&server))
+            .filter(|seen| seen.up)
+            .all(|seen| seen.followed >= version)
     }
 
-    /// Whether a replica could lead: it runs, its server is there, and it lacks at most `lag_max` entries.
-    pub fn is_able(&self, server: ServerId, partition: PartitionId, raft_id: u64, lag_max: u64) -> bool {
-        let runs = self.replica(server, partition).is_some_and(|replica| replica.raft_id == raft_id && replica.health == Health::Running);
+    /// Whether a replica could lead: it runs, its server is there, and it lacks at most
+    /// `lag_max` entries.
+    pub fn is_able(
+        &self,
+        server: ServerId,
+        partition: PartitionId,
+        raft_id: u64,
+        lag_max: u64,
+    ) -> bool {
+        let runs = self
+            .replica(server, partition)
+            .is_some_and(|replica| replica.raft_id == raft_id && replica.health == Health::Running);
         self.is_up(server) && runs && self.lag(partition, raft_id).is_some_and(|lag| lag <= lag_max)
     }
 }
@@ -275,8 +339,13 @@ mod tests {
             envs: BTreeMap::new(),
             default_ttl_since_ms: 0,
         });
-        let members = (1..=3).map(|n| Member { raft_id: 10 + n, server: ServerId(300 + n) }).collect();
-        let remaining = if status == Status::Dropping { vec![ServerId(301), ServerId(302)] } else { Vec::new() };
+        let members =
+            (1..=3).map(|n| Member { raft_id: 10 + n, server: ServerId(300 + n) }).collect();
+        let remaining = if status == Status::Dropping {
+            vec![ServerId(301), ServerId(302)]
+        } else {
+            Vec::new()
+        };
         state.apply(
             &[
                 Change::Put(Record { table, status, created_at_ms: 0, remaining }),
@@ -326,12 +395,21 @@ mod tests {
         roster.report(ServerId(302), 2, says(vec![replica(12, 6, false)]), &state, now);
         assert_eq!(roster.leader(P), Some(Leader { server: ServerId(301), term: 5 }));
         assert_eq!(roster.formed(&state), [TableId(1)]);
-        assert_eq!((roster.lag(P, 11), roster.lag(P, 12), roster.lag(P, 13), roster.lag(P, 14)), (Some(0), Some(10), Some(100), None));
-        assert!(roster.is_able(ServerId(302), P, 12, 10) && !roster.is_able(ServerId(302), P, 12, 9));
+        assert_eq!(
+            (roster.lag(P, 11), roster.lag(P, 12), roster.lag(P, 13), roster.lag(P, 14)),
+            (Some(0), Some(10), Some(100), None)
+        );
+        assert!(
+            roster.is_able(ServerId(302), P, 12, 10) && !roster.is_able(ServerId(302), P, 12, 9)
+        );
         let version = roster.leaders_version();
         roster.report(ServerId(302), 2, says(vec![replica(12, 7, true)]), &state, now);
         roster.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
-        assert_eq!(roster.leader(P), Some(Leader { server: ServerId(302), term: 7 }), "the deposed one says the old thing still");
+        assert_eq!(
+            roster.leader(P),
+            Some(Leader { server: ServerId(302), term: 7 }),
+            "the deposed one says the old thing still"
+        );
         assert_eq!(roster.leaders_version(), version + 1);
     }
 
@@ -342,14 +420,24 @@ mod tests {
         roster.report(ServerId(301), 1, says(vec![replica(11, 5, true)]), &state, now);
         roster.report(ServerId(302), 2, says(vec![replica(12, 5, false)]), &state, now);
         assert!(roster.may_lead(ServerId(302), P, 12, 10));
-        let figures = |ailing: Option<&str>| Some(ServerFigures { ailing: ailing.map(str::to_owned), ..ServerFigures::default() });
+        let figures = |ailing: Option<&str>| {
+            Some(ServerFigures { ailing: ailing.map(str::to_owned), ..ServerFigures::default() })
+        };
         let sick = Report { figures: figures(Some("it is full")), ..Report::default() };
         roster.report(ServerId(302), 2, sick, &state, now);
-        assert!(roster.is_able(ServerId(302), P, 12, 10) && !roster.may_lead(ServerId(302), P, 12, 10));
+        assert!(
+            roster.is_able(ServerId(302), P, 12, 10) && !roster.may_lead(ServerId(302), P, 12, 10)
+        );
         assert!(!roster.is_well(ServerId(302)) && roster.is_well(ServerId(301)));
         roster.report(ServerId(302), 2, Report::default(), &state, now);
         assert!(!roster.may_lead(ServerId(302), P, 12, 10), "it has not said otherwise");
-        roster.report(ServerId(302), 2, Report { figures: figures(None), ..Report::default() }, &state, now);
+        roster.report(
+            ServerId(302),
+            2,
+            Report { figures: figures(None), ..Report::default() },
+            &state,
+            now,
+        );
         assert!(roster.may_lead(ServerId(302), P, 12, 10));
     }
 
@@ -364,7 +452,11 @@ mod tests {
         assert_eq!(roster.up().collect::<Vec<_>>(), [ServerId(301)]);
         roster.report(ServerId(302), 2, Report::default(), &state, later);
         assert!(roster.is_up(ServerId(302)), "heard again");
-        assert!(roster.leave(ServerId(302), 2) && !roster.is_up(ServerId(302)) && !roster.leave(ServerId(302), 2));
+        assert!(
+            roster.leave(ServerId(302), 2)
+                && !roster.is_up(ServerId(302))
+                && !roster.leave(ServerId(302), 2)
+        );
     }
 
     #[test]
@@ -381,9 +473,20 @@ mod tests {
     fn strange_reports_leave_nothing() {
         let (now, state) = (Instant::now(), state(Status::Ready));
         let mut roster = three(now);
-        let elsewhere = Replica { partition: PartitionId { table: TableId(9), index: 0 }, ..replica(11, 5, true) };
-        let compaction =
-            Compaction { run: 1, table: TableId(9), done: 0, replicas: 0, disk_bytes_before: 0, disk_bytes: 0, ended: false, error: None };
+        let elsewhere = Replica {
+            partition: PartitionId { table: TableId(9), index: 0 },
+            ..replica(11, 5, true)
+        };
+        let compaction = Compaction {
+            run: 1,
+            table: TableId(9),
+            done: 0,
+            replicas: 0,
+            disk_bytes_before: 0,
+            disk_bytes: 0,
+            ended: false,
+            error: None,
+        };
         let strange = Report {
             replicas: vec![elsewhere, replica(12, 5, true), replica(99, 5, true)],
             destroyed: vec![TableId(9)],
@@ -392,9 +495,22 @@ mod tests {
         };
         roster.report(ServerId(301), 1, strange, &state, now);
         let seen = roster.seen(ServerId(301)).unwrap();
-        assert!(seen.replicas.is_empty() && seen.destroyed.is_empty() && seen.compactions.is_empty() && roster.leader(P).is_none());
-        let many = (0..100).map(|run| Compaction { run, table: TableId(1), ..compaction.clone() }).collect();
-        roster.report(ServerId(301), 1, Report { compactions: many, ..Report::default() }, &state, now);
+        assert!(
+            seen.replicas.is_empty()
+                && seen.destroyed.is_empty()
+                && seen.compactions.is_empty()
+                && roster.leader(P).is_none()
+        );
+        let many = (0..100)
+            .map(|run| Compaction { run, table: TableId(1), ..compaction.clone() })
+            .collect();
+        roster.report(
+            ServerId(301),
+            1,
+            Report { compactions: many, ..Report::default() },
+            &state,
+            now,
+        );
         assert_eq!(roster.seen(ServerId(301)).unwrap().compactions.len(), COMPACTIONS_MAX);
         roster.keep(&State::default());
         assert!(roster.seen(ServerId(301)).is_none());
@@ -404,15 +520,40 @@ mod tests {
     fn drops_and_settings_are_followed() {
         let (now, state) = (Instant::now(), state(Status::Dropping));
         let mut roster = three(now);
-        roster.report(ServerId(302), 2, Report { destroyed: vec![TableId(1)], ..Report::default() }, &state, now);
-        roster.report(ServerId(303), 3, Report { destroyed: vec![TableId(1)], ..Report::default() }, &state, now);
-        assert_eq!(roster.destroyed(&state), [(TableId(1), ServerId(302))], "the third did not hold anything any more");
+        roster.report(
+            ServerId(302),
+            2,
+            Report { destroyed: vec![TableId(1)], ..Report::default() },
+            &state,
+            now,
+        );
+        roster.report(
+            ServerId(303),
+            3,
+            Report { destroyed: vec![TableId(1)], ..Report::default() },
+            &state,
+            now,
+        );
+        assert_eq!(
+            roster.destroyed(&state),
+            [(TableId(1), ServerId(302))],
+            "the third did not hold anything any more"
+        );
         assert!(!roster.has_followed(&state, TableId(1), 7));
         for n in 1..=2 {
-            roster.report(ServerId(300 + n), n, Report { followed: 7, ..Report::default() }, &state, now);
+            roster.report(
+                ServerId(300 + n),
+                n,
+                Report { followed: 7, ..Report::default() },
+                &state,
+                now,
+            );
         }
         assert!(!roster.has_followed(&state, TableId(1), 7));
         roster.leave(ServerId(303), 3);
-        assert!(roster.has_followed(&state, TableId(1), 7), "one that is not there follows when it comes back");
+        assert!(
+            roster.has_followed(&state, TableId(1), 7),
+            "one that is not there follows when it comes back"
+        );
     }
 }

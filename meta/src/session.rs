@@ -1,4 +1,5 @@
-//! Meta's side of the channels: hears what servers report, tells them what is new, and passes orders on. And answers questions.
+//! Meta's side of the channels: hears what servers report, tells them what is new, and
+//! passes orders on. And answers questions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +8,9 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, to_bytes};
 use bytes::Bytes;
 use cluster::net::{Channel, ChannelReceiver, ChannelSender, NetError, Peer, Service, To};
-use cluster::news::{self, Ask, Assignment, FromMeta, Hello, NotLeading, Order, SeatWord, ToMeta, Told, Welcome};
+use cluster::news::{
+    self, Ask, Assignment, FromMeta, Hello, NotLeading, Order, SeatWord, ToMeta, Told, Welcome,
+};
 use cluster::{Boxed, ServerId, TableId};
 use tokio::sync::mpsc;
 use tower::util::ServiceExt;
@@ -20,7 +23,8 @@ use crate::state::Command;
 
 /// Something is said to every server at least so often.
 const BEAT: Duration = Duration::from_secs(1);
-/// The largest body of a request or an answer of the admin API that goes from meta to meta, bytes.
+/// The largest body of a request or an answer of the admin API that goes from meta to
+/// meta, bytes.
 const ADMIN_BYTES_MAX: usize = 32 << 20;
 /// How long a majority may take to confirm who has a seat.
 const SEAT_PATIENCE: Duration = Duration::from_millis(500);
@@ -32,7 +36,8 @@ impl Meta {
         NotLeading { leader: self.leader_address() }
     }
 
-    /// Takes a channel of a server ([`Service::Meta`]) and serves it on a task of its own, until either side ends it.
+    /// Takes a channel of a server ([`Service::Meta`]) and serves it on a task of its
+    /// own, until either side ends it.
     pub fn channel(self: &Arc<Self>, peer: &Peer, hello: Bytes, channel: Channel) {
         let (meta, peer) = (self.clone(), peer.clone());
         tokio::spawn(async move {
@@ -53,7 +58,8 @@ impl Meta {
             tracing::warn!(server = %peer.server, remote = %peer.remote, why, "a server is refused");
             FromMeta::Refused(why)
         };
-        let Hello { server, cluster, software } = news::decode(hello).map_err(|bad| refused(bad.to_string()))?;
+        let Hello { server, cluster, software } =
+            news::decode(hello).map_err(|bad| refused(bad.to_string()))?;
         if server.id != peer.server {
             return Err(refused(format!("server {} says that it is {}", peer.server, server.id)));
         }
@@ -62,7 +68,9 @@ impl Meta {
         }
         let picture = self.picture().map_err(|_| FromMeta::NotLeading(self.not_leading()))?;
         if cluster.is_some() && cluster != picture.state.cluster {
-            return Err(refused("this is another cluster's meta: the server's data belongs elsewhere".to_owned()));
+            return Err(refused(
+                "this is another cluster's meta: the server's data belongs elsewhere".to_owned(),
+            ));
         }
         let id = server.id;
         let sits = self.seat_at(&server.address).map(|seat| Command::Sit { seat, server: id });
@@ -89,7 +97,12 @@ impl Meta {
     }
 
     /// Serves a channel until its end; the last word.
-    async fn serve(&self, admitted: Admitted, sender: &ChannelSender, receiver: ChannelReceiver) -> FromMeta {
+    async fn serve(
+        &self,
+        admitted: Admitted,
+        sender: &ChannelSender,
+        receiver: ChannelReceiver,
+    ) -> FromMeta {
         let (id, session) = (admitted.id, admitted.session);
         let address = self.picture.borrow().servers.get(&id).map(|server| server.address.clone());
         tracing::info!(server = %id, address, "server is up");
@@ -98,7 +111,8 @@ impl Meta {
             () = self.tell(admitted, sender) => {}
         }
         if self.roster.lock().leave(id, session) {
-            let address = self.picture.borrow().servers.get(&id).map(|server| server.address.clone());
+            let address =
+                self.picture.borrow().servers.get(&id).map(|server| server.address.clone());
             tracing::warn!(server = %id, address, "server is down: it has closed its connection, or that was lost");
         }
         self.desk.lock().close(id, session);
@@ -125,7 +139,8 @@ impl Meta {
         }
     }
 
-    /// Tells a server what is new until this meta does not lead any more, the server has opened a newer channel, or it has gone.
+    /// Tells a server what is new until this meta does not lead any more, the server has
+    /// opened a newer channel, or it has gone.
     async fn tell(&self, admitted: Admitted, sender: &ChannelSender) {
         let Admitted { id, session, term, cluster, mut orders } = admitted;
         let mut pictures = self.picture.subscribe();
@@ -161,7 +176,11 @@ impl Meta {
     }
 
     /// Answers a question that came by [`Service::Meta`].
-    pub fn answer(self: &Arc<Self>, body: Bytes, local: Arc<dyn Local>) -> Boxed<'static, Result<Bytes, String>> {
+    pub fn answer(
+        self: &Arc<Self>,
+        body: Bytes,
+        local: Arc<dyn Local>,
+    ) -> Boxed<'static, Result<Bytes, String>> {
         let meta = self.clone();
         Box::pin(async move {
             let told = match news::decode::<Ask>(&body).map_err(|bad| bad.to_string())? {
@@ -174,7 +193,9 @@ impl Meta {
                     Err(error) => meta.told(error),
                 },
                 Ask::ListTables => match meta.confirmed().await {
-                    Ok(picture) => Told::Tables(picture.tables.values().map(|table| (**table).clone()).collect()),
+                    Ok(picture) => Told::Tables(
+                        picture.tables.values().map(|table| (**table).clone()).collect(),
+                    ),
                     Err(error) => meta.told(error),
                 },
                 Ask::NewTable => match meta.confirmed().await {
@@ -194,7 +215,10 @@ impl Meta {
     /// The seat of the meta that is reached at an address.
     fn seat_at(&self, address: &str) -> Option<u32> {
         let Seat::Member { members, .. } = &self.options.seat else { return None };
-        members.iter().position(|member| member == address).and_then(|place| u32::try_from(place + 1).ok())
+        members
+            .iter()
+            .position(|member| member == address)
+            .and_then(|place| u32::try_from(place + 1).ok())
     }
 
     /// What is known here of a seat that a server wants whose meta remembers nothing.
@@ -213,7 +237,9 @@ impl Meta {
         match error {
             MetaError::NotLeading { .. } => Told::NotLeading(self.not_leading()),
             // More servers may come.
-            MetaError::Refused(crate::state::Refusal::NotEnough(why)) => Told::NotNow(why.to_string()),
+            MetaError::Refused(crate::state::Refusal::NotEnough(why)) => {
+                Told::NotNow(why.to_string())
+            }
             MetaError::Refused(refusal) => Told::Refused(refusal.to_string()),
             MetaError::DiskFull(why) => Told::Refused(why),
             MetaError::NotNow(why) | MetaError::NotYet(why) => Told::NotNow(why),
@@ -222,19 +248,30 @@ impl Meta {
         }
     }
 
-    /// Has the meta that leads answer a request of the admin API; `None`: that is this one. With the status and JSON.
+    /// Has the meta that leads answer a request of the admin API; `None`: that is this
+    /// one. With the status and JSON.
     ///
     /// # Errors
-    /// [`MetaError::NotNow`]: nothing was changed. [`MetaError::Unknown`]: the request or its answer got lost.
-    pub(crate) async fn forward(&self, method: &str, path: &str, body: Bytes) -> Option<Result<(u16, Bytes), MetaError>> {
+    /// [`MetaError::NotNow`]: nothing was changed. [`MetaError::Unknown`]: the request or
+    /// its answer got lost.
+    pub(crate) async fn forward(
+        &self,
+        method: &str,
+        path: &str,
+        body: Bytes,
+    ) -> Option<Result<(u16, Bytes), MetaError>> {
         let Seat::Member { net, .. } = &self.options.seat else { return None };
         if self.picture().is_ok() {
             return None;
         }
         let not_now = |why: String| MetaError::NotNow(why);
-        let Some(leader) = self.leader_address() else { return Some(Err(not_now("no meta leads now".to_owned()))) };
+        let Some(leader) = self.leader_address() else {
+            return Some(Err(not_now("no meta leads now".to_owned())));
+        };
         let ask = Ask::Admin { method: method.to_owned(), path: path.to_owned(), body };
-        let asked = net.call(To::Address(leader.clone()), Service::Meta, news::encode(&ask), ADMIN_TIMEOUT).await;
+        let asked = net
+            .call(To::Address(leader.clone()), Service::Meta, news::encode(&ask), ADMIN_TIMEOUT)
+            .await;
         let at = |why: &dyn std::fmt::Display| format!("the meta at {leader}: {why}");
         Some(match asked.map(|answer| news::decode::<Told>(&answer)) {
             Ok(Ok(Told::Admin { status, body })) => Ok((status, body)),
@@ -270,26 +307,38 @@ impl Known {
         let version = picture.version;
         if before.as_ref().is_none_or(|before| !Arc::ptr_eq(&before.servers, &picture.servers)) {
             let known = before.as_ref().map(|before| &*before.servers);
-            messages.extend(pages(known, &picture.servers, version).into_iter().map(FromMeta::Servers));
+            messages
+                .extend(pages(known, &picture.servers, version).into_iter().map(FromMeta::Servers));
         }
         // Routes before tables: whoever sees a table is to find its partitions.
         if before.as_ref().is_none_or(|before| !Arc::ptr_eq(&before.routes, &picture.routes)) {
             let known = before.as_ref().map(|before| &*before.routes);
-            messages.extend(pages(known, &picture.routes, version).into_iter().map(FromMeta::Routes));
+            messages
+                .extend(pages(known, &picture.routes, version).into_iter().map(FromMeta::Routes));
         }
         if before.as_ref().is_none_or(|before| before.version != version) {
             let known = before.as_ref().map(|before| &*before.tables);
-            messages.extend(pages(known, &picture.tables, version).into_iter().map(FromMeta::Tables));
-            // Also when nothing is new for this server: it is to say that it has followed.
+            messages
+                .extend(pages(known, &picture.tables, version).into_iter().map(FromMeta::Tables));
+            // Also when nothing is new for this server: it is to say that it has
+            // followed.
             let now = picture.assignments(server);
-            messages.extend(pages(self.assignments.as_ref(), &now, version).into_iter().map(FromMeta::Assign));
+            messages.extend(
+                pages(self.assignments.as_ref(), &now, version).into_iter().map(FromMeta::Assign),
+            );
             self.assignments = Some(now);
         }
         messages
     }
 }
 
-async fn admin_answer(meta: Arc<Meta>, local: Arc<dyn Local>, method: &str, path: &str, body: Bytes) -> Result<Told, String> {
+async fn admin_answer(
+    meta: Arc<Meta>,
+    local: Arc<dyn Local>,
+    method: &str,
+    path: &str,
+    body: Bytes,
+) -> Result<Told, String> {
     let mut request = axum::http::Request::builder().method(method).uri(path);
     if !body.is_empty() {
         request = request.header(axum::http::header::CONTENT_TYPE, "application/json");
@@ -300,6 +349,7 @@ async fn admin_answer(meta: Arc<Meta>, local: Arc<dyn Local>, method: &str, path
         Err(never) => match never {},
     };
     let status = response.status().as_u16();
-    let body = to_bytes(response.into_body(), ADMIN_BYTES_MAX).await.map_err(|error| error.to_string())?;
+    let body =
+        to_bytes(response.into_body(), ADMIN_BYTES_MAX).await.map_err(|error| error.to_string())?;
     Ok(Told::Admin { status, body })
 }

@@ -1,22 +1,33 @@
-//! What meta knows for good, as a pure state machine: a command and a stamp give changes, or a refusal.
+//! What meta knows for good, as a pure state machine: a command and a stamp give changes,
+//! or a refusal.
 //!
-//! Only what must survive is here: servers, tables, where replicas are, and how far tables are being made or destroyed. Who leads, who is alive and how far
-//! replicas are is not; it is what servers report ([`crate::roster`]).
+//! Only what must survive is here: servers, tables, where replicas are, and how far
+//! tables are being made or destroyed. Who leads, who is alive and how far replicas are
+//! is not; it is what servers report ([`crate::roster`]).
 //!
 //! # Life of a table
-//! `Creating` with all placements from the first moment; `Ready` once every partition has had a leader; `Dropping` with the list of servers that still hold
-//! something of it; forgotten when that list is empty. Each step is one command, so whoever leads meta can take the next one.
+//! `Creating` with all placements from the first moment; `Ready` once every partition has
+//! had a leader; `Dropping` with the list of servers that still hold something of it;
+//! forgotten when that list is empty. Each step is one command, so whoever leads meta can
+//! take the next one.
 //!
 //! # Invariants
-//! - A table's id is never given again: `next_id` only grows, whatever happens to tables (`ids_are_never_reused`).
-//! - A replica's Raft id is never given again, over all tables: `next_raft_id` only grows (`ids_are_never_reused`).
-//! - A number that a table with a name had is never given again: `next_number` only grows (`a_table_with_a_name_has_a_number_that_none_had_before`).
-//! - Two tables that serve never have the same name. A table that is being dropped has lost its name already.
-//! - `default_ttl_since_ms` changes exactly when the value of `default_ttl` does, and only here, and grows: partitions, which hear of it at different times, tell
-//!   by it what was set later.
+//! - A table's id is never given again: `next_id` only grows, whatever happens to tables
+//!   (`ids_are_never_reused`).
+//! - A replica's Raft id is never given again, over all tables: `next_raft_id` only grows
+//!   (`ids_are_never_reused`).
+//! - A number that a table with a name had is never given again: `next_number` only grows
+//!   (`a_table_with_a_name_has_a_number_that_none_had_before`).
+//! - Two tables that serve never have the same name. A table that is being dropped has
+//!   lost its name already.
+//! - `default_ttl_since_ms` changes exactly when the value of `default_ttl` does, and
+//!   only here, and grows: partitions, which hear of it at different times, tell by it
+//!   what was set later.
 //! - The cluster's id is set once (`the_cluster_is_founded_once`).
-//! - A seat of the meta group has one server, until an operator releases it (`a_seat_has_one_server_until_it_is_released`).
-//! - A server that was removed never comes back under its id (`removed_servers_stay_out`).
+//! - A seat of the meta group has one server, until an operator releases it
+//!   (`a_seat_has_one_server_until_it_is_released`).
+//! - A server that was removed never comes back under its id
+//!   (`removed_servers_stay_out`).
 //! - A refused command leaves no changes.
 
 mod decide;
@@ -46,7 +57,8 @@ pub const TABLES_MAX: usize = 1000;
 pub const SERVERS_MAX: usize = 1000;
 /// The most servers that were removed and are kept in mind.
 pub const REMOVED_MAX: usize = 100_000;
-/// The largest number that a name of the form `db7` may stand for: `CONFIG GET databases` is beyond the largest, and clients count up to it.
+/// The largest number that a name of the form `db7` may stand for: `CONFIG GET databases`
+/// is beyond the largest, and clients count up to it.
 pub const DATABASE_MAX: u32 = 9999;
 /// Raft ids of replicas begin here.
 pub const FIRST_RAFT_ID: u64 = 2;
@@ -72,7 +84,8 @@ pub struct Record {
     pub status: Status,
     /// When it was created, ms since the epoch by the meta leader's stamp.
     pub created_at_ms: u64,
-    /// While it is being dropped: the servers that have not yet said that nothing is left there.
+    /// While it is being dropped: the servers that have not yet said that nothing is left
+    /// there.
     pub remaining: Vec<ServerId>,
 }
 
@@ -93,7 +106,8 @@ pub enum Command {
         /// A random number.
         cluster: u64,
     },
-    /// A server is there, or has other addresses, another zone or other roles than before.
+    /// A server is there, or has other addresses, another zone or other roles than
+    /// before.
     Register(Server),
     /// A server is gone for good.
     Remove {
@@ -109,7 +123,8 @@ pub enum Command {
         /// Who.
         server: ServerId,
     },
-    /// An operator's word that a seat's server has lost what its meta had voted for: another may take it.
+    /// An operator's word that a seat's server has lost what its meta had voted for:
+    /// another may take it.
     Release {
         /// Which.
         seat: u32,
@@ -141,7 +156,8 @@ pub enum Command {
         /// Which.
         name: String,
     },
-    /// A step of a drop: nothing of the table is left on a server. The last one forgets the table.
+    /// A step of a drop: nothing of the table is left on a server. The last one forgets
+    /// the table.
     Destroyed {
         /// Which.
         id: TableId,
@@ -170,7 +186,10 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// See [`check_name`].
-    #[error("a table's name is 1 to {NAME_BYTES_MAX} letters, digits, '_', '-', '.' or ':', and not a number")]
+    #[error(
+        "a table's name is 1 to {NAME_BYTES_MAX} letters, digits, '_', '-', '.' or ':', and not a \
+         number"
+    )]
     BadName,
     /// 0, or too many.
     #[error("a table has 1 to {PARTITIONS_MAX} partitions")]
@@ -184,9 +203,11 @@ pub enum Refusal {
     /// Another table has the name.
     #[error("table '{0}' exists")]
     Exists(String),
-    /// A name of the form `db7`, for a number that a table has or had, or above [`DATABASE_MAX`].
+    /// A name of the form `db7`, for a number that a table has or had, or above
+    /// [`DATABASE_MAX`].
     #[error(
-        "the name '{0}' stands for a number: one that no table has or had, and at most {DATABASE_MAX}; give it another name, and it gets a number of its own"
+        "the name '{0}' stands for a number: one that no table has or had, and at most \
+         {DATABASE_MAX}; give it another name, and it gets a number of its own"
     )]
     Reserved(String),
     /// Nobody has the name.
@@ -217,21 +238,27 @@ pub enum Refusal {
     #[error(transparent)]
     Env(#[from] envs::BadEnv),
     /// [`SERVERS_MAX`] or [`REMOVED_MAX`] is reached.
-    #[error("there are {SERVERS_MAX} servers or {REMOVED_MAX} were removed, and no more are possible")]
+    #[error(
+        "there are {SERVERS_MAX} servers or {REMOVED_MAX} were removed, and no more are possible"
+    )]
     TooManyServers,
     /// An address or a zone that nobody can have.
     #[error("the server can't be registered: {0}")]
     BadServer(String),
     /// It was removed by an operator, and what it holds is of the past.
-    #[error("server {0} was removed from this cluster; to let this machine join again, start it with an empty data directory")]
+    #[error(
+        "server {0} was removed from this cluster; to let this machine join again, start it with \
+         an empty data directory"
+    )]
     Removed(ServerId),
     /// Nobody has the id.
     #[error("no such server {0}")]
     NoServer(ServerId),
     /// The seat's votes were another's, and are not remembered here.
     #[error(
-        "seat {seat} of the meta group is server {server}'s: a meta must not forget what it has voted for. Start it with that server's directory; \
-         if that is lost for good, let an operator say so (bridle admin release {seat})"
+        "seat {seat} of the meta group is server {server}'s: a meta must not forget what it has \
+         voted for. Start it with that server's directory; if that is lost for good, let an \
+         operator say so (bridle admin release {seat})"
     )]
     SeatTaken {
         /// Which.
@@ -246,7 +273,10 @@ pub enum Refusal {
     #[error("server {0} is alive: stop it first")]
     Alive(ServerId),
     /// Without it, partitions would have fewer replicas than they are to have.
-    #[error("server {server} holds {replicas} replicas of tables that serve ({tables}); these tables must be dropped first")]
+    #[error(
+        "server {server} holds {replicas} replicas of tables that serve ({tables}); these tables \
+         must be dropped first"
+    )]
     HoldsReplicas {
         /// Which.
         server: ServerId,
@@ -333,7 +363,8 @@ impl Default for State {
     }
 }
 
-/// Whether a name may be a table's: `SELECT` must be able to tell it from a database's number.
+/// Whether a name may be a table's: `SELECT` must be able to tell it from a database's
+/// number.
 pub fn check_name(name: &str) -> Result<(), Refusal> {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':');
     let number = name.chars().all(|c| c.is_ascii_digit());
@@ -346,12 +377,15 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
 impl State {
     /// The table that serves, or is to serve, under a name.
     pub fn named(&self, name: &str) -> Option<&Record> {
-        self.tables.values().find(|record| record.status != Status::Dropping && record.table.name == name)
+        self.tables
+            .values()
+            .find(|record| record.status != Status::Dropping && record.table.name == name)
     }
 
     /// The placements of a table, by partition.
     pub fn placements_of(&self, table: TableId) -> impl Iterator<Item = &Arc<Placement>> {
-        let (first, last) = (PartitionId { table, index: 0 }, PartitionId { table, index: u32::MAX });
+        let (first, last) =
+            (PartitionId { table, index: 0 }, PartitionId { table, index: u32::MAX });
         self.placements.range(first..=last).map(|(_, placement)| placement)
     }
 
@@ -361,13 +395,17 @@ impl State {
         for change in changes {
             match change {
                 Change::Cluster(cluster) => self.cluster = Some(*cluster),
-                Change::Server(registered) => drop(self.servers.insert(registered.server.id, registered.clone())),
+                Change::Server(registered) => {
+                    drop(self.servers.insert(registered.server.id, registered.clone()))
+                }
                 Change::RemoveServer(server, since_ms) => {
                     self.servers.remove(server);
                     self.removed.insert(*server, *since_ms);
                 }
                 Change::Put(record) => drop(self.tables.insert(record.table.id, record.clone())),
-                Change::Place(placement) => drop(self.placements.insert(placement.partition, placement.clone())),
+                Change::Place(placement) => {
+                    drop(self.placements.insert(placement.partition, placement.clone()))
+                }
                 Change::Forget(id) => {
                     self.tables.remove(id);
                     self.placements.retain(|partition, _| partition.table != *id);

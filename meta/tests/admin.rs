@@ -43,7 +43,11 @@ impl Local for Node {
         Figures { rows: u64::from(table.id.0) * 100, ..Figures::default() }
     }
     fn compact(&self, table: &Arc<Table>) -> Compaction {
-        Compaction { status: "running".into(), partitions: table.partitions, ..Compaction::default() }
+        Compaction {
+            status: "running".into(),
+            partitions: table.partitions,
+            ..Compaction::default()
+        }
     }
     fn compaction(&self, _: &Table) -> Compaction {
         Compaction { status: "none".into(), ..Compaction::default() }
@@ -65,17 +69,28 @@ async fn api(dir: &std::path::Path, password: Option<&'static [u8]>) -> String {
 }
 
 /// Status and body of a request with headers.
-async fn ask(method: &str, url: String, headers: &[(&str, &str)], body: Option<Value>) -> (u16, Value) {
+async fn ask(
+    method: &str,
+    url: String,
+    headers: &[(&str, &str)],
+    body: Option<Value>,
+) -> (u16, Value) {
     let mut request = ureq::http::Request::builder().method(method).uri(url);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
     let request = match body {
-        Some(body) => request.header("content-type", "application/json").body(body.to_string()).unwrap(),
+        Some(body) => {
+            request.header("content-type", "application/json").body(body.to_string()).unwrap()
+        }
         None => request.body(String::new()).unwrap(),
     };
     let answer = tokio::task::spawn_blocking(move || {
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).allow_non_standard_methods(true).build().into();
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .allow_non_standard_methods(true)
+            .build()
+            .into();
         let mut response = agent.run(request).unwrap();
         (response.status().as_u16(), response.body_mut().read_json().unwrap_or(Value::Null))
     });
@@ -88,18 +103,29 @@ async fn tables_and_envs() {
     let url = api(dir.path(), None).await;
     let at = |path: &str| format!("{url}/v1{path}");
     assert_eq!(ask("GET", at("/tables"), &[], None).await, (200, json!([])));
-    let (status, made) = ask("POST", at("/tables"), &[], Some(json!({"name": "a:b", "envs": {"default_ttl": "5"}}))).await;
+    let (status, made) =
+        ask("POST", at("/tables"), &[], Some(json!({"name": "a:b", "envs": {"default_ttl": "5"}})))
+            .await;
     assert_eq!(
         (status, &made["id"], &made["status"], &made["partitions"], &made["rows"]),
         (201, &json!(1), &json!("ready"), &json!(3), &json!(100))
     );
-    assert_eq!(ask("GET", at("/tables/a:b/envs"), &[], None).await, (200, json!({"default_ttl": "5"})));
+    assert_eq!(
+        ask("GET", at("/tables/a:b/envs"), &[], None).await,
+        (200, json!({"default_ttl": "5"}))
+    );
     assert_eq!(
         ask("PUT", at("/tables/a%3Ab/envs/default_ttl"), &[], Some(json!({"value": "7"}))).await,
         (200, json!({"default_ttl": "7"}))
     );
-    assert_eq!(ask("GET", at("/tables/a:b/envs/default_ttl"), &[], None).await, (200, json!({"value": "7"})));
-    assert_eq!(ask("DELETE", at("/tables/a:b/envs/default_ttl"), &[], None).await, (200, json!({})));
+    assert_eq!(
+        ask("GET", at("/tables/a:b/envs/default_ttl"), &[], None).await,
+        (200, json!({"value": "7"}))
+    );
+    assert_eq!(
+        ask("DELETE", at("/tables/a:b/envs/default_ttl"), &[], None).await,
+        (200, json!({}))
+    );
     assert_eq!(ask("GET", at("/tables/a:b/envs/default_ttl"), &[], None).await.0, 404);
     assert_eq!(ask("POST", at("/tables/a:b/compaction"), &[], None).await.0, 202);
     assert_eq!(ask("GET", at("/tables/a:b/compaction"), &[], None).await.1["status"], "none");
@@ -118,9 +144,21 @@ async fn refusals_say_why() {
     let cases = [
         ("POST", "/tables", Some(json!({"name": "a"})), 409, "table 'a' exists"),
         ("POST", "/tables", Some(json!({"name": "16"})), 400, "a table's name is"),
-        ("POST", "/tables", Some(json!({"name": "b", "partitions": 0})), 400, "1 to 1024 partitions"),
+        (
+            "POST",
+            "/tables",
+            Some(json!({"name": "b", "partitions": 0})),
+            400,
+            "1 to 1024 partitions",
+        ),
         ("POST", "/tables", Some(json!({"name": "b", "replicaz": 3})), 422, "unknown field"),
-        ("POST", "/tables", Some(json!({"name": "b", "replicas": 3})), 503, "3 replicas need 3 storage servers"),
+        (
+            "POST",
+            "/tables",
+            Some(json!({"name": "b", "replicas": 3})),
+            503,
+            "3 replicas need 3 storage servers",
+        ),
         ("POST", "/tables", Some(json!({"name": "b", "replicas": 9})), 400, "1 to 7 replicas"),
         ("GET", "/tables/b/partitions", None, 404, "no such table 'b'"),
         ("PUT", "/tables/a/partitions/9/leader", Some(json!({"to": "1"})), 404, "no partition 9"),
@@ -132,14 +170,21 @@ async fn refusals_say_why() {
         ("GET", "/tables/b", None, 404, "no such table 'b'"),
         ("DELETE", "/tables/b", None, 404, "no such table 'b'"),
         ("PUT", "/tables/a/envs/x", Some(json!({"value": "1"})), 400, "no such env 'x'"),
-        ("PUT", "/tables/a/envs/default_ttl", Some(json!({"value": "x"})), 400, "is not a value of default_ttl"),
+        (
+            "PUT",
+            "/tables/a/envs/default_ttl",
+            Some(json!({"value": "x"})),
+            400,
+            "is not a value of default_ttl",
+        ),
         ("DELETE", "/tables/a/envs/x", None, 400, "no such env 'x'"),
         ("PATCH", "/tables/a", None, 405, "this can't be done here"),
         ("GET", "/no/such", None, 404, "there is nothing here"),
     ];
     for (method, path, body, status, why) in cases {
         let (got, answer) = ask(method, format!("{url}/v1{path}"), &[], body).await;
-        let error = answer["error"].as_str().unwrap_or_else(|| panic!("{method} {path}: {got} {answer}"));
+        let error =
+            answer["error"].as_str().unwrap_or_else(|| panic!("{method} {path}: {got} {answer}"));
         assert!(got == status && error.contains(why), "{method} {path}: {got} {error}");
     }
 }
@@ -151,13 +196,28 @@ async fn a_cluster_of_one_is_a_cluster() {
     let at = |path: &str| format!("{url}/v1{path}");
     ask("POST", at("/tables"), &[], Some(json!({"name": "a"}))).await;
     let (status, cluster) = ask("GET", at("/cluster"), &[], None).await;
-    assert_eq!((status, &cluster["cluster_id"], &cluster["servers_up"]), (200, &json!("0000000000000007"), &json!(1)));
-    assert_eq!((&cluster["partitions"], &cluster["partitions_led"], &cluster["faults"]), (&json!(3), &json!(3), &json!([])));
+    assert_eq!(
+        (status, &cluster["cluster_id"], &cluster["servers_up"]),
+        (200, &json!("0000000000000007"), &json!(1))
+    );
+    assert_eq!(
+        (&cluster["partitions"], &cluster["partitions_led"], &cluster["faults"]),
+        (&json!(3), &json!(3), &json!([]))
+    );
     let (_, nodes) = ask("GET", at("/nodes"), &[], None).await;
-    assert_eq!((&nodes[0]["id"], &nodes[0]["state"], &nodes[0]["leads"]), (&json!("0000000000000001"), &json!("up"), &json!(3)));
+    assert_eq!(
+        (&nodes[0]["id"], &nodes[0]["state"], &nodes[0]["leads"]),
+        (&json!("0000000000000001"), &json!("up"), &json!(3))
+    );
     let (_, partitions) = ask("GET", at("/tables/a/partitions"), &[], None).await;
-    assert_eq!((&partitions[2]["leader"], &partitions[2]["members"][0]["state"]), (&json!("0000000000000001"), &json!("running")));
-    assert_eq!((&partitions[0]["slots"], &partitions[2]["slots"][1]), (&json!([0, 5461]), &json!(16383)));
+    assert_eq!(
+        (&partitions[2]["leader"], &partitions[2]["members"][0]["state"]),
+        (&json!("0000000000000001"), &json!("running"))
+    );
+    assert_eq!(
+        (&partitions[0]["slots"], &partitions[2]["slots"][1]),
+        (&json!([0, 5461]), &json!(16383))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -165,10 +225,17 @@ async fn a_password_guards_everything() {
     let dir = tempfile::tempdir().unwrap();
     let url = api(dir.path(), Some(b"open sesame")).await;
     for path in ["/status", "/tables", "/no/such"] {
-        for headers in
-            [&[][..], &[("authorization", "Bearer wrong")], &[("authorization", "Bearer ")], &[("authorization", "Basic open sesame")]]
-        {
-            assert_eq!(ask("GET", format!("{url}/v1{path}"), headers, None).await.0, 401, "{path} {headers:?}");
+        for headers in [
+            &[][..],
+            &[("authorization", "Bearer wrong")],
+            &[("authorization", "Bearer ")],
+            &[("authorization", "Basic open sesame")],
+        ] {
+            assert_eq!(
+                ask("GET", format!("{url}/v1{path}"), headers, None).await.0,
+                401,
+                "{path} {headers:?}"
+            );
         }
     }
     for scheme in ["Bearer", "bearer"] {
@@ -185,18 +252,28 @@ async fn a_password_guards_everything() {
         ("Basic b3BlbiBzZXNhbWU=", 401),
         ("Basic", 401),
     ] {
-        assert_eq!(ask("GET", format!("{url}/v1/status"), &[("authorization", authorization)], None).await.0, status, "{authorization}");
+        assert_eq!(
+            ask("GET", format!("{url}/v1/status"), &[("authorization", authorization)], None)
+                .await
+                .0,
+            status,
+            "{authorization}"
+        );
     }
 }
 
-/// What no header may have as it is: control characters, blanks at the end, anything but ASCII.
+/// What no header may have as it is: control characters, blanks at the end, anything but
+/// ASCII.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_may_have_any_bytes() {
     const PASSWORD: &[u8] = b" p\xc3\xa4ss\x01\t\x7fw\xff:rd ";
     let dir = tempfile::tempdir().unwrap();
     let url = api(dir.path(), Some(PASSWORD)).await;
     let authorization = meta::admin::authorization(PASSWORD);
-    assert_eq!(ask("GET", format!("{url}/v1/status"), &[("authorization", &authorization)], None).await.0, 200);
+    assert_eq!(
+        ask("GET", format!("{url}/v1/status"), &[("authorization", &authorization)], None).await.0,
+        200
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -204,6 +281,9 @@ async fn web_pages_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let url = api(dir.path(), None).await;
     let headers = [("origin", "http://evil.example")];
-    assert_eq!(ask("POST", format!("{url}/v1/tables"), &headers, Some(json!({"name": "a"}))).await.0, 403);
+    assert_eq!(
+        ask("POST", format!("{url}/v1/tables"), &headers, Some(json!({"name": "a"}))).await.0,
+        403
+    );
     assert_eq!(ask("GET", format!("{url}/v1/tables"), &[], None).await.1, json!([]));
 }

@@ -1,4 +1,5 @@
-//! The catalogue over a real Raft group: what is acknowledged survives, drops are resumed, the first writer makes the table.
+//! The catalogue over a real Raft group: what is acknowledged survives, drops are
+//! resumed, the first writer makes the table.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -109,14 +110,24 @@ async fn refusals_change_nothing() {
     let _follower = kit::follow(&meta);
     meta.create("a", None, None, no_envs()).await.unwrap();
     let version = meta.version();
-    assert_eq!(meta.create("a", None, None, no_envs()).await, Err(MetaError::Refused(Refusal::Exists("a".into()))));
-    assert_eq!(meta.create("7", None, None, no_envs()).await, Err(MetaError::Refused(Refusal::BadName)));
-    assert!(matches!(meta.set_env("a", "default_ttl", Some("soon")).await, Err(MetaError::Refused(Refusal::Env(_)))));
+    assert_eq!(
+        meta.create("a", None, None, no_envs()).await,
+        Err(MetaError::Refused(Refusal::Exists("a".into())))
+    );
+    assert_eq!(
+        meta.create("7", None, None, no_envs()).await,
+        Err(MetaError::Refused(Refusal::BadName))
+    );
+    assert!(matches!(
+        meta.set_env("a", "default_ttl", Some("soon")).await,
+        Err(MetaError::Refused(Refusal::Env(_)))
+    ));
     assert_eq!(meta.version(), version);
     assert_eq!(names(&meta), ["a"]);
 }
 
-/// A caller that goes away (a client that closes its connection) leaves no half decision behind.
+/// A caller that goes away (a client that closes its connection) leaves no half decision
+/// behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_that_goes_away_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
@@ -125,10 +136,15 @@ async fn a_caller_that_goes_away_does_no_harm() {
     for round in 0..50 {
         let name = format!("t{round}");
         // Cut at another moment each time: before, while and after it is proposed.
-        let _ = tokio::time::timeout(Duration::from_micros(round * 20), meta.create(&name, Some(1), None, no_envs())).await;
+        let _ = tokio::time::timeout(
+            Duration::from_micros(round * 20),
+            meta.create(&name, Some(1), None, no_envs()),
+        )
+        .await;
     }
     let last = meta.create("last", Some(1), None, no_envs()).await.unwrap();
-    let mut ids: Vec<u32> = meta.records().unwrap().iter().map(|record| record.table.id.0).collect();
+    let mut ids: Vec<u32> =
+        meta.records().unwrap().iter().map(|record| record.table.id.0).collect();
     assert_eq!(ids.len() as u32, last.id.0, "every id was given to one table");
     ids.dedup();
     assert_eq!(ids.len() as u32, last.id.0);

@@ -1,4 +1,5 @@
-//! Three metas over real connections: what one has begun, the next one ends; what servers report is known again after a change of the leader.
+//! Three metas over real connections: what one has begun, the next one ends; what servers
+//! report is known again after a change of the leader.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -25,7 +26,8 @@ fn meta_of(metas: &[Option<OneMeta>], index: usize) -> Arc<meta::Meta> {
 /// What a meta says to a question.
 async fn ask(net: &Arc<Net>, address: &str, ask: Ask) -> Told {
     let to = To::Address(address.to_owned());
-    let answer = net.call(to, Service::Meta, news::encode(&ask), std::time::Duration::from_secs(10)).await;
+    let answer =
+        net.call(to, Service::Meta, news::encode(&ask), std::time::Duration::from_secs(10)).await;
     news::decode::<Told>(&answer.unwrap()).unwrap()
 }
 
@@ -62,7 +64,11 @@ async fn a_create_is_finished_by_the_next_leader() {
     })
     .await;
     let picture = meta.picture().unwrap();
-    assert_eq!((picture.state.cluster, &picture.state.placements), (cluster, &before), "the same cluster, the same placements");
+    assert_eq!(
+        (picture.state.cluster, &picture.state.placements),
+        (cluster, &before),
+        "the same cluster, the same placements"
+    );
     // Everybody hears of it, with a leader for each partition.
     for follow in &servers.follows {
         let (tables, routes) = (follow.tables(), follow.routes());
@@ -82,16 +88,29 @@ async fn a_create_is_finished_by_the_next_leader() {
         async move { ask(&net, &address, question).await }
     };
     let ensure = || Ask::EnsureTable { name: "db3".into() };
-    let Told::NotLeading(other) = ask(addresses[third].clone(), ensure()).await else { panic!("it does not lead") };
+    let Told::NotLeading(other) = ask(addresses[third].clone(), ensure()).await else {
+        panic!("it does not lead")
+    };
     assert_eq!(other.leader.as_ref(), Some(&addresses[second]));
-    let Told::Table(Table { name, partitions, replicas, .. }) = ask(addresses[second].clone(), ensure()).await else {
+    let Told::Table(Table { name, partitions, replicas, .. }) =
+        ask(addresses[second].clone(), ensure()).await
+    else {
         panic!("the table is made")
     };
     assert_eq!((name.as_str(), partitions, replicas), ("db3", 4, 3));
-    let list = Ask::Admin { method: "GET".into(), path: "/v1/tables/db3/partitions".into(), body: Bytes::new() };
-    let Told::Admin { status: 200, body } = ask(addresses[second].clone(), list).await else { panic!("partitions are listed") };
+    let list = Ask::Admin {
+        method: "GET".into(),
+        path: "/v1/tables/db3/partitions".into(),
+        body: Bytes::new(),
+    };
+    let Told::Admin { status: 200, body } = ask(addresses[second].clone(), list).await else {
+        panic!("partitions are listed")
+    };
     let list: serde_json::Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!((list.as_array().unwrap().len(), &list[3]["members"][2]["lag"], &list[0]["term"]), (4, &0.into(), &1.into()));
+    assert_eq!(
+        (list.as_array().unwrap().len(), &list[3]["members"][2]["lag"], &list[0]["term"]),
+        (4, &0.into(), &1.into())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -109,7 +128,9 @@ async fn reports_rebuild_routes_and_a_drop_is_resumed() {
     let to = meta.picture().unwrap().state.placements[&partition].members[2].server;
     meta.transfer(partition, to).await.unwrap();
     let led_by = |meta: &meta::Meta| Some(meta.picture().ok()?.routes.get(&partition)?.leader);
-    let leader_before = until("the route follows", || led_by(&meta).flatten().filter(|leader| leader.server == to)).await;
+    let leader_before =
+        until("the route follows", || led_by(&meta).flatten().filter(|leader| leader.server == to))
+            .await;
     servers.behaviour.destroys_nothing.store(true, Ordering::Relaxed);
     meta.drop_table("b").await.unwrap();
     drop(meta);
@@ -120,9 +141,15 @@ async fn reports_rebuild_routes_and_a_drop_is_resumed() {
     assert_eq!(leader_now, leader_before);
     assert_eq!(meta.picture().unwrap().state.tables.len(), 2, "what is dropped is still known");
     servers.behaviour.destroys_nothing.store(false, Ordering::Relaxed);
-    until("the dropped table is forgotten", || (meta.picture().ok()?.state.tables.len() == 1).then_some(())).await;
+    until("the dropped table is forgotten", || {
+        (meta.picture().ok()?.state.tables.len() == 1).then_some(())
+    })
+    .await;
     let statuses = meta.server_statuses(&meta.picture().unwrap());
-    assert!(statuses.iter().all(|server| server.state == "up" && server.replicas == 4), "{statuses:?}");
+    assert!(
+        statuses.iter().all(|server| server.state == "up" && server.replicas == 4),
+        "{statuses:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -136,8 +163,15 @@ async fn a_table_is_found_as_soon_as_anybody_can_know_it_and_only_by_a_meta_that
     let find = |name: &str| Ask::FindTable { name: name.into() };
     let leading = &addresses[first];
     assert_eq!(ask(&net, leading, find("db3")).await, Told::Found(None));
-    assert_eq!(ask(&net, leading, Ask::ListTables).await, Told::Tables(Vec::new()), "to ask makes none");
-    let Told::Table(made) = ask(&net, leading, Ask::EnsureTable { name: "db3".into() }).await else { panic!("the table is made") };
+    assert_eq!(
+        ask(&net, leading, Ask::ListTables).await,
+        Told::Tables(Vec::new()),
+        "to ask makes none"
+    );
+    let Told::Table(made) = ask(&net, leading, Ask::EnsureTable { name: "db3".into() }).await
+    else {
+        panic!("the table is made")
+    };
     for _ in 0..3 {
         assert_eq!(ask(&net, leading, find("db3")).await, Told::Found(Some(made.clone())));
         assert_eq!(ask(&net, leading, find("db30")).await, Told::Found(None));
@@ -146,9 +180,12 @@ async fn a_table_is_found_as_soon_as_anybody_can_know_it_and_only_by_a_meta_that
     meta.drop_table("db3").await.unwrap();
     assert_eq!(ask(&net, leading, find("db3")).await, Told::Found(None));
     let other = &addresses[(first + 1) % 3];
-    let Told::NotLeading(hint) = ask(&net, other, find("db3")).await else { panic!("it does not lead") };
+    let Told::NotLeading(hint) = ask(&net, other, find("db3")).await else {
+        panic!("it does not lead")
+    };
     assert_eq!(hint.leader.as_ref(), Some(leading));
-    // Without the others it can't know what they have decided, though it still takes itself for the leader.
+    // Without the others it can't know what they have decided, though it still takes
+    // itself for the leader.
     for index in (0..3).filter(|index| *index != first) {
         metas[index].take().unwrap().kill().await;
     }
@@ -157,7 +194,9 @@ async fn a_table_is_found_as_soon_as_anybody_can_know_it_and_only_by_a_meta_that
         assert_eq!(found, None);
         assert!(began.elapsed() < std::time::Duration::from_secs(1), "its lease is over");
     }
-    for question in [find("db3"), find("db4"), Ask::ListTables, Ask::EnsureTable { name: "db4".into() }] {
+    for question in
+        [find("db3"), find("db4"), Ask::ListTables, Ask::EnsureTable { name: "db4".into() }]
+    {
         let told = ask(&net, leading, question.clone()).await;
         assert!(matches!(told, Told::NotLeading(_)), "{question:?}: {told:?}");
     }
@@ -171,14 +210,18 @@ async fn a_leader_that_is_cut_off_from_the_other_metas_lets_its_servers_go() {
     let first = leader(&metas).await;
     let all_follow = async |meta: usize| {
         for follow in &servers.follows {
-            until("it follows the meta that leads", || (follow.leader().borrow().as_ref() == Some(&addresses[meta])).then_some(())).await;
+            until("it follows the meta that leads", || {
+                (follow.leader().borrow().as_ref() == Some(&addresses[meta])).then_some(())
+            })
+            .await;
         }
     };
     all_follow(first).await;
     let cut = &metas[first].as_ref().unwrap().cut;
     cut.store(true, Ordering::Relaxed);
     let leads = |meta: usize| meta_of(&metas, meta).picture().is_ok();
-    let second = until("another meta leads", || (0..3).find(|meta| *meta != first && leads(*meta))).await;
+    let second =
+        until("another meta leads", || (0..3).find(|meta| *meta != first && leads(*meta))).await;
     all_follow(second).await;
     assert!(!leads(first), "it shows nothing any more");
     meta_of(&metas, second).create("a", None, None, no_envs()).await.unwrap();
@@ -189,15 +232,18 @@ async fn a_leader_that_is_cut_off_from_the_other_metas_lets_its_servers_go() {
         })
         .await;
     }
-    // Nobody has a majority; then the last leader may lead again in the term in which it resigned.
+    // Nobody has a majority; then the last leader may lead again in the term in which it
+    // resigned.
     metas[(first + 1) % 3].as_ref().unwrap().cut.store(true, Ordering::Relaxed);
     metas[(first + 2) % 3].as_ref().unwrap().cut.store(true, Ordering::Relaxed);
-    until("nobody leads without a majority", || (0..3).all(|meta| !leads(meta)).then_some(())).await;
+    until("nobody leads without a majority", || (0..3).all(|meta| !leads(meta)).then_some(()))
+        .await;
     metas.iter().flatten().for_each(|one| one.cut.store(false, Ordering::Relaxed));
     all_follow(leader(&metas).await).await;
 }
 
-/// What it has proposed waits for as long as it is cut off; those who reach only this meta must not have to.
+/// What it has proposed waits for as long as it is cut off; those who reach only this
+/// meta must not have to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_cut_off_in_the_middle_of_a_change_resigns() {
     let dir = tempfile::tempdir().unwrap();
@@ -217,16 +263,24 @@ async fn a_leader_that_is_cut_off_in_the_middle_of_a_change_resigns() {
     until("it resigns", || meta.picture().is_err().then_some(())).await;
     assert!(began.elapsed() < std::time::Duration::from_secs(6), "{:?}", began.elapsed());
     assert!(creating.await.unwrap().is_err());
-    let rest = metas.iter().enumerate().filter(|(index, _)| *index != first).map(|(_, one)| one.as_ref().unwrap().meta.clone());
+    let rest = metas
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| *index != first)
+        .map(|(_, one)| one.as_ref().unwrap().meta.clone());
     let rest: Vec<_> = rest.collect();
     let next = until("another leads", || rest.iter().find(|meta| meta.picture().is_ok())).await;
-    until("the table is made ready", || (next.picture().ok()?.state.named("a")?.status == Status::Ready).then_some(())).await;
+    until("the table is made ready", || {
+        (next.picture().ok()?.state.named("a")?.status == Status::Ready).then_some(())
+    })
+    .await;
     // Back again, it follows: it is not stuck in what it had begun.
     cut.store(false, Ordering::Relaxed);
     until("it knows the leader", || meta.leader_address()).await;
 }
 
-/// A seat's votes are those of one directory: another is told so, whoever it asks, until an operator releases the seat.
+/// A seat's votes are those of one directory: another is told so, whoever it asks, until
+/// an operator releases the seat.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_seat_is_not_given_to_a_server_that_remembers_nothing_of_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -260,14 +314,24 @@ async fn a_seat_is_not_given_to_a_server_that_remembers_nothing_of_it() {
     assert!(matches!(first_word(old_net.clone(), hello(old)).await, FromMeta::Welcome(_)));
     assert_eq!(ask(&new_net, &addresses[first], seat(new)).await, Told::Seat(SeatWord::Taken(old)));
     assert_eq!(ask(&old_net, &addresses[first], seat(old)).await, Told::Seat(SeatWord::Free));
-    let FromMeta::Refused(why) = first_word(new_net.clone(), hello(new)).await else { panic!("it is another's") };
+    let FromMeta::Refused(why) = first_word(new_net.clone(), hello(new)).await else {
+        panic!("it is another's")
+    };
     assert!(why.contains("bridle admin release 3"), "{why}");
-    // Nor are its letters taken, by those who do not lead either, once they have heard of it.
+    // Nor are its letters taken, by those who do not lead either, once they have heard of
+    // it.
     for one in metas.iter().flatten() {
-        until("all know whose it is", || (one.meta.may_sit(3, old) && !one.meta.may_sit(3, new)).then_some(())).await;
+        until("all know whose it is", || {
+            (one.meta.may_sit(3, old) && !one.meta.may_sit(3, new)).then_some(())
+        })
+        .await;
     }
     let other = (first + 1) % 3;
-    assert_eq!(ask(&new_net, &addresses[other], seat(new)).await, Told::Seat(SeatWord::Unknown), "it does not lead");
+    assert_eq!(
+        ask(&new_net, &addresses[other], seat(new)).await,
+        Told::Seat(SeatWord::Unknown),
+        "it does not lead"
+    );
     let meta = meta_of(&metas, first);
     until("the old one is down", || {
         let picture = meta.picture().ok()?;

@@ -1,4 +1,5 @@
-//! Buffers that grow with what a client sends or is sent, and shrink again: their room is what the client's account counts.
+//! Buffers that grow with what a client sends or is sent, and shrink again: their room is
+//! what the client's account counts.
 
 use bytes::BytesMut;
 
@@ -7,7 +8,8 @@ pub(crate) const READ_BYTES_MAX: usize = 256 * 1024;
 /// Buffers that have grown beyond this are given back when they are empty.
 pub(crate) const KEPT_BYTES: usize = 64 * 1024;
 
-/// Gives a buffer back that is mostly empty, though its allocation, of `room` bytes, is large: what is in it is copied.
+/// Gives a buffer back that is mostly empty, though its allocation, of `room` bytes, is
+/// large: what is in it is copied.
 pub(crate) fn tidy(buffer: &mut BytesMut, room: &mut usize) {
     if *room > 2 * READ_BYTES_MAX && buffer.len() < *room / 4 {
         *buffer = BytesMut::from(&buffer[..]);
@@ -15,7 +17,8 @@ pub(crate) fn tidy(buffer: &mut BytesMut, room: &mut usize) {
     }
 }
 
-/// Makes room for so many bytes: small buffers double, large ones grow by a quarter, as their room counts.
+/// Makes room for so many bytes: small buffers double, large ones grow by a quarter, as
+/// their room counts.
 pub(crate) fn grow(buffer: &mut BytesMut, bytes: usize) {
     if buffer.len() <= READ_BYTES_MAX {
         return buffer.reserve(bytes);

@@ -1,11 +1,14 @@
 //! CONFIG: the settings that exist, by Redis's names.
 //!
-//! One table holds them all: a name, how its value is shown, how a new one is taken, and how the configuration file writes it. Settings
-//! that only mirror how the server was started (`port`, `dir`, `appendonly`, ...) can be read but not set. What does not exist in
-//! Bridle is not in the table: CONFIG SET refuses it as unknown, CONFIG GET finds nothing, and nothing pretends to work.
+//! One table holds them all: a name, how its value is shown, how a new one is taken, and
+//! how the configuration file writes it. Settings that only mirror how the server was
+//! started (`port`, `dir`, `appendonly`, ...) can be read but not set. What does not
+//! exist in Bridle is not in the table: CONFIG SET refuses it as unknown, CONFIG GET
+//! finds nothing, and nothing pretends to work.
 //!
 //! # Invariants
-//! - CONFIG SET changes all that is named or nothing (test `several_are_set_together_or_not_at_all`).
+//! - CONFIG SET changes all that is named or nothing (test
+//!   `several_are_set_together_or_not_at_all`).
 //! - The password is never shown but by CONFIG GET requirepass itself, as in Redis.
 
 use std::collections::BTreeSet;
@@ -23,7 +26,8 @@ use crate::{ClientsMemory, Proxy, Settings};
 
 /// A setting that can change while the server runs.
 pub struct Setting {
-    /// Redis's name, or Bridle's in Redis's style. In the configuration file it stands under `[proxy]` with underscores.
+    /// Redis's name, or Bridle's in Redis's style. In the configuration file it stands
+    /// under `[proxy]` with underscores.
     pub name: &'static str,
     /// How CONFIG GET shows it.
     pub get: fn(&Settings) -> String,
@@ -64,7 +68,8 @@ pub enum RewriteError {
     Io(String),
 }
 
-/// Which settings were changed since the file was last in step; also serialises CONFIG SET.
+/// Which settings were changed since the file was last in step; also serialises CONFIG
+/// SET.
 #[derive(Debug, Default)]
 pub struct Changes(Mutex<BTreeSet<&'static str>>);
 
@@ -116,10 +121,15 @@ macro_rules! authority_file {
             name: $name,
             get: |settings| settings.$files.authority.as_deref().map_or_else(String::new, shown),
             set: |settings, text| {
-                settings.$files.authority = Some(path(text)?).filter(|path| !path.as_os_str().is_empty());
+                settings.$files.authority =
+                    Some(path(text)?).filter(|path| !path.as_os_str().is_empty());
                 Ok(())
             },
-            file: |settings| FileValue::Text(settings.$files.authority.as_deref().map_or_else(String::new, shown)),
+            file: |settings| {
+                FileValue::Text(
+                    settings.$files.authority.as_deref().map_or_else(String::new, shown),
+                )
+            },
         }
     };
 }
@@ -130,7 +140,9 @@ pub static SETTINGS: &[Setting] = &[
     Setting {
         name: "client-output-buffer-limit",
         get: |settings| {
-            let [replica, pubsub] = settings.output_limits_elsewhere.map(|limit| limit.map(|number| number.to_string()).join(" "));
+            let [replica, pubsub] = settings
+                .output_limits_elsewhere
+                .map(|limit| limit.map(|number| number.to_string()).join(" "));
             format!("normal {} 0 0 slave {replica} pubsub {pubsub}", settings.output_bytes_max)
         },
         set: set_output_limit,
@@ -169,10 +181,20 @@ pub static SETTINGS: &[Setting] = &[
     memory!("proto-max-bulk-len", bulk_bytes_max, 1 << 20, 512 << 20),
     Setting {
         name: "requirepass",
-        get: |settings| settings.password.as_ref().map_or_else(String::new, |password| String::from_utf8_lossy(password).into_owned()),
+        get: |settings| {
+            settings
+                .password
+                .as_ref()
+                .map_or_else(String::new, |password| String::from_utf8_lossy(password).into_owned())
+        },
         set: set_password,
         file: |settings| {
-            FileValue::Text(settings.password.as_ref().map_or_else(String::new, |word| String::from_utf8_lossy(word).into_owned()))
+            FileValue::Text(
+                settings
+                    .password
+                    .as_ref()
+                    .map_or_else(String::new, |word| String::from_utf8_lossy(word).into_owned()),
+            )
         },
     },
     number!("slowlog-log-slower-than", slowlog_slower_than_us: i64, -1, i64::MAX),
@@ -184,9 +206,11 @@ pub static SETTINGS: &[Setting] = &[
     file!("tls-key-file", tls, key),
 ];
 
-/// Settings that stand for what is in files: setting them reads these, though the names stay.
+/// Settings that stand for what is in files: setting them reads these, though the names
+/// stay.
 const CERTIFICATES: [&str; 3] = ["tls-ca-cert-file", "tls-cert-file", "tls-key-file"];
-const CLUSTER_CERTIFICATES: [&str; 3] = ["cluster-ca-file", "cluster-cert-file", "cluster-key-file"];
+const CLUSTER_CERTIFICATES: [&str; 3] =
+    ["cluster-ca-file", "cluster-cert-file", "cluster-key-file"];
 
 fn shown(path: &Path) -> String {
     path.display().to_string()
@@ -206,19 +230,31 @@ pub fn get(proxy: &Proxy, globs: &[Bytes]) -> Reply {
     shown.extend(SETTINGS.iter().map(|setting| (setting.name, (setting.get)(&settings))));
     shown.sort_unstable_by_key(|(name, _)| *name);
     shown.dedup_by_key(|(name, _)| *name);
-    shown.retain(|(name, _)| globs.iter().any(|glob| row::glob::matches_nocase(glob, name.as_bytes())));
+    shown.retain(|(name, _)| {
+        globs.iter().any(|glob| row::glob::matches_nocase(glob, name.as_bytes()))
+    });
     let bulk = |text: String| Reply::Bulk(text.into());
-    Reply::Map(shown.into_iter().map(|(name, value)| (Reply::Bulk(name.to_owned().into()), bulk(value))).collect())
+    Reply::Map(
+        shown
+            .into_iter()
+            .map(|(name, value)| (Reply::Bulk(name.to_owned().into()), bulk(value)))
+            .collect(),
+    )
 }
 
 /// CONFIG SET: all of these, or an error and none.
 pub fn set(proxy: &Proxy, pairs: &[(Bytes, Bytes)]) -> Reply {
     let mut changed = proxy.changes.0.lock();
     let now = proxy.settings.load();
-    let applied = apply(&now, pairs, |name| fixed(proxy, &now).iter().any(|(fixed, _)| *fixed == name));
+    let applied =
+        apply(&now, pairs, |name| fixed(proxy, &now).iter().any(|(fixed, _)| *fixed == name));
     match applied.and_then(|(settings, names)| use_certificates(proxy, settings, names)) {
-        Err(Refused::Unknown(name)) => Reply::error(format!("ERR Unknown option or number of arguments for CONFIG SET - '{name}'")),
-        Err(Refused::Failed(name, why)) => Reply::error(format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}")),
+        Err(Refused::Unknown(name)) => Reply::error(format!(
+            "ERR Unknown option or number of arguments for CONFIG SET - '{name}'"
+        )),
+        Err(Refused::Failed(name, why)) => Reply::error(format!(
+            "ERR CONFIG SET failed (possibly related to argument '{name}') - {why}"
+        )),
         Ok((settings, names)) => {
             proxy.slowlog.shorten(settings.slowlog_len_max);
             proxy.settings.store(Arc::new(settings));
@@ -229,11 +265,20 @@ pub fn set(proxy: &Proxy, pairs: &[(Bytes, Bytes)]) -> Reply {
     }
 }
 
-/// What is in the files that were named is used from now on, if it fits: all of it or nothing.
-fn use_certificates(proxy: &Proxy, settings: Settings, names: Names) -> Result<(Settings, Names), Refused> {
-    let (of_clients, of_cluster) = (first_of(&names, &CERTIFICATES), first_of(&names, &CLUSTER_CERTIFICATES));
+/// What is in the files that were named is used from now on, if it fits: all of it or
+/// nothing.
+fn use_certificates(
+    proxy: &Proxy,
+    settings: Settings,
+    names: Names,
+) -> Result<(Settings, Names), Refused> {
+    let (of_clients, of_cluster) =
+        (first_of(&names, &CERTIFICATES), first_of(&names, &CLUSTER_CERTIFICATES));
     let Some(name) = of_clients.or(of_cluster) else { return Ok((settings, names)) };
-    match proxy.node.use_certificates(of_clients.map(|_| &settings.tls), of_cluster.map(|_| &settings.cluster_tls)) {
+    match proxy.node.use_certificates(
+        of_clients.map(|_| &settings.tls),
+        of_cluster.map(|_| &settings.cluster_tls),
+    ) {
         Ok(()) => Ok((settings, names)),
         Err(why) => Err(Refused::Failed(name.to_owned(), one_line(why.as_bytes()))),
     }
@@ -248,7 +293,10 @@ pub fn rewrite(proxy: &Proxy) -> Reply {
     let mut changed = proxy.changes.0.lock();
     let settings = proxy.settings.load();
     let setting = |setting: &&Setting| changed.contains(setting.name);
-    let change = |setting: &Setting| FileChange { key: setting.name.replace('-', "_"), value: (setting.file)(&settings) };
+    let change = |setting: &Setting| FileChange {
+        key: setting.name.replace('-', "_"),
+        value: (setting.file)(&settings),
+    };
     let changes: Vec<FileChange> = SETTINGS.iter().filter(setting).map(change).collect();
     match proxy.node.rewrite_config(&changes) {
         Ok(()) => {
@@ -278,8 +326,13 @@ enum Refused {
     Failed(String, String),
 }
 
-/// The settings with these changes, and the names of what changed. Names are judged before values, as in Redis.
-fn apply(now: &Settings, pairs: &[(Bytes, Bytes)], is_fixed: impl Fn(&str) -> bool) -> Result<(Settings, Names), Refused> {
+/// The settings with these changes, and the names of what changed. Names are judged
+/// before values, as in Redis.
+fn apply(
+    now: &Settings,
+    pairs: &[(Bytes, Bytes)],
+    is_fixed: impl Fn(&str) -> bool,
+) -> Result<(Settings, Names), Refused> {
     let mut found: Vec<&'static Setting> = Vec::with_capacity(pairs.len());
     for (name, _) in pairs {
         let shown = one_line(name);
@@ -302,13 +355,15 @@ fn apply(now: &Settings, pairs: &[(Bytes, Bytes)], is_fixed: impl Fn(&str) -> bo
     if let Some(setting) = found.iter().find(|setting| sizes.contains(&setting.name))
         && settings.query_bytes_max < settings.bulk_bytes_max.max(settings.write_bytes_max)
     {
-        let why = "client-query-buffer-limit must not be below proto-max-bulk-len and max-write-size";
+        let why =
+            "client-query-buffer-limit must not be below proto-max-bulk-len and max-write-size";
         return Err(Refused::Failed(setting.name.to_owned(), why.into()));
     }
     Ok((settings, found.iter().map(|setting| setting.name).collect()))
 }
 
-/// Settings that are as they were at start: what the binary says, and what is so of Bridle at all times.
+/// Settings that are as they were at start: what the binary says, and what is so of
+/// Bridle at all times.
 fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
     let facts = &proxy.facts;
     let fsync = match proxy.node.durability() {
@@ -317,7 +372,12 @@ fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
         Durability::Os => "no",
     };
     // Beyond the largest number of a table.
-    let databases = proxy.catalogue.tables().iter().map(|table| table.number + 1).fold(settings.databases, u32::max);
+    let databases = proxy
+        .catalogue
+        .tables()
+        .iter()
+        .map(|table| table.number + 1)
+        .fold(settings.databases, u32::max);
     let mut fixed = facts.fixed.clone();
     let own = [
         ("port", facts.port.to_string()),
@@ -327,7 +387,8 @@ fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
         // Bridle's own: the executors of all partitions go by it as well.
         ("max-write-size", settings.write_bytes_max.to_string()),
         ("max-answer-size", settings.answer_bytes_max.to_string()),
-        // The Raft log is what Redis's append-only file is, and cannot be turned off; there is no snapshot by time.
+        // The Raft log is what Redis's append-only file is, and cannot be turned off;
+        // there is no snapshot by time.
         ("appendonly", "yes".into()),
         ("appendfsync", fsync.into()),
         ("save", String::new()),
@@ -356,13 +417,17 @@ fn switch(text: &[u8]) -> Result<bool, String> {
 fn number(text: &[u8], least: i64, most: i64) -> Result<i64, String> {
     let number = integer(text).ok_or("argument couldn't be parsed into an integer")?;
     let within = (least..=most).contains(&number);
-    within.then_some(number).ok_or_else(|| format!("argument must be between {least} and {most} inclusive"))
+    within
+        .then_some(number)
+        .ok_or_else(|| format!("argument must be between {least} and {most} inclusive"))
 }
 
 fn memory_in(text: &[u8], least: u64, most: u64) -> Result<usize, String> {
     let bytes = memory_bytes(text).ok_or("argument must be a memory value")?;
     let within = (least..=most).contains(&bytes);
-    within.then_some(bytes as usize).ok_or_else(|| format!("argument must be between {least} and {most} inclusive"))
+    within
+        .then_some(bytes as usize)
+        .ok_or_else(|| format!("argument must be between {least} and {most} inclusive"))
 }
 
 /// Bytes of `512`, `64kb`, `1gb`, ...: `k` is a thousand, `kb` is 1024, as in Redis.
@@ -386,7 +451,10 @@ fn set_clients_max(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
     let wanted = number(text, 1, u32::MAX.into())? as usize;
     if wanted > settings.clients_fit {
         let fit = settings.clients_fit;
-        return Err(format!("The operating system is not able to handle the specified number of clients, try with {fit}"));
+        return Err(format!(
+            "The operating system is not able to handle the specified number of clients, try with \
+             {fit}"
+        ));
     }
     settings.clients_max = wanted;
     Ok(())
@@ -404,7 +472,9 @@ fn clients_memory_text(limit: ClientsMemory) -> String {
 fn clients_memory(text: &[u8]) -> Result<ClientsMemory, String> {
     if let Some(number) = text.strip_suffix(b"%") {
         let percent = integer(number).filter(|percent| (1..=100).contains(percent));
-        return percent.map(|percent| ClientsMemory::Percent(percent as u8)).ok_or_else(|| "percentage must be from 1% to 100%".into());
+        return percent
+            .map(|percent| ClientsMemory::Percent(percent as u8))
+            .ok_or_else(|| "percentage must be from 1% to 100%".into());
     }
     match memory_bytes(text) {
         Some(0) => Ok(ClientsMemory::Unlimited),
@@ -424,10 +494,13 @@ fn set_password(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// `<class> <hard> <soft> <seconds>`, several classes one after another. There are no clients of other classes than `normal` here, so theirs are kept
-/// and change nothing. Output is always bounded: no limit is the one that there is by default. There is no soft limit, so that one must be off.
+/// `<class> <hard> <soft> <seconds>`, several classes one after another. There are no
+/// clients of other classes than `normal` here, so theirs are kept and change nothing.
+/// Output is always bounded: no limit is the one that there is by default. There is no
+/// soft limit, so that one must be off.
 fn set_output_limit(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
-    let words: Vec<&[u8]> = text.split(|byte| *byte == b' ').filter(|word| !word.is_empty()).collect();
+    let words: Vec<&[u8]> =
+        text.split(|byte| *byte == b' ').filter(|word| !word.is_empty()).collect();
     if words.is_empty() || !words.len().is_multiple_of(4) {
         return Err("Wrong number of arguments in buffer limit configuration.".into());
     }
@@ -441,7 +514,9 @@ fn set_output_limit(settings: &mut Settings, text: &[u8]) -> Result<(), String> 
         };
         let [hard, soft, seconds] = [1, 2, 3].map(|at| memory_bytes(limit[at]));
         let (Some(hard), Some(soft), Some(seconds)) = (hard, soft, seconds) else {
-            return Err("Error in hard, soft or soft_seconds setting in buffer limit configuration.".into());
+            return Err("Error in hard, soft or soft_seconds setting in buffer limit \
+                        configuration."
+                .into());
         };
         if let Some(class) = elsewhere {
             settings.output_limits_elsewhere[class] = [hard, soft, seconds];
@@ -451,10 +526,13 @@ fn set_output_limit(settings: &mut Settings, text: &[u8]) -> Result<(), String> 
             return Err("soft limits do not exist here and must be 0".into());
         }
         if (1..1 << 20).contains(&hard) {
-            return Err("the hard limit must be at least 1mb, or 0 for the usual one: output is always bounded".into());
+            return Err("the hard limit must be at least 1mb, or 0 for the usual one: output is \
+                        always bounded"
+                .into());
         }
         let usual = Settings::default().output_bytes_max;
-        settings.output_bytes_max = if hard == 0 { usual } else { usize::try_from(hard).unwrap_or(usize::MAX) };
+        settings.output_bytes_max =
+            if hard == 0 { usual } else { usize::try_from(hard).unwrap_or(usize::MAX) };
     }
     Ok(())
 }
@@ -464,7 +542,10 @@ mod tests {
     use super::*;
 
     fn set(pairs: &[(&str, &str)]) -> Result<Settings, String> {
-        let pairs: Vec<_> = pairs.iter().map(|(name, value)| (Bytes::from(name.to_string()), Bytes::from(value.to_string()))).collect();
+        let pairs: Vec<_> = pairs
+            .iter()
+            .map(|(name, value)| (Bytes::from(name.to_string()), Bytes::from(value.to_string())))
+            .collect();
         match apply(&Settings::default(), &pairs, |name| name == "port") {
             Ok((settings, _)) => Ok(settings),
             Err(Refused::Unknown(name)) => Err(format!("unknown {name}")),
@@ -474,16 +555,30 @@ mod tests {
 
     #[test]
     fn several_are_set_together_or_not_at_all() {
-        let settings = set(&[("MaxClients", "7"), ("timeout", "60"), ("client-query-buffer-limit", "32mb")]).unwrap();
-        assert_eq!((settings.clients_max, settings.idle_timeout_s, settings.query_bytes_max), (7, 60, 32 << 20));
+        let settings =
+            set(&[("MaxClients", "7"), ("timeout", "60"), ("client-query-buffer-limit", "32mb")])
+                .unwrap();
+        assert_eq!(
+            (settings.clients_max, settings.idle_timeout_s, settings.query_bytes_max),
+            (7, 60, 32 << 20)
+        );
         for (pairs, error) in [
             (&[("maxclients", "7"), ("nosuch", "1")][..], "unknown nosuch"),
             (&[("maxclients", "7"), ("port", "1")], "port: can't set immutable config"),
             (&[("maxclients", "7"), ("MAXCLIENTS", "8")], "MAXCLIENTS: duplicate parameter"),
-            (&[("maxclients", "7"), ("timeout", "x")], "timeout: argument couldn't be parsed into an integer"),
+            (
+                &[("maxclients", "7"), ("timeout", "x")],
+                "timeout: argument couldn't be parsed into an integer",
+            ),
             (&[("timeout", "-1")], "timeout: argument must be between 0 and 2147483647 inclusive"),
-            (&[("maxclients", "0")], "maxclients: argument must be between 1 and 4294967295 inclusive"),
-            (&[("client-query-buffer-limit", "1x")], "client-query-buffer-limit: argument must be a memory value"),
+            (
+                &[("maxclients", "0")],
+                "maxclients: argument must be between 1 and 4294967295 inclusive",
+            ),
+            (
+                &[("client-query-buffer-limit", "1x")],
+                "client-query-buffer-limit: argument must be a memory value",
+            ),
             (&[("protected-mode", "maybe")], "protected-mode: argument must be 'yes' or 'no'"),
         ] {
             assert_eq!(set(pairs), Err(error.to_owned()));
@@ -492,7 +587,8 @@ mod tests {
 
     #[test]
     fn the_query_buffer_takes_the_longest_command() {
-        let why = "client-query-buffer-limit must not be below proto-max-bulk-len and max-write-size";
+        let why =
+            "client-query-buffer-limit must not be below proto-max-bulk-len and max-write-size";
         for pairs in [
             &[("client-query-buffer-limit", "15mb")][..],
             &[("client-query-buffer-limit", "15mb"), ("proto-max-bulk-len", "15mb")],
@@ -508,7 +604,8 @@ mod tests {
         for setting in SETTINGS {
             let mut settings = Settings::default();
             let shown = (setting.get)(&settings);
-            (setting.set)(&mut settings, shown.as_bytes()).unwrap_or_else(|why| panic!("{}: {why}", setting.name));
+            (setting.set)(&mut settings, shown.as_bytes())
+                .unwrap_or_else(|why| panic!("{}: {why}", setting.name));
             assert_eq!(settings, Settings::default(), "{}", setting.name);
         }
     }
@@ -520,7 +617,13 @@ mod tests {
 
     #[test]
     fn memory_values_as_redis_reads_them() {
-        for (text, bytes) in [("0", Some(0)), ("1k", Some(1000)), ("1Kb", Some(1024)), ("2GB", Some(2 << 30)), ("5b", Some(5))] {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("1k", Some(1000)),
+            ("1Kb", Some(1024)),
+            ("2GB", Some(2 << 30)),
+            ("5b", Some(5)),
+        ] {
             assert_eq!(memory_bytes(text.as_bytes()), bytes, "{text}");
         }
         for text in ["", "-1", "kb", "1kib", "1.5mb", "99999999999999999999", "99999999999gb"] {
@@ -530,8 +633,19 @@ mod tests {
 
     #[test]
     fn output_limits_that_do_not_exist_are_refused() {
-        assert_eq!(set(&[("client-output-buffer-limit", "normal 32mb 0 0")]).unwrap().output_bytes_max, 32 << 20);
-        for value in ["", "normal 1gb", "master 1gb 0 0", "normal 1gb 1mb 10", "normal 1000 0 0", "normal x 0 0", "pubsub x 0 0"] {
+        assert_eq!(
+            set(&[("client-output-buffer-limit", "normal 32mb 0 0")]).unwrap().output_bytes_max,
+            32 << 20
+        );
+        for value in [
+            "",
+            "normal 1gb",
+            "master 1gb 0 0",
+            "normal 1gb 1mb 10",
+            "normal 1000 0 0",
+            "normal x 0 0",
+            "pubsub x 0 0",
+        ] {
             assert!(set(&[("client-output-buffer-limit", value)]).is_err(), "{value}");
         }
     }
@@ -540,14 +654,20 @@ mod tests {
     fn limits_of_clients_that_do_not_exist_are_kept_and_change_nothing() {
         let all = "normal 0 0 0 Slave 256mb 64mb 60 pubsub 32mb 8mb 60";
         assert_eq!(set(&[("client-output-buffer-limit", all)]).unwrap(), Settings::default());
-        let settings = set(&[("client-output-buffer-limit", "replica 0 0 0 normal 32mb 0 0 pubsub 1mb 2 3")]).unwrap();
-        let shown = SETTINGS.iter().find(|setting| setting.name == "client-output-buffer-limit").map(|setting| (setting.get)(&settings));
+        let settings =
+            set(&[("client-output-buffer-limit", "replica 0 0 0 normal 32mb 0 0 pubsub 1mb 2 3")])
+                .unwrap();
+        let shown = SETTINGS
+            .iter()
+            .find(|setting| setting.name == "client-output-buffer-limit")
+            .map(|setting| (setting.get)(&settings));
         assert_eq!(shown.unwrap(), "normal 33554432 0 0 slave 0 0 0 pubsub 1048576 2 3");
     }
 
     #[test]
     fn what_all_clients_may_hold_is_a_size_or_a_percentage() {
-        let limit = |value| set(&[("maxmemory-clients", value)]).map(|settings| settings.clients_memory);
+        let limit =
+            |value| set(&[("maxmemory-clients", value)]).map(|settings| settings.clients_memory);
         assert_eq!(limit("64mb"), Ok(ClientsMemory::Bytes(64 << 20)));
         assert_eq!(limit("5%"), Ok(ClientsMemory::Percent(5)));
         assert_eq!(limit("0"), Ok(ClientsMemory::Unlimited));
@@ -565,9 +685,16 @@ mod tests {
     }
 
     fn ask(proxy: &Proxy, globs: &[&str]) -> Vec<(String, String)> {
-        let globs: Vec<_> = globs.iter().map(|glob| Bytes::copy_from_slice(glob.as_bytes())).collect();
+        let globs: Vec<_> =
+            globs.iter().map(|glob| Bytes::copy_from_slice(glob.as_bytes())).collect();
         let Reply::Map(pairs) = get(proxy, &globs) else { panic!("a map") };
-        let text = |reply| if let Reply::Bulk(text) = reply { String::from_utf8(text.to_vec()).unwrap() } else { panic!("{reply:?}") };
+        let text = |reply| {
+            if let Reply::Bulk(text) = reply {
+                String::from_utf8(text.to_vec()).unwrap()
+            } else {
+                panic!("{reply:?}")
+            }
+        };
         pairs.into_iter().map(|(name, value)| (text(name), text(value))).collect()
     }
 
@@ -587,28 +714,45 @@ mod tests {
     fn set_and_rewrite_in_redis_words() {
         let doors = Arc::new(crate::fakes::Doors::default());
         let proxy = crate::fakes::proxy(&doors);
-        let set = |name: &str, value: &str| super::set(&proxy, &[(name.to_owned().into(), value.to_owned().into())]);
+        let set = |name: &str, value: &str| {
+            super::set(&proxy, &[(name.to_owned().into(), value.to_owned().into())])
+        };
         assert_eq!(set("Timeout", "5"), Reply::OK);
-        assert_eq!(set("nosuch\r\n", "5"), Reply::error("ERR Unknown option or number of arguments for CONFIG SET - 'nosuch  '"));
+        assert_eq!(
+            set("nosuch\r\n", "5"),
+            Reply::error("ERR Unknown option or number of arguments for CONFIG SET - 'nosuch  '")
+        );
         assert_eq!(
             set("appendonly", "no"),
-            Reply::error("ERR CONFIG SET failed (possibly related to argument 'appendonly') - can't set immutable config")
+            Reply::error(
+                "ERR CONFIG SET failed (possibly related to argument 'appendonly') - can't set \
+                 immutable config"
+            )
         );
         assert_eq!(rewrite(&proxy), Reply::OK);
         assert_eq!(rewrite(&proxy), Reply::OK);
-        assert_eq!(*doors.written.lock(), [FileChange { key: "timeout".into(), value: FileValue::Int(5) }]);
+        assert_eq!(
+            *doors.written.lock(),
+            [FileChange { key: "timeout".into(), value: FileValue::Int(5) }]
+        );
     }
 
     #[test]
     fn no_more_clients_than_there_are_descriptors_for() {
         let proxy = crate::fakes::proxy(&Default::default());
-        proxy.settings.store(Arc::new(Settings { clients_max: 96, clients_fit: 96, ..Settings::default() }));
-        let set = |value: &str| super::set(&proxy, &[("maxclients".into(), value.to_owned().into())]);
+        proxy.settings.store(Arc::new(Settings {
+            clients_max: 96,
+            clients_fit: 96,
+            ..Settings::default()
+        }));
+        let set =
+            |value: &str| super::set(&proxy, &[("maxclients".into(), value.to_owned().into())]);
         assert_eq!(
             set("97"),
             Reply::error(
-                "ERR CONFIG SET failed (possibly related to argument 'maxclients') - The operating system is not able to handle the \
-                 specified number of clients, try with 96"
+                "ERR CONFIG SET failed (possibly related to argument 'maxclients') - The \
+                 operating system is not able to handle the specified number of clients, try with \
+                 96"
             )
         );
         assert_eq!((set("5"), set("96")), (Reply::OK, Reply::OK));

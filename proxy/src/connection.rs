@@ -1,22 +1,30 @@
 //! One connection: reads, carries out, writes.
 //!
-//! One task a connection, and in it one wait ([`Connection::wait`]) for everything that may happen: bytes to read, room to write,
-//! something pushed, the end. A chunk of commands costs one read and one write. Replies that needed no waiting for are written after the
-//! others that are ready were looked at: a client with many connections is then woken once for many replies, and so costs itself and the
-//! server half (GET of 50 connections at pipeline 16, two cores: 455,000 -> 765,000 a second).
+//! One task a connection, and in it one wait ([`Connection::wait`]) for everything that
+//! may happen: bytes to read, room to write, something pushed, the end. A chunk of
+//! commands costs one read and one write. Replies that needed no waiting for are written
+//! after the others that are ready were looked at: a client with many connections is then
+//! woken once for many replies, and so costs itself and the server half (GET of 50
+//! connections at pipeline 16, two cores: 455,000 -> 765,000 a second).
 //!
 //! # Memory
-//! What a client has sent ahead is bounded (`client-query-buffer-limit`), and so is what it does not read. While replies pile up
-//! ([`OUTPUT_HIGH`]) nothing more is carried out, but input is still taken in, so that a client that sends all of a long pipeline
-//! before it reads the first reply gets its replies. When the input is full as well, commands are carried out all the same, up to
-//! `client-output-buffer-limit`: a client that goes on sending would wait for ever. Only when both are full does the server stop to read, and
-//! then the client has [`UNREAD_MAX`] to read something. What is kept goes through the session's account ([`crate::client::account`]).
+//! What a client has sent ahead is bounded (`client-query-buffer-limit`), and so is what
+//! it does not read. While replies pile up ([`OUTPUT_HIGH`]) nothing more is carried out,
+//! but input is still taken in, so that a client that sends all of a long pipeline before
+//! it reads the first reply gets its replies. When the input is full as well, commands
+//! are carried out all the same, up to `client-output-buffer-limit`: a client that goes
+//! on sending would wait for ever. Only when both are full does the server stop to read,
+//! and then the client has [`UNREAD_MAX`] to read something. What is kept goes through
+//! the session's account ([`crate::client::account`]).
 //!
 //! # Invariants
-//! - A client that reads its replies is never closed for their size alone; one that does not is held at the bounds (test
-//!   `who_reads_nothing_for_long_is_cut`; `tests/clients.rs`, `who_reads_gets_a_reply_of_any_size`).
-//! - Client and server never wait for each other without an end (`tests/memory.rs`, `a_pipeline_is_sent_whole_before_it_is_read`).
-//! - A buffer that is mostly empty is given back: what is left of it is copied ([`crate::buffers`]), never kept as a slice of it.
+//! - A client that reads its replies is never closed for their size alone; one that does
+//!   not is held at the bounds (test `who_reads_nothing_for_long_is_cut`;
+//!   `tests/clients.rs`, `who_reads_gets_a_reply_of_any_size`).
+//! - Client and server never wait for each other without an end (`tests/memory.rs`,
+//!   `a_pipeline_is_sent_whole_before_it_is_read`).
+//! - A buffer that is mostly empty is given back: what is left of it is copied
+//!   ([`crate::buffers`]), never kept as a slice of it.
 //! - When the server stops, commands that have arrived whole are answered first.
 
 use std::pin::Pin;
@@ -51,15 +59,19 @@ const OUTPUT_FIRST: usize = 256 * 1024;
 pub(crate) const OUTPUT_HIGH: usize = 8 << 20;
 /// The same for who has not authenticated.
 const STRANGER_OUTPUT: usize = 64 * 1024;
-/// What who has not authenticated may send ahead of its replies: more than its largest command.
+/// What who has not authenticated may send ahead of its replies: more than its largest
+/// command.
 const STRANGER_INPUT: usize = 256 * 1024;
 /// What one read takes at first.
 const READ_BYTES_MIN: usize = 4 * 1024;
-/// How long a client that has more than `client-output-buffer-limit` to read may read nothing. Redis's seconds for a soft limit.
+/// How long a client that has more than `client-output-buffer-limit` to read may read
+/// nothing. Redis's seconds for a soft limit.
 const UNREAD_MAX: Duration = Duration::from_secs(60);
-/// A client that has closed its side may have its replies for so long, should a command wait.
+/// A client that has closed its side may have its replies for so long, should a command
+/// wait.
 const LEFT_PATIENCE: Duration = Duration::from_millis(500);
-/// How long the end of a connection may take: over TLS it is told, and whoever reads nothing cannot be.
+/// How long the end of a connection may take: over TLS it is told, and whoever reads
+/// nothing cannot be.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 
 /// Why a connection goes on, or ends.
@@ -83,7 +95,8 @@ pub(crate) struct Connection<S> {
     input_room: usize,
     output: BytesMut,
     output_room: usize,
-    /// The commands that are being carried out, where they lie in `chunk`, and how many of them have been.
+    /// The commands that are being carried out, where they lie in `chunk`, and how many
+    /// of them have been.
     chunk: Bytes,
     extents: Vec<Extent>,
     taken: usize,
@@ -154,8 +167,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Event::Close => break,
                 Event::Go => {
                     if was_at_once(self.carry_out()).await {
-                        // Others that have sent something meanwhile are looked at before this one's replies are written: then replies leave in a row, and who
-                        // gets several of them is woken once.
+                        // Others that have sent something meanwhile are looked at before
+                        // this one's replies are written: then replies leave in a row,
+                        // and who gets several of them is woken once.
                         tokio::task::yield_now().await;
                     }
                 }
@@ -202,7 +216,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if let Some(error) = self.malformed.take().filter(|_| !self.session.closing) {
                 self.refuse(error);
             }
-            if !self.more || self.session.closing || self.client.is_killed() || self.output.len() >= OUTPUT_FIRST {
+            if !self.more
+                || self.session.closing
+                || self.client.is_killed()
+                || self.output.len() >= OUTPUT_FIRST
+            {
                 break;
             }
         }
@@ -228,16 +246,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Carries on with the chunk; how many of its commands were taken. Meanwhile it is looked whether the client is killed, or leaves: then its
-    /// socket is closed and its place given back, while what is under way goes on to its end.
+    /// Carries on with the chunk; how many of its commands were taken. Meanwhile it is
+    /// looked whether the client is killed, or leaves: then its socket is closed and its
+    /// place given back, while what is under way goes on to its end.
     async fn run_chunk(&mut self) -> usize {
         self.session.replies_max = self.replies_max();
-        if self.output.len() >= OUTPUT_HIGH && self.output.capacity() - self.output.len() < OUTPUT_HIGH {
+        if self.output.len() >= OUTPUT_HIGH
+            && self.output.capacity() - self.output.len() < OUTPUT_HIGH
+        {
             grow(&mut self.output, OUTPUT_HIGH);
             self.output_room = self.output.capacity();
         }
         let input_max = self.input_max();
-        let Connection { stream, place, client, session, input, output, extents, chunk, taken, ended, .. } = self;
+        let Connection {
+            stream,
+            place,
+            client,
+            session,
+            input,
+            output,
+            extents,
+            chunk,
+            taken,
+            ended,
+            ..
+        } = self;
         let (before, proxy) = (input.len(), session.proxy.clone());
         let taken = {
             let mut run = std::pin::pin!(session.run(chunk, &extents[*taken..], output));
@@ -257,7 +290,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     }
                 }
                 if *ended {
-                    let patience = patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(LEFT_PATIENCE)));
+                    let patience =
+                        patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(LEFT_PATIENCE)));
                     if patience.as_mut().poll(context).is_ready() {
                         client.kill();
                     }
@@ -284,9 +318,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn find_commands(&mut self) -> Option<Malformed> {
         self.extents.clear();
         let settings = self.session.proxy.settings.load();
-        let limits = Limits { bulk: settings.bulk_max(), command: settings.query_max(), is_stranger: self.session.is_stranger() };
+        let limits = Limits {
+            bulk: settings.bulk_max(),
+            command: settings.query_max(),
+            is_stranger: self.session.is_stranger(),
+        };
         // A stranger's commands change what comes after them: one at a time.
-        let commands_max = if limits.is_stranger { 1 } else { (CHUNK_REPLY_BYTES / self.reply_bytes).clamp(1, CHUNK_COMMANDS_MAX) };
+        let commands_max = if limits.is_stranger {
+            1
+        } else {
+            (CHUNK_REPLY_BYTES / self.reply_bytes).clamp(1, CHUNK_COMMANDS_MAX)
+        };
         // All words of a chunk are there at once.
         let words_max = limits.words_max();
         let mut words = 0;
@@ -315,25 +357,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         None
     }
 
-    /// Tells what is wrong with the input, and closes; if it is too large, once the client has sent all of it.
+    /// Tells what is wrong with the input, and closes; if it is too large, once the
+    /// client has sent all of it.
     fn refuse(&mut self, error: Malformed) {
         tracing::debug!(client = %self.client.endpoint.address, %error, "malformed input");
-        resp::encode(&Reply::error(format!("ERR {error}")), self.session.protocol, &mut self.output);
+        resp::encode(
+            &Reply::error(format!("ERR {error}")),
+            self.session.protocol,
+            &mut self.output,
+        );
         self.session.closing = true;
         if let Some(rest) = error.rest.clone() {
             let stats = &self.session.proxy.stats;
-            if error.is_over_query { &stats.query_limit_disconnections } else { &stats.oversized_disconnections }.add(1);
+            if error.is_over_query {
+                &stats.query_limit_disconnections
+            } else {
+                &stats.oversized_disconnections
+            }
+            .add(1);
             let is_stranger = self.session.is_stranger();
             self.throwing = Some(Throwing::new(error, rest, is_stranger, &mut self.input));
         }
         (self.input, self.input_room) = (BytesMut::new(), 0);
     }
 
-    /// Reads and throws away what is left of a command that is too large, while its error is written.
+    /// Reads and throws away what is left of a command that is too large, while its error
+    /// is written.
     fn throw_away(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let (Some(throwing), Some(stream)) = (&mut self.throwing, &mut self.stream) else { return Poll::Ready(()) };
+        let (Some(throwing), Some(stream)) = (&mut self.throwing, &mut self.stream) else {
+            return Poll::Ready(());
+        };
         if self.output.is_empty() && !throwing.is_told {
-            // What it reads ends here. If that cannot be said, the end of the connection does.
+            // What it reads ends here. If that cannot be said, the end of the connection
+            // does.
             throwing.is_told = Pin::new(&mut *stream).poll_shutdown(context).is_ready();
         }
         let before = throwing.bytes;
@@ -390,7 +446,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         event
     }
 
-    /// Nothing is to be done for the client for now: buffers that are not needed are given back, and others told how it stands.
+    /// Nothing is to be done for the client for now: buffers that are not needed are
+    /// given back, and others told how it stands.
     fn rest(&mut self) {
         if self.input.is_empty() && self.input_room > KEPT_BYTES && self.gate.wanted() == 0 {
             (self.input, self.input_room) = (BytesMut::new(), 0);
@@ -399,10 +456,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.show();
     }
 
-    /// Until a command that writes (or not) is not held back any more. Who ends the pause wakes this task.
+    /// Until a command that writes (or not) is not held back any more. Who ends the pause
+    /// wakes this task.
     fn wait_for_unpause(&mut self, writes: bool, context: &mut Context<'_>) -> Poll<()> {
         let proxy = &self.session.proxy;
-        while let Some(until) = proxy.clients.paused_until(writes).filter(|_| !proxy.shutdown.is_cancelled()) {
+        while let Some(until) =
+            proxy.clients.paused_until(writes).filter(|_| !proxy.shutdown.is_cancelled())
+        {
             self.client.held_back.store(true, Ordering::Relaxed);
             let pause = self.pause.insert(Box::pin(tokio::time::sleep_until(until.into())));
             ready!(pause.as_mut().poll(context));
@@ -423,7 +483,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Poll::Ready(Ok(0) | Err(_)) => return Err(()),
                 Poll::Ready(Ok(written)) => {
                     if self.is_held_up {
-                        // The client has read. Otherwise what is written was carried out just now.
+                        // The client has read. Otherwise what is written was carried out
+                        // just now.
                         self.client.touch(Instant::now());
                         (self.is_held_up, self.patience) = (false, None);
                     }
@@ -439,7 +500,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         } else {
             self.output.clear();
         }
-        // TLS keeps what is written until it is flushed; a plain socket does nothing here.
+        // TLS keeps what is written until it is flushed; a plain socket does nothing
+        // here.
         let Some(stream) = &mut self.stream else { return Err(()) };
         match Pin::new(stream).poll_flush(context) {
             Poll::Ready(Err(_)) => Err(()),
@@ -447,13 +509,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// The socket takes no more. Who has more than its limit to read, or is not read from any more, has so long to read some of it.
+    /// The socket takes no more. Who has more than its limit to read, or is not read from
+    /// any more, has so long to read some of it.
     fn wait_for_reader(&mut self, context: &mut Context<'_>) -> Result<(), ()> {
         self.is_held_up = true;
         if self.output.len() < self.output_max() && !(self.is_behind() && self.is_input_full()) {
             return Ok(());
         }
-        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(UNREAD_MAX)));
+        let patience =
+            self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(UNREAD_MAX)));
         if patience.as_mut().poll(context).is_ready() {
             self.cut_for_output("it has read nothing for a minute");
             return Err(());
@@ -487,12 +551,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ok(read) => {
                 self.session.proxy.stats.reads.add(1);
                 self.session.proxy.stats.bytes_in.add(read as u64);
-                self.read_bytes = if read == room { (self.read_bytes * 4).min(READ_BYTES_MAX) } else { self.read_bytes };
+                self.read_bytes = if read == room {
+                    (self.read_bytes * 4).min(READ_BYTES_MAX)
+                } else {
+                    self.read_bytes
+                };
                 self.count_held();
                 if !self.is_behind() {
                     return Poll::Ready(Event::Go);
                 }
-                // Taken in, but not carried out before the client has read some of its replies, or can be taken in no more.
+                // Taken in, but not carried out before the client has read some of its
+                // replies, or can be taken in no more.
                 self.client.touch(Instant::now());
                 self.more = true;
                 context.waker().wake_by_ref();
@@ -501,7 +570,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Whether so many of its replies are unread that nothing more is carried out for the client.
+    /// Whether so many of its replies are unread that nothing more is carried out for the
+    /// client.
     fn is_behind(&self) -> bool {
         self.output.len() >= self.replies_max()
     }
@@ -515,11 +585,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if !self.is_input_full() {
             return OUTPUT_HIGH.min(output_max);
         }
-        // It may be sending on, and not read before it has sent all: some more at a time, up to the limit.
+        // It may be sending on, and not read before it has sent all: some more at a time,
+        // up to the limit.
         (self.output.len() + OUTPUT_HIGH).clamp(OUTPUT_HIGH.min(output_max), output_max)
     }
 
-    /// How much may wait for the client to read it: of what all clients may hold, half, as the other half may be what it has sent.
+    /// How much may wait for the client to read it: of what all clients may hold, half,
+    /// as the other half may be what it has sent.
     fn output_max(&self) -> usize {
         let settings = self.session.proxy.settings.load();
         settings.output_max().bytes.min(settings.clients_max().bytes / 2)
@@ -539,7 +611,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.input.len() + self.chunk.len()
     }
 
-    /// Nothing more is read before something is carried out. One command may be as long as the limit, and what is behind it takes one more read.
+    /// Nothing more is read before something is carried out. One command may be as long
+    /// as the limit, and what is behind it takes one more read.
     fn is_input_full(&self) -> bool {
         self.more && self.sent_ahead() > self.input_max()
     }
@@ -556,7 +629,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.session.hold(Part::Output, output);
     }
 
-    /// Room for the next read. Long arguments get theirs in steps that double, so that an announced length alone costs nothing.
+    /// Room for the next read. Long arguments get theirs in steps that double, so that an
+    /// announced length alone costs nothing.
     fn make_room(&mut self) {
         let missing = self.gate.wanted().saturating_sub(self.input.len());
         if self.input.is_empty() && self.input.capacity() > KEPT_BYTES && missing == 0 {
@@ -598,8 +672,14 @@ enum Presence {
     Gone,
 }
 
-/// Looks whether a client that waits is still there. What it sends meanwhile is taken in, as long as it is not too much.
-fn look_in<S: AsyncRead + Unpin>(stream: &mut S, input: &mut BytesMut, bytes_max: usize, context: &mut Context<'_>) -> Presence {
+/// Looks whether a client that waits is still there. What it sends meanwhile is taken in,
+/// as long as it is not too much.
+fn look_in<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    input: &mut BytesMut,
+    bytes_max: usize,
+    context: &mut Context<'_>,
+) -> Presence {
     while input.len() < bytes_max {
         if input.capacity() - input.len() < READ_BYTES_MIN / 4 {
             input.reserve(READ_BYTES_MIN.max(input.len()).min(READ_BYTES_MAX));
@@ -624,10 +704,14 @@ mod tests {
         let proxy = fakes::proxy(&Default::default());
         proxy.settings.store(Arc::new(Settings { output_bytes_max: 1000, ..Settings::default() }));
         let (_theirs, ours) = tokio::io::duplex(16);
-        let mut connection = Connection::new(ours, None, Session::new(proxy.clone(), fakes::client(1)));
+        let mut connection =
+            Connection::new(ours, None, Session::new(proxy.clone(), fakes::client(1)));
         connection.output.extend_from_slice(&[b'x'; 1017]);
         std::future::poll_fn(|context| {
-            assert!(connection.wait(context).is_pending(), "who has just been written to has time to read");
+            assert!(
+                connection.wait(context).is_pending(),
+                "who has just been written to has time to read"
+            );
             assert!(connection.patience.is_some(), "but not for ever");
             Poll::Ready(())
         })
@@ -645,7 +729,9 @@ mod tests {
         proxy.settings.store(Arc::new(Settings { query_bytes_max, ..Settings::default() }));
         let (_theirs, ours) = tokio::io::duplex(16);
         let mut connection = Connection::new(ours, None, Session::new(proxy, fakes::client(1)));
-        connection.input.extend_from_slice(b"*4\r\n$3\r\nDEL\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n".repeat(400).as_slice());
+        connection.input.extend_from_slice(
+            b"*4\r\n$3\r\nDEL\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n".repeat(400).as_slice(),
+        );
         assert_eq!(connection.find_commands(), None);
         assert_eq!(connection.extents.len(), words_max / 4 + 1);
     }

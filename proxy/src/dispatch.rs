@@ -1,12 +1,16 @@
 //! From a chunk of commands to their replies.
 //!
-//! A chunk is what was complete in one read. Its commands are looked up and planned one after another; ops on rows are only put into
-//! the [`Batches`], so that a pipeline of any length costs few calls. What must not wait for them or be waited for (PING, SELECT) is
-//! answered on the spot; everything else the session does makes the chunk carry out first what came before ([`Session::flush`]).
+//! A chunk is what was complete in one read. Its commands are looked up and planned one
+//! after another; ops on rows are only put into the [`Batches`], so that a pipeline of
+//! any length costs few calls. What must not wait for them or be waited for (PING,
+//! SELECT) is answered on the spot; everything else the session does makes the chunk
+//! carry out first what came before ([`Session::flush`]).
 //!
 //! # Memory
-//! Replies are bounded as they are made: when [`Session::replies_max`] bytes of them wait, nothing more is carried out, and what of a large read has
-//! not been asked for is [owed](Session::owes) until the client has read. So a chunk holds at most that, and one command's answer.
+//! Replies are bounded as they are made: when [`Session::replies_max`] bytes of them
+//! wait, nothing more is carried out, and what of a large read has not been asked for is
+//! [owed](Session::owes) until the client has read. So a chunk holds at most that, and
+//! one command's answer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -37,8 +41,10 @@ use crate::{lookups, waits, words};
 /// At most so many commands of one slow chunk go to the slow log.
 const SLOW_ENTRIES_MAX: usize = 16;
 
-/// Nobody knows how large values are before they are read. So of the ops of a chunk whose answers may be large, few are carried out
-/// first, and twice as many at a time as long as their replies are small. (With writes among them, more: those cost a log entry each time.)
+/// Nobody knows how large values are before they are read. So of the ops of a chunk whose
+/// answers may be large, few are carried out first, and twice as many at a time as long
+/// as their replies are small. (With writes among them, more: those cost a log entry each
+/// time.)
 const LARGE_OPS_FIRST: usize = 16;
 const LARGE_OPS_FIRST_WITH_WRITES: usize = 64;
 const DOUBLINGS_MAX: u32 = 8;
@@ -52,7 +58,8 @@ const SLICE: Duration = Duration::from_millis(1);
 const SLICE_NS: u64 = 1_000_000;
 /// The clock is looked at once in so many commands.
 const SLICE_COMMANDS: usize = 8;
-/// Plans of commands of so many words, or of so many bytes where each costs time, are made while others are served.
+/// Plans of commands of so many words, or of so many bytes where each costs time, are
+/// made while others are served.
 const LONG_PLAN_WORDS: usize = 1000;
 const LONG_PLAN_BYTES: usize = 256 << 10;
 
@@ -69,13 +76,15 @@ pub(crate) struct Chunk {
     entries: VecDeque<Entry>,
     /// Some of `entries` have not been answered, as the client is to read first.
     is_owed: bool,
-    /// What the session does itself once the replies to `entries` are written: these are owed.
+    /// What the session does itself once the replies to `entries` are written: these are
+    /// owed.
     stalled: Option<(Next, Extent)>,
     /// What the replies in `entries` take, and what the ops in `batches` do, bytes.
     reply_bytes: usize,
     planned_bytes: usize,
     started: Instant,
-    /// Since when others of this thread have waited, and for how many commands the clock was not looked at.
+    /// Since when others of this thread have waited, and for how many commands the clock
+    /// was not looked at.
     slice: Instant,
     slice_commands: usize,
     counts: SmallVec<[(Index, u64); 8]>,
@@ -85,10 +94,11 @@ pub(crate) struct Chunk {
     writes: bool,
     /// How often the ops that may be carried out at once have doubled.
     doublings: u32,
-    /// There was no table of this name when it was asked for. That holds for all commands of the chunk, which had come by then, up to one
-    /// that does something.
+    /// There was no table of this name when it was asked for. That holds for all commands
+    /// of the chunk, which had come by then, up to one that does something.
     pub(crate) absent: Option<Arc<str>>,
-    /// Whether some table is there could not be learnt, or none could be made: the rest of the chunk is refused without waiting as long again.
+    /// Whether some table is there could not be learnt, or none could be made: the rest
+    /// of the chunk is refused without waiting as long again.
     pub(crate) unknown: Option<CallError>,
     pub(crate) unmade: Option<CallError>,
 }
@@ -129,7 +139,8 @@ impl Chunk {
         self.planned_bytes + self.reply_bytes + self.batches.held_bytes()
     }
 
-    /// So many large replies may come that they are to be written before more is carried out, or so many partitions are asked.
+    /// So many large replies may come that they are to be written before more is carried
+    /// out, or so many partitions are asked.
     fn is_full(&self) -> bool {
         if self.batches.is_full() {
             return true;
@@ -148,9 +159,11 @@ struct Entry {
 
 enum State {
     Ready(Reply),
-    /// Waits for its ops, which are in these lines of the batches, and count as looking keys up or not.
+    /// Waits for its ops, which are in these lines of the batches, and count as looking
+    /// keys up or not.
     Waiting(Wording, SmallVec<[u16; 4]>, bool),
-    /// Is refused with this, as its answers are too large; the outcomes of ops in these lines are forgotten as they come.
+    /// Is refused with this, as its answers are too large; the outcomes of ops in these
+    /// lines are forgotten as they come.
     Refused(Reply, SmallVec<[u16; 4]>),
 }
 
@@ -166,10 +179,17 @@ enum Next {
 }
 
 impl Session {
-    /// Carries out the commands that lie at `extents` in `bytes`, and appends their replies. How many it took: all, unless CLIENT
-    /// PAUSE holds one back ([`Session::held`]), the replies are so large that the client should read them first, or the connection
-    /// is to end. While replies are [owed](Session::owes), what it is given next begins where it stopped, in the same bytes.
-    pub(crate) async fn run(&mut self, bytes: &Bytes, extents: &[Extent], out: &mut BytesMut) -> usize {
+    /// Carries out the commands that lie at `extents` in `bytes`, and appends their
+    /// replies. How many it took: all, unless CLIENT PAUSE holds one back
+    /// ([`Session::held`]), the replies are so large that the client should read them
+    /// first, or the connection is to end. While replies are [owed](Session::owes), what
+    /// it is given next begins where it stopped, in the same bytes.
+    pub(crate) async fn run(
+        &mut self,
+        bytes: &Bytes,
+        extents: &[Extent],
+        out: &mut BytesMut,
+    ) -> usize {
         self.chunk.started = Instant::now();
         self.chunk.slice = self.chunk.started;
         self.client.work();
@@ -194,7 +214,8 @@ impl Session {
                     break;
                 }
                 let is_small = out.len() - before <= SMALL_BYTES;
-                self.chunk.doublings = if is_small { (self.chunk.doublings + 1).min(DOUBLINGS_MAX) } else { 0 };
+                self.chunk.doublings =
+                    if is_small { (self.chunk.doublings + 1).min(DOUBLINGS_MAX) } else { 0 };
             }
             self.chunk.slice_commands += 1;
             if self.chunk.slice_commands >= SLICE_COMMANDS {
@@ -217,7 +238,8 @@ impl Session {
         taken
     }
 
-    /// Commands have been taken whose replies are still to be made, once the client has read those before.
+    /// Commands have been taken whose replies are still to be made, once the client has
+    /// read those before.
     pub(crate) fn owes(&self) -> bool {
         self.chunk.is_owed || self.chunk.stalled.is_some()
     }
@@ -226,9 +248,17 @@ impl Session {
     fn begin(&mut self, words: Words, extent: Extent) -> Next {
         let known = match lookup(&words) {
             Ok(command) => Known { command, index: Index::of(command) },
-            Err((Some(command), reply)) => return self.reject(Some(Known { command, index: Index::of(command) }), extent, reply),
+            Err((Some(command), reply)) => {
+                return self.reject(
+                    Some(Known { command, index: Index::of(command) }),
+                    extent,
+                    reply,
+                );
+            }
             Err((None, reply)) => {
-                if words.first().is_some_and(|word| word.eq_ignore_ascii_case(b"post") || word.eq_ignore_ascii_case(b"host:")) {
+                if words.first().is_some_and(|word| {
+                    word.eq_ignore_ascii_case(b"post") || word.eq_ignore_ascii_case(b"host:")
+                }) {
                     tracing::warn!(client = %self.client.endpoint.address, "closed a connection that speaks HTTP: cross protocol scripting?");
                     self.closing = true;
                     return Next::Done;
@@ -239,8 +269,10 @@ impl Session {
         if !self.authenticated && self.is_stranger() && !known.command.is(flags::NO_AUTH) {
             return self.reject(Some(known), extent, Reply::error(words::NOAUTH));
         }
-        let writes = known.command.is(flags::WRITE) || (known.command.name == "exec" && self.transaction.writes());
-        if self.proxy.clients.paused_until(writes).is_some() && !self.proxy.shutdown.is_cancelled() {
+        let writes = known.command.is(flags::WRITE)
+            || (known.command.name == "exec" && self.transaction.writes());
+        if self.proxy.clients.paused_until(writes).is_some() && !self.proxy.shutdown.is_cancelled()
+        {
             self.held = Some(writes);
             return Next::Pause;
         }
@@ -249,9 +281,13 @@ impl Session {
 
     /// From words to ops in the batches, a reply, or what is left to do.
     fn plan(&mut self, words: Words, known: Known, extent: Extent) -> Next {
-        let shown = (self.proxy.monitors.any() && crate::monitor::shows(known.command)).then(|| words.clone());
-        let is_queued =
-            self.transaction.is_open() && !matches!(known.command.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset");
+        let shown = (self.proxy.monitors.any() && crate::monitor::shows(known.command))
+            .then(|| words.clone());
+        let is_queued = self.transaction.is_open()
+            && !matches!(
+                known.command.name,
+                "exec" | "discard" | "multi" | "watch" | "quit" | "reset"
+            );
         if is_queued {
             let bytes_max = self.proxy.settings.load().query_max();
             let reply = self.transaction.queue(known, &words, bytes_max);
@@ -270,7 +306,8 @@ impl Session {
             Ok(Plan::Rows(rows)) => self.place(rows, known, extent),
             Ok(Plan::Session(call)) => self.answer_at_once(call, known, extent),
         };
-        // What is left to do is shown when it has been done; SELECT with the table that is selected then.
+        // What is left to do is shown when it has been done; SELECT with the table that
+        // is selected then.
         if let Some(words) = shown.filter(|_| !matches!(next, Next::Call(..))) {
             self.show(&words);
         }
@@ -304,7 +341,9 @@ impl Session {
         let mut lines = SmallVec::new();
         if rows.everywhere {
             for partition in router::partitions(table) {
-                lines.extend(rows.ops.iter().map(|op| self.chunk.batches.add(partition, op.clone(), false)));
+                lines.extend(
+                    rows.ops.iter().map(|op| self.chunk.batches.add(partition, op.clone(), false)),
+                );
             }
         } else if table.partitions <= 1 {
             for (at, op) in rows.ops.into_iter().enumerate() {
@@ -320,7 +359,12 @@ impl Session {
             }
         }
         let silent = self.is_silent();
-        self.chunk.entries.push_back(Entry { known: Some(known), extent, silent, state: State::Waiting(rows.wording, lines, is_lookup) });
+        self.chunk.entries.push_back(Entry {
+            known: Some(known),
+            extent,
+            silent,
+            state: State::Waiting(rows.wording, lines, is_lookup),
+        });
         Next::Done
     }
 
@@ -339,9 +383,12 @@ impl Session {
                 self.transaction.unwatch();
                 Reply::OK
             }
-            Call::Client(call @ (ClientCall::Id | ClientCall::GetName | ClientCall::SetName(_) | ClientCall::SetInfo { .. })) => {
-                self.proxy.clients.call(&self.client, call).0
-            }
+            Call::Client(
+                call @ (ClientCall::Id
+                | ClientCall::GetName
+                | ClientCall::SetName(_)
+                | ClientCall::SetInfo { .. }),
+            ) => self.proxy.clients.call(&self.client, call).0,
             call => return Next::Call(call, known),
         };
         self.ready(known, extent, reply)
@@ -365,7 +412,8 @@ impl Session {
             Next::Call(call, known) => {
                 self.client.shown.lock().last_command = Some(known.command.name);
                 let is_reply_mode = matches!(call, Call::Client(ClientCall::Reply(_)));
-                // What operators ask for may be long lists, and so may what they ask with.
+                // What operators ask for may be long lists, and so may what they ask
+                // with.
                 let may_be_long = known.command.is(flags::ADMIN) || extent.words >= LONG_PLAN_WORDS;
                 let reply = match may_be_long {
                     true => blocking::polled_in_place(self.call(call)).await,
@@ -377,18 +425,30 @@ impl Session {
                 self.share().await;
                 self.chunk.absent = None;
                 if let Some(reply) = reply {
-                    // CLIENT REPLY ON answers; OFF and SKIP leave out their own reply, too.
-                    let silent = if is_reply_mode { self.silence != Silence::None } else { self.is_silent() };
-                    self.chunk.entries.push_back(Entry { known: Some(known), extent, silent, state: State::Ready(reply) });
+                    // CLIENT REPLY ON answers; OFF and SKIP leave out their own reply,
+                    // too.
+                    let silent = if is_reply_mode {
+                        self.silence != Silence::None
+                    } else {
+                        self.is_silent()
+                    };
+                    self.chunk.entries.push_back(Entry {
+                        known: Some(known),
+                        extent,
+                        silent,
+                        state: State::Ready(reply),
+                    });
                 }
-                // What follows may depend on it: protocol version, authentication, silence.
+                // What follows may depend on it: protocol version, authentication,
+                // silence.
                 self.flush(bytes, out).await;
             }
         }
     }
 
-    /// What the session does itself, when everything before has been carried out. `None`: no reply.
-    /// Boxed, as it is rare and large: the common way stays small. And EXEC comes back here for its commands.
+    /// What the session does itself, when everything before has been carried out. `None`:
+    /// no reply. Boxed, as it is rare and large: the common way stays small. And EXEC
+    /// comes back here for its commands.
     pub(crate) fn call(&mut self, call: Call) -> Boxed<'_, Option<Reply>> {
         Box::pin(self.call_unboxed(call))
     }
@@ -422,19 +482,31 @@ impl Session {
                 Reply::OK
             }
             Call::Keys { glob } => self.keys(glob).await,
-            Call::Scan { cursor, count, glob, kind, none } => self.scan(cursor, count, glob, kind, none).await,
+            Call::Scan { cursor, count, glob, kind, none } => {
+                self.scan(cursor, count, glob, kind, none).await
+            }
             Call::RandomKey => self.random_key().await,
             Call::Move { key, table } => self.move_row(key, &table).await,
-            Call::CopyTo { from, to, table, replace } => self.copy_row(from, to, &table, replace).await,
+            Call::CopyTo { from, to, table, replace } => {
+                self.copy_row(from, to, &table, replace).await
+            }
             Call::Wait { .. } => self.wait_for_copies(),
-            Call::WaitAof { local, replicas, timeout_ms } => self.wait_for_disks(local, replicas, waits::deadline(timeout_ms)).await,
+            Call::WaitAof { local, replicas, timeout_ms } => {
+                self.wait_for_disks(local, replicas, waits::deadline(timeout_ms)).await
+            }
             Call::FlushAll => {
                 let reply = server::flush_all(&self.proxy).await;
                 let tables = self.proxy.catalogue.tables();
-                tables.iter().flat_map(|table| router::partitions(table)).for_each(|partition| self.written.note(partition));
+                tables
+                    .iter()
+                    .flat_map(|table| router::partitions(table))
+                    .for_each(|partition| self.written.note(partition));
                 reply
             }
-            other => match (Box::pin(server::call(&self.proxy, &self.client, other)) as Boxed<'_, server::Outcome>).await {
+            other => match (Box::pin(server::call(&self.proxy, &self.client, other))
+                as Boxed<'_, server::Outcome>)
+                .await
+            {
                 server::Outcome::Reply(reply) => reply,
                 server::Outcome::Close => {
                     self.closing = true;
@@ -445,8 +517,8 @@ impl Session {
         })
     }
 
-    /// Ops on a table that this proxy has not heard of. If it is not there, they find nothing, and only one that would write something
-    /// creates it.
+    /// Ops on a table that this proxy has not heard of. If it is not there, they find
+    /// nothing, and only one that would write something creates it.
     async fn without_table(&mut self, rows: Rows, known: Known, extent: Extent) -> Next {
         let found = match on_nothing(&rows.ops) {
             Ok(Some(outcomes)) => match self.find_table().await {
@@ -461,7 +533,11 @@ impl Session {
             },
             Ok(None) => {
                 // What would be refused makes no table. Mostly nobody has to be asked.
-                let to_be = if fits(&router::finest_table(), &rows) { Ok(None) } else { self.table_to_be().await };
+                let to_be = if fits(&router::finest_table(), &rows) {
+                    Ok(None)
+                } else {
+                    self.table_to_be().await
+                };
                 match to_be {
                     Ok(Some(table)) if !fits(&table, &rows) => Err(Reply::error(words::CROSSSLOT)),
                     Ok(_) => self.ensure_table().await.map(drop),
@@ -485,21 +561,24 @@ impl Session {
         }
     }
 
-    /// Carries out all ops so far and appends all replies so far; or, where answers are large, as many as are enough for now: the others are
-    /// [owed](Session::owes).
+    /// Carries out all ops so far and appends all replies so far; or, where answers are
+    /// large, as many as are enough for now: the others are [owed](Session::owes).
     pub(crate) async fn flush(&mut self, bytes: &Bytes, out: &mut BytesMut) {
         self.chunk.is_owed = false;
         while !self.chunk.entries.is_empty() {
             if !self.chunk.batches.is_done() {
                 self.hold(Part::Answers, self.chunk.made_bytes());
-                let deadline = self.chunk.started + Duration::from_millis(self.proxy.settings.load().call_deadline_ms);
+                let deadline = self.chunk.started
+                    + Duration::from_millis(self.proxy.settings.load().call_deadline_ms);
                 self.chunk.batches.written().for_each(|partition| self.written.note(partition));
                 self.chunk.batches.carry_out(&self.proxy, deadline).await;
                 self.chunk.absent = None;
             }
             self.answer(bytes, out).await;
             self.hold(Part::Answers, self.chunk.made_bytes());
-            if !self.chunk.entries.is_empty() && (out.len() >= self.replies_max || self.client.is_killed()) {
+            if !self.chunk.entries.is_empty()
+                && (out.len() >= self.replies_max || self.client.is_killed())
+            {
                 self.chunk.is_owed = true;
                 return;
             }
@@ -510,14 +589,16 @@ impl Session {
         self.hold(Part::Answers, 0);
     }
 
-    /// Appends the replies whose answers are there, in order, up to one that is not; and no more than the client is to read first.
+    /// Appends the replies whose answers are there, in order, up to one that is not; and
+    /// no more than the client is to read first.
     async fn answer(&mut self, bytes: &Bytes, out: &mut BytesMut) {
         let settings = self.proxy.settings.load_full();
         let bytes_max = settings.answer_max();
         let now = Instant::now();
         self.chunk.slice = now;
         let took = now.saturating_duration_since(self.chunk.started);
-        let is_noted = crate::slowlog::is_slow(took, settings.slowlog_slower_than_us) || settings.latency_threshold_ms > 0;
+        let is_noted = crate::slowlog::is_slow(took, settings.slowlog_slower_than_us)
+            || settings.latency_threshold_ms > 0;
         let (mut commands, mut noted, mut worked_ns) = (0, Vec::new(), 0);
         while let Some(entry) = self.chunk.entries.front_mut() {
             let batches = &mut self.chunk.batches;
@@ -538,7 +619,10 @@ impl Session {
             if !is_there || (commands > 0 && out.len() >= self.replies_max) {
                 break;
             }
-            let Some(Entry { known, extent, silent, state }) = self.chunk.entries.pop_front() else { break };
+            let Some(Entry { known, extent, silent, state }) = self.chunk.entries.pop_front()
+            else {
+                break;
+            };
             let mut reply = match state {
                 State::Ready(reply) | State::Refused(reply, _) => reply,
                 State::Waiting(wording, lines, is_lookup) => {
@@ -589,18 +673,34 @@ impl Session {
         self.chunk.started = now;
     }
 
-    fn note_slow(&self, entries: &[(Option<Known>, Extent)], took: Duration, bytes: &Bytes, settings: &Settings) {
-        // Commands that came together are as slow as the slowest of them, which is no fast one if there is another.
-        let is_fast = |entry: &(Option<Known>, Extent)| entry.0.is_none_or(|known| known.command.is(flags::FAST));
+    fn note_slow(
+        &self,
+        entries: &[(Option<Known>, Extent)],
+        took: Duration,
+        bytes: &Bytes,
+        settings: &Settings,
+    ) {
+        // Commands that came together are as slow as the slowest of them, which is no
+        // fast one if there is another.
+        let is_fast = |entry: &(Option<Known>, Extent)| {
+            entry.0.is_none_or(|known| known.command.is(flags::FAST))
+        };
         if crate::slowlog::is_slow(took, settings.slowlog_slower_than_us) {
             let name = self.client.name();
             let all_fast = entries.iter().all(is_fast);
             let is_noted = |entry: &&(Option<Known>, Extent)| {
-                (all_fast || !is_fast(entry)) && entry.0.is_some_and(|known| !known.command.is(flags::SKIP_SLOWLOG))
+                (all_fast || !is_fast(entry))
+                    && entry.0.is_some_and(|known| !known.command.is(flags::SKIP_SLOWLOG))
             };
             for (_, extent) in entries.iter().filter(is_noted).take(SLOW_ENTRIES_MAX) {
                 let words = resp::words(bytes, *extent);
-                self.proxy.slowlog.add(&words, took, &self.client.endpoint.address, &name, settings.slowlog_len_max);
+                self.proxy.slowlog.add(
+                    &words,
+                    took,
+                    &self.client.endpoint.address,
+                    &name,
+                    settings.slowlog_len_max,
+                );
             }
         }
         if settings.latency_threshold_ms > 0 {
@@ -628,14 +728,21 @@ impl Session {
     fn ready(&mut self, known: Known, extent: Extent, reply: Reply) -> Next {
         let silent = self.is_silent();
         self.chunk.reply_bytes += reply.bytes();
-        self.chunk.entries.push_back(Entry { known: Some(known), extent, silent, state: State::Ready(reply) });
+        self.chunk.entries.push_back(Entry {
+            known: Some(known),
+            extent,
+            silent,
+            state: State::Ready(reply),
+        });
         Next::Done
     }
 
-    /// Answers with an error before anything ran; a transaction that is being queued is spoilt by it.
+    /// Answers with an error before anything ran; a transaction that is being queued is
+    /// spoilt by it.
     fn reject(&mut self, known: Option<Known>, extent: Extent, mut reply: Reply) -> Next {
         self.transaction.spoil();
-        if let (Some("exec"), Reply::Error(line)) = (known.map(|known| known.command.name), &reply) {
+        if let (Some("exec"), Reply::Error(line)) = (known.map(|known| known.command.name), &reply)
+        {
             // An EXEC that cannot be carried out ends the transaction all the same.
             let why = line.strip_prefix("ERR ").unwrap_or(line);
             reply = Reply::error(format!("EXECABORT Transaction discarded because of: {why}"));
@@ -646,7 +753,12 @@ impl Session {
         }
         let silent = self.is_silent();
         self.chunk.reply_bytes += reply.bytes();
-        self.chunk.entries.push_back(Entry { known: None, extent, silent, state: State::Ready(reply) });
+        self.chunk.entries.push_back(Entry {
+            known: None,
+            extent,
+            silent,
+            state: State::Ready(reply),
+        });
         Next::Done
     }
 }
@@ -658,9 +770,11 @@ fn count(counts: &mut SmallVec<[(Index, u64); 8]>, index: Index) {
     }
 }
 
-/// A command's plan; of many words, or of many bytes where each costs time, it is made while others are served.
+/// A command's plan; of many words, or of many bytes where each costs time, it is made
+/// while others are served.
 pub(crate) fn planned(command: &'static Command, words: Words, bytes: usize, seed: u64) -> Planned {
-    let is_long = words.len() >= LONG_PLAN_WORDS || command.is(flags::LONG_PLAN) && bytes >= LONG_PLAN_BYTES;
+    let is_long =
+        words.len() >= LONG_PLAN_WORDS || command.is(flags::LONG_PLAN) && bytes >= LONG_PLAN_BYTES;
     let name_words = 1 + usize::from(command.parts().is_some());
     let plan = move || (command.plan)(Args::new(words, name_words, seed));
     if is_long { blocking::in_place(plan) } else { plan() }
@@ -677,10 +791,19 @@ pub(crate) async fn reply_to(wording: Wording, outcomes: Vec<Outcome>) -> Reply 
     }
 }
 
-/// The reply to what became of ops in these lines. A write that was done in some partitions only must not look as if nothing was done.
-/// If they are look-ups, they are `counted`.
-async fn worded(batches: &mut Batches, wording: Wording, lines: &[u16], writes: bool, counted: Option<&Stats>) -> Reply {
-    let count = |outcomes: &[Outcome]| counted.into_iter().for_each(|stats| lookups::count(stats, outcomes));
+/// The reply to what became of ops in these lines. A write that was done in some
+/// partitions only must not look as if nothing was done. If they are look-ups, they are
+/// `counted`.
+async fn worded(
+    batches: &mut Batches,
+    wording: Wording,
+    lines: &[u16],
+    writes: bool,
+    counted: Option<&Stats>,
+) -> Reply {
+    let count = |outcomes: &[Outcome]| {
+        counted.into_iter().for_each(|stats| lookups::count(stats, outcomes))
+    };
     if let [line] = lines {
         let outcome = match batches.take(*line) {
             Ok(outcome) => outcome,
@@ -697,8 +820,11 @@ async fn worded(batches: &mut Batches, wording: Wording, lines: &[u16], writes: 
     for &line in lines {
         match batches.take(line) {
             Ok(outcome) => outcomes.push(outcome),
-            // An unknown outcome is the one to be told: the others say that nothing was done.
-            Err(error) if failed.is_none() || matches!(error, CallError::Unknown(_)) => failed = Some(error),
+            // An unknown outcome is the one to be told: the others say that nothing was
+            // done.
+            Err(error) if failed.is_none() || matches!(error, CallError::Unknown(_)) => {
+                failed = Some(error)
+            }
             Err(_) => {}
         }
     }

@@ -35,7 +35,11 @@ impl Call<Request, Response> for Doors {
         None
     }
 
-    fn call(&self, partition: PartitionId, request: Request) -> Boxed<'_, Result<Response, CallError>> {
+    fn call(
+        &self,
+        partition: PartitionId,
+        request: Request,
+    ) -> Boxed<'_, Result<Response, CallError>> {
         self.called.fetch_add(1, Relaxed);
         let answer = |op: &Op| match op {
             Op::Sync => {
@@ -97,13 +101,22 @@ impl Catalogue for Doors {
 impl Node for Doors {
     fn sections(&self) -> Vec<Section> {
         vec![
-            Section { name: "persistence", figures: vec![("aof_last_write_status".into(), Figure::Text("err".into()))] },
+            Section {
+                name: "persistence",
+                figures: vec![("aof_last_write_status".into(), Figure::Text("err".into()))],
+            },
             Section { name: "raft", figures: vec![("raft_groups".into(), Figure::Int(8))] },
         ]
     }
 
     fn tables(&self) -> Vec<TableFigures> {
-        let table = |name: &str, number, rows| TableFigures { name: name.into(), number, rows, expires: 1, disk_bytes: 1000 };
+        let table = |name: &str, number, rows| TableFigures {
+            name: name.into(),
+            number,
+            rows,
+            expires: 1,
+            disk_bytes: 1000,
+        };
         vec![table("db0", 0, 3), table("db1", 1, 0), table("users", 17, 5)]
     }
 
@@ -115,7 +128,13 @@ impl Node for Doors {
         2 - partition.index.min(1)
     }
 
-    fn synced_copies<'a>(&'a self, _: PartitionId, index: u64, wanted: u32, _: Boxed<'a, ()>) -> Boxed<'a, u32> {
+    fn synced_copies<'a>(
+        &'a self,
+        _: PartitionId,
+        index: u64,
+        wanted: u32,
+        _: Boxed<'a, ()>,
+    ) -> Boxed<'a, u32> {
         assert_eq!(index, 7, "what the leader said");
         Box::pin(async move { wanted.min(1) })
     }
@@ -129,7 +148,15 @@ impl Node for Doors {
 
     fn memory(&self) -> Memory {
         let shares = vec![("block_cache", 500), ("clients", 125)];
-        Memory { allocated: 100, active: 150, resident: 300, allocator: "jemalloc", parts: vec![("block_cache", 40)], budget: 1000, shares }
+        Memory {
+            allocated: 100,
+            active: 150,
+            resident: 300,
+            allocator: "jemalloc",
+            parts: vec![("block_cache", 40)],
+            budget: 1000,
+            shares,
+        }
     }
 
     fn rewrite_config(&self, changes: &[FileChange]) -> Result<(), RewriteError> {
@@ -140,14 +167,32 @@ impl Node for Doors {
 
 /// A proxy in front of these doors.
 pub(crate) fn proxy(doors: &Arc<Doors>) -> Arc<Proxy> {
-    let facts =
-        Facts { version: "1.2.3".into(), mode: "standalone", port: 6379, fixed: vec![("bind", "127.0.0.1".into())], ..Facts::default() };
-    Proxy::new(Settings::default(), facts, doors.clone(), doors.clone(), doors.clone(), CancellationToken::new())
+    let facts = Facts {
+        version: "1.2.3".into(),
+        mode: "standalone",
+        port: 6379,
+        fixed: vec![("bind", "127.0.0.1".into())],
+        ..Facts::default()
+    };
+    Proxy::new(
+        Settings::default(),
+        facts,
+        doors.clone(),
+        doors.clone(),
+        doors.clone(),
+        CancellationToken::new(),
+    )
 }
 
 /// Where a client may come from.
 pub(crate) fn endpoint() -> Endpoint {
-    Endpoint { address: "127.0.0.1:5".into(), local_address: "127.0.0.1:6379".into(), fd: 1, is_loopback: true, is_unix: false }
+    Endpoint {
+        address: "127.0.0.1:5".into(),
+        local_address: "127.0.0.1:6379".into(),
+        fd: 1,
+        is_loopback: true,
+        is_unix: false,
+    }
 }
 
 /// A client of it.

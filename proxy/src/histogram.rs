@@ -1,10 +1,12 @@
 //! Histograms that cost a few nanoseconds to record into and whose size never changes.
 //!
-//! Buckets are octaves cut into eight equal parts, HDR style, so a value is known to within an eighth of itself. Each bucket is
-//! an atomic; recording is one relaxed addition. Nothing is allocated after the start, however long nobody reads.
+//! Buckets are octaves cut into eight equal parts, HDR style, so a value is known to
+//! within an eighth of itself. Each bucket is an atomic; recording is one relaxed
+//! addition. Nothing is allocated after the start, however long nobody reads.
 //!
 //! # Invariants
-//! - Every value falls into exactly one bucket, and buckets ascend (test `buckets_cover_every_value_in_order`).
+//! - Every value falls into exactly one bucket, and buckets ascend (test
+//!   `buckets_cover_every_value_in_order`).
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -12,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 const PART_BITS: u32 = 3;
 const PARTS: usize = 1 << PART_BITS;
 
-/// Counts of values from `2^LOW` to `2^(LOW + octaves)`; smaller and larger ones count in the first and last bucket.
+/// Counts of values from `2^LOW` to `2^(LOW + octaves)`; smaller and larger ones count in
+/// the first and last bucket.
 #[derive(Debug)]
 pub struct Histogram {
     low_bits: u32,
@@ -49,7 +52,8 @@ impl Histogram {
         self.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()
     }
 
-    /// The largest value of the bucket below which `percentile` (0 to 100) percent of the values lie; 0 when there are none.
+    /// The largest value of the bucket below which `percentile` (0 to 100) percent of the
+    /// values lie; 0 when there are none.
     pub fn percentile(&self, percentile: f64) -> u64 {
         let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
         let total: u64 = counts.iter().sum();
@@ -62,7 +66,8 @@ impl Histogram {
         found.map_or(0, |bucket| self.start(bucket + 1) - 1)
     }
 
-    /// Octaves that hold values: (the octave's end as a power of two, how many values are below it).
+    /// Octaves that hold values: (the octave's end as a power of two, how many values are
+    /// below it).
     pub fn octaves(&self) -> Vec<(u32, u64)> {
         let mut sum = 0;
         let mut found = Vec::new();
@@ -100,11 +105,16 @@ mod tests {
     fn buckets_cover_every_value_in_order() {
         let histogram = Histogram::new(7, 29);
         let mut last = 0;
-        for value in (0..4096u64).chain((12..36).flat_map(|bits| [(1 << bits) - 1, 1 << bits, (1 << bits) + (1 << (bits - 2))])) {
+        for value in (0..4096u64).chain(
+            (12..36).flat_map(|bits| [(1 << bits) - 1, 1 << bits, (1 << bits) + (1 << (bits - 2))]),
+        ) {
             let bucket = histogram.bucket(value);
             assert!(bucket >= last, "{value}");
             if value >= 128 {
-                assert!((histogram.start(bucket)..histogram.start(bucket + 1)).contains(&value), "{value}");
+                assert!(
+                    (histogram.start(bucket)..histogram.start(bucket + 1)).contains(&value),
+                    "{value}"
+                );
             }
             last = bucket;
         }
@@ -118,7 +128,9 @@ mod tests {
         for micros in 1..=1000u64 {
             histogram.record(micros * 1000, 1);
         }
-        for (percentile, exact) in [(0.0, 1_000u64), (50.0, 500_000), (99.0, 990_000), (99.9, 999_000), (100.0, 1_000_000)] {
+        for (percentile, exact) in
+            [(0.0, 1_000u64), (50.0, 500_000), (99.0, 990_000), (99.9, 999_000), (100.0, 1_000_000)]
+        {
             let found = histogram.percentile(percentile);
             assert!(found >= exact && found <= exact + exact / 8 + 1, "p{percentile}: {found}");
         }
@@ -131,7 +143,10 @@ mod tests {
         histogram.record(1_500, 3);
         histogram.record(1 << 20, 1);
         assert_eq!(histogram.octaves(), vec![(10, 2), (11, 5), (21, 6)]);
-        assert_eq!((histogram.below(10), histogram.below(20), histogram.below(64), histogram.count()), (2, 5, 6, 6));
+        assert_eq!(
+            (histogram.below(10), histogram.below(20), histogram.below(64), histogram.count()),
+            (2, 5, 6, 6)
+        );
         histogram.reset();
         assert_eq!((histogram.octaves(), histogram.count()), (vec![], 0));
     }

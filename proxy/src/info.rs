@@ -1,7 +1,10 @@
 //! INFO: what the server is and does, under the names that monitoring agents read.
 //!
-//! A field is here when it says something true of Bridle; fields of Redis that have no counterpart are left out, but for a few constants that agents and clients look for (`loading:0`, `evicted_keys:0`). What storage,
-//! Raft and meta know comes through [`crate::Node::sections`] and is merged into the sections of the same name, or makes sections of its own.
+//! A field is here when it says something true of Bridle; fields of Redis that have no
+//! counterpart are left out, but for a few constants that agents and clients look for
+//! (`loading:0`, `evicted_keys:0`). What storage, Raft and meta know comes through
+//! [`crate::Node::sections`] and is merged into the sections of the same name, or makes
+//! sections of its own.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -45,11 +48,19 @@ struct Section {
     fill: fn(&Proxy, &mut Fields),
 }
 
-const fn section(name: &'static str, heading: &'static str, fill: fn(&Proxy, &mut Fields)) -> Section {
+const fn section(
+    name: &'static str,
+    heading: &'static str,
+    fill: fn(&Proxy, &mut Fields),
+) -> Section {
     Section { name, heading, by_default: true, fill }
 }
 
-const fn on_demand(name: &'static str, heading: &'static str, fill: fn(&Proxy, &mut Fields)) -> Section {
+const fn on_demand(
+    name: &'static str,
+    heading: &'static str,
+    fill: fn(&Proxy, &mut Fields),
+) -> Section {
     Section { name, heading, by_default: false, fill }
 }
 
@@ -72,7 +83,8 @@ static SECTIONS: &[Section] = &[
     section("keyspace", "Keyspace", keyspace),
 ];
 
-/// INFO [section ...]: nothing or `default`; `all` and `everything`; sections by name. Unknown names are no error, as in Redis.
+/// INFO [section ...]: nothing or `default`; `all` and `everything`; sections by name.
+/// Unknown names are no error, as in Redis.
 pub async fn info(proxy: &Proxy, wanted: &[Bytes]) -> Reply {
     let counted = match is_asked(wanted, "keyspace", true) && is_cluster(proxy) {
         true => Some(rows_everywhere(proxy).await),
@@ -83,26 +95,35 @@ pub async fn info(proxy: &Proxy, wanted: &[Bytes]) -> Reply {
 
 fn is_asked(wanted: &[Bytes], name: &str, by_default: bool) -> bool {
     let asked = |word: &str| wanted.iter().any(|other| other.eq_ignore_ascii_case(word.as_bytes()));
-    asked(name) || asked("all") || asked("everything") || (by_default && (wanted.is_empty() || asked("default")))
+    asked(name)
+        || asked("all")
+        || asked("everything")
+        || (by_default && (wanted.is_empty() || asked("default")))
 }
 
 fn is_cluster(proxy: &Proxy) -> bool {
     proxy.facts.mode == "cluster"
 }
 
-/// Rows of each table over all its partitions, asked of their leaders. A table of which one does not answer soon is named as such.
+/// Rows of each table over all its partitions, asked of their leaders. A table of which
+/// one does not answer soon is named as such.
 async fn rows_everywhere(proxy: &Proxy) -> Fields {
-    let patience = KEYSPACE_PATIENCE.min(Duration::from_millis(proxy.settings.load().call_deadline_ms));
+    let patience =
+        KEYSPACE_PATIENCE.min(Duration::from_millis(proxy.settings.load().call_deadline_ms));
     let deadline = Instant::now() + patience;
     let (mut fields, mut uncounted) = (Fields::default(), Vec::new());
     for table in proxy.catalogue.tables() {
         let name = format!("db{}", table.number);
         let counted = match router::count_rows(proxy, &table, deadline).await {
-            Ok(counts) => router::count(proxy, &table, &Op::Expiring, deadline).await.map(|expiring| (counts, expiring)),
+            Ok(counts) => router::count(proxy, &table, &Op::Expiring, deadline)
+                .await
+                .map(|expiring| (counts, expiring)),
             Err(error) => Err(error),
         };
         match counted {
-            Ok((counts, expiring)) => put_rows(&mut fields, &name, counts.iter().sum(), expiring.iter().sum()),
+            Ok((counts, expiring)) => {
+                put_rows(&mut fields, &name, counts.iter().sum(), expiring.iter().sum())
+            }
             Err(error) => {
                 tracing::debug!(table = table.name, ?error, "INFO keyspace can't count a table");
                 uncounted.push(name);
@@ -115,7 +136,8 @@ async fn rows_everywhere(proxy: &Proxy) -> Fields {
     fields
 }
 
-/// A line of a table's, if it has rows, with all that agents look for in it: mean times to live and rows with fields that expire are not counted.
+/// A line of a table's, if it has rows, with all that agents look for in it: mean times
+/// to live and rows with fields that expire are not counted.
 fn put_rows(fields: &mut Fields, name: &str, rows: u64, expiring: u64) {
     if rows > 0 {
         fields.put(name, format_args!("keys={rows},expires={expiring},avg_ttl=0,subexpiry=0"));
@@ -137,7 +159,8 @@ fn text_of(proxy: &Proxy, wanted: &[Bytes], mut counted: Option<Fields>) -> Repl
         show(&mut text, section.heading, &fields);
     }
     for other in &node {
-        if SECTIONS.iter().all(|section| section.name != other.name) && is_wanted(other.name, true) {
+        if SECTIONS.iter().all(|section| section.name != other.name) && is_wanted(other.name, true)
+        {
             let mut fields = Fields::default();
             merge(&mut fields, [other]);
             show(&mut text, &capital(other.name), &fields);
@@ -173,7 +196,8 @@ fn server(proxy: &Proxy, fields: &mut Fields) {
     fields.put("redis_git_dirty", 0);
     fields.put("redis_build_id", "0");
     fields.put("bridle_version", &facts.version);
-    // Redis Cluster's protocol is not spoken in a cluster of ours either: to clients every proxy is one large Redis.
+    // Redis Cluster's protocol is not spoken in a cluster of ours either: to clients
+    // every proxy is one large Redis.
     fields.put("redis_mode", "standalone");
     fields.put("bridle_mode", facts.mode);
     fields.put("os", system());
@@ -187,7 +211,11 @@ fn server(proxy: &Proxy, fields: &mut Fields) {
     fields.put("server_time_usec", now.as_micros());
     fields.put("uptime_in_seconds", uptime);
     fields.put("uptime_in_days", uptime / 86_400);
-    fields.put("executable", std::env::current_exe().map_or_else(|_| String::new(), |path| one_line(&path.to_string_lossy())));
+    fields.put(
+        "executable",
+        std::env::current_exe()
+            .map_or_else(|_| String::new(), |path| one_line(&path.to_string_lossy())),
+    );
     fields.put("config_file", one_line(&facts.config_file));
     fields.put("io_threads_active", 0);
 }
@@ -198,8 +226,14 @@ fn clients(proxy: &Proxy, fields: &mut Fields) {
     fields.put("connected_clients", clients.len());
     fields.put("cluster_connections", 0);
     fields.put("maxclients", proxy.settings.load().clients_max);
-    fields.put("client_recent_max_input_buffer", buffered.iter().map(|(_, query)| *query).max().unwrap_or(0));
-    fields.put("client_recent_max_output_buffer", buffered.iter().map(|(output, _)| *output).max().unwrap_or(0));
+    fields.put(
+        "client_recent_max_input_buffer",
+        buffered.iter().map(|(_, query)| *query).max().unwrap_or(0),
+    );
+    fields.put(
+        "client_recent_max_output_buffer",
+        buffered.iter().map(|(output, _)| *output).max().unwrap_or(0),
+    );
     fields.put("blocked_clients", clients.iter().filter(|client| client.is_blocked()).count());
     fields.put("tracking_clients", 0);
     fields.put("pubsub_clients", 0);
@@ -226,27 +260,39 @@ fn memory(proxy: &Proxy, fields: &mut Fields) {
     fields.put("allocator_active", memory.node.active);
     fields.put("allocator_resident", memory.node.resident);
     fields.bytes("total_system_memory", memory.system);
-    // There is no limit to rows, which are on disk; what is cached of them has bounds of its own.
+    // There is no limit to rows, which are on disk; what is cached of them has bounds of
+    // its own.
     fields.bytes("maxmemory", 0);
     fields.put("maxmemory_policy", "noeviction");
     fields.bytes("bridle_memory", memory.node.budget);
     for (name, bytes) in &memory.node.shares {
         fields.put(&format!("bridle_memory_{name}"), bytes);
     }
-    fields.put("allocator_frag_ratio", format_args!("{:.2}", ratio(memory.node.active, memory.node.allocated)));
+    fields.put(
+        "allocator_frag_ratio",
+        format_args!("{:.2}", ratio(memory.node.active, memory.node.allocated)),
+    );
     fields.put("allocator_frag_bytes", memory.node.active.saturating_sub(memory.node.allocated));
-    fields.put("allocator_rss_ratio", format_args!("{:.2}", ratio(memory.node.resident, memory.node.active)));
+    fields.put(
+        "allocator_rss_ratio",
+        format_args!("{:.2}", ratio(memory.node.resident, memory.node.active)),
+    );
     fields.put("allocator_rss_bytes", memory.node.resident.saturating_sub(memory.node.active));
-    fields.put("mem_fragmentation_ratio", format_args!("{:.2}", ratio(memory.resident, memory.used)));
+    fields
+        .put("mem_fragmentation_ratio", format_args!("{:.2}", ratio(memory.resident, memory.used)));
     fields.put("mem_fragmentation_bytes", memory.resident as i64 - memory.used as i64);
     fields.put("mem_clients_normal", memory.clients);
-    fields.put("mem_allocator", if memory.node.allocator.is_empty() { "unknown" } else { memory.node.allocator });
+    fields.put(
+        "mem_allocator",
+        if memory.node.allocator.is_empty() { "unknown" } else { memory.node.allocator },
+    );
     for (name, bytes) in &memory.node.parts {
         fields.put(&format!("mem_{name}"), bytes);
     }
 }
 
-/// The Raft log is what Redis's append-only file is: always there, and fsynced as `durability` says.
+/// The Raft log is what Redis's append-only file is: always there, and fsynced as
+/// `durability` says.
 fn persistence(_: &Proxy, fields: &mut Fields) {
     fields.put("loading", 0);
     fields.put("async_loading", 0);
@@ -293,13 +339,15 @@ fn stats(proxy: &Proxy, fields: &mut Fields) {
     fields.put("total_reads_processed", stats.reads.get());
     fields.put("total_writes_processed", stats.writes.get());
     fields.put("client_query_buffer_limit_disconnections", stats.query_limit_disconnections.get());
-    fields.put("client_output_buffer_limit_disconnections", stats.output_limit_disconnections.get());
+    fields
+        .put("client_output_buffer_limit_disconnections", stats.output_limit_disconnections.get());
     fields.put("client_oversized_request_disconnections", stats.oversized_disconnections.get());
     fields.put("total_partition_requests", batches);
     fields.put("total_partition_ops", stats.batch_ops.get());
 }
 
-/// Every proxy takes writes. In a cluster each partition has replicas of its own, which `bridle admin partitions` shows.
+/// Every proxy takes writes. In a cluster each partition has replicas of its own, which
+/// `bridle admin partitions` shows.
 fn replication(proxy: &Proxy, fields: &mut Fields) {
     fields.put("role", "master");
     fields.put("connected_slaves", 0);
@@ -323,7 +371,10 @@ fn command_stats(proxy: &Proxy, fields: &mut Fields) {
         let (calls, rejected, failed) = (command.calls, command.rejected, command.failed);
         fields.put(
             &format!("cmdstat_{}", command.name),
-            format_args!("calls={calls},usec={micros},usec_per_call={each:.2},rejected_calls={rejected},failed_calls={failed}"),
+            format_args!(
+                "calls={calls},usec={micros},usec_per_call={each:.2},rejected_calls={rejected},\
+                 failed_calls={failed}"
+            ),
         );
     }
 }
@@ -336,8 +387,12 @@ fn error_stats(proxy: &Proxy, fields: &mut Fields) {
 
 fn latency_stats(proxy: &Proxy, fields: &mut Fields) {
     for command in proxy.stats.commands().filter(|command| command.calls > 0) {
-        let [p50, p99, p999] = [50.0, 99.0, 99.9].map(|percentile| command.latency.percentile(percentile) as f64 / 1000.0);
-        fields.put(&format!("latency_percentiles_usec_{}", command.name), format_args!("p50={p50:.3},p99={p99:.3},p99.9={p999:.3}"));
+        let [p50, p99, p999] = [50.0, 99.0, 99.9]
+            .map(|percentile| command.latency.percentile(percentile) as f64 / 1000.0);
+        fields.put(
+            &format!("latency_percentiles_usec_{}", command.name),
+            format_args!("p50={p50:.3},p99={p99:.3},p99.9={p999:.3}"),
+        );
     }
 }
 
@@ -353,8 +408,9 @@ fn storage(proxy: &Proxy, fields: &mut Fields) {
     fields.put("disk_bytes", tables.iter().map(|table| table.disk_bytes).sum::<u64>());
 }
 
-/// `db0:keys=..` as agents read it; tables with other names by their numbers, too. In a cluster, the rows of all partitions
-/// wherever they are ([`rows_everywhere`]); [`put_rows`] says what is not counted.
+/// `db0:keys=..` as agents read it; tables with other names by their numbers, too. In a
+/// cluster, the rows of all partitions wherever they are ([`rows_everywhere`]);
+/// [`put_rows`] says what is not counted.
 fn keyspace(proxy: &Proxy, fields: &mut Fields) {
     for table in proxy.node.tables().iter().filter(|table| table.rows > 0) {
         put_rows(fields, &format!("db{}", table.number), table.rows, table.expires);
@@ -389,7 +445,9 @@ pub(crate) fn system_memory() -> u64 {
 
 /// `Linux 6.1.0 x86_64`
 fn system() -> String {
-    let kernel = |file: &str| std::fs::read_to_string(format!("/proc/sys/kernel/{file}")).unwrap_or_default();
+    let kernel = |file: &str| {
+        std::fs::read_to_string(format!("/proc/sys/kernel/{file}")).unwrap_or_default()
+    };
     let (name, release) = (kernel("ostype"), kernel("osrelease"));
     one_line(&format!("{} {} {}", name.trim(), release.trim(), std::env::consts::ARCH))
 }
@@ -419,9 +477,14 @@ mod tests {
 
     #[test]
     fn bytes_for_people_as_redis_shows_them() {
-        for (bytes, text) in
-            [(0, "0B"), (1023, "1023B"), (1024, "1.00K"), (916_336, "894.86K"), (25_276_502_016, "23.54G"), (u64::MAX, "16.00E")]
-        {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1024, "1.00K"),
+            (916_336, "894.86K"),
+            (25_276_502_016, "23.54G"),
+            (u64::MAX, "16.00E"),
+        ] {
             assert_eq!(human(bytes), text);
         }
     }
@@ -430,7 +493,10 @@ mod tests {
     fn the_node_overrides_and_adds() {
         let mut fields = Fields::default();
         fields.put("aof_last_write_status", "ok");
-        let figures = vec![("aof_last_write_status".into(), Figure::Text("err\r\nx".into())), ("lag".into(), Figure::Float(1.5))];
+        let figures = vec![
+            ("aof_last_write_status".into(), Figure::Text("err\r\nx".into())),
+            ("lag".into(), Figure::Float(1.5)),
+        ];
         merge(&mut fields, [&crate::node::Section { name: "persistence", figures }]);
         let mut text = String::new();
         show(&mut text, "Persistence", &fields);
@@ -447,7 +513,8 @@ mod tests {
 
     fn shown(sections: &[&str]) -> String {
         let proxy = crate::fakes::proxy(&Default::default());
-        let wanted: Vec<_> = sections.iter().map(|section| Bytes::copy_from_slice(section.as_bytes())).collect();
+        let wanted: Vec<_> =
+            sections.iter().map(|section| Bytes::copy_from_slice(section.as_bytes())).collect();
         let Reply::Text(text) = text_of(&proxy, &wanted, None) else { panic!("a text") };
         text
     }
@@ -463,15 +530,24 @@ mod tests {
         assert_eq!(shown(&["nosuch"]), "");
         let (plain, all) = (shown(&[]), shown(&["everything"]));
         assert_eq!(headings(&plain), headings(&shown(&["default"])));
-        assert!(!headings(&plain).contains(&"Commandstats") && headings(&all).contains(&"Commandstats"));
+        assert!(
+            !headings(&plain).contains(&"Commandstats") && headings(&all).contains(&"Commandstats")
+        );
         assert!(headings(&plain).contains(&"Raft"), "{plain}");
-        assert_eq!(headings(&shown(&["default", "commandstats"])).len(), headings(&plain).len() + 1);
+        assert_eq!(
+            headings(&shown(&["default", "commandstats"])).len(),
+            headings(&plain).len() + 1
+        );
     }
 
     #[test]
     fn every_line_is_a_heading_or_a_field() {
         for line in shown(&["all"]).split("\r\n").filter(|line| !line.is_empty()) {
-            assert!(line.starts_with("# ") || line.split_once(':').is_some_and(|(name, _)| !name.contains(' ')), "{line}");
+            assert!(
+                line.starts_with("# ")
+                    || line.split_once(':').is_some_and(|(name, _)| !name.contains(' ')),
+                "{line}"
+            );
         }
     }
 
@@ -503,7 +579,14 @@ mod tests {
         ] {
             assert!(has(line), "{line} is not in\n{text}");
         }
-        for name in ["uptime_in_seconds", "used_memory_rss", "used_cpu_sys", "instantaneous_ops_per_sec", "connected_clients", "run_id"] {
+        for name in [
+            "uptime_in_seconds",
+            "used_memory_rss",
+            "used_cpu_sys",
+            "instantaneous_ops_per_sec",
+            "connected_clients",
+            "run_id",
+        ] {
             assert!(text.contains(&format!("\r\n{name}:")), "{name} is not in\n{text}");
         }
         assert!(!text.contains("db1:"));
@@ -512,11 +595,19 @@ mod tests {
     #[test]
     fn commands_are_shown_by_what_they_took() {
         let proxy = crate::fakes::proxy(&Default::default());
-        let command = commands::find(b"client", Some(b"id")).and_then(crate::stats::Index::of).expect("it is in the table");
+        let command = commands::find(b"client", Some(b"id"))
+            .and_then(crate::stats::Index::of)
+            .expect("it is in the table");
         proxy.stats.record(command, 2, std::time::Duration::from_micros(3), 1);
         proxy.stats.failed(command, "ERR x");
         let Reply::Text(text) = text_of(&proxy, &["all".into()], None) else { panic!("a text") };
-        assert!(text.contains("\r\ncmdstat_client|id:calls=2,usec=6,usec_per_call=3.00,rejected_calls=0,failed_calls=1\r\n"), "{text}");
+        assert!(
+            text.contains(
+                "\r\ncmdstat_client|id:calls=2,usec=6,usec_per_call=3.00,rejected_calls=0,\
+                 failed_calls=1\r\n"
+            ),
+            "{text}"
+        );
         assert!(text.contains("\r\nlatency_percentiles_usec_client|id:p50=3."), "{text}");
         assert!(text.contains("\r\nerrorstat_ERR:count=1\r\n"), "{text}");
     }

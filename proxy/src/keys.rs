@@ -31,19 +31,27 @@ pub(crate) fn page(answer: Answer) -> Reply {
     }
 }
 
-/// The keys of a page, if it has all of them. KEYS in a transaction gets one page, as the partition waits for it meanwhile.
+/// The keys of a page, if it has all of them. KEYS in a transaction gets one page, as the
+/// partition waits for it meanwhile.
 pub(crate) fn names(answer: Answer) -> Reply {
     match answer {
-        Answer::Page { keys, next: 0, .. } => Reply::Array(keys.into_iter().map(Reply::Bulk).collect()),
-        Answer::Page { .. } => Reply::error("ERR too many rows for KEYS in a transaction, use SCAN"),
+        Answer::Page { keys, next: 0, .. } => {
+            Reply::Array(keys.into_iter().map(Reply::Bulk).collect())
+        }
+        Answer::Page { .. } => {
+            Reply::error("ERR too many rows for KEYS in a transaction, use SCAN")
+        }
         _ => commands::words::no_answer(),
     }
 }
 
-/// The key that was drawn. RANDOMKEY in a transaction looks at one page, as the partition waits for it meanwhile.
+/// The key that was drawn. RANDOMKEY in a transaction looks at one page, as the partition
+/// waits for it meanwhile.
 pub(crate) fn drawn(answer: Answer) -> Reply {
     match answer {
-        Answer::Page { .. } => Reply::error("ERR too many expired rows for RANDOMKEY in a transaction, try again"),
+        Answer::Page { .. } => {
+            Reply::error("ERR too many expired rows for RANDOMKEY in a transaction, try again")
+        }
         answer => commands::answers::bulk(answer),
     }
 }
@@ -72,7 +80,8 @@ fn weighted(weights: &[u64], seed: u64) -> u32 {
     0
 }
 
-/// Why a row is not copied: what is too large to be read or written whole is told as RENAME tells it.
+/// Why a row is not copied: what is too large to be read or written whole is told as
+/// RENAME tells it.
 fn not_copied(refusal: Refusal) -> Reply {
     commands::words::refusal(match refusal {
         Refusal::TooLarge | Refusal::AnswerTooLarge => Refusal::RowTooLarge,
@@ -89,21 +98,27 @@ struct Copied {
 /// Whether a row that was looked at holds what another did.
 fn has_content_of(row: &Answer, other: &Answer) -> bool {
     match (row, other) {
-        (Answer::Content { content, .. }, Answer::Content { content: other, .. }) => content == other,
+        (Answer::Content { content, .. }, Answer::Content { content: other, .. }) => {
+            content == other
+        }
         _ => false,
     }
 }
 
 fn has_fields_that_expire(row: &Answer) -> bool {
     match row {
-        Answer::Content { content: Content::Hash(fields), .. } => fields.iter().any(|(.., at)| at.is_some()),
+        Answer::Content { content: Content::Hash(fields), .. } => {
+            fields.iter().any(|(.., at)| at.is_some())
+        }
         _ => false,
     }
 }
 
 /// The op that writes a dumped row.
 fn restoring(key: Bytes, row: Answer, replace: bool) -> Result<Op, Reply> {
-    let Answer::Content { content, expires_at_ms } = row else { return Err(commands::words::no_answer()) };
+    let Answer::Content { content, expires_at_ms } = row else {
+        return Err(commands::words::no_answer());
+    };
     let until = |at| Ttl::Until(Deadline::At(i64::try_from(at).unwrap_or(i64::MAX)));
     Ok(Op::Restore { key, content, ttl: expires_at_ms.map_or(Ttl::Default, until), replace })
 }
@@ -121,13 +136,16 @@ impl Session {
         for partition in router::partitions(&table) {
             let mut cursor = router::first_cursor(&table, partition.index);
             loop {
-                let (keys, next) = match self.step(partition, cursor, KEYS_STEP, Some(glob.clone()), None).await {
-                    Ok(page) => page,
-                    Err(reply) => return reply,
-                };
+                let (keys, next) =
+                    match self.step(partition, cursor, KEYS_STEP, Some(glob.clone()), None).await {
+                        Ok(page) => page,
+                        Err(reply) => return reply,
+                    };
                 bytes += keys.iter().map(|key| key.len() + size_of::<Reply>()).sum::<usize>();
                 if bytes > bytes_max.bytes {
-                    return Reply::error(format!("ERR the keys are more than {bytes_max}: use SCAN"));
+                    return Reply::error(format!(
+                        "ERR the keys are more than {bytes_max}: use SCAN"
+                    ));
                 }
                 self.hold(Part::Answers, bytes);
                 all.extend(keys.into_iter().map(Reply::Bulk));
@@ -141,9 +159,19 @@ impl Session {
         Reply::Array(all)
     }
 
-    /// SCAN: about `count` rows from the cursor on, over the end of a partition into the next.
-    pub(crate) async fn scan(&mut self, cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<Kind>, none: bool) -> Reply {
-        let Some(slot) = key::cursor_slot(cursor).filter(|_| !none) else { return scanned(0, Vec::new()) };
+    /// SCAN: about `count` rows from the cursor on, over the end of a partition into the
+    /// next.
+    pub(crate) async fn scan(
+        &mut self,
+        cursor: u64,
+        count: u64,
+        glob: Option<Bytes>,
+        kind: Option<Kind>,
+        none: bool,
+    ) -> Reply {
+        let Some(slot) = key::cursor_slot(cursor).filter(|_| !none) else {
+            return scanned(0, Vec::new());
+        };
         let table = match self.find_table().await {
             Ok(Some(table)) => table,
             Ok(None) => return scanned(0, Vec::new()),
@@ -152,7 +180,8 @@ impl Session {
         let (mut partition, mut cursor, mut found) = (table.partition_of(slot), cursor, Vec::new());
         for _ in 0..SCAN_PARTITIONS_MAX {
             let wanted = count.saturating_sub(found.len() as u64).max(1);
-            let (keys, next) = match self.step(partition, cursor, wanted, glob.clone(), kind).await {
+            let (keys, next) = match self.step(partition, cursor, wanted, glob.clone(), kind).await
+            {
                 Ok(page) => page,
                 Err(reply) => return reply,
             };
@@ -188,16 +217,19 @@ impl Session {
         }
     }
 
-    /// RANDOMKEY: a partition by chance, in proportion to its rows; in it one of the rows behind a random place, or of all if they are few.
-    /// If many of these are of its slot, as they have one hash tag, the one next to a random place in the slot. Partitions without live
-    /// rows are passed over.
+    /// RANDOMKEY: a partition by chance, in proportion to its rows; in it one of the rows
+    /// behind a random place, or of all if they are few. If many of these are of its
+    /// slot, as they have one hash tag, the one next to a random place in the slot.
+    /// Partitions without live rows are passed over.
     pub(crate) async fn random_key(&mut self) -> Reply {
         let table = match self.find_table().await {
             Ok(Some(table)) => table,
             Ok(None) => return Reply::Nil,
             Err(reply) => return reply,
         };
-        self.random_row(&table).await.map_or_else(|reply| reply, |found| found.map_or(Reply::Nil, Reply::Bulk))
+        self.random_row(&table)
+            .await
+            .map_or_else(|reply| reply, |found| found.map_or(Reply::Nil, Reply::Bulk))
     }
 
     async fn random_row(&mut self, table: &Table) -> Result<Option<Bytes>, Reply> {
@@ -210,7 +242,12 @@ impl Session {
             let begin = router::first_cursor(table, index);
             let place = match is_small {
                 true => begin,
-                false => random_cursor(table.first_slot(index), table.first_slot(index + 1), self.next_seed(), self.next_seed()),
+                false => random_cursor(
+                    table.first_slot(index),
+                    table.first_slot(index + 1),
+                    self.next_seed(),
+                    self.next_seed(),
+                ),
             };
             let mut some = self.live_from(partition, place).await?;
             if !is_small && (some.len() as u64) < RANDOM_ROWS {
@@ -223,9 +260,12 @@ impl Session {
             }
             let chosen = (self.next_seed() % some.len() as u64) as usize;
             let slot = key::slot(&some[chosen]);
-            if !is_small && some.iter().filter(|key| key::slot(key) == slot).count() > CROWDED_SLOT {
+            if !is_small && some.iter().filter(|key| key::slot(key) == slot).count() > CROWDED_SLOT
+            {
                 let again = random_cursor(slot, slot + 1, 0, self.next_seed());
-                if let Some(other) = self.nearest(partition, again).await?.filter(|other| key::slot(other) == slot) {
+                if let Some(other) =
+                    self.nearest(partition, again).await?.filter(|other| key::slot(other) == slot)
+                {
                     return Ok(Some(other));
                 }
             }
@@ -234,8 +274,13 @@ impl Session {
         Ok(None)
     }
 
-    /// The first page with live rows from a cursor on; none: there are none up to the partition's end.
-    async fn live_from(&mut self, partition: PartitionId, mut cursor: u64) -> Result<Vec<Bytes>, Reply> {
+    /// The first page with live rows from a cursor on; none: there are none up to the
+    /// partition's end.
+    async fn live_from(
+        &mut self,
+        partition: PartitionId,
+        mut cursor: u64,
+    ) -> Result<Vec<Bytes>, Reply> {
         loop {
             let (keys, next) = self.step(partition, cursor, RANDOM_ROWS, None, None).await?;
             if !keys.is_empty() || next == 0 {
@@ -246,7 +291,11 @@ impl Session {
         }
     }
 
-    async fn nearest(&mut self, partition: PartitionId, cursor: u64) -> Result<Option<Bytes>, Reply> {
+    async fn nearest(
+        &mut self,
+        partition: PartitionId,
+        cursor: u64,
+    ) -> Result<Option<Bytes>, Reply> {
         match self.ask(partition, Op::Nearest { cursor }).await? {
             Ok(Answer::Bytes(key)) => Ok(Some(key)),
             // Or a page of rows that have expired.
@@ -257,7 +306,13 @@ impl Session {
     }
 
     /// COPY source destination DB n.
-    pub(crate) async fn copy_row(&mut self, from: Bytes, to: Bytes, table: &[u8], replace: bool) -> Reply {
+    pub(crate) async fn copy_row(
+        &mut self,
+        from: Bytes,
+        to: Bytes,
+        table: &[u8],
+        replace: bool,
+    ) -> Reply {
         let name = match self.named(table).await {
             Ok(Named::Table(name)) => name,
             Ok(Named::Nothing(reply)) | Err(reply) => return reply,
@@ -276,15 +331,17 @@ impl Session {
         }
         match dump {
             Ok(Ok(Answer::Nil)) => Reply::Int(0),
-            Ok(Ok(row)) => {
-                self.restore(&name, to, row, replace).await.map_or_else(|reply| reply, |done| Reply::Int(i64::from(done.is_some())))
-            }
+            Ok(Ok(row)) => self
+                .restore(&name, to, row, replace)
+                .await
+                .map_or_else(|reply| reply, |done| Reply::Int(i64::from(done.is_some()))),
             Ok(Err(refusal)) => not_copied(refusal),
             Err(reply) => reply,
         }
     }
 
-    /// MOVE key db: copied, then deleted provided that nobody has touched it. For a moment a reader may find it in both tables.
+    /// MOVE key db: copied, then deleted provided that nobody has touched it. For a
+    /// moment a reader may find it in both tables.
     pub(crate) async fn move_row(&mut self, key: Bytes, table: &[u8]) -> Reply {
         let name = match self.named(table).await {
             Ok(Named::Table(name)) => name,
@@ -298,12 +355,20 @@ impl Session {
             Ok(None) => return Reply::Int(0),
             Err(reply) => return reply,
         };
-        self.move_between(&source, key, &name).await.map_or_else(|reply| reply, |moved| Reply::Int(i64::from(moved)))
+        self.move_between(&source, key, &name)
+            .await
+            .map_or_else(|reply| reply, |moved| Reply::Int(i64::from(moved)))
     }
 
-    /// What is in the target may be somebody else's at any time: the first copy is made where there is nothing, and is replaced and taken back only as
-    /// long as nobody else has written to it.
-    async fn move_between(&mut self, source: &Arc<Table>, key: Bytes, name: &str) -> Result<bool, Reply> {
+    /// What is in the target may be somebody else's at any time: the first copy is made
+    /// where there is nothing, and is replaced and taken back only as long as nobody else
+    /// has written to it.
+    async fn move_between(
+        &mut self,
+        source: &Arc<Table>,
+        key: Bytes,
+        name: &str,
+    ) -> Result<bool, Reply> {
         let from = router::partition_of(source, &key);
         let mut copy: Option<Copied> = None;
         for _ in 0..MOVE_TRIES {
@@ -313,45 +378,77 @@ impl Session {
                 Err(why) => return Err(why),
             };
             if row == Answer::Nil {
-                // It never was there, or was deleted meanwhile: then its copy goes as well.
+                // It never was there, or was deleted meanwhile: then its copy goes as
+                // well.
                 if let Some(copy) = copy {
-                    self.take_back(copy, &key).await.map_err(|why| words::only_there(name, &source.name, &why))?;
+                    self.take_back(copy, &key)
+                        .await
+                        .map_err(|why| words::only_there(name, &source.name, &why))?;
                 }
                 return Ok(false);
             }
-            let Some(to) = self.put_copy(name, &key, &row, copy.take()).await.map_err(|(is_there, why)| match is_there {
-                true => words::in_both(name, &source.name, &why),
-                false => why,
-            })?
+            let Some(to) =
+                self.put_copy(name, &key, &row, copy.take()).await.map_err(|(is_there, why)| {
+                    match is_there {
+                        true => words::in_both(name, &source.name, &why),
+                        false => why,
+                    }
+                })?
             else {
                 return Ok(false);
             };
-            // Seen before the row goes from the source: whether the copy is still this one's if it is to be replaced.
+            // Seen before the row goes from the source: whether the copy is still this
+            // one's if it is to be replaced.
             copy = match self.look(to, &key).await {
-                Ok((watched, seen)) => has_content_of(&seen, &row).then_some(Copied { partition: to, watched }),
+                Ok((watched, seen)) => {
+                    has_content_of(&seen, &row).then_some(Copied { partition: to, watched })
+                }
                 Err(why) => return Err(words::in_both(name, &source.name, &why)),
             };
             self.written.note(from);
-            let delete = Request { ops: vec![Op::Delete { key: key.clone() }], joined: Vec::new(), watched: vec![watched] };
+            let delete = Request {
+                ops: vec![Op::Delete { key: key.clone() }],
+                joined: Vec::new(),
+                watched: vec![watched],
+            };
             match router::respond(&self.proxy, from, &delete, self.deadline()).await {
                 Ok(Response::Done(_)) => return Ok(true),
-                // What is in the target now is the copy without some of its fields, or somebody else's row.
+                // What is in the target now is the copy without some of its fields, or
+                // somebody else's row.
                 Ok(Response::Touched) if copy.is_none() && has_fields_that_expire(&row) => {
-                    return Err(words::in_both(name, &source.name, &Reply::error("ERR both have changed since")));
+                    return Err(words::in_both(
+                        name,
+                        &source.name,
+                        &Reply::error("ERR both have changed since"),
+                    ));
                 }
                 Ok(Response::Touched) => {}
-                Err(error @ CallError::Unknown(_)) => return Err(words::perhaps_in_both(name, &source.name, &words::call_error(&error))),
-                Err(error) => return Err(words::in_both(name, &source.name, &words::call_error(&error))),
+                Err(error @ CallError::Unknown(_)) => {
+                    return Err(words::perhaps_in_both(
+                        name,
+                        &source.name,
+                        &words::call_error(&error),
+                    ));
+                }
+                Err(error) => {
+                    return Err(words::in_both(name, &source.name, &words::call_error(&error)));
+                }
             }
         }
         if let Some(copy) = copy {
-            self.take_back(copy, &key).await.map_err(|why| words::in_both(name, &source.name, &why))?;
+            self.take_back(copy, &key)
+                .await
+                .map_err(|why| words::in_both(name, &source.name, &why))?;
         }
         Err(Reply::error("ERR the key changes too fast to be moved"))
     }
 
     /// A row and its token.
-    async fn look(&mut self, partition: PartitionId, key: &Bytes) -> Result<(Watched, Answer), Reply> {
+    async fn look(
+        &mut self,
+        partition: PartitionId,
+        key: &Bytes,
+    ) -> Result<(Watched, Answer), Reply> {
         let ops = vec![Op::Watch { key: key.clone() }, Op::Dump { key: key.clone() }];
         let look = Request { ops, joined: vec![1], watched: Vec::new() };
         let looked = router::respond(&self.proxy, partition, &look, self.deadline()).await;
@@ -366,8 +463,8 @@ impl Session {
         }
     }
 
-    /// Copies a row to where there is none, or over its earlier copy if that is still as it was made. The copy's partition; `None`: there is another
-    /// row.
+    /// Copies a row to where there is none, or over its earlier copy if that is still as
+    /// it was made. The copy's partition; `None`: there is another row.
     ///
     /// # Errors
     /// Whether there is a copy all the same, and why this one was not made.
@@ -379,7 +476,10 @@ impl Session {
         earlier: Option<Copied>,
     ) -> Result<Option<PartitionId>, (bool, Reply)> {
         let Some(Copied { partition, watched }) = earlier else {
-            return self.restore(name, key.clone(), row.clone(), false).await.map_err(|why| (false, why));
+            return self
+                .restore(name, key.clone(), row.clone(), false)
+                .await
+                .map_err(|why| (false, why));
         };
         let replace = restoring(key.clone(), row.clone(), true).map_err(|why| (true, why))?;
         let replace = Request { ops: vec![replace], joined: Vec::new(), watched: vec![watched] };
@@ -389,22 +489,39 @@ impl Session {
                 Some(Err(refusal)) => Err((true, not_copied(refusal))),
                 None => Err((true, commands::words::no_answer())),
             },
-            // Somebody else has written there: this row is to be moved as if there had been no copy.
-            Ok(Response::Touched) => self.restore(name, key.clone(), row.clone(), false).await.map_err(|why| (false, why)),
+            // Somebody else has written there: this row is to be moved as if there had
+            // been no copy.
+            Ok(Response::Touched) => self
+                .restore(name, key.clone(), row.clone(), false)
+                .await
+                .map_err(|why| (false, why)),
             Err(error) => Err((true, words::call_error(&error))),
         }
     }
 
     /// Deletes a copy, unless somebody else has written to it.
     async fn take_back(&mut self, copy: Copied, key: &Bytes) -> Result<(), Reply> {
-        let delete = Request { ops: vec![Op::Delete { key: key.clone() }], joined: Vec::new(), watched: vec![copy.watched] };
+        let delete = Request {
+            ops: vec![Op::Delete { key: key.clone() }],
+            joined: Vec::new(),
+            watched: vec![copy.watched],
+        };
         let done = router::respond(&self.proxy, copy.partition, &delete, self.deadline()).await;
         done.map(drop).map_err(|error| words::call_error(&error))
     }
 
-    /// Writes a dumped row into a table, and says into which partition; `None`: there is one.
-    async fn restore(&mut self, name: &str, to: Bytes, row: Answer, replace: bool) -> Result<Option<PartitionId>, Reply> {
-        let target = router::ensure(&self.proxy, name).await.map_err(|error| words::catalogue_error(&error))?;
+    /// Writes a dumped row into a table, and says into which partition; `None`: there is
+    /// one.
+    async fn restore(
+        &mut self,
+        name: &str,
+        to: Bytes,
+        row: Answer,
+        replace: bool,
+    ) -> Result<Option<PartitionId>, Reply> {
+        let target = router::ensure(&self.proxy, name)
+            .await
+            .map_err(|error| words::catalogue_error(&error))?;
         let target = target.ok_or_else(|| words::no_table(name.as_bytes()))?;
         let partition = router::partition_of(&target, &to);
         match self.ask(partition, restoring(to, row, replace)?).await? {

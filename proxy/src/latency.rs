@@ -1,10 +1,13 @@
-//! LATENCY: which events took longer than `latency-monitor-threshold`, and when; and the latency histograms of commands.
+//! LATENCY: which events took longer than `latency-monitor-threshold`, and when; and the
+//! latency histograms of commands.
 //!
-//! Events are `command` and `fast-command` (by the command's FAST flag), as in Redis, and what storage reports through
-//! [`Latency::add`]: `fsync`, `flush` (the binary leads their hooks here). Redis's `fork` has no counterpart.
+//! Events are `command` and `fast-command` (by the command's FAST flag), as in Redis, and
+//! what storage reports through [`Latency::add`]: `fsync`, `flush` (the binary leads
+//! their hooks here). Redis's `fork` has no counterpart.
 //!
 //! # Invariants
-//! - At most [`SAMPLES_MAX`] samples an event, at most one a second; event names are compiled in, so there are few.
+//! - At most [`SAMPLES_MAX`] samples an event, at most one a second; event names are
+//!   compiled in, so there are few.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
@@ -31,7 +34,8 @@ struct Event {
 }
 
 impl Latency {
-    /// Reports that something took `took`; kept when it is at or over the threshold (0 = off).
+    /// Reports that something took `took`; kept when it is at or over the threshold (0 =
+    /// off).
     pub fn add(&self, event: &'static str, took: Duration, threshold_ms: u64) {
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         if threshold_ms > 0 && took_ms >= threshold_ms {
@@ -60,7 +64,11 @@ impl Latency {
         let row = |(name, event): (&&'static str, &Event)| {
             let (at, ms) = *event.samples.back()?;
             let figures = [at, ms, event.max_ms].map(|number| Reply::Int(number as i64));
-            Some(Reply::Array(std::iter::once(Reply::Bulk(Bytes::from_static(name.as_bytes()))).chain(figures).collect()))
+            Some(Reply::Array(
+                std::iter::once(Reply::Bulk(Bytes::from_static(name.as_bytes())))
+                    .chain(figures)
+                    .collect(),
+            ))
         };
         Reply::Array(events.iter().filter_map(row).collect())
     }
@@ -68,8 +76,13 @@ impl Latency {
     /// LATENCY HISTORY: an event's samples, oldest first.
     pub fn history(&self, event: &[u8]) -> Reply {
         let events = self.0.lock();
-        let samples = std::str::from_utf8(event).ok().and_then(|name| events.get(name)).map(|event| &event.samples);
-        let pair = |&(at, ms): &(u64, u64)| Reply::Array(vec![Reply::Int(at as i64), Reply::Int(ms as i64)]);
+        let samples = std::str::from_utf8(event)
+            .ok()
+            .and_then(|name| events.get(name))
+            .map(|event| &event.samples);
+        let pair = |&(at, ms): &(u64, u64)| {
+            Reply::Array(vec![Reply::Int(at as i64), Reply::Int(ms as i64)])
+        };
         Reply::Array(samples.into_iter().flatten().map(pair).collect())
     }
 
@@ -77,7 +90,9 @@ impl Latency {
     pub fn reset(&self, names: &[Bytes]) -> Reply {
         let mut events = self.0.lock();
         let before = events.len();
-        let named = |event: &str| names.is_empty() || names.iter().any(|name| name.eq_ignore_ascii_case(event.as_bytes()));
+        let named = |event: &str| {
+            names.is_empty() || names.iter().any(|name| name.eq_ignore_ascii_case(event.as_bytes()))
+        };
         events.retain(|event, _| !named(event));
         Reply::Int((before - events.len()) as i64)
     }
@@ -96,7 +111,8 @@ impl Latency {
             let figures = Spikes::of(event);
             writeln!(
                 text,
-                "{}. {name}: {} latency spikes (average {}ms, mean deviation {}ms, period {:.2} sec). Worst all time event {}ms.",
+                "{}. {name}: {} latency spikes (average {}ms, mean deviation {}ms, period {:.2} \
+                 sec). Worst all time event {}ms.",
                 number + 1,
                 event.samples.len(),
                 figures.average_ms,
@@ -116,25 +132,33 @@ impl Latency {
     }
 }
 
-const OFF: &str =
-    "Latency monitoring is disabled. You may use \"CONFIG SET latency-monitor-threshold <milliseconds>\" in order to enable it.\n";
-const NOTHING: &str = "No latency spike was observed during the lifetime of this server, not in the slightest bit.\n";
+const OFF: &str = "Latency monitoring is disabled. You may use \"CONFIG SET \
+                   latency-monitor-threshold <milliseconds>\" in order to enable it.\n";
+const NOTHING: &str =
+    "No latency spike was observed during the lifetime of this server, not in the slightest bit.\n";
 
 /// What to look at, by event.
 const ADVICE: [(&str, &str); 4] = [
     (
         "command",
-        "SLOWLOG GET shows which commands were slow: KEYS, HGETALL of large hashes and large pipelines take time. Use SCAN and HSCAN.",
+        "SLOWLOG GET shows which commands were slow: KEYS, HGETALL of large hashes and large \
+         pipelines take time. Use SCAN and HSCAN.",
     ),
     (
         "fast-command",
-        "Fast commands were slow: the machine may be short of CPU (see INFO cpu), or the disk slow for reads that miss the block cache.",
+        "Fast commands were slow: the machine may be short of CPU (see INFO cpu), or the disk \
+         slow for reads that miss the block cache.",
     ),
     (
         "fsync",
-        "The disk takes long to fsync: put the data directory on a faster disk, or choose durability = \"interval\" if losing its last writes in a power cut is acceptable.",
+        "The disk takes long to fsync: put the data directory on a faster disk, or choose \
+         durability = \"interval\" if losing its last writes in a power cut is acceptable.",
     ),
-    ("flush", "Flushes or compactions hold up writes: the disk is slower than what is written, see the rocksdb_ figures in the metrics."),
+    (
+        "flush",
+        "Flushes or compactions hold up writes: the disk is slower than what is written, see the \
+         rocksdb_ figures in the metrics.",
+    ),
 ];
 
 /// Means over an event's samples.
@@ -149,7 +173,8 @@ impl Spikes {
     fn of(event: &Event) -> Spikes {
         let count = event.samples.len().max(1) as u64;
         let average_ms = event.samples.iter().map(|(_, ms)| ms).sum::<u64>() / count;
-        let deviation_ms = event.samples.iter().map(|(_, ms)| ms.abs_diff(average_ms)).sum::<u64>() / count;
+        let deviation_ms =
+            event.samples.iter().map(|(_, ms)| ms.abs_diff(average_ms)).sum::<u64>() / count;
         let span_s = match (event.samples.front(), event.samples.back()) {
             (Some((first, _)), Some((last, _))) => last.saturating_sub(*first),
             _ => 0,
@@ -158,23 +183,32 @@ impl Spikes {
     }
 }
 
-/// LATENCY HISTOGRAM: of these commands (a container's name means its subcommands), or of all that were called.
+/// LATENCY HISTOGRAM: of these commands (a container's name means its subcommands), or of
+/// all that were called.
 pub fn histogram(stats: &Stats, names: &[Bytes]) -> Reply {
     let named = |name: &str, wanted: &Bytes| {
         let container = name.split('|').next().unwrap_or_default();
         [name, container].iter().any(|name| wanted.eq_ignore_ascii_case(name.as_bytes()))
     };
-    let wanted = |command: &Figures<'_>| command.calls > 0 && (names.is_empty() || names.iter().any(|name| named(command.name, name)));
+    let wanted = |command: &Figures<'_>| {
+        command.calls > 0
+            && (names.is_empty() || names.iter().any(|name| named(command.name, name)))
+    };
     let entry = |command: Figures<'_>| {
-        // A bucket's bound as HDR histograms print it: the largest value that cannot be told from it, in microseconds.
+        // A bucket's bound as HDR histograms print it: the largest value that cannot be
+        // told from it, in microseconds.
         let micros = |bits: u32| ((1u64 << bits) + (1 << bits.saturating_sub(7)) - 1) / 1000;
-        let octaves = command.latency.octaves().into_iter().map(|(bits, count)| (bits.max(10), count));
+        let octaves =
+            command.latency.octaves().into_iter().map(|(bits, count)| (bits.max(10), count));
         let mut cumulative = BTreeMap::new();
         cumulative.extend(octaves); // octaves below a microsecond fall together, the last and largest sum stays
         let pair = |(bits, count)| (Reply::Int(micros(bits) as i64), Reply::Int(count as i64));
         let figures = vec![
             (Reply::Bulk("calls".into()), Reply::Int(command.calls as i64)),
-            (Reply::Bulk("histogram_usec".into()), Reply::Map(cumulative.into_iter().map(pair).collect())),
+            (
+                Reply::Bulk("histogram_usec".into()),
+                Reply::Map(cumulative.into_iter().map(pair).collect()),
+            ),
         ];
         (Reply::Bulk(Bytes::from_static(command.name.as_bytes())), Reply::Map(figures))
     };
@@ -188,7 +222,13 @@ mod tests {
     fn ints(reply: Reply) -> Vec<Vec<i64>> {
         let Reply::Array(rows) = reply else { panic!("{reply:?}") };
         let int = |reply| if let Reply::Int(number) = reply { Some(number) } else { None };
-        let row = |row| if let Reply::Array(row) = row { row.into_iter().filter_map(int).collect() } else { panic!("{row:?}") };
+        let row = |row| {
+            if let Reply::Array(row) = row {
+                row.into_iter().filter_map(int).collect()
+            } else {
+                panic!("{row:?}")
+            }
+        };
         rows.into_iter().map(row).collect()
     }
 
@@ -238,7 +278,10 @@ mod tests {
         latency.add_at("fsync", 110, 30);
         let report = text(latency.doctor(10));
         assert!(
-            report.contains("1. fsync: 2 latency spikes (average 20ms, mean deviation 10ms, period 5.00 sec). Worst all time event 30ms."),
+            report.contains(
+                "1. fsync: 2 latency spikes (average 20ms, mean deviation 10ms, period 5.00 sec). \
+                 Worst all time event 30ms."
+            ),
             "{report}"
         );
         assert!(report.contains("fsync: put the data directory"), "{report}");

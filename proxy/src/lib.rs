@@ -1,23 +1,33 @@
 //! RESP connections, sessions, routing: what a Redis client talks to.
 //!
 //! # Life of a command
-//! 1. A connection's task (`connection`) reads what the socket has, and [`resp`] finds the complete commands in it: a *chunk*.
-//! 2. Each command is looked up and planned (`dispatch`): an error reply, something the session does itself, or ops on rows.
-//! 3. Ops are gathered by partition (`router`): one request a partition and chunk, in order; partitions run concurrently.
-//! 4. Requests that only read are answered on this thread, straight from storage; others are called and waited for.
-//! 5. Answers are worded, encoded for the client's protocol version into one buffer, and written with one system call.
+//! 1. A connection's task (`connection`) reads what the socket has, and [`resp`] finds
+//!    the complete commands in it: a *chunk*.
+//! 2. Each command is looked up and planned (`dispatch`): an error reply, something the
+//!    session does itself, or ops on rows.
+//! 3. Ops are gathered by partition (`router`): one request a partition and chunk, in
+//!    order; partitions run concurrently.
+//! 4. Requests that only read are answered on this thread, straight from storage; others
+//!    are called and waited for.
+//! 5. Answers are worded, encoded for the client's protocol version into one buffer, and
+//!    written with one system call.
 //!
 //! # Invariants
-//! - On one connection, replies leave in the order of the commands, and a command sees all that was sent before it (`tests/pipeline.rs`,
-//!   `many_partitions_answer_in_the_order_of_the_commands`; `tests/fuzz.rs`, `whole_connections_answer_the_same_in_any_pieces`).
-//! - A write is sent on at most once, unless it is known not to have been proposed (`tests/pipeline.rs`,
-//!   `what_failed_is_never_tried_again_and_says_what_is_known`).
-//! - A client's memory is bounded, whatever it sends and however little it reads (`tests/memory.rs`; `resp/gate.rs`,
-//!   `a_command_longer_than_the_query_buffer_is_refused_before_it_is_there`, `words_count_for_more_than_their_bytes`); and so is that of all.
+//! - On one connection, replies leave in the order of the commands, and a command sees
+//!   all that was sent before it (`tests/pipeline.rs`,
+//!   `many_partitions_answer_in_the_order_of_the_commands`; `tests/fuzz.rs`,
+//!   `whole_connections_answer_the_same_in_any_pieces`).
+//! - A write is sent on at most once, unless it is known not to have been proposed
+//!   (`tests/pipeline.rs`, `what_failed_is_never_tried_again_and_says_what_is_known`).
+//! - A client's memory is bounded, whatever it sends and however little it reads
+//!   (`tests/memory.rs`; `resp/gate.rs`,
+//!   `a_command_longer_than_the_query_buffer_is_refused_before_it_is_there`,
+//!   `words_count_for_more_than_their_bytes`); and so is that of all.
 //! - RESP is spoken in [`resp`] only; rows are reached through [`cluster::Call`] only.
 //!
 //! # Not here
-//! What commands mean (crate `commands`), what ops do (crate `row`), where partitions live (crate `cluster` and below).
+//! What commands mean (crate `commands`), what ops do (crate `row`), where partitions
+//! live (crate `cluster` and below).
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -71,7 +81,8 @@ pub const REDIS_VERSION: &str = "7.4.0";
 pub struct Facts {
     /// Bridle's version.
     pub version: String,
-    /// `standalone` or `cluster`, INFO's `bridle_mode`. To clients both look like one Redis.
+    /// `standalone` or `cluster`, INFO's `bridle_mode`. To clients both look like one
+    /// Redis.
     pub mode: &'static str,
     /// The plain RESP port; 0 = none.
     pub port: u16,
@@ -81,7 +92,8 @@ pub struct Facts {
     pub config_file: String,
     /// The data directory; empty = none.
     pub data_dir: String,
-    /// Other settings by CONFIG name that cannot change while running (`bind`, `dir`, ...).
+    /// Other settings by CONFIG name that cannot change while running (`bind`, `dir`,
+    /// ...).
     pub fixed: Vec<(&'static str, String)>,
 }
 
@@ -111,7 +123,8 @@ pub struct Proxy {
     pub catalogue: Arc<dyn Catalogue>,
     /// The process around.
     pub node: Arc<dyn Node>,
-    /// Cancelled when the server is to stop: connections finish what is in flight and close.
+    /// Cancelled when the server is to stop: connections finish what is in flight and
+    /// close.
     pub shutdown: CancellationToken,
     /// When this process started.
     pub started: Instant,
@@ -151,7 +164,8 @@ impl Proxy {
         })
     }
 
-    /// If all clients hold more than `maxmemory-clients`, the one that holds most is disconnected, and so on.
+    /// If all clients hold more than `maxmemory-clients`, the one that holds most is
+    /// disconnected, and so on.
     pub(crate) fn make_room(&self) {
         let bytes_max = self.settings.load().clients_max().bytes;
         for (client, bytes) in self.clients.evict(bytes_max) {

@@ -1,8 +1,10 @@
-//! Accepts connections, turns away those there is no room or no right for, and closes all when the server stops.
+//! Accepts connections, turns away those there is no room or no right for, and closes all
+//! when the server stops.
 //!
 //! # Invariants
-//! - No more sockets are open than `maxclients`, those in a TLS handshake included: descriptors are kept for the data
-//!   (`tests/tls.rs`, `who_is_still_shaking_hands_counts_as_a_client`).
+//! - No more sockets are open than `maxclients`, those in a TLS handshake included:
+//!   descriptors are kept for the data (`tests/tls.rs`,
+//!   `who_is_still_shaking_hands_counts_as_a_client`).
 
 use std::future::poll_fn;
 use std::io;
@@ -58,8 +60,8 @@ impl Door for UnixListener {
     }
 }
 
-/// Serves clients of a listener, over TLS if it is given, until [`Proxy::shutdown`] is cancelled and all
-/// connections have finished what was in flight.
+/// Serves clients of a listener, over TLS if it is given, until [`Proxy::shutdown`] is
+/// cancelled and all connections have finished what was in flight.
 pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<Tls>>) {
     let (speaks_tls, host) = (tls.is_some(), proxy.clone());
     let welcome = move |place, stream| -> Boxed<'static, ()> {
@@ -69,14 +71,16 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<Tls
     accept_all(proxy, listener, welcome, speaks_tls).await;
 }
 
-/// As [`serve`], of a Unix socket at this path: its clients are on this machine, whoever they are.
+/// As [`serve`], of a Unix socket at this path: its clients are on this machine, whoever
+/// they are.
 pub async fn serve_unix(proxy: Arc<Proxy>, listener: UnixListener, path: String) {
     let host = proxy.clone();
     let welcome = move |place: Place, stream: UnixStream| -> Boxed<'static, ()> {
         let (host, address) = (host.clone(), format!("{path}:0"));
         Box::pin(async move {
             let (local_address, fd) = (address.clone(), stream.as_raw_fd());
-            let endpoint = Endpoint { address, local_address, fd, is_loopback: true, is_unix: true };
+            let endpoint =
+                Endpoint { address, local_address, fd, is_loopback: true, is_unix: true };
             meet_at(Some(place), host, stream, endpoint).await;
         })
     };
@@ -84,11 +88,18 @@ pub async fn serve_unix(proxy: Arc<Proxy>, listener: UnixListener, path: String)
 }
 
 /// Accepts until the server stops, and then waits for the connections to end.
-async fn accept_all<D: Door>(proxy: Arc<Proxy>, door: D, welcome: impl Fn(Place, D::Stream) -> Boxed<'static, ()>, speaks_tls: bool) {
+async fn accept_all<D: Door>(
+    proxy: Arc<Proxy>,
+    door: D,
+    welcome: impl Fn(Place, D::Stream) -> Boxed<'static, ()>,
+    speaks_tls: bool,
+) {
     let connections = TaskTracker::new();
     let sweeper = connections.spawn(sweep(proxy.clone()));
     connections.spawn(crate::server::clock(proxy.clone()));
-    while let Some(accepted) = proxy.shutdown.run_until_cancelled(poll_fn(|context| door.poll_accept(context))).await {
+    while let Some(accepted) =
+        proxy.shutdown.run_until_cancelled(poll_fn(|context| door.poll_accept(context))).await
+    {
         match accepted {
             Ok(stream) => {
                 proxy.stats.connections_received.add(1);
@@ -143,9 +154,16 @@ impl Drop for Place {
     }
 }
 
-async fn welcome(place: Place, proxy: Arc<Proxy>, stream: TcpStream, acceptor: Option<TlsAcceptor>) {
+async fn welcome(
+    place: Place,
+    proxy: Arc<Proxy>,
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+) {
     let Ok(endpoint) = prepare(&proxy, &stream) else { return };
-    let Some(acceptor) = acceptor else { return meet_at(Some(place), proxy, stream, endpoint).await };
+    let Some(acceptor) = acceptor else {
+        return meet_at(Some(place), proxy, stream, endpoint).await;
+    };
     match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => meet_at(Some(place), proxy, stream, endpoint).await,
         Ok(Err(error)) => tracing::debug!(client = %endpoint.address, %error, "TLS handshake"),
@@ -159,23 +177,41 @@ fn prepare(proxy: &Proxy, stream: &TcpStream) -> io::Result<Endpoint> {
     let keepalive = proxy.settings.load().tcp_keepalive_s;
     if keepalive > 0 {
         // As Redis: a probe after so long, three more within the same time again.
-        let (idle, every) = (Duration::from_secs(keepalive), Duration::from_secs((keepalive / 3).max(1)));
-        let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(every).with_retries(3);
+        let (idle, every) =
+            (Duration::from_secs(keepalive), Duration::from_secs((keepalive / 3).max(1)));
+        let probes =
+            socket2::TcpKeepalive::new().with_time(idle).with_interval(every).with_retries(3);
         socket2::SockRef::from(stream).set_tcp_keepalive(&probes)?;
     }
     let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
     // IPv4 addresses of a socket that serves both look like IPv4.
     let is_loopback = peer.ip().to_canonical().is_loopback();
-    Ok(Endpoint { address: peer.to_string(), local_address: local.to_string(), fd: stream.as_raw_fd(), is_loopback, is_unix: false })
+    Ok(Endpoint {
+        address: peer.to_string(),
+        local_address: local.to_string(),
+        fd: stream.as_raw_fd(),
+        is_loopback,
+        is_unix: false,
+    })
 }
 
-/// Serves one client over any stream of bytes, until it or the server ends the connection; or tells it why not.
-pub async fn meet<S: AsyncRead + AsyncWrite + Unpin>(proxy: Arc<Proxy>, stream: S, endpoint: Endpoint) {
+/// Serves one client over any stream of bytes, until it or the server ends the
+/// connection; or tells it why not.
+pub async fn meet<S: AsyncRead + AsyncWrite + Unpin>(
+    proxy: Arc<Proxy>,
+    stream: S,
+    endpoint: Endpoint,
+) {
     meet_at(None, proxy, stream, endpoint).await;
 }
 
 /// The place is let go of last, when the socket is closed.
-async fn meet_at<S: AsyncRead + AsyncWrite + Unpin>(place: Option<Place>, proxy: Arc<Proxy>, stream: S, endpoint: Endpoint) {
+async fn meet_at<S: AsyncRead + AsyncWrite + Unpin>(
+    place: Option<Place>,
+    proxy: Arc<Proxy>,
+    stream: S,
+    endpoint: Endpoint,
+) {
     let settings = proxy.settings.load_full();
     if settings.protected_mode && settings.password.is_none() && !endpoint.is_loopback {
         return turn_away(&proxy, stream, words::DENIED).await;
@@ -195,8 +231,9 @@ async fn turn_away<S: AsyncWrite + Unpin>(proxy: &Proxy, mut stream: S, why: &'s
     .await;
 }
 
-/// There is no room for this one, so nobody waits for it: it is told so if its socket, which is empty, takes the words at once. One that
-/// speaks TLS would have to shake hands first, and is closed without a word, as by Redis.
+/// There is no room for this one, so nobody waits for it: it is told so if its socket,
+/// which is empty, takes the words at once. One that speaks TLS would have to shake hands
+/// first, and is closed without a word, as by Redis.
 fn turn_away_at_once(proxy: &Proxy, stream: &impl AsFd, speaks_tls: bool) {
     proxy.stats.connections_rejected.add(1);
     if !speaks_tls {

@@ -1,7 +1,9 @@
-//! Hits and misses: how often clients looked a key up that was there, or was not, by Redis's rules.
+//! Hits and misses: how often clients looked a key up that was there, or was not, by
+//! Redis's rules.
 //!
-//! What reads a key counts, by the key and not by the field: HGET of a missing field of a hash that is there is a hit, and so is a key of the wrong kind.
-//! What only writes does not count, nor what is about the server itself (MEMORY USAGE, SCAN, WATCH).
+//! What reads a key counts, by the key and not by the field: HGET of a missing field of a
+//! hash that is there is a hit, and so is a key of the wrong kind. What only writes does
+//! not count, nor what is about the server itself (MEMORY USAGE, SCAN, WATCH).
 
 use row::op::{Answer, Op, Refusal};
 
@@ -12,9 +14,15 @@ use crate::stats::Stats;
 pub(crate) fn is_lookup(op: &Op) -> bool {
     match op {
         Op::Inspect { .. } | Op::Encoding { .. } | Op::Dump { .. } | Op::Copy { .. } => true,
-        Op::Get { .. } | Op::GetRange { .. } | Op::Length { .. } | Op::GetDelete { .. } | Op::GetExpire { .. } => true,
+        Op::Get { .. }
+        | Op::GetRange { .. }
+        | Op::Length { .. }
+        | Op::GetDelete { .. }
+        | Op::GetExpire { .. } => true,
         Op::Set { want_old, .. } => *want_old,
-        Op::HashGet { .. } | Op::HashLen { .. } | Op::HashRange { .. } | Op::HashScan { .. } => true,
+        Op::HashGet { .. } | Op::HashLen { .. } | Op::HashRange { .. } | Op::HashScan { .. } => {
+            true
+        }
         Op::HashRandom { .. } | Op::HashExpiry { .. } => true,
         _ => false,
     }
@@ -24,7 +32,9 @@ pub(crate) fn is_lookup(op: &Op) -> bool {
 fn is_hit(outcome: &Outcome) -> bool {
     match outcome {
         // A hash without fields is none.
-        Ok(Answer::Nil | Answer::Row(None) | Answer::Set { old: None, .. } | Answer::Int(0)) => false,
+        Ok(Answer::Nil | Answer::Row(None) | Answer::Set { old: None, .. } | Answer::Int(0)) => {
+            false
+        }
         Ok(_) => true,
         Err(refusal) => *refusal != Refusal::KeyTooLong,
     }

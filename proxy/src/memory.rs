@@ -15,7 +15,8 @@ pub(crate) struct Figures {
     pub(crate) node: Memory,
     /// `used_memory`: the allocator's figure, or the resident set where there is none.
     pub(crate) used: u64,
-    /// The most `used` was seen to be; looked at whenever somebody asks and once a second.
+    /// The most `used` was seen to be; looked at whenever somebody asks and once a
+    /// second.
     pub(crate) peak: u64,
     /// Resident set by the operating system.
     pub(crate) resident: u64,
@@ -71,12 +72,15 @@ pub(crate) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// MEMORY STATS. Redis's names where Bridle has the thing; what rows are kept in follows under its own names.
+/// MEMORY STATS. Redis's names where Bridle has the thing; what rows are kept in follows
+/// under its own names.
 pub fn stats(proxy: &Proxy) -> Reply {
     let memory = Figures::of(proxy);
     let rows: u64 = proxy.node.tables().iter().map(|table| table.rows).sum();
     let dataset = memory.dataset();
-    let int = |name: &'static str, number: u64| (bulk(name), Reply::Int(i64::try_from(number).unwrap_or(i64::MAX)));
+    let int = |name: &'static str, number: u64| {
+        (bulk(name), Reply::Int(i64::try_from(number).unwrap_or(i64::MAX)))
+    };
     let double = |name: &'static str, number: f64| (bulk(name), Reply::Double(number));
     let mut figures = vec![
         int("peak.allocated", memory.peak),
@@ -97,7 +101,10 @@ pub fn stats(proxy: &Proxy) -> Reply {
         int("allocator.active", memory.node.active),
         int("allocator.resident", memory.node.resident),
         double("allocator-fragmentation.ratio", ratio(memory.node.active, memory.node.allocated)),
-        int("allocator-fragmentation.bytes", memory.node.active.saturating_sub(memory.node.allocated)),
+        int(
+            "allocator-fragmentation.bytes",
+            memory.node.active.saturating_sub(memory.node.allocated),
+        ),
         double("allocator-rss.ratio", ratio(memory.node.resident, memory.node.active)),
         int("allocator-rss.bytes", memory.node.resident.saturating_sub(memory.node.active)),
         double("rss-overhead.ratio", ratio(memory.resident, memory.node.resident)),
@@ -114,7 +121,8 @@ pub fn doctor(proxy: &Proxy) -> Reply {
     Reply::Text(diagnose(&Figures::of(proxy), proxy.clients.len() as u64))
 }
 
-/// What the process takes beside caches, memtables and clients at most: its code, its threads, the log's buffers, the allocator's.
+/// What the process takes beside caches, memtables and clients at most: its code, its
+/// threads, the log's buffers, the allocator's.
 const BEYOND_BUDGET: u64 = 120_000_000;
 
 fn diagnose(memory: &Figures, clients: u64) -> String {
@@ -124,32 +132,39 @@ fn diagnose(memory: &Figures, clients: u64) -> String {
     let findings = [
         (
             memory.node.budget > 0 && memory.resident > within,
-            "Budget: more memory is resident than 1.25 times what the configuration gives (node.memory) and 120 MB. Usual for a while after \
-             a burst of large answers; it is a problem only if it stays.",
+            "Budget: more memory is resident than 1.25 times what the configuration gives \
+             (node.memory) and 120 MB. Usual for a while after a burst of large answers; it is a \
+             problem only if it stays.",
         ),
         (
             memory.peak > memory.used + memory.used / 2 && memory.peak > SMALL,
-            "Peak memory: the server once used more than 150% of what it uses now. The allocator gives unused pages back by and by, \
-             so a high resident set for a while is expected.",
+            "Peak memory: the server once used more than 150% of what it uses now. The allocator \
+             gives unused pages back by and by, so a high resident set for a while is expected.",
         ),
         (
             fragmentation > 1.4 && memory.resident.saturating_sub(memory.used) > SMALL,
-            "Fragmentation: much more memory is resident than allocated (over 1.4 times). Usual after large answers or many connections were served; \
-             it is a problem only if it grows.",
+            "Fragmentation: much more memory is resident than allocated (over 1.4 times). Usual \
+             after large answers or many connections were served; it is a problem only if it \
+             grows.",
         ),
         (
             clients > 0 && memory.clients / clients.max(1) > 200 << 10,
-            "Client buffers: clients hold more than 200 kB each on average. Some send large pipelines or do not read their replies: CLIENT LIST shows \
-             them (qbuf, omem), client-output-buffer-limit cuts them.",
+            "Client buffers: clients hold more than 200 kB each on average. Some send large \
+             pipelines or do not read their replies: CLIENT LIST shows them (qbuf, omem), \
+             client-output-buffer-limit cuts them.",
         ),
         (
             memory.system > 0 && memory.resident > memory.system / 10 * 9,
-            "The machine: over 90% of its memory is this process. Lower node.memory in the configuration.",
+            "The machine: over 90% of its memory is this process. Lower node.memory in the \
+             configuration.",
         ),
     ];
-    let found: Vec<_> = findings.into_iter().filter_map(|(is_so, text)| is_so.then_some(text)).collect();
+    let found: Vec<_> =
+        findings.into_iter().filter_map(|(is_so, text)| is_so.then_some(text)).collect();
     let found = match found.as_slice() {
-        [] => "I found nothing out of the ordinary with memory: rows are on disk, and caches are within their bounds.\n".to_owned(),
+        [] => "I found nothing out of the ordinary with memory: rows are on disk, and caches are \
+               within their bounds.\n"
+            .to_owned(),
         found => found.iter().map(|text| format!(" * {text}\n")).collect(),
     };
     found + &division(memory)
@@ -183,23 +198,40 @@ mod tests {
 
     #[test]
     fn the_doctor_finds_what_is_wrong() {
-        let fine =
-            Figures { used: 100 << 20, peak: 110 << 20, resident: 120 << 20, clients: 1 << 20, system: 1 << 34, ..Figures::default() };
+        let fine = Figures {
+            used: 100 << 20,
+            peak: 110 << 20,
+            resident: 120 << 20,
+            clients: 1 << 20,
+            system: 1 << 34,
+            ..Figures::default()
+        };
         assert!(diagnose(&fine, 50).starts_with("I found nothing"));
         assert!(diagnose(&Figures { peak: 200 << 20, ..fine.clone() }, 50).contains("Peak memory"));
-        assert!(diagnose(&Figures { resident: 300 << 20, ..fine.clone() }, 50).contains("Fragmentation"));
-        assert!(diagnose(&Figures { clients: 50 << 20, ..fine.clone() }, 50).contains("Client buffers"));
-        assert!(diagnose(&Figures { system: 125 << 20, ..fine.clone() }, 50).contains("The machine"));
+        assert!(
+            diagnose(&Figures { resident: 300 << 20, ..fine.clone() }, 50)
+                .contains("Fragmentation")
+        );
+        assert!(
+            diagnose(&Figures { clients: 50 << 20, ..fine.clone() }, 50).contains("Client buffers")
+        );
+        assert!(
+            diagnose(&Figures { system: 125 << 20, ..fine.clone() }, 50).contains("The machine")
+        );
         let node = Memory {
             parts: vec![("block_cache", 3 << 20)],
             budget: 4 << 20,
             shares: vec![("block_cache", 2 << 20), ("clients", 0)],
             ..Memory::default()
         };
-        let text = diagnose(&Figures { resident: 124 << 20, node: node.clone(), ..fine.clone() }, 50);
+        let text =
+            diagnose(&Figures { resident: 124 << 20, node: node.clone(), ..fine.clone() }, 50);
         assert!(
             text.contains("Budget:")
-                && text.ends_with("Of 4.00M (node.memory): block_cache 3.00M of 2.00M, clients 1.00M, without a bound.\n"),
+                && text.ends_with(
+                    "Of 4.00M (node.memory): block_cache 3.00M of 2.00M, clients 1.00M, without a \
+                     bound.\n"
+                ),
             "{text}"
         );
         assert!(!diagnose(&Figures { resident: 119 << 20, node, ..fine }, 50).contains("Budget:"));
@@ -215,7 +247,9 @@ mod tests {
     fn stats_name_what_redis_names_and_the_parts() {
         let proxy = crate::fakes::proxy(&Default::default());
         let Reply::Map(figures) = stats(&proxy) else { panic!("a map") };
-        let figure = |name: &'static str| figures.iter().find(|(other, _)| *other == bulk(name)).map(|(_, value)| value.clone());
+        let figure = |name: &'static str| {
+            figures.iter().find(|(other, _)| *other == bulk(name)).map(|(_, value)| value.clone())
+        };
         assert_eq!(figure("total.allocated"), Some(Reply::Int(100)));
         assert_eq!(figure("keys.count"), Some(Reply::Int(8)));
         assert_eq!(figure("keys.bytes-per-key"), Some(Reply::Int(5)));

@@ -1,12 +1,15 @@
 //! The proxy's figures for Prometheus.
 //!
-//! Nothing is recorded through the `metrics` crate where commands run. [`crate::stats`] counts in atomics of its own, and when the page is
-//! asked for, [`publish`] hands the sums over and [`histograms`] writes the two histograms in Prometheus's text format, to be put behind the
-//! exporter's page. The reason is the exporter's histogram: it keeps every sample (24 bytes each) until somebody drains it, which at half a million
+//! Nothing is recorded through the `metrics` crate where commands run. [`crate::stats`]
+//! counts in atomics of its own, and when the page is asked for, [`publish`] hands the
+//! sums over and [`histograms`] writes the two histograms in Prometheus's text format, to
+//! be put behind the exporter's page. The reason is the exporter's histogram: it keeps
+//! every sample (24 bytes each) until somebody drains it, which at half a million
 //! commands a second is 12 MB a second. Ours are a fixed number of buckets.
 //!
 //! # Invariants
-//! - What is exported stands in [`documented`], and the other way round (test `what_is_exported_is_documented`).
+//! - What is exported stands in [`documented`], and the other way round (test
+//!   `what_is_exported_is_documented`).
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -40,7 +43,12 @@ pub struct Documented {
     pub help: &'static str,
 }
 
-const fn metric(kind: Kind, name: &'static str, labels: &'static [&'static str], help: &'static str) -> Documented {
+const fn metric(
+    kind: Kind,
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Documented {
     Documented { name, kind, labels, help }
 }
 
@@ -55,20 +63,51 @@ const BATCHES: &str = "bridle_batch_ops";
 /// Every metric of the proxy. Storage and engine document theirs in the same way.
 static DOCUMENTED: &[Documented] = &[
     metric(Counter, COMMANDS, &["cmd"], "Commands executed."),
-    metric(Counter, REJECTED, &["cmd"], "Commands refused before they ran: wrong arity, syntax, NOAUTH."),
-    metric(Counter, ERRORS, &["cmd", "error"], "Error replies, by command and the error's first word."),
-    metric(Histogram, SECONDS, &["cmd"], "Time from when a command's pipeline chunk was taken up until its answer was there."),
+    metric(
+        Counter,
+        REJECTED,
+        &["cmd"],
+        "Commands refused before they ran: wrong arity, syntax, NOAUTH.",
+    ),
+    metric(
+        Counter,
+        ERRORS,
+        &["cmd", "error"],
+        "Error replies, by command and the error's first word.",
+    ),
+    metric(
+        Histogram,
+        SECONDS,
+        &["cmd"],
+        "Time from when a command's pipeline chunk was taken up until its answer was there.",
+    ),
     metric(Histogram, BATCHES, &[], "Operations carried by one request to a partition."),
     metric(Gauge, "bridle_connections", &[], "Connected clients."),
-    metric(Gauge, "bridle_blocked_clients", &[], "Clients that wait in a command or a CLIENT PAUSE."),
-    metric(Gauge, "bridle_client_buffer_bytes", &["direction"], "Bytes in the clients' query (in) and output (out) buffers."),
+    metric(
+        Gauge,
+        "bridle_blocked_clients",
+        &[],
+        "Clients that wait in a command or a CLIENT PAUSE.",
+    ),
+    metric(
+        Gauge,
+        "bridle_client_buffer_bytes",
+        &["direction"],
+        "Bytes in the clients' query (in) and output (out) buffers.",
+    ),
     metric(Counter, "bridle_connections_received_total", &[], "Connections accepted."),
-    metric(Counter, "bridle_connections_rejected_total", &[], "Connections turned away: maxclients, protected mode."),
+    metric(
+        Counter,
+        "bridle_connections_rejected_total",
+        &[],
+        "Connections turned away: maxclients, protected mode.",
+    ),
     metric(
         Counter,
         "bridle_client_cuts_total",
         &["buffer"],
-        "Clients cut because a buffer was over its limit, or (request) an argument or a command too large.",
+        "Clients cut because a buffer was over its limit, or (request) an argument or a command \
+         too large.",
     ),
     metric(
         Counter,
@@ -83,19 +122,35 @@ static DOCUMENTED: &[Documented] = &[
         "What all clients hold: what they have sent, queued and not read, and answers being made.",
     ),
     metric(Counter, "bridle_auth_failures_total", &[], "Wrong passwords."),
-    metric(Counter, "bridle_keyspace_lookups_total", &["result"], "Keys that commands looked up: there (hit) or not (miss)."),
+    metric(
+        Counter,
+        "bridle_keyspace_lookups_total",
+        &["result"],
+        "Keys that commands looked up: there (hit) or not (miss).",
+    ),
     metric(Counter, "bridle_received_bytes_total", &[], "Bytes read from clients."),
     metric(Counter, "bridle_sent_bytes_total", &[], "Bytes written to clients."),
-    metric(Counter, "bridle_socket_reads_total", &[], "Reads from client sockets; commands divided by it is the pipelining."),
+    metric(
+        Counter,
+        "bridle_socket_reads_total",
+        &[],
+        "Reads from client sockets; commands divided by it is the pipelining.",
+    ),
     metric(Counter, "bridle_socket_writes_total", &[], "Writes to client sockets."),
-    metric(Gauge, "bridle_table_rows", &["table"], "Rows of the partitions in this process, those of which it is not the leader included."),
+    metric(
+        Gauge,
+        "bridle_table_rows",
+        &["table"],
+        "Rows of the partitions in this process, those of which it is not the leader included.",
+    ),
     metric(Gauge, "bridle_table_rows_with_expiry", &["table"], "Rows that have an expiry."),
     metric(Gauge, "bridle_table_disk_bytes", &["table"], "Bytes on disk, estimated."),
     metric(
         Gauge,
         "bridle_memory_bytes",
         &["kind"],
-        "Memory by what holds it: allocated, active, resident, and the caches and buffers within allocated.",
+        "Memory by what holds it: allocated, active, resident, and the caches and buffers within \
+         allocated.",
     ),
     metric(Gauge, "bridle_uptime_seconds", &[], "Since the process started serving."),
     metric(Gauge, "bridle_info", &["version", "durability"], "Always 1."),
@@ -109,7 +164,8 @@ pub fn documented() -> &'static [Documented] {
     DOCUMENTED
 }
 
-/// Tells the `metrics` crate's recorder what the metrics are. Once, after the recorder is installed.
+/// Tells the `metrics` crate's recorder what the metrics are. Once, after the recorder is
+/// installed.
 pub fn describe() {
     for metric in DOCUMENTED {
         match metric.kind {
@@ -134,14 +190,18 @@ enum Value {
     Gauge(f64),
 }
 
-/// What was handed over last. The recorder's counters only grow, ours start again with CONFIG RESETSTAT; so differences are handed over.
+/// What was handed over last. The recorder's counters only grow, ours start again with
+/// CONFIG RESETSTAT; so differences are handed over.
 #[derive(Debug, Default)]
 pub struct Published(Mutex<HashMap<(&'static str, Vec<(&'static str, String)>), u64>>);
 
-/// Hands all counters and gauges to the `metrics` crate's recorder. To be called before each scrape is answered.
+/// Hands all counters and gauges to the `metrics` crate's recorder. To be called before
+/// each scrape is answered.
 pub fn publish(proxy: &Proxy) {
     let mut last = proxy.published.0.lock();
-    for Sample { name, labels, value } in proxy_samples(proxy).into_iter().chain(counted(&proxy.stats)) {
+    for Sample { name, labels, value } in
+        proxy_samples(proxy).into_iter().chain(counted(&proxy.stats))
+    {
         match value {
             Value::Gauge(value) => ::metrics::gauge!(name, &labels).set(value),
             Value::Counter(value) => {
@@ -158,30 +218,52 @@ fn grown(before: u64, now: u64) -> u64 {
     now.checked_sub(before).unwrap_or(now)
 }
 
-/// The histograms, and what needs fractions, in Prometheus's text format; to be appended to the exporter's page.
+/// The histograms, and what needs fractions, in Prometheus's text format; to be appended
+/// to the exporter's page.
 pub fn histograms(proxy: &Proxy) -> String {
     let mut page = String::with_capacity(16 << 10);
     command_seconds(&proxy.stats, &mut page);
     batch_ops(&proxy.stats, &mut page);
     if let Some(status) = info::process_status() {
         head("process_cpu_seconds_total", &mut page);
-        line(&mut page, format_args!("process_cpu_seconds_total {:.2}", status.user_s + status.system_s));
+        line(
+            &mut page,
+            format_args!("process_cpu_seconds_total {:.2}", status.user_s + status.system_s),
+        );
     }
     page
 }
 
 fn sample(name: &'static str, labels: &[(&'static str, &str)], value: Value) -> Sample {
-    Sample { name, labels: labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(), value }
+    Sample {
+        name,
+        labels: labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
+        value,
+    }
 }
 
 fn counted(stats: &Stats) -> Vec<Sample> {
-    let count = |name, labels: &[(&'static str, &str)], value: u64| sample(name, labels, Value::Counter(value));
+    let count = |name, labels: &[(&'static str, &str)], value: u64| {
+        sample(name, labels, Value::Counter(value))
+    };
     let mut samples = vec![
         count("bridle_connections_received_total", &[], stats.connections_received.get()),
         count("bridle_connections_rejected_total", &[], stats.connections_rejected.get()),
-        count("bridle_client_cuts_total", &[("buffer", "output")], stats.output_limit_disconnections.get()),
-        count("bridle_client_cuts_total", &[("buffer", "query")], stats.query_limit_disconnections.get()),
-        count("bridle_client_cuts_total", &[("buffer", "request")], stats.oversized_disconnections.get()),
+        count(
+            "bridle_client_cuts_total",
+            &[("buffer", "output")],
+            stats.output_limit_disconnections.get(),
+        ),
+        count(
+            "bridle_client_cuts_total",
+            &[("buffer", "query")],
+            stats.query_limit_disconnections.get(),
+        ),
+        count(
+            "bridle_client_cuts_total",
+            &[("buffer", "request")],
+            stats.oversized_disconnections.get(),
+        ),
         count("bridle_evicted_clients_total", &[], stats.evicted_clients.get()),
         count("bridle_auth_failures_total", &[], stats.auth_failures.get()),
         count("bridle_keyspace_lookups_total", &[("result", "hit")], stats.keyspace_hits.get()),
@@ -197,19 +279,32 @@ fn counted(stats: &Stats) -> Vec<Sample> {
         samples.push(count(REJECTED, &labels, command.rejected));
     }
     for (command, error, errors) in stats.command_errors() {
-        samples.push(count(ERRORS, &[("cmd", command.unwrap_or("unknown")), ("error", &error)], errors));
+        samples.push(count(
+            ERRORS,
+            &[("cmd", command.unwrap_or("unknown")), ("error", &error)],
+            errors,
+        ));
     }
     samples
 }
 
 fn proxy_samples(proxy: &Proxy) -> Vec<Sample> {
-    let gauge = |name, labels: &[(&'static str, &str)], value: u64| sample(name, labels, Value::Gauge(value as f64));
+    let gauge = |name, labels: &[(&'static str, &str)], value: u64| {
+        sample(name, labels, Value::Gauge(value as f64))
+    };
     let clients = proxy.clients.all();
-    let (output, query) = clients.iter().map(|client| client.buffered_bytes()).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let (output, query) = clients
+        .iter()
+        .map(|client| client.buffered_bytes())
+        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     let durability = format!("{:?}", proxy.node.durability()).to_lowercase();
     let mut samples = vec![
         gauge("bridle_connections", &[], clients.len() as u64),
-        gauge("bridle_blocked_clients", &[], clients.iter().filter(|client| client.is_blocked()).count() as u64),
+        gauge(
+            "bridle_blocked_clients",
+            &[],
+            clients.iter().filter(|client| client.is_blocked()).count() as u64,
+        ),
         gauge("bridle_client_buffer_bytes", &[("direction", "in")], query as u64),
         gauge("bridle_client_buffer_bytes", &[("direction", "out")], output as u64),
         gauge("bridle_clients_memory_bytes", &[], proxy.clients.held_bytes() as u64),
@@ -223,7 +318,8 @@ fn proxy_samples(proxy: &Proxy) -> Vec<Sample> {
         samples.push(gauge("bridle_table_disk_bytes", &labels, table.disk_bytes));
     }
     let memory = proxy.node.memory();
-    let whole = [("allocated", memory.allocated), ("active", memory.active), ("resident", memory.resident)];
+    let whole =
+        [("allocated", memory.allocated), ("active", memory.active), ("resident", memory.resident)];
     for &(kind, bytes) in whole.iter().chain(&memory.parts) {
         samples.push(gauge("bridle_memory_bytes", &[("kind", kind)], bytes));
     }
@@ -241,7 +337,8 @@ fn command_seconds(stats: &Stats, page: &mut String) {
     head(SECONDS, page);
     for command in stats.commands().filter(|command| command.calls > 0) {
         let cmd = command.name;
-        let bounds = SECONDS_BITS.map(|bits| ((1u64 << bits) as f64 / 1e9, command.latency.below(bits)));
+        let bounds =
+            SECONDS_BITS.map(|bits| ((1u64 << bits) as f64 / 1e9, command.latency.below(bits)));
         for (bound, count) in bounds {
             line(page, format_args!("{SECONDS}_bucket{{cmd=\"{cmd}\",le=\"{bound}\"}} {count}"));
         }
@@ -283,7 +380,8 @@ mod tests {
 
     fn used() -> Stats {
         let stats = Stats::new();
-        let get = Index::of(commands::find(b"get", None).expect("GET is in the table")).expect("GET is in the table");
+        let get = Index::of(commands::find(b"get", None).expect("GET is in the table"))
+            .expect("GET is in the table");
         stats.record(get, 3, Duration::from_micros(10), 6);
         stats.failed(get, "WRONGTYPE x");
         stats.rejected(None, "ERR unknown command");
@@ -294,10 +392,17 @@ mod tests {
     #[test]
     fn what_is_counted_is_documented_with_its_labels() {
         for sample in counted(&used()) {
-            let metric =
-                DOCUMENTED.iter().find(|metric| metric.name == sample.name).unwrap_or_else(|| panic!("{} is not listed", sample.name));
+            let metric = DOCUMENTED
+                .iter()
+                .find(|metric| metric.name == sample.name)
+                .unwrap_or_else(|| panic!("{} is not listed", sample.name));
             assert_eq!(metric.kind, Counter, "{}", sample.name);
-            assert_eq!(sample.labels.iter().map(|(name, _)| *name).collect::<Vec<_>>(), metric.labels, "{}", sample.name);
+            assert_eq!(
+                sample.labels.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+                metric.labels,
+                "{}",
+                sample.name
+            );
         }
     }
 
@@ -339,26 +444,34 @@ mod tests {
     #[test]
     fn what_is_exported_is_documented() {
         let proxy = crate::fakes::proxy(&Default::default());
-        let get = Index::of(commands::find(b"get", None).expect("GET is in the table")).expect("GET is in the table");
+        let get = Index::of(commands::find(b"get", None).expect("GET is in the table"))
+            .expect("GET is in the table");
         proxy.stats.record(get, 1, Duration::from_micros(10), 1);
         proxy.stats.failed(get, "WRONGTYPE x");
         let samples = proxy_samples(&proxy).into_iter().chain(counted(&proxy.stats));
         let mut exported: Vec<_> = samples
             .map(|sample| {
                 let kind = if matches!(sample.value, Value::Counter(_)) { Counter } else { Gauge };
-                (sample.name.to_owned(), kind, sample.labels.iter().map(|(name, _)| *name).collect::<Vec<_>>())
+                (
+                    sample.name.to_owned(),
+                    kind,
+                    sample.labels.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+                )
             })
             .collect();
         for line in histograms(&proxy).lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
             let (name, kind) = line.split_once(' ').expect("a name and a kind");
             let kind = if kind == "histogram" { Histogram } else { Counter };
-            let documented = DOCUMENTED.iter().find(|metric| metric.name == name).expect("it has a help text");
+            let documented =
+                DOCUMENTED.iter().find(|metric| metric.name == name).expect("it has a help text");
             exported.push((name.to_owned(), kind, documented.labels.to_vec()));
         }
         exported.sort_unstable_by(|one, two| one.0.cmp(&two.0));
         exported.dedup();
-        let mut documented: Vec<_> =
-            DOCUMENTED.iter().map(|metric| (metric.name.to_owned(), metric.kind, metric.labels.to_vec())).collect();
+        let mut documented: Vec<_> = DOCUMENTED
+            .iter()
+            .map(|metric| (metric.name.to_owned(), metric.kind, metric.labels.to_vec()))
+            .collect();
         documented.sort_unstable_by(|one, two| one.0.cmp(&two.0));
         assert_eq!(exported, documented);
     }

@@ -1,11 +1,14 @@
-//! MONITOR: a copy of every command, when it has run, for those who asked to watch: of a transaction's commands when EXEC runs them, in order, and
-//! of none if it does not.
+//! MONITOR: a copy of every command, when it has run, for those who asked to watch: of a
+//! transaction's commands when EXEC runs them, in order, and of none if it does not.
 //!
-//! Nobody pays while nobody watches but for one relaxed load. A monitor that reads too slowly is cut, not waited for.
+//! Nobody pays while nobody watches but for one relaxed load. A monitor that reads too
+//! slowly is cut, not waited for.
 //!
 //! # Invariants
-//! - What waits for one monitor is at most its limit of bytes (test `a_slow_monitor_is_cut`).
-//! - Passwords and administrative commands are not shown (Redis leaves the latter out as well).
+//! - What waits for one monitor is at most its limit of bytes (test
+//!   `a_slow_monitor_is_cut`).
+//! - Passwords and administrative commands are not shown (Redis leaves the latter out as
+//!   well).
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -48,10 +51,12 @@ impl Monitors {
         self.keep(|other| other.id != client.id, None);
     }
 
-    /// Shows a command of the client `from`, on the table of that number, to all but itself. At most `bytes_max` wait for a monitor.
+    /// Shows a command of the client `from`, on the table of that number, to all but
+    /// itself. At most `bytes_max` wait for a monitor.
     pub fn feed(&self, from: &Client, table: u32, words: &[Bytes], bytes_max: usize) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let line = line(now.as_secs(), now.subsec_micros(), table, &from.endpoint.monitored(), words);
+        let line =
+            line(now.as_secs(), now.subsec_micros(), table, &from.endpoint.monitored(), words);
         self.keep(|client| client.id == from.id || client.push(line.as_bytes(), bytes_max), None);
     }
 
@@ -74,7 +79,8 @@ fn line(seconds: u64, micros: u32, table: u32, address: &str, words: &[Bytes]) -
     line
 }
 
-/// As Redis quotes (`sdscatrepr`): printable ASCII as it is, the usual escapes, everything else in hexadecimal.
+/// As Redis quotes (`sdscatrepr`): printable ASCII as it is, the usual escapes,
+/// everything else in hexadecimal.
 fn quote(word: &[u8], line: &mut String) {
     line.push('"');
     for &byte in word {
@@ -104,7 +110,8 @@ mod tests {
     #[test]
     fn lines_are_as_redis_prints_them() {
         let words = words(&[b"set", b"a\"\\\n\r\t\x07\x08\x00\xff", b"v v"]);
-        let expected = concat!(r#"+12.000034 [0 127.0.0.1:5] "set" "a\"\\\n\r\t\a\b\x00\xff" "v v""#, "\r\n");
+        let expected =
+            concat!(r#"+12.000034 [0 127.0.0.1:5] "set" "a\"\\\n\r\t\a\b\x00\xff" "v v""#, "\r\n");
         assert_eq!(line(12, 34, 0, "127.0.0.1:5", &words), expected);
     }
 
@@ -124,7 +131,11 @@ mod tests {
         monitors.feed(&other, 17, &words(&[b"AUTH", b"hunter2"]), 1000);
         for client in [&one, &two] {
             let line = pushed(client);
-            assert!(line.ends_with("[17 127.0.0.1:5] \"AUTH\" \"(redacted)\"\r\n") && line.lines().count() == 1, "{line:?}");
+            assert!(
+                line.ends_with("[17 127.0.0.1:5] \"AUTH\" \"(redacted)\"\r\n")
+                    && line.lines().count() == 1,
+                "{line:?}"
+            );
         }
         monitors.unwatch(&one);
         monitors.feed(&other, 17, &words(&[b"PING"]), 1000);

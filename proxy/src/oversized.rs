@@ -1,7 +1,9 @@
-//! Commands that are too large: the client is told, and what it still sends of them is read and thrown away.
+//! Commands that are too large: the client is told, and what it still sends of them is
+//! read and thrown away.
 //!
-//! A client that is cut off while it sends sees a broken pipe and not the error. So the error is sent, and the end of what it may read; then
-//! all that was announced is read, within bounds, and only then is the connection closed.
+//! A client that is cut off while it sends sees a broken pipe and not the error. So the
+//! error is sent, and the end of what it may read; then all that was announced is read,
+//! within bounds, and only then is the connection closed.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -22,7 +24,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Of who has not authenticated: so much, and for so long in all.
 const STRANGER_BYTES_MAX: u64 = 1 << 20;
 const STRANGER_TIME_MAX: Duration = Duration::from_secs(10);
-/// What a client may send behind that, without a pause of so long: it comes to read the error only then.
+/// What a client may send behind that, without a pause of so long: it comes to read the
+/// error only then.
 const LINGER_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// What is read and thrown away.
@@ -40,14 +43,36 @@ pub(crate) struct Throwing {
 
 impl Throwing {
     /// Begins with what of it has come.
-    pub(crate) fn new(error: Malformed, rest: Rest, is_stranger: bool, input: &mut BytesMut) -> Throwing {
-        let (bytes_max, time) = if is_stranger { (STRANGER_BYTES_MAX, STRANGER_TIME_MAX) } else { (BYTES_MAX, PAUSE_MAX) };
+    pub(crate) fn new(
+        error: Malformed,
+        rest: Rest,
+        is_stranger: bool,
+        input: &mut BytesMut,
+    ) -> Throwing {
+        let (bytes_max, time) = if is_stranger {
+            (STRANGER_BYTES_MAX, STRANGER_TIME_MAX)
+        } else {
+            (BYTES_MAX, PAUSE_MAX)
+        };
         let deadline = Box::pin(tokio::time::sleep(time));
-        Throwing { error, rest, room: std::mem::take(input), bytes: 0, bytes_max, deadline, is_stranger, is_told: false }
+        Throwing {
+            error,
+            rest,
+            room: std::mem::take(input),
+            bytes: 0,
+            bytes_max,
+            deadline,
+            is_stranger,
+            is_told: false,
+        }
     }
 
     /// Reads on until the end, and says which that was.
-    pub(crate) fn poll<S: AsyncRead + Unpin>(&mut self, stream: &mut S, context: &mut Context<'_>) -> Poll<&'static str> {
+    pub(crate) fn poll<S: AsyncRead + Unpin>(
+        &mut self,
+        stream: &mut S,
+        context: &mut Context<'_>,
+    ) -> Poll<&'static str> {
         loop {
             self.bytes += self.room.len() as u64;
             let thrown = self.rest.take(&self.room);
@@ -58,7 +83,9 @@ impl Throwing {
             match thrown {
                 Thrown::All => return Poll::Ready("all of it was read"),
                 Thrown::Lost => return Poll::Ready("it is no RESP further on"),
-                Thrown::More if self.bytes >= self.bytes_max => return Poll::Ready("no more of it is read"),
+                Thrown::More if self.bytes >= self.bytes_max => {
+                    return Poll::Ready("no more of it is read");
+                }
                 Thrown::More => self.room.reserve(READ_BYTES_MAX / 4),
             }
             match poll_read_buf(Pin::new(&mut *stream), context, &mut self.room) {
@@ -73,7 +100,8 @@ impl Throwing {
         }
     }
 
-    /// Says in the log that the client was disconnected. Of strangers, who may be anybody, only where all is told.
+    /// Says in the log that the client was disconnected. Of strangers, who may be
+    /// anybody, only where all is told.
     pub(crate) fn log(&self, client: &Client, why: &str) {
         let (address, name) = (&client.endpoint.address, client.name());
         let (name, error, bytes) = (String::from_utf8_lossy(&name), &self.error, self.bytes);
@@ -86,7 +114,8 @@ impl Throwing {
     }
 }
 
-/// Reads on for a while behind an error that the client may not have read yet: to close at once would take it away.
+/// Reads on for a while behind an error that the client may not have read yet: to close
+/// at once would take it away.
 pub(crate) async fn linger<S: AsyncRead + Unpin>(mut stream: S, mut bytes_max: u64) {
     let mut room = vec![0; READ_BYTES_MAX / 16];
     while let Ok(Ok(read)) = tokio::time::timeout(LINGER_PAUSE_MAX, stream.read(&mut room)).await {

@@ -6,12 +6,14 @@ use bytes::Bytes;
 const REDACTED: Bytes = Bytes::from_static(b"(redacted)");
 
 /// Settings whose values are secrets.
-const SECRET_SETTINGS: [&str; 4] = ["requirepass", "masterauth", "tls-key-file-pass", "tls-client-key-file-pass"];
+const SECRET_SETTINGS: [&str; 4] =
+    ["requirepass", "masterauth", "tls-key-file-pass", "tls-client-key-file-pass"];
 
 /// Which words of a command are secrets.
 ///
-/// AUTH's arguments, HELLO's after AUTH, MIGRATE's after AUTH or AUTH2, values of secret settings in CONFIG SET. Unknown commands are
-/// judged by the same rules, so a misspelt option hides nothing less.
+/// AUTH's arguments, HELLO's after AUTH, MIGRATE's after AUTH or AUTH2, values of secret
+/// settings in CONFIG SET. Unknown commands are judged by the same rules, so a misspelt
+/// option hides nothing less.
 fn is_secret(words: &[Bytes], at: usize) -> bool {
     let word = |index: usize| words.get(index).map_or(&b""[..], |word| word.as_ref());
     let named = |name: &str| word(0).eq_ignore_ascii_case(name.as_bytes());
@@ -25,7 +27,8 @@ fn is_secret(words: &[Bytes], at: usize) -> bool {
         _ if named("hello") => behind("auth", 2),
         _ if named("migrate") => behind("auth", 1) || behind("auth2", 2),
         _ if named("acl") => word(1).eq_ignore_ascii_case(b"setuser") && at > 2,
-        // The value's neighbours say whether it is one: a mistake in the number of words must not show it.
+        // The value's neighbours say whether it is one: a mistake in the number of words
+        // must not show it.
         _ if named("config") && at > 2 => SECRET_SETTINGS.iter().any(|name| behind(name, 1)),
         _ => false,
     }
@@ -33,7 +36,10 @@ fn is_secret(words: &[Bytes], at: usize) -> bool {
 
 /// The words with secrets replaced. Copies nothing else.
 pub(crate) fn redacted(words: &[Bytes]) -> impl Iterator<Item = Bytes> + '_ {
-    words.iter().enumerate().map(move |(at, word)| if is_secret(words, at) { REDACTED } else { word.clone() })
+    words
+        .iter()
+        .enumerate()
+        .map(move |(at, word)| if is_secret(words, at) { REDACTED } else { word.clone() })
 }
 
 #[cfg(test)]
@@ -41,8 +47,12 @@ mod tests {
     use super::*;
 
     fn shown(line: &str) -> String {
-        let words: Vec<Bytes> = line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
-        redacted(&words).map(|word| String::from_utf8_lossy(&word).into_owned()).collect::<Vec<_>>().join(" ")
+        let words: Vec<Bytes> =
+            line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
+        redacted(&words)
+            .map(|word| String::from_utf8_lossy(&word).into_owned())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     #[test]
@@ -52,11 +62,17 @@ mod tests {
             ("auth bob hunter2", "auth (redacted) (redacted)"),
             ("hello 3 AUTH bob hunter2 SETNAME x", "hello 3 AUTH (redacted) (redacted) SETNAME x"),
             ("hello 3 setname auth", "hello 3 setname auth"),
-            ("config set maxclients 5 RequirePass hunter2", "config set maxclients 5 RequirePass (redacted)"),
+            (
+                "config set maxclients 5 RequirePass hunter2",
+                "config set maxclients 5 RequirePass (redacted)",
+            ),
             ("config set requirepass", "config set requirepass"),
             ("config get requirepass", "config get requirepass"),
             ("migrate h 1 k 0 5 AUTH hunter2", "migrate h 1 k 0 5 AUTH (redacted)"),
-            ("migrate h 1 k 0 5 AUTH2 bob hunter2", "migrate h 1 k 0 5 AUTH2 (redacted) (redacted)"),
+            (
+                "migrate h 1 k 0 5 AUTH2 bob hunter2",
+                "migrate h 1 k 0 5 AUTH2 (redacted) (redacted)",
+            ),
             ("acl setuser bob on >hunter2", "acl setuser bob (redacted) (redacted)"),
             ("set auth x", "set auth x"),
         ] {

@@ -1,13 +1,18 @@
-//! Carries ops to their partitions: gathered by partition, in order, in few requests; partitions run concurrently.
+//! Carries ops to their partitions: gathered by partition, in order, in few requests;
+//! partitions run concurrently.
 //!
 //! # Invariants
-//! - Requests to one partition run one after another, so that on one connection a command sees what was sent before it.
+//! - Requests to one partition run one after another, so that on one connection a command
+//!   sees what was sent before it.
 //! - The ops of one command and partition are in one request: they are atomic together.
-//! - A request is sent again only when it is known not to have been proposed, and never after the deadline.
-//! - Where a node answers the first commands of a request only, as their answers are large, the others are not asked for before these have been
-//!   told: at most that much is held for a client besides one command's answer (`tests/memory.rs`).
-//! - Of the answers of many partitions no more are kept than one command may have, and one: what is read beyond that is left to be asked for again
-//!   (`tests/memory.rs`, `large_answers_of_many_partitions_are_not_gathered_to_be_refused`).
+//! - A request is sent again only when it is known not to have been proposed, and never
+//!   after the deadline.
+//! - Where a node answers the first commands of a request only, as their answers are
+//!   large, the others are not asked for before these have been told: at most that much
+//!   is held for a client besides one command's answer (`tests/memory.rs`).
+//! - Of the answers of many partitions no more are kept than one command may have, and
+//!   one: what is read beyond that is left to be asked for again (`tests/memory.rs`,
+//!   `large_answers_of_many_partitions_are_not_gathered_to_be_refused`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -45,10 +50,15 @@ pub(crate) type Outcome = Result<Answer, Refusal>;
 /// The partition of a table that holds a key.
 pub(crate) fn partition_of(table: &Table, key: &[u8]) -> PartitionId {
     // With one partition nobody needs to hash.
-    if table.partitions <= 1 { PartitionId { table: table.id, index: 0 } } else { table.partition_of(key::slot(key)) }
+    if table.partitions <= 1 {
+        PartitionId { table: table.id, index: 0 }
+    } else {
+        table.partition_of(key::slot(key))
+    }
 }
 
-/// The partition of all rows that an op names, if it is one and the same; ops that name none are at home in the first.
+/// The partition of all rows that an op names, if it is one and the same; ops that name
+/// none are at home in the first.
 pub(crate) fn partition_of_op(table: &Table, op: &Op) -> Option<PartitionId> {
     if table.partitions <= 1 {
         return Some(PartitionId { table: table.id, index: 0 });
@@ -58,9 +68,11 @@ pub(crate) fn partition_of_op(table: &Table, op: &Op) -> Option<PartitionId> {
     keys.all(|other| other == first).then_some(first)
 }
 
-/// The partition of each op of a command on a table; `None`: they lie in several where they must not.
+/// The partition of each op of a command on a table; `None`: they lie in several where
+/// they must not.
 pub(crate) fn places(table: &Table, rows: &Rows) -> Option<SmallVec<[PartitionId; 4]>> {
-    let places: SmallVec<[_; 4]> = rows.ops.iter().map(|op| partition_of_op(table, op)).collect::<Option<_>>()?;
+    let places: SmallVec<[_; 4]> =
+        rows.ops.iter().map(|op| partition_of_op(table, op)).collect::<Option<_>>()?;
     let is_torn = rows.together && places.iter().any(|place| *place != places[0]);
     (!is_torn).then_some(places)
 }
@@ -68,7 +80,15 @@ pub(crate) fn places(table: &Table, rows: &Rows) -> Option<SmallVec<[PartitionId
 /// A table that is not there, as far as it says where rows would lie.
 fn imagined(partitions: u32) -> Table {
     let (id, name) = (TableId(u32::MAX), String::new());
-    Table { id, name, number: 0, partitions, replicas: 0, envs: BTreeMap::new(), default_ttl_since_ms: 0 }
+    Table {
+        id,
+        name,
+        number: 0,
+        partitions,
+        replicas: 0,
+        envs: BTreeMap::new(),
+        default_ttl_since_ms: 0,
+    }
 }
 
 /// What fits a table of so many partitions fits any: it lies in one slot.
@@ -117,30 +137,40 @@ struct Open {
     writes: bool,
 }
 
-/// A request carried out: the outcomes not yet taken, or the error that stands for that many.
+/// A request carried out: the outcomes not yet taken, or the error that stands for that
+/// many.
 enum Done {
     Outcomes(std::vec::IntoIter<Outcome>),
     Failed(CallError, usize),
 }
 
 impl Batches {
-    /// Adds an op for a partition; the number is what [`Batches::take`] wants. `joins`: it must share its request with the op of the
-    /// same command that was added before.
+    /// Adds an op for a partition; the number is what [`Batches::take`] wants. `joins`:
+    /// it must share its request with the op of the same command that was added before.
     pub(crate) fn add(&mut self, partition: PartitionId, op: Op, joins: bool) -> u16 {
-        let first = self.lines.iter().take(LINES_SEARCHED).position(|line| line.partition == partition);
-        let index = match first.or_else(|| self.places.get(&partition).map(|index| usize::from(*index))) {
-            Some(index) => index,
-            None => {
-                let index = self.lines.len();
-                self.lines.push(Line { partition, open: SmallVec::new(), done: VecDeque::new(), held_bytes: 0 });
-                if index >= LINES_SEARCHED {
-                    self.places.insert(partition, as_line(index));
+        let first =
+            self.lines.iter().take(LINES_SEARCHED).position(|line| line.partition == partition);
+        let index =
+            match first.or_else(|| self.places.get(&partition).map(|index| usize::from(*index))) {
+                Some(index) => index,
+                None => {
+                    let index = self.lines.len();
+                    self.lines.push(Line {
+                        partition,
+                        open: SmallVec::new(),
+                        done: VecDeque::new(),
+                        held_bytes: 0,
+                    });
+                    if index >= LINES_SEARCHED {
+                        self.places.insert(partition, as_line(index));
+                    }
+                    index
                 }
-                index
-            }
-        };
+            };
         let line = &mut self.lines[index];
-        let is_full = |open: &Open| open.request.ops.len() >= REQUEST_OPS_MAX || open.bytes >= REQUEST_BYTES_MAX;
+        let is_full = |open: &Open| {
+            open.request.ops.len() >= REQUEST_OPS_MAX || open.bytes >= REQUEST_BYTES_MAX
+        };
         if line.open.last().is_none_or(|open| !joins && is_full(open)) {
             line.open.push(Open::default());
         }
@@ -163,12 +193,21 @@ impl Batches {
 
     /// The partitions that are written to.
     pub(crate) fn written(&self) -> impl Iterator<Item = PartitionId> {
-        self.lines.iter().filter(|line| line.open.iter().any(|open| open.writes)).map(|line| line.partition)
+        self.lines
+            .iter()
+            .filter(|line| line.open.iter().any(|open| open.writes))
+            .map(|line| line.partition)
     }
 
-    /// Carries out what is left; of answers that are large, a part only ([`Batches::is_done`]).
+    /// Carries out what is left; of answers that are large, a part only
+    /// ([`Batches::is_done`]).
     pub(crate) async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant) {
-        self.carry_out_in(proxy, deadline, Room::new(self.held_bytes(), proxy.settings.load().answer_max().bytes)).await;
+        self.carry_out_in(
+            proxy,
+            deadline,
+            Room::new(self.held_bytes(), proxy.settings.load().answer_max().bytes),
+        )
+        .await;
     }
 
     /// Carries out everything, of which no answer is large.
@@ -181,7 +220,9 @@ impl Batches {
             [] => {}
             [line] => line.carry_out(proxy, deadline, &room).await,
             lines => {
-                let each = lines.iter_mut().map(|line| Box::pin(line.carry_out(proxy, deadline, &room)) as Boxed<'_, ()>);
+                let each = lines
+                    .iter_mut()
+                    .map(|line| Box::pin(line.carry_out(proxy, deadline, &room)) as Boxed<'_, ()>);
                 futures::future::join_all(each.collect::<Vec<_>>()).await;
             }
         }
@@ -197,7 +238,8 @@ impl Batches {
         self.lines.iter().map(|line| line.held_bytes).sum()
     }
 
-    /// Whether the next outcomes of these lines, one for each time that a line is named, are there, or never will be.
+    /// Whether the next outcomes of these lines, one for each time that a line is named,
+    /// are there, or never will be.
     pub(crate) fn has(&self, lines: &[u16]) -> bool {
         let is_there = |line: u16, count: usize| match self.lines.get(usize::from(line)) {
             Some(line) => line.open.is_empty() || line.outcomes() >= count,
@@ -211,7 +253,8 @@ impl Batches {
         counts.into_iter().all(|(line, count)| is_there(line, count))
     }
 
-    /// Forgets the next outcomes of these lines, and has what would only be read not read at all; the lines whose outcomes are still to come.
+    /// Forgets the next outcomes of these lines, and has what would only be read not read
+    /// at all; the lines whose outcomes are still to come.
     pub(crate) fn forget(&mut self, lines: &[u16]) -> SmallVec<[u16; 4]> {
         let is_to_come = |line: &u16| match self.lines.get_mut(usize::from(*line)) {
             Some(line) if !line.open.is_empty() && line.outcomes() == 0 => !line.leave_out_read(),
@@ -223,7 +266,8 @@ impl Batches {
         lines.iter().copied().filter(is_to_come).collect()
     }
 
-    /// The outcome of the next op of a line; to be taken in the order in which they were added, once they are [there](Batches::has).
+    /// The outcome of the next op of a line; to be taken in the order in which they were
+    /// added, once they are [there](Batches::has).
     pub(crate) fn take(&mut self, line: u16) -> Result<Outcome, CallError> {
         let lost = || CallError::Fault("a node answered fewer ops than it was asked".into());
         let line = self.lines.get_mut(usize::from(line)).ok_or_else(lost)?;
@@ -259,7 +303,9 @@ fn outcome_bytes(outcome: &Outcome) -> usize {
 
 /// A line's number.
 fn as_line(index: usize) -> u16 {
-    u16::try_from(index).expect("LINES_MAX and the partitions of one table, 16,384 at most, are fewer than u16 holds")
+    u16::try_from(index).expect(
+        "LINES_MAX and the partitions of one table, 16,384 at most, are fewer than u16 holds",
+    )
 }
 
 impl Done {
@@ -290,13 +336,15 @@ impl Line {
         true
     }
 
-    /// One request after another, up to the first of which a part is done. A node may do the first commands only, when their answers are large; and
-    /// what is read when all room is taken is left for later.
+    /// One request after another, up to the first of which a part is done. A node may do
+    /// the first commands only, when their answers are large; and what is read when all
+    /// room is taken is left for later.
     async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant, room: &Room) {
         let mut all = std::mem::take(&mut self.open).into_iter();
         while let Some(mut open) = all.next() {
             if !self.done.is_empty() {
-                // A thousand reads have perhaps been answered on the spot, or some MiB copied.
+                // A thousand reads have perhaps been answered on the spot, or some MiB
+                // copied.
                 tokio::task::yield_now().await;
             }
             let asked = open.request.ops.len();
@@ -304,7 +352,8 @@ impl Line {
             let outcomes = match open.writes {
                 _ if !open.writes && room.is_taken() => None,
                 true => Some(call(proxy, self.partition, &open.request, deadline).await),
-                false => Some(read_once(proxy, self.partition, &open.request, deadline).await).filter(|_| !room.is_taken()),
+                false => Some(read_once(proxy, self.partition, &open.request, deadline).await)
+                    .filter(|_| !room.is_taken()),
             };
             let Some(outcomes) = outcomes else {
                 self.open = std::iter::once(open).chain(all).collect();
@@ -312,9 +361,9 @@ impl Line {
             };
             proxy.stats.batch(asked);
             let done = match outcomes {
-                Ok(outcomes) if outcomes.is_empty() && asked > 0 => {
-                    Err(CallError::Fault("a node answered none of the ops that it was asked".to_owned()))
-                }
+                Ok(outcomes) if outcomes.is_empty() && asked > 0 => Err(CallError::Fault(
+                    "a node answered none of the ops that it was asked".to_owned(),
+                )),
                 outcomes => outcomes,
             };
             let answered = done.as_ref().map_or(asked, Vec::len);
@@ -342,8 +391,9 @@ impl Line {
     }
 }
 
-/// The room that outcomes have which wait to be taken. It is taken when they take more than one command's answer may: then either the next command
-/// has all of its outcomes, or it is refused.
+/// The room that outcomes have which wait to be taken. It is taken when they take more
+/// than one command's answer may: then either the next command has all of its outcomes,
+/// or it is refused.
 struct Room {
     held_bytes: AtomicUsize,
     bytes_max: usize,
@@ -352,7 +402,11 @@ struct Room {
 
 impl Room {
     fn new(held_bytes: usize, bytes_max: usize) -> Room {
-        Room { held_bytes: AtomicUsize::new(held_bytes), bytes_max, large: Semaphore::new(LARGE_LINES_MAX) }
+        Room {
+            held_bytes: AtomicUsize::new(held_bytes),
+            bytes_max,
+            large: Semaphore::new(LARGE_LINES_MAX),
+        }
     }
 
     fn is_taken(&self) -> bool {
@@ -363,7 +417,8 @@ impl Room {
         self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Waits until a request may be asked: what is under way is not counted yet. `None`: its answer is small.
+    /// Waits until a request may be asked: what is under way is not counted yet. `None`:
+    /// its answer is small.
     async fn turn(&self, request: &Request) -> Option<SemaphorePermit<'_>> {
         let is_large = request.ops.iter().any(|op| op.answer_size() == AnswerSize::Large);
         if is_large { self.large.acquire().await.ok() } else { None }
@@ -378,7 +433,12 @@ fn without_first(request: &mut Request, ops: usize) {
 }
 
 /// Reads, on this thread when the leader is here.
-async fn read_once(proxy: &Proxy, partition: PartitionId, request: &Request, deadline: Instant) -> Result<Vec<Outcome>, CallError> {
+async fn read_once(
+    proxy: &Proxy,
+    partition: PartitionId,
+    request: &Request,
+    deadline: Instant,
+) -> Result<Vec<Outcome>, CallError> {
     match proxy.rows.read_now(partition, request) {
         Some(Ok(response)) => done(response),
         Some(Err(error)) if !is_passing(&error) => Err(error),
@@ -387,21 +447,40 @@ async fn read_once(proxy: &Proxy, partition: PartitionId, request: &Request, dea
 }
 
 /// Calls, again and again while there is no leader, until the deadline.
-async fn call(proxy: &Proxy, partition: PartitionId, request: &Request, deadline: Instant) -> Result<Vec<Outcome>, CallError> {
+async fn call(
+    proxy: &Proxy,
+    partition: PartitionId,
+    request: &Request,
+    deadline: Instant,
+) -> Result<Vec<Outcome>, CallError> {
     done(respond(proxy, partition, request, deadline).await?)
 }
 
 /// As [`call`], for requests that watch.
-pub(crate) async fn respond(proxy: &Proxy, partition: PartitionId, request: &Request, deadline: Instant) -> Result<Response, CallError> {
+pub(crate) async fn respond(
+    proxy: &Proxy,
+    partition: PartitionId,
+    request: &Request,
+    deadline: Instant,
+) -> Result<Response, CallError> {
     insist(proxy, deadline, || proxy.rows.call(partition, request.clone())).await
 }
 
-/// Tries again and again while nothing was done and it may be possible soon, until the deadline or the end of the server.
-async fn insist<'a, T>(proxy: &Proxy, deadline: Instant, attempt: impl Fn() -> Boxed<'a, Result<T, CallError>>) -> Result<T, CallError> {
+/// Tries again and again while nothing was done and it may be possible soon, until the
+/// deadline or the end of the server.
+async fn insist<'a, T>(
+    proxy: &Proxy,
+    deadline: Instant,
+    attempt: impl Fn() -> Boxed<'a, Result<T, CallError>>,
+) -> Result<T, CallError> {
     let mut pause = RETRY_FIRST;
     loop {
         match attempt().await {
-            Err(error) if is_passing(&error) && Instant::now() + pause < deadline && !proxy.shutdown.is_cancelled() => {
+            Err(error)
+                if is_passing(&error)
+                    && Instant::now() + pause < deadline
+                    && !proxy.shutdown.is_cancelled() =>
+            {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MOST);
             }
@@ -411,7 +490,12 @@ async fn insist<'a, T>(proxy: &Proxy, deadline: Instant, attempt: impl Fn() -> B
 }
 
 /// One op for one partition.
-pub(crate) async fn ask(proxy: &Proxy, partition: PartitionId, op: Op, deadline: Instant) -> Result<Outcome, Reply> {
+pub(crate) async fn ask(
+    proxy: &Proxy,
+    partition: PartitionId,
+    op: Op,
+    deadline: Instant,
+) -> Result<Outcome, Reply> {
     let request = Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() };
     let outcomes = match request.ops[0].is_write() {
         true => call(proxy, partition, &request, deadline).await,
@@ -421,15 +505,27 @@ pub(crate) async fn ask(proxy: &Proxy, partition: PartitionId, op: Op, deadline:
     first.ok_or_else(commands::words::no_answer)
 }
 
-/// The rows of each partition of a table, in slot order; the first error, if there is one.
-pub(crate) async fn count_rows(proxy: &Proxy, table: &Table, deadline: Instant) -> Result<Vec<u64>, Reply> {
+/// The rows of each partition of a table, in slot order; the first error, if there is
+/// one.
+pub(crate) async fn count_rows(
+    proxy: &Proxy,
+    table: &Table,
+    deadline: Instant,
+) -> Result<Vec<u64>, Reply> {
     count(proxy, table, &Op::Rows, deadline).await
 }
 
-/// What an op that answers with a number says of each partition of a table, as [`count_rows`].
-pub(crate) async fn count(proxy: &Proxy, table: &Table, op: &Op, deadline: Instant) -> Result<Vec<u64>, Reply> {
+/// What an op that answers with a number says of each partition of a table, as
+/// [`count_rows`].
+pub(crate) async fn count(
+    proxy: &Proxy,
+    table: &Table,
+    op: &Op,
+    deadline: Instant,
+) -> Result<Vec<u64>, Reply> {
     let mut batches = Batches::default();
-    let lines: Vec<u16> = partitions(table).map(|partition| batches.add(partition, op.clone(), false)).collect();
+    let lines: Vec<u16> =
+        partitions(table).map(|partition| batches.add(partition, op.clone(), false)).collect();
     batches.carry_out_small(proxy, deadline).await;
     let count = |line| match batches.take(line) {
         Ok(Ok(Answer::Int(count))) => Ok(u64::try_from(count).unwrap_or(0)),
@@ -440,7 +536,8 @@ pub(crate) async fn count(proxy: &Proxy, table: &Table, op: &Op, deadline: Insta
     lines.into_iter().map(count).collect()
 }
 
-/// Whether a table is one of those that come with their first write; others come only by an operator's will.
+/// Whether a table is one of those that come with their first write; others come only by
+/// an operator's will.
 pub(crate) fn comes_by_itself(proxy: &Proxy, name: &str) -> bool {
     cluster::database(name).is_some_and(|number| number < proxy.settings.load().databases)
 }
@@ -450,8 +547,9 @@ pub(crate) fn number_of(proxy: &Proxy, name: &str) -> Option<u32> {
     cluster::database(name).or_else(|| proxy.catalogue.table(name).map(|table| table.number))
 }
 
-/// The table by its name; one of the databases is created when it is missing. A named one may be missing because it was dropped after a client had
-/// selected it: it must not come back by that client's next write.
+/// The table by its name; one of the databases is created when it is missing. A named one
+/// may be missing because it was dropped after a client had selected it: it must not come
+/// back by that client's next write.
 pub(crate) async fn ensure(proxy: &Proxy, name: &str) -> Result<Option<Arc<Table>>, CallError> {
     if !comes_by_itself(proxy, name) {
         return find(proxy, name).await;
@@ -459,7 +557,8 @@ pub(crate) async fn ensure(proxy: &Proxy, name: &str) -> Result<Option<Arc<Table
     learn(proxy, || proxy.catalogue.ensure(name)).await.map(Some)
 }
 
-/// The table by its name, whether this proxy has heard of it yet or not. `None`: at some moment since the call there was none.
+/// The table by its name, whether this proxy has heard of it yet or not. `None`: at some
+/// moment since the call there was none.
 pub(crate) async fn find(proxy: &Proxy, name: &str) -> Result<Option<Arc<Table>>, CallError> {
     learn(proxy, || proxy.catalogue.find(name)).await
 }
@@ -469,8 +568,12 @@ pub(crate) async fn find_all(proxy: &Proxy) -> Result<Vec<Arc<Table>>, CallError
     learn(proxy, || proxy.catalogue.find_all()).await
 }
 
-/// Asks the catalogue until a deadline. Its questions may be given up at any time, unlike requests to partitions.
-async fn learn<'a, T>(proxy: &Proxy, attempt: impl Fn() -> Boxed<'a, Result<T, CallError>>) -> Result<T, CallError> {
+/// Asks the catalogue until a deadline. Its questions may be given up at any time, unlike
+/// requests to partitions.
+async fn learn<'a, T>(
+    proxy: &Proxy,
+    attempt: impl Fn() -> Boxed<'a, Result<T, CallError>>,
+) -> Result<T, CallError> {
     let deadline = Instant::now() + Duration::from_millis(proxy.settings.load().call_deadline_ms);
     let asked = tokio::time::timeout_at(deadline.into(), insist(proxy, deadline, attempt)).await;
     asked.unwrap_or_else(|_| Err(CallError::NoLeader("none has answered in time".to_owned())))
@@ -484,6 +587,8 @@ fn is_passing(error: &CallError) -> bool {
 fn done(response: Response) -> Result<Vec<Outcome>, CallError> {
     match response {
         Response::Done(outcomes) => Ok(outcomes),
-        Response::Touched => Err(CallError::Fault("a node says that a row was touched which nobody watched".into())),
+        Response::Touched => {
+            Err(CallError::Fault("a node says that a row was touched which nobody watched".into()))
+        }
     }
 }

@@ -1,6 +1,8 @@
-//! The server family: what the session does for TIME, SHUTDOWN, FLUSHALL, DEBUG and the like.
+//! The server family: what the session does for TIME, SHUTDOWN, FLUSHALL, DEBUG and the
+//! like.
 //!
-//! INFO, CONFIG, SLOWLOG, LATENCY, MEMORY and MONITOR have files of their own; `call` leads to them. WAIT and WAITAOF are in `waits`.
+//! INFO, CONFIG, SLOWLOG, LATENCY, MEMORY and MONITOR have files of their own; `call`
+//! leads to them. WAIT and WAITAOF are in `waits`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,7 +19,8 @@ const FLUSHES_AT_ONCE: usize = 16;
 
 /// How often rates are sampled: sixteen samples are two seconds.
 const TICK: Duration = Duration::from_millis(125);
-/// The allocator's figures take a moment to add up: the peak is looked for every so many ticks only.
+/// The allocator's figures take a moment to add up: the peak is looked for every so many
+/// ticks only.
 const PEAK_TICKS: u64 = 40;
 
 /// The longest DEBUG SLEEP: longer than any test of a client's timeouts.
@@ -44,7 +47,9 @@ pub(crate) async fn call(proxy: &Arc<Proxy>, client: &Arc<Client>, call: Session
         Session::ConfigResetStat => config::reset_stat(proxy),
         Session::ConfigRewrite => config::rewrite(proxy),
         Session::Time => time(),
-        Session::Shutdown { save, force, abort, .. } => return shutdown(proxy, save, force, abort).await,
+        Session::Shutdown { save, force, abort, .. } => {
+            return shutdown(proxy, save, force, abort).await;
+        }
         Session::SlowlogGet(count) => proxy.slowlog.get(count),
         Session::SlowlogLen => proxy.slowlog.len(),
         Session::SlowlogReset => proxy.slowlog.reset(),
@@ -70,7 +75,8 @@ pub(crate) async fn call(proxy: &Arc<Proxy>, client: &Arc<Client>, call: Session
     })
 }
 
-/// Does what has to be done by the clock: rates, the memory peak. Ends with the server. One runs for a proxy, however many are started.
+/// Does what has to be done by the clock: rates, the memory peak. Ends with the server.
+/// One runs for a proxy, however many are started.
 pub(crate) async fn clock(proxy: Arc<Proxy>) {
     if proxy.stats.is_sampled.swap(true, Relaxed) {
         return;
@@ -94,9 +100,11 @@ fn time() -> Reply {
     Reply::Array(vec![bulk(now.as_secs()), bulk(u64::from(now.subsec_micros()))])
 }
 
-/// Stops the server in good order. All that was acknowledged is written to disk first, whether SAVE is said or not: there is no snapshot
-/// that NOSAVE could leave out, as in a Redis that only has an append-only file. FORCE stops even if that fails. NOW changes nothing, as
-/// there are no replicas to wait for; and because a stop begins at once, there is never one to ABORT.
+/// Stops the server in good order. All that was acknowledged is written to disk first,
+/// whether SAVE is said or not: there is no snapshot that NOSAVE could leave out, as in a
+/// Redis that only has an append-only file. FORCE stops even if that fails. NOW changes
+/// nothing, as there are no replicas to wait for; and because a stop begins at once,
+/// there is never one to ABORT.
 async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -> Outcome {
     if abort {
         return Outcome::Reply(Reply::error("ERR No shutdown in progress."));
@@ -107,14 +115,17 @@ async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -
             tracing::error!(%error, "write acknowledged data to disk before stopping; the server goes on");
             return Outcome::Reply(Reply::error("ERR Errors trying to SHUTDOWN. Check logs."));
         }
-        Err(error) => tracing::error!(%error, "write acknowledged data to disk before stopping; stopping all the same"),
+        Err(error) => {
+            tracing::error!(%error, "write acknowledged data to disk before stopping; stopping all the same")
+        }
         Ok(()) => (),
     }
     proxy.shutdown.cancel();
     Outcome::Close
 }
 
-/// Empties every partition of every table. Atomic for each partition; Redis's is for the server.
+/// Empties every partition of every table. Atomic for each partition; Redis's is for the
+/// server.
 pub(crate) async fn flush_all(proxy: &Proxy) -> Reply {
     let deadline = Instant::now() + Duration::from_millis(proxy.settings.load().call_deadline_ms);
     // A table that this proxy has not heard of yet must not be left out.
@@ -129,10 +140,14 @@ pub(crate) async fn flush_all(proxy: &Proxy) -> Reply {
         for &partition in some {
             cleared.push(clear(proxy, partition, deadline));
         }
-        let (fine, failed): (Vec<_>, Vec<_>) = futures::future::join_all(cleared).await.into_iter().partition(Result::is_ok);
+        let (fine, failed): (Vec<_>, Vec<_>) =
+            futures::future::join_all(cleared).await.into_iter().partition(Result::is_ok);
         done += fine.len();
         // An unknown outcome is the one to be told: the others say that nothing was done.
-        let failed = failed.into_iter().filter_map(Result::err).max_by_key(|error| matches!(error, CallError::Unknown(_)));
+        let failed = failed
+            .into_iter()
+            .filter_map(Result::err)
+            .max_by_key(|error| matches!(error, CallError::Unknown(_)));
         if let Some(error) = failed {
             return if done > 0 { words::partly_done(&error) } else { words::call_error(&error) };
         }
@@ -149,7 +164,8 @@ async fn clear(proxy: &Proxy, partition: PartitionId, deadline: Instant) -> Resu
     }
 }
 
-/// DEBUG SLEEP. Only this connection sleeps: the server has other threads. It wakes when the client is killed, or leaves.
+/// DEBUG SLEEP. Only this connection sleeps: the server has other threads. It wakes when
+/// the client is killed, or leaves.
 async fn sleep(proxy: &Proxy, client: &Client, seconds: f64) -> Reply {
     tokio::select! {
         () = tokio::time::sleep(sleep_time(seconds)) => {}
@@ -161,12 +177,17 @@ async fn sleep(proxy: &Proxy, client: &Client, seconds: f64) -> Reply {
 
 /// Any number of seconds as a time that somebody may sleep; what is none is no time.
 fn sleep_time(seconds: f64) -> Duration {
-    Duration::try_from_secs_f64(seconds.clamp(0.0, SLEEP_MAX.as_secs_f64())).unwrap_or(Duration::ZERO)
+    Duration::try_from_secs_f64(seconds.clamp(0.0, SLEEP_MAX.as_secs_f64()))
+        .unwrap_or(Duration::ZERO)
 }
 
-/// LOLWUT, in any version: a horse with its bridle on. Client libraries' tests look for Redis's version in the last line.
+/// LOLWUT, in any version: a horse with its bridle on. Client libraries' tests look for
+/// Redis's version in the last line.
 fn lolwut(proxy: &Proxy) -> Reply {
-    Reply::Text(format!("{HORSE}Redis ver. {REDIS_VERSION}, by Bridle ver. {}\n", proxy.facts.version))
+    Reply::Text(format!(
+        "{HORSE}Redis ver. {REDIS_VERSION}, by Bridle ver. {}\n",
+        proxy.facts.version
+    ))
 }
 
 const HORSE: &str = r"
@@ -197,9 +218,12 @@ mod tests {
 
     #[test]
     fn sleep_takes_any_number() {
-        for (seconds, time) in
-            [(0.0, Duration::ZERO), (-1.0, Duration::ZERO), (0.5, Duration::from_millis(500)), (f64::NAN, Duration::ZERO)]
-        {
+        for (seconds, time) in [
+            (0.0, Duration::ZERO),
+            (-1.0, Duration::ZERO),
+            (0.5, Duration::from_millis(500)),
+            (f64::NAN, Duration::ZERO),
+        ] {
             assert_eq!(sleep_time(seconds), time, "{seconds}");
         }
         assert_eq!((sleep_time(1e300), sleep_time(f64::INFINITY)), (SLEEP_MAX, SLEEP_MAX));
@@ -224,10 +248,12 @@ mod tests {
     async fn shutdown_stops_once_everything_is_on_disk() {
         let (outcome, _, proxy) = done(Doors::default(), stop(false, false)).await;
         assert!(matches!(outcome, Outcome::Close) && proxy.shutdown.is_cancelled());
-        let (outcome, _, proxy) = done(Doors { disk_fails: true, ..Doors::default() }, stop(false, false)).await;
+        let (outcome, _, proxy) =
+            done(Doors { disk_fails: true, ..Doors::default() }, stop(false, false)).await;
         assert_eq!(reply(outcome), Reply::error("ERR Errors trying to SHUTDOWN. Check logs."));
         assert!(!proxy.shutdown.is_cancelled());
-        let (outcome, _, proxy) = done(Doors { disk_fails: true, ..Doors::default() }, stop(true, false)).await;
+        let (outcome, _, proxy) =
+            done(Doors { disk_fails: true, ..Doors::default() }, stop(true, false)).await;
         assert!(matches!(outcome, Outcome::Close) && proxy.shutdown.is_cancelled());
         let (outcome, _, proxy) = done(Doors::default(), stop(false, true)).await;
         assert_eq!(reply(outcome), Reply::error("ERR No shutdown in progress."));
@@ -238,7 +264,10 @@ mod tests {
     async fn flush_all_reaches_every_partition_of_every_table() {
         let doors = Arc::new(Doors::default());
         let reply = flush_all(&fakes::proxy(&doors)).await;
-        assert_eq!((reply, doors.called.load(std::sync::atomic::Ordering::Relaxed)), (Reply::OK, 8));
+        assert_eq!(
+            (reply, doors.called.load(std::sync::atomic::Ordering::Relaxed)),
+            (Reply::OK, 8)
+        );
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
-//! What one connection knows between its commands: who it is, which table it selected, what it has queued.
+//! What one connection knows between its commands: who it is, which table it selected,
+//! what it has queued.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,7 +30,8 @@ pub(crate) struct Session {
     pub(crate) protocol: Protocol,
     pub(crate) authenticated: bool,
     pub(crate) transaction: Transaction,
-    /// No more commands are taken, and the connection closes when the replies so far are written.
+    /// No more commands are taken, and the connection closes when the replies so far are
+    /// written.
     pub(crate) closing: bool,
     pub(crate) silence: Silence,
     /// CLIENT PAUSE holds the next command back, as one that may write or as any other.
@@ -41,7 +43,8 @@ pub(crate) struct Session {
     pub(crate) chunk: Chunk,
     /// What is kept for the client.
     pub(crate) account: Account,
-    /// When so many bytes of replies wait, the client is to read some before more is carried out.
+    /// When so many bytes of replies wait, the client is to read some before more is
+    /// carried out.
     pub(crate) replies_max: usize,
     pub(crate) written: Written,
 }
@@ -76,7 +79,8 @@ enum Meaning<'a> {
 
 fn meaning(word: &[u8]) -> Meaning<'_> {
     if let Some(number) = commands::args::integer(word) {
-        return u32::try_from(number).map_or_else(|_| Meaning::Nothing(no_database(word)), Meaning::Number);
+        return u32::try_from(number)
+            .map_or_else(|_| Meaning::Nothing(no_database(word)), Meaning::Number);
     }
     match std::str::from_utf8(word) {
         Ok(name) => cluster::database(name).map_or(Meaning::Name(name), Meaning::Number),
@@ -115,7 +119,8 @@ impl Session {
         }
     }
 
-    /// The selected table, if this proxy has heard of it; whether there is one otherwise, [`Session::find_table`] tells.
+    /// The selected table, if this proxy has heard of it; whether there is one otherwise,
+    /// [`Session::find_table`] tells.
     pub(crate) fn table(&mut self) -> Option<&Arc<Table>> {
         let version = self.proxy.catalogue.version();
         if self.catalogue_version != Some(version) {
@@ -125,8 +130,10 @@ impl Session {
         self.table.as_ref()
     }
 
-    /// The selected table, whether this proxy has heard of it yet or not; `None`: there is none, and it comes with its first write. Another client may
-    /// have made it a moment ago through another proxy, and told this one's: so whoever keeps the catalogue is asked.
+    /// The selected table, whether this proxy has heard of it yet or not; `None`: there
+    /// is none, and it comes with its first write. Another client may have made it a
+    /// moment ago through another proxy, and told this one's: so whoever keeps the
+    /// catalogue is asked.
     ///
     /// # Errors
     /// It is one with a name and was dropped; or whether it is there could not be asked.
@@ -142,7 +149,11 @@ impl Session {
             }
             self.chunk.absent = Some(name.clone());
         }
-        if router::comes_by_itself(&self.proxy, &name) { Ok(None) } else { Err(words::no_table(name.as_bytes())) }
+        if router::comes_by_itself(&self.proxy, &name) {
+            Ok(None)
+        } else {
+            Err(words::no_table(name.as_bytes()))
+        }
     }
 
     /// Any table, whether this proxy has heard of it yet or not.
@@ -183,7 +194,8 @@ impl Session {
         }
     }
 
-    /// The selected table as its first write would make it, as far as that says where rows would lie; `None`: it is there.
+    /// The selected table as its first write would make it, as far as that says where
+    /// rows would lie; `None`: it is there.
     pub(crate) async fn table_to_be(&mut self) -> Result<Option<Table>, Reply> {
         if self.find_table().await?.is_some() {
             return Ok(None);
@@ -198,26 +210,38 @@ impl Session {
         })
     }
 
-    /// The selected table is this one for what is done at once. The catalogue is looked into again for what comes after that.
+    /// The selected table is this one for what is done at once. The catalogue is looked
+    /// into again for what comes after that.
     fn found(&mut self, table: &Arc<Table>) {
         self.table = Some(table.clone());
         self.catalogue_version = None;
     }
 
-    /// A part of what is kept for the client takes so many bytes now; if all clients then hold too much, the one that holds most goes.
+    /// A part of what is kept for the client takes so many bytes now; if all clients then
+    /// hold too much, the one that holds most goes.
     pub(crate) fn hold(&mut self, part: Part, bytes: usize) {
         if self.account.set(part, bytes) {
             self.proxy.make_room();
         }
     }
 
-    /// The table that a word means, if that can be said without asking: `3` is `db3`, `17` the table that has this number, any other word an
-    /// existing table.
+    /// The table that a word means, if that can be said without asking: `3` is `db3`,
+    /// `17` the table that has this number, any other word an existing table.
     pub(crate) fn named_at_once(&self, word: &[u8]) -> Option<Named> {
         match meaning(word) {
-            Meaning::Number(number) if number < self.proxy.settings.load().databases => Some(Named::Table(format!("db{number}").into())),
-            Meaning::Number(number) => self.proxy.catalogue.numbered(number).map(|table| Named::Table(table.name.as_str().into())),
-            Meaning::Name(name) => self.proxy.catalogue.table(name).map(|table| Named::Table(table.name.as_str().into())),
+            Meaning::Number(number) if number < self.proxy.settings.load().databases => {
+                Some(Named::Table(format!("db{number}").into()))
+            }
+            Meaning::Number(number) => self
+                .proxy
+                .catalogue
+                .numbered(number)
+                .map(|table| Named::Table(table.name.as_str().into())),
+            Meaning::Name(name) => self
+                .proxy
+                .catalogue
+                .table(name)
+                .map(|table| Named::Table(table.name.as_str().into())),
             Meaning::Nothing(reply) => Some(Named::Nothing(reply)),
         }
     }
@@ -368,7 +392,9 @@ impl Session {
             Effect::Close => self.closing = true,
             Effect::Mode(ReplyMode::On) => self.silence = Silence::None,
             Effect::Mode(ReplyMode::Off) => self.silence = Silence::All,
-            Effect::Mode(ReplyMode::Skip) if self.silence == Silence::None => self.silence = Silence::Next,
+            Effect::Mode(ReplyMode::Skip) if self.silence == Silence::None => {
+                self.silence = Silence::Next
+            }
             Effect::Mode(ReplyMode::Skip) => {}
         }
     }

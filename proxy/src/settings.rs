@@ -1,4 +1,5 @@
-//! The proxy's settings. All can change while it runs (CONFIG SET), so everybody reads them through [`crate::Proxy::settings`].
+//! The proxy's settings. All can change while it runs (CONFIG SET), so everybody reads
+//! them through [`crate::Proxy::settings`].
 
 use bytes::Bytes;
 
@@ -15,7 +16,8 @@ pub struct Settings {
     pub clients_max: usize,
     /// The most that `maxclients` may be: for more there are no file descriptors.
     pub clients_fit: usize,
-    /// `timeout`: seconds in which a client sends and reads nothing, after which it is closed; 0 = never.
+    /// `timeout`: seconds in which a client sends and reads nothing, after which it is
+    /// closed; 0 = never.
     pub idle_timeout_s: u64,
     /// `tcp-keepalive`: seconds between probes; 0 = none.
     pub tcp_keepalive_s: u64,
@@ -27,9 +29,11 @@ pub struct Settings {
     pub answer_bytes_max: usize,
     /// `client-query-buffer-limit`: the most that one client may have sent ahead, bytes.
     pub query_bytes_max: usize,
-    /// `client-output-buffer-limit`: the most that may wait for one client to read it for long, bytes.
+    /// `client-output-buffer-limit`: the most that may wait for one client to read it for
+    /// long, bytes.
     pub output_bytes_max: usize,
-    /// The same for replicas and subscribers, of which there are none: hard limit, soft limit, seconds.
+    /// The same for replicas and subscribers, of which there are none: hard limit, soft
+    /// limit, seconds.
     pub output_limits_elsewhere: [[u64; 3]; 2],
     /// `maxmemory-clients`: the most that all clients may hold together.
     pub clients_memory: ClientsMemory,
@@ -43,7 +47,8 @@ pub struct Settings {
     pub latency_threshold_ms: u64,
     /// How long a call is tried again while a partition has no leader, ms.
     pub call_deadline_ms: u64,
-    /// `tls-cert-file`, `tls-key-file`, `tls-ca-cert-file`: what they held when they were read last is in use.
+    /// `tls-cert-file`, `tls-key-file`, `tls-ca-cert-file`: what they held when they were
+    /// read last is in use.
     pub tls: TlsFiles,
     /// Where the cluster's certificates are, if its processes speak TLS among each other.
     pub cluster_tls: TlsFiles,
@@ -64,7 +69,11 @@ pub struct Bound {
 
 impl std::fmt::Display for Bound {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let how = if self.is_live { "CONFIG SET changes it" } else { "the configuration file changes it, at a restart" };
+        let how = if self.is_live {
+            "CONFIG SET changes it"
+        } else {
+            "the configuration file changes it, at a restart"
+        };
         write!(f, "{} ({} bytes; {how})", self.name, self.bytes)
     }
 }
@@ -83,21 +92,32 @@ pub enum ClientsMemory {
 /// A smaller `maxmemory-clients` is taken for this, as by Redis.
 const CLIENTS_BYTES_LEAST: u64 = 128 * 1024;
 
-/// No limit of one client is above what all may hold together; where it is set to be, this is the limit, and named.
+/// No limit of one client is above what all may hold together; where it is set to be,
+/// this is the limit, and named.
 impl Settings {
     /// What all clients may hold together.
     pub fn clients_max(&self) -> Bound {
         let bytes = match self.clients_memory {
             ClientsMemory::Unlimited => u64::MAX,
             ClientsMemory::Bytes(bytes) => bytes.max(CLIENTS_BYTES_LEAST),
-            ClientsMemory::Percent(percent) => (self.memory_bytes / 100 * u64::from(percent)).max(CLIENTS_BYTES_LEAST),
+            ClientsMemory::Percent(percent) => {
+                (self.memory_bytes / 100 * u64::from(percent)).max(CLIENTS_BYTES_LEAST)
+            }
         };
-        Bound { bytes: usize::try_from(bytes).unwrap_or(usize::MAX), name: "maxmemory-clients", is_live: true }
+        Bound {
+            bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+            name: "maxmemory-clients",
+            is_live: true,
+        }
     }
 
     /// What one client may have sent ahead.
     pub fn query_max(&self) -> Bound {
-        self.least(Bound { bytes: self.query_bytes_max, name: "client-query-buffer-limit", is_live: true })
+        self.least(Bound {
+            bytes: self.query_bytes_max,
+            name: "client-query-buffer-limit",
+            is_live: true,
+        })
     }
 
     /// The longest argument.
@@ -109,7 +129,11 @@ impl Settings {
 
     /// What may wait for one client to read it.
     pub fn output_max(&self) -> Bound {
-        self.least(Bound { bytes: self.output_bytes_max, name: "client-output-buffer-limit", is_live: true })
+        self.least(Bound {
+            bytes: self.output_bytes_max,
+            name: "client-output-buffer-limit",
+            is_live: true,
+        })
     }
 
     /// What one command or transaction may write.
@@ -173,7 +197,11 @@ mod tests {
 
     #[test]
     fn no_limit_of_one_client_is_above_that_of_all() {
-        let settings = |clients_memory| Settings { clients_memory, memory_bytes: 1 << 30, ..Settings::default() };
+        let settings = |clients_memory| Settings {
+            clients_memory,
+            memory_bytes: 1 << 30,
+            ..Settings::default()
+        };
         let named = |bound: Bound| (bound.bytes, bound.name);
         let tight = settings(ClientsMemory::Percent(1));
         let all = (1 << 30) / 100;
@@ -189,8 +217,12 @@ mod tests {
     #[test]
     fn a_bound_says_how_it_is_changed() {
         let settings = Settings::default();
-        assert_eq!(settings.query_max().to_string(), "client-query-buffer-limit (67108864 bytes; CONFIG SET changes it)");
-        let fixed = "max_write_size (16777216 bytes; the configuration file changes it, at a restart)";
+        assert_eq!(
+            settings.query_max().to_string(),
+            "client-query-buffer-limit (67108864 bytes; CONFIG SET changes it)"
+        );
+        let fixed =
+            "max_write_size (16777216 bytes; the configuration file changes it, at a restart)";
         assert_eq!(settings.write_max().to_string(), fixed);
     }
 }

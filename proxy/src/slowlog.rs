@@ -1,8 +1,9 @@
 //! The slow log: the last commands that took longer than `slowlog-log-slower-than`.
 //!
 //! # Invariants
-//! - At most `slowlog-max-len` entries of at most [`WORDS_MAX`] words of [`WORD_BYTES_MAX`] bytes; secrets are replaced
-//!   (tests `long_commands_are_cut_as_redis_cuts_them`, `the_oldest_entries_go`).
+//! - At most `slowlog-max-len` entries of at most [`WORDS_MAX`] words of
+//!   [`WORD_BYTES_MAX`] bytes; secrets are replaced (tests
+//!   `long_commands_are_cut_as_redis_cuts_them`, `the_oldest_entries_go`).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -40,13 +41,29 @@ struct Entry {
 }
 
 impl Slowlog {
-    /// Keeps a command that took `took`. Whether it is slow is the caller's to ask ([`is_slow`]), so that fast commands cost no copy.
-    pub fn add(&self, words: &[Bytes], took: Duration, address: &str, name: &Bytes, len_max: usize) {
-        let (address, name, words) = (address.to_owned(), Bytes::copy_from_slice(name), kept(words));
+    /// Keeps a command that took `took`. Whether it is slow is the caller's to ask
+    /// ([`is_slow`]), so that fast commands cost no copy.
+    pub fn add(
+        &self,
+        words: &[Bytes],
+        took: Duration,
+        address: &str,
+        name: &Bytes,
+        len_max: usize,
+    ) {
+        let (address, name, words) =
+            (address.to_owned(), Bytes::copy_from_slice(name), kept(words));
         let mut log = self.0.lock();
         let id = log.next_id;
         log.next_id += 1;
-        log.entries.push_front(Entry { id, at_s: crate::now_ms() / 1000, took, words, address, name });
+        log.entries.push_front(Entry {
+            id,
+            at_s: crate::now_ms() / 1000,
+            took,
+            words,
+            address,
+            name,
+        });
         log.entries.truncate(len_max);
     }
 
@@ -84,17 +101,21 @@ impl Slowlog {
     }
 }
 
-/// Whether a command that took `took` belongs into the log; negative thresholds turn it off, 0 logs everything.
+/// Whether a command that took `took` belongs into the log; negative thresholds turn it
+/// off, 0 logs everything.
 pub fn is_slow(took: Duration, slower_than_us: i64) -> bool {
     u128::try_from(slower_than_us).is_ok_and(|threshold| took.as_micros() >= threshold)
 }
 
-/// The words of a command as the log keeps them. Copied, because a slice would keep the whole read buffer alive.
+/// The words of a command as the log keeps them. Copied, because a slice would keep the
+/// whole read buffer alive.
 fn kept(words: &[Bytes]) -> Vec<Bytes> {
     let whole = if words.len() > WORDS_MAX { WORDS_MAX - 1 } else { words.len() };
     let cut = |word: Bytes| match word.len().checked_sub(WORD_BYTES_MAX) {
         None | Some(0) => Bytes::copy_from_slice(&word),
-        Some(more) => [&word[..WORD_BYTES_MAX], format!("... ({more} more bytes)").as_bytes()].concat().into(),
+        Some(more) => {
+            [&word[..WORD_BYTES_MAX], format!("... ({more} more bytes)").as_bytes()].concat().into()
+        }
     };
     let mut kept: Vec<Bytes> = redacted(words).take(whole).map(cut).collect();
     if whole < words.len() {
@@ -120,9 +141,22 @@ mod tests {
     #[test]
     fn an_entry_tells_what_redis_tells() {
         let log = Slowlog::default();
-        log.add(&words(&["AUTH", "hunter2"]), Duration::from_micros(12_345), "127.0.0.1:5", &"me".into(), 10);
+        log.add(
+            &words(&["AUTH", "hunter2"]),
+            Duration::from_micros(12_345),
+            "127.0.0.1:5",
+            &"me".into(),
+            10,
+        );
         let rows = rows(log.get(10));
-        let [Reply::Int(0), Reply::Int(at), Reply::Int(12_345), Reply::Array(kept), Reply::Bulk(address), Reply::Bulk(name)] = &rows[0][..]
+        let [
+            Reply::Int(0),
+            Reply::Int(at),
+            Reply::Int(12_345),
+            Reply::Array(kept),
+            Reply::Bulk(address),
+            Reply::Bulk(name),
+        ] = &rows[0][..]
         else {
             panic!("{rows:?}")
         };

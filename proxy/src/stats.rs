@@ -1,11 +1,14 @@
-//! What the proxy counts: calls, failures and latency of every command, connections, bytes, batches.
+//! What the proxy counts: calls, failures and latency of every command, connections,
+//! bytes, batches.
 //!
-//! Counting must cost next to nothing where commands run, so everything there is a relaxed addition to an atomic, once per
-//! command and *chunk* (sixteen GETs of one pipeline are one record). INFO, LATENCY HISTOGRAM and the Prometheus page all read
-//! the same numbers; see [`crate::metrics`] for the latter.
+//! Counting must cost next to nothing where commands run, so everything there is a
+//! relaxed addition to an atomic, once per command and *chunk* (sixteen GETs of one
+//! pipeline are one record). INFO, LATENCY HISTOGRAM and the Prometheus page all read the
+//! same numbers; see [`crate::metrics`] for the latter.
 //!
 //! # Invariants
-//! - Memory is fixed at start, but for the error names, of which at most [`ERRORS_MAX`] are told apart.
+//! - Memory is fixed at start, but for the error names, of which at most [`ERRORS_MAX`]
+//!   are told apart.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -16,7 +19,8 @@ use parking_lot::Mutex;
 
 use crate::histogram::Histogram;
 
-/// How many error prefixes are counted apart; the rest counts as `other`. As many as in Redis.
+/// How many error prefixes are counted apart; the rest counts as `other`. As many as in
+/// Redis.
 pub const ERRORS_MAX: usize = 128;
 
 /// Bounds of the sizes of requests that are told apart: 1, 2, 4, ... ops.
@@ -25,17 +29,20 @@ const BATCH_BOUNDS: usize = 13;
 /// Samples behind the "instantaneous" figures, as in Redis.
 const SAMPLES: usize = 16;
 
-/// A command's place in the table, families laid end to end. Found once when a command is looked up.
+/// A command's place in the table, families laid end to end. Found once when a command is
+/// looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Index(u16);
 
 impl Index {
-    /// Where `command` stands in [`COMMANDS`]; `None` for an entry that is not from there.
+    /// Where `command` stands in [`COMMANDS`]; `None` for an entry that is not from
+    /// there.
     pub fn of(command: &'static Command) -> Option<Index> {
         let mut base = 0;
         for family in COMMANDS {
             if family.as_ptr_range().contains(&std::ptr::from_ref(command)) {
-                let offset = (std::ptr::from_ref(command).addr() - family.as_ptr().addr()) / size_of::<Command>();
+                let offset = (std::ptr::from_ref(command).addr() - family.as_ptr().addr())
+                    / size_of::<Command>();
                 return u16::try_from(base + offset).ok().map(Index);
             }
             base += family.len();
@@ -112,7 +119,8 @@ pub struct Stats {
     pub keyspace_hits: Count,
     /// Keys that were looked up and not there.
     pub keyspace_misses: Count,
-    /// Requests to partitions that carry up to 1, 2, 4, ... ops; the last holds all larger ones.
+    /// Requests to partitions that carry up to 1, 2, 4, ... ops; the last holds all
+    /// larger ones.
     batches: [AtomicU64; BATCH_BOUNDS + 1],
     /// Ops in these.
     pub batch_ops: Count,
@@ -208,8 +216,10 @@ impl Stats {
         }
     }
 
-    /// Counts `n` executed calls of a command. They were in a chunk of `commands`, which took `took` from when it was taken up until its answers
-    /// were there: so long each of them was waited for. Which of them needed how much of it nobody knows, so they share it equally.
+    /// Counts `n` executed calls of a command. They were in a chunk of `commands`, which
+    /// took `took` from when it was taken up until its answers were there: so long each
+    /// of them was waited for. Which of them needed how much of it nobody knows, so they
+    /// share it equally.
     pub fn record(&self, command: Index, n: u64, took: Duration, commands: u64) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let waited = nanos.saturating_mul(n);
@@ -220,8 +230,8 @@ impl Stats {
         command.latency.record(nanos, n);
     }
 
-    /// Counts a command that was refused before it ran, by its error line (`ERR wrong number ...`, without `-`).
-    /// `None`: no such command.
+    /// Counts a command that was refused before it ran, by its error line
+    /// (`ERR wrong number ...`, without `-`). `None`: no such command.
     pub fn rejected(&self, command: Option<Index>, line: &str) {
         if let Some(command) = command {
             self.commands[usize::from(command.0)].rejected.fetch_add(1, Relaxed);
@@ -229,7 +239,8 @@ impl Stats {
         self.error(command, line);
     }
 
-    /// Counts a command that ran (it is in [`Stats::record`] as well) and was answered with an error line.
+    /// Counts a command that ran (it is in [`Stats::record`] as well) and was answered
+    /// with an error line.
     pub fn failed(&self, command: Index, line: &str) {
         self.commands[usize::from(command.0)].failed.fetch_add(1, Relaxed);
         self.error(Some(command), line);
@@ -239,8 +250,10 @@ impl Stats {
         self.error_replies.add(1);
         let prefix = prefix(line);
         let mut errors = self.errors.lock();
-        // Prefixes come from our own code; the cap is there should one ever be made from what a client sent.
-        let name = if errors.contains_key(prefix) || errors.len() < ERRORS_MAX { prefix } else { "other" };
+        // Prefixes come from our own code; the cap is there should one ever be made from
+        // what a client sent.
+        let name =
+            if errors.contains_key(prefix) || errors.len() < ERRORS_MAX { prefix } else { "other" };
         if !errors.contains_key(name) {
             errors.insert(name.into(), HashMap::new());
         }
@@ -256,7 +269,8 @@ impl Stats {
         self.batch_ops.add(ops as u64);
     }
 
-    /// Requests to partitions: (most ops, how many requests have at most so many), and how many there are.
+    /// Requests to partitions: (most ops, how many requests have at most so many), and
+    /// how many there are.
     pub fn batches(&self) -> (Vec<(u64, u64)>, u64) {
         let mut sum = 0;
         let mut counts = self.batches.iter().map(|count| {
@@ -287,21 +301,30 @@ impl Stats {
 
     /// Error replies by prefix, sorted.
     pub fn errors(&self) -> BTreeMap<String, u64> {
-        self.errors.lock().iter().map(|(prefix, commands)| (prefix.to_string(), commands.values().sum())).collect()
+        self.errors
+            .lock()
+            .iter()
+            .map(|(prefix, commands)| (prefix.to_string(), commands.values().sum()))
+            .collect()
     }
 
     /// Error replies: (command, `None` if there is none of the name; prefix; count).
     pub fn command_errors(&self) -> Vec<(Option<&'static str>, String, u64)> {
         let names: Vec<_> = names().collect();
-        let name = |index: &Option<Index>| index.and_then(|Index(at)| names.get(usize::from(at)).copied());
+        let name =
+            |index: &Option<Index>| index.and_then(|Index(at)| names.get(usize::from(at)).copied());
         let errors = self.errors.lock();
-        let counts = errors.iter().flat_map(|(prefix, commands)| commands.iter().map(move |(index, count)| (prefix, index, count)));
+        let counts = errors.iter().flat_map(|(prefix, commands)| {
+            commands.iter().map(move |(index, count)| (prefix, index, count))
+        });
         counts.map(|(prefix, index, count)| (name(index), prefix.to_string(), *count)).collect()
     }
 
     /// Takes a sample of the rates. To be called several times a second.
     pub fn sample(&self, now: Instant) {
-        self.rates.lock().sample(now, [self.commands_processed(), self.bytes_in.get(), self.bytes_out.get()]);
+        self.rates
+            .lock()
+            .sample(now, [self.commands_processed(), self.bytes_in.get(), self.bytes_out.get()]);
     }
 
     /// Commands, bytes read and bytes written per second, over the last samples.
@@ -309,10 +332,17 @@ impl Stats {
         self.rates.lock().per_second()
     }
 
-    /// CONFIG RESETSTAT: everything but the gauges. Prometheus sees counters start again from 0, as after a restart.
+    /// CONFIG RESETSTAT: everything but the gauges. Prometheus sees counters start again
+    /// from 0, as after a restart.
     pub fn reset(&self) {
         for command in &self.commands {
-            for count in [&command.calls, &command.nanos, &command.waited_nanos, &command.rejected, &command.failed] {
+            for count in [
+                &command.calls,
+                &command.nanos,
+                &command.waited_nanos,
+                &command.rejected,
+                &command.failed,
+            ] {
                 count.store(0, Relaxed);
             }
             command.latency.reset();
@@ -345,10 +375,15 @@ fn names() -> impl Iterator<Item = &'static str> {
     COMMANDS.iter().flat_map(|family| family.iter()).map(|command| command.name)
 }
 
-/// The first word of an error line; Redis counts a line without an upper-case first word as ERR.
+/// The first word of an error line; Redis counts a line without an upper-case first word
+/// as ERR.
 fn prefix(line: &str) -> &str {
     let word = line.split(' ').next().unwrap_or_default();
-    if !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') { word } else { "ERR" }
+    if !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') {
+        word
+    } else {
+        "ERR"
+    }
 }
 
 /// The last samples of three growing sums.
@@ -377,7 +412,9 @@ impl Rates {
     }
 
     fn per_second(&self) -> [f64; 3] {
-        [0, 1, 2].map(|which| self.samples.iter().map(|sample| sample[which]).sum::<f64>() / SAMPLES as f64)
+        [0, 1, 2].map(|which| {
+            self.samples.iter().map(|sample| sample[which]).sum::<f64>() / SAMPLES as f64
+        })
     }
 }
 
@@ -386,7 +423,8 @@ mod tests {
     use super::*;
 
     fn index(name: &str) -> Index {
-        let command = COMMANDS.iter().flat_map(|family| family.iter()).find(|command| command.name == name);
+        let command =
+            COMMANDS.iter().flat_map(|family| family.iter()).find(|command| command.name == name);
         Index::of(command.expect("it is in the table")).expect("it is in the table")
     }
 
@@ -396,8 +434,11 @@ mod tests {
 
     #[test]
     fn every_command_has_an_index_of_its_own() {
-        let indexes: Vec<_> =
-            COMMANDS.iter().flat_map(|family| family.iter()).map(|command| Index::of(command).expect("it is in the table")).collect();
+        let indexes: Vec<_> = COMMANDS
+            .iter()
+            .flat_map(|family| family.iter())
+            .map(|command| Index::of(command).expect("it is in the table"))
+            .collect();
         assert_eq!(indexes, (0..indexes.len() as u16).map(Index).collect::<Vec<_>>());
     }
 
@@ -406,27 +447,40 @@ mod tests {
         let stats = Stats::new();
         stats.record(index("get"), 16, Duration::from_micros(20), 16);
         stats.record(index("get"), 1, Duration::from_micros(100), 2);
-        stats.failed(index("get"), "WRONGTYPE Operation against a key holding the wrong kind of value");
+        stats.failed(
+            index("get"),
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+        );
         stats.rejected(Some(index("set")), "ERR wrong number of arguments for 'set' command");
         stats.rejected(None, "ERR unknown command 'nosuch', with args beginning with: ");
         let get = figures(&stats, "get");
         assert_eq!((get.calls, get.rejected, get.failed), (17, 0, 1));
-        assert_eq!((get.total, get.waited), (Duration::from_micros(70), Duration::from_micros(420)));
+        assert_eq!(
+            (get.total, get.waited),
+            (Duration::from_micros(70), Duration::from_micros(420))
+        );
         assert_eq!(get.latency.count(), 17);
         let set = figures(&stats, "set");
         assert_eq!((set.calls, set.rejected, set.failed), (0, 1, 0));
-        assert_eq!(stats.errors().into_iter().collect::<Vec<_>>(), vec![("ERR".into(), 2), ("WRONGTYPE".into(), 1)]);
+        assert_eq!(
+            stats.errors().into_iter().collect::<Vec<_>>(),
+            vec![("ERR".into(), 2), ("WRONGTYPE".into(), 1)]
+        );
         assert!(stats.command_errors().contains(&(None, "ERR".into(), 1)));
         assert_eq!((stats.commands_processed(), stats.error_replies.get()), (17, 3));
         stats.reset();
-        assert_eq!((figures(&stats, "get").calls, stats.errors().len(), stats.commands_processed()), (0, 0, 0));
+        assert_eq!(
+            (figures(&stats, "get").calls, stats.errors().len(), stats.commands_processed()),
+            (0, 0, 0)
+        );
     }
 
     #[test]
     fn error_names_are_bounded() {
         let stats = Stats::new();
         for n in 0..10_000u32 {
-            let word: String = n.to_string().bytes().map(|digit| char::from(digit - b'0' + b'A')).collect();
+            let word: String =
+                n.to_string().bytes().map(|digit| char::from(digit - b'0' + b'A')).collect();
             stats.rejected(None, &format!("{word} x"));
         }
         stats.rejected(None, "no prefix at all");
@@ -442,7 +496,10 @@ mod tests {
         }
         let (bounds, total) = stats.batches();
         let at = |most| bounds.iter().find(|(bound, _)| *bound == most).expect("a bound").1;
-        assert_eq!((at(1), at(2), at(4), at(8), at(16), at(32), at(4096), total), (2, 3, 5, 6, 7, 8, 8, 9));
+        assert_eq!(
+            (at(1), at(2), at(4), at(8), at(16), at(32), at(4096), total),
+            (2, 3, 5, 6, 7, 8, 8, 9)
+        );
     }
 
     #[test]
@@ -453,6 +510,8 @@ mod tests {
             rates.sample(start + Duration::from_millis(100 * n), [n * 10, n * 1000, 0]);
         }
         let [ops, bytes_in, bytes_out] = rates.per_second();
-        assert!((ops - 100.0).abs() < 0.1 && (bytes_in - 10_000.0).abs() < 10.0 && bytes_out == 0.0);
+        assert!(
+            (ops - 100.0).abs() < 0.1 && (bytes_in - 10_000.0).abs() < 10.0 && bytes_out == 0.0
+        );
     }
 }

@@ -1,8 +1,10 @@
-//! TLS for clients: certificates from PEM files to a rustls configuration, which can be read anew while connections go on.
+//! TLS for clients: certificates from PEM files to a rustls configuration, which can be
+//! read anew while connections go on.
 //!
 //! # Invariants
-//! - Certificate and key are read together and used together or not at all: files that do not fit change nothing
-//!   (`tests/tls.rs`, `certificates_are_read_anew_together_or_not_at_all`).
+//! - Certificate and key are read together and used together or not at all: files that do
+//!   not fit change nothing (`tests/tls.rs`,
+//!   `certificates_are_read_anew_together_or_not_at_all`).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,7 +77,8 @@ impl Tls {
     }
 }
 
-/// Reads certificates and key, all of one moment as far as files can be, and sees whether they fit.
+/// Reads certificates and key, all of one moment as far as files can be, and sees whether
+/// they fit.
 ///
 /// # Errors
 /// What can't be read or does not fit.
@@ -93,13 +96,16 @@ pub fn read(files: &TlsFiles) -> Result<Credentials, TlsError> {
             for cert in &client_ca {
                 roots.add(cert.clone()).map_err(|error| config_error(&error))?;
             }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
             builder.with_client_cert_verifier(verifier.map_err(|error| config_error(&error))?)
         }
     };
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| file_error(&files.key, error))?;
+    let key =
+        PrivateKeyDer::from_pem_file(&files.key).map_err(|error| file_error(&files.key, error))?;
     let chain = certificates(&files.cert)?;
-    let config = builder.with_single_cert(chain.clone(), key).map_err(|error| config_error(&error))?;
+    let config =
+        builder.with_single_cert(chain.clone(), key).map_err(|error| config_error(&error))?;
     Ok(Credentials { config: Arc::new(config), chain, client_ca })
 }
 

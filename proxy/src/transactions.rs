@@ -1,12 +1,16 @@
 //! MULTI, EXEC, DISCARD, WATCH, UNWATCH.
 //!
-//! The words of a command are kept while it is queued, as copies of their own; EXEC plans and carries out. All ops go into one request to one
-//! partition, so they are atomic and isolated; rows of several partitions are refused as a whole. Watched rows travel with the request as tokens that the
-//! partition's executor made ([`row::op::Watched`]), so nothing is watched between WATCH and EXEC, and no server keeps a list.
+//! The words of a command are kept while it is queued, as copies of their own; EXEC plans
+//! and carries out. All ops go into one request to one partition, so they are atomic and
+//! isolated; rows of several partitions are refused as a whole. Watched rows travel with
+//! the request as tokens that the partition's executor made ([`row::op::Watched`]), so
+//! nothing is watched between WATCH and EXEC, and no server keeps a list.
 //!
-//! A table that is missing is watched by its name: it is as it was while there is none, or none before EXEC makes it, in which nothing has been
-//! written yet. What EXEC does not find because its table is missing it reads as empty, unless EXEC makes the table itself: that comes first, so
-//! that nothing is read of before it. It is only made when nothing speaks against EXEC any more that could be known before.
+//! A table that is missing is watched by its name: it is as it was while there is none,
+//! or none before EXEC makes it, in which nothing has been written yet. What EXEC does
+//! not find because its table is missing it reads as empty, unless EXEC makes the table
+//! itself: that comes first, so that nothing is read of before it. It is only made when
+//! nothing speaks against EXEC any more that could be known before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -40,7 +44,8 @@ pub(crate) struct Transaction {
     queue: Option<Vec<Queued>>,
     /// What the queue takes.
     queued_bytes: usize,
-    /// What it will take when EXEC plans it: the words of a command count for more than their bytes, as those of any other.
+    /// What it will take when EXEC plans it: the words of a command count for more than
+    /// their bytes, as those of any other.
     planned_bytes: usize,
     /// An error while queueing: EXEC will refuse.
     spoilt: bool,
@@ -48,7 +53,8 @@ pub(crate) struct Transaction {
     watched_bytes: usize,
 }
 
-/// A command that is queued. Its words are copied: slices would keep the whole read buffer alive, and a plan may be much larger than they are.
+/// A command that is queued. Its words are copied: slices would keep the whole read
+/// buffer alive, and a plan may be much larger than they are.
 struct Queued {
     known: Known,
     /// All words, one behind the other, and where each ends.
@@ -69,7 +75,8 @@ impl Queued {
 
     /// What it takes while it is kept.
     fn bytes(&self) -> usize {
-        let spilled = if self.ends.spilled() { self.ends.capacity() * size_of::<usize>() } else { 0 };
+        let spilled =
+            if self.ends.spilled() { self.ends.capacity() * size_of::<usize>() } else { 0 };
         size_of::<Queued>() + self.text.len() + spilled
     }
 
@@ -79,7 +86,8 @@ impl Queued {
     }
 
     fn plan(&self, seed: u64) -> Plan {
-        dispatch::planned(self.known.command, self.words(), self.text.len(), seed).unwrap_or_else(Plan::Reply)
+        dispatch::planned(self.known.command, self.words(), self.text.len(), seed)
+            .unwrap_or_else(Plan::Reply)
     }
 }
 
@@ -141,7 +149,8 @@ impl Transaction {
         if self.spoilt {
             return Reply::Status("QUEUED".into());
         }
-        let planned = self.planned_bytes + words.iter().map(|word| word.len() + resp::WORD_BYTES).sum::<usize>();
+        let planned = self.planned_bytes
+            + words.iter().map(|word| word.len() + resp::WORD_BYTES).sum::<usize>();
         if planned > bytes_max.bytes {
             self.spoil();
             return Reply::error(format!("ERR transaction is larger than {bytes_max}"));
@@ -155,7 +164,10 @@ impl Transaction {
 
     /// What is kept of it: commands that are queued, and rows that are watched.
     pub(crate) fn bytes(&self) -> usize {
-        let room = self.queue.as_ref().map_or(0, |queue| (queue.capacity() - queue.len()) * size_of::<Queued>());
+        let room = self
+            .queue
+            .as_ref()
+            .map_or(0, |queue| (queue.capacity() - queue.len()) * size_of::<Queued>());
         self.queued_bytes + room + self.watched_bytes
     }
 
@@ -198,17 +210,22 @@ impl Session {
         if self.transaction.is_open() {
             return Reply::error("ERR WATCH inside MULTI is not allowed");
         }
-        let bytes = self.transaction.watched_bytes + keys.iter().map(|key| key.len() + WATCHED_BYTES).sum::<usize>();
+        let bytes = self.transaction.watched_bytes
+            + keys.iter().map(|key| key.len() + WATCHED_BYTES).sum::<usize>();
         let bytes_max = self.proxy.settings.load().query_max();
         if bytes > bytes_max.bytes {
-            return Reply::error(format!("ERR too many watched keys: they take more than {bytes_max}"));
+            return Reply::error(format!(
+                "ERR too many watched keys: they take more than {bytes_max}"
+            ));
         }
         self.transaction.watched_bytes = bytes;
         let table = match self.find_table().await {
             Ok(Some(table)) => table,
             Ok(None) => {
                 let name = &self.table_name;
-                let copies = keys.iter().map(|key| Watch::NoTable(name.clone(), Bytes::copy_from_slice(key)));
+                let copies = keys
+                    .iter()
+                    .map(|key| Watch::NoTable(name.clone(), Bytes::copy_from_slice(key)));
                 self.transaction.watched.extend(copies);
                 return Reply::OK;
             }
@@ -226,7 +243,9 @@ impl Session {
         batches.carry_out_small(&self.proxy, deadline).await;
         for (partition, line) in places {
             match batches.take(line) {
-                Ok(Ok(Answer::Watched(watched))) => self.transaction.watched.push(Watch::Row(partition, watched)),
+                Ok(Ok(Answer::Watched(watched))) => {
+                    self.transaction.watched.push(Watch::Row(partition, watched))
+                }
                 Ok(Ok(_)) => return commands::words::no_answer(),
                 Ok(Err(refusal)) => return commands::words::refusal(refusal),
                 Err(error) => return words::call_error(&error),
@@ -237,16 +256,26 @@ impl Session {
 
     /// EXEC.
     pub(crate) async fn exec(&mut self) -> Reply {
-        let Some(queue) = self.transaction.queue.take() else { return Reply::error("ERR EXEC without MULTI") };
+        let Some(queue) = self.transaction.queue.take() else {
+            return Reply::error("ERR EXEC without MULTI");
+        };
         let transaction = std::mem::take(&mut self.transaction);
         if transaction.spoilt {
             return Reply::error(words::EXECABORT);
         }
-        self.hold(Part::Transaction, transaction.queued_bytes + transaction.planned_bytes + transaction.watched_bytes);
+        self.hold(
+            Part::Transaction,
+            transaction.queued_bytes + transaction.planned_bytes + transaction.watched_bytes,
+        );
         let table_before = self.table_name.clone();
         // Monitors are shown them when they run.
-        let is_shown = |queued: &Queued| crate::monitor::shows(queued.known.command).then(|| queued.words());
-        let shown = if self.proxy.monitors.any() { queue.iter().map(is_shown).collect() } else { Vec::new() };
+        let is_shown =
+            |queued: &Queued| crate::monitor::shows(queued.known.command).then(|| queued.words());
+        let shown = if self.proxy.monitors.any() {
+            queue.iter().map(is_shown).collect()
+        } else {
+            Vec::new()
+        };
         let gathered = self.gather(queue, &transaction.watched).await;
         // The commands are carried out from here on, SELECT included.
         self.use_table(table_before);
@@ -262,8 +291,13 @@ impl Session {
         }
     }
 
-    /// All ops of the queue for one partition, and how each command is answered; `None`: something watched was touched.
-    async fn gather(&mut self, queue: Vec<Queued>, watched: &[Watch]) -> Result<Option<(Vec<Step>, Gathered)>, Reply> {
+    /// All ops of the queue for one partition, and how each command is answered; `None`:
+    /// something watched was touched.
+    async fn gather(
+        &mut self,
+        queue: Vec<Queued>,
+        watched: &[Watch],
+    ) -> Result<Option<(Vec<Step>, Gathered)>, Reply> {
         let meant = self.meant(queue).await?;
         if self.is_made_since(watched).await? {
             return Ok(None);
@@ -271,7 +305,9 @@ impl Session {
         let mut gathered = Gathered::default();
         let missing = self.missing_of(tables_of(&meant)).await?;
         let missing_for_writes = Self::missing_for_writes(&meant, &missing)?;
-        let is_sent = |table: &Arc<str>| !missing.contains(table) || missing_for_writes.as_ref() == Some(table);
+        let is_sent = |table: &Arc<str>| {
+            !missing.contains(table) || missing_for_writes.as_ref() == Some(table)
+        };
         let bytes_max = self.proxy.settings.load().write_max();
         if written_bytes(&meant, is_sent) > bytes_max.bytes + 64 * 1024 {
             return Err(Reply::error(format!("ERR transaction is larger than {bytes_max}")));
@@ -305,10 +341,12 @@ impl Session {
         Ok(Some((steps, gathered)))
     }
 
-    /// Whether a table that was missing when it was watched has been made since. Whether that very row was written is not known: better tried again
-    /// than wrong.
+    /// Whether a table that was missing when it was watched has been made since. Whether
+    /// that very row was written is not known: better tried again than wrong.
     async fn is_made_since(&mut self, watched: &[Watch]) -> Result<bool, Reply> {
-        let names = |watch: &Watch| if let Watch::NoTable(name, _) = watch { Some(name.clone()) } else { None };
+        let names = |watch: &Watch| {
+            if let Watch::NoTable(name, _) = watch { Some(name.clone()) } else { None }
+        };
         for name in watched.iter().filter_map(names).collect::<BTreeSet<_>>() {
             if self.find_named(&name).await?.is_some() {
                 return Ok(true);
@@ -317,10 +355,12 @@ impl Session {
         Ok(false)
     }
 
-    /// What it means that rows are watched that are not where the transaction is carried out: they have been touched if one of their tables was dropped,
-    /// and else the transaction is one of several partitions, which is refused.
+    /// What it means that rows are watched that are not where the transaction is carried
+    /// out: they have been touched if one of their tables was dropped, and else the
+    /// transaction is one of several partitions, which is refused.
     async fn elsewhere(&mut self, watched: &[Watch]) -> Result<(), Reply> {
-        let tables = router::find_all(&self.proxy).await.map_err(|error| words::catalogue_error(&error))?;
+        let tables =
+            router::find_all(&self.proxy).await.map_err(|error| words::catalogue_error(&error))?;
         let is_there = |watch: &Watch| match watch {
             Watch::Row(partition, _) => tables.iter().any(|table| table.id == partition.table),
             Watch::NoTable(..) => true,
@@ -328,7 +368,8 @@ impl Session {
         if watched.iter().all(is_there) { Err(Reply::error(words::CROSSSLOT)) } else { Ok(()) }
     }
 
-    /// What each command means, and of which table: the one that was selected last. The session goes back to its own until the commands run.
+    /// What each command means, and of which table: the one that was selected last. The
+    /// session goes back to its own until the commands run.
     async fn meant(&mut self, queue: Vec<Queued>) -> Result<Vec<Meant>, Reply> {
         let bytes_max = self.proxy.settings.load().answer_max();
         let mut bytes = 0;
@@ -345,29 +386,43 @@ impl Session {
                     let size = reply.bytes();
                     bytes += size;
                     if bytes > bytes_max.bytes {
-                        return Err(Reply::error(format!("ERR the transaction's replies are larger than {bytes_max}, nothing was done")));
+                        return Err(Reply::error(format!(
+                            "ERR the transaction's replies are larger than {bytes_max}, nothing \
+                             was done"
+                        )));
                     }
-                    Meant::Other(if size > SMALL_REPLY_BYTES { Step::Again(queued) } else { Step::Ready(reply) })
+                    Meant::Other(if size > SMALL_REPLY_BYTES {
+                        Step::Again(queued)
+                    } else {
+                        Step::Ready(reply)
+                    })
                 }
-                Plan::Session(Call::Select(word)) => Meant::Other(match self.named(&word).await? {
-                    Named::Table(name) => {
-                        self.use_table(name.clone());
-                        Step::Select(name)
-                    }
-                    Named::Nothing(reply) => Step::Ready(reply),
-                }),
+                Plan::Session(Call::Select(word)) => {
+                    Meant::Other(match self.named(&word).await? {
+                        Named::Table(name) => {
+                            self.use_table(name.clone());
+                            Step::Select(name)
+                        }
+                        Named::Nothing(reply) => Step::Ready(reply),
+                    })
+                }
                 Plan::Session(call) => Meant::Other(Step::Call(call)),
             });
         }
         Ok(meant)
     }
 
-    /// The table that is missing and will be written to. It is made before anything else: between what is read of a table as long as there is none and
-    /// what is then written to it, others may write as well.
+    /// The table that is missing and will be written to. It is made before anything else:
+    /// between what is read of a table as long as there is none and what is then written
+    /// to it, others may write as well.
     ///
     /// # Errors
-    /// CROSSSLOT when there are several, or rows of others: each has partitions of its own.
-    fn missing_for_writes(meant: &[Meant], missing: &BTreeSet<Arc<str>>) -> Result<Option<Arc<str>>, Reply> {
+    /// CROSSSLOT when there are several, or rows of others: each has partitions of its
+    /// own.
+    fn missing_for_writes(
+        meant: &[Meant],
+        missing: &BTreeSet<Arc<str>>,
+    ) -> Result<Option<Arc<str>>, Reply> {
         let (mut written, mut is_another_there) = (BTreeSet::new(), false);
         for command in meant {
             let Meant::Rows(table, rows) = command else { continue };
@@ -410,19 +465,28 @@ impl Session {
             },
         };
         for op in &rows.ops {
-            let partition = only_partition(&table, &rows, op).ok_or(Reply::error(words::CROSSSLOT))?;
+            let partition =
+                only_partition(&table, &rows, op).ok_or(Reply::error(words::CROSSSLOT))?;
             if gathered.partition.is_some_and(|other| other != partition) {
                 return Err(Reply::error(words::CROSSSLOT));
             }
             gathered.partition = Some(partition);
         }
-        let step = Step::Rows(rows.wording, rows.ops.len(), rows.ops.first().is_some_and(lookups::is_lookup));
+        let step = Step::Rows(
+            rows.wording,
+            rows.ops.len(),
+            rows.ops.first().is_some_and(lookups::is_lookup),
+        );
         gathered.ops.extend(rows.ops);
         Ok(step)
     }
 
     /// Sends the request with what is watched; `None`: something watched was touched.
-    async fn send(&mut self, gathered: Gathered, watched: Vec<Watch>) -> Result<Option<Vec<Outcome>>, Reply> {
+    async fn send(
+        &mut self,
+        gathered: Gathered,
+        watched: Vec<Watch>,
+    ) -> Result<Option<Vec<Outcome>>, Reply> {
         let mut tokens = BTreeMap::<PartitionId, Vec<Watched>>::new();
         let mut made = None;
         if let Some(name) = &gathered.made {
@@ -430,10 +494,17 @@ impl Session {
         }
         for watch in &watched {
             match (watch, &made) {
-                (Watch::Row(partition, watched), _) => tokens.entry(*partition).or_default().push(watched.clone()),
+                (Watch::Row(partition, watched), _) => {
+                    tokens.entry(*partition).or_default().push(watched.clone())
+                }
                 // Somebody else may have written to it since it was made.
-                (Watch::NoTable(name, key), Some(table)) if gathered.made.as_ref() == Some(name) => {
-                    tokens.entry(router::partition_of(table, key)).or_default().push(Watched::unwritten(key.clone()));
+                (Watch::NoTable(name, key), Some(table))
+                    if gathered.made.as_ref() == Some(name) =>
+                {
+                    tokens
+                        .entry(router::partition_of(table, key))
+                        .or_default()
+                        .push(Watched::unwritten(key.clone()));
                 }
                 (Watch::NoTable(..), _) => {}
             }
@@ -469,8 +540,14 @@ impl Session {
         }
     }
 
-    /// The replies of all commands, as one, with a bound: what is done is done, but a client that asks for too much is told so instead.
-    async fn replies(&mut self, steps: Vec<Step>, outcomes: Vec<Outcome>, shown: Vec<Option<Words>>) -> Reply {
+    /// The replies of all commands, as one, with a bound: what is done is done, but a
+    /// client that asks for too much is told so instead.
+    async fn replies(
+        &mut self,
+        steps: Vec<Step>,
+        outcomes: Vec<Outcome>,
+        shown: Vec<Option<Words>>,
+    ) -> Reply {
         let bytes_max = self.proxy.settings.load().answer_max();
         let mut bytes = 0;
         let (mut outcomes, mut shown) = (outcomes.into_iter(), shown.into_iter());
@@ -500,7 +577,9 @@ impl Session {
                 }
                 // In a transaction nobody waits, as in Redis: it tells what is so.
                 Step::Call(Call::WaitAof { .. }) => self.wait_for_disks(0, 0, Instant::now()).await,
-                Step::Call(Call::Monitor) => Reply::error("ERR MONITOR isn't allowed for DENY BLOCKING client"),
+                Step::Call(Call::Monitor) => {
+                    Reply::error("ERR MONITOR isn't allowed for DENY BLOCKING client")
+                }
                 Step::Call(call) => self.call(call).await.unwrap_or(Reply::OK),
             };
             if let Some(words) = shown.next().flatten() {
@@ -516,7 +595,9 @@ impl Session {
             }
         }
         if bytes > bytes_max.bytes {
-            return Reply::error(format!("ERR the transaction was carried out, but its replies are larger than {bytes_max}"));
+            return Reply::error(format!(
+                "ERR the transaction was carried out, but its replies are larger than {bytes_max}"
+            ));
         }
         Reply::Array(replies)
     }
@@ -528,16 +609,20 @@ fn only_partition(table: &Table, rows: &Rows, op: &Op) -> Option<PartitionId> {
     if names_no_key && table.partitions > 1 { None } else { router::partition_of_op(table, op) }
 }
 
-/// Whether all that is done in the table of a name, and watched in it, would lie in one partition of a new one.
+/// Whether all that is done in the table of a name, and watched in it, would lie in one
+/// partition of a new one.
 fn fits(new: &Table, name: &Arc<str>, meant: &[Meant], watched: &[Watch]) -> bool {
-    let done = meant.iter().filter_map(|command| if let Meant::Rows(table, rows) = command { Some((table, rows)) } else { None });
+    let done = meant.iter().filter_map(|command| {
+        if let Meant::Rows(table, rows) = command { Some((table, rows)) } else { None }
+    });
     let done = done.filter(|(table, _)| *table == name);
-    let mut places =
-        done.flat_map(|(_, rows)| rows.ops.iter().map(|op| only_partition(new, rows, op))).chain(watched.iter().filter_map(|watch| {
-            match watch {
-                Watch::NoTable(table, key) if table == name => Some(Some(router::partition_of(new, key))),
-                _ => None,
+    let mut places = done
+        .flat_map(|(_, rows)| rows.ops.iter().map(|op| only_partition(new, rows, op)))
+        .chain(watched.iter().filter_map(|watch| match watch {
+            Watch::NoTable(table, key) if table == name => {
+                Some(Some(router::partition_of(new, key)))
             }
+            _ => None,
         }));
     let Some(first) = places.next() else { return true };
     first.is_some() && places.all(|place| place == first)
@@ -546,7 +631,9 @@ fn fits(new: &Table, name: &Arc<str>, meant: &[Meant], watched: &[Watch]) -> boo
 /// What commands write, bytes, of those on tables that count.
 fn written_bytes(meant: &[Meant], counts: impl Fn(&Arc<str>) -> bool) -> usize {
     let ops = |command: &Meant| match command {
-        Meant::Rows(table, rows) if counts(table) => rows.ops.iter().filter(|op| op.is_write()).map(Op::bytes).sum(),
+        Meant::Rows(table, rows) if counts(table) => {
+            rows.ops.iter().filter(|op| op.is_write()).map(Op::bytes).sum()
+        }
         _ => 0,
     };
     meant.iter().map(ops).sum()
@@ -554,7 +641,9 @@ fn written_bytes(meant: &[Meant], counts: impl Fn(&Arc<str>) -> bool) -> usize {
 
 /// The tables whose rows commands are about.
 fn tables_of(meant: &[Meant]) -> BTreeSet<Arc<str>> {
-    let table = |command: &Meant| if let Meant::Rows(table, _) = command { Some(table.clone()) } else { None };
+    let table = |command: &Meant| {
+        if let Meant::Rows(table, _) = command { Some(table.clone()) } else { None }
+    };
     meant.iter().filter_map(table).collect()
 }
 
@@ -562,22 +651,31 @@ fn fault(fault: Fault) -> Reply {
     words::call_error(&CallError::Fault(fault.0))
 }
 
-/// Commands that take several calls as a rule, as ops of the one partition that a transaction has.
+/// Commands that take several calls as a rule, as ops of the one partition that a
+/// transaction has.
 fn as_rows(call: Call) -> Plan {
-    let rows = |op, wording| Plan::Rows(Rows { ops: smallvec![op], together: true, everywhere: true, wording });
+    let rows = |op, wording| {
+        Plan::Rows(Rows { ops: smallvec![op], together: true, everywhere: true, wording })
+    };
     match call {
         Call::Keys { glob } => {
             let all = Op::Scan { cursor: 0, count: u64::MAX, glob: Some(glob), kind: None };
             rows(all, Wording::One(keys::names))
         }
-        Call::Scan { cursor, count, glob, kind, none: false } => rows(Op::Scan { cursor, count, glob, kind }, Wording::One(keys::page)),
-        Call::RandomKey => rows(Op::Nearest { cursor: row::key::cursor(rand::random::<u64>() >> 2) }, Wording::One(keys::drawn)),
+        Call::Scan { cursor, count, glob, kind, none: false } => {
+            rows(Op::Scan { cursor, count, glob, kind }, Wording::One(keys::page))
+        }
+        Call::RandomKey => rows(
+            Op::Nearest { cursor: row::key::cursor(rand::random::<u64>() >> 2) },
+            Wording::One(keys::drawn),
+        ),
         call => Plan::Session(call),
     }
 }
 
-/// Commands that would have to wait for others, or do what a transaction of one partition cannot. By their names and words alone, as what is
-/// wrong with them otherwise is told by EXEC.
+/// Commands that would have to wait for others, or do what a transaction of one partition
+/// cannot. By their names and words alone, as what is wrong with them otherwise is told
+/// by EXEC.
 fn is_barred(command: &Command, words: &Words) -> bool {
     match command.name {
         "move" | "flushall" => true,
@@ -608,8 +706,10 @@ mod tests {
 
     #[test]
     fn a_queued_command_takes_little_more_than_its_words() {
-        let words = Words::from_vec(vec![Bytes::from_static(b"COMMAND"), Bytes::from_static(b"DOCS")]);
-        let command = commands::find(b"command", Some(b"docs")).expect("COMMAND DOCS is in the table");
+        let words =
+            Words::from_vec(vec![Bytes::from_static(b"COMMAND"), Bytes::from_static(b"DOCS")]);
+        let command =
+            commands::find(b"command", Some(b"docs")).expect("COMMAND DOCS is in the table");
         assert!(Queued::new(Known { command, index: None }, &words).bytes() < 200);
     }
 }

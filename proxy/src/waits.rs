@@ -1,12 +1,15 @@
 //! WAIT and WAITAOF: on how many disks and copies is what this connection wrote?
 //!
-//! A connection notes the partitions that it writes to ([`Written`]). WAITAOF asks the leader of each, wherever it is, to have its log on disk up to
-//! what is committed by then ([`Op::Sync`]), and the other replicas, when some are wanted, to have theirs up to the same entry. So what it says rests
-//! on what was done for it, and not on what this process was started with.
+//! A connection notes the partitions that it writes to ([`Written`]). WAITAOF asks the
+//! leader of each, wherever it is, to have its log on disk up to what is committed by
+//! then ([`Op::Sync`]), and the other replicas, when some are wanted, to have theirs up
+//! to the same entry. So what it says rests on what was done for it, and not on what this
+//! process was started with.
 //!
 //! # Invariants
-//! - A disk is claimed only after the leader of every partition that was written to has synced, or has by its durability
-//!   (`waitaof_claims_only_what_is_on_disk`; `integration/tests/durability_told.rs`,
+//! - A disk is claimed only after the leader of every partition that was written to has
+//!   synced, or has by its durability (`waitaof_claims_only_what_is_on_disk`;
+//!   `integration/tests/durability_told.rs`,
 //!   `a_proxy_tells_what_its_storage_servers_do_and_waitaof_has_them_do_it`).
 
 use std::collections::BTreeSet;
@@ -50,7 +53,8 @@ impl Written {
 
 /// When a wait of so many ms ends; 0 = never.
 pub(crate) fn deadline(timeout_ms: u64) -> Instant {
-    Instant::now() + if timeout_ms == 0 { FOREVER } else { Duration::from_millis(timeout_ms).min(FOREVER) }
+    Instant::now()
+        + if timeout_ms == 0 { FOREVER } else { Duration::from_millis(timeout_ms).min(FOREVER) }
 }
 
 /// What WAITAOF asks for.
@@ -72,7 +76,8 @@ impl Wanted {
 }
 
 impl Session {
-    /// What a wait is about: the partitions that were written to; else those of the selected table.
+    /// What a wait is about: the partitions that were written to; else those of the
+    /// selected table.
     fn waited_for(&mut self) -> Vec<PartitionId> {
         if !self.written.partitions.is_empty() {
             return self.written.partitions.iter().copied().collect();
@@ -80,15 +85,22 @@ impl Session {
         self.table().map(|table| router::partitions(table).collect()).unwrap_or_default()
     }
 
-    /// WAIT: how many copies beside the leader's have everything that this client was told is written. Answered at once, since an
-    /// acknowledged write is already where it is going to be counted: waiting longer would not add a copy.
+    /// WAIT: how many copies beside the leader's have everything that this client was
+    /// told is written. Answered at once, since an acknowledged write is already where it
+    /// is going to be counted: waiting longer would not add a copy.
     pub(crate) fn wait_for_copies(&mut self) -> Reply {
         let partitions = self.waited_for();
         Reply::Int(i64::from(copies(&self.proxy, &partitions)))
     }
 
-    /// WAITAOF: (is it on its leaders' disks, on how many other disks). Waits until it is as asked for, or the deadline, as in Redis.
-    pub(crate) async fn wait_for_disks(&mut self, local: i64, replicas: i64, deadline: Instant) -> Reply {
+    /// WAITAOF: (is it on its leaders' disks, on how many other disks). Waits until it is
+    /// as asked for, or the deadline, as in Redis.
+    pub(crate) async fn wait_for_disks(
+        &mut self,
+        local: i64,
+        replicas: i64,
+        deadline: Instant,
+    ) -> Reply {
         let partitions = self.waited_for();
         let proxy = self.proxy.clone();
         let always = proxy.node.durability() == Durability::Always;
@@ -106,7 +118,9 @@ impl Session {
             () = proxy.shutdown.cancelled() => Ok((false, 0)),
         };
         match synced {
-            _ if waiting.ends_with_error() => Reply::error("UNBLOCKED client unblocked via CLIENT UNBLOCK"),
+            _ if waiting.ends_with_error() => {
+                Reply::error("UNBLOCKED client unblocked via CLIENT UNBLOCK")
+            }
             Ok((leaders, others)) => {
                 if leaders && others >= wanted.replicas {
                     self.written.clear();
@@ -122,16 +136,23 @@ fn told(local: bool, others: u32) -> Reply {
     Reply::Array(vec![Reply::Int(i64::from(local)), Reply::Int(i64::from(others))])
 }
 
-/// Copies beside the leader's that have acknowledged whatever was acknowledged: the least of all partitions.
+/// Copies beside the leader's that have acknowledged whatever was acknowledged: the least
+/// of all partitions.
 fn copies(proxy: &Proxy, partitions: &[PartitionId]) -> u32 {
     partitions.iter().map(|partition| proxy.node.replicas(*partition)).min().unwrap_or(0)
 }
 
-/// Whether all leaders have synced, and how many other replicas have, at least, of each partition.
-async fn sync_all(proxy: &Proxy, partitions: &[PartitionId], wanted: &Wanted) -> Result<(bool, u32), CallError> {
+/// Whether all leaders have synced, and how many other replicas have, at least, of each
+/// partition.
+async fn sync_all(
+    proxy: &Proxy,
+    partitions: &[PartitionId],
+    wanted: &Wanted,
+) -> Result<(bool, u32), CallError> {
     let (mut leaders, mut others) = (true, None::<u32>);
     for some in partitions.chunks(ASKED_AT_ONCE) {
-        let mut asked: Vec<Boxed<'_, Result<Option<(bool, u32)>, CallError>>> = Vec::with_capacity(some.len());
+        let mut asked: Vec<Boxed<'_, Result<Option<(bool, u32)>, CallError>>> =
+            Vec::with_capacity(some.len());
         for &partition in some {
             asked.push(Box::pin(sync_one(proxy, partition, wanted)));
         }
@@ -151,7 +172,11 @@ async fn sync_all(proxy: &Proxy, partitions: &[PartitionId], wanted: &Wanted) ->
 }
 
 /// As [`sync_all`], of one partition; `None`: its table has been dropped.
-async fn sync_one(proxy: &Proxy, partition: PartitionId, wanted: &Wanted) -> Result<Option<(bool, u32)>, CallError> {
+async fn sync_one(
+    proxy: &Proxy,
+    partition: PartitionId,
+    wanted: &Wanted,
+) -> Result<Option<(bool, u32)>, CallError> {
     let request = Request { ops: vec![Op::Sync], joined: Vec::new(), watched: Vec::new() };
     let asked = router::respond(proxy, partition, &request, wanted.deadline);
     let answer = tokio::select! {
@@ -164,15 +189,25 @@ async fn sync_one(proxy: &Proxy, partition: PartitionId, wanted: &Wanted) -> Res
         Err(error) => return Err(error),
         Ok(Response::Done(outcomes)) => match outcomes[..] {
             [Ok(Answer::Int(index))] => u64::try_from(index).unwrap_or(0),
-            _ => return Err(CallError::Fault("a node answered something else than it was asked".into())),
+            _ => {
+                return Err(CallError::Fault(
+                    "a node answered something else than it was asked".into(),
+                ));
+            }
         },
-        Ok(Response::Touched) => return Err(CallError::Fault("a node says that a row was touched which nobody watched".into())),
+        Ok(Response::Touched) => {
+            return Err(CallError::Fault(
+                "a node says that a row was touched which nobody watched".into(),
+            ));
+        }
     };
     let others = match wanted.replicas {
         // By their durability, if that is enough: nobody is asked.
         0 if proxy.node.durability() == Durability::Always => proxy.node.replicas(partition),
         0 => 0,
-        replicas => proxy.node.synced_copies(partition, index, replicas, Box::pin(wanted.ends())).await,
+        replicas => {
+            proxy.node.synced_copies(partition, index, replicas, Box::pin(wanted.ends())).await
+        }
     };
     Ok(Some((true, others)))
 }
@@ -210,7 +245,10 @@ mod tests {
         assert_eq!(disks(lazy(), 0, 0, 0).await, told(false, 0));
         assert_eq!(disks(lazy(), 1, 0, 0).await, told(true, 0));
         assert_eq!(disks(lazy(), 1, 1, 0).await, told(true, 1));
-        assert!(matches!(disks(Doors { disk_fails: true, ..lazy() }, 1, 0, 0).await, Reply::Error(_)));
+        assert!(matches!(
+            disks(Doors { disk_fails: true, ..lazy() }, 1, 0, 0).await,
+            Reply::Error(_)
+        ));
         // Who does not answer is not claimed, and more than there are is waited for.
         let before = Instant::now();
         assert_eq!(disks(Doors { leaderless: true, ..lazy() }, 1, 0, 50).await, told(false, 0));
@@ -240,14 +278,18 @@ mod tests {
             assert!(!client.is_blocked());
         }
         // Who has not answered by then is not claimed.
-        let (mut session, _) = self::session(Doors { leaderless: true, lazy: true, ..Doors::default() });
+        let (mut session, _) =
+            self::session(Doors { leaderless: true, lazy: true, ..Doors::default() });
         let client = session.client.clone();
         let unblock = async {
             while !client.unblock(false) {
                 tokio::task::yield_now().await;
             }
         };
-        assert_eq!(tokio::join!(session.wait_for_disks(1, 0, deadline(0)), unblock).0, told(false, 0));
+        assert_eq!(
+            tokio::join!(session.wait_for_disks(1, 0, deadline(0)), unblock).0,
+            told(false, 0)
+        );
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
-//! What the proxy says by itself: Redis's words where it has some, and else what was not done and what to do about it.
+//! What the proxy says by itself: Redis's words where it has some, and else what was not
+//! done and what to do about it.
 
 use cluster::CallError;
 use commands::Reply;
@@ -7,75 +8,107 @@ use crate::settings::Bound;
 
 /// Answered to whoever is not allowed to speak yet.
 pub(crate) const NOAUTH: &str = "NOAUTH Authentication required.";
-pub(crate) const NOAUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> \
-     AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time";
+pub(crate) const NOAUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already \
+                                       authenticated, otherwise the HELLO <proto> AUTH <user> \
+                                       <pass> option can be used to authenticate the client and \
+                                       select the RESP protocol version at the same time";
 pub(crate) const WRONGPASS: &str = "WRONGPASS invalid username-password pair or user is disabled.";
-pub(crate) const NO_PASSWORD: &str = "ERR AUTH <password> called without any password configured for the default user. Are you sure \
-     your configuration is correct?";
+pub(crate) const NO_PASSWORD: &str = "ERR AUTH <password> called without any password configured \
+                                      for the default user. Are you sure your configuration is \
+                                      correct?";
 pub(crate) const MAX_CLIENTS: &str = "ERR max number of clients reached";
-pub(crate) const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in several partitions, and nothing was \
-     done. Keys with a common {tag} lie in one, and so do all keys of a table that has only one (tables.partitions, bridle admin create \
-     --partitions)";
+pub(crate) const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in several partitions, and \
+     nothing was done. Keys with a common {tag} lie in one, and so do all keys of a table that \
+     has only one (tables.partitions, bridle admin create --partitions)";
 pub(crate) const EXECABORT: &str = "EXECABORT Transaction discarded because of previous errors.";
 pub(crate) const SAME_OBJECT: &str = "ERR source and destination objects are the same";
 pub(crate) const NO_DATABASE: &str = "ERR DB index is out of range";
 
 /// Redis's protected mode, in its words.
-pub(crate) const DENIED: &str = "DENIED Redis is running in protected mode because protected mode is enabled and no password is set for \
-     the default user. In this mode connections are only accepted from the loopback interface. If you want to connect from external \
-     computers to Redis you may adopt one of the following solutions: 1) Just disable protected mode sending the command 'CONFIG SET \
-     protected-mode no' from the loopback interface by connecting to Redis from the same host the server is running, however MAKE SURE \
-     Redis is not publicly accessible from internet if you do so. Use CONFIG REWRITE to make this change permanent. 2) Alternatively \
-     you can just disable the protected mode by editing the Redis configuration file, and setting the protected mode option to 'no', \
-     and then restarting the server. 3) If you started the server manually just for testing, restart it with the '--protected-mode no' \
-     option. 4) Set up an authentication password for the default user. NOTE: You only need to do one of the above things in order for \
-     the server to start accepting connections from the outside.";
+pub(crate) const DENIED: &str = "DENIED Redis is running in protected mode because protected mode is enabled and no password \
+     is set for the default user. In this mode connections are only accepted from the loopback \
+     interface. If you want to connect from external computers to Redis you may adopt one of the \
+     following solutions: 1) Just disable protected mode sending the command 'CONFIG SET \
+     protected-mode no' from the loopback interface by connecting to Redis from the same host the \
+     server is running, however MAKE SURE Redis is not publicly accessible from internet if you \
+     do so. Use CONFIG REWRITE to make this change permanent. 2) Alternatively you can just \
+     disable the protected mode by editing the Redis configuration file, and setting the \
+     protected mode option to 'no', and then restarting the server. 3) If you started the server \
+     manually just for testing, restart it with the '--protected-mode no' option. 4) Set up an \
+     authentication password for the default user. NOTE: You only need to do one of the above \
+     things in order for the server to start accepting connections from the outside.";
 
 /// The reply when a partition did not answer.
 ///
-/// `UNKNOWNOUTCOME` is ours: the write may or may not have happened, so no client library may repeat it blindly. All others say that
-/// nothing was done.
+/// `UNKNOWNOUTCOME` is ours: the write may or may not have happened, so no client library
+/// may repeat it blindly. All others say that nothing was done.
 pub(crate) fn call_error(error: &CallError) -> Reply {
     Reply::error(match error {
-        CallError::NoLeader(why) => format!("CLUSTERDOWN The partition has no leader, nothing was done: {}", one_line(why.as_bytes())),
-        CallError::Overloaded => "BUSY Too many requests wait for this partition, nothing was done, try again later".to_owned(),
-        CallError::OutOfMemory => {
-            "BUSY Requests that wait or are under way on the server take all the memory that they may, nothing was done, try again later"
-                .to_owned()
+        CallError::NoLeader(why) => format!(
+            "CLUSTERDOWN The partition has no leader, nothing was done: {}",
+            one_line(why.as_bytes())
+        ),
+        CallError::Overloaded => "BUSY Too many requests wait for this partition, nothing was \
+                                  done, try again later"
+            .to_owned(),
+        CallError::OutOfMemory => "BUSY Requests that wait or are under way on the server take \
+                                   all the memory that they may, nothing was done, try again later"
+            .to_owned(),
+        CallError::ReadOnly(why) => {
+            format!("MISCONF Writes are refused, reads go on: {}", one_line(why.as_bytes()))
         }
-        CallError::ReadOnly(why) => format!("MISCONF Writes are refused, reads go on: {}", one_line(why.as_bytes())),
         CallError::NoTable => "ERR The table has been dropped, nothing was done".to_owned(),
         CallError::Unknown(why) => {
-            format!("UNKNOWNOUTCOME The write may or may not have happened, read before trying again: {}", one_line(why.as_bytes()))
+            format!(
+                "UNKNOWNOUTCOME The write may or may not have happened, read before trying again: \
+                 {}",
+                one_line(why.as_bytes())
+            )
         }
         CallError::Fault(why) => format!("ERR storage fault: {}", one_line(why.as_bytes())),
-        CallError::TooLarge(why) => format!("ERR The request is too large, nothing was done: {}", one_line(why.as_bytes())),
+        CallError::TooLarge(why) => {
+            format!("ERR The request is too large, nothing was done: {}", one_line(why.as_bytes()))
+        }
     })
 }
 
-/// The reply when a write to several partitions was done in some and not, or perhaps not, in others.
+/// The reply when a write to several partitions was done in some and not, or perhaps not,
+/// in others.
 pub(crate) fn partly_done(error: &CallError) -> Reply {
     let why = match call_error(error) {
         Reply::Error(line) => line.to_string(),
         _ => String::new(),
     };
-    Reply::error(format!("UNKNOWNOUTCOME Done for the keys of some partitions, for those of others: {why}"))
+    Reply::error(format!(
+        "UNKNOWNOUTCOME Done for the keys of some partitions, for those of others: {why}"
+    ))
 }
 
 /// The reply when MOVE has copied a key, and the source has it as well.
 pub(crate) fn in_both(to: &str, from: &str, why: &Reply) -> Reply {
-    moved_in_part(format_args!("The key was copied to '{to}' and not deleted from '{from}', it is in both"), why)
+    moved_in_part(
+        format_args!("The key was copied to '{to}' and not deleted from '{from}', it is in both"),
+        why,
+    )
 }
 
 /// The same when nobody knows whether the source has it.
 pub(crate) fn perhaps_in_both(to: &str, from: &str, why: &Reply) -> Reply {
-    moved_in_part(format_args!("The key was copied to '{to}', and whether it was deleted from '{from}' is not known"), why)
+    moved_in_part(
+        format_args!(
+            "The key was copied to '{to}', and whether it was deleted from '{from}' is not known"
+        ),
+        why,
+    )
 }
 
 /// The same when somebody else has deleted it from the source.
 pub(crate) fn only_there(to: &str, from: &str, why: &Reply) -> Reply {
     moved_in_part(
-        format_args!("The key was copied to '{to}', others have then deleted it from '{from}', and the copy may still be there"),
+        format_args!(
+            "The key was copied to '{to}', others have then deleted it from '{from}', and the \
+             copy may still be there"
+        ),
         why,
     )
 }
@@ -85,12 +118,15 @@ fn moved_in_part(what: std::fmt::Arguments<'_>, why: &Reply) -> Reply {
     Reply::error(format!("UNKNOWNOUTCOME {what}: {why}"))
 }
 
-/// The reply when it could not be learnt whether a table is there, or it could not be made.
+/// The reply when it could not be learnt whether a table is there, or it could not be
+/// made.
 pub(crate) fn catalogue_error(error: &CallError) -> Reply {
     match error {
         CallError::NoLeader(why) => {
             let why = one_line(why.as_bytes());
-            Reply::error(format!("CLUSTERDOWN The table can't be looked up or made now, nothing was done: {why}"))
+            Reply::error(format!(
+                "CLUSTERDOWN The table can't be looked up or made now, nothing was done: {why}"
+            ))
         }
         other => call_error(other),
     }
@@ -103,7 +139,10 @@ pub(crate) fn no_table(name: &[u8]) -> Reply {
 
 /// The reply when an answer is larger than one may be.
 pub(crate) fn answer_too_large(bytes_max: Bound) -> Reply {
-    Reply::error(format!("ERR answer is larger than {bytes_max}: read in parts, as with HSCAN, HRANGE, GETRANGE or SCAN"))
+    Reply::error(format!(
+        "ERR answer is larger than {bytes_max}: read in parts, as with HSCAN, HRANGE, GETRANGE or \
+         SCAN"
+    ))
 }
 
 /// Words inside an error line: nothing that could end the line, not too long.

@@ -57,7 +57,12 @@ async fn client_kill_ends_others_at_once_and_oneself_after_the_reply() {
 async fn client_reply_silences() {
     let server = Server::start().await;
     let mut client = server.connect().await;
-    client.send("CLIENT REPLY SKIP\r\nPING\r\nECHO a\r\nCLIENT REPLY OFF\r\nPING\r\nSET k v\r\nCLIENT REPLY ON\r\nGET k\r\n").await;
+    client
+        .send(
+            "CLIENT REPLY SKIP\r\nPING\r\nECHO a\r\nCLIENT REPLY OFF\r\nPING\r\nSET k v\r\nCLIENT \
+             REPLY ON\r\nGET k\r\n",
+        )
+        .await;
     client.expect("$1\r\na\r\n+OK\r\n$1\r\nv\r\n").await;
 }
 
@@ -115,9 +120,16 @@ async fn who_is_at_work_or_held_back_is_not_idle() {
     client.send(command(&["SET", "k", &value])).await;
     client.expect("+OK\r\n").await;
     client.ask("CLIENT PAUSE 2400 WRITE", "+OK\r\n").await;
-    let (mut asleep, mut held_back, mut slow) = (server.connect().await, server.connect().await, server.connect().await);
+    let (mut asleep, mut held_back, mut slow) =
+        (server.connect().await, server.connect().await, server.connect().await);
     let (mut reader, theirs) = tokio::io::duplex(1 << 16);
-    let endpoint = Endpoint { address: "a:1".into(), local_address: "b:2".into(), fd: 0, is_loopback: true, is_unix: false };
+    let endpoint = Endpoint {
+        address: "a:1".into(),
+        local_address: "b:2".into(),
+        fd: 0,
+        is_loopback: true,
+        is_unix: false,
+    };
     let met = tokio::spawn(meet(server.proxy.clone(), theirs, endpoint));
     tokio::join!(
         async { asleep.ask("DEBUG SLEEP 2.4", "+OK\r\n").await },
@@ -145,11 +157,16 @@ async fn who_is_at_work_or_held_back_is_not_idle() {
 #[tokio::test]
 async fn a_sleeping_client_is_woken_by_its_end() {
     let server = Server::start().await;
-    let (mut killed, mut left, mut client) = (server.connect().await, server.connect().await, server.connect().await);
+    let (mut killed, mut left, mut client) =
+        (server.connect().await, server.connect().await, server.connect().await);
     for (id, sleeper) in [(1, &mut killed), (2, &mut left)] {
         sleeper.ask("PING", "+PONG\r\n").await;
         sleeper.send("DEBUG SLEEP 3000\r\nPING\r\n").await;
-        while !client.until(&format!("CLIENT LIST ID {id}"), "lib-ver=\n\r\n").await.contains(" cmd=debug|sleep ") {}
+        while !client
+            .until(&format!("CLIENT LIST ID {id}"), "lib-ver=\n\r\n")
+            .await
+            .contains(" cmd=debug|sleep ")
+        {}
     }
     left.send("PING\r\n").await;
     drop(left);
@@ -211,7 +228,10 @@ async fn what_has_arrived_is_answered_before_the_server_stops() {
     server.proxy.shutdown.cancel();
     client.expect("+OK\r\n$1\r\nv\r\n").await;
     client.expect_end().await;
-    tokio::time::timeout(Duration::from_secs(5), &mut server.serving).await.expect("stopped").unwrap();
+    tokio::time::timeout(Duration::from_secs(5), &mut server.serving)
+        .await
+        .expect("stopped")
+        .unwrap();
     assert!(tokio::net::TcpStream::connect(("127.0.0.1", server.port)).await.is_err());
 }
 
@@ -224,7 +244,10 @@ async fn monitors_see_the_commands_of_others() {
     client.expect("+OK\r\n").await;
     let line = monitor.until("", "\"a\\nb\"\r\n").await;
     let port = client.stream.local_addr().unwrap().port();
-    assert!(line.starts_with('+') && line.contains(&format!("[0 127.0.0.1:{port}] \"SET\" \"k\"")), "{line}");
+    assert!(
+        line.starts_with('+') && line.contains(&format!("[0 127.0.0.1:{port}] \"SET\" \"k\"")),
+        "{line}"
+    );
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
-//! Whatever bytes a client sends, in whatever pieces: no panic, the same replies, bounded memory.
+//! Whatever bytes a client sends, in whatever pieces: no panic, the same replies, bounded
+//! memory.
 //!
-//! Runs as a plain test on random input; `cargo bolero test -p proxy --test fuzz whole_connections` searches for more.
+//! Runs as a plain test on random input;
+//! `cargo bolero test -p proxy --test fuzz whole_connections` searches for more.
 
 mod kit;
 
@@ -72,7 +74,9 @@ const FRAGMENTS: &[&str] = &[
 
 /// A byte is a fragment, if it is small, else itself.
 fn spell(bytes: &[u8]) -> Vec<u8> {
-    let fragment = |byte: &u8| FRAGMENTS.get(usize::from(*byte)).map_or(vec![*byte], |text| text.as_bytes().to_vec());
+    let fragment = |byte: &u8| {
+        FRAGMENTS.get(usize::from(*byte)).map_or(vec![*byte], |text| text.as_bytes().to_vec())
+    };
     bytes.iter().flat_map(fragment).collect()
 }
 
@@ -81,7 +85,9 @@ fn pieces<'a>(input: &'a [u8], lengths: &'a [u8]) -> impl Iterator<Item = &'a [u
     let mut rest = input;
     let mut lengths = lengths.iter().cycle();
     std::iter::from_fn(move || {
-        let length = usize::from(*lengths.next().unwrap_or(&255)).clamp(1, rest.len().max(1)).min(rest.len());
+        let length = usize::from(*lengths.next().unwrap_or(&255))
+            .clamp(1, rest.len().max(1))
+            .min(rest.len());
         let (piece, after) = rest.split_at(length);
         rest = after;
         (!piece.is_empty()).then_some(piece)
@@ -95,7 +101,9 @@ fn gated(input: &[u8], lengths: &[u8]) -> (Vec<Vec<bytes::Bytes>>, Option<String
         held.extend_from_slice(piece);
         loop {
             match gate.next(&held, LIMITS) {
-                Ok(Some(extent)) => found.push(words(&bytes::Bytes::copy_from_slice(&held), extent).into_vec()),
+                Ok(Some(extent)) => {
+                    found.push(words(&bytes::Bytes::copy_from_slice(&held), extent).into_vec())
+                }
                 Ok(None) => break,
                 Err(error) => return (found, Some(error.to_string())),
             }
@@ -103,8 +111,13 @@ fn gated(input: &[u8], lengths: &[u8]) -> (Vec<Vec<bytes::Bytes>>, Option<String
         let passed = gate.passed();
         held.drain(..passed);
         gate.taken(passed);
-        // What a client can make wait for more: one command, and never more than the limits.
-        assert!(gate.wanted() <= LIMITS.command.bytes + LIMITS.bulk.bytes + 64 * 1024 + 64, "{}", gate.wanted());
+        // What a client can make wait for more: one command, and never more than the
+        // limits.
+        assert!(
+            gate.wanted() <= LIMITS.command.bytes + LIMITS.bulk.bytes + 64 * 1024 + 64,
+            "{}",
+            gate.wanted()
+        );
     }
     (found, None)
 }
@@ -116,15 +129,27 @@ fn the_gate_finds_the_same_commands_in_any_pieces() {
             let whole = gated(&input, &[]);
             assert_eq!(gated(&input, lengths), whole);
             assert_eq!(gated(&input, &[1]), whole);
-            assert!(whole.0.iter().all(|words| !words.is_empty()), "what passes the gate is a command");
+            assert!(
+                whole.0.iter().all(|words| !words.is_empty()),
+                "what passes the gate is a command"
+            );
         }
     });
 }
 
 /// All that a fresh server answers to the input in these pieces.
 async fn answered(input: &[u8], lengths: &[u8]) -> Vec<u8> {
-    let proxy = kit::proxy(&kit::World::new(1), Settings { bulk_bytes_max: 4096, query_bytes_max: 16384, ..Settings::default() });
-    let endpoint = Endpoint { address: "a:1".into(), local_address: "b:2".into(), fd: 0, is_loopback: true, is_unix: false };
+    let proxy = kit::proxy(
+        &kit::World::new(1),
+        Settings { bulk_bytes_max: 4096, query_bytes_max: 16384, ..Settings::default() },
+    );
+    let endpoint = Endpoint {
+        address: "a:1".into(),
+        local_address: "b:2".into(),
+        fd: 0,
+        is_loopback: true,
+        is_unix: false,
+    };
     let (ours, theirs) = tokio::io::duplex(256);
     let serving = meet(proxy.clone(), theirs, endpoint);
     let (mut reading, mut writing) = tokio::io::split(ours);
@@ -152,7 +177,13 @@ fn whole_connections_answer_the_same_in_any_pieces() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     check!().with_type::<(Vec<u8>, Vec<u8>)>().for_each(|(bytes, lengths)| {
         let input = spell(bytes);
-        let replies = runtime.block_on(async { (answered(&input, &[]).await, answered(&input, lengths).await) });
-        assert_eq!(String::from_utf8_lossy(&replies.0), String::from_utf8_lossy(&replies.1), "{:?}", String::from_utf8_lossy(&input));
+        let replies = runtime
+            .block_on(async { (answered(&input, &[]).await, answered(&input, lengths).await) });
+        assert_eq!(
+            String::from_utf8_lossy(&replies.0),
+            String::from_utf8_lossy(&replies.1),
+            "{:?}",
+            String::from_utf8_lossy(&input)
+        );
     });
 }

@@ -12,7 +12,8 @@ const MIB: usize = 1 << 20;
 /// What replies are made up to before the client is to read some.
 const OUTPUT_HIGH: usize = 8 * MIB;
 
-/// The most that all clients of the server hold until a client has been let alone for a while.
+/// The most that all clients of the server hold until a client has been let alone for a
+/// while.
 async fn peak(server: &Server) -> usize {
     let (mut peak, mut last) = (0, Instant::now());
     while last.elapsed() < Duration::from_millis(400) {
@@ -29,10 +30,13 @@ async fn filled(server: &Server) -> Client {
     let mut client = server.connect().await;
     client.send(command(&["SET", "mid", &"m".repeat(MIB)])).await;
     client.expect("+OK\r\n").await;
-    let fields: String = (0..2000).map(|number| command(&["HSET", "h", &format!("field:{number}"), "v"])).collect();
+    let fields: String =
+        (0..2000).map(|number| command(&["HSET", "h", &format!("field:{number}"), "v"])).collect();
     client.send(fields).await;
     client.expect(&":1\r\n".repeat(2000)).await;
-    let keys: String = (0..2000).map(|number| command(&["SET", &format!("key:{number}:{}", "x".repeat(1000)), "v"])).collect();
+    let keys: String = (0..2000)
+        .map(|number| command(&["SET", &format!("key:{number}:{}", "x".repeat(1000)), "v"]))
+        .collect();
     client.send(keys).await;
     client.expect(&"+OK\r\n".repeat(2000)).await;
     client
@@ -61,9 +65,14 @@ async fn unread_replies_of_every_kind_are_bounded() {
         client.expect(&"+PONG\r\n".repeat(10_000)).await;
         client.send(asked.repeat(times)).await;
         let peak = peak(&server).await;
-        // Replies that wait in a buffer that may be twice as large while it grows; and as much of answers that are not worded yet.
+        // Replies that wait in a buffer that may be twice as large while it grows; and as
+        // much of answers that are not worded yet.
         assert!(peak < 3 * OUTPUT_HIGH, "{asked:?}: {} MiB", peak / MIB);
-        assert!(peak > OUTPUT_HIGH, "{asked:?}: {} MiB: it was not asked for more than is held", peak / MIB);
+        assert!(
+            peak > OUTPUT_HIGH,
+            "{asked:?}: {} MiB: it was not asked for more than is held",
+            peak / MIB
+        );
     }
 }
 
@@ -77,13 +86,17 @@ async fn what_was_not_read_is_answered_in_order_once_it_is() {
         client.expect("+OK\r\n").await;
     }
     // Reads of several partitions, writes between them, and what the session does itself.
-    let round = "GET a\r\nGET b\r\nINCR n\r\nGET c\r\nSELECT 1\r\nGET d\r\nSELECT 0\r\nMGET a b c\r\nTYPE a\r\nGET d\r\nGET n\r\n";
+    let round = "GET a\r\nGET b\r\nINCR n\r\nGET c\r\nSELECT 1\r\nGET d\r\nSELECT 0\r\nMGET a b \
+                 c\r\nTYPE a\r\nGET d\r\nGET n\r\n";
     client.send(round.repeat(12)).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let bulk = format!("${MIB}\r\n{value}\r\n");
     for round in 1..=12 {
         let number = round.to_string();
-        let told = format!("{bulk}{bulk}:{number}\r\n{bulk}+OK\r\n$-1\r\n+OK\r\n*3\r\n{bulk}{bulk}{bulk}+string\r\n{bulk}");
+        let told = format!(
+            "{bulk}{bulk}:{number}\r\n{bulk}+OK\r\n$-1\r\n+OK\r\n*3\r\n{bulk}{bulk}{bulk}+string\\
+             r\n{bulk}"
+        );
         client.expect(&told).await;
         client.expect(&format!("${}\r\n{number}\r\n", number.len())).await;
     }
@@ -103,16 +116,24 @@ async fn large_answers_of_many_partitions_are_not_gathered_to_be_refused() {
     let reads = || server.world.reads.swap(0, std::sync::atomic::Ordering::Relaxed);
     reads();
     let all = format!("MGET {}\r\n", keys.join(" "));
-    let told = "-ERR answer is larger than max_answer_size (4194304 bytes; the configuration file changes it, at a restart): read in parts, as with \
-                HSCAN, HRANGE, GETRANGE or SCAN\r\n";
+    let told = "-ERR answer is larger than max_answer_size (4194304 bytes; the configuration file \
+                changes it, at a restart): read in parts, as with HSCAN, HRANGE, GETRANGE or \
+                SCAN\r\n";
     client.ask(all.trim_end(), told).await;
     let asked = reads();
     // The keys lie in 36 partitions, up to four in one.
     assert!((4..=16).contains(&asked), "{asked} partitions were asked for what is refused");
     // Others are not refused with it, nor are writes left out.
     let bulk = format!("${}\r\n{value}\r\n", value.len());
-    client.send(format!("GET key:1\r\nSET key:2 2\r\n{all}GET key:2\r\nGET key:63\r\nMGET key:3 key:4 key:5\r\nINCR n\r\n")).await;
-    client.expect(&format!("{bulk}+OK\r\n{told}$1\r\n2\r\n{bulk}*3\r\n{bulk}{bulk}{bulk}:1\r\n")).await;
+    client
+        .send(format!(
+            "GET key:1\r\nSET key:2 2\r\n{all}GET key:2\r\nGET key:63\r\nMGET key:3 key:4 \
+             key:5\r\nINCR n\r\n"
+        ))
+        .await;
+    client
+        .expect(&format!("{bulk}+OK\r\n{told}$1\r\n2\r\n{bulk}*3\r\n{bulk}{bulk}{bulk}:1\r\n"))
+        .await;
     let each: String = keys.iter().map(|key| format!("GET {key}\r\n")).collect();
     client.send(&each).await;
     for key in &keys {
@@ -138,17 +159,20 @@ async fn queued_commands_take_what_their_words_take() {
     }
     let held = other.figure("CLIENT LIST ID 1", "lib-ver=\n\r\n", "tot-mem").await;
     assert!(held < 2 << 20, "{held} bytes");
-    let told = "-ERR the transaction's replies are larger than max_answer_size (16777216 bytes; the configuration file changes it, at a \
-                restart), nothing was done\r\n";
+    let told = "-ERR the transaction's replies are larger than max_answer_size (16777216 bytes; \
+                the configuration file changes it, at a restart), nothing was done\r\n";
     client.ask("EXEC", told).await;
     client.ask("SET a 1", "+OK\r\n").await;
 }
 
 #[tokio::test]
 async fn answers_that_alone_are_too_large_name_the_limit() {
-    let server = Server::with(1, |settings| settings.clients_memory = ClientsMemory::Bytes(4 << 20)).await;
+    let server =
+        Server::with(1, |settings| settings.clients_memory = ClientsMemory::Bytes(4 << 20)).await;
     let mut client = server.connect().await;
-    let keys: String = (0..3000).map(|number| command(&["SET", &format!("key:{number}:{}", "x".repeat(1000)), "v"])).collect();
+    let keys: String = (0..3000)
+        .map(|number| command(&["SET", &format!("key:{number}:{}", "x".repeat(1000)), "v"]))
+        .collect();
     client.send(keys).await;
     client.expect(&"+OK\r\n".repeat(3000)).await;
     let limit = "maxmemory-clients (4194304 bytes; CONFIG SET changes it)";
@@ -159,21 +183,32 @@ async fn answers_that_alone_are_too_large_name_the_limit() {
     client.send(command(&["SET", "v", &"v".repeat(5 * MIB)])).await;
     client.expect("+OK\r\n").await;
     client.ask("CONFIG SET maxmemory-clients 1%", "+OK\r\n").await;
-    client.ask("CONFIG GET maxmemory-clients", "*2\r\n$17\r\nmaxmemory-clients\r\n$2\r\n1%\r\n").await;
+    client
+        .ask("CONFIG GET maxmemory-clients", "*2\r\n$17\r\nmaxmemory-clients\r\n$2\r\n1%\r\n")
+        .await;
     client.ask("CONFIG SET maxmemory-clients 4mb", "+OK\r\n").await;
     let limit = limit.replace("3145728", "4194304");
-    let told = format!("-ERR answer is larger than {limit}: read in parts, as with HSCAN, HRANGE, GETRANGE or SCAN\r\n");
+    let told = format!(
+        "-ERR answer is larger than {limit}: read in parts, as with HSCAN, HRANGE, GETRANGE or \
+         SCAN\r\n"
+    );
     client.ask("GET v", &told).await;
     client.send("MULTI\r\nGET v\r\nSET w 1\r\nEXEC\r\n").await;
     client.expect("+OK\r\n+QUEUED\r\n+QUEUED\r\n").await;
-    client.expect(&format!("-ERR the transaction was carried out, but its replies are larger than {limit}\r\n")).await;
+    client
+        .expect(&format!(
+            "-ERR the transaction was carried out, but its replies are larger than {limit}\r\n"
+        ))
+        .await;
     client.ask("GET w", "$1\r\n1\r\n").await;
 }
 
 #[tokio::test]
 async fn the_client_that_holds_most_is_disconnected() {
-    let server = Server::with(1, |settings| settings.clients_memory = ClientsMemory::Bytes(8 << 20)).await;
-    let (mut large, mut small, mut watcher) = (server.connect().await, server.connect().await, server.connect().await);
+    let server =
+        Server::with(1, |settings| settings.clients_memory = ClientsMemory::Bytes(8 << 20)).await;
+    let (mut large, mut small, mut watcher) =
+        (server.connect().await, server.connect().await, server.connect().await);
     let queue = command(&["SET", "k", &"q".repeat(MIB)]);
     large.ask("MULTI", "+OK\r\n").await;
     small.ask("MULTI", "+OK\r\n").await;
@@ -209,7 +244,10 @@ async fn write_first(client: &mut Client, sent: &str, wanted: usize) -> usize {
     client.send(sent).await;
     let (mut got, mut piece) = (0, vec![0; MIB]);
     while got < wanted {
-        match tokio::time::timeout(Duration::from_secs(20), client.stream.read(&mut piece)).await.expect("in time") {
+        match tokio::time::timeout(Duration::from_secs(20), client.stream.read(&mut piece))
+            .await
+            .expect("in time")
+        {
             Ok(read) if read > 0 => got += read,
             _ => break,
         }
@@ -220,7 +258,8 @@ async fn write_first(client: &mut Client, sent: &str, wanted: usize) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pipeline_is_sent_whole_before_it_is_read() {
     let limits = |settings: &mut proxy::Settings| {
-        (settings.query_bytes_max, settings.bulk_bytes_max, settings.write_bytes_max) = (4 * MIB, 4 * MIB, 4 * MIB);
+        (settings.query_bytes_max, settings.bulk_bytes_max, settings.write_bytes_max) =
+            (4 * MIB, 4 * MIB, 4 * MIB);
     };
     for (len, times) in [(1000, 40_000), (100, 300_000), (2 * MIB, 20)] {
         let server = Server::with(1, limits).await;
@@ -230,7 +269,8 @@ async fn a_pipeline_is_sent_whole_before_it_is_read() {
         client.expect("+OK\r\n").await;
         let sent = command(&["SET", "g", &value, "GET"]).repeat(times);
         let wanted = format!("${len}\r\n{value}\r\n").len() * times;
-        let sending = tokio::time::timeout(Duration::from_secs(40), write_first(&mut client, &sent, wanted));
+        let sending =
+            tokio::time::timeout(Duration::from_secs(40), write_first(&mut client, &sent, wanted));
         assert_eq!(sending.await.expect("nobody waits for ever"), wanted, "{times} of {len} bytes");
         client.ask("PING", "+PONG\r\n").await;
     }
@@ -239,22 +279,37 @@ async fn a_pipeline_is_sent_whole_before_it_is_read() {
 #[tokio::test]
 async fn commands_that_are_too_large_are_read_and_refused() {
     let server = Server::with(1, |settings| {
-        (settings.query_bytes_max, settings.bulk_bytes_max, settings.write_bytes_max) = (8 * MIB, 2 * MIB, 2 * MIB);
+        (settings.query_bytes_max, settings.bulk_bytes_max, settings.write_bytes_max) =
+            (8 * MIB, 2 * MIB, 2 * MIB);
     })
     .await;
     let bulk = "proto-max-bulk-len (2097152 bytes; CONFIG SET changes it)";
     let query = "client-query-buffer-limit (8388608 bytes; CONFIG SET changes it)";
     let large = command(&["SET", "v", &"x".repeat(9 * MIB), "EX", "10"]);
     let many: String = "*50000\r\n".to_owned() + &"$1\r\na\r\n".repeat(50_000);
-    let longer = format!("*6\r\n$3\r\nDEL\r\n{}", format!("${}\r\n{}\r\n", 2 * MIB, "y".repeat(2 * MIB)).repeat(5));
+    let longer = format!(
+        "*6\r\n$3\r\nDEL\r\n{}",
+        format!("${}\r\n{}\r\n", 2 * MIB, "y".repeat(2 * MIB)).repeat(5)
+    );
     for (sent, told) in [
         (large.clone(), format!("invalid bulk length: 9437184 bytes are more than {bulk}")),
-        (large.clone() + &large, format!("invalid bulk length: 9437184 bytes are more than {bulk}")),
-        (many, format!("invalid multibulk length: 50000 words, at 200 bytes each, are more than {query}")),
+        (
+            large.clone() + &large,
+            format!("invalid bulk length: 9437184 bytes are more than {bulk}"),
+        ),
+        (
+            many,
+            format!(
+                "invalid multibulk length: 50000 words, at 200 bytes each, are more than {query}"
+            ),
+        ),
         (longer, format!("command is longer than {query}")),
         ("z".repeat(3 * MIB) + "\r\n", "too big inline request".to_owned()),
     ] {
-        let cut = || server.proxy.stats.oversized_disconnections.get() + server.proxy.stats.query_limit_disconnections.get();
+        let cut = || {
+            server.proxy.stats.oversized_disconnections.get()
+                + server.proxy.stats.query_limit_disconnections.get()
+        };
         let before = cut();
         let mut client = server.connect().await;
         client.send("PING\r\n").await;
@@ -274,7 +329,9 @@ async fn a_stranger_is_told_what_is_too_large_and_costs_little() {
     client.expect_end().await;
     // More than is thrown away for it: it is told at once.
     let mut client = server.connect().await;
-    client.send(format!("*3\r\n$3\r\nSET\r\n$1\r\nv\r\n$900000000\r\n{}", "x".repeat(2 * MIB))).await;
+    client
+        .send(format!("*3\r\n$3\r\nSET\r\n$1\r\nv\r\n$900000000\r\n{}", "x".repeat(2 * MIB)))
+        .await;
     client.expect("-ERR Protocol error: unauthenticated bulk length\r\n").await;
     assert!(server.proxy.clients.held_bytes() < 2 * MIB);
 }
@@ -282,7 +339,8 @@ async fn a_stranger_is_told_what_is_too_large_and_costs_little() {
 #[tokio::test]
 async fn a_client_that_is_killed_or_leaves_is_noticed_while_a_command_waits() {
     let server = Server::with(1, |settings| settings.clients_max = 3).await;
-    let (mut killed, mut left, mut client) = (server.connect().await, server.connect().await, server.connect().await);
+    let (mut killed, mut left, mut client) =
+        (server.connect().await, server.connect().await, server.connect().await);
     for one in [&mut killed, &mut left, &mut client] {
         one.ask("PING", "+PONG\r\n").await;
     }
@@ -297,7 +355,10 @@ async fn a_client_that_is_killed_or_leaves_is_noticed_while_a_command_waits() {
     killed.expect_end().await;
     drop(left);
     while server.proxy.clients.len() > 1 {
-        assert!(begun.elapsed() < Duration::from_secs(6), "they are there as long as their commands wait");
+        assert!(
+            begun.elapsed() < Duration::from_secs(6),
+            "they are there as long as their commands wait"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // Their places are free.

@@ -12,7 +12,8 @@ const KEY: Bytes = Bytes::from_static(b"k");
 /// Both tables have one partition.
 async fn start() -> (Server, PartitionId, PartitionId) {
     let server = Server::start().await;
-    let [source, target] = ["db0", "db1"].map(|name| PartitionId { table: server.world.create(name).id, index: 0 });
+    let [source, target] =
+        ["db0", "db1"].map(|name| PartitionId { table: server.world.create(name).id, index: 0 });
     assert_ne!(source.table, TableId(0));
     (server, source, target)
 }
@@ -21,8 +22,13 @@ fn deletes(request: &Request) -> bool {
     request.ops.iter().any(|op| matches!(op, Op::Delete { .. }))
 }
 
-/// Lets `others` do something each time that MOVE is about to delete the row from its source.
-fn before_each_delete(server: &Server, source: PartitionId, mut others: impl FnMut(&World, usize) -> Option<CallError> + Send + 'static) {
+/// Lets `others` do something each time that MOVE is about to delete the row from its
+/// source.
+fn before_each_delete(
+    server: &Server,
+    source: PartitionId,
+    mut others: impl FnMut(&World, usize) -> Option<CallError> + Send + 'static,
+) {
     let mut times = 0;
     *server.world.interposed.lock() = Some(Box::new(move |world, partition, request| {
         if partition != source || !deletes(request) {
@@ -33,7 +39,8 @@ fn before_each_delete(server: &Server, source: PartitionId, mut others: impl FnM
     }));
 }
 
-/// While a client writes the row again and again, others have deleted the copy and made a row of their own.
+/// While a client writes the row again and again, others have deleted the copy and made a
+/// row of their own.
 #[tokio::test]
 async fn what_others_write_to_the_target_is_neither_replaced_nor_deleted() {
     for source_goes in [false, true] {
@@ -53,7 +60,8 @@ async fn what_others_write_to_the_target_is_neither_replaced_nor_deleted() {
     }
 }
 
-/// The second time it looks, the copy is still its own; when it replaces it or takes it back, it is not.
+/// The second time it looks, the copy is still its own; when it replaces it or takes it
+/// back, it is not.
 #[tokio::test]
 async fn a_copy_that_others_replace_is_theirs() {
     for source_goes in [false, true] {
@@ -71,7 +79,9 @@ async fn a_copy_that_others_replace_is_theirs() {
                         world.write(source, vec![change]);
                     }
                 }
-                () if partition == target && is_conditional => world.write(target, vec![set("k", "mine")]),
+                () if partition == target && is_conditional => {
+                    world.write(target, vec![set("k", "mine")])
+                }
                 () => {}
             }
             None
@@ -126,14 +136,21 @@ async fn a_move_that_cannot_finish_says_what_is_where() {
     *server.world.interposed.lock() = None;
     client.send("GET k\r\nSELECT 1\r\nGET k\r\nDEL k\r\nSELECT 0\r\n").await;
     client.expect("$8\r\nprecious\r\n+OK\r\n$8\r\nprecious\r\n:1\r\n+OK\r\n").await;
-    before_each_delete(&server, source, |_, _| Some(CallError::Unknown("the connection was lost".into())));
+    before_each_delete(&server, source, |_, _| {
+        Some(CallError::Unknown("the connection was lost".into()))
+    });
     let said = client.until("MOVE k 1", "\r\n").await;
     assert!(
-        said.starts_with("-UNKNOWNOUTCOME The key was copied to 'db1', and whether it was deleted from 'db0' is not known: "),
+        said.starts_with(
+            "-UNKNOWNOUTCOME The key was copied to 'db1', and whether it was deleted from 'db0' \
+             is not known: "
+        ),
         "{said}"
     );
     // Before there is a copy, nothing was done.
-    *server.world.interposed.lock() = Some(Box::new(move |_, partition, _| (partition == source).then(|| CallError::NoLeader("x".into()))));
+    *server.world.interposed.lock() = Some(Box::new(move |_, partition, _| {
+        (partition == source).then(|| CallError::NoLeader("x".into()))
+    }));
     let said = client.until("MOVE k 1", "\r\n").await;
     assert!(said.starts_with("-CLUSTERDOWN"), "{said}");
 }

@@ -1,4 +1,5 @@
-//! Chunks, batches and tables: how commands become requests, and what is answered when a partition is not.
+//! Chunks, batches and tables: how commands become requests, and what is answered when a
+//! partition is not.
 
 mod kit;
 
@@ -16,12 +17,19 @@ async fn a_pipeline_to_one_partition_is_one_request() {
     let mut client = server.connect().await;
     client.ask("SET a 1", "+OK\r\n").await;
     let before = server.world.calls.load(Relaxed);
-    client.send("INCR a\r\nINCR a\r\nGET a\r\nPING\r\nSELECT 0\r\nINCR a\r\nGET a\r\n".repeat(10)).await;
+    client
+        .send("INCR a\r\nINCR a\r\nGET a\r\nPING\r\nSELECT 0\r\nINCR a\r\nGET a\r\n".repeat(10))
+        .await;
     let mut expected = String::new();
     for round in 0..10 {
         let at = 1 + 3 * round;
         let (two, three) = ((at + 2).to_string(), (at + 3).to_string());
-        let _ = write!(expected, ":{}\r\n:{two}\r\n${}\r\n{two}\r\n+PONG\r\n+OK\r\n:{three}\r\n", at + 1, two.len());
+        let _ = write!(
+            expected,
+            ":{}\r\n:{two}\r\n${}\r\n{two}\r\n+PONG\r\n+OK\r\n:{three}\r\n",
+            at + 1,
+            two.len()
+        );
         let _ = write!(expected, "${}\r\n{three}\r\n", three.len());
     }
     client.expect(&expected).await;
@@ -65,7 +73,8 @@ async fn many_partitions_answer_in_the_order_of_the_commands() {
 async fn scan_goes_through_all_partitions() {
     let server = Server::with(5, |_| {}).await;
     let mut client = server.connect().await;
-    let sets: String = (0..500).map(|number| command(&["SET", &format!("k{number}"), "v"])).collect();
+    let sets: String =
+        (0..500).map(|number| command(&["SET", &format!("k{number}"), "v"])).collect();
     client.send(sets).await;
     client.expect(&"+OK\r\n".repeat(500)).await;
     let (mut cursor, mut seen) = ("0".to_owned(), std::collections::BTreeSet::new());
@@ -91,8 +100,15 @@ async fn a_table_that_is_not_there_reads_as_empty_and_is_made_by_the_first_write
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.ask("SELECT 5", "+OK\r\n").await;
-    client.send("GET a\r\nDEL a\r\nDBSIZE\r\nFLUSHDB\r\nKEYS *\r\nSCAN 0\r\nRANDOMKEY\r\nHGETALL h\r\nEXPIRE a 1\r\n").await;
-    client.expect("$-1\r\n:0\r\n:0\r\n+OK\r\n*0\r\n*2\r\n$1\r\n0\r\n*0\r\n$-1\r\n*0\r\n:0\r\n").await;
+    client
+        .send(
+            "GET a\r\nDEL a\r\nDBSIZE\r\nFLUSHDB\r\nKEYS *\r\nSCAN 0\r\nRANDOMKEY\r\nHGETALL \
+             h\r\nEXPIRE a 1\r\n",
+        )
+        .await;
+    client
+        .expect("$-1\r\n:0\r\n:0\r\n+OK\r\n*0\r\n*2\r\n$1\r\n0\r\n*0\r\n$-1\r\n*0\r\n:0\r\n")
+        .await;
     assert!(server.proxy.catalogue.tables().is_empty());
     client.send("GET a\r\nSET a 1\r\nGET a\r\n").await;
     client.expect("$-1\r\n+OK\r\n$1\r\n1\r\n").await;
@@ -148,7 +164,9 @@ async fn a_partition_without_a_leader_is_tried_again_until_the_deadline() {
     client.ask("GET a", "$1\r\n2\r\n").await;
     server.world.errors.lock().extend(std::iter::repeat_with(no_leader).take(1000));
     let begun = Instant::now();
-    client.ask("INCR a", "-CLUSTERDOWN The partition has no leader, nothing was done: election\r\n").await;
+    client
+        .ask("INCR a", "-CLUSTERDOWN The partition has no leader, nothing was done: election\r\n")
+        .await;
     assert!((Duration::from_millis(150)..Duration::from_secs(5)).contains(&begun.elapsed()));
     server.world.errors.lock().clear();
     client.ask("GET a", "$1\r\n2\r\n").await;
@@ -159,21 +177,34 @@ async fn what_failed_is_never_tried_again_and_says_what_is_known() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.ask("SET a 1", "+OK\r\n").await;
-    let unknown = "-UNKNOWNOUTCOME The write may or may not have happened, read before trying again: lost\r\n";
+    let unknown = "-UNKNOWNOUTCOME The write may or may not have happened, read before trying \
+                   again: lost\r\n";
     for (error, line) in [
         (CallError::Unknown("lost".into()), unknown),
-        (CallError::Overloaded, "-BUSY Too many requests wait for this partition, nothing was done, try again later\r\n"),
+        (
+            CallError::Overloaded,
+            "-BUSY Too many requests wait for this partition, nothing was done, try again \
+             later\r\n",
+        ),
         (
             CallError::OutOfMemory,
-            "-BUSY Requests that wait or are under way on the server take all the memory that they may, nothing was done, try again later\r\n",
+            "-BUSY Requests that wait or are under way on the server take all the memory that \
+             they may, nothing was done, try again later\r\n",
         ),
-        (CallError::ReadOnly("disk full".into()), "-MISCONF Writes are refused, reads go on: disk full\r\n"),
+        (
+            CallError::ReadOnly("disk full".into()),
+            "-MISCONF Writes are refused, reads go on: disk full\r\n",
+        ),
         (CallError::Fault("bad block".into()), "-ERR storage fault: bad block\r\n"),
-        (CallError::TooLarge("9 bytes".into()), "-ERR The request is too large, nothing was done: 9 bytes\r\n"),
+        (
+            CallError::TooLarge("9 bytes".into()),
+            "-ERR The request is too large, nothing was done: 9 bytes\r\n",
+        ),
     ] {
         let calls = server.world.calls.load(Relaxed);
         server.world.errors.lock().push_back(error);
-        // Every command of the request gets the error; those before and after it in the chunk their own answers.
+        // Every command of the request gets the error; those before and after it in the
+        // chunk their own answers.
         client.send("PING\r\nINCR a\r\nINCR a\r\nPING\r\n").await;
         client.expect(&format!("+PONG\r\n{line}{line}+PONG\r\n")).await;
         assert_eq!(server.world.calls.load(Relaxed), calls + 1);
@@ -187,18 +218,24 @@ async fn a_write_that_was_done_in_some_partitions_only_says_so() {
     let mut client = server.connect().await;
     client.ask("MSET a 1 b 2 c 3 d 4 e 5", "+OK\r\n").await;
     let busy = "BUSY Too many requests wait for this partition, nothing was done, try again later";
-    let partly = format!("-UNKNOWNOUTCOME Done for the keys of some partitions, for those of others: {busy}\r\n");
+    let partly = format!(
+        "-UNKNOWNOUTCOME Done for the keys of some partitions, for those of others: {busy}\r\n"
+    );
     for command in ["MSET a 1 b 2 c 3 d 4 e 5", "DEL a b c d e", "FLUSHDB", "FLUSHALL"] {
         server.world.errors.lock().push_back(CallError::Overloaded);
         client.ask(command, &partly).await;
         client.ask("MSET a 1 b 2 c 3 d 4 e 5", "+OK\r\n").await;
     }
-    // Reads do nothing, wherever they fail; and an unknown outcome is told before any other.
+    // Reads do nothing, wherever they fail; and an unknown outcome is told before any
+    // other.
     server.world.errors.lock().push_back(CallError::Overloaded);
     client.ask("EXISTS a b c d e", &format!("-{busy}\r\n")).await;
-    let all = [CallError::Overloaded, CallError::Unknown("lost".into())].into_iter().chain(vec![CallError::Overloaded; 6]);
+    let all = [CallError::Overloaded, CallError::Unknown("lost".into())]
+        .into_iter()
+        .chain(vec![CallError::Overloaded; 6]);
     server.world.errors.lock().extend(all);
-    let unknown = "-UNKNOWNOUTCOME The write may or may not have happened, read before trying again: lost\r\n";
+    let unknown = "-UNKNOWNOUTCOME The write may or may not have happened, read before trying \
+                   again: lost\r\n";
     client.ask("FLUSHDB", unknown).await;
     client.ask("DBSIZE", ":5\r\n").await;
 }
@@ -207,12 +244,16 @@ async fn a_write_that_was_done_in_some_partitions_only_says_so() {
 async fn a_pipeline_may_ask_more_partitions_than_one_round_holds() {
     let server = Server::with(1000, |_| {}).await;
     let mut client = server.connect().await;
-    let tables: String = (0..16).map(|table| format!("SELECT {table}\r\nSET key {table}\r\n")).collect();
+    let tables: String =
+        (0..16).map(|table| format!("SELECT {table}\r\nSET key {table}\r\n")).collect();
     client.send(tables).await;
     client.expect(&"+OK\r\n".repeat(32)).await;
-    let sizes: String = (0..16).map(|table| format!("SELECT {table}\r\nDBSIZE\r\nGET key\r\n")).collect();
+    let sizes: String =
+        (0..16).map(|table| format!("SELECT {table}\r\nDBSIZE\r\nGET key\r\n")).collect();
     client.send(sizes.repeat(6)).await;
-    let replies: String = (0..16).map(|table: u32| format!("+OK\r\n:1\r\n${}\r\n{table}\r\n", table.to_string().len())).collect();
+    let replies: String = (0..16)
+        .map(|table: u32| format!("+OK\r\n:1\r\n${}\r\n{table}\r\n", table.to_string().len()))
+        .collect();
     client.expect(&replies.repeat(6)).await;
 }
 
@@ -223,7 +264,9 @@ async fn a_node_may_answer_a_large_read_in_parts() {
     client.ask("MSET a 1 b 2 c 3 d 4 e 5", "+OK\r\n").await;
     server.world.answers_max.store(2, Relaxed);
     let reads = server.world.reads.load(Relaxed);
-    client.ask("MGET a b c d e", "*5\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n5\r\n").await;
+    client
+        .ask("MGET a b c d e", "*5\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n5\r\n")
+        .await;
     assert_eq!(server.world.reads.load(Relaxed) - reads, 3);
 }
 
@@ -242,7 +285,8 @@ async fn a_client_may_send_its_whole_pipeline_before_it_reads() {
     let total = one * 4000 + "$200\r\n\r\n".len() * 4000 + 200 * 4000;
     let (mut got, mut piece) = (0, vec![0; 1 << 20]);
     while got < total {
-        let read = tokio::time::timeout(Duration::from_secs(20), client.stream.read(&mut piece)).await;
+        let read =
+            tokio::time::timeout(Duration::from_secs(20), client.stream.read(&mut piece)).await;
         let read = read.expect("the server goes on").unwrap();
         assert!(read > 0, "closed after {got} of {total}");
         got += read;
@@ -282,11 +326,14 @@ async fn a_table_that_was_made_through_another_proxy_is_found_by_every_command()
         client.ask("SELECT 3", "+OK\r\n").await;
         server.world.create_elsewhere("db3", "a", "1");
         client.ask(line, expected).await;
-        let is_gone = ["DEL", "GETDEL", "FLUSHDB", "FLUSHALL", "RENAME", "MOVE"].contains(&line.split(' ').next().unwrap());
+        let is_gone = ["DEL", "GETDEL", "FLUSHDB", "FLUSHALL", "RENAME", "MOVE"]
+            .contains(&line.split(' ').next().unwrap());
         client.ask("EXISTS a", if is_gone { ":0\r\n" } else { ":1\r\n" }).await;
         // And in a pipeline, among commands on another table.
         server.world.create_elsewhere("db5", "a", "5");
-        client.send("SELECT 0\r\nSET x 1\r\nGET x\r\nSELECT 5\r\nGET a\r\nSELECT 0\r\nGET x\r\n").await;
+        client
+            .send("SELECT 0\r\nSET x 1\r\nGET x\r\nSELECT 5\r\nGET a\r\nSELECT 0\r\nGET x\r\n")
+            .await;
         client.expect("+OK\r\n+OK\r\n$1\r\n1\r\n+OK\r\n$1\r\n5\r\n+OK\r\n$1\r\n1\r\n").await;
     }
 }
@@ -304,7 +351,8 @@ async fn a_name_that_is_not_known_is_asked_for() {
     *server.world.metas.lock() = Metas::Leaderless;
     let mut other = server.connect().await;
     other.ask("CONFIG SET call-deadline-ms 100", "+OK\r\n").await;
-    let refused = "-CLUSTERDOWN The table can't be looked up or made now, nothing was done: no meta leads\r\n";
+    let refused = "-CLUSTERDOWN The table can't be looked up or made now, nothing was done: no \
+                   meta leads\r\n";
     other.ask("SELECT other", refused).await;
     other.ask("SELECT 16", refused).await;
     // The numbers of databases and what is no name need nobody's word.
@@ -340,21 +388,54 @@ async fn what_cannot_be_known_is_refused_once_the_deadline_has_passed() {
     let mut client = server.connect().await;
     client.ask("SET a 1", "+OK\r\n").await;
     client.ask("SELECT 3", "+OK\r\n").await;
-    for (metas, why) in [(Metas::Leaderless, "no meta leads"), (Metas::Frozen, "none has answered in time")] {
+    for (metas, why) in
+        [(Metas::Leaderless, "no meta leads"), (Metas::Frozen, "none has answered in time")]
+    {
         *server.world.metas.lock() = metas;
-        let refused = format!("-CLUSTERDOWN The table can't be looked up or made now, nothing was done: {why}\r\n");
-        let lines = ["GET a", "MGET a b", "DBSIZE", "KEYS *", "SCAN 0", "RANDOMKEY", "DEL a", "FLUSHDB", "FLUSHALL", "WATCH a", "SET a 1"];
+        let refused = format!(
+            "-CLUSTERDOWN The table can't be looked up or made now, nothing was done: {why}\r\n"
+        );
+        let lines = [
+            "GET a",
+            "MGET a b",
+            "DBSIZE",
+            "KEYS *",
+            "SCAN 0",
+            "RANDOMKEY",
+            "DEL a",
+            "FLUSHDB",
+            "FLUSHALL",
+            "WATCH a",
+            "SET a 1",
+        ];
         for line in lines.into_iter().chain(["COPY a b DB 0", "MOVE a 0", "SELECT users"]) {
             let begun = Instant::now();
             client.ask(line, &refused).await;
-            assert!((Duration::from_millis(40)..Duration::from_secs(2)).contains(&begun.elapsed()), "{line}: {:?}", begun.elapsed());
+            assert!(
+                (Duration::from_millis(40)..Duration::from_secs(2)).contains(&begun.elapsed()),
+                "{line}: {:?}",
+                begun.elapsed()
+            );
         }
         let begun = Instant::now();
         client.send("GET a\r\n".repeat(100) + &"SET a 1\r\n".repeat(100)).await;
         client.expect(&refused.repeat(200)).await;
-        assert!(begun.elapsed() < Duration::from_secs(3), "a pipeline does not wait each time: {:?}", begun.elapsed());
-        client.send("MULTI\r\nGET a\r\nEXEC\r\nMULTI\r\nSELECT users\r\nSELECT 0\r\nSET a 2\r\nEXEC\r\n").await;
-        client.expect(&format!("+OK\r\n+QUEUED\r\n{refused}+OK\r\n+QUEUED\r\n+QUEUED\r\n+QUEUED\r\n{refused}")).await;
+        assert!(
+            begun.elapsed() < Duration::from_secs(3),
+            "a pipeline does not wait each time: {:?}",
+            begun.elapsed()
+        );
+        client
+            .send(
+                "MULTI\r\nGET a\r\nEXEC\r\nMULTI\r\nSELECT users\r\nSELECT 0\r\nSET a \
+                 2\r\nEXEC\r\n",
+            )
+            .await;
+        client
+            .expect(&format!(
+                "+OK\r\n+QUEUED\r\n{refused}+OK\r\n+QUEUED\r\n+QUEUED\r\n+QUEUED\r\n{refused}"
+            ))
+            .await;
         // What is known goes on, and what needs no table.
         client.send("SCAN 1000000000000000000000\r\nSELECT 0\r\nGET a\r\nSELECT 3\r\n").await;
         client.expect("-ERR invalid cursor\r\n+OK\r\n$1\r\n1\r\n+OK\r\n").await;

@@ -1,4 +1,5 @@
-//! The wire as a client sees it: framing, malformed input, inline commands, both protocol versions, authentication.
+//! The wire as a client sees it: framing, malformed input, inline commands, both protocol
+//! versions, authentication.
 
 mod kit;
 
@@ -8,7 +9,11 @@ use kit::{Server, command};
 async fn commands_may_arrive_in_any_pieces() {
     let server = Server::start().await;
     let mut client = server.connect().await;
-    let bytes = format!("\r\n*0\r\n*-1\r\n{}PING\r\n  \r\n{}", command(&["SET", "k", "a\r\nb"]), command(&["GET", "k"]));
+    let bytes = format!(
+        "\r\n*0\r\n*-1\r\n{}PING\r\n  \r\n{}",
+        command(&["SET", "k", "a\r\nb"]),
+        command(&["GET", "k"])
+    );
     for step in [1, 2, 5, 1000] {
         for piece in bytes.as_bytes().chunks(step) {
             client.send(piece).await;
@@ -26,7 +31,8 @@ async fn malformed_input_is_answered_in_redis_words_and_ends_the_connection() {
         ("*1\r\n$-5\r\n", "invalid bulk length"),
         (
             "*1\r\n$999999999\r\n",
-            "invalid bulk length: 999999999 bytes are more than proto-max-bulk-len (16777216 bytes; CONFIG SET changes it)",
+            "invalid bulk length: 999999999 bytes are more than proto-max-bulk-len (16777216 \
+             bytes; CONFIG SET changes it)",
         ),
         ("SET k \"v\r\n", "unbalanced quotes in request"),
     ] {
@@ -51,7 +57,12 @@ async fn who_sends_more_than_there_is_room_for_is_cut_and_counted() {
     client.expect(":0\r\n").await;
     client.send("*501\r\n").await;
     let limit = "client-query-buffer-limit (100000 bytes; CONFIG SET changes it)";
-    client.expect("-ERR Protocol error: invalid multibulk length: 501 words, at 200 bytes each, are more than ").await;
+    client
+        .expect(
+            "-ERR Protocol error: invalid multibulk length: 501 words, at 200 bytes each, are \
+             more than ",
+        )
+        .await;
     client.expect(&format!("{limit}\r\n")).await;
     client.expect_end().await;
     let mut client = server.connect().await;
@@ -83,7 +94,12 @@ async fn the_largest_value_fits_and_one_byte_more_does_not() {
     client.send(command(&["GET", "k"])).await;
     client.expect(&format!("${}\r\n{largest}\r\n", largest.len())).await;
     client.send(format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${}\r\n", largest.len() + 1)).await;
-    client.expect("-ERR Protocol error: invalid bulk length: 16777217 bytes are more than proto-max-bulk-len (16777216 bytes; ").await;
+    client
+        .expect(
+            "-ERR Protocol error: invalid bulk length: 16777217 bytes are more than \
+             proto-max-bulk-len (16777216 bytes; ",
+        )
+        .await;
     client.expect("CONFIG SET changes it)\r\n").await;
     client.expect_end().await;
 }
@@ -98,7 +114,12 @@ async fn a_write_larger_than_max_write_size_is_refused_and_the_connection_goes_o
     let mut client = server.connect().await;
     let value = String::from_utf8(kit::value(90_000).to_vec()).unwrap();
     client.send(command(&["MSET", "a", &value, "b", &value])).await;
-    client.expect("-ERR request is larger than max_write_size (100000 bytes; the configuration file changes it, at a restart)\r\n").await;
+    client
+        .expect(
+            "-ERR request is larger than max_write_size (100000 bytes; the configuration file \
+             changes it, at a restart)\r\n",
+        )
+        .await;
     client.ask("PING", "+PONG\r\n").await;
 }
 
@@ -106,7 +127,12 @@ async fn a_write_larger_than_max_write_size_is_refused_and_the_connection_goes_o
 async fn unknown_commands_and_wrong_numbers_have_redis_words() {
     let server = Server::start().await;
     let mut client = server.connect().await;
-    client.ask("foo bar baz", "-ERR unknown command 'foo', with args beginning with: 'bar' 'baz' \r\n").await;
+    client
+        .ask(
+            "foo bar baz",
+            "-ERR unknown command 'foo', with args beginning with: 'bar' 'baz' \r\n",
+        )
+        .await;
     client.ask("get", "-ERR wrong number of arguments for 'get' command\r\n").await;
     client.ask("client foo", "-ERR unknown subcommand 'foo'. Try CLIENT HELP.\r\n").await;
 }
@@ -116,8 +142,9 @@ async fn hello_switches_the_protocol_within_a_pipeline() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.send("GET none\r\nHELLO 3\r\nGET none\r\nHELLO 2\r\nGET none\r\n").await;
-    let three = "%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.4.0\r\n$5\r\nproto\r\n:3\r\n$2\r\nid\r\n:1\r\n$4\r\nmode\r\n\
-                 $10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n*0\r\n";
+    let three = "%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.4.0\r\n$5\r\nproto\\
+                 r\n:3\r\n$2\r\nid\r\n:1\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\\
+                 nmaster\r\n$7\r\nmodules\r\n*0\r\n";
     let two = three.replacen("%7", "*14", 1).replace(":3", ":2");
     client.expect(&format!("$-1\r\n{three}_\r\n{two}$-1\r\n")).await;
     client.ask("HELLO 4", "-NOPROTO unsupported protocol version\r\n").await;
@@ -129,11 +156,22 @@ async fn whoever_has_a_password_to_give_gives_it_first() {
     let mut client = server.connect().await;
     client.ask("GET k", "-NOAUTH Authentication required.\r\n").await;
     client.until("HELLO 3", "at the same time\r\n").await;
-    client.ask("AUTH wrong", "-WRONGPASS invalid username-password pair or user is disabled.\r\n").await;
-    client.ask("AUTH other secret", "-WRONGPASS invalid username-password pair or user is disabled.\r\n").await;
+    client
+        .ask("AUTH wrong", "-WRONGPASS invalid username-password pair or user is disabled.\r\n")
+        .await;
+    client
+        .ask(
+            "AUTH other secret",
+            "-WRONGPASS invalid username-password pair or user is disabled.\r\n",
+        )
+        .await;
     // The chunk is split where it must be: what follows AUTH is judged by it.
-    client.send("AUTH default secret\r\nSET k v\r\nRESET\r\nGET k\r\nAUTH secret\r\nGET k\r\n").await;
-    client.expect("+OK\r\n+OK\r\n+RESET\r\n-NOAUTH Authentication required.\r\n+OK\r\n$1\r\nv\r\n").await;
+    client
+        .send("AUTH default secret\r\nSET k v\r\nRESET\r\nGET k\r\nAUTH secret\r\nGET k\r\n")
+        .await;
+    client
+        .expect("+OK\r\n+OK\r\n+RESET\r\n-NOAUTH Authentication required.\r\n+OK\r\n$1\r\nv\r\n")
+        .await;
     let mut other = server.connect().await;
     other.until("HELLO 3 AUTH default secret SETNAME me", "*0\r\n").await;
     other.ask("CLIENT GETNAME", "$2\r\nme\r\n").await;
@@ -158,8 +196,8 @@ async fn strangers_may_send_little() {
 async fn auth_without_a_password_is_told_so() {
     let server = Server::start().await;
     let mut client = server.connect().await;
-    let line = "-ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is \
-                correct?\r\n";
+    let line = "-ERR AUTH <password> called without any password configured for the default user. \
+                Are you sure your configuration is correct?\r\n";
     client.ask("AUTH x", line).await;
     client.ask("AUTH default x", "+OK\r\n").await;
 }

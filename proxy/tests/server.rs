@@ -28,10 +28,18 @@ async fn info_counts_what_clients_do() {
     assert_eq!(field(&mut client, "server", "redis_version").await, "7.4.0");
     assert_eq!(field(&mut client, "errorstats", "errorstat_ERR").await, "count=2");
     let get = field(&mut client, "commandstats", "cmdstat_get").await;
-    assert!(get.starts_with("calls=1,") && get.ends_with(",rejected_calls=1,failed_calls=0"), "{get}");
+    assert!(
+        get.starts_with("calls=1,") && get.ends_with(",rejected_calls=1,failed_calls=0"),
+        "{get}"
+    );
     let incr = field(&mut client, "all", "cmdstat_incr").await;
-    assert!(incr.starts_with("calls=1,") && incr.ends_with(",rejected_calls=0,failed_calls=1"), "{incr}");
-    assert!(field(&mut client, "stats", "total_net_input_bytes").await.parse::<u64>().unwrap() > 20);
+    assert!(
+        incr.starts_with("calls=1,") && incr.ends_with(",rejected_calls=0,failed_calls=1"),
+        "{incr}"
+    );
+    assert!(
+        field(&mut client, "stats", "total_net_input_bytes").await.parse::<u64>().unwrap() > 20
+    );
     client.ask("CONFIG RESETSTAT", "+OK\r\n").await;
     assert_eq!(field(&mut client, "stats", "total_error_replies").await, "0");
 }
@@ -42,11 +50,27 @@ async fn config_is_read_and_changed() {
     let mut client = server.connect().await;
     client.ask("CONFIG GET maxclients", "*2\r\n$10\r\nmaxclients\r\n$5\r\n10000\r\n").await;
     client.ask("CONFIG SET maxclients 5 timeout 60", "+OK\r\n").await;
-    client.ask("CONFIG GET TIMEOUT max[c]lients", "*4\r\n$10\r\nmaxclients\r\n$1\r\n5\r\n$7\r\ntimeout\r\n$2\r\n60\r\n").await;
+    client
+        .ask(
+            "CONFIG GET TIMEOUT max[c]lients",
+            "*4\r\n$10\r\nmaxclients\r\n$1\r\n5\r\n$7\r\ntimeout\r\n$2\r\n60\r\n",
+        )
+        .await;
     client.ask("CONFIG GET nosuch", "*0\r\n").await;
-    client.ask("CONFIG SET timeout 5 nosuch 1", "-ERR Unknown option or number of arguments for CONFIG SET - 'nosuch'\r\n").await;
+    client
+        .ask(
+            "CONFIG SET timeout 5 nosuch 1",
+            "-ERR Unknown option or number of arguments for CONFIG SET - 'nosuch'\r\n",
+        )
+        .await;
     client.ask("CONFIG GET timeout", "*2\r\n$7\r\ntimeout\r\n$2\r\n60\r\n").await;
-    client.ask("CONFIG SET port 1", "-ERR CONFIG SET failed (possibly related to argument 'port') - can't set immutable config\r\n").await;
+    client
+        .ask(
+            "CONFIG SET port 1",
+            "-ERR CONFIG SET failed (possibly related to argument 'port') - can't set immutable \
+             config\r\n",
+        )
+        .await;
     client.ask("CONFIG REWRITE", "-ERR The server is running without a config file\r\n").await;
 }
 
@@ -103,13 +127,18 @@ async fn commands_that_came_together_share_the_time() {
     client.expect("$-1\r\n$-1\r\n").await;
     client.ask("CONFIG SET slowlog-log-slower-than -1", "+OK\r\n").await;
     let log = format!("{:?}", server.proxy.slowlog.get(-1));
-    assert_eq!((log.matches("HGETALL").count(), log.matches("GET\"").count()), (1, 2), "a fast one is not slow beside another: {log}");
+    assert_eq!(
+        (log.matches("HGETALL").count(), log.matches("GET\"").count()),
+        (1, 2),
+        "a fast one is not slow beside another: {log}"
+    );
     *server.world.delay.lock() = Duration::from_millis(100);
     client.send("INCR a\r\n".repeat(16)).await;
     client.expect(&(1..=16).map(|number| format!(":{number}\r\n")).collect::<String>()).await;
     *server.world.delay.lock() = Duration::ZERO;
     let incr = field(&mut client, "commandstats", "cmdstat_incr").await;
-    let usec: u64 = incr.strip_prefix("calls=16,usec=").unwrap().split(',').next().unwrap().parse().unwrap();
+    let usec: u64 =
+        incr.strip_prefix("calls=16,usec=").unwrap().split(',').next().unwrap().parse().unwrap();
     assert!((90_000..1_000_000).contains(&usec), "{incr}");
 }
 
@@ -173,7 +202,12 @@ async fn shutdown_ends_the_server_without_a_reply() {
 async fn flushall_empties_all_tables_in_order() {
     let server = Server::with(4, |_| {}).await;
     let mut client = server.connect().await;
-    client.send("SET a 1\r\nSELECT 1\r\nSET b 2\r\nFLUSHALL\r\nSET c 3\r\nDBSIZE\r\nSELECT 0\r\nDBSIZE\r\n").await;
+    client
+        .send(
+            "SET a 1\r\nSELECT 1\r\nSET b 2\r\nFLUSHALL\r\nSET c 3\r\nDBSIZE\r\nSELECT \
+             0\r\nDBSIZE\r\n",
+        )
+        .await;
     client.expect("+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n:1\r\n+OK\r\n:0\r\n").await;
 }
 
@@ -194,13 +228,21 @@ async fn small_answers() {
     client.until("MEMORY STATS", "peak.allocated\r\n:").await;
 }
 
-/// What agents split at its commas has the parts that they look for, and a table that can't be counted is named.
+/// What agents split at its commas has the parts that they look for, and a table that
+/// can't be counted is named.
 #[tokio::test]
 async fn info_keyspace_of_a_cluster_is_counted_everywhere() {
     let world = kit::World::new(3);
     let facts = proxy::Facts { mode: "cluster", ..proxy::Facts::default() };
     let stop = tokio_util::sync::CancellationToken::new();
-    let proxy = proxy::Proxy::new(proxy::Settings::default(), facts, world.clone(), world.clone(), world.clone(), stop);
+    let proxy = proxy::Proxy::new(
+        proxy::Settings::default(),
+        facts,
+        world.clone(),
+        world.clone(),
+        world.clone(),
+        stop,
+    );
     let table = world.create("db0").id;
     for index in 0..3 {
         let partition = cluster::PartitionId { table, index };
@@ -223,8 +265,15 @@ async fn monitors_see_commands_when_they_run_and_with_their_database() {
     let server = Server::start().await;
     let (mut monitor, mut client) = (server.connect().await, server.connect().await);
     monitor.ask("MONITOR", "+OK\r\n").await;
-    client.send("MULTI\r\nSET a 1\r\nDISCARD\r\nSELECT 2\r\nSET b 1\r\nMULTI\r\nSELECT 3\r\nGET a\r\nKEYS *\r\nEXEC\r\n").await;
-    client.send("WATCH a\r\nSET a 1\r\nMULTI\r\nGET a\r\nEXEC\r\nSELECT 0\r\nSELECT 99\r\nPING\r\n").await;
+    client
+        .send(
+            "MULTI\r\nSET a 1\r\nDISCARD\r\nSELECT 2\r\nSET b 1\r\nMULTI\r\nSELECT 3\r\nGET \
+             a\r\nKEYS *\r\nEXEC\r\n",
+        )
+        .await;
+    client
+        .send("WATCH a\r\nSET a 1\r\nMULTI\r\nGET a\r\nEXEC\r\nSELECT 0\r\nSELECT 99\r\nPING\r\n")
+        .await;
     client.until_seen("+PONG\r\n").await;
     let seen = monitor.until_seen("\"PING\"\r\n").await;
     let seen: Vec<String> = seen
@@ -261,7 +310,8 @@ async fn monitors_see_commands_when_they_run_and_with_their_database() {
 async fn hits_and_misses_are_counted_by_key() {
     let server = Server::start().await;
     let mut client = server.connect().await;
-    let figures = || (server.proxy.stats.keyspace_hits.get(), server.proxy.stats.keyspace_misses.get());
+    let figures =
+        || (server.proxy.stats.keyspace_hits.get(), server.proxy.stats.keyspace_misses.get());
     // Before there is a table, all is missed.
     client.send("GET a\r\nMGET a b\r\n").await;
     client.expect("$-1\r\n*2\r\n$-1\r\n$-1\r\n").await;
@@ -317,7 +367,10 @@ async fn hits_and_misses_are_counted_by_key() {
     let (hits, misses) = figures();
     client.send("INFO stats\r\nECHO done\r\n").await;
     let info = client.until_seen("$4\r\ndone\r\n").await;
-    assert!(info.contains(&format!("\r\nkeyspace_hits:{hits}\r\nkeyspace_misses:{misses}\r\n")), "{info}");
+    assert!(
+        info.contains(&format!("\r\nkeyspace_hits:{hits}\r\nkeyspace_misses:{misses}\r\n")),
+        "{info}"
+    );
     client.ask("CONFIG RESETSTAT", "+OK\r\n").await;
     assert_eq!(figures(), (0, 0));
 }

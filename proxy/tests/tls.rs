@@ -26,7 +26,9 @@ fn client_config(root: rustls::pki_types::CertificateDer<'static>) -> Arc<rustls
     let mut roots = rustls::RootCertStore::empty();
     roots.add(root).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap();
     Arc::new(config.with_root_certificates(roots).with_no_client_auth())
 }
 
@@ -37,23 +39,29 @@ async fn commands_go_over_tls_in_any_size_and_plain_ones_do_not() {
     let proxy = kit::proxy(&kit::World::new(1), Settings::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(proxy::serve(proxy.clone(), listener, Some(Tls::new(read(&files).unwrap()))));
+    let serving =
+        tokio::spawn(proxy::serve(proxy.clone(), listener, Some(Tls::new(read(&files).unwrap()))));
 
     let connector = tokio_rustls::TlsConnector::from(client_config(root));
     let stream = TcpStream::connect(address).await.unwrap();
-    let mut stream = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+    let mut stream =
+        connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
     let value = "v".repeat(3_000_000);
     stream.write_all(kit::command(&["SET", "k", &value]).as_bytes()).await.unwrap();
     stream.write_all(b"PING\r\nGET k\r\nPING\r\n").await.unwrap();
     let expected = format!("+OK\r\n+PONG\r\n${}\r\n{value}\r\n+PONG\r\n", value.len());
     let mut got = vec![0; expected.len()];
-    tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut got)).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut got))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(got == expected.as_bytes());
 
     let mut plain = TcpStream::connect(address).await.unwrap();
     plain.write_all(b"PING\r\n").await.unwrap();
     let mut got = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(20), plain.read_to_end(&mut got)).await.unwrap();
+    let _ =
+        tokio::time::timeout(Duration::from_secs(20), plain.read_to_end(&mut got)).await.unwrap();
     assert!(!got.starts_with(b"+PONG"), "{got:?}");
 
     proxy.shutdown.cancel();
@@ -67,9 +75,11 @@ async fn a_killed_client_that_does_not_read_is_let_go() {
     let proxy = kit::proxy(&kit::World::new(1), Settings::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let serving = tokio::spawn(proxy::serve(proxy.clone(), listener, Some(Tls::new(read(&files).unwrap()))));
+    let serving =
+        tokio::spawn(proxy::serve(proxy.clone(), listener, Some(Tls::new(read(&files).unwrap()))));
     let connector = tokio_rustls::TlsConnector::from(client_config(root));
-    let mut stream = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+    let mut stream =
+        connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
     stream.write_all(kit::command(&["SET", "k", &"v".repeat(8 << 20)]).as_bytes()).await.unwrap();
     stream.write_all(b"GET k\r\nGET k\r\nGET k\r\nGET k\r\n").await.unwrap();
     stream.flush().await.unwrap();
@@ -94,16 +104,28 @@ async fn who_is_still_shaking_hands_counts_as_a_client() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(proxy::serve(proxy.clone(), listener, Some(Tls::new(read(&files).unwrap()))));
-    let mut silent = vec![TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    let mut silent = vec![
+        TcpStream::connect(address).await.unwrap(),
+        TcpStream::connect(address).await.unwrap(),
+    ];
     let mut third = TcpStream::connect(address).await.unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(5), third.read(&mut [0; 1])).await.expect("it is not waited for");
+    let ended = tokio::time::timeout(Duration::from_secs(5), third.read(&mut [0; 1]))
+        .await
+        .expect("it is not waited for");
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
     assert_eq!(proxy.stats.connections_rejected.get(), 1);
     silent.pop();
     let connector = tokio_rustls::TlsConnector::from(client_config(root));
     let begun = std::time::Instant::now();
     // The server hears of the end of the one that has gone a moment later.
-    while connector.connect(ServerName::try_from("localhost").unwrap(), TcpStream::connect(address).await.unwrap()).await.is_err() {
+    while connector
+        .connect(
+            ServerName::try_from("localhost").unwrap(),
+            TcpStream::connect(address).await.unwrap(),
+        )
+        .await
+        .is_err()
+    {
         assert!(begun.elapsed() < Duration::from_secs(5), "its place is free again");
     }
 }
@@ -119,7 +141,12 @@ async fn certificates_are_read_anew_together_or_not_at_all() {
     tokio::spawn(proxy::serve(proxy.clone(), listener, Some(tls.clone())));
     let connect = async |root: &rustls::pki_types::CertificateDer<'static>| {
         let connector = tokio_rustls::TlsConnector::from(client_config(root.clone()));
-        connector.connect(ServerName::try_from("localhost").unwrap(), TcpStream::connect(address).await.unwrap()).await
+        connector
+            .connect(
+                ServerName::try_from("localhost").unwrap(),
+                TcpStream::connect(address).await.unwrap(),
+            )
+            .await
     };
     let mut open = connect(&old).await.unwrap();
     let other = tempfile::tempdir().unwrap();

@@ -14,9 +14,16 @@ async fn a_transaction_is_one_request() {
     let mut client = server.connect().await;
     client.ask("SET a 1", "+OK\r\n").await;
     let calls = server.world.calls.load(Relaxed);
-    client.send("MULTI\r\nINCR a\r\nGET a\r\nHSET h f v\r\nINCR h\r\nPING\r\nSET a x BAD\r\nEXEC\r\n").await;
+    client
+        .send("MULTI\r\nINCR a\r\nGET a\r\nHSET h f v\r\nINCR h\r\nPING\r\nSET a x BAD\r\nEXEC\r\n")
+        .await;
     client.expect(&format!("+OK\r\n{}", QUEUED.repeat(6))).await;
-    client.expect("*6\r\n:2\r\n$1\r\n2\r\n:1\r\n-WRONGTYPE Operation against a key holding the wrong kind of value\r\n+PONG\r\n").await;
+    client
+        .expect(
+            "*6\r\n:2\r\n$1\r\n2\r\n:1\r\n-WRONGTYPE Operation against a key holding the wrong \
+             kind of value\r\n+PONG\r\n",
+        )
+        .await;
     client.expect("-ERR syntax error\r\n").await;
     assert_eq!(server.world.calls.load(Relaxed), calls + 1);
 }
@@ -26,7 +33,9 @@ async fn errors_while_queueing_abort() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     client.send("MULTI\r\nSET a 1\r\nNOSUCH\r\nEXEC\r\nGET a\r\n").await;
-    client.expect("+OK\r\n+QUEUED\r\n-ERR unknown command 'NOSUCH', with args beginning with: \r\n").await;
+    client
+        .expect("+OK\r\n+QUEUED\r\n-ERR unknown command 'NOSUCH', with args beginning with: \r\n")
+        .await;
     client.expect("-EXECABORT Transaction discarded because of previous errors.\r\n$-1\r\n").await;
     client.send("MULTI\r\nGET\r\nEXEC\r\n").await;
     client.expect("+OK\r\n-ERR wrong number of arguments for 'get' command\r\n").await;
@@ -40,7 +49,13 @@ async fn misplaced_commands_have_redis_words() {
     client.ask("EXEC", "-ERR EXEC without MULTI\r\n").await;
     client.ask("DISCARD", "-ERR DISCARD without MULTI\r\n").await;
     client.ask("MULTI", "+OK\r\n").await;
-    client.ask("EXEC x", "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n").await;
+    client
+        .ask(
+            "EXEC x",
+            "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' \
+             command\r\n",
+        )
+        .await;
     client.ask("MULTI", "+OK\r\n").await;
     client.ask("MULTI", "-ERR MULTI calls can not be nested\r\n").await;
     client.ask("WATCH a", "-ERR WATCH inside MULTI is not allowed\r\n").await;
@@ -99,7 +114,8 @@ async fn a_row_watched_before_its_table_exists_is_untouched_until_written() {
     server.world.drop_table("db9");
     client.send("WATCH k\r\nMULTI\r\nGET k\r\nSET other v\r\nEXEC\r\n").await;
     client.expect(&format!("+OK\r\n+OK\r\n{QUEUED}{QUEUED}*2\r\n$-1\r\n+OK\r\n")).await;
-    // Somebody makes the table and writes the row between the look at it and the making of it.
+    // Somebody makes the table and writes the row between the look at it and the making
+    // of it.
     client.ask("SELECT 10", "+OK\r\n").await;
     *server.world.overtakes.lock() = Some(("k", "1"));
     client.send("WATCH k\r\nMULTI\r\nSET k 2\r\nEXEC\r\nGET k\r\n").await;
@@ -119,7 +135,11 @@ async fn a_row_watched_in_a_table_that_was_dropped_was_touched() {
         }
         client.send("MULTI\r\nSET k 2\r\nEXEC\r\n").await;
         client.expect(&format!("+OK\r\n{QUEUED}*-1\r\n")).await;
-        assert_eq!(server.world.names().len(), usize::from(made_anew), "what comes to nothing makes no table");
+        assert_eq!(
+            server.world.names().len(),
+            usize::from(made_anew),
+            "what comes to nothing makes no table"
+        );
     }
 }
 
@@ -156,8 +176,13 @@ async fn what_lies_in_several_partitions_of_a_new_table_does_not_make_it() {
     let mut client = server.connect().await;
     // `a` and `b` are in different quarters of the slots.
     let crossslot = format!("-{CROSSSLOT}\r\n");
-    for queued in [&["SET a 1", "SET b 1"][..], &["SET a 1", "GET b"], &["SET a 1", "DBSIZE"], &["MSETNX a 1 b 2"], &["SET a 1", "KEYS *"]]
-    {
+    for queued in [
+        &["SET a 1", "SET b 1"][..],
+        &["SET a 1", "GET b"],
+        &["SET a 1", "DBSIZE"],
+        &["MSETNX a 1 b 2"],
+        &["SET a 1", "KEYS *"],
+    ] {
         client.ask("MULTI", "+OK\r\n").await;
         for command in queued {
             client.ask(command, QUEUED).await;
@@ -170,7 +195,9 @@ async fn what_lies_in_several_partitions_of_a_new_table_does_not_make_it() {
     client.ask("MSETNX a 1 b 2", &crossslot).await;
     assert!(server.world.names().is_empty(), "{:?}", server.world.names());
     // What another has made is as it is.
-    client.send("SELECT 1\r\nMULTI\r\nSET {a}1 1\r\nSET {a}2 1\r\nEXEC\r\nMSETNX {a}3 1 {a}4 1\r\n").await;
+    client
+        .send("SELECT 1\r\nMULTI\r\nSET {a}1 1\r\nSET {a}2 1\r\nEXEC\r\nMSETNX {a}3 1 {a}4 1\r\n")
+        .await;
     client.expect(&format!("+OK\r\n+OK\r\n{}*2\r\n+OK\r\n+OK\r\n:1\r\n", QUEUED.repeat(2))).await;
     assert_eq!(server.world.names(), ["db1"]);
     let one = Server::with(1, |_| {}).await;
@@ -196,9 +223,19 @@ async fn rows_of_several_partitions_are_refused_as_a_whole() {
 async fn commands_on_a_whole_table_are_part_of_it_when_it_has_one_partition() {
     let server = Server::start().await;
     let mut client = server.connect().await;
-    client.send("MULTI\r\nSET a 1\r\nDBSIZE\r\nKEYS *\r\nSCAN 0\r\nRANDOMKEY\r\nFLUSHDB\r\nDBSIZE\r\nSET b 1\r\nEXEC\r\nGET b\r\n").await;
+    client
+        .send(
+            "MULTI\r\nSET a 1\r\nDBSIZE\r\nKEYS *\r\nSCAN \
+             0\r\nRANDOMKEY\r\nFLUSHDB\r\nDBSIZE\r\nSET b 1\r\nEXEC\r\nGET b\r\n",
+        )
+        .await;
     client.expect(&format!("+OK\r\n{}", QUEUED.repeat(8))).await;
-    client.expect("*8\r\n+OK\r\n:1\r\n*1\r\n$1\r\na\r\n*2\r\n$1\r\n0\r\n*1\r\n$1\r\na\r\n$1\r\na\r\n+OK\r\n:0\r\n+OK\r\n$1\r\n1\r\n").await;
+    client
+        .expect(
+            "*8\r\n+OK\r\n:1\r\n*1\r\n$1\r\na\r\n*2\r\n$1\r\n0\r\n*1\r\n$1\r\na\r\n$1\r\na\r\n+OK\\
+             r\n:0\r\n+OK\r\n$1\r\n1\r\n",
+        )
+        .await;
 }
 
 #[tokio::test]
@@ -243,7 +280,12 @@ async fn tables_that_were_made_through_another_proxy_are_found() {
     client.send("MULTI\r\nSELECT users\r\nGET u\r\nEXEC\r\nGET u\r\n").await;
     client.expect(&format!("+OK\r\n{}*2\r\n+OK\r\n$1\r\n1\r\n$1\r\n1\r\n", QUEUED.repeat(2))).await;
     client.send("MULTI\r\nSELECT nobody\r\nGET u\r\nEXEC\r\n").await;
-    client.expect(&format!("+OK\r\n{}*2\r\n-ERR no such table 'nobody'\r\n$1\r\n1\r\n", QUEUED.repeat(2))).await;
+    client
+        .expect(&format!(
+            "+OK\r\n{}*2\r\n-ERR no such table 'nobody'\r\n$1\r\n1\r\n",
+            QUEUED.repeat(2)
+        ))
+        .await;
 }
 
 #[tokio::test]
@@ -276,12 +318,15 @@ async fn keys_come_whole_or_not_at_all() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let names: Vec<String> = (0..10_001).map(|number| format!("k{number}")).collect();
-    let words: Vec<&str> = ["MSET"].into_iter().chain(names.iter().flat_map(|name| [name.as_str(), "v"])).collect();
+    let words: Vec<&str> =
+        ["MSET"].into_iter().chain(names.iter().flat_map(|name| [name.as_str(), "v"])).collect();
     client.send(command(&words)).await;
     client.expect("+OK\r\n").await;
     let refused = "-ERR too many rows for KEYS in a transaction, use SCAN\r\n";
     client.send("MULTI\r\nKEYS *\r\nKEYS k7\r\nDEL k0\r\nKEYS *\r\nKEYS k7\r\nEXEC\r\n").await;
-    client.expect(&format!("+OK\r\n{}*5\r\n{refused}{refused}:1\r\n*10000\r\n", QUEUED.repeat(5))).await;
+    client
+        .expect(&format!("+OK\r\n{}*5\r\n{refused}{refused}:1\r\n*10000\r\n", QUEUED.repeat(5)))
+        .await;
     for _ in 0..10_000 {
         client.until("", "\r\n").await;
         client.until("", "\r\n").await;
@@ -295,29 +340,49 @@ async fn what_is_queued_and_watched_has_a_bound() {
     let mut client = server.connect().await;
     client.ask("SET a 1", "+OK\r\n").await;
     // A word counts for 200 bytes besides its own.
-    client.send("MULTI\r\n".to_owned() + &"GET a\r\n".repeat(248) + "GET a\r\nGET a\r\nEXEC\r\n").await;
+    client
+        .send("MULTI\r\n".to_owned() + &"GET a\r\n".repeat(248) + "GET a\r\nGET a\r\nEXEC\r\n")
+        .await;
     client.expect(&format!("+OK\r\n{}", QUEUED.repeat(247))).await;
     let limit = "client-query-buffer-limit (100000 bytes; CONFIG SET changes it)";
-    client.expect(&format!("-ERR transaction is larger than {limit}\r\n+QUEUED\r\n+QUEUED\r\n")).await;
+    client
+        .expect(&format!("-ERR transaction is larger than {limit}\r\n+QUEUED\r\n+QUEUED\r\n"))
+        .await;
     client.expect("-EXECABORT Transaction discarded because of previous errors.\r\n").await;
     // A watched key for its bytes and 256.
     let key = "k".repeat(60_000);
     client.ask(&format!("WATCH {key}"), "+OK\r\n").await;
-    client.ask(&format!("WATCH {key}"), &format!("-ERR too many watched keys: they take more than {limit}\r\n")).await;
+    client
+        .ask(
+            &format!("WATCH {key}"),
+            &format!("-ERR too many watched keys: they take more than {limit}\r\n"),
+        )
+        .await;
     client.ask("UNWATCH", "+OK\r\n").await;
     client.ask(&format!("WATCH {key}"), "+OK\r\n").await;
     client.send("EXEC\r\nMULTI\r\nGET a\r\nEXEC\r\n").await;
     client.expect("-ERR EXEC without MULTI\r\n+OK\r\n+QUEUED\r\n*1\r\n$1\r\n1\r\n").await;
 }
 
-/// What cannot be in a transaction is refused when it is queued, also when something else is wrong with it.
+/// What cannot be in a transaction is refused when it is queued, also when something else
+/// is wrong with it.
 #[tokio::test]
 async fn what_is_barred_is_refused_with_wrong_options_as_well() {
     let server = Server::start().await;
     let mut client = server.connect().await;
-    for line in ["SHUTDOWN FOO", "SHUTDOWN NOSAVE", "FLUSHALL", "FLUSHALL FOO", "MOVE k 1", "MOVE k x", "COPY a b DB 1"] {
+    for line in [
+        "SHUTDOWN FOO",
+        "SHUTDOWN NOSAVE",
+        "FLUSHALL",
+        "FLUSHALL FOO",
+        "MOVE k 1",
+        "MOVE k x",
+        "COPY a b DB 1",
+    ] {
         client.ask("MULTI", "+OK\r\n").await;
         client.ask(line, "-ERR Command not allowed inside a transaction\r\n").await;
-        client.ask("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+        client
+            .ask("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n")
+            .await;
     }
 }

@@ -7,7 +7,8 @@ use row::{Family, key, value};
 
 use crate::clock;
 
-/// The finished write batch: the leader's stamp, ms; the clear, if any; and then every record.
+/// The finished write batch: the leader's stamp, ms; the clear, if any; and then every
+/// record.
 pub(crate) fn encode(edits: &Edits, stamp_ms: u64, link: Link) -> Bytes {
     let mut writer = BatchWriter::linked(link, edits.bytes() + 64);
     writer.put(of(Family::State), &clock::STAMP, &value::encode_counter(stamp_ms));

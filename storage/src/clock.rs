@@ -1,4 +1,5 @@
-//! A partition's time: wall time that never runs backwards, jumps or stands still ([`engine::time`]).
+//! A partition's time: wall time that never runs backwards, jumps or stands still
+//! ([`engine::time`]).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,7 +17,8 @@ pub(crate) const STAMP_KEY: &[u8] = b"stamp";
 #[derive(Debug)]
 pub(crate) struct Clock {
     stamps: StampClock,
-    /// The largest stamp known to be committed, ms: the time of whoever leads next begins there or later.
+    /// The largest stamp known to be committed, ms: the time of whoever leads next begins
+    /// there or later.
     committed_ms: AtomicU64,
     cluster_tag: u8,
 }
@@ -29,10 +31,15 @@ pub fn monotonic() -> Duration {
 
 impl Clock {
     pub(crate) fn new(clock: Arc<SlewedClock>, last_ms: u64, cluster_tag: u8) -> Clock {
-        Clock { stamps: StampClock::new(clock, last_ms), committed_ms: AtomicU64::new(last_ms), cluster_tag }
+        Clock {
+            stamps: StampClock::new(clock, last_ms),
+            committed_ms: AtomicU64::new(last_ms),
+            cluster_tag,
+        }
     }
 
-    /// For a batch of writes or a read: not before any that was given. What one reader saw expired the next does not see alive, whatever the wall clock does in between.
+    /// For a batch of writes or a read: not before any that was given. What one reader
+    /// saw expired the next does not see alive, whatever the wall clock does in between.
     pub(crate) fn now(&self) -> Stamp {
         self.stamp(self.stamps.now_ms())
     }
@@ -49,7 +56,8 @@ impl Clock {
         self.committed_ms.fetch_max(applied_ms, Ordering::AcqRel);
     }
 
-    /// The last moment that is past for every leader to come, too. What only our readers took for past is not, if its clock is behind ours.
+    /// The last moment that is past for every leader to come, too. What only our readers
+    /// took for past is not, if its clock is behind ours.
     pub(crate) fn committed_ms(&self) -> u64 {
         self.committed_ms.load(Ordering::Acquire)
     }

@@ -1,4 +1,5 @@
-//! Compactions on request: what is due is first let go by the expiry cycle, so that its heads go too.
+//! Compactions on request: what is due is first let go by the expiry cycle, so that its
+//! heads go too.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,8 @@ use parking_lot::Mutex;
 use crate::replica::Replica;
 use crate::tasks;
 
-/// How long the cycle is waited for: elsewhere nobody may lead, or it may be switched off.
+/// How long the cycle is waited for: elsewhere nobody may lead, or it may be switched
+/// off.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether it is through.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -32,7 +34,9 @@ impl Compaction {
         let begun = compaction.clone();
         let failed = compaction.clone();
         let begin = async move {
-            let began = wait_until_gone(&replica).await.and_then(|()| replica.store().compact().map_err(|error| error.to_string()));
+            let began = wait_until_gone(&replica)
+                .await
+                .and_then(|()| replica.store().compact().map_err(|error| error.to_string()));
             *begun.0.lock() = began.map_or_else(State::Failed, State::Begun);
         };
         tasks::spawn(begin, move |why| {
@@ -46,13 +50,16 @@ impl Compaction {
     pub fn outcome(&self) -> Option<Result<(), String>> {
         match &*self.0.lock() {
             State::Waiting => None,
-            State::Begun(compaction) => compaction.outcome().map(|outcome| outcome.map_err(|error| error.to_string())),
+            State::Begun(compaction) => {
+                compaction.outcome().map(|outcome| outcome.map_err(|error| error.to_string()))
+            }
             State::Failed(why) => Some(Err(why.clone())),
         }
     }
 }
 
-/// Waits until nothing is left in the replica's state that is due by now. Where another replica leads, that one's cycle removes it.
+/// Waits until nothing is left in the replica's state that is due by now. Where another
+/// replica leads, that one's cycle removes it.
 async fn wait_until_gone(replica: &Arc<Replica>) -> Result<(), String> {
     let (due_ms, deadline) = (replica.clock.now().now_ms, Instant::now() + PATIENCE);
     while Instant::now() < deadline {

@@ -1,7 +1,9 @@
-//! What HSCAN cursors stand for, remembered for speed: a bounded table, the newest cursor wins.
+//! What HSCAN cursors stand for, remembered for speed: a bounded table, the newest cursor
+//! wins.
 //!
-//! A cursor is a hash of a sortkey, so two of a row may share one. It goes on standing for the one that it was given for first, as somebody may be there yet:
-//! a page does not end at the other.
+//! A cursor is a hash of a sortkey, so two of a row may share one. It goes on standing
+//! for the one that it was given for first, as somebody may be there yet: a page does not
+//! end at the other.
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -34,7 +36,8 @@ impl Cursors {
         (known.row == row && known.cursor == cursor).then(|| known.sortkey.clone())
     }
 
-    /// Notes a sortkey, displacing that of another cursor; `false` when this cursor stands for another one.
+    /// Notes a sortkey, displacing that of another cursor; `false` when this cursor
+    /// stands for another one.
     pub(crate) fn remember(&self, row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
         let row = key::hash48(row);
         let mut slots = self.0.lock();

@@ -1,4 +1,5 @@
-//! Directories of replicas: `<table id>-<index>-<raft id>`. What stands beside one with more behind a dot is a rebuild's (`engine::raft::settle`), and no replica.
+//! Directories of replicas: `<table id>-<index>-<raft id>`. What stands beside one with
+//! more behind a dot is a rebuild's (`engine::raft::settle`), and no replica.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,7 +38,11 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<Place>> {
 
 fn parse(name: &str) -> Option<(PartitionId, u64)> {
     let mut numbers = name.splitn(3, '-');
-    let (table, index, raft_id) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
+    let (table, index, raft_id) = (
+        numbers.next()?.parse().ok()?,
+        numbers.next()?.parse().ok()?,
+        numbers.next()?.parse().ok()?,
+    );
     Some((PartitionId { table: TableId(table), index }, raft_id))
 }
 

@@ -1,17 +1,23 @@
-//! The single writer of a partition: gathers requests, evaluates them as one batch, proposes one entry, answers.
+//! The single writer of a partition: gathers requests, evaluates them as one batch,
+//! proposes one entry, answers.
 //!
 //! # Batches in flight
-//! While a batch replicates, what comes in is evaluated on top of its edits, and goes after it. So evaluation and the next fsync need not wait
-//! for the last one. A batch that was evaluated on top of another is proposed with a [`Link`] to it: should the other not get into the log (the
-//! leader lost its quorum for a moment, say), replicas leave this one out as well. Answers leave in the order of the batches, so nobody is
+//! While a batch replicates, what comes in is evaluated on top of its edits, and goes
+//! after it. So evaluation and the next fsync need not wait for the last one. A batch
+//! that was evaluated on top of another is proposed with a [`Link`] to it: should the
+//! other not get into the log (the leader lost its quorum for a moment, say), replicas
+//! leave this one out as well. Answers leave in the order of the batches, so nobody is
 //! told of a batch before everything below it is applied.
 //!
 //! # Invariants
 //! - An answer of an op that saw edits in flight is given after these are applied.
-//! - When a batch fails, all behind it fail with it: as not proposed if it was not, as unknown otherwise.
+//! - When a batch fails, all behind it fail with it: as not proposed if it was not, as
+//!   unknown otherwise.
 //! - Leadership is established again only when nothing is in flight.
-//! - Nothing is evaluated or answered under another term than that of the lease: a leadership that went and came back is another one, in which
-//!   nothing is known of what others wrote (`storage/tests/three.rs`, `a_watched_row_that_another_leader_wrote_is_touched`,
+//! - Nothing is evaluated or answered under another term than that of the lease: a
+//!   leadership that went and came back is another one, in which nothing is known of what
+//!   others wrote (`storage/tests/three.rs`,
+//!   `a_watched_row_that_another_leader_wrote_is_touched`,
 //!   `a_leader_that_comes_back_evaluates_on_what_others_wrote`).
 
 use std::collections::VecDeque;
@@ -40,12 +46,14 @@ use crate::replica::{Leadership, ProposeError, Replica};
 use crate::stripes::{self, Stripes};
 use crate::{batch, expiry, reads};
 
-/// How much one batch may gather: enough to fill an fsync, little enough to keep the first in it from waiting long.
+/// How much one batch may gather: enough to fill an fsync, little enough to keep the
+/// first in it from waiting long.
 const BATCH_OPS_MAX: usize = 20_000;
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
-/// With so many bytes of edits a request gets nothing more to write. What it has by then and one op more fit a log entry, whatever the ops are: a
-/// byte appended to a long string writes all of it anew.
+/// With so many bytes of edits a request gets nothing more to write. What it has by then
+/// and one op more fit a log entry, whatever the ops are: a byte appended to a long
+/// string writes all of it anew.
 const REQUEST_EDITS_MAX: usize = 16 << 20;
 
 /// Batches that replicate at one time: one is synced while the next waits in the log.
@@ -63,7 +71,8 @@ const AHEAD: usize = 64;
 /// A chain is ended before its places run out.
 const CHAIN_MAX: u32 = 1 << 31;
 
-/// How often batches that are under way are looked at: do they wait for the disk, or for a quorum?
+/// How often batches that are under way are looked at: do they wait for the disk, or for
+/// a quorum?
 const STUCK_PERIOD: Duration = Duration::from_millis(500);
 
 /// Runs until the replica stops.
@@ -110,7 +119,8 @@ struct Executor {
     next: Batch,
     /// What was proposed, oldest first.
     flights: VecDeque<Flight>,
-    /// Whether the table's `default_ttl` in force is that of a batch that may not come about.
+    /// Whether the table's `default_ttl` in force is that of a batch that may not come
+    /// about.
     is_rule_unsure: bool,
 }
 
@@ -136,7 +146,8 @@ struct Batch {
 /// Raft's word on a batch.
 type Verdict = Pin<Box<dyn Future<Output = Result<(), ProposeError>> + Send>>;
 
-/// A batch under way. One that was not proposed changes nothing, and only waits for those before it.
+/// A batch under way. One that was not proposed changes nothing, and only waits for those
+/// before it.
 struct Flight {
     batch: Batch,
     proposed: Option<Proposed>,
@@ -196,7 +207,8 @@ impl Batch {
 }
 
 impl Executor {
-    /// Waits until there is something to do: the oldest batch has landed (and is settled), or enough is in line.
+    /// Waits until there is something to do: the oldest batch has landed (and is
+    /// settled), or enough is in line.
     async fn wait(&mut self) {
         let (replica, flights) = (self.replica.clone(), self.flights.len());
         let Some(first) = self.flights.front_mut() else {
@@ -206,7 +218,8 @@ impl Executor {
             }
             return;
         };
-        // Another batch of the same size is worth a flight of its own; a smaller one had better grow.
+        // Another batch of the same size is worth a flight of its own; a smaller one had
+        // better grow.
         let missing = match flights {
             FLIGHTS_MAX.. => usize::MAX,
             _ => first.batch.amount.requests.saturating_sub(self.next.amount.requests).max(1),
@@ -239,7 +252,8 @@ impl Executor {
         }
     }
 
-    /// What Raft says of the oldest batch. Whoever would wait for it, or behind it, for too long is told.
+    /// What Raft says of the oldest batch. Whoever would wait for it, or behind it, for
+    /// too long is told.
     async fn landed(&mut self) -> Option<Result<(), ProposeError>> {
         loop {
             let first = self.flights.front_mut()?;
@@ -262,8 +276,8 @@ impl Executor {
             self.end_leadership_if_over();
             return;
         };
-        // Nothing behind it takes effect unless it did. Whether those that are on their way get into the log must be known before anything
-        // else is evaluated.
+        // Nothing behind it takes effect unless it did. Whether those that are on their
+        // way get into the log must be known before anything else is evaluated.
         self.leadership = None;
         let base = match &error {
             ProposeError::NotProposed(why) => CallError::NoLeader(why.clone()),
@@ -271,7 +285,8 @@ impl Executor {
         };
         while let Some(verdict) = self.landed().await {
             let Some(flight) = self.flights.pop_front() else { break };
-            let is_void = matches!(verdict, Err(ProposeError::NotProposed(_))) || flight.proposed.is_none();
+            let is_void =
+                matches!(verdict, Err(ProposeError::NotProposed(_))) || flight.proposed.is_none();
             let why = if is_void { lost() } else { base.clone() };
             self.finish(flight, Some(why));
         }
@@ -279,7 +294,8 @@ impl Executor {
         std::mem::take(&mut self.next).refuse(&lost());
     }
 
-    /// Ends a leadership that is not the lease's, and with it what was evaluated under it and not proposed.
+    /// Ends a leadership that is not the lease's, and with it what was evaluated under it
+    /// and not proposed.
     fn end_leadership_if_over(&mut self) {
         let Some(leadership) = &self.leadership else { return };
         if self.replica.leads_in(leadership.term()) || mutants::breaks(Rule::Term) {
@@ -317,7 +333,8 @@ impl Executor {
         }
         let mut room = self.next.room();
         if self.replica.queue.quota().left() == 0 {
-            // What is under way gives its memory back as it lands. Without any, the queue gives back its own, request by request.
+            // What is under way gives its memory back as it lands. Without any, the queue
+            // gives back its own, request by request.
             if !self.flights.is_empty() || !self.next.is_empty() {
                 return;
             }
@@ -330,12 +347,14 @@ impl Executor {
         if let Err(error) = self.lead().await {
             return refuse(waiting.into_iter().map(|waiting| waiting.answer), &error);
         }
-        // Those that only read (or watch) go first: all in line are concurrent, and so few watches fall behind a write that shares their number.
+        // Those that only read (or watch) go first: all in line are concurrent, and so
+        // few watches fall behind a write that shares their number.
         waiting.sort_by_key(|waiting| waiting.writes);
-        let evaluated = match reads::are_long(&self.replica, waiting.iter().map(|waiting| &waiting.request)) {
-            true => cluster::blocking::in_place(|| self.evaluate(&waiting)),
-            false => self.evaluate(&waiting),
-        };
+        let evaluated =
+            match reads::are_long(&self.replica, waiting.iter().map(|waiting| &waiting.request)) {
+                true => cluster::blocking::in_place(|| self.evaluate(&waiting)),
+                false => self.evaluate(&waiting),
+            };
         let left = waiting.split_off(*evaluated.as_ref().unwrap_or(&waiting.len()));
         for waiting in waiting {
             self.next.amount.add(&waiting);
@@ -347,14 +366,16 @@ impl Executor {
         }
     }
 
-    /// Makes sure that there is a leadership to evaluate under, with everything of earlier terms applied.
+    /// Makes sure that there is a leadership to evaluate under, with everything of
+    /// earlier terms applied.
     async fn lead(&mut self) -> Result<(), CallError> {
         self.end_leadership_if_over();
         if self.leadership.is_some() {
             return Ok(());
         }
         if !self.flights.is_empty() {
-            // What was proposed under the last leadership is committed by the next leader, or lost: soon it is known which.
+            // What was proposed under the last leadership is committed by the next
+            // leader, or lost: soon it is known which.
             return Err(lost());
         }
         let leadership = self.replica.establish().await?;
@@ -364,7 +385,8 @@ impl Executor {
         Ok(())
     }
 
-    /// Evaluates requests on top of everything in flight and of the next batch so far, until that has no more room; how many.
+    /// Evaluates requests on top of everything in flight and of the next batch so far,
+    /// until that has no more room; how many.
     fn evaluate(&mut self, waiting: &[Waiting]) -> Result<usize, CallError> {
         let Executor { replica, flights, next, stripes, link, is_rule_unsure, .. } = self;
         let applied = Applied::at_rest(replica);
@@ -384,7 +406,10 @@ impl Executor {
             };
             let mut evaluated = 0;
             for waiting in waiting.chunks(AHEAD) {
-                let keys = waiting.iter().flat_map(|waiting| &waiting.request.ops).filter_map(Op::first_key);
+                let keys = waiting
+                    .iter()
+                    .flat_map(|waiting| &waiting.request.ops)
+                    .filter_map(Op::first_key);
                 replica.hot.expect(&replica.owner, keys.map(|key| key::position(key)));
                 for waiting in waiting {
                     if next.edits.bytes() >= BATCH_BYTES_MAX || next.answer_bytes >= ANSWERS_BYTES {
@@ -409,9 +434,12 @@ impl Executor {
     /// Proposes the next batch, if it is time.
     async fn depart(&mut self) {
         let amount = self.next.amount;
-        let is_worth_it =
-            |first: &Flight| amount.requests >= first.batch.amount.requests && amount.ops >= FULL_OPS || !self.next.has_room();
-        let is_full = self.flights.len() >= FLIGHTS_MAX || (self.link.place >= CHAIN_MAX && !self.flights.is_empty());
+        let is_worth_it = |first: &Flight| {
+            amount.requests >= first.batch.amount.requests && amount.ops >= FULL_OPS
+                || !self.next.has_room()
+        };
+        let is_full = self.flights.len() >= FLIGHTS_MAX
+            || (self.link.place >= CHAIN_MAX && !self.flights.is_empty());
         if self.next.is_empty() || is_full || !self.flights.front().is_none_or(is_worth_it) {
             return;
         }
@@ -434,16 +462,23 @@ impl Executor {
 
     /// Whether what a batch takes for past is so by the stamps of those before it.
     fn is_past_before(&self, batch: &Batch) -> bool {
-        let mut stamps = self.flights.iter().filter(|flight| flight.proposed.is_some()).map(|flight| flight.batch.stamp_ms);
-        batch.past_ms <= self.replica.clock.committed_ms() || stamps.any(|stamp_ms| batch.past_ms <= stamp_ms)
+        let mut stamps = self
+            .flights
+            .iter()
+            .filter(|flight| flight.proposed.is_some())
+            .map(|flight| flight.batch.stamp_ms);
+        batch.past_ms <= self.replica.clock.committed_ms()
+            || stamps.any(|stamp_ms| batch.past_ms <= stamp_ms)
     }
 
-    /// Hands a batch to Raft; `None`: it changes nothing, and may be answered as soon as those before it are.
+    /// Hands a batch to Raft; `None`: it changes nothing, and may be answered as soon as
+    /// those before it are.
     async fn propose(&mut self, batch: &Batch) -> Result<Option<Proposed>, CallError> {
         let replica = self.replica.clone();
         let Some(leadership) = &self.leadership else { return Err(lost()) };
         if batch.edits.is_empty() && self.is_past_before(batch) {
-            // What was only read is only answered by a leader, and in the term in which it was evaluated: what Raft checks with an entry.
+            // What was only read is only answered by a leader, and in the term in which
+            // it was evaluated: what Raft checks with an entry.
             let term = match replica.lease.term() {
                 Some(term) => term,
                 None => replica.confirm_lease().await?,
@@ -471,8 +506,10 @@ impl Executor {
         Ok(Some(Proposed { verdict, begun }))
     }
 
-    /// A disk that is suddenly full holds up what is in the log already, and so does a quorum that is out of reach. Who waits behind it is
-    /// refused, and those in flight are told that nobody knows: neither is to wait until there is space or a quorum again.
+    /// A disk that is suddenly full holds up what is in the log already, and so does a
+    /// quorum that is out of reach. Who waits behind it is refused, and those in flight
+    /// are told that nobody knows: neither is to wait until there is space or a quorum
+    /// again.
     async fn tell_if_stuck(&mut self) {
         if self.flights.front().is_none_or(|first| first.began.elapsed() < STUCK_PERIOD) {
             return;
@@ -480,12 +517,18 @@ impl Executor {
         // The next look would be too late for those whose time is up before it.
         let unsure_after = self.replica.unsure_after.saturating_sub(STUCK_PERIOD);
         let (refusal, unknown, patience) = match self.replica.writable() {
-            Err(CallError::ReadOnly(why)) => {
-                (CallError::ReadOnly(why.clone()), format!("it takes effect when there is space again: {why}"), STUCK_PERIOD)
-            }
+            Err(CallError::ReadOnly(why)) => (
+                CallError::ReadOnly(why.clone()),
+                format!("it takes effect when there is space again: {why}"),
+                STUCK_PERIOD,
+            ),
             _ => match self.replica.confirm_lease().await {
                 Ok(_) => return,
-                Err(error) => (CallError::NoLeader(error.to_string()), format!("no quorum has confirmed it: {error}"), unsure_after),
+                Err(error) => (
+                    CallError::NoLeader(error.to_string()),
+                    format!("no quorum has confirmed it: {error}"),
+                    unsure_after,
+                ),
             },
         };
         for flight in self.flights.iter_mut().filter(|flight| flight.began.elapsed() >= patience) {
@@ -502,7 +545,11 @@ fn lost() -> CallError {
 }
 
 /// Calls `then` with the view of all edits, oldest first, on top of `view`.
-fn on_top_of<'e, R>(edits: &mut dyn Iterator<Item = &'e Edits>, view: &dyn View, then: &mut dyn FnMut(&dyn View) -> R) -> R {
+fn on_top_of<'e, R>(
+    edits: &mut dyn Iterator<Item = &'e Edits>,
+    view: &dyn View,
+    then: &mut dyn FnMut(&dyn View) -> R,
+) -> R {
     match edits.next() {
         Some(first) => on_top_of(edits, &Over { edits: first, view }, then),
         None => then(view),
@@ -530,7 +577,8 @@ enum Undone {
 }
 
 impl Evaluation<'_> {
-    /// Does the commands of a request, at least the first; those that follow large answers are left alone.
+    /// Does the commands of a request, at least the first; those that follow large
+    /// answers are left alone.
     fn request(&mut self, request: &Request, batch: &mut Batch) -> Result<Response, Undone> {
         for watched in &request.watched {
             if !self.is_untouched(watched, batch).map_err(Undone::Fault)? {
@@ -560,7 +608,8 @@ impl Evaluation<'_> {
             } else {
                 match self.together(ops, &mut batch.edits) {
                     Ok(all) => outcomes.extend(all),
-                    // Of what comes before it, the answers are given; whoever is answered gives back what it takes.
+                    // Of what comes before it, the answers are given; whoever is answered
+                    // gives back what it takes.
                     Err(Undone::OutOfMemory) if done > 0 => break,
                     Err(undone) => return Err(undone),
                 }
@@ -593,10 +642,13 @@ impl Evaluation<'_> {
         bytes <= ANSWERS_BYTES || bytes <= self.replica.queue.quota().left()
     }
 
-    /// What follows is evaluated by the `default_ttl` that the batch sets, and later, as older rows count from its millisecond. Should the batch not come about, nothing was
-    /// told by then that rests on the rule: it would have to be committed behind it.
+    /// What follows is evaluated by the `default_ttl` that the batch sets, and later, as
+    /// older rows count from its millisecond. Should the batch not come about, nothing
+    /// was told by then that rests on the rule: it would have to be committed behind it.
     fn enforce_default_ttl(&mut self, batch: &mut Batch) -> Result<(), CallError> {
-        let Some(Some(record)) = batch.edits.get(Family::State, key::DEFAULT_TTL) else { return Ok(()) };
+        let Some(Some(record)) = batch.edits.get(Family::State, key::DEFAULT_TTL) else {
+            return Ok(());
+        };
         let rule = DefaultTtl::decode(record).map_err(|fault| self.replica.fault(fault))?;
         self.replica.enforce(&rule);
         *self.is_rule_unsure = true;
@@ -621,7 +673,11 @@ impl Evaluation<'_> {
     }
 
     /// Ops that are all done, or none of them when that would be too much.
-    fn together(&mut self, ops: &[Op], edits: &mut Edits) -> Result<Vec<Result<Answer, Refusal>>, Undone> {
+    fn together(
+        &mut self,
+        ops: &[Op],
+        edits: &mut Edits,
+    ) -> Result<Vec<Result<Answer, Refusal>>, Undone> {
         let bytes_max = self.rules.edits_bytes_max().unwrap_or(usize::MAX);
         let answers_max = self.answers_max();
         let mut is_out_of_memory = false;
@@ -647,10 +703,12 @@ impl Evaluation<'_> {
         }
     }
 
-    /// The most that one command, or ops which are all done or none, may answer here. Half of the node's memory for requests, so that what is refused for
-    /// want of memory fits some time.
+    /// The most that one command, or ops which are all done or none, may answer here.
+    /// Half of the node's memory for requests, so that what is refused for want of memory
+    /// fits some time.
     fn answers_max(&self) -> usize {
-        let of_table = if self.rules.answer_bytes_max == 0 { usize::MAX } else { self.rules.answer_bytes_max };
+        let of_table =
+            if self.rules.answer_bytes_max == 0 { usize::MAX } else { self.rules.answer_bytes_max };
         of_table.min(self.replica.queue.quota().bytes_max() / 2)
     }
 

@@ -1,4 +1,5 @@
-//! The expiry cycle's part in a replica: when something is due, where the search for it begins, and the steps that remove it ([`cycle`]).
+//! The expiry cycle's part in a replica: when something is due, where the search for it
+//! begins, and the steps that remove it ([`cycle`]).
 
 pub(crate) mod cycle;
 
@@ -13,9 +14,11 @@ use row::expire::Found;
 use row::view::Rules;
 use row::{Family, key};
 
-/// When the partitions of a node are to be looked at, ms by the process's steady clock: hundreds of them have nothing to remove for hours. They share it.
+/// When the partitions of a node are to be looked at, ms by the process's steady clock:
+/// hundreds of them have nothing to remove for hours. They share it.
 ///
-/// Whoever finds something to be due earlier than was known sounds it after having noted that, so that a look that comes after sees it.
+/// Whoever finds something to be due earlier than was known sounds it after having noted
+/// that, so that a look that comes after sees it.
 #[derive(Debug, Default)]
 pub(crate) struct Alarm(AtomicU64);
 
@@ -32,7 +35,8 @@ impl Alarm {
 
     /// Whether to look now; who does must set it again.
     pub(crate) fn rings(&self, now_ms: u64) -> bool {
-        self.0.load(Ordering::Acquire) <= now_ms && self.0.swap(u64::MAX, Ordering::AcqRel) <= now_ms
+        self.0.load(Ordering::Acquire) <= now_ms
+            && self.0.swap(u64::MAX, Ordering::AcqRel) <= now_ms
     }
 }
 
@@ -49,15 +53,19 @@ pub(crate) struct Expiry {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Where the time index begins: below it was nothing when it was last searched, and nothing was put there since. What is removed leaves tombstones there.
+    /// Where the time index begins: below it was nothing when it was last searched, and
+    /// nothing was put there since. What is removed leaves tombstones there.
     from: Bytes,
-    /// When the next row or field may be due, ms. A lower bound: finding nothing is harmless.
+    /// When the next row or field may be due, ms. A lower bound: finding nothing is
+    /// harmless.
     next_due_ms: u64,
-    /// The earliest time that a batch has put into the time index since the last search began.
+    /// The earliest time that a batch has put into the time index since the last search
+    /// began.
     noted_ms: u64,
     /// Grows whenever all this is forgotten.
     era: u64,
-    /// Where the walk over rows that only the table's `default_ttl` expires stands; `None`: it is through.
+    /// Where the walk over rows that only the table's `default_ttl` expires stands;
+    /// `None`: it is through.
     walk: Option<u64>,
     /// The `default_ttl_since_ms` that the walk belongs to.
     walk_of_ms: u64,
@@ -85,15 +93,22 @@ pub(crate) struct Search {
 impl Expiry {
     /// At start something may be due.
     pub(crate) fn new(alarm: Arc<Alarm>) -> Expiry {
-        Expiry { known: Mutex::default(), is_busy: AtomicBool::new(false), longest_step_ns: AtomicU64::new(0), alarm }
+        Expiry {
+            known: Mutex::default(),
+            is_busy: AtomicBool::new(false),
+            longest_step_ns: AtomicU64::new(0),
+            alarm,
+        }
     }
 
-    /// Something else has changed that [`due`](Expiry::due) or the caller goes by: the rules, who leads.
+    /// Something else has changed that [`due`](Expiry::due) or the caller goes by: the
+    /// rules, who leads.
     pub(crate) fn look(&self) {
         self.alarm.sound();
     }
 
-    /// Forgets what is known: others may have led meanwhile, or what was found is not removed.
+    /// Forgets what is known: others may have led meanwhile, or what was found is not
+    /// removed.
     pub(crate) fn forget(&self) {
         let mut known = self.known.lock();
         (known.from, known.next_due_ms, known.noted_ms) = (Bytes::new(), 0, 0);
@@ -102,7 +117,8 @@ impl Expiry {
         self.alarm.sound();
     }
 
-    /// A batch that is applied put this time into the time index (or left it there); `u64::MAX`: none.
+    /// A batch that is applied put this time into the time index (or left it there);
+    /// `u64::MAX`: none.
     pub(crate) fn note(&self, due_ms: u64) {
         if due_ms == u64::MAX {
             return;
@@ -151,7 +167,8 @@ impl Expiry {
         Search { from: known.from.clone(), walk: known.walk, era: known.era }
     }
 
-    /// A search is over: what it found in the time index, and where its walk over old rows has come to (0 = through).
+    /// A search is over: what it found in the time index, and where its walk over old
+    /// rows has come to (0 = through).
     pub(crate) fn searched(&self, search: &Search, found: &Found, walked_to: u64) {
         let mut known = self.known.lock();
         if known.era != search.era {
@@ -246,11 +263,15 @@ mod tests {
         assert!(first.from.is_empty());
         expiry.searched(&first, &nothing(7000), 0);
         assert_eq!(expiry.search().from, key_of(7000));
-        // What comes while a search is under way may have come behind the state that it looks at.
+        // What comes while a search is under way may have come behind the state that it
+        // looks at.
         let second = expiry.search();
         expiry.note(3000);
         expiry.searched(&second, &nothing(7000), 0);
-        assert_eq!((expiry.search().from, expiry.due(1000, &rules(0, 0))), (key_of(3000), Due::In(2000)));
+        assert_eq!(
+            (expiry.search().from, expiry.due(1000, &rules(0, 0))),
+            (key_of(3000), Due::In(2000))
+        );
         // Before or after, it is not passed over.
         expiry.searched(&expiry.search(), &nothing(7000), 0);
         expiry.note(4000);
@@ -281,7 +302,11 @@ mod tests {
         assert_eq!(expiry.due(1000, &rules(500, 900)), Due::In(400));
         assert_eq!((expiry.due(1400, &rules(500, 900)), expiry.search().walk), (Due::Now, Some(0)));
         expiry.searched(&expiry.search(), &nothing(u64::MAX), 7);
-        assert_eq!((expiry.due(1400, &rules(500, 900)), expiry.search().walk), (Due::Now, Some(7)), "it goes on");
+        assert_eq!(
+            (expiry.due(1400, &rules(500, 900)), expiry.search().walk),
+            (Due::Now, Some(7)),
+            "it goes on"
+        );
         expiry.searched(&expiry.search(), &nothing(u64::MAX), 0);
         assert!(matches!(expiry.due(1400, &rules(500, 900)), Due::In(_)));
         assert_eq!(expiry.due(1400, &rules(500, 1000)), Due::In(100));

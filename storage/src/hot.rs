@@ -1,18 +1,28 @@
-//! Heads and cells read or written lately, in memory: a string's GET, and the look that a write takes at the record before, without RocksDB.
+//! Heads and cells read or written lately, in memory: a string's GET, and the look that a
+//! write takes at the record before, without RocksDB.
 //!
-//! One cache serves all replicas of a node, within one budget of bytes. A write seldom asks what a record's value was: of large heads and of all
-//! cells that are written only the [gist](row::value::gist) is kept, so that many more fit. A head or cell that is read by its key is kept whole.
+//! One cache serves all replicas of a node, within one budget of bytes. A write seldom
+//! asks what a record's value was: of large heads and of all cells that are written only
+//! the [gist](row::value::gist) is kept, so that many more fit. A head or cell that is
+//! read by its key is kept whole.
 //!
 //! # Why no reader sees the past
-//! Time is counted in *moments*: each applied batch ends at a new one. A view notes the moment before it looks at the store, so it sees at least
-//! every batch that had ended by then. An entry knows the moment since which its value is known to hold.
-//! - From before a batch is proposed until it has ended, and every batch proposed behind it with the same key as well, entries of its keys are
-//!   shut: nobody uses or fills them ([`Hot::begin`], [`Hot::end`]). So once the batch is visible in the store, no old value of its is seen.
-//! - A view fills only if no batch has ended in the shard since the moment it noted: what it read is then the newest.
-//! - While everything is being cleared, the replica's part is shut; then it gets a new number, under which nothing old lies.
-//! - What a replica applies without leading passes by unseen. So it gets a new number whenever it begins to lead ([`Hot::forget`]), and a batch
-//!   that began before leaves nothing under it.
-//! - A view uses an entry only if it holds since the view's own moment or earlier, so that one snapshot is one state.
+//! Time is counted in *moments*: each applied batch ends at a new one. A view notes the
+//! moment before it looks at the store, so it sees at least every batch that had ended by
+//! then. An entry knows the moment since which its value is known to hold.
+//! - From before a batch is proposed until it has ended, and every batch proposed behind
+//!   it with the same key as well, entries of its keys are shut: nobody uses or fills
+//!   them ([`Hot::begin`], [`Hot::end`]). So once the batch is visible in the store, no
+//!   old value of its is seen.
+//! - A view fills only if no batch has ended in the shard since the moment it noted: what
+//!   it read is then the newest.
+//! - While everything is being cleared, the replica's part is shut; then it gets a new
+//!   number, under which nothing old lies.
+//! - What a replica applies without leading passes by unseen. So it gets a new number
+//!   whenever it begins to lead ([`Hot::forget`]), and a batch that began before leaves
+//!   nothing under it.
+//! - A view uses an entry only if it holds since the view's own moment or earlier, so
+//!   that one snapshot is one state.
 
 mod ring;
 
@@ -30,9 +40,11 @@ use ring::{Kept, Name, Ring};
 const SHARDS: usize = 64;
 /// So many records are fetched from memory side by side.
 const AHEAD: usize = 64;
-/// A head that is written is kept whole when it has no more bytes than this: as much as the rest of its entry, about.
+/// A head that is written is kept whole when it has no more bytes than this: as much as
+/// the rest of its entry, about.
 const SMALL_BYTES: usize = 128;
-/// The owner's number while its replica is being cleared: nothing is used and nothing is filled.
+/// The owner's number while its replica is being cleared: nothing is used and nothing is
+/// filled.
 const NOBODY: u64 = 0;
 
 /// A count of applied batches of the node.
@@ -73,14 +85,20 @@ struct Shard {
 /// What tells an owner's cells from its heads.
 const CELLS: u64 = 1 << 63;
 
-/// Under which a family's records lie in the ring: heads under the owner's number, cells under that with [`CELLS`].
+/// Under which a family's records lie in the ring: heads under the owner's number, cells
+/// under that with [`CELLS`].
 fn lane(owner: u64, family: Family) -> u64 {
     if family == Family::Cell { owner | CELLS } else { owner }
 }
 
-/// A head key begins with a hash: that is hash enough. All cells of a row begin with the same.
+/// A head key begins with a hash: that is hash enough. All cells of a row begin with the
+/// same.
 fn place(lane: u64, key: &[u8]) -> u64 {
-    let hash = if lane & CELLS == 0 { key::head_position(key).unwrap_or_default() } else { key::hash48(key) };
+    let hash = if lane & CELLS == 0 {
+        key::head_position(key).unwrap_or_default()
+    } else {
+        key::hash48(key)
+    };
     mix(lane, hash)
 }
 
@@ -90,7 +108,8 @@ fn mix(lane: u64, hash: u64) -> u64 {
 
 impl Shard {
     fn shut(&mut self, hash: u64) {
-        let entry = self.pending.entry(hash, |(pending, _)| *pending == hash, |(pending, _)| *pending);
+        let entry =
+            self.pending.entry(hash, |(pending, _)| *pending == hash, |(pending, _)| *pending);
         entry.or_insert((hash, 0)).into_mut().1 += 1;
     }
 
@@ -111,8 +130,18 @@ impl Shard {
 impl Hot {
     /// A cache of so many bytes.
     pub(crate) fn new(bytes: usize) -> Hot {
-        let shard = || Mutex::new(Shard { records: Ring::new(bytes / SHARDS, place), pending: HashTable::new(), last_end: 0 });
-        Hot { shards: (0..SHARDS).map(|_| shard()).collect(), moment: AtomicU64::new(0), owners: AtomicU64::new(0) }
+        let shard = || {
+            Mutex::new(Shard {
+                records: Ring::new(bytes / SHARDS, place),
+                pending: HashTable::new(),
+                last_end: 0,
+            })
+        };
+        Hot {
+            shards: (0..SHARDS).map(|_| shard()).collect(),
+            moment: AtomicU64::new(0),
+            owners: AtomicU64::new(0),
+        }
     }
 
     /// Bytes of records, of all replicas.
@@ -123,13 +152,21 @@ impl Hot {
     /// A part for one replica.
     pub(crate) fn owner(&self) -> Owner {
         let number = self.new_number();
-        Owner { id: number, number: AtomicU64::new(number), clearing: AtomicU64::new(0), era: AtomicU64::new(0) }
+        Owner {
+            id: number,
+            number: AtomicU64::new(number),
+            clearing: AtomicU64::new(0),
+            era: AtomicU64::new(0),
+        }
     }
 
-    /// Forgets everything of a replica, and what batches that have begun and not ended will say of it.
+    /// Forgets everything of a replica, and what batches that have begun and not ended
+    /// will say of it.
     pub(crate) fn forget(&self, owner: &Owner) {
         owner.era.fetch_add(1, Ordering::AcqRel);
-        self.shards.iter().for_each(|shard| shard.lock().last_end = self.moment.fetch_add(1, Ordering::AcqRel) + 1);
+        self.shards.iter().for_each(|shard| {
+            shard.lock().last_end = self.moment.fetch_add(1, Ordering::AcqRel) + 1
+        });
         owner.number.store(self.new_number(), Ordering::Release);
     }
 
@@ -143,16 +180,36 @@ impl Hot {
     }
 
     /// A head or cell as a view of this moment sees it, if it is here whole.
-    pub(crate) fn get(&self, owner: &Owner, family: Family, key: &[u8], at: Moment) -> Option<Bytes> {
+    pub(crate) fn get(
+        &self,
+        owner: &Owner,
+        family: Family,
+        key: &[u8],
+        at: Moment,
+    ) -> Option<Bytes> {
         self.find(owner, family, key, at, |kept| kept.is_whole)
     }
 
-    /// The gist of a head or cell as a view of this moment sees it, or all of it, if that is here.
-    pub(crate) fn gist(&self, owner: &Owner, family: Family, key: &[u8], at: Moment) -> Option<Bytes> {
+    /// The gist of a head or cell as a view of this moment sees it, or all of it, if that
+    /// is here.
+    pub(crate) fn gist(
+        &self,
+        owner: &Owner,
+        family: Family,
+        key: &[u8],
+        at: Moment,
+    ) -> Option<Bytes> {
         self.find(owner, family, key, at, |_| true)
     }
 
-    fn find(&self, owner: &Owner, family: Family, key: &[u8], at: Moment, is_enough: fn(&Kept<'_>) -> bool) -> Option<Bytes> {
+    fn find(
+        &self,
+        owner: &Owner,
+        family: Family,
+        key: &[u8],
+        at: Moment,
+        is_enough: fn(&Kept<'_>) -> bool,
+    ) -> Option<Bytes> {
         let number = owner.number();
         if number == NOBODY {
             return None;
@@ -166,14 +223,17 @@ impl Hot {
         (kept.since <= at && is_enough(&kept)).then(|| Bytes::copy_from_slice(kept.value))
     }
 
-    /// Heads at these positions are about to be asked for: their records come from memory side by side rather than one after the other.
+    /// Heads at these positions are about to be asked for: their records come from memory
+    /// side by side rather than one after the other.
     pub(crate) fn expect(&self, owner: &Owner, positions: impl Iterator<Item = u64>) {
         let number = owner.number();
-        let places: SmallVec<[_; AHEAD]> = positions.map(|position| (mix(owner.id, position), mix(number, position))).collect();
+        let places: SmallVec<[_; AHEAD]> =
+            positions.map(|position| (mix(owner.id, position), mix(number, position))).collect();
         self.fetch_ahead(&places);
     }
 
-    /// Records in these shards and buckets are about to be looked at: by the hashes under which they are shut, and under which they are kept.
+    /// Records in these shards and buckets are about to be looked at: by the hashes under
+    /// which they are shut, and under which they are kept.
     fn fetch_ahead(&self, places: &[(u64, u64)]) {
         for (shard, hash) in places {
             self.shard(*shard).lock().records.expect_bucket(*hash);
@@ -184,7 +244,14 @@ impl Hot {
     }
 
     /// A head or cell that a view of this moment read from the store.
-    pub(crate) fn fill(&self, owner: &Owner, family: Family, key: &[u8], value: &Bytes, at: Moment) {
+    pub(crate) fn fill(
+        &self,
+        owner: &Owner,
+        family: Family,
+        key: &[u8],
+        value: &Bytes,
+        at: Moment,
+    ) {
         let number = owner.number();
         if number == NOBODY {
             return;
@@ -210,7 +277,8 @@ impl Hot {
         Begun(era)
     }
 
-    /// The batch that began first has been applied (`applied`), or nobody knows what became of it.
+    /// The batch that began first has been applied (`applied`), or nobody knows what
+    /// became of it.
     pub(crate) fn end(&self, owner: &Owner, edits: &Edits, begun: Begun, applied: bool) {
         let moment = self.moment.fetch_add(1, Ordering::AcqRel) + 1;
         if edits.clear {
@@ -232,15 +300,26 @@ impl Hot {
         }
     }
 
-    /// Opens entries of a batch that has ended, and keeps what it has written under a number.
+    /// Opens entries of a batch that has ended, and keeps what it has written under a
+    /// number.
     ///
-    /// Fetching ahead pays where records are in this cache and not in the processor's: SET and HSET
-    /// of 64 bytes at pipeline 16, 50 clients, durability `os`, `memory` at 4 GiB, seven turns with it
-    /// and without. CPU of the server, 2 million keys: 0.86 (SET) and 0.83 (HSET: 5.8 us, not 7.3);
-    /// 1 million: 0.97 and 0.93. With 256 MiB, where most keys are not in this cache: 0.95 to 1.05.
-    fn settle(&self, owner: &Owner, number: Option<u64>, rows: &[Changed<'_>], applied: bool, moment: Moment) {
+    /// Fetching ahead pays where records are in this cache and not in the processor's:
+    /// SET and HSET of 64 bytes at pipeline 16, 50 clients, durability `os`, `memory` at
+    /// 4 GiB, seven turns with it and without. CPU of the server, 2 million keys: 0.86
+    /// (SET) and 0.83 (HSET: 5.8 us, not 7.3); 1 million: 0.97 and 0.93. With 256 MiB,
+    /// where most keys are not in this cache: 0.95 to 1.05.
+    fn settle(
+        &self,
+        owner: &Owner,
+        number: Option<u64>,
+        rows: &[Changed<'_>],
+        applied: bool,
+        moment: Moment,
+    ) {
         let kept_at = |family, key| number.map_or(0, |number| place(lane(number, family), key));
-        let places = rows.iter().map(|(family, key, _)| (place(lane(owner.id, *family), key), kept_at(*family, key)));
+        let places = rows
+            .iter()
+            .map(|(family, key, _)| (place(lane(owner.id, *family), key), kept_at(*family, key)));
         let places: SmallVec<[_; AHEAD]> = places.collect();
         if number.is_some() && rows.len() > 1 {
             self.fetch_ahead(&places);
@@ -249,7 +328,8 @@ impl Hot {
             let mut shard = self.shard(*hash).lock();
             shard.last_end = moment;
             shard.open(*hash);
-            // A later batch with this key is under way, and may be visible before it ends: the entry stays shut, and is settled then.
+            // A later batch with this key is under way, and may be visible before it
+            // ends: the entry stays shut, and is settled then.
             let Some(number) = number.filter(|_| !shard.is_shut(*hash)) else { continue };
             let name = Name { owner: lane(number, *family), key };
             match value.filter(|_| applied) {
@@ -275,7 +355,10 @@ impl Owner {
 type Changed<'a> = (Family, &'a [u8], Option<&'a Bytes>);
 
 fn rows(edits: &Edits) -> impl Iterator<Item = Changed<'_>> {
-    edits.iter().filter(|(family, ..)| *family != Family::State).map(|(family, key, value)| (family, &key[..], value))
+    edits
+        .iter()
+        .filter(|(family, ..)| *family != Family::State)
+        .map(|(family, key, value)| (family, &key[..], value))
 }
 
 /// How much of a record that was written is kept at least.
@@ -306,8 +389,15 @@ mod tests {
         let new = hot.begin(&owner, &put("new"));
         assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None);
         hot.end(&owner, &put("new"), new, true);
-        assert_eq!(hot.get(&owner, Family::Head, KEY, before), None, "a view of before the batch must not see it");
-        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
+        assert_eq!(
+            hot.get(&owner, Family::Head, KEY, before),
+            None,
+            "a view of before the batch must not see it"
+        );
+        assert_eq!(
+            hot.get(&owner, Family::Head, KEY, hot.moment()),
+            Some(Bytes::from_static(b"new"))
+        );
     }
 
     #[test]
@@ -321,7 +411,10 @@ mod tests {
         hot.fill(&owner, Family::Head, KEY, &Bytes::from_static(b"old"), at);
         assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None);
         hot.fill(&owner, Family::Head, KEY, &Bytes::from_static(b"new"), hot.moment());
-        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
+        assert_eq!(
+            hot.get(&owner, Family::Head, KEY, hot.moment()),
+            Some(Bytes::from_static(b"new"))
+        );
     }
 
     #[test]
@@ -332,9 +425,16 @@ mod tests {
         let second = hot.begin(&owner, &put("second"));
         hot.end(&owner, &put("first"), first, true);
         hot.fill(&owner, Family::Head, KEY, &Bytes::from_static(b"first"), hot.moment());
-        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None, "the second may be visible already");
+        assert_eq!(
+            hot.get(&owner, Family::Head, KEY, hot.moment()),
+            None,
+            "the second may be visible already"
+        );
         hot.end(&owner, &put("second"), second, true);
-        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), Some(Bytes::from_static(b"second")));
+        assert_eq!(
+            hot.get(&owner, Family::Head, KEY, hot.moment()),
+            Some(Bytes::from_static(b"second"))
+        );
     }
 
     #[test]
@@ -344,7 +444,11 @@ mod tests {
             Head { header: Header { timetag: 7, expires_at_ms: Some(9) }, body }.encode()
         };
         let (small, large) = (head(&[b's'; SMALL_BYTES - 18]), head(&[b'l'; SMALL_BYTES]));
-        let cell = Cell { header: Header { timetag: 8, expires_at_ms: None }, value: Bytes::from_static(b"value") }.encode();
+        let cell = Cell {
+            header: Header { timetag: 8, expires_at_ms: None },
+            value: Bytes::from_static(b"value"),
+        }
+        .encode();
         let hot = Hot::new(1 << 20);
         let owner = hot.owner();
         let write = |family: Family, value: Option<&Bytes>| {
@@ -409,11 +513,18 @@ mod tests {
         hot.fill(&owner, Family::Head, KEY, &Bytes::from_static(b"old"), hot.moment());
         assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None);
         hot.end(&owner, &put("new"), new, true);
-        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), Some(Bytes::from_static(b"new")));
+        assert_eq!(
+            hot.get(&owner, Family::Head, KEY, hot.moment()),
+            Some(Bytes::from_static(b"new"))
+        );
         let old = hot.begin(&owner, &put("old"));
         hot.forget(&owner);
         assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None);
         hot.end(&owner, &put("old"), old, true);
-        assert_eq!(hot.get(&owner, Family::Head, KEY, hot.moment()), None, "others may have led since it was applied");
+        assert_eq!(
+            hot.get(&owner, Family::Head, KEY, hot.moment()),
+            None,
+            "others may have led since it was applied"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Tells the store's compaction which cells are dead and which values are past, without the store knowing rows.
+//! Tells the store's compaction which cells are dead and which values are past, without
+//! the store knowing rows.
 
 use engine::store::{CellJudge, Owned};
 use row::value::{Fate, Head};
@@ -6,7 +7,8 @@ use row::{Family, key, value};
 
 use crate::clock;
 
-/// Judges cells by the generation in their key and their row's head, and heads by their expiry.
+/// Judges cells by the generation in their key and their row's head, and heads by their
+/// expiry.
 pub(crate) struct RowJudge;
 
 impl CellJudge for RowJudge {
@@ -18,7 +20,9 @@ impl CellJudge for RowJudge {
 
     fn owned(&self, head: &[u8]) -> Owned {
         match Head::fate(head) {
-            Ok(Fate { generation: Some(generation), expires_at_ms }) => Owned::Generation(generation, expires_at_ms),
+            Ok(Fate { generation: Some(generation), expires_at_ms }) => {
+                Owned::Generation(generation, expires_at_ms)
+            }
             Ok(Fate { generation: None, .. }) => Owned::Nothing,
             Err(_) => Owned::Unreadable,
         }
@@ -81,7 +85,9 @@ mod tests {
             reverse: bool,
             each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
         ) -> Result<(), Fault> {
-            self.0.range(batch::of(family), from, to, reverse, each).map_err(|fault| Fault(fault.to_string()))
+            self.0
+                .range(batch::of(family), from, to, reverse, each)
+                .map_err(|fault| Fault(fault.to_string()))
         }
     }
 
@@ -94,13 +100,18 @@ mod tests {
     }
 
     /// All rows that are visible at a moment, and how many are counted.
-    fn rows(view: &dyn View, now_ms: u64) -> (BTreeMap<Bytes, Result<Answer, Failed>>, Result<Answer, Failed>) {
+    fn rows(
+        view: &dyn View,
+        now_ms: u64,
+    ) -> (BTreeMap<Bytes, Result<Answer, Failed>>, Result<Answer, Failed>) {
         let edits = &mut Edits::default();
-        let Ok(Answer::Page { keys, next: 0, .. }) = ask(view, now_ms, &Op::Scan { cursor: 0, count: 1000, glob: None, kind: None }, edits)
+        let Ok(Answer::Page { keys, next: 0, .. }) =
+            ask(view, now_ms, &Op::Scan { cursor: 0, count: 1000, glob: None, kind: None }, edits)
         else {
             panic!("few rows come in one page")
         };
-        let dump = |key: Bytes| (key.clone(), ask(view, now_ms, &Op::Dump { key }, &mut Edits::default()));
+        let dump =
+            |key: Bytes| (key.clone(), ask(view, now_ms, &Op::Dump { key }, &mut Edits::default()));
         (keys.into_iter().map(dump).collect(), ask(view, now_ms, &Op::Rows, edits))
     }
 
@@ -116,15 +127,21 @@ mod tests {
         Look,
         /// The oldest reader is done.
         Done,
-        /// What was not flushed is lost, and comes again from the log: so many entries less than there were.
+        /// What was not flushed is lost, and comes again from the log: so many entries
+        /// less than there were.
         Crash(u64),
     }
 
     fn op() -> impl Strategy<Value = Op> {
         let key = || prop::sample::select(vec!["a", "b", "c"]).prop_map(Bytes::from);
         let ttl = || prop_oneof![1 => Just(Ttl::Never), 4 => (1..40i64).prop_map(|ms| Ttl::Until(Deadline::In(ms)))];
-        let pairs =
-            || prop::collection::vec(prop::sample::select(vec!["f", "g", "h"]).prop_map(|name| (name.into(), "value".into())), 1..3);
+        let pairs = || {
+            prop::collection::vec(
+                prop::sample::select(vec!["f", "g", "h"])
+                    .prop_map(|name| (name.into(), "value".into())),
+                1..3,
+            )
+        };
         prop_oneof![
             3 => (key(), ttl()).prop_map(|(key, ttl)| Op::Set { key, value: "a longer value".into(), ttl, only: Only::Always, want_old: false }),
             3 => (key(), pairs()).prop_map(|(key, pairs)| Op::HashPut { key, pairs, only: Only::Always, ttl: Ttl::Default }),
@@ -184,18 +201,29 @@ mod tests {
         }
 
         fn apply(&self, index: usize) {
-            let write = Write { index: index as u64 + 1, log_id: Bytes::new(), batch: self.log[index].0.clone(), membership: None };
+            let write = Write {
+                index: index as u64 + 1,
+                log_id: Bytes::new(),
+                batch: self.log[index].0.clone(),
+                membership: None,
+            };
             self.store.apply(&[write], Patience::Wait).expect("applied");
         }
 
         /// Evaluates a batch on both, which must not differ, and applies it.
         fn write(&mut self, ops: &[Op]) {
-            let (mut edits, mut of_memory, mut memory) = (Edits::default(), Edits::default(), self.memory());
+            let (mut edits, mut of_memory, mut memory) =
+                (Edits::default(), Edits::default(), self.memory());
             let snapshot = self.store.snapshot().expect("a state");
             for op in ops {
                 let answer = ask(&Stored(&snapshot), self.now_ms, op, &mut edits);
                 assert!(!matches!(answer, Err(Failed::Fault(_))), "{op:?}: {answer:?}");
-                assert_eq!(answer, ask(&memory, self.now_ms, op, &mut of_memory), "{op:?} at {}", self.now_ms);
+                assert_eq!(
+                    answer,
+                    ask(&memory, self.now_ms, op, &mut of_memory),
+                    "{op:?} at {}",
+                    self.now_ms
+                );
             }
             assert_eq!(edits, of_memory, "at {}", self.now_ms);
             memory.apply(of_memory);
@@ -214,19 +242,25 @@ mod tests {
 
         fn crash(&mut self, lost: u64) {
             self.readers.clear();
-            self.store = (0..100).find_map(|_| self.reopened()).expect("the files rest for a moment");
-            let applied = self.store.flushed().expect("readable").map_or(0, |applied| applied.index) as usize;
+            self.store =
+                (0..100).find_map(|_| self.reopened()).expect("the files rest for a moment");
+            let applied =
+                self.store.flushed().expect("readable").map_or(0, |applied| applied.index) as usize;
             // What is on disk was applied, so it is in the log.
             self.log.truncate(applied.max(self.log.len().saturating_sub(lost as usize)));
             (applied..self.log.len()).for_each(|index| self.apply(index));
-            // The clock of whoever leads then may be any; the partition's time is not before its last stamp.
+            // The clock of whoever leads then may be any; the partition's time is not
+            // before its last stamp.
             self.now_ms = self.log.last().map_or(1_000, |(.., stamp_ms)| *stamp_ms);
         }
 
         fn check(&self) {
             let snapshot = self.store.snapshot().expect("a state");
-            for (view, memory, now_ms) in
-                self.readers.iter().map(|(view, memory, now_ms)| (view, memory, *now_ms)).chain([(&snapshot, &self.memory(), self.now_ms)])
+            for (view, memory, now_ms) in self
+                .readers
+                .iter()
+                .map(|(view, memory, now_ms)| (view, memory, *now_ms))
+                .chain([(&snapshot, &self.memory(), self.now_ms)])
             {
                 assert_eq!(rows(&Stored(view), now_ms), rows(memory, now_ms), "at {now_ms}");
             }
@@ -254,7 +288,11 @@ mod tests {
                     }
                     Step::Expire(later) => {
                         twins.now_ms += later;
-                        let items = twins.memory().due(stamp(twins.now_ms), Rules::default()).expect("no faults").items;
+                        let items = twins
+                            .memory()
+                            .due(stamp(twins.now_ms), Rules::default())
+                            .expect("no faults")
+                            .items;
                         twins.write(&[Op::ExpireDue { items }]);
                     }
                     Step::Flush => twins.store.flush().expect("room"),
@@ -264,7 +302,11 @@ mod tests {
                         }
                     }
                     Step::Look => {
-                        let reader = (twins.store.snapshot().expect("a state"), twins.memory(), twins.now_ms);
+                        let reader = (
+                            twins.store.snapshot().expect("a state"),
+                            twins.memory(),
+                            twins.now_ms,
+                        );
                         twins.readers.push(reader);
                     }
                     Step::Done if !twins.readers.is_empty() => drop(twins.readers.remove(0)),
@@ -285,8 +327,19 @@ mod tests {
         let soon = Ttl::Until(Deadline::In(10));
         let value = Bytes::from(vec![b'v'; 1000]);
         twins.write(&[
-            Op::Set { key: "string".into(), value: value.clone(), ttl: soon, only: Only::Always, want_old: false },
-            Op::HashPut { key: "hash".into(), pairs: vec![("f".into(), value)], only: Only::Always, ttl: Ttl::Default },
+            Op::Set {
+                key: "string".into(),
+                value: value.clone(),
+                ttl: soon,
+                only: Only::Always,
+                want_old: false,
+            },
+            Op::HashPut {
+                key: "hash".into(),
+                pairs: vec![("f".into(), value)],
+                only: Only::Always,
+                ttl: Ttl::Default,
+            },
             Op::Expire { key: "hash".into(), until: Deadline::In(10), only: ExpireIf::default() },
         ]);
         let sizes = |twins: &Twins| {
@@ -304,7 +357,13 @@ mod tests {
         let [heads, cells] = sizes(&twins);
         assert!(heads > 1000 && cells > 1000, "nothing is past: {heads}, {cells}");
         twins.now_ms += 10;
-        twins.write(&[Op::Set { key: "other".into(), value: "v".into(), ttl: Ttl::Never, only: Only::Always, want_old: false }]);
+        twins.write(&[Op::Set {
+            key: "other".into(),
+            value: "v".into(),
+            ttl: Ttl::Never,
+            only: Only::Always,
+            want_old: false,
+        }]);
         twins.store.compact().expect("room").wait().expect("compacted");
         let [heads, cells] = sizes(&twins);
         assert!(heads < 200 && cells == 0, "all is past: {heads}, {cells}");

@@ -1,18 +1,25 @@
 //! The right to answer reads without asking anybody, for a while and in one term.
 //!
-//! After Raft has confirmed leadership (`ensure_linearizable` under `LeaseRead` with half of the lease), no other leader can commit before
-//! the other half has passed; until then reads are answered at once. The clock is the boot clock, which runs on while the machine is suspended; where
-//! even that stands still, leases are revoked as soon as it shows ([`Ticker::jumps`](engine::raft::Ticker::jumps)).
+//! After Raft has confirmed leadership (`ensure_linearizable` under `LeaseRead` with half
+//! of the lease), no other leader can commit before the other half has passed; until then
+//! reads are answered at once. The clock is the boot clock, which runs on while the
+//! machine is suspended; where even that stands still, leases are revoked as soon as it
+//! shows ([`Ticker::jumps`](engine::raft::Ticker::jumps)).
 //!
 //! # Epochs
-//! Leadership may go and come back while somebody looks at the state, or between two looks. So a lease is of one *epoch*: a new one begins
-//! whenever the lease is revoked, and with each term of ours. A reader notes the epoch before its look, and answers when that epoch's
-//! lease is valid after the look: another one says nothing about what it saw. The executor goes by the lease's term in the same way.
+//! Leadership may go and come back while somebody looks at the state, or between two
+//! looks. So a lease is of one *epoch*: a new one begins whenever the lease is revoked,
+//! and with each term of ours. A reader notes the epoch before its look, and answers when
+//! that epoch's lease is valid after the look: another one says nothing about what it
+//! saw. The executor goes by the lease's term in the same way.
 //!
 //! # Invariants
-//! - A lease that was revoked, or is of another term, covers no look that began before (`a_look_is_covered_by_the_lease_that_it_began_under`).
-//! - A lease is over when the machine was suspended for longer (`a_machine_that_was_suspended_wakes_without_a_lease`).
-//! - A confirmation of an earlier term than the lease's counts for nothing (`a_lease_never_goes_back_to_an_earlier_term`).
+//! - A lease that was revoked, or is of another term, covers no look that began before
+//!   (`a_look_is_covered_by_the_lease_that_it_began_under`).
+//! - A lease is over when the machine was suspended for longer
+//!   (`a_machine_that_was_suspended_wakes_without_a_lease`).
+//! - A confirmation of an earlier term than the lease's counts for nothing
+//!   (`a_lease_never_goes_back_to_an_earlier_term`).
 //!
 //! Source of the rule: Raft thesis 6.4.1 with the margins of openraft's `leader_lease`.
 
@@ -36,7 +43,8 @@ pub(crate) struct Lease {
 
 #[derive(Debug, Default)]
 struct Granted {
-    /// Grows with every revocation, so that a confirmation that was under way meanwhile counts for nothing.
+    /// Grows with every revocation, so that a confirmation that was under way meanwhile
+    /// counts for nothing.
     revoked: u64,
     /// Of the last lease.
     term: u64,
@@ -55,7 +63,12 @@ pub(crate) struct Epoch(u64);
 
 impl Lease {
     pub(crate) fn new(clocks: Arc<dyn Clocks>) -> Lease {
-        Lease { clocks, valid_until_ns: AtomicU64::new(0), epoch: AtomicU64::new(0), granted: Mutex::default() }
+        Lease {
+            clocks,
+            valid_until_ns: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            granted: Mutex::default(),
+        }
     }
 
     /// May a read be answered now?
@@ -88,8 +101,9 @@ impl Lease {
         Asked { at_ns: self.now_ns(), revoked: self.granted.lock().revoked }
     }
 
-    /// Leadership of a term was confirmed with an acknowledgement at most `age` old, and Raft's lease is twice that: good for `age` from the
-    /// question on. Whatever was known of rows in an earlier term must be forgotten by now.
+    /// Leadership of a term was confirmed with an acknowledgement at most `age` old, and
+    /// Raft's lease is twice that: good for `age` from the question on. Whatever was
+    /// known of rows in an earlier term must be forgotten by now.
     pub(crate) fn grant(&self, asked: Asked, age: Duration, term: u64) {
         let mut granted = self.granted.lock();
         if granted.revoked != asked.revoked || term < granted.term {
@@ -109,7 +123,8 @@ impl Lease {
         self.begin_epoch();
     }
 
-    /// Under the lock. Without a lease first: who sees the epoch must not see the lease of the one before.
+    /// Under the lock. Without a lease first: who sees the epoch must not see the lease
+    /// of the one before.
     fn begin_epoch(&self) {
         self.valid_until_ns.store(0, Ordering::Release);
         self.epoch.fetch_add(1, Ordering::AcqRel);
@@ -155,14 +170,18 @@ mod tests {
         assert!(lease.covers(look));
         lease.grant(lease.ask(), LONG, 5);
         assert!(lease.covers(look), "it was renewed");
-        // Handed over and back within the same look, in a later term and, once, in the same.
+        // Handed over and back within the same look, in a later term and, once, in the
+        // same.
         lease.revoke();
         assert!(!lease.covers(look));
         lease.grant(lease.ask(), LONG, 5);
         assert!(lease.is_valid() && !lease.covers(look));
         let look = lease.epoch().expect("a lease");
         lease.grant(lease.ask(), LONG, 7);
-        assert!(lease.is_valid() && !lease.covers(look), "nobody has revoked it, and it is another");
+        assert!(
+            lease.is_valid() && !lease.covers(look),
+            "nobody has revoked it, and it is another"
+        );
         assert_eq!(lease.term(), Some(7));
     }
 

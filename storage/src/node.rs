@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use cluster::rows::Replicas;
-use cluster::{Boxed, Call, CallError, Leader, Member, PartitionId, Placement, ServerId, Table, TableId, news};
+use cluster::{
+    Boxed, Call, CallError, Leader, Member, PartitionId, Placement, ServerId, Table, TableId, news,
+};
 use engine::log::Log;
 use engine::raft::{self, Letter, Rebuild, RebuildOptions, Ticker, Wire};
 use engine::store::Shared;
@@ -29,10 +31,12 @@ use crate::{dirs, reads, tasks};
 const EXPIRY_PERIOD: Duration = Duration::from_millis(100);
 /// The longest time without a look, should the alarm miss anything.
 const EXPIRY_PAUSE_MS_MAX: u64 = 10_000;
-/// How long a replica that has stopped by a fault, or could not be opened, is left alone: doubled from the first to the last.
+/// How long a replica that has stopped by a fault, or could not be opened, is left alone:
+/// doubled from the first to the last.
 const MEND_FIRST: Duration = Duration::from_secs(1);
 const MEND_LAST: Duration = Duration::from_secs(60);
-/// Without a leader that sends its state so often in a row, a damaged replica is opened as it is: its vote may be what the group lacks for a majority.
+/// Without a leader that sends its state so often in a row, a damaged replica is opened
+/// as it is: its vote may be what the group lacks for a majority.
 const ASKS_MAX: u32 = 3;
 /// How often the node looks whether its disks are well.
 const DISK_PERIOD: Duration = Duration::from_millis(250);
@@ -54,16 +58,18 @@ pub struct NodeOptions {
     pub answer_bytes_max: usize,
     /// Memory for heads and cells read or written lately, over all tables, bytes.
     pub row_cache_bytes: usize,
-    /// Memory for requests that wait for their partition and for batches under way, edits and answers, over all partitions, bytes. What does not
-    /// fit is refused.
+    /// Memory for requests that wait for their partition and for batches under way, edits
+    /// and answers, over all partitions, bytes. What does not fit is refused.
     pub request_memory_max: usize,
     /// Told apart from other clusters' writes in timetags.
     pub cluster_tag: u8,
-    /// By which it is measured how long steps of the expiry cycle hold a partition's executor: [`monotonic`](crate::monotonic).
+    /// By which it is measured how long steps of the expiry cycle hold a partition's
+    /// executor: [`monotonic`](crate::monotonic).
     pub step_clock: fn() -> Duration,
     /// The process's time, by which stamps are given.
     pub clock: Arc<SlewedClock>,
-    /// How long a write may be without a quorum; by then, half a second before at most, its client is told that its outcome is unknown.
+    /// How long a write may be without a quorum; by then, half a second before at most,
+    /// its client is told that its outcome is unknown.
     pub unsure_after: Duration,
     /// The other servers; `None`: there are none, and every group has one member.
     pub peers: Option<Peers>,
@@ -144,7 +150,8 @@ pub struct TableFigures {
 }
 
 impl Node {
-    /// A node without replicas; [`Node::follow`] opens them. Starts the node's periodic work on the current runtime.
+    /// A node without replicas; [`Node::follow`] opens them. Starts the node's periodic
+    /// work on the current runtime.
     pub fn open(options: NodeOptions, log: Arc<Log>, shared: Shared) -> Arc<Node> {
         let hot = Arc::new(Hot::new(options.row_cache_bytes));
         let quota = Quota::new(options.request_memory_max);
@@ -162,7 +169,8 @@ impl Node {
         });
         let me = Arc::downgrade(&node);
         tasks::keep("expiry_cycle", move || expiry_cycle(me.clone()));
-        // Alone, what has stopped stays so until somebody has had a look: nobody else has the data.
+        // Alone, what has stopped stays so until somebody has had a look: nobody else has
+        // the data.
         if let Some(peers) = &node.options.peers {
             let (me, changes) = (Arc::downgrade(&node), node.changes());
             tasks::keep("mend", move || mend(me.clone(), changes.clone()));
@@ -176,8 +184,10 @@ impl Node {
         node
     }
 
-    /// Makes the set of replicas that of the assignments: opens what is missing, closes what is not listed, hands on envs. When it returns,
-    /// all are open or known not to be openable (then their calls say why). Destroys nothing that is listed: see [`Node::destroy`].
+    /// Makes the set of replicas that of the assignments: opens what is missing, closes
+    /// what is not listed, hands on envs. When it returns, all are open or known not to
+    /// be openable (then their calls say why). Destroys nothing that is listed: see
+    /// [`Node::destroy`].
     pub async fn follow(&self, assigned: &[Assigned]) {
         let _one_at_a_time = self.changing.lock().await;
         let mut replicas = HashMap::clone(&self.replicas.load());
@@ -185,13 +195,21 @@ impl Node {
         for Assigned { table, placements } in assigned {
             for placement in placements {
                 match self.member_here(placement) {
-                    Some(me) => drop(wanted.insert(placement.partition, (table, placement, me.raft_id))),
-                    None => tracing::warn!(?placement, "a partition was assigned that has no replica here"),
+                    Some(me) => {
+                        wanted.insert(placement.partition, (table, placement, me.raft_id));
+                    }
+                    None => tracing::warn!(
+                        ?placement,
+                        "a partition was assigned that has no replica here"
+                    ),
                 }
             }
         }
-        let is_wanted = |id: &PartitionId, held: &Held| wanted.get(id).is_some_and(|(_, _, raft_id)| *raft_id == held.raft_id);
-        let unlisted: Vec<PartitionId> = replicas.iter().filter(|(id, held)| !is_wanted(id, held)).map(|(id, _)| *id).collect();
+        let is_wanted = |id: &PartitionId, held: &Held| {
+            wanted.get(id).is_some_and(|(_, _, raft_id)| *raft_id == held.raft_id)
+        };
+        let unlisted: Vec<PartitionId> =
+            replicas.iter().filter(|(id, held)| !is_wanted(id, held)).map(|(id, _)| *id).collect();
         let closing: Vec<Held> = unlisted.iter().filter_map(|id| replicas.remove(id)).collect();
         if !closing.is_empty() {
             self.replicas.store(Arc::new(replicas.clone()));
@@ -207,7 +225,8 @@ impl Node {
                 }
             }
         }
-        let missing: Vec<PartitionId> = wanted.keys().filter(|id| !replicas.contains_key(id)).copied().collect();
+        let missing: Vec<PartitionId> =
+            wanted.keys().filter(|id| !replicas.contains_key(id)).copied().collect();
         let open = |(table, placement, raft_id): (&Arc<Table>, &Placement, u64)| {
             self.open_replica(table.clone(), Arc::new(placement.clone()), raft_id, MEND_FIRST)
         };
@@ -220,41 +239,55 @@ impl Node {
     /// This node's member of a partition's group.
     fn member_here(&self, placement: &Placement) -> Option<Member> {
         match &self.options.peers {
-            Some(peers) => placement.members.iter().find(|member| member.server == peers.server).copied(),
+            Some(peers) => {
+                placement.members.iter().find(|member| member.server == peers.server).copied()
+            }
             None => placement.members.first().copied(),
         }
     }
 
-    /// Deletes everything of a table that is being dropped. Doing it again, or for a table that was never here, is harmless.
+    /// Deletes everything of a table that is being dropped. Doing it again, or for a
+    /// table that was never here, is harmless.
     ///
     /// # Errors
-    /// What the file system says; the table's calls are refused from then on all the same.
+    /// What the file system says; the table's calls are refused from then on all the
+    /// same.
     pub async fn destroy(&self, table: &Table) -> std::io::Result<()> {
         let _one_at_a_time = self.changing.lock().await;
         let mut replicas = HashMap::clone(&self.replicas.load());
-        let ids: Vec<PartitionId> = replicas.keys().filter(|id| id.table == table.id).copied().collect();
+        let ids: Vec<PartitionId> =
+            replicas.keys().filter(|id| id.table == table.id).copied().collect();
         let closing: Vec<Held> = ids.iter().filter_map(|id| replicas.remove(id)).collect();
         self.replicas.store(Arc::new(replicas));
         close_all(closing.iter()).await;
         drop(closing);
-        for place in dirs::list(&self.options.dir)?.into_iter().filter(|place| place.partition.table == table.id) {
+        for place in dirs::list(&self.options.dir)?
+            .into_iter()
+            .filter(|place| place.partition.table == table.id)
+        {
             self.clear_away(&place).await?;
         }
         Ok(())
     }
 
-    /// Deletes what a replica left: its part of the log first, so that what is cut short is found again by the directory.
+    /// Deletes what a replica left: its part of the log first, so that what is cut short
+    /// is found again by the directory.
     async fn clear_away(&self, place: &dirs::Place) -> std::io::Result<()> {
         self.log.destroy(group_of(place.partition)).await?;
         remove_store(&place.path).await
     }
 
-    /// Before a replica is opened, what lies here of its partition under other Raft ids. Of an earlier placement nothing may be left, as the group's log here is one;
-    /// but that log is the replica's own once it has a directory. Raft ids only grow: one that is larger is a copy that somebody made, or meta's assignment is old.
+    /// Before a replica is opened, what lies here of its partition under other Raft ids.
+    /// Of an earlier placement nothing may be left, as the group's log here is one; but
+    /// that log is the replica's own once it has a directory. Raft ids only grow: one
+    /// that is larger is a copy that somebody made, or meta's assignment is old.
     async fn clear_others(&self, partition: PartitionId, raft_id: u64) -> std::io::Result<()> {
         let own = dirs::path(&self.options.dir, partition, raft_id);
         let has_past = own.exists() || raft::remains(&own).iter().any(|path| path.exists());
-        for place in dirs::list(&self.options.dir)?.into_iter().filter(|place| place.partition == partition && place.raft_id != raft_id) {
+        for place in dirs::list(&self.options.dir)?
+            .into_iter()
+            .filter(|place| place.partition == partition && place.raft_id != raft_id)
+        {
             let path = place.path.display();
             match (place.raft_id < raft_id, has_past) {
                 (true, false) => self.clear_away(&place).await?,
@@ -262,9 +295,14 @@ impl Node {
                     tracing::warn!(%path, "a directory of an earlier replica of a partition is removed; the log is its successor's");
                     remove_store(&place.path).await?;
                 }
-                (false, true) => tracing::warn!(%path, "a directory of a partition whose replica here is an earlier one is left alone"),
+                (false, true) => {
+                    tracing::warn!(%path, "a directory of a partition whose replica here is an earlier one is left alone")
+                }
                 (false, false) => {
-                    let why = format!("{path} is of a later replica than {raft_id}, which is to be opened and has no directory");
+                    let why = format!(
+                        "{path} is of a later replica than {raft_id}, which is to be opened and \
+                         has no directory"
+                    );
                     return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));
                 }
             }
@@ -272,7 +310,13 @@ impl Node {
         Ok(())
     }
 
-    async fn open_replica(&self, table: Arc<Table>, placement: Arc<Placement>, raft_id: u64, pause: Duration) -> Held {
+    async fn open_replica(
+        &self,
+        table: Arc<Table>,
+        placement: Arc<Placement>,
+        raft_id: u64,
+        pause: Duration,
+    ) -> Held {
         let slot = self.try_open(&table, &placement, raft_id).await;
         if let Err(error) = &slot {
             tracing::error!(table = table.name, index = placement.partition.index, %error, "a partition could not be opened");
@@ -280,16 +324,22 @@ impl Node {
         Held { table, placement, raft_id, slot, since: Instant::now(), pause, rebuild: None }
     }
 
-    /// Lets others lead what has stopped by a fault. What has been set aside long enough is opened, or rebuilt when it is damaged. When there is more to do.
+    /// Lets others lead what has stopped by a fault. What has been set aside long enough
+    /// is opened, or rebuilt when it is damaged. When there is more to do.
     async fn mend(&self) -> Option<Instant> {
-        let stopped: Vec<Arc<Replica>> = self.replicas().into_iter().filter(|replica| replica.stopped().is_some()).collect();
+        let stopped: Vec<Arc<Replica>> =
+            self.replicas().into_iter().filter(|replica| replica.stopped().is_some()).collect();
         futures::future::join_all(stopped.iter().map(|replica| replica.give_up())).await;
         let _one_at_a_time = self.changing.lock().await;
         let mut replicas = HashMap::clone(&self.replicas.load());
         let now = Instant::now();
         let mut closing = Vec::new();
         for held in replicas.values_mut() {
-            let Some(stopped) = held.slot.as_ref().ok().and_then(|replica| replica.stopped().cloned()) else { continue };
+            let Some(stopped) =
+                held.slot.as_ref().ok().and_then(|replica| replica.stopped().cloned())
+            else {
+                continue;
+            };
             // Whatever ailed it before, it had recovered from that.
             if now.duration_since(held.since) > MEND_LAST {
                 held.pause = MEND_FIRST;
@@ -309,14 +359,20 @@ impl Node {
             if !is_rebuilt && now < held.since + held.pause {
                 continue;
             }
-            let is_in_vain = held.rebuild.as_ref().is_some_and(|rebuild| rebuild.asked_in_vain() >= ASKS_MAX);
+            let is_in_vain =
+                held.rebuild.as_ref().is_some_and(|rebuild| rebuild.asked_in_vain() >= ASKS_MAX);
             if !is_damaged || is_rebuilt || is_in_vain {
                 if let Some(rebuild) = &held.rebuild {
                     rebuild.stop().await;
                 }
                 due.push(*id);
             } else if let Some(peers) = &self.options.peers {
-                let rebuild = held.rebuild.get_or_insert_with(|| Arc::new(self.rebuild(peers, &held.placement, held.raft_id))).clone();
+                let rebuild = held
+                    .rebuild
+                    .get_or_insert_with(|| {
+                        Arc::new(self.rebuild(peers, &held.placement, held.raft_id))
+                    })
+                    .clone();
                 tasks::spawn(async move { rebuild.ask().await }, |why| tasks::tell("rebuild", why));
                 (held.since, held.pause) = (now, (held.pause * 2).min(MEND_LAST));
             }
@@ -333,14 +389,21 @@ impl Node {
             replicas.insert(id, held);
             self.changes.send_modify(|change| *change += 1);
         }
-        let next = replicas.values().filter(|held| held.slot.is_err()).map(|held| held.since + held.pause).min();
+        let next = replicas
+            .values()
+            .filter(|held| held.slot.is_err())
+            .map(|held| held.since + held.pause)
+            .min();
         self.replicas.store(Arc::new(replicas));
         next
     }
 
     async fn try_open(&self, table: &Table, placement: &Placement, raft_id: u64) -> Slot {
         let partition = placement.partition;
-        let unopened = |error: std::io::Error| SetAside { fault: CallError::Fault(error.to_string()), is_damaged: false };
+        let unopened = |error: std::io::Error| SetAside {
+            fault: CallError::Fault(error.to_string()),
+            is_damaged: false,
+        };
         self.clear_others(partition, raft_id).await.map_err(unopened)?;
         let options = ReplicaOptions {
             placement,
@@ -375,7 +438,11 @@ impl Node {
             log: self.log.group_log(group_of(placement.partition)),
             directory: dirs::path(&self.options.dir, placement.partition, raft_id),
             shared: self.shared.clone(),
-            members: placement.members.iter().map(|member| (member.raft_id, raft::Node { server: member.server.0 })).collect(),
+            members: placement
+                .members
+                .iter()
+                .map(|member| (member.raft_id, raft::Node { server: member.server.0 }))
+                .collect(),
             wire: peers.wire.clone(),
             ticker: peers.ticker.clone(),
         })
@@ -393,7 +460,8 @@ impl Node {
         self.replicas.load().values().filter_map(|held| held.slot.as_ref().ok().cloned()).collect()
     }
 
-    /// Grows when a leadership or a replica's health changes: worth a report to meta at once.
+    /// Grows when a leadership or a replica's health changes: worth a report to meta at
+    /// once.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -401,7 +469,11 @@ impl Node {
     /// The partitions that are led here, with a majority of their replicas there.
     pub fn led(&self) -> Vec<PartitionId> {
         let replicas = self.replicas();
-        replicas.iter().filter(|replica| replica.leads_a_majority()).map(|replica| replica.partition()).collect()
+        replicas
+            .iter()
+            .filter(|replica| replica.leads_a_majority())
+            .map(|replica| replica.partition())
+            .collect()
     }
 
     /// How all replicas are, for meta.
@@ -412,7 +484,11 @@ impl Node {
             Err(error) => news::Replica {
                 partition: *partition,
                 raft_id: held.raft_id,
-                health: if held.rebuild.is_some() { news::Health::Installing } else { news::Health::Faulty },
+                health: if held.rebuild.is_some() {
+                    news::Health::Installing
+                } else {
+                    news::Health::Faulty
+                },
                 fault: Some(error.to_string()),
                 term: 0,
                 leads: false,
@@ -446,15 +522,20 @@ impl Node {
         reply.map_err(|error| error.to_string())
     }
 
-    /// Waits until the replica here has applied an entry, and has its log on the disk then: what was committed up to that entry survives here.
+    /// Waits until the replica here has applied an entry, and has its log on the disk
+    /// then: what was committed up to that entry survives here.
     ///
     /// # Errors
     /// Why that can't be said, for who asked.
     pub async fn sync_copy(&self, partition: PartitionId, index: u64) -> Result<(), String> {
-        self.replica(partition).map_err(|error| error.to_string())?.sync_copy(index, &self.log).await
+        self.replica(partition)
+            .map_err(|error| error.to_string())?
+            .sync_copy(index, &self.log)
+            .await
     }
 
-    /// Hands the leadership of a partition over to another member, if it is here and of this term.
+    /// Hands the leadership of a partition over to another member, if it is here and of
+    /// this term.
     ///
     /// # Errors
     /// Why not, in words.
@@ -467,7 +548,8 @@ impl Node {
         replica.transfer(to, "meta has asked for it").await
     }
 
-    /// Hands over everything that is led here to members that are ready, before this process stops; gives up after `patience`.
+    /// Hands over everything that is led here to members that are ready, before this
+    /// process stops; gives up after `patience`.
     pub async fn hand_over(&self, patience: Duration) {
         let replicas = self.replicas();
         let each = replicas.iter().map(|replica| replica.hand_over("the server is stopping"));
@@ -487,22 +569,33 @@ impl Node {
         self.hot.used()
     }
 
-    /// How many rows, and how many fields of other rows, the expiry cycle of this process has removed since it began.
+    /// How many rows, and how many fields of other rows, the expiry cycle of this process
+    /// has removed since it began.
     pub fn expired(&self) -> (u64, u64) {
         (self.cycles.rows.load(Ordering::Relaxed), self.cycles.fields.load(Ordering::Relaxed))
     }
 
-    /// By how much the time of stamps differs from the wall clock, ms: the process's, or that of the partition led here that differs most. Positive: it is ahead.
+    /// By how much the time of stamps differs from the wall clock, ms: the process's, or
+    /// that of the partition led here that differs most. Positive: it is ahead.
     pub fn clock_ahead_ms(&self) -> i64 {
-        let led = self.replicas().into_iter().filter(|replica| replica.leads()).map(|replica| replica.clock.ahead_ms());
-        led.chain([self.options.clock.ahead_ms()]).max_by_key(|ahead_ms| ahead_ms.abs()).unwrap_or(0)
+        let led = self
+            .replicas()
+            .into_iter()
+            .filter(|replica| replica.leads())
+            .map(|replica| replica.clock.ahead_ms());
+        led.chain([self.options.clock.ahead_ms()])
+            .max_by_key(|ahead_ms| ahead_ms.abs())
+            .unwrap_or(0)
     }
 
     /// Figures of a table's partitions here.
     pub fn table_figures(&self, table: TableId) -> TableFigures {
         let mut sum = TableFigures { faults: self.faults(table), ..TableFigures::default() };
         let replicas = self.replicas.load();
-        let open = replicas.iter().filter(|(id, _)| id.table == table).filter_map(|(_, held)| held.slot.as_ref().ok());
+        let open = replicas
+            .iter()
+            .filter(|(id, _)| id.table == table)
+            .filter_map(|(_, held)| held.slot.as_ref().ok());
         open.for_each(|replica| replica.add_figures(&mut sum));
         sum
     }
@@ -544,7 +637,8 @@ async fn close_all(held: impl Iterator<Item = &Held>) {
 
 /// What meta says of a table's `default_ttl`.
 fn default_ttl(table: &Table) -> Heard {
-    let seconds: u64 = table.envs.get("default_ttl").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let seconds: u64 =
+        table.envs.get("default_ttl").and_then(|text| text.parse().ok()).unwrap_or(0);
     Heard { ttl_ms: seconds.saturating_mul(1000), set_at_ms: table.default_ttl_since_ms }
 }
 
@@ -585,10 +679,17 @@ impl Replicas<Request, Response> for Node {
 }
 
 impl Call<Request, Response> for Node {
-    fn read_now(&self, partition: PartitionId, request: &Request) -> Option<Result<Response, CallError>> {
+    fn read_now(
+        &self,
+        partition: PartitionId,
+        request: &Request,
+    ) -> Option<Result<Response, CallError>> {
         let replicas = self.replicas.load();
         let Some(Held { slot: Ok(replica), .. }) = replicas.get(&partition) else { return None };
-        if !replica.lease.is_valid() || reads::is_for_executor(request) || reads::is_long(replica, request) {
+        if !replica.lease.is_valid()
+            || reads::is_for_executor(request)
+            || reads::is_long(replica, request)
+        {
             return None;
         }
         match reads::answer(replica, request, reads::WALKED_MAX, By::Now) {
@@ -598,7 +699,11 @@ impl Call<Request, Response> for Node {
         }
     }
 
-    fn call(&self, partition: PartitionId, request: Request) -> Boxed<'_, Result<Response, CallError>> {
+    fn call(
+        &self,
+        partition: PartitionId,
+        request: Request,
+    ) -> Boxed<'_, Result<Response, CallError>> {
         let replica = self.replica(partition);
         Box::pin(async move {
             let replica = replica?;
@@ -610,14 +715,16 @@ impl Call<Request, Response> for Node {
             }
             match replica.queue.push(request)?.await {
                 Ok(outcome) => outcome,
-                // The executor ended without a word, which only a bug or the end of the process can make it do.
+                // The executor ended without a word, which only a bug or the end of the
+                // process can make it do.
                 Err(_) => Err(CallError::Unknown("the partition's executor ended".to_owned())),
             }
         })
     }
 }
 
-/// In a cluster: revokes all leases whenever the machine has stood still, until the node is gone.
+/// In a cluster: revokes all leases whenever the machine has stood still, until the node
+/// is gone.
 async fn revoke_on_jumps(node: std::sync::Weak<Node>, mut jumps: watch::Receiver<Option<Instant>>) {
     while jumps.changed().await.is_ok() {
         let Some(node) = node.upgrade() else { return };
@@ -625,7 +732,8 @@ async fn revoke_on_jumps(node: std::sync::Weak<Node>, mut jumps: watch::Receiver
     }
 }
 
-/// In a cluster: has others lead what is led here while a disk of this server is slow, full or failed, until the node is gone.
+/// In a cluster: has others lead what is led here while a disk of this server is slow,
+/// full or failed, until the node is gone.
 async fn leave_ailing_disk(node: std::sync::Weak<Node>) {
     let mut tick = tokio::time::interval(DISK_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -689,7 +797,9 @@ async fn expiry_cycle(node: std::sync::Weak<Node>) {
                 Due::Now => {
                     // Where it is at work already it goes on until nothing is due.
                     if let Some(work) = replica.expiry.begin() {
-                        tasks::spawn(node.cycles.clone().work(replica, work), |why| tasks::tell("expiry_work", why));
+                        tasks::spawn(node.cycles.clone().work(replica, work), |why| {
+                            tasks::tell("expiry_work", why)
+                        });
                     }
                 }
                 Due::In(left_ms) => pause_ms = pause_ms.min(left_ms),

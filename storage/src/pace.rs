@@ -1,15 +1,19 @@
 //! How long an executor waits for more before a batch begins.
 //!
-//! Clients that were just answered ask again in a moment. A batch that begins without them makes two alternating halves out of them, each
-//! paying for a round of its own. So as long as fewer wait than were seen lately, the executor lets others run first, for a small part of what
-//! the last round took at most; a lone client never waits.
+//! Clients that were just answered ask again in a moment. A batch that begins without
+//! them makes two alternating halves out of them, each paying for a round of its own. So
+//! as long as fewer wait than were seen lately, the executor lets others run first, for a
+//! small part of what the last round took at most; a lone client never waits.
 //!
-//! A round costs hundreds of microseconds of CPU, whatever is in it. While batches are small, the executor sleeps until those seen lately are all
-//! there: one full round is cheaper than two halves, and no later. From [`FULL_OPS`] on, halves that overlap are better.
+//! A round costs hundreds of microseconds of CPU, whatever is in it. While batches are
+//! small, the executor sleeps until those seen lately are all there: one full round is
+//! cheaper than two halves, and no later. From [`FULL_OPS`] on, halves that overlap are
+//! better.
 //!
-//! Clients that ask when they like, rather than when they were answered, or that ask this partition now and then another, are not worth that
-//! sleep: those seen lately do not all come, or some wait already when a full batch lands. Who sees that a few times does without patience for a
-//! while.
+//! Clients that ask when they like, rather than when they were answered, or that ask this
+//! partition now and then another, are not worth that sleep: those seen lately do not all
+//! come, or some wait already when a full batch lands. Who sees that a few times does
+//! without patience for a while.
 
 use std::time::{Duration, Instant};
 
@@ -18,13 +22,16 @@ use crate::queue::{Amount, Queue};
 /// The part of a round that may be spent on gathering, and its bound.
 const GATHER_PART: u32 = 4;
 const GATHER_MAX: Duration = Duration::from_micros(250);
-/// The longest sleep for those who were seen lately and do not come: the shortest that a timer can do.
+/// The longest sleep for those who were seen lately and do not come: the shortest that a
+/// timer can do.
 const PATIENCE: Duration = Duration::from_millis(1);
 /// Waiting for so many rounds' time is worth a full round.
 const WORTH: u32 = 3;
-/// A batch that leaves more than this part of its requests waiting as it lands was not what clients waited for.
+/// A batch that leaves more than this part of its requests waiting as it lands was not
+/// what clients waited for.
 const LEFT_PART: usize = 4;
-/// So many rounds for which patience was of no use, more than those for which it was, end it for so many rounds.
+/// So many rounds for which patience was of no use, more than those for which it was, end
+/// it for so many rounds.
 const STRIKES: u32 = 4;
 const REST: u32 = 500;
 /// So many ops are worth a round of their own.
@@ -39,7 +46,8 @@ pub(crate) struct Pace {
     ops: usize,
     /// How long the last batch took from its proposal to its application.
     round: Duration,
-    /// Whether those seen lately were waited for in vain, or for longer than that was worth.
+    /// Whether those seen lately were waited for in vain, or for longer than that was
+    /// worth.
     was_in_vain: bool,
     /// Rounds for which patience was of no use, less those for which it was.
     strikes: u32,
@@ -48,8 +56,9 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// Waits until as many wait as were seen lately, `gathered` of them already evaluated, or the time is up: asleep while batches are small and
-    /// that is of use, else letting others run.
+    /// Waits until as many wait as were seen lately, `gathered` of them already
+    /// evaluated, or the time is up: asleep while batches are small and that is of use,
+    /// else letting others run.
     pub(crate) async fn gather(&mut self, queue: &Queue, gathered: usize) {
         let missing = self.seen.saturating_sub(gathered);
         if queue.len() >= missing {
@@ -81,7 +90,8 @@ impl Pace {
     /// A batch was answered while so many requests waited already.
     pub(crate) fn answered(&mut self, batch: Amount, waiting: usize) {
         (self.seen, self.ops) = (batch.requests + waiting, batch.ops);
-        let is_of_use = !std::mem::take(&mut self.was_in_vain) && waiting * LEFT_PART <= batch.requests;
+        let is_of_use =
+            !std::mem::take(&mut self.was_in_vain) && waiting * LEFT_PART <= batch.requests;
         if self.rest > 0 {
             self.rest -= 1;
         } else if is_of_use {

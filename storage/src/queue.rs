@@ -55,7 +55,13 @@ impl Queue {
     /// One that takes its memory from the node's.
     pub(crate) fn new(quota: Arc<Quota>) -> Queue {
         let reservation = quota.reservation();
-        let line = Line { waiting: VecDeque::new(), amount: Amount::default(), reservation, wake_at: None, closed: None };
+        let line = Line {
+            waiting: VecDeque::new(),
+            amount: Amount::default(),
+            reservation,
+            wake_at: None,
+            closed: None,
+        };
         Queue { line: Mutex::new(line), filled: Notify::new(), quota }
     }
 
@@ -74,7 +80,9 @@ impl Queue {
             return Err(why.clone());
         }
         // One request always fits, however large.
-        if line.waiting.len() >= REQUESTS_MAX || (line.amount.bytes > 0 && line.amount.bytes + bytes > BYTES_MAX) {
+        if line.waiting.len() >= REQUESTS_MAX
+            || (line.amount.bytes > 0 && line.amount.bytes + bytes > BYTES_MAX)
+        {
             return Err(CallError::Overloaded);
         }
         let held = line.amount.bytes + bytes;
@@ -185,7 +193,9 @@ pub(crate) fn refuse(answers: impl Iterator<Item = oneshot::Sender<Outcome>>, wh
 
 impl Line {
     fn is_enough(&self) -> bool {
-        self.wake_at.is_some_and(|enough| self.amount.requests >= enough.requests || self.amount.ops >= enough.ops)
+        self.wake_at.is_some_and(|enough| {
+            self.amount.requests >= enough.requests || self.amount.ops >= enough.ops
+        })
     }
 }
 
@@ -207,12 +217,17 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn append(bytes: usize) -> Request {
-        let op = Op::Append { key: Bytes::from_static(b"k"), value: Bytes::from(vec![b'v'; bytes]) };
+        let op =
+            Op::Append { key: Bytes::from_static(b"k"), value: Bytes::from(vec![b'v'; bytes]) };
         Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() }
     }
 
     fn reads(ops: usize) -> Request {
-        Request { ops: vec![Op::Get { key: Bytes::from_static(b"k") }; ops], joined: Vec::new(), watched: Vec::new() }
+        Request {
+            ops: vec![Op::Get { key: Bytes::from_static(b"k") }; ops],
+            joined: Vec::new(),
+            watched: Vec::new(),
+        }
     }
 
     #[test]
@@ -228,7 +243,11 @@ mod tests {
         };
         let outcomes = fill(&|| append(MIB));
         assert!((12..=16).contains(&outcomes.len()), "{}", outcomes.len());
-        assert!(queues.iter().all(|queue| matches!(queue.push(append(MIB)), Err(CallError::OutOfMemory))));
+        assert!(
+            queues
+                .iter()
+                .all(|queue| matches!(queue.push(append(MIB)), Err(CallError::OutOfMemory)))
+        );
         // What one gives back another may take.
         let taken = queues[0].take(Amount { requests: usize::MAX, ops: 1, bytes: usize::MAX });
         assert_eq!(taken.len(), 1);

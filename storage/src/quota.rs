@@ -1,13 +1,18 @@
 //! Memory for requests and batches: one quota for all partitions of a node.
 //!
-//! A partition's queue is bounded, and so is a batch; hundreds of partitions that wait for one slow disk are not. So what waits for an executor, and what
-//! batches under way hold (edits, answers), is counted against one quota as it is kept. What does not fit is refused before anything is proposed.
+//! A partition's queue is bounded, and so is a batch; hundreds of partitions that wait
+//! for one slow disk are not. So what waits for an executor, and what batches under way
+//! hold (edits, answers), is counted against one quota as it is kept. What does not fit
+//! is refused before anything is proposed.
 //!
-//! The first few KiB of each are free: what is answered at once touches nothing that all partitions share.
+//! The first few KiB of each are free: what is answered at once touches nothing that all
+//! partitions share.
 //!
 //! # Invariants
-//! - What is reserved is given back with its [`Reservation`], whatever becomes of who holds it.
-//! - A node on which nothing is reserved takes any one request, so that none is refused for ever.
+//! - What is reserved is given back with its [`Reservation`], whatever becomes of who
+//!   holds it.
+//! - A node on which nothing is reserved takes any one request, so that none is refused
+//!   for ever.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,13 +56,18 @@ impl Quota {
 }
 
 impl Reservation {
-    /// Takes as much as its holder is to hold from now on, if there is so much left or nothing is taken.
+    /// Takes as much as its holder is to hold from now on, if there is so much left or
+    /// nothing is taken.
     pub(crate) fn try_hold(&mut self, bytes: usize) -> bool {
         let wanted = counted(bytes);
         if wanted > self.bytes {
             let (more, bytes_max) = (wanted - self.bytes, self.quota.bytes_max);
-            let grown = |reserved: usize| (reserved == 0 || reserved.saturating_add(more) <= bytes_max).then(|| reserved + more);
-            if self.quota.reserved.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown).is_err() {
+            let grown = |reserved: usize| {
+                (reserved == 0 || reserved.saturating_add(more) <= bytes_max)
+                    .then(|| reserved + more)
+            };
+            if self.quota.reserved.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown).is_err()
+            {
                 return false;
             }
             self.bytes = wanted;
@@ -103,7 +113,8 @@ mod tests {
         assert_eq!(quota.left(), 0);
         drop(first);
         assert_eq!(quota.left(), 60 * STEP);
-        // What has grown already is counted, even beyond the bound; nothing is taken then.
+        // What has grown already is counted, even beyond the bound; nothing is taken
+        // then.
         second.hold(150 * STEP);
         assert!(quota.left() == 0 && !quota.reservation().try_hold(2 * STEP));
         second.hold(11 * STEP);

@@ -30,7 +30,8 @@ pub(crate) struct Applied<'a> {
     patience: Cell<u64>,
     /// The latest moment that was taken for past, ms; 0 when none was.
     past_ms: Cell<u64>,
-    /// When a step of the expiry cycle that is being evaluated has held the executor for long enough, by the node's clock for steps.
+    /// When a step of the expiry cycle that is being evaluated has held the executor for
+    /// long enough, by the node's clock for steps.
     spent_at: Cell<Duration>,
 }
 
@@ -58,7 +59,10 @@ impl<'a> Applied<'a> {
     }
 
     /// As of now; all ranges end when more than so many records were walked past.
-    pub(crate) fn snapshot(replica: &'a Replica, walked_max: u64) -> Result<Applied<'a>, CallError> {
+    pub(crate) fn snapshot(
+        replica: &'a Replica,
+        walked_max: u64,
+    ) -> Result<Applied<'a>, CallError> {
         let applied = Applied::new(replica, true);
         let snapshot = replica.store.snapshot().map_err(|error| replica.fault(error))?;
         Ok(Applied { snapshot: Some(snapshot), patience: Cell::new(walked_max), ..applied })
@@ -69,7 +73,8 @@ impl<'a> Applied<'a> {
         self.past_ms.get()
     }
 
-    /// A step of the expiry cycle begins: it [is spent](View::is_spent) when it has held the executor for [`HELD_MAX`].
+    /// A step of the expiry cycle begins: it [is spent](View::is_spent) when it has held
+    /// the executor for [`HELD_MAX`].
     pub(crate) fn begin_step(&self) -> Duration {
         let began = (self.replica.step_clock)();
         self.spent_at.set(began + HELD_MAX);
@@ -81,12 +86,14 @@ impl<'a> Applied<'a> {
         (self.replica.step_clock)().saturating_sub(began)
     }
 
-    /// Whether a range ended before its end because it took too long: what was made of it is worth nothing.
+    /// Whether a range ended before its end because it took too long: what was made of it
+    /// is worth nothing.
     fn is_out_of_patience(&self) -> bool {
         self.patience.get() == 0
     }
 
-    /// Walks past so many more records, or takes as long for something else; `false`: there is no time for it.
+    /// Walks past so many more records, or takes as long for something else; `false`:
+    /// there is no time for it.
     fn takes(&self, records: u64) -> bool {
         blocking::give_way();
         self.patience.set(self.patience.get().saturating_sub(records));
@@ -169,17 +176,22 @@ impl View for Applied<'_> {
     }
 }
 
-/// A row's head and one of its cells as of one moment, without a snapshot of the store: each is read as it is applied by then, the head once more
-/// after the cell.
+/// A row's head and one of its cells as of one moment, without a snapshot of the store:
+/// each is read as it is applied by then, the head once more after the cell.
 ///
 /// # Why that is one moment
-/// Let the head be read at `a`, the cell at `b` and the head again at `c`, and both heads name the generation `g`. A partition gives each
-/// generation once: a row that was deleted, or replaced by another, has `g` at no time after. So it had `g` all the time from `a` to `c`, and the
-/// cell that is found under `g` at `b`, or found missing, is the row's own at `b`. What else the op takes from the head read at `a` is whether
-/// the row lives, by its expiry. Were that changed between `a` and `b`, the op's place is before the change if the cell stayed as it was from
-/// `a` to `b`, and else right after the last write of the cell before `b`, for which the row lived, or it would have got another generation.
+/// Let the head be read at `a`, the cell at `b` and the head again at `c`, and both heads
+/// name the generation `g`. A partition gives each generation once: a row that was
+/// deleted, or replaced by another, has `g` at no time after. So it had `g` all the time
+/// from `a` to `c`, and the cell that is found under `g` at `b`, or found missing, is the
+/// row's own at `b`. What else the op takes from the head read at `a` is whether the row
+/// lives, by its expiry. Were that changed between `a` and `b`, the op's place is before
+/// the change if the cell stayed as it was from `a` to `b`, and else right after the last
+/// write of the cell before `b`, for which the row lived, or it would have got another
+/// generation.
 ///
-/// An op that looks at more than that is to be evaluated again, on a snapshot ([`OneRow::is_one_moment`]).
+/// An op that looks at more than that is to be evaluated again, on a snapshot
+/// ([`OneRow::is_one_moment`]).
 struct OneRow<'a> {
     applied: Applied<'a>,
     heads: Cell<u32>,
@@ -193,7 +205,13 @@ struct OneRow<'a> {
 impl<'a> OneRow<'a> {
     fn new(replica: &'a Replica) -> OneRow<'a> {
         let (heads, cells) = (Cell::new(0), Cell::new(0));
-        OneRow { applied: Applied::latest(replica), heads, cells, generation: Cell::new(None), is_more: Cell::new(false) }
+        OneRow {
+            applied: Applied::latest(replica),
+            heads,
+            cells,
+            generation: Cell::new(None),
+            is_more: Cell::new(false),
+        }
     }
 
     /// Notes that this record was looked at.
@@ -209,14 +227,17 @@ impl<'a> OneRow<'a> {
         Ok(())
     }
 
-    /// Whether what was seen, of the row with this key, is of one moment; to be asked last.
+    /// Whether what was seen, of the row with this key, is of one moment; to be asked
+    /// last.
     fn is_one_moment(&self, key: &[u8]) -> Result<bool, Fault> {
         match (self.is_more.get(), self.heads.get(), self.cells.get()) {
             (false, 0 | 1, 0) => Ok(true),
             (false, 1, 1) => {
                 // Not as of the view's own moment, which is before the cell's.
-                let head = Applied::latest(self.applied.replica).gist(Family::Head, &key::head(key))?;
-                Ok(self.generation.get().is_some() && generation(head.as_ref())? == self.generation.get())
+                let head =
+                    Applied::latest(self.applied.replica).gist(Family::Head, &key::head(key))?;
+                Ok(self.generation.get().is_some()
+                    && generation(head.as_ref())? == self.generation.get())
             }
             _ => Ok(false),
         }
@@ -242,7 +263,14 @@ impl View for OneRow<'_> {
     }
 
     /// Nothing is walked: whatever the op says of it is not asked for.
-    fn range(&self, _: Family, _: &[u8], _: &[u8], _: bool, _: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<(), Fault> {
+    fn range(
+        &self,
+        _: Family,
+        _: &[u8],
+        _: &[u8],
+        _: bool,
+        _: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
         self.is_more.set(true);
         Ok(())
     }
@@ -256,8 +284,9 @@ fn fault(error: store::Fault) -> Fault {
     Fault(error.to_string())
 }
 
-/// Answers beyond so many bytes are left for the caller to ask for again, so that one request of many large reads does not fill the memory; except
-/// where they must be one look, up to what one answer may have. A batch of the executor ends there, too.
+/// Answers beyond so many bytes are left for the caller to ask for again, so that one
+/// request of many large reads does not fill the memory; except where they must be one
+/// look, up to what one answer may have. A batch of the executor ends there, too.
 pub(crate) const ANSWERS_BYTES: usize = 8 << 20;
 
 /// By which time a look judges what has expired.
@@ -273,8 +302,9 @@ pub(crate) enum By {
 pub(crate) enum Look {
     /// All is answered that was to be.
     Done(Response),
-    /// An answer rests on it that this moment (ms) is past, and the log did not know that before the look. It must be written down first, and then
-    /// looked at again: a write that was under way before that may have given the row another expiry.
+    /// An answer rests on it that this moment (ms) is past, and the log did not know that
+    /// before the look. It must be written down first, and then looked at again: a write
+    /// that was under way before that may have given the row another expiry.
     Ahead(Response, u64),
     /// The lease had run out by the time the state was looked at.
     TooLate,
@@ -282,17 +312,28 @@ pub(crate) enum Look {
     TooLong,
 }
 
-/// Answers a request that only reads, on the calling thread, at least its first op (see [`ANSWERS_BYTES`]), unless more than `walked_max` records must be walked past, or
+/// Answers a request that only reads, on the calling thread, at least its first op (see
+/// [`ANSWERS_BYTES`]), unless more than `walked_max` records must be walked past, or
 /// something else takes as long.
 ///
-/// The lease that was valid before the look must still be valid after it: however long the thread was held up in between, what it saw was then
-/// the latest. Another lease would not do: leadership that went and came back meanwhile left what others wrote behind the look.
-pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64, by: By) -> Result<Look, CallError> {
+/// The lease that was valid before the look must still be valid after it: however long
+/// the thread was held up in between, what it saw was then the latest. Another lease
+/// would not do: leadership that went and came back meanwhile left what others wrote
+/// behind the look.
+pub(crate) fn answer(
+    replica: &Replica,
+    request: &Request,
+    walked_max: u64,
+    by: By,
+) -> Result<Look, CallError> {
     let Some(epoch) = replica.lease.epoch() else { return Ok(Look::TooLate) };
-    // Before the look, too: what is committed after it may have come behind a write that the look has not seen.
+    // Before the look, too: what is committed after it may have come behind a write that
+    // the look has not seen.
     let committed_ms = replica.clock.committed_ms();
-    // Ops that are not joined need not see the same moment: one sees what the one before it saw, or later.
-    let is_each_alone = request.joined.is_empty() && request.ops.iter().all(|op| row_looked_at(op).is_some());
+    // Ops that are not joined need not see the same moment: one sees what the one before
+    // it saw, or later.
+    let is_each_alone =
+        request.joined.is_empty() && request.ops.iter().all(|op| row_looked_at(op).is_some());
     let snapshot = if is_each_alone { None } else { Some(Applied::snapshot(replica, walked_max)?) };
     if !is_each_alone && !replica.lease.covers(epoch) {
         return Ok(Look::TooLate);
@@ -303,7 +344,10 @@ pub(crate) fn answer(replica: &Replica, request: &Request, walked_max: u64, by: 
     };
     let rules = replica.rules();
     if is_each_alone && request.ops.len() > 1 {
-        replica.hot.expect(&replica.owner, request.ops.iter().filter_map(row_looked_at).map(|key| key::position(key)));
+        replica.hot.expect(
+            &replica.owner,
+            request.ops.iter().filter_map(row_looked_at).map(|key| key::position(key)),
+        );
     }
     let mut outcomes = Vec::with_capacity(request.ops.len());
     let (mut bytes, mut past_ms) = (0, 0);
@@ -350,14 +394,21 @@ fn evaluate(view: &dyn View, op: &Op, stamp: Stamp, rules: Rules) -> Answered {
     answered
 }
 
-/// What an op answers, and on which moment's being past that [rests](View::rests_on), ms; `None` when there is too much to walk past.
+/// What an op answers, and on which moment's being past that [rests](View::rests_on), ms;
+/// `None` when there is too much to walk past.
 fn evaluate_on(view: &Applied<'_>, op: &Op, stamp: Stamp, rules: Rules) -> Option<(Answered, u64)> {
     let answered = evaluate(view, op, stamp, rules);
     (!view.is_out_of_patience()).then(|| (answered, view.past_ms()))
 }
 
 /// As [`evaluate_on`] what is applied by now, for an op that looks at one row.
-fn evaluate_alone(replica: &Replica, op: &Op, stamp: Stamp, rules: Rules, walked_max: u64) -> Result<Option<(Answered, u64)>, CallError> {
+fn evaluate_alone(
+    replica: &Replica,
+    op: &Op,
+    stamp: Stamp,
+    rules: Rules,
+    walked_max: u64,
+) -> Result<Option<(Answered, u64)>, CallError> {
     let view = OneRow::new(replica);
     let answered = evaluate(&view, op, stamp, rules);
     let key = row_looked_at(op).expect("the caller has asked");
@@ -367,9 +418,11 @@ fn evaluate_alone(replica: &Replica, op: &Op, stamp: Stamp, rules: Rules, walked
     Ok(evaluate_on(&Applied::snapshot(replica, walked_max)?, op, stamp, rules))
 }
 
-/// Whether a request needs the executor: it writes, or asks what only the executor knows. Or the replica itself ([`is_sync`]).
+/// Whether a request needs the executor: it writes, or asks what only the executor knows.
+/// Or the replica itself ([`is_sync`]).
 pub(crate) fn is_for_executor(request: &Request) -> bool {
-    !request.watched.is_empty() || request.ops.iter().any(|op| op.is_write() || matches!(op, Op::Watch { .. } | Op::Sync))
+    !request.watched.is_empty()
+        || request.ops.iter().any(|op| op.is_write() || matches!(op, Op::Watch { .. } | Op::Sync))
 }
 
 /// Whether a request is answered by the replica: it asks for the disk.
@@ -377,10 +430,15 @@ pub(crate) fn is_sync(request: &Request) -> bool {
     request.watched.is_empty() && matches!(request.ops[..], [Op::Sync])
 }
 
-/// The row whose head, and one cell at most, an op looks at, so that it needs no snapshot to see one moment.
+/// The row whose head, and one cell at most, an op looks at, so that it needs no snapshot
+/// to see one moment.
 fn row_looked_at(op: &Op) -> Option<&Bytes> {
     match op {
-        Op::Get { key } | Op::GetRange { key, .. } | Op::Length { key } | Op::Inspect { key } | Op::HashLen { key } => Some(key),
+        Op::Get { key }
+        | Op::GetRange { key, .. }
+        | Op::Length { key }
+        | Op::Inspect { key }
+        | Op::HashLen { key } => Some(key),
         Op::HashGet { key, fields } if fields.len() == 1 => Some(key),
         Op::HashExpiry { key, fields, .. } if fields.len() == 1 => Some(key),
         _ => None,
@@ -390,15 +448,18 @@ fn row_looked_at(op: &Op) -> Option<&Bytes> {
 /// How many records a request may look at on a thread that serves connections.
 const LONG: u64 = 1000;
 
-/// What walking past a record takes, about, and how many bytes can be copied in that time.
+/// What walking past a record takes, about, and how many bytes can be copied in that
+/// time.
 const RECORD_NS: u64 = 1000;
 const RECORD_BYTES: u64 = 1024;
 
-/// Past how many records such a thread walks at most. Not all are known before: fields that have expired are walked past as well, and those before the
-/// one that a forgotten HSCAN cursor stands for.
+/// Past how many records such a thread walks at most. Not all are known before: fields
+/// that have expired are walked past as well, and those before the one that a forgotten
+/// HSCAN cursor stands for.
 pub(crate) const WALKED_MAX: u64 = 2 * LONG;
 
-/// Whether a request is known to look at very many records: not on a thread that serves connections.
+/// Whether a request is known to look at very many records: not on a thread that serves
+/// connections.
 pub(crate) fn is_long(replica: &Replica, request: &Request) -> bool {
     let mut records: u64 = 0;
     request.ops.iter().any(|op| {
@@ -407,7 +468,8 @@ pub(crate) fn is_long(replica: &Replica, request: &Request) -> bool {
     })
 }
 
-/// Whether requests will keep the executor so long that others had better be served by another thread meanwhile.
+/// Whether requests will keep the executor so long that others had better be served by
+/// another thread meanwhile.
 pub(crate) fn are_long<'a>(replica: &Replica, requests: impl Iterator<Item = &'a Request>) -> bool {
     let ops = requests.flat_map(|request| &request.ops);
     ops.fold(0u64, |records, op| records.saturating_add(looked_at(replica, op))) > WALKED_MAX
@@ -417,28 +479,38 @@ pub(crate) fn are_long<'a>(replica: &Replica, requests: impl Iterator<Item = &'a
 fn looked_at(replica: &Replica, op: &Op) -> u64 {
     match op {
         Op::HashPut { pairs, .. } | Op::SetAllNew { pairs } => pairs.len() as u64,
-        Op::HashDelete { fields, .. } | Op::HashGetDelete { fields, .. } | Op::HashGetExpire { fields, .. } => fields.len() as u64,
+        Op::HashDelete { fields, .. }
+        | Op::HashGetDelete { fields, .. }
+        | Op::HashGetExpire { fields, .. } => fields.len() as u64,
         Op::HashExpire { fields, .. } => fields.len() as u64,
         Op::Restore { content: Content::Hash(fields), .. } => fields.len() as u64,
         Op::Copy { from, .. } | Op::Rename { from, .. } => fields(replica, from),
         Op::HashRangeDelete { key, .. } => fields(replica, key),
-        Op::Append { value, .. } | Op::Set { value, .. } | Op::SetRange { value, .. } => 1 + value.len() as u64 / RECORD_BYTES,
+        Op::Append { value, .. } | Op::Set { value, .. } | Op::SetRange { value, .. } => {
+            1 + value.len() as u64 / RECORD_BYTES
+        }
         // The one that the next page begins with is looked at as well.
         Op::Scan { count, .. } | Op::HashScan { count, .. } => count.saturating_add(1),
         Op::HashGet { fields, .. } => fields.len() as u64,
         Op::HashExpiry { fields, .. } => fields.len() as u64,
-        Op::HashRange { key, .. } | Op::HashRangeCount { key, .. } | Op::Dump { key } | Op::Size { key, samples: 0 } => {
-            fields(replica, key)
-        }
+        Op::HashRange { key, .. }
+        | Op::HashRangeCount { key, .. }
+        | Op::Dump { key }
+        | Op::Size { key, samples: 0 } => fields(replica, key),
         Op::Size { samples, .. } => *samples,
-        Op::HashRandom { key, count, .. } => fields(replica, key).saturating_add(count.min(&0).unsigned_abs()),
+        Op::HashRandom { key, count, .. } => {
+            fields(replica, key).saturating_add(count.min(&0).unsigned_abs())
+        }
         _ => 1,
     }
 }
 
-/// How many fields a hash has; 0 for anything else. What can't be read is found out by the op itself.
+/// How many fields a hash has; 0 for anything else. What can't be read is found out by
+/// the op itself.
 fn fields(replica: &Replica, key: &[u8]) -> u64 {
-    let Ok(Some(head)) = replica.store.get(engine::batch::Family::Head, &key::head(key)) else { return 0 };
+    let Ok(Some(head)) = replica.store.get(engine::batch::Family::Head, &key::head(key)) else {
+        return 0;
+    };
     match value::Head::decode(&head) {
         Ok(value::Head { body: value::Body::Hash(hash), .. }) => hash.count,
         _ => 0,
@@ -471,7 +543,9 @@ mod tests {
         let node = open(dir.path()).await;
         let write = async |ops: Vec<Op>| {
             let joined = (1..ops.len() as u32).collect();
-            node.call(DB0, Request { ops, joined, watched: Vec::new() }).await.expect("a healthy node");
+            node.call(DB0, Request { ops, joined, watched: Vec::new() })
+                .await
+                .expect("a healthy node");
         };
         let put = |value: &'static str| Op::HashPut {
             key: Bytes::from_static(KEY),
@@ -483,7 +557,12 @@ mod tests {
         write(vec![put("old")]).await;
         let replica = node.replica(DB0).expect("it is here");
         // What is written between the looks at head and cell; is that one moment still?
-        let writes = [(vec![], true), (vec![put("new")], true), (vec![delete(), put("other")], false), (vec![delete()], false)];
+        let writes = [
+            (vec![], true),
+            (vec![put("new")], true),
+            (vec![delete(), put("other")], false),
+            (vec![delete()], false),
+        ];
         for (ops, is_one) in writes {
             let view = OneRow::new(&replica);
             let head = view.get(Family::Head, &key::head(KEY)).unwrap();

@@ -1,4 +1,5 @@
-//! One copy of one partition on this node: its store, its Raft group, its executor's queue.
+//! One copy of one partition on this node: its store, its Raft group, its executor's
+//! queue.
 
 use std::future::Future;
 use std::path::Path;
@@ -13,7 +14,9 @@ use engine::batch::Family;
 use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Log, LogError};
 use engine::mutants::{self, Rule};
-use engine::raft::{self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role, Why};
+use engine::raft::{
+    self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role, Why,
+};
 use engine::store::{Fault, Health, Shared, Sizes, Store};
 use engine::time::SlewedClock;
 use parking_lot::Mutex;
@@ -50,11 +53,13 @@ pub struct Replica {
     role: watch::Receiver<Role>,
     /// The last term in which this replica began to lead, in every respect.
     adopted_term: Mutex<u64>,
-    /// In force: what the partition's state says of `default_ttl`, and the limits of this server.
+    /// In force: what the partition's state says of `default_ttl`, and the limits of this
+    /// server.
     rules: ArcSwap<Rules>,
     /// When the `default_ttl` in force was set, by meta's time.
     set_at_ms: AtomicU64,
-    /// What meta says of it. It comes to every server in its own time, so nobody goes by it before it is in the partition's state.
+    /// What meta says of it. It comes to every server in its own time, so nobody goes by
+    /// it before it is in the partition's state.
     heard: Mutex<Heard>,
     pub(crate) queue: Queue,
     /// Whether the group has other members, which go on without this one.
@@ -63,7 +68,8 @@ pub struct Replica {
     stopped: OnceLock<SetAside>,
     changes: Arc<watch::Sender<u64>>,
     pub(crate) clock: Clock,
-    /// How long a batch in flight may be without a quorum; by then its clients are told that its outcome is unknown.
+    /// How long a batch in flight may be without a quorum; by then its clients are told
+    /// that its outcome is unknown.
     pub(crate) unsure_after: Duration,
     pub(crate) lease: Lease,
     in_flight: AtomicUsize,
@@ -93,23 +99,27 @@ struct Counts {
     sizes: Sizes,
 }
 
-/// Counts are read again after so long though nothing has changed: readers may have let go of memory.
+/// Counts are read again after so long though nothing has changed: readers may have let
+/// go of memory.
 const COUNTS_AGE: Duration = Duration::from_secs(60);
 
 /// How long one call waits for leadership to be confirmed; the caller may try again.
 const WORD_PATIENCE: Duration = Duration::from_millis(400);
 
-/// How long a copy waits for an entry that it is to have on its disk; whoever wants to know asks again.
+/// How long a copy waits for an entry that it is to have on its disk; whoever wants to
+/// know asks again.
 const COPY_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Time that is ahead of the wall clock by so much is not its reading only, ms; then what is committed of it is no older than this, ms, about.
+/// Time that is ahead of the wall clock by so much is not its reading only, ms; then what
+/// is committed of it is no older than this, ms, about.
 const CLOCK_AHEAD_MS: i64 = 1_000;
 const KEPT_TIME_AGE_MS: u64 = 9_000;
 
 /// How soon a new leader that could not make itself ready tries again.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long a replica that has stopped by a fault tries to hand over what it leads; then the others elect.
+/// How long a replica that has stopped by a fault tries to hand over what it leads; then
+/// the others elect.
 const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often a read is tried whose lease ran out on the way.
@@ -134,7 +144,8 @@ impl SetAside {
         SetAside { fault: told(fault), is_damaged: store.damage().is_some() }
     }
 
-    /// What callers are told: where there are peers, that this replica does nothing, so that they find the one that leads.
+    /// What callers are told: where there are peers, that this replica does nothing, so
+    /// that they find the one that leads.
     pub(crate) fn told(&self, has_peers: bool) -> CallError {
         match has_peers {
             true => CallError::NoLeader(format!("its replica here is set aside: {}", self.fault)),
@@ -189,7 +200,10 @@ pub(crate) struct ReplicaOptions<'a> {
 
 impl ReplicaOptions<'_> {
     fn clocks(&self) -> Arc<dyn Clocks> {
-        self.peers.map_or_else(|| Arc::new(SystemClocks) as Arc<dyn Clocks>, |peers| peers.ticker.clocks().clone())
+        self.peers.map_or_else(
+            || Arc::new(SystemClocks) as Arc<dyn Clocks>,
+            |peers| peers.ticker.clocks().clone(),
+        )
     }
 
     async fn start_group(&self, log: &Arc<Log>, store: Store) -> Result<Group, String> {
@@ -197,10 +211,16 @@ impl ReplicaOptions<'_> {
         let name = format!("table {} partition {}", partition.table.0, partition.index);
         let (id, log) = (self.raft_id, log.group_log(self.group_id));
         let started = match self.peers {
-            None => self.raft_runtime.spawn(async move { Group::start_alone(id, name, log, store).await }).await,
+            None => {
+                self.raft_runtime
+                    .spawn(async move { Group::start_alone(id, name, log, store).await })
+                    .await
+            }
             Some(peers) => {
                 let members = self.placement.members.iter();
-                let initial = members.map(|member| (member.raft_id, engine::raft::Node { server: member.server.0 })).collect();
+                let initial = members
+                    .map(|member| (member.raft_id, engine::raft::Node { server: member.server.0 }))
+                    .collect();
                 let options = GroupOptions {
                     group: self.group_id,
                     id,
@@ -226,16 +246,25 @@ impl Replica {
         shared: &Shared,
         hot: &Arc<Hot>,
     ) -> Result<Arc<Replica>, SetAside> {
-        let unopened = |fault: String| SetAside { fault: CallError::Fault(fault), is_damaged: false };
-        raft::settle(options.dir, &log.group_log(options.group_id), shared).await.map_err(|error| unopened(error.to_string()))?;
+        let unopened =
+            |fault: String| SetAside { fault: CallError::Fault(fault), is_damaged: false };
+        raft::settle(options.dir, &log.group_log(options.group_id), shared)
+            .await
+            .map_err(|error| unopened(error.to_string()))?;
         let store = {
             let (dir, shared) = (options.dir.to_owned(), shared.clone());
-            tokio::task::spawn_blocking(move || Store::open_swept(&shared, dir, Arc::new(RowJudge))).await
+            tokio::task::spawn_blocking(move || Store::open_swept(&shared, dir, Arc::new(RowJudge)))
+                .await
         }
         .map_err(|error| unopened(error.to_string()))?
-        .map_err(|fault| SetAside { is_damaged: matches!(fault, Fault::Corrupt { .. }), ..unopened(fault.to_string()) })?;
+        .map_err(|fault| SetAside {
+            is_damaged: matches!(fault, Fault::Corrupt { .. }),
+            ..unopened(fault.to_string())
+        })?;
         let opened = match last_stamp(&store) {
-            Ok(stamp_ms) => options.start_group(log, store.clone()).await.map(|group| (group, stamp_ms)),
+            Ok(stamp_ms) => {
+                options.start_group(log, store.clone()).await.map(|group| (group, stamp_ms))
+            }
             Err(fault) => Err(fault),
         };
         let (group, stamp_ms) = match opened {
@@ -278,9 +307,14 @@ impl Replica {
         Ok(replica)
     }
 
-    /// Runs a task without which the replica is of no use, and nobody else would notice: its queue is open, and it reads on. It stops should that panic; what
-    /// was under way then has been told that nobody knows.
-    fn run(self: &Arc<Self>, what: &'static str, task: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+    /// Runs a task without which the replica is of no use, and nobody else would notice:
+    /// its queue is open, and it reads on. It stops should that panic; what was under way
+    /// then has been told that nobody knows.
+    fn run(
+        self: &Arc<Self>,
+        what: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> tokio::task::JoinHandle<()> {
         let replica = Arc::downgrade(self);
         tasks::spawn(task, move |why| {
             if let Some(replica) = replica.upgrade() {
@@ -305,13 +339,18 @@ impl Replica {
         self.pass_on_default_ttl();
     }
 
-    /// Has what was heard of `default_ttl` written into the partition's state, if this replica leads and it is news.
+    /// Has what was heard of `default_ttl` written into the partition's state, if this
+    /// replica leads and it is news.
     pub(crate) fn pass_on_default_ttl(&self) {
         let Heard { ttl_ms, set_at_ms } = *self.heard.lock();
         if !self.leads() || set_at_ms <= self.set_at_ms.load(Ordering::Acquire) {
             return;
         }
-        let request = Request { ops: vec![Op::SetDefaultTtl { ttl_ms, set_at_ms }], joined: Vec::new(), watched: Vec::new() };
+        let request = Request {
+            ops: vec![Op::SetDefaultTtl { ttl_ms, set_at_ms }],
+            joined: Vec::new(),
+            watched: Vec::new(),
+        };
         if let Err(error) = self.queue.push(request) {
             tracing::debug!(partition = ?self.partition, %error, "the table's default_ttl is passed on later");
         }
@@ -319,16 +358,25 @@ impl Replica {
 
     /// Goes by a `default_ttl` from now on.
     pub(crate) fn enforce(&self, rule: &value::DefaultTtl) {
-        let rules = Rules { default_ttl_ms: rule.ttl_ms, default_ttl_since_ms: rule.since_ms, ..self.rules() };
+        let rules = Rules {
+            default_ttl_ms: rule.ttl_ms,
+            default_ttl_since_ms: rule.since_ms,
+            ..self.rules()
+        };
         self.rules.store(Arc::new(rules));
         self.set_at_ms.store(rule.set_at_ms, Ordering::Release);
         self.expiry.look();
     }
 
-    /// Goes by the `default_ttl` in the applied state: others may have set it, or what was to set it did not come about.
+    /// Goes by the `default_ttl` in the applied state: others may have set it, or what
+    /// was to set it did not come about.
     pub(crate) fn recall_default_ttl(&self) -> Result<(), CallError> {
-        let record = self.store.get(Family::Default, key::DEFAULT_TTL).map_err(|error| self.fault(error))?;
-        let rule = record.map(|record| value::DefaultTtl::decode(&record)).transpose().map_err(|error| self.fault(error))?;
+        let record =
+            self.store.get(Family::Default, key::DEFAULT_TTL).map_err(|error| self.fault(error))?;
+        let rule = record
+            .map(|record| value::DefaultTtl::decode(&record))
+            .transpose()
+            .map_err(|error| self.fault(error))?;
         self.enforce(&rule.unwrap_or_default());
         Ok(())
     }
@@ -355,13 +403,15 @@ impl Replica {
         Ok(term)
     }
 
-    /// Before leadership is confirmed. Who has stopped gets no lease: what stops it from here on revokes what was asked for.
+    /// Before leadership is confirmed. Who has stopped gets no lease: what stops it from
+    /// here on revokes what was asked for.
     fn ask(&self) -> Result<Asked, CallError> {
         let asked = self.lease.ask();
         self.queue.closed().map_or(Ok(asked), Err)
     }
 
-    /// Before anything is read or evaluated in a new term of ours: what others led to was applied without passing by here.
+    /// Before anything is read or evaluated in a new term of ours: what others led to was
+    /// applied without passing by here.
     fn adopt(&self, term: u64) -> Result<(), CallError> {
         let mut adopted = self.adopted_term.lock();
         if mutants::breaks(Rule::Adopt) {
@@ -384,8 +434,8 @@ impl Replica {
         self.role.borrow().is_leader
     }
 
-    /// Whether this replica believes to lead in a term, by its lease or, when that has run out, by what Raft said last. Before anything is told
-    /// it takes the lease.
+    /// Whether this replica believes to lead in a term, by its lease or, when that has
+    /// run out, by what Raft said last. Before anything is told it takes the lease.
     pub(crate) fn leads_in(&self, term: u64) -> bool {
         match self.lease.term() {
             Some(leased) => leased == term,
@@ -396,7 +446,8 @@ impl Replica {
         }
     }
 
-    /// One line for each leadership that begins or ends here; `led`: the term of the last one that began and has not ended.
+    /// One line for each leadership that begins or ends here; `led`: the term of the last
+    /// one that began and has not ended.
     fn log_role(&self, led: &mut Option<u64>, now: Role) {
         let leads = now.is_leader.then_some(now.term);
         if *led == leads {
@@ -409,11 +460,22 @@ impl Replica {
                 _ if leads.is_some() => "it was lost and won again".to_owned(),
                 (Some(cause), _) if parting.is_empty() => cause.clone(),
                 (Some(cause), _) => format!("{cause}: {parting}"),
-                (None, Some(next)) => format!("member {} on server {} leads in term {}", next.raft_id, ServerId(next.server), next.term),
+                (None, Some(next)) => format!(
+                    "member {} on server {} leads in term {}",
+                    next.raft_id,
+                    ServerId(next.server),
+                    next.term
+                ),
                 (None, None) if now.term > term => format!("others elect in term {}", now.term),
                 (None, None) => "its Raft group has stopped here".to_owned(),
             };
-            tracing::info!(table, partition, term, why, "this server does not lead the partition any more");
+            tracing::info!(
+                table,
+                partition,
+                term,
+                why,
+                "this server does not lead the partition any more"
+            );
         }
         if let Some(term) = leads {
             let why = cause.unwrap_or_else(|| "it was elected".to_owned());
@@ -429,7 +491,10 @@ impl Replica {
 
     /// Who leads, as far as is known here.
     pub(crate) fn leader(&self) -> Option<Leader> {
-        self.role.borrow().leader.map(|leader| Leader { server: ServerId(leader.server), term: leader.term })
+        self.role
+            .borrow()
+            .leader
+            .map(|leader| Leader { server: ServerId(leader.server), term: leader.term })
     }
 
     /// Takes a letter from another member.
@@ -438,19 +503,34 @@ impl Replica {
     }
 
     /// Hands leadership over to another member; `why` is for the log.
-    pub(crate) async fn transfer(self: &Arc<Self>, to: u64, why: &'static str) -> Result<(), String> {
+    pub(crate) async fn transfer(
+        self: &Arc<Self>,
+        to: u64,
+        why: &'static str,
+    ) -> Result<(), String> {
         self.transfer_as(to, Why::Asked, why).await
     }
 
-    async fn transfer_as(self: &Arc<Self>, to: u64, kind: Why, why: &'static str) -> Result<(), String> {
+    async fn transfer_as(
+        self: &Arc<Self>,
+        to: u64,
+        kind: Why,
+        why: &'static str,
+    ) -> Result<(), String> {
         let replica = self.clone();
         *self.parting.lock() = why;
-        self.group.transfer_leader_as(to, kind, Box::new(move || replica.lease.revoke())).await.map_err(|error| error.to_string())
+        self.group
+            .transfer_leader_as(to, kind, Box::new(move || replica.lease.revoke()))
+            .await
+            .map_err(|error| error.to_string())
     }
 
-    /// Hands leadership over to a member whose disk is quick, if it is here and this server's disk is slow, full, failed or behind.
+    /// Hands leadership over to a member whose disk is quick, if it is here and this
+    /// server's disk is slow, full, failed or behind.
     pub(crate) async fn leave_ailing_disk(self: &Arc<Self>) {
-        let Some(ailment) = self.group.ailment().filter(|_| self.leads() && self.has_peers) else { return };
+        let Some(ailment) = self.group.ailment().filter(|_| self.leads() && self.has_peers) else {
+            return;
+        };
         let (replica, why) = (self.clone(), ailment.name());
         let revoke = move || {
             *replica.parting.lock() = why;
@@ -458,7 +538,9 @@ impl Replica {
         };
         match self.group.leave(ailment.clone(), Box::new(revoke)).await {
             Ok(_) => {}
-            Err(error) => tracing::warn!(partition = ?self.partition, %ailment, %error, "another should lead it, and none can"),
+            Err(error) => {
+                tracing::warn!(partition = ?self.partition, %ailment, %error, "another should lead it, and none can")
+            }
         }
     }
 
@@ -468,12 +550,15 @@ impl Replica {
         if !status.figures.is_leader {
             return;
         }
-        let mut followers: Vec<_> = status.followers.into_iter().filter(|follower| follower.is_voter).collect();
+        let mut followers: Vec<_> =
+            status.followers.into_iter().filter(|follower| follower.is_voter).collect();
         followers.sort_by_key(|follower| std::cmp::Reverse(follower.matched));
         for follower in followers {
             match self.transfer_as(follower.raft_id, Why::Stopping, why).await {
                 Ok(()) => return,
-                Err(error) => tracing::debug!(partition = ?self.partition, to = follower.raft_id, error, "a handover did not go through"),
+                Err(error) => {
+                    tracing::debug!(partition = ?self.partition, to = follower.raft_id, error, "a handover did not go through")
+                }
             }
         }
     }
@@ -487,7 +572,9 @@ impl Replica {
             raft_id: self.raft_id,
             health: if fault.is_some() { news::Health::Faulty } else { news::Health::Running },
             term: figures.term,
-            leads: fault.is_none() && figures.is_leader && *self.adopted_term.lock() == figures.term,
+            leads: fault.is_none()
+                && figures.is_leader
+                && *self.adopted_term.lock() == figures.term,
             fault,
             last_log: figures.last_log,
             applied: figures.applied,
@@ -499,12 +586,18 @@ impl Replica {
         }
     }
 
-    /// Waits for Raft's word, but not forever: after a start the log may take long to apply, and on a full disk until there is space.
-    async fn soon<T>(&self, word: impl Future<Output = Result<T, GroupError>>) -> Result<T, CallError> {
+    /// Waits for Raft's word, but not forever: after a start the log may take long to
+    /// apply, and on a full disk until there is space.
+    async fn soon<T>(
+        &self,
+        word: impl Future<Output = Result<T, GroupError>>,
+    ) -> Result<T, CallError> {
         match tokio::time::timeout(WORD_PATIENCE, word).await {
             Ok(word) => word.map_err(|error| self.no_leader(error)),
             Err(_) => Err(CallError::NoLeader(match self.writable() {
-                Err(CallError::ReadOnly(full)) => format!("what is in the log can't be applied: {full}"),
+                Err(CallError::ReadOnly(full)) => {
+                    format!("what is in the log can't be applied: {full}")
+                }
                 _ => "it is still applying its log".to_owned(),
             })),
         }
@@ -517,13 +610,18 @@ impl Replica {
         }
     }
 
-    /// Proposes under the leadership under which the batch was evaluated, behind those proposed before; the result tells when it is applied.
+    /// Proposes under the leadership under which the batch was evaluated, behind those
+    /// proposed before; the result tells when it is applied.
     pub(crate) async fn submit(
         self: &Arc<Self>,
         leadership: &Leadership,
         batch: Bytes,
     ) -> Result<impl Future<Output = Result<(), ProposeError>> + Send + 'static, ProposeError> {
-        let verdict = self.group.submit(leadership, batch).await.map_err(|error| self.propose_error(error))?;
+        let verdict = self
+            .group
+            .submit(leadership, batch)
+            .await
+            .map_err(|error| self.propose_error(error))?;
         let replica = self.clone();
         Ok(async move { verdict.await.map_err(|error| replica.propose_error(error)) })
     }
@@ -557,7 +655,8 @@ impl Replica {
         }
     }
 
-    /// Whether something is stored that is due by then. May take as long as there are tombstones.
+    /// Whether something is stored that is due by then. May take as long as there are
+    /// tombstones.
     pub(crate) fn has_due(&self, due_ms: u64) -> Result<bool, CallError> {
         let mut found = self.leads() && self.expiry.due(due_ms, &self.rules()) == Due::Now;
         let end = key::time_index(due_ms.saturating_add(1), key::Due::Row, &[]);
@@ -580,7 +679,10 @@ impl Replica {
             }
             let look = if is_long {
                 let (replica, request) = (self.clone(), request.clone());
-                let look = cluster::blocking::spawn(move || reads::answer(&replica, &request, u64::MAX, by)).await;
+                let look = cluster::blocking::spawn(move || {
+                    reads::answer(&replica, &request, u64::MAX, by)
+                })
+                .await;
                 look.map_err(told)??
             } else {
                 reads::answer(self, &request, reads::WALKED_MAX, by)?
@@ -591,7 +693,9 @@ impl Replica {
                 Look::Ahead(_, past_ms) => match self.pass(past_ms).await {
                     Ok(()) => by = By::Committed,
                     // Reads go on without, unless the row may get another expiry yet.
-                    Err(CallError::ReadOnly(_)) if self.in_flight.load(Ordering::Acquire) == 0 => is_read_only = true,
+                    Err(CallError::ReadOnly(_)) if self.in_flight.load(Ordering::Acquire) == 0 => {
+                        is_read_only = true
+                    }
                     Err(error) => return Err(error),
                 },
                 Look::TooLate => {}
@@ -601,8 +705,8 @@ impl Replica {
         Err(CallError::NoLeader("the lease runs out before a read is done".to_owned()))
     }
 
-    /// As the one that leads: has everything that was acknowledged by now on this server's disk, whatever the durability. Answers the index up to
-    /// which entries are.
+    /// As the one that leads: has everything that was acknowledged by now on this
+    /// server's disk, whatever the durability. Answers the index up to which entries are.
     pub(crate) async fn sync(&self, log: &Log) -> Result<Response, CallError> {
         let index = self.soon(self.group.read_index()).await?;
         log.flush().await.map_err(|error| match self.has_peers {
@@ -613,17 +717,22 @@ impl Replica {
         Ok(Response::Done(vec![Ok(Answer::Int(i64::try_from(index).unwrap_or(i64::MAX)))]))
     }
 
-    /// Whether it leads or not: waits until it has applied an entry, and then until its log is on this server's disk.
+    /// Whether it leads or not: waits until it has applied an entry, and then until its
+    /// log is on this server's disk.
     pub(crate) async fn sync_copy(&self, index: u64, log: &Log) -> Result<(), String> {
         let applied = tokio::time::timeout(COPY_PATIENCE, self.group.applied(index)).await;
-        applied.map_err(|_| format!("entry {index} is not applied here yet"))?.map_err(|error| error.to_string())?;
+        applied
+            .map_err(|_| format!("entry {index} is not applied here yet"))?
+            .map_err(|error| error.to_string())?;
         log.flush().await.map_err(|error| error.to_string())
     }
 
-    /// Has it committed that a moment is past, so that what a reader found expired stays so under the next leader, whose clock may be behind. It
-    /// costs a write, once for what expires between two writes: who reads it later finds it committed.
+    /// Has it committed that a moment is past, so that what a reader found expired stays
+    /// so under the next leader, whose clock may be behind. It costs a write, once for
+    /// what expires between two writes: who reads it later finds it committed.
     async fn pass(&self, at_ms: u64) -> Result<(), CallError> {
-        let request = Request { ops: vec![Op::Pass { at_ms }], joined: Vec::new(), watched: Vec::new() };
+        let request =
+            Request { ops: vec![Op::Pass { at_ms }], joined: Vec::new(), watched: Vec::new() };
         match self.queue.push(request)?.await {
             Ok(Ok(_)) => Ok(()),
             // Whether it is written or not, a read may be tried again.
@@ -633,11 +742,14 @@ impl Replica {
         }
     }
 
-    /// Whoever leads next, and this replica after a restart, goes on from the last stamp that is committed. While time is ahead of the wall clock nothing else
-    /// tells them how far it has come: then it is committed every so often though nobody writes.
+    /// Whoever leads next, and this replica after a restart, goes on from the last stamp
+    /// that is committed. While time is ahead of the wall clock nothing else tells them
+    /// how far it has come: then it is committed every so often though nobody writes.
     pub(crate) fn keep_time(self: &Arc<Self>) {
         let now_ms = self.clock.now().now_ms;
-        if self.clock.ahead_ms() < CLOCK_AHEAD_MS || now_ms < self.clock.committed_ms() + KEPT_TIME_AGE_MS {
+        if self.clock.ahead_ms() < CLOCK_AHEAD_MS
+            || now_ms < self.clock.committed_ms() + KEPT_TIME_AGE_MS
+        {
             return;
         }
         let replica = self.clone();
@@ -649,7 +761,8 @@ impl Replica {
         tasks::spawn(passed, |why| tasks::tell("keep_time", why));
     }
 
-    /// The longest that a step of the expiry cycle has held the executor, by the node's clock for steps.
+    /// The longest that a step of the expiry cycle has held the executor, by the node's
+    /// clock for steps.
     pub fn longest_step(&self) -> Duration {
         self.expiry.longest_step()
     }
@@ -676,7 +789,8 @@ impl Replica {
         sum.log_entries += raft.last_log.saturating_sub(raft.purged);
     }
 
-    /// Counts of rows and bytes; read only when something has changed, as every replica is asked every second.
+    /// Counts of rows and bytes; read only when something has changed, as every replica
+    /// is asked every second.
     fn counts(&self) -> Counts {
         let mut known = self.counts.lock();
         // Before anything is read: what changes meanwhile is read again the next time.
@@ -726,15 +840,20 @@ impl Replica {
         self.lease.revoke();
     }
 
-    /// Who has stopped leads nobody: hands over to whoever is ready, and in any case takes no part in the group any more, so that the others elect.
+    /// Who has stopped leads nobody: hands over to whoever is ready, and in any case
+    /// takes no part in the group any more, so that the others elect.
     pub(crate) async fn give_up(self: &Arc<Self>) {
-        if tokio::time::timeout(GIVE_UP_PATIENCE, self.hand_over("its replica here has stopped")).await.is_err() {
+        if tokio::time::timeout(GIVE_UP_PATIENCE, self.hand_over("its replica here has stopped"))
+            .await
+            .is_err()
+        {
             tracing::warn!(partition = ?self.partition, "a replica that has stopped could not hand over in time");
         }
         self.group.shutdown().await;
     }
 
-    /// Stops the replica in good order: what waits is refused, what is under way is finished, the store is flushed.
+    /// Stops the replica in good order: what waits is refused, what is under way is
+    /// finished, the store is flushed.
     pub(crate) async fn close(&self) {
         self.stop(&CallError::NoLeader("the server is shutting down".to_owned()));
         self.group.shutdown().await;
@@ -756,9 +875,14 @@ fn last_stamp(store: &Store) -> Result<u64, String> {
     stamp.map_or(Ok(0), |stamp| value::decode_counter(&stamp).map_err(|error| error.to_string()))
 }
 
-/// Follows who leads until the replica is gone: who ceases to lead answers no more reads, and who begins makes itself ready.
+/// Follows who leads until the replica is gone: who ceases to lead answers no more reads,
+/// and who begins makes itself ready.
 async fn follow_role(replica: std::sync::Weak<Replica>) {
-    let Some((mut role, group)) = replica.upgrade().map(|replica| (replica.role.clone(), replica.group.clone())) else { return };
+    let Some((mut role, group)) =
+        replica.upgrade().map(|replica| (replica.role.clone(), replica.group.clone()))
+    else {
+        return;
+    };
     let mut led = None;
     loop {
         let now = *role.borrow_and_update();
@@ -813,10 +937,16 @@ mod tests {
         node.follow(&[kit::assigned(kit::table())]).await;
         let replica = node.replica(DB0).expect("it is open");
         replica.run("its executor", async { panic!("on purpose") }).await.expect("no panic");
-        let why = |error: &CallError| error.to_string().contains("its executor panicked: on purpose");
+        let why =
+            |error: &CallError| error.to_string().contains("its executor panicked: on purpose");
         assert!(replica.stopped().is_some_and(|stopped| why(&stopped.fault)));
-        for op in [Op::Get { key: Bytes::from_static(b"k") }, Op::Append { key: Bytes::from_static(b"k"), value: Bytes::new() }] {
-            let said = node.call(DB0, Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() }).await;
+        for op in [
+            Op::Get { key: Bytes::from_static(b"k") },
+            Op::Append { key: Bytes::from_static(b"k"), value: Bytes::new() },
+        ] {
+            let said = node
+                .call(DB0, Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() })
+                .await;
             assert!(said.as_ref().is_err_and(why), "{said:?}");
         }
         drop(replica);

@@ -1,9 +1,11 @@
 //! Which rows were touched when: WATCH without memory per client.
 //!
-//! Each row falls into one of a fixed number of stripes by its place in hash order; a stripe holds the number of the last batch that
-//! touched a row of it. A watched row is untouched when its stripe's number has not moved. Two rows of one stripe can make EXEC fail
-//! without need (about once in 8,192 for a random other write), never succeed wrongly. The numbers live with one leadership: a token of
-//! another term counts as touched.
+//! Each row falls into one of a fixed number of stripes by its place in hash order; a
+//! stripe holds the number of the last batch that touched a row of it. A watched row is
+//! untouched when its stripe's number has not moved. Two rows of one stripe can make EXEC
+//! fail without need (about once in 8,192 for a random other write), never succeed
+//! wrongly. The numbers live with one leadership: a token of another term counts as
+//! touched.
 
 use row::edits::{Edits, Family};
 
@@ -31,7 +33,8 @@ impl Stripes {
         self.last_touch(head_key, true)
     }
 
-    /// The last batch that may have touched the row of this head key, which was there when it was watched or was not.
+    /// The last batch that may have touched the row of this head key, which was there
+    /// when it was watched or was not.
     pub(crate) fn last_touch(&self, head_key: &[u8], existed: bool) -> u64 {
         let stripe = self.touched.get(stripe_of(head_key)).copied().unwrap_or(self.batch);
         stripe.max(self.forgotten).max(if existed { self.cleared } else { 0 })
@@ -60,7 +63,8 @@ impl Stripes {
     }
 }
 
-/// Whether edits may change the row of this head key, which was there when it was watched or was not: they change a row that lies at the same place.
+/// Whether edits may change the row of this head key, which was there when it was watched
+/// or was not: they change a row that lies at the same place.
 pub(crate) fn changes(edits: &Edits, head_key: &[u8], existed: bool) -> bool {
     edits.clear && existed || edits.touch(&head_key[..PLACE.min(head_key.len())])
 }
@@ -69,7 +73,8 @@ fn stripe_of(key: &[u8]) -> usize {
     let mut place = [0; PLACE];
     let known = key.len().min(PLACE);
     place[..known].copy_from_slice(&key[..known]);
-    // The place's low bits are hash bits already; the slot is folded in because a hash tag gives many rows one slot.
+    // The place's low bits are hash bits already; the slot is folded in because a hash
+    // tag gives many rows one slot.
     let place = u64::from_be_bytes(place);
     ((place ^ place >> 48) % STRIPES as u64) as usize
 }
@@ -115,11 +120,16 @@ mod tests {
             assert!(!changes(&edits_of(family, b"\x00\x01abcdeekey"), row, true));
         }
         assert!(!changes(&edits_of(Family::State, row), row, true));
-        // 100,000 watched rows and as many edits: looking at every edit for every row would not finish.
+        // 100,000 watched rows and as many edits: looking at every edit for every row
+        // would not finish.
         let mut edits = Edits::default();
         for number in 0..100_000u64 {
             edits.delete(Family::Cell, Bytes::copy_from_slice(&(2 * number).to_be_bytes()));
         }
-        assert!((0..100_000u64).all(|number| !changes(&edits, &(2 * number + 1).to_be_bytes(), true)));
+        assert!((0..100_000u64).all(|number| !changes(
+            &edits,
+            &(2 * number + 1).to_be_bytes(),
+            true
+        )));
     }
 }

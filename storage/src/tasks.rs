@@ -1,7 +1,8 @@
 //! Background tasks, which nobody waits for: a panic of one is told.
 //!
-//! tokio keeps a panic for whoever asks a task how it ended, and of these nobody does: without a word a replica would follow its role no more, or nothing
-//! would expire until the next start.
+//! tokio keeps a panic for whoever asks a task how it ended, and of these nobody does:
+//! without a word a replica would follow its role no more, or nothing would expire until
+//! the next start.
 
 use std::any::Any;
 use std::future::Future;
@@ -12,8 +13,12 @@ use tokio::task::JoinHandle;
 /// What made a loop panic may be there still: it is left alone for so long.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs a task on the runtime of the caller; should it panic, `panicked` is told with what words, once all that it held is let go of.
-pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static, panicked: impl FnOnce(&str) + Send + 'static) -> JoinHandle<()> {
+/// Runs a task on the runtime of the caller; should it panic, `panicked` is told with
+/// what words, once all that it held is let go of.
+pub(crate) fn spawn(
+    task: impl Future<Output = ()> + Send + 'static,
+    panicked: impl FnOnce(&str) + Send + 'static,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         if let Some(why) = outcome(task).await {
             panicked(&why);
@@ -21,7 +26,8 @@ pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static, panicked: i
     })
 }
 
-/// Runs a loop on the runtime of the caller until it ends by itself. When it panics, that is logged and counted, and it begins anew.
+/// Runs a loop on the runtime of the caller until it ends by itself. When it panics, that
+/// is logged and counted, and it begins anew.
 pub(crate) fn keep<F>(name: &'static str, begin: impl Fn() -> F + Send + 'static) -> JoinHandle<()>
 where
     F: Future<Output = ()> + Send + 'static,

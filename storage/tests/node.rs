@@ -1,4 +1,5 @@
-//! A node over a real log and real stores: writes, reads, restarts, watches, expiry, drops.
+//! A node over a real log and real stores: writes, reads, restarts, watches, expiry,
+//! drops.
 
 mod kit;
 
@@ -31,7 +32,12 @@ async fn open(dir: &Path) -> Setup {
 }
 
 async fn open_with(dir: &Path, step_clock: fn() -> Duration, assigned: &Assigned) -> Setup {
-    let options = NodeOptions { step_clock, row_cache_bytes: 8 << 20, request_memory_max: REQUEST_MEMORY, ..kit::options(dir) };
+    let options = NodeOptions {
+        step_clock,
+        row_cache_bytes: 8 << 20,
+        request_memory_max: REQUEST_MEMORY,
+        ..kit::options(dir)
+    };
     let (node, log) = kit::node(options, kit::log_options(dir));
     node.follow(std::slice::from_ref(assigned)).await;
     Setup { node, log }
@@ -78,7 +84,9 @@ async fn what_was_written_is_read_and_is_there_after_a_restart() {
     assert_eq!(setup.one(get("key7")).await, Answer::Bytes(bytes("7")));
     let read = Request { ops: vec![get("key8"), get("none")], joined: Vec::new(), watched: vec![] };
     match setup.node.read_now(DB0, &read) {
-        Some(Ok(Response::Done(outcomes))) => assert_eq!(outcomes, [Ok(Answer::Bytes(bytes("8"))), Ok(Answer::Nil)]),
+        Some(Ok(Response::Done(outcomes))) => {
+            assert_eq!(outcomes, [Ok(Answer::Bytes(bytes("8"))), Ok(Answer::Nil)])
+        }
         other => panic!("the lease is fresh: {other:?}"),
     }
     setup.close().await;
@@ -109,11 +117,19 @@ async fn what_a_reader_finds_expired_is_committed_as_past_once() {
         assert!(Instant::now() < deadline, "it does not expire");
     }
     assert_eq!(applied().await, before + 1);
-    for op in [get("going"), get("staying"), Op::Scan { cursor: 0, count: 10, glob: None, kind: None }] {
+    for op in
+        [get("going"), get("staying"), Op::Scan { cursor: 0, count: 10, glob: None, kind: None }]
+    {
         setup.one(op).await;
     }
     // A write that finds nothing to change rests on it as well.
-    let change = Op::Set { key: bytes("going"), value: bytes("y"), ttl: Ttl::Default, only: Only::IfPresent, want_old: false };
+    let change = Op::Set {
+        key: bytes("going"),
+        value: bytes("y"),
+        ttl: Ttl::Default,
+        only: Only::IfPresent,
+        want_old: false,
+    };
     setup.one(change).await;
     assert_eq!(applied().await, before + 1);
     setup.close().await;
@@ -123,11 +139,15 @@ async fn what_a_reader_finds_expired_is_committed_as_past_once() {
 async fn requests_that_wait_together_are_one_batch_and_each_is_atomic() {
     let dir = tempfile::tempdir().expect("a directory");
     let setup = open(dir.path()).await;
-    let adds = (0..500).map(|_| setup.ops(vec![Op::Add { key: bytes("n"), by: 1 }, Op::Add { key: bytes("n"), by: 1 }]));
+    let adds = (0..500).map(|_| {
+        setup.ops(vec![Op::Add { key: bytes("n"), by: 1 }, Op::Add { key: bytes("n"), by: 1 }])
+    });
     let mut seen: Vec<i64> = Vec::new();
     for response in futures::future::join_all(adds).await {
         let Ok(Response::Done(outcomes)) = response else { panic!("{response:?}") };
-        let [Ok(Answer::Int(first)), Ok(Answer::Int(second))] = outcomes[..] else { panic!("{outcomes:?}") };
+        let [Ok(Answer::Int(first)), Ok(Answer::Int(second))] = outcomes[..] else {
+            panic!("{outcomes:?}")
+        };
         assert_eq!(second, first + 1, "another request came between the two adds of one");
         seen.push(second);
     }
@@ -150,7 +170,11 @@ async fn a_watched_row_that_was_touched_stops_the_request() {
     setup.one(set("a", "1", Ttl::Default)).await;
     let watched = watch(&setup, "a").await;
     setup.one(set("b", "1", Ttl::Default)).await;
-    let guarded = |watched: Watched| Request { ops: vec![set("a", "2", Ttl::Default)], joined: Vec::new(), watched: vec![watched] };
+    let guarded = |watched: Watched| Request {
+        ops: vec![set("a", "2", Ttl::Default)],
+        joined: Vec::new(),
+        watched: vec![watched],
+    };
     assert!(matches!(setup.node.call(DB0, guarded(watched.clone())).await, Ok(Response::Done(_))));
     assert!(matches!(setup.node.call(DB0, guarded(watched)).await, Ok(Response::Touched)));
     // A row that has expired since counts as touched.
@@ -165,7 +189,11 @@ async fn a_watched_row_that_was_touched_stops_the_request() {
 async fn deleting_all_rows_touches_those_that_were_there() {
     let dir = tempfile::tempdir().expect("a directory");
     let setup = open(dir.path()).await;
-    let guarded = |watched: Watched| Request { ops: vec![set("other", "2", Ttl::Default)], joined: Vec::new(), watched: vec![watched] };
+    let guarded = |watched: Watched| Request {
+        ops: vec![set("other", "2", Ttl::Default)],
+        joined: Vec::new(),
+        watched: vec![watched],
+    };
     let is_touched = async |watched: Watched| match setup.node.call(DB0, guarded(watched)).await {
         Ok(Response::Touched) => true,
         Ok(Response::Done(_)) => false,
@@ -174,7 +202,8 @@ async fn deleting_all_rows_touches_those_that_were_there() {
     assert!(!is_touched(Watched::unwritten(bytes("a"))).await, "nothing has been written yet");
     assert!(is_touched(Watched::unwritten(bytes("a"))).await);
     setup.one(set("a", "1", Ttl::Default)).await;
-    let (there, not_there, comes) = (watch(&setup, "a").await, watch(&setup, "b").await, watch(&setup, "c").await);
+    let (there, not_there, comes) =
+        (watch(&setup, "a").await, watch(&setup, "b").await, watch(&setup, "c").await);
     setup.one(set("c", "1", Ttl::Default)).await;
     setup.one(Op::Clear).await;
     assert!(is_touched(there).await);
@@ -210,7 +239,14 @@ async fn the_expiry_cycle_removes_rows_that_nobody_reads() {
 /// Rows, and a hash of which all fields but one go, that are due at one time.
 async fn fill(setup: &Setup, rows: u32, cells: u32, until: Ttl) {
     for from in (0..rows).step_by(1000) {
-        setup.ops((from..rows.min(from + 1000)).map(|n| set(&format!("row{n}"), "v", until)).collect()).await.expect("written");
+        setup
+            .ops(
+                (from..rows.min(from + 1000))
+                    .map(|n| set(&format!("row{n}"), "v", until))
+                    .collect(),
+            )
+            .await
+            .expect("written");
     }
     for from in (0..cells).step_by(1000) {
         setup.one(fields(from..cells.min(from + 1000), until)).await;
@@ -218,7 +254,8 @@ async fn fill(setup: &Setup, rows: u32, cells: u32, until: Ttl) {
     setup.one(fields(cells..cells + 1, Ttl::Never)).await;
 }
 
-/// Waits until only the hash is left, with its one field, and so many rows that are written meanwhile; how long that took.
+/// Waits until only the hash is left, with its one field, and so many rows that are
+/// written meanwhile; how long that took.
 async fn wait_until_all_is_gone(setup: &Setup, others: i64) -> Duration {
     let began = Instant::now();
     let deadline = began + Duration::from_secs(60);
@@ -246,7 +283,10 @@ async fn no_step_of_the_expiry_cycle_holds_the_executor_for_longer_than_it_may()
     fill(&setup, 500, 500, Ttl::Until(until)).await;
     wait_until_all_is_gone(&setup, 0).await;
     let longest = setup.node.replica(DB0).expect("it is here").longest_step();
-    assert!(longest <= Duration::from_millis(2) && longest > Duration::ZERO, "{longest:?} by a clock that counts pieces of work");
+    assert!(
+        longest <= Duration::from_millis(2) && longest > Duration::ZERO,
+        "{longest:?} by a clock that counts pieces of work"
+    );
     assert_eq!(setup.node.expired(), (500, 500));
     setup.close().await;
 }
@@ -283,11 +323,18 @@ async fn tens_of_thousands_go_a_second_in_short_steps_between_writes() {
     };
     drop(gone);
     let longest = setup.node.replica(DB0).expect("it is here").longest_step();
-    println!("{} in {took:?}, beside {writes} writes of at most {longest_write:?}; the longest step took {longest:?}", 2 * MANY);
+    println!(
+        "{} in {took:?}, beside {writes} writes of at most {longest_write:?}; the longest step \
+         took {longest:?}",
+        2 * MANY
+    );
     assert!(longest < Duration::from_millis(2), "a step took {longest:?}");
     assert!(took < Duration::from_secs(10), "{took:?}");
     let (rows, fields) = setup.node.expired();
-    assert!(rows >= u64::from(MANY) && fields == u64::from(MANY), "{rows} rows and {fields} fields");
+    assert!(
+        rows >= u64::from(MANY) && fields == u64::from(MANY),
+        "{rows} rows and {fields} fields"
+    );
     setup.close().await;
 }
 
@@ -302,7 +349,9 @@ fn broken_once() -> Duration {
 async fn a_partition_that_is_stuck_does_not_stop_expiry_in_the_others() {
     let dir = tempfile::tempdir().expect("a directory");
     let Assigned { table, placements } = assigned(table(&[], 0));
-    let placements = (0..4).map(|index| Placement { partition: PartitionId { index, ..DB0 }, ..placements[0].clone() }).collect();
+    let placements = (0..4)
+        .map(|index| Placement { partition: PartitionId { index, ..DB0 }, ..placements[0].clone() })
+        .collect();
     let setup = open_with(dir.path(), broken_once, &Assigned { table, placements }).await;
     let ask = async |index, op| {
         let request = Request { ops: vec![op], joined: Vec::new(), watched: vec![] };
@@ -318,13 +367,17 @@ async fn a_partition_that_is_stuck_does_not_stop_expiry_in_the_others() {
     }
     let mut left = 0;
     for index in 0..4 {
-        left += u32::from(ask(index, Op::Rows).await != Ok(Response::Done(vec![Ok(Answer::Int(0))])));
+        left +=
+            u32::from(ask(index, Op::Rows).await != Ok(Response::Done(vec![Ok(Answer::Int(0))])));
     }
     assert_eq!(left, 1, "that of the partition whose executor has failed");
 }
 
 fn now_ms() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis() as u64
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970")
+        .as_millis() as u64
 }
 
 fn fields(names: std::ops::Range<u32>, ttl: Ttl) -> Op {
@@ -336,24 +389,39 @@ fn fields(names: std::ops::Range<u32>, ttl: Ttl) -> Op {
 async fn a_thread_that_serves_connections_walks_past_few_records() {
     let dir = tempfile::tempdir().expect("a directory");
     let setup = open(dir.path()).await;
-    let now = |ops: Vec<Op>| setup.node.read_now(DB0, &Request { ops, joined: Vec::new(), watched: vec![] }).is_some();
+    let now = |ops: Vec<Op>| {
+        setup.node.read_now(DB0, &Request { ops, joined: Vec::new(), watched: vec![] }).is_some()
+    };
     setup.node.set_active_expiry(false);
     setup.one(fields(0..900, Ttl::Never)).await;
     let len = || Op::HashLen { key: bytes("h") };
     let random = |count| Op::HashRandom { key: bytes("h"), count, seed: 1, want_values: false };
-    let page = |cursor| Op::HashScan { key: bytes("h"), cursor, count: 10, glob: None, want_values: true };
-    let some = |count: usize| Op::HashGet { key: bytes("h"), fields: vec![bytes("field00007"); count].into() };
-    for ops in [vec![len()], vec![random(-10)], vec![page(0)], vec![page(7)], vec![some(10)], vec![len(); 10]] {
+    let page =
+        |cursor| Op::HashScan { key: bytes("h"), cursor, count: 10, glob: None, want_values: true };
+    let some = |count: usize| Op::HashGet {
+        key: bytes("h"),
+        fields: vec![bytes("field00007"); count].into(),
+    };
+    for ops in [
+        vec![len()],
+        vec![random(-10)],
+        vec![page(0)],
+        vec![page(7)],
+        vec![some(10)],
+        vec![len(); 10],
+    ] {
         assert!(now(ops.clone()), "{ops:?} were answered at once");
     }
-    let scan = |count, glob: &str| Op::Scan { cursor: 0, count, glob: Some(bytes(glob)), kind: None };
+    let scan =
+        |count, glob: &str| Op::Scan { cursor: 0, count, glob: Some(bytes(glob)), kind: None };
     assert!(now(vec![scan(100, "*a")]));
     for n in 0..5 {
         setup.one(set(&format!("{n}{}", "a".repeat(60_000)), "v", Ttl::Default)).await;
     }
     let heavy = [scan(100, &format!("*{}*b", "a".repeat(500))), scan(1000, "*a")];
-    for ops in
-        [vec![random(-1000)], vec![some(2000)], vec![get("x"); 2000], vec![some(100); 20]].into_iter().chain(heavy.map(|op| vec![op]))
+    for ops in [vec![random(-1000)], vec![some(2000)], vec![get("x"); 2000], vec![some(100); 20]]
+        .into_iter()
+        .chain(heavy.map(|op| vec![op]))
     {
         assert!(!now(ops.clone()), "{ops:?} were not left to others");
     }
@@ -378,11 +446,15 @@ async fn a_default_ttl_reaches_rows_written_before_it() {
     tokio::time::sleep(Duration::from_millis(5)).await;
     let before = Instant::now();
     setup.node.follow(&[assigned(table(&[("default_ttl", "1")], now_ms()))]).await;
-    // Whoever leads writes the rule into the partition's state before any write that comes later, and the second counts from there.
+    // Whoever leads writes the rule into the partition's state before any write that
+    // comes later, and the second counts from there.
     setup.one(set("new", "v", Ttl::Never)).await;
     let after = Instant::now();
     let found = setup.one(get("old")).await;
-    assert!(found == Answer::Bytes(bytes("v")) || before.elapsed() >= Duration::from_secs(1), "{found:?}");
+    assert!(
+        found == Answer::Bytes(bytes("v")) || before.elapsed() >= Duration::from_secs(1),
+        "{found:?}"
+    );
     tokio::time::sleep_until((after + Duration::from_millis(1010)).into()).await;
     assert_eq!(setup.one(get("old")).await, Answer::Nil);
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -415,7 +487,9 @@ async fn what_is_persisted_stays_though_metas_clock_is_ahead_of_ours() {
     setup.node.follow(&[assigned(table(&[], now_ms() + 700))]).await;
     setup.node.follow(&[assigned(table(&[("default_ttl", "1")], 5))]).await;
     setup.one(set("new", "v", Ttl::Default)).await;
-    let Answer::Row(Some(new)) = setup.one(Op::Inspect { key: bytes("new") }).await else { panic!("no row") };
+    let Answer::Row(Some(new)) = setup.one(Op::Inspect { key: bytes("new") }).await else {
+        panic!("no row")
+    };
     assert_eq!(new.expires_at_ms, None);
     setup.close().await;
 }
@@ -428,13 +502,17 @@ async fn a_dropped_table_answers_nothing_and_leaves_nothing() {
     setup.node.follow(&[]).await;
     setup.node.destroy(&table(&[], 0)).await.expect("remove the table");
     assert_eq!(setup.ops(vec![get("a")]).await, Err(CallError::NoTable));
-    assert_eq!(std::fs::read_dir(dir.path().join("partitions")).expect("the node's directory").count(), 0);
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("partitions")).expect("the node's directory").count(),
+        0
+    );
     setup.node.follow(&[assigned(table(&[], 0))]).await;
     assert_eq!(setup.one(get("a")).await, Answer::Nil);
     setup.close().await;
 }
 
-/// What is evaluated with writes is bounded as what is only read: by a transaction, by a request, and by the node.
+/// What is evaluated with writes is bounded as what is only read: by a transaction, by a
+/// request, and by the node.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_of_what_also_writes_are_bounded() {
     const LEN: usize = 1 << 20;
@@ -442,7 +520,9 @@ async fn answers_of_what_also_writes_are_bounded() {
     let setup = open(dir.path()).await;
     let value = "v".repeat(LEN);
     setup.one(set("big", &value, Ttl::Default)).await;
-    let ops = |gets: usize| -> Vec<Op> { [set("x", "1", Ttl::Default)].into_iter().chain((0..gets).map(|_| get("big"))).collect() };
+    let ops = |gets: usize| -> Vec<Op> {
+        [set("x", "1", Ttl::Default)].into_iter().chain((0..gets).map(|_| get("big"))).collect()
+    };
     let together = |gets: usize| {
         let joined = (1..=gets as u32).collect();
         setup.node.call(DB0, Request { ops: ops(gets), joined, watched: vec![] })
@@ -457,7 +537,10 @@ async fn answers_of_what_also_writes_are_bounded() {
     assert!((9..=10).contains(&outcomes.len()), "{}", outcomes.len());
     // At once: what the node has memory for, and then it has it again.
     let all = futures::future::join_all((0..40).map(|_| together(30))).await;
-    let done = all.iter().filter(|outcome| matches!(outcome, Ok(Response::Done(outcomes)) if outcomes.len() == 31)).count();
+    let done = all
+        .iter()
+        .filter(|outcome| matches!(outcome, Ok(Response::Done(outcomes)) if outcomes.len() == 31))
+        .count();
     let refused = all.iter().filter(|outcome| **outcome == Err(CallError::OutOfMemory)).count();
     assert!(done > 0 && done + refused == 40, "{done} done, {refused} refused");
     drop(all);

@@ -1,5 +1,6 @@
-//! Reads of one row without a snapshot: while a writer deletes the row, makes it anew and changes it, every answer is that of a state that the
-//! row had while it was asked for, and of one no older than the answer before it.
+//! Reads of one row without a snapshot: while a writer deletes the row, makes it anew and
+//! changes it, every answer is that of a state that the row had while it was asked for,
+//! and of one no older than the answer before it.
 
 mod kit;
 
@@ -52,13 +53,16 @@ enum State {
 impl State {
     fn after(&self, step: Step, number: usize) -> State {
         let value = number.to_string();
-        let hash = |fields: [Option<String>; 2]| if fields == [None, None] { State::Absent } else { State::Hash(fields) };
+        let hash = |fields: [Option<String>; 2]| {
+            if fields == [None, None] { State::Absent } else { State::Hash(fields) }
+        };
         match (step, self) {
             (Step::Delete, _) => State::Absent,
             (Step::SetString, _) => State::Text(value),
             (Step::NewHash(fields), _) => hash(fields.map(|is_set| is_set.then(|| value.clone()))),
             (Step::SetField(field), before) => {
-                let mut fields = if let State::Hash(fields) = before { fields.clone() } else { [None, None] };
+                let mut fields =
+                    if let State::Hash(fields) = before { fields.clone() } else { [None, None] };
                 fields[field] = Some(value);
                 hash(fields)
             }
@@ -68,7 +72,9 @@ impl State {
     fn answer(&self, op: &Op) -> Result<Answer, Refusal> {
         let bytes = |text: &String| Bytes::copy_from_slice(text.as_bytes());
         match (op, self) {
-            (Op::HashGet { .. }, State::Text(_)) | (Op::Get { .. }, State::Hash(_)) => Err(Refusal::WrongType),
+            (Op::HashGet { .. }, State::Text(_)) | (Op::Get { .. }, State::Hash(_)) => {
+                Err(Refusal::WrongType)
+            }
             (Op::HashGet { .. }, State::Absent) => Ok(Answer::Nil),
             (Op::HashGet { fields, .. }, State::Hash(held)) => {
                 let at = FIELDS.iter().position(|name| fields[0] == name).expect("one of the two");
@@ -84,11 +90,20 @@ impl State {
 fn ops(key: &Bytes, step: Step, before: &State, number: usize) -> Vec<Op> {
     let value = Bytes::from(number.to_string());
     let put = |fields: &[usize]| {
-        let pairs = fields.iter().map(|field| (Bytes::from_static(FIELDS[*field].as_bytes()), value.clone())).collect();
+        let pairs = fields
+            .iter()
+            .map(|field| (Bytes::from_static(FIELDS[*field].as_bytes()), value.clone()))
+            .collect();
         Op::HashPut { key: key.clone(), pairs, only: Only::Always, ttl: Ttl::Default }
     };
     let delete = Op::Delete { key: key.clone() };
-    let set = Op::Set { key: key.clone(), value: value.clone(), ttl: Ttl::Default, only: Only::Always, want_old: false };
+    let set = Op::Set {
+        key: key.clone(),
+        value: value.clone(),
+        ttl: Ttl::Default,
+        only: Only::Always,
+        want_old: false,
+    };
     match step {
         Step::Delete => vec![delete],
         Step::SetString => vec![delete, set],
@@ -116,10 +131,22 @@ struct Progress {
     is_over: AtomicBool,
 }
 
-/// Reads until the writer is through; the first answer that fits no state, and how often it was answered at once.
-fn read(node: &Node, key: &Bytes, states: &[State], progress: &Progress) -> (Option<String>, usize) {
-    let get_field = |field: &'static str| Op::HashGet { key: key.clone(), fields: smallvec![Bytes::from_static(field.as_bytes())] };
-    let requests = [vec![get_field("a")], vec![get_field("b"), Op::Get { key: key.clone() }, get_field("a"), get_field("b")]];
+/// Reads until the writer is through; the first answer that fits no state, and how often
+/// it was answered at once.
+fn read(
+    node: &Node,
+    key: &Bytes,
+    states: &[State],
+    progress: &Progress,
+) -> (Option<String>, usize) {
+    let get_field = |field: &'static str| Op::HashGet {
+        key: key.clone(),
+        fields: smallvec![Bytes::from_static(field.as_bytes())],
+    };
+    let requests = [
+        vec![get_field("a")],
+        vec![get_field("b"), Op::Get { key: key.clone() }, get_field("a"), get_field("b")],
+    ];
     let mut answered = 0;
     for ops in requests.iter().cycle() {
         if progress.is_over.load(Ordering::Acquire) {
@@ -133,7 +160,15 @@ fn read(node: &Node, key: &Bytes, states: &[State], progress: &Progress) -> (Opt
         for (op, outcome) in ops.iter().zip(outcomes) {
             match (least..=most).find(|state| states[*state].answer(op) == outcome) {
                 Some(state) => least = state,
-                None => return (Some(format!("{outcome:?} to {op:?} is of none of {:?}", &states[least..=most])), answered),
+                None => {
+                    return (
+                        Some(format!(
+                            "{outcome:?} to {op:?} is of none of {:?}",
+                            &states[least..=most]
+                        )),
+                        answered,
+                    );
+                }
             }
         }
     }
@@ -148,7 +183,8 @@ async fn try_steps(node: &Arc<Node>, key: Bytes, steps: &[Step]) -> Result<usize
     let (states, progress) = (Arc::new(states), Arc::new(Progress::default()));
     let readers: Vec<_> = (0..2)
         .map(|_| {
-            let (node, key, states, progress) = (node.clone(), key.clone(), states.clone(), progress.clone());
+            let (node, key, states, progress) =
+                (node.clone(), key.clone(), states.clone(), progress.clone());
             std::thread::spawn(move || read(&node, &key, &states, &progress))
         })
         .collect();
@@ -174,7 +210,11 @@ fn one_cell_is_read_as_of_one_moment() {
     // Without a row cache as well: each read is then one of the store.
     for row_cache_bytes in [0, 8 << 20] {
         let dir = tempfile::tempdir().expect("a directory");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime");
         let node = runtime.block_on(open(dir.path(), row_cache_bytes));
         let (cases, answered) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let tried = TestRunner::new(ProptestConfig::with_cases(40)).run(&steps(), |steps| {

@@ -1,4 +1,5 @@
-//! One partition on three nodes of one process, with a wire that can be cut and letters that can be held at the door.
+//! One partition on three nodes of one process, with a wire that can be cut and letters
+//! that can be held at the door.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +17,9 @@ use engine::time::SlewedClock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use row::op::{Answer, Deadline, ExpireIf, Only, Op, Range, Refusal, Request, Response, Ttl, Watched};
+use row::op::{
+    Answer, Deadline, ExpireIf, Only, Op, Range, Refusal, Request, Response, Ttl, Watched,
+};
 use storage::{Assigned, Node, NodeOptions, Peers};
 use tokio::sync::watch;
 
@@ -31,7 +34,8 @@ struct Net {
     nodes: OnceLock<Vec<Arc<Node>>>,
     cut: Mutex<Vec<u64>>,
     doors: watch::Sender<Vec<Door>>,
-    /// Letters that ask whether a vote would be given: how an election begins that nobody asked for.
+    /// Letters that ask whether a vote would be given: how an election begins that nobody
+    /// asked for.
     stood: AtomicU64,
 }
 
@@ -50,7 +54,8 @@ const LARGE: usize = 64 << 10;
 impl Net {
     /// What a server sends from now on waits, or from its next large letter on.
     fn shut(&self, from: u64, shuts_after: usize) {
-        self.doors.send_modify(|doors| doors.push(Door { from, shuts_after, is_shut: shuts_after == 0 }));
+        self.doors
+            .send_modify(|doors| doors.push(Door { from, shuts_after, is_shut: shuts_after == 0 }));
     }
 
     fn open_doors(&self) {
@@ -58,7 +63,8 @@ impl Net {
     }
 
     async fn wait_at_door(&self, from: u64) {
-        let is_open = |doors: &Vec<Door>| !doors.iter().any(|door| door.from == from && door.is_shut);
+        let is_open =
+            |doors: &Vec<Door>| !doors.iter().any(|door| door.from == from && door.is_shut);
         self.doors.subscribe().wait_for(is_open).await.expect("the net is there");
     }
 
@@ -79,7 +85,11 @@ struct End {
 }
 
 impl Wire for End {
-    fn send(&self, to: &engine::raft::Node, letter: Letter) -> BoxFuture<'_, Result<Bytes, WireError>> {
+    fn send(
+        &self,
+        to: &engine::raft::Node,
+        letter: Letter,
+    ) -> BoxFuture<'_, Result<Bytes, WireError>> {
         let to = to.server;
         async move {
             let cut = |server| self.net.cut.lock().contains(&server);
@@ -95,7 +105,10 @@ impl Wire for End {
             if letter.kind != Kind::Append {
                 return node.receive(letter).await.map_err(WireError::Refused);
             }
-            if tokio::time::timeout(letter.timeout, self.net.wait_at_door(self.server)).await.is_err() {
+            if tokio::time::timeout(letter.timeout, self.net.wait_at_door(self.server))
+                .await
+                .is_err()
+            {
                 return Err(WireError::Lost("held at the door".into()));
             }
             let bytes = letter.body.len();
@@ -124,7 +137,8 @@ impl Disk for Hanging {
     }
 }
 
-/// The machine's clocks after it has slept for some ms, the wall clock ahead by some more.
+/// The machine's clocks after it has slept for some ms, the wall clock ahead by some
+/// more.
 #[derive(Debug, Clone, Default)]
 struct Ahead {
     slept_ms: Arc<AtomicU64>,
@@ -164,8 +178,15 @@ struct Three {
 
 fn assigned(envs: &[(&str, &str)], default_ttl_since_ms: u64) -> Assigned {
     let envs = envs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let table =
-        Arc::new(Table { id: PARTITION.table, name: "db0".into(), number: 0, partitions: 1, replicas: 3, envs, default_ttl_since_ms });
+    let table = Arc::new(Table {
+        id: PARTITION.table,
+        name: "db0".into(),
+        number: 0,
+        partitions: 1,
+        replicas: 3,
+        envs,
+        default_ttl_since_ms,
+    });
     let members = (1..=3).map(|n| Member { raft_id: n + 10, server: ServerId(n) }).collect();
     Assigned { table, placements: vec![Placement { partition: PARTITION, members, epoch: 1 }] }
 }
@@ -190,14 +211,20 @@ impl Three {
         Three::open_in(Arc::default(), dir, clocks, disks).await
     }
 
-    async fn open_in(net: Arc<Net>, dir: &Path, clocks: &[Ahead; 3], disks: &[Arc<Hanging>; 3]) -> Three {
+    async fn open_in(
+        net: Arc<Net>,
+        dir: &Path,
+        clocks: &[Ahead; 3],
+        disks: &[Arc<Hanging>; 3],
+    ) -> Three {
         let ticker = Ticker::start();
         let shared = Shared::new(Settings::default()).expect("memory for stores");
         let (mut nodes, mut logs) = (Vec::new(), Vec::new());
         for server in 1..=3 {
             let dir = dir.join(server.to_string());
             let disk = disks[server as usize - 1].clone();
-            let log = Log::open(LogOptions { disk, ..LogOptions::new(dir.join("log")) }).expect("open the log");
+            let log = Log::open(LogOptions { disk, ..LogOptions::new(dir.join("log")) })
+                .expect("open the log");
             logs.push(log.clone());
             let options = NodeOptions {
                 step_clock: storage::monotonic,
@@ -210,7 +237,11 @@ impl Three {
                 cluster_tag: 1,
                 clock: SlewedClock::new(clocks[server as usize - 1].clone()),
                 unsure_after: UNSURE_AFTER,
-                peers: Some(Peers { server: ServerId(server), wire: Arc::new(End { server, net: net.clone() }), ticker: ticker.clone() }),
+                peers: Some(Peers {
+                    server: ServerId(server),
+                    wire: Arc::new(End { server, net: net.clone() }),
+                    ticker: ticker.clone(),
+                }),
             };
             nodes.push(Node::open(options, log, shared.clone()));
         }
@@ -227,7 +258,9 @@ impl Three {
         loop {
             for (at, node) in self.nodes.iter().enumerate() {
                 let here = node.server();
-                if !self.net.cut.lock().contains(&here.0) && node.leader(PARTITION).is_some_and(|leader| leader.server == here) {
+                if !self.net.cut.lock().contains(&here.0)
+                    && node.leader(PARTITION).is_some_and(|leader| leader.server == here)
+                {
                     return at;
                 }
             }
@@ -240,22 +273,41 @@ impl Three {
     async fn one(&self, at: usize, op: Op) -> Answer {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            match self.nodes[at].call(PARTITION, Request { ops: vec![op.clone()], joined: Vec::new(), watched: vec![] }).await {
+            match self.nodes[at]
+                .call(
+                    PARTITION,
+                    Request { ops: vec![op.clone()], joined: Vec::new(), watched: vec![] },
+                )
+                .await
+            {
                 Ok(Response::Done(mut outcomes)) => return outcomes.remove(0).expect("no refusal"),
-                Err(CallError::NoLeader(_)) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(CallError::NoLeader(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(10)).await
+                }
                 other => panic!("{other:?}"),
             }
         }
     }
 
-    /// Asks everybody who believes to lead until one does; who it was. As proxies, which go where they are told, it stays with nobody who does not.
+    /// Asks everybody who believes to lead until one does; who it was. As proxies, which
+    /// go where they are told, it stays with nobody who does not.
     async fn anywhere(&self, op: Op) -> (usize, Answer) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let believes = |node: &Node| node.leader(PARTITION).is_some_and(|leader| leader.server == node.server());
+            let believes = |node: &Node| {
+                node.leader(PARTITION).is_some_and(|leader| leader.server == node.server())
+            };
             for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| believes(node)) {
-                match node.call(PARTITION, Request { ops: vec![op.clone()], joined: Vec::new(), watched: vec![] }).await {
-                    Ok(Response::Done(mut outcomes)) => return (at, outcomes.remove(0).expect("no refusal")),
+                match node
+                    .call(
+                        PARTITION,
+                        Request { ops: vec![op.clone()], joined: Vec::new(), watched: vec![] },
+                    )
+                    .await
+                {
+                    Ok(Response::Done(mut outcomes)) => {
+                        return (at, outcomes.remove(0).expect("no refusal"));
+                    }
                     Err(CallError::NoLeader(_)) => {}
                     other => panic!("{other:?}"),
                 }
@@ -266,7 +318,12 @@ impl Three {
     }
 
     /// What one call of ops that belong together says, at a node that leads.
-    async fn together(&self, at: usize, ops: Vec<Op>, watched: Vec<Watched>) -> Result<Response, CallError> {
+    async fn together(
+        &self,
+        at: usize,
+        ops: Vec<Op>,
+        watched: Vec<Watched>,
+    ) -> Result<Response, CallError> {
         let joined = (1..ops.len() as u32).collect();
         self.nodes[at].call(PARTITION, Request { ops, joined, watched }).await
     }
@@ -274,7 +331,10 @@ impl Three {
     /// Waits until a node believes to lead.
     async fn until_it_leads(&self, at: usize) {
         let deadline = Instant::now() + Duration::from_secs(10);
-        while self.nodes[at].leader(PARTITION).is_none_or(|leader| leader.server != self.nodes[at].server()) {
+        while self.nodes[at]
+            .leader(PARTITION)
+            .is_none_or(|leader| leader.server != self.nodes[at].server())
+        {
             assert!(Instant::now() < deadline, "it does not take over");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -301,7 +361,9 @@ impl Three {
     async fn until_mended(&self, at: usize, leader: usize) {
         let deadline = Instant::now() + Duration::from_secs(20);
         let applied = self.nodes[leader].replica(PARTITION).expect("it leads").figures().applied;
-        while self.nodes[at].replica(PARTITION).map_or(0, |replica| replica.figures().applied) < applied {
+        while self.nodes[at].replica(PARTITION).map_or(0, |replica| replica.figures().applied)
+            < applied
+        {
             assert!(Instant::now() < deadline, "{:?}", self.nodes[at].report());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -310,7 +372,8 @@ impl Three {
 
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a directory");
-    for entry in std::fs::read_dir(from).expect("a directory").map(|entry| entry.expect("an entry")) {
+    for entry in std::fs::read_dir(from).expect("a directory").map(|entry| entry.expect("an entry"))
+    {
         let to = to.join(entry.file_name());
         match entry.file_type().expect("its type").is_dir() {
             true => copy(&entry.path(), &to),
@@ -360,17 +423,28 @@ async fn a_watched_row_that_another_leader_wrote_is_touched() {
     let first = three.leader().await;
     let other = (first + 1) % 3;
     three.one(first, set("first")).await;
-    // Transactions that only read, one that would change something, and one that finds that it need not.
-    let expire = Op::Expire { key: Bytes::from_static(b"none"), until: Deadline::In(1000), only: ExpireIf::default() };
+    // Transactions that only read, one that would change something, and one that finds
+    // that it need not.
+    let expire = Op::Expire {
+        key: Bytes::from_static(b"none"),
+        until: Deadline::In(1000),
+        only: ExpireIf::default(),
+    };
     for ops in [vec![get()], vec![get(), get()], vec![set("late")], vec![expire, get()]] {
-        let Answer::Watched(token) = three.one(first, Op::Watch { key: Bytes::from_static(b"k") }).await else { panic!("a token") };
+        let Answer::Watched(token) =
+            three.one(first, Op::Watch { key: Bytes::from_static(b"k") }).await
+        else {
+            panic!("a token")
+        };
         three.hand_over(first, other).await;
         three.one(other, set("other")).await;
         three.hand_over(other, first).await;
         let deadline = Instant::now() + Duration::from_secs(10);
         let outcome = loop {
             match three.together(first, ops.clone(), vec![token.clone()]).await {
-                Err(CallError::NoLeader(_)) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(CallError::NoLeader(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(5)).await
+                }
                 other => break other,
             }
         };
@@ -380,7 +454,8 @@ async fn a_watched_row_that_another_leader_wrote_is_touched() {
     three.close().await;
 }
 
-/// A leader comes back that has what others wrote in its log and has not heard that it is committed: what it evaluates is evaluated after that.
+/// A leader comes back that has what others wrote in its log and has not heard that it is
+/// committed: what it evaluates is evaluated after that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -388,12 +463,24 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     let first = three.leader().await;
     let [other, third] = [(first + 1) % 3, (first + 2) % 3];
     let key = |name: &'static str| Bytes::from_static(name.as_bytes());
-    let put = |name, value: Bytes, only| Op::Set { key: key(name), value, ttl: Ttl::Default, only, want_old: false };
-    let field = |name| Op::HashPut { key: key("h"), pairs: vec![(key(name), key("v"))], only: Only::Always, ttl: Ttl::Default };
+    let put = |name, value: Bytes, only| Op::Set {
+        key: key(name),
+        value,
+        ttl: Ttl::Default,
+        only,
+        want_old: false,
+    };
+    let field = |name| Op::HashPut {
+        key: key("h"),
+        pairs: vec![(key(name), key("v"))],
+        only: Only::Always,
+        ttl: Ttl::Default,
+    };
     three.one(first, put("gone", key("v"), Only::Always)).await;
     three.one(first, field("f")).await;
     three.hand_over(first, other).await;
-    // Two of three, so that what is acknowledged is in the first one's log; the news that it is committed does not come through.
+    // Two of three, so that what is acknowledged is in the first one's log; the news that
+    // it is committed does not come through.
     three.net.cut.lock().push(third as u64 + 1);
     three.net.shut(other as u64 + 1, LARGE);
     let written = [
@@ -408,7 +495,10 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let transfer = {
-        let (node, term) = (three.nodes[other].clone(), three.nodes[other].leader(PARTITION).expect("it leads").term);
+        let (node, term) = (
+            three.nodes[other].clone(),
+            three.nodes[other].leader(PARTITION).expect("it leads").term,
+        );
         tokio::spawn(async move { node.transfer(PARTITION, term, first as u64 + 11).await })
     };
     // Elected, and nobody has its first entry yet.
@@ -417,7 +507,10 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     let ops = [
         (Op::Delete { key: key("k") }, Answer::Int(1)),
         (put("gone", key("w"), Only::IfAbsent), Answer::Set { done: true, old: None }),
-        (Op::Expire { key: key("e"), until: Deadline::In(60_000), only: ExpireIf::default() }, Answer::Int(1)),
+        (
+            Op::Expire { key: key("e"), until: Deadline::In(60_000), only: ExpireIf::default() },
+            Answer::Int(1),
+        ),
         (Op::HashDelete { key: key("h"), fields: vec![key("g")] }, Answer::Int(1)),
     ];
     let calls = ops.map(async |(op, done)| assert_eq!(three.one(first, op).await, done));
@@ -431,7 +524,8 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     three.close().await;
 }
 
-/// A reader that finds a row expired looks again once what was under way before has landed: the row may have been given more time.
+/// A reader that finds a row expired looks again once what was under way before has
+/// landed: the row may have been given more time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_that_is_given_more_time_is_not_said_to_be_gone() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -446,7 +540,18 @@ async fn a_row_that_is_given_more_time_is_not_said_to_be_gone() {
     ] {
         let ttl = Ttl::Until(Deadline::In(soon.as_millis() as i64));
         let until = Instant::now() + soon;
-        three.one(leader, Op::Set { key: key.clone(), value: key.clone(), ttl, only: Only::Always, want_old: false }).await;
+        three
+            .one(
+                leader,
+                Op::Set {
+                    key: key.clone(),
+                    value: key.clone(),
+                    ttl,
+                    only: Only::Always,
+                    want_old: false,
+                },
+            )
+            .await;
         assert!(is(&three.one(leader, get()).await, "k"));
         three.net.shut(leader as u64 + 1, 0);
         let given = three.one(leader, longer.clone());
@@ -461,8 +566,14 @@ async fn a_row_that_is_given_more_time_is_not_said_to_be_gone() {
         };
         let (given, read, ()) = tokio::join!(given, read, door);
         match given {
-            Answer::Int(1) => assert!(is(&read, "k"), "{longer:?} has given it more time, and a reader said {read:?}"),
-            Answer::Bytes(_) => assert!(is(&read, "k"), "{longer:?} has given it more time, and a reader said {read:?}"),
+            Answer::Int(1) => assert!(
+                is(&read, "k"),
+                "{longer:?} has given it more time, and a reader said {read:?}"
+            ),
+            Answer::Bytes(_) => assert!(
+                is(&read, "k"),
+                "{longer:?} has given it more time, and a reader said {read:?}"
+            ),
             // It came too late: the machine is busy.
             _ => assert_eq!(read, Answer::Nil),
         }
@@ -486,7 +597,11 @@ async fn a_leader_that_has_not_heard_of_a_default_ttl_goes_by_what_the_last_one_
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     three.hand_over(first, other).await;
-    assert_eq!(three.one(other, get()).await, Answer::Nil, "what a reader was told had expired is back");
+    assert_eq!(
+        three.one(other, get()).await,
+        Answer::Nil,
+        "what a reader was told had expired is back"
+    );
     three.one(other, set("new")).await;
     let inspect = Op::Inspect { key: Bytes::from_static(b"k") };
     let row = three.one(other, inspect).await;
@@ -502,7 +617,8 @@ async fn a_leader_that_is_cut_off_answers_nothing_and_its_write_is_unknown() {
     three.one(old, set("before")).await;
     three.net.cut.lock().push(old as u64 + 1);
     let began = Instant::now();
-    let write = three.nodes[old].call(PARTITION, Request { ops: vec![set("lost")], joined: Vec::new(), watched: vec![] });
+    let write = three.nodes[old]
+        .call(PARTITION, Request { ops: vec![set("lost")], joined: Vec::new(), watched: vec![] });
     let elected = async {
         let new = three.leader().await;
         three.one(new, set("after")).await;
@@ -513,10 +629,14 @@ async fn a_leader_that_is_cut_off_answers_nothing_and_its_write_is_unknown() {
         assert!(matches!(answered, Err(CallError::NoLeader(_))), "{answered:?}");
         new
     };
-    let (outcome, new) = tokio::join!(tokio::time::timeout(Duration::from_secs(10), write), elected);
+    let (outcome, new) =
+        tokio::join!(tokio::time::timeout(Duration::from_secs(10), write), elected);
     let outcome = outcome.expect("it is told in time");
     assert!(matches!(outcome, Err(CallError::Unknown(_))), "{outcome:?}");
-    assert!(began.elapsed() >= UNSURE_AFTER - Duration::from_millis(500), "there may have been a quorum again");
+    assert!(
+        began.elapsed() >= UNSURE_AFTER - Duration::from_millis(500),
+        "there may have been a quorum again"
+    );
     three.net.cut.lock().clear();
     assert!(is(&three.one(new, get()).await, "after"));
     three.close().await;
@@ -524,7 +644,12 @@ async fn a_leader_that_is_cut_off_answers_nothing_and_its_write_is_unknown() {
 
 /// A byte more at the end of each of the first long strings.
 fn appends(count: usize) -> Vec<Op> {
-    (0..count).map(|n| Op::Append { key: Bytes::from(format!("long:{n}")), value: Bytes::from_static(b".") }).collect()
+    (0..count)
+        .map(|n| Op::Append {
+            key: Bytes::from(format!("long:{n}")),
+            value: Bytes::from_static(b"."),
+        })
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -536,26 +661,42 @@ async fn what_is_sent_together_is_replicated_or_refused_however_much_it_changes(
     for n in 0..16 {
         let value = Bytes::from(vec![b'v'; LONG]);
         let key = Bytes::from(format!("long:{n}"));
-        three.one(leader, Op::Set { key, value, ttl: Ttl::Default, only: Only::Always, want_old: false }).await;
+        three
+            .one(
+                leader,
+                Op::Set { key, value, ttl: Ttl::Default, only: Only::Always, want_old: false },
+            )
+            .await;
     }
-    let call = |ops: Vec<Op>, joined| three.nodes[leader].call(PARTITION, Request { ops, joined, watched: vec![] });
+    let call = |ops: Vec<Op>, joined| {
+        three.nodes[leader].call(PARTITION, Request { ops, joined, watched: vec![] })
+    };
     // By many clients at once: as many batches as it takes.
     let each = appends(16).into_iter().map(|op| call(vec![op], Vec::new()));
     for response in futures::future::join_all(each).await {
         assert_eq!(response, Ok(Response::Done(vec![Ok(Answer::Int(LONG as i64 + 1))])));
     }
     // In one request: what fits, and nothing of the rest.
-    let Ok(Response::Done(outcomes)) = call(appends(16), Vec::new()).await else { panic!("it is answered") };
-    let done = outcomes.iter().filter(|outcome| **outcome == Ok(Answer::Int(LONG as i64 + 2))).count();
+    let Ok(Response::Done(outcomes)) = call(appends(16), Vec::new()).await else {
+        panic!("it is answered")
+    };
+    let done =
+        outcomes.iter().filter(|outcome| **outcome == Ok(Answer::Int(LONG as i64 + 2))).count();
     assert!((2..=10).contains(&done), "{done}");
-    assert!(outcomes[done..].iter().all(|outcome| *outcome == Err(Refusal::TooMuch)), "{outcomes:?}");
+    assert!(
+        outcomes[done..].iter().all(|outcome| *outcome == Err(Refusal::TooMuch)),
+        "{outcomes:?}"
+    );
     // As a transaction: all or nothing.
     let joined: Vec<u32> = (1..16).collect();
     let all = call(appends(16), joined.clone()).await;
     assert_eq!(all, Ok(Response::Done(vec![Err(Refusal::TooMuch); 16])));
     let some = call(appends(4), joined[..3].to_vec()).await;
     assert_eq!(some, Ok(Response::Done(vec![Ok(Answer::Int(LONG as i64 + 3)); 4])));
-    assert_eq!(three.one(leader, Op::Length { key: Bytes::from_static(b"long:15") }).await, Answer::Int(LONG as i64 + 1));
+    assert_eq!(
+        three.one(leader, Op::Length { key: Bytes::from_static(b"long:15") }).await,
+        Answer::Int(LONG as i64 + 1)
+    );
     three.close().await;
 }
 
@@ -571,7 +712,10 @@ fn fields(from: u64, to: u64) -> Op {
 /// Damages what the table files in a directory hold, under whoever has them open.
 fn damage(directory: &Path) {
     use std::os::unix::fs::FileExt;
-    for entry in std::fs::read_dir(directory).expect("a store's directory").map(|entry| entry.expect("an entry").path()) {
+    for entry in std::fs::read_dir(directory)
+        .expect("a store's directory")
+        .map(|entry| entry.expect("an entry").path())
+    {
         if entry.is_dir() {
             damage(&entry);
         } else if entry.extension().is_some_and(|extension| extension == "sst") {
@@ -592,23 +736,39 @@ async fn a_damaged_replica_is_taken_anew_from_the_leader() {
     let tables = dir.path().join((bad + 1).to_string()).join("tables");
     damage(&tables);
     // Whoever asks it is sent to the others, and it gives up what it leads.
-    let everything = Op::HashRange { key: Bytes::from_static(b"h"), range: Range::all(), want_values: true };
-    let asked = three.nodes[bad].call(PARTITION, Request { ops: vec![everything.clone()], joined: Vec::new(), watched: vec![] }).await;
+    let everything =
+        Op::HashRange { key: Bytes::from_static(b"h"), range: Range::all(), want_values: true };
+    let asked = three.nodes[bad]
+        .call(
+            PARTITION,
+            Request { ops: vec![everything.clone()], joined: Vec::new(), watched: vec![] },
+        )
+        .await;
     assert!(matches!(asked, Err(CallError::NoLeader(_))), "{asked:?}");
     let began = Instant::now();
     let next = loop {
-        let leads = |at: &usize| *at != bad && three.nodes[*at].leader(PARTITION).is_some_and(|leader| leader.server.0 == *at as u64 + 1);
+        let leads = |at: &usize| {
+            *at != bad
+                && three.nodes[*at]
+                    .leader(PARTITION)
+                    .is_some_and(|leader| leader.server.0 == *at as u64 + 1)
+        };
         match (0..3).find(leads) {
             Some(next) => break next,
             None => tokio::time::sleep(Duration::from_millis(5)).await,
         }
-        assert!(began.elapsed() < Duration::from_millis(900), "leadership is handed over, long before a lease has run out");
+        assert!(
+            began.elapsed() < Duration::from_millis(900),
+            "leadership is handed over, long before a lease has run out"
+        );
     };
     three.one(next, fields(2000, 2100)).await;
     // It comes back with everything, that which was written meanwhile too, and can lead.
     let deadline = Instant::now() + Duration::from_secs(10);
     let applied = three.nodes[next].replica(PARTITION).expect("it leads").figures().applied;
-    while three.nodes[bad].replica(PARTITION).map_or(0, |replica| replica.figures().applied) < applied {
+    while three.nodes[bad].replica(PARTITION).map_or(0, |replica| replica.figures().applied)
+        < applied
+    {
         assert!(Instant::now() < deadline, "{:?}", three.nodes[bad].report());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -619,8 +779,13 @@ async fn a_damaged_replica_is_taken_anew_from_the_leader() {
         .collect();
     assert_eq!(kept, [format!("1-0-{}.damaged", bad + 11)]);
     three.hand_over(next, bad).await;
-    assert_eq!(three.one(bad, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(2100));
-    assert!(matches!(three.one(bad, everything).await, Answer::Cells { cells, .. } if cells.len() == 2100));
+    assert_eq!(
+        three.one(bad, Op::HashLen { key: Bytes::from_static(b"h") }).await,
+        Answer::Int(2100)
+    );
+    assert!(
+        matches!(three.one(bad, everything).await, Answer::Cells { cells, .. } if cells.len() == 2100)
+    );
     three.close().await;
 }
 
@@ -652,7 +817,10 @@ async fn a_replica_whose_writes_the_group_has_lost_is_taken_anew() {
     three.until_mended(odd, leader).await;
     three.hand_over(leader, odd).await;
     assert!(is(&three.one(odd, get()).await, "before"), "what the group has lost is not back");
-    assert_eq!(three.one(odd, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(10));
+    assert_eq!(
+        three.one(odd, Op::HashLen { key: Bytes::from_static(b"h") }).await,
+        Answer::Int(10)
+    );
     three.close().await;
 }
 
@@ -684,7 +852,10 @@ async fn a_replica_whose_store_is_gone_is_taken_anew() {
     assert_ne!(leader, gone, "it can't lead before it has a state");
     three.until_mended(gone, leader).await;
     three.hand_over(leader, gone).await;
-    assert_eq!(three.one(gone, Op::HashLen { key: Bytes::from_static(b"h") }).await, Answer::Int(100));
+    assert_eq!(
+        three.one(gone, Op::HashLen { key: Bytes::from_static(b"h") }).await,
+        Answer::Int(100)
+    );
     three.close().await;
 }
 
@@ -696,7 +867,8 @@ async fn another_directory_of_a_partition_does_not_cost_a_replica_its_log() {
     let leader = three.leader().await;
     three.one(leader, set("kept")).await;
     three.close().await;
-    // Of all three, so that nobody has it from another; with empty stores, so that only the logs have it.
+    // Of all three, so that nobody has it from another; with empty stores, so that only
+    // the logs have it.
     for server in 1..=3u64 {
         let tables = dir.path().join(server.to_string()).join("tables");
         let own = tables.join(format!("1-0-{}", server + 10));
@@ -722,7 +894,8 @@ async fn another_directory_of_a_partition_does_not_cost_a_replica_its_log() {
 
 const DAY_MS: u64 = 86_400_000;
 
-/// Whoever leads first has a clock that is ahead by a day for a moment, and the others go on from its stamps.
+/// Whoever leads first has a clock that is ahead by a day for a moment, and the others go
+/// on from its stamps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_expire_after_a_leader_whose_clock_was_ahead() {
     let short = |key: &'static str| Op::Set {
@@ -732,7 +905,8 @@ async fn keys_expire_after_a_leader_whose_clock_was_ahead() {
         only: Only::Always,
         want_old: false,
     };
-    let (dir, clocks) = (tempfile::tempdir().expect("a directory"), std::array::from_fn(|_| Ahead::default()));
+    let (dir, clocks) =
+        (tempfile::tempdir().expect("a directory"), std::array::from_fn(|_| Ahead::default()));
     clocks.iter().for_each(|clock| clock.set(DAY_MS));
     let three = Three::open_by(dir.path(), &clocks).await;
     let first = three.leader().await;
@@ -745,7 +919,11 @@ async fn keys_expire_after_a_leader_whose_clock_was_ahead() {
         let get = || Op::Get { key: Bytes::from_static(key.as_bytes()) };
         let began = Instant::now();
         let (leader, _) = three.anywhere(short(key)).await;
-        assert!(is(&three.anywhere(get()).await.1, "short") || began.elapsed() > Duration::from_millis(400), "{key}");
+        assert!(
+            is(&three.anywhere(get()).await.1, "short")
+                || began.elapsed() > Duration::from_millis(400),
+            "{key}"
+        );
         three.hand_over(leader, (leader + 1) % 3).await;
         let ahead_ms = loop {
             if let (leader, Answer::Nil) = three.anywhere(get()).await {
@@ -763,7 +941,8 @@ async fn keys_expire_after_a_leader_whose_clock_was_ahead() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn time_that_is_ahead_is_not_lost_with_its_leader() {
     const HOUR_MS: u64 = 3_600_000;
-    let (dir, clocks) = (tempfile::tempdir().expect("a directory"), std::array::from_fn(|_| Ahead::default()));
+    let (dir, clocks) =
+        (tempfile::tempdir().expect("a directory"), std::array::from_fn(|_| Ahead::default()));
     clocks.iter().for_each(|clock| clock.set(DAY_MS));
     let three = Three::open_by(dir.path(), &clocks).await;
     let leader = three.leader().await;
@@ -775,7 +954,10 @@ async fn time_that_is_ahead_is_not_lost_with_its_leader() {
     let (before, began) = (applied(), Instant::now());
     clocks.iter().for_each(|clock| clock.sleep(HOUR_MS));
     while applied() == before {
-        assert!(began.elapsed() < Duration::from_secs(10), "it is not committed how far time has come");
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "it is not committed how far time has come"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     three.close().await;
@@ -783,14 +965,21 @@ async fn time_that_is_ahead_is_not_lost_with_its_leader() {
     let leader = three.leader().await;
     three.one(leader, get()).await;
     let lost_ms = DAY_MS as i64 - three.nodes[leader].clock_ahead_ms();
-    assert!((HOUR_MS as i64 / 10 - 1_000..HOUR_MS as i64 / 10 + 60_000).contains(&lost_ms), "{lost_ms}");
+    assert!(
+        (HOUR_MS as i64 / 10 - 1_000..HOUR_MS as i64 / 10 + 60_000).contains(&lost_ms),
+        "{lost_ms}"
+    );
     three.close().await;
 }
 
-/// A node whose fsyncs take two seconds: it is not cut off, it ceases to lead within a few seconds, and writes hardly notice.
+/// A node whose fsyncs take two seconds: it is not cut off, it ceases to lead within a
+/// few seconds, and writes hardly notice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_leads_on_a_disk_that_hangs_hands_over_and_writes_go_on() {
-    let (dir, disks) = (tempfile::tempdir().expect("a directory"), std::array::from_fn(|_| Arc::<Hanging>::default()));
+    let (dir, disks) = (
+        tempfile::tempdir().expect("a directory"),
+        std::array::from_fn(|_| Arc::<Hanging>::default()),
+    );
     let three = Three::open_on(dir.path(), &Default::default(), &disks).await;
     let first = three.leader().await;
     three.one(first, set("before")).await;
@@ -810,14 +999,21 @@ async fn who_leads_on_a_disk_that_hangs_hands_over_and_writes_go_on() {
     };
     assert!(slowest < Duration::from_secs(2), "a write took {slowest:?}");
     // It was handed over, and not lost.
-    assert_eq!(three.net.stood.load(Ordering::Relaxed), stood, "somebody stood for election unasked");
+    assert_eq!(
+        three.net.stood.load(Ordering::Relaxed),
+        stood,
+        "somebody stood for election unasked"
+    );
     three.anywhere(set("after")).await;
     disks[first].slow_ms.store(0, Ordering::Relaxed);
     // For a minute it is not given back.
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let term = three.nodes[next].leader(PARTITION).expect("it leads").term;
-        let refused = three.nodes[next].transfer(PARTITION, term, first as u64 + 11).await.expect_err("its disk was slow a moment ago");
+        let refused = three.nodes[next]
+            .transfer(PARTITION, term, first as u64 + 11)
+            .await
+            .expect_err("its disk was slow a moment ago");
         if refused.contains("its disk is not well") {
             break;
         }

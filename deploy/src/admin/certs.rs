@@ -1,4 +1,5 @@
-//! `bridle admin certs`: an authority of one's own, and certificates that it has signed, for TLS between the processes of a cluster.
+//! `bridle admin certs`: an authority of one's own, and certificates that it has signed,
+//! for TLS between the processes of a cluster.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -7,7 +8,10 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 
 /// Clocks of machines differ.
 const EARLIER: Duration = Duration::from_secs(3600);
@@ -15,40 +19,51 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// How long the authority is good for, days.
 const CA_DAYS: u32 = 3650;
 
-/// Writes `ca.pem`, and `<host>.pem` and `<host>.key` of each host; the authority's own key, `ca.key`, should stay here. Gives what to configure.
+/// Writes `ca.pem`, and `<host>.pem` and `<host>.key` of each host; the authority's own
+/// key, `ca.key`, should stay here. Gives what to configure.
 pub(super) fn make(dir: &Path, days: u32, hosts: &[String], json: bool) -> anyhow::Result<String> {
     let shown = dir.display();
     fs::create_dir_all(dir).with_context(|| format!("create {shown}"))?;
     let (ca, ca_key) = (dir.join("ca.pem"), dir.join("ca.key"));
     let key = match (ca.exists(), ca_key.exists()) {
-        (true, true) => KeyPair::from_pem(&read(&ca_key)?).with_context(|| format!("understand {}", ca_key.display()))?,
+        (true, true) => KeyPair::from_pem(&read(&ca_key)?)
+            .with_context(|| format!("understand {}", ca_key.display()))?,
         (false, false) => {
             let key = KeyPair::generate().context("draw the authority's key")?;
-            let certificate = authority(CA_DAYS)?.self_signed(&key).context("make the authority's certificate")?;
+            let certificate = authority(CA_DAYS)?
+                .self_signed(&key)
+                .context("make the authority's certificate")?;
             write_secret(&ca_key, &key.serialize_pem())?;
             write(&ca, &certificate.pem())?;
             key
         }
         _ => bail!("{shown} has one of ca.pem and ca.key: both are needed, or neither"),
     };
-    // Signed in the name of the authority and with its key: what is in its certificate besides does not matter here.
+    // Signed in the name of the authority and with its key: what is in its certificate
+    // besides does not matter here.
     let issuer = Issuer::new(authority(CA_DAYS)?, key);
     for host in hosts {
         if host.is_empty() || host.contains(['/', '\\', '\0']) || host == "ca" {
             bail!("'{host}' is not a host");
         }
         let own = KeyPair::generate().context("draw a key")?;
-        let mut params = CertificateParams::new(vec![host.clone()]).with_context(|| format!("make a certificate for '{host}'"))?;
+        let mut params = CertificateParams::new(vec![host.clone()])
+            .with_context(|| format!("make a certificate for '{host}'"))?;
         valid(&mut params, days);
         params.distinguished_name.push(DnType::CommonName, host.clone());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         // Each process is called, and calls.
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = params.signed_by(&own, &issuer).with_context(|| format!("sign the certificate of '{host}'"))?;
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params
+            .signed_by(&own, &issuer)
+            .with_context(|| format!("sign the certificate of '{host}'"))?;
         write_secret(&dir.join(format!("{host}.key")), &own.serialize_pem())?;
         write(&dir.join(format!("{host}.pem")), &certificate.pem())?;
     }
-    let path = |name: String| fs::canonicalize(dir.join(&name)).unwrap_or(dir.join(name)).display().to_string();
+    let path = |name: String| {
+        fs::canonicalize(dir.join(&name)).unwrap_or(dir.join(name)).display().to_string()
+    };
     let made: Vec<_> = hosts
         .iter()
         .map(|host| serde_json::json!({ "host": host, "cert_file": path(format!("{host}.pem")), "key_file": path(format!("{host}.key")) }))
@@ -56,7 +71,9 @@ pub(super) fn make(dir: &Path, days: u32, hosts: &[String], json: bool) -> anyho
     if json {
         return Ok(format!(
             "{}\n",
-            serde_json::to_string_pretty(&serde_json::json!({ "ca_file": path("ca.pem".to_owned()), "hosts": made }))?
+            serde_json::to_string_pretty(
+                &serde_json::json!({ "ca_file": path("ca.pem".to_owned()), "hosts": made })
+            )?
         ));
     }
     let mut out = String::new();
@@ -70,12 +87,17 @@ pub(super) fn make(dir: &Path, days: u32, hosts: &[String], json: bool) -> anyho
             path("ca.pem".to_owned())
         ));
     }
-    Ok(out + &format!("Keep {} to yourself: who has it can join the cluster.\n", path("ca.key".to_owned())))
+    Ok(out
+        + &format!(
+            "Keep {} to yourself: who has it can join the cluster.\n",
+            path("ca.key".to_owned())
+        ))
 }
 
 /// What the authority's certificate says; the same again for the same key.
 fn authority(days: u32) -> anyhow::Result<CertificateParams> {
-    let mut params = CertificateParams::new(Vec::new()).context("begin the authority's certificate")?;
+    let mut params =
+        CertificateParams::new(Vec::new()).context("begin the authority's certificate")?;
     valid(&mut params, days);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -104,6 +126,7 @@ fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     if path.exists() {
         fs::remove_file(path).with_context(shown)?;
     }
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path).with_context(shown)?;
+    let mut file =
+        File::options().write(true).create_new(true).mode(0o600).open(path).with_context(shown)?;
     file.write_all(text.as_bytes()).with_context(shown)
 }

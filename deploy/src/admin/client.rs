@@ -34,7 +34,10 @@ fn checked(given: &str) -> anyhow::Result<String> {
     if !given.contains("://") {
         bail!("--url {given}: a URL begins with {SCHEME}; try --url {SCHEME}{url}");
     }
-    let has_host = || url.parse::<ureq::http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+    let has_host = || {
+        url.parse::<ureq::http::Uri>()
+            .is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
+    };
     if !url.starts_with(SCHEME) || !has_host() {
         bail!("--url {given}: not of the form {SCHEME}host:port");
     }
@@ -52,7 +55,11 @@ enum Found {
 }
 
 fn look(place: &str) -> Found {
-    let place = if place.rsplit(']').next().is_some_and(|rest| rest.contains(':')) { place.to_owned() } else { format!("{place}:80") };
+    let place = if place.rsplit(']').next().is_some_and(|rest| rest.contains(':')) {
+        place.to_owned()
+    } else {
+        format!("{place}:80")
+    };
     let said = TcpStream::connect(&place).map(|mut stream| -> std::io::Result<[u8; 1]> {
         stream.set_read_timeout(Some(LOOK))?;
         stream.write_all(b"PING\r\n")?;
@@ -80,10 +87,22 @@ impl Server {
     pub(super) fn new(admin: &Admin) -> anyhow::Result<Server> {
         let url = checked(&admin.url)?;
         let password = match &admin.password_file {
-            Some(path) => Some(Secret::from_file(Path::new(path)).map_err(anyhow::Error::msg)?.reveal().as_bytes().to_vec()),
-            None => std::env::var_os("BRIDLE_PASSWORD").map(OsString::into_vec).filter(|password| !password.is_empty()),
+            Some(path) => Some(
+                Secret::from_file(Path::new(path))
+                    .map_err(anyhow::Error::msg)?
+                    .reveal()
+                    .as_bytes()
+                    .to_vec(),
+            ),
+            None => std::env::var_os("BRIDLE_PASSWORD")
+                .map(OsString::into_vec)
+                .filter(|password| !password.is_empty()),
         };
-        let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).proxy(None).build();
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(TIMEOUT))
+            .http_status_as_error(false)
+            .proxy(None)
+            .build();
         Ok(Server {
             agent: config.into(),
             url,
@@ -102,7 +121,12 @@ impl Server {
         self.answer(self.authorized(request).call())
     }
 
-    pub(super) fn send(&self, method: &str, path: &str, body: &impl Serialize) -> anyhow::Result<Value> {
+    pub(super) fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<Value> {
         let url = format!("{}{path}", self.url);
         let request = if method == "PUT" { self.agent.put(url) } else { self.agent.post(url) };
         self.answer(self.authorized(request).send_json(body))
@@ -115,7 +139,10 @@ impl Server {
         }
     }
 
-    fn answer(&self, outcome: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
+    fn answer(
+        &self,
+        outcome: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> anyhow::Result<Value> {
         let mut response = match outcome {
             Ok(response) => response,
             Err(error) => return Err(self.explained(error)),
@@ -126,7 +153,9 @@ impl Server {
         }
         let body: Value = match response.body_mut().read_json() {
             Ok(body) => body,
-            Err(error) if status.is_success() => return Err(error).with_context(|| format!("read the answer of {}", self.url)),
+            Err(error) if status.is_success() => {
+                return Err(error).with_context(|| format!("read the answer of {}", self.url));
+            }
             Err(_) => bail!("{} answered {status}: is this Bridle's HTTP port?", self.url),
         };
         if !status.is_success() {
@@ -141,22 +170,37 @@ impl Server {
         let place = place.split('/').next().unwrap_or(place);
         match look(place) {
             Found::Nothing(why) => {
-                anyhow::anyhow!("nothing answers at {place} ({why}): is the server running, and is that its HTTP port? --url says where")
+                anyhow::anyhow!(
+                    "nothing answers at {place} ({why}): is the server running, and is that its \
+                     HTTP port? --url says where"
+                )
             }
             Found::Redis => {
-                anyhow::anyhow!("{place} is a port for Redis clients; --url wants the HTTP port, http://127.0.0.1:9121 by default")
+                anyhow::anyhow!(
+                    "{place} is a port for Redis clients; --url wants the HTTP port, http://127.0.0.1:9121 by default"
+                )
             }
             Found::Something => {
                 let why = anyhow::Error::new(error);
-                why.context(format!("ask {} (is that Bridle's HTTP port? --url says where)", self.url))
+                why.context(format!(
+                    "ask {} (is that Bridle's HTTP port? --url says where)",
+                    self.url
+                ))
             }
         }
     }
 
-    pub(super) fn show<T: DeserializeOwned>(&self, body: Value, words: impl FnOnce(T) -> String) -> anyhow::Result<String> {
+    pub(super) fn show<T: DeserializeOwned>(
+        &self,
+        body: Value,
+        words: impl FnOnce(T) -> String,
+    ) -> anyhow::Result<String> {
         match self.json {
             true => Ok(format!("{}\n", serde_json::to_string_pretty(&body)?)),
-            false => Ok(words(serde_json::from_value(body).context("understand the answer (is the server of this version?)")?)),
+            false => Ok(words(
+                serde_json::from_value(body)
+                    .context("understand the answer (is the server of this version?)")?,
+            )),
         }
     }
 }

@@ -2,13 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use meta::admin::{ClusterStatus, Compaction, NodeStatus, PartitionStatus, ServerStatus, TableStatus};
+use meta::admin::{
+    ClusterStatus, Compaction, NodeStatus, PartitionStatus, ServerStatus, TableStatus,
+};
 
 /// Rows of cells as aligned columns; numbers stand to the right.
 pub(super) fn columns(heads: &[&str], rows: &[Vec<String>]) -> String {
-    let is_number = |cell: &str| cell.split(' ').next().is_some_and(|word| word.parse::<f64>().is_ok());
-    let numeric = |column: usize| !rows.is_empty() && rows.iter().all(|row| is_number(&row[column]));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).chain([heads[column].len()]).max().unwrap_or(0);
+    let is_number =
+        |cell: &str| cell.split(' ').next().is_some_and(|word| word.parse::<f64>().is_ok());
+    let numeric =
+        |column: usize| !rows.is_empty() && rows.iter().all(|row| is_number(&row[column]));
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .chain([heads[column].len()])
+            .max()
+            .unwrap_or(0)
+    };
     let line = |cells: Vec<&str>| {
         let cells = cells.into_iter().enumerate().map(|(column, cell)| match numeric(column) {
             true => format!("{cell:>width$}", width = width(column)),
@@ -22,7 +32,9 @@ pub(super) fn columns(heads: &[&str], rows: &[Vec<String>]) -> String {
 
 /// Bytes as people read them.
 pub(super) fn bytes(count: u64) -> String {
-    let unit = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)].into_iter().find(|(_, bits)| count >> bits != 0);
+    let unit = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)]
+        .into_iter()
+        .find(|(_, bits)| count >> bits != 0);
     match unit {
         Some((name, bits)) => format!("{:.1} {name}", count as f64 / (1u64 << bits) as f64),
         None => format!("{count} B"),
@@ -31,11 +43,22 @@ pub(super) fn bytes(count: u64) -> String {
 
 pub(super) fn tables(list: &[TableStatus]) -> String {
     if list.is_empty() {
-        return "no tables yet: db0 to db15 come with their first write, others by `bridle admin create`\n".to_owned();
+        return "no tables yet: db0 to db15 come with their first write, others by `bridle admin \
+                create`\n"
+            .to_owned();
     }
     let row = |table: &TableStatus| {
-        let envs = table.envs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ");
-        let status = if table.figures.faults.is_empty() { table.status.clone() } else { format!("{}, faulty", table.status) };
+        let envs = table
+            .envs
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect::<Vec<_>>()
+            .join(" ");
+        let status = if table.figures.faults.is_empty() {
+            table.status.clone()
+        } else {
+            format!("{}, faulty", table.status)
+        };
         let figures = &table.figures;
         vec![
             table.id.to_string(),
@@ -52,7 +75,19 @@ pub(super) fn tables(list: &[TableStatus]) -> String {
         ]
     };
     let mut out = columns(
-        &["ID", "NUMBER", "NAME", "STATUS", "PARTITIONS", "REPLICAS", "ROWS", "EXPIRING", "DISK", "MEMTABLES", "ENVS"],
+        &[
+            "ID",
+            "NUMBER",
+            "NAME",
+            "STATUS",
+            "PARTITIONS",
+            "REPLICAS",
+            "ROWS",
+            "EXPIRING",
+            "DISK",
+            "MEMTABLES",
+            "ENVS",
+        ],
         &list.iter().map(row).collect::<Vec<_>>(),
     );
     for table in list {
@@ -66,26 +101,40 @@ pub(super) fn tables(list: &[TableStatus]) -> String {
 pub(super) fn envs(all: &BTreeMap<String, String>) -> String {
     match all.is_empty() {
         true => "none set\n".to_owned(),
-        false => columns(&["ENV", "VALUE"], &all.iter().map(|(key, value)| vec![key.clone(), value.clone()]).collect::<Vec<_>>()),
+        false => columns(
+            &["ENV", "VALUE"],
+            &all.iter().map(|(key, value)| vec![key.clone(), value.clone()]).collect::<Vec<_>>(),
+        ),
     }
 }
 
 pub(super) fn node(status: &NodeStatus) -> String {
     let ready = if status.ready { "ready" } else { "not ready" };
-    let (days, hours, minutes, seconds) =
-        (status.uptime_seconds / 86_400, status.uptime_seconds / 3600 % 24, status.uptime_seconds / 60 % 60, status.uptime_seconds % 60);
+    let (days, hours, minutes, seconds) = (
+        status.uptime_seconds / 86_400,
+        status.uptime_seconds / 3600 % 24,
+        status.uptime_seconds / 60 % 60,
+        status.uptime_seconds % 60,
+    );
     let lines = [
         ("status", format!("{ready}, up {days}d {hours:02}:{minutes:02}:{seconds:02}")),
         ("version", status.version.clone()),
-        ("cluster", format!("{} ({}), node {}", status.cluster, status.cluster_id, id(status.node_id))),
+        (
+            "cluster",
+            format!("{} ({}), node {}", status.cluster, status.cluster_id, id(status.node_id)),
+        ),
         ("serves", status.addresses.join(", ")),
         ("durability", status.durability.clone()),
         ("clients", status.clients.to_string()),
         ("tables", format!("{} with {} partitions", status.tables, status.partitions)),
-        ("disk", format!("{} of rows, {} of log", bytes(status.disk_bytes), bytes(status.log_bytes))),
+        (
+            "disk",
+            format!("{} of rows, {} of log", bytes(status.disk_bytes), bytes(status.log_bytes)),
+        ),
         ("memory", bytes(status.memory_bytes)),
     ];
-    let mut out: String = lines.iter().map(|(name, value)| format!("{name:<11} {value}\n")).collect();
+    let mut out: String =
+        lines.iter().map(|(name, value)| format!("{name:<11} {value}\n")).collect();
     for fault in &status.faults {
         out.push_str(&format!("fault       {fault}\n"));
     }
@@ -102,13 +151,22 @@ fn id(number: u64) -> String {
 
 /// The cluster below the process that was asked.
 pub(super) fn cluster(status: &ClusterStatus) -> String {
-    let metas = status.metas.iter().map(|meta| if meta.leads { format!("{} (leads)", meta.address) } else { meta.address.clone() });
+    let metas = status.metas.iter().map(|meta| {
+        if meta.leads { format!("{} (leads)", meta.address) } else { meta.address.clone() }
+    });
     let lines = [
         ("metas", metas.collect::<Vec<_>>().join(", ")),
         ("nodes", format!("{} of {} are up", status.servers_up, status.servers)),
-        ("partitions", format!("{}: {} led, {} with all replicas", status.partitions, status.partitions_led, status.partitions_whole)),
+        (
+            "partitions",
+            format!(
+                "{}: {} led, {} with all replicas",
+                status.partitions, status.partitions_led, status.partitions_whole
+            ),
+        ),
     ];
-    let mut out: String = lines.iter().map(|(name, value)| format!("{name:<11} {value}\n")).collect();
+    let mut out: String =
+        lines.iter().map(|(name, value)| format!("{name:<11} {value}\n")).collect();
     for fault in &status.faults {
         out.push_str(&format!("fault       {fault}\n"));
     }
@@ -122,8 +180,11 @@ pub(super) fn nodes(list: &[ServerStatus]) -> String {
             _ => node.state.clone(),
         };
         // What is not known is not nothing: a node in its first second has not told yet.
-        let known = |figure: Option<u64>, show: fn(u64) -> String| figure.map_or_else(|| "-".to_owned(), show);
-        let free = node.disk_free_bytes.filter(|_| node.disk_total_bytes.is_some_and(|total| total > 0));
+        let known = |figure: Option<u64>, show: fn(u64) -> String| {
+            figure.map_or_else(|| "-".to_owned(), show)
+        };
+        let free =
+            node.disk_free_bytes.filter(|_| node.disk_total_bytes.is_some_and(|total| total > 0));
         vec![
             node.id.clone(),
             node.address.clone(),
@@ -139,7 +200,10 @@ pub(super) fn nodes(list: &[ServerStatus]) -> String {
             node.clients.join(" "),
         ]
     };
-    let heads = ["ID", "ADDRESS", "ZONE", "ROLES", "STATE", "REPLICAS", "LEADS", "CLIENTS", "DISK", "FREE", "MEMORY", "REDIS"];
+    let heads = [
+        "ID", "ADDRESS", "ZONE", "ROLES", "STATE", "REPLICAS", "LEADS", "CLIENTS", "DISK", "FREE",
+        "MEMORY", "REDIS",
+    ];
     let mut out = columns(&heads, &list.iter().map(row).collect::<Vec<_>>());
     for node in list {
         for fault in &node.faults {
@@ -152,12 +216,18 @@ pub(super) fn nodes(list: &[ServerStatus]) -> String {
 pub(super) fn partitions(list: &[PartitionStatus]) -> String {
     let row = |partition: &PartitionStatus| {
         let leads = partition.members.iter().find(|member| member.leads);
-        let follower = |member: &meta::admin::MemberStatus| match (member.state.as_str(), member.lag) {
-            ("running", Some(0)) => member.address.clone(),
-            ("running", Some(lag)) => format!("{} ({lag} behind)", member.address),
-            (state, _) => format!("{} ({state})", member.address),
-        };
-        let followers = partition.members.iter().filter(|member| !member.leads).map(follower).collect::<Vec<_>>();
+        let follower =
+            |member: &meta::admin::MemberStatus| match (member.state.as_str(), member.lag) {
+                ("running", Some(0)) => member.address.clone(),
+                ("running", Some(lag)) => format!("{} ({lag} behind)", member.address),
+                (state, _) => format!("{} ({state})", member.address),
+            };
+        let followers = partition
+            .members
+            .iter()
+            .filter(|member| !member.leads)
+            .map(follower)
+            .collect::<Vec<_>>();
         vec![
             partition.index.to_string(),
             format!("{}-{}", partition.slots[0], partition.slots[1]),
@@ -186,12 +256,16 @@ pub(super) fn partitions(list: &[PartitionStatus]) -> String {
 pub(super) fn compaction(stands: &Compaction) -> String {
     let seconds = stands.elapsed_ms as f64 / 1000.0;
     let parts = format!("{} of {} partitions", stands.partitions_done, stands.partitions);
-    let sizes = format!("{} before, {} now", bytes(stands.disk_bytes_before), bytes(stands.disk_bytes));
+    let sizes =
+        format!("{} before, {} now", bytes(stands.disk_bytes_before), bytes(stands.disk_bytes));
     match stands.status.as_str() {
         "none" => "no compaction was asked for since the server started\n".to_owned(),
         "running" => format!("running for {seconds:.1} s: {parts} done; {sizes}\n"),
         "done" => format!("done in {seconds:.1} s: {parts}; {sizes}\n"),
-        other => format!("{other} after {seconds:.1} s: {parts} done: {}\n", stands.error.as_deref().unwrap_or("no reason given")),
+        other => format!(
+            "{other} after {seconds:.1} s: {parts} done: {}\n",
+            stands.error.as_deref().unwrap_or("no reason given")
+        ),
     }
 }
 
@@ -207,7 +281,10 @@ mod tests {
 
     #[test]
     fn bytes_are_readable() {
-        assert_eq!([bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)], ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]);
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)],
+            ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
+        );
     }
 
     #[test]

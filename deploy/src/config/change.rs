@@ -1,4 +1,5 @@
-//! Between CONFIG SET's settings and ours: what the proxy starts with, and what CONFIG REWRITE brings back.
+//! Between CONFIG SET's settings and ours: what the proxy starts with, and what CONFIG
+//! REWRITE brings back.
 
 use std::fs;
 use std::io::Write;
@@ -10,16 +11,26 @@ use proxy::ClientsMemory;
 use proxy::config::{FileChange, FileValue};
 use proxy::tls::TlsFiles;
 
-use super::{ClientsShare, ClusterSection, Config, Dur, Secret, Size, Threshold, TlsSection, rewrite};
+use super::{
+    ClientsShare, ClusterSection, Config, Dur, Secret, Size, Threshold, TlsSection, rewrite,
+};
 
 /// Where the certificates for clients are.
 pub(crate) fn tls_files(section: &TlsSection) -> TlsFiles {
-    TlsFiles { cert: section.cert_file.clone(), key: section.key_file.clone(), authority: named(&section.client_ca_file) }
+    TlsFiles {
+        cert: section.cert_file.clone(),
+        key: section.key_file.clone(),
+        authority: named(&section.client_ca_file),
+    }
 }
 
 /// Where the cluster's certificates are.
 pub(crate) fn cluster_tls_files(section: &ClusterSection) -> TlsFiles {
-    TlsFiles { cert: section.cert_file.clone(), key: section.key_file.clone(), authority: named(&section.ca_file) }
+    TlsFiles {
+        cert: section.cert_file.clone(),
+        key: section.key_file.clone(),
+        authority: named(&section.ca_file),
+    }
 }
 
 fn named(file: &Path) -> Option<PathBuf> {
@@ -62,7 +73,8 @@ pub(crate) fn proxy_settings(config: &Config) -> proxy::Settings {
     }
 }
 
-/// CONFIG REWRITE: the file with these changes, everything else in it as it is. Whole or not at all.
+/// CONFIG REWRITE: the file with these changes, everything else in it as it is. Whole or
+/// not at all.
 pub(crate) fn rewrite_file(path: &Path, changes: &[FileChange]) -> Result<(), String> {
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
     let mut config = Config::defaults();
@@ -78,37 +90,57 @@ fn take(config: &mut Config, change: &FileChange) -> Result<(), String> {
     let secret_elsewhere = !section.requirepass_file.as_os_str().is_empty();
     let size = |number: i64| Size(u64::try_from(number).unwrap_or(0));
     let count = |number: i64| u32::try_from(number).unwrap_or(u32::MAX);
-    let span = |unit: fn(u64) -> Duration, number: i64| Dur(unit(u64::try_from(number).unwrap_or(0)));
+    let span =
+        |unit: fn(u64) -> Duration, number: i64| Dur(unit(u64::try_from(number).unwrap_or(0)));
     match (change.key.as_str(), &change.value) {
         ("requirepass", FileValue::Text(_)) if secret_elsewhere => {
-            return Err("the password is kept in proxy.requirepass_file; change it there".to_owned());
+            return Err(
+                "the password is kept in proxy.requirepass_file; change it there".to_owned()
+            );
         }
         ("requirepass", FileValue::Text(password)) => section.requirepass = Secret::new(password),
         ("protected_mode", FileValue::Bool(on)) => section.protected_mode = *on,
         ("maxclients", FileValue::Int(number)) => section.maxclients = count(*number),
         ("maxmemory_clients", FileValue::Text(text)) => {
             section.maxmemory_clients = match text.strip_suffix('%') {
-                Some(percent) => ClientsShare::Percent(percent.parse().map_err(|_| "a percentage in an unknown form")?),
-                None => ClientsShare::Bytes(Size(text.parse().map_err(|_| "a size in an unknown form")?)),
+                Some(percent) => ClientsShare::Percent(
+                    percent.parse().map_err(|_| "a percentage in an unknown form")?,
+                ),
+                None => ClientsShare::Bytes(Size(
+                    text.parse().map_err(|_| "a size in an unknown form")?,
+                )),
             };
         }
         ("timeout", FileValue::Int(number)) => section.timeout = span(Duration::from_secs, *number),
-        ("tcp_keepalive", FileValue::Int(number)) => section.tcp_keepalive = span(Duration::from_secs, *number),
-        ("proto_max_bulk_len", FileValue::Int(number)) => section.proto_max_bulk_len = size(*number),
-        ("client_query_buffer_limit", FileValue::Int(number)) => section.client_query_buffer_limit = size(*number),
+        ("tcp_keepalive", FileValue::Int(number)) => {
+            section.tcp_keepalive = span(Duration::from_secs, *number)
+        }
+        ("proto_max_bulk_len", FileValue::Int(number)) => {
+            section.proto_max_bulk_len = size(*number)
+        }
+        ("client_query_buffer_limit", FileValue::Int(number)) => {
+            section.client_query_buffer_limit = size(*number)
+        }
         ("client_output_buffer_limit", FileValue::Text(limits)) => {
             // `normal <hard> 0 0`: the only class and the only limit there is.
-            let hard = limits.split(' ').nth(1).and_then(|hard| hard.parse().ok()).ok_or("a limit in an unknown form")?;
+            let hard = limits
+                .split(' ')
+                .nth(1)
+                .and_then(|hard| hard.parse().ok())
+                .ok_or("a limit in an unknown form")?;
             section.client_output_buffer_limit = Size(hard);
         }
         ("slowlog_log_slower_than", FileValue::Int(number)) => {
-            section.slowlog_log_slower_than = Threshold(u64::try_from(*number).ok().map(Duration::from_micros));
+            section.slowlog_log_slower_than =
+                Threshold(u64::try_from(*number).ok().map(Duration::from_micros));
         }
         ("slowlog_max_len", FileValue::Int(number)) => section.slowlog_max_len = count(*number),
         ("latency_monitor_threshold", FileValue::Int(number)) => {
             section.latency_monitor_threshold = span(Duration::from_millis, *number);
         }
-        ("call_deadline_ms", FileValue::Int(number)) => section.call_deadline = span(Duration::from_millis, *number),
+        ("call_deadline_ms", FileValue::Int(number)) => {
+            section.call_deadline = span(Duration::from_millis, *number)
+        }
         ("tls_cert_file", FileValue::Text(path)) => tls.cert_file = path.into(),
         ("tls_key_file", FileValue::Text(path)) => tls.key_file = path.into(),
         ("tls_ca_cert_file", FileValue::Text(path)) => tls.client_ca_file = path.into(),
@@ -120,7 +152,8 @@ fn take(config: &mut Config, change: &FileChange) -> Result<(), String> {
     Ok(())
 }
 
-/// Puts a new text in a file's place: whole, with the old one's permissions, and on disk when this returns.
+/// Puts a new text in a file's place: whole, with the old one's permissions, and on disk
+/// when this returns.
 fn replace_file(path: &Path, text: &str) -> std::io::Result<()> {
     // Through a link, so that the link stays.
     let path = fs::canonicalize(path)?;
@@ -140,11 +173,16 @@ mod tests {
     #[test]
     fn defaults_are_the_proxys_own() {
         let config = Config::defaults();
-        let (clients_memory, memory_bytes) = (ClientsMemory::Bytes(config.shares.clients), config.shares.memory.bytes());
-        assert!(proxy_settings(&config) == proxy::Settings { clients_memory, memory_bytes, ..proxy::Settings::default() });
+        let (clients_memory, memory_bytes) =
+            (ClientsMemory::Bytes(config.shares.clients), config.shares.memory.bytes());
+        assert!(
+            proxy_settings(&config)
+                == proxy::Settings { clients_memory, memory_bytes, ..proxy::Settings::default() }
+        );
     }
 
-    /// A setting that CONFIG SET changes and the file can't keep would be lost by CONFIG REWRITE.
+    /// A setting that CONFIG SET changes and the file can't keep would be lost by CONFIG
+    /// REWRITE.
     #[test]
     fn every_live_setting_goes_into_the_file_and_comes_back() {
         let dir = tempfile::tempdir().unwrap();
@@ -164,22 +202,34 @@ mod tests {
             call_deadline_ms: 1300,
             memory_bytes: Config::defaults().shares.memory.bytes(),
             tls: TlsFiles { cert: "c".into(), key: "k".into(), authority: Some("a".into()) },
-            cluster_tls: TlsFiles { cert: "cc".into(), key: "ck".into(), authority: Some("ca".into()) },
+            cluster_tls: TlsFiles {
+                cert: "cc".into(),
+                key: "ck".into(),
+                authority: Some("ca".into()),
+            },
             ..proxy::Settings::default()
         };
-        let shares = [ClientsMemory::Bytes(77 << 20), ClientsMemory::Percent(5), ClientsMemory::Unlimited];
+        let shares =
+            [ClientsMemory::Bytes(77 << 20), ClientsMemory::Percent(5), ClientsMemory::Unlimited];
         for (slower_than, share) in [1234, 0, -1].into_iter().zip(shares) {
             (changed.slowlog_slower_than_us, changed.clients_memory) = (slower_than, share);
             fs::write(&path, "# mine\n[storage]\ndurability = \"os\"\n").unwrap();
             let changes: Vec<FileChange> = proxy::config::SETTINGS
                 .iter()
-                .map(|setting| FileChange { key: setting.name.replace('-', "_"), value: (setting.file)(&changed) })
+                .map(|setting| FileChange {
+                    key: setting.name.replace('-', "_"),
+                    value: (setting.file)(&changed),
+                })
                 .collect();
             rewrite_file(&path, &changes).unwrap();
             let mut config = Config::defaults();
             config.read_file(&path).unwrap();
             assert!(proxy_settings(&config) == changed, "{}", fs::read_to_string(&path).unwrap());
-            assert!(fs::read_to_string(&path).unwrap().starts_with("# mine\n[storage]\ndurability = \"os\"\n"));
+            assert!(
+                fs::read_to_string(&path)
+                    .unwrap()
+                    .starts_with("# mine\n[storage]\ndurability = \"os\"\n")
+            );
         }
     }
 
@@ -188,7 +238,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bridle.toml");
         fs::write(&path, "[proxy]\nrequirepass_file = \"x\"\n").unwrap();
-        let change = FileChange { key: "requirepass".to_owned(), value: FileValue::Text("y".to_owned()) };
+        let change =
+            FileChange { key: "requirepass".to_owned(), value: FileValue::Text("y".to_owned()) };
         assert!(rewrite_file(&path, &[change]).unwrap_err().contains("change it there"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "[proxy]\nrequirepass_file = \"x\"\n");
     }

@@ -1,4 +1,5 @@
-//! What section `[cluster]` means for a process of a cluster: whether its settings fit each other and are safe, and what follows from them.
+//! What section `[cluster]` means for a process of a cluster: whether its settings fit
+//! each other and are safe, and what follows from them.
 
 use std::net::SocketAddr;
 
@@ -7,7 +8,8 @@ use cluster::news::{Roles, ZONE_BYTES_MAX};
 
 use super::{Address, ClusterSection, Config, Secret, Size};
 
-/// The most that one write may be in a cluster: it must fit a letter from replica to replica, with others that share its entry.
+/// The most that one write may be in a cluster: it must fit a letter from replica to
+/// replica, with others that share its entry.
 const WRITE_MAX: Size = Size::mib(16);
 /// The shortest secret.
 const SECRET_BYTES_MIN: usize = 16;
@@ -20,8 +22,14 @@ impl ClusterSection {
 
     /// Which of the metas this process is, the first is 1; `None`: none of them.
     pub(crate) fn seat(&self) -> Option<u32> {
-        let own = self.advertise.as_ref().map_or_else(|| self.listen.to_string(), |address| address.0.clone());
-        self.metas.iter().position(|meta| meta.0 == own).and_then(|place| u32::try_from(place + 1).ok())
+        let own = self
+            .advertise
+            .as_ref()
+            .map_or_else(|| self.listen.to_string(), |address| address.0.clone());
+        self.metas
+            .iter()
+            .position(|meta| meta.0 == own)
+            .and_then(|place| u32::try_from(place + 1).ok())
     }
 
     /// The addresses of the metas.
@@ -42,62 +50,85 @@ impl ClusterSection {
     /// TLS, if it is set.
     pub(crate) fn net_tls(&self) -> Option<NetTls> {
         let name = Some(&self.tls_name).filter(|name| !name.is_empty()).cloned();
-        let tls = NetTls { ca: self.ca_file.clone(), cert: self.cert_file.clone(), key: self.key_file.clone(), name };
+        let tls = NetTls {
+            ca: self.ca_file.clone(),
+            cert: self.cert_file.clone(),
+            key: self.key_file.clone(),
+            name,
+        };
         self.has_tls().then_some(tls)
     }
 }
 
 impl Config {
-    /// What no single key can tell, for a process of a cluster that is asked to have these roles: gives those that it has. Reads `secret_file`.
+    /// What no single key can tell, for a process of a cluster that is asked to have
+    /// these roles: gives those that it has. Reads `secret_file`.
     pub(crate) fn settle_cluster(&mut self, wanted: Roles) -> Result<Roles, String> {
         let section = &mut self.cluster;
         if !section.secret_file.as_os_str().is_empty() {
             if !section.secret.is_empty() {
-                return Err("cluster.secret and cluster.secret_file are both set: which one holds?".into());
+                return Err("cluster.secret and cluster.secret_file are both set: which one \
+                            holds?"
+                    .into());
             }
             section.secret = Secret::from_file(&section.secret_file)?;
         }
         let secret_bytes = section.secret.reveal().len();
         if secret_bytes != 0 && secret_bytes < SECRET_BYTES_MIN {
             return Err(format!(
-                "the cluster's secret has {secret_bytes} characters: with fewer than {SECRET_BYTES_MIN} it can be guessed"
+                "the cluster's secret has {secret_bytes} characters: with fewer than \
+                 {SECRET_BYTES_MIN} it can be guessed"
             ));
         }
         let files = [&section.cert_file, &section.key_file, &section.ca_file];
         let has_tls = files.iter().all(|file| !file.as_os_str().is_empty());
         if !has_tls && files.iter().any(|file| !file.as_os_str().is_empty()) {
-            return Err("TLS between processes needs all of cluster.cert_file, cluster.key_file and cluster.ca_file".into());
+            return Err("TLS between processes needs all of cluster.cert_file, cluster.key_file \
+                        and cluster.ca_file"
+                .into());
         }
         let listen = section.listen;
         if section.protected_mode && !listen.ip().is_loopback() && secret_bytes == 0 && !has_tls {
             return Err(format!(
-                "cluster.listen = {listen} lets other machines in, and the cluster has neither a secret nor TLS: anybody who reaches it would \
-                 own the data. Set cluster.secret_file (or --secret-file), or cluster.cert_file and its kin, or listen on 127.0.0.1, or say \
-                 cluster.protected_mode = false if the network itself is safe"
+                "cluster.listen = {listen} lets other machines in, and the cluster has neither a \
+                 secret nor TLS: anybody who reaches it would own the data. Set \
+                 cluster.secret_file (or --secret-file), or cluster.cert_file and its kin, or \
+                 listen on 127.0.0.1, or say cluster.protected_mode = false if the network itself \
+                 is safe"
             ));
         }
         if listen.ip().is_unspecified() && section.advertise.is_none() {
-            return Err(format!("cluster.listen = {listen} is no address that others could reach: say in cluster.advertise where they do"));
+            return Err(format!(
+                "cluster.listen = {listen} is no address that others could reach: say in \
+                 cluster.advertise where they do"
+            ));
         }
         if section.zone.len() > ZONE_BYTES_MAX {
-            return Err(format!("cluster.zone has {} bytes, at most {ZONE_BYTES_MAX} will do", section.zone.len()));
+            return Err(format!(
+                "cluster.zone has {} bytes, at most {ZONE_BYTES_MAX} will do",
+                section.zone.len()
+            ));
         }
         if self.storage.max_write_size > WRITE_MAX {
-            return Err("storage.max_write_size: in a cluster at most \"16MiB\", as it must fit a message between replicas".into());
+            return Err("storage.max_write_size: in a cluster at most \"16MiB\", as it must fit \
+                        a message between replicas"
+                .into());
         }
         self.settle_metas(wanted)
     }
 
-    /// What a password does not guard, of a process of a cluster: its cluster's port, when whoever connects to it is let in. On an address that others can
-    /// reach that is refused; on this machine it is said.
+    /// What a password does not guard, of a process of a cluster: its cluster's port,
+    /// when whoever connects to it is let in. On an address that others can reach that is
+    /// refused; on this machine it is said.
     pub(crate) fn unguarded(&self) -> Option<String> {
         let section = &self.cluster;
         let is_open = !section.metas.is_empty() && section.secret.is_empty() && !section.has_tls();
         (is_open && !self.proxy.requirepass.is_empty()).then(|| {
             let listen = section.listen;
             format!(
-                "proxy.requirepass is set, but the cluster's port ({listen}) has neither a secret nor TLS: whoever connects to it reads, writes and administers \
-                 without the password. Set cluster.secret_file (--secret-file) on all processes"
+                "proxy.requirepass is set, but the cluster's port ({listen}) has neither a secret \
+                 nor TLS: whoever connects to it reads, writes and administers without the \
+                 password. Set cluster.secret_file (--secret-file) on all processes"
             )
         })
     }
@@ -112,8 +143,12 @@ impl Config {
             seen.push(meta);
         }
         if ![1, 3, 5].contains(&seen.len()) {
-            let why = "the processes that keep the cluster's catalogue, host:port of each, 1, 3 or 5 of them";
-            return Err(format!("cluster.metas (--metas) has {} addresses, and wants {why}", seen.len()));
+            let why = "the processes that keep the cluster's catalogue, host:port of each, 1, 3 \
+                       or 5 of them";
+            return Err(format!(
+                "cluster.metas (--metas) has {} addresses, and wants {why}",
+                seen.len()
+            ));
         }
         let is_meta = section.seat().is_some();
         let is_meta_alone = wanted.meta && !wanted.storage && !wanted.proxy;
@@ -121,12 +156,14 @@ impl Config {
             let listed = section.meta_addresses().join(", ");
             let own = section.advertised(section.listen);
             return Err(format!(
-                "this meta is reached at {own} (cluster.advertise, or else cluster.listen), which is not in cluster.metas: {listed}"
+                "this meta is reached at {own} (cluster.advertise, or else cluster.listen), which \
+                 is not in cluster.metas: {listed}"
             ));
         }
         if is_meta && !wanted.meta {
             return Err(format!(
-                "{} stands in cluster.metas, and this process is no meta: run it as `bridle node` or `bridle meta`",
+                "{} stands in cluster.metas, and this process is no meta: run it as `bridle node` \
+                 or `bridle meta`",
                 section.advertised(section.listen)
             ));
         }
@@ -143,7 +180,9 @@ mod tests {
 
     fn settle(text: &str, roles: Roles) -> Result<Roles, String> {
         let mut config = Config::defaults();
-        config.read("test.toml", &format!("[cluster]\n{text}\n")).map_err(|refused| refused.reason)?;
+        config
+            .read("test.toml", &format!("[cluster]\n{text}\n"))
+            .map_err(|refused| refused.reason)?;
         config.settle_cluster(roles)
     }
 
@@ -151,21 +190,42 @@ mod tests {
     fn who_stands_in_the_list_is_a_meta() {
         let metas = "metas = [\"127.0.0.1:7201\", \"b:1\", \"[::1]:1\"]";
         assert_eq!(settle(metas, NODE), Ok(NODE));
-        assert_eq!(settle(&format!("{metas}\nadvertise = \"d:1\""), NODE), Ok(Roles { meta: false, ..NODE }));
-        assert!(settle(&format!("{metas}\nadvertise = \"d:1\""), META).unwrap_err().contains("d:1 (cluster.advertise"));
-        assert!(settle(metas, Roles { meta: false, ..NODE }).unwrap_err().contains("this process is no meta"));
+        assert_eq!(
+            settle(&format!("{metas}\nadvertise = \"d:1\""), NODE),
+            Ok(Roles { meta: false, ..NODE })
+        );
+        assert!(
+            settle(&format!("{metas}\nadvertise = \"d:1\""), META)
+                .unwrap_err()
+                .contains("d:1 (cluster.advertise")
+        );
+        assert!(
+            settle(metas, Roles { meta: false, ..NODE })
+                .unwrap_err()
+                .contains("this process is no meta")
+        );
         let mut config = Config::defaults();
         config.read("", &format!("[cluster]\n{metas}\nadvertise = \"[::1]:1\"")).unwrap();
-        assert_eq!((config.cluster.seat(), config.cluster.advertise.as_ref().map(Address::host)), (Some(3), Some("::1")));
+        assert_eq!(
+            (config.cluster.seat(), config.cluster.advertise.as_ref().map(Address::host)),
+            (Some(3), Some("::1"))
+        );
     }
 
     #[test]
     fn wrong_lists_are_refused() {
         assert!(settle("", NODE).unwrap_err().contains("has 0 addresses"));
         assert!(settle("metas = [\"a:1\", \"b:1\"]", NODE).unwrap_err().contains("1, 3 or 5"));
-        assert!(settle("metas = [\"a:1\", \"b:1\", \"a:1\"]", NODE).unwrap_err().contains("a:1 twice"));
+        assert!(
+            settle("metas = [\"a:1\", \"b:1\", \"a:1\"]", NODE).unwrap_err().contains("a:1 twice")
+        );
         for bad in ["a", "a:", ":1", "a:0", "a:70000", "a b:1", "::1:1", "[a]:1"] {
-            assert!(settle(&format!("metas = [\"{bad}\"]"), NODE).unwrap_err().contains("is not a host and port"), "{bad}");
+            assert!(
+                settle(&format!("metas = [\"{bad}\"]"), NODE)
+                    .unwrap_err()
+                    .contains("is not a host and port"),
+                "{bad}"
+            );
         }
     }
 
@@ -173,7 +233,9 @@ mod tests {
     fn a_password_that_does_not_guard_the_clusters_port_is_pointed_out() {
         let unguarded = |password: &str, text: &str| {
             let mut config = Config::defaults();
-            config.read("", &format!("[proxy]\nrequirepass = \"{password}\"\n[cluster]\n{text}\n")).unwrap();
+            config
+                .read("", &format!("[proxy]\nrequirepass = \"{password}\"\n[cluster]\n{text}\n"))
+                .unwrap();
             config.unguarded()
         };
         let metas = "metas = [\"127.0.0.1:7201\"]";
@@ -181,17 +243,32 @@ mod tests {
         assert_eq!(unguarded("", metas), None);
         assert_eq!(unguarded("x", ""), None, "standalone has no such port");
         assert_eq!(unguarded("x", &format!("{metas}\nsecret = \"0123456789abcdef\"")), None);
-        assert_eq!(unguarded("x", &format!("{metas}\ncert_file = \"a\"\nkey_file = \"b\"\nca_file = \"c\"")), None);
+        assert_eq!(
+            unguarded(
+                "x",
+                &format!("{metas}\ncert_file = \"a\"\nkey_file = \"b\"\nca_file = \"c\"")
+            ),
+            None
+        );
     }
 
     #[test]
     fn an_open_cluster_port_needs_a_secret_or_tls() {
         let open = "metas = [\"a:1\"]\nlisten = \"0.0.0.0:7201\"\nadvertise = \"a:1\"";
         assert!(settle(open, NODE).unwrap_err().contains("neither a secret nor TLS"));
-        assert!(settle(&format!("{open}\nsecret = \"short\""), NODE).unwrap_err().contains("5 characters"));
+        assert!(
+            settle(&format!("{open}\nsecret = \"short\""), NODE)
+                .unwrap_err()
+                .contains("5 characters")
+        );
         settle(&format!("{open}\nsecret = \"0123456789abcdef\""), NODE).unwrap();
-        settle(&format!("{open}\ncert_file = \"a\"\nkey_file = \"b\"\nca_file = \"c\""), NODE).unwrap();
-        assert!(settle(&format!("{open}\ncert_file = \"a\""), NODE).unwrap_err().contains("needs all of"));
+        settle(&format!("{open}\ncert_file = \"a\"\nkey_file = \"b\"\nca_file = \"c\""), NODE)
+            .unwrap();
+        assert!(
+            settle(&format!("{open}\ncert_file = \"a\""), NODE)
+                .unwrap_err()
+                .contains("needs all of")
+        );
         settle(&format!("{open}\nprotected_mode = false"), NODE).unwrap();
         let nowhere = "metas = [\"a:1\"]\nlisten = \"0.0.0.0:7201\"\nprotected_mode = false";
         assert!(settle(nowhere, NODE).unwrap_err().contains("cluster.advertise"));

@@ -1,4 +1,5 @@
-//! Configuration as text: read with line, column and reason of everything that is wrong; printed with its comments.
+//! Configuration as text: read with line, column and reason of everything that is wrong;
+//! printed with its comments.
 
 use std::fmt;
 use std::ops::Range;
@@ -28,7 +29,11 @@ impl Refused {
             let before = &text[..span.start.min(text.len())];
             let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
             let line = text[line_start..].lines().next().unwrap_or_default();
-            (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1, line.to_owned())
+            (
+                before.matches('\n').count() + 1,
+                before[line_start..].chars().count() + 1,
+                line.to_owned(),
+            )
         });
         Refused { source: source.to_owned(), at, reason }
     }
@@ -56,7 +61,11 @@ pub(super) fn parse_defaults() -> DeTable<'static> {
     DeTable::parse(DEFAULTS).expect("deploy/bridle.toml is TOML (a test holds it)").into_inner()
 }
 
-pub(super) fn lookup<'a, 'i>(table: &'a DeTable<'i>, section: &str, key: &str) -> Option<&'a DeValue<'i>> {
+pub(super) fn lookup<'a, 'i>(
+    table: &'a DeTable<'i>,
+    section: &str,
+    key: &str,
+) -> Option<&'a DeValue<'i>> {
     Some(table.get(section)?.get_ref().get(key)?.get_ref())
 }
 
@@ -74,30 +83,51 @@ impl Config {
     /// Lays a file's settings over these.
     pub(crate) fn read_file(&mut self, path: &Path) -> Result<(), Refused> {
         let source = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| Refused::new(&source, "", None, error.to_string()))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Refused::new(&source, "", None, error.to_string()))?;
         self.read(&source, &text)
     }
 
-    /// Lays a text's settings over these. The first thing that is wrong, from the top, is the error.
+    /// Lays a text's settings over these. The first thing that is wrong, from the top, is
+    /// the error.
     pub(crate) fn read(&mut self, source: &str, text: &str) -> Result<(), Refused> {
-        let table = DeTable::parse(text).map_err(|error| Refused::new(source, text, error.span(), error.message().to_owned()))?;
+        let table = DeTable::parse(text).map_err(|error| {
+            Refused::new(source, text, error.span(), error.message().to_owned())
+        })?;
         let mut faults = Vec::new();
         for (section, keys) in table.get_ref() {
             let name = section.get_ref().as_ref();
             if !KEYS.iter().any(|(known, _)| *known == name) {
-                faults.push((section.span(), format!("there is no section or key `{name}`; the sections are: {}", known_sections())));
+                faults.push((
+                    section.span(),
+                    format!(
+                        "there is no section or key `{name}`; the sections are: {}",
+                        known_sections()
+                    ),
+                ));
                 continue;
             }
             let DeValue::Table(keys) = keys.get_ref() else {
-                faults.push((section.span(), format!("`{name}` is a section: write [{name}] and its keys below")));
+                faults.push((
+                    section.span(),
+                    format!("`{name}` is a section: write [{name}] and its keys below"),
+                ));
                 continue;
             };
             for (key, value) in keys {
                 match self.set(name, key.get_ref(), value.get_ref()) {
                     Some(Ok(())) => {}
-                    Some(Err(reason)) => faults.push((value.span(), format!("{name}.{}: {reason}", key.get_ref()))),
-                    None => faults
-                        .push((key.span(), format!("there is no key `{}` in [{name}]; its keys are: {}", key.get_ref(), known_keys(name)))),
+                    Some(Err(reason)) => {
+                        faults.push((value.span(), format!("{name}.{}: {reason}", key.get_ref())))
+                    }
+                    None => faults.push((
+                        key.span(),
+                        format!(
+                            "there is no key `{}` in [{name}]; its keys are: {}",
+                            key.get_ref(),
+                            known_keys(name)
+                        ),
+                    )),
                 }
             }
         }
@@ -109,9 +139,17 @@ impl Config {
 
     /// One `section.key=value`, the value as in the file; text may go without its quotes.
     pub(crate) fn read_flag(&mut self, flag: &str) -> Result<(), Refused> {
-        let refused = |reason: String| Refused::new(&format!("--set {}", flag.split('=').next().unwrap_or(flag)), "", None, reason);
-        let Some(((section, key), value)) =
-            flag.split_once('=').and_then(|(name, value)| Some((name.trim().split_once('.')?, value.trim())))
+        let refused = |reason: String| {
+            Refused::new(
+                &format!("--set {}", flag.split('=').next().unwrap_or(flag)),
+                "",
+                None,
+                reason,
+            )
+        };
+        let Some(((section, key), value)) = flag
+            .split_once('=')
+            .and_then(|(name, value)| Some((name.trim().split_once('.')?, value.trim())))
         else {
             return Err(refused("expected section.key=value".into()));
         };
@@ -123,7 +161,10 @@ impl Config {
         };
         match outcome {
             Some(outcome) => outcome.map_err(refused),
-            None => Err(refused(format!("there is no such key; the keys of [{section}] are: {}", known_keys(section)))),
+            None => Err(refused(format!(
+                "there is no such key; the keys of [{section}] are: {}",
+                known_keys(section)
+            ))),
         }
     }
 }
@@ -134,14 +175,17 @@ fn spans(text: &str) -> Vec<(Range<usize>, String, String)> {
     let mut spans = Vec::new();
     for (section, keys) in &table {
         if let DeValue::Table(keys) = keys.get_ref() {
-            spans.extend(keys.iter().map(|(key, value)| (value.span(), section.get_ref().to_string(), key.get_ref().to_string())));
+            spans.extend(keys.iter().map(|(key, value)| {
+                (value.span(), section.get_ref().to_string(), key.get_ref().to_string())
+            }));
         }
     }
     spans.sort_by_key(|(span, ..)| span.start);
     spans
 }
 
-/// The text with every value that a configuration has otherwise replaced by `value(section, key)`; comments and order stay.
+/// The text with every value that a configuration has otherwise replaced by
+/// `value(section, key)`; comments and order stay.
 fn replace(text: &str, config: &Config, value: impl Fn(&str, &str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut done = 0;
@@ -150,8 +194,9 @@ fn replace(text: &str, config: &Config, value: impl Fn(&str, &str) -> Option<Str
         let written = &text[span.clone()];
         // A value that says the same keeps its spelling.
         let mut same = config.clone();
-        let stays = DeValue::parse(written)
-            .is_ok_and(|written| matches!(same.set(&section, &key, written.get_ref()), Some(Ok(()))) && same == *config);
+        let stays = DeValue::parse(written).is_ok_and(|written| {
+            matches!(same.set(&section, &key, written.get_ref()), Some(Ok(()))) && same == *config
+        });
         out.push_str(&text[done..span.start]);
         out.push_str(if stays { written } else { &value });
         done = span.end;
@@ -165,8 +210,9 @@ pub(crate) fn render(config: &Config) -> String {
     replace(DEFAULTS, config, |section, key| config.text(section, key))
 }
 
-/// A file's text brought up to date (CONFIG REWRITE): values replaced in place, and what differs from the defaults and is missing there
-/// added at the end of its section. Refused when the file is written in a way that this can't keep up with.
+/// A file's text brought up to date (CONFIG REWRITE): values replaced in place, and what
+/// differs from the defaults and is missing there added at the end of its section.
+/// Refused when the file is written in a way that this can't keep up with.
 pub(crate) fn rewrite(text: &str, config: &Config) -> Result<String, String> {
     let mut text = replace(text, config, |section, key| config.file_text(section, key));
     let defaults = Config::defaults();
@@ -195,6 +241,9 @@ pub(crate) fn rewrite(text: &str, config: &Config) -> Result<String, String> {
 fn section_end(text: &str, section: &str) -> Option<usize> {
     let table = DeTable::parse(text).ok()?.into_inner();
     let (heading, _) = table.iter().find(|(name, _)| name.get_ref() == section)?;
-    let last = spans(text).into_iter().rfind(|(_, s, _)| s == section).map_or(heading.span(), |(span, ..)| span);
+    let last = spans(text)
+        .into_iter()
+        .rfind(|(_, s, _)| s == section)
+        .map_or(heading.span(), |(span, ..)| span);
     Some(text[last.end..].find('\n').map_or(text.len(), |newline| last.end + newline))
 }

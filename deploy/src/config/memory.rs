@@ -1,11 +1,13 @@
-//! How much memory the process may take, and for what: `node.memory` and what follows from it.
+//! How much memory the process may take, and for what: `node.memory` and what follows
+//! from it.
 //!
-//! Half of it is for blocks of table files, a quarter for rows, an eighth for rows that are written and not yet flushed, an
-//! eighth for clients. What a single key says goes before its share. Caches fill only by use: a share is a bound, not a claim.
+//! Half of it is for blocks of table files, a quarter for rows, an eighth for rows that
+//! are written and not yet flushed, an eighth for clients. What a single key says goes
+//! before its share. Caches fill only by use: a share is a bound, not a claim.
 //!
 //! # Invariants
-//! - No limit of one client is above what all clients may have together: it is lowered, and the log says so
-//!   (`what_one_client_may_have_is_within_what_all_may_have`).
+//! - No limit of one client is above what all clients may have together: it is lowered,
+//!   and the log says so (`what_one_client_may_have_is_within_what_all_may_have`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,10 +21,12 @@ const PART_OF_MACHINE: u64 = 4;
 const MEMORY_MIN: u64 = 32 << 20;
 /// Taken for the machine's memory where the system does not tell it.
 const MACHINE_UNKNOWN: u64 = 1 << 30;
-/// What is in front of the table files is replayed after a crash, so it does not grow with the machine. The goal is a restart within 10 s.
+/// What is in front of the table files is replayed after a crash, so it does not grow
+/// with the machine. The goal is a restart within 10 s.
 const MEMTABLES_MAX: u64 = 512 << 20;
-/// Four of the largest values that the defaults let a client write (16 MiB). With less, one that sends or reads a few of them in a pipeline would be
-/// evicted for what it alone holds: words, buffers while they grow, replies.
+/// Four of the largest values that the defaults let a client write (16 MiB). With less,
+/// one that sends or reads a few of them in a pipeline would be evicted for what it alone
+/// holds: words, buffers while they grow, replies.
 const CLIENTS_MIN: u64 = 64 << 20;
 /// The least that a limit of one client may be.
 const CLIENT_MIN: u64 = 1 << 20;
@@ -43,11 +47,14 @@ enum Source {
 }
 
 impl Machine {
-    /// Asks the system whose files are below `root` (`/`): the smallest of the machine's memory and the limits of the cgroups that this process is in.
+    /// Asks the system whose files are below `root` (`/`): the smallest of the machine's
+    /// memory and the limits of the cgroups that this process is in.
     pub(crate) fn look(root: &Path) -> Machine {
         let limit = cgroup_limits(root).into_iter().min();
         match (machine_bytes(root), limit) {
-            (Some(bytes), Some(limit)) if limit < bytes => Machine { bytes: limit, of: Source::Cgroup },
+            (Some(bytes), Some(limit)) if limit < bytes => {
+                Machine { bytes: limit, of: Source::Cgroup }
+            }
             (None, Some(limit)) => Machine { bytes: limit, of: Source::Cgroup },
             (Some(bytes), _) => Machine { bytes, of: Source::Machine },
             (None, None) => Machine::unknown(),
@@ -70,9 +77,12 @@ fn cgroup_limits(root: &Path) -> Vec<u64> {
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
     let (groups, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
     let hierarchies = mounts.lines().filter_map(Hierarchy::parse);
-    let dirs = hierarchies.filter_map(|hierarchy| Some((hierarchy.dirs(&groups)?, hierarchy.files)));
+    let dirs =
+        hierarchies.filter_map(|hierarchy| Some((hierarchy.dirs(&groups)?, hierarchy.files)));
     let limit = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse().ok();
-    let limits = dirs.flat_map(|(dirs, files)| dirs.into_iter().flat_map(move |dir| files.iter().map(move |file| dir.join(file))));
+    let limits = dirs.flat_map(|(dirs, files)| {
+        dirs.into_iter().flat_map(move |dir| files.iter().map(move |file| dir.join(file)))
+    });
     // "max", in version 2; in version 1 it is a number beyond any machine's memory.
     limits.filter_map(|file| limit(root.join(file.strip_prefix("/").unwrap_or(&file)))).collect()
 }
@@ -88,14 +98,17 @@ struct Hierarchy<'a> {
 }
 
 impl<'a> Hierarchy<'a> {
-    /// From a line of `/proc/self/mountinfo` (proc(5)): `31 23 0:28 <top> <at> rw,relatime - <type> <source> <options>`.
+    /// From a line of `/proc/self/mountinfo` (proc(5)):
+    /// `31 23 0:28 <top> <at> rw,relatime - <type> <source> <options>`.
     fn parse(line: &'a str) -> Option<Hierarchy<'a>> {
         let (place, kind) = line.split_once(" - ")?;
         let (mut place, mut kind) = (place.split(' ').skip(3), kind.split(' '));
         let (top, at) = (place.next()?, place.next()?);
         let (controller, files): (_, &[_]) = match (kind.next()?, kind.nth(1)?) {
             ("cgroup2", _) => ("", &["memory.max", "memory.high"]),
-            ("cgroup", options) if options.split(',').any(|option| option == "memory") => ("memory", &["memory.limit_in_bytes"]),
+            ("cgroup", options) if options.split(',').any(|option| option == "memory") => {
+                ("memory", &["memory.limit_in_bytes"])
+            }
             _ => return None,
         };
         Some(Hierarchy { top, at, controller, files })
@@ -107,10 +120,14 @@ impl<'a> Hierarchy<'a> {
             let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
             controllers.split(',').any(|controller| controller == self.controller).then_some(group)
         })?;
-        // A container may see its own part of the tree only, and its name by the whole tree or by its part.
+        // A container may see its own part of the tree only, and its name by the whole
+        // tree or by its part.
         let group = group.strip_prefix(self.top).unwrap_or(group).trim_matches('/');
         let at = Path::new(self.at);
-        let around = Path::new(group).ancestors().filter(|path| !path.starts_with("..")).map(|path| at.join(path));
+        let around = Path::new(group)
+            .ancestors()
+            .filter(|path| !path.starts_with(".."))
+            .map(|path| at.join(path));
         Some(around.collect())
     }
 }
@@ -138,7 +155,8 @@ pub(crate) struct Shares {
     pub(crate) row_cache: u64,
     /// For memtables and what gathers in front of them.
     pub(crate) memtables: u64,
-    /// For what all clients together have sent ahead, queued and not yet read; 0: without a bound.
+    /// For what all clients together have sent ahead, queued and not yet read; 0: without
+    /// a bound.
     pub(crate) clients: u64,
 }
 
@@ -170,8 +188,9 @@ impl Memory {
         }
     }
 
-    /// How long the allocator keeps pages that were freed: a second, and less of little memory. Under
-    /// load these are some 50 MB, much beside 64 MiB and little beside a GiB.
+    /// How long the allocator keeps pages that were freed: a second, and less of little
+    /// memory. Under load these are some 50 MB, much beside 64 MiB and little beside a
+    /// GiB.
     pub(crate) fn freed_stays_for(self) -> Duration {
         Duration::from_millis((self.bytes >> 19).clamp(100, 1000))
     }
@@ -184,8 +203,13 @@ impl Memory {
             Some(machine) => {
                 let of = match machine.of {
                     Source::Machine => format!("of this machine's {}", shown(machine.bytes)),
-                    Source::Cgroup => format!("of the {} that its cgroup lets it have", shown(machine.bytes)),
-                    Source::Unknown => format!("of {}, as the system does not tell how much there is", shown(machine.bytes)),
+                    Source::Cgroup => {
+                        format!("of the {} that its cgroup lets it have", shown(machine.bytes))
+                    }
+                    Source::Unknown => format!(
+                        "of {}, as the system does not tell how much there is",
+                        shown(machine.bytes)
+                    ),
                 };
                 format!("{}, a quarter {of}", shown(self.bytes))
             }
@@ -196,7 +220,12 @@ impl Memory {
 impl Shares {
     /// Each by its name, as INFO and the log tell them.
     pub(crate) fn named(&self) -> [(&'static str, u64); 4] {
-        [("block_cache", self.block_cache), ("row_cache", self.row_cache), ("memtables", self.memtables), ("clients", self.clients)]
+        [
+            ("block_cache", self.block_cache),
+            ("row_cache", self.row_cache),
+            ("memtables", self.memtables),
+            ("clients", self.clients),
+        ]
     }
 }
 
@@ -208,7 +237,8 @@ impl Default for Shares {
 }
 
 impl Config {
-    /// Divides the memory, and lowers what one client may have to what all may have; says what it has lowered.
+    /// Divides the memory, and lowers what one client may have to what all may have; says
+    /// what it has lowered.
     pub(super) fn settle_memory(&mut self, machine: Machine) -> Result<Vec<String>, String> {
         let mut shares = Memory::of(self.node.memory, machine).shares();
         let set = [
@@ -223,11 +253,15 @@ impl Config {
         }
         match self.proxy.maxmemory_clients {
             ClientsShare::Auto => {}
-            ClientsShare::Percent(percent) => shares.clients = (shares.memory.bytes() / 100 * u64::from(percent)).max(CLIENT_MIN),
+            ClientsShare::Percent(percent) => {
+                shares.clients = (shares.memory.bytes() / 100 * u64::from(percent)).max(CLIENT_MIN)
+            }
             ClientsShare::Bytes(Size(bytes)) => shares.clients = bytes,
         }
         if (1..CLIENT_MIN).contains(&shares.clients) {
-            return Err("proxy.maxmemory_clients: must be at least \"1MiB\", or 0 for no bound".to_owned());
+            return Err(
+                "proxy.maxmemory_clients: must be at least \"1MiB\", or 0 for no bound".to_owned()
+            );
         }
         let clients = Size(shares.clients);
         self.shares = shares;
@@ -237,11 +271,31 @@ impl Config {
     fn lower_limits_of_clients(&mut self, clients: Size) -> Vec<String> {
         let defaults = Config::defaults();
         let limits = [
-            ("proxy.client_output_buffer_limit", &mut self.proxy.client_output_buffer_limit, defaults.proxy.client_output_buffer_limit),
-            ("proxy.client_query_buffer_limit", &mut self.proxy.client_query_buffer_limit, defaults.proxy.client_query_buffer_limit),
-            ("proxy.proto_max_bulk_len", &mut self.proxy.proto_max_bulk_len, defaults.proxy.proto_max_bulk_len),
-            ("storage.max_write_size", &mut self.storage.max_write_size, defaults.storage.max_write_size),
-            ("storage.max_answer_size", &mut self.storage.max_answer_size, defaults.storage.max_answer_size),
+            (
+                "proxy.client_output_buffer_limit",
+                &mut self.proxy.client_output_buffer_limit,
+                defaults.proxy.client_output_buffer_limit,
+            ),
+            (
+                "proxy.client_query_buffer_limit",
+                &mut self.proxy.client_query_buffer_limit,
+                defaults.proxy.client_query_buffer_limit,
+            ),
+            (
+                "proxy.proto_max_bulk_len",
+                &mut self.proxy.proto_max_bulk_len,
+                defaults.proxy.proto_max_bulk_len,
+            ),
+            (
+                "storage.max_write_size",
+                &mut self.storage.max_write_size,
+                defaults.storage.max_write_size,
+            ),
+            (
+                "storage.max_answer_size",
+                &mut self.storage.max_answer_size,
+                defaults.storage.max_answer_size,
+            ),
         ];
         let mut lowered = Vec::new();
         for (key, limit, default) in limits {
@@ -251,7 +305,8 @@ impl Config {
             // What nobody has set is as large as it can be, and nobody's mistake.
             if *limit != default {
                 lowered.push(format!(
-                    "{key} = {} is lowered to {}, what all clients together may have (proxy.maxmemory_clients, an eighth of node.memory)",
+                    "{key} = {} is lowered to {}, what all clients together may have \
+                     (proxy.maxmemory_clients, an eighth of node.memory)",
                     limit.text(),
                     clients.text()
                 ));
@@ -281,8 +336,12 @@ mod tests {
         Memory::of(AutoSize::Auto, machine).shares()
     }
 
-    const MEMINFO: (&str, &str) = ("proc/meminfo", "MemTotal:       16384000 kB\nMemFree:         1024 kB\n");
-    const V2: (&str, &str) = ("proc/self/mountinfo", "31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n");
+    const MEMINFO: (&str, &str) =
+        ("proc/meminfo", "MemTotal:       16384000 kB\nMemFree:         1024 kB\n");
+    const V2: (&str, &str) = (
+        "proc/self/mountinfo",
+        "31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n",
+    );
 
     #[test]
     fn auto_is_a_quarter_of_the_machine() {
@@ -292,7 +351,12 @@ mod tests {
         assert_eq!(shares.memory.bytes(), 4000 << 20);
         assert_eq!(
             shares.named(),
-            [("block_cache", 2000 << 20), ("row_cache", 1000 << 20), ("memtables", 500 << 20), ("clients", 500 << 20)]
+            [
+                ("block_cache", 2000 << 20),
+                ("row_cache", 1000 << 20),
+                ("memtables", 500 << 20),
+                ("clients", 500 << 20)
+            ]
         );
         assert_eq!(shares.memory.text(), "4000MiB, a quarter of this machine's 16000MiB");
         assert_eq!(shares.memory.freed_stays_for(), Duration::from_secs(1));
@@ -303,16 +367,26 @@ mod tests {
     #[test]
     fn little_is_divided_so_that_the_largest_write_still_fits() {
         let shares = Memory::of(AutoSize::Bytes(Size::mib(64)), Machine::unknown()).shares();
-        assert_eq!(shares.named(), [("block_cache", 32 << 20), ("row_cache", 16 << 20), ("memtables", 8 << 20), ("clients", 64 << 20)]);
+        assert_eq!(
+            shares.named(),
+            [
+                ("block_cache", 32 << 20),
+                ("row_cache", 16 << 20),
+                ("memtables", 8 << 20),
+                ("clients", 64 << 20)
+            ]
+        );
         assert_eq!(shares.memory.freed_stays_for(), Duration::from_millis(128));
         assert_eq!(auto(Machine { bytes: 1 << 20, of: Source::Cgroup }).memory.bytes(), MEMORY_MIN);
     }
 
     #[test]
     fn a_machine_of_which_nothing_is_known_is_taken_for_a_small_one() {
-        for files in
-            [&[][..], &[("proc/meminfo", "nonsense")], &[V2, ("proc/self/cgroup", "0::/a\n"), ("sys/fs/cgroup/a/memory.max", "max\n")]]
-        {
+        for files in [
+            &[][..],
+            &[("proc/meminfo", "nonsense")],
+            &[V2, ("proc/self/cgroup", "0::/a\n"), ("sys/fs/cgroup/a/memory.max", "max\n")],
+        ] {
             assert_eq!(system(files), Machine::unknown());
         }
         assert_eq!(auto(Machine::unknown()), Shares::default());
@@ -324,15 +398,33 @@ mod tests {
         let inner = ("sys/fs/cgroup/system.slice/bridle.service/memory.max", "max\n");
         assert_eq!(system(&[MEMINFO, V2, group, inner]).of, Source::Machine);
         let outer = ("sys/fs/cgroup/system.slice/memory.max", "2147483648\n");
-        assert_eq!(system(&[MEMINFO, V2, group, inner, outer]), Machine { bytes: 2 << 30, of: Source::Cgroup });
+        assert_eq!(
+            system(&[MEMINFO, V2, group, inner, outer]),
+            Machine { bytes: 2 << 30, of: Source::Cgroup }
+        );
         let high = ("sys/fs/cgroup/system.slice/bridle.service/memory.high", "1073741824\n");
         assert_eq!(system(&[MEMINFO, V2, group, inner, outer, high]).bytes, 1 << 30);
         // A container with a name space of its own stands at the root of what it sees.
-        let own = [MEMINFO, V2, ("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "536870912\n")];
+        let own = [
+            MEMINFO,
+            V2,
+            ("proc/self/cgroup", "0::/\n"),
+            ("sys/fs/cgroup/memory.max", "536870912\n"),
+        ];
         assert_eq!(system(&own).bytes, 512 << 20);
-        let beside = [MEMINFO, V2, ("proc/self/cgroup", "0::/../other\n"), ("sys/fs/cgroup/memory.max", "536870912\n")];
+        let beside = [
+            MEMINFO,
+            V2,
+            ("proc/self/cgroup", "0::/../other\n"),
+            ("sys/fs/cgroup/memory.max", "536870912\n"),
+        ];
         assert_eq!(system(&beside).bytes, 512 << 20);
-        let more = [MEMINFO, V2, ("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "99999999999999\n")];
+        let more = [
+            MEMINFO,
+            V2,
+            ("proc/self/cgroup", "0::/\n"),
+            ("sys/fs/cgroup/memory.max", "99999999999999\n"),
+        ];
         assert_eq!(system(&more).of, Source::Machine);
     }
 
@@ -340,21 +432,40 @@ mod tests {
     fn limits_of_version_1_hold_too() {
         let mounts = |top: &str| {
             format!(
-                "33 31 0:30 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n35 31 0:32 {top} /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
-                 41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+                "33 31 0:30 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n35 31 0:32 {top} \
+                 /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n41 31 0:38 / \
+                 /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
             )
         };
-        let groups = ("proc/self/cgroup", "9:name=systemd:/\n4:memory,hugetlb:/docker/0123\n1:cpu:/docker/0123\n0::/\n");
+        let groups = (
+            "proc/self/cgroup",
+            "9:name=systemd:/\n4:memory,hugetlb:/docker/0123\n1:cpu:/docker/0123\n0::/\n",
+        );
         let limit = |path: &'static str, text: &'static str, top: &str| {
             let mounts = mounts(top);
-            system(&[MEMINFO, groups, ("proc/self/mountinfo", &mounts), ("sys/fs/cgroup/cpu/memory.limit_in_bytes", "1"), (path, text)])
+            system(&[
+                MEMINFO,
+                groups,
+                ("proc/self/mountinfo", &mounts),
+                ("sys/fs/cgroup/cpu/memory.limit_in_bytes", "1"),
+                (path, text),
+            ])
         };
         let half = Machine { bytes: 512 << 20, of: Source::Cgroup };
-        assert_eq!(limit("sys/fs/cgroup/memory/docker/0123/memory.limit_in_bytes", "536870912\n", "/"), half);
+        assert_eq!(
+            limit("sys/fs/cgroup/memory/docker/0123/memory.limit_in_bytes", "536870912\n", "/"),
+            half
+        );
         // Docker mounts a container's own part only, and names it by the whole tree.
-        assert_eq!(limit("sys/fs/cgroup/memory/memory.limit_in_bytes", "536870912\n", "/docker/0123"), half);
+        assert_eq!(
+            limit("sys/fs/cgroup/memory/memory.limit_in_bytes", "536870912\n", "/docker/0123"),
+            half
+        );
         let none = "9223372036854771712\n";
-        assert_eq!(limit("sys/fs/cgroup/memory/docker/0123/memory.limit_in_bytes", none, "/").of, Source::Machine);
+        assert_eq!(
+            limit("sys/fs/cgroup/memory/docker/0123/memory.limit_in_bytes", none, "/").of,
+            Source::Machine
+        );
     }
 
     fn settled(text: &str) -> Result<(Config, Vec<String>), String> {
@@ -366,33 +477,68 @@ mod tests {
 
     #[test]
     fn what_a_key_says_goes_before_its_share() {
-        let (config, _) =
-            settled("[node]\nmemory = \"1GiB\"\n[storage]\nrow_cache = \"3MiB\"\n[proxy]\nmaxmemory_clients = \"100MiB\"\n").unwrap();
+        let (config, _) = settled(
+            "[node]\nmemory = \"1GiB\"\n[storage]\nrow_cache = \
+             \"3MiB\"\n[proxy]\nmaxmemory_clients = \"100MiB\"\n",
+        )
+        .unwrap();
         assert_eq!(
             config.shares.named(),
-            [("block_cache", 512 << 20), ("row_cache", 3 << 20), ("memtables", 128 << 20), ("clients", 100 << 20)]
+            [
+                ("block_cache", 512 << 20),
+                ("row_cache", 3 << 20),
+                ("memtables", 128 << 20),
+                ("clients", 100 << 20)
+            ]
         );
         assert_eq!(config.shares.memory.text(), "1GiB, as configured");
-        assert!(settled("[node]\nmemory = \"1MiB\"\n").unwrap_err().contains("must be from \"32MiB\""));
-        assert!(settled("[node]\nmemory = \"much\"\n").unwrap_err().contains("`much` is not a size like \"16MiB\", or bytes, or \"auto\""));
-        assert!(settled("[proxy]\nmaxmemory_clients = \"1kB\"\n").unwrap_err().contains("at least \"1MiB\", or 0"));
+        assert!(
+            settled("[node]\nmemory = \"1MiB\"\n").unwrap_err().contains("must be from \"32MiB\"")
+        );
+        assert!(
+            settled("[node]\nmemory = \"much\"\n")
+                .unwrap_err()
+                .contains("`much` is not a size like \"16MiB\", or bytes, or \"auto\"")
+        );
+        assert!(
+            settled("[proxy]\nmaxmemory_clients = \"1kB\"\n")
+                .unwrap_err()
+                .contains("at least \"1MiB\", or 0")
+        );
     }
 
     #[test]
     fn what_one_client_may_have_is_within_what_all_may_have() {
         let limits = |config: &Config| {
             let (proxy, storage) = (&config.proxy, &config.storage);
-            let sizes = [proxy.client_output_buffer_limit, proxy.client_query_buffer_limit, proxy.proto_max_bulk_len];
-            sizes.into_iter().chain([storage.max_write_size, storage.max_answer_size]).map(|size| size.0 >> 20).collect::<Vec<_>>()
+            let sizes = [
+                proxy.client_output_buffer_limit,
+                proxy.client_query_buffer_limit,
+                proxy.proto_max_bulk_len,
+            ];
+            sizes
+                .into_iter()
+                .chain([storage.max_write_size, storage.max_answer_size])
+                .map(|size| size.0 >> 20)
+                .collect::<Vec<_>>()
         };
         let (config, lowered) = settled("[node]\nmemory = \"8GiB\"\n").unwrap();
         assert_eq!((limits(&config), lowered.len()), (vec![256, 64, 16, 16, 512], 0));
         let (config, lowered) = settled("[node]\nmemory = \"64MiB\"\n").unwrap();
-        assert_eq!((limits(&config), lowered.len()), (vec![64, 64, 16, 16, 64], 0), "what nobody has set");
-        let (config, lowered) = settled("[proxy]\nmaxmemory_clients = \"2MiB\"\nproto_max_bulk_len = \"3MiB\"\n").unwrap();
+        assert_eq!(
+            (limits(&config), lowered.len()),
+            (vec![64, 64, 16, 16, 64], 0),
+            "what nobody has set"
+        );
+        let (config, lowered) =
+            settled("[proxy]\nmaxmemory_clients = \"2MiB\"\nproto_max_bulk_len = \"3MiB\"\n")
+                .unwrap();
         assert_eq!(limits(&config), [2; 5]);
         assert_eq!(lowered.len(), 1);
-        assert!(lowered[0].starts_with("proxy.proto_max_bulk_len = \"3MiB\" is lowered to \"2MiB\""), "{lowered:?}");
+        assert!(
+            lowered[0].starts_with("proxy.proto_max_bulk_len = \"3MiB\" is lowered to \"2MiB\""),
+            "{lowered:?}"
+        );
         let (config, lowered) = settled("[proxy]\nmaxmemory_clients = 0\n").unwrap();
         assert_eq!((limits(&config), lowered.len()), (vec![256, 64, 16, 16, 512], 0));
     }

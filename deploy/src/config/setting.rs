@@ -108,7 +108,8 @@ impl Setting for FileMode {
             return Ok(FileMode(None));
         }
         let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
-        mode.map(|mode| FileMode(Some(mode))).ok_or_else(|| format!("`{text}` is not permissions in octal digits, like \"700\""))
+        mode.map(|mode| FileMode(Some(mode)))
+            .ok_or_else(|| format!("`{text}` is not permissions in octal digits, like \"700\""))
     }
     fn text(&self) -> String {
         quoted(&self.digits())
@@ -118,7 +119,9 @@ impl Setting for FileMode {
 impl Setting for IpAddr {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
-            Some(text) => text.parse().map_err(|_| format!("`{text}` is not an IP address like \"127.0.0.1\" or \"::1\"")),
+            Some(text) => text.parse().map_err(|_| {
+                format!("`{text}` is not an IP address like \"127.0.0.1\" or \"::1\"")
+            }),
             None => wrong("an IP address like \"127.0.0.1\"", value),
         }
     }
@@ -130,8 +133,12 @@ impl Setting for IpAddr {
 impl Setting for Vec<IpAddr> {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value {
-            DeValue::Array(items) if items.is_empty() => Err("must name at least one address".into()),
-            DeValue::Array(items) => items.iter().map(|item| IpAddr::parse(item.get_ref())).collect(),
+            DeValue::Array(items) if items.is_empty() => {
+                Err("must name at least one address".into())
+            }
+            DeValue::Array(items) => {
+                items.iter().map(|item| IpAddr::parse(item.get_ref())).collect()
+            }
             DeValue::String(_) => Ok(vec![IpAddr::parse(value)?]),
             _ => wrong("a list of IP addresses", value),
         }
@@ -144,7 +151,9 @@ impl Setting for Vec<IpAddr> {
 impl Setting for Vec<String> {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value {
-            DeValue::Array(items) => items.iter().map(|item| String::parse(item.get_ref())).collect(),
+            DeValue::Array(items) => {
+                items.iter().map(|item| String::parse(item.get_ref())).collect()
+            }
             DeValue::String(_) => Ok(vec![String::parse(value)?]),
             _ => wrong("a list of names", value),
         }
@@ -157,9 +166,12 @@ impl Setting for Vec<String> {
 impl Setting for SocketAddr {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
-            Some(text) => {
-                text.parse().map_err(|_| format!("`{text}` is not an IP address and port like \"127.0.0.1:7201\" or \"[::1]:7201\""))
-            }
+            Some(text) => text.parse().map_err(|_| {
+                format!(
+                    "`{text}` is not an IP address and port like \"127.0.0.1:7201\" or \
+                     \"[::1]:7201\""
+                )
+            }),
             None => wrong("an IP address and port like \"127.0.0.1:7201\"", value),
         }
     }
@@ -175,12 +187,20 @@ pub(crate) struct Address(pub(crate) String);
 impl Address {
     /// From `name:port`, `1.2.3.4:port` or `[::1]:port`.
     pub(crate) fn new(text: &str) -> Result<Address, String> {
-        let refused = || format!("`{text}` is not a host and port like \"meta1:7201\", \"10.0.0.1:7201\" or \"[::1]:7201\"");
+        let refused = || {
+            format!(
+                "`{text}` is not a host and port like \"meta1:7201\", \"10.0.0.1:7201\" or \
+                 \"[::1]:7201\""
+            )
+        };
         let (host, port) = text.rsplit_once(':').ok_or_else(refused)?;
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let is_host = match bare {
             Some(bare) => bare.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)),
+            None => {
+                !host.is_empty()
+                    && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+            }
         };
         let is_port = port.parse::<u16>().is_ok_and(|port| port != 0);
         match is_host && is_port && text.len() <= cluster::news::ADDRESS_BYTES_MAX {
@@ -198,7 +218,9 @@ impl Address {
 
 impl Setting for Address {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
-        value.as_str().map_or_else(|| wrong("a host and port like \"meta1:7201\"", value), Address::new)
+        value
+            .as_str()
+            .map_or_else(|| wrong("a host and port like \"meta1:7201\"", value), Address::new)
     }
     fn text(&self) -> String {
         quoted(&self.0)
@@ -220,9 +242,16 @@ impl Setting for Option<Address> {
 impl Setting for Vec<Address> {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value {
-            DeValue::Array(items) => items.iter().map(|item| Address::parse(item.get_ref())).collect(),
+            DeValue::Array(items) => {
+                items.iter().map(|item| Address::parse(item.get_ref())).collect()
+            }
             // As flags give them: a list with commas.
-            DeValue::String(text) => text.split(',').map(str::trim).filter(|one| !one.is_empty()).map(Address::new).collect(),
+            DeValue::String(text) => text
+                .split(',')
+                .map(str::trim)
+                .filter(|one| !one.is_empty())
+                .map(Address::new)
+                .collect(),
             _ => wrong("a list of hosts and ports", value),
         }
     }
@@ -242,8 +271,15 @@ fn number_and_unit(text: &str) -> Option<(u64, &str)> {
 pub(crate) struct Size(pub(crate) u64);
 
 impl Size {
-    const UNITS: [(&'static str, u64); 7] =
-        [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)];
+    const UNITS: [(&'static str, u64); 7] = [
+        ("TiB", 1 << 40),
+        ("GiB", 1 << 30),
+        ("MiB", 1 << 20),
+        ("KiB", 1 << 10),
+        ("GB", 1_000_000_000),
+        ("MB", 1_000_000),
+        ("kB", 1000),
+    ];
 
     /// This many KiB.
     pub(crate) const fn kib(count: u64) -> Size {
@@ -269,14 +305,20 @@ impl Setting for Size {
         }
         let Some(text) = value.as_str() else { return wrong(WANTED, value) };
         let bytes = number_and_unit(text).and_then(|(count, unit)| {
-            let (_, factor) = [("", 1), ("B", 1)].into_iter().chain(Self::UNITS).find(|(name, _)| name.eq_ignore_ascii_case(unit))?;
+            let (_, factor) = [("", 1), ("B", 1)]
+                .into_iter()
+                .chain(Self::UNITS)
+                .find(|(name, _)| name.eq_ignore_ascii_case(unit))?;
             count.checked_mul(factor)
         });
         bytes.map(Size).ok_or_else(|| format!("`{text}` is not {WANTED}"))
     }
 
     fn text(&self) -> String {
-        match Self::UNITS[..4].iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor)) {
+        match Self::UNITS[..4]
+            .iter()
+            .find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor))
+        {
             Some((unit, factor)) => quoted(&format!("{}{unit}", self.0 / factor)),
             None => self.0.to_string(),
         }
@@ -314,7 +356,9 @@ impl Setting for AutoSize {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
             Some("auto") => Ok(AutoSize::Auto),
-            _ => Size::parse(value).map(AutoSize::Bytes).map_err(|error| format!("{error}, or \"auto\"")),
+            _ => Size::parse(value)
+                .map(AutoSize::Bytes)
+                .map_err(|error| format!("{error}, or \"auto\"")),
         }
     }
     fn text(&self) -> String {
@@ -331,8 +375,14 @@ pub(crate) struct Dur(pub(crate) Duration);
 
 impl Dur {
     /// Units and their length in microseconds, longest first.
-    const UNITS: [(&'static str, u64); 6] =
-        [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1000), ("us", 1)];
+    const UNITS: [(&'static str, u64); 6] = [
+        ("d", 86_400_000_000),
+        ("h", 3_600_000_000),
+        ("m", 60_000_000),
+        ("s", 1_000_000),
+        ("ms", 1000),
+        ("us", 1),
+    ];
 
     /// This many ms.
     pub(crate) const fn ms(count: u64) -> Dur {
@@ -348,12 +398,17 @@ impl Setting for Dur {
             (0, "") => Some(0),
             _ => count.checked_mul(Self::UNITS.iter().find(|(name, _)| *name == unit)?.1),
         });
-        micros.map(|micros| Dur(Duration::from_micros(micros))).ok_or_else(|| format!("`{text}` is not {WANTED}"))
+        micros
+            .map(|micros| Dur(Duration::from_micros(micros)))
+            .ok_or_else(|| format!("`{text}` is not {WANTED}"))
     }
 
     fn text(&self) -> String {
         let micros = u64::try_from(self.0.as_micros()).unwrap_or(u64::MAX);
-        match Self::UNITS[2..].iter().find(|(_, factor)| micros >= *factor && micros.is_multiple_of(*factor)) {
+        match Self::UNITS[2..]
+            .iter()
+            .find(|(_, factor)| micros >= *factor && micros.is_multiple_of(*factor))
+        {
             Some((unit, factor)) => quoted(&format!("{}{unit}", micros / factor)),
             None => quoted("0s"),
         }
@@ -368,7 +423,9 @@ impl Setting for Threshold {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
             Some("never") => Ok(Threshold(None)),
-            _ => Dur::parse(value).map(|span| Threshold(Some(span.0))).map_err(|error| format!("{error}, or \"never\"")),
+            _ => Dur::parse(value)
+                .map(|span| Threshold(Some(span.0)))
+                .map_err(|error| format!("{error}, or \"never\"")),
         }
     }
     fn text(&self) -> String {
@@ -395,9 +452,13 @@ impl Setting for ClientsShare {
         }
         if let Some(number) = text.and_then(|text| text.strip_suffix('%')) {
             let percent = number.parse().ok().filter(|percent| (1..=100).contains(percent));
-            return percent.map(ClientsShare::Percent).ok_or_else(|| "a percentage is from 1% to 100%".to_owned());
+            return percent
+                .map(ClientsShare::Percent)
+                .ok_or_else(|| "a percentage is from 1% to 100%".to_owned());
         }
-        Size::parse(value).map(ClientsShare::Bytes).map_err(|error| format!("{error}, \"5%\", or \"auto\""))
+        Size::parse(value)
+            .map(ClientsShare::Bytes)
+            .map_err(|error| format!("{error}, \"5%\", or \"auto\""))
     }
     fn text(&self) -> String {
         match self {
@@ -433,11 +494,15 @@ impl Secret {
 
     /// The first line of a file.
     pub(crate) fn from_file(path: &Path) -> Result<Secret, String> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| format!("read the password or secret from {}: {error}", path.display()))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            format!("read the password or secret from {}: {error}", path.display())
+        })?;
         match text.lines().next().map(str::trim_end) {
             Some(line) if !line.is_empty() => Ok(Secret(line.to_owned())),
-            _ => Err(format!("the first line of {} is empty: a password or secret is wanted there", path.display())),
+            _ => Err(format!(
+                "the first line of {} is empty: a password or secret is wanted there",
+                path.display()
+            )),
         }
     }
 }
@@ -451,7 +516,9 @@ impl fmt::Debug for Secret {
 impl Setting for Secret {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
-            Some(Self::HIDDEN) => Err("this is what is printed in place of a password, not a password".into()),
+            Some(Self::HIDDEN) => {
+                Err("this is what is printed in place of a password, not a password".into())
+            }
             Some(text) => Ok(Secret(text.to_owned())),
             None => wrong("a password in quotes", value),
         }
@@ -541,7 +608,8 @@ impl Setting for LogLevel {
         const WANTED: &str = "a level (error, warn, info, debug, trace) or \"info,crate=debug\"";
         let Some(text) = value.as_str() else { return wrong(WANTED, value) };
         let levels = text.split(',').map(|part| part.rsplit('=').next().unwrap_or(part));
-        let known = |level: &str| matches!(level, "error" | "warn" | "info" | "debug" | "trace" | "off");
+        let known =
+            |level: &str| matches!(level, "error" | "warn" | "info" | "debug" | "trace" | "off");
         if !levels.into_iter().all(known) || tracing_subscriber::EnvFilter::try_new(text).is_err() {
             return Err(format!("`{text}` is not {WANTED}"));
         }

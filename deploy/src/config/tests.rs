@@ -33,9 +33,12 @@ fn defaults_are_complete() {
     let mut documented: Vec<(String, String)> = Vec::new();
     for (section, keys) in &table {
         let keys = keys.get_ref().as_table().expect("sections only");
-        documented.extend(keys.keys().map(|key| (section.get_ref().to_string(), key.get_ref().to_string())));
+        documented.extend(
+            keys.keys().map(|key| (section.get_ref().to_string(), key.get_ref().to_string())),
+        );
     }
-    let mut known: Vec<(String, String)> = KEYS.iter().map(|(section, key)| (section.to_string(), key.to_string())).collect();
+    let mut known: Vec<(String, String)> =
+        KEYS.iter().map(|(section, key)| (section.to_string(), key.to_string())).collect();
     documented.sort();
     known.sort();
     assert_eq!(documented, known);
@@ -44,7 +47,11 @@ fn defaults_are_complete() {
 
 #[test]
 fn a_database_has_one_partition_wherever_it_is() {
-    assert_eq!(Config::defaults().tables.partitions, 1, "else MULTI over any two keys is CROSSSLOT");
+    assert_eq!(
+        Config::defaults().tables.partitions,
+        1,
+        "else MULTI over any two keys is CROSSSLOT"
+    );
 }
 
 #[test]
@@ -61,8 +68,10 @@ fn every_key_has_a_comment() {
 #[test]
 fn printed_config_round_trips() {
     let config = read(
-        "[proxy]\nport = 7777\nbind = [\"::1\", \"127.0.0.1\"]\ntimeout = \"90s\"\n[node]\ndata = 'a \"b\" \\c'\n[storage]\n\
-         durability = \"interval\"\nmax_write_size = 70000\nsync_interval = \"20ms\"\n[log]\nlevel = \"warn,storage=debug\"\nformat = \"json\"\n",
+        "[proxy]\nport = 7777\nbind = [\"::1\", \"127.0.0.1\"]\ntimeout = \"90s\"\n[node]\ndata = \
+         'a \"b\" \\c'\n[storage]\ndurability = \"interval\"\nmax_write_size = \
+         70000\nsync_interval = \"20ms\"\n[log]\nlevel = \"warn,storage=debug\"\nformat = \
+         \"json\"\n",
     )
     .unwrap();
     let printed = render(&config);
@@ -87,11 +96,18 @@ fn passwords_are_not_shown() {
 fn unknown_keys_are_refused_where_they_stand() {
     let (line, column, reason) = refusal("# mine\n[proxy]\nport = 1\n  prot = 7777\n");
     assert_eq!((line, column), (4, 3));
-    assert!(reason.contains("no key `prot` in [proxy]") && reason.contains("unixsocketperm, protected_mode"), "{reason}");
+    assert!(
+        reason.contains("no key `prot` in [proxy]")
+            && reason.contains("unixsocketperm, protected_mode"),
+        "{reason}"
+    );
 
     let (line, column, reason) = refusal("[prox]\nport = 1\n");
     assert_eq!((line, column), (1, 2));
-    assert!(reason.contains("no section or key `prox`") && reason.contains("node, cluster, proxy, tls"), "{reason}");
+    assert!(
+        reason.contains("no section or key `prox`") && reason.contains("node, cluster, proxy, tls"),
+        "{reason}"
+    );
 
     let (line, _, reason) = refusal("\nport = 6379\n");
     assert_eq!(line, 2);
@@ -105,21 +121,57 @@ fn bad_values_are_refused_with_place_and_reason() {
         ("[proxy]\nport = 65536\n", 2, 8, "proxy.port: must be from 0 to 65535"),
         ("[proxy]\nport = -1\n", 2, 8, "proxy.port: must be from 0 to 65535"),
         ("[proxy]\nport = \"x\"\n", 2, 8, "proxy.port: expected a whole number, found string"),
-        ("[proxy]\nbind = [\"localhost\"]\n", 2, 8, "proxy.bind: `localhost` is not an IP address like \"127.0.0.1\" or \"::1\""),
+        (
+            "[proxy]\nbind = [\"localhost\"]\n",
+            2,
+            8,
+            "proxy.bind: `localhost` is not an IP address like \"127.0.0.1\" or \"::1\"",
+        ),
         ("[proxy]\nbind = []\n", 2, 8, "proxy.bind: must name at least one address"),
-        ("[proxy]\ntimeout = 5\n", 2, 11, "proxy.timeout: expected a duration like \"100ms\", \"5s\" or \"2m\", found integer"),
-        ("[proxy]\ntimeout = \"5 weeks\"\n", 2, 11, "proxy.timeout: `5 weeks` is not a duration like \"100ms\", \"5s\" or \"2m\""),
+        (
+            "[proxy]\ntimeout = 5\n",
+            2,
+            11,
+            "proxy.timeout: expected a duration like \"100ms\", \"5s\" or \"2m\", found integer",
+        ),
+        (
+            "[proxy]\ntimeout = \"5 weeks\"\n",
+            2,
+            11,
+            "proxy.timeout: `5 weeks` is not a duration like \"100ms\", \"5s\" or \"2m\"",
+        ),
         ("[proxy]\nmaxclients = 0\n", 2, 14, "proxy.maxclients: must be from 1 to 4294967295"),
-        ("[storage]\nmax_write_size = \"1PiB\"\n", 2, 18, "storage.max_write_size: `1PiB` is not a size like \"16MiB\", or bytes"),
-        ("[storage]\nmax_write_size = \"1GiB\"\n", 2, 18, "storage.max_write_size: must be from \"1KiB\" to \"512MiB\""),
+        (
+            "[storage]\nmax_write_size = \"1PiB\"\n",
+            2,
+            18,
+            "storage.max_write_size: `1PiB` is not a size like \"16MiB\", or bytes",
+        ),
+        (
+            "[storage]\nmax_write_size = \"1GiB\"\n",
+            2,
+            18,
+            "storage.max_write_size: must be from \"1KiB\" to \"512MiB\"",
+        ),
         (
             "[storage]\nmax_write_size = \"99999999999999999999\"\n",
             2,
             18,
             "storage.max_write_size: `99999999999999999999` is not a size like \"16MiB\", or bytes",
         ),
-        ("[storage]\ndurability = \"never\"\n", 2, 14, "storage.durability: `never` is none of: always, interval, os"),
-        ("[log]\nlevel = \"loud\"\n", 2, 9, "log.level: `loud` is not a level (error, warn, info, debug, trace) or \"info,crate=debug\""),
+        (
+            "[storage]\ndurability = \"never\"\n",
+            2,
+            14,
+            "storage.durability: `never` is none of: always, interval, os",
+        ),
+        (
+            "[log]\nlevel = \"loud\"\n",
+            2,
+            9,
+            "log.level: `loud` is not a level (error, warn, info, debug, trace) or \
+             \"info,crate=debug\"",
+        ),
         ("[log]\nformat = true\n", 2, 10, "log.format: expected one of: text, json, found boolean"),
     ];
     for (text, line, column, reason) in cases {
@@ -143,13 +195,19 @@ fn the_first_fault_from_the_top_is_shown() {
 
 #[test]
 fn units_are_understood() {
-    let size = |text: &str| read(&format!("[storage]\nmax_answer_size = {text}\n")).map(|config| config.storage.max_answer_size.0);
+    let size = |text: &str| {
+        read(&format!("[storage]\nmax_answer_size = {text}\n"))
+            .map(|config| config.storage.max_answer_size.0)
+    };
     assert_eq!(size("\"16MiB\""), Ok(16 << 20));
     assert_eq!(size("\"16 mib\""), Ok(16 << 20));
     assert_eq!(size("\"3GB\""), Ok(3_000_000_000));
     assert_eq!(size("\"2097152\""), Ok(2 << 20));
     assert_eq!(size("2_097_152"), Ok(2 << 20));
-    let time = |text: &str| read(&format!("[proxy]\ntimeout = \"{text}\"\n")).map(|config| config.proxy.timeout.0.as_micros());
+    let time = |text: &str| {
+        read(&format!("[proxy]\ntimeout = \"{text}\"\n"))
+            .map(|config| config.proxy.timeout.0.as_micros())
+    };
     assert_eq!((time("250us"), time("2m"), time("0")), (Ok(250), Ok(120_000_000), Ok(0)));
     assert!(time("1.5s").is_err() && time("s").is_err() && time("5").is_err());
 }
@@ -161,12 +219,19 @@ fn flags_override() {
     config.read_flag("storage.durability=os").unwrap();
     config.read_flag("proxy.timeout = 5s").unwrap();
     config.read_flag("proxy.bind=[\"::1\"]").unwrap();
-    assert_eq!((config.proxy.port, config.storage.durability, config.proxy.timeout), (7777, Durability::Os, Dur::ms(5000)));
+    assert_eq!(
+        (config.proxy.port, config.storage.durability, config.proxy.timeout),
+        (7777, Durability::Os, Dur::ms(5000))
+    );
     assert_eq!(
         config.read_flag("proxy.prot=1").unwrap_err().to_string(),
         format!(
             "--set proxy.prot: there is no such key; the keys of [proxy] are: {}",
-            KEYS.iter().filter(|(s, _)| *s == "proxy").map(|(_, k)| *k).collect::<Vec<_>>().join(", ")
+            KEYS.iter()
+                .filter(|(s, _)| *s == "proxy")
+                .map(|(_, k)| *k)
+                .collect::<Vec<_>>()
+                .join(", ")
         )
     );
     assert!(config.read_flag("proxy.port").is_err() && config.read_flag("port=1").is_err());
@@ -186,13 +251,20 @@ fn what_may_be_sent_must_fit_what_is_read() {
     let never = "a command of that size would never be carried out";
     assert_eq!(
         settle("[proxy]\nproto_max_bulk_len = \"65MiB\"\n"),
-        Err(format!("proxy.proto_max_bulk_len = \"65MiB\" is above proxy.client_query_buffer_limit = \"64MiB\": {never}"))
+        Err(format!(
+            "proxy.proto_max_bulk_len = \"65MiB\" is above proxy.client_query_buffer_limit = \
+             \"64MiB\": {never}"
+        ))
     );
     assert_eq!(
         settle("[proxy]\nproto_max_bulk_len = \"1MiB\"\nclient_query_buffer_limit = \"15MiB\"\n"),
-        Err(format!("storage.max_write_size = \"16MiB\" is above proxy.client_query_buffer_limit = \"15MiB\": {never}"))
+        Err(format!(
+            "storage.max_write_size = \"16MiB\" is above proxy.client_query_buffer_limit = \
+             \"15MiB\": {never}"
+        ))
     );
-    settle("[proxy]\nproto_max_bulk_len = \"128MiB\"\nclient_query_buffer_limit = \"128MiB\"\n").unwrap();
+    settle("[proxy]\nproto_max_bulk_len = \"128MiB\"\nclient_query_buffer_limit = \"128MiB\"\n")
+        .unwrap();
 }
 
 #[test]
@@ -212,12 +284,17 @@ fn requirepass_files_are_read() {
 #[test]
 fn tls_needs_its_files() {
     assert!(settle("[tls]\nport = 6380\n").unwrap_err().contains("cert_file and tls.key_file"));
-    assert!(settle("[tls]\nonly = true\ncert_file = 'a'\nkey_file = 'b'\n").unwrap_err().contains("tls.port"));
+    assert!(
+        settle("[tls]\nonly = true\ncert_file = 'a'\nkey_file = 'b'\n")
+            .unwrap_err()
+            .contains("tls.port")
+    );
 }
 
 #[test]
 fn rewriting_keeps_comments_and_adds_what_is_missing() {
-    let before = "# mine\n[proxy]\nport = 7_777 # why not\nrequirepass = \"x\"\n\n[tls] # none\n\n[log]\nlevel = \"info\"";
+    let before = "# mine\n[proxy]\nport = 7_777 # why not\nrequirepass = \"x\"\n\n[tls] # \
+                  none\n\n[log]\nlevel = \"info\"";
     let mut config = read(before).unwrap();
     assert_eq!(rewrite(before, &config).unwrap(), before);
     config.log.level = LogLevel("debug".into());
@@ -228,8 +305,9 @@ fn rewriting_keeps_comments_and_adds_what_is_missing() {
     let after = rewrite(before, &config).unwrap();
     assert_eq!(
         after,
-        "# mine\n[proxy]\nport = 7_777 # why not\nrequirepass = \"open sesame\"\nmaxclients = 5\n\n[tls] # none\nport = 6380\n\n\
-         [log]\nlevel = \"debug\"\n\n[storage]\ndurability = \"os\"\n"
+        "# mine\n[proxy]\nport = 7_777 # why not\nrequirepass = \"open sesame\"\nmaxclients = \
+         5\n\n[tls] # none\nport = 6380\n\n[log]\nlevel = \"debug\"\n\n[storage]\ndurability = \
+         \"os\"\n"
     );
     assert_eq!(read(&after).unwrap(), config);
 }

@@ -1,12 +1,14 @@
-//! Who is connected to the HTTP port, and who has to leave when there is no room: few descriptors, and none of them lost to strangers for long.
+//! Who is connected to the HTTP port, and who has to leave when there is no room: few
+//! descriptors, and none of them lost to strangers for long.
 //!
-//! A connection is *silent* while no request of it is being carried out: before its first head, between two, and while an answer is not read. When there
-//! is no room for a new one, the silent one that said something longest ago leaves, of the address that has the most; so whoever asks and goes, as probes
-//! do, always finds a place.
+//! A connection is *silent* while no request of it is being carried out: before its first
+//! head, between two, and while an answer is not read. When there is no room for a new
+//! one, the silent one that said something longest ago leaves, of the address that has
+//! the most; so whoever asks and goes, as probes do, always finds a place.
 //!
 //! # Invariants
-//! - One address has at most [`EACH_MAX`] connections, this machine excepted; some are kept for this machine, and some for `/health`
-//!   (`nobody_takes_the_places_of_others`).
+//! - One address has at most [`EACH_MAX`] connections, this machine excepted; some are
+//!   kept for this machine, and some for `/health` (`nobody_takes_the_places_of_others`).
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -73,14 +75,16 @@ impl Guests {
             // Who has the most has the most to give.
             let most = guests.iter().filter(|guest| may_go(guest)).map(|guest| guest.from);
             let most = most.max_by_key(|from| count(&guests, |guest| guest.from == *from));
-            let made = leave(&mut guests, |guest| may_go(guest) && Some(guest.from) == most).or_else(|| leave(&mut guests, may_go));
+            let made = leave(&mut guests, |guest| may_go(guest) && Some(guest.from) == most)
+                .or_else(|| leave(&mut guests, may_go));
             is_for_health = made.is_none();
         }
         if is_for_health && guests.len() - ordinary >= HEALTH_KEPT {
             leave(&mut guests, |guest| guest.is_for_health)?;
         }
         let silent_since = Mutex::new(Some(Instant::now()));
-        let guest = Arc::new(Guest { from, is_for_health, silent_since, cut: CancellationToken::new() });
+        let guest =
+            Arc::new(Guest { from, is_for_health, silent_since, cut: CancellationToken::new() });
         guests.push(guest.clone());
         Some(guest)
     }
@@ -98,16 +102,20 @@ fn count(guests: &[Arc<Guest>], is_meant: impl Fn(&Guest) -> bool) -> usize {
 /// Has the one leave, of these, that has been silent for longest; `None`: none is silent.
 fn leave(guests: &mut Vec<Arc<Guest>>, is_meant: impl Fn(&Guest) -> bool) -> Option<()> {
     let silent = guests.iter().enumerate().filter(|(_, guest)| is_meant(guest));
-    let silent = silent.filter_map(|(at, guest)| guest.silent_since.lock().map(|since| (since, at)));
+    let silent =
+        silent.filter_map(|(at, guest)| guest.silent_since.lock().map(|since| (since, at)));
     let (_, at) = silent.min()?;
     guests.swap_remove(at).cut.cancel();
     Some(())
 }
 
-/// What one stranger is likely to have no more than one of: an address, or an IPv6 network, of whose addresses each member has any number.
+/// What one stranger is likely to have no more than one of: an address, or an IPv6
+/// network, of whose addresses each member has any number.
 fn origin(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V6(address) if !address.is_loopback() => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        IpAddr::V6(address) if !address.is_loopback() => {
+            Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into()
+        }
         address => address,
     }
 }
@@ -140,7 +148,9 @@ mod tests {
         assert_eq!(guests.0.lock().len(), ALL_MAX);
         // All are at work: then there is room for health, of whoever, and no more.
         guests.0.lock().iter().for_each(|guest| guest.asked());
-        let health: Vec<_> = (0..2 * HEALTH_KEPT).map(|host| guests.admit(ip(&format!("10.2.0.{host}"))).unwrap()).collect();
+        let health: Vec<_> = (0..2 * HEALTH_KEPT)
+            .map(|host| guests.admit(ip(&format!("10.2.0.{host}"))).unwrap())
+            .collect();
         assert!(health.iter().all(|guest| guest.is_for_health));
         assert_eq!(health.iter().filter(|guest| guest.cut.is_cancelled()).count(), HEALTH_KEPT);
         assert_eq!(guests.0.lock().len(), CONNECTIONS_MAX);
@@ -148,7 +158,10 @@ mod tests {
         assert!(guests.admit(near).is_none() && guests.admit(ip("10.3.0.1")).is_none());
         // One that is done gives its place to who comes next.
         mine[3].answered();
-        assert!(guests.admit(near).is_some_and(|guest| !guest.is_for_health) && mine[3].cut.is_cancelled());
+        assert!(
+            guests.admit(near).is_some_and(|guest| !guest.is_for_health)
+                && mine[3].cut.is_cancelled()
+        );
         guests.forget(&mine[4]);
         assert!(guests.admit(near).is_some());
     }

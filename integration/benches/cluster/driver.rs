@@ -1,4 +1,5 @@
-//! The load: connections that send their next requests as soon as the last are answered, all on one thread.
+//! The load: connections that send their next requests as soon as the last are answered,
+//! all on one thread.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -70,13 +71,25 @@ pub(crate) struct Figures {
 
 impl Figures {
     /// Of the times that exchanges of `each` requests took.
-    pub(crate) fn of(mut took: Vec<Duration>, each: usize, elapsed: Duration, driver: f64, servers: f64) -> Figures {
+    pub(crate) fn of(
+        mut took: Vec<Duration>,
+        each: usize,
+        elapsed: Duration,
+        driver: f64,
+        servers: f64,
+    ) -> Figures {
         assert!(!took.is_empty(), "nothing was answered");
         took.sort_unstable();
         let requests = (took.len() * each) as f64;
         let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
         let (driver_us, servers_us) = (driver * 1e6 / requests, servers * 1e6 / requests);
-        Figures { rate: requests / elapsed.as_secs_f64(), p50: at(0.5), p99: at(0.99), driver_us, servers_us }
+        Figures {
+            rate: requests / elapsed.as_secs_f64(),
+            p50: at(0.5),
+            p99: at(0.99),
+            driver_us,
+            servers_us,
+        }
     }
 }
 
@@ -92,11 +105,18 @@ pub(crate) fn drive(targets: &[Target], load: Load, pids: &[u32]) -> Figures {
 }
 
 /// [`drive`] with [`CLIENTS`] connections.
-pub(crate) fn drive_by_all(targets: &[Target], ask: Ask, pipeline: usize, window: Duration, pids: &[u32]) -> Figures {
+pub(crate) fn drive_by_all(
+    targets: &[Target],
+    ask: Ask,
+    pipeline: usize,
+    window: Duration,
+    pids: &[u32],
+) -> Figures {
     drive(targets, Load { ask, connections: CLIENTS, pipeline, window }, pids)
 }
 
-/// Runs many conversations on this thread for a while; each answers how long its exchanges took.
+/// Runs many conversations on this thread for a while; each answers how long its
+/// exchanges took.
 pub(crate) fn on_one_thread<F>(
     connections: usize,
     window: Duration,
@@ -107,12 +127,15 @@ pub(crate) fn on_one_thread<F>(
 where
     F: Future<Output = Vec<Duration>> + 'static,
 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (before, own_before, began) = (cpu_seconds(pids), own_cpu_seconds(), Instant::now());
     let stop = Arc::new(AtomicBool::new(false));
     let all = tokio::task::LocalSet::new();
     let took = all.block_on(&runtime, async {
-        let tasks: Vec<_> = (0..connections).map(|number| tokio::task::spawn_local(converse(number, stop.clone()))).collect();
+        let tasks: Vec<_> = (0..connections)
+            .map(|number| tokio::task::spawn_local(converse(number, stop.clone())))
+            .collect();
         tokio::time::sleep(window).await;
         stop.store(true, Ordering::Relaxed);
         let mut took = Vec::new();
@@ -121,10 +144,21 @@ where
         }
         took
     });
-    Figures::of(took, each, began.elapsed(), own_cpu_seconds() - own_before, cpu_seconds(pids) - before)
+    Figures::of(
+        took,
+        each,
+        began.elapsed(),
+        own_cpu_seconds() - own_before,
+        cpu_seconds(pids) - before,
+    )
 }
 
-async fn converse(target: Target, load: Load, number: usize, stop: Arc<AtomicBool>) -> Vec<Duration> {
+async fn converse(
+    target: Target,
+    load: Load,
+    number: usize,
+    stop: Arc<AtomicBool>,
+) -> Vec<Duration> {
     let mut socket = TcpStream::connect(target.address).await.expect("a server");
     socket.set_nodelay(true).expect("a TCP socket");
     let (mut request, mut answer) = (Vec::new(), Vec::with_capacity(64 << 10));
@@ -133,7 +167,8 @@ async fn converse(target: Target, load: Load, number: usize, stop: Arc<AtomicBoo
     let mut took = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         request.clear();
-        (0..load.pipeline).for_each(|_| write_request(&mut request, load.ask, &target.keys[keys.next()]));
+        (0..load.pipeline)
+            .for_each(|_| write_request(&mut request, load.ask, &target.keys[keys.next()]));
         if load.ask == Ask::SetAndWait {
             request.extend_from_slice(b"*3\r\n$4\r\nWAIT\r\n$1\r\n2\r\n$1\r\n0\r\n");
         }
@@ -148,7 +183,11 @@ async fn converse(target: Target, load: Load, number: usize, stop: Arc<AtomicBoo
                 (seen, at) = (seen + 1, end);
             }
         }
-        assert!(load.ask != Ask::SetAndWait || answer.ends_with(b":2\r\n"), "{}", String::from_utf8_lossy(&answer));
+        assert!(
+            load.ask != Ask::SetAndWait || answer.ends_with(b":2\r\n"),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
         took.push(began.elapsed());
     }
     took
@@ -168,7 +207,10 @@ impl Walk {
 
     pub(crate) fn next(&mut self) -> usize {
         // Knuth's MMIX generator; its high bits are the good ones.
-        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.state = self
+            .state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.state >> 33) as usize % self.bound
     }
 }
@@ -177,7 +219,11 @@ impl Walk {
 pub(crate) const VALUE: &[u8; 64] = &[b'v'; 64];
 
 pub(crate) fn write_request(request: &mut Vec<u8>, ask: Ask, key: &str) {
-    request.extend_from_slice(if ask == Ask::Get { b"*2\r\n$3\r\nGET\r\n$" } else { b"*3\r\n$3\r\nSET\r\n$" });
+    request.extend_from_slice(if ask == Ask::Get {
+        b"*2\r\n$3\r\nGET\r\n$"
+    } else {
+        b"*3\r\n$3\r\nSET\r\n$"
+    });
     request.extend_from_slice(key.len().to_string().as_bytes());
     request.extend_from_slice(b"\r\n");
     request.extend_from_slice(key.as_bytes());
@@ -188,7 +234,8 @@ pub(crate) fn write_request(request: &mut Vec<u8>, ask: Ask, key: &str) {
     request.extend_from_slice(b"\r\n");
 }
 
-/// Where the reply that begins at `at` ends, when all of it is there. Knows what SET, GET and WAIT are answered with.
+/// Where the reply that begins at `at` ends, when all of it is there. Knows what SET, GET
+/// and WAIT are answered with.
 fn end_of_reply(answer: &[u8], at: usize) -> Option<usize> {
     let line = answer.get(at..)?.iter().position(|byte| *byte == b'\n')?;
     let text = &answer[at..at + line - 1];
@@ -197,7 +244,10 @@ fn end_of_reply(answer: &[u8], at: usize) -> Option<usize> {
         b'+' | b':' => Some(end),
         b'$' if text == b"$-1" => Some(end),
         b'$' => {
-            let length: usize = std::str::from_utf8(&text[1..]).ok().and_then(|text| text.parse().ok()).expect("a length");
+            let length: usize = std::str::from_utf8(&text[1..])
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .expect("a length");
             Some(end + length + 2).filter(|end| *end <= answer.len())
         }
         _ => panic!("answered: {}", String::from_utf8_lossy(text)),

@@ -1,4 +1,5 @@
-//! SET beside etcd's put: three nodes each, every write fsynced on a majority before it is answered.
+//! SET beside etcd's put: three nodes each, every write fsynced on a majority before it
+//! is answered.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +29,11 @@ impl Etcd {
         let ports: [u16; 6] = free_ports();
         let (clients, peers) = ports.split_at(3);
         let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let cluster: Vec<String> = peers.iter().enumerate().map(|(number, port)| format!("n{number}={}", url(*port))).collect();
+        let cluster: Vec<String> = peers
+            .iter()
+            .enumerate()
+            .map(|(number, port)| format!("n{number}={}", url(*port)))
+            .collect();
         let start = |number: usize| {
             let (client, peer) = (url(clients[number]), url(peers[number]));
             let flags = [
@@ -46,9 +51,12 @@ impl Etcd {
             Running::start(&words)
         };
         let processes = (0..3).map(start).collect();
-        let mut addresses: Vec<_> = clients.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port))).collect();
+        let mut addresses: Vec<_> =
+            clients.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port))).collect();
         let leads = |address: &SocketAddr| {
-            let page = ureq::get(format!("http://{address}/metrics")).call().and_then(|mut page| page.body_mut().read_to_string());
+            let page = ureq::get(format!("http://{address}/metrics"))
+                .call()
+                .and_then(|mut page| page.body_mut().read_to_string());
             page.is_ok_and(|page| page.lines().any(|line| line == "etcd_server_is_leader 1"))
         };
         wait_for("etcd to have a leader", || addresses.iter().any(leads));
@@ -61,9 +69,12 @@ impl Etcd {
     }
 }
 
-/// Puts, each answered before the next of its connection; connection `n` goes to address `n` modulo their number.
+/// Puts, each answered before the next of its connection; connection `n` goes to address
+/// `n` modulo their number.
 fn drive_etcd(addresses: &[SocketAddr], window: Duration, pids: &[u32]) -> Figures {
-    on_one_thread(CLIENTS, window, pids, 1, |number, stop| converse(addresses[number % addresses.len()], number, stop))
+    on_one_thread(CLIENTS, window, pids, 1, |number, stop| {
+        converse(addresses[number % addresses.len()], number, stop)
+    })
 }
 
 async fn converse(address: SocketAddr, number: usize, stop: Arc<AtomicBool>) -> Vec<Duration> {
@@ -86,8 +97,15 @@ async fn converse(address: SocketAddr, number: usize, stop: Arc<AtomicBool>) -> 
 }
 
 /// One gRPC call whose answer is one message.
-async fn call(calls: &mut SendRequest<Bytes>, uri: &str, message: Bytes) -> Result<(), Box<dyn std::error::Error>> {
-    let request = http::Request::post(uri).header("content-type", "application/grpc").header("te", "trailers").body(())?;
+async fn call(
+    calls: &mut SendRequest<Bytes>,
+    uri: &str,
+    message: Bytes,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let request = http::Request::post(uri)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())?;
     let mut ready = calls.clone().ready().await?;
     let (answer, mut body) = ready.send_request(request, false)?;
     body.send_data(message, true)?;
@@ -102,13 +120,16 @@ async fn call(calls: &mut SendRequest<Bytes>, uri: &str, message: Bytes) -> Resu
     }
 }
 
-/// `PutRequest { key = 1, value = 2 }` in protobuf, behind gRPC's header (not compressed, its length).
+/// `PutRequest { key = 1, value = 2 }` in protobuf, behind gRPC's header (not compressed,
+/// its length).
 fn put_request(key: &[u8]) -> Bytes {
     let mut message = vec![0, 0, 0, 0, 0];
     for (tag, field) in [(0x0a, key), (0x12, VALUE)] {
         message.push(tag);
         // A length below 128 is one byte of a varint.
-        message.push(u8::try_from(field.len()).ok().filter(|length| *length < 128).expect("short fields"));
+        message.push(
+            u8::try_from(field.len()).ok().filter(|length| *length < 128).expect("short fields"),
+        );
         message.extend_from_slice(field);
     }
     let length = u32::try_from(message.len() - 5).expect("a short message");
@@ -121,19 +142,42 @@ pub(crate) fn report(settings: &Settings) {
     let cluster = settings.cluster().start();
     let (theirs, ours) = (etcd.pids(), cluster.pids());
     let targets: Vec<Target> = cluster.all_proxies().into_iter().map(Target::new).collect();
-    println!("etcd put and Bridle SET at pipeline 1, both answer when a majority of three has fsynced (durability always)\n");
+    println!(
+        "etcd put and Bridle SET at pipeline 1, both answer when a majority of three has fsynced \
+         (durability always)\n"
+    );
     let window = settings.window();
     let table = Table::of(
         settings.rounds,
         2,
         vec![
-            ("etcd, clients at its leader".to_owned(), Box::new(|| drive_etcd(&etcd.addresses[..1], window, &theirs))),
-            ("etcd, clients at all three".to_owned(), Box::new(|| drive_etcd(&etcd.addresses, window, &theirs))),
-            ("bridle, clients at one node".to_owned(), Box::new(|| drive_by_all(&targets[..1], Ask::Set, 1, window, &ours))),
-            ("bridle, clients at all three".to_owned(), Box::new(|| drive_by_all(&targets, Ask::Set, 1, window, &ours))),
+            (
+                "etcd, clients at its leader".to_owned(),
+                Box::new(|| drive_etcd(&etcd.addresses[..1], window, &theirs)),
+            ),
+            (
+                "etcd, clients at all three".to_owned(),
+                Box::new(|| drive_etcd(&etcd.addresses, window, &theirs)),
+            ),
+            (
+                "bridle, clients at one node".to_owned(),
+                Box::new(|| drive_by_all(&targets[..1], Ask::Set, 1, window, &ours)),
+            ),
+            (
+                "bridle, clients at all three".to_owned(),
+                Box::new(|| drive_by_all(&targets, Ask::Set, 1, window, &ours)),
+            ),
             (
                 "bridle, redis-benchmark at one node".to_owned(),
-                Box::new(|| replicas::redis_benchmark(targets[0].address, "set", 1, settings.requests, &ours)),
+                Box::new(|| {
+                    replicas::redis_benchmark(
+                        targets[0].address,
+                        "set",
+                        1,
+                        settings.requests,
+                        &ours,
+                    )
+                }),
             ),
         ],
     );

@@ -1,16 +1,23 @@
-//! Three copies of every write, beside those who keep three copies too: same machine, same run, equal and stated durability, ratios.
+//! Three copies of every write, beside those who keep three copies too: same machine,
+//! same run, equal and stated durability, ratios.
 //!
-//! `cargo bench -p integration --bench cluster` (or `make bench-cluster`) starts clusters of real processes on free ports and prints each figure
-//! with its target. Words after `--` pick sections: `etcd`, `replicas`, `proxy`, `delay`, `restart`, `idle`; none = all. `--seconds N` is the
-//! length of one measurement by our own driver (5), `--requests N` that of one by redis-benchmark (100,000), `--rounds N` the number of turns
-//! (3), of which the median counts; `--partitions N` how many partitions the table has in `etcd`, `replicas`, `proxy` and `delay` (1: etcd
-//! and a Redis primary put all writes in one order, too; a table that nobody says more of has 8); `--keys N` how many keys each partition of `restart` has (100,000); `--bridle FILE` measures another
-//! binary than the one just built. How long a failover takes is measured by `integration/tests/failover.rs`.
+//! `cargo bench -p integration --bench cluster` (or `make bench-cluster`) starts clusters
+//! of real processes on free ports and prints each figure with its target. Words after
+//! `--` pick sections: `etcd`, `replicas`, `proxy`, `delay`, `restart`, `idle`; none =
+//! all. `--seconds N` is the length of one measurement by our own driver (5),
+//! `--requests N` that of one by redis-benchmark (100,000), `--rounds N` the number of
+//! turns (3), of which the median counts; `--partitions N` how many partitions the table
+//! has in `etcd`, `replicas`, `proxy` and `delay` (1: etcd and a Redis primary put all
+//! writes in one order, too; a table that nobody says more of has 8); `--keys N` how many
+//! keys each partition of `restart` has (100,000); `--bridle FILE` measures another
+//! binary than the one just built. How long a failover takes is measured by
+//! `integration/tests/failover.rs`.
 //!
 //! # Who drives
-//! [`driver`]: one thread, plain sockets, the same code for whoever speaks RESP; etcd is spoken to in its own gRPC, by `h2` and messages written
-//! by hand, which costs the driver more for each request than RESP does. The tables show what, beside what the servers took: on two cores
-//! the driver's CPU is not the servers'.
+//! [`driver`]: one thread, plain sockets, the same code for whoever speaks RESP; etcd is
+//! spoken to in its own gRPC, by `h2` and messages written by hand, which costs the
+//! driver more for each request than RESP does. The tables show what, beside what the
+//! servers took: on two cores the driver's CPU is not the servers'.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
@@ -37,7 +44,8 @@ const KEYS: usize = 100_000;
 fn main() {
     let settings = Settings::from_args();
     println!(
-        "{} cores; {CLIENTS} connections, values of 64 bytes, {KEYS} keys; medians of {} turns; tables of {} partitions\n",
+        "{} cores; {CLIENTS} connections, values of 64 bytes, {KEYS} keys; medians of {} turns; \
+         tables of {} partitions\n",
         cores(),
         settings.rounds,
         settings.partitions
@@ -69,8 +77,15 @@ struct Settings {
 
 impl Settings {
     fn from_args() -> Settings {
-        let mut settings =
-            Settings { sections: Vec::new(), seconds: 5, requests: 100_000, rounds: 3, keys: 100_000, partitions: 1, bridle: None };
+        let mut settings = Settings {
+            sections: Vec::new(),
+            seconds: 5,
+            requests: 100_000,
+            rounds: 3,
+            keys: 100_000,
+            partitions: 1,
+            bridle: None,
+        };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {

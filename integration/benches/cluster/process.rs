@@ -14,7 +14,11 @@ impl Running {
     pub(crate) fn start(words: &[String]) -> Running {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Running(command.spawn().unwrap_or_else(|error| panic!("start {}: {error} (make setup-bench)", words[0])))
+        Running(
+            command
+                .spawn()
+                .unwrap_or_else(|error| panic!("start {}: {error} (make setup-bench)", words[0])),
+        )
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -48,12 +52,29 @@ impl Redis {
         let dir = tempfile::tempdir().expect("a directory for redis-server");
         let [port] = free_ports();
         let mut words = wrapper.to_vec();
-        let own = ["redis-server", "--port", &port.to_string(), "--bind", &ip.to_string(), "--protected-mode", "no", "--save", "", "--dir"];
+        let own = [
+            "redis-server",
+            "--port",
+            &port.to_string(),
+            "--bind",
+            &ip.to_string(),
+            "--protected-mode",
+            "no",
+            "--save",
+            "",
+            "--dir",
+        ];
         words.extend(own.map(str::to_owned));
         words.push(dir.path().display().to_string());
         words.extend(flags.iter().map(|flag| (*flag).to_owned()));
-        let redis = Redis { process: Running::start(&words), address: SocketAddr::new(ip, port), _dir: dir };
-        wait_for("redis-server", || redis.client().is_ok_and(|mut client| client.call(&["PING"]).is_ok()));
+        let redis = Redis {
+            process: Running::start(&words),
+            address: SocketAddr::new(ip, port),
+            _dir: dir,
+        };
+        wait_for("redis-server", || {
+            redis.client().is_ok_and(|mut client| client.call(&["PING"]).is_ok())
+        });
         redis
     }
 
@@ -81,8 +102,10 @@ pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
 pub(crate) fn cpu_seconds(pids: &[u32]) -> f64 {
     let one = |pid: &u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a live process");
-        let fields: Vec<&str> = stat.rsplit(')').next().expect("a name in brackets").split_whitespace().collect();
-        let ticks: f64 = fields[11].parse::<f64>().expect("utime") + fields[12].parse::<f64>().expect("stime");
+        let fields: Vec<&str> =
+            stat.rsplit(')').next().expect("a name in brackets").split_whitespace().collect();
+        let ticks: f64 =
+            fields[11].parse::<f64>().expect("utime") + fields[12].parse::<f64>().expect("stime");
         // The clock tick of /proc is 1/100 s on every Linux that Rust runs on.
         ticks / 100.0
     };

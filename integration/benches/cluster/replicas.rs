@@ -15,7 +15,8 @@ const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 fn start() -> Vec<Redis> {
     let primary = Redis::start(&DURABLE);
     let port = primary.address.port().to_string();
-    let follow: Vec<&str> = DURABLE.into_iter().chain(["--replicaof", "127.0.0.1", &port]).collect();
+    let follow: Vec<&str> =
+        DURABLE.into_iter().chain(["--replicaof", "127.0.0.1", &port]).collect();
     let mut all = vec![primary];
     all.extend((0..2).map(|_| Redis::start(&follow)));
     let mut client = all[0].client().expect("the primary");
@@ -27,17 +28,43 @@ fn start() -> Vec<Redis> {
 }
 
 /// What redis-benchmark sees; it does not tell of its own CPU time.
-pub(crate) fn redis_benchmark(address: SocketAddr, test: &str, pipeline: usize, requests: usize, pids: &[u32]) -> Figures {
+pub(crate) fn redis_benchmark(
+    address: SocketAddr,
+    test: &str,
+    pipeline: usize,
+    requests: usize,
+    pids: &[u32],
+) -> Figures {
     let before = cpu_seconds(pids);
     let output = Command::new("redis-benchmark")
-        .args(["-h", &address.ip().to_string(), "-p", &address.port().to_string(), "-t", test, "-n", &requests.to_string()])
-        .args(["-c", &CLIENTS.to_string(), "-P", &pipeline.to_string(), "-r", &KEYS.to_string(), "-d", "64", "--csv"])
+        .args([
+            "-h",
+            &address.ip().to_string(),
+            "-p",
+            &address.port().to_string(),
+            "-t",
+            test,
+            "-n",
+            &requests.to_string(),
+        ])
+        .args([
+            "-c",
+            &CLIENTS.to_string(),
+            "-P",
+            &pipeline.to_string(),
+            "-r",
+            &KEYS.to_string(),
+            "-d",
+            "64",
+            "--csv",
+        ])
         .output()
         .expect("redis-benchmark is installed (make setup-test)");
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().rfind(|line| !line.contains("\"test\"")).unwrap_or_default();
     // test, rps, avg, min, p50, p95, p99, max; the times are milliseconds.
-    let cells: Vec<f64> = line.split(',').skip(1).map_while(|cell| cell.trim_matches('"').parse().ok()).collect();
+    let cells: Vec<f64> =
+        line.split(',').skip(1).map_while(|cell| cell.trim_matches('"').parse().ok()).collect();
     let [rate, _, _, p50, _, p99, _] = cells[..] else { panic!("redis-benchmark said: {text}") };
     let time = |ms: f64| Duration::from_secs_f64(ms / 1000.0);
     let servers_us = (cpu_seconds(pids) - before) * 1e6 / requests as f64;
@@ -54,8 +81,9 @@ pub(crate) fn report(settings: &Settings) {
     let window = settings.window();
     for pipeline in [1, 16] {
         println!(
-            "SET at pipeline {pipeline}: redis-server and two replicas, all appendfsync always, WAIT 2 after every {pipeline}; bridle, three nodes, \
-             durability always (a majority has fsynced when it answers; with WAIT 2 it is all three)\n"
+            "SET at pipeline {pipeline}: redis-server and two replicas, all appendfsync always, \
+             WAIT 2 after every {pipeline}; bridle, three nodes, durability always (a majority \
+             has fsynced when it answers; with WAIT 2 it is all three)\n"
         );
         let table = Table::of(
             settings.rounds,
@@ -63,10 +91,17 @@ pub(crate) fn report(settings: &Settings) {
             vec![
                 (
                     "redis-server, WAIT 2".to_owned(),
-                    Box::new(|| drive_by_all(&primary, Ask::SetAndWait, pipeline, window, &theirs)) as Box<dyn FnMut() -> Figures>,
+                    Box::new(|| drive_by_all(&primary, Ask::SetAndWait, pipeline, window, &theirs))
+                        as Box<dyn FnMut() -> Figures>,
                 ),
-                ("bridle, clients at one node".to_owned(), Box::new(|| drive_by_all(&targets[..1], Ask::Set, pipeline, window, &ours))),
-                ("bridle, clients at all three".to_owned(), Box::new(|| drive_by_all(&targets, Ask::Set, pipeline, window, &ours))),
+                (
+                    "bridle, clients at one node".to_owned(),
+                    Box::new(|| drive_by_all(&targets[..1], Ask::Set, pipeline, window, &ours)),
+                ),
+                (
+                    "bridle, clients at all three".to_owned(),
+                    Box::new(|| drive_by_all(&targets, Ask::Set, pipeline, window, &ours)),
+                ),
             ],
         );
         table.print(1.5);

@@ -1,7 +1,9 @@
-//! How long a node that holds much takes from its start until it has caught up, while clients go on writing.
+//! How long a node that holds much takes from its start until it has caught up, while
+//! clients go on writing.
 //!
-//! It has caught up when the admin API says of every one of its replicas that it runs and lacks at most [`LAG_MAX`] entries, both of the
-//! leader's log and of what the leader has applied; under load it is never quite nothing, as some entries are always under way.
+//! It has caught up when the admin API says of every one of its replicas that it runs and
+//! lacks at most [`LAG_MAX`] entries, both of the leader's log and of what the leader has
+//! applied; under load it is never quite nothing, as some entries are always under way.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +22,8 @@ const PARTITIONS: usize = 64;
 const LAG_MAX: u64 = 64;
 /// How long the node is away.
 const AWAY: Duration = Duration::from_secs(5);
-/// Connections of the load, at pipeline 1; half of them write through each of the two others.
+/// Connections of the load, at pipeline 1; half of them write through each of the two
+/// others.
 const LOAD: usize = 8;
 /// How long leaderships may take to come back to it.
 const SETTLE: Duration = Duration::from_secs(15);
@@ -31,7 +34,8 @@ pub(crate) fn report(settings: &Settings) {
     let began = Instant::now();
     fill(&cluster, PARTITIONS * settings.keys);
     println!(
-        "A node with {PARTITIONS} partitions of {} keys each (written in {:.0} s), killed, {AWAY:?} later started, {LOAD} connections writing all the time\n",
+        "A node with {PARTITIONS} partitions of {} keys each (written in {:.0} s), killed, \
+         {AWAY:?} later started, {LOAD} connections writing all the time\n",
         settings.keys,
         began.elapsed().as_secs_f64()
     );
@@ -43,7 +47,10 @@ pub(crate) fn report(settings: &Settings) {
         println!("- turn {}: {turn:?}", number + 1);
     }
     let took = median(turns.iter().map(|turn| turn.caught_up).collect());
-    println!("- caught up after {took:.2} s (goal: at most {GOAL} s; met: {})\n", if took <= GOAL { "yes" } else { "NO" });
+    println!(
+        "- caught up after {took:.2} s (goal: at most {GOAL} s; met: {})\n",
+        if took <= GOAL { "yes" } else { "NO" }
+    );
 }
 
 /// What was seen, seconds since the start; rates are requests per second.
@@ -56,8 +63,9 @@ struct Turn {
     lag_at_start: u64,
     rate_before: f64,
     rate_meanwhile: f64,
-    /// From the start until some seconds after it has caught up, when leaderships have come back to it: what the writers were told, and the
-    /// longest that one of them waited for an answer.
+    /// From the start until some seconds after it has caught up, when leaderships have
+    /// come back to it: what the writers were told, and the longest that one of them
+    /// waited for an answer.
     errors: u64,
     last_error: String,
     slowest_ms: u64,
@@ -134,7 +142,11 @@ fn restart(cluster: &mut Cluster) -> Turn {
     cluster.launch(2);
     let (mut serves, mut all_run, mut caught_up) = (None, None, None);
     while caught_up.is_none() {
-        assert!(began.elapsed() < Duration::from_secs(120), "not caught up in two minutes:\n{}", cluster.tails());
+        assert!(
+            began.elapsed() < Duration::from_secs(120),
+            "not caught up in two minutes:\n{}",
+            cluster.tails()
+        );
         std::thread::sleep(Duration::from_millis(50));
         let now = began.elapsed().as_secs_f64();
         if serves.is_none() && answers(cluster.proxy(2)) {
@@ -149,7 +161,8 @@ fn restart(cluster: &mut Cluster) -> Turn {
         }
     }
     let seconds = |when: Option<f64>| when.unwrap_or(f64::NAN);
-    let rate_meanwhile = (writers.done.load(Ordering::Relaxed) - done) as f64 / began.elapsed().as_secs_f64();
+    let rate_meanwhile =
+        (writers.done.load(Ordering::Relaxed) - done) as f64 / began.elapsed().as_secs_f64();
     std::thread::sleep(SETTLE);
     Turn {
         serves: seconds(serves),
@@ -169,7 +182,8 @@ fn answers(address: SocketAddr) -> bool {
     client.call(&["GET", "key:000000000001"]).is_ok_and(|answer| !answer.is_error())
 }
 
-/// Whether all replicas of a process run, and the most entries that one of them lacks; nothing when that is not known of each.
+/// Whether all replicas of a process run, and the most entries that one of them lacks;
+/// nothing when that is not known of each.
 fn worst(cluster: &Cluster, process: usize) -> Option<(bool, u64)> {
     let partitions = cluster.ask("GET", "/v1/tables/db0/partitions", None).ok()?;
     let address = cluster.address(process);
@@ -188,7 +202,8 @@ fn worst(cluster: &Cluster, process: usize) -> Option<(bool, u64)> {
     (known || !runs).then_some((runs, worst))
 }
 
-/// Writes that many keys: by several connections, many at a time, and those of a partition together, so that one entry carries many.
+/// Writes that many keys: by several connections, many at a time, and those of a
+/// partition together, so that one entry carries many.
 fn fill(cluster: &Cluster, keys: usize) {
     const BURST: usize = 500;
     const WRITERS: usize = 12;
@@ -200,16 +215,25 @@ fn fill(cluster: &Cluster, keys: usize) {
     let value = String::from_utf8_lossy(VALUE).into_owned();
     let write = |writer: usize, address: SocketAddr| {
         let value = value.clone();
-        let numbers: Vec<usize> = by_partition.iter().skip(writer).step_by(WRITERS).flatten().copied().collect();
+        let numbers: Vec<usize> =
+            by_partition.iter().skip(writer).step_by(WRITERS).flatten().copied().collect();
         std::thread::spawn(move || {
             let mut client = Client::reach(address, Duration::from_secs(60)).expect("a server");
             for numbers in numbers.chunks(BURST) {
-                let burst: Vec<Vec<String>> = numbers.iter().map(|number| vec!["SET".to_owned(), key(*number), value.clone()]).collect();
+                let burst: Vec<Vec<String>> = numbers
+                    .iter()
+                    .map(|number| vec!["SET".to_owned(), key(*number), value.clone()])
+                    .collect();
                 let replies = client.pipeline(&burst).expect("a live server");
-                assert!(replies.iter().all(|reply| !reply.is_error()), "a write failed: {:?}", replies[0]);
+                assert!(
+                    replies.iter().all(|reply| !reply.is_error()),
+                    "a write failed: {:?}",
+                    replies[0]
+                );
             }
         })
     };
-    let writers: Vec<_> = (0..WRITERS).map(|writer| write(writer, cluster.proxy(writer % cluster.nodes()))).collect();
+    let writers: Vec<_> =
+        (0..WRITERS).map(|writer| write(writer, cluster.proxy(writer % cluster.nodes()))).collect();
     writers.into_iter().for_each(|writer| writer.join().expect("a writer does not fail"));
 }

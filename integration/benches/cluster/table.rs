@@ -18,11 +18,18 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Lets everybody have `rounds` turns, one after another in each round. The first `rivals` are whom the others are measured by: by the
-    /// fastest of them in that round.
-    pub(crate) fn of(rounds: usize, rivals: usize, mut contenders: Vec<(String, Box<dyn FnMut() -> Figures + '_>)>) -> Table {
+    /// Lets everybody have `rounds` turns, one after another in each round. The first
+    /// `rivals` are whom the others are measured by: by the fastest of them in that
+    /// round.
+    pub(crate) fn of(
+        rounds: usize,
+        rivals: usize,
+        mut contenders: Vec<(String, Box<dyn FnMut() -> Figures + '_>)>,
+    ) -> Table {
         let mut table = Table { rivals, contenders: Vec::new() };
-        table.contenders.extend(contenders.iter().map(|(name, _)| Contender { name: name.clone(), turns: Vec::new() }));
+        table.contenders.extend(
+            contenders.iter().map(|(name, _)| Contender { name: name.clone(), turns: Vec::new() }),
+        );
         for _ in 0..rounds {
             for ((_, turn), contender) in contenders.iter_mut().zip(&mut table.contenders) {
                 contender.turns.push(turn());
@@ -31,27 +38,46 @@ impl Table {
         table
     }
 
-    /// The median over rounds of a contender's rate, divided by that of its fastest rival.
+    /// The median over rounds of a contender's rate, divided by that of its fastest
+    /// rival.
     fn ratio(&self, contender: &Contender) -> f64 {
-        let rival = |round: usize| self.contenders[..self.rivals].iter().map(|rival| rival.turns[round].rate).fold(0.0, f64::max);
-        median(contender.turns.iter().enumerate().map(|(round, turn)| turn.rate / rival(round)).collect())
+        let rival = |round: usize| {
+            self.contenders[..self.rivals]
+                .iter()
+                .map(|rival| rival.turns[round].rate)
+                .fold(0.0, f64::max)
+        };
+        median(
+            contender
+                .turns
+                .iter()
+                .enumerate()
+                .map(|(round, turn)| turn.rate / rival(round))
+                .collect(),
+        )
     }
 
     pub(crate) fn print(&self, target: f64) {
         println!(
-            "| who                                        | requests/s |  p50 ms |  p99 ms | servers us | driver us | ratio | goal | met |"
+            "| who                                        | requests/s |  p50 ms |  p99 ms | \
+             servers us | driver us | ratio | goal | met |"
         );
         println!(
-            "|--------------------------------------------|-----------:|--------:|--------:|-----------:|----------:|------:|-----:|-----|"
+            "|--------------------------------------------|-----------:|--------:|--------:\
+             |-----------:|----------:|------:|-----:|-----|"
         );
         for (number, contender) in self.contenders.iter().enumerate() {
-            let of = |figure: fn(&Figures) -> f64| median(contender.turns.iter().map(figure).collect());
+            let of =
+                |figure: fn(&Figures) -> f64| median(contender.turns.iter().map(figure).collect());
             let ms = |time: Duration| time.as_secs_f64() * 1000.0;
             let verdict = if number < self.rivals {
                 "|       |      |     |".to_owned()
             } else {
                 let ratio = self.ratio(contender);
-                format!("| {ratio:>5.2} | {target:>4.2} | {} |", if ratio >= target { "yes" } else { "NO " })
+                format!(
+                    "| {ratio:>5.2} | {target:>4.2} | {} |",
+                    if ratio >= target { "yes" } else { "NO " }
+                )
             };
             println!(
                 "| {:<42} | {:>10.0} | {:>7.2} | {:>7.2} | {:>10.1} | {:>9.1} {verdict}",

@@ -1,5 +1,5 @@
-//! A load with values that do not compress and keys by a distribution: connections that send their next requests as soon as the last are answered,
-//! all on one thread.
+//! A load with values that do not compress and keys by a distribution: connections that
+//! send their next requests as soon as the last are answered, all on one thread.
 
 use std::ops::RangeInclusive;
 use std::rc::Rc;
@@ -16,7 +16,8 @@ const NOISE_BYTES: usize = 1 << 20;
 pub(crate) enum Spread {
     /// Each as often as any other.
     Uniform,
-    /// As YCSB does it (exponent 0.99): of a million keys, half of all requests are to some 4,000.
+    /// As YCSB does it (exponent 0.99): of a million keys, half of all requests are to
+    /// some 4,000.
     Zipfian,
 }
 
@@ -48,7 +49,8 @@ impl Ask {
     }
 }
 
-/// The rows: `key:000000000000` to one below the number of keys, each with a value of a length of its own.
+/// The rows: `key:000000000000` to one below the number of keys, each with a value of a
+/// length of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct Rows {
     pub(crate) keys: u64,
@@ -80,15 +82,18 @@ impl Rows {
     fn draw(&self, spread: Spread, random: u64) -> u64 {
         match spread {
             Spread::Uniform => random % self.keys,
-            // Gray et al., Quickly Generating Billion-Record Synthetic Databases (1994), as in YCSB; which keys are the frequent ones is scrambled.
+            // Gray et al., Quickly Generating Billion-Record Synthetic Databases (1994),
+            // as in YCSB; which keys are the frequent ones is scrambled.
             Spread::Zipfian => {
-                let (keys, share) = (self.keys as f64, (random >> 11) as f64 / (1_u64 << 53) as f64);
+                let (keys, share) =
+                    (self.keys as f64, (random >> 11) as f64 / (1_u64 << 53) as f64);
                 let second = 1.0 + 0.5_f64.powf(THETA);
                 let rank = match share * self.zeta {
                     one if one < 1.0 => 0,
                     two if two < second => 1,
                     _ => {
-                        let eta = (1.0 - (2.0 / keys).powf(1.0 - THETA)) / (1.0 - second / self.zeta);
+                        let eta =
+                            (1.0 - (2.0 / keys).powf(1.0 - THETA)) / (1.0 - second / self.zeta);
                         (keys * (eta * share - eta + 1.0).powf(1.0 / (1.0 - THETA))) as u64
                     }
                 };
@@ -98,14 +103,17 @@ impl Rows {
     }
 
     fn push_get(&self, request: &mut Vec<u8>, key: u64) {
-        request.extend_from_slice(format!("*2\r\n$3\r\nGET\r\n$16\r\nkey:{key:012}\r\n").as_bytes());
+        request
+            .extend_from_slice(format!("*2\r\n$3\r\nGET\r\n$16\r\nkey:{key:012}\r\n").as_bytes());
     }
 
     fn push_set(&self, request: &mut Vec<u8>, key: u64, version: u64) {
         let (least, most) = (*self.lengths.start(), *self.lengths.end());
         let length = least + mix(key) % (most - least + 1);
         let from = (mix(key ^ version) % (NOISE_BYTES as u64 - length)) as usize;
-        request.extend_from_slice(format!("*3\r\n$3\r\nSET\r\n$16\r\nkey:{key:012}\r\n${length}\r\n").as_bytes());
+        request.extend_from_slice(
+            format!("*3\r\n$3\r\nSET\r\n$16\r\nkey:{key:012}\r\n${length}\r\n").as_bytes(),
+        );
         request.extend_from_slice(&self.noise[from..from + length as usize]);
         request.extend_from_slice(b"\r\n");
     }
@@ -129,7 +137,8 @@ impl Rows {
                     }
                 }
             };
-            let parts: Vec<_> = (0..CONNECTIONS).map(|part| tokio::task::spawn_local(fill(part))).collect();
+            let parts: Vec<_> =
+                (0..CONNECTIONS).map(|part| tokio::task::spawn_local(fill(part))).collect();
             for part in parts {
                 part.await.expect("a connection does not fail");
             }
@@ -176,16 +185,26 @@ pub(crate) fn drive(port: u16, rows: &Rows, loads: &[Load]) -> Vec<Figures> {
                 took.extend(connection.await.expect("a connection does not fail"));
             }
             took.sort_unstable();
-            let at = |share: f64| took.get(((took.len().max(1) - 1) as f64 * share) as usize).copied().unwrap_or_default();
+            let at = |share: f64| {
+                took.get(((took.len().max(1) - 1) as f64 * share) as usize)
+                    .copied()
+                    .unwrap_or_default()
+            };
             let requests = (took.len() * load.pipeline) as u64;
-            all.push(Figures { requests, rate: requests as f64 / load.window.as_secs_f64(), p50: at(0.5), p99: at(0.99) });
+            all.push(Figures {
+                requests,
+                rate: requests as f64 / load.window.as_secs_f64(),
+                p50: at(0.5),
+                p99: at(0.99),
+            });
         }
         all
     })
 }
 
 fn on_one_thread<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     tokio::task::LocalSet::new().block_on(&runtime, work)
 }
 
@@ -198,8 +217,13 @@ async fn converse(port: u16, rows: Rows, load: Load, mut random: u64) -> Vec<Dur
         for at in 0..load.pipeline {
             random = mix(random);
             let key = rows.draw(load.spread, random);
-            let is_get = load.ask == Ask::Get || (load.ask == Ask::Mixed && (took.len() + at).is_multiple_of(2));
-            if is_get { rows.push_get(&mut connection.request, key) } else { rows.push_set(&mut connection.request, key, random) }
+            let is_get = load.ask == Ask::Get
+                || (load.ask == Ask::Mixed && (took.len() + at).is_multiple_of(2));
+            if is_get {
+                rows.push_get(&mut connection.request, key)
+            } else {
+                rows.push_set(&mut connection.request, key, random)
+            }
         }
         let sent = Instant::now();
         if sent >= end {
@@ -229,7 +253,9 @@ impl Connection {
         self.request.clear();
         let (mut left, mut at) = (answers, 0);
         while left > 0 {
-            while let Some(length) = answer_length(&self.unread[at..]).filter(|length| at + length <= self.unread.len()) {
+            while let Some(length) =
+                answer_length(&self.unread[at..]).filter(|length| at + length <= self.unread.len())
+            {
                 (left, at) = (left - 1, at + length);
             }
             if left > 0 {

@@ -1,4 +1,5 @@
-//! Data beside memory: the same rows with more of them than fit, and beside redis-server with enough memory for all.
+//! Data beside memory: the same rows with more of them than fit, and beside redis-server
+//! with enough memory for all.
 
 use std::fs::File;
 use std::path::Path;
@@ -32,23 +33,36 @@ struct Io {
     to_disk: f64,
 }
 
-/// With `memory` at 256 MiB, data that fits and data that does not, in turns; figures of larger data beside those of the smallest.
+/// With `memory` at 256 MiB, data that fits and data that does not, in turns; figures of
+/// larger data beside those of the smallest.
 pub(crate) fn report(settings: &Settings) {
     println!(
-        "memory = \"256MiB\", durability os; values of 100 to 1,000 bytes that do not compress, {CLIENTS} connections, median of {} turns",
+        "memory = \"256MiB\", durability os; values of 100 to 1,000 bytes that do not compress, \
+         {CLIENTS} connections, median of {} turns",
         settings.rounds
     );
     println!(
-        "of {:?}; `of first`: the rate beside that with the least data, of each turn (goal: at least 0.33 while the page cache holds the files)\n",
+        "of {:?}; `of first`: the rate beside that with the least data, of each turn (goal: at \
+         least 0.33 while the page cache holds the files)\n",
         settings.window
     );
     let mut subjects: Vec<Subject> = settings.data.iter().map(|mib| fill(mib << 20)).collect();
-    println!("| data MiB | command | keys    | pipe | requests/s | of first | p50 ms | p99 ms | read B | of disk B | written B |");
-    println!("|---------:|---------|---------|-----:|-----------:|---------:|-------:|-------:|-------:|----------:|----------:|");
+    println!(
+        "| data MiB | command | keys    | pipe | requests/s | of first | p50 ms | p99 ms | read B \
+         | of disk B | written B |"
+    );
+    println!(
+        "|---------:|---------|---------|-----:|-----------:|---------:|-------:|-------:|-------:\
+         |----------:|----------:|"
+    );
     for ask in [Ask::Get, Ask::Set, Ask::Mixed] {
         for spread in [Spread::Uniform, Spread::Zipfian] {
             for pipeline in [1, 16] {
-                in_turns(&subjects, &Load { ask, spread, connections: CLIENTS, pipeline, window: settings.window }, settings.rounds);
+                in_turns(
+                    &subjects,
+                    &Load { ask, spread, connections: CLIENTS, pipeline, window: settings.window },
+                    settings.rounds,
+                );
             }
         }
     }
@@ -58,11 +72,21 @@ pub(crate) fn report(settings: &Settings) {
     }
     println!("\nKilled, and serving again:\n");
     for subject in &mut subjects {
-        let load = Load { ask: Ask::Set, spread: Spread::Uniform, connections: CLIENTS, pipeline: 16, window: Duration::from_secs(5) };
+        let load = Load {
+            ask: Ask::Set,
+            spread: Spread::Uniform,
+            connections: CLIENTS,
+            pipeline: 16,
+            window: Duration::from_secs(5),
+        };
         drive(subject.server.port, &subject.rows, &[load]);
         let (on_disk, took) = (directory_bytes(subject.server.dir()), subject.server.restart());
         let (data, on_disk) = (megabytes(subject.bytes), megabytes(on_disk));
-        println!("- {data:.0} MiB of values, {on_disk:.0} MiB on disk, after 5 s of SET: {:.2} s (goal: under 10)", took.as_secs_f64());
+        println!(
+            "- {data:.0} MiB of values, {on_disk:.0} MiB on disk, after 5 s of SET: {:.2} s \
+             (goal: under 10)",
+            took.as_secs_f64()
+        );
     }
     println!();
 }
@@ -91,8 +115,15 @@ fn settle(server: &Server) {
     while quiet < 3 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(700));
         let info = client.run("INFO rocksdb").text();
-        let figure = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse::<u64>().ok());
-        let running = ["rocksdb_running_compactions", "rocksdb_running_flushes"].iter().map(|name| figure(name).unwrap_or(0)).sum::<u64>();
+        let figure = |name: &str| {
+            info.lines().find_map(|line| {
+                line.strip_prefix(name)?.strip_prefix(':')?.trim().parse::<u64>().ok()
+            })
+        };
+        let running = ["rocksdb_running_compactions", "rocksdb_running_flushes"]
+            .iter()
+            .map(|name| figure(name).unwrap_or(0))
+            .sum::<u64>();
         quiet = if running == 0 { quiet + 1 } else { 0 };
     }
 }
@@ -103,17 +134,21 @@ fn in_turns(subjects: &[Subject], load: &Load, rounds: usize) {
         .map(|_| {
             let turn = subjects.iter().map(|subject| {
                 let before = io(subject.server.pid());
-                let figures = drive(subject.server.port, &subject.rows, std::slice::from_ref(load))[0];
+                let figures =
+                    drive(subject.server.port, &subject.rows, std::slice::from_ref(load))[0];
                 (figures, io_each(before, io(subject.server.pid()), figures.requests))
             });
             turn.collect()
         })
         .collect();
     for (at, subject) in subjects.iter().enumerate() {
-        let of = |figure: &dyn Fn(&(Figures, Io)) -> f64| median(turns.iter().map(|turn| figure(&turn[at])).collect());
+        let of = |figure: &dyn Fn(&(Figures, Io)) -> f64| {
+            median(turns.iter().map(|turn| figure(&turn[at])).collect())
+        };
         let ms = |time: Duration| time.as_secs_f64() * 1000.0;
         println!(
-            "| {:>8.0} | {:<7} | {:<7} | {:>4} | {:>10.0} | {:>8.2} | {:>6.2} | {:>6.2} | {:>6.0} | {:>9.0} | {:>9.0} |",
+            "| {:>8.0} | {:<7} | {:<7} | {:>4} | {:>10.0} | {:>8.2} | {:>6.2} | {:>6.2} | {:>6.0} \
+             | {:>9.0} | {:>9.0} |",
             megabytes(subject.bytes),
             load.ask.name(),
             load.spread.name(),
@@ -140,7 +175,8 @@ fn without_page_cache(subject: &Subject, window: Duration) {
             }
         }
     });
-    let load = Load { ask: Ask::Get, spread: Spread::Uniform, connections: CLIENTS, pipeline: 1, window };
+    let load =
+        Load { ask: Ask::Get, spread: Spread::Uniform, connections: CLIENTS, pipeline: 1, window };
     let before = io(subject.server.pid());
     let figures = drive(subject.server.port, &subject.rows, &[load])[0];
     let io = io_each(before, io(subject.server.pid()), figures.requests);
@@ -172,7 +208,11 @@ fn drop_pages(dir: &Path) {
 /// What a process has read and written: asked for, from disk, to disk; bytes.
 fn io(pid: u32) -> [u64; 3] {
     let text = std::fs::read_to_string(format!("/proc/{pid}/io")).expect("a live process of ours");
-    let figure = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).expect("every process has it");
+    let figure = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+            .expect("every process has it")
+    };
     ["rchar:", "read_bytes:", "write_bytes:"].map(figure)
 }
 
@@ -185,21 +225,44 @@ fn io_each(before: [u64; 3], after: [u64; 3], requests: u64) -> Io {
 pub(crate) fn beside_redis(settings: &Settings) {
     const MEMORY: u64 = 4 << 30;
     let rows = Rows::new(settings.rows as u64, 400..=400);
-    let redis = Redis::start(&["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"]);
+    let redis = Redis::start(&[
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "always",
+        "--auto-aof-rewrite-percentage",
+        "0",
+    ]);
     let bridle = bridle("always", "4GiB");
     rows.fill(redis.port);
     rows.fill(bridle.port);
     settle(&bridle);
     println!(
-        "memory = \"4GiB\": {} rows of 400 bytes that do not compress, redis-server appendfsync always, bridle durability always,",
+        "memory = \"4GiB\": {} rows of 400 bytes that do not compress, redis-server appendfsync \
+         always, bridle durability always,",
         rows.keys
     );
-    println!("{CLIENTS} connections, median of {} turns of {:?}\n", settings.rounds, settings.window);
-    println!("| command | pipe | redis/s   | bridle/s  | ratio | goal | met | bridle p50 ms | p99 ms |");
-    println!("|---------|-----:|----------:|----------:|------:|-----:|-----|--------------:|-------:|");
+    println!(
+        "{CLIENTS} connections, median of {} turns of {:?}\n",
+        settings.rounds, settings.window
+    );
+    println!(
+        "| command | pipe | redis/s   | bridle/s  | ratio | goal | met | bridle p50 ms | p99 ms |"
+    );
+    println!(
+        "|---------|-----:|----------:|----------:|------:|-----:|-----|--------------:|-------:|"
+    );
     let mut most = 0;
-    for (ask, pipeline, goal) in [(Ask::Get, 1, 0.9), (Ask::Get, 16, 0.5), (Ask::Set, 1, 0.9), (Ask::Set, 16, 0.6)] {
-        let load = Load { ask, spread: Spread::Uniform, connections: CLIENTS, pipeline, window: settings.window };
+    for (ask, pipeline, goal) in
+        [(Ask::Get, 1, 0.9), (Ask::Get, 16, 0.5), (Ask::Set, 1, 0.9), (Ask::Set, 16, 0.6)]
+    {
+        let load = Load {
+            ask,
+            spread: Spread::Uniform,
+            connections: CLIENTS,
+            pipeline,
+            window: settings.window,
+        };
         let turn = |port: u16| drive(port, &rows, std::slice::from_ref(&load))[0];
         // So that what is read first time is not what is measured.
         turn(bridle.port);
@@ -210,10 +273,13 @@ pub(crate) fn beside_redis(settings: &Settings) {
                 turn
             })
             .collect();
-        let of = |figure: &dyn Fn(&(Figures, Figures)) -> f64| median(turns.iter().map(figure).collect());
+        let of = |figure: &dyn Fn(&(Figures, Figures)) -> f64| {
+            median(turns.iter().map(figure).collect())
+        };
         let ratio = of(&|(theirs, ours)| ours.rate / theirs.rate);
         println!(
-            "| {:<7} | {pipeline:>4} | {:>9.0} | {:>9.0} | {ratio:>5.2} | {goal:>4.2} | {} | {:>13.2} | {:>6.2} |",
+            "| {:<7} | {pipeline:>4} | {:>9.0} | {:>9.0} | {ratio:>5.2} | {goal:>4.2} | {} | \
+             {:>13.2} | {:>6.2} |",
             ask.name(),
             of(&|(theirs, _)| theirs.rate),
             of(&|(_, ours)| ours.rate),
@@ -223,6 +289,10 @@ pub(crate) fn beside_redis(settings: &Settings) {
         );
     }
     let (bound, theirs) = (MEMORY / 4 * 5 + 120_000_000, usage(redis.child.id()).1);
-    println!("\n- bridle resident at most: {:.0} MiB (goal: within 1.25 x memory + 120 MB, {:.0} MiB)", megabytes(most), megabytes(bound));
+    println!(
+        "\n- bridle resident at most: {:.0} MiB (goal: within 1.25 x memory + 120 MB, {:.0} MiB)",
+        megabytes(most),
+        megabytes(bound)
+    );
     println!("- redis-server resident: {:.0} MiB\n", megabytes(theirs));
 }

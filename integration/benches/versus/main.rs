@@ -1,12 +1,18 @@
-//! Bridle beside redis-server: same machine, same run, equal and stated durability, ratios.
+//! Bridle beside redis-server: same machine, same run, equal and stated durability,
+//! ratios.
 //!
-//! `cargo bench -p integration` (or `make bench`) starts both servers on free ports, drives both with redis-benchmark in turns, and prints each
-//! figure with its target. Words after `--` pick sections: `durable`, `memory`, `idle`, `million`, `steady`, `readers`, `large`, `beside`;
-//! none = all. `--requests N` sets the length of one measurement (200,000 by default; four times that in pipelines), `--rounds N` the number of
-//! turns (3), of which the median counts, `--keys N` the number of keys that `durable` and `memory` go over (1 and 100,000, one after the other).
+//! `cargo bench -p integration` (or `make bench`) starts both servers on free ports,
+//! drives both with redis-benchmark in turns, and prints each figure with its target.
+//! Words after `--` pick sections: `durable`, `memory`, `idle`, `million`, `steady`,
+//! `readers`, `large`, `beside`; none = all. `--requests N` sets the length of one
+//! measurement (200,000 by default; four times that in pipelines), `--rounds N` the
+//! number of turns (3), of which the median counts, `--keys N` the number of keys that
+//! `durable` and `memory` go over (1 and 100,000, one after the other).
 //!
-//! `readers`, `large` and `beside` have a driver of their own (`driver.rs`): `--seconds N` is the length of one of their measurements (5),
-//! `--data N,N,..` the MiB of values of `large` (128,1024,4096: they are on disk at one time), `--rows N` the rows of `beside` (2,000,000).
+//! `readers`, `large` and `beside` have a driver of their own (`driver.rs`):
+//! `--seconds N` is the length of one of their measurements (5), `--data N,N,..` the MiB
+//! of values of `large` (128,1024,4096: they are on disk at one time), `--rows N` the
+//! rows of `beside` (2,000,000).
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
@@ -22,12 +28,17 @@ mod readers;
 mod steady;
 
 const CLIENTS: usize = 50;
-/// How many keys a load goes over: redis-benchmark's own default, and enough to be looked for.
+/// How many keys a load goes over: redis-benchmark's own default, and enough to be looked
+/// for.
 const KEYSPACES: [usize; 2] = [1, 100_000];
 
 fn main() {
     let settings = Settings::from_args();
-    println!("{} cores; redis-benchmark, {CLIENTS} connections, median of {} turns\n", cores(), settings.rounds);
+    println!(
+        "{} cores; redis-benchmark, {CLIENTS} connections, median of {} turns\n",
+        cores(),
+        settings.rounds
+    );
     if settings.wants("durable") {
         durable(&settings);
     }
@@ -88,7 +99,10 @@ impl Settings {
                 "--seconds" => settings.window = Duration::from_secs(number(words.next()) as u64),
                 "--data" => {
                     let sizes = words.next().unwrap_or_default();
-                    settings.data = sizes.split(',').map(|mib| mib.parse().expect("numbers behind --data")).collect();
+                    settings.data = sizes
+                        .split(',')
+                        .map(|mib| mib.parse().expect("numbers behind --data"))
+                        .collect();
                 }
                 "--rows" => settings.rows = number(words.next()),
                 // What `cargo bench` adds.
@@ -122,7 +136,10 @@ struct Redis {
 impl Redis {
     fn start(flags: &[&str]) -> Redis {
         let dir = tempfile::tempdir().expect("a directory for redis-server");
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a free port").port();
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))
+            .and_then(|l| l.local_addr())
+            .expect("a free port")
+            .port();
         let child = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--save", "", "--dir"])
             .arg(dir.path())
@@ -162,13 +179,27 @@ fn rate(port: u16, load: &Load<'_>, requests: usize) -> f64 {
     let over_keys: &[&str] = if load.keys > 1 { &["-r", &keyspace] } else { &[] };
     let output = Command::new("redis-benchmark")
         .args(over_keys)
-        .args(["-p", &port.to_string(), "-t", load.test, "-n", &requests.to_string(), "-c", &CLIENTS.to_string()])
+        .args([
+            "-p",
+            &port.to_string(),
+            "-t",
+            load.test,
+            "-n",
+            &requests.to_string(),
+            "-c",
+            &CLIENTS.to_string(),
+        ])
         .args(["-P", &load.pipeline.to_string(), "-d", &load.bytes.to_string(), "--csv"])
         .output()
         .expect("redis-benchmark is installed (make setup-test)");
     let text = String::from_utf8_lossy(&output.stdout);
-    let figure = text.lines().rfind(|line| !line.contains("\"test\"")).and_then(|line| line.split(',').nth(1));
-    figure.and_then(|cell| cell.trim_matches('"').parse().ok()).unwrap_or_else(|| panic!("redis-benchmark said: {text}"))
+    let figure = text
+        .lines()
+        .rfind(|line| !line.contains("\"test\""))
+        .and_then(|line| line.split(',').nth(1));
+    figure
+        .and_then(|cell| cell.trim_matches('"').parse().ok())
+        .unwrap_or_else(|| panic!("redis-benchmark said: {text}"))
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {
@@ -176,13 +207,18 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// Drives both in turns and prints the median rates, the median of the turns' ratios, and the target.
+/// Drives both in turns and prints the median rates, the median of the turns' ratios, and
+/// the target.
 fn compare(bridle: &Server, redis: &Redis, load: &Load<'_>, target: f64, settings: &Settings) {
     let requests = if load.pipeline > 1 { settings.requests * 4 } else { settings.requests };
-    let turns: Vec<(f64, f64)> =
-        (0..settings.rounds).map(|_| (rate(redis.port, load, requests), rate(bridle.port, load, requests))).collect();
+    let turns: Vec<(f64, f64)> = (0..settings.rounds)
+        .map(|_| (rate(redis.port, load, requests), rate(bridle.port, load, requests)))
+        .collect();
     let ratio = median(turns.iter().map(|(theirs, ours)| ours / theirs).collect());
-    let (theirs, ours) = (median(turns.iter().map(|turn| turn.0).collect()), median(turns.iter().map(|turn| turn.1).collect()));
+    let (theirs, ours) = (
+        median(turns.iter().map(|turn| turn.0).collect()),
+        median(turns.iter().map(|turn| turn.1).collect()),
+    );
     println!(
         "| {:<10} | {:>6} | {:>4} | {:>5} | {:>9.0} | {:>9.0} | {:>5.2} | {:>4.2} | {} |",
         load.test,
@@ -211,7 +247,10 @@ fn heading(title: &str) {
 fn durable(settings: &Settings) {
     let redis = Redis::start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let bridle = bridle("always", "auto");
-    heading("Every write fsynced before its reply: redis-server appendfsync always, bridle durability always");
+    heading(
+        "Every write fsynced before its reply: redis-server appendfsync always, bridle durability \
+         always",
+    );
     for &keys in &settings.keyspaces {
         for bytes in [64, 1024] {
             for pipeline in [1, 16] {
@@ -227,12 +266,17 @@ fn durable(settings: &Settings) {
 fn in_memory(settings: &Settings) {
     let redis = Redis::start(&["--appendonly", "no"]);
     let bridle = bridle("os", "auto");
-    heading("No fsync: redis-server without persistence (a crash loses all), bridle durability os (a crash of the process loses nothing)");
+    heading(
+        "No fsync: redis-server without persistence (a crash loses all), bridle durability os (a \
+         crash of the process loses nothing)",
+    );
     for (test, pipeline, target) in [("ping_mbulk", 1, 0.8), ("ping_mbulk", 16, 0.5)] {
         compare(&bridle, &redis, &Load { test, keys: 1, pipeline, bytes: 64 }, target, settings);
     }
     for &keys in &settings.keyspaces {
-        for (test, pipeline, target) in [("set", 1, 0.65), ("set", 16, 0.35), ("get", 1, 0.8), ("get", 16, 0.5)] {
+        for (test, pipeline, target) in
+            [("set", 1, 0.65), ("set", 16, 0.35), ("get", 1, 0.8), ("get", 16, 0.5)]
+        {
             compare(&bridle, &redis, &Load { test, keys, pipeline, bytes: 64 }, target, settings);
         }
     }
@@ -242,10 +286,13 @@ fn in_memory(settings: &Settings) {
 /// CPU seconds used so far and resident bytes of a process.
 fn usage(pid: u32) -> (f64, u64) {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a live process");
-    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name in brackets").split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>().expect("utime") + fields[12].parse::<f64>().expect("stime");
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().expect("a name in brackets").split_whitespace().collect();
+    let ticks: f64 =
+        fields[11].parse::<f64>().expect("utime") + fields[12].parse::<f64>().expect("stime");
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a live process");
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("every process has one");
+    let rss =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("every process has one");
     let kilobytes: u64 = rss.trim().trim_end_matches(" kB").parse().expect("a number of kB");
     // The clock tick of /proc is 1/100 s on every Linux that Rust runs on.
     (ticks / 100.0, kilobytes << 10)
@@ -267,7 +314,10 @@ fn idle() {
     std::thread::sleep(window);
     let (cpu, rss) = usage(bridle.pid());
     println!("Idle with 16 tables, durability always, over {window:?}\n");
-    println!("- CPU: {:.2} % of a core (goal: under 1)", (cpu - began) / window.as_secs_f64() * 100.0);
+    println!(
+        "- CPU: {:.2} % of a core (goal: under 1)",
+        (cpu - began) / window.as_secs_f64() * 100.0
+    );
     println!("- resident: {:.1} MiB (goal: under 100)\n", megabytes(rss));
 }
 
@@ -278,8 +328,9 @@ fn fill(port: u16) {
     let mut client = Client::connect(port).expect("a server");
     let value = "v".repeat(64);
     for start in (0..KEYS).step_by(BURST) {
-        let burst: Vec<Vec<String>> =
-            (start..start + BURST).map(|n| vec!["SET".to_owned(), format!("key:{n:012}"), value.clone()]).collect();
+        let burst: Vec<Vec<String>> = (start..start + BURST)
+            .map(|n| vec!["SET".to_owned(), format!("key:{n:012}"), value.clone()])
+            .collect();
         let replies = client.pipeline(&burst).expect("a live server");
         assert!(replies.iter().all(|reply| !reply.is_error()), "a write failed: {:?}", replies[0]);
     }
@@ -299,14 +350,22 @@ fn million() {
     let mut client = bridle.client();
     assert_eq!(client.run("DBSIZE").int(), 1_000_000);
     println!("A million keys (16 bytes, values 64 bytes), memory = \"64MiB\"\n");
-    println!("- redis-server resident: {:.1} MiB ({:.1} when empty)", megabytes(theirs), megabytes(empty));
     println!(
-        "- bridle resident: {:.1} MiB, all caches included: {:.2} of redis-server's (goal: at most 0.33)",
+        "- redis-server resident: {:.1} MiB ({:.1} when empty)",
+        megabytes(theirs),
+        megabytes(empty)
+    );
+    println!(
+        "- bridle resident: {:.1} MiB, all caches included: {:.2} of redis-server's (goal: at \
+         most 0.33)",
         megabytes(ours),
         ours as f64 / theirs as f64
     );
     println!("- on disk: {:.1} MiB", megabytes(directory_bytes(bridle.dir())));
-    println!("- killed and restarted: serves after {:.2} s (goal: under 3)\n", restart.as_secs_f64());
+    println!(
+        "- killed and restarted: serves after {:.2} s (goal: under 3)\n",
+        restart.as_secs_f64()
+    );
 }
 
 fn directory_bytes(dir: &Path) -> u64 {

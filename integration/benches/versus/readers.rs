@@ -1,4 +1,5 @@
-//! Readers beside writers who wait for the disk: what GET takes alone, and what it takes beside writers each of whose writes is fsynced.
+//! Readers beside writers who wait for the disk: what GET takes alone, and what it takes
+//! beside writers each of whose writes is fsynced.
 
 use std::time::Duration;
 
@@ -10,15 +11,31 @@ const CONNECTIONS: usize = 8;
 /// Measures GET alone and beside writers, in turns, of both servers.
 pub(crate) fn report(settings: &Settings) {
     println!(
-        "GET of {CONNECTIONS} connections alone, and beside SET of {CONNECTIONS} others, each write fsynced; 100,000 rows of 64 bytes,"
+        "GET of {CONNECTIONS} connections alone, and beside SET of {CONNECTIONS} others, each \
+         write fsynced; 100,000 rows of 64 bytes,"
     );
-    println!("median of {} turns of {:?}; goal: p99 beside writers at most 2 x alone\n", settings.rounds, settings.window);
-    println!("| server                  | readers | GET/s  | SET/s | p50 ms | p99 ms | p99 of alone |");
-    println!("|-------------------------|---------|-------:|------:|-------:|-------:|-------------:|");
+    println!(
+        "median of {} turns of {:?}; goal: p99 beside writers at most 2 x alone\n",
+        settings.rounds, settings.window
+    );
+    println!(
+        "| server                  | readers | GET/s  | SET/s | p50 ms | p99 ms | p99 of alone |"
+    );
+    println!(
+        "|-------------------------|---------|-------:|------:|-------:|-------:|-------------:|"
+    );
     let rows = Rows::new(100_000, 64..=64);
-    let redis = Redis::start(&["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"]);
+    let redis = Redis::start(&[
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "always",
+        "--auto-aof-rewrite-percentage",
+        "0",
+    ]);
     let bridle = bridle("always", "auto");
-    for (name, port) in [("bridle, always", bridle.port), ("redis, appendfsync always", redis.port)] {
+    for (name, port) in [("bridle, always", bridle.port), ("redis, appendfsync always", redis.port)]
+    {
         rows.fill(port);
         of(name, port, &rows, settings);
     }
@@ -26,14 +43,27 @@ pub(crate) fn report(settings: &Settings) {
 }
 
 fn of(name: &str, port: u16, rows: &Rows, settings: &Settings) {
-    let load = |ask| Load { ask, spread: Spread::Uniform, connections: CONNECTIONS, pipeline: 1, window: settings.window };
+    let load = |ask| Load {
+        ask,
+        spread: Spread::Uniform,
+        connections: CONNECTIONS,
+        pipeline: 1,
+        window: settings.window,
+    };
     // So that what is read first time is not what is measured.
     drive(port, rows, &[load(Ask::Get)]);
     let turns: Vec<(Figures, Vec<Figures>)> = (0..settings.rounds)
-        .map(|_| (drive(port, rows, &[load(Ask::Get)])[0], drive(port, rows, &[load(Ask::Get), load(Ask::Set)])))
+        .map(|_| {
+            (
+                drive(port, rows, &[load(Ask::Get)])[0],
+                drive(port, rows, &[load(Ask::Get), load(Ask::Set)]),
+            )
+        })
         .collect();
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
-    let of = |figure: &dyn Fn(&(Figures, Vec<Figures>)) -> f64| median(turns.iter().map(figure).collect());
+    let of = |figure: &dyn Fn(&(Figures, Vec<Figures>)) -> f64| {
+        median(turns.iter().map(figure).collect())
+    };
     println!(
         "| {name:<23} | alone   | {:>6.0} | {:>5} | {:>6.3} | {:>6.3} | {:>12} |",
         of(&|(alone, _)| alone.rate),

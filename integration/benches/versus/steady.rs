@@ -1,7 +1,9 @@
-//! Latency under a steady load of half of the peak: requests are due at fixed moments whether or not earlier ones were answered, and latency
-//! counts from the moment a request was due, so that a stall is felt by everyone it would have hit. All connections are driven by one thread,
-//! which sleeps until a timer ticks or an answer comes: what is measured is the server, neither fifty threads nor a busy one that wait for a
-//! core with it.
+//! Latency under a steady load of half of the peak: requests are due at fixed moments
+//! whether or not earlier ones were answered, and latency counts from the moment a
+//! request was due, so that a stall is felt by everyone it would have hit. All
+//! connections are driven by one thread, which sleeps until a timer ticks or an answer
+//! comes: what is measured is the server, neither fifty threads nor a busy one that wait
+//! for a core with it.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -16,36 +18,55 @@ use crate::Redis;
 
 const CONNECTIONS: usize = 50;
 const MEASURE: Duration = Duration::from_secs(10);
-/// How often the driver looks for requests that are due; latencies have half of this in them.
+/// How often the driver looks for requests that are due; latencies have half of this in
+/// them.
 const TICK: Duration = Duration::from_micros(100);
 
-/// Measures SET and GET and prints percentiles; beside Bridle's those of redis-server, and of a server that does nothing: many stalls are the
-/// machine's.
+/// Measures SET and GET and prints percentiles; beside Bridle's those of redis-server,
+/// and of a server that does nothing: many stalls are the machine's.
 pub(crate) fn report() {
-    println!("Steady load at half of the peak, {CONNECTIONS} connections, {MEASURE:?}, latency from the moment a request was due\n");
-    println!("| server                      | command | peak/s | load/s | p50 ms | p99 ms | p99/p50 (goal: under 5) |");
-    println!("|-----------------------------|---------|-------:|-------:|-------:|-------:|------------------------:|");
+    println!(
+        "Steady load at half of the peak, {CONNECTIONS} connections, {MEASURE:?}, latency from \
+         the moment a request was due\n"
+    );
+    println!(
+        "| server                      | command | peak/s | load/s | p50 ms | p99 ms | p99/p50 \
+         (goal: under 5) |"
+    );
+    println!(
+        "|-----------------------------|---------|-------:|-------:|-------:|-------:\
+         |------------------------:|"
+    );
     for fsync in ["always", "os"] {
         {
             let server = crate::bridle(fsync, "auto");
             of(&format!("bridle, {fsync}"), server.port);
         }
         let is_durable = fsync == "always";
-        let redis = Redis::start(if is_durable { &["--appendonly", "yes", "--appendfsync", "always"] } else { &["--appendonly", "no"] });
-        of(if is_durable { "redis, appendfsync always" } else { "redis, no persistence" }, redis.port);
+        let redis = Redis::start(if is_durable {
+            &["--appendonly", "yes", "--appendfsync", "always"]
+        } else {
+            &["--appendonly", "no"]
+        });
+        of(
+            if is_durable { "redis, appendfsync always" } else { "redis, no persistence" },
+            redis.port,
+        );
     }
     of("a server that does nothing", idler());
     println!();
 }
 
-/// The port of a server, in a thread of its own, that answers without having done what it was asked: what that takes is what the machine, the
-/// kernel's sockets and the driver take, and no server here can do better.
+/// The port of a server, in a thread of its own, that answers without having done what it
+/// was asked: what that takes is what the machine, the kernel's sockets and the driver
+/// take, and no server here can do better.
 fn idler() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
     listener.set_nonblocking(true).expect("a socket");
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
             let value: &str = format!("$64\r\n{}\r\n", "v".repeat(64)).leak();
@@ -71,22 +92,32 @@ fn of(server: &str, port: u16) {
         let peak = drive(port, command, None).len() as f64 / MEASURE.as_secs_f64();
         let mut latencies = drive(port, command, Some(peak / 2.0));
         latencies.sort_unstable();
-        let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
+        let at = |share: f64| {
+            latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0
+        };
         let (load, p50, p99) = (latencies.len() as f64 / MEASURE.as_secs_f64(), at(0.5), at(0.99));
-        println!("| {server:<27} | {command:<7} | {peak:>6.0} | {load:>6.0} | {p50:>6.3} | {p99:>6.3} | {:>23.2} |", p99 / p50);
+        println!(
+            "| {server:<27} | {command:<7} | {peak:>6.0} | {load:>6.0} | {p50:>6.3} | {p99:>6.3} \
+             | {:>23.2} |",
+            p99 / p50
+        );
     }
 }
 
 /// Latencies of one load; without a rate each connection sends as soon as it is answered.
 fn drive(port: u16, command: &'static str, rate: Option<f64>) -> Vec<Duration> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
     let all = tokio::task::LocalSet::new();
     all.block_on(&runtime, async {
         // Who is to send at moments is connected before the first of them.
         let began = Instant::now() + rate.map_or(Duration::ZERO, |_| Duration::from_millis(100));
         let clock = Rc::new(Clock::default());
-        let tasks: Vec<_> =
-            (0..CONNECTIONS).map(|me| tokio::task::spawn_local(connection(port, command, rate, me, began, clock.clone()))).collect();
+        let tasks: Vec<_> = (0..CONNECTIONS)
+            .map(|me| {
+                tokio::task::spawn_local(connection(port, command, rate, me, began, clock.clone()))
+            })
+            .collect();
         // Who sends as soon as it is answered waits for no tick.
         let ticking = rate.map(|_| tokio::task::spawn_local(async move { clock.tick().await }));
         let mut latencies = Vec::new();
@@ -118,12 +149,15 @@ impl Clock {
     /// tokio's own timers tick every millisecond.
     async fn tick(&self) {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer: OwnedFd = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags).expect("a timer");
+        let timer: OwnedFd =
+            rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags).expect("a timer");
         let period = Timespec::try_from(TICK).expect("a short time");
         let ticking = Itimerspec { it_interval: period, it_value: period };
-        rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &ticking).expect("a valid period");
+        rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &ticking)
+            .expect("a valid period");
         // Read like the end of a pipe.
-        let mut timer = pipe::Receiver::from_owned_fd_unchecked(timer).expect("a timer can be waited for");
+        let mut timer =
+            pipe::Receiver::from_owned_fd_unchecked(timer).expect("a timer can be waited for");
         loop {
             timer.read_exact(&mut [0; 8]).await.expect("a timer tells how often it has ticked");
             self.ticks.notify_waiters();
@@ -131,7 +165,14 @@ impl Clock {
     }
 }
 
-async fn connection(port: u16, command: &str, rate: Option<f64>, me: usize, began: Instant, clock: Rc<Clock>) -> Vec<Duration> {
+async fn connection(
+    port: u16,
+    command: &str,
+    rate: Option<f64>,
+    me: usize,
+    began: Instant,
+    clock: Rc<Clock>,
+) -> Vec<Duration> {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).await.expect("a server");
     socket.set_nodelay(true).expect("a TCP socket");
     let period = rate.map(|rate| Duration::from_secs_f64(CONNECTIONS as f64 / rate));

@@ -22,18 +22,34 @@ impl Cluster {
     /// What the last one asked said.
     pub fn ask(&self, method: &str, path: &str, body: Option<&Json>) -> Result<Json, String> {
         let limit = Some(Duration::from_secs(5));
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(limit).build().into();
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(limit)
+            .build()
+            .into();
         let bearer = format!("Bearer {SECRET}");
         let mut last = "nobody runs".to_owned();
-        for member in self.members.iter().filter(|member| member.child.is_some() && member.role == "node") {
+        for member in
+            self.members.iter().filter(|member| member.child.is_some() && member.role == "node")
+        {
             let url = format!("http://{}:{}{path}", member.ip, member.http_port);
             let answer = match (method, body) {
-                ("PUT", Some(body)) => agent.put(&url).header("Authorization", &bearer).send_json(body),
+                ("PUT", Some(body)) => {
+                    agent.put(&url).header("Authorization", &bearer).send_json(body)
+                }
                 _ => agent.get(&url).header("Authorization", &bearer).call(),
             };
             match answer {
-                Ok(mut answer) if answer.status().is_success() => return answer.body_mut().read_json().map_err(|error| error.to_string()),
-                Ok(mut answer) => last = format!("{url}: {}: {}", answer.status(), answer.body_mut().read_to_string().unwrap_or_default()),
+                Ok(mut answer) if answer.status().is_success() => {
+                    return answer.body_mut().read_json().map_err(|error| error.to_string());
+                }
+                Ok(mut answer) => {
+                    last = format!(
+                        "{url}: {}: {}",
+                        answer.status(),
+                        answer.body_mut().read_to_string().unwrap_or_default()
+                    )
+                }
                 Err(error) => last = format!("{url}: {error}"),
             }
         }
@@ -42,7 +58,9 @@ impl Cluster {
 
     /// Ids of the servers, by address.
     fn number_of(&self, address: &str) -> Option<usize> {
-        self.members.iter().position(|member| format!("{}:{}", member.ip, member.cluster_port) == address)
+        self.members
+            .iter()
+            .position(|member| format!("{}:{}", member.ip, member.cluster_port) == address)
     }
 
     /// The process that leads each partition of a table.
@@ -52,7 +70,8 @@ impl Cluster {
     pub fn leaders(&self, table: &str) -> Result<Vec<Option<usize>>, String> {
         let partitions = self.ask("GET", &format!("/v1/tables/{table}/partitions"), None)?;
         let leader = |partition: &Json| {
-            let leading = partition["members"].as_array()?.iter().find(|member| member["leads"] == true)?;
+            let leading =
+                partition["members"].as_array()?.iter().find(|member| member["leads"] == true)?;
             self.number_of(leading["address"].as_str()?)
         };
         Ok(partitions.as_array().ok_or("not a list of partitions")?.iter().map(leader).collect())
@@ -64,7 +83,9 @@ impl Cluster {
     /// What the admin API said.
     pub fn meta_leader(&self) -> Result<Option<usize>, String> {
         let status = self.ask("GET", "/v1/cluster", None)?;
-        let leading = status["metas"].as_array().and_then(|metas| metas.iter().find(|meta| meta["leads"] == true));
+        let leading = status["metas"]
+            .as_array()
+            .and_then(|metas| metas.iter().find(|meta| meta["leads"] == true));
         Ok(leading.and_then(|meta| self.number_of(meta["address"].as_str()?)))
     }
 
@@ -75,8 +96,12 @@ impl Cluster {
     pub fn transfer(&self, table: &str, partition: usize, to: usize) -> Result<(), String> {
         let wanted = format!("{}:{}", self.members[to].ip, self.members[to].cluster_port);
         let nodes = self.ask("GET", "/v1/nodes", None)?;
-        let node = nodes.as_array().and_then(|nodes| nodes.iter().find(|node| node["address"] == wanted.as_str()));
-        let id = node.and_then(|node| node["id"].as_str()).ok_or_else(|| format!("no node is at {wanted}"))?;
+        let node = nodes
+            .as_array()
+            .and_then(|nodes| nodes.iter().find(|node| node["address"] == wanted.as_str()));
+        let id = node
+            .and_then(|node| node["id"].as_str())
+            .ok_or_else(|| format!("no node is at {wanted}"))?;
         let path = format!("/v1/tables/{table}/partitions/{partition}/leader");
         self.ask("PUT", &path, Some(&json!({ "to": id }))).map(drop)
     }

@@ -31,7 +31,8 @@ pub enum Expiry {
 }
 
 impl Expiry {
-    /// What the client asks for, ms. A clock that jumps by hours does not reach what is late.
+    /// What the client asks for, ms. A clock that jumps by hours does not reach what is
+    /// late.
     fn ms(self) -> String {
         match self {
             Expiry::Never => "0".to_owned(),
@@ -57,8 +58,8 @@ pub struct Kept {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(
     missing_docs,
-    reason = "they are Redis's; HCheckSet is HCHECKSET key field BYTES EQ .1 field .2, SetFor is SET with PX. Nobody sends Vanish: the key \
-              expires that this call gave a moment"
+    reason = "they are Redis's; HCheckSet is HCHECKSET key field BYTES EQ .1 field .2, SetFor is \
+              SET with PX. Nobody sends Vanish: the key expires that this call gave a moment"
 )]
 pub enum Command {
     Get,
@@ -99,7 +100,12 @@ impl fmt::Debug for RowOp {
             write!(out, "if {row:?}: ")?;
         }
         match &self.replies {
-            Some(replies) => write!(out, "{:?}: {:?}", self.commands, replies.iter().map(Value::text).collect::<Vec<_>>()),
+            Some(replies) => write!(
+                out,
+                "{:?}: {:?}",
+                self.commands,
+                replies.iter().map(Value::text).collect::<Vec<_>>()
+            ),
             None => write!(out, "{:?}: unknown", self.commands),
         }
     }
@@ -148,13 +154,18 @@ impl Command {
                 number = by.to_string();
                 vec!["HINCRBY", key, field, &number]
             }
-            Command::HCheckSet(field, equals, value) => vec!["HCHECKSET", key, field, "BYTES", "EQ", equals, field, value],
+            Command::HCheckSet(field, equals, value) => {
+                vec!["HCHECKSET", key, field, "BYTES", "EQ", equals, field, value]
+            }
         };
         words.into_iter().map(str::to_owned).collect()
     }
 
     fn only_reads(&self) -> bool {
-        matches!(self, Command::Get | Command::Pttl | Command::HGet(_) | Command::HLen | Command::HGetAll)
+        matches!(
+            self,
+            Command::Get | Command::Pttl | Command::HGet(_) | Command::HLen | Command::HGetAll
+        )
     }
 
     /// Whether, by its reply, it changed nothing.
@@ -162,7 +173,9 @@ impl Command {
         use Command::*;
         match self {
             _ if matches!(reply, Value::Error(_)) => true,
-            Del | SetNx(_) | HDel(_) | HCheckSet(..) | Expire(_) | Persist => *reply == Value::Int(0),
+            Del | SetNx(_) | HDel(_) | HCheckSet(..) | Expire(_) | Persist => {
+                *reply == Value::Int(0)
+            }
             GetEx(_) => *reply == Value::Nil,
             _ => false,
         }
@@ -171,9 +184,9 @@ impl Command {
     /// The number of the moment that it gave the key, if it did.
     fn soon(&self) -> Option<u64> {
         match self {
-            Command::SetFor(_, Expiry::Soon(number)) | Command::Expire(Expiry::Soon(number)) | Command::GetEx(Expiry::Soon(number)) => {
-                Some(*number)
-            }
+            Command::SetFor(_, Expiry::Soon(number))
+            | Command::Expire(Expiry::Soon(number))
+            | Command::GetEx(Expiry::Soon(number)) => Some(*number),
             _ => None,
         }
     }
@@ -190,7 +203,10 @@ impl Command {
     /// What it writes that nobody else writes.
     fn written(&self) -> Option<&String> {
         match self {
-            Command::Set(value) | Command::SetFor(value, _) | Command::SetNx(value) | Command::Append(value) => Some(value),
+            Command::Set(value)
+            | Command::SetFor(value, _)
+            | Command::SetNx(value)
+            | Command::Append(value) => Some(value),
             Command::HSet(_, value) | Command::HCheckSet(_, _, value) => Some(value),
             _ => None,
         }
@@ -198,17 +214,22 @@ impl Command {
 
     fn written_mut(&mut self) -> Option<&mut String> {
         match self {
-            Command::Set(value) | Command::SetFor(value, _) | Command::SetNx(value) | Command::Append(value) => Some(value),
+            Command::Set(value)
+            | Command::SetFor(value, _)
+            | Command::SetNx(value)
+            | Command::Append(value) => Some(value),
             Command::HSet(_, value) | Command::HCheckSet(_, _, value) => Some(value),
             _ => None,
         }
     }
 
-    /// Carries it out. Errors are told by their first word; PTTL is 2 for late, 1 for soon.
+    /// Carries it out. Errors are told by their first word; PTTL is 2 for late, 1 for
+    /// soon.
     pub fn run(&self, kept: &mut Kept) -> Value {
         let reply = match (self, &kept.row) {
             (Command::Set(value) | Command::SetFor(value, _), _) => {
-                let expiry = if let Command::SetFor(_, expiry) = self { *expiry } else { Expiry::Never };
+                let expiry =
+                    if let Command::SetFor(_, expiry) = self { *expiry } else { Expiry::Never };
                 *kept = Kept { row: Row::Text(value.clone()), expiry };
                 return Value::ok();
             }
@@ -223,7 +244,9 @@ impl Command {
                 kept.expiry = *expiry;
                 Value::Int(1)
             }
-            (Command::Persist, _) => Value::Int(i64::from(std::mem::take(&mut kept.expiry) != Expiry::Never)),
+            (Command::Persist, _) => {
+                Value::Int(i64::from(std::mem::take(&mut kept.expiry) != Expiry::Never))
+            }
             (Command::GetEx(expiry), row) => {
                 if matches!(row, Row::Text(_)) {
                     kept.expiry = *expiry;
@@ -292,11 +315,20 @@ impl Command {
 
     fn run_on_fields(&self, fields: &mut BTreeMap<String, String>) -> Value {
         match self {
-            Command::HGet(field) => fields.get(field).map_or(Value::Nil, |value| Value::bulk(value)),
-            Command::HSet(field, value) => Value::Int(i64::from(fields.insert(field.clone(), value.clone()).is_none())),
+            Command::HGet(field) => {
+                fields.get(field).map_or(Value::Nil, |value| Value::bulk(value))
+            }
+            Command::HSet(field, value) => {
+                Value::Int(i64::from(fields.insert(field.clone(), value.clone()).is_none()))
+            }
             Command::HDel(field) => Value::Int(i64::from(fields.remove(field).is_some())),
             Command::HLen => Value::Int(fields.len() as i64),
-            Command::HGetAll => Value::Array(fields.iter().flat_map(|(field, value)| [Value::bulk(field), Value::bulk(value)]).collect()),
+            Command::HGetAll => Value::Array(
+                fields
+                    .iter()
+                    .flat_map(|(field, value)| [Value::bulk(field), Value::bulk(value)])
+                    .collect(),
+            ),
             Command::HIncrBy(field, by) => match fields.get_mut(field) {
                 Some(value) => increased(value, *by),
                 None => {
@@ -315,7 +347,8 @@ impl Command {
         }
     }
 
-    /// The reply as [`Command::run`] words it: HGETALL in the order of the fields, errors by their first word.
+    /// The reply as [`Command::run`] words it: HGETALL in the order of the fields, errors
+    /// by their first word.
     pub fn normal(&self, reply: Value) -> Value {
         match (self, reply) {
             (Command::HGetAll, Value::Array(items)) => {
@@ -323,8 +356,12 @@ impl Command {
                 pairs.sort_by_key(|pair| pair[0].text());
                 Value::Array(pairs.concat())
             }
-            (_, Value::Error(text)) => Value::Error(text.split(' ').next().unwrap_or_default().to_owned()),
-            (Command::Pttl, Value::Int(ms)) if ms >= 0 => Value::Int(if ms > LATE_MS { 2 } else { 1 }),
+            (_, Value::Error(text)) => {
+                Value::Error(text.split(' ').next().unwrap_or_default().to_owned())
+            }
+            (Command::Pttl, Value::Int(ms)) if ms >= 0 => {
+                Value::Int(if ms > LATE_MS { 2 } else { 1 })
+            }
             (_, reply) => reply,
         }
     }
@@ -341,13 +378,16 @@ fn increased(text: &mut String, by: i64) -> Value {
 }
 
 impl Row {
-    /// The row that a GET or a normal HGETALL has shown; `None` when the reply is something else.
+    /// The row that a GET or a normal HGETALL has shown; `None` when the reply is
+    /// something else.
     pub fn shown(reply: &Value) -> Option<Row> {
         Some(match reply {
             Value::Nil => Row::Nothing,
             Value::Bulk(_) => Row::Text(reply.text()),
             Value::Array(pairs) if pairs.is_empty() => Row::Nothing,
-            Value::Array(pairs) => Row::Hash(pairs.chunks_exact(2).map(|pair| (pair[0].text(), pair[1].text())).collect()),
+            Value::Array(pairs) => Row::Hash(
+                pairs.chunks_exact(2).map(|pair| (pair[0].text(), pair[1].text())).collect(),
+            ),
             _ => return None,
         })
     }
@@ -374,7 +414,11 @@ impl Model for Row {
         let mut after = state.clone();
         match &op.replies {
             Some(replies) => {
-                let as_told = op.commands.iter().zip(replies).all(|(command, reply)| command.run(&mut after) == *reply);
+                let as_told = op
+                    .commands
+                    .iter()
+                    .zip(replies)
+                    .all(|(command, reply)| command.run(&mut after) == *reply);
                 (as_told && op.commands.len() == replies.len()).then_some(after)
             }
             None => {
@@ -386,45 +430,70 @@ impl Model for Row {
 
     fn only_reads(op: &RowOp) -> bool {
         let told = op.replies.as_deref().unwrap_or_default();
-        op.commands.iter().enumerate().all(|(at, command)| command.only_reads() || told.get(at).is_some_and(|reply| command.is_idle(reply)))
+        op.commands.iter().enumerate().all(|(at, command)| {
+            command.only_reads() || told.get(at).is_some_and(|reply| command.is_idle(reply))
+        })
     }
 
-    /// A key that is given a moment may expire at any time from then on, or never: clocks may jump, and time may stand still. When it must be gone is not judged.
+    /// A key that is given a moment may expire at any time from then on, or never: clocks
+    /// may jump, and time may stand still. When it must be gone is not judged.
     fn events(calls: &[Call<RowOp>]) -> Vec<Call<RowOp>> {
         let vanish = |call: &Call<RowOp>, number| {
-            let op = RowOp { only_if: None, commands: vec![Command::Vanish(number)], replies: None };
+            let op =
+                RowOp { only_if: None, commands: vec![Command::Vanish(number)], replies: None };
             Call { op, returned_ns: None, ..call.clone() }
         };
-        calls.iter().flat_map(|call| call.op.commands.iter().filter_map(Command::soon).map(move |number| vanish(call, number))).collect()
+        calls
+            .iter()
+            .flat_map(|call| {
+                call.op
+                    .commands
+                    .iter()
+                    .filter_map(Command::soon)
+                    .map(move |number| vanish(call, number))
+            })
+            .collect()
     }
 
     /// A field is a part; type and existence are part of every field.
     fn touches(op: &RowOp) -> (u64, u64) {
         let mut touched = if op.only_if.is_some() { (u64::MAX, 0) } else { (0, 0) };
         for command in &op.commands {
-            let part = command
-                .field()
-                .map_or(u64::MAX, |field| 1 << (field.bytes().fold(7_u64, |hash, byte| hash.wrapping_mul(31) + u64::from(byte)) % 64));
+            let part = command.field().map_or(u64::MAX, |field| {
+                1 << (field
+                    .bytes()
+                    .fold(7_u64, |hash, byte| hash.wrapping_mul(31) + u64::from(byte))
+                    % 64)
+            });
             touched.0 |= part;
             touched.1 |= if command.only_reads() { 0 } else { part };
         }
         touched
     }
 
-    /// Values are unique, so that some things are known beforehand about calls of unknown outcome:
-    /// - What was written and never shown to anybody can be anything of that length: such calls become equal, and are counted, not named.
-    ///   When every APPEND with a reply was shown, not even the length matters, and an APPEND that was not shown matters only where there
-    ///   was no row.
+    /// Values are unique, so that some things are known beforehand about calls of unknown
+    /// outcome:
+    /// - What was written and never shown to anybody can be anything of that length: such
+    ///   calls become equal, and are counted, not named. When every APPEND with a reply
+    ///   was shown, not even the length matters, and an APPEND that was not shown matters
+    ///   only where there was no row.
     /// - An APPEND that was shown took effect on exactly what was shown before it.
     fn simplify(calls: &mut [Call<RowOp>]) {
         let shown = all_shown(calls);
         let mut writers = HashMap::<String, u32>::new();
-        for written in calls.iter().flat_map(|call| call.op.commands.iter().filter_map(Command::written)) {
+        for written in
+            calls.iter().flat_map(|call| call.op.commands.iter().filter_map(Command::written))
+        {
             *writers.entry(written.clone()).or_default() += 1;
         }
         let was_shown = |written: &str| shown.iter().any(|text| text.contains(written));
-        let told = calls.iter().filter(|call| call.op.replies.is_some()).flat_map(|call| &call.op.commands);
-        let lengths_matter = told.clone().any(|command| matches!(command, Command::Append(more) if !was_shown(more)));
+        let told = calls
+            .iter()
+            .filter(|call| call.op.replies.is_some())
+            .flat_map(|call| &call.op.commands);
+        let lengths_matter = told
+            .clone()
+            .any(|command| matches!(command, Command::Append(more) if !was_shown(more)));
         for call in calls.iter_mut().filter(|call| call.op.replies.is_none()) {
             for command in &mut call.op.commands {
                 let Some(written) = command.written_mut() else { continue };
@@ -442,8 +511,10 @@ impl Model for Row {
                 && writers.get(more) == Some(&1)
                 && writers.keys().filter(|other| other.contains(&**more)).count() == 1
             {
-                let text = shown.iter().find(|text| text.contains(&**more)).map_or("", |text| &text[..at]);
-                call.op.only_if = Some(if text.is_empty() { Row::Nothing } else { Row::Text(text.to_owned()) });
+                let text =
+                    shown.iter().find(|text| text.contains(&**more)).map_or("", |text| &text[..at]);
+                call.op.only_if =
+                    Some(if text.is_empty() { Row::Nothing } else { Row::Text(text.to_owned()) });
             }
         }
     }

@@ -15,25 +15,28 @@ pub trait Model {
     /// The object before the first call.
     fn start() -> Self::State;
 
-    /// The state after `op`; `None` when it can't have had its outcome in this state. For an op of unknown outcome, `None` also when it
-    /// would change nothing.
+    /// The state after `op`; `None` when it can't have had its outcome in this state. For
+    /// an op of unknown outcome, `None` also when it would change nothing.
     fn step(state: &Self::State, op: &Self::Op) -> Option<Self::State>;
 
     /// With its outcome (or whatever its outcome), this op changes no state.
     fn only_reads(op: &Self::Op) -> bool;
 
-    /// The parts of the object that the op may read and write, as bits. Ops of which neither writes what the other touches must commute:
-    /// same outcomes, same state, in either order.
+    /// The parts of the object that the op may read and write, as bits. Ops of which
+    /// neither writes what the other touches must commute: same outcomes, same state, in
+    /// either order.
     fn touches(_op: &Self::Op) -> (u64, u64) {
         (u64::MAX, u64::MAX)
     }
 
-    /// What happens by itself as a consequence of these calls: calls of unknown outcome that nobody makes.
+    /// What happens by itself as a consequence of these calls: calls of unknown outcome
+    /// that nobody makes.
     fn events(_calls: &[Call<Self::Op>]) -> Vec<Call<Self::Op>> {
         Vec::new()
     }
 
-    /// May rewrite a history into one that has a linearization exactly when the given one has, and is quicker to judge.
+    /// May rewrite a history into one that has a linearization exactly when the given one
+    /// has, and is quicker to judge.
     fn simplify(_calls: &mut [Call<Self::Op>]) {}
 }
 
@@ -113,7 +116,9 @@ impl Front {
 
     fn into_points(self) -> Vec<Point> {
         let spread = |((state, done), all): ((u32, Vec<u32>), Vec<Used>)| {
-            all.into_iter().map(move |used| Point { state, done: done.clone(), used }).collect::<Vec<_>>()
+            all.into_iter()
+                .map(move |used| Point { state, done: done.clone(), used })
+                .collect::<Vec<_>>()
         };
         self.points.into_iter().flat_map(spread).collect()
     }
@@ -159,7 +164,8 @@ struct Search<'a, M: Model> {
     points: Vec<Point>,
     /// Calls that will return and have not yet.
     open: Vec<u32>,
-    /// A call of each class of unknown outcomes, and how many have been called that not every point has used.
+    /// A call of each class of unknown outcomes, and how many have been called that not
+    /// every point has used.
     classes: Vec<(u32, u32)>,
 }
 
@@ -167,11 +173,20 @@ impl<'a, M: Model> Search<'a, M> {
     fn new(calls: &'a [Call<M::Op>], limits: &'a Limits) -> Self {
         let mut states = States { all: Vec::new(), numbers: HashMap::new() };
         let start = Point { state: states.number(M::start()), done: Vec::new(), used: Vec::new() };
-        Search { calls, limits, began: Instant::now(), states, points: vec![start], open: Vec::new(), classes: Vec::new() }
+        Search {
+            calls,
+            limits,
+            began: Instant::now(),
+            states,
+            points: vec![start],
+            open: Vec::new(),
+            classes: Vec::new(),
+        }
     }
 
     fn run(mut self) -> Verdict {
-        // At the same nanosecond, calls come before returns: that calls them concurrent, which accuses nobody wrongly.
+        // At the same nanosecond, calls come before returns: that calls them concurrent,
+        // which accuses nobody wrongly.
         let mut moments: Vec<(u64, bool, u32)> = Vec::with_capacity(self.calls.len() * 2);
         for (at, call) in self.calls.iter().enumerate() {
             moments.push((call.invoked_ns, false, at as u32));
@@ -267,11 +282,15 @@ impl<'a, M: Model> Search<'a, M> {
         Ok(found.into_points())
     }
 
-    /// Open calls, and classes of unknown outcome, that can make a difference to a call that returns: those that touch what it touches, or
-    /// what one of them touches. All others can take effect after it just as well. Reads are left out: they take effect where they fit.
+    /// Open calls, and classes of unknown outcome, that can make a difference to a call
+    /// that returns: those that touch what it touches, or what one of them touches. All
+    /// others can take effect after it just as well. Reads are left out: they take effect
+    /// where they fit.
     fn concerning(&self, at: u32) -> (Vec<u32>, Vec<u32>) {
         let mut open: Vec<u32> = self.open.clone();
-        let mut classes: Vec<u32> = (0..self.classes.len() as u32).filter(|class| self.classes[*class as usize].1 > 0).collect();
+        let mut classes: Vec<u32> = (0..self.classes.len() as u32)
+            .filter(|class| self.classes[*class as usize].1 > 0)
+            .collect();
         let (mut calls, mut unknown) = (Vec::new(), Vec::new());
         let (mut reads, mut writes) = M::touches(self.op(at));
         loop {
@@ -285,7 +304,9 @@ impl<'a, M: Model> Search<'a, M> {
                 concerns
             };
             calls.extend(open.extract_if(.., |other| *other == at || concerns(self.op(*other))));
-            unknown.extend(classes.extract_if(.., |class| concerns(self.op(self.classes[*class as usize].0))));
+            unknown.extend(
+                classes.extract_if(.., |class| concerns(self.op(self.classes[*class as usize].0))),
+            );
             (reads, writes) = wider;
             if wider == before {
                 break;
@@ -308,8 +329,16 @@ impl<'a, M: Model> Search<'a, M> {
         Some(Point { state: self.states.number(state), done, used: point.used.clone() })
     }
 
-    /// Puts a point where it belongs: found when the returning call has taken effect in it, else to be continued.
-    fn keep(&self, at: u32, mut point: Point, found: &mut Front, seen: &mut Front, next: &mut VecDeque<Point>) {
+    /// Puts a point where it belongs: found when the returning call has taken effect in
+    /// it, else to be continued.
+    fn keep(
+        &self,
+        at: u32,
+        mut point: Point,
+        found: &mut Front,
+        seen: &mut Front,
+        next: &mut VecDeque<Point>,
+    ) {
         match point.done.binary_search(&at) {
             Ok(place) => {
                 point.done.remove(place);
@@ -331,12 +360,14 @@ impl<'a, M: Model> Search<'a, M> {
             if common.is_empty() {
                 return;
             }
-            common.retain_mut(|(class, times)| match point.used.binary_search_by_key(class, |(class, _)| *class) {
-                Ok(place) => {
-                    *times = (*times).min(point.used[place].1);
-                    true
+            common.retain_mut(|(class, times)| {
+                match point.used.binary_search_by_key(class, |(class, _)| *class) {
+                    Ok(place) => {
+                        *times = (*times).min(point.used[place].1);
+                        true
+                    }
+                    Err(_) => false,
                 }
-                Err(_) => false,
             });
         }
         for (class, times) in common {
@@ -356,23 +387,40 @@ impl<'a, M: Model> Search<'a, M> {
     fn report(&self, at: u32) -> String {
         let told = |at: u32| {
             let call = &self.calls[at as usize];
-            let returned = call.returned_ns.map_or("never".to_owned(), |ns| format!("{:.6}", seconds(ns)));
-            format!("  client {} {:.6}..{returned} {:?}\n", call.client, seconds(call.invoked_ns), call.op)
+            let returned =
+                call.returned_ns.map_or("never".to_owned(), |ns| format!("{:.6}", seconds(ns)));
+            format!(
+                "  client {} {:.6}..{returned} {:?}\n",
+                call.client,
+                seconds(call.invoked_ns),
+                call.op
+            )
         };
-        let mut text = format!("nothing explains this call:\n{}the row could have been:\n", told(at));
+        let mut text =
+            format!("nothing explains this call:\n{}the row could have been:\n", told(at));
         for point in self.points.iter().take(5) {
-            text += &format!("  {:?} with {} open calls done\n", self.states.all[point.state as usize], point.done.len());
+            text += &format!(
+                "  {:?} with {} open calls done\n",
+                self.states.all[point.state as usize],
+                point.done.len()
+            );
         }
         text += "calls still open:\n";
         self.open.iter().filter(|open| **open != at).for_each(|open| text += &told(*open));
         let unknown: Vec<_> = self.classes.iter().filter(|(_, left)| *left > 0).collect();
-        text += &format!("calls of unknown outcome that may still take effect: {}, the latest:\n", unknown.len());
+        text += &format!(
+            "calls of unknown outcome that may still take effect: {}, the latest:\n",
+            unknown.len()
+        );
         unknown.iter().rev().take(10).for_each(|(first, _)| text += &told(*first));
         text += "what returned before:\n";
         let invoked = self.calls[at as usize].invoked_ns;
-        let mut before: Vec<u32> =
-            (0..self.calls.len() as u32).filter(|other| *other != at && self.calls[*other as usize].returned_ns.is_some()).collect();
-        before.retain(|other| self.calls[*other as usize].returned_ns < self.calls[at as usize].returned_ns);
+        let mut before: Vec<u32> = (0..self.calls.len() as u32)
+            .filter(|other| *other != at && self.calls[*other as usize].returned_ns.is_some())
+            .collect();
+        before.retain(|other| {
+            self.calls[*other as usize].returned_ns < self.calls[at as usize].returned_ns
+        });
         before.sort_by_key(|other| std::cmp::Reverse(self.calls[*other as usize].returned_ns));
         before.iter().take(15).for_each(|other| text += &told(*other));
         text + &format!("(called at {:.6})", seconds(invoked))

@@ -26,11 +26,21 @@ const HELD_MS_MAX: u64 = 2_000;
 
 /// Errors that are answers: the same row gives them again.
 const ANSWERS: [&str; 2] = ["WRONGTYPE ", "ERR value is not an integer"];
-/// Errors that say that nothing was done (the proxy's `call_error`, in `proxy/src/words.rs`).
-const NOTHING_DONE: [&str; 8] =
-    ["CLUSTERDOWN", "BUSY", "MISCONF", "LOADING", "EXECABORT", "NOAUTH", "TRYAGAIN", "ERR The table has been dropped"];
+/// Errors that say that nothing was done (the proxy's `call_error`, in
+/// `proxy/src/words.rs`).
+const NOTHING_DONE: [&str; 8] = [
+    "CLUSTERDOWN",
+    "BUSY",
+    "MISCONF",
+    "LOADING",
+    "EXECABORT",
+    "NOAUTH",
+    "TRYAGAIN",
+    "ERR The table has been dropped",
+];
 
-/// Sorts a reply. Anything that is not known to be an answer or a "no" is of unknown outcome: a storage fault, say.
+/// Sorts a reply. Anything that is not known to be an answer or a "no" is of unknown
+/// outcome: a storage fault, say.
 fn outcome(reply: io::Result<Value>) -> Outcome {
     match reply {
         Ok(Value::Error(text)) => {
@@ -67,7 +77,16 @@ pub(super) struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(number: usize, plan: &'a Plan, shared: &'a Shared, dice: Dice) -> Self {
-        Worker { number, plan, shared, dice, client: None, written: 0, last_seen: BTreeMap::new(), seen: Seen::default() }
+        Worker {
+            number,
+            plan,
+            shared,
+            dice,
+            client: None,
+            written: 0,
+            last_seen: BTreeMap::new(),
+            seen: Seen::default(),
+        }
     }
 
     /// Works until told to stop; what it saw.
@@ -94,12 +113,15 @@ impl<'a> Worker<'a> {
                 // Another proxy for a change.
                 self.client = None;
             }
-            std::thread::sleep(Duration::from_micros(self.dice.below(self.plan.pause.as_micros().max(1) as u64 * 2)));
+            std::thread::sleep(Duration::from_micros(
+                self.dice.below(self.plan.pause.as_micros().max(1) as u64 * 2),
+            ));
         }
         self.seen
     }
 
-    /// Works until told to stop, unlike the others: holds what it watches for long, and then carries out what changes nothing.
+    /// Works until told to stop, unlike the others: holds what it watches for long, and
+    /// then carries out what changes nothing.
     pub(super) fn hold(mut self) -> Seen {
         while !self.shared.stop.load(Ordering::Relaxed) {
             if !self.connected() {
@@ -118,7 +140,10 @@ impl<'a> Worker<'a> {
     /// A value that nobody else writes, and a moment that nobody else gives.
     fn unique(&mut self) -> (String, Expiry) {
         self.written += 1;
-        (format!("<{}.{}>", self.number, self.written), Expiry::Soon((self.number as u64) << 32 | self.written))
+        (
+            format!("<{}.{}>", self.number, self.written),
+            Expiry::Soon((self.number as u64) << 32 | self.written),
+        )
     }
 
     fn connected(&mut self) -> bool {
@@ -134,7 +159,9 @@ impl<'a> Worker<'a> {
 
     /// Sends words; a connection that failed is not used again.
     fn ask(&mut self, words: &[Vec<String>]) -> io::Result<Vec<Value>> {
-        let Some((_, client)) = &mut self.client else { return Err(io::ErrorKind::NotConnected.into()) };
+        let Some((_, client)) = &mut self.client else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
         let replies = client.pipeline(words);
         if replies.is_err() {
             self.client = None;
@@ -162,16 +189,34 @@ impl<'a> Worker<'a> {
         if let (Command::HGet(field), Some(Value::Bulk(_))) = (&command, &told)
             && field == "a"
         {
-            self.last_seen.insert(key.to_owned(), told.as_ref().map(Value::text).unwrap_or_default());
+            self.last_seen
+                .insert(key.to_owned(), told.as_ref().map(Value::text).unwrap_or_default());
         }
         let returned_ns = told.is_some().then_some(returned_ns);
-        self.seen.record(self.number, key, RowOp::one(command, told.clone()), invoked_ns, returned_ns);
+        self.seen.record(
+            self.number,
+            key,
+            RowOp::one(command, told.clone()),
+            invoked_ns,
+            returned_ns,
+        );
         told
     }
 
-    /// WATCH, a read of the whole row, and after a while a transaction that is only right on that row.
-    fn watched(&mut self, key: &str, kind: Kind, read: Command, held: Duration, exec: fn(Kind, &Row, String) -> Vec<Command>) {
-        match outcome(self.ask(&[vec!["WATCH".to_owned(), key.to_owned()]]).map(|mut replies| replies.remove(0))) {
+    /// WATCH, a read of the whole row, and after a while a transaction that is only right
+    /// on that row.
+    fn watched(
+        &mut self,
+        key: &str,
+        kind: Kind,
+        read: Command,
+        held: Duration,
+        exec: fn(Kind, &Row, String) -> Vec<Command>,
+    ) {
+        match outcome(
+            self.ask(&[vec!["WATCH".to_owned(), key.to_owned()]])
+                .map(|mut replies| replies.remove(0)),
+        ) {
             Outcome::Told(_) => {}
             Outcome::Refused(why) | Outcome::Unknown(why) => return self.seen.refused(why),
         }
@@ -192,9 +237,16 @@ impl<'a> Worker<'a> {
         let (replies, returned_ns) = match outcome(reply) {
             // Somebody was quicker.
             Outcome::Told(Value::Nil) => return self.seen.aborted += 1,
-            Outcome::Told(Value::Array(replies)) => {
-                (Some(commands.iter().zip(replies).map(|(command, reply)| command.normal(reply)).collect()), Some(returned_ns))
-            }
+            Outcome::Told(Value::Array(replies)) => (
+                Some(
+                    commands
+                        .iter()
+                        .zip(replies)
+                        .map(|(command, reply)| command.normal(reply))
+                        .collect(),
+                ),
+                Some(returned_ns),
+            ),
             Outcome::Told(other) => {
                 self.seen.unknown(format!("EXEC said {other:?}"));
                 (None, None)
@@ -205,6 +257,12 @@ impl<'a> Worker<'a> {
                 (None, None)
             }
         };
-        self.seen.record(self.number, key, RowOp { only_if: Some(row), commands, replies }, invoked_ns, returned_ns);
+        self.seen.record(
+            self.number,
+            key,
+            RowOp { only_if: Some(row), commands, replies },
+            invoked_ns,
+            returned_ns,
+        );
     }
 }

@@ -6,10 +6,12 @@ use std::time::UNIX_EPOCH;
 #[derive(Debug, Clone)]
 pub struct Dice(u64);
 
-/// The seed of this run: `BRIDLE_SEED`, or a new one. Printed, so that the run can be repeated.
+/// The seed of this run: `BRIDLE_SEED`, or a new one. Printed, so that the run can be
+/// repeated.
 pub fn seed() -> u64 {
     let now = || UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos() as u64;
-    let seed = std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(now);
+    let seed =
+        std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(now);
     eprintln!("BRIDLE_SEED={seed}");
     seed
 }

@@ -3,7 +3,8 @@
 use super::Dice;
 use crate::lin::{Command, Expiry, Row};
 
-/// What a key is used for. Each kind keeps its values unique, so that a read tells which write it saw.
+/// What a key is used for. Each kind keeps its values unique, so that a read tells which
+/// write it saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Overwritten and deleted.
@@ -26,7 +27,8 @@ pub(super) enum Next {
     Watched(Command),
 }
 
-pub(super) const KINDS: [Kind; 5] = [Kind::Register, Kind::Counter, Kind::List, Kind::Hash, Kind::Session];
+pub(super) const KINDS: [Kind; 5] =
+    [Kind::Register, Kind::Counter, Kind::List, Kind::Hash, Kind::Session];
 
 impl Kind {
     pub(super) fn name(self) -> &'static str {
@@ -47,8 +49,8 @@ impl Kind {
         }
     }
 
-    /// The next thing to do; `unique` is a value that nobody else writes, `soon` a moment that nobody else gives, `seen` what this client saw in the
-    /// key's field "a" last.
+    /// The next thing to do; `unique` is a value that nobody else writes, `soon` a moment
+    /// that nobody else gives, `seen` what this client saw in the key's field "a" last.
     pub(super) fn next(self, dice: &mut Dice, unique: String, soon: Expiry, seen: &str) -> Next {
         let field = || ["a", "b", "c"][unique.len() % 3].to_owned();
         Next::One(match (self, dice.below(20)) {
@@ -90,7 +92,9 @@ impl Kind {
                 vec![Command::Set(next.to_string()), Command::Get]
             }
             (Kind::Counter, _) => vec![Command::Incr],
-            (Kind::Register | Kind::Session, _) => vec![Command::Get, Command::Set(unique), Command::Get],
+            (Kind::Register | Kind::Session, _) => {
+                vec![Command::Get, Command::Set(unique), Command::Get]
+            }
             (Kind::List, _) => vec![Command::Append(unique), Command::Get],
             (Kind::Hash, _) => {
                 vec![
@@ -102,10 +106,13 @@ impl Kind {
         }
     }
 
-    /// What EXEC carries out that changes nothing as long as the row is as it was read under WATCH: it must not be so by then that it changes something.
+    /// What EXEC carries out that changes nothing as long as the row is as it was read
+    /// under WATCH: it must not be so by then that it changes something.
     pub(super) fn idle_exec(self, row: &Row, unique: String) -> Vec<Command> {
         match (self, row) {
-            (Kind::Hash, _) => vec![Command::HGetAll, Command::HDel("nobody's".to_owned()), Command::HLen],
+            (Kind::Hash, _) => {
+                vec![Command::HGetAll, Command::HDel("nobody's".to_owned()), Command::HLen]
+            }
             (_, Row::Nothing) => vec![Command::Get, Command::Expire(Expiry::Late), Command::Del],
             (Kind::Session, _) => vec![Command::Get, Command::Pttl],
             _ => vec![Command::SetNx(unique), Command::Get, Command::Persist],

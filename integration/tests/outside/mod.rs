@@ -1,4 +1,5 @@
-//! Other people's programs, run to their end; and throw-away certificates for them and for the server.
+//! Other people's programs, run to their end; and throw-away certificates for them and
+//! for the server.
 #![allow(dead_code, unreachable_pub, reason = "every test file uses some of it")]
 
 use std::io::Write;
@@ -23,10 +24,21 @@ pub fn run(program: impl AsRef<Path>, words: &[&str], input: &str) -> Ended {
 }
 
 /// [`run`] in a directory, with additions to the environment.
-pub fn run_in(dir: &Path, program: impl AsRef<Path>, words: &[&str], env: &[(&str, String)], input: &str) -> Ended {
+pub fn run_in(
+    dir: &Path,
+    program: impl AsRef<Path>,
+    words: &[&str],
+    env: &[(&str, String)],
+    input: &str,
+) -> Ended {
     let program = program.as_ref();
     let mut command = Command::new("timeout");
-    command.arg("120").arg(program).args(words).current_dir(dir).envs(env.iter().map(|(name, value)| (name, value)));
+    command
+        .arg("120")
+        .arg(program)
+        .args(words)
+        .current_dir(dir)
+        .envs(env.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("timeout is part of every system");
     let mut stdin = child.stdin.take().expect("piped");
@@ -68,15 +80,24 @@ pub fn redis_py() -> PathBuf {
     python
 }
 
-/// A directory with these programs in which Node finds ioredis and node-redis, fetched when they are not there.
+/// A directory with these programs in which Node finds ioredis and node-redis, fetched
+/// when they are not there.
 pub fn node(files: &[&str]) -> PathBuf {
     let (sources, home) = (programs("node"), kept("node"));
     std::fs::create_dir_all(&home).expect("a directory");
     for file in files.iter().chain(&["package.json"]) {
         std::fs::copy(sources.join(file), home.join(file)).expect("the programs are in the tree");
     }
-    if !run_in(&home, Path::new("node"), &["-e", "require('ioredis'); require('redis')"], &[], "").fine {
-        let ended = run_in(&home, Path::new("npm"), &["install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"], &[], "");
+    if !run_in(&home, Path::new("node"), &["-e", "require('ioredis'); require('redis')"], &[], "")
+        .fine
+    {
+        let ended = run_in(
+            &home,
+            Path::new("npm"),
+            &["install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"],
+            &[],
+            "",
+        );
         assert!(ended.fine, "npm install: {}", ended.said);
     }
     home
@@ -84,10 +105,14 @@ pub fn node(files: &[&str]) -> PathBuf {
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
+    TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
 }
 
-/// A directory of certificates: an authority's, the server's (`localhost`, `127.0.0.1`) and a client's.
+/// A directory of certificates: an authority's, the server's (`localhost`, `127.0.0.1`)
+/// and a client's.
 #[derive(Debug)]
 pub struct Certificates {
     dir: tempfile::TempDir,
@@ -101,11 +126,15 @@ impl Certificates {
         let mut params = CertificateParams::new(Vec::new()).expect("no names are fine names");
         params.distinguished_name.push(DnType::CommonName, "authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate");
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key"))
+            .expect("a certificate");
         made.write("ca.pem", &authority.pem());
-        for (name, names) in [("server", ["localhost", "127.0.0.1"]), ("client", ["client", "client.test"])] {
+        for (name, names) in
+            [("server", ["localhost", "127.0.0.1"]), ("client", ["client", "client.test"])]
+        {
             let key = KeyPair::generate().expect("a key");
-            let mut params = CertificateParams::new(names.map(str::to_owned).to_vec()).expect("fine names");
+            let mut params =
+                CertificateParams::new(names.map(str::to_owned).to_vec()).expect("fine names");
             params.distinguished_name.push(DnType::CommonName, name);
             let certificate = params.signed_by(&key, &authority).expect("a certificate");
             made.write(&format!("{name}.pem"), &certificate.pem());
@@ -124,7 +153,8 @@ impl Certificates {
         Certificates { dir }
     }
 
-    /// Where a file lies: `ca.pem`, `server.pem`, `server.key`, `client.pem`, `client.key`.
+    /// Where a file lies: `ca.pem`, `server.pem`, `server.key`, `client.pem`,
+    /// `client.key`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -136,7 +166,11 @@ impl Certificates {
 
     /// The `[tls]` section of a server that uses them.
     pub fn section(&self, port: u16) -> String {
-        format!("[tls]\nport = {port}\ncert_file = \"{}\"\nkey_file = \"{}\"\n", self.text("server.pem"), self.text("server.key"))
+        format!(
+            "[tls]\nport = {port}\ncert_file = \"{}\"\nkey_file = \"{}\"\n",
+            self.text("server.pem"),
+            self.text("server.key")
+        )
     }
 
     fn write(&self, name: &str, pem: &str) {

@@ -1,8 +1,10 @@
 //! Work that computes for long, where a runtime's threads serve everybody.
 //!
-//! Each of these threads serves many clients, so nothing may compute on one for long: the others, the links to other servers among them, would
-//! wait. Such work is done while another thread takes over what the calling one serves ([`in_place`]). There is no use in more of it at a time than
-//! there are cores, and harm to those who serve: so it takes turns ([`turn`]), and what takes very long gives others theirs in between
+//! Each of these threads serves many clients, so nothing may compute on one for long: the
+//! others, the links to other servers among them, would wait. Such work is done while
+//! another thread takes over what the calling one serves ([`in_place`]). There is no use
+//! in more of it at a time than there are cores, and harm to those who serve: so it takes
+//! turns ([`turn`]), and what takes very long gives others theirs in between
 //! ([`give_way`]).
 
 use std::cell::RefCell;
@@ -18,11 +20,14 @@ use tokio::task::JoinError;
 /// From so many ns on, work is not done where others wait for it.
 pub const LONG_NS: u64 = 2_000_000;
 
-/// A turn is passed on after so long, if others wait; the clock is looked at once in so many steps.
+/// A turn is passed on after so long, if others wait; the clock is looked at once in so
+/// many steps.
 const TURN_MAX: Duration = Duration::from_millis(10);
 const TURN_STEPS: u32 = 256;
 
-static TURNS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from).max(2)));
+static TURNS: LazyLock<Semaphore> = LazyLock::new(|| {
+    Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from).max(2))
+});
 
 /// The right to compute for long, until it is dropped.
 #[derive(Debug)]
@@ -53,11 +58,14 @@ thread_local! {
     static TAKEN: RefCell<Option<Taken>> = const { RefCell::new(None) };
 }
 
-/// Does work that takes long on a thread of its own, in a [`turn`]. If it may take very long, it is to [give way](give_way) at each of its steps.
+/// Does work that takes long on a thread of its own, in a [`turn`]. If it may take very
+/// long, it is to [give way](give_way) at each of its steps.
 ///
 /// # Errors
 /// It panicked, or the process ends.
-pub async fn spawn<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R, JoinError> {
+pub async fn spawn<R: Send + 'static>(
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, JoinError> {
     /// Gives the turn back, whatever becomes of the work.
     struct End;
     impl Drop for End {
@@ -74,7 +82,8 @@ pub async fn spawn<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static)
     tokio::task::spawn_blocking(in_turn).await
 }
 
-/// A step of [spawned](spawn) work: it passes its turn on if it has had it for long. Nothing happens to other work.
+/// A step of [spawned](spawn) work: it passes its turn on if it has had it for long.
+/// Nothing happens to other work.
 pub fn give_way() {
     TAKEN.with_borrow_mut(|taken| {
         let Some(Taken { turn, since, steps }) = taken else { return };
@@ -86,7 +95,8 @@ pub fn give_way() {
     });
 }
 
-/// Does work that takes long, while another thread takes over what this one serves. (A runtime of one thread, as tests have, is held up.)
+/// Does work that takes long, while another thread takes over what this one serves. (A
+/// runtime of one thread, as tests have, is held up.)
 pub fn in_place<R>(work: impl FnOnce() -> R) -> R {
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
@@ -116,10 +126,15 @@ mod tests {
     /// While one task computes, another on the same only thread is served.
     #[test]
     fn others_are_served_meanwhile() {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
         runtime.block_on(async {
             let computes = tokio::spawn(in_turn(|| std::thread::sleep(Duration::from_secs(2))));
-            let polled = tokio::spawn(polled_in_place(async { std::thread::sleep(Duration::from_secs(2)) }));
+            let polled =
+                tokio::spawn(polled_in_place(async { std::thread::sleep(Duration::from_secs(2)) }));
             let began = Instant::now();
             let other = tokio::spawn(async { tokio::time::sleep(Duration::from_millis(10)).await });
             other.await.expect("it ends");
@@ -132,7 +147,11 @@ mod tests {
     /// More endless work than there are turns does not keep other work from its own.
     #[test]
     fn who_gives_way_keeps_nobody_waiting() {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
         let is_over = Arc::new(AtomicBool::new(false));
         runtime.block_on(async {
             let endless = || {
@@ -144,7 +163,9 @@ mod tests {
                     }
                 }
             };
-            let all: Vec<_> = (0..TURNS.available_permits() + 2).map(|_| tokio::spawn(spawn(endless()))).collect();
+            let all: Vec<_> = (0..TURNS.available_permits() + 2)
+                .map(|_| tokio::spawn(spawn(endless())))
+                .collect();
             tokio::time::sleep(Duration::from_millis(50)).await;
             let waits = tokio::time::timeout(Duration::from_secs(20), spawn(|| ())).await;
             is_over.store(true, Ordering::Relaxed);

@@ -1,14 +1,18 @@
-//! The table catalogue of a process that is not the one that keeps it: what meta's news said last, and a question for what is missing.
+//! The table catalogue of a process that is not the one that keeps it: what meta's news
+//! said last, and a question for what is missing.
 //!
-//! What is known comes from memory, so a cluster whose metas are all down goes on to serve it. What is missing there may have been made through
-//! another process whose client waits for nobody: the news come some ms later. So only meta's word is a "no", and it holds for whoever
-//! had asked by then, and for nobody else.
+//! What is known comes from memory, so a cluster whose metas are all down goes on to
+//! serve it. What is missing there may have been made through another process whose
+//! client waits for nobody: the news come some ms later. So only meta's word is a "no",
+//! and it holds for whoever had asked by then, and for nobody else.
 //!
 //! # Invariants
 //! - The version grows with every change (`what_is_known_changes_with_the_news`).
-//! - That there is no table is not remembered (`a_missing_table_is_asked_for_each_time`), and not said of a moment before the question
-//!   (`shared.rs`, `nobody_is_told_of_a_moment_before_it_came`).
-//! - A question ends: each meta is asked once, and those that hints name, a bounded number in all (`the_meta_that_leads_is_found`).
+//! - That there is no table is not remembered (`a_missing_table_is_asked_for_each_time`),
+//!   and not said of a moment before the question (`shared.rs`,
+//!   `nobody_is_told_of_a_moment_before_it_came`).
+//! - A question ends: each meta is asked once, and those that hints name, a bounded
+//!   number in all (`the_meta_that_leads_is_found`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,9 +31,11 @@ use crate::{Boxed, CallError, Catalogue, NAME_BYTES_MAX, Table, TableId};
 
 /// How long one meta may take to do something: a table is made before it answers.
 const DO_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one meta may take for what an operator asks it to change: servers follow before it answers.
+/// How long one meta may take for what an operator asks it to change: servers follow
+/// before it answers.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long one meta may take to say what there is. Others lead within a second or so when it has frozen.
+/// How long one meta may take to say what there is. Others lead within a second or so
+/// when it has frozen.
 const SAY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Metas asked for one question, at most.
@@ -38,11 +44,21 @@ const HOPS_MAX: usize = 8;
 /// What carries questions to metas: the network, or a test's.
 pub trait Questions: Send + Sync + 'static {
     /// Asks the meta at an address, and waits so long for its answer.
-    fn ask(&self, address: &str, question: Bytes, timeout: Duration) -> Boxed<'_, Result<Bytes, NetError>>;
+    fn ask(
+        &self,
+        address: &str,
+        question: Bytes,
+        timeout: Duration,
+    ) -> Boxed<'_, Result<Bytes, NetError>>;
 }
 
 impl Questions for Arc<Net> {
-    fn ask(&self, address: &str, question: Bytes, timeout: Duration) -> Boxed<'_, Result<Bytes, NetError>> {
+    fn ask(
+        &self,
+        address: &str,
+        question: Bytes,
+        timeout: Duration,
+    ) -> Boxed<'_, Result<Bytes, NetError>> {
         let to = To::Address(address.to_owned());
         Box::pin(async move { self.call(to, Service::Meta, question, timeout).await })
     }
@@ -108,8 +124,8 @@ impl RemoteCatalogue {
         });
     }
 
-    /// Stays in step with the news ([`Follow::tables`](crate::follow::Follow::tables), [`Follow::leader`](crate::follow::Follow::leader))
-    /// until these end.
+    /// Stays in step with the news ([`Follow::tables`](crate::follow::Follow::tables),
+    /// [`Follow::leader`](crate::follow::Follow::leader)) until these end.
     pub async fn keep(
         &self,
         mut tables: watch::Receiver<Option<Arc<BTreeMap<TableId, Table>>>>,
@@ -152,11 +168,14 @@ impl RemoteCatalogue {
     /// Asks the meta that leads.
     ///
     /// # Errors
-    /// None could be reached, or none led; nothing was changed. [`Told::Unknown`]: an operator's request got lost on its way, or its answer.
+    /// None could be reached, or none led; nothing was changed. [`Told::Unknown`]: an
+    /// operator's request got lost on its way, or its answer.
     pub async fn ask(&self, question: &Ask) -> Result<Told, String> {
         let body = news::encode(question);
         let (timeout, is_once) = match question {
-            Ask::FindTable { .. } | Ask::ListTables | Ask::NewTable | Ask::Seat { .. } => (SAY_TIMEOUT, false),
+            Ask::FindTable { .. } | Ask::ListTables | Ask::NewTable | Ask::Seat { .. } => {
+                (SAY_TIMEOUT, false)
+            }
             Ask::Admin { method, .. } if method != "GET" => (ADMIN_TIMEOUT, true),
             Ask::EnsureTable { .. } | Ask::Admin { .. } => (DO_TIMEOUT, false),
         };
@@ -165,7 +184,11 @@ impl RemoteCatalogue {
         for _ in 0..HOPS_MAX {
             let seats = self.seats.load();
             let hinted = hint.take().filter(|address| !tried.contains(address));
-            let Some(address) = hinted.or_else(|| seats.iter().find(|seat| !tried.contains(seat)).cloned()) else { break };
+            let Some(address) =
+                hinted.or_else(|| seats.iter().find(|seat| !tried.contains(seat)).cloned())
+            else {
+                break;
+            };
             tried.push(address.clone());
             let told = match self.questions.ask(&address, body.clone(), timeout).await {
                 Ok(told) => news::decode::<Told>(&told).map_err(|bad| (bad.to_string(), true)),
@@ -179,9 +202,12 @@ impl RemoteCatalogue {
                     *self.leader.lock() = Some(address);
                     return Ok(told);
                 }
-                // It may have been carried out, and another meta would carry it out once more.
+                // It may have been carried out, and another meta would carry it out once
+                // more.
                 Err((told, true)) if is_once => {
-                    return Ok(Told::Unknown(format!("outcome unknown: the meta at {address}: {told}")));
+                    return Ok(Told::Unknown(format!(
+                        "outcome unknown: the meta at {address}: {told}"
+                    )));
                 }
                 // All other questions may be asked twice.
                 Err((told, _)) => why = format!("the meta at {address}: {told}"),
@@ -211,8 +237,11 @@ impl RemoteCatalogue {
         }
     }
 
-    /// Takes in a table that meta has told of before its news, when they stood at `pages`. The answer may be read long after it was given, and the table be dropped and made
-    /// anew by then: ids grow, so a larger one is the later; and where the news have come meanwhile and know of none, nobody here can tell, and it is asked for again.
+    /// Takes in a table that meta has told of before its news, when they stood at
+    /// `pages`. The answer may be read long after it was given, and the table be dropped
+    /// and made anew by then: ids grow, so a larger one is the later; and where the news
+    /// have come meanwhile and know of none, nobody here can tell, and it is asked for
+    /// again.
     fn take_in(&self, table: Table, pages: u64) -> Arc<Table> {
         let table = Arc::new(table);
         let mut told = table.clone();
@@ -308,18 +337,32 @@ mod tests {
     }
 
     impl Questions for Arc<Metas> {
-        fn ask(&self, address: &str, question: Bytes, timeout: Duration) -> Boxed<'_, Result<Bytes, NetError>> {
+        fn ask(
+            &self,
+            address: &str,
+            question: Bytes,
+            timeout: Duration,
+        ) -> Boxed<'_, Result<Bytes, NetError>> {
             match news::decode(&question).unwrap() {
-                Ask::EnsureTable { name } => assert_eq!((name.as_str(), timeout), ("db3", DO_TIMEOUT)),
-                Ask::FindTable { name } => assert_eq!((name.as_str(), timeout), ("db3", SAY_TIMEOUT)),
-                Ask::ListTables | Ask::NewTable | Ask::Seat { .. } => assert_eq!(timeout, SAY_TIMEOUT),
-                Ask::Admin { method, .. } => assert_eq!(timeout, if method == "GET" { DO_TIMEOUT } else { ADMIN_TIMEOUT }),
+                Ask::EnsureTable { name } => {
+                    assert_eq!((name.as_str(), timeout), ("db3", DO_TIMEOUT))
+                }
+                Ask::FindTable { name } => {
+                    assert_eq!((name.as_str(), timeout), ("db3", SAY_TIMEOUT))
+                }
+                Ask::ListTables | Ask::NewTable | Ask::Seat { .. } => {
+                    assert_eq!(timeout, SAY_TIMEOUT)
+                }
+                Ask::Admin { method, .. } => {
+                    assert_eq!(timeout, if method == "GET" { DO_TIMEOUT } else { ADMIN_TIMEOUT })
+                }
             }
             self.asked.lock().push(address.to_owned());
             if self.garbled.load(Ordering::Relaxed) {
                 return Box::pin(async { Ok(Bytes::from_static(b"?")) });
             }
-            let answer = self.answers.lock().pop_front().unwrap_or(Err(NetError::NotSent("down".into())));
+            let answer =
+                self.answers.lock().pop_front().unwrap_or(Err(NetError::NotSent("down".into())));
             Box::pin(async move {
                 tokio::task::yield_now().await;
                 answer.map(|told| news::encode(&told))
@@ -328,7 +371,15 @@ mod tests {
     }
 
     fn table(id: u32, name: &str) -> Table {
-        Table { id: TableId(id), name: name.into(), number: id, partitions: 4, replicas: 3, envs: BTreeMap::new(), default_ttl_since_ms: 0 }
+        Table {
+            id: TableId(id),
+            name: name.into(),
+            number: id,
+            partitions: 4,
+            replicas: 3,
+            envs: BTreeMap::new(),
+            default_ttl_since_ms: 0,
+        }
     }
 
     fn catalogue(answers: Vec<Result<Told, NetError>>) -> (RemoteCatalogue, Arc<Metas>) {
@@ -357,14 +408,22 @@ mod tests {
         assert_eq!(catalogue.table("db0").as_deref(), Some(&other));
         assert!(Arc::ptr_eq(&users.unwrap(), &catalogue.table("users").unwrap()));
         catalogue.follow(&[other]);
-        assert_eq!((catalogue.table("users"), catalogue.tables().len(), catalogue.table_of(TableId(2))), (None, 1, None));
+        assert_eq!(
+            (catalogue.table("users"), catalogue.tables().len(), catalogue.table_of(TableId(2))),
+            (None, 1, None)
+        );
     }
 
     #[tokio::test]
     async fn the_meta_that_leads_is_found() {
         let made = table(7, "db3");
         let down = || Err(NetError::Lost("down".into()));
-        let (catalogue, metas) = catalogue(vec![down(), not_leading(Some("d:1")), not_leading(None), Ok(Told::Table(made.clone()))]);
+        let (catalogue, metas) = catalogue(vec![
+            down(),
+            not_leading(Some("d:1")),
+            not_leading(None),
+            Ok(Told::Table(made.clone())),
+        ]);
         assert_eq!(catalogue.ensure("db3").await.as_deref(), Ok(&made));
         assert_eq!(*metas.asked.lock(), ["a:1", "b:1", "d:1", "c:1"]);
         assert_eq!(catalogue.table("db3").as_deref(), Some(&made), "before the news");
@@ -403,10 +462,19 @@ mod tests {
             let (catalogue, _) = catalogue(vec![Ok(told)]);
             async move { catalogue.ensure("db3").await.unwrap_err() }
         };
-        assert_eq!(told(Told::Refused("too many tables".into())).await, CallError::ReadOnly("too many tables".into()));
-        assert_eq!(told(Told::NotNow("starting".into())).await, CallError::NoLeader("starting".into()));
+        assert_eq!(
+            told(Told::Refused("too many tables".into())).await,
+            CallError::ReadOnly("too many tables".into())
+        );
+        assert_eq!(
+            told(Told::NotNow("starting".into())).await,
+            CallError::NoLeader("starting".into())
+        );
         assert_eq!(told(Told::Unknown("lost".into())).await, CallError::NoLeader("lost".into()));
-        assert!(matches!(told(Told::Admin { status: 200, body: Bytes::new() }).await, CallError::Fault(_)));
+        assert!(matches!(
+            told(Told::Admin { status: 200, body: Bytes::new() }).await,
+            CallError::Fault(_)
+        ));
         let (down, _) = catalogue(Vec::new());
         assert!(matches!(down.ensure("db3").await, Err(CallError::NoLeader(_))));
     }
@@ -415,10 +483,18 @@ mod tests {
     async fn a_missing_table_is_asked_for_each_time() {
         let there = table(7, "db3");
         let none = || Ok(Told::Found(None));
-        let (catalogue, metas) = catalogue(vec![none(), none(), Ok(Told::Found(Some(there.clone())))]);
+        let (catalogue, metas) =
+            catalogue(vec![none(), none(), Ok(Told::Found(Some(there.clone())))]);
         let version = catalogue.version();
-        assert_eq!((catalogue.find("db3").await, catalogue.find("db3").await), (Ok(None), Ok(None)));
-        assert_eq!((catalogue.version(), metas.asked.lock().len()), (version, 2), "a no is not remembered");
+        assert_eq!(
+            (catalogue.find("db3").await, catalogue.find("db3").await),
+            (Ok(None), Ok(None))
+        );
+        assert_eq!(
+            (catalogue.version(), metas.asked.lock().len()),
+            (version, 2),
+            "a no is not remembered"
+        );
         assert_eq!(catalogue.find("db3").await, Ok(Some(Arc::new(there.clone()))));
         assert!(catalogue.version() > version, "sessions look again");
         assert_eq!(catalogue.find("db3").await, Ok(Some(Arc::new(there.clone()))));
@@ -434,22 +510,34 @@ mod tests {
 
     #[tokio::test]
     async fn what_no_meta_says_is_not_known() {
-        let (catalogue, metas) = catalogue(vec![Ok(Told::Unknown("disk".into())), Ok(Told::Table(table(7, "db3")))]);
+        let (catalogue, metas) =
+            catalogue(vec![Ok(Told::Unknown("disk".into())), Ok(Told::Table(table(7, "db3")))]);
         assert_eq!(catalogue.find("db3").await, Err(CallError::NoLeader("disk".into())));
-        assert!(matches!(catalogue.find("db3").await, Err(CallError::Fault(_))), "another question's answer");
+        assert!(
+            matches!(catalogue.find("db3").await, Err(CallError::Fault(_))),
+            "another question's answer"
+        );
         let all = futures::future::join_all((0..100).map(|_| catalogue.find("db3"))).await;
         assert!(all.iter().all(|found| matches!(found, Err(CallError::NoLeader(_)))), "{all:?}");
-        assert_eq!(metas.asked.lock().len(), 2 + 2 * 3, "each meta was asked for the first, and once for all others");
+        assert_eq!(
+            metas.asked.lock().len(),
+            2 + 2 * 3,
+            "each meta was asked for the first, and once for all others"
+        );
         assert!(matches!(catalogue.find_all().await, Err(CallError::NoLeader(_))));
         assert!(catalogue.tables().is_empty());
     }
 
     #[tokio::test]
     async fn all_tables_are_asked_for() {
-        let (catalogue, metas) = catalogue(vec![Ok(Told::Tables(vec![table(1, "db0"), table(2, "users")]))]);
+        let (catalogue, metas) =
+            catalogue(vec![Ok(Told::Tables(vec![table(1, "db0"), table(2, "users")]))]);
         catalogue.follow(&[table(1, "db0")]);
         let all = catalogue.find_all().await.unwrap();
-        assert_eq!(all.iter().map(|table| table.name.as_str()).collect::<Vec<_>>(), ["db0", "users"]);
+        assert_eq!(
+            all.iter().map(|table| table.name.as_str()).collect::<Vec<_>>(),
+            ["db0", "users"]
+        );
         assert_eq!(metas.asked.lock().len(), 1);
     }
 
@@ -463,17 +551,26 @@ mod tests {
 
     #[tokio::test]
     async fn an_operators_change_is_asked_for_once() {
-        let ask = |method: &str| Ask::Admin { method: method.to_owned(), path: "/v1/tables".into(), body: Bytes::new() };
+        let ask = |method: &str| Ask::Admin {
+            method: method.to_owned(),
+            path: "/v1/tables".into(),
+            body: Bytes::new(),
+        };
         let lost = || Err(NetError::Lost("the link is gone".into()));
         for method in ["POST", "PUT", "DELETE"] {
             let (catalogue, metas) = catalogue(vec![not_leading(Some("b:1")), lost()]);
-            let Ok(Told::Unknown(why)) = catalogue.ask(&ask(method)).await else { panic!("nobody knows") };
+            let Ok(Told::Unknown(why)) = catalogue.ask(&ask(method)).await else {
+                panic!("nobody knows")
+            };
             assert!(why.contains("outcome unknown"), "{why}");
             assert_eq!(*metas.asked.lock(), ["a:1", "b:1"], "no other is asked");
         }
         let (one, metas) = catalogue(vec![Ok(Told::Unknown(String::new()))]);
         metas.garbled.store(true, Ordering::Relaxed);
-        assert!(matches!(one.ask(&ask("POST")).await, Ok(Told::Unknown(_))), "an answer that nobody understands");
+        assert!(
+            matches!(one.ask(&ask("POST")).await, Ok(Told::Unknown(_))),
+            "an answer that nobody understands"
+        );
         assert_eq!(metas.asked.lock().len(), 1);
         // What was not sent was not done, and what only asks may be asked again.
         let done = || Ok(Told::Admin { status: 200, body: Bytes::new() });

@@ -1,9 +1,12 @@
-//! A process's side of its channel to meta: finds whichever meta leads, reports to it, and keeps what it tells.
+//! A process's side of its channel to meta: finds whichever meta leads, reports to it,
+//! and keeps what it tells.
 //!
-//! What was heard last is kept while no meta is there: a process goes on with it. Whoever uses it subscribes to the part that concerns it.
+//! What was heard last is kept while no meta is there: a process goes on with it. Whoever
+//! uses it subscribes to the part that concerns it.
 //!
 //! # Invariants
-//! - A picture shows whole pages only: what comes in parts is shown when the last part has come (`half_a_picture_is_not_shown`).
+//! - A picture shows whole pages only: what comes in parts is shown when the last part
+//!   has come (`half_a_picture_is_not_shown`).
 //! - A process that belongs to a cluster does not take the word of another one.
 
 use std::collections::BTreeMap;
@@ -33,7 +36,8 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 pub trait Source: Send + Sync + 'static {
     /// Who it is, for each new channel.
     fn hello(&self) -> Hello;
-    /// How its replicas are. `whole`: all of them, for somebody who knows nothing yet; else what has changed since the last report.
+    /// How its replicas are. `whole`: all of them, for somebody who knows nothing yet;
+    /// else what has changed since the last report.
     fn report(&self, whole: bool) -> Report;
 }
 
@@ -78,7 +82,8 @@ struct Ended {
 }
 
 impl Follow {
-    /// Starts to follow, until `stop`. `metas` are the addresses of the meta group; orders that find `orders` full are dropped, meta gives them again.
+    /// Starts to follow, until `stop`. `metas` are the addresses of the meta group;
+    /// orders that find `orders` full are dropped, meta gives them again.
     pub fn start(
         net: Arc<Net>,
         metas: Vec<String>,
@@ -104,7 +109,8 @@ impl Follow {
         self.cluster.subscribe()
     }
 
-    /// The address of the meta that leads and is being followed; `None` while there is none.
+    /// The address of the meta that leads and is being followed; `None` while there is
+    /// none.
     pub fn leader(&self) -> watch::Receiver<Option<String>> {
         self.leader.subscribe()
     }
@@ -134,7 +140,13 @@ impl Follow {
         self.routes.subscribe()
     }
 
-    async fn run(&self, net: &Arc<Net>, metas: &[String], source: &Arc<dyn Source>, orders: &mpsc::Sender<Order>) {
+    async fn run(
+        &self,
+        net: &Arc<Net>,
+        metas: &[String],
+        source: &Arc<dyn Source>,
+        orders: &mpsc::Sender<Order>,
+    ) {
         let (mut hint, mut turn) = (None::<String>, 0);
         // Why each could not be reached, as it was said last.
         let mut said = BTreeMap::<String, String>::new();
@@ -153,7 +165,8 @@ impl Follow {
                     let why = error.to_string();
                     if said.get(&address) != Some(&why) {
                         tracing::warn!(address, why, "a meta can't be reached");
-                        // Hints of metas bring others than the configured ones, now and then.
+                        // Hints of metas bring others than the configured ones, now and
+                        // then.
                         said.retain(|address, _| metas.contains(address));
                         said.insert(address.clone(), why);
                     }
@@ -221,7 +234,8 @@ impl Follow {
         Ended { leader: None, pause: REFUSED_PAUSE }
     }
 
-    /// Reports until the channel ends. What is reported is gathered elsewhere, as it may have to be read from a disk; while that takes long, signs of life are given.
+    /// Reports until the channel ends. What is reported is gathered elsewhere, as it may
+    /// have to be read from a disk; while that takes long, signs of life are given.
     async fn speak(&self, source: &Arc<dyn Source>, sender: &ChannelSender) {
         let mut gathering = self.gathering.lock().await;
         // What an earlier channel waited for counts as told: first it must be over.
@@ -244,7 +258,13 @@ impl Follow {
     }
 
     /// Takes in what is told until the channel ends; who leads then, if that was said.
-    async fn hear(&self, net: &Net, hearing: &mut Hearing, orders: &mpsc::Sender<Order>, receiver: &mut ChannelReceiver) -> Option<String> {
+    async fn hear(
+        &self,
+        net: &Net,
+        hearing: &mut Hearing,
+        orders: &mpsc::Sender<Order>,
+        receiver: &mut ChannelReceiver,
+    ) -> Option<String> {
         loop {
             let message = match timeout(SILENCE_MAX, receiver.recv()).await {
                 Ok(Some(message)) => message,
@@ -257,7 +277,8 @@ impl Follow {
             match self.take_in(hearing, &message) {
                 Ok(Some(FromMeta::NotLeading(other))) => return other.leader,
                 Ok(Some(FromMeta::Servers(_))) => {
-                    for server in self.servers.borrow().iter().flat_map(|servers| servers.values()) {
+                    for server in self.servers.borrow().iter().flat_map(|servers| servers.values())
+                    {
                         net.learn(server.id, &server.address);
                     }
                 }
@@ -275,7 +296,8 @@ impl Follow {
         }
     }
 
-    /// Takes in pages; gives back what is for somebody else, and the address book's page when it was the last of its kind (emptied).
+    /// Takes in pages; gives back what is for somebody else, and the address book's page
+    /// when it was the last of its kind (emptied).
     fn take_in(&self, hearing: &mut Hearing, message: &Bytes) -> Result<Option<FromMeta>, String> {
         match news::decode::<FromMeta>(message).map_err(|bad| bad.to_string())? {
             FromMeta::Servers(page) => {
@@ -309,8 +331,12 @@ impl Follow {
     }
 }
 
-/// Waits for what is being gathered, and gives signs of life meanwhile; `None`: the channel has ended, or the report is none.
-async fn gathered(gathering: &mut Option<JoinHandle<Report>>, sender: &ChannelSender) -> Option<Report> {
+/// Waits for what is being gathered, and gives signs of life meanwhile; `None`: the
+/// channel has ended, or the report is none.
+async fn gathered(
+    gathering: &mut Option<JoinHandle<Report>>,
+    sender: &ChannelSender,
+) -> Option<Report> {
     loop {
         match timeout(BEAT, gathering.as_mut()?).await {
             Ok(report) => {
@@ -362,9 +388,18 @@ mod tests {
         let mut book = Book::default();
         assert!(book.turn(page(false, false, &[(1, 1)], &[])).is_err());
         assert_eq!(book.turn(page(true, true, &[(1, 1)], &[])), Ok(None));
-        assert_eq!(book.turn(page(false, false, &[(2, 2)], &[])), Ok(Some(BTreeMap::from([(1, 1), (2, 2)]))));
+        assert_eq!(
+            book.turn(page(false, false, &[(2, 2)], &[])),
+            Ok(Some(BTreeMap::from([(1, 1), (2, 2)])))
+        );
         assert_eq!(book.turn(page(false, true, &[(3, 3)], &[1])), Ok(None));
-        assert_eq!(book.turn(page(false, false, &[], &[])), Ok(Some(BTreeMap::from([(2, 2), (3, 3)]))));
-        assert_eq!(book.turn(page(true, false, &[(9, 9)], &[])), Ok(Some(BTreeMap::from([(9, 9)]))));
+        assert_eq!(
+            book.turn(page(false, false, &[], &[])),
+            Ok(Some(BTreeMap::from([(2, 2), (3, 3)])))
+        );
+        assert_eq!(
+            book.turn(page(true, false, &[(9, 9)], &[])),
+            Ok(Some(BTreeMap::from([(9, 9)])))
+        );
     }
 }

@@ -1,21 +1,27 @@
 //! What meta, servers and proxies tell each other.
 //!
 //! # One channel per process
-//! Every process that is not a meta alone holds one channel ([`Service::Meta`](crate::net::Service)) to whichever meta leads. It opens it with
-//! a [`Hello`]; meta's first word is [`FromMeta::Welcome`], or why there is none ([`FromMeta::NotLeading`], [`FromMeta::Refused`]), and then the channel ends. Both sides
-//! talk when they have something to say: the process sends [`ToMeta`], at least one a second as a sign of life; meta sends [`FromMeta`].
+//! Every process that is not a meta alone holds one channel
+//! ([`Service::Meta`](crate::net::Service)) to whichever meta leads. It opens it with a
+//! [`Hello`]; meta's first word is [`FromMeta::Welcome`], or why there is none
+//! ([`FromMeta::NotLeading`], [`FromMeta::Refused`]), and then the channel ends. Both
+//! sides talk when they have something to say: the process sends [`ToMeta`], at least one
+//! a second as a sign of life; meta sends [`FromMeta`].
 //!
 //! # Pages
-//! Four things are kept in step: the address book, the table catalogue, the assignments of this server and the routes. Each comes as [`Page`]s: first everything, then
-//! what changed. A page that is `fresh` begins anew, one with `more` is not to be acted on before its successors have come, so that no message
-//! grows with the cluster and nobody acts on half a picture.
+//! Four things are kept in step: the address book, the table catalogue, the assignments
+//! of this server and the routes. Each comes as [`Page`]s: first everything, then what
+//! changed. A page that is `fresh` begins anew, one with `more` is not to be acted on
+//! before its successors have come, so that no message grows with the cluster and nobody
+//! acts on half a picture.
 //!
 //! # Questions
 //! What has an answer goes by `call` instead: an [`Ask`], answered with [`Told`].
 //!
 //! # Layout
-//! A version byte (1), then postcard. Within version 1, variants and fields are never reordered; what changes is a new version.
-//! Version 1 is frozen: `tests` holds its bytes.
+//! A version byte (1), then postcard. Within version 1, variants and fields are never
+//! reordered; what changes is a new version. Version 1 is frozen: `tests` holds its
+//! bytes.
 
 use std::collections::BTreeMap;
 
@@ -56,7 +62,9 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadNews> {
             Ok((_, rest)) => Err(BadNews(format!("{} bytes are left over", rest.len()))),
             Err(error) => Err(BadNews(error.to_string())),
         },
-        Some((version, _)) => Err(BadNews(format!("it has version {version}, and this process knows {VERSION}"))),
+        Some((version, _)) => {
+            Err(BadNews(format!("it has version {version}, and this process knows {VERSION}")))
+        }
         None => Err(BadNews("it is empty".to_owned())),
     }
 }
@@ -87,7 +95,8 @@ pub struct Server {
     pub zone: String,
     /// What it does.
     pub roles: Roles,
-    /// What a write has survived that its replicas have acknowledged; `None`: it holds none.
+    /// What a write has survived that its replicas have acknowledged; `None`: it holds
+    /// none.
     pub durability: Option<Durability>,
 }
 
@@ -151,9 +160,11 @@ pub enum ToMeta {
 /// How a server and its replicas are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// `replicas`, `destroyed` and `compactions` list all there are; otherwise those that changed. The first report on a channel is whole.
+    /// `replicas`, `destroyed` and `compactions` list all there are; otherwise those that
+    /// changed. The first report on a channel is whole.
     pub whole: bool,
-    /// The version of the assignments that this server has made true: opened what it could, handed on envs.
+    /// The version of the assignments that this server has made true: opened what it
+    /// could, handed on envs.
     pub followed: u64,
     /// How replicas are.
     pub replicas: Vec<Replica>,
@@ -184,7 +195,8 @@ pub struct ServerFigures {
     pub uptime_seconds: u64,
     /// What is wrong, in sentences.
     pub faults: Vec<String>,
-    /// Why this server should lead nothing for the moment: a disk of its that is slow, full or failed, or was within the last minute.
+    /// Why this server should lead nothing for the moment: a disk of its that is slow,
+    /// full or failed, or was within the last minute.
     pub ailing: Option<String>,
 }
 
@@ -305,7 +317,8 @@ pub struct Page<K: Ord, V> {
 pub struct Assignment {
     /// Which.
     pub table: Table,
-    /// The partitions that have a replica on this server, with all their members. A new group is formed by all its members together.
+    /// The partitions that have a replica on this server, with all their members. A new
+    /// group is formed by all its members together.
     pub placements: Vec<Placement>,
     /// Nothing of the table is to be left; then it is listed in [`Report::destroyed`].
     pub destroy: bool,
@@ -332,7 +345,8 @@ pub enum Order {
         /// The member that is to lead.
         to: u64,
     },
-    /// All replicas of a table on this server are to be compacted; see [`Report::compactions`]. Again with the same `run` is harmless.
+    /// All replicas of a table on this server are to be compacted; see
+    /// [`Report::compactions`]. Again with the same `run` is harmless.
     Compact {
         /// Which compaction, over all servers.
         run: u64,
@@ -344,12 +358,14 @@ pub enum Order {
 /// A question to meta.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
-    /// The table of this name, created as configured when it is missing. Answered with [`Told::Table`] once it can be written.
+    /// The table of this name, created as configured when it is missing. Answered with
+    /// [`Told::Table`] once it can be written.
     EnsureTable {
         /// `db0` and the like.
         name: String,
     },
-    /// A request of the admin API that came to a meta that does not lead, already let in there. Answered with [`Told::Admin`].
+    /// A request of the admin API that came to a meta that does not lead, already let in
+    /// there. Answered with [`Told::Admin`].
     Admin {
         /// GET, POST, PUT or DELETE.
         method: String,
@@ -358,21 +374,24 @@ pub enum Ask {
         /// JSON, or nothing.
         body: Bytes,
     },
-    /// Whether a table of this name serves; none is created. Answered with [`Told::Found`].
+    /// Whether a table of this name serves; none is created. Answered with
+    /// [`Told::Found`].
     FindTable {
         /// Any word.
         name: String,
     },
     /// All tables that serve. Answered with [`Told::Tables`].
     ListTables,
-    /// Whether a server whose meta remembers nothing may take a seat of the meta group. Answered with [`Told::Seat`], by metas that do not lead and are not open yet, too.
+    /// Whether a server whose meta remembers nothing may take a seat of the meta group.
+    /// Answered with [`Told::Seat`], by metas that do not lead and are not open yet, too.
     Seat {
         /// The first is 1.
         seat: u32,
         /// Who wants it.
         server: ServerId,
     },
-    /// What a table is like that [`Ask::EnsureTable`] makes. Answered with [`Told::NewTable`].
+    /// What a table is like that [`Ask::EnsureTable`] makes. Answered with
+    /// [`Told::NewTable`].
     NewTable,
 }
 
@@ -411,7 +430,8 @@ pub enum Told {
     Unknown(String),
     /// The table, if there was one at some moment since the question came.
     Found(Option<Table>),
-    /// All tables that there were at some moment since the question came: 1000 at most, of some hundred bytes each.
+    /// All tables that there were at some moment since the question came: 1000 at most,
+    /// of some hundred bytes each.
     Tables(Vec<Table>),
     /// What is known of a seat.
     Seat(SeatWord),
@@ -449,10 +469,16 @@ mod tests {
     fn example_route() -> Route {
         let partition = PartitionId { table: TableId(7), index: 3 };
         let members = vec![Member { raft_id: 9, server: ServerId(0x1234) }];
-        Route { placement: Placement { partition, members, epoch: 1 }, leader: Some(Leader { server: ServerId(0x1234), term: 5 }) }
+        Route {
+            placement: Placement { partition, members, epoch: 1 },
+            leader: Some(Leader { server: ServerId(0x1234), term: 5 }),
+        }
     }
 
-    fn same<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(message: &T, bytes: &[u8]) {
+    fn same<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+        message: &T,
+        bytes: &[u8],
+    ) {
         assert_eq!(encode(message), bytes, "{message:?}");
         assert_eq!(&decode::<T>(bytes).unwrap(), message);
     }
@@ -472,7 +498,11 @@ mod tests {
             &FromMeta::Routes(Page { version: 4, fresh: true, more: false, put, gone: Vec::new() }),
             b"\x01\x04\x04\x01\x00\x01\x07\x03\x07\x03\x01\x09\xb4\x24\x01\x01\xb4\x24\x05\x00",
         );
-        let order = Order::Transfer { partition: PartitionId { table: TableId(7), index: 3 }, term: 5, to: 9 };
+        let order = Order::Transfer {
+            partition: PartitionId { table: TableId(7), index: 3 },
+            term: 5,
+            to: 9,
+        };
         same(&FromMeta::Order(order), b"\x01\x05\x00\x07\x03\x05\x09");
         same(&FromMeta::Beat, b"\x01\x06");
         same(&FromMeta::NotLeading(NotLeading { leader: Some("a".into()) }), b"\x01\x07\x01\x01a");
@@ -489,18 +519,42 @@ mod tests {
         same(&Told::Seat(SeatWord::Taken(ServerId(0x1234))), b"\x01\x08\x03\xb4\x24");
         same(&Told::NotLeading(NotLeading { leader: None }), b"\x01\x02\x00");
         let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
-        let table = Table { id: TableId(7), name: "db0".into(), number: 0, partitions: 4, replicas: 3, envs, default_ttl_since_ms: 300 };
+        let table = Table {
+            id: TableId(7),
+            name: "db0".into(),
+            number: 0,
+            partitions: 4,
+            replicas: 3,
+            envs,
+            default_ttl_since_ms: 300,
+        };
         same(&Told::Found(None), b"\x01\x06\x00");
-        same(&Told::Found(Some(table.clone())), b"\x01\x06\x01\x07\x03db0\x00\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02");
-        same(&Told::Tables(vec![table]), b"\x01\x07\x01\x07\x03db0\x00\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02");
+        same(
+            &Told::Found(Some(table.clone())),
+            b"\x01\x06\x01\x07\x03db0\x00\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02",
+        );
+        same(
+            &Told::Tables(vec![table]),
+            b"\x01\x07\x01\x07\x03db0\x00\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02",
+        );
     }
 
     #[test]
     fn strange_messages_are_refused() {
-        for bytes in [&b""[..], b"\x02\x06", b"\x01", b"\x01\x63", b"\x01\x06\x00", b"\x01\x01\xff\xff\xff\xff\xff"] {
+        for bytes in [
+            &b""[..],
+            b"\x02\x06",
+            b"\x01",
+            b"\x01\x63",
+            b"\x01\x06\x00",
+            b"\x01\x01\xff\xff\xff\xff\xff",
+        ] {
             assert!(decode::<FromMeta>(bytes).is_err(), "{bytes:?}");
         }
-        assert_eq!(decode::<FromMeta>(b"\x02\x06").unwrap_err().to_string().matches("version 2").count(), 1);
+        assert_eq!(
+            decode::<FromMeta>(b"\x02\x06").unwrap_err().to_string().matches("version 2").count(),
+            1
+        );
     }
 
     #[test]

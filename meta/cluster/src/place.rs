@@ -1,10 +1,12 @@
 //! Which servers there are and where partitions' replicas live.
 //!
 //! # Seats
-//! The members of the meta group are named by their place in the configured list, `[cluster] metas`: the n-th has Raft id n and sits on seat n,
-//! the reserved server id n. Nobody has to know a meta's real id before it was ever reached: whoever sends to a seat dials the address that
-//! the configuration gives for it. Real server ids are drawn above [`SEATS_END`]; the first standalone format's id 1 is the exception, and
-//! its meta group of one never sends.
+//! The members of the meta group are named by their place in the configured list,
+//! `[cluster] metas`: the n-th has Raft id n and sits on seat n, the reserved server id
+//! n. Nobody has to know a meta's real id before it was ever reached: whoever sends to a
+//! seat dials the address that the configuration gives for it. Real server ids are drawn
+//! above [`SEATS_END`]; the first standalone format's id 1 is the exception, and its meta
+//! group of one never sends.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +16,8 @@ use crate::PartitionId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServerId(pub u64);
 
-/// The server ids below are seats of the meta group; a process draws its own id at or above.
+/// The server ids below are seats of the meta group; a process draws its own id at or
+/// above.
 pub const SEATS_END: u64 = 1 << 8;
 
 impl ServerId {

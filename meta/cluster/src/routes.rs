@@ -1,11 +1,14 @@
 //! Where a partition's replicas are and who is believed to lead it, as a proxy knows it.
 //!
-//! Fed by meta's news and corrected by answers: a route that is wrong costs a hop, never a wrong answer, because only a leader answers.
-//! So routes go on to be right enough while no meta can be reached.
+//! Fed by meta's news and corrected by answers: a route that is wrong costs a hop, never
+//! a wrong answer, because only a leader answers. So routes go on to be right enough
+//! while no meta can be reached.
 //!
 //! # Invariants
-//! - The believed leader never goes back to an earlier term (`a_leader_of_an_earlier_term_is_not_believed`).
-//! - There is an entry for each partition that was placed and not forgotten, and no other: routes are bounded by the tables.
+//! - The believed leader never goes back to an earlier term
+//!   (`a_leader_of_an_earlier_term_is_not_believed`).
+//! - There is an entry for each partition that was placed and not forgotten, and no
+//!   other: routes are bounded by the tables.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,7 +20,8 @@ use tokio::sync::watch;
 use crate::news::Route as News;
 use crate::{Leader, PartitionId, Placement, ServerId, TableId};
 
-/// A server that could not be reached is not asked again for so long, unless it is heard of as the leader of a later term.
+/// A server that could not be reached is not asked again for so long, unless it is heard
+/// of as the leader of a later term.
 const AVOIDED: Duration = Duration::from_millis(500);
 
 /// So many dropped tables are remembered, to tell "dropped" from "not heard of yet".
@@ -61,7 +65,8 @@ impl Routes {
         route.leader = route.leader.filter(|leader| route.members.contains(leader));
     }
 
-    /// Takes in everything that meta knows. Tables that are not in it any more were dropped.
+    /// Takes in everything that meta knows. Tables that are not in it any more were
+    /// dropped.
     pub fn follow(&self, all: &BTreeMap<PartitionId, News>) {
         for (partition, news) in all {
             self.place(&news.placement);
@@ -84,7 +89,8 @@ impl Routes {
         }
     }
 
-    /// Stays in step with the news ([`Follow::routes`](crate::follow::Follow::routes)) until these end.
+    /// Stays in step with the news ([`Follow::routes`](crate::follow::Follow::routes))
+    /// until these end.
     pub async fn keep(&self, mut news: watch::Receiver<Option<Arc<BTreeMap<PartitionId, News>>>>) {
         loop {
             let all = news.borrow_and_update().clone();
@@ -146,7 +152,8 @@ impl Routes {
         }
     }
 
-    /// Whom to ask: the believed leader, else the next of its members that was not tried. `None`: there is nobody (else).
+    /// Whom to ask: the believed leader, else the next of its members that was not tried.
+    /// `None`: there is nobody (else).
     pub fn next(&self, partition: PartitionId, tried: &[ServerId]) -> Option<ServerId> {
         let routes = self.routes.read();
         let route = routes.get(&partition)?;
@@ -200,7 +207,10 @@ mod tests {
     const P: PartitionId = PartitionId { table: TableId(1), index: 0 };
 
     fn servers(numbers: &[u64], epoch: u64) -> Placement {
-        let members = numbers.iter().map(|number| Member { raft_id: 100 + number, server: ServerId(*number) }).collect();
+        let members = numbers
+            .iter()
+            .map(|number| Member { raft_id: 100 + number, server: ServerId(*number) })
+            .collect();
         Placement { partition: P, members, epoch }
     }
 
@@ -272,7 +282,11 @@ mod tests {
         routes.place(&servers(&[4, 5, 6], 1));
         assert_eq!(routes.next(P, &[]), Some(ServerId(3)));
         routes.place(&servers(&[1, 2, 4], 3));
-        assert_eq!((routes.leader(P), routes.next(P, &[])), (None, Some(ServerId(1))), "who is no member does not lead");
+        assert_eq!(
+            (routes.leader(P), routes.next(P, &[])),
+            (None, Some(ServerId(1))),
+            "who is no member does not lead"
+        );
         let news = News { placement: servers(&[1, 2, 4], 3), leader: Some(leader(4, 8)) };
         routes.follow(&BTreeMap::from([(P, news)]));
         assert_eq!((routes.leader(P), routes.count()), (Some(leader(4, 8)), (1, 1)));

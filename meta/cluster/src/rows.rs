@@ -1,10 +1,13 @@
-//! Requests on rows, from a proxy to the replica that leads their partition, and from the network into that replica.
+//! Requests on rows, from a proxy to the replica that leads their partition, and from the
+//! network into that replica.
 //!
 //! # Life of a call
 //! 1. When the leader is in this process, the call is a function call.
-//! 2. Else the believed leader is asked over the network ([`Routes`]). Who does not lead says so, and who does if it knows: that
-//!    one is asked next, without a pause; a few hops at most, nobody twice but for news of a later term.
-//! 3. When nobody leads, the caller is told [`CallError::NoLeader`] and tries again after a pause, until its deadline.
+//! 2. Else the believed leader is asked over the network ([`Routes`]). Who does not lead
+//!    says so, and who does if it knows: that one is asked next, without a pause; a few
+//!    hops at most, nobody twice but for news of a later term.
+//! 3. When nobody leads, the caller is told [`CallError::NoLeader`] and tries again after
+//!    a pause, until its deadline.
 //!
 //! # Layout
 //! ```text
@@ -14,9 +17,11 @@
 //! ```
 //!
 //! # Invariants
-//! - A write is sent on again only when it is certain that it was not proposed; a write that was lost on the way is
-//!   [`CallError::Unknown`] (`tests/rows.rs`, `a_write_that_was_lost_is_not_sent_again`, `no_write_is_applied_twice`).
-//! - A call ends: hops are bounded, and each has a timeout (`tests/rows.rs`, `hints_that_loop_end`).
+//! - A write is sent on again only when it is certain that it was not proposed; a write
+//!   that was lost on the way is [`CallError::Unknown`] (`tests/rows.rs`,
+//!   `a_write_that_was_lost_is_not_sent_again`, `no_write_is_applied_twice`).
+//! - A call ends: hops are bounded, and each has a timeout (`tests/rows.rs`,
+//!   `hints_that_loop_end`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,8 +41,9 @@ const VERSION: u8 = 1;
 /// Servers asked in one call, at most.
 const HOPS_MAX: usize = 5;
 
-/// A question to the server of a replica, whether it leads or not ([`Service::Sync`]): to be answered with nothing once the replica has applied an entry
-/// and has its log on disk, or with why that can't be said.
+/// A question to the server of a replica, whether it leads or not ([`Service::Sync`]): to
+/// be answered with nothing once the replica has applied an entry and has its log on
+/// disk, or with why that can't be said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncCopy {
     /// Of which partition.
@@ -66,16 +72,23 @@ pub trait Replicas<Q, A>: Call<Q, A> {
     /// This process.
     fn server(&self) -> ServerId;
 
-    /// Who leads a partition, as its replica here sees it; `None`: there is none here, or it knows of no leader.
+    /// Who leads a partition, as its replica here sees it; `None`: there is none here, or
+    /// it knows of no leader.
     fn leader(&self, partition: PartitionId) -> Option<Leader>;
 }
 
 /// What carries bodies to other servers: the network, or a test's.
 pub trait Carrier: Send + Sync + 'static {
     /// Sends a request and waits for its response.
-    fn carry(&self, to: ServerId, body: Bytes, timeout: Duration) -> impl Future<Output = Result<Bytes, NetError>> + Send;
+    fn carry(
+        &self,
+        to: ServerId,
+        body: Bytes,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Bytes, NetError>> + Send;
 
-    /// Whether there is a connection: what was not sent over it was too much at once, and the server is as it was.
+    /// Whether there is a connection: what was not sent over it was too much at once, and
+    /// the server is as it was.
     fn is_up(&self, server: ServerId) -> bool;
 }
 
@@ -96,7 +109,8 @@ enum Said<A> {
     Answer(A),
     /// No answer, and why; never `NoLeader`.
     Failed(CallError),
-    /// Nothing was proposed: it does not lead. Who does, if it knows, and what it is doing.
+    /// Nothing was proposed: it does not lead. Who does, if it knows, and what it is
+    /// doing.
     NotLeader { hint: Option<Leader>, why: String },
     /// Nothing was done: it cannot read the request.
     Strange(String),
@@ -119,9 +133,10 @@ where
 {
     /// A door to the servers that `routes` names.
     ///
-    /// `local`: the replicas of this process, called without a network. `is_read`: whether a request changes nothing, so that it may
-    /// be sent again whatever became of it. `timeout`: after so long a request that was sent is given up; dead connections are
-    /// noticed sooner.
+    /// `local`: the replicas of this process, called without a network. `is_read`:
+    /// whether a request changes nothing, so that it may be sent again whatever became of
+    /// it. `timeout`: after so long a request that was sent is given up; dead connections
+    /// are noticed sooner.
     pub fn new(
         carrier: C,
         routes: Arc<Routes>,
@@ -135,7 +150,9 @@ where
     async fn carry(&self, partition: PartitionId, request: Q) -> Result<A, CallError> {
         if let Some(local) = &self.local {
             match local.leader(partition) {
-                Some(leader) if leader.server == local.server() => return call_local(local.as_ref(), partition, request).await,
+                Some(leader) if leader.server == local.server() => {
+                    return call_local(local.as_ref(), partition, request).await;
+                }
                 Some(leader) => self.routes.learn(partition, leader),
                 None => {}
             }
@@ -168,7 +185,8 @@ where
                         if let Some(hint) = hint {
                             self.routes.learn(partition, hint);
                             if hint.term > term {
-                                // It may name one that did not lead yet when it was asked.
+                                // It may name one that did not lead yet when it was
+                                // asked.
                                 term = hint.term;
                                 tried.retain(|server| *server != hint.server);
                             }
@@ -186,29 +204,41 @@ where
                     Err(bad) => return Err(CallError::Unknown(bad)),
                 },
                 // It has too much to do. A pause helps, asking others does not.
-                Err(NetError::NotSent(told)) if self.carrier.is_up(server) => return Err(CallError::NoLeader(told)),
+                Err(NetError::NotSent(told)) if self.carrier.is_up(server) => {
+                    return Err(CallError::NoLeader(told));
+                }
                 Err(NetError::NotSent(told)) => {
                     self.routes.avoid(partition, server);
                     why = told;
                 }
                 Err(NetError::TooLarge(told)) => return Err(CallError::TooLarge(told)),
-                // The answer is too large, or the service has panicked: again would be no better.
+                // The answer is too large, or the service has panicked: again would be no
+                // better.
                 Err(NetError::Refused(told)) if is_read => return Err(CallError::Fault(told)),
                 Err(NetError::Refused(told)) => return Err(CallError::Unknown(told)),
                 Err(NetError::Lost(told)) => {
                     self.routes.avoid(partition, server);
-                    return Err(if is_read || sends_twice() { CallError::NoLeader(told) } else { CallError::Unknown(told) });
+                    return Err(if is_read || sends_twice() {
+                        CallError::NoLeader(told)
+                    } else {
+                        CallError::Unknown(told)
+                    });
                 }
             }
         }
         if self.routes.is_dropped(partition.table) {
             return Err(CallError::NoTable);
         }
-        Err(CallError::NoLeader(if why.is_empty() { "none of its replicas is known to lead".to_owned() } else { why }))
+        Err(CallError::NoLeader(if why.is_empty() {
+            "none of its replicas is known to lead".to_owned()
+        } else {
+            why
+        }))
     }
 }
 
-/// In a test build (`storage/engine/src/mutants.rs`) that is to apply a retry twice, a lost write is sent again.
+/// In a test build (`storage/engine/src/mutants.rs`) that is to apply a retry twice, a
+/// lost write is sent again.
 #[cfg(feature = "mutants")]
 fn sends_twice() -> bool {
     std::env::var("BRIDLE_MUTANT").is_ok_and(|mutant| mutant == "apply-a-retry-twice")
@@ -219,10 +249,17 @@ const fn sends_twice() -> bool {
     false
 }
 
-/// The leader is here. When it has just lost its leadership, the next try finds the new one.
-async fn call_local<Q: 'static, A: 'static>(local: &dyn Replicas<Q, A>, partition: PartitionId, request: Q) -> Result<A, CallError> {
+/// The leader is here. When it has just lost its leadership, the next try finds the new
+/// one.
+async fn call_local<Q: 'static, A: 'static>(
+    local: &dyn Replicas<Q, A>,
+    partition: PartitionId,
+    request: Q,
+) -> Result<A, CallError> {
     match local.call(partition, request).await {
-        Err(CallError::NoTable) => Err(CallError::NoLeader("its replica has left this server".to_owned())),
+        Err(CallError::NoTable) => {
+            Err(CallError::NoLeader("its replica has left this server".to_owned()))
+        }
         other => other,
     }
 }
@@ -242,8 +279,13 @@ where
     }
 }
 
-/// Answers a request from the network out of this process's replicas: reads at once when they can be, everything else later.
-pub fn serve_rows<Q, A>(replicas: &Arc<dyn Replicas<Q, A>>, is_read: fn(&Q) -> bool, body: &[u8]) -> Answer
+/// Answers a request from the network out of this process's replicas: reads at once when
+/// they can be, everything else later.
+pub fn serve_rows<Q, A>(
+    replicas: &Arc<dyn Replicas<Q, A>>,
+    is_read: fn(&Q) -> bool,
+    body: &[u8],
+) -> Answer
 where
     Q: DeserializeOwned + Send + Sync + 'static,
     A: Serialize + Send + 'static,
@@ -261,7 +303,10 @@ where
     }
     let leader = replicas.leader(partition);
     if leader.is_some_and(|leader| leader.server != replicas.server()) {
-        return Answer::Now(encode(&Said::<A>::NotLeader { hint: leader, why: "another replica leads".to_owned() }));
+        return Answer::Now(encode(&Said::<A>::NotLeader {
+            hint: leader,
+            why: "another replica leads".to_owned(),
+        }));
     }
     let replicas = replicas.clone();
     Answer::Later(Box::pin(async move {
@@ -279,11 +324,16 @@ fn if_large<R>(bytes: usize, work: impl FnOnce() -> R) -> R {
     if bytes >= LARGE_BYTES { blocking::in_place(work) } else { work() }
 }
 
-fn said<Q: 'static, A: 'static>(replicas: &dyn Replicas<Q, A>, partition: PartitionId, answer: Result<A, CallError>) -> Said<A> {
+fn said<Q: 'static, A: 'static>(
+    replicas: &dyn Replicas<Q, A>,
+    partition: PartitionId,
+    answer: Result<A, CallError>,
+) -> Said<A> {
     match answer {
         Ok(answer) => Said::Answer(answer),
         Err(CallError::NoLeader(why)) => {
-            let other = replicas.leader(partition).filter(|leader| leader.server != replicas.server());
+            let other =
+                replicas.leader(partition).filter(|leader| leader.server != replicas.server());
             Said::NotLeader { hint: other, why }
         }
         Err(error) => Said::Failed(error),
@@ -314,7 +364,8 @@ impl postcard::ser_flavors::Flavor for Body {
 fn encode<T: Serialize>(message: &T) -> Result<Bytes, String> {
     let mut body = BytesMut::with_capacity(256);
     body.put_u8(VERSION);
-    postcard::serialize_with_flavor(message, Body(body)).map_err(|error| format!("a message cannot be encoded: {error}"))
+    postcard::serialize_with_flavor(message, Body(body))
+        .map_err(|error| format!("a message cannot be encoded: {error}"))
 }
 
 fn encode_request<Q: Serialize>(partition: PartitionId, request: &Q) -> Result<Bytes, CallError> {
@@ -323,8 +374,11 @@ fn encode_request<Q: Serialize>(partition: PartitionId, request: &Q) -> Result<B
 
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     match body.split_first() {
-        Some((&VERSION, rest)) => postcard::from_bytes(rest).map_err(|error| format!("a message on rows cannot be read: {error}")),
-        Some((version, _)) => Err(format!("a message on rows has version {version}, this server knows {VERSION}")),
+        Some((&VERSION, rest)) => postcard::from_bytes(rest)
+            .map_err(|error| format!("a message on rows cannot be read: {error}")),
+        Some((version, _)) => {
+            Err(format!("a message on rows has version {version}, this server knows {VERSION}"))
+        }
         None => Err("a message on rows is empty".to_owned()),
     }
 }

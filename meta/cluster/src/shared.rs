@@ -1,13 +1,17 @@
 //! Many who ask the same at one time share one question.
 //!
-//! An answer must be of a moment after its asker came, and a question that was under way by then may be answered out of an earlier one. So who
-//! comes waits for that one to end and shares the next, which is put once for all who wait: whatever the crowd, there is one question about a
-//! thing at a time.
+//! An answer must be of a moment after its asker came, and a question that was under way
+//! by then may be answered out of an earlier one. So who comes waits for that one to end
+//! and shares the next, which is put once for all who wait: whatever the crowd, there is
+//! one question about a thing at a time.
 //!
 //! # Invariants
-//! - An answer is to a question that was put after its asker came (`nobody_is_told_of_a_moment_before_it_came`).
-//! - Whoever puts a question may leave: the next in line puts it again (`who_leaves_holds_nobody_up`).
-//! - Nothing is kept of what nobody asks about (`nothing_is_kept_of_what_nobody_asks_about`).
+//! - An answer is to a question that was put after its asker came
+//!   (`nobody_is_told_of_a_moment_before_it_came`).
+//! - Whoever puts a question may leave: the next in line puts it again
+//!   (`who_leaves_holds_nobody_up`).
+//! - Nothing is kept of what nobody asks about
+//!   (`nothing_is_kept_of_what_nobody_asks_about`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +28,8 @@ pub(crate) struct Shared<T> {
 struct Line<T> {
     /// Questions put so far.
     put: AtomicU64,
-    /// The last answer, with the number of its question. Locked while a question is under way.
+    /// The last answer, with the number of its question. Locked while a question is under
+    /// way.
     last: tokio::sync::Mutex<Option<(u64, T)>>,
 }
 
@@ -35,7 +40,8 @@ impl<T> Default for Shared<T> {
 }
 
 impl<T: Clone> Shared<T> {
-    /// The answer to `question`, or to one that somebody else has put about the same since this was called.
+    /// The answer to `question`, or to one that somebody else has put about the same
+    /// since this was called.
     pub(crate) async fn ask(&self, about: &str, question: impl Future<Output = T>) -> T {
         let line = self.line(about);
         let before = line.put.load(Ordering::SeqCst);
@@ -76,11 +82,16 @@ mod tests {
         let (answer, answered) = oneshot::channel();
         let mut first = Box::pin(shared.ask("a", async { answered.await.unwrap() }));
         assert_eq!(first.as_mut().now_or_never(), None);
-        // They come while the first question is under way, which may be answered as it was before they came.
+        // They come while the first question is under way, which may be answered as it
+        // was before they came.
         let mut second = Box::pin(shared.ask("a", async { 2 }));
         let mut third = Box::pin(shared.ask("a", async { 3 }));
         assert_eq!((second.as_mut().now_or_never(), third.as_mut().now_or_never()), (None, None));
-        assert_eq!(shared.ask("b", async { 4 }).await, 4, "what others ask about is in nobody's way");
+        assert_eq!(
+            shared.ask("b", async { 4 }).await,
+            4,
+            "what others ask about is in nobody's way"
+        );
         answer.send(1).unwrap();
         assert_eq!(first.await, 1);
         assert_eq!((second.await, third.await), (2, 2), "one question for both");

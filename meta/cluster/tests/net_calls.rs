@@ -23,9 +23,13 @@ async fn a_call_is_answered_now_or_later_or_refused() {
     assert_eq!(ask(&net, "later").await.unwrap(), "later");
     assert_eq!(ask(&net, "?").await, Err(NetError::Refused("refused on purpose".to_owned())));
     assert_eq!(ask(&net, "").await, Err(NetError::Refused("refused on purpose".to_owned())));
-    assert_eq!(ask(&net, "panic").await, Err(NetError::Refused("the service has broken off".to_owned())));
+    assert_eq!(
+        ask(&net, "panic").await,
+        Err(NetError::Refused("the service has broken off".to_owned()))
+    );
     assert_eq!(ask(&net, "me").await.unwrap(), "0000000000000001 None host1:1 Rows");
-    let by_address = net.call(To::Address(served.address.clone()), Service::Meta, "me".into(), LONG).await;
+    let by_address =
+        net.call(To::Address(served.address.clone()), Service::Meta, "me".into(), LONG).await;
     assert_eq!(by_address.unwrap(), "0000000000000001 None host1:1 Meta");
     assert_eq!(ask(&net, "now").await.unwrap(), "now");
 }
@@ -38,7 +42,13 @@ async fn many_calls_are_answered_in_any_order() {
             let net = net.clone();
             async move {
                 let wait = ((u32::from(at) * 7919) % 50) as u16;
-                let body = [&[b"nlw"[usize::from(at) % 3]][..], &wait.to_le_bytes(), &at.to_le_bytes(), &vec![1; usize::from(at)]].concat();
+                let body = [
+                    &[b"nlw"[usize::from(at) % 3]][..],
+                    &wait.to_le_bytes(),
+                    &at.to_le_bytes(),
+                    &vec![1; usize::from(at)],
+                ]
+                .concat();
                 (ask(&net, body.clone()).await, Bytes::from(body), at)
             }
         })
@@ -61,12 +71,16 @@ async fn large_frames_pass_and_larger_ones_are_refused() {
     net.learn(ServerId(2), &served.address);
     let large = Bytes::from([b"n", &vec![3; (1 << 20) - 1][..]].concat());
     assert_eq!(ask(&net, large.clone()).await.unwrap(), large);
-    let Err(NetError::TooLarge(why)) = ask(&net, [&large[..], b"."].concat()).await else { panic!("not sent") };
+    let Err(NetError::TooLarge(why)) = ask(&net, [&large[..], b"."].concat()).await else {
+        panic!("not sent")
+    };
     assert!(why.contains("1048577") && why.contains("1048576"), "{why}");
     // Answers go by what the dialer takes: 64 MiB.
     let bytes = |count: u32| Bytes::from([b"b", &count.to_le_bytes()[..]].concat());
     assert_eq!(ask(&net, bytes(40 << 20)).await.unwrap().len(), 40 << 20);
-    let Err(NetError::Refused(why)) = ask(&net, bytes((64 << 20) + 1)).await else { panic!("refused") };
+    let Err(NetError::Refused(why)) = ask(&net, bytes((64 << 20) + 1)).await else {
+        panic!("refused")
+    };
     assert!(why.contains("67108865"), "{why}");
     assert_eq!(ask(&net, "now").await.unwrap(), "now");
 }
@@ -85,9 +99,12 @@ async fn raft_and_bulk_have_connections_of_their_own() {
 /// Whatever the clients' runtime is busy with, Raft's messages are handled.
 #[test]
 fn raft_is_served_while_the_other_runtime_is_stuck() {
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    };
     let (clients, raft) = (runtime(), runtime());
-    let with_raft = |server| NetOptions { raft_runtime: Some(raft.handle().clone()), ..options(server) };
+    let with_raft =
+        |server| NetOptions { raft_runtime: Some(raft.handle().clone()), ..options(server) };
     let (served, net) = clients.block_on(async {
         let served = serve(with_raft(2)).await;
         let net = Net::new(with_raft(1)).unwrap();
@@ -106,10 +123,13 @@ fn raft_is_served_while_the_other_runtime_is_stuck() {
     drop(served);
 }
 
-/// What a process that stops leaves unanswered is no refusal, which would be the last word on it.
+/// What a process that stops leaves unanswered is no refusal, which would be the last
+/// word on it.
 #[test]
 fn a_call_that_a_stopping_process_drops_is_lost() {
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    };
     let (callers, servers) = (runtime(), runtime());
     let served = servers.block_on(serve(options(2)));
     let (calls, net) = callers.block_on(async {
@@ -130,12 +150,19 @@ fn a_call_that_a_stopping_process_drops_is_lost() {
     drop((net, served));
 }
 
-/// A long command at one server: what others asked of it is answered late and not lost, and everything else goes on.
+/// A long command at one server: what others asked of it is answered late and not lost,
+/// and everything else goes on.
 #[test]
 fn a_service_that_blocks_silences_no_connection() {
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    };
     let (rows, net) = (runtime(), runtime());
-    let quick = |server| NetOptions { rows_runtime: Some(rows.handle().clone()), ping_every: Duration::from_millis(50), ..options(server) };
+    let quick = |server| NetOptions {
+        rows_runtime: Some(rows.handle().clone()),
+        ping_every: Duration::from_millis(50),
+        ..options(server)
+    };
     net.block_on(async {
         let served = serve(quick(2)).await;
         let client = Net::new(quick(1)).unwrap();
@@ -187,7 +214,8 @@ async fn who_is_killed_in_the_middle_of_a_call_leaves_it_lost() {
     assert_eq!(ask_again(&net).await, 0);
 }
 
-/// Asks until it is answered, and counts the failures, which must all be safe to try again.
+/// Asks until it is answered, and counts the failures, which must all be safe to try
+/// again.
 async fn ask_again(net: &std::sync::Arc<Net>) -> usize {
     let started = Instant::now();
     let mut failures = 0;
@@ -205,7 +233,9 @@ async fn ask_again(net: &std::sync::Arc<Net>) -> usize {
 #[tokio::test]
 async fn who_is_not_there_is_known_at_once_and_found_again_soon() {
     let net = Net::new(options(1)).unwrap();
-    assert!(matches!(ask(&net, "now").await, Err(NetError::NotSent(why)) if why.contains("no address")));
+    assert!(
+        matches!(ask(&net, "now").await, Err(NetError::NotSent(why)) if why.contains("no address"))
+    );
     let address = free_address().await;
     net.learn(ServerId(2), &address);
     for _ in 0..300 {
@@ -253,7 +283,8 @@ async fn who_never_greets_holds_up_nobody_else() {
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (net, _served) = pair().await;
     net.learn(ServerId(3), &mute.local_addr().unwrap().to_string());
-    let to_mute = net.call(To::Server(ServerId(3)), Service::Rows, "now".into(), Duration::from_millis(300));
+    let to_mute =
+        net.call(To::Server(ServerId(3)), Service::Rows, "now".into(), Duration::from_millis(300));
     let to_other = async {
         let started = Instant::now();
         ask(&net, "now").await.unwrap();
@@ -264,8 +295,8 @@ async fn who_never_greets_holds_up_nobody_else() {
     assert!(other < Duration::from_millis(250), "it took {other:?}");
 }
 
-/// The network swallows everything: what was sent is lost at its deadline, the connection is found dead within 2.4 s without any traffic,
-/// and it is made again.
+/// The network swallows everything: what was sent is lost at its deadline, the connection
+/// is found dead within 2.4 s without any traffic, and it is made again.
 #[tokio::test]
 async fn a_silent_death_is_noticed() {
     let served = serve(options(2)).await;
@@ -305,7 +336,8 @@ async fn an_idle_connection_lives() {
     assert!(idle.is_err(), "the connection was lost: {:?}", channel.failure());
 }
 
-/// Frames that still wait when the caller's time is over are withdrawn: certainly not sent. What the socket took is lost.
+/// Frames that still wait when the caller's time is over are withdrawn: certainly not
+/// sent. What the socket took is lost.
 #[tokio::test]
 async fn what_waits_behind_a_full_socket_is_not_sent() {
     let served = serve(options(2)).await;

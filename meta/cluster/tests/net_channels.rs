@@ -34,7 +34,9 @@ async fn messages_go_both_ways_in_order() {
     let (ours, theirs) = both_ends(&net, &mut served).await;
     let (other, mut other_end) = both_ends(&net, &mut served).await;
     // More than the windows hold, of all sizes.
-    let message = |at: u32| Bytes::from([&at.to_le_bytes()[..], &vec![at as u8; (at as usize * 7919) % 3000]].concat());
+    let message = |at: u32| {
+        Bytes::from([&at.to_le_bytes()[..], &vec![at as u8; (at as usize * 7919) % 3000]].concat())
+    };
     let mut tasks = Vec::new();
     for channel in [ours, theirs] {
         let (sender, mut receiver) = channel.split();
@@ -44,7 +46,9 @@ async fn messages_go_both_ways_in_order() {
                     sender.send(message(at)).await.unwrap();
                 }
             };
-            timeout(LONG, async { tokio::join!(sending, receive(&mut receiver, message)) }).await.unwrap();
+            timeout(LONG, async { tokio::join!(sending, receive(&mut receiver, message)) })
+                .await
+                .unwrap();
             // Until the other side has read everything, too.
             (sender, receiver)
         }));
@@ -108,7 +112,8 @@ async fn a_lost_connection_ends_channels_and_says_why() {
     both_ends(&net, &mut served).await;
 }
 
-/// A consumer that does not read stops its sender at the window; calls and other channels of the same connection go on.
+/// A consumer that does not read stops its sender at the window; calls and other channels
+/// of the same connection go on.
 #[tokio::test]
 async fn a_slow_consumer_holds_its_sender_back() {
     let (net, mut served) = pair().await;

@@ -10,7 +10,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cluster::ServerId;
-use cluster::net::{ClusterId, Net, NetError, NetOptions, NetSetupError, NetTls, Secret, Service, To};
+use cluster::net::{
+    ClusterId, Net, NetError, NetOptions, NetSetupError, NetTls, Secret, Service, To,
+};
 use kit::{LONG, ask, options, serve, until};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -36,8 +38,10 @@ async fn meet(dialer: NetOptions, acceptor: NetOptions) -> Result<String, String
 
 #[tokio::test]
 async fn the_secret_is_asked_for_both_ways() {
-    let with =
-        |server: u64, secret: Option<&str>| NetOptions { secret: secret.map(|secret| Secret::new(secret).unwrap()), ..options(server) };
+    let with = |server: u64, secret: Option<&str>| NetOptions {
+        secret: secret.map(|secret| Secret::new(secret).unwrap()),
+        ..options(server)
+    };
     let right = Some("correct horse battery staple");
     meet(with(1, right), with(2, right)).await.unwrap();
     for (ours, theirs, word) in [
@@ -55,12 +59,21 @@ async fn the_secret_is_asked_for_both_ways() {
 
 #[tokio::test]
 async fn clusters_do_not_mix() {
-    let of = |server: u64, cluster: Option<u64>| NetOptions { cluster: cluster.map(ClusterId), ..options(server) };
-    assert_eq!(meet(of(1, Some(7)), of(2, Some(7))).await.unwrap(), "0000000000000001 Some(ClusterId(7)) host1:1 Rows");
+    let of = |server: u64, cluster: Option<u64>| NetOptions {
+        cluster: cluster.map(ClusterId),
+        ..options(server)
+    };
+    assert_eq!(
+        meet(of(1, Some(7)), of(2, Some(7))).await.unwrap(),
+        "0000000000000001 Some(ClusterId(7)) host1:1 Rows"
+    );
     meet(of(1, Some(7)), of(2, None)).await.unwrap();
     meet(of(1, None), of(2, Some(7))).await.unwrap();
     let why = meet(of(1, Some(7)), of(2, Some(8))).await.unwrap_err();
-    assert!(why.contains("cluster 0000000000000007") && why.contains("cluster 0000000000000008"), "{why}");
+    assert!(
+        why.contains("cluster 0000000000000007") && why.contains("cluster 0000000000000008"),
+        "{why}"
+    );
 }
 
 /// Who joins a cluster leaves those of another, which it met when it knew no better.
@@ -82,7 +95,10 @@ async fn joining_a_cluster_ends_connections_with_another() {
 #[tokio::test]
 async fn another_server_at_the_address_is_refused() {
     let why = meet(options(1), options(3)).await.unwrap_err();
-    assert!(why.contains("server 0000000000000002 was called, and server 0000000000000003 answers"), "{why}");
+    assert!(
+        why.contains("server 0000000000000002 was called, and server 0000000000000003 answers"),
+        "{why}"
+    );
 }
 
 struct Authority(rcgen::Certificate, Issuer<'static, KeyPair>);
@@ -96,9 +112,16 @@ fn authority() -> Authority {
 }
 
 /// A certificate of `authority` for `name`, trusting in `trusted`.
-fn tls(directory: &std::path::Path, what: &str, authority: &Authority, trusted: &Authority, name: &str) -> NetTls {
+fn tls(
+    directory: &std::path::Path,
+    what: &str,
+    authority: &Authority,
+    trusted: &Authority,
+    name: &str,
+) -> NetTls {
     let key = KeyPair::generate().unwrap();
-    let cert = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &authority.1).unwrap();
+    let cert =
+        CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &authority.1).unwrap();
     let file = |kind: &str| directory.join(format!("{what}.{kind}.pem"));
     std::fs::write(file("ca"), trusted.0.pem()).unwrap();
     std::fs::write(file("cert"), cert.pem()).unwrap();
@@ -114,10 +137,18 @@ async fn who_shows_no_certificate_of_ours_is_not_let_in() {
     let good = tls(directory.path(), "good", &ours, &ours, "127.0.0.1");
     meet(with(1, Some(good.clone())), with(2, Some(good.clone()))).await.unwrap();
     // The secret goes on top.
-    let secret = |options: NetOptions, secret: &str| NetOptions { secret: Some(Secret::new(secret).unwrap()), ..options };
-    meet(secret(with(1, Some(good.clone())), "a"), secret(with(2, Some(good.clone())), "a")).await.unwrap();
-    meet(secret(with(1, Some(good.clone())), "a"), secret(with(2, Some(good.clone())), "b")).await.unwrap_err();
-    // Signed by somebody else, either side; trusting in somebody else; no TLS at all, either side.
+    let secret = |options: NetOptions, secret: &str| NetOptions {
+        secret: Some(Secret::new(secret).unwrap()),
+        ..options
+    };
+    meet(secret(with(1, Some(good.clone())), "a"), secret(with(2, Some(good.clone())), "a"))
+        .await
+        .unwrap();
+    meet(secret(with(1, Some(good.clone())), "a"), secret(with(2, Some(good.clone())), "b"))
+        .await
+        .unwrap_err();
+    // Signed by somebody else, either side; trusting in somebody else; no TLS at all,
+    // either side.
     let theirs = tls(directory.path(), "theirs", &others, &ours, "127.0.0.1");
     let trusting = tls(directory.path(), "trusting", &ours, &others, "127.0.0.1");
     for (dialer, acceptor) in [
@@ -129,7 +160,12 @@ async fn who_shows_no_certificate_of_ours_is_not_let_in() {
     ] {
         meet(with(1, dialer.cloned()), with(2, acceptor.cloned())).await.unwrap_err();
     }
-    meet(with(1, Some(good.clone())), NetOptions { handshake_timeout: Duration::from_millis(500), ..options(2) }).await.unwrap_err();
+    meet(
+        with(1, Some(good.clone())),
+        NetOptions { handshake_timeout: Duration::from_millis(500), ..options(2) },
+    )
+    .await
+    .unwrap_err();
     // The name counts: the address's host, or the one that was agreed upon.
     let named = tls(directory.path(), "named", &ours, &ours, "bridle");
     let why = meet(with(1, Some(good.clone())), with(2, Some(named.clone()))).await.unwrap_err();
@@ -147,10 +183,16 @@ async fn who_shows_no_certificate_of_ours_is_not_let_in() {
     assert!(error.contains("none.pem"), "{error}");
 }
 
-/// Connections that never greet are closed, and there is a cap on them; who belongs here gets in again when they have gone.
+/// Connections that never greet are closed, and there is a cap on them; who belongs here
+/// gets in again when they have gone.
 #[tokio::test]
 async fn silent_strangers_are_few_and_short() {
-    let served = serve(NetOptions { half_open_max: 4, handshake_timeout: Duration::from_millis(400), ..options(2) }).await;
+    let served = serve(NetOptions {
+        half_open_max: 4,
+        handshake_timeout: Duration::from_millis(400),
+        ..options(2)
+    })
+    .await;
     let mut strangers = Vec::new();
     for _ in 0..10 {
         strangers.push(TcpStream::connect(&served.address).await.unwrap());
@@ -171,7 +213,13 @@ async fn silent_strangers_are_few_and_short() {
 /// One address can't take all places of those who have not greeted.
 #[tokio::test]
 async fn a_stranger_keeps_nobody_else_out() {
-    let served = serve(NetOptions { half_open_max: 8, half_open_each_max: 2, handshake_timeout: LONG, ..options(2) }).await;
+    let served = serve(NetOptions {
+        half_open_max: 8,
+        half_open_each_max: 2,
+        handshake_timeout: LONG,
+        ..options(2)
+    })
+    .await;
     let mut strangers = Vec::new();
     for _ in 0..8 {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
@@ -192,14 +240,17 @@ async fn greeted(address: &str) -> TcpStream {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let net = Net::new(options(9)).unwrap();
     let near = listener.local_addr().unwrap().to_string();
-    let dialing = tokio::spawn(async move { net.call(To::Address(near), Service::Rows, "x".into(), Duration::from_secs(1)).await });
+    let dialing = tokio::spawn(async move {
+        net.call(To::Address(near), Service::Rows, "x".into(), Duration::from_secs(1)).await
+    });
     let (mut dialer, _) = listener.accept().await.unwrap();
     let mut stream = TcpStream::connect(address).await.unwrap();
     // Passes hello, challenge, proof and welcome on; then the stream is ours.
     let pass = async |from: &mut TcpStream, to: &mut TcpStream, preface: usize| {
         let mut start = vec![0; preface + 2];
         from.read_exact(&mut start).await.unwrap();
-        let mut body = vec![0; usize::from(u16::from_le_bytes([start[preface], start[preface + 1]]))];
+        let mut body =
+            vec![0; usize::from(u16::from_le_bytes([start[preface], start[preface + 1]]))];
         from.read_exact(&mut body).await.unwrap();
         to.write_all(&[start, body].concat()).await.unwrap();
     };
@@ -214,16 +265,19 @@ async fn greeted(address: &str) -> TcpStream {
 
 #[tokio::test]
 async fn garbage_closes_the_connection_and_nothing_else() {
-    let served = serve(NetOptions { handshake_timeout: Duration::from_millis(300), ..options(2) }).await;
+    let served =
+        serve(NetOptions { handshake_timeout: Duration::from_millis(300), ..options(2) }).await;
     let net = Net::new(options(1)).unwrap();
     net.learn(ServerId(2), &served.address);
     ask(&net, "now").await.unwrap();
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(150));
     let garbage = prop::collection::vec(any::<u8>(), 1..300);
     let hello = &b"\x01bridle\x01\x00"[..];
-    // A channel's message and credit for none; an end of none; a channel opened twice; unknown kinds; calls that dialers only make.
-    let frame =
-        |kind: u8, id: u64, body: &[u8]| [&(10 + body.len() as u32).to_le_bytes()[..], &[kind, 1], &id.to_le_bytes(), body].concat();
+    // A channel's message and credit for none; an end of none; a channel opened twice;
+    // unknown kinds; calls that dialers only make.
+    let frame = |kind: u8, id: u64, body: &[u8]| {
+        [&(10 + body.len() as u32).to_le_bytes()[..], &[kind, 1], &id.to_le_bytes(), body].concat()
+    };
     for at in 0..150 {
         let mut bytes = garbage.new_tree(&mut runner).unwrap().current();
         let (mut stream, start) = match at % 3 {
@@ -246,7 +300,8 @@ async fn garbage_closes_the_connection_and_nothing_else() {
         let _ = stream.write_all(&[start, &bytes].concat()).await;
         let _ = stream.shutdown().await;
         let mut rest = Vec::new();
-        let _ = tokio::time::timeout(LONG, stream.read_to_end(&mut rest)).await.expect("it is closed");
+        let _ =
+            tokio::time::timeout(LONG, stream.read_to_end(&mut rest)).await.expect("it is closed");
     }
     assert_eq!(ask(&net, "now").await.unwrap(), "now");
     assert!(net.is_connected(&To::Server(ServerId(2))));
@@ -258,7 +313,8 @@ async fn garbage_closes_the_connection_and_nothing_else() {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         }
     });
-    let error = net.call(To::Server(ServerId(3)), Service::Rows, "x".into(), LONG).await.unwrap_err();
+    let error =
+        net.call(To::Server(ServerId(3)), Service::Rows, "x".into(), LONG).await.unwrap_err();
     assert!(matches!(error, NetError::NotSent(_)), "{error}");
     until("it stays connected", || net.is_connected(&To::Server(ServerId(2)))).await;
 }

@@ -1,4 +1,5 @@
-//! Calls on rows find the leader wherever it goes, and no write is applied twice, whatever is lost on the way.
+//! Calls on rows find the leader wherever it goes, and no write is applied twice,
+//! whatever is lost on the way.
 #![allow(clippy::unwrap_used, reason = "tests may fail here")]
 
 use std::collections::HashMap;
@@ -157,7 +158,8 @@ impl World {
             world.servers.lock().insert(ServerId(id), Arc::new(server));
         }
         let routes = Arc::new(Routes::default());
-        let members = (1..=servers).map(|id| Member { raft_id: id + 100, server: ServerId(id) }).collect();
+        let members =
+            (1..=servers).map(|id| Member { raft_id: id + 100, server: ServerId(id) }).collect();
         routes.place(&Placement { partition: P, members, epoch: 1 });
         (world, routes)
     }
@@ -173,7 +175,8 @@ impl World {
     }
 
     fn believe(&self, who: u64, leader: u64, term: u64) {
-        *self.servers.lock()[&ServerId(who)].believed.lock() = Some(Leader { server: ServerId(leader), term });
+        *self.servers.lock()[&ServerId(who)].believed.lock() =
+            Some(Leader { server: ServerId(leader), term });
     }
 
     fn server(&self, id: u64) -> Arc<Server> {
@@ -200,7 +203,9 @@ fn door(world: &Arc<World>, routes: &Arc<Routes>, local: Option<u64>) -> Door {
 async fn insist(rows: &Door, add: Add, deadline: Instant) -> Result<(u64, u64), CallError> {
     loop {
         match rows.call(P, add.clone()).await {
-            Err(CallError::NoLeader(_)) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(1)).await,
+            Err(CallError::NoLeader(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(1)).await
+            }
             other => return other,
         }
     }
@@ -311,7 +316,9 @@ async fn a_write_that_was_lost_is_not_sent_again() {
     let (world, routes) = World::new(3);
     let rows = door(&world, &routes, None);
     world.lead(1, 1, &[]);
-    for (weather, sum) in [(Weather::RequestLost, 0), (Weather::AnswerLost, 1), (Weather::Refused, 1)] {
+    for (weather, sum) in
+        [(Weather::RequestLost, 0), (Weather::AnswerLost, 1), (Weather::Refused, 1)]
+    {
         routes.learn(P, Leader { server: ServerId(1), term: 1 });
         world.lead(1, 1, &[]);
         world.weather(1, &[weather]);
@@ -384,14 +391,21 @@ async fn a_replica_that_has_moved_away_is_no_dropped_table() {
     routes.follow(&Default::default());
     assert_eq!(rows.call(P, write(2)).await, Err(CallError::NoTable));
     let unheard = PartitionId { table: TableId(9), index: 0 };
-    assert!(matches!(rows.call(unheard, write(2)).await, Err(CallError::NoLeader(_))), "it may only not be known here yet");
+    assert!(
+        matches!(rows.call(unheard, write(2)).await, Err(CallError::NoLeader(_))),
+        "it may only not be known here yet"
+    );
 }
 
-/// Leaders move, die and lie; requests and answers are lost. Every write is applied once if it was acknowledged, at most once if its
-/// outcome is unknown, never if it was refused.
+/// Leaders move, die and lie; requests and answers are lost. Every write is applied once
+/// if it was acknowledged, at most once if its outcome is unknown, never if it was
+/// refused.
 #[tokio::test]
 async fn no_write_is_applied_twice() {
-    let seed: u64 = std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
+    let seed: u64 = std::env::var("BRIDLE_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(rand::random);
     eprintln!("BRIDLE_SEED={seed}");
     let mut state = seed | 1;
     let mut draw = move |below: u64| {
@@ -401,7 +415,11 @@ async fn no_write_is_applied_twice() {
         state % below
     };
     let (world, routes) = World::new(3);
-    let doors = [door(&world, &routes, None), door(&world, &routes, Some(1)), door(&world, &routes, Some(3))];
+    let doors = [
+        door(&world, &routes, None),
+        door(&world, &routes, Some(1)),
+        door(&world, &routes, Some(3)),
+    ];
     let (mut acknowledged, mut unknown, mut refused) = (0, 0, 0);
     for id in 0..4000 {
         match draw(10) {
@@ -410,7 +428,13 @@ async fn no_write_is_applied_twice() {
             2 => *world.leader.lock() = None,
             3 => world.believe(1 + draw(3), 1 + draw(3), draw(id + 1)),
             4 | 5 => {
-                let all = [Weather::NotSent, Weather::RequestLost, Weather::AnswerLost, Weather::Refused, Weather::Busy];
+                let all = [
+                    Weather::NotSent,
+                    Weather::RequestLost,
+                    Weather::AnswerLost,
+                    Weather::Refused,
+                    Weather::Busy,
+                ];
                 world.weather(1 + draw(3), &[all[draw(5) as usize]]);
             }
             _ => {}
@@ -419,21 +443,35 @@ async fn no_write_is_applied_twice() {
         let answer = insist(rows, write(id), Instant::now() + Duration::from_millis(2)).await;
         let applied = world.applied.lock().get(&id).copied().unwrap_or(0);
         match answer {
-            Ok(_) => assert_eq!((applied, acknowledged += 1), (1, ()), "write {id} was acknowledged"),
-            Err(CallError::Unknown(_)) => assert!((applied, unknown += 1).0 <= 1, "write {id} has an unknown outcome"),
-            Err(CallError::NoLeader(_)) => assert_eq!((applied, refused += 1), (0, ()), "write {id} was refused"),
+            Ok(_) => {
+                assert_eq!((applied, acknowledged += 1), (1, ()), "write {id} was acknowledged")
+            }
+            Err(CallError::Unknown(_)) => {
+                assert!((applied, unknown += 1).0 <= 1, "write {id} has an unknown outcome")
+            }
+            Err(CallError::NoLeader(_)) => {
+                assert_eq!((applied, refused += 1), (0, ()), "write {id} was refused")
+            }
             Err(other) => panic!("{other}"),
         }
     }
     eprintln!("{acknowledged} acknowledged, {unknown} unknown, {refused} refused");
-    assert!(acknowledged > 500 && unknown > 50 && refused > 50, "the weather is too good or too bad to show anything");
+    assert!(
+        acknowledged > 500 && unknown > 50 && refused > 50,
+        "the weather is too good or too bad to show anything"
+    );
 }
 
 #[tokio::test]
 async fn strange_bodies_are_answered() {
     let (world, _) = World::new(1);
     let server: Arc<dyn Replicas<Add, (u64, u64)>> = world.server(1);
-    for body in [&b""[..], b"\x01", b"\x02\x01\x03\x01\x01", b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"] {
+    for body in [
+        &b""[..],
+        b"\x01",
+        b"\x02\x01\x03\x01\x01",
+        b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    ] {
         let Answer::Now(Ok(said)) = serve_rows(&server, is_read, body) else { panic!("{body:?}") };
         assert_eq!(said[..2], *b"\x01\x03", "version 1, the fourth variant");
     }
@@ -458,7 +496,10 @@ async fn version_1_is_frozen() {
     world.lead(1, 1, &[]);
     assert_eq!(serve(b"\x01\x01\x03\x05\x09").await, &b"\x01\x00\x01\x05"[..]);
     world.believe(1, 2, 300);
-    assert_eq!(serve(b"\x01\x01\x03\x05\x09").await, &b"\x01\x02\x01\x02\xac\x02\x15another replica leads"[..]);
+    assert_eq!(
+        serve(b"\x01\x01\x03\x05\x09").await,
+        &b"\x01\x02\x01\x02\xac\x02\x15another replica leads"[..]
+    );
     *world.server(1).believed.lock() = None;
     *world.server(1).has_replica.lock() = false;
     assert_eq!(serve(b"\x01\x01\x03\x05\x09").await, &b"\x01\x01\x03"[..]);

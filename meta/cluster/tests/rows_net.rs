@@ -1,4 +1,5 @@
-//! Calls on rows over real connections: from one process's end to another's, through a failover.
+//! Calls on rows over real connections: from one process's end to another's, through a
+//! failover.
 #![allow(clippy::unwrap_used, reason = "tests may fail here")]
 
 use std::sync::Arc;
@@ -36,7 +37,11 @@ struct Server {
 }
 
 impl Call<Request, (u64, Bytes)> for Server {
-    fn read_now(&self, _: PartitionId, request: &Request) -> Option<Result<(u64, Bytes), CallError>> {
+    fn read_now(
+        &self,
+        _: PartitionId,
+        request: &Request,
+    ) -> Option<Result<(u64, Bytes), CallError>> {
         let leads = self.world.leader.lock().is_some_and(|leader| leader.server == self.id);
         leads.then(|| Ok((self.world.sum.load(Relaxed), request.1.clone())))
     }
@@ -45,7 +50,9 @@ impl Call<Request, (u64, Bytes)> for Server {
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(1)).await;
             match *self.world.leader.lock() {
-                Some(leader) if leader.server == self.id => Ok((self.world.sum.fetch_add(request.0, Relaxed) + request.0, request.1)),
+                Some(leader) if leader.server == self.id => {
+                    Ok((self.world.sum.fetch_add(request.0, Relaxed) + request.0, request.1))
+                }
                 _ => Err(CallError::NoLeader("not me".to_owned())),
             }
         })
@@ -76,7 +83,9 @@ impl Services for Serving {
 }
 
 /// Starts servers, and gives a door to them, what they share, and what stops each.
-async fn start(count: u64) -> (Arc<Rows<Request, (u64, Bytes)>>, Arc<World>, Vec<CancellationToken>) {
+async fn start(
+    count: u64,
+) -> (Arc<Rows<Request, (u64, Bytes)>>, Arc<World>, Vec<CancellationToken>) {
     let world = Arc::new(World::default());
     let client = Net::new(NetOptions::new(ServerId(100), "127.0.0.1:1")).unwrap();
     let mut stops = Vec::new();
@@ -85,7 +94,8 @@ async fn start(count: u64) -> (Arc<Rows<Request, (u64, Bytes)>>, Arc<World>, Vec
         let address = listener.local_addr().unwrap().to_string();
         let net = Net::new(NetOptions::new(ServerId(id), &address)).unwrap();
         client.learn(ServerId(id), &address);
-        let serving = Arc::new(Serving(Arc::new(Server { id: ServerId(id), world: world.clone() })));
+        let serving =
+            Arc::new(Serving(Arc::new(Server { id: ServerId(id), world: world.clone() })));
         let stop = CancellationToken::new();
         stops.push(stop.clone());
         tokio::spawn(async move { net.serve(listener, serving, stop).await });
@@ -159,5 +169,8 @@ async fn reads_of_many_callers_share_their_connection() {
         reader.await.unwrap();
     }
     let calls = (CALLERS * each) as f64;
-    eprintln!("{calls} reads of {CALLERS} callers, {:.0} a second", calls / began.elapsed().as_secs_f64());
+    eprintln!(
+        "{calls} reads of {CALLERS} callers, {:.0} a second",
+        calls / began.elapsed().as_secs_f64()
+    );
 }

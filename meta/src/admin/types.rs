@@ -44,7 +44,8 @@ pub struct TableStatus {
     pub id: u32,
     /// Its name.
     pub name: String,
-    /// What `SELECT` knows it by, beside its name; never reused by a table with another name.
+    /// What `SELECT` knows it by, beside its name; never reused by a table with another
+    /// name.
     pub number: u32,
     /// How many partitions it has.
     pub partitions: u32,
@@ -65,7 +66,8 @@ pub struct TableStatus {
 /// What a table holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figures {
-    /// Rows, expired ones that the expiry cycle has not reached yet included; each counted once.
+    /// Rows, expired ones that the expiry cycle has not reached yet included; each
+    /// counted once.
     pub rows: u64,
     /// Rows with an expiry.
     pub expiring: u64,
@@ -78,10 +80,16 @@ pub struct Figures {
     pub faults: BTreeMap<u32, String>,
 }
 
-/// JSON's keys are texts, and inside a flattened struct serde leaves it to us to make numbers of them.
-fn by_index<'de, D: serde::Deserializer<'de>>(faults: D) -> Result<BTreeMap<u32, String>, D::Error> {
+/// JSON's keys are texts, and inside a flattened struct serde leaves it to us to make
+/// numbers of them.
+fn by_index<'de, D: serde::Deserializer<'de>>(
+    faults: D,
+) -> Result<BTreeMap<u32, String>, D::Error> {
     let faults = BTreeMap::<String, String>::deserialize(faults)?;
-    faults.into_iter().map(|(index, why)| Ok((index.parse().map_err(serde::de::Error::custom)?, why))).collect()
+    faults
+        .into_iter()
+        .map(|(index, why)| Ok((index.parse().map_err(serde::de::Error::custom)?, why)))
+        .collect()
 }
 
 /// A manual compaction of a table.
@@ -175,7 +183,8 @@ pub struct MetaStatus {
     pub leads: bool,
 }
 
-/// A server as the leading meta sees it. Its own figures are absent while it has not told them: in its first second, or since this meta leads.
+/// A server as the leading meta sees it. Its own figures are absent while it has not told
+/// them: in its first second, or since this meta leads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerStatus {
     /// 16 hex digits.
@@ -192,7 +201,8 @@ pub struct ServerStatus {
     pub roles: Vec<String>,
     /// `up` or `down`.
     pub state: String,
-    /// Milliseconds since it was last heard; absent when it was not since this meta leads.
+    /// Milliseconds since it was last heard; absent when it was not since this meta
+    /// leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent_ms: Option<u64>,
     /// When it was first seen, ms since the epoch.
@@ -224,7 +234,8 @@ pub struct ServerStatus {
     /// Resident memory, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// What a write has survived that it has acknowledged: `always`, `interval` or `os`; absent when it holds no replicas.
+    /// What a write has survived that it has acknowledged: `always`, `interval` or `os`;
+    /// absent when it holds no replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub durability: Option<String>,
     /// What is wrong, in sentences; empty when all is well.

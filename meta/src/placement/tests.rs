@@ -19,8 +19,12 @@ fn empty(zones: &[u8]) -> Vec<Candidate> {
     zones.iter().enumerate().map(candidate).collect()
 }
 
-fn count(servers: impl Iterator<Item = ServerId>, candidates: &[Candidate]) -> BTreeMap<ServerId, u64> {
-    let mut counts: BTreeMap<ServerId, u64> = candidates.iter().map(|candidate| (candidate.id, 0)).collect();
+fn count(
+    servers: impl Iterator<Item = ServerId>,
+    candidates: &[Candidate],
+) -> BTreeMap<ServerId, u64> {
+    let mut counts: BTreeMap<ServerId, u64> =
+        candidates.iter().map(|candidate| (candidate.id, 0)).collect();
     for server in servers {
         *counts.get_mut(&server).unwrap() += 1;
     }
@@ -43,9 +47,16 @@ fn three_servers_share_everything() {
 fn nobody_leads_first_on_a_disk_that_ails() {
     let leaders = |ailing: &[u64], servers: &[u8], replicas| {
         let mut candidates = empty(servers);
-        candidates.iter_mut().for_each(|candidate| candidate.is_ailing = ailing.contains(&candidate.id.0));
+        candidates
+            .iter_mut()
+            .for_each(|candidate| candidate.is_ailing = ailing.contains(&candidate.id.0));
         let placed = place(6, replicas, &candidates).unwrap();
-        assert!(placed.iter().all(|servers| servers.iter().collect::<BTreeSet<_>>().len() == replicas as usize), "{placed:?}");
+        assert!(
+            placed
+                .iter()
+                .all(|servers| servers.iter().collect::<BTreeSet<_>>().len() == replicas as usize),
+            "{placed:?}"
+        );
         placed.iter().map(|servers| servers[0].0).collect::<Vec<_>>()
     };
     assert_eq!(leaders(&[1], &[0, 0, 0], 3), [2, 3, 2, 3, 2, 3]);
@@ -111,7 +122,8 @@ proptest! {
         }
     }
 
-    /// Where every server holds everything, or servers are alike, leaders differ by at most one.
+    /// Where every server holds everything, or servers are alike, leaders differ by at
+    /// most one.
     #[test]
     fn leaders_are_even(servers in 1usize..7, partitions in 1u32..60, replicas in 1u32..4) {
         let candidates = empty(&vec![0; servers]);
@@ -121,8 +133,9 @@ proptest! {
         prop_assert!(spread(counts.values().copied()) <= 1, "{:?}", counts);
     }
 
-    /// Whoever leads at first and whoever is alive: orders are to able servers, after a few rounds there are none, and nobody who could pass one on to
-    /// somebody with two fewer still has it.
+    /// Whoever leads at first and whoever is alive: orders are to able servers, after a
+    /// few rounds there are none, and nobody who could pass one on to somebody with two
+    /// fewer still has it.
     #[test]
     fn balancing_comes_to_rest(
         servers in 1usize..7,
@@ -173,7 +186,10 @@ fn the_preferred_leads_again() {
         able: vec![ServerId(1), ServerId(2), ServerId(3)],
     };
     assert_eq!(balance(&[led(0, 1, 1), led(1, 1, 2), led(2, 3, 3)]), [(partition(1), ServerId(2))]);
-    assert_eq!(balance(&[led(0, 2, 1), led(1, 1, 2), led(2, 3, 3)]), [(partition(0), ServerId(1)), (partition(1), ServerId(2))]);
+    assert_eq!(
+        balance(&[led(0, 2, 1), led(1, 1, 2), led(2, 3, 3)]),
+        [(partition(0), ServerId(1)), (partition(1), ServerId(2))]
+    );
     // Nobody leads: there is nothing to hand over.
     assert_eq!(balance(&[Led { leader: None, ..led(0, 1, 1) }]), []);
     // The preferred one is not able.

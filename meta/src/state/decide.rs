@@ -7,8 +7,8 @@ use cluster::news::Server;
 use cluster::{DATABASES, Member, PartitionId, Placement, ServerId, Table, TableId};
 
 use super::{
-    Change, Command, DATABASE_MAX, Decided, PARTITIONS_MAX, PARTITIONS_TOTAL_MAX, REMOVED_MAX, REPLICAS_MAX, Record, Refusal, Registered,
-    SERVERS_MAX, State, Status, TABLES_MAX, check_name,
+    Change, Command, DATABASE_MAX, Decided, PARTITIONS_MAX, PARTITIONS_TOTAL_MAX, REMOVED_MAX,
+    REPLICAS_MAX, Record, Refusal, Registered, SERVERS_MAX, State, Status, TABLES_MAX, check_name,
 };
 use crate::envs;
 use crate::placement::{self, Candidate};
@@ -39,13 +39,19 @@ impl State {
     pub fn decide(&self, command: Command, stamp_ms: u64) -> Result<Decided, Refusal> {
         match command {
             Command::Found { cluster } => {
-                let changes = if self.cluster.is_some() { Vec::new() } else { vec![Change::Cluster(cluster)] };
+                let changes = if self.cluster.is_some() {
+                    Vec::new()
+                } else {
+                    vec![Change::Cluster(cluster)]
+                };
                 Ok(Decided { changes, table: None })
             }
             Command::Register(server) => self.register(server, stamp_ms),
             Command::Remove { server, live } => self.remove(server, live, stamp_ms),
             Command::Sit { seat, server } => match self.seats.get(&seat) {
-                None => Ok(Decided { changes: vec![Change::Seat(seat, Some(server))], table: None }),
+                None => {
+                    Ok(Decided { changes: vec![Change::Seat(seat, Some(server))], table: None })
+                }
                 Some(known) if *known == server => Ok(Decided { changes: Vec::new(), table: None }),
                 Some(known) => Err(Refusal::SeatTaken { seat, server: *known }),
             },
@@ -58,9 +64,10 @@ impl State {
                 self.create(New { name, partitions, replicas, envs, live, ailing }, stamp_ms)
             }
             Command::Created { id } => match self.tables.get(&id) {
-                Some(record) if record.status == Status::Creating => {
-                    about(record.table.clone(), vec![Change::Put(Record { status: Status::Ready, ..record.clone() })])
-                }
+                Some(record) if record.status == Status::Creating => about(
+                    record.table.clone(),
+                    vec![Change::Put(Record { status: Status::Ready, ..record.clone() })],
+                ),
                 _ => Err(Refusal::NotCreating(id)),
             },
             Command::Drop { name } => {
@@ -69,11 +76,17 @@ impl State {
                     .placements_of(record.table.id)
                     .flat_map(|placement| placement.members.iter().map(|member| member.server))
                     .collect();
-                let record = Record { status: Status::Dropping, remaining: holders.into_iter().collect(), ..record.clone() };
+                let record = Record {
+                    status: Status::Dropping,
+                    remaining: holders.into_iter().collect(),
+                    ..record.clone()
+                };
                 about(record.table.clone(), vec![Change::Put(record)])
             }
             Command::Destroyed { id, server } => match self.tables.get(&id) {
-                Some(record) if record.status == Status::Dropping && record.remaining.contains(&server) => {
+                Some(record)
+                    if record.status == Status::Dropping && record.remaining.contains(&server) =>
+                {
                     about(record.table.clone(), vec![without(record, server)])
                 }
                 _ => Err(Refusal::NotDropping(id)),
@@ -117,8 +130,13 @@ impl State {
         }
         let mut names = BTreeSet::new();
         let mut replicas = 0;
-        for placement in self.placements.values().filter(|placement| placement.on(server).is_some()) {
-            if let Some(record) = self.tables.get(&placement.partition.table).filter(|record| record.status != Status::Dropping) {
+        for placement in self.placements.values().filter(|placement| placement.on(server).is_some())
+        {
+            if let Some(record) = self
+                .tables
+                .get(&placement.partition.table)
+                .filter(|record| record.status != Status::Dropping)
+            {
                 names.insert(record.table.name.as_str());
                 replicas += 1;
             }
@@ -132,7 +150,12 @@ impl State {
         }
         let dropping = self.tables.values().filter(|record| record.remaining.contains(&server));
         let mut changes = vec![Change::RemoveServer(server, stamp_ms)];
-        changes.extend(self.seats.iter().filter(|(_, sits)| **sits == server).map(|(seat, _)| Change::Seat(*seat, None)));
+        changes.extend(
+            self.seats
+                .iter()
+                .filter(|(_, sits)| **sits == server)
+                .map(|(seat, _)| Change::Seat(*seat, None)),
+        );
         changes.extend(dropping.map(|record| without(record, server)));
         Ok(Decided { changes, table: None })
     }
@@ -171,13 +194,31 @@ impl State {
             .zip(servers)
             .map(|(index, servers)| {
                 let members = servers.into_iter().map(&mut fresh).collect();
-                Change::Place(Arc::new(Placement { partition: PartitionId { table: id, index }, members, epoch: 1 }))
+                Change::Place(Arc::new(Placement {
+                    partition: PartitionId { table: id, index },
+                    members,
+                    epoch: 1,
+                }))
             })
             .collect();
         let since = if envs.contains_key(envs::DEFAULT_TTL) { stamp_ms } else { 0 };
-        let table = Arc::new(Table { id, name, number, partitions, replicas, envs, default_ttl_since_ms: since });
-        let record = Record { table: table.clone(), status: Status::Creating, created_at_ms: stamp_ms, remaining: Vec::new() };
-        let mut changes = vec![Change::NextId(next_id), Change::NextRaftId(raft_id), Change::Put(record)];
+        let table = Arc::new(Table {
+            id,
+            name,
+            number,
+            partitions,
+            replicas,
+            envs,
+            default_ttl_since_ms: since,
+        });
+        let record = Record {
+            table: table.clone(),
+            status: Status::Creating,
+            created_at_ms: stamp_ms,
+            remaining: Vec::new(),
+        };
+        let mut changes =
+            vec![Change::NextId(next_id), Change::NextRaftId(raft_id), Change::Put(record)];
         if next_number != self.next_number {
             changes.push(Change::NextNumber(next_number));
         }
@@ -189,17 +230,23 @@ impl State {
     fn number(&self, name: &str) -> Result<(u32, u32), Refusal> {
         match cluster::database(name) {
             Some(number) if number < DATABASES => Ok((number, self.next_number)),
-            Some(number) if (self.next_number..=DATABASE_MAX).contains(&number) => Ok((number, number + 1)),
+            Some(number) if (self.next_number..=DATABASE_MAX).contains(&number) => {
+                Ok((number, number + 1))
+            }
             Some(_) => Err(Refusal::Reserved(name.to_owned())),
             // Clients keep it in an int.
-            None if self.next_number < i32::MAX as u32 => Ok((self.next_number, self.next_number + 1)),
+            None if self.next_number < i32::MAX as u32 => {
+                Ok((self.next_number, self.next_number + 1))
+            }
             None => Err(Refusal::NoIds),
         }
     }
 
     /// Servers that may be given replicas, with what they have already.
     fn candidates(&self, live: &[ServerId], ailing: &[ServerId]) -> Vec<Candidate> {
-        let able = |id: &&ServerId| self.servers.get(id).is_some_and(|registered| registered.server.roles.storage);
+        let able = |id: &&ServerId| {
+            self.servers.get(id).is_some_and(|registered| registered.server.roles.storage)
+        };
         let candidate = |id: &ServerId| Candidate {
             id: *id,
             zone: self.servers[id].server.zone.clone(),
@@ -207,9 +254,12 @@ impl State {
             leaders: 0,
             is_ailing: ailing.contains(id),
         };
-        let mut candidates: BTreeMap<ServerId, Candidate> = live.iter().filter(able).map(|id| (*id, candidate(id))).collect();
+        let mut candidates: BTreeMap<ServerId, Candidate> =
+            live.iter().filter(able).map(|id| (*id, candidate(id))).collect();
         let serves = |placement: &&Arc<Placement>| {
-            self.tables.get(&placement.partition.table).is_some_and(|record| record.status != Status::Dropping)
+            self.tables
+                .get(&placement.partition.table)
+                .is_some_and(|record| record.status != Status::Dropping)
         };
         for placement in self.placements.values().filter(serves) {
             for (nth, member) in placement.members.iter().enumerate() {
@@ -222,7 +272,12 @@ impl State {
         candidates.into_values().collect()
     }
 
-    fn with_envs<T>(&self, name: &str, stamp_ms: u64, edit: impl FnOnce(&mut BTreeMap<String, String>) -> T) -> Result<Decided, Refusal> {
+    fn with_envs<T>(
+        &self,
+        name: &str,
+        stamp_ms: u64,
+        edit: impl FnOnce(&mut BTreeMap<String, String>) -> T,
+    ) -> Result<Decided, Refusal> {
         let record = self.must_be(name)?;
         let mut table = Table::clone(&record.table);
         edit(&mut table.envs);
@@ -231,7 +286,8 @@ impl State {
         }
         let ttl = table.envs.get(envs::DEFAULT_TTL);
         if ttl != record.table.envs.get(envs::DEFAULT_TTL) {
-            // By it partitions tell later news from earlier, also that there is none any more.
+            // By it partitions tell later news from earlier, also that there is none any
+            // more.
             table.default_ttl_since_ms = stamp_ms.max(table.default_ttl_since_ms + 1);
         }
         let table = Arc::new(table);
@@ -241,7 +297,8 @@ impl State {
 
 /// A table that is being dropped, with nothing left on a server.
 fn without(record: &Record, server: ServerId) -> Change {
-    let remaining: Vec<ServerId> = record.remaining.iter().copied().filter(|id| *id != server).collect();
+    let remaining: Vec<ServerId> =
+        record.remaining.iter().copied().filter(|id| *id != server).collect();
     match remaining.is_empty() {
         true => Change::Forget(record.table.id),
         false => Change::Put(Record { remaining, ..record.clone() }),

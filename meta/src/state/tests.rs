@@ -20,7 +20,14 @@ fn live() -> Vec<ServerId> {
     vec![ServerId(300)]
 }
 fn create(name: &str) -> Command {
-    Command::Create { name: name.into(), partitions: 1, replicas: 1, envs: BTreeMap::new(), live: live(), ailing: Vec::new() }
+    Command::Create {
+        name: name.into(),
+        partitions: 1,
+        replicas: 1,
+        envs: BTreeMap::new(),
+        live: live(),
+        ailing: Vec::new(),
+    }
 }
 fn destroyed(id: u32) -> Command {
     Command::Destroyed { id: TableId(id), server: ServerId(300) }
@@ -61,7 +68,15 @@ fn run(commands: Vec<Command>) -> (State, Vec<Result<Arc<Table>, Refusal>>) {
 
 #[test]
 fn ids_are_never_reused() {
-    let (state, outcomes) = run(vec![create("a"), drop("a"), create("a"), destroyed(1), drop("a"), destroyed(2), create("a")]);
+    let (state, outcomes) = run(vec![
+        create("a"),
+        drop("a"),
+        create("a"),
+        destroyed(1),
+        drop("a"),
+        destroyed(2),
+        create("a"),
+    ]);
     let ids: Vec<u32> = outcomes.into_iter().map(|outcome| outcome.unwrap().id.0).collect();
     assert_eq!(ids, [1, 1, 2, 1, 2, 2, 3]);
     assert_eq!(state.tables.keys().map(|id| id.0).collect::<Vec<_>>(), [3]);
@@ -70,7 +85,16 @@ fn ids_are_never_reused() {
 /// And `db7` has 7, whatever becomes of it.
 #[test]
 fn a_table_with_a_name_has_a_number_that_none_had_before() {
-    let commands = [create("a"), create("db3"), drop("a"), create("a"), create("db40"), create("b"), drop("db3"), create("db3")];
+    let commands = [
+        create("a"),
+        create("db3"),
+        drop("a"),
+        create("a"),
+        create("db40"),
+        create("b"),
+        drop("db3"),
+        create("db3"),
+    ];
     let (state, outcomes) = run(commands.to_vec());
     let numbers: Vec<u32> = outcomes.into_iter().map(|outcome| outcome.unwrap().number).collect();
     assert_eq!((numbers, state.next_number), (vec![16, 3, 16, 17, 40, 41, 3, 3], 42));
@@ -90,7 +114,14 @@ fn refusals() {
         (vec![create("ä")], Refusal::BadName),
         (vec![create(&"x".repeat(65))], Refusal::BadName),
         (
-            vec![Command::Create { name: "a".into(), partitions: 0, replicas: 1, envs: BTreeMap::new(), live: live(), ailing: Vec::new() }],
+            vec![Command::Create {
+                name: "a".into(),
+                partitions: 0,
+                replicas: 1,
+                envs: BTreeMap::new(),
+                live: live(),
+                ailing: Vec::new(),
+            }],
             Refusal::BadPartitions,
         ),
         (
@@ -116,8 +147,16 @@ fn refusals() {
         let (_, outcomes) = run(commands);
         assert_eq!(outcomes.last().unwrap().as_ref().unwrap_err(), &refusal, "{words}");
     }
-    let (_, outcomes) = run(vec![create("a"), set("a", "no_such", "5"), delete("a", "no_such"), set("a", "default_ttl", "soon")]);
-    assert!(outcomes[1..].iter().all(|outcome| matches!(outcome, Err(Refusal::Env(_)))), "{outcomes:?}");
+    let (_, outcomes) = run(vec![
+        create("a"),
+        set("a", "no_such", "5"),
+        delete("a", "no_such"),
+        set("a", "default_ttl", "soon"),
+    ]);
+    assert!(
+        outcomes[1..].iter().all(|outcome| matches!(outcome, Err(Refusal::Env(_)))),
+        "{outcomes:?}"
+    );
 }
 
 #[test]
@@ -129,14 +168,34 @@ fn the_longest_name_and_odd_names_are_fine() {
 
 #[test]
 fn default_ttl_is_dated_when_its_value_changes() {
-    let since = |commands: Vec<Command>| run(commands).0.named("a").unwrap().table.default_ttl_since_ms;
+    let since =
+        |commands: Vec<Command>| run(commands).0.named("a").unwrap().table.default_ttl_since_ms;
     assert_eq!(since(vec![create("a")]), 0);
     assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5")]), 2000);
-    assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), set("a", "default_ttl", "5")]), 2000);
-    assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), set("a", "default_ttl", "6")]), 3000);
-    assert_eq!(since(vec![create("a"), set("a", "default_ttl", "5"), delete("a", "default_ttl")]), 3000);
+    assert_eq!(
+        since(vec![create("a"), set("a", "default_ttl", "5"), set("a", "default_ttl", "5")]),
+        2000
+    );
+    assert_eq!(
+        since(vec![create("a"), set("a", "default_ttl", "5"), set("a", "default_ttl", "6")]),
+        3000
+    );
+    assert_eq!(
+        since(vec![create("a"), set("a", "default_ttl", "5"), delete("a", "default_ttl")]),
+        3000
+    );
     let envs = BTreeMap::from([("default_ttl".to_owned(), "5".to_owned())]);
-    assert_eq!(since(vec![Command::Create { name: "a".into(), partitions: 1, replicas: 1, envs, live: live(), ailing: Vec::new() }]), 1000);
+    assert_eq!(
+        since(vec![Command::Create {
+            name: "a".into(),
+            partitions: 1,
+            replicas: 1,
+            envs,
+            live: live(),
+            ailing: Vec::new()
+        }]),
+        1000
+    );
 }
 
 #[test]
@@ -168,7 +227,14 @@ fn the_stamp_does_not_run_backwards() {
 
 fn three(name: &str, live: &[u64]) -> Command {
     let live = live.iter().map(|id| ServerId(*id)).collect();
-    Command::Create { name: name.into(), partitions: 4, replicas: 3, envs: BTreeMap::new(), live, ailing: Vec::new() }
+    Command::Create {
+        name: name.into(),
+        partitions: 4,
+        replicas: 3,
+        envs: BTreeMap::new(),
+        live,
+        ailing: Vec::new(),
+    }
 }
 
 fn step(state: &mut State, command: Command) -> Result<Decided, Refusal> {
@@ -181,10 +247,16 @@ fn step(state: &mut State, command: Command) -> Result<Decided, Refusal> {
 #[test]
 fn a_new_table_is_led_where_disks_are_well() {
     let mut state = with_servers(&[300, 301, 302]);
-    let Command::Create { name, partitions, replicas, envs, live, .. } = three("a", &[300, 301, 302]) else { unreachable!() };
-    let create = Command::Create { name, partitions, replicas, envs, live, ailing: vec![ServerId(301)] };
+    let Command::Create { name, partitions, replicas, envs, live, .. } =
+        three("a", &[300, 301, 302])
+    else {
+        unreachable!()
+    };
+    let create =
+        Command::Create { name, partitions, replicas, envs, live, ailing: vec![ServerId(301)] };
     let table = step(&mut state, create).unwrap().table.unwrap();
-    let first: Vec<u64> = state.placements_of(table.id).map(|placement| placement.members[0].server.0).collect();
+    let first: Vec<u64> =
+        state.placements_of(table.id).map(|placement| placement.members[0].server.0).collect();
     assert_eq!(first, [300, 302, 300, 302]);
 }
 
@@ -199,18 +271,36 @@ fn a_table_is_made_in_two_steps() {
     assert_eq!((state.tables[&table.id].status, table.replicas), (Status::Creating, 3));
     let placements: Vec<_> = state.placements_of(table.id).cloned().collect();
     assert_eq!(placements.len(), 4);
-    let mut raft_ids: Vec<u64> = placements.iter().flat_map(|placement| placement.members.iter().map(|member| member.raft_id)).collect();
+    let mut raft_ids: Vec<u64> = placements
+        .iter()
+        .flat_map(|placement| placement.members.iter().map(|member| member.raft_id))
+        .collect();
     raft_ids.sort_unstable();
     assert_eq!(raft_ids, (FIRST_RAFT_ID..FIRST_RAFT_ID + 12).collect::<Vec<_>>());
-    assert!(placements.iter().all(|placement| placement.on(ServerId(302)).is_none() && placement.epoch == 1));
-    assert_eq!(step(&mut state, three("a", &[300, 301, 302])).unwrap_err(), Refusal::Exists("a".into()));
+    assert!(
+        placements
+            .iter()
+            .all(|placement| placement.on(ServerId(302)).is_none() && placement.epoch == 1)
+    );
+    assert_eq!(
+        step(&mut state, three("a", &[300, 301, 302])).unwrap_err(),
+        Refusal::Exists("a".into())
+    );
     step(&mut state, Command::Created { id: table.id }).unwrap();
     assert_eq!(state.tables[&table.id].status, Status::Ready);
-    assert_eq!(step(&mut state, Command::Created { id: table.id }).unwrap_err(), Refusal::NotCreating(table.id));
+    assert_eq!(
+        step(&mut state, Command::Created { id: table.id }).unwrap_err(),
+        Refusal::NotCreating(table.id)
+    );
     // Placed beside it, the next goes to where there is less.
     let next = step(&mut state, three("b", &[300, 301, 302, 303])).unwrap().table.unwrap();
     assert!(state.placements_of(next.id).all(|placement| placement.on(ServerId(302)).is_some()));
-    assert!(state.placements_of(next.id).flat_map(|placement| &placement.members).all(|member| member.raft_id >= FIRST_RAFT_ID + 12));
+    assert!(
+        state
+            .placements_of(next.id)
+            .flat_map(|placement| &placement.members)
+            .all(|member| member.raft_id >= FIRST_RAFT_ID + 12)
+    );
 }
 
 #[test]
@@ -222,10 +312,17 @@ fn a_drop_ends_when_the_last_server_has_destroyed() {
     let destroyed = |server| Command::Destroyed { id, server: ServerId(server) };
     step(&mut state, destroyed(301)).unwrap();
     assert_eq!(step(&mut state, destroyed(301)).unwrap_err(), Refusal::NotDropping(id));
-    assert_eq!(state.placements_of(id).count(), 4, "whoever still has to destroy something is told what");
+    assert_eq!(
+        state.placements_of(id).count(),
+        4,
+        "whoever still has to destroy something is told what"
+    );
     step(&mut state, destroyed(300)).unwrap();
     // The third is gone for good.
-    assert_eq!(step(&mut state, Command::Remove { server: ServerId(302), live: true }).unwrap_err(), Refusal::Alive(ServerId(302)));
+    assert_eq!(
+        step(&mut state, Command::Remove { server: ServerId(302), live: true }).unwrap_err(),
+        Refusal::Alive(ServerId(302))
+    );
     step(&mut state, Command::Remove { server: ServerId(302), live: false }).unwrap();
     assert!(state.tables.is_empty() && state.placements.is_empty());
 }
@@ -236,18 +333,28 @@ fn removed_servers_stay_out() {
     let remove = |id| Command::Remove { server: ServerId(id), live: false };
     step(&mut state, three("a", &[300, 301, 302])).unwrap();
     let refused = step(&mut state, remove(301)).unwrap_err();
-    assert_eq!(refused, Refusal::HoldsReplicas { server: ServerId(301), replicas: 4, tables: "a".into() });
+    assert_eq!(
+        refused,
+        Refusal::HoldsReplicas { server: ServerId(301), replicas: 4, tables: "a".into() }
+    );
     assert_eq!(step(&mut state, remove(9)).unwrap_err(), Refusal::NoServer(ServerId(9)));
     let mut state = with_servers(&[300, 301]);
     step(&mut state, remove(301)).unwrap();
-    assert_eq!(step(&mut state, Command::Register(server(301))).unwrap_err(), Refusal::Removed(ServerId(301)));
+    assert_eq!(
+        step(&mut state, Command::Register(server(301))).unwrap_err(),
+        Refusal::Removed(ServerId(301))
+    );
     assert_eq!(state.servers.len(), 1);
 }
 
 #[test]
 fn servers_are_registered_as_they_are() {
     let mut state = with_servers(&[300]);
-    assert_eq!(step(&mut state, Command::Register(server(300))).unwrap().changes, [], "known already");
+    assert_eq!(
+        step(&mut state, Command::Register(server(300))).unwrap().changes,
+        [],
+        "known already"
+    );
     let moved = Server { address: "elsewhere:7".into(), ..server(300) };
     step(&mut state, Command::Register(moved.clone())).unwrap();
     assert_eq!(state.servers[&ServerId(300)], Registered { server: moved, since_ms: 1 });
@@ -256,7 +363,10 @@ fn servers_are_registered_as_they_are() {
     for id in 1000..1000 + SERVERS_MAX as u64 - 1 {
         step(&mut state, Command::Register(server(id))).unwrap();
     }
-    assert_eq!(step(&mut state, Command::Register(server(5000))).unwrap_err(), Refusal::TooManyServers);
+    assert_eq!(
+        step(&mut state, Command::Register(server(5000))).unwrap_err(),
+        Refusal::TooManyServers
+    );
 }
 
 #[test]
@@ -292,9 +402,15 @@ fn a_seat_has_one_server_until_it_is_released() {
     assert_eq!(step(&mut state, sit(300)).unwrap().changes, [], "it is its own");
     let taken = Refusal::SeatTaken { seat: 2, server: ServerId(300) };
     assert_eq!(step(&mut state, sit(301)).unwrap_err(), taken);
-    let release = |seat, live: &[u64]| Command::Release { seat, live: live.iter().copied().map(ServerId).collect() };
+    let release = |seat, live: &[u64]| Command::Release {
+        seat,
+        live: live.iter().copied().map(ServerId).collect(),
+    };
     assert_eq!(step(&mut state, release(1, &[])).unwrap_err(), Refusal::NoSeat(1));
-    assert_eq!(step(&mut state, release(2, &[300, 301])).unwrap_err(), Refusal::Alive(ServerId(300)));
+    assert_eq!(
+        step(&mut state, release(2, &[300, 301])).unwrap_err(),
+        Refusal::Alive(ServerId(300))
+    );
     step(&mut state, release(2, &[301])).unwrap();
     step(&mut state, sit(301)).unwrap();
     // Who is forgotten keeps none.

@@ -1,4 +1,5 @@
-//! Three metas in one process, over real connections, and servers that only say that they hold what they are told to hold.
+//! Three metas in one process, over real connections, and servers that only say that they
+//! hold what they are told to hold.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -78,10 +79,12 @@ impl Wire for NetWire {
             if self.cut.load(Ordering::Relaxed) {
                 return Err(WireError::NotSent("cut off".into()));
             }
-            self.net.call(to, service, letter.encode(), letter.timeout).await.map_err(|error| match error {
-                NetError::NotSent(why) => WireError::NotSent(why),
-                NetError::Lost(why) => WireError::Lost(why),
-                NetError::Refused(why) | NetError::TooLarge(why) => WireError::Refused(why),
+            self.net.call(to, service, letter.encode(), letter.timeout).await.map_err(|error| {
+                match error {
+                    NetError::NotSent(why) => WireError::NotSent(why),
+                    NetError::Lost(why) => WireError::Lost(why),
+                    NetError::Refused(why) | NetError::TooLarge(why) => WireError::Refused(why),
+                }
             })
         })
     }
@@ -95,7 +98,9 @@ struct Door {
 
 impl Services for Door {
     fn call(&self, _: &Peer, service: Service, body: Bytes) -> Answer {
-        let Some(meta) = self.meta.get().cloned() else { return Answer::Now(Err("not open yet".into())) };
+        let Some(meta) = self.meta.get().cloned() else {
+            return Answer::Now(Err("not open yet".into()));
+        };
         let cut = self.cut.load(Ordering::Relaxed);
         match service {
             Service::Meta => Answer::Later(meta.answer(body, Arc::new(Nobody))),
@@ -121,7 +126,8 @@ pub struct OneMeta {
     pub meta: Arc<Meta>,
     log: Arc<Log>,
     stop: CancellationToken,
-    /// Whether no letters go between it and the other metas; servers reach it all the same.
+    /// Whether no letters go between it and the other metas; servers reach it all the
+    /// same.
     pub cut: Arc<AtomicBool>,
 }
 
@@ -140,22 +146,45 @@ pub async fn metas(dir: &Path) -> (Vec<Option<OneMeta>>, Vec<String>) {
     for _ in 0..3 {
         listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
     }
-    let addresses: Vec<String> = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    let addresses: Vec<String> =
+        listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
     let mut metas = Vec::new();
     for (listener, position) in listeners.into_iter().zip(1..) {
         let dir = dir.join(format!("meta{position}"));
-        let net = Net::new(NetOptions::new(ServerId(1000 + u64::from(position)), &addresses[position as usize - 1])).unwrap();
+        let net = Net::new(NetOptions::new(
+            ServerId(1000 + u64::from(position)),
+            &addresses[position as usize - 1],
+        ))
+        .unwrap();
         let (door, stop) = (Arc::new(Door::default()), CancellationToken::new());
         let serving = (net.clone(), door.clone(), stop.clone());
         tokio::spawn(async move { serving.0.serve(listener, serving.1, serving.2).await });
-        let log = Log::open(LogOptions { segment_bytes: 1 << 20, ..LogOptions::new(dir.join("log")) }).unwrap();
-        let shared = Shared::new(Settings { disk_reserve_bytes: 0, ..Settings::default() }).unwrap();
+        let log =
+            Log::open(LogOptions { segment_bytes: 1 << 20, ..LogOptions::new(dir.join("log")) })
+                .unwrap();
+        let shared =
+            Shared::new(Settings { disk_reserve_bytes: 0, ..Settings::default() }).unwrap();
         let cut = door.cut.clone();
-        let wire = Arc::new(NetWire { net: net.clone(), metas: addresses.clone(), cut: cut.clone() });
-        let seat = Seat::Member { members: addresses.clone(), position, wire, ticker: Ticker::start(), net };
+        let wire =
+            Arc::new(NetWire { net: net.clone(), metas: addresses.clone(), cut: cut.clone() });
+        let seat = Seat::Member {
+            members: addresses.clone(),
+            position,
+            wire,
+            ticker: Ticker::start(),
+            net,
+        };
         let raft_runtime = tokio::runtime::Handle::current();
         let (cluster, clock) = (70 + u64::from(position), SlewedClock::system());
-        let options = MetaOptions { dir: dir.join("meta"), raft_runtime, partitions: 4, replicas: 3, cluster, clock, seat };
+        let options = MetaOptions {
+            dir: dir.join("meta"),
+            raft_runtime,
+            partitions: 4,
+            replicas: 3,
+            cluster,
+            clock,
+            seat,
+        };
         let meta = Meta::open(options, &log, &shared).await.unwrap();
         door.meta.set(meta.clone()).ok().unwrap();
         metas.push(Some(OneMeta { meta, log, stop, cut }));
@@ -170,13 +199,15 @@ pub struct Behaviour {
     pub destroys_nothing: AtomicBool,
 }
 
-/// A server that says that it holds what it was told to hold, and leads where it is the first member, or where it was told to take over.
+/// A server that says that it holds what it was told to hold, and leads where it is the
+/// first member, or where it was told to take over.
 pub struct FakeServer {
     id: ServerId,
     address: String,
     behaviour: Arc<Behaviour>,
     known: Mutex<Option<Arc<Assignments>>>,
-    /// Leaderships that were handed over: to whom, and in which term. Shared by all servers: that is Raft's part.
+    /// Leaderships that were handed over: to whom, and in which term. Shared by all
+    /// servers: that is Raft's part.
     leaders: Arc<Mutex<BTreeMap<PartitionId, (u64, u64)>>>,
     cluster: Mutex<Option<u64>>,
 }
@@ -208,7 +239,12 @@ impl Source for FakeServer {
             }
             for placement in &assignment.placements {
                 let own = placement.on(self.id).unwrap().raft_id;
-                let (leader, term) = self.leaders.lock().get(&placement.partition).copied().unwrap_or((placement.members[0].raft_id, 1));
+                let (leader, term) = self
+                    .leaders
+                    .lock()
+                    .get(&placement.partition)
+                    .copied()
+                    .unwrap_or((placement.members[0].raft_id, 1));
                 let leads = leader == own && !self.behaviour.leads_nothing.load(Ordering::Relaxed);
                 report.replicas.push(Replica {
                     partition: placement.partition,
@@ -219,7 +255,11 @@ impl Source for FakeServer {
                     leads,
                     last_log: 10,
                     applied: 10,
-                    matched: if leads { placement.members.iter().map(|member| (member.raft_id, 10)).collect() } else { Vec::new() },
+                    matched: if leads {
+                        placement.members.iter().map(|member| (member.raft_id, 10)).collect()
+                    } else {
+                        Vec::new()
+                    },
                     rows: 5,
                     expiring: 0,
                     disk_bytes: 100,
@@ -257,7 +297,13 @@ impl Servers {
                 cluster: Mutex::default(),
             });
             let (orders, mut ordered) = mpsc::channel(16);
-            let follow = Follow::start(net.clone(), metas.to_vec(), source.clone(), orders, CancellationToken::new());
+            let follow = Follow::start(
+                net.clone(),
+                metas.to_vec(),
+                source.clone(),
+                orders,
+                CancellationToken::new(),
+            );
             let (reporter, leaders) = (follow.clone(), leaders.clone());
             tokio::spawn(async move {
                 let mut assignments = reporter.assignments();
@@ -297,5 +343,8 @@ pub async fn until<T>(what: &str, mut is_so: impl FnMut() -> Option<T>) -> T {
 
 /// Which of the metas leads.
 pub async fn leader(metas: &[Option<OneMeta>]) -> usize {
-    until("a meta leads", || metas.iter().position(|one| one.as_ref().is_some_and(|one| one.meta.picture().is_ok()))).await
+    until("a meta leads", || {
+        metas.iter().position(|one| one.as_ref().is_some_and(|one| one.meta.picture().is_ok()))
+    })
+    .await
 }

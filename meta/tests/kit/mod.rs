@@ -16,7 +16,8 @@ use meta::{Meta, MetaOptions, Seat};
 
 /// Opens meta over `dir`, with a log of its own.
 pub async fn open(dir: &Path) -> (Arc<Meta>, Arc<Log>) {
-    let log = Log::open(LogOptions { segment_bytes: 1 << 20, ..LogOptions::new(dir.join("log")) }).unwrap();
+    let log = Log::open(LogOptions { segment_bytes: 1 << 20, ..LogOptions::new(dir.join("log")) })
+        .unwrap();
     let shared = Shared::new(Settings { disk_reserve_bytes: 0, ..Settings::default() }).unwrap();
     let roles = Roles { meta: true, storage: true, proxy: true };
     let server = Server {

@@ -1,4 +1,5 @@
-//! Writes the command table into the README, between its markers: `make readme`, or `cargo run -p commands --example readme -- README.md`
+//! Writes the command table into the README, between its markers: `make readme`, or
+//! `cargo run -p commands --example readme -- README.md`
 //!
 //! `integration/tests/house.rs` fails when the README shows another table than this.
 

@@ -1,6 +1,7 @@
 //! Answers as replies: the shapes that several commands share.
 //!
-//! Answers may come from a node of another version, so one of an unexpected shape is an error reply, never a panic.
+//! Answers may come from a node of another version, so one of an unexpected shape is an
+//! error reply, never a panic.
 
 use bytes::Bytes;
 use row::op::Answer;
@@ -54,7 +55,9 @@ pub fn bulk_or_empty(answer: Answer) -> Reply {
 pub fn value(answer: Answer) -> Reply {
     match answer {
         Answer::Nil => Reply::Nil,
-        Answer::Values(mut values) if values.len() == 1 => values.pop().map_or(Reply::Nil, optional),
+        Answer::Values(mut values) if values.len() == 1 => {
+            values.pop().map_or(Reply::Nil, optional)
+        }
         _ => words::no_answer(),
     }
 }
@@ -74,7 +77,9 @@ pub fn values(answer: Answer) -> Reply {
 
 /// An array of the sortkeys of cells.
 pub fn sortkeys(answer: Answer) -> Reply {
-    cells(answer, |cells| Reply::Array(cells.into_iter().map(|(sortkey, _)| Reply::Bulk(sortkey)).collect()))
+    cells(answer, |cells| {
+        Reply::Array(cells.into_iter().map(|(sortkey, _)| Reply::Bulk(sortkey)).collect())
+    })
 }
 
 /// Cells, worded.

@@ -1,10 +1,12 @@
 //! The arguments of one command, taken in order, refused in Redis's words.
 //!
-//! A plan reads its arguments once, from left to right: [`Args::word`] where the arity promises a word, [`Args::next`] and
-//! [`Args::flag`] where it does not, [`Args::int`] and its like where a number stands, [`Args::end`] when nothing may follow.
-//! Numbers are parsed as Redis parses them: no sign `+`, no blanks, no leading zeros.
+//! A plan reads its arguments once, from left to right: [`Args::word`] where the arity
+//! promises a word, [`Args::next`] and [`Args::flag`] where it does not, [`Args::int`]
+//! and its like where a number stands, [`Args::end`] when nothing may follow. Numbers are
+//! parsed as Redis parses them: no sign `+`, no blanks, no leading zeros.
 //!
-//! Nothing here allocates while the arguments are in order, except lists of more than a few words.
+//! Nothing here allocates while the arguments are in order, except lists of more than a
+//! few words.
 
 use bytes::Bytes;
 use row::op::{Deadline, ExpireIf, Ttl};
@@ -12,10 +14,12 @@ use smallvec::SmallVec;
 
 use crate::{Reply, words};
 
-/// A command's words; `words[0]` is its name. Arity was checked against the table before a plan sees them.
+/// A command's words; `words[0]` is its name. Arity was checked against the table before
+/// a plan sees them.
 pub type Words = SmallVec<[Bytes; 4]>;
 
-/// Room that a relative deadline must leave above itself, ms: timetags give time 48 bits, so the leader's clock is below this.
+/// Room that a relative deadline must leave above itself, ms: timetags give time 48 bits,
+/// so the leader's clock is below this.
 pub(crate) const CLOCK_MAX_MS: i64 = 1 << 48;
 
 /// Takes words one after another.
@@ -46,8 +50,8 @@ pub enum Since {
 }
 
 impl Args {
-    /// Behind the name (`name_words` 1) or the name and the subcommand (2). `seed` is where a plan takes chance from, so that
-    /// it stays a function of its arguments.
+    /// Behind the name (`name_words` 1) or the name and the subcommand (2). `seed` is
+    /// where a plan takes chance from, so that it stays a function of its arguments.
     pub fn new(words: Words, name_words: usize, seed: u64) -> Args {
         Args { words, name_words, at: name_words, seed }
     }
@@ -60,7 +64,10 @@ impl Args {
     }
 
     /// The next word, if any.
-    #[allow(clippy::should_implement_trait, reason = "not an iterator: words are of different kinds")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "not an iterator: words are of different kinds"
+    )]
     pub fn next(&mut self) -> Option<Bytes> {
         (self.at < self.words.len()).then(|| self.word())
     }
@@ -77,7 +84,8 @@ impl Args {
         found
     }
 
-    /// Takes the next word if it is `option` in any case and another word follows, which is the option's value.
+    /// Takes the next word if it is `option` in any case and another word follows, which
+    /// is the option's value.
     pub fn option(&mut self, option: &str) -> Option<Bytes> {
         (self.left() >= 2 && self.flag(option)).then(|| self.word())
     }
@@ -164,7 +172,9 @@ impl Args {
             }
         }
         if only.none && (only.some || only.later || only.earlier) {
-            return Err(Reply::error("ERR NX and XX, GT or LT options at the same time are not compatible"));
+            return Err(Reply::error(
+                "ERR NX and XX, GT or LT options at the same time are not compatible",
+            ));
         }
         if only.later && only.earlier {
             return Err(Reply::error("ERR GT and LT options at the same time are not compatible"));
@@ -177,7 +187,8 @@ impl Args {
         self.seed
     }
 
-    /// The command's name in lower case, as Redis puts it into errors; a subcommand as `client|id`.
+    /// The command's name in lower case, as Redis puts it into errors; a subcommand as
+    /// `client|id`.
     pub fn name(&self) -> String {
         String::from_utf8_lossy(&self.words[..self.name_words].join(&b'|')).to_ascii_lowercase()
     }
@@ -187,7 +198,8 @@ impl Args {
         Reply::error("ERR syntax error")
     }
 
-    /// What Redis says of a subcommand with more arguments than any form of it takes, where its arity names no upper bound.
+    /// What Redis says of a subcommand with more arguments than any form of it takes,
+    /// where its arity names no upper bound.
     pub(crate) fn wrong_subcommand(&self) -> Reply {
         words::wrong_subcommand(&self.words[0], self.words.get(1).map_or(&b""[..], |word| word))
     }
@@ -206,9 +218,11 @@ pub(crate) const TIMES: [(&str, Unit, Since); 4] = [
     ("PXAT", Unit::Millis, Since::Epoch),
 ];
 
-/// The expiry options of a command while its words are read: at most one of EX PX EXAT PXAT KEEPTTL PERSIST.
+/// The expiry options of a command while its words are read: at most one of EX PX EXAT
+/// PXAT KEEPTTL PERSIST.
 ///
-/// Redis checks the shape of all options first and the numbers after, so the number stays text until [`Expiry::ttl`].
+/// Redis checks the shape of all options first and the numbers after, so the number stays
+/// text until [`Expiry::ttl`].
 #[derive(Debug, Default)]
 pub(crate) struct Expiry {
     at: Option<(Unit, Since, Bytes)>,
@@ -217,8 +231,9 @@ pub(crate) struct Expiry {
 }
 
 impl Expiry {
-    /// Takes EX, PX, EXAT or PXAT with its number, if one stands next; a second one of the same name replaces the first,
-    /// two of different names are left for the caller to refuse. Redis does so.
+    /// Takes EX, PX, EXAT or PXAT with its number, if one stands next; a second one of
+    /// the same name replaces the first, two of different names are left for the caller
+    /// to refuse. Redis does so.
     pub(crate) fn take_until(&mut self, args: &mut Args) -> bool {
         if self.keep || self.never {
             return false;
@@ -294,8 +309,8 @@ pub fn unsigned(text: &[u8]) -> Option<u64> {
     }
 }
 
-/// A decimal number as `strtod` reads it, whole, without blanks; infinities by name; NaN is none. (Hexadecimal, which C takes
-/// too, is none here.)
+/// A decimal number as `strtod` reads it, whole, without blanks; infinities by name; NaN
+/// is none. (Hexadecimal, which C takes too, is none here.)
 pub fn float(text: &[u8]) -> Option<f64> {
     let number: f64 = std::str::from_utf8(text).ok()?.parse().ok()?;
     (!number.is_nan()).then_some(number)
@@ -306,7 +321,11 @@ mod tests {
     use super::*;
 
     fn args(line: &str) -> Args {
-        Args::new(line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect(), 1, 7)
+        Args::new(
+            line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect(),
+            1,
+            7,
+        )
     }
 
     fn text(reply: Reply) -> String {
@@ -316,10 +335,29 @@ mod tests {
 
     #[test]
     fn integers_are_as_redis_writes_them() {
-        for (text, number) in [("0", 0), ("-1", -1), ("9223372036854775807", i64::MAX), ("-9223372036854775808", i64::MIN)] {
+        for (text, number) in [
+            ("0", 0),
+            ("-1", -1),
+            ("9223372036854775807", i64::MAX),
+            ("-9223372036854775808", i64::MIN),
+        ] {
             assert_eq!(integer(text.as_bytes()), Some(number), "{text}");
         }
-        for text in ["", "-", "+1", "01", "-0", "-01", " 1", "1 ", "9223372036854775808", "-9223372036854775809", "1e3", "0x1", "1\0"] {
+        for text in [
+            "",
+            "-",
+            "+1",
+            "01",
+            "-0",
+            "-01",
+            " 1",
+            "1 ",
+            "9223372036854775808",
+            "-9223372036854775809",
+            "1e3",
+            "0x1",
+            "1\0",
+        ] {
             assert_eq!(integer(text.as_bytes()), None, "{text}");
         }
         assert_eq!(unsigned(b"18446744073709551615"), Some(u64::MAX));
@@ -328,7 +366,14 @@ mod tests {
 
     #[test]
     fn floats_are_whole_words() {
-        for (text, number) in [("1", 1.0), ("-.5", -0.5), ("5.", 5.0), ("1e3", 1000.0), ("inf", f64::INFINITY), ("+1", 1.0)] {
+        for (text, number) in [
+            ("1", 1.0),
+            ("-.5", -0.5),
+            ("5.", 5.0),
+            ("1e3", 1000.0),
+            ("inf", f64::INFINITY),
+            ("+1", 1.0),
+        ] {
             assert_eq!(float(text.as_bytes()), Some(number), "{text}");
         }
         for text in ["", " 1", "1 ", "nan", "1x", "1\0", "--1"] {
@@ -351,14 +396,20 @@ mod tests {
     #[test]
     fn odd_pairs_are_a_wrong_number_of_arguments() {
         assert_eq!(args("x a b c d").pairs().unwrap().len(), 2);
-        assert_eq!(text(args("MSet a b c").pairs().unwrap_err()), "ERR wrong number of arguments for 'mset' command");
+        assert_eq!(
+            text(args("MSet a b c").pairs().unwrap_err()),
+            "ERR wrong number of arguments for 'mset' command"
+        );
     }
 
     fn ttl(line: &str) -> Result<Ttl, String> {
         let mut args = args(line);
         let mut expiry = Expiry::default();
         while args.left() > 0 {
-            if !(expiry.take_until(&mut args) || expiry.take_keep(&mut args) || expiry.take_never(&mut args)) {
+            if !(expiry.take_until(&mut args)
+                || expiry.take_keep(&mut args)
+                || expiry.take_never(&mut args))
+            {
                 return Err(text(Args::syntax()));
             }
         }
@@ -373,7 +424,15 @@ mod tests {
         assert_eq!(ttl("set pxat 10"), Ok(Ttl::Until(Deadline::At(10))));
         assert_eq!(ttl("set keepttl"), Ok(Ttl::Keep));
         assert_eq!(ttl("set persist"), Ok(Ttl::Never));
-        for line in ["set ex", "set ex 1 px 1", "set px 1 exat 1", "set keepttl ex 1", "set ex 1 keepttl", "set persist px 1", "set foo"] {
+        for line in [
+            "set ex",
+            "set ex 1 px 1",
+            "set px 1 exat 1",
+            "set keepttl ex 1",
+            "set ex 1 keepttl",
+            "set persist px 1",
+            "set foo",
+        ] {
             assert_eq!(ttl(line), Err("ERR syntax error".into()), "{line}");
         }
     }
@@ -382,7 +441,13 @@ mod tests {
     fn expiry_numbers_are_checked_after_the_syntax() {
         assert_eq!(ttl("set ex one foo"), Err("ERR syntax error".into()));
         assert_eq!(ttl("set ex one"), Err("ERR value is not an integer or out of range".into()));
-        for line in ["SET ex 0", "set px -1", "set ex 9223372036854776", "set px 9223372036854775807", "set ex 9223370399119966"] {
+        for line in [
+            "SET ex 0",
+            "set px -1",
+            "set ex 9223372036854776",
+            "set px 9223372036854775807",
+            "set ex 9223370399119966",
+        ] {
             assert_eq!(ttl(line), Err("ERR invalid expire time in 'set' command".into()), "{line}");
         }
         assert_eq!(ttl("set pxat 9223372036854775807"), Ok(Ttl::Until(Deadline::At(i64::MAX))));
@@ -392,7 +457,9 @@ mod tests {
     fn expire_takes_the_past_but_no_overflow() {
         assert_eq!(args("expire -5").deadline(Unit::Seconds, Since::Now), Ok(Deadline::In(-5000)));
         assert_eq!(args("expireat 0").deadline(Unit::Seconds, Since::Epoch), Ok(Deadline::At(0)));
-        for line in ["expire 9223370399119966", "expire -9223372036854776", "expire 9223372036854775807"] {
+        for line in
+            ["expire 9223370399119966", "expire -9223372036854776", "expire 9223372036854775807"]
+        {
             let reply = args(line).deadline(Unit::Seconds, Since::Now).unwrap_err();
             assert_eq!(text(reply), "ERR invalid expire time in 'expire' command");
         }
@@ -400,10 +467,19 @@ mod tests {
 
     #[test]
     fn expire_conditions() {
-        assert_eq!(args("expire xx gt").expire_if(), Ok(ExpireIf { some: true, later: true, ..Default::default() }));
+        assert_eq!(
+            args("expire xx gt").expire_if(),
+            Ok(ExpireIf { some: true, later: true, ..Default::default() })
+        );
         let refused = |line| text(args(line).expire_if().unwrap_err());
-        assert_eq!(refused("expire nx xx"), "ERR NX and XX, GT or LT options at the same time are not compatible");
-        assert_eq!(refused("expire gt lt"), "ERR GT and LT options at the same time are not compatible");
+        assert_eq!(
+            refused("expire nx xx"),
+            "ERR NX and XX, GT or LT options at the same time are not compatible"
+        );
+        assert_eq!(
+            refused("expire gt lt"),
+            "ERR GT and LT options at the same time are not compatible"
+        );
         assert_eq!(refused("expire Foo"), "ERR Unsupported option Foo");
     }
 }

@@ -80,7 +80,11 @@ pub(crate) static TABLE: &[Command] = &[
         since: "2.4.0",
         complexity: "O(N) where N is the number of client connections",
         summary: "Terminates open connections.",
-        syntax: "<ip:port | <ID client-id | TYPE <NORMAL | MASTER | SLAVE | REPLICA | PUBSUB> | USER username | ADDR ip:port | LADDR ip:port | SKIPME <YES | NO> | MAXAGE maxage> [<ID client-id | TYPE <NORMAL | MASTER | SLAVE | REPLICA | PUBSUB> | USER username | ADDR ip:port | LADDR ip:port | SKIPME <YES | NO> | MAXAGE maxage> ...]>",
+        syntax: "<ip:port | <ID client-id | TYPE <NORMAL | MASTER | SLAVE | REPLICA | PUBSUB> | \
+                 USER username | ADDR ip:port | LADDR ip:port | SKIPME <YES | NO> | MAXAGE \
+                 maxage> [<ID client-id | TYPE <NORMAL | MASTER | SLAVE | REPLICA | PUBSUB> | \
+                 USER username | ADDR ip:port | LADDR ip:port | SKIPME <YES | NO> | MAXAGE \
+                 maxage> ...]>",
         plan: kill,
     },
     Command {
@@ -115,7 +119,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: "connection",
         since: "7.2.0",
         complexity: "O(1)",
-        summary: "Controls whether commands sent by the client affect the LRU/LFU of accessed keys.",
+        summary: "Controls whether commands sent by the client affect the LRU/LFU of accessed \
+                  keys.",
         syntax: "<ON | OFF>",
         plan: no_touch,
     },
@@ -216,11 +221,18 @@ fn setinfo(mut args: Args) -> Planned {
     let (library_name, library_version) = match what.to_ascii_lowercase().as_slice() {
         b"lib-name" => (Some(value.clone()), None),
         b"lib-ver" => (None, Some(value.clone())),
-        _ => return Err(Reply::error(format!("ERR Unrecognized option '{}'", words::one_line(&what)))),
+        _ => {
+            return Err(Reply::error(format!(
+                "ERR Unrecognized option '{}'",
+                words::one_line(&what)
+            )));
+        }
     };
     if !is_printable(&value) {
         let what = words::one_line(&what);
-        return Err(Reply::error(format!("ERR {what} cannot contain spaces, newlines or special characters.")));
+        return Err(Reply::error(format!(
+            "ERR {what} cannot contain spaces, newlines or special characters."
+        )));
     }
     call(ClientCall::SetInfo { library_name, library_version })
 }
@@ -237,7 +249,8 @@ fn list(mut args: Args) -> Planned {
         while let Some(id) = args.next() {
             ids.push(integer(&id).ok_or_else(|| Reply::error("ERR Invalid client ID"))?);
         }
-        // No client has a negative id; one that nobody has keeps the list from being everybody's.
+        // No client has a negative id; one that nobody has keeps the list from being
+        // everybody's.
         ids.iter_mut().for_each(|id| *id = (*id).max(0));
     }
     args.end()?;
@@ -257,7 +270,8 @@ fn kill(mut args: Args) -> Planned {
                 filter.id = Some(id.unsigned_abs());
             }
             () if args.flag("MAXAGE") => {
-                let age = args.int_at_least(i64::MIN, "ERR maxage is not an integer or out of range")?;
+                let age =
+                    args.int_at_least(i64::MIN, "ERR maxage is not an integer or out of range")?;
                 if age <= 0 {
                     return Err(Reply::error("ERR maxage should be greater than 0"));
                 }

@@ -122,7 +122,8 @@ fn info(mut args: Args) -> Planned {
     if args.left() == 0 {
         return command_all(args);
     }
-    let entries = args.rest::<Words>().iter().map(|name| named(name).map_or(Reply::Nil, entry)).collect();
+    let entries =
+        args.rest::<Words>().iter().map(|name| named(name).map_or(Reply::Nil, entry)).collect();
     Ok(Plan::Reply(Reply::Array(entries)))
 }
 
@@ -137,7 +138,10 @@ fn docs(mut args: Args) -> Planned {
 
 fn list(mut args: Args) -> Planned {
     let names = |keep: &dyn Fn(&Command) -> bool| {
-        let names = table::all().filter(|command| keep(command)).map(|command| text(command.name)).collect();
+        let names = table::all()
+            .filter(|command| keep(command))
+            .map(|command| text(command.name))
+            .collect();
         Ok(Plan::Reply(Reply::Array(names)))
     };
     if args.left() == 0 {
@@ -149,7 +153,9 @@ fn list(mut args: Args) -> Planned {
     let (by, wanted) = (args.word().to_ascii_lowercase(), args.word().to_ascii_lowercase());
     match by.as_slice() {
         b"module" => names(&|_| false),
-        b"aclcat" => names(&|command| command.categories().any(|category| category.as_bytes() == wanted)),
+        b"aclcat" => {
+            names(&|command| command.categories().any(|category| category.as_bytes() == wanted))
+        }
         b"pattern" => names(&|command| glob::matches(&wanted, command.name.as_bytes())),
         _ => Err(Args::syntax()),
     }
@@ -166,7 +172,9 @@ fn getkeysandflags(mut args: Args) -> Planned {
     let command = with_keys(&words)?;
     let accesses = match command.keys.access {
         // SET's: it reads its key if one of the words is GET.
-        VARIABLE if words.iter().any(|word| word.eq_ignore_ascii_case(b"get")) => vec!["RW access update"],
+        VARIABLE if words.iter().any(|word| word.eq_ignore_ascii_case(b"get")) => {
+            vec!["RW access update"]
+        }
         VARIABLE => vec!["OW update"],
         _ => accesses(command),
     };
@@ -181,7 +189,9 @@ fn getkeysandflags(mut args: Args) -> Planned {
 fn with_keys(words: &Words) -> Result<&'static Command, Reply> {
     let command = words.first().and_then(|name| table::find(name, None));
     let command = match (command, words.get(1)) {
-        (Some(container), Some(sub)) if container.is(flags::CONTAINER) => table::find(&words[0], Some(sub)),
+        (Some(container), Some(sub)) if container.is(flags::CONTAINER) => {
+            table::find(&words[0], Some(sub))
+        }
         (command, _) => command,
     };
     let command = command.ok_or_else(|| Reply::error("ERR Invalid command specified"))?;
@@ -205,7 +215,10 @@ fn named(name: &[u8]) -> Option<&'static Command> {
 /// COMMAND INFO's ten elements.
 fn entry(command: &Command) -> Reply {
     let Keys { first, last, step, .. } = command.keys;
-    let shown = flags::NAMES.iter().filter(|(flag, _)| command.is(*flag)).map(|(_, name)| Reply::Status((*name).into()));
+    let shown = flags::NAMES
+        .iter()
+        .filter(|(flag, _)| command.is(*flag))
+        .map(|(_, name)| Reply::Status((*name).into()));
     let subcommands: Vec<_> = command.subcommands().map(entry).collect();
     let categories = command.categories().map(|name| Reply::Status(format!("@{name}").into()));
     Reply::Array(vec![
@@ -222,7 +235,8 @@ fn entry(command: &Command) -> Reply {
     ])
 }
 
-/// Where keys stand and what is done with them, in the newer notation: one specification for all, or one for each of two.
+/// Where keys stand and what is done with them, in the newer notation: one specification
+/// for all, or one for each of two.
 fn key_specs(command: &Command) -> Vec<Reply> {
     let Keys { first, last, step, .. } = command.keys;
     if first == 0 {
@@ -230,10 +244,14 @@ fn key_specs(command: &Command) -> Vec<Reply> {
     }
     let accesses = accesses(command);
     let last = if accesses.len() > 1 || last < 0 { last.min(0) } else { last - first };
-    let search =
-        |kind: &'static str, spec: Vec<(Reply, Reply)>| Reply::Map(vec![(text("type"), text(kind)), (text("spec"), Reply::Map(spec))]);
-    let range =
-        vec![(text("lastkey"), Reply::Int(last.into())), (text("keystep"), Reply::Int(step.into())), (text("limit"), Reply::Int(0))];
+    let search = |kind: &'static str, spec: Vec<(Reply, Reply)>| {
+        Reply::Map(vec![(text("type"), text(kind)), (text("spec"), Reply::Map(spec))])
+    };
+    let range = vec![
+        (text("lastkey"), Reply::Int(last.into())),
+        (text("keystep"), Reply::Int(step.into())),
+        (text("limit"), Reply::Int(0)),
+    ];
     let spec = |(index, access): (i64, &'static str)| {
         Reply::Map(vec![
             (text("flags"), words_of(access)),
@@ -247,7 +265,8 @@ fn key_specs(command: &Command) -> Vec<Reply> {
 /// What an entry says of a key that is read or not, depending on the options.
 const VARIABLE: &str = "RW access update variable_flags";
 
-/// What a command does with its keys; more than one where it does another thing with the second.
+/// What a command does with its keys; more than one where it does another thing with the
+/// second.
 fn accesses(command: &Command) -> Vec<&'static str> {
     match command.keys.access {
         "" if command.is(READONLY) => vec!["RO access"],

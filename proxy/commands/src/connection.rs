@@ -68,7 +68,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: "connection",
         since: "1.0.0",
         complexity: "O(1)",
-        summary: "Changes the selected database: db0 to db15 by number, any other table by its name.",
+        summary: "Changes the selected database: db0 to db15 by number, any other table by its \
+                  name.",
         syntax: "index",
         plan: select,
     },
@@ -113,9 +114,11 @@ fn echo(mut args: Args) -> Planned {
 fn hello(mut args: Args) -> Planned {
     let mut hello = Hello::default();
     if args.left() > 0 {
-        let version = args.int_at_least(i64::MIN, "ERR Protocol version is not an integer or out of range")?;
+        let version =
+            args.int_at_least(i64::MIN, "ERR Protocol version is not an integer or out of range")?;
         let version = u8::try_from(version).ok().filter(|version| (2..=3).contains(version));
-        hello.protocol = Some(version.ok_or_else(|| Reply::error("NOPROTO unsupported protocol version"))?);
+        hello.protocol =
+            Some(version.ok_or_else(|| Reply::error("NOPROTO unsupported protocol version"))?);
     }
     while args.left() > 0 {
         if args.left() >= 3 && args.flag("AUTH") {
@@ -157,9 +160,14 @@ fn reset(_: Args) -> Planned {
     Ok(Plan::Session(Session::Reset))
 }
 
-/// CLIENT LIST is split at spaces and lines, so a name holds neither. The empty one takes the name away.
+/// CLIENT LIST is split at spaces and lines, so a name holds neither. The empty one takes
+/// the name away.
 pub(crate) fn check_name(name: &Bytes) -> Result<(), Reply> {
-    if is_printable(name) { Ok(()) } else { Err(Reply::error("ERR Client names cannot contain spaces, newlines or special characters.")) }
+    if is_printable(name) {
+        Ok(())
+    } else {
+        Err(Reply::error("ERR Client names cannot contain spaces, newlines or special characters."))
+    }
 }
 
 /// Whether all bytes are ASCII that prints and is no space.

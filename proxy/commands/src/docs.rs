@@ -1,4 +1,5 @@
-//! What COMMAND DOCS and the README tell of a command. Both are read off the entry, the arguments off its `syntax`.
+//! What COMMAND DOCS and the README tell of a command. Both are read off the entry, the
+//! arguments off its `syntax`.
 //!
 //! # Layout
 //! `syntax` is Redis's own notation:
@@ -52,9 +53,13 @@ pub(crate) fn doc(command: &Command) -> Reply {
     ];
     let args = parse(command.syntax);
     if !args.is_empty() {
-        doc.push((text("arguments"), Reply::Array(args.iter().map(|arg| arg.reply(command)).collect())));
+        doc.push((
+            text("arguments"),
+            Reply::Array(args.iter().map(|arg| arg.reply(command)).collect()),
+        ));
     }
-    let subcommands: Vec<_> = command.subcommands().map(|sub| (text(sub.name), self::doc(sub))).collect();
+    let subcommands: Vec<_> =
+        command.subcommands().map(|sub| (text(sub.name), self::doc(sub))).collect();
     if !subcommands.is_empty() {
         doc.push((text("subcommands"), Reply::Map(subcommands)));
     }
@@ -75,10 +80,22 @@ pub fn readme_table() -> String {
     let mut page = String::new();
     for (group, title) in groups {
         page.push_str(&format!("### {title}\n\n| command | what it does |\n|---|---|\n"));
-        let shown = |command: &&Command| command.group == group && command.subcommands().next().is_none_or(|_| command.arity == -1);
-        for command in table::all().filter(shown).filter(|command| !command.name.ends_with("|help")) {
-            let usage = format!("{} {}", command.name.replace('|', " ").to_ascii_uppercase(), command.syntax);
-            page.push_str(&format!("| `{}` | {} |\n", usage.trim_end().replace('|', "\\|"), command.summary));
+        let shown = |command: &&Command| {
+            command.group == group
+                && command.subcommands().next().is_none_or(|_| command.arity == -1)
+        };
+        for command in table::all().filter(shown).filter(|command| !command.name.ends_with("|help"))
+        {
+            let usage = format!(
+                "{} {}",
+                command.name.replace('|', " ").to_ascii_uppercase(),
+                command.syntax
+            );
+            page.push_str(&format!(
+                "| `{}` | {} |\n",
+                usage.trim_end().replace('|', "\\|"),
+                command.summary
+            ));
         }
         page.push('\n');
     }
@@ -100,13 +117,24 @@ impl Arg {
         if let Some(token) = &self.token {
             reply.push((text("token"), owned(token)));
         }
-        let flags = [(self.optional, "optional"), (self.multiple, "multiple"), (self.multiple_token, "multiple_token")];
-        let flags: Vec<_> = flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| Reply::Status(name.into())).collect();
+        let flags = [
+            (self.optional, "optional"),
+            (self.multiple, "multiple"),
+            (self.multiple_token, "multiple_token"),
+        ];
+        let flags: Vec<_> = flags
+            .into_iter()
+            .filter(|(set, _)| *set)
+            .map(|(_, name)| Reply::Status(name.into()))
+            .collect();
         if !flags.is_empty() {
             reply.push((text("flags"), Reply::Set(flags)));
         }
         if let Shape::OneOf(args) | Shape::Block(args) = &self.shape {
-            reply.push((text("arguments"), Reply::Array(args.iter().map(|arg| arg.reply(command)).collect())));
+            reply.push((
+                text("arguments"),
+                Reply::Array(args.iter().map(|arg| arg.reply(command)).collect()),
+            ));
         }
         Reply::Map(reply)
     }
@@ -117,7 +145,11 @@ impl Arg {
             (Shape::Token, _) => "pure-token",
             (Shape::OneOf(_), _) => "oneof",
             (Shape::Block(_), _) => "block",
-            (_, "key" | "key1" | "key2" | "newkey" | "source" | "destination") if command.keys != Keys::NONE => "key",
+            (_, "key" | "key1" | "key2" | "newkey" | "source" | "destination")
+                if command.keys != Keys::NONE =>
+            {
+                "key"
+            }
             (_, "pattern") => "pattern",
             (_, "increment") if command.name.ends_with("float") => "double",
             (_, name) if name.starts_with("unix-time") => "unix-time",
@@ -156,8 +188,15 @@ const INTEGERS: [&str; 23] = [
 
 /// An argument list from its notation.
 fn parse(syntax: &str) -> Vec<Arg> {
-    let spaced = ["[", "]", "<", ">", "|"].iter().fold(syntax.to_owned(), |text, mark| text.replace(mark, &format!(" {mark} ")));
-    Parser { words: spaced.split_whitespace() }.alternatives().0.into_iter().next().unwrap_or_default()
+    let spaced = ["[", "]", "<", ">", "|"]
+        .iter()
+        .fold(syntax.to_owned(), |text, mark| text.replace(mark, &format!(" {mark} ")));
+    Parser { words: spaced.split_whitespace() }
+        .alternatives()
+        .0
+        .into_iter()
+        .next()
+        .unwrap_or_default()
 }
 
 struct Parser<'a> {
@@ -165,7 +204,8 @@ struct Parser<'a> {
 }
 
 impl Parser<'_> {
-    /// Lists of arguments between bars, to the closing bracket; and whether they end in `...`.
+    /// Lists of arguments between bars, to the closing bracket; and whether they end in
+    /// `...`.
     fn alternatives(&mut self) -> (Vec<Vec<Arg>>, bool) {
         let (mut lists, mut repeated) = (vec![Vec::<Arg>::new()], false);
         let mut token: Option<String> = None;
@@ -177,7 +217,8 @@ impl Parser<'_> {
                 "[" | "<" => {
                     // A word stands before what is in `<...>`; before `[` it is complete.
                     let before = token.take();
-                    let (before, complete) = if word == "<" { (before, None) } else { (None, before) };
+                    let (before, complete) =
+                        if word == "<" { (before, None) } else { (None, before) };
                     list.extend(complete.map(pure));
                     let (inner, again) = self.alternatives();
                     if again {
@@ -191,7 +232,9 @@ impl Parser<'_> {
                     lists.push(Vec::new());
                 }
                 word if is_token(word) => list.extend(token.replace(word.to_owned()).map(pure)),
-                word => list.push(Arg { name: word.to_owned(), token: token.take(), ..Arg::default() }),
+                word => {
+                    list.push(Arg { name: word.to_owned(), token: token.take(), ..Arg::default() })
+                }
             }
         }
         lists.last_mut().expect("there is always one list").extend(token.map(pure));
@@ -205,7 +248,12 @@ fn is_token(word: &str) -> bool {
 }
 
 fn pure(token: String) -> Arg {
-    Arg { name: token.to_ascii_lowercase(), token: Some(token), shape: Shape::Token, ..Arg::default() }
+    Arg {
+        name: token.to_ascii_lowercase(),
+        token: Some(token),
+        shape: Shape::Token,
+        ..Arg::default()
+    }
 }
 
 /// What stands in brackets as one argument.
@@ -213,12 +261,22 @@ fn group(mut lists: Vec<Vec<Arg>>, token: Option<String>, optional: bool) -> Arg
     let inner = if lists.len() == 1 {
         sequence(lists.pop().unwrap_or_default())
     } else {
-        Arg { name: "choice".into(), shape: Shape::OneOf(lists.into_iter().map(sequence).collect()), ..Arg::default() }
+        Arg {
+            name: "choice".into(),
+            shape: Shape::OneOf(lists.into_iter().map(sequence).collect()),
+            ..Arg::default()
+        }
     };
     match token {
         None => Arg { optional: optional || inner.optional, ..inner },
         Some(token) if inner.token.is_none() => Arg { token: Some(token), optional, ..inner },
-        Some(token) => Arg { token: Some(token), optional, name: inner.name.clone(), shape: Shape::Block(vec![inner]), ..Arg::default() },
+        Some(token) => Arg {
+            token: Some(token),
+            optional,
+            name: inner.name.clone(),
+            shape: Shape::Block(vec![inner]),
+            ..Arg::default()
+        },
     }
 }
 
@@ -226,13 +284,18 @@ fn group(mut lists: Vec<Vec<Arg>>, token: Option<String>, optional: bool) -> Arg
 fn sequence(mut args: Vec<Arg>) -> Arg {
     match args.len() {
         1 => args.remove(0),
-        _ => Arg { name: args.first().map_or_else(String::new, |arg| arg.name.clone()), shape: Shape::Block(args), ..Arg::default() },
+        _ => Arg {
+            name: args.first().map_or_else(String::new, |arg| arg.name.clone()),
+            shape: Shape::Block(args),
+            ..Arg::default()
+        },
     }
 }
 
 /// The last of `list` may come again, as `again` says.
 fn repeat(list: &mut Vec<Arg>, again: Vec<Arg>) {
-    let multiple_token = again.first().is_some_and(|arg| arg.token.is_some() && arg.shape == Shape::Value);
+    let multiple_token =
+        again.first().is_some_and(|arg| arg.token.is_some() && arg.shape == Shape::Value);
     let once = list.split_off(list.len().saturating_sub(again.len()));
     list.push(Arg { multiple: true, multiple_token, ..sequence(once) });
 }
@@ -241,10 +304,13 @@ fn repeat(list: &mut Vec<Arg>, again: Vec<Arg>) {
 mod tests {
     use super::*;
 
-    /// An argument list in a notation as short as the syntax, to look at what was understood.
+    /// An argument list in a notation as short as the syntax, to look at what was
+    /// understood.
     fn shown(syntax: &str) -> String {
         fn one(arg: &Arg) -> String {
-            let list = |args: &[Arg], between: &str| args.iter().map(one).collect::<Vec<_>>().join(between);
+            let list = |args: &[Arg], between: &str| {
+                args.iter().map(one).collect::<Vec<_>>().join(between)
+            };
             let inner = match &arg.shape {
                 Shape::Value => arg.name.clone(),
                 Shape::Token => String::new(),
@@ -253,7 +319,12 @@ mod tests {
             };
             let token = arg.token.as_ref().map_or(String::new(), |token| format!("{token}:"));
             let mark = |set, mark| if set { mark } else { "" };
-            format!("{token}{inner}{}{}{}", mark(arg.optional, "?"), mark(arg.multiple, "+"), mark(arg.multiple_token, "+"))
+            format!(
+                "{token}{inner}{}{}{}",
+                mark(arg.optional, "?"),
+                mark(arg.multiple, "+"),
+                mark(arg.multiple_token, "+")
+            )
         }
         parse(syntax).iter().map(one).collect::<Vec<_>>().join(" ")
     }
@@ -269,11 +340,20 @@ mod tests {
             ("key [EX seconds | KEEPTTL] [GET]", "key <EX:seconds|KEEPTTL:>? GET:?"),
             ("[section [section ...]]", "section?+"),
             ("key [count [WITHVALUES]]", "key (count WITHVALUES:?)?"),
-            ("[LIMIT offset count] [GET pattern [GET pattern ...]]", "(LIMIT:offset count)? GET:pattern?++"),
+            (
+                "[LIMIT offset count] [GET pattern [GET pattern ...]]",
+                "(LIMIT:offset count)? GET:pattern?++",
+            ),
             ("FIELDS numfields field [field ...]", "FIELDS:numfields field+"),
             ("<ON | OFF>", "<ON:|OFF:>"),
-            ("[MATCH <PREFIX | POSTFIX> pattern] [REV]", "(MATCH:<PREFIX:|POSTFIX:> pattern)? REV:?"),
-            ("<PUT field value | DEL field> [<PUT field value | DEL field> ...]", "<(PUT:field value)|DEL:field>+"),
+            (
+                "[MATCH <PREFIX | POSTFIX> pattern] [REV]",
+                "(MATCH:<PREFIX:|POSTFIX:> pattern)? REV:?",
+            ),
+            (
+                "<PUT field value | DEL field> [<PUT field value | DEL field> ...]",
+                "<(PUT:field value)|DEL:field>+",
+            ),
             ("key LEN [IDX]", "key LEN: IDX:?"),
         ] {
             assert_eq!(shown(syntax), tree, "{syntax}");

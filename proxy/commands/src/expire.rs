@@ -154,11 +154,15 @@ fn persist(mut args: Args) -> Planned {
 }
 
 fn ttl(mut args: Args) -> Planned {
-    Plan::one(Op::Inspect { key: args.word() }, |answer| expiry(answer, |row, at| to_seconds(at.saturating_sub(row.now_ms))))
+    Plan::one(Op::Inspect { key: args.word() }, |answer| {
+        expiry(answer, |row, at| to_seconds(at.saturating_sub(row.now_ms)))
+    })
 }
 
 fn pttl(mut args: Args) -> Planned {
-    Plan::one(Op::Inspect { key: args.word() }, |answer| expiry(answer, |row, at| at.saturating_sub(row.now_ms)))
+    Plan::one(Op::Inspect { key: args.word() }, |answer| {
+        expiry(answer, |row, at| at.saturating_sub(row.now_ms))
+    })
 }
 
 fn expiretime(mut args: Args) -> Planned {
@@ -173,7 +177,9 @@ fn pexpiretime(mut args: Args) -> Planned {
 fn expiry(answer: Answer, word: fn(&RowInfo, u64) -> u64) -> Reply {
     match answer {
         Answer::Row(None) => Reply::Int(NO_KEY),
-        Answer::Row(Some(row)) => Reply::Int(row.expires_at_ms.map_or(NEVER, |at| i64::try_from(word(&row, at)).unwrap_or(i64::MAX))),
+        Answer::Row(Some(row)) => Reply::Int(
+            row.expires_at_ms.map_or(NEVER, |at| i64::try_from(word(&row, at)).unwrap_or(i64::MAX)),
+        ),
         _ => words::no_answer(),
     }
 }

@@ -1,4 +1,5 @@
-//! Commands on hashes. Those on the expiry of single fields are in `hash_expiry`, those on ranges of fields in `native`.
+//! Commands on hashes. Those on the expiry of single fields are in `hash_expiry`, those
+//! on ranges of fields in `native`.
 
 use bytes::Bytes;
 use row::number::LongDouble;
@@ -24,7 +25,8 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::ONE.with("RW update"),
         group: GROUP,
         since: "2.0.0",
-        complexity: "O(1) for each field/value pair added, so O(N) to add N field/value pairs when the command is called with multiple field/value pairs.",
+        complexity: "O(1) for each field/value pair added, so O(N) to add N field/value pairs \
+                     when the command is called with multiple field/value pairs.",
         summary: "Creates or modifies the value of a field in a hash.",
         syntax: "key field value [field value ...]",
         plan: hset,
@@ -97,7 +99,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "2.0.0",
         complexity: "O(N) where N is the number of fields to be removed.",
-        summary: "Deletes one or more fields and their values from a hash. Deletes the hash if no fields remain.",
+        summary: "Deletes one or more fields and their values from a hash. Deletes the hash if no \
+                  fields remain.",
         syntax: "key field [field ...]",
         plan: hdel,
     },
@@ -108,7 +111,8 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::ONE.with("RO"),
         group: GROUP,
         since: "2.0.0",
-        complexity: "O(1), and O(N) where N is the number of expired fields that were not yet removed.",
+        complexity: "O(1), and O(N) where N is the number of expired fields that were not yet \
+                     removed.",
         summary: "Returns the number of fields in a hash.",
         syntax: "key",
         plan: hlen,
@@ -169,7 +173,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "2.0.0",
         complexity: "O(1)",
-        summary: "Increments the integer value of a field in a hash by a number. Uses 0 as initial value if the field doesn't exist.",
+        summary: "Increments the integer value of a field in a hash by a number. Uses 0 as \
+                  initial value if the field doesn't exist.",
         syntax: "key field increment",
         plan: hincrby,
     },
@@ -181,7 +186,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "2.6.0",
         complexity: "O(1)",
-        summary: "Increments the floating point value of a field by a number. Uses 0 as initial value if the field doesn't exist.",
+        summary: "Increments the floating point value of a field by a number. Uses 0 as initial \
+                  value if the field doesn't exist.",
         syntax: "key field increment",
         plan: hincrbyfloat,
     },
@@ -204,7 +210,9 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::ONE,
         group: GROUP,
         since: "2.8.0",
-        complexity: "O(1) for every call. O(N) for a complete iteration, including enough command calls for the cursor to return back to 0. N is the number of elements inside the collection.",
+        complexity: "O(1) for every call. O(N) for a complete iteration, including enough command \
+                     calls for the cursor to return back to 0. N is the number of elements inside \
+                     the collection.",
         summary: "Iterates over fields and values of a hash.",
         syntax: "key cursor [MATCH pattern] [COUNT count] [NOVALUES]",
         plan: hscan,
@@ -213,7 +221,10 @@ pub(crate) static TABLE: &[Command] = &[
 
 fn hset(mut args: Args) -> Planned {
     let key = args.word();
-    Plan::one(Op::HashPut { key, pairs: args.pairs()?, only: Only::Always, ttl: Ttl::Default }, answers::int)
+    Plan::one(
+        Op::HashPut { key, pairs: args.pairs()?, only: Only::Always, ttl: Ttl::Default },
+        answers::int,
+    )
 }
 
 fn hsetnx(mut args: Args) -> Planned {
@@ -223,7 +234,10 @@ fn hsetnx(mut args: Args) -> Planned {
 
 fn hmset(mut args: Args) -> Planned {
     let key = args.word();
-    Plan::one(Op::HashPut { key, pairs: args.pairs()?, only: Only::Always, ttl: Ttl::Default }, answers::ok)
+    Plan::one(
+        Op::HashPut { key, pairs: args.pairs()?, only: Only::Always, ttl: Ttl::Default },
+        answers::ok,
+    )
 }
 
 fn hget(mut args: Args) -> Planned {
@@ -238,7 +252,9 @@ fn hmget(mut args: Args) -> Planned {
 }
 
 fn hgetall(mut args: Args) -> Planned {
-    Plan::one(all_cells(&mut args, true), |answer| answers::cells(answer, |cells| Reply::Map(answers::pairs(cells))))
+    Plan::one(all_cells(&mut args, true), |answer| {
+        answers::cells(answer, |cells| Reply::Map(answers::pairs(cells)))
+    })
 }
 
 fn hdel(mut args: Args) -> Planned {
@@ -255,16 +271,22 @@ fn hkeys(mut args: Args) -> Planned {
 }
 
 fn hvals(mut args: Args) -> Planned {
-    let word = |cells: Vec<(Bytes, Bytes)>| Reply::Array(cells.into_iter().map(|(_, value)| Reply::Bulk(value)).collect());
+    let word = |cells: Vec<(Bytes, Bytes)>| {
+        Reply::Array(cells.into_iter().map(|(_, value)| Reply::Bulk(value)).collect())
+    };
     Plan::with(all_cells(&mut args, true), move |answer| answers::cells(answer, word))
 }
 
 fn hexists(mut args: Args) -> Planned {
-    Plan::one(one_field(&mut args), |answer| value_as_int(answer, |value| i64::from(value.is_some())))
+    Plan::one(one_field(&mut args), |answer| {
+        value_as_int(answer, |value| i64::from(value.is_some()))
+    })
 }
 
 fn hstrlen(mut args: Args) -> Planned {
-    Plan::one(one_field(&mut args), |answer| value_as_int(answer, |value| value.map_or(0, |value| value.len() as i64)))
+    Plan::one(one_field(&mut args), |answer| {
+        value_as_int(answer, |value| value.map_or(0, |value| value.len() as i64))
+    })
 }
 
 fn hincrby(mut args: Args) -> Planned {
@@ -284,8 +306,13 @@ fn hincrbyfloat(mut args: Args) -> Planned {
 fn hrandfield(mut args: Args) -> Planned {
     let (key, seed) = (args.word(), args.seed());
     if args.left() == 0 {
-        let first = |cells: Vec<(Bytes, Bytes)>| cells.into_iter().next().map_or(Reply::Nil, |(field, _)| Reply::Bulk(field));
-        return Plan::with(Op::HashRandom { key, count: 1, seed, want_values: false }, move |answer| answers::cells(answer, first));
+        let first = |cells: Vec<(Bytes, Bytes)>| {
+            cells.into_iter().next().map_or(Reply::Nil, |(field, _)| Reply::Bulk(field))
+        };
+        return Plan::with(
+            Op::HashRandom { key, count: 1, seed, want_values: false },
+            move |answer| answers::cells(answer, first),
+        );
     }
     let count = args.int()?;
     if count == i64::MIN {
@@ -298,7 +325,9 @@ fn hrandfield(mut args: Args) -> Planned {
     }
     let op = Op::HashRandom { key, count, seed, want_values };
     match want_values {
-        true => Plan::one(op, |answer| answers::cells(answer, |cells| Reply::Pairs(answers::pairs(cells)))),
+        true => Plan::one(op, |answer| {
+            answers::cells(answer, |cells| Reply::Pairs(answers::pairs(cells)))
+        }),
         false => Plan::one(op, answers::sortkeys),
     }
 }
@@ -309,7 +338,8 @@ fn hscan(mut args: Args) -> Planned {
     while args.left() > 0 {
         if let Some(number) = args.option("COUNT") {
             let number = integer(&number).ok_or_else(words::not_integer)?;
-            count = u64::try_from(number).ok().filter(|&count| count > 0).ok_or_else(Args::syntax)?;
+            count =
+                u64::try_from(number).ok().filter(|&count| count > 0).ok_or_else(Args::syntax)?;
         } else if let Some(pattern) = args.option("MATCH") {
             glob = Some(pattern);
         } else if args.flag("NOVALUES") {
@@ -318,7 +348,9 @@ fn hscan(mut args: Args) -> Planned {
             return Err(Args::syntax());
         }
     }
-    Plan::with(Op::HashScan { key, cursor, count, glob, want_values }, move |answer| page(answer, want_values))
+    Plan::with(Op::HashScan { key, cursor, count, glob, want_values }, move |answer| {
+        page(answer, want_values)
+    })
 }
 
 /// The value of one field.

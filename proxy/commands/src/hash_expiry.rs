@@ -1,6 +1,7 @@
 //! Commands on the expiry of single fields of a hash.
 //!
-//! All name their fields as `FIELDS numfields field [field ...]`, and answer one number or value a field.
+//! All name their fields as `FIELDS numfields field [field ...]`, and answer one number
+//! or value a field.
 
 use bytes::Bytes;
 use row::op::{Answer, Deadline, ExpireIf, FIELD_EXPIRY_MAX_MS, Only, Op, Refusal, Ttl};
@@ -15,7 +16,8 @@ use crate::{Args, Plan, Planned, Reply, answers, words};
 
 const GROUP: &str = "hash";
 
-/// A moment that has passed: a relative field expiry that goes too far even from here is refused without knowing the time.
+/// A moment that has passed: a relative field expiry that goes too far even from here is
+/// refused without knowing the time.
 const LONG_AGO_MS: u64 = 1_700_000_000_000;
 
 /// What HEXPIRE, HTTL and their like answer for a field that is not there.
@@ -151,8 +153,10 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "8.0.0",
         complexity: "O(N) where N is the number of specified fields",
-        summary: "Get the value of one or more fields of a given hash key, and optionally set their expiration.",
-        syntax: "key [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | PERSIST] FIELDS numfields field [field ...]",
+        summary: "Get the value of one or more fields of a given hash key, and optionally set \
+                  their expiration.",
+        syntax: "key [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT \
+                 unix-time-milliseconds | PERSIST] FIELDS numfields field [field ...]",
         plan: hgetex,
     },
     Command {
@@ -163,8 +167,10 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "8.0.0",
         complexity: "O(N) where N is the number of fields being set.",
-        summary: "Set the value of one or more fields of a given hash key, and optionally set their expiration.",
-        syntax: "key [FNX | FXX] [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL] FIELDS numfields field value [field value ...]",
+        summary: "Set the value of one or more fields of a given hash key, and optionally set \
+                  their expiration.",
+        syntax: "key [FNX | FXX] [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT \
+                 unix-time-milliseconds | KEEPTTL] FIELDS numfields field value [field value ...]",
         plan: hsetex,
     },
 ];
@@ -206,7 +212,10 @@ fn expire(mut args: Args, unit: Unit, since: Since) -> Planned {
         Some(Err(refusal)) => words::refusal(refusal),
         None => words::no_answer(),
     };
-    Ok(Plan::rows(smallvec![Op::HashExpire { key, fields, until, only }], Wording::Outcomes(Box::new(word))))
+    Ok(Plan::rows(
+        smallvec![Op::HashExpire { key, fields, until, only }],
+        Wording::Outcomes(Box::new(word)),
+    ))
 }
 
 fn httl(args: Args) -> Planned {
@@ -228,13 +237,17 @@ fn hpexpiretime(args: Args) -> Planned {
 fn expiry(mut args: Args, remaining: bool, word: fn(i64) -> i64) -> Planned {
     let (key, fields) = (args.word(), some_fields(&mut args)?);
     let count = fields.len();
-    Plan::with(Op::HashExpiry { key, fields, remaining }, move |answer| numbers(answer, count, word))
+    Plan::with(Op::HashExpiry { key, fields, remaining }, move |answer| {
+        numbers(answer, count, word)
+    })
 }
 
 fn hpersist(mut args: Args) -> Planned {
     let (key, fields) = (args.word(), some_fields(&mut args)?);
     let count = fields.len();
-    Plan::with(Op::HashPersist { key, fields }, move |answer| numbers(answer, count, |number| number))
+    Plan::with(Op::HashPersist { key, fields }, move |answer| {
+        numbers(answer, count, |number| number)
+    })
 }
 
 fn hgetdel(mut args: Args) -> Planned {
@@ -261,15 +274,22 @@ fn hsetex(mut args: Args) -> Planned {
             only = only_one(only, Only::IfAbsent)?;
         } else if args.flag("FXX") {
             only = only_one(only, Only::IfPresent)?;
-        } else if ttl != Ttl::Default && (TIMES.iter().any(|(name, ..)| args.flag(name)) || args.flag("KEEPTTL")) {
-            return Err(Reply::error("ERR Only one of EX, PX, EXAT, PXAT or KEEPTTL arguments can be specified"));
+        } else if ttl != Ttl::Default
+            && (TIMES.iter().any(|(name, ..)| args.flag(name)) || args.flag("KEEPTTL"))
+        {
+            return Err(Reply::error(
+                "ERR Only one of EX, PX, EXAT, PXAT or KEEPTTL arguments can be specified",
+            ));
         } else if args.flag("KEEPTTL") {
             ttl = Ttl::Keep;
         } else if let Some(deadline) = until(&mut args)? {
             ttl = Ttl::Until(deadline);
         } else {
             let unknown = args.next().ok_or_else(|| args.wrong_number())?;
-            return Err(Reply::error(format!("ERR unknown argument: {}", words::one_line(&unknown))));
+            return Err(Reply::error(format!(
+                "ERR unknown argument: {}",
+                words::one_line(&unknown)
+            )));
         }
     }
     if args.left() < 3 {
@@ -293,7 +313,9 @@ fn only_one(old: Only, new: Only) -> Result<Only, Reply> {
 
 /// Takes EX, PX, EXAT or PXAT and its number, if one stands next.
 fn until(args: &mut Args) -> Result<Option<Deadline>, Reply> {
-    let Some((_, unit, since)) = TIMES.into_iter().find(|(name, ..)| args.flag(name)) else { return Ok(None) };
+    let Some((_, unit, since)) = TIMES.into_iter().find(|(name, ..)| args.flag(name)) else {
+        return Ok(None);
+    };
     let number = args.next().ok_or_else(|| Reply::error("ERR missing expire time"))?;
     deadline(&number, unit, since, args).map(Some)
 }
@@ -312,7 +334,9 @@ fn deadline(number: &[u8], unit: Unit, since: Since, args: &Args) -> Result<Dead
         Unit::Seconds => number.checked_mul(1000),
         Unit::Millis => Some(number),
     };
-    ms.filter(|&ms| ms.unsigned_abs() <= max).map(deadline).ok_or_else(|| words::invalid_expire(&args.name()))
+    ms.filter(|&ms| ms.unsigned_abs() <= max)
+        .map(deadline)
+        .ok_or_else(|| words::invalid_expire(&args.name()))
 }
 
 /// `FIELDS numfields field [field ...]` to the end.
@@ -322,14 +346,18 @@ fn some_fields(args: &mut Args) -> Result<Vec<Bytes>, Reply> {
 
 fn fields(args: &mut Args, not_positive: &'static str) -> Result<Vec<Bytes>, Reply> {
     if !args.flag("FIELDS") {
-        return Err(Reply::error("ERR Mandatory argument FIELDS is missing or not at the right position"));
+        return Err(Reply::error(
+            "ERR Mandatory argument FIELDS is missing or not at the right position",
+        ));
     }
     if args.left() == 0 {
         return Err(args.wrong_number());
     }
     let count = args.int_at_least(1, not_positive)?;
     if args.left() as u64 != count.unsigned_abs() {
-        return Err(Reply::error("ERR The `numfields` parameter must match the number of arguments"));
+        return Err(Reply::error(
+            "ERR The `numfields` parameter must match the number of arguments",
+        ));
     }
     Ok(args.rest())
 }
@@ -342,7 +370,9 @@ fn seconds(ms: i64) -> i64 {
 /// One number a field; a missing row has no fields.
 fn numbers(answer: Answer, fields: usize, word: fn(i64) -> i64) -> Reply {
     match answer {
-        Answer::Ints(numbers) => Reply::Array(numbers.into_iter().map(|number| Reply::Int(word(number))).collect()),
+        Answer::Ints(numbers) => {
+            Reply::Array(numbers.into_iter().map(|number| Reply::Int(word(number))).collect())
+        }
         Answer::Nil => Reply::Array(vec![Reply::Int(NO_FIELD); fields]),
         _ => words::no_answer(),
     }

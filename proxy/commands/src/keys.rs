@@ -5,7 +5,8 @@ use row::op::{Answer, Deadline, Kind, Op, RowInfo, Ttl};
 
 use crate::args::integer;
 use crate::table::flags::{
-    BLOCKING, CONNECTION, CONTAINER, DANGEROUS, DENYOOM, FAST, KEYSPACE, LOADING, LONG_PLAN, READONLY, STALE, WRITE,
+    BLOCKING, CONNECTION, CONTAINER, DANGEROUS, DENYOOM, FAST, KEYSPACE, LOADING, LONG_PLAN,
+    READONLY, STALE, WRITE,
 };
 use crate::table::{Command, Keys, container, help};
 use crate::{Args, Plan, Planned, Reply, Session, answers, rdb, words};
@@ -59,7 +60,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: "generic",
         since: "3.2.1",
         complexity: "O(N) where N is the number of keys that will be touched.",
-        summary: "Returns the number of existing keys out of those specified after updating the time they were last accessed.",
+        summary: "Returns the number of existing keys out of those specified after updating the \
+                  time they were last accessed.",
         syntax: "key [key ...]",
         plan: touch,
     },
@@ -82,7 +84,8 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::NONE,
         group: "generic",
         since: "1.0.0",
-        complexity: "O(N) with N being the number of keys in the database, under the assumption that the key names in the database and the given pattern have limited length.",
+        complexity: "O(N) with N being the number of keys in the database, under the assumption \
+                     that the key names in the database and the given pattern have limited length.",
         summary: "Returns all key names that match a pattern.",
         syntax: "pattern",
         plan: keys,
@@ -94,7 +97,9 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::NONE,
         group: "generic",
         since: "2.8.0",
-        complexity: "O(1) for every call. O(N) for a complete iteration, including enough command calls for the cursor to return back to 0. N is the number of elements inside the collection.",
+        complexity: "O(1) for every call. O(N) for a complete iteration, including enough command \
+                     calls for the cursor to return back to 0. N is the number of elements inside \
+                     the collection.",
         summary: "Iterates over the key names in the database.",
         syntax: "cursor [MATCH pattern] [COUNT count] [TYPE type]",
         plan: scan,
@@ -142,7 +147,8 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::TWO.with("RO access, OW update"),
         group: "generic",
         since: "6.2.0",
-        complexity: "O(N) worst case for collections, where N is the number of nested items. O(1) for string values.",
+        complexity: "O(N) worst case for collections, where N is the number of nested items. O(1) \
+                     for string values.",
         summary: "Copies the value of a key to a new key.",
         syntax: "source destination [DB destination-db] [REPLACE]",
         plan: copy,
@@ -263,7 +269,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: "generic",
         since: "3.0.0",
         complexity: "O(1)",
-        summary: "Blocks until the asynchronous replication of all preceding write commands sent by the connection is completed.",
+        summary: "Blocks until the asynchronous replication of all preceding write commands sent \
+                  by the connection is completed.",
         syntax: "numreplicas timeout",
         plan: wait,
     },
@@ -275,7 +282,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: "generic",
         since: "7.2.0",
         complexity: "O(1)",
-        summary: "Blocks until all of the preceding write commands sent by the connection are written to the append-only file of the master and/or replicas.",
+        summary: "Blocks until all of the preceding write commands sent by the connection are \
+                  written to the append-only file of the master and/or replicas.",
         syntax: "numlocal numreplicas timeout",
         plan: waitaof,
     },
@@ -291,7 +299,9 @@ fn unlink(args: Args) -> Planned {
 
 fn exists(mut args: Args) -> Planned {
     Plan::each(args.rest::<Vec<_>>().into_iter().map(|key| Op::Inspect { key }), |answers| {
-        Reply::Int(answers.iter().filter(|answer| matches!(answer, Answer::Row(Some(_)))).count() as i64)
+        Reply::Int(
+            answers.iter().filter(|answer| matches!(answer, Answer::Row(Some(_)))).count() as i64
+        )
     })
 }
 
@@ -337,7 +347,11 @@ fn scan(mut args: Args) -> Planned {
             return Err(Args::syntax());
         }
     }
-    let named = |name: &Bytes| [Kind::String, Kind::Hash].into_iter().find(|kind| name.eq_ignore_ascii_case(kind_name(*kind).as_bytes()));
+    let named = |name: &Bytes| {
+        [Kind::String, Kind::Hash]
+            .into_iter()
+            .find(|kind| name.eq_ignore_ascii_case(kind_name(*kind).as_bytes()))
+    };
     let kind = of_kind.as_ref().and_then(named);
     let none = of_kind.is_some() && kind.is_none();
     Ok(Plan::Session(Session::Scan { cursor, count: count.unsigned_abs(), glob, kind, none }))
@@ -384,7 +398,11 @@ fn move_to(mut args: Args) -> Planned {
 /// A table named by its number.
 pub(crate) fn check_db(table: &Bytes) -> Result<(), Reply> {
     let number = integer(table).ok_or_else(words::not_integer)?;
-    if i32::try_from(number).is_ok() { Ok(()) } else { Err(words::out_of_bounds(i32::MIN.into(), i32::MAX.into())) }
+    if i32::try_from(number).is_ok() {
+        Ok(())
+    } else {
+        Err(words::out_of_bounds(i32::MIN.into(), i32::MAX.into()))
+    }
 }
 
 fn dump(mut args: Args) -> Planned {
@@ -436,14 +454,19 @@ fn encoding(mut args: Args) -> Planned {
 fn freq(args: Args) -> Planned {
     about(args, |_| {
         Reply::error(
-            "ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when switching between \
-             policies at runtime LRU and LFU data will take some time to adjust.",
+            "ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please \
+             note that when switching between policies at runtime LRU and LFU data will take some \
+             time to adjust.",
         )
     })
 }
 
 fn idletime(args: Args) -> Planned {
-    about(args, |row| Reply::Int(i64::try_from(row.now_ms.saturating_sub(row.written_at_ms) / 1000).unwrap_or(i64::MAX)))
+    about(args, |row| {
+        Reply::Int(
+            i64::try_from(row.now_ms.saturating_sub(row.written_at_ms) / 1000).unwrap_or(i64::MAX),
+        )
+    })
 }
 
 fn refcount(args: Args) -> Planned {
@@ -472,5 +495,9 @@ fn waitaof(mut args: Args) -> Planned {
     if replicas < 0 {
         return Err(Reply::error("ERR value is out of range, must be positive"));
     }
-    Ok(Plan::Session(Session::WaitAof { local, replicas, timeout_ms: words::timeout_ms(&args.word())? }))
+    Ok(Plan::Session(Session::WaitAof {
+        local,
+        replicas,
+        timeout_ms: words::timeout_ms(&args.word())?,
+    }))
 }

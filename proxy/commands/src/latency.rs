@@ -112,7 +112,8 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::NONE,
         group: "server",
         since: "7.0.0",
-        complexity: "O(N) where N is the number of commands with latency information being retrieved.",
+        complexity: "O(N) where N is the number of commands with latency information being \
+                     retrieved.",
         summary: "Returns the cumulative distribution of latencies of a subset or all commands.",
         syntax: "[command [command ...]]",
         plan: latency_histogram,

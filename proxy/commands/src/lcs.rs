@@ -1,9 +1,11 @@
 //! The longest common subsequence of two strings, for LCS.
 //!
-//! The textbook table, computed row by row; of each cell only one bit is kept, the way that leads back. The matches are those
-//! that Redis finds, in the order in which Redis tells them: from the ends of the strings to their beginnings.
+//! The textbook table, computed row by row; of each cell only one bit is kept, the way
+//! that leads back. The matches are those that Redis finds, in the order in which Redis
+//! tells them: from the ends of the strings to their beginnings.
 
-/// Two strings whose table would have more cells than this are refused: 16 Mi cells are 2 MiB of bits and about 60 ms of a thread.
+/// Two strings whose table would have more cells than this are refused: 16 Mi cells are 2
+/// MiB of bits and about 60 ms of a thread.
 pub(crate) const CELLS_MAX: usize = 1 << 24;
 
 /// A run of bytes that both strings have; offsets of the first bytes.
@@ -49,8 +51,9 @@ pub(crate) fn matches(a: &[u8], b: &[u8]) -> Vec<Match> {
     matches
 }
 
-/// Fills the table, row by row in one; `way(i, j, up)` is told of each cell (counted from 0) whether leaving out `a[i]` is better
-/// than leaving out `b[j]`, which counts where the two differ. Answers the last cell. Without branches: strings are not predictable.
+/// Fills the table, row by row in one; `way(i, j, up)` is told of each cell (counted from
+/// 0) whether leaving out `a[i]` is better than leaving out `b[j]`, which counts where
+/// the two differ. Answers the last cell. Without branches: strings are not predictable.
 fn table(a: &[u8], b: &[u8], mut way: impl FnMut(usize, usize, bool)) -> usize {
     let mut row = vec![0u32; b.len()];
     for (i, x) in a.iter().enumerate() {
@@ -74,12 +77,22 @@ mod tests {
     fn finds_what_redis_finds() {
         let (a, b) = (b"ohmytext", b"mynewtext");
         assert_eq!(len(a, b), 6);
-        assert_eq!(matches(a, b), [Match { in_a: 4, in_b: 5, len: 4 }, Match { in_a: 2, in_b: 0, len: 2 }]);
+        assert_eq!(
+            matches(a, b),
+            [Match { in_a: 4, in_b: 5, len: 4 }, Match { in_a: 2, in_b: 0, len: 2 }]
+        );
     }
 
     #[test]
     fn lengths_of_matches_add_up() {
-        for (a, b) in [("", ""), ("", "x"), ("abc", "abc"), ("abcdef", "fedcba"), ("aaaa", "aa"), ("xaxbxc", "abc")] {
+        for (a, b) in [
+            ("", ""),
+            ("", "x"),
+            ("abc", "abc"),
+            ("abcdef", "fedcba"),
+            ("aaaa", "aa"),
+            ("xaxbxc", "abc"),
+        ] {
             let (a, b) = (a.as_bytes(), b.as_bytes());
             let matches = matches(a, b);
             assert_eq!(matches.iter().map(|run| run.len).sum::<usize>(), len(a, b));

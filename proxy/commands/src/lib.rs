@@ -1,11 +1,13 @@
 //! The Redis command table.
 //!
-//! One [`Command`] entry is the whole truth about a command: name, arity, flags, where its keys are, documentation and its
-//! plan. The plan is pure: arguments in, [`Plan`] or error reply out; later [`row::Answer`]s in, [`Reply`] out. Nothing here does I/O.
+//! One [`Command`] entry is the whole truth about a command: name, arity, flags, where
+//! its keys are, documentation and its plan. The plan is pure: arguments in, [`Plan`] or
+//! error reply out; later [`row::Answer`]s in, [`Reply`] out. Nothing here does I/O.
 //!
 //! # How to add a command
-//! One entry and one short function in its family's file (`src/hash.rs`, ...), one script in `tests/scripts/<family>/`
-//! (notation: `tests/scripts/README.md`). COMMAND, COMMAND DOCS, redis-cli's hints, ACL categories and the README's tables follow from the entry.
+//! One entry and one short function in its family's file (`src/hash.rs`, ...), one script
+//! in `tests/scripts/<family>/` (notation: `tests/scripts/README.md`). COMMAND, COMMAND
+//! DOCS, redis-cli's hints, ACL categories and the README's tables follow from the entry.
 //!
 //! # Invariants
 //! - No words and no answers make a plan panic (`tests/plans.rs`).

@@ -1,7 +1,9 @@
-//! Bridle's own commands: what Pegasus offers on (hashkey, sortkey) and Redis does not, on the rows that are hashes to Redis.
+//! Bridle's own commands: what Pegasus offers on (hashkey, sortkey) and Redis does not,
+//! on the rows that are hashes to Redis.
 //!
-//! The fields of a hash are kept in byte order, so ranges of them are cheap. A range is named as ZRANGE BYLEX names one: `[field`
-//! with that field, `(field` without it, `-` and `+` the ends.
+//! The fields of a hash are kept in byte order, so ranges of them are cheap. A range is
+//! named as ZRANGE BYLEX names one: `[field` with that field, `(field` without it, `-`
+//! and `+` the ends.
 //!
 //! # Ranges
 //! ```text
@@ -14,9 +16,10 @@
 //!    3) "2024-02-09"
 //!    4) "logout"
 //! ```
-//! The first element says where to go on: nil when that was all, or else the bound to give as `start` in the next call. An answer
-//! may be cut short by LIMIT (cells) and by MAXBYTES (bytes of fields and values, 1 MiB when not told; at least one cell comes), and
-//! when the server has looked at 100,000 cells of which MATCH kept too few.
+//! The first element says where to go on: nil when that was all, or else the bound to
+//! give as `start` in the next call. An answer may be cut short by LIMIT (cells) and by
+//! MAXBYTES (bytes of fields and values, 1 MiB when not told; at least one cell comes),
+//! and when the server has looked at 100,000 cells of which MATCH kept too few.
 //! ```text
 //! > HRANGE log - + LIMIT 1 NOVALUES
 //! 1) "[2024-02-01"
@@ -25,8 +28,9 @@
 //! 1) "[2024-02-09"
 //! 2) 1) "2024-02-01"
 //! ```
-//! With REV the range is walked downwards and `start` is its upper end, as with ZRANGE. MATCH keeps the fields that begin with
-//! (PREFIX), end with (POSTFIX) or contain (ANYWHERE) a text; cells that it leaves out do not count for LIMIT.
+//! With REV the range is walked downwards and `start` is its upper end, as with ZRANGE.
+//! MATCH keeps the fields that begin with (PREFIX), end with (POSTFIX) or contain
+//! (ANYWHERE) a text; cells that it leaves out do not count for LIMIT.
 //! ```text
 //! > HRANGE log + - REV MATCH POSTFIX -01 LIMIT 1
 //! 1) "[2024-02-01"
@@ -40,8 +44,8 @@
 //! ```
 //!
 //! # Checks
-//! HCHECKSET and HCHECKMUTATE look at one field, and change fields of the same hash only if what they see passes a check, in one
-//! atomic step. Pegasus's 18 checks:
+//! HCHECKSET and HCHECKMUTATE look at one field, and change fields of the same hash only
+//! if what they see passes a check, in one atomic step. Pegasus's 18 checks:
 //!
 //! | check | passes when the field |
 //! |---|---|
@@ -52,8 +56,8 @@
 //! | `BYTES LT text`, and `LE`, `EQ`, `GE`, `GT` | is there and less than the text, and so on, byte by byte |
 //! | `INT LT number`, and `LE`, `EQ`, `GE`, `GT` | is there and less than the number, and so on, as an integer |
 //!
-//! HCHECKSET answers 1 when it has set the field and 0 when the check did not pass. With GET it answers that and the checked
-//! field's value before.
+//! HCHECKSET answers 1 when it has set the field and 0 when the check did not pass. With
+//! GET it answers that and the checked field's value before.
 //! ```text
 //! > HCHECKSET job owner NOTEXISTOREMPTY owner alice EX 30
 //! (integer) 1
@@ -61,7 +65,8 @@
 //! 1) (integer) 0
 //! 2) "alice"
 //! ```
-//! HCHECKMUTATE does a list of `PUT field value` (with an expiry if wished) and `DEL field`, in order, all or none.
+//! HCHECKMUTATE does a list of `PUT field value` (with an expiry if wished) and
+//! `DEL field`, in order, all or none.
 //! ```text
 //! > HSET account balance 100
 //! (integer) 1
@@ -96,7 +101,8 @@ pub(crate) static TABLE: &[Command] = &[
         since: "0.1.0",
         complexity: "O(N) where N is the number of fields between start and stop, up to the limit.",
         summary: "Returns fields and values between two fields in byte order, and where to go on.",
-        syntax: "key start stop [MATCH <PREFIX | POSTFIX | ANYWHERE> pattern] [REV] [LIMIT count] [MAXBYTES bytes] [NOVALUES]",
+        syntax: "key start stop [MATCH <PREFIX | POSTFIX | ANYWHERE> pattern] [REV] [LIMIT count] \
+                 [MAXBYTES bytes] [NOVALUES]",
         plan: hrange,
     },
     Command {
@@ -119,7 +125,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "0.1.0",
         complexity: "O(N) where N is the number of fields between start and stop, up to the limit.",
-        summary: "Deletes the fields between two fields in byte order, and tells how many and where to go on.",
+        summary: "Deletes the fields between two fields in byte order, and tells how many and \
+                  where to go on.",
         syntax: "key start stop [MATCH <PREFIX | POSTFIX | ANYWHERE> pattern] [REV] [LIMIT count]",
         plan: hrangedel,
     },
@@ -132,7 +139,10 @@ pub(crate) static TABLE: &[Command] = &[
         since: "0.1.0",
         complexity: "O(1)",
         summary: "Sets a field if a check of the same or another field of the hash holds.",
-        syntax: "key check-field <NONE | NOTEXIST | NOTEXISTOREMPTY | EXIST | NOTEMPTY | MATCH <ANYWHERE | PREFIX | POSTFIX> operand | BYTES <LT | LE | EQ | GE | GT> operand | INT <LT | LE | EQ | GE | GT> operand> field value [GET] [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL]",
+        syntax: "key check-field <NONE | NOTEXIST | NOTEXISTOREMPTY | EXIST | NOTEMPTY | MATCH \
+                 <ANYWHERE | PREFIX | POSTFIX> operand | BYTES <LT | LE | EQ | GE | GT> operand | \
+                 INT <LT | LE | EQ | GE | GT> operand> field value [GET] [EX seconds | PX \
+                 milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL]",
         plan: hcheckset,
     },
     Command {
@@ -144,14 +154,20 @@ pub(crate) static TABLE: &[Command] = &[
         since: "0.1.0",
         complexity: "O(N) where N is the number of mutations.",
         summary: "Sets and deletes fields, all or none, if a check of a field of the hash holds.",
-        syntax: "key check-field <NONE | NOTEXIST | NOTEXISTOREMPTY | EXIST | NOTEMPTY | MATCH <ANYWHERE | PREFIX | POSTFIX> operand | BYTES <LT | LE | EQ | GE | GT> operand | INT <LT | LE | EQ | GE | GT> operand> [GET] <PUT field value [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL] | DEL field> [<PUT field value [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL] | DEL field> ...]",
+        syntax: "key check-field <NONE | NOTEXIST | NOTEXISTOREMPTY | EXIST | NOTEMPTY | MATCH \
+                 <ANYWHERE | PREFIX | POSTFIX> operand | BYTES <LT | LE | EQ | GE | GT> operand | \
+                 INT <LT | LE | EQ | GE | GT> operand> [GET] <PUT field value [EX seconds | PX \
+                 milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL] | \
+                 DEL field> [<PUT field value [EX seconds | PX milliseconds | EXAT \
+                 unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL] | DEL field> ...]",
         plan: hcheckmutate,
     },
 ];
 
 fn hrange(mut args: Args) -> Planned {
     let (key, bounds) = (args.word(), Bounds::take(&mut args)?);
-    let (mut options, mut want_values) = (Options { bytes_max: PART_BYTES, ..Options::default() }, true);
+    let (mut options, mut want_values) =
+        (Options { bytes_max: PART_BYTES, ..Options::default() }, true);
     while args.left() > 0 {
         match () {
             () if options.take_match(&mut args)? || options.take_walk(&mut args)? => {}
@@ -160,7 +176,9 @@ fn hrange(mut args: Args) -> Planned {
             () => return Err(Args::syntax()),
         }
     }
-    Plan::with(Op::HashRange { key, range: options.range(bounds), want_values }, move |answer| part(answer, want_values))
+    Plan::with(Op::HashRange { key, range: options.range(bounds), want_values }, move |answer| {
+        part(answer, want_values)
+    })
 }
 
 fn hrangecount(mut args: Args) -> Planned {
@@ -183,7 +201,9 @@ fn hrangedel(mut args: Args) -> Planned {
         }
     }
     Plan::one(Op::HashRangeDelete { key, range: options.range(bounds) }, |answer| match answer {
-        Answer::Deleted { count, next } => Reply::Array(vec![go_on(next), Reply::Int(i64::try_from(count).unwrap_or(i64::MAX))]),
+        Answer::Deleted { count, next } => {
+            Reply::Array(vec![go_on(next), Reply::Int(i64::try_from(count).unwrap_or(i64::MAX))])
+        }
         _ => words::no_answer(),
     })
 }
@@ -205,7 +225,10 @@ fn hcheckset(mut args: Args) -> Planned {
     }
     let ttl = expiry.ttl(Ttl::Default, &args)?;
     let mutations = vec![Mutation::Put { sortkey, value, ttl }];
-    Plan::one(Op::CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value }, checked)
+    Plan::one(
+        Op::CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value },
+        checked,
+    )
 }
 
 fn hcheckmutate(mut args: Args) -> Planned {
@@ -219,7 +242,10 @@ fn hcheckmutate(mut args: Args) -> Planned {
     if mutations.is_empty() {
         return Err(args.wrong_number());
     }
-    Plan::one(Op::CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value }, checked)
+    Plan::one(
+        Op::CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value },
+        checked,
+    )
 }
 
 /// `PUT field value [expiry]` or `DEL field`.
@@ -243,8 +269,11 @@ fn check(args: &mut Args) -> Result<(Check, Bytes), Reply> {
         ("EXIST", Check::Exist),
         ("NOTEMPTY", Check::NotEmpty),
     ];
-    const MATCH: [(&str, Check); 3] =
-        [("ANYWHERE", Check::MatchAnywhere), ("PREFIX", Check::MatchPrefix), ("POSTFIX", Check::MatchPostfix)];
+    const MATCH: [(&str, Check); 3] = [
+        ("ANYWHERE", Check::MatchAnywhere),
+        ("PREFIX", Check::MatchPrefix),
+        ("POSTFIX", Check::MatchPostfix),
+    ];
     const BYTES: [(&str, Check); 5] = [
         ("LT", Check::BytesLess),
         ("LE", Check::BytesLessOrEqual),
@@ -268,7 +297,10 @@ fn check(args: &mut Args) -> Result<(Check, Bytes), Reply> {
         () if args.flag("INT") => &INT,
         () => return Err(Args::syntax()),
     };
-    kinds.iter().find_map(|(name, check)| Some((*check, args.option(name)?))).ok_or_else(Args::syntax)
+    kinds
+        .iter()
+        .find_map(|(name, check)| Some((*check, args.option(name)?)))
+        .ok_or_else(Args::syntax)
 }
 
 /// Both ends of a range, in the order in which they were given.
@@ -288,7 +320,9 @@ impl Bounds {
             match word.first() {
                 Some(b'-') if word.len() == 1 => Ok(Bound::First),
                 Some(b'+') if word.len() == 1 => Ok(Bound::Last),
-                Some(sign @ (b'[' | b'(')) => Ok(Bound::Field { inclusive: *sign == b'[', field: word.slice(1..) }),
+                Some(sign @ (b'[' | b'(')) => {
+                    Ok(Bound::Field { inclusive: *sign == b'[', field: word.slice(1..) })
+                }
                 _ => Err(Reply::error("ERR min or max not valid string range item")),
             }
         };
@@ -307,8 +341,11 @@ struct Options {
 
 impl Options {
     fn take_match(&mut self, args: &mut Args) -> Result<bool, Reply> {
-        const KINDS: [(&str, fn(Bytes) -> Filter); 3] =
-            [("PREFIX", Filter::Prefix), ("POSTFIX", Filter::Postfix), ("ANYWHERE", Filter::Anywhere)];
+        const KINDS: [(&str, fn(Bytes) -> Filter); 3] = [
+            ("PREFIX", Filter::Prefix),
+            ("POSTFIX", Filter::Postfix),
+            ("ANYWHERE", Filter::Anywhere),
+        ];
         let found = args.flag("MATCH");
         if found {
             let filter = KINDS.into_iter().find_map(|(name, filter)| args.option(name).map(filter));
@@ -361,7 +398,8 @@ impl Bound {
 fn take_limit(name: &str, limit: &mut u64, args: &mut Args) -> Result<bool, Reply> {
     let Some(number) = args.option(name) else { return Ok(false) };
     let number = crate::args::integer(&number).ok_or_else(words::not_integer)?;
-    *limit = u64::try_from(number).ok().filter(|&limit| limit > 0).ok_or_else(words::out_of_range)?;
+    *limit =
+        u64::try_from(number).ok().filter(|&limit| limit > 0).ok_or_else(words::out_of_range)?;
     Ok(true)
 }
 
@@ -392,7 +430,9 @@ fn go_on(next: Option<Bytes>) -> Reply {
 fn checked(answer: Answer) -> Reply {
     match answer {
         Answer::Checked { done, value: None } => Reply::Int(i64::from(done)),
-        Answer::Checked { done, value: Some(value) } => Reply::Array(vec![Reply::Int(i64::from(done)), answers::optional(value)]),
+        Answer::Checked { done, value: Some(value) } => {
+            Reply::Array(vec![Reply::Int(i64::from(done)), answers::optional(value)])
+        }
         _ => words::no_answer(),
     }
 }

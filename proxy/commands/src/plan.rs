@@ -6,7 +6,8 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::{Reply, words};
 
-/// A plan, or the error reply that the client gets at once (no network call, connection stays open).
+/// A plan, or the error reply that the client gets at once (no network call, connection
+/// stays open).
 pub type Planned = Result<Plan, Reply>;
 
 /// How a command is carried out.
@@ -16,7 +17,8 @@ pub enum Plan {
     Rows(Rows),
     /// By the session and the proxy itself, with none or several calls.
     Session(Session),
-    /// Known at once: what the table tells about itself (COMMAND, HELP), and what needs neither rows nor a session.
+    /// Known at once: what the table tells about itself (COMMAND, HELP), and what needs
+    /// neither rows nor a session.
     Reply(Reply),
 }
 
@@ -25,11 +27,14 @@ pub enum Plan {
 pub struct Rows {
     /// The ops; each goes to the partition of its key.
     pub ops: SmallVec<[Op; 1]>,
-    /// All must be in one partition (else `-CROSSSLOT`); otherwise the command fans out and is atomic per partition only.
+    /// All must be in one partition (else `-CROSSSLOT`); otherwise the command fans out
+    /// and is atomic per partition only.
     pub together: bool,
-    /// Goes to every partition of the table instead (the ops name no key); the answers come in slot order.
+    /// Goes to every partition of the table instead (the ops name no key); the answers
+    /// come in slot order.
     pub everywhere: bool,
-    /// From what became of the ops (one outcome an op; one a partition when `everywhere`) to the reply: [`Wording::reply`].
+    /// From what became of the ops (one outcome an op; one a partition when `everywhere`)
+    /// to the reply: [`Wording::reply`].
     pub wording: Wording,
 }
 
@@ -41,9 +46,11 @@ pub enum Wording {
     All(fn(Vec<Answer>) -> Reply),
     /// All answers, with something kept from the arguments.
     With(Box<dyn FnOnce(Vec<Answer>) -> Reply + Send>),
-    /// All outcomes, refusals included, for commands that do not simply pass the first refusal on (MGET, LCS).
+    /// All outcomes, refusals included, for commands that do not simply pass the first
+    /// refusal on (MGET, LCS).
     Outcomes(Box<dyn FnOnce(Vec<Result<Answer, Refusal>>) -> Reply + Send>),
-    /// As `Outcomes`, but compares every byte of the first answer with every byte of the second (LCS).
+    /// As `Outcomes`, but compares every byte of the first answer with every byte of the
+    /// second (LCS).
     Pairwise(Box<dyn FnOnce(Vec<Result<Answer, Refusal>>) -> Reply + Send>),
 }
 
@@ -55,7 +62,9 @@ impl Plan {
 
     /// One op, its answer worded with something kept from the arguments.
     pub fn with(op: Op, wording: impl FnOnce(Answer) -> Reply + Send + 'static) -> Planned {
-        let worded = |answers: Vec<Answer>| answers.into_iter().next().map_or_else(words::no_answer, wording);
+        let worded = |answers: Vec<Answer>| {
+            answers.into_iter().next().map_or_else(words::no_answer, wording)
+        };
         Ok(Plan::rows(smallvec![op], Wording::With(Box::new(worded))))
     }
 
@@ -66,7 +75,12 @@ impl Plan {
 
     /// One op on every partition of the table.
     pub fn everywhere(op: Op, wording: fn(Vec<Answer>) -> Reply) -> Planned {
-        Ok(Plan::Rows(Rows { ops: smallvec![op], together: false, everywhere: true, wording: Wording::All(wording) }))
+        Ok(Plan::Rows(Rows {
+            ops: smallvec![op],
+            together: false,
+            everywhere: true,
+            wording: Wording::All(wording),
+        }))
     }
 
     /// Ops that need not be in one partition.
@@ -76,7 +90,8 @@ impl Plan {
 }
 
 impl Wording {
-    /// The reply to what became of the ops. Unless the command says otherwise, the first refusal is the reply.
+    /// The reply to what became of the ops. Unless the command says otherwise, the first
+    /// refusal is the reply.
     pub fn reply(self, outcomes: impl IntoIterator<Item = Result<Answer, Refusal>>) -> Reply {
         let mut outcomes = outcomes.into_iter();
         match self {
@@ -85,15 +100,21 @@ impl Wording {
                 Some(Err(refusal)) => words::refusal(refusal),
                 None => words::no_answer(),
             },
-            Wording::All(word) => outcomes.collect::<Result<Vec<_>, _>>().map_or_else(words::refusal, word),
-            Wording::With(word) => outcomes.collect::<Result<Vec<_>, _>>().map_or_else(words::refusal, word),
+            Wording::All(word) => {
+                outcomes.collect::<Result<Vec<_>, _>>().map_or_else(words::refusal, word)
+            }
+            Wording::With(word) => {
+                outcomes.collect::<Result<Vec<_>, _>>().map_or_else(words::refusal, word)
+            }
             Wording::Outcomes(word) | Wording::Pairwise(word) => word(outcomes.collect()),
         }
     }
 
     /// How long it takes to word these, about, ns.
     pub fn work_ns(&self, outcomes: &[Result<Answer, Refusal>]) -> u64 {
-        let lens = outcomes.iter().map(|outcome| if let Ok(Answer::Bytes(bytes)) = outcome { bytes.len() as u64 } else { 1 });
+        let lens = outcomes.iter().map(|outcome| {
+            if let Ok(Answer::Bytes(bytes)) = outcome { bytes.len() as u64 } else { 1 }
+        });
         match self {
             Wording::Pairwise(_) => lens.fold(1, u64::saturating_mul),
             _ => outcomes.iter().flatten().map(work_ns).sum(),
@@ -104,7 +125,8 @@ impl Wording {
 /// What it takes to make a reply of one element, about, ns.
 const ELEMENT_NS: u64 = 50;
 
-/// How long it takes to word an answer, about, ns. Byte strings are handed on as they are; whole rows become a payload with a checksum.
+/// How long it takes to word an answer, about, ns. Byte strings are handed on as they
+/// are; whole rows become a payload with a checksum.
 fn work_ns(answer: &Answer) -> u64 {
     let (elements, bytes) = match answer {
         Answer::Ints(numbers) => (numbers.len(), 0),

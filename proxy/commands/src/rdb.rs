@@ -1,7 +1,8 @@
 //! Redis's serialisation of one value: what DUMP gives and RESTORE takes.
 //!
-//! Strings and hashes are read in every form that Redis 2.4 to 8.0 writes them, so that data can be brought over from a Redis.
-//! They are written in the plainest form, which Redis 7.0 and later read back; hashes with expiring fields need Redis 7.4.
+//! Strings and hashes are read in every form that Redis 2.4 to 8.0 writes them, so that
+//! data can be brought over from a Redis. They are written in the plainest form, which
+//! Redis 7.0 and later read back; hashes with expiring fields need Redis 7.4.
 //!
 //! # Layout
 //! | part | bytes |
@@ -11,12 +12,15 @@
 //! | version of the serialisation | u16 little-endian |
 //! | CRC-64/Jones of all before | u64 little-endian |
 //!
-//! Sizes are written as 6, 14, 32 or 64 bits; strings as their bytes, as a small integer, or compressed by LZF. Small hashes are a
-//! string that holds a zipmap, ziplist or listpack, by the age of the Redis (`packed`).
+//! Sizes are written as 6, 14, 32 or 64 bits; strings as their bytes, as a small integer,
+//! or compressed by LZF. Small hashes are a string that holds a zipmap, ziplist or
+//! listpack, by the age of the Redis (`packed`).
 //!
 //! # Invariants
-//! - Reading allocates no more than what the payload holds, and 64 MiB for compressed strings (`bombs_are_refused`).
-//! - What was written is read back (`round_trip`), and what Redis 7.0 wrote is read (`tests/rdb.rs`, frozen payloads).
+//! - Reading allocates no more than what the payload holds, and 64 MiB for compressed
+//!   strings (`bombs_are_refused`).
+//! - What was written is read back (`round_trip`), and what Redis 7.0 wrote is read
+//!   (`tests/rdb.rs`, frozen payloads).
 
 mod packed;
 
@@ -43,7 +47,8 @@ pub mod form {
     pub const HASH_METADATA_RC: u8 = 22;
     /// A listpack of field, value, expiry, of Redis 7.4's release candidates.
     pub const HASH_LISTPACK_EX_RC: u8 = 23;
-    /// The earliest expiry, then expiry, field, value (from Redis 7.4); expiries count from the earliest, plus 1; 0 = none.
+    /// The earliest expiry, then expiry, field, value (from Redis 7.4); expiries count
+    /// from the earliest, plus 1; 0 = none.
     pub const HASH_METADATA: u8 = 24;
     /// The earliest expiry, then a listpack of field, value, expiry (from Redis 7.4).
     pub const HASH_LISTPACK_EX: u8 = 25;
@@ -86,8 +91,13 @@ impl Bad {
         match self {
             Bad::Footer => Reply::error("ERR DUMP payload version or checksum are wrong"),
             Bad::Data => Reply::error("ERR Bad data format"),
-            Bad::Kind(kind) => Reply::error(format!("ERR RESTORE of a {} is not supported yet", kind_name(kind))),
-            Bad::TooLarge => Reply::error("ERR the payload's strings unpack to more than RESTORE takes (64 MiB; no setting changes it)"),
+            Bad::Kind(kind) => {
+                Reply::error(format!("ERR RESTORE of a {} is not supported yet", kind_name(kind)))
+            }
+            Bad::TooLarge => Reply::error(
+                "ERR the payload's strings unpack to more than RESTORE takes (64 MiB; no setting \
+                 changes it)",
+            ),
         }
     }
 }
@@ -127,7 +137,10 @@ pub fn dump(content: &Content) -> Bytes {
                 out.put_u64_le(first);
                 put_size(&mut out, fields.len() as u64);
                 for (field, value, expiry) in fields {
-                    put_size(&mut out, expiry.map_or(0, |expiry| (expiry - first).saturating_add(1)));
+                    put_size(
+                        &mut out,
+                        expiry.map_or(0, |expiry| (expiry - first).saturating_add(1)),
+                    );
                     put_string(&mut out, field);
                     put_string(&mut out, value);
                 }
@@ -161,7 +174,9 @@ fn content(input: &mut Input) -> Result<Content, Bad> {
         form::HASH_ZIPMAP => packed::pairs(packed::zipmap(&input.string()?)?)?,
         form::HASH_ZIPLIST => packed::pairs(packed::ziplist(&input.string()?)?)?,
         form::HASH_LISTPACK => packed::pairs(packed::listpack(&input.string()?)?)?,
-        form::HASH_METADATA_RC => input.fields(|input| Ok(Some(input.size()?).filter(|&expiry| expiry != 0)))?,
+        form::HASH_METADATA_RC => {
+            input.fields(|input| Ok(Some(input.size()?).filter(|&expiry| expiry != 0)))?
+        }
         form::HASH_LISTPACK_EX_RC => packed::triples(packed::listpack(&input.string()?)?)?,
         form::HASH_METADATA => {
             let first = u64::from_le_bytes(input.array()?);
@@ -180,7 +195,8 @@ fn content(input: &mut Input) -> Result<Content, Bad> {
     if fields.list.is_empty() { Err(Bad::Data) } else { Ok(Content::Hash(fields.list)) }
 }
 
-/// A hash's fields as they are read: name, value, expiry. A name that comes twice is refused at once.
+/// A hash's fields as they are read: name, value, expiry. A name that comes twice is
+/// refused at once.
 #[derive(Default)]
 struct Fields {
     list: Vec<(Bytes, Bytes, Option<u64>)>,
@@ -189,7 +205,8 @@ struct Fields {
 
 impl Fields {
     fn push(&mut self, name: Bytes, value: Bytes, expiry: Option<u64>) -> Result<(), Bad> {
-        let sound = expiry.is_none_or(|expiry| expiry <= EXPIRY_MAX_MS) && self.names.insert(name.clone());
+        let sound =
+            expiry.is_none_or(|expiry| expiry <= EXPIRY_MAX_MS) && self.names.insert(name.clone());
         self.list.push((name, value, expiry));
         if sound { Ok(()) } else { Err(Bad::Data) }
     }
@@ -213,7 +230,8 @@ impl Input {
     }
 
     fn take(&mut self, len: u64) -> Result<Bytes, Bad> {
-        let len = usize::try_from(len).ok().filter(|&len| len <= self.bytes.len()).ok_or(Bad::Data)?;
+        let len =
+            usize::try_from(len).ok().filter(|&len| len <= self.bytes.len()).ok_or(Bad::Data)?;
         Ok(self.bytes.split_to(len))
     }
 
@@ -273,7 +291,10 @@ impl Input {
     }
 
     /// A number of fields, and each with `expiry` before it.
-    fn fields(&mut self, expiry: impl Fn(&mut Input) -> Result<Option<u64>, Bad>) -> Result<Fields, Bad> {
+    fn fields(
+        &mut self,
+        expiry: impl Fn(&mut Input) -> Result<Option<u64>, Bad>,
+    ) -> Result<Fields, Bad> {
         let mut fields = Fields::default();
         for _ in 0..self.size()? {
             let expiry = expiry(self)?;

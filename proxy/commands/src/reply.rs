@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-/// What a client is told. The proxy encodes it for the protocol version of the connection.
+/// What a client is told. The proxy encodes it for the protocol version of the
+/// connection.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
     /// `+OK` and the like.
@@ -52,7 +53,9 @@ impl Reply {
         };
         let own = match self {
             Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => sum(&mut items.iter()),
-            Reply::Map(pairs) | Reply::Pairs(pairs) => sum(&mut pairs.iter().flat_map(|(key, value)| [key, value])),
+            Reply::Map(pairs) | Reply::Pairs(pairs) => {
+                sum(&mut pairs.iter().flat_map(|(key, value)| [key, value]))
+            }
             // Copied, into memory that the system has to clear first.
             Reply::Bulk(bytes) => bytes.len() as u64 / 2,
             Reply::Text(text) => text.len() as u64 / 2,
@@ -72,8 +75,12 @@ impl Reply {
             Reply::Status(text) | Reply::Error(text) => text.len(),
             Reply::Bulk(bytes) => bytes.len(),
             Reply::Text(text) => text.len(),
-            Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => items.iter().map(Reply::bytes).sum(),
-            Reply::Map(pairs) | Reply::Pairs(pairs) => pairs.iter().map(|(key, value)| key.bytes() + value.bytes()).sum(),
+            Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => {
+                items.iter().map(Reply::bytes).sum()
+            }
+            Reply::Map(pairs) | Reply::Pairs(pairs) => {
+                pairs.iter().map(|(key, value)| key.bytes() + value.bytes()).sum()
+            }
             Reply::Int(_) | Reply::Nil | Reply::NilArray | Reply::Double(_) | Reply::Bool(_) => 0,
         };
         size_of::<Reply>() + own

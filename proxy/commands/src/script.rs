@@ -1,7 +1,9 @@
-//! The test kit of command scripts: reading a script, and comparing replies with what it expects.
+//! The test kit of command scripts: reading a script, and comparing replies with what it
+//! expects.
 //!
-//! A script says what a client sends and what it must be told. The same files are run purely (plan, `row::eval`, wording; see this crate's
-//! `tests/scripts.rs`) and against a live server. The notation is described in `tests/scripts/README.md`.
+//! A script says what a client sends and what it must be told. The same files are run
+//! purely (plan, `row::eval`, wording; see this crate's `tests/scripts.rs`) and against a
+//! live server. The notation is described in `tests/scripts/README.md`.
 
 use std::io::{self, BufRead, Read, Write};
 
@@ -56,8 +58,18 @@ pub enum Action {
 impl Script {
     /// Reads a script; an error says where and what.
     pub fn parse(text: &str) -> Result<Script, String> {
-        let sentence = text.lines().next().and_then(|line| line.strip_prefix("# ")).ok_or("line 1: not a sentence (`# ...`)")?;
-        let mut script = Script { sentence: sentence.to_owned(), live: false, pure: false, differs: None, steps: Vec::new() };
+        let sentence = text
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix("# "))
+            .ok_or("line 1: not a sentence (`# ...`)")?;
+        let mut script = Script {
+            sentence: sentence.to_owned(),
+            live: false,
+            pure: false,
+            differs: None,
+            steps: Vec::new(),
+        };
         let mut lines = text.lines().enumerate().map(|(at, line)| (at + 1, line.trim())).skip(1);
         while let Some((at, line)) = lines.next() {
             let fault = |what: String| format!("line {at}: {what}");
@@ -67,14 +79,17 @@ impl Script {
                 let note = note.trim();
                 script.live |= note == "live";
                 script.pure |= note == "pure";
-                script.differs = script.differs.or_else(|| Some(note.strip_prefix("differs:")?.trim().to_owned()));
+                script.differs = script
+                    .differs
+                    .or_else(|| Some(note.strip_prefix("differs:")?.trim().to_owned()));
                 continue;
             } else if let Some(command) = line.strip_prefix('>') {
                 let words = words(command).map_err(fault)?;
                 let expected = lines.next().ok_or_else(|| fault("no reply follows".to_owned()))?.1;
                 Action::Call { words, expected: Expected::parse(expected).map_err(fault)? }
             } else if let Some(directive) = line.strip_prefix('@') {
-                directive_of(directive.trim()).ok_or_else(|| fault(format!("unknown directive {directive}")))?
+                directive_of(directive.trim())
+                    .ok_or_else(|| fault(format!("unknown directive {directive}")))?
             } else {
                 return Err(fault("neither `>`, `@` nor `#`".to_owned()));
             };
@@ -91,23 +106,32 @@ impl Script {
         })
     }
 
-    /// Runs it against a server over one connection, from an empty table. An error says where it did not fit, or what failed.
-    /// Scripts that are [`pure`](Script::pure) are not for this.
+    /// Runs it against a server over one connection, from an empty table. An error says
+    /// where it did not fit, or what failed. Scripts that are [`pure`](Script::pure) are
+    /// not for this.
     pub fn run<S: Read + Write>(&self, stream: S) -> Result<(), String> {
         let mut stream = io::BufReader::new(stream);
         let failed = |error: io::Error| format!("connection: {error}");
         let mut call = |words: &[Bytes], expected: &Expected| -> Result<(), String> {
             stream.get_mut().write_all(&encode(words)).map_err(failed)?;
             // Should a reply come all the same, the next command shows it.
-            if *expected == Expected::None { Ok(()) } else { expected.check(&Value::read(&mut stream).map_err(failed)?) }
+            if *expected == Expected::None {
+                Ok(())
+            } else {
+                expected.check(&Value::read(&mut stream).map_err(failed)?)
+            }
         };
         call(&[Bytes::from_static(b"FLUSHALL")], &Expected::Any)?;
         for step in &self.steps {
             match &step.action {
                 Action::Call { words, expected } => {
-                    call(words, expected).map_err(|fault| format!("line {}: {fault}", step.line))?;
+                    call(words, expected)
+                        .map_err(|fault| format!("line {}: {fault}", step.line))?;
                 }
-                Action::Protocol(version) => call(&[Bytes::from_static(b"HELLO"), version.to_string().into()], &Expected::Any)?,
+                Action::Protocol(version) => call(
+                    &[Bytes::from_static(b"HELLO"), version.to_string().into()],
+                    &Expected::Any,
+                )?,
                 Action::Pass(ms) => std::thread::sleep(std::time::Duration::from_millis(*ms)),
             }
         }
@@ -134,13 +158,16 @@ fn encode(words: &[Bytes]) -> Vec<u8> {
     out
 }
 
-/// Splits a line as redis-cli does: blanks separate; `"..."` knows `\n \r \t \a \b \xHH`, `'...'` only `\'`.
+/// Splits a line as redis-cli does: blanks separate; `"..."` knows `\n \r \t \a \b \xHH`,
+/// `'...'` only `\'`.
 pub fn words(line: &str) -> Result<Vec<Bytes>, String> {
     let mut rest = line.trim().as_bytes();
     let mut words = Vec::new();
     while !rest.is_empty() {
         let mut word = Vec::new();
-        while let Some((&byte, after)) = rest.split_first().filter(|(byte, _)| !byte.is_ascii_whitespace()) {
+        while let Some((&byte, after)) =
+            rest.split_first().filter(|(byte, _)| !byte.is_ascii_whitespace())
+        {
             rest = match byte {
                 b'"' | b'\'' => quoted(byte, after, &mut word)?,
                 _ => {
@@ -161,7 +188,9 @@ fn quoted<'a>(quote: u8, mut rest: &'a [u8], word: &mut Vec<u8>) -> Result<&'a [
         let (byte, after) = match rest {
             [] => return Err("a quote is not closed".to_owned()),
             [end, after @ ..] if *end == quote => return Ok(after),
-            [b'\\', b'x', high, low, after @ ..] if quote == b'"' && high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+            [b'\\', b'x', high, low, after @ ..]
+                if quote == b'"' && high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
                 let digit = |byte: u8| char::from(byte).to_digit(16).unwrap_or(0) as u8;
                 (digit(*high) << 4 | digit(*low), after)
             }
@@ -218,8 +247,12 @@ pub enum Value {
 impl Value {
     /// What a client of protocol version 2 or 3 sees of a reply.
     pub fn of(reply: Reply, protocol: u8) -> Value {
-        let many = |replies: Vec<Reply>| replies.into_iter().map(|reply| Value::of(reply, protocol)).collect::<Vec<_>>();
-        let flat = |pairs: Vec<(Reply, Reply)>| many(pairs.into_iter().flat_map(|(key, value)| [key, value]).collect());
+        let many = |replies: Vec<Reply>| {
+            replies.into_iter().map(|reply| Value::of(reply, protocol)).collect::<Vec<_>>()
+        };
+        let flat = |pairs: Vec<(Reply, Reply)>| {
+            many(pairs.into_iter().flat_map(|(key, value)| [key, value]).collect())
+        };
         let old = protocol < 3;
         match reply {
             Reply::Status(text) => Value::Status(text.into_owned()),
@@ -235,11 +268,23 @@ impl Value {
             Reply::Bool(bool) if old => Value::Int(bool.into()),
             Reply::Bool(bool) => Value::Bool(bool),
             Reply::Map(pairs) | Reply::Pairs(pairs) if old => Value::Array(flat(pairs)),
-            Reply::Map(pairs) => Value::Map(pairs.into_iter().map(|(key, value)| (Value::of(key, 3), Value::of(value, 3))).collect()),
-            Reply::Pairs(pairs) => Value::Array(pairs.into_iter().map(|(key, value)| Value::Array(many(vec![key, value]))).collect()),
+            Reply::Map(pairs) => Value::Map(
+                pairs
+                    .into_iter()
+                    .map(|(key, value)| (Value::of(key, 3), Value::of(value, 3)))
+                    .collect(),
+            ),
+            Reply::Pairs(pairs) => Value::Array(
+                pairs
+                    .into_iter()
+                    .map(|(key, value)| Value::Array(many(vec![key, value])))
+                    .collect(),
+            ),
             Reply::Set(replies) if !old => Value::Set(many(replies)),
             Reply::Push(replies) if !old => Value::Push(many(replies)),
-            Reply::Array(replies) | Reply::Set(replies) | Reply::Push(replies) => Value::Array(many(replies)),
+            Reply::Array(replies) | Reply::Set(replies) | Reply::Push(replies) => {
+                Value::Array(many(replies))
+            }
         }
     }
 
@@ -248,12 +293,19 @@ impl Value {
         let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let mut line = Vec::new();
         from.read_until(b'\n', &mut line)?;
-        let Some((kind, text)) = line.strip_suffix(b"\r\n").and_then(|line| line.split_first()) else {
-            return Err(if line.is_empty() { io::ErrorKind::UnexpectedEof.into() } else { bad("a line that is none") });
+        let Some((kind, text)) = line.strip_suffix(b"\r\n").and_then(|line| line.split_first())
+        else {
+            return Err(if line.is_empty() {
+                io::ErrorKind::UnexpectedEof.into()
+            } else {
+                bad("a line that is none")
+            });
         };
         let text = String::from_utf8_lossy(text).into_owned();
         let number = || text.parse::<i64>().map_err(|_| bad("a number that is none"));
-        let mut many = |per: i64| -> io::Result<Vec<Value>> { (0..number()? * per).map(|_| Value::read(from)).collect() };
+        let mut many = |per: i64| -> io::Result<Vec<Value>> {
+            (0..number()? * per).map(|_| Value::read(from)).collect()
+        };
         Ok(match kind {
             b'+' => Value::Status(text),
             b'-' => Value::Error(text),
@@ -267,7 +319,11 @@ impl Value {
                     let mut bytes = vec![0; len + 2];
                     from.read_exact(&mut bytes)?;
                     bytes.truncate(len);
-                    if *kind == b'=' { Value::Text(bytes.split_off(4.min(len)).into()) } else { Value::Bulk(bytes.into()) }
+                    if *kind == b'=' {
+                        Value::Text(bytes.split_off(4.min(len)).into())
+                    } else {
+                        Value::Bulk(bytes.into())
+                    }
                 }
             },
             b'*' if text == "-1" => Value::NilArray,

@@ -4,11 +4,15 @@ use row::op::{Answer, Op, RowInfo};
 use smallvec::smallvec;
 
 use crate::plan::Wording;
-use crate::table::flags::{ADMIN, ALLOW_BUSY, CONTAINER, DANGEROUS, FAST, KEYSPACE, LOADING, NO_MULTI, NOSCRIPT, READONLY, STALE, WRITE};
+use crate::table::flags::{
+    ADMIN, ALLOW_BUSY, CONTAINER, DANGEROUS, FAST, KEYSPACE, LOADING, NO_MULTI, NOSCRIPT, READONLY,
+    STALE, WRITE,
+};
 use crate::table::{Command, Keys, container, help};
 use crate::{Args, Plan, Planned, Reply, Session, answers, words};
 
-/// Fields whose size stands for that of the others, as Redis's `OBJ_COMPUTE_SIZE_DEF_SAMPLES`.
+/// Fields whose size stands for that of the others, as Redis's
+/// `OBJ_COMPUTE_SIZE_DEF_SAMPLES`.
 const SAMPLES: u64 = 5;
 
 /// Commands on the server.
@@ -80,7 +84,8 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::NONE,
         group: "server",
         since: "1.0.0",
-        complexity: "O(N) when saving, where N is the total number of keys in all databases when saving data, otherwise O(1)",
+        complexity: "O(N) when saving, where N is the total number of keys in all databases when \
+                     saving data, otherwise O(1)",
         summary: "Synchronously saves the database(s) to disk and shuts down the Redis server.",
         syntax: "[NOSAVE | SAVE] [NOW] [FORCE] [ABORT]",
         plan: shutdown,
@@ -226,7 +231,8 @@ pub(crate) static TABLE: &[Command] = &[
         since: "1.0.0",
         complexity: "O(1)",
         summary: "Replies with a value of a type, for the tests of client libraries.",
-        syntax: "<string | integer | double | null | array | set | map | push | verbatim | true | false>",
+        syntax: "<string | integer | double | null | array | set | map | push | verbatim | true | \
+                 false>",
         plan: debug_protocol,
     },
     Command {
@@ -237,7 +243,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: "server",
         since: "1.0.0",
         complexity: "O(1)",
-        summary: "Stops or resumes the removal of expired keys and fields in the background; they are invisible either way.",
+        summary: "Stops or resumes the removal of expired keys and fields in the background; they \
+                  are invisible either way.",
         syntax: "<0 | 1>",
         plan: debug_set_active_expire,
     },
@@ -269,7 +276,8 @@ fn flushall(args: Args) -> Planned {
     Ok(Plan::Session(Session::FlushAll))
 }
 
-/// ASYNC or SYNC: the same here, since rows are gone at once and their space comes back later.
+/// ASYNC or SYNC: the same here, since rows are gone at once and their space comes back
+/// later.
 fn check_flush(mut args: Args) -> Result<(), Reply> {
     if !args.flag("ASYNC") {
         args.flag("SYNC");
@@ -286,7 +294,8 @@ fn time(_: Args) -> Planned {
 }
 
 fn shutdown(mut args: Args) -> Planned {
-    let (mut no_save, mut do_save, mut now, mut force, mut abort) = (false, false, false, false, false);
+    let (mut no_save, mut do_save, mut now, mut force, mut abort) =
+        (false, false, false, false, false);
     while args.left() > 0 {
         match () {
             () if args.flag("NOSAVE") => no_save = true,
@@ -354,14 +363,20 @@ fn debug_set_active_expire(mut args: Args) -> Planned {
 
 fn debug_object(mut args: Args) -> Planned {
     let key = args.word();
-    let ops = smallvec![Op::Inspect { key: key.clone() }, Op::Size { key: key.clone(), samples: SAMPLES }, Op::Encoding { key }];
+    let ops = smallvec![
+        Op::Inspect { key: key.clone() },
+        Op::Size { key: key.clone(), samples: SAMPLES },
+        Op::Encoding { key }
+    ];
     Ok(Plan::rows(
         ops,
         Wording::All(|answers| match answers.as_slice() {
             [Answer::Row(Some(row)), Answer::Int(bytes), Answer::Bytes(encoding)] => {
                 debug_line(row, *bytes, &String::from_utf8_lossy(encoding))
             }
-            [Answer::Row(None), ..] | [_, Answer::Nil, _] | [.., Answer::Nil] => Reply::error("ERR no such key"),
+            [Answer::Row(None), ..] | [_, Answer::Nil, _] | [.., Answer::Nil] => {
+                Reply::error("ERR no such key")
+            }
             _ => words::no_answer(),
         }),
     ))
@@ -372,7 +387,13 @@ fn debug_line(row: &RowInfo, bytes: i64, encoding: &str) -> Reply {
     let idle = row.now_ms.saturating_sub(row.written_at_ms) / 1000;
     // Redis's LRU clock: seconds in 24 bits.
     let lru = (row.written_at_ms / 1000) & 0x00ff_ffff;
-    Reply::Status(format!("Value at:0x0 refcount:1 encoding:{encoding} serializedlength:{bytes} lru:{lru} lru_seconds_idle:{idle}").into())
+    Reply::Status(
+        format!(
+            "Value at:0x0 refcount:1 encoding:{encoding} serializedlength:{bytes} lru:{lru} \
+             lru_seconds_idle:{idle}"
+        )
+        .into(),
+    )
 }
 
 #[allow(clippy::approx_constant, reason = "Redis's number")]
@@ -386,14 +407,17 @@ fn debug_protocol(mut args: Args) -> Planned {
         b"null" => Reply::Nil,
         b"array" => Reply::Array(numbers()),
         b"set" => Reply::Set(numbers()),
-        b"map" => Reply::Map((0..3).map(|number| (Reply::Int(number), Reply::Bool(number == 1))).collect()),
+        b"map" => Reply::Map(
+            (0..3).map(|number| (Reply::Int(number), Reply::Bool(number == 1))).collect(),
+        ),
         b"push" => Reply::Push(vec![Reply::Bulk("server-cpu-usage".into()), Reply::Int(42)]),
         b"verbatim" => Reply::Text("This is a verbatim\nstring".into()),
         b"true" => Reply::Bool(true),
         b"false" => Reply::Bool(false),
         _ => {
             return Err(Reply::error(
-                "ERR Wrong protocol type name. Please use one of the following: string|integer|double|null|array|set|map|push|verbatim|true|false",
+                "ERR Wrong protocol type name. Please use one of the following: \
+                 string|integer|double|null|array|set|map|push|verbatim|true|false",
             ));
         }
     }))

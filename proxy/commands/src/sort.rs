@@ -1,5 +1,6 @@
-//! SORT and SORT_RO. They sort lists, sets and sorted sets, and there are none of these yet: so a key either is not there, and sorts to
-//! nothing, or is of the wrong kind. The options are checked as ever. STORE is refused.
+//! SORT and SORT_RO. They sort lists, sets and sorted sets, and there are none of these
+//! yet: so a key either is not there, and sorts to nothing, or is of the wrong kind. The
+//! options are checked as ever. STORE is refused.
 
 use row::op::{Answer, Op};
 
@@ -17,9 +18,13 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::ONE.with("RO access"),
         group: "generic",
         since: "1.0.0",
-        complexity: "O(N+M*log(M)) where N is the number of elements in the list or set to sort, and M the number of returned elements. When the elements are not sorted, complexity is O(N).",
-        summary: "Sorts the elements in a list, a set, or a sorted set, of which there are none yet.",
-        syntax: "key [BY pattern] [LIMIT offset count] [GET pattern [GET pattern ...]] [ASC | DESC] [ALPHA]",
+        complexity: "O(N+M*log(M)) where N is the number of elements in the list or set to sort, \
+                     and M the number of returned elements. When the elements are not sorted, \
+                     complexity is O(N).",
+        summary: "Sorts the elements in a list, a set, or a sorted set, of which there are none \
+                  yet.",
+        syntax: "key [BY pattern] [LIMIT offset count] [GET pattern [GET pattern ...]] [ASC | \
+                 DESC] [ALPHA]",
         plan: sort,
     },
     Command {
@@ -29,9 +34,13 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::ONE,
         group: "generic",
         since: "7.0.0",
-        complexity: "O(N+M*log(M)) where N is the number of elements in the list or set to sort, and M the number of returned elements. When the elements are not sorted, complexity is O(N).",
-        summary: "Returns the sorted elements of a list, a set, or a sorted set, of which there are none yet.",
-        syntax: "key [BY pattern] [LIMIT offset count] [GET pattern [GET pattern ...]] [ASC | DESC] [ALPHA]",
+        complexity: "O(N+M*log(M)) where N is the number of elements in the list or set to sort, \
+                     and M the number of returned elements. When the elements are not sorted, \
+                     complexity is O(N).",
+        summary: "Returns the sorted elements of a list, a set, or a sorted set, of which there \
+                  are none yet.",
+        syntax: "key [BY pattern] [LIMIT offset count] [GET pattern [GET pattern ...]] [ASC | \
+                 DESC] [ALPHA]",
         plan: sort_ro,
     },
 ];

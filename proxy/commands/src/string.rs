@@ -33,8 +33,10 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "1.0.0",
         complexity: "O(1)",
-        summary: "Sets the string value of a key, ignoring its type. The key is created if it doesn't exist.",
-        syntax: "key value [NX | XX] [GET] [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL]",
+        summary: "Sets the string value of a key, ignoring its type. The key is created if it \
+                  doesn't exist.",
+        syntax: "key value [NX | XX] [GET] [EX seconds | PX milliseconds | EXAT unix-time-seconds \
+                 | PXAT unix-time-milliseconds | KEEPTTL]",
         plan: set,
     },
     Command {
@@ -57,7 +59,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "2.0.0",
         complexity: "O(1)",
-        summary: "Sets the string value and expiration time of a key. Creates the key if it doesn't exist.",
+        summary: "Sets the string value and expiration time of a key. Creates the key if it \
+                  doesn't exist.",
         syntax: "key seconds value",
         plan: setex,
     },
@@ -69,7 +72,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "2.6.0",
         complexity: "O(1)",
-        summary: "Sets both string value and expiration time in milliseconds of a key. The key is created if it doesn't exist.",
+        summary: "Sets both string value and expiration time in milliseconds of a key. The key is \
+                  created if it doesn't exist.",
         syntax: "key milliseconds value",
         plan: psetex,
     },
@@ -106,7 +110,8 @@ pub(crate) static TABLE: &[Command] = &[
         since: "6.2.0",
         complexity: "O(1)",
         summary: "Returns the string value of a key after setting its expiration time.",
-        syntax: "key [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | PERSIST]",
+        syntax: "key [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT \
+                 unix-time-milliseconds | PERSIST]",
         plan: getex,
     },
     Command {
@@ -117,7 +122,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "1.0.0",
         complexity: "O(N) where N is the number of keys to retrieve.",
-        summary: "Atomically returns the string values of one or more keys of a partition; keys of several are read side by side.",
+        summary: "Atomically returns the string values of one or more keys of a partition; keys \
+                  of several are read side by side.",
         syntax: "key [key ...]",
         plan: mget,
     },
@@ -129,7 +135,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "1.0.1",
         complexity: "O(N) where N is the number of keys to set.",
-        summary: "Atomically creates or modifies the string values of one or more keys of a partition; keys of several are set side by side.",
+        summary: "Atomically creates or modifies the string values of one or more keys of a \
+                  partition; keys of several are set side by side.",
         syntax: "key value [key value ...]",
         plan: mset,
     },
@@ -141,7 +148,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "1.0.1",
         complexity: "O(N) where N is the number of keys to set.",
-        summary: "Atomically modifies the string values of one or more keys only when all keys don't exist.",
+        summary: "Atomically modifies the string values of one or more keys only when all keys \
+                  don't exist.",
         syntax: "key value [key value ...]",
         plan: msetnx,
     },
@@ -177,7 +185,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "1.0.0",
         complexity: "O(1)",
-        summary: "Increments the integer value of a key by one. Uses 0 as initial value if the key doesn't exist.",
+        summary: "Increments the integer value of a key by one. Uses 0 as initial value if the \
+                  key doesn't exist.",
         syntax: "key",
         plan: incr,
     },
@@ -189,7 +198,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "1.0.0",
         complexity: "O(1)",
-        summary: "Decrements the integer value of a key by one. Uses 0 as initial value if the key doesn't exist.",
+        summary: "Decrements the integer value of a key by one. Uses 0 as initial value if the \
+                  key doesn't exist.",
         syntax: "key",
         plan: decr,
     },
@@ -201,7 +211,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "1.0.0",
         complexity: "O(1)",
-        summary: "Increments the integer value of a key by a number. Uses 0 as initial value if the key doesn't exist.",
+        summary: "Increments the integer value of a key by a number. Uses 0 as initial value if \
+                  the key doesn't exist.",
         syntax: "key increment",
         plan: incrby,
     },
@@ -213,7 +224,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "1.0.0",
         complexity: "O(1)",
-        summary: "Decrements a number from the integer value of a key. Uses 0 as initial value if the key doesn't exist.",
+        summary: "Decrements a number from the integer value of a key. Uses 0 as initial value if \
+                  the key doesn't exist.",
         syntax: "key decrement",
         plan: decrby,
     },
@@ -225,7 +237,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "2.6.0",
         complexity: "O(1)",
-        summary: "Increment the floating point value of a key by a number. Uses 0 as initial value if the key doesn't exist.",
+        summary: "Increment the floating point value of a key by a number. Uses 0 as initial \
+                  value if the key doesn't exist.",
         syntax: "key increment",
         plan: incrbyfloat,
     },
@@ -261,7 +274,8 @@ pub(crate) static TABLE: &[Command] = &[
         group: GROUP,
         since: "2.2.0",
         complexity: "O(N) where N is the length of the resulting string.",
-        summary: "Overwrites a part of a string value with another by an offset. Creates the key if it doesn't exist.",
+        summary: "Overwrites a part of a string value with another by an offset. Creates the key \
+                  if it doesn't exist.",
         syntax: "key offset value",
         plan: setrange,
     },
@@ -272,7 +286,8 @@ pub(crate) static TABLE: &[Command] = &[
         keys: Keys::TWO,
         group: GROUP,
         since: "7.0.0",
-        complexity: "O(N*M) where N and M are the lengths of s1 and s2, respectively. Their product is limited to 16 Mi.",
+        complexity: "O(N*M) where N and M are the lengths of s1 and s2, respectively. Their \
+                     product is limited to 16 Mi.",
         summary: "Finds the longest common substring.",
         syntax: "key1 key2 [LEN] [IDX] [MINMATCHLEN min-match-len] [WITHMATCHLEN]",
         plan: longest_common,
@@ -301,7 +316,10 @@ fn set(mut args: Args) -> Planned {
 
 fn setnx(mut args: Args) -> Planned {
     let (key, value) = (args.word(), args.word());
-    Plan::one(Op::Set { key, value, ttl: Ttl::Default, only: Only::IfAbsent, want_old: false }, set_or_zero)
+    Plan::one(
+        Op::Set { key, value, ttl: Ttl::Default, only: Only::IfAbsent, want_old: false },
+        set_or_zero,
+    )
 }
 
 fn setex(args: Args) -> Planned {
@@ -315,7 +333,10 @@ fn psetex(args: Args) -> Planned {
 fn set_for(mut args: Args, unit: Unit) -> Planned {
     let key = args.word();
     let ttl = Ttl::Until(args.deadline_ahead(unit, Since::Now)?);
-    Plan::one(Op::Set { key, value: args.word(), ttl, only: Only::Always, want_old: false }, set_or_nil)
+    Plan::one(
+        Op::Set { key, value: args.word(), ttl, only: Only::Always, want_old: false },
+        set_or_nil,
+    )
 }
 
 fn getset(mut args: Args) -> Planned {
@@ -355,7 +376,13 @@ fn mget(mut args: Args) -> Planned {
 }
 
 fn mset(mut args: Args) -> Planned {
-    let set = |(key, value)| Op::Set { key, value, ttl: Ttl::Default, only: Only::Always, want_old: false };
+    let set = |(key, value)| Op::Set {
+        key,
+        value,
+        ttl: Ttl::Default,
+        only: Only::Always,
+        want_old: false,
+    };
     Plan::each(args.pairs()?.into_iter().map(set), answers::all_ok)
 }
 
@@ -391,7 +418,8 @@ fn incrby(mut args: Args) -> Planned {
 
 fn decrby(mut args: Args) -> Planned {
     let key = args.word();
-    let by = args.int()?.checked_neg().ok_or_else(|| Reply::error("ERR decrement would overflow"))?;
+    let by =
+        args.int()?.checked_neg().ok_or_else(|| Reply::error("ERR decrement would overflow"))?;
     Plan::one(Op::Add { key, by }, answers::int)
 }
 
@@ -408,7 +436,8 @@ fn getrange(mut args: Args) -> Planned {
 
 fn setrange(mut args: Args) -> Planned {
     let key = args.word();
-    let offset = u64::try_from(args.int()?).map_err(|_| Reply::error("ERR offset is out of range"))?;
+    let offset =
+        u64::try_from(args.int()?).map_err(|_| Reply::error("ERR offset is out of range"))?;
     Plan::one(Op::SetRange { key, offset, value: args.word() }, answers::int)
 }
 
@@ -428,25 +457,39 @@ fn longest_common(mut args: Args) -> Planned {
         }
     }
     if len && idx {
-        return Err(Reply::error("ERR If you want both the length and indexes, please just use IDX."));
+        return Err(Reply::error(
+            "ERR If you want both the length and indexes, please just use IDX.",
+        ));
     }
     let word = move |outcomes: Vec<_>| {
         two_strings(outcomes).map_or_else(
             |error| error,
             |[a, b]| match () {
                 () if !lcs::fits(&a, &b) => Reply::error(
-                    "ERR Insufficient memory, transient memory for LCS exceeds what it may take: the strings' lengths multiply to more than \
-                     16777216 (no setting changes it)",
+                    "ERR Insufficient memory, transient memory for LCS exceeds what it may take: \
+                     the strings' lengths multiply to more than 16777216 (no setting changes it)",
                 ),
                 () if idx => indexes(lcs::matches(&a, &b), min_len, with_len),
                 () if len => count(lcs::len(&a, &b)),
-                () => Reply::Bulk(lcs::matches(&a, &b).iter().rev().flat_map(|run| &a[run.in_a..][..run.len]).copied().collect()),
+                () => Reply::Bulk(
+                    lcs::matches(&a, &b)
+                        .iter()
+                        .rev()
+                        .flat_map(|run| &a[run.in_a..][..run.len])
+                        .copied()
+                        .collect(),
+                ),
             },
         )
     };
     let ops = keys.into_iter().map(|key| Op::Get { key }).collect();
     // Both as of one moment.
-    Ok(Plan::Rows(Rows { ops, together: true, everywhere: false, wording: Wording::Pairwise(Box::new(word)) }))
+    Ok(Plan::Rows(Rows {
+        ops,
+        together: true,
+        everywhere: false,
+        wording: Wording::Pairwise(Box::new(word)),
+    }))
 }
 
 /// LCS's two strings, missing ones empty.
@@ -455,7 +498,9 @@ fn two_strings(outcomes: Vec<Result<Answer, Refusal>>) -> Result<[Bytes; 2], Rep
         Ok(Answer::Bytes(bytes)) => Ok(bytes),
         Ok(Answer::Nil) => Ok(Bytes::new()),
         Ok(_) => Err(words::no_answer()),
-        Err(Refusal::WrongType) => Err(Reply::error("ERR The specified keys must contain string values")),
+        Err(Refusal::WrongType) => {
+            Err(Reply::error("ERR The specified keys must contain string values"))
+        }
         Err(refusal) => Err(words::refusal(refusal)),
     };
     let strings = outcomes.into_iter().map(string).collect::<Result<Vec<_>, _>>()?;
@@ -468,7 +513,9 @@ fn indexes(matches: Vec<lcs::Match>, min_len: usize, with_len: bool) -> Reply {
     let range = |from: usize, len| Reply::Array(vec![count(from), count(from + len - 1)]);
     let found = matches.into_iter().filter(|run| run.len >= min_len).map(|run| {
         let len = with_len.then(|| count(run.len));
-        Reply::Array([range(run.in_a, run.len), range(run.in_b, run.len)].into_iter().chain(len).collect())
+        Reply::Array(
+            [range(run.in_a, run.len), range(run.in_b, run.len)].into_iter().chain(len).collect(),
+        )
     });
     let name = |name: &'static str| Reply::Bulk(Bytes::from_static(name.as_bytes()));
     Reply::Map(vec![(name("matches"), Reply::Array(found.collect())), (name("len"), count(total))])
@@ -504,7 +551,8 @@ fn old(answer: Answer) -> Reply {
     }
 }
 
-/// An array, or the first error in it instead: an error inside an array is none of Redis's replies.
+/// An array, or the first error in it instead: an error inside an array is none of
+/// Redis's replies.
 fn first_error(replies: Vec<Reply>) -> Reply {
     let error = replies.iter().find(|reply| matches!(reply, Reply::Error(_))).cloned();
     error.unwrap_or(Reply::Array(replies))

@@ -1,10 +1,12 @@
-//! The table of all commands: the entries, finding one, and what follows from an entry alone.
+//! The table of all commands: the entries, finding one, and what follows from an entry
+//! alone.
 //!
-//! The families' tables are put together in [`COMMANDS`]. A *container* (CLIENT, CONFIG, ...) is an entry of its own, and each of its
-//! subcommands is one named `client|id`.
+//! The families' tables are put together in [`COMMANDS`]. A *container* (CLIENT, CONFIG,
+//! ...) is an entry of its own, and each of its subcommands is one named `client|id`.
 //!
 //! # Invariants
-//! - Names are unique, in lower case and at most `NAME_MAX` bytes (`names_are_unique_and_short`).
+//! - Names are unique, in lower case and at most `NAME_MAX` bytes
+//!   (`names_are_unique_and_short`).
 //! - Every entry is used by a script (`tests/scripts.rs`).
 
 use std::collections::HashMap;
@@ -14,7 +16,10 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 
 use crate::args::Words;
-use crate::{Args, Plan, Planned, Reply, client, command, config, connection, expire, hash, hash_expiry, keys, latency, native};
+use crate::{
+    Args, Plan, Planned, Reply, client, command, config, connection, expire, hash, hash_expiry,
+    keys, latency, native,
+};
 use crate::{server, sort, string, transactions, words};
 
 /// One command, whole.
@@ -35,20 +40,23 @@ pub struct Command {
     pub complexity: &'static str,
     /// One sentence.
     pub summary: &'static str,
-    /// The arguments in Redis's notation (`key [NX | XX] [EX seconds]`); COMMAND DOCS' argument tree is parsed from it.
+    /// The arguments in Redis's notation (`key [NX | XX] [EX seconds]`); COMMAND DOCS'
+    /// argument tree is parsed from it.
     pub syntax: &'static str,
     /// Arguments to plan.
     pub plan: fn(Args) -> Planned,
 }
 
-/// Where keys stand among a command's words: `first..=last` by `step` (`last` < 0 counts from the end); `first` 0 = none.
+/// Where keys stand among a command's words: `first..=last` by `step` (`last` < 0 counts
+/// from the end); `first` 0 = none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Keys {
     pub first: i8,
     pub last: i8,
     pub step: i8,
-    /// What is done with them, in the words of Redis's key specifications; behind a comma, what with the second. Empty: as the flags say.
+    /// What is done with them, in the words of Redis's key specifications; behind a
+    /// comma, what with the second. Empty: as the flags say.
     pub access: &'static str,
 }
 
@@ -70,7 +78,8 @@ impl Keys {
         Keys { first, last, step, access: "" }
     }
 
-    /// The same places, where something else is done than what is usual for a command that reads (`RO access`) or writes (`RW access update`).
+    /// The same places, where something else is done than what is usual for a command
+    /// that reads (`RO access`) or writes (`RW access update`).
     pub const fn with(self, access: &'static str) -> Keys {
         Keys { access, ..self }
     }
@@ -161,7 +170,8 @@ pub static COMMANDS: &[&[Command]] = &[
 /// The longest name, bytes: names are folded to lower case on the stack.
 const NAME_MAX: usize = 32;
 
-/// What is known when a command cannot be planned: its entry, if its name is right, and the error reply.
+/// What is known when a command cannot be planned: its entry, if its name is right, and
+/// the error reply.
 pub type Refused = (Option<&'static Command>, Reply);
 
 impl Command {
@@ -178,7 +188,9 @@ impl Command {
     /// The subcommands of a container.
     pub fn subcommands(&self) -> impl Iterator<Item = &'static Command> {
         let container = self.is(flags::CONTAINER).then_some(self.name);
-        all().filter(move |command| container.is_some() && command.parts().map(|(name, _)| name) == container)
+        all().filter(move |command| {
+            container.is_some() && command.parts().map(|(name, _)| name) == container
+        })
     }
 
     /// The keys among its words; those that the words are too few for are left out.
@@ -236,7 +248,8 @@ pub fn top() -> impl Iterator<Item = &'static Command> {
     all().filter(|command| command.parts().is_none())
 }
 
-/// The entry for a name in any case; for a container (`client`), the subcommand's name comes second.
+/// The entry for a name in any case; for a container (`client`), the subcommand's name
+/// comes second.
 pub fn find(name: &[u8], sub: Option<&[u8]>) -> Option<&'static Command> {
     let len = name.len() + sub.map_or(0, |sub| sub.len() + 1);
     if len > NAME_MAX || name.contains(&b'|') {
@@ -258,9 +271,14 @@ pub fn lookup(words: &[Bytes]) -> Result<&'static Command, Refused> {
         return Err((None, words::unknown_command(words)));
     };
     if command.is(flags::CONTAINER) && words.len() > 1 {
-        command = find(&words[0], Some(&words[1])).ok_or_else(|| (None, words::unknown_subcommand(&words[0], &words[1])))?;
+        command = find(&words[0], Some(&words[1]))
+            .ok_or_else(|| (None, words::unknown_subcommand(&words[0], &words[1])))?;
     }
-    if command.takes(words.len()) { Ok(command) } else { Err((Some(command), words::wrong_number(command.name))) }
+    if command.takes(words.len()) {
+        Ok(command)
+    } else {
+        Err((Some(command), words::wrong_number(command.name)))
+    }
 }
 
 /// From a client's words to a plan. `seed` is where the plan takes chance from.
@@ -283,21 +301,34 @@ pub(crate) fn help(args: Args) -> Planned {
     args.end()?;
     let name = args.name();
     let container = name.split('|').next().unwrap_or_default();
-    let title = format!("{} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:", container.to_ascii_uppercase());
+    let title = format!(
+        "{} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+        container.to_ascii_uppercase()
+    );
     let subcommands = find(container.as_bytes(), None).into_iter().flat_map(Command::subcommands);
-    let named = subcommands.filter_map(|command| Some((command.parts()?.1, command))).filter(|(sub, _)| *sub != "help");
+    let named = subcommands
+        .filter_map(|command| Some((command.parts()?.1, command)))
+        .filter(|(sub, _)| *sub != "help");
     let lines = named.flat_map(|(sub, command)| {
         let usage = format!("{} {}", sub.to_ascii_uppercase(), command.syntax);
         [usage.trim_end().to_owned(), format!("    {}", command.summary)]
     });
     let end = ["HELP", "    Print this help."].map(str::to_owned);
-    Ok(Plan::Reply(Reply::Array([title].into_iter().chain(lines).chain(end).map(|line| Reply::Status(line.into())).collect())))
+    Ok(Plan::Reply(Reply::Array(
+        [title]
+            .into_iter()
+            .chain(lines)
+            .chain(end)
+            .map(|line| Reply::Status(line.into()))
+            .collect(),
+    )))
 }
 
 static BY_NAME: LazyLock<HashMap<&[u8], &Command, BuildHasherDefault<Fnv>>> =
     LazyLock::new(|| all().map(|command| (command.name.as_bytes(), command)).collect());
 
-/// FNV-1a, the fastest hash of a few bytes. The names are ours, so nobody can make them collide.
+/// FNV-1a, the fastest hash of a few bytes. The names are ours, so nobody can make them
+/// collide.
 struct Fnv(u64);
 
 impl Default for Fnv {
@@ -345,7 +376,11 @@ mod tests {
             assert!(command.name.len() <= NAME_MAX, "{}", command.name);
             assert_eq!(command.name, command.name.to_ascii_lowercase());
             if let Some((container, _)) = command.parts() {
-                assert!(find(container.as_bytes(), None).is_some_and(|it| it.is(flags::CONTAINER)), "{}", command.name);
+                assert!(
+                    find(container.as_bytes(), None).is_some_and(|it| it.is(flags::CONTAINER)),
+                    "{}",
+                    command.name
+                );
             }
         }
     }
@@ -364,7 +399,10 @@ mod tests {
         let keys = |line: &str| {
             let words = words(line);
             let command = lookup(&words).unwrap();
-            command.keys_of(&words).map(|key| String::from_utf8_lossy(key).into_owned()).collect::<Vec<_>>()
+            command
+                .keys_of(&words)
+                .map(|key| String::from_utf8_lossy(key).into_owned())
+                .collect::<Vec<_>>()
         };
         assert_eq!(keys("get a"), ["a"]);
         assert_eq!(keys("rename a b"), ["a", "b"]);
@@ -378,12 +416,18 @@ mod tests {
     #[test]
     fn what_is_unknown_is_refused_in_redis_words() {
         assert_eq!(refused("foo"), "ERR unknown command 'foo', with args beginning with: ");
-        assert_eq!(refused("foo a\r\nb c"), "ERR unknown command 'foo', with args beginning with: 'a  b' 'c' ");
+        assert_eq!(
+            refused("foo a\r\nb c"),
+            "ERR unknown command 'foo', with args beginning with: 'a  b' 'c' "
+        );
         assert_eq!(refused("client Foo"), "ERR unknown subcommand 'Foo'. Try CLIENT HELP.");
         assert_eq!(refused("client"), "ERR wrong number of arguments for 'client' command");
         assert_eq!(refused("Client ID 1"), "ERR wrong number of arguments for 'client|id' command");
         assert_eq!(refused("GET"), "ERR wrong number of arguments for 'get' command");
         let long = refused(&format!("foo {} b", "a".repeat(200)));
-        assert_eq!(long, format!("ERR unknown command 'foo', with args beginning with: '{}' ", "a".repeat(128)));
+        assert_eq!(
+            long,
+            format!("ERR unknown command 'foo', with args beginning with: '{}' ", "a".repeat(128))
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! COMMAND INFO's tips: what a client that speaks to several servers goes by, as in Redis 7.4.
+//! COMMAND INFO's tips: what a client that speaks to several servers goes by, as in Redis
+//! 7.4.
 //!
-//! By what they mean and not by command, as most commands have none: how a command is sent on and how its replies become one, and whether the same
-//! question may be answered differently.
+//! By what they mean and not by command, as most commands have none: how a command is
+//! sent on and how its replies become one, and whether the same question may be answered
+//! differently.
 
 use crate::table::Command;
 
@@ -27,17 +29,44 @@ static TIPS: &[(&[&str], &[&str])] = &[
     (&["randomkey"], &[ALL_SHARDS, SPECIAL, ANY]),
     (&["scan"], &[ANY, "request_policy:special", SPECIAL]),
     (&["info", "memory|doctor", "memory|stats"], &[ANY, ALL_SHARDS, SPECIAL]),
-    (&["latency|doctor", "latency|histogram", "latency|history", "latency|latest"], &[ANY, ALL_NODES, SPECIAL]),
+    (
+        &["latency|doctor", "latency|histogram", "latency|history", "latency|latest"],
+        &[ANY, ALL_NODES, SPECIAL],
+    ),
     (&["latency|reset"], &[ALL_NODES, AGG_SUM]),
     (
-        &["config|set", "config|resetstat", "config|rewrite", "client|setname", "client|setinfo", "slowlog|reset"],
+        &[
+            "config|set",
+            "config|resetstat",
+            "config|rewrite",
+            "client|setname",
+            "client|setinfo",
+            "slowlog|reset",
+        ],
         &[ALL_NODES, ALL_SUCCEEDED],
     ),
     (&["slowlog|get"], &[ALL_NODES, ANY]),
     (&["slowlog|len"], &[ALL_NODES, AGG_SUM, ANY]),
-    (&["client|info", "client|list", "dump", "hrandfield", "hscan", "time", "ttl", "pttl", "httl", "hpttl"], &[ANY]),
+    (
+        &[
+            "client|info",
+            "client|list",
+            "dump",
+            "hrandfield",
+            "hscan",
+            "time",
+            "ttl",
+            "pttl",
+            "httl",
+            "hpttl",
+        ],
+        &[ANY],
+    ),
     (&["object|encoding", "object|freq", "object|idletime", "object|refcount"], &[ANY]),
-    (&["command", "command|docs", "command|info", "command|list", "hgetall", "hkeys", "hvals"], &[ANY_ORDER]),
+    (
+        &["command", "command|docs", "command|info", "command|list", "hgetall", "hkeys", "hvals"],
+        &[ANY_ORDER],
+    ),
 ];
 
 /// A command's tips.

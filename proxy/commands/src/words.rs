@@ -1,7 +1,9 @@
-//! Redis's words for what is refused: the one file where error texts that several commands share are written.
+//! Redis's words for what is refused: the one file where error texts that several
+//! commands share are written.
 //!
-//! Clients and their tests match on these texts, so they are Redis 7.4's to the letter; those that Redis has no words for
-//! say what was refused and, where there is one, the way round.
+//! Clients and their tests match on these texts, so they are Redis 7.4's to the letter;
+//! those that Redis has no words for say what was refused and, where there is one, the
+//! way round.
 
 use bytes::Bytes;
 use row::Refusal;
@@ -22,23 +24,32 @@ pub fn refusal(refusal: Refusal) -> Reply {
         Refusal::NoSuchKey => "ERR no such key",
         Refusal::BusyKey => "BUSYKEY Target key name already exists.",
         // Redis names proto-max-bulk-len, which bounds a single argument.
-        Refusal::TooLarge => "ERR string exceeds maximum allowed size (max_write_size; the configuration file changes it, at a restart)",
-        Refusal::TooManyFields => {
-            "ERR the command changes more than one log entry holds (max_write_size and 16 MiB), the key counted with each field: name fewer at \
-             once"
+        Refusal::TooLarge => {
+            "ERR string exceeds maximum allowed size (max_write_size; the configuration file \
+             changes it, at a restart)"
         }
-        Refusal::TooMuch => "BUSY Commands sent together change more than one log entry holds: nothing was done, send fewer at once",
+        Refusal::TooManyFields => {
+            "ERR the command changes more than one log entry holds (max_write_size and 16 MiB), \
+             the key counted with each field: name fewer at once"
+        }
+        Refusal::TooMuch => {
+            "BUSY Commands sent together change more than one log entry holds: nothing was done, \
+             send fewer at once"
+        }
         Refusal::RowTooLarge => {
-            "ERR the key holds more than max_write_size, which is what one command writes at most: copy a hash in parts with HSCAN and \
-             HSET, or raise the setting, in the configuration file and at a restart"
+            "ERR the key holds more than max_write_size, which is what one command writes at most: \
+             copy a hash in parts with HSCAN and HSET, or raise the setting, in the configuration \
+             file and at a restart"
         }
         Refusal::ExpiryTooFar => "ERR invalid expire time",
         Refusal::KeyTooLong => "ERR key is longer than 65535 bytes",
         Refusal::AnswerTooLarge => {
-            "ERR answer is larger than max_answer_size (the configuration file changes it, at a restart; at most maxmemory-clients), use \
-             HSCAN, HRANGE or GETRANGE to read in parts"
+            "ERR answer is larger than max_answer_size (the configuration file changes it, at a \
+             restart; at most maxmemory-clients), use HSCAN, HRANGE or GETRANGE to read in parts"
         }
-        Refusal::CheckOperandNotInteger => "ERR operand of the check is not an integer or out of range",
+        Refusal::CheckOperandNotInteger => {
+            "ERR operand of the check is not an integer or out of range"
+        }
         Refusal::CheckValueNotInteger => "ERR checked value is not an integer or out of range",
     })
 }
@@ -63,7 +74,8 @@ pub fn out_of_bounds(least: i64, most: i64) -> Reply {
     Reply::error(format!("ERR value is out of range, value must between {least} and {most}"))
 }
 
-/// More or fewer arguments than `command` (lower case, `client|id` for a subcommand) takes.
+/// More or fewer arguments than `command` (lower case, `client|id` for a subcommand)
+/// takes.
 pub fn wrong_number(command: &str) -> Reply {
     Reply::error(format!("ERR wrong number of arguments for '{command}' command"))
 }
@@ -80,7 +92,8 @@ pub fn unsupported_option(option: &[u8]) -> Reply {
 
 /// How long WAIT and its like wait, ms; 0 = for ever.
 pub(crate) fn timeout_ms(number: &[u8]) -> Result<u64, Reply> {
-    let ms = crate::args::integer(number).ok_or_else(|| Reply::error("ERR timeout is not an integer or out of range"))?;
+    let ms = crate::args::integer(number)
+        .ok_or_else(|| Reply::error("ERR timeout is not an integer or out of range"))?;
     if ms > i64::MAX - CLOCK_MAX_MS {
         return Err(Reply::error("ERR timeout is out of range"));
     }
@@ -110,10 +123,14 @@ pub(crate) fn unknown_subcommand(container: &[u8], sub: &[u8]) -> Reply {
 /// Too many arguments for any form of a subcommand.
 pub(crate) fn wrong_subcommand(container: &[u8], sub: &[u8]) -> Reply {
     let container = one_line(container).to_ascii_uppercase();
-    Reply::error(format!("ERR unknown subcommand or wrong number of arguments for '{}'. Try {container} HELP.", one_line(sub)))
+    Reply::error(format!(
+        "ERR unknown subcommand or wrong number of arguments for '{}'. Try {container} HELP.",
+        one_line(sub)
+    ))
 }
 
-/// A plan asked and got no answer, or one of another shape than the op promises: a bug of ours, or a node of another version.
+/// A plan asked and got no answer, or one of another shape than the op promises: a bug of
+/// ours, or a node of another version.
 pub fn no_answer() -> Reply {
     Reply::error("ERR internal error: the storage node's answer does not fit the command")
 }

@@ -1,4 +1,5 @@
-//! Whatever a client says and a node answers, planning and wording end in a plan or a reply, never in a panic.
+//! Whatever a client says and a node answers, planning and wording end in a plan or a
+//! reply, never in a panic.
 
 use bolero::TypeGenerator;
 use bytes::Bytes;
@@ -85,7 +86,9 @@ const KNOWN: [&str; 64] = [
 impl Word {
     fn bytes(&self) -> Bytes {
         match self {
-            Word::Known(which) => Bytes::from_static(KNOWN[usize::from(*which) % KNOWN.len()].as_bytes()),
+            Word::Known(which) => {
+                Bytes::from_static(KNOWN[usize::from(*which) % KNOWN.len()].as_bytes())
+            }
             Word::Number(number) => number.to_string().into(),
             Word::Text(bytes) => bytes.clone().into(),
         }
@@ -95,7 +98,13 @@ impl Word {
 /// One answer of each shape.
 fn answers() -> Vec<Result<Answer, Refusal>> {
     let bytes = || Bytes::from_static(b"x");
-    let row = RowInfo { kind: Kind::Hash, expires_at_ms: Some(u64::MAX), written_at_ms: u64::MAX, len: u64::MAX, now_ms: 0 };
+    let row = RowInfo {
+        kind: Kind::Hash,
+        expires_at_ms: Some(u64::MAX),
+        written_at_ms: u64::MAX,
+        len: u64::MAX,
+        now_ms: 0,
+    };
     let cells = || vec![(bytes(), bytes())];
     vec![
         Ok(Answer::Nil),
@@ -112,15 +121,30 @@ fn answers() -> Vec<Result<Answer, Refusal>> {
         Ok(Answer::Cells { cells: vec![], next: None }),
         Ok(Answer::CellsPage { cells: cells(), next: u64::MAX }),
         Ok(Answer::Page { keys: vec![bytes()], next: u64::MAX, count: u64::MAX }),
-        Ok(Answer::Expired { rows: u64::MAX, fields: u64::MAX, done: u64::MAX, part: u64::MAX, left_ms: Some(u64::MAX) }),
+        Ok(Answer::Expired {
+            rows: u64::MAX,
+            fields: u64::MAX,
+            done: u64::MAX,
+            part: u64::MAX,
+            left_ms: Some(u64::MAX),
+        }),
         Ok(Answer::Deleted { count: u64::MAX, next: Some(bytes()) }),
         Ok(Answer::Content {
-            content: Content::Hash(vec![(bytes(), bytes(), Some(u64::MAX)), (bytes(), bytes(), Some(0))]),
+            content: Content::Hash(vec![
+                (bytes(), bytes(), Some(u64::MAX)),
+                (bytes(), bytes(), Some(0)),
+            ]),
             expires_at_ms: Some(0),
         }),
         Ok(Answer::Content { content: Content::String(bytes()), expires_at_ms: None }),
         Ok(Answer::Checked { done: true, value: Some(None) }),
-        Ok(Answer::Watched(Watched { key: bytes(), term: 1, touched: 1, expires_at_ms: None, existed: true })),
+        Ok(Answer::Watched(Watched {
+            key: bytes(),
+            term: 1,
+            touched: 1,
+            expires_at_ms: None,
+            existed: true,
+        })),
         Err(Refusal::WrongType),
         Err(Refusal::TooLarge),
     ]
@@ -134,7 +158,9 @@ fn no_words_and_no_answers_panic() {
         let command = commands[usize::from(*command) % commands.len()];
         let parts = command.name.split('|');
         let name_words = parts.clone().count();
-        let words = parts.map(|part| Bytes::from_static(part.as_bytes())).chain(tail.iter().map(Word::bytes));
+        let words = parts
+            .map(|part| Bytes::from_static(part.as_bytes()))
+            .chain(tail.iter().map(Word::bytes));
         let words: commands::args::Words = words.collect();
         let arity = usize::from(command.arity.unsigned_abs());
         if words.len() < arity || (command.arity > 0 && words.len() > arity) {
@@ -143,7 +169,8 @@ fn no_words_and_no_answers_panic() {
         let Ok(Plan::Rows(rows)) = (command.plan)(Args::new(words, name_words, 1)) else { return };
         // Sometimes fewer answers than ops: a node may say anything.
         let count = rows.ops.len().min(usize::from(*answer) % 8 + 1);
-        let outcomes = (0..count).map(|at| answers[(usize::from(*answer) + at * 7) % answers.len()].clone());
+        let outcomes =
+            (0..count).map(|at| answers[(usize::from(*answer) + at * 7) % answers.len()].clone());
         rows.wording.reply(outcomes);
     });
 }

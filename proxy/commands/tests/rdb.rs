@@ -10,7 +10,10 @@ fn unhex(text: &str) -> Bytes {
         return unhex(byte).repeat(times.parse().expect("a number")).into();
     }
     let digits = if text == "-" { "" } else { text };
-    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex")).collect()
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex"))
+        .collect()
 }
 
 /// `value`, or `field=value@expiry,...`.
@@ -20,7 +23,8 @@ fn content(text: &str) -> Content {
     }
     let field = |field: &str| {
         let (name, value) = field.split_once('=').expect("field=value");
-        let (value, expiry) = value.split_once('@').map_or((value, None), |(value, expiry)| (value, Some(expiry)));
+        let (value, expiry) =
+            value.split_once('@').map_or((value, None), |(value, expiry)| (value, Some(expiry)));
         (unhex(name), unhex(value), expiry.map(|expiry| expiry.parse().expect("a number")))
     };
     Content::Hash(text.split(',').map(field).collect())
@@ -40,10 +44,13 @@ fn sorted(content: Content) -> Content {
 #[test]
 fn frozen_payloads() {
     let lines = [include_str!("rdb/redis-7.0"), include_str!("rdb/redis-others")];
-    let lines: Vec<&str> = lines.iter().flat_map(|text| text.lines()).filter(|line| !line.starts_with('#')).collect();
+    let lines: Vec<&str> =
+        lines.iter().flat_map(|text| text.lines()).filter(|line| !line.starts_with('#')).collect();
     assert!(lines.len() > 20);
     for line in lines {
-        let [name, payload, value] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let [name, payload, value] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{line}")
+        };
         match (parse(&unhex(payload)).map(sorted), value) {
             (got, "!") => assert_eq!(got, Err(Bad::Data), "{name}"),
             (got, value) => assert_eq!(got, Ok(sorted(content(value))), "{name}"),
@@ -65,7 +72,9 @@ fn any_content() -> impl Strategy<Value = Content> {
     let fields = prop::collection::hash_map(bytes(), (bytes(), expiry), 1..10);
     prop_oneof![
         bytes().prop_map(Content::String),
-        fields.prop_map(|fields| Content::Hash(fields.into_iter().map(|(field, (value, expiry))| (field, value, expiry)).collect())),
+        fields.prop_map(|fields| Content::Hash(
+            fields.into_iter().map(|(field, (value, expiry))| (field, value, expiry)).collect()
+        )),
     ]
 }
 
@@ -85,28 +94,39 @@ proptest! {
     }
 }
 
-/// Whatever bytes stand before a good footer, reading them ends, and what was read can be written and read again.
+/// Whatever bytes stand before a good footer, reading them ends, and what was read can be
+/// written and read again.
 #[test]
 fn any_bytes() {
     const CRC: crc::Crc<u64> = crc::Crc::<u64>::new(&crc::CRC_64_REDIS);
-    let lines = include_str!("rdb/redis-7.0").lines().chain(include_str!("rdb/redis-others").lines());
-    let seeds: Vec<Bytes> = lines.filter_map(|line| line.split(' ').nth(1)).filter(|word| word.len() > 20).map(unhex_or_empty).collect();
-    bolero::check!().with_type::<(u8, Vec<(u16, u8)>, Vec<u8>)>().for_each(|(seed, changes, body)| {
-        // Half of the inputs are real payloads with a few bytes changed, the others bytes of chance.
-        let mut body = match seeds.get(usize::from(*seed) / 2) {
-            Some(payload) if seed % 2 == 0 && payload.len() > 10 => payload[..payload.len() - 10].to_vec(),
-            _ => body.clone(),
-        };
-        for (at, byte) in changes.iter().take(if body.is_empty() { 0 } else { 4 }) {
-            let at = usize::from(*at) % body.len();
-            body[at] = *byte;
-        }
-        body.extend(10u16.to_le_bytes());
-        body.extend(CRC.checksum(&body).to_le_bytes());
-        if let Ok(content) = parse(&body.into()) {
-            assert_eq!(parse(&dump(&content)), Ok(content));
-        }
-    });
+    let lines =
+        include_str!("rdb/redis-7.0").lines().chain(include_str!("rdb/redis-others").lines());
+    let seeds: Vec<Bytes> = lines
+        .filter_map(|line| line.split(' ').nth(1))
+        .filter(|word| word.len() > 20)
+        .map(unhex_or_empty)
+        .collect();
+    bolero::check!().with_type::<(u8, Vec<(u16, u8)>, Vec<u8>)>().for_each(
+        |(seed, changes, body)| {
+            // Half of the inputs are real payloads with a few bytes changed, the others
+            // bytes of chance.
+            let mut body = match seeds.get(usize::from(*seed) / 2) {
+                Some(payload) if seed % 2 == 0 && payload.len() > 10 => {
+                    payload[..payload.len() - 10].to_vec()
+                }
+                _ => body.clone(),
+            };
+            for (at, byte) in changes.iter().take(if body.is_empty() { 0 } else { 4 }) {
+                let at = usize::from(*at) % body.len();
+                body[at] = *byte;
+            }
+            body.extend(10u16.to_le_bytes());
+            body.extend(CRC.checksum(&body).to_le_bytes());
+            if let Ok(content) = parse(&body.into()) {
+                assert_eq!(parse(&dump(&content)), Ok(content));
+            }
+        },
+    );
 }
 
 fn unhex_or_empty(text: &str) -> Bytes {

@@ -1,4 +1,5 @@
-//! Runs the command scripts purely: plan, `row::eval` on rows in memory, wording. No server, no clock.
+//! Runs the command scripts purely: plan, `row::eval` on rows in memory, wording. No
+//! server, no clock.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,11 +27,15 @@ impl World {
             Err((_, reply)) => reply,
             Ok((_, Plan::Reply(reply))) => reply,
             Ok((_, Plan::Rows(rows))) => {
-                let outcomes = rows.ops.iter().map(|op| self.eval(op)).collect::<Result<Vec<_>, _>>()?;
+                let outcomes =
+                    rows.ops.iter().map(|op| self.eval(op)).collect::<Result<Vec<_>, _>>()?;
                 rows.wording.reply(outcomes)
             }
             Ok((command, Plan::Session(_))) => {
-                return Err(format!("{} needs a session: mark the script with a line `# live`", command.name));
+                return Err(format!(
+                    "{} needs a session: mark the script with a line `# live`",
+                    command.name
+                ));
             }
         };
         Ok(Value::of(reply, self.protocol))
@@ -39,7 +44,10 @@ impl World {
     fn eval(&mut self, op: &row::Op) -> Result<Result<row::Answer, Refusal>, String> {
         let mut edits = Edits::default();
         let stamp = Stamp { now_ms: self.now_ms, timetag: self.now_ms << 16 };
-        let outcome = row::eval(op, &mut Tx { view: &self.rows, edits: &mut edits, stamp, rules: Rules::default() });
+        let outcome = row::eval(
+            op,
+            &mut Tx { view: &self.rows, edits: &mut edits, stamp, rules: Rules::default() },
+        );
         match outcome {
             Ok(answer) => {
                 self.rows.apply(edits);
@@ -77,7 +85,8 @@ fn scripts() -> Vec<(PathBuf, Script)> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "script") {
                 let text = std::fs::read_to_string(&path).expect("a script is text");
-                let script = Script::parse(&text).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()));
+                let script = Script::parse(&text)
+                    .unwrap_or_else(|fault| panic!("{}: {fault}", path.display()));
                 found.push((path, script));
             }
         }
@@ -92,7 +101,14 @@ fn every_script_holds() {
     let failed: Vec<_> = scripts()
         .iter()
         .filter(|(_, script)| !script.live)
-        .filter_map(|(path, script)| Some(format!("{}: {}\n  {}", path.display(), script.sentence, World::run(script).err()?)))
+        .filter_map(|(path, script)| {
+            Some(format!(
+                "{}: {}\n  {}",
+                path.display(),
+                script.sentence,
+                World::run(script).err()?
+            ))
+        })
         .collect();
     assert!(failed.is_empty(), "{} scripts failed\n{}", failed.len(), failed.join("\n"));
 }
@@ -107,16 +123,30 @@ fn every_command_is_in_a_script() {
         .map(|command| command.name)
         .collect();
     let callable = |command: &&table::Command| command.subcommands().next().is_none();
-    let missing: Vec<_> = table::all().filter(callable).map(|command| command.name).filter(|name| !tried.contains(name)).collect();
+    let missing: Vec<_> = table::all()
+        .filter(callable)
+        .map(|command| command.name)
+        .filter(|name| !tried.contains(name))
+        .collect();
     assert!(missing.is_empty(), "no script tries {missing:?}");
 }
 
 #[test]
 fn a_script_that_is_wrong_fails() {
-    for text in ["# Wrong value.\n> SET a 1\n+OK\n> GET a\n\"2\"", "# Needs a session.\n> PING\n+PONG", "# Wrong kind.\n> GET a\n\"\""] {
+    for text in [
+        "# Wrong value.\n> SET a 1\n+OK\n> GET a\n\"2\"",
+        "# Needs a session.\n> PING\n+PONG",
+        "# Wrong kind.\n> GET a\n\"\"",
+    ] {
         assert!(World::run(&Script::parse(text).unwrap()).is_err(), "{text}");
     }
-    for text in ["", "> GET a\nnil", "# No reply.\n> GET a", "# Nonsense.\n> GET a\nnothing", "# Nonsense.\nGET a"] {
+    for text in [
+        "",
+        "> GET a\nnil",
+        "# No reply.\n> GET a",
+        "# Nonsense.\n> GET a\nnothing",
+        "# Nonsense.\nGET a",
+    ] {
         assert!(Script::parse(text).is_err(), "{text}");
     }
 }

@@ -1,12 +1,15 @@
-//! What clients hold: a figure for each, one for all, and who goes when it is too much (`maxmemory-clients`).
+//! What clients hold: a figure for each, one for all, and who goes when it is too much
+//! (`maxmemory-clients`).
 //!
-//! Everything that is kept for a client is counted where it is kept ([`Part`]), in bytes that were allocated rather than bytes that are used. The
-//! figures reach the [`Ledger`] in steps, so that a command that holds little costs no atomic.
+//! Everything that is kept for a client is counted where it is kept ([`Part`]), in bytes
+//! that were allocated rather than bytes that are used. The figures reach the [`Ledger`]
+//! in steps, so that a command that holds little costs no atomic.
 //!
 //! # Invariants
-//! - The ledger's sum is that of the figures that CLIENT LIST shows as `tot-mem` (test `the_sum_is_that_of_the_clients`).
-//! - A client that is evicted is out of the sum at once, whenever its connection ends: nobody else goes for what it holds
-//!   (test `the_largest_goes_and_nobody_else`).
+//! - The ledger's sum is that of the figures that CLIENT LIST shows as `tot-mem` (test
+//!   `the_sum_is_that_of_the_clients`).
+//! - A client that is evicted is out of the sum at once, whenever its connection ends:
+//!   nobody else goes for what it holds (test `the_largest_goes_and_nobody_else`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -22,7 +25,8 @@ pub(crate) enum Part {
     Query,
     /// What MULTI has queued and WATCH watches.
     Transaction,
-    /// Answers of storage that are not worded yet, and replies that are being put together.
+    /// Answers of storage that are not worded yet, and replies that are being put
+    /// together.
     Answers,
     /// Replies that wait to be written.
     Output,
@@ -32,7 +36,8 @@ pub(crate) enum Part {
 const PARTS: usize = 4;
 /// The figure of a client that is at work is told when it has changed by so much.
 const STEP_BYTES: usize = 16 * 1024;
-/// What a connection takes that holds nothing: its task, its session, and what others see of it.
+/// What a connection takes that holds nothing: its task, its session, and what others see
+/// of it.
 pub(crate) const CONNECTION_BYTES: usize = 4 * 1024;
 
 /// All clients together.
@@ -81,7 +86,8 @@ impl Held {
         self.change(|figures| figures.pushed = bytes);
     }
 
-    /// It counts no more, whatever it holds: it is on its way out. `None`: so it was before.
+    /// It counts no more, whatever it holds: it is on its way out. `None`: so it was
+    /// before.
     pub(crate) fn leave(&self) -> Option<usize> {
         let mut figures = self.held.lock();
         let bytes = figures.own + figures.pushed;
@@ -122,7 +128,8 @@ impl Account {
         Account { client, parts: [0; PARTS], told: 0 }
     }
 
-    /// A part now takes so many bytes. `true`: the client holds more than others had been told.
+    /// A part now takes so many bytes. `true`: the client holds more than others had been
+    /// told.
     pub(crate) fn set(&mut self, part: Part, bytes: usize) -> bool {
         self.parts[part as usize] = bytes;
         let sum = self.parts.iter().sum::<usize>();
@@ -179,7 +186,12 @@ mod tests {
         }
         assert!(proxy.clients.evict(7 << 20).is_empty());
         clients[0].no_evict.store(true, Relaxed);
-        let evicted: Vec<_> = proxy.clients.evict(5 << 20).into_iter().map(|(client, bytes)| (client.id, bytes)).collect();
+        let evicted: Vec<_> = proxy
+            .clients
+            .evict(5 << 20)
+            .into_iter()
+            .map(|(client, bytes)| (client.id, bytes))
+            .collect();
         assert_eq!(evicted, [(2, (2 << 20) + CONNECTION_BYTES)]);
         assert!(clients[1].is_killed() && !clients[2].is_killed());
         // Whatever it does on its way out.

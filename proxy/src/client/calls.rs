@@ -58,16 +58,19 @@ impl Clients {
             }
             ClientCall::Reply(mode) => return (Reply::OK, Effect::Mode(mode)),
             ClientCall::Pause { ms, writes_only } => {
-                self.pause(if writes_only { Pause::Writes } else { Pause::All }, Duration::from_millis(ms));
+                self.pause(
+                    if writes_only { Pause::Writes } else { Pause::All },
+                    Duration::from_millis(ms),
+                );
                 Reply::OK
             }
             ClientCall::Unpause => {
                 self.unpause();
                 Reply::OK
             }
-            ClientCall::Unblock { id, with_error } => {
-                Reply::Int(i64::from(self.all().iter().any(|client| client.id == id && client.unblock(with_error))))
-            }
+            ClientCall::Unblock { id, with_error } => Reply::Int(i64::from(
+                self.all().iter().any(|client| client.id == id && client.unblock(with_error)),
+            )),
         };
         (reply, Effect::None)
     }
@@ -78,8 +81,16 @@ impl Clients {
             Some(Ok(kind)) => Some(kind),
             Some(Err(reply)) => return reply,
         };
-        let shown = |client: &Arc<Client>| kind.is_none_or(|kind| kind == Kind::Normal) && (ids.is_empty() || ids.contains(&client.id));
-        let lines = self.all().iter().filter(|client| shown(client)).map(|client| client.line() + "\n").collect();
+        let shown = |client: &Arc<Client>| {
+            kind.is_none_or(|kind| kind == Kind::Normal)
+                && (ids.is_empty() || ids.contains(&client.id))
+        };
+        let lines = self
+            .all()
+            .iter()
+            .filter(|client| shown(client))
+            .map(|client| client.line() + "\n")
+            .collect();
         Reply::Text(lines)
     }
 
@@ -95,7 +106,10 @@ impl Clients {
         let (mut killed, mut effect) = (0, Effect::None);
         for client in self.all() {
             let is_me = client.id == me.id;
-            if (is_me && filter.skip_me && !filter.old_form) || kind.is_some_and(|kind| kind != Kind::Normal) || !client.matches(filter) {
+            if (is_me && filter.skip_me && !filter.old_form)
+                || kind.is_some_and(|kind| kind != Kind::Normal)
+                || !client.matches(filter)
+            {
                 continue;
             }
             killed += 1;
@@ -116,7 +130,9 @@ impl Clients {
 
 impl Client {
     fn matches(&self, filter: &KillFilter) -> bool {
-        let is = |wanted: &Option<Bytes>, address: &str| wanted.as_ref().is_none_or(|wanted| wanted == address.as_bytes());
+        let is = |wanted: &Option<Bytes>, address: &str| {
+            wanted.as_ref().is_none_or(|wanted| wanted == address.as_bytes())
+        };
         filter.id.is_none_or(|id| id == self.id)
             && is(&filter.address, &self.endpoint.address)
             && is(&filter.local_address, &self.endpoint.local_address)

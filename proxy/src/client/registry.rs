@@ -26,7 +26,8 @@ pub struct Clients {
     count: AtomicUsize,
     /// What all of them hold.
     ledger: Arc<Ledger>,
-    /// Held by whoever looks for the client to be evicted: one at a time, or two would evict two.
+    /// Held by whoever looks for the client to be evicted: one at a time, or two would
+    /// evict two.
     evicting: Mutex<()>,
     /// Sockets that were accepted and are open: clients, and who may become one.
     pub(crate) sockets: AtomicUsize,
@@ -78,8 +79,8 @@ impl Clients {
         self.ledger.bytes()
     }
 
-    /// Ends the connections that hold most until all others hold at most `bytes_max`, but for those that said CLIENT NO-EVICT. What each of them
-    /// held.
+    /// Ends the connections that hold most until all others hold at most `bytes_max`, but
+    /// for those that said CLIENT NO-EVICT. What each of them held.
     pub(crate) fn evict(&self, bytes_max: usize) -> Vec<(Arc<Client>, usize)> {
         let mut evicted = Vec::new();
         if self.held_bytes() <= bytes_max {
@@ -87,8 +88,16 @@ impl Clients {
         }
         let _alone = self.evicting.lock();
         while self.held_bytes() > bytes_max {
-            let may_go = |client: &&Arc<Client>| !client.no_evict.load(Ordering::Relaxed) && !client.is_killed();
-            let largest = self.all.lock().values().filter(may_go).max_by_key(|client| client.held.bytes()).cloned();
+            let may_go = |client: &&Arc<Client>| {
+                !client.no_evict.load(Ordering::Relaxed) && !client.is_killed()
+            };
+            let largest = self
+                .all
+                .lock()
+                .values()
+                .filter(may_go)
+                .max_by_key(|client| client.held.bytes())
+                .cloned();
             let Some(client) = largest else { break };
             if let Some(bytes) = client.held.leave() {
                 evicted.push((client.clone(), bytes));
@@ -103,7 +112,8 @@ impl Clients {
         self.all().iter().for_each(|client| client.waker.wake());
     }
 
-    /// Ends the connections that have been silent for longer than `limit`. A monitor is meant to be silent, and who is held back cannot help it.
+    /// Ends the connections that have been silent for longer than `limit`. A monitor is
+    /// meant to be silent, and who is held back cannot help it.
     pub(crate) fn close_idle(&self, limit: Duration) {
         for client in self.all() {
             let is_exempt = client.is_blocked() || client.shown.lock().monitors;
@@ -113,9 +123,12 @@ impl Clients {
         }
     }
 
-    /// Holds commands back for that long. As in Redis, a pause that is on becomes neither weaker nor shorter.
+    /// Holds commands back for that long. As in Redis, a pause that is on becomes neither
+    /// weaker nor shorter.
     pub(crate) fn pause(&self, what: Pause, time: Duration) {
-        let until = Instant::now().checked_add(time).unwrap_or_else(|| Instant::now() + Duration::from_secs(1 << 30));
+        let until = Instant::now()
+            .checked_add(time)
+            .unwrap_or_else(|| Instant::now() + Duration::from_secs(1 << 30));
         let mut paused = self.paused.lock();
         let (what, until) = match *paused {
             Some((old, end)) if end > Instant::now() => (old.max(what), end.max(until)),

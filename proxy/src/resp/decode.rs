@@ -7,15 +7,21 @@ use redis_protocol::resp2::types::RangeFrame;
 
 use super::{Extent, inline};
 
-/// The words of a command that has passed the gate; `chunk` are the bytes that the gate was shown. They share the chunk's memory.
-/// Empty for what is no command, which the gate lets not pass.
+/// The words of a command that has passed the gate; `chunk` are the bytes that the gate
+/// was shown. They share the chunk's memory. Empty for what is no command, which the gate
+/// lets not pass.
 pub fn words(chunk: &Bytes, extent: Extent) -> Words {
     if extent.is_inline {
         return inline::split(&chunk[extent.start..extent.end]).unwrap_or_default();
     }
-    let Ok(Some((RangeFrame::Array(frames), _))) = decode_range(&chunk[extent.start..extent.end]) else { return Words::new() };
+    let Ok(Some((RangeFrame::Array(frames), _))) = decode_range(&chunk[extent.start..extent.end])
+    else {
+        return Words::new();
+    };
     let word = |frame| match frame {
-        RangeFrame::BulkString((start, end)) => chunk.slice(extent.start + start..extent.start + end),
+        RangeFrame::BulkString((start, end)) => {
+            chunk.slice(extent.start + start..extent.start + end)
+        }
         _ => Bytes::new(),
     };
     frames.into_iter().map(word).collect()

@@ -1,7 +1,8 @@
 //! Replies as bytes.
 //!
-//! Values are encoded by `redis-protocol`. The headers of aggregates are written here, because its aggregate frames would have to be
-//! built first, element by element, only to be encoded and dropped; and because some replies are not in it: the null array of
+//! Values are encoded by `redis-protocol`. The headers of aggregates are written here,
+//! because its aggregate frames would have to be built first, element by element, only to
+//! be encoded and dropped; and because some replies are not in it: the null array of
 //! RESP2, maps in the order they were made, and pairs that nest in RESP3 only.
 
 use bytes::BytesMut;
@@ -62,7 +63,11 @@ fn resp3(reply: &Reply, out: &mut BytesMut) {
         Reply::Error(line) => Frame3::SimpleError { data: line, attributes },
         Reply::Int(number) => Frame3::Number { data: *number, attributes },
         Reply::Bulk(bytes) => return bulk(bytes, out),
-        Reply::Text(text) => Frame3::VerbatimString { data: text.as_bytes(), format: VerbatimStringFormat::Text, attributes },
+        Reply::Text(text) => Frame3::VerbatimString {
+            data: text.as_bytes(),
+            format: VerbatimStringFormat::Text,
+            attributes,
+        },
         Reply::Nil | Reply::NilArray => Frame3::Null,
         Reply::Double(number) => Frame3::Double { data: *number, attributes },
         Reply::Bool(yes) => Frame3::Boolean { data: *yes, attributes },
@@ -93,7 +98,8 @@ fn list(mark: u8, items: &[Reply], out: &mut BytesMut) {
     items.iter().for_each(|item| resp3(item, out));
 }
 
-/// Both versions write a bulk string alike. Not by the library, which first fills the room with zeros: values may be large.
+/// Both versions write a bulk string alike. Not by the library, which first fills the
+/// room with zeros: values may be large.
 fn bulk(bytes: &[u8], out: &mut BytesMut) {
     out.reserve(bytes.len() + 25);
     header(b'$', bytes.len(), out);
@@ -144,11 +150,23 @@ mod tests {
             (Reply::NilArray, "*-1\r\n", "_\r\n"),
             (Reply::Double(1.5), "$3\r\n1.5\r\n", ",1.5\r\n"),
             (Reply::Bool(true), ":1\r\n", "#t\r\n"),
-            (Reply::Array(vec![Reply::Int(1), Reply::Array(vec![])]), "*2\r\n:1\r\n*0\r\n", "*2\r\n:1\r\n*0\r\n"),
+            (
+                Reply::Array(vec![Reply::Int(1), Reply::Array(vec![])]),
+                "*2\r\n:1\r\n*0\r\n",
+                "*2\r\n:1\r\n*0\r\n",
+            ),
             (Reply::Set(vec![word("a")]), "*1\r\n$1\r\na\r\n", "~1\r\n$1\r\na\r\n"),
             (Reply::Push(vec![word("a")]), "*1\r\n$1\r\na\r\n", ">1\r\n$1\r\na\r\n"),
-            (Reply::Map(vec![(word("k"), Reply::Int(1))]), "*2\r\n$1\r\nk\r\n:1\r\n", "%1\r\n$1\r\nk\r\n:1\r\n"),
-            (Reply::Pairs(vec![(word("k"), Reply::Nil)]), "*2\r\n$1\r\nk\r\n$-1\r\n", "*1\r\n*2\r\n$1\r\nk\r\n_\r\n"),
+            (
+                Reply::Map(vec![(word("k"), Reply::Int(1))]),
+                "*2\r\n$1\r\nk\r\n:1\r\n",
+                "%1\r\n$1\r\nk\r\n:1\r\n",
+            ),
+            (
+                Reply::Pairs(vec![(word("k"), Reply::Nil)]),
+                "*2\r\n$1\r\nk\r\n$-1\r\n",
+                "*1\r\n*2\r\n$1\r\nk\r\n_\r\n",
+            ),
         ]
     }
 

@@ -1,14 +1,16 @@
 //! Finds complete commands in what a client has sent so far.
 //!
-//! The gate looks at every byte of framing once and at no byte of an argument: it remembers where it stopped, so a command of a
-//! megabyte that arrives in a thousand pieces costs no more than one that arrives whole. It also decides, in Redis's words, what is
-//! malformed or too large, before anything is allocated for it.
+//! The gate looks at every byte of framing once and at no byte of an argument: it
+//! remembers where it stopped, so a command of a megabyte that arrives in a thousand
+//! pieces costs no more than one that arrives whole. It also decides, in Redis's words,
+//! what is malformed or too large, before anything is allocated for it.
 
 use std::borrow::Cow;
 
 use crate::settings::Bound;
 
-/// Redis's `PROTO_INLINE_MAX_SIZE`: the longest inline command, and the longest line that announces a length.
+/// Redis's `PROTO_INLINE_MAX_SIZE`: the longest inline command, and the longest line that
+/// announces a length.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Redis's limits for clients that have yet to authenticate.
 const STRANGER_WORDS_MAX: i64 = 10;
@@ -19,8 +21,8 @@ const WORDS_MAX: i64 = i32::MAX as i64;
 const MULTIBULK: &str = "invalid multibulk length";
 /// Redis's word for a length that is none, or too large.
 const BULK: &str = "invalid bulk length";
-/// What a word takes beyond its bytes until its command is answered, about: its place among the words, and often an op of its own and what
-/// became of that.
+/// What a word takes beyond its bytes until its command is answered, about: its place
+/// among the words, and often an op of its own and what became of that.
 pub(crate) const WORD_BYTES: usize = 200;
 
 /// What a client may send.
@@ -35,7 +37,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The most words of a command: what they take has room where the longest command has.
+    /// The most words of a command: what they take has room where the longest command
+    /// has.
     pub fn words_max(self) -> usize {
         self.command.bytes / WORD_BYTES
     }
@@ -66,7 +69,8 @@ pub struct Malformed {
     pub is_over_query: bool,
 }
 
-/// What is left of a command that is too large: to be read and thrown away, as a client that is still sending hears nothing.
+/// What is left of a command that is too large: to be read and thrown away, as a client
+/// that is still sending hears nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rest {
     /// What of the input has been looked at.
@@ -93,7 +97,8 @@ pub enum Thrown {
 }
 
 impl Rest {
-    /// Bytes of a length that was announced, and `words_left` words behind them. What of the input is before them has been seen.
+    /// Bytes of a length that was announced, and `words_left` words behind them. What of
+    /// the input is before them has been seen.
     fn behind(seen: usize, skipped: u64, words_left: usize) -> Rest {
         Rest { seen, skipped, words_left, is_inline: false, line: Vec::new() }
     }
@@ -125,8 +130,14 @@ impl Rest {
                 return if self.line.len() > LINE_BYTES_MAX { Thrown::Lost } else { Thrown::More };
             };
             bytes = &bytes[end + 1..];
-            let length = self.line.strip_prefix(b"$").and_then(|line| line.strip_suffix(b"\r")).and_then(number);
-            let Some(length) = length.and_then(|length| u64::try_from(length).ok()) else { return Thrown::Lost };
+            let length = self
+                .line
+                .strip_prefix(b"$")
+                .and_then(|line| line.strip_suffix(b"\r"))
+                .and_then(number);
+            let Some(length) = length.and_then(|length| u64::try_from(length).ok()) else {
+                return Thrown::Lost;
+            };
             self.line.clear();
             (self.skipped, self.words_left) = (length.saturating_add(2), self.words_left - 1);
         }
@@ -150,18 +161,21 @@ const fn over_query(why: String, rest: Rest) -> Malformed {
 pub struct Gate {
     /// Where the command being looked at begins.
     start: usize,
-    /// How far it has been looked at; beyond the end of the bytes while an argument is still on its way.
+    /// How far it has been looked at; beyond the end of the bytes while an argument is
+    /// still on its way.
     at: usize,
     /// Within a line whose end is being searched: up to where it has been searched.
     searched: usize,
-    /// How many words the command has, and how many are still to come; `None` = its first line is not complete.
+    /// How many words the command has, and how many are still to come; `None` = its first
+    /// line is not complete.
     words: usize,
     words_left: Option<usize>,
 }
 
 impl Gate {
-    /// The next complete command in `bytes`, which begin where they began in the last call and may have grown;
-    /// `None`: more bytes are needed. Empty commands (blank lines, `*0`, `*-1`) are stepped over.
+    /// The next complete command in `bytes`, which begin where they began in the last
+    /// call and may have grown; `None`: more bytes are needed. Empty commands (blank
+    /// lines, `*0`, `*-1`) are stepped over.
     pub fn next(&mut self, bytes: &[u8], limits: Limits) -> Result<Option<Extent>, Malformed> {
         loop {
             match self.words_left {
@@ -169,31 +183,48 @@ impl Gate {
                     None => return Ok(None),
                     Some(b'*') => {
                         let line = self.line(bytes, "too big mbulk count string")?;
-                        let Some((text, next)) = line else { return self.unfinished(bytes, limits) };
-                        let words = number(&text[1..]).filter(|words| *words <= WORDS_MAX).ok_or(malformed(MULTIBULK))?;
+                        let Some((text, next)) = line else {
+                            return self.unfinished(bytes, limits);
+                        };
+                        let words = number(&text[1..])
+                            .filter(|words| *words <= WORDS_MAX)
+                            .ok_or(malformed(MULTIBULK))?;
                         self.words = usize::try_from(words).unwrap_or(0);
                         if limits.is_stranger && words > STRANGER_WORDS_MAX {
-                            return Err(too_large("unauthenticated multibulk length".into(), Rest::behind(next, 0, self.words)));
+                            return Err(too_large(
+                                "unauthenticated multibulk length".into(),
+                                Rest::behind(next, 0, self.words),
+                            ));
                         }
                         match self.words {
                             0 => self.begin(next),
                             words if words > limits.words_max() => {
-                                let why =
-                                    format!("{MULTIBULK}: {words} words, at {WORD_BYTES} bytes each, are more than {}", limits.command);
+                                let why = format!(
+                                    "{MULTIBULK}: {words} words, at {WORD_BYTES} bytes each, are \
+                                     more than {}",
+                                    limits.command
+                                );
                                 return Err(over_query(why, Rest::behind(next, 0, words)));
                             }
                             words => self.advance(next, words),
                         }
                     }
                     Some(_) => {
-                        let Some(extent) = self.inline(bytes)? else { return self.unfinished(bytes, limits) };
+                        let Some(extent) = self.inline(bytes)? else {
+                            return self.unfinished(bytes, limits);
+                        };
                         if let Some(extent) = extent {
                             return Ok(Some(extent));
                         }
                     }
                 },
                 Some(0) if self.at <= bytes.len() => {
-                    let extent = Extent { start: self.start, end: self.at, is_inline: false, words: self.words };
+                    let extent = Extent {
+                        start: self.start,
+                        end: self.at,
+                        is_inline: false,
+                        words: self.words,
+                    };
                     self.begin(extent.end);
                     return Ok(Some(extent));
                 }
@@ -206,13 +237,18 @@ impl Gate {
                     if mark != b'$' {
                         return Err(expected(mark));
                     }
-                    let length = number(text).and_then(|length| u64::try_from(length).ok()).ok_or(malformed(BULK))?;
+                    let length = number(text)
+                        .and_then(|length| u64::try_from(length).ok())
+                        .ok_or(malformed(BULK))?;
                     let rest = || Rest::behind(next, length.saturating_add(2), words - 1);
                     if limits.is_stranger && length > STRANGER_BULK_BYTES_MAX {
                         return Err(too_large("unauthenticated bulk length".into(), rest()));
                     }
                     if length > limits.bulk.bytes as u64 {
-                        return Err(too_large(format!("{BULK}: {length} bytes are more than {}", limits.bulk).into(), rest()));
+                        return Err(too_large(
+                            format!("{BULK}: {length} bytes are more than {}", limits.bulk).into(),
+                            rest(),
+                        ));
                     }
                     self.advance(next + length as usize + 2, words - 1);
                 }
@@ -228,12 +264,14 @@ impl Gate {
         self.searched = self.searched.saturating_sub(bytes);
     }
 
-    /// How many bytes from the beginning are behind the gate: complete commands and empty ones.
+    /// How many bytes from the beginning are behind the gate: complete commands and empty
+    /// ones.
     pub fn passed(&self) -> usize {
         self.start
     }
 
-    /// How many bytes are known to be needed, from the beginning, before there can be another command.
+    /// How many bytes are known to be needed, from the beginning, before there can be
+    /// another command.
     pub fn wanted(&self) -> usize {
         self.at.max(self.start)
     }
@@ -248,9 +286,13 @@ impl Gate {
         self.words_left = Some(words_left);
     }
 
-    /// The line at `self.at` without its end, and where the next one begins. As in Redis it ends at the first CR, whatever stands
-    /// behind that.
-    fn line<'a>(&mut self, bytes: &'a [u8], too_big: &'static str) -> Result<Option<(&'a [u8], usize)>, Malformed> {
+    /// The line at `self.at` without its end, and where the next one begins. As in Redis
+    /// it ends at the first CR, whatever stands behind that.
+    fn line<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        too_big: &'static str,
+    ) -> Result<Option<(&'a [u8], usize)>, Malformed> {
         match bytes[self.searched..].iter().position(|&byte| byte == b'\r') {
             Some(found) if self.searched + found + 1 < bytes.len() => {
                 let end = self.searched + found;
@@ -274,10 +316,16 @@ impl Gate {
             self.searched = bytes.len();
             let rest = || Rest { is_inline: true, ..Rest::behind(bytes.len(), 0, 0) };
             let is_too_long = bytes.len() - self.start > LINE_BYTES_MAX;
-            return if is_too_long { Err(too_large("too big inline request".into(), rest())) } else { Ok(None) };
+            return if is_too_long {
+                Err(too_large("too big inline request".into(), rest()))
+            } else {
+                Ok(None)
+            };
         };
         let (start, end) = (self.start, self.searched + found + 1);
-        let words = super::inline::split(&bytes[start..end]).ok_or(malformed("unbalanced quotes in request"))?.len();
+        let words = super::inline::split(&bytes[start..end])
+            .ok_or(malformed("unbalanced quotes in request"))?
+            .len();
         self.begin(end);
         Ok(Some((words > 0).then_some(Extent { start, end, is_inline: true, words })))
     }
@@ -287,13 +335,17 @@ impl Gate {
         if so_far > limits.command.bytes {
             let why = format!("command is longer than {}", limits.command);
             let seen = self.at.min(bytes.len());
-            return Err(over_query(why, Rest::behind(seen, (self.at - seen) as u64, self.words_left.unwrap_or(0))));
+            return Err(over_query(
+                why,
+                Rest::behind(seen, (self.at - seen) as u64, self.words_left.unwrap_or(0)),
+            ));
         }
         Ok(None)
     }
 }
 
-/// Redis prints the byte as it is, and line ends as blanks; what is no character is a question mark here.
+/// Redis prints the byte as it is, and line ends as blanks; what is no character is a
+/// question mark here.
 fn expected(got: u8) -> Malformed {
     let got = match got {
         b'\r' | b'\n' => ' ',
@@ -308,7 +360,9 @@ fn number(text: &[u8]) -> Option<i64> {
     // One or two digits are nearly all there is.
     match *text {
         [ones @ b'0'..=b'9'] => Some(i64::from(ones - b'0')),
-        [tens @ b'1'..=b'9', ones @ b'0'..=b'9'] => Some(i64::from((tens - b'0') * 10 + (ones - b'0'))),
+        [tens @ b'1'..=b'9', ones @ b'0'..=b'9'] => {
+            Some(i64::from((tens - b'0') * 10 + (ones - b'0')))
+        }
         _ => commands::args::integer(text),
     }
 }
@@ -321,7 +375,8 @@ mod tests {
         Bound { bytes, name: "limit", is_live: true }
     }
 
-    const LIMITS: Limits = Limits { bulk: bound(1 << 20), command: bound(4 << 20), is_stranger: false };
+    const LIMITS: Limits =
+        Limits { bulk: bound(1 << 20), command: bound(4 << 20), is_stranger: false };
     const STRANGER: Limits = Limits { is_stranger: true, ..LIMITS };
 
     /// Everything the gate finds when the bytes come in pieces of `step`.
@@ -347,7 +402,11 @@ mod tests {
         for step in [1, 2, 3, 7, 64, bytes.len()] {
             let (got, failed) = found(bytes, step, limits);
             assert_eq!(got, commands, "step {step}");
-            assert_eq!(failed.as_deref(), error.map(|error| format!("Protocol error: {error}")).as_deref(), "step {step}");
+            assert_eq!(
+                failed.as_deref(),
+                error.map(|error| format!("Protocol error: {error}")).as_deref(),
+                "step {step}"
+            );
         }
     }
 
@@ -355,13 +414,31 @@ mod tests {
     fn commands_are_found_however_they_are_cut() {
         let get: &[u8] = b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n";
         let ping: &[u8] = b"*1\r\n$4\r\nPING\r\n";
-        check(&[get, ping, b"\r\n", b"*0\r\n", b"*-1\r\n", b"PING a\r\n", get].concat(), &[get, ping, b"PING a\r\n", get], None, LIMITS);
-        check(b"*2\r\n$0\r\n\r\n$2\r\n\r\n\r\n", &[b"*2\r\n$0\r\n\r\n$2\r\n\r\n\r\n"], None, LIMITS);
+        check(
+            &[get, ping, b"\r\n", b"*0\r\n", b"*-1\r\n", b"PING a\r\n", get].concat(),
+            &[get, ping, b"PING a\r\n", get],
+            None,
+            LIMITS,
+        );
+        check(
+            b"*2\r\n$0\r\n\r\n$2\r\n\r\n\r\n",
+            &[b"*2\r\n$0\r\n\r\n$2\r\n\r\n\r\n"],
+            None,
+            LIMITS,
+        );
     }
 
     #[test]
     fn incomplete_commands_wait() {
-        for bytes in [&b"*"[..], b"*2\r", b"*2\r\n", b"*1\r\n$4\r\nPIN", b"*1\r\n$4\r\nPING", b"*1\r\n$4\r\nPING\r", b"PING"] {
+        for bytes in [
+            &b"*"[..],
+            b"*2\r",
+            b"*2\r\n",
+            b"*1\r\n$4\r\nPIN",
+            b"*1\r\n$4\r\nPING",
+            b"*1\r\n$4\r\nPING\r",
+            b"PING",
+        ] {
             check(bytes, &[], None, LIMITS);
         }
     }
@@ -377,7 +454,11 @@ mod tests {
             (b"*1\r\nPING\r\n", "expected '$', got 'P'"),
             (b"*1\r\n\r\n", "expected '$', got ' '"),
             (b"*1\r\n$-1\r\n", "invalid bulk length"),
-            (b"*1\r\n$1048577\r\n", "invalid bulk length: 1048577 bytes are more than limit (1048576 bytes; CONFIG SET changes it)"),
+            (
+                b"*1\r\n$1048577\r\n",
+                "invalid bulk length: 1048577 bytes are more than limit (1048576 bytes; CONFIG \
+                 SET changes it)",
+            ),
             (b"*1\r\n$x\r\n", "invalid bulk length"),
             (b"GET \"k\n", "unbalanced quotes in request"),
             (b"GET 'k'x\n", "unbalanced quotes in request"),
@@ -409,7 +490,8 @@ mod tests {
         let limits = Limits { command: bound(1000), ..LIMITS };
         let five: &[u8] = b"*5\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n$1\r\nd\r\n$1\r\ne\r\n";
         check(five, &[five], None, limits);
-        let why = "invalid multibulk length: 6 words, at 200 bytes each, are more than limit (1000 bytes; CONFIG SET changes it)";
+        let why = "invalid multibulk length: 6 words, at 200 bytes each, are more than limit \
+                   (1000 bytes; CONFIG SET changes it)";
         check(b"*6\r\n", &[], Some(why), limits);
         let words = |bytes| Gate::default().next(bytes, limits).unwrap().unwrap().words;
         assert_eq!((words(five), words(b"a 'b c' d\r\n")), (5, 3));
@@ -437,7 +519,10 @@ mod tests {
         for (command, limits) in [
             (format!("*3\r\n$3\r\nSET\r\n$20\r\n{long}\r\n$2\r\n\r\n\r\n"), tight),
             (format!("*6\r\n{}", "$1\r\na\r\n".repeat(6)), tight),
-            (format!("*2\r\n$3\r\nGET\r\n$2000\r\n{}\r\n", "z".repeat(2000)), Limits { command: bound(1000), ..LIMITS }),
+            (
+                format!("*2\r\n$3\r\nGET\r\n$2000\r\n{}\r\n", "z".repeat(2000)),
+                Limits { command: bound(1000), ..LIMITS },
+            ),
             (format!("{line}\r\n"), LIMITS),
             (format!("*11\r\n{}", "$1\r\na\r\n".repeat(11)), STRANGER),
         ] {
@@ -447,14 +532,26 @@ mod tests {
                 for piece in command.as_bytes().chunks(step) {
                     held.extend_from_slice(piece);
                     if rest.is_none() {
-                        rest = gate.next(&held, limits).err().map(|error| error.rest.expect("it is too large, not wrong"));
+                        rest = gate
+                            .next(&held, limits)
+                            .err()
+                            .map(|error| error.rest.expect("it is too large, not wrong"));
                     }
                     if let Some(rest) = &mut rest {
                         thrown.push(rest.take(&std::mem::take(&mut held)));
                     }
                 }
-                assert_eq!(thrown.pop(), Some(Thrown::All), "{} in steps of {step}", &command[..20]);
-                assert!(thrown.iter().all(|thrown| *thrown == Thrown::More), "{} in steps of {step}", &command[..20]);
+                assert_eq!(
+                    thrown.pop(),
+                    Some(Thrown::All),
+                    "{} in steps of {step}",
+                    &command[..20]
+                );
+                assert!(
+                    thrown.iter().all(|thrown| *thrown == Thrown::More),
+                    "{} in steps of {step}",
+                    &command[..20]
+                );
             }
         }
         let mut rest = Rest::behind(0, 0, 2);

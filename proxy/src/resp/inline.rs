@@ -3,10 +3,12 @@
 use bytes::Bytes;
 use commands::args::Words;
 
-/// The words of a line; `None` when quotes are not closed, or closed in the middle of a word.
+/// The words of a line; `None` when quotes are not closed, or closed in the middle of a
+/// word.
 ///
-/// In double quotes `\n \r \t \b \a \xHH` mean what they mean in C and any other character behind a backslash itself; in single
-/// quotes only `\'` is special. A NUL ends the line, as it ends Redis's C string.
+/// In double quotes `\n \r \t \b \a \xHH` mean what they mean in C and any other
+/// character behind a backslash itself; in single quotes only `\'` is special. A NUL ends
+/// the line, as it ends Redis's C string.
 pub(super) fn split(line: &[u8]) -> Option<Words> {
     let end = line.iter().position(|&byte| byte == 0).unwrap_or(line.len());
     let mut rest = line[..end].strip_suffix(b"\n").unwrap_or(&line[..end]);
@@ -127,7 +129,9 @@ mod tests {
     use super::*;
 
     fn words(line: &str) -> Option<Vec<String>> {
-        split(line.as_bytes()).map(|words| words.iter().map(|word| word.iter().map(|&byte| char::from(byte)).collect()).collect())
+        split(line.as_bytes()).map(|words| {
+            words.iter().map(|word| word.iter().map(|&byte| char::from(byte)).collect()).collect()
+        })
     }
 
     #[test]
@@ -142,7 +146,11 @@ mod tests {
             (r#"pre"fix""#, &["prefix"]),
             (r#""\x4""#, &["x4"]),
         ] {
-            assert_eq!(words(line), Some(expected.iter().map(|&word| word.to_owned()).collect()), "{line}");
+            assert_eq!(
+                words(line),
+                Some(expected.iter().map(|&word| word.to_owned()).collect()),
+                "{line}"
+            );
         }
     }
 

@@ -1,5 +1,11 @@
-//! A proxy in front of rows in memory, and a client that speaks bytes: everything between a socket and `row` without a disk.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "a test kit: every test file uses some of it, and may fail here")]
+//! A proxy in front of rows in memory, and a client that speaks bytes: everything between
+//! a socket and `row` without a disk.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a test kit: every test file uses some of it, and may fail here"
+)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -35,7 +41,8 @@ pub struct World {
     pub calls: AtomicUsize,
     /// Errors that the next requests get instead of an answer.
     pub errors: Mutex<VecDeque<CallError>>,
-    /// Is shown every request that is called, before it is answered; what it says is the answer.
+    /// Is shown every request that is called, before it is answered; what it says is the
+    /// answer.
     pub interposed: Mutex<Option<Interposed>>,
     /// How long a `call` takes.
     pub delay: Mutex<Duration>,
@@ -140,7 +147,15 @@ impl World {
             let id = TableId(self.last_id.fetch_add(1, Relaxed) + 1);
             let number = cluster::database(name).unwrap_or(cluster::DATABASES + id.0);
             let (name, partitions) = (name.to_owned(), self.partitions);
-            Table { id, name, number, partitions, replicas: 1, envs: BTreeMap::new(), default_ttl_since_ms: 0 }
+            Table {
+                id,
+                name,
+                number,
+                partitions,
+                replicas: 1,
+                envs: BTreeMap::new(),
+                default_ttl_since_ms: 0,
+            }
         };
         let table = tables.entry(name.into()).or_insert_with(|| Arc::new(table())).clone();
         self.version.fetch_add(1, Relaxed);
@@ -174,7 +189,10 @@ impl Partition {
     fn answer(&mut self, request: &Request) -> Result<Response, CallError> {
         let untouched = |watched: &row::op::Watched| match watched.term {
             0 => self.writes == 0,
-            _ => self.touched.get(key::head(&watched.key).as_slice()).is_none_or(|touched| *touched <= watched.touched),
+            _ => self
+                .touched
+                .get(key::head(&watched.key).as_slice())
+                .is_none_or(|touched| *touched <= watched.touched),
         };
         if !request.watched.iter().all(untouched) {
             return Ok(Response::Touched);
@@ -206,7 +224,9 @@ impl Partition {
     }
 
     fn outcome(&self, op: &Op, edits: &mut Edits) -> Result<Result<Answer, Refusal>, CallError> {
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let now_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64);
         let stamp = Stamp { now_ms, timetag: now_ms << 16 };
         let mut tx = Tx { view: &self.memory, edits, stamp, rules: Rules::default() };
         match row::eval(op, &mut tx) {
@@ -220,13 +240,19 @@ impl Partition {
 fn touches(edits: &Edits, head: &[u8]) -> bool {
     edits.iter().any(|(family, record, _)| match family {
         Family::Head => record == head,
-        Family::Cell => key::CellKey::parse(record).is_some_and(|cell| cell.head().as_slice() == head),
+        Family::Cell => {
+            key::CellKey::parse(record).is_some_and(|cell| cell.head().as_slice() == head)
+        }
         Family::State => false,
     })
 }
 
 impl Call<Request, Response> for World {
-    fn read_now(&self, partition: PartitionId, request: &Request) -> Option<Result<Response, CallError>> {
+    fn read_now(
+        &self,
+        partition: PartitionId,
+        request: &Request,
+    ) -> Option<Result<Response, CallError>> {
         assert!(!request.ops.iter().any(Op::is_write), "only reads are read");
         if request.ops.iter().any(|op| matches!(op, Op::Watch { .. })) {
             return None;
@@ -235,7 +261,8 @@ impl Call<Request, Response> for World {
         if let Some(error) = self.errors.lock().pop_front() {
             return Some(Err(error));
         }
-        let ops_max = Some(self.answers_max.load(Relaxed)).filter(|most| *most > 0).unwrap_or(usize::MAX);
+        let ops_max =
+            Some(self.answers_max.load(Relaxed)).filter(|most| *most > 0).unwrap_or(usize::MAX);
         // Readers do not wait for each other, or a measurement would be one of this lock.
         match self.rows.read().get(&partition) {
             Some(rows) => Some(rows.read(request, ops_max)),
@@ -243,7 +270,11 @@ impl Call<Request, Response> for World {
         }
     }
 
-    fn call(&self, partition: PartitionId, request: Request) -> Boxed<'_, Result<Response, CallError>> {
+    fn call(
+        &self,
+        partition: PartitionId,
+        request: Request,
+    ) -> Boxed<'_, Result<Response, CallError>> {
         Box::pin(async move {
             self.calls.fetch_add(1, Relaxed);
             let delay = *self.delay.lock();
@@ -268,12 +299,21 @@ impl Call<Request, Response> for World {
 
 impl Catalogue for World {
     fn table(&self, name: &str) -> Option<Arc<Table>> {
-        if self.unheard.lock().contains(name) { None } else { self.tables.lock().get(name).cloned() }
+        if self.unheard.lock().contains(name) {
+            None
+        } else {
+            self.tables.lock().get(name).cloned()
+        }
     }
 
     fn tables(&self) -> Vec<Arc<Table>> {
         let unheard = self.unheard.lock();
-        self.tables.lock().values().filter(|table| !unheard.contains(&table.name)).cloned().collect()
+        self.tables
+            .lock()
+            .values()
+            .filter(|table| !unheard.contains(&table.name))
+            .cloned()
+            .collect()
     }
 
     fn find(&self, name: &str) -> Boxed<'_, Result<Option<Arc<Table>>, CallError>> {
@@ -334,7 +374,13 @@ impl Node for World {
         0
     }
 
-    fn synced_copies<'a>(&'a self, _: PartitionId, _: u64, _: u32, _: Boxed<'a, ()>) -> Boxed<'a, u32> {
+    fn synced_copies<'a>(
+        &'a self,
+        _: PartitionId,
+        _: u64,
+        _: u32,
+        _: Boxed<'a, ()>,
+    ) -> Boxed<'a, u32> {
         Box::pin(async { 0 })
     }
 
@@ -348,7 +394,14 @@ impl Node for World {
 /// A proxy in front of a world.
 pub fn proxy(world: &Arc<World>, settings: Settings) -> Arc<Proxy> {
     let facts = Facts { version: "test".into(), mode: "standalone", ..Facts::default() };
-    Proxy::new(settings, facts, world.clone(), world.clone(), world.clone(), CancellationToken::new())
+    Proxy::new(
+        settings,
+        facts,
+        world.clone(),
+        world.clone(),
+        world.clone(),
+        CancellationToken::new(),
+    )
 }
 
 /// A running server. Dropping it stops it.
@@ -420,7 +473,11 @@ impl Client {
 
     /// Sends a line and expects an answer.
     #[track_caller]
-    pub fn ask<'a>(&'a mut self, line: &'a str, expected: &'a str) -> impl Future<Output = ()> + 'a {
+    pub fn ask<'a>(
+        &'a mut self,
+        line: &'a str,
+        expected: &'a str,
+    ) -> impl Future<Output = ()> + 'a {
         let expecting = std::panic::Location::caller();
         async move {
             self.send(format!("{line}\r\n")).await;
@@ -452,14 +509,19 @@ impl Client {
     /// The value of one field of INFO or CLIENT LIST.
     pub async fn figure(&mut self, line: &str, end: &str, field: &str) -> u64 {
         let text = self.until(line, end).await;
-        let found = text.split([' ', '\r', '\n']).find_map(|word| word.strip_prefix(field)?.strip_prefix(['=', ':']));
+        let found = text
+            .split([' ', '\r', '\n'])
+            .find_map(|word| word.strip_prefix(field)?.strip_prefix(['=', ':']));
         found.unwrap_or_else(|| panic!("{field} is not in {text}")).parse().expect("a number")
     }
 
     /// The next bytes, so many.
     pub async fn take(&mut self, len: usize) -> String {
         let mut got = vec![0; len];
-        tokio::time::timeout(PATIENCE, self.stream.read_exact(&mut got)).await.expect("in time").expect("before the end");
+        tokio::time::timeout(PATIENCE, self.stream.read_exact(&mut got))
+            .await
+            .expect("in time")
+            .expect("before the end");
         String::from_utf8(got).unwrap()
     }
 
@@ -487,8 +549,10 @@ impl Client {
 }
 
 /// What is answered to a command whose keys lie in several partitions and must not.
-pub const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in several partitions, and nothing was done. Keys with a common {tag} \
-     lie in one, and so do all keys of a table that has only one (tables.partitions, bridle admin create --partitions)";
+pub const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in \
+                             several partitions, and nothing was done. Keys with a common {tag} \
+                             lie in one, and so do all keys of a table that has only one \
+                             (tables.partitions, bridle admin create --partitions)";
 
 /// A command as an array of bulk strings.
 pub fn command(words: &[&str]) -> String {

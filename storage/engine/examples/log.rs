@@ -1,7 +1,9 @@
-//! What an append to the node's log costs: `cargo run --release -p engine --example log [DIR]`. Put DIR on the disk that is to be judged.
+//! What an append to the node's log costs:
+//! `cargo run --release -p engine --example log [DIR]`. Put DIR on the disk that is to be
+//! judged.
 //!
-//! One line per case: microseconds from append to acknowledgement (median and 99th percentile), CPU time of the whole process, and how
-//! many appends shared an fsync.
+//! One line per case: microseconds from append to acknowledgement (median and 99th
+//! percentile), CPU time of the whole process, and how many appends shared an fsync.
 
 #![expect(clippy::print_stdout, reason = "a measurement prints its figures")]
 
@@ -29,7 +31,11 @@ fn entry(index: u64, payload: &Payload) -> Entry {
 }
 
 /// Appends one entry to each group and waits for all.
-async fn round(groups: &mut [GroupLog], index: u64, payload: &Payload) -> Result<(), std::io::Error> {
+async fn round(
+    groups: &mut [GroupLog],
+    index: u64,
+    payload: &Payload,
+) -> Result<(), std::io::Error> {
     let mut waits = Vec::with_capacity(groups.len());
     for group in groups.iter_mut() {
         let (done, wait) = Types::oneshot();
@@ -45,13 +51,23 @@ async fn round(groups: &mut [GroupLog], index: u64, payload: &Payload) -> Result
 /// CPU time of the process so far, in microseconds.
 fn cpu_micros() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<u64> = stat.rsplit(')').next().unwrap_or("").split_whitespace().filter_map(|f| f.parse().ok()).collect();
+    let fields: Vec<u64> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .filter_map(|f| f.parse().ok())
+        .collect();
     // utime and stime, in ticks of 10 ms; the state before them is no number.
     fields.get(10..12).map_or(0, |ticks| ticks.iter().sum::<u64>() * 10_000)
 }
 
 async fn run(dir: &Path, case: &Case) -> Result<(), std::io::Error> {
-    let options = LogOptions { durability: case.durability, preallocate: case.preallocate, ..LogOptions::new(dir) };
+    let options = LogOptions {
+        durability: case.durability,
+        preallocate: case.preallocate,
+        ..LogOptions::new(dir)
+    };
     let log = Log::open(options)?;
     let mut groups: Vec<GroupLog> = (1..=case.groups).map(|id| log.group_log(id)).collect();
     let payload = Payload(vec![7; case.payload].into());
@@ -72,7 +88,8 @@ async fn run(dir: &Path, case: &Case) -> Result<(), std::io::Error> {
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e6;
     println!(
-        "{:36} p50 {:7.1} us  p99 {:7.1} us  {:8.0} appends/s  cpu {:5.1} us/append  {:6.1} appends/fsync",
+        "{:36} p50 {:7.1} us  p99 {:7.1} us  {:8.0} appends/s  cpu {:5.1} us/append  {:6.1} \
+         appends/fsync",
         case.name,
         at(50),
         at(99),
@@ -88,15 +105,28 @@ async fn run(dir: &Path, case: &Case) -> Result<(), std::io::Error> {
 
 #[tokio::main]
 async fn main() -> Result<(), std::io::Error> {
-    let base = std::env::args().nth(1).unwrap_or_else(|| std::env::temp_dir().display().to_string());
+    let base =
+        std::env::args().nth(1).unwrap_or_else(|| std::env::temp_dir().display().to_string());
     let dir = Path::new(&base).join(format!("bridle-log-{}", std::process::id()));
     let interval = Durability::Interval(Duration::from_millis(100));
-    let case = |name, durability, groups, payload| Case { name, durability, preallocate: true, groups, payload };
+    let case = |name, durability, groups, payload| Case {
+        name,
+        durability,
+        preallocate: true,
+        groups,
+        payload,
+    };
     let cases = [
         case("always, 1 group, 100 B", Durability::Always, 1, 100),
-        Case { preallocate: false, ..case("always, 1 group, 100 B, growing file", Durability::Always, 1, 100) },
+        Case {
+            preallocate: false,
+            ..case("always, 1 group, 100 B, growing file", Durability::Always, 1, 100)
+        },
         case("always, 1 group, 4 kB", Durability::Always, 1, 4096),
-        Case { preallocate: false, ..case("always, 1 group, 4 kB, growing file", Durability::Always, 1, 4096) },
+        Case {
+            preallocate: false,
+            ..case("always, 1 group, 4 kB, growing file", Durability::Always, 1, 4096)
+        },
         case("always, 16 groups, 100 B", Durability::Always, 16, 100),
         case("interval, 1 group, 100 B", interval, 1, 100),
         case("interval, 1 group, 4 kB", interval, 1, 4096),

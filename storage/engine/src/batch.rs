@@ -1,7 +1,8 @@
 //! A write batch as bytes: what one Raft entry carries and every replica applies.
 //!
-//! The leader's executor writes it once ([`BatchWriter`]); the log, the network and other replicas hand it on as it is; [`read`] checks it
-//! whole before the first record is applied, so that a damaged entry changes nothing.
+//! The leader's executor writes it once ([`BatchWriter`]); the log, the network and other
+//! replicas hand it on as it is; [`read`] checks it whole before the first record is
+//! applied, so that a damaged entry changes nothing.
 //!
 //! # Layout
 //! ```text
@@ -13,12 +14,16 @@
 //!         3 delete range  family u8, from length varint, from, to length varint, to       from <= key < to
 //!         4 clear         family u8                                                        every key of the family
 //! ```
-//! A varint is LEB128 in its shortest form, at most 5 bytes (lengths are `u32`). Records take effect in order. Version 1 is frozen: `tests` holds its bytes.
+//! A varint is LEB128 in its shortest form, at most 5 bytes (lengths are `u32`). Records
+//! take effect in order. Version 1 is frozen: `tests` holds its bytes.
 //!
 //! # Invariants
-//! - Keys of `Default` that begin with a zero byte are the store's own (applied log id, membership): a batch that names one is refused (`refuses_the_stores_own_keys`).
-//! - No key begins with sixteen 0xff bytes, so that a clear has an upper end (`refuses_keys_beyond_the_end`).
-//! - Any bytes give records or an error, never a panic (`any_bytes_are_read_or_refused`, and the fuzz target of the same name).
+//! - Keys of `Default` that begin with a zero byte are the store's own (applied log id,
+//!   membership): a batch that names one is refused (`refuses_the_stores_own_keys`).
+//! - No key begins with sixteen 0xff bytes, so that a clear has an upper end
+//!   (`refuses_keys_beyond_the_end`).
+//! - Any bytes give records or an error, never a panic (`any_bytes_are_read_or_refused`,
+//!   and the fuzz target of the same name).
 
 use bytes::Bytes;
 
@@ -94,14 +99,16 @@ pub enum Change<'a> {
         /// The end of the range, not in it.
         to: &'a [u8],
     },
-    /// Every key of the family is gone, and its files may be deleted at once. Not for `Default`.
+    /// Every key of the family is gone, and its files may be deleted at once. Not for
+    /// `Default`.
     Clear {
         /// Which family.
         family: Family,
     },
 }
 
-/// A batch's place in a chain of batches, each of which was evaluated on top of the one before.
+/// A batch's place in a chain of batches, each of which was evaluated on top of the one
+/// before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Link {
     /// The leader's term.
@@ -119,7 +126,8 @@ impl Link {
     }
 
     pub(crate) fn to_bytes(self) -> [u8; LINK_BYTES] {
-        (u128::from(self.term) << 64 | u128::from(self.chain) << 32 | u128::from(self.place)).to_be_bytes()
+        (u128::from(self.term) << 64 | u128::from(self.chain) << 32 | u128::from(self.place))
+            .to_be_bytes()
     }
 
     pub(crate) fn from_bytes(bytes: [u8; LINK_BYTES]) -> Link {
@@ -207,7 +215,10 @@ impl BatchWriter {
 
     /// Removes everything in `family`, which is not `Default`.
     pub fn clear(&mut self, family: Family) {
-        assert!(family != Family::Default, "the default family holds the store's own records and is never cleared");
+        assert!(
+            family != Family::Default,
+            "the default family holds the store's own records and is never cleared"
+        );
         self.record(CLEAR, family);
     }
 
@@ -237,7 +248,8 @@ impl BatchWriter {
     }
 
     fn slice(&mut self, slice: &[u8]) {
-        let mut rest = u32::try_from(slice.len()).expect("rows are limited far below 4 GiB where they enter");
+        let mut rest =
+            u32::try_from(slice.len()).expect("rows are limited far below 4 GiB where they enter");
         while rest >= 0x80 {
             self.bytes.push(rest as u8 | 0x80);
             rest >>= 7;
@@ -311,7 +323,9 @@ impl<'a> Changes<'a> {
 
     fn slice(&mut self) -> Result<&'a [u8], BadBatch> {
         let length = self.varint()? as usize;
-        let slice = self.batch[self.at..].get(..length).ok_or_else(|| self.bad("a length beyond the end"))?;
+        let slice = self.batch[self.at..]
+            .get(..length)
+            .ok_or_else(|| self.bad("a length beyond the end"))?;
         self.at += length;
         Ok(slice)
     }
@@ -323,7 +337,10 @@ impl<'a> Changes<'a> {
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
                 let shortest = byte != 0 || shift == 0;
-                return u32::try_from(value).ok().filter(|_| shortest).ok_or_else(|| self.bad("a malformed length"));
+                return u32::try_from(value)
+                    .ok()
+                    .filter(|_| shortest)
+                    .ok_or_else(|| self.bad("a malformed length"));
             }
         }
         Err(self.bad("a malformed length"))
@@ -395,7 +412,8 @@ mod tests {
         let first = Link { term: 7, chain: 2, place: 0 };
         let mut writer = BatchWriter::linked(first, 0);
         writer.delete(Family::Cell, b"c");
-        let frozen = b"\x02\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x02\x00\x00\x00\x00\x02\x02\x01c";
+        let frozen =
+            b"\x02\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x02\x00\x00\x00\x00\x02\x02\x01c";
         assert_eq!(writer.finish(), &frozen[..]);
         assert_eq!((link(frozen), check(frozen)), (Some(first), Ok(1)));
         assert_eq!(link(b"\x01\x02\x02\x01c"), None);
@@ -406,7 +424,13 @@ mod tests {
         let at = |chain, place| Link { term: 1, chain, place };
         assert!(at(1, 0).follows(None) && at(1, 0).follows(Some(at(0, 5))));
         assert!(at(1, 2).follows(Some(at(1, 1))));
-        for last in [None, Some(at(1, 0)), Some(at(1, 2)), Some(at(0, 1)), Some(Link { term: 2, chain: 1, place: 1 })] {
+        for last in [
+            None,
+            Some(at(1, 0)),
+            Some(at(1, 2)),
+            Some(at(0, 1)),
+            Some(Link { term: 2, chain: 1, place: 1 }),
+        ] {
             assert!(!at(1, 2).follows(last), "{last:?}");
         }
     }
@@ -435,7 +459,10 @@ mod tests {
     fn refuses_the_stores_own_keys() {
         assert!(check(b"\x01\x02\x00\x01\x00").is_err());
         assert!(check(b"\x01\x02\x00\x00").is_err(), "an empty key of the default family");
-        assert!(check(b"\x01\x03\x00\x00\x01z").is_err(), "a range that begins below the store's keys");
+        assert!(
+            check(b"\x01\x03\x00\x00\x01z").is_err(),
+            "a range that begins below the store's keys"
+        );
         assert!(check(b"\x01\x02\x01\x01\x00").is_ok());
     }
 

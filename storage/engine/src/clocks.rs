@@ -1,8 +1,10 @@
 //! The machine's clocks, and how to tell that it stood still.
 //!
-//! The monotonic clock does not run while the machine is suspended, nor, in a virtual machine, while that is stopped. Other servers' clocks go on,
-//! and by them a lease is over that is not by ours. The boot clock runs on through a suspension. Where even that stands (a virtual machine that is
-//! stopped from outside), the wall clock is set right some time after.
+//! The monotonic clock does not run while the machine is suspended, nor, in a virtual
+//! machine, while that is stopped. Other servers' clocks go on, and by them a lease is
+//! over that is not by ours. The boot clock runs on through a suspension. Where even that
+//! stands (a virtual machine that is stopped from outside), the wall clock is set right
+//! some time after.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -44,11 +46,13 @@ impl Clocks for SystemClocks {
     }
 }
 
-/// How far the boot and the wall clock may go apart from the monotonic one between two looks. A lease leaves no more room for what the boot clock does not
-/// show; the wall clock is slewed and set by small steps all the time.
+/// How far the boot and the wall clock may go apart from the monotonic one between two
+/// looks. A lease leaves no more room for what the boot clock does not show; the wall
+/// clock is slewed and set by small steps all the time.
 const APART_MAX: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(100)];
 
-/// Clocks that were read within so long of each other can be compared. A thread may be held up between two, but not again and again.
+/// Clocks that were read within so long of each other can be compared. A thread may be
+/// held up between two, but not again and again.
 const READ_WITHIN: Duration = Duration::from_millis(2);
 const READ_TRIES: usize = 5;
 
@@ -66,8 +70,10 @@ impl JumpDetector {
     /// By how much they have, if it is more than a little.
     pub(crate) fn jump(&mut self, clocks: &dyn Clocks) -> Option<Duration> {
         let now = ahead_ns(clocks);
-        let jumps = std::iter::zip(now, self.ahead_ns).map(|(now, before)| (now - before).unsigned_abs());
-        let large = std::iter::zip(jumps, APART_MAX).filter(|(jump, apart)| *jump > apart.as_nanos());
+        let jumps =
+            std::iter::zip(now, self.ahead_ns).map(|(now, before)| (now - before).unsigned_abs());
+        let large =
+            std::iter::zip(jumps, APART_MAX).filter(|(jump, apart)| *jump > apart.as_nanos());
         let most = large.map(|(jump, _)| jump).max()?;
         self.ahead_ns = now;
         Some(Duration::from_nanos(u64::try_from(most).unwrap_or(u64::MAX)))
@@ -121,7 +127,8 @@ mod tests {
         let clocks = Set::default();
         let go_on = |ms: [u64; 3]| {
             let mut now = clocks.0.lock();
-            std::iter::zip(&mut *now, ms).for_each(|(clock, ms)| *clock += Duration::from_millis(ms));
+            std::iter::zip(&mut *now, ms)
+                .for_each(|(clock, ms)| *clock += Duration::from_millis(ms));
         };
         go_on([1_000, 1_000, 1_700_000_000_000]);
         let mut detector = JumpDetector::new(&clocks);
@@ -133,7 +140,11 @@ mod tests {
         go_on([50, 60, 100]);
         assert_eq!(detector.jump(&clocks), None, "slewed");
         go_on([50, 75, 50]);
-        assert_eq!(detector.jump(&clocks), Some(Duration::from_millis(35)), "together with what it was before");
+        assert_eq!(
+            detector.jump(&clocks),
+            Some(Duration::from_millis(35)),
+            "together with what it was before"
+        );
         // Suspended; stopped from outside, and then set right.
         for jump in [[10, 5_010, 5_010], [10, 10, 5_010]] {
             go_on(jump);
@@ -141,7 +152,10 @@ mod tests {
             assert_eq!(detector.jump(&clocks), None, "once");
         }
         clocks.0.lock()[2] -= Duration::from_secs(60);
-        assert!(detector.jump(&clocks).is_some_and(|jump| jump > Duration::from_secs(59)), "it is set back");
+        assert!(
+            detector.jump(&clocks).is_some_and(|jump| jump > Duration::from_secs(59)),
+            "it is set back"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The process's allocator: jemalloc, for Rust and RocksDB alike, because it gives memory back and says where it is.
+//! The process's allocator: jemalloc, for Rust and RocksDB alike, because it gives memory
+//! back and says where it is.
 
 use std::time::Duration;
 
@@ -24,11 +25,15 @@ pub fn figures() -> Figures {
     // Without this the figures are those of the last time.
     let _ = epoch::advance();
     let bytes = |read: tikv_jemalloc_ctl::Result<usize>| read.map_or(0, |bytes| bytes as u64);
-    Figures { allocated: bytes(stats::allocated::read()), active: bytes(stats::active::read()), resident: bytes(stats::resident::read()) }
+    Figures {
+        allocated: bytes(stats::allocated::read()),
+        active: bytes(stats::active::read()),
+        resident: bytes(stats::resident::read()),
+    }
 }
 
-/// Sets how long freed pages stay with the process before the system gets them back: in all of the
-/// allocator's arenas, those that are made later as well.
+/// Sets how long freed pages stay with the process before the system gets them back: in
+/// all of the allocator's arenas, those that are made later as well.
 ///
 /// # Errors
 /// The allocator's own words.

@@ -1,24 +1,29 @@
-//! Safety rules that a test build can break, one at a time, to show that the tests notice.
+//! Safety rules that a test build can break, one at a time, to show that the tests
+//! notice.
 //!
-//! Only with the cargo feature `mutants`, which no shipped binary has: without it [`breaks`] is a constant `false`, and what it guards is gone
-//! from the binary. With it, the rule is named by the environment variable `BRIDLE_MUTANT`; `make mutants` goes through all of them
-//! (`integration/tests/mutants.rs`).
+//! Only with the cargo feature `mutants`, which no shipped binary has: without it
+//! [`breaks`] is a constant `false`, and what it guards is gone from the binary. With it,
+//! the rule is named by the environment variable `BRIDLE_MUTANT`; `make mutants` goes
+//! through all of them (`integration/tests/mutants.rs`).
 
 /// A rule that can be broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
-    /// An append is called back after its fsync. Broken, it is called back at once and written 300 ms later: `kill -9` does lose it then, and
-    /// would not lose what the kernel has.
+    /// An append is called back after its fsync. Broken, it is called back at once and
+    /// written 300 ms later: `kill -9` does lose it then, and would not lose what the
+    /// kernel has.
     SyncBeforeAnswer,
     /// A vote outlives a restart.
     KeepVote,
-    /// The log is purged no further than what is flushed. Broken, whatever is applied counts as flushed.
+    /// The log is purged no further than what is flushed. Broken, whatever is applied
+    /// counts as flushed.
     PurgeFlushed,
     /// Reads need a lease that has not run out.
     Lease,
     /// Who begins to lead forgets what it knew of rows as an earlier leader.
     Adopt,
-    /// Nothing is evaluated or answered under another term than that of the lease. Broken, a leadership is kept until a write under it fails.
+    /// Nothing is evaluated or answered under another term than that of the lease.
+    /// Broken, a leadership is kept until a write under it fails.
     Term,
 }
 

@@ -1,17 +1,24 @@
 //! Wall time for stamps: it follows the machine's wall clock, without its jumps.
 //!
-//! Stamps are written down, and whoever leads next goes on from them. So a wall clock that is wrong for a moment (set before NTP has seen a server, a virtual machine that
-//! resumes, `date -s`) must neither push them far ahead at once nor, once it is right again, stop them until it has come to where they are.
+//! Stamps are written down, and whoever leads next goes on from them. So a wall clock
+//! that is wrong for a moment (set before NTP has seen a server, a virtual machine that
+//! resumes, `date -s`) must neither push them far ahead at once nor, once it is right
+//! again, stop them until it has come to where they are.
 //!
-//! [`SlewedClock`] is a process's: it goes at the pace of the steady clock from where it is. Where the wall clock is behind, it goes slower until the other has caught up;
-//! where the wall clock has jumped ahead, it goes faster until it has caught up itself. [`StampClock`] is a group's: as the process's, but not before what was stamped,
-//! from where it goes on, slower, until the process's has come there.
+//! [`SlewedClock`] is a process's: it goes at the pace of the steady clock from where it
+//! is. Where the wall clock is behind, it goes slower until the other has caught up;
+//! where the wall clock has jumped ahead, it goes faster until it has caught up itself.
+//! [`StampClock`] is a group's: as the process's, but not before what was stamped, from
+//! where it goes on, slower, until the process's has come there.
 //!
-//! The steady clock is the boot clock ([`Clocks::boot`]): the time that a machine sleeps is no jump.
+//! The steady clock is the boot clock ([`Clocks::boot`]): the time that a machine sleeps
+//! is no jump.
 //!
 //! # Invariants
-//! - A clock never runs backwards, and never stands still (`time_goes_on_whatever_the_wall_clock_does`, `stamps_go_on_from_one_far_ahead`).
-//! - No step of the wall clock is taken over that is larger than [`STEP_MAX`] (`a_clock_that_was_ahead_for_a_moment_leaves_little`).
+//! - A clock never runs backwards, and never stands still
+//!   (`time_goes_on_whatever_the_wall_clock_does`, `stamps_go_on_from_one_far_ahead`).
+//! - No step of the wall clock is taken over that is larger than [`STEP_MAX`]
+//!   (`a_clock_that_was_ahead_for_a_moment_leaves_little`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -21,7 +28,8 @@ use parking_lot::Mutex;
 
 use crate::clocks::{Clocks, SystemClocks};
 
-/// The largest step forward of the wall clock that is taken over at once, relative to the steady clock. Larger ones are taken over at a tenth of the pace.
+/// The largest step forward of the wall clock that is taken over at once, relative to the
+/// steady clock. Larger ones are taken over at a tenth of the pace.
 pub const STEP_MAX: Duration = Duration::from_secs(10);
 /// A difference that two clocks read one after the other show anyway.
 const NOISE_US: i64 = 2_000;
@@ -39,7 +47,8 @@ const SLOW: i64 = 9;
 const EVEN: i64 = 10;
 const FAST: i64 = 11;
 
-/// Time since some moment: `at_us` at `from_us` of the steady clock, and from there at a pace.
+/// Time since some moment: `at_us` at `from_us` of the steady clock, and from there at a
+/// pace.
 #[derive(Debug, Clone, Copy)]
 struct Line {
     from_us: i64,
@@ -77,7 +86,11 @@ impl SlewedClock {
     pub fn new(clocks: impl Clocks) -> Arc<SlewedClock> {
         let (from_us, at_us) = (us(clocks.boot()), us(clocks.wall()));
         let line = Mutex::new(Line { from_us, at_us, pace: EVEN });
-        Arc::new(SlewedClock { clocks: Box::new(clocks), offset_us: AtomicI64::new(at_us - from_us), line })
+        Arc::new(SlewedClock {
+            clocks: Box::new(clocks),
+            offset_us: AtomicI64::new(at_us - from_us),
+            line,
+        })
     }
 
     fn wall_us(&self) -> i64 {
@@ -98,7 +111,8 @@ impl SlewedClock {
         ms(self.steady_us())
     }
 
-    /// By how much this clock is ahead of the wall clock; negative: behind. What is within their noise is nothing.
+    /// By how much this clock is ahead of the wall clock; negative: behind. What is
+    /// within their noise is nothing.
     pub fn ahead_ms(&self) -> i64 {
         self.ahead_of_wall_ms(self.now_us(self.steady_us()))
     }
@@ -108,7 +122,8 @@ impl SlewedClock {
         if ahead_us.abs() <= 5 * NOISE_US { 0 } else { ahead_us / 1000 }
     }
 
-    /// The time at a moment of the steady clock, which is that of this call or shortly before.
+    /// The time at a moment of the steady clock, which is that of this call or shortly
+    /// before.
     fn now_us(&self, steady_us: i64) -> i64 {
         let offset_us = self.offset_us.load(Ordering::Acquire);
         if offset_us != SLEWED && (self.wall_us() - steady_us - offset_us).abs() <= NOISE_US {
@@ -126,8 +141,10 @@ impl SlewedClock {
         let now_us = line.at(steady_us);
         let off_us = wall_us - now_us;
         let step_us = STEP_MAX.as_micros() as i64;
-        // Only from an even pace: what is being taken over at a tenth of the pace is so to its end.
-        let is_step = off_us > NOISE_US && line.pace != FAST && off_us <= step_us || now_us < UNSET_BEFORE_US && off_us > 0;
+        // Only from an even pace: what is being taken over at a tenth of the pace is so
+        // to its end.
+        let is_step = off_us > NOISE_US && line.pace != FAST && off_us <= step_us
+            || now_us < UNSET_BEFORE_US && off_us > 0;
         let (at_us, pace) = match off_us {
             _ if is_step => (wall_us, EVEN),
             ..=-1 if line.pace == SLOW => (now_us, SLOW),
@@ -143,11 +160,15 @@ impl SlewedClock {
         if line.pace != pace || is_step {
             *line = Line { from_us: steady_us, at_us, pace };
         }
-        self.offset_us.store(if pace == EVEN { line.at_us - line.from_us } else { SLEWED }, Ordering::Release);
+        self.offset_us.store(
+            if pace == EVEN { line.at_us - line.from_us } else { SLEWED },
+            Ordering::Release,
+        );
         at_us
     }
 
-    /// Both clocks at one moment, unless this thread is held up between them again and again.
+    /// Both clocks at one moment, unless this thread is held up between them again and
+    /// again.
     fn both(&self) -> (i64, i64) {
         let mut before_us = self.steady_us();
         for _ in 0..PAIR_TRIES {
@@ -166,11 +187,13 @@ fn tell(pace: i64, off_ms: i64) {
         _ if off_ms.abs() < TOLD_MS => {}
         SLOW => tracing::warn!(
             behind_ms = -off_ms,
-            "the wall clock is behind the time of stamps, which goes a tenth slower until it has caught up"
+            "the wall clock is behind the time of stamps, which goes a tenth slower until it has \
+             caught up"
         ),
         FAST => tracing::warn!(
             ahead_ms = off_ms,
-            "the wall clock has jumped ahead: the time of stamps goes a tenth faster until it has caught up"
+            "the wall clock has jumped ahead: the time of stamps goes a tenth faster until it has \
+             caught up"
         ),
         _ => tracing::info!(ahead_ms = off_ms, "the time of stamps is the wall clock's again"),
     }
@@ -184,22 +207,25 @@ fn ms(us: i64) -> u64 {
     u64::try_from(us / 1000).unwrap_or(0)
 }
 
-/// The time of a group's stamps: the process's, but never before what was stamped and the time since.
+/// The time of a group's stamps: the process's, but never before what was stamped and the
+/// time since.
 #[derive(Debug)]
 pub struct StampClock {
     clock: Arc<SlewedClock>,
-    /// What it would be at the steady clock's zero, had it gone at [`SLOW`] pace since. The process's time goes no slower, so this has to be told of others'
-    /// stamps only.
+    /// What it would be at the steady clock's zero, had it gone at [`SLOW`] pace since.
+    /// The process's time goes no slower, so this has to be told of others' stamps only.
     base_us: AtomicI64,
-    /// The last stamp. Calls that meet a change of pace may be a little apart, and a machine that is moved may set even its steady clock back: no stamp goes
-    /// back for either.
+    /// The last stamp. Calls that meet a change of pace may be a little apart, and a
+    /// machine that is moved may set even its steady clock back: no stamp goes back for
+    /// either.
     last_ms: AtomicU64,
 }
 
 impl StampClock {
     /// Goes on from `last_ms`, the last stamp; 0: there is none.
     pub fn new(clock: Arc<SlewedClock>, last_ms: u64) -> StampClock {
-        let stamps = StampClock { clock, base_us: AtomicI64::new(i64::MIN), last_ms: AtomicU64::new(0) };
+        let stamps =
+            StampClock { clock, base_us: AtomicI64::new(i64::MIN), last_ms: AtomicU64::new(0) };
         stamps.go_on_from(last_ms);
         stamps
     }
@@ -212,7 +238,8 @@ impl StampClock {
         self.last_ms.fetch_max(stamp_ms, Ordering::AcqRel);
     }
 
-    /// Milliseconds since the Unix epoch: later calls give no less, wherever the group was led before. The shared number is written once a millisecond at most.
+    /// Milliseconds since the Unix epoch: later calls give no less, wherever the group
+    /// was led before. The shared number is written once a millisecond at most.
     pub fn now_ms(&self) -> u64 {
         let (now_ms, last_ms) = (ms(self.now_us()), self.last_ms.load(Ordering::Acquire));
         match now_ms > last_ms {

@@ -1,4 +1,5 @@
-//! Damaged files are reported by name, at open or at the first read that meets them, and never skipped.
+//! Damaged files are reported by name, at open or at the first read that meets them, and
+//! never skipped.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::ControlFlow;
@@ -17,9 +18,18 @@ fn written(path: &Path) {
     let store = Store::open(&shared(), path).unwrap();
     let mut writer = BatchWriter::new();
     for key in 0..2_000u64 {
-        writer.put(Family::Head, &key.to_be_bytes(), &key.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes().repeat(8));
+        writer.put(
+            Family::Head,
+            &key.to_be_bytes(),
+            &key.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes().repeat(8),
+        );
     }
-    store.apply(&[Write { index: 1, log_id: Bytes::new(), batch: writer.finish(), membership: None }], Patience::Wait).unwrap();
+    store
+        .apply(
+            &[Write { index: 1, log_id: Bytes::new(), batch: writer.finish(), membership: None }],
+            Patience::Wait,
+        )
+        .unwrap();
     store.close().unwrap();
 }
 
@@ -37,7 +47,9 @@ fn damage(file: &Path, at: usize) {
 
 fn file_of(fault: &Fault) -> String {
     match fault {
-        Fault::Corrupt { file, .. } => Path::new(file).file_name().unwrap().to_string_lossy().into_owned(),
+        Fault::Corrupt { file, .. } => {
+            Path::new(file).file_name().unwrap().to_string_lossy().into_owned()
+        }
         other => panic!("not reported as corrupt: {other:?}"),
     }
 }
@@ -53,7 +65,8 @@ fn a_damaged_block_is_reported_with_its_file_and_offset() {
     let table = largest(directory.path(), |name| name.ends_with(".sst"));
     damage(&table, 5_000);
     let store = Store::open(&shared(), directory.path()).unwrap();
-    let faults: Vec<Fault> = (0..2_000u64).filter_map(|key| store.get(Family::Head, &key.to_be_bytes()).err()).collect();
+    let faults: Vec<Fault> =
+        (0..2_000u64).filter_map(|key| store.get(Family::Head, &key.to_be_bytes()).err()).collect();
     assert!(!faults.is_empty(), "no read met the damage");
     assert!(faults.len() < 1_000, "one block is damaged, not all");
     assert_eq!(file_of(&faults[0]), name(&table));

@@ -1,6 +1,8 @@
-//! A full disk stops writes with a clear error, reads go on, and writes go on by themselves when space returns.
+//! A full disk stops writes with a clear error, reads go on, and writes go on by
+//! themselves when space returns.
 //!
-//! The disk is a small tmpfs in a mount namespace of its own, so the test needs Linux with user namespaces (or root); it runs itself again inside.
+//! The disk is a small tmpfs in a mount namespace of its own, so the test needs Linux
+//! with user namespaces (or root); it runs itself again inside.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::{Path, PathBuf};
@@ -14,7 +16,8 @@ use engine::store::{Fault, Health, Patience, Settings, Shared, Store, Write};
 /// The mount point; set in the run inside the namespace.
 const INSIDE: &str = "ENGINE_TEST_SMALL_DISK";
 
-/// Runs the named test again with a disk of 32 MB, and says whether this is that second run.
+/// Runs the named test again with a disk of 32 MB, and says whether this is that second
+/// run.
 fn small_disk(test: &str) -> Option<PathBuf> {
     if let Some(disk) = std::env::var_os(INSIDE) {
         return Some(disk.into());
@@ -25,12 +28,15 @@ fn small_disk(test: &str) -> Option<PathBuf> {
         command.arg(flags);
         command
     };
-    let flags = ["-m", "-rm"].into_iter().find(|flags| namespace(flags).arg("true").output().is_ok_and(|output| output.status.success()));
+    let flags = ["-m", "-rm"].into_iter().find(|flags| {
+        namespace(flags).arg("true").output().is_ok_and(|output| output.status.success())
+    });
     let Some(flags) = flags else {
         println!("not run: this system lets nobody make a mount namespace");
         return None;
     };
-    let script = "mount -t tmpfs -o size=32m small \"$1\" && exec \"$2\" --exact \"$3\" --nocapture";
+    let script =
+        "mount -t tmpfs -o size=32m small \"$1\" && exec \"$2\" --exact \"$3\" --nocapture";
     let inner = namespace(flags)
         .args(["sh", "-c", script, "sh"])
         .arg(disk.path())
@@ -39,7 +45,12 @@ fn small_disk(test: &str) -> Option<PathBuf> {
         .env(INSIDE, disk.path())
         .output()
         .unwrap();
-    assert!(inner.status.success(), "{}{}", String::from_utf8_lossy(&inner.stdout), String::from_utf8_lossy(&inner.stderr));
+    assert!(
+        inner.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&inner.stdout),
+        String::from_utf8_lossy(&inner.stderr)
+    );
     None
 }
 
@@ -77,7 +88,8 @@ fn within(seconds: u64, what: &str, mut holds: impl FnMut() -> bool) {
 #[test]
 fn the_reserve_is_watched() {
     let Some(disk) = small_disk("the_reserve_is_watched") else { return };
-    let store = Store::open(&Shared::new(Settings::default()).unwrap(), disk.join("store")).unwrap();
+    let store =
+        Store::open(&Shared::new(Settings::default()).unwrap(), disk.join("store")).unwrap();
     store.apply(&[entry(1)], Patience::Wait).unwrap();
     assert_eq!(store.health(), Health::Good);
     let ballast = fill(&disk, 1 << 20);
@@ -91,7 +103,8 @@ fn the_reserve_is_watched() {
 #[test]
 fn writes_wait_for_space_and_reads_go_on() {
     let Some(disk) = small_disk("writes_wait_for_space_and_reads_go_on") else { return };
-    let settings = Settings { memtable_bytes: 2 << 20, disk_reserve_bytes: 0, ..Settings::default() };
+    let settings =
+        Settings { memtable_bytes: 2 << 20, disk_reserve_bytes: 0, ..Settings::default() };
     let store = Store::open(&Shared::new(settings.clone()).unwrap(), disk.join("store")).unwrap();
     store.apply(&[entry(1)], Patience::Wait).unwrap();
     store.flush().unwrap();
@@ -108,7 +121,10 @@ fn writes_wait_for_space_and_reads_go_on() {
     assert!(matches!(store.health(), Health::DiskFull(_)), "{:?}", store.health());
     assert!(matches!(store.flush(), Err(Fault::DiskFull(_))));
     for index in 1..=written {
-        assert!(store.get(Family::Head, &index.to_be_bytes()).unwrap().is_some(), "entry {index} of {written} is readable");
+        assert!(
+            store.get(Family::Head, &index.to_be_bytes()).unwrap().is_some(),
+            "entry {index} of {written} is readable"
+        );
     }
     std::fs::remove_file(ballast).unwrap();
     within(30, "writes go on", || store.apply(&[entry(written + 1)], Patience::Wait).is_ok());
@@ -119,6 +135,9 @@ fn writes_wait_for_space_and_reads_go_on() {
     let store = Store::open(&Shared::new(settings).unwrap(), disk.join("store")).unwrap();
     assert_eq!(store.applied().unwrap().unwrap().index, written + 1);
     for index in 1..=written + 1 {
-        assert!(store.get(Family::Head, &index.to_be_bytes()).unwrap().is_some(), "entry {index} of {written} survived");
+        assert!(
+            store.get(Family::Head, &index.to_be_bytes()).unwrap().is_some(),
+            "entry {index} of {written} survived"
+        );
     }
 }

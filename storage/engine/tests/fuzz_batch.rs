@@ -1,4 +1,5 @@
-//! Fuzz target of the batch format; runs briefly as a test, and as long as asked with `cargo bolero test -p engine any_bytes_are_read_or_refused`.
+//! Fuzz target of the batch format; runs briefly as a test, and as long as asked with
+//! `cargo bolero test -p engine any_bytes_are_read_or_refused`.
 
 use engine::batch::{self, BatchWriter, Change};
 

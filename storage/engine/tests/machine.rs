@@ -1,4 +1,5 @@
-//! A group of one over the real log and a real store: what was acknowledged survives, what is purged was flushed, a full disk only makes writes wait.
+//! A group of one over the real log and a real store: what was acknowledged survives,
+//! what is purged was flushed, a full disk only makes writes wait.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -25,8 +26,10 @@ impl Replica {
         options.durability = Durability::Os;
         options.segment_bytes = 1 << 20;
         let log = Log::open(options).unwrap();
-        let store = Store::open(&Shared::new(Settings::default()).unwrap(), path.join("store")).unwrap();
-        let group = Group::start_alone(1, "test".into(), log.group_log(1), store.clone()).await.unwrap();
+        let store =
+            Store::open(&Shared::new(Settings::default()).unwrap(), path.join("store")).unwrap();
+        let group =
+            Group::start_alone(1, "test".into(), log.group_log(1), store.clone()).await.unwrap();
         let progress = group.progress();
         let leadership = group.establish().await.unwrap();
         Self { group, leadership, store, progress, log }
@@ -53,9 +56,11 @@ fn batch(key: u64, value: &[u8]) -> Bytes {
     writer.finish()
 }
 
-/// Newest first: the log may be removing its oldest segments, and a copy without one must not have an older one.
+/// Newest first: the log may be removing its oldest segments, and a copy without one must
+/// not have an older one.
 fn copy_tree(from: &Path, to: &Path) {
-    let mut entries: Vec<_> = std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap()).collect();
+    let mut entries: Vec<_> =
+        std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap()).collect();
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.file_name()));
     for entry in entries {
         let target = to.join(entry.file_name());
@@ -68,10 +73,13 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// The log removes segments, oldest first, while it is copied; one that is gone was not needed.
+/// The log removes segments, oldest first, while it is copied; one that is gone was not
+/// needed.
 fn copy_file(from: &Path, to: &Path) {
     match std::fs::copy(from, to) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && from.extension().is_some_and(|extension| extension != "sst") => {}
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound
+                && from.extension().is_some_and(|extension| extension != "sst") => {}
         copied => drop(copied.unwrap()),
     }
 }
@@ -79,7 +87,11 @@ fn copy_file(from: &Path, to: &Path) {
 fn tree_bytes(path: &Path) -> u64 {
     let entries = std::fs::read_dir(path).unwrap().flatten();
     entries
-        .map(|entry| entry.metadata().map_or(0, |metadata| if metadata.is_dir() { tree_bytes(&entry.path()) } else { metadata.len() }))
+        .map(|entry| {
+            entry.metadata().map_or(0, |metadata| {
+                if metadata.is_dir() { tree_bytes(&entry.path()) } else { metadata.len() }
+            })
+        })
         .sum()
 }
 
@@ -93,8 +105,14 @@ async fn what_was_acknowledged_survives_the_loss_of_the_memtables() {
             replica.store.flush().unwrap();
         }
     }
-    assert!(replica.store.flushed().unwrap().unwrap().index < replica.store.applied().unwrap().unwrap().index);
-    assert_eq!(replica.progress.borrow().as_ref().unwrap().index, replica.store.applied().unwrap().unwrap().index);
+    assert!(
+        replica.store.flushed().unwrap().unwrap().index
+            < replica.store.applied().unwrap().unwrap().index
+    );
+    assert_eq!(
+        replica.progress.borrow().as_ref().unwrap().index,
+        replica.store.applied().unwrap().unwrap().index
+    );
     let copy = replica.crash(directory.path()).await;
     let again = Replica::start(copy.path()).await;
     for key in 0..300u64 {
@@ -109,8 +127,18 @@ async fn what_was_acknowledged_survives_the_loss_of_the_memtables() {
 async fn what_is_purged_was_flushed() {
     let directory = tempfile::tempdir().unwrap();
     let replica = Replica::start(directory.path()).await;
-    let policy = Policy { bytes_max: 4 << 20, entries_max: 1_000_000, age_max: Duration::from_secs(600), ..Policy::default() };
-    let keeper = tokio::spawn(keep_log_short(replica.group.clone(), replica.store.clone(), replica.progress.clone(), policy));
+    let policy = Policy {
+        bytes_max: 4 << 20,
+        entries_max: 1_000_000,
+        age_max: Duration::from_secs(600),
+        ..Policy::default()
+    };
+    let keeper = tokio::spawn(keep_log_short(
+        replica.group.clone(),
+        replica.store.clone(),
+        replica.progress.clone(),
+        policy,
+    ));
     // 64 MB through a log of which 4 MB may wait.
     for key in 0..1_000u64 {
         replica.put(key, &[key as u8; 64_000]).await;
@@ -120,15 +148,26 @@ async fn what_is_purged_was_flushed() {
     }
     let deadline = Instant::now() + Duration::from_secs(10);
     while tree_bytes(&directory.path().join("log")) > 12 << 20 {
-        assert!(Instant::now() < deadline, "the log has {} bytes", tree_bytes(&directory.path().join("log")));
+        assert!(
+            Instant::now() < deadline,
+            "the log has {} bytes",
+            tree_bytes(&directory.path().join("log"))
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(replica.group.figures().purged > 500);
     let copy = replica.crash(directory.path()).await;
-    tokio::time::timeout(Duration::from_secs(5), keeper).await.expect("the keeper ends with its group").unwrap();
+    tokio::time::timeout(Duration::from_secs(5), keeper)
+        .await
+        .expect("the keeper ends with its group")
+        .unwrap();
     let again = Replica::start(copy.path()).await;
     for key in 0..1_000u64 {
-        assert_eq!(again.store.get(Family::Head, &key.to_be_bytes()).unwrap().unwrap()[0], key as u8, "key {key}");
+        assert_eq!(
+            again.store.get(Family::Head, &key.to_be_bytes()).unwrap().unwrap()[0],
+            key as u8,
+            "key {key}"
+        );
     }
     again.group.shutdown().await;
 }
@@ -138,7 +177,12 @@ async fn one_flush_does_not_bring_about_the_next() {
     let directory = tempfile::tempdir().unwrap();
     let replica = Replica::start(directory.path()).await;
     let policy = Policy { bytes_max: 4 << 20, entries_max: u64::MAX, ..Policy::default() };
-    let keeper = tokio::spawn(keep_log_short(replica.group.clone(), replica.store.clone(), replica.progress.clone(), policy));
+    let keeper = tokio::spawn(keep_log_short(
+        replica.group.clone(),
+        replica.store.clone(),
+        replica.progress.clone(),
+        policy,
+    ));
     let (began, mut flushes) = (Instant::now(), std::collections::BTreeSet::new());
     for key in 0.. {
         replica.put(key % 100, &[key as u8; 40]).await;
@@ -152,7 +196,10 @@ async fn one_flush_does_not_bring_about_the_next() {
     // openraft was told of them, or nothing would be purged.
     assert!(replica.group.figures().purged > 0);
     replica.group.shutdown().await;
-    tokio::time::timeout(Duration::from_secs(5), keeper).await.expect("the keeper ends with its group").unwrap();
+    tokio::time::timeout(Duration::from_secs(5), keeper)
+        .await
+        .expect("the keeper ends with its group")
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,16 +207,31 @@ async fn a_quiet_store_is_flushed_in_the_end() {
     let directory = tempfile::tempdir().unwrap();
     let replica = Replica::start(directory.path()).await;
     let policy = Policy { age_max: Duration::from_millis(300), ..Policy::default() };
-    let keeper = tokio::spawn(keep_log_short(replica.group.clone(), replica.store.clone(), replica.progress.clone(), policy));
+    let keeper = tokio::spawn(keep_log_short(
+        replica.group.clone(),
+        replica.store.clone(),
+        replica.progress.clone(),
+        policy,
+    ));
     replica.put(1, b"v").await;
     let applied = replica.store.applied().unwrap().unwrap().index;
     let deadline = Instant::now() + Duration::from_secs(5);
-    while replica.store.flushed().unwrap().is_none_or(|flushed| flushed.index < applied) || replica.group.figures().purged < applied {
-        assert!(Instant::now() < deadline, "flushed {:?} purged {}", replica.store.flushed(), replica.group.figures().purged);
+    while replica.store.flushed().unwrap().is_none_or(|flushed| flushed.index < applied)
+        || replica.group.figures().purged < applied
+    {
+        assert!(
+            Instant::now() < deadline,
+            "flushed {:?} purged {}",
+            replica.store.flushed(),
+            replica.group.figures().purged
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     replica.group.shutdown().await;
-    tokio::time::timeout(Duration::from_secs(5), keeper).await.expect("the keeper ends with its group").unwrap();
+    tokio::time::timeout(Duration::from_secs(5), keeper)
+        .await
+        .expect("the keeper ends with its group")
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,7 +241,10 @@ async fn large_writes_are_applied_too() {
     for key in 0..5 {
         replica.put(key, &vec![1; 2 << 20]).await;
     }
-    assert_eq!(replica.store.get(Family::Head, &4u64.to_be_bytes()).unwrap().unwrap().len(), 2 << 20);
+    assert_eq!(
+        replica.store.get(Family::Head, &4u64.to_be_bytes()).unwrap().unwrap().len(),
+        2 << 20
+    );
     assert!(replica.store.applied_bytes() > 10 << 20);
     replica.group.shutdown().await;
 }
@@ -190,6 +255,9 @@ async fn a_damaged_entry_stops_the_group() {
     let replica = Replica::start(directory.path()).await;
     let bad = replica.group.propose(&replica.leadership, Bytes::from_static(b"\x09")).await;
     assert!(bad.is_err());
-    assert!(replica.group.propose(&replica.leadership, batch(1, b"v")).await.is_err(), "the group has stopped");
+    assert!(
+        replica.group.propose(&replica.leadership, batch(1, b"v")).await.is_err(),
+        "the group has stopped"
+    );
     assert_eq!(replica.store.get(Family::Head, &1u64.to_be_bytes()).unwrap(), None);
 }

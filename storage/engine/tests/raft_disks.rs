@@ -39,18 +39,32 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
     // The leader's own disk is not waited for.
     put(&three.group(leader), 2, b"while it hangs").await.unwrap();
     assert!(slow_since.elapsed() < Duration::from_secs(1), "{:?}", slow_since.elapsed());
-    wait_for("the hanging sync is noticed", || matches!(three.group(leader).ailment(), Some(Ailment::Slow(_)))).await;
-    assert_eq!(three.group(leader).figures().term, term, "heartbeats go on: nobody has stood for election");
+    wait_for("the hanging sync is noticed", || {
+        matches!(three.group(leader).ailment(), Some(Ailment::Slow(_)))
+    })
+    .await;
+    assert_eq!(
+        three.group(leader).figures().term,
+        term,
+        "heartbeats go on: nobody has stood for election"
+    );
     // It is the disk that decides, not only who is there: one of the two is slow, too.
     set_slow(&three, others[0], 300);
     three.servers[&others[0]].log.flush().await.unwrap();
-    wait_for("its sync is slow", || three.servers[&others[0]].log.last_fsync() >= Duration::from_millis(100)).await;
+    wait_for("its sync is slow", || {
+        three.servers[&others[0]].log.last_fsync() >= Duration::from_millis(100)
+    })
+    .await;
     let leaving = tokio::spawn({
         let (group, ailment) = (three.group(leader), three.group(leader).ailment().unwrap());
         async move { group.leave(ailment, Box::new(|| ())).await }
     });
     assert_eq!(three.leader_among(&others).await, others[1]);
-    assert!(slow_since.elapsed() < Duration::from_secs(6), "within a few seconds: {:?}", slow_since.elapsed());
+    assert!(
+        slow_since.elapsed() < Duration::from_secs(6),
+        "within a few seconds: {:?}",
+        slow_since.elapsed()
+    );
     put(&three.group(others[1]), 3, b"after").await.unwrap();
     assert_eq!(leaving.await.unwrap().unwrap(), Some(raft_id(others[1])));
 
@@ -61,10 +75,19 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
     wait_for("the disk is quick again", || three.servers[&leader].log.ailment().is_none()).await;
     assert!(three.servers[&leader].log.ailment_lately().is_some());
     three.until(leader, 3, b"after").await;
-    let refused = three.group(others[1]).transfer_leader(raft_id(leader), Box::new(|| panic!("nothing begins"))).await;
-    assert!(matches!(&refused, Err(ChangeError::Refused(why)) if why.contains("its disk is not well")), "{refused:?}");
+    let refused = three
+        .group(others[1])
+        .transfer_leader(raft_id(leader), Box::new(|| panic!("nothing begins")))
+        .await;
+    assert!(
+        matches!(&refused, Err(ChangeError::Refused(why)) if why.contains("its disk is not well")),
+        "{refused:?}"
+    );
     // Unless nobody else can: whoever stops asks for no more than that.
-    let stopping = three.group(others[1]).transfer_leader_as(raft_id(leader), Why::Stopping, Box::new(|| ())).await;
+    let stopping = three
+        .group(others[1])
+        .transfer_leader_as(raft_id(leader), Why::Stopping, Box::new(|| ()))
+        .await;
     stopping.unwrap();
 }
 
@@ -73,22 +96,33 @@ async fn a_leader_on_a_full_disk_hands_over_unless_all_are_full() {
     let three = Three::start_with(Durability::Always).await;
     let leader = three.leader().await;
     let others: Vec<u64> = SERVERS.into_iter().filter(|server| *server != leader).collect();
-    let fill = |server: &u64, percent| three.disks[server].used_percent.store(percent, Ordering::Relaxed);
+    let fill =
+        |server: &u64, percent| three.disks[server].used_percent.store(percent, Ordering::Relaxed);
     SERVERS.iter().for_each(|server| fill(server, 96));
-    wait_for("all notice it", || SERVERS.iter().all(|server| three.servers[server].log.ailment() == Some(Ailment::Full(96)))).await;
+    wait_for("all notice it", || {
+        SERVERS.iter().all(|server| three.servers[server].log.ailment() == Some(Ailment::Full(96)))
+    })
+    .await;
     let refused = leave(&three, leader).await;
-    assert!(matches!(&refused, Err(ChangeError::Refused(why)) if why.contains("96 % full")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(ChangeError::Refused(why)) if why.contains("96 % full")),
+        "{refused:?}"
+    );
     assert!(three.group(leader).figures().is_leader);
     assert_eq!(leave(&three, leader).await.unwrap(), None, "it is not tried all the time");
     put(&three.group(leader), 1, b"it serves").await.unwrap();
     others.iter().for_each(|server| fill(server, 50));
-    // They count as ailing for a minute, so here the first one's words are simply not true any more: a restart forgets them.
+    // They count as ailing for a minute, so here the first one's words are simply not
+    // true any more: a restart forgets them.
     let mut three = three;
     for server in &others {
         three.stop(*server).await;
         three.restart(*server).await;
     }
-    wait_for("they are well", || others.iter().all(|server| three.servers[server].log.ailment_lately().is_none())).await;
+    wait_for("they are well", || {
+        others.iter().all(|server| three.servers[server].log.ailment_lately().is_none())
+    })
+    .await;
     let deadline = Instant::now() + Duration::from_secs(20);
     let to = loop {
         // Restarted members may not vote for a moment.
@@ -101,7 +135,8 @@ async fn a_leader_on_a_full_disk_hands_over_unless_all_are_full() {
     assert!(others.contains(&(to - 100)));
 }
 
-/// A disk that hangs: what is proposed meanwhile is bounded, and refused before anything is proposed.
+/// A disk that hangs: what is proposed meanwhile is bounded, and refused before anything
+/// is proposed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_for_a_leaders_disk_is_bounded() {
     let three = Three::start_with(Durability::Always).await;
@@ -134,11 +169,14 @@ async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
     three.put(1, b"before").await;
     let follower = *SERVERS.iter().find(|server| **server != leader).unwrap();
     three.until(follower, 1, b"before").await;
-    let (seen, is_on) = (Arc::new(Mutex::new(Vec::<Letter>::new())), Arc::new(AtomicBool::new(true)));
+    let (seen, is_on) =
+        (Arc::new(Mutex::new(Vec::<Letter>::new())), Arc::new(AtomicBool::new(true)));
     three.network.mangle({
         let (seen, is_on) = (seen.clone(), is_on.clone());
         move |letter| {
-            let is_it = letter.kind == Kind::Append && letter.target == raft_id(follower) && letter.body.len() > 10_000;
+            let is_it = letter.kind == Kind::Append
+                && letter.target == raft_id(follower)
+                && letter.body.len() > 10_000;
             if is_it && is_on.load(Ordering::Relaxed) {
                 seen.lock().push(letter.clone());
             }
@@ -171,7 +209,10 @@ async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
     assert_eq!(taken, 1);
     set_slow(&three, follower, 0);
     // What is no entry goes through beside it, and so do entries when it is done.
-    assert_ne!(group.receive(letter).await.map(|_: Bytes| ()), Err(ReceiveError::NotNow(String::new())));
+    assert_ne!(
+        group.receive(letter).await.map(|_: Bytes| ()),
+        Err(ReceiveError::NotNow(String::new()))
+    );
     three.network.heal();
     three.until(follower, 2, &[9; 20_000]).await;
 }

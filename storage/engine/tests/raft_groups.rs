@@ -1,4 +1,5 @@
-//! Groups of three over a network in memory: they elect, replicate, fail over, and take back who was away.
+//! Groups of three over a network in memory: they elect, replicate, fail over, and take
+//! back who was away.
 #![allow(clippy::unwrap_used)]
 
 mod raft_kit;
@@ -27,8 +28,13 @@ async fn a_new_group_elects_its_first_member_at_once_and_replicates() {
         three.until(server, 199, b"v").await;
     }
     let follower = three.group(2);
-    assert_eq!(follower.figures().leader.map(|leader| (leader.raft_id, leader.server)), Some((raft_id(1), 1)));
-    let Err(GroupError::NotLeader { leader: Some(hint), .. }) = follower.confirm().await else { panic!("a follower confirms") };
+    assert_eq!(
+        follower.figures().leader.map(|leader| (leader.raft_id, leader.server)),
+        Some((raft_id(1), 1))
+    );
+    let Err(GroupError::NotLeader { leader: Some(hint), .. }) = follower.confirm().await else {
+        panic!("a follower confirms")
+    };
     assert_eq!((hint.server, hint.raft_id, hint.term), (1, raft_id(1), follower.figures().term));
 }
 
@@ -76,13 +82,16 @@ async fn all_come_back_and_lose_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_others_form_a_new_group_when_the_first_never_comes() {
     let mut three = Three::start().await;
-    // Not quite "never": it had formed the group and is cut off before anybody else heard of it.
+    // Not quite "never": it had formed the group and is cut off before anybody else heard
+    // of it.
     for server in SERVERS {
         three.stop(server).await;
     }
     let network = std::sync::Arc::<raft_kit::Network>::default();
     let directory = tempfile::tempdir().unwrap();
-    let servers: Vec<_> = [2, 3].map(|id| raft_kit::Server::start(id, &directory.path().join(id.to_string()), &network)).into();
+    let servers: Vec<_> = [2, 3]
+        .map(|id| raft_kit::Server::start(id, &directory.path().join(id.to_string()), &network))
+        .into();
     let mut replicas = Vec::new();
     for server in &servers {
         replicas.push(server.replica(9, Some(&SERVERS)).await);
@@ -95,10 +104,12 @@ async fn the_others_form_a_new_group_when_the_first_never_comes() {
     eprintln!("formed by others after {:?}", started.elapsed());
     let leader = replicas.iter().find(|replica| replica.group.figures().is_leader).unwrap();
     put(&leader.group, 1, b"v").await.unwrap();
-    // The first comes late, forms the group for itself, and finds that it has been formed.
+    // The first comes late, forms the group for itself, and finds that it has been
+    // formed.
     let late = raft_kit::Server::start(1, &directory.path().join("1"), &network);
     let first = late.replica(9, Some(&SERVERS)).await;
-    raft_kit::wait_for("the first has caught up", || raft_kit::get(&first.store, 1).is_some()).await;
+    raft_kit::wait_for("the first has caught up", || raft_kit::get(&first.store, 1).is_some())
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,7 +121,9 @@ async fn a_slow_and_lossy_network_slows_writes_only() {
     for key in 0..50 {
         loop {
             let leader = three.leader().await;
-            let tried = tokio::time::timeout(Duration::from_secs(5), put(&three.group(leader), key, b"v")).await;
+            let tried =
+                tokio::time::timeout(Duration::from_secs(5), put(&three.group(leader), key, b"v"))
+                    .await;
             if matches!(tried, Ok(Ok(()))) {
                 break;
             }
@@ -162,7 +175,13 @@ async fn leadership_is_handed_over_without_a_pause() {
         let revoked = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let (group, flag) = (three.group(from), revoked.clone());
         let started = Instant::now();
-        group.transfer_leader(raft_id(to), Box::new(move || flag.store(true, std::sync::atomic::Ordering::SeqCst))).await.unwrap();
+        group
+            .transfer_leader(
+                raft_id(to),
+                Box::new(move || flag.store(true, std::sync::atomic::Ordering::SeqCst)),
+            )
+            .await
+            .unwrap();
         let took = started.elapsed();
         assert!(revoked.load(std::sync::atomic::Ordering::SeqCst));
         assert!(group.confirm().await.is_err(), "it is over");
@@ -180,9 +199,14 @@ async fn leadership_is_handed_over_without_a_pause() {
     let refused = group.transfer_leader(raft_id(away), Box::new(|| panic!("nothing begins"))).await;
     assert!(matches!(refused, Err(ChangeError::Refused(_))), "{refused:?}");
     put(&group, 200, b"goes on").await.unwrap();
-    let follower = three.group(SERVERS.into_iter().find(|id| ![leader, away].contains(id)).unwrap());
-    let elsewhere = follower.transfer_leader(raft_id(leader), Box::new(|| panic!("nothing begins"))).await;
-    assert!(matches!(elsewhere, Err(ChangeError::Group(GroupError::NotLeader { leader: Some(_), .. }))), "{elsewhere:?}");
+    let follower =
+        three.group(SERVERS.into_iter().find(|id| ![leader, away].contains(id)).unwrap());
+    let elsewhere =
+        follower.transfer_leader(raft_id(leader), Box::new(|| panic!("nothing begins"))).await;
+    assert!(
+        matches!(elsewhere, Err(ChangeError::Group(GroupError::NotLeader { leader: Some(_), .. }))),
+        "{elsewhere:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,7 +218,10 @@ async fn a_handover_to_one_that_is_gone_ends_in_an_election() {
         let (group, network) = (three.group(from), three.network.clone());
         let started = Instant::now();
         // It said that it could lead, and is gone.
-        group.transfer_leader(raft_id(to), Box::new(move || network.isolate(to, &SERVERS))).await.unwrap();
+        group
+            .transfer_leader(raft_id(to), Box::new(move || network.isolate(to, &SERVERS)))
+            .await
+            .unwrap();
         assert_eq!(three.leader_among(&[from, third]).await, third);
         put(&three.group(third), 100 + round, b"w").await.unwrap();
         let took = started.elapsed();
@@ -205,8 +232,8 @@ async fn a_handover_to_one_that_is_gone_ends_in_an_election() {
     }
 }
 
-/// The new leader's first words are lost for longer than a tick, and the old one, which heard of no leader in a long time, has nothing but its own vote to
-/// go by.
+/// The new leader's first words are lost for longer than a tick, and the old one, which
+/// heard of no leader in a long time, has nothing but its own vote to go by.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_gave_its_vote_lets_the_other_win() {
     let three = Three::start().await;
@@ -226,7 +253,10 @@ async fn who_gave_its_vote_lets_the_other_win() {
         assert_eq!(three.leader().await, to);
         let mut candidates = std::mem::take(&mut *candidates.lock());
         candidates.dedup();
-        assert!(matches!(candidates[..], [(from, _)] if from == raft_id(to)), "one election, of the heir: {candidates:?}");
+        assert!(
+            matches!(candidates[..], [(from, _)] if from == raft_id(to)),
+            "one election, of the heir: {candidates:?}"
+        );
         put(&three.group(to), 200 + round, b"w").await.unwrap();
         eprintln!("written after {:?}", started.elapsed());
     }
@@ -241,26 +271,35 @@ async fn a_member_is_replaced_by_another() {
     let added = fourth.replica_as(raft_kit::GROUP, 900, None).await;
     let group = three.group(leader);
     let removed = SERVERS.into_iter().find(|id| *id != leader).unwrap();
-    let voters: std::collections::BTreeSet<u64> = SERVERS.into_iter().filter(|id| *id != removed).map(raft_id).chain([900]).collect();
+    let voters: std::collections::BTreeSet<u64> =
+        SERVERS.into_iter().filter(|id| *id != removed).map(raft_id).chain([900]).collect();
     let early = group.change_members(&voters).await;
     assert!(matches!(early, Err(ChangeError::Refused(_))), "it is no member yet: {early:?}");
     group.add_learner(900, engine::raft::Node { server: 4 }).await.unwrap();
     group.add_learner(900, engine::raft::Node { server: 4 }).await.unwrap();
-    raft_kit::wait_for("the learner has the state", || raft_kit::get(&added.store, 1).is_some()).await;
-    let without_me: std::collections::BTreeSet<u64> = SERVERS.into_iter().filter(|id| *id != leader).map(raft_id).chain([900]).collect();
+    raft_kit::wait_for("the learner has the state", || raft_kit::get(&added.store, 1).is_some())
+        .await;
+    let without_me: std::collections::BTreeSet<u64> =
+        SERVERS.into_iter().filter(|id| *id != leader).map(raft_id).chain([900]).collect();
     let refused = group.change_members(&without_me).await;
     assert!(matches!(refused, Err(ChangeError::Refused(_))), "the leader stays: {refused:?}");
     // It has the state, and may not have answered a heartbeat yet.
     let deadline = Instant::now() + Duration::from_secs(20);
     while let Err(refused) = group.change_members(&voters).await {
-        assert!(matches!(&refused, ChangeError::Refused(why) if why.contains("not heard of lately")), "{refused:?}");
+        assert!(
+            matches!(&refused, ChangeError::Refused(why) if why.contains("not heard of lately")),
+            "{refused:?}"
+        );
         assert!(Instant::now() < deadline, "{refused:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     group.change_members(&voters).await.unwrap();
     let status = group.status();
     assert!(!status.is_changing);
-    assert_eq!(status.members.iter().map(|(id, ..)| *id).collect::<std::collections::BTreeSet<_>>(), voters);
+    assert_eq!(
+        status.members.iter().map(|(id, ..)| *id).collect::<std::collections::BTreeSet<_>>(),
+        voters
+    );
     // With the removed one and another away, leader and newcomer are a majority.
     let other = SERVERS.into_iter().find(|id| ![leader, removed].contains(id)).unwrap();
     three.network.cut(leader, removed);
@@ -271,19 +310,24 @@ async fn a_member_is_replaced_by_another() {
     assert!(!three.group(removed).figures().is_leader);
 }
 
-/// What 64 groups of three cost when nothing happens: printed, for three servers in one process.
+/// What 64 groups of three cost when nothing happens: printed, for three servers in one
+/// process.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_groups_cost_little() {
     let network = std::sync::Arc::<raft_kit::Network>::default();
     let directory = tempfile::tempdir().unwrap();
-    let servers = SERVERS.map(|id| raft_kit::Server::start(id, &directory.path().join(id.to_string()), &network));
+    let servers = SERVERS
+        .map(|id| raft_kit::Server::start(id, &directory.path().join(id.to_string()), &network));
     let mut replicas = Vec::new();
     for number in 100..164 {
         for server in &servers {
             replicas.push(server.replica(number, Some(&SERVERS)).await);
         }
     }
-    raft_kit::wait_for("all have a leader", || replicas.iter().all(|replica| replica.group.figures().leader.is_some())).await;
+    raft_kit::wait_for("all have a leader", || {
+        replicas.iter().all(|replica| replica.group.figures().leader.is_some())
+    })
+    .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let cpu = || {
         let text = std::fs::read_to_string("/proc/self/stat").unwrap();
@@ -298,22 +342,30 @@ async fn idle_groups_cost_little() {
     assert!(percent < 60.0);
 }
 
-/// Neither of a term that nobody has reached nor of a leader that is not followed is a handover taken: who believed it would stand for ever.
+/// Neither of a term that nobody has reached nor of a leader that is not followed is a
+/// handover taken: who believed it would stand for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_stands_because_of_a_strangers_handover() {
     let three = Three::start().await;
     let leader = three.leader().await;
-    let [follower, other] = SERVERS.into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..] else { unreachable!() };
+    let [follower, other] = SERVERS.into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..]
+    else {
+        unreachable!()
+    };
     three.put(1, b"v").await;
     three.until(follower, 1, b"v").await;
     let term = three.group(leader).figures().term;
     let asked = delivered(&three.network, Kind::PreVote);
     for (term, from) in [(term + 1000, leader), (term + 1000, other), (term, other)] {
-        let vote = Vote { leader_id: LeaderId { term: term.into(), node_id: raft_id(from) }, committed: true };
+        let vote = Vote {
+            leader_id: LeaderId { term: term.into(), node_id: raft_id(from) },
+            committed: true,
+        };
         let request = TransferLeaderRequest::<Types>::new(vote, raft_id(other), None);
         let body = postcard::to_extend(&request, vec![1u8]).unwrap().into();
         let (group, target, timeout) = (GROUP, raft_id(follower), Duration::from_secs(1));
-        let letter = Letter { group, from: raft_id(from), target, kind: Kind::Transfer, body, timeout };
+        let letter =
+            Letter { group, from: raft_id(from), target, kind: Kind::Transfer, body, timeout };
         three.group(follower).receive(letter).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(1500)).await;

@@ -1,4 +1,5 @@
-//! Whoever is confirmed as the leader sees everything that anybody was told of, whatever the network does and whoever restarts.
+//! Whoever is confirmed as the leader sees everything that anybody was told of, whatever
+//! the network does and whoever restarts.
 #![allow(clippy::unwrap_used)]
 
 mod raft_kit;
@@ -15,16 +16,22 @@ async fn confirms(group: &Group) -> bool {
     matches!(tokio::time::timeout(Duration::from_millis(300), group.confirm()).await, Ok(Ok(_)))
 }
 
-/// openraft forgets at a restart what it promised its leader; a voter that restarts in the middle of a lease must not elect another within it.
+/// openraft forgets at a restart what it promised its leader; a voter that restarts in
+/// the middle of a lease must not elect another within it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_voter_keeps_its_word() {
     let mut three = Three::start().await;
     for round in 0..3 {
         let old = three.leader().await;
-        let [lonely, restarting] = SERVERS.into_iter().filter(|id| *id != old).collect::<Vec<_>>()[..] else { unreachable!() };
+        let [lonely, restarting] =
+            SERVERS.into_iter().filter(|id| *id != old).collect::<Vec<_>>()[..]
+        else {
+            unreachable!()
+        };
         three.put(round, b"old").await;
         three.until(lonely, round, b"old").await;
-        // The lonely one hears nothing any more, and will stand as soon as it may. The leader goes on with the other.
+        // The lonely one hears nothing any more, and will stand as soon as it may. The
+        // leader goes on with the other.
         three.network.cut(old, lonely);
         tokio::time::sleep(LEASE + Duration::from_millis(300)).await;
         let leader = three.group(old);
@@ -49,7 +56,10 @@ async fn a_restarted_voter_keeps_its_word() {
         put(&three.group(new), round, b"new").await.unwrap();
         let committed = cut.elapsed();
         let confirmed = confirmed.await.unwrap();
-        eprintln!("the old leader was confirmed until {confirmed:?}, the new one committed at {committed:?}");
+        eprintln!(
+            "the old leader was confirmed until {confirmed:?}, the new one committed at \
+             {committed:?}"
+        );
         // Confirmed means good for that long.
         let relied_on = confirmed.unwrap_or_default() + CONFIRMED_AGE;
         assert!(relied_on < committed, "stale reads between {committed:?} and {relied_on:?}");
@@ -58,31 +68,47 @@ async fn a_restarted_voter_keeps_its_word() {
     }
 }
 
-/// Readers everywhere ask for confirmation and then look; a writer counts up; the network is cut and healed and servers restart at random.
+/// Readers everywhere ask for confirmation and then look; a writer counts up; the network
+/// is cut and healed and servers restart at random.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_who_is_confirmed_lacks_what_was_acknowledged() {
-    let seed: u64 = std::env::var("BRIDLE_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
+    let seed: u64 =
+        std::env::var("BRIDLE_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
     eprintln!("seed {seed}; replay with BRIDLE_TEST_SEED={seed}");
     let mut three = Three::start().await;
     three.leader().await;
     let acknowledged = Arc::new(AtomicU64::new(0));
     let groups = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let stop = Arc::new(AtomicBool::new(false));
-    let share = |three: &Three| three.replicas.values().map(|replica| (replica.group.clone(), replica.store.clone())).collect::<Vec<_>>();
+    let share = |three: &Three| {
+        three
+            .replicas
+            .values()
+            .map(|replica| (replica.group.clone(), replica.store.clone()))
+            .collect::<Vec<_>>()
+    };
     *groups.lock() = share(&three);
     let reads = Arc::new(AtomicU64::new(0));
     let mut tasks = Vec::new();
     for _ in 0..3 {
-        let (groups, acknowledged, stop, reads) = (groups.clone(), acknowledged.clone(), stop.clone(), reads.clone());
+        let (groups, acknowledged, stop, reads) =
+            (groups.clone(), acknowledged.clone(), stop.clone(), reads.clone());
         tasks.push(tokio::spawn(async move {
             while !stop.load(Ordering::Relaxed) {
                 let all = groups.lock().clone();
                 for (group, store) in all {
                     let floor = acknowledged.load(Ordering::SeqCst);
                     if confirms(&group).await {
-                        let Ok(found) = store.get(engine::batch::Family::Head, &0u64.to_be_bytes()) else { continue };
-                        let found = found.map_or(0, |value| u64::from_be_bytes(value[..].try_into().unwrap()));
-                        assert!(found >= floor, "a stale read: {found}, and {floor} was acknowledged");
+                        let Ok(found) = store.get(engine::batch::Family::Head, &0u64.to_be_bytes())
+                        else {
+                            continue;
+                        };
+                        let found = found
+                            .map_or(0, |value| u64::from_be_bytes(value[..].try_into().unwrap()));
+                        assert!(
+                            found >= floor,
+                            "a stale read: {found}, and {floor} was acknowledged"
+                        );
                         reads.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -98,7 +124,10 @@ async fn nobody_who_is_confirmed_lacks_what_was_acknowledged() {
                 let all = groups.lock().clone();
                 for (group, _) in all.into_iter().filter(|(group, _)| group.figures().is_leader) {
                     let Ok(leadership) = establish(&group).await else { continue };
-                    let proposed = tokio::time::timeout(Duration::from_secs(1), group.propose(&leadership, batch(0, &next.to_be_bytes())));
+                    let proposed = tokio::time::timeout(
+                        Duration::from_secs(1),
+                        group.propose(&leadership, batch(0, &next.to_be_bytes())),
+                    );
                     if matches!(proposed.await, Ok(Ok(()))) {
                         acknowledged.store(next, Ordering::SeqCst);
                     }
@@ -135,11 +164,16 @@ async fn nobody_who_is_confirmed_lacks_what_was_acknowledged() {
         task.await.unwrap();
     }
     writer.await.unwrap();
-    eprintln!("{} confirmed reads, {} writes", reads.load(Ordering::Relaxed), acknowledged.load(Ordering::SeqCst));
+    eprintln!(
+        "{} confirmed reads, {} writes",
+        reads.load(Ordering::Relaxed),
+        acknowledged.load(Ordering::SeqCst)
+    );
     assert!(reads.load(Ordering::Relaxed) > 100);
 }
 
-/// By the clock that Raft goes by, an acknowledgement from before the machine was suspended is as fresh after it.
+/// By the clock that Raft goes by, an acknowledgement from before the machine was
+/// suspended is as fresh after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_whose_machine_stood_still_is_not_confirmed_by_what_was_before() {
     let three = Three::start().await;

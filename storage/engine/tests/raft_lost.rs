@@ -1,4 +1,5 @@
-//! Replicas that have lost what they had: they, and those that lack what others have lost, never pass for whole.
+//! Replicas that have lost what they had: they, and those that lack what others have
+//! lost, never pass for whole.
 #![allow(clippy::unwrap_used)]
 
 mod raft_kit;
@@ -21,7 +22,8 @@ const SHORT: Policy = Policy {
     kept_for: Duration::from_millis(100),
 };
 
-/// Two of three are put back to before a write that all three had; they go on with another. The third is alone with what it has applied.
+/// Two of three are put back to before a write that all three had; they go on with
+/// another. The third is alone with what it has applied.
 async fn two_put_back(policy: Policy, lost: u64, writes: u64) -> (Three, u64) {
     let mut three = Three::start_as(Durability::Os, policy).await;
     let odd = three.leader().await;
@@ -60,10 +62,16 @@ async fn two_put_back(policy: Policy, lost: u64, writes: u64) -> (Three, u64) {
 
 async fn is_condemned(three: &Three, odd: u64) {
     let replica = &three.replicas[&odd];
-    let why = tokio::time::timeout(Duration::from_secs(10), replica.group.ended()).await.unwrap_or_else(|_| {
-        let groups: Vec<_> = three.replicas.values().map(|replica| (replica.server, replica.group.figures())).collect();
-        panic!("replica {odd} goes on: {groups:#?}");
-    });
+    let why = tokio::time::timeout(Duration::from_secs(10), replica.group.ended())
+        .await
+        .unwrap_or_else(|_| {
+            let groups: Vec<_> = three
+                .replicas
+                .values()
+                .map(|replica| (replica.server, replica.group.figures()))
+                .collect();
+            panic!("replica {odd} goes on: {groups:#?}");
+        });
     assert!(why.contains("without what this replica had applied"), "{why}");
     assert!(replica.store.damage().is_some(), "it is to be rebuilt");
     assert!(matches!(replica.group.running(), Err(GroupError::Fatal(_))));
@@ -165,12 +173,16 @@ async fn a_replica_whose_store_is_gone_or_too_old_is_condemned() {
     }
 }
 
-/// What is acknowledged by two of three, of whom one forgets it, is not lost while the other has it.
+/// What is acknowledged by two of three, of whom one forgets it, is not lost while the
+/// other has it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_lost_its_logs_tail_elects_nobody() {
     let mut three = Three::start_as(Durability::Os, Policy::default()).await;
     let keeps = three.leader().await;
-    let [forgets, lacks] = SERVERS.into_iter().filter(|id| *id != keeps).collect::<Vec<_>>()[..] else { unreachable!() };
+    let [forgets, lacks] = SERVERS.into_iter().filter(|id| *id != keeps).collect::<Vec<_>>()[..]
+    else {
+        unreachable!()
+    };
     three.put(1, b"before").await;
     for server in SERVERS {
         three.until(server, 1, b"before").await;
@@ -186,7 +198,10 @@ async fn a_replica_that_lost_its_logs_tail_elects_nobody() {
     three.restart(forgets).await;
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(5) {
-        assert!([forgets, lacks].iter().all(|id| !three.group(*id).figures().is_leader), "a leader that lacks what was acknowledged");
+        assert!(
+            [forgets, lacks].iter().all(|id| !three.group(*id).figures().is_leader),
+            "a leader that lacks what was acknowledged"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(three.group(forgets).figures().abstains);
@@ -202,12 +217,16 @@ async fn a_replica_that_lost_its_logs_tail_elects_nobody() {
     assert!(!three.group(forgets).figures().abstains);
 }
 
-/// Under a leader that goes on, what is lost is given again, and nothing else is asked of it meanwhile.
+/// Under a leader that goes on, what is lost is given again, and nothing else is asked of
+/// it meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_lost_its_logs_tail_is_given_it_again() {
     let mut three = Three::start_as(Durability::Os, Policy::default()).await;
     let leader = three.leader().await;
-    let [forgets, lacks] = SERVERS.into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..] else { unreachable!() };
+    let [forgets, lacks] = SERVERS.into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..]
+    else {
+        unreachable!()
+    };
     three.put(1, b"before").await;
     three.until(forgets, 1, b"before").await;
     three.back_up(forgets);
@@ -235,7 +254,10 @@ async fn a_replica_that_lost_its_logs_tail_is_given_it_again() {
 async fn when_all_may_have_lost_something_the_longest_log_leads() {
     let mut three = Three::start_as(Durability::Os, Policy::default()).await;
     let old = three.leader().await;
-    let [longest, other] = SERVERS.into_iter().filter(|id| *id != old).collect::<Vec<_>>()[..] else { unreachable!() };
+    let [longest, other] = SERVERS.into_iter().filter(|id| *id != old).collect::<Vec<_>>()[..]
+    else {
+        unreachable!()
+    };
     for (key, backed_up) in [(1, old), (2, other), (3, longest)] {
         three.put(key, b"acknowledged").await;
         for server in SERVERS {
@@ -257,5 +279,6 @@ async fn when_all_may_have_lost_something_the_longest_log_leads() {
     for server in SERVERS {
         three.until(server, 3, b"acknowledged").await;
     }
-    wait_for("all vote again", || SERVERS.iter().all(|id| !three.group(*id).figures().abstains)).await;
+    wait_for("all vote again", || SERVERS.iter().all(|id| !three.group(*id).figures().abstains))
+        .await;
 }

@@ -1,4 +1,5 @@
-//! A replica that is too far behind for the log gets the whole state: in pieces, whole or not at all, and going on where it broke off.
+//! A replica that is too far behind for the log gets the whole state: in pieces, whole or
+//! not at all, and going on where it broke off.
 #![allow(clippy::unwrap_used)]
 
 mod raft_kit;
@@ -30,7 +31,8 @@ const SHORT: Policy = Policy {
 const VALUE: usize = 1 << 20;
 const VALUES: u64 = 24;
 
-/// Three servers, the third of which was away while so much was written that the log is gone.
+/// Three servers, the third of which was away while so much was written that the log is
+/// gone.
 async fn one_far_behind() -> Three {
     let mut three = Three::start_as(Durability::Os, SHORT).await;
     three.leader().await;
@@ -65,9 +67,16 @@ fn check(three: &Three) {
 async fn nothing_is_left(three: &Three) {
     let left = || {
         let names = |path: &std::path::Path| {
-            std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+            std::fs::read_dir(path)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect::<Vec<_>>()
         };
-        three.replicas.values().flat_map(|replica| names(&replica.dir)).any(|name| name.starts_with("send-") || name.starts_with("recv"))
+        three
+            .replicas
+            .values()
+            .flat_map(|replica| names(&replica.dir))
+            .any(|name| name.starts_with("send-") || name.starts_with("recv"))
     };
     wait_for("checkpoints and what was received are removed", || !left()).await;
 }
@@ -92,7 +101,11 @@ async fn a_replica_far_behind_gets_the_state_and_then_the_log() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_is_kept_for_the_slowest_that_is_there() {
-    let three = Three::start_as(Durability::Os, Policy { kept_bytes_max: 64 << 20, kept_entries_max: 10_000, ..SHORT }).await;
+    let three = Three::start_as(
+        Durability::Os,
+        Policy { kept_bytes_max: 64 << 20, kept_entries_max: 10_000, ..SHORT },
+    )
+    .await;
     let leader = three.leader().await;
     three.put(1000, b"before").await;
     let late = raft_kit::SERVERS.into_iter().find(|id| *id != leader).unwrap();
@@ -103,7 +116,10 @@ async fn the_log_is_kept_for_the_slowest_that_is_there() {
     for key in 0..VALUES {
         put(&group, key, &noise(key, VALUE)).await.unwrap();
     }
-    wait_for("nearly all is flushed", || store.flushed().unwrap().is_some_and(|flushed| flushed.index > lost + VALUES / 2)).await;
+    wait_for("nearly all is flushed", || {
+        store.flushed().unwrap().is_some_and(|flushed| flushed.index > lost + VALUES / 2)
+    })
+    .await;
     // The keeper has had a look at it.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(group.figures().purged <= lost, "{:?}", group.status());
@@ -113,7 +129,8 @@ async fn the_log_is_kept_for_the_slowest_that_is_there() {
     wait_for("nobody needs it any more", || group.figures().purged > lost).await;
 }
 
-/// Neither for one whose process is gone nor for one that does not answer is a state made, which costs a flush and a look at every byte.
+/// Neither for one whose process is gone nor for one that does not answer is a state
+/// made, which costs a flush and a look at every byte.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_state_is_made_for_who_is_not_there() {
     let mut three = one_far_behind().await;
@@ -126,8 +143,13 @@ async fn no_state_is_made_for_who_is_not_there() {
         }
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(3) {
-            let made = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            assert_eq!(made.filter(|name| name.starts_with("send-")).collect::<Vec<_>>(), Vec::<String>::new());
+            let made = std::fs::read_dir(&dir)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            assert_eq!(
+                made.filter(|name| name.starts_with("send-")).collect::<Vec<_>>(),
+                Vec::<String>::new()
+            );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -143,7 +165,9 @@ async fn a_broken_transfer_goes_on_where_it_was() {
     // So that compaction does not make other files of them in the middle of it.
     for replica in three.replicas.values() {
         let store = replica.store.clone();
-        tokio::task::spawn_blocking(move || store.compact().unwrap().wait().unwrap()).await.unwrap();
+        tokio::task::spawn_blocking(move || store.compact().unwrap().wait().unwrap())
+            .await
+            .unwrap();
     }
     let seen = Arc::new(Mutex::new((0u64, 0u64)));
     let counted = seen.clone();
@@ -154,7 +178,9 @@ async fn a_broken_transfer_goes_on_where_it_was() {
             return true;
         }
         let mut seen = counted.lock();
-        let is_broken = seen.0 >= 10 && started.lock().get_or_insert_with(std::time::Instant::now).elapsed() < Duration::from_secs(2);
+        let is_broken = seen.0 >= 10
+            && started.lock().get_or_insert_with(std::time::Instant::now).elapsed()
+                < Duration::from_secs(2);
         seen.0 += u64::from(letter.kind == Kind::Piece && !is_broken);
         seen.1 += u64::from(letter.kind == Kind::Offer && !is_broken);
         !is_broken
@@ -232,7 +258,15 @@ async fn a_stranger_can_not_send_a_state() {
     let mut refused = BTreeMap::new();
     for seed in 0..400u64 {
         let bytes = noise(seed, (seed % 90) as usize);
-        let kinds = [Kind::Append, Kind::Vote, Kind::PreVote, Kind::Transfer, Kind::Offer, Kind::Piece, Kind::Install];
+        let kinds = [
+            Kind::Append,
+            Kind::Vote,
+            Kind::PreVote,
+            Kind::Transfer,
+            Kind::Offer,
+            Kind::Piece,
+            Kind::Install,
+        ];
         let kind = kinds[(seed % 7) as usize];
         let mut body = bytes;
         if let Some(first) = body.first_mut() {
@@ -248,7 +282,11 @@ async fn a_stranger_can_not_send_a_state() {
         };
         let wrong = engine::raft::Letter { target: 9, ..letter.clone() };
         assert!(group.receive(wrong).await.is_err(), "it is for somebody else");
-        if tokio::time::timeout(Duration::from_secs(5), group.receive(letter)).await.unwrap().is_err() {
+        if tokio::time::timeout(Duration::from_secs(5), group.receive(letter))
+            .await
+            .unwrap()
+            .is_err()
+        {
             *refused.entry(kind as u8).or_insert(0) += 1;
         }
     }
@@ -256,7 +294,8 @@ async fn a_stranger_can_not_send_a_state() {
     assert!(group.running().is_ok());
 }
 
-/// A rebuild whose process ended in the middle of putting the new state in place of the damaged one.
+/// A rebuild whose process ended in the middle of putting the new state in place of the
+/// damaged one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuilt_state_is_put_in_place_by_the_next_process() {
     let mut three = one_far_behind().await;
@@ -275,7 +314,11 @@ async fn a_rebuilt_state_is_put_in_place_by_the_next_process() {
     assert!(log.range().is_empty(), "what is before the state is of no use");
     assert_eq!(log.clone().read_vote().await.unwrap(), vote);
     let replica = server.replica(GROUP, Some(&SERVERS)).await;
-    assert_eq!(raft_kit::get(&replica.store, VALUES - 1).unwrap(), noise(VALUES - 1, VALUE), "it has it before anything is sent");
+    assert_eq!(
+        raft_kit::get(&replica.store, VALUES - 1).unwrap(),
+        noise(VALUES - 1, VALUE),
+        "it has it before anything is sent"
+    );
     three.servers.insert(3, server);
     three.replicas.insert(3, replica);
     three.put(1001, b"after").await;

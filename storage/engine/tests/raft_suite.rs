@@ -12,8 +12,8 @@ use openraft::alias::SnapshotOf;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 
-/// The state machine, with what is between two replicas put in: the suite hands one's snapshot to another as it is, where a real one is sent as
-/// files.
+/// The state machine, with what is between two replicas put in: the suite hands one's
+/// snapshot to another as it is, where a real one is sent as files.
 struct Delivered {
     machine: Machine,
     received: tempfile::TempDir,
@@ -42,13 +42,19 @@ impl RaftStateMachine<Types> for Delivered {
         self.machine.get_snapshot_builder().await
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: StateTransfer) -> Result<(), std::io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: StateTransfer,
+    ) -> Result<(), std::io::Error> {
         let files = self.received.path().join("state");
         snapshot.checkpoint(&files)?;
         self.machine.install_snapshot(meta, StateTransfer::Received(files)).await
     }
 
-    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<Types, StateTransfer>>, std::io::Error> {
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<SnapshotOf<Types, StateTransfer>>, std::io::Error> {
         self.machine.get_current_snapshot().await
     }
 }
@@ -68,9 +74,15 @@ impl StoreBuilder<Types, GroupLog, Delivered, tempfile::TempDir> for Builder {
             ..LogOptions::new(directory.path().join("log"))
         };
         let log = Log::open(options).unwrap();
-        let store = Store::open(&Shared::new(Settings::default()).unwrap(), directory.path().join("store")).unwrap();
+        let store =
+            Store::open(&Shared::new(Settings::default()).unwrap(), directory.path().join("store"))
+                .unwrap();
         let machine = Machine::new(store).unwrap().0;
-        Ok((directory, log.group_log(7), Delivered { machine, received: tempfile::tempdir().unwrap() }))
+        Ok((
+            directory,
+            log.group_log(7),
+            Delivered { machine, received: tempfile::tempdir().unwrap() },
+        ))
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a store promises: whole entries or nothing, one moment per snapshot, files that say who damaged them.
+//! What a store promises: whole entries or nothing, one moment per snapshot, files that
+//! say who damaged them.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::ControlFlow;
@@ -15,7 +16,12 @@ fn shared() -> Shared {
 fn entry(index: u64, fill: impl FnOnce(&mut BatchWriter)) -> Write {
     let mut writer = BatchWriter::new();
     fill(&mut writer);
-    Write { index, log_id: Bytes::copy_from_slice(&index.to_be_bytes()), batch: writer.finish(), membership: None }
+    Write {
+        index,
+        log_id: Bytes::copy_from_slice(&index.to_be_bytes()),
+        batch: writer.finish(),
+        membership: None,
+    }
 }
 
 fn apply(store: &Store, index: u64, fill: impl FnOnce(&mut BatchWriter)) {
@@ -48,7 +54,11 @@ fn records_are_read_back_by_key_and_by_range() {
     assert_eq!(store.get(Family::Cell, b"b").unwrap(), None);
     let snapshot = store.snapshot().unwrap();
     apply(&store, 2, |batch| batch.delete_range(Family::Head, b"a", b"c"));
-    assert_eq!(keys(&snapshot, Family::Head, b"", b"", false), ["a", "b", "c"], "a snapshot does not move");
+    assert_eq!(
+        keys(&snapshot, Family::Head, b"", b"", false),
+        ["a", "b", "c"],
+        "a snapshot does not move"
+    );
     assert_eq!(keys(&snapshot, Family::Head, b"a", b"c", false), ["a", "b"]);
     assert_eq!(keys(&snapshot, Family::Head, b"b", b"", true), ["c", "b"]);
     assert_eq!(keys(&snapshot, Family::Head, b"c", b"a", false), [""; 0]);
@@ -104,7 +114,9 @@ fn what_rocksdb_flushes_by_itself_is_known() {
     while store.flushed().unwrap().is_none_or(|flushed| flushed.index < 100) {
         assert!(Instant::now() < deadline, "nothing is flushed");
         index += 1;
-        let mut write = entry(index, |batch| batch.put(Family::Cell, &index.to_be_bytes(), &[index as u8; 30_000]));
+        let mut write = entry(index, |batch| {
+            batch.put(Family::Cell, &index.to_be_bytes(), &[index as u8; 30_000])
+        });
         write.membership = (index == 7).then(|| Bytes::from_static(b"members"));
         store.apply(&[write], Patience::Wait).unwrap();
     }
@@ -113,13 +125,17 @@ fn what_rocksdb_flushes_by_itself_is_known() {
     assert_eq!(flushed.log_id, flushed.index.to_be_bytes()[..]);
     store.close().unwrap();
     let store = Store::open(&small, directory.path()).unwrap();
-    assert_eq!((store.flushed().unwrap().unwrap().index, store.applied().unwrap().unwrap().index), (index, index));
+    assert_eq!(
+        (store.flushed().unwrap().unwrap().index, store.applied().unwrap().unwrap().index),
+        (index, index)
+    );
 }
 
 /// Where the child of `a_crash_loses_whole_entries_only` writes; unset in the parent.
 const CHILD: &str = "ENGINE_TEST_CRASHING_STORE";
 
-/// Not a claim by itself: the child process of the test below, which writes until it is killed.
+/// Not a claim by itself: the child process of the test below, which writes until it is
+/// killed.
 #[test]
 fn child_that_is_killed() {
     let Some(directory) = std::env::var_os(CHILD) else { return };
@@ -128,7 +144,8 @@ fn child_that_is_killed() {
     let applied = store.applied().unwrap().map_or(0, |applied| applied.index);
     for index in applied + 1.. {
         apply(&store, index, |batch| {
-            // Families of different weight, so that their memtables fill at different times.
+            // Families of different weight, so that their memtables fill at different
+            // times.
             batch.put(Family::Default, b"last", &index.to_be_bytes());
             batch.put(Family::Head, b"last", &index.to_be_bytes());
             batch.put(Family::Cell, b"last", &index.to_be_bytes());
@@ -154,11 +171,17 @@ fn a_crash_loses_whole_entries_only() {
         let store = Store::open(&shared(), directory.path()).unwrap();
         let applied = store.applied().unwrap().map_or(0, |applied| applied.index);
         for family in Family::ALL {
-            let last = store.get(family, b"last").unwrap().map_or(0, |value| u64::from_be_bytes(value[..].try_into().unwrap()));
+            let last = store
+                .get(family, b"last")
+                .unwrap()
+                .map_or(0, |value| u64::from_be_bytes(value[..].try_into().unwrap()));
             assert_eq!(last, applied, "{family:?} in round {round}");
         }
         for index in 1..=applied {
-            assert!(store.get(Family::Cell, &index.to_be_bytes()).unwrap().is_some(), "entry {index} of {applied} in round {round}");
+            assert!(
+                store.get(Family::Cell, &index.to_be_bytes()).unwrap().is_some(),
+                "entry {index} of {applied} in round {round}"
+            );
         }
         assert!(applied >= survived, "what was flushed once is never lost");
         survived = applied;
@@ -172,7 +195,10 @@ fn a_closed_store_reopens_where_it_was() {
     let shared = shared();
     let store = Store::open(&shared, directory.path()).unwrap();
     apply(&store, 7, |batch| batch.put(Family::Cell, b"a", b"1"));
-    assert!(matches!(Store::open(&shared, directory.path()), Err(Fault::InUse(_))), "a second opening is refused");
+    assert!(
+        matches!(Store::open(&shared, directory.path()), Err(Fault::InUse(_))),
+        "a second opening is refused"
+    );
     store.close().unwrap();
     assert_eq!(store.get(Family::Cell, b"a"), Err(Fault::Closed));
     let store = Store::open(&shared, directory.path()).unwrap();
@@ -213,13 +239,18 @@ fn sizes_stay_while_nothing_is_said_to_have_changed() {
     let mut changed = || std::mem::replace(&mut before, store.changes()) < store.changes();
     assert!(!changed());
     for index in 1..=3 {
-        apply(&store, index, |batch| batch.put(Family::Cell, format!("{index}").as_bytes(), &[7; 10_000]));
+        apply(&store, index, |batch| {
+            batch.put(Family::Cell, format!("{index}").as_bytes(), &[7; 10_000])
+        });
         assert!(changed());
         store.flush().unwrap();
         assert!(changed());
         let sizes = store.sizes().unwrap();
         let figures = store.figures().unwrap();
-        assert_eq!((sizes.live_file_bytes, sizes.memtable_bytes), (figures.live_file_bytes, figures.memtable_bytes));
+        assert_eq!(
+            (sizes.live_file_bytes, sizes.memtable_bytes),
+            (figures.live_file_bytes, figures.memtable_bytes)
+        );
         assert!(sizes.live_file_bytes > 0);
         assert!(!changed(), "looking changes nothing");
     }
@@ -261,7 +292,10 @@ fn a_batch_whose_base_never_took_effect_is_void() {
             store.close().unwrap();
         }
         let store = Store::open(&shared(), directory.path()).unwrap();
-        assert_eq!(keys(&store.snapshot().unwrap(), Family::Head, b"", b"", false), ["a", "b", "c", "d", "e", "f", "g"]);
+        assert_eq!(
+            keys(&store.snapshot().unwrap(), Family::Head, b"", b"", false),
+            ["a", "b", "c", "d", "e", "f", "g"]
+        );
         let applied = store.applied().unwrap().unwrap();
         assert_eq!((applied.index, applied.link), (11, Some(link(2, 2))));
     }
@@ -271,7 +305,11 @@ fn a_batch_whose_base_never_took_effect_is_void() {
 fn drained(shared: &Shared) {
     let since = Instant::now();
     while shared.waiting_bytes() > 0 {
-        assert!(since.elapsed() < Duration::from_secs(30), "{} bytes still wait", shared.waiting_bytes());
+        assert!(
+            since.elapsed() < Duration::from_secs(30),
+            "{} bytes still wait",
+            shared.waiting_bytes()
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -280,17 +318,24 @@ fn drained(shared: &Shared) {
 fn what_is_applied_gets_to_the_memtables_by_itself() {
     let directory = tempfile::tempdir().unwrap();
     let shared = shared();
-    let stores: Vec<Store> = (0..3).map(|n| Store::open(&shared, directory.path().join(n.to_string())).unwrap()).collect();
+    let stores: Vec<Store> = (0..3)
+        .map(|n| Store::open(&shared, directory.path().join(n.to_string())).unwrap())
+        .collect();
     for index in 1..=200 {
         for store in &stores {
-            apply(store, index, |batch| batch.put(Family::Head, &index.to_be_bytes(), &[7; 10_000]));
+            apply(store, index, |batch| {
+                batch.put(Family::Head, &index.to_be_bytes(), &[7; 10_000])
+            });
         }
     }
     assert!(shared.waiting_bytes() > 0);
     drained(&shared);
     for store in &stores {
         assert!(store.sizes().unwrap().memtable_bytes > 2_000_000);
-        assert!((1..=200u64).all(|index| store.get(Family::Head, &index.to_be_bytes()).unwrap().is_some()));
+        assert!(
+            (1..=200u64)
+                .all(|index| store.get(Family::Head, &index.to_be_bytes()).unwrap().is_some())
+        );
     }
 }
 
@@ -316,7 +361,9 @@ fn a_store_that_is_let_go_can_be_opened_at_once() {
 fn many_stores_with_little_in_each_are_not_flushed_for_it() {
     let directory = tempfile::tempdir().unwrap();
     let shared = Shared::new(Settings { memtable_bytes: 4 << 20, ..Settings::default() }).unwrap();
-    let stores: Vec<Store> = (0..100).map(|n| Store::open(&shared, directory.path().join(n.to_string())).unwrap()).collect();
+    let stores: Vec<Store> = (0..100)
+        .map(|n| Store::open(&shared, directory.path().join(n.to_string())).unwrap())
+        .collect();
     for index in 1..=10 {
         for store in &stores {
             apply(store, index, |batch| {
@@ -332,7 +379,9 @@ fn many_stores_with_little_in_each_are_not_flushed_for_it() {
     drop(stores);
     let store = Store::open(&shared, directory.path().join("one")).unwrap();
     for index in 1..=80 {
-        apply(&store, index, |batch| batch.put(Family::Head, format!("key{index}").as_bytes(), &[7; 100 << 10]));
+        apply(&store, index, |batch| {
+            batch.put(Family::Head, format!("key{index}").as_bytes(), &[7; 100 << 10])
+        });
     }
     // A store that is written to does not rest: it is for the budget that it is flushed.
     let since = Instant::now();
@@ -352,17 +401,22 @@ fn a_store_that_rests_is_flushed() {
     let shared = shared();
     let store = Store::open(&shared, directory.path()).unwrap();
     for index in 1..=30 {
-        apply(&store, index, |batch| batch.put(Family::Head, &index.to_be_bytes(), &vec![7; 100_000]));
+        apply(&store, index, |batch| {
+            batch.put(Family::Head, &index.to_be_bytes(), &vec![7; 100_000])
+        });
     }
     let since = Instant::now();
     while store.flushed().unwrap() != store.applied().unwrap() {
         assert!(since.elapsed() < Duration::from_secs(30), "{:?}", store.figures().unwrap());
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(store.sizes().unwrap().memtable_bytes < 1_000_000 && shared.memtables_used() < 1_000_000);
+    assert!(
+        store.sizes().unwrap().memtable_bytes < 1_000_000 && shared.memtables_used() < 1_000_000
+    );
 }
 
-/// Of a million new keys tens of thousands of looks find a filter wrong; the blocks that they read would fill the cache.
+/// Of a million new keys tens of thousands of looks find a filter wrong; the blocks that
+/// they read would fill the cache.
 #[test]
 fn looks_before_new_records_keep_no_blocks_and_deleted_files_none() {
     const RECORDS: u32 = 20_000;
@@ -373,7 +427,9 @@ fn looks_before_new_records_keep_no_blocks_and_deleted_files_none() {
     let key = |n: u32| n.wrapping_mul(0x9e37_79b1).to_be_bytes();
     for file in 0..4 {
         let records = file * RECORDS..(file + 1) * RECORDS;
-        apply(&store, u64::from(file) + 1, |batch| records.for_each(|n| batch.put(Family::Head, &key(n), &[7; 100])));
+        apply(&store, u64::from(file) + 1, |batch| {
+            records.for_each(|n| batch.put(Family::Head, &key(n), &[7; 100]))
+        });
         store.flush().unwrap();
     }
     let grown_by = |looks: &dyn Fn()| {
@@ -382,10 +438,21 @@ fn looks_before_new_records_keep_no_blocks_and_deleted_files_none() {
         shared.cache_used() - before
     };
     let new = 10 * RECORDS..12 * RECORDS;
-    let before_writes = grown_by(&|| new.clone().for_each(|n| assert_eq!(store.get_replaced(Family::Head, &key(n)).unwrap(), None)));
-    let by_readers = grown_by(&|| new.clone().for_each(|n| assert_eq!(store.get(Family::Head, &key(n)).unwrap(), None)));
-    assert!(before_writes < 64 << 10 && by_readers > 512 << 10, "{before_writes} and {by_readers} bytes");
-    let replaced = grown_by(&|| (0..RECORDS).for_each(|n| assert!(store.get_replaced(Family::Head, &key(n)).unwrap().is_some())));
+    let before_writes = grown_by(&|| {
+        new.clone()
+            .for_each(|n| assert_eq!(store.get_replaced(Family::Head, &key(n)).unwrap(), None))
+    });
+    let by_readers = grown_by(&|| {
+        new.clone().for_each(|n| assert_eq!(store.get(Family::Head, &key(n)).unwrap(), None))
+    });
+    assert!(
+        before_writes < 64 << 10 && by_readers > 512 << 10,
+        "{before_writes} and {by_readers} bytes"
+    );
+    let replaced = grown_by(&|| {
+        (0..RECORDS)
+            .for_each(|n| assert!(store.get_replaced(Family::Head, &key(n)).unwrap().is_some()))
+    });
     assert!(replaced > 512 << 10, "{replaced} bytes: what is replaced is looked at again");
     let full = shared.cache_used();
     store.compact().unwrap().wait().unwrap();

@@ -1,4 +1,5 @@
-//! What compaction drops: cells of dead generations, and only when no reader and no crash can bring them back.
+//! What compaction drops: cells of dead generations, and only when no reader and no crash
+//! can bring them back.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::ControlFlow;
@@ -8,7 +9,8 @@ use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
 use engine::store::{CellJudge, Owned, Patience, Settings, Shared, Store, Write};
 
-/// Heads are named by one byte and hold a generation (8 bytes) or a string; a cell's key is the head's name, the generation, the member.
+/// Heads are named by one byte and hold a generation (8 bytes) or a string; a cell's key
+/// is the head's name, the generation, the member.
 struct Toy;
 
 impl CellJudge for Toy {
@@ -65,7 +67,12 @@ impl Fixture {
         self.index += 1;
         let mut writer = BatchWriter::new();
         fill(&mut writer);
-        let write = Write { index: self.index, log_id: Bytes::from_static(b"x"), batch: writer.finish(), membership: None };
+        let write = Write {
+            index: self.index,
+            log_id: Bytes::from_static(b"x"),
+            batch: writer.finish(),
+            membership: None,
+        };
         self.store.apply(&[write], Patience::Wait).unwrap();
     }
 
@@ -130,7 +137,10 @@ fn cells_are_kept_while_a_reader_can_see_their_head() {
     fixture.compact();
     assert!(reader.get(Family::Head, b"a").unwrap().is_some());
     for member in 0..1000 {
-        assert!(reader.get(Family::Cell, &cell(b'a', 1, member)).unwrap().is_some(), "member {member}");
+        assert!(
+            reader.get(Family::Cell, &cell(b'a', 1, member)).unwrap().is_some(),
+            "member {member}"
+        );
     }
     drop(reader);
     fixture.compact();
@@ -164,7 +174,10 @@ fn readers_see_whole_rows_while_rows_are_replaced_and_swept() {
                     std::thread::yield_now();
                     for member in 0..200 {
                         assert!(
-                            snapshot.get(Family::Cell, &cell(b'a', generation, member)).unwrap().is_some(),
+                            snapshot
+                                .get(Family::Cell, &cell(b'a', generation, member))
+                                .unwrap()
+                                .is_some(),
                             "member {member} of generation {generation}"
                         );
                     }
@@ -201,7 +214,10 @@ fn a_clear_gives_its_space_back() {
         batch.clear(Family::Cell);
     });
     assert_eq!(fixture.cells(), 0);
-    assert!(reader.get(Family::Cell, &cell(1, 2, 7)).unwrap().is_some(), "who read before goes on reading");
+    assert!(
+        reader.get(Family::Cell, &cell(1, 2, 7)).unwrap().is_some(),
+        "who read before goes on reading"
+    );
     drop(reader);
     // A clear and later writes in one batch: the writes stay.
     fixture.create(b'x', 100);

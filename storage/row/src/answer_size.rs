@@ -1,7 +1,9 @@
-//! How large answers may be, told by an op before it is carried out. (How large one is, the answer tells: `route.rs`.)
+//! How large answers may be, told by an op before it is carried out. (How large one is,
+//! the answer tells: `route.rs`.)
 //!
-//! An op that says nothing else is taken for one whose answer may be as large as a value, or as many of them. So a new op is bounded before
-//! anybody has thought of it, and one that answers little says so here.
+//! An op that says nothing else is taken for one whose answer may be as large as a value,
+//! or as many of them. So a new op is bounded before anybody has thought of it, and one
+//! that answers little says so here.
 
 use crate::op::Op;
 
@@ -22,8 +24,14 @@ impl Op {
     pub fn answer_size(&self) -> AnswerSize {
         let large_if = |is_large| if is_large { AnswerSize::Large } else { AnswerSize::Small };
         match self {
-            Op::Inspect { .. } | Op::Size { .. } | Op::Delete { .. } | Op::Expire { .. } | Op::Persist { .. } => AnswerSize::Small,
-            Op::Rename { .. } | Op::Copy { .. } | Op::Restore { .. } | Op::Encoding { .. } => AnswerSize::Small,
+            Op::Inspect { .. }
+            | Op::Size { .. }
+            | Op::Delete { .. }
+            | Op::Expire { .. }
+            | Op::Persist { .. } => AnswerSize::Small,
+            Op::Rename { .. } | Op::Copy { .. } | Op::Restore { .. } | Op::Encoding { .. } => {
+                AnswerSize::Small
+            }
             Op::Nearest { .. }
             | Op::Rows
             | Op::Expiring
@@ -32,20 +40,30 @@ impl Op {
             | Op::SetDefaultTtl { .. }
             | Op::Pass { .. }
             | Op::Watch { .. } => AnswerSize::Small,
-            Op::SetAllNew { .. } | Op::Append { .. } | Op::Add { .. } | Op::AddFloat { .. } => AnswerSize::Small,
-            Op::SetRange { .. } | Op::Length { .. } | Op::Sync => AnswerSize::Small,
-            Op::HashPut { .. } | Op::HashDelete { .. } | Op::HashLen { .. } | Op::HashAdd { .. } | Op::HashAddFloat { .. } => {
+            Op::SetAllNew { .. } | Op::Append { .. } | Op::Add { .. } | Op::AddFloat { .. } => {
                 AnswerSize::Small
             }
+            Op::SetRange { .. } | Op::Length { .. } | Op::Sync => AnswerSize::Small,
+            Op::HashPut { .. }
+            | Op::HashDelete { .. }
+            | Op::HashLen { .. }
+            | Op::HashAdd { .. }
+            | Op::HashAddFloat { .. } => AnswerSize::Small,
             Op::HashRangeCount { .. } | Op::HashRangeDelete { .. } => AnswerSize::Small,
             // One number for each field that is named.
-            Op::HashExpire { .. } | Op::HashExpiry { .. } | Op::HashPersist { .. } => AnswerSize::Small,
+            Op::HashExpire { .. } | Op::HashExpiry { .. } | Op::HashPersist { .. } => {
+                AnswerSize::Small
+            }
             Op::Set { want_old, .. } => large_if(*want_old),
             Op::CheckAndMutate { want_value, .. } => large_if(*want_value),
-            Op::GetRange { start, end, .. } => large_if(*start < 0 || *end < 0 || end.saturating_sub(*start) >= SMALL_PART_BYTES),
+            Op::GetRange { start, end, .. } => {
+                large_if(*start < 0 || *end < 0 || end.saturating_sub(*start) >= SMALL_PART_BYTES)
+            }
             Op::Dump { .. } | Op::Scan { .. } => AnswerSize::Large,
             Op::Get { .. } | Op::GetDelete { .. } | Op::GetExpire { .. } => AnswerSize::Large,
-            Op::HashGet { .. } | Op::HashGetDelete { .. } | Op::HashGetExpire { .. } => AnswerSize::Large,
+            Op::HashGet { .. } | Op::HashGetDelete { .. } | Op::HashGetExpire { .. } => {
+                AnswerSize::Large
+            }
             Op::HashRange { .. } | Op::HashScan { .. } | Op::HashRandom { .. } => AnswerSize::Large,
         }
     }
@@ -61,8 +79,15 @@ mod tests {
     fn reads_of_values_are_large_and_what_names_its_length_is_not() {
         let key = Bytes::from_static(b"a");
         let part = |start, end| Op::GetRange { key: key.clone(), start, end }.answer_size();
-        assert_eq!((part(0, 100), part(0, -1), part(0, i64::MAX)), (AnswerSize::Small, AnswerSize::Large, AnswerSize::Large));
-        let random = Op::HashRandom { key: key.clone(), count: -100_000, seed: 0, want_values: false };
-        assert_eq!((random.answer_size(), Op::Get { key }.answer_size()), (AnswerSize::Large, AnswerSize::Large));
+        assert_eq!(
+            (part(0, 100), part(0, -1), part(0, i64::MAX)),
+            (AnswerSize::Small, AnswerSize::Large, AnswerSize::Large)
+        );
+        let random =
+            Op::HashRandom { key: key.clone(), count: -100_000, seed: 0, want_values: false };
+        assert_eq!(
+            (random.answer_size(), Op::Get { key }.answer_size()),
+            (AnswerSize::Large, AnswerSize::Large)
+        );
     }
 }

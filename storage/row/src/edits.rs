@@ -28,12 +28,15 @@ impl Family {
 /// What a record takes in a batch besides its key and value, at most.
 const RECORD_BYTES: usize = 12;
 
-/// Puts and deletes, the last word on each key; and whether everything below was cleared first.
+/// Puts and deletes, the last word on each key; and whether everything below was cleared
+/// first.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Edits {
-    /// Everything in `Head`, `Cell` and the time index was deleted before the records were written (FLUSHDB).
+    /// Everything in `Head`, `Cell` and the time index was deleted before the records
+    /// were written (FLUSHDB).
     pub clear: bool,
-    /// The new value of each record, `None` = deleted; one map a family, so that a look-up needs no owned key.
+    /// The new value of each record, `None` = deleted; one map a family, so that a
+    /// look-up needs no owned key.
     records: [BTreeMap<Bytes, Option<Bytes>>; 3],
     /// Of all records.
     bytes: usize,
@@ -44,8 +47,9 @@ pub struct Edits {
 }
 
 impl Edits {
-    /// Edits that are to be no larger than so many bytes, as [`Edits::bytes`] counts. What goes beyond is not kept: once they are
-    /// [over](Edits::is_over) they are of no use.
+    /// Edits that are to be no larger than so many bytes, as [`Edits::bytes`] counts.
+    /// What goes beyond is not kept: once they are [over](Edits::is_over) they are of no
+    /// use.
     pub fn bounded(bytes_max: usize) -> Edits {
         Edits { bytes_max: Some(bytes_max), ..Edits::default() }
     }
@@ -96,26 +100,32 @@ impl Edits {
         }
     }
 
-    /// Whether the head or a cell of a row at this place is changed: their keys begin with it.
+    /// Whether the head or a cell of a row at this place is changed: their keys begin
+    /// with it.
     pub fn touch(&self, place: &[u8]) -> bool {
         let from = (Bound::Included(place), Bound::Unbounded);
         let first = |family: Family| self.records[family as usize].range::<[u8], _>(from).next();
-        [Family::Head, Family::Cell].into_iter().filter_map(first).any(|(key, _)| key.starts_with(place))
+        [Family::Head, Family::Cell]
+            .into_iter()
+            .filter_map(first)
+            .any(|(key, _)| key.starts_with(place))
     }
 
-    /// The changed records by family and key: family, key, new value (`None` = deleted). [`Edits::clear`] comes before them.
+    /// The changed records by family and key: family, key, new value (`None` = deleted).
+    /// [`Edits::clear`] comes before them.
     pub fn iter(&self) -> impl Iterator<Item = (Family, &Bytes, Option<&Bytes>)> {
-        Family::ALL
-            .into_iter()
-            .flat_map(|family| self.records[family as usize].iter().map(move |(key, value)| (family, key, value.as_ref())))
+        Family::ALL.into_iter().flat_map(|family| {
+            self.records[family as usize]
+                .iter()
+                .map(move |(key, value)| (family, key, value.as_ref()))
+        })
     }
 
     /// As [`Edits::iter`], giving the records away.
     pub fn into_records(self) -> impl Iterator<Item = (Family, Bytes, Option<Bytes>)> {
-        Family::ALL
-            .into_iter()
-            .zip(self.records)
-            .flat_map(|(family, records)| records.into_iter().map(move |(key, value)| (family, key, value)))
+        Family::ALL.into_iter().zip(self.records).flat_map(|(family, records)| {
+            records.into_iter().map(move |(key, value)| (family, key, value))
+        })
     }
 
     /// Adds edits made after these.
@@ -153,7 +163,8 @@ fn record_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
     RECORD_BYTES + key.len() + value.map_or(0, Bytes::len)
 }
 
-/// A view with edits on top of it, itself a view: what a batch sees, or what the batch after one in flight sees.
+/// A view with edits on top of it, itself a view: what a batch sees, or what the batch
+/// after one in flight sees.
 pub struct Over<'a> {
     /// The edits, which come first.
     pub edits: &'a Edits,
@@ -187,11 +198,17 @@ impl View for Over<'_> {
         if from >= to {
             return Ok(());
         }
-        let mut mine = self.edits.records[family as usize].range::<[u8], _>((Bound::Included(from), Bound::Excluded(to))).peekable();
+        let mut mine = self.edits.records[family as usize]
+            .range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)))
+            .peekable();
         if mine.peek().is_none() && !self.edits.clear {
             return self.view.range(family, from, to, reverse, each);
         }
-        if reverse { merge(self, family, from, to, mine.rev(), reverse, each) } else { merge(self, family, from, to, mine, reverse, each) }
+        if reverse {
+            merge(self, family, from, to, mine.rev(), reverse, each)
+        } else {
+            merge(self, family, from, to, mine, reverse, each)
+        }
     }
 
     fn recall(&self, row: &[u8], cursor: u64) -> Option<Bytes> {
@@ -215,7 +232,8 @@ impl View for Over<'_> {
     }
 }
 
-/// Walks the records below and the edits together, in key order or against it; an edit stands for the record of its key.
+/// Walks the records below and the edits together, in key order or against it; an edit
+/// stands for the record of its key.
 fn merge<'e>(
     over: &Over<'_>,
     family: Family,
@@ -229,7 +247,9 @@ fn merge<'e>(
     let mut broken = false;
     over.view.range(family, from, to, reverse, &mut |key, value| {
         let mut replaced = over.edits.hides(family, key);
-        while let Some((edited, new)) = mine.next_if(|(edited, _)| if reverse { edited[..] >= *key } else { edited[..] <= *key }) {
+        while let Some((edited, new)) = mine
+            .next_if(|(edited, _)| if reverse { edited[..] >= *key } else { edited[..] <= *key })
+        {
             replaced |= edited == key;
             if let Some(new) = new
                 && each(edited, new).is_break()

@@ -10,7 +10,8 @@ use crate::{expire, hash, hash_expiry, hash_range, keys, native, scan, string};
 pub enum Failed {
     /// A deterministic "no", which left no edits.
     Refused(Refusal),
-    /// The state below cannot be read; the batch must be thrown away and the replica stopped.
+    /// The state below cannot be read; the batch must be thrown away and the replica
+    /// stopped.
     Fault(Fault),
 }
 
@@ -29,19 +30,25 @@ impl From<Fault> for Failed {
 /// What becomes of an op.
 pub type Answered = Result<Answer, Failed>;
 
-/// Evaluates one op: answers, and adds what it changes to the batch's edits; a refused op adds nothing. One that would change more than a log
-/// entry is to hold ([`Rules::edits_bytes_max`](crate::view::Rules::edits_bytes_max)) is refused.
+/// Evaluates one op: answers, and adds what it changes to the batch's edits; a refused op
+/// adds nothing. One that would change more than a log entry is to hold
+/// ([`Rules::edits_bytes_max`](crate::view::Rules::edits_bytes_max)) is refused.
 pub fn eval(op: &Op, tx: &mut Tx<'_>) -> Answered {
     match tx.rules.edits_bytes_max().filter(|_| op.may_change_much()) {
         None => answer(op, tx),
         Some(bytes_max) => {
-            let too_large = if matches!(op, Op::Rename { .. } | Op::Copy { .. }) { Refusal::RowTooLarge } else { Refusal::TooManyFields };
+            let too_large = if matches!(op, Op::Rename { .. } | Op::Copy { .. }) {
+                Refusal::RowTooLarge
+            } else {
+                Refusal::TooManyFields
+            };
             apart(bytes_max, too_large, tx, |tx| answer(op, tx))
         }
     }
 }
 
-/// Evaluates something whose edits are taken over as a whole or, when there are more than so many bytes of them, not at all: it is refused then.
+/// Evaluates something whose edits are taken over as a whole or, when there are more than
+/// so many bytes of them, not at all: it is refused then.
 pub fn apart<T>(
     bytes_max: usize,
     too_large: Refusal,
@@ -49,7 +56,8 @@ pub fn apart<T>(
     run: impl FnOnce(&mut Tx<'_>) -> Result<T, Failed>,
 ) -> Result<T, Failed> {
     let mut edits = Edits::bounded(bytes_max);
-    let answered = run(&mut Tx { view: &tx.state(), edits: &mut edits, stamp: tx.stamp, rules: tx.rules });
+    let answered =
+        run(&mut Tx { view: &tx.state(), edits: &mut edits, stamp: tx.stamp, rules: tx.rules });
     // Whatever it says then: it did not see what it had written.
     if edits.is_over() {
         return Err(too_large.into());
@@ -92,7 +100,9 @@ fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
         Get { key } => string::get(tx, key),
         GetDelete { key } => string::get_delete(tx, key),
         GetExpire { key, ttl } => string::get_expire(tx, key, *ttl),
-        Set { key, value, ttl, only, want_old } => string::set(tx, key, value, *ttl, *only, *want_old),
+        Set { key, value, ttl, only, want_old } => {
+            string::set(tx, key, value, *ttl, *only, *want_old)
+        }
         SetAllNew { pairs } => string::set_all_new(tx, pairs),
         Append { key, value } => string::append(tx, key, value),
         Add { key, by } => string::add(tx, key, *by),
@@ -109,16 +119,30 @@ fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
         HashLen { key } => hash::len(tx, key),
         HashAdd { key, field, by } => hash::add(tx, key, field, *by),
         HashAddFloat { key, field, by } => hash::add_float(tx, key, field, by),
-        HashRandom { key, count, seed, want_values } => hash::random(tx, key, *count, *seed, *want_values),
+        HashRandom { key, count, seed, want_values } => {
+            hash::random(tx, key, *count, *seed, *want_values)
+        }
         HashRange { key, range, want_values } => hash_range::range(tx, key, range, *want_values),
         HashRangeCount { key, range } => hash_range::count(tx, key, range),
         HashRangeDelete { key, range } => hash_range::delete(tx, key, range),
-        HashScan { key, cursor, count, glob, want_values } => hash_range::scan(tx, key, *cursor, *count, glob.as_ref(), *want_values),
-        HashExpire { key, fields, until, only } => hash_expiry::expire(tx, key, fields, *until, *only),
+        HashScan { key, cursor, count, glob, want_values } => {
+            hash_range::scan(tx, key, *cursor, *count, glob.as_ref(), *want_values)
+        }
+        HashExpire { key, fields, until, only } => {
+            hash_expiry::expire(tx, key, fields, *until, *only)
+        }
         HashExpiry { key, fields, remaining } => hash_expiry::expiry(tx, key, fields, *remaining),
         HashPersist { key, fields } => hash_expiry::persist(tx, key, fields),
         CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value } => {
-            native::check_and_mutate(tx, key, check_sortkey, *check, operand, mutations, *want_value)
+            native::check_and_mutate(
+                tx,
+                key,
+                check_sortkey,
+                *check,
+                operand,
+                mutations,
+                *want_value,
+            )
         }
     }
 }

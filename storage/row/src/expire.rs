@@ -1,12 +1,16 @@
-//! The expiry cycle: what is past its time stops being counted and stored, even if nobody asks for it.
+//! The expiry cycle: what is past its time stops being counted and stored, even if nobody
+//! asks for it.
 //!
-//! Readers never depend on it; it goes through Raft as any write, so that the counters and the time index stay exact.
+//! Readers never depend on it; it goes through Raft as any write, so that the counters
+//! and the time index stay exact.
 //!
 //! # Two halves
-//! [`find`] and [`find_old`] look for what is due, in a state that is at hand and away from the partition's writer: deleted records leave tombstones, and to walk
-//! past those may take long. [`Op::ExpireDue`](crate::Op::ExpireDue) is then a step of the writer: it looks at each thing that was found once more, by its own
-//! head or expiry, as it may have changed since, and deletes it if it is past. It walks nothing, so each piece of its work is small, and it ends as soon as the
-//! view [is spent](crate::View::is_spent).
+//! [`find`] and [`find_old`] look for what is due, in a state that is at hand and away
+//! from the partition's writer: deleted records leave tombstones, and to walk past those
+//! may take long. [`Op::ExpireDue`](crate::Op::ExpireDue) is then a step of the writer:
+//! it looks at each thing that was found once more, by its own head or expiry, as it may
+//! have changed since, and deletes it if it is past. It walks nothing, so each piece of
+//! its work is small, and it ends as soon as the view [is spent](crate::View::is_spent).
 //!
 //! A row that is past, or whose members are all past, goes without a look at its members.
 
@@ -25,7 +29,8 @@ use crate::scan::{self, STEP_ROWS_MAX};
 use crate::value::{Body, Head, Place};
 use crate::view::{Fault, Tx};
 
-/// With so many bytes of records deleted a step ends: keys may be long, and are in each record.
+/// With so many bytes of records deleted a step ends: keys may be long, and are in each
+/// record.
 const STEP_BYTES_MAX: usize = 1 << 20;
 
 /// With so many bytes of keys and names found a search ends.
@@ -38,7 +43,8 @@ pub enum Item {
     Row {
         /// The key of its head.
         head_key: Bytes,
-        /// The time of the entry of the time index that pointed it out; `None` when it was found by the table's `default_ttl`.
+        /// The time of the entry of the time index that pointed it out; `None` when it
+        /// was found by the table's `default_ttl`.
         indexed_ms: Option<u64>,
     },
     /// Members of a row that are past.
@@ -73,7 +79,10 @@ impl Item {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Item::Row { head_key, .. } => head_key.len(),
-            Item::Members(members) => members.head_key.len() + members.places.iter().map(|place| 8 + place.name.len()).sum::<usize>(),
+            Item::Members(members) => {
+                members.head_key.len()
+                    + members.places.iter().map(|place| 8 + place.name.len()).sum::<usize>()
+            }
         }
     }
 
@@ -83,7 +92,8 @@ impl Item {
         if members.places.len() <= max.max(1) {
             return None;
         }
-        let mut rest = DueMembers { places: members.places.split_off(max.max(1)), ..members.clone() };
+        let mut rest =
+            DueMembers { places: members.places.split_off(max.max(1)), ..members.clone() };
         // Where the step before will have left it.
         rest.floor = rest.places[0].clone();
         members.next = Some(rest.floor.clone());
@@ -96,14 +106,16 @@ impl Item {
 pub struct Found {
     /// What may be due, in order of time.
     pub items: Vec<Item>,
-    /// Where the next search begins: below it the time index had nothing but entries that lead to these items.
+    /// Where the next search begins: below it the time index had nothing but entries that
+    /// lead to these items.
     pub from: Bytes,
     /// When the entry there is due, ms; `u64::MAX` when there is none.
     pub next_ms: u64,
 }
 
-/// Looks for rows and members that are due by the time index, from `from` on (empty = its beginning), about `max` of them. In a state only: what this batch
-/// has edited is not looked at by a step either.
+/// Looks for rows and members that are due by the time index, from `from` on (empty = its
+/// beginning), about `max` of them. In a state only: what this batch has edited is not
+/// looked at by a step either.
 pub fn find(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<Found, Fault> {
     let from = if from.is_empty() { key::TIME_INDEX } else { from };
     let (entries, mut from, mut next_ms) = due_entries(tx, from, max)?;
@@ -128,7 +140,8 @@ pub fn find(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<Found, Fault> {
 /// An entry of the time index: when, what, the head's key.
 type Entry = (u64, Due, Bytes);
 
-/// The first entries that are due, the key of the one behind them (or where it would be), and when that is due.
+/// The first entries that are due, the key of the one behind them (or where it would be),
+/// and when that is due.
 fn due_entries(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<(Vec<Entry>, Bytes, u64), Fault> {
     let now_ms = tx.stamp.now_ms;
     let mut entries = Vec::new();
@@ -141,18 +154,31 @@ fn due_entries(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<(Vec<Entry>, Byte
                 return ControlFlow::Continue(());
             }
             Some((at_ms, ..)) => next = Some((Bytes::copy_from_slice(found), at_ms)),
-            None => fault = Some(Fault(format!("a time index key of {} bytes that is none", found.len()))),
+            None => {
+                fault =
+                    Some(Fault(format!("a time index key of {} bytes that is none", found.len())))
+            }
         }
         ControlFlow::Break(())
     })?;
-    let (from, next_ms) = next.unwrap_or_else(|| (key::time_index(now_ms.saturating_add(1), Due::Row, &[]), u64::MAX));
+    let (from, next_ms) = next
+        .unwrap_or_else(|| (key::time_index(now_ms.saturating_add(1), Due::Row, &[]), u64::MAX));
     fault.map_or(Ok((entries, from, next_ms)), Err)
 }
 
-/// The members that an entry of the time index leads to; or the row, when all of it is past, or there is nothing that the entry could mean.
-fn due_members(tx: &Tx<'_>, at_ms: u64, head_key: Bytes, max: usize, bytes: &mut usize) -> Result<Item, Fault> {
+/// The members that an entry of the time index leads to; or the row, when all of it is
+/// past, or there is nothing that the entry could mean.
+fn due_members(
+    tx: &Tx<'_>,
+    at_ms: u64,
+    head_key: Bytes,
+    max: usize,
+    bytes: &mut usize,
+) -> Result<Item, Fault> {
     let row = row(tx, &head_key)?;
-    let found = |generation, floor, places, next| Item::Members(DueMembers { head_key: head_key.clone(), generation, floor, places, next });
+    let found = |generation, floor, places, next| {
+        Item::Members(DueMembers { head_key: head_key.clone(), generation, floor, places, next })
+    };
     let members = Members::of(&row).ok().flatten().filter(|members| members.floor().at_ms == at_ms);
     let Some(members) = members else { return Ok(found(0, Place::at(at_ms), Vec::new(), None)) };
     let (mut places, mut next) = (Vec::new(), None);
@@ -168,8 +194,8 @@ fn due_members(tx: &Tx<'_>, at_ms: u64, head_key: Bytes, max: usize, bytes: &mut
     Ok(found(members.generation(), members.floor().clone(), places, next))
 }
 
-/// Looks for rows that are past by the table's `default_ttl` and so have no entry in the time index, from a position on: what it found, and where to go on
-/// (0 = it is through).
+/// Looks for rows that are past by the table's `default_ttl` and so have no entry in the
+/// time index, from a position on: what it found, and where to go on (0 = it is through).
 pub fn find_old(tx: &Tx<'_>, from: u64) -> Result<(Vec<Item>, u64), Fault> {
     let mut items = Vec::new();
     let (mut looked, mut bytes, mut last, mut next) = (0, 0, None, 0);
@@ -226,7 +252,9 @@ pub(crate) fn expire_due(tx: &mut Tx<'_>, items: &[Item]) -> Answered {
     for item in items {
         match item {
             _ if step.is_over(tx) => break,
-            Item::Row { head_key, indexed_ms } => expire_row(tx, &mut step, head_key, indexed_ms.map(|at_ms| (at_ms, Due::Row)))?,
+            Item::Row { head_key, indexed_ms } => {
+                expire_row(tx, &mut step, head_key, indexed_ms.map(|at_ms| (at_ms, Due::Row)))?
+            }
             Item::Members(members) => {
                 part = expire_members(tx, &mut step, members)? as u64;
                 if (part as usize) < members.places.len() {
@@ -240,12 +268,20 @@ pub(crate) fn expire_due(tx: &mut Tx<'_>, items: &[Item]) -> Answered {
     Ok(Answer::Expired { rows, fields, done, part, left_ms })
 }
 
-/// Deletes a row if it is past. Of one that is not, or not any more, an entry of the time index may be left without a reason: it would be found again for
-/// ever, and to stop every replica over it would help nobody, so it goes.
-fn expire_row(tx: &mut Tx<'_>, step: &mut Step, head_key: &Bytes, entry: Option<(u64, Due)>) -> Result<(), Fault> {
+/// Deletes a row if it is past. Of one that is not, or not any more, an entry of the time
+/// index may be left without a reason: it would be found again for ever, and to stop
+/// every replica over it would help nobody, so it goes.
+fn expire_row(
+    tx: &mut Tx<'_>,
+    step: &mut Step,
+    head_key: &Bytes,
+    entry: Option<(u64, Due)>,
+) -> Result<(), Fault> {
     let row = row(tx, head_key)?;
     let stored = row.stored();
-    if let Some((at_ms, due)) = entry.filter(|(at_ms, due)| stored.and_then(|head| due_at(head, *due)) != Some(*at_ms)) {
+    if let Some((at_ms, due)) =
+        entry.filter(|(at_ms, due)| stored.and_then(|head| due_at(head, *due)) != Some(*at_ms))
+    {
         tx.delete(Family::State, key::time_index(at_ms, due, head_key));
     }
     if stored.is_some() && !row.is_live() {
@@ -255,7 +291,8 @@ fn expire_row(tx: &mut Tx<'_>, step: &mut Step, head_key: &Bytes, entry: Option<
     Ok(())
 }
 
-/// Deletes members that are past, and raises the floor behind them; with how many it is done.
+/// Deletes members that are past, and raises the floor behind them; with how many it is
+/// done.
 fn expire_members(tx: &mut Tx<'_>, step: &mut Step, found: &DueMembers) -> Result<usize, Fault> {
     let row = row(tx, &found.head_key)?;
     let is_theirs = matches!(row.stored(), Some(Head { body: Body::Hash(hash), .. }) if hash.generation == found.generation);

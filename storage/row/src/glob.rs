@@ -1,22 +1,32 @@
-//! Glob patterns as Redis matches them (`stringmatchlen`), without its exponential worst case.
+//! Glob patterns as Redis matches them (`stringmatchlen`), without its exponential worst
+//! case.
 //!
-//! Redis recurses at each `*` and tries every continuation. Every other element takes exactly one byte, so it is enough to fall back to the
-//! last `*` passed: time is at most pattern times text, and there is no recursion. Of long patterns and long texts that is still seconds, so
-//! there what stands between two `*` is looked for with one bit an element (the Shift-And algorithm of Baeza-Yates and Gonnet): a 64th of it.
+//! Redis recurses at each `*` and tries every continuation. Every other element takes
+//! exactly one byte, so it is enough to fall back to the last `*` passed: time is at most
+//! pattern times text, and there is no recursion. Of long patterns and long texts that is
+//! still seconds, so there what stands between two `*` is looked for with one bit an
+//! element (the Shift-And algorithm of Baeza-Yates and Gonnet): a 64th of it.
 
-/// Patterns and texts whose lengths multiplied are no more than this are matched by falling back, which needs no preparation.
+/// Patterns and texts whose lengths multiplied are no more than this are matched by
+/// falling back, which needs no preparation.
 const STEPS_FEW: u64 = 1 << 16;
 
-/// What stands between two `*` is looked for byte by byte, if it is at most this long in the pattern.
+/// What stands between two `*` is looked for byte by byte, if it is at most this long in
+/// the pattern.
 const SEGMENT_SHORT: usize = 32;
 
 /// How long one match takes at worst, in ns, about.
 pub fn worst_ns(pattern: &[u8], text: &[u8]) -> u64 {
     let steps = (pattern.len() as u64).saturating_mul(text.len() as u64);
-    if steps <= STEPS_FEW { steps } else { (steps / 32).saturating_add(64 * (pattern.len() + text.len()) as u64) }
+    if steps <= STEPS_FEW {
+        steps
+    } else {
+        (steps / 32).saturating_add(64 * (pattern.len() + text.len()) as u64)
+    }
 }
 
-/// Whether `text` matches: `*` any bytes, `?` one byte, `[a-c]` `[^a-c]` one of (not of) a set, `\` takes the next byte as it is.
+/// Whether `text` matches: `*` any bytes, `?` one byte, `[a-c]` `[^a-c]` one of (not of)
+/// a set, `\` takes the next byte as it is.
 pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
     run(pattern, text, false)
 }
@@ -63,7 +73,8 @@ fn fall_back(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     }
 }
 
-/// Whether the first element of a pattern (not a `*`) takes a byte, and the rest of the pattern, which is the same for all bytes.
+/// Whether the first element of a pattern (not a `*`) takes a byte, and the rest of the
+/// pattern, which is the same for all bytes.
 fn element(pattern: &[u8], byte: u8, nocase: bool) -> (bool, &[u8]) {
     let fold = |b: u8| if nocase { b.to_ascii_lowercase() } else { b };
     match pattern {
@@ -82,7 +93,8 @@ fn element(pattern: &[u8], byte: u8, nocase: bool) -> (bool, &[u8]) {
 /// The elements between two `*`, each as it stands in the pattern.
 type Segment<'a> = Vec<&'a [u8]>;
 
-/// As falling back does it, for long patterns and texts: both ends are where they must be, and what is between is found as early as it is there.
+/// As falling back does it, for long patterns and texts: both ends are where they must
+/// be, and what is between is found as early as it is there.
 fn by_segments(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
     let mut segments = vec![Segment::new()];
     let mut left = pattern;
@@ -92,17 +104,24 @@ fn by_segments(pattern: &[u8], text: &[u8], nocase: bool) -> bool {
             left = &left[1..];
         } else {
             let (_, rest) = element(left, 0, nocase);
-            segments.last_mut().expect("one was there at the start").push(&left[..left.len() - rest.len()]);
+            segments
+                .last_mut()
+                .expect("one was there at the start")
+                .push(&left[..left.len() - rest.len()]);
             left = rest;
         }
     }
-    let fits = |segment: &Segment<'_>, text: &[u8]| segment.iter().zip(text).all(|(one, byte)| element(one, *byte, nocase).0);
+    let fits = |segment: &Segment<'_>, text: &[u8]| {
+        segment.iter().zip(text).all(|(one, byte)| element(one, *byte, nocase).0)
+    };
     let (first, between, last) = match segments.as_slice() {
         [] => return false,
         [only] => return only.len() == text.len() && fits(only, text),
         [first, between @ .., last] => (first, between, last),
     };
-    let Some(end) = text.len().checked_sub(last.len()).filter(|end| *end >= first.len()) else { return false };
+    let Some(end) = text.len().checked_sub(last.len()).filter(|end| *end >= first.len()) else {
+        return false;
+    };
     if !fits(first, text) || !fits(last, &text[end..]) {
         return false;
     }
@@ -122,7 +141,9 @@ fn end_of(segment: &Segment<'_>, text: &[u8], nocase: bool) -> Option<usize> {
         return None;
     }
     if segment.iter().map(|one| one.len()).sum::<usize>() <= SEGMENT_SHORT {
-        let fits = |window: &[u8]| segment.iter().zip(window).all(|(one, byte)| element(one, *byte, nocase).0);
+        let fits = |window: &[u8]| {
+            segment.iter().zip(window).all(|(one, byte)| element(one, *byte, nocase).0)
+        };
         return (segment.len()..=text.len()).find(|end| fits(&text[end - segment.len()..*end]));
     }
     // Bit i of `state`: the first i + 1 elements fit the bytes that end here.
@@ -131,7 +152,8 @@ fn end_of(segment: &Segment<'_>, text: &[u8], nocase: bool) -> Option<usize> {
     let mut takers: Vec<Option<Vec<u64>>> = vec![None; 256];
     let mut state = vec![0u64; words];
     for (at, &byte) in text.iter().enumerate() {
-        let takers = takers[usize::from(byte)].get_or_insert_with(|| takers_of(segment, byte, nocase));
+        let takers =
+            takers[usize::from(byte)].get_or_insert_with(|| takers_of(segment, byte, nocase));
         let mut carry = 1;
         for (word, takers) in state.iter_mut().zip(takers.iter()) {
             let shifted = *word << 1 | carry;
@@ -154,7 +176,8 @@ fn takers_of(segment: &Segment<'_>, byte: u8, nocase: bool) -> Vec<u64> {
     bits
 }
 
-/// Whether a set (behind its `[` or `[^`) holds a byte, and the pattern behind its `]`; an unclosed set ends with the pattern.
+/// Whether a set (behind its `[` or `[^`) holds a byte, and the pattern behind its `]`;
+/// an unclosed set ends with the pattern.
 fn set(mut pattern: &[u8], byte: u8, fold: impl Fn(u8) -> u8) -> (bool, &[u8]) {
     let byte = fold(byte);
     let mut hit = false;
@@ -219,10 +242,17 @@ mod tests {
     #[test]
     fn matches_what_redis_matches() {
         let unhex = |text: &str| -> Vec<u8> {
-            (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex")).collect()
+            (0..text.len())
+                .step_by(2)
+                .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex"))
+                .collect()
         };
-        for line in include_str!("../tests/vectors/globs.txt").lines().filter(|line| !line.starts_with('#')) {
-            let [hit, pattern, text] = line.split(" | ").collect::<Vec<_>>()[..] else { panic!("three columns: {line}") };
+        for line in
+            include_str!("../tests/vectors/globs.txt").lines().filter(|line| !line.starts_with('#'))
+        {
+            let [hit, pattern, text] = line.split(" | ").collect::<Vec<_>>()[..] else {
+                panic!("three columns: {line}")
+            };
             let (pattern, text) = (unhex(pattern), unhex(text));
             let shown = (String::from_utf8_lossy(&pattern), String::from_utf8_lossy(&text));
             assert_eq!(matches(&pattern, &text), hit == "1", "{shown:?}");
@@ -239,7 +269,8 @@ mod tests {
     fn one_match_of_long_texts_takes_no_seconds() {
         let text = vec![b'a'; 60_000];
         let (plain, sets) = (b"a".repeat(30_000), b"[ab]".repeat(15_000));
-        let (stars, mixed) = (b"*a".repeat(30_000), b"*aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab".repeat(100));
+        let (stars, mixed) =
+            (b"*a".repeat(30_000), b"*aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab".repeat(100));
         let one_set = [b"[", &b"bc".repeat(30_000)[..], b"]"].concat();
         for needle in [plain, sets, stars, mixed, one_set] {
             let began = std::time::Instant::now();
@@ -253,7 +284,10 @@ mod tests {
     fn naive(p: &[u8], t: &[u8]) -> bool {
         match (p, t) {
             ([b'*'], t) => !t.is_empty() || t.is_empty(),
-            ([b'*', rest @ ..], t) => (0..t.len()).any(|n| naive(rest, &t[n..])) || (t.is_empty() && rest.iter().all(|b| *b == b'*')),
+            ([b'*', rest @ ..], t) => {
+                (0..t.len()).any(|n| naive(rest, &t[n..]))
+                    || (t.is_empty() && rest.iter().all(|b| *b == b'*'))
+            }
             (p, []) => p.is_empty(),
             (p, [byte, t @ ..]) => {
                 let (hit, p) = element(p, *byte, false);

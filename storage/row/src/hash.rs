@@ -14,8 +14,16 @@ use crate::number::{self, LongDouble};
 use crate::op::{Answer, Only, Refusal, Ttl};
 use crate::view::Tx;
 
-pub(crate) fn put(tx: &mut Tx<'_>, key: &[u8], pairs: &[(Bytes, Bytes)], only: Only, ttl: Ttl) -> Answered {
-    tx.rules.check_write(key.len() + pairs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>())?;
+pub(crate) fn put(
+    tx: &mut Tx<'_>,
+    key: &[u8],
+    pairs: &[(Bytes, Bytes)],
+    only: Only,
+    ttl: Ttl,
+) -> Answered {
+    tx.rules.check_write(
+        key.len() + pairs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>(),
+    )?;
     let mut hash = Writer::open(Row::load(tx, key)?)?;
     if only != Only::Always {
         for (name, _) in pairs {
@@ -38,7 +46,12 @@ pub(crate) fn put(tx: &mut Tx<'_>, key: &[u8], pairs: &[(Bytes, Bytes)], only: O
 }
 
 /// The expiry a write gives to a field: tables give defaults to rows, not to fields.
-pub(crate) fn field_expiry(tx: &Tx<'_>, hash: &Writer, name: &[u8], ttl: Ttl) -> Result<Option<u64>, crate::Fault> {
+pub(crate) fn field_expiry(
+    tx: &Tx<'_>,
+    hash: &Writer,
+    name: &[u8],
+    ttl: Ttl,
+) -> Result<Option<u64>, crate::Fault> {
     Ok(match ttl {
         Ttl::Default | Ttl::Never => None,
         Ttl::Keep => hash.get(tx, name)?.and_then(|cell| cell.header.expires_at_ms),
@@ -60,8 +73,13 @@ pub(crate) fn get(tx: &Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answered {
     Ok(Answer::Values(values))
 }
 
-/// The values of fields of a hash that is about to be changed; refuses before anything is.
-fn values(tx: &Tx<'_>, hash: &Writer, fields: &[Bytes]) -> Result<SmallVec<[Option<Bytes>; 1]>, crate::Failed> {
+/// The values of fields of a hash that is about to be changed; refuses before anything
+/// is.
+fn values(
+    tx: &Tx<'_>,
+    hash: &Writer,
+    fields: &[Bytes],
+) -> Result<SmallVec<[Option<Bytes>; 1]>, crate::Failed> {
     let mut values = SmallVec::with_capacity(fields.len());
     let mut bytes = 0;
     for name in fields {
@@ -123,7 +141,10 @@ pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: i64) -> Answere
     tx.rules.check_write(key.len() + field.len())?;
     let mut hash = Writer::open(Row::load(tx, key)?)?;
     let old = hash.get(tx, field)?;
-    let n = old.as_ref().map_or(Some(0), |cell| number::parse_int(&cell.value)).ok_or(Refusal::HashNotInteger)?;
+    let n = old
+        .as_ref()
+        .map_or(Some(0), |cell| number::parse_int(&cell.value))
+        .ok_or(Refusal::HashNotInteger)?;
     let new = n.checked_add(by).ok_or(Refusal::Overflow)?;
     hash.put(tx, field, number::print_int(new), old.and_then(|cell| cell.header.expires_at_ms))?;
     hash.save(tx)?;
@@ -135,7 +156,10 @@ pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: &[u8]) ->
     let by = LongDouble::parse(by).ok_or(Refusal::NotFloat)?;
     let mut hash = Writer::open(Row::load(tx, key)?)?;
     let old = hash.get(tx, field)?;
-    let n = old.as_ref().map_or(LongDouble::parse(b"0"), |cell| LongDouble::parse(&cell.value)).ok_or(Refusal::HashNotFloat)?;
+    let n = old
+        .as_ref()
+        .map_or(LongDouble::parse(b"0"), |cell| LongDouble::parse(&cell.value))
+        .ok_or(Refusal::HashNotFloat)?;
     let new = n.plus(by);
     if !new.is_finite() {
         return Err(Refusal::NanOrInfinity.into());
@@ -146,11 +170,18 @@ pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: &[u8]) ->
     Ok(Answer::Bytes(new))
 }
 
-/// What a cell that was drawn takes beside its name and value: its index, two handles to bytes, and as much again when it is worded.
+/// What a cell that was drawn takes beside its name and value: its index, two handles to
+/// bytes, and as much again when it is worded.
 const DRAWN_BYTES: u64 = 128;
 
 /// Draws by walking the row: uniform, and as long as the row is.
-pub(crate) fn random(tx: &Tx<'_>, key: &[u8], count: i64, seed: u64, want_values: bool) -> Answered {
+pub(crate) fn random(
+    tx: &Tx<'_>,
+    key: &[u8],
+    count: i64,
+    seed: u64,
+    want_values: bool,
+) -> Answered {
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let live = members.live(tx)?;
@@ -159,7 +190,8 @@ pub(crate) fn random(tx: &Tx<'_>, key: &[u8], count: i64, seed: u64, want_values
     }
     // An absurd count is refused before anything is drawn.
     let many = if count < 0 { count.unsigned_abs() } else { count.unsigned_abs().min(live) };
-    tx.rules.check_answer(usize::try_from(many.saturating_mul(DRAWN_BYTES)).unwrap_or(usize::MAX))?;
+    tx.rules
+        .check_answer(usize::try_from(many.saturating_mul(DRAWN_BYTES)).unwrap_or(usize::MAX))?;
     let mut draw = Draw(seed);
     let drawn: Vec<u64> = if count < 0 {
         (0..many).map(|_| draw.below(live)).collect()
@@ -199,7 +231,8 @@ pub(crate) fn random(tx: &Tx<'_>, key: &[u8], count: i64, seed: u64, want_values
     Ok(Answer::Cells { cells, next: None })
 }
 
-/// splitmix64 (Steele, Lea, Flood 2014): random enough to draw with, and the same everywhere for the same seed.
+/// splitmix64 (Steele, Lea, Flood 2014): random enough to draw with, and the same
+/// everywhere for the same seed.
 struct Draw(u64);
 
 impl Draw {

@@ -14,7 +14,13 @@ const NOT_MET: i64 = 0;
 const DONE: i64 = 1;
 const DELETED: i64 = 2;
 
-pub(crate) fn expire(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes], until: Deadline, only: ExpireIf) -> Answered {
+pub(crate) fn expire(
+    tx: &mut Tx<'_>,
+    key: &[u8],
+    fields: &[Bytes],
+    until: Deadline,
+    only: ExpireIf,
+) -> Answered {
     let mut hash = Writer::open(Row::load(tx, key)?)?;
     let at = tx.deadline_ms(until);
     if at > FIELD_EXPIRY_MAX_MS {
@@ -50,7 +56,9 @@ pub(crate) fn expiry(tx: &Tx<'_>, key: &[u8], fields: &[Bytes], remaining: bool)
     for name in fields {
         answers.push(match members.get(tx, name)? {
             None => NO_FIELD,
-            Some(cell) => cell.header.expires_at_ms.map_or(NO_EXPIRY, |at| at.saturating_sub(since) as i64),
+            Some(cell) => {
+                cell.header.expires_at_ms.map_or(NO_EXPIRY, |at| at.saturating_sub(since) as i64)
+            }
         });
     }
     Ok(Answer::Ints(answers))

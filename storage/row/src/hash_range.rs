@@ -1,4 +1,5 @@
-//! Ops on many fields of a hash at once: ranges by sortkey, as Pegasus's multi_get and multi_del, and HSCAN.
+//! Ops on many fields of a hash at once: ranges by sortkey, as Pegasus's multi_get and
+//! multi_del, and HSCAN.
 
 use std::ops::ControlFlow;
 
@@ -12,13 +13,15 @@ use crate::members::{Members, Writer};
 use crate::op::{Answer, Filter, Range};
 use crate::view::{Fault, Tx};
 
-/// Members, past ones too, that one op with a limit looks at before it says where to go on: a filter that hits nothing shall not walk for ever.
+/// Members, past ones too, that one op with a limit looks at before it says where to go
+/// on: a filter that hits nothing shall not walk for ever.
 const LOOKED_MAX: u64 = 100_000;
 
 /// What looking at one member takes, about.
 const MEMBER_NS: u64 = 1000;
 
-/// Members that one op deletes at most, and bytes of records: each member is one or two in the batch, which repeat its name and the row's key.
+/// Members that one op deletes at most, and bytes of records: each member is one or two
+/// in the batch, which repeat its name and the row's key.
 const DELETED_MAX: u64 = 100_000;
 const DELETED_BYTES_MAX: usize = 4 << 20;
 
@@ -28,13 +31,16 @@ const SCAN_WHOLE_MAX: u64 = 128;
 /// Members that one HSCAN call looks at, at most.
 const SCAN_COUNT_MAX: u64 = 10_000;
 
-/// A page of HSCAN ends when its pattern has taken as long as so many members without one.
+/// A page of HSCAN ends when its pattern has taken as long as so many members without
+/// one.
 const SCAN_HEAVY_MAX: u64 = 50_000;
 
-/// A page of HSCAN ends when it has so many bytes, that of a small hash too: 128 values of 16 MiB are not one answer.
+/// A page of HSCAN ends when it has so many bytes, that of a small hash too: 128 values
+/// of 16 MiB are not one answer.
 const SCAN_BYTES_MAX: usize = 8 << 20;
 
-/// Names and values collected into one buffer, so that an answer of many cells is one allocation and not two a cell.
+/// Names and values collected into one buffer, so that an answer of many cells is one
+/// allocation and not two a cell.
 #[derive(Debug)]
 pub(crate) struct Gathered {
     want_values: bool,
@@ -78,7 +84,8 @@ impl Gathered {
 }
 
 impl Filter {
-    /// About how many members could be walked past in the time that looking at this one takes, and whether there is that time.
+    /// About how many members could be walked past in the time that looking at this one
+    /// takes, and whether there is that time.
     fn weight(&self, tx: &Tx<'_>, name: &[u8]) -> (u64, bool) {
         match self {
             Filter::Glob(pattern) if pattern != "*" => {
@@ -107,7 +114,8 @@ pub(crate) fn contains(outer: &[u8], inner: &[u8]) -> bool {
 }
 
 impl Range {
-    /// Its bounds as first name and name behind the last, narrowed to a prefix if that is the filter.
+    /// Its bounds as first name and name behind the last, narrowed to a prefix if that is
+    /// the filter.
     fn bounds(&self) -> (Vec<u8>, Option<Vec<u8>>) {
         let after = |name: &Bytes| [&name[..], &[0]].concat();
         let mut from = match &self.start {
@@ -148,8 +156,9 @@ fn behind(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Walks the live members of a range that pass its filter, until `each` breaks. With `looked_max` it also ends after having looked at so
-/// many, past ones too, and then gives the next one's name.
+/// Walks the live members of a range that pass its filter, until `each` breaks. With
+/// `looked_max` it also ends after having looked at so many, past ones too, and then
+/// gives the next one's name.
 fn walk(
     tx: &Tx<'_>,
     members: &Members,
@@ -188,14 +197,22 @@ struct Limits {
     bytes_max: usize,
 }
 
-/// Collects a range within limits (at least one cell if there is one), and where to go on if they cut it short.
-fn gather(tx: &Tx<'_>, members: &Members, range: &Range, want_values: bool, limits: &Limits) -> Result<(Gathered, Option<Bytes>), Fault> {
+/// Collects a range within limits (at least one cell if there is one), and where to go on
+/// if they cut it short.
+fn gather(
+    tx: &Tx<'_>,
+    members: &Members,
+    range: &Range,
+    want_values: bool,
+    limits: &Limits,
+) -> Result<(Gathered, Option<Bytes>), Fault> {
     let Limits { looked_max, cells_max, bytes_max } = *limits;
     let mut found = Gathered::new(want_values);
     let mut cut = None;
     let next = walk(tx, members, range, looked_max, &mut |name, value| {
         let bytes = found.bytes() + name.len() + if want_values { value.len() } else { 0 };
-        let over = (cells_max > 0 && found.len() as u64 >= cells_max) || (bytes_max > 0 && bytes > bytes_max && found.len() > 0);
+        let over = (cells_max > 0 && found.len() as u64 >= cells_max)
+            || (bytes_max > 0 && bytes > bytes_max && found.len() > 0);
         if over {
             cut = Some(Bytes::copy_from_slice(name));
             return ControlFlow::Break(());
@@ -246,7 +263,9 @@ pub(crate) fn count(tx: &Tx<'_>, key: &[u8], range: &Range) -> Answered {
 
 pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> Answered {
     let row = Row::load(tx, key)?;
-    let Some(members) = Members::of(&row)? else { return Ok(Answer::Deleted { count: 0, next: None }) };
+    let Some(members) = Members::of(&row)? else {
+        return Ok(Answer::Deleted { count: 0, next: None });
+    };
     if range.is_whole() && !range.is_limited() {
         let expired = members.expired(tx, LOOKED_MAX)?;
         // With more than that to count, it goes in steps.
@@ -256,10 +275,15 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> Answered {
         }
     }
     let deleted_max = DELETED_MAX.min((DELETED_BYTES_MAX / key.len().max(1)) as u64);
-    let cells_max = if range.cells_max == 0 { deleted_max } else { range.cells_max.min(deleted_max) };
+    let cells_max =
+        if range.cells_max == 0 { deleted_max } else { range.cells_max.min(deleted_max) };
     let asked = usize::try_from(range.bytes_max).unwrap_or(usize::MAX);
     // The partition waits for it: whatever is asked, it ends.
-    let limits = Limits { looked_max: Some(LOOKED_MAX), cells_max, bytes_max: tighter(asked, DELETED_BYTES_MAX) };
+    let limits = Limits {
+        looked_max: Some(LOOKED_MAX),
+        cells_max,
+        bytes_max: tighter(asked, DELETED_BYTES_MAX),
+    };
     let (found, next) = gather(tx, &members, range, range.bytes_max > 0, &limits)?;
     let mut hash = Writer::open(row)?;
     let mut count = 0;
@@ -270,18 +294,23 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> Answered {
     Ok(Answer::Deleted { count, next })
 }
 
-/// HSCAN's cursor for the member to go on at: the upper 52 bits of its name's hash, never 0. Many clients keep a cursor in a double, which holds 53.
+/// HSCAN's cursor for the member to go on at: the upper 52 bits of its name's hash, never
+/// 0. Many clients keep a cursor in a double, which holds 53.
 fn cursor_of(name: &[u8]) -> u64 {
     (xxh3_64(name) >> 12).max(1)
 }
 
-/// The member that a cursor stands for: as remembered, or found again by walking the row; the first one if it is gone and forgotten
-/// (SCAN's guarantee allows members to come twice, never to be missed). Of two whose names share those 52 bits it is the first, for the same reason.
+/// The member that a cursor stands for: as remembered, or found again by walking the row;
+/// the first one if it is gone and forgotten (SCAN's guarantee allows members to come
+/// twice, never to be missed). Of two whose names share those 52 bits it is the first,
+/// for the same reason.
 fn resume(tx: &Tx<'_>, members: &Members, cursor: u64) -> Result<Option<Bytes>, Fault> {
     if cursor == 0 {
         return Ok(None);
     }
-    if let Some(name) = tx.view.recall(members.prefix(), cursor).filter(|name| cursor_of(name) == cursor) {
+    if let Some(name) =
+        tx.view.recall(members.prefix(), cursor).filter(|name| cursor_of(name) == cursor)
+    {
         return Ok(Some(name));
     }
     let mut found = None;
@@ -295,21 +324,37 @@ fn resume(tx: &Tx<'_>, members: &Members, cursor: u64) -> Result<Option<Bytes>, 
     Ok(found)
 }
 
-/// A page ends after so many members, past ones too: they may be many, and nobody is to wait for a walk over all of them.
-pub(crate) fn scan(tx: &Tx<'_>, key: &[u8], cursor: u64, count: u64, glob: Option<&Bytes>, want_values: bool) -> Answered {
+/// A page ends after so many members, past ones too: they may be many, and nobody is to
+/// wait for a walk over all of them.
+pub(crate) fn scan(
+    tx: &Tx<'_>,
+    key: &[u8],
+    cursor: u64,
+    count: u64,
+    glob: Option<&Bytes>,
+    want_values: bool,
+) -> Answered {
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let filter = glob.map_or(Filter::None, |glob| Filter::Glob(glob.clone()));
     let start = resume(tx, &members, cursor)?;
-    let count = if members.count() <= SCAN_WHOLE_MAX { SCAN_WHOLE_MAX } else { count.clamp(1, SCAN_COUNT_MAX) };
+    let count = if members.count() <= SCAN_WHOLE_MAX {
+        SCAN_WHOLE_MAX
+    } else {
+        count.clamp(1, SCAN_COUNT_MAX)
+    };
     let bytes_max = tighter(SCAN_BYTES_MAX, tx.rules.answer_bytes_max);
     let mut found = Gathered::new(want_values);
     let (mut looked, mut heavy) = (0, 0);
     let mut next = 0;
     members.walk_stored(tx, start.as_deref(), None, false, &mut |name, member| {
         let is_full = looked >= count || found.bytes() >= bytes_max || heavy >= SCAN_HEAVY_MAX;
-        // Not at a name whose cursor is that of another: this page's first, which would be answered for ever, or one that is remembered for somebody.
-        if is_full && cursor_of(name) != cursor && tx.view.remember(members.prefix(), cursor_of(name), name) {
+        // Not at a name whose cursor is that of another: this page's first, which would
+        // be answered for ever, or one that is remembered for somebody.
+        if is_full
+            && cursor_of(name) != cursor
+            && tx.view.remember(members.prefix(), cursor_of(name), name)
+        {
             next = cursor_of(name);
             return ControlFlow::Break(());
         }

@@ -1,4 +1,5 @@
-//! A row as an op finds it and leaves it: whether it lives, its head, its place in the time index, the number of rows.
+//! A row as an op finds it and leaves it: whether it lives, its head, its place in the
+//! time index, the number of rows.
 
 use bytes::Bytes;
 use std::ops::{ControlFlow, Deref};
@@ -10,7 +11,8 @@ use crate::op::{Kind, Refusal};
 use crate::value::{Body, Expiries, HashHead, Head, Place};
 use crate::view::{Fault, Tx};
 
-/// A row as it is stored, without the value of a string: enough to replace or delete it. Writing it keeps the `rows` counter and the time index exact.
+/// A row as it is stored, without the value of a string: enough to replace or delete it.
+/// Writing it keeps the `rows` counter and the time index exact.
 #[derive(Debug)]
 pub(crate) struct Outline {
     head_key: KeyBuf,
@@ -66,12 +68,17 @@ impl From<Row> for Outline {
 }
 
 impl Outline {
-    /// Reads what the head of a row tells besides a string's value; refuses keys that no row can have.
+    /// Reads what the head of a row tells besides a string's value; refuses keys that no
+    /// row can have.
     pub(crate) fn load(tx: &Tx<'_>, key: &[u8]) -> Result<Outline, Failed> {
         Outline::read(tx, key, |head_key| tx.gist(Family::Head, head_key))
     }
 
-    fn read(tx: &Tx<'_>, key: &[u8], head: impl Fn(&[u8]) -> Result<Option<Bytes>, Fault>) -> Result<Outline, Failed> {
+    fn read(
+        tx: &Tx<'_>,
+        key: &[u8],
+        head: impl Fn(&[u8]) -> Result<Option<Bytes>, Fault>,
+    ) -> Result<Outline, Failed> {
         if key.len() > key::HASHKEY_BYTES_MAX {
             return Err(Refusal::KeyTooLong.into());
         }
@@ -87,11 +94,18 @@ impl Outline {
             Some(_) if tx.past(expires_at_ms) => false,
             Some(Head { body: Body::Hash(hash), .. }) => {
                 let hashkey = key::head_hashkey(&head_key).unwrap_or_default();
-                has_live_member(tx, hash.count, &hash.expiries, || key::cells(hashkey, hash.generation, key::EXPIRIES))?
+                has_live_member(tx, hash.count, &hash.expiries, || {
+                    key::cells(hashkey, hash.generation, key::EXPIRIES)
+                })?
             }
             Some(_) => true,
         };
-        Ok(Outline { head_key, stored, live, expires_at_ms: if live { expires_at_ms } else { None } })
+        Ok(Outline {
+            head_key,
+            stored,
+            live,
+            expires_at_ms: if live { expires_at_ms } else { None },
+        })
     }
 
     pub(crate) fn hashkey(&self) -> &[u8] {
@@ -135,8 +149,14 @@ impl Outline {
         self.head().map(Head::kind)
     }
 
-    /// Replaces whatever was there; members of a replaced hash die with its generation. With an expiry that is past, deletes the row.
-    pub(crate) fn write(&self, tx: &mut Tx<'_>, expires_at_ms: Option<u64>, body: Body) -> Result<(), Fault> {
+    /// Replaces whatever was there; members of a replaced hash die with its generation.
+    /// With an expiry that is past, deletes the row.
+    pub(crate) fn write(
+        &self,
+        tx: &mut Tx<'_>,
+        expires_at_ms: Option<u64>,
+        body: Body,
+    ) -> Result<(), Fault> {
         if tx.past(expires_at_ms) {
             return self.remove(tx);
         }
@@ -160,10 +180,12 @@ impl Outline {
         Ok(())
     }
 
-    /// Moves the row's entries of the time index from one head to the other, and counts the rows that expire.
+    /// Moves the row's entries of the time index from one head to the other, and counts
+    /// the rows that expire.
     fn index(&self, tx: &mut Tx<'_>, old: Option<&Head>, new: Option<&Head>) -> Result<(), Fault> {
         for due in [Due::Row, Due::Field] {
-            let (old, new) = (old.and_then(|head| due_at(head, due)), new.and_then(|head| due_at(head, due)));
+            let (old, new) =
+                (old.and_then(|head| due_at(head, due)), new.and_then(|head| due_at(head, due)));
             if old == new {
                 continue;
             }
@@ -184,7 +206,9 @@ impl Outline {
 /// Adds to a counter of rows.
 fn count(tx: &mut Tx<'_>, counter: &'static [u8], by: i64) -> Result<(), Fault> {
     let n = tx.counter(counter)?.checked_add_signed(by);
-    let n = n.ok_or_else(|| Fault(format!("the counter {} would leave its range", counter.escape_ascii())))?;
+    let n = n.ok_or_else(|| {
+        Fault(format!("the counter {} would leave its range", counter.escape_ascii()))
+    })?;
     tx.set_counter(counter, n);
     Ok(())
 }
@@ -198,12 +222,19 @@ pub(crate) fn due_at(head: &Head, due: Due) -> Option<u64> {
     }
 }
 
-/// Whether one of a collection's `count` members lives: one seek at most, however many are past. `space` is what the keys of their expiries begin with.
-fn has_live_member(tx: &Tx<'_>, count: u64, expiries: &Expiries, space: impl FnOnce() -> KeyBuf) -> Result<bool, Fault> {
+/// Whether one of a collection's `count` members lives: one seek at most, however many
+/// are past. `space` is what the keys of their expiries begin with.
+fn has_live_member(
+    tx: &Tx<'_>,
+    count: u64,
+    expiries: &Expiries,
+    space: impl FnOnce() -> KeyBuf,
+) -> Result<bool, Fault> {
     if count > expiries.expiring || expiries.floor.at_ms > tx.stamp.now_ms {
         return Ok(true);
     }
-    // From the end: what is removed, or moved to a later time, leaves its tombstones in front, mostly.
+    // From the end: what is removed, or moved to a later time, leaves its tombstones in
+    // front, mostly.
     let space = space();
     let mut last_ms = None;
     tx.range(Family::Cell, &space, &key::after_prefix(&space), true, &mut |key, _| {
@@ -213,9 +244,15 @@ fn has_live_member(tx: &Tx<'_>, count: u64, expiries: &Expiries, space: impl FnO
     Ok(last_ms.is_some() && !tx.past(last_ms))
 }
 
-/// How many stored members of a collection are expired, counting no further than `max`; `space` is what the keys of their expiries begin with.
-/// Costs nothing unless one may be, and then as many steps as there are.
-pub(crate) fn expired_members(tx: &Tx<'_>, space: &[u8], expiries: &Expiries, max: u64) -> Result<u64, Fault> {
+/// How many stored members of a collection are expired, counting no further than `max`;
+/// `space` is what the keys of their expiries begin with. Costs nothing unless one may
+/// be, and then as many steps as there are.
+pub(crate) fn expired_members(
+    tx: &Tx<'_>,
+    space: &[u8],
+    expiries: &Expiries,
+    max: u64,
+) -> Result<u64, Fault> {
     let now_ms = tx.stamp.now_ms;
     if expiries.due_ms().is_none_or(|due_ms| due_ms > now_ms) || max == 0 {
         return Ok(0);

@@ -1,8 +1,11 @@
-//! Where a row is: its slot, its place in hash order, and the bytes of every record's key.
+//! Where a row is: its slot, its place in hash order, and the bytes of every record's
+//! key.
 //!
-//! Rows lie in hash order on purpose. The first eight bytes of a head key, read as a number, are the row's *position*: its slot and 48 bits
-//! of hash. Its upper 53 bits, the slot and 39 bits of hash, are a SCAN *cursor*: a plain integer that needs no memory on the server, survives
-//! failover, restart and split, and is held exactly by a double, in which many clients keep it. Rows that share a cursor come in one page.
+//! Rows lie in hash order on purpose. The first eight bytes of a head key, read as a
+//! number, are the row's *position*: its slot and 48 bits of hash. Its upper 53 bits, the
+//! slot and 39 bits of hash, are a SCAN *cursor*: a plain integer that needs no memory on
+//! the server, survives failover, restart and split, and is held exactly by a double, in
+//! which many clients keep it. Rows that share a cursor come in one page.
 //!
 //! # Layout
 //! ```text
@@ -59,7 +62,8 @@ static CRC16: Crc<u16, Table<16>> = Crc::<u16, Table<16>>::new(&CRC_16_XMODEM);
 /// A key built for a look-up; most fit without an allocation.
 pub type KeyBuf = SmallVec<[u8; 128]>;
 
-/// The part of a key that is hashed to its slot: what is between the first `{` and the next `}`, unless that is nothing.
+/// The part of a key that is hashed to its slot: what is between the first `{` and the
+/// next `}`, unless that is nothing.
 pub fn hash_tag(key: &[u8]) -> &[u8] {
     let Some(open) = key.iter().position(|&b| b == b'{') else { return key };
     let rest = &key[open + 1..];
@@ -164,7 +168,13 @@ impl<'a> CellKey<'a> {
         let (hashkey, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
         let (generation, rest) = rest.split_first_chunk()?;
         let (&space, sortkey) = rest.split_first()?;
-        Some(CellKey { position: u64::from_be_bytes(*position), hashkey, generation: u64::from_be_bytes(*generation), space, sortkey })
+        Some(CellKey {
+            position: u64::from_be_bytes(*position),
+            hashkey,
+            generation: u64::from_be_bytes(*generation),
+            space,
+            sortkey,
+        })
     }
 
     /// The key of the head that says whether this cell lives.
@@ -208,8 +218,9 @@ pub fn parse_time_index(key: &[u8]) -> Option<(u64, Due, &[u8])> {
     Some((u64::from_be_bytes(*at), due, head_key))
 }
 
-/// The smallest key that is greater than all that begin with `prefix`: the end of a range over a prefix.
-/// `prefix` must hold a byte below 0xff, as every key here does (slots are below 0x4000).
+/// The smallest key that is greater than all that begin with `prefix`: the end of a range
+/// over a prefix. `prefix` must hold a byte below 0xff, as every key here does (slots are
+/// below 0x4000).
 pub fn after_prefix(prefix: &[u8]) -> KeyBuf {
     let mut out = KeyBuf::from_slice(prefix);
     while out.last() == Some(&u8::MAX) {

@@ -38,7 +38,8 @@ pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> Answered {
 pub(crate) fn size(tx: &Tx<'_>, key: &[u8], samples: u64) -> Answered {
     let row = Row::load(tx, key)?;
     let Some(head) = row.head() else { return Ok(Answer::Nil) };
-    let header = if row.expires_at_ms().is_some() { Header::BYTES_MAX } else { Header::BYTES_MAX - 8 };
+    let header =
+        if row.expires_at_ms().is_some() { Header::BYTES_MAX } else { Header::BYTES_MAX - 8 };
     let bytes = match &head.body {
         Body::String(value) => value.len() as u64,
         Body::Hash(hash) => 24 + member_bytes(tx, &row, hash.count, samples)?,
@@ -46,13 +47,15 @@ pub(crate) fn size(tx: &Tx<'_>, key: &[u8], samples: u64) -> Answered {
     Ok(Answer::Int((bytes + (8 + key.len() + header + 1) as u64) as i64))
 }
 
-/// About how many bytes the members of a hash take: those of the first few, times how many there are.
+/// About how many bytes the members of a hash take: those of the first few, times how
+/// many there are.
 fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64, samples: u64) -> Result<u64, Failed> {
     let Some(members) = Members::of(row)? else { return Ok(0) };
     let (mut seen, mut bytes) = (0u64, 0u64);
     members.walk(tx, None, None, false, &mut |name, _, value| {
         seen += 1;
-        bytes += (8 + 2 + row.hashkey().len() + 9 + name.len() + Header::BYTES_MAX - 8 + value.len()) as u64;
+        bytes += (8 + 2 + row.hashkey().len() + 9 + name.len() + Header::BYTES_MAX - 8
+            + value.len()) as u64;
         if seen == samples { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     Ok((u128::from(bytes) * u128::from(count) / u128::from(seen.max(1))) as u64)
@@ -67,14 +70,18 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
 pub(crate) fn expire(tx: &mut Tx<'_>, key: &[u8], until: Deadline, only: ExpireIf) -> Answered {
     let row = Row::load(tx, key)?;
     let at = tx.deadline_ms(until);
-    let Some(head) = row.head().filter(|_| only.allows(row.expires_at_ms(), at)) else { return Ok(Answer::Int(0)) };
+    let Some(head) = row.head().filter(|_| only.allows(row.expires_at_ms(), at)) else {
+        return Ok(Answer::Int(0));
+    };
     row.write(tx, Some(at), head.body.clone())?;
     Ok(Answer::Int(1))
 }
 
 pub(crate) fn persist(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
     let row = Row::load(tx, key)?;
-    let Some(head) = row.head().filter(|_| row.expires_at_ms().is_some()) else { return Ok(Answer::Int(0)) };
+    let Some(head) = row.head().filter(|_| row.expires_at_ms().is_some()) else {
+        return Ok(Answer::Int(0));
+    };
     row.write(tx, None, head.body.clone())?;
     Ok(Answer::Int(1))
 }
@@ -111,10 +118,19 @@ pub(crate) fn copy(tx: &mut Tx<'_>, from: &[u8], to: &[u8], replace: bool) -> An
 pub(crate) fn dump(tx: &Tx<'_>, key: &[u8]) -> Answered {
     let row = Row::load(tx, key)?;
     let content = content(tx, &row, None)?;
-    Ok(content.map_or(Answer::Nil, |content| Answer::Content { content, expires_at_ms: row.expires_at_ms() }))
+    Ok(content.map_or(Answer::Nil, |content| Answer::Content {
+        content,
+        expires_at_ms: row.expires_at_ms(),
+    }))
 }
 
-pub(crate) fn restore(tx: &mut Tx<'_>, key: &[u8], content: &Content, ttl: Ttl, replace: bool) -> Answered {
+pub(crate) fn restore(
+    tx: &mut Tx<'_>,
+    key: &[u8],
+    content: &Content,
+    ttl: Ttl,
+    replace: bool,
+) -> Answered {
     tx.rules.check_write(key.len() + content.bytes())?;
     let row = Row::load(tx, key)?;
     if row.is_live() && !replace {
@@ -133,7 +149,8 @@ fn content_to_write(tx: &Tx<'_>, row: &Row) -> Result<Option<Content>, Failed> {
     })
 }
 
-/// Everything in a live row. With `write_max` it is read to be written again and refused when too large for that, otherwise to be answered.
+/// Everything in a live row. With `write_max` it is read to be written again and refused
+/// when too large for that, otherwise to be answered.
 fn content(tx: &Tx<'_>, row: &Row, write_max: Option<usize>) -> Result<Option<Content>, Failed> {
     let check = |bytes: usize| match write_max {
         Some(_) => tx.rules.check_write(bytes),
@@ -151,7 +168,11 @@ fn content(tx: &Tx<'_>, row: &Row, write_max: Option<usize>) -> Result<Option<Co
     if let Some(members) = members {
         members.walk(tx, None, None, false, &mut |name, header, value| {
             bytes += name.len() + value.len();
-            fields.push((Bytes::copy_from_slice(name), Bytes::copy_from_slice(value), header.expires_at_ms));
+            fields.push((
+                Bytes::copy_from_slice(name),
+                Bytes::copy_from_slice(value),
+                header.expires_at_ms,
+            ));
             if check(bytes).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
     }
@@ -159,14 +180,21 @@ fn content(tx: &Tx<'_>, row: &Row, write_max: Option<usize>) -> Result<Option<Co
     Ok(Some(Content::Hash(fields)))
 }
 
-/// Replaces a row by some content. Fields that are past their expiry are left out, and a hash without fields is no row.
-fn write(tx: &mut Tx<'_>, row: Row, content: Content, expires_at_ms: Option<u64>) -> Result<(), Fault> {
+/// Replaces a row by some content. Fields that are past their expiry are left out, and a
+/// hash without fields is no row.
+fn write(
+    tx: &mut Tx<'_>,
+    row: Row,
+    content: Content,
+    expires_at_ms: Option<u64>,
+) -> Result<(), Fault> {
     let fields = match content {
         Content::String(value) => return row.write(tx, expires_at_ms, Body::String(value)),
         Content::Hash(fields) => fields,
     };
     let now_ms = tx.stamp.now_ms;
-    let mut fields = fields.into_iter().filter(|(_, _, at)| at.is_none_or(|at| at > now_ms)).peekable();
+    let mut fields =
+        fields.into_iter().filter(|(_, _, at)| at.is_none_or(|at| at > now_ms)).peekable();
     if fields.peek().is_none() || tx.past(expires_at_ms) {
         return row.remove(tx);
     }
@@ -203,10 +231,22 @@ pub(crate) fn encoding(tx: &Tx<'_>, key: &[u8]) -> Answered {
     Ok(Answer::Bytes(Bytes::from_static(name.as_bytes())))
 }
 
-/// Everything of the token that the row itself knows; the executor adds when it was touched last.
+/// Everything of the token that the row itself knows; the executor adds when it was
+/// touched last.
 pub(crate) fn watch(tx: &Tx<'_>, key: &Bytes) -> Answered {
     let row = Row::load(tx, key)?;
-    let first_field = row.hash().ok().flatten().and_then(|hash| hash.expiries.due_ms()).filter(|at| *at > tx.stamp.now_ms);
+    let first_field = row
+        .hash()
+        .ok()
+        .flatten()
+        .and_then(|hash| hash.expiries.due_ms())
+        .filter(|at| *at > tx.stamp.now_ms);
     let expires_at_ms = row.expires_at_ms().into_iter().chain(first_field).min();
-    Ok(Answer::Watched(Watched { key: key.clone(), term: 0, touched: 0, expires_at_ms, existed: row.is_live() }))
+    Ok(Answer::Watched(Watched {
+        key: key.clone(),
+        term: 0,
+        touched: 0,
+        expires_at_ms,
+        existed: row.is_live(),
+    }))
 }

@@ -65,7 +65,11 @@ impl Members {
     /// Deletes a member's cell, whose expiry is gone already.
     fn forget(&mut self, tx: &mut Tx<'_>, name: &[u8]) -> Result<(), Fault> {
         tx.delete(Family::Cell, Bytes::copy_from_slice(&self.key(name)));
-        self.hash.count = self.hash.count.checked_sub(1).ok_or_else(|| Fault("a hash has more members than its count".into()))?;
+        self.hash.count = self
+            .hash
+            .count
+            .checked_sub(1)
+            .ok_or_else(|| Fault("a hash has more members than its count".into()))?;
         Ok(())
     }
 
@@ -91,16 +95,20 @@ impl Members {
 
     /// The header of a member as stored, expired or not.
     fn header(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Header>, Fault> {
-        tx.gist(Family::Cell, &self.key(name))?.map(|bytes| Ok(Cell::decode_slice(&bytes)?.0)).transpose()
+        tx.gist(Family::Cell, &self.key(name))?
+            .map(|bytes| Ok(Cell::decode_slice(&bytes)?.0))
+            .transpose()
     }
 
     /// A live member.
     pub(crate) fn get(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Cell>, Fault> {
-        let stored = tx.get(Family::Cell, &self.key(name))?.map(|bytes| Cell::decode(&bytes)).transpose()?;
+        let stored =
+            tx.get(Family::Cell, &self.key(name))?.map(|bytes| Cell::decode(&bytes)).transpose()?;
         Ok(stored.filter(|cell| !tx.past(cell.header.expires_at_ms)))
     }
 
-    /// Walks live members by name within bounds (`from` in, `to` out), until `each` breaks.
+    /// Walks live members by name within bounds (`from` in, `to` out), until `each`
+    /// breaks.
     pub(crate) fn walk(
         &self,
         tx: &Tx<'_>,
@@ -115,7 +123,8 @@ impl Members {
         })
     }
 
-    /// As [`Members::walk`], and tells of members that are past and not yet removed as well, without their values: whoever bounds his walk counts them.
+    /// As [`Members::walk`], and tells of members that are past and not yet removed as
+    /// well, without their values: whoever bounds his walk counts them.
     pub(crate) fn walk_stored(
         &self,
         tx: &Tx<'_>,
@@ -130,8 +139,12 @@ impl Members {
             return Ok(());
         }
         let mut fault = None;
-        tx.range(Family::Cell, &from, &to, reverse, &mut |key, value| match Cell::decode_slice(value) {
-            Ok((header, _)) if tx.past(header.expires_at_ms) => each(&key[self.prefix.len()..], None),
+        tx.range(Family::Cell, &from, &to, reverse, &mut |key, value| match Cell::decode_slice(
+            value,
+        ) {
+            Ok((header, _)) if tx.past(header.expires_at_ms) => {
+                each(&key[self.prefix.len()..], None)
+            }
             Ok((header, value)) => each(&key[self.prefix.len()..], Some((header, value))),
             Err(found) => {
                 fault = Some(found);
@@ -142,20 +155,28 @@ impl Members {
     }
 
     /// Walks the expiries from the floor on by time, past or not, until `each` breaks.
-    pub(crate) fn walk_expiries(&self, tx: &Tx<'_>, each: &mut dyn FnMut(Place) -> ControlFlow<()>) -> Result<(), Fault> {
+    pub(crate) fn walk_expiries(
+        &self,
+        tx: &Tx<'_>,
+        each: &mut dyn FnMut(Place) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
         let space = self.space();
-        tx.range(Family::Cell, &place_key(&space, &self.hash.expiries.floor), &key::after_prefix(&space), false, &mut |key, _| match key
-            [space.len()..]
-            .split_first_chunk()
-        {
-            Some((at, name)) => each(Place::of(u64::from_be_bytes(*at), name)),
-            None => ControlFlow::Continue(()),
-        })
+        tx.range(
+            Family::Cell,
+            &place_key(&space, &self.hash.expiries.floor),
+            &key::after_prefix(&space),
+            false,
+            &mut |key, _| match key[space.len()..].split_first_chunk() {
+                Some((at, name)) => each(Place::of(u64::from_be_bytes(*at), name)),
+                None => ControlFlow::Continue(()),
+            },
+        )
     }
 }
 
-/// A hash being written. Nothing is edited before the first [`put`](Writer::put) or [`remove`](Writer::remove), so an op may still
-/// refuse after opening it; every writer that wrote ends with [`save`](Writer::save).
+/// A hash being written. Nothing is edited before the first [`put`](Writer::put) or
+/// [`remove`](Writer::remove), so an op may still refuse after opening it; every writer
+/// that wrote ends with [`save`](Writer::save).
 #[derive(Debug)]
 pub(crate) struct Writer {
     row: Row,
@@ -190,14 +211,26 @@ impl Writer {
     }
 
     /// Sets a member; whether it is new.
-    pub(crate) fn put(&mut self, tx: &mut Tx<'_>, name: &[u8], value: Bytes, expires_at_ms: Option<u64>) -> Result<bool, Fault> {
+    pub(crate) fn put(
+        &mut self,
+        tx: &mut Tx<'_>,
+        name: &[u8],
+        value: Bytes,
+        expires_at_ms: Option<u64>,
+    ) -> Result<bool, Fault> {
         if self.members.is_none() {
-            let hash = HashHead { generation: tx.next_generation()?, count: 0, expiries: Expiries::default() };
+            let hash = HashHead {
+                generation: tx.next_generation()?,
+                count: 0,
+                expiries: Expiries::default(),
+            };
             self.members = Some(Members::new(&self.row, hash));
         }
         let members = self.members.as_mut().expect("made above");
-        // A new generation has no cells but those this writer put: nothing is read below for the first.
-        let old = if self.fresh && members.hash.count == 0 { None } else { members.header(tx, name)? };
+        // A new generation has no cells but those this writer put: nothing is read below
+        // for the first.
+        let old =
+            if self.fresh && members.hash.count == 0 { None } else { members.header(tx, name)? };
         let old_expiry = old.and_then(|header| header.expires_at_ms);
         if old_expiry != expires_at_ms {
             if let Some(at) = old_expiry {
@@ -227,7 +260,8 @@ impl Writer {
         Ok(!tx.past(old.expires_at_ms))
     }
 
-    /// Deletes a member that expires then, without reading it, if there is one; whether there was.
+    /// Deletes a member that expires then, without reading it, if there is one; whether
+    /// there was.
     pub(crate) fn purge(&mut self, tx: &mut Tx<'_>, expiry: &Place) -> Result<bool, Fault> {
         let Some(members) = &mut self.members else { return Ok(false) };
         let key = members.expiry_key(expiry.at_ms, &expiry.name);
@@ -240,9 +274,12 @@ impl Writer {
         Ok(true)
     }
 
-    /// Raises the floor of the members' expiries, if it is still `from`: in a state where it was, the first behind those that were purged lay at `to`.
+    /// Raises the floor of the members' expiries, if it is still `from`: in a state where
+    /// it was, the first behind those that were purged lay at `to`.
     pub(crate) fn raise_floor(&mut self, tx: &Tx<'_>, from: &Place, to: Option<&Place>) {
-        if let Some(members) = self.members.as_mut().filter(|members| members.hash.expiries.floor == *from) {
+        if let Some(members) =
+            self.members.as_mut().filter(|members| members.hash.expiries.floor == *from)
+        {
             members.hash.expiries.raise(to, tx.stamp.now_ms);
         }
     }
@@ -252,20 +289,26 @@ impl Writer {
         self.members.as_ref().and_then(|members| members.hash.expiries.due_ms())
     }
 
-    /// Writes the head, if anything in it changed; a hash without members is no row. A new row gets the table's expiry.
+    /// Writes the head, if anything in it changed; a hash without members is no row. A
+    /// new row gets the table's expiry.
     pub(crate) fn save(self, tx: &mut Tx<'_>) -> Result<(), Fault> {
         let expires_at_ms = if self.fresh { tx.default_expiry() } else { self.row.expires_at_ms() };
         self.save_until(tx, expires_at_ms)
     }
 
     /// As [`Writer::save`], with the row's expiry.
-    pub(crate) fn save_until(self, tx: &mut Tx<'_>, expires_at_ms: Option<u64>) -> Result<(), Fault> {
+    pub(crate) fn save_until(
+        self,
+        tx: &mut Tx<'_>,
+        expires_at_ms: Option<u64>,
+    ) -> Result<(), Fault> {
         let Some(members) = &self.members else { return Ok(()) };
         if members.hash.count == 0 {
             return self.row.remove(tx);
         }
         let body = Body::Hash(members.hash.clone());
-        let unchanged = self.row.head().is_some_and(|head| head.body == body) && self.row.expires_at_ms() == expires_at_ms;
+        let unchanged = self.row.head().is_some_and(|head| head.body == body)
+            && self.row.expires_at_ms() == expires_at_ms;
         if unchanged { Ok(()) } else { self.row.write(tx, expires_at_ms, body) }
     }
 }

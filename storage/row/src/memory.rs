@@ -1,7 +1,7 @@
 //! The test kit beside [`View`]: a partition's records in memory.
 //!
-//! Everything that is said of rows can be tried on it without a disk: evaluate an op with a [`Tx`] over a `Memory`, then
-//! [`apply`](Memory::apply) its edits, as a replica would.
+//! Everything that is said of rows can be tried on it without a disk: evaluate an op with
+//! a [`Tx`] over a `Memory`, then [`apply`](Memory::apply) its edits, as a replica would.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -29,7 +29,9 @@ impl Memory {
     /// Applies edits, as a replica does.
     pub fn apply(&mut self, edits: Edits) {
         if edits.clear {
-            self.records.retain(|(family, key), _| *family == Family::State && !key.starts_with(key::TIME_INDEX));
+            self.records.retain(|(family, key), _| {
+                *family == Family::State && !key.starts_with(key::TIME_INDEX)
+            });
         }
         for (family, key, value) in edits.into_records() {
             match value {
@@ -41,7 +43,11 @@ impl Memory {
 
     /// What the expiry cycle finds due by the time index, all of it.
     pub fn due(&self, stamp: Stamp, rules: Rules) -> Result<Found, Fault> {
-        expire::find(&Tx { view: self, edits: &mut Edits::default(), stamp, rules }, b"", usize::MAX)
+        expire::find(
+            &Tx { view: self, edits: &mut Edits::default(), stamp, rules },
+            b"",
+            usize::MAX,
+        )
     }
 
     /// All records, by family and key.
@@ -72,7 +78,8 @@ impl View for Memory {
             return Ok(());
         }
         let bound = |key: &[u8]| (family, Bytes::copy_from_slice(key));
-        let mut found = self.records.range((Bound::Included(bound(from)), Bound::Excluded(bound(to))));
+        let mut found =
+            self.records.range((Bound::Included(bound(from)), Bound::Excluded(bound(to))));
         let mut next = || if reverse { found.next_back() } else { found.next() };
         while let Some(((_, key), value)) = next() {
             if each(key, value).is_break() {
@@ -178,7 +185,8 @@ impl View for Reader<'_> {
 
     fn remember(&self, _row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
         let Some(cursors) = &self.cursors else { return true };
-        cursors.borrow_mut().entry(cursor).or_insert_with(|| Bytes::copy_from_slice(sortkey)) == sortkey
+        cursors.borrow_mut().entry(cursor).or_insert_with(|| Bytes::copy_from_slice(sortkey))
+            == sortkey
     }
 
     fn is_spent(&self) -> bool {

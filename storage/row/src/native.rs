@@ -35,7 +35,9 @@ pub(crate) fn check_and_mutate(
 
 fn mutate(tx: &mut Tx<'_>, hash: &mut Writer, mutation: &Mutation) -> Result<(), crate::Fault> {
     let (name, put) = match mutation {
-        Mutation::Put { sortkey, value, ttl } => (sortkey, Some((value, hash::field_expiry(tx, hash, sortkey, *ttl)?))),
+        Mutation::Put { sortkey, value, ttl } => {
+            (sortkey, Some((value, hash::field_expiry(tx, hash, sortkey, *ttl)?)))
+        }
         Mutation::Delete { sortkey } => (sortkey, None),
     };
     match put {
@@ -45,8 +47,10 @@ fn mutate(tx: &mut Tx<'_>, hash: &mut Writer, mutation: &Mutation) -> Result<(),
     Ok(())
 }
 
-/// Whether a check holds for a cell's value, by Pegasus's rules: a missing value passes no comparison, an empty operand matches every value
-/// there is, bytes are compared as bytes. Integers are decimal i64 (Pegasus also takes octal and hexadecimal); the value is read before the operand.
+/// Whether a check holds for a cell's value, by Pegasus's rules: a missing value passes
+/// no comparison, an empty operand matches every value there is, bytes are compared as
+/// bytes. Integers are decimal i64 (Pegasus also takes octal and hexadecimal); the value
+/// is read before the operand.
 fn holds(check: Check, operand: &[u8], value: Option<&Bytes>) -> Result<bool, Refusal> {
     let Some(value) = value else {
         return Ok(matches!(check, Check::None | Check::NotExist | Check::NotExistOrEmpty));
@@ -64,7 +68,11 @@ fn holds(check: Check, operand: &[u8], value: Option<&Bytes>) -> Result<bool, Re
         Check::BytesEqual => value[..] == *operand,
         Check::BytesGreaterOrEqual => value[..] >= *operand,
         Check::BytesGreater => value[..] > *operand,
-        Check::IntLess | Check::IntLessOrEqual | Check::IntEqual | Check::IntGreaterOrEqual | Check::IntGreater => {
+        Check::IntLess
+        | Check::IntLessOrEqual
+        | Check::IntEqual
+        | Check::IntGreaterOrEqual
+        | Check::IntGreater => {
             let value = number::parse_int(value).ok_or(Refusal::CheckValueNotInteger)?;
             let operand = number::parse_int(operand).ok_or(Refusal::CheckOperandNotInteger)?;
             match check {

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use rustc_apfloat::ieee::X87DoubleExtended;
 use rustc_apfloat::{Float as _, Round};
 
-/// Reads an integer as Redis's `string2ll`: decimal, no blanks, no `+`, no leading zeros, no `-0`.
+/// Reads an integer as Redis's `string2ll`: decimal, no blanks, no `+`, no leading zeros,
+/// no `-0`.
 pub fn parse_int(text: &[u8]) -> Option<i64> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     if digits == b"0" && digits.len() == text.len() {
@@ -28,17 +29,19 @@ pub fn print_int(n: i64) -> Bytes {
     Bytes::copy_from_slice(itoa::Buffer::new().format(n).as_bytes())
 }
 
-/// A `long double` of x86: 64 bits of mantissa. INCRBYFLOAT's results show its rounding (0.1 + 0.2 is 0.3), so it is computed
-/// in software, alike on every machine.
+/// A `long double` of x86: 64 bits of mantissa. INCRBYFLOAT's results show its rounding
+/// (0.1 + 0.2 is 0.3), so it is computed in software, alike on every machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LongDouble(X87DoubleExtended);
 
-/// The longest text that Redis reads as a float, bytes (its `MAX_LONG_DOUBLE_CHARS` and a zero): the largest number that it prints has 4,933.
+/// The longest text that Redis reads as a float, bytes (its `MAX_LONG_DOUBLE_CHARS` and a
+/// zero): the largest number that it prints has 4,933.
 const FLOAT_TEXT_MAX: usize = 5 * 1024 - 1;
 
 impl LongDouble {
-    /// Reads a float as Redis's `string2ld`, which is C's `strtold` on the whole text: decimal or hexadecimal, `inf`, but no blank in front,
-    /// no NaN, nothing that overflows or vanishes.
+    /// Reads a float as Redis's `string2ld`, which is C's `strtold` on the whole text:
+    /// decimal or hexadecimal, `inf`, but no blank in front, no NaN, nothing that
+    /// overflows or vanishes.
     pub fn parse(text: &[u8]) -> Option<LongDouble> {
         if text.len() > FLOAT_TEXT_MAX {
             return None;
@@ -49,7 +52,11 @@ impl LongDouble {
             _ => (false, text),
         };
         if digits.eq_ignore_ascii_case(b"inf") || digits.eq_ignore_ascii_case(b"infinity") {
-            return Some(LongDouble(if negative { -X87DoubleExtended::INFINITY } else { X87DoubleExtended::INFINITY }));
+            return Some(LongDouble(if negative {
+                -X87DoubleExtended::INFINITY
+            } else {
+                X87DoubleExtended::INFINITY
+            }));
         }
         let (mantissa, exponent, hex) = match digits {
             [b'0', b'x' | b'X', rest @ ..] => {
@@ -63,7 +70,10 @@ impl LongDouble {
         };
         let is_digit = |b: &u8| if hex { b.is_ascii_hexdigit() } else { b.is_ascii_digit() };
         let points = mantissa.iter().filter(|b| **b == b'.').count();
-        if points > 1 || mantissa.len() == points || !mantissa.iter().all(|b| *b == b'.' || is_digit(b)) {
+        if points > 1
+            || mantissa.len() == points
+            || !mantissa.iter().all(|b| *b == b'.' || is_digit(b))
+        {
             return None;
         }
         let zero = mantissa.iter().all(|b| matches!(b, b'0' | b'.'));
@@ -90,7 +100,8 @@ impl LongDouble {
         self.0.is_finite()
     }
 
-    /// Prints a finite number as Redis does: C's `%.17Lf` without trailing zeros, never in exponent form.
+    /// Prints a finite number as Redis does: C's `%.17Lf` without trailing zeros, never
+    /// in exponent form.
     pub fn print(self) -> String {
         let bits = self.0.to_bits();
         let mantissa = bits as u64;
@@ -107,9 +118,12 @@ impl LongDouble {
     }
 }
 
-/// Splits `1.5e-3` at its exponent, which is clamped to what is surely an overflow or an underflow.
+/// Splits `1.5e-3` at its exponent, which is clamped to what is surely an overflow or an
+/// underflow.
 fn split_exponent(text: &[u8], mark: u8) -> Option<(&[u8], i32)> {
-    let Some(at) = text.iter().position(|b| b.to_ascii_lowercase() == mark) else { return Some((text, 0)) };
+    let Some(at) = text.iter().position(|b| b.to_ascii_lowercase() == mark) else {
+        return Some((text, 0));
+    };
     let (negative, digits) = match text[at + 1..].split_first()? {
         (b'-', rest) => (true, rest),
         (b'+', rest) => (false, rest),
@@ -167,19 +181,37 @@ mod tests {
 
     #[test]
     fn integers_as_redis_reads_them() {
-        for (text, n) in [("0", 0), ("-1", -1), ("10", 10), ("9223372036854775807", i64::MAX), ("-9223372036854775808", i64::MIN)] {
+        for (text, n) in [
+            ("0", 0),
+            ("-1", -1),
+            ("10", 10),
+            ("9223372036854775807", i64::MAX),
+            ("-9223372036854775808", i64::MIN),
+        ] {
             assert_eq!(parse_int(text.as_bytes()), Some(n), "{text}");
             assert_eq!(print_int(n), text);
         }
-        for text in
-            ["", "-", "-0", "00", "01", "+1", " 1", "1 ", "1.0", "9223372036854775808", "-9223372036854775809", "99999999999999999999"]
-        {
+        for text in [
+            "",
+            "-",
+            "-0",
+            "00",
+            "01",
+            "+1",
+            " 1",
+            "1 ",
+            "1.0",
+            "9223372036854775808",
+            "-9223372036854775809",
+            "99999999999999999999",
+        ] {
             assert_eq!(parse_int(text.as_bytes()), None, "{text}");
         }
     }
 
     fn sum(a: &str, b: &str) -> String {
-        let (Some(a), Some(b)) = (LongDouble::parse(a.as_bytes()), LongDouble::parse(b.as_bytes())) else {
+        let (Some(a), Some(b)) = (LongDouble::parse(a.as_bytes()), LongDouble::parse(b.as_bytes()))
+        else {
             return "not a float".to_owned();
         };
         let sum = a.plus(b);
@@ -190,16 +222,33 @@ mod tests {
     fn sums_as_redis_makes_them() {
         let vectors = include_str!("../tests/vectors/floats.txt");
         for line in vectors.lines().filter(|line| !line.starts_with('#')) {
-            let [a, b, c] = line.split('|').collect::<Vec<_>>()[..] else { panic!("three columns: {line}") };
+            let [a, b, c] = line.split('|').collect::<Vec<_>>()[..] else {
+                panic!("three columns: {line}")
+            };
             assert_eq!(sum(a, b), c, "{a} + {b}");
         }
     }
 
     #[test]
     fn floats_that_redis_refuses() {
-        for text in
-            ["", "-", " 1", "1 ", "1.2.3", "nan", "1e", "1e5000", "1e-5000", "e5", ".", "0x", "0x.p1", "1_0", "1e99999999999999", "0x1pz"]
-        {
+        for text in [
+            "",
+            "-",
+            " 1",
+            "1 ",
+            "1.2.3",
+            "nan",
+            "1e",
+            "1e5000",
+            "1e-5000",
+            "e5",
+            ".",
+            "0x",
+            "0x.p1",
+            "1_0",
+            "1e99999999999999",
+            "0x1pz",
+        ] {
             assert_eq!(LongDouble::parse(text.as_bytes()), None, "{text}");
         }
         assert_eq!(LongDouble::parse(&[b'0'; 5120]), None);

@@ -1,4 +1,5 @@
-//! The operations on rows and their answers. Ops know kinds of rows, not commands and not RESP.
+//! The operations on rows and their answers. Ops know kinds of rows, not commands and not
+//! RESP.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,8 @@ pub enum Kind {
     Hash = 2,
 }
 
-/// Where the HEXPIRE family's field expiries end, as Redis's do: 46 bits of ms, in the year 4199.
+/// Where the HEXPIRE family's field expiries end, as Redis's do: 46 bits of ms, in the
+/// year 4199.
 pub const FIELD_EXPIRY_MAX_MS: u64 = (1 << 46) - 1;
 
 /// A point in time that an op names: relative ones are resolved by the leader's stamp.
@@ -152,7 +154,8 @@ pub enum Mutation {
     Delete { sortkey: Bytes },
 }
 
-/// Everything in a row, as DUMP, RESTORE and COPY carry it. Field expiries are absolute ms.
+/// Everything in a row, as DUMP, RESTORE and COPY carry it. Field expiries are absolute
+/// ms.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
     /// A string.
@@ -161,16 +164,16 @@ pub enum Content {
     Hash(Vec<(Bytes, Bytes, Option<u64>)>),
 }
 
-/// An operation on the row `key` (two name a second row of the same partition, four are on the partition).
-/// Field lists are never empty. What each answers stands behind `->`.
+/// An operation on the row `key` (two name a second row of the same partition, four are
+/// on the partition). Field lists are never empty. What each answers stands behind `->`.
 #[allow(missing_docs)] // the variant's line says what its fields are
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     // ---- any row ----
     /// -> `Row`
     Inspect { key: Bytes },
-    /// About how many bytes the row takes on disk, before compression. The first `samples` members of a hash (0 = all) stand for the others.
-    /// -> `Int` or `Nil`
+    /// About how many bytes the row takes on disk, before compression. The first
+    /// `samples` members of a hash (0 = all) stand for the others. -> `Int` or `Nil`
     Size { key: Bytes, samples: u64 },
     /// -> `Int` 0|1
     Delete { key: Bytes },
@@ -184,28 +187,34 @@ pub enum Op {
     Copy { from: Bytes, to: Bytes, replace: bool },
     /// The whole row. -> `Content` or `Nil`
     Dump { key: Bytes },
-    /// -> `Int` 1; refuses `BusyKey` unless `replace`. `idle_since`/frequency are not kept.
+    /// -> `Int` 1; refuses `BusyKey` unless `replace`. `idle_since`/frequency are not
+    /// kept.
     Restore { key: Bytes, content: Content, ttl: Ttl, replace: bool },
-    /// How Redis would say it stores the row (int, embstr, raw, listpack, listpackex, hashtable). -> `Bytes` or `Nil`
+    /// How Redis would say it stores the row (int, embstr, raw, listpack, listpackex,
+    /// hashtable). -> `Bytes` or `Nil`
     Encoding { key: Bytes },
 
     // ---- the partition ----
-    /// Rows from a [cursor](crate::key::cursor) on in hash order, skipping expired ones; looks at about `count` rows. -> `Page` (next = 0: partition finished)
+    /// Rows from a [cursor](crate::key::cursor) on in hash order, skipping expired ones;
+    /// looks at about `count` rows. -> `Page` (next = 0: partition finished)
     Scan { cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<Kind> },
-    /// The first live row at or after a [cursor](crate::key::cursor) in hash order, wrapping round. -> `Bytes` or `Nil`, or an empty `Page` that was filled with
+    /// The first live row at or after a [cursor](crate::key::cursor) in hash order,
+    /// wrapping round. -> `Bytes` or `Nil`, or an empty `Page` that was filled with
     /// expired ones
     Nearest { cursor: u64 },
     /// Number of rows. -> `Int`
     Rows,
     /// Number of rows that have an expiry. -> `Int`
     Expiring,
-    /// Deletes every row of the partition. -> `Ok`. The executor runs it alone: its edits are `Edits::clear`.
+    /// Deletes every row of the partition. -> `Ok`. The executor runs it alone: its edits
+    /// are `Edits::clear`.
     Clear,
-    /// One step of the expiry cycle: of what was [found](crate::expire) to be due, deletes in order what still is, until the view is spent; at least one thing.
-    /// -> `Expired`
+    /// One step of the expiry cycle: of what was [found](crate::expire) to be due,
+    /// deletes in order what still is, until the view is spent; at least one thing. ->
+    /// `Expired`
     ExpireDue { items: Vec<Item> },
-    /// From the next millisecond on the partition goes by this `default_ttl`, unless it does by one that was set later. Rows written before count from there.
-    /// -> `Ok`
+    /// From the next millisecond on the partition goes by this `default_ttl`, unless it
+    /// does by one that was set later. Rows written before count from there. -> `Ok`
     SetDefaultTtl { ttl_ms: u64, set_at_ms: u64 },
     /// Rests on a moment's being past, if it is, for reads that did. -> `Ok`
     Pass { at_ms: u64 },
@@ -217,7 +226,8 @@ pub enum Op {
     GetDelete { key: Bytes },
     /// GETEX. -> `Bytes` or `Nil`
     GetExpire { key: Bytes, ttl: Ttl },
-    /// `want_old` reads the old value first (and then refuses `WrongType` for other kinds). -> `Set`
+    /// `want_old` reads the old value first (and then refuses `WrongType` for other
+    /// kinds). -> `Set`
     Set { key: Bytes, value: Bytes, ttl: Ttl, only: Only, want_old: bool },
     /// MSETNX: all or none. -> `Int` 0|1
     SetAllNew { pairs: Vec<(Bytes, Bytes)> },
@@ -225,7 +235,8 @@ pub enum Op {
     Append { key: Bytes, value: Bytes },
     /// -> `Int` new value; refuses `NotInteger`, `Overflow`
     Add { key: Bytes, by: i64 },
-    /// `by` is the decimal text as given. -> `Bytes` the new value as Redis prints long doubles; refuses `NotFloat`, `NanOrInfinity`
+    /// `by` is the decimal text as given. -> `Bytes` the new value as Redis prints long
+    /// doubles; refuses `NotFloat`, `NanOrInfinity`
     AddFloat { key: Bytes, by: Bytes },
     /// -> `Bytes`, or `Nil` without the row; negative offsets count from the end
     GetRange { key: Bytes, start: i64, end: i64 },
@@ -235,8 +246,9 @@ pub enum Op {
     Length { key: Bytes },
 
     // ---- hashes ----
-    /// -> `Int` how many fields are new. With `only` on a field basis (HSETNX): nothing is written unless all fields qualify
-    /// (HSETEX FNX/FXX), and the answer is then `Nil`. `ttl` is the fields'; HSET drops a field's expiry (`Ttl::Default`).
+    /// -> `Int` how many fields are new. With `only` on a field basis (HSETNX): nothing
+    /// is written unless all fields qualify (HSETEX FNX/FXX), and the answer is then
+    /// `Nil`. `ttl` is the fields'; HSET drops a field's expiry (`Ttl::Default`).
     HashPut { key: Bytes, pairs: Vec<(Bytes, Bytes)>, only: Only, ttl: Ttl },
     /// -> `Values`, one per field, or `Nil` without the row
     HashGet { key: Bytes, fields: SmallVec<[Bytes; 1]> },
@@ -254,30 +266,44 @@ pub enum Op {
     HashRangeCount { key: Bytes, range: Range },
     /// Deletes a range. -> `Deleted`
     HashRangeDelete { key: Bytes, range: Range },
-    /// HSCAN: small hashes whole, others about `count` cells; some MiB at most. -> `CellsPage`, or `Nil` without the row
+    /// HSCAN: small hashes whole, others about `count` cells; some MiB at most. ->
+    /// `CellsPage`, or `Nil` without the row
     HashScan { key: Bytes, cursor: u64, count: u64, glob: Option<Bytes>, want_values: bool },
     /// -> `Int`; refuses `HashNotInteger`, `Overflow`
     HashAdd { key: Bytes, field: Bytes, by: i64 },
     /// -> `Bytes`; refuses `HashNotFloat`, `NanOrInfinity`
     HashAddFloat { key: Bytes, field: Bytes, by: Bytes },
-    /// HRANDFIELD: positive count = distinct, negative = with repetition; drawn from `seed`. -> `Cells`, or `Nil` without the row
+    /// HRANDFIELD: positive count = distinct, negative = with repetition; drawn from
+    /// `seed`. -> `Cells`, or `Nil` without the row
     HashRandom { key: Bytes, count: i64, seed: u64, want_values: bool },
-    /// HEXPIRE family, one answer a field: -2 no field, 0 condition not met, 1 set, 2 deleted as already past. -> `Ints`, or `Nil` without the row
+    /// HEXPIRE family, one answer a field: -2 no field, 0 condition not met, 1 set, 2
+    /// deleted as already past. -> `Ints`, or `Nil` without the row
     HashExpire { key: Bytes, fields: Vec<Bytes>, until: Deadline, only: ExpireIf },
-    /// -2 no field, -1 no expiry, else absolute ms, or ms from the stamp on when `remaining`. -> `Ints`, or `Nil` without the row
+    /// -2 no field, -1 no expiry, else absolute ms, or ms from the stamp on when
+    /// `remaining`. -> `Ints`, or `Nil` without the row
     HashExpiry { key: Bytes, fields: Vec<Bytes>, remaining: bool },
     /// -2 no field, -1 no expiry, 1 removed. -> `Ints`, or `Nil` without the row
     HashPersist { key: Bytes, fields: Vec<Bytes> },
-    /// Checks one cell and, when the check holds, does all mutations. -> `Checked`; refuses `CheckOperandNotInteger`, `CheckValueNotInteger`
-    CheckAndMutate { key: Bytes, check_sortkey: Bytes, check: Check, operand: Bytes, mutations: Vec<Mutation>, want_value: bool },
+    /// Checks one cell and, when the check holds, does all mutations. -> `Checked`;
+    /// refuses `CheckOperandNotInteger`, `CheckValueNotInteger`
+    CheckAndMutate {
+        key: Bytes,
+        check_sortkey: Bytes,
+        check: Check,
+        operand: Bytes,
+        mutations: Vec<Mutation>,
+        want_value: bool,
+    },
 
     // ---- transactions ----
-    /// A token by which a later request can tell whether the row was touched since. -> `Watched`. Answered by the executor.
+    /// A token by which a later request can tell whether the row was touched since. ->
+    /// `Watched`. Answered by the executor.
     Watch { key: Bytes },
 
     // ---- the log ----
-    /// Has what was acknowledged before it on the leader's disk, whatever the durability. -> `Int`: the index of the log entry up to which that is so.
-    /// Answered by the replica, for a request of this op alone.
+    /// Has what was acknowledged before it on the leader's disk, whatever the durability.
+    /// -> `Int`: the index of the log entry up to which that is so. Answered by the
+    /// replica, for a request of this op alone.
     Sync,
 }
 
@@ -292,7 +318,8 @@ pub struct RowInfo {
     pub written_at_ms: u64,
     /// Bytes of a string; live or not yet purged fields of a hash.
     pub len: u64,
-    /// The stamp by which it was judged, ms: what remains of an expiry and how long ago it was written count from here.
+    /// The stamp by which it was judged, ms: what remains of an expiry and how long ago
+    /// it was written count from here.
     pub now_ms: u64,
 }
 
@@ -312,7 +339,8 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// A row of a table that was not there: touched as soon as anything has ever been written to its partition.
+    /// A row of a table that was not there: touched as soon as anything has ever been
+    /// written to its partition.
     pub fn unwritten(key: Bytes) -> Watched {
         Watched { key, term: 0, touched: 0, expires_at_ms: None, existed: false }
     }
@@ -338,20 +366,23 @@ pub enum Answer {
     Row(Option<RowInfo>),
     /// `done`: was it set; `old`: the value before, when asked.
     Set { done: bool, old: Option<Bytes> },
-    /// Cells; without values when not asked. `next`: the first sortkey left out when a limit cut the answer short.
+    /// Cells; without values when not asked. `next`: the first sortkey left out when a
+    /// limit cut the answer short.
     Cells { cells: Vec<(Bytes, Bytes)>, next: Option<Bytes> },
     /// A page of cells and the integer cursor of the next (0 = finished).
     CellsPage { cells: Vec<(Bytes, Bytes)>, next: u64 },
     /// A page of keys and the cursor of the next (0 = finished).
     Page { keys: Vec<Bytes>, next: u64, count: u64 },
-    /// How many rows and how many fields of other rows were deleted; how many items are `done`, and how many members (`part`) of the item behind them;
-    /// `left_ms`: the earliest entry of the time index that is due and was left there.
+    /// How many rows and how many fields of other rows were deleted; how many items are
+    /// `done`, and how many members (`part`) of the item behind them; `left_ms`: the
+    /// earliest entry of the time index that is due and was left there.
     Expired { rows: u64, fields: u64, done: u64, part: u64, left_ms: Option<u64> },
     /// `count` deleted; `next`: the first sortkey left alone when a limit cut it short.
     Deleted { count: u64, next: Option<Bytes> },
     /// A whole row and its expiry.
     Content { content: Content, expires_at_ms: Option<u64> },
-    /// `done`: did the check hold; `value`: the checked cell's value, when asked (outer None: not asked).
+    /// `done`: did the check hold; `value`: the checked cell's value, when asked (outer
+    /// None: not asked).
     Checked { done: bool, value: Option<Option<Bytes>> },
     /// See [`Watched`].
     Watched(Watched),
@@ -380,9 +411,11 @@ pub enum Refusal {
     BusyKey,
     /// A value would grow beyond `max_write_size`.
     TooLarge,
-    /// The records that would be changed, each with the row's key in it, are more than one op may change.
+    /// The records that would be changed, each with the row's key in it, are more than
+    /// one op may change.
     TooManyFields,
-    /// With what was done before it in one request, more would be changed than a log entry is to hold. Nothing was done; alone it may be possible.
+    /// With what was done before it in one request, more would be changed than a log
+    /// entry is to hold. Nothing was done; alone it may be possible.
     TooMuch,
     /// RENAME or COPY of a row that is larger than `max_write_size`.
     RowTooLarge,
@@ -398,13 +431,15 @@ pub enum Refusal {
     CheckValueNotInteger,
 }
 
-/// Ops of one partition, evaluated in order, atomically and isolated: all their edits are in one log entry.
+/// Ops of one partition, evaluated in order, atomically and isolated: all their edits are
+/// in one log entry.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Request {
     /// The ops, in order.
     pub ops: Vec<Op>,
-    /// Which of them, in rising order, belong together with the one before: both are done, or neither. Where answers are large, those that follow
-    /// may be left alone: neither done nor answered, to be asked again.
+    /// Which of them, in rising order, belong together with the one before: both are
+    /// done, or neither. Where answers are large, those that follow may be left alone:
+    /// neither done nor answered, to be asked again.
     pub joined: Vec<u32>,
     /// If any of these was touched since, nothing is done.
     pub watched: Vec<Watched>,
@@ -447,7 +482,8 @@ impl Op {
             | Op::HashPersist { fields, .. } => fields.len() > 1,
             Op::CheckAndMutate { mutations, .. } => mutations.len() > 1,
             Op::Rename { .. } | Op::Copy { .. } | Op::Restore { .. } => true,
-            // The others change one record, or look after their own bounds (HashRangeDelete, ExpireDue).
+            // The others change one record, or look after their own bounds
+            // (HashRangeDelete, ExpireDue).
             _ => false,
         }
     }

@@ -1,4 +1,5 @@
-//! What an op tells about itself: its rows, its size, its name; and the size of an answer.
+//! What an op tells about itself: its rows, its size, its name; and the size of an
+//! answer.
 
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
@@ -20,7 +21,12 @@ impl Op {
     pub fn is_write(&self) -> bool {
         use Op::*;
         match self {
-            Delete { .. } | Expire { .. } | Persist { .. } | Rename { .. } | Copy { .. } | Restore { .. } => true,
+            Delete { .. }
+            | Expire { .. }
+            | Persist { .. }
+            | Rename { .. }
+            | Copy { .. }
+            | Restore { .. } => true,
             Clear | ExpireDue { .. } | SetDefaultTtl { .. } | Pass { .. } => true,
             GetDelete { .. }
             | GetExpire { .. }
@@ -30,9 +36,24 @@ impl Op {
             | Add { .. }
             | AddFloat { .. }
             | SetRange { .. } => true,
-            HashPut { .. } | HashGetDelete { .. } | HashGetExpire { .. } | HashDelete { .. } | HashRangeDelete { .. } => true,
-            HashAdd { .. } | HashAddFloat { .. } | HashExpire { .. } | HashPersist { .. } | CheckAndMutate { .. } => true,
-            Inspect { .. } | Size { .. } | Dump { .. } | Encoding { .. } | Scan { .. } | Nearest { .. } | Rows | Watch { .. } => false,
+            HashPut { .. }
+            | HashGetDelete { .. }
+            | HashGetExpire { .. }
+            | HashDelete { .. }
+            | HashRangeDelete { .. } => true,
+            HashAdd { .. }
+            | HashAddFloat { .. }
+            | HashExpire { .. }
+            | HashPersist { .. }
+            | CheckAndMutate { .. } => true,
+            Inspect { .. }
+            | Size { .. }
+            | Dump { .. }
+            | Encoding { .. }
+            | Scan { .. }
+            | Nearest { .. }
+            | Rows
+            | Watch { .. } => false,
             Expiring | Sync => false,
             Get { .. } | GetRange { .. } | Length { .. } => false,
             HashGet { .. }
@@ -67,14 +88,41 @@ impl Op {
             | Restore { key, .. }
             | Encoding { key } => Some(key),
             Rename { from, .. } | Copy { from, .. } => Some(from),
-            Scan { .. } | Nearest { .. } | Rows | Expiring | Clear | ExpireDue { .. } | SetDefaultTtl { .. } | Pass { .. } | Sync => None,
-            Get { key } | GetDelete { key } | GetExpire { key, .. } | Set { key, .. } | Append { key, .. } | Add { key, .. } => Some(key),
-            AddFloat { key, .. } | GetRange { key, .. } | SetRange { key, .. } | Length { key } => Some(key),
+            Scan { .. }
+            | Nearest { .. }
+            | Rows
+            | Expiring
+            | Clear
+            | ExpireDue { .. }
+            | SetDefaultTtl { .. }
+            | Pass { .. }
+            | Sync => None,
+            Get { key }
+            | GetDelete { key }
+            | GetExpire { key, .. }
+            | Set { key, .. }
+            | Append { key, .. }
+            | Add { key, .. } => Some(key),
+            AddFloat { key, .. } | GetRange { key, .. } | SetRange { key, .. } | Length { key } => {
+                Some(key)
+            }
             SetAllNew { pairs } => pairs.first().map(|(key, _)| key),
-            HashPut { key, .. } | HashGet { key, .. } | HashGetDelete { key, .. } | HashGetExpire { key, .. } => Some(key),
-            HashDelete { key, .. } | HashLen { key } | HashRange { key, .. } | HashRangeCount { key, .. } => Some(key),
-            HashRangeDelete { key, .. } | HashScan { key, .. } | HashAdd { key, .. } | HashAddFloat { key, .. } => Some(key),
-            HashRandom { key, .. } | HashExpire { key, .. } | HashExpiry { key, .. } | HashPersist { key, .. } => Some(key),
+            HashPut { key, .. }
+            | HashGet { key, .. }
+            | HashGetDelete { key, .. }
+            | HashGetExpire { key, .. } => Some(key),
+            HashDelete { key, .. }
+            | HashLen { key }
+            | HashRange { key, .. }
+            | HashRangeCount { key, .. } => Some(key),
+            HashRangeDelete { key, .. }
+            | HashScan { key, .. }
+            | HashAdd { key, .. }
+            | HashAddFloat { key, .. } => Some(key),
+            HashRandom { key, .. }
+            | HashExpire { key, .. }
+            | HashExpiry { key, .. }
+            | HashPersist { key, .. } => Some(key),
             CheckAndMutate { key, .. } | Watch { key } => Some(key),
         }
     }
@@ -87,7 +135,10 @@ impl Op {
     /// About how many bytes of memory it takes.
     pub fn memory_bytes(&self) -> usize {
         let carried = self.carried();
-        size_of::<Op>() + self.first_key().map_or(0, Bytes::len) + carried.bytes + carried.items * ITEM_BYTES
+        size_of::<Op>()
+            + self.first_key().map_or(0, Bytes::len)
+            + carried.bytes
+            + carried.items * ITEM_BYTES
     }
 
     /// What it carries besides its first key.
@@ -97,29 +148,61 @@ impl Op {
             bytes: pairs.iter().map(|(a, b)| a.len() + b.len()).sum::<usize>(),
             items: 2 * pairs.len(),
         };
-        let words = |words: &[Bytes]| Carried { bytes: words.iter().map(Bytes::len).sum::<usize>(), items: words.len() };
+        let words = |words: &[Bytes]| Carried {
+            bytes: words.iter().map(Bytes::len).sum::<usize>(),
+            items: words.len(),
+        };
         let bytes = |bytes: usize| Carried { bytes, items: 0 };
         match self {
             Set { value, .. } | Append { value, .. } | SetRange { value, .. } => bytes(value.len()),
             HashPut { pairs: fields, .. } | SetAllNew { pairs: fields } => pairs(fields),
             HashGet { fields, .. } => words(fields),
-            HashGetDelete { fields, .. } | HashGetExpire { fields, .. } | HashDelete { fields, .. } => words(fields),
-            HashExpire { fields, .. } | HashExpiry { fields, .. } | HashPersist { fields, .. } => words(fields),
+            HashGetDelete { fields, .. }
+            | HashGetExpire { fields, .. }
+            | HashDelete { fields, .. } => words(fields),
+            HashExpire { fields, .. } | HashExpiry { fields, .. } | HashPersist { fields, .. } => {
+                words(fields)
+            }
             HashAdd { field, .. } => bytes(field.len()),
             AddFloat { by, .. } => bytes(by.len()),
             HashAddFloat { field, by, .. } => bytes(field.len() + by.len()),
             Restore { content, .. } => Carried { bytes: content.bytes(), items: content.items() },
             Rename { to, .. } | Copy { to, .. } => bytes(to.len()),
             CheckAndMutate { check_sortkey, operand, mutations, .. } => Carried {
-                bytes: check_sortkey.len() + operand.len() + mutations.iter().map(Mutation::bytes).sum::<usize>(),
+                bytes: check_sortkey.len()
+                    + operand.len()
+                    + mutations.iter().map(Mutation::bytes).sum::<usize>(),
                 items: 3 * mutations.len(),
             },
-            HashRange { range, .. } | HashRangeCount { range, .. } | HashRangeDelete { range, .. } => bytes(range.bytes()),
+            HashRange { range, .. }
+            | HashRangeCount { range, .. }
+            | HashRangeDelete { range, .. } => bytes(range.bytes()),
             Scan { glob, .. } | HashScan { glob, .. } => bytes(glob.as_ref().map_or(0, Bytes::len)),
-            Inspect { .. } | Size { .. } | Delete { .. } | Expire { .. } | Persist { .. } | Dump { .. } | Encoding { .. } => bytes(0),
-            Nearest { .. } | Rows | Expiring | Clear | SetDefaultTtl { .. } | Pass { .. } | Watch { .. } | Sync => bytes(0),
-            ExpireDue { items } => Carried { bytes: items.iter().map(Item::bytes).sum(), items: items.iter().map(Item::size).sum() },
-            Get { .. } | GetDelete { .. } | GetExpire { .. } | Add { .. } | GetRange { .. } | Length { .. } => bytes(0),
+            Inspect { .. }
+            | Size { .. }
+            | Delete { .. }
+            | Expire { .. }
+            | Persist { .. }
+            | Dump { .. }
+            | Encoding { .. } => bytes(0),
+            Nearest { .. }
+            | Rows
+            | Expiring
+            | Clear
+            | SetDefaultTtl { .. }
+            | Pass { .. }
+            | Watch { .. }
+            | Sync => bytes(0),
+            ExpireDue { items } => Carried {
+                bytes: items.iter().map(Item::bytes).sum(),
+                items: items.iter().map(Item::size).sum(),
+            },
+            Get { .. }
+            | GetDelete { .. }
+            | GetExpire { .. }
+            | Add { .. }
+            | GetRange { .. }
+            | Length { .. } => bytes(0),
             HashLen { .. } | HashRandom { .. } => bytes(0),
         }
     }
@@ -184,26 +267,40 @@ impl Request {
     /// About how many bytes of memory it takes.
     pub fn memory_bytes(&self) -> usize {
         let watched = self.watched.iter().map(|watched| size_of_val(watched) + watched.key.len());
-        size_of::<Request>() + self.joined.len() * 4 + self.ops.iter().map(Op::memory_bytes).sum::<usize>() + watched.sum::<usize>()
+        size_of::<Request>()
+            + self.joined.len() * 4
+            + self.ops.iter().map(Op::memory_bytes).sum::<usize>()
+            + watched.sum::<usize>()
     }
 }
 
 impl Answer {
-    /// About how many bytes of memory it takes besides itself: what answers of a request, of a batch and of a node are bounded by.
+    /// About how many bytes of memory it takes besides itself: what answers of a request,
+    /// of a batch and of a node are bounded by.
     pub fn bytes(&self) -> usize {
         let optional = |value: &Option<Bytes>| ITEM_BYTES + value.as_ref().map_or(0, Bytes::len);
-        let cells = |cells: &[(Bytes, Bytes)]| cells.iter().map(|(a, b)| a.len() + b.len() + 2 * ITEM_BYTES).sum();
+        let cells = |cells: &[(Bytes, Bytes)]| {
+            cells.iter().map(|(a, b)| a.len() + b.len() + 2 * ITEM_BYTES).sum()
+        };
         match self {
-            Answer::Nil | Answer::Ok | Answer::Int(_) | Answer::Row(_) | Answer::Expired { .. } => 0,
+            Answer::Nil | Answer::Ok | Answer::Int(_) | Answer::Row(_) | Answer::Expired { .. } => {
+                0
+            }
             Answer::Ints(numbers) => numbers.len() * size_of::<i64>(),
             Answer::Bytes(bytes) => bytes.len(),
             Answer::Values(values) => values.iter().map(optional).sum(),
             Answer::Set { done: _, old } => old.as_ref().map_or(0, Bytes::len),
-            Answer::Cells { cells: found, next } => cells(found) + next.as_ref().map_or(0, Bytes::len),
+            Answer::Cells { cells: found, next } => {
+                cells(found) + next.as_ref().map_or(0, Bytes::len)
+            }
             Answer::CellsPage { cells: found, next: _ } => cells(found),
-            Answer::Page { keys, next: _, count: _ } => keys.iter().map(|key| key.len() + ITEM_BYTES).sum(),
+            Answer::Page { keys, next: _, count: _ } => {
+                keys.iter().map(|key| key.len() + ITEM_BYTES).sum()
+            }
             Answer::Deleted { count: _, next } => next.as_ref().map_or(0, Bytes::len),
-            Answer::Content { content, expires_at_ms: _ } => content.bytes() + content.items() * ITEM_BYTES,
+            Answer::Content { content, expires_at_ms: _ } => {
+                content.bytes() + content.items() * ITEM_BYTES
+            }
             Answer::Checked { done: _, value } => value.as_ref().map_or(0, optional),
             Answer::Watched(watched) => watched.key.len(),
         }
@@ -226,7 +323,10 @@ impl Range {
         let ends = [&self.start, &self.stop].into_iter().flatten().map(Bytes::len).sum::<usize>();
         ends + match &self.filter {
             Filter::None => 0,
-            Filter::Prefix(text) | Filter::Postfix(text) | Filter::Anywhere(text) | Filter::Glob(text) => text.len(),
+            Filter::Prefix(text)
+            | Filter::Postfix(text)
+            | Filter::Anywhere(text)
+            | Filter::Glob(text) => text.len(),
         }
     }
 }
@@ -236,7 +336,9 @@ impl Content {
     pub fn bytes(&self) -> usize {
         match self {
             Content::String(value) => value.len(),
-            Content::Hash(fields) => fields.iter().map(|(name, value, _)| name.len() + value.len()).sum(),
+            Content::Hash(fields) => {
+                fields.iter().map(|(name, value, _)| name.len() + value.len()).sum()
+            }
         }
     }
 

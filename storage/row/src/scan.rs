@@ -16,15 +16,21 @@ use crate::view::{Fault, Tx};
 /// Rows that one step looks at, at most.
 pub(crate) const STEP_ROWS_MAX: u64 = 10_000;
 
-/// A page ends early when its pattern has taken about so long: long patterns against long keys take some 50 ms each.
+/// A page ends early when its pattern has taken about so long: long patterns against long
+/// keys take some 50 ms each.
 pub(crate) const STEP_PATTERN_NS_MAX: u64 = 50_000_000;
 
 /// Walks all stored rows from a position on, expired ones too, until `each` breaks.
-pub(crate) fn walk(tx: &Tx<'_>, from: u64, each: &mut dyn FnMut(u64, &Row) -> ControlFlow<()>) -> Result<(), Fault> {
+pub(crate) fn walk(
+    tx: &Tx<'_>,
+    from: u64,
+    each: &mut dyn FnMut(u64, &Row) -> ControlFlow<()>,
+) -> Result<(), Fault> {
     let mut fault = None;
     tx.range(Family::Head, &from.to_be_bytes(), key::END, false, &mut |head_key, value| {
         let row = || {
-            let position = key::head_position(head_key).ok_or_else(|| Fault(format!("a head key of {} bytes", head_key.len())))?;
+            let position = key::head_position(head_key)
+                .ok_or_else(|| Fault(format!("a head key of {} bytes", head_key.len())))?;
             let head = Head::decode(&Bytes::copy_from_slice(value))?;
             Ok((position, Row::of(tx, KeyBuf::from_slice(head_key), Some(head))?))
         };
@@ -39,13 +45,22 @@ pub(crate) fn walk(tx: &Tx<'_>, from: u64, each: &mut dyn FnMut(u64, &Row) -> Co
     fault.map_or(Ok(()), Err)
 }
 
-/// Rows of one cursor (keys may share their slot and 39 bits of hash) always come in one page, so that no row is missed.
-pub(crate) fn scan(tx: &Tx<'_>, cursor: u64, count: u64, pattern: Option<&Bytes>, kind: Option<Kind>) -> Answered {
+/// Rows of one cursor (keys may share their slot and 39 bits of hash) always come in one
+/// page, so that no row is missed.
+pub(crate) fn scan(
+    tx: &Tx<'_>,
+    cursor: u64,
+    count: u64,
+    pattern: Option<&Bytes>,
+    kind: Option<Kind>,
+) -> Answered {
     let pattern = pattern.filter(|pattern| *pattern != "*");
     let count = count.clamp(1, STEP_ROWS_MAX);
     let mut keys = Vec::new();
     let (mut looked, mut last, mut next, mut pattern_ns) = (0, None, 0, 0);
-    let Some(from) = key::cursor_position(cursor) else { return Ok(Answer::Page { keys, next, count: 0 }) };
+    let Some(from) = key::cursor_position(cursor) else {
+        return Ok(Answer::Page { keys, next, count: 0 });
+    };
     walk(tx, from, &mut |position, row| {
         let cursor = key::cursor(position);
         if (looked >= count || pattern_ns >= STEP_PATTERN_NS_MAX) && last != Some(cursor) {
@@ -72,7 +87,8 @@ pub(crate) fn scan(tx: &Tx<'_>, cursor: u64, count: u64, pattern: Option<&Bytes>
     Ok(Answer::Page { keys, next, count: looked })
 }
 
-/// Looks at [`STEP_ROWS_MAX`] rows at most: so many in a row may have expired, and a transaction holds up the partition meanwhile.
+/// Looks at [`STEP_ROWS_MAX`] rows at most: so many in a row may have expired, and a
+/// transaction holds up the partition meanwhile.
 pub(crate) fn nearest(tx: &Tx<'_>, cursor: u64) -> Answered {
     let from = key::cursor_position(cursor).unwrap_or(0);
     let (mut looked, mut answer) = (0, None);
@@ -83,7 +99,11 @@ pub(crate) fn nearest(tx: &Tx<'_>, cursor: u64) -> Answered {
                 return ControlFlow::Break(());
             }
             if looked >= STEP_ROWS_MAX {
-                answer = Some(Answer::Page { keys: Vec::new(), next: key::cursor(position), count: looked });
+                answer = Some(Answer::Page {
+                    keys: Vec::new(),
+                    next: key::cursor(position),
+                    count: looked,
+                });
                 return ControlFlow::Break(());
             }
             looked += 1;
@@ -116,7 +136,10 @@ pub(crate) fn clear(tx: &mut Tx<'_>) -> Answered {
 }
 
 pub(crate) fn set_default_ttl(tx: &mut Tx<'_>, ttl_ms: u64, set_at_ms: u64) -> Answered {
-    let old = tx.get(Family::State, key::DEFAULT_TTL)?.map(|bytes| DefaultTtl::decode(&bytes)).transpose()?;
+    let old = tx
+        .get(Family::State, key::DEFAULT_TTL)?
+        .map(|bytes| DefaultTtl::decode(&bytes))
+        .transpose()?;
     if old.is_none_or(|old| old.set_at_ms < set_at_ms) {
         // What was written in this millisecond is written before.
         let rule = DefaultTtl { ttl_ms, since_ms: tx.stamp.now_ms + 1, set_at_ms };

@@ -9,7 +9,8 @@ use crate::op::{Answer, Only, Refusal, Ttl};
 use crate::value::Body;
 use crate::view::{Fault, Tx};
 
-/// The longest string that may be grown into where the table sets no limit; Redis's `proto-max-bulk-len`.
+/// The longest string that may be grown into where the table sets no limit; Redis's
+/// `proto-max-bulk-len`.
 const STRING_BYTES_MAX: u64 = 512 << 20;
 
 pub(crate) fn get(tx: &Tx<'_>, key: &[u8]) -> Answered {
@@ -36,7 +37,14 @@ pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], ttl: Ttl) -> Answered {
     Ok(Answer::Bytes(value))
 }
 
-pub(crate) fn set(tx: &mut Tx<'_>, key: &[u8], value: &Bytes, ttl: Ttl, only: Only, want_old: bool) -> Answered {
+pub(crate) fn set(
+    tx: &mut Tx<'_>,
+    key: &[u8],
+    value: &Bytes,
+    ttl: Ttl,
+    only: Only,
+    want_old: bool,
+) -> Answered {
     tx.rules.check_write(key.len() + value.len())?;
     let (row, old) = if want_old {
         let row = Row::load(tx, key)?;
@@ -83,7 +91,8 @@ pub(crate) fn append(tx: &mut Tx<'_>, key: &[u8], value: &Bytes) -> Answered {
 
 pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], by: i64) -> Answered {
     let row = Row::load(tx, key)?;
-    let old = row.string()?.map_or(Some(0), |text| number::parse_int(text)).ok_or(Refusal::NotInteger)?;
+    let old =
+        row.string()?.map_or(Some(0), |text| number::parse_int(text)).ok_or(Refusal::NotInteger)?;
     let new = old.checked_add(by).ok_or(Refusal::Overflow)?;
     rewrite(tx, &row, number::print_int(new))?;
     Ok(Answer::Int(new))
@@ -91,7 +100,10 @@ pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], by: i64) -> Answered {
 
 pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], by: &[u8]) -> Answered {
     let row = Row::load(tx, key)?;
-    let old = row.string()?.map_or(LongDouble::parse(b"0"), |text| LongDouble::parse(text)).ok_or(Refusal::NotFloat)?;
+    let old = row
+        .string()?
+        .map_or(LongDouble::parse(b"0"), |text| LongDouble::parse(text))
+        .ok_or(Refusal::NotFloat)?;
     let new = old.plus(LongDouble::parse(by).ok_or(Refusal::NotFloat)?);
     if !new.is_finite() {
         return Err(Refusal::NanOrInfinity.into());
@@ -154,7 +166,8 @@ fn nil_or_bytes(value: Option<Bytes>) -> Answer {
     value.map_or(Answer::Nil, Answer::Bytes)
 }
 
-/// Writes a string that was changed in place: its expiry stays; a new one gets the table's.
+/// Writes a string that was changed in place: its expiry stays; a new one gets the
+/// table's.
 fn rewrite(tx: &mut Tx<'_>, row: &Row, value: Bytes) -> Result<(), Fault> {
     let expires_at_ms = if row.is_live() { row.expires_at_ms() } else { tx.default_expiry() };
     row.write(tx, expires_at_ms, Body::String(value))
@@ -173,10 +186,19 @@ mod tests {
 
     #[test]
     fn slices_as_redis() {
-        for line in include_str!("../tests/vectors/ranges.txt").lines().filter(|line| !line.starts_with('#')) {
-            let [value, start, end, answer] = line.split(" | ").collect::<Vec<_>>()[..] else { panic!("four columns: {line}") };
+        for line in include_str!("../tests/vectors/ranges.txt")
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+        {
+            let [value, start, end, answer] = line.split(" | ").collect::<Vec<_>>()[..] else {
+                panic!("four columns: {line}")
+            };
             let number = |text: &str| text.parse().expect("an offset");
-            assert_eq!(slice(&Bytes::copy_from_slice(value.as_bytes()), number(start), number(end)), answer, "{line}");
+            assert_eq!(
+                slice(&Bytes::copy_from_slice(value.as_bytes()), number(start), number(end)),
+                answer,
+                "{line}"
+            );
         }
     }
 }

@@ -11,8 +11,8 @@
 //! counter  u64
 //! rule     ttl_ms u64 | since_ms u64 | set_at_ms u64
 //! ```
-//! All integers are big-endian. Decoding never panics: bytes that are none of these are a [`Fault`] that shows them.
-//! Frozen examples: `tests/vectors/values.txt`.
+//! All integers are big-endian. Decoding never panics: bytes that are none of these are a
+//! [`Fault`] that shows them. Frozen examples: `tests/vectors/values.txt`.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -57,34 +57,43 @@ impl Header {
             return None;
         }
         let timetag = bytes.try_get_u64().ok()?;
-        let expires_at_ms = if first & HAS_EXPIRY != 0 { Some(bytes.try_get_u64().ok()?) } else { None };
+        let expires_at_ms =
+            if first & HAS_EXPIRY != 0 { Some(bytes.try_get_u64().ok()?) } else { None };
         Some(Header { timetag, expires_at_ms })
     }
 }
 
-/// What the head of a collection knows of the members that expire; every kind whose members do has it behind its count.
+/// What the head of a collection knows of the members that expire; every kind whose
+/// members do has it behind its count.
 ///
-/// It answers in one seek what is asked at every op on a row, does it live: a member without an expiry does, and else one that expires later. Members that
-/// were removed leave tombstones below the floor, so whoever walks what is past begins there.
+/// It answers in one seek what is asked at every op on a row, does it live: a member
+/// without an expiry does, and else one that expires later. Members that were removed
+/// leave tombstones below the floor, so whoever walks what is past begins there.
 ///
 /// # Invariants
 /// Held by `tests/model/`, whatever is done to the row.
 /// - `expiring` is exact, and what is past and not yet removed is counted.
-/// - No expiry of a member lies below the floor. Setting an expiry lowers the floor to it, if need be; only the expiry cycle raises it.
-/// - What was set since the floor got its value is not before `soonest_ms`. So who has seen the members of a state with this floor knows what a later
-///   state with this floor can have below them, without having seen it: that is how the cycle looks for the next floor away from the writer.
+/// - No expiry of a member lies below the floor. Setting an expiry lowers the floor to
+///   it, if need be; only the expiry cycle raises it.
+/// - What was set since the floor got its value is not before `soonest_ms`. So who has
+///   seen the members of a state with this floor knows what a later state with this floor
+///   can have below them, without having seen it: that is how the cycle looks for the
+///   next floor away from the writer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Expiries {
     /// How many of the members stored have an expiry.
     pub expiring: u64,
-    /// The floor; its time is that of the row's entry in the time index, [`Due::Field`](crate::key::Due::Field).
+    /// The floor; its time is that of the row's entry in the time index,
+    /// [`Due::Field`](crate::key::Due::Field).
     pub floor: Place,
     /// The earliest expiry that was set since the floor got its value, ms; 0 = none.
     pub soonest_ms: u64,
 }
 
 /// A place among the expiries of a collection's members: they lie by time, then by name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize,
+)]
 pub struct Place {
     /// Ms since the epoch.
     pub at_ms: u64,
@@ -92,7 +101,8 @@ pub struct Place {
     pub name: Bytes,
 }
 
-/// So much of a name is kept in a floor: names that begin alike for longer are walked past one by one.
+/// So much of a name is kept in a floor: names that begin alike for longer are walked
+/// past one by one.
 const FLOOR_NAME_MAX: usize = 256;
 
 impl Place {
@@ -125,17 +135,24 @@ impl Expiries {
 
     /// A member loses its expiry.
     pub(crate) fn remove(&mut self) -> Result<(), Fault> {
-        self.expiring = self.expiring.checked_sub(1).ok_or_else(|| Fault("more members of a row expire than its head counts".into()))?;
+        self.expiring = self
+            .expiring
+            .checked_sub(1)
+            .ok_or_else(|| Fault("more members of a row expire than its head counts".into()))?;
         if self.expiring == 0 {
             *self = Expiries::default();
         }
         Ok(())
     }
 
-    /// Raises the floor: in a state with this floor, the first expiry of a member that is still there lay at `next`.
+    /// Raises the floor: in a state with this floor, the first expiry of a member that is
+    /// still there lay at `next`.
     pub(crate) fn raise(&mut self, next: Option<&Place>, now_ms: u64) {
         // Of a time to come the floor has no name: others may come there.
-        let name = |next: &Place| next.name.slice(..if next.at_ms <= now_ms { next.name.len().min(FLOOR_NAME_MAX) } else { 0 });
+        let name = |next: &Place| {
+            next.name
+                .slice(..if next.at_ms <= now_ms { next.name.len().min(FLOOR_NAME_MAX) } else { 0 })
+        };
         let next = next.map(|next| Place { at_ms: next.at_ms, name: name(next) });
         let soonest = (self.soonest_ms > 0).then(|| Place::at(self.soonest_ms));
         match next.into_iter().chain(soonest).min() {
@@ -274,7 +291,9 @@ fn hash_head(mut rest: &[u8]) -> Option<HashHead> {
     let generation = rest.try_get_u64().ok()?;
     let count = rest.try_get_u64().ok()?;
     let expiries = Expiries::decode(&mut rest)?;
-    let is_sound = rest.is_empty() && count >= expiries.expiring.max(1) && expiries.floor.name.len() <= FLOOR_NAME_MAX;
+    let is_sound = rest.is_empty()
+        && count >= expiries.expiring.max(1)
+        && expiries.floor.name.len() <= FLOOR_NAME_MAX;
     is_sound.then_some(HashHead { generation, count, expiries })
 }
 
@@ -310,7 +329,8 @@ impl Cell {
     }
 }
 
-/// The first part of a head or cell, which tells all but a value: of a head that of a string, of a cell its own. It decodes as a record with an empty value.
+/// The first part of a head or cell, which tells all but a value: of a head that of a
+/// string, of a cell its own. It decodes as a record with an empty value.
 pub fn gist(family: Family, bytes: &[u8]) -> &[u8] {
     let mut rest = bytes;
     // What is no record is told whole, so that whoever decodes it sees what it is.
@@ -335,14 +355,17 @@ pub fn decode_counter(bytes: &[u8]) -> Result<u64, Fault> {
     <[u8; 8]>::try_from(bytes).map(u64::from_be_bytes).map_err(|_| fault("counter", bytes))
 }
 
-/// A table's `default_ttl` as a partition goes by it. It is in the partition's state, so that whoever leads goes by what earlier leaders have told readers.
+/// A table's `default_ttl` as a partition goes by it. It is in the partition's state, so
+/// that whoever leads goes by what earlier leaders have told readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DefaultTtl {
     /// Ms; 0 = none.
     pub ttl_ms: u64,
-    /// Since when, by the partition's own time, which no other clock tells better what was written before.
+    /// Since when, by the partition's own time, which no other clock tells better what
+    /// was written before.
     pub since_ms: u64,
-    /// When it was set by meta's time, which tells one that was set later from one that is heard of later.
+    /// When it was set by meta's time, which tells one that was set later from one that
+    /// is heard of later.
     pub set_at_ms: u64,
 }
 
@@ -358,7 +381,8 @@ impl DefaultTtl {
     pub fn decode(bytes: &[u8]) -> Result<DefaultTtl, Fault> {
         let mut rest = bytes;
         let mut next = || rest.try_get_u64().ok();
-        let read = (|| Some(DefaultTtl { ttl_ms: next()?, since_ms: next()?, set_at_ms: next()? }))();
+        let read =
+            (|| Some(DefaultTtl { ttl_ms: next()?, since_ms: next()?, set_at_ms: next()? }))();
         read.filter(|_| bytes.len() == 24).ok_or_else(|| fault("default_ttl", bytes))
     }
 }

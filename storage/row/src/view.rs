@@ -10,7 +10,8 @@ use crate::key;
 use crate::op::{Deadline, Refusal, Ttl};
 use crate::value::{self, Header};
 
-/// An I/O failure or corruption in the state below. Never an answer: it stops the replica.
+/// An I/O failure or corruption in the state below. Never an answer: it stops the
+/// replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault(pub String);
 
@@ -26,29 +27,35 @@ impl std::error::Error for Fault {}
 pub struct Stamp {
     /// Milliseconds since the Unix epoch.
     pub now_ms: u64,
-    /// Written into every record: 48 bits of milliseconds, 8 bits of logical time, 8 bits of cluster tag.
+    /// Written into every record: 48 bits of milliseconds, 8 bits of logical time, 8 bits
+    /// of cluster tag.
     pub timetag: u64,
 }
 
 /// What the table says about every row in it; read by ops, set through envs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
-    /// Expiry in ms given to writes that name none, and to older rows counted from `default_ttl_since_ms`; 0 = none.
+    /// Expiry in ms given to writes that name none, and to older rows counted from
+    /// `default_ttl_since_ms`; 0 = none.
     pub default_ttl_ms: u64,
-    /// Since when the partition goes by `default_ttl_ms`, by its own time ([`DefaultTtl`](crate::value::DefaultTtl)).
+    /// Since when the partition goes by `default_ttl_ms`, by its own time
+    /// ([`DefaultTtl`](crate::value::DefaultTtl)).
     pub default_ttl_since_ms: u64,
-    /// The most that one op may write of keys and values, and the longest string, bytes (`max_write_size`); 0 = no limit.
+    /// The most that one op may write of keys and values, and the longest string, bytes
+    /// (`max_write_size`); 0 = no limit.
     pub write_bytes_max: usize,
-    /// The most that one op may answer, bytes; larger answers are refused with advice to scan; 0 = no limit.
+    /// The most that one op may answer, bytes; larger answers are refused with advice to
+    /// scan; 0 = no limit.
     pub answer_bytes_max: usize,
 }
 
-/// What one op may change beyond `write_bytes_max`: keys of records, repeated with each field, and values that are written anew as they were.
+/// What one op may change beyond `write_bytes_max`: keys of records, repeated with each
+/// field, and values that are written anew as they were.
 const RECORDS_BYTES_MAX: usize = 16 << 20;
 
 impl Rules {
-    /// When a record expires, `default_ttl` of older rows included. That one is virtual: nothing is rewritten when the rule is set,
-    /// whoever reads applies it.
+    /// When a record expires, `default_ttl` of older rows included. That one is virtual:
+    /// nothing is rewritten when the rule is set, whoever reads applies it.
     pub fn expires_at_ms(&self, header: &Header) -> Option<u64> {
         header.expires_at_ms.or_else(|| {
             (self.default_ttl_ms > 0 && header.written_at_ms() < self.default_ttl_since_ms)
@@ -56,19 +63,28 @@ impl Rules {
         })
     }
 
-    /// The most that one op may change, all bytes of records counted: those of a hash repeat its key with each field.
+    /// The most that one op may change, all bytes of records counted: those of a hash
+    /// repeat its key with each field.
     pub fn edits_bytes_max(&self) -> Option<usize> {
         (self.write_bytes_max > 0).then(|| self.write_bytes_max + RECORDS_BYTES_MAX)
     }
 
     /// Refuses to write more than `write_bytes_max`.
     pub(crate) fn check_write(&self, bytes: usize) -> Result<(), Refusal> {
-        if self.write_bytes_max > 0 && bytes > self.write_bytes_max { Err(Refusal::TooLarge) } else { Ok(()) }
+        if self.write_bytes_max > 0 && bytes > self.write_bytes_max {
+            Err(Refusal::TooLarge)
+        } else {
+            Ok(())
+        }
     }
 
     /// Refuses to answer more than `answer_bytes_max`.
     pub(crate) fn check_answer(&self, bytes: usize) -> Result<(), Refusal> {
-        if self.answer_bytes_max > 0 && bytes > self.answer_bytes_max { Err(Refusal::AnswerTooLarge) } else { Ok(()) }
+        if self.answer_bytes_max > 0 && bytes > self.answer_bytes_max {
+            Err(Refusal::AnswerTooLarge)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -82,7 +98,8 @@ pub trait View {
         self.get(family, key)
     }
 
-    /// Walks the records with `from <= key < to` in key order (or backwards), until `each` breaks or the range ends.
+    /// Walks the records with `from <= key < to` in key order (or backwards), until
+    /// `each` breaks or the range ends.
     fn range(
         &self,
         family: Family,
@@ -92,34 +109,40 @@ pub trait View {
         each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault>;
 
-    /// The sortkey that an integer HSCAN cursor stands for in a row, if somebody remembers it. Forgetting is allowed and only slow. `row` is what the keys of
-    /// its members begin with.
+    /// The sortkey that an integer HSCAN cursor stands for in a row, if somebody
+    /// remembers it. Forgetting is allowed and only slow. `row` is what the keys of its
+    /// members begin with.
     fn recall(&self, _row: &[u8], _cursor: u64) -> Option<Bytes> {
         None
     }
 
-    /// Notes the sortkey that an HSCAN cursor stands for in a row; `false` when it is known to stand for another one, which it then still does.
+    /// Notes the sortkey that an HSCAN cursor stands for in a row; `false` when it is
+    /// known to stand for another one, which it then still does.
     fn remember(&self, _row: &[u8], _cursor: u64, _sortkey: &[u8]) -> bool {
         true
     }
 
-    /// Whether whoever evaluates has had enough for now. An op that may end early, as a step of the expiry cycle, looks after each piece of work, and ends then.
+    /// Whether whoever evaluates has had enough for now. An op that may end early, as a
+    /// step of the expiry cycle, looks after each piece of work, and ends then.
     fn is_spent(&self) -> bool {
         false
     }
 
-    /// Notes that an op took a moment (ms since the epoch) for past: what it says holds at that time and later, perhaps not before. Whoever gives
-    /// the answer away sees to it that the partition's time never runs from there again.
+    /// Notes that an op took a moment (ms since the epoch) for past: what it says holds
+    /// at that time and later, perhaps not before. Whoever gives the answer away sees to
+    /// it that the partition's time never runs from there again.
     fn rests_on(&self, _past_ms: u64) {}
 
-    /// Whether there is time for a piece of work that takes so many ns, beside walking. If not, the op ends as if there were no more records, and what
-    /// it says is thrown away.
+    /// Whether there is time for a piece of work that takes so many ns, beside walking.
+    /// If not, the op ends as if there were no more records, and what it says is thrown
+    /// away.
     fn has_time_for(&self, _ns: u64) -> bool {
         true
     }
 }
 
-/// One batch being evaluated: the state, the edits on top of it, the time, the table's rules.
+/// One batch being evaluated: the state, the edits on top of it, the time, the table's
+/// rules.
 pub struct Tx<'a> {
     /// Applied state plus edits of earlier batches still in flight.
     pub view: &'a dyn View,
@@ -191,7 +214,8 @@ impl Tx<'_> {
         Header { timetag: self.stamp.timetag, expires_at_ms }
     }
 
-    /// A deadline in absolute ms; never beyond what a client can be told (i63), 0 when before the epoch.
+    /// A deadline in absolute ms; never beyond what a client can be told (i63), 0 when
+    /// before the epoch.
     pub(crate) fn deadline_ms(&self, deadline: Deadline) -> u64 {
         match deadline {
             Deadline::In(ms) => self.stamp.now_ms.saturating_add_signed(ms).min(i64::MAX as u64),
@@ -199,7 +223,8 @@ impl Tx<'_> {
         }
     }
 
-    /// The expiry that a write gives to a row; it may be past already. A row that is not there has none to keep.
+    /// The expiry that a write gives to a row; it may be past already. A row that is not
+    /// there has none to keep.
     pub(crate) fn expiry(&self, ttl: Ttl, row: &Outline) -> Option<u64> {
         match ttl {
             Ttl::Keep if row.is_live() => row.expires_at_ms(),
@@ -211,7 +236,8 @@ impl Tx<'_> {
 
     /// The expiry of a new row that names none.
     pub(crate) fn default_expiry(&self) -> Option<u64> {
-        (self.rules.default_ttl_ms > 0).then(|| self.stamp.now_ms.saturating_add(self.rules.default_ttl_ms))
+        (self.rules.default_ttl_ms > 0)
+            .then(|| self.stamp.now_ms.saturating_add(self.rules.default_ttl_ms))
     }
 
     /// Whether a moment has come. What then is said [rests on](View::rests_on) it.

@@ -15,10 +15,24 @@ fn holds(check: Check, operand: &str, value: Option<&str>) -> Result<bool, Refus
     let (key, sortkey) = (Bytes::from("h"), Bytes::from("s"));
     if let Some(value) = value {
         let pairs = vec![(sortkey.clone(), Bytes::copy_from_slice(value.as_bytes()))];
-        eval(&Op::HashPut { key: key.clone(), pairs, only: Only::Always, ttl: Ttl::Default }, &mut tx).expect("puts");
+        eval(
+            &Op::HashPut { key: key.clone(), pairs, only: Only::Always, ttl: Ttl::Default },
+            &mut tx,
+        )
+        .expect("puts");
     }
     let operand = Bytes::copy_from_slice(operand.as_bytes());
-    match eval(&Op::CheckAndMutate { key, check_sortkey: sortkey, check, operand, mutations: vec![], want_value: false }, &mut tx) {
+    match eval(
+        &Op::CheckAndMutate {
+            key,
+            check_sortkey: sortkey,
+            check,
+            operand,
+            mutations: vec![],
+            want_value: false,
+        },
+        &mut tx,
+    ) {
         Ok(Answer::Checked { done, value: None }) => Ok(done),
         Err(Failed::Refused(refusal)) => Err(refusal),
         other => panic!("{other:?}"),
@@ -79,8 +93,15 @@ fn checks_hold_as_in_pegasus() {
     }
     for check in [IntLess, IntLessOrEqual, IntEqual, IntGreaterOrEqual, IntGreater] {
         assert_eq!(holds(check, "1", Some("")), Err(Refusal::CheckValueNotInteger));
-        assert_eq!(holds(check, "x", Some("x")), Err(Refusal::CheckValueNotInteger), "the value is read first");
-        assert_eq!(holds(check, "9223372036854775808", Some("1")), Err(Refusal::CheckOperandNotInteger));
+        assert_eq!(
+            holds(check, "x", Some("x")),
+            Err(Refusal::CheckValueNotInteger),
+            "the value is read first"
+        );
+        assert_eq!(
+            holds(check, "9223372036854775808", Some("1")),
+            Err(Refusal::CheckOperandNotInteger)
+        );
         assert_eq!(holds(check, "", Some("1")), Err(Refusal::CheckOperandNotInteger));
     }
 }

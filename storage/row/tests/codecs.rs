@@ -1,23 +1,32 @@
 //! Every encoding: frozen examples, and that what is written is read again.
 //!
-//! The examples in `tests/vectors/` are added to with each released encoding and never edited: they are what lies on disks.
+//! The examples in `tests/vectors/` are added to with each released encoding and never
+//! edited: they are what lies on disks.
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use row::key::{self, CellKey, Due};
-use row::value::{Body, Cell, DefaultTtl, Expiries, HashHead, Head, Header, Place, decode_counter, encode_counter};
+use row::value::{
+    Body, Cell, DefaultTtl, Expiries, HashHead, Head, Header, Place, decode_counter, encode_counter,
+};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn unhex(text: &str) -> Bytes {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex")).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex"))
+        .collect()
 }
 
 /// The lines of a vector file in columns.
 fn columns(vectors: &str) -> impl Iterator<Item = Vec<&str>> {
-    vectors.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| line.split(" | ").map(str::trim).collect())
+    vectors
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| line.split(" | ").map(str::trim).collect())
 }
 
 #[test]
@@ -36,9 +45,18 @@ fn keys_are_frozen() {
         ("head {tag}foo", key::head(b"{tag}foo").to_vec()),
         ("members of foo, generation 7", key::cells(b"foo", 7, key::MEMBERS).to_vec()),
         ("expiries of foo, generation 7", key::cells(b"foo", 7, key::EXPIRIES).to_vec()),
-        ("members of 300 times k, generation 2^63", key::cells(&long, 1 << 63, key::MEMBERS).to_vec()),
-        ("time index, row foo at 1700000000000", key::time_index(1_700_000_000_000, Due::Row, &key::head(b"foo")).to_vec()),
-        ("time index, field of foo at 1700000000000", key::time_index(1_700_000_000_000, Due::Field, &key::head(b"foo")).to_vec()),
+        (
+            "members of 300 times k, generation 2^63",
+            key::cells(&long, 1 << 63, key::MEMBERS).to_vec(),
+        ),
+        (
+            "time index, row foo at 1700000000000",
+            key::time_index(1_700_000_000_000, Due::Row, &key::head(b"foo")).to_vec(),
+        ),
+        (
+            "time index, field of foo at 1700000000000",
+            key::time_index(1_700_000_000_000, Due::Field, &key::head(b"foo")).to_vec(),
+        ),
         ("counter of rows", key::ROWS.to_vec()),
         ("counter of generations", key::GENERATION.to_vec()),
         ("counter of rows that expire", key::EXPIRING.to_vec()),
@@ -52,7 +70,11 @@ fn values_are_frozen() {
     let header = Header { timetag: 0x018b_cfe5_6800_0203, expires_at_ms: None };
     let expiring = Header { expires_at_ms: Some(1_700_000_000_000), ..header };
     let hash = |expiries| Body::Hash(HashHead { generation: 7, count: 3, expiries });
-    let expiries = Expiries { expiring: 2, floor: Place::of(1_600_000_000_000, b"field"), soonest_ms: 1_600_000_000_007 };
+    let expiries = Expiries {
+        expiring: 2,
+        floor: Place::of(1_600_000_000_000, b"field"),
+        soonest_ms: 1_600_000_000_007,
+    };
     let head = |header, body| Head { header, body }.encode().to_vec();
     let now = [
         ("string bar", head(header, Body::String(Bytes::from_static(b"bar")))),
@@ -62,19 +84,32 @@ fn values_are_frozen() {
         ("hash, expiring, with expiring fields", head(expiring, hash(expiries.clone()))),
         (
             "hash, with expiring fields, new",
-            head(header, hash(Expiries { floor: Place::at(1_600_000_000_000), soonest_ms: 0, ..expiries })),
+            head(
+                header,
+                hash(Expiries { floor: Place::at(1_600_000_000_000), soonest_ms: 0, ..expiries }),
+            ),
         ),
         ("cell bar", Cell { header, value: Bytes::from_static(b"bar") }.encode().to_vec()),
-        ("cell bar, expiring", Cell { header: expiring, value: Bytes::from_static(b"bar") }.encode().to_vec()),
+        (
+            "cell bar, expiring",
+            Cell { header: expiring, value: Bytes::from_static(b"bar") }.encode().to_vec(),
+        ),
         ("counter 258", encode_counter(258).to_vec()),
-        ("default_ttl", DefaultTtl { ttl_ms: 5_000, since_ms: 1_700_000_000_001, set_at_ms: 1_700_000_000_000 }.encode().to_vec()),
+        (
+            "default_ttl",
+            DefaultTtl { ttl_ms: 5_000, since_ms: 1_700_000_000_001, set_at_ms: 1_700_000_000_000 }
+                .encode()
+                .to_vec(),
+        ),
     ];
     frozen("values.txt", include_str!("vectors/values.txt"), &now);
 }
 
-/// Holds encodings against the frozen ones, both ways: nothing differs, nothing is missing.
+/// Holds encodings against the frozen ones, both ways: nothing differs, nothing is
+/// missing.
 fn frozen(file: &str, vectors: &str, now: &[(&str, Vec<u8>)]) {
-    let now: Vec<String> = now.iter().map(|(name, bytes)| format!("{name} | {}", hex(bytes))).collect();
+    let now: Vec<String> =
+        now.iter().map(|(name, bytes)| format!("{name} | {}", hex(bytes))).collect();
     let then: Vec<String> = columns(vectors).map(|line| line.join(" | ")).collect();
     assert_eq!(now, then, "{file} as it would be now:\n{}\n", now.join("\n"));
 }
@@ -91,11 +126,19 @@ fn bad_records_are_faults_that_show_them() {
         ("a hash cut short", &[0x10, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0]),
     ] {
         let fault = Head::decode(&Bytes::copy_from_slice(bytes)).expect_err(name);
-        assert_eq!(fault.0, format!("not a head record of a known version: {} bytes, {}", bytes.len(), hex(bytes)), "{name}");
+        assert_eq!(
+            fault.0,
+            format!("not a head record of a known version: {} bytes, {}", bytes.len(), hex(bytes)),
+            "{name}"
+        );
     }
     let hash = |count, expiring, name: &[u8]| {
         let expiries = Expiries { expiring, floor: Place::of(5, name), soonest_ms: 0 };
-        Head { header: Header::default(), body: Body::Hash(HashHead { generation: 1, count, expiries }) }.encode()
+        Head {
+            header: Header::default(),
+            body: Body::Hash(HashHead { generation: 1, count, expiries }),
+        }
+        .encode()
     };
     assert!(Head::decode(&hash(2, 2, &[b'n'; 256])).is_ok());
     for (name, bytes) in [
@@ -105,15 +148,22 @@ fn bad_records_are_faults_that_show_them() {
     ] {
         assert!(Head::decode(&bytes).is_err(), "{name}");
     }
-    assert!(Cell::decode(&Bytes::from_static(&[0x30; 40])).expect_err("version 3").0.ends_with("..."));
+    assert!(
+        Cell::decode(&Bytes::from_static(&[0x30; 40])).expect_err("version 3").0.ends_with("...")
+    );
     assert!(decode_counter(&[0; 7]).is_err());
-    assert!(DefaultTtl::decode(&[0; 23]).is_err() && DefaultTtl::decode(&[0; 25]).is_err() && DefaultTtl::decode(&[0; 24]).is_ok());
+    assert!(
+        DefaultTtl::decode(&[0; 23]).is_err()
+            && DefaultTtl::decode(&[0; 25]).is_err()
+            && DefaultTtl::decode(&[0; 24]).is_ok()
+    );
     assert_eq!(CellKey::parse(&[0; 10]), None);
     assert_eq!(CellKey::parse(&[0xff; 30]), None);
 }
 
 fn header() -> impl Strategy<Value = Header> {
-    (any::<u64>(), any::<Option<u64>>()).prop_map(|(timetag, expires_at_ms)| Header { timetag, expires_at_ms })
+    (any::<u64>(), any::<Option<u64>>())
+        .prop_map(|(timetag, expires_at_ms)| Header { timetag, expires_at_ms })
 }
 
 proptest! {

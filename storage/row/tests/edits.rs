@@ -1,4 +1,5 @@
-//! Edits over a view are seen as if they had been applied, in both directions, layer upon layer.
+//! Edits over a view are seen as if they had been applied, in both directions, layer upon
+//! layer.
 
 use std::ops::ControlFlow;
 
@@ -19,7 +20,8 @@ fn family() -> impl Strategy<Value = Family> {
     prop::sample::select(&Family::ALL[..])
 }
 
-/// Short keys that meet; those with an `x` are the time index where the family is `State`.
+/// Short keys that meet; those with an `x` are the time index where the family is
+/// `State`.
 fn name() -> impl Strategy<Value = Bytes> {
     "[abx]{1,2}".prop_map(Bytes::from)
 }
@@ -46,7 +48,14 @@ fn edits() -> impl Strategy<Value = Edits> {
     })
 }
 
-fn walk(view: &dyn View, family: Family, from: &[u8], to: &[u8], reverse: bool, most: usize) -> Vec<(Bytes, Bytes)> {
+fn walk(
+    view: &dyn View,
+    family: Family,
+    from: &[u8],
+    to: &[u8],
+    reverse: bool,
+    most: usize,
+) -> Vec<(Bytes, Bytes)> {
     let mut found = Vec::new();
     view.range(family, from, to, reverse, &mut |key, value| {
         found.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));

@@ -1,6 +1,8 @@
-//! A fuzz target: whatever bytes the disk gives, decoding says what they are or that they are nothing, and never panics.
+//! A fuzz target: whatever bytes the disk gives, decoding says what they are or that they
+//! are nothing, and never panics.
 //!
-//! Runs briefly as a plain test; `cargo bolero test --test fuzz_codecs any_bytes` runs it for as long as you like.
+//! Runs briefly as a plain test; `cargo bolero test --test fuzz_codecs any_bytes` runs it
+//! for as long as you like.
 
 use bytes::Bytes;
 use row::Family;
@@ -16,8 +18,12 @@ fn any_bytes() {
         let head_gist = Head::decode(&gist_of(Family::Head));
         if let Ok(head) = Head::decode(&bytes) {
             assert_eq!(head.encode(), bytes, "a head has one encoding");
-            assert_eq!(Head::fate(&bytes).map(|fate| fate.expires_at_ms), Ok(head.header.expires_at_ms));
-            let untold = if head.kind() == Kind::String { Body::String(Bytes::new()) } else { head.body };
+            assert_eq!(
+                Head::fate(&bytes).map(|fate| fate.expires_at_ms),
+                Ok(head.header.expires_at_ms)
+            );
+            let untold =
+                if head.kind() == Kind::String { Body::String(Bytes::new()) } else { head.body };
             assert_eq!(head_gist, Ok(Head { body: untold, ..head }));
         } else {
             assert!(Head::fate(&bytes).is_err());

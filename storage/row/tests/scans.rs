@@ -1,4 +1,5 @@
-//! SCAN's and HSCAN's guarantee: what is there all the time comes at least once, whatever comes and goes meanwhile.
+//! SCAN's and HSCAN's guarantee: what is there all the time comes at least once, whatever
+//! comes and goes meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +14,8 @@ use row::{Edits, Family, Op, Stamp, Tx, View, eval};
 fn ask(view: &dyn View, op: &Op) -> (Answer, Edits) {
     let mut edits = Edits::default();
     let stamp = Stamp { now_ms: 1_000, timetag: 1_000 << 16 };
-    let answer = eval(op, &mut Tx { view, edits: &mut edits, stamp, rules: Rules::default() }).expect("answers");
+    let answer = eval(op, &mut Tx { view, edits: &mut edits, stamp, rules: Rules::default() })
+        .expect("answers");
     (answer, edits)
 }
 
@@ -35,7 +37,12 @@ fn set_named(key: Bytes) -> Op {
 }
 
 fn put(names: impl Iterator<Item = u64>) -> Op {
-    Op::HashPut { key: "h".into(), pairs: names.map(|n| (name(n), name(n))).collect(), only: Only::Always, ttl: Ttl::Default }
+    Op::HashPut {
+        key: "h".into(),
+        pairs: names.map(|n| (name(n), name(n))).collect(),
+        only: Only::Always,
+        ttl: Ttl::Default,
+    }
 }
 
 proptest! {
@@ -102,8 +109,16 @@ fn a_small_hash_comes_whole_and_a_large_one_in_pages() {
     let scan = |fields: u64| {
         let mut memory = Memory::new();
         change(&mut memory, &put(0..fields));
-        let (answer, _) =
-            ask(&memory, &Op::HashScan { key: "h".into(), cursor: 0, count: 10, glob: Some("n1*".into()), want_values: false });
+        let (answer, _) = ask(
+            &memory,
+            &Op::HashScan {
+                key: "h".into(),
+                cursor: 0,
+                count: 10,
+                glob: Some("n1*".into()),
+                want_values: false,
+            },
+        );
         let Answer::CellsPage { cells, next } = answer else { panic!("{answer:?}") };
         assert!(cells.iter().all(|(name, value)| name.starts_with(b"n1") && value.is_empty()));
         (cells.len(), next == 0)
@@ -114,21 +129,31 @@ fn a_small_hash_comes_whole_and_a_large_one_in_pages() {
 
 #[test]
 fn cursors_are_held_by_a_double_and_names_that_share_one_are_not_lost() {
-    // Two names that share the 52 bits of hash of which HSCAN's cursors are, and rows that share slot and 39 bits.
+    // Two names that share the 52 bits of hash of which HSCAN's cursors are, and rows
+    // that share slot and 39 bits.
     let twins = ["f30412db9968ae", "f4db9e79a2a084"];
     let tagged = ["{a}189837", "{a}208247", "{a}323145", "{a}1474458", "{a}779385", "{a}2275012"];
     let mut memory = Memory::new();
-    tagged.iter().for_each(|name| change(&mut memory, &set_named(Bytes::from_static(name.as_bytes()))));
+    tagged
+        .iter()
+        .for_each(|name| change(&mut memory, &set_named(Bytes::from_static(name.as_bytes()))));
     let others = (0..400).map(|n| Bytes::from(format!("f{}{n:x}", n % 10)));
-    let names: BTreeSet<Bytes> = others.chain(twins.map(|name| Bytes::from_static(name.as_bytes()))).collect();
+    let names: BTreeSet<Bytes> =
+        others.chain(twins.map(|name| Bytes::from_static(name.as_bytes()))).collect();
     let pairs = names.iter().map(|name| (name.clone(), Bytes::new())).collect();
-    change(&mut memory, &Op::HashPut { key: "h".into(), pairs, only: Only::Always, ttl: Ttl::Default });
+    change(
+        &mut memory,
+        &Op::HashPut { key: "h".into(), pairs, only: Only::Always, ttl: Ttl::Default },
+    );
     let is_held = |cursor: u64| cursor < 1 << 53 && (cursor as f64) as u64 == cursor;
     for count in 1..=names.len() as u64 {
         let view = Reader::new(&memory).remembering(Some(BTreeMap::new()));
         let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
         loop {
-            let (answer, _) = ask(&view, &Op::HashScan { key: "h".into(), cursor, count, glob: None, want_values: false });
+            let (answer, _) = ask(
+                &view,
+                &Op::HashScan { key: "h".into(), cursor, count, glob: None, want_values: false },
+            );
             let Answer::CellsPage { cells, next } = answer else { panic!("{answer:?}") };
             seen.extend(cells.into_iter().map(|(name, _)| name));
             (cursor, pages) = (next, pages + 1);
@@ -166,13 +191,23 @@ fn a_page_ends_however_much_of_the_row_is_past() {
     let look = |op: &Op| {
         let view = Reader::new(&memory);
         let stamp = Stamp { now_ms: 2_000, timetag: 2_000 << 16 };
-        let answer = eval(op, &mut Tx { view: &view, edits: &mut Edits::default(), stamp, rules: Rules::default() }).expect("answers");
+        let answer = eval(
+            op,
+            &mut Tx { view: &view, edits: &mut Edits::default(), stamp, rules: Rules::default() },
+        )
+        .expect("answers");
         (answer, view.reads())
     };
     let (mut seen, mut cursor) = (BTreeSet::new(), 0);
     for page in 0.. {
         assert!(page < 400, "a scan ends");
-        let (answer, cost) = look(&Op::HashScan { key: "h".into(), cursor, count: 100, glob: None, want_values: true });
+        let (answer, cost) = look(&Op::HashScan {
+            key: "h".into(),
+            cursor,
+            count: 100,
+            glob: None,
+            want_values: true,
+        });
         let Answer::CellsPage { cells, next } = answer else { panic!("{answer:?}") };
         // Without a memory, the page's first is looked for among all.
         assert!(cost < 110 || cursor != 0, "{cost} records were looked at");
@@ -183,8 +218,15 @@ fn a_page_ends_however_much_of_the_row_is_past() {
         }
     }
     assert_eq!(seen.len(), 200);
-    let (answer, cost) = look(&Op::HashGet { key: "h".into(), fields: [name(7), name(30_007)].into_iter().collect() });
-    assert_eq!((answer, cost), (Answer::Values([None, Some(name(30_007))].into_iter().collect()), 3), "it is judged by its head");
+    let (answer, cost) = look(&Op::HashGet {
+        key: "h".into(),
+        fields: [name(7), name(30_007)].into_iter().collect(),
+    });
+    assert_eq!(
+        (answer, cost),
+        (Answer::Values([None, Some(name(30_007))].into_iter().collect()), 3),
+        "it is judged by its head"
+    );
 }
 
 #[test]
@@ -206,12 +248,24 @@ fn whether_a_hash_lives_costs_one_seek_however_many_members_are_past() {
         (answer.expect("answers"), view.reads())
     };
     assert_eq!(cost(&memory, 1_499), (Answer::Ints(vec![1_500]), 2), "nothing is past");
-    assert_eq!(cost(&memory, 1_500), (Answer::Nil, 2), "all is: its head and its last expiry say so");
+    assert_eq!(
+        cost(&memory, 1_500),
+        (Answer::Nil, 2),
+        "all is: its head and its last expiry say so"
+    );
     change(&mut memory, &put(10_000..10_001, until(1_700)));
-    assert_eq!(cost(&memory, 1_600), (Answer::Ints(vec![-2]), 3), "one lives: head, last expiry, and the field");
+    assert_eq!(
+        cost(&memory, 1_600),
+        (Answer::Ints(vec![-2]), 3),
+        "one lives: head, last expiry, and the field"
+    );
     assert_eq!(cost(&memory, 1_700), (Answer::Nil, 2));
     change(&mut memory, &put(10_000..10_001, Ttl::Never));
-    assert_eq!(cost(&memory, 1_700), (Answer::Ints(vec![-2]), 2), "one never expires: head and field");
+    assert_eq!(
+        cost(&memory, 1_700),
+        (Answer::Ints(vec![-2]), 2),
+        "one never expires: head and field"
+    );
 }
 
 #[test]
@@ -222,7 +276,18 @@ fn a_step_of_the_expiry_cycle_looks_at_the_time_after_each_piece_of_work() {
         let pairs = names.map(|n| (name(n), name(n))).collect();
         Op::HashPut { key: key.into(), pairs, only: Only::Always, ttl }
     };
-    (0..1_000).for_each(|n| change(&mut memory, &Op::Set { key: name(n), value: name(n), ttl: soon, only: Only::Always, want_old: false }));
+    (0..1_000).for_each(|n| {
+        change(
+            &mut memory,
+            &Op::Set {
+                key: name(n),
+                value: name(n),
+                ttl: soon,
+                only: Only::Always,
+                want_old: false,
+            },
+        )
+    });
     change(&mut memory, &put("all past", 0..50_000, soon));
     change(&mut memory, &put("all but one", 0..5_000, soon));
     change(&mut memory, &put("all but one", 5_000..5_001, Ttl::Never));
@@ -235,21 +300,38 @@ fn a_step_of_the_expiry_cycle_looks_at_the_time_after_each_piece_of_work() {
         }
         let mut edits = Edits::default();
         let view = Reader::new(&memory).spent_after(20);
-        let answer = eval(&Op::ExpireDue { items }, &mut Tx { view: &view, edits: &mut edits, stamp, rules: Rules::default() });
-        let Ok(Answer::Expired { rows: of_step, fields: of_rows, .. }) = answer else { panic!("{answer:?}") };
-        assert!(view.reads_between_looks() <= 8, "{} records were read between two looks", view.reads_between_looks());
-        assert!(of_step + of_rows <= 21 && of_step + of_rows > 0, "a step that is spent ends: {of_step} rows, {of_rows} fields");
+        let answer = eval(
+            &Op::ExpireDue { items },
+            &mut Tx { view: &view, edits: &mut edits, stamp, rules: Rules::default() },
+        );
+        let Ok(Answer::Expired { rows: of_step, fields: of_rows, .. }) = answer else {
+            panic!("{answer:?}")
+        };
+        assert!(
+            view.reads_between_looks() <= 8,
+            "{} records were read between two looks",
+            view.reads_between_looks()
+        );
+        assert!(
+            of_step + of_rows <= 21 && of_step + of_rows > 0,
+            "a step that is spent ends: {of_step} rows, {of_rows} fields"
+        );
         (rows, fields, steps) = (rows + of_step, fields + of_rows, steps + 1);
         memory.apply(edits);
     }
-    assert_eq!((rows, fields), (1_001, 5_000), "of a row that is past as a whole no member is looked at; in {steps} steps");
+    assert_eq!(
+        (rows, fields),
+        (1_001, 5_000),
+        "of a row that is past as a whole no member is looked at; in {steps} steps"
+    );
 }
 
 #[test]
 fn rows_that_share_their_cursor_come_in_one_page() {
     let mut edits = Edits::default();
     let head = Head { header: Header::default(), body: Body::String(Bytes::new()) };
-    // Made by hand: the first three share slot and hash, the next the part of the hash of which cursors are.
+    // Made by hand: the first three share slot and hash, the next the part of the hash of
+    // which cursors are.
     for (name, position) in [("a", 5), ("b", 5), ("c", 5), ("d", 511), ("e", 512)] {
         let head_key = [&u64::to_be_bytes(position)[..], name.as_bytes()].concat();
         edits.put(Family::Head, head_key.into(), head.encode());
@@ -257,7 +339,10 @@ fn rows_that_share_their_cursor_come_in_one_page() {
     let mut memory = Memory::new();
     memory.apply(edits);
     let (answer, _) = ask(&memory, &Op::Scan { cursor: 0, count: 1, glob: None, kind: None });
-    assert_eq!(answer, Answer::Page { keys: ["a", "b", "c", "d"].map(Bytes::from).into(), next: 1, count: 4 });
+    assert_eq!(
+        answer,
+        Answer::Page { keys: ["a", "b", "c", "d"].map(Bytes::from).into(), next: 1, count: 4 }
+    );
     let (answer, _) = ask(&memory, &Op::Scan { cursor: 1, count: 1, glob: None, kind: None });
     assert_eq!(answer, Answer::Page { keys: vec!["e".into()], next: 0, count: 1 });
 }
@@ -268,7 +353,8 @@ fn distinct_draws_are_distinct_and_reach_everything() {
     change(&mut memory, &put(0..20));
     let mut drawn = BTreeMap::new();
     for seed in 0..400 {
-        let (answer, _) = ask(&memory, &Op::HashRandom { key: "h".into(), count: 5, seed, want_values: true });
+        let (answer, _) =
+            ask(&memory, &Op::HashRandom { key: "h".into(), count: 5, seed, want_values: true });
         let Answer::Cells { cells, .. } = answer else { panic!("{answer:?}") };
         assert_eq!(cells.iter().collect::<BTreeSet<_>>().len(), 5);
         cells.into_iter().for_each(|(name, _)| *drawn.entry(name).or_insert(0) += 1);
@@ -277,7 +363,8 @@ fn distinct_draws_are_distinct_and_reach_everything() {
     assert!(drawn.values().all(|n| (60..150).contains(n)), "100 each would be even: {drawn:?}");
 }
 
-/// Long patterns against long keys take long each: a page is then shorter, and no key is missed.
+/// Long patterns against long keys take long each: a page is then shorter, and no key is
+/// missed.
 #[test]
 fn a_page_ends_when_its_pattern_has_taken_long() {
     let mut memory = Memory::new();
@@ -285,7 +372,10 @@ fn a_page_ends_when_its_pattern_has_taken_long() {
     let keys: BTreeSet<Bytes> = (0..10).map(|n| Bytes::from(format!("{n}{long}"))).collect();
     for key in &keys {
         let (value, ttl) = (Bytes::new(), Ttl::Default);
-        change(&mut memory, &Op::Set { key: key.clone(), value, ttl, only: Only::Always, want_old: false });
+        change(
+            &mut memory,
+            &Op::Set { key: key.clone(), value, ttl, only: Only::Always, want_old: false },
+        );
     }
     let pattern = Bytes::from(format!("*{}*", "a".repeat(30_000)));
     let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), 0, 0);
@@ -341,7 +431,11 @@ fn a_draw_passes_a_bounded_number_of_expired_rows_by() {
     let mut edits = Edits::default();
     let later = Stamp { now_ms: 3_000, timetag: 3_000 << 16 };
     let mut draw = |memory: &Memory, cursor| {
-        eval(&Op::Nearest { cursor }, &mut Tx { view: memory, edits: &mut edits, stamp: later, rules: Rules::default() }).expect("answers")
+        eval(
+            &Op::Nearest { cursor },
+            &mut Tx { view: memory, edits: &mut edits, stamp: later, rules: Rules::default() },
+        )
+        .expect("answers")
     };
     let some = u64::MAX >> 3;
     for cursor in [0, some] {

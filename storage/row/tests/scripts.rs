@@ -1,8 +1,11 @@
-//! Scripts: ops in, answers and changed records out. They show what a client cannot see: bytes, counters, generations, the time index.
+//! Scripts: ops in, answers and changed records out. They show what a client cannot see:
+//! bytes, counters, generations, the time index.
 //!
-//! A script is `tests/scripts/<family>/<name>.script`; its first line says what it shows. `at MS` begins a batch (and applies the one before),
-//! `rules NAME=N ...` sets the table's rules, `> op words` evaluates an op, and the lines below it are what came of it: the answer, and the records
-//! that the op put (`+`) and deleted (`-`). Write the ops, run with `BLESS=1`, and read what was filled in before you believe it.
+//! A script is `tests/scripts/<family>/<name>.script`; its first line says what it shows.
+//! `at MS` begins a batch (and applies the one before), `rules NAME=N ...` sets the
+//! table's rules, `> op words` evaluates an op, and the lines below it are what came of
+//! it: the answer, and the records that the op put (`+`) and deleted (`-`). Write the
+//! ops, run with `BLESS=1`, and read what was filled in before you believe it.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -26,7 +29,13 @@ impl<'a> Words<'a> {
         let is_option = |word: &&str| word.starts_with("--");
         let (options, mut left): (Vec<_>, Vec<_>) = line.split_whitespace().partition(is_option);
         left.reverse();
-        Words { left, options: options.iter().map(|word| word[2..].split_once('=').unwrap_or((&word[2..], ""))).collect() }
+        Words {
+            left,
+            options: options
+                .iter()
+                .map(|word| word[2..].split_once('=').unwrap_or((&word[2..], "")))
+                .collect(),
+        }
     }
 
     fn word(&mut self) -> Bytes {
@@ -60,7 +69,9 @@ impl<'a> Words<'a> {
 
     fn deadline(&self) -> Option<Deadline> {
         let number = |text: &str| text.parse().expect("ms");
-        self.option("in").map(|ms| Deadline::In(number(ms))).or(self.option("until").map(|ms| Deadline::At(number(ms))))
+        self.option("in")
+            .map(|ms| Deadline::In(number(ms)))
+            .or(self.option("until").map(|ms| Deadline::At(number(ms))))
     }
 
     fn ttl(&self) -> Ttl {
@@ -94,7 +105,8 @@ impl<'a> Words<'a> {
     }
 }
 
-/// A step of the expiry cycle, with what is due in the state below by the time index, or by the table's `default_ttl` (`--old`).
+/// A step of the expiry cycle, with what is due in the state below by the time index, or
+/// by the table's `default_ttl` (`--old`).
 fn expire_due(line: &str, memory: &Memory, stamp: Stamp, rules: Rules) -> (Op, u64) {
     let w = Words::of(line);
     let items = match w.option("old") {
@@ -117,9 +129,15 @@ fn op(line: &str) -> Op {
         b"inspect" => Op::Inspect { key: w.word() },
         b"size" => Op::Size { key: w.word(), samples: w.number("samples", 5) },
         b"delete" => Op::Delete { key: w.word() },
-        b"expire" => Op::Expire { key: w.word(), until: w.deadline().expect("--in or --until"), only: ExpireIf::default() },
+        b"expire" => Op::Expire {
+            key: w.word(),
+            until: w.deadline().expect("--in or --until"),
+            only: ExpireIf::default(),
+        },
         b"persist" => Op::Persist { key: w.word() },
-        b"rename" => Op::Rename { from: w.word(), to: w.word(), only_new: w.only() == Only::IfAbsent },
+        b"rename" => {
+            Op::Rename { from: w.word(), to: w.word(), only_new: w.only() == Only::IfAbsent }
+        }
         b"copy" => Op::Copy { from: w.word(), to: w.word(), replace },
         b"dump" => Op::Dump { key: w.word() },
         b"restore" => {
@@ -127,26 +145,43 @@ fn op(line: &str) -> Op {
             let fields = w
                 .pairs()
                 .into_iter()
-                .map(|(name, value)| (name, value, w.option("field_until").map(|at| at.parse().expect("ms"))))
+                .map(|(name, value)| {
+                    (name, value, w.option("field_until").map(|at| at.parse().expect("ms")))
+                })
                 .collect();
             Op::Restore { key, content: Content::Hash(fields), ttl: w.ttl(), replace }
         }
         b"encoding" => Op::Encoding { key: w.word() },
-        b"scan" => Op::Scan { cursor: w.number("cursor", 0), count: w.number("count", 10), glob: w.bytes("glob"), kind: None },
+        b"scan" => Op::Scan {
+            cursor: w.number("cursor", 0),
+            count: w.number("count", 10),
+            glob: w.bytes("glob"),
+            kind: None,
+        },
         b"nearest" => Op::Nearest { cursor: w.number("cursor", 0) },
         b"rows" => Op::Rows,
         b"expiring" => Op::Expiring,
-        b"set_default_ttl" => Op::SetDefaultTtl { ttl_ms: w.int() as u64, set_at_ms: w.number("set_at", 0) },
+        b"set_default_ttl" => {
+            Op::SetDefaultTtl { ttl_ms: w.int() as u64, set_at_ms: w.number("set_at", 0) }
+        }
         b"clear" => Op::Clear,
         b"get" => Op::Get { key: w.word() },
         b"get_expire" => Op::GetExpire { key: w.word(), ttl: w.ttl() },
-        b"set" => Op::Set { key: w.word(), value: w.word(), ttl: w.ttl(), only: w.only(), want_old: w.option("old").is_some() },
+        b"set" => Op::Set {
+            key: w.word(),
+            value: w.word(),
+            ttl: w.ttl(),
+            only: w.only(),
+            want_old: w.option("old").is_some(),
+        },
         b"set_all_new" => Op::SetAllNew { pairs: w.pairs() },
         b"append" => Op::Append { key: w.word(), value: w.word() },
         b"add" => Op::Add { key: w.word(), by: w.int() },
         b"set_range" => Op::SetRange { key: w.word(), offset: w.int() as u64, value: w.word() },
         b"get_range" => Op::GetRange { key: w.word(), start: w.int(), end: w.int() },
-        b"hash_put" => Op::HashPut { key: w.word(), pairs: w.pairs(), only: w.only(), ttl: w.ttl() },
+        b"hash_put" => {
+            Op::HashPut { key: w.word(), pairs: w.pairs(), only: w.only(), ttl: w.ttl() }
+        }
         b"hash_get" => Op::HashGet { key: w.word(), fields: w.rest().into() },
         b"hash_get_delete" => Op::HashGetDelete { key: w.word(), fields: w.rest() },
         b"hash_delete" => Op::HashDelete { key: w.word(), fields: w.rest() },
@@ -154,7 +189,12 @@ fn op(line: &str) -> Op {
         b"hash_add" => Op::HashAdd { key: w.word(), field: w.word(), by: w.int() },
         b"hash_range" => Op::HashRange { key: w.word(), range: w.range(), want_values: values },
         b"hash_range_delete" => Op::HashRangeDelete { key: w.word(), range: w.range() },
-        b"hash_random" => Op::HashRandom { key: w.word(), count: w.int(), seed: w.number("seed", 1), want_values: values },
+        b"hash_random" => Op::HashRandom {
+            key: w.word(),
+            count: w.int(),
+            seed: w.number("seed", 1),
+            want_values: values,
+        },
         b"hash_scan" => Op::HashScan {
             key: w.word(),
             cursor: w.number("cursor", 0),
@@ -162,15 +202,29 @@ fn op(line: &str) -> Op {
             glob: w.bytes("glob"),
             want_values: values,
         },
-        b"hash_expire" => {
-            Op::HashExpire { key: w.word(), fields: w.rest(), until: w.deadline().expect("--in or --until"), only: ExpireIf::default() }
-        }
+        b"hash_expire" => Op::HashExpire {
+            key: w.word(),
+            fields: w.rest(),
+            until: w.deadline().expect("--in or --until"),
+            only: ExpireIf::default(),
+        },
         b"hash_expiry" => Op::HashExpiry { key: w.word(), fields: w.rest(), remaining: false },
         b"hash_persist" => Op::HashPersist { key: w.word(), fields: w.rest() },
         b"set_if_absent" => {
             let (key, check_sortkey) = (w.word(), w.word());
-            let mutations = w.pairs().into_iter().map(|(sortkey, value)| Mutation::Put { sortkey, value, ttl: Ttl::Default }).collect();
-            Op::CheckAndMutate { key, check_sortkey, check: Check::NotExist, operand: Bytes::new(), mutations, want_value: true }
+            let mutations = w
+                .pairs()
+                .into_iter()
+                .map(|(sortkey, value)| Mutation::Put { sortkey, value, ttl: Ttl::Default })
+                .collect();
+            Op::CheckAndMutate {
+                key,
+                check_sortkey,
+                check: Check::NotExist,
+                operand: Bytes::new(),
+                mutations,
+                want_value: true,
+            }
         }
         b"watch" => Op::Watch { key: w.word() },
         other => panic!("the scripts do not know the op {}", String::from_utf8_lossy(other)),
@@ -193,10 +247,21 @@ fn show_key(family: Family, key: &[u8]) -> String {
         Family::Cell => {
             let cell = CellKey::parse(key).expect("a cell key");
             match cell.space {
-                key::MEMBERS => format!("cell {} generation {} {}", text(cell.hashkey), cell.generation, text(cell.sortkey)),
+                key::MEMBERS => format!(
+                    "cell {} generation {} {}",
+                    text(cell.hashkey),
+                    cell.generation,
+                    text(cell.sortkey)
+                ),
                 _ => {
                     let (at, name) = cell.sortkey.split_first_chunk().expect("an expiry");
-                    format!("cell {} generation {} expiry {} {}", text(cell.hashkey), cell.generation, u64::from_be_bytes(*at), text(name))
+                    format!(
+                        "cell {} generation {} expiry {} {}",
+                        text(cell.hashkey),
+                        cell.generation,
+                        u64::from_be_bytes(*at),
+                        text(name)
+                    )
                 }
             }
         }
@@ -213,7 +278,8 @@ fn show_value(family: Family, value: &Bytes) -> String {
     match family {
         _ if value.is_empty() => String::new(),
         Family::State if value.len() == 24 => {
-            let DefaultTtl { ttl_ms, since_ms, set_at_ms } = DefaultTtl::decode(value).expect("a rule");
+            let DefaultTtl { ttl_ms, since_ms, set_at_ms } =
+                DefaultTtl::decode(value).expect("a rule");
             format!(" = {ttl_ms} since {since_ms}, set at {set_at_ms}")
         }
         Family::State => format!(" = {}", decode_counter(value).expect("a counter")),
@@ -226,10 +292,12 @@ fn show_value(family: Family, value: &Bytes) -> String {
             let body = match &head.body {
                 Body::String(value) => format!("string {}", text(value)),
                 Body::Hash(hash) => {
-                    let mut text = format!("hash generation {} count {}", hash.generation, hash.count);
+                    let mut text =
+                        format!("hash generation {} count {}", hash.generation, hash.count);
                     let Expiries { expiring, floor, soonest_ms } = &hash.expiries;
                     if *expiring > 0 {
-                        write!(text, " expiring {expiring} from {}", floor.at_ms).expect("a string takes all");
+                        write!(text, " expiring {expiring} from {}", floor.at_ms)
+                            .expect("a string takes all");
                     }
                     if !floor.name.is_empty() {
                         write!(text, " {}", self::text(&floor.name)).expect("a string takes all");
@@ -266,7 +334,8 @@ fn show_edits(before: &Edits, after: &Edits, out: &mut String) {
 /// Runs a script: the same text, with what really came out.
 fn run(script: &str) -> String {
     let mut out = String::new();
-    let (mut memory, mut edits, mut rules, mut now_ms) = (Memory::new(), Edits::default(), Rules::default(), 1_000);
+    let (mut memory, mut edits, mut rules, mut now_ms) =
+        (Memory::new(), Edits::default(), Rules::default(), 1_000);
     for line in script.lines() {
         if let Some(words) = line.strip_prefix("> ") {
             let before = edits.clone();

@@ -1,4 +1,5 @@
-//! What one op or step changes has a bound, all bytes of records counted: a hash repeats its key with each field.
+//! What one op or step changes has a bound, all bytes of records counted: a hash repeats
+//! its key with each field.
 
 use bytes::Bytes;
 use row::memory::Memory;
@@ -6,7 +7,12 @@ use row::op::{Answer, Deadline, Only, Range, Refusal, Request, Ttl};
 use row::view::Rules;
 use row::{Edits, Failed, Op, Stamp, Tx, View, eval, expire};
 
-const RULES: Rules = Rules { default_ttl_ms: 0, default_ttl_since_ms: 0, write_bytes_max: 16 << 20, answer_bytes_max: 0 };
+const RULES: Rules = Rules {
+    default_ttl_ms: 0,
+    default_ttl_since_ms: 0,
+    write_bytes_max: 16 << 20,
+    answer_bytes_max: 0,
+};
 
 fn long_key(n: usize) -> Bytes {
     Bytes::from(format!("{n:0>60000}"))
@@ -37,7 +43,11 @@ fn change(memory: &mut Memory, now_ms: u64, op: &Op) -> (Answer, usize) {
 
 fn is_refused(view: &dyn View, op: &Op) {
     let (answer, edits) = ask(view, 1, op);
-    let why = if matches!(op, Op::Rename { .. } | Op::Copy { .. }) { Refusal::RowTooLarge } else { Refusal::TooManyFields };
+    let why = if matches!(op, Op::Rename { .. } | Op::Copy { .. }) {
+        Refusal::RowTooLarge
+    } else {
+        Refusal::TooManyFields
+    };
     assert_eq!((answer, edits), (Err(Failed::Refused(why)), Edits::default()), "{}", op.name());
 }
 
@@ -53,12 +63,26 @@ fn many_fields_of_a_row_with_a_long_key_are_refused_at_once_and_leave_nothing() 
     let until = Deadline::In(1_000);
     is_refused(&memory, &Op::HashDelete { key: long_key(1), fields: fields.clone() });
     is_refused(&memory, &Op::HashGetDelete { key: long_key(1), fields: fields.clone() });
-    is_refused(&memory, &Op::HashExpire { key: long_key(1), fields: fields.clone(), until, only: Default::default() });
-    is_refused(&memory, &Op::HashGetExpire { key: long_key(1), fields: fields.clone(), ttl: Ttl::Until(until) });
+    is_refused(
+        &memory,
+        &Op::HashExpire {
+            key: long_key(1),
+            fields: fields.clone(),
+            until,
+            only: Default::default(),
+        },
+    );
+    is_refused(
+        &memory,
+        &Op::HashGetExpire { key: long_key(1), fields: fields.clone(), ttl: Ttl::Until(until) },
+    );
     is_refused(&memory, &Op::Rename { from: long_key(1), to: long_key(2), only_new: false });
     is_refused(&memory, &Op::Copy { from: long_key(1), to: long_key(2), replace: false });
     // Under a short name there is room for all of it.
-    assert_eq!(change(&mut memory, 1, &Op::Copy { from: long_key(1), to: name(2), replace: false }).0, Answer::Int(1));
+    assert_eq!(
+        change(&mut memory, 1, &Op::Copy { from: long_key(1), to: name(2), replace: false }).0,
+        Answer::Int(1)
+    );
     assert_eq!(change(&mut memory, 1, &Op::Delete { key: long_key(1) }).0, Answer::Int(1));
 }
 
@@ -68,11 +92,23 @@ fn values_that_are_written_anew_with_their_expiry_count() {
     let (key, value) = (name(0), Bytes::from(vec![b'v'; 10 << 20]));
     for n in 1..=4 {
         let pairs = vec![(name(n), value.clone())];
-        change(&mut memory, 1, &Op::HashPut { key: key.clone(), pairs, only: Only::Always, ttl: Ttl::Default });
+        change(
+            &mut memory,
+            1,
+            &Op::HashPut { key: key.clone(), pairs, only: Only::Always, ttl: Ttl::Default },
+        );
     }
-    let expire = |fields: Vec<Bytes>| Op::HashExpire { key: key.clone(), fields, until: Deadline::In(1_000), only: Default::default() };
+    let expire = |fields: Vec<Bytes>| Op::HashExpire {
+        key: key.clone(),
+        fields,
+        until: Deadline::In(1_000),
+        only: Default::default(),
+    };
     is_refused(&memory, &expire((1..=4).map(name).collect()));
-    assert_eq!(change(&mut memory, 1, &expire((1..=2).map(name).collect())).0, Answer::Ints(vec![1, 1]));
+    assert_eq!(
+        change(&mut memory, 1, &expire((1..=2).map(name).collect())).0,
+        Answer::Ints(vec![1, 1])
+    );
 }
 
 #[test]
@@ -84,7 +120,8 @@ fn deleting_a_range_stops_where_it_is_enough_and_says_where_to_go_on() {
     let (mut start, mut deleted, mut steps) = (Some(name(100)), 0, 0);
     while let Some(from) = start {
         let range = Range { start: Some(from), ..Range::all() };
-        let (answer, bytes) = change(&mut memory, 1, &Op::HashRangeDelete { key: long_key(1), range });
+        let (answer, bytes) =
+            change(&mut memory, 1, &Op::HashRangeDelete { key: long_key(1), range });
         assert!(bytes < 32 << 20, "{bytes}");
         let Answer::Deleted { count, next } = answer else { panic!("{answer:?}") };
         (start, deleted, steps) = (next, deleted + count, steps + 1);
@@ -98,7 +135,11 @@ fn a_step_of_the_expiry_cycle_is_small_however_long_keys_are_and_the_next_goes_o
     let soon = Ttl::Until(Deadline::At(1_000));
     for n in 1..=200 {
         let key = long_key(n);
-        change(&mut memory, 1, &Op::Set { key, value: name(n), ttl: soon, only: Only::Always, want_old: false });
+        change(
+            &mut memory,
+            1,
+            &Op::Set { key, value: name(n), ttl: soon, only: Only::Always, want_old: false },
+        );
     }
     change(&mut memory, 1, &put(long_key(300), 0..100, soon));
     change(&mut memory, 1, &put(long_key(300), 100..101, Ttl::Default));
@@ -116,10 +157,21 @@ fn a_step_of_the_expiry_cycle_is_small_however_long_keys_are_and_the_next_goes_o
     }
     assert_eq!(gone, 300);
     assert_eq!(change(&mut memory, 2_000, &Op::Rows).0, Answer::Int(1));
-    // The same for those that only the table's default expires: nothing tells when they are due but their age.
+    // The same for those that only the table's default expires: nothing tells when they
+    // are due but their age.
     for n in 1..=100 {
         let key = long_key(n);
-        change(&mut memory, 2_000, &Op::Set { key, value: name(n), ttl: Ttl::Default, only: Only::Always, want_old: false });
+        change(
+            &mut memory,
+            2_000,
+            &Op::Set {
+                key,
+                value: name(n),
+                ttl: Ttl::Default,
+                only: Only::Always,
+                want_old: false,
+            },
+        );
     }
     let rules = Rules { default_ttl_ms: 1_000, default_ttl_since_ms: 3_000, ..RULES };
     let (mut from, mut steps) = (0, 0);

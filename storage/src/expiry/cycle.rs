@@ -1,8 +1,11 @@
-//! The expiry cycle at work: searches for what is due, and steps of the executor that remove it.
+//! The expiry cycle at work: searches for what is due, and steps of the executor that
+//! remove it.
 //!
-//! Partitions are worked in side by side, each for itself: one whose writer is stuck holds up nobody else. A search runs on a thread of its own and takes as
-//! long as it takes. A step holds the executor for [`HELD_MAX`] at most, whatever it finds, and clients' writes are evaluated between two steps; how many
-//! steps follow each other depends on how much is due.
+//! Partitions are worked in side by side, each for itself: one whose writer is stuck
+//! holds up nobody else. A search runs on a thread of its own and takes as long as it
+//! takes. A step holds the executor for [`HELD_MAX`] at most, whatever it finds, and
+//! clients' writes are evaluated between two steps; how many steps follow each other
+//! depends on how much is due.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,17 +23,21 @@ use super::{Due, Search, Work};
 use crate::reads::Applied;
 use crate::replica::Replica;
 
-/// A step ends when it has held the executor for so long; what it has begun takes microseconds more.
+/// A step ends when it has held the executor for so long; what it has begun takes
+/// microseconds more.
 pub(crate) const HELD_MAX: Duration = Duration::from_millis(1);
 
-/// So many rows and fields are searched for at a time, and so many are handed to a step, which may leave some.
+/// So many rows and fields are searched for at a time, and so many are handed to a step,
+/// which may leave some.
 const FOUND_MAX: usize = 8192;
 const STEP_MAX: usize = 512;
 
-/// A partition removes no more than so many rows and fields a second: the processors are there for clients first.
+/// A partition removes no more than so many rows and fields a second: the processors are
+/// there for clients first.
 const PER_SECOND_MAX: u32 = 64_000;
 
-/// A step that takes longer than the first lets others have its turn, and of one that takes longer than the second the log tells: the partition is stuck.
+/// A step that takes longer than the first lets others have its turn, and of one that
+/// takes longer than the second the log tells: the partition is stuck.
 const TURN_MAX: Duration = Duration::from_millis(100);
 const STEP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -53,7 +60,8 @@ pub(crate) struct Cycles {
 
 impl Cycles {
     pub(crate) fn new() -> Cycles {
-        // Half of the processors stay with others; two steps at least, so that one that waits for its disk is not waited for.
+        // Half of the processors stay with others; two steps at least, so that one that
+        // waits for its disk is not waited for.
         let half = std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2);
         Cycles {
             is_active: AtomicBool::new(true),
@@ -64,7 +72,8 @@ impl Cycles {
         }
     }
 
-    /// Removes what is due in a partition, until nothing is, or a step does not go through.
+    /// Removes what is due in a partition, until nothing is, or a step does not go
+    /// through.
     pub(crate) async fn work(self: Arc<Cycles>, replica: Arc<Replica>, _work: Work) {
         if let Err(error) = self.rounds(&replica).await {
             tracing::debug!(partition = ?replica.partition(), %error, "an expiry step did not go through");
@@ -77,7 +86,9 @@ impl Cycles {
     async fn rounds(&self, replica: &Arc<Replica>) -> Result<(), CallError> {
         while self.is_active.load(Ordering::Relaxed) && replica.leads() {
             let items = self.search(replica).await?;
-            if items.is_empty() && replica.expiry.due(replica.clock.now().now_ms, &replica.rules()) != Due::Now {
+            if items.is_empty()
+                && replica.expiry.due(replica.clock.now().now_ms, &replica.rules()) != Due::Now
+            {
                 return Ok(());
             }
             self.remove(replica, items.into()).await?;
@@ -92,7 +103,11 @@ impl Cycles {
         tokio::task::spawn_blocking(move || search(&replica)).await.map_err(told)?
     }
 
-    async fn remove(&self, replica: &Arc<Replica>, mut items: VecDeque<Item>) -> Result<(), CallError> {
+    async fn remove(
+        &self,
+        replica: &Arc<Replica>,
+        mut items: VecDeque<Item>,
+    ) -> Result<(), CallError> {
         while !items.is_empty() {
             if !self.is_active.load(Ordering::Relaxed) {
                 return Err(CallError::NoLeader("the expiry cycle was stopped".to_owned()));
@@ -101,7 +116,10 @@ impl Cycles {
             let step = take(&mut items, STEP_MAX);
             let (done, removed) = self.step(replica, step.clone()).await?;
             done.left(step).rev().for_each(|item| items.push_front(item));
-            tokio::time::sleep_until((began + Duration::from_secs(1) * removed / PER_SECOND_MAX).into()).await;
+            tokio::time::sleep_until(
+                (began + Duration::from_secs(1) * removed / PER_SECOND_MAX).into(),
+            )
+            .await;
         }
         Ok(())
     }
@@ -109,7 +127,8 @@ impl Cycles {
     /// One step; how far it came, and how many rows and fields went.
     async fn step(&self, replica: &Replica, items: Vec<Item>) -> Result<(Done, u32), CallError> {
         let turn = self.turns.acquire().await.map_err(told)?;
-        let step = Request { ops: vec![Op::ExpireDue { items }], joined: Vec::new(), watched: Vec::new() };
+        let step =
+            Request { ops: vec![Op::ExpireDue { items }], joined: Vec::new(), watched: Vec::new() };
         let mut outcome = replica.queue.push(step)?;
         let outcome = match tokio::time::timeout(TURN_MAX, &mut outcome).await {
             Ok(outcome) => outcome,
@@ -124,8 +143,11 @@ impl Cycles {
                 }
             }
         };
-        let response = outcome.map_err(|_| CallError::Unknown("the partition's executor ended".to_owned()))??;
-        let Response::Done(mut outcomes) = response else { return Err(CallError::Fault("an expiry step watches nothing".to_owned())) };
+        let response = outcome
+            .map_err(|_| CallError::Unknown("the partition's executor ended".to_owned()))??;
+        let Response::Done(mut outcomes) = response else {
+            return Err(CallError::Fault("an expiry step watches nothing".to_owned()));
+        };
         match outcomes.pop() {
             Some(Ok(Answer::Expired { rows, fields, done, part, left_ms })) => {
                 self.rows.fetch_add(rows, Ordering::Relaxed);
@@ -178,7 +200,12 @@ fn take(items: &mut VecDeque<Item>, max: usize) -> Vec<Item> {
 fn search(replica: &Replica) -> Result<Vec<Item>, CallError> {
     let search: Search = replica.expiry.search();
     let view = Applied::snapshot(replica, u64::MAX)?;
-    let tx = Tx { view: &view, edits: &mut Edits::default(), stamp: replica.clock.now(), rules: replica.rules() };
+    let tx = Tx {
+        view: &view,
+        edits: &mut Edits::default(),
+        stamp: replica.clock.now(),
+        rules: replica.rules(),
+    };
     let found = expire::find(&tx, &search.from, FOUND_MAX).map_err(|fault| replica.fault(fault))?;
     let (old, walked_to) = match search.walk {
         Some(from) => expire::find_old(&tx, from).map_err(|fault| replica.fault(fault))?,
@@ -205,12 +232,19 @@ mod tests {
     fn members(places: std::ops::Range<u64>) -> Item {
         let place = |n| Place::of(n, b"f");
         let (floor, next) = (place(places.start), Some(place(places.end)));
-        Item::Members(DueMembers { head_key: Bytes::from_static(b"h"), generation: 1, floor, places: places.map(place).collect(), next })
+        Item::Members(DueMembers {
+            head_key: Bytes::from_static(b"h"),
+            generation: 1,
+            floor,
+            places: places.map(place).collect(),
+            next,
+        })
     }
 
     #[test]
     fn steps_take_what_was_found_in_order_and_what_they_leave_comes_first_again() {
-        let row = |n: u64| Item::Row { head_key: Bytes::from(format!("row{n}")), indexed_ms: Some(n) };
+        let row =
+            |n: u64| Item::Row { head_key: Bytes::from(format!("row{n}")), indexed_ms: Some(n) };
         let mut items = VecDeque::from([row(1), members(10..20), row(2)]);
         assert_eq!(take(&mut items, 4), [row(1), members(10..13)]);
         let step = take(&mut items, 100);

@@ -1,18 +1,22 @@
-//! Small records side by side in one ring of bytes: a cache that takes 36 bytes for a record besides its key and value, and no allocation.
+//! Small records side by side in one ring of bytes: a cache that takes 36 bytes for a
+//! record besides its key and value, and no allocation.
 //!
-//! New records are written at the head. The oldest, at the tail, make room for them; one that was read since it was written or moved is moved to
-//! the head once more instead. So what is used stays, and a record seen once goes first.
+//! New records are written at the head. The oldest, at the tail, make room for them; one
+//! that was read since it was written or moved is moved to the head once more instead. So
+//! what is used stays, and a record seen once goes first.
 //!
 //! # Layout
 //! ```text
 //! record   slot u16, in units of 8 bytes | key length u16 | value length u16 | mark u16 | next u32
 //!          | whole u16 | 2 bytes unused | owner u64 | since u64 | key | value | up to 7 bytes unused
 //! ```
-//! In the host's byte order. `mark` is a [`Mark`]; a vacant slot may be of 8 bytes. `next` is the number of the next record with the same bucket:
-//! its place in units of 8 bytes, and 1. `whole` is 0 when only the value's first part is kept.
+//! In the host's byte order. `mark` is a [`Mark`]; a vacant slot may be of 8 bytes.
+//! `next` is the number of the next record with the same bucket: its place in units of 8
+//! bytes, and 1. `whole` is 0 when only the value's first part is kept.
 //!
 //! # Invariants
-//! - Slots lie without gaps from tail to head; no record crosses the ring's end (`what_is_found_is_what_was_put_last` checks both after each step).
+//! - Slots lie without gaps from tail to head; no record crosses the ring's end
+//!   (`what_is_found_is_what_was_put_last` checks both after each step).
 //! - A record is in the chain of its bucket if and only if it is not vacant.
 
 use super::Moment;
@@ -30,7 +34,8 @@ const USUAL_BYTES: usize = 128;
 const MOVES_MAX: usize = 8;
 /// So many of a hash's highest bits choose the bucket before any others do.
 const BUCKET_BITS: u32 = 18;
-/// The end of a chain. Zero, so that buckets that were never used take no memory: the system gives it when it is first written to.
+/// The end of a chain. Zero, so that buckets that were never used take no memory: the
+/// system gives it when it is first written to.
 const NONE: u32 = 0;
 
 const KEY_LEN: usize = 2;
@@ -94,7 +99,10 @@ impl Ring {
     /// A ring that takes at most so many bytes, its buckets included.
     pub(super) fn new(bytes: usize, hash: fn(owner: u64, key: &[u8]) -> u64) -> Ring {
         let buckets = (bytes / USUAL_BYTES + 1).next_power_of_two();
-        let room = bytes.saturating_sub(buckets * size_of::<u32>()).min((u32::MAX - 1) as usize * UNIT) / UNIT * UNIT;
+        let room =
+            bytes.saturating_sub(buckets * size_of::<u32>()).min((u32::MAX - 1) as usize * UNIT)
+                / UNIT
+                * UNIT;
         Ring {
             bytes: vec![0; room].into_boxed_slice(),
             buckets: vec![NONE; buckets.max(1)].into_boxed_slice(),
@@ -114,20 +122,30 @@ impl Ring {
     pub(super) fn get(&mut self, name: Name<'_>) -> Option<Kept<'_>> {
         let at = self.find(name)?;
         self.set_mark(at, Mark::Used);
-        Some(Kept { since: self.u64(at + SINCE), value: self.value(at), is_whole: self.u16(at + WHOLE) != 0 })
+        Some(Kept {
+            since: self.u64(at + SINCE),
+            value: self.value(at),
+            is_whole: self.u16(at + WHOLE) != 0,
+        })
     }
 
-    /// Sets a record. All of its value is kept if the room that the record has is enough for that, else the first `least` bytes; nothing if they are too many.
+    /// Sets a record. All of its value is kept if the room that the record has is enough
+    /// for that, else the first `least` bytes; nothing if they are too many.
     pub(super) fn put(&mut self, name: Name<'_>, value: &[u8], least: usize, since: Moment) {
         let slot_of = |kept: usize| (RECORD_BYTES + name.key.len() + kept).next_multiple_of(UNIT);
         if let Some(at) = self.find(name) {
-            if let Some(kept) = [value.len(), least].into_iter().find(|kept| slot_of(*kept) <= self.slot(at)) {
+            if let Some(kept) =
+                [value.len(), least].into_iter().find(|kept| slot_of(*kept) <= self.slot(at))
+            {
                 return self.fill(at, name, value, kept, since);
             }
             self.vacate(at);
         }
         let slot = slot_of(least);
-        if name.key.len() <= KEY_BYTES_MAX && least <= VALUE_BYTES_MAX && slot <= self.bytes.len() / LARGEST_PART {
+        if name.key.len() <= KEY_BYTES_MAX
+            && least <= VALUE_BYTES_MAX
+            && slot <= self.bytes.len() / LARGEST_PART
+        {
             self.make_room(slot);
             let at = self.append(slot);
             self.fill(at, name, value, least, since);
@@ -180,7 +198,8 @@ impl Ring {
         }
     }
 
-    /// Goes on at the ring's beginning if a slot does not fit before its end; there is room for both.
+    /// Goes on at the ring's beginning if a slot does not fit before its end; there is
+    /// room for both.
     fn skip_end(&mut self, slot: usize) {
         let to_end = self.bytes.len() - self.head;
         if to_end < slot {
@@ -200,7 +219,8 @@ impl Ring {
         self.used -= slot;
         if is_used && *moves > 0 {
             *moves -= 1;
-            // The room that it leaves is enough for it, with what lies before it, at the ring's end too.
+            // The room that it leaves is enough for it, with what lies before it, at the
+            // ring's end too.
             self.skip_end(slot);
             let to = self.head;
             self.bytes.copy_within(at..at + slot, to);
@@ -258,14 +278,18 @@ impl Ring {
         fetch_ahead(&self.buckets[self.bucket_of(hash)]);
     }
 
-    /// The first record with this hash is about to be looked at: its beginning and, most often, its key and value.
+    /// The first record with this hash is about to be looked at: its beginning and, most
+    /// often, its key and value.
     pub(super) fn expect_record(&self, hash: u64) {
         let first = self.buckets[self.bucket_of(hash)];
         if first == NONE {
             return;
         }
         let at = place_of(first);
-        [at, at + 64, at + 128].into_iter().filter_map(|at| self.bytes.get(at)).for_each(fetch_ahead);
+        [at, at + 64, at + 128]
+            .into_iter()
+            .filter_map(|at| self.bytes.get(at))
+            .for_each(fetch_ahead);
     }
 
     fn slot(&self, at: usize) -> usize {
@@ -334,7 +358,9 @@ fn fetch_ahead<T>(place: &T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint; nothing is read or written.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(place).cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
+            std::ptr::from_ref(place).cast(),
+        );
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
@@ -372,8 +398,13 @@ mod tests {
             }
             assert_eq!(at, self.head);
             let some = |next: u32| (next != NONE).then_some(next);
-            let chain = |first: u32| std::iter::successors(some(first), |next| some(self.u32(place_of(*next) + NEXT)));
-            assert_eq!(self.buckets.iter().map(|first| chain(*first).count()).sum::<usize>(), records);
+            let chain = |first: u32| {
+                std::iter::successors(some(first), |next| some(self.u32(place_of(*next) + NEXT)))
+            };
+            assert_eq!(
+                self.buckets.iter().map(|first| chain(*first).count()).sum::<usize>(),
+                records
+            );
             records
         }
     }

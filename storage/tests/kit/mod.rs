@@ -1,4 +1,5 @@
-//! A node that is alone, and holds table `db0` with one partition. Unit tests of the crate have it as `crate::kit`.
+//! A node that is alone, and holds table `db0` with one partition. Unit tests of the
+//! crate have it as `crate::kit`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,13 +16,24 @@ pub(crate) const DB0: PartitionId = PartitionId { table: TableId(1), index: 0 };
 
 /// The table as it is made.
 pub(crate) fn table() -> Table {
-    Table { id: DB0.table, name: "db0".into(), number: 0, partitions: 1, replicas: 1, envs: Default::default(), default_ttl_since_ms: 0 }
+    Table {
+        id: DB0.table,
+        name: "db0".into(),
+        number: 0,
+        partitions: 1,
+        replicas: 1,
+        envs: Default::default(),
+        default_ttl_since_ms: 0,
+    }
 }
 
 /// What the node is to hold of a table.
 pub(crate) fn assigned(table: Table) -> Assigned {
     let members = vec![Member { raft_id: 1, server: ServerId(1) }];
-    Assigned { table: Arc::new(table), placements: vec![Placement { partition: DB0, members, epoch: 1 }] }
+    Assigned {
+        table: Arc::new(table),
+        placements: vec![Placement { partition: DB0, members, epoch: 1 }],
+    }
 }
 
 /// How nodes are opened.
@@ -41,10 +53,18 @@ pub(crate) fn options(dir: &Path) -> NodeOptions {
     }
 }
 
-/// A node, and the log that it writes; what it holds it has to be told ([`Node::follow`]).
+/// A node, and the log that it writes; what it holds it has to be told
+/// ([`Node::follow`]).
 pub(crate) fn node(options: NodeOptions, log: LogOptions) -> (Arc<Node>, Arc<Log>) {
     let log = Log::open(log).expect("open the log");
-    (Node::open(options, log.clone(), Shared::new(Settings::default()).expect("memory for stores")), log)
+    (
+        Node::open(
+            options,
+            log.clone(),
+            Shared::new(Settings::default()).expect("memory for stores"),
+        ),
+        log,
+    )
 }
 
 /// Where the log of a node in a directory is.

@@ -1,7 +1,8 @@
 //! Channels: two-way streams of messages over a connection that others share.
 //!
-//! Each side may send until the other's [`WINDOW_BYTES`] are full, and goes on as that one takes messages out: a slow consumer holds its
-//! sender back and nobody else, and what waits for it is bounded.
+//! Each side may send until the other's [`WINDOW_BYTES`] are full, and goes on as that
+//! one takes messages out: a slow consumer holds its sender back and nobody else, and
+//! what waits for it is bounded.
 
 use std::sync::Arc;
 
@@ -27,13 +28,15 @@ pub struct Channel {
     receiver: ChannelReceiver,
 }
 
-/// The half of a [`Channel`] that sends. When it is dropped the other side's `recv` ends, after the messages sent so far.
+/// The half of a [`Channel`] that sends. When it is dropped the other side's `recv` ends,
+/// after the messages sent so far.
 pub struct ChannelSender {
     link: Arc<Link>,
     id: u64,
 }
 
-/// The half of a [`Channel`] that receives. When it is dropped the other side's `send` fails.
+/// The half of a [`Channel`] that receives. When it is dropped the other side's `send`
+/// fails.
 pub struct ChannelReceiver {
     link: Arc<Link>,
     id: u64,
@@ -44,7 +47,10 @@ pub struct ChannelReceiver {
 
 impl Channel {
     pub(super) fn new(link: Arc<Link>, id: u64, inbox: mpsc::UnboundedReceiver<Bytes>) -> Self {
-        Channel { sender: ChannelSender { link: link.clone(), id }, receiver: ChannelReceiver { link, id, inbox, owed: 0 } }
+        Channel {
+            sender: ChannelSender { link: link.clone(), id },
+            receiver: ChannelReceiver { link, id, inbox, owed: 0 },
+        }
     }
 
     /// As [`ChannelSender::send`].
@@ -74,9 +80,10 @@ impl Channel {
 }
 
 impl ChannelSender {
-    /// Queues a message, once there is room for it; it may still be lost with the connection, which the next `send` or the end of `recv`
-    /// tells. [`NetError::NotSent`]: the channel has ended; [`NetError::TooLarge`]: larger than a frame may be. Can be cancelled: then it was
-    /// not sent.
+    /// Queues a message, once there is room for it; it may still be lost with the
+    /// connection, which the next `send` or the end of `recv` tells.
+    /// [`NetError::NotSent`]: the channel has ended; [`NetError::TooLarge`]: larger than
+    /// a frame may be. Can be cancelled: then it was not sent.
     pub async fn send(&self, message: Bytes) -> Result<(), NetError> {
         let size = message.len();
         if size > self.link.frame_bytes_max() {
@@ -104,7 +111,8 @@ impl Drop for ChannelSender {
 }
 
 impl ChannelReceiver {
-    /// The next message; `None` when the other side has ended the channel or the connection is lost. Can be cancelled without losing one.
+    /// The next message; `None` when the other side has ended the channel or the
+    /// connection is lost. Can be cancelled without losing one.
     pub async fn recv(&mut self) -> Option<Bytes> {
         let message = self.inbox.recv().await?;
         self.owed += cost(&message);

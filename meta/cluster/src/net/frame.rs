@@ -15,7 +15,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub(super) const HEADER: usize = 14;
 /// Of these, how many the length counts.
 const COUNTED: usize = HEADER - 4;
-/// Room is made for so much more of a frame at a time, as it comes: a length is announced in no time, and bytes take some.
+/// Room is made for so much more of a frame at a time, as it comes: a length is announced
+/// in no time, and bytes take some.
 const STEP_BYTES: usize = 1 << 20;
 /// Where the kind stands.
 const KIND_AT: usize = 4;
@@ -44,7 +45,8 @@ pub(super) enum Kind {
     Ping = 9,
     /// A request that was withdrawn before it went out: nothing.
     Void = 10,
-    /// I am about to stop: ask me nothing more. Said by the acceptor, and back by the dialer when it has asked its last.
+    /// I am about to stop: ask me nothing more. Said by the acceptor, and back by the
+    /// dialer when it has asked its last.
     Goodbye = 11,
 }
 
@@ -56,7 +58,9 @@ pub(super) const ENDS_RECEIVING: u8 = 2;
 impl Kind {
     fn of(byte: u8) -> Option<Kind> {
         use Kind::{Answer, Busy, Call, Credit, End, Goodbye, Message, Open, Ping, Refuse, Void};
-        [Call, Answer, Refuse, Busy, Open, Message, Credit, End, Ping, Void, Goodbye].into_iter().find(|kind| *kind as u8 == byte)
+        [Call, Answer, Refuse, Busy, Open, Message, Credit, End, Ping, Void, Goodbye]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -73,7 +77,8 @@ impl Head {
         Head { kind, detail, id }
     }
 
-    /// Appends the header of a frame with a body of so many bytes, which the caller has checked to be below the cap.
+    /// Appends the header of a frame with a body of so many bytes, which the caller has
+    /// checked to be below the cap.
     pub(super) fn put(self, body_bytes: usize, out: &mut BytesMut) {
         out.put_u32_le((body_bytes + COUNTED) as u32);
         out.put_u8(self.kind as u8);
@@ -82,7 +87,8 @@ impl Head {
     }
 }
 
-/// Makes nothing of the frame whose header begins here: its body stays where it is (`None`) or was taken away.
+/// Makes nothing of the frame whose header begins here: its body stays where it is
+/// (`None`) or was taken away.
 pub(super) fn make_void(header: &mut [u8], bodyless: bool) {
     header[KIND_AT] = Kind::Void as u8;
     if bodyless {
@@ -108,8 +114,12 @@ pub(super) enum FrameError {
     Kind(u8),
 }
 
-/// Takes the first frame off the buffer; `None` if it is not complete, with room reserved for more of it.
-pub(super) fn decode(buffer: &mut BytesMut, body_bytes_max: usize) -> Result<Option<Frame>, FrameError> {
+/// Takes the first frame off the buffer; `None` if it is not complete, with room reserved
+/// for more of it.
+pub(super) fn decode(
+    buffer: &mut BytesMut,
+    body_bytes_max: usize,
+) -> Result<Option<Frame>, FrameError> {
     if buffer.len() < HEADER {
         return Ok(None);
     }
@@ -145,8 +155,12 @@ mod tests {
     }
 
     fn frames() -> impl Strategy<Value = Vec<Frame>> {
-        let frame = (1..=11u8, any::<u8>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..=MAX))
-            .prop_map(|(kind, detail, id, body)| Frame { head: Head { kind: Kind::of(kind).unwrap(), detail, id }, body: body.into() });
+        let frame =
+            (1..=11u8, any::<u8>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..=MAX))
+                .prop_map(|(kind, detail, id, body)| Frame {
+                    head: Head { kind: Kind::of(kind).unwrap(), detail, id },
+                    body: body.into(),
+                });
         prop::collection::vec(frame, 0..8)
     }
 
@@ -166,7 +180,8 @@ mod tests {
             prop_assert!(buffer.is_empty());
         }
 
-        /// Any bytes are frames, an error, or wait for more, of which never more is reserved than the cap allows.
+        /// Any bytes are frames, an error, or wait for more, of which never more is
+        /// reserved than the cap allows.
         #[test]
         fn any_bytes_are_frames_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..2000), small in any::<bool>()) {
             let mut buffer = BytesMut::from(&bytes[..]);
@@ -202,7 +217,11 @@ mod tests {
         let mut arrived = buffer.len();
         for _ in 0..40 {
             assert_eq!(decode(&mut buffer, 1 << 30), Ok(None));
-            assert!(buffer.capacity() <= 2 * (arrived + STEP_BYTES), "{} for {arrived}", buffer.capacity());
+            assert!(
+                buffer.capacity() <= 2 * (arrived + STEP_BYTES),
+                "{} for {arrived}",
+                buffer.capacity()
+            );
             buffer.extend_from_slice(&[1; STEP_BYTES / 4]);
             arrived = buffer.len();
         }
@@ -216,7 +235,10 @@ mod tests {
             out
         };
         assert_eq!(decode(&mut head(1011), MAX), Err(FrameError::TooLarge(1001, MAX)));
-        assert_eq!(decode(&mut head(u32::MAX), MAX), Err(FrameError::TooLarge(u32::MAX as usize - 10, MAX)));
+        assert_eq!(
+            decode(&mut head(u32::MAX), MAX),
+            Err(FrameError::TooLarge(u32::MAX as usize - 10, MAX))
+        );
         assert_eq!(decode(&mut head(9), MAX), Err(FrameError::TooShort(9)));
         assert_eq!(decode(&mut head(1010), MAX), Ok(None));
     }

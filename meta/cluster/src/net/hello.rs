@@ -1,4 +1,5 @@
-//! The handshake: who is there, whether it belongs to this cluster, and whether it knows the secret.
+//! The handshake: who is there, whether it belongs to this cluster, and whether it knows
+//! the secret.
 //!
 //! ```text
 //! dialer                                    acceptor
@@ -7,15 +8,18 @@
 //!   Proof                              ->    checks it; until here it has said nothing of itself
 //!                                      <-    Welcome with its proof, or Refused
 //! ```
-//! Before it, in front of TLS if there is any, the dialer sends one byte: the connection's lane ([`Lane`](super::line::Lane)).
+//! Before it, in front of TLS if there is any, the dialer sends one byte: the
+//! connection's lane ([`Lane`](super::line::Lane)).
 //!
-//! Each message has its length (u16 LE) before it; its body is postcard. A proof is an HMAC-SHA256 with the secret over the side's role and
-//! everything that was said before, both sides' fresh random numbers among it: it proves nothing in another connection, nor in the other role,
-//! nor for another version.
+//! Each message has its length (u16 LE) before it; its body is postcard. A proof is an
+//! HMAC-SHA256 with the secret over the side's role and everything that was said before,
+//! both sides' fresh random numbers among it: it proves nothing in another connection,
+//! nor in the other role, nor for another version.
 //!
 //! # Not here
-//! The secret keeps strangers out; it does not hide or protect what is said afterwards from somebody who sits on the wire, and a short one can
-//! be guessed by who has seen a proof. For that there is TLS.
+//! The secret keeps strangers out; it does not hide or protect what is said afterwards
+//! from somebody who sits on the wire, and a short one can be guessed by who has seen a
+//! proof. For that there is TLS.
 
 use hmac::{Hmac, Mac};
 use rand::Rng;
@@ -93,7 +97,8 @@ const ACCEPTOR: &[u8] = b"bridle cluster, acceptor";
 
 /// The proof's MAC, ready to be read or checked.
 fn mac(secret: &Secret, role: &[u8], said: &[&[u8]]) -> Hmac<Sha256> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.bytes()).expect("HMAC takes keys of any length");
+    let mut mac =
+        Hmac::<Sha256>::new_from_slice(secret.bytes()).expect("HMAC takes keys of any length");
     for part in [role].iter().chain(said) {
         mac.update(&(part.len() as u32).to_le_bytes());
         mac.update(part);
@@ -108,14 +113,25 @@ fn is_proof(secret: &Secret, role: &[u8], said: &[&[u8]], proof: Option<[u8; 32]
 
 impl Greeter<'_> {
     /// Greets whom we have called; `wanted` is who it should be, where that is known.
-    pub(super) async fn dial<S>(&self, stream: &mut S, wanted: Option<ServerId>) -> Result<Card, HelloError>
+    pub(super) async fn dial<S>(
+        &self,
+        stream: &mut S,
+        wanted: Option<ServerId>,
+    ) -> Result<Card, HelloError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let hello = Hello { card: self.card.clone(), wanted, has_secret: self.secret.is_some(), nonce: rand::rng().random() };
+        let hello = Hello {
+            card: self.card.clone(),
+            wanted,
+            has_secret: self.secret.is_some(),
+            nonce: rand::rng().random(),
+        };
         let preface = preface();
         let hello = encoded(&hello);
-        stream.write_all(&[&preface[..], &(hello.len() as u16).to_le_bytes(), &hello].concat()).await?;
+        stream
+            .write_all(&[&preface[..], &(hello.len() as u16).to_le_bytes(), &hello].concat())
+            .await?;
         stream.flush().await?;
         let (challenge, said) = receive::<Reply, S>(stream).await?;
         let has_secret = match challenge {
@@ -127,7 +143,9 @@ impl Greeter<'_> {
         if let Some(why) = secrets_differ(self.secret.is_some(), has_secret) {
             return Err(HelloError::Unfit(why));
         }
-        let proof = self.secret.map(|secret| mac(secret, DIALER, &[&preface, &hello, &said]).finalize().into_bytes().into());
+        let proof = self.secret.map(|secret| {
+            mac(secret, DIALER, &[&preface, &hello, &said]).finalize().into_bytes().into()
+        });
         let proof = encoded(&Proof(proof));
         send(stream, &proof).await?;
         let (card, their_proof) = match receive::<Reply, S>(stream).await?.0 {
@@ -136,9 +154,16 @@ impl Greeter<'_> {
             Reply::Challenge { .. } => return Err(HelloError::Stranger),
         };
         if let Some(secret) = self.secret
-            && !is_proof(secret, ACCEPTOR, &[&preface, &hello, &said, &proof, &encoded(&card)], their_proof)
+            && !is_proof(
+                secret,
+                ACCEPTOR,
+                &[&preface, &hello, &said, &proof, &encoded(&card)],
+                their_proof,
+            )
         {
-            return Err(HelloError::Unfit("the other side does not know the cluster's secret".to_owned()));
+            return Err(HelloError::Unfit(
+                "the other side does not know the cluster's secret".to_owned(),
+            ));
         }
         match unfit(&card, &self.card, wanted, card.server) {
             Some(why) => Err(HelloError::Unfit(why)),
@@ -147,7 +172,10 @@ impl Greeter<'_> {
     }
 
     /// Greets who has called us.
-    pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> Result<Card, HelloError> {
+    pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+    ) -> Result<Card, HelloError> {
         let mut start = [0; 8];
         stream.read_exact(&mut start).await?;
         if start[..6] != MAGIC {
@@ -157,31 +185,49 @@ impl Greeter<'_> {
             true => receive::<Hello, S>(stream).await?,
             false => {
                 let theirs = u16::from_le_bytes([start[6], start[7]]);
-                return self.refuse(stream, format!("version {theirs} of the cluster's protocol is not spoken here, {VERSION} is")).await;
+                return self
+                    .refuse(
+                        stream,
+                        format!(
+                            "version {theirs} of the cluster's protocol is not spoken here, \
+                             {VERSION} is"
+                        ),
+                    )
+                    .await;
             }
         };
         if let Some(why) = secrets_differ(hello.has_secret, self.secret.is_some()) {
             return self.refuse(stream, why).await;
         }
-        let challenge = encoded(&Reply::Challenge { has_secret: self.secret.is_some(), nonce: rand::rng().random() });
+        let challenge = encoded(&Reply::Challenge {
+            has_secret: self.secret.is_some(),
+            nonce: rand::rng().random(),
+        });
         send(stream, &challenge).await?;
         let (Proof(proof), said_proof) = receive::<Proof, S>(stream).await?;
         if let Some(secret) = self.secret
             && !is_proof(secret, DIALER, &[&start, &said_hello, &challenge], proof)
         {
-            return self.refuse(stream, "the dialer does not know the cluster's secret".to_owned()).await;
+            return self
+                .refuse(stream, "the dialer does not know the cluster's secret".to_owned())
+                .await;
         }
         if let Some(why) = unfit(&self.card, &hello.card, hello.wanted, self.card.server) {
             return self.refuse(stream, why).await;
         }
         let said = [&start[..], &said_hello, &challenge, &said_proof, &encoded(&self.card)];
-        let proof = self.secret.map(|secret| mac(secret, ACCEPTOR, &said).finalize().into_bytes().into());
+        let proof =
+            self.secret.map(|secret| mac(secret, ACCEPTOR, &said).finalize().into_bytes().into());
         send(stream, &encoded(&Reply::Welcome { card: self.card.clone(), proof })).await?;
         Ok(hello.card)
     }
 
     /// Tells the other side why not, and our log too.
-    async fn refuse<S: AsyncWrite + Unpin>(&self, stream: &mut S, why: String) -> Result<Card, HelloError> {
+    async fn refuse<S: AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+        why: String,
+    ) -> Result<Card, HelloError> {
         send(stream, &encoded(&Reply::Refused(why.clone()))).await?;
         // Best effort: it is over either way.
         let _ = stream.shutdown().await;
@@ -192,17 +238,26 @@ impl Greeter<'_> {
 fn secrets_differ(dialer_has: bool, acceptor_has: bool) -> Option<String> {
     match (dialer_has, acceptor_has) {
         (true, false) => Some("the dialer has a cluster secret, the acceptor has none".to_owned()),
-        (false, true) => Some("the acceptor asks for the cluster's secret, the dialer has none".to_owned()),
+        (false, true) => {
+            Some("the acceptor asks for the cluster's secret, the dialer has none".to_owned())
+        }
         (true, true) | (false, false) => None,
     }
 }
 
 /// Why these two should not speak with each other.
-fn unfit(acceptor: &Card, dialer: &Card, wanted: Option<ServerId>, answers: ServerId) -> Option<String> {
+fn unfit(
+    acceptor: &Card,
+    dialer: &Card,
+    wanted: Option<ServerId>,
+    answers: ServerId,
+) -> Option<String> {
     if let (Some(acceptor), Some(dialer)) = (acceptor.cluster, dialer.cluster)
         && acceptor != dialer
     {
-        return Some(format!("the acceptor belongs to cluster {acceptor}, the dialer to cluster {dialer}"));
+        return Some(format!(
+            "the acceptor belongs to cluster {acceptor}, the dialer to cluster {dialer}"
+        ));
     }
     let wanted = wanted.filter(|wanted| *wanted != answers)?;
     Some(format!("server {wanted} was called, and server {answers} answers at this address"))
@@ -224,7 +279,9 @@ async fn send<S: AsyncWrite + Unpin>(stream: &mut S, message: &[u8]) -> Result<(
 }
 
 /// A message, and its bytes as they came.
-async fn receive<T: DeserializeOwned, S: AsyncRead + Unpin>(stream: &mut S) -> Result<(T, Vec<u8>), HelloError> {
+async fn receive<T: DeserializeOwned, S: AsyncRead + Unpin>(
+    stream: &mut S,
+) -> Result<(T, Vec<u8>), HelloError> {
     let length = usize::from(stream.read_u16_le().await?);
     if length > MESSAGE_BYTES_MAX {
         return Err(HelloError::Stranger);
@@ -240,11 +297,20 @@ mod tests {
     use super::*;
 
     fn greeter(server: u64, cluster: Option<u64>, secret: Option<&Secret>) -> Greeter<'_> {
-        let card = Card { cluster: cluster.map(ClusterId), server: ServerId(server), address: "host:1".to_owned(), frame_bytes_max: 1000 };
+        let card = Card {
+            cluster: cluster.map(ClusterId),
+            server: ServerId(server),
+            address: "host:1".to_owned(),
+            frame_bytes_max: 1000,
+        };
         Greeter { card, secret }
     }
 
-    async fn meet(dialer: Greeter<'_>, wanted: Option<u64>, acceptor: Greeter<'_>) -> (Result<Card, HelloError>, Result<Card, HelloError>) {
+    async fn meet(
+        dialer: Greeter<'_>,
+        wanted: Option<u64>,
+        acceptor: Greeter<'_>,
+    ) -> (Result<Card, HelloError>, Result<Card, HelloError>) {
         let (mut one, mut other) = tokio::io::duplex(4096);
         let dial = async move { dialer.dial(&mut one, wanted.map(ServerId)).await };
         let accept = async move { acceptor.accept(&mut other).await };
@@ -256,7 +322,8 @@ mod tests {
         let secret = Secret::new("correct horse battery").unwrap();
         for (ours, theirs) in [(None, None), (Some(5), None), (None, Some(5)), (Some(5), Some(5))] {
             for secret in [None, Some(&secret)] {
-                let (dialed, accepted) = meet(greeter(1, ours, secret), Some(2), greeter(2, theirs, secret)).await;
+                let (dialed, accepted) =
+                    meet(greeter(1, ours, secret), Some(2), greeter(2, theirs, secret)).await;
                 assert_eq!(dialed.unwrap(), greeter(2, theirs, None).card);
                 assert_eq!(accepted.unwrap(), greeter(1, ours, None).card);
             }
@@ -265,22 +332,40 @@ mod tests {
 
     #[tokio::test]
     async fn who_does_not_belong_is_told_why_on_both_sides() {
-        let (secret, other) = (Secret::new("correct horse battery").unwrap(), Secret::new("staple").unwrap());
+        let (secret, other) =
+            (Secret::new("correct horse battery").unwrap(), Secret::new("staple").unwrap());
         let cases = [
             (greeter(1, Some(5), None), None, greeter(2, Some(6), None), "cluster"),
-            (greeter(1, None, None), Some(3), greeter(2, None, None), "server 0000000000000003 was called"),
-            (greeter(1, None, Some(&secret)), None, greeter(2, None, Some(&other)), "does not know the cluster's secret"),
-            (greeter(1, None, Some(&secret)), None, greeter(2, None, None), "the acceptor has none"),
+            (
+                greeter(1, None, None),
+                Some(3),
+                greeter(2, None, None),
+                "server 0000000000000003 was called",
+            ),
+            (
+                greeter(1, None, Some(&secret)),
+                None,
+                greeter(2, None, Some(&other)),
+                "does not know the cluster's secret",
+            ),
+            (
+                greeter(1, None, Some(&secret)),
+                None,
+                greeter(2, None, None),
+                "the acceptor has none",
+            ),
             (greeter(1, None, None), None, greeter(2, None, Some(&secret)), "the dialer has none"),
         ];
         for (dialer, wanted, acceptor, why) in cases {
             let (dialed, accepted) = meet(dialer, wanted, acceptor).await;
-            let (dialed, accepted) = (dialed.unwrap_err().to_string(), accepted.unwrap_err().to_string());
+            let (dialed, accepted) =
+                (dialed.unwrap_err().to_string(), accepted.unwrap_err().to_string());
             assert!(dialed.contains(why) && accepted.contains(why), "{dialed} / {accepted}");
         }
     }
 
-    /// Somebody without the secret who hands a dialer's words back to it, or an acceptor's to another, gets nowhere.
+    /// Somebody without the secret who hands a dialer's words back to it, or an
+    /// acceptor's to another, gets nowhere.
     #[tokio::test]
     async fn reflected_proofs_prove_nothing() {
         let secret = Secret::new("correct horse battery").unwrap();
@@ -290,7 +375,9 @@ mod tests {
             let mut start = [0; 8];
             wire.read_exact(&mut start).await.unwrap();
             let (hello, _) = receive::<Hello, _>(&mut wire).await.unwrap();
-            send(&mut wire, &encoded(&Reply::Challenge { has_secret: true, nonce: hello.nonce })).await.unwrap();
+            send(&mut wire, &encoded(&Reply::Challenge { has_secret: true, nonce: hello.nonce }))
+                .await
+                .unwrap();
             let (Proof(proof), _) = receive::<Proof, _>(&mut wire).await.unwrap();
             send(&mut wire, &encoded(&Reply::Welcome { card: hello.card, proof })).await.unwrap();
         };
@@ -305,7 +392,9 @@ mod tests {
         let acceptor = greeter(2, None, None);
         let accepted = acceptor.accept(&mut other).await.unwrap_err().to_string();
         assert!(accepted.contains("version 7"), "{accepted}");
-        let (Reply::Refused(why), _) = receive::<Reply, _>(&mut one).await.unwrap() else { panic!("refused") };
+        let (Reply::Refused(why), _) = receive::<Reply, _>(&mut one).await.unwrap() else {
+            panic!("refused")
+        };
         assert_eq!(why, accepted);
     }
 }

@@ -1,7 +1,9 @@
-//! The way to one other process: its connection while there is one, and a task that makes it again when it is lost.
+//! The way to one other process: its connection while there is one, and a task that makes
+//! it again when it is lost.
 //!
-//! What is down is known to be down: while dialing fails, calls fail at once or after [`PATIENCE`]; dialing goes on every [`BACKOFF_MAX`]
-//! as long as somebody has asked within [`INTEREST`].
+//! What is down is known to be down: while dialing fails, calls fail at once or after
+//! [`PATIENCE`]; dialing goes on every [`BACKOFF_MAX`] as long as somebody has asked
+//! within [`INTEREST`].
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -27,12 +29,14 @@ const BACKOFF_MAX: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Without a call for so long, dialing ends until the next one.
 const INTEREST: Duration = Duration::from_secs(10);
-/// A connection that lived for so long was a good one: when it is lost, it is made again without a pause. So is the first that did not.
+/// A connection that lived for so long was a good one: when it is lost, it is made again
+/// without a pause. So is the first that did not.
 const GOOD: Duration = Duration::from_secs(1);
 /// Of a host name's addresses, so many are tried.
 const ADDRESSES_MAX: usize = 8;
 
-/// What goes over a connection of its own. The first byte of each says which it is, in the clear: it only decides on which runtime its bytes are handled.
+/// What goes over a connection of its own. The first byte of each says which it is, in
+/// the clear: it only decides on which runtime its bytes are handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub(super) enum Lane {
@@ -105,7 +109,11 @@ impl Line {
     }
 
     /// The connection, made if there is none.
-    pub(super) async fn connected(self: &Arc<Self>, net: &Arc<Net>, deadline: tokio::time::Instant) -> Result<Arc<Link>, NetError> {
+    pub(super) async fn connected(
+        self: &Arc<Self>,
+        net: &Arc<Net>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Arc<Link>, NetError> {
         if let Some(link) = self.up() {
             return Ok(link);
         }
@@ -116,8 +124,12 @@ impl Line {
             let (until, why) = match dial {
                 Dial::Up(link) if !link.is_gone() => return Ok(link),
                 Dial::Down(why) => return Err(NetError::NotSent(why.to_string())),
-                Dial::Again(why) => (deadline.min(tokio::time::Instant::now() + PATIENCE), why.to_string()),
-                Dial::Idle | Dial::First | Dial::Up(_) => (deadline, format!("there is no connection to {} yet", self.to)),
+                Dial::Again(why) => {
+                    (deadline.min(tokio::time::Instant::now() + PATIENCE), why.to_string())
+                }
+                Dial::Idle | Dial::First | Dial::Up(_) => {
+                    (deadline, format!("there is no connection to {} yet", self.to))
+                }
             };
             match tokio::time::timeout_at(until, seen.changed()).await {
                 Ok(Ok(())) => {}
@@ -216,7 +228,9 @@ impl Line {
                     continue;
                 }
                 Err(_) => {
-                    failure = format!("connect to {address} ({socket_address}): no answer within {limit:?}");
+                    failure = format!(
+                        "connect to {address} ({socket_address}): no answer within {limit:?}"
+                    );
                     continue;
                 }
             };
@@ -224,14 +238,22 @@ impl Line {
             match timeout(limit, greet(net, stream, self.lane, &address, wanted)).await {
                 Ok(Ok(link)) => return Ok(link),
                 Ok(Err(why)) => failure = format!("{address} ({socket_address}): {why}"),
-                Err(_) => failure = format!("{address} ({socket_address}): no greeting within {limit:?}"),
+                Err(_) => {
+                    failure = format!("{address} ({socket_address}): no greeting within {limit:?}")
+                }
             }
         }
         Err(failure)
     }
 }
 
-async fn greet(net: &Arc<Net>, mut stream: TcpStream, lane: Lane, address: &str, wanted: Option<ServerId>) -> Result<Arc<Link>, String> {
+async fn greet(
+    net: &Arc<Net>,
+    mut stream: TcpStream,
+    lane: Lane,
+    address: &str,
+    wanted: Option<ServerId>,
+) -> Result<Arc<Link>, String> {
     prepare(&stream).map_err(|error| format!("set up the socket: {error}"))?;
     stream.write_all(&[lane as u8]).await.map_err(|error| error.to_string())?;
     let remote = stream.peer_addr().map_err(|error| error.to_string())?;
@@ -247,7 +269,11 @@ async fn greet(net: &Arc<Net>, mut stream: TcpStream, lane: Lane, address: &str,
     let (reader, writer, direct) = stream.split();
     let peer = Peer { server: card.server, cluster: card.cluster, address: card.address, remote };
     let link = Link::new(peer, card.frame_bytes_max as usize, direct, &net.stopped);
-    let inbound = Inbound { services: None, rows_runtime: None, frame_bytes_max: net.options.frame_bytes_max };
+    let inbound = Inbound {
+        services: None,
+        rows_runtime: None,
+        frame_bytes_max: net.options.frame_bytes_max,
+    };
     tokio::spawn(run(link.clone(), reader, writer, inbound, net.options.ping_every));
     Ok(link)
 }

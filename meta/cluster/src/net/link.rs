@@ -1,9 +1,12 @@
-//! A connection whose sides have greeted each other: its calls, its channels and what waits to be written, under one small lock.
+//! A connection whose sides have greeted each other: its calls, its channels and what
+//! waits to be written, under one small lock.
 //!
 //! # Invariants
-//! - A call is answered [`NetError::NotSent`] only if its frame was withdrawn from the [`Outbox`] before anybody took it to write it, or was
-//!   turned away unread (`what_was_never_handed_over_is_not_sent`).
-//! - A caller that goes away leaves nothing behind: neither its frame nor its entry (`cancelled_calls_leave_nothing_behind`).
+//! - A call is answered [`NetError::NotSent`] only if its frame was withdrawn from the
+//!   [`Outbox`] before anybody took it to write it, or was turned away unread
+//!   (`what_was_never_handed_over_is_not_sent`).
+//! - A caller that goes away leaves nothing behind: neither its frame nor its entry
+//!   (`cancelled_calls_leave_nothing_behind`).
 
 mod flows;
 
@@ -28,7 +31,8 @@ use super::{NetError, Peer, Service};
 
 /// With so much waiting to be written, callers wait.
 const OUTBOX_BYTES: usize = 4 << 20;
-/// So many of a dialer's calls may be under way, with so many bytes of requests; the next is turned away.
+/// So many of a dialer's calls may be under way, with so many bytes of requests; the next
+/// is turned away.
 const CALLS_MAX: usize = 32 * 1024;
 const CALL_BYTES_MAX: usize = 512 << 20;
 
@@ -78,7 +82,8 @@ pub(super) struct Link {
     /// Set by the reader and the writer, reset by who keeps the connection alive.
     pub(super) heard: AtomicBool,
     pub(super) spoke: AtomicBool,
-    /// What is read is not answered as fast as it comes, so this side does not read for the moment: the other's silence means nothing.
+    /// What is read is not answered as fast as it comes, so this side does not read for
+    /// the moment: the other's silence means nothing.
     pub(super) is_held: AtomicBool,
     direct: Option<Direct>,
 }
@@ -101,7 +106,12 @@ pub(super) enum CallBlock {
 
 impl Link {
     /// Lives at most as long as `parent` is not cancelled.
-    pub(super) fn new(peer: Peer, frame_bytes_max: usize, direct: Option<Direct>, parent: &CancellationToken) -> Arc<Self> {
+    pub(super) fn new(
+        peer: Peer,
+        frame_bytes_max: usize,
+        direct: Option<Direct>,
+        parent: &CancellationToken,
+    ) -> Arc<Self> {
         let closed = parent.child_token();
         Arc::new(Link {
             peer,
@@ -125,7 +135,10 @@ impl Link {
     }
 
     pub(super) fn too_large(&self, what: &str, bytes: usize) -> NetError {
-        NetError::TooLarge(format!("a {what} of {bytes} bytes is not sent to {}: at most {}", self.peer.server, self.frame_bytes_max))
+        NetError::TooLarge(format!(
+            "a {what} of {bytes} bytes is not sent to {}: at most {}",
+            self.peer.server, self.frame_bytes_max
+        ))
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -139,7 +152,11 @@ impl Link {
     // --- calls that we make ---
 
     /// Hands a request to the writer.
-    pub(super) fn call(self: &Arc<Self>, service: Service, body: &Bytes) -> Result<Call, CallBlock> {
+    pub(super) fn call(
+        self: &Arc<Self>,
+        service: Service,
+        body: &Bytes,
+    ) -> Result<Call, CallBlock> {
         let (answer, answered) = oneshot::channel();
         let mut state = self.state.lock();
         self.check_open(&state)?;
@@ -206,7 +223,8 @@ impl Link {
 
     /// Whether one more of the other side's calls may be looked at.
     pub(super) fn may_serve(&self) -> bool {
-        self.serving.load(Ordering::Relaxed) < CALLS_MAX && self.serving_bytes.load(Ordering::Relaxed) < CALL_BYTES_MAX
+        self.serving.load(Ordering::Relaxed) < CALLS_MAX
+            && self.serving_bytes.load(Ordering::Relaxed) < CALL_BYTES_MAX
     }
 
     /// Notes a call that is not answered at once.
@@ -261,7 +279,10 @@ impl Link {
         let bytes = answer.as_ref().map_or_else(String::len, Bytes::len);
         let (kind, body) = match answer {
             _ if bytes > self.frame_bytes_max => {
-                let text = format!("the answer has {bytes} bytes, at most {} can be sent", self.frame_bytes_max);
+                let text = format!(
+                    "the answer has {bytes} bytes, at most {} can be sent",
+                    self.frame_bytes_max
+                );
                 (Kind::Refuse, Bytes::from(text))
             }
             Ok(body) => (Kind::Answer, body),
@@ -294,12 +315,14 @@ impl Link {
     /// Room in the outbox to wait for, if it is full.
     pub(super) fn full(&self) -> Option<OwnedNotified> {
         let state = self.state.lock();
-        (state.closed.is_none() && state.outbox.bytes() > OUTBOX_BYTES).then(|| self.room.clone().notified_owned())
+        (state.closed.is_none() && state.outbox.bytes() > OUTBOX_BYTES)
+            .then(|| self.room.clone().notified_owned())
     }
 
     // --- writing ---
 
-    /// Has what waits written: by the caller itself if nobody else writes and the socket takes it (`directly`), else by the writer's task.
+    /// Has what waits written: by the caller itself if nobody else writes and the socket
+    /// takes it (`directly`), else by the writer's task.
     fn flush(&self, directly: bool) {
         let (true, Some(direct)) = (directly, &self.direct) else { return self.work.notify_one() };
         // Who writes looks again when it is done.
@@ -363,8 +386,14 @@ impl Link {
         self.room.notify_waiters();
         for (_, call) in calls {
             let error = match outbox.is_taken(call.start) {
-                true => NetError::Lost(format!("the connection to {} was lost: {why}", self.peer.server)),
-                false => NetError::NotSent(format!("the connection to {} was lost: {why}", self.peer.server)),
+                true => NetError::Lost(format!(
+                    "the connection to {} was lost: {why}",
+                    self.peer.server
+                )),
+                false => NetError::NotSent(format!(
+                    "the connection to {} was lost: {why}",
+                    self.peer.server
+                )),
             };
             let _ = call.answer.send(Err(error)); // it may have gone
         }
@@ -385,7 +414,8 @@ impl Link {
         self.state.lock().leaving = true;
     }
 
-    /// Says goodbye to a dialer, and waits until everything it asked is answered, at most so long.
+    /// Says goodbye to a dialer, and waits until everything it asked is answered, at most
+    /// so long.
     pub(super) async fn farewell(&self, at_most: Duration) {
         /// Too short to be noticed when a process ends, too long to cost anything.
         const LOOK: Duration = Duration::from_millis(2);
@@ -393,7 +423,8 @@ impl Link {
         let is_over = || {
             let state = self.state.lock();
             let is_written = state.outbox.is_empty() && state.rest.is_empty() && !state.writing;
-            state.closed.is_some() || (state.leaving && self.serving.load(Ordering::Relaxed) == 0 && is_written)
+            state.closed.is_some()
+                || (state.leaving && self.serving.load(Ordering::Relaxed) == 0 && is_written)
         };
         let wait = async {
             while !is_over() {
@@ -428,7 +459,9 @@ impl Call {
                 match self.link.forget(self.id, self.start) {
                     true => Err(NetError::NotSent(format!("{server} takes nothing in"))),
                     // It may have come in this very moment.
-                    false => self.answered.try_recv().unwrap_or_else(|_| Err(NetError::Lost(format!("no answer of {server} in time")))),
+                    false => self.answered.try_recv().unwrap_or_else(|_| {
+                        Err(NetError::Lost(format!("no answer of {server} in time")))
+                    }),
                 }
             }
         }

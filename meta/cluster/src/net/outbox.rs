@@ -1,7 +1,8 @@
 //! What waits to be written to a connection, and what of it can still be withdrawn.
 //!
-//! Frames are appended at a position that only grows. Whoever writes takes all that is there at once; from then on what lies before
-//! [`Outbox::taken`] counts as handed to the socket, whether or not a byte of it left. What lies behind it certainly did not leave.
+//! Frames are appended at a position that only grows. Whoever writes takes all that is
+//! there at once; from then on what lies before [`Outbox::taken`] counts as handed to the
+//! socket, whether or not a byte of it left. What lies behind it certainly did not leave.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -85,9 +86,17 @@ impl Outbox {
         let start = self.end;
         let copied = if body.len() < LARGE { body.len() } else { 0 };
         let small = match self.pieces.back_mut() {
-            Some(Piece { data: Data::Small(small), .. }) if small.len() + HEADER + copied <= PIECE_BYTES => small,
+            Some(Piece { data: Data::Small(small), .. })
+                if small.len() + HEADER + copied <= PIECE_BYTES =>
+            {
+                small
+            }
             _ => {
-                let data = Data::Small(BytesMut::with_capacity(if copied == 0 { HEADER } else { (HEADER + copied).max(2048) }));
+                let data = Data::Small(BytesMut::with_capacity(if copied == 0 {
+                    HEADER
+                } else {
+                    (HEADER + copied).max(2048)
+                }));
                 self.pieces.push_back(Piece { start, data });
                 match self.pieces.back_mut() {
                     Some(Piece { data: Data::Small(small), .. }) => small,
@@ -134,8 +143,7 @@ impl Outbox {
             return false;
         }
         let at = self.pieces.partition_point(|piece| piece.start <= start).saturating_sub(1);
-        let is_large =
-            matches!(self.pieces.get(at + 1), Some(Piece { start: body, data: Data::Large(_) }) if *body == start + HEADER as u64);
+        let is_large = matches!(self.pieces.get(at + 1), Some(Piece { start: body, data: Data::Large(_) }) if *body == start + HEADER as u64);
         if let Some(Piece { start: first, data: Data::Small(small) }) = self.pieces.get_mut(at) {
             make_void(&mut small[(start - *first) as usize..], is_large);
         }
@@ -154,7 +162,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Taken frames are those that were pushed, in order and whole; withdrawn ones are void.
+        /// Taken frames are those that were pushed, in order and whole; withdrawn ones
+        /// are void.
         #[test]
         fn withdrawn_frames_are_void_and_the_others_whole(
             sizes in prop::collection::vec((prop_oneof![0..300usize, 10_000..40_000usize], any::<bool>()), 1..40),

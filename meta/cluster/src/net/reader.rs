@@ -1,7 +1,8 @@
-//! Reads a connection: decodes all frames of a read, has them answered or passed on, and sends the answers that are there at once together.
+//! Reads a connection: decodes all frames of a read, has them answered or passed on, and
+//! sends the answers that are there at once together.
 //!
-//! Calls for rows are answered on another runtime than the one that reads ([`Answerer`]): a long one holds up what is asked after it over the same connection, and nothing
-//! else.
+//! Calls for rows are answered on another runtime than the one that reads ([`Answerer`]):
+//! a long one holds up what is asked after it over the same connection, and nothing else.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +23,8 @@ const READ_BYTES_MAX: usize = 512 * 1024;
 const READ_ROOM: usize = 8 * 1024;
 /// What has been read and is not being answered yet, in reads; then reading waits.
 const READS_AHEAD: usize = 16;
-/// Answers are sent off when they have become so large, though more requests have been read.
+/// Answers are sent off when they have become so large, though more requests have been
+/// read.
 const ANSWER_BYTES: usize = 256 * 1024;
 
 /// What a connection takes in.
@@ -40,7 +42,8 @@ pub(super) async fn read(link: &Arc<Link>, mut reader: Reader, inbound: Inbound)
     let mut buffer = BytesMut::with_capacity(READ_BYTES_MIN);
     let mut read_bytes = READ_BYTES_MIN;
     let answerer = inbound.rows_runtime.zip(inbound.services.clone());
-    let answerer = answerer.map(|(runtime, services)| Answerer::start(link.clone(), services, &runtime));
+    let answerer =
+        answerer.map(|(runtime, services)| Answerer::start(link.clone(), services, &runtime));
     let mut round = Round {
         link,
         services: inbound.services,
@@ -63,7 +66,11 @@ pub(super) async fn read(link: &Arc<Link>, mut reader: Reader, inbound: Inbound)
             Ok(bytes) => bytes,
             Err(error) => return format!("read: {error}"),
         };
-        read_bytes = if bytes == room { (read_bytes * 2).min(READ_BYTES_MAX) } else { (read_bytes / 2).max(READ_BYTES_MIN) };
+        read_bytes = if bytes == room {
+            (read_bytes * 2).min(READ_BYTES_MAX)
+        } else {
+            (read_bytes / 2).max(READ_BYTES_MIN)
+        };
         link.heard.store(true, Ordering::Relaxed);
         loop {
             match decode(&mut buffer, inbound.frame_bytes_max) {
@@ -178,15 +185,24 @@ impl Round<'_> {
         match head.kind {
             Kind::Call => self.serve(head.detail, head.id, body)?,
             Kind::Answer => self.answered.push((head.id, Ok(body))),
-            Kind::Refuse => self.answered.push((head.id, Err(NetError::Refused(String::from_utf8_lossy(&body).into_owned())))),
+            Kind::Refuse => self.answered.push((
+                head.id,
+                Err(NetError::Refused(String::from_utf8_lossy(&body).into_owned())),
+            )),
             Kind::Busy => {
-                let why = format!("{} has too many calls under way and did not look at this one", link.peer.server);
+                let why = format!(
+                    "{} has too many calls under way and did not look at this one",
+                    link.peer.server
+                );
                 self.answered.push((head.id, Err(NetError::NotSent(why))));
             }
             Kind::Open => {
-                let services = self.services.as_ref().ok_or("a channel was opened by who was called")?;
+                let services =
+                    self.services.as_ref().ok_or("a channel was opened by who was called")?;
                 // Without a service the channel is dropped, which tells the other side.
-                if let (Some(channel), Some(service)) = (link.opened(head.id)?, Service::of(head.detail)) {
+                if let (Some(channel), Some(service)) =
+                    (link.opened(head.id)?, Service::of(head.detail))
+                {
                     services.channel(&link.peer, service, body, channel);
                 }
             }
@@ -272,8 +288,11 @@ impl Drop for Owed {
     fn drop(&mut self) {
         match self.is_paid {
             true => {}
-            false if std::thread::panicking() => self.pay(Err("the service has broken off".to_owned())),
-            // The process stops: that is no answer. The connection ends, and whoever asked learns that it is lost.
+            false if std::thread::panicking() => {
+                self.pay(Err("the service has broken off".to_owned()))
+            }
+            // The process stops: that is no answer. The connection ends, and whoever
+            // asked learns that it is lost.
             false => self.link.give_up_serving(self.bytes),
         }
     }

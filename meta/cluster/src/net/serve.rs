@@ -1,4 +1,5 @@
-//! Accepts connections of other processes: greets each within a time, serves those that belong here, and says goodbye when it stops.
+//! Accepts connections of other processes: greets each within a time, serves those that
+//! belong here, and says goodbye when it stops.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -25,7 +26,12 @@ use super::{Net, NetOptions, Peer, Services, prepare};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `stop`, then until what was asked is answered.
-pub(super) async fn serve(net: Arc<Net>, listener: TcpListener, services: Arc<dyn Services>, stop: CancellationToken) {
+pub(super) async fn serve(
+    net: Arc<Net>,
+    listener: TcpListener,
+    services: Arc<dyn Services>,
+    stop: CancellationToken,
+) {
     let strangers = Arc::new(Strangers::default());
     let open = Arc::new(AtomicUsize::new(0));
     let tracker = TaskTracker::new();
@@ -47,8 +53,14 @@ pub(super) async fn serve(net: Arc<Net>, listener: TcpListener, services: Arc<dy
             continue;
         }
         let place = Place::take(&open);
-        let guest =
-            Guest { net: net.clone(), services: services.clone(), stop: stop.clone(), tracker: tracker.clone(), stranger, _place: place };
+        let guest = Guest {
+            net: net.clone(),
+            services: services.clone(),
+            stop: stop.clone(),
+            tracker: tracker.clone(),
+            stranger,
+            _place: place,
+        };
         tracker.spawn_on(guest.sort(stream), &net.runtime);
     }
     drop(listener);
@@ -66,7 +78,9 @@ impl Strangers {
         let from = origin(from);
         let mut counts = self.0.lock();
         let in_all: usize = counts.values().sum();
-        if in_all >= options.half_open_max || counts.get(&from).is_some_and(|count| *count >= options.half_open_each_max) {
+        if in_all >= options.half_open_max
+            || counts.get(&from).is_some_and(|count| *count >= options.half_open_each_max)
+        {
             return None;
         }
         *counts.entry(from).or_default() += 1;
@@ -74,7 +88,8 @@ impl Strangers {
     }
 }
 
-/// What one stranger is likely to have no more than one of: an address, or an IPv6 network, of whose addresses each member has any number.
+/// What one stranger is likely to have no more than one of: an address, or an IPv6
+/// network, of whose addresses each member has any number.
 fn origin(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
@@ -132,12 +147,15 @@ impl Guest {
         let (remote, limit) = (stream.peer_addr(), self.net.options.handshake_timeout);
         let said = match self.stop.run_until_cancelled(timeout(limit, stream.read_u8())).await {
             None => return,
-            Some(Ok(Ok(byte))) => Lane::of(byte).ok_or_else(|| "it does not speak this protocol".to_owned()),
+            Some(Ok(Ok(byte))) => {
+                Lane::of(byte).ok_or_else(|| "it does not speak this protocol".to_owned())
+            }
             Some(Ok(Err(error))) => Err(error.to_string()),
             Some(Err(_)) => Err(format!("no greeting within {limit:?}")),
         };
         // A socket belongs to the runtime that it was made in.
-        let sorted = said.and_then(|lane| Ok((lane, stream.into_std().map_err(|error| error.to_string())?)));
+        let sorted =
+            said.and_then(|lane| Ok((lane, stream.into_std().map_err(|error| error.to_string())?)));
         match sorted {
             Ok((lane, stream)) => {
                 let (tracker, net) = (self.tracker.clone(), self.net.clone());
@@ -168,7 +186,11 @@ impl Guest {
         let link = Link::new(peer, frame_bytes_max, direct, &net.stopped);
         let entry = net.accepted.lock().insert(link.clone());
         let rows_runtime = net.answering_runtime(lane);
-        let inbound = Inbound { services: Some(services), rows_runtime, frame_bytes_max: net.options.frame_bytes_max };
+        let inbound = Inbound {
+            services: Some(services),
+            rows_runtime,
+            frame_bytes_max: net.options.frame_bytes_max,
+        };
         let running = run(link.clone(), reader, writer, inbound, net.options.ping_every);
         let ending = async {
             stop.cancelled().await;
@@ -192,11 +214,17 @@ async fn greet(net: &Net, stream: std::net::TcpStream) -> Result<(Stream, Peer, 
     let remote = stream.peer_addr().map_err(|error| error.to_string())?;
     let mut stream = match net.tls.as_ref().map(ArcSwap::load_full) {
         None => Stream::Plain(stream),
-        Some(tls) => Stream::Tls(Box::new(tls.acceptor.accept(stream).await.map_err(|error| format!("TLS: {error}"))?.into())),
+        Some(tls) => Stream::Tls(Box::new(
+            tls.acceptor.accept(stream).await.map_err(|error| format!("TLS: {error}"))?.into(),
+        )),
     };
     let greeter = Greeter { card: net.card(), secret: net.options.secret.as_ref() };
     let card = greeter.accept(&mut stream).await.map_err(|error| error.to_string())?;
-    Ok((stream, Peer { server: card.server, cluster: card.cluster, address: card.address, remote }, card.frame_bytes_max as usize))
+    Ok((
+        stream,
+        Peer { server: card.server, cluster: card.cluster, address: card.address, remote },
+        card.frame_bytes_max as usize,
+    ))
 }
 
 #[cfg(test)]

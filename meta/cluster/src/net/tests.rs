@@ -14,7 +14,12 @@ use crate::ServerId;
 
 /// A connection whose writer is this test.
 fn link() -> Arc<Link> {
-    let peer = Peer { server: ServerId(2), cluster: None, address: String::new(), remote: ([127, 0, 0, 1], 1).into() };
+    let peer = Peer {
+        server: ServerId(2),
+        cluster: None,
+        address: String::new(),
+        remote: ([127, 0, 0, 1], 1).into(),
+    };
     Link::new(peer, 1 << 20, None, &CancellationToken::new())
 }
 

@@ -1,4 +1,5 @@
-//! Mutual TLS between servers: every process shows a certificate of the cluster's own authority and checks the other's.
+//! Mutual TLS between servers: every process shows a certificate of the cluster's own
+//! authority and checks the other's.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,13 +15,15 @@ use super::NetSetupError;
 /// Where the certificates are. PEM.
 #[derive(Debug, Clone)]
 pub struct NetTls {
-    /// The authority that signs the servers' certificates, and nobody else's: who shows one of them is let in.
+    /// The authority that signs the servers' certificates, and nobody else's: who shows
+    /// one of them is let in.
     pub ca: PathBuf,
     /// This server's chain, its own certificate first.
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
-    /// The name that certificates of all servers bear; `None`: each bears the host of its address.
+    /// The name that certificates of all servers bear; `None`: each bears the host of its
+    /// address.
     pub name: Option<String>,
 }
 
@@ -46,8 +49,10 @@ impl Tls {
         let roots = Arc::new(roots);
         // Each file once: what both ends use is of one moment.
         let chain = certificates(&files.cert)?;
-        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| file_error(&files.key, error))?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
+        let key = PrivateKeyDer::from_pem_file(&files.key)
+            .map_err(|error| file_error(&files.key, error))?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
         let server = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|error| config_error(&error))?
@@ -60,8 +65,14 @@ impl Tls {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain.clone(), key)
             .map_err(|error| config_error(&error))?;
-        let name = files.name.clone().map(ServerName::try_from).transpose().map_err(|error| config_error(&error))?;
-        let (acceptor, connector) = (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)));
+        let name = files
+            .name
+            .clone()
+            .map(ServerName::try_from)
+            .transpose()
+            .map_err(|error| config_error(&error))?;
+        let (acceptor, connector) =
+            (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)));
         Ok(Tls { acceptor, connector, name, chain, authorities })
     }
 
@@ -70,8 +81,13 @@ impl Tls {
         if let Some(name) = &self.name {
             return Ok(name.clone());
         }
-        let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_start_matches('[').trim_end_matches(']');
-        ServerName::try_from(host.to_owned()).map_err(|error| format!("{host} can't be a name in a certificate: {error}"))
+        let host = address
+            .rsplit_once(':')
+            .map_or(address, |(host, _)| host)
+            .trim_start_matches('[')
+            .trim_end_matches(']');
+        ServerName::try_from(host.to_owned())
+            .map_err(|error| format!("{host} can't be a name in a certificate: {error}"))
     }
 }
 

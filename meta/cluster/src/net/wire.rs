@@ -1,4 +1,5 @@
-//! The socket under a connection, plain or TLS, and the three tasks that serve it: one reads, one writes, one watches over its life.
+//! The socket under a connection, plain or TLS, and the three tasks that serve it: one
+//! reads, one writes, one watches over its life.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -18,7 +19,8 @@ use super::link::Link;
 use super::outbox::Batch;
 use super::reader::{Inbound, read};
 
-/// A connection that breaks no silence for so many of [`super::NetOptions::ping_every`] is dead.
+/// A connection that breaks no silence for so many of [`super::NetOptions::ping_every`]
+/// is dead.
 const SILENT_PINGS: u32 = 5;
 
 /// A connected socket.
@@ -28,7 +30,11 @@ pub(super) enum Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
@@ -37,7 +43,11 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
@@ -107,11 +117,13 @@ impl Writer {
     }
 }
 
-/// The same half for others than the writer's task, which may write while that one does not. Plain only.
+/// The same half for others than the writer's task, which may write while that one does
+/// not. Plain only.
 pub(super) struct Direct(Arc<OwnedWriteHalf>);
 
 impl Direct {
-    /// Writes what the socket takes without waiting. Errors are left to the writer's task, which meets them again.
+    /// Writes what the socket takes without waiting. Errors are left to the writer's
+    /// task, which meets them again.
     pub(super) fn try_write(&self, batch: &mut Batch) {
         while !batch.is_empty() {
             let wrote = self.0.try_write_vectored(&slices(batch));
@@ -153,7 +165,13 @@ impl Drop for Closing<'_> {
 }
 
 /// Serves a connection until it is closed.
-pub(super) async fn run(link: Arc<Link>, reader: Reader, writer: Writer, inbound: Inbound, ping_every: Duration) {
+pub(super) async fn run(
+    link: Arc<Link>,
+    reader: Reader,
+    writer: Writer,
+    inbound: Inbound,
+    ping_every: Duration,
+) {
     let closing = Closing(&link);
     let writing = tokio::spawn(write(link.clone(), writer));
     let watching = tokio::spawn(watch(link.clone(), ping_every));
@@ -198,7 +216,8 @@ async fn watch(link: Arc<Link>, ping_every: Duration) {
         if !link.spoke.swap(false, Ordering::Relaxed) {
             link.ping();
         }
-        let is_heard = link.heard.swap(false, Ordering::Relaxed) || link.is_held.load(Ordering::Relaxed);
+        let is_heard =
+            link.heard.swap(false, Ordering::Relaxed) || link.is_held.load(Ordering::Relaxed);
         silent = if is_heard { 0 } else { silent + 1 };
         if silent >= SILENT_PINGS {
             link.close(&format!("nothing was heard for {:?}", ping_every * SILENT_PINGS));

@@ -19,8 +19,10 @@ use tokio_util::sync::CancellationToken;
 /// Long enough for anything that should happen.
 pub const LONG: Duration = Duration::from_secs(20);
 
-/// Answers by the first byte of what is asked: `n`ow, `l`ater the same bytes; `w`aits so many ms (u16 LE) before, or `h`olds the thread for so long; `r`efuses; `s`tays silent;
-/// `p`anics later; answers so many `b`ytes (u32 LE); says `m`y name: what it knows of the caller. Channels go to the test.
+/// Answers by the first byte of what is asked: `n`ow, `l`ater the same bytes; `w`aits so
+/// many ms (u16 LE) before, or `h`olds the thread for so long; `r`efuses; `s`tays silent;
+/// `p`anics later; answers so many `b`ytes (u32 LE); says `m`y name: what it knows of the
+/// caller. Channels go to the test.
 pub struct Echo {
     pub calls: AtomicUsize,
     channels: mpsc::UnboundedSender<(Service, Bytes, Channel)>,
@@ -33,17 +35,29 @@ impl Services for Echo {
             Some(b'n') => Answer::Now(Ok(body)),
             Some(b'l') => Answer::Later(Box::pin(async move { Ok(body) })),
             Some(b'w') => Answer::Later(Box::pin(async move {
-                tokio::time::sleep(Duration::from_millis(u64::from(u16::from_le_bytes([body[1], body[2]])))).await;
+                tokio::time::sleep(Duration::from_millis(u64::from(u16::from_le_bytes([
+                    body[1], body[2],
+                ]))))
+                .await;
                 Ok(body)
             })),
             Some(b'h') => {
-                std::thread::sleep(Duration::from_millis(u64::from(u16::from_le_bytes([body[1], body[2]]))));
+                std::thread::sleep(Duration::from_millis(u64::from(u16::from_le_bytes([
+                    body[1], body[2],
+                ]))));
                 Answer::Now(Ok(body))
             }
             Some(b's') => Answer::Later(Box::pin(std::future::pending())),
             Some(b'p') => Answer::Later(Box::pin(async { panic!("on purpose") })),
-            Some(b'b') => Answer::Now(Ok(Bytes::from(vec![7; u32::from_le_bytes([body[1], body[2], body[3], body[4]]) as usize]))),
-            Some(b'm') => Answer::Now(Ok(Bytes::from(format!("{} {:?} {} {service:?}", from.server, from.cluster, from.address)))),
+            Some(b'b') => Answer::Now(Ok(Bytes::from(vec![
+                7;
+                u32::from_le_bytes([body[1], body[2], body[3], body[4]])
+                    as usize
+            ]))),
+            Some(b'm') => Answer::Now(Ok(Bytes::from(format!(
+                "{} {:?} {} {service:?}",
+                from.server, from.cluster, from.address
+            )))),
             _ => Answer::Now(Err("refused on purpose".to_owned())),
         }
     }
@@ -115,7 +129,8 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     tokio::time::timeout(LONG, wait).await.unwrap_or_else(|_| panic!("{what} does not come true"));
 }
 
-/// A wire to an address. It passes bytes on, until it is cut (connections are reset) or frozen (nothing passes and nothing is closed).
+/// A wire to an address. It passes bytes on, until it is cut (connections are reset) or
+/// frozen (nothing passes and nothing is closed).
 pub struct Wire {
     pub address: String,
     mood: Arc<Mutex<Mood>>,
@@ -131,13 +146,17 @@ enum Mood {
 impl Wire {
     pub async fn to(target: &str) -> Wire {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let wire =
-            Wire { address: listener.local_addr().unwrap().to_string(), mood: Arc::new(Mutex::new(Mood::Passing)), cut: Arc::default() };
+        let wire = Wire {
+            address: listener.local_addr().unwrap().to_string(),
+            mood: Arc::new(Mutex::new(Mood::Passing)),
+            cut: Arc::default(),
+        };
         let (target, mood, cut) = (target.to_owned(), wire.mood.clone(), wire.cut.clone());
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let Ok(far) = TcpStream::connect(&target).await else { continue };
-                let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+                let ((near_in, near_out), (far_in, far_out)) =
+                    (near.into_split(), far.into_split());
                 let cut = cut.lock().clone();
                 for (mut from, mut to) in [(near_in, far_out), (far_in, near_out)] {
                     let (mood, cut) = (mood.clone(), cut.clone());

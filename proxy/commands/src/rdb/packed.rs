@@ -1,7 +1,9 @@
-//! Small hashes in one string: listpack (Redis 7.0 and later), ziplist (2.6 to 6.2), zipmap (2.4).
+//! Small hashes in one string: listpack (Redis 7.0 and later), ziplist (2.6 to 6.2),
+//! zipmap (2.4).
 //!
-//! Each reader gives the entries in order and refuses everything that does not fit: sizes that lie, ends that are missing,
-//! bytes behind the end. Entries are slices of the string, integers excepted.
+//! Each reader gives the entries in order and refuses everything that does not fit: sizes
+//! that lie, ends that are missing, bytes behind the end. Entries are slices of the
+//! string, integers excepted.
 
 use bytes::Bytes;
 
@@ -33,7 +35,8 @@ pub(super) fn triples(entries: Vec<Bytes>) -> Result<Fields, Bad> {
     Ok(fields)
 }
 
-/// Total bytes u32, count u16, entries, end. An entry: encoding, data, its own length written backwards.
+/// Total bytes u32, count u16, entries, end. An entry: encoding, data, its own length
+/// written backwards.
 pub(super) fn listpack(bytes: &Bytes) -> Result<Vec<Bytes>, Bad> {
     let mut at = Cursor { bytes, at: 0 };
     let total = u32::from_le_bytes(at.array()?);
@@ -48,7 +51,8 @@ pub(super) fn listpack(bytes: &Bytes) -> Result<Vec<Bytes>, Bad> {
     at.end(count, entries)
 }
 
-/// Total bytes u32, offset of the last entry u32, count u16, entries, end. An entry: length of the one before, encoding, data.
+/// Total bytes u32, offset of the last entry u32, count u16, entries, end. An entry:
+/// length of the one before, encoding, data.
 pub(super) fn ziplist(bytes: &Bytes) -> Result<Vec<Bytes>, Bad> {
     let mut at = Cursor { bytes, at: 0 };
     let total = u32::from_le_bytes(at.array()?);
@@ -75,7 +79,8 @@ pub(super) fn ziplist(bytes: &Bytes) -> Result<Vec<Bytes>, Bad> {
     at.end(count, entries)
 }
 
-/// Count u8 (254 and more: count them), then length, field, length, unused bytes u8, value, unused bytes; end.
+/// Count u8 (254 and more: count them), then length, field, length, unused bytes u8,
+/// value, unused bytes; end.
 pub(super) fn zipmap(bytes: &Bytes) -> Result<Vec<Bytes>, Bad> {
     let mut at = Cursor { bytes, at: 0 };
     let count = match at.byte()? {
@@ -102,7 +107,8 @@ struct Cursor<'a> {
 
 impl Cursor<'_> {
     fn take(&mut self, len: usize) -> Result<Bytes, Bad> {
-        let end = self.at.checked_add(len).filter(|&end| end <= self.bytes.len()).ok_or(Bad::Data)?;
+        let end =
+            self.at.checked_add(len).filter(|&end| end <= self.bytes.len()).ok_or(Bad::Data)?;
         let taken = self.bytes.slice(self.at..end);
         self.at = end;
         Ok(taken)
@@ -126,7 +132,8 @@ impl Cursor<'_> {
         if total as usize == self.bytes.len() { Ok(()) } else { Err(Bad::Data) }
     }
 
-    /// The end stands here and nothing behind it, and there were as many entries as the head says.
+    /// The end stands here and nothing behind it, and there were as many entries as the
+    /// head says.
     fn end(mut self, count: u16, entries: Vec<Bytes>) -> Result<Vec<Bytes>, Bad> {
         let ended = self.byte()? == END && self.at == self.bytes.len();
         let counted = count == UNCOUNTED || usize::from(count) == entries.len();
@@ -159,10 +166,12 @@ impl Cursor<'_> {
         Ok(decimal(number))
     }
 
-    /// An entry's length in groups of 7 bits, most significant first; all but the first have the top bit set. (Redis takes a
-    /// group more than it needs for 16383, 2097151 and 268435455.)
+    /// An entry's length in groups of 7 bits, most significant first; all but the first
+    /// have the top bit set. (Redis takes a group more than it needs for 16383, 2097151
+    /// and 268435455.)
     fn listpack_back_length(&mut self, len: usize) -> Result<(), Bad> {
-        let groups = (1..5).find(|&groups| len < (1 << (7 * groups)) - usize::from(groups > 1)).unwrap_or(5);
+        let groups =
+            (1..5).find(|&groups| len < (1 << (7 * groups)) - usize::from(groups > 1)).unwrap_or(5);
         for group in (0..groups).rev() {
             let more = if group + 1 == groups { 0 } else { 0x80 };
             if self.byte()? != (len >> (7 * group) & 0x7f) as u8 | more {

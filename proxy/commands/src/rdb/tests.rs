@@ -21,7 +21,9 @@ fn string(value: &str) -> Content {
 
 fn hash(fields: &[(&str, &str, Option<u64>)]) -> Content {
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-    Content::Hash(fields.iter().map(|(field, value, expiry)| (bytes(field), bytes(value), *expiry)).collect())
+    Content::Hash(
+        fields.iter().map(|(field, value, expiry)| (bytes(field), bytes(value), *expiry)).collect(),
+    )
 }
 
 #[test]
@@ -31,11 +33,17 @@ fn checksum_is_jones() {
 
 #[test]
 fn what_is_written_is_frozen() {
-    assert_eq!(dump(&string("foo"))[..], *b"\x00\x03foo\x0a\x00\x73\x49\x39\xdb\x4d\xc1\xba\x97".as_slice());
+    assert_eq!(
+        dump(&string("foo"))[..],
+        *b"\x00\x03foo\x0a\x00\x73\x49\x39\xdb\x4d\xc1\xba\x97".as_slice()
+    );
     let plain = dump(&hash(&[("f", "v", None)]));
     assert_eq!(plain[..8], *b"\x04\x01\x01f\x01v\x0a\x00");
     let expiring = dump(&hash(&[("f", "v", Some(1000)), ("g", "w", None), ("h", "x", Some(1063))]));
-    assert_eq!(expiring[..28], *b"\x18\xe8\x03\0\0\0\0\0\0\x03\x01\x01f\x01v\0\x01g\x01w\x40\x40\x01h\x01x\x0c\x00");
+    assert_eq!(
+        expiring[..28],
+        *b"\x18\xe8\x03\0\0\0\0\0\0\x03\x01\x01f\x01v\0\x01g\x01w\x40\x40\x01h\x01x\x0c\x00"
+    );
 }
 
 #[test]
@@ -73,13 +81,21 @@ fn integers_and_sizes_of_all_widths() {
 fn field_expiries_of_redis_7_4() {
     let absolute = hash(&[("f", "v", Some(1000)), ("g", "w", None)]);
     assert_eq!(parsed(b"\x16\x02\x43\xe8\x01f\x01v\0\x01g\x01w"), Ok(absolute.clone()));
-    assert_eq!(parsed(b"\x18\xe8\x03\0\0\0\0\0\0\x02\x01\x01f\x01v\0\x01g\x01w"), Ok(absolute.clone()));
-    let listpack = b"\x18\x18\0\0\0\x06\0\x81f\x02\x81v\x02\xc3\xe8\x02\x81g\x02\x81w\x02\0\x01\xff";
+    assert_eq!(
+        parsed(b"\x18\xe8\x03\0\0\0\0\0\0\x02\x01\x01f\x01v\0\x01g\x01w"),
+        Ok(absolute.clone())
+    );
+    let listpack =
+        b"\x18\x18\0\0\0\x06\0\x81f\x02\x81v\x02\xc3\xe8\x02\x81g\x02\x81w\x02\0\x01\xff";
     let ex = [&b"\x19\xe8\x03\0\0\0\0\0\0"[..], listpack].concat();
     let rc = [&b"\x17"[..], listpack].concat();
     assert_eq!(parsed(&ex), Ok(absolute.clone()));
     assert_eq!(parsed(&rc), Ok(absolute));
-    assert_eq!(parsed(b"\x18\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02\x01f\x01v"), Err(Bad::Data), "past the end of time");
+    assert_eq!(
+        parsed(b"\x18\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02\x01f\x01v"),
+        Err(Bad::Data),
+        "past the end of time"
+    );
 }
 
 #[test]
@@ -116,7 +132,10 @@ fn malformed_values_are_refused() {
     ] {
         assert_eq!(parsed(body), Err(Bad::Data), "{why}");
     }
-    assert_eq!(parsed(b"\x10\x0d\x0d\0\0\0\x02\0\x81f\x02\x81v\x02\xff"), Ok(hash(&[("f", "v", None)])));
+    assert_eq!(
+        parsed(b"\x10\x0d\x0d\0\0\0\x02\0\x81f\x02\x81v\x02\xff"),
+        Ok(hash(&[("f", "v", None)]))
+    );
 }
 
 #[test]

@@ -7,7 +7,8 @@ use super::Value;
 pub enum Expected {
     /// `...`: anything; in a list, any number of elements.
     Any,
-    /// `+OK`, `-ERR ...`, `"text"`, `="text"`: the sign, and the text, in which `...` stands for anything.
+    /// `+OK`, `-ERR ...`, `"text"`, `="text"`: the sign, and the text, in which `...`
+    /// stands for anything.
     Text(Sign, String),
     /// `:5`, `:5..9`: a number in a range.
     Int(i64, i64),
@@ -55,20 +56,32 @@ impl Expected {
             _ => {
                 let mut parser = Parser { rest: line };
                 let expected = parser.value()?;
-                if parser.rest.trim().is_empty() { Ok(expected) } else { Err(format!("left over: {}", parser.rest)) }
+                if parser.rest.trim().is_empty() {
+                    Ok(expected)
+                } else {
+                    Err(format!("left over: {}", parser.rest))
+                }
             }
         }
     }
 
     /// Whether a reply is as expected; if not, what it was.
     pub fn check(&self, seen: &Value) -> Result<(), String> {
-        if self.fits(seen) { Ok(()) } else { Err(format!("the reply was\n    {seen}\nexpected\n    {self:?}")) }
+        if self.fits(seen) {
+            Ok(())
+        } else {
+            Err(format!("the reply was\n    {seen}\nexpected\n    {self:?}"))
+        }
     }
 
     fn fits(&self, seen: &Value) -> bool {
         match (self, seen) {
-            (Expected::Any, _) | (Expected::Nil, Value::Nil) | (Expected::NilArray, Value::NilArray) => true,
-            (Expected::Text(Sign::Status, text), Value::Status(seen)) => like(text, seen.as_bytes()),
+            (Expected::Any, _)
+            | (Expected::Nil, Value::Nil)
+            | (Expected::NilArray, Value::NilArray) => true,
+            (Expected::Text(Sign::Status, text), Value::Status(seen)) => {
+                like(text, seen.as_bytes())
+            }
             (Expected::Text(Sign::Error, text), Value::Error(seen)) => like(text, seen.as_bytes()),
             (Expected::Text(Sign::Bulk, text), Value::Bulk(seen)) => like(text, seen),
             (Expected::Text(Sign::Verbatim, text), Value::Text(seen)) => like(text, seen),
@@ -76,24 +89,33 @@ impl Expected {
             (Expected::Double(number), Value::Double(seen)) => number == seen,
             (Expected::Bool(bool), Value::Bool(seen)) => bool == seen,
             (Expected::List { elements, push: false }, Value::Array(seen))
-            | (Expected::List { elements, push: true }, Value::Push(seen)) => in_order(elements, seen),
-            (Expected::Bag(elements), Value::Array(seen) | Value::Set(seen)) => any_order(elements, seen),
+            | (Expected::List { elements, push: true }, Value::Push(seen)) => {
+                in_order(elements, seen)
+            }
+            (Expected::Bag(elements), Value::Array(seen) | Value::Set(seen)) => {
+                any_order(elements, seen)
+            }
             (Expected::Map(pairs, open), Value::Map(seen)) => {
                 (*open || pairs.len() == seen.len())
-                    && pairs
-                        .iter()
-                        .all(|(key, value)| seen.iter().any(|(seen_key, seen_value)| key.fits(seen_key) && value.fits(seen_value)))
+                    && pairs.iter().all(|(key, value)| {
+                        seen.iter().any(|(seen_key, seen_value)| {
+                            key.fits(seen_key) && value.fits(seen_value)
+                        })
+                    })
             }
             _ => false,
         }
     }
 }
 
-/// Whether a text is as expected; `...` stands for anything. The expected text's escapes were kept as chars below 256, one a byte.
+/// Whether a text is as expected; `...` stands for anything. The expected text's escapes
+/// were kept as chars below 256, one a byte.
 fn like(expected: &str, seen: &[u8]) -> bool {
     let bytes = |text: &str| text.chars().map(|char| char as u8).collect::<Vec<u8>>();
     let mut parts = expected.split("...").map(bytes);
-    let Some(mut rest) = parts.next().and_then(|first| seen.strip_prefix(first.as_slice())) else { return false };
+    let Some(mut rest) = parts.next().and_then(|first| seen.strip_prefix(first.as_slice())) else {
+        return false;
+    };
     let parts: Vec<_> = parts.collect();
     let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };
     for part in middle {
@@ -110,8 +132,12 @@ fn find(text: &[u8], part: &[u8]) -> Option<usize> {
 fn in_order(elements: &[Expected], seen: &[Value]) -> bool {
     match (elements.split_first(), seen.split_first()) {
         (None, None) => true,
-        (Some((Expected::Any, rest)), _) => (0..=seen.len()).any(|skip| in_order(rest, &seen[skip..])),
-        (Some((first, elements)), Some((value, seen))) => first.fits(value) && in_order(elements, seen),
+        (Some((Expected::Any, rest)), _) => {
+            (0..=seen.len()).any(|skip| in_order(rest, &seen[skip..]))
+        }
+        (Some((first, elements)), Some((value, seen))) => {
+            first.fits(value) && in_order(elements, seen)
+        }
         _ => false,
     }
 }
@@ -139,7 +165,12 @@ impl Parser<'_> {
     }
 
     fn value(&mut self) -> Result<Expected, String> {
-        let signs = [("+\"", Sign::Status), ("-\"", Sign::Error), ("=\"", Sign::Verbatim), ("\"", Sign::Bulk)];
+        let signs = [
+            ("+\"", Sign::Status),
+            ("-\"", Sign::Error),
+            ("=\"", Sign::Verbatim),
+            ("\"", Sign::Bulk),
+        ];
         if let Some((_, sign)) = signs.into_iter().find(|(mark, _)| self.take(mark)) {
             return Ok(Expected::Text(sign, self.text()?));
         }
@@ -154,7 +185,9 @@ impl Parser<'_> {
             () if self.take(">[") => Ok(Expected::List { elements: self.list()?, push: true }),
             () if self.take("[") => Ok(Expected::List { elements: self.list()?, push: false }),
             () if self.take("{") => self.map(),
-            () if self.take(",") => self.word().parse().map(Expected::Double).map_err(|error| error.to_string()),
+            () if self.take(",") => {
+                self.word().parse().map(Expected::Double).map_err(|error| error.to_string())
+            }
             () if self.take(":") => self.int(),
             () if self.take("+") => Ok(Expected::Text(Sign::Status, self.word())),
             () if self.take("-") => Ok(Expected::Text(Sign::Error, self.word())),
@@ -253,14 +286,22 @@ mod tests {
             ("~[\"b\"]", ab, false),
             ("[]", Value::Array(vec![]), true),
             ("{\"a\" => :1}", Value::Map(vec![(bulk("a"), Value::Int(1))]), true),
-            ("{\"a\" => :1, ...}", Value::Map(vec![(bulk("b"), Value::Int(2)), (bulk("a"), Value::Int(1))]), true),
+            (
+                "{\"a\" => :1, ...}",
+                Value::Map(vec![(bulk("b"), Value::Int(2)), (bulk("a"), Value::Int(1))]),
+                true,
+            ),
             ("{\"a\" => :2}", Value::Map(vec![(bulk("a"), Value::Int(1))]), false),
             ("nil", Value::Nil, true),
             ("nil", Value::NilArray, false),
             (",3.5", Value::Double(3.5), true),
             ("#t", Value::Bool(false), false),
         ] {
-            assert_eq!(Expected::parse(line).unwrap().check(&value).is_ok(), fits, "{line} {value}");
+            assert_eq!(
+                Expected::parse(line).unwrap().check(&value).is_ok(),
+                fits,
+                "{line} {value}"
+            );
         }
     }
 

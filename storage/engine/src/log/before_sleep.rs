@@ -1,26 +1,36 @@
 //! Appends written by the very threads that made them, before they go to sleep.
 //!
-//! An append that is left to the log's own thread costs two changes of threads: there, and back with the word that it is on disk. They take as
-//! long as a quick fsync does. So a thread of an event loop that has nothing else to do writes what it and its like have appended, at once and with
-//! one fsync, and goes on with the callbacks; as it has run out of work, little waits for it meanwhile.
+//! An append that is left to the log's own thread costs two changes of threads: there,
+//! and back with the word that it is on disk. They take as long as a quick fsync does. So
+//! a thread of an event loop that has nothing else to do writes what it and its like have
+//! appended, at once and with one fsync, and goes on with the callbacks; as it has run
+//! out of work, little waits for it meanwhile.
 //!
 //! # Where it is left to the log's own thread
-//! - Fsyncs have been slow lately ([`QUICK`]), or one has stalled within the last minute: other work would wait for them.
+//! - Fsyncs have been slow lately ([`QUICK`]), or one has stalled within the last minute:
+//!   other work would wait for them.
 //! - Much has been appended, or a while ago: the thread does not get to sleep.
 //! - The segment would end: that takes longer, and on a full disk until there is space.
 //!
 //! # When a disk stalls
-//! No average sees the first stall of a disk coming, and a thread that waits for the disk sends no heartbeats. tokio would not wake another for it: to tokio, a thread that
-//! is about to sleep is one that looks for work. So the runtime has one thread more than it uses, which waits here, inside of a task and at no cost
-//! ([`BeforeSleep::keep_reserve`]). When a sync takes longer than [`PATIENCE`], a tenth of a leader's lease, it is called in and drives the runtime. From then on nobody
-//! syncs before sleep any more in this process: to send a thread back into the reserve could take tasks with it.
+//! No average sees the first stall of a disk coming, and a thread that waits for the disk
+//! sends no heartbeats. tokio would not wake another for it: to tokio, a thread that is
+//! about to sleep is one that looks for work. So the runtime has one thread more than it
+//! uses, which waits here, inside of a task and at no cost
+//! ([`BeforeSleep::keep_reserve`]). When a sync takes longer than [`PATIENCE`], a tenth
+//! of a leader's lease, it is called in and drives the runtime. From then on nobody syncs
+//! before sleep any more in this process: to send a thread back into the reserve could
+//! take tasks with it.
 //!
 //! # Invariants
-//! - What is left to a thread is written before it sleeps, by it or by the log's own thread
-//!   (`log/tests/threads.rs`, `appends_are_left_to_a_thread_that_sleeps_soon_and_to_no_other`).
-//! - Whoever writes takes the whole queue while holding the writer: a group's records are in the order of its ops
+//! - What is left to a thread is written before it sleeps, by it or by the log's own
+//!   thread (`log/tests/threads.rs`,
+//!   `appends_are_left_to_a_thread_that_sleeps_soon_and_to_no_other`).
+//! - Whoever writes takes the whole queue while holding the writer: a group's records are
+//!   in the order of its ops
 //!   (`groups_that_are_written_before_sleep_do_not_disturb_each_other`).
-//! - A disk that stalls holds up one thread, once, and the runtime for less than a heartbeat (`a_disk_that_stalls_holds_up_one_thread_once`).
+//! - A disk that stalls holds up one thread, once, and the runtime for less than a
+//!   heartbeat (`a_disk_that_stalls_holds_up_one_thread_once`).
 
 use std::cell::Cell;
 use std::fmt;
@@ -51,15 +61,16 @@ thread_local! {
     static WRITES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What threads of an event loop call before they sleep; the log that they serve is given it when it is opened
-/// ([`LogOptions::before_sleep`](super::LogOptions::before_sleep)).
+/// What threads of an event loop call before they sleep; the log that they serve is given
+/// it when it is opened ([`LogOptions::before_sleep`](super::LogOptions::before_sleep)).
 #[derive(Clone)]
 pub struct BeforeSleep(Arc<Inner>);
 
 struct Inner {
     log: OnceLock<Weak<Shared>>,
     began: Instant,
-    /// When the write began that is under way before a thread sleeps, nanoseconds from `began`; 0: there is none.
+    /// When the write began that is under way before a thread sleeps, nanoseconds from
+    /// `began`; 0: there is none.
     under_way: AtomicU64,
     /// How many there were.
     writes: AtomicU64,
@@ -95,7 +106,8 @@ impl fmt::Debug for BeforeSleep {
 }
 
 impl BeforeSleep {
-    /// Writes what was appended. To be called by the same threads each time they are about to sleep, with nothing else to do.
+    /// Writes what was appended. To be called by the same threads each time they are
+    /// about to sleep, with nothing else to do.
     pub fn write(&self) {
         if self.is_over() {
             return;
@@ -106,8 +118,10 @@ impl BeforeSleep {
         }
     }
 
-    /// Keeps one of a runtime's threads in reserve, for when another is held up by the disk. To be called before anything else runs there, on a runtime of at least two
-    /// threads, and not on one of them. [`BeforeSleep::stop`] must be called before the runtime is shut down.
+    /// Keeps one of a runtime's threads in reserve, for when another is held up by the
+    /// disk. To be called before anything else runs there, on a runtime of at least two
+    /// threads, and not on one of them. [`BeforeSleep::stop`] must be called before the
+    /// runtime is shut down.
     ///
     /// # Errors
     /// There can be no thread that watches over the others.
@@ -124,7 +138,9 @@ impl BeforeSleep {
         // An error: the runtime is gone already, and needs no reserve.
         let _ = is_waiting.recv();
         let inner = self.0.clone();
-        let watch = std::thread::Builder::new().name("log-watch".to_owned()).spawn(move || inner.watch())?;
+        let watch = std::thread::Builder::new()
+            .name("log-watch".to_owned())
+            .spawn(move || inner.watch())?;
         let _ = self.0.watch.set(watch.thread().clone());
         Ok(())
     }
@@ -158,10 +174,13 @@ impl Inner {
         self.is_watched.store(true, Ordering::SeqCst);
         while !self.is_over.load(Ordering::Acquire) {
             std::thread::park_timeout(LOOK_EVERY);
-            let (since, writes) = (self.under_way.load(Ordering::SeqCst), self.writes.load(Ordering::Relaxed));
+            let (since, writes) =
+                (self.under_way.load(Ordering::SeqCst), self.writes.load(Ordering::Relaxed));
             let took = self.began.elapsed().saturating_sub(Duration::from_nanos(since));
             if since != 0 && took > PATIENCE {
-                tracing::warn!("the log's disk has stalled: it is left to the log's own thread from now on");
+                tracing::warn!(
+                    "the log's disk has stalled: it is left to the log's own thread from now on"
+                );
                 return self.call_in();
             }
             in_vain = if since == 0 && writes == seen { in_vain + 1 } else { 0 };
@@ -170,7 +189,9 @@ impl Inner {
                 in_vain = 0;
                 self.is_watched.store(false, Ordering::SeqCst);
                 // Who begins now either is seen here, or sees that nobody looks.
-                if self.under_way.load(Ordering::SeqCst) == 0 && !self.is_over.load(Ordering::Acquire) {
+                if self.under_way.load(Ordering::SeqCst) == 0
+                    && !self.is_over.load(Ordering::Acquire)
+                {
                     std::thread::park();
                 }
                 self.is_watched.store(true, Ordering::SeqCst);
@@ -197,11 +218,19 @@ impl Shared {
     /// Whether an op may be left to this thread. Asked before it is queued.
     pub(super) fn is_left(&self, op: &Op, queue: &mut Queue) -> bool {
         let is_for_us = WRITES.get()
-            && self.options.before_sleep.as_ref().is_some_and(|before_sleep| !before_sleep.is_over())
+            && self
+                .options
+                .before_sleep
+                .as_ref()
+                .is_some_and(|before_sleep| !before_sleep.is_over())
             && self.options.durability == Durability::Always
             && matches!(op, Op::Append { .. })
             && !mutants::breaks(Rule::SyncBeforeAnswer);
-        if !is_for_us || queue.ops.len() >= LEFT_MAX || self.stats.recent_fsync() >= QUICK || self.watch.is_wary(Instant::now) {
+        if !is_for_us
+            || queue.ops.len() >= LEFT_MAX
+            || self.stats.recent_fsync() >= QUICK
+            || self.watch.is_wary(Instant::now)
+        {
             return false;
         }
         if queue.ops.is_empty() {
@@ -219,7 +248,9 @@ impl Shared {
         let mut ops = {
             let mut queue = self.queue.lock();
             let bytes: usize = queue.ops.iter().map(Op::bytes_max).sum();
-            if writer.active.end() as usize + bytes + segment::TRAILER > writer.active.capacity as usize {
+            if writer.active.end() as usize + bytes + segment::TRAILER
+                > writer.active.capacity as usize
+            {
                 drop(queue);
                 return self.wake_writer();
             }

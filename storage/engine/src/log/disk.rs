@@ -1,11 +1,15 @@
 //! The disk under the log: how it is written and synced, and how it has been lately.
 //!
-//! A slow, full or failed disk is its server's trouble and is not to be the cluster's: whoever leads on one hands over to a member whose disk is well
-//! ([`Ailment`], [`Log::ailment`](super::Log::ailment)), and is not given leaderships back for [`CONVALESCENCE`].
+//! A slow, full or failed disk is its server's trouble and is not to be the cluster's:
+//! whoever leads on one hands over to a member whose disk is well ([`Ailment`],
+//! [`Log::ailment`](super::Log::ailment)), and is not given leaderships back for
+//! [`CONVALESCENCE`].
 //!
 //! # Invariants
-//! - A sync that hangs is seen while it hangs, not when it ends (`a_sync_that_hangs_is_an_ailment_while_it_hangs`).
-//! - Who was ailing says so for a minute after it is well (`who_was_ailing_says_so_for_a_minute`).
+//! - A sync that hangs is seen while it hangs, not when it ends
+//!   (`a_sync_that_hangs_is_an_ailment_while_it_hangs`).
+//! - Who was ailing says so for a minute after it is well
+//!   (`who_was_ailing_says_so_for_a_minute`).
 
 use std::fmt;
 use std::fs::File;
@@ -43,7 +47,8 @@ impl Space {
     }
 }
 
-/// What the log asks of a disk. Tests put another in its place, which is slow, fails or is full.
+/// What the log asks of a disk. Tests put another in its place, which is slow, fails or
+/// is full.
 pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Writes all bytes at an offset.
     fn write(&self, file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
@@ -59,7 +64,10 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     fn space(&self, dir: &Path) -> Option<Space> {
         let stat = rustix::fs::statvfs(dir).ok()?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Some(Space { used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)), free: bytes(stat.f_bavail) })
+        Some(Space {
+            used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
+            free: bytes(stat.f_bavail),
+        })
     }
 }
 
@@ -105,7 +113,8 @@ pub(crate) struct DiskWatch {
     /// When the syncs that are under way began; two at most.
     under_way: Mutex<Vec<Instant>>,
     last_nanos: AtomicU64,
-    /// Up to when, in nanoseconds from `began`, nobody is to sync who has other things to do; 0: nothing happened yet.
+    /// Up to when, in nanoseconds from `began`, nobody is to sync who has other things to
+    /// do; 0: nothing happened yet.
     wary_until: AtomicU64,
     used_percent: AtomicU8,
     /// The last ailment and when it was last seen.
@@ -148,7 +157,8 @@ impl DiskWatch {
         took
     }
 
-    /// Whether a sync took more than [`QUICK`] within the last minute: whoever has other things to do leaves syncs to the log's own thread.
+    /// Whether a sync took more than [`QUICK`] within the last minute: whoever has other
+    /// things to do leaves syncs to the log's own thread.
     pub(crate) fn is_wary(&self, now: impl FnOnce() -> Instant) -> bool {
         let until = self.wary_until.load(Ordering::Relaxed);
         until != 0 && now().saturating_duration_since(self.began).as_nanos() < u128::from(until)
@@ -156,8 +166,10 @@ impl DiskWatch {
 
     /// How long the last sync took, or one that is under way takes if that is longer.
     pub(crate) fn last(&self, now: Instant) -> Duration {
-        let under_way = self.under_way.lock().iter().map(|began| now.saturating_duration_since(*began)).max();
-        Duration::from_nanos(self.last_nanos.load(Ordering::Relaxed)).max(under_way.unwrap_or_default())
+        let under_way =
+            self.under_way.lock().iter().map(|began| now.saturating_duration_since(*began)).max();
+        Duration::from_nanos(self.last_nanos.load(Ordering::Relaxed))
+            .max(under_way.unwrap_or_default())
     }
 
     /// Looks how full the disks of these directories are.
@@ -183,7 +195,9 @@ impl DiskWatch {
 
     /// What is wrong now, or was within the last minute.
     pub(crate) fn lately(&self, now: Instant, failed: Option<String>) -> Option<Ailment> {
-        let lately = |(at, ailment): &(Instant, Ailment)| (now.saturating_duration_since(*at) < CONVALESCENCE).then(|| ailment.clone());
+        let lately = |(at, ailment): &(Instant, Ailment)| {
+            (now.saturating_duration_since(*at) < CONVALESCENCE).then(|| ailment.clone())
+        };
         self.ailment(now, failed).or_else(|| self.ailed.lock().as_ref().and_then(lately))
     }
 }
@@ -200,7 +214,11 @@ mod tests {
         let late = start + SLOW * 3;
         assert_eq!(watch.ailment(late, None), Some(Ailment::Slow(SLOW * 3)));
         watch.end(began, late);
-        assert_eq!(watch.ailment(late, None), Some(Ailment::Slow(SLOW * 3)), "until one is quicker");
+        assert_eq!(
+            watch.ailment(late, None),
+            Some(Ailment::Slow(SLOW * 3)),
+            "until one is quicker"
+        );
         watch.end(watch.begin(late), late + QUICK / 2);
         assert_eq!(watch.ailment(late + QUICK, None), None);
     }
@@ -216,9 +234,13 @@ mod tests {
         assert!(watch.is_wary(|| late + CONVALESCENCE / 2));
         assert_eq!(watch.lately(late + CONVALESCENCE, None), None);
         assert!(!watch.is_wary(|| late + CONVALESCENCE));
-        // One that is not slow yet, but too slow for threads that have other things to do.
+        // One that is not slow yet, but too slow for threads that have other things to
+        // do.
         watch.end(watch.begin(late + CONVALESCENCE), late + CONVALESCENCE + QUICK * 2);
-        assert!(watch.is_wary(|| late + CONVALESCENCE * 3 / 2) && watch.lately(late + CONVALESCENCE * 3 / 2, None).is_none());
+        assert!(
+            watch.is_wary(|| late + CONVALESCENCE * 3 / 2)
+                && watch.lately(late + CONVALESCENCE * 3 / 2, None).is_none()
+        );
     }
 
     #[test]
@@ -237,6 +259,9 @@ mod tests {
         disk.0.store(950, Ordering::Relaxed);
         watch.look(&disk, dirs.iter());
         assert_eq!(watch.ailment(Instant::now(), None), Some(Ailment::Full(95)));
-        assert_eq!(watch.ailment(Instant::now(), Some("it stopped".into())), Some(Ailment::Failed("it stopped".into())));
+        assert_eq!(
+            watch.ailment(Instant::now(), Some("it stopped".into())),
+            Some(Ailment::Failed("it stopped".into()))
+        );
     }
 }

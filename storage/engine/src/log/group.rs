@@ -1,13 +1,16 @@
-//! One group's part of the log, in memory: what readers see at once, and where on disk it is.
+//! One group's part of the log, in memory: what readers see at once, and where on disk it
+//! is.
 //!
-//! There are two views, because writing is asynchronous. `Front` changes when a call is made: an appended entry is readable before it is written,
-//! a truncated one is gone. `Disk` changes when the writer comes to the same call, in the order of the queue; it holds the position of each
-//! entry and what the next segment's head must say.
+//! There are two views, because writing is asynchronous. `Front` changes when a call is
+//! made: an appended entry is readable before it is written, a truncated one is gone.
+//! `Disk` changes when the writer comes to the same call, in the order of the queue; it
+//! holds the position of each entry and what the next segment's head must say.
 //!
 //! # Invariants
 //! - Entries are contiguous: indexes `first..next`, no holes.
-//! - An entry that `Disk` does not hold is in the cache; so the cache, which is the tail of the log, never lets go of an entry at or beyond
-//!   `written`. Held by `what_was_acknowledged_survives`, whose caches are tiny.
+//! - An entry that `Disk` does not hold is in the cache; so the cache, which is the tail
+//!   of the log, never lets go of an entry at or beyond `written`. Held by
+//!   `what_was_acknowledged_survives`, whose caches are tiny.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
@@ -45,12 +48,19 @@ impl Slot {
     pub(crate) fn read(&self, group: u64, index: u64) -> Result<Entry, LogError> {
         let mut bytes = vec![0; self.len as usize];
         let path = &self.segment.path;
-        self.segment.file.read_exact_at(&mut bytes, u64::from(self.offset)).map_err(|e| LogError::io("read", path, e))?;
-        let corrupt = |why| LogError::Corrupt { path: path.clone(), offset: u64::from(self.offset), why };
+        self.segment
+            .file
+            .read_exact_at(&mut bytes, u64::from(self.offset))
+            .map_err(|e| LogError::io("read", path, e))?;
+        let corrupt =
+            |why| LogError::Corrupt { path: path.clone(), offset: u64::from(self.offset), why };
         let bytes = Bytes::from(bytes);
         let place = Place { segment: self.segment.number, offset: self.offset };
         let raw = record::parse(&bytes, place).map_err(|flaw| corrupt(flaw.why()))?;
-        if !matches!(raw.kind, Kind::Entry | Kind::Moved) || raw.group != group || raw.len() != self.len {
+        if !matches!(raw.kind, Kind::Entry | Kind::Moved)
+            || raw.group != group
+            || raw.len() != self.len
+        {
             return Err(corrupt("another record stands where an entry was written"));
         }
         let entry = record::entry(&bytes.slice(record::HEADER..)).map_err(corrupt)?;
@@ -93,7 +103,8 @@ pub(crate) struct Front {
     pub(crate) next: u64,
     /// Entries below are written.
     pub(crate) written: u64,
-    /// Counts truncations, so that a write that was under way during one does not move `written`.
+    /// Counts truncations, so that a write that was under way during one does not move
+    /// `written`.
     pub(crate) epoch: u64,
     /// First index of each run of entries of one leader.
     leaders: VecDeque<(u64, LeaderId)>,
@@ -142,7 +153,8 @@ impl Front {
         Some(LogId { leader_id: self.leaders[run - 1].1, index })
     }
 
-    /// The last entry that is known to be committed: what openraft has said, or what was let go of because it is applied.
+    /// The last entry that is known to be committed: what openraft has said, or what was
+    /// let go of because it is applied.
     pub(crate) fn settled(&self) -> Option<LogId> {
         self.committed.into_iter().chain(self.purged).max_by_key(|id| id.index)
     }
@@ -154,9 +166,11 @@ impl Front {
         }
     }
 
-    /// Why a leader that has `entry` in its log lacks what is committed here, if so. Raft never elects such a leader; a majority that has lost its log's tail does. openraft
-    /// compares no ids up to the last committed entry, and goes on behind it as if nothing had happened. `vote` is the leader's where it does not say that the entry is
-    /// committed: then one of the past may have anything.
+    /// Why a leader that has `entry` in its log lacks what is committed here, if so. Raft
+    /// never elects such a leader; a majority that has lost its log's tail does. openraft
+    /// compares no ids up to the last committed entry, and goes on behind it as if
+    /// nothing had happened. `vote` is the leader's where it does not say that the entry
+    /// is committed: then one of the past may have anything.
     pub(crate) fn contradiction(&self, vote: Option<&Vote>, entry: &LogId) -> Option<String> {
         let settled = self.settled()?;
         if vote.is_some_and(|vote| self.vote.is_some_and(|own| own > *vote)) {
@@ -166,16 +180,20 @@ impl Front {
             std::cmp::Ordering::Greater => entry.leader_id >= settled.leader_id,
             std::cmp::Ordering::Equal => *entry == settled,
             // What was let go of is before what is still known.
-            std::cmp::Ordering::Less => self.log_id(entry.index).map_or(entry.leader_id <= settled.leader_id, |own| own == *entry),
+            std::cmp::Ordering::Less => self
+                .log_id(entry.index)
+                .map_or(entry.leader_id <= settled.leader_id, |own| own == *entry),
         };
         (!agrees).then(|| {
             format!(
-                "the group went on without what this replica had applied: here entry {settled} is committed, and the leader has {entry}"
+                "the group went on without what this replica had applied: here entry {settled} is \
+                 committed, and the leader has {entry}"
             )
         })
     }
 
-    /// Begins the log anew behind `last`: what it held is not needed, or contradicts the state that ends there. The caller has truncated it.
+    /// Begins the log anew behind `last`: what it held is not needed, or contradicts the
+    /// state that ends there. The caller has truncated it.
     pub(crate) fn begin_after(&mut self, last: LogId) {
         assert!(self.first == self.next, "it was truncated");
         (self.purged, self.committed, self.committed_dirty) = (Some(last), None, false);
@@ -183,11 +201,13 @@ impl Front {
         self.leaders.clear();
     }
 
-    /// The last id of each leader's run of entries within `from..=to`: what openraft keeps instead of all ids. (Its trait's documentation speaks
-    /// of first ids; its code and its suite want the last.)
+    /// The last id of each leader's run of entries within `from..=to`: what openraft
+    /// keeps instead of all ids. (Its trait's documentation speaks of first ids; its code
+    /// and its suite want the last.)
     pub(crate) fn key_log_ids(&self, from: u64, to: u64) -> Vec<LogId> {
         let ends = self.leaders.iter().skip(1).map(|(first, _)| first - 1).chain([to]);
-        let runs = self.leaders.iter().zip(ends).filter(|((first, _), end)| *end >= from && *first <= to);
+        let runs =
+            self.leaders.iter().zip(ends).filter(|((first, _), end)| *end >= from && *first <= to);
         runs.map(|(&(_, leader_id), end)| LogId { leader_id, index: end.min(to) }).collect()
     }
 
@@ -202,7 +222,10 @@ impl Front {
         let start = next;
         for entry in entries {
             if entry.log_id.index != next {
-                return Err(LogError::Contract(format!("append entry {} where {next} is next", entry.log_id.index)));
+                return Err(LogError::Contract(format!(
+                    "append entry {} where {next} is next",
+                    entry.log_id.index
+                )));
             }
             next += 1;
         }
@@ -269,9 +292,12 @@ impl Front {
         }
     }
 
-    /// Lets go of written entries, oldest first, until the cache holds at most `keep` bytes.
+    /// Lets go of written entries, oldest first, until the cache holds at most `keep`
+    /// bytes.
     pub(crate) fn evict(&mut self, keep: u64, cached: &AtomicU64) {
-        while self.cache_bytes > keep && self.cache.front().is_some_and(|entry| entry.log_id.index < self.written) {
+        while self.cache_bytes > keep
+            && self.cache.front().is_some_and(|entry| entry.log_id.index < self.written)
+        {
             let entry = self.cache.pop_front().expect("just seen");
             self.forget(&entry, cached);
         }
@@ -297,7 +323,8 @@ impl Disk {
     /// What a new segment's head says of this group; `None` when there is nothing to say.
     pub(crate) fn state(&self) -> Option<State> {
         let first = (!self.slots.is_empty()).then_some(self.slots_first);
-        let state = State { vote: self.vote, purged: self.purged, committed: self.committed, first };
+        let state =
+            State { vote: self.vote, purged: self.purged, committed: self.committed, first };
         (state != State::default()).then_some(state)
     }
 
@@ -305,7 +332,11 @@ impl Disk {
         if self.slots.is_empty() {
             self.slots_first = index;
         }
-        assert_eq!(self.slots_first + self.slots.len() as u64, index, "the front admits entries in order only");
+        assert_eq!(
+            self.slots_first + self.slots.len() as u64,
+            index,
+            "the front admits entries in order only"
+        );
         slot.hold();
         self.slots.push_back(slot);
     }
@@ -341,16 +372,21 @@ pub(crate) struct Reading {
 }
 
 impl Inside {
-    /// The bytes of the largest run of `count` entries of `from..to`, as far as they are on disk.
+    /// The bytes of the largest run of `count` entries of `from..to`, as far as they are
+    /// on disk.
     pub(crate) fn largest_run(&self, from: u64, to: u64, count: u64) -> u64 {
         let disk = &self.disk;
-        let at = |index: u64| index.saturating_sub(disk.slots_first).min(disk.slots.len() as u64) as usize;
+        let at = |index: u64| {
+            index.saturating_sub(disk.slots_first).min(disk.slots.len() as u64) as usize
+        };
         let (from, to) = (at(from), at(to));
-        let slots: Vec<u64> = disk.slots.range(from..to.max(from)).map(|slot| u64::from(slot.len)).collect();
+        let slots: Vec<u64> =
+            disk.slots.range(from..to.max(from)).map(|slot| u64::from(slot.len)).collect();
         slots.chunks(count as usize).map(|run| run.iter().sum()).max().unwrap_or(0)
     }
 
-    /// The entries of `from..to` that are there, from the front, as many as `bytes_max` allows and at least one.
+    /// The entries of `from..to` that are there, from the front, as many as `bytes_max`
+    /// allows and at least one.
     pub(crate) fn reading(&self, from: u64, to: u64, bytes_max: u64) -> Reading {
         let front = &self.front;
         let (from, to) = (from.max(front.first), to.min(front.next));
@@ -389,7 +425,8 @@ mod tests {
 
     #[test]
     fn a_leader_that_lacks_what_is_committed_is_told_by_its_ids() {
-        // Entries up to 3 are gone, 4 to 6 are of term 2, 7 to 9 of term 5; up to 8 all is committed.
+        // Entries up to 3 are gone, 4 to 6 are of term 2, 7 to 9 of term 5; up to 8 all
+        // is committed.
         let leaders = VecDeque::from([(4, id(2, 4).leader_id), (7, id(5, 7).leader_id)]);
         let vote = |term, committed| Vote { leader_id: id(term, 0).leader_id, committed };
         let front = Front {
@@ -403,10 +440,14 @@ mod tests {
             ..Front::default()
         };
         let lacks = |entry| front.contradiction(Some(&vote(6, true)), &entry).is_some();
-        for agrees in [id(1, 2), id(2, 3), id(2, 6), id(5, 7), id(5, 8), id(5, 9), id(6, 9), id(6, 12)] {
+        for agrees in
+            [id(1, 2), id(2, 3), id(2, 6), id(5, 7), id(5, 8), id(5, 9), id(6, 9), id(6, 12)]
+        {
             assert!(!lacks(agrees), "{agrees}");
         }
-        for other in [id(6, 2), id(3, 6), id(4, 7), id(6, 7), id(4, 8), id(6, 8), id(4, 9), id(4, 12)] {
+        for other in
+            [id(6, 2), id(3, 6), id(4, 7), id(6, 7), id(4, 8), id(6, 8), id(4, 9), id(4, 12)]
+        {
             assert!(lacks(other), "{other}");
         }
         // What a leader of the past has says nothing, unless it is committed.

@@ -1,7 +1,9 @@
 //! The log's housekeeper: a thread that does what must not delay an append.
 //!
-//! It has the next segment ready, looks how full the disks are and, in a log that rests, whether they are well again, syncs on time where appends do not (`Interval`, `Os`), writes committed ids that no append has carried, recycles or
-//! removes segments, and moves entries out of old ones.
+//! It has the next segment ready, looks how full the disks are and, in a log that rests,
+//! whether they are well again, syncs on time where appends do not (`Interval`, `Os`),
+//! writes committed ids that no append has carried, recycles or removes segments, and
+//! moves entries out of old ones.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,12 +31,16 @@ pub(crate) fn run(shared: &Shared) {
         if last_tick.elapsed() >= TICK {
             last_tick = Instant::now();
             shared.queue_committed();
-            shared.watch.look(&*shared.options.disk, [&shared.options.dir].into_iter().chain(&shared.options.watched));
+            shared.watch.look(
+                &*shared.options.disk,
+                [&shared.options.dir].into_iter().chain(&shared.options.watched),
+            );
             if let Err(e) = rest(shared) {
                 return shared.poison(&e);
             }
         }
-        let more = match sync(shared).and_then(|()| remove(shared)).and_then(|()| move_some(shared)) {
+        let more = match sync(shared).and_then(|()| remove(shared)).and_then(|()| move_some(shared))
+        {
             Ok(more) => more,
             Err(e) => return shared.poison(&e),
         };
@@ -53,8 +59,9 @@ pub(crate) fn run(shared: &Shared) {
     }
 }
 
-/// Says in a log that rests that everything in it is on the disk, so that damage to the last batch is told from a torn write of it. And asks a disk whose last sync was
-/// slow whether it still is: nobody else may.
+/// Says in a log that rests that everything in it is on the disk, so that damage to the
+/// last batch is told from a torn write of it. And asks a disk whose last sync was slow
+/// whether it still is: nobody else may.
 fn rest(shared: &Shared) -> Result<(), LogError> {
     #[cfg(test)]
     if shared.faults.no_marks.load(Ordering::Relaxed) {
@@ -73,7 +80,8 @@ fn rest(shared: &Shared) -> Result<(), LogError> {
     if asks { shared.timed_sync(&shared.active.lock().clone()) } else { Ok(()) }
 }
 
-/// Syncs the active segment where appends do not: in each interval, or when much has gathered, so that the end of a segment finds little to do.
+/// Syncs the active segment where appends do not: in each interval, or when much has
+/// gathered, so that the end of a segment finds little to do.
 fn sync(shared: &Shared) -> Result<(), LogError> {
     let active = shared.active.lock().clone();
     let waiting = active.end() - active.synced();
@@ -98,7 +106,8 @@ fn remove(shared: &Shared) -> Result<(), LogError> {
     }
     for segment in doomed {
         let Some(segment) = shared.recycle(segment)? else { continue };
-        std::fs::remove_file(&segment.path).map_err(|e| LogError::io("remove", &segment.path, e))?;
+        std::fs::remove_file(&segment.path)
+            .map_err(|e| LogError::io("remove", &segment.path, e))?;
         // In order on the disk too: a crash must leave no gap in the numbers.
         segment::sync_dir(&shared.options.dir)?;
         tracing::debug!(file = %segment.path.display(), "removed a segment of the log");
@@ -108,7 +117,8 @@ fn remove(shared: &Shared) -> Result<(), LogError> {
 
 /// Moves a few entries when that is due; gives whether there is more to do at once.
 fn move_some(shared: &Shared) -> Result<bool, LogError> {
-    // On a full disk the keeper must not get stuck in a write: what it removes may be the space that is missing.
+    // On a full disk the keeper must not get stuck in a write: what it removes may be the
+    // space that is missing.
     if shared.writable().is_err() {
         return Ok(false);
     }

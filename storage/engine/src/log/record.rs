@@ -11,13 +11,15 @@
 //!    u32      u32      u32      u8     u64        `length` bytes
 //! ```
 //!
-//! - `crc32c` covers, in this order: the number of the segment (u64), the offset of the record in it (u32), `length`, and everything from
-//!   `synced` to the end of the body. So a record is valid at one place only: bytes that a client stored, an old copy of a file, or a write that
-//!   the disk put elsewhere cannot pass for one.
-//! - `synced`: up to which offset the segment was known to be on the disk when this record was written. It is what tells a torn tail from
-//!   damage (`recover.rs`).
-//! - `kind`: high nibble 1 (the version), low nibble what it is, so that it is never zero and zeros are never a record. A whole record of another kind was
-//!   written by a newer version: it is an error, and never taken for a torn tail.
+//! - `crc32c` covers, in this order: the number of the segment (u64), the offset of the
+//!   record in it (u32), `length`, and everything from `synced` to the end of the body.
+//!   So a record is valid at one place only: bytes that a client stored, an old copy of a
+//!   file, or a write that the disk put elsewhere cannot pass for one.
+//! - `synced`: up to which offset the segment was known to be on the disk when this
+//!   record was written. It is what tells a torn tail from damage (`recover.rs`).
+//! - `kind`: high nibble 1 (the version), low nibble what it is, so that it is never zero
+//!   and zeros are never a record. A whole record of another kind was written by a newer
+//!   version: it is an error, and never taken for a torn tail.
 //!
 //! | kind | name | body |
 //! |---|---|---|
@@ -32,12 +34,15 @@
 //! | `0x19` | mark | nothing, group 0: only carries `synced` |
 //! | `0x1a` | suspects | group 0: whom to suspect if the log ends with this one ([`Suspects`]): a byte 1 for all, or a byte 0, their count u32, their ids u64 |
 //!
-//! A log id is term u64, Raft id u64, index u64. An optional thing is a byte 0, or a byte 1 and the thing. Payload tags: 0 blank, 1 a batch (its
-//! bytes follow), 2 a membership (postcard of `openraft::Membership`).
+//! A log id is term u64, Raft id u64, index u64. An optional thing is a byte 0, or a byte
+//! 1 and the thing. Payload tags: 0 blank, 1 a batch (its bytes follow), 2 a membership
+//! (postcard of `openraft::Membership`).
 //!
 //! # Invariants
-//! - The format is frozen: `frozen_bytes` (`tests/format.rs`) holds one vector per kind; vectors are added, never edited.
-//! - Decoding any bytes gives a record or a reason, never a panic: `any_bytes_decode_or_say_why`.
+//! - The format is frozen: `frozen_bytes` (`tests/format.rs`) holds one vector per kind;
+//!   vectors are added, never edited.
+//! - Decoding any bytes gives a record or a reason, never a panic:
+//!   `any_bytes_decode_or_say_why`.
 
 use std::collections::BTreeSet;
 
@@ -98,7 +103,8 @@ pub(crate) struct State {
     pub(crate) first: Option<u64>,
 }
 
-/// Groups that may have lost entries which they had acknowledged: the log was not closed, and did not sync before it acknowledged.
+/// Groups that may have lost entries which they had acknowledged: the log was not closed,
+/// and did not sync before it acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Suspects {
     /// All that have a past.
@@ -138,15 +144,24 @@ impl Raw<'_> {
     }
 }
 
-/// Appends a record to `buf`; `place` is where it will stand in the file. Gives its length.
-pub(crate) fn put(buf: &mut Vec<u8>, place: Place, synced: u32, kind: Kind, group: u64, body: impl FnOnce(&mut Vec<u8>)) -> u32 {
+/// Appends a record to `buf`; `place` is where it will stand in the file. Gives its
+/// length.
+pub(crate) fn put(
+    buf: &mut Vec<u8>,
+    place: Place,
+    synced: u32,
+    kind: Kind,
+    group: u64,
+    body: impl FnOnce(&mut Vec<u8>),
+) -> u32 {
     let start = buf.len();
     buf.extend_from_slice(&[0; 8]);
     buf.extend_from_slice(&synced.to_le_bytes());
     buf.push(kind as u8);
     buf.extend_from_slice(&group.to_le_bytes());
     body(buf);
-    let length = u32::try_from(buf.len() - start - HEADER).expect("entries are bounded, far below 4 GiB");
+    let length =
+        u32::try_from(buf.len() - start - HEADER).expect("entries are bounded, far below 4 GiB");
     let crc = checksum(place, length, &buf[start + 8..]);
     buf[start..start + 4].copy_from_slice(&length.to_le_bytes());
     buf[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
@@ -186,7 +201,12 @@ impl Claim {
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else {
             return Err("the file ends inside a record's header");
         };
-        let claim = Claim { length: u32_at(header, 0), synced: u32_at(header, 8), kind: header[12], crc: u32_at(header, 4) };
+        let claim = Claim {
+            length: u32_at(header, 0),
+            synced: u32_at(header, 8),
+            kind: header[12],
+            crc: u32_at(header, 4),
+        };
         if claim.kind == 0 {
             return Err("no such kind of record");
         }
@@ -210,22 +230,30 @@ impl Claim {
     }
 }
 
-/// The record that starts at the start of `bytes`, which stand at `place`; or why there is none.
+/// The record that starts at the start of `bytes`, which stand at `place`; or why there
+/// is none.
 pub(crate) fn parse(bytes: &[u8], place: Place) -> Result<Raw<'_>, Flaw> {
     let claim = Claim::of(bytes, place).map_err(Flaw::Broken)?;
     if !claim.is_sealed_by(checksum(place, claim.length, &bytes[claim.covered()])) {
         return Err(Flaw::Broken("checksum mismatch"));
     }
-    let kind = Kind::of(claim.kind).ok_or(Flaw::Newer("a record of a kind that this build does not know"))?;
+    let kind = Kind::of(claim.kind)
+        .ok_or(Flaw::Newer("a record of a kind that this build does not know"))?;
     let group = u64::from_le_bytes(bytes[13..21].try_into().expect("eight bytes"));
-    Ok(Raw { synced: claim.synced, kind, group, body: &bytes[HEADER..HEADER + claim.length as usize] })
+    Ok(Raw {
+        synced: claim.synced,
+        kind,
+        group,
+        body: &bytes[HEADER..HEADER + claim.length as usize],
+    })
 }
 
 fn u32_at(bytes: &[u8; HEADER], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// The checksum of what comes before a record's own bytes: where it stands, and its length.
+/// The checksum of what comes before a record's own bytes: where it stands, and its
+/// length.
 pub(crate) fn seed(place: Place, length: u32) -> u32 {
     let mut seed = [0; 16];
     seed[..8].copy_from_slice(&place.segment.to_le_bytes());
@@ -260,7 +288,8 @@ pub(crate) fn put_entry(buf: &mut Vec<u8>, entry: &Entry) {
         }
         EntryPayload::Membership(membership) => {
             buf.push(2);
-            let bytes = postcard::to_allocvec(membership).expect("a membership is maps and strings, which postcard always encodes");
+            let bytes = postcard::to_allocvec(membership)
+                .expect("a membership is maps and strings, which postcard always encodes");
             buf.extend_from_slice(&bytes);
         }
     }
@@ -282,7 +311,11 @@ pub(crate) fn put_index(buf: &mut Vec<u8>, index: &u64) {
     buf.extend_from_slice(&index.to_le_bytes());
 }
 
-pub(crate) fn put_optional<T>(buf: &mut Vec<u8>, thing: Option<&T>, put: impl FnOnce(&mut Vec<u8>, &T)) {
+pub(crate) fn put_optional<T>(
+    buf: &mut Vec<u8>,
+    thing: Option<&T>,
+    put: impl FnOnce(&mut Vec<u8>, &T),
+) {
     buf.push(u8::from(thing.is_some()));
     if let Some(thing) = thing {
         put(buf, thing);
@@ -331,7 +364,8 @@ impl Body<'_> {
     }
 
     pub(crate) fn index(&mut self) -> Read<u64> {
-        let (first, rest) = self.0.split_first_chunk::<8>().ok_or("a record's body is too short")?;
+        let (first, rest) =
+            self.0.split_first_chunk::<8>().ok_or("a record's body is too short")?;
         self.0 = rest;
         Ok(u64::from_le_bytes(*first))
     }
@@ -356,7 +390,10 @@ impl Body<'_> {
         Ok(Vote { leader_id: self.leader()?, committed: self.claim()? })
     }
 
-    pub(crate) fn optional<T>(&mut self, read: impl FnOnce(&mut Self) -> Read<T>) -> Read<Option<T>> {
+    pub(crate) fn optional<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Read<T>,
+    ) -> Read<Option<T>> {
         if self.claim()? { read(self).map(Some) } else { Ok(None) }
     }
 
@@ -373,9 +410,13 @@ impl Body<'_> {
         if self.claim()? {
             return Ok(Suspects::All);
         }
-        let (count, rest) = self.0.split_first_chunk::<4>().ok_or("a record's body is too short")?;
+        let (count, rest) =
+            self.0.split_first_chunk::<4>().ok_or("a record's body is too short")?;
         self.0 = rest;
-        (0..u32::from_le_bytes(*count)).map(|_| self.index()).collect::<Read<_>>().map(Suspects::These)
+        (0..u32::from_le_bytes(*count))
+            .map(|_| self.index())
+            .collect::<Read<_>>()
+            .map(Suspects::These)
     }
 
     pub(crate) fn end(&self) -> Read<()> {
@@ -395,7 +436,8 @@ pub(crate) fn entry(body: &Bytes) -> Read<Entry> {
         }
         1 => EntryPayload::Normal(Payload(body.slice(body.len() - rest.0.len()..))),
         2 => {
-            let (membership, left): (Membership, _) = postcard::take_from_bytes(rest.0).map_err(|_| "a membership does not decode")?;
+            let (membership, left): (Membership, _) =
+                postcard::take_from_bytes(rest.0).map_err(|_| "a membership does not decode")?;
             Body(left).end()?;
             EntryPayload::Membership(membership)
         }

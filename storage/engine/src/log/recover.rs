@@ -1,28 +1,38 @@
-//! Reads the log back: which groups there are, what each holds, and where writing goes on.
+//! Reads the log back: which groups there are, what each holds, and where writing goes
+//! on.
 //!
 //! # What a crash leaves, and what is damage
-//! A segment that has a successor was complete and on the disk before the successor got its name, and the successor says where it ends. So there
-//! every record must be whole; anything else is damage and the log does not open.
+//! A segment that has a successor was complete and on the disk before the successor got
+//! its name, and the successor says where it ends. So there every record must be whole;
+//! anything else is damage and the log does not open.
 //!
-//! The last segment ends where records stop. Behind the last record are zeros, then whatever the file held before, and, after a crash in the
-//! middle of a write, any part of the batch that was being written: disks persist pages in any order, so whole records may stand *behind* a
-//! broken one without anything being wrong. The `synced` number in every record tells the two apart. A batch is acknowledged (with
-//! `Durability::Always`) only after its sync, and whatever is written after a sync carries in `synced` how far it went. So:
+//! The last segment ends where records stop. Behind the last record are zeros, then
+//! whatever the file held before, and, after a crash in the middle of a write, any part
+//! of the batch that was being written: disks persist pages in any order, so whole
+//! records may stand *behind* a broken one without anything being wrong. The `synced`
+//! number in every record tells the two apart. A batch is acknowledged (with
+//! `Durability::Always`) only after its sync, and whatever is written after a sync
+//! carries in `synced` how far it went. So:
 //!
-//! - Let X be the offset of the first thing that is not a whole record, and S the largest `synced` of any whole record found behind X, at any
-//!   offset at all.
-//! - S > X: the bytes at X were on the disk once and are not what they were. Damage: an error, nothing is changed.
-//! - Otherwise nothing shows that the bytes at X were ever synced. When there are zeros at X, and no whole record behind them, the log just ends
-//!   there. Else the tail is torn: it is cut at X, which is logged with file and offset, and overwritten with zeros so that no stale record
-//!   can line up with a new one later.
+//! - Let X be the offset of the first thing that is not a whole record, and S the largest
+//!   `synced` of any whole record found behind X, at any offset at all.
+//! - S > X: the bytes at X were on the disk once and are not what they were. Damage: an
+//!   error, nothing is changed.
+//! - Otherwise nothing shows that the bytes at X were ever synced. When there are zeros
+//!   at X, and no whole record behind them, the log just ends there. Else the tail is
+//!   torn: it is cut at X, which is logged with file and offset, and overwritten with
+//!   zeros so that no stale record can line up with a new one later.
 //!
-//! What this cannot tell: damage in the very last batch that was synced, with nothing written behind it, looks like a torn write of it. A clean
-//! close ends the log with a mark, which leaves nothing to guess; and a log that rests gets one within a second or two (`keeper.rs`).
+//! What this cannot tell: damage in the very last batch that was synced, with nothing
+//! written behind it, looks like a torn write of it. A clean close ends the log with a
+//! mark, which leaves nothing to guess; and a log that rests gets one within a second or
+//! two (`keeper.rs`).
 //!
-//! What is whole but of a kind that this build does not know was written by a newer one ([`LogError::Newer`]): it is neither damage nor torn.
+//! What is whole but of a kind that this build does not know was written by a newer one
+//! ([`LogError::Newer`]): it is neither damage nor torn.
 //!
-//! A record found "at any offset" by accident, because a client stored one's bytes, or from the file's earlier life, does not count: the checksum
-//! covers segment and offset.
+//! A record found "at any offset" by accident, because a client stored one's bytes, or
+//! from the file's earlier life, does not count: the checksum covers segment and offset.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -58,7 +68,11 @@ pub(crate) fn recover(options: &LogOptions) -> Result<Recovered, LogError> {
     segment::remove_spare(dir)?;
     let found = find(dir)?;
     if found.is_empty() {
-        return if options.must_exist { Err(LogError::Missing { dir: dir.clone() }) } else { begin(options) };
+        return if options.must_exist {
+            Err(LogError::Missing { dir: dir.clone() })
+        } else {
+            begin(options)
+        };
     }
     let mut replay = Replay::default();
     let mut segments = VecDeque::new();
@@ -67,22 +81,37 @@ pub(crate) fn recover(options: &LogOptions) -> Result<Recovered, LogError> {
     }
     let active = segments.pop_back().expect("found is not empty");
     let Replay { groups, suspects } = replay;
-    let groups = groups.into_iter().map(|(id, replayed)| Ok((id, Arc::new(replayed.finish(dir, id)?))));
-    Ok(Recovered { groups: groups.collect::<Result<_, LogError>>()?, sealed: segments, active, suspects })
+    let groups =
+        groups.into_iter().map(|(id, replayed)| Ok((id, Arc::new(replayed.finish(dir, id)?))));
+    Ok(Recovered {
+        groups: groups.collect::<Result<_, LogError>>()?,
+        sealed: segments,
+        active,
+        suspects,
+    })
 }
 
 /// The first segment of a new log.
 fn begin(options: &LogOptions) -> Result<Recovered, LogError> {
-    let (file, spare_path) = segment::spare(&options.dir, options.segment_bytes, options.preallocate)?;
+    let (file, spare_path) =
+        segment::spare(&options.dir, options.segment_bytes, options.preallocate)?;
     let path = options.dir.join(segment::file_name(1));
-    file.write_all_at(&segment::header(1, 0), 0).and_then(|()| file.sync_data()).map_err(|e| LogError::io("begin", &path, e))?;
+    file.write_all_at(&segment::header(1, 0), 0)
+        .and_then(|()| file.sync_data())
+        .map_err(|e| LogError::io("begin", &path, e))?;
     std::fs::rename(&spare_path, &path).map_err(|e| LogError::io("begin", &path, e))?;
     segment::sync_dir(&options.dir)?;
     if let Some(parent) = options.dir.parent().filter(|p| !p.as_os_str().is_empty()) {
         segment::sync_dir(parent)?;
     }
-    let active = Segment::new(1, path, file, options.segment_bytes, segment::HEADER, segment::HEADER);
-    Ok(Recovered { groups: HashMap::new(), sealed: VecDeque::new(), active: Arc::new(active), suspects: Suspects::default() })
+    let active =
+        Segment::new(1, path, file, options.segment_bytes, segment::HEADER, segment::HEADER);
+    Ok(Recovered {
+        groups: HashMap::new(),
+        sealed: VecDeque::new(),
+        active: Arc::new(active),
+        suspects: Suspects::default(),
+    })
 }
 
 /// The segments in order, with no number missing.
@@ -100,13 +129,21 @@ fn find(dir: &Path) -> Result<Vec<Found>, LogError> {
             && before.number + 1 != number
         {
             let missing = dir.join(segment::file_name(before.number + 1));
-            return Err(LogError::Corrupt { path: missing, offset: 0, why: "a segment is missing between others" });
+            return Err(LogError::Corrupt {
+                path: missing,
+                offset: 0,
+                why: "a segment is missing between others",
+            });
         }
         let mut header = Vec::new();
         let file = File::open(&path).map_err(|e| LogError::io("open", &path, e))?;
-        std::io::Read::read_to_end(&mut std::io::Read::take(file, u64::from(segment::HEADER)), &mut header)
-            .map_err(|e| LogError::io("read", &path, e))?;
-        let prev_end = segment::read_header(&header, number).map_err(|flaw| flawed(&path, 0, flaw))?;
+        std::io::Read::read_to_end(
+            &mut std::io::Read::take(file, u64::from(segment::HEADER)),
+            &mut header,
+        )
+        .map_err(|e| LogError::io("read", &path, e))?;
+        let prev_end =
+            segment::read_header(&header, number).map_err(|flaw| flawed(&path, 0, flaw))?;
         found.push(Found { number, path, prev_end });
     }
     Ok(found)
@@ -120,9 +157,15 @@ fn flawed(path: &Path, offset: u64, flaw: Flaw) -> LogError {
     }
 }
 
-fn read_segment(options: &LogOptions, this: &Found, next: Option<&Found>, replay: &mut Replay) -> Result<Arc<Segment>, LogError> {
+fn read_segment(
+    options: &LogOptions,
+    this: &Found,
+    next: Option<&Found>,
+    replay: &mut Replay,
+) -> Result<Arc<Segment>, LogError> {
     let path = &this.path;
-    let corrupt = |offset: usize, why| LogError::Corrupt { path: path.clone(), offset: offset as u64, why };
+    let corrupt =
+        |offset: usize, why| LogError::Corrupt { path: path.clone(), offset: offset as u64, why };
     let bytes = std::fs::read(path).map_err(|e| LogError::io("read", path, e))?;
     if u32::try_from(bytes.len()).is_err() {
         return Err(corrupt(u32::MAX as usize, "a segment of 4 GiB or more"));
@@ -131,13 +174,16 @@ fn read_segment(options: &LogOptions, this: &Found, next: Option<&Found>, replay
         None => bytes.as_slice(),
         Some(next) => {
             let end = next.prev_end as usize;
-            bytes
-                .get(..end)
-                .filter(|b| b.len() >= segment::HEADER as usize)
-                .ok_or_else(|| corrupt(bytes.len(), "the segment is shorter than its successor says"))?
+            bytes.get(..end).filter(|b| b.len() >= segment::HEADER as usize).ok_or_else(|| {
+                corrupt(bytes.len(), "the segment is shorter than its successor says")
+            })?
         }
     };
-    let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| LogError::io("open", path, e))?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|e| LogError::io("open", path, e))?;
     let capacity = options.segment_bytes.max(bytes.len() as u32);
     let segment = Arc::new(Segment::new(this.number, path.clone(), file, capacity, 0, 0));
     let mut at = segment::HEADER as usize;
@@ -158,29 +204,40 @@ fn read_segment(options: &LogOptions, this: &Found, next: Option<&Found>, replay
         at += raw.len() as usize;
         apply(replay, &raw, slot).map_err(|why| corrupt(at - raw.len() as usize, why))?;
     }
-    // A process that was killed leaves pages that are in no file yet: what is believed from here on must not depend on them. And after a sync that failed they count as
-    // written though they are not: another sync would not write them, so they are written again.
+    // A process that was killed leaves pages that are in no file yet: what is believed
+    // from here on must not depend on them. And after a sync that failed they count as
+    // written though they are not: another sync would not write them, so they are written
+    // again.
     segment.end.store(at as u32, std::sync::atomic::Ordering::Release);
     if next.is_none() && (synced as usize) < at {
         let unsure = &bytes[synced as usize..at];
-        options.disk.write(&segment.file, unsure, u64::from(synced)).map_err(|e| LogError::io("write again", path, e))?;
+        options
+            .disk
+            .write(&segment.file, unsure, u64::from(synced))
+            .map_err(|e| LogError::io("write again", path, e))?;
     }
     segment.sync(&*options.disk)?;
     Ok(segment)
 }
 
-/// Cuts what a crash left behind offset `at` of the last segment, or finds that it is damage.
+/// Cuts what a crash left behind offset `at` of the last segment, or finds that it is
+/// damage.
 fn cut_tail(segment: &Segment, bytes: &[u8], at: usize, why: &'static str) -> Result<(), LogError> {
     let Some(last) = bytes[at..].iter().rposition(|b| *b != 0) else { return Ok(()) };
     let tail = &bytes[..at + last + 1];
     let mut is_torn = bytes[at..].iter().take(segment::TRAILER).any(|b| *b != 0);
-    // The record's own trailing zeros are part of it, so it is looked for in the whole file.
+    // The record's own trailing zeros are part of it, so it is looked for in the whole
+    // file.
     let ranges = Ranges::new(bytes, at);
     for offset in at + 1..tail.len() {
         let tells = |claim: &record::Claim| !is_torn || claim.synced as usize > at;
         match ranges.record(segment.number, offset, tells) {
             Some(claim) if claim.synced as usize > at => {
-                return Err(LogError::Corrupt { path: segment.path.clone(), offset: at as u64, why });
+                return Err(LogError::Corrupt {
+                    path: segment.path.clone(),
+                    offset: at as u64,
+                    why,
+                });
             }
             Some(_) => is_torn = true,
             None => {}
@@ -194,7 +251,10 @@ fn cut_tail(segment: &Segment, bytes: &[u8], at: usize, why: &'static str) -> Re
         "the log's tail was torn by a crash before it was acknowledged; cut off",
     );
     let zeros = vec![0; tail.len() - at];
-    segment.file.write_all_at(&zeros, at as u64).map_err(|e| LogError::io("cut the tail of", &segment.path, e))
+    segment
+        .file
+        .write_all_at(&zeros, at as u64)
+        .map_err(|e| LogError::io("cut the tail of", &segment.path, e))
 }
 
 /// What was read so far.
@@ -204,7 +264,8 @@ struct Replay {
     suspects: Suspects,
 }
 
-/// A group while its records are being read. Entries may have holes until the end: a moved entry comes after its successors.
+/// A group while its records are being read. Entries may have holes until the end: a
+/// moved entry comes after its successors.
 #[derive(Default)]
 struct Replayed {
     vote: Option<Vote>,
@@ -233,7 +294,9 @@ fn apply(replay: &mut Replay, raw: &Raw<'_>, slot: Slot) -> Result<(), &'static 
         Kind::Entry | Kind::Moved => {
             let id = body.log_id()?;
             let before = group.entries.insert(id.index, (id.leader_id, slot));
-            if raw.kind == Kind::Entry && (before.is_some() || group.purged.is_some_and(|p| p.index >= id.index)) {
+            if raw.kind == Kind::Entry
+                && (before.is_some() || group.purged.is_some_and(|p| p.index >= id.index))
+            {
                 return Err("an entry was written twice");
             }
             return Ok(());
@@ -274,9 +337,18 @@ impl Replayed {
         let Inside { front, disk } = &mut inside;
         (front.vote, front.purged) = (self.vote, self.purged);
         (disk.vote, disk.purged) = (self.vote, self.purged);
-        let first = self.purged.map(|purged| purged.index + 1).filter(|_| !self.entries.is_empty()).or(self.first);
+        let first = self
+            .purged
+            .map(|purged| purged.index + 1)
+            .filter(|_| !self.entries.is_empty())
+            .or(self.first);
         let start = first.or(self.entries.keys().next().copied()).unwrap_or(0);
-        front.first = self.entries.keys().next().copied().unwrap_or(self.purged.map_or(0, |purged| purged.index + 1));
+        front.first = self
+            .entries
+            .keys()
+            .next()
+            .copied()
+            .unwrap_or(self.purged.map_or(0, |purged| purged.index + 1));
         front.next = front.first;
         if first.is_some() && (self.entries.is_empty() || front.first != start) {
             return Err(incomplete(format!("its entries should begin at {start}")));
@@ -290,8 +362,11 @@ impl Replayed {
             disk.append(index, slot);
         }
         front.written = front.next;
-        // A committed id says what to apply again; beyond the log there is nothing to apply, so it says nothing. Nor does that of an entry which another has replaced.
-        let is_there = |committed: &LogId| front.log_id(committed.index).or(front.purged) == Some(*committed);
+        // A committed id says what to apply again; beyond the log there is nothing to
+        // apply, so it says nothing. Nor does that of an entry which another has
+        // replaced.
+        let is_there =
+            |committed: &LogId| front.log_id(committed.index).or(front.purged) == Some(*committed);
         front.committed = self.committed.filter(is_there);
         disk.committed = front.committed;
         let group = Group::new(id);

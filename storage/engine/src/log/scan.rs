@@ -1,8 +1,11 @@
-//! Looks for whole records at any offset of a segment's end, in a time that depends on how many bytes there are and not on what they are.
+//! Looks for whole records at any offset of a segment's end, in a time that depends on
+//! how many bytes there are and not on what they are.
 //!
-//! What stands behind the last record may be a client's bytes, which claim whatever he likes: a value of headers, each of a length of megabytes that fits, would
-//! have its checksum taken over the same megabytes again and again, for hours. So the checksum of any range is put together from those of the whole up to its
-//! two ends, as CRCs can be (zlib's `crc32_combine`): a few dozen table look-ups for each offset.
+//! What stands behind the last record may be a client's bytes, which claim whatever he
+//! likes: a value of headers, each of a length of megabytes that fits, would have its
+//! checksum taken over the same megabytes again and again, for hours. So the checksum of
+//! any range is put together from those of the whole up to its two ends, as CRCs can be
+//! (zlib's `crc32_combine`): a few dozen table look-ups for each offset.
 
 use std::sync::LazyLock;
 
@@ -13,10 +16,12 @@ const STRIDE: usize = 256;
 /// Lengths of segments have so many bits.
 const LENGTH_BITS: usize = 32;
 
-/// By power of two: what so many zero bytes behind it make of a checksum, for each value of its four bytes.
+/// By power of two: what so many zero bytes behind it make of a checksum, for each value
+/// of its four bytes.
 static ZEROS: LazyLock<Vec<[[u32; 256]; 4]>> = LazyLock::new(|| {
     let table = |power: usize| {
-        let columns: [u32; 32] = std::array::from_fn(|bit| crc32c::crc32c_combine(1 << bit, 0, 1 << power));
+        let columns: [u32; 32] =
+            std::array::from_fn(|bit| crc32c::crc32c_combine(1 << bit, 0, 1 << power));
         let entry = |byte: usize, value: usize| {
             let bits = (0..8).filter(|bit| value >> bit & 1 == 1);
             bits.fold(0, |sum, bit| sum ^ columns[byte * 8 + bit])
@@ -52,16 +57,26 @@ impl<'a> Ranges<'a> {
 
     /// The checksum that begins with `seed` and goes on over `range`.
     fn append(&self, seed: u32, range: std::ops::Range<usize>) -> u32 {
-        // The range's own is whole(end) ^ after_zeros(whole(start)), and zeros are linear.
+        // The range's own is whole(end) ^ after_zeros(whole(start)), and zeros are
+        // linear.
         self.whole(range.end) ^ after_zeros(seed ^ self.whole(range.start), range.len())
     }
 
-    /// Whether a whole record of a segment stands at an offset, of whatever kind; up to where it says that the segment was synced.
-    pub(super) fn record(&self, segment: u64, offset: usize, is_wanted: impl FnOnce(&Claim) -> bool) -> Option<Claim> {
+    /// Whether a whole record of a segment stands at an offset, of whatever kind; up to
+    /// where it says that the segment was synced.
+    pub(super) fn record(
+        &self,
+        segment: u64,
+        offset: usize,
+        is_wanted: impl FnOnce(&Claim) -> bool,
+    ) -> Option<Claim> {
         let place = Place { segment, offset: offset as u32 };
         let claim = Claim::of(&self.bytes[offset..], place).ok().filter(is_wanted)?;
         let covered = claim.covered();
-        let crc = self.append(record::seed(place, claim.length), offset + covered.start..offset + covered.end);
+        let crc = self.append(
+            record::seed(place, claim.length),
+            offset + covered.start..offset + covered.end,
+        );
         claim.is_sealed_by(crc).then_some(claim)
     }
 }
@@ -84,13 +99,20 @@ mod tests {
 
     #[test]
     fn a_range_has_the_checksum_that_it_has_alone() {
-        let bytes: Vec<u8> = (0..5000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let bytes: Vec<u8> =
+            (0..5000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         for from in [0, 1, 255, 256, 1000] {
             let ranges = Ranges::new(&bytes, from);
-            for (start, end) in [(0, 0), (0, 1), (3, 300), (255, 256), (256, 513), (700, 4000), (0, 4000)] {
+            for (start, end) in
+                [(0, 0), (0, 1), (3, 300), (255, 256), (256, 513), (700, 4000), (0, 4000)]
+            {
                 let (start, end) = (from + start, from + end);
                 let expected = crc32c::crc32c_append(0xdead_beef, &bytes[start..end]);
-                assert_eq!(ranges.append(0xdead_beef, start..end), expected, "{from} {start} {end}");
+                assert_eq!(
+                    ranges.append(0xdead_beef, start..end),
+                    expected,
+                    "{from} {start} {end}"
+                );
             }
         }
     }
@@ -99,10 +121,13 @@ mod tests {
     fn a_record_is_found_where_it_stands() {
         let mut bytes = vec![7; 700];
         let place = Place { segment: 5, offset: 700 };
-        let len = record::put(&mut bytes, place, 650, Kind::Vote, 1, |body| body.extend_from_slice(&[9; 400])) as usize;
+        let len = record::put(&mut bytes, place, 650, Kind::Vote, 1, |body| {
+            body.extend_from_slice(&[9; 400])
+        }) as usize;
         bytes.extend_from_slice(&[8; 100]);
         let ranges = Ranges::new(&bytes, 100);
-        let found: Vec<usize> = (100..bytes.len()).filter(|at| ranges.record(5, *at, |_| true).is_some()).collect();
+        let found: Vec<usize> =
+            (100..bytes.len()).filter(|at| ranges.record(5, *at, |_| true).is_some()).collect();
         assert_eq!(found, [700]);
         assert_eq!(ranges.record(5, 700, |_| true).map(|claim| claim.synced), Some(650));
         assert!(ranges.record(6, 700, |_| true).is_none(), "another segment's");

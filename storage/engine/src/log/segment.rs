@@ -1,9 +1,10 @@
 //! A segment: one file of the log, filled from front to back and then only read.
 //!
 //! # Layout
-//! `<number, 20 decimal digits>.log`, of its full size when it begins (overwriting allocated blocks makes an fdatasync cheaper than growing a
-//! file: no journal commit; and the space is there before anything is promised): a file of zeros, or one whose records nobody needs any more.
-//! Integers are little-endian.
+//! `<number, 20 decimal digits>.log`, of its full size when it begins (overwriting
+//! allocated blocks makes an fdatasync cheaper than growing a file: no journal commit;
+//! and the space is there before anything is promised): a file of zeros, or one whose
+//! records nobody needs any more. Integers are little-endian.
 //!
 //! ```text
 //!  0          8         12       16         24         28
@@ -13,11 +14,14 @@
 //!    8 bytes    u32 = 1   u32      u64        u32
 //! ```
 //!
-//! Each write ends with zeros, as far as there is room, which the next one overwrites: so the end of the records is told from a torn one though
-//! the file held others before. Those cannot pass for records of this segment, whose number is in their checksums.
+//! Each write ends with zeros, as far as there is room, which the next one overwrites: so
+//! the end of the records is told from a torn one though the file held others before.
+//! Those cannot pass for records of this segment, whose number is in their checksums.
 //!
-//! `crc32c` covers the header without itself. `prev end` is where the records of the segment before end (0 when there was none): a segment that
-//! has a successor is complete and its end is known exactly. The successor gets its name only after it and its predecessor are on the disk.
+//! `crc32c` covers the header without itself. `prev end` is where the records of the
+//! segment before end (0 when there was none): a segment that has a successor is complete
+//! and its end is known exactly. The successor gets its name only after it and its
+//! predecessor are on the disk.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -36,7 +40,8 @@ const MAGIC: &[u8; 8] = b"BRDLLOG\n";
 const VERSION: u32 = 1;
 /// Zeros behind what is written: as many as a record's header has.
 pub(crate) const TRAILER: usize = super::record::HEADER;
-/// So many zeros are written at a time, each followed by a sync, so that the fsyncs of appends never wait behind many.
+/// So many zeros are written at a time, each followed by a sync, so that the fsyncs of
+/// appends never wait behind many.
 const ZEROS: u32 = 256 << 10;
 /// The next segment, without a header of its own yet.
 const SPARE: &str = "spare.tmp";
@@ -60,7 +65,14 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    pub(crate) fn new(number: u64, path: PathBuf, file: File, capacity: u32, end: u32, synced: u32) -> Segment {
+    pub(crate) fn new(
+        number: u64,
+        path: PathBuf,
+        file: File,
+        capacity: u32,
+        end: u32,
+        synced: u32,
+    ) -> Segment {
         let (end, synced, live) = (AtomicU32::new(end), AtomicU32::new(synced), AtomicU64::new(0));
         Segment { number, path, file, capacity, end, synced, live, syncing: Mutex::default() }
     }
@@ -77,14 +89,20 @@ impl Segment {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// How large the file is: the full size of a segment unless nothing was allocated beforehand, or a record was larger.
+    /// How large the file is: the full size of a segment unless nothing was allocated
+    /// beforehand, or a record was larger.
     pub(crate) fn bytes(&self) -> Result<u64, LogError> {
-        self.file.metadata().map(|file| file.len()).map_err(|e| LogError::io("look at", &self.path, e))
+        self.file
+            .metadata()
+            .map(|file| file.len())
+            .map_err(|e| LogError::io("look at", &self.path, e))
     }
 
-    /// Makes everything written so far durable; false: it was already. An error means that nobody knows what is on the disk: the caller poisons the log.
+    /// Makes everything written so far durable; false: it was already. An error means
+    /// that nobody knows what is on the disk: the caller poisons the log.
     ///
-    /// Linux tells an error of writing back once for each open file, to whoever syncs first, and the next sync succeeds although the bytes are not there. So one syncs
+    /// Linux tells an error of writing back once for each open file, to whoever syncs
+    /// first, and the next sync succeeds although the bytes are not there. So one syncs
     /// at a time, and a failure is everybody's from then on.
     pub(crate) fn sync(&self, disk: &dyn Disk) -> Result<bool, LogError> {
         let mut failure = self.syncing.lock();
@@ -136,7 +154,8 @@ pub(crate) fn read_header(bytes: &[u8], number: u64) -> Result<u32, Flaw> {
     let Some(bytes) = bytes.first_chunk::<{ HEADER as usize }>() else {
         return Err(Flaw::Broken("the file is shorter than a segment's header"));
     };
-    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let word =
+        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     if &bytes[..8] != MAGIC {
         return Err(Flaw::Broken("not a segment of this log (magic)"));
     }
@@ -153,10 +172,15 @@ pub(crate) fn read_header(bytes: &[u8], number: u64) -> Result<u32, Flaw> {
 }
 
 /// A file of zeros for the next segment, on the disk. `bytes` = its size.
-pub(crate) fn spare(dir: &Path, bytes: u32, preallocate: bool) -> Result<(File, PathBuf), LogError> {
+pub(crate) fn spare(
+    dir: &Path,
+    bytes: u32,
+    preallocate: bool,
+) -> Result<(File, PathBuf), LogError> {
     let path = dir.join(SPARE);
     let made = (|| {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
         if preallocate {
             let zeros = vec![0; bytes.min(ZEROS) as usize];
             let mut at = 0;

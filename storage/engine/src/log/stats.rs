@@ -26,7 +26,8 @@ impl LogStats {
     pub(crate) fn note_fsync(&self, took: Duration) {
         let before = self.recent_fsync_nanos.load(Ordering::Relaxed);
         // Of two at a time one is lost: it is an average.
-        self.recent_fsync_nanos.store(before - before / 8 + took.as_nanos() as u64 / 8, Ordering::Relaxed);
+        self.recent_fsync_nanos
+            .store(before - before / 8 + took.as_nanos() as u64 / 8, Ordering::Relaxed);
     }
 }
 
@@ -55,6 +56,7 @@ getters! {
     moved,
     /// Segments in use.
     segments,
-    /// Bytes that they take on disk, preallocated ones included; the spare is not counted.
+    /// Bytes that they take on disk, preallocated ones included; the spare is not
+    /// counted.
     disk_bytes,
 }

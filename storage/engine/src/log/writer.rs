@@ -1,9 +1,13 @@
-//! The one writer: takes what is queued, writes it as one batch, syncs once, and calls everyone back.
+//! The one writer: takes what is queued, writes it as one batch, syncs once, and calls
+//! everyone back.
 //!
 //! # Life of a batch
-//! 1. Callers change their group's front and queue an [`Op`]; fronts and queue are in the same order for each group.
-//! 2. Whoever drives the writer (its thread; a caller that is about to sleep; in `Durability::Os` the caller itself) takes the whole queue.
-//! 3. Each op becomes records, one after another; a record that does not fit begins the next segment.
+//! 1. Callers change their group's front and queue an [`Op`]; fronts and queue are in the
+//!    same order for each group.
+//! 2. Whoever drives the writer (its thread; a caller that is about to sleep; in
+//!    `Durability::Os` the caller itself) takes the whole queue.
+//! 3. Each op becomes records, one after another; a record that does not fit begins the
+//!    next segment.
 //! 4. One write, and one fdatasync when an op needs it.
 //! 5. Callbacks, in order.
 
@@ -53,7 +57,8 @@ pub(crate) enum Op {
         group: Arc<Group>,
         done: Done,
     },
-    /// Make everything so far durable; `mark` says so in the log itself, so that damage to the last batch is told from a torn tail.
+    /// Make everything so far durable; `mark` says so in the log itself, so that damage
+    /// to the last batch is told from a torn tail.
     Flush {
         mark: bool,
         done: Done,
@@ -63,8 +68,8 @@ pub(crate) enum Op {
 }
 
 impl Op {
-    /// Must the op be durable before it is called back? Votes, truncations and destructions are rare and what Raft's safety rests on, so they
-    /// are in every mode.
+    /// Must the op be durable before it is called back? Votes, truncations and
+    /// destructions are rare and what Raft's safety rests on, so they are in every mode.
     fn needs_sync(&self, durability: Durability) -> bool {
         match self {
             Op::Append { .. } => durability == Durability::Always,
@@ -104,7 +109,10 @@ impl Op {
     fn finish(self, result: Result<(), LogError>) {
         match self {
             Op::Append { done, .. } => done.io_completed(result.map_err(std::io::Error::from)),
-            Op::Vote { done, .. } | Op::Truncate { done, .. } | Op::Destroy { done, .. } | Op::Flush { done, .. } => {
+            Op::Vote { done, .. }
+            | Op::Truncate { done, .. }
+            | Op::Destroy { done, .. }
+            | Op::Flush { done, .. } => {
                 // A caller that no longer waits does not want to know.
                 let _ = done.send(result);
             }
@@ -122,7 +130,8 @@ const MUTANT_DELAY: Duration = Duration::from_millis(300);
 
 pub(crate) struct Writer {
     pub(crate) active: Arc<Segment>,
-    /// Where the head of `active` ends: a record that does not fit behind it fits nowhere and may grow the file.
+    /// Where the head of `active` ends: a record that does not fit behind it fits nowhere
+    /// and may grow the file.
     pub(crate) head_end: u32,
     pub(crate) sealed: VecDeque<Arc<Segment>>,
     /// Records that will stand at `active`'s end.
@@ -131,7 +140,8 @@ pub(crate) struct Writer {
     is_marked: bool,
 }
 
-// After an error here the log is poisoned, so nobody sees a view of the disk that is ahead of it.
+// After an error here the log is poisoned, so nobody sees a view of the disk that is
+// ahead of it.
 impl Writer {
     pub(crate) fn new(active: Arc<Segment>, sealed: VecDeque<Arc<Segment>>) -> Writer {
         Writer { active, head_end: segment::HEADER, sealed, buffer: Vec::new(), is_marked: false }
@@ -139,7 +149,9 @@ impl Writer {
 
     /// Writes a batch and calls everyone back.
     pub(crate) fn run(&mut self, shared: &Shared, ops: &mut Vec<Op>) {
-        if mutants::breaks(Rule::SyncBeforeAnswer) && ops.iter().all(|op| matches!(op, Op::Append { .. })) {
+        if mutants::breaks(Rule::SyncBeforeAnswer)
+            && ops.iter().all(|op| matches!(op, Op::Append { .. }))
+        {
             std::thread::sleep(MUTANT_DELAY);
         }
         let sync = ops.iter().any(|op| op.needs_sync(shared.options.durability));
@@ -178,7 +190,8 @@ impl Writer {
         if sync {
             self.sync(shared)?;
         }
-        // A mark is the one record that is only worth something when what it speaks of is already on the disk.
+        // A mark is the one record that is only worth something when what it speaks of is
+        // already on the disk.
         if ops.iter().any(|op| matches!(op, Op::Flush { mark: true, .. })) {
             self.record(shared, Kind::Mark, 0, record::HEADER, |_| {})?;
             self.write_out(shared)?;
@@ -189,10 +202,12 @@ impl Writer {
 
     fn suspect(&mut self, shared: &Shared, suspects: &Suspects) -> Result<(), LogError> {
         let len_max = record::suspects_len(suspects);
-        self.record(shared, Kind::Suspects, 0, len_max, |b| record::put_suspects(b, suspects)).map(drop)
+        self.record(shared, Kind::Suspects, 0, len_max, |b| record::put_suspects(b, suspects))
+            .map(drop)
     }
 
-    /// Before anything else is written: what may be lost if the log is not closed, or what an earlier process has left open.
+    /// Before anything else is written: what may be lost if the log is not closed, or
+    /// what an earlier process has left open.
     pub(crate) fn begin(&mut self, shared: &Shared, found: &Suspects) -> Result<(), LogError> {
         let suspects = shared.unclosed();
         if suspects == *found {
@@ -207,7 +222,13 @@ impl Writer {
         match op {
             Op::Append { group, entries, committed, .. } => {
                 for entry in entries {
-                    let slot = self.record(shared, Kind::Entry, group.id, record::entry_len(entry), |b| record::put_entry(b, entry))?;
+                    let slot = self.record(
+                        shared,
+                        Kind::Entry,
+                        group.id,
+                        record::entry_len(entry),
+                        |b| record::put_entry(b, entry),
+                    )?;
                     group.inside.lock().disk.append(entry.log_id.index, slot);
                     if self.buffer.len() >= BUFFER_BYTES {
                         self.write_out(shared)?;
@@ -218,17 +239,22 @@ impl Writer {
                 }
             }
             Op::Vote { group, vote, .. } => {
-                self.record(shared, Kind::Vote, group.id, record::HEADER + 17, |b| record::put_vote(b, vote))?;
+                self.record(shared, Kind::Vote, group.id, record::HEADER + 17, |b| {
+                    record::put_vote(b, vote)
+                })?;
                 group.inside.lock().disk.vote = Some(*vote);
             }
             Op::Committed { group, committed } => self.committed(shared, group, committed)?,
             Op::Truncate { group, after, .. } => {
-                let body = |b: &mut Vec<u8>| record::put_optional(b, after.as_ref(), record::put_index);
+                let body =
+                    |b: &mut Vec<u8>| record::put_optional(b, after.as_ref(), record::put_index);
                 self.record(shared, Kind::TruncateAfter, group.id, record::HEADER + 9, body)?;
                 group.inside.lock().disk.truncate(*after);
             }
             Op::Purge { group, upto } => {
-                self.record(shared, Kind::Purge, group.id, record::HEADER + 24, |b| record::put_log_id(b, upto))?;
+                self.record(shared, Kind::Purge, group.id, record::HEADER + 24, |b| {
+                    record::put_log_id(b, upto)
+                })?;
                 group.inside.lock().disk.purge(*upto);
             }
             Op::Destroy { group, .. } => {
@@ -243,14 +269,20 @@ impl Writer {
         Ok(())
     }
 
-    fn committed(&mut self, shared: &Shared, group: &Group, committed: &LogId) -> Result<(), LogError> {
+    fn committed(
+        &mut self,
+        shared: &Shared,
+        group: &Group,
+        committed: &LogId,
+    ) -> Result<(), LogError> {
         let body = |b: &mut Vec<u8>| record::put_optional(b, Some(committed), record::put_log_id);
         self.record(shared, Kind::Committed, group.id, record::HEADER + 25, body)?;
         group.inside.lock().disk.committed = Some(*committed);
         Ok(())
     }
 
-    /// Puts a record of at most `len_max` bytes behind the others and says where it will be.
+    /// Puts a record of at most `len_max` bytes behind the others and says where it will
+    /// be.
     fn record(
         &mut self,
         shared: &Shared,
@@ -275,8 +307,9 @@ impl Writer {
         self.active.end() + self.buffer.len() as u32
     }
 
-    /// Writes what is buffered. A full disk stalls it: what was accepted is neither dropped nor refused, `Log::writable` has been saying so since
-    /// before this point, and the write goes on by itself when there is space.
+    /// Writes what is buffered. A full disk stalls it: what was accepted is neither
+    /// dropped nor refused, `Log::writable` has been saying so since before this point,
+    /// and the write goes on by itself when there is space.
     fn write_out(&mut self, shared: &Shared) -> Result<(), LogError> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -285,7 +318,9 @@ impl Writer {
         let next_end = end + self.buffer.len() as u32;
         let room = self.active.capacity.saturating_sub(next_end) as usize;
         self.buffer.resize(self.buffer.len() + room.min(segment::TRAILER), 0);
-        while let Err(e) = shared.options.disk.write(&self.active.file, &self.buffer, u64::from(end)) {
+        while let Err(e) =
+            shared.options.disk.write(&self.active.file, &self.buffer, u64::from(end))
+        {
             let e = LogError::io("write", &self.active.path, e);
             if !matches!(e, LogError::DiskFull { .. }) {
                 return Err(e);
@@ -313,13 +348,16 @@ impl Writer {
         shared.timed_sync(&self.active)
     }
 
-    /// Writes a mark behind records that are all on the disk, unless there is one already (`anyway`: then too); it is not synced. Where there is no room for it, the
-    /// next record begins another segment, which says as much.
+    /// Writes a mark behind records that are all on the disk, unless there is one already
+    /// (`anyway`: then too); it is not synced. Where there is no room for it, the next
+    /// record begins another segment, which says as much.
     pub(crate) fn mark(&mut self, shared: &Shared, anyway: bool) -> Result<(), LogError> {
         shared.alive()?;
         let end = self.active.end();
-        let is_at_rest = self.buffer.is_empty() && self.active.synced() == end && end > self.head_end;
-        let fits = end as usize + record::HEADER + segment::TRAILER <= self.active.capacity as usize;
+        let is_at_rest =
+            self.buffer.is_empty() && self.active.synced() == end && end > self.head_end;
+        let fits =
+            end as usize + record::HEADER + segment::TRAILER <= self.active.capacity as usize;
         if !fits || !is_at_rest || self.is_marked && !anyway {
             return Ok(());
         }
@@ -327,8 +365,9 @@ impl Writer {
         self.write_out(shared)
     }
 
-    /// Ends the active segment and begins the next, whose head says all that is worth keeping of the groups' small state; so an old segment is
-    /// needed for its entries only.
+    /// Ends the active segment and begins the next, whose head says all that is worth
+    /// keeping of the groups' small state; so an old segment is needed for its entries
+    /// only.
     fn roll(&mut self, shared: &Shared) -> Result<(), LogError> {
         self.write_out(shared)?;
         self.sync(shared)?;
@@ -338,22 +377,29 @@ impl Writer {
         for group in shared.groups.lock().values() {
             if let Some(state) = group.inside.lock().disk.state() {
                 let place = Place { segment: number, offset: head.len() as u32 };
-                record::put(&mut head, place, 0, Kind::State, group.id, |b| record::put_state(b, &state));
+                record::put(&mut head, place, 0, Kind::State, group.id, |b| {
+                    record::put_state(b, &state)
+                });
             }
         }
         let suspects = shared.unclosed();
         if suspects != Suspects::default() {
             let place = Place { segment: number, offset: head.len() as u32 };
-            record::put(&mut head, place, 0, Kind::Suspects, 0, |b| record::put_suspects(b, &suspects));
+            record::put(&mut head, place, 0, Kind::Suspects, 0, |b| {
+                record::put_suspects(b, &suspects)
+            });
         }
         let path = shared.options.dir.join(segment::file_name(number));
         let end = head.len() as u32;
         head.extend_from_slice(&[0; segment::TRAILER]);
         let disk = &*shared.options.disk;
-        disk.write(&file, &head, 0).and_then(|()| disk.sync(&file)).map_err(|e| LogError::io("begin", &path, e))?;
+        disk.write(&file, &head, 0)
+            .and_then(|()| disk.sync(&file))
+            .map_err(|e| LogError::io("begin", &path, e))?;
         std::fs::rename(&spare_path, &path).map_err(|e| LogError::io("begin", &path, e))?;
         segment::sync_dir(&shared.options.dir)?;
-        let next = Arc::new(Segment::new(number, path, file, shared.options.segment_bytes, end, end));
+        let next =
+            Arc::new(Segment::new(number, path, file, shared.options.segment_bytes, end, end));
         *shared.active.lock() = next.clone();
         shared.spare_taken();
         self.sealed.push_back(std::mem::replace(&mut self.active, next));
@@ -363,7 +409,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Hands segments that nobody needs to the keeper, oldest first; one behind a needed one waits, so that the log has no gaps.
+    /// Hands segments that nobody needs to the keeper, oldest first; one behind a needed
+    /// one waits, so that the log has no gaps.
     pub(crate) fn reclaim(&mut self, shared: &Shared) {
         let mut doomed = Vec::new();
         while self.sealed.front().is_some_and(|s| s.live() == 0) {
@@ -378,18 +425,25 @@ impl Writer {
     pub(crate) fn count_segments(&self, shared: &Shared) {
         let segments = self.sealed.len() as u64 + 1;
         shared.stats.segments.store(segments, Ordering::Relaxed);
-        let bytes = self.sealed.iter().chain([&self.active]).map(|s| u64::from(s.end().max(s.capacity))).sum();
+        let bytes = self
+            .sealed
+            .iter()
+            .chain([&self.active])
+            .map(|s| u64::from(s.end().max(s.capacity)))
+            .sum();
         shared.stats.disk_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Is so much of the disk garbage, held by a few entries in an old segment, that they should move?
+    /// Is so much of the disk garbage, held by a few entries in an old segment, that they
+    /// should move?
     fn should_move(&self, shared: &Shared) -> bool {
         let used: u64 = self.sealed.iter().map(|s| u64::from(s.end())).sum();
         let live: u64 = self.sealed.iter().map(|s| s.live()).sum();
         used > 2 * live + 4 * u64::from(shared.options.segment_bytes)
     }
 
-    /// Writes some of the oldest segment's needed entries again; gives whether there is more to do at once.
+    /// Writes some of the oldest segment's needed entries again; gives whether there is
+    /// more to do at once.
     pub(crate) fn move_some(&mut self, shared: &Shared) -> Result<bool, LogError> {
         shared.alive()?;
         if !self.should_move(shared) {
@@ -401,7 +455,11 @@ impl Writer {
         for group in groups {
             let slots: Vec<(u64, Slot)> = {
                 let disk = &group.inside.lock().disk;
-                let here = disk.slots.iter().enumerate().filter(|(_, slot)| Arc::ptr_eq(&slot.segment, &oldest));
+                let here = disk
+                    .slots
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, slot)| Arc::ptr_eq(&slot.segment, &oldest));
                 here.map(|(i, slot)| (disk.slots_first + i as u64, slot.clone())).collect()
             };
             for (index, slot) in slots {
@@ -409,8 +467,11 @@ impl Writer {
                     return Ok(true);
                 }
                 let entry = slot.read(group.id, index)?;
-                let new = self.record(shared, Kind::Moved, group.id, slot.len as usize, |b| record::put_entry(b, &entry))?;
-                // A reader may find the new place before the bytes are there, so they go out first.
+                let new = self.record(shared, Kind::Moved, group.id, slot.len as usize, |b| {
+                    record::put_entry(b, &entry)
+                })?;
+                // A reader may find the new place before the bytes are there, so they go
+                // out first.
                 self.write_out(shared)?;
                 moved += new.len;
                 shared.stats.moved.fetch_add(1, Ordering::Relaxed);
@@ -430,7 +491,11 @@ impl Shared {
     pub(crate) fn timed_sync(&self, segment: &Segment) -> Result<(), LogError> {
         #[cfg(test)]
         if self.faults.sync_fails.load(Ordering::Relaxed) {
-            return Err(LogError::io("sync", &segment.path, std::io::Error::other("a test says so")));
+            return Err(LogError::io(
+                "sync",
+                &segment.path,
+                std::io::Error::other("a test says so"),
+            ));
         }
         let began = self.watch.begin(Instant::now());
         let outcome = segment.sync(&*self.options.disk);

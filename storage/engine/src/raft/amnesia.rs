@@ -1,22 +1,32 @@
-//! What a replica does that may have lost entries which it had acknowledged: it abstains from votes.
+//! What a replica does that may have lost entries which it had acknowledged: it abstains
+//! from votes.
 //!
-//! Where writes are acknowledged before they are on the disk (`durability` is `interval` or `os`), a machine that loses power forgets the end of its log. Raft rests on no
-//! voter forgetting: one that does makes a majority, with another that never had an entry, for a leader that lacks what was acknowledged. A replica that remembers it for
+//! Where writes are acknowledged before they are on the disk (`durability` is `interval`
+//! or `os`), a machine that loses power forgets the end of its log. Raft rests on no
+//! voter forgetting: one that does makes a majority, with another that never had an
+//! entry, for a leader that lacks what was acknowledged. A replica that remembers it for
 //! both would then be told to give it up.
 //!
 //! # Life of a suspect
-//! 1. A log that was not closed in order names its groups as suspects, this process's and, until they are cleared, the next ones' ([`Log::is_suspect`](crate::log::Log)).
-//! 2. A suspect neither votes nor stands, and is handed no leadership. It takes entries and acknowledges them, as what it has by then it has: a leader asks for
-//!    the entry before, and gives what is missing.
-//! 3. It is cleared when it has all that its leader had committed in its own term: that is all that anybody was told of.
-//! 4. Without a leader for [`PATIENCE`], it asks the other members ([`Kind::Intact`]). While one does not answer, that one may have what is missing: it waits. When all
-//!    do and those that have lost nothing are no majority, nobody can do better than to vote by log as if nothing were missing. Those stand whose log goes furthest.
+//! 1. A log that was not closed in order names its groups as suspects, this process's
+//!    and, until they are cleared, the next ones' ([`Log::is_suspect`](crate::log::Log)).
+//! 2. A suspect neither votes nor stands, and is handed no leadership. It takes entries
+//!    and acknowledges them, as what it has by then it has: a leader asks for the entry
+//!    before, and gives what is missing.
+//! 3. It is cleared when it has all that its leader had committed in its own term: that
+//!    is all that anybody was told of.
+//! 4. Without a leader for [`PATIENCE`], it asks the other members ([`Kind::Intact`]).
+//!    While one does not answer, that one may have what is missing: it waits. When all do
+//!    and those that have lost nothing are no majority, nobody can do better than to vote
+//!    by log as if nothing were missing. Those stand whose log goes furthest.
 //!
 //! A group of one voter is exempt.
 //!
 //! # Invariants
-//! - Of a write that was acknowledged nothing is lost while a majority has lost nothing (`tests/raft_lost.rs`, `a_replica_that_lost_its_logs_tail_elects_nobody`).
-//! - All that have lost something elect after [`PATIENCE`] whose log goes furthest (`when_all_may_have_lost_something_the_longest_log_leads`, there).
+//! - Of a write that was acknowledged nothing is lost while a majority has lost nothing
+//!   (`tests/raft_lost.rs`, `a_replica_that_lost_its_logs_tail_elects_nobody`).
+//! - All that have lost something elect after [`PATIENCE`] whose log goes furthest
+//!   (`when_all_may_have_lost_something_the_longest_log_leads`, there).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -47,7 +57,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(30);
 /// A member's answer to [`Kind::Intact`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Intact {
-    /// Whether it may have lost what it had acknowledged, or can't vote for another reason.
+    /// Whether it may have lost what it had acknowledged, or can't vote for another
+    /// reason.
     pub(super) is_suspect: bool,
     /// Whether it leads or has just heard of who does.
     pub(super) has_leader: bool,
@@ -79,7 +90,12 @@ pub(super) struct Amnesia {
 impl Amnesia {
     pub(super) fn new(is_suspect: bool, process_started: Instant, now: Instant) -> Amnesia {
         let ballot = if is_suspect { Ballot::Abstains } else { Ballot::Votes };
-        Amnesia { ballot, due: (process_started + PATIENCE).max(now + PATIENCE_LEAST), is_asking: false, told: None }
+        Amnesia {
+            ballot,
+            due: (process_started + PATIENCE).max(now + PATIENCE_LEAST),
+            is_asking: false,
+            told: None,
+        }
     }
 
     fn tells(&mut self, now: Instant) -> bool {
@@ -98,7 +114,11 @@ impl Inner {
     }
 
     /// Whether it may stand for election; else when it is to look again.
-    pub(super) fn may_stand(self: &Arc<Self>, now: Instant, voters: &[RaftId]) -> Result<(), Instant> {
+    pub(super) fn may_stand(
+        self: &Arc<Self>,
+        now: Instant,
+        voters: &[RaftId],
+    ) -> Result<(), Instant> {
         let mut amnesia = self.amnesia.lock();
         if amnesia.ballot == Ballot::Votes {
             return Ok(());
@@ -120,14 +140,21 @@ impl Inner {
         self.log.clear();
         let before = std::mem::replace(&mut self.amnesia.lock().ballot, Ballot::Votes);
         if before == Ballot::Abstains {
-            tracing::info!(group = self.name, "a replica that was not stopped in order has all that was acknowledged, and votes again");
+            tracing::info!(
+                group = self.name,
+                "a replica that was not stopped in order has all that was acknowledged, and votes \
+                 again"
+            );
         }
     }
 
-    /// A leader of `vote` that has committed `committed` was told that all is here up to `matched`.
+    /// A leader of `vote` that has committed `committed` was told that all is here up to
+    /// `matched`.
     pub(super) fn caught_up(&self, vote: &Vote, committed: Option<LogId>, matched: Option<LogId>) {
         // Its first entry is committed after all of earlier terms.
-        let is_all = committed.is_some_and(|committed| committed.leader_id == vote.leader_id && matched >= Some(committed));
+        let is_all = committed.is_some_and(|committed| {
+            committed.leader_id == vote.leader_id && matched >= Some(committed)
+        });
         if is_all && self.log.is_suspect() {
             self.remembers();
         }
@@ -136,17 +163,27 @@ impl Inner {
     /// The answer to [`Kind::Intact`].
     pub(super) fn intact(&self) -> Intact {
         // Whom the last vote names may be long gone.
-        let has_leader = self.role.borrow().is_leader || self.standing.lock().has_heard(Instant::now());
+        let has_leader =
+            self.role.borrow().is_leader || self.standing.lock().has_heard(Instant::now());
         Intact { is_suspect: self.log.is_suspect(), has_leader, last: self.log.last() }
     }
 
     async fn ask_who_is_intact(self: Arc<Self>) {
         let (configs, nodes) = self.electorate();
-        let others: Vec<(RaftId, Node)> = nodes.into_iter().filter(|(id, _)| *id != self.id).collect();
+        let others: Vec<(RaftId, Node)> =
+            nodes.into_iter().filter(|(id, _)| *id != self.id).collect();
         let asked = others.iter().map(|(target, node)| {
-            let peer = Peer { peers: self.peers.clone(), target: *target, node: *node, is_for_heartbeats: false };
+            let peer = Peer {
+                peers: self.peers.clone(),
+                target: *target,
+                node: *node,
+                is_for_heartbeats: false,
+            };
             async move {
-                let reply = peer.ask(Kind::Intact, Bytes::new(), ANSWER_PATIENCE).await.map_err(|error| error.to_string())?;
+                let reply = peer
+                    .ask(Kind::Intact, Bytes::new(), ANSWER_PATIENCE)
+                    .await
+                    .map_err(|error| error.to_string())?;
                 message::decode::<Intact>(&reply)
             }
         });
@@ -174,11 +211,19 @@ impl Inner {
         if configs.iter().all(BTreeSet::is_empty) {
             return (vec![self.initial.keys().copied().collect()], self.initial.clone());
         }
-        let nodes = membership.voter_ids().map(|id| (id, membership.get_node(&id).copied().unwrap_or_default())).collect();
+        let nodes = membership
+            .voter_ids()
+            .map(|id| (id, membership.get_node(&id).copied().unwrap_or_default()))
+            .collect();
         (configs, nodes)
     }
 
-    fn decide(&self, configs: &[BTreeSet<RaftId>], known: &BTreeMap<RaftId, Intact>, missing: &[Node]) {
+    fn decide(
+        &self,
+        configs: &[BTreeSet<RaftId>],
+        known: &BTreeMap<RaftId, Intact>,
+        missing: &[Node],
+    ) {
         let ballot = ballot(self.id, configs, known);
         let mut amnesia = self.amnesia.lock();
         if amnesia.ballot == Ballot::Votes {
@@ -189,29 +234,39 @@ impl Inner {
         let tells = is_first || ballot.is_none() && amnesia.tells(Instant::now());
         drop(amnesia);
         if is_first {
-            metrics::counter!("bridle_raft_unclean_votes_total", "group" => self.name.clone()).increment(1);
+            metrics::counter!("bridle_raft_unclean_votes_total", "group" => self.name.clone())
+                .increment(1);
             tracing::error!(
                 group = self.name,
-                "more members of a group than it can spare were not stopped in order, under a durability that acknowledges before the disk has it: they vote by what is \
-                 left of their logs. What was acknowledged shortly before the stop (interval: its length; os: what the kernel had not written yet) may be lost"
+                "more members of a group than it can spare were not stopped in order, under a \
+                 durability that acknowledges before the disk has it: they vote by what is left \
+                 of their logs. What was acknowledged shortly before the stop (interval: its \
+                 length; os: what the kernel had not written yet) may be lost"
             );
         } else if tells {
             tracing::warn!(
                 group = self.name,
                 ?missing,
-                "this replica was not stopped in order and may lack what it had acknowledged: it does not vote before a leader has brought it up to date, or all members answer"
+                "this replica was not stopped in order and may lack what it had acknowledged: it \
+                 does not vote before a leader has brought it up to date, or all members answer"
             );
         }
     }
 }
 
 /// What a suspect does now that it knows of the members; `None`: it goes on waiting.
-fn ballot(me: RaftId, configs: &[BTreeSet<RaftId>], known: &BTreeMap<RaftId, Intact>) -> Option<Ballot> {
+fn ballot(
+    me: RaftId,
+    configs: &[BTreeSet<RaftId>],
+    known: &BTreeMap<RaftId, Intact>,
+) -> Option<Ballot> {
     let is_known = |id: &RaftId| known.contains_key(id);
     let is_intact = |id: &&RaftId| known.get(*id).is_some_and(|member| !member.is_suspect);
-    let elects = |config: &BTreeSet<RaftId>| config.iter().filter(is_intact).count() * 2 > config.len();
-    let is_in_vain =
-        configs.iter().flatten().all(is_known) && !configs.iter().all(elects) && !known.values().any(|member| member.has_leader);
+    let elects =
+        |config: &BTreeSet<RaftId>| config.iter().filter(is_intact).count() * 2 > config.len();
+    let is_in_vain = configs.iter().flatten().all(is_known)
+        && !configs.iter().all(elects)
+        && !known.values().any(|member| member.has_leader);
     let longest = known.values().map(|member| member.last).max().flatten();
     let is_longest = known.get(&me).is_some_and(|own| own.last >= longest);
     is_in_vain.then_some(if is_longest { Ballot::Votes } else { Ballot::Seconds })
@@ -223,7 +278,11 @@ mod tests {
     use crate::raft::types::LeaderId;
 
     fn member(is_suspect: bool, index: u64) -> Intact {
-        Intact { is_suspect, has_leader: false, last: Some(LogId { leader_id: LeaderId { term: 2.into(), node_id: 1 }, index }) }
+        Intact {
+            is_suspect,
+            has_leader: false,
+            last: Some(LogId { leader_id: LeaderId { term: 2.into(), node_id: 1 }, index }),
+        }
     }
 
     #[test]
@@ -233,13 +292,31 @@ mod tests {
         let known = |members: &[(u64, Intact)]| members.iter().copied().collect::<BTreeMap<_, _>>();
         let (lost, whole) = (member(true, 7), member(false, 9));
         assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, lost)])), None, "one does not answer");
-        assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, whole), (3, whole)])), None, "the others elect");
-        assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, lost), (3, whole)])), Some(Ballot::Seconds), "one has more");
-        assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, lost), (3, lost)])), Some(Ballot::Votes));
+        assert_eq!(
+            ballot(1, &three, &known(&[(1, lost), (2, whole), (3, whole)])),
+            None,
+            "the others elect"
+        );
+        assert_eq!(
+            ballot(1, &three, &known(&[(1, lost), (2, lost), (3, whole)])),
+            Some(Ballot::Seconds),
+            "one has more"
+        );
+        assert_eq!(
+            ballot(1, &three, &known(&[(1, lost), (2, lost), (3, lost)])),
+            Some(Ballot::Votes)
+        );
         let led = Intact { has_leader: true, ..lost };
-        assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, led), (3, lost)])), None, "its leader comes to us");
+        assert_eq!(
+            ballot(1, &three, &known(&[(1, lost), (2, led), (3, lost)])),
+            None,
+            "its leader comes to us"
+        );
         let rebuilt = Intact { last: None, ..lost };
-        assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, rebuilt), (3, lost)])), Some(Ballot::Votes));
+        assert_eq!(
+            ballot(1, &three, &known(&[(1, lost), (2, rebuilt), (3, lost)])),
+            Some(Ballot::Votes)
+        );
         // Members change: a majority of both is needed.
         let joint = [config(&[1, 2, 3]), config(&[3, 4, 5])];
         let mut all = known(&[(1, lost), (2, whole), (3, whole), (4, lost), (5, lost)]);

@@ -1,16 +1,22 @@
 //! How entries go to one follower.
 //!
-//! One letter is under way at one time, and what has come in meanwhile goes with the next: fewer and fuller letters than a pipeline would send, and none that could
+//! One letter is under way at one time, and what has come in meanwhile goes with the
+//! next: fewer and fuller letters than a pipeline would send, and none that could
 //! overtake another.
 //!
-//! Leases rest on that, too. openraft's `InflightAppendQueue::drain_acked` (0.10.0-alpha.37) takes an answer for that to every request handed out so far whose last
-//! entry the follower has by now. A request without entries that is still on its way would count as answered with the one before it, and its later sending time for a
-//! promise that the follower has not given: the leader's lease would outlive it. So no request is asked for before the last one's answer is handed on.
+//! Leases rest on that, too. openraft's `InflightAppendQueue::drain_acked`
+//! (0.10.0-alpha.37) takes an answer for that to every request handed out so far whose
+//! last entry the follower has by now. A request without entries that is still on its way
+//! would count as answered with the one before it, and its later sending time for a
+//! promise that the follower has not given: the leader's lease would outlive it. So no
+//! request is asked for before the last one's answer is handed on.
 //!
 //! Followers that no majority waits for get what has gathered in a while (`prompt.rs`).
 //!
-//! That something is committed is told with the next entries. openraft would tell it in a letter of its own as soon as a round is over; here such a letter leaves only
-//! when no entries have come for [`NEWS_DELAY`]. And it is told only every [`NEWS_PERIOD`]: what a follower applies at once it writes as one.
+//! That something is committed is told with the next entries. openraft would tell it in a
+//! letter of its own as soon as a round is over; here such a letter leaves only when no
+//! entries have come for [`NEWS_DELAY`]. And it is told only every [`NEWS_PERIOD`]: what
+//! a follower applies at once it writes as one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,15 +33,20 @@ use super::types::{LogId, RaftId, Types};
 
 /// Letters with entries that are under way to one follower at one time.
 const LETTERS_MAX: usize = 1;
-const _: () = assert!(LETTERS_MAX == 1, "a second letter under way would lengthen the leader's lease beyond its followers' promise");
-/// How long followers may be left without the news that something is committed. Nobody waits for it: who is elected applies everything first.
+const _: () = assert!(
+    LETTERS_MAX == 1,
+    "a second letter under way would lengthen the leader's lease beyond its followers' promise"
+);
+/// How long followers may be left without the news that something is committed. Nobody
+/// waits for it: who is elected applies everything first.
 const NEWS_DELAY: Duration = Duration::from_millis(50);
 /// How often followers are told with entries what is committed.
 const NEWS_PERIOD: Duration = Duration::from_millis(20);
 
 type Answer = Result<StreamAppendResult<Types>, RPCError<Types>>;
 
-/// Sends requests, and gives their answers in the same order; ends with the first that is not a whole success.
+/// Sends requests, and gives their answers in the same order; ends with the first that is
+/// not a whole success.
 pub(super) fn stream<'s, S>(peer: &'s Peer, input: S, option: RPCOption) -> BoxStream<'s, Answer>
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
@@ -45,7 +56,9 @@ where
         async move { exchange(peer, request, &option).await }
     };
     let answers = Box::pin(
-        with_less_news(news_with_entries(gathered(input, peer.peers.prompt.clone(), peer.target))).map(send).buffered(LETTERS_MAX),
+        with_less_news(news_with_entries(gathered(input, peer.peers.prompt.clone(), peer.target)))
+            .map(send)
+            .buffered(LETTERS_MAX),
     );
     Box::pin(stream::unfold(Some(answers), |answers| async move {
         let mut answers = answers?;
@@ -55,7 +68,11 @@ where
 }
 
 /// Sends the one request that a heartbeat is.
-pub(super) async fn heartbeat<'s, S>(peer: &'s Peer, mut input: S, option: RPCOption) -> BoxStream<'s, Answer>
+pub(super) async fn heartbeat<'s, S>(
+    peer: &'s Peer,
+    mut input: S,
+    option: RPCOption,
+) -> BoxStream<'s, Answer>
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
 {
@@ -67,7 +84,11 @@ where
 }
 
 /// Sends a request; its answer, and whether that is a whole success.
-async fn exchange(peer: &Peer, request: AppendEntriesRequest<Types>, option: &RPCOption) -> (Answer, bool) {
+async fn exchange(
+    peer: &Peer,
+    request: AppendEntriesRequest<Types>,
+    option: &RPCOption,
+) -> (Answer, bool) {
     let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
     let response = match peer.append(&request, option).await {
         Ok(response) => response,
@@ -82,15 +103,23 @@ async fn exchange(peer: &Peer, request: AppendEntriesRequest<Types>, option: &RP
         AppendEntriesResponse::Success => true,
         AppendEntriesResponse::PartialSuccess(matched) => *matched == last,
         AppendEntriesResponse::Conflict if request.prev_log_id.is_none() => {
-            return (Err(unsaid("the beginning of a log conflicts with nothing".to_owned())), false);
+            return (
+                Err(unsaid("the beginning of a log conflicts with nothing".to_owned())),
+                false,
+            );
         }
         AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => false,
     };
     (Ok(response.into_stream_result(request.prev_log_id, last)), is_whole)
 }
 
-/// The requests; for a follower that need not be prompt, each a while after the one before, so that it brings all that has come meanwhile.
-fn gathered<S>(input: S, prompt: Arc<Prompt>, target: RaftId) -> impl Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static
+/// The requests; for a follower that need not be prompt, each a while after the one
+/// before, so that it brings all that has come meanwhile.
+fn gathered<S>(
+    input: S,
+    prompt: Arc<Prompt>,
+    target: RaftId,
+) -> impl Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
 {
@@ -109,9 +138,12 @@ where
     }))
 }
 
-/// The requests without those that bring no entries, as long as others follow within [`NEWS_DELAY`]. A later request says all that an earlier one without entries
-/// did, and its answer stands for both.
-fn news_with_entries<S>(input: S) -> impl Stream<Item = AppendEntriesRequest<Types>> + Send + 'static
+/// The requests without those that bring no entries, as long as others follow within
+/// [`NEWS_DELAY`]. A later request says all that an earlier one without entries did, and
+/// its answer stands for both.
+fn news_with_entries<S>(
+    input: S,
+) -> impl Stream<Item = AppendEntriesRequest<Types>> + Send + 'static
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
 {
@@ -131,13 +163,18 @@ where
     })
 }
 
-/// The requests, those with entries with what was told before instead of news, if that is not long ago.
-fn with_less_news(input: impl Stream<Item = AppendEntriesRequest<Types>>) -> impl Stream<Item = AppendEntriesRequest<Types>> {
+/// The requests, those with entries with what was told before instead of news, if that is
+/// not long ago.
+fn with_less_news(
+    input: impl Stream<Item = AppendEntriesRequest<Types>>,
+) -> impl Stream<Item = AppendEntriesRequest<Types>> {
     let mut told: Option<(Instant, Option<LogId>)> = None;
     input.map(move |mut request| {
         let now = Instant::now();
         match told {
-            Some((at, committed)) if !request.entries.is_empty() && now < at + NEWS_PERIOD => request.leader_commit = committed,
+            Some((at, committed)) if !request.entries.is_empty() && now < at + NEWS_PERIOD => {
+                request.leader_commit = committed
+            }
             _ => told = Some((now, request.leader_commit)),
         }
         request
@@ -182,8 +219,11 @@ mod tests {
         let began = std::time::Instant::now();
         assert_eq!(said(output.next().await), (7, false));
         assert!(began.elapsed() >= NEWS_DELAY);
-        // A heartbeat is a stream of one, made by openraft in a way that must not be asked again.
-        let once = Box::pin(futures::stream::unfold(Some(8), |last| async move { last.map(|last| (request(last, false), None)) }));
+        // A heartbeat is a stream of one, made by openraft in a way that must not be
+        // asked again.
+        let once = Box::pin(futures::stream::unfold(Some(8), |last| async move {
+            last.map(|last| (request(last, false), None))
+        }));
         let mut output = Box::pin(news_with_entries(once));
         let began = std::time::Instant::now();
         assert_eq!(said(output.next().await), (8, false));

@@ -1,12 +1,15 @@
-//! One replica of a Raft group in this process: started over the node's log and a store, led, proposed to, confirmed.
+//! One replica of a Raft group in this process: started over the node's log and a store,
+//! led, proposed to, confirmed.
 //!
-//! Partitions and meta use the same: whoever leads evaluates what is asked on applied state and proposes the finished write batch.
-//! No caller needs openraft's own types.
+//! Partitions and meta use the same: whoever leads evaluates what is asked on applied
+//! state and proposes the finished write batch. No caller needs openraft's own types.
 //!
 //! # Invariants
-//! - Whoever confirms leadership led within [`CONFIRMED_AGE`] before, by the monotonic clock, and no other leader can commit anything before the lease is over
+//! - Whoever confirms leadership led within [`CONFIRMED_AGE`] before, by the monotonic
+//!   clock, and no other leader can commit anything before the lease is over
 //!   (`tests/raft_leases.rs`).
-//! - A replica that stood in for nobody yet may vote at once; one with a past keeps the word of its earlier life (`ticker.rs`).
+//! - A replica that stood in for nobody yet may vote at once; one with a past keeps the
+//!   word of its earlier life (`ticker.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +21,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
+use openraft::errors::{
+    ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
+};
 use openraft::impls::ProgressResponder;
 use openraft::metrics::RaftServerMetrics;
 use openraft::raft::linearizable_read::{Linearizer, LinearizerOption};
@@ -39,11 +44,13 @@ use super::{Machine, Progress};
 use crate::log::{Ailment, LogError};
 use crate::store::Store;
 
-/// The leader's lease: no other leader is elected within it. Also the longest election timeout.
+/// The leader's lease: no other leader is elected within it. Also the longest election
+/// timeout.
 pub const LEASE: Duration = Duration::from_millis(1000);
 
-/// How old an acknowledgement by a quorum may be for a read to rely on it, and how long it may then rely on it: twice this is less than the lease by as much as the
-/// clocks of two servers may run apart in that time.
+/// How old an acknowledgement by a quorum may be for a read to rely on it, and how long
+/// it may then rely on it: twice this is less than the lease by as much as the clocks of
+/// two servers may run apart in that time.
 pub const CONFIRMED_AGE: Duration = Duration::from_millis(475);
 
 /// The largest batch that fits a letter.
@@ -68,7 +75,8 @@ pub enum GroupError {
     Fatal(String),
 }
 
-/// A leadership of this group's replica: what was evaluated under it may be proposed only under it.
+/// A leadership of this group's replica: what was evaluated under it may be proposed only
+/// under it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leadership {
     leader: LeaderId,
@@ -98,7 +106,8 @@ pub struct Leader {
 pub struct Role {
     /// Raft's term.
     pub term: u64,
-    /// Whether this replica leads. It may have lost the others without knowing it yet: [`Group::confirm`] tells.
+    /// Whether this replica leads. It may have lost the others without knowing it yet:
+    /// [`Group::confirm`] tells.
     pub is_leader: bool,
     /// Who leads; `None` while nobody is known to.
     pub leader: Option<Leader>,
@@ -130,7 +139,8 @@ pub type Verdict = BoxFuture<'static, Result<(), GroupError>>;
 
 /// A running replica of a group.
 ///
-/// What takes time is boxed: the bodies of `async fn`s, openraft's among them, would be compiled again in every crate that awaits them.
+/// What takes time is boxed: the bodies of `async fn`s, openraft's among them, would be
+/// compiled again in every crate that awaits them.
 #[derive(Clone)]
 pub struct Group {
     pub(super) inner: Arc<Inner>,
@@ -169,9 +179,11 @@ pub(super) struct Inner {
     pub(super) purged_at_start: u64,
     /// While leadership is being handed over, nobody may rely on a lease of ours.
     pub(super) is_handing_over: AtomicBool,
-    /// How many proposals have passed the look at `is_handing_over` and are not in Raft's queue yet.
+    /// How many proposals have passed the look at `is_handing_over` and are not in Raft's
+    /// queue yet.
     pub(super) submitting: AtomicUsize,
-    /// While leadership is being handed over and all leases of ours are revoked: whoever stands may have our vote. Held while a vote is given.
+    /// While leadership is being handed over and all leases of ours are revoked: whoever
+    /// stands may have our vote. Held while a vote is given.
     pub(super) has_revoked: tokio::sync::RwLock<bool>,
     /// Held while a letter with entries is taken in.
     pub(super) admitting: tokio::sync::Mutex<()>,
@@ -200,26 +212,34 @@ impl Drop for Submitting<'_> {
 }
 
 impl Group {
-    /// Waits until this replica leads and has applied everything that is committed; what is evaluated then is evaluated under the result.
+    /// Waits until this replica leads and has applied everything that is committed; what
+    /// is evaluated then is evaluated under the result.
     pub fn establish(&self) -> BoxFuture<'_, Result<Leadership, GroupError>> {
         Box::pin(async move {
-            // An entry of our own may be under way whose proposer has lost sight of it: all is waited for, unlike in `confirm`.
+            // An entry of our own may be under way whose proposer has lost sight of it:
+            // all is waited for, unlike in `confirm`.
             self.linearizer().await?.await_ready(&self.inner.raft).await.map_err(fatal)?;
-            let leader = self.inner.raft.as_leader().map_err(|forward| self.inner.not_leader(&forward))?;
-            Ok(Leadership { leader: leader.to_committed_leader_id(), term: leader.leader_id().term.0 })
+            let leader =
+                self.inner.raft.as_leader().map_err(|forward| self.inner.not_leader(&forward))?;
+            Ok(Leadership {
+                leader: leader.to_committed_leader_id(),
+                term: leader.leader_id().term.0,
+            })
         })
     }
 
-    /// Makes sure that this replica led, and had applied everything that anybody was told of, at some moment within the last
-    /// [`CONFIRMED_AGE`] before the call or later.
+    /// Makes sure that this replica led, and had applied everything that anybody was told
+    /// of, at some moment within the last [`CONFIRMED_AGE`] before the call or later.
     ///
-    /// What was committed in earlier terms may have been acknowledged by others, and is waited for. What this leadership commits is
-    /// acknowledged by this replica only, after applying it: so there is nothing to wait for, and reads go on while an entry can't be
-    /// applied because the disk is full. The term of the leadership is told.
+    /// What was committed in earlier terms may have been acknowledged by others, and is
+    /// waited for. What this leadership commits is acknowledged by this replica only,
+    /// after applying it: so there is nothing to wait for, and reads go on while an entry
+    /// can't be applied because the disk is full. The term of the leadership is told.
     pub fn confirm(&self) -> BoxFuture<'_, Result<u64, GroupError>> {
         Box::pin(async move {
             let linearizer = self.linearizer().await?;
-            // A leader's read log id is of its own term: it begins with an entry of its own.
+            // A leader's read log id is of its own term: it begins with an entry of its
+            // own.
             let term = linearizer.read_log_id().committed_leader_id().term.0;
             if self.inner.caught_up_term.load(Ordering::Acquire) != term {
                 linearizer.await_ready(&self.inner.raft).await.map_err(fatal)?;
@@ -229,17 +249,21 @@ impl Group {
         })
     }
 
-    /// The index of the last entry that is committed, from this replica as the one that leads: whatever was acknowledged before the call, in this term
-    /// or an earlier one, is not behind it.
+    /// The index of the last entry that is committed, from this replica as the one that
+    /// leads: whatever was acknowledged before the call, in this term or an earlier one,
+    /// is not behind it.
     pub fn read_index(&self) -> BoxFuture<'_, Result<u64, GroupError>> {
         Box::pin(async move { Ok(self.linearizer().await?.read_log_id().index()) })
     }
 
-    /// Waits until this replica, whether it leads or not, has applied the entry of an index.
+    /// Waits until this replica, whether it leads or not, has applied the entry of an
+    /// index.
     pub fn applied(&self, index: u64) -> BoxFuture<'_, Result<(), GroupError>> {
         let mut progress = self.inner.progress.clone();
         Box::pin(async move {
-            let applied = progress.wait_for(|applied| applied.as_ref().is_some_and(|id| id.index >= index)).await;
+            let applied = progress
+                .wait_for(|applied| applied.as_ref().is_some_and(|id| id.index >= index))
+                .await;
             applied.map(drop).map_err(|_| GroupError::Fatal("the group has ended".to_owned()))
         })
     }
@@ -247,17 +271,29 @@ impl Group {
     async fn linearizer(&self) -> Result<Linearizer<Types>, GroupError> {
         let inner = &self.inner;
         inner.pulse.used();
-        // A leader that was removed leads on for a moment, and hands over without a word to those who rely on its lease.
+        // A leader that was removed leads on for a moment, and hands over without a word
+        // to those who rely on its lease.
         if !inner.is_voter() {
-            return Err(GroupError::NotLeader { why: "not a voter of the group".to_owned(), leader: inner.other_leader() });
+            return Err(GroupError::NotLeader {
+                why: "not a voter of the group".to_owned(),
+                leader: inner.other_leader(),
+            });
         }
         if inner.is_handing_over.load(Ordering::SeqCst) {
-            return Err(GroupError::NotLeader { why: "leadership is being handed over".to_owned(), leader: None });
+            return Err(GroupError::NotLeader {
+                why: "leadership is being handed over".to_owned(),
+                leader: None,
+            });
         }
         let is_trusted = inner.ticker.as_ref().is_none_or(|ticker| ticker.trusts(Instant::now()));
-        let option = LinearizerOption::new(Some(if is_trusted { CONFIRMED_AGE } else { Duration::ZERO }), true);
+        let option = LinearizerOption::new(
+            Some(if is_trusted { CONFIRMED_AGE } else { Duration::ZERO }),
+            true,
+        );
         inner.raft.get_read_linearizer(option).await.map_err(|error| match error {
-            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => inner.not_leader(&forward),
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+                inner.not_leader(&forward)
+            }
             RaftError::APIError(LinearizableReadError::QuorumNotEnough(quorum)) => {
                 GroupError::NotLeader { why: quorum.to_string(), leader: None }
             }
@@ -266,12 +302,21 @@ impl Group {
     }
 
     /// Proposes a write batch under a leadership and waits until it is applied here.
-    pub fn propose<'a>(&'a self, leadership: &'a Leadership, batch: Bytes) -> BoxFuture<'a, Result<(), GroupError>> {
+    pub fn propose<'a>(
+        &'a self,
+        leadership: &'a Leadership,
+        batch: Bytes,
+    ) -> BoxFuture<'a, Result<(), GroupError>> {
         Box::pin(async move { self.submit(leadership, batch).await?.await })
     }
 
-    /// Hands a write batch to Raft, behind those handed over before; the result tells when it is applied here, and may be waited for later.
-    pub fn submit<'a>(&'a self, leadership: &'a Leadership, batch: Bytes) -> BoxFuture<'a, Result<Verdict, GroupError>> {
+    /// Hands a write batch to Raft, behind those handed over before; the result tells
+    /// when it is applied here, and may be waited for later.
+    pub fn submit<'a>(
+        &'a self,
+        leadership: &'a Leadership,
+        batch: Bytes,
+    ) -> BoxFuture<'a, Result<Verdict, GroupError>> {
         Box::pin(async move {
             if self.inner.ticker.is_some() && batch.len() > BATCH_BYTES_MAX {
                 // In the log it would be in the way of everything after it, for good.
@@ -281,29 +326,46 @@ impl Group {
             self.inner.pulse.used();
             let (responder, result) = ProgressResponder::complete_only();
             {
-                // In this order: a handover says so first, and then waits for those that have not seen it. Raft would refuse what comes later,
-                // but only once this server's vote for the next leader is on its disk, and nobody knew until then.
+                // In this order: a handover says so first, and then waits for those that
+                // have not seen it. Raft would refuse what comes later, but only once
+                // this server's vote for the next leader is on its disk, and nobody knew
+                // until then.
                 let _submitting = Submitting::new(&self.inner.submitting);
                 if self.inner.is_handing_over.load(Ordering::SeqCst) {
-                    return Err(GroupError::NotLeader { why: "leadership is being handed over".to_owned(), leader: None });
+                    return Err(GroupError::NotLeader {
+                        why: "leadership is being handed over".to_owned(),
+                        leader: None,
+                    });
                 }
-                self.inner.raft.write(Payload(batch)).with_leader(leadership.leader).responder(responder).await.map_err(fatal)?;
+                self.inner
+                    .raft
+                    .write(Payload(batch))
+                    .with_leader(leadership.leader)
+                    .responder(responder)
+                    .await
+                    .map_err(fatal)?;
             }
             let inner = self.inner.clone();
             let verdict: Verdict = Box::pin(async move {
                 match result.await {
                     Ok(Ok(_applied)) => Ok(()),
-                    Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(inner.not_leader(&forward)),
+                    Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                        Err(inner.not_leader(&forward))
+                    }
                     Ok(Err(error)) => Err(GroupError::Unknown(error.to_string())),
-                    // The responder was dropped: Raft has stopped, and whether the entry had been appended is not known.
-                    Err(_) => Err(GroupError::Unknown("the Raft group stopped while the write was under way".to_owned())),
+                    // The responder was dropped: Raft has stopped, and whether the entry
+                    // had been appended is not known.
+                    Err(_) => Err(GroupError::Unknown(
+                        "the Raft group stopped while the write was under way".to_owned(),
+                    )),
                 }
             });
             Ok(verdict)
         })
     }
 
-    /// Tells openraft up to where the state is on disk, after a flush if it was told of that before: so far the log may then be purged.
+    /// Tells openraft up to where the state is on disk, after a flush if it was told of
+    /// that before: so far the log may then be purged.
     pub fn flush(&self) -> BoxFuture<'_, Result<(), GroupError>> {
         Box::pin(async move { self.inner.raft.trigger().snapshot().await.map_err(fatal) })
     }
@@ -313,7 +375,8 @@ impl Group {
         self.inner.raft.trigger().purge_log(upto).await.map_err(fatal)
     }
 
-    /// What is wrong with the disk under its log, or with how the group's log gets there: another member should lead.
+    /// What is wrong with the disk under its log, or with how the group's log gets there:
+    /// another member should lead.
     pub fn ailment(&self) -> Option<Ailment> {
         self.inner.log.ailment()
     }
@@ -353,7 +416,8 @@ impl Group {
         }
     }
 
-    /// Why this replica has begun or ceased to lead, for the log; told once. `None`: nothing was done here to that end.
+    /// Why this replica has begun or ceased to lead, for the log; told once. `None`:
+    /// nothing was done here to that end.
     pub fn take_cause(&self) -> Option<String> {
         self.inner.cause.lock().take()
     }
@@ -366,7 +430,8 @@ impl Group {
     /// Whether Raft runs.
     ///
     /// # Errors
-    /// [`GroupError::Fatal`]: why not. The replica must be closed then; it may be opened again.
+    /// [`GroupError::Fatal`]: why not. The replica must be closed then; it may be opened
+    /// again.
     pub fn running(&self) -> Result<(), GroupError> {
         match &*self.inner.ended.borrow() {
             Some(why) => Err(GroupError::Fatal(why.clone())),
@@ -395,7 +460,8 @@ impl Group {
 }
 
 impl Inner {
-    /// Does what is to be done at a moment, and says when to be asked again if no leader changes before; `None`: at every heartbeat.
+    /// Does what is to be done at a moment, and says when to be asked again if no leader
+    /// changes before; `None`: at every heartbeat.
     pub(super) fn tick(self: &Arc<Self>, now: Instant, is_beat: bool) -> Option<Instant> {
         self.forget_arrivals(now);
         let (voters, rank, is_formed, term) = {
@@ -409,7 +475,9 @@ impl Inner {
             }
             let voters: Vec<RaftId> = server.membership_config.voter_ids().collect();
             let others = voters.iter().filter(|id| Some(**id) != server.current_leader);
-            let rank = voters.contains(&self.id).then(|| others.take_while(|id| **id != self.id).count() as u32);
+            let rank = voters
+                .contains(&self.id)
+                .then(|| others.take_while(|id| **id != self.id).count() as u32);
             let is_formed = !voters.is_empty();
             (voters, rank, is_formed, server.vote.leader_id.term.0)
         };
@@ -441,7 +509,8 @@ impl Inner {
         *self.cause.lock() = Some(why);
     }
 
-    /// Forms the group of its first members. All of them may: their first entries conflict, and the first elected leader's stands.
+    /// Forms the group of its first members. All of them may: their first entries
+    /// conflict, and the first elected leader's stands.
     async fn form(self: Arc<Self>) {
         match self.raft.initialize(self.initial.clone()).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
@@ -462,7 +531,9 @@ impl Inner {
                 });
                 let membership = &server.membership_config;
                 let followers = membership.voter_ids().filter(|id| *id != self.id).collect();
-                self.peers.prompt.set_voters(followers, membership.membership().get_joint_config().len() == 1);
+                self.peers
+                    .prompt
+                    .set_voters(followers, membership.membership().get_joint_config().len() == 1);
                 Role { term, is_leader: server.state == ServerState::Leader, leader }
             };
             if self.role.send_if_modified(|old| std::mem::replace(old, role) != role) {
@@ -497,7 +568,8 @@ impl Inner {
         });
     }
 
-    /// The leader's log and what was applied here contradict each other: nothing more may be taken from it, nor given. The store is to be rebuilt from its peers.
+    /// The leader's log and what was applied here contradict each other: nothing more may
+    /// be taken from it, nor given. The store is to be rebuilt from its peers.
     pub(super) async fn condemn(&self, why: String) {
         tracing::error!(group = self.number, why, "a replica's state is not that of its group");
         self.store.condemn(&why);
@@ -523,7 +595,8 @@ impl Inner {
 
     pub(super) fn not_leader(&self, forward: &ForwardToLeader<Types>) -> GroupError {
         let term = self.role.borrow().term;
-        let told = forward.leader_id.zip(forward.leader_node).filter(|(raft_id, _)| *raft_id != self.id);
+        let told =
+            forward.leader_id.zip(forward.leader_node).filter(|(raft_id, _)| *raft_id != self.id);
         let leader = told.map(|(raft_id, node)| Leader { raft_id, server: node.server, term });
         let why = format!("not the leader: {:?}", forward.reason);
         GroupError::NotLeader { why, leader: leader.or_else(|| self.other_leader()) }

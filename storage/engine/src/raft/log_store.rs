@@ -1,10 +1,14 @@
 //! One group's log as openraft wants it: the group's part of the node's shared [`Log`].
 //!
 //! # Invariants
-//! - An entry is readable as soon as `append` returned; its callback comes once the log's durability is met.
-//! - Votes and truncations are durable when they return, in every durability mode, and keep their place among the appends.
-//! - `save_committed` and `purge` only queue; nothing waits for them. What is lost of them in a crash is learnt again.
-//! - What is found wrong is an error that names file and offset, never an entry left out. Held by openraft's own suite and `engine::log`'s tests.
+//! - An entry is readable as soon as `append` returned; its callback comes once the log's
+//!   durability is met.
+//! - Votes and truncations are durable when they return, in every durability mode, and
+//!   keep their place among the appends.
+//! - `save_committed` and `purge` only queue; nothing waits for them. What is lost of
+//!   them in a crash is learnt again.
+//! - What is found wrong is an error that names file and offset, never an entry left out.
+//!   Held by openraft's own suite and `engine::log`'s tests.
 
 use std::fmt::Debug;
 use std::io;
@@ -20,10 +24,12 @@ use crate::log::{Ailment, Group, Log, LogError, Op, Reading};
 use crate::mutants::{self, Rule};
 use crate::raft::types::{Entry, Flushed, LogId, Types, Vote};
 
-/// How many bytes of entries are given at once to a follower that asks for many; one entry is given whatever its size.
+/// How many bytes of entries are given at once to a follower that asks for many; one
+/// entry is given whatever its size.
 const READ_BYTES_MAX: u64 = 4 << 20;
 
-/// How many entries openraft reads at a time to apply them again (`StorageHelper::reapply_committed`, 0.10.0-alpha.37).
+/// How many entries openraft reads at a time to apply them again
+/// (`StorageHelper::reapply_committed`, 0.10.0-alpha.37).
 const REPLAY_ENTRIES: u64 = 64;
 
 /// A group's log: store and reader in one, cheap to clone.
@@ -57,9 +63,12 @@ impl LogWatch {
         })
     }
 
-    /// What was wrong with the disk within the last minute, and how long the last fsync took.
+    /// What was wrong with the disk within the last minute, and how long the last fsync
+    /// took.
     pub(super) fn lately(&self) -> (Option<Ailment>, Duration) {
-        self.log.upgrade().map_or((None, Duration::ZERO), |log| (log.ailment_lately(), log.last_fsync()))
+        self.log
+            .upgrade()
+            .map_or((None, Duration::ZERO), |log| (log.ailment_lately(), log.last_fsync()))
     }
 
     /// Whether entries may be missing that were acknowledged.
@@ -82,21 +91,31 @@ impl LogWatch {
         self.group.inside.lock().front.vote
     }
 
-    /// Why a leader of `vote` that has committed an entry, and has others in its log, lacks what is committed here, if so.
-    pub(super) fn contradiction(&self, vote: &Vote, committed: Option<LogId>, others: impl IntoIterator<Item = LogId>) -> Option<String> {
+    /// Why a leader of `vote` that has committed an entry, and has others in its log,
+    /// lacks what is committed here, if so.
+    pub(super) fn contradiction(
+        &self,
+        vote: &Vote,
+        committed: Option<LogId>,
+        others: impl IntoIterator<Item = LogId>,
+    ) -> Option<String> {
         let front = &self.group.inside.lock().front;
         let is_committed = committed.and_then(|entry| front.contradiction(None, &entry));
-        is_committed.or_else(|| others.into_iter().find_map(|entry| front.contradiction(Some(vote), &entry)))
+        is_committed.or_else(|| {
+            others.into_iter().find_map(|entry| front.contradiction(Some(vote), &entry))
+        })
     }
 }
 
 impl Log {
-    /// The log of group `id`, empty when there was none. All handles of a group are one log; only one Raft may write to it.
+    /// The log of group `id`, empty when there was none. All handles of a group are one
+    /// log; only one Raft may write to it.
     pub fn group_log(self: &Arc<Self>, id: u64) -> GroupLog {
         GroupLog { log: self.clone(), group: self.group(id) }
     }
 
-    /// Removes everything of group `id`, durably. The group's Raft must have been shut down; its handles fail from here on.
+    /// Removes everything of group `id`, durably. The group's Raft must have been shut
+    /// down; its handles fail from here on.
     pub async fn destroy(&self, id: u64) -> Result<(), LogError> {
         self.alive()?;
         let group = self.group(id);
@@ -131,7 +150,8 @@ impl GroupLog {
         LogWatch { log: Arc::downgrade(&self.log), group: self.group.clone() }
     }
 
-    /// May something be proposed? As [`Log::writable`]; beside that, not while more of the group waits for the disk than may ([`LogError::Behind`]).
+    /// May something be proposed? As [`Log::writable`]; beside that, not while more of
+    /// the group waits for the disk than may ([`LogError::Behind`]).
     pub fn writable(&self) -> Result<(), LogError> {
         self.log.writable()?;
         self.log.keeps_up(&self.group)
@@ -143,7 +163,8 @@ impl GroupLog {
         front.first..front.next
     }
 
-    /// Waits for its turn to read what is committed beyond an entry and is to be applied again; the turn is over when it is dropped.
+    /// Waits for its turn to read what is committed beyond an entry and is to be applied
+    /// again; the turn is over when it is dropped.
     pub(super) async fn replay_turn(&self, applied: u64) -> Option<SemaphorePermit<'_>> {
         let bytes = {
             let inside = self.group.inside.lock();
@@ -168,15 +189,20 @@ impl GroupLog {
         let front = &self.group.inside.lock().front;
         let index = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
         if index(applied) < index(front.purged) {
-            let ends = applied.map_or("is empty".to_owned(), |applied| format!("ends at entry {applied}"));
+            let ends =
+                applied.map_or("is empty".to_owned(), |applied| format!("ends at entry {applied}"));
             let begins = front.first;
             return Some(format!(
-                "the store {ends}, and the log begins at {begins}: the store is lost, or of an earlier time than the log"
+                "the store {ends}, and the log begins at {begins}: the store is lost, or of an \
+                 earlier time than the log"
             ));
         }
         let applied = applied?;
-        let own = front.log_id(applied.index).or(front.purged.filter(|purged| purged.index == applied.index));
-        own.filter(|own| *own != applied).map(|own| format!("the store ends at entry {applied}, and the log has {own} there"))
+        let own = front
+            .log_id(applied.index)
+            .or(front.purged.filter(|purged| purged.index == applied.index));
+        own.filter(|own| *own != applied)
+            .map(|own| format!("the store ends at entry {applied}, and the log has {own} there"))
     }
 
     /// Takes note that the state machine has everything up to `applied`.
@@ -199,8 +225,12 @@ impl GroupLog {
         self.log.flush().await
     }
 
-    /// Changes the group's front and queues the operation that does the same on disk, as one step; then sees that it is written.
-    fn change(&self, change: impl FnOnce(&mut crate::log::Inside) -> Result<Op, LogError>) -> Result<(), LogError> {
+    /// Changes the group's front and queues the operation that does the same on disk, as
+    /// one step; then sees that it is written.
+    fn change(
+        &self,
+        change: impl FnOnce(&mut crate::log::Inside) -> Result<Op, LogError>,
+    ) -> Result<(), LogError> {
         self.log.alive()?;
         {
             let mut inside = self.group.inside.lock();
@@ -220,10 +250,13 @@ impl GroupLog {
             return Ok(hot);
         }
         let group = self.group.id;
-        let read = move || cold.iter().map(|(index, slot)| slot.read(group, *index)).collect::<Result<Vec<_>, _>>();
+        let read = move || {
+            cold.iter().map(|(index, slot)| slot.read(group, *index)).collect::<Result<Vec<_>, _>>()
+        };
         // Off the runtime: a slow disk must not hold up heartbeats.
         let read = tokio::task::spawn_blocking(read).await;
-        let mut entries = read.map_err(|e| LogError::Contract(format!("read entries {from}..{to}: {e}")))??;
+        let mut entries =
+            read.map_err(|e| LogError::Contract(format!("read entries {from}..{to}: {e}")))??;
         entries.extend(hot);
         Ok(entries)
     }
@@ -251,11 +284,18 @@ impl RaftLogReader<Types> for GroupLog {
         Ok(self.group.inside.lock().front.vote)
     }
 
-    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, io::Error> {
         Ok(self.read(start, end, READ_BYTES_MAX).await?)
     }
 
-    async fn get_key_log_ids(&mut self, range: RangeInclusive<LogId>) -> Result<Vec<LogId>, io::Error> {
+    async fn get_key_log_ids(
+        &mut self,
+        range: RangeInclusive<LogId>,
+    ) -> Result<Vec<LogId>, io::Error> {
         Ok(self.group.inside.lock().front.key_log_ids(range.start().index, range.end().index))
     }
 }
@@ -285,7 +325,8 @@ impl RaftLogStorage<Types> for GroupLog {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        // The next append carries it, or the keeper within a second: a record of its own for each would double the writes.
+        // The next append carries it, or the keeper within a second: a record of its own
+        // for each would double the writes.
         let front = &mut self.group.inside.lock().front;
         front.committed = committed;
         front.committed_dirty = committed.is_some();
@@ -320,7 +361,8 @@ impl RaftLogStorage<Types> for GroupLog {
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
-        if self.group.inside.lock().front.purged.is_some_and(|purged| purged.index >= log_id.index) {
+        if self.group.inside.lock().front.purged.is_some_and(|purged| purged.index >= log_id.index)
+        {
             return Ok(());
         }
         Ok(self.change(|inside| {

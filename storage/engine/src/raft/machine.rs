@@ -1,19 +1,27 @@
 //! openraft's state machine over a [`Store`].
 //!
-//! An entry's payload is a finished batch, so applying is writing: all entries that openraft hands over at once are applied as one, with the last one's log id.
+//! An entry's payload is a finished batch, so applying is writing: all entries that
+//! openraft hands over at once are applied as one, with the last one's log id.
 //!
 //! # Life of an entry
-//! Committed, it is read from the log, checked, and applied on the Raft runtime's own thread (microseconds). When RocksDB would make the writer wait (flushes behind,
-//! disk full) or the write is large, it moves to a thread of its own, so that heartbeats of other groups go on. Then whoever proposed it is told, and [`Progress`] moves.
+//! Committed, it is read from the log, checked, and applied on the Raft runtime's own
+//! thread (microseconds). When RocksDB would make the writer wait (flushes behind, disk
+//! full) or the write is large, it moves to a thread of its own, so that heartbeats of
+//! other groups go on. Then whoever proposed it is told, and [`Progress`] moves.
 //!
 //! # Snapshots
-//! What openraft calls a snapshot is here the state on disk: nothing is copied until a replica asks for it. openraft purges the log only up to its snapshot, so only what
-//! RocksDB has flushed is ever purged. To send one, [`StateTransfer::Local`] makes a RocksDB checkpoint (hard links) of the state of that moment, which may be newer than announced.
+//! What openraft calls a snapshot is here the state on disk: nothing is copied until a
+//! replica asks for it. openraft purges the log only up to its snapshot, so only what
+//! RocksDB has flushed is ever purged. To send one, [`StateTransfer::Local`] makes a
+//! RocksDB checkpoint (hard links) of the state of that moment, which may be newer than
+//! announced.
 //!
 //! # Invariants
 //! - The log is never purged beyond the flushed entry (`what_is_purged_was_flushed`).
-//! - openraft hears of no state on disk that is newer than what it has handed over (`an_installed_state_is_named_as_it_was_announced`).
-//! - A full disk stops nobody: an entry waits until it can be written (`tests/disk_full.rs`).
+//! - openraft hears of no state on disk that is newer than what it has handed over
+//!   (`an_installed_state_is_named_as_it_was_announced`).
+//! - A full disk stops nobody: an entry waits until it can be written
+//!   (`tests/disk_full.rs`).
 
 use std::io;
 use std::path::PathBuf;
@@ -24,13 +32,17 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
-use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use openraft::storage::{
+    ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot,
+};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::types::{Entry, EntryPayload, LeaderId, LogId, Node, SnapshotMeta, StoredMembership, Types};
+use super::types::{
+    Entry, EntryPayload, LeaderId, LogId, Node, SnapshotMeta, StoredMembership, Types,
+};
 use crate::mutants::{self, Rule};
 use crate::store::{Applied, Fault, Health, Patience, Store, Write};
 
@@ -56,8 +68,10 @@ pub struct Machine {
     ahead: Ahead,
 }
 
-/// What openraft was told of a state that was installed, as long as it holds more than that: openraft must not hear of a state on disk that is newer than
-/// what it has handed over itself. It would take a leader's state of that age for one that it has, and answer that it is in place.
+/// What openraft was told of a state that was installed, as long as it holds more than
+/// that: openraft must not hear of a state on disk that is newer than what it has handed
+/// over itself. It would take a leader's state of that age for one that it has, and
+/// answer that it is in place.
 #[derive(Clone, Default)]
 struct Ahead(Arc<Mutex<Option<SnapshotMeta>>>);
 
@@ -77,7 +91,8 @@ impl Ahead {
         *self.0.lock() = Some(meta.clone());
     }
 
-    /// openraft has handed over everything up to an entry, and `applied` is what the store holds.
+    /// openraft has handed over everything up to an entry, and `applied` is what the
+    /// store holds.
     fn handed_over(&self, index: u64, applied: Option<LogId>) {
         if applied.is_none_or(|applied| index >= applied.index) {
             *self.0.lock() = None;
@@ -85,8 +100,13 @@ impl Ahead {
     }
 
     /// The state on disk, as what openraft may know of it.
-    fn or(&self, mut on_disk: Snapshot<LeaderId, u64, Node, StateTransfer>) -> Snapshot<LeaderId, u64, Node, StateTransfer> {
-        if let Some(meta) = self.0.lock().as_ref().filter(|meta| meta.last_log_id < on_disk.meta.last_log_id) {
+    fn or(
+        &self,
+        mut on_disk: Snapshot<LeaderId, u64, Node, StateTransfer>,
+    ) -> Snapshot<LeaderId, u64, Node, StateTransfer> {
+        if let Some(meta) =
+            self.0.lock().as_ref().filter(|meta| meta.last_log_id < on_disk.meta.last_log_id)
+        {
             on_disk.meta = meta.clone();
         }
         on_disk
@@ -112,7 +132,8 @@ impl std::fmt::Debug for StateTransfer {
 }
 
 impl StateTransfer {
-    /// Writes the state as files into `directory`, which must not exist; the files of the store are linked, not copied. Blocks.
+    /// Writes the state as files into `directory`, which must not exist; the files of the
+    /// store are linked, not copied. Blocks.
     pub fn checkpoint(&self, directory: &std::path::Path) -> Result<(), Fault> {
         match self {
             StateTransfer::Local(store) => store.checkpoint(directory),
@@ -129,7 +150,17 @@ impl Machine {
     pub fn new(store: Store) -> Result<(Self, Progress), Fault> {
         let (applied, membership) = read_state(store.applied()?)?;
         let (progress, news) = watch::channel(applied);
-        Ok((Self { store, applied, membership, progress, named: Named::default(), ahead: Ahead::default() }, news))
+        Ok((
+            Self {
+                store,
+                applied,
+                membership,
+                progress,
+                named: Named::default(),
+                ahead: Ahead::default(),
+            },
+            news,
+        ))
     }
 
     /// The store below.
@@ -143,7 +174,11 @@ impl Machine {
     }
 
     fn flushed_state(&self) -> FlushedState {
-        FlushedState { store: self.store.clone(), named: self.named.clone(), ahead: self.ahead.clone() }
+        FlushedState {
+            store: self.store.clone(),
+            named: self.named.clone(),
+            ahead: self.ahead.clone(),
+        }
     }
 
     async fn write(&mut self, pending: &mut Pending) -> io::Result<()> {
@@ -151,12 +186,15 @@ impl Machine {
         let writes = std::mem::take(&mut pending.writes);
         let inline = pending.bytes <= INLINE_BYTES_MAX;
         pending.bytes = 0;
-        let outcome = if inline { self.store.apply(&writes, Patience::Now) } else { Err(Fault::Stalled) };
+        let outcome =
+            if inline { self.store.apply(&writes, Patience::Now) } else { Err(Fault::Stalled) };
         match outcome {
             Ok(()) => {}
             Err(Fault::Stalled | Fault::DiskFull(_)) => {
                 let store = self.store.clone();
-                tokio::task::spawn_blocking(move || write_patiently(&store, &writes)).await.map_err(io::Error::other)??;
+                tokio::task::spawn_blocking(move || write_patiently(&store, &writes))
+                    .await
+                    .map_err(io::Error::other)??;
             }
             Err(fault) => return Err(fault.into()),
         }
@@ -172,7 +210,8 @@ impl Machine {
     }
 }
 
-/// Writes until it succeeds or the store is broken or closed; a full disk is waited out, because a committed entry cannot be refused.
+/// Writes until it succeeds or the store is broken or closed; a full disk is waited out,
+/// because a committed entry cannot be refused.
 fn write_patiently(store: &Store, writes: &[Write]) -> Result<(), Fault> {
     let mut told = false;
     loop {
@@ -208,7 +247,9 @@ struct Pending {
 impl Pending {
     fn add(&mut self, entry: Entry, responder: Option<ApplyResponder<Types>>) -> io::Result<()> {
         let log_id = entry.log_id;
-        let membership = entry.get_membership().map(|membership| StoredMembership::new(Some(log_id), membership));
+        let membership = entry
+            .get_membership()
+            .map(|membership| StoredMembership::new(Some(log_id), membership));
         let batch = match entry.payload {
             EntryPayload::Normal(payload) => payload.0,
             EntryPayload::Blank | EntryPayload::Membership(_) => Bytes::new(),
@@ -242,7 +283,8 @@ impl RaftStateMachine<Types> for Machine {
         let mut pending = Pending::default();
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
-            // An installed state may be newer than was announced: what it holds already is not applied again, or readers would see time run backwards.
+            // An installed state may be newer than was announced: what it holds already
+            // is not applied again, or readers would see time run backwards.
             if self.applied.is_some_and(|applied| entry.log_id.index <= applied.index) {
                 self.ahead.handed_over(entry.log_id.index, self.applied);
                 if let Some(responder) = responder {
@@ -267,17 +309,29 @@ impl RaftStateMachine<Types> for Machine {
         self.flushed_state()
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: StateTransfer) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: StateTransfer,
+    ) -> Result<(), io::Error> {
         let StateTransfer::Received(directory) = snapshot else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a replica's own state cannot be installed over itself"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a replica's own state cannot be installed over itself",
+            ));
         };
         let store = self.store.clone();
         // Before it is there: somebody may be asking what is on disk at this moment.
         self.ahead.announced(meta);
-        tokio::task::spawn_blocking(move || store.install(&directory)).await.map_err(io::Error::other)??;
+        tokio::task::spawn_blocking(move || store.install(&directory))
+            .await
+            .map_err(io::Error::other)??;
         (self.applied, self.membership) = read_state(self.store.applied()?)?;
         if self.applied < meta.last_log_id {
-            let reason = format!("the received state ends at {:?}, before the announced {:?}", self.applied, meta.last_log_id);
+            let reason = format!(
+                "the received state ends at {:?}, before the announced {:?}",
+                self.applied, meta.last_log_id
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
         self.ahead.handed_over(meta.last_log_id.map_or(0, |id| id.index), self.applied);
@@ -285,7 +339,9 @@ impl RaftStateMachine<Types> for Machine {
         Ok(())
     }
 
-    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<LeaderId, u64, Node, StateTransfer>>, io::Error> {
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<Snapshot<LeaderId, u64, Node, StateTransfer>>, io::Error> {
         match self.store.flushed()? {
             Some(flushed) => Ok(Some(self.ahead.or(snapshot(&self.store, Some(flushed))?))),
             None => Ok(None),
@@ -293,7 +349,8 @@ impl RaftStateMachine<Types> for Machine {
     }
 }
 
-/// Makes openraft's snapshot: names the entry up to which everything is on disk, and flushes if that was named before.
+/// Makes openraft's snapshot: names the entry up to which everything is on disk, and
+/// flushes if that was named before.
 pub struct FlushedState {
     store: Store,
     named: Named,
@@ -303,7 +360,9 @@ pub struct FlushedState {
 impl RaftSnapshotBuilder<Types> for FlushedState {
     type SnapshotData = StateTransfer;
 
-    async fn build_snapshot(&mut self) -> Result<Snapshot<LeaderId, u64, Node, StateTransfer>, io::Error> {
+    async fn build_snapshot(
+        &mut self,
+    ) -> Result<Snapshot<LeaderId, u64, Node, StateTransfer>, io::Error> {
         let store = self.store.clone();
         if mutants::breaks(Rule::PurgeFlushed) {
             return Ok(snapshot(&store, store.applied()?)?);
@@ -311,8 +370,12 @@ impl RaftSnapshotBuilder<Types> for FlushedState {
         let mut flushed = self.store.flushed()?;
         let index = |flushed: &Option<Applied>| flushed.as_ref().map_or(0, |flushed| flushed.index);
         if index(&flushed) <= self.named.index() {
-            match tokio::task::spawn_blocking(move || store.flush()).await.map_err(io::Error::other)? {
-                // Without space the state on disk stays what it was; that is a snapshot too, only an older one.
+            match tokio::task::spawn_blocking(move || store.flush())
+                .await
+                .map_err(io::Error::other)?
+            {
+                // Without space the state on disk stays what it was; that is a snapshot
+                // too, only an older one.
                 Ok(()) | Err(Fault::DiskFull(_)) => flushed = self.store.flushed()?,
                 Err(fault) => return Err(fault.into()),
             }
@@ -322,14 +385,23 @@ impl RaftSnapshotBuilder<Types> for FlushedState {
     }
 }
 
-pub(super) fn snapshot(store: &Store, flushed: Option<Applied>) -> Result<Snapshot<LeaderId, u64, Node, StateTransfer>, Fault> {
+pub(super) fn snapshot(
+    store: &Store,
+    flushed: Option<Applied>,
+) -> Result<Snapshot<LeaderId, u64, Node, StateTransfer>, Fault> {
     let (last_log_id, last_membership) = read_state(flushed)?;
-    Ok(Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: StateTransfer::Local(store.clone()) })
+    Ok(Snapshot {
+        meta: SnapshotMeta { last_log_id, last_membership },
+        snapshot: StateTransfer::Local(store.clone()),
+    })
 }
 
-pub(super) fn read_state(applied: Option<Applied>) -> Result<(Option<LogId>, StoredMembership), Fault> {
+pub(super) fn read_state(
+    applied: Option<Applied>,
+) -> Result<(Option<LogId>, StoredMembership), Fault> {
     let Some(applied) = applied else { return Ok((None, StoredMembership::default())) };
-    let membership = applied.membership.map(|membership| decode(&membership, "membership")).transpose()?;
+    let membership =
+        applied.membership.map(|membership| decode(&membership, "membership")).transpose()?;
     Ok((Some(decode(&applied.log_id, "log id")?), membership.unwrap_or_default()))
 }
 
@@ -344,7 +416,9 @@ fn encode<T: Serialize>(value: &T) -> io::Result<Bytes> {
 fn decode<T: DeserializeOwned>(record: &[u8], what: &str) -> Result<T, Fault> {
     let bad = |reason: String| Fault::Corrupt { file: format!("the stored {what}"), reason };
     match record.split_first() {
-        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|error| bad(error.to_string())),
+        Some((&VERSION, body)) => {
+            postcard::from_bytes(body).map_err(|error| bad(error.to_string()))
+        }
         _ => Err(bad("an unknown version".into())),
     }
 }
@@ -369,21 +443,32 @@ mod tests {
     async fn an_installed_state_is_named_as_it_was_announced() {
         let dir = tempfile::tempdir().unwrap();
         let shared = Shared::new(Settings::default()).unwrap();
-        let open = |name: &str| Machine::new(Store::open(&shared, dir.path().join(name)).unwrap()).unwrap().0;
+        let open = |name: &str| {
+            Machine::new(Store::open(&shared, dir.path().join(name)).unwrap()).unwrap().0
+        };
         let (mut sender, mut receiver) = (open("sender"), open("receiver"));
         sender.apply(stream::iter((1..=8).map(|index| Ok((blank(index), None))))).await.unwrap();
         let received = dir.path().join("received");
         sender.store.checkpoint(&received).unwrap();
-        let meta = SnapshotMeta { last_log_id: Some(id(5)), last_membership: StoredMembership::default() };
+        let meta =
+            SnapshotMeta { last_log_id: Some(id(5)), last_membership: StoredMembership::default() };
         receiver.install_snapshot(&meta, StateTransfer::Received(received)).await.unwrap();
-        assert_eq!(receiver.applied_state().await.unwrap().0, Some(id(8)), "it is newer than it was announced");
+        assert_eq!(
+            receiver.applied_state().await.unwrap().0,
+            Some(id(8)),
+            "it is newer than it was announced"
+        );
         for index in 5..=8 {
             let is_known = index == 8;
             if index > 5 {
                 receiver.apply(stream::iter([Ok((blank(index), None))])).await.unwrap();
             }
             let named = receiver.get_snapshot_builder().await.build_snapshot().await.unwrap().meta;
-            assert_eq!(named.last_log_id, Some(id(if is_known { 8 } else { 5 })), "openraft has handed over {index}");
+            assert_eq!(
+                named.last_log_id,
+                Some(id(if is_known { 8 } else { 5 })),
+                "openraft has handed over {index}"
+            );
             assert_eq!(receiver.get_current_snapshot().await.unwrap().unwrap().meta, named);
         }
     }

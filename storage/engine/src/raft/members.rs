@@ -1,11 +1,14 @@
 //! Who is in a group and how far they are; handing over leadership; changing the members.
 //!
 //! # Invariants
-//! - From the moment a handover begins, nobody is confirmed as the leader here, and leases that were given before are revoked by the caller: the next leader is
-//!   elected without waiting for them (`tests/raft_groups.rs`, `leadership_is_handed_over_without_a_pause`).
+//! - From the moment a handover begins, nobody is confirmed as the leader here, and
+//!   leases that were given before are revoked by the caller: the next leader is elected
+//!   without waiting for them (`tests/raft_groups.rs`,
+//!   `leadership_is_handed_over_without_a_pause`).
 //! - A leader is never removed: it hands over first.
-//! - Leadership never goes from a server whose disk is well to one whose disk was slow, full or failed within the last minute, unless the first one stops; and because
-//!   of a disk only to one whose own is quick (`tests/raft_disks.rs`).
+//! - Leadership never goes from a server whose disk is well to one whose disk was slow,
+//!   full or failed within the last minute, unless the first one stops; and because of a
+//!   disk only to one whose own is quick (`tests/raft_disks.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,13 +30,16 @@ use super::types::{Node, RaftId, Types};
 use super::wire::Kind;
 use crate::log::{Ailment, QUICK};
 
-/// A member that was heard of within this is there: a group at rest sends a heartbeat every 600 ms.
+/// A member that was heard of within this is there: a group at rest sends a heartbeat
+/// every 600 ms.
 const HEARD_LATELY: Duration = Duration::from_millis(1500);
-/// How many entries a member may lack that is to lead or to vote: what is on its way to it under load.
+/// How many entries a member may lack that is to lead or to vote: what is on its way to
+/// it under load.
 const LAG_MAX: u64 = 2000;
 /// How long a handover may take. A failed one ends in an election.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(4);
-/// How long what was proposed may take to be applied before leadership is handed over because of a disk.
+/// How long what was proposed may take to be applied before leadership is handed over
+/// because of a disk.
 const LANDING_PATIENCE: Duration = Duration::from_millis(500);
 const LANDING_LOOK: Duration = Duration::from_millis(50);
 /// How long the member that is to lead may take to say that it can.
@@ -76,10 +82,14 @@ pub(super) struct Readiness {
 impl Readiness {
     pub(super) fn of(log: &LogWatch) -> Readiness {
         let (ailing, last_fsync) = log.lately();
-        Readiness { last_fsync_ms: last_fsync.as_millis() as u64, ailing: ailing.map(|ailment| ailment.to_string()) }
+        Readiness {
+            last_fsync_ms: last_fsync.as_millis() as u64,
+            ailing: ailing.map(|ailment| ailment.to_string()),
+        }
     }
 
-    /// Whether such a member may be given a leadership for this reason, by a server that is itself as `own`; why not.
+    /// Whether such a member may be given a leadership for this reason, by a server that
+    /// is itself as `own`; why not.
     fn serves(&self, why: &Why, own: &Readiness) -> Result<(), String> {
         match (&self.ailing, why) {
             (Some(_), Why::Stopping) => Ok(()),
@@ -140,8 +150,16 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<RaftId> = membership.voter_ids().collect();
-        let members = membership.nodes().map(|(id, node)| (*id, node.server, voters.contains(id))).collect();
-        let heard = |id: &RaftId| metrics.heartbeat.as_ref().and_then(|heard| heard.get(id).copied()).flatten().map(|at| at.elapsed());
+        let members =
+            membership.nodes().map(|(id, node)| (*id, node.server, voters.contains(id))).collect();
+        let heard = |id: &RaftId| {
+            metrics
+                .heartbeat
+                .as_ref()
+                .and_then(|heard| heard.get(id).copied())
+                .flatten()
+                .map(|at| at.elapsed())
+        };
         let matched = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
         let followers = matched.map(|(id, matched)| Follower {
             raft_id: *id,
@@ -150,7 +168,8 @@ impl Group {
             matched: matched.as_ref().map_or(0, |id| id.index),
             heard: heard(id),
         });
-        let is_changing = membership.get_joint_config().len() > 1 || metrics.membership_config != metrics.committed_membership_config;
+        let is_changing = membership.get_joint_config().len() > 1
+            || metrics.membership_config != metrics.committed_membership_config;
         GroupStatus { figures, members, is_changing, followers: followers.collect() }
     }
 
@@ -161,13 +180,16 @@ impl Group {
             return false;
         }
         let voters = status.members.iter().filter(|(_, _, is_voter)| *is_voter).count();
-        let is_there = |follower: &&Follower| follower.is_voter && follower.heard.is_some_and(|heard| heard <= HEARD_LATELY);
+        let is_there = |follower: &&Follower| {
+            follower.is_voter && follower.heard.is_some_and(|heard| heard <= HEARD_LATELY)
+        };
         // And this one.
         let there = status.followers.iter().filter(is_there).count() + 1;
         there * 2 > voters
     }
 
-    /// The last entry that each of the other members is known to have, as the leader sees it; empty elsewhere.
+    /// The last entry that each of the other members is known to have, as the leader sees
+    /// it; empty elsewhere.
     pub fn matched(&self) -> Vec<(RaftId, u64)> {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -175,19 +197,32 @@ impl Group {
         others.map(|(id, matched)| (*id, matched.as_ref().map_or(0, |id| id.index))).collect()
     }
 
-    /// Hands leadership over to a voter that is there and caught up. `revoke` is called when it begins: from then on nobody is confirmed as the leader here, and it must
-    /// revoke every lease that rests on an earlier [`confirm`](Group::confirm) or [`establish`](Group::establish). Returns when another member leads. Goes on to its end when the
-    /// caller goes away.
+    /// Hands leadership over to a voter that is there and caught up. `revoke` is called
+    /// when it begins: from then on nobody is confirmed as the leader here, and it must
+    /// revoke every lease that rests on an earlier [`confirm`](Group::confirm) or
+    /// [`establish`](Group::establish). Returns when another member leads. Goes on to its
+    /// end when the caller goes away.
     ///
     /// # Errors
-    /// [`ChangeError::Refused`]: `to` can't lead now, or leads already elsewhere; leadership stays. [`GroupError::Unknown`]: the handover began, and nobody was seen
+    /// [`ChangeError::Refused`]: `to` can't lead now, or leads already elsewhere;
+    /// leadership stays. [`GroupError::Unknown`]: the handover began, and nobody was seen
     /// to lead yet, or this member in a later term.
-    pub fn transfer_leader(&self, to: RaftId, revoke: Box<dyn FnOnce() + Send>) -> BoxFuture<'_, Result<(), ChangeError>> {
+    pub fn transfer_leader(
+        &self,
+        to: RaftId,
+        revoke: Box<dyn FnOnce() + Send>,
+    ) -> BoxFuture<'_, Result<(), ChangeError>> {
         Box::pin(async move { self.transfer_leader_as(to, Why::Asked, revoke).await })
     }
 
-    /// As [`transfer_leader`](Group::transfer_leader), and says why: that decides which state the other's disk must be in.
-    pub fn transfer_leader_as(&self, to: RaftId, why: Why, revoke: Box<dyn FnOnce() + Send>) -> BoxFuture<'_, Result<(), ChangeError>> {
+    /// As [`transfer_leader`](Group::transfer_leader), and says why: that decides which
+    /// state the other's disk must be in.
+    pub fn transfer_leader_as(
+        &self,
+        to: RaftId,
+        why: Why,
+        revoke: Box<dyn FnOnce() + Send>,
+    ) -> BoxFuture<'_, Result<(), ChangeError>> {
         Box::pin(async move {
             let group = self.clone();
             let done = tokio::spawn(async move {
@@ -198,30 +233,41 @@ impl Group {
         })
     }
 
-    /// Hands leadership over to whichever member has a quick disk, because this server's has not ([`Group::ailment`]); who it was. `None`: this replica does not lead, or it was
-    /// tried a moment ago. As for `revoke`, see [`transfer_leader`](Group::transfer_leader).
+    /// Hands leadership over to whichever member has a quick disk, because this server's
+    /// has not ([`Group::ailment`]); who it was. `None`: this replica does not lead, or
+    /// it was tried a moment ago. As for `revoke`, see
+    /// [`transfer_leader`](Group::transfer_leader).
     ///
     /// # Errors
-    /// As [`transfer_leader`](Group::transfer_leader): nobody is there, or whoever is there is ailing, too.
-    pub fn leave(&self, ailment: Ailment, revoke: Box<dyn FnOnce() + Send>) -> BoxFuture<'_, Result<Option<RaftId>, ChangeError>> {
+    /// As [`transfer_leader`](Group::transfer_leader): nobody is there, or whoever is
+    /// there is ailing, too.
+    pub fn leave(
+        &self,
+        ailment: Ailment,
+        revoke: Box<dyn FnOnce() + Send>,
+    ) -> BoxFuture<'_, Result<Option<RaftId>, ChangeError>> {
         Box::pin(async move {
             let status = self.status();
             {
                 let (mut left_at, now) = (self.inner.left_at.lock(), Instant::now());
-                let is_early = left_at.is_some_and(|at| now.saturating_duration_since(at) < LEAVE_EVERY);
+                let is_early =
+                    left_at.is_some_and(|at| now.saturating_duration_since(at) < LEAVE_EVERY);
                 if !status.figures.is_leader || is_early {
                     return Ok(None);
                 }
                 *left_at = Some(now);
             }
             let why = Why::Disk(ailment);
-            let mut followers: Vec<_> = status.followers.iter().filter(|follower| follower.is_voter).collect();
+            let mut followers: Vec<_> =
+                status.followers.iter().filter(|follower| follower.is_voter).collect();
             followers.sort_by_key(|follower| std::cmp::Reverse(follower.matched));
             let mut refusal = "nobody else votes".to_owned();
             for follower in followers {
                 let to = follower.raft_id;
                 match self.able(to, &why).await {
-                    Ok(_) => return self.transfer_leader_as(to, why, revoke).await.map(|()| Some(to)),
+                    Ok(_) => {
+                        return self.transfer_leader_as(to, why, revoke).await.map(|()| Some(to));
+                    }
                     Err(error) => refusal = error.to_string(),
                 }
             }
@@ -229,7 +275,8 @@ impl Group {
         })
     }
 
-    /// The member `to` when it could lead now, and may be given leadership for this reason.
+    /// The member `to` when it could lead now, and may be given leadership for this
+    /// reason.
     async fn able(&self, to: RaftId, why: &Why) -> Result<Follower, ChangeError> {
         let inner = &self.inner;
         let follower = self.follower(to)?;
@@ -238,14 +285,22 @@ impl Group {
         }
         let node = Node { server: follower.server };
         let peer = Peer { peers: inner.peers.clone(), target: to, node, is_for_heartbeats: false };
-        let refused = |error: &dyn std::fmt::Display| ChangeError::Refused(format!("member {to} is not ready to lead: {error}"));
-        let reply = peer.ask(Kind::Ready, Bytes::new(), READY_PATIENCE).await.map_err(|error| refused(&error))?;
+        let refused = |error: &dyn std::fmt::Display| {
+            ChangeError::Refused(format!("member {to} is not ready to lead: {error}"))
+        };
+        let reply = peer
+            .ask(Kind::Ready, Bytes::new(), READY_PATIENCE)
+            .await
+            .map_err(|error| refused(&error))?;
         let readiness: Readiness = message::decode(&reply).map_err(|error| refused(&error))?;
-        readiness.serves(why, &Readiness::of(&inner.log)).map_err(|ailing| refused(&format!("its disk is not well: {ailing}")))?;
+        readiness
+            .serves(why, &Readiness::of(&inner.log))
+            .map_err(|ailing| refused(&format!("its disk is not well: {ailing}")))?;
         Ok(follower)
     }
 
-    /// Waits until everything that was proposed here is applied, for a moment. Nothing is proposed any more; what is under way when this replica gives its vote is answered
+    /// Waits until everything that was proposed here is applied, for a moment. Nothing is
+    /// proposed any more; what is under way when this replica gives its vote is answered
     /// only after the vote is on its disk.
     async fn land(&self) {
         let deadline = Instant::now() + LANDING_PATIENCE;
@@ -253,7 +308,8 @@ impl Group {
             // What is on its way to Raft at this moment is not in its figures yet.
             tokio::time::sleep(LANDING_LOOK).await;
             let figures = self.figures();
-            let is_landed = self.inner.submitting.load(Ordering::SeqCst) == 0 && figures.applied >= figures.last_log;
+            let is_landed = self.inner.submitting.load(Ordering::SeqCst) == 0
+                && figures.applied >= figures.last_log;
             // Those that are left are told that nobody knows.
             if is_landed || Instant::now() >= deadline {
                 return;
@@ -261,7 +317,12 @@ impl Group {
         }
     }
 
-    async fn hand_over(&self, to: RaftId, why: &Why, revoke: Box<dyn FnOnce() + Send>) -> Result<(), ChangeError> {
+    async fn hand_over(
+        &self,
+        to: RaftId,
+        why: &Why,
+        revoke: Box<dyn FnOnce() + Send>,
+    ) -> Result<(), ChangeError> {
         let inner = &self.inner;
         let node = Node { server: self.able(to, why).await?.server };
         let mut roles = self.leadership_changes();
@@ -276,27 +337,37 @@ impl Group {
             }
             _ => HANDOVER_PATIENCE,
         };
-        // Not before: a vote lets another leader write, and nobody may be read from here by then.
+        // Not before: a vote lets another leader write, and nobody may be read from here
+        // by then.
         *inner.has_revoked.write().await = true;
         let outcome = match inner.raft.trigger().transfer_leader(to).await {
             Err(error) => Err(fatal(error)),
             Ok(()) => {
                 let next = roles.wait_for(|role| role.term > term && role.leader.is_some());
-                match tokio::time::timeout(patience, next).await.map(|role| role.map(|role| role.is_leader)) {
+                match tokio::time::timeout(patience, next)
+                    .await
+                    .map(|role| role.map(|role| role.is_leader))
+                {
                     Ok(Ok(false)) => Ok(()),
-                    Ok(Ok(true)) => Err(GroupError::Unknown(format!("leadership was given to member {to}, and came back"))),
-                    _ => Err(GroupError::Unknown(format!("leadership was given to member {to}, and nobody is seen to lead"))),
+                    Ok(Ok(true)) => Err(GroupError::Unknown(format!(
+                        "leadership was given to member {to}, and came back"
+                    ))),
+                    _ => Err(GroupError::Unknown(format!(
+                        "leadership was given to member {to}, and nobody is seen to lead"
+                    ))),
                 }
             }
         };
-        // If nobody else leads by now, openraft goes on refusing by itself: it forgets a handover only with its leadership.
+        // If nobody else leads by now, openraft goes on refusing by itself: it forgets a
+        // handover only with its leadership.
         *inner.has_revoked.write().await = false;
         inner.is_handing_over.store(false, Ordering::SeqCst);
         if outcome.is_err() {
             // If it is lost all the same, others say how.
             inner.cause.lock().take();
         }
-        // This replica's vote waits for the disk that it is left for: before, nobody is seen to lead from here.
+        // This replica's vote waits for the disk that it is left for: before, nobody is
+        // seen to lead from here.
         if outcome.is_ok() || matches!(why, Why::Disk(_)) {
             metrics::counter!("bridle_raft_handovers_total", "reason" => why.name()).increment(1);
             if let Why::Disk(ailment) = why {
@@ -310,13 +381,22 @@ impl Group {
     fn follower(&self, id: RaftId) -> Result<Follower, ChangeError> {
         let status = self.status();
         if !status.figures.is_leader {
-            return Err(GroupError::NotLeader { why: "not the leader".to_owned(), leader: status.figures.leader }.into());
+            return Err(GroupError::NotLeader {
+                why: "not the leader".to_owned(),
+                leader: status.figures.leader,
+            }
+            .into());
         }
         let follower = status.followers.into_iter().find(|follower| follower.raft_id == id);
-        let follower = follower.ok_or_else(|| ChangeError::Refused(format!("there is no other member {id}")))?;
+        let follower = follower
+            .ok_or_else(|| ChangeError::Refused(format!("there is no other member {id}")))?;
         match follower.heard {
             Some(heard) if heard <= HEARD_LATELY => {}
-            heard => return Err(ChangeError::Refused(format!("member {id} was not heard of lately ({heard:?})"))),
+            heard => {
+                return Err(ChangeError::Refused(format!(
+                    "member {id} was not heard of lately ({heard:?})"
+                )));
+            }
         }
         let lag = status.figures.last_log.saturating_sub(follower.matched);
         if lag > LAG_MAX {
@@ -332,7 +412,12 @@ impl Group {
             if self.status().members.iter().any(|(member, ..)| *member == id) {
                 return Ok(());
             }
-            self.inner.raft.add_learner(id, node, false).await.map(drop).map_err(|error| self.inner.unchanged(error))
+            self.inner
+                .raft
+                .add_learner(id, node, false)
+                .await
+                .map(drop)
+                .map_err(|error| self.inner.unchanged(error))
         })
     }
 
@@ -344,20 +429,31 @@ impl Group {
                 return Ok(());
             }
             let change = ChangeMembers::RemoveNodes(BTreeSet::from([id]));
-            self.inner.raft.change_membership(change, true).await.map(drop).map_err(|error| self.inner.unchanged(error))
+            self.inner
+                .raft
+                .change_membership(change, true)
+                .await
+                .map(drop)
+                .map_err(|error| self.inner.unchanged(error))
         })
     }
 
-    /// Makes `voters` the voters, by way of a joint membership; who votes no longer is no longer a member. Can be called again until it succeeds, also by the next leader:
+    /// Makes `voters` the voters, by way of a joint membership; who votes no longer is no
+    /// longer a member. Can be called again until it succeeds, also by the next leader:
     /// what a lost leader had begun is brought to its end.
     ///
     /// # Errors
-    /// [`ChangeError::Refused`]: a new voter is not a member yet, not there or too far behind; or this replica, the leader, is not among them.
-    pub fn change_members<'a>(&'a self, voters: &'a BTreeSet<RaftId>) -> BoxFuture<'a, Result<(), ChangeError>> {
+    /// [`ChangeError::Refused`]: a new voter is not a member yet, not there or too far
+    /// behind; or this replica, the leader, is not among them.
+    pub fn change_members<'a>(
+        &'a self,
+        voters: &'a BTreeSet<RaftId>,
+    ) -> BoxFuture<'a, Result<(), ChangeError>> {
         Box::pin(async move {
             let _one_at_a_time = self.inner.changing.lock().await;
             let status = self.status();
-            let now: BTreeMap<RaftId, bool> = status.members.iter().map(|(id, _, votes)| (*id, *votes)).collect();
+            let now: BTreeMap<RaftId, bool> =
+                status.members.iter().map(|(id, _, votes)| (*id, *votes)).collect();
             if voters.is_empty() {
                 return Err(ChangeError::Refused("a group needs voters".to_owned()));
             }
@@ -366,21 +462,36 @@ impl Group {
                 return Ok(());
             }
             if !voters.contains(&self.inner.id) {
-                return Err(ChangeError::Refused("the leader can't be removed: it must hand over first".to_owned()));
+                return Err(ChangeError::Refused(
+                    "the leader can't be removed: it must hand over first".to_owned(),
+                ));
             }
-            for id in voters.iter().filter(|id| **id != self.inner.id && now.get(id) != Some(&true)) {
+            for id in voters.iter().filter(|id| **id != self.inner.id && now.get(id) != Some(&true))
+            {
                 self.follower(*id)?;
             }
-            self.inner.raft.change_membership(voters.clone(), false).await.map(drop).map_err(|error| self.inner.unchanged(error))
+            self.inner
+                .raft
+                .change_membership(voters.clone(), false)
+                .await
+                .map(drop)
+                .map_err(|error| self.inner.unchanged(error))
         })
     }
 }
 
 impl Inner {
-    fn unchanged(self: &Arc<Self>, error: RaftError<Types, ClientWriteError<Types>>) -> ChangeError {
+    fn unchanged(
+        self: &Arc<Self>,
+        error: RaftError<Types, ClientWriteError<Types>>,
+    ) -> ChangeError {
         match error {
-            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => self.not_leader(&forward).into(),
-            RaftError::APIError(ClientWriteError::LogEntryDiscarded(forward)) => GroupError::Unknown(forward.to_string()).into(),
+            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+                self.not_leader(&forward).into()
+            }
+            RaftError::APIError(ClientWriteError::LogEntryDiscarded(forward)) => {
+                GroupError::Unknown(forward.to_string()).into()
+            }
             RaftError::APIError(error) => ChangeError::Refused(error.to_string()),
             RaftError::Fatal(error) => fatal(error).into(),
         }

@@ -1,13 +1,16 @@
 //! The bodies of letters between replicas.
 //!
-//! Entries travel in the log's own encoding, so that a batch is a slice of the message and not a copy of it; all else is postcard.
+//! Entries travel in the log's own encoding, so that a batch is a slice of the message
+//! and not a copy of it; all else is postcard.
 //!
 //! # Layout
-//! Every body begins with a version u8 = 1. Append: vote, optional previous log id, optional committed log id, then entries, each as length u32 LE
-//! and the entry as in the log (`log/record.rs`). Everything else is postcard of openraft's or our own types.
+//! Every body begins with a version u8 = 1. Append: vote, optional previous log id,
+//! optional committed log id, then entries, each as length u32 LE and the entry as in the
+//! log (`log/record.rs`). Everything else is postcard of openraft's or our own types.
 //!
 //! # Invariants
-//! - Decoding any bytes gives a message or a reason, never a panic: `any_bytes_are_a_message_or_not`.
+//! - Decoding any bytes gives a message or a reason, never a panic:
+//!   `any_bytes_are_a_message_or_not`.
 
 use bytes::Bytes;
 use openraft::raft::AppendEntriesRequest;
@@ -19,7 +22,8 @@ use crate::log::record;
 
 const VERSION: u8 = 1;
 
-/// A batch up to this size is copied out of the message, so that it does not keep alive all that arrived with it.
+/// A batch up to this size is copied out of the message, so that it does not keep alive
+/// all that arrived with it.
 const COPIED_BYTES_MAX: usize = 4096;
 
 pub(super) fn encode<T: Serialize>(message: &T) -> Result<Bytes, String> {
@@ -51,7 +55,9 @@ pub(super) fn encode_append(request: &AppendEntriesRequest<Types>) -> Bytes {
 }
 
 pub(super) fn decode_append(body: &Bytes) -> Result<AppendEntriesRequest<Types>, String> {
-    let Some((&VERSION, rest)) = body.split_first() else { return Err("a message of an unknown version".to_owned()) };
+    let Some((&VERSION, rest)) = body.split_first() else {
+        return Err("a message of an unknown version".to_owned());
+    };
     let mut head = record::Body(rest);
     let vote = head.vote()?;
     let prev_log_id = head.optional(record::Body::log_id)?;
@@ -59,7 +65,9 @@ pub(super) fn decode_append(body: &Bytes) -> Result<AppendEntriesRequest<Types>,
     let mut rest = body.slice(body.len() - head.0.len()..);
     let mut entries = Vec::new();
     while !rest.is_empty() {
-        let Some((length, _)) = rest.split_first_chunk::<4>() else { return Err("a message ends inside a length".to_owned()) };
+        let Some((length, _)) = rest.split_first_chunk::<4>() else {
+            return Err("a message ends inside a length".to_owned());
+        };
         let end = 4 + u32::from_le_bytes(*length) as usize;
         if rest.len() < end {
             return Err("a message ends inside an entry".to_owned());
@@ -68,10 +76,13 @@ pub(super) fn decode_append(body: &Bytes) -> Result<AppendEntriesRequest<Types>,
         entries.push(own(entry));
         rest = rest.slice(end..);
     }
-    let is_consecutive = |pair: &[Entry]| pair[0].log_id.index.checked_add(1) == Some(pair[1].log_id.index);
+    let is_consecutive =
+        |pair: &[Entry]| pair[0].log_id.index.checked_add(1) == Some(pair[1].log_id.index);
     let first = entries.first().map(|entry| entry.log_id.index);
     // openraft relies on it.
-    if !entries.windows(2).all(is_consecutive) || first.is_some_and(|first| first != prev_log_id.map_or(0, |id| id.index.wrapping_add(1))) {
+    if !entries.windows(2).all(is_consecutive)
+        || first.is_some_and(|first| first != prev_log_id.map_or(0, |id| id.index.wrapping_add(1)))
+    {
         return Err("a message whose entries do not follow each other".to_owned());
     }
     Ok(AppendEntriesRequest { vote, prev_log_id, entries, leader_commit })
@@ -105,10 +116,18 @@ mod tests {
                 Entry { log_id: id(10), payload: batch(2) },
             ];
             let vote = Vote { leader_id: LeaderId { term: 3.into(), node_id: 4 }, committed: true };
-            let request = AppendEntriesRequest { vote, prev_log_id: Some(id(7)), entries, leader_commit: None };
+            let request = AppendEntriesRequest {
+                vote,
+                prev_log_id: Some(id(7)),
+                entries,
+                leader_commit: None,
+            };
             let body = encode_append(&request);
             let back = decode_append(&body).unwrap();
-            assert_eq!((back.vote, back.prev_log_id, back.leader_commit), (vote, Some(id(7)), None));
+            assert_eq!(
+                (back.vote, back.prev_log_id, back.leader_commit),
+                (vote, Some(id(7)), None)
+            );
             assert_eq!(back.entries, request.entries);
             assert!(decode_append(&body.slice(..body.len() - 1)).is_err() || bytes == 0);
         }
@@ -117,9 +136,24 @@ mod tests {
     #[test]
     fn entries_that_do_not_follow_each_other_are_refused() {
         let vote = Vote { leader_id: LeaderId { term: 3.into(), node_id: 4 }, committed: true };
-        let of = |indexes: &[u64]| indexes.iter().map(|index| Entry { log_id: id(*index), payload: EntryPayload::Blank }).collect();
-        for (previous, indexes) in [(Some(id(7)), &[9][..]), (Some(id(7)), &[8, 10]), (None, &[1]), (Some(id(u64::MAX)), &[1])] {
-            let request = AppendEntriesRequest { vote, prev_log_id: previous, entries: of(indexes), leader_commit: None };
+        let of = |indexes: &[u64]| {
+            indexes
+                .iter()
+                .map(|index| Entry { log_id: id(*index), payload: EntryPayload::Blank })
+                .collect()
+        };
+        for (previous, indexes) in [
+            (Some(id(7)), &[9][..]),
+            (Some(id(7)), &[8, 10]),
+            (None, &[1]),
+            (Some(id(u64::MAX)), &[1]),
+        ] {
+            let request = AppendEntriesRequest {
+                vote,
+                prev_log_id: previous,
+                entries: of(indexes),
+                leader_commit: None,
+            };
             assert!(decode_append(&encode_append(&request)).is_err(), "{previous:?} {indexes:?}");
         }
     }

@@ -1,6 +1,7 @@
 //! openraft's network over a [`Wire`].
 //!
-//! Heartbeats don't queue behind entries (`append.rs`). What goes in one letter is bounded by what the log gives at once (`log_store.rs`).
+//! Heartbeats don't queue behind entries (`append.rs`). What goes in one letter is
+//! bounded by what the log gives at once (`log_store.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use openraft::alias::VoteOf;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
 
@@ -30,7 +31,8 @@ use super::wire::{Kind, Letter, Wire, WireError};
 const APPEND_PATIENCE: Duration = Duration::from_secs(2);
 /// The slowest network and disk that are waited for, bytes a second.
 const SLOWEST: f64 = 2e6;
-/// How long to leave alone a server that can't be reached: doubled from the first to the last.
+/// How long to leave alone a server that can't be reached: doubled from the first to the
+/// last.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_LAST: Duration = Duration::from_millis(400);
 
@@ -67,10 +69,25 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) async fn ask(&self, kind: Kind, body: Bytes, timeout: Duration) -> Result<Bytes, WireError> {
-        let letter = Letter { group: self.peers.group, from: self.peers.id, target: self.target, kind, body, timeout };
-        // The wire keeps to the timeout by itself; a wire that does not must not hold up Raft.
-        match tokio::time::timeout(timeout + timeout / 4, self.peers.wire.send(&self.node, letter)).await {
+    pub(super) async fn ask(
+        &self,
+        kind: Kind,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, WireError> {
+        let letter = Letter {
+            group: self.peers.group,
+            from: self.peers.id,
+            target: self.target,
+            kind,
+            body,
+            timeout,
+        };
+        // The wire keeps to the timeout by itself; a wire that does not must not hold up
+        // Raft.
+        match tokio::time::timeout(timeout + timeout / 4, self.peers.wire.send(&self.node, letter))
+            .await
+        {
             Ok(reply) => reply,
             Err(_) => Err(WireError::Lost("the time is up".to_owned())),
         }
@@ -126,7 +143,10 @@ impl RaftNetworkV2<Types> for Peer {
         &'s mut self,
         input: S,
         option: RPCOption,
-    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>>
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>,
+    >
     where
         S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
     {
@@ -138,11 +158,19 @@ impl RaftNetworkV2<Types> for Peer {
         })
     }
 
-    async fn vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> Result<VoteResponse<Types>, RPCError<Types>> {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
         self.ask_as(Kind::Vote, message::encode(&rpc), option.hard_ttl()).await
     }
 
-    async fn pre_vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> Result<VoteResponse<Types>, RPCError<Types>> {
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
         self.ask_as(Kind::PreVote, message::encode(&rpc), option.hard_ttl()).await
     }
 
@@ -168,6 +196,8 @@ impl RaftNetworkV2<Types> for Peer {
     }
 
     fn backoff(&self) -> Option<Backoff> {
-        Some(Backoff::new(std::iter::successors(Some(PAUSE_FIRST), |pause| Some((*pause * 2).min(PAUSE_LAST)))))
+        Some(Backoff::new(std::iter::successors(Some(PAUSE_FIRST), |pause| {
+            Some((*pause * 2).min(PAUSE_LAST))
+        })))
     }
 }

@@ -1,10 +1,12 @@
 //! Which followers get every batch at once, and which may wait a little.
 //!
-//! A leader needs as many followers as make a majority with it: one of two, two of four. These are served promptly. The others get what has gathered every
-//! [`LAZY_PERIOD`]: a letter, an fsync and an answer for many batches. What is acknowledged is on the disks of a majority either way, and all others have it a few
-//! milliseconds later.
+//! A leader needs as many followers as make a majority with it: one of two, two of four.
+//! These are served promptly. The others get what has gathered every [`LAZY_PERIOD`]: a
+//! letter, an fsync and an answer for many batches. What is acknowledged is on the disks
+//! of a majority either way, and all others have it a few milliseconds later.
 //!
-//! A follower that was not prompt takes the place of one that it has overtaken: when a prompt one is slow, frozen or dead, writes take a period longer, once.
+//! A follower that was not prompt takes the place of one that it has overtaken: when a
+//! prompt one is slow, frozen or dead, writes take a period longer, once.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -55,7 +57,9 @@ impl Prompt {
     pub(super) fn is_prompt(&self, id: RaftId) -> bool {
         let state = self.0.lock();
         match state.needed {
-            Some(needed) => state.prompt.len() < needed || state.prompt.iter().any(|follower| follower.id == id),
+            Some(needed) => {
+                state.prompt.len() < needed || state.prompt.iter().any(|follower| follower.id == id)
+            }
             None => true,
         }
     }

@@ -1,16 +1,24 @@
-//! Keeps a group's log short: flushes the store often enough that what a restart has to replay stays bounded under endless writes, and lets go of what nobody needs any more.
+//! Keeps a group's log short: flushes the store often enough that what a restart has to
+//! replay stays bounded under endless writes, and lets go of what nobody needs any more.
 //!
-//! A flush makes the state on disk current; openraft takes that for a snapshot, and only what it covers is ever purged. RocksDB flushes by itself when its memtables
-//! are full, and openraft is told then; a store that went quiet, or whose memtables take very long to fill, is flushed here.
+//! A flush makes the state on disk current; openraft takes that for a snapshot, and only
+//! what it covers is ever purged. RocksDB flushes by itself when its memtables are full,
+//! and openraft is told then; a store that went quiet, or whose memtables take very long
+//! to fill, is flushed here.
 //!
-//! Beyond that, a leader keeps what the slowest follower that is there lacks, and what a state under way will be followed by, within limits; behind those a
-//! follower gets a state instead. A follower keeps what was written between its last two flushes: it may have to lead, and others may be behind.
+//! Beyond that, a leader keeps what the slowest follower that is there lacks, and what a
+//! state under way will be followed by, within limits; behind those a follower gets a
+//! state instead. A follower keeps what was written between its last two flushes: it may
+//! have to lead, and others may be behind.
 //!
 //! # Invariants
 //! - What is purged was flushed (`tests/machine.rs`, `what_is_purged_was_flushed`).
-//! - All groups of a process together keep no more than they may (`many_groups_share_what_may_be_kept`).
-//! - What a follower lacks that was heard of lately is kept (`tests/raft_states.rs`, `the_log_is_kept_for_the_slowest_that_is_there`).
-//! - A flush is asked for when the policy says so, and never because of another flush (`one_flush_does_not_bring_about_the_next`, there).
+//! - All groups of a process together keep no more than they may
+//!   (`many_groups_share_what_may_be_kept`).
+//! - What a follower lacks that was heard of lately is kept (`tests/raft_states.rs`,
+//!   `the_log_is_kept_for_the_slowest_that_is_there`).
+//! - A flush is asked for when the policy says so, and never because of another flush
+//!   (`one_flush_does_not_bring_about_the_next`, there).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,7 +33,8 @@ use super::machine::Progress;
 use super::members::Follower;
 use crate::store::Store;
 
-/// How much log may lie between the state on disk and the last entry, and how much is kept for followers.
+/// How much log may lie between the state on disk and the last entry, and how much is
+/// kept for followers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// Bytes of batches. A restart replays about 100 MB/s.
@@ -34,13 +43,17 @@ pub struct Policy {
     pub entries_max: u64,
     /// The age of the oldest write that is not on disk.
     pub age_max: Duration,
-    /// Bytes of batches kept for followers that lack them; four times as much while a state is sent.
+    /// Bytes of batches kept for followers that lack them; four times as much while a
+    /// state is sent.
     pub kept_bytes_max: u64,
-    /// Bytes of batches kept by all groups of a process together: beyond it each keeps less, in proportion.
+    /// Bytes of batches kept by all groups of a process together: beyond it each keeps
+    /// less, in proportion.
     pub kept_in_all_bytes_max: u64,
-    /// Entries kept for followers that lack them; four times as many while a state is sent.
+    /// Entries kept for followers that lack them; four times as many while a state is
+    /// sent.
     pub kept_entries_max: u64,
-    /// How long a follower counts as being there after it was heard of, and a new leader waits to hear of all.
+    /// How long a follower counts as being there after it was heard of, and a new leader
+    /// waits to hear of all.
     pub kept_for: Duration,
 }
 
@@ -80,7 +93,8 @@ impl Kept {
         self.in_all.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed);
     }
 
-    /// Of `most`, what it may keep so that all keep `in_all_max` at most: all, as long as there is room; then its part, by what it keeps.
+    /// Of `most`, what it may keep so that all keep `in_all_max` at most: all, as long as
+    /// there is room; then its part, by what it keeps.
     fn share(&self, most: u64, in_all_max: u64) -> u64 {
         let (own, in_all) = (self.own.load(Ordering::Relaxed), self.in_all.load(Ordering::Relaxed));
         if in_all <= in_all_max {
@@ -110,18 +124,25 @@ struct Mark {
     bytes: u64,
 }
 
-/// Flushes `store` and lets `group` purge its log whenever `policy` says so; ends when the group's state machine does. Costs nothing while nothing is written and nobody lags.
+/// Flushes `store` and lets `group` purge its log whenever `policy` says so; ends when
+/// the group's state machine does. Costs nothing while nothing is written and nobody
+/// lags.
 pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, policy: Policy) {
-    let index = |progress: &mut Progress| progress.borrow_and_update().as_ref().map_or(0, |id| id.index);
-    // What the log holds beyond the state on disk at the start was written before: it counts.
-    let mut last = Mark { index: store.flushed().ok().flatten().map_or(0, |flushed| flushed.index), bytes: 0 };
+    let index =
+        |progress: &mut Progress| progress.borrow_and_update().as_ref().map_or(0, |id| id.index);
+    // What the log holds beyond the state on disk at the start was written before: it
+    // counts.
+    let mut last =
+        Mark { index: store.flushed().ok().flatten().map_or(0, |flushed| flushed.index), bytes: 0 };
     // How many bytes lie before it is not known; they count from now on.
     let mut marks = VecDeque::from([Mark { index: group.inner.purged_at_start, bytes: 0 }, last]);
-    // What an earlier process flushed as it stopped may need no log any more; a group that is only read now would keep it.
+    // What an earlier process flushed as it stopped may need no log any more; a group
+    // that is only read now would keep it.
     let mut is_kept = last.index > 0;
     let mut dirty_since = None;
     loop {
-        // A flush that was asked for here has what came until it began. It is not to be told of again: that would be another flush.
+        // A flush that was asked for here has what came until it began. It is not to be
+        // told of again: that would be another flush.
         last.index = last.index.max(group.inner.named.index());
         if index(&mut progress) <= last.index {
             dirty_since = None;
@@ -132,14 +153,24 @@ pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, 
         let is_dirty = index(&mut progress) > last.index;
         let mut wake = Instant::now() + LOOK_FOR_FOLLOWERS_EVERY;
         if is_dirty {
-            let (flushed, now) = (store.flushed().ok().flatten().map_or(0, |flushed| flushed.index), store.applied_bytes());
+            let (flushed, now) = (
+                store.flushed().ok().flatten().map_or(0, |flushed| flushed.index),
+                store.applied_bytes(),
+            );
             // Flushed for another reason, and openraft does not know.
             let has_flushed = flushed > last.index;
             let due = *dirty_since.get_or_insert_with(Instant::now) + policy.age_max;
             let entries = index(&mut progress).saturating_sub(last.index);
             let bytes = now.saturating_sub(last.bytes);
-            if has_flushed || entries >= policy.entries_max || bytes >= policy.bytes_max || Instant::now() >= due {
-                last = Mark { index: if has_flushed { flushed } else { index(&mut progress) }, bytes: now };
+            if has_flushed
+                || entries >= policy.entries_max
+                || bytes >= policy.bytes_max
+                || Instant::now() >= due
+            {
+                last = Mark {
+                    index: if has_flushed { flushed } else { index(&mut progress) },
+                    bytes: now,
+                };
                 marks.push_back(last);
                 dirty_since = None;
                 if let Err(error) = group.flush().await {
@@ -173,18 +204,37 @@ pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, 
 }
 
 impl Group {
-    /// Purges what is flushed and nobody needs; says whether something flushed is left that is to go later.
-    async fn purge_what_nobody_needs(&self, marks: &mut VecDeque<Mark>, store: &Store, policy: &Policy) -> Result<bool, super::GroupError> {
-        let flushed = self.inner.raft.metrics().borrow_watched().snapshot.as_ref().map_or(0, |id| id.index);
+    /// Purges what is flushed and nobody needs; says whether something flushed is left
+    /// that is to go later.
+    async fn purge_what_nobody_needs(
+        &self,
+        marks: &mut VecDeque<Mark>,
+        store: &Store,
+        policy: &Policy,
+    ) -> Result<bool, super::GroupError> {
+        let flushed =
+            self.inner.raft.metrics().borrow_watched().snapshot.as_ref().map_or(0, |id| id.index);
         let status = self.status();
-        let (applied, purged) = (status.figures.applied, status.figures.purged.max(self.inner.purged_at_start));
+        let (applied, purged) =
+            (status.figures.applied, status.figures.purged.max(self.inner.purged_at_start));
         let needed = match status.figures.is_leader {
             true => {
-                let is_new = self.inner.leads_since().is_none_or(|since| since.elapsed() < policy.kept_for);
-                let is_there = |heard: Option<Duration>| heard.map_or(is_new, |heard| heard < policy.kept_for);
-                // Who lacks what is gone already gets a state; a new leader knows of nobody how much he has.
-                let is_served = |follower: &&Follower| is_there(follower.heard) && (is_new || follower.matched >= purged);
-                status.followers.iter().filter(is_served).map(|follower| follower.matched).min().unwrap_or(u64::MAX)
+                let is_new =
+                    self.inner.leads_since().is_none_or(|since| since.elapsed() < policy.kept_for);
+                let is_there =
+                    |heard: Option<Duration>| heard.map_or(is_new, |heard| heard < policy.kept_for);
+                // Who lacks what is gone already gets a state; a new leader knows of
+                // nobody how much he has.
+                let is_served = |follower: &&Follower| {
+                    is_there(follower.heard) && (is_new || follower.matched >= purged)
+                };
+                status
+                    .followers
+                    .iter()
+                    .filter(is_served)
+                    .map(|follower| follower.matched)
+                    .min()
+                    .unwrap_or(u64::MAX)
             }
             // All but what came since the flush before the last.
             false => marks.iter().rev().nth(1).map_or(0, |mark| mark.index),
@@ -193,8 +243,12 @@ impl Group {
         let within = |factor: u64| {
             let is_within = |mark: &&Mark| {
                 bytes.saturating_sub(mark.bytes)
-                    <= self.inner.kept.share(policy.kept_bytes_max.saturating_mul(factor), policy.kept_in_all_bytes_max)
-                    && applied.saturating_sub(mark.index) <= policy.kept_entries_max.saturating_mul(factor)
+                    <= self.inner.kept.share(
+                        policy.kept_bytes_max.saturating_mul(factor),
+                        policy.kept_in_all_bytes_max,
+                    )
+                    && applied.saturating_sub(mark.index)
+                        <= policy.kept_entries_max.saturating_mul(factor)
             };
             // Without any, the newest: nothing flushed is kept.
             marks.iter().find(is_within).or(marks.back()).map_or(0, |mark| mark.index)
@@ -208,7 +262,8 @@ impl Group {
         while marks.len() > 2 && marks[1].index <= upto || marks.len() > MARKS_MAX {
             marks.pop_front();
         }
-        let before = marks.iter().rev().find(|mark| mark.index <= upto).map_or(bytes, |mark| mark.bytes);
+        let before =
+            marks.iter().rev().find(|mark| mark.index <= upto).map_or(bytes, |mark| mark.bytes);
         self.inner.kept.note(bytes.saturating_sub(before));
         if upto > purged {
             self.purge(upto).await?;

@@ -1,22 +1,31 @@
-//! Taking the state anew from the leader, by a replica whose store is damaged and whose Raft group therefore does not run.
+//! Taking the state anew from the leader, by a replica whose store is damaged and whose
+//! Raft group therefore does not run.
 //!
-//! Vote and log are kept: the replica breaks no word that it gave, and what it has acknowledged stays acknowledged. Meanwhile it neither votes nor takes entries.
+//! Vote and log are kept: the replica breaks no word that it gave, and what it has
+//! acknowledged stays acknowledged. Meanwhile it neither votes nor takes entries.
 //!
 //! # Life of a rebuild
-//! 1. The replica asks the other members for a state ([`Kind::Wanted`]). The one that leads sends it, as it sends one to a follower that lacks too much of the log.
-//! 2. What has come is made a store of its own and looked at: it must reach as far as was announced, and to the beginning of the log kept here.
+//! 1. The replica asks the other members for a state ([`Kind::Wanted`]). The one that
+//!    leads sends it, as it sends one to a follower that lacks too much of the log.
+//! 2. What has come is made a store of its own and looked at: it must reach as far as was
+//!    announced, and to the beginning of the log kept here.
 //! 3. The leader's vote is taken, as with everything that a leader sends.
-//! 4. [`settle`] moves the damaged store aside and the new one into its place. Then the group is started as after any restart.
+//! 4. [`settle`] moves the damaged store aside and the new one into its place. Then the
+//!    group is started as after any restart.
 //!
 //! # Layout
-//! Beside a store at `<store>`: `<store>.fresh` is what is arriving, `<store>.ready` is whole and about to take its place, `<store>.damaged` is the last one that was moved
+//! Beside a store at `<store>`: `<store>.fresh` is what is arriving, `<store>.ready` is
+//! whole and about to take its place, `<store>.damaged` is the last one that was moved
 //! aside, kept for people to look at and to remove.
 //!
 //! # Invariants
-//! - The damaged store stays in its place until another is whole (`storage/tests/three.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`), and a new one that is whole
-//!   takes it, whenever the process ends (`tests/raft_states.rs`, `a_rebuilt_state_is_put_in_place_by_the_next_process`).
-//! - No entry that may be committed is dropped: the log is kept when the state's last entry is one of it, and else holds nothing after that entry that could be
-//!   committed (Raft paper, figure 13, steps 6 and 7).
+//! - The damaged store stays in its place until another is whole
+//!   (`storage/tests/three.rs`, `a_damaged_replica_is_taken_anew_from_the_leader`), and a
+//!   new one that is whole takes it, whenever the process ends (`tests/raft_states.rs`,
+//!   `a_rebuilt_state_is_put_in_place_by_the_next_process`).
+//! - No entry that may be committed is dropped: the log is kept when the state's last
+//!   entry is one of it, and else holds nothing after that entry that could be committed
+//!   (Raft paper, figure 13, steps 6 and 7).
 
 use std::fs::{self, File};
 use std::io;
@@ -82,15 +91,27 @@ pub struct Rebuild {
 impl Rebuild {
     /// Nothing happens before it is [asked for](Rebuild::ask).
     pub fn new(options: RebuildOptions) -> Rebuild {
-        Rebuild { options, receiving: Arc::default(), asked_in_vain: 0.into(), is_done: false.into() }
+        Rebuild {
+            options,
+            receiving: Arc::default(),
+            asked_in_vain: 0.into(),
+            is_done: false.into(),
+        }
     }
 
-    /// Asks the others for a state, once. Asking again, while one is under way too, is harmless.
+    /// Asks the others for a state, once. Asking again, while one is under way too, is
+    /// harmless.
     pub async fn ask(&self) {
         let RebuildOptions { id, log, members, wire, .. } = &self.options;
         let asked = members.iter().filter(|(member, _)| member != id).map(|(member, node)| {
-            let letter =
-                Letter { group: log.id(), from: *id, target: *member, kind: Kind::Wanted, body: Bytes::new(), timeout: ASK_PATIENCE };
+            let letter = Letter {
+                group: log.id(),
+                from: *id,
+                target: *member,
+                kind: Kind::Wanted,
+                body: Bytes::new(),
+                timeout: ASK_PATIENCE,
+            };
             wire.send(node, letter)
         });
         let answers = join_all(asked).await;
@@ -109,7 +130,8 @@ impl Rebuild {
         self.asked_in_vain.load(Ordering::Relaxed)
     }
 
-    /// Whether a new state is in place, so that the group may be started; or it was [stopped](Rebuild::stop).
+    /// Whether a new state is in place, so that the group may be started; or it was
+    /// [stopped](Rebuild::stop).
     pub fn is_done(&self) -> bool {
         self.is_done.load(Ordering::Acquire)
     }
@@ -133,7 +155,9 @@ impl Rebuild {
             // One letter at a time, as in a replica that runs.
             let receiving = self.receiving.clone().lock_owned().await;
             if self.is_done() {
-                return Err(ReceiveError::NotNow("this replica is not being rebuilt any more".to_owned()));
+                return Err(ReceiveError::NotNow(
+                    "this replica is not being rebuilt any more".to_owned(),
+                ));
             }
             match letter.kind {
                 Kind::Here => Ok(Bytes::new()),
@@ -145,19 +169,27 @@ impl Rebuild {
                 Kind::Offer => {
                     shared.room(directory).map_err(not_now)?;
                     let term = vote(log).await?.map_or(0, |vote| vote.leader_id.term.0);
-                    Receiving::offer(receiving, &letter.body, beside(directory, FRESH).join(RECEIVED), term).await
+                    Receiving::offer(
+                        receiving,
+                        &letter.body,
+                        beside(directory, FRESH).join(RECEIVED),
+                        term,
+                    )
+                    .await
                 }
                 Kind::Piece => {
                     shared.room(directory).map_err(not_now)?;
                     Receiving::piece(receiving, letter.body).await
                 }
                 Kind::Install => {
-                    let (install, mut receiving) = Receiving::whole(receiving, &letter.body).await?;
+                    let (install, mut receiving) =
+                        Receiving::whole(receiving, &letter.body).await?;
                     // Consumed, whatever becomes of it.
                     receiving.forget();
                     self.install(&install).await?;
                     self.is_done.store(true, Ordering::Release);
-                    message::encode(&SnapshotResponse::<Types>::new(install.vote)).map_err(ReceiveError::Unreadable)
+                    message::encode(&SnapshotResponse::<Types>::new(install.vote))
+                        .map_err(ReceiveError::Unreadable)
                 }
                 _ => Err(ReceiveError::NotNow("this replica is being rebuilt".to_owned())),
             }
@@ -181,7 +213,9 @@ impl Rebuild {
         };
         let last = blocking(made).await?;
         if last < install.meta.last_log_id || last < log.purged() {
-            return Err(ReceiveError::NotNow(format!("the received state ends at {last:?}, which is not far enough")));
+            return Err(ReceiveError::NotNow(format!(
+                "the received state ends at {last:?}, which is not far enough"
+            )));
         }
         log.clone().save_vote(&install.vote).await.map_err(not_now)?;
         blocking(move || rename(&fresh, &ready).map_err(not_now)).await?;
@@ -192,7 +226,8 @@ impl Rebuild {
     }
 }
 
-/// Puts a state in place that was taken anew and is whole, if there is one: also that of an earlier process that did not come to it. To be called before the store at
+/// Puts a state in place that was taken anew and is whole, if there is one: also that of
+/// an earlier process that did not come to it. To be called before the store at
 /// `directory` is opened.
 ///
 /// # Errors
@@ -207,7 +242,9 @@ pub async fn settle(directory: &Path, log: &GroupLog, shared: &Shared) -> io::Re
             Ok(if ready.exists() { Some(last_of(&shared, &ready)?) } else { None })
         }
     };
-    let Some(last) = tokio::task::spawn_blocking(found).await.map_err(io::Error::other)?? else { return Ok(()) };
+    let Some(last) = tokio::task::spawn_blocking(found).await.map_err(io::Error::other)?? else {
+        return Ok(());
+    };
     if let Some(last) = last {
         let is_in_log = log.purged() == Some(last) || log.log_id(last.index) == Some(last);
         if !is_in_log {
@@ -264,7 +301,8 @@ impl Group {
     /// Begins to send this replica's state to a member that asks for it.
     pub(super) async fn send_state(&self, to: RaftId) -> Result<Bytes, ReceiveError> {
         let inner = &self.inner;
-        // Then the state has all that was committed before, and more than the other's log can contradict.
+        // Then the state has all that was committed before, and more than the other's log
+        // can contradict.
         self.confirm().await.map_err(not_now)?;
         let (vote, node) = {
             let server = inner.server.borrow_watched();
@@ -272,8 +310,10 @@ impl Group {
         };
         let node = node.ok_or_else(|| not_now(format!("{to} is no member")))?;
         if !inner.peers.holds.is_held(to) {
-            let state = snapshot(&inner.store, inner.store.applied().map_err(not_now)?).map_err(not_now)?;
-            let peer = Peer { peers: inner.peers.clone(), target: to, node, is_for_heartbeats: false };
+            let state =
+                snapshot(&inner.store, inner.store.applied().map_err(not_now)?).map_err(not_now)?;
+            let peer =
+                Peer { peers: inner.peers.clone(), target: to, node, is_for_heartbeats: false };
             tokio::spawn(async move {
                 if let Err(error) = transfer::send(&peer, vote, state).await {
                     tracing::warn!(to, %error, "a state that was asked for is not sent");

@@ -34,7 +34,8 @@ impl Group {
     /// Takes a letter that came over the wire, and gives the reply to send back.
     ///
     /// # Errors
-    /// Why there is none: the wire tells the sender ([`WireError::Refused`](super::WireError::Refused)).
+    /// Why there is none: the wire tells the sender
+    /// ([`WireError::Refused`](super::WireError::Refused)).
     pub fn receive(&self, letter: Letter) -> BoxFuture<'_, Result<Bytes, ReceiveError>> {
         Box::pin(async move {
             let inner = &self.inner;
@@ -44,8 +45,12 @@ impl Group {
             inner.standing.lock().met(Instant::now());
             match letter.kind {
                 Kind::Append => inner.append(letter.body).await,
-                Kind::Vote | Kind::PreVote | Kind::Transfer => inner.elections(letter.kind, letter.from, &letter.body).await,
-                Kind::Offer | Kind::Piece | Kind::Install => inner.arrivals(letter.kind, letter.body).await,
+                Kind::Vote | Kind::PreVote | Kind::Transfer => {
+                    inner.elections(letter.kind, letter.from, &letter.body).await
+                }
+                Kind::Offer | Kind::Piece | Kind::Install => {
+                    inner.arrivals(letter.kind, letter.body).await
+                }
                 Kind::Ready => inner.ready(),
                 Kind::Here => Ok(Bytes::new()),
                 Kind::Wanted => self.send_state(letter.from).await,
@@ -61,9 +66,15 @@ impl Inner {
         let request = message::decode_append(&body).map_err(ReceiveError::Unreadable)?;
         drop(body);
         let (is_busy, term) = (!request.entries.is_empty(), request.vote.leader_id.term.0);
-        // A leader has one with entries on its way. More are those that it has given up: while this replica waits for its disk or its store, they would pile up in Raft's queue.
+        // A leader has one with entries on its way. More are those that it has given up:
+        // while this replica waits for its disk or its store, they would pile up in
+        // Raft's queue.
         let _admitted = match is_busy.then(|| self.admitting.try_lock()) {
-            Some(Err(_taken)) => return Err(ReceiveError::NotNow("entries that came before are not taken in yet".to_owned())),
+            Some(Err(_taken)) => {
+                return Err(ReceiveError::NotNow(
+                    "entries that came before are not taken in yet".to_owned(),
+                ));
+            }
             admitted => admitted,
         };
         let told = request.entries.iter().map(|entry| entry.log_id);
@@ -73,7 +84,9 @@ impl Inner {
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
         match &response {
             AppendEntriesResponse::Success => self.caught_up(&vote, committed, last),
-            AppendEntriesResponse::PartialSuccess(matched) => self.caught_up(&vote, committed, *matched),
+            AppendEntriesResponse::PartialSuccess(matched) => {
+                self.caught_up(&vote, committed, *matched)
+            }
             AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => {}
         }
         // A leader of the past is nobody's leader.
@@ -84,7 +97,8 @@ impl Inner {
         message::encode(&response).map_err(ReceiveError::Unreadable)
     }
 
-    /// Makes sure that a leader of `vote` has what was committed here: openraft would take its word, or panic.
+    /// Makes sure that a leader of `vote` has what was committed here: openraft would
+    /// take its word, or panic.
     pub(super) async fn agree(
         &self,
         vote: &Vote,
@@ -103,17 +117,27 @@ impl Inner {
     /// Whether this replica may vote and stand, and how its disk is.
     fn ready(&self) -> Result<Bytes, ReceiveError> {
         let why = match () {
-            () if Instant::now() < self.guard_until => "this replica has just started and may have promised its vote",
-            () if self.abstains() => "this replica was not stopped in order and may lack what it had acknowledged",
-            () => return message::encode(&Readiness::of(&self.log)).map_err(ReceiveError::Unreadable),
+            () if Instant::now() < self.guard_until => {
+                "this replica has just started and may have promised its vote"
+            }
+            () if self.abstains() => {
+                "this replica was not stopped in order and may lack what it had acknowledged"
+            }
+            () => {
+                return message::encode(&Readiness::of(&self.log))
+                    .map_err(ReceiveError::Unreadable);
+            }
         };
         Err(ReceiveError::NotNow(why.to_owned()))
     }
 
-    /// A leader gives up: the one that it chose leads soon, or this replica stands. Of no other than the one that is followed here is that taken: openraft does not
-    /// listen to others either, and a term that nobody has reached would have this replica stand for ever.
+    /// A leader gives up: the one that it chose leads soon, or this replica stands. Of no
+    /// other than the one that is followed here is that taken: openraft does not listen
+    /// to others either, and a term that nobody has reached would have this replica stand
+    /// for ever.
     fn given_up(&self, leader: &Vote, from: RaftId) {
-        if self.log.vote() == Some(*leader) && leader.committed && leader.leader_id.node_id == from {
+        if self.log.vote() == Some(*leader) && leader.committed && leader.leader_id.node_id == from
+        {
             self.standing.lock().given_up(Instant::now(), leader.leader_id.term.0);
             if let Some(ticker) = &self.ticker {
                 ticker.upset();
@@ -121,27 +145,46 @@ impl Inner {
         }
     }
 
-    async fn elections(&self, kind: Kind, from: RaftId, body: &[u8]) -> Result<Bytes, ReceiveError> {
+    async fn elections(
+        &self,
+        kind: Kind,
+        from: RaftId,
+        body: &[u8],
+    ) -> Result<Bytes, ReceiveError> {
         self.ready()?;
         let reply = match kind {
             Kind::Transfer => {
-                let request: TransferLeaderRequest<Types> = message::decode(body).map_err(ReceiveError::Unreadable)?;
+                let request: TransferLeaderRequest<Types> =
+                    message::decode(body).map_err(ReceiveError::Unreadable)?;
                 self.given_up(request.from_leader(), from);
                 if *request.to_node_id() == self.id {
-                    self.note_cause(format!("member {} has handed it over", request.from_leader().leader_id.node_id));
+                    self.note_cause(format!(
+                        "member {} has handed it over",
+                        request.from_leader().leader_id.node_id
+                    ));
                 }
-                message::encode(&self.raft.handle_transfer_leader(request).await.map_err(|error| ReceiveError::Stopped(error.to_string()))?)
+                message::encode(
+                    &self
+                        .raft
+                        .handle_transfer_leader(request)
+                        .await
+                        .map_err(|error| ReceiveError::Stopped(error.to_string()))?,
+                )
             }
             _ => {
-                let mut request: VoteRequest<Types> = message::decode(body).map_err(ReceiveError::Unreadable)?;
-                // A leader that gives up has revoked its leases, and whoever stands next has its word: the one that it chose may be gone.
-                // It may lead on, and grant itself new leases, only after such a vote is given.
+                let mut request: VoteRequest<Types> =
+                    message::decode(body).map_err(ReceiveError::Unreadable)?;
+                // A leader that gives up has revoked its leases, and whoever stands next
+                // has its word: the one that it chose may be gone. It may lead on, and
+                // grant itself new leases, only after such a vote is given.
                 let has_revoked = self.has_revoked.read().await;
                 let is_next_term = request.vote.leader_id.term.0 > self.role.borrow().term;
                 let has_word = *has_revoked && is_next_term;
                 let answer = if kind == Kind::Vote {
-                    // Authorised by the leader of an earlier term, and so no longer of weight once there is another.
-                    request.leadership_transfer = request.leadership_transfer && is_next_term || has_word;
+                    // Authorised by the leader of an earlier term, and so no longer of
+                    // weight once there is another.
+                    request.leadership_transfer =
+                        request.leadership_transfer && is_next_term || has_word;
                     self.raft.vote(request).await.map_err(stopped)?
                 } else {
                     let last_log_id = request.last_log_id;

@@ -26,7 +26,8 @@ use super::{GroupLog, Machine};
 use crate::mutants;
 use crate::store::Store;
 
-/// How long a group of one may take to elect itself: a few fsyncs, on a disk that may be busy.
+/// How long a group of one may take to elect itself: a few fsyncs, on a disk that may be
+/// busy.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a replica of a group of any size is started with.
@@ -43,8 +44,9 @@ pub struct GroupOptions {
     pub store: Store,
     /// The way to the other members.
     pub wire: Arc<dyn Wire>,
-    /// The members of a group that is new, the same list on all of them; the first forms the group at once, the others if it does not. Of no effect on a replica that
-    /// has a past. `None`: the replica waits to be added by others.
+    /// The members of a group that is new, the same list on all of them; the first forms
+    /// the group at once, the others if it does not. Of no effect on a replica that has a
+    /// past. `None`: the replica waits to be added by others.
     pub initial: Option<Vec<(RaftId, Node)>>,
     /// The process's clock.
     pub ticker: Arc<Ticker>,
@@ -65,14 +67,21 @@ struct Start {
 }
 
 impl Group {
-    /// Starts a group of one voter, `id`, forming it when log and store are new. Must be called on the runtime that is to run Raft.
+    /// Starts a group of one voter, `id`, forming it when log and store are new. Must be
+    /// called on the runtime that is to run Raft.
     ///
-    /// A group of one needs no ticks: it elects itself here, and keeps its lease by itself.
-    /// While it runs, its log is kept short ([`keep_log_short`]).
+    /// A group of one needs no ticks: it elects itself here, and keeps its lease by
+    /// itself. While it runs, its log is kept short ([`keep_log_short`]).
     ///
     /// # Errors
-    /// [`GroupError::Fatal`]: log or store can't be read, or the disk doesn't take a vote.
-    pub fn start_alone(id: RaftId, name: String, log: GroupLog, store: Store) -> BoxFuture<'static, Result<Group, GroupError>> {
+    /// [`GroupError::Fatal`]: log or store can't be read, or the disk doesn't take a
+    /// vote.
+    pub fn start_alone(
+        id: RaftId,
+        name: String,
+        log: GroupLog,
+        store: Store,
+    ) -> BoxFuture<'static, Result<Group, GroupError>> {
         Box::pin(async move {
             let initial = BTreeMap::from([(id, Node::default())]);
             let now = Instant::now();
@@ -81,17 +90,33 @@ impl Group {
             // Nobody has more than it.
             log.watch().clear();
             let (members, amnesia) = (initial.clone(), Amnesia::new(false, now, now));
-            let start = Start { id, name, log, store, wire, initial: members, ticker, guard_until, standing, amnesia };
+            let start = Start {
+                id,
+                name,
+                log,
+                store,
+                wire,
+                initial: members,
+                ticker,
+                guard_until,
+                standing,
+                amnesia,
+            };
             let group = Self::build(start).await?;
             let raft = &group.inner.raft;
             group.inner.note_cause("it is the only member".to_owned());
             let elected = async {
                 match raft.initialize(initial).await {
                     Ok(()) => {}
-                    Err(RaftError::APIError(InitializeError::NotAllowed(_))) => raft.trigger().elect(false).await.map_err(fatal)?,
+                    Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
+                        raft.trigger().elect(false).await.map_err(fatal)?
+                    }
                     Err(error) => return Err(GroupError::Fatal(error.to_string())),
                 }
-                let elected = raft.wait(Some(START_PATIENCE)).current_leader(id, "a group of one elects itself").await;
+                let elected = raft
+                    .wait(Some(START_PATIENCE))
+                    .current_leader(id, "a group of one elects itself")
+                    .await;
                 elected.map(drop).map_err(|error| GroupError::Fatal(error.to_string()))
             };
             match elected.await {
@@ -104,16 +129,22 @@ impl Group {
         })
     }
 
-    /// Starts a replica of a group of any size. Must be called on the runtime that is to run Raft. Returns as soon as it runs; whether and when a leader is there,
-    /// [`leadership_changes`](Group::leadership_changes) tells. While it runs, its log is kept short ([`keep_log_short`]).
+    /// Starts a replica of a group of any size. Must be called on the runtime that is to
+    /// run Raft. Returns as soon as it runs; whether and when a leader is there,
+    /// [`leadership_changes`](Group::leadership_changes) tells. While it runs, its log is
+    /// kept short ([`keep_log_short`]).
     ///
     /// # Errors
     /// [`GroupError::Fatal`]: log or store can't be read.
     pub fn start(options: GroupOptions) -> BoxFuture<'static, Result<Group, GroupError>> {
         Box::pin(async move {
-            let GroupOptions { group: number, id, name, mut log, store, wire, initial, ticker } = options;
+            let GroupOptions { group: number, id, name, mut log, store, wire, initial, ticker } =
+                options;
             if number != log.id() {
-                return Err(GroupError::Fatal(format!("group {number} was given the log of group {}", log.id())));
+                return Err(GroupError::Fatal(format!(
+                    "group {number} was given the log of group {}",
+                    log.id()
+                )));
             }
             let read = |error: std::io::Error| GroupError::Fatal(error.to_string());
             let has_past = log.read_vote().await.map_err(read)?.is_some()
@@ -132,8 +163,19 @@ impl Group {
             let amnesia = Amnesia::new(log.watch().is_suspect(), ticker.started(), now);
             let initial = initial.unwrap_or_default().into_iter().collect();
             let with_ticker = Some(ticker.clone());
-            let group =
-                Self::build(Start { id, name, log, store, wire, initial, ticker: with_ticker, guard_until, standing, amnesia }).await?;
+            let group = Self::build(Start {
+                id,
+                name,
+                log,
+                store,
+                wire,
+                initial,
+                ticker: with_ticker,
+                guard_until,
+                standing,
+                amnesia,
+            })
+            .await?;
             ticker.add(&group.inner);
             // A new group is not to wait for the next tick.
             group.inner.tick(now, false);
@@ -142,8 +184,10 @@ impl Group {
     }
 
     async fn build(start: Start) -> Result<Group, GroupError> {
-        let Start { id, name, log, store, wire, initial, ticker, guard_until, standing, amnesia } = start;
-        let (machine, progress) = Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
+        let Start { id, name, log, store, wire, initial, ticker, guard_until, standing, amnesia } =
+            start;
+        let (machine, progress) =
+            Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
         let applied = *progress.borrow();
         if let Some(why) = log.unfit(applied) {
             store.condemn(&why);
@@ -163,11 +207,14 @@ impl Group {
             election_timeout_max: lease_ms,
             enable_tick: false,
             enable_pre_vote: Some(true),
-            // A follower that has lost its log's tail under a leader that goes on is given it again; what a majority had acknowledged stays committed.
+            // A follower that has lost its log's tail under a leader that goes on is
+            // given it again; what a majority had acknowledged stays committed.
             allow_log_reversion: Some(true),
-            // What a restarted leader had committed it learns by being elected again: `save_committed` is best effort.
+            // What a restarted leader had committed it learns by being elected again:
+            // `save_committed` is best effort.
             enable_leader_restore: Some(false),
-            // Longer than anybody relies on a lease: a removed leader's transfer must find none in use.
+            // Longer than anybody relies on a lease: a removed leader's transfer must
+            // find none in use.
             removed_leader_step_down: StepDownPolicy::After(lease_ms),
             max_payload_entries: 1024,
             // Snapshots are flushes here, and the purge driver asks for them.
@@ -180,21 +227,40 @@ impl Group {
         let config = config.validate().map_err(|error| GroupError::Fatal(error.to_string()))?;
         let (number, purged_at_start) = (log.id(), log.range().start.saturating_sub(1));
         let watch = log.watch();
-        let transfers = ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
-        let peers = Peers { wire, group: number, id, transfers, holds: Arc::<Holds>::default(), prompt: Arc::default() };
+        let transfers =
+            ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
+        let peers = Peers {
+            wire,
+            group: number,
+            id,
+            transfers,
+            holds: Arc::<Holds>::default(),
+            prompt: Arc::default(),
+        };
         let directory = store.path().to_owned();
-        let cleaned = tokio::task::spawn_blocking(move || transfer::clean(&directory)).await.map_err(|error| error.to_string());
-        cleaned.and_then(|cleaned| cleaned.map_err(|error| error.to_string())).map_err(GroupError::Fatal)?;
+        let cleaned = tokio::task::spawn_blocking(move || transfer::clean(&directory))
+            .await
+            .map_err(|error| error.to_string());
+        cleaned
+            .and_then(|cleaned| cleaned.map_err(|error| error.to_string()))
+            .map_err(GroupError::Fatal)?;
         let policy = match ticker.as_ref() {
-            Some(_) if mutants::SHORT_LOGS => {
-                Policy { entries_max: 100, age_max: Duration::from_secs(1), kept_entries_max: 200, ..Policy::default() }
-            }
+            Some(_) if mutants::SHORT_LOGS => Policy {
+                entries_max: 100,
+                age_max: Duration::from_secs(1),
+                kept_entries_max: 200,
+                ..Policy::default()
+            },
             Some(ticker) => ticker.log_policy(),
             None => Policy::default(),
         };
         let raft = {
-            // openraft applies again what the store had not flushed, and reads it for that: not more than so much is in memory, whatever the number of groups.
-            let applied = store.applied().map_err(|fault| GroupError::Fatal(fault.to_string()))?.map_or(0, |applied| applied.index);
+            // openraft applies again what the store had not flushed, and reads it for
+            // that: not more than so much is in memory, whatever the number of groups.
+            let applied = store
+                .applied()
+                .map_err(|fault| GroupError::Fatal(fault.to_string()))?
+                .map_or(0, |applied| applied.index);
             let turns = log.clone();
             let _turn = turns.replay_turn(applied).await;
             Raft::new(id, Arc::new(config), peers.clone(), log, machine).await.map_err(fatal)?

@@ -1,33 +1,46 @@
-//! The clock of all groups of a process: one task that has leaders send heartbeats and followers stand for election.
+//! The clock of all groups of a process: one task that has leaders send heartbeats and
+//! followers stand for election.
 //!
-//! openraft could tick each group by itself, at five times the cost when groups are idle. Here all leaders' heartbeats leave at the same moment, so that
-//! they share socket writes; and a follower stands when its own record of the leader's last word is older than the lease.
+//! openraft could tick each group by itself, at five times the cost when groups are idle.
+//! Here all leaders' heartbeats leave at the same moment, so that they share socket
+//! writes; and a follower stands when its own record of the leader's last word is older
+//! than the lease.
 //!
-//! Most ticks have nothing to do: leaders are looked at at every heartbeat, followers when they say; all after anybody's leader has changed.
+//! Most ticks have nothing to do: leaders are looked at at every heartbeat, followers
+//! when they say; all after anybody's leader has changed.
 //!
 //! # Groups at rest
-//! What heartbeats cost, groups cost that nobody uses. A leader of whom nothing was asked for [`QUIET_BEATS`] heartbeats sends every other one only, and a
-//! follower that got no entry for [`QUIET`], which is shorter, waits for another [`LEASE`] before it stands. The first read from a leader at rest may have to
-//! ask for a quorum's word; nothing else changes, as leases rest on heartbeats that arrived.
+//! What heartbeats cost, groups cost that nobody uses. A leader of whom nothing was asked
+//! for [`QUIET_BEATS`] heartbeats sends every other one only, and a follower that got no
+//! entry for [`QUIET`], which is shorter, waits for another [`LEASE`] before it stands.
+//! The first read from a leader at rest may have to ask for a quorum's word; nothing else
+//! changes, as leases rest on heartbeats that arrived.
 //!
 //! # Restart guard
-//! openraft forgets at a restart until when it had promised its leader not to vote for another. So a replica that has a past neither votes nor stands
-//! until a whole lease has gone by since the process started, or since the group was last stopped in it; without this, a leader that renewed its lease
-//! with the restarted replica's word would answer reads after another one was elected.
+//! openraft forgets at a restart until when it had promised its leader not to vote for
+//! another. So a replica that has a past neither votes nor stands until a whole lease has
+//! gone by since the process started, or since the group was last stopped in it; without
+//! this, a leader that renewed its lease with the restarted replica's word would answer
+//! reads after another one was elected.
 //!
 //! # Machines that stand still
-//! By the clock that openraft goes by, an acknowledgement from before the machine was suspended is as fresh after it. So the ticker looks whether the
-//! clocks have jumped ([`Clocks`]): until a while after a jump no acknowledgement from before it counts ([`Ticker::trusts`]), and whoever holds leases is told
-//! ([`Ticker::jumps`]).
+//! By the clock that openraft goes by, an acknowledgement from before the machine was
+//! suspended is as fresh after it. So the ticker looks whether the clocks have jumped
+//! ([`Clocks`]): until a while after a jump no acknowledgement from before it counts
+//! ([`Ticker::trusts`]), and whoever holds leases is told ([`Ticker::jumps`]).
 //!
 //! # Invariants
-//! - After the machine has stood still, nobody is confirmed as the leader by what was acknowledged before (`tests/raft_leases.rs`,
+//! - After the machine has stood still, nobody is confirmed as the leader by what was
+//!   acknowledged before (`tests/raft_leases.rs`,
 //!   `a_leader_whose_machine_stood_still_is_not_confirmed_by_what_was_before`).
-//! - When a handover fails, another member stands long before a lease has gone by (`tests/raft_groups.rs`, `a_handover_to_one_that_is_gone_ends_in_an_election`).
-//! - Who gave its vote, a leader that hands over included, stands against nobody before the other had time to win and to say so
-//!   (`who_gave_its_vote_lets_the_other_win`).
-//! - A leader at rest has all its followers at rest (`followers_rest_before_their_leader`).
-//! - No vote is given within a lease of the last word to an earlier leader, restart or not (`tests/raft_leases.rs`, `a_restarted_voter_keeps_its_word`).
+//! - When a handover fails, another member stands long before a lease has gone by
+//!   (`tests/raft_groups.rs`, `a_handover_to_one_that_is_gone_ends_in_an_election`).
+//! - Who gave its vote, a leader that hands over included, stands against nobody before
+//!   the other had time to win and to say so (`who_gave_its_vote_lets_the_other_win`).
+//! - A leader at rest has all its followers at rest
+//!   (`followers_rest_before_their_leader`).
+//! - No vote is given within a lease of the last word to an earlier leader, restart or
+//!   not (`tests/raft_leases.rs`, `a_restarted_voter_keeps_its_word`).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -52,15 +65,19 @@ pub(super) const HEARTBEAT: Duration = Duration::from_millis(300);
 const QUIET_BEATS: u32 = 17;
 /// A follower that got no entry for so long is at rest.
 const QUIET: Duration = Duration::from_secs(3);
-/// Members stand for election one after another, this far apart, so that they don't take each other's votes.
+/// Members stand for election one after another, this far apart, so that they don't take
+/// each other's votes.
 const STAGGER: Duration = Duration::from_millis(80);
 /// The shortest wait beyond the lease.
 const MARGIN: Duration = Duration::from_millis(20);
-/// How long a candidate waits for votes before it asks again; twice that at most, at random.
+/// How long a candidate waits for votes before it asks again; twice that at most, at
+/// random.
 const ROUND: Duration = Duration::from_millis(200);
-/// Who was told that another is to lead, and hears of no new leader for so long, stands itself.
+/// Who was told that another is to lead, and hears of no new leader for so long, stands
+/// itself.
 const HANDOVER: Duration = Duration::from_millis(400);
-/// How long a member of a new group waits for the first one to form it: it may have been lost.
+/// How long a member of a new group waits for the first one to form it: it may have been
+/// lost.
 const FORMING: Duration = LEASE.saturating_mul(3);
 
 /// What the groups of a process share: the clock, and the pace of state transfers.
@@ -73,7 +90,8 @@ pub struct Ticker {
     policy: Mutex<Policy>,
     clocks: Arc<dyn Clocks>,
     detector: Mutex<JumpDetector>,
-    /// Until when acknowledgements may be from before the last jump; behind the lock of the detector.
+    /// Until when acknowledgements may be from before the last jump; behind the lock of
+    /// the detector.
     jumps: watch::Sender<Option<Instant>>,
     kept: KeptInAll,
 }
@@ -92,8 +110,9 @@ struct Running {
 }
 
 impl Ticker {
-    /// Starts the task on the current runtime: that on which Raft runs. It ends when the ticker is dropped. To be called first thing in a process: the restart
-    /// guard counts from here.
+    /// Starts the task on the current runtime: that on which Raft runs. It ends when the
+    /// ticker is dropped. To be called first thing in a process: the restart guard counts
+    /// from here.
     pub fn start() -> Arc<Ticker> {
         Self::start_with(Arc::new(SystemClocks))
     }
@@ -120,7 +139,8 @@ impl Ticker {
         self.started
     }
 
-    /// How fast states may be sent to other servers, all groups together, bytes a second; 0 is no limit.
+    /// How fast states may be sent to other servers, all groups together, bytes a second;
+    /// 0 is no limit.
     pub fn set_transfer_rate(&self, bytes_per_s: u64) {
         self.transfers.set_rate(bytes_per_s);
     }
@@ -148,12 +168,14 @@ impl Ticker {
         &self.clocks
     }
 
-    /// Changes whenever the machine has stood still, or its time was set: leases that were taken before are to be revoked.
+    /// Changes whenever the machine has stood still, or its time was set: leases that
+    /// were taken before are to be revoked.
     pub fn jumps(&self) -> watch::Receiver<Option<Instant>> {
         self.jumps.subscribe()
     }
 
-    /// Whether acknowledgements as old as [`CONFIRMED_AGE`] may be relied on: not if the clocks have jumped since.
+    /// Whether acknowledgements as old as [`CONFIRMED_AGE`] may be relied on: not if the
+    /// clocks have jumped since.
     pub(super) fn trusts(&self, now: Instant) -> bool {
         self.look_at_clocks(now);
         self.jumps.borrow().is_none_or(|until| now >= until)
@@ -165,7 +187,8 @@ impl Ticker {
             self.jumps.send_replace(Some(now + CONFIRMED_AGE));
             tracing::warn!(
                 ms = jump.as_millis() as u64,
-                "clocks have jumped: the machine stood still, or its time was set; leases are confirmed anew"
+                "clocks have jumped: the machine stood still, or its time was set; leases are \
+                 confirmed anew"
             );
         }
     }
@@ -177,7 +200,10 @@ impl Ticker {
     }
 
     pub(super) fn add(&self, group: &Arc<Inner>) {
-        self.groups.lock().running.push(Running { group: Arc::downgrade(group), due: Some(Instant::now()) });
+        self.groups
+            .lock()
+            .running
+            .push(Running { group: Arc::downgrade(group), due: Some(Instant::now()) });
     }
 
     pub(super) fn remove(&self, group: &Arc<Inner>) {
@@ -185,7 +211,8 @@ impl Ticker {
         self.note_word(group.number);
     }
 
-    /// A replica of `group` that does not run after this has given its leader a word that it is to keep.
+    /// A replica of `group` that does not run after this has given its leader a word that
+    /// it is to keep.
     pub(super) fn note_word(&self, group: u64) {
         self.groups.lock().stopped.insert(group, Instant::now());
     }
@@ -276,7 +303,15 @@ pub(super) struct Standing {
 
 impl Standing {
     pub(super) fn new(not_before: Instant, forming_due: Option<Instant>) -> Self {
-        Self { heard: None, busy: None, given_up: None, term: 0, not_before, jitter: random(STAGGER), forming_due }
+        Self {
+            heard: None,
+            busy: None,
+            given_up: None,
+            term: 0,
+            not_before,
+            jitter: random(STAGGER),
+            forming_due,
+        }
     }
 
     /// When a member forms a new group: the first one at once.
@@ -306,7 +341,8 @@ impl Standing {
         self.given_up = Some((at, term));
     }
 
-    /// The term that this replica is in. A new one begins with a vote, its own or another's: whoever stands is given time to win and to say so.
+    /// The term that this replica is in. A new one begins with a vote, its own or
+    /// another's: whoever stands is given time to win and to say so.
     pub(super) fn in_term(&mut self, now: Instant, term: u64) {
         if term > self.term {
             self.term = term;
@@ -337,13 +373,15 @@ impl Standing {
         self.forming_due
     }
 
-    /// When to stand for election, if nobody is heard of before; `rank` is this replica's place among those who may.
+    /// When to stand for election, if nobody is heard of before; `rank` is this replica's
+    /// place among those who may.
     pub(super) fn stands_at(&self, rank: u32) -> Instant {
         let is_at_rest = |heard| self.busy.is_none_or(|busy| busy + QUIET <= heard);
         let patience = |heard| if is_at_rest(heard) { LEASE * 2 } else { LEASE };
         let silent_at = self.heard.map(|heard| heard + patience(heard) + MARGIN);
         let over_at = self.given_up.map(|(at, _)| at + HANDOVER);
-        let free_at = silent_at.into_iter().chain(over_at).min().map(|at| at + STAGGER * rank + self.jitter);
+        let free_at =
+            silent_at.into_iter().chain(over_at).min().map(|at| at + STAGGER * rank + self.jitter);
         free_at.map_or(self.not_before, |free_at| free_at.max(self.not_before))
     }
 
@@ -356,13 +394,17 @@ impl Standing {
         self.jitter = random(STAGGER);
         Some(match (self.heard, self.given_up) {
             (_, Some(_)) => "the last leader gave up, and nobody else leads".to_owned(),
-            (Some(heard), None) => format!("no leader was heard of for {} ms", now.saturating_duration_since(heard).as_millis()),
+            (Some(heard), None) => format!(
+                "no leader was heard of for {} ms",
+                now.saturating_duration_since(heard).as_millis()
+            ),
             (None, None) => "no leader was heard of since the start".to_owned(),
         })
     }
 }
 
-/// A duration below `most`. Not for secrets: it only keeps replicas from doing the same at the same time.
+/// A duration below `most`. Not for secrets: it only keeps replicas from doing the same
+/// at the same time.
 fn random(most: Duration) -> Duration {
     let number = RandomState::new().build_hasher().finish();
     most.mul_f64((number >> 11) as f64 / (1u64 << 53) as f64)
@@ -372,7 +414,8 @@ fn random(most: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    /// A leader's heartbeats of which one is lost, the next late by a tick, do not make a follower stand: in use, on the way to rest, and at rest.
+    /// A leader's heartbeats of which one is lost, the next late by a tick, do not make a
+    /// follower stand: in use, on the way to rest, and at rest.
     #[test]
     fn followers_rest_before_their_leader() {
         let (pulse, start) = (Pulse::default(), Instant::now());
@@ -389,14 +432,20 @@ mod tests {
             }
         }
         assert_eq!(sent[..20], *(0..20).collect::<Vec<_>>(), "all, until it is at rest");
-        assert!(sent[20..].windows(2).all(|beats| beats[1] - beats[0] == 2), "then every other one: {sent:?}");
+        assert!(
+            sent[20..].windows(2).all(|beats| beats[1] - beats[0] == 2),
+            "then every other one: {sent:?}"
+        );
         for (index, number) in sent.iter().enumerate() {
             match *number < 3 {
                 true => standing.busy(beat(*number), 1),
                 false => standing.heard(beat(*number), 1),
             }
             if let Some(next) = sent.get(index + 2) {
-                assert!(beat(*next) + TICK < standing.stands_at(0), "beat {number}, the next but one {next}");
+                assert!(
+                    beat(*next) + TICK < standing.stands_at(0),
+                    "beat {number}, the next but one {next}"
+                );
             }
         }
         pulse.used();
@@ -406,11 +455,13 @@ mod tests {
         assert!(standing.stands_at(0) >= last + LEASE * 2);
         standing.busy(last, 1);
         assert!(standing.stands_at(0) <= last + LEASE + MARGIN + STAGGER);
-        // A handover: words of the old leader may still be on their way, those of the next say that it is over.
+        // A handover: words of the old leader may still be on their way, those of the
+        // next say that it is over.
         standing.given_up(last, 1);
         standing.busy(last, 1);
         assert!((last + HANDOVER..last + HANDOVER + STAGGER).contains(&standing.stands_at(0)));
-        // Its vote is given: until the new leader says so, it does not stand against it, however long ago it heard of one.
+        // Its vote is given: until the new leader says so, it does not stand against it,
+        // however long ago it heard of one.
         standing.in_term(last + HANDOVER, 2);
         assert!(standing.stands_at(0) >= last + HANDOVER + ROUND);
         standing.in_term(last + HANDOVER * 9, 2);

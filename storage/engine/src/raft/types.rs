@@ -1,9 +1,12 @@
-//! The types that every Raft group of Bridle speaks in: one configuration for partitions and for meta.
+//! The types that every Raft group of Bridle speaks in: one configuration for partitions
+//! and for meta.
 //!
-//! openraft's API still moves between its alphas, so its types are named here once, through `openraft::alias`, and the rest of the house uses these names.
+//! openraft's API still moves between its alphas, so its types are named here once,
+//! through `openraft::alias`, and the rest of the house uses these names.
 //!
 //! # Invariants
-//! Nobody but `engine` names openraft (`integration/tests/house.rs`, `libraries_are_named_where_they_belong`).
+//! Nobody but `engine` names openraft (`integration/tests/house.rs`,
+//! `libraries_are_named_where_they_belong`).
 
 use std::fmt;
 use std::time::SystemTime;
@@ -13,8 +16,9 @@ use openraft::vote::RaftTerm;
 use serde::{Deserialize, Serialize};
 
 openraft::declare_raft_types!(
-    /// openraft's type configuration for all groups: an entry carries an encoded engine batch and answers nothing (the executor that
-    /// evaluated the ops already holds the answers).
+    /// openraft's type configuration for all groups: an entry carries an encoded engine
+    /// batch and answers nothing (the executor that evaluated the ops already holds the
+    /// answers).
     pub Types:
         D = Payload,
         R = (),
@@ -25,19 +29,23 @@ openraft::declare_raft_types!(
 
 /// Raft's term: at least the millisecond, since 1970, in which its election was called.
 ///
-/// Raft counts, and rests on no member forgetting what it has promised. One whose directory was put
-/// back from a copy has forgotten: it may lead again in a term in which it has led before, and give
-/// other entries the ids of those that others still have, which openraft then takes for the same.
-/// Were such ids only told apart by chance, the entries that a majority has forgotten could win
-/// elections over those that it has committed since. A term that says when it began is later than
-/// all that were there before the copy was put back, so whatever is committed in it wins. A clock
-/// that is behind costs this protection and no other: the term then counts on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Raft counts, and rests on no member forgetting what it has promised. One whose
+/// directory was put back from a copy has forgotten: it may lead again in a term in which
+/// it has led before, and give other entries the ids of those that others still have,
+/// which openraft then takes for the same. Were such ids only told apart by chance, the
+/// entries that a majority has forgotten could win elections over those that it has
+/// committed since. A term that says when it began is later than all that were there
+/// before the copy was put back, so whatever is committed in it wins. A clock that is
+/// behind costs this protection and no other: the term then counts on.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Term(pub u64);
 
 impl Term {
-    /// The term of an election that is called now, `now_ms` ms after 1970, by one who knows of this term.
+    /// The term of an election that is called now, `now_ms` ms after 1970, by one who
+    /// knows of this term.
     fn next_at(self, now_ms: u64) -> Term {
         Term(now_ms.max(self.0 + 1))
     }
@@ -66,7 +74,8 @@ impl From<u64> for Term {
     }
 }
 
-/// What one log entry carries: an encoded batch. Opaque to the log; cloning it copies no bytes.
+/// What one log entry carries: an encoded batch. Opaque to the log; cloning it copies no
+/// bytes.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payload(pub Bytes);
 
@@ -89,10 +98,14 @@ impl From<Bytes> for Payload {
     }
 }
 
-/// Where a member of a group lives. The member itself is named by its Raft id, which meta gives fresh for every placement.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Where a member of a group lives. The member itself is named by its Raft id, which meta
+/// gives fresh for every placement.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Node {
-    /// The id of the process that holds the replica; its address may change, this does not. 0 for a group that never leaves its process.
+    /// The id of the process that holds the replica; its address may change, this does
+    /// not. 0 for a group that never leaves its process.
     pub server: u64,
 }
 
@@ -130,8 +143,16 @@ mod tests {
     #[test]
     fn a_term_is_later_than_the_one_before_and_than_all_that_a_copy_has_not_seen() {
         assert_eq!(Term(0).next_at(1_700_000_000), Term(1_700_000_000));
-        assert_eq!(Term(1_700_000_000).next_at(1_700_000_000), Term(1_700_000_001), "two in one millisecond");
-        assert_eq!(Term(1_700_000_000).next_at(1_600_000_000), Term(1_700_000_001), "a clock that is behind");
+        assert_eq!(
+            Term(1_700_000_000).next_at(1_700_000_000),
+            Term(1_700_000_001),
+            "two in one millisecond"
+        );
+        assert_eq!(
+            Term(1_700_000_000).next_at(1_600_000_000),
+            Term(1_700_000_001),
+            "a clock that is behind"
+        );
         // Put back to before the election at 1,700,000,000, and elected again later.
         assert!(Term(1_600_000_000).next_at(1_700_000_060) > Term(1_700_000_000));
     }

@@ -1,10 +1,14 @@
-//! What replicas of a group send each other, and the trait by which the binary carries it.
+//! What replicas of a group send each other, and the trait by which the binary carries
+//! it.
 //!
-//! A replica is addressed by server, group and Raft id. The server is where the carrier goes; group and Raft id say for whom the letter is
-//! once there, and a replica takes only what is addressed to its own Raft id: one that was placed anew on the same server is somebody else.
+//! A replica is addressed by server, group and Raft id. The server is where the carrier
+//! goes; group and Raft id say for whom the letter is once there, and a replica takes
+//! only what is addressed to its own Raft id: one that was placed anew on the same server
+//! is somebody else.
 //!
 //! # Layout
-//! A letter as bytes: version u8 = 1, kind u8, group u64 LE, from u64 LE, target u64 LE, body.
+//! A letter as bytes: version u8 = 1, kind u8, group u64 LE, from u64 LE, target u64 LE,
+//! body.
 
 use std::time::Duration;
 
@@ -16,12 +20,15 @@ use super::types::{Node, RaftId};
 const VERSION: u8 = 1;
 const HEADER: usize = 26;
 
-/// The largest letter, bytes: what is read of the log at once, or one batch of any size that may be proposed. The carrier must take as much.
+/// The largest letter, bytes: what is read of the log at once, or one batch of any size
+/// that may be proposed. The carrier must take as much.
 pub const LETTER_BYTES_MAX: usize = 64 << 20;
 
-/// Carries letters to other processes. Implemented once by the binary, for storage and meta alike.
+/// Carries letters to other processes. Implemented once by the binary, for storage and
+/// meta alike.
 pub trait Wire: Send + Sync + 'static {
-    /// Delivers a letter to [`Group::receive`](super::Group::receive) of its group on `to`, and brings back the reply; gives up after the letter's timeout.
+    /// Delivers a letter to [`Group::receive`](super::Group::receive) of its group on
+    /// `to`, and brings back the reply; gives up after the letter's timeout.
     fn send(&self, to: &Node, letter: Letter) -> BoxFuture<'_, Result<Bytes, WireError>>;
 }
 
@@ -63,7 +70,8 @@ pub enum Kind {
     Here = 9,
     /// Asks the leader for a state: the sender has lost its own.
     Wanted = 10,
-    /// Asks whether the receiver may have lost what it had acknowledged, and how far its log goes.
+    /// Asks whether the receiver may have lost what it had acknowledged, and how far its
+    /// log goes.
     Intact = 11,
 }
 
@@ -75,7 +83,9 @@ impl Kind {
 
     fn of(byte: u8) -> Option<Kind> {
         use Kind::*;
-        [Append, Vote, PreVote, Transfer, Offer, Piece, Install, Ready, Here, Wanted, Intact].into_iter().find(|kind| *kind as u8 == byte)
+        [Append, Vote, PreVote, Transfer, Offer, Piece, Install, Ready, Here, Wanted, Intact]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -133,17 +143,35 @@ mod tests {
     #[test]
     fn letters_come_back_as_they_were() {
         for kind in (0..=u8::MAX).filter_map(Kind::of) {
-            let letter = Letter { group: 7, from: 8, target: 9, kind, body: Bytes::from_static(b"body"), timeout: Duration::ZERO };
+            let letter = Letter {
+                group: 7,
+                from: 8,
+                target: 9,
+                kind,
+                body: Bytes::from_static(b"body"),
+                timeout: Duration::ZERO,
+            };
             let bytes = letter.encode();
             assert_eq!(Letter::decode(bytes.clone()).unwrap(), letter);
             assert!(Letter::decode(bytes.slice(..HEADER - 1)).is_err());
         }
         assert_eq!(
-            Letter { group: 1, from: 2, target: 3, kind: Kind::Vote, body: Bytes::from_static(b"x"), timeout: Duration::ZERO }.encode(),
+            Letter {
+                group: 1,
+                from: 2,
+                target: 3,
+                kind: Kind::Vote,
+                body: Bytes::from_static(b"x"),
+                timeout: Duration::ZERO
+            }
+            .encode(),
             Bytes::from_static(b"\x01\x02\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0x")
         );
         assert!(
-            Letter::decode(Bytes::from_static(&[1, 99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])).is_err()
+            Letter::decode(Bytes::from_static(&[
+                1, 99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+            ]))
+            .is_err()
         );
     }
 }

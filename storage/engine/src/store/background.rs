@@ -1,11 +1,15 @@
 //! Threads for which no request waits: those that write memtables, flush and compact.
 //!
-//! They take a core for tens of milliseconds every few seconds. At the niceness of all others the kernel deals that out fairly, and a request waits up
-//! to a time slice (3 ms and more) at each change of threads. So they are nicer: whoever is woken to serve gets the core at once, and they keep a tenth of
-//! one that everybody wants. Much nicer would be wrong: at 19, on a machine that is busy with something else, writes waited for a flush for seconds.
+//! They take a core for tens of milliseconds every few seconds. At the niceness of all
+//! others the kernel deals that out fairly, and a request waits up to a time slice (3 ms
+//! and more) at each change of threads. So they are nicer: whoever is woken to serve gets
+//! the core at once, and they keep a tenth of one that everybody wants. Much nicer would
+//! be wrong: at 19, on a machine that is busy with something else, writes waited for a
+//! flush for seconds.
 //!
 //! # Invariants
-//! - No such thread is as nice as those that serve (`integration/tests/bounds.rs`, `threads_of_the_background_are_nicer`).
+//! - No such thread is as nice as those that serve (`integration/tests/bounds.rs`,
+//!   `threads_of_the_background_are_nicer`).
 
 use std::thread::{Builder, JoinHandle};
 
@@ -15,7 +19,10 @@ use super::Fault;
 const NICENESS: i32 = 10;
 
 /// Starts a thread of the background; so are the threads that it starts.
-pub(super) fn spawn<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>, Fault> {
+pub(super) fn spawn<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, Fault> {
     let nicer = || {
         // It serves as well otherwise, with longer waits.
         if let Err(error) = rustix::process::nice(NICENESS) {
@@ -23,5 +30,8 @@ pub(super) fn spawn<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Sen
         }
         run()
     };
-    Builder::new().name(name.to_owned()).spawn(nicer).map_err(|error| Fault::io(format!("start the thread {name}"), error))
+    Builder::new()
+        .name(name.to_owned())
+        .spawn(nicer)
+        .map_err(|error| Fault::io(format!("start the thread {name}"), error))
 }

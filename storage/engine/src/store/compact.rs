@@ -1,6 +1,8 @@
 //! Rewriting a whole store on request, with progress.
 //!
-//! The lowest level is rewritten too, so that the filter sees every cell and replaced data gives its space back. Work goes in steps of some files, so that progress is known and a closing store does not wait long.
+//! The lowest level is rewritten too, so that the filter sees every cell and replaced
+//! data gives its space back. Work goes in steps of some files, so that progress is known
+//! and a closing store does not wait long.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -15,7 +17,8 @@ use crate::batch::Family;
 
 /// About how much one step rewrites, bytes.
 const STEP_BYTES: u64 = 256 << 20;
-/// How long to wait for readers of older states; what they see is kept when they take longer.
+/// How long to wait for readers of older states; what they see is kept when they take
+/// longer.
 const READERS_WAIT: Duration = Duration::from_secs(5);
 
 /// A compaction of a whole store, running or done.
@@ -63,7 +66,8 @@ impl Compaction {
     }
 
     fn steps(&self, db: &Db) -> Result<(), Fault> {
-        // The filter drops only what is dead on disk and for every reader: make both as recent as now.
+        // The filter drops only what is dead on disk and for every reader: make both as
+        // recent as now.
         db.flush()?;
         db.readers().wait_for_older(Instant::now() + READERS_WAIT);
         let mut steps = Vec::new();
@@ -96,10 +100,12 @@ struct Step {
     bytes: u64,
 }
 
-/// Cuts a family into steps at the first keys of files of its lowest level, so that no file is rewritten twice.
+/// Cuts a family into steps at the first keys of files of its lowest level, so that no
+/// file is rewritten twice.
 fn plan(db: &Db, family: Family) -> Result<Vec<Step>, Fault> {
     let files = db.raw().live_files().map_err(|error| db.fault("list the files of", error))?;
-    let mut files: Vec<_> = files.into_iter().filter(|file| file.column_family_name == family.name()).collect();
+    let mut files: Vec<_> =
+        files.into_iter().filter(|file| file.column_family_name == family.name()).collect();
     let lowest = files.iter().map(|file| file.level).max().unwrap_or(0);
     let mut above = 0;
     files.retain(|file| {
@@ -121,7 +127,8 @@ fn plan(db: &Db, family: Family) -> Result<Vec<Step>, Fault> {
     Ok(steps)
 }
 
-/// Compacts a range of a family down to the lowest level, running filters. RocksDB's C API keeps the outcome to itself: failures are found in `Db::reported`.
+/// Compacts a range of a family down to the lowest level, running filters. RocksDB's C
+/// API keeps the outcome to itself: failures are found in `Db::reported`.
 pub(super) fn rewrite(db: &Db, family: Family, from: Option<&[u8]>, to: Option<&[u8]>) {
     let mut options = CompactOptions::default();
     options.set_exclusive_manual_compaction(false);
@@ -129,7 +136,8 @@ pub(super) fn rewrite(db: &Db, family: Family, from: Option<&[u8]>, to: Option<&
     db.raw().compact_range_cf_opt(db.family(family), from, to, &options);
 }
 
-/// Families of which a clear has left something, to be compacted away on one thread, however many clears there are.
+/// Families of which a clear has left something, to be compacted away on one thread,
+/// however many clears there are.
 #[derive(Debug, Default)]
 pub(super) struct Leftovers(Mutex<Left>);
 
@@ -148,7 +156,8 @@ impl Leftovers {
         !std::mem::replace(&mut left.is_running, true)
     }
 
-    /// Takes those that were added; `None`: none were, and whoever adds some next begins anew.
+    /// Takes those that were added; `None`: none were, and whoever adds some next begins
+    /// anew.
     fn take(&self) -> Option<[bool; 3]> {
         let mut left = self.0.lock();
         let families = std::mem::take(&mut left.families);
@@ -157,7 +166,8 @@ impl Leftovers {
     }
 }
 
-/// Compacts what a clear has left of these families away, behind what is being compacted so already.
+/// Compacts what a clear has left of these families away, behind what is being compacted
+/// so already.
 pub(super) fn rewrite_leftovers(db: &Arc<Db>, families: [bool; 3]) -> Result<(), Fault> {
     if !db.leftovers.add(families) {
         return Ok(());
@@ -197,7 +207,10 @@ mod tests {
         let leftovers = Leftovers::default();
         assert!(leftovers.add([false, true, false]), "the first begins");
         assert_eq!(leftovers.take(), Some([false, true, false]));
-        assert!(!leftovers.add([false, true, false]) && !leftovers.add([false, false, true]), "while it runs, others add to it");
+        assert!(
+            !leftovers.add([false, true, false]) && !leftovers.add([false, false, true]),
+            "while it runs, others add to it"
+        );
         assert_eq!(leftovers.take(), Some([false, true, true]));
         assert_eq!(leftovers.take(), None);
         assert!(leftovers.add([true, false, false]));

@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rocksdb::{
-    BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions, properties,
+    BoundColumnFamily, DB, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier,
+    WriteBatch, WriteOptions, properties,
 };
 
 use super::compact::Leftovers;
@@ -22,7 +23,8 @@ use super::view::{Pinned, Readers};
 use super::{Fault, Patience, read_applied};
 use crate::batch::{self, Change, END, Family};
 
-/// An open database. Held by [`Store`](super::Store) and by everyone who reads it; closed when the last of them lets go.
+/// An open database. Held by [`Store`](super::Store) and by everyone who reads it; closed
+/// when the last of them lets go.
 pub(super) struct Db {
     // Everything that points into `db` comes before it: fields are dropped in this order.
     families: [Arc<BoundColumnFamily<'static>>; 3],
@@ -76,12 +78,19 @@ impl Db {
         let part = shared.part();
         let options = shared.database();
         health::listen(&options, reports.clone());
-        let db = DB::open_cf_descriptors(&options, directory, shared.families(sweep.as_ref(), &part)?)
-            .map_err(|error| Fault::from_rocksdb("open", directory, error))?;
+        let db =
+            DB::open_cf_descriptors(&options, directory, shared.families(sweep.as_ref(), &part)?)
+                .map_err(|error| Fault::from_rocksdb("open", directory, error))?;
         let families = Family::ALL.map(|family| {
-            let handle = db.cf_handle(family.name()).expect("open creates the families that are missing");
-            // SAFETY: the handle lives in `Db` next to `db` and is dropped before it; none is handed out.
-            unsafe { std::mem::transmute::<Arc<BoundColumnFamily<'_>>, Arc<BoundColumnFamily<'static>>>(handle) }
+            let handle =
+                db.cf_handle(family.name()).expect("open creates the families that are missing");
+            // SAFETY: the handle lives in `Db` next to `db` and is dropped before it;
+            // none is handed out.
+            unsafe {
+                std::mem::transmute::<Arc<BoundColumnFamily<'_>>, Arc<BoundColumnFamily<'static>>>(
+                    handle,
+                )
+            }
         });
         let mut flushed = ReadOptions::default();
         flushed.set_read_tier(ReadTier::Persisted);
@@ -132,7 +141,9 @@ impl Db {
     pub(super) fn health(&self, reserve: u64) -> Health {
         match self.failed.get() {
             Some(fault) => Health::Failing(fault.to_string()),
-            None => self.reports.health(&self.directory, reserve, || self.write(WriteBatch::default(), Patience::Now).is_ok()),
+            None => self.reports.health(&self.directory, reserve, || {
+                self.write(WriteBatch::default(), Patience::Now).is_ok()
+            }),
         }
     }
 
@@ -141,14 +152,24 @@ impl Db {
         self.reports.reported().map(|text| Fault::from_text("compact", &self.directory, text))
     }
 
-    /// A cursor over a family as `pinned` sees it, for code that runs inside a compaction: it must be dropped before `pinned`.
-    pub(super) fn cursor(&self, pinned: &Pinned, family: Family) -> DBRawIteratorWithThreadMode<'static, DB> {
+    /// A cursor over a family as `pinned` sees it, for code that runs inside a
+    /// compaction: it must be dropped before `pinned`.
+    pub(super) fn cursor(
+        &self,
+        pinned: &Pinned,
+        family: Family,
+    ) -> DBRawIteratorWithThreadMode<'static, DB> {
         let mut options = ReadOptions::default();
         options.set_snapshot(pinned.snapshot());
         options.fill_cache(false);
         let cursor = self.db.raw_iterator_cf_opt(self.family(family), options);
         // SAFETY: the caller is inside a compaction, and `drop` waits for those.
-        unsafe { std::mem::transmute::<DBRawIteratorWithThreadMode<'_, DB>, DBRawIteratorWithThreadMode<'static, DB>>(cursor) }
+        unsafe {
+            std::mem::transmute::<
+                DBRawIteratorWithThreadMode<'_, DB>,
+                DBRawIteratorWithThreadMode<'static, DB>,
+            >(cursor)
+        }
     }
 
     /// Why what is on disk can't be relied on, once that was found.
@@ -181,14 +202,16 @@ impl Db {
         &self.readers
     }
 
-    /// What was applied so far and is not in the memtables yet, and a snapshot of RocksDB of the same moment, which the caller must drop before this database.
+    /// What was applied so far and is not in the memtables yet, and a snapshot of RocksDB
+    /// of the same moment, which the caller must drop before this database.
     pub(super) fn moment(&self) -> (Pieces, Arc<Pinned>) {
         self.recent.seal(|| self.pin())
     }
 
     /// A snapshot of RocksDB that the caller must drop before this database.
     pub(super) fn pin(&self) -> Arc<Pinned> {
-        // SAFETY: every holder of a `Pinned` (`Snapshot`, the filter's views) also keeps this `Db`, or is waited for when it closes.
+        // SAFETY: every holder of a `Pinned` (`Snapshot`, the filter's views) also keeps
+        // this `Db`, or is waited for when it closes.
         unsafe { self.readers.pin(&self.db) }
     }
 
@@ -201,9 +224,11 @@ impl Db {
 
     /// As [`get_latest`](Db::get_latest), for a write, of the record that it replaces.
     ///
-    /// While writes are of new records, a look reads a block only where a filter is wrong: of a million new keys these are tens of thousands of
-    /// blocks, which would push all others out of the block cache, and of which none is more likely to be asked for again than any other. So after
-    /// a look that has found nothing the next one keeps no blocks.
+    /// While writes are of new records, a look reads a block only where a filter is
+    /// wrong: of a million new keys these are tens of thousands of blocks, which would
+    /// push all others out of the block cache, and of which none is more likely to be
+    /// asked for again than any other. So after a look that has found nothing the next
+    /// one keeps no blocks.
     pub(super) fn get_replaced(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         if let Some(word) = self.recent.get(family, key) {
             return Ok(word);
@@ -223,14 +248,22 @@ impl Db {
 
     /// Learns how far what is on disk goes.
     fn look_what_is_on_disk(&self) -> Result<(), Fault> {
-        let malformed = |reason: &str| Fault::Corrupt { file: self.directory.display().to_string(), reason: reason.into() };
+        let malformed = |reason: &str| Fault::Corrupt {
+            file: self.directory.display().to_string(),
+            reason: reason.into(),
+        };
         let flushed = read_applied(|key| self.get_flushed(Family::Default, key), malformed)?;
         self.reached.set_flushed(flushed);
         Ok(())
     }
 
     /// What RocksDB has.
-    pub(super) fn get(&self, options: &ReadOptions, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+    pub(super) fn get(
+        &self,
+        options: &ReadOptions,
+        family: Family,
+        key: &[u8],
+    ) -> Result<Option<Bytes>, Fault> {
         match self.db.get_pinned_cf_opt(self.family(family), key, options) {
             Ok(value) => Ok(value.map(|value| Bytes::copy_from_slice(&value))),
             Err(error) => Err(self.unreadable("read", error)),
@@ -283,7 +316,9 @@ impl Db {
                     cleared.empty[family as usize] = false;
                 }
                 Change::Delete { family, key } => records.delete_cf(self.family(family), key),
-                Change::DeleteRange { family, from, to } if from < to => records.delete_range_cf(self.family(family), from, to),
+                Change::DeleteRange { family, from, to } if from < to => {
+                    records.delete_range_cf(self.family(family), from, to)
+                }
                 Change::DeleteRange { .. } => {}
                 Change::Clear { family } => {
                     records.delete_range_cf(self.family(family), &[][..], &END[..]);
@@ -305,7 +340,8 @@ impl Db {
         self.is_due.store(false, Ordering::Release);
     }
 
-    /// For the drainer: writes what was applied to the memtables if that goes without waiting; says whether it did.
+    /// For the drainer: writes what was applied to the memtables if that goes without
+    /// waiting; says whether it did.
     pub(super) fn drain_now(&self) -> bool {
         match self.drain(Patience::Now) {
             Ok(()) => true,
@@ -321,8 +357,14 @@ impl Db {
 
     /// Bytes of the memtables that are written to.
     pub(super) fn memtable_bytes(&self) -> usize {
-        let bytes = |family| self.db.property_int_value_cf(self.family(family), properties::CUR_SIZE_ACTIVE_MEM_TABLE);
-        Family::ALL.into_iter().map(|family| bytes(family).ok().flatten().unwrap_or_default() as usize).sum()
+        let bytes = |family| {
+            self.db
+                .property_int_value_cf(self.family(family), properties::CUR_SIZE_ACTIVE_MEM_TABLE)
+        };
+        Family::ALL
+            .into_iter()
+            .map(|family| bytes(family).ok().flatten().unwrap_or_default() as usize)
+            .sum()
     }
 
     /// Writes the memtables to disk, and does not wait for it.
@@ -375,9 +417,12 @@ impl Db {
         self.db.write_opt(records, options).map_err(|error| self.fault("write", error))
     }
 
-    /// Deletes the table files of a family, except at level 0. Only when all that they hold is dead, on disk and for every reader.
+    /// Deletes the table files of a family, except at level 0. Only when all that they
+    /// hold is dead, on disk and for every reader.
     pub(super) fn delete_files(&self, family: Family) -> Result<(), Fault> {
-        self.db.delete_file_in_range_cf(self.family(family), &[][..], &END[..]).map_err(|error| self.fault("delete files of", error))
+        self.db
+            .delete_file_in_range_cf(self.family(family), &[][..], &END[..])
+            .map_err(|error| self.fault("delete files of", error))
     }
 
     /// Ends background work for good; reading goes on.
@@ -403,7 +448,8 @@ impl Db {
 
 impl Drop for Db {
     fn drop(&mut self) {
-        // Compactions read through `self`; none may be running when its fields go. Memtables are flushed on the way.
+        // Compactions read through `self`; none may be running when its fields go.
+        // Memtables are flushed on the way.
         self.db.cancel_all_background_work(true);
     }
 }

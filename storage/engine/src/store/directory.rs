@@ -1,7 +1,9 @@
 //! Which directory of a store is in use.
 //!
-//! A store is replaced as a whole when a replica installs another's state: the new database is put beside the old one and `current` is pointed at it by an
-//! atomic, synced rename. Whatever `current` does not name is left over from a crash and is removed at the next open.
+//! A store is replaced as a whole when a replica installs another's state: the new
+//! database is put beside the old one and `current` is pointed at it by an atomic, synced
+//! rename. Whatever `current` does not name is left over from a crash and is removed at
+//! the next open.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -20,13 +22,21 @@ pub(super) fn current(path: &Path) -> Result<PathBuf, Fault> {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             if let Some(found) = databases(path)?.into_iter().next() {
                 let reason = format!("it is missing, although {} is there", found.display());
-                return Err(Fault::Corrupt { file: path.join(CURRENT).display().to_string(), reason });
+                return Err(Fault::Corrupt {
+                    file: path.join(CURRENT).display().to_string(),
+                    reason,
+                });
             }
             let name = first_name();
             point_at(path, &name)?;
-            // The log may let go of what is flushed here: the way here must not be lost in a crash.
-            for above in path.ancestors().skip(1).take(2).filter(|above| !above.as_os_str().is_empty()) {
-                File::open(above).and_then(|above| above.sync_all()).map_err(|error| fault("sync", above, &error))?;
+            // The log may let go of what is flushed here: the way here must not be lost
+            // in a crash.
+            for above in
+                path.ancestors().skip(1).take(2).filter(|above| !above.as_os_str().is_empty())
+            {
+                File::open(above)
+                    .and_then(|above| above.sync_all())
+                    .map_err(|error| fault("sync", above, &error))?;
             }
             name
         }
@@ -48,8 +58,11 @@ pub(super) fn first_name() -> String {
 
 /// The name after the one in use.
 pub(super) fn next_name(current: &Path) -> String {
-    let number =
-        current.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(PREFIX)).and_then(|n| n.parse::<u64>().ok());
+    let number = current
+        .file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.strip_prefix(PREFIX))
+        .and_then(|n| n.parse::<u64>().ok());
     format!("{PREFIX}{}", number.map_or(0, |number| number + 1))
 }
 
@@ -108,13 +121,18 @@ fn valid_name(path: &Path, name: &str) -> Result<String, Fault> {
     let number = name.strip_prefix(PREFIX).and_then(|number| number.parse::<u64>().ok());
     match number {
         Some(_) => Ok(name.to_owned()),
-        None => Err(Fault::Corrupt { file: path.join(CURRENT).display().to_string(), reason: format!("it names no database: {name:?}") }),
+        None => Err(Fault::Corrupt {
+            file: path.join(CURRENT).display().to_string(),
+            reason: format!("it names no database: {name:?}"),
+        }),
     }
 }
 
 fn fault(doing: &str, path: &Path, error: &std::io::Error) -> Fault {
     match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Fault::DiskFull(format!("{doing} {}: {error}", path.display())),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Fault::DiskFull(format!("{doing} {}: {error}", path.display()))
+        }
         _ => Fault::io(format!("{doing} {}", path.display()), error),
     }
 }

@@ -1,12 +1,16 @@
-//! Writes what was applied to RocksDB's memtables, much of it at a time: one thread for all stores of a node.
+//! Writes what was applied to RocksDB's memtables, much of it at a time: one thread for
+//! all stores of a node.
 //!
-//! A store's words gather until it rests, until there are many in all, or for a few seconds. What rests longer is flushed, when it is worth a file:
-//! it takes no memory then, and nothing has to be replayed.
+//! A store's words gather until it rests, until there are many in all, or for a few
+//! seconds. What rests longer is flushed, when it is worth a file: it takes no memory
+//! then, and nothing has to be replayed.
 //!
 //! # Invariants
 //! - What waits has a bound, over all stores together (`what_waits_has_a_bound`).
-//! - A store with words in front of its memtables is due (`tests/store.rs`, `what_is_applied_gets_to_the_memtables_by_itself`).
-//! - Once a store is retired nobody here holds its database: it can be opened again at once (`a_store_that_is_let_go_can_be_opened_at_once`, there).
+//! - A store with words in front of its memtables is due (`tests/store.rs`,
+//!   `what_is_applied_gets_to_the_memtables_by_itself`).
+//! - Once a store is retired nobody here holds its database: it can be opened again at
+//!   once (`a_store_that_is_let_go_can_be_opened_at_once`, there).
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -17,11 +21,13 @@ use parking_lot::{Condvar, Mutex};
 use super::db::Db;
 use super::{Fault, background};
 
-/// How often stores that are due are looked at; one to which no words came for so long rests.
+/// How often stores that are due are looked at; one to which no words came for so long
+/// rests.
 const LOOK: Duration = Duration::from_millis(250);
 /// The shortest time between two looks, however urgent.
 const PAUSE: Duration = Duration::from_millis(1);
-/// How long words gather in a store that does not rest. Longer makes larger writes, in which more was overwritten; shorter leaves less to do at once.
+/// How long words gather in a store that does not rest. Longer makes larger writes, in
+/// which more was overwritten; shorter leaves less to do at once.
 const GATHER: Duration = Duration::from_secs(5);
 /// The memtables of a store that rests for so long are flushed.
 const REST: Duration = Duration::from_secs(1);
@@ -29,10 +35,12 @@ const REST: Duration = Duration::from_secs(1);
 const FILE_BYTES: usize = 1 << 20;
 /// With so many sealed pieces a store had better be drained soon.
 const MANY_PIECES: usize = 8;
-/// Words are drained when they are more than a half of the budget, and more than this is not worth the wait.
+/// Words are drained when they are more than a half of the budget, and more than this is
+/// not worth the wait.
 const LARGE_BYTES: usize = 32 << 20;
 
-/// Of so many bytes for memtables and what gathers in front of them, the part of the latter: two fifths, as far as that is worth the wait.
+/// Of so many bytes for memtables and what gathers in front of them, the part of the
+/// latter: two fifths, as far as that is worth the wait.
 pub(super) fn front_bytes(all: usize) -> usize {
     (all / 5 * 2).min(LARGE_BYTES / 3 * 4)
 }
@@ -49,7 +57,8 @@ struct State {
     /// Held while a store is being drained by the thread.
     visit: Mutex<()>,
     total: Arc<AtomicUsize>,
-    /// The budget of the memtables of all stores; bytes. Words take up to two thirds of it on top.
+    /// The budget of the memtables of all stores; bytes. Words take up to two thirds of
+    /// it on top.
     budget: usize,
 }
 
@@ -86,7 +95,8 @@ impl Drainer {
         &self.state.total
     }
 
-    /// Whether there is no more room in front of the memtables: whoever applies more drains its store itself.
+    /// Whether there is no more room in front of the memtables: whoever applies more
+    /// drains its store itself.
     pub(super) fn is_full(&self) -> bool {
         self.state.total.load(Ordering::Relaxed) >= self.state.full_bytes()
     }
@@ -101,7 +111,12 @@ impl Drainer {
         let mut due = self.state.due.lock();
         if is_new {
             let now = Instant::now();
-            due.stores.push(DueStore { db: Arc::downgrade(db), since: now, additions: 0, changed: now });
+            due.stores.push(DueStore {
+                db: Arc::downgrade(db),
+                since: now,
+                additions: 0,
+                changed: now,
+            });
         }
         // The thread sleeps without an end while nothing is due; else it wakes by itself.
         let is_asleep = due.stores.len() == 1 && is_new;
@@ -145,7 +160,8 @@ impl State {
         while self.wait() {
             let stores = self.due.lock().stores.clone();
             // While there is much in all, it goes where most is.
-            let part = if self.is_much() { self.much_bytes() / stores.len().max(1) } else { usize::MAX };
+            let part =
+                if self.is_much() { self.much_bytes() / stores.len().max(1) } else { usize::MAX };
             for store in stores {
                 self.visit(store, part);
             }
@@ -243,13 +259,21 @@ mod tests {
         let apply = |index: u64, patience| {
             let mut writer = BatchWriter::new();
             writer.put(Family::Head, &index.to_be_bytes(), &[7; 100_000]);
-            store.apply(&[Write { index, log_id: Bytes::new(), batch: writer.finish(), membership: None }], patience)
+            store.apply(
+                &[Write { index, log_id: Bytes::new(), batch: writer.finish(), membership: None }],
+                patience,
+            )
         };
         let full = shared.drainer().state.full_bytes();
         let db = store.db().unwrap();
         let held_up = db.hold_up();
-        let stalled = (1..1000).find(|index| apply(*index, Patience::Now) == Err(Fault::Stalled)).unwrap();
-        assert!((full..full + 600_000).contains(&shared.waiting_bytes()), "{} of {full}", shared.waiting_bytes());
+        let stalled =
+            (1..1000).find(|index| apply(*index, Patience::Now) == Err(Fault::Stalled)).unwrap();
+        assert!(
+            (full..full + 600_000).contains(&shared.waiting_bytes()),
+            "{} of {full}",
+            shared.waiting_bytes()
+        );
         assert_eq!(store.applied().unwrap().unwrap().index, stalled - 1);
         drop(held_up);
         apply(stalled, Patience::Wait).unwrap();
@@ -261,7 +285,11 @@ mod tests {
             drop(store.snapshot().unwrap());
             apply(*index, Patience::Now) == Err(Fault::Stalled)
         });
-        assert!(stalled.is_some() && shared.waiting_bytes() < full, "{} bytes", shared.waiting_bytes());
+        assert!(
+            stalled.is_some() && shared.waiting_bytes() < full,
+            "{} bytes",
+            shared.waiting_bytes()
+        );
         drop(held_up);
         drop(db);
         drop(store);

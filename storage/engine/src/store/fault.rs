@@ -6,10 +6,12 @@ use rocksdb::ErrorKind;
 
 use crate::batch::BadBatch;
 
-/// A store's failure. Never an answer to a client's question: reads stop, or writes wait, until it is dealt with.
+/// A store's failure. Never an answer to a client's question: reads stop, or writes wait,
+/// until it is dealt with.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// The file system has no space left. Reads go on; writes wait, and go on by themselves when space returns.
+    /// The file system has no space left. Reads go on; writes wait, and go on by
+    /// themselves when space returns.
     #[error("the disk is full: {0}")]
     DiskFull(String),
     /// Stored bytes are not what was written. The replica is set aside.
@@ -28,7 +30,8 @@ pub enum Fault {
         /// The reason given.
         reason: String,
     },
-    /// RocksDB is behind with flushes or compactions: the write would wait. Only [`Patience::Now`](super::Patience) gives it.
+    /// RocksDB is behind with flushes or compactions: the write would wait. Only
+    /// [`Patience::Now`](super::Patience) gives it.
     #[error("the store is behind with its flushes")]
     Stalled,
     /// An entry that is not a batch.
@@ -47,8 +50,9 @@ impl Fault {
         Fault::Io { doing: doing.into(), reason: reason.to_string() }
     }
 
-    /// Sorts a RocksDB error. RocksDB's C API hands over the status as text only, so the words are all there is to go by; they are RocksDB's fixed
-    /// names of status codes (`util/status.cc`), not free text.
+    /// Sorts a RocksDB error. RocksDB's C API hands over the status as text only, so the
+    /// words are all there is to go by; they are RocksDB's fixed names of status codes
+    /// (`util/status.cc`), not free text.
     pub(super) fn from_rocksdb(doing: &str, directory: &Path, error: rocksdb::Error) -> Self {
         let kind = error.kind();
         let text = error.into_string();
@@ -56,7 +60,9 @@ impl Fault {
             _ if is_no_space(&text) => Fault::DiskFull(text),
             ErrorKind::Incomplete => Fault::Stalled,
             ErrorKind::ShutdownInProgress => Fault::Closed,
-            ErrorKind::IOError if text.contains("/LOCK: ") => Fault::InUse(directory.display().to_string()),
+            ErrorKind::IOError if text.contains("/LOCK: ") => {
+                Fault::InUse(directory.display().to_string())
+            }
             _ => Fault::from_text(doing, directory, text),
         }
     }
@@ -66,7 +72,10 @@ impl Fault {
         if is_no_space(&text) {
             Fault::DiskFull(text)
         } else if text.starts_with("Corruption") || missing_part(&text) {
-            Fault::Corrupt { file: named_file(&text).unwrap_or_else(|| directory.display().to_string()), reason: text }
+            Fault::Corrupt {
+                file: named_file(&text).unwrap_or_else(|| directory.display().to_string()),
+                reason: text,
+            }
         } else {
             Fault::io(format!("{doing} {}", directory.display()), text)
         }
@@ -84,11 +93,18 @@ impl From<Fault> for std::io::Error {
     }
 }
 
-/// RocksDB's texts of `Status::SubCode::kNoSpace` and `kSpaceLimit`, and of the system call below it.
+/// RocksDB's texts of `Status::SubCode::kNoSpace` and `kSpaceLimit`, and of the system
+/// call below it.
 pub(super) fn is_no_space(text: &str) -> bool {
-    ["No space left on device", "NoSpace", "Max allowed space was reached", "Disk quota exceeded", "File too large"]
-        .iter()
-        .any(|words| text.contains(words))
+    [
+        "No space left on device",
+        "NoSpace",
+        "Max allowed space was reached",
+        "Disk quota exceeded",
+        "File too large",
+    ]
+    .iter()
+    .any(|words| text.contains(words))
 }
 
 /// A file that the manifest names and the directory has not.
@@ -96,7 +112,8 @@ fn missing_part(text: &str) -> bool {
     text.contains("No such file or directory") && named_file(text).is_some()
 }
 
-/// The file that RocksDB's message names: its first word that looks like one of a store's files.
+/// The file that RocksDB's message names: its first word that looks like one of a store's
+/// files.
 pub(super) fn named_file(text: &str) -> Option<String> {
     let looks_like_one = |word: &&str| {
         let name = word.rsplit('/').next().unwrap_or(word);
@@ -107,7 +124,10 @@ pub(super) fn named_file(text: &str) -> Option<String> {
             || name == "IDENTITY"
             || name.starts_with("OPTIONS-")
     };
-    text.split_whitespace().map(|word| word.trim_matches(|c: char| ",;:()'\"".contains(c))).find(looks_like_one).map(str::to_owned)
+    text.split_whitespace()
+        .map(|word| word.trim_matches(|c: char| ",;:()'\"".contains(c)))
+        .find(looks_like_one)
+        .map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -118,12 +138,14 @@ mod tests {
     fn the_damaged_file_is_found_in_rocksdbs_words() {
         for (text, file) in [
             (
-                "Corruption: block checksum mismatch: stored = 1, computed = 2, type = 4  in /d/db-0/000012.sst offset 0 size 990",
+                "Corruption: block checksum mismatch: stored = 1, computed = 2, type = 4  in \
+                 /d/db-0/000012.sst offset 0 size 990",
                 Some("/d/db-0/000012.sst"),
             ),
             ("Corruption: CURRENT file corrupted", Some("CURRENT")),
             (
-                "IO error: No such file or directory: While open a file for random read: /d/000009.sst: No such file or directory",
+                "IO error: No such file or directory: While open a file for random read: \
+                 /d/000009.sst: No such file or directory",
                 Some("/d/000009.sst"),
             ),
             ("Corruption: VersionEdit: unknown tag", None),
@@ -134,7 +156,10 @@ mod tests {
 
     #[test]
     fn no_space_is_told_from_other_errors() {
-        assert!(is_no_space("IO error: No space left on device: While appending to file: /d/000012.sst: No space left on device"));
+        assert!(is_no_space(
+            "IO error: No space left on device: While appending to file: /d/000012.sst: No space \
+             left on device"
+        ));
         assert!(!is_no_space("IO error: Input/output error: While pread"));
     }
 }

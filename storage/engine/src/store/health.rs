@@ -1,8 +1,11 @@
-//! Whether a store can take writes: what RocksDB reports from its background threads, and how much space is left.
+//! Whether a store can take writes: what RocksDB reports from its background threads, and
+//! how much space is left.
 //!
-//! RocksDB stops taking writes when a flush fails. With an SST file manager it polls for space after "no space left" and resumes by itself; what it
-//! does not say is that it has, so a stopped store is asked with an empty write. To begin with, writes are refused above while there is still a reserve, so
-//! that neither RocksDB nor the log has to fail first.
+//! RocksDB stops taking writes when a flush fails. With an SST file manager it polls for
+//! space after "no space left" and resumes by itself; what it does not say is that it
+//! has, so a stopped store is asked with an empty write. To begin with, writes are
+//! refused above while there is still a reserve, so that neither RocksDB nor the log has
+//! to fail first.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
@@ -75,7 +78,12 @@ impl Reports {
     }
 
     /// The state of things. `works` tries a write that changes nothing.
-    pub(super) fn health(&self, directory: &Path, reserve: u64, works: impl FnOnce() -> bool) -> Health {
+    pub(super) fn health(
+        &self,
+        directory: &Path,
+        reserve: u64,
+        works: impl FnOnce() -> bool,
+    ) -> Health {
         let mut state = self.state.lock();
         let fresh = state.looked.as_ref().filter(|(at, _)| at.elapsed() < LOOK_EVERY);
         let looked_now = fresh.is_none();
@@ -103,17 +111,24 @@ impl Reports {
     }
 }
 
-/// Says what is missing when less than `reserve` (on small file systems: a sixteenth) is free. A file system that cannot be asked counts as roomy.
+/// Says what is missing when less than `reserve` (on small file systems: a sixteenth) is
+/// free. A file system that cannot be asked counts as roomy.
 pub(super) fn lack_of_space(directory: &Path, reserve: u64) -> Option<String> {
     let stat = rustix::fs::statvfs(directory).ok()?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let reserve = reserve.min(stat.f_blocks.saturating_mul(stat.f_frsize) / 16);
-    (free < reserve).then(|| format!("{free} bytes are free at {}, less than the reserve of {reserve}", directory.display()))
+    (free < reserve).then(|| {
+        format!(
+            "{free} bytes are free at {}, less than the reserve of {reserve}",
+            directory.display()
+        )
+    })
 }
 
 /// Makes RocksDB resume by itself when a full disk has space again.
 pub(super) fn resume_when_space_returns(options: &Options, env: &Env) {
-    // SAFETY: `env` and `options` are alive; the options take their own reference to the manager, ours is released.
+    // SAFETY: `env` and `options` are alive; the options take their own reference to the
+    // manager, ours is released.
     unsafe {
         let manager = ffi::rocksdb_sst_file_manager_create(env.as_raw_ptr());
         ffi::rocksdb_options_set_sst_file_manager(options.as_raw_ptr(), manager);
@@ -124,7 +139,8 @@ pub(super) fn resume_when_space_returns(options: &Options, env: &Env) {
 /// Sends RocksDB's background errors, flushes and compactions to `reports`.
 pub(super) fn listen(options: &Options, reports: Arc<Reports>) {
     let state = Arc::into_raw(reports).cast_mut().cast::<c_void>();
-    // SAFETY: the listener owns `state` and gives it back in `release`; the options own the listener. RocksDB calls every callback, so none may be null.
+    // SAFETY: the listener owns `state` and gives it back in `release`; the options own
+    // the listener. RocksDB calls every callback, so none may be null.
     unsafe {
         let listener = ffi::rocksdb_eventlistener_create(
             state,
@@ -149,9 +165,14 @@ unsafe extern "C" fn release(state: *mut c_void) {
     drop(unsafe { Arc::from_raw(state.cast::<Reports>()) });
 }
 
-unsafe extern "C" fn background_error(state: *mut c_void, _reason: u32, status: *mut ffi::rocksdb_status_ptr_t) {
+unsafe extern "C" fn background_error(
+    state: *mut c_void,
+    _reason: u32,
+    status: *mut ffi::rocksdb_status_ptr_t,
+) {
     let mut text: *mut c_char = std::ptr::null_mut();
-    // SAFETY: `state` is alive until `release`; `status` is alive during the call; the text is ours to free.
+    // SAFETY: `state` is alive until `release`; `status` is alive during the call; the
+    // text is ours to free.
     unsafe {
         ffi::rocksdb_status_ptr_get_error(status, &raw mut text);
         if !text.is_null() {
@@ -170,7 +191,11 @@ unsafe fn note_change<'a>(state: *mut c_void) -> &'a Changes {
     changes
 }
 
-unsafe extern "C" fn flushed(state: *mut c_void, db: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_flushjobinfo_t) {
+unsafe extern "C" fn flushed(
+    state: *mut c_void,
+    db: *mut ffi::rocksdb_t,
+    _: *const ffi::rocksdb_flushjobinfo_t,
+) {
     // SAFETY: RocksDB is open while it calls, and holds no lock.
     let flushed = read_applied(|key| unsafe { on_disk(db, key) }, str::to_owned);
     // SAFETY: `state` is alive until `release`.
@@ -184,14 +209,37 @@ unsafe extern "C" fn flushed(state: *mut c_void, db: *mut ffi::rocksdb_t, _: *co
     unsafe { note_change(state) }.flushed.notify_one();
 }
 
-unsafe extern "C" fn compacted(state: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_compactionjobinfo_t) {
+unsafe extern "C" fn compacted(
+    state: *mut c_void,
+    _: *mut ffi::rocksdb_t,
+    _: *const ffi::rocksdb_compactionjobinfo_t,
+) {
     // SAFETY: `state` is alive until `release`.
     unsafe { note_change(state) };
 }
 
-unsafe extern "C" fn ignore_flush(_: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_flushjobinfo_t) {}
-unsafe extern "C" fn ignore_compaction(_: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_compactionjobinfo_t) {}
-unsafe extern "C" fn ignore_subcompaction(_: *mut c_void, _: *const ffi::rocksdb_subcompactionjobinfo_t) {}
-unsafe extern "C" fn ignore_ingested(_: *mut c_void, _: *mut ffi::rocksdb_t, _: *const ffi::rocksdb_externalfileingestioninfo_t) {}
+unsafe extern "C" fn ignore_flush(
+    _: *mut c_void,
+    _: *mut ffi::rocksdb_t,
+    _: *const ffi::rocksdb_flushjobinfo_t,
+) {
+}
+unsafe extern "C" fn ignore_compaction(
+    _: *mut c_void,
+    _: *mut ffi::rocksdb_t,
+    _: *const ffi::rocksdb_compactionjobinfo_t,
+) {
+}
+unsafe extern "C" fn ignore_subcompaction(
+    _: *mut c_void,
+    _: *const ffi::rocksdb_subcompactionjobinfo_t,
+) {
+}
+unsafe extern "C" fn ignore_ingested(
+    _: *mut c_void,
+    _: *mut ffi::rocksdb_t,
+    _: *const ffi::rocksdb_externalfileingestioninfo_t,
+) {
+}
 unsafe extern "C" fn ignore_stall(_: *mut c_void, _: *const ffi::rocksdb_writestallinfo_t) {}
 unsafe extern "C" fn ignore_sealed(_: *mut c_void, _: *const ffi::rocksdb_memtableinfo_t) {}

@@ -1,19 +1,22 @@
 //! The budget of all memtables, and each open store's part of it.
 //!
-//! RocksDB flushes a store when it writes while all stores together are over the budget. Empty memtables must therefore be small beside it, however
-//! many there are (`tests/store.rs`, `many_stores_with_little_in_each_are_not_flushed_for_it`).
+//! RocksDB flushes a store when it writes while all stores together are over the budget.
+//! Empty memtables must therefore be small beside it, however many there are
+//! (`tests/store.rs`, `many_stores_with_little_in_each_are_not_flushed_for_it`).
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rocksdb::WriteBufferManager;
 
-/// What an empty memtable of a store takes at most, all families together, and some room to write to. When there are so many stores that this
-/// would not fit the budget, the budget grows: or RocksDB would flush a store at each of its writes.
+/// What an empty memtable of a store takes at most, all families together, and some room
+/// to write to. When there are so many stores that this would not fit the budget, the
+/// budget grows: or RocksDB would flush a store at each of its writes.
 const STORE_BYTES: usize = 64 << 10;
 /// The part of the budget that the filter of a memtable's keys takes.
 const BUDGET_PER_FILTER: usize = 200;
-/// It takes this at most: it takes its memory at once, of stores that hold next to nothing as well.
+/// It takes this at most: it takes its memory at once, of stores that hold next to
+/// nothing as well.
 const FILTER_BYTES_MAX: usize = 512 << 10;
 /// The part of the budget that all filters may take: stores beyond go without.
 const FILTERS_PART: usize = 8;
@@ -44,13 +47,18 @@ pub(super) struct Part {
 
 impl Memtables {
     pub(super) fn new(bytes: usize) -> Memtables {
-        Memtables { manager: WriteBufferManager::new_write_buffer_manager(bytes, false), bytes, open: Mutex::default() }
+        Memtables {
+            manager: WriteBufferManager::new_write_buffer_manager(bytes, false),
+            bytes,
+            open: Mutex::default(),
+        }
     }
 
     /// For a store that is about to be opened.
     pub(super) fn part(self: &Arc<Self>) -> Part {
         let mut open = self.open.lock();
-        let is_filtered = (open.filtered + 1) * FAMILIES * self.filter_bytes() <= self.bytes / FILTERS_PART;
+        let is_filtered =
+            (open.filtered + 1) * FAMILIES * self.filter_bytes() <= self.bytes / FILTERS_PART;
         open.stores += 1;
         open.filtered += usize::from(is_filtered);
         self.resize(&open);
@@ -77,7 +85,8 @@ impl Memtables {
 }
 
 impl Part {
-    /// The filters of the store's memtables take so many bytes each; `None`: they have none.
+    /// The filters of the store's memtables take so many bytes each; `None`: they have
+    /// none.
     pub(super) fn filter_bytes(&self) -> Option<usize> {
         self.is_filtered.then(|| self.memtables.filter_bytes())
     }

@@ -1,6 +1,7 @@
 //! What all stores of a node share, and the options of each.
 //!
-//! Small by default: the cache and the memtables are bounded over all stores together, index and filter blocks live in the cache, RocksDB's statistics and timers are off.
+//! Small by default: the cache and the memtables are bounded over all stores together,
+//! index and filter blocks live in the cache, RocksDB's statistics and timers are off.
 
 use std::ffi::CStr;
 use std::path::Path;
@@ -10,8 +11,8 @@ use std::sync::atomic::Ordering;
 
 use librocksdb_sys as ffi;
 use rocksdb::{
-    AsRawPtr, BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DataBlockIndexType, Env, LogLevel,
-    Options,
+    AsRawPtr, BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor,
+    DBCompressionType, DataBlockIndexType, Env, LogLevel, Options,
 };
 
 use super::drain::{self, Drainer};
@@ -25,17 +26,21 @@ use crate::batch::Family;
 pub struct Settings {
     /// The block cache of all stores together, bytes; index and filter blocks are in it.
     pub cache_bytes: usize,
-    /// The memtables of all stores together and what gathers in front of them, bytes; more when there are very many stores (64 KiB for each).
+    /// The memtables of all stores together and what gathers in front of them, bytes;
+    /// more when there are very many stores (64 KiB for each).
     pub memtable_bytes: usize,
     /// Threads that flush memtables, for all stores.
     pub flush_threads: i32,
     /// Threads that compact, for all stores.
     pub compaction_threads: i32,
-    /// Compression of the lowest level, where most data lies: ZSTD when true (smaller), LZ4 when false (faster to read).
+    /// Compression of the lowest level, where most data lies: ZSTD when true (smaller),
+    /// LZ4 when false (faster to read).
     pub zstd_bottom: bool,
-    /// Files that compaction has not touched for so long are compacted, so that space of replaced data comes back; seconds.
+    /// Files that compaction has not touched for so long are compacted, so that space of
+    /// replaced data comes back; seconds.
     pub sweep_seconds: u64,
-    /// Writes are refused while the file system has less than this free, bytes, so that RocksDB and the log never hit the wall.
+    /// Writes are refused while the file system has less than this free, bytes, so that
+    /// RocksDB and the log never hit the wall.
     pub disk_reserve_bytes: u64,
 }
 
@@ -65,7 +70,8 @@ impl Settings {
     }
 }
 
-/// What the stores of a node share: cache, memtable budget, background threads. Cloning shares.
+/// What the stores of a node share: cache, memtable budget, background threads. Cloning
+/// shares.
 #[derive(Clone)]
 pub struct Shared {
     pub(super) settings: Settings,
@@ -97,7 +103,8 @@ impl Shared {
     /// # Errors
     /// [`Fault::DiskFull`].
     pub fn room(&self, directory: &Path) -> Result<(), Fault> {
-        health::lack_of_space(directory, self.settings.disk_reserve_bytes).map_or(Ok(()), |lack| Err(Fault::DiskFull(lack)))
+        health::lack_of_space(directory, self.settings.disk_reserve_bytes)
+            .map_or(Ok(()), |lack| Err(Fault::DiskFull(lack)))
     }
 
     /// Bytes in the block cache.
@@ -131,7 +138,8 @@ impl Shared {
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_paranoid_checks(true);
-        // The Raft log is the WAL: every write disables RocksDB's, and a flush takes all families at once, so that what is on disk is one moment.
+        // The Raft log is the WAL: every write disables RocksDB's, and a flush takes all
+        // families at once, so that what is on disk is one moment.
         options.set_atomic_flush(true);
         options.set_write_buffer_manager(self.memtables.manager());
         // Only the apply path writes: no concurrency to prepare for.
@@ -160,20 +168,27 @@ impl Shared {
         let write_buffer = self.settings.memtable_budget().max(1 << 20);
         options.set_write_buffer_size(write_buffer);
         options.set_max_write_buffer_number(4);
-        // Small arena blocks: a store that holds a few records takes a few pages of the budget.
+        // Small arena blocks: a store that holds a few records takes a few pages of the
+        // budget.
         options.set_arena_block_size(4 << 10);
         if let Some(bytes) = part.filter_bytes().filter(|_| family != Family::Default) {
-            // Most reads are not of what was just written: a filter spares them the walk through the memtable.
+            // Most reads are not of what was just written: a filter spares them the walk
+            // through the memtable.
             options.set_memtable_prefix_bloom_ratio(bytes as f64 / write_buffer as f64);
             options.set_memtable_whole_key_filtering(true);
         }
         options.set_level_compaction_dynamic_level_bytes(true);
-        // RocksDB's default is 4. Each compaction of these files rewrites the level below where they overlap it, and random keys overlap all of it.
+        // RocksDB's default is 4. Each compaction of these files rewrites the level below
+        // where they overlap it, and random keys overlap all of it.
         options.set_level_zero_file_num_compaction_trigger(8);
         options.set_target_file_size_base(32 << 20);
         options.set_max_bytes_for_level_base(128 << 20);
         options.set_compression_type(DBCompressionType::Lz4);
-        let bottom = if self.settings.zstd_bottom { DBCompressionType::Zstd } else { DBCompressionType::Lz4 };
+        let bottom = if self.settings.zstd_bottom {
+            DBCompressionType::Zstd
+        } else {
+            DBCompressionType::Lz4
+        };
         options.set_bottommost_compression_type(bottom);
         if family == Family::Cell {
             options.set_periodic_compaction_seconds(self.settings.sweep_seconds);
@@ -200,12 +215,20 @@ impl Shared {
         tables
     }
 
-    pub(super) fn families(&self, sweep: Option<&Arc<Sweep>>, part: &Part) -> Result<Vec<ColumnFamilyDescriptor>, Fault> {
+    pub(super) fn families(
+        &self,
+        sweep: Option<&Arc<Sweep>>,
+        part: &Part,
+    ) -> Result<Vec<ColumnFamilyDescriptor>, Fault> {
         let describe = |family: Family| {
             let mut options = self.family(family, part)?;
             match (family, sweep) {
-                (Family::Cell, Some(sweep)) => options.set_compaction_filter_factory(Factory(sweep.clone())),
-                (Family::Head, Some(sweep)) => options.set_compaction_filter_factory(HeadFactory(sweep.clone())),
+                (Family::Cell, Some(sweep)) => {
+                    options.set_compaction_filter_factory(Factory(sweep.clone()))
+                }
+                (Family::Head, Some(sweep)) => {
+                    options.set_compaction_filter_factory(HeadFactory(sweep.clone()))
+                }
                 _ => {}
             }
             Ok(ColumnFamilyDescriptor::new(family.name(), options))
@@ -216,31 +239,44 @@ impl Shared {
 
 /// RocksDB's environment with its threads, which are of the background.
 fn environment(settings: &Settings) -> Result<Env, Fault> {
-    // RocksDB flushes with a quarter of the jobs. A store that is opened with fewer threads than that starts the others itself, and they would be its opener's kind.
+    // RocksDB flushes with a quarter of the jobs. A store that is opened with fewer
+    // threads than that starts the others itself, and they would be its opener's kind.
     let jobs = settings.background_jobs();
     let flushes = (jobs / 4).max(1);
-    let (flush_threads, compaction_threads) = (settings.flush_threads.max(flushes), settings.compaction_threads.max(jobs - flushes));
+    let (flush_threads, compaction_threads) =
+        (settings.flush_threads.max(flushes), settings.compaction_threads.max(jobs - flushes));
     let threads = background::spawn("environment", move || {
         let mut env = Env::new()?;
         env.set_high_priority_background_threads(flush_threads);
         env.set_low_priority_background_threads(compaction_threads);
         Ok::<_, rocksdb::Error>(env)
     })?;
-    let env =
-        threads.join().map_err(|_| Fault::Io { doing: "set up RocksDB's environment".into(), reason: "its thread panicked".into() })?;
+    let env = threads.join().map_err(|_| Fault::Io {
+        doing: "set up RocksDB's environment".into(),
+        reason: "its thread panicked".into(),
+    })?;
     env.map_err(|error| Fault::io("set up RocksDB's environment", error))
 }
 
 /// Options that the crate has no setters for, and RocksDB takes as a string:
-/// - A memtable begins its search for a key's place at the last one: batches come in key order. One hint for all keys, as a prefix of no bytes is.
-/// - The blocks of a file that is deleted leave the block cache with it; 300 is what `options.h` recommends.
+/// - A memtable begins its search for a key's place at the last one: batches come in key
+///   order. One hint for all keys, as a prefix of no bytes is.
+/// - The blocks of a file that is deleted leave the block cache with it; 300 is what
+///   `options.h` recommends.
 fn with_text_options() -> Result<Options, Fault> {
-    const TEXT: &CStr = c"memtable_insert_with_hint_prefix_extractor=fixed:0;uncache_aggressiveness=300";
+    const TEXT: &CStr =
+        c"memtable_insert_with_hint_prefix_extractor=fixed:0;uncache_aggressiveness=300";
     let (base, options) = (Options::default(), Options::default());
     let mut error = ptr::null_mut();
-    // SAFETY: both options live; the error, if any, is a C string from malloc that is ours.
+    // SAFETY: both options live; the error, if any, is a C string from malloc that is
+    // ours.
     unsafe {
-        ffi::rocksdb_get_options_from_string(base.as_raw_ptr(), TEXT.as_ptr(), options.as_raw_ptr(), &raw mut error);
+        ffi::rocksdb_get_options_from_string(
+            base.as_raw_ptr(),
+            TEXT.as_ptr(),
+            options.as_raw_ptr(),
+            &raw mut error,
+        );
         if !error.is_null() {
             let reason = CStr::from_ptr(error).to_string_lossy().into_owned();
             ffi::rocksdb_free(error.cast());

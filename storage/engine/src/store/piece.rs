@@ -1,14 +1,18 @@
-//! The last words of some entries on the keys that they change: hash tables over an arena.
+//! The last words of some entries on the keys that they change: hash tables over an
+//! arena.
 //!
-//! A record lies in the arena once, and a later word on its key that needs no more room is written over it: a row that is changed a thousand
-//! times takes the room of one.
+//! A record lies in the arena once, and a later word on its key that needs no more room
+//! is written over it: a row that is changed a thousand times takes the room of one.
 //!
 //! # Invariants
-//! - The last word on a key is the one that is found, by key and in order (`a_piece_is_a_map`).
-//! - What is overwritten takes no more room (`what_is_overwritten_takes_no_more_room`), and all room is counted (`bytes_are_what_is_held`).
+//! - The last word on a key is the one that is found, by key and in order
+//!   (`a_piece_is_a_map`).
+//! - What is overwritten takes no more room (`what_is_overwritten_takes_no_more_room`),
+//!   and all room is counted (`bytes_are_what_is_held`).
 //!
 //! # Layout
-//! The arena is a list of chunks of up to 256 KiB; a record that is larger has a chunk of its own. A record begins at a multiple of four bytes:
+//! The arena is a list of chunks of up to 256 KiB; a record that is larger has a chunk of
+//! its own. A record begins at a multiple of four bytes:
 //! ```text
 //! length of the key u32 LE | room for a value u32 LE | length of the value u32 LE, or 0xffff_ffff: deleted | key | value, room | padding
 //! ```
@@ -51,7 +55,8 @@ pub(super) struct Piece {
     hasher: DefaultHashBuilder,
     chunks: Vec<Vec<u8>>,
     chunks_bytes: usize,
-    /// The first bytes of each key, and its place, in key order; made when first asked for, of a piece that changes no more.
+    /// The first bytes of each key, and its place, in key order; made when first asked
+    /// for, of a piece that changes no more.
     sorted: [OnceLock<Vec<(u64, Place)>>; 3],
 }
 
@@ -67,11 +72,13 @@ impl Piece {
 
     pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Word<'_>> {
         let hash = self.hash(key);
-        let slot = self.tables[family as usize].find(spread(hash), |slot| slot.hash == hash && self.key(slot.place) == key)?;
+        let slot = self.tables[family as usize]
+            .find(spread(hash), |slot| slot.hash == hash && self.key(slot.place) == key)?;
         Some(self.word(slot.place))
     }
 
-    /// These keys are about to be put: their slots and records come from memory side by side rather than one after the other.
+    /// These keys are about to be put: their slots and records come from memory side by
+    /// side rather than one after the other.
     pub(super) fn expect<'k>(&self, keys: impl Iterator<Item = (Family, &'k [u8])>) {
         let mut places: SmallVec<[Place; 64]> = SmallVec::new();
         for (family, key) in keys {
@@ -79,13 +86,16 @@ impl Piece {
             let slot = self.tables[family as usize].find(spread(hash), |slot| slot.hash == hash);
             places.extend(slot.map(|slot| slot.place));
         }
-        black_box(places.iter().map(|place| number(self.record(*place), 0)).fold(0, usize::wrapping_add));
+        black_box(
+            places.iter().map(|place| number(self.record(*place), 0)).fold(0, usize::wrapping_add),
+        );
     }
 
     pub(super) fn put(&mut self, family: Family, key: &[u8], word: Word<'_>) {
         let hash = self.hash(key);
         let mut table = std::mem::take(&mut self.tables[family as usize]);
-        match table.find_mut(spread(hash), |slot| slot.hash == hash && self.key(slot.place) == key) {
+        match table.find_mut(spread(hash), |slot| slot.hash == hash && self.key(slot.place) == key)
+        {
             Some(slot) => {
                 if !self.overwrite(slot.place, word) {
                     slot.place = self.append(key, word);
@@ -99,7 +109,8 @@ impl Piece {
         self.tables[family as usize] = table;
     }
 
-    /// The words with `from <= key < to`, in key order or the reverse; an empty `to` is no upper end.
+    /// The words with `from <= key < to`, in key order or the reverse; an empty `to` is
+    /// no upper end.
     pub(super) fn range(&self, family: Family, from: &[u8], to: &[u8], reverse: bool) -> Range<'_> {
         let sorted = self.sorted[family as usize].get_or_init(|| self.sort(family));
         let upto = |end: &[u8]| sorted.partition_point(|(_, place)| self.key(*place) < end);
@@ -120,8 +131,13 @@ impl Piece {
                 |begin| u64::from_be_bytes(*begin),
             )
         };
-        let mut sorted: Vec<_> = self.tables[family as usize].iter().map(|slot| (begin(slot.place), slot.place)).collect();
-        sorted.sort_unstable_by(|(a, a_place), (b, b_place)| a.cmp(b).then_with(|| self.key(*a_place).cmp(self.key(*b_place))));
+        let mut sorted: Vec<_> = self.tables[family as usize]
+            .iter()
+            .map(|slot| (begin(slot.place), slot.place))
+            .collect();
+        sorted.sort_unstable_by(|(a, a_place), (b, b_place)| {
+            a.cmp(b).then_with(|| self.key(*a_place).cmp(self.key(*b_place)))
+        });
         sorted
     }
 
@@ -160,13 +176,17 @@ impl Piece {
         true
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a batch is far below 4 GiB, and so many chunks never are")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a batch is far below 4 GiB, and so many chunks never are"
+    )]
     fn append(&mut self, key: &[u8], word: Word<'_>) -> Place {
         let value = word.unwrap_or_default();
         let room = value.len().next_multiple_of(ROOM_UNIT);
         let size = (HEADER_BYTES + key.len() + room).next_multiple_of(UNIT);
         if self.chunks.last().is_none_or(|chunk| chunk.len() + size > CHUNK_BYTES) {
-            // The first grows from little: most pieces of a node with many stores are small.
+            // The first grows from little: most pieces of a node with many stores are
+            // small.
             let capacity = if self.chunks.is_empty() { size } else { size.max(CHUNK_BYTES) };
             self.chunks_bytes += capacity;
             self.chunks.push(Vec::with_capacity(capacity));
@@ -211,7 +231,11 @@ impl<'a> Iterator for Range<'a> {
     type Item = (&'a [u8], Word<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (_, place) = if self.reverse { self.places.split_off_last() } else { self.places.split_off_first() }?;
+        let (_, place) = if self.reverse {
+            self.places.split_off_last()
+        } else {
+            self.places.split_off_first()
+        }?;
         Some((self.piece.key(*place), self.piece.word(*place)))
     }
 }

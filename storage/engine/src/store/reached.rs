@@ -1,10 +1,13 @@
-//! How far a store has applied its log, and how far that is on disk, in memory: both are asked for on Raft's threads, which must not wait for a disk.
+//! How far a store has applied its log, and how far that is on disk, in memory: both are
+//! asked for on Raft's threads, which must not wait for a disk.
 //!
-//! What is on disk is read where it changes: on the thread of RocksDB that has flushed, and by whoever has waited for a flush.
+//! What is on disk is read where it changes: on the thread of RocksDB that has flushed,
+//! and by whoever has waited for a flush.
 //!
 //! # Invariants
-//! - What is said to be on disk is on disk: it is what RocksDB reads with its memtables left out, at some moment before
-//!   (`tests/store.rs`, `what_rocksdb_flushes_by_itself_is_known`).
+//! - What is said to be on disk is on disk: it is what RocksDB reads with its memtables
+//!   left out, at some moment before (`tests/store.rs`,
+//!   `what_rocksdb_flushes_by_itself_is_known`).
 
 use std::ffi::{CStr, c_char};
 
@@ -43,7 +46,9 @@ impl Reached {
     /// This is on disk; of several who say so at once, the latest is right.
     pub(super) fn set_flushed(&self, flushed: Option<Applied>) {
         let mut before = self.flushed.lock();
-        if flushed.as_ref().map(|flushed| flushed.index) >= before.as_ref().map(|before| before.index) {
+        if flushed.as_ref().map(|flushed| flushed.index)
+            >= before.as_ref().map(|before| before.index)
+        {
             *before = flushed;
         }
     }
@@ -59,7 +64,8 @@ pub(super) unsafe fn on_disk(db: *mut ffi::rocksdb_t, key: &[u8]) -> Result<Opti
     unsafe {
         let options = ffi::rocksdb_readoptions_create();
         ffi::rocksdb_readoptions_set_read_tier(options, PERSISTED);
-        let value = ffi::rocksdb_get_pinned(db, options, key.as_ptr().cast(), key.len(), &raw mut error);
+        let value =
+            ffi::rocksdb_get_pinned(db, options, key.as_ptr().cast(), key.len(), &raw mut error);
         ffi::rocksdb_readoptions_destroy(options);
         if !error.is_null() {
             let text = CStr::from_ptr(error).to_string_lossy().into_owned();

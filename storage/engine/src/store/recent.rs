@@ -1,17 +1,22 @@
 //! What was applied and is not yet in RocksDB's memtables: hash tables in front of them.
 //!
-//! A memtable is a skip list: each key costs a walk through cold memory, and each write has a price of its own. A hash table takes a record for a
-//! fraction of that. So entries are applied to one, and [`Drainer`](super::drain::Drainer) writes what has gathered to the memtables, in key order, many at once;
-//! what was overwritten meanwhile never gets there, nor to disk.
+//! A memtable is a skip list: each key costs a walk through cold memory, and each write
+//! has a price of its own. A hash table takes a record for a fraction of that. So entries
+//! are applied to one, and [`Drainer`](super::drain::Drainer) writes what has gathered to
+//! the memtables, in key order, many at once; what was overwritten meanwhile never gets
+//! there, nor to disk.
 //!
 //! # Pieces
-//! Entries go into the fresh piece. A snapshot or a drain seals it: sealed pieces change no more, and a snapshot holds those of its moment. The
-//! newest piece that names a key has the word on it, before RocksDB.
+//! Entries go into the fresh piece. A snapshot or a drain seals it: sealed pieces change
+//! no more, and a snapshot holds those of its moment. The newest piece that names a key
+//! has the word on it, before RocksDB.
 //!
 //! # Invariants
-//! - A piece leaves only when RocksDB has its words: every state is found in the pieces and RocksDB together, at any moment (`reads_are_as_without_pieces`).
-//! - A piece holds whole entries, and pieces are drained from the oldest on, all their families at once: RocksDB holds the state after some whole entry
-//!   (`tests/store.rs`, `a_crash_loses_whole_entries_only`).
+//! - A piece leaves only when RocksDB has its words: every state is found in the pieces
+//!   and RocksDB together, at any moment (`reads_are_as_without_pieces`).
+//! - A piece holds whole entries, and pieces are drained from the oldest on, all their
+//!   families at once: RocksDB holds the state after some whole entry (`tests/store.rs`,
+//!   `a_crash_loses_whole_entries_only`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,7 +27,8 @@ use parking_lot::Mutex;
 use super::piece::{Piece, Range, Word};
 use crate::batch::{BadBatch, Change, Family, read};
 
-/// With so many sealed pieces, whoever applies more drains its store itself: a key is looked for in all of them.
+/// With so many sealed pieces, whoever applies more drains its store itself: a key is
+/// looked for in all of them.
 const PIECES_MAX: usize = 64;
 
 /// So many records are fetched from memory side by side.
@@ -33,7 +39,8 @@ const AHEAD: usize = 64;
 pub(super) struct Words<'a>(Vec<(Family, &'a [u8], Word<'a>)>);
 
 impl<'a> Words<'a> {
-    /// Takes a batch's records; `false`, and nothing of use is left, when it changes more than single records.
+    /// Takes a batch's records; `false`, and nothing of use is left, when it changes more
+    /// than single records.
     pub(super) fn take(&mut self, batch: &'a [u8]) -> Result<bool, BadBatch> {
         if batch.is_empty() {
             return Ok(true);
@@ -73,8 +80,15 @@ impl Pieces {
         self.0.iter().rev().find_map(|piece| piece.get(family, key))
     }
 
-    /// The last words on the keys with `from <= key < to`, in key order or the reverse; an empty `to` is no upper end.
-    pub(super) fn range(&self, family: Family, from: &[u8], to: &[u8], reverse: bool) -> Merged<'_> {
+    /// The last words on the keys with `from <= key < to`, in key order or the reverse;
+    /// an empty `to` is no upper end.
+    pub(super) fn range(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        reverse: bool,
+    ) -> Merged<'_> {
         let heads = self.0.iter().rev().filter_map(|piece| {
             let mut rest = piece.range(family, from, to, reverse);
             Some(Head { next: rest.next()?, rest })
@@ -117,7 +131,8 @@ impl<'a> Iterator for Merged<'a> {
 /// The pieces of one store.
 pub(super) struct Recent {
     state: Mutex<State>,
-    /// Whether there is anything to look for. Set before anybody is told of a word, cleared after RocksDB has all.
+    /// Whether there is anything to look for. Set before anybody is told of a word,
+    /// cleared after RocksDB has all.
     has_words: AtomicBool,
     /// Bytes of the pieces of all stores.
     total: Arc<AtomicUsize>,
@@ -194,7 +209,8 @@ impl Recent {
         let gone: Pieces = {
             let mut state = self.state.lock();
             let gone = state.sealed.0.drain(..pieces.0.len()).collect();
-            self.has_words.store(!state.fresh.is_empty() || !state.sealed.is_empty(), Ordering::Release);
+            self.has_words
+                .store(!state.fresh.is_empty() || !state.sealed.is_empty(), Ordering::Release);
             Pieces(gone)
         };
         self.total.fetch_sub(gone.bytes(), Ordering::Relaxed);
@@ -203,7 +219,11 @@ impl Recent {
     /// What there is.
     pub(super) fn amount(&self) -> Amount {
         let state = self.state.lock();
-        Amount { bytes: state.fresh.bytes() + state.sealed.bytes(), pieces: state.sealed.0.len(), additions: state.additions }
+        Amount {
+            bytes: state.fresh.bytes() + state.sealed.bytes(),
+            pieces: state.sealed.0.len(),
+            additions: state.additions,
+        }
     }
 }
 
@@ -241,7 +261,8 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         let family = || prop::sample::select(&Family::ALL[..]);
-        let written = prop::collection::vec((family(), "[a-d]{1,2}", prop::option::of("[x-z]{0,3}")), 0..8);
+        let written =
+            prop::collection::vec((family(), "[a-d]{1,2}", prop::option::of("[x-z]{0,3}")), 0..8);
         prop_oneof![
             8 => written.prop_map(Step::Apply),
             1 => (family(), "[a-d]{1,2}", "[a-d]{1,2}").prop_map(|(family, from, to)| Step::DeleteRange(family, from, to)),
@@ -284,10 +305,15 @@ mod tests {
 
     fn check(snapshot: &Snapshot, records: &Records) {
         for family in Family::ALL {
-            for (from, to, reverse) in [("a", "", false), ("a", "", true), ("aa", "c", false), ("b", "cc", true)] {
+            for (from, to, reverse) in
+                [("a", "", false), ("a", "", true), ("aa", "c", false), ("b", "cc", true)]
+            {
                 let mut found = Vec::new();
                 let each = &mut |key: &[u8], value: &[u8]| {
-                    found.push((String::from_utf8_lossy(key).into_owned(), String::from_utf8_lossy(value).into_owned()));
+                    found.push((
+                        String::from_utf8_lossy(key).into_owned(),
+                        String::from_utf8_lossy(value).into_owned(),
+                    ));
                     if found.len() < 5 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 };
                 snapshot.range(family, from.as_bytes(), to.as_bytes(), reverse, each).unwrap();
@@ -301,7 +327,10 @@ mod tests {
                     expected.reverse();
                 }
                 expected.truncate(5);
-                assert_eq!(found, expected, "{family:?} from {from:?} to {to:?}, reverse {reverse}");
+                assert_eq!(
+                    found, expected,
+                    "{family:?} from {from:?} to {to:?}, reverse {reverse}"
+                );
             }
         }
         for ((family, key), value) in records {
@@ -312,18 +341,27 @@ mod tests {
     #[test]
     fn reads_are_as_without_pieces() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&Shared::new(Settings::default()).unwrap(), directory.path()).unwrap();
+        let store =
+            Store::open(&Shared::new(Settings::default()).unwrap(), directory.path()).unwrap();
         let index = AtomicU64::new(0);
         let apply = |batch: Bytes| {
             let index = index.fetch_add(1, Ordering::Relaxed) + 1;
-            store.apply(&[Write { index, log_id: Bytes::new(), batch, membership: None }], Patience::Wait).unwrap();
+            store
+                .apply(
+                    &[Write { index, log_id: Bytes::new(), batch, membership: None }],
+                    Patience::Wait,
+                )
+                .unwrap();
         };
         let mut runner = TestRunner::new(ProptestConfig::with_cases(100));
         let tried = runner.run(&prop::collection::vec(step(), 0..24), |steps| {
             let (mut records, mut looks) = (Records::new(), Vec::new());
-            Family::ALL
-                .into_iter()
-                .for_each(|family| apply(write(&Step::DeleteRange(family, "a".into(), "z".into()), &mut records).finish()));
+            Family::ALL.into_iter().for_each(|family| {
+                apply(
+                    write(&Step::DeleteRange(family, "a".into(), "z".into()), &mut records)
+                        .finish(),
+                )
+            });
             for step in &steps {
                 let batch = write(step, &mut records).finish();
                 match step {
@@ -334,7 +372,9 @@ mod tests {
                 }
                 for key in ["a", "b", "ab", "cd"] {
                     for family in Family::ALL {
-                        let expected = records.get(&(family, key.to_owned())).map(|value| Bytes::from(value.clone()));
+                        let expected = records
+                            .get(&(family, key.to_owned()))
+                            .map(|value| Bytes::from(value.clone()));
                         prop_assert_eq!(store.get(family, key.as_bytes()).unwrap(), expected);
                     }
                 }

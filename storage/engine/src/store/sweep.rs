@@ -1,27 +1,44 @@
-//! The compaction filters of `cell` and `head`: they drop members of collections that were deleted or replaced or are past, and empty strings that are past.
+//! The compaction filters of `cell` and `head`: they drop members of collections that
+//! were deleted or replaced or are past, and empty strings that are past.
 //!
-//! Deleting a collection only drops its head; what lay under its generation is invisible at once and is dropped here, whenever compaction comes by. So are the
-//! members of a row that is past, before the expiry cycle comes to it, and the value of a string. Heads themselves, counters and the time index go by the cycle only: a head
-//! that one replica dropped by itself would be absent there, not expired, to the next write, and the counters would differ. This module knows neither heads nor cells: a
-//! [`CellJudge`] reads them.
+//! Deleting a collection only drops its head; what lay under its generation is invisible
+//! at once and is dropped here, whenever compaction comes by. So are the members of a row
+//! that is past, before the expiry cycle comes to it, and the value of a string. Heads
+//! themselves, counters and the time index go by the cycle only: a head that one replica
+//! dropped by itself would be absent there, not expired, to the next write, and the
+//! counters would differ. This module knows neither heads nor cells: a [`CellJudge`]
+//! reads them.
 //!
 //! # Why it is safe
-//! A *state* is what all entries up to some index make. It has a stamp, the time of its last batch, and whoever reads it or evaluates a batch on it does so by a time that is
-//! not before that: stamps never run backwards in a partition, under whatever leader. All that will ever be read here are states that follow
-//! - the state of the oldest reader (the oldest snapshot held when the compaction starts, or a fresh one when there is none); what is in front of RocksDB for that reader only makes it later;
-//! - or the state on disk, after a crash: with `interval` or `os` durability entries behind it may be lost with the log's tail, and others come in their place. What is sent to other
-//!   replicas is a state behind it as well.
+//! A *state* is what all entries up to some index make. It has a stamp, the time of its
+//! last batch, and whoever reads it or evaluates a batch on it does so by a time that is
+//! not before that: stamps never run backwards in a partition, under whatever leader. All
+//! that will ever be read here are states that follow
+//! - the state of the oldest reader (the oldest snapshot held when the compaction starts,
+//!   or a fresh one when there is none); what is in front of RocksDB for that reader only
+//!   makes it later;
+//! - or the state on disk, after a crash: with `interval` or `os` durability entries
+//!   behind it may be lost with the log's tail, and others come in their place. What is
+//!   sent to other replicas is a state behind it as well.
 //!
 //! *A cell* is dropped when it is dead in both. It is dead in a state
-//! - when its generation was given and is not its head's: a generation is given once, so no later state has it either;
-//! - or when its head is past by the state's stamp. To all who come to this state or a later one the row is dead: a write makes a new one, with a new generation, or leaves none. An EXPIRE or PERSIST
-//!   that prolongs a row is evaluated while it lives, so it is in the log before the first batch whose stamp is at or behind the row's expiry, and a state with such a stamp has it.
+//! - when its generation was given and is not its head's: a generation is given once, so
+//!   no later state has it either;
+//! - or when its head is past by the state's stamp. To all who come to this state or a
+//!   later one the row is dead: a write makes a new one, with a new generation, or leaves
+//!   none. An EXPIRE or PERSIST that prolongs a row is evaluated while it lives, so it is
+//!   in the log before the first batch whose stamp is at or behind the row's expiry, and
+//!   a state with such a stamp has it.
 //!
-//! *A head* is judged by itself, as compaction may see one that was replaced above. Its value is dropped when its expiry is not after the stamps of both. States in which it is seen and not past are
-//! before both, and nobody reads these any more; in all others it is past, or a later one lies above it. What a write to a dead row needs of its head (the expiry, the kind, a hash's figures) stays.
-//! Batches carry finished records, so none that is on its way is made from a value that was dropped.
+//! *A head* is judged by itself, as compaction may see one that was replaced above. Its
+//! value is dropped when its expiry is not after the stamps of both. States in which it
+//! is seen and not past are before both, and nobody reads these any more; in all others
+//! it is past, or a later one lies above it. What a write to a dead row needs of its head
+//! (the expiry, the kind, a hash's figures) stays. Batches carry finished records, so
+//! none that is on its way is made from a value that was dropped.
 //!
-//! What cannot be read or understood is kept. `storage`'s `judge.rs` tries all this with random ops, readers and crashes.
+//! What cannot be read or understood is kept. `storage`'s `judge.rs` tries all this with
+//! random ops, readers and crashes.
 
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,13 +54,15 @@ use crate::batch::Family;
 
 /// Reads heads, cells and stamps for the store, which does not know them.
 pub trait CellJudge: Send + Sync + 'static {
-    /// Writes the key of the head that owns `cell` into `head`, which is empty, and says under which generation the cell lies. `None`: not understood, so kept.
+    /// Writes the key of the head that owns `cell` into `head`, which is empty, and says
+    /// under which generation the cell lies. `None`: not understood, so kept.
     fn owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64>;
 
     /// The generation whose cells a head owns.
     fn owned(&self, head: &[u8]) -> Owned;
 
-    /// How many of a head's first bytes are to be kept when every state has this stamp or a later one; `None`: all of it.
+    /// How many of a head's first bytes are to be kept when every state has this stamp or
+    /// a later one; `None`: all of it.
     fn kept(&self, head: &[u8], stamp_ms: u64) -> Option<usize>;
 
     /// The key in `Default` of the stamp of the last batch.
@@ -55,7 +74,8 @@ pub trait CellJudge: Send + Sync + 'static {
     /// The key in `Default` of the counter of generations.
     fn counter_key(&self) -> &[u8];
 
-    /// The first generation that was not yet given when the counter had this value: every smaller one was given. `None`: not understood.
+    /// The first generation that was not yet given when the counter had this value: every
+    /// smaller one was given. `None`: not understood.
     fn first_unused(&self, counter: &[u8]) -> Option<u64>;
 }
 
@@ -86,7 +106,8 @@ pub(super) struct Sweep {
 
 /// The database that the filters read. It owns them, so they cannot own it.
 struct DbPointer(*const Db);
-// SAFETY: `Db` is `Sync`; see `Sweep::db` for why the pointer is alive when it is followed.
+// SAFETY: `Db` is `Sync`; see `Sweep::db` for why the pointer is alive when it is
+// followed.
 unsafe impl Send for DbPointer {}
 // SAFETY: as above.
 unsafe impl Sync for DbPointer {}
@@ -105,7 +126,8 @@ impl Sweep {
         &self.swept
     }
 
-    /// The earlier of the stamps of a reader's state and of the state on disk. `None`: one of them has none, or it can't be read.
+    /// The earlier of the stamps of a reader's state and of the state on disk. `None`:
+    /// one of them has none, or it can't be read.
     fn stamp_ms(&self, db: &Db, pinned: &Pinned) -> Option<u64> {
         let key = self.judge.stamp_key();
         let on_disk = self.judge.stamp_ms(&db.get_flushed(Family::Default, key).ok()??)?;
@@ -115,7 +137,8 @@ impl Sweep {
 
     /// Only for code that runs inside a compaction of this database.
     fn db(&self) -> Option<&Db> {
-        // SAFETY: compactions run only while the database is open, and `Db::drop` waits for them before anything of it goes away.
+        // SAFETY: compactions run only while the database is open, and `Db::drop` waits
+        // for them before anything of it goes away.
         self.db.get().map(|pointer| unsafe { &*pointer.0 })
     }
 }
@@ -126,7 +149,14 @@ impl CompactionFilterFactory for Factory {
     type Filter = Filter;
 
     fn create(&mut self, _: CompactionFilterContext) -> Filter {
-        Filter { sweep: self.0.clone(), bench: Bench::open(&self.0), last: None, head: Vec::new(), cells: 0, bytes: 0 }
+        Filter {
+            sweep: self.0.clone(),
+            bench: Bench::open(&self.0),
+            last: None,
+            head: Vec::new(),
+            cells: 0,
+            bytes: 0,
+        }
     }
 
     fn name(&self) -> &CStr {
@@ -165,7 +195,8 @@ impl CompactionFilter for HeadFilter {
             None => Decision::Keep,
             Some(kept) => {
                 self.bytes += (value.len() - kept.len()) as u64;
-                // SAFETY: RocksDB copies the new value as soon as this returns, and the old one, of which it is a part, is its own and stays until then.
+                // SAFETY: RocksDB copies the new value as soon as this returns, and the
+                // old one, of which it is a part, is its own and stays until then.
                 Decision::Change(unsafe { std::mem::transmute::<&[u8], &'static [u8]>(kept) })
             }
         }
@@ -204,7 +235,8 @@ impl Bench {
         let on_disk = db.get_flushed(Family::Default, key).ok()??;
         let pinned = oldest(db);
         let seen = db.get(pinned.options(), Family::Default, key).ok()??;
-        let first_unused = sweep.judge.first_unused(&on_disk)?.min(sweep.judge.first_unused(&seen)?);
+        let first_unused =
+            sweep.judge.first_unused(&on_disk)?.min(sweep.judge.first_unused(&seen)?);
         let stamp_ms = sweep.stamp_ms(db, &pinned).unwrap_or(0);
         let heads = db.cursor(&pinned, Family::Head);
         Some(Self { heads, first_unused, stamp_ms, _pinned: pinned })
@@ -224,7 +256,8 @@ impl Bench {
 pub(super) struct Filter {
     sweep: Arc<Sweep>,
     bench: Option<Bench>,
-    /// The head last looked up, what it owns as the oldest reader sees it, and in the state on disk once that was asked.
+    /// The head last looked up, what it owns as the oldest reader sees it, and in the
+    /// state on disk once that was asked.
     last: Option<(Vec<u8>, Owned, Option<Owned>)>,
     head: Vec<u8>,
     cells: u64,
@@ -242,7 +275,9 @@ impl Filter {
         }
         let stamp_ms = bench.stamp_ms;
         let buried = |owned| match owned {
-            Owned::Generation(alive, until_ms) => alive != generation || until_ms.is_some_and(|until_ms| until_ms <= stamp_ms),
+            Owned::Generation(alive, until_ms) => {
+                alive != generation || until_ms.is_some_and(|until_ms| until_ms <= stamp_ms)
+            }
             Owned::Nothing => true,
             Owned::Unreadable => false,
         };
@@ -257,10 +292,12 @@ impl Filter {
         if !buried(*seen) {
             return false;
         }
-        let on_disk = *on_disk.get_or_insert_with(|| match self.sweep.db().map(|db| db.get_flushed(Family::Head, head)) {
-            Some(Ok(Some(value))) => judge.owned(&value),
-            Some(Ok(None)) => Owned::Nothing,
-            Some(Err(_)) | None => Owned::Unreadable,
+        let on_disk = *on_disk.get_or_insert_with(|| {
+            match self.sweep.db().map(|db| db.get_flushed(Family::Head, head)) {
+                Some(Ok(Some(value))) => judge.owned(&value),
+                Some(Ok(None)) => Owned::Nothing,
+                Some(Err(_)) | None => Owned::Unreadable,
+            }
         });
         buried(on_disk)
     }
@@ -307,7 +344,9 @@ mod tests {
 
         fn owned(&self, head: &[u8]) -> Owned {
             let until_ms = head.get(1).map(|until_ms| u64::from(*until_ms));
-            head.first().map_or(Owned::Unreadable, |generation| Owned::Generation(u64::from(*generation), until_ms))
+            head.first().map_or(Owned::Unreadable, |generation| {
+                Owned::Generation(u64::from(*generation), until_ms)
+            })
         }
 
         fn kept(&self, head: &[u8], stamp_ms: u64) -> Option<usize> {
@@ -334,11 +373,17 @@ mod tests {
     #[test]
     fn cells_are_kept_until_the_end_of_their_head_is_on_disk() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open_swept(&Shared::new(Settings::default()).unwrap(), directory.path(), Arc::new(OneRow)).unwrap();
+        let store = Store::open_swept(
+            &Shared::new(Settings::default()).unwrap(),
+            directory.path(),
+            Arc::new(OneRow),
+        )
+        .unwrap();
         let apply = |index, fill: &dyn Fn(&mut BatchWriter)| {
             let mut writer = BatchWriter::new();
             fill(&mut writer);
-            let write = Write { index, log_id: Bytes::new(), batch: writer.finish(), membership: None };
+            let write =
+                Write { index, log_id: Bytes::new(), batch: writer.finish(), membership: None };
             store.apply(&[write], Patience::Wait).unwrap();
         };
         apply(1, &|batch| {
@@ -349,9 +394,14 @@ mod tests {
         });
         store.flush().unwrap();
         apply(2, &|batch| batch.delete(Family::Head, b"h"));
-        // As automatic compaction does: what is in memory stays there (no cell is, and a range is named).
+        // As automatic compaction does: what is in memory stays there (no cell is, and a
+        // range is named).
         compact::rewrite(&store.db().unwrap(), Family::Cell, Some(&[0]), Some(&[9]));
-        assert_eq!(store.flushed().unwrap().unwrap().index, 1, "the deletion was flushed: the test proves nothing");
+        assert_eq!(
+            store.flushed().unwrap().unwrap().index,
+            1,
+            "the deletion was flushed: the test proves nothing"
+        );
         assert_eq!(store.get(Family::Cell, &[4]).unwrap(), None);
         assert!(store.get(Family::Cell, &[5]).unwrap().is_some());
         store.flush().unwrap();
@@ -362,11 +412,17 @@ mod tests {
     #[test]
     fn what_is_past_is_kept_until_the_stamp_is_on_disk_and_the_oldest_reader_has_it() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open_swept(&Shared::new(Settings::default()).unwrap(), directory.path(), Arc::new(OneRow)).unwrap();
+        let store = Store::open_swept(
+            &Shared::new(Settings::default()).unwrap(),
+            directory.path(),
+            Arc::new(OneRow),
+        )
+        .unwrap();
         let apply = |index, fill: &dyn Fn(&mut BatchWriter)| {
             let mut writer = BatchWriter::new();
             fill(&mut writer);
-            let write = Write { index, log_id: Bytes::new(), batch: writer.finish(), membership: None };
+            let write =
+                Write { index, log_id: Bytes::new(), batch: writer.finish(), membership: None };
             store.apply(&[write], Patience::Wait).unwrap();
         };
         let rewrite = || {

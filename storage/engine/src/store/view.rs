@@ -14,8 +14,9 @@ use super::db::Db;
 use super::recent::Pieces;
 use crate::batch::Family;
 
-/// A store at one moment: reads through it all see the same state, whatever is written meanwhile. Owned: it keeps the database open, and old versions
-/// of records on disk, until it is dropped; so it is for one batch or one step of a scan, not for a session.
+/// A store at one moment: reads through it all see the same state, whatever is written
+/// meanwhile. Owned: it keeps the database open, and old versions of records on disk,
+/// until it is dropped; so it is for one batch or one step of a scan, not for a session.
 pub struct Snapshot {
     /// What RocksDB does not have yet.
     pieces: Pieces,
@@ -38,7 +39,8 @@ impl Snapshot {
         }
     }
 
-    /// Walks the records with `from <= key < to` in key order, or backwards, until `each` breaks. An empty `to` is no upper end.
+    /// Walks the records with `from <= key < to` in key order, or backwards, until `each`
+    /// breaks. An empty `to` is no upper end.
     pub fn range(
         &self,
         family: Family,
@@ -52,7 +54,9 @@ impl Snapshot {
         let mut words = self.pieces.range(family, from, to, reverse).peekable();
         let mut flow = ControlFlow::Continue(());
         self.db.range(options, family, from, to, reverse, &mut |key, value| {
-            while let Some((before, word)) = words.next_if(|(word_key, _)| comes_before(word_key, key, reverse)) {
+            while let Some((before, word)) =
+                words.next_if(|(word_key, _)| comes_before(word_key, key, reverse))
+            {
                 if let Some(value) = word {
                     flow = each(before, value);
                 }
@@ -68,7 +72,10 @@ impl Snapshot {
             flow
         })?;
         if flow.is_continue() {
-            let _ = words.filter_map(|(key, word)| Some((key, word?))).map(|(key, value)| each(key, value)).find(ControlFlow::is_break);
+            let _ = words
+                .filter_map(|(key, word)| Some((key, word?)))
+                .map(|(key, value)| each(key, value))
+                .find(ControlFlow::is_break);
         }
         Ok(())
     }
@@ -102,11 +109,13 @@ impl Drop for Pinned {
     }
 }
 
-/// The snapshots that readers hold, oldest first. The compaction filter must not drop what the oldest of them can see.
+/// The snapshots that readers hold, oldest first. The compaction filter must not drop
+/// what the oldest of them can see.
 #[derive(Default)]
 pub(super) struct Readers {
     next: AtomicU64,
-    // Few at a time and nearly always dropped in the order they were taken: a list beats a tree.
+    // Few at a time and nearly always dropped in the order they were taken: a list beats
+    // a tree.
     live: Mutex<Vec<(u64, std::sync::Weak<Pinned>)>>,
 }
 
@@ -118,7 +127,8 @@ impl Readers {
     pub(super) unsafe fn pin(self: &Arc<Self>, db: &DB) -> Arc<Pinned> {
         // SAFETY: the caller keeps `db` alive for as long as the snapshot.
         let db: &'static DB = unsafe { &*std::ptr::from_ref(db) };
-        // Under the lock, so that the list is in the order of the snapshots' sequence numbers and none is missing from it.
+        // Under the lock, so that the list is in the order of the snapshots' sequence
+        // numbers and none is missing from it.
         let mut live = self.live.lock();
         let snapshot = db.snapshot();
         let mut options = ReadOptions::default();
@@ -131,14 +141,17 @@ impl Readers {
 
     /// The oldest snapshot still held.
     pub(super) fn oldest(&self) -> Option<Arc<Pinned>> {
-        // Upgraded under the lock, released outside of it: dropping the last reference locks again.
+        // Upgraded under the lock, released outside of it: dropping the last reference
+        // locks again.
         let live = self.live.lock();
         live.iter().find_map(|(_, pinned)| pinned.upgrade())
     }
 
-    /// Waits until every snapshot that is held now is dropped, or until `deadline`; says whether they are.
+    /// Waits until every snapshot that is held now is dropped, or until `deadline`; says
+    /// whether they are.
     pub(super) fn wait_for_older(&self, deadline: Instant) -> bool {
-        // Under the lock, under which a snapshot gets its number: one that is taken already has it by then.
+        // Under the lock, under which a snapshot gets its number: one that is taken
+        // already has it by then.
         let newest = {
             let _live = self.live.lock();
             self.next.load(Ordering::Relaxed)

@@ -1,4 +1,5 @@
-//! Servers in one process over a network in memory that can be cut, slowed and made to lose letters.
+//! Servers in one process over a network in memory that can be cut, slowed and made to
+//! lose letters.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,9 @@ use engine::batch::{BatchWriter, Family};
 use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Disk, Durability, Log, LogOptions, OsDisk, Space};
 use engine::raft::purge::Policy;
-use engine::raft::{Group, GroupError, GroupOptions, Kind, Leadership, Letter, Node, Ticker, Wire, WireError};
+use engine::raft::{
+    Group, GroupError, GroupOptions, Kind, Leadership, Letter, Node, Ticker, Wire, WireError,
+};
 use engine::store::{Settings, Shared, Store};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -70,7 +73,8 @@ impl Network {
     fn is_lost(&self) -> bool {
         let percent = self.faults.lock().loss_percent;
         // A fixed sequence: the same for each run.
-        let roll = self.dice.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let roll =
+            self.dice.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         roll % 100 < percent
     }
 }
@@ -106,7 +110,9 @@ impl Wire for End {
                 tokio::time::sleep(delay).await;
             }
             let group = network.groups.lock().get(&(to, letter.group)).cloned();
-            let Some(group) = group else { return Err(WireError::Refused("no such group here".into())) };
+            let Some(group) = group else {
+                return Err(WireError::Refused("no such group here".into()));
+            };
             *network.letters.lock().entry(letter.kind as u8).or_default() += 1;
             // Through bytes, as in life.
             let letter = Letter::decode(letter.encode()).unwrap();
@@ -172,11 +178,22 @@ impl Server {
         Self::start_with(id, path, network, Durability::Os)
     }
 
-    pub fn start_with(id: u64, path: &Path, network: &Arc<Network>, durability: Durability) -> Server {
+    pub fn start_with(
+        id: u64,
+        path: &Path,
+        network: &Arc<Network>,
+        durability: Durability,
+    ) -> Server {
         Self::start_on(id, path, network, durability, Arc::new(OsDisk))
     }
 
-    pub fn start_on(id: u64, path: &Path, network: &Arc<Network>, durability: Durability, disk: Arc<dyn Disk>) -> Server {
+    pub fn start_on(
+        id: u64,
+        path: &Path,
+        network: &Arc<Network>,
+        durability: Durability,
+        disk: Arc<dyn Disk>,
+    ) -> Server {
         let clocks = Arc::<Jumping>::default();
         let ticker = Ticker::start_with(clocks.clone());
         let mut options = LogOptions::new(path.join("log"));
@@ -204,14 +221,25 @@ impl Server {
     }
 
     /// Opens a replica's store and tries to start it; it is not on the network.
-    pub async fn try_replica(&self, number: u64, initial: Option<&[u64]>) -> (Result<Group, GroupError>, Store) {
+    pub async fn try_replica(
+        &self,
+        number: u64,
+        initial: Option<&[u64]>,
+    ) -> (Result<Group, GroupError>, Store) {
         self.try_replica_as(number, raft_id(self.id), initial).await
     }
 
-    async fn try_replica_as(&self, number: u64, id: u64, initial: Option<&[u64]>) -> (Result<Group, GroupError>, Store) {
+    async fn try_replica_as(
+        &self,
+        number: u64,
+        id: u64,
+        initial: Option<&[u64]>,
+    ) -> (Result<Group, GroupError>, Store) {
         let dir = self.dir(number);
         let store = Store::open(&self.shared, dir.clone()).unwrap();
-        let initial = initial.map(|servers| servers.iter().map(|server| (raft_id(*server), Node { server: *server })).collect());
+        let initial = initial.map(|servers| {
+            servers.iter().map(|server| (raft_id(*server), Node { server: *server })).collect()
+        });
         let options = GroupOptions {
             group: number,
             id,
@@ -298,7 +326,15 @@ impl Three {
         let network = Arc::<Network>::default();
         let directory = tempfile::tempdir().unwrap();
         let disks = SERVERS.into_iter().map(|server| (server, Arc::default())).collect();
-        let mut three = Three { network, servers: BTreeMap::new(), replicas: BTreeMap::new(), directory, durability, policy, disks };
+        let mut three = Three {
+            network,
+            servers: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+            directory,
+            durability,
+            policy,
+            disks,
+        };
         for server in SERVERS {
             three.restart(server).await;
         }
@@ -311,7 +347,13 @@ impl Three {
 
     /// A server that is not running, without its replica.
     pub fn server(&self, id: u64) -> Server {
-        let server = Server::start_on(id, &self.path(id), &self.network, self.durability, self.disks[&id].clone());
+        let server = Server::start_on(
+            id,
+            &self.path(id),
+            &self.network,
+            self.durability,
+            self.disks[&id].clone(),
+        );
         server.ticker.set_log_policy(self.policy);
         server
     }
@@ -324,14 +366,17 @@ impl Three {
     }
 
     pub async fn stop(&mut self, id: u64) {
-        let (server, replica) = (self.servers.remove(&id).unwrap(), self.replicas.remove(&id).unwrap());
+        let (server, replica) =
+            (self.servers.remove(&id).unwrap(), self.replicas.remove(&id).unwrap());
         server.stop(GROUP, replica).await;
         server.log.flush().await.unwrap();
-        // Raft's tasks let go of the log a little after its core has ended; only then may it be opened again.
+        // Raft's tasks let go of the log a little after its core has ended; only then may
+        // it be opened again.
         wait_for("nobody uses the log", || Arc::strong_count(&server.log) == 1).await;
     }
 
-    /// Copies a server's directory, as a backup would. What a server that runs has not written yet is not in it.
+    /// Copies a server's directory, as a backup would. What a server that runs has not
+    /// written yet is not in it.
     pub fn back_up(&self, id: u64) {
         copy(&self.path(id), &self.path(1000 + id));
     }
@@ -360,7 +405,11 @@ impl Three {
                     return *id;
                 }
             }
-            assert!(Instant::now() < deadline, "no leader: {:?}", self.replicas.values().map(|r| r.group.figures()).collect::<Vec<_>>());
+            assert!(
+                Instant::now() < deadline,
+                "no leader: {:?}",
+                self.replicas.values().map(|r| r.group.figures()).collect::<Vec<_>>()
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -384,7 +433,9 @@ impl Three {
 
 pub async fn establish(group: &Group) -> Result<Leadership, GroupError> {
     let patience = Duration::from_millis(1500);
-    tokio::time::timeout(patience, group.establish()).await.unwrap_or_else(|_| Err(GroupError::Unknown("not established in time".into())))
+    tokio::time::timeout(patience, group.establish())
+        .await
+        .unwrap_or_else(|_| Err(GroupError::Unknown("not established in time".into())))
 }
 
 pub async fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {

@@ -10,10 +10,15 @@ use row::value::{Body, Cell, Head, decode_counter};
 use row::view::Rules;
 use row::{Edits, Family, Op, Stamp, Tx, View, eval};
 
-/// Counters and time index are exact; every hash has the members and expiries that its head tells.
+/// Counters and time index are exact; every hash has the members and expiries that its
+/// head tells.
 pub(crate) fn check(memory: &Memory) {
-    let counter =
-        |name| memory.get(Family::State, name).expect("memory has no faults").map_or(0, |n| decode_counter(&n).expect("a counter"));
+    let counter = |name| {
+        memory
+            .get(Family::State, name)
+            .expect("memory has no faults")
+            .map_or(0, |n| decode_counter(&n).expect("a counter"))
+    };
     let mut index = BTreeSet::new();
     let mut heads = 0;
     for (_, head_key, value) in memory.records().filter(|(family, ..)| *family == Family::Head) {
@@ -23,26 +28,41 @@ pub(crate) fn check(memory: &Memory) {
         assert_eq!(key::head(hashkey)[..], head_key[..]);
         index.extend(head.header.expires_at_ms.map(|at| key::time_index(at, Due::Row, head_key)));
         if let Body::Hash(hash) = head.body {
-            assert!(hash.generation <= counter(key::GENERATION), "a generation that was never given out");
+            assert!(
+                hash.generation <= counter(key::GENERATION),
+                "a generation that was never given out"
+            );
             let mut members = BTreeMap::new();
             let mut expiries = BTreeSet::new();
-            for (_, cell_key, value) in memory.records().filter(|(family, ..)| *family == Family::Cell) {
+            for (_, cell_key, value) in
+                memory.records().filter(|(family, ..)| *family == Family::Cell)
+            {
                 let cell_key = CellKey::parse(cell_key).expect("a cell key");
                 assert_eq!(cell_key.head()[..8], key::head(cell_key.hashkey)[..8]);
                 if (cell_key.hashkey, cell_key.generation) != (hashkey, hash.generation) {
                     continue;
                 }
                 if cell_key.space == key::MEMBERS {
-                    members.insert(cell_key.sortkey.to_vec(), Cell::decode(value).expect("a cell").header.expires_at_ms);
+                    members.insert(
+                        cell_key.sortkey.to_vec(),
+                        Cell::decode(value).expect("a cell").header.expires_at_ms,
+                    );
                 } else {
                     assert!(value.is_empty());
                     expiries.insert(cell_key.sortkey.to_vec());
                 }
             }
-            let expected: BTreeSet<_> = members.iter().filter_map(|(name, at)| Some([&(*at)?.to_be_bytes()[..], name].concat())).collect();
+            let expected: BTreeSet<_> = members
+                .iter()
+                .filter_map(|(name, at)| Some([&(*at)?.to_be_bytes()[..], name].concat()))
+                .collect();
             assert_eq!(hash.count, members.len() as u64, "count of {hashkey:?}");
             assert_eq!(expiries, expected, "expiries of {hashkey:?}");
-            assert_eq!(hash.expiries.expiring, expiries.len() as u64, "how many members of {hashkey:?} expire");
+            assert_eq!(
+                hash.expiries.expiring,
+                expiries.len() as u64,
+                "how many members of {hashkey:?} expire"
+            );
             assert_eq!(hash.expiries.due_ms().is_some(), !expiries.is_empty());
             if let (Some(first), Some(due_ms)) = (expiries.first(), hash.expiries.due_ms()) {
                 let floor = [&due_ms.to_be_bytes()[..], &hash.expiries.floor.name].concat();
@@ -58,21 +78,32 @@ pub(crate) fn check(memory: &Memory) {
         .collect();
     assert_eq!(stored, index, "the time index");
     assert_eq!(counter(key::ROWS), heads, "the counter of rows");
-    let expiring = index.iter().filter(|entry| matches!(key::parse_time_index(entry), Some((_, Due::Row, _)))).count() as u64;
+    let expiring = index
+        .iter()
+        .filter(|entry| matches!(key::parse_time_index(entry), Some((_, Due::Row, _))))
+        .count() as u64;
     assert_eq!(counter(key::EXPIRING), expiring, "the counter of rows that expire");
 }
 
 /// What readers see is what the model holds.
-pub(crate) fn same(memory: &Memory, model: &BTreeMap<Bytes, (Content, Option<u64>)>, stamp: Stamp, rules: Rules) {
+pub(crate) fn same(
+    memory: &Memory,
+    model: &BTreeMap<Bytes, (Content, Option<u64>)>,
+    stamp: Stamp,
+    rules: Rules,
+) {
     let mut edits = Edits::default();
     let mut tx = Tx { view: memory, edits: &mut edits, stamp, rules };
     let mut seen = BTreeMap::new();
     let mut cursor = 0;
     loop {
-        let answer = eval(&Op::Scan { cursor, count: 2, glob: None, kind: None }, &mut tx).expect("scans");
+        let answer =
+            eval(&Op::Scan { cursor, count: 2, glob: None, kind: None }, &mut tx).expect("scans");
         let Answer::Page { keys, next, .. } = answer else { panic!("no page: {answer:?}") };
         for key in keys {
-            let Ok(Answer::Content { content, expires_at_ms }) = eval(&Op::Dump { key: key.clone() }, &mut tx) else {
+            let Ok(Answer::Content { content, expires_at_ms }) =
+                eval(&Op::Dump { key: key.clone() }, &mut tx)
+            else {
                 panic!("{key:?} is gone")
             };
             seen.insert(key, (content, expires_at_ms));

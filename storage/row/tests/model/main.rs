@@ -1,6 +1,8 @@
-//! Random ops against a model that is simple enough to be believed, and the invariants of `lib.rs` after every batch.
+//! Random ops against a model that is simple enough to be believed, and the invariants of
+//! `lib.rs` after every batch.
 //!
-//! A failing run is shrunk and printed, and its seed is kept in `proptest-regressions/`, from where it is run again first.
+//! A failing run is shrunk and printed, and its seed is kept in `proptest-regressions/`,
+//! from where it is run again first.
 
 mod invariants;
 mod model;
@@ -16,20 +18,34 @@ use crate::model::Model;
 /// One batch: how much later than the last it comes, and its ops.
 type Batch = (u64, Vec<Op>, Cycle);
 
-/// How the expiry cycle does in a batch: so many states before the present one it has looked for what is due, and the writer is spent after so many pieces.
+/// How the expiry cycle does in a batch: so many states before the present one it has
+/// looked for what is due, and the writer is spent after so many pieces.
 type Cycle = (usize, u64);
 
 fn batches() -> impl Strategy<Value = Vec<Batch>> {
-    prop::collection::vec((0..40u64, prop::collection::vec(ops::op(), 1..8), (0..3usize, 1..5u64)), 1..12)
+    prop::collection::vec(
+        (0..40u64, prop::collection::vec(ops::op(), 1..8), (0..3usize, 1..5u64)),
+        1..12,
+    )
 }
 
-/// Ops that name no time of their own: two moments differ for them in what is past, and in nothing else.
+/// Ops that name no time of their own: two moments differ for them in what is past, and
+/// in nothing else.
 fn is_timeless(op: &Op) -> bool {
     use Op::*;
     !matches!(op, HashExpiry { remaining: true, .. })
         && (!op.is_write()
-            || matches!(op, Delete { .. } | Persist { .. } | Rename { .. } | Copy { .. } | GetDelete { .. })
-            || matches!(op, HashDelete { .. } | HashGetDelete { .. } | HashRangeDelete { .. } | HashPersist { .. }))
+            || matches!(
+                op,
+                Delete { .. } | Persist { .. } | Rename { .. } | Copy { .. } | GetDelete { .. }
+            )
+            || matches!(
+                op,
+                HashDelete { .. }
+                    | HashGetDelete { .. }
+                    | HashRangeDelete { .. }
+                    | HashPersist { .. }
+            ))
 }
 
 fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
@@ -44,23 +60,36 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
         let mut edits = Edits::default();
         for mut op in batch {
             if let Op::ExpireDue { items } = &mut op {
-                // The cycle looks into a state that may have changed by now, by the clock of that time or of this.
+                // The cycle looks into a state that may have changed by now, by the clock
+                // of that time or of this.
                 let (state, then_ms) = &states[states.len().saturating_sub(1 + age)];
                 let now_ms = if pieces % 2 == 0 { now_ms } else { *then_ms };
-                *items = state.due(Stamp { now_ms, ..stamp }, rules).expect("memory has no faults").items;
+                *items = state
+                    .due(Stamp { now_ms, ..stamp }, rules)
+                    .expect("memory has no faults")
+                    .items;
             }
             let before = edits.clone();
             let view = Reader::new(&memory).spent_after(pieces);
-            let at = |stamp: Stamp, edits: &mut Edits| match eval(&op, &mut Tx { view: &view, edits, stamp, rules }) {
+            let at = |stamp: Stamp, edits: &mut Edits| match eval(
+                &op,
+                &mut Tx { view: &view, edits, stamp, rules },
+            ) {
                 Ok(answer) => Ok(answer),
                 Err(Failed::Refused(refusal)) => Err(refusal),
                 Err(Failed::Fault(fault)) => panic!("{op:?}: {fault}"),
             };
             let answer = at(stamp, &mut edits);
             if edits == before && is_timeless(&op) {
-                // Nothing else was taken for past: the answer is the same as soon as that is.
+                // Nothing else was taken for past: the answer is the same as soon as that
+                // is.
                 let then = Stamp { now_ms: view.past_ms(), ..stamp };
-                assert_eq!(at(then, &mut before.clone()), answer, "{op:?} at {now_ms} does not rest on {} alone", then.now_ms);
+                assert_eq!(
+                    at(then, &mut before.clone()),
+                    answer,
+                    "{op:?} at {now_ms} does not rest on {} alone",
+                    then.now_ms
+                );
             }
             if answer.is_err() || !op.is_write() {
                 assert_eq!(edits, before, "{op:?} refused or only read, and left edits");
@@ -85,12 +114,14 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
         }
         let mut edits = Edits::default();
         let view = Reader::new(&memory).spent_after(1);
-        eval(&Op::ExpireDue { items }, &mut Tx { view: &view, edits: &mut edits, stamp, rules }).expect("a step is never refused");
+        eval(&Op::ExpireDue { items }, &mut Tx { view: &view, edits: &mut edits, stamp, rules })
+            .expect("a step is never refused");
         memory.apply(edits);
         invariants::check(&memory);
         invariants::same(&memory, &seen, stamp, rules);
     }
-    let rows = eval(&Op::Rows, &mut Tx { view: &memory, edits: &mut Edits::default(), stamp, rules });
+    let rows =
+        eval(&Op::Rows, &mut Tx { view: &memory, edits: &mut Edits::default(), stamp, rules });
     assert_eq!(rows, Ok(Answer::Int(seen.len() as i64)), "what is past is removed");
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use row::Op;
-use row::op::{Answer, Check, Content, Deadline, ExpireIf, Filter, Mutation, Only, Range, Refusal, Ttl};
+use row::op::{
+    Answer, Check, Content, Deadline, ExpireIf, Filter, Mutation, Only, Range, Refusal, Ttl,
+};
 
 type Fields = BTreeMap<Bytes, (Bytes, Option<u64>)>;
 type Said = Result<Answer, Refusal>;
@@ -37,7 +39,10 @@ fn at(deadline: Deadline, now: u64) -> u64 {
 
 fn allowed(only: ExpireIf, old: Option<u64>, new: u64) -> bool {
     let late = old.unwrap_or(u64::MAX);
-    !(only.none && old.is_some() || only.some && old.is_none() || only.later && new <= late || only.earlier && new >= late)
+    !(only.none && old.is_some()
+        || only.some && old.is_none()
+        || only.later && new <= late
+        || only.earlier && new >= late)
 }
 
 fn int(text: &[u8]) -> Option<i64> {
@@ -58,7 +63,12 @@ impl Model {
     fn content(&self, row: &Row) -> Content {
         match &row.value {
             Value::Text(text) => Content::String(text.clone()),
-            Value::Fields(fields) => Content::Hash(fields.iter().map(|(name, (value, at))| (name.clone(), value.clone(), *at)).collect()),
+            Value::Fields(fields) => Content::Hash(
+                fields
+                    .iter()
+                    .map(|(name, (value, at))| (name.clone(), value.clone(), *at))
+                    .collect(),
+            ),
         }
     }
 
@@ -144,7 +154,9 @@ impl Model {
                 }
                 _ => Int(0),
             },
-            Op::Persist { key } => Int(self.rows.get_mut(key).and_then(|row| row.until.take()).is_some() as i64),
+            Op::Persist { key } => {
+                Int(self.rows.get_mut(key).and_then(|row| row.until.take()).is_some() as i64)
+            }
             Op::Rename { from, to, only_new } => {
                 if !self.rows.contains_key(from) {
                     return Err(Refusal::NoSuchKey);
@@ -166,7 +178,9 @@ impl Model {
             }
             Op::Dump { key } => match self.rows.get(key) {
                 None => Nil,
-                Some(row) => Answer::Content { content: self.content(row), expires_at_ms: row.until },
+                Some(row) => {
+                    Answer::Content { content: self.content(row), expires_at_ms: row.until }
+                }
             },
             Op::Restore { key, content, ttl, replace } => {
                 if self.rows.contains_key(key) && !replace {
@@ -174,9 +188,12 @@ impl Model {
                 }
                 let value = match content {
                     Content::String(text) => Value::Text(text.clone()),
-                    Content::Hash(fields) => {
-                        Value::Fields(fields.iter().map(|(name, value, at)| (name.clone(), (value.clone(), *at))).collect())
-                    }
+                    Content::Hash(fields) => Value::Fields(
+                        fields
+                            .iter()
+                            .map(|(name, value, at)| (name.clone(), (value.clone(), *at)))
+                            .collect(),
+                    ),
                 };
                 let row = Row { value, until: self.until(*ttl, key) };
                 self.rows.insert(key.clone(), row);
@@ -206,7 +223,8 @@ impl Model {
                     Only::IfPresent => self.rows.contains_key(key),
                 };
                 if done {
-                    let row = Row { value: Value::Text(value.clone()), until: self.until(*ttl, key) };
+                    let row =
+                        Row { value: Value::Text(value.clone()), until: self.until(*ttl, key) };
                     self.rows.insert(key.clone(), row);
                 }
                 Answer::Set { done, old }
@@ -216,7 +234,10 @@ impl Model {
                     return Ok(Int(0));
                 }
                 for (key, value) in pairs {
-                    self.rows.insert(key.clone(), Row { value: Value::Text(value.clone()), until: self.default_until() });
+                    self.rows.insert(
+                        key.clone(),
+                        Row { value: Value::Text(value.clone()), until: self.default_until() },
+                    );
                 }
                 Int(1)
             }
@@ -227,7 +248,10 @@ impl Model {
                 Int(len as i64)
             }
             Op::Add { key, by } => {
-                let old = self.text(key)?.map_or(Some(0), |text| int(&text)).ok_or(Refusal::NotInteger)?;
+                let old = self
+                    .text(key)?
+                    .map_or(Some(0), |text| int(&text))
+                    .ok_or(Refusal::NotInteger)?;
                 let new = old.checked_add(*by).ok_or(Refusal::Overflow)?;
                 self.change_text(key, number(new));
                 Int(new)
@@ -266,17 +290,26 @@ impl Model {
             }
             Op::HashGet { key, fields } => {
                 let Some(hash) = self.fields(key)? else { return Ok(Nil) };
-                Answer::Values(fields.iter().map(|name| hash.get(name).map(|(value, _)| value.clone())).collect())
+                Answer::Values(
+                    fields
+                        .iter()
+                        .map(|name| hash.get(name).map(|(value, _)| value.clone()))
+                        .collect(),
+                )
             }
             Op::HashGetDelete { key, fields } => {
                 let mut hash = self.fields(key)?.unwrap_or_default();
-                let values = fields.iter().map(|name| hash.remove(name).map(|(value, _)| value)).collect();
+                let values =
+                    fields.iter().map(|name| hash.remove(name).map(|(value, _)| value)).collect();
                 self.change_fields(key, hash);
                 Answer::Values(values)
             }
             Op::HashGetExpire { key, fields, ttl } => {
                 let mut hash = self.fields(key)?.unwrap_or_default();
-                let values = fields.iter().map(|name| hash.get(name).map(|(value, _)| value.clone())).collect();
+                let values = fields
+                    .iter()
+                    .map(|name| hash.get(name).map(|(value, _)| value.clone()))
+                    .collect();
                 for name in fields {
                     let Some((_, at)) = hash.get_mut(name) else { continue };
                     *at = self.field_until(*ttl, *at);
@@ -294,7 +327,10 @@ impl Model {
             Op::HashAdd { key, field, by } => {
                 let mut hash = self.fields(key)?.unwrap_or_default();
                 let (old, until) = hash.get(field).cloned().unwrap_or((number(0), None));
-                let new = int(&old).ok_or(Refusal::HashNotInteger)?.checked_add(*by).ok_or(Refusal::Overflow)?;
+                let new = int(&old)
+                    .ok_or(Refusal::HashNotInteger)?
+                    .checked_add(*by)
+                    .ok_or(Refusal::Overflow)?;
                 hash.insert(field.clone(), (number(new), until));
                 self.change_fields(key, hash);
                 Int(new)
@@ -302,10 +338,16 @@ impl Model {
             Op::HashRange { key, range, want_values } => {
                 let Some(hash) = self.fields(key)? else { return Ok(Nil) };
                 let (names, next) = picked(&hash, range);
-                let value = |name: &Bytes| if *want_values { hash[name].0.clone() } else { Bytes::new() };
-                Answer::Cells { cells: names.iter().map(|name| (name.clone(), value(name))).collect(), next }
+                let value =
+                    |name: &Bytes| if *want_values { hash[name].0.clone() } else { Bytes::new() };
+                Answer::Cells {
+                    cells: names.iter().map(|name| (name.clone(), value(name))).collect(),
+                    next,
+                }
             }
-            Op::HashRangeCount { key, range } => Int(picked(&self.fields(key)?.unwrap_or_default(), range).0.len() as i64),
+            Op::HashRangeCount { key, range } => {
+                Int(picked(&self.fields(key)?.unwrap_or_default(), range).0.len() as i64)
+            }
             Op::HashRangeDelete { key, range } => {
                 let mut hash = self.fields(key)?.unwrap_or_default();
                 let (names, next) = picked(&hash, range);
@@ -337,12 +379,25 @@ impl Model {
             Op::HashExpiry { key, fields, remaining } => {
                 let Some(hash) = self.fields(key)? else { return Ok(Nil) };
                 let since = if *remaining { self.now } else { 0 };
-                Ints(fields.iter().map(|name| hash.get(name).map_or(-2, |(_, at)| at.map_or(-1, |at| (at - since) as i64))).collect())
+                Ints(
+                    fields
+                        .iter()
+                        .map(|name| {
+                            hash.get(name)
+                                .map_or(-2, |(_, at)| at.map_or(-1, |at| (at - since) as i64))
+                        })
+                        .collect(),
+                )
             }
             Op::HashPersist { key, fields } => {
                 let Some(mut hash) = self.fields(key)? else { return Ok(Nil) };
-                let answers =
-                    fields.iter().map(|name| hash.get_mut(name).map_or(-2, |(_, at)| if at.take().is_some() { 1 } else { -1 })).collect();
+                let answers = fields
+                    .iter()
+                    .map(|name| {
+                        hash.get_mut(name)
+                            .map_or(-2, |(_, at)| if at.take().is_some() { 1 } else { -1 })
+                    })
+                    .collect();
                 self.change_fields(key, hash);
                 Ints(answers)
             }
@@ -355,7 +410,8 @@ impl Model {
                         match mutation {
                             Mutation::Delete { sortkey } => hash.remove(sortkey),
                             Mutation::Put { sortkey, value, ttl } => {
-                                let until = self.field_until(*ttl, hash.get(sortkey).and_then(|(_, at)| *at));
+                                let until = self
+                                    .field_until(*ttl, hash.get(sortkey).and_then(|(_, at)| *at));
                                 if until.is_some_and(|at| at <= self.now) {
                                     hash.remove(sortkey)
                                 } else {
@@ -374,14 +430,23 @@ impl Model {
 }
 
 fn holds(check: Check, operand: &Bytes, value: Option<&Bytes>) -> Result<bool, Refusal> {
-    let Some(value) = value else { return Ok(matches!(check, Check::None | Check::NotExist | Check::NotExistOrEmpty)) };
-    let ints = || Ok((int(value).ok_or(Refusal::CheckValueNotInteger)?, int(operand).ok_or(Refusal::CheckOperandNotInteger)?));
+    let Some(value) = value else {
+        return Ok(matches!(check, Check::None | Check::NotExist | Check::NotExistOrEmpty));
+    };
+    let ints = || {
+        Ok((
+            int(value).ok_or(Refusal::CheckValueNotInteger)?,
+            int(operand).ok_or(Refusal::CheckOperandNotInteger)?,
+        ))
+    };
     Ok(match check {
         Check::None | Check::Exist => true,
         Check::NotExist => false,
         Check::NotExistOrEmpty => value.is_empty(),
         Check::NotEmpty => !value.is_empty(),
-        Check::MatchAnywhere => String::from_utf8_lossy(value).contains(&*String::from_utf8_lossy(operand)),
+        Check::MatchAnywhere => {
+            String::from_utf8_lossy(value).contains(&*String::from_utf8_lossy(operand))
+        }
         Check::BytesLess => value < operand,
         Check::BytesEqual => value == operand,
         Check::IntLess => ints().map(|(a, b)| a < b)?,
@@ -394,8 +459,14 @@ fn holds(check: Check, operand: &Bytes, value: Option<&Bytes>) -> Result<bool, R
 fn picked(hash: &Fields, range: &Range) -> (Vec<Bytes>, Option<Bytes>) {
     let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
     let inside = |name: &Bytes| {
-        range.start.as_ref().is_none_or(|start| name > start || (range.start_inclusive && name == start))
-            && range.stop.as_ref().is_none_or(|stop| name < stop || (range.stop_inclusive && name == stop))
+        range
+            .start
+            .as_ref()
+            .is_none_or(|start| name > start || (range.start_inclusive && name == start))
+            && range
+                .stop
+                .as_ref()
+                .is_none_or(|stop| name < stop || (range.stop_inclusive && name == stop))
             && match &range.filter {
                 Filter::Prefix(with) => text(name).starts_with(&text(with)),
                 Filter::Postfix(with) => text(name).ends_with(&text(with)),

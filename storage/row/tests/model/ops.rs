@@ -55,18 +55,27 @@ fn range() -> impl Strategy<Value = Range> + Clone {
         1 => field().prop_map(Filter::Anywhere),
     ];
     let bound = || prop::option::of(field());
-    (bound(), any::<bool>(), bound(), any::<bool>(), filter, any::<bool>(), prop_oneof![Just(0), 1..4u64]).prop_map(
-        |(start, start_inclusive, stop, stop_inclusive, filter, reverse, cells_max)| Range {
-            start,
-            start_inclusive,
-            stop,
-            stop_inclusive,
-            filter,
-            reverse,
-            cells_max,
-            bytes_max: 0,
-        },
+    (
+        bound(),
+        any::<bool>(),
+        bound(),
+        any::<bool>(),
+        filter,
+        any::<bool>(),
+        prop_oneof![Just(0), 1..4u64],
     )
+        .prop_map(
+            |(start, start_inclusive, stop, stop_inclusive, filter, reverse, cells_max)| Range {
+                start,
+                start_inclusive,
+                stop,
+                stop_inclusive,
+                filter,
+                reverse,
+                cells_max,
+                bytes_max: 0,
+            },
+        )
 }
 
 fn check() -> impl Strategy<Value = Check> + Clone {
@@ -87,7 +96,11 @@ fn check() -> impl Strategy<Value = Check> + Clone {
 
 fn mutation() -> impl Strategy<Value = Mutation> + Clone {
     prop_oneof![
-        (field(), value(), ttl()).prop_map(|(sortkey, value, ttl)| Mutation::Put { sortkey, value, ttl }),
+        (field(), value(), ttl()).prop_map(|(sortkey, value, ttl)| Mutation::Put {
+            sortkey,
+            value,
+            ttl
+        }),
         field().prop_map(|sortkey| Mutation::Delete { sortkey }),
     ]
 }
@@ -96,7 +109,9 @@ fn content() -> impl Strategy<Value = Content> + Clone {
     prop_oneof![
         value().prop_map(Content::String),
         prop::collection::btree_map(field(), (value(), prop::option::of(990..1400u64)), 1..4)
-            .prop_map(|fields| Content::Hash(fields.into_iter().map(|(name, (value, at))| (name, value, at)).collect())),
+            .prop_map(|fields| Content::Hash(
+                fields.into_iter().map(|(name, (value, at))| (name, value, at)).collect()
+            )),
     ]
 }
 

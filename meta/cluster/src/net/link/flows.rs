@@ -37,7 +37,11 @@ pub(in super::super) enum SendBlock {
 
 impl Link {
     /// Opens a channel to the other side.
-    pub(in super::super) fn open(self: &Arc<Self>, service: Service, hello: &Bytes) -> Result<Channel, CallBlock> {
+    pub(in super::super) fn open(
+        self: &Arc<Self>,
+        service: Service,
+        hello: &Bytes,
+    ) -> Result<Channel, CallBlock> {
         let mut state = self.state.lock();
         self.check_open(&state)?;
         let id = state.next_channel;
@@ -49,8 +53,12 @@ impl Link {
         Ok(Channel::new(self.clone(), id, inbox))
     }
 
-    /// The other side opens a channel; `None`: it has enough of them. Its ids only grow, or the connection is broken.
-    pub(in super::super) fn opened(self: &Arc<Self>, id: u64) -> Result<Option<Channel>, &'static str> {
+    /// The other side opens a channel; `None`: it has enough of them. Its ids only grow,
+    /// or the connection is broken.
+    pub(in super::super) fn opened(
+        self: &Arc<Self>,
+        id: u64,
+    ) -> Result<Option<Channel>, &'static str> {
         let mut state = self.state.lock();
         if id < state.next_channel {
             return Err("a channel was opened twice");
@@ -131,7 +139,10 @@ impl Link {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         if let Some(why) = &state.closed {
-            return Err(SendBlock::Ended(format!("the connection to {} was lost: {why}", self.peer.server)));
+            return Err(SendBlock::Ended(format!(
+                "the connection to {} was lost: {why}",
+                self.peer.server
+            )));
         }
         let Some(flow) = state.channels.get_mut(&id).filter(|flow| flow.may_send) else {
             return Err(SendBlock::Ended("the other side takes no more messages".to_owned()));
@@ -151,10 +162,14 @@ impl Link {
 
     pub(in super::super) fn give_credit(&self, id: u64, bytes: usize) {
         let mut state = self.state.lock();
-        let Some(flow) = state.channels.get_mut(&id).filter(|flow| flow.inbox.is_some()) else { return };
+        let Some(flow) = state.channels.get_mut(&id).filter(|flow| flow.inbox.is_some()) else {
+            return;
+        };
         flow.unread = flow.unread.saturating_sub(bytes);
         let amount = u32::try_from(bytes).unwrap_or(u32::MAX);
-        state.outbox.push(Head::new(Kind::Credit, 0, id), Bytes::copy_from_slice(&amount.to_le_bytes()));
+        state
+            .outbox
+            .push(Head::new(Kind::Credit, 0, id), Bytes::copy_from_slice(&amount.to_le_bytes()));
         drop(state);
         self.flush(false);
     }
@@ -162,7 +177,13 @@ impl Link {
 
 fn enter(state: &mut State, id: u64) -> mpsc::UnboundedReceiver<Bytes> {
     let (sender, inbox) = mpsc::unbounded_channel();
-    let flow = Flow { credit: WINDOW_BYTES as i64, changed: Arc::new(Notify::new()), may_send: true, inbox: Some(sender), unread: 0 };
+    let flow = Flow {
+        credit: WINDOW_BYTES as i64,
+        changed: Arc::new(Notify::new()),
+        may_send: true,
+        inbox: Some(sender),
+        unread: 0,
+    };
     state.channels.insert(id, flow);
     inbox
 }

@@ -1,4 +1,5 @@
-//! Whatever a crash does to writes that were not synced, what was acknowledged is there and the rest is a prefix of what was asked.
+//! Whatever a crash does to writes that were not synced, what was acknowledged is there
+//! and the rest is a prefix of what was asked.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,8 +8,15 @@ use super::*;
 
 type World = BTreeMap<u64, Image>;
 
-/// Does one random thing to a group, in the log and in the model; says whether it (and so all before it) is durable by now.
-async fn step(dice: &mut Dice, log: &Arc<Log>, world: &mut World, term: &mut u64, history: &mut Vec<World>) -> bool {
+/// Does one random thing to a group, in the log and in the model; says whether it (and so
+/// all before it) is durable by now.
+async fn step(
+    dice: &mut Dice,
+    log: &Arc<Log>,
+    world: &mut World,
+    term: &mut u64,
+    history: &mut Vec<World>,
+) -> bool {
     let id = 1 + dice.below(3);
     let mut group = log.group_log(id);
     let model = world.entry(id).or_default();
@@ -17,7 +25,9 @@ async fn step(dice: &mut Dice, log: &Arc<Log>, world: &mut World, term: &mut u64
     match dice.below(100) {
         0..70 => {
             let len = if dice.below(30) == 0 { 5000 } else { dice.below(300) };
-            let entries: Vec<Entry> = (next..=next + dice.below(4)).map(|index| entry(*term, index, dice.bytes(len as usize))).collect();
+            let entries: Vec<Entry> = (next..=next + dice.below(4))
+                .map(|index| entry(*term, index, dice.bytes(len as usize)))
+                .collect();
             for entry in &entries {
                 // A crash may leave a part of an append, never a part of an entry.
                 world.entry(id).or_default().entries.push(entry.clone());
@@ -90,8 +100,8 @@ fn clean(mut world: World) -> World {
     world
 }
 
-/// Does to the unsynced bytes of the last segment what a power cut may: a prefix stays, or any of its pieces, or rubbish, or what the file held
-/// before.
+/// Does to the unsynced bytes of the last segment what a power cut may: a prefix stays,
+/// or any of its pieces, or rubbish, or what the file held before.
 fn mangle(dice: &mut Dice, dir: &Path, synced: u32, end: u32) {
     let paths = segments(dir);
     let (first, last) = (std::fs::read(&paths[0]).unwrap(), paths.last().unwrap());
@@ -105,7 +115,10 @@ fn mangle(dice: &mut Dice, dir: &Path, synced: u32, end: u32) {
         }
         2 => unsynced.chunks_mut(64).filter(|_| dice.below(3) == 0).for_each(|piece| piece.fill(0)),
         3 => {
-            for (piece, earlier) in unsynced.chunks_mut(64).zip(first.get(synced as usize..).unwrap_or_default().chunks(64)) {
+            for (piece, earlier) in unsynced
+                .chunks_mut(64)
+                .zip(first.get(synced as usize..).unwrap_or_default().chunks(64))
+            {
                 if piece.len() == earlier.len() && dice.below(3) == 0 {
                     piece.copy_from_slice(earlier);
                 }
@@ -126,13 +139,19 @@ async fn what_was_acknowledged_survives() {
         println!("seed {seed}; replay with BRIDLE_TEST_SEED={seed}");
         let dice = &mut Dice::new(seed);
         let (live, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let durability = [Durability::Os, Durability::Os, Durability::Always, Durability::Interval(std::time::Duration::from_millis(1))]
-            [dice.below(4) as usize];
-        let mut options = options(live.path(), durability, [4 << 10, 8 << 10, 64 << 10][dice.below(3) as usize]);
+        let durability = [
+            Durability::Os,
+            Durability::Os,
+            Durability::Always,
+            Durability::Interval(std::time::Duration::from_millis(1)),
+        ][dice.below(4) as usize];
+        let mut options =
+            options(live.path(), durability, [4 << 10, 8 << 10, 64 << 10][dice.below(3) as usize]);
         options.tail_bytes_max = [0, 1000, 1 << 20][dice.below(3) as usize];
         options.preallocate = dice.below(4) != 0;
         let log = Log::open(options.clone()).unwrap();
-        let (mut world, mut term, mut history, mut durable) = (World::new(), 1, vec![World::new()], 0);
+        let (mut world, mut term, mut history, mut durable) =
+            (World::new(), 1, vec![World::new()], 0);
         for _ in 0..60 + dice.below(100) {
             let now_durable = step(dice, &log, &mut world, &mut term, &mut history).await;
             history.push(clean(world.clone()));
@@ -146,11 +165,22 @@ async fn what_was_acknowledged_survives() {
         let options = LogOptions { dir: crashed.path().to_owned(), ..options };
         let recovered = Log::open(options.clone()).unwrap();
         let found = look(&recovered).await;
-        let at = history.iter().rposition(|then| *then == found).expect("what is found is a prefix of what was done");
-        assert!(at >= durable, "found the state after step {at}, but step {durable} was acknowledged as durable");
+        let at = history
+            .iter()
+            .rposition(|then| *then == found)
+            .expect("what is found is a prefix of what was done");
+        assert!(
+            at >= durable,
+            "found the state after step {at}, but step {durable} was acknowledged as durable"
+        );
         // It can be written to again, and nothing stale lines up with what is new.
         let last = image(&recovered, 2).await;
-        let next = last.entries.last().map(|e| e.log_id.index).or(last.purged.map(|p| p.index)).map_or(1, |index| index + 1);
+        let next = last
+            .entries
+            .last()
+            .map(|e| e.log_id.index)
+            .or(last.purged.map(|p| p.index))
+            .map_or(1, |index| index + 1);
         let len = dice.below(100) as usize;
         append(&mut recovered.group_log(2), vec![entry(term, next, dice.bytes(len))]).await;
         let expected = look(&recovered).await;
@@ -189,7 +219,10 @@ async fn a_committed_id_comes_back_and_never_points_beyond_the_log() {
     append(&mut group, vec![entry(1, 4, "x")]).await;
     group.save_committed(Some(log_id(1, 4))).await.unwrap();
     log.close().unwrap();
-    assert!(group.append(vec![entry(1, 5, "x")], Flushed::noop()).await.is_ok(), "queued, and refused by its callback");
+    assert!(
+        group.append(vec![entry(1, 5, "x")], Flushed::noop()).await.is_ok(),
+        "queued, and refused by its callback"
+    );
     drop((group, log));
     let log = Log::open(options(dir.path(), Durability::Always, 4096)).unwrap();
     assert_eq!(log.group_log(1).read_committed().await.unwrap(), Some(log_id(1, 4)));
@@ -233,7 +266,11 @@ async fn a_hole_is_refused() {
 async fn what_was_cut_off_does_not_come_back_behind_a_new_entry_of_the_same_size() {
     let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let log = Log::open(options(live.path(), Durability::Os, 64 << 10)).unwrap();
-    append(&mut log.group_log(1), vec![entry(1, 1, "lost in the crash"), entry(1, 2, "written, and cut off")]).await;
+    append(
+        &mut log.group_log(1),
+        vec![entry(1, 1, "lost in the crash"), entry(1, 2, "written, and cut off")],
+    )
+    .await;
     kill(&log, dir.path());
     let path = segments(dir.path()).pop().unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
@@ -253,12 +290,14 @@ async fn what_was_cut_off_does_not_come_back_behind_a_new_entry_of_the_same_size
     }
 }
 
-/// A process that acknowledges before it syncs suspects all after it if it does not close its log, and who was not cleared remains a suspect.
+/// A process that acknowledges before it syncs suspects all after it if it does not close
+/// its log, and who was not cleared remains a suspect.
 #[tokio::test]
 async fn who_may_have_lost_something_is_suspected_until_cleared() {
     let dir = tempfile::tempdir().unwrap();
     let (mut number, mut at) = (0, dir.path().join("0"));
-    // Opens what was left, does something, and ends by closing or by a crash: with what was on the disk at that moment.
+    // Opens what was left, does something, and ends by closing or by a crash: with what
+    // was on the disk at that moment.
     let mut suspected = Vec::new();
     let steps: [(Durability, bool, &[u64]); 9] = [
         (Durability::Os, true, &[]),

@@ -11,7 +11,11 @@ fn read(dir: &Path) -> Result<std::collections::BTreeMap<u64, Image>, LogError> 
     for (id, group) in &recovered.groups {
         let inside = group.inside.lock();
         let reading = inside.reading(0, u64::MAX, u64::MAX);
-        let entries = reading.cold.iter().map(|(index, slot)| slot.read(*id, *index)).collect::<Result<Vec<_>, _>>()?;
+        let entries = reading
+            .cold
+            .iter()
+            .map(|(index, slot)| slot.read(*id, *index))
+            .collect::<Result<Vec<_>, _>>()?;
         images.insert(*id, Image { vote: inside.front.vote, purged: inside.front.purged, entries });
     }
     Ok(images)
@@ -25,14 +29,19 @@ async fn small_log(log: &Arc<Log>) -> u32 {
         let mut group = log.group_log(id);
         group.save_vote(&vote(id)).await.unwrap();
         for batch in 0..8 {
-            append(&mut group, (1..=2).map(|i| entry(id, 2 * batch + i, vec![batch as u8; 200])).collect()).await;
+            append(
+                &mut group,
+                (1..=2).map(|i| entry(id, 2 * batch + i, vec![batch as u8; 200])).collect(),
+            )
+            .await;
         }
         group.truncate_after(Some(log_id(id, 14))).await.unwrap();
         group.purge(log_id(id, 2)).await.unwrap();
     }
     log.flush().await.unwrap();
     let start = log.shared.writer.lock().active.end();
-    append(&mut log.group_log(1), vec![entry(9, 15, "the last batch"), entry(9, 16, "of two")]).await;
+    append(&mut log.group_log(1), vec![entry(9, 15, "the last batch"), entry(9, 16, "of two")])
+        .await;
     start
 }
 
@@ -59,7 +68,10 @@ async fn every_flipped_byte_is_an_error_that_names_it_or_a_cut_of_the_last_batch
                     assert!(is_last && at >= last_batch, "byte {at} of {path:?} was not noticed");
                     assert_eq!(images[&2], whole[&2]);
                     let (kept, all) = (&images[&1].entries, &whole[&1].entries);
-                    assert!(all.starts_with(kept) && kept.len() >= all.len() - 2, "wrong data after damage at {at}");
+                    assert!(
+                        all.starts_with(kept) && kept.len() >= all.len() - 2,
+                        "wrong data after damage at {at}"
+                    );
                     if at >= end as usize {
                         assert_eq!(images, whole, "rubbish behind the end costs nothing");
                     } else {
@@ -70,7 +82,11 @@ async fn every_flipped_byte_is_an_error_that_names_it_or_a_cut_of_the_last_batch
                     assert_eq!(&named, path);
                     assert!(offset as usize <= at, "damage at {at} reported at {offset}");
                     assert!(!is_last || at < last_batch);
-                    assert_eq!(std::fs::read(path).unwrap(), damaged, "a damaged log is left as it is");
+                    assert_eq!(
+                        std::fs::read(path).unwrap(),
+                        damaged,
+                        "a damaged log is left as it is"
+                    );
                 }
                 Err(other) => panic!("{other}"),
             }
@@ -109,9 +125,12 @@ async fn after_a_clean_close_damage_to_the_last_batch_is_an_error_too() {
 /// A record as a later version might write it: whole, and of a kind that is not known.
 fn newer(place: Place, synced: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let len = record::put(&mut bytes, place, synced, Kind::Mark, 0, |body| body.extend_from_slice(b"news")) as usize;
+    let len = record::put(&mut bytes, place, synced, Kind::Mark, 0, |body| {
+        body.extend_from_slice(b"news")
+    }) as usize;
     bytes[12] = 0x1f;
-    let crc = crc32c::crc32c_append(record::seed(place, (len - record::HEADER) as u32), &bytes[8..]);
+    let crc =
+        crc32c::crc32c_append(record::seed(place, (len - record::HEADER) as u32), &bytes[8..]);
     bytes[4..8].copy_from_slice(&crc.to_le_bytes());
     bytes
 }
@@ -129,7 +148,10 @@ async fn what_a_newer_version_wrote_is_an_error_and_never_cut_off() {
     bytes[end as usize..end as usize + record.len()].copy_from_slice(&record);
     std::fs::write(&path, &bytes).unwrap();
     let said = read(dir.path()).unwrap_err();
-    assert!(matches!(&said, LogError::Newer { path: named, offset, .. } if *named == path && *offset == u64::from(end)), "{said}");
+    assert!(
+        matches!(&said, LogError::Newer { path: named, offset, .. } if *named == path && *offset == u64::from(end)),
+        "{said}"
+    );
     assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
     // It vouches for what stands before it, as any record does.
     bytes[end as usize - 1] ^= 1;
@@ -147,7 +169,8 @@ async fn a_tail_that_claims_to_be_full_of_large_records_is_read_in_a_moment() {
     let (_, end) = kill(&log, dir.path());
     let path = segments(dir.path()).pop().unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
-    // What a client stored in an earlier life of the file: in every four bytes a header of a record of 4 MiB.
+    // What a client stored in an earlier life of the file: in every four bytes a header
+    // of a record of 4 MiB.
     let stale = end as usize + segment::TRAILER;
     for (at, byte) in bytes[stale..].iter_mut().enumerate() {
         *byte = [0x11, 0x00, 0x40, 0x00][at % 4];
@@ -194,7 +217,11 @@ async fn a_record_that_a_client_stored_as_a_value_is_not_taken_for_one() {
 #[tokio::test]
 async fn an_entry_that_went_bad_while_running_is_an_error_that_names_file_and_offset() {
     let dir = tempfile::tempdir().unwrap();
-    let log = Log::open(LogOptions { tail_bytes_max: 0, ..options(dir.path(), Durability::Always, 64 << 10) }).unwrap();
+    let log = Log::open(LogOptions {
+        tail_bytes_max: 0,
+        ..options(dir.path(), Durability::Always, 64 << 10)
+    })
+    .unwrap();
     let mut group = log.group_log(1);
     append(&mut group, vec![entry(1, 1, vec![7; 100])]).await;
     while log.cached().load(std::sync::atomic::Ordering::Relaxed) > 0 {
@@ -202,7 +229,12 @@ async fn an_entry_that_went_bad_while_running_is_an_error_that_names_file_and_of
         std::thread::yield_now();
     }
     let path = segments(dir.path()).pop().unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(&path).unwrap(), &[8], 100).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(
+        &std::fs::File::options().write(true).open(&path).unwrap(),
+        &[8],
+        100,
+    )
+    .unwrap();
     let error = group.try_get_log_entries(1..2).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
     let told = error.to_string();

@@ -41,7 +41,9 @@ impl Disk for Sick {
         drop(stalls_on);
         let slow = self.slow_ms.load(Ordering::Relaxed);
         if slow > 0 {
-            self.slow_threads.lock().push(std::thread::current().name().unwrap_or_default().to_owned());
+            self.slow_threads
+                .lock()
+                .push(std::thread::current().name().unwrap_or_default().to_owned());
             std::thread::sleep(Duration::from_millis(slow));
         }
         if self.fails_once.swap(false, Ordering::Relaxed) {
@@ -69,7 +71,11 @@ fn a_failed_fsync_fails_everybody_who_syncs_after_it() {
         let error = segment.sync(&disk).unwrap_err();
         assert!(error.to_string().contains("the disk is gone"), "{error}");
     }
-    assert_eq!((disk.syncs.load(Ordering::Relaxed), segment.synced()), (1, 28), "nobody is told that it went well");
+    assert_eq!(
+        (disk.syncs.load(Ordering::Relaxed), segment.synced()),
+        (1, 28),
+        "nobody is told that it went well"
+    );
 }
 
 #[tokio::test]
@@ -80,7 +86,8 @@ async fn what_a_failed_fsync_left_is_written_again_at_the_next_start() {
     append(&mut group, vec![entry(1, 1, "acknowledged")]).await;
     let synced = u64::from(log.shared.writer.lock().active.end());
     disk.fails_once.store(true, Ordering::Relaxed);
-    let told = start_append(&mut group, vec![entry(1, 2, "in the page cache only")]).await.await.unwrap();
+    let told =
+        start_append(&mut group, vec![entry(1, 2, "in the page cache only")]).await.await.unwrap();
     assert!(told.is_err());
     assert!(log.writable().is_err() && log.ailment().is_some());
     assert!(log.close().is_err());
@@ -90,15 +97,23 @@ async fn what_a_failed_fsync_left_is_written_again_at_the_next_start() {
     let log = Log::open(on(&disk, dir.path())).unwrap();
     assert_eq!(image(&log, 1).await.entries.len(), 2, "it is believed");
     let written = disk.written.lock().clone();
-    let again = written.iter().position(|(at, bytes)| *bytes > 0 && *at <= synced && at + *bytes as u64 >= end);
-    let again = again.unwrap_or_else(|| panic!("{synced}..{end} was not written again: {written:?}"));
+    let again = written
+        .iter()
+        .position(|(at, bytes)| *bytes > 0 && *at <= synced && at + *bytes as u64 >= end);
+    let again =
+        again.unwrap_or_else(|| panic!("{synced}..{end} was not written again: {written:?}"));
     assert!(written[again + 1..].contains(&(0, 0)), "and synced");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_does_not_keep_up_refuses_before_anything_is_proposed() {
     let (dir, disk) = (tempfile::tempdir().unwrap(), Arc::new(Sick::default()));
-    let log = Log::open(LogOptions { unwritten_bytes_max: 20_000, segment_bytes: 1 << 20, ..on(&disk, dir.path()) }).unwrap();
+    let log = Log::open(LogOptions {
+        unwritten_bytes_max: 20_000,
+        segment_bytes: 1 << 20,
+        ..on(&disk, dir.path())
+    })
+    .unwrap();
     let (mut one, other) = (log.group_log(1), log.group_log(2));
     append(&mut one, vec![entry(1, 1, "x")]).await;
     assert!(one.writable().is_ok());
@@ -106,7 +121,11 @@ async fn a_disk_that_does_not_keep_up_refuses_before_anything_is_proposed() {
     let mut waits = vec![start_append(&mut one, vec![entry(1, 2, vec![0; 19_000])]).await];
     assert!(one.writable().is_ok());
     waits.push(start_append(&mut one, vec![entry(1, 3, vec![0; 2_000])]).await);
-    assert!(matches!(one.writable(), Err(LogError::Behind { bytes: 21_000.. })), "{:?}", one.writable());
+    assert!(
+        matches!(one.writable(), Err(LogError::Behind { bytes: 21_000.. })),
+        "{:?}",
+        one.writable()
+    );
     assert!(other.writable().is_ok(), "others have their own bound");
     waits.push(start_append(&mut one, vec![entry(1, 4, vec![0; 70_000])]).await);
     assert!(matches!(other.writable(), Err(LogError::Behind { .. })), "and one together");
@@ -121,8 +140,13 @@ async fn a_disk_that_does_not_keep_up_refuses_before_anything_is_proposed() {
 /// The disk is quick; then one sync stalls for long, and so do those after it.
 #[test]
 fn a_disk_that_stalls_holds_up_one_thread_once() {
-    let (dir, disk, before_sleep) = (tempfile::tempdir().unwrap(), Arc::new(Sick::default()), BeforeSleep::default());
-    let options = LogOptions { before_sleep: Some(before_sleep.clone()), segment_bytes: 1 << 20, ..on(&disk, dir.path()) };
+    let (dir, disk, before_sleep) =
+        (tempfile::tempdir().unwrap(), Arc::new(Sick::default()), BeforeSleep::default());
+    let options = LogOptions {
+        before_sleep: Some(before_sleep.clone()),
+        segment_bytes: 1 << 20,
+        ..on(&disk, dir.path())
+    };
     let log = Log::open(options).unwrap();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(2).thread_name("raft").enable_all();
@@ -159,7 +183,10 @@ fn a_disk_that_stalls_holds_up_one_thread_once() {
     reserve.stop();
     assert!(longest < Duration::from_millis(600), "heartbeats would have waited for {longest:?}");
     let threads = disk.slow_threads.lock().clone();
-    assert!(threads[0] == "raft" && threads[1..].iter().all(|thread| thread != "raft"), "{threads:?}");
+    assert!(
+        threads[0] == "raft" && threads[1..].iter().all(|thread| thread != "raft"),
+        "{threads:?}"
+    );
 }
 
 #[tokio::test]

@@ -19,7 +19,8 @@ fn bytes(kind: Kind, body: impl FnOnce(&mut Vec<u8>)) -> String {
 #[test]
 fn frozen_bytes() {
     let id = log_id(2, 9);
-    let nodes: BTreeMap<u64, Node> = [(3, Node { server: 1 }), (4, Node { server: 0x0203_0405_0607_0809 })].into();
+    let nodes: BTreeMap<u64, Node> =
+        [(3, Node { server: 1 }), (4, Node { server: 0x0203_0405_0607_0809 })].into();
     let membership = Membership::new(vec![BTreeSet::from([3])], nodes).unwrap();
     let of = |payload| Entry { log_id: id, payload };
     let membership = of(EntryPayload::Membership(membership));
@@ -37,7 +38,9 @@ fn frozen_bytes() {
         bytes(Kind::Destroy, |_| {}),
         bytes(Kind::Mark, |_| {}),
         bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::default())),
-        bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::These([7, 0x0102_0304].into()))),
+        bytes(Kind::Suspects, |b| {
+            record::put_suspects(b, &Suspects::These([7, 0x0102_0304].into()))
+        }),
         bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::All)),
         segment::header(5, 4000).iter().map(|byte| format!("{byte:02x}")).collect(),
     ];
@@ -112,26 +115,36 @@ fn any_records_recover_or_say_why() {
         Kind::Suspects,
     ];
     let dir = tempfile::tempdir().unwrap();
-    bolero::check!().with_iterations(2000).with_type::<Vec<(u8, u8, u8, Vec<u8>)>>().for_each(|records| {
-        let mut file = segment::header(1, 0).to_vec();
-        for (kind, term, index, rest) in records {
-            let kind = kinds[*kind as usize % kinds.len()];
-            let place = Place { segment: 1, offset: file.len() as u32 };
-            let id = log_id(u64::from(term % 3), u64::from(index % 8));
-            record::put(&mut file, place, 0, kind, u64::from(*term % 2), |b| match kind {
-                _ if rest.len() > 3 => b.extend_from_slice(rest),
-                Kind::Entry | Kind::Moved => record::put_entry(b, &Entry { log_id: id, payload: EntryPayload::Blank }),
-                Kind::Vote => record::put_vote(b, &vote(id.index)),
-                Kind::Committed => record::put_optional(b, Some(&id), record::put_log_id),
-                Kind::TruncateAfter => record::put_optional(b, Some(&id.index), record::put_index),
-                Kind::Purge => record::put_log_id(b, &id),
-                Kind::State => record::put_state(b, &State { first: Some(id.index), ..State::default() }),
-                Kind::Suspects => record::put_suspects(b, &Suspects::These([u64::from(*index)].into())),
-                Kind::Destroy | Kind::Mark => {}
-            });
-        }
-        let path = dir.path().join(segment::file_name(1));
-        std::fs::write(&path, file).unwrap();
-        let _ = super::super::recover::recover(&options(dir.path(), Durability::Os, 4096));
-    });
+    bolero::check!().with_iterations(2000).with_type::<Vec<(u8, u8, u8, Vec<u8>)>>().for_each(
+        |records| {
+            let mut file = segment::header(1, 0).to_vec();
+            for (kind, term, index, rest) in records {
+                let kind = kinds[*kind as usize % kinds.len()];
+                let place = Place { segment: 1, offset: file.len() as u32 };
+                let id = log_id(u64::from(term % 3), u64::from(index % 8));
+                record::put(&mut file, place, 0, kind, u64::from(*term % 2), |b| match kind {
+                    _ if rest.len() > 3 => b.extend_from_slice(rest),
+                    Kind::Entry | Kind::Moved => {
+                        record::put_entry(b, &Entry { log_id: id, payload: EntryPayload::Blank })
+                    }
+                    Kind::Vote => record::put_vote(b, &vote(id.index)),
+                    Kind::Committed => record::put_optional(b, Some(&id), record::put_log_id),
+                    Kind::TruncateAfter => {
+                        record::put_optional(b, Some(&id.index), record::put_index)
+                    }
+                    Kind::Purge => record::put_log_id(b, &id),
+                    Kind::State => {
+                        record::put_state(b, &State { first: Some(id.index), ..State::default() })
+                    }
+                    Kind::Suspects => {
+                        record::put_suspects(b, &Suspects::These([u64::from(*index)].into()))
+                    }
+                    Kind::Destroy | Kind::Mark => {}
+                });
+            }
+            let path = dir.path().join(segment::file_name(1));
+            std::fs::write(&path, file).unwrap();
+            let _ = super::super::recover::recover(&options(dir.path(), Durability::Os, 4096));
+        },
+    );
 }

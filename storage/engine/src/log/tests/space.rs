@@ -16,13 +16,16 @@ async fn eventually(what: &str, holds: impl Fn() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn endless_writes_keep_the_log_bounded_though_an_idle_group_needs_old_entries() {
-    for durability in [Durability::Always, Durability::Os, Durability::Interval(Duration::from_millis(5))] {
+    for durability in
+        [Durability::Always, Durability::Os, Durability::Interval(Duration::from_millis(5))]
+    {
         let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let options = LogOptions { tail_bytes_max: 500, ..options(dir.path(), durability, 4096) };
         let log = Log::open(options.clone()).unwrap();
         let (mut idle, mut busy) = (log.group_log(1), log.group_log(2));
         idle.save_vote(&vote(4)).await.unwrap();
-        append(&mut idle, (1..=10).map(|index| entry(1, index, vec![index as u8; 50])).collect()).await;
+        append(&mut idle, (1..=10).map(|index| entry(1, index, vec![index as u8; 50])).collect())
+            .await;
         for index in 1..=600 {
             append(&mut busy, vec![entry(1, index, vec![0; 200])]).await;
             if index % 10 == 0 {
@@ -65,7 +68,8 @@ async fn a_segment_that_nobody_needs_becomes_the_next() {
         assert!(index < 100);
         append(&mut group, vec![entry(1, index, vec![2; 1000])]).await;
     }
-    // What it held before is behind its end, and is not taken for a torn tail, nor for anything else.
+    // What it held before is behind its end, and is not taken for a torn tail, nor for
+    // anything else.
     let expected = image(&log, 1).await;
     let (_, end) = kill(&log, copy.path());
     let path = segments(copy.path()).pop().unwrap();
@@ -84,7 +88,11 @@ async fn a_segment_that_nobody_needs_becomes_the_next() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_told_before_proposing_and_what_was_accepted_waits_for_space() {
     let dir = tempfile::tempdir().unwrap();
-    let log = Log::open(LogOptions { tail_bytes_max: 0, ..options(dir.path(), Durability::Always, 8192) }).unwrap();
+    let log = Log::open(LogOptions {
+        tail_bytes_max: 0,
+        ..options(dir.path(), Durability::Always, 8192)
+    })
+    .unwrap();
     let mut group = log.group_log(1);
     append(&mut group, vec![entry(1, 1, vec![1; 5000])]).await;
     eventually("the spare is there", || dir.path().join("spare.tmp").exists()).await;
@@ -92,7 +100,10 @@ async fn a_full_disk_is_told_before_proposing_and_what_was_accepted_waits_for_sp
     // The spare is used up, and no other can be made.
     append(&mut group, vec![entry(1, 2, vec![2; 5000])]).await;
     append(&mut group, vec![entry(1, 3, vec![3; 100])]).await;
-    eventually("the log says that it is full", || matches!(log.writable(), Err(LogError::DiskFull { .. }))).await;
+    eventually("the log says that it is full", || {
+        matches!(log.writable(), Err(LogError::DiskFull { .. }))
+    })
+    .await;
     // What was proposed before still has room; what does not fit waits.
     append(&mut group, vec![entry(1, 4, vec![4; 100])]).await;
     let mut waiting = start_append(&mut group, vec![entry(1, 5, vec![5; 7500])]).await;
@@ -116,7 +127,8 @@ async fn a_log_whose_directory_is_gone_fails_and_does_not_wait() {
     append(&mut group, vec![entry(1, 1, "x")]).await;
     dir.close().unwrap();
     let written = start_append(&mut group, vec![entry(1, 2, vec![0; 8192])]).await;
-    let outcome = tokio::time::timeout(Duration::from_secs(20), written).await.expect("an answer").unwrap();
+    let outcome =
+        tokio::time::timeout(Duration::from_secs(20), written).await.expect("an answer").unwrap();
     assert!(outcome.is_err());
     assert!(matches!(log.writable(), Err(LogError::Poisoned(_))));
 }
@@ -134,7 +146,10 @@ async fn a_log_that_waits_for_space_can_be_closed() {
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(log.close().is_err());
-    assert!(last.unwrap().await.unwrap().is_err(), "it was not written, so it was not acknowledged");
+    assert!(
+        last.unwrap().await.unwrap().is_err(),
+        "it was not written, so it was not acknowledged"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,7 +162,10 @@ async fn after_a_failed_fsync_nothing_is_acknowledged() {
     let failed = start_append(&mut group, vec![entry(1, 2, "lost")]).await;
     assert!(failed.await.unwrap().is_err());
     log.shared.faults.sync_fails.store(false, Ordering::Relaxed);
-    assert!(group.append(vec![entry(1, 3, "x")], Flushed::noop()).await.is_err(), "never again, though the disk now says yes");
+    assert!(
+        group.append(vec![entry(1, 3, "x")], Flushed::noop()).await.is_err(),
+        "never again, though the disk now says yes"
+    );
     assert!(group.save_vote(&vote(2)).await.is_err());
     assert!(matches!(log.writable(), Err(LogError::Poisoned(_))));
     drop((group, log));
@@ -158,7 +176,11 @@ async fn after_a_failed_fsync_nothing_is_acknowledged() {
 #[tokio::test]
 async fn a_record_larger_than_a_segment_is_taken() {
     let dir = tempfile::tempdir().unwrap();
-    let log = Log::open(LogOptions { tail_bytes_max: 0, ..options(dir.path(), Durability::Always, 4096) }).unwrap();
+    let log = Log::open(LogOptions {
+        tail_bytes_max: 0,
+        ..options(dir.path(), Durability::Always, 4096)
+    })
+    .unwrap();
     for index in 1..=3 {
         append(&mut log.group_log(1), vec![entry(1, index, vec![index as u8; 20_000])]).await;
     }
@@ -172,12 +194,20 @@ async fn a_record_larger_than_a_segment_is_taken() {
 async fn a_follower_that_asks_for_much_gets_some() {
     let dir = tempfile::tempdir().unwrap();
     for tail_bytes_max in [0, 64 << 20] {
-        let log = Log::open(LogOptions { tail_bytes_max, ..options(dir.path(), Durability::Os, 64 << 20) }).unwrap();
+        let log = Log::open(LogOptions {
+            tail_bytes_max,
+            ..options(dir.path(), Durability::Os, 64 << 20)
+        })
+        .unwrap();
         let mut group = log.group_log(tail_bytes_max);
         append(&mut group, (1..=10).map(|index| entry(1, index, vec![0; 1 << 20])).collect()).await;
         let some = group.limited_get_log_entries(2, 11).await.unwrap();
         assert!((1..=4).contains(&some.len()), "{}", some.len());
         assert_eq!(some[0].log_id.index, 2);
-        assert_eq!(group.try_get_log_entries(2..11).await.unwrap().len(), 9, "a plain read gets all");
+        assert_eq!(
+            group.try_get_log_entries(2..11).await.unwrap().len(),
+            9,
+            "a plain read gets all"
+        );
     }
 }

@@ -9,7 +9,8 @@ use crate::log::BeforeSleep;
 async fn groups_that_write_at_once_do_not_disturb_each_other() {
     for durability in [Durability::Always, Durability::Os] {
         let dir = tempfile::tempdir().unwrap();
-        let options = LogOptions { tail_bytes_max: 10_000, ..options(dir.path(), durability, 32 << 10) };
+        let options =
+            LogOptions { tail_bytes_max: 10_000, ..options(dir.path(), durability, 32 << 10) };
         let log = Log::open(options.clone()).unwrap();
         let writers: Vec<_> = (1..=8).map(|id| tokio::spawn(write(log.group_log(id)))).collect();
         for writer in writers {
@@ -23,7 +24,9 @@ async fn groups_that_write_at_once_do_not_disturb_each_other() {
         for id in 1..=8 {
             let image = image(&log, id).await;
             assert_eq!(image.purged, Some(log_id(1, 100)));
-            let expected: Vec<Entry> = (101..=200).map(|index| entry(1, index, vec![id as u8; 100 + index as usize])).collect();
+            let expected: Vec<Entry> = (101..=200)
+                .map(|index| entry(1, index, vec![id as u8; 100 + index as usize]))
+                .collect();
             assert_eq!(image.entries, expected);
         }
     }
@@ -34,7 +37,10 @@ async fn write(mut group: GroupLog) {
     for index in 1..=200 {
         append(&mut group, vec![entry(1, index, vec![id; 100 + index as usize])]).await;
         let from = if index > 100 { 101 } else { 1 };
-        assert_eq!(group.try_get_log_entries(from..=index).await.unwrap().len() as u64, index + 1 - from);
+        assert_eq!(
+            group.try_get_log_entries(from..=index).await.unwrap().len() as u64,
+            index + 1 - from
+        );
         if index > 100 {
             group.purge(log_id(1, 100)).await.unwrap();
         }
@@ -45,7 +51,12 @@ async fn write(mut group: GroupLog) {
 fn runtime(threads: usize, before_sleep: &BeforeSleep) -> tokio::runtime::Runtime {
     let before_sleep = before_sleep.clone();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(threads).on_thread_park(move || before_sleep.write()).enable_all().build().unwrap()
+    builder
+        .worker_threads(threads)
+        .on_thread_park(move || before_sleep.write())
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 #[test]
@@ -53,7 +64,10 @@ fn groups_that_are_written_before_sleep_do_not_disturb_each_other() {
     for threads in [1, 4] {
         let dir = tempfile::tempdir().unwrap();
         let before_sleep = BeforeSleep::default();
-        let options = LogOptions { before_sleep: Some(before_sleep.clone()), ..options(dir.path(), Durability::Always, 32 << 10) };
+        let options = LogOptions {
+            before_sleep: Some(before_sleep.clone()),
+            ..options(dir.path(), Durability::Always, 32 << 10)
+        };
         let log = Log::open(options.clone()).unwrap();
         let runtime = runtime(threads, &before_sleep);
         let writers: Vec<_> = (1..=8).map(|id| runtime.spawn(write(log.group_log(id)))).collect();
@@ -69,7 +83,9 @@ fn groups_that_are_written_before_sleep_do_not_disturb_each_other() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for id in 1..=8 {
             let image = runtime.block_on(image(&log, id));
-            let expected: Vec<Entry> = (101..=200).map(|index| entry(1, index, vec![id as u8; 100 + index as usize])).collect();
+            let expected: Vec<Entry> = (101..=200)
+                .map(|index| entry(1, index, vec![id as u8; 100 + index as usize]))
+                .collect();
             assert_eq!(image.entries, expected, "group {id}, {threads} threads");
         }
     }
@@ -80,12 +96,16 @@ fn groups_that_are_written_before_sleep_do_not_disturb_each_other() {
 async fn appends_are_left_to_a_thread_that_sleeps_soon_and_to_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let before_sleep = BeforeSleep::default();
-    let options = LogOptions { before_sleep: Some(before_sleep.clone()), ..options(dir.path(), Durability::Always, 32 << 10) };
+    let options = LogOptions {
+        before_sleep: Some(before_sleep.clone()),
+        ..options(dir.path(), Durability::Always, 32 << 10)
+    };
     let log = Log::open(options).unwrap();
     let mut group = log.group_log(1);
     append(&mut group, vec![entry(1, 1, "by the log's own thread")]).await;
     before_sleep.write();
-    // However the first fsync went, they are quick; and the log's own thread has gone to sleep.
+    // However the first fsync went, they are quick; and the log's own thread has gone to
+    // sleep.
     (0..100).for_each(|_| log.shared.stats.note_fsync(Duration::ZERO));
     while !log.shared.queue.lock().sleeping {
         std::thread::yield_now();

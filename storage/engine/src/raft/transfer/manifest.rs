@@ -51,7 +51,8 @@ pub(in crate::raft) struct Install {
     pub(in crate::raft) meta: SnapshotMeta,
 }
 
-/// A piece of a file. As bytes: version u8 = 1, transfer u64, file u32, offset u64, crc32c of the data u32, data; little-endian.
+/// A piece of a file. As bytes: version u8 = 1, transfer u64, file u32, offset u64,
+/// crc32c of the data u32, data; little-endian.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Piece {
     pub(super) id: u64,
@@ -76,7 +77,8 @@ impl Piece {
         if bytes.len() < PIECE_HEADER || bytes.get_u8() != PIECE_VERSION {
             return Err("a piece of an unknown version".to_owned());
         }
-        let (id, file, offset, crc) = (bytes.get_u64_le(), bytes.get_u32_le(), bytes.get_u64_le(), bytes.get_u32_le());
+        let (id, file, offset, crc) =
+            (bytes.get_u64_le(), bytes.get_u32_le(), bytes.get_u64_le(), bytes.get_u32_le());
         if bytes.len() > PIECE_BYTES {
             return Err("a piece is too large".to_owned());
         }
@@ -93,7 +95,10 @@ pub(super) fn list(directory: &Path) -> std::io::Result<Vec<FileEntry>> {
     let mut piece = vec![0; PIECE_BYTES];
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
-        let name = entry.file_name().into_string().map_err(|_| std::io::Error::other("a file of a checkpoint has a strange name"))?;
+        let name = entry
+            .file_name()
+            .into_string()
+            .map_err(|_| std::io::Error::other("a file of a checkpoint has a strange name"))?;
         let mut file = File::open(entry.path())?;
         let (mut bytes, mut crc) = (0, 0);
         loop {
@@ -117,7 +122,8 @@ pub(super) fn check(files: &[FileEntry]) -> Result<(), String> {
     }
     let is_plain = |name: &str| {
         let is_in_place = !name.starts_with('.') && (1..=NAME_BYTES_MAX).contains(&name.len());
-        is_in_place && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        is_in_place
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
     if let Some(file) = files.iter().find(|file| !is_plain(&file.name)) {
         return Err(format!("{:?} is no file's name", file.name));
@@ -126,7 +132,11 @@ pub(super) fn check(files: &[FileEntry]) -> Result<(), String> {
     if files.windows(2).any(|pair| pair[0].name >= pair[1].name) {
         return Err("the files are not in order".to_owned());
     }
-    files.iter().try_fold(0u64, |sum, file| sum.checked_add(file.bytes)).map(drop).ok_or_else(|| "too many bytes".to_owned())
+    files
+        .iter()
+        .try_fold(0u64, |sum, file| sum.checked_add(file.bytes))
+        .map(drop)
+        .ok_or_else(|| "too many bytes".to_owned())
 }
 
 #[cfg(test)]
@@ -135,7 +145,12 @@ mod tests {
 
     #[test]
     fn only_names_that_stay_in_their_directory_are_taken() {
-        let files = |names: &[&str]| names.iter().map(|name| FileEntry { name: (*name).to_owned(), bytes: 1, crc: 0 }).collect::<Vec<_>>();
+        let files = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| FileEntry { name: (*name).to_owned(), bytes: 1, crc: 0 })
+                .collect::<Vec<_>>()
+        };
         assert!(check(&files(&["000009.sst", "CURRENT", "MANIFEST-000004"])).is_ok());
         for bad in ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b"] {
             assert!(check(&files(&[bad])).is_err(), "{bad:?}");

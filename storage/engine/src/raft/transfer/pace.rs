@@ -12,7 +12,8 @@ use crate::raft::types::RaftId;
 
 /// How many states are sent at once by a process; the others wait.
 const SENT_AT_ONCE: usize = 2;
-/// How long the log is held after a transfer: until the follower's progress is known to have moved.
+/// How long the log is held after a transfer: until the follower's progress is known to
+/// have moved.
 const AFTERGLOW: Duration = Duration::from_secs(5);
 
 /// The pace of a process.
@@ -25,7 +26,11 @@ pub(in crate::raft) struct Transfers {
 
 impl Default for Transfers {
     fn default() -> Self {
-        Self { bytes_per_s: AtomicU64::new(0), next: Mutex::default(), places: Semaphore::new(SENT_AT_ONCE) }
+        Self {
+            bytes_per_s: AtomicU64::new(0),
+            next: Mutex::default(),
+            places: Semaphore::new(SENT_AT_ONCE),
+        }
     }
 }
 
@@ -73,7 +78,8 @@ impl Holds {
         self.0.lock().get(&target).is_some_and(|hold| hold.until.is_none())
     }
 
-    /// Holds the log for a transfer to `target`, until this is dropped and a little longer.
+    /// Holds the log for a transfer to `target`, until this is dropped and a little
+    /// longer.
     pub(super) fn hold(self: &Arc<Self>, target: RaftId, index: u64) -> Held {
         self.0.lock().insert(target, Hold { index, until: None });
         Held { holds: self.clone(), target }

@@ -43,12 +43,18 @@ struct Arrival {
 
 impl Inner {
     /// Takes a letter of a state transfer.
-    pub(in crate::raft) async fn arrivals(&self, kind: Kind, body: Bytes) -> Result<Bytes, ReceiveError> {
-        // One letter at a time; the lock goes with the work to its thread, so that a sender that gives up does not leave two of them at work.
+    pub(in crate::raft) async fn arrivals(
+        &self,
+        kind: Kind,
+        body: Bytes,
+    ) -> Result<Bytes, ReceiveError> {
+        // One letter at a time; the lock goes with the work to its thread, so that a
+        // sender that gives up does not leave two of them at work.
         let receiving = self.receiving.clone().lock_owned().await;
         let term = self.role.borrow().term;
         let directory = self.store.path().join(RECEIVED);
-        // What is here already comes first: a state must not take the space that its replica needs to go on.
+        // What is here already comes first: a state must not take the space that its
+        // replica needs to go on.
         if let Health::DiskFull(why) = self.store.health() {
             return Err(ReceiveError::NotNow(why));
         }
@@ -58,13 +64,18 @@ impl Inner {
             _ => {
                 let (install, mut receiving) = Receiving::whole(receiving, &body).await?;
                 self.agree(&install.vote, install.meta.last_log_id, std::iter::empty()).await?;
-                let snapshot = Snapshot { meta: install.meta, snapshot: StateTransfer::Received(directory.clone()) };
+                let snapshot = Snapshot {
+                    meta: install.meta,
+                    snapshot: StateTransfer::Received(directory.clone()),
+                };
                 let installed = self.raft.install_full_snapshot(install.vote, snapshot).await;
-                let response = installed.map_err(|error| ReceiveError::Stopped(error.to_string()))?;
+                let response =
+                    installed.map_err(|error| ReceiveError::Stopped(error.to_string()))?;
                 tracing::info!(group = self.number, "a state has arrived and is in place");
                 // Consumed, or of no use: a later state is here already.
                 receiving.forget();
-                blocking(move || remove(&directory).map_err(told("remove what was received"))).await?;
+                blocking(move || remove(&directory).map_err(told("remove what was received")))
+                    .await?;
                 drop(receiving);
                 message::encode(&response).map_err(ReceiveError::Unreadable)
             }
@@ -89,7 +100,9 @@ impl Inner {
 pub(in crate::raft) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ReceiveError> + Send + 'static,
 ) -> Result<T, ReceiveError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| ReceiveError::NotNow(error.to_string()))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| ReceiveError::NotNow(error.to_string()))?
 }
 
 fn told(doing: &'static str) -> impl Fn(std::io::Error) -> ReceiveError {
@@ -106,12 +119,21 @@ pub(in crate::raft) fn remove(directory: &Path) -> std::io::Result<()> {
 type Guard = tokio::sync::OwnedMutexGuard<Receiving>;
 
 impl Receiving {
-    /// Takes an offer: what is there already of its files. `term` is that of the receiver.
-    pub(in crate::raft) async fn offer(mut receiving: Guard, body: &[u8], directory: PathBuf, term: u64) -> Result<Bytes, ReceiveError> {
+    /// Takes an offer: what is there already of its files. `term` is that of the
+    /// receiver.
+    pub(in crate::raft) async fn offer(
+        mut receiving: Guard,
+        body: &[u8],
+        directory: PathBuf,
+        term: u64,
+    ) -> Result<Bytes, ReceiveError> {
         let offer: Offer = message::decode(body).map_err(ReceiveError::Unreadable)?;
         manifest::check(&offer.files).map_err(ReceiveError::Unreadable)?;
         if offer.vote.leader_id.term.0 < term {
-            return Err(ReceiveError::NotNow(format!("an offer of term {}, and this is {term}", offer.vote.leader_id.term)));
+            return Err(ReceiveError::NotNow(format!(
+                "an offer of term {}, and this is {term}",
+                offer.vote.leader_id.term
+            )));
         }
         let taken = move || {
             let arrivals = Arrivals::take(&mut receiving, offer, directory)?;
@@ -121,15 +143,22 @@ impl Receiving {
     }
 
     /// Takes a piece.
-    pub(in crate::raft) async fn piece(mut receiving: Guard, body: Bytes) -> Result<Bytes, ReceiveError> {
+    pub(in crate::raft) async fn piece(
+        mut receiving: Guard,
+        body: Bytes,
+    ) -> Result<Bytes, ReceiveError> {
         let piece = Piece::decode(body).map_err(ReceiveError::Unreadable)?;
         let written = move || receiving.of(piece.id)?.write(&piece);
         blocking(written).await?;
         Ok(Bytes::new())
     }
 
-    /// Makes sure that everything has come and is on the disk; what is to be put in place.
-    pub(in crate::raft) async fn whole(mut receiving: Guard, body: &[u8]) -> Result<(Install, Guard), ReceiveError> {
+    /// Makes sure that everything has come and is on the disk; what is to be put in
+    /// place.
+    pub(in crate::raft) async fn whole(
+        mut receiving: Guard,
+        body: &[u8],
+    ) -> Result<(Install, Guard), ReceiveError> {
         let install: Install = message::decode(body).map_err(ReceiveError::Unreadable)?;
         let whole = move || {
             receiving.of(install.id)?.finish()?;
@@ -145,17 +174,25 @@ impl Receiving {
 
     fn of(&mut self, id: u64) -> Result<&mut Arrivals, ReceiveError> {
         let arrivals = self.0.as_mut().filter(|arrivals| arrivals.id == id);
-        arrivals.ok_or_else(|| ReceiveError::NotNow("that transfer is not under way here".to_owned()))
+        arrivals
+            .ok_or_else(|| ReceiveError::NotNow("that transfer is not under way here".to_owned()))
     }
 }
 
 impl Arrivals {
     /// Gets ready for an offer: keeps of what is there what the offer has too.
-    fn take(receiving: &mut Receiving, offer: Offer, directory: PathBuf) -> Result<&mut Arrivals, ReceiveError> {
+    fn take(
+        receiving: &mut Receiving,
+        offer: Offer,
+        directory: PathBuf,
+    ) -> Result<&mut Arrivals, ReceiveError> {
         let old = receiving.0.take().map(|arrivals| arrivals.files).unwrap_or_default();
         std::fs::create_dir_all(&directory).map_err(told("make room for a state"))?;
-        let mut kept: std::collections::HashMap<String, Arrival> =
-            old.into_iter().filter(|file| file.bytes > 0).map(|file| (file.entry.name.clone(), file)).collect();
+        let mut kept: std::collections::HashMap<String, Arrival> = old
+            .into_iter()
+            .filter(|file| file.bytes > 0)
+            .map(|file| (file.entry.name.clone(), file))
+            .collect();
         let mut files = Vec::with_capacity(offer.files.len());
         for entry in offer.files {
             let arrival = kept.remove(&entry.name).filter(|kept| kept.entry == entry);
@@ -163,7 +200,8 @@ impl Arrivals {
         }
         for found in std::fs::read_dir(&directory).map_err(told("list what was received"))? {
             let found = found.map_err(told("list what was received"))?;
-            let is_kept = |file: &Arrival| file.bytes > 0 && found.file_name() == file.entry.name.as_str();
+            let is_kept =
+                |file: &Arrival| file.bytes > 0 && found.file_name() == file.entry.name.as_str();
             if !files.iter().any(is_kept) {
                 std::fs::remove_file(found.path()).map_err(told("remove what was received"))?;
             }
@@ -177,9 +215,17 @@ impl Arrivals {
 
     fn write(&mut self, piece: &Piece) -> Result<(), ReceiveError> {
         self.touched = Instant::now();
-        let arrival = self.files.get_mut(piece.file as usize).ok_or_else(|| ReceiveError::Unreadable("a piece of no file".to_owned()))?;
-        let end = piece.offset.checked_add(piece.data.len() as u64).filter(|end| *end <= arrival.entry.bytes);
-        let end = end.ok_or_else(|| ReceiveError::Unreadable("a piece beyond the end of its file".to_owned()))?;
+        let arrival = self
+            .files
+            .get_mut(piece.file as usize)
+            .ok_or_else(|| ReceiveError::Unreadable("a piece of no file".to_owned()))?;
+        let end = piece
+            .offset
+            .checked_add(piece.data.len() as u64)
+            .filter(|end| *end <= arrival.entry.bytes);
+        let end = end.ok_or_else(|| {
+            ReceiveError::Unreadable("a piece beyond the end of its file".to_owned())
+        })?;
         if end <= arrival.bytes {
             // It came before, and its reply was lost.
             return Ok(());
@@ -218,9 +264,15 @@ impl Arrivals {
     /// Makes sure that everything is there and on the disk.
     fn finish(&mut self) -> Result<(), ReceiveError> {
         self.touched = Instant::now();
-        if let Some(file) = self.files.iter().find(|file| file.bytes != file.entry.bytes || file.crc != file.entry.crc) {
+        if let Some(file) = self
+            .files
+            .iter()
+            .find(|file| file.bytes != file.entry.bytes || file.crc != file.entry.crc)
+        {
             return Err(ReceiveError::NotNow(format!("{} is not whole", file.entry.name)));
         }
-        File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(told("sync what was received"))
+        File::open(&self.directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(told("sync what was received"))
     }
 }

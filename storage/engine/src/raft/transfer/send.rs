@@ -31,7 +31,8 @@ const OFFER_PATIENCE: Duration = Duration::from_secs(30);
 const PIECE_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a piece is sent that does not arrive whole.
 const PIECE_TRIES: u32 = 4;
-/// How long it may take to sync and open what was received, beside the time for its bytes.
+/// How long it may take to sync and open what was received, beside the time for its
+/// bytes.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(60);
 /// The slowest disk that is waited for, bytes a second.
 const SLOWEST: f64 = 20e6;
@@ -39,7 +40,8 @@ const SLOWEST: f64 = 20e6;
 /// Sends a state to a member, and waits until it has it in place.
 ///
 /// # Errors
-/// The transfer broke; openraft begins anew, with a newer state, and what arrived stays there.
+/// The transfer broke; openraft begins anew, with a newer state, and what arrived stays
+/// there.
 pub(in crate::raft) async fn send(
     peer: &Peer,
     vote: VoteOf<Types>,
@@ -51,17 +53,27 @@ pub(in crate::raft) async fn send(
     let meta = snapshot.meta;
     // Nothing is flushed and read for somebody who is gone, however often openraft tries.
     peer.ask(Kind::Here, Bytes::new(), HERE_PATIENCE).await.map_err(undelivered)?;
-    // Before the state is made: what comes after the state must be there when it has arrived.
-    let _held = peer.peers.holds.hold(peer.target, meta.last_log_id.as_ref().map_or(0, |id| id.index));
-    let _place = peer.peers.transfers.places.acquire().await.map_err(|error| broken(error.to_string()))?;
+    // Before the state is made: what comes after the state must be there when it has
+    // arrived.
+    let _held =
+        peer.peers.holds.hold(peer.target, meta.last_log_id.as_ref().map_or(0, |id| id.index));
+    let _place =
+        peer.peers.transfers.places.acquire().await.map_err(|error| broken(error.to_string()))?;
     let target = peer.target;
     let checkpoint = tokio::task::spawn_blocking(move || Checkpoint::make(&store, target)).await;
     let checkpoint = checkpoint.map_err(|error| broken(error.to_string()))?.map_err(broken)?;
     let id = RandomState::new().build_hasher().finish();
     let total: u64 = checkpoint.files.iter().map(|file| file.bytes).sum();
-    tracing::info!(group = peer.peers.group, target, bytes = total, files = checkpoint.files.len(), "sending a state");
+    tracing::info!(
+        group = peer.peers.group,
+        target,
+        bytes = total,
+        files = checkpoint.files.len(),
+        "sending a state"
+    );
 
-    let offer = message::encode(&Offer { id, vote, files: checkpoint.files.clone() }).map_err(broken)?;
+    let offer =
+        message::encode(&Offer { id, vote, files: checkpoint.files.clone() }).map_err(broken)?;
     let reply = peer.ask(Kind::Offer, offer, OFFER_PATIENCE).await.map_err(undelivered)?;
     let have: Have = message::decode(&reply).map_err(broken)?;
     if have.bytes.len() != checkpoint.files.len() {
@@ -88,7 +100,9 @@ async fn send_file(
         return Ok(());
     }
     let path = checkpoint.directory.join(&entry.name);
-    let file = Arc::new(File::open(&path).map_err(|error| broken(format!("open {}: {error}", path.display())))?);
+    let file = Arc::new(
+        File::open(&path).map_err(|error| broken(format!("open {}: {error}", path.display())))?,
+    );
     let mut offset = have;
     while offset < entry.bytes {
         let bytes = PIECE_BYTES.min(usize::try_from(entry.bytes - offset).unwrap_or(PIECE_BYTES));
@@ -97,7 +111,8 @@ async fn send_file(
             let mut data = vec![0; bytes];
             reader.read_exact_at(&mut data, offset).map(|()| Bytes::from(data))
         };
-        let data = tokio::task::spawn_blocking(read).await.map_err(|error| broken(error.to_string()))?;
+        let data =
+            tokio::task::spawn_blocking(read).await.map_err(|error| broken(error.to_string()))?;
         let data = data.map_err(|error| broken(format!("read {}: {error}", path.display())))?;
         let piece = Piece { id, file: at as u32, offset, data }.encode();
         send_piece(peer, piece).await?;
@@ -115,7 +130,9 @@ async fn send_piece(peer: &Peer, piece: Bytes) -> Result<(), StreamingError<Type
         match peer.ask(Kind::Piece, piece.clone(), PIECE_PATIENCE).await {
             Ok(_) => return Ok(()),
             Err(error) if tries >= PIECE_TRIES => return Err(undelivered(error)),
-            Err(error) => tracing::warn!(group = peer.peers.group, target = peer.target, %error, "a piece of a state is sent again"),
+            Err(error) => {
+                tracing::warn!(group = peer.peers.group, target = peer.target, %error, "a piece of a state is sent again")
+            }
         }
     }
 }
@@ -141,9 +158,13 @@ impl Checkpoint {
     fn make(store: &Store, target: u64) -> Result<Checkpoint, String> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let mut checkpoint = Checkpoint { directory: store.path().join(format!("{SENDING}{target}-{number}")), files: Vec::new() };
+        let mut checkpoint = Checkpoint {
+            directory: store.path().join(format!("{SENDING}{target}-{number}")),
+            files: Vec::new(),
+        };
         store.checkpoint(&checkpoint.directory).map_err(|fault| fault.to_string())?;
-        checkpoint.files = manifest::list(&checkpoint.directory).map_err(|error| error.to_string())?;
+        checkpoint.files =
+            manifest::list(&checkpoint.directory).map_err(|error| error.to_string())?;
         Ok(checkpoint)
     }
 }

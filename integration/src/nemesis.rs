@@ -1,6 +1,8 @@
-//! Breaks a cluster while clients use it, and mends it: one fault at a time, at moments of chance.
+//! Breaks a cluster while clients use it, and mends it: one fault at a time, at moments
+//! of chance.
 //!
-//! Each fault lasts a few seconds, and is then undone; what it was is printed with its time.
+//! Each fault lasts a few seconds, and is then undone; what it was is printed with its
+//! time.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -61,7 +63,15 @@ pub const PROCESSES: [Fault; 8] = [
 ];
 
 /// Faults of a network of the test's own.
-pub const NETWORK: [Fault; 7] = [Fault::IsolateLeader, Fault::Split, Fault::Bridge, Fault::Mute, Fault::Deaf, Fault::Slow, Fault::Lossy];
+pub const NETWORK: [Fault; 7] = [
+    Fault::IsolateLeader,
+    Fault::Split,
+    Fault::Bridge,
+    Fault::Mute,
+    Fault::Deaf,
+    Fault::Slow,
+    Fault::Lossy,
+];
 
 /// The one who breaks.
 #[derive(Debug)]
@@ -83,7 +93,14 @@ impl Nemesis {
     pub fn new(faults: &[Fault], seed: u64, network: Option<Arc<Network>>) -> Nemesis {
         assert!(!faults.is_empty(), "a nemesis does something");
         let dice = Dice::new(seed);
-        Nemesis { faults: faults.to_vec(), dice, network, table: "db0".to_owned(), began: Instant::now(), done: BTreeMap::new() }
+        Nemesis {
+            faults: faults.to_vec(),
+            dice,
+            network,
+            table: "db0".to_owned(),
+            began: Instant::now(),
+            done: BTreeMap::new(),
+        }
     }
 
     /// Breaks and mends for so long; then all is well again.
@@ -112,7 +129,8 @@ impl Nemesis {
 
     /// The leader of some partition, or some node when nobody tells who leads.
     fn leader(&mut self, cluster: &Cluster) -> usize {
-        let leaders: Vec<usize> = cluster.leaders(&self.table).unwrap_or_default().into_iter().flatten().collect();
+        let leaders: Vec<usize> =
+            cluster.leaders(&self.table).unwrap_or_default().into_iter().flatten().collect();
         match leaders.is_empty() {
             true => self.dice.below(cluster.nodes() as u64) as usize,
             false => *self.dice.one_of(&leaders),
@@ -167,15 +185,22 @@ impl Nemesis {
             }
             Fault::ThereAndBack => {
                 let leaders = cluster.leaders(&self.table).unwrap_or_default();
-                let led: Vec<(usize, usize)> =
-                    leaders.into_iter().enumerate().filter_map(|(partition, leader)| Some((partition, leader?))).collect();
+                let led: Vec<(usize, usize)> = leaders
+                    .into_iter()
+                    .enumerate()
+                    .filter_map(|(partition, leader)| Some((partition, leader?)))
+                    .collect();
                 if !led.is_empty() {
                     let (partition, leader) = *self.dice.one_of(&led);
-                    let to = (leader + 1 + self.dice.below(cluster.nodes() as u64 - 1) as usize) % cluster.nodes();
+                    let to = (leader + 1 + self.dice.below(cluster.nodes() as u64 - 1) as usize)
+                        % cluster.nodes();
                     let there = cluster.transfer(&self.table, partition, to);
                     self.rest(20, 700);
                     let back = cluster.transfer(&self.table, partition, leader);
-                    self.say(format_args!("{fault:?}: partition {partition} from {leader} to {to}: {there:?}, {back:?}"));
+                    self.say(format_args!(
+                        "{fault:?}: partition {partition} from {leader} to {to}: {there:?}, \
+                         {back:?}"
+                    ));
                 }
             }
             Fault::Clock => {
@@ -197,22 +222,33 @@ impl Nemesis {
         match fault {
             Fault::IsolateLeader => network.isolate(&[victim]),
             Fault::Split => {
-                let group: Vec<usize> = (1..=network.places()).filter(|_| self.dice.below(2) == 0).collect();
+                let group: Vec<usize> =
+                    (1..=network.places()).filter(|_| self.dice.below(2) == 0).collect();
                 network.isolate(&group);
             }
             Fault::Bridge => {
                 for one in &others {
-                    others.iter().filter(|other| *other != one).for_each(|other| network.set(*one, *other, cut));
+                    others
+                        .iter()
+                        .filter(|other| *other != one)
+                        .for_each(|other| network.set(*one, *other, cut));
                 }
             }
             Fault::Mute => others.iter().for_each(|other| network.set(victim, *other, cut)),
             Fault::Deaf => others.iter().for_each(|other| network.set(*other, victim, cut)),
             _ => {
-                let delay = Duration::from_millis(if fault == Fault::Slow { self.dice.below(50) } else { 0 });
-                let loss_permille = if fault == Fault::Lossy { 10 + self.dice.below(190) } else { 0 };
+                let delay = Duration::from_millis(if fault == Fault::Slow {
+                    self.dice.below(50)
+                } else {
+                    0
+                });
+                let loss_permille =
+                    if fault == Fault::Lossy { 10 + self.dice.below(190) } else { 0 };
                 let link = Link { cut: false, delay, jitter: delay, loss_permille };
                 for from in 1..=network.places() {
-                    (1..=network.places()).filter(|to| *to != from).for_each(|to| network.set(from, to, link));
+                    (1..=network.places())
+                        .filter(|to| *to != from)
+                        .for_each(|to| network.set(from, to, link));
                 }
             }
         }

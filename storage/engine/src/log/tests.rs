@@ -1,4 +1,5 @@
-//! The log under crashes, damage and want of space. This file is the kit; what is claimed stands in the others.
+//! The log under crashes, damage and want of space. This file is the kit; what is claimed
+//! stands in the others.
 #![allow(clippy::unwrap_used)]
 
 mod crash;
@@ -69,12 +70,14 @@ pub(super) async fn image(log: &Arc<Log>, id: u64) -> Image {
 /// The segments of a log that nobody changes meanwhile, oldest first.
 pub(super) fn segments(dir: &Path) -> Vec<PathBuf> {
     let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
-    let mut segments: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
+    let mut segments: Vec<PathBuf> =
+        files.filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
     segments.sort();
     segments
 }
 
-/// Copies the log as it stands on disk, as if the process had been killed at this moment; gives up to where the last segment is synced, and its end.
+/// Copies the log as it stands on disk, as if the process had been killed at this moment;
+/// gives up to where the last segment is synced, and its end.
 pub(super) fn kill(log: &Log, to: &Path) -> (u32, u32) {
     let shared = &log.shared;
     'again: loop {

@@ -1,41 +1,57 @@
-//! The log of a node: every Raft group's entries, votes and marks, in one sequence of files, synced once for all of them.
+//! The log of a node: every Raft group's entries, votes and marks, in one sequence of
+//! files, synced once for all of them.
 //!
-//! Replicas promise with an fsync. With one log per group a node of many groups would sync many files for one batch of work; here one writer
-//! takes what all groups have queued, writes it once, syncs once, and calls everyone back. RocksDB's own write-ahead log is off; this is the
-//! only one.
+//! Replicas promise with an fsync. With one log per group a node of many groups would
+//! sync many files for one batch of work; here one writer takes what all groups have
+//! queued, writes it once, syncs once, and calls everyone back. RocksDB's own write-ahead
+//! log is off; this is the only one.
 //!
 //! # Life of a write
-//! `raft::log_store` calls [`Log`] for its group: the group's view in memory changes at once (`group.rs`), the operation is queued, the writer
-//! (`writer.rs`) turns it into records (`record.rs`) at the end of the active segment (`segment.rs`), syncs when the [`Durability`] asks for it,
-//! and completes the callback. The writer is driven by a thread of its own, or by threads that appended and have nothing else to do
-//! (`before_sleep.rs`). The keeper (`keeper.rs`) has the next segment ready before it is needed, removes old ones and moves the few needed
-//! entries out of segments that are otherwise garbage. `recover.rs` reads it all back.
+//! `raft::log_store` calls [`Log`] for its group: the group's view in memory changes at
+//! once (`group.rs`), the operation is queued, the writer (`writer.rs`) turns it into
+//! records (`record.rs`) at the end of the active segment (`segment.rs`), syncs when the
+//! [`Durability`] asks for it, and completes the callback. The writer is driven by a
+//! thread of its own, or by threads that appended and have nothing else to do
+//! (`before_sleep.rs`). The keeper (`keeper.rs`) has the next segment ready before it is
+//! needed, removes old ones and moves the few needed entries out of segments that are
+//! otherwise garbage. `recover.rs` reads it all back.
 //!
 //! # Layout
-//! `<dir>/<number>.log`: drawn in `segment.rs` (file) and `record.rs` (record). `<dir>/spare.tmp`: the next segment's file. Segments have
-//! consecutive numbers; only the oldest is ever removed.
+//! `<dir>/<number>.log`: drawn in `segment.rs` (file) and `record.rs` (record).
+//! `<dir>/spare.tmp`: the next segment's file. Segments have consecutive numbers; only
+//! the oldest is ever removed.
 //!
 //! # Full disk
-//! A segment's blocks are allocated before it is used: those of one that is no longer needed, or new ones when the active segment is half full.
-//! [`Log::writable`] refuses from the moment that this fails: whoever proposes asks first, and what was accepted before has the rest of the
-//! active segment to itself. When even that is used up the writer waits for space, failing nothing: openraft would declare the group dead.
-//! Space that returns is noticed by itself.
+//! A segment's blocks are allocated before it is used: those of one that is no longer
+//! needed, or new ones when the active segment is half full. [`Log::writable`] refuses
+//! from the moment that this fails: whoever proposes asks first, and what was accepted
+//! before has the rest of the active segment to itself. When even that is used up the
+//! writer waits for space, failing nothing: openraft would declare the group dead. Space
+//! that returns is noticed by itself.
 //!
 //! # Invariants
-//! - A callback says `Ok` only after what it stands for is written, and with `Durability::Always` synced (`what_was_acknowledged_survives`).
+//! - A callback says `Ok` only after what it stands for is written, and with
+//!   `Durability::Always` synced (`what_was_acknowledged_survives`).
 //! - A segment with a successor is complete and on the disk.
 //! - A segment is removed only after all that makes it unneeded is on the disk
 //!   (`endless_writes_keep_the_log_bounded_though_an_idle_group_needs_old_entries`).
-//! - Damage is never skipped (`every_flipped_byte_is_an_error_that_names_it_or_a_cut_of_the_last_batch`).
-//! - Whoever may have lost what it acknowledged is suspected until it is cleared, by later processes too (`who_may_have_lost_something_is_suspected_until_cleared`).
-//! - After a failed fdatasync nothing is ever acknowledged again: the log is poisoned (Linux drops the dirty pages, a second try would lie;
-//!   `after_a_failed_fsync_nothing_is_acknowledged`, `a_failed_fsync_fails_everybody_who_syncs_after_it`).
-//! - What a start finds beyond the last known sync is written again before it is believed: it may stand in the page cache alone
+//! - Damage is never skipped
+//!   (`every_flipped_byte_is_an_error_that_names_it_or_a_cut_of_the_last_batch`).
+//! - Whoever may have lost what it acknowledged is suspected until it is cleared, by
+//!   later processes too (`who_may_have_lost_something_is_suspected_until_cleared`).
+//! - After a failed fdatasync nothing is ever acknowledged again: the log is poisoned
+//!   (Linux drops the dirty pages, a second try would lie;
+//!   `after_a_failed_fsync_nothing_is_acknowledged`,
+//!   `a_failed_fsync_fails_everybody_who_syncs_after_it`).
+//! - What a start finds beyond the last known sync is written again before it is
+//!   believed: it may stand in the page cache alone
 //!   (`what_a_failed_fsync_left_is_written_again_at_the_next_start`).
-//! - What waits for the disk is bounded (`a_disk_that_does_not_keep_up_refuses_before_anything_is_proposed`).
+//! - What waits for the disk is bounded
+//!   (`a_disk_that_does_not_keep_up_refuses_before_anything_is_proposed`).
 //!
 //! # Not here
-//! The lock that keeps a second process out: it covers the whole node's directory and is storage's.
+//! The lock that keeps a second process out: it covers the whole node's directory and is
+//! storage's.
 
 mod before_sleep;
 mod disk;
@@ -98,23 +114,29 @@ pub struct LogOptions {
     pub durability: Durability,
     /// Size of a segment; 16 MiB by default, from 4 KiB to 1 GiB.
     pub segment_bytes: u32,
-    /// How much of the groups' tails is kept in memory, over all groups; older entries are read from the segments.
+    /// How much of the groups' tails is kept in memory, over all groups; older entries
+    /// are read from the segments.
     pub tail_bytes_max: u64,
-    /// Fill a segment with zeros before it is used: an fdatasync is then cheaper and a full disk shows in time. Off, segments grow.
+    /// Fill a segment with zeros before it is used: an fdatasync is then cheaper and a
+    /// full disk shows in time. Off, segments grow.
     pub preallocate: bool,
-    /// Threads that write what they append before they sleep; without any, the log's own thread writes all.
+    /// Threads that write what they append before they sleep; without any, the log's own
+    /// thread writes all.
     pub before_sleep: Option<BeforeSleep>,
-    /// How many bytes of a group's entries may wait for the disk, and four times as many of all groups: beyond that [`GroupLog::writable`] refuses.
+    /// How many bytes of a group's entries may wait for the disk, and four times as many
+    /// of all groups: beyond that [`GroupLog::writable`] refuses.
     ///
     /// [`GroupLog::writable`]: crate::raft::GroupLog::writable
     pub unwritten_bytes_max: u64,
     /// What is written and synced with.
     pub disk: Arc<dyn Disk>,
-    /// Directories beside its own whose disks are the log's business: a full one is an [`Ailment`].
+    /// Directories beside its own whose disks are the log's business: a full one is an
+    /// [`Ailment`].
     pub watched: Vec<PathBuf>,
 }
 
-/// What all groups that start at the same time may read of their logs to apply it again; who has more at once goes alone.
+/// What all groups that start at the same time may read of their logs to apply it again;
+/// who has more at once goes alone.
 const REPLAY_UNITS: u32 = 64;
 const REPLAY_UNIT: u64 = 1 << 20;
 /// How many times the bytes of one group may wait for the disk in all.
@@ -160,7 +182,8 @@ pub enum LogError {
         /// To which file.
         path: PathBuf,
     },
-    /// Bytes that had been written are not what was written. The log does not open, rather than losing what it promised.
+    /// Bytes that had been written are not what was written. The log does not open,
+    /// rather than losing what it promised.
     #[error("the log is damaged: {} at byte {offset}: {why}", path.display())]
     Corrupt {
         /// The file.
@@ -170,7 +193,8 @@ pub enum LogError {
         /// What is wrong there.
         why: &'static str,
     },
-    /// Entries are missing, though every record is whole: files are missing or of another log.
+    /// Entries are missing, though every record is whole: files are missing or of another
+    /// log.
     #[error("the log in {} is incomplete: group {group}: {why}", dir.display())]
     Incomplete {
         /// The log's directory.
@@ -180,7 +204,8 @@ pub enum LogError {
         /// Which.
         why: String,
     },
-    /// Bytes that are whole, and that this build can't read. Nothing is changed: the version that wrote them can go on.
+    /// Bytes that are whole, and that this build can't read. Nothing is changed: the
+    /// version that wrote them can go on.
     #[error("{} was written by a newer version: at byte {offset}: {why}", path.display())]
     Newer {
         /// The file.
@@ -190,19 +215,22 @@ pub enum LogError {
         /// What is not known.
         why: &'static str,
     },
-    /// More waits to be written than may: the disk is slower than what comes in. Nothing was proposed.
+    /// More waits to be written than may: the disk is slower than what comes in. Nothing
+    /// was proposed.
     #[error("the log's disk does not keep up: {bytes} bytes wait for it")]
     Behind {
         /// How many wait.
         bytes: u64,
     },
-    /// There is no log where there must be one ([`LogOptions::must_exist`]): with it went votes, and what stores had not flushed.
+    /// There is no log where there must be one ([`LogOptions::must_exist`]): with it went
+    /// votes, and what stores had not flushed.
     #[error("there is no log in {}, but what lies beside it was written through one: put it back, or start with an empty directory", dir.display())]
     Missing {
         /// The log's directory.
         dir: PathBuf,
     },
-    /// An earlier failure; nothing is written any more, since nobody knows what is on the disk.
+    /// An earlier failure; nothing is written any more, since nobody knows what is on the
+    /// disk.
     #[error("the log stopped after: {0}")]
     Poisoned(String),
     /// The log was closed.
@@ -217,7 +245,9 @@ impl LogError {
     pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> LogError {
         let path = path.to_owned();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => LogError::DiskFull { what, path },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                LogError::DiskFull { what, path }
+            }
             _ => LogError::Io { what, path, source: Arc::new(source) },
         }
     }
@@ -228,7 +258,9 @@ impl From<LogError> for io::Error {
         let kind = match &e {
             LogError::Io { source, .. } => source.kind(),
             LogError::DiskFull { .. } => io::ErrorKind::StorageFull,
-            LogError::Corrupt { .. } | LogError::Incomplete { .. } | LogError::Missing { .. } => io::ErrorKind::InvalidData,
+            LogError::Corrupt { .. } | LogError::Incomplete { .. } | LogError::Missing { .. } => {
+                io::ErrorKind::InvalidData
+            }
             LogError::Newer { .. } => io::ErrorKind::Unsupported,
             LogError::Behind { .. } => io::ErrorKind::WouldBlock,
             LogError::Contract(_) => io::ErrorKind::InvalidInput,
@@ -241,7 +273,8 @@ impl From<LogError> for io::Error {
 /// The log of a node.
 pub struct Log {
     shared: Arc<Shared>,
-    /// Bytes of entries that may be in memory to be applied again at a start, over all groups, in [`REPLAY_UNIT`]s.
+    /// Bytes of entries that may be in memory to be applied again at a start, over all
+    /// groups, in [`REPLAY_UNIT`]s.
     replays: Semaphore,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -252,7 +285,8 @@ impl std::fmt::Debug for Log {
     }
 }
 
-/// What the log's threads and callers share. Locks are taken in this order: writer, suspects, groups, a group's inside; queue and spare alone.
+/// What the log's threads and callers share. Locks are taken in this order: writer,
+/// suspects, groups, a group's inside; queue and spare alone.
 pub(crate) struct Shared {
     pub(crate) options: LogOptions,
     pub(crate) groups: Mutex<HashMap<u64, Arc<Group>>>,
@@ -312,7 +346,8 @@ struct Queue {
 
 /// The next segment's file.
 enum Spare {
-    /// Made when the active segment is half full, unless a segment can be recycled before.
+    /// Made when the active segment is half full, unless a segment can be recycled
+    /// before.
     Wanted,
     Making,
     Ready(File, PathBuf),
@@ -323,8 +358,9 @@ enum Spare {
 impl Log {
     /// Opens the log in `options.dir`, or begins one.
     ///
-    /// A torn tail, what a crash leaves of a batch that was never acknowledged, is cut off with a warning that names file and offset. Any other
-    /// damage is an error that names them too.
+    /// A torn tail, what a crash leaves of a batch that was never acknowledged, is cut
+    /// off with a warning that names file and offset. Any other damage is an error that
+    /// names them too.
     pub fn open(mut options: LogOptions) -> Result<Arc<Log>, LogError> {
         options.segment_bytes = options.segment_bytes.clamp(4 << 10, 1 << 30);
         let recovered = recover::recover(&options)?;
@@ -343,7 +379,10 @@ impl Log {
             poison: Mutex::default(),
             poisoned: AtomicBool::new(false),
             closing: AtomicBool::new(false),
-            suspects: Mutex::new(Suspicion { found: recovered.suspects.clone(), cleared: BTreeSet::new() }),
+            suspects: Mutex::new(Suspicion {
+                found: recovered.suspects.clone(),
+                cleared: BTreeSet::new(),
+            }),
             cached: AtomicU64::new(0),
             unwritten: AtomicU64::new(0),
             watch: DiskWatch::new(),
@@ -377,8 +416,10 @@ impl Log {
         ids
     }
 
-    /// May something be proposed? Ask before proposing: an error here is an answer for a client (`LogError::DiskFull`: the disk is full, and it
-    /// goes away by itself when space returns); an error of an append is the end of its Raft group. Costs one atomic load when all is well.
+    /// May something be proposed? Ask before proposing: an error here is an answer for a
+    /// client (`LogError::DiskFull`: the disk is full, and it goes away by itself when
+    /// space returns); an error of an append is the end of its Raft group. Costs one
+    /// atomic load when all is well.
     pub fn writable(&self) -> Result<(), LogError> {
         self.shared.writable()
     }
@@ -388,7 +429,8 @@ impl Log {
         self.shared.watch.ailment(Instant::now(), self.shared.failure())
     }
 
-    /// What is wrong with its disk, or was within the last minute: nothing should be given to this server to lead.
+    /// What is wrong with its disk, or was within the last minute: nothing should be
+    /// given to this server to lead.
     pub fn ailment_lately(&self) -> Option<Ailment> {
         self.shared.watch.lately(Instant::now(), self.shared.failure())
     }
@@ -415,7 +457,8 @@ impl Log {
         wait.await.unwrap_or(Err(LogError::Closed))
     }
 
-    /// Writes and syncs everything queued and stops the log's threads; later writes fail with [`LogError::Closed`]. Dropping the log does the same.
+    /// Writes and syncs everything queued and stops the log's threads; later writes fail
+    /// with [`LogError::Closed`]. Dropping the log does the same.
     pub fn close(&self) -> Result<(), LogError> {
         let result = if self.shared.queue.lock().closed {
             Ok(())
@@ -424,7 +467,8 @@ impl Log {
             let (done, mut wait) = tokio::sync::oneshot::channel();
             self.shared.submit(Op::Flush { mark: true, done });
             self.shared.stop();
-            // In `Os` the caller is the writer; otherwise the thread ends only after it has emptied the queue.
+            // In `Os` the caller is the writer; otherwise the thread ends only after it
+            // has emptied the queue.
             self.join();
             wait.try_recv().unwrap_or(Err(LogError::Closed))
         };
@@ -446,7 +490,8 @@ impl Log {
         self.shared.push(op);
     }
 
-    /// Whether a group may have lost entries that it had acknowledged: the process before did not close its log, and acknowledged before it synced.
+    /// Whether a group may have lost entries that it had acknowledged: the process before
+    /// did not close its log, and acknowledged before it synced.
     pub(crate) fn is_suspect(&self, group: u64) -> bool {
         let suspicion = self.shared.suspects.lock();
         suspicion.found.has(group) && !suspicion.cleared.contains(&group)
@@ -471,7 +516,8 @@ impl Log {
         self.replays.acquire_many(units).await.ok()
     }
 
-    /// Has so much of one group, or of all, been queued and not written that no more should be?
+    /// Has so much of one group, or of all, been queued and not written that no more
+    /// should be?
     pub(crate) fn keeps_up(&self, group: &Group) -> Result<(), LogError> {
         self.shared.keeps_up(group)
     }
@@ -505,8 +551,8 @@ fn spawn(name: &str, shared: &Arc<Shared>, run: fn(&Shared)) -> Result<JoinHandl
 }
 
 impl Shared {
-    /// Do callers write by themselves? Then a write costs no change of threads; it may wait for the disk only when the kernel throttles writers
-    /// or a segment ends.
+    /// Do callers write by themselves? Then a write costs no change of threads; it may
+    /// wait for the disk only when the kernel throttles writers or a segment ends.
     fn inline(&self) -> bool {
         self.options.durability == Durability::Os
     }
@@ -520,7 +566,13 @@ impl Shared {
     pub(crate) fn suspected(&self) -> Suspects {
         let Suspicion { found, cleared } = &*self.suspects.lock();
         Suspects::These(match found {
-            Suspects::All => self.groups.lock().keys().filter(|group| !cleared.contains(group)).copied().collect(),
+            Suspects::All => self
+                .groups
+                .lock()
+                .keys()
+                .filter(|group| !cleared.contains(group))
+                .copied()
+                .collect(),
             Suspects::These(groups) => groups.difference(cleared).copied().collect(),
         })
     }
@@ -552,7 +604,8 @@ impl Shared {
         }
     }
 
-    /// Sees that there is a spare, or that someone is making it; false when it could not be made.
+    /// Sees that there is a spare, or that someone is making it; false when it could not
+    /// be made.
     fn make_spare(&self) -> bool {
         if !self.begins_spare() {
             return true;
@@ -586,13 +639,15 @@ impl Shared {
 
     /// Whether it is time to make a spare.
     fn lacks_spare(&self) -> bool {
-        // Asked first: after it was taken it is wanted only once the next segment is the active one, of which less than half is full.
+        // Asked first: after it was taken it is wanted only once the next segment is the
+        // active one, of which less than half is full.
         let is_wanted = matches!(*self.spare.lock(), Spare::Wanted);
         let active = self.active.lock().clone();
         is_wanted && active.end() >= active.capacity / 2
     }
 
-    /// Makes the spare of a segment that nobody needs, if there is none and nobody reads it; gives it back otherwise.
+    /// Makes the spare of a segment that nobody needs, if there is none and nobody reads
+    /// it; gives it back otherwise.
     fn recycle(&self, segment: Arc<Segment>) -> Result<Option<Arc<Segment>>, LogError> {
         let segment = match Arc::try_unwrap(segment) {
             Ok(segment) if segment.bytes()? == u64::from(self.options.segment_bytes) => segment,
@@ -610,7 +665,11 @@ impl Shared {
     fn new_segment_file(&self) -> Result<(File, PathBuf), LogError> {
         #[cfg(test)]
         if self.faults.disk_full.load(Ordering::Relaxed) {
-            return Err(LogError::io("preallocate", &self.options.dir, io::ErrorKind::StorageFull.into()));
+            return Err(LogError::io(
+                "preallocate",
+                &self.options.dir,
+                io::ErrorKind::StorageFull.into(),
+            ));
         }
         segment::spare(&self.options.dir, self.options.segment_bytes, self.options.preallocate)
     }
@@ -677,12 +736,15 @@ impl Shared {
 
     /// Why the log has stopped, if it has.
     fn failure(&self) -> Option<String> {
-        self.poisoned.load(Ordering::Acquire).then(|| self.poison.lock().clone().unwrap_or_default())
+        self.poisoned
+            .load(Ordering::Acquire)
+            .then(|| self.poison.lock().clone().unwrap_or_default())
     }
 
     fn keeps_up(&self, group: &Group) -> Result<(), LogError> {
         let max = self.options.unwritten_bytes_max;
-        let (own, all) = (group.unwritten.load(Ordering::Relaxed), self.unwritten.load(Ordering::Relaxed));
+        let (own, all) =
+            (group.unwritten.load(Ordering::Relaxed), self.unwritten.load(Ordering::Relaxed));
         match own > max || all > max.saturating_mul(UNWRITTEN_GROUPS) {
             true => Err(LogError::Behind { bytes: if own > max { own } else { all } }),
             false => Ok(()),
@@ -744,8 +806,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The next segment's file. Normally the keeper has it ready; else it is made here, and tried again until there is space; any other
-    /// failure is the log's.
+    /// The next segment's file. Normally the keeper has it ready; else it is made here,
+    /// and tried again until there is space; any other failure is the log's.
     pub(crate) fn take_spare(&self) -> Result<(File, PathBuf), LogError> {
         loop {
             {
@@ -796,7 +858,8 @@ impl Shared {
         }
         for group in self.groups.lock().values() {
             let front = &mut group.inside.lock().front;
-            let keep = u128::from(front.cache_bytes()) * u128::from(max - max / 8) / u128::from(cached);
+            let keep =
+                u128::from(front.cache_bytes()) * u128::from(max - max / 8) / u128::from(cached);
             front.evict(keep as u64, &self.cached);
         }
     }
@@ -811,7 +874,8 @@ impl Shared {
                 continue;
             }
             if let Some(committed) = inside.front.take_committed() {
-                // Queued under the group's lock, so that it keeps its place among the group's other operations.
+                // Queued under the group's lock, so that it keeps its place among the
+                // group's other operations.
                 self.push(Op::Committed { group: group.clone(), committed });
             }
         }

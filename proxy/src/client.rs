@@ -1,7 +1,8 @@
-//! A connected client as others see it: CLIENT LIST, CLIENT KILL, MONITOR, the idle sweep.
+//! A connected client as others see it: CLIENT LIST, CLIENT KILL, MONITOR, the idle
+//! sweep.
 //!
-//! What only the connection's own task needs is in `session`; what is here is shared, so it is small and locked briefly,
-//! once per chunk of commands.
+//! What only the connection's own task needs is in `session`; what is here is shared, so
+//! it is small and locked briefly, once per chunk of commands.
 
 pub(crate) mod account;
 mod calls;
@@ -58,7 +59,8 @@ pub struct Client {
     pub connected: Instant,
     /// What its connection tells about itself.
     pub(crate) shown: Mutex<Shown>,
-    /// When it last sent or read something, ms since it connected; [`BUSY`] while its commands are carried out.
+    /// When it last sent or read something, ms since it connected; [`BUSY`] while its
+    /// commands are carried out.
     last_active_ms: AtomicU64,
     /// Wakes the connection's task.
     pub(crate) waker: AtomicWaker,
@@ -101,7 +103,8 @@ impl Drop for Waiting<'_> {
 /// Later than any time: not idle, however long a command takes.
 const BUSY: u64 = u64::MAX;
 
-/// What CLIENT LIST shows of a connection's state, told by its task. Names are copies: a slice would keep the whole read buffer alive.
+/// What CLIENT LIST shows of a connection's state, told by its task. Names are copies: a
+/// slice would keep the whole read buffer alive.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shown {
     pub(crate) name: Bytes,
@@ -165,8 +168,8 @@ impl Client {
         (shown.output_bytes + self.pushed.lock().len(), shown.query_bytes + shown.query_room)
     }
 
-    /// Gives the connection something to write that the client did not ask for just now. `false`: more than `bytes_max` were
-    /// waiting, and the client is cut off instead.
+    /// Gives the connection something to write that the client did not ask for just now.
+    /// `false`: more than `bytes_max` were waiting, and the client is cut off instead.
     pub fn push(&self, bytes: &[u8], bytes_max: usize) -> bool {
         let fits = {
             let mut pushed = self.pushed.lock();
@@ -202,7 +205,8 @@ impl Client {
         has_pushed
     }
 
-    /// Whether a command of this client waits: for the end of CLIENT PAUSE, or for what WAITAOF asks for.
+    /// Whether a command of this client waits: for the end of CLIENT PAUSE, or for what
+    /// WAITAOF asks for.
     pub fn is_blocked(&self) -> bool {
         self.held_back.load(Ordering::Relaxed) || self.waits.lock().is_some()
     }
@@ -214,7 +218,8 @@ impl Client {
         Waiting { client: self, unblocked }
     }
 
-    /// CLIENT UNBLOCK; `false`: no command of it waits. Who is held back by CLIENT PAUSE is not unblocked in Redis, either.
+    /// CLIENT UNBLOCK; `false`: no command of it waits. Who is held back by CLIENT PAUSE
+    /// is not unblocked in Redis, either.
     pub(crate) fn unblock(&self, with_error: bool) -> bool {
         let mut waits = self.waits.lock();
         let Some(unblocked) = waits.take() else { return false };
@@ -223,7 +228,8 @@ impl Client {
         true
     }
 
-    /// Ends the connection at once: what is under way is finished without it, and no reply is sent any more.
+    /// Ends the connection at once: what is under way is finished without it, and no
+    /// reply is sent any more.
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
         self.waker.wake();
@@ -249,7 +255,8 @@ impl Client {
 
     /// It has sent something, or read something.
     pub(crate) fn touch(&self, now: Instant) {
-        self.last_active_ms.store(millis(now.saturating_duration_since(self.connected)), Ordering::Relaxed);
+        self.last_active_ms
+            .store(millis(now.saturating_duration_since(self.connected)), Ordering::Relaxed);
     }
 
     /// Ms since it last sent or read something.

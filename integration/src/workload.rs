@@ -1,14 +1,20 @@
-//! Clients that write and read a few hot keys through several proxies, and write down what they saw, for [`crate::lin`] to judge.
+//! Clients that write and read a few hot keys through several proxies, and write down
+//! what they saw, for [`crate::lin`] to judge.
 //!
-//! Each client is a thread with one connection and one command under way. It never repeats anything: what was answered, what was refused
-//! and what nobody knows are written down as such. Values are unique. Keys are used for some hundreds of calls and then replaced by
-//! fresh ones, so that histories stay short; all keys are read once more at the end.
+//! Each client is a thread with one connection and one command under way. It never
+//! repeats anything: what was answered, what was refused and what nobody knows are
+//! written down as such. Values are unique. Keys are used for some hundreds of calls and
+//! then replaced by fresh ones, so that histories stay short; all keys are read once more
+//! at the end.
 //!
-//! Some clients hold a row under WATCH for up to seconds, and then EXEC what changes nothing; and now and then there is a *lull*, in which nobody
-//! writes. Both are for leaders that come back: what they remember of their earlier leadership shows as long as no write of theirs has failed.
+//! Some clients hold a row under WATCH for up to seconds, and then EXEC what changes
+//! nothing; and now and then there is a *lull*, in which nobody writes. Both are for
+//! leaders that come back: what they remember of their earlier leadership shows as long
+//! as no write of theirs has failed.
 //!
 //! # Invariants
-//! - Times are taken from one monotonic clock, before the first byte is sent and after the last is read.
+//! - Times are taken from one monotonic clock, before the first byte is sent and after
+//!   the last is read.
 //! - What is not known to have been refused is of unknown outcome.
 
 mod client;
@@ -53,7 +59,16 @@ impl Plan {
     /// Ten clients, and four that hold, on ten hot keys.
     pub fn new(proxies: Vec<SocketAddr>, seed: u64) -> Plan {
         let (pause, patience) = (Duration::from_millis(2), Duration::from_secs(8));
-        Plan { proxies, clients: 10, holders: 4, keys_per_kind: 2, calls_per_key: 1_500, pause, patience, seed }
+        Plan {
+            proxies,
+            clients: 10,
+            holders: 4,
+            keys_per_kind: 2,
+            calls_per_key: 1_500,
+            pause,
+            patience,
+            seed,
+        }
     }
 }
 
@@ -82,10 +97,15 @@ impl Shared {
     }
 
     fn key(&self, kind: Kind, slot: usize, calls_per_key: u64) -> String {
-        let place = KINDS.iter().position(|other| *other == kind).unwrap_or_default() * self.slots + slot;
+        let place =
+            KINDS.iter().position(|other| *other == kind).unwrap_or_default() * self.slots + slot;
         let calls = self.calls[place].fetch_add(1, Ordering::Relaxed);
         // Values of lists grow with each call, and so does what may have expired.
-        let most = if matches!(kind, Kind::List | Kind::Session) { calls_per_key.min(500) } else { calls_per_key };
+        let most = if matches!(kind, Kind::List | Kind::Session) {
+            calls_per_key.min(500)
+        } else {
+            calls_per_key
+        };
         format!("{}:{slot}:{}", kind.name(), calls / most)
     }
 }
@@ -108,7 +128,14 @@ pub struct Seen {
 }
 
 impl Seen {
-    fn record(&mut self, client: usize, key: &str, op: RowOp, invoked_ns: u64, returned_ns: Option<u64>) {
+    fn record(
+        &mut self,
+        client: usize,
+        key: &str,
+        op: RowOp,
+        invoked_ns: u64,
+        returned_ns: Option<u64>,
+    ) {
         self.told += u64::from(returned_ns.is_some());
         let call = Call { client, op, invoked_ns, returned_ns };
         match self.keys.get_mut(key) {
@@ -128,8 +155,14 @@ impl Seen {
     }
 
     fn add(&mut self, other: Seen) {
-        other.keys.into_iter().for_each(|(key, calls)| self.keys.entry(key).or_default().extend(calls));
-        other.errors.into_iter().for_each(|(why, times)| *self.errors.entry(why).or_default() += times);
+        other
+            .keys
+            .into_iter()
+            .for_each(|(key, calls)| self.keys.entry(key).or_default().extend(calls));
+        other
+            .errors
+            .into_iter()
+            .for_each(|(why, times)| *self.errors.entry(why).or_default() += times);
         self.told += other.told;
         self.refused += other.refused;
         self.unknown += other.unknown;
@@ -150,7 +183,8 @@ impl Workload {
     pub fn start(plan: Plan) -> Workload {
         let slots = plan.keys_per_kind as usize;
         let calls = (0..KINDS.len() * slots).map(|_| AtomicU64::new(0)).collect();
-        let shared = Arc::new(Shared { began: Instant::now(), stop: AtomicBool::new(false), calls, slots });
+        let shared =
+            Arc::new(Shared { began: Instant::now(), stop: AtomicBool::new(false), calls, slots });
         let mut dice = Dice::new(plan.seed);
         let plan = Arc::new(plan);
         let work = |number| {
@@ -164,18 +198,24 @@ impl Workload {
         Workload { plan, shared, threads }
     }
 
-    /// Ends the clients, reads every key once more (trying until it can be read: all must be well by now), and says what was seen.
+    /// Ends the clients, reads every key once more (trying until it can be read: all must
+    /// be well by now), and says what was seen.
     ///
     /// # Panics
     /// When a client panicked, or a key can't be read for a minute.
     pub fn finish(mut self) -> Seen {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut seen = Seen::default();
-        self.threads.drain(..).for_each(|thread| seen.add(thread.join().expect("clients don't panic")));
+        self.threads
+            .drain(..)
+            .for_each(|thread| seen.add(thread.join().expect("clients don't panic")));
         let keys: Vec<String> = seen.keys.keys().cloned().collect();
         let mut client = None;
         for key in keys {
-            let kind = KINDS.into_iter().find(|kind| key.starts_with(kind.name())).expect("keys are named by their kind");
+            let kind = KINDS
+                .into_iter()
+                .find(|kind| key.starts_with(kind.name()))
+                .expect("keys are named by their kind");
             let deadline = Instant::now() + Duration::from_secs(60);
             loop {
                 let invoked_ns = self.shared.now_ns();
@@ -257,7 +297,8 @@ pub fn judge(seen: &Seen, limits: &Limits) -> Judged {
         }
     });
     eprintln!(
-        "{} calls answered, {} refused, {} of unknown outcome, {} EXEC too late; {} keys: {} linearizable, {} undecided, {} not (judged in {:.1?})",
+        "{} calls answered, {} refused, {} of unknown outcome, {} EXEC too late; {} keys: {} \
+         linearizable, {} undecided, {} not (judged in {:.1?})",
         seen.told,
         seen.refused,
         seen.unknown,
@@ -273,7 +314,8 @@ pub fn judge(seen: &Seen, limits: &Limits) -> Judged {
 }
 
 impl Judged {
-    /// Panics unless every history has a linearization (a few may be undecided: one in fifty).
+    /// Panics unless every history has a linearization (a few may be undecided: one in
+    /// fifty).
     ///
     /// # Panics
     /// As said.
@@ -285,7 +327,15 @@ impl Judged {
             eprintln!("undecided: {key}: {why}");
         }
         let keys = self.fine + self.undecided.len() + self.violations.len();
-        assert!(self.violations.is_empty(), "{} of {keys} keys were not linearizable", self.violations.len());
-        assert!(self.undecided.len() * 50 <= keys, "{} of {keys} keys could not be judged", self.undecided.len());
+        assert!(
+            self.violations.is_empty(),
+            "{} of {keys} keys were not linearizable",
+            self.violations.len()
+        );
+        assert!(
+            self.undecided.len() * 50 <= keys,
+            "{} of {keys} keys could not be judged",
+            self.undecided.len()
+        );
     }
 }

@@ -1,12 +1,13 @@
-//! The configuration: `deploy/bridle.toml` is its documentation and, compiled in, its defaults.
+//! The configuration: `deploy/bridle.toml` is its documentation and, compiled in, its
+//! defaults.
 //!
-//! A key is one line in `settings!` below and one commented line in `deploy/bridle.toml`; file, flags,
-//! `--print-config` and CONFIG REWRITE follow from those two.
+//! A key is one line in `settings!` below and one commented line in `deploy/bridle.toml`;
+//! file, flags, `--print-config` and CONFIG REWRITE follow from those two.
 //!
 //! # Invariants
 //! - `deploy/bridle.toml` sets every key, and no other (`defaults_are_complete`).
-//! - What `--print-config` prints is a configuration that says the same (`printed_config_round_trips`), passwords excepted,
-//!   which are never printed.
+//! - What `--print-config` prints is a configuration that says the same
+//!   (`printed_config_round_trips`), passwords excepted, which are never printed.
 
 mod change;
 mod cluster;
@@ -26,17 +27,20 @@ pub(crate) use file::render;
 use file::rewrite;
 pub(crate) use memory::{Machine, Shares};
 pub(crate) use setting::{
-    Address, AutoSize, ClientsShare, Compression, Dur, Durability, FileMode, LogFormat, LogLevel, Secret, Setting, Size, Threshold,
+    Address, AutoSize, ClientsShare, Compression, Dur, Durability, FileMode, LogFormat, LogLevel,
+    Secret, Setting, Size, Threshold,
 };
 
-/// Makes the sections' structs and the table by which keys are set and printed. `in` bounds a value, both ends included.
+/// Makes the sections' structs and the table by which keys are set and printed. `in`
+/// bounds a value, both ends included.
 macro_rules! settings {
     ($($section:ident: $Section:ident { $($key:ident: $type:ty $(, in $least:expr, $most:expr)?;)* })*) => {
         /// All settings; `deploy/bridle.toml` says what each means.
         #[derive(Debug, Clone, PartialEq)]
         pub(crate) struct Config {
             $(pub(crate) $section: $Section,)*
-            /// What of the memory is for what, once [`Config::settle`] has seen the machine.
+            /// What of the memory is for what, once [`Config::settle`] has seen the
+            /// machine.
             pub(crate) shares: Shares,
         }
 
@@ -193,12 +197,15 @@ impl Config {
         Config::from_all(&file::parse_defaults())
     }
 
-    /// What no single key can tell: divides the machine's memory, and refuses combinations that make no sense or are not safe. Reads
-    /// `password_file`. Gives what the operator is to be told.
+    /// What no single key can tell: divides the machine's memory, and refuses
+    /// combinations that make no sense or are not safe. Reads `password_file`. Gives what
+    /// the operator is to be told.
     pub(crate) fn settle(&mut self, machine: Machine) -> Result<Vec<String>, String> {
         if !self.proxy.requirepass_file.as_os_str().is_empty() {
             if !self.proxy.requirepass.is_empty() {
-                return Err("proxy.requirepass and proxy.requirepass_file are both set: which one holds?".into());
+                return Err("proxy.requirepass and proxy.requirepass_file are both set: which \
+                            one holds?"
+                    .into());
             }
             self.proxy.requirepass = Secret::from_file(&self.proxy.requirepass_file)?;
         }
@@ -218,8 +225,9 @@ impl Config {
                 (None, false) => return self.settle_tls(),
             };
             return Err(format!(
-                "{key} = {ip} lets other machines in, and no password is set: anybody who reaches it would own the data. Set \
-                 proxy.requirepass_file (or --password-file), or bind to 127.0.0.1, or say proxy.protected_mode = false if the network itself is safe"
+                "{key} = {ip} lets other machines in, and no password is set: anybody who reaches \
+                 it would own the data. Set proxy.requirepass_file (or --password-file), or bind \
+                 to 127.0.0.1, or say proxy.protected_mode = false if the network itself is safe"
             ));
         }
         self.settle_tls()
@@ -228,10 +236,14 @@ impl Config {
     /// What a client may send must fit what is read of it before it is carried out.
     fn settle_sizes(&self) -> Result<(), String> {
         let room = self.proxy.client_query_buffer_limit;
-        let sizes = [("proxy.proto_max_bulk_len", self.proxy.proto_max_bulk_len), ("storage.max_write_size", self.storage.max_write_size)];
+        let sizes = [
+            ("proxy.proto_max_bulk_len", self.proxy.proto_max_bulk_len),
+            ("storage.max_write_size", self.storage.max_write_size),
+        ];
         match sizes.into_iter().find(|(_, size)| *size > room) {
             Some((key, size)) => Err(format!(
-                "{key} = {} is above proxy.client_query_buffer_limit = {}: a command of that size would never be carried out",
+                "{key} = {} is above proxy.client_query_buffer_limit = {}: a command of that size \
+                 would never be carried out",
                 size.text(),
                 room.text()
             )),

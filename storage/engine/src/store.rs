@@ -1,24 +1,31 @@
 //! A partition's records: one RocksDB per replica, behind a narrow door.
 //!
-//! RocksDB's own log is off. The Raft log is replayed instead, from the entry after the one that [`Store::flushed`] names; that name is written in the same
-//! batch as the data it stands for, and all families are flushed at one moment, so what is on disk is always the state after some entry.
+//! RocksDB's own log is off. The Raft log is replayed instead, from the entry after the
+//! one that [`Store::flushed`] names; that name is written in the same batch as the data
+//! it stands for, and all families are flushed at one moment, so what is on disk is
+//! always the state after some entry.
 //!
 //! # Life of a write
-//! [`Store::apply`] checks the entries' batches and puts their records, with the last entry's log id, into a hash table in front of the memtables (`recent.rs`,
-//! `piece.rs`), to which they are written when many have gathered or the store rests (`drain.rs`); what changes more than single records is written at once,
-//! behind all that waits. A flush (when there is enough in the memtables, when a store rests, or on [`Store::flush`]) puts it on disk; after a crash, what was
-//! not flushed comes again from the log.
+//! [`Store::apply`] checks the entries' batches and puts their records, with the last
+//! entry's log id, into a hash table in front of the memtables (`recent.rs`, `piece.rs`),
+//! to which they are written when many have gathered or the store rests (`drain.rs`);
+//! what changes more than single records is written at once, behind all that waits. A
+//! flush (when there is enough in the memtables, when a store rests, or on
+//! [`Store::flush`]) puts it on disk; after a crash, what was not flushed comes again
+//! from the log.
 //!
 //! # Layout
 //! ```text
 //! <path>/current     the name of the directory in use, "db-<n>"
 //! <path>/db-<n>/     RocksDB: families default, head, cell
 //! ```
-//! In `default`, two records are the store's own: `\0applied` (version u8 = 2, index u64 BE, whether there was a link u8, the last link, log id; or
-//! version u8 = 1, index u64 BE, log id) and `\0membership`.
+//! In `default`, two records are the store's own: `\0applied` (version u8 = 2, index u64
+//! BE, whether there was a link u8, the last link, log id; or version u8 = 1, index u64
+//! BE, log id) and `\0membership`.
 //!
 //! # Invariants
-//! - What is on disk is the state after exactly the entry that `\0applied` names (`tests/store.rs`, "a crash loses whole entries only").
+//! - What is on disk is the state after exactly the entry that `\0applied` names
+//!   (`tests/store.rs`, "a crash loses whole entries only").
 //! - Nothing else writes to the families than [`Store::apply`].
 
 mod background;
@@ -65,7 +72,8 @@ const MEMBERSHIP: &[u8] = b"\0membership";
 /// Versions of the `\0applied` record: before there were links, and now.
 const APPLIED_UNLINKED: u8 = 1;
 const APPLIED_VERSION: u8 = 2;
-/// How long a clear waits for readers of older states before it leaves their files to compaction.
+/// How long a clear waits for readers of older states before it leaves their files to
+/// compaction.
 const CLEAR_WAIT: Duration = Duration::from_millis(200);
 
 /// One Raft entry for [`Store::apply`].
@@ -122,20 +130,31 @@ struct Inner {
 }
 
 impl Store {
-    /// Opens the store at `path`, creating it when there is none. Its cells are never dropped by compaction.
+    /// Opens the store at `path`, creating it when there is none. Its cells are never
+    /// dropped by compaction.
     ///
     /// # Errors
-    /// [`Fault::InUse`], [`Fault::Corrupt`] with the file's name, [`Fault::DiskFull`], [`Fault::Io`].
+    /// [`Fault::InUse`], [`Fault::Corrupt`] with the file's name, [`Fault::DiskFull`],
+    /// [`Fault::Io`].
     pub fn open(shared: &Shared, path: impl Into<PathBuf>) -> Result<Self, Fault> {
         Self::open_with(shared, path.into(), None)
     }
 
-    /// As [`open`](Store::open); compaction drops the cells that `judge` shows to be dead.
-    pub fn open_swept(shared: &Shared, path: impl Into<PathBuf>, judge: Arc<dyn CellJudge>) -> Result<Self, Fault> {
+    /// As [`open`](Store::open); compaction drops the cells that `judge` shows to be
+    /// dead.
+    pub fn open_swept(
+        shared: &Shared,
+        path: impl Into<PathBuf>,
+        judge: Arc<dyn CellJudge>,
+    ) -> Result<Self, Fault> {
         Self::open_with(shared, path.into(), Some(judge))
     }
 
-    fn open_with(shared: &Shared, path: PathBuf, judge: Option<Arc<dyn CellJudge>>) -> Result<Self, Fault> {
+    fn open_with(
+        shared: &Shared,
+        path: PathBuf,
+        judge: Option<Arc<dyn CellJudge>>,
+    ) -> Result<Self, Fault> {
         let directory = directory::current(&path)?;
         let changes = Arc::default();
         let db = Db::open(shared, &directory, judge.clone(), &changes)?;
@@ -169,14 +188,15 @@ impl Store {
         db.as_ref().ok_or(Fault::Closed)?.get_latest(family, key)
     }
 
-    /// As [`get`](Store::get), for a write, of the record that it replaces: what is read from disk is kept in the block cache only while such
-    /// records exist.
+    /// As [`get`](Store::get), for a write, of the record that it replaces: what is read
+    /// from disk is kept in the block cache only while such records exist.
     pub fn get_replaced(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         let db = self.inner.db.load();
         db.as_ref().ok_or(Fault::Closed)?.get_replaced(family, key)
     }
 
-    /// Walks the latest records with `from <= key < to` in key order, or backwards, until `each` breaks. An empty `to` is no upper end. The walk sees one moment.
+    /// Walks the latest records with `from <= key < to` in key order, or backwards, until
+    /// `each` breaks. An empty `to` is no upper end. The walk sees one moment.
     pub fn range(
         &self,
         family: Family,
@@ -193,13 +213,15 @@ impl Store {
         Ok(Snapshot::new(self.db()?))
     }
 
-    /// Applies entries: their records, the last one's log id and membership, as one. Entries must come in the log's order, each once; there is one
-    /// caller at a time.
+    /// Applies entries: their records, the last one's log id and membership, as one.
+    /// Entries must come in the log's order, each once; there is one caller at a time.
     ///
-    /// A batch whose link does not follow the one applied before counts as applied and changes nothing: what it was evaluated on never happened.
+    /// A batch whose link does not follow the one applied before counts as applied and
+    /// changes nothing: what it was evaluated on never happened.
     ///
     /// # Errors
-    /// [`Fault::BadBatch`] when one of the entries is damaged; nothing is applied then. [`Fault::Stalled`] with [`Patience::Now`]: nothing is applied, call again.
+    /// [`Fault::BadBatch`] when one of the entries is damaged; nothing is applied then.
+    /// [`Fault::Stalled`] with [`Patience::Now`]: nothing is applied, call again.
     pub fn apply(&self, writes: &[Write], patience: Patience) -> Result<(), Fault> {
         let db = self.db()?;
         let before = db.reached.applied().and_then(|applied| applied.link);
@@ -212,7 +234,13 @@ impl Store {
     }
 
     /// Applies entries that all take effect; `before` is the last link before them.
-    fn apply_linked(&self, db: &Arc<Db>, writes: &[Write], before: Option<Link>, patience: Patience) -> Result<(), Fault> {
+    fn apply_linked(
+        &self,
+        db: &Arc<Db>,
+        writes: &[Write],
+        before: Option<Link>,
+        patience: Patience,
+    ) -> Result<(), Fault> {
         db.failed()?;
         if let Some(mut words) = words(writes)? {
             let own: Vec<_> = own_records(writes, before).collect();
@@ -255,7 +283,14 @@ impl Store {
     }
 
     /// Applies anything, with nothing in front of the memtables.
-    fn write(&self, db: &Db, writes: &[Write], mut records: WriteBatch, before: Option<Link>, patience: Patience) -> Result<(), Fault> {
+    fn write(
+        &self,
+        db: &Db,
+        writes: &[Write],
+        mut records: WriteBatch,
+        before: Option<Link>,
+        patience: Patience,
+    ) -> Result<(), Fault> {
         for (key, value) in own_records(writes, before) {
             records.put_cf(db.family(Family::Default), key, value);
         }
@@ -268,7 +303,12 @@ impl Store {
         if let Some(last) = writes.last() {
             let membership = writes.iter().rev().find_map(|write| write.membership.clone());
             let (index, log_id) = (last.index, last.log_id.clone());
-            db.reached.set_applied(Applied { index, log_id, membership, link: last_link(writes).or(before) });
+            db.reached.set_applied(Applied {
+                index,
+                log_id,
+                membership,
+                link: last_link(writes).or(before),
+            });
         }
         let bytes: usize = writes.iter().map(|write| write.batch.len()).sum();
         self.inner.applied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -279,12 +319,14 @@ impl Store {
         self.inner.changes.count.fetch_add(1, Ordering::Release);
     }
 
-    /// Grows after every write, flush and compaction: while it stays, so do records and [`Sizes`], except for what readers of older states keep in memory.
+    /// Grows after every write, flush and compaction: while it stays, so do records and
+    /// [`Sizes`], except for what readers of older states keep in memory.
     pub fn changes(&self) -> u64 {
         self.inner.changes.count.load(Ordering::Acquire)
     }
 
-    /// Waits until a flush ends, or has ended since this was last asked; for one who waits.
+    /// Waits until a flush ends, or has ended since this was last asked; for one who
+    /// waits.
     pub async fn flush_ended(&self) {
         self.inner.changes.flushed.notified().await;
     }
@@ -294,16 +336,25 @@ impl Store {
         self.inner.applied_bytes.load(Ordering::Relaxed)
     }
 
-    /// Applies entries of which the last empties families, and gives their space back at once. Files are deleted under two conditions: the emptiness is on disk, and nobody
-    /// reads an older state. Nothing else is written meanwhile, so every file at the lower levels is dead. Where a condition fails, compaction does the rest.
-    fn apply_clear(&self, db: &Arc<Db>, writes: &[Write], before: Option<Link>) -> Result<(), Fault> {
+    /// Applies entries of which the last empties families, and gives their space back at
+    /// once. Files are deleted under two conditions: the emptiness is on disk, and nobody
+    /// reads an older state. Nothing else is written meanwhile, so every file at the
+    /// lower levels is dead. Where a condition fails, compaction does the rest.
+    fn apply_clear(
+        &self,
+        db: &Arc<Db>,
+        writes: &[Write],
+        before: Option<Link>,
+    ) -> Result<(), Fault> {
         let mut records = WriteBatch::default();
         let mut cleared = Cleared::default();
         for write in writes.iter().filter(|write| !write.batch.is_empty()) {
             cleared = db.collect(&write.batch, &mut records)?;
         }
         self.write(db, writes, records, before, Patience::Wait)?;
-        let families = |which: [bool; 3]| Family::ALL.into_iter().filter(move |family| which[*family as usize]);
+        let families = |which: [bool; 3]| {
+            Family::ALL.into_iter().filter(move |family| which[*family as usize])
+        };
         let unread = || db.readers().wait_for_older(Instant::now() + CLEAR_WAIT);
         match db.flush() {
             Ok(()) if unread() => {
@@ -324,7 +375,8 @@ impl Store {
         Ok(self.db()?.reached.applied())
     }
 
-    /// How far the log was applied in the state that is on disk: what a crash would leave. Asks no disk.
+    /// How far the log was applied in the state that is on disk: what a crash would
+    /// leave. Asks no disk.
     pub fn flushed(&self) -> Result<Option<Applied>, Fault> {
         Ok(self.db()?.reached.flushed())
     }
@@ -334,18 +386,22 @@ impl Store {
         self.db()?.flush()
     }
 
-    /// Why what is on disk can't be relied on, once a read or a compaction has found that, or it was [condemned](Store::condemn); of a closed store only the latter is known.
+    /// Why what is on disk can't be relied on, once a read or a compaction has found
+    /// that, or it was [condemned](Store::condemn); of a closed store only the latter is
+    /// known.
     pub fn damage(&self) -> Option<Fault> {
         self.inner.condemned.get().cloned().or_else(|| self.db().ok()?.damage())
     }
 
-    /// Takes note that the records, whole as they are, are not those of the replica's group: it can only be rebuilt from its peers.
+    /// Takes note that the records, whole as they are, are not those of the replica's
+    /// group: it can only be rebuilt from its peers.
     pub fn condemn(&self, why: impl Into<String>) {
         let file = self.inner.path.display().to_string();
         self.inner.condemned.get_or_init(|| Fault::Corrupt { file, reason: why.into() });
     }
 
-    /// Whether the store can take writes. Cheap: the file system is looked at a few times a second at most.
+    /// Whether the store can take writes. Cheap: the file system is looked at a few times
+    /// a second at most.
     pub fn health(&self) -> Health {
         match self.db() {
             Ok(db) => db.health(self.inner.shared.settings().disk_reserve_bytes),
@@ -353,7 +409,8 @@ impl Store {
         }
     }
 
-    /// Rewrites everything, so that dead records give their space back; on a thread of its own. Gives the one that is running when there is one.
+    /// Rewrites everything, so that dead records give their space back; on a thread of
+    /// its own. Gives the one that is running when there is one.
     pub fn compact(&self) -> Result<Arc<Compaction>, Fault> {
         let mut compaction = self.inner.compaction.lock();
         match &*compaction {
@@ -362,7 +419,8 @@ impl Store {
         }
     }
 
-    /// Compacts a family at once, whoever reads older states, as automatic compaction does: for tests of what that drops.
+    /// Compacts a family at once, whoever reads older states, as automatic compaction
+    /// does: for tests of what that drops.
     pub fn rewrite(&self, family: Family) -> Result<(), Fault> {
         let db = self.db()?;
         compact::rewrite(&db, family, None, None);
@@ -393,7 +451,8 @@ impl Store {
         Some(db)
     }
 
-    /// Flushes and lets go of the database; readers that still hold snapshots keep it open until they drop them. Every later call answers [`Fault::Closed`].
+    /// Flushes and lets go of the database; readers that still hold snapshots keep it
+    /// open until they drop them. Every later call answers [`Fault::Closed`].
     pub fn close(&self) -> Result<(), Fault> {
         let Some(db) = self.let_go() else { return Ok(()) };
         let flushed = db.flush();
@@ -409,29 +468,37 @@ impl Store {
         directory::remove(&self.inner.path)
     }
 
-    /// Writes the store's state as files into `directory`, which must not exist. Flushes first; files are linked, not copied.
+    /// Writes the store's state as files into `directory`, which must not exist. Flushes
+    /// first; files are linked, not copied.
     pub fn checkpoint(&self, directory: &Path) -> Result<(), Fault> {
         let db = self.db()?;
         db.drain(Patience::Wait)?;
         let fault = |error| Fault::from_rocksdb("checkpoint", directory, error);
-        rocksdb::checkpoint::Checkpoint::new(db.raw()).map_err(fault)?.create_checkpoint(directory).map_err(fault)
+        rocksdb::checkpoint::Checkpoint::new(db.raw())
+            .map_err(fault)?
+            .create_checkpoint(directory)
+            .map_err(fault)
     }
 
-    /// Makes a store of `received`, a [`checkpoint`](Store::checkpoint) on the same file system, at `path`, where none is open; the directory is moved away.
+    /// Makes a store of `received`, a [`checkpoint`](Store::checkpoint) on the same file
+    /// system, at `path`, where none is open; the directory is moved away.
     pub fn make(received: &Path, path: &Path) -> Result<(), Fault> {
         let name = directory::first_name();
         directory::adopt(received, &path.join(&name))?;
         directory::point_at(path, &name)
     }
 
-    /// Replaces the store's state by that in `received`, a [`checkpoint`](Store::checkpoint) on the same file system; the directory is moved away. Readers go on with
-    /// the old state until they drop their snapshots. A crash leaves the old state or the new one.
+    /// Replaces the store's state by that in `received`, a
+    /// [`checkpoint`](Store::checkpoint) on the same file system; the directory is moved
+    /// away. Readers go on with the old state until they drop their snapshots. A crash
+    /// leaves the old state or the new one.
     pub fn install(&self, received: &Path) -> Result<(), Fault> {
         let old = self.db()?;
         let name = directory::next_name(&old.directory);
         let next = self.inner.path.join(&name);
         directory::adopt(received, &next)?;
-        let db = Db::open(&self.inner.shared, &next, self.inner.judge.clone(), &self.inner.changes)?;
+        let db =
+            Db::open(&self.inner.shared, &next, self.inner.judge.clone(), &self.inner.changes)?;
         directory::point_at(&self.inner.path, &name)?;
         if let Some(compaction) = &*self.inner.compaction.lock() {
             compaction.cancel();
@@ -458,14 +525,20 @@ impl Drop for Inner {
     }
 }
 
-/// The entry as it takes effect: without its batch when the batch's link does not follow `last`.
+/// The entry as it takes effect: without its batch when the batch's link does not follow
+/// `last`.
 fn follow(write: &Write, last: &mut Option<Link>) -> Write {
     let Some(link) = batch::link(&write.batch) else { return write.clone() };
     if link.follows(*last) {
         *last = Some(link);
         return write.clone();
     }
-    tracing::warn!(index = write.index, ?link, ?last, "a batch is void: the one it was evaluated on never took effect");
+    tracing::warn!(
+        index = write.index,
+        ?link,
+        ?last,
+        "a batch is void: the one it was evaluated on never took effect"
+    );
     Write { batch: Bytes::new(), ..write.clone() }
 }
 
@@ -481,9 +554,18 @@ fn words(writes: &[Write]) -> Result<Option<Words<'_>>, Fault> {
 }
 
 /// The store's own records after these entries.
-fn own_records(writes: &[Write], before: Option<Link>) -> impl Iterator<Item = (&'static [u8], Bytes)> {
-    let applied = writes.last().map(|last| (APPLIED, encode_applied(last.index, last_link(writes).or(before), &last.log_id).freeze()));
-    let membership = writes.iter().rev().find_map(|write| write.membership.clone()).map(|membership| (MEMBERSHIP, membership));
+fn own_records(
+    writes: &[Write],
+    before: Option<Link>,
+) -> impl Iterator<Item = (&'static [u8], Bytes)> {
+    let applied = writes.last().map(|last| {
+        (APPLIED, encode_applied(last.index, last_link(writes).or(before), &last.log_id).freeze())
+    });
+    let membership = writes
+        .iter()
+        .rev()
+        .find_map(|write| write.membership.clone())
+        .map(|membership| (MEMBERSHIP, membership));
     applied.into_iter().chain(membership)
 }
 
@@ -522,7 +604,8 @@ fn parse_applied(record: &Bytes) -> Option<AppliedRecord> {
     Some(AppliedRecord { index, link, log_id: record.slice(at..) })
 }
 
-/// Reads log id and membership of one moment: again, when a write or flush came between the two.
+/// Reads log id and membership of one moment: again, when a write or flush came between
+/// the two.
 fn read_applied<E>(
     get: impl Fn(&[u8]) -> Result<Option<Bytes>, E>,
     malformed: impl FnOnce(&'static str) -> E,
@@ -531,7 +614,8 @@ fn read_applied<E>(
         let Some(record) = get(APPLIED)? else { return Ok(None) };
         let membership = get(MEMBERSHIP)?;
         if get(APPLIED)?.as_ref() == Some(&record) {
-            let read = parse_applied(&record).ok_or_else(|| malformed("a malformed record of the last applied entry"))?;
+            let read = parse_applied(&record)
+                .ok_or_else(|| malformed("a malformed record of the last applied entry"))?;
             let AppliedRecord { index, link, log_id } = read;
             return Ok(Some(Applied { index, log_id, membership, link }));
         }
@@ -545,7 +629,10 @@ mod tests {
     /// Frozen: add vectors for new versions, never edit these.
     #[test]
     fn the_applied_record_is_frozen() {
-        let read = |record: &'static [u8]| parse_applied(&Bytes::from_static(record)).map(|read| (read.index, read.link, read.log_id));
+        let read = |record: &'static [u8]| {
+            parse_applied(&Bytes::from_static(record))
+                .map(|read| (read.index, read.link, read.log_id))
+        };
         let id = Bytes::from_static(b"id");
         let link = Link { term: 3, chain: 1, place: 2 };
         assert_eq!(read(b"\x01\0\0\0\0\0\0\0\x05id"), Some((5, None, id.clone())));
@@ -554,7 +641,12 @@ mod tests {
         assert_eq!(read(linked), Some((5, Some(link), id.clone())));
         assert_eq!(encode_applied(5, Some(link), &id), &linked[..]);
         assert_eq!(encode_applied(5, None, &id), &b"\x02\0\0\0\0\0\0\0\x05\0id"[..]);
-        for bad in [&b""[..], b"\x03\0\0\0\0\0\0\0\x05id", b"\x02\0\0\0\0\0\0\0\x05", b"\x02\0\0\0\0\0\0\0\x05\x01\0"] {
+        for bad in [
+            &b""[..],
+            b"\x03\0\0\0\0\0\0\0\x05id",
+            b"\x02\0\0\0\0\0\0\0\x05",
+            b"\x02\0\0\0\0\0\0\0\x05\x01\0",
+        ] {
             assert!(read(bad).is_none(), "{bad:?}");
         }
     }

@@ -1,31 +1,41 @@
 //! Calls and channels between processes.
 //!
-//! Every process has one [`Net`]. It dials others when it has something to ask, one connection for calls, one for Raft, one for meta and one for bulk, and serves
-//! those who dial it. Who dials asks; who is dialed answers: so two processes that ask each other have a connection in each direction.
+//! Every process has one [`Net`]. It dials others when it has something to ask, one
+//! connection for calls, one for Raft, one for meta and one for bulk, and serves those
+//! who dial it. Who dials asks; who is dialed answers: so two processes that ask each
+//! other have a connection in each direction.
 //!
 //! # Life of a call
-//! The caller's task appends a frame to the connection's outbox and waits. If nothing else is under way it writes the frame itself;
-//! else the writer's task takes all frames that have gathered and writes them at once. The other side reads many frames at a time, has
-//! each answered ([`Services::call`], where rows are served: [`NetOptions::rows_runtime`]), and writes the answers that are there at once together; those that take
-//! longer go out as they come.
-//! The answers of one read wake their callers.
+//! The caller's task appends a frame to the connection's outbox and waits. If nothing
+//! else is under way it writes the frame itself; else the writer's task takes all frames
+//! that have gathered and writes them at once. The other side reads many frames at a
+//! time, has each answered ([`Services::call`], where rows are served:
+//! [`NetOptions::rows_runtime`]), and writes the answers that are there at once together;
+//! those that take longer go out as they come. The answers of one read wake their
+//! callers.
 //!
 //! # What a caller may rely on
-//! - [`NetError::NotSent`]: the request did not reach the service, it is safe to try again. [`NetError::Lost`]: it may have.
-//!   [`NetError::Refused`]: it has come, and this is the service's word. [`NetError::TooLarge`]: it was not sent, and never will be.
-//! - Connections to different processes do not wait for each other. While one is down, calls over it fail at once or within 50 ms, and it is
-//!   tried again every 100 ms. A dead one, however silently, is found within 2.4 s.
+//! - [`NetError::NotSent`]: the request did not reach the service, it is safe to try
+//!   again. [`NetError::Lost`]: it may have. [`NetError::Refused`]: it has come, and this
+//!   is the service's word. [`NetError::TooLarge`]: it was not sent, and never will be.
+//! - Connections to different processes do not wait for each other. While one is down,
+//!   calls over it fail at once or within 50 ms, and it is tried again every 100 ms. A
+//!   dead one, however silently, is found within 2.4 s.
 //! - A server that stops answers first what it was asked.
 //!
 //! # Invariants
-//! - However long a call takes to be answered, connections are read, written and greeted, and give signs of life
-//!   (`a_service_that_blocks_silences_no_connection`).
-//! - Nobody is served who has not greeted: of the same cluster, meant for this server, with the secret and the certificate if there are
-//!   any (`the_secret_is_asked_for_both_ways`, `who_shows_no_certificate_of_ours_is_not_let_in`, `clusters_do_not_mix`).
-//! - What waits is bounded: outboxes, channels, calls under way, half-open connections, of which nobody can take all (`a_slow_consumer_holds_its_sender_back`,
+//! - However long a call takes to be answered, connections are read, written and greeted,
+//!   and give signs of life (`a_service_that_blocks_silences_no_connection`).
+//! - Nobody is served who has not greeted: of the same cluster, meant for this server,
+//!   with the secret and the certificate if there are any
+//!   (`the_secret_is_asked_for_both_ways`,
+//!   `who_shows_no_certificate_of_ours_is_not_let_in`, `clusters_do_not_mix`).
+//! - What waits is bounded: outboxes, channels, calls under way, half-open connections,
+//!   of which nobody can take all (`a_slow_consumer_holds_its_sender_back`,
 //!   `a_stranger_keeps_nobody_else_out`).
 //! - An announced length alone costs little (`an_announced_length_takes_no_room`).
-//! - No bytes from the network panic (`any_bytes_are_frames_or_an_error`, `garbage_closes_the_connection_and_nothing_else`).
+//! - No bytes from the network panic (`any_bytes_are_frames_or_an_error`,
+//!   `garbage_closes_the_connection_and_nothing_else`).
 
 mod channel;
 mod frame;
@@ -61,7 +71,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Boxed, ServerId};
 
-/// Which cluster a process belongs to: drawn when the cluster is made, so that two never mix.
+/// Which cluster a process belongs to: drawn when the cluster is made, so that two never
+/// mix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ClusterId(pub u64);
 
@@ -76,7 +87,8 @@ impl std::fmt::Display for ClusterId {
 pub struct Secret(Arc<[u8]>);
 
 impl Secret {
-    /// From a text of any length but 0; random and of 16 bytes or more is what a secret should be.
+    /// From a text of any length but 0; random and of 16 bytes or more is what a secret
+    /// should be.
     pub fn new(text: impl AsRef<[u8]>) -> Result<Self, NetSetupError> {
         let bytes = text.as_ref();
         if bytes.is_empty() { Err(NetSetupError::EmptySecret) } else { Ok(Secret(bytes.into())) }
@@ -115,20 +127,24 @@ pub struct NetOptions {
     pub connect_timeout: Duration,
     /// For TLS and greeting together.
     pub handshake_timeout: Duration,
-    /// A sign of life is given in every such period; after five without one from the other side the connection is dead.
+    /// A sign of life is given in every such period; after five without one from the
+    /// other side the connection is dead.
     pub ping_every: Duration,
     /// Connections that have not greeted yet; more are closed unheard.
     pub half_open_max: usize,
-    /// Of these, how many from one address: a stranger must not keep out those who belong here.
+    /// Of these, how many from one address: a stranger must not keep out those who belong
+    /// here.
     pub half_open_each_max: usize,
     /// Connections of others in all.
     pub connections_max: usize,
     /// When it stops, calls that have come may take so long to be answered.
     pub farewell: Duration,
-    /// Where the connections for Raft's messages are handled; `None`: where all others are. Clients' load must not hold up heartbeats, and a message is
-    /// cheaper where Raft itself runs.
+    /// Where the connections for Raft's messages are handled; `None`: where all others
+    /// are. Clients' load must not hold up heartbeats, and a message is cheaper where
+    /// Raft itself runs.
     pub raft_runtime: Option<tokio::runtime::Handle>,
-    /// Where calls for rows are answered, and states are taken in; `None`: where the connections are handled. A long command must not silence connections.
+    /// Where calls for rows are answered, and states are taken in; `None`: where the
+    /// connections are handled. A long command must not silence connections.
     pub rows_runtime: Option<tokio::runtime::Handle>,
 }
 
@@ -186,7 +202,8 @@ pub enum NetSetupError {
 /// Whom to call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum To {
-    /// A server by its id, at the address that was last learned. Somebody else who answers there is refused.
+    /// A server by its id, at the address that was last learned. Somebody else who
+    /// answers there is refused.
     Server(ServerId),
     /// Whoever answers at host:port.
     Address(String),
@@ -211,19 +228,29 @@ pub enum Service {
     Raft = 2,
     /// Raft's snapshots: over a connection of their own.
     RaftBulk = 3,
-    /// The metadata group: registration, reports, what is to be learned. Over a connection of their own.
+    /// The metadata group: registration, reports, what is to be learned. Over a
+    /// connection of their own.
     Meta = 4,
-    /// Whether a replica, leading or not, has its log on disk: [`SyncCopy`](crate::rows::SyncCopy).
+    /// Whether a replica, leading or not, has its log on disk:
+    /// [`SyncCopy`](crate::rows::SyncCopy).
     Sync = 5,
-    /// Which partitions a server leads: no question, and as the answer a list of [`PartitionId`](crate::PartitionId) ([`news::encode`](crate::news::encode)).
+    /// Which partitions a server leads: no question, and as the answer a list of
+    /// [`PartitionId`](crate::PartitionId) ([`news::encode`](crate::news::encode)).
     Leads = 6,
 }
 
 impl Service {
     fn of(byte: u8) -> Option<Service> {
-        [Service::Rows, Service::Raft, Service::RaftBulk, Service::Meta, Service::Sync, Service::Leads]
-            .into_iter()
-            .find(|service| *service as u8 == byte)
+        [
+            Service::Rows,
+            Service::Raft,
+            Service::RaftBulk,
+            Service::Meta,
+            Service::Sync,
+            Service::Leads,
+        ]
+        .into_iter()
+        .find(|service| *service as u8 == byte)
     }
 
     fn lane(self) -> Lane {
@@ -276,18 +303,22 @@ pub enum Answer {
 
 /// What a process does for others.
 pub trait Services: Send + Sync + 'static {
-    /// Answers a call. Runs on the connection's reading task, or on one of the rows' runtime, so must not block: what takes time is [`Answer::Later`].
-    /// `body` is a slice of what was read, up to 512 KiB with its neighbours: copy what is to be kept for long.
+    /// Answers a call. Runs on the connection's reading task, or on one of the rows'
+    /// runtime, so must not block: what takes time is [`Answer::Later`]. `body` is a
+    /// slice of what was read, up to 512 KiB with its neighbours: copy what is to be kept
+    /// for long.
     fn call(&self, from: &Peer, service: Service, body: Bytes) -> Answer;
 
-    /// Takes a channel that was opened; dropping it ends it. Runs on the connection's reading task, too.
+    /// Takes a channel that was opened; dropping it ends it. Runs on the connection's
+    /// reading task, too.
     fn channel(&self, from: &Peer, service: Service, hello: Bytes, channel: Channel);
 }
 
 /// Certificates that were read and fit each other.
 pub struct NetCredentials(tls::Tls);
 
-/// This process's end: what it is, whom it knows, its connections. Dropping it closes those that it has dialed.
+/// This process's end: what it is, whom it knows, its connections. Dropping it closes
+/// those that it has dialed.
 pub struct Net {
     options: NetOptions,
     tls: Option<ArcSwap<tls::Tls>>,
@@ -302,9 +333,11 @@ pub struct Net {
 }
 
 impl Net {
-    /// Reads the certificates, if any. Its tasks run on the runtime that this is called in.
+    /// Reads the certificates, if any. Its tasks run on the runtime that this is called
+    /// in.
     pub fn new(options: NetOptions) -> Result<Arc<Net>, NetSetupError> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|error| NetSetupError::NoRuntime(error.to_string()))?;
+        let runtime = tokio::runtime::Handle::try_current()
+            .map_err(|error| NetSetupError::NoRuntime(error.to_string()))?;
         if options.address.len() > 512 {
             return Err(NetSetupError::Address(options.address.len()));
         }
@@ -334,19 +367,23 @@ impl Net {
         *self.cluster.lock()
     }
 
-    /// The cluster has become known. Connections with members of another one, made while it was not, are closed.
+    /// The cluster has become known. Connections with members of another one, made while
+    /// it was not, are closed.
     pub fn join(&self, cluster: ClusterId) {
         *self.cluster.lock() = Some(cluster);
         let dialed: Vec<_> = self.lines.load().values().filter_map(|line| line.up()).collect();
         let accepted: Vec<_> = self.accepted.lock().iter().map(|(_, link)| link.clone()).collect();
         for link in dialed.iter().chain(&accepted) {
             if let Some(theirs) = link.peer.cluster.filter(|theirs| *theirs != cluster) {
-                link.close(&format!("this server belongs to cluster {cluster}, the other to {theirs}"));
+                link.close(&format!(
+                    "this server belongs to cluster {cluster}, the other to {theirs}"
+                ));
             }
         }
     }
 
-    /// Address book: where a server is, host:port. May change at any time; names are resolved at each connect. A connection that is up stays.
+    /// Address book: where a server is, host:port. May change at any time; names are
+    /// resolved at each connect. A connection that is up stays.
     pub fn learn(&self, server: ServerId, address: &str) {
         let before = self.addresses.lock().insert(server, address.to_owned());
         if before.as_deref() != Some(address) {
@@ -366,13 +403,26 @@ impl Net {
         self.lines.load().get(&(to.clone(), Lane::Calls)).is_some_and(|line| line.up().is_some())
     }
 
-    /// Serves others until `stop`, and then until what they asked is answered ([`NetOptions::farewell`] at most).
-    pub async fn serve(self: &Arc<Self>, listener: TcpListener, services: Arc<dyn Services>, stop: CancellationToken) {
+    /// Serves others until `stop`, and then until what they asked is answered
+    /// ([`NetOptions::farewell`] at most).
+    pub async fn serve(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        services: Arc<dyn Services>,
+        stop: CancellationToken,
+    ) {
         serve::serve(self.clone(), listener, services, stop).await;
     }
 
-    /// Asks, and waits for the answer at most so long. Dropping the future withdraws the request if it has not gone out yet.
-    pub async fn call(self: &Arc<Self>, to: To, service: Service, body: Bytes, timeout: Duration) -> Result<Bytes, NetError> {
+    /// Asks, and waits for the answer at most so long. Dropping the future withdraws the
+    /// request if it has not gone out yet.
+    pub async fn call(
+        self: &Arc<Self>,
+        to: To,
+        service: Service,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, NetError> {
         let deadline = Instant::now() + timeout;
         let line = self.line(to, service.lane());
         loop {
@@ -387,7 +437,8 @@ impl Net {
         }
     }
 
-    /// The name that the certificates of all servers bear, if they bear one; `None`: there is no TLS.
+    /// The name that the certificates of all servers bear, if they bear one; `None`:
+    /// there is no TLS.
     pub fn tls_name(&self) -> Option<Option<&str>> {
         self.options.tls.as_ref().map(|files| files.name.as_deref())
     }
@@ -410,15 +461,24 @@ impl Net {
     /// The certificates that are in use, DER: this server's chain, and its authorities.
     pub fn certificates(&self) -> Option<(Vec<Vec<u8>>, Vec<Vec<u8>>)> {
         let tls = self.tls.as_ref()?.load();
-        let bytes = |certificates: &[rustls::pki_types::CertificateDer<'static>]| certificates.iter().map(|one| one.to_vec()).collect();
+        let bytes = |certificates: &[rustls::pki_types::CertificateDer<'static>]| {
+            certificates.iter().map(|one| one.to_vec()).collect()
+        };
         Some((bytes(&tls.chain), bytes(&tls.authorities)))
     }
 
-    /// Opens a two-way stream of messages. `hello` comes first and says what it is about. It has been sent when this returns, no more is known:
-    /// a service that does not want it ends it.
-    pub async fn open(self: &Arc<Self>, to: To, service: Service, hello: Bytes) -> Result<Channel, NetError> {
+    /// Opens a two-way stream of messages. `hello` comes first and says what it is about.
+    /// It has been sent when this returns, no more is known: a service that does not want
+    /// it ends it.
+    pub async fn open(
+        self: &Arc<Self>,
+        to: To,
+        service: Service,
+        hello: Bytes,
+    ) -> Result<Channel, NetError> {
         // Longer than any connection takes to be made.
-        let deadline = Instant::now() + 2 * (self.options.connect_timeout + self.options.handshake_timeout);
+        let deadline =
+            Instant::now() + 2 * (self.options.connect_timeout + self.options.handshake_timeout);
         let line = self.line(to, service.lane());
         loop {
             let link = line.connected(self, deadline).await?;
@@ -451,7 +511,8 @@ impl Net {
         }
     }
 
-    /// Where what is asked over a lane is answered, if not where its connections are handled.
+    /// Where what is asked over a lane is answered, if not where its connections are
+    /// handled.
     fn answering_runtime(&self, lane: Lane) -> Option<tokio::runtime::Handle> {
         match lane {
             Lane::Calls | Lane::Bulk => self.options.rows_runtime.clone(),
@@ -478,9 +539,9 @@ impl Drop for Net {
 /// Waits until it is worth trying again.
 async fn wait(link: &Link, blocked: CallBlock, deadline: Instant) -> Result<(), NetError> {
     match blocked {
-        CallBlock::Full(room) => {
-            tokio::time::timeout_at(deadline, room).await.map_err(|_| NetError::NotSent(format!("{} takes nothing in", link.peer.server)))
-        }
+        CallBlock::Full(room) => tokio::time::timeout_at(deadline, room)
+            .await
+            .map_err(|_| NetError::NotSent(format!("{} takes nothing in", link.peer.server))),
         // Its task ends, and dials again.
         CallBlock::Gone(why) if Instant::now() >= deadline => Err(NetError::NotSent(why)),
         CallBlock::Gone(_) => {

@@ -18,7 +18,9 @@ mod transfer;
 pub mod types;
 pub mod wire;
 
-pub use group::{CONFIRMED_AGE, Group, GroupError, GroupFigures, LEASE, Leader, Leadership, Role, Verdict};
+pub use group::{
+    CONFIRMED_AGE, Group, GroupError, GroupFigures, LEASE, Leader, Leadership, Role, Verdict,
+};
 pub use log_store::GroupLog;
 pub use machine::{Machine, Progress, StateTransfer};
 pub use members::{ChangeError, Follower, GroupStatus, Why};
