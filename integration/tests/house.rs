@@ -140,9 +140,22 @@ fn sources(house: &House, folders: &[&str]) -> Vec<PathBuf> {
     folders.iter().flat_map(|folder| files(&house.directory.join(folder), ".rs")).collect()
 }
 
-/// The lines of code: comments left out.
+/// The lines of code: comments left out, strings that go on on the next line put together.
 fn code(text: &str) -> String {
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+    let mut code = String::with_capacity(text.len());
+    for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+        match code.strip_suffix('\\') {
+            Some(begun) => {
+                code.truncate(begun.len());
+                code += line.trim_start();
+            }
+            None => {
+                code.push('\n');
+                code += line;
+            }
+        }
+    }
+    code
 }
 
 /// Whether `word` stands in the text and is not part of a longer name.
