@@ -149,6 +149,7 @@ fn code(text: &str) -> String {
                 code.truncate(begun.len());
                 code += line.trim_start();
             }
+            None if code.is_empty() => code += line,
             None => {
                 code.push('\n');
                 code += line;
