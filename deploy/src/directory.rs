@@ -378,6 +378,45 @@ mod tests {
         assert!(!path.join(NEW_IDENTITY).exists());
     }
 
+    /// IDENTITY of each kind of process, byte by byte: of a standalone; of a process of a
+    /// cluster that knows no cluster yet, and that knows one; of a meta, likewise.
+    #[test]
+    fn identity_files_have_frozen_bytes() {
+        let head = "# Whose directory this is. Written by Bridle; not for editing.\nformat = 3\n";
+        let standalone = "kind = \"standalone\"\ncluster = \"bridle\"\ncluster_id = \
+                          \"0123456789abcdef\"\nnode_id = 1\n";
+        let new_member = "kind = \"member\"\ncluster = 'a \"b\"'\nnode_id = 9223372036854775807\n";
+        let member = "kind = \"member\"\ncluster = \"bridle\"\ncluster_id = \
+                      \"0000000000000007\"\nnode_id = 4711\n";
+        let new_meta = "kind = \"member\"\ncluster = \"bridle\"\nnode_id = 4711\nseat = 1\n";
+        let meta = "kind = \"member\"\ncluster = \"bridle\"\ncluster_id = \
+                    \"ffffffffffffffff\"\nnode_id = 4711\nseat = 3\n";
+        let identity = |kind, cluster: &str, id: Option<u64>, node_id, seat| Identity {
+            format: 3,
+            kind,
+            cluster: cluster.to_owned(),
+            cluster_id: id.map(|id| format!("{id:016x}")),
+            node_id,
+            seat,
+        };
+        let of_a_standalone =
+            identity(Owner::Standalone, "bridle", Some(0x0123_4567_89ab_cdef), 1, None);
+        let vectors = [
+            (of_a_standalone, standalone),
+            (identity(Owner::Member, "a \"b\"", None, (1 << 63) - 1, None), new_member),
+            (identity(Owner::Member, "bridle", Some(7), 4711, None), member),
+            (identity(Owner::Member, "bridle", None, 4711, Some(1)), new_meta),
+            (identity(Owner::Member, "bridle", Some(u64::MAX), 4711, Some(3)), meta),
+        ];
+        for (identity, frozen) in vectors {
+            let dir = tempfile::tempdir().unwrap();
+            write_identity(dir.path(), &identity).unwrap();
+            let written = fs::read_to_string(dir.path().join(IDENTITY)).unwrap();
+            assert_eq!(written, format!("{head}{frozen}"));
+            assert_eq!(read_identity(dir.path()).unwrap(), identity);
+        }
+    }
+
     #[test]
     fn a_process_of_a_cluster_learns_and_keeps_which_one() {
         let dir = tempfile::tempdir().unwrap();

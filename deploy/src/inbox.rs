@@ -188,3 +188,22 @@ impl Replicas<Request, Response> for Nobody {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cluster::TableId;
+
+    use super::*;
+
+    /// The answer to [`Service::Leads`]: the version, a count, then table and index of each
+    /// partition.
+    #[test]
+    fn the_answer_of_led_partitions_has_frozen_bytes() {
+        let led = |table, index| PartitionId { table: TableId(table), index };
+        assert_eq!(news::encode(&Vec::<PartitionId>::new()), Bytes::from_static(&[1, 0]));
+        assert_eq!(
+            news::encode(&vec![led(1, 0), led(300, 1023)]),
+            Bytes::from_static(&[1, 2, 1, 0, 0xac, 0x02, 0xff, 0x07])
+        );
+    }
+}
