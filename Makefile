@@ -21,7 +21,7 @@ CARGO ?= cargo
 # The documentation is for those who work on Bridle: private items are in it, and may be linked to.
 DOCFLAGS = -D warnings -A rustdoc::private-intra-doc-links
 
-.PHONY: help run cluster cluster-status cluster-stop build test soak mutants check fix bench bench-cluster readme setup setup-test setup-bench
+.PHONY: help run cluster cluster-status cluster-stop build test soak mutants check fix bench bench-cluster pages setup setup-test setup-bench
 
 help:
 	@echo "make run [PORT=6379] [HTTP_PORT=9121] [DATA=./data] [ARGS=...]"
@@ -37,7 +37,7 @@ help:
 	@echo "make fix                                        format, and apply the lints' suggestions"
 	@echo "make bench                                      measure Bridle beside redis-server at equal durability"
 	@echo "make bench-cluster                              measure a cluster beside etcd and a Redis with replicas"
-	@echo "make readme                                     write the command table into README.md"
+	@echo "make pages                                      write the generated pages: proxy/COMMANDS.md"
 
 run: setup
 	$(CARGO) run --release -p bridle -- standalone --port $(PORT) --http-port $(HTTP_PORT) --data "$(DATA)" $(ARGS)
@@ -91,8 +91,8 @@ bench-cluster: setup-bench
 	$(CARGO) build --release -p bridle
 	$(CARGO) bench -p integration --bench cluster
 
-readme:
-	$(CARGO) run -q -p commands --example readme -- README.md
+pages:
+	$(CARGO) run -q -p commands --example commands_page -- proxy/COMMANDS.md
 
 setup:
 	@deploy/setup.sh build

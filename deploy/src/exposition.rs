@@ -28,7 +28,7 @@ enum Kind {
 
 use Kind::{Counter, Gauge, Histogram};
 
-/// Name, kind and meaning of everything that is gathered here. The README's list and the
+/// Name, kind and meaning of everything that is gathered here. `deploy/METRICS.md` and the
 /// page's HELP lines.
 const METRICS: &[(&str, Kind, &str)] = &[
     (

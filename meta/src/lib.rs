@@ -46,7 +46,7 @@
 //! - Commands are decided one at a time, each under the leadership under which it is
 //!   proposed.
 //! - openraft is not named here: `engine::raft` is all that meta knows of it
-//!   (`integration/tests/house.rs`).
+//!   (`integration/tests/tidy/layers.rs`).
 
 pub mod admin;
 mod alone;

@@ -45,7 +45,7 @@
 //!   have expired before a stamp that late is committed (`tests/node.rs`,
 //!   `what_a_reader_finds_expired_is_committed_as_past_once`).
 //! - openraft and RocksDB are not named here: both are behind `engine`
-//!   (`integration/tests/house.rs`).
+//!   (`integration/tests/tidy/layers.rs`).
 
 #[cfg(test)]
 extern crate self as storage;

@@ -1,4 +1,4 @@
-//! What COMMAND DOCS and the README tell of a command. Both are read off the entry, the
+//! What COMMAND DOCS and `proxy/COMMANDS.md` tell of a command. Both are read off the entry, the
 //! arguments off its `syntax`.
 //!
 //! # Layout
@@ -66,8 +66,8 @@ pub(crate) fn doc(command: &Command) -> Reply {
     Reply::Map(doc)
 }
 
-/// The README's tables: the commands of each group, and what they do.
-pub fn readme_table() -> String {
+/// The tables of `proxy/COMMANDS.md`: the commands of each group with their summaries.
+pub fn command_tables() -> String {
     let groups = [
         ("string", "Strings"),
         ("hash", "Hashes"),
@@ -79,7 +79,7 @@ pub fn readme_table() -> String {
     ];
     let mut page = String::new();
     for (group, title) in groups {
-        page.push_str(&format!("### {title}\n\n| command | what it does |\n|---|---|\n"));
+        page.push_str(&format!("## {title}\n\n| command | what it does |\n|---|---|\n"));
         let shown = |command: &&Command| {
             command.group == group
                 && command.subcommands().next().is_none_or(|_| command.arity == -1)
@@ -379,8 +379,8 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_names_every_command_that_can_be_called() {
-        let page = readme_table();
+    fn the_page_names_every_command_that_can_be_called() {
+        let page = command_tables();
         assert!(page.contains("| `EXPIRE key seconds [NX \\| XX \\| GT \\| LT]` |"), "{page}");
         assert!(page.contains("| `CLIENT ID` |"), "{page}");
         assert!(!page.contains("| `CLIENT` |"), "{page}");

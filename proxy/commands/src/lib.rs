@@ -7,7 +7,7 @@
 //! # How to add a command
 //! One entry and one short function in its family's file (`src/hash.rs`, ...), one script
 //! in `tests/scripts/<family>/` (notation: `tests/scripts/README.md`). COMMAND, COMMAND
-//! DOCS, redis-cli's hints, ACL categories and the README's tables follow from the entry.
+//! DOCS, redis-cli's hints, ACL categories and `proxy/COMMANDS.md` follow from the entry.
 //!
 //! # Invariants
 //! - No words and no answers make a plan panic (`tests/plans.rs`).

@@ -20,7 +20,7 @@
 //!    is replayed.
 //!
 //! # Invariants
-//! - RocksDB and openraft are named in this crate only (`integration/tests/house.rs`,
+//! - RocksDB and openraft are named in this crate only (`integration/tests/tidy/layers.rs`,
 //!   `libraries_are_named_where_they_belong`).
 //! - What is on disk is the state after some whole entry (`tests/store.rs`,
 //!   `a_crash_loses_whole_entries_only`).

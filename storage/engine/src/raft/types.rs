@@ -5,7 +5,7 @@
 //! through `openraft::alias`, and the rest of the house uses these names.
 //!
 //! # Invariants
-//! Nobody but `engine` names openraft (`integration/tests/house.rs`,
+//! Nobody but `engine` names openraft (`integration/tests/tidy/layers.rs`,
 //! `libraries_are_named_where_they_belong`).
 
 use std::fmt;

@@ -1,7 +1,7 @@
-//! Writes the command table into the README, between its markers: `make readme`, or
-//! `cargo run -p commands --example readme -- README.md`
+//! Writes the command tables into their page, between its markers: `make pages`, or
+//! `cargo run -p commands --example commands_page -- proxy/COMMANDS.md`
 //!
-//! `integration/tests/house.rs` fails when the README shows another table than this.
+//! `integration/tests/tidy/pages.rs` fails when the page shows other tables than these.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ const END: &str = "<!-- /commands -->\n";
 
 fn main() -> ExitCode {
     let Some(path) = std::env::args().nth(1) else {
-        eprintln!("usage: readme FILE");
+        eprintln!("usage: commands_page FILE");
         return ExitCode::FAILURE;
     };
     match rewrite(&path) {
@@ -26,6 +26,6 @@ fn rewrite(path: &str) -> Result<(), String> {
     let old = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     let (before, rest) = old.split_once(BEGIN).ok_or("there is no line <!-- commands -->")?;
     let (_, after) = rest.split_once(END).ok_or("there is no line <!-- /commands -->")?;
-    let new = format!("{before}{BEGIN}{}{END}{after}", commands::docs::readme_table());
+    let new = format!("{before}{BEGIN}{}{END}{after}", commands::docs::command_tables());
     std::fs::write(path, new).map_err(|error| error.to_string())
 }
