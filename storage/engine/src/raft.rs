@@ -16,6 +16,8 @@ mod start;
 mod ticker;
 mod transfer;
 pub mod types;
+#[cfg(test)]
+mod vectors;
 pub mod wire;
 
 pub use group::{

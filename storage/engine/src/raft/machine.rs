@@ -43,6 +43,8 @@ use tokio::sync::watch;
 use super::types::{
     Entry, EntryPayload, LeaderId, LogId, Node, SnapshotMeta, StoredMembership, Types,
 };
+#[cfg(test)]
+use super::vectors::{self, Sample};
 use crate::mutants::{self, Rule};
 use crate::store::{Applied, Fault, Health, Patience, Store, Write};
 
@@ -421,6 +423,22 @@ fn decode<T: DeserializeOwned>(record: &[u8], what: &str) -> Result<T, Fault> {
         }
         _ => Err(bad("an unknown version".into())),
     }
+}
+
+/// What is kept in the store, for its frozen bytes.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Sample> {
+    let SnapshotMeta { last_log_id, last_membership } = vectors::snapshot_meta();
+    let id = encode(&last_log_id.expect("one")).unwrap();
+    let membership = encode(&last_membership).unwrap();
+    vec![
+        Sample::new("stored log id", id, |bytes| {
+            encode(&decode::<LogId>(&bytes, "log id").unwrap()).unwrap()
+        }),
+        Sample::new("stored membership", membership, |bytes| {
+            encode(&decode::<StoredMembership>(&bytes, "membership").unwrap()).unwrap()
+        }),
+    ]
 }
 
 #[cfg(test)]

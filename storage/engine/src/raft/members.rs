@@ -27,6 +27,8 @@ use super::log_store::LogWatch;
 use super::message;
 use super::peers::Peer;
 use super::types::{Node, RaftId, Types};
+#[cfg(test)]
+use super::vectors::Sample;
 use super::wire::Kind;
 use crate::log::{Ailment, QUICK};
 
@@ -496,4 +498,15 @@ impl Inner {
             RaftError::Fatal(error) => fatal(error).into(),
         }
     }
+}
+
+/// Its messages, for their frozen bytes.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Sample> {
+    let ready =
+        |ailing: Option<&str>| Readiness { last_fsync_ms: 300, ailing: ailing.map(str::to_owned) };
+    vec![
+        Sample::body("readiness reply", &ready(None)),
+        Sample::body("readiness reply, of an ailing disk", &ready(Some("slow"))),
+    ]
 }

@@ -34,6 +34,8 @@ mod send;
 use std::path::Path;
 
 pub(super) use manifest::Install;
+#[cfg(test)]
+pub(super) use manifest::samples;
 pub(super) use pace::{Holds, Transfers};
 pub(super) use receive::{Receiving, blocking, remove};
 pub(super) use send::send;

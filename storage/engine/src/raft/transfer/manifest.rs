@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::PIECE_BYTES;
 use crate::raft::types::{SnapshotMeta, Types};
+#[cfg(test)]
+use crate::raft::vectors::{self, Sample};
 
 /// The most files of a state.
 const FILES_MAX: usize = 100_000;
@@ -137,6 +139,27 @@ pub(super) fn check(files: &[FileEntry]) -> Result<(), String> {
         .try_fold(0u64, |sum, file| sum.checked_add(file.bytes))
         .map(drop)
         .ok_or_else(|| "too many bytes".to_owned())
+}
+
+/// Its messages, for their frozen bytes.
+#[cfg(test)]
+pub(in crate::raft) fn samples() -> Vec<Sample> {
+    let file = |name: &str, bytes, crc| FileEntry { name: name.to_owned(), bytes, crc };
+    let files = vec![file("000009.sst", 1 << 33, 0x0102_0304), file("CURRENT", 16, 0xffff_ffff)];
+    let piece = Piece {
+        id: 0x0102_0304_0506_0708,
+        file: 0x0a0b,
+        offset: 1 << 32,
+        data: Bytes::from_static(b"data"),
+    };
+    let again = |bytes| Piece::decode(bytes).unwrap().encode();
+    let install = Install { id: 300, vote: vectors::vote(), meta: vectors::snapshot_meta() };
+    vec![
+        Sample::body("snapshot offer", &Offer { id: 300, vote: vectors::vote(), files }),
+        Sample::body("snapshot offer reply", &Have { bytes: vec![0, 1 << 33] }),
+        Sample::new("snapshot chunk", piece.encode(), again),
+        Sample::body("snapshot install", &install),
+    ]
 }
 
 #[cfg(test)]
