@@ -6,9 +6,13 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use row::key::{self, CellKey, Due};
+use row::memory::Memory;
+use row::op::{Answer, Deadline, Only, Ttl};
 use row::value::{
     Body, Cell, DefaultTtl, Expiries, HashHead, Head, Header, Place, decode_counter, encode_counter,
 };
+use row::view::Rules;
+use row::{Edits, Family, Op, Stamp, Tx, eval};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -103,6 +107,42 @@ fn values_are_frozen() {
         ),
     ];
     frozen("values.txt", include_str!("vectors/values.txt"), &now);
+}
+
+/// The records of a hash with a field that expires, and a cursor of SCAN and one of HSCAN,
+/// which clients keep over restarts and upgrades.
+#[test]
+fn cursors_and_field_expiries_are_frozen() {
+    let mut memory = Memory::new();
+    let mut ask = |op: Op| {
+        let mut edits = Edits::default();
+        let stamp = Stamp { now_ms: 1_000, timetag: 1_000 << 16 };
+        let view = memory.clone();
+        let mut tx = Tx { view: &view, edits: &mut edits, stamp, rules: Rules::default() };
+        let answer = eval(&op, &mut tx).expect("answers");
+        memory.apply(edits.clone());
+        (answer, edits)
+    };
+    let put = |pairs, ttl| Op::HashPut { key: "foo".into(), pairs, only: Only::Always, ttl };
+    let pairs = vec![(Bytes::from("bar"), Bytes::from("baz"))];
+    let (_, edits) = ask(put(pairs, Ttl::Until(Deadline::At(1_700_000_000_000))));
+    let expiry = edits
+        .iter()
+        .find(|(family, _, value)| *family == Family::Cell && value.is_some_and(Bytes::is_empty));
+    let expiry = expiry.expect("the entry by time of the field").1.to_vec();
+    let pairs = (0..600).map(|n| (Bytes::from(format!("{n:03}")), Bytes::new())).collect();
+    ask(put(pairs, Ttl::Default));
+    let scan =
+        Op::HashScan { key: "foo".into(), cursor: 0, count: 5, glob: None, want_values: false };
+    let Answer::CellsPage { next: hscan, .. } = ask(scan).0 else { panic!("a page of cells") };
+    let cursor = |cursor: u64| cursor.to_be_bytes().to_vec();
+    let now = [
+        ("expiry of field bar of foo, generation 1, at 1700000000000", expiry),
+        ("SCAN cursor of foo", cursor(key::cursor(key::position(b"foo")))),
+        ("SCAN cursor of slot 16383", cursor(key::slot_cursor(16_383))),
+        ("HSCAN cursor of field 005", cursor(hscan)),
+    ];
+    frozen("cursors.txt", include_str!("vectors/cursors.txt"), &now);
 }
 
 /// Holds encodings against the frozen ones, both ways: nothing differs, nothing is
