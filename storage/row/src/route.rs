@@ -1,5 +1,4 @@
-//! What an op tells about itself: its rows, its size, its name; and the size of an
-//! answer.
+//! What an op tells about itself: its rows and its size; and the size of an answer.
 
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
@@ -204,61 +203,6 @@ impl Op {
             | GetRange { .. }
             | Length { .. } => bytes(0),
             HashLen { .. } | HashRandom { .. } => bytes(0),
-        }
-    }
-
-    /// Its name, for logs and metrics.
-    pub fn name(&self) -> &'static str {
-        use Op::*;
-        match self {
-            Inspect { .. } => "inspect",
-            Size { .. } => "size",
-            Delete { .. } => "delete",
-            Expire { .. } => "expire",
-            Persist { .. } => "persist",
-            Rename { .. } => "rename",
-            Copy { .. } => "copy",
-            Dump { .. } => "dump",
-            Restore { .. } => "restore",
-            Encoding { .. } => "encoding",
-            Scan { .. } => "scan",
-            Nearest { .. } => "nearest",
-            Rows => "rows",
-            Expiring => "expiring",
-            Clear => "clear",
-            ExpireDue { .. } => "expire_due",
-            SetDefaultTtl { .. } => "set_default_ttl",
-            Pass { .. } => "pass",
-            Get { .. } => "get",
-            GetDelete { .. } => "get_delete",
-            GetExpire { .. } => "get_expire",
-            Set { .. } => "set",
-            SetAllNew { .. } => "set_all_new",
-            Append { .. } => "append",
-            Add { .. } => "add",
-            AddFloat { .. } => "add_float",
-            GetRange { .. } => "get_range",
-            SetRange { .. } => "set_range",
-            Length { .. } => "length",
-            HashPut { .. } => "hash_put",
-            HashGet { .. } => "hash_get",
-            HashGetDelete { .. } => "hash_get_delete",
-            HashGetExpire { .. } => "hash_get_expire",
-            HashDelete { .. } => "hash_delete",
-            HashLen { .. } => "hash_len",
-            HashRange { .. } => "hash_range",
-            HashRangeCount { .. } => "hash_range_count",
-            HashRangeDelete { .. } => "hash_range_delete",
-            HashScan { .. } => "hash_scan",
-            HashAdd { .. } => "hash_add",
-            HashAddFloat { .. } => "hash_add_float",
-            HashRandom { .. } => "hash_random",
-            HashExpire { .. } => "hash_expire",
-            HashExpiry { .. } => "hash_expiry",
-            HashPersist { .. } => "hash_persist",
-            CheckAndMutate { .. } => "check_and_mutate",
-            Watch { .. } => "watch",
-            Sync => "sync",
         }
     }
 }
