@@ -15,7 +15,7 @@
 //!         4 clear         family u8                                                        every key of the family
 //! ```
 //! A varint is LEB128 in its shortest form, at most 5 bytes (lengths are `u32`). Records
-//! take effect in order. Version 1 is frozen: `tests` holds its bytes.
+//! take effect in order. Frozen examples: `tests/vectors/batch.txt`.
 //!
 //! # Invariants
 //! - Keys of `Default` that begin with a zero byte are the store's own (applied log id,
@@ -377,46 +377,69 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::vectors::{assert_frozen, vector};
 
     fn changes(batch: &[u8]) -> Result<Vec<Change<'_>>, BadBatch> {
         read(batch)?.collect()
     }
 
-    /// Frozen: add vectors for new versions, never edit these.
-    #[test]
-    fn version_1_is_frozen() {
-        let mut writer = BatchWriter::new();
+    const VECTORS: &str = include_str!("../tests/vectors/batch.txt");
+
+    /// A batch with one of everything, of either version.
+    fn everything(mut writer: BatchWriter) -> Vec<u8> {
         writer.put(Family::Default, b"rows", &7u64.to_be_bytes());
         writer.put(Family::Head, b"\x00\x01k", b"");
         writer.delete(Family::Cell, b"c");
         writer.delete_range(Family::Default, b"x", b"y");
         writer.clear(Family::Head);
         writer.put(Family::Cell, b"long", &[b'v'; 200]);
-        let mut frozen = vec![1u8];
-        frozen.extend_from_slice(b"\x01\x00\x04rows\x08\x00\x00\x00\x00\x00\x00\x00\x07");
-        frozen.extend_from_slice(b"\x01\x01\x03\x00\x01k\x00");
-        frozen.extend_from_slice(b"\x02\x02\x01c");
-        frozen.extend_from_slice(b"\x03\x00\x01x\x01y");
-        frozen.extend_from_slice(b"\x04\x01");
-        frozen.extend_from_slice(b"\x01\x02\x04long\xc8\x01");
-        frozen.extend_from_slice(&[b'v'; 200]);
-        assert_eq!(writer.finish(), frozen);
-        assert_eq!(check(&frozen), Ok(6));
-        assert_eq!(changes(&frozen).unwrap()[4], Change::Clear { family: Family::Head });
-        assert_eq!(BatchWriter::new().finish(), &[1u8][..]);
+        writer.finish().to_vec()
     }
 
-    /// Frozen as well.
     #[test]
-    fn version_2_is_frozen() {
+    fn batches_are_frozen() {
+        let of = |fill: &dyn Fn(&mut BatchWriter)| {
+            let mut writer = BatchWriter::new();
+            fill(&mut writer);
+            writer.finish().to_vec()
+        };
+        let linked = |link| BatchWriter::linked(link, 0);
         let first = Link { term: 7, chain: 2, place: 0 };
-        let mut writer = BatchWriter::linked(first, 0);
-        writer.delete(Family::Cell, b"c");
-        let frozen =
-            b"\x02\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x02\x00\x00\x00\x00\x02\x02\x01c";
-        assert_eq!(writer.finish(), &frozen[..]);
-        assert_eq!((link(frozen), check(frozen)), (Some(first), Ok(1)));
-        assert_eq!(link(b"\x01\x02\x02\x01c"), None);
+        let large = Link { term: 0x0102_0304_0506_0708, chain: 0x090a_0b0c, place: 0x0d0e_0f10 };
+        let now = [
+            ("version 1, no records", of(&|_| {})),
+            ("put in default", of(&|b| b.put(Family::Default, b"rows", &7u64.to_be_bytes()))),
+            ("put in head, empty value", of(&|b| b.put(Family::Head, b"\x00\x01k", b""))),
+            ("put in cell, value of 200 bytes", of(&|b| b.put(Family::Cell, b"c", &[b'v'; 200]))),
+            ("put of a key of 300 bytes", of(&|b| b.put(Family::Head, &[b'k'; 300], b"v"))),
+            ("put of a value of 16384 bytes, begin", {
+                of(&|b| b.put(Family::Cell, b"c", &[b'v'; 1 << 14]))[..12].to_vec()
+            }),
+            ("delete in default", of(&|b| b.delete(Family::Default, b"rows"))),
+            ("delete in head", of(&|b| b.delete(Family::Head, b"h"))),
+            ("delete in cell", of(&|b| b.delete(Family::Cell, b"c"))),
+            ("delete range in default", of(&|b| b.delete_range(Family::Default, b"x", b"y"))),
+            ("delete range in head", of(&|b| b.delete_range(Family::Head, b"a", b"b"))),
+            ("delete range in cell, empty end", of(&|b| b.delete_range(Family::Cell, b"a", b""))),
+            ("clear of head", of(&|b| b.clear(Family::Head))),
+            ("clear of cell", of(&|b| b.clear(Family::Cell))),
+            ("version 1, six records", everything(BatchWriter::new())),
+            ("version 2, no records, first of its chain", linked(first).finish().to_vec()),
+            ("version 2, no records, large link", linked(large).finish().to_vec()),
+            ("version 2, six records", everything(linked(first))),
+        ];
+        assert_frozen("batch.txt", VECTORS, &now);
+    }
+
+    #[test]
+    fn frozen_batches_are_read() {
+        for version in [1, 2] {
+            let batch = vector(VECTORS, &format!("version {version}, six records"));
+            assert_eq!(check(&batch), Ok(6));
+            assert_eq!(changes(&batch).unwrap()[4], Change::Clear { family: Family::Head });
+            let first = Link { term: 7, chain: 2, place: 0 };
+            assert_eq!(link(&batch), (version == 2).then_some(first));
+        }
     }
 
     #[test]

@@ -46,3 +46,5 @@ pub mod mutants;
 pub mod raft;
 pub mod store;
 pub mod time;
+#[cfg(test)]
+mod vectors;

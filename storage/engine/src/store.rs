@@ -20,8 +20,8 @@
 //! <path>/db-<n>/     RocksDB: families default, head, cell
 //! ```
 //! In `default`, two records are the store's own: `\0applied` (version u8 = 2, index u64
-//! BE, whether there was a link u8, the last link, log id; or version u8 = 1, index u64
-//! BE, log id) and `\0membership`.
+//! BE, whether there was a link u8, the last link, log id) and `\0membership`. Frozen
+//! examples: `tests/vectors/store.txt`.
 //!
 //! # Invariants
 //! - What is on disk is the state after exactly the entry that `\0applied` names
@@ -69,8 +69,7 @@ pub use view::Snapshot;
 
 const APPLIED: &[u8] = b"\0applied";
 const MEMBERSHIP: &[u8] = b"\0membership";
-/// Versions of the `\0applied` record: before there were links, and now.
-const APPLIED_UNLINKED: u8 = 1;
+/// The version of the `\0applied` record.
 const APPLIED_VERSION: u8 = 2;
 /// How long a clear waits for readers of older states before it leaves their files to
 /// compaction.
@@ -427,11 +426,6 @@ impl Store {
         db.reported().map_or(Ok(()), Err)
     }
 
-    /// The compaction that was last asked for since the store was opened.
-    pub fn last_compaction(&self) -> Option<Arc<Compaction>> {
-        self.inner.compaction.lock().clone()
-    }
-
     /// The bytes that it takes; cheaper than all [`figures`](Store::figures).
     pub fn sizes(&self) -> Result<Sizes, Fault> {
         figures::sizes(&*self.db()?)
@@ -596,7 +590,6 @@ fn parse_applied(record: &Bytes) -> Option<AppliedRecord> {
     let ([version, index @ ..], rest) = record.split_first_chunk::<9>()?;
     let index = u64::from_be_bytes(*index);
     let (link, at) = match (*version, rest.split_first()) {
-        (APPLIED_UNLINKED, _) => (None, 9),
         (APPLIED_VERSION, Some((0, _))) => (None, 10),
         (APPLIED_VERSION, Some((1, link))) => (Some(Link::from_bytes(*link.first_chunk()?)), 26),
         _ => return None,
@@ -625,24 +618,63 @@ fn read_applied<E>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::BatchWriter;
+    use crate::vectors::assert_frozen;
 
-    /// Frozen: add vectors for new versions, never edit these.
     #[test]
-    fn the_applied_record_is_frozen() {
+    fn the_stores_own_records_are_frozen() {
+        let (id, membership) = (&b"id"[..], Bytes::from_static(b"members"));
+        let link = Link { term: 3, chain: 1, place: 0 };
+        let write = |index, batch: BatchWriter, membership| Write {
+            index,
+            log_id: Bytes::from_static(b"id"),
+            batch: batch.finish(),
+            membership,
+        };
+        let writes = [
+            write(5, BatchWriter::linked(link, 0), Some(membership)),
+            write(6, BatchWriter::new(), None),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Shared::new(Settings::default()).unwrap(), dir.path()).unwrap();
+        store.apply(&writes, Patience::Wait).unwrap();
+        let mut own = Vec::new();
+        store
+            .range(Family::Default, b"", b"", false, &mut |key, value| {
+                own.push((key.to_vec(), value.to_vec()));
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        let [applied, members] = <[_; 2]>::try_from(own).unwrap();
+        let current = std::fs::read(dir.path().join("current")).unwrap();
+        let large = Link { term: 3, chain: 1, place: 2 };
+        let now = [
+            ("key of the last applied entry", applied.0),
+            ("entry 6, link of the entry before, log id \"id\"", applied.1),
+            ("entry 5, another link", encode_applied(5, Some(large), id).to_vec()),
+            ("entry 5, no link", encode_applied(5, None, id).to_vec()),
+            ("key of the membership", members.0),
+            ("a membership, \"members\"", members.1),
+            ("the file current of a new store", current),
+            ("the name after db-41", directory::next_name(Path::new("db-41")).into_bytes()),
+        ];
+        assert_frozen("store.txt", include_str!("../tests/vectors/store.txt"), &now);
+    }
+
+    #[test]
+    fn applied_records_are_read_or_refused() {
         let read = |record: &'static [u8]| {
             parse_applied(&Bytes::from_static(record))
                 .map(|read| (read.index, read.link, read.log_id))
         };
         let id = Bytes::from_static(b"id");
         let link = Link { term: 3, chain: 1, place: 2 };
-        assert_eq!(read(b"\x01\0\0\0\0\0\0\0\x05id"), Some((5, None, id.clone())));
         assert_eq!(read(b"\x02\0\0\0\0\0\0\0\x05\0id"), Some((5, None, id.clone())));
         let linked = b"\x02\0\0\0\0\0\0\0\x05\x01\0\0\0\0\0\0\0\x03\0\0\0\x01\0\0\0\x02id";
         assert_eq!(read(linked), Some((5, Some(link), id.clone())));
-        assert_eq!(encode_applied(5, Some(link), &id), &linked[..]);
-        assert_eq!(encode_applied(5, None, &id), &b"\x02\0\0\0\0\0\0\0\x05\0id"[..]);
         for bad in [
             &b""[..],
+            b"\x01\0\0\0\0\0\0\0\x05id",
             b"\x03\0\0\0\0\0\0\0\x05id",
             b"\x02\0\0\0\0\0\0\0\x05",
             b"\x02\0\0\0\0\0\0\0\x05\x01\0",

@@ -39,8 +39,9 @@
 //! (postcard of `openraft::Membership`).
 //!
 //! # Invariants
-//! - The format is frozen: `frozen_bytes` (`tests/format.rs`) holds one vector per kind;
-//!   vectors are added, never edited.
+//! - The format is frozen: `tests/vectors/log.txt` holds vectors of each kind, and
+//!   `tests/vectors/segments.txt` whole files (`records_are_frozen`,
+//!   `segments_are_frozen`).
 //! - Decoding any bytes gives a record or a reason, never a panic:
 //!   `any_bytes_decode_or_say_why`.
 

@@ -1,67 +1,123 @@
 //! The bytes on disk, frozen, and a decoder that no bytes can bring down.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
 use super::super::record::{self, Kind, Place, State, Suspects};
 use super::super::segment;
 use super::*;
 use crate::raft::types::{Membership, Node};
+use crate::vectors::assert_frozen;
 
 const PLACE: Place = Place { segment: 5, offset: 1000 };
 
-fn bytes(kind: Kind, body: impl FnOnce(&mut Vec<u8>)) -> String {
+fn bytes(kind: Kind, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut buf = Vec::new();
     record::put(&mut buf, PLACE, 28, kind, 0x0102, body);
-    buf.iter().map(|byte| format!("{byte:02x}")).collect()
+    buf
 }
 
-/// Version 1. Vectors are added, never edited.
+/// One vector for each kind of record and each shape of its body.
 #[test]
-fn frozen_bytes() {
+fn records_are_frozen() {
     let id = log_id(2, 9);
     let nodes: BTreeMap<u64, Node> =
         [(3, Node { server: 1 }), (4, Node { server: 0x0203_0405_0607_0809 })].into();
-    let membership = Membership::new(vec![BTreeSet::from([3])], nodes).unwrap();
+    let members = |sets: &[&[u64]]| {
+        let sets = sets.iter().map(|set| BTreeSet::from_iter(set.iter().copied())).collect();
+        EntryPayload::Membership(Membership::new(sets, nodes.clone()).unwrap())
+    };
     let of = |payload| Entry { log_id: id, payload };
-    let membership = of(EntryPayload::Membership(membership));
+    let candidate = Vote { committed: false, ..vote(2) };
     let state = State { vote: Some(vote(2)), purged: Some(id), committed: None, first: Some(10) };
-    let found = [
-        bytes(Kind::Entry, |b| record::put_entry(b, &of(EntryPayload::Blank))),
-        bytes(Kind::Entry, |b| record::put_entry(b, &entry(2, 9, "batch"))),
-        bytes(Kind::Moved, |b| record::put_entry(b, &membership)),
-        bytes(Kind::Vote, |b| record::put_vote(b, &vote(2))),
-        bytes(Kind::Committed, |b| record::put_optional(b, Some(&id), record::put_log_id)),
-        bytes(Kind::TruncateAfter, |b| record::put_optional(b, Some(&7), record::put_index)),
-        bytes(Kind::TruncateAfter, |b| record::put_optional(b, None, record::put_index)),
-        bytes(Kind::Purge, |b| record::put_log_id(b, &id)),
-        bytes(Kind::State, |b| record::put_state(b, &state)),
-        bytes(Kind::Destroy, |_| {}),
-        bytes(Kind::Mark, |_| {}),
-        bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::default())),
-        bytes(Kind::Suspects, |b| {
-            record::put_suspects(b, &Suspects::These([7, 0x0102_0304].into()))
-        }),
-        bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::All)),
-        segment::header(5, 4000).iter().map(|byte| format!("{byte:02x}")).collect(),
+    let committed = State { committed: Some(id), ..State::default() };
+    let two = Suspects::These([7, 0x0102_0304].into());
+    let now = [
+        ("blank entry", bytes(Kind::Entry, |b| record::put_entry(b, &of(EntryPayload::Blank)))),
+        ("entry of a batch", bytes(Kind::Entry, |b| record::put_entry(b, &entry(2, 9, "batch")))),
+        (
+            "entry of a membership, joint",
+            bytes(Kind::Entry, |b| record::put_entry(b, &of(members(&[&[3], &[3, 4]])))),
+        ),
+        (
+            "moved entry of a membership",
+            bytes(Kind::Moved, |b| record::put_entry(b, &of(members(&[&[3]])))),
+        ),
+        ("vote for a leader", bytes(Kind::Vote, |b| record::put_vote(b, &vote(2)))),
+        ("vote for a candidate", bytes(Kind::Vote, |b| record::put_vote(b, &candidate))),
+        (
+            "committed",
+            bytes(Kind::Committed, |b| record::put_optional(b, Some(&id), record::put_log_id)),
+        ),
+        (
+            "truncate after 7",
+            bytes(Kind::TruncateAfter, |b| record::put_optional(b, Some(&7), record::put_index)),
+        ),
+        (
+            "truncate all",
+            bytes(Kind::TruncateAfter, |b| record::put_optional(b, None, record::put_index)),
+        ),
+        ("purge", bytes(Kind::Purge, |b| record::put_log_id(b, &id))),
+        ("group state", bytes(Kind::State, |b| record::put_state(b, &state))),
+        ("group state, committed only", bytes(Kind::State, |b| record::put_state(b, &committed))),
+        ("destroy", bytes(Kind::Destroy, |_| {})),
+        ("mark", bytes(Kind::Mark, |_| {})),
+        ("no suspects", bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::default()))),
+        ("two suspects", bytes(Kind::Suspects, |b| record::put_suspects(b, &two))),
+        ("all are suspects", bytes(Kind::Suspects, |b| record::put_suspects(b, &Suspects::All))),
+        ("header of the first segment", segment::header(1, 0).to_vec()),
+        ("header of segment 5", segment::header(5, 4000).to_vec()),
     ];
-    let frozen: [&str; 15] = [
-        "19000000a31ce6401c00000011020100000000000002000000000000000300000000000000090000000000000000",
-        "1e000000197529f21c000000110201000000000000020000000000000003000000000000000900000000000000016261746368",
-        "29000000a9d1298b1c000000120201000000000000020000000000000003000000000000000900000000000000020101030203010489909cb0d080c18102",
-        "110000005924099f1c0000001302010000000000000200000000000000030000000000000001",
-        "19000000bd389d771c00000014020100000000000001020000000000000003000000000000000900000000000000",
-        "09000000211f0ea51c000000150201000000000000010700000000000000",
-        "01000000ca7ae2501c00000015020100000000000000",
-        "180000003e32faf41c000000160201000000000000020000000000000003000000000000000900000000000000",
-        "3500000064e46e191c0000001702010000000000000102000000000000000300000000000000010102000000000000000300000000000000090000000000000000010a00000000000000",
-        "00000000514c97591c000000180201000000000000",
-        "00000000199aa9ad1c000000190201000000000000",
-        "05000000e59561a31c0000001a02010000000000000000000000",
-        "1500000060d00d1d1c0000001a0201000000000000000200000007000000000000000403020100000000",
-        "010000005e9d289f1c0000001a020100000000000001",
-        "4252444c4c4f470a01000000ab1a0ebe0500000000000000a00f0000",
+    assert_frozen("log.txt", include_str!("../../../tests/vectors/log.txt"), &now);
+    assert_eq!(segment::file_name(5), "00000000000000000005.log");
+}
+
+/// What a whole file holds: the order of its records, where they stand, how far they say
+/// that it was synced, and the zeros behind them.
+#[tokio::test]
+async fn segments_are_frozen() {
+    let dir = tempfile::tempdir().unwrap();
+    let (synced, lax) = (dir.path().join("synced"), dir.path().join("lax"));
+    let open = |dir: &Path, durability, segment_bytes| {
+        let options = LogOptions { preallocate: false, ..options(dir, durability, segment_bytes) };
+        let log = Log::open(options).unwrap();
+        log.shared.faults.no_marks.store(true, Ordering::Relaxed);
+        log
+    };
+
+    let log = open(&synced, Durability::Always, 4096);
+    let mut group = log.group_log(7);
+    group.save_vote(&vote(2)).await.unwrap();
+    append(&mut group, vec![entry(2, 1, "one"), entry(2, 2, "two"), entry(2, 3, "three")]).await;
+    group.save_committed(Some(log_id(2, 2))).await.unwrap();
+    append(&mut group, vec![entry(2, 4, "four")]).await;
+    group.truncate_after(Some(log_id(2, 3))).await.unwrap();
+    group.purge(log_id(2, 1)).await.unwrap();
+    append(&mut log.group_log(8), vec![entry(1, 1, "other")]).await;
+    log.destroy(8).await.unwrap();
+    drop((group, log));
+
+    let log = open(&synced, Durability::Always, 4096);
+    append(&mut log.group_log(7), vec![entry(3, 4, vec![7; 3900])]).await;
+    drop(log);
+
+    let log = open(&lax, Durability::Os, 1 << 20);
+    append(&mut log.group_log(7), vec![entry(2, 1, "one")]).await;
+    log.close().unwrap();
+
+    let read = |dir: &Path, number| {
+        let mut bytes = std::fs::read(dir.join(segment::file_name(number))).unwrap();
+        if let Some(long) = bytes.windows(3900).position(|bytes| bytes == [7; 3900]) {
+            bytes.drain(long..long + 3900);
+        }
+        bytes
+    };
+    let now = [
+        ("synced before it is acknowledged, closed", read(&synced, 1)),
+        ("its successor, without 3900 bytes of 7", read(&synced, 2)),
+        ("acknowledged before it is synced, closed", read(&lax, 1)),
     ];
-    assert_eq!(found.each_ref().map(String::as_str), frozen);
+    assert_frozen("segments.txt", include_str!("../../../tests/vectors/segments.txt"), &now);
 }
 
 /// Any record is read back as it was written.
