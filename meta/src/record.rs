@@ -243,36 +243,104 @@ mod tests {
         ]
     }
 
-    /// Frozen: add vectors for new versions, never edit these.
+    /// A change's name in the file of vectors.
+    fn label(change: &Change) -> String {
+        let kind = match change {
+            Change::Cluster(_) => "cluster",
+            Change::Server(_) => "server",
+            Change::RemoveServer(..) => "remove-server",
+            Change::Put(record) => match record.status {
+                Status::Ready => "table-ready",
+                Status::Dropping => "table-dropping",
+                Status::Creating => "table-creating",
+            },
+            Change::Place(_) => "placement",
+            Change::Forget(_) => "forget-table",
+            Change::NextId(_) => "next-id",
+            Change::NextRaftId(_) => "next-raft-id",
+            Change::NextNumber(_) => "next-number",
+            Change::Seat(_, Some(_)) => "seat",
+            Change::Seat(_, None) => "free-seat",
+        };
+        kind.to_owned()
+    }
+
+    /// All examples: those that are loaded together, and more of a table's life.
+    fn examples() -> Vec<Change> {
+        let mut all = example();
+        let Some(Change::Put(creating)) =
+            all.iter().find(|change| matches!(change, Change::Put(_))).cloned()
+        else {
+            panic!("there is a table among them")
+        };
+        all.push(Change::Put(Record {
+            status: Status::Ready,
+            remaining: Vec::new(),
+            ..creating.clone()
+        }));
+        all.push(Change::Put(Record {
+            status: Status::Dropping,
+            remaining: vec![ServerId(2), ServerId(300)],
+            ..creating
+        }));
+        all
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// What a batch writes, a line each.
+    fn lines_of(label: &str, changes: &[Change], stamp_ms: u64) -> Vec<String> {
+        let bytes = batch(changes, stamp_ms);
+        let line = |written: Result<Written<'_>, _>| match written.unwrap() {
+            Written::Put { family: Family::Default, key, value } => {
+                format!("{label} put {} {}", hex(key), hex(value))
+            }
+            Written::Delete { family: Family::Default, key } => {
+                format!("{label} delete {}", hex(key))
+            }
+            Written::DeleteRange { family: Family::Default, from, to } => {
+                format!("{label} delete-range {} {}", hex(from), hex(to))
+            }
+            other => panic!("meta has no such records: {other:?}"),
+        };
+        batch::read(&bytes).unwrap().map(line).collect()
+    }
+
+    /// Frozen: add lines for new versions and kinds, never edit these.
     #[test]
     fn what_is_written_is_frozen() {
-        let bytes = batch(&example(), 0x0102);
-        let written: Vec<Written<'_>> = batch::read(&bytes).unwrap().map(Result::unwrap).collect();
-        let put = |key, value| Written::Put { family: Family::Default, key, value };
-        let delete = |key| Written::Delete { family: Family::Default, key };
-        assert_eq!(
-            written,
-            [
-                put(b"cluster", b"\x01\x00\x00\x00\x00\x00\x00\x03\x04"),
-                put(b"next_id", b"\x01\x00\x00\x01\x03"),
-                put(b"next_raft_id", b"\x01\x00\x00\x00\x00\x00\x00\x00\x06"),
-                put(b"next_number", b"\x01\x00\x00\x11\x12"),
-                put(b"s\x00\x00\x00\x00\x00\x00\x01\x2c", b"\x01\xac\x02\x03a:1\x01b\x01\x01c\x01z\x01\x00\x01\x01\x01\x09"),
-                put(b"t\x00\x00\x01\x02", b"\x01\x82\x02\x03db3\x03\x01\x03\x01\x0bdefault_ttl\x0260\xe8\x07\x02\xac\x02\x01\x02"),
-                put(b"p\x00\x00\x01\x02\x00\x00\x00\x00", b"\x01\x01\x01\x05\xac\x02"),
-                put(b"x\x00\x00\x00\x00\x00\x00\x00\x07", b"\x01\x00\x00\x00\x00\x00\x00\x00\x08"),
-                put(b"m\x00\x00\x00\x03", b"\x01\x00\x00\x00\x00\x00\x00\x01\x2c"),
-                put(b"stamp", b"\x01\x00\x00\x00\x00\x00\x00\x01\x02"),
-                delete(b"s\x00\x00\x00\x00\x00\x00\x00\x07"),
-                delete(b"t\x00\x00\x00\x07"),
-                Written::DeleteRange {
-                    family: Family::Default,
-                    from: b"p\x00\x00\x00\x07\x00\x00\x00\x00",
-                    to: b"p\x00\x00\x00\x07\xff\xff\xff\xff\x00"
-                },
-                delete(b"m\x00\x00\x00\x02"),
-            ]
+        let mut expected = lines_of("stamp", &[], 0x0102);
+        for change in examples() {
+            let lines = lines_of(&label(&change), &[change], 0x0102);
+            let stamp = format!("put {}", hex(STAMP));
+            expected.extend(lines.into_iter().filter(|line| !line.contains(&stamp)));
+        }
+        let kinds: std::collections::BTreeSet<String> = examples().iter().map(label).collect();
+        assert_eq!(kinds.len(), 13, "give an example of each kind of change: {kinds:?}");
+        let text = include_str!("../tests/vectors/records.txt");
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let missing: Vec<&String> =
+            expected.iter().filter(|line| !lines.contains(&line.as_str())).collect();
+        let unknown: Vec<&&str> =
+            lines.iter().filter(|line| !expected.iter().any(|own| own == **line)).collect();
+        assert!(
+            missing.is_empty() && unknown.is_empty(),
+            "records.txt lacks {missing:#?} and has without an example {unknown:#?}"
         );
+    }
+
+    /// One batch keeps its order: what is put, the stamp, what is deleted.
+    #[test]
+    fn a_batch_puts_before_it_deletes() {
+        let bytes = batch(&example(), 0x0102);
+        let all: Vec<_> = batch::read(&bytes).unwrap().map(Result::unwrap).collect();
+        let is_put = |written: &Written<'_>| matches!(written, Written::Put { .. });
+        let puts = all.iter().take_while(|written| is_put(written)).count();
+        assert_eq!((puts, all.len()), (10, 14));
+        assert!(matches!(all[puts - 1], Written::Put { key: STAMP, .. }));
+        assert!(all[puts..].iter().all(|written| !is_put(written)));
     }
 
     #[test]

@@ -23,6 +23,8 @@ mod place;
 pub mod routes;
 pub mod rows;
 mod shared;
+#[cfg(test)]
+mod vectors;
 
 use std::collections::BTreeMap;
 use std::future::Future;

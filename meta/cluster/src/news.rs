@@ -453,6 +453,7 @@ pub struct NotLeading {
 mod tests {
     use super::*;
     use crate::Member;
+    use crate::vectors::Vectors;
 
     fn example_server() -> Server {
         Server {
@@ -475,68 +476,253 @@ mod tests {
         }
     }
 
-    fn same<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
-        message: &T,
-        bytes: &[u8],
-    ) {
-        assert_eq!(encode(message), bytes, "{message:?}");
-        assert_eq!(&decode::<T>(bytes).unwrap(), message);
-    }
-
-    /// Frozen: add vectors for new versions, never edit these.
-    #[test]
-    fn version_1_is_frozen() {
-        same(
-            &Hello { server: example_server(), cluster: Some(5), software: "1".into() },
-            b"\x01\xb4\x24\x03a:1\x03a:2\x01\x03a:3\x01z\x00\x01\x01\x01\x02\x01\x05\x011",
-        );
-        same(&ToMeta::Report(Report::default()), b"\x01\x00\x00\x00\x00\x00\x00\x00");
-        same(&FromMeta::Welcome(Welcome { cluster: 1, term: 2 }), b"\x01\x00\x01\x02");
-        let route = example_route();
-        let put = BTreeMap::from([(route.placement.partition, route)]);
-        same(
-            &FromMeta::Routes(Page { version: 4, fresh: true, more: false, put, gone: Vec::new() }),
-            b"\x01\x04\x04\x01\x00\x01\x07\x03\x07\x03\x01\x09\xb4\x24\x01\x01\xb4\x24\x05\x00",
-        );
-        let order = Order::Transfer {
-            partition: PartitionId { table: TableId(7), index: 3 },
-            term: 5,
-            to: 9,
-        };
-        same(&FromMeta::Order(order), b"\x01\x05\x00\x07\x03\x05\x09");
-        same(&FromMeta::Beat, b"\x01\x06");
-        same(&FromMeta::NotLeading(NotLeading { leader: Some("a".into()) }), b"\x01\x07\x01\x01a");
-        same(&FromMeta::Refused("b".into()), b"\x01\x08\x01b");
-        same(&Ask::EnsureTable { name: "db0".into() }, b"\x01\x00\x03db0");
-        same(&Ask::FindTable { name: "db0".into() }, b"\x01\x02\x03db0");
-        same(&Ask::ListTables, b"\x01\x03");
-        same(&Ask::Seat { seat: 3, server: ServerId(0x1234) }, b"\x01\x04\x03\xb4\x24");
-        same(&Ask::NewTable, b"\x01\x05");
-        same(&Told::NewTable { partitions: 300 }, b"\x01\x09\xac\x02");
-        same(&Told::Seat(SeatWord::Unfounded), b"\x01\x08\x00");
-        same(&Told::Seat(SeatWord::Unknown), b"\x01\x08\x01");
-        same(&Told::Seat(SeatWord::Free), b"\x01\x08\x02");
-        same(&Told::Seat(SeatWord::Taken(ServerId(0x1234))), b"\x01\x08\x03\xb4\x24");
-        same(&Told::NotLeading(NotLeading { leader: None }), b"\x01\x02\x00");
-        let envs = BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]);
-        let table = Table {
+    fn example_table() -> Table {
+        Table {
             id: TableId(7),
             name: "db0".into(),
             number: 0,
             partitions: 4,
             replicas: 3,
-            envs,
+            envs: BTreeMap::from([("default_ttl".to_owned(), "60".to_owned())]),
             default_ttl_since_ms: 300,
+        }
+    }
+
+    fn example_report() -> Report {
+        let replica = Replica {
+            partition: PartitionId { table: TableId(7), index: 3 },
+            raft_id: 9,
+            health: Health::Faulty,
+            fault: Some("disk".into()),
+            term: 5,
+            leads: true,
+            last_log: 300,
+            applied: 299,
+            matched: vec![(10, 298), (11, 0)],
+            rows: 1000,
+            expiring: 10,
+            disk_bytes: 70_000,
+            memtable_bytes: 128,
         };
-        same(&Told::Found(None), b"\x01\x06\x00");
-        same(
-            &Told::Found(Some(table.clone())),
-            b"\x01\x06\x01\x07\x03db0\x00\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02",
+        let compaction = Compaction {
+            run: 400,
+            table: TableId(7),
+            done: 1,
+            replicas: 2,
+            disk_bytes_before: 600,
+            disk_bytes: 500,
+            ended: true,
+            error: Some("full".into()),
+        };
+        let figures = ServerFigures {
+            disk_total_bytes: 1 << 40,
+            disk_free_bytes: 1 << 30,
+            rows_disk_bytes: 3000,
+            log_bytes: 2000,
+            memory_bytes: 1 << 20,
+            clients: 12,
+            uptime_seconds: 3600,
+            faults: vec!["a fault".into()],
+            ailing: Some("slow".into()),
+        };
+        Report {
+            whole: true,
+            followed: 1 << 33,
+            replicas: vec![replica],
+            destroyed: vec![TableId(8)],
+            compactions: vec![compaction],
+            figures: Some(figures),
+        }
+    }
+
+    /// Examples as bytes; each is read back as it was.
+    fn bytes_of<'l, T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+        examples: Vec<(&'l str, T)>,
+    ) -> Vec<(&'l str, Vec<u8>)> {
+        let each = |(label, message): (&'l str, T)| {
+            let bytes = encode(&message);
+            assert_eq!(decode::<T>(&bytes).unwrap(), message);
+            (label, bytes.to_vec())
+        };
+        examples.into_iter().map(each).collect()
+    }
+
+    fn from_meta() -> Vec<(&'static str, FromMeta)> {
+        let (table, route) = (example_table(), example_route());
+        let assignment = Assignment {
+            table: table.clone(),
+            placements: vec![route.placement.clone()],
+            destroy: false,
+        };
+        let destroyed = Assignment { table: table.clone(), placements: Vec::new(), destroy: true };
+        let led = route.placement.partition;
+        let unled = PartitionId { table: TableId(7), index: 4 };
+        let unled_route = Route {
+            placement: Placement { partition: unled, members: Vec::new(), epoch: 300 },
+            leader: None,
+        };
+        let transfer = Order::Transfer { partition: led, term: 5, to: 9 };
+        let page_of_routes = |put| Page { version: 4, fresh: true, more: false, put, gone: vec![] };
+        vec![
+            ("welcome", FromMeta::Welcome(Welcome { cluster: 1, term: 2 })),
+            (
+                "servers",
+                FromMeta::Servers(Page {
+                    version: 1 << 40,
+                    fresh: true,
+                    more: true,
+                    put: BTreeMap::from([(ServerId(0x1234), example_server())]),
+                    gone: vec![],
+                }),
+            ),
+            (
+                "servers-gone",
+                FromMeta::Servers(Page {
+                    version: 4,
+                    fresh: false,
+                    more: false,
+                    put: BTreeMap::new(),
+                    gone: vec![ServerId(0x1234), ServerId(1)],
+                }),
+            ),
+            (
+                "tables",
+                FromMeta::Tables(Page {
+                    version: 4,
+                    fresh: false,
+                    more: true,
+                    put: BTreeMap::from([(TableId(7), table)]),
+                    gone: vec![TableId(6)],
+                }),
+            ),
+            (
+                "assignments",
+                FromMeta::Assign(Page {
+                    version: 4,
+                    fresh: true,
+                    more: false,
+                    put: BTreeMap::from([(TableId(7), assignment), (TableId(8), destroyed)]),
+                    gone: vec![TableId(6)],
+                }),
+            ),
+            ("routes", FromMeta::Routes(page_of_routes(BTreeMap::from([(led, route)])))),
+            (
+                "routes-without-leader",
+                FromMeta::Routes(Page {
+                    version: 5,
+                    fresh: false,
+                    more: false,
+                    put: BTreeMap::from([(unled, unled_route)]),
+                    gone: vec![led],
+                }),
+            ),
+            ("order-transfer", FromMeta::Order(transfer)),
+            ("order-compact", FromMeta::Order(Order::Compact { run: 400, table: TableId(7) })),
+            ("beat", FromMeta::Beat),
+            ("not-leading", FromMeta::NotLeading(NotLeading { leader: Some("a".into()) })),
+            ("refused", FromMeta::Refused("b".into())),
+        ]
+    }
+
+    fn asked() -> Vec<(&'static str, Ask)> {
+        vec![
+            ("ensure-table", Ask::EnsureTable { name: "db0".into() }),
+            (
+                "admin",
+                Ask::Admin {
+                    method: "PUT".into(),
+                    path: "/v1/tables/a/envs/default_ttl".into(),
+                    body: Bytes::from_static(b"{}"),
+                },
+            ),
+            ("find-table", Ask::FindTable { name: "db0".into() }),
+            ("list-tables", Ask::ListTables),
+            ("seat", Ask::Seat { seat: 3, server: ServerId(0x1234) }),
+            ("new-table", Ask::NewTable),
+        ]
+    }
+
+    fn answered() -> Vec<(&'static str, Told)> {
+        let body = Bytes::from_static(b"{}");
+        vec![
+            ("table", Told::Table(example_table())),
+            ("admin", Told::Admin { status: 404, body }),
+            ("not-leading", Told::NotLeading(NotLeading { leader: None })),
+            ("refused", Told::Refused("a".into())),
+            ("not-now", Told::NotNow("b".into())),
+            ("unknown", Told::Unknown("c".into())),
+            ("found-none", Told::Found(None)),
+            ("found", Told::Found(Some(example_table()))),
+            ("tables", Told::Tables(vec![example_table()])),
+            ("seat-unfounded", Told::Seat(SeatWord::Unfounded)),
+            ("seat-unknown", Told::Seat(SeatWord::Unknown)),
+            ("seat-free", Told::Seat(SeatWord::Free)),
+            ("seat-taken", Told::Seat(SeatWord::Taken(ServerId(0x1234)))),
+            ("new-table", Told::NewTable { partitions: 300 }),
+        ]
+    }
+
+    /// Frozen: add lines for new versions and variants, never edit these.
+    #[test]
+    fn version_1_is_frozen() {
+        let mut vectors = Vectors::default();
+        let hello = Hello { server: example_server(), cluster: Some(5), software: "1".into() };
+        let meta = Server {
+            http: String::new(),
+            clients: Vec::new(),
+            roles: Roles { meta: true, storage: false, proxy: false },
+            durability: None,
+            ..example_server()
+        };
+        let fresh = Hello { server: meta, cluster: None, software: String::new() };
+        vectors.add::<Hello>("hello", 1, bytes_of(vec![("known", hello), ("new", fresh)]));
+        let reports = vec![
+            ("report-empty", ToMeta::Report(Report::default())),
+            ("report", ToMeta::Report(example_report())),
+        ];
+        vectors.add::<ToMeta>("to_meta", 1, bytes_of(reports));
+        vectors.add::<FromMeta>("from_meta", 1, bytes_of(from_meta()));
+        vectors.add::<Ask>("question", 1, bytes_of(asked()));
+        vectors.add::<Told>("answer", 1, bytes_of(answered()));
+        let seats = vec![
+            ("unfounded", SeatWord::Unfounded),
+            ("unknown", SeatWord::Unknown),
+            ("free", SeatWord::Free),
+            ("taken", SeatWord::Taken(ServerId(1))),
+        ];
+        vectors.add::<SeatWord>("seat", 1, bytes_of(seats));
+        let orders = vec![
+            (
+                "transfer",
+                Order::Transfer {
+                    partition: PartitionId { table: TableId(1), index: 2 },
+                    term: 3,
+                    to: 4,
+                },
+            ),
+            ("compact", Order::Compact { run: 1, table: TableId(2) }),
+        ];
+        vectors.add::<Order>("order", 1, bytes_of(orders));
+        let healths = vec![
+            ("opening", Health::Opening),
+            ("running", Health::Running),
+            ("installing", Health::Installing),
+            ("faulty", Health::Faulty),
+        ];
+        vectors.add::<Health>("health", 1, bytes_of(healths));
+        let durabilities = vec![
+            ("os", Durability::Os),
+            ("interval", Durability::Interval),
+            ("always", Durability::Always),
+        ];
+        vectors.add::<Durability>("durability", 1, bytes_of(durabilities));
+        let led = vec![PartitionId { table: TableId(7), index: 300 }];
+        vectors.add::<Vec<PartitionId>>(
+            "leads",
+            1,
+            bytes_of(vec![("none", vec![]), ("some", led)]),
         );
-        same(
-            &Told::Tables(vec![table]),
-            b"\x01\x07\x01\x07\x03db0\x00\x04\x03\x01\x0bdefault_ttl\x0260\xac\x02",
-        );
+        vectors.hold("messages.txt", include_str!("../tests/vectors/messages.txt"));
     }
 
     #[test]

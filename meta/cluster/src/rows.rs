@@ -382,3 +382,59 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
         None => Err("a message on rows is empty".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TableId;
+    use crate::vectors::{Vectors, variants_of};
+
+    const PARTITION: PartitionId = PartitionId { table: TableId(7), index: 300 };
+
+    fn errors() -> Vec<(&'static str, CallError)> {
+        vec![
+            ("no-leader", CallError::NoLeader("a".into())),
+            ("overloaded", CallError::Overloaded),
+            ("read-only", CallError::ReadOnly("b".into())),
+            ("no-table", CallError::NoTable),
+            ("unknown", CallError::Unknown("c".into())),
+            ("fault", CallError::Fault("d".into())),
+            ("too-large", CallError::TooLarge("e".into())),
+            ("out-of-memory", CallError::OutOfMemory),
+        ]
+    }
+
+    /// Frozen: add lines for new versions and variants, never edit these. The requests
+    /// and answers themselves are other crates'; a text and a number stand for them.
+    #[test]
+    fn the_envelope_is_frozen() {
+        let mut vectors = Vectors::default();
+        let request = encode_request(PARTITION, &"get".to_owned()).unwrap();
+        assert_eq!(decode::<(PartitionId, String)>(&request), Ok((PARTITION, "get".to_owned())));
+        vectors.push("request", &request);
+        let sync = SyncCopy { partition: PARTITION, index: 1 << 35 };
+        assert_eq!(SyncCopy::decode(&sync.encode()), Ok(sync));
+        vectors.push("sync", &sync.encode());
+        let hint = Some(Leader { server: ServerId(0x1234), term: 5 });
+        let mut responses = vec![
+            ("answer", Said::Answer(300)),
+            ("not-leader", Said::NotLeader { hint: None, why: "f".into() }),
+            ("not-leader-hint", Said::NotLeader { hint, why: "g".into() }),
+            ("strange", Said::Strange("h".into())),
+        ];
+        let failed = errors().into_iter().map(|(label, error)| (label, Said::Failed(error)));
+        responses.extend(failed);
+        let bytes_of = |(label, said): (&'static str, Said<u64>)| {
+            let bytes = encode(&said).unwrap();
+            assert_eq!(decode::<Said<u64>>(&bytes), Ok(said));
+            (label, bytes.to_vec())
+        };
+        let responses: Vec<_> = responses.into_iter().map(bytes_of).collect();
+        for (number, name) in variants_of::<CallError>().iter().enumerate() {
+            let is_shown = responses.iter().any(|(_, bytes)| bytes[1..3] == [1, number as u8]);
+            assert!(is_shown, "give an example of the error {name}");
+        }
+        vectors.add::<Said<u64>>("response", 1, responses);
+        vectors.hold("rows.txt", include_str!("../tests/vectors/rows.txt"));
+    }
+}

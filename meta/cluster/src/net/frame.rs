@@ -143,7 +143,10 @@ pub(super) fn decode(
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::Service;
+    use super::super::line::Lane;
     use super::*;
+    use crate::vectors::Vectors;
 
     const MAX: usize = 1000;
 
@@ -208,6 +211,64 @@ mod tests {
         make_void(&mut out[..], false);
         let frame = decode(&mut out, 3).unwrap().unwrap();
         assert_eq!((frame.head.kind, &frame.body[..]), (Kind::Void, &b"abc"[..]));
+    }
+
+    /// Frozen: add lines for new kinds, never edit these.
+    #[test]
+    fn frames_of_every_kind_are_frozen() {
+        let label = |kind: Kind| match kind {
+            Kind::Call => "call",
+            Kind::Answer => "answer",
+            Kind::Refuse => "refuse",
+            Kind::Busy => "busy",
+            Kind::Open => "open",
+            Kind::Message => "message",
+            Kind::Credit => "credit",
+            Kind::End => "end",
+            Kind::Ping => "ping",
+            Kind::Void => "void",
+            Kind::Goodbye => "goodbye",
+        };
+        let mut vectors = Vectors::default();
+        for kind in (0..=u8::MAX).filter_map(Kind::of) {
+            let body = match kind {
+                Kind::Credit => &0x0001_0203_u32.to_le_bytes()[..],
+                Kind::Call | Kind::Answer | Kind::Refuse | Kind::Open | Kind::Message => b"abc",
+                Kind::Busy | Kind::End | Kind::Ping | Kind::Void | Kind::Goodbye => b"",
+            };
+            let detail = match kind {
+                Kind::Call | Kind::Open => 4,
+                Kind::End => ENDS_SENDING | ENDS_RECEIVING,
+                _ => 0,
+            };
+            let id = if matches!(kind, Kind::Ping | Kind::Goodbye) { 0 } else { 0x0102_0304_0506 };
+            let head = Head::new(kind, detail, id);
+            let mut bytes = bytes_of(&Frame { head, body: Bytes::copy_from_slice(body) });
+            vectors.push(&format!("frame.{}", label(kind)), &bytes);
+            let read = decode(&mut bytes, MAX).unwrap().unwrap();
+            assert_eq!((read.head, &read.body[..]), (head, body));
+        }
+        for lane in (0..=u8::MAX).filter_map(Lane::of) {
+            let label = match lane {
+                Lane::Calls => "calls",
+                Lane::Raft => "raft",
+                Lane::Bulk => "bulk",
+                Lane::Meta => "meta",
+            };
+            vectors.push(&format!("lane.{label}"), &[lane as u8]);
+        }
+        for service in (0..=u8::MAX).filter_map(Service::of) {
+            let label = match service {
+                Service::Rows => "rows",
+                Service::Raft => "raft",
+                Service::RaftBulk => "raft-bulk",
+                Service::Meta => "meta",
+                Service::Sync => "sync",
+                Service::Leads => "leads",
+            };
+            vectors.push(&format!("service.{label}"), &[service as u8]);
+        }
+        vectors.hold("frames.txt", include_str!("../../tests/vectors/frames.txt"));
     }
 
     #[test]

@@ -295,6 +295,7 @@ async fn receive<T: DeserializeOwned, S: AsyncRead + Unpin>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vectors::Vectors;
 
     fn greeter(server: u64, cluster: Option<u64>, secret: Option<&Secret>) -> Greeter<'_> {
         let card = Card {
@@ -396,5 +397,86 @@ mod tests {
             panic!("refused")
         };
         assert_eq!(why, accepted);
+    }
+
+    /// Frozen: add lines for new versions, never edit these.
+    #[test]
+    fn the_handshake_is_frozen() {
+        let secret = Secret::new("correct horse battery").unwrap();
+        let (dialer, acceptor) = (greeter(1, None, None).card, greeter(300, Some(5), None).card);
+        let mut vectors = Vectors::default();
+        let preface = preface();
+        vectors.push("preface", &preface);
+        let hello = |has_secret, wanted: Option<u64>| {
+            encoded(&Hello {
+                card: dialer.clone(),
+                wanted: wanted.map(ServerId),
+                has_secret,
+                nonce: [7; 32],
+            })
+        };
+        vectors.push("hello", &hello(false, None));
+        let hello = hello(true, Some(300));
+        vectors.push("hello.secret", &hello);
+        let challenge = encoded(&Reply::Challenge { has_secret: true, nonce: [8; 32] });
+        let said = [&preface[..], &hello, &challenge];
+        let proof_of = |role, said: &[&[u8]]| -> [u8; 32] {
+            mac(&secret, role, said).finalize().into_bytes().into()
+        };
+        vectors.push("proof.none", &encoded(&Proof(None)));
+        let proof = encoded(&Proof(Some(proof_of(DIALER, &said))));
+        vectors.push("proof", &proof);
+        let card = encoded(&acceptor);
+        let said = [&said[..], &[&proof, &card]].concat();
+        let replies = vec![
+            ("challenge", challenge.clone()),
+            ("challenge-open", encoded(&Reply::Challenge { has_secret: false, nonce: [8; 32] })),
+            (
+                "welcome",
+                encoded(&Reply::Welcome {
+                    card: acceptor.clone(),
+                    proof: Some(proof_of(ACCEPTOR, &said)),
+                }),
+            ),
+            ("welcome-open", encoded(&Reply::Welcome { card: acceptor.clone(), proof: None })),
+            ("refused", encoded(&Reply::Refused("no".to_owned()))),
+        ];
+        vectors.add::<Reply>("reply", 0, replies);
+        vectors.hold("handshake.txt", include_str!("../../tests/vectors/handshake.txt"));
+    }
+
+    /// The bytes in the file are those that a dialer writes and reads.
+    #[tokio::test]
+    async fn a_dialer_speaks_the_frozen_handshake() {
+        let text = include_str!("../../tests/vectors/handshake.txt");
+        let line = |label: &str| -> Vec<u8> {
+            let hex = text
+                .lines()
+                .find_map(|line| line.strip_prefix(label)?.strip_prefix(' '))
+                .unwrap_or_else(|| panic!("no line {label}"));
+            (0..hex.len())
+                .step_by(2)
+                .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+                .collect()
+        };
+        let (mut one, mut wire) = tokio::io::duplex(4096);
+        let acceptor = async {
+            let mut start = [0; 8];
+            wire.read_exact(&mut start).await.unwrap();
+            assert_eq!(start[..], line("preface"));
+            let length = usize::from(wire.read_u16_le().await.unwrap());
+            let mut hello = vec![0; length];
+            wire.read_exact(&mut hello).await.unwrap();
+            // The nonce is drawn anew each time.
+            let frozen = line("hello");
+            let nonce_at = frozen.len() - 32;
+            assert_eq!((hello.len(), &hello[..nonce_at]), (frozen.len(), &frozen[..nonce_at]));
+            send(&mut wire, &line("reply.challenge-open")).await.unwrap();
+            assert_eq!(receive::<Proof, _>(&mut wire).await.unwrap().1, line("proof.none"));
+            send(&mut wire, &line("reply.welcome-open")).await.unwrap();
+        };
+        let dialer = greeter(1, None, None);
+        let (dialed, ()) = tokio::join!(dialer.dial(&mut one, None), acceptor);
+        assert_eq!(dialed.unwrap(), greeter(300, Some(5), None).card);
     }
 }
