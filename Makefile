@@ -37,7 +37,7 @@ help:
 	@echo "make fix                                        format, and apply the lints' suggestions"
 	@echo "make bench                                      measure Bridle beside redis-server at equal durability"
 	@echo "make bench-cluster                              measure a cluster beside etcd and a Redis with replicas"
-	@echo "make pages                                      write the generated pages: proxy/COMMANDS.md"
+	@echo "make pages                                      write the generated tables: proxy/COMMANDS.md, deploy/METRICS.md"
 
 run: setup
 	$(CARGO) run --release -p bridle -- standalone --port $(PORT) --http-port $(HTTP_PORT) --data "$(DATA)" $(ARGS)
@@ -93,6 +93,7 @@ bench-cluster: setup-bench
 
 pages:
 	$(CARGO) run -q -p commands --example commands_page -- proxy/COMMANDS.md
+	BRIDLE_WRITE_PAGES=1 $(CARGO) test -q --release --workspace --bin bridle -- metrics_page
 
 setup:
 	@deploy/setup.sh build

@@ -5,6 +5,9 @@
 //! - What is exported stands in [`METRICS`], the engine's and the proxy's lists
 //!   (`integration`, the Prometheus test).
 
+#[cfg(test)]
+mod metrics_page;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
