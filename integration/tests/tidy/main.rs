@@ -2,6 +2,7 @@
 //! only what exists. Each file checks one kind of rule; [`tree`] reads the files.
 
 mod layers;
+mod names;
 mod pages;
 mod tree;
 

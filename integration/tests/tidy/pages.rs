@@ -18,8 +18,8 @@ const FRONT_PAGE_BYTES: usize = 12 << 10;
 
 /// A page: its path from the top, and its text.
 pub(crate) struct Page {
-    path: String,
-    text: String,
+    pub(crate) path: String,
+    pub(crate) text: String,
 }
 
 /// All pages of the tree.
