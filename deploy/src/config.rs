@@ -13,6 +13,7 @@ mod change;
 mod cluster;
 mod file;
 mod memory;
+mod renamed;
 mod setting;
 #[cfg(test)]
 mod tests;
@@ -118,8 +119,8 @@ settings! {
         tls_name: String;
         protected_mode: bool;
         call_timeout: Dur, in Dur::ms(100), Dur::ms(600_000);
-        transfer_rate: Size;
-        hand_over: Dur, in Dur::ms(0), Dur::ms(600_000);
+        snapshot_rate: Size;
+        leader_transfer_timeout: Dur, in Dur::ms(0), Dur::ms(600_000);
     }
     proxy: ProxySection {
         bind: Vec<IpAddr>;
@@ -152,7 +153,7 @@ settings! {
     http: HttpSection {
         bind: IpAddr;
         port: u16;
-        names: Vec<String>;
+        allowed_hosts: Vec<String>;
     }
     tables: TablesSection {
         partitions: u32, in 1, 1024;
@@ -169,17 +170,17 @@ settings! {
         flush_threads: u32, in 1, 256;
         compaction_threads: u32, in 1, 256;
         compression: Compression;
-        sweep_after: Dur, in Dur::ms(60_000), Dur::ms(MAX_SECONDS * 1000);
+        periodic_compaction_after: Dur, in Dur::ms(60_000), Dur::ms(MAX_SECONDS * 1000);
         disk_reserve: Size;
     }
     raft_log: RaftLogSection {
-        segment: Size, in Size::mib(1), Size::mib(1024);
+        segment_size: Size, in Size::mib(1), Size::mib(1024);
         tail_cache: Size, in Size::mib(1), Size::mib(1 << 20);
-        unwritten: Size, in Size::mib(1), Size::mib(1 << 14);
-        kept: Size, in Size::mib(1), Size::mib(1 << 20);
-        kept_in_all: Size, in Size::mib(1), Size::mib(1 << 24);
-        kept_entries: u32, in 1, u32::MAX;
-        kept_for: Dur, in Dur::ms(0), Dur::ms(MAX_SECONDS * 1000);
+        write_queue_size: Size, in Size::mib(1), Size::mib(1 << 14);
+        retention_size: Size, in Size::mib(1), Size::mib(1 << 20);
+        retention_total_size: Size, in Size::mib(1), Size::mib(1 << 24);
+        retention_entries: u32, in 1, u32::MAX;
+        retention_time: Dur, in Dur::ms(0), Dur::ms(MAX_SECONDS * 1000);
     }
     threads: ThreadsSection {
         proxy: u32, in 0, 1024;

@@ -48,7 +48,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_log_fsyncs_total", Counter, "fdatasyncs of the Raft log."),
     ("bridle_log_fsync_seconds", Histogram, "How long each took."),
     (
-        "bridle_log_disk_ailing",
+        "bridle_log_disk_unhealthy",
         Gauge,
         "1 while a disk of this server is slow, full or failed, and a minute beyond: others lead \
          meanwhile.",
@@ -57,7 +57,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ("bridle_log_records_total", Counter, "Records in these batches."),
     ("bridle_log_written_bytes_total", Counter, "Bytes in these batches."),
     (
-        "bridle_log_moved_entries_total",
+        "bridle_log_relocated_entries_total",
         Counter,
         "Entries written again so that an old segment could go.",
     ),
@@ -83,7 +83,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
         "Fields that the expiry cycle removed, of rows that stay, in partitions that are led here.",
     ),
     (
-        "bridle_figures_age_seconds",
+        "bridle_gauges_age_seconds",
         Gauge,
         "How old the gauges of stores, log and readiness on this page are: above 1, gathering \
          them waits for a disk.",
@@ -115,7 +115,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
     ),
     ("bridle_raft_log_entries", Gauge, "By table: entries in the log that are not purged yet."),
     (
-        "bridle_raft_handovers_total",
+        "bridle_raft_leader_transfers_total",
         Counter,
         "Leaderships that this server has handed over, by why: asked, stopping, or what ails its \
          disk.",
@@ -132,7 +132,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
         "By group: that it votes by what is left of its log, since more members than it can spare \
          were not stopped in order: what was acknowledged shortly before may be lost.",
     ),
-    ("bridle_raft_led", Gauge, "By table: partitions that are led here."),
+    ("bridle_raft_leaders", Gauge, "By table: partitions that are led here."),
     (
         "bridle_table_rows_led",
         Gauge,
@@ -165,7 +165,7 @@ const METRICS: &[(&str, Kind, &str)] = &[
         "Seconds until the first of the certificates in use ends, of clients, clients_ca, cluster \
          and cluster_ca; below zero: it has.",
     ),
-    ("bridle_partition_faults", Gauge, "By table: partitions that do not serve."),
+    ("bridle_partitions_not_serving", Gauge, "By table: partitions that do not serve."),
     ("bridle_rocksdb_block_cache_bytes", Gauge, "Block cache of all tables."),
     (
         "bridle_rocksdb_memtable_budget_bytes",
@@ -219,11 +219,11 @@ const METRICS: &[(&str, Kind, &str)] = &[
         "By table: failed flushes and compactions since the partitions were opened.",
     ),
     (
-        "bridle_rocksdb_swept_cells",
+        "bridle_rocksdb_filtered_cells",
         Gauge,
         "By table: dead cells that compaction dropped since the partitions were opened.",
     ),
-    ("bridle_rocksdb_swept_bytes", Gauge, "By table: their bytes."),
+    ("bridle_rocksdb_filtered_bytes", Gauge, "By table: their bytes."),
 ];
 
 /// Bounds of latency histograms, seconds.
@@ -281,7 +281,7 @@ pub(crate) fn gather(local: &Local) {
 /// The page, with what was [gathered](gather) so long ago. Waits for nothing.
 pub(crate) fn page(local: &Local, gathered: Option<Duration>, handle: &PrometheusHandle) -> String {
     if let Some(age) = gathered {
-        gauge!("bridle_figures_age_seconds").set(age.as_secs_f64());
+        gauge!("bridle_gauges_age_seconds").set(age.as_secs_f64());
     }
     let mut page = handle.render();
     if let Some(proxy) = local.proxy() {
@@ -321,12 +321,12 @@ fn of_stores(local: &Local, stores: &Stores) {
     let log = stores.log.stats();
     gauge!("bridle_log_writable").set(f64::from(u8::from(local.writable().is_ok())));
     counter!("bridle_log_fsyncs_total").absolute(log.fsyncs());
-    gauge!("bridle_log_disk_ailing")
+    gauge!("bridle_log_disk_unhealthy")
         .set(f64::from(u8::from(stores.log.ailment_lately().is_some())));
     counter!("bridle_log_batches_total").absolute(log.batches());
     counter!("bridle_log_records_total").absolute(log.records());
     counter!("bridle_log_written_bytes_total").absolute(log.bytes());
-    counter!("bridle_log_moved_entries_total").absolute(log.moved());
+    counter!("bridle_log_relocated_entries_total").absolute(log.moved());
     gauge!("bridle_log_segments").set(log.segments() as f64);
     gauge!("bridle_log_disk_bytes").set(log.disk_bytes() as f64);
     gauge!("bridle_rocksdb_block_cache_bytes").set(stores.shared.cache_used() as f64);
@@ -357,7 +357,7 @@ fn of_table(node: &Node, reports: &[Replica], table: &cluster::Table) {
         groups.iter().map(|group| group.last_log.saturating_sub(group.purged)).sum(),
     );
     show("bridle_raft_term", groups.iter().map(|group| group.term).max().unwrap_or(0));
-    show("bridle_raft_led", groups.iter().filter(|group| group.is_leader).count() as u64);
+    show("bridle_raft_leaders", groups.iter().filter(|group| group.is_leader).count() as u64);
     let led =
         || reports.iter().filter(|replica| replica.partition.table == table.id && replica.leads);
     show("bridle_table_rows_led", led().map(|replica| replica.rows).sum());
@@ -365,7 +365,7 @@ fn of_table(node: &Node, reports: &[Replica], table: &cluster::Table) {
         replica.matched.iter().map(|(_, matched)| replica.last_log.saturating_sub(*matched)).max()
     };
     show("bridle_raft_follower_lag_entries", led().filter_map(lag).max().unwrap_or(0));
-    show("bridle_partition_faults", node.table_figures(table.id).faults.len() as u64);
+    show("bridle_partitions_not_serving", node.table_figures(table.id).faults.len() as u64);
     let of_stores: [(&'static str, fn(&engine::store::Figures) -> u64); 15] = [
         ("bridle_rocksdb_memtable_bytes", |store| store.memtable_bytes),
         ("bridle_rocksdb_file_bytes", |store| store.file_bytes),
@@ -380,8 +380,8 @@ fn of_table(node: &Node, reports: &[Replica], table: &cluster::Table) {
         ("bridle_rocksdb_delayed_write_rate_bytes", |store| store.delayed_write_rate),
         ("bridle_rocksdb_snapshots", |store| store.snapshots),
         ("bridle_rocksdb_background_errors", |store| store.background_errors),
-        ("bridle_rocksdb_swept_cells", |store| store.swept_cells),
-        ("bridle_rocksdb_swept_bytes", |store| store.swept_bytes),
+        ("bridle_rocksdb_filtered_cells", |store| store.swept_cells),
+        ("bridle_rocksdb_filtered_bytes", |store| store.swept_bytes),
     ];
     for (name, of) in of_stores {
         show(name, stores.iter().map(of).sum());
@@ -393,7 +393,7 @@ mod tests {
     use super::*;
 
     /// In seconds, and not how long things took.
-    const GAUGES_OF_TIME: [&str; 2] = ["bridle_clock_ahead_seconds", "bridle_figures_age_seconds"];
+    const GAUGES_OF_TIME: [&str; 2] = ["bridle_clock_ahead_seconds", "bridle_gauges_age_seconds"];
 
     #[test]
     fn every_name_says_its_kind() {

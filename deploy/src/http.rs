@@ -187,7 +187,7 @@ async fn other_sites(State(local): State<Arc<Local>>, request: Request, next: Ne
             &local.http_names(),
         )
     {
-        let why = "requests from web pages of other sites are not served (http.names lists the \
+        let why = "requests from web pages of other sites are not served (http.allowed_hosts lists the \
                    names that this port may be asked under)";
         return (StatusCode::FORBIDDEN, Json(serde_json::json!({ "error": why }))).into_response();
     }

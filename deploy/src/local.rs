@@ -189,7 +189,7 @@ impl Local {
         let (log, groups) = (stores.log.stats(), self.groups());
         vec![
             ("raft_groups", int(groups.len() as u64)),
-            ("raft_groups_led", int(groups.iter().filter(|group| group.is_leader).count() as u64)),
+            ("raft_leaders", int(groups.iter().filter(|group| group.is_leader).count() as u64)),
             ("raft_entries_applied", int(groups.iter().map(|group| group.applied).sum())),
             ("raft_log_bytes", int(log.disk_bytes())),
             ("raft_log_segments", int(log.segments())),
@@ -217,7 +217,7 @@ impl Local {
             ("rocksdb_running_compactions", sum(|store| store.running_compactions)),
             ("rocksdb_background_errors", sum(|store| store.background_errors)),
             ("rocksdb_write_stopped", sum(|store| store.write_stopped)),
-            ("rocksdb_swept_bytes", sum(|store| store.swept_bytes)),
+            ("rocksdb_filtered_bytes", sum(|store| store.swept_bytes)),
         ]
     }
 
@@ -423,7 +423,7 @@ impl Local {
     pub(crate) fn http_names(&self) -> Vec<String> {
         let advertised =
             self.config.cluster.advertise.as_ref().map(|address| address.host().to_owned());
-        self.config.http.names.iter().cloned().chain(advertised).collect()
+        self.config.http.allowed_hosts.iter().cloned().chain(advertised).collect()
     }
 }
 

@@ -178,7 +178,7 @@ pub(crate) async fn open(
         let _on = runtimes.raft.enter();
         Ticker::start()
     };
-    ticker.set_transfer_rate(config.cluster.transfer_rate.0);
+    ticker.set_transfer_rate(config.cluster.snapshot_rate.0);
     ticker.set_log_policy(stores::log_policy(config));
     let (net, listener) = {
         let _on = runtimes.net.enter();

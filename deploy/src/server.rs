@@ -269,7 +269,7 @@ impl Process<'_> {
         }
         local.serving.store(false, Ordering::Release);
         let stopping = async {
-            opened.hand_over(config.cluster.hand_over.0).await;
+            opened.hand_over(config.cluster.leader_transfer_timeout.0).await;
             shutdown.cancel();
             if tokio::time::timeout(DRAIN, serving).await.is_err() {
                 tracing::warn!("connections did not finish in time; they are cut");

@@ -55,9 +55,9 @@ fn log_options(config: &Config, directory: &Directory) -> LogOptions {
         Durability::Interval => engine::log::Durability::Interval(config.storage.sync_interval.0),
         Durability::Os => engine::log::Durability::Os,
     };
-    options.segment_bytes = config.raft_log.segment.0 as u32;
+    options.segment_bytes = config.raft_log.segment_size.0 as u32;
     options.tail_bytes_max = config.raft_log.tail_cache.0;
-    options.unwritten_bytes_max = config.raft_log.unwritten.0;
+    options.unwritten_bytes_max = config.raft_log.write_queue_size.0;
     options.watched = vec![directory.path().to_owned()];
     options
 }
@@ -66,10 +66,10 @@ fn log_options(config: &Config, directory: &Directory) -> LogOptions {
 pub(crate) fn log_policy(config: &Config) -> Policy {
     let log = &config.raft_log;
     Policy {
-        kept_bytes_max: log.kept.0,
-        kept_in_all_bytes_max: log.kept_in_all.0,
-        kept_entries_max: u64::from(log.kept_entries),
-        kept_for: log.kept_for.0,
+        kept_bytes_max: log.retention_size.0,
+        kept_in_all_bytes_max: log.retention_total_size.0,
+        kept_entries_max: u64::from(log.retention_entries),
+        kept_for: log.retention_time.0,
         ..Policy::default()
     }
 }
@@ -82,7 +82,7 @@ fn store_settings(config: &Config) -> Settings {
         flush_threads: storage.flush_threads as i32,
         compaction_threads: storage.compaction_threads as i32,
         zstd_bottom: storage.compression == config::Compression::Zstd,
-        sweep_seconds: storage.sweep_after.0.as_secs(),
+        sweep_seconds: storage.periodic_compaction_after.0.as_secs(),
         disk_reserve_bytes: storage.disk_reserve.0,
     }
 }

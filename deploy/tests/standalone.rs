@@ -31,7 +31,7 @@ impl Server {
                 "--memory",
                 "64MiB",
                 "--set",
-                "raft_log.segment=1MiB",
+                "raft_log.segment_size=1MiB",
                 "--data",
             ])
             .arg(data)

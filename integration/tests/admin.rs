@@ -7,7 +7,7 @@ use integration::{Said, Server, ServerBuilder, Value, bridle, within};
 use serde_json::json;
 
 fn small() -> ServerBuilder {
-    Server::builder().flag("set", "raft_log.segment=1MiB").flag("durability", "os")
+    Server::builder().flag("set", "raft_log.segment_size=1MiB").flag("durability", "os")
 }
 
 /// Lines of a table as words.

@@ -13,7 +13,8 @@ use integration::{Client, Server, ServerBuilder, Value, within};
 const MIB: u64 = 1 << 20;
 
 fn small() -> ServerBuilder {
-    let builder = Server::builder().flag("durability", "os").flag("set", "raft_log.segment=4MiB");
+    let builder =
+        Server::builder().flag("durability", "os").flag("set", "raft_log.segment_size=4MiB");
     builder.flag("set", "storage.memtables=8MiB").flag("set", "raft_log.tail_cache=1MiB")
 }
 

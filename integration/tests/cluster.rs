@@ -305,7 +305,7 @@ fn roles_live_apart() {
     let (meta, metas_http, resp, http) =
         (format!("127.0.0.1:{}", ports[0]), ports[1].to_string(), ports[2], ports[3].to_string());
     let flags =
-        ["--metas", &meta, "--set", "raft_log.segment=1MiB", "--set", "tables.partitions=4"];
+        ["--metas", &meta, "--set", "raft_log.segment_size=1MiB", "--set", "tables.partitions=4"];
     let start = |name: &str, words: &[&str]| {
         Process::start(dir.path(), name, &[words, &flags[..]].concat())
     };
@@ -471,7 +471,7 @@ fn processes_trust_each_other_by_certificate() {
     };
     let start = |name: &str, words: &[&str], certs: Option<&str>| {
         let flags =
-            ["--metas", &meta, "--set", "tables.replicas=2", "--set", "raft_log.segment=1MiB"];
+            ["--metas", &meta, "--set", "tables.replicas=2", "--set", "raft_log.segment_size=1MiB"];
         let tls = certs.map(tls).unwrap_or_default();
         let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
         Process::start(dir.path(), name, &[words, &flags[..], &tls[..]].concat())
@@ -627,7 +627,7 @@ fn addresses_are_of_any_kind_and_change_between_starts() {
             "--http-port",
             http,
         ];
-        let more = ["--set", "tables.partitions=4", "--set", "raft_log.segment=1MiB"];
+        let more = ["--set", "tables.partitions=4", "--set", "raft_log.segment_size=1MiB"];
         Process::start(dir.path(), &number.to_string(), &[&words[..], &more[..]].concat())
     };
     let reach = |number: usize| Client::reach(clients[number], Duration::from_secs(6));
@@ -703,7 +703,7 @@ impl Script {
             .arg(what)
             .arg(binary())
             .env("DATA", self.dir.path())
-            .env("ARGS", "--set raft_log.segment=1MiB");
+            .env("ARGS", "--set raft_log.segment_size=1MiB");
         for (name, port) in ["PORT", "HTTP_PORT", "CLUSTER_PORT"].iter().zip(self.ports) {
             command.env(name, port.to_string());
         }

@@ -54,7 +54,7 @@ fn small_disk(test: &str) -> Option<PathBuf> {
 fn server(disk: &Path) -> ServerBuilder {
     Server::builder()
         .dir(&disk.join("data"))
-        .flag("set", "raft_log.segment=1MiB")
+        .flag("set", "raft_log.segment_size=1MiB")
         .flag("set", "storage.memtables=2MiB")
 }
 

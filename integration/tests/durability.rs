@@ -245,7 +245,7 @@ fn pages_do_not_wait_for_a_disk_that_stalls() {
     let metrics = ask("/metrics");
     let age = metrics
         .lines()
-        .find_map(|line| line.strip_prefix("bridle_figures_age_seconds "))
+        .find_map(|line| line.strip_prefix("bridle_gauges_age_seconds "))
         .expect("the metric");
     assert!(age.parse::<f64>().expect("a number") > 0.5, "{age}");
     drop(traced);

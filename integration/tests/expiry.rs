@@ -9,7 +9,7 @@ use integration::cluster::Cluster;
 use integration::{Client, Server, ServerBuilder, Value, within};
 
 fn small() -> ServerBuilder {
-    Server::builder().flag("set", "raft_log.segment=1MiB").flag("durability", "os")
+    Server::builder().flag("set", "raft_log.segment_size=1MiB").flag("durability", "os")
 }
 
 /// The server's clock, ms.

@@ -12,7 +12,7 @@ const KEYS: usize = 200;
 
 /// A server with a small log, so that looking at its files is quick.
 fn small() -> integration::ServerBuilder {
-    Server::builder().flag("set", "raft_log.segment=1MiB")
+    Server::builder().flag("set", "raft_log.segment_size=1MiB")
 }
 
 fn value(n: usize) -> String {
@@ -317,7 +317,7 @@ fn a_wrong_configuration_is_refused_with_its_line_before_anything_is_made() {
         ("[storag]\n", "line 1", "storag"),
         ("[storage]\ndurability = \"sometimes\"\n", "line 2", "sometimes"),
         ("# sizes\n[storage]\nmemtables = \"much\"\n", "line 3", "much"),
-        ("[raft_log]\nsegment = -1\n", "line 2", "raft_log.segment"),
+        ("[raft_log]\nsegment_size = -1\n", "line 2", "raft_log.segment_size"),
         ("[proxy]\nport 7000\n", "line 2", ""),
     ];
     for (text, line, what) in cases {
@@ -378,7 +378,7 @@ fn a_stop_while_the_data_is_being_opened_is_obeyed_and_harmless() {
             .args([
                 "standalone",
                 "--set",
-                "raft_log.segment=1MiB",
+                "raft_log.segment_size=1MiB",
                 "--port",
                 &port,
                 "--http-port",

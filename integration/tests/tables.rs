@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use integration::{CROSSSLOT, Client, Server, ServerBuilder, Value, within};
 
 fn small() -> ServerBuilder {
-    Server::builder().flag("set", "raft_log.segment=1MiB").flag("durability", "os")
+    Server::builder().flag("set", "raft_log.segment_size=1MiB").flag("durability", "os")
 }
 
 /// The tables' names, in order.

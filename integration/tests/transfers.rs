@@ -101,9 +101,9 @@ fn a_node_that_was_away_for_long_is_sent_states_though_both_ends_are_killed() {
     let cluster = Cluster::builder()
         .partitions(4)
         .durability("os")
-        .set("raft_log.kept=1MiB")
+        .set("raft_log.retention_size=1MiB")
         .set("storage.memtables=1MiB");
-    let mut cluster = cluster.set("cluster.transfer_rate=2MiB").start();
+    let mut cluster = cluster.set("cluster.snapshot_rate=2MiB").start();
     cluster.admin(0, &["create", "heavy", "--partitions", &HEAVY.to_string()]);
     let mut client = cluster.client(0).expect("it serves");
     assert_eq!(

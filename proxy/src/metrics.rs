@@ -104,7 +104,7 @@ static DOCUMENTED: &[Documented] = &[
     ),
     metric(
         Counter,
-        "bridle_client_cuts_total",
+        "bridle_client_disconnects_total",
         &["buffer"],
         "Clients cut because a buffer was over its limit, or (request) an argument or a command \
          too large.",
@@ -250,17 +250,17 @@ fn counted(stats: &Stats) -> Vec<Sample> {
         count("bridle_connections_received_total", &[], stats.connections_received.get()),
         count("bridle_connections_rejected_total", &[], stats.connections_rejected.get()),
         count(
-            "bridle_client_cuts_total",
+            "bridle_client_disconnects_total",
             &[("buffer", "output")],
             stats.output_limit_disconnections.get(),
         ),
         count(
-            "bridle_client_cuts_total",
+            "bridle_client_disconnects_total",
             &[("buffer", "query")],
             stats.query_limit_disconnections.get(),
         ),
         count(
-            "bridle_client_cuts_total",
+            "bridle_client_disconnects_total",
             &[("buffer", "request")],
             stats.oversized_disconnections.get(),
         ),

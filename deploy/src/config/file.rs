@@ -7,6 +7,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
+use super::renamed::renamed;
 use super::{Config, KEYS};
 
 /// `deploy/bridle.toml`.
@@ -73,6 +74,12 @@ fn known_keys(section: &str) -> String {
     KEYS.iter().filter(|(of, _)| *of == section).map(|(_, key)| *key).collect::<Vec<_>>().join(", ")
 }
 
+fn no_such_key(section: &str, key: &str) -> String {
+    renamed(section, key).unwrap_or_else(|| {
+        format!("there is no key `{key}` in [{section}]; its keys are: {}", known_keys(section))
+    })
+}
+
 fn known_sections() -> String {
     let mut sections: Vec<&str> = KEYS.iter().map(|(section, _)| *section).collect();
     sections.dedup();
@@ -120,14 +127,7 @@ impl Config {
                     Some(Err(reason)) => {
                         faults.push((value.span(), format!("{name}.{}: {reason}", key.get_ref())))
                     }
-                    None => faults.push((
-                        key.span(),
-                        format!(
-                            "there is no key `{}` in [{name}]; its keys are: {}",
-                            key.get_ref(),
-                            known_keys(name)
-                        ),
-                    )),
+                    None => faults.push((key.span(), no_such_key(name, key.get_ref()))),
                 }
             }
         }
@@ -161,10 +161,7 @@ impl Config {
         };
         match outcome {
             Some(outcome) => outcome.map_err(refused),
-            None => Err(refused(format!(
-                "there is no such key; the keys of [{section}] are: {}",
-                known_keys(section)
-            ))),
+            None => Err(refused(no_such_key(section, key))),
         }
     }
 }

@@ -226,7 +226,7 @@ fn flags_override() {
     assert_eq!(
         config.read_flag("proxy.prot=1").unwrap_err().to_string(),
         format!(
-            "--set proxy.prot: there is no such key; the keys of [proxy] are: {}",
+            "--set proxy.prot: there is no key `prot` in [proxy]; its keys are: {}",
             KEYS.iter()
                 .filter(|(s, _)| *s == "proxy")
                 .map(|(_, k)| *k)

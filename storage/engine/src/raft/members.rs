@@ -371,7 +371,8 @@ impl Group {
         // This replica's vote waits for the disk that it is left for: before, nobody is
         // seen to lead from here.
         if outcome.is_ok() || matches!(why, Why::Disk(_)) {
-            metrics::counter!("bridle_raft_handovers_total", "reason" => why.name()).increment(1);
+            metrics::counter!("bridle_raft_leader_transfers_total", "reason" => why.name())
+                .increment(1);
             if let Why::Disk(ailment) = why {
                 tracing::warn!(group = inner.number, to, %ailment, "leadership was handed over: this server's disk is not well");
             }
