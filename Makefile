@@ -71,8 +71,8 @@ mutants: setup-test
 soak: setup-test
 	$(CARGO) build --release --workspace
 	BRIDLE_LIN_SECONDS=$$(($(SOAK) / 5)) $(CARGO) test --release -p integration --test linearizable -- --nocapture --test-threads 1
-	BRIDLE_KILLS=$$(($(SOAK) / 12)) $(CARGO) test --release -p integration --test no_loss -- --nocapture
-	BRIDLE_KILLS=50 $(CARGO) test --release -p integration --test failover -- --nocapture kill_of_the_leader
+	BRIDLE_KILLS=$$(($(SOAK) / 12)) $(CARGO) test --release -p integration --test no_lost_writes -- --nocapture
+	BRIDLE_KILLS=50 $(CARGO) test --release -p integration --test failover -- --nocapture leader_kill
 
 check: setup-test
 	$(CARGO) fmt --all --check

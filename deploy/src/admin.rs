@@ -3,56 +3,56 @@
 
 mod certs;
 mod client;
-mod words;
+mod format;
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use client::Server;
+use client::AdminClient;
 use meta::admin::{
     ClusterStatus, Compaction, EnvValue, NewLeader, NewTable, NodeStatus, PartitionStatus,
     ServerStatus, TableStatus,
 };
 use serde_json::Value;
 
-use crate::cli::{Admin, Ask, Env};
+use crate::cli::{Admin, AdminCommand, Env};
 
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 
 /// Asks, and gives the text to print.
 pub(crate) fn run(admin: &Admin) -> anyhow::Result<String> {
-    if let Ask::Certs { dir, days, hosts } = &admin.ask {
+    if let AdminCommand::Certs { dir, days, hosts } = &admin.command {
         return certs::make(dir, *days, hosts, admin.json);
     }
-    let server = Server::new(admin)?;
-    match &admin.ask {
-        Ask::Status => status(&server),
-        Ask::Nodes => {
-            server.show(server.get("/v1/nodes")?, |list: Vec<ServerStatus>| words::nodes(&list))
+    let server = AdminClient::new(admin)?;
+    match &admin.command {
+        AdminCommand::Status => status(&server),
+        AdminCommand::Nodes => {
+            server.show(server.get("/v1/nodes")?, |list: Vec<ServerStatus>| format::nodes(&list))
         }
-        Ask::Forget { node } => {
+        AdminCommand::Forget { node } => {
             let id = node_id(&server, node)?;
             server.delete(&format!("/v1/nodes/{id}"))?;
             server.show(serde_json::json!({ "forgotten": id }), |_: Value| {
                 format!("{id} is forgotten\n")
             })
         }
-        Ask::Release { seat } => {
+        AdminCommand::Release { seat } => {
             server.delete(&format!("/v1/metas/{seat}"))?;
             server.show(serde_json::json!({ "released": seat }), |_: Value| {
                 format!("seat {seat} is released: start the server that is to take it\n")
             })
         }
-        Ask::Tables => {
-            server.show(server.get("/v1/tables")?, |list: Vec<TableStatus>| words::tables(&list))
+        AdminCommand::Tables => {
+            server.show(server.get("/v1/tables")?, |list: Vec<TableStatus>| format::tables(&list))
         }
-        Ask::Partitions { table } => server
+        AdminCommand::Partitions { table } => server
             .show(server.get(&table_path(table, "/partitions"))?, |list: Vec<PartitionStatus>| {
-                words::partitions(&list)
+                format::partitions(&list)
             }),
-        Ask::Create { name, partitions, replicas, env } => {
+        AdminCommand::Create { name, partitions, replicas, env } => {
             let envs = env
                 .iter()
                 .map(|pair| key_value(pair))
@@ -60,84 +60,84 @@ pub(crate) fn run(admin: &Admin) -> anyhow::Result<String> {
             let new =
                 NewTable { name: name.clone(), partitions: *partitions, replicas: *replicas, envs };
             server.show(server.send("POST", "/v1/tables", &new)?, |table: TableStatus| {
-                words::tables(&[table])
+                format::tables(&[table])
             })
         }
-        Ask::Drop { name } => {
+        AdminCommand::Drop { name } => {
             server.show(server.delete(&table_path(name, ""))?, |table: TableStatus| {
                 format!(
                     "{} is dropped; {} of disk are being given back\n",
                     table.name,
-                    words::bytes(table.figures.disk_bytes)
+                    format::bytes(table.figures.disk_bytes)
                 )
             })
         }
-        Ask::Transfer { table, partition, to } => {
+        AdminCommand::Transfer { table, partition, to } => {
             let to = node_id(&server, to)?;
             let path = table_path(table, &format!("/partitions/{partition}/leader"));
             server.show(
                 server.send("PUT", &path, &NewLeader { to })?,
-                |partition: PartitionStatus| words::partitions(&[partition]),
+                |partition: PartitionStatus| format::partitions(&[partition]),
             )
         }
-        Ask::Env(Env::Get { table, key: Some(key) }) => {
+        AdminCommand::Env(Env::Get { table, key: Some(key) }) => {
             let value = server.get(&table_path(table, &format!("/envs/{}", encoded(key))))?;
             server.show(value, |env: EnvValue| format!("{}\n", env.value))
         }
-        Ask::Env(Env::Get { table, key: None }) => {
-            server.show(server.get(&table_path(table, "/envs"))?, |all| words::envs(&all))
+        AdminCommand::Env(Env::Get { table, key: None }) => {
+            server.show(server.get(&table_path(table, "/envs"))?, |all| format::envs(&all))
         }
-        Ask::Env(Env::Set { table, key, value }) => {
+        AdminCommand::Env(Env::Set { table, key, value }) => {
             let path = table_path(table, &format!("/envs/{}", encoded(key)));
             server.show(server.send("PUT", &path, &EnvValue { value: value.clone() })?, |all| {
-                words::envs(&all)
+                format::envs(&all)
             })
         }
-        Ask::Env(Env::Del { table, key }) => server
+        AdminCommand::Env(Env::Del { table, key }) => server
             .show(server.delete(&table_path(table, &format!("/envs/{}", encoded(key))))?, |all| {
-                words::envs(&all)
+                format::envs(&all)
             }),
-        Ask::Compact { name, progress, wait } => {
+        AdminCommand::Compact { name, progress, wait } => {
             compact(&server, &table_path(name, "/compaction"), *progress, *wait)
         }
-        Ask::Certs { .. } => unreachable!("it asks no server, and was made above"),
+        AdminCommand::Certs { .. } => unreachable!("it asks no server, and was made above"),
     }
 }
 
 /// The process that is asked, and below it its cluster when it is part of one: as JSON,
 /// `in_cluster` beside the rest.
-fn status(server: &Server) -> anyhow::Result<String> {
+fn status(server: &AdminClient) -> anyhow::Result<String> {
     let mut status = server.get("/v1/status")?;
     let node: NodeStatus = serde_json::from_value(status.clone())
         .context("understand the answer (is the server of this version?)")?;
     if node.node_id < cluster::SEATS_END {
-        return server.show(status, |status| words::node(&status));
+        return server.show(status, |status| format::node(&status));
     }
     match server.get("/v1/cluster") {
         Ok(cluster) => {
             let known: ClusterStatus = serde_json::from_value(cluster.clone())
                 .context("understand what is said of the cluster")?;
             status["in_cluster"] = cluster;
-            server.show(status, |status| words::node(&status) + &words::cluster(&known))
+            server.show(status, |status| format::node(&status) + &format::cluster(&known))
         }
         Err(error) => {
             status["in_cluster"] = serde_json::json!({ "error": format!("{error:#}") });
             server.show(status, |status| {
-                words::node(&status)
+                format::node(&status)
                     + &format!("fault       nothing is known of the cluster: {error:#}\n")
             })
         }
     }
 }
 
-fn compact(server: &Server, path: &str, progress: bool, wait: bool) -> anyhow::Result<String> {
+fn compact(server: &AdminClient, path: &str, progress: bool, wait: bool) -> anyhow::Result<String> {
     let mut stands =
         if progress { server.get(path)? } else { server.send("POST", path, &Value::Null)? };
     let shows = wait && !server.json && std::io::stderr().is_terminal();
     while wait && stands["status"] == "running" {
         if shows && let Ok(now) = serde_json::from_value::<Compaction>(stands.clone()) {
             // For people only: that it can't be shown is no error.
-            let _ = write!(std::io::stderr(), "\r\x1b[K{}", words::compaction(&now).trim_end());
+            let _ = write!(std::io::stderr(), "\r\x1b[K{}", format::compaction(&now).trim_end());
         }
         std::thread::sleep(PROGRESS_PERIOD);
         stands = server.get(path)?;
@@ -148,11 +148,11 @@ fn compact(server: &Server, path: &str, progress: bool, wait: bool) -> anyhow::R
     if wait && stands["status"] != "done" {
         bail!("the compaction failed: {}", stands["error"].as_str().unwrap_or("no reason given"));
     }
-    server.show(stands, |stands: Compaction| words::compaction(&stands))
+    server.show(stands, |stands: Compaction| format::compaction(&stands))
 }
 
 /// A process's id: as given, or that of the one at this address.
-fn node_id(server: &Server, named: &str) -> anyhow::Result<String> {
+fn node_id(server: &AdminClient, named: &str) -> anyhow::Result<String> {
     let nodes: Vec<ServerStatus> =
         serde_json::from_value(server.get("/v1/nodes")?).context("understand the list of nodes")?;
     let is_meant = |node: &&ServerStatus| {

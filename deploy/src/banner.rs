@@ -4,21 +4,21 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use crate::config::{Config, Dur, Durability, Setting};
-use crate::local::role_words;
-use crate::ports::Places;
-use crate::server::Shape;
+use crate::config::{Config, Dur, Durability, SettingValue};
+use crate::ports::BoundAddresses;
+use crate::process_info::role_names;
+use crate::server::Mode;
 
 /// The text.
-pub(crate) fn banner(shape: Shape, config: &Config, data: &Path, places: &Places) -> String {
-    let (plain, tls, http) = (&places.plain, &places.tls, places.http);
+pub(crate) fn banner(mode: Mode, config: &Config, data: &Path, bound: &BoundAddresses) -> String {
+    let (plain, tls, http) = (&bound.plain, &bound.tls, bound.http);
     let list = |addresses: &[SocketAddr]| {
         addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
     let what =
-        if shape.in_cluster() { role_words(shape).join(" and ") } else { "standalone".to_owned() };
+        if mode.in_cluster() { role_names(mode).join(" and ") } else { "standalone".to_owned() };
     let mut lines = vec![format!("Bridle {}, {what}", env!("CARGO_PKG_VERSION"))];
-    if let Some(at) = places.cluster {
+    if let Some(at) = bound.cluster {
         lines.push(format!(
             "  cluster         {}, reached at {}",
             config.cluster.name,
@@ -43,18 +43,18 @@ pub(crate) fn banner(shape: Shape, config: &Config, data: &Path, places: &Places
     if !tls.is_empty() {
         lines.push(format!("  with TLS        {}", list(tls)));
     }
-    if shape.roles().proxy && !config.proxy.unixsocket.as_os_str().is_empty() {
+    if mode.roles().proxy && !config.proxy.unixsocket.as_os_str().is_empty() {
         lines.push(format!("  Unix socket     {}", config.proxy.unixsocket.display()));
     }
     lines.push(format!("  metrics, admin  http://{http}"));
     lines.push(format!("  data            {}", data.display()));
     lines.push(format!("  memory          {}", config.shares.memory.text()));
     // Of a process without replicas it is that of the servers which have them.
-    if shape.roles().storage {
+    if mode.roles().storage {
         lines.push(format!(
             "  durability      {}: {}",
             config.storage.durability.word(),
-            survives(config)
+            durability_text(config)
         ));
     }
     if config.proxy.requirepass.is_empty() && !config.proxy.protected_mode {
@@ -64,14 +64,14 @@ pub(crate) fn banner(shape: Shape, config: &Config, data: &Path, places: &Places
                 .to_owned(),
         );
     }
-    if let Some(line) = try_line(config, plain, tls) {
+    if let Some(line) = example_command(config, plain, tls) {
         lines.push(format!("Try:  {line}"));
     }
     lines.push(String::new());
     lines.join("\n")
 }
 
-fn survives(config: &Config) -> String {
+fn durability_text(config: &Config) -> String {
     match config.storage.durability {
         Durability::Always => "an acknowledged write survives power loss".to_owned(),
         Durability::Interval => {
@@ -90,7 +90,7 @@ fn survives(config: &Config) -> String {
 }
 
 /// A line that works when it is typed.
-fn try_line(config: &Config, plain: &[SocketAddr], tls: &[SocketAddr]) -> Option<String> {
+fn example_command(config: &Config, plain: &[SocketAddr], tls: &[SocketAddr]) -> Option<String> {
     let at = |address: &SocketAddr| match address.ip() {
         ip if ip.is_unspecified() || ip.to_string() == "127.0.0.1" => {
             format!("redis-cli -p {}", address.port())
@@ -114,12 +114,13 @@ mod tests {
     use crate::config::Secret;
 
     #[test]
-    fn says_what_is_served_and_how_durable_it_is() {
+    fn the_banner_shows_addresses_and_durability() {
         let mut config = Config::defaults();
         let plain = ["127.0.0.1:6379".parse().unwrap()];
         let http = "127.0.0.1:9121".parse().unwrap();
-        let mut places = Places { plain: plain.to_vec(), tls: Vec::new(), http, cluster: None };
-        let text = banner(Shape::Standalone, &config, Path::new("./data"), &places);
+        let mut bound =
+            BoundAddresses { plain: plain.to_vec(), tls: Vec::new(), http, cluster: None };
+        let text = banner(Mode::Standalone, &config, Path::new("./data"), &bound);
         assert!(
             text.starts_with(concat!("Bridle ", env!("CARGO_PKG_VERSION"), ", standalone\n")),
             "{text}"
@@ -144,8 +145,8 @@ mod tests {
 
         config.storage.durability = Durability::Interval;
         config.proxy.requirepass = Secret::new("open sesame");
-        (places.plain, places.tls) = (Vec::new(), vec!["10.0.0.1:6380".parse().unwrap()]);
-        let text = banner(Shape::Standalone, &config, Path::new("./data"), &places);
+        (bound.plain, bound.tls) = (Vec::new(), vec!["10.0.0.1:6380".parse().unwrap()]);
+        let text = banner(Mode::Standalone, &config, Path::new("./data"), &bound);
         assert!(text.contains("power loss may take the last 100ms\n"), "{text}");
         assert!(
             text.ends_with(
@@ -155,9 +156,9 @@ mod tests {
         );
         assert!(!text.contains("sesame"));
 
-        places.cluster = Some("127.0.0.1:7201".parse().unwrap());
-        let shape = Shape::Member(cluster::news::Roles { meta: false, storage: true, proxy: true });
-        let text = banner(shape, &config, Path::new("./data"), &places);
+        bound.cluster = Some("127.0.0.1:7201".parse().unwrap());
+        let mode = Mode::Member(cluster::news::Roles { meta: false, storage: true, proxy: true });
+        let text = banner(mode, &config, Path::new("./data"), &bound);
         assert!(
             text.contains(
                 ", storage and proxy\n  cluster         bridle, reached at 127.0.0.1:7201\n"

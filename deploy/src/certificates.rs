@@ -32,12 +32,12 @@ impl Certificates {
     }
 
     /// Whether there are any for clients.
-    pub(crate) fn has_clients(&self) -> bool {
+    pub(crate) fn has_client_tls(&self) -> bool {
         self.clients.is_some()
     }
 
     /// Whether there are any of the cluster's.
-    pub(crate) fn has_cluster(&self) -> bool {
+    pub(crate) fn has_cluster_tls(&self) -> bool {
         self.cluster.get().is_some_and(|net| net.tls_name().is_some())
     }
 

@@ -176,11 +176,11 @@ pub(crate) struct Admin {
     #[arg(long, global = true)]
     pub(crate) json: bool,
     #[command(subcommand)]
-    pub(crate) ask: Ask,
+    pub(crate) command: AdminCommand,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Ask {
+pub(crate) enum AdminCommand {
     /// How the server is, and its cluster
     Status,
     /// Lists the cluster's processes

@@ -12,9 +12,9 @@ use storage::{Compaction as OfStore, Node};
 
 /// The last compaction of every table that was asked for one since the start.
 #[derive(Default)]
-pub(crate) struct Compactions(Mutex<HashMap<TableId, Run>>);
+pub(crate) struct Compactions(Mutex<HashMap<TableId, CompactionRun>>);
 
-struct Run {
+struct CompactionRun {
     /// Meta's number for it; 0: standalone.
     number: u64,
     started: Instant,
@@ -44,7 +44,7 @@ impl Compactions {
             Some(run) if run.is_running() || (number != 0 && run.number == number) => {
                 run.number = run.number.max(number)
             }
-            _ => drop(runs.insert(table.id, Run::start(number, node, table))),
+            _ => drop(runs.insert(table.id, CompactionRun::start(number, node, table))),
         }
     }
 
@@ -77,9 +77,9 @@ impl Compactions {
     }
 }
 
-impl Run {
-    fn start(number: u64, node: &Node, table: &Table) -> Run {
-        let mut run = Run {
+impl CompactionRun {
+    fn start(number: u64, node: &Node, table: &Table) -> CompactionRun {
+        let mut run = CompactionRun {
             number,
             started: Instant::now(),
             started_at_ms: SystemTime::now()

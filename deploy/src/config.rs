@@ -29,7 +29,7 @@ use file::rewrite;
 pub(crate) use memory::{Machine, Shares};
 pub(crate) use setting::{
     Address, AutoSize, ClientsShare, Compression, Dur, Durability, FileMode, LogFormat, LogLevel,
-    Secret, Setting, Size, Threshold,
+    Secret, SettingValue, Size, Threshold,
 };
 
 /// Makes the sections' structs and the table by which keys are set and printed. `in`
@@ -40,7 +40,7 @@ macro_rules! settings {
         #[derive(Debug, Clone, PartialEq)]
         pub(crate) struct Config {
             $(pub(crate) $section: $Section,)*
-            /// What of the memory is for what, once [`Config::settle`] has seen the
+            /// What of the memory is for what, once [`Config::resolve`] has seen the
             /// machine.
             pub(crate) shares: Shares,
         }
@@ -59,7 +59,7 @@ macro_rules! settings {
             fn from_all(table: &DeTable<'_>) -> Config {
                 $(let $section = $Section { $(
                     $key: file::lookup(table, stringify!($section), stringify!($key))
-                        .and_then(|value| <$type as Setting>::parse(value).ok())
+                        .and_then(|value| <$type as SettingValue>::parse(value).ok())
                         .expect("deploy/bridle.toml sets every key rightly (a test holds it)"),
                 )* };)*
                 Config { $($section,)* shares: Shares::default() }
@@ -69,8 +69,8 @@ macro_rules! settings {
             pub(crate) fn set(&mut self, section: &str, key: &str, value: &DeValue<'_>) -> Option<Result<(), String>> {
                 match (section, key) {
                     $($((stringify!($section), stringify!($key)) => Some((|| {
-                        let new = <$type as Setting>::parse(value)?;
-                        $(setting::within(&new, $least, $most)?;)?
+                        let new = <$type as SettingValue>::parse(value)?;
+                        $(setting::check_range(&new, $least, $most)?;)?
                         self.$section.$key = new;
                         Ok(())
                     })()),)*)*
@@ -201,7 +201,7 @@ impl Config {
     /// What no single key can tell: divides the machine's memory, and refuses
     /// combinations that make no sense or are not safe. Reads `password_file`. Gives what
     /// the operator is to be told.
-    pub(crate) fn settle(&mut self, machine: Machine) -> Result<Vec<String>, String> {
+    pub(crate) fn resolve(&mut self, machine: Machine) -> Result<Vec<String>, String> {
         if !self.proxy.requirepass_file.as_os_str().is_empty() {
             if !self.proxy.requirepass.is_empty() {
                 return Err("proxy.requirepass and proxy.requirepass_file are both set: which \
@@ -210,20 +210,20 @@ impl Config {
             }
             self.proxy.requirepass = Secret::from_file(&self.proxy.requirepass_file)?;
         }
-        self.settle_sizes()?;
-        let lowered = self.settle_memory(machine)?;
-        self.settle_safety()?;
+        self.check_sizes()?;
+        let lowered = self.resolve_memory(machine)?;
+        self.check_safety()?;
         Ok(lowered)
     }
 
     /// Nobody is let in by mistake.
-    fn settle_safety(&self) -> Result<(), String> {
+    fn check_safety(&self) -> Result<(), String> {
         let open = |ip: &&IpAddr| !ip.is_loopback();
         if self.proxy.protected_mode && self.proxy.requirepass.is_empty() {
             let (key, ip) = match (self.proxy.bind.iter().find(open), open(&&self.http.bind)) {
                 (Some(ip), _) => ("proxy.bind", *ip),
                 (None, true) => ("http.bind", self.http.bind),
-                (None, false) => return self.settle_tls(),
+                (None, false) => return self.check_tls(),
             };
             return Err(format!(
                 "{key} = {ip} lets other machines in, and no password is set: anybody who reaches \
@@ -231,11 +231,11 @@ impl Config {
                  to 127.0.0.1, or say proxy.protected_mode = false if the network itself is safe"
             ));
         }
-        self.settle_tls()
+        self.check_tls()
     }
 
     /// What a client may send must fit what is read of it before it is carried out.
-    fn settle_sizes(&self) -> Result<(), String> {
+    fn check_sizes(&self) -> Result<(), String> {
         let room = self.proxy.client_query_buffer_limit;
         let sizes = [
             ("proxy.proto_max_bulk_len", self.proxy.proto_max_bulk_len),
@@ -252,7 +252,7 @@ impl Config {
         }
     }
 
-    fn settle_tls(&self) -> Result<(), String> {
+    fn check_tls(&self) -> Result<(), String> {
         let files = [&self.tls.cert_file, &self.tls.key_file];
         let set = files.iter().filter(|file| !file.as_os_str().is_empty()).count();
         if (self.tls.port != 0 || self.tls.only) && set != 2 {

@@ -32,7 +32,7 @@ pub(crate) struct Descriptors {
 
 impl Descriptors {
     /// Raises the limit as far as the system lets it.
-    pub(crate) fn claim(in_cluster: bool) -> anyhow::Result<Descriptors> {
+    pub(crate) fn raise_limit(in_cluster: bool) -> anyhow::Result<Descriptors> {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let wanted = maximum.unwrap_or(WANTED).min(WANTED);
         let limit = match current {
@@ -78,7 +78,7 @@ impl Descriptors {
     }
 
     /// Sees to it that no more clients are let in than there is room for.
-    pub(crate) fn fit(self, settings: &mut proxy::Settings) {
+    pub(crate) fn limit_clients(self, settings: &mut proxy::Settings) {
         settings.clients_fit = self.clients() as usize;
         let wanted = settings.clients_max;
         if wanted <= settings.clients_fit {
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_get_two_thirds_of_what_is_left() {
+    fn clients_get_two_thirds_of_the_descriptors() {
         let clients = |limit, in_cluster| {
             Descriptors::of(limit, in_cluster)
                 .map(Descriptors::clients)
@@ -120,11 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn fewer_clients_are_let_in_where_more_do_not_fit() {
+    fn maxclients_is_reduced_to_fit_the_open_file_limit() {
         let mut settings = proxy::Settings::default();
-        Descriptors::of(1 << 20, false).unwrap().fit(&mut settings);
+        Descriptors::of(1 << 20, false).unwrap().limit_clients(&mut settings);
         assert_eq!((settings.clients_max, settings.clients_fit), (10_000, 698_960));
-        Descriptors::of(256, false).unwrap().fit(&mut settings);
+        Descriptors::of(256, false).unwrap().limit_clients(&mut settings);
         assert_eq!((settings.clients_max, settings.clients_fit), (80, 80));
     }
 }

@@ -18,22 +18,22 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
 use storage::Node;
 
-use crate::local::Local;
+use crate::process_info::ProcessInfo;
 use crate::stores::Stores;
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum MetricKind {
     Counter,
     Gauge,
     Histogram,
 }
 
-use Kind::{Counter, Gauge, Histogram};
+use MetricKind::{Counter, Gauge, Histogram};
 
 /// Name, kind and meaning of everything that is gathered here. `deploy/METRICS.md` and the
 /// page's HELP lines.
-const METRICS: &[(&str, Kind, &str)] = &[
+const METRICS: &[(&str, MetricKind, &str)] = &[
     (
         "bridle_ready",
         Gauge,
@@ -238,7 +238,7 @@ const BYTES: [f64; 10] =
     [64., 256., 1024., 4096., 16384., 65536., 262144., 1048576., 4194304., 16777216.];
 /// How long a figure stays on the page that nobody renews, such as those of a table that
 /// was dropped.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Makes the recorder the process's own, before anything is recorded.
 pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
@@ -246,7 +246,7 @@ pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .set_buckets_for_metric(Matcher::Full("bridle_batch_requests".to_owned()), &REQUESTS)?
         .set_buckets_for_metric(Matcher::Full("bridle_batch_bytes".to_owned()), &BYTES)?
-        .idle_timeout(MetricKindMask::GAUGE, Some(FORGOTTEN_AFTER))
+        .idle_timeout(MetricKindMask::GAUGE, Some(IDLE_TIMEOUT))
         .install_recorder()?;
     for (name, kind, help) in METRICS {
         match kind {
@@ -260,56 +260,60 @@ pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
 }
 
 /// Sets what is not counted as it happens, as of now. May wait for a disk.
-pub(crate) fn gather(local: &Local) {
-    process(local);
-    if let Some(node) = &local.node {
+pub(crate) fn gather(process: &ProcessInfo) {
+    process_metrics(process);
+    if let Some(node) = &process.node {
         let (rows, fields) = node.expired();
         counter!("bridle_expired_rows_total").absolute(rows);
         counter!("bridle_expired_fields_total").absolute(fields);
         gauge!("bridle_clock_ahead_seconds").set(node.clock_ahead_ms() as f64 / 1000.0);
         let reports = node.report();
-        for table in local.catalogue.tables() {
-            of_table(node, &reports, &table);
+        for table in process.catalogue.tables() {
+            table_metrics(node, &reports, &table);
         }
     }
     // Rows of tables are among it.
-    if let Some(proxy) = local.proxy() {
+    if let Some(proxy) = process.proxy() {
         proxy::metrics::publish(&proxy);
     }
 }
 
 /// The page, with what was [gathered](gather) so long ago. Waits for nothing.
-pub(crate) fn page(local: &Local, gathered: Option<Duration>, handle: &PrometheusHandle) -> String {
+pub(crate) fn page(
+    process: &ProcessInfo,
+    gathered: Option<Duration>,
+    handle: &PrometheusHandle,
+) -> String {
     if let Some(age) = gathered {
         gauge!("bridle_gauges_age_seconds").set(age.as_secs_f64());
     }
     let mut page = handle.render();
-    if let Some(proxy) = local.proxy() {
+    if let Some(proxy) = process.proxy() {
         page.push_str(&proxy::metrics::histograms(&proxy));
     }
     page
 }
 
-fn process(local: &Local) {
-    let ready = local.unready().is_empty();
+fn process_metrics(process: &ProcessInfo) {
+    let ready = process.unready().is_empty();
     gauge!("bridle_ready").set(f64::from(u8::from(ready)));
-    for (which, seconds) in local.certificates.seconds_left() {
+    for (which, seconds) in process.certificates.seconds_left() {
         gauge!("bridle_tls_seconds_left", "certificates" => which).set(seconds as f64);
     }
-    if let Some(stores) = &local.stores {
-        of_stores(local, stores);
+    if let Some(stores) = &process.stores {
+        store_metrics(process, stores);
     }
-    if let Some(cluster) = &local.cluster {
-        let (routes, led) = cluster.reach.count();
+    if let Some(cluster) = &process.cluster {
+        let (routes, led) = cluster.reachability.count();
         gauge!("bridle_cluster_meta_connected")
             .set(f64::from(u8::from(cluster.follow.leader().borrow().is_some())));
         gauge!("bridle_cluster_routes", "leader" => "known").set(led as f64);
         gauge!("bridle_cluster_routes", "leader" => "unknown").set((routes - led) as f64);
         let mut without = BTreeMap::<TableId, usize>::new();
-        for partition in cluster.reach.unreached(Instant::now()) {
+        for partition in cluster.reachability.unreached(Instant::now()) {
             *without.entry(partition.table).or_default() += 1;
         }
-        for table in local.catalogue.tables() {
+        for table in process.catalogue.tables() {
             let count = without.get(&table.id).copied().unwrap_or(0);
             gauge!("bridle_partitions_without_leader", "table" => table.name.clone())
                 .set(count as f64);
@@ -317,9 +321,9 @@ fn process(local: &Local) {
     }
 }
 
-fn of_stores(local: &Local, stores: &Stores) {
+fn store_metrics(process: &ProcessInfo, stores: &Stores) {
     let log = stores.log.stats();
-    gauge!("bridle_log_writable").set(f64::from(u8::from(local.writable().is_ok())));
+    gauge!("bridle_log_writable").set(f64::from(u8::from(process.writable().is_ok())));
     counter!("bridle_log_fsyncs_total").absolute(log.fsyncs());
     gauge!("bridle_log_disk_unhealthy")
         .set(f64::from(u8::from(stores.log.ailment_lately().is_some())));
@@ -331,7 +335,7 @@ fn of_stores(local: &Local, stores: &Stores) {
     gauge!("bridle_log_disk_bytes").set(log.disk_bytes() as f64);
     gauge!("bridle_rocksdb_block_cache_bytes").set(stores.shared.cache_used() as f64);
     gauge!("bridle_rocksdb_memtable_budget_bytes").set(stores.shared.memtables_used() as f64);
-    let groups = local.groups();
+    let groups = process.groups();
     let led = groups.iter().filter(|group| group.is_leader).count();
     gauge!("bridle_raft_groups", "leader" => "yes").set(led as f64);
     gauge!("bridle_raft_groups", "leader" => "no").set((groups.len() - led) as f64);
@@ -339,7 +343,7 @@ fn of_stores(local: &Local, stores: &Stores) {
         .set(groups.iter().filter(|group| group.abstains).count() as f64);
 }
 
-fn of_table(node: &Node, reports: &[Replica], table: &cluster::Table) {
+fn table_metrics(node: &Node, reports: &[Replica], table: &cluster::Table) {
     let replicas: Vec<_> = node
         .replicas()
         .into_iter()
@@ -366,7 +370,7 @@ fn of_table(node: &Node, reports: &[Replica], table: &cluster::Table) {
     };
     show("bridle_raft_follower_lag_entries", led().filter_map(lag).max().unwrap_or(0));
     show("bridle_partitions_not_serving", node.table_figures(table.id).faults.len() as u64);
-    let of_stores: [(&'static str, fn(&engine::store::Figures) -> u64); 15] = [
+    let store_metrics: [(&'static str, fn(&engine::store::Figures) -> u64); 15] = [
         ("bridle_rocksdb_memtable_bytes", |store| store.memtable_bytes),
         ("bridle_rocksdb_file_bytes", |store| store.file_bytes),
         ("bridle_rocksdb_live_file_bytes", |store| store.live_file_bytes),
@@ -383,7 +387,7 @@ fn of_table(node: &Node, reports: &[Replica], table: &cluster::Table) {
         ("bridle_rocksdb_filtered_cells", |store| store.swept_cells),
         ("bridle_rocksdb_filtered_bytes", |store| store.swept_bytes),
     ];
-    for (name, of) in of_stores {
+    for (name, of) in store_metrics {
         show(name, stores.iter().map(of).sum());
     }
 }

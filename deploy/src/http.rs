@@ -4,19 +4,19 @@
 //! |-----------------|--------|
 //! | `/metrics`      | Prometheus's text format ([`crate::exposition`] lists the names) |
 //! | `/health/live`  | 200 as long as the process can answer at all |
-//! | `/health/ready` | 200 when the process does what it is there for, every partition here is sound and some leader is reached ([`crate::reach`]), with what is amiss all the same; 503 with the reasons otherwise |
-//! | `/v1/...`       | [`meta::admin`], here or by the meta that leads ([`relay`]) |
+//! | `/health/ready` | 200 when the process does what it is there for, every partition here is sound and some leader is reached ([`crate::reachability`]), with what is amiss all the same; 503 with the reasons otherwise |
+//! | `/v1/...`       | [`meta::admin`], here or by the meta that leads ([`admin_proxy`]) |
 //!
 //! # Invariants
 //! - Whoever reaches the port holds few descriptors and not for long, and keeps nobody
-//!   out ([`guests`]; `who_is_silent_or_does_not_read_keeps_nobody_out`).
+//!   out ([`connections`]; `idle_connections_lock_nobody_out`).
 //! - No page waits for a disk for longer than a second
-//!   ([`single_flight`](crate::single_flight);
-//!   `a_page_does_not_wait_for_a_disk_that_stalls`).
+//!   ([`stale_cache`](crate::single_flight);
+//!   `a_page_does_not_wait_for_a_stalled_disk`).
 //! - A web page whose name has been made to mean this machine reads nothing
 //!   (`pages_of_other_sites_are_refused`).
 
-mod guests;
+mod connections;
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -38,23 +38,23 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::util::ServiceExt;
 
-use crate::local::Local;
-use crate::opened::Stage;
-use crate::relay;
-use crate::single_flight::SingleFlight;
+use crate::admin_proxy;
+use crate::components::StartupPhase;
+use crate::process_info::ProcessInfo;
+use crate::stale_cache::StaleCache;
 
-pub(crate) use guests::CONNECTIONS_MAX;
-use guests::{Guest, Guests};
+pub(crate) use connections::CONNECTIONS_MAX;
+use connections::{HttpConnection, HttpConnections};
 
 /// After accept failed (no more file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What is older is said to be so.
-const STALE_AGE: Duration = Duration::from_secs(2);
+const STALE_AFTER: Duration = Duration::from_secs(2);
 
 /// How long connections are put up with.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct ConnectionTimeouts {
     /// For a request's head to come, from the last answer on.
     head: Duration,
     /// For a connection in all; then its request is the last one, and has as long again
@@ -64,19 +64,19 @@ pub(crate) struct Patience {
 
 /// Heads come at once, scrapes with a connection each; and as long as the admin API takes
 /// over anything.
-pub(crate) const PATIENCE: Patience =
-    Patience { head: Duration::from_secs(2), all: Duration::from_secs(60) };
+pub(crate) const TIMEOUTS: ConnectionTimeouts =
+    ConnectionTimeouts { head: Duration::from_secs(2), all: Duration::from_secs(60) };
 
 /// What the HTTP port shows: while the process is being opened that, and then all pages.
 #[derive(Clone, Default)]
-pub(crate) struct Door {
-    stage: Stage,
+pub(crate) struct HttpServer {
+    phase: StartupPhase,
     pages: Arc<OnceLock<Router>>,
 }
 
-impl Door {
-    pub(crate) fn new(stage: &Stage) -> Door {
-        Door { stage: stage.clone(), pages: Arc::default() }
+impl HttpServer {
+    pub(crate) fn new(phase: &StartupPhase) -> HttpServer {
+        HttpServer { phase: phase.clone(), pages: Arc::default() }
     }
 
     /// The process is open. Once.
@@ -89,27 +89,27 @@ impl Door {
     pub(crate) async fn serve(
         self,
         listener: TcpListener,
-        patience: Patience,
+        timeouts: ConnectionTimeouts,
         stop: CancellationToken,
     ) {
-        let (guests, connections) = (Arc::new(Guests::default()), TaskTracker::new());
+        let (connections, tasks) = (Arc::new(HttpConnections::default()), TaskTracker::new());
         loop {
             match stop.run_until_cancelled(listener.accept()).await {
                 None => break,
                 Some(Ok((stream, peer))) => {
                     // Closed unheard, when all there are have work under way.
-                    let Some(guest) = guests.admit(peer.ip()) else { continue };
+                    let Some(connection) = connections.admit(peer.ip()) else { continue };
                     let page = self
                         .router()
-                        .layer(middleware::from_fn_with_state(guest.clone(), attend))
+                        .layer(middleware::from_fn_with_state(connection.clone(), track_request))
                         .layer(Extension(ConnectInfo(peer)));
-                    let (guests, stop) = (guests.clone(), stop.clone());
-                    connections.spawn(async move {
+                    let (connections, stop) = (connections.clone(), stop.clone());
+                    tasks.spawn(async move {
                         tokio::select! {
-                            () = converse(stream, page, patience, stop) => {}
-                            () = guest.cut.cancelled() => {}
+                            () = serve_connection(stream, page, timeouts, stop) => {}
+                            () = connection.evicted.cancelled() => {}
                         }
-                        guests.forget(&guest);
+                        connections.remove(&connection);
                     });
                 }
                 Some(Err(error)) => {
@@ -119,26 +119,26 @@ impl Door {
             }
         }
         drop(listener);
-        connections.close();
-        connections.wait().await;
+        tasks.close();
+        tasks.wait().await;
     }
 
     fn router(&self) -> Router {
-        let door = self.clone();
+        let server = self.clone();
         Router::new().fallback(move |request: Request| async move {
-            match door.pages.get() {
+            match server.pages.get() {
                 Some(pages) => match pages.clone().oneshot(request).await {
                     Ok(page) => page,
                     Err(never) => match never {},
                 },
-                None => door.opening(request.uri().path()),
+                None => server.opening(request.uri().path()),
             }
         })
     }
 
     /// Live, but not ready.
     fn opening(&self, path: &str) -> Response {
-        let why = format!("not serving yet: {}", self.stage.text());
+        let why = format!("not serving yet: {}", self.phase.text());
         match path {
             "/health/live" => "ok\n".into_response(),
             path if path.starts_with("/v1/") => {
@@ -151,16 +151,20 @@ impl Door {
 }
 
 /// Carries out one request of a connection, which is not silent meanwhile.
-async fn attend(State(guest): State<Arc<Guest>>, request: Request, next: Next) -> Response {
-    if guest.is_for_health && !is_health(request.uri().path()) {
+async fn track_request(
+    State(connection): State<Arc<HttpConnection>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if connection.health_only && !is_health(request.uri().path()) {
         let why =
             "too many connections have requests under way: /health is answered all the same\n";
         return (StatusCode::SERVICE_UNAVAILABLE, [(header::CONNECTION, "close")], why)
             .into_response();
     }
-    guest.asked();
+    connection.begin_request();
     let answer = next.run(request).await;
-    guest.answered();
+    connection.end_request();
     answer
 }
 
@@ -172,19 +176,23 @@ fn is_health(path: &str) -> bool {
 /// machine: a browser on this machine may be made to take a name of its site for this
 /// machine's (DNS rebinding), and then sends no `Origin` when it reads. Health says
 /// nothing that is worth it, and probes send any name.
-async fn other_sites(State(local): State<Arc<Local>>, request: Request, next: Next) -> Response {
+async fn reject_other_sites(
+    State(process): State<Arc<ProcessInfo>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let from = request
         .extensions()
         .get::<ConnectInfo<SocketAddr>>()
         .map(|ConnectInfo(from)| from.ip().to_canonical());
     let path = request.uri().path();
-    let is_guarded = path.starts_with("/v1/") && local.wants_password();
+    let is_guarded = path.starts_with("/v1/") && process.wants_password();
     let is_near = from.is_none_or(|from| from.is_loopback());
     if !is_health(path)
-        && is_of_another_site(
+        && is_cross_site(
             request.headers(),
             (is_near || path.starts_with("/v1/")) && !is_guarded,
-            &local.http_names(),
+            &process.allowed_hosts(),
         )
     {
         let why = "requests from web pages of other sites are not served (http.allowed_hosts lists the \
@@ -194,20 +202,20 @@ async fn other_sites(State(local): State<Arc<Local>>, request: Request, next: Ne
     next.run(request).await
 }
 
-fn is_of_another_site(headers: &HeaderMap, minds_names: bool, names: &[String]) -> bool {
+fn is_cross_site(headers: &HeaderMap, checks_host: bool, names: &[String]) -> bool {
     if headers
         .get("sec-fetch-site")
         .is_some_and(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site"))
     {
         return true;
     }
-    let Some(host) = headers.get(header::HOST).filter(|_| minds_names) else { return false };
-    !host.to_str().is_ok_and(|host| is_own_name(host, names))
+    let Some(host) = headers.get(header::HOST).filter(|_| checks_host) else { return false };
+    !host.to_str().is_ok_and(|host| is_allowed_host(host, names))
 }
 
 /// Whether a `Host` is an address, `localhost` or one of these names, with a port or
 /// without.
-fn is_own_name(host: &str, names: &[String]) -> bool {
+fn is_allowed_host(host: &str, names: &[String]) -> bool {
     let bare = match host.rsplit_once(':') {
         Some((bare, port))
             if port.bytes().all(|byte| byte.is_ascii_digit())
@@ -225,29 +233,34 @@ fn is_own_name(host: &str, names: &[String]) -> bool {
 }
 
 /// Answers what comes over one connection.
-async fn converse(stream: TcpStream, page: Router, patience: Patience, stop: CancellationToken) {
+async fn serve_connection(
+    stream: TcpStream,
+    page: Router,
+    timeouts: ConnectionTimeouts,
+    stop: CancellationToken,
+) {
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience.head);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(timeouts.head);
     let mut connection =
         pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(page)));
     tokio::select! {
         _ = connection.as_mut() => return,
-        _ = tokio::time::timeout(patience.all, stop.cancelled()) => connection.as_mut().graceful_shutdown(),
+        _ = tokio::time::timeout(timeouts.all, stop.cancelled()) => connection.as_mut().graceful_shutdown(),
     }
     // However it ends: who asked has gone, or is gone now.
-    let _ = tokio::time::timeout(patience.all, connection).await;
+    let _ = tokio::time::timeout(timeouts.all, connection).await;
 }
 
 /// All pages of a process that is open.
 pub(crate) fn pages(
-    local: Arc<Local>,
+    process: Arc<ProcessInfo>,
     metrics: metrics_exporter_prometheus::PrometheusHandle,
 ) -> Router {
-    let (ready, scraped) = (local.clone(), local.clone());
-    let (healths, figures) = (SingleFlight::new(), SingleFlight::new());
-    let admin = match &local.meta {
-        Some(meta) => meta::admin::router(meta.clone(), local.clone()),
-        None => relay::router(local.clone()),
+    let (ready, scraped) = (process.clone(), process.clone());
+    let (healths, figures) = (StaleCache::new(), StaleCache::new());
+    let admin = match &process.meta {
+        Some(meta) => meta::admin::router(meta.clone(), process.clone()),
+        None => admin_proxy::router(process.clone()),
     };
     Router::new()
         .route("/health/live", get(|| async { "ok\n" }))
@@ -260,20 +273,20 @@ pub(crate) fn pages(
         .fallback(|| async {
             (StatusCode::NOT_FOUND, "there is /metrics, /health/live, /health/ready and /v1/...\n")
         })
-        .layer(middleware::from_fn_with_state(local, other_sites))
+        .layer(middleware::from_fn_with_state(process, reject_other_sites))
 }
 
 /// Whether clients are well here, as far as is known without waiting for a disk.
 async fn health(
-    healths: &Arc<SingleFlight<(StatusCode, String)>>,
-    local: Arc<Local>,
+    healths: &Arc<StaleCache<(StatusCode, String)>>,
+    process: Arc<ProcessInfo>,
 ) -> (StatusCode, String) {
     // Whether it serves at all is known at once.
-    if !local.is_serving() {
-        return health_now(&local);
+    if !process.is_serving() {
+        return health_now(&process);
     }
-    match healths.get(move || health_now(&local)).await {
-        Some((age, (status, said))) if age >= STALE_AGE => {
+    match healths.get(move || health_now(&process)).await {
+        Some((age, (status, said))) if age >= STALE_AFTER => {
             let stale = format!(
                 "this was so {} s ago: what it takes to tell anew waits for a disk\n",
                 age.as_secs()
@@ -288,8 +301,8 @@ async fn health(
     }
 }
 
-fn health_now(local: &Local) -> (StatusCode, String) {
-    let (unready, notes) = (local.unready(), local.notes());
+fn health_now(process: &ProcessInfo) -> (StatusCode, String) {
+    let (unready, notes) = (process.unready(), process.notes());
     let (status, first) = match unready.is_empty() {
         true => (StatusCode::OK, "ok"),
         false => (StatusCode::SERVICE_UNAVAILABLE, ""),
@@ -301,18 +314,18 @@ fn health_now(local: &Local) -> (StatusCode, String) {
     (status, lines.map(|line| format!("{line}\n")).collect())
 }
 
-type Page = ([(header::HeaderName, &'static str); 1], String);
+type PageReply = ([(header::HeaderName, &'static str); 1], String);
 
 async fn exposition(
-    figures: &Arc<SingleFlight<()>>,
-    local: Arc<Local>,
+    figures: &Arc<StaleCache<()>>,
+    process: Arc<ProcessInfo>,
     metrics: &metrics_exporter_prometheus::PrometheusHandle,
-) -> Page {
-    let gathered = local.clone();
+) -> PageReply {
+    let gathered = process.clone();
     let age = figures.get(move || crate::exposition::gather(&gathered)).await.map(|(age, ())| age);
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        crate::exposition::page(&local, age, metrics),
+        crate::exposition::page(&process, age, metrics),
     )
 }
 
@@ -323,8 +336,8 @@ mod tests {
 
     use super::*;
 
-    const SHORT: Patience =
-        Patience { head: Duration::from_millis(200), all: Duration::from_millis(500) };
+    const SHORT: ConnectionTimeouts =
+        ConnectionTimeouts { head: Duration::from_millis(200), all: Duration::from_millis(500) };
     const LONG: Duration = Duration::from_secs(10);
 
     async fn ask(address: std::net::SocketAddr) -> String {
@@ -339,11 +352,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_silent_or_does_not_read_keeps_nobody_out() {
-        let (door, stop) = (Door::new(&Stage::default()), CancellationToken::new());
+    async fn idle_connections_lock_nobody_out() {
+        let (server, stop) = (HttpServer::new(&StartupPhase::default()), CancellationToken::new());
         // More than the buffers of a socket take.
         let large = Bytes::from(vec![b'x'; 64 << 20]);
-        door.open(Router::new().fallback(move |request: Request| {
+        server.open(Router::new().fallback(move |request: Request| {
             let page = if request.uri().path() == "/large" {
                 large.clone()
             } else {
@@ -353,7 +366,7 @@ mod tests {
         }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = tokio::spawn(door.serve(listener, SHORT, stop.clone()));
+        let serving = tokio::spawn(server.serve(listener, SHORT, stop.clone()));
         let said: [&[u8]; 3] =
             [b"", b"GET / HTTP/1.1\r\nhost:", b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n"];
         for said in said {
@@ -394,7 +407,7 @@ mod tests {
             "localhost.:1",
             "node1:9121",
         ] {
-            assert!(is_own_name(host, &names), "{host}");
+            assert!(is_allowed_host(host, &names), "{host}");
         }
         for host in [
             "evil.example",
@@ -406,7 +419,7 @@ mod tests {
             ":9121",
             "x:y",
         ] {
-            assert!(!is_own_name(host, &names), "{host}");
+            assert!(!is_allowed_host(host, &names), "{host}");
         }
         let headers = |pairs: &[(&'static str, &'static str)]| {
             pairs
@@ -414,15 +427,15 @@ mod tests {
                 .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
                 .collect()
         };
-        assert!(is_of_another_site(&headers(&[("host", "evil.example")]), true, &names));
+        assert!(is_cross_site(&headers(&[("host", "evil.example")]), true, &names));
         assert!(
-            !is_of_another_site(&headers(&[("host", "evil.example")]), false, &names),
+            !is_cross_site(&headers(&[("host", "evil.example")]), false, &names),
             "a password guards it"
         );
-        assert!(!is_of_another_site(&headers(&[]), true, &names), "browsers say what they ask for");
+        assert!(!is_cross_site(&headers(&[]), true, &names), "browsers say what they ask for");
         for (site, is_other) in [("cross-site", true), ("same-origin", false), ("none", false)] {
             assert_eq!(
-                is_of_another_site(
+                is_cross_site(
                     &headers(&[("host", "localhost"), ("sec-fetch-site", site)]),
                     true,
                     &names

@@ -3,7 +3,7 @@
 //!
 //! # Life of a process
 //! [`server::run`] settles the configuration ([`config`]), takes the process's directory
-//! ([`directory`]), binds its ports ([`ports`]), then opens the log, meta and the
+//! ([`data_dir`]), binds its ports ([`ports`]), then opens the log, meta and the
 //! replicas, by itself ([`standalone`]) or as one of a cluster's processes ([`member`]);
 //! [`follow`] keeps replicas in step with what meta says. Only then Redis clients are
 //! served. A signal or SHUTDOWN undoes the same in the opposite order. Beside it run the
@@ -14,34 +14,34 @@
 //! beside it, and no logic of its own.
 
 mod admin;
+mod admin_proxy;
 mod banner;
 mod certificates;
 mod cli;
 mod compaction;
+mod components;
 mod config;
+mod data_dir;
 mod descriptors;
-mod directory;
 mod exposition;
-mod follow;
 mod http;
-mod inbox;
-mod local;
 mod logging;
 mod member;
+mod meta_admission;
 #[cfg(feature = "mutants")]
 mod mutants;
-mod opened;
 mod ports;
-mod reach;
-mod relay;
+mod process_info;
+mod raft_transport;
+mod reachability;
+mod reconcile;
 mod reporter;
+mod rpc_services;
 mod runtimes;
-mod seat;
 mod server;
-mod single_flight;
+mod stale_cache;
 mod standalone;
 mod stores;
-mod wire;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -50,7 +50,7 @@ use clap::Parser;
 
 use cli::{Cli, ClientFlags, ClusterFlags, Command, CommonFlags};
 use cluster::news::Roles;
-use server::{Flags, Shape};
+use server::{CliFlags, Mode};
 
 #[global_allocator]
 static ALLOCATOR: engine::memory::Jemalloc = engine::memory::Jemalloc;
@@ -72,8 +72,8 @@ fn main() -> ExitCode {
     }
     let outcome = match Cli::parse().command {
         Command::Standalone(flags) => server::run(
-            Shape::Standalone,
-            &Flags { common: &flags.common, clients: Some(&flags.clients), cluster: None },
+            Mode::Standalone,
+            &CliFlags { common: &flags.common, clients: Some(&flags.clients), cluster: None },
         ),
         Command::Node(flags) => {
             run_member(true, true, true, &flags.common, Some(&flags.clients), &flags.cluster)
@@ -106,8 +106,8 @@ fn run_member(
     cluster: &ClusterFlags,
 ) -> anyhow::Result<()> {
     server::run(
-        Shape::Member(Roles { meta, storage, proxy }),
-        &Flags { common, clients, cluster: Some(cluster) },
+        Mode::Member(Roles { meta, storage, proxy }),
+        &CliFlags { common, clients, cluster: Some(cluster) },
     )
 }
 

@@ -32,25 +32,25 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::components::{Components, StartContext};
 use crate::config::Config;
-use crate::follow;
-use crate::inbox::{Inbox, is_read};
-use crate::local::Local;
-use crate::opened::{Opened, Setup};
-use crate::ports::Places;
-use crate::reach::Reach;
+use crate::meta_admission;
+use crate::ports::BoundAddresses;
+use crate::process_info::ProcessInfo;
+use crate::raft_transport::NetTransport;
+use crate::reachability::Reachability;
+use crate::reconcile;
 use crate::reporter::Reporter;
-use crate::seat;
+use crate::rpc_services::{RpcServices, is_read};
 use crate::stores::{self, Stores};
-use crate::wire::NetWire;
 
 /// Orders of meta that wait to be carried out.
-const ORDERS_MAX: usize = 1024;
+const INSTRUCTIONS_MAX: usize = 1024;
 /// The least that a message between processes may be, bytes; more when answers may be
 /// larger.
 const FRAME_BYTES_MIN: usize = 64 << 20;
 /// What an answer is wrapped in, at most.
-const WRAPPING_BYTES: usize = 1 << 20;
+const ENVELOPE_BYTES: usize = 1 << 20;
 /// The largest that the cluster's protocol takes.
 const FRAME_BYTES_MAX: usize = 1 << 30;
 
@@ -58,19 +58,19 @@ const FRAME_BYTES_MAX: usize = 1 << 30;
 /// again.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 /// Before it is asked again.
-const SYNC_PAUSE: Duration = Duration::from_millis(100);
+const SYNC_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a process sees of its cluster.
-pub(crate) struct View {
+pub(crate) struct ClusterView {
     pub(crate) id: ServerId,
     pub(crate) net: Arc<Net>,
-    pub(crate) reach: Arc<Reach>,
+    pub(crate) reachability: Arc<Reachability>,
     pub(crate) follow: Arc<Follow>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) catalogue: Arc<RemoteCatalogue>,
 }
 
-impl View {
+impl ClusterView {
     /// The least that an acknowledged write has survived, whoever leads what it wrote: of
     /// what the cluster's storage servers say. `None`: nothing is known of any.
     pub(crate) fn durability(&self) -> Option<Durability> {
@@ -97,7 +97,7 @@ impl View {
                     tracing::debug!(%server, ?asked, %error, "a copy is not known to be on disk")
                 }
             }
-            tokio::time::sleep(SYNC_PAUSE).await;
+            tokio::time::sleep(SYNC_RETRY_INTERVAL).await;
         }
     }
 }
@@ -114,7 +114,7 @@ fn durabilities(servers: Option<&BTreeMap<ServerId, Server>>) -> BTreeMap<Durabi
 
 /// Warns when storage servers differ in durability: a write is then as durable as those
 /// that acknowledge it, which are not the same for each write.
-async fn watch_durability(follow: Arc<Follow>) {
+async fn warn_on_mixed_durability(follow: Arc<Follow>) {
     let (mut servers, mut warned) = (follow.servers(), BTreeMap::new());
     loop {
         let said = durabilities(servers.borrow_and_update().as_deref());
@@ -138,20 +138,20 @@ async fn watch_durability(follow: Arc<Follow>) {
 }
 
 /// The process's end in its cluster.
-pub(crate) struct Member {
-    pub(crate) view: Arc<View>,
-    inbox: Arc<Inbox>,
+pub(crate) struct Membership {
+    pub(crate) view: Arc<ClusterView>,
+    rpc_services: Arc<RpcServices>,
     reporter: Arc<Reporter>,
     stop_following: CancellationToken,
     stop_serving: CancellationToken,
     serving: JoinHandle<()>,
 }
 
-impl Member {
+impl Membership {
     /// The process is all there: others and meta may ask for it.
-    pub(crate) fn introduce(&self, local: &Arc<Local>) {
-        self.inbox.serve_local(local);
-        self.reporter.tell_of_local(local);
+    pub(crate) fn publish(&self, process: &Arc<ProcessInfo>) {
+        self.rpc_services.set_process(process);
+        self.reporter.set_process(process);
     }
 
     /// Says goodbye to meta, answers what others have asked, and closes the port.
@@ -166,12 +166,12 @@ impl Member {
 
 /// Opens what the process's roles need, and joins the cluster.
 pub(crate) async fn open(
-    setup: &Setup<'_>,
+    setup: &StartContext<'_>,
     listener: std::net::TcpListener,
-) -> anyhow::Result<Opened> {
-    let (config, directory, runtimes, roles) =
-        (setup.config, setup.directory, setup.runtimes, setup.roles);
-    let server = server(config, roles, setup.places, directory.identity().node_id)?;
+) -> anyhow::Result<Components> {
+    let (config, data_dir, runtimes, roles) =
+        (setup.config, setup.data_dir, setup.runtimes, setup.roles);
+    let server = server(config, roles, setup.bound, data_dir.identity().node_id)?;
     let metas = config.cluster.meta_addresses();
     // First thing: Raft's restart guard counts from here.
     let ticker = {
@@ -184,31 +184,38 @@ pub(crate) async fn open(
         let _on = runtimes.net.enter();
         (Net::new(net_options(config, &server, setup))?, TcpListener::from_std(listener)?)
     };
-    let wire: Arc<dyn Wire> = Arc::new(NetWire::new(net.clone(), metas.clone()));
-    let (inbox, reporter) =
-        (Inbox::new(server.id), Reporter::new(server.clone(), directory.clone()));
+    let wire: Arc<dyn Wire> = Arc::new(NetTransport::new(net.clone(), metas.clone()));
+    let (rpc_services, reporter) =
+        (RpcServices::new(server.id), Reporter::new(server.clone(), data_dir.clone()));
     let (stop_serving, stop_following) = (CancellationToken::new(), CancellationToken::new());
     let serving = {
-        let (net, inbox, stop) = (net.clone(), inbox.clone(), stop_serving.clone());
-        runtimes.net.spawn(async move { net.serve(listener, inbox, stop).await })
+        let (net, rpc_services, stop) = (net.clone(), rpc_services.clone(), stop_serving.clone());
+        runtimes.net.spawn(async move { net.serve(listener, rpc_services, stop).await })
     };
 
     let stores = match roles.storage || roles.meta {
-        true => Some(Stores::open(config, directory, &runtimes.before_sleep).await?),
+        true => Some(Stores::open(config, data_dir, &runtimes.before_sleep).await?),
         false => None,
     };
-    let meta = match (&stores, config.cluster.seat()) {
+    let meta = match (&stores, config.cluster.meta_index()) {
         (Some(stores), Some(position)) => {
-            let has_past = stores.log.groups().contains(&meta::GROUP);
-            inbox.tell_of_past(has_past || directory.identity().cluster_number().is_some());
-            if !has_past {
+            let has_history = stores.log.groups().contains(&meta::GROUP);
+            rpc_services
+                .set_has_history(has_history || data_dir.identity().cluster_number().is_some());
+            if !has_history {
                 let others = metas
                     .iter()
                     .zip(1..)
                     .filter(|(_, seat)| *seat != position)
                     .map(|(address, _)| address.clone());
-                seat::may_be_taken(&net, others.collect(), position, server.id, setup.stage)
-                    .await?;
+                meta_admission::wait_for_admission(
+                    &net,
+                    others.collect(),
+                    position,
+                    server.id,
+                    setup.phase,
+                )
+                .await?;
             }
             let seat = Seat::Member {
                 members: metas.clone(),
@@ -218,7 +225,7 @@ pub(crate) async fn open(
                 net: net.clone(),
             };
             let options = MetaOptions {
-                dir: directory.meta(),
+                dir: data_dir.meta(),
                 raft_runtime: runtimes.raft.handle().clone(),
                 partitions: config.tables.partitions,
                 replicas: config.tables.replicas,
@@ -232,13 +239,13 @@ pub(crate) async fn open(
                 .spawn(async move { Meta::open(options, &stores.log, &stores.shared).await })
                 .await?;
             let meta = opened.context("open the table catalogue")?;
-            inbox.serve_meta(&meta);
+            rpc_services.set_meta(&meta);
             Some(meta)
         }
         _ => None,
     };
 
-    let (order, orders) = mpsc::channel::<Order>(ORDERS_MAX);
+    let (order, orders) = mpsc::channel::<Order>(INSTRUCTIONS_MAX);
     let follow = {
         let _on = runtimes.net.enter();
         Follow::start(net.clone(), metas.clone(), reporter.clone(), order, stop_following.clone())
@@ -255,14 +262,14 @@ pub(crate) async fn open(
         async move { catalogue.keep(tables, leader).await }
     }));
 
-    tasks.push(spawn(watch_durability(follow.clone())));
+    tasks.push(spawn(warn_on_mixed_durability(follow.clone())));
 
-    setup.stage.set("waiting for a meta that leads");
-    let cluster = match directory.identity().cluster_number() {
+    setup.phase.set("waiting for a meta that leads");
+    let cluster = match data_dir.identity().cluster_number() {
         Some(cluster) => cluster,
         None => {
-            let cluster = heard(follow.cluster()).await?;
-            directory.join(cluster)?;
+            let cluster = first_value(follow.cluster()).await?;
+            data_dir.join(cluster)?;
             cluster
         }
     };
@@ -276,17 +283,22 @@ pub(crate) async fn open(
                 .proxy
                 .spawn(async move { Node::open(options, stores.log, stores.shared) })
                 .await?;
-            inbox.serve_node(&node);
-            reporter.tell_of_node(&node);
+            rpc_services.set_node(&node);
+            reporter.set_node(&node);
             let (first, followed) = oneshot::channel();
             let assignments =
-                follow::assignments(node.clone(), reporter.clone(), follow.clone(), first);
+                reconcile::assignments(node.clone(), reporter.clone(), follow.clone(), first);
             tasks.push(runtimes.proxy.spawn(assignments).abort_handle());
-            tasks.push(spawn(follow::changes(node.clone(), follow.clone())));
+            tasks.push(spawn(reconcile::changes(node.clone(), follow.clone())));
             tasks.push(
                 runtimes
                     .proxy
-                    .spawn(follow::orders(node.clone(), reporter.clone(), follow.clone(), orders))
+                    .spawn(reconcile::orders(
+                        node.clone(),
+                        reporter.clone(),
+                        follow.clone(),
+                        orders,
+                    ))
                     .abort_handle(),
             );
             if followed.await.is_err() {
@@ -297,7 +309,7 @@ pub(crate) async fn open(
         _ => None,
     };
     if roles.proxy {
-        let tables = heard(follow.tables()).await?;
+        let tables = first_value(follow.tables()).await?;
         catalogue.follow(tables.values());
         // They come before the tables.
         if let Some(all) = follow.routes().borrow().as_ref() {
@@ -307,18 +319,27 @@ pub(crate) async fn open(
     let replicas = node.clone().map(|node| -> Arc<dyn Replicas<Request, Response>> { node });
     let rows =
         Rows::new(net.clone(), routes.clone(), replicas, is_read, config.cluster.call_timeout.0);
-    let reach = Arc::new(Reach::new(roles, Instant::now()));
-    let view = Arc::new(View {
+    let reachability = Arc::new(Reachability::new(roles, Instant::now()));
+    let view = Arc::new(ClusterView {
         id: server.id,
         net,
-        reach: reach.clone(),
+        reachability: reachability.clone(),
         follow,
         routes,
         catalogue: catalogue.clone(),
     });
-    tasks.push(runtimes.proxy.spawn(reach.keep(view.clone(), node.clone())).abort_handle());
-    let member = Member { view, inbox, reporter, stop_following, stop_serving, serving };
-    Ok(Opened { stores, meta, node, member: Some(member), rows: Arc::new(rows), catalogue, tasks })
+    tasks.push(runtimes.proxy.spawn(reachability.run(view.clone(), node.clone())).abort_handle());
+    let membership =
+        Membership { view, rpc_services, reporter, stop_following, stop_serving, serving };
+    Ok(Components {
+        stores,
+        meta,
+        node,
+        membership: Some(membership),
+        rows: Arc::new(rows),
+        catalogue,
+        tasks,
+    })
 }
 
 fn spawn(task: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortHandle {
@@ -326,17 +347,17 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortH
 }
 
 /// Waits for the first word about something.
-async fn heard<T: Clone>(mut news: watch::Receiver<Option<T>>) -> anyhow::Result<T> {
+async fn first_value<T: Clone>(mut news: watch::Receiver<Option<T>>) -> anyhow::Result<T> {
     let word = news.wait_for(Option::is_some).await.context("the cluster is no longer followed")?;
     word.clone().context("what was heard is forgotten")
 }
 
-fn net_options(config: &Config, server: &Server, setup: &Setup<'_>) -> NetOptions {
+fn net_options(config: &Config, server: &Server, setup: &StartContext<'_>) -> NetOptions {
     let mut options = NetOptions::new(server.id, &server.address);
-    options.cluster = setup.directory.identity().cluster_number().map(ClusterId);
+    options.cluster = setup.data_dir.identity().cluster_number().map(ClusterId);
     options.secret = config.cluster.net_secret();
     options.tls = config.cluster.net_tls();
-    let answer = config.storage.max_answer_size.0 as usize + WRAPPING_BYTES;
+    let answer = config.storage.max_answer_size.0 as usize + ENVELOPE_BYTES;
     options.raft_runtime = Some(setup.runtimes.raft.handle().clone());
     options.rows_runtime = Some(setup.runtimes.proxy.handle().clone());
     options.frame_bytes_max = answer.clamp(FRAME_BYTES_MIN, FRAME_BYTES_MAX);
@@ -344,10 +365,15 @@ fn net_options(config: &Config, server: &Server, setup: &Setup<'_>) -> NetOption
 }
 
 /// This process as others are to know it.
-fn server(config: &Config, roles: Roles, places: &Places, id: u64) -> anyhow::Result<Server> {
+fn server(
+    config: &Config,
+    roles: Roles,
+    bound: &BoundAddresses,
+    id: u64,
+) -> anyhow::Result<Server> {
     let section = &config.cluster;
     let address = section
-        .advertised(places.cluster.context("a process of a cluster has a port for the others")?);
+        .advertised(bound.cluster.context("a process of a cluster has a port for the others")?);
     // Where a port is on all addresses of the machine, others reach it where they reach
     // the cluster's.
     let host = section
@@ -359,12 +385,12 @@ fn server(config: &Config, roles: Roles, places: &Places, id: u64) -> anyhow::Re
         true => format!("{host}:{}", at.port()),
         false => at.to_string(),
     };
-    let clients = places.plain.iter().chain(&places.tls).map(shown).collect();
+    let clients = bound.plain.iter().chain(&bound.tls).map(shown).collect();
     let durability = roles.storage.then(|| config.storage.durability.told());
     let server = Server {
         id: ServerId(id),
         address,
-        http: shown(&places.http),
+        http: shown(&bound.http),
         clients,
         zone: section.zone.clone(),
         roles,
@@ -375,7 +401,7 @@ fn server(config: &Config, roles: Roles, places: &Places, id: u64) -> anyhow::Re
 }
 
 /// Lets another meta lead, if this one does.
-pub(crate) async fn hand_over_meta(meta: &Meta, patience: Duration) {
+pub(crate) async fn transfer_meta_leadership(meta: &Meta, patience: Duration) {
     let status = meta.group().status();
     if !status.figures.is_leader {
         return;

@@ -24,7 +24,7 @@ pub(crate) struct Ports {
 
 /// Where they are.
 #[derive(Debug, Clone)]
-pub(crate) struct Places {
+pub(crate) struct BoundAddresses {
     pub(crate) plain: Vec<SocketAddr>,
     pub(crate) tls: Vec<SocketAddr>,
     pub(crate) http: SocketAddr,
@@ -75,11 +75,11 @@ impl Ports {
     }
 
     /// Where they are bound.
-    pub(crate) fn places(&self) -> io::Result<Places> {
+    pub(crate) fn bound(&self) -> io::Result<BoundAddresses> {
         let addresses = |listeners: &[TcpListener]| {
             listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()
         };
-        Ok(Places {
+        Ok(BoundAddresses {
             plain: addresses(&self.plain)?,
             tls: addresses(&self.tls)?,
             http: self.http.local_addr()?,

@@ -13,26 +13,26 @@ use parking_lot::Mutex;
 use storage::Node;
 
 use crate::compaction::Compactions;
-use crate::directory::Directory;
-use crate::local::Local;
+use crate::data_dir::DataDir;
+use crate::process_info::ProcessInfo;
 
 /// How often the process's own figures are told.
-const FIGURES_PERIOD: Duration = Duration::from_secs(5);
+const FIGURES_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The process as it reports to meta.
 pub(crate) struct Reporter {
     server: Server,
-    directory: Arc<Directory>,
+    data_dir: Arc<DataDir>,
     pub(crate) compactions: Arc<Compactions>,
     node: OnceLock<Arc<Node>>,
     /// The process, once it is all there.
-    local: OnceLock<Weak<Local>>,
-    told: Mutex<Told>,
+    process: OnceLock<Weak<ProcessInfo>>,
+    last: Mutex<LastReport>,
 }
 
 /// What meta was told last, and what there is to tell.
 #[derive(Default)]
-struct Told {
+struct LastReport {
     replicas: HashMap<PartitionId, Replica>,
     compactions: HashMap<u64, Compaction>,
     figures_at: Option<Instant>,
@@ -47,26 +47,26 @@ struct Told {
 }
 
 impl Reporter {
-    pub(crate) fn new(server: Server, directory: Arc<Directory>) -> Arc<Reporter> {
-        let (compactions, told) = (Arc::default(), Mutex::default());
+    pub(crate) fn new(server: Server, data_dir: Arc<DataDir>) -> Arc<Reporter> {
+        let (compactions, last) = (Arc::default(), Mutex::default());
         Arc::new(Reporter {
             server,
-            directory,
+            data_dir,
             compactions,
             node: OnceLock::new(),
-            local: OnceLock::new(),
-            told,
+            process: OnceLock::new(),
+            last,
         })
     }
 
     /// Storage is open. Once.
-    pub(crate) fn tell_of_node(&self, node: &Arc<Node>) {
+    pub(crate) fn set_node(&self, node: &Arc<Node>) {
         self.node.get_or_init(|| node.clone());
     }
 
     /// The process is all there. Once.
-    pub(crate) fn tell_of_local(&self, local: &Arc<Local>) {
-        self.local.get_or_init(|| Arc::downgrade(local));
+    pub(crate) fn set_process(&self, process: &Arc<ProcessInfo>) {
+        self.process.get_or_init(|| Arc::downgrade(process));
     }
 
     /// Assignments were made true: those of `tables`; of `destroyed`, nothing is left
@@ -77,8 +77,8 @@ impl Reporter {
         tables: BTreeSet<TableId>,
         destroyed: BTreeSet<TableId>,
     ) {
-        let mut told = self.told.lock();
-        (told.followed, told.tables, told.destroyed) = (version, tables, destroyed);
+        let mut last = self.last.lock();
+        (last.followed, last.tables, last.destroyed) = (version, tables, destroyed);
     }
 }
 
@@ -86,55 +86,58 @@ impl Source for Reporter {
     fn hello(&self) -> Hello {
         Hello {
             server: self.server.clone(),
-            cluster: self.directory.identity().cluster_number(),
+            cluster: self.data_dir.identity().cluster_number(),
             software: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 
     fn report(&self, whole: bool) -> Report {
         let replicas = self.node.get().map(|node| node.report()).unwrap_or_default();
-        let mut told = self.told.lock();
+        let mut last = self.last.lock();
         if whole {
             // Whoever hears this has not heard anything before.
-            told.replicas.clear();
-            told.compactions.clear();
-            told.figures_at = None;
+            last.replicas.clear();
+            last.compactions.clear();
+            last.figures_at = None;
         }
         let compactions = self
             .node
             .get()
-            .map(|node| self.compactions.report(node, |table| told.tables.contains(&table)))
+            .map(|node| self.compactions.report(node, |table| last.tables.contains(&table)))
             .unwrap_or_default();
         let news: Vec<Replica> = replicas
             .iter()
-            .filter(|replica| told.replicas.get(&replica.partition) != Some(replica))
+            .filter(|replica| last.replicas.get(&replica.partition) != Some(replica))
             .cloned()
             .collect();
         let rows_disk_bytes = replicas.iter().map(|replica| replica.disk_bytes).sum();
-        told.replicas = replicas.into_iter().map(|replica| (replica.partition, replica)).collect();
+        last.replicas = replicas.into_iter().map(|replica| (replica.partition, replica)).collect();
         let of_compactions: Vec<Compaction> = compactions
             .iter()
-            .filter(|compaction| told.compactions.get(&compaction.run) != Some(compaction))
+            .filter(|compaction| last.compactions.get(&compaction.run) != Some(compaction))
             .cloned()
             .collect();
-        told.compactions =
+        last.compactions =
             compactions.into_iter().map(|compaction| (compaction.run, compaction)).collect();
         let now = Instant::now();
-        let local = self.local.get().and_then(Weak::upgrade);
-        let ailment = local.as_ref().and_then(|local| local.stores.as_ref()?.log.ailment_lately());
+        let process = self.process.get().and_then(Weak::upgrade);
+        let ailment =
+            process.as_ref().and_then(|process| process.stores.as_ref()?.log.ailment_lately());
         let ails = ailment.as_ref().map(Ailment::name);
-        let is_due = ails != told.ails
-            || told.figures_at.is_none_or(|at| now.saturating_duration_since(at) >= FIGURES_PERIOD);
+        let is_due = ails != last.ails
+            || last
+                .figures_at
+                .is_none_or(|at| now.saturating_duration_since(at) >= FIGURES_INTERVAL);
         let figures =
-            local.filter(|_| is_due).map(|local| figures(&local, rows_disk_bytes, ailment));
+            process.filter(|_| is_due).map(|process| figures(&process, rows_disk_bytes, ailment));
         if figures.is_some() {
-            (told.figures_at, told.ails) = (Some(now), ails);
+            (last.figures_at, last.ails) = (Some(now), ails);
         }
         Report {
             whole,
-            followed: told.followed,
+            followed: last.followed,
             replicas: news,
-            destroyed: told.destroyed.iter().copied().collect(),
+            destroyed: last.destroyed.iter().copied().collect(),
             compactions: of_compactions,
             figures,
         }
@@ -143,22 +146,22 @@ impl Source for Reporter {
 
 /// The process's own figures.
 pub(crate) fn figures(
-    local: &Local,
+    process: &ProcessInfo,
     rows_disk_bytes: u64,
     ailment: Option<Ailment>,
 ) -> ServerFigures {
     let ailing = ailment.map(|ailment| ailment.to_string());
-    let disk = rustix::fs::statvfs(local.directory.path()).ok();
+    let disk = rustix::fs::statvfs(process.data_dir.path()).ok();
     let bytes = |blocks: u64| disk.as_ref().map_or(0, |disk| blocks.saturating_mul(disk.f_frsize));
     ServerFigures {
         disk_total_bytes: bytes(disk.as_ref().map_or(0, |disk| disk.f_blocks)),
         disk_free_bytes: bytes(disk.as_ref().map_or(0, |disk| disk.f_bavail)),
         rows_disk_bytes,
-        log_bytes: local.stores.as_ref().map_or(0, |stores| stores.log.stats().disk_bytes()),
+        log_bytes: process.stores.as_ref().map_or(0, |stores| stores.log.stats().disk_bytes()),
         memory_bytes: engine::memory::figures().resident,
-        clients: local.proxy().map_or(0, |proxy| proxy.clients.len() as u64),
-        uptime_seconds: local.started.elapsed().as_secs(),
-        faults: local
+        clients: process.proxy().map_or(0, |proxy| proxy.clients.len() as u64),
+        uptime_seconds: process.started.elapsed().as_secs(),
+        faults: process
             .faults()
             .into_iter()
             .chain(ailing.iter().map(|why| format!("it leads nothing for the moment: {why}")))

@@ -21,7 +21,7 @@ pub(crate) struct Runtimes {
     pub(crate) proxy: Runtime,
     pub(crate) raft: Runtime,
     pub(crate) net: Runtime,
-    pub(crate) small: Runtime,
+    pub(crate) control: Runtime,
     /// By which Raft's threads write the log before they sleep.
     pub(crate) before_sleep: BeforeSleep,
 }
@@ -57,7 +57,7 @@ impl Runtimes {
             proxy: build("proxy", threads(config.threads.proxy, (cores - 1).max(1)), None)?,
             raft,
             net: build("net", (cores / 4).max(1), None)?,
-            small: build("small", 1, None)?,
+            control: build("small", 1, None)?,
             before_sleep,
         })
     }
@@ -66,7 +66,7 @@ impl Runtimes {
     /// the process.
     pub(crate) fn stop(self) {
         self.before_sleep.stop();
-        for runtime in [self.proxy, self.raft, self.net, self.small] {
+        for runtime in [self.proxy, self.raft, self.net, self.control] {
             runtime.shutdown_timeout(Duration::from_secs(1));
         }
     }

@@ -19,12 +19,12 @@ use crate::banner::banner;
 use crate::certificates::Certificates;
 use crate::cli::{ClientFlags, ClusterFlags, CommonFlags};
 use crate::compaction::Compactions;
+use crate::components::{Components, StartContext, StartupPhase};
 use crate::config::{self, Address, Config, Machine, TlsSection};
+use crate::data_dir::{Claim, DataDir};
 use crate::descriptors::Descriptors;
-use crate::directory::{Directory, Kind};
-use crate::local::Local;
-use crate::opened::{Opened, Setup, Stage};
-use crate::ports::{Places, Ports};
+use crate::ports::{BoundAddresses, Ports};
+use crate::process_info::ProcessInfo;
 use crate::runtimes::{Runtimes, Signals};
 use crate::{exposition, http, logging, member, standalone};
 
@@ -32,81 +32,81 @@ use crate::{exposition, http, logging, member, standalone};
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// How long the proxy may take to stop; it gives connections ten seconds to finish what
 /// is in flight.
-const DRAIN: Duration = Duration::from_secs(12);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// What a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shape {
+pub(crate) enum Mode {
     /// All of Bridle, by itself.
     Standalone,
     /// One of a cluster's processes.
     Member(Roles),
 }
 
-impl Shape {
+impl Mode {
     /// What it does.
     pub(crate) fn roles(self) -> Roles {
         match self {
-            Shape::Standalone => Roles { meta: true, storage: true, proxy: true },
-            Shape::Member(roles) => roles,
+            Mode::Standalone => Roles { meta: true, storage: true, proxy: true },
+            Mode::Member(roles) => roles,
         }
     }
 
     /// Whether it has others beside it.
     pub(crate) fn in_cluster(self) -> bool {
-        self != Shape::Standalone
+        self != Mode::Standalone
     }
 }
 
 /// What the command line says.
-pub(crate) struct Flags<'a> {
+pub(crate) struct CliFlags<'a> {
     pub(crate) common: &'a CommonFlags,
     pub(crate) clients: Option<&'a ClientFlags>,
     pub(crate) cluster: Option<&'a ClusterFlags>,
 }
 
 /// Runs until a signal or SHUTDOWN ends it.
-pub(crate) fn run(shape: Shape, flags: &Flags<'_>) -> anyhow::Result<()> {
-    let mut config = settle(flags)?;
+pub(crate) fn run(mode: Mode, flags: &CliFlags<'_>) -> anyhow::Result<()> {
+    let mut config = resolve(flags)?;
     if flags.common.print_config {
         return crate::print(&config::render(&config));
     }
-    let lowered = config.settle(Machine::look(Path::new("/"))).map_err(anyhow::Error::msg)?;
-    let (shape, kind) = match shape {
-        Shape::Standalone => (shape, Kind::Alone),
-        Shape::Member(wanted) => {
-            let roles = config.settle_cluster(wanted).map_err(anyhow::Error::msg)?;
-            (Shape::Member(roles), Kind::Member { seat: config.cluster.seat() })
+    let lowered = config.resolve(Machine::detect(Path::new("/"))).map_err(anyhow::Error::msg)?;
+    let (mode, kind) = match mode {
+        Mode::Standalone => (mode, Claim::Standalone),
+        Mode::Member(wanted) => {
+            let roles = config.resolve_cluster(wanted).map_err(anyhow::Error::msg)?;
+            (Mode::Member(roles), Claim::Member { meta_index: config.cluster.meta_index() })
         }
     };
     logging::start(&config.log)?;
     lowered.iter().for_each(|lowered| tracing::warn!("{lowered}"));
-    let descriptors = Descriptors::claim(shape.in_cluster())?;
-    let directory = Arc::new(Directory::take(&config.node.data, &config.cluster.name, kind)?);
+    let descriptors = Descriptors::raise_limit(mode.in_cluster())?;
+    let data_dir = Arc::new(DataDir::take(&config.node.data, &config.cluster.name, kind)?);
     let metrics = exposition::install().context("install the metrics recorder")?;
-    let freed_stays_for = config.shares.memory.freed_stays_for();
-    engine::memory::give_back_after(freed_stays_for)
+    let dirty_page_decay = config.shares.memory.dirty_page_decay();
+    engine::memory::give_back_after(dirty_page_decay)
         .map_err(anyhow::Error::msg)
         .context("set up the allocator")?;
     let runtimes = Runtimes::start(&config)?;
     let config_file = flags.common.config.clone();
-    let process = Process {
-        shape,
+    let process = RunningProcess {
+        mode,
         config: &config,
         config_file,
         descriptors,
-        directory: &directory,
+        data_dir: &data_dir,
         runtimes: &runtimes,
     };
-    let outcome = runtimes.small.block_on(process.serve(metrics));
+    let outcome = runtimes.control.block_on(process.serve(metrics));
     runtimes.stop();
     // The lock is let go of last.
-    drop(directory);
+    drop(data_dir);
     outcome
 }
 
 /// Defaults, then the file, then flags.
-fn settle(flags: &Flags<'_>) -> anyhow::Result<Config> {
+fn resolve(flags: &CliFlags<'_>) -> anyhow::Result<Config> {
     let (common, mut config) = (flags.common, Config::defaults());
     if let Some(path) = &common.config {
         config.read_file(path)?;
@@ -164,43 +164,43 @@ fn settle(flags: &Flags<'_>) -> anyhow::Result<Config> {
 }
 
 /// A process that runs.
-struct Process<'a> {
-    shape: Shape,
+struct RunningProcess<'a> {
+    mode: Mode,
     config: &'a Config,
     config_file: Option<PathBuf>,
     descriptors: Descriptors,
-    directory: &'a Arc<Directory>,
+    data_dir: &'a Arc<DataDir>,
     runtimes: &'a Runtimes,
 }
 
-impl Process<'_> {
+impl RunningProcess<'_> {
     async fn serve(&self, metrics: PrometheusHandle) -> anyhow::Result<()> {
-        let (config, directory, runtimes, started) =
-            (self.config, self.directory, self.runtimes, Instant::now());
+        let (config, data_dir, runtimes, started) =
+            (self.config, self.data_dir, self.runtimes, Instant::now());
         let (mut signals, hangups) = (Signals::catch()?, Signals::hangups()?);
-        let roles = self.shape.roles();
-        let mut ports = Ports::bind(config, roles, self.shape.in_cluster())?;
-        let tls = tls_of(&config.tls)?;
+        let roles = self.mode.roles();
+        let mut ports = Ports::bind(config, roles, self.mode.in_cluster())?;
+        let tls = client_tls(&config.tls)?;
         let certificates = Arc::new(Certificates::new(tls.clone()));
-        let places = ports.places()?;
+        let bound = ports.bound()?;
 
         // Until all is open there is a page that says so.
-        let stage = Stage::default();
-        stage.set("opening the data");
-        let (door, stop_pages) = (http::Door::new(&stage), CancellationToken::new());
-        let http = tokio::spawn(door.clone().serve(
+        let phase = StartupPhase::default();
+        phase.set("opening the data");
+        let (http_server, stop_pages) = (http::HttpServer::new(&phase), CancellationToken::new());
+        let http = tokio::spawn(http_server.clone().serve(
             TcpListener::from_std(ports.http)?,
-            http::PATIENCE,
+            http::TIMEOUTS,
             stop_pages.clone(),
         ));
-        let setup = Setup {
+        let setup = StartContext {
             config,
             roles,
-            directory,
+            data_dir,
             runtimes,
-            places: &places,
+            bound: &bound,
             clock: SlewedClock::system(),
-            stage: &stage,
+            phase: &phase,
         };
         let opening = async {
             match ports.cluster.take() {
@@ -208,38 +208,38 @@ impl Process<'_> {
                 None => standalone::open(&setup).await,
             }
         };
-        let opened = tokio::select! {
-            opened = opening => opened?,
-            name = signals.next() => anyhow::bail!("stopped by {name} while {}", stage.text()),
+        let components = tokio::select! {
+            components = opening => components?,
+            name = signals.next() => anyhow::bail!("stopped by {name} while {}", phase.text()),
         };
         let shutdown = CancellationToken::new();
-        if let Some(member) = &opened.member {
-            certificates.of_cluster(&member.view.net);
+        if let Some(membership) = &components.membership {
+            certificates.of_cluster(&membership.view.net);
         }
-        let local = Arc::new(self.local(&opened, &places, started, certificates));
+        let process = Arc::new(self.process(&components, &bound, started, certificates));
         let mut settings = config::proxy_settings(config);
         if roles.proxy {
-            self.descriptors.fit(&mut settings);
+            self.descriptors.limit_clients(&mut settings);
         }
-        let facts = self.facts(&places);
+        let facts = self.facts(&bound);
         let proxy = Proxy::new(
             settings,
             facts,
-            opened.rows.clone(),
-            opened.catalogue.clone(),
-            local.clone(),
+            components.rows.clone(),
+            components.catalogue.clone(),
+            process.clone(),
             shutdown.clone(),
         );
-        local.proxy.set(Arc::downgrade(&proxy)).expect("set once, here");
-        if let Some(member) = &opened.member {
-            member.introduce(&local);
+        process.proxy.set(Arc::downgrade(&proxy)).expect("set once, here");
+        if let Some(membership) = &components.membership {
+            membership.publish(&process);
         }
 
-        door.open(http::pages(local.clone(), metrics.clone()));
+        http_server.open(http::pages(process.clone(), metrics.clone()));
         // Before the first client can be told anything else.
-        local.serving.store(true, Ordering::Release);
-        let upkeep = tokio::spawn(keep_up(metrics));
-        let renewing = tokio::spawn(renew_by_signal(local.clone(), hangups));
+        process.serving.store(true, Ordering::Release);
+        let upkeep = tokio::spawn(run_metrics_upkeep(metrics));
+        let renewing = tokio::spawn(reload_on_hangup(process.clone(), hangups));
         let plain = ports.plain.into_iter().map(|listener| (listener, None));
         let listeners: Vec<_> =
             plain.chain(ports.tls.into_iter().map(|listener| (listener, tls.clone()))).collect();
@@ -253,7 +253,7 @@ impl Process<'_> {
             serving.push(runtimes.proxy.spawn(proxy::serve_unix(proxy, listener, path)));
         }
         let serving = futures::future::join_all(serving);
-        crate::print(&banner(self.shape, config, directory.path(), &places))?;
+        crate::print(&banner(self.mode, config, data_dir.path(), &bound))?;
         if let Some(why) = config.unguarded() {
             tracing::warn!("{why}");
         }
@@ -267,11 +267,11 @@ impl Process<'_> {
             name = signals.next() => tracing::info!(signal = name, "stopping"),
             () = shutdown.cancelled() => tracing::info!("stopping"),
         }
-        local.serving.store(false, Ordering::Release);
+        process.serving.store(false, Ordering::Release);
         let stopping = async {
-            opened.hand_over(config.cluster.leader_transfer_timeout.0).await;
+            components.hand_over(config.cluster.leader_transfer_timeout.0).await;
             shutdown.cancel();
-            if tokio::time::timeout(DRAIN, serving).await.is_err() {
+            if tokio::time::timeout(DRAIN_TIMEOUT, serving).await.is_err() {
                 tracing::warn!("connections did not finish in time; they are cut");
             }
         };
@@ -283,34 +283,34 @@ impl Process<'_> {
         upkeep.abort();
         renewing.abort();
         stop_pages.cancel();
-        let closed = opened.close().await;
+        let closed = components.close().await;
         // Nobody may hold up the stop by keeping an HTTP connection.
         let _ = tokio::time::timeout(Duration::from_secs(1), http).await;
         tracing::info!("stopped");
         closed
     }
 
-    fn local(
+    fn process(
         &self,
-        opened: &Opened,
-        places: &Places,
+        components: &Components,
+        bound: &BoundAddresses,
         started: Instant,
         certificates: Arc<Certificates>,
-    ) -> Local {
-        let addresses = places.plain.iter().map(ToString::to_string);
-        Local {
-            shape: self.shape,
+    ) -> ProcessInfo {
+        let addresses = bound.plain.iter().map(ToString::to_string);
+        ProcessInfo {
+            mode: self.mode,
             config: self.config.clone(),
             config_file: self.config_file.clone(),
-            directory: self.directory.clone(),
-            node: opened.node.clone(),
-            meta: opened.meta.clone(),
-            stores: opened.stores.clone(),
-            catalogue: opened.catalogue.clone(),
-            cluster: opened.member.as_ref().map(|member| member.view.clone()),
+            data_dir: self.data_dir.clone(),
+            node: components.node.clone(),
+            meta: components.meta.clone(),
+            stores: components.stores.clone(),
+            catalogue: components.catalogue.clone(),
+            cluster: components.membership.as_ref().map(|membership| membership.view.clone()),
             started,
             addresses: addresses
-                .chain(places.tls.iter().map(|address| format!("{address} (TLS)")))
+                .chain(bound.tls.iter().map(|address| format!("{address} (TLS)")))
                 .collect(),
             compactions: Compactions::default(),
             certificates,
@@ -319,7 +319,7 @@ impl Process<'_> {
         }
     }
 
-    fn facts(&self, places: &Places) -> Facts {
+    fn facts(&self, bound: &BoundAddresses) -> Facts {
         let port = |addresses: &[std::net::SocketAddr]| {
             addresses.first().map_or(0, std::net::SocketAddr::port)
         };
@@ -330,11 +330,11 @@ impl Process<'_> {
             self.config.proxy.bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            mode: if self.shape.in_cluster() { "cluster" } else { "standalone" },
-            port: port(&places.plain),
-            tls_port: port(&places.tls),
+            mode: if self.mode.in_cluster() { "cluster" } else { "standalone" },
+            port: port(&bound.plain),
+            tls_port: port(&bound.tls),
             config_file: self.config_file.as_deref().map(shown).unwrap_or_default(),
-            data_dir: shown(self.directory.path()),
+            data_dir: shown(self.data_dir.path()),
             fixed: vec![
                 ("bind", bind),
                 ("tcp-backlog", self.config.proxy.tcp_backlog.to_string()),
@@ -348,7 +348,7 @@ impl Process<'_> {
     }
 }
 
-async fn keep_up(metrics: PrometheusHandle) {
+async fn run_metrics_upkeep(metrics: PrometheusHandle) {
     let mut ticks = tokio::time::interval(METRICS_UPKEEP);
     loop {
         ticks.tick().await;
@@ -356,7 +356,7 @@ async fn keep_up(metrics: PrometheusHandle) {
     }
 }
 
-fn tls_of(section: &TlsSection) -> anyhow::Result<Option<Arc<Tls>>> {
+fn client_tls(section: &TlsSection) -> anyhow::Result<Option<Arc<Tls>>> {
     if section.port == 0 {
         return Ok(None);
     }
@@ -366,19 +366,19 @@ fn tls_of(section: &TlsSection) -> anyhow::Result<Option<Arc<Tls>>> {
 }
 
 /// Reads certificates anew by SIGHUP, until the process stops.
-async fn renew_by_signal(local: Arc<Local>, mut hangups: Signal) {
+async fn reload_on_hangup(process: Arc<ProcessInfo>, mut hangups: Signal) {
     while hangups.recv().await.is_some() {
-        let (for_clients, of_cluster) = match local.proxy() {
+        let (for_clients, of_cluster) = match process.proxy() {
             Some(proxy) => {
                 let settings = proxy.settings.load();
                 (settings.tls.clone(), settings.cluster_tls.clone())
             }
             None => (
-                config::tls_files(&local.config.tls),
-                config::cluster_tls_files(&local.config.cluster),
+                config::tls_files(&process.config.tls),
+                config::cluster_tls_files(&process.config.cluster),
             ),
         };
-        if let Err(why) = local.certificates.renew(Some(&for_clients), Some(&of_cluster)) {
+        if let Err(why) = process.certificates.renew(Some(&for_clients), Some(&of_cluster)) {
             tracing::error!(
                 why,
                 "SIGHUP: certificates can't be used, those from before are used on"

@@ -7,25 +7,25 @@ use cluster::news::{Roles, Server};
 use meta::{Meta, MetaOptions, Seat};
 use storage::Node;
 
+use crate::components::{Components, StartContext};
 use crate::config::Config;
-use crate::directory::Directory;
-use crate::follow;
-use crate::opened::{Opened, Setup};
+use crate::data_dir::DataDir;
+use crate::reconcile;
 use crate::stores::Stores;
 
 /// Opens everything, with all partitions of all tables.
-pub(crate) async fn open(setup: &Setup<'_>) -> anyhow::Result<Opened> {
-    let (config, directory, runtimes) = (setup.config, setup.directory, setup.runtimes);
-    let stores = Stores::open(config, directory, &runtimes.before_sleep).await?;
-    let cluster = directory.identity().cluster_number().unwrap_or_default();
+pub(crate) async fn open(setup: &StartContext<'_>) -> anyhow::Result<Components> {
+    let (config, data_dir, runtimes) = (setup.config, setup.data_dir, setup.runtimes);
+    let stores = Stores::open(config, data_dir, &runtimes.before_sleep).await?;
+    let cluster = data_dir.identity().cluster_number().unwrap_or_default();
     let options = MetaOptions {
-        dir: directory.meta(),
+        dir: data_dir.meta(),
         raft_runtime: runtimes.raft.handle().clone(),
         partitions: config.tables.partitions,
         replicas: 1,
         cluster,
         clock: setup.clock.clone(),
-        seat: Seat::Alone(only_server(config, directory)),
+        seat: Seat::Alone(only_server(config, data_dir)),
     };
     let meta = Meta::open(options, &stores.log, &stores.shared)
         .await
@@ -37,26 +37,26 @@ pub(crate) async fn open(setup: &Setup<'_>) -> anyhow::Result<Opened> {
     let node = runtimes.proxy.spawn(async move {
         let node = Node::open(options, node_stores.log, node_stores.shared);
         let tables = first.watch().borrow().clone();
-        follow::once(&first, &node, &tables).await;
+        reconcile::once(&first, &node, &tables).await;
         node
     });
     let node = node.await?;
-    let following = runtimes.proxy.spawn(follow::forever(meta.clone(), node.clone()));
-    Ok(Opened {
+    let following = runtimes.proxy.spawn(reconcile::forever(meta.clone(), node.clone()));
+    Ok(Components {
         stores: Some(stores),
         rows: node.clone(),
         catalogue: meta.clone(),
         meta: Some(meta),
         node: Some(node),
-        member: None,
+        membership: None,
         tasks: vec![following.abort_handle()],
     })
 }
 
 /// This process as the table catalogue knows it: nobody else ever reaches it.
-fn only_server(config: &Config, directory: &Directory) -> Server {
+fn only_server(config: &Config, data_dir: &DataDir) -> Server {
     let roles = Roles { meta: true, storage: true, proxy: true };
-    let id = ServerId(directory.identity().node_id);
+    let id = ServerId(data_dir.identity().node_id);
     let durability = Some(config.storage.durability.told());
     Server {
         id,

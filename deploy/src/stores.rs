@@ -8,7 +8,7 @@ use engine::raft::purge::Policy;
 use engine::store::{Settings, Shared};
 
 use crate::config::{self, Config, Durability};
-use crate::directory::Directory;
+use crate::data_dir::DataDir;
 
 /// The log of all Raft groups, and what all stores share.
 #[derive(Clone)]
@@ -24,13 +24,13 @@ impl Stores {
     /// The log is damaged, or gone while there are stores that were written through it.
     pub(crate) async fn open(
         config: &Config,
-        directory: &Directory,
+        data_dir: &DataDir,
         before_sleep: &BeforeSleep,
     ) -> anyhow::Result<Stores> {
-        let mut options = log_options(config, directory);
+        let mut options = log_options(config, data_dir);
         options.before_sleep = Some(before_sleep.clone());
         // It is made, and on disk, before the first store is.
-        for path in [directory.meta(), directory.tables()] {
+        for path in [data_dir.meta(), data_dir.tables()] {
             options.must_exist |=
                 path.try_exists().with_context(|| format!("look for {}", path.display()))?;
         }
@@ -48,8 +48,8 @@ impl Stores {
     }
 }
 
-fn log_options(config: &Config, directory: &Directory) -> LogOptions {
-    let mut options = LogOptions::new(directory.log());
+fn log_options(config: &Config, data_dir: &DataDir) -> LogOptions {
+    let mut options = LogOptions::new(data_dir.log());
     options.durability = match config.storage.durability {
         Durability::Always => engine::log::Durability::Always,
         Durability::Interval => engine::log::Durability::Interval(config.storage.sync_interval.0),
@@ -58,7 +58,7 @@ fn log_options(config: &Config, directory: &Directory) -> LogOptions {
     options.segment_bytes = config.raft_log.segment_size.0 as u32;
     options.tail_bytes_max = config.raft_log.tail_cache.0;
     options.unwritten_bytes_max = config.raft_log.write_queue_size.0;
-    options.watched = vec![directory.path().to_owned()];
+    options.watched = vec![data_dir.path().to_owned()];
     options
 }
 
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn logs_are_kept_as_the_engine_keeps_them_by_itself() {
+    fn log_retention_defaults_are_the_engines() {
         assert_eq!(log_policy(&Config::defaults()), Policy::default());
     }
 }

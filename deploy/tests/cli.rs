@@ -73,7 +73,7 @@ fn help_is_as_written_down() {
 }
 
 #[test]
-fn version_and_no_words() {
+fn version_and_usage_are_printed() {
     assert_eq!(bridle(&["--version"]).1, format!("bridle {}\n", env!("CARGO_PKG_VERSION")));
     let (code, _, error) = bridle(&[]);
     assert!(code == 2 && error.contains("Usage: bridle <COMMAND>"), "{error}");

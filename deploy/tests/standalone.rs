@@ -130,7 +130,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn a_server_tells_what_it_is_and_stops_in_good_order() {
+fn a_server_reports_its_state_and_stops_cleanly() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let mut server = Server::start(&data, &[]);
@@ -290,7 +290,7 @@ fn shutdown_by_a_client_ends_the_process() {
 }
 
 #[test]
-fn without_the_log_that_it_was_written_through_a_store_is_not_served() {
+fn a_store_without_its_log_is_not_served() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
     assert_eq!(server.redis("SET greeting hello"), "+OK\r\n");

@@ -83,18 +83,18 @@ impl Client {
         Client::of(TcpStream::connect(("127.0.0.1", port))?, Duration::from_secs(30))
     }
 
-    /// Connects to any address, and waits at most `patience` for that, and for each
+    /// Connects to any address, and waits at most `timeout` for that, and for each
     /// reply.
     ///
     /// # Errors
     /// The socket's, timeouts included.
-    pub fn reach(address: SocketAddr, patience: Duration) -> io::Result<Client> {
-        Client::of(TcpStream::connect_timeout(&address, patience)?, patience)
+    pub fn reach(address: SocketAddr, timeout: Duration) -> io::Result<Client> {
+        Client::of(TcpStream::connect_timeout(&address, timeout)?, timeout)
     }
 
-    fn of(socket: TcpStream, patience: Duration) -> io::Result<Client> {
+    fn of(socket: TcpStream, timeout: Duration) -> io::Result<Client> {
         socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(patience))?;
+        socket.set_read_timeout(Some(timeout))?;
         Ok(Client { socket, unread: BytesMut::new(), resp3: false })
     }
 

@@ -27,10 +27,10 @@ use crate::{Client, Value, binary};
 /// What its processes, and who administers it, must know.
 pub const SECRET: &str = "the test's own secret";
 /// How long a cluster may take to serve, or a process to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Held by the cluster that runs.
-static ALONE: Mutex<()> = Mutex::new(());
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// How to start a cluster.
 #[derive(Debug, Clone)]
@@ -153,7 +153,7 @@ impl ClusterBuilder {
     /// When they don't; with the ends of their logs.
     pub fn start(self) -> Cluster {
         // A test that panicked holds nothing up.
-        let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let dir = tempfile::tempdir().expect("a directory for the test");
         std::fs::write(dir.path().join("secret"), format!("{SECRET}\n"))
             .expect("room for a secret");
@@ -376,7 +376,7 @@ impl Cluster {
     /// # Panics
     /// When it does not in a minute.
     pub fn wait_until_ended(&mut self, number: usize) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let Some(mut child) = self.members[number].child.take() else { return };
         while child.try_wait().expect("our own child").is_none() {
             if Instant::now() > deadline {
@@ -419,7 +419,7 @@ impl Cluster {
         self.signal(number, "TERM");
         let Some(mut child) = self.members[number].child.take() else { return Duration::ZERO };
         while child.try_wait().expect("our own child").is_none() {
-            if began.elapsed() > PATIENCE {
+            if began.elapsed() > TIMEOUT {
                 let _ = child.kill();
                 panic!("process {number} did not end by SIGTERM");
             }
@@ -483,7 +483,7 @@ impl Cluster {
     /// # Panics
     /// When that takes more than a minute; with the ends of the logs (by [`Drop`]).
     pub fn wait_until_serving(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         for number in (0..self.len()).filter(|number| self.runs(*number)).collect::<Vec<_>>() {
             while let Err(why) = self.serves(number) {
                 self.assert_not_ended(number);

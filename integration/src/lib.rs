@@ -9,17 +9,17 @@
 //! What proves a cluster: [`workload`] writes down what clients saw while [`nemesis`]
 //! breaks things, [`lin`] judges it; [`netns`] is the network that can be broken.
 
+mod admin_cli;
 mod client;
 pub mod cluster;
 pub mod lin;
 pub mod nemesis;
 pub mod netns;
-mod operator;
 mod server;
 pub mod workload;
 
+pub use admin_cli::{CommandOutput, admin_json, bridle, bridle_with, files, within};
 pub use client::{Client, Value};
-pub use operator::{Said, admin_json, bridle, bridle_with, files, within};
 pub use server::{Server, ServerBuilder, binary};
 
 /// What is answered to a command whose keys lie in several partitions and must not.

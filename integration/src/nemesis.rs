@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::Cluster;
 use crate::netns::{Link, Network};
-use crate::workload::Dice;
+use crate::workload::Rng;
 
 /// Kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,7 +77,7 @@ pub const NETWORK: [Fault; 7] = [
 #[derive(Debug)]
 pub struct Nemesis {
     faults: Vec<Fault>,
-    dice: Dice,
+    rng: Rng,
     network: Option<Arc<Network>>,
     table: String,
     began: Instant,
@@ -92,10 +92,10 @@ impl Nemesis {
     /// When there are none.
     pub fn new(faults: &[Fault], seed: u64, network: Option<Arc<Network>>) -> Nemesis {
         assert!(!faults.is_empty(), "a nemesis does something");
-        let dice = Dice::new(seed);
+        let rng = Rng::new(seed);
         Nemesis {
             faults: faults.to_vec(),
-            dice,
+            rng,
             network,
             table: "db0".to_owned(),
             began: Instant::now(),
@@ -111,7 +111,7 @@ impl Nemesis {
         let end = Instant::now() + time;
         while Instant::now() < end {
             self.rest(500, 2_500);
-            let fault = *self.dice.one_of(&self.faults);
+            let fault = *self.rng.one_of(&self.faults);
             self.strike(cluster, fault);
             *self.done.entry(fault).or_default() += 1;
         }
@@ -120,7 +120,7 @@ impl Nemesis {
     }
 
     fn rest(&mut self, least_ms: u64, most_ms: u64) {
-        std::thread::sleep(Duration::from_millis(least_ms + self.dice.below(most_ms - least_ms)));
+        std::thread::sleep(Duration::from_millis(least_ms + self.rng.below(most_ms - least_ms)));
     }
 
     fn say(&self, what: fmt::Arguments<'_>) {
@@ -132,8 +132,8 @@ impl Nemesis {
         let leaders: Vec<usize> =
             cluster.leaders(&self.table).unwrap_or_default().into_iter().flatten().collect();
         match leaders.is_empty() {
-            true => self.dice.below(cluster.nodes() as u64) as usize,
-            false => *self.dice.one_of(&leaders),
+            true => self.rng.below(cluster.nodes() as u64) as usize,
+            false => *self.rng.one_of(&leaders),
         }
     }
 
@@ -143,7 +143,7 @@ impl Nemesis {
                 let victim = match fault {
                     Fault::KillLeader => self.leader(cluster),
                     Fault::KillMeta => cluster.meta_leader().ok().flatten().unwrap_or(0),
-                    _ => self.dice.below(cluster.len() as u64) as usize,
+                    _ => self.rng.below(cluster.len() as u64) as usize,
                 };
                 self.say(format_args!("{fault:?} {victim}"));
                 cluster.kill(victim);
@@ -160,7 +160,7 @@ impl Nemesis {
                 self.rest(2_000, 4_000);
             }
             Fault::Restart => {
-                let victim = self.dice.below(cluster.len() as u64) as usize;
+                let victim = self.rng.below(cluster.len() as u64) as usize;
                 let took = cluster.stop(victim);
                 self.say(format_args!("{fault:?} {victim}: stopped in {took:.1?}"));
                 cluster.launch(victim);
@@ -177,8 +177,8 @@ impl Nemesis {
             Fault::Transfer => {
                 let partitions = cluster.leaders(&self.table).map_or(0, |leaders| leaders.len());
                 if partitions > 0 {
-                    let partition = self.dice.below(partitions as u64) as usize;
-                    let to = self.dice.below(cluster.nodes() as u64) as usize;
+                    let partition = self.rng.below(partitions as u64) as usize;
+                    let to = self.rng.below(cluster.nodes() as u64) as usize;
                     let said = cluster.transfer(&self.table, partition, to);
                     self.say(format_args!("{fault:?} of partition {partition} to {to}: {said:?}"));
                 }
@@ -191,8 +191,8 @@ impl Nemesis {
                     .filter_map(|(partition, leader)| Some((partition, leader?)))
                     .collect();
                 if !led.is_empty() {
-                    let (partition, leader) = *self.dice.one_of(&led);
-                    let to = (leader + 1 + self.dice.below(cluster.nodes() as u64 - 1) as usize)
+                    let (partition, leader) = *self.rng.one_of(&led);
+                    let to = (leader + 1 + self.rng.below(cluster.nodes() as u64 - 1) as usize)
                         % cluster.nodes();
                     let there = cluster.transfer(&self.table, partition, to);
                     self.rest(20, 700);
@@ -204,9 +204,9 @@ impl Nemesis {
                 }
             }
             Fault::Clock => {
-                let victim = self.dice.below(cluster.nodes() as u64) as usize;
-                let most = *self.dice.one_of(&[1, 10, 60, 3_600]);
-                let seconds = self.dice.below(2 * most + 1) as i64 - most as i64;
+                let victim = self.rng.below(cluster.nodes() as u64) as usize;
+                let most = *self.rng.one_of(&[1, 10, 60, 3_600]);
+                let seconds = self.rng.below(2 * most + 1) as i64 - most as i64;
                 self.say(format_args!("{fault:?} of {victim} goes {seconds:+} s off"));
                 cluster.set_clock(victim, seconds);
             }
@@ -223,7 +223,7 @@ impl Nemesis {
             Fault::IsolateLeader => network.isolate(&[victim]),
             Fault::Split => {
                 let group: Vec<usize> =
-                    (1..=network.places()).filter(|_| self.dice.below(2) == 0).collect();
+                    (1..=network.places()).filter(|_| self.rng.below(2) == 0).collect();
                 network.isolate(&group);
             }
             Fault::Bridge => {
@@ -238,12 +238,12 @@ impl Nemesis {
             Fault::Deaf => others.iter().for_each(|other| network.set(*other, victim, cut)),
             _ => {
                 let delay = Duration::from_millis(if fault == Fault::Slow {
-                    self.dice.below(50)
+                    self.rng.below(50)
                 } else {
                     0
                 });
                 let loss_permille =
-                    if fault == Fault::Lossy { 10 + self.dice.below(190) } else { 0 };
+                    if fault == Fault::Lossy { 10 + self.rng.below(190) } else { 0 };
                 let link = Link { cut: false, delay, jitter: delay, loss_permille };
                 for from in 1..=network.places() {
                     (1..=network.places())

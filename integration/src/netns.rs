@@ -13,7 +13,7 @@
 //! # Invariants
 //! - Nothing outlives the [`Network`]: devices go with their file descriptors, namespaces
 //!   on drop; those that a killed test left behind are deleted by the next
-//!   (`integration/tests/partitions_faults.rs`).
+//!   (`integration/tests/network_partitions.rs`).
 //! - Without the right to make namespaces, [`Network::new`] says why instead; tests are
 //!   left out then, but not where `CI` is set.
 
@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use crate::workload::Dice;
+use crate::workload::Rng;
 
 /// How packets travel from one place to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,7 +45,7 @@ pub struct Link {
 
 /// A packet that is under way.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Travelling {
+struct InFlightPacket {
     due: Instant,
     number: u64,
     to: usize,
@@ -53,20 +53,20 @@ struct Travelling {
 }
 
 #[derive(Debug, Default)]
-struct Slow {
-    packets: BinaryHeap<Reverse<Travelling>>,
+struct DelayQueue {
+    packets: BinaryHeap<Reverse<InFlightPacket>>,
     sent: u64,
 }
 
 /// Most packets that may be under way; more are lost, as in any switch.
-const TRAVELLING_MAX: usize = 20_000;
+const IN_FLIGHT_MAX: usize = 20_000;
 
 struct Switch {
     devices: Vec<SyncDevice>,
     /// From each place to each: `links[from * places + to]`.
     links: Mutex<Vec<Link>>,
-    dice: Mutex<Dice>,
-    slow: Mutex<Slow>,
+    rng: Mutex<Rng>,
+    slow: Mutex<DelayQueue>,
     due: Condvar,
     stop: AtomicBool,
 }
@@ -116,7 +116,7 @@ impl Network {
         let switch = Arc::new(Switch {
             devices,
             links: Mutex::new(links),
-            dice: Mutex::new(Dice::new(seed)),
+            rng: Mutex::new(Rng::new(seed)),
             slow: Mutex::default(),
             due: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -252,19 +252,19 @@ impl Switch {
             return;
         }
         let (lost, extra) = {
-            let mut dice = lock(&self.dice);
+            let mut rng = lock(&self.rng);
             (
-                dice.below(1_000) < link.loss_permille,
-                Duration::from_nanos(dice.below(link.jitter.as_nanos() as u64 + 1)),
+                rng.below(1_000) < link.loss_permille,
+                Duration::from_nanos(rng.below(link.jitter.as_nanos() as u64 + 1)),
             )
         };
         if lost {
             return;
         }
         let mut slow = lock(&self.slow);
-        if slow.packets.len() < TRAVELLING_MAX {
+        if slow.packets.len() < IN_FLIGHT_MAX {
             slow.sent += 1;
-            let travelling = Travelling {
+            let travelling = InFlightPacket {
                 due: Instant::now() + link.delay + extra,
                 number: slow.sent,
                 to,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::{Client, Value};
 
 /// How long a process may take to serve, or to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The built binary: beside the test that runs.
 ///
@@ -186,7 +186,7 @@ impl Server {
     /// # Panics
     /// When it does not end in a minute.
     pub fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().expect("our own child") {
                 // The readers of its output are through a moment after it.
@@ -213,7 +213,7 @@ impl Server {
     }
 
     fn wait_until_serving(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Ok(mut client) = Client::connect(self.port) {
                 match client.call(&["PING"]) {

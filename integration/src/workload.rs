@@ -18,8 +18,8 @@
 //! - What is not known to have been refused is of unknown outcome.
 
 mod client;
-mod dice;
 mod mix;
+mod rng;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,14 +29,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use self::client::Worker;
-pub use self::dice::{Dice, seed};
-use self::mix::{KINDS, Kind};
+use self::mix::{KINDS, KeyKind};
+pub use self::rng::{Rng, seed};
 use crate::lin::{Call, Limits, Row, RowOp, Verdict, check};
 use crate::{Client, Value};
 
 /// What to do.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct WorkloadOptions {
     /// Where clients connect, each to one of these at random.
     pub proxies: Vec<SocketAddr>,
     /// How many there are.
@@ -50,23 +50,23 @@ pub struct Plan {
     /// A client rests so long between calls, on average.
     pub pause: Duration,
     /// A reply that takes longer is given up; its outcome is unknown.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// What chance makes of it.
     pub seed: u64,
 }
 
-impl Plan {
+impl WorkloadOptions {
     /// Ten clients, and four that hold, on ten hot keys.
-    pub fn new(proxies: Vec<SocketAddr>, seed: u64) -> Plan {
-        let (pause, patience) = (Duration::from_millis(2), Duration::from_secs(8));
-        Plan {
+    pub fn new(proxies: Vec<SocketAddr>, seed: u64) -> WorkloadOptions {
+        let (pause, timeout) = (Duration::from_millis(2), Duration::from_secs(8));
+        WorkloadOptions {
             proxies,
             clients: 10,
             holders: 4,
             keys_per_kind: 2,
             calls_per_key: 1_500,
             pause,
-            patience,
+            timeout,
             seed,
         }
     }
@@ -78,7 +78,7 @@ const LULL_MS: u128 = 800;
 
 /// What clients share.
 #[derive(Debug)]
-struct Shared {
+struct WorkloadState {
     began: Instant,
     stop: AtomicBool,
     /// Calls to each slot of each kind.
@@ -86,7 +86,7 @@ struct Shared {
     slots: usize,
 }
 
-impl Shared {
+impl WorkloadState {
     fn now_ns(&self) -> u64 {
         self.began.elapsed().as_nanos() as u64
     }
@@ -96,12 +96,12 @@ impl Shared {
         self.began.elapsed().as_millis() % LULL_PERIOD_MS >= LULL_PERIOD_MS - LULL_MS
     }
 
-    fn key(&self, kind: Kind, slot: usize, calls_per_key: u64) -> String {
+    fn key(&self, kind: KeyKind, slot: usize, calls_per_key: u64) -> String {
         let place =
             KINDS.iter().position(|other| *other == kind).unwrap_or_default() * self.slots + slot;
         let calls = self.calls[place].fetch_add(1, Ordering::Relaxed);
         // Values of lists grow with each call, and so does what may have expired.
-        let most = if matches!(kind, Kind::List | Kind::Session) {
+        let most = if matches!(kind, KeyKind::List | KeyKind::Session) {
             calls_per_key.min(500)
         } else {
             calls_per_key
@@ -112,11 +112,11 @@ impl Shared {
 
 /// What clients saw.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct History {
     /// The history of each key.
     pub keys: BTreeMap<String, Vec<Call<RowOp>>>,
     /// Calls that were answered.
-    pub told: u64,
+    pub answered: u64,
     /// Calls that were refused: nothing was done.
     pub refused: u64,
     /// Calls of unknown outcome.
@@ -127,7 +127,7 @@ pub struct Seen {
     pub errors: BTreeMap<String, u64>,
 }
 
-impl Seen {
+impl History {
     fn record(
         &mut self,
         client: usize,
@@ -136,7 +136,7 @@ impl Seen {
         invoked_ns: u64,
         returned_ns: Option<u64>,
     ) {
-        self.told += u64::from(returned_ns.is_some());
+        self.answered += u64::from(returned_ns.is_some());
         let call = Call { client, op, invoked_ns, returned_ns };
         match self.keys.get_mut(key) {
             Some(calls) => calls.push(call),
@@ -154,7 +154,7 @@ impl Seen {
         *self.errors.entry(why).or_default() += 1;
     }
 
-    fn add(&mut self, other: Seen) {
+    fn add(&mut self, other: History) {
         other
             .keys
             .into_iter()
@@ -163,7 +163,7 @@ impl Seen {
             .errors
             .into_iter()
             .for_each(|(why, times)| *self.errors.entry(why).or_default() += times);
-        self.told += other.told;
+        self.answered += other.answered;
         self.refused += other.refused;
         self.unknown += other.unknown;
         self.aborted += other.aborted;
@@ -173,24 +173,28 @@ impl Seen {
 /// Clients at work.
 #[derive(Debug)]
 pub struct Workload {
-    plan: Arc<Plan>,
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<Seen>>,
+    plan: Arc<WorkloadOptions>,
+    shared: Arc<WorkloadState>,
+    threads: Vec<JoinHandle<History>>,
 }
 
 impl Workload {
     /// Starts the clients.
-    pub fn start(plan: Plan) -> Workload {
+    pub fn start(plan: WorkloadOptions) -> Workload {
         let slots = plan.keys_per_kind as usize;
         let calls = (0..KINDS.len() * slots).map(|_| AtomicU64::new(0)).collect();
-        let shared =
-            Arc::new(Shared { began: Instant::now(), stop: AtomicBool::new(false), calls, slots });
-        let mut dice = Dice::new(plan.seed);
+        let shared = Arc::new(WorkloadState {
+            began: Instant::now(),
+            stop: AtomicBool::new(false),
+            calls,
+            slots,
+        });
+        let mut rng = Rng::new(plan.seed);
         let plan = Arc::new(plan);
         let work = |number| {
-            let (plan, shared, dice) = (plan.clone(), shared.clone(), dice.another());
+            let (plan, shared, rng) = (plan.clone(), shared.clone(), rng.another());
             std::thread::spawn(move || {
-                let worker = Worker::new(number, &plan, &shared, dice);
+                let worker = Worker::new(number, &plan, &shared, rng);
                 if number < plan.clients { worker.work() } else { worker.hold() }
             })
         };
@@ -203,9 +207,9 @@ impl Workload {
     ///
     /// # Panics
     /// When a client panicked, or a key can't be read for a minute.
-    pub fn finish(mut self) -> Seen {
+    pub fn finish(mut self) -> History {
         self.shared.stop.store(true, Ordering::Relaxed);
-        let mut seen = Seen::default();
+        let mut seen = History::default();
         self.threads
             .drain(..)
             .for_each(|thread| seen.add(thread.join().expect("clients don't panic")));
@@ -243,11 +247,16 @@ impl Workload {
     }
 
     /// Reads a whole row through any proxy.
-    fn read(&self, client: &mut Option<Client>, kind: Kind, key: &str) -> std::io::Result<Value> {
+    fn read(
+        &self,
+        client: &mut Option<Client>,
+        kind: KeyKind,
+        key: &str,
+    ) -> std::io::Result<Value> {
         if client.is_none() {
             let proxies = &self.plan.proxies;
             let address = proxies[self.shared.now_ns() as usize % proxies.len()];
-            *client = Some(Client::reach(address, self.plan.patience)?);
+            *client = Some(Client::reach(address, self.plan.timeout)?);
         }
         let client = client.as_mut().expect("just connected");
         client.call(&kind.whole().words(key))
@@ -262,7 +271,7 @@ impl Drop for Workload {
 
 /// What became of the judgement.
 #[derive(Debug, Default)]
-pub struct Judged {
+pub struct CheckResult {
     /// Keys whose history has a linearization.
     pub fine: usize,
     /// Keys for which a limit was reached, and which.
@@ -272,12 +281,12 @@ pub struct Judged {
 }
 
 /// Judges every key's history, on two threads, and prints what was seen.
-pub fn judge(seen: &Seen, limits: &Limits) -> Judged {
+pub fn check_all(seen: &History, limits: &Limits) -> CheckResult {
     let began = Instant::now();
     let keys: Vec<_> = seen.keys.iter().collect();
     let next = AtomicU64::new(0);
     let work = || {
-        let mut judged = Judged::default();
+        let mut judged = CheckResult::default();
         while let Some((key, calls)) = keys.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
             match check::<Row>(calls, limits) {
                 Verdict::Linearizable => judged.fine += 1,
@@ -287,7 +296,7 @@ pub fn judge(seen: &Seen, limits: &Limits) -> Judged {
         }
         judged
     };
-    let mut all = Judged::default();
+    let mut all = CheckResult::default();
     std::thread::scope(|scope| {
         for thread in [scope.spawn(work), scope.spawn(work)] {
             let judged = thread.join().expect("the checker does not panic");
@@ -299,7 +308,7 @@ pub fn judge(seen: &Seen, limits: &Limits) -> Judged {
     eprintln!(
         "{} calls answered, {} refused, {} of unknown outcome, {} EXEC too late; {} keys: {} \
          linearizable, {} undecided, {} not (judged in {:.1?})",
-        seen.told,
+        seen.answered,
         seen.refused,
         seen.unknown,
         seen.aborted,
@@ -313,7 +322,7 @@ pub fn judge(seen: &Seen, limits: &Limits) -> Judged {
     all
 }
 
-impl Judged {
+impl CheckResult {
     /// Panics unless every history has a linearization (a few may be undecided: one in
     /// fifty).
     ///

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use integration::{Said, Server, ServerBuilder, Value, bridle, within};
+use integration::{CommandOutput, Server, ServerBuilder, Value, bridle, within};
 use serde_json::json;
 
 fn small() -> ServerBuilder {
@@ -11,13 +11,13 @@ fn small() -> ServerBuilder {
 }
 
 /// Lines of a table as words.
-fn rows(said: &Said) -> Vec<Vec<&str>> {
+fn rows(said: &CommandOutput) -> Vec<Vec<&str>> {
     assert!(said.fine, "{}", said.error);
     said.out.lines().map(|line| line.split_whitespace().collect()).collect()
 }
 
 #[test]
-fn every_subcommand_answers_in_words() {
+fn every_subcommand_answers_in_text() {
     let server = small().start();
     assert!(server.admin(&["tables"]).out.starts_with("no tables yet"));
     let made = server.admin(&["create", "users", "--partitions", "2", "--env", "default_ttl=600"]);
@@ -139,7 +139,7 @@ fn every_subcommand_answers_in_json() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_with_the_reason_and_a_failing_exit_code() {
+fn invalid_requests_fail_with_a_reason_and_an_exit_code() {
     let server = small().start();
     assert!(server.admin(&["create", "users"]).fine);
     let cases: &[(&[&str], &str)] = &[
@@ -178,7 +178,7 @@ fn what_makes_no_sense_is_refused_with_the_reason_and_a_failing_exit_code() {
 }
 
 #[test]
-fn with_a_password_everything_asks_for_it() {
+fn a_password_guards_every_subcommand() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = |name: &str, text: &str| -> String {
         let path: PathBuf = dir.path().join(name);
@@ -240,7 +240,7 @@ fn a_wrong_address_is_named() {
 }
 
 #[test]
-fn config_rewrite_keeps_the_comments_of_the_file_and_holds_after_a_restart() {
+fn config_rewrite_keeps_comments_and_survives_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
     let config = dir.path().join("mine.toml");
     let before = "# Ours since 2019.\n[proxy]\n# The load balancer knows this.\nmaxclients = 50 # \

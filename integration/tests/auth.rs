@@ -20,7 +20,7 @@ fn error(text: &str) -> Value {
 }
 
 #[test]
-fn nobody_does_anything_before_the_password() {
+fn commands_before_auth_are_refused() {
     let server = with_password().start();
     let mut client = server.client();
     for line in [
@@ -54,7 +54,7 @@ fn nobody_does_anything_before_the_password() {
 }
 
 #[test]
-fn hello_brings_the_password_the_name_and_the_protocol_at_once() {
+fn hello_sets_password_name_and_protocol() {
     let server = with_password().start();
     let mut client = server.client();
     assert!(!client.run(&format!("HELLO 3 AUTH default {PASSWORD} SETNAME me")).is_error());
@@ -64,7 +64,7 @@ fn hello_brings_the_password_the_name_and_the_protocol_at_once() {
 }
 
 #[test]
-fn the_password_changes_for_those_who_come_later() {
+fn a_new_password_applies_to_new_connections() {
     let server = with_password().start();
     let mut client = server.client();
     client.run(&format!("AUTH {PASSWORD}"));
@@ -76,7 +76,7 @@ fn the_password_changes_for_those_who_come_later() {
 }
 
 #[test]
-fn an_address_that_others_reach_needs_a_password() {
+fn a_public_address_needs_a_password() {
     for flags in [["--bind", "0.0.0.0"], ["--bind", "::"], ["--set", "http.bind=\"0.0.0.0\""]] {
         let dir = tempfile::tempdir().expect("a directory");
         let data = dir.path().join("data").display().to_string();
@@ -152,7 +152,7 @@ fn no_secret_is_logged_shown_or_kept() {
 }
 
 #[test]
-fn the_admin_api_asks_for_the_password_and_the_health_pages_do_not() {
+fn the_admin_api_needs_the_password_and_health_does_not() {
     let server = with_password().start();
     assert_eq!(server.page("/health/ready").0, 200);
     assert_eq!(server.page("/metrics").0, 200);
@@ -168,7 +168,7 @@ fn the_admin_api_asks_for_the_password_and_the_health_pages_do_not() {
 /// A stranger here is who comes to the machine by another address than loopback, if it
 /// has one.
 #[test]
-fn without_a_password_only_this_machine_administers() {
+fn without_a_password_only_loopback_administers() {
     let server = with_password().config("[http]\nbind = \"0.0.0.0\"").start();
     let mut client = server.client();
     client.run(&format!("AUTH {PASSWORD}"));
@@ -207,7 +207,7 @@ fn last_words(port: u16, bytes: &[u8]) -> String {
 }
 
 #[test]
-fn strangers_are_cut_off_at_the_announcement_of_something_large() {
+fn large_requests_before_auth_are_cut_off() {
     let server = with_password().start();
     assert_eq!(
         last_words(server.port, b"*11\r\n"),
@@ -228,7 +228,7 @@ fn strangers_are_cut_off_at_the_announcement_of_something_large() {
 }
 
 #[test]
-fn strangers_that_read_nothing_are_not_read_from_either() {
+fn unauthenticated_clients_must_read_their_replies() {
     let server = with_password().start();
     let before = server.rss_bytes();
     let pings = b"*1\r\n$4\r\nPING\r\n".repeat(1 << 16);
@@ -253,7 +253,7 @@ fn strangers_that_read_nothing_are_not_read_from_either() {
 }
 
 #[test]
-fn many_strangers_cost_little_memory() {
+fn unauthenticated_clients_cost_little_memory() {
     // They alone are not to be cut for what all clients may hold.
     let server = with_password().flag("set", "proxy.maxmemory_clients=256MiB").start();
     let before = server.rss_bytes();
@@ -291,7 +291,7 @@ fn many_strangers_cost_little_memory() {
 }
 
 #[test]
-fn an_operator_sends_any_password_and_is_told_where_he_knocks() {
+fn the_admin_client_sends_any_password_and_names_the_port() {
     let server = Server::builder().flag("durability", "os").start();
     // Beyond ASCII, a control character, a blank at the end.
     let password = "pä\u{1}ßwørd 密 ";

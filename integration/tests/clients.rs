@@ -5,12 +5,12 @@
 //! their registries; these are kept in the target directory, so that a second run needs
 //! no network.
 
-mod outside;
+mod external;
 
 use std::path::Path;
 
+use external::{Certificates, free_port, node, programs, redis_py, run, run_in, said};
 use integration::{Server, Value};
-use outside::{Certificates, free_port, node, programs, redis_py, run, run_in, said};
 
 const PASSWORD: &str = "correct horse";
 

@@ -105,7 +105,7 @@ fn writes_go_on_without_a_node_and_it_catches_up() {
 }
 
 #[test]
-fn a_cluster_that_was_killed_as_a_whole_comes_back_with_everything() {
+fn a_cluster_killed_as_a_whole_recovers_everything() {
     let mut cluster = Cluster::builder().start();
     let mut client = cluster.client(0).expect("it serves");
     for key in 0..300u32 {
@@ -396,7 +396,7 @@ fn roles_live_apart() {
 }
 
 #[test]
-fn who_does_not_know_the_secret_stays_out() {
+fn processes_without_the_secret_are_rejected() {
     let cluster = Cluster::builder().start();
     let dir = tempfile::tempdir().expect("a directory for the test");
     std::fs::write(dir.path().join("secret"), "quite another secret\n").expect("room for a secret");
@@ -745,7 +745,7 @@ fn make_cluster_is_usable_in_ten_seconds() {
 /// A meta that has forgotten its votes would help to decide what contradicts them: a
 /// table would vanish, and its ids be given again.
 #[test]
-fn a_meta_whose_directory_is_lost_is_taken_back_only_by_an_operators_word() {
+fn a_meta_with_a_lost_directory_rejoins_after_release_only() {
     let mut cluster = Cluster::builder().partitions(1).start();
     let ask = |cluster: &Cluster, number: usize, words: &[&str]| {
         bridle_with(Some(SECRET), &[&["admin", "--url", &cluster.url(number)], words].concat())

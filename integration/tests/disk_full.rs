@@ -163,10 +163,8 @@ fn writes_return(client: &mut Client, n: usize) {
 }
 
 #[test]
-fn writing_until_the_disk_is_full_loses_nothing_and_room_made_by_hand_lets_writes_go_on() {
-    let Some(disk) = small_disk(
-        "writing_until_the_disk_is_full_loses_nothing_and_room_made_by_hand_lets_writes_go_on",
-    ) else {
+fn a_full_disk_loses_nothing_and_freed_space_resumes_writes() {
+    let Some(disk) = small_disk("a_full_disk_loses_nothing_and_freed_space_resumes_writes") else {
         return;
     };
     // Something of the operator's own that can be cleared away later.
@@ -206,10 +204,8 @@ fn writing_until_the_disk_is_full_loses_nothing_and_room_made_by_hand_lets_write
 }
 
 #[test]
-fn a_disk_that_somebody_else_fills_to_the_last_byte_under_load_loses_nothing() {
-    let Some(disk) =
-        small_disk("a_disk_that_somebody_else_fills_to_the_last_byte_under_load_loses_nothing")
-    else {
+fn a_disk_filled_by_another_process_loses_nothing() {
+    let Some(disk) = small_disk("a_disk_filled_by_another_process_loses_nothing") else {
         return;
     };
     let mut server = server(&disk).start();

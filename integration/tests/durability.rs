@@ -142,7 +142,7 @@ fn a_directory_of_another_cluster_is_refused() {
 }
 
 #[test]
-fn a_graceful_stop_keeps_everything_and_says_goodbye() {
+fn a_graceful_stop_keeps_everything() {
     let mut server = Server::builder().flag("durability", "os").start();
     let mut client = server.client();
     for n in 0..1000 {
@@ -169,7 +169,7 @@ fn files(dir: &Path, ending: &str) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn a_corrupt_table_file_is_reported_by_name_and_never_read_as_data() {
+fn a_corrupt_table_file_is_reported_and_never_read() {
     let mut server = Server::start();
     let mut client = server.client();
     for n in 0..2000 {
@@ -207,7 +207,7 @@ impl Drop for Traced {
 }
 
 #[test]
-fn pages_do_not_wait_for_a_disk_that_stalls() {
+fn pages_do_not_wait_for_a_stalled_disk() {
     let server = Server::builder().start();
     server.client().run("SET k v");
     assert_eq!((server.page("/health/ready").0, server.page("/metrics").0), (200, 200));

@@ -42,7 +42,7 @@ fn watch_it_go(client: &mut Client, at_ms: i64, mut read: impl FnMut(&mut Client
 }
 
 #[test]
-fn a_key_is_there_until_its_millisecond_and_then_gone() {
+fn a_key_expires_exactly_at_its_millisecond() {
     let server = small().start();
     let mut client = server.client();
     let mut seen = 0;
@@ -72,7 +72,7 @@ fn a_key_is_there_until_its_millisecond_and_then_gone() {
 }
 
 #[test]
-fn a_field_is_there_until_its_millisecond_and_then_gone_from_every_count() {
+fn a_field_expires_exactly_at_its_millisecond() {
     let server = small().start();
     let mut client = server.client();
     let mut seen = 0;
@@ -132,7 +132,7 @@ fn a_field_is_there_until_its_millisecond_and_then_gone_from_every_count() {
 }
 
 #[test]
-fn nothing_reads_to_make_dbsize_honest() {
+fn dbsize_is_right_without_reads() {
     let server = small().start();
     let mut client = server.client();
     for n in 0..500 {
@@ -147,7 +147,7 @@ fn nothing_reads_to_make_dbsize_honest() {
 }
 
 #[test]
-fn what_expires_while_the_process_is_down_is_gone_when_it_comes_back() {
+fn keys_that_expire_during_downtime_are_gone_at_restart() {
     for killed in [true, false] {
         let mut server = small().start();
         let mut client = server.client();
@@ -319,7 +319,7 @@ const OFF: [i64; 3] = [0, 2, -2];
 const SKEW_MS: i64 = 4_000;
 
 #[test]
-fn where_clocks_differ_a_failover_neither_shortens_a_life_by_more_than_that_nor_revives_a_key() {
+fn failover_with_clock_skew_never_revives_a_key() {
     const LIFE_MS: i64 = 60_000;
     let mut cluster = Cluster::builder().partitions(1).durability("os").clocks().start();
     OFF.iter().enumerate().for_each(|(number, off)| cluster.set_clock(number, *off));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use integration::cluster::Cluster;
-use integration::workload::{Dice, seed};
+use integration::workload::{Rng, seed};
 use integration::{Client, Value, within};
 
 /// How many leaders are killed; `BRIDLE_KILLS` for another number.
@@ -60,15 +60,15 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
 }
 
 #[test]
-fn clients_write_again_within_three_seconds_of_a_kill_of_the_leader() {
-    let mut dice = Dice::new(seed());
+fn clients_write_within_three_seconds_of_a_leader_kill() {
+    let mut rng = Rng::new(seed());
     let mut cluster = cluster();
     let (mut waits, mut told) = (Vec::new(), 0);
     for kill in 0..kills() {
         let victim = leader(&cluster);
-        let through = (victim + 1 + dice.below(2) as usize) % 3;
+        let through = (victim + 1 + rng.below(2) as usize) % 3;
         // Kills come at any moment between two heartbeats.
-        std::thread::sleep(Duration::from_millis(dice.below(400)));
+        std::thread::sleep(Duration::from_millis(rng.below(400)));
         cluster.kill(victim);
         let (wait, errors) =
             write_until_acknowledged(&cluster, through, "failover", &kill.to_string());
@@ -103,7 +103,7 @@ fn clients_write_again_within_three_seconds_of_a_kill_of_the_leader() {
 /// Heartbeats are rarer where nobody asks for anything, so it takes a second longer, and
 /// no more.
 #[test]
-fn a_group_at_rest_has_another_leader_within_three_seconds_too() {
+fn a_quiescent_group_fails_over_within_three_seconds() {
     let mut cluster = cluster();
     let victim = leader(&cluster);
     assert!(write_until_acknowledged(&cluster, victim, "rest", "before").1.is_empty());
@@ -146,7 +146,7 @@ fn hammer(address: SocketAddr, meanwhile: impl FnOnce()) -> (Duration, u64, Vec<
 }
 
 #[test]
-fn a_hand_over_is_hardly_noticed() {
+fn a_leader_transfer_is_barely_noticed() {
     let cluster = cluster();
     let (mut waits, mut total) = (Vec::new(), 0);
     for round in 0..20 {
@@ -180,7 +180,7 @@ fn a_hand_over_is_hardly_noticed() {
 }
 
 #[test]
-fn a_leader_that_is_asked_to_stop_hands_over_first() {
+fn a_stopping_leader_transfers_leadership_first() {
     let mut cluster = cluster();
     let mut waits = Vec::new();
     for round in 0..9 {
@@ -198,8 +198,8 @@ fn a_leader_that_is_asked_to_stop_hands_over_first() {
 }
 
 #[test]
-fn a_frozen_leader_answers_no_stale_read_when_it_goes_on() {
-    let mut dice = Dice::new(seed());
+fn a_frozen_leader_answers_no_stale_read_after_resuming() {
+    let mut rng = Rng::new(seed());
     let cluster = cluster();
     for round in 0..4 {
         let frozen = leader(&cluster);
@@ -216,7 +216,7 @@ fn a_frozen_leader_answers_no_stale_read_when_it_goes_on() {
         readers.iter_mut().for_each(|reader| {
             reader.send(&["GET", "frozen"]).expect("a socket takes a few bytes")
         });
-        std::thread::sleep(Duration::from_millis(dice.below(500)));
+        std::thread::sleep(Duration::from_millis(rng.below(500)));
         cluster.thaw(frozen);
         let mut told = 0;
         for reader in &mut readers {

@@ -10,16 +10,16 @@
 //! sooner than a new leader can be there. What they report then is their own word, not
 //! ours; they are tried with that one setting changed.
 
-mod outside;
+mod external;
 
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use external::{node, programs, redis_py, run_in};
 use integration::cluster::Cluster;
 use integration::within;
-use integration::workload::{Dice, seed};
-use outside::{node, programs, redis_py, run_in};
+use integration::workload::{Rng, seed};
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Value, pipe};
 use serde_json::{Value as Json, json};
 
@@ -199,7 +199,7 @@ fn program(dir: &Path, program: &Path, words: &[&str], port: u16) -> Json {
 }
 
 /// Kills leaders on nodes 1 and 2, in turns, until the time is over; how many.
-fn kill_leaders(cluster: &mut Cluster, dice: &mut Dice) -> u32 {
+fn kill_leaders(cluster: &mut Cluster, rng: &mut Rng) -> u32 {
     let (end, mut kills) = (Instant::now() + TIME - Duration::from_secs(8), 0);
     while Instant::now() < end {
         let victim = 1 + kills as usize % 2;
@@ -210,14 +210,14 @@ fn kill_leaders(cluster: &mut Cluster, dice: &mut Dice) -> u32 {
                 eprintln!("partition {partition} stays where it is: {error}");
             }
         }
-        thread::sleep(Duration::from_millis(300 + dice.below(500)));
+        thread::sleep(Duration::from_millis(300 + rng.below(500)));
         let led = cluster
             .leaders("db0")
             .map_or(0, |leaders| leaders.iter().filter(|leader| **leader == Some(victim)).count());
         eprintln!("kill {victim}, which leads {led} partitions");
         cluster.kill(victim);
         kills += 1;
-        thread::sleep(Duration::from_millis(1_000 + dice.below(2_000)));
+        thread::sleep(Duration::from_millis(1_000 + rng.below(2_000)));
         cluster.launch(victim);
         within(30, "all partitions have a leader, and the killed one is back", || {
             cluster.client(victim).is_ok_and(|mut client| {
@@ -231,8 +231,8 @@ fn kill_leaders(cluster: &mut Cluster, dice: &mut Dice) -> u32 {
 }
 
 #[test]
-fn clients_with_default_settings_go_on_while_leaders_are_killed() {
-    let mut dice = Dice::new(seed());
+fn clients_with_defaults_survive_leader_kills() {
+    let mut rng = Rng::new(seed());
     let (python, node) = (redis_py(), node(&["failover.js"]));
     let mut cluster = Cluster::builder().start();
     let port = cluster.proxy(0).port();
@@ -257,7 +257,7 @@ fn clients_with_default_settings_go_on_while_leaders_are_killed() {
                 work("redis-rs, multiplexed", &mut Multiplexed(runtime, connection))
             }),
         ];
-        let kills = kill_leaders(&mut cluster, &mut dice);
+        let kills = kill_leaders(&mut cluster, &mut rng);
         (kills, clients.map(|client| client.join().expect("clients don't panic")))
     });
     println!("{kills} nodes that led were killed");

@@ -79,7 +79,7 @@ fn set(value: &str) -> Command {
 }
 
 #[test]
-fn calls_after_one_another_take_effect_in_that_order() {
+fn sequential_calls_take_effect_in_that_order() {
     let written = new().told(0, 1, Get, Value::Nil).told(2, 3, set("a"), Value::ok()).told(
         4,
         5,
@@ -93,7 +93,7 @@ fn calls_after_one_another_take_effect_in_that_order() {
 }
 
 #[test]
-fn concurrent_calls_take_effect_in_any_order_but_the_same_for_all() {
+fn concurrent_calls_take_effect_in_one_order_for_all() {
     let two = new().told(0, 10, set("a"), Value::ok()).told(0, 10, set("b"), Value::ok());
     two.clone().told(2, 3, Get, text("a")).told(4, 5, Get, text("b")).fine();
     two.clone().told(2, 3, Get, text("b")).told(4, 5, Get, text("a")).fine();
@@ -113,7 +113,7 @@ fn concurrent_calls_take_effect_in_any_order_but_the_same_for_all() {
 }
 
 #[test]
-fn writes_may_be_in_the_reverse_of_the_order_of_their_calls() {
+fn concurrent_writes_may_take_effect_in_reverse_order() {
     let three = new().told(0, 20, set("1"), Value::ok()).told(1, 20, set("2"), Value::ok()).told(
         2,
         20,
@@ -168,7 +168,7 @@ fn a_lost_update_is_found() {
 }
 
 #[test]
-fn what_was_applied_twice_is_found() {
+fn a_write_applied_twice_is_found() {
     new().told(0, 1, Incr, Value::Int(1)).told(2, 3, Get, text("2")).wrong();
     new().told(0, 1, Append("<a>".into()), Value::Int(3)).told(2, 3, Get, text("<a><a>")).wrong();
     // Unknown, and so perhaps once; not twice.
@@ -199,7 +199,7 @@ fn unknown_calls_take_effect_late_or_never() {
 }
 
 #[test]
-fn what_never_happened_must_not_show() {
+fn values_that_were_never_written_are_rejected() {
     // A refused write is not in the history at all.
     new().told(0, 1, set("a"), Value::ok()).told(2, 3, Get, text("refused")).wrong();
 }
@@ -397,7 +397,7 @@ fn hundreds_of_unknown_calls_are_judged_in_no_time() {
 }
 
 #[test]
-fn giving_up_is_neither_yes_nor_no() {
+fn a_reached_limit_is_neither_yes_nor_no() {
     // Writes under way all at once, which may come in any order: more possibilities than
     // fit the limit.
     let mut history = new();
@@ -412,9 +412,9 @@ fn giving_up_is_neither_yes_nor_no() {
 }
 
 /// A seeded generator (splitmix64).
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -447,19 +447,13 @@ struct Planned {
     commands: Vec<Command>,
 }
 
-fn plan(
-    dice: &mut Dice,
-    kind: u64,
-    clients: usize,
-    calls: usize,
-    lost_percent: u64,
-) -> Vec<Planned> {
+fn plan(rng: &mut Rng, kind: u64, clients: usize, calls: usize, lost_percent: u64) -> Vec<Planned> {
     let mut planned = Vec::new();
     for client in 0..clients {
-        let mut now = dice.below(50);
+        let mut now = rng.below(50);
         for n in 0..calls / clients {
             let unique = format!("<{client}.{n}>");
-            let command = match (kind, dice.below(10)) {
+            let command = match (kind, rng.below(10)) {
                 (0, 0..4) | (1, 0..4) | (2, 0..5) => Get,
                 (0, 4..8) => Set(unique),
                 (0, 8) => SetNx(unique),
@@ -471,20 +465,20 @@ fn plan(
                 (_, 4) => HLen,
                 (_, 5) => HDel("a".into()),
                 (_, 6) => HIncrBy("n".into(), 1),
-                (_, _) => HSet(["a", "b"][dice.below(2) as usize].into(), unique),
+                (_, _) => HSet(["a", "b"][rng.below(2) as usize].into(), unique),
             };
             let invoked = now;
-            let took = 1 + dice.below(40);
-            let lost = dice.below(100) < lost_percent;
+            let took = 1 + rng.below(40);
+            let lost = rng.below(100) < lost_percent;
             let effect = match lost {
-                false => Some(invoked + 1 + dice.below(took)),
+                false => Some(invoked + 1 + rng.below(took)),
                 // Never, or at any time from now on, long after its client gave up.
-                true if dice.below(2) == 0 => None,
-                true => Some(invoked + 1 + dice.below(400)),
+                true if rng.below(2) == 0 => None,
+                true => Some(invoked + 1 + rng.below(400)),
             };
             let returned = (!lost).then_some(invoked + 1 + took);
             planned.push(Planned { invoked, effect, returned, commands: vec![command] });
-            now = invoked + 2 + took + dice.below(20);
+            now = invoked + 2 + took + rng.below(20);
         }
     }
     planned
@@ -492,11 +486,11 @@ fn plan(
 
 /// Carries the plan out on one row, with at most one sin; then reads the row when all is
 /// quiet.
-fn simulate(dice: &mut Dice, planned: &[Planned], sin: Sin) -> History {
+fn simulate(rng: &mut Rng, planned: &[Planned], sin: Sin) -> History {
     let mut order: Vec<usize> =
         (0..planned.len()).filter(|at| planned[*at].effect.is_some()).collect();
     order.sort_by_key(|at| planned[*at].effect);
-    let sinner = order.len() as u64 / 4 + dice.below(order.len() as u64 / 2);
+    let sinner = order.len() as u64 / 4 + rng.below(order.len() as u64 / 2);
     let (mut row, mut rows) = (Kept::default(), vec![Kept::default()]);
     let mut replies: Vec<Option<Vec<Value>>> = vec![None; planned.len()];
     let (mut sinned, mut again) = (false, None::<(usize, usize)>);
@@ -552,18 +546,18 @@ fn simulate(dice: &mut Dice, planned: &[Planned], sin: Sin) -> History {
 }
 
 #[test]
-fn what_one_row_really_did_is_accepted() {
+fn histories_of_a_real_row_are_accepted() {
     for seed in 0..200 {
-        let mut dice = Dice(seed);
+        let mut rng = Rng(seed);
         let lost_percent = [0, 5, 20][seed as usize % 3];
-        let planned = plan(&mut dice, seed % 4, 2 + (seed as usize % 9), 150, lost_percent);
-        let verdict = simulate(&mut dice, &planned, Sin::None).verdict();
+        let planned = plan(&mut rng, seed % 4, 2 + (seed as usize % 9), 150, lost_percent);
+        let verdict = simulate(&mut rng, &planned, Sin::None).verdict();
         assert_eq!(verdict, Verdict::Linearizable, "seed {seed}");
     }
 }
 
 #[test]
-fn what_no_row_can_do_is_rejected() {
+fn histories_that_no_row_allows_are_rejected() {
     for (sin, kinds) in [
         (Sin::Lost, vec![1, 2]),
         (Sin::Twice, vec![1, 2]),
@@ -572,15 +566,15 @@ fn what_no_row_can_do_is_rejected() {
     ] {
         let (mut caught, mut all) = (0, 0);
         for seed in 0..100 {
-            let mut dice = Dice(1_000 + seed);
+            let mut rng = Rng(1_000 + seed);
             let planned = plan(
-                &mut dice,
+                &mut rng,
                 kinds[seed as usize % kinds.len()],
                 5,
                 150,
                 [0, 4][seed as usize % 2],
             );
-            match simulate(&mut dice, &planned, sin).verdict() {
+            match simulate(&mut rng, &planned, sin).verdict() {
                 Verdict::Violation(_) => caught += 1,
                 Verdict::Linearizable => {}
                 Verdict::Undecided(why) => panic!("{sin:?}, seed {seed}: {why}"),
@@ -596,15 +590,17 @@ fn what_no_row_can_do_is_rejected() {
 
 #[test]
 fn long_histories_are_judged_in_seconds() {
-    let judge = |kind| {
-        let mut dice = Dice(7);
+    let check_all = |kind| {
+        let mut rng = Rng(7);
         let calls = [20_000, 20_000, 2_000, 1_500][kind as usize];
-        let planned = plan(&mut dice, kind, 10, calls, 1);
-        let history = simulate(&mut dice, &planned, Sin::None);
+        let planned = plan(&mut rng, kind, 10, calls, 1);
+        let history = simulate(&mut rng, &planned, Sin::None);
         let began = std::time::Instant::now();
         history.fine();
         println!("kind {kind}: {calls} calls judged in {:?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(60));
     };
-    std::thread::scope(|threads| (0..4).for_each(|kind| _ = threads.spawn(move || judge(kind))));
+    std::thread::scope(|threads| {
+        (0..4).for_each(|kind| _ = threads.spawn(move || check_all(kind)))
+    });
 }

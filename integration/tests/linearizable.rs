@@ -13,7 +13,7 @@ use integration::cluster::Cluster;
 use integration::lin::Limits;
 use integration::nemesis::{self, Fault, Nemesis};
 use integration::netns::Network;
-use integration::workload::{Dice, Plan, Workload, judge, seed};
+use integration::workload::{Rng, Workload, WorkloadOptions, check_all, seed};
 use integration::{Client, Server, within};
 
 /// How long a run on a cluster lasts.
@@ -24,19 +24,21 @@ fn time() -> Duration {
 }
 
 #[test]
-fn one_process_stays_linearizable_through_kills_and_freezes() {
+fn one_process_is_linearizable_under_kills_and_freezes() {
     let seed = seed();
-    let mut dice = Dice::new(seed);
+    let mut rng = Rng::new(seed);
     let mut server =
         Server::builder().flag("durability", "always").config("[tables]\npartitions = 4\n").start();
-    let workload =
-        Workload::start(Plan::new(vec![SocketAddr::from(([127, 0, 0, 1], server.port))], seed));
+    let workload = Workload::start(WorkloadOptions::new(
+        vec![SocketAddr::from(([127, 0, 0, 1], server.port))],
+        seed,
+    ));
     let (end, mut kills, mut freezes) = (Instant::now() + Duration::from_secs(20), 0, 0);
     while Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(100 + dice.below(900)));
-        if dice.below(3) == 0 {
+        std::thread::sleep(Duration::from_millis(100 + rng.below(900)));
+        if rng.below(3) == 0 {
             server.signal("STOP");
-            std::thread::sleep(Duration::from_millis(50 + dice.below(1_500)));
+            std::thread::sleep(Duration::from_millis(50 + rng.below(1_500)));
             server.signal("CONT");
             freezes += 1;
         } else {
@@ -53,7 +55,7 @@ fn one_process_stays_linearizable_through_kills_and_freezes() {
         seen.told,
         seen.unknown
     );
-    judge(&seen, &Limits::default()).assert_linearizable();
+    check_all(&seen, &Limits::default()).assert_linearizable();
 }
 
 /// A server that keeps nothing: started again, it is empty.
@@ -69,14 +71,15 @@ fn forgetful(port: u16) -> Child {
 }
 
 #[test]
-fn what_forgets_is_caught() {
+fn lost_writes_are_caught() {
     let seed = seed();
     let port = TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .expect("a free port")
         .port();
     let mut server = forgetful(port);
-    let workload = Workload::start(Plan::new(vec![SocketAddr::from(([127, 0, 0, 1], port))], seed));
+    let workload =
+        Workload::start(WorkloadOptions::new(vec![SocketAddr::from(([127, 0, 0, 1], port))], seed));
     std::thread::sleep(Duration::from_secs(1));
     let end =
         |server: &mut Child| server.kill().and_then(|()| server.wait()).expect("our own child");
@@ -85,7 +88,7 @@ fn what_forgets_is_caught() {
     std::thread::sleep(Duration::from_secs(1));
     let seen = workload.finish();
     end(&mut server);
-    let judged = judge(&seen, &Limits::default());
+    let judged = check_all(&seen, &Limits::default());
     assert!(
         judged.violations.len() * 2 > judged.fine,
         "{} of {} keys caught",
@@ -97,21 +100,21 @@ fn what_forgets_is_caught() {
 
 /// Clients of all processes of a cluster, while these faults happen to it.
 fn run(mut cluster: Cluster, network: Option<Arc<Network>>, faults: &[Fault], seed: u64) {
-    let workload = Workload::start(Plan::new(cluster.all_proxies(), seed));
+    let workload = Workload::start(WorkloadOptions::new(cluster.all_proxies(), seed));
     Nemesis::new(faults, seed, network).run(&mut cluster, time());
     let seen = workload.finish();
     assert!(seen.told > 1_000, "the test shows nothing: {} answered", seen.told);
-    judge(&seen, &Limits::default()).assert_linearizable();
+    check_all(&seen, &Limits::default()).assert_linearizable();
 }
 
 #[test]
-fn a_cluster_stays_linearizable_through_kills_freezes_and_transfers() {
+fn a_cluster_is_linearizable_under_kills_and_transfers() {
     let seed = seed();
     run(Cluster::builder().proxies(1).start(), None, &nemesis::PROCESSES, seed);
 }
 
 #[test]
-fn a_cluster_stays_linearizable_through_partitions_and_bad_links() {
+fn a_cluster_is_linearizable_under_network_faults() {
     let seed = seed();
     let Some(network) = Network::if_allowed(3, seed).map(Arc::new) else { return };
     let faults =
@@ -121,7 +124,7 @@ fn a_cluster_stays_linearizable_through_partitions_and_bad_links() {
 }
 
 #[test]
-fn a_cluster_stays_linearizable_while_clocks_jump() {
+fn a_cluster_is_linearizable_under_clock_jumps() {
     let seed = seed();
     run(
         Cluster::builder().clocks().start(),

@@ -18,7 +18,7 @@ use integration::cluster::{Cluster, ClusterBuilder};
 use integration::lin::{Call, Command, Limits, Row, RowOp, Verdict, check};
 use integration::nemesis::{Fault, Nemesis};
 use integration::netns::Network;
-use integration::workload::{Dice, Plan, Workload, judge, seed};
+use integration::workload::{Rng, Workload, WorkloadOptions, check_all, seed};
 use integration::{Value, within};
 
 /// How often a mutant may get away with it, how often the whole Bridle must, and how many
@@ -75,11 +75,11 @@ impl Trial {
     ) -> Option<String> {
         match (self, network) {
             (Trial::Faults(faults, seconds), network) => {
-                let workload = Workload::start(Plan::new(cluster.all_proxies(), seed));
+                let workload = Workload::start(WorkloadOptions::new(cluster.all_proxies(), seed));
                 Nemesis::new(faults, seed, network).run(cluster, Duration::from_secs(seconds));
                 let seen = workload.finish();
                 assert!(seen.told > 500, "the trial shows nothing: {} answered", seen.told);
-                judge(&seen, &Limits::default())
+                check_all(&seen, &Limits::default())
                     .violations
                     .into_iter()
                     .next()
@@ -130,9 +130,9 @@ fn try_once(mutant: &str, trial: Trial, seed: u64) -> Try {
 }
 
 /// One try that shows something: how it was caught, if it was.
-fn judged(mutant: &str, trial: Trial, dice: &mut Dice) -> Option<String> {
+fn judged(mutant: &str, trial: Trial, rng: &mut Rng) -> Option<String> {
     for _ in 0..TRIES {
-        match try_once(mutant, trial, dice.below(u64::MAX)) {
+        match try_once(mutant, trial, rng.below(u64::MAX)) {
             Try::Caught(found) => return Some(found),
             Try::Passed => return None,
             Try::ShowsNothing(why) => {
@@ -146,14 +146,14 @@ fn judged(mutant: &str, trial: Trial, dice: &mut Dice) -> Option<String> {
 /// The mutant is caught within [`TRIES`], and the whole Bridle is not, in as many of the
 /// same trial.
 fn caught(mutant: &str, trial: Trial) {
-    let mut dice = Dice::new(seed());
+    let mut rng = Rng::new(seed());
     let began = Instant::now();
     let found = (0..TRIES)
-        .find_map(|_| judged(mutant, trial, &mut dice))
+        .find_map(|_| judged(mutant, trial, &mut rng))
         .unwrap_or_else(|| panic!("{mutant} got away with it, {TRIES} times"));
     eprintln!("{mutant} was caught after {:.0?}: {found}", began.elapsed());
     for _ in 0..TRIES {
-        if let Some(found) = judged("none", trial, &mut dice) {
+        if let Some(found) = judged("none", trial, &mut rng) {
             panic!("nothing is broken, and this was found: {found}");
         }
     }
@@ -161,37 +161,37 @@ fn caught(mutant: &str, trial: Trial) {
 }
 
 #[test]
-fn who_answers_before_the_fsync_is_caught() {
+fn a_reply_before_the_fsync_is_caught() {
     caught("answer-before-fsync", Trial::Faults(&[Fault::KillAll], 12));
 }
 
 #[test]
-fn who_reads_without_a_lease_is_caught() {
+fn a_read_without_a_lease_is_caught() {
     caught("read-without-lease", Trial::Faults(&[Fault::IsolateLeader, Fault::Freeze], 15));
 }
 
 #[test]
-fn who_applies_a_retry_twice_is_caught() {
+fn a_retry_applied_twice_is_caught() {
     caught("apply-a-retry-twice", Trial::Faults(&[Fault::KillLeader], 25));
 }
 
 #[test]
-fn who_forgets_the_vote_is_caught() {
+fn a_forgotten_vote_is_caught() {
     caught("forget-the-vote", Trial::VoterForgets);
 }
 
 #[test]
-fn who_purges_the_log_too_far_is_caught() {
+fn a_log_purged_too_far_is_caught() {
     caught("purge-too-far", Trial::Faults(&[Fault::KillAll], 12));
 }
 
 #[test]
-fn who_keeps_old_rows_is_caught() {
+fn stale_rows_in_the_cache_are_caught() {
     caught("keep-old-rows", Trial::Faults(&[Fault::Transfer], 15));
 }
 
 #[test]
-fn who_keeps_an_old_leadership_is_caught() {
+fn a_stale_leadership_is_caught() {
     caught("keep-an-old-leadership", Trial::LeaderComesBack);
 }
 
@@ -207,7 +207,7 @@ fn the_usual_binary_breaks_no_rules() {
 
 /// Nothing runs by accident.
 #[test]
-fn without_a_name_it_refuses_to_run() {
+fn the_mutants_binary_needs_the_name_of_a_mutant() {
     for name in [None, Some("anything")] {
         let mut command = std::process::Command::new(program());
         command

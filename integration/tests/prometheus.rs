@@ -1,13 +1,13 @@
 //! A real Prometheus scrapes the server; its own tool finds nothing to say about the
 //! page; every metric on it is documented.
 
-mod outside;
+mod external;
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 
+use external::{free_port, run};
 use integration::{Server, within};
-use outside::{free_port, run};
 use serde_json::Value as Json;
 
 /// A Prometheus of the test's own.
@@ -123,7 +123,7 @@ fn promtool_has_nothing_to_say_about_the_page() {
 }
 
 #[test]
-fn every_metric_is_described_and_every_described_metric_is_there() {
+fn every_metric_is_described_and_exported() {
     let (_, page) = busy_server().page("/metrics");
     let described = metrics(&page);
     for line in page.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {

@@ -70,7 +70,7 @@ fn keys_fields_and_values_may_be_any_bytes() {
 }
 
 #[test]
-fn a_pipeline_of_a_hundred_thousand_commands_is_answered_in_order() {
+fn a_pipeline_of_100_000_commands_keeps_its_order() {
     let server = Server::builder().flag("durability", "os").start();
     let mut client = server.client();
     let commands: Vec<Vec<String>> = (0..50_000_u32)
@@ -121,7 +121,7 @@ fn malformed_input_gets_redis_words_and_the_end() {
 }
 
 #[test]
-fn a_hash_larger_than_a_write_may_be_is_not_renamed_copied_or_moved_and_says_why() {
+fn an_oversized_hash_is_not_renamed_copied_or_moved() {
     let server = Server::builder()
         .flag("durability", "os")
         .flag("set", "storage.max_write_size=4KiB")
@@ -220,7 +220,7 @@ fn an_idle_client_is_closed_and_a_busy_one_is_not() {
 }
 
 #[test]
-fn a_client_that_never_reads_costs_a_bounded_amount_of_memory() {
+fn a_client_that_never_reads_costs_bounded_memory() {
     const LIMIT: u64 = 32 << 20;
     let server = Server::builder()
         .flag("durability", "os")
@@ -249,7 +249,7 @@ fn a_client_that_never_reads_costs_a_bounded_amount_of_memory() {
 }
 
 #[test]
-fn a_client_that_reads_gets_all_of_a_long_pipeline_of_large_values() {
+fn a_long_pipeline_of_large_values_is_delivered() {
     let server = Server::builder()
         .flag("durability", "os")
         .flag("set", "proxy.client_output_buffer_limit=\"32MiB\"")
@@ -284,7 +284,7 @@ fn count_until_the_end(port: u16, me: usize) -> i64 {
 }
 
 #[test]
-fn a_stop_answers_what_it_does_and_does_not_do_what_it_does_not_answer() {
+fn a_stop_executes_only_commands_that_it_answers() {
     let mut server = Server::start();
     let port = server.port;
     let answered: Vec<i64> = thread::scope(|scope| {
@@ -310,7 +310,7 @@ fn a_stop_answers_what_it_does_and_does_not_do_what_it_does_not_answer() {
 }
 
 #[test]
-fn whoever_waits_at_the_stop_is_answered_or_hung_up_on_at_once() {
+fn waiting_clients_are_answered_or_closed_at_the_stop() {
     let mut server = Server::start();
     let mut idle = server.client();
     idle.run("PING");

@@ -83,7 +83,7 @@ fn pipelines_are_answered_in_order() {
 }
 
 #[test]
-fn a_transaction_is_tried_again_until_nobody_interferes() {
+fn a_transaction_is_retried_until_it_succeeds() {
     each(|redis, client| {
         let add = |redis: &mut Connection| -> RedisResult<()> {
             redis::transaction(redis, &["sum"], |redis, pipeline| {

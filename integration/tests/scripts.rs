@@ -12,7 +12,7 @@ use commands::script::Script;
 use integration::Server;
 
 /// A script whose reply never comes is to fail, and not to hang.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// All scripts, in the order of their paths.
 fn scripts() -> Vec<(PathBuf, Script)> {
@@ -42,7 +42,7 @@ fn run(server: &Server, script: &Script) -> Result<(), String> {
         .map_err(|error| format!("connect: {error}"))?;
     stream
         .set_nodelay(true)
-        .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
+        .and_then(|()| stream.set_read_timeout(Some(TIMEOUT)))
         .map_err(|error| error.to_string())?;
     script.run(stream)
 }

@@ -38,7 +38,7 @@ fn scan(client: &mut Client) -> BTreeSet<String> {
 }
 
 #[test]
-fn databases_come_with_their_first_write_and_all_sixteen_are_there_after_a_restart() {
+fn databases_appear_on_first_write_and_survive_a_restart() {
     let mut server = small().start();
     let mut client = server.client();
     for db in 0..16 {
@@ -167,7 +167,7 @@ fn apart(client: &mut Client) -> (String, String) {
 }
 
 #[test]
-fn what_must_be_atomic_is_refused_over_partitions_and_works_with_a_hash_tag() {
+fn atomic_commands_need_a_hash_tag_over_partitions() {
     let server = small().flag("set", "tables.partitions=4").start();
     let mut client = server.client();
     let (one, other) = apart(&mut client);
@@ -202,7 +202,7 @@ fn pttl(client: &mut Client, key: &str) -> i64 {
 }
 
 #[test]
-fn a_default_ttl_rules_new_writes_at_once_and_old_rows_from_when_it_was_set() {
+fn default_ttl_applies_to_new_writes_and_existing_rows() {
     let mut server = small().start();
     let mut client = server.client();
     client.run("SET old 1");
@@ -243,7 +243,7 @@ fn a_default_ttl_rules_new_writes_at_once_and_old_rows_from_when_it_was_set() {
 }
 
 #[test]
-fn a_dropped_table_gives_its_space_back_and_its_name_comes_back_empty() {
+fn a_dropped_table_frees_its_space_and_its_name() {
     let mut server = small().flag("set", "storage.memtables=4MiB").start();
     assert!(server.admin(&["create", "logs", "--partitions", "2"]).fine);
     let mut client = server.client();
@@ -291,7 +291,7 @@ fn a_dropped_table_gives_its_space_back_and_its_name_comes_back_empty() {
 
 /// What a client restores by itself when it connects again is a number.
 #[test]
-fn a_table_with_a_name_has_a_number_that_every_client_can_select() {
+fn a_named_table_has_a_number_for_select() {
     let mut server = small().start();
     let mut client = server.client();
     assert_eq!(client.setting("databases"), "16");

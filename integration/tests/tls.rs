@@ -1,17 +1,17 @@
 //! RESP over TLS, as redis-cli speaks it: certificates of both sides, beside or instead
 //! of the plain port. (Libraries: `clients.rs`.)
 
-mod outside;
+mod external;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use external::{Certificates, ProgramOutput, free_port, run};
 use integration::{Client, Server, within};
-use outside::{Certificates, Ended, free_port, run};
 
 /// redis-cli over TLS with further words.
-fn redis_cli(port: u16, words: &[&str]) -> Ended {
+fn redis_cli(port: u16, words: &[&str]) -> ProgramOutput {
     run("redis-cli", &[&["--tls", "-h", "127.0.0.1", "-p", &port.to_string()], words].concat(), "")
 }
 
@@ -27,7 +27,7 @@ fn commands_go_over_tls_beside_the_plain_port() {
 }
 
 #[test]
-fn a_certificate_that_the_client_does_not_trust_ends_the_handshake() {
+fn an_untrusted_certificate_ends_the_handshake() {
     let (certificates, port) = (Certificates::new(), free_port());
     let server = Server::builder().config(&certificates.section(port)).start();
     let other = Certificates::new();
@@ -83,7 +83,7 @@ fn with_tls_only_the_plain_port_stays_closed() {
 }
 
 #[test]
-fn plain_words_on_the_tls_port_are_not_obeyed() {
+fn plaintext_on_the_tls_port_is_refused() {
     let (certificates, port) = (Certificates::new(), free_port());
     let server = Server::builder().config(&certificates.section(port)).start();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the port is open");
@@ -97,7 +97,7 @@ fn plain_words_on_the_tls_port_are_not_obeyed() {
 }
 
 #[test]
-fn a_handshake_that_is_never_finished_keeps_nobody_waiting() {
+fn an_unfinished_handshake_delays_nobody() {
     let (certificates, port) = (Certificates::new(), free_port());
     let _server = Server::builder().config(&certificates.section(port)).start();
     let idle: Vec<TcpStream> = (0..100)
@@ -120,7 +120,7 @@ fn a_missing_certificate_is_named_at_start() {
 }
 
 #[test]
-fn certificates_are_read_anew_by_a_signal_and_by_config_set() {
+fn certificates_are_reloaded_by_sighup_and_config_set() {
     let (certificates, port) = (Certificates::new(), free_port());
     let server = Server::builder().config(&certificates.section(port)).start();
     let answers = |authority: &Certificates| {

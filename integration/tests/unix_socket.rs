@@ -1,12 +1,12 @@
 //! Redis clients over a Unix socket, as with Redis.
 
-mod outside;
+mod external;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
+use external::said;
 use integration::{Server, ServerBuilder, Value};
-use outside::said;
 
 fn at(path: &str) -> ServerBuilder {
     Server::builder()

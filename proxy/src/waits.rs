@@ -9,8 +9,8 @@
 //! # Invariants
 //! - A disk is claimed only after the leader of every partition that was written to has
 //!   synced, or has by its durability (`waitaof_claims_only_what_is_on_disk`;
-//!   `integration/tests/durability_told.rs`,
-//!   `a_proxy_tells_what_its_storage_servers_do_and_waitaof_has_them_do_it`).
+//!   `integration/tests/durability_reporting.rs`,
+//!   `a_proxy_reports_durability_and_waitaof_syncs_the_storage`).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -38,7 +38,7 @@
 //!   (`tests/three.rs`, `a_leader_that_comes_back_reads_what_others_wrote`).
 //! - A request is atomic, whatever else is in its batch (`tests/node.rs`,
 //!   `requests_that_wait_together_are_one_batch_and_each_is_atomic`).
-//! - Nobody is answered before the entry is applied (`integration/tests/kill.rs`). A
+//! - Nobody is answered before the entry is applied (`integration/tests/crash_recovery.rs`). A
 //!   write whose fate is not known is answered as unknown, never tried again.
 //! - Time does not run backwards in a partition: the last stamp is stored with every
 //!   batch (`clock.rs`, `a_stamp_is_never_before_an_applied_one`), and nothing is said to

@@ -23,10 +23,10 @@ const NO_CONTENT: u16 = 204;
 /// What a URL begins with.
 const SCHEME: &str = "http://";
 /// How long a look at a port may take that gave no answer.
-const LOOK: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A URL that can be asked, without a slash at its end.
-fn checked(given: &str) -> anyhow::Result<String> {
+fn parse_url(given: &str) -> anyhow::Result<String> {
     let url = given.trim_end_matches('/');
     if url.starts_with("https://") {
         bail!("--url {given}: the HTTP port speaks plain HTTP, so the URL begins with {SCHEME}");
@@ -45,7 +45,7 @@ fn checked(given: &str) -> anyhow::Result<String> {
 }
 
 /// What is at a place that gave no answer to HTTP.
-enum Found {
+enum PortProbe {
     /// No connection can be made, and why.
     Nothing(std::io::Error),
     /// It speaks to Redis clients.
@@ -54,38 +54,38 @@ enum Found {
     Something,
 }
 
-fn look(place: &str) -> Found {
+fn probe_port(place: &str) -> PortProbe {
     let place = if place.rsplit(']').next().is_some_and(|rest| rest.contains(':')) {
         place.to_owned()
     } else {
         format!("{place}:80")
     };
     let said = TcpStream::connect(&place).map(|mut stream| -> std::io::Result<[u8; 1]> {
-        stream.set_read_timeout(Some(LOOK))?;
+        stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
         stream.write_all(b"PING\r\n")?;
         let mut first = [0];
         stream.read_exact(&mut first)?;
         Ok(first)
     });
     match said {
-        Err(error) => Found::Nothing(error),
+        Err(error) => PortProbe::Nothing(error),
         // +PONG, or -NOAUTH and the like.
-        Ok(Ok([b'+' | b'-'])) => Found::Redis,
-        Ok(_) => Found::Something,
+        Ok(Ok([b'+' | b'-'])) => PortProbe::Redis,
+        Ok(_) => PortProbe::Something,
     }
 }
 
 /// A server that is asked.
-pub(super) struct Server {
+pub(super) struct AdminClient {
     agent: ureq::Agent,
     url: String,
     authorization: Option<String>,
     pub(super) json: bool,
 }
 
-impl Server {
-    pub(super) fn new(admin: &Admin) -> anyhow::Result<Server> {
-        let url = checked(&admin.url)?;
+impl AdminClient {
+    pub(super) fn new(admin: &Admin) -> anyhow::Result<AdminClient> {
+        let url = parse_url(&admin.url)?;
         let password = match &admin.password_file {
             Some(path) => Some(
                 Secret::from_file(Path::new(path))
@@ -103,7 +103,7 @@ impl Server {
             .http_status_as_error(false)
             .proxy(None)
             .build();
-        Ok(Server {
+        Ok(AdminClient {
             agent: config.into(),
             url,
             authorization: password.map(|password| meta::admin::authorization(&password)),
@@ -145,7 +145,7 @@ impl Server {
     ) -> anyhow::Result<Value> {
         let mut response = match outcome {
             Ok(response) => response,
-            Err(error) => return Err(self.explained(error)),
+            Err(error) => return Err(self.explain(error)),
         };
         let status = response.status();
         if status.as_u16() == NO_CONTENT {
@@ -165,22 +165,22 @@ impl Server {
     }
 
     /// Why there is no answer, after another look at what is there.
-    fn explained(&self, error: ureq::Error) -> anyhow::Error {
+    fn explain(&self, error: ureq::Error) -> anyhow::Error {
         let place = self.url.trim_start_matches(SCHEME);
         let place = place.split('/').next().unwrap_or(place);
-        match look(place) {
-            Found::Nothing(why) => {
+        match probe_port(place) {
+            PortProbe::Nothing(why) => {
                 anyhow::anyhow!(
                     "nothing answers at {place} ({why}): is the server running, and is that its \
                      HTTP port? --url says where"
                 )
             }
-            Found::Redis => {
+            PortProbe::Redis => {
                 anyhow::anyhow!(
                     "{place} is a port for Redis clients; --url wants the HTTP port, http://127.0.0.1:9121 by default"
                 )
             }
-            Found::Something => {
+            PortProbe::Something => {
                 let why = anyhow::Error::new(error);
                 why.context(format!(
                     "ask {} (is that Bridle's HTTP port? --url says where)",
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_that_cannot_be_asked_are_refused_in_words() {
+    fn invalid_urls_are_refused_with_a_reason() {
         for (url, why) in [
             ("127.0.0.1:9121", "try --url http://127.0.0.1:9121"),
             ("localhost", "try --url http://localhost"),
@@ -219,9 +219,9 @@ mod tests {
             ("http://", "not of the form http://host:port"),
             ("http:// x", "not of the form http://host:port"),
         ] {
-            let error = checked(url).unwrap_err().to_string();
+            let error = parse_url(url).unwrap_err().to_string();
             assert!(error.contains(why), "{url}: {error}");
         }
-        assert_eq!(checked("http://[::1]:9121//").unwrap(), "http://[::1]:9121");
+        assert_eq!(parse_url("http://[::1]:9121//").unwrap(), "http://[::1]:9121");
     }
 }

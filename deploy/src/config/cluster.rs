@@ -21,7 +21,7 @@ impl ClusterSection {
     }
 
     /// Which of the metas this process is, the first is 1; `None`: none of them.
-    pub(crate) fn seat(&self) -> Option<u32> {
+    pub(crate) fn meta_index(&self) -> Option<u32> {
         let own = self
             .advertise
             .as_ref()
@@ -63,7 +63,7 @@ impl ClusterSection {
 impl Config {
     /// What no single key can tell, for a process of a cluster that is asked to have
     /// these roles: gives those that it has. Reads `secret_file`.
-    pub(crate) fn settle_cluster(&mut self, wanted: Roles) -> Result<Roles, String> {
+    pub(crate) fn resolve_cluster(&mut self, wanted: Roles) -> Result<Roles, String> {
         let section = &mut self.cluster;
         if !section.secret_file.as_os_str().is_empty() {
             if !section.secret.is_empty() {
@@ -114,7 +114,7 @@ impl Config {
                         a message between replicas"
                 .into());
         }
-        self.settle_metas(wanted)
+        self.check_metas(wanted)
     }
 
     /// What a password does not guard, of a process of a cluster: its cluster's port,
@@ -133,7 +133,7 @@ impl Config {
         })
     }
 
-    fn settle_metas(&self, wanted: Roles) -> Result<Roles, String> {
+    fn check_metas(&self, wanted: Roles) -> Result<Roles, String> {
         let section = &self.cluster;
         let mut seen: Vec<&Address> = Vec::new();
         for meta in &section.metas {
@@ -150,7 +150,7 @@ impl Config {
                 seen.len()
             ));
         }
-        let is_meta = section.seat().is_some();
+        let is_meta = section.meta_index().is_some();
         let is_meta_alone = wanted.meta && !wanted.storage && !wanted.proxy;
         if is_meta_alone && !is_meta {
             let listed = section.meta_addresses().join(", ");
@@ -178,50 +178,50 @@ mod tests {
     const NODE: Roles = Roles { meta: true, storage: true, proxy: true };
     const META: Roles = Roles { meta: true, storage: false, proxy: false };
 
-    fn settle(text: &str, roles: Roles) -> Result<Roles, String> {
+    fn resolve(text: &str, roles: Roles) -> Result<Roles, String> {
         let mut config = Config::defaults();
         config
             .read("test.toml", &format!("[cluster]\n{text}\n"))
             .map_err(|refused| refused.reason)?;
-        config.settle_cluster(roles)
+        config.resolve_cluster(roles)
     }
 
     #[test]
-    fn who_stands_in_the_list_is_a_meta() {
+    fn processes_in_the_list_are_metas() {
         let metas = "metas = [\"127.0.0.1:7201\", \"b:1\", \"[::1]:1\"]";
-        assert_eq!(settle(metas, NODE), Ok(NODE));
+        assert_eq!(resolve(metas, NODE), Ok(NODE));
         assert_eq!(
-            settle(&format!("{metas}\nadvertise = \"d:1\""), NODE),
+            resolve(&format!("{metas}\nadvertise = \"d:1\""), NODE),
             Ok(Roles { meta: false, ..NODE })
         );
         assert!(
-            settle(&format!("{metas}\nadvertise = \"d:1\""), META)
+            resolve(&format!("{metas}\nadvertise = \"d:1\""), META)
                 .unwrap_err()
                 .contains("d:1 (cluster.advertise")
         );
         assert!(
-            settle(metas, Roles { meta: false, ..NODE })
+            resolve(metas, Roles { meta: false, ..NODE })
                 .unwrap_err()
                 .contains("this process is no meta")
         );
         let mut config = Config::defaults();
         config.read("", &format!("[cluster]\n{metas}\nadvertise = \"[::1]:1\"")).unwrap();
         assert_eq!(
-            (config.cluster.seat(), config.cluster.advertise.as_ref().map(Address::host)),
+            (config.cluster.meta_index(), config.cluster.advertise.as_ref().map(Address::host)),
             (Some(3), Some("::1"))
         );
     }
 
     #[test]
     fn wrong_lists_are_refused() {
-        assert!(settle("", NODE).unwrap_err().contains("has 0 addresses"));
-        assert!(settle("metas = [\"a:1\", \"b:1\"]", NODE).unwrap_err().contains("1, 3 or 5"));
+        assert!(resolve("", NODE).unwrap_err().contains("has 0 addresses"));
+        assert!(resolve("metas = [\"a:1\", \"b:1\"]", NODE).unwrap_err().contains("1, 3 or 5"));
         assert!(
-            settle("metas = [\"a:1\", \"b:1\", \"a:1\"]", NODE).unwrap_err().contains("a:1 twice")
+            resolve("metas = [\"a:1\", \"b:1\", \"a:1\"]", NODE).unwrap_err().contains("a:1 twice")
         );
         for bad in ["a", "a:", ":1", "a:0", "a:70000", "a b:1", "::1:1", "[a]:1"] {
             assert!(
-                settle(&format!("metas = [\"{bad}\"]"), NODE)
+                resolve(&format!("metas = [\"{bad}\"]"), NODE)
                     .unwrap_err()
                     .contains("is not a host and port"),
                 "{bad}"
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_that_does_not_guard_the_clusters_port_is_pointed_out() {
+    fn password_without_cluster_secret_is_warned_about() {
         let unguarded = |password: &str, text: &str| {
             let mut config = Config::defaults();
             config
@@ -255,22 +255,22 @@ mod tests {
     #[test]
     fn an_open_cluster_port_needs_a_secret_or_tls() {
         let open = "metas = [\"a:1\"]\nlisten = \"0.0.0.0:7201\"\nadvertise = \"a:1\"";
-        assert!(settle(open, NODE).unwrap_err().contains("neither a secret nor TLS"));
+        assert!(resolve(open, NODE).unwrap_err().contains("neither a secret nor TLS"));
         assert!(
-            settle(&format!("{open}\nsecret = \"short\""), NODE)
+            resolve(&format!("{open}\nsecret = \"short\""), NODE)
                 .unwrap_err()
                 .contains("5 characters")
         );
-        settle(&format!("{open}\nsecret = \"0123456789abcdef\""), NODE).unwrap();
-        settle(&format!("{open}\ncert_file = \"a\"\nkey_file = \"b\"\nca_file = \"c\""), NODE)
+        resolve(&format!("{open}\nsecret = \"0123456789abcdef\""), NODE).unwrap();
+        resolve(&format!("{open}\ncert_file = \"a\"\nkey_file = \"b\"\nca_file = \"c\""), NODE)
             .unwrap();
         assert!(
-            settle(&format!("{open}\ncert_file = \"a\""), NODE)
+            resolve(&format!("{open}\ncert_file = \"a\""), NODE)
                 .unwrap_err()
                 .contains("needs all of")
         );
-        settle(&format!("{open}\nprotected_mode = false"), NODE).unwrap();
+        resolve(&format!("{open}\nprotected_mode = false"), NODE).unwrap();
         let nowhere = "metas = [\"a:1\"]\nlisten = \"0.0.0.0:7201\"\nprotected_mode = false";
-        assert!(settle(nowhere, NODE).unwrap_err().contains("cluster.advertise"));
+        assert!(resolve(nowhere, NODE).unwrap_err().contains("cluster.advertise"));
     }
 }

@@ -15,7 +15,7 @@ pub(crate) const DEFAULTS: &str = include_str!("../../bridle.toml");
 
 /// Why a configuration is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refused {
+pub(crate) struct ConfigError {
     /// The file, or what else the text came from.
     pub(crate) source: String,
     /// 1-based line and column (in characters), and the line itself.
@@ -24,8 +24,8 @@ pub(crate) struct Refused {
     pub(crate) reason: String,
 }
 
-impl Refused {
-    fn new(source: &str, text: &str, span: Option<Range<usize>>, reason: String) -> Refused {
+impl ConfigError {
+    fn new(source: &str, text: &str, span: Option<Range<usize>>, reason: String) -> ConfigError {
         let at = span.map(|span| {
             let before = &text[..span.start.min(text.len())];
             let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -36,11 +36,11 @@ impl Refused {
                 line.to_owned(),
             )
         });
-        Refused { source: source.to_owned(), at, reason }
+        ConfigError { source: source.to_owned(), at, reason }
     }
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.at {
             Some((line, column, text)) => {
@@ -56,7 +56,7 @@ impl fmt::Display for Refused {
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for ConfigError {}
 
 pub(super) fn parse_defaults() -> DeTable<'static> {
     DeTable::parse(DEFAULTS).expect("deploy/bridle.toml is TOML (a test holds it)").into_inner()
@@ -88,18 +88,18 @@ fn known_sections() -> String {
 
 impl Config {
     /// Lays a file's settings over these.
-    pub(crate) fn read_file(&mut self, path: &Path) -> Result<(), Refused> {
+    pub(crate) fn read_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let source = path.display().to_string();
         let text = std::fs::read_to_string(path)
-            .map_err(|error| Refused::new(&source, "", None, error.to_string()))?;
+            .map_err(|error| ConfigError::new(&source, "", None, error.to_string()))?;
         self.read(&source, &text)
     }
 
     /// Lays a text's settings over these. The first thing that is wrong, from the top, is
     /// the error.
-    pub(crate) fn read(&mut self, source: &str, text: &str) -> Result<(), Refused> {
+    pub(crate) fn read(&mut self, source: &str, text: &str) -> Result<(), ConfigError> {
         let table = DeTable::parse(text).map_err(|error| {
-            Refused::new(source, text, error.span(), error.message().to_owned())
+            ConfigError::new(source, text, error.span(), error.message().to_owned())
         })?;
         let mut faults = Vec::new();
         for (section, keys) in table.get_ref() {
@@ -132,15 +132,15 @@ impl Config {
             }
         }
         match faults.into_iter().min_by_key(|(span, _)| span.start) {
-            Some((span, reason)) => Err(Refused::new(source, text, Some(span), reason)),
+            Some((span, reason)) => Err(ConfigError::new(source, text, Some(span), reason)),
             None => Ok(()),
         }
     }
 
     /// One `section.key=value`, the value as in the file; text may go without its quotes.
-    pub(crate) fn read_flag(&mut self, flag: &str) -> Result<(), Refused> {
+    pub(crate) fn read_flag(&mut self, flag: &str) -> Result<(), ConfigError> {
         let refused = |reason: String| {
-            Refused::new(
+            ConfigError::new(
                 &format!("--set {}", flag.split('=').next().unwrap_or(flag)),
                 "",
                 None,

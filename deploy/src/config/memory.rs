@@ -7,13 +7,13 @@
 //!
 //! # Invariants
 //! - No limit of one client is above what all clients may have together: it is lowered,
-//!   and the log says so (`what_one_client_may_have_is_within_what_all_may_have`).
+//!   and the log says so (`limits_of_one_client_fit_the_limit_of_all`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{AutoSize, ClientsShare, Config, Setting, Size};
+use super::{AutoSize, ClientsShare, Config, SettingValue, Size};
 
 /// What `auto` is of the machine.
 const PART_OF_MACHINE: u64 = 4;
@@ -35,12 +35,12 @@ const CLIENT_MIN: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Machine {
     bytes: u64,
-    of: Source,
+    of: MemorySource,
 }
 
 /// What bounds the memory that there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum MemorySource {
     Machine,
     Cgroup,
     Unknown,
@@ -49,20 +49,20 @@ enum Source {
 impl Machine {
     /// Asks the system whose files are below `root` (`/`): the smallest of the machine's
     /// memory and the limits of the cgroups that this process is in.
-    pub(crate) fn look(root: &Path) -> Machine {
+    pub(crate) fn detect(root: &Path) -> Machine {
         let limit = cgroup_limits(root).into_iter().min();
         match (machine_bytes(root), limit) {
             (Some(bytes), Some(limit)) if limit < bytes => {
-                Machine { bytes: limit, of: Source::Cgroup }
+                Machine { bytes: limit, of: MemorySource::Cgroup }
             }
-            (None, Some(limit)) => Machine { bytes: limit, of: Source::Cgroup },
-            (Some(bytes), _) => Machine { bytes, of: Source::Machine },
+            (None, Some(limit)) => Machine { bytes: limit, of: MemorySource::Cgroup },
+            (Some(bytes), _) => Machine { bytes, of: MemorySource::Machine },
             (None, None) => Machine::unknown(),
         }
     }
 
     fn unknown() -> Machine {
-        Machine { bytes: MACHINE_UNKNOWN, of: Source::Unknown }
+        Machine { bytes: MACHINE_UNKNOWN, of: MemorySource::Unknown }
     }
 }
 
@@ -76,7 +76,7 @@ fn machine_bytes(root: &Path) -> Option<u64> {
 fn cgroup_limits(root: &Path) -> Vec<u64> {
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
     let (groups, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
-    let hierarchies = mounts.lines().filter_map(Hierarchy::parse);
+    let hierarchies = mounts.lines().filter_map(CgroupHierarchy::parse);
     let dirs =
         hierarchies.filter_map(|hierarchy| Some((hierarchy.dirs(&groups)?, hierarchy.files)));
     let limit = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse().ok();
@@ -88,7 +88,7 @@ fn cgroup_limits(root: &Path) -> Vec<u64> {
 }
 
 /// A mounted tree of cgroups that may limit memory.
-struct Hierarchy<'a> {
+struct CgroupHierarchy<'a> {
     /// What of the tree is mounted.
     top: &'a str,
     at: &'a str,
@@ -97,10 +97,10 @@ struct Hierarchy<'a> {
     files: &'static [&'static str],
 }
 
-impl<'a> Hierarchy<'a> {
+impl<'a> CgroupHierarchy<'a> {
     /// From a line of `/proc/self/mountinfo` (proc(5)):
     /// `31 23 0:28 <top> <at> rw,relatime - <type> <source> <options>`.
-    fn parse(line: &'a str) -> Option<Hierarchy<'a>> {
+    fn parse(line: &'a str) -> Option<CgroupHierarchy<'a>> {
         let (place, kind) = line.split_once(" - ")?;
         let (mut place, mut kind) = (place.split(' ').skip(3), kind.split(' '));
         let (top, at) = (place.next()?, place.next()?);
@@ -111,7 +111,7 @@ impl<'a> Hierarchy<'a> {
             }
             _ => return None,
         };
-        Some(Hierarchy { top, at, controller, files })
+        Some(CgroupHierarchy { top, at, controller, files })
     }
 
     /// The directories of the cgroup that the process is in, and of those around it.
@@ -138,7 +138,7 @@ fn whole_mib(bytes: u64) -> u64 {
 
 /// How much memory the process may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Memory {
+pub(crate) struct MemoryBudget {
     bytes: u64,
     /// What it is a quarter of, if nobody has said how much it is.
     quarter_of: Option<Machine>,
@@ -148,7 +148,7 @@ pub(crate) struct Memory {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Shares {
     /// What all of them come from.
-    pub(crate) memory: Memory,
+    pub(crate) memory: MemoryBudget,
     /// For blocks of table files.
     pub(crate) block_cache: u64,
     /// For rows that were read or written lately.
@@ -160,14 +160,14 @@ pub(crate) struct Shares {
     pub(crate) clients: u64,
 }
 
-impl Memory {
+impl MemoryBudget {
     /// As configured, on this machine.
-    pub(crate) fn of(setting: AutoSize, machine: Machine) -> Memory {
+    pub(crate) fn of(setting: AutoSize, machine: Machine) -> MemoryBudget {
         match setting {
-            AutoSize::Bytes(Size(bytes)) => Memory { bytes, quarter_of: None },
+            AutoSize::Bytes(Size(bytes)) => MemoryBudget { bytes, quarter_of: None },
             AutoSize::Auto => {
                 let quarter = whole_mib(machine.bytes / PART_OF_MACHINE);
-                Memory { bytes: quarter.max(MEMORY_MIN), quarter_of: Some(machine) }
+                MemoryBudget { bytes: quarter.max(MEMORY_MIN), quarter_of: Some(machine) }
             }
         }
     }
@@ -191,22 +191,22 @@ impl Memory {
     /// How long the allocator keeps pages that were freed: a second, and less of little
     /// memory. Under load these are some 50 MB, much beside 64 MiB and little beside a
     /// GiB.
-    pub(crate) fn freed_stays_for(self) -> Duration {
+    pub(crate) fn dirty_page_decay(self) -> Duration {
         Duration::from_millis((self.bytes >> 19).clamp(100, 1000))
     }
 
     /// How much it is and why, for people.
     pub(crate) fn text(self) -> String {
-        let shown = |bytes: u64| Size(whole_mib(bytes)).for_people();
+        let shown = |bytes: u64| Size(whole_mib(bytes)).human();
         match self.quarter_of {
-            None => format!("{}, as configured", Size(self.bytes).for_people()),
+            None => format!("{}, as configured", Size(self.bytes).human()),
             Some(machine) => {
                 let of = match machine.of {
-                    Source::Machine => format!("of this machine's {}", shown(machine.bytes)),
-                    Source::Cgroup => {
+                    MemorySource::Machine => format!("of this machine's {}", shown(machine.bytes)),
+                    MemorySource::Cgroup => {
                         format!("of the {} that its cgroup lets it have", shown(machine.bytes))
                     }
-                    Source::Unknown => format!(
+                    MemorySource::Unknown => format!(
                         "of {}, as the system does not tell how much there is",
                         shown(machine.bytes)
                     ),
@@ -219,7 +219,7 @@ impl Memory {
 
 impl Shares {
     /// Each by its name, as INFO and the log tell them.
-    pub(crate) fn named(&self) -> [(&'static str, u64); 4] {
+    pub(crate) fn parts(&self) -> [(&'static str, u64); 4] {
         [
             ("block_cache", self.block_cache),
             ("row_cache", self.row_cache),
@@ -232,15 +232,15 @@ impl Shares {
 impl Default for Shares {
     /// Of a machine of which nothing is known.
     fn default() -> Shares {
-        Memory::of(AutoSize::Auto, Machine::unknown()).shares()
+        MemoryBudget::of(AutoSize::Auto, Machine::unknown()).shares()
     }
 }
 
 impl Config {
     /// Divides the memory, and lowers what one client may have to what all may have; says
     /// what it has lowered.
-    pub(super) fn settle_memory(&mut self, machine: Machine) -> Result<Vec<String>, String> {
-        let mut shares = Memory::of(self.node.memory, machine).shares();
+    pub(super) fn resolve_memory(&mut self, machine: Machine) -> Result<Vec<String>, String> {
+        let mut shares = MemoryBudget::of(self.node.memory, machine).shares();
         let set = [
             (self.storage.block_cache, &mut shares.block_cache),
             (self.storage.row_cache, &mut shares.row_cache),
@@ -329,11 +329,11 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        Machine::look(root.path())
+        Machine::detect(root.path())
     }
 
     fn auto(machine: Machine) -> Shares {
-        Memory::of(AutoSize::Auto, machine).shares()
+        MemoryBudget::of(AutoSize::Auto, machine).shares()
     }
 
     const MEMINFO: (&str, &str) =
@@ -346,11 +346,11 @@ mod tests {
     #[test]
     fn auto_is_a_quarter_of_the_machine() {
         let machine = system(&[MEMINFO]);
-        assert_eq!(machine, Machine { bytes: 16_384_000 << 10, of: Source::Machine });
+        assert_eq!(machine, Machine { bytes: 16_384_000 << 10, of: MemorySource::Machine });
         let shares = auto(machine);
         assert_eq!(shares.memory.bytes(), 4000 << 20);
         assert_eq!(
-            shares.named(),
+            shares.parts(),
             [
                 ("block_cache", 2000 << 20),
                 ("row_cache", 1000 << 20),
@@ -359,16 +359,19 @@ mod tests {
             ]
         );
         assert_eq!(shares.memory.text(), "4000MiB, a quarter of this machine's 16000MiB");
-        assert_eq!(shares.memory.freed_stays_for(), Duration::from_secs(1));
+        assert_eq!(shares.memory.dirty_page_decay(), Duration::from_secs(1));
         // What is replayed after a crash does not grow with the machine.
-        assert_eq!(auto(Machine { bytes: 1 << 40, of: Source::Machine }).memtables, 512 << 20);
+        assert_eq!(
+            auto(Machine { bytes: 1 << 40, of: MemorySource::Machine }).memtables,
+            512 << 20
+        );
     }
 
     #[test]
-    fn little_is_divided_so_that_the_largest_write_still_fits() {
-        let shares = Memory::of(AutoSize::Bytes(Size::mib(64)), Machine::unknown()).shares();
+    fn little_memory_still_fits_the_largest_write() {
+        let shares = MemoryBudget::of(AutoSize::Bytes(Size::mib(64)), Machine::unknown()).shares();
         assert_eq!(
-            shares.named(),
+            shares.parts(),
             [
                 ("block_cache", 32 << 20),
                 ("row_cache", 16 << 20),
@@ -376,12 +379,15 @@ mod tests {
                 ("clients", 64 << 20)
             ]
         );
-        assert_eq!(shares.memory.freed_stays_for(), Duration::from_millis(128));
-        assert_eq!(auto(Machine { bytes: 1 << 20, of: Source::Cgroup }).memory.bytes(), MEMORY_MIN);
+        assert_eq!(shares.memory.dirty_page_decay(), Duration::from_millis(128));
+        assert_eq!(
+            auto(Machine { bytes: 1 << 20, of: MemorySource::Cgroup }).memory.bytes(),
+            MEMORY_MIN
+        );
     }
 
     #[test]
-    fn a_machine_of_which_nothing_is_known_is_taken_for_a_small_one() {
+    fn an_unknown_machine_counts_as_a_small_one() {
         for files in [
             &[][..],
             &[("proc/meminfo", "nonsense")],
@@ -396,11 +402,11 @@ mod tests {
     fn the_narrowest_cgroup_of_version_2_holds() {
         let group = ("proc/self/cgroup", "0::/system.slice/bridle.service\n");
         let inner = ("sys/fs/cgroup/system.slice/bridle.service/memory.max", "max\n");
-        assert_eq!(system(&[MEMINFO, V2, group, inner]).of, Source::Machine);
+        assert_eq!(system(&[MEMINFO, V2, group, inner]).of, MemorySource::Machine);
         let outer = ("sys/fs/cgroup/system.slice/memory.max", "2147483648\n");
         assert_eq!(
             system(&[MEMINFO, V2, group, inner, outer]),
-            Machine { bytes: 2 << 30, of: Source::Cgroup }
+            Machine { bytes: 2 << 30, of: MemorySource::Cgroup }
         );
         let high = ("sys/fs/cgroup/system.slice/bridle.service/memory.high", "1073741824\n");
         assert_eq!(system(&[MEMINFO, V2, group, inner, outer, high]).bytes, 1 << 30);
@@ -425,7 +431,7 @@ mod tests {
             ("proc/self/cgroup", "0::/\n"),
             ("sys/fs/cgroup/memory.max", "99999999999999\n"),
         ];
-        assert_eq!(system(&more).of, Source::Machine);
+        assert_eq!(system(&more).of, MemorySource::Machine);
     }
 
     #[test]
@@ -451,7 +457,7 @@ mod tests {
                 (path, text),
             ])
         };
-        let half = Machine { bytes: 512 << 20, of: Source::Cgroup };
+        let half = Machine { bytes: 512 << 20, of: MemorySource::Cgroup };
         assert_eq!(
             limit("sys/fs/cgroup/memory/docker/0123/memory.limit_in_bytes", "536870912\n", "/"),
             half
@@ -464,26 +470,26 @@ mod tests {
         let none = "9223372036854771712\n";
         assert_eq!(
             limit("sys/fs/cgroup/memory/docker/0123/memory.limit_in_bytes", none, "/").of,
-            Source::Machine
+            MemorySource::Machine
         );
     }
 
     fn settled(text: &str) -> Result<(Config, Vec<String>), String> {
         let mut config = Config::defaults();
         config.read("test.toml", text).map_err(|refused| refused.to_string())?;
-        let lowered = config.settle_memory(Machine::unknown())?;
+        let lowered = config.resolve_memory(Machine::unknown())?;
         Ok((config, lowered))
     }
 
     #[test]
-    fn what_a_key_says_goes_before_its_share() {
+    fn explicit_sizes_override_the_shares() {
         let (config, _) = settled(
             "[node]\nmemory = \"1GiB\"\n[storage]\nrow_cache = \
              \"3MiB\"\n[proxy]\nmaxmemory_clients = \"100MiB\"\n",
         )
         .unwrap();
         assert_eq!(
-            config.shares.named(),
+            config.shares.parts(),
             [
                 ("block_cache", 512 << 20),
                 ("row_cache", 3 << 20),
@@ -508,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_client_may_have_is_within_what_all_may_have() {
+    fn limits_of_one_client_fit_the_limit_of_all() {
         let limits = |config: &Config| {
             let (proxy, storage) = (&config.proxy, &config.storage);
             let sizes = [

@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 /// A kind of value.
-pub(crate) trait Setting: Sized {
+pub(crate) trait SettingValue: Sized {
     /// From a TOML value; the error says what is wanted.
     fn parse(value: &DeValue<'_>) -> Result<Self, String>;
     /// As TOML, to be shown.
@@ -20,7 +20,11 @@ pub(crate) trait Setting: Sized {
 }
 
 /// Refuses a value outside of its bounds, both of which are allowed.
-pub(super) fn within<T: Setting + PartialOrd>(value: &T, least: T, most: T) -> Result<(), String> {
+pub(super) fn check_range<T: SettingValue + PartialOrd>(
+    value: &T,
+    least: T,
+    most: T,
+) -> Result<(), String> {
     if *value < least || *value > most {
         return Err(format!("must be from {} to {}", least.text(), most.text()));
     }
@@ -42,7 +46,7 @@ fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
-impl Setting for bool {
+impl SettingValue for bool {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         value.as_bool().map_or_else(|| wrong("true or false", value), Ok)
     }
@@ -53,7 +57,7 @@ impl Setting for bool {
 
 macro_rules! integers {
     ($($type:ty),*) => {$(
-        impl Setting for $type {
+        impl SettingValue for $type {
             fn parse(value: &DeValue<'_>) -> Result<Self, String> {
                 match whole(value) {
                     Some(digits) => digits.parse().map_err(|_| format!("must be from 0 to {}", <$type>::MAX)),
@@ -68,7 +72,7 @@ macro_rules! integers {
 }
 integers!(u16, u32);
 
-impl Setting for String {
+impl SettingValue for String {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         value.as_str().map_or_else(|| wrong("text", value), |text| Ok(text.to_owned()))
     }
@@ -77,7 +81,7 @@ impl Setting for String {
     }
 }
 
-impl Setting for PathBuf {
+impl SettingValue for PathBuf {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         value.as_str().map_or_else(|| wrong("a path", value), |text| Ok(PathBuf::from(text)))
     }
@@ -97,7 +101,7 @@ impl FileMode {
     }
 }
 
-impl Setting for FileMode {
+impl SettingValue for FileMode {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         // Digits without quotes are what Redis's file has: octal all the same.
         let text = match value {
@@ -116,7 +120,7 @@ impl Setting for FileMode {
     }
 }
 
-impl Setting for IpAddr {
+impl SettingValue for IpAddr {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
             Some(text) => text.parse().map_err(|_| {
@@ -130,7 +134,7 @@ impl Setting for IpAddr {
     }
 }
 
-impl Setting for Vec<IpAddr> {
+impl SettingValue for Vec<IpAddr> {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value {
             DeValue::Array(items) if items.is_empty() => {
@@ -144,11 +148,11 @@ impl Setting for Vec<IpAddr> {
         }
     }
     fn text(&self) -> String {
-        format!("[{}]", self.iter().map(Setting::text).collect::<Vec<_>>().join(", "))
+        format!("[{}]", self.iter().map(SettingValue::text).collect::<Vec<_>>().join(", "))
     }
 }
 
-impl Setting for Vec<String> {
+impl SettingValue for Vec<String> {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value {
             DeValue::Array(items) => {
@@ -159,11 +163,11 @@ impl Setting for Vec<String> {
         }
     }
     fn text(&self) -> String {
-        format!("[{}]", self.iter().map(Setting::text).collect::<Vec<_>>().join(", "))
+        format!("[{}]", self.iter().map(SettingValue::text).collect::<Vec<_>>().join(", "))
     }
 }
 
-impl Setting for SocketAddr {
+impl SettingValue for SocketAddr {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
             Some(text) => text.parse().map_err(|_| {
@@ -216,7 +220,7 @@ impl Address {
     }
 }
 
-impl Setting for Address {
+impl SettingValue for Address {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         value
             .as_str()
@@ -227,7 +231,7 @@ impl Setting for Address {
     }
 }
 
-impl Setting for Option<Address> {
+impl SettingValue for Option<Address> {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
             Some("") => Ok(None),
@@ -235,11 +239,11 @@ impl Setting for Option<Address> {
         }
     }
     fn text(&self) -> String {
-        self.as_ref().map_or_else(|| quoted(""), Setting::text)
+        self.as_ref().map_or_else(|| quoted(""), SettingValue::text)
     }
 }
 
-impl Setting for Vec<Address> {
+impl SettingValue for Vec<Address> {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value {
             DeValue::Array(items) => {
@@ -256,7 +260,7 @@ impl Setting for Vec<Address> {
         }
     }
     fn text(&self) -> String {
-        format!("[{}]", self.iter().map(Setting::text).collect::<Vec<_>>().join(", "))
+        format!("[{}]", self.iter().map(SettingValue::text).collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -292,12 +296,12 @@ impl Size {
     }
 
     /// As people write it, without quotes.
-    pub(crate) fn for_people(self) -> String {
+    pub(crate) fn human(self) -> String {
         self.text().trim_matches('"').to_owned()
     }
 }
 
-impl Setting for Size {
+impl SettingValue for Size {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         const WANTED: &str = "a size like \"16MiB\", or bytes";
         if let Some(digits) = whole(value) {
@@ -352,7 +356,7 @@ impl PartialOrd for AutoSize {
     }
 }
 
-impl Setting for AutoSize {
+impl SettingValue for AutoSize {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
             Some("auto") => Ok(AutoSize::Auto),
@@ -390,7 +394,7 @@ impl Dur {
     }
 }
 
-impl Setting for Dur {
+impl SettingValue for Dur {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         const WANTED: &str = "a duration like \"100ms\", \"5s\" or \"2m\"";
         let Some(text) = value.as_str() else { return wrong(WANTED, value) };
@@ -419,7 +423,7 @@ impl Setting for Dur {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Threshold(pub(crate) Option<Duration>);
 
-impl Setting for Threshold {
+impl SettingValue for Threshold {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
             Some("never") => Ok(Threshold(None)),
@@ -444,7 +448,7 @@ pub(crate) enum ClientsShare {
     Bytes(Size),
 }
 
-impl Setting for ClientsShare {
+impl SettingValue for ClientsShare {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         let text = value.as_str();
         if text == Some("auto") {
@@ -513,7 +517,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-impl Setting for Secret {
+impl SettingValue for Secret {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
             Some(Self::HIDDEN) => {
@@ -547,7 +551,7 @@ macro_rules! words {
             }
         }
 
-        impl Setting for $name {
+        impl SettingValue for $name {
             fn parse(value: &DeValue<'_>) -> Result<Self, String> {
                 match value.as_str() {
                     $(Some($word) => Ok($name::$variant),)*
@@ -603,7 +607,7 @@ impl Durability {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogLevel(pub(crate) String);
 
-impl Setting for LogLevel {
+impl SettingValue for LogLevel {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         const WANTED: &str = "a level (error, warn, info, debug, trace) or \"info,crate=debug\"";
         let Some(text) = value.as_str() else { return wrong(WANTED, value) };

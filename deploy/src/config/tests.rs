@@ -1,11 +1,11 @@
 //! How configuration files are read, refused and printed.
 
-use super::file::{DEFAULTS, Refused};
+use super::file::{ConfigError, DEFAULTS};
 use std::path::Path;
 
 use super::*;
 
-fn read(text: &str) -> Result<Config, Refused> {
+fn read(text: &str) -> Result<Config, ConfigError> {
     let mut config = Config::defaults();
     config.read("test.toml", text)?;
     Ok(config)
@@ -13,10 +13,10 @@ fn read(text: &str) -> Result<Config, Refused> {
 
 /// On a machine of which nothing is known.
 fn settle_config(config: &mut Config) -> Result<(), String> {
-    config.settle(Machine::look(Path::new("/nowhere"))).map(|_| ())
+    config.resolve(Machine::detect(Path::new("/nowhere"))).map(|_| ())
 }
 
-fn settle(text: &str) -> Result<(), String> {
+fn resolve(text: &str) -> Result<(), String> {
     settle_config(&mut read(text).map_err(|refused| refused.to_string())?)
 }
 
@@ -42,7 +42,7 @@ fn defaults_are_complete() {
     documented.sort();
     known.sort();
     assert_eq!(documented, known);
-    settle(DEFAULTS).expect("the defaults are within their own bounds, and safe");
+    resolve(DEFAULTS).expect("the defaults are within their own bounds, and safe");
 }
 
 #[test]
@@ -239,31 +239,31 @@ fn flags_override() {
 
 #[test]
 fn an_open_address_needs_a_password() {
-    assert!(settle("[proxy]\nbind = \"0.0.0.0\"\n").unwrap_err().contains("proxy.bind = 0.0.0.0"));
-    assert!(settle("[http]\nbind = \"::\"\n").unwrap_err().contains("http.bind = ::"));
-    settle("[proxy]\nbind = \"0.0.0.0\"\nrequirepass = \"x\"\n").unwrap();
-    settle("[proxy]\nbind = \"0.0.0.0\"\nprotected_mode = false\n").unwrap();
-    settle("[proxy]\nbind = \"127.0.0.9\"\n").unwrap();
+    assert!(resolve("[proxy]\nbind = \"0.0.0.0\"\n").unwrap_err().contains("proxy.bind = 0.0.0.0"));
+    assert!(resolve("[http]\nbind = \"::\"\n").unwrap_err().contains("http.bind = ::"));
+    resolve("[proxy]\nbind = \"0.0.0.0\"\nrequirepass = \"x\"\n").unwrap();
+    resolve("[proxy]\nbind = \"0.0.0.0\"\nprotected_mode = false\n").unwrap();
+    resolve("[proxy]\nbind = \"127.0.0.9\"\n").unwrap();
 }
 
 #[test]
-fn what_may_be_sent_must_fit_what_is_read() {
+fn write_limits_must_fit_the_query_buffer() {
     let never = "a command of that size would never be carried out";
     assert_eq!(
-        settle("[proxy]\nproto_max_bulk_len = \"65MiB\"\n"),
+        resolve("[proxy]\nproto_max_bulk_len = \"65MiB\"\n"),
         Err(format!(
             "proxy.proto_max_bulk_len = \"65MiB\" is above proxy.client_query_buffer_limit = \
              \"64MiB\": {never}"
         ))
     );
     assert_eq!(
-        settle("[proxy]\nproto_max_bulk_len = \"1MiB\"\nclient_query_buffer_limit = \"15MiB\"\n"),
+        resolve("[proxy]\nproto_max_bulk_len = \"1MiB\"\nclient_query_buffer_limit = \"15MiB\"\n"),
         Err(format!(
             "storage.max_write_size = \"16MiB\" is above proxy.client_query_buffer_limit = \
              \"15MiB\": {never}"
         ))
     );
-    settle("[proxy]\nproto_max_bulk_len = \"128MiB\"\nclient_query_buffer_limit = \"128MiB\"\n")
+    resolve("[proxy]\nproto_max_bulk_len = \"128MiB\"\nclient_query_buffer_limit = \"128MiB\"\n")
         .unwrap();
 }
 
@@ -283,9 +283,9 @@ fn requirepass_files_are_read() {
 
 #[test]
 fn tls_needs_its_files() {
-    assert!(settle("[tls]\nport = 6380\n").unwrap_err().contains("cert_file and tls.key_file"));
+    assert!(resolve("[tls]\nport = 6380\n").unwrap_err().contains("cert_file and tls.key_file"));
     assert!(
-        settle("[tls]\nonly = true\ncert_file = 'a'\nkey_file = 'b'\n")
+        resolve("[tls]\nonly = true\ncert_file = 'a'\nkey_file = 'b'\n")
             .unwrap_err()
             .contains("tls.port")
     );

@@ -3,7 +3,7 @@
 //!
 //! `cargo bench -p integration` (or `make bench`) starts both servers on free ports,
 //! drives both with redis-benchmark in turns, and prints each figure with its target.
-//! Words after `--` pick sections: `durable`, `memory`, `idle`, `million`, `steady`,
+//! Words after `--` pick sections: `durable`, `memory`, `idle`, `million`, `open_loop`,
 //! `readers`, `large`, `beside`; none = all. `--requests N` sets the length of one
 //! measurement (200,000 by default; four times that in pipelines), `--rounds N` the
 //! number of turns (3), of which the median counts, `--keys N` the number of keys that
@@ -24,8 +24,8 @@ use integration::{Client, Server};
 
 mod driver;
 mod large;
+mod open_loop;
 mod readers;
-mod steady;
 
 const CLIENTS: usize = 50;
 /// How many keys a load goes over: redis-benchmark's own default, and enough to be looked
@@ -52,7 +52,7 @@ fn main() {
         million();
     }
     if settings.wants("steady") {
-        steady::report();
+        open_loop::report();
     }
     if settings.wants("readers") {
         readers::report(&settings);

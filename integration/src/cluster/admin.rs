@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use super::{Cluster, SECRET};
-use crate::operator::admin_json;
+use crate::admin_cli::admin_json;
 
 impl Cluster {
     /// What `bridle admin --json` says through a process.

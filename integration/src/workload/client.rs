@@ -6,13 +6,13 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::mix::{KINDS, Kind, Next};
-use super::{Dice, Plan, Seen, Shared};
+use super::mix::{KINDS, KeyKind, NextCall};
+use super::{History, Rng, WorkloadOptions, WorkloadState};
 use crate::lin::{Command, Expiry, Row, RowOp};
 use crate::{Client, Value};
 
 /// What a reply says about the command.
-enum Outcome {
+enum CallOutcome {
     /// It was carried out (or refused by the row), and this is its answer.
     Told(Value),
     /// It was not carried out.
@@ -41,20 +41,20 @@ const NOTHING_DONE: [&str; 8] = [
 
 /// Sorts a reply. Anything that is not known to be an answer or a "no" is of unknown
 /// outcome: a storage fault, say.
-fn outcome(reply: io::Result<Value>) -> Outcome {
+fn outcome(reply: io::Result<Value>) -> CallOutcome {
     match reply {
         Ok(Value::Error(text)) => {
             let is_one_of = |known: &[&str]| known.iter().any(|with| text.starts_with(with));
             if is_one_of(&ANSWERS) {
-                Outcome::Told(Value::Error(text))
+                CallOutcome::Told(Value::Error(text))
             } else if is_one_of(&NOTHING_DONE) {
-                Outcome::Refused(first_words(&text))
+                CallOutcome::Refused(first_words(&text))
             } else {
-                Outcome::Unknown(first_words(&text))
+                CallOutcome::Unknown(first_words(&text))
             }
         }
-        Ok(value) => Outcome::Told(value),
-        Err(error) => Outcome::Unknown(format!("connection: {:?}", error.kind())),
+        Ok(value) => CallOutcome::Told(value),
+        Err(error) => CallOutcome::Unknown(format!("connection: {:?}", error.kind())),
     }
 }
 
@@ -66,55 +66,61 @@ fn first_words(text: &str) -> String {
 
 pub(super) struct Worker<'a> {
     number: usize,
-    plan: &'a Plan,
-    shared: &'a Shared,
-    dice: Dice,
+    plan: &'a WorkloadOptions,
+    shared: &'a WorkloadState,
+    rng: Rng,
     client: Option<(SocketAddr, Client)>,
     written: u64,
     last_seen: BTreeMap<String, String>,
-    seen: Seen,
+    seen: History,
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(number: usize, plan: &'a Plan, shared: &'a Shared, dice: Dice) -> Self {
+    pub(super) fn new(
+        number: usize,
+        plan: &'a WorkloadOptions,
+        shared: &'a WorkloadState,
+        rng: Rng,
+    ) -> Self {
         Worker {
             number,
             plan,
             shared,
-            dice,
+            rng,
             client: None,
             written: 0,
             last_seen: BTreeMap::new(),
-            seen: Seen::default(),
+            seen: History::default(),
         }
     }
 
     /// Works until told to stop; what it saw.
-    pub(super) fn work(mut self) -> Seen {
+    pub(super) fn work(mut self) -> History {
         while !self.shared.stop.load(Ordering::Relaxed) {
             if !self.connected() {
-                std::thread::sleep(Duration::from_millis(20 + self.dice.below(30)));
+                std::thread::sleep(Duration::from_millis(20 + self.rng.below(30)));
                 continue;
             }
-            let kind = *self.dice.one_of(&KINDS);
-            let slot = self.dice.below(self.plan.keys_per_kind) as usize;
+            let kind = *self.rng.one_of(&KINDS);
+            let slot = self.rng.below(self.plan.keys_per_kind) as usize;
             let key = self.shared.key(kind, slot, self.plan.calls_per_key);
             let (unique, soon) = self.unique();
             let seen = self.last_seen.get(&key).cloned().unwrap_or_default();
-            match kind.next(&mut self.dice, unique, soon, &seen) {
+            match kind.next(&mut self.rng, unique, soon, &seen) {
                 _ if self.shared.is_lull() => _ = self.call(&key, kind.whole()),
-                Next::One(command) => _ = self.call(&key, command),
-                Next::Watched(read) => {
-                    let exec = if self.dice.below(3) == 0 { Kind::idle_exec } else { Kind::exec };
+                NextCall::One(command) => _ = self.call(&key, command),
+                NextCall::Watched(read) => {
+                    let exec =
+                        if self.rng.below(3) == 0 { KeyKind::idle_exec } else { KeyKind::exec };
                     self.watched(&key, kind, read, Duration::ZERO, exec);
                 }
             }
-            if self.dice.below(400) == 0 {
+            if self.rng.below(400) == 0 {
                 // Another proxy for a change.
                 self.client = None;
             }
             std::thread::sleep(Duration::from_micros(
-                self.dice.below(self.plan.pause.as_micros().max(1) as u64 * 2),
+                self.rng.below(self.plan.pause.as_micros().max(1) as u64 * 2),
             ));
         }
         self.seen
@@ -122,17 +128,17 @@ impl<'a> Worker<'a> {
 
     /// Works until told to stop, unlike the others: holds what it watches for long, and
     /// then carries out what changes nothing.
-    pub(super) fn hold(mut self) -> Seen {
+    pub(super) fn hold(mut self) -> History {
         while !self.shared.stop.load(Ordering::Relaxed) {
             if !self.connected() {
-                std::thread::sleep(Duration::from_millis(20 + self.dice.below(30)));
+                std::thread::sleep(Duration::from_millis(20 + self.rng.below(30)));
                 continue;
             }
-            let kind = *self.dice.one_of(&KINDS);
-            let slot = self.dice.below(self.plan.keys_per_kind) as usize;
+            let kind = *self.rng.one_of(&KINDS);
+            let slot = self.rng.below(self.plan.keys_per_kind) as usize;
             let key = self.shared.key(kind, slot, self.plan.calls_per_key);
-            let held = Duration::from_millis(self.dice.below(HELD_MS_MAX));
-            self.watched(&key, kind, kind.whole(), held, Kind::idle_exec);
+            let held = Duration::from_millis(self.rng.below(HELD_MS_MAX));
+            self.watched(&key, kind, kind.whole(), held, KeyKind::idle_exec);
         }
         self.seen
     }
@@ -148,8 +154,8 @@ impl<'a> Worker<'a> {
 
     fn connected(&mut self) -> bool {
         if self.client.is_none() {
-            let address = *self.dice.one_of(&self.plan.proxies);
-            match Client::reach(address, self.plan.patience) {
+            let address = *self.rng.one_of(&self.plan.proxies);
+            match Client::reach(address, self.plan.timeout) {
                 Ok(client) => self.client = Some((address, client)),
                 Err(_) => *self.seen.errors.entry("not connected".to_owned()).or_default() += 1,
             }
@@ -175,32 +181,32 @@ impl<'a> Worker<'a> {
         let invoked_ns = self.shared.now_ns();
         let reply = self.ask(&[words]).map(|mut replies| replies.remove(0));
         let returned_ns = self.shared.now_ns();
-        let told = match outcome(reply) {
-            Outcome::Told(value) => Some(command.normal(value)),
-            Outcome::Refused(why) => {
+        let answered = match outcome(reply) {
+            CallOutcome::Told(value) => Some(command.normal(value)),
+            CallOutcome::Refused(why) => {
                 self.seen.refused(why);
                 return None;
             }
-            Outcome::Unknown(why) => {
+            CallOutcome::Unknown(why) => {
                 self.seen.unknown(why);
                 None
             }
         };
-        if let (Command::HGet(field), Some(Value::Bulk(_))) = (&command, &told)
+        if let (Command::HGet(field), Some(Value::Bulk(_))) = (&command, &answered)
             && field == "a"
         {
             self.last_seen
-                .insert(key.to_owned(), told.as_ref().map(Value::text).unwrap_or_default());
+                .insert(key.to_owned(), answered.as_ref().map(Value::text).unwrap_or_default());
         }
-        let returned_ns = told.is_some().then_some(returned_ns);
+        let returned_ns = answered.is_some().then_some(returned_ns);
         self.seen.record(
             self.number,
             key,
-            RowOp::one(command, told.clone()),
+            RowOp::one(command, answered.clone()),
             invoked_ns,
             returned_ns,
         );
-        told
+        answered
     }
 
     /// WATCH, a read of the whole row, and after a while a transaction that is only right
@@ -208,17 +214,17 @@ impl<'a> Worker<'a> {
     fn watched(
         &mut self,
         key: &str,
-        kind: Kind,
+        kind: KeyKind,
         read: Command,
         held: Duration,
-        exec: fn(Kind, &Row, String) -> Vec<Command>,
+        exec: fn(KeyKind, &Row, String) -> Vec<Command>,
     ) {
         match outcome(
             self.ask(&[vec!["WATCH".to_owned(), key.to_owned()]])
                 .map(|mut replies| replies.remove(0)),
         ) {
-            Outcome::Told(_) => {}
-            Outcome::Refused(why) | Outcome::Unknown(why) => return self.seen.refused(why),
+            CallOutcome::Told(_) => {}
+            CallOutcome::Refused(why) | CallOutcome::Unknown(why) => return self.seen.refused(why),
         }
         let row = self.call(key, read).as_ref().and_then(Row::shown);
         let Some(row) = row else {
@@ -236,8 +242,8 @@ impl<'a> Worker<'a> {
         let returned_ns = self.shared.now_ns();
         let (replies, returned_ns) = match outcome(reply) {
             // Somebody was quicker.
-            Outcome::Told(Value::Nil) => return self.seen.aborted += 1,
-            Outcome::Told(Value::Array(replies)) => (
+            CallOutcome::Told(Value::Nil) => return self.seen.aborted += 1,
+            CallOutcome::Told(Value::Array(replies)) => (
                 Some(
                     commands
                         .iter()
@@ -247,12 +253,12 @@ impl<'a> Worker<'a> {
                 ),
                 Some(returned_ns),
             ),
-            Outcome::Told(other) => {
+            CallOutcome::Told(other) => {
                 self.seen.unknown(format!("EXEC said {other:?}"));
                 (None, None)
             }
-            Outcome::Refused(why) => return self.seen.refused(why),
-            Outcome::Unknown(why) => {
+            CallOutcome::Refused(why) => return self.seen.refused(why),
+            CallOutcome::Unknown(why) => {
                 self.seen.unknown(why);
                 (None, None)
             }

@@ -8,8 +8,8 @@
 //! flush for seconds.
 //!
 //! # Invariants
-//! - No such thread is as nice as those that serve (`integration/tests/bounds.rs`,
-//!   `threads_of_the_background_are_nicer`).
+//! - No such thread is as nice as those that serve (`integration/tests/resource_limits.rs`,
+//!   `background_threads_have_a_lower_priority`).
 
 use std::thread::{Builder, JoinHandle};
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use integration::cluster::Cluster;
-use integration::{Client, Said, Server, Value, binary, bridle, files, within};
+use integration::{Client, CommandOutput, Server, Value, binary, bridle, files, within};
 
 /// Keys written before each fault of the log.
 const KEYS: usize = 200;
@@ -79,7 +79,7 @@ fn number_after(text: &str, before: &str) -> usize {
 }
 
 #[test]
-fn a_flipped_byte_in_an_older_record_is_refused_by_file_and_offset_and_nothing_is_touched() {
+fn a_corrupt_log_record_is_refused_by_file_and_offset() {
     let mut server = small().start();
     let (log, whole) = written_and_killed(&mut server);
     let flipped = place(&whole, 50) + 7;
@@ -111,7 +111,7 @@ fn a_flipped_byte_in_an_older_record_is_refused_by_file_and_offset_and_nothing_i
 }
 
 #[test]
-fn a_torn_last_record_is_cut_with_a_warning_and_everything_before_it_is_there() {
+fn a_torn_last_record_is_truncated_with_a_warning() {
     let mut server = small().start();
     let (log, mut bytes) = written_and_killed(&mut server);
     let (before, last) = (place(&bytes, KEYS - 2), place(&bytes, KEYS - 1));
@@ -143,7 +143,7 @@ fn a_torn_last_record_is_cut_with_a_warning_and_everything_before_it_is_there() 
 }
 
 #[test]
-fn a_damaged_partition_says_so_and_the_other_tables_serve() {
+fn a_damaged_partition_is_reported_and_other_tables_serve() {
     let mut server = small().start();
     let mut client = server.client();
     for table in 0..3 {
@@ -191,7 +191,7 @@ fn a_damaged_partition_says_so_and_the_other_tables_serve() {
 }
 
 #[test]
-fn a_partition_that_is_found_damaged_while_it_serves_is_in_the_status_and_takes_no_writes() {
+fn damage_found_at_runtime_is_reported_and_stops_writes() {
     let mut server = small().start();
     let mut client = server.client();
     for n in 0..2000 {
@@ -218,7 +218,7 @@ fn a_partition_that_is_found_damaged_while_it_serves_is_in_the_status_and_takes_
 }
 
 #[test]
-fn a_damaged_replica_of_a_cluster_is_no_clients_affair_and_is_rebuilt_from_its_leader() {
+fn a_damaged_replica_is_rebuilt_without_client_errors() {
     let mut cluster = Cluster::builder().partitions(1).start();
     let mut client = cluster.client(0).expect("it serves");
     for n in 0..2000 {
@@ -272,7 +272,7 @@ fn a_damaged_replica_of_a_cluster_is_no_clients_affair_and_is_rebuilt_from_its_l
 
 /// What a start that must fail says.
 fn refused(words: &[&str]) -> String {
-    let Said { fine, out, error } = bridle(&[&["standalone"], words].concat());
+    let CommandOutput { fine, out, error } = bridle(&[&["standalone"], words].concat());
     assert!(!fine && out.is_empty(), "{words:?} was not refused: {out}");
     assert_eq!(
         error.lines().filter(|line| line.starts_with("bridle: ")).count(),
@@ -283,7 +283,7 @@ fn refused(words: &[&str]) -> String {
 }
 
 #[test]
-fn a_taken_port_is_named_and_the_server_that_has_it_is_not_disturbed() {
+fn a_taken_port_is_named_and_its_server_is_undisturbed() {
     let (server, dir) = (small().start(), tempfile::tempdir().expect("a directory"));
     let (port, http_port) = (server.port.to_string(), server.http_port.to_string());
     let data = dir.path().join("data").display().to_string();
@@ -308,7 +308,7 @@ fn a_taken_port_is_named_and_the_server_that_has_it_is_not_disturbed() {
 }
 
 #[test]
-fn a_wrong_configuration_is_refused_with_its_line_before_anything_is_made() {
+fn an_invalid_configuration_is_refused_with_its_line() {
     let dir = tempfile::tempdir().expect("a directory");
     let (file, data) = (dir.path().join("my.toml"), dir.path().join("data"));
     let (path, data_path) = (file.display().to_string(), data.display().to_string());
@@ -333,7 +333,7 @@ fn a_wrong_configuration_is_refused_with_its_line_before_anything_is_made() {
 }
 
 #[test]
-fn a_directory_of_another_format_is_refused_and_left_as_it_is() {
+fn a_directory_of_another_format_is_refused_untouched() {
     let mut server = small().start();
     server.client().run("SET key value");
     assert!(server.stop().success());
@@ -365,7 +365,7 @@ fn a_directory_of_another_format_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_stop_while_the_data_is_being_opened_is_obeyed_and_harmless() {
+fn a_stop_during_the_start_is_obeyed_and_harmless() {
     let mut server = small().start();
     let mut client = server.client();
     for n in 0..2000 {

@@ -13,8 +13,8 @@ use integration::{Client, Value, within};
 
 /// One test at a time: what is left behind is looked for, and clusters take the machine.
 fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn network(places: usize) -> Option<Network> {
@@ -73,7 +73,7 @@ fn namespaces() -> String {
 }
 
 #[test]
-fn links_are_cut_slowed_and_made_lossy_and_nothing_is_left_behind() {
+fn links_are_cut_delayed_and_lossy_and_cleaned_up() {
     let _alone = alone();
     let Some(network) = network(2) else { return };
     let echo = Echo::start(&network, 1);
@@ -136,7 +136,7 @@ fn links_are_cut_slowed_and_made_lossy_and_nothing_is_left_behind() {
 }
 
 #[test]
-fn what_a_killed_test_left_behind_is_deleted_by_the_next() {
+fn leftovers_of_a_killed_test_are_deleted() {
     let _alone = alone();
     let Some(first) = network(1) else { return };
     // A process that has ended: its id lives no more.
@@ -174,8 +174,8 @@ fn read(cluster: &Cluster, through: usize, key: &str) -> Option<String> {
     read_within(cluster, through, key, Duration::from_secs(2))
 }
 
-fn read_within(cluster: &Cluster, through: usize, key: &str, patience: Duration) -> Option<String> {
-    let mut client = Client::reach(cluster.proxy(through), patience).ok()?;
+fn read_within(cluster: &Cluster, through: usize, key: &str, timeout: Duration) -> Option<String> {
+    let mut client = Client::reach(cluster.proxy(through), timeout).ok()?;
     match client.call(&["GET", key]).ok()? {
         Value::Bulk(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
         _ => None,
@@ -223,7 +223,7 @@ fn an_isolated_leader_never_answers_a_stale_read_and_rejoins() {
 }
 
 #[test]
-fn a_leader_that_hears_and_is_not_heard_is_replaced_and_so_is_one_that_is_deaf() {
+fn an_asymmetric_partition_replaces_the_leader() {
     let _alone = alone();
     let Some((network, cluster, _)) = cluster() else { return };
     for mute in [true, false] {
@@ -260,7 +260,7 @@ fn a_leader_that_hears_and_is_not_heard_is_replaced_and_so_is_one_that_is_deaf()
 }
 
 #[test]
-fn without_a_majority_nothing_is_acknowledged_and_all_comes_back() {
+fn a_minority_acknowledges_nothing_and_recovers() {
     let _alone = alone();
     let Some((network, cluster, leader)) = cluster() else { return };
     cluster.client(leader).expect("it serves").run("SET k before");

@@ -67,7 +67,7 @@ fn texts(value: Value) -> Vec<String> {
 }
 
 #[test]
-fn slots_are_those_that_redis_cluster_gives() {
+fn key_slots_match_redis_cluster() {
     // As `CLUSTER KEYSLOT` says.
     let known = [
         ("foo", 12182),
@@ -109,7 +109,7 @@ fn commands_on_many_keys_fan_out_and_merge() {
 }
 
 #[test]
-fn commands_on_many_keys_do_so_through_every_proxy_of_a_cluster() {
+fn commands_on_many_keys_work_through_every_proxy() {
     let cluster =
         Cluster::builder().partitions(PARTITIONS.into()).durability("os").proxies(1).start();
     // By then there are rows, of which none is this test's.
@@ -184,7 +184,7 @@ fn on_many_keys(mut client: Turns) {
 }
 
 #[test]
-fn what_must_be_one_step_is_refused_over_partitions_and_changes_nothing() {
+fn atomic_commands_over_partitions_fail_without_effect() {
     let server = start();
     let mut client = server.client();
     let keys = one_of_each();
@@ -293,7 +293,7 @@ fn come_and_go(client: &mut Client, page: usize) {
 }
 
 #[test]
-fn a_scan_finds_every_key_that_stays_once_over_all_partitions_and_a_restart() {
+fn scan_returns_stable_keys_once_over_all_partitions() {
     let mut server = start();
     let mut client = server.client();
     let stays = fill(&mut client);
@@ -330,7 +330,7 @@ fn a_scan_finds_every_key_that_stays_once_over_all_partitions_and_a_restart() {
 }
 
 #[test]
-fn a_cursor_goes_from_proxy_to_proxy_and_over_a_failover() {
+fn a_cursor_works_on_any_proxy_and_after_a_failover() {
     let mut cluster =
         Cluster::builder().partitions(PARTITIONS.into()).durability("os").proxies(1).start();
     let stays = fill(&mut cluster.client(0).expect("it serves"));
@@ -376,7 +376,7 @@ fn a_cursor_goes_from_proxy_to_proxy_and_over_a_failover() {
 }
 
 #[test]
-fn a_random_key_is_drawn_fairly_however_the_keys_lie() {
+fn randomkey_is_uniform_over_partitions() {
     const DRAWS: usize = 4000;
     let server = start();
     let mut client = server.client();
@@ -435,7 +435,7 @@ impl Chance {
 }
 
 #[test]
-fn pipelines_over_partitions_are_answered_in_order_and_see_what_was_sent_before() {
+fn pipelines_over_partitions_keep_order_and_see_own_writes() {
     let seed = std::env::var("BRIDLE_SEED")
         .ok()
         .and_then(|text| text.parse().ok())
@@ -504,7 +504,7 @@ fn pipelines_over_partitions_are_answered_in_order_and_see_what_was_sent_before(
 }
 
 #[test]
-fn a_watched_row_of_any_partition_stops_the_transaction_when_it_is_touched() {
+fn watch_aborts_on_a_write_in_any_partition() {
     let mut server = start();
     let (mut client, mut other) = (server.client(), server.client());
     for key in one_of_each() {

@@ -11,7 +11,7 @@ use crate::{Server, binary};
 
 /// What `bridle` said and how it ended.
 #[derive(Debug)]
-pub struct Said {
+pub struct CommandOutput {
     /// Whether it ended well.
     pub fine: bool,
     /// Standard output.
@@ -24,7 +24,7 @@ pub struct Said {
 ///
 /// # Panics
 /// When it can't be started.
-pub fn bridle(words: &[&str]) -> Said {
+pub fn bridle(words: &[&str]) -> CommandOutput {
     bridle_with(None, words)
 }
 
@@ -32,7 +32,7 @@ pub fn bridle(words: &[&str]) -> Said {
 ///
 /// # Panics
 /// When it can't be started.
-pub fn bridle_with(password: Option<&str>, words: &[&str]) -> Said {
+pub fn bridle_with(password: Option<&str>, words: &[&str]) -> CommandOutput {
     let mut command = Command::new(binary());
     command
         .args(words)
@@ -40,7 +40,11 @@ pub fn bridle_with(password: Option<&str>, words: &[&str]) -> Said {
         .envs(password.map(|password| ("BRIDLE_PASSWORD", password)));
     let output = command.output().expect("the binary starts");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Said { fine: output.status.success(), out: text(output.stdout), error: text(output.stderr) }
+    CommandOutput {
+        fine: output.status.success(),
+        out: text(output.stdout),
+        error: text(output.stderr),
+    }
 }
 
 /// What `bridle admin --json` answers at a URL.
@@ -56,7 +60,7 @@ pub fn admin_json(url: &str, password: Option<&str>, words: &[&str]) -> Json {
 
 impl Server {
     /// Runs `bridle admin` against this server.
-    pub fn admin(&self, words: &[&str]) -> Said {
+    pub fn admin(&self, words: &[&str]) -> CommandOutput {
         bridle(&[&["admin", "--url", &self.url()], words].concat())
     }
 

@@ -11,7 +11,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 
 /// How a program ended and what it printed.
 #[derive(Debug)]
-pub struct Ended {
+pub struct ProgramOutput {
     /// Whether it ended well.
     pub fine: bool,
     /// Standard output and standard error, one after the other.
@@ -19,7 +19,7 @@ pub struct Ended {
 }
 
 /// Runs a program with `input` on its standard input; it is ended after two minutes.
-pub fn run(program: impl AsRef<Path>, words: &[&str], input: &str) -> Ended {
+pub fn run(program: impl AsRef<Path>, words: &[&str], input: &str) -> ProgramOutput {
     run_in(Path::new("."), program, words, &[], input)
 }
 
@@ -30,7 +30,7 @@ pub fn run_in(
     words: &[&str],
     env: &[(&str, String)],
     input: &str,
-) -> Ended {
+) -> ProgramOutput {
     let program = program.as_ref();
     let mut command = Command::new("timeout");
     command
@@ -48,7 +48,10 @@ pub fn run_in(
     let output = child.wait_with_output().expect("our own child");
     let _ = feeding.join().expect("writing does not panic");
     let said = [output.stdout, output.stderr].concat();
-    Ended { fine: output.status.success(), said: String::from_utf8_lossy(&said).into_owned() }
+    ProgramOutput {
+        fine: output.status.success(),
+        said: String::from_utf8_lossy(&said).into_owned(),
+    }
 }
 
 /// What a program said; it must have ended well.

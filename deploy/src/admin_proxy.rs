@@ -11,34 +11,34 @@ use axum::{Json, Router};
 use cluster::news::{Ask, Told};
 use meta::admin::Local as _;
 
-use crate::local::Local;
+use crate::process_info::ProcessInfo;
 
 /// The largest body of a request, bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// Everything under `/v1`.
-pub(crate) fn router(local: Arc<Local>) -> Router {
+pub(crate) fn router(process: Arc<ProcessInfo>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
-        .route("/v1/{*path}", any(relay))
-        .with_state(local)
+        .route("/v1/{*path}", any(forward))
+        .with_state(process)
 }
 
-async fn status(State(local): State<Arc<Local>>, request: Request) -> Response {
-    match meta::admin::let_in(&request, &*local) {
-        Ok(()) => Json(local.status()).into_response(),
+async fn status(State(process): State<Arc<ProcessInfo>>, request: Request) -> Response {
+    match meta::admin::let_in(&request, &*process) {
+        Ok(()) => Json(process.status()).into_response(),
         Err(refused) => refused,
     }
 }
 
-async fn relay(State(local): State<Arc<Local>>, request: Request) -> Response {
-    if let Err(refused) = meta::admin::let_in(&request, &*local) {
+async fn forward(State(process): State<Arc<ProcessInfo>>, request: Request) -> Response {
+    if let Err(refused) = meta::admin::let_in(&request, &*process) {
         return refused;
     }
     let failed = |status: StatusCode, why: String| {
         (status, Json(serde_json::json!({ "error": why }))).into_response()
     };
-    let Some(cluster) = &local.cluster else {
+    let Some(cluster) = &process.cluster else {
         return failed(StatusCode::NOT_FOUND, "this process has no meta".to_owned());
     };
     let (parts, body) = request.into_parts();

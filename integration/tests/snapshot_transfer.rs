@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use integration::cluster::Cluster;
-use integration::workload::Dice;
+use integration::workload::Rng;
 use integration::{Client, Value, files, within};
 
 /// Partitions that are written more than is kept: that is 1 MiB of each.
@@ -20,8 +20,8 @@ const AWAY: usize = 2;
 
 /// What no compression makes small.
 fn noise(key: u64) -> Vec<u8> {
-    let mut dice = Dice::new(key);
-    (0..VALUE_BYTES).map(|_| dice.below(256) as u8).collect()
+    let mut rng = Rng::new(key);
+    (0..VALUE_BYTES).map(|_| rng.below(256) as u8).collect()
 }
 
 /// Bytes in the files of a process that are a state on its way: in directories of this
@@ -97,7 +97,7 @@ fn is_current(cluster: &Cluster, table: &str) -> bool {
 }
 
 #[test]
-fn a_node_that_was_away_for_long_is_sent_states_though_both_ends_are_killed() {
+fn a_lagging_node_catches_up_by_snapshot_despite_kills() {
     let cluster = Cluster::builder()
         .partitions(4)
         .durability("os")

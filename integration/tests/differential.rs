@@ -6,7 +6,7 @@
 //! expiry that a key has already (for Bridle that changes nothing, so whoever watches the
 //! key is not disturbed).
 
-mod outside;
+mod external;
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
@@ -14,8 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use commands::script::Value;
+use external::free_port;
 use integration::{Server, within};
-use outside::free_port;
 
 /// How many pipelines; `BRIDLE_ROUNDS` for a longer run.
 fn rounds() -> u32 {
@@ -23,17 +23,15 @@ fn rounds() -> u32 {
 }
 
 /// Draws by the printed seed (`BRIDLE_SEED` to replay it).
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
-    fn new() -> Dice {
+impl Rng {
+    fn new() -> Rng {
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .expect("after 1970")
             .as_nanos() as u64;
-        Dice(
-            std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(now | 1),
-        )
+        Rng(std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(now | 1))
     }
 
     fn below(&mut self, n: usize) -> usize {
@@ -205,27 +203,27 @@ const UNORDERED: &[&str] = &[
 /// A command drawn from one of the lists, and whether its reply has an order.
 type Drawn = (Vec<String>, bool);
 
-fn draw(dice: &mut Dice, from: &[&str], ordered: bool) -> Drawn {
+fn draw(rng: &mut Rng, from: &[&str], ordered: bool) -> Drawn {
     let words =
-        dice.pick(from).split(' ').map(|word| match WORDS.iter().find(|(name, _)| *name == word) {
-            Some((_, choices)) => dice.pick(choices).to_owned(),
+        rng.pick(from).split(' ').map(|word| match WORDS.iter().find(|(name, _)| *name == word) {
+            Some((_, choices)) => rng.pick(choices).to_owned(),
             None => word.to_owned(),
         });
     (words.collect(), ordered)
 }
 
 /// A pipeline, transactions among it.
-fn pipeline(dice: &mut Dice) -> Vec<Drawn> {
+fn pipeline(rng: &mut Rng) -> Vec<Drawn> {
     let mut all = Vec::new();
     for _ in 0..40 {
-        match dice.below(20) {
+        match rng.below(20) {
             0 => {
                 all.push((vec!["MULTI".to_owned()], true));
-                (0..dice.below(6)).for_each(|_| all.push(draw(dice, COMMANDS, true)));
+                (0..rng.below(6)).for_each(|_| all.push(draw(rng, COMMANDS, true)));
                 all.push((vec!["EXEC".to_owned()], true));
             }
-            1..=4 => all.push(draw(dice, UNORDERED, false)),
-            _ => all.push(draw(dice, COMMANDS, true)),
+            1..=4 => all.push(draw(rng, UNORDERED, false)),
+            _ => all.push(draw(rng, COMMANDS, true)),
         }
     }
     all
@@ -328,8 +326,8 @@ fn history(before: &[Drawn], commands: &[Drawn]) -> String {
 #[test]
 fn random_commands_get_the_replies_of_redis() {
     let (bridle, redis) = (Server::builder().flag("durability", "os").start(), Redis::start());
-    let mut dice = Dice::new();
-    let seed = dice.0;
+    let mut rng = Rng::new();
+    let seed = rng.0;
     for protocol in ["2", "3"] {
         let mut twins =
             [bridle.port, redis.1].map(|port| Twin::connect(port).expect("a live server"));
@@ -338,7 +336,7 @@ fn random_commands_get_the_replies_of_redis() {
         twins.iter_mut().for_each(|twin| drop(twin.answers(&begin)));
         let mut before: Vec<Drawn> = Vec::new();
         for round in 0..rounds() / 2 {
-            let commands = pipeline(&mut dice);
+            let commands = pipeline(&mut rng);
             let [ours, theirs] = twins.each_mut().map(|twin| twin.answers(&commands));
             for (at, (words, ordered)) in commands.iter().enumerate() {
                 let (ours, theirs) = (shown(&ours[at], *ordered), shown(&theirs[at], *ordered));

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use integration::cluster::Cluster;
-use integration::workload::{Dice, seed};
+use integration::workload::{Rng, seed};
 use integration::{Client, Value};
 
 const WRITERS: usize = 8;
@@ -51,17 +51,17 @@ const VICTIMS: [Victim; 8] = [
 
 impl Victim {
     /// The process that is to die; `None`: all.
-    fn number(self, cluster: &Cluster, dice: &mut Dice) -> Option<usize> {
-        let any = dice.below(cluster.nodes() as u64) as usize;
+    fn number(self, cluster: &Cluster, rng: &mut Rng) -> Option<usize> {
+        let any = rng.below(cluster.nodes() as u64) as usize;
         let leaders = cluster.leaders("db0").unwrap_or_default();
         let leading_meta = || cluster.meta_leader().ok().flatten().unwrap_or(any);
         match self {
             Victim::All => None,
             Victim::Proxy => Some(cluster.len() - 1),
             Victim::MetaLeader => Some(leading_meta()),
-            Victim::OtherMeta => Some((leading_meta() + 1 + dice.below(2) as usize) % 3),
+            Victim::OtherMeta => Some((leading_meta() + 1 + rng.below(2) as usize) % 3),
             Victim::Leader if leaders.is_empty() => Some(any),
-            Victim::Leader => Some(dice.one_of(&leaders).unwrap_or(any)),
+            Victim::Leader => Some(rng.one_of(&leaders).unwrap_or(any)),
             Victim::Follower => {
                 for (partition, _) in
                     leaders.iter().enumerate().filter(|(_, leader)| **leader == Some(any))
@@ -120,14 +120,14 @@ enum Fate {
 /// A connection to any proxy that takes one.
 struct Connection<'a> {
     proxies: &'a [SocketAddr],
-    dice: Dice,
+    rng: Rng,
     client: Option<Client>,
 }
 
 impl Connection<'_> {
     fn call(&mut self, words: &[&str]) -> Fate {
         if self.client.is_none() {
-            let address = *self.dice.one_of(self.proxies);
+            let address = *self.rng.one_of(self.proxies);
             self.client = Client::reach(address, Duration::from_secs(8)).ok();
         }
         let Some(client) = &mut self.client else {
@@ -166,8 +166,8 @@ impl Connection<'_> {
 }
 
 impl Writer {
-    fn work(&mut self, proxies: &[SocketAddr], dice: Dice, stop: &AtomicBool) {
-        let mut connection = Connection { proxies, dice, client: None };
+    fn work(&mut self, proxies: &[SocketAddr], rng: Rng, stop: &AtomicBool) {
+        let mut connection = Connection { proxies, rng, client: None };
         while !stop.load(Ordering::Relaxed) {
             let next = self.strings + 1;
             match connection.call(&[
@@ -288,8 +288,8 @@ fn number(value: &Value) -> u64 {
 }
 
 #[test]
-fn nothing_acknowledged_is_lost_whoever_is_killed() {
-    let mut dice = Dice::new(seed());
+fn no_acknowledged_write_is_lost_by_kills() {
+    let mut rng = Rng::new(seed());
     let mut cluster = Cluster::builder().proxies(1).start();
     let proxies = cluster.all_proxies();
     let mut writers: Vec<Writer> =
@@ -299,20 +299,20 @@ fn nothing_acknowledged_is_lost_whoever_is_killed() {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             for writer in &mut writers {
-                let (proxies, stop, dice) = (&proxies, &stop, dice.another());
-                scope.spawn(move || writer.work(proxies, dice, stop));
+                let (proxies, stop, rng) = (&proxies, &stop, rng.another());
+                scope.spawn(move || writer.work(proxies, rng, stop));
             }
             for _ in 0..10 {
-                thread::sleep(Duration::from_millis(200 + dice.below(1_500)));
-                let victim = *dice.one_of(&VICTIMS);
-                match victim.number(&cluster, &mut dice) {
+                thread::sleep(Duration::from_millis(200 + rng.below(1_500)));
+                let victim = *rng.one_of(&VICTIMS);
+                match victim.number(&cluster, &mut rng) {
                     None => {
                         cluster.kill_all();
                         (0..cluster.len()).for_each(|number| cluster.launch(number));
                     }
                     Some(number) => {
                         cluster.kill(number);
-                        thread::sleep(Duration::from_millis(dice.below(3_000)));
+                        thread::sleep(Duration::from_millis(rng.below(3_000)));
                         cluster.launch(number);
                     }
                 }
@@ -324,7 +324,7 @@ fn nothing_acknowledged_is_lost_whoever_is_killed() {
         cluster.wait_until_serving();
         let began = Instant::now();
         for writer in &writers {
-            writer.check(&mut Connection { proxies: &proxies, dice: dice.another(), client: None });
+            writer.check(&mut Connection { proxies: &proxies, rng: rng.another(), client: None });
         }
         eprintln!("{done} kills, all read again in {:.1?}", began.elapsed());
     }

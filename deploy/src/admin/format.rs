@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_has_not_told_yet_is_not_nothing() {
+    fn unreported_figures_are_shown_as_dashes() {
         let mut node = ServerStatus {
             id: "26a4004934bacc69".into(),
             address: "a:1".into(),

@@ -26,27 +26,27 @@ use subtle::ConstantTimeEq;
 use crate::certificates::Certificates;
 use crate::compaction::Compactions;
 use crate::config::{self, Config};
-use crate::directory::Directory;
-use crate::member::View;
-use crate::server::Shape;
+use crate::data_dir::DataDir;
+use crate::member::ClusterView;
+use crate::server::Mode;
 use crate::stores::Stores;
 
 /// A difference between clocks that is worth a note, ms.
-const CLOCK_OFF_MS: u64 = 1_000;
+const CLOCK_OFFSET_MS: u64 = 1_000;
 
 /// This process.
-pub(crate) struct Local {
-    pub(crate) shape: Shape,
+pub(crate) struct ProcessInfo {
+    pub(crate) mode: Mode,
     pub(crate) config: Config,
     /// The file that `config` came from, in part.
     pub(crate) config_file: Option<PathBuf>,
-    pub(crate) directory: Arc<Directory>,
+    pub(crate) data_dir: Arc<DataDir>,
     pub(crate) node: Option<Arc<Node>>,
     pub(crate) meta: Option<Arc<Meta>>,
     pub(crate) stores: Option<Stores>,
     pub(crate) catalogue: Arc<dyn Catalogue>,
     /// The cluster, if it is part of one.
-    pub(crate) cluster: Option<Arc<View>>,
+    pub(crate) cluster: Option<Arc<ClusterView>>,
     pub(crate) started: Instant,
     /// Where Redis clients are served.
     pub(crate) addresses: Vec<String>,
@@ -58,7 +58,7 @@ pub(crate) struct Local {
     pub(crate) serving: AtomicBool,
 }
 
-impl Local {
+impl ProcessInfo {
     /// The proxy, while there is one.
     pub(crate) fn proxy(&self) -> Option<Arc<Proxy>> {
         self.proxy.get().and_then(Weak::upgrade)
@@ -123,7 +123,7 @@ impl Local {
             faults.push(format!("meta does not want this process: {why}"));
         }
         if let Some(why) =
-            self.cluster.as_ref().and_then(|cluster| cluster.reach.fault(Instant::now()))
+            self.cluster.as_ref().and_then(|cluster| cluster.reachability.fault(Instant::now()))
         {
             faults.push(why);
         }
@@ -140,23 +140,23 @@ impl Local {
 
     /// What is not as it should be though this process is ready.
     pub(crate) fn notes(&self) -> Vec<String> {
-        let mut notes = self.notes_of_partitions();
-        notes.extend(self.note_of_clock());
+        let mut notes = self.partition_notes();
+        notes.extend(self.clock_note());
         notes
     }
 
-    fn notes_of_partitions(&self) -> Vec<String> {
+    fn partition_notes(&self) -> Vec<String> {
         let Some(cluster) = &self.cluster else { return Vec::new() };
         let name = |partition: PartitionId| match cluster.catalogue.table_of(partition.table) {
             Some(table) => format!("{} partition {}", table.name, partition.index),
             None => format!("table {} partition {}", partition.table.0, partition.index),
         };
-        cluster.reach.notes(Instant::now(), name)
+        cluster.reachability.notes(Instant::now(), name)
     }
 
-    fn note_of_clock(&self) -> Option<String> {
+    fn clock_note(&self) -> Option<String> {
         let ahead_ms = self.node.as_ref()?.clock_ahead_ms();
-        if ahead_ms.unsigned_abs() < CLOCK_OFF_MS {
+        if ahead_ms.unsigned_abs() < CLOCK_OFFSET_MS {
             return None;
         }
         let seconds = ahead_ms.unsigned_abs().div_ceil(1000);
@@ -184,8 +184,8 @@ fn section(name: &'static str, figures: Vec<(&'static str, Figure)>) -> Section 
     }
 }
 
-impl Local {
-    fn of_raft(&self, stores: &Stores) -> Vec<(&'static str, Figure)> {
+impl ProcessInfo {
+    fn raft_fields(&self, stores: &Stores) -> Vec<(&'static str, Figure)> {
         let (log, groups) = (stores.log.stats(), self.groups());
         vec![
             ("raft_groups", int(groups.len() as u64)),
@@ -201,7 +201,7 @@ impl Local {
         ]
     }
 
-    fn of_rocksdb(&self, stores: &Stores) -> Vec<(&'static str, Figure)> {
+    fn rocksdb_fields(&self, stores: &Stores) -> Vec<(&'static str, Figure)> {
         let replicas = self.node.iter().flat_map(|node| node.replicas());
         let figures: Vec<_> =
             replicas.filter_map(|replica| replica.store().figures().ok()).collect();
@@ -221,16 +221,16 @@ impl Local {
         ]
     }
 
-    fn of_cluster(&self, cluster: &View) -> Vec<(&'static str, Figure)> {
-        let (routes, led) = cluster.reach.count();
+    fn of_cluster(&self, cluster: &ClusterView) -> Vec<(&'static str, Figure)> {
+        let (routes, led) = cluster.reachability.count();
         let leader = cluster.follow.leader().borrow().clone();
         vec![
             ("bridle_server_id", Figure::Text(cluster.id.to_string().into())),
             (
                 "bridle_cluster_id",
-                Figure::Text(self.directory.identity().cluster_id.unwrap_or_default().into()),
+                Figure::Text(self.data_dir.identity().cluster_id.unwrap_or_default().into()),
             ),
-            ("bridle_roles", Figure::Text(role_words(self.shape).join(",").into())),
+            ("bridle_roles", Figure::Text(role_names(self.mode).join(",").into())),
             ("bridle_meta", Figure::Text(leader.unwrap_or_default().into())),
             ("bridle_routes", int(routes as u64)),
             ("bridle_routes_with_leader", int(led as u64)),
@@ -240,8 +240,8 @@ impl Local {
 }
 
 /// What a process does, in words.
-pub(crate) fn role_words(shape: Shape) -> Vec<&'static str> {
-    let roles = shape.roles();
+pub(crate) fn role_names(mode: Mode) -> Vec<&'static str> {
+    let roles = mode.roles();
     [("meta", roles.meta), ("storage", roles.storage), ("proxy", roles.proxy)]
         .into_iter()
         .filter(|(_, has)| *has)
@@ -249,7 +249,7 @@ pub(crate) fn role_words(shape: Shape) -> Vec<&'static str> {
         .collect()
 }
 
-impl proxy::Node for Local {
+impl proxy::Node for ProcessInfo {
     fn sections(&self) -> Vec<Section> {
         let mut sections = Vec::new();
         if let Some(stores) = &self.stores {
@@ -266,8 +266,8 @@ impl proxy::Node for Local {
                     vec![("expired_subkeys", int(fields)), ("expired_keys", int(rows))],
                 ));
             }
-            sections.push(section("raft", self.of_raft(stores)));
-            sections.push(section("rocksdb", self.of_rocksdb(stores)));
+            sections.push(section("raft", self.raft_fields(stores)));
+            sections.push(section("rocksdb", self.rocksdb_fields(stores)));
         }
         if let Some(cluster) = &self.cluster {
             sections.push(section("cluster", self.of_cluster(cluster)));
@@ -375,7 +375,7 @@ impl proxy::Node for Local {
             allocator: engine::memory::ALLOCATOR,
             parts: parts.collect(),
             budget: shares.memory.bytes(),
-            shares: shares.named().to_vec(),
+            shares: shares.parts().to_vec(),
         }
     }
 
@@ -384,10 +384,10 @@ impl proxy::Node for Local {
         for_clients: Option<&TlsFiles>,
         of_cluster: Option<&TlsFiles>,
     ) -> Result<(), String> {
-        if for_clients.is_some() && !self.certificates.has_clients() {
+        if for_clients.is_some() && !self.certificates.has_client_tls() {
             return Err("TLS is not served to clients (tls.port)".to_owned());
         }
-        if of_cluster.is_some() && !self.certificates.has_cluster() {
+        if of_cluster.is_some() && !self.certificates.has_cluster_tls() {
             return Err("TLS is not spoken within the cluster (cluster.cert_file)".to_owned());
         }
         self.certificates.renew(for_clients, of_cluster).inspect_err(|why| {
@@ -404,10 +404,10 @@ impl proxy::Node for Local {
     }
 }
 
-impl Local {
+impl ProcessInfo {
     /// The cluster's secret, if there is one.
     fn secret(&self) -> Option<&[u8]> {
-        let cluster = matches!(self.shape, Shape::Member(_)).then_some(&self.config.cluster);
+        let cluster = matches!(self.mode, Mode::Member(_)).then_some(&self.config.cluster);
         cluster
             .map(|cluster| cluster.secret.reveal().as_bytes())
             .filter(|secret| !secret.is_empty())
@@ -420,19 +420,19 @@ impl Local {
     }
 
     /// Names under which the HTTP port may be asked, beside addresses and `localhost`.
-    pub(crate) fn http_names(&self) -> Vec<String> {
+    pub(crate) fn allowed_hosts(&self) -> Vec<String> {
         let advertised =
             self.config.cluster.advertise.as_ref().map(|address| address.host().to_owned());
         self.config.http.allowed_hosts.iter().cloned().chain(advertised).collect()
     }
 }
 
-impl meta::admin::Local for Local {
+impl meta::admin::Local for ProcessInfo {
     fn authorised(&self, from: Option<IpAddr>, password: Option<&[u8]>) -> bool {
         let settings = self.proxy().map(|proxy| proxy.settings.load_full());
         // Stopping: nobody is let in any more.
         let Some(settings) = settings else { return false };
-        let cluster = matches!(self.shape, Shape::Member(_)).then_some(&self.config.cluster);
+        let cluster = matches!(self.mode, Mode::Member(_)).then_some(&self.config.cluster);
         let secret = self.secret();
         let wanted = [settings.password.as_deref(), secret];
         if wanted.iter().all(Option::is_none) {
@@ -452,7 +452,7 @@ impl meta::admin::Local for Local {
     }
 
     fn status(&self) -> NodeStatus {
-        let (tables, identity) = (self.tables_here(), self.directory.identity());
+        let (tables, identity) = (self.tables_here(), self.data_dir.identity());
         NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster: identity.cluster,

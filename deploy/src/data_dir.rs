@@ -14,7 +14,7 @@
 //!   `a_second_process_on_a_directory_is_refused`); the kernel lets go of the lock when a
 //!   process dies, however it dies.
 //! - A directory that is not ours, of another cluster, or of another format is left
-//!   untouched (`strange_directories_are_refused`). The format is the first thing that is
+//!   untouched (`foreign_directories_are_refused`). The format is the first thing that is
 //!   read, before the lock is taken, so every other encoding in the directory is of this
 //!   build's or never looked at.
 
@@ -41,7 +41,7 @@ pub(crate) struct Identity {
     /// How everything in the directory is laid out: [`FORMAT`].
     pub(crate) format: u32,
     /// What the process is that it belongs to.
-    pub(crate) kind: Owner,
+    pub(crate) kind: OwnerKind,
     /// The cluster's name, as configured.
     pub(crate) cluster: String,
     /// The cluster's id, drawn when it was made: 16 hex digits. Missing until a process
@@ -51,14 +51,14 @@ pub(crate) struct Identity {
     /// The process's id in the cluster.
     pub(crate) node_id: u64,
     /// Which member of the meta group it is, if it is one; the first is 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) seat: Option<u32>,
+    #[serde(rename = "seat", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) meta_index: Option<u32>,
 }
 
 /// What the process is that a directory belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Owner {
+pub(crate) enum OwnerKind {
     /// `bridle standalone`.
     Standalone,
     /// A process of a cluster.
@@ -72,30 +72,30 @@ impl Identity {
     }
 
     /// A new one.
-    fn draw(cluster: &str, kind: Kind) -> Identity {
+    fn draw(cluster: &str, kind: Claim) -> Identity {
         let cluster = cluster.to_owned();
         match kind {
-            Kind::Alone => {
+            Claim::Standalone => {
                 let cluster_id = Some(format!("{:016x}", rand::random::<u64>()));
                 Identity {
                     format: FORMAT,
-                    kind: Owner::Standalone,
+                    kind: OwnerKind::Standalone,
                     cluster,
                     cluster_id,
                     node_id: 1,
-                    seat: None,
+                    meta_index: None,
                 }
             }
             // Above the seats of metas; TOML's integers have a sign.
-            Kind::Member { seat } => {
+            Claim::Member { meta_index } => {
                 let node_id = rand::random_range(cluster::SEATS_END..1 << 63);
                 Identity {
                     format: FORMAT,
-                    kind: Owner::Member,
+                    kind: OwnerKind::Member,
                     cluster,
                     cluster_id: None,
                     node_id,
-                    seat,
+                    meta_index,
                 }
             }
         }
@@ -104,19 +104,19 @@ impl Identity {
 
 /// What a directory is taken for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum Claim {
     /// `bridle standalone`.
-    Alone,
+    Standalone,
     /// A process of a cluster; a meta has a seat.
     Member {
         /// Its place in the list of metas; the first is 1.
-        seat: Option<u32>,
+        meta_index: Option<u32>,
     },
 }
 
 /// A directory that is ours until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Directory {
+pub(crate) struct DataDir {
     path: PathBuf,
     identity: Mutex<Identity>,
     _lock: File,
@@ -124,7 +124,7 @@ pub(crate) struct Directory {
 
 /// Why a directory is not used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Refused {
+pub(crate) enum DataDirError {
     #[error("{path}: {doing}: {error}")]
     Io { path: PathBuf, doing: &'static str, error: io::Error },
     #[error("{0} is in use by another process{1}")]
@@ -137,22 +137,22 @@ pub(crate) enum Refused {
     #[error("{path} belongs to cluster '{found}', and this process to '{wanted}' (cluster.name)")]
     OtherCluster { path: PathBuf, found: String, wanted: String },
     #[error("{0} belongs to a `bridle standalone`, and can't become part of a cluster")]
-    Alone(PathBuf),
+    OfStandalone(PathBuf),
     #[error(
         "{0} belongs to a process of a cluster (`bridle node`, `storage`, `proxy` or `meta`), and \
          can't become a `bridle standalone`"
     )]
-    Member(PathBuf),
+    OfMember(PathBuf),
     #[error(
         "{path} belongs to meta {found}, and by cluster.metas this process is meta {wanted}: \
          addresses in that list may change, places may not"
     )]
-    OtherSeat { path: PathBuf, found: u32, wanted: u32 },
+    OtherMetaIndex { path: PathBuf, found: u32, wanted: u32 },
     #[error(
         "{path} belongs to meta {found}, and this process's address (cluster.advertise, or else \
          cluster.listen) is not among cluster.metas: the metas would be one too few"
     )]
-    NoSeat { path: PathBuf, found: u32 },
+    NotAMeta { path: PathBuf, found: u32 },
     #[error(
         "{path} belongs to cluster {found}, and the metas that were reached to cluster {wanted}"
     )]
@@ -166,14 +166,14 @@ pub(crate) enum Refused {
     Damaged(PathBuf, String),
 }
 
-impl Directory {
+impl DataDir {
     /// Takes a directory for this process, making it when there is none.
-    pub(crate) fn take(path: &Path, cluster: &str, kind: Kind) -> Result<Directory, Refused> {
-        let io = |doing| move |error| Refused::Io { path: path.to_owned(), doing, error };
+    pub(crate) fn take(path: &Path, cluster: &str, kind: Claim) -> Result<DataDir, DataDirError> {
+        let io = |doing| move |error| DataDirError::Io { path: path.to_owned(), doing, error };
         fs::create_dir_all(path).map_err(io("create the data directory"))?;
         let ours = path.join(IDENTITY).exists();
         if !ours && !is_empty(path).map_err(io("list the data directory"))? {
-            return Err(Refused::NotOurs(path.to_owned()));
+            return Err(DataDirError::NotOurs(path.to_owned()));
         }
         if ours {
             read_identity(path)?;
@@ -189,32 +189,36 @@ impl Directory {
             }
         };
         if identity.cluster != cluster {
-            return Err(Refused::OtherCluster {
+            return Err(DataDirError::OtherCluster {
                 path: path.to_owned(),
                 found: identity.cluster,
                 wanted: cluster.to_owned(),
             });
         }
-        let directory =
-            Directory { path: path.to_owned(), identity: Mutex::new(identity), _lock: lock };
-        directory.check(kind)?;
-        Ok(directory)
+        let data_dir =
+            DataDir { path: path.to_owned(), identity: Mutex::new(identity), _lock: lock };
+        data_dir.check(kind)?;
+        Ok(data_dir)
     }
 
     /// Whether it is of this kind. A process that becomes a meta takes its seat for good.
-    fn check(&self, kind: Kind) -> Result<(), Refused> {
+    fn check(&self, kind: Claim) -> Result<(), DataDirError> {
         let identity = self.identity();
-        match (kind, identity.kind, identity.seat) {
-            (Kind::Alone, Owner::Member, _) => Err(Refused::Member(self.path.clone())),
-            (Kind::Member { .. }, Owner::Standalone, _) => Err(Refused::Alone(self.path.clone())),
-            (Kind::Member { seat: Some(wanted) }, _, Some(found)) if wanted != found => {
-                Err(Refused::OtherSeat { path: self.path.clone(), found, wanted })
+        match (kind, identity.kind, identity.meta_index) {
+            (Claim::Standalone, OwnerKind::Member, _) => {
+                Err(DataDirError::OfMember(self.path.clone()))
             }
-            (Kind::Member { seat: None }, _, Some(found)) => {
-                Err(Refused::NoSeat { path: self.path.clone(), found })
+            (Claim::Member { .. }, OwnerKind::Standalone, _) => {
+                Err(DataDirError::OfStandalone(self.path.clone()))
             }
-            (Kind::Member { seat: Some(seat) }, _, None) => {
-                self.rewrite(Identity { seat: Some(seat), ..identity })
+            (Claim::Member { meta_index: Some(wanted) }, _, Some(found)) if wanted != found => {
+                Err(DataDirError::OtherMetaIndex { path: self.path.clone(), found, wanted })
+            }
+            (Claim::Member { meta_index: None }, _, Some(found)) => {
+                Err(DataDirError::NotAMeta { path: self.path.clone(), found })
+            }
+            (Claim::Member { meta_index: Some(meta_index) }, _, None) => {
+                self.rewrite(Identity { meta_index: Some(meta_index), ..identity })
             }
             _ => Ok(()),
         }
@@ -224,18 +228,21 @@ impl Directory {
     ///
     /// # Errors
     /// The directory belongs to another one, or can't be written.
-    pub(crate) fn join(&self, cluster: u64) -> Result<(), Refused> {
+    pub(crate) fn join(&self, cluster: u64) -> Result<(), DataDirError> {
         let identity = self.identity();
         let wanted = format!("{cluster:016x}");
         match identity.cluster_id {
             Some(found) if found == wanted => Ok(()),
-            Some(found) => Err(Refused::OtherClusterId { path: self.path.clone(), found, wanted }),
+            Some(found) => {
+                Err(DataDirError::OtherClusterId { path: self.path.clone(), found, wanted })
+            }
             None => self.rewrite(Identity { cluster_id: Some(wanted), ..identity }),
         }
     }
 
-    fn rewrite(&self, identity: Identity) -> Result<(), Refused> {
-        let io = |error| Refused::Io { path: self.path.clone(), doing: "write IDENTITY", error };
+    fn rewrite(&self, identity: Identity) -> Result<(), DataDirError> {
+        let io =
+            |error| DataDirError::Io { path: self.path.clone(), doing: "write IDENTITY", error };
         write_identity(&self.path, &identity).map_err(io)?;
         *self.identity.lock() = identity;
         Ok(())
@@ -280,8 +287,8 @@ fn is_empty(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-fn lock(path: &Path) -> Result<File, Refused> {
-    let io = |error| Refused::Io { path: path.join(LOCK), doing: "lock", error };
+fn lock(path: &Path) -> Result<File, DataDirError> {
+    let io = |error| DataDirError::Io { path: path.join(LOCK), doing: "lock", error };
     let mut file = File::options()
         .create(true)
         .truncate(false)
@@ -298,7 +305,7 @@ fn lock(path: &Path) -> Result<File, Refused> {
             } else {
                 format!(" (process {})", holder.trim())
             };
-            return Err(Refused::InUse(path.to_owned(), holder));
+            return Err(DataDirError::InUse(path.to_owned(), holder));
         }
         Err(TryLockError::Error(error)) => return Err(io(error)),
     }
@@ -306,9 +313,9 @@ fn lock(path: &Path) -> Result<File, Refused> {
     Ok(file)
 }
 
-fn read_identity(path: &Path) -> Result<Identity, Refused> {
-    let io = |error| Refused::Io { path: path.join(IDENTITY), doing: "read", error };
-    let damaged = |reason: String| Refused::Damaged(path.to_owned(), reason);
+fn read_identity(path: &Path) -> Result<Identity, DataDirError> {
+    let io = |error| DataDirError::Io { path: path.join(IDENTITY), doing: "read", error };
+    let damaged = |reason: String| DataDirError::Damaged(path.to_owned(), reason);
     let text = fs::read_to_string(path.join(IDENTITY)).map_err(io)?;
     // The format first: another one may have other keys.
     let table: toml::Table =
@@ -326,14 +333,14 @@ fn read_identity(path: &Path) -> Result<Identity, Refused> {
                 }
                 false => "use the later build that wrote it",
             };
-            return Err(Refused::OtherFormat { path: path.to_owned(), found, advice });
+            return Err(DataDirError::OtherFormat { path: path.to_owned(), found, advice });
         }
         _ => return Err(damaged("it names no format that was ever written".to_owned())),
     }
     let identity: Identity =
         toml::from_str(&text).map_err(|error| damaged(error.message().to_owned()))?;
     match (identity.kind, &identity.cluster_id) {
-        (Owner::Standalone, None) => Err(damaged("missing field `cluster_id`".to_owned())),
+        (OwnerKind::Standalone, None) => Err(damaged("missing field `cluster_id`".to_owned())),
         (_, Some(_)) if identity.cluster_number().is_none() => {
             Err(damaged("`cluster_id` is no number in hex".to_owned()))
         }
@@ -355,19 +362,19 @@ fn write_identity(path: &Path, identity: &Identity) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn take(path: &Path) -> Result<Directory, Refused> {
-        Directory::take(path, "bridle", Kind::Alone)
+    fn take(path: &Path) -> Result<DataDir, DataDirError> {
+        DataDir::take(path, "bridle", Claim::Standalone)
     }
 
     #[test]
-    fn a_new_directory_is_ours_from_then_on() {
+    fn a_new_directory_gets_an_identity() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
         let first = take(&path).unwrap();
         let identity = first.identity();
         assert_eq!(
             (identity.format, identity.kind, identity.cluster.as_str(), identity.node_id),
-            (3, Owner::Standalone, "bridle", 1)
+            (3, OwnerKind::Standalone, "bridle", 1)
         );
         assert!(
             identity.cluster_id.as_ref().is_some_and(|id| id.len() == 16)
@@ -391,22 +398,22 @@ mod tests {
         let new_meta = "kind = \"member\"\ncluster = \"bridle\"\nnode_id = 4711\nseat = 1\n";
         let meta = "kind = \"member\"\ncluster = \"bridle\"\ncluster_id = \
                     \"ffffffffffffffff\"\nnode_id = 4711\nseat = 3\n";
-        let identity = |kind, cluster: &str, id: Option<u64>, node_id, seat| Identity {
+        let identity = |kind, cluster: &str, id: Option<u64>, node_id, meta_index| Identity {
             format: 3,
             kind,
             cluster: cluster.to_owned(),
             cluster_id: id.map(|id| format!("{id:016x}")),
             node_id,
-            seat,
+            meta_index,
         };
         let of_a_standalone =
-            identity(Owner::Standalone, "bridle", Some(0x0123_4567_89ab_cdef), 1, None);
+            identity(OwnerKind::Standalone, "bridle", Some(0x0123_4567_89ab_cdef), 1, None);
         let vectors = [
             (of_a_standalone, standalone),
-            (identity(Owner::Member, "a \"b\"", None, (1 << 63) - 1, None), new_member),
-            (identity(Owner::Member, "bridle", Some(7), 4711, None), member),
-            (identity(Owner::Member, "bridle", None, 4711, Some(1)), new_meta),
-            (identity(Owner::Member, "bridle", Some(u64::MAX), 4711, Some(3)), meta),
+            (identity(OwnerKind::Member, "a \"b\"", None, (1 << 63) - 1, None), new_member),
+            (identity(OwnerKind::Member, "bridle", Some(7), 4711, None), member),
+            (identity(OwnerKind::Member, "bridle", None, 4711, Some(1)), new_meta),
+            (identity(OwnerKind::Member, "bridle", Some(u64::MAX), 4711, Some(3)), meta),
         ];
         for (identity, frozen) in vectors {
             let dir = tempfile::tempdir().unwrap();
@@ -418,14 +425,14 @@ mod tests {
     }
 
     #[test]
-    fn a_process_of_a_cluster_learns_and_keeps_which_one() {
+    fn a_process_keeps_the_cluster_that_it_joined() {
         let dir = tempfile::tempdir().unwrap();
-        let take = |seat| Directory::take(dir.path(), "bridle", Kind::Member { seat });
+        let take = |meta_index| DataDir::take(dir.path(), "bridle", Claim::Member { meta_index });
         let first = take(None).unwrap();
         let drawn = first.identity();
         assert!(
             drawn.format == 3
-                && drawn.kind == Owner::Member
+                && drawn.kind == OwnerKind::Member
                 && drawn.cluster_number().is_none()
                 && drawn.node_id >= cluster::SEATS_END
         );
@@ -441,7 +448,11 @@ mod tests {
         drop(first);
         let second = take(Some(2)).unwrap();
         assert_eq!(
-            (second.identity().cluster_number(), second.identity().node_id, second.identity().seat),
+            (
+                second.identity().cluster_number(),
+                second.identity().node_id,
+                second.identity().meta_index
+            ),
             (Some(7), drawn.node_id, Some(2))
         );
         drop(second);
@@ -457,19 +468,19 @@ mod tests {
                 .to_string()
                 .contains("belongs to meta 2, and this process's address")
         );
-        assert_eq!(take(Some(2)).unwrap().identity().seat, Some(2));
-        let alone = Directory::take(dir.path(), "bridle", Kind::Alone).unwrap_err().to_string();
+        assert_eq!(take(Some(2)).unwrap().identity().meta_index, Some(2));
+        let alone = DataDir::take(dir.path(), "bridle", Claim::Standalone).unwrap_err().to_string();
         assert!(alone.contains("belongs to a process of a cluster"), "{alone}");
         let other = tempfile::tempdir().unwrap();
-        drop(Directory::take(other.path(), "bridle", Kind::Alone).unwrap());
-        let member = Directory::take(other.path(), "bridle", Kind::Member { seat: None })
+        drop(DataDir::take(other.path(), "bridle", Claim::Standalone).unwrap());
+        let member = DataDir::take(other.path(), "bridle", Claim::Member { meta_index: None })
             .unwrap_err()
             .to_string();
         assert!(member.contains("belongs to a `bridle standalone`"), "{member}");
     }
 
     #[test]
-    fn a_second_user_is_refused_until_the_first_is_gone() {
+    fn a_second_process_is_refused_until_the_first_ends() {
         let dir = tempfile::tempdir().unwrap();
         let first = take(dir.path()).unwrap();
         let refused = take(dir.path()).unwrap_err().to_string();
@@ -483,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn strange_directories_are_refused() {
+    fn foreign_directories_are_refused() {
         let identity = |format: u32, cluster: &str| {
             format!(
                 "format = {format}\nkind = \"standalone\"\ncluster = \"{cluster}\"\ncluster_id = \

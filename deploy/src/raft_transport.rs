@@ -10,15 +10,15 @@ use engine::raft::{Letter, Node, Wire, WireError};
 use futures::future::BoxFuture;
 
 /// The wire of a process.
-pub(crate) struct NetWire {
+pub(crate) struct NetTransport {
     net: Arc<Net>,
     /// Where the metas are, by seat.
     metas: Vec<String>,
 }
 
-impl NetWire {
-    pub(crate) fn new(net: Arc<Net>, metas: Vec<String>) -> NetWire {
-        NetWire { net, metas }
+impl NetTransport {
+    pub(crate) fn new(net: Arc<Net>, metas: Vec<String>) -> NetTransport {
+        NetTransport { net, metas }
     }
 
     /// Seats are dialed at the address that the configuration gives, servers where meta
@@ -32,7 +32,7 @@ impl NetWire {
     }
 }
 
-impl Wire for NetWire {
+impl Wire for NetTransport {
     fn send(&self, to: &Node, letter: Letter) -> BoxFuture<'_, Result<Bytes, WireError>> {
         let to = self.to(ServerId(to.server));
         Box::pin(async move {

@@ -14,9 +14,9 @@ use storage::{Node, NodeOptions, Peers};
 use tokio::task::AbortHandle;
 
 use crate::config::Config;
-use crate::directory::Directory;
-use crate::member::Member;
-use crate::ports::Places;
+use crate::data_dir::DataDir;
+use crate::member::Membership;
+use crate::ports::BoundAddresses;
 use crate::runtimes::Runtimes;
 use crate::stores::Stores;
 
@@ -26,25 +26,25 @@ use crate::stores::Stores;
 const REQUEST_MEMORY_MIN: u64 = 64 << 20;
 
 /// What a process is opened with.
-pub(crate) struct Setup<'a> {
+pub(crate) struct StartContext<'a> {
     pub(crate) config: &'a Config,
     pub(crate) roles: Roles,
-    pub(crate) directory: &'a Arc<Directory>,
+    pub(crate) data_dir: &'a Arc<DataDir>,
     pub(crate) runtimes: &'a Runtimes,
-    pub(crate) places: &'a Places,
+    pub(crate) bound: &'a BoundAddresses,
     /// The process's time, by which all is stamped.
     pub(crate) clock: Arc<SlewedClock>,
     /// What is being waited for, for people.
-    pub(crate) stage: &'a Stage,
+    pub(crate) phase: &'a StartupPhase,
 }
 
-impl Setup<'_> {
+impl StartContext<'_> {
     /// How storage is opened.
     pub(crate) fn node_options(&self, cluster: u64, peers: Option<Peers>) -> NodeOptions {
         let storage = &self.config.storage;
         NodeOptions {
             step_clock: storage::monotonic,
-            dir: self.directory.tables(),
+            dir: self.data_dir.tables(),
             raft_runtime: self.runtimes.raft.handle().clone(),
             write_bytes_max: storage.max_write_size.0 as usize,
             answer_bytes_max: storage.max_answer_size.0 as usize,
@@ -61,9 +61,9 @@ impl Setup<'_> {
 
 /// What the start of a process is waiting for.
 #[derive(Clone, Default)]
-pub(crate) struct Stage(Arc<Mutex<String>>);
+pub(crate) struct StartupPhase(Arc<Mutex<String>>);
 
-impl Stage {
+impl StartupPhase {
     /// From now on it is this.
     pub(crate) fn set(&self, what: impl Into<String>) {
         *self.0.lock() = what.into();
@@ -76,23 +76,23 @@ impl Stage {
 }
 
 /// An open process.
-pub(crate) struct Opened {
+pub(crate) struct Components {
     /// Of those that keep something on disk.
     pub(crate) stores: Option<Stores>,
     pub(crate) meta: Option<Arc<Meta>>,
     pub(crate) node: Option<Arc<Node>>,
     /// Of a process of a cluster.
-    pub(crate) member: Option<Member>,
+    pub(crate) membership: Option<Membership>,
     pub(crate) rows: Arc<dyn Call<Request, Response>>,
     pub(crate) catalogue: Arc<dyn Catalogue>,
     /// What runs until the process stops.
     pub(crate) tasks: Vec<AbortHandle>,
 }
 
-impl Opened {
+impl Components {
     /// Before clients are sent away: lets others lead what is led here.
     pub(crate) async fn hand_over(&self, patience: Duration) {
-        if self.member.is_none() || patience.is_zero() {
+        if self.membership.is_none() || patience.is_zero() {
             return;
         }
         let partitions = async {
@@ -102,7 +102,7 @@ impl Opened {
         };
         let meta = async {
             if let Some(meta) = &self.meta {
-                crate::member::hand_over_meta(meta, patience).await;
+                crate::member::transfer_meta_leadership(meta, patience).await;
             }
         };
         tokio::join!(partitions, meta);
@@ -111,8 +111,8 @@ impl Opened {
     /// Stops and flushes everything, the log last.
     pub(crate) async fn close(self) -> anyhow::Result<()> {
         self.tasks.iter().for_each(AbortHandle::abort);
-        if let Some(member) = self.member {
-            member.leave().await;
+        if let Some(membership) = self.membership {
+            membership.leave().await;
         }
         if let Some(node) = &self.node {
             node.close().await;

@@ -54,7 +54,7 @@ fn fields(row: &str, count: u64, len: usize) -> impl Iterator<Item = Vec<Vec<u8>
 }
 
 #[test]
-fn endless_overwriting_keeps_log_directory_and_memory_bounded_and_restarts_fast() {
+fn endless_overwriting_keeps_disk_memory_and_restart_bounded() {
     const KEYS: u64 = 1000;
     const VALUE: usize = 3000;
     /// The log is flushed away whenever 48 MiB have come together, and grows on while
@@ -109,7 +109,7 @@ fn endless_overwriting_keeps_log_directory_and_memory_bounded_and_restarts_fast(
 }
 
 #[test]
-fn the_space_of_deleted_and_replaced_and_expired_rows_comes_back() {
+fn the_space_of_dead_rows_is_reclaimed() {
     let server = small().start();
     let mut client = server.client();
     let tables = || server.admin_json(&["tables"])[0]["disk_bytes"].as_u64().expect("a size");
@@ -147,8 +147,7 @@ fn quickest(mut act: impl FnMut(usize)) -> Duration {
 }
 
 #[test]
-fn deleting_a_huge_hash_takes_no_longer_than_deleting_a_small_one_and_its_fields_never_show_through()
- {
+fn del_is_constant_time_and_hides_the_old_fields() {
     let mut server = small().start();
     let mut client = server.client();
     for n in 0..3 {
@@ -181,7 +180,7 @@ fn deleting_a_huge_hash_takes_no_longer_than_deleting_a_small_one_and_its_fields
 }
 
 #[test]
-fn hscan_gives_every_field_of_a_huge_hash_in_bounded_memory_over_a_restart() {
+fn hscan_returns_every_field_in_bounded_memory() {
     const FIELDS: u64 = 200_000;
     let mut server = small().start();
     let mut client = server.client();
@@ -214,7 +213,7 @@ fn hscan_gives_every_field_of_a_huge_hash_in_bounded_memory_over_a_restart() {
 }
 
 #[test]
-fn scan_gives_every_key_that_stays_while_others_come_and_go_over_a_restart() {
+fn scan_returns_every_stable_key_across_a_restart() {
     let mut server = small().start();
     let mut client = server.client();
     let set = |key: String| vec![b"SET".to_vec(), key.into_bytes(), b"x".to_vec()];
@@ -274,7 +273,7 @@ fn scan_gives_every_key_that_stays_while_others_come_and_go_over_a_restart() {
 }
 
 #[test]
-fn threads_of_the_background_are_nicer() {
+fn background_threads_have_a_lower_priority() {
     let server = Server::builder().flag("set", "storage.compaction_threads=7").start();
     let (mut background, mut serving) = (Vec::new(), Vec::new());
     for thread in std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap() {
@@ -307,7 +306,7 @@ fn threads_of_the_background_are_nicer() {
 /// Beyond 8 MiB of answers a node leaves the commands that follow to be asked again;
 /// never a part of one command, or of a transaction.
 #[test]
-fn large_answers_of_one_command_or_transaction_are_one_look() {
+fn large_answers_come_from_one_snapshot() {
     const LEN: usize = 1 << 20;
     let server = small().start();
     let keys: Vec<String> = (0..12).map(|number| format!("k{number}")).collect();
@@ -452,7 +451,7 @@ fn rss_peak(server: &Server) -> u64 {
 /// A client that reads nothing, whatever it asks for: what is kept for it is a few times
 /// what it may leave unread (8 MiB), and one answer's.
 #[test]
-fn a_client_that_does_not_read_holds_little_whatever_it_asks() {
+fn a_client_that_does_not_read_holds_little_memory() {
     const HELD_MAX: u64 = 100 * MIB;
     let server = small().start();
     let mut client = server.client();
@@ -504,7 +503,7 @@ fn a_client_that_does_not_read_holds_little_whatever_it_asks() {
 /// Two clients that queue more than all may hold: the one that holds more is
 /// disconnected, and the log says so.
 #[test]
-fn the_client_that_holds_most_goes_when_all_hold_too_much() {
+fn the_largest_client_is_evicted_over_the_limit_of_all() {
     let server = Server::builder()
         .flag("durability", "os")
         .flag("set", "proxy.maxmemory_clients=\"32MiB\"")

@@ -17,10 +17,10 @@ use cluster::news::{self, Ask, SeatWord, Told};
 use futures::future::join_all;
 use meta::state::Refusal;
 
-use crate::opened::Stage;
+use crate::components::StartupPhase;
 
 /// How long a meta may take to answer.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -28,18 +28,18 @@ const PAUSE: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// It is another server's.
-pub(crate) async fn may_be_taken(
+pub(crate) async fn wait_for_admission(
     net: &Arc<Net>,
     others: Vec<String>,
     seat: u32,
     server: ServerId,
-    stage: &Stage,
+    phase: &StartupPhase,
 ) -> anyhow::Result<()> {
     let question = news::encode(&Ask::Seat { seat, server });
     let mut said = String::new();
     loop {
         let asked = others.iter().map(|meta| {
-            net.call(To::Address(meta.clone()), Service::Meta, question.clone(), ANSWER_PATIENCE)
+            net.call(To::Address(meta.clone()), Service::Meta, question.clone(), ANSWER_TIMEOUT)
         });
         let words: Vec<Option<SeatWord>> =
             join_all(asked).await.into_iter().map(|answer| word(&answer.ok()?)).collect();
@@ -59,7 +59,7 @@ pub(crate) async fn may_be_taken(
         let waits = waits_for(&others, &words);
         if waits != said {
             tracing::info!("{waits}");
-            stage.set(waits.clone());
+            phase.set(waits.clone());
             said = waits;
         }
         tokio::time::sleep(PAUSE).await;

@@ -17,7 +17,7 @@ use meta::Meta;
 use row::op::{Request, Response};
 use storage::Node;
 
-use crate::local::Local;
+use crate::process_info::ProcessInfo;
 
 /// Whether a request changes nothing, so that it may be carried out twice.
 pub(crate) fn is_read(request: &Request) -> bool {
@@ -25,37 +25,37 @@ pub(crate) fn is_read(request: &Request) -> bool {
 }
 
 /// The services of a process.
-pub(crate) struct Inbox {
+pub(crate) struct RpcServices {
     meta: OnceLock<Arc<Meta>>,
     /// Of a process with a seat in the meta group: whether it has a past there, or
     /// belongs to a cluster.
-    has_past: OnceLock<bool>,
+    has_history: OnceLock<bool>,
     node: OnceLock<Arc<Node>>,
     replicas: OnceLock<Arc<dyn Replicas<Request, Response>>>,
     nobody: Arc<dyn Replicas<Request, Response>>,
-    local: OnceLock<Arc<Local>>,
+    process: OnceLock<Arc<ProcessInfo>>,
 }
 
-impl Inbox {
-    pub(crate) fn new(server: ServerId) -> Arc<Inbox> {
-        Arc::new(Inbox {
+impl RpcServices {
+    pub(crate) fn new(server: ServerId) -> Arc<RpcServices> {
+        Arc::new(RpcServices {
             meta: OnceLock::new(),
-            has_past: OnceLock::new(),
+            has_history: OnceLock::new(),
             node: OnceLock::new(),
             replicas: OnceLock::new(),
-            nobody: Arc::new(Nobody(server)),
-            local: OnceLock::new(),
+            nobody: Arc::new(NoReplicas(server)),
+            process: OnceLock::new(),
         })
     }
 
     /// Meta is open. Once.
-    pub(crate) fn serve_meta(&self, meta: &Arc<Meta>) {
+    pub(crate) fn set_meta(&self, meta: &Arc<Meta>) {
         self.meta.get_or_init(|| meta.clone());
     }
 
     /// Whether this process's meta, which is not open yet, remembers anything. Once.
-    pub(crate) fn tell_of_past(&self, has_past: bool) {
-        self.has_past.get_or_init(|| has_past);
+    pub(crate) fn set_has_history(&self, has_history: bool) {
+        self.has_history.get_or_init(|| has_history);
     }
 
     /// A meta that remembers nothing asks before the metas are open.
@@ -65,7 +65,7 @@ impl Inbox {
                 Ok(news::encode(&Told::Seat(meta.seat_word(seat, server).await)))
             }));
         }
-        let word = match self.has_past.get() {
+        let word = match self.has_history.get() {
             Some(true) => SeatWord::Unknown,
             Some(false) => SeatWord::Unfounded,
             None => return Answer::Now(Err("its directory is not open yet".to_owned())),
@@ -74,14 +74,14 @@ impl Inbox {
     }
 
     /// Storage is open. Once.
-    pub(crate) fn serve_node(&self, node: &Arc<Node>) {
+    pub(crate) fn set_node(&self, node: &Arc<Node>) {
         self.node.get_or_init(|| node.clone());
         self.replicas.get_or_init(|| node.clone());
     }
 
     /// The process is all there. Once.
-    pub(crate) fn serve_local(&self, local: &Arc<Local>) {
-        self.local.get_or_init(|| local.clone());
+    pub(crate) fn set_process(&self, process: &Arc<ProcessInfo>) {
+        self.process.get_or_init(|| process.clone());
     }
 
     fn letter(&self, from: &Peer, body: Bytes) -> Answer {
@@ -108,7 +108,7 @@ impl Inbox {
     }
 }
 
-impl Inbox {
+impl RpcServices {
     fn sync(&self, body: &[u8]) -> Answer {
         match (SyncCopy::decode(body), self.node.get().cloned()) {
             (Ok(asked), Some(node)) => Answer::Later(Box::pin(async move {
@@ -120,7 +120,7 @@ impl Inbox {
     }
 }
 
-impl Services for Inbox {
+impl Services for RpcServices {
     fn call(&self, from: &Peer, service: Service, body: Bytes) -> Answer {
         match service {
             Service::Rows => {
@@ -133,9 +133,9 @@ impl Services for Inbox {
                     self.node.get().map(|node| node.led()).unwrap_or_default();
                 Answer::Now(Ok(cluster::news::encode(&led)))
             }
-            Service::Meta => match (news::decode(&body), self.meta.get(), self.local.get()) {
+            Service::Meta => match (news::decode(&body), self.meta.get(), self.process.get()) {
                 (Ok(Ask::Seat { seat, server }), ..) => self.seat(seat, server),
-                (_, Some(meta), Some(local)) => Answer::Later(meta.answer(body, local.clone())),
+                (_, Some(meta), Some(process)) => Answer::Later(meta.answer(body, process.clone())),
                 _ => Answer::Now(Err("no meta is open here".to_owned())),
             },
         }
@@ -159,9 +159,9 @@ fn begun(mut answer: Boxed<'static, Result<Bytes, String>>) -> Answer {
 }
 
 /// A process without replicas.
-struct Nobody(ServerId);
+struct NoReplicas(ServerId);
 
-impl Call<Request, Response> for Nobody {
+impl Call<Request, Response> for NoReplicas {
     fn read_now(
         &self,
         _partition: PartitionId,
@@ -179,7 +179,7 @@ impl Call<Request, Response> for Nobody {
     }
 }
 
-impl Replicas<Request, Response> for Nobody {
+impl Replicas<Request, Response> for NoReplicas {
     fn server(&self) -> ServerId {
         self.0
     }

@@ -23,10 +23,10 @@ fn kills() -> u32 {
 
 /// A small generator: the moments of the kills come from the printed seed (`BRIDLE_SEED`
 /// to replay them).
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
-    fn new() -> Dice {
+impl Rng {
+    fn new() -> Rng {
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .expect("after 1970")
@@ -34,7 +34,7 @@ impl Dice {
         let seed =
             std::env::var("BRIDLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(now | 1);
         eprintln!("BRIDLE_SEED={seed}");
-        Dice(seed)
+        Rng(seed)
     }
 
     fn below(&mut self, n: u64) -> u64 {
@@ -191,7 +191,7 @@ fn expect(found: Value, wanted: Value) {
 
 #[test]
 fn acknowledged_writes_survive_kill_9_at_any_moment() {
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let mut server = Server::builder().flag("durability", "always").start();
     let writers: Vec<Writer> = (0..WRITERS).map(|_| Writer::default()).collect();
     for _ in 0..kills() {
@@ -201,7 +201,7 @@ fn acknowledged_writes_survive_kill_9_at_any_moment() {
                 let (port, stop) = (server.port, &stop);
                 scope.spawn(move || writer.write(port, me, stop));
             }
-            thread::sleep(Duration::from_millis(20 + dice.below(400)));
+            thread::sleep(Duration::from_millis(20 + rng.below(400)));
             server.kill();
             stop.store(true, Ordering::Relaxed);
         });

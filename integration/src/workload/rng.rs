@@ -4,7 +4,7 @@ use std::time::UNIX_EPOCH;
 
 /// A small seeded generator (splitmix64).
 #[derive(Debug, Clone)]
-pub struct Dice(u64);
+pub struct Rng(u64);
 
 /// The seed of this run: `BRIDLE_SEED`, or a new one. Printed, so that the run can be
 /// repeated.
@@ -16,15 +16,15 @@ pub fn seed() -> u64 {
     seed
 }
 
-impl Dice {
+impl Rng {
     /// The generator of a seed.
-    pub fn new(seed: u64) -> Dice {
-        Dice(seed)
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed)
     }
 
     /// Another generator, which has nothing to do with this one but its seed.
-    pub fn another(&mut self) -> Dice {
-        Dice(self.next())
+    pub fn another(&mut self) -> Rng {
+        Rng(self.next())
     }
 
     fn next(&mut self) -> u64 {

@@ -15,26 +15,26 @@ use tokio::time::timeout_at;
 
 /// How long a page waits for what is gathered for it: probes and scrapes give up after a
 /// few seconds.
-const PATIENCE: Duration = Duration::from_secs(1);
+const GATHER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What was gathered last, by one thread at a time.
 #[derive(Debug)]
-pub(crate) struct SingleFlight<T> {
+pub(crate) struct StaleCache<T> {
     latest: Mutex<Option<(Instant, T)>>,
     turn: Arc<Semaphore>,
-    patience: Duration,
+    timeout: Duration,
 }
 
-impl<T: Clone + Send + 'static> SingleFlight<T> {
-    pub(crate) fn new() -> Arc<SingleFlight<T>> {
-        Self::with_patience(PATIENCE)
+impl<T: Clone + Send + 'static> StaleCache<T> {
+    pub(crate) fn new() -> Arc<StaleCache<T>> {
+        Self::with_timeout(GATHER_TIMEOUT)
     }
 
-    fn with_patience(patience: Duration) -> Arc<SingleFlight<T>> {
-        Arc::new(SingleFlight {
+    fn with_timeout(timeout: Duration) -> Arc<StaleCache<T>> {
+        Arc::new(StaleCache {
             latest: Mutex::default(),
             turn: Arc::new(Semaphore::new(1)),
-            patience,
+            timeout,
         })
     }
 
@@ -44,7 +44,7 @@ impl<T: Clone + Send + 'static> SingleFlight<T> {
         self: &Arc<Self>,
         gather: impl FnOnce() -> T + Send + 'static,
     ) -> Option<(Duration, T)> {
-        let deadline = tokio::time::Instant::now() + self.patience;
+        let deadline = tokio::time::Instant::now() + self.timeout;
         if let Ok(Ok(turn)) = timeout_at(deadline, self.turn.clone().acquire_owned()).await {
             let me = self.clone();
             let gathered = tokio::task::spawn_blocking(move || {
@@ -68,8 +68,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_page_does_not_wait_for_a_disk_that_stalls() {
-        let flight = SingleFlight::with_patience(Duration::from_millis(50));
+    async fn a_page_does_not_wait_for_a_stalled_disk() {
+        let flight = StaleCache::with_timeout(Duration::from_millis(50));
         let (door, shut) = mpsc::channel::<()>();
         let threads = Arc::new(AtomicUsize::new(0));
         let stalls = |shut: mpsc::Receiver<()>| {

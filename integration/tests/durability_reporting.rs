@@ -26,7 +26,7 @@ fn disks(client: &mut Client, words: &str) -> (i64, i64) {
 /// Two nodes leave it to the operating system, one syncs now and then, and the proxy is
 /// told "always".
 #[test]
-fn a_proxy_tells_what_its_storage_servers_do_and_waitaof_has_them_do_it() {
+fn a_proxy_reports_durability_and_waitaof_syncs_the_storage() {
     let builder = Cluster::builder().partitions(1).durability("os").proxies(1);
     let cluster = builder
         .set_for(2, "storage.durability=interval")

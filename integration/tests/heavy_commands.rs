@@ -47,7 +47,7 @@ fn words(words: &[&[u8]]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn heavy_commands_keep_nobody_else_waiting() {
+fn heavy_commands_do_not_delay_other_clients() {
     // What is measured is time: on a quick machine, five payloads of 8 MiB sent at once
     // are for a moment more than the 64 MiB that all clients may hold in the kit's little
     // memory, and their client is rightly disconnected.
