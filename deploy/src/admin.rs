@@ -1,4 +1,4 @@
-//! `bridle admin`: the admin API's client, with answers as tables for people or JSON for
+//! `bridle admin`: the client of the admin API. Prints tables for people or JSON for
 //! scripts.
 
 mod certs;
@@ -21,7 +21,7 @@ use crate::cli::{Admin, AdminCommand, Env};
 
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 
-/// Asks, and gives the text to print.
+/// Executes a subcommand; returns the text to print.
 pub(crate) fn run(admin: &Admin) -> anyhow::Result<String> {
     if let AdminCommand::Certs { dir, days, hosts } = &admin.command {
         return certs::make(dir, *days, hosts, admin.json);
@@ -36,13 +36,13 @@ pub(crate) fn run(admin: &Admin) -> anyhow::Result<String> {
             let id = node_id(&server, node)?;
             server.delete(&format!("/v1/nodes/{id}"))?;
             server.show(serde_json::json!({ "forgotten": id }), |_: Value| {
-                format!("{id} is forgotten\n")
+                format!("{id} is removed\n")
             })
         }
-        AdminCommand::Release { seat } => {
-            server.delete(&format!("/v1/metas/{seat}"))?;
-            server.show(serde_json::json!({ "released": seat }), |_: Value| {
-                format!("seat {seat} is released: start the server that is to take it\n")
+        AdminCommand::Release { index } => {
+            server.delete(&format!("/v1/metas/{index}"))?;
+            server.show(serde_json::json!({ "released": index }), |_: Value| {
+                format!("meta {index} is released: start the server that replaces it\n")
             })
         }
         AdminCommand::Tables => {
@@ -66,7 +66,7 @@ pub(crate) fn run(admin: &Admin) -> anyhow::Result<String> {
         AdminCommand::Drop { name } => {
             server.show(server.delete(&table_path(name, ""))?, |table: TableStatus| {
                 format!(
-                    "{} is dropped; {} of disk are being given back\n",
+                    "{} is dropped; {} of disk space are being reclaimed\n",
                     table.name,
                     format::bytes(table.figures.disk_bytes)
                 )
@@ -100,23 +100,23 @@ pub(crate) fn run(admin: &Admin) -> anyhow::Result<String> {
         AdminCommand::Compact { name, progress, wait } => {
             compact(&server, &table_path(name, "/compaction"), *progress, *wait)
         }
-        AdminCommand::Certs { .. } => unreachable!("it asks no server, and was made above"),
+        AdminCommand::Certs { .. } => unreachable!("needs no server, and returned above"),
     }
 }
 
-/// The process that is asked, and below it its cluster when it is part of one: as JSON,
-/// `in_cluster` beside the rest.
+/// The status of the process, followed by that of its cluster if it is part of one; in
+/// JSON, the latter is the field `in_cluster`.
 fn status(server: &AdminClient) -> anyhow::Result<String> {
     let mut status = server.get("/v1/status")?;
     let node: NodeStatus = serde_json::from_value(status.clone())
-        .context("understand the answer (is the server of this version?)")?;
+        .context("parse the answer (does the server have the same version?)")?;
     if node.node_id < cluster::SEATS_END {
         return server.show(status, |status| format::node(&status));
     }
     match server.get("/v1/cluster") {
         Ok(cluster) => {
             let known: ClusterStatus = serde_json::from_value(cluster.clone())
-                .context("understand what is said of the cluster")?;
+                .context("parse the status of the cluster")?;
             status["in_cluster"] = cluster;
             server.show(status, |status| format::node(&status) + &format::cluster(&known))
         }
@@ -124,7 +124,7 @@ fn status(server: &AdminClient) -> anyhow::Result<String> {
             status["in_cluster"] = serde_json::json!({ "error": format!("{error:#}") });
             server.show(status, |status| {
                 format::node(&status)
-                    + &format!("fault       nothing is known of the cluster: {error:#}\n")
+                    + &format!("fault       the status of the cluster is unknown: {error:#}\n")
             })
         }
     }
@@ -136,7 +136,7 @@ fn compact(server: &AdminClient, path: &str, progress: bool, wait: bool) -> anyh
     let shows = wait && !server.json && std::io::stderr().is_terminal();
     while wait && stands["status"] == "running" {
         if shows && let Ok(now) = serde_json::from_value::<Compaction>(stands.clone()) {
-            // For people only: that it can't be shown is no error.
+            // Progress is for people only: a failure to show it is no error.
             let _ = write!(std::io::stderr(), "\r\x1b[K{}", format::compaction(&now).trim_end());
         }
         std::thread::sleep(PROGRESS_PERIOD);
@@ -151,10 +151,10 @@ fn compact(server: &AdminClient, path: &str, progress: bool, wait: bool) -> anyh
     server.show(stands, |stands: Compaction| format::compaction(&stands))
 }
 
-/// A process's id: as given, or that of the one at this address.
+/// The id of a process that is given by its id or one of its addresses.
 fn node_id(server: &AdminClient, named: &str) -> anyhow::Result<String> {
     let nodes: Vec<ServerStatus> =
-        serde_json::from_value(server.get("/v1/nodes")?).context("understand the list of nodes")?;
+        serde_json::from_value(server.get("/v1/nodes")?).context("parse the list of nodes")?;
     let is_meant = |node: &&ServerStatus| {
         node.id == named
             || node.address == named
@@ -176,7 +176,7 @@ fn table_path(name: &str, rest: &str) -> String {
     format!("/v1/tables/{}{rest}", encoded(name))
 }
 
-/// Percent-encodes what may not stand in a path's segment.
+/// Percent-encodes a segment of a path.
 fn encoded(segment: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let encode =

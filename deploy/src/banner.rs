@@ -1,5 +1,4 @@
-//! What a newcomer sees at start: what is served, how durable it is, and what to type
-//! next.
+//! The banner at start: addresses, durability, and a first command to type.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,7 +8,7 @@ use crate::ports::BoundAddresses;
 use crate::process_info::role_names;
 use crate::server::Mode;
 
-/// The text.
+/// The banner's text.
 pub(crate) fn banner(mode: Mode, config: &Config, data: &Path, bound: &BoundAddresses) -> String {
     let (plain, tls, http) = (&bound.plain, &bound.tls, bound.http);
     let list = |addresses: &[SocketAddr]| {
@@ -31,8 +30,8 @@ pub(crate) fn banner(mode: Mode, config: &Config, data: &Path, bound: &BoundAddr
             && !config.cluster.protected_mode
         {
             lines.push(
-                "  secret          none, and protected mode is off: whoever reaches the cluster's \
-                 port owns the data"
+                "  secret          none, and protected mode is off: everyone who can reach the \
+                 cluster's port owns the data"
                     .to_owned(),
             );
         }
@@ -49,7 +48,7 @@ pub(crate) fn banner(mode: Mode, config: &Config, data: &Path, bound: &BoundAddr
     lines.push(format!("  metrics, admin  http://{http}"));
     lines.push(format!("  data            {}", data.display()));
     lines.push(format!("  memory          {}", config.shares.memory.text()));
-    // Of a process without replicas it is that of the servers which have them.
+    // A process without replicas has the durability of the servers that store them.
     if mode.roles().storage {
         lines.push(format!(
             "  durability      {}: {}",
@@ -59,8 +58,8 @@ pub(crate) fn banner(mode: Mode, config: &Config, data: &Path, bound: &BoundAddr
     }
     if config.proxy.requirepass.is_empty() && !config.proxy.protected_mode {
         lines.push(
-            "  password        none, and protected mode is off: whoever reaches the port owns the \
-             data"
+            "  password        none, and protected mode is off: everyone who can reach the port owns \
+             the data"
                 .to_owned(),
         );
     }
@@ -89,7 +88,7 @@ fn durability_text(config: &Config) -> String {
     }
 }
 
-/// A line that works when it is typed.
+/// A command line that works as it is printed.
 fn example_command(config: &Config, plain: &[SocketAddr], tls: &[SocketAddr]) -> Option<String> {
     let at = |address: &SocketAddr| match address.ip() {
         ip if ip.is_unspecified() || ip.to_string() == "127.0.0.1" => {

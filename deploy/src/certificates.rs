@@ -1,11 +1,11 @@
-//! Certificates of a process, for clients and for its cluster: read anew while it runs,
-//! and when they end.
+//! TLS certificates of a process, for clients and for its cluster: reload at runtime, and
+//! expiry.
 //!
-//! By SIGHUP all are read again; by CONFIG SET of any of `tls-cert-file`, `tls-key-file`
-//! and `tls-ca-cert-file` those for clients, by that of any of `cluster-cert-file`,
-//! `cluster-key-file` and `cluster-ca-file` the cluster's. If any can't be read or does
-//! not fit its key, none is used, and the log (and CONFIG SET's answer) says which.
-//! Connections that are open go on with what they have.
+//! SIGHUP reloads all of them. CONFIG SET of `tls-cert-file`, `tls-key-file` or
+//! `tls-ca-cert-file` reloads those for clients; CONFIG SET of `cluster-cert-file`,
+//! `cluster-key-file` or `cluster-ca-file` reloads the cluster's. A reload is all or
+//! nothing: when a file can't be read or does not fit its key, none is used, and the log
+//! (and CONFIG SET's error) names it. Open connections keep their certificates.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,11 +13,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use cluster::net::{Net, NetTls};
 use proxy::tls::{Tls, TlsFiles};
 
-/// Whatever of them the process has.
+/// The certificates that the process uses.
 pub(crate) struct Certificates {
     clients: Option<Arc<Tls>>,
     cluster: OnceLock<Arc<Net>>,
-    /// One change at a time, so that what is used is of one moment.
+    /// Serialises reloads, so that all certificates in use come from one reload.
     changing: parking_lot::Mutex<()>,
 }
 
@@ -26,23 +26,23 @@ impl Certificates {
         Certificates { clients, cluster: OnceLock::new(), changing: parking_lot::Mutex::default() }
     }
 
-    /// The process is part of a cluster. Once.
+    /// Sets the network of the process's cluster. Once.
     pub(crate) fn of_cluster(&self, net: &Arc<Net>) {
         self.cluster.get_or_init(|| net.clone());
     }
 
-    /// Whether there are any for clients.
+    /// Clients are served by TLS.
     pub(crate) fn has_client_tls(&self) -> bool {
         self.clients.is_some()
     }
 
-    /// Whether there are any of the cluster's.
+    /// The cluster uses TLS.
     pub(crate) fn has_cluster_tls(&self) -> bool {
         self.cluster.get().is_some_and(|net| net.tls_name().is_some())
     }
 
-    /// Reads those of each kind that the process has and that files are named of, and
-    /// uses them from now on; or changes nothing.
+    /// Reads the certificates of each kind that the process uses and that files are given
+    /// for, and uses them from now on; changes nothing on an error.
     pub(crate) fn renew(
         &self,
         for_clients: Option<&TlsFiles>,
@@ -80,13 +80,13 @@ impl Certificates {
             tracing::info!(
                 which,
                 days = seconds / 86_400,
-                "certificates were read anew; days until the first of them ends"
+                "certificates reloaded; days until the first of them expires"
             );
         }
         Ok(())
     }
 
-    /// In how many seconds the first of each kind ends; below zero: it has.
+    /// Seconds until the first certificate of each kind expires; negative after that.
     pub(crate) fn seconds_left(&self) -> Vec<(&'static str, i64)> {
         let now =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
@@ -106,9 +106,9 @@ impl Certificates {
     }
 }
 
-/// When a certificate ends, seconds since the epoch. RFC 5280, 4.1: of the certificate's
-/// first part the fifth field, or the fourth without a version, is the validity, and of
-/// that the second time. `None`: it is no certificate, which whoever uses it has noticed.
+/// Expiry of a certificate, seconds since the epoch. RFC 5280, 4.1: in the certificate's
+/// first part the fifth field (the fourth without a version) is the validity, whose
+/// second time is `notAfter`. `None`: not a certificate; the TLS library has reported it.
 fn not_after(certificate: &[u8]) -> Option<i64> {
     let (_, certificate, _) = element(certificate)?;
     let (_, mut fields, _) = element(certificate)?;
@@ -125,7 +125,7 @@ fn not_after(certificate: &[u8]) -> Option<i64> {
     seconds(tag, std::str::from_utf8(time).ok()?)
 }
 
-/// The first element of DER: its tag, what is in it, what comes behind it.
+/// The first element of DER: tag, content, and the bytes after it.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = der.split_first()?;
     let (&first, rest) = rest.split_first()?;
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_says_when_it_ends() {
+    fn expiry_is_read_from_the_certificate() {
         for (year, month, day, at) in [
             (2030, 3, 1, 1_898_553_600),
             (2049, 12, 31, 2_524_521_600),

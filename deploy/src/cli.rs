@@ -23,34 +23,34 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Runs a whole Bridle in one process, with one copy of the data
+    /// Runs all of Bridle in one process, with one copy of the data
     ///
-    /// Settings come from flags, then from the file, then from the built-in defaults;
-    /// --print-config shows the outcome, with every key explained. SIGTERM or Ctrl-C
-    /// stops the server in good order.
+    /// Flags override the configuration file, which overrides the built-in defaults;
+    /// --print-config shows the result with every key explained. SIGTERM or Ctrl-C stops
+    /// the server cleanly.
     Standalone(Standalone),
-    /// Runs one node of a cluster: proxy, storage and, if it stands in the list of metas,
+    /// Runs one node of a cluster: proxy, storage and, if it is in the list of metas,
     /// meta
     ///
-    /// Three of these are a cluster that goes on when one of them dies. Every node is
-    /// given the same list of metas (--metas); one whose address (--advertise, or else
-    /// --listen) stands in it is a meta. Settings come from flags, then from the file,
-    /// then from the built-in defaults. SIGTERM or Ctrl-C hands over what this node
-    /// leads, and stops it in good order.
+    /// A cluster of three nodes tolerates the loss of one. All nodes get the same list of
+    /// metas (--metas); a node whose address (--advertise, by default --listen) is in the
+    /// list is a meta. Flags override the configuration file, which overrides the
+    /// built-in defaults. SIGTERM or Ctrl-C transfers this node's leaderships to others
+    /// and stops it cleanly.
     #[command(after_help = NODE_EXAMPLE)]
     Node(Node),
-    /// Runs a process of a cluster that holds data and serves no clients
+    /// Runs a cluster process that stores data and serves no clients
     Storage(Backend),
-    /// Runs a process of a cluster that serves Redis clients and holds no data
+    /// Runs a cluster process that serves Redis clients and stores no data
     Proxy(Node),
-    /// Runs a process of a cluster that keeps its catalogue: tables, servers, and who
-    /// holds what
+    /// Runs a cluster process that keeps the cluster's metadata: tables, servers and
+    /// placement
     Meta(Backend),
-    /// Talks to a running server or cluster: tables, nodes, partitions, settings,
+    /// Administers a running server or cluster: tables, nodes, partitions, envs,
     /// compaction, status
     ///
-    /// Everything here is also an HTTP request, for scripts in any language:
-    /// meta/src/admin.rs lists them. Any process of a cluster can be asked.
+    /// Each subcommand is also an HTTP request, for scripts in any language:
+    /// meta/src/admin.rs lists them. Any process of a cluster accepts them.
     Admin(Admin),
 }
 
@@ -89,71 +89,71 @@ pub(crate) struct Backend {
     pub(crate) common: CommonFlags,
 }
 
-/// Of processes that serve Redis clients.
+/// Flags of processes that serve Redis clients.
 #[derive(Debug, Default, Clone, Args)]
 pub(crate) struct ClientFlags {
-    /// Address to serve Redis clients on; may be given several times [default: 127.0.0.1]
+    /// Address for Redis clients; may be given several times [default: 127.0.0.1]
     #[arg(long, value_name = "IP")]
     pub(crate) bind: Vec<IpAddr>,
-    /// Port for Redis clients; 0: any free one [default: 6379]
+    /// Port for Redis clients; 0: any free port [default: 6379]
     #[arg(long, short, value_name = "PORT")]
     pub(crate) port: Option<u16>,
 }
 
-/// Of processes of a cluster.
+/// Flags of processes of a cluster.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClusterFlags {
-    /// Where the metas are: host:port of each, 1, 3 or 5, with commas; the same list in
-    /// every process
+    /// Addresses of the metas: host:port of each, 1, 3 or 5, separated by commas; the
+    /// same list for all processes
     #[arg(long, value_name = "LIST")]
     pub(crate) metas: Option<String>,
-    /// Where this process listens for the others, IP:port; port 0: any free one
+    /// Address on which this process serves the other processes; port 0: any free port
     /// [default: 127.0.0.1:7201]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<SocketAddr>,
-    /// Where the others reach this process, host:port [default: as --listen]
+    /// Address at which the other processes reach this one [default: as --listen]
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) advertise: Option<String>,
-    /// Where this machine stands; replicas of a partition are spread over zones first
+    /// Failure domain of this machine; the replicas of a partition are spread over zones
+    /// first
     #[arg(long, value_name = "NAME")]
     pub(crate) zone: Option<String>,
-    /// File whose first line is the secret that all processes of the cluster share
+    /// File whose first line is the secret shared by all processes of the cluster
     #[arg(long, value_name = "FILE")]
     pub(crate) secret_file: Option<PathBuf>,
 }
 
-/// Of all that run.
+/// Flags of all processes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CommonFlags {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Prints the configuration that these flags and the file give, with every key
-    /// explained, and ends
+    /// Prints the resulting configuration, with every key explained, and exits
     #[arg(long)]
     pub(crate) print_config: bool,
-    /// Directory of the data [default: ./data]
+    /// Data directory [default: ./data]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
-    /// Memory for rows and clients: a size like 4GiB, or auto, a quarter of what the
-    /// machine or the cgroup has [default: auto]
+    /// Memory for rows and clients: a size like 4GiB, or auto, a quarter of the memory of
+    /// the machine or the cgroup [default: auto]
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
-    /// Port of metrics, health and the admin API; 0: any free one [default: 9121]
+    /// Port of metrics, health and the admin API; 0: any free port [default: 9121]
     #[arg(long, value_name = "PORT")]
     pub(crate) http_port: Option<u16>,
-    /// File whose first line is the password that clients must send
+    /// File whose first line is the password of clients
     #[arg(long, value_name = "FILE")]
     pub(crate) password_file: Option<PathBuf>,
-    /// What an acknowledged write has survived: always (power loss), interval, os
+    /// Durability of an acknowledged write: always (survives power loss), interval, os
     /// [default: always]
     #[arg(long, value_name = "HOW")]
     pub(crate) durability: Option<String>,
-    /// What is logged: error, warn, info, debug, trace; or per crate,
-    /// "info,storage=debug" [default: info]
+    /// Log level: error, warn, info, debug, trace; or per crate, "info,storage=debug"
+    /// [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
-    /// How log lines look: text, json [default: text]
+    /// Format of log lines: text, json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub(crate) log_format: Option<String>,
     /// Any key of the configuration file, as section.key=value; may be given several
@@ -165,14 +165,14 @@ pub(crate) struct CommonFlags {
 /// `bridle admin`.
 #[derive(Debug, Args)]
 pub(crate) struct Admin {
-    /// Where the HTTP port of a server is; in a cluster, of any of its processes
+    /// URL of a server's HTTP port; in a cluster, of any process
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9121", global = true)]
     pub(crate) url: String,
-    /// File whose first line is the server's password or the cluster's secret; or put it
-    /// into the environment as BRIDLE_PASSWORD
+    /// File whose first line is the server's password or the cluster's secret; or set the
+    /// environment variable BRIDLE_PASSWORD
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) password_file: Option<PathBuf>,
-    /// Answers in JSON, for scripts
+    /// Prints JSON, for scripts
     #[arg(long, global = true)]
     pub(crate) json: bool,
     #[command(subcommand)]
@@ -181,86 +181,83 @@ pub(crate) struct Admin {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdminCommand {
-    /// How the server is, and its cluster
+    /// Shows the status of the server and its cluster
     Status,
     /// Lists the cluster's processes
     Nodes,
-    /// Forgets a process that is down for good and holds nothing; what it may still have
-    /// on disk stays out
+    /// Removes a process that is down permanently and holds no replicas; data on its disk
+    /// is not accepted again
     Forget {
-        /// Its id or its address, as `nodes` shows them
+        /// Id or address of the process, as shown by `nodes`
         node: String,
     },
-    /// Says that a meta's directory is lost for good, so that a server with an empty one
-    /// may take its seat
+    /// Declares the data directory of a meta lost, so that a server with an empty one may
+    /// replace it
     Release {
-        /// Its place in cluster.metas; the first is 1
-        seat: u32,
+        /// Position of the meta in cluster.metas; the first is 1
+        index: u32,
     },
     /// Lists the tables
     Tables,
-    /// Lists a table's partitions: who leads, in which term, who follows and how far
-    /// behind
+    /// Lists a table's partitions: leader, term, followers and their lag
     Partitions {
-        /// Whose
+        /// Name of the table
         table: String,
     },
     /// Creates a table
     Create {
-        /// Its name: letters, digits, '_', '-', '.', ':'; clients reach it by SELECT name
+        /// Name: letters, digits, '_', '-', '.', ':'; clients use it by SELECT name
         name: String,
-        /// How many partitions; for good [default: as configured]
+        /// Number of partitions; it never changes [default: as configured]
         #[arg(long, value_name = "N")]
         partitions: Option<u32>,
-        /// How many copies of each partition; for good [default: as configured]
+        /// Number of replicas of each partition; it never changes [default: as configured]
         #[arg(long, value_name = "N")]
         replicas: Option<u32>,
-        /// An env from the start, as key=value; may be given several times
+        /// Initial env, as key=value; may be given several times
         #[arg(long, value_name = "KEY=VALUE")]
         env: Vec<String>,
     },
     /// Drops a table and everything in it
     Drop {
-        /// Which
+        /// Name of the table
         name: String,
     },
-    /// Has a partition led by another of its replicas
+    /// Transfers the leadership of a partition to another of its replicas
     Transfer {
-        /// Whose
+        /// Name of the table
         table: String,
-        /// Which partition
+        /// Index of the partition
         partition: u32,
-        /// Who is to lead: id or address, as `nodes` shows them
+        /// New leader: id or address, as shown by `nodes`
         #[arg(long, value_name = "NODE")]
         to: String,
     },
-    /// Shows and changes a table's envs: settings that take effect while it serves
+    /// Shows and changes a table's envs: settings that take effect at runtime
     #[command(subcommand, visible_alias = "envs")]
     Env(Env),
-    /// Compacts a table: gives the space of deleted, replaced and expired data back to
-    /// the disk
+    /// Compacts a table: reclaims the disk space of deleted, replaced and expired data
     Compact {
-        /// Which
+        /// Name of the table
         name: String,
-        /// Starts nothing, shows how the last one stands
+        /// Only shows the progress of the last compaction
         #[arg(long)]
         progress: bool,
-        /// Waits until it is done, and shows how far it is
+        /// Waits for the end, and shows the progress
         #[arg(long, conflicts_with = "progress")]
         wait: bool,
     },
-    /// Makes an authority and certificates for the processes of a cluster, to begin with;
-    /// asks no server
+    /// Creates a certificate authority and certificates for the processes of a cluster;
+    /// needs no server
     Certs {
-        /// Where to write them; made when missing. An authority that is there already
-        /// signs the new ones
+        /// Output directory, created when missing. An existing authority in it signs the
+        /// new certificates
         #[arg(long, value_name = "DIR", default_value = "certs")]
         dir: PathBuf,
-        /// How many days they are good for
+        /// Validity in days
         #[arg(long, value_name = "N", default_value_t = 365)]
         days: u32,
-        /// The hosts, by name or address, as they stand in cluster.advertise: one
-        /// certificate each
+        /// Hosts, by name or address, as in cluster.advertise; each gets a certificate
         #[arg(required = true, value_name = "HOST")]
         hosts: Vec<String>,
     },
@@ -270,26 +267,26 @@ pub(crate) enum AdminCommand {
 pub(crate) enum Env {
     /// Shows one env, or all that are set
     Get {
-        /// Whose
+        /// Name of the table
         table: String,
-        /// Which; all when absent
+        /// Name of the env; all when absent
         key: Option<String>,
     },
-    /// Sets an env; default_ttl: seconds that rows written without a TTL live
+    /// Sets an env; default_ttl: TTL in seconds of rows written without one
     Set {
-        /// Whose
+        /// Name of the table
         table: String,
-        /// Which
+        /// Name of the env
         key: String,
-        /// To what
+        /// New value
         value: String,
     },
-    /// Puts an env back to its default
+    /// Resets an env to its default
     #[command(alias = "delete")]
     Del {
-        /// Whose
+        /// Name of the table
         table: String,
-        /// Which
+        /// Name of the env
         key: String,
     },
 }

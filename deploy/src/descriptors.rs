@@ -1,11 +1,10 @@
-//! How many files and sockets the process may have open (`ulimit -n`), and how many of
-//! them clients may take.
+//! The limit of open files and sockets (`ulimit -n`), and the share of clients in it.
 //!
-//! When none is left, RocksDB can't open the file of its next flush, and that stops a
-//! partition. So the process takes all that the system grants, and clients, who need not
-//! even authenticate to hold one, get no more than two thirds of it: RocksDB keeps every
-//! file of rows open, and the last third is for these, the log and the other processes of
-//! a cluster.
+//! Without a free descriptor RocksDB can't create the file of its next flush, and the
+//! partition stops. So the process raises the limit as far as the system allows, and
+//! clients, which hold a descriptor before they authenticate, get at most two thirds of
+//! it. RocksDB keeps every table file open; the last third is for these, the log and the
+//! other processes of a cluster.
 
 use anyhow::bail;
 use cluster::net::HALF_OPEN_MAX;
@@ -13,25 +12,24 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::http;
 
-/// No process needs more; the kernel's own bound (`fs.nr_open`) is the same, where nobody
-/// has changed it.
+/// The limit asked for: the kernel's default bound (`fs.nr_open`), more than any process
+/// needs.
 const WANTED: u64 = 1 << 20;
-/// What the process has open before the first client comes: ports, runtimes, the log,
-/// locks.
+/// Descriptors in use before the first client connects: ports, runtimes, the log, locks.
 const OWN: u64 = 64;
-/// With fewer for its files no server is of any use. It is Redis's reserve.
+/// Minimum for the files of rows. Redis reserves the same number.
 const FILES_MIN: u64 = 32;
 
-/// What there is.
+/// The process's limit of descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Descriptors {
     limit: u64,
-    /// Held by others than clients, at most, and files of rows.
+    /// Maximum in use for anything but clients and files of rows.
     others: u64,
 }
 
 impl Descriptors {
-    /// Raises the limit as far as the system lets it.
+    /// Raises the limit as far as the system allows.
     pub(crate) fn raise_limit(in_cluster: bool) -> anyhow::Result<Descriptors> {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let wanted = maximum.unwrap_or(WANTED).min(WANTED);
@@ -60,8 +58,8 @@ impl Descriptors {
     }
 
     fn of(limit: u64, in_cluster: bool) -> anyhow::Result<Descriptors> {
-        let strangers = if in_cluster { HALF_OPEN_MAX } else { 0 };
-        let others = OWN + (http::CONNECTIONS_MAX + strangers) as u64;
+        let half_open = if in_cluster { HALF_OPEN_MAX } else { 0 };
+        let others = OWN + (http::CONNECTIONS_MAX + half_open) as u64;
         let least = others + 3 * FILES_MIN;
         if limit < least {
             bail!(
@@ -72,12 +70,12 @@ impl Descriptors {
         Ok(Descriptors { limit, others })
     }
 
-    /// Clients that there is room for.
+    /// Maximum number of clients.
     fn clients(self) -> u32 {
         u32::try_from((self.limit - self.others) / 3 * 2).unwrap_or(u32::MAX)
     }
 
-    /// Sees to it that no more clients are let in than there is room for.
+    /// Reduces `maxclients` to the descriptors that are available.
     pub(crate) fn limit_clients(self, settings: &mut proxy::Settings) {
         settings.clients_fit = self.clients() as usize;
         let wanted = settings.clients_max;

@@ -1,4 +1,4 @@
-//! What the process tells about itself, on standard error.
+//! The process's log, on standard error.
 
 use std::io::IsTerminal;
 
@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, LogSection};
 
-/// Begins logging; once per process.
+/// Starts logging; once per process.
 pub(crate) fn start(settings: &LogSection) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter(&settings.level.0))?;
     let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -22,15 +22,14 @@ pub(crate) fn start(settings: &LogSection) -> anyhow::Result<()> {
     started.map_err(|error| anyhow::anyhow!("start logging: {error}"))
 }
 
-/// openraft tells every step of every group at `info`, and at `warn` each message that a
-/// peer which is down did not take: it is heard from `error` on, unless the operator
-/// names it. What its parts say to each other of a group that has stopped, the group's
-/// owner says better.
+/// Lowers openraft's verbosity unless the operator names it: it logs every step of every
+/// group at `info`, and every message to a peer that is down at `warn`. Two of its parts
+/// report a stopped group at `error`, which the owner of the group logs in better words.
 fn filter(level: &str) -> String {
-    const ITS_PARTS: [&str; 2] = ["openraft::raft::raft_inner", "openraft::core::heartbeat"];
+    const SILENCED: [&str; 2] = ["openraft::raft::raft_inner", "openraft::core::heartbeat"];
     match level.contains("openraft") {
         true => level.to_owned(),
-        false => format!("openraft=error,{}=off,{}=off,{level}", ITS_PARTS[0], ITS_PARTS[1]),
+        false => format!("openraft=error,{}=off,{}=off,{level}", SILENCED[0], SILENCED[1]),
     }
 }
 

@@ -1,26 +1,26 @@
-//! A test build that breaks one safety rule says so, and does nothing without being told
-//! which (`make mutants`, `integration/tests/mutants.rs`). Not in any binary that is
-//! built without the feature `mutants`.
+//! A test build that breaks one safety rule announces it, and refuses to run without the
+//! name of a rule (`make mutants`, `integration/tests/mutants.rs`). Binaries that are
+//! built without the feature `mutants` contain none of it.
 
 use std::io::Write;
 
-/// What `BRIDLE_MUTANT` may be, and what is broken then (`engine::mutants::Rule`,
+/// Values of `BRIDLE_MUTANT`, and the rule that each breaks (`engine::mutants::Rule`,
 /// `meta/cluster/src/rows.rs`).
 const MUTANTS: [(&str, &str); 8] = [
-    ("none", "nothing: what the others are measured against"),
-    ("answer-before-fsync", "writes are answered before they are written, let alone synced"),
-    ("forget-the-vote", "votes are forgotten by a restart, and who has just started votes at once"),
-    ("purge-too-far", "the log is purged beyond what is on disk"),
-    ("read-without-lease", "a leader that may be none any more answers reads"),
-    ("keep-old-rows", "who begins to lead again believes what it knew of rows before"),
+    ("none", "nothing: the baseline of the others"),
+    ("answer-before-fsync", "writes are acknowledged before they are written and fsynced"),
     (
-        "keep-an-old-leadership",
-        "who leads again goes on from its earlier leadership until a write fails",
+        "forget-the-vote",
+        "a restart loses the vote, and a process that has just started votes immediately",
     ),
+    ("purge-too-far", "the log is purged beyond the flushed index"),
+    ("read-without-lease", "a leader whose lease may have expired answers reads"),
+    ("keep-old-rows", "a new leader trusts the cached rows of its earlier leadership"),
+    ("keep-an-old-leadership", "a new leader continues its earlier leadership until a write fails"),
     ("apply-a-retry-twice", "a write of unknown outcome is sent again"),
 ];
 
-/// Says on standard error what is broken.
+/// Prints the broken rule on standard error.
 ///
 /// # Errors
 /// `BRIDLE_MUTANT` is not one of [`MUTANTS`].
@@ -33,7 +33,7 @@ pub(crate) fn announce() -> anyhow::Result<()> {
              one of {known}"
         );
     };
-    // Nobody to tell is no reason to stop: the name was given.
+    // A closed standard error is no reason to stop: the rule was chosen on purpose.
     let _ = writeln!(
         std::io::stderr(),
         "NOT A BRIDLE TO TRUST: a test build with BRIDLE_MUTANT={name}: {broken}"

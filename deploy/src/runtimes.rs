@@ -1,11 +1,11 @@
-//! The runtimes of a process, and the signals that end it.
+//! The tokio runtimes of a process, and its signals.
 //!
-//! Four runtimes, so that no kind of work can hold up another: Redis clients, executors
-//! and what other servers ask of rows; Raft; the connections to other servers, which a
-//! heavy command must not silence, nor the channel to meta; and a small one for
-//! everything that is not on the way of a command (HTTP, catalogue, signals). RocksDB has
-//! threads of its own, and so has the log, for what Raft's threads do not write before
-//! they sleep.
+//! Four runtimes, so that no kind of work delays another: `proxy` for Redis clients,
+//! executors and row requests of other servers; `raft`; `net` for the connections to other
+//! servers and the channel to meta, which a heavy command must not block; and `control`
+//! for everything off the path of a command (HTTP, catalogue, signals). RocksDB has its
+//! own threads, and so has the log, for records that Raft's threads do not write
+//! themselves before they park.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub(crate) struct Runtimes {
     pub(crate) raft: Runtime,
     pub(crate) net: Runtime,
     pub(crate) control: Runtime,
-    /// By which Raft's threads write the log before they sleep.
+    /// Raft's threads write the log with it before they park.
     pub(crate) before_sleep: BeforeSleep,
 }
 
@@ -39,8 +39,8 @@ impl Runtimes {
             builder.build().with_context(|| format!("start the {name} runtime"))
         };
         let before_sleep = BeforeSleep::default();
-        // A group's work is short; a quarter of the cores drives many groups. One more is
-        // in reserve, for when the disk stalls.
+        // A group's work is short: a quarter of the cores drives many groups. One more
+        // thread is in reserve while the disk blocks another.
         let raft = build(
             "raft",
             threads(config.threads.raft, (cores / 4).max(1)) + 1,
@@ -48,12 +48,12 @@ impl Runtimes {
         )?;
         before_sleep
             .keep_reserve(raft.handle())
-            .context("start a thread that looks after the log's writers")?;
+            .context("start the watchdog of the log's writers")?;
         Ok(Runtimes {
-            // One core is left to Raft, the log and RocksDB. One thread is enough where
-            // there are two cores: a heavy command computes elsewhere
-            // (`cluster::blocking`), and a second thread costs a GET at pipeline 1 a
-            // quarter of its rate by waking the first.
+            // One core is left to Raft, the log and RocksDB. One thread is enough on two
+            // cores: heavy commands run elsewhere (`cluster::blocking`), and a second
+            // thread costs GET without pipelining a quarter of its rate, by waking the
+            // first.
             proxy: build("proxy", threads(config.threads.proxy, (cores - 1).max(1)), None)?,
             raft,
             net: build("net", (cores / 4).max(1), None)?,
@@ -62,8 +62,8 @@ impl Runtimes {
         })
     }
 
-    /// Waits a little for what still runs; blocking calls that never end must not keep
-    /// the process.
+    /// Waits at most a second for running tasks: blocking calls that never return must not
+    /// keep the process alive.
     pub(crate) fn stop(self) {
         self.before_sleep.stop();
         for runtime in [self.proxy, self.raft, self.net, self.control] {
@@ -87,12 +87,12 @@ impl Signals {
         })
     }
 
-    /// SIGHUP, which ends nothing from here on, as with Redis.
+    /// SIGHUP, which no longer ends the process from here on, as in Redis.
     pub(crate) fn hangups() -> anyhow::Result<Signal> {
         signal(SignalKind::hangup()).context("catch signals")
     }
 
-    /// The name of the next one.
+    /// Waits for the next signal; its name.
     pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

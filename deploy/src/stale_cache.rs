@@ -1,10 +1,10 @@
-//! Figures that are gathered where a disk may be waited for, for pages that must not
-//! wait.
+//! A cache for pages that must not wait for a disk: a stale value is served while a fresh
+//! one is blocked (RFC 5861's stale-while-revalidate).
 //!
-//! Stores answer from memory for the most part; but a counter may have been flushed, and
-//! RocksDB or the file system may hold a lock while a disk stalls. So what such a page
-//! shows is gathered on a thread that may block, by one at a time, and whoever asks takes
-//! what was gathered last when this takes long.
+//! Statistics of stores come from memory for the most part; but a counter may have been
+//! flushed, and RocksDB or the file system may hold a lock while a disk stalls. So they
+//! are gathered on a blocking thread, one at a time, and a page shows the previous values
+//! when this takes long.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
-/// How long a page waits for what is gathered for it: probes and scrapes give up after a
-/// few seconds.
+/// Maximum wait of a page for fresh values: probes and scrapes time out after a few
+/// seconds.
 const GATHER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What was gathered last, by one thread at a time.
+/// The last gathered value; at most one thread gathers at a time.
 #[derive(Debug)]
 pub(crate) struct StaleCache<T> {
     latest: Mutex<Option<(Instant, T)>>,
@@ -38,8 +38,8 @@ impl<T: Clone + Send + 'static> StaleCache<T> {
         })
     }
 
-    /// What `gather` says, or, where that takes longer than a second, what was said last;
-    /// and how old it is. `None`: it has never come to an end.
+    /// The result of `gather` and its age; the previous result when that takes longer than
+    /// a second. `None`: no call has returned yet.
     pub(crate) async fn get(
         self: &Arc<Self>,
         gather: impl FnOnce() -> T + Send + 'static,
@@ -53,7 +53,7 @@ impl<T: Clone + Send + 'static> StaleCache<T> {
                 drop(turn);
             });
             if let Ok(Err(error)) = timeout_at(deadline, gathered).await {
-                tracing::error!(%error, "figures for a page could not be gathered");
+                tracing::error!(%error, "cannot gather the statistics of a page");
             }
         }
         self.latest.lock().as_ref().map(|(at, gathered)| (at.elapsed(), gathered.clone()))
@@ -70,18 +70,18 @@ mod tests {
     #[tokio::test]
     async fn a_page_does_not_wait_for_a_stalled_disk() {
         let flight = StaleCache::with_timeout(Duration::from_millis(50));
-        let (door, shut) = mpsc::channel::<()>();
+        let (disk, stalled) = mpsc::channel::<()>();
         let threads = Arc::new(AtomicUsize::new(0));
-        let stalls = |shut: mpsc::Receiver<()>| {
+        let stalls = |stalled: mpsc::Receiver<()>| {
             let threads = threads.clone();
             move || {
                 threads.fetch_add(1, Ordering::SeqCst);
-                // Until the door opens.
-                assert!(shut.recv().is_err());
+                // Blocks until the sender is dropped.
+                assert!(stalled.recv().is_err());
                 "after the stall"
             }
         };
-        assert!(flight.get(stalls(shut)).await.is_none(), "nothing is known yet");
+        assert!(flight.get(stalls(stalled)).await.is_none(), "nothing is known yet");
         let counted = || {
             let threads = threads.clone();
             move || {
@@ -93,15 +93,15 @@ mod tests {
             assert!(flight.get(counted()).await.is_none());
         }
         assert_eq!(threads.load(Ordering::SeqCst), 1, "they do not pile up");
-        drop(door);
+        drop(disk);
         let deadline = Instant::now() + Duration::from_secs(10);
         while flight.get(counted()).await.is_none_or(|(_, said)| said != "at once") {
             assert!(Instant::now() < deadline, "it goes on when the disk does");
         }
-        // What was known before a stall is said meanwhile, with its age.
-        let (door, shut) = mpsc::channel::<()>();
-        let (age, said) = flight.get(stalls(shut)).await.expect("it is known");
+        // During a stall the previous value is returned, with its age.
+        let (disk, stalled) = mpsc::channel::<()>();
+        let (age, said) = flight.get(stalls(stalled)).await.expect("it is known");
         assert!(said == "at once" && age >= Duration::from_millis(40), "{said} {age:?}");
-        drop(door);
+        drop(disk);
     }
 }

@@ -232,7 +232,8 @@ fn admin_says_when_nobody_answers() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = refused(&["admin", "--url", &format!("http://{free}"), "status"]);
     assert!(
-        error.contains(&format!("nothing answers at {free}")) && error.contains("--url says where"),
+        error.contains(&format!("no server answers at {free}"))
+            && error.contains("--url sets the address"),
         "{error}"
     );
 }

@@ -318,7 +318,7 @@ fn the_admin_client_sends_any_password_and_names_the_port() {
     );
     for (url, why) in [
         (place.clone(), format!("try --url http://{place}")),
-        (format!("http://127.0.0.1:{free}"), format!("nothing answers at 127.0.0.1:{free}")),
+        (format!("http://127.0.0.1:{free}"), format!("no server answers at 127.0.0.1:{free}")),
         (format!("http://127.0.0.1:{}", server.port), "is a port for Redis clients".to_owned()),
         (format!("https://{place}"), "plain HTTP".to_owned()),
     ] {

@@ -78,7 +78,7 @@ impl Trial {
                 let workload = Workload::start(WorkloadOptions::new(cluster.all_proxies(), seed));
                 Nemesis::new(faults, seed, network).run(cluster, Duration::from_secs(seconds));
                 let seen = workload.finish();
-                assert!(seen.told > 500, "the trial shows nothing: {} answered", seen.told);
+                assert!(seen.answered > 500, "the trial shows nothing: {} answered", seen.answered);
                 check_all(&seen, &Limits::default())
                     .violations
                     .into_iter()
@@ -241,23 +241,23 @@ impl History {
             let reply = cluster
                 .client(through)
                 .and_then(|mut client| client.call(&command.words(&self.key)));
-            let told =
+            let answered =
                 reply.ok().filter(|reply| !reply.is_error()).map(|reply| command.normal(reply));
-            self.record(command, told.clone(), invoked_ns);
-            if let Some(told) = told {
-                return told;
+            self.record(command, answered.clone(), invoked_ns);
+            if let Some(answered) = answered {
+                return answered;
             }
             assert!(Instant::now() < end, "{command:?} is not carried out");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    fn record(&mut self, command: &Command, told: Option<Value>, invoked_ns: u64) {
-        let returned_ns = told.is_some().then(|| self.now_ns());
+    fn record(&mut self, command: &Command, answered: Option<Value>, invoked_ns: u64) {
+        let returned_ns = answered.is_some().then(|| self.now_ns());
         let client = self.calls.len();
         self.calls.push(Call {
             client,
-            op: RowOp::one(command.clone(), told),
+            op: RowOp::one(command.clone(), answered),
             invoked_ns,
             returned_ns,
         });
@@ -297,10 +297,10 @@ fn leader_comes_back(cluster: &Cluster) -> Option<String> {
     hand_over(cluster, leader);
     say(&["MULTI"]);
     say(&["GET", "watched"]);
-    let told = say(&["EXEC"]);
+    let answered = say(&["EXEC"]);
     eprintln!("EXEC says {told:?}");
-    assert!(!told.is_error(), "{told:?}");
-    (told != Value::Nil).then(|| {
+    assert!(!answered.is_error(), "{told:?}");
+    (answered != Value::Nil).then(|| {
         format!("EXEC answers {told:?} although what it watched was written under another leader")
     })
 }
@@ -330,7 +330,7 @@ fn voter_forgets(cluster: &mut Cluster, network: &Network) -> Option<String> {
     history.call(cluster, voter, &append("after"));
     cluster.launch(other);
     cluster.wait_until_serving();
-    let told: Vec<String> =
+    let answered: Vec<String> =
         (0..3).map(|number| history.call(cluster, number, &Command::Get).text()).collect();
     eprintln!("in the end {told:?}");
     match check::<Row>(&history.calls, &Limits::default()) {

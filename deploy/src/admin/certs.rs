@@ -1,4 +1,4 @@
-//! `bridle admin certs`: an authority of one's own, and certificates that it has signed,
+//! `bridle admin certs`: a private certificate authority, and certificates signed by it,
 //! for TLS between the processes of a cluster.
 
 use std::fs::{self, File};
@@ -13,23 +13,23 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-/// Clocks of machines differ.
+/// Certificates are valid from this long ago, since the clocks of machines differ.
 const EARLIER: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
-/// How long the authority is good for, days.
+/// Validity of the authority, days.
 const CA_DAYS: u32 = 3650;
 
 /// Writes `ca.pem`, and `<host>.pem` and `<host>.key` of each host; the authority's own
-/// key, `ca.key`, should stay here. Gives what to configure.
+/// key, `ca.key`, should stay on this machine. Returns the configuration for each host.
 pub(super) fn make(dir: &Path, days: u32, hosts: &[String], json: bool) -> anyhow::Result<String> {
     let shown = dir.display();
     fs::create_dir_all(dir).with_context(|| format!("create {shown}"))?;
     let (ca, ca_key) = (dir.join("ca.pem"), dir.join("ca.key"));
     let key = match (ca.exists(), ca_key.exists()) {
         (true, true) => KeyPair::from_pem(&read(&ca_key)?)
-            .with_context(|| format!("understand {}", ca_key.display()))?,
+            .with_context(|| format!("parse {}", ca_key.display()))?,
         (false, false) => {
-            let key = KeyPair::generate().context("draw the authority's key")?;
+            let key = KeyPair::generate().context("generate the authority's key")?;
             let certificate = authority(CA_DAYS)?
                 .self_signed(&key)
                 .context("make the authority's certificate")?;
@@ -39,20 +39,20 @@ pub(super) fn make(dir: &Path, days: u32, hosts: &[String], json: bool) -> anyho
         }
         _ => bail!("{shown} has one of ca.pem and ca.key: both are needed, or neither"),
     };
-    // Signed in the name of the authority and with its key: what is in its certificate
-    // besides does not matter here.
+    // A signature needs the authority's name and key only, so the rest of its certificate
+    // need not be the one on disk.
     let issuer = Issuer::new(authority(CA_DAYS)?, key);
     for host in hosts {
         if host.is_empty() || host.contains(['/', '\\', '\0']) || host == "ca" {
             bail!("'{host}' is not a host");
         }
-        let own = KeyPair::generate().context("draw a key")?;
+        let own = KeyPair::generate().context("generate a key")?;
         let mut params = CertificateParams::new(vec![host.clone()])
             .with_context(|| format!("make a certificate for '{host}'"))?;
         valid(&mut params, days);
         params.distinguished_name.push(DnType::CommonName, host.clone());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        // Each process is called, and calls.
+        // Each process is a server and a client of the others.
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params
@@ -78,26 +78,26 @@ pub(super) fn make(dir: &Path, days: u32, hosts: &[String], json: bool) -> anyho
     }
     let mut out = String::new();
     for host in made {
-        let word = |key: &str| host[key].as_str().unwrap_or_default().to_owned();
+        let field = |key: &str| host[key].as_str().unwrap_or_default().to_owned();
         out.push_str(&format!(
             "# on {}\n[cluster]\ncert_file = {:?}\nkey_file = {:?}\nca_file = {:?}\n\n",
-            word("host"),
-            word("cert_file"),
-            word("key_file"),
+            field("host"),
+            field("cert_file"),
+            field("key_file"),
             path("ca.pem".to_owned())
         ));
     }
     Ok(out
         + &format!(
-            "Keep {} to yourself: who has it can join the cluster.\n",
+            "Keep {} secret: everyone who has it can join the cluster.\n",
             path("ca.key".to_owned())
         ))
 }
 
-/// What the authority's certificate says; the same again for the same key.
+/// The authority's certificate, reproducible from the same key.
 fn authority(days: u32) -> anyhow::Result<CertificateParams> {
     let mut params =
-        CertificateParams::new(Vec::new()).context("begin the authority's certificate")?;
+        CertificateParams::new(Vec::new()).context("prepare the authority's certificate")?;
     valid(&mut params, days);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -120,7 +120,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
-/// For nobody else's eyes, from the first byte on.
+/// Writes a file that is unreadable for others from the first byte on.
 fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     let shown = || format!("write {}", path.display());
     if path.exists() {

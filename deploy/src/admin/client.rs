@@ -15,17 +15,16 @@ use serde_json::Value;
 use crate::cli::Admin;
 use crate::config::Secret;
 
-/// How long an answer may take; opening many partitions takes a while.
+/// Timeout of a request; opening many partitions takes a while.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// HTTP's word for "done, and nothing to say".
+/// HTTP 204: success without a body.
 const NO_CONTENT: u16 = 204;
 
-/// What a URL begins with.
 const SCHEME: &str = "http://";
-/// How long a look at a port may take that gave no answer.
+/// Timeout of the probe of a port that did not answer HTTP.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A URL that can be asked, without a slash at its end.
+/// Checks a URL and removes the slash at its end.
 fn parse_url(given: &str) -> anyhow::Result<String> {
     let url = given.trim_end_matches('/');
     if url.starts_with("https://") {
@@ -44,11 +43,11 @@ fn parse_url(given: &str) -> anyhow::Result<String> {
     Ok(url.to_owned())
 }
 
-/// What is at a place that gave no answer to HTTP.
+/// Result of probing a port that did not answer HTTP.
 enum PortProbe {
-    /// No connection can be made, and why.
+    /// The connection failed.
     Nothing(std::io::Error),
-    /// It speaks to Redis clients.
+    /// A port for Redis clients.
     Redis,
     /// Something else.
     Something,
@@ -75,7 +74,7 @@ fn probe_port(place: &str) -> PortProbe {
     }
 }
 
-/// A server that is asked.
+/// A client of one server's admin API.
 pub(super) struct AdminClient {
     agent: ureq::Agent,
     url: String,
@@ -154,7 +153,7 @@ impl AdminClient {
         let body: Value = match response.body_mut().read_json() {
             Ok(body) => body,
             Err(error) if status.is_success() => {
-                return Err(error).with_context(|| format!("read the answer of {}", self.url));
+                return Err(error).with_context(|| format!("read the response of {}", self.url));
             }
             Err(_) => bail!("{} answered {status}: is this Bridle's HTTP port?", self.url),
         };
@@ -164,26 +163,27 @@ impl AdminClient {
         Ok(body)
     }
 
-    /// Why there is no answer, after another look at what is there.
+    /// Explains a failed request by probing the port.
     fn explain(&self, error: ureq::Error) -> anyhow::Error {
         let place = self.url.trim_start_matches(SCHEME);
         let place = place.split('/').next().unwrap_or(place);
         match probe_port(place) {
             PortProbe::Nothing(why) => {
                 anyhow::anyhow!(
-                    "nothing answers at {place} ({why}): is the server running, and is that its \
-                     HTTP port? --url says where"
+                    "no server answers at {place} ({why}): is it running, and is that its HTTP port? \
+                     --url sets the address"
                 )
             }
             PortProbe::Redis => {
                 anyhow::anyhow!(
-                    "{place} is a port for Redis clients; --url wants the HTTP port, http://127.0.0.1:9121 by default"
+                    "{place} is a port for Redis clients; --url needs the HTTP port, by default \
+                     http://127.0.0.1:9121"
                 )
             }
             PortProbe::Something => {
                 let why = anyhow::Error::new(error);
                 why.context(format!(
-                    "ask {} (is that Bridle's HTTP port? --url says where)",
+                    "send a request to {} (is that Bridle's HTTP port? --url sets the address)",
                     self.url
                 ))
             }
@@ -193,13 +193,13 @@ impl AdminClient {
     pub(super) fn show<T: DeserializeOwned>(
         &self,
         body: Value,
-        words: impl FnOnce(T) -> String,
+        to_text: impl FnOnce(T) -> String,
     ) -> anyhow::Result<String> {
         match self.json {
             true => Ok(format!("{}\n", serde_json::to_string_pretty(&body)?)),
-            false => Ok(words(
+            false => Ok(to_text(
                 serde_json::from_value(body)
-                    .context("understand the answer (is the server of this version?)")?,
+                    .context("parse the response (does the server have the same version?)")?,
             )),
         }
     }

@@ -1,4 +1,4 @@
-//! Answers of the admin API as text for people.
+//! Responses of the admin API as text for people.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use meta::admin::{
     ClusterStatus, Compaction, NodeStatus, PartitionStatus, ServerStatus, TableStatus,
 };
 
-/// Rows of cells as aligned columns; numbers stand to the right.
+/// Rows of cells as aligned columns; numbers are right-aligned.
 pub(super) fn columns(heads: &[&str], rows: &[Vec<String>]) -> String {
     let is_number =
         |cell: &str| cell.split(' ').next().is_some_and(|word| word.parse::<f64>().is_ok());
@@ -30,7 +30,7 @@ pub(super) fn columns(heads: &[&str], rows: &[Vec<String>]) -> String {
     [line(heads.to_vec())].into_iter().chain(body).collect()
 }
 
-/// Bytes as people read them.
+/// A number of bytes in a unit for people.
 pub(super) fn bytes(count: u64) -> String {
     let unit = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)]
         .into_iter()
@@ -43,8 +43,8 @@ pub(super) fn bytes(count: u64) -> String {
 
 pub(super) fn tables(list: &[TableStatus]) -> String {
     if list.is_empty() {
-        return "no tables yet: db0 to db15 come with their first write, others by `bridle admin \
-                create`\n"
+        return "no tables yet: db0 to db15 are created by their first write, others by `bridle \
+                admin create`\n"
             .to_owned();
     }
     let row = |table: &TableStatus| {
@@ -141,7 +141,7 @@ pub(super) fn node(status: &NodeStatus) -> String {
     out
 }
 
-/// A process's id as everything else shows it; standalone it is a plain 1.
+/// A process's id: hexadecimal, as elsewhere; that of a standalone server is a plain 1.
 fn id(number: u64) -> String {
     match number < cluster::SEATS_END {
         true => number.to_string(),
@@ -149,7 +149,7 @@ fn id(number: u64) -> String {
     }
 }
 
-/// The cluster below the process that was asked.
+/// The status of the cluster, printed below that of the process.
 pub(super) fn cluster(status: &ClusterStatus) -> String {
     let metas = status.metas.iter().map(|meta| {
         if meta.leads { format!("{} (leads)", meta.address) } else { meta.address.clone() }
@@ -179,7 +179,7 @@ pub(super) fn nodes(list: &[ServerStatus]) -> String {
             Some(silent) if node.state != "up" => format!("{} {} s", node.state, silent / 1000),
             _ => node.state.clone(),
         };
-        // What is not known is not nothing: a node in its first second has not told yet.
+        // Unknown is not zero: a node in its first second has not reported yet.
         let known = |figure: Option<u64>, show: fn(u64) -> String| {
             figure.map_or_else(|| "-".to_owned(), show)
         };
