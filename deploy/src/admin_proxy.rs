@@ -1,5 +1,5 @@
-//! The admin API on a process that is no meta: requests go on to the meta that leads,
-//! once they are let in here.
+//! The admin API on a process that is not a meta: authorised requests are forwarded to the
+//! meta leader.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use meta::admin::Local as _;
 
 use crate::process_info::ProcessInfo;
 
-/// The largest body of a request, bytes.
+/// Maximum size of a request's body, bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// Everything under `/v1`.
@@ -63,6 +63,6 @@ async fn forward(State(process): State<Arc<ProcessInfo>>, request: Request) -> R
             | Told::Seat(_)
             | Told::NewTable { .. }
             | Told::NotLeading(_),
-        ) => failed(StatusCode::BAD_GATEWAY, "meta answered another question".to_owned()),
+        ) => failed(StatusCode::BAD_GATEWAY, "unexpected response type from meta".to_owned()),
     }
 }

@@ -1,5 +1,5 @@
-//! Manual compactions of tables: one store after another is more than the disk needs, so
-//! all of a table's replicas here are asked at once and share the compaction threads.
+//! Manual compactions of tables. All of a table's local replicas start at the same time
+//! and share the compaction threads; one after another would leave the disk idle.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,34 +10,34 @@ use meta::admin::Compaction;
 use parking_lot::Mutex;
 use storage::{Compaction as OfStore, Node};
 
-/// The last compaction of every table that was asked for one since the start.
+/// The last compaction of each table since the start of the process.
 #[derive(Default)]
 pub(crate) struct Compactions(Mutex<HashMap<TableId, CompactionRun>>);
 
 struct CompactionRun {
-    /// Meta's number for it; 0: standalone.
+    /// Number given by meta; 0 in a standalone server.
     number: u64,
     started: Instant,
     started_at_ms: u64,
     disk_bytes_before: u64,
-    /// Replicas that are here.
+    /// Number of local replicas.
     replicas: u32,
     stores: Vec<Arc<OfStore>>,
-    /// Replicas that could not be asked.
+    /// The error of a replica whose compaction did not start.
     refused: Option<String>,
-    /// Time taken, once it was seen to have ended.
+    /// Duration in ms, once the end was seen.
     ended: Option<u64>,
 }
 
 impl Compactions {
-    /// Starts one, unless the table's last is still running.
+    /// Starts a compaction, unless the table's last one is still running.
     pub(crate) fn start(&self, node: &Node, table: &Table) -> Compaction {
         self.order(0, node, table);
         self.progress(node, table)
     }
 
-    /// Starts the one that meta ordered by this number, unless it was started before;
-    /// what runs already counts for it.
+    /// Starts the compaction that meta has ordered under this number, unless it was started
+    /// before; one that is already running counts for it.
     pub(crate) fn order(&self, number: u64, node: &Node, table: &Table) {
         let mut runs = self.0.lock();
         match runs.get_mut(&table.id) {
@@ -48,7 +48,7 @@ impl Compactions {
         }
     }
 
-    /// How the table's last one stands.
+    /// Progress of the table's last compaction.
     pub(crate) fn progress(&self, node: &Node, table: &Table) -> Compaction {
         let disk_bytes = node.table_figures(table.id).disk_bytes;
         match self.0.lock().get_mut(&table.id) {
@@ -62,7 +62,7 @@ impl Compactions {
         }
     }
 
-    /// How those stand that meta ordered; those of other tables are forgotten.
+    /// Progress of the compactions ordered by meta; forgets those of other tables.
     pub(crate) fn report(
         &self,
         node: &Node,
@@ -93,7 +93,7 @@ impl CompactionRun {
         };
         for index in 0..table.partitions {
             let replica = match node.replica(PartitionId { table: table.id, index }) {
-                // Elsewhere.
+                // On another server.
                 Err(CallError::NoTable) => continue,
                 found => found.map_err(|error| error.to_string()),
             };

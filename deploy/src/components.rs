@@ -1,4 +1,4 @@
-//! What a process is made of once it is open, whatever its roles.
+//! The components of an open process.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,26 +20,25 @@ use crate::ports::BoundAddresses;
 use crate::runtimes::Runtimes;
 use crate::stores::Stores;
 
-/// Requests that wait for their partition and batches under way have an eighth of the
-/// memory, and not less than this: a few of the largest that the defaults let a client
-/// send.
+/// Minimum memory for queued requests and batches in flight, which otherwise have an
+/// eighth of the process's memory: a few of the largest requests that the defaults allow.
 const REQUEST_MEMORY_MIN: u64 = 64 << 20;
 
-/// What a process is opened with.
+/// Inputs of opening a process.
 pub(crate) struct StartContext<'a> {
     pub(crate) config: &'a Config,
     pub(crate) roles: Roles,
     pub(crate) data_dir: &'a Arc<DataDir>,
     pub(crate) runtimes: &'a Runtimes,
     pub(crate) bound: &'a BoundAddresses,
-    /// The process's time, by which all is stamped.
+    /// The process's clock, the source of all stamps.
     pub(crate) clock: Arc<SlewedClock>,
-    /// What is being waited for, for people.
+    /// The current phase of the start, shown to operators.
     pub(crate) phase: &'a StartupPhase,
 }
 
 impl StartContext<'_> {
-    /// How storage is opened.
+    /// Options of the storage node.
     pub(crate) fn node_options(&self, cluster: u64, peers: Option<Peers>) -> NodeOptions {
         let storage = &self.config.storage;
         NodeOptions {
@@ -59,38 +58,38 @@ impl StartContext<'_> {
     }
 }
 
-/// What the start of a process is waiting for.
+/// The phase of a process's start: what it waits for.
 #[derive(Clone, Default)]
 pub(crate) struct StartupPhase(Arc<Mutex<String>>);
 
 impl StartupPhase {
-    /// From now on it is this.
+    /// Enters a phase.
     pub(crate) fn set(&self, what: impl Into<String>) {
         *self.0.lock() = what.into();
     }
 
-    /// In words.
+    /// The description of the phase.
     pub(crate) fn text(&self) -> String {
         self.0.lock().clone()
     }
 }
 
-/// An open process.
+/// The components of an open process.
 pub(crate) struct Components {
-    /// Of those that keep something on disk.
+    /// Of processes with the role storage or meta.
     pub(crate) stores: Option<Stores>,
     pub(crate) meta: Option<Arc<Meta>>,
     pub(crate) node: Option<Arc<Node>>,
-    /// Of a process of a cluster.
+    /// Of processes of a cluster.
     pub(crate) membership: Option<Membership>,
     pub(crate) rows: Arc<dyn Call<Request, Response>>,
     pub(crate) catalogue: Arc<dyn Catalogue>,
-    /// What runs until the process stops.
+    /// Tasks that run until the process stops.
     pub(crate) tasks: Vec<AbortHandle>,
 }
 
 impl Components {
-    /// Before clients are sent away: lets others lead what is led here.
+    /// Transfers the process's leaderships to others, before clients are disconnected.
     pub(crate) async fn hand_over(&self, patience: Duration) {
         if self.membership.is_none() || patience.is_zero() {
             return;

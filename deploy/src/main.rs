@@ -1,17 +1,22 @@
-//! Bridle, the binary: it reads the command line, and puts proxy, storage and meta
-//! together.
+//! The `bridle` binary: the command line, and the assembly of proxy, storage and meta into
+//! one process.
 //!
 //! # Life of a process
-//! [`server::run`] settles the configuration ([`config`]), takes the process's directory
-//! ([`data_dir`]), binds its ports ([`ports`]), then opens the log, meta and the
-//! replicas, by itself ([`standalone`]) or as one of a cluster's processes ([`member`]);
-//! [`follow`] keeps replicas in step with what meta says. Only then Redis clients are
-//! served. A signal or SHUTDOWN undoes the same in the opposite order. Beside it run the
-//! metrics, health and admin pages ([`http`]).
+//! [`server::run`] resolves the configuration ([`config`]), locks the data directory
+//! ([`data_dir`]), binds the ports ([`ports`]), and opens the log, meta and the replicas,
+//! as a standalone server ([`standalone`]) or as a process of a cluster ([`member`]).
+//! [`reconcile`] makes the replicas those that meta assigns. Only then does the process
+//! serve Redis clients. A signal or SHUTDOWN undoes these steps in reverse order. The
+//! metrics, health and admin pages ([`http`]) are served from start to stop.
+//!
+//! # Adapters
+//! The ground crates do not know each other. [`raft_transport`] sends engine's Raft
+//! messages over cluster's connections, and [`rpc_services`] hands incoming requests to
+//! storage and meta.
 //!
 //! # Not here
-//! Everything that could be somewhere else: this crate holds glue, the operator's files
-//! beside it, and no logic of its own.
+//! Logic that belongs to a server: this crate holds only the assembly; the operators'
+//! files are beside it.
 
 mod admin;
 mod admin_proxy;
@@ -55,11 +60,11 @@ use server::{CliFlags, Mode};
 #[global_allocator]
 static ALLOCATOR: engine::memory::Jemalloc = engine::memory::Jemalloc;
 
-/// How jemalloc is set up (its manual, "TUNING"): freed pages go back to the system after
-/// a second (with little memory sooner: `config/memory.rs`), and few arenas keep
-/// fragments few.
-// SAFETY: jemalloc reads a pointer to a string that ends with a zero byte under this
-// name, once, before `main`; a slice begins with its pointer.
+/// Options of jemalloc (its manual, "TUNING"): freed pages go back to the system after a
+/// second (sooner with little memory: `config/memory.rs`), and few arenas limit
+/// fragmentation.
+// SAFETY: jemalloc reads a pointer to a zero-terminated string under this name, once,
+// before `main`; a slice begins with its pointer.
 #[unsafe(export_name = "malloc_conf")]
 static MALLOC_CONF: &[u8] =
     b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4\0";
@@ -111,7 +116,7 @@ fn run_member(
     )
 }
 
-/// Prints an answer. A reader that has gone (`| head`) is no error.
+/// Prints to standard output. A closed pipe (`| head`) is no error.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -1,10 +1,10 @@
-//! Whether a meta whose directory is empty may take its seat.
+//! Admission of a meta with an empty data directory to the meta group.
 //!
-//! A member of a Raft group that has forgotten its votes and entries takes part in
-//! decisions that contradict those it took part in before: tables that were made vanish,
-//! and their ids are given again. So a process with a seat and without a past in it asks
-//! the other metas first. The group is founded when all say that there is none; where
-//! there is one, the meta that leads knows whose each seat is
+//! A member of a Raft group that has lost its votes and entries can take part in decisions
+//! that contradict its earlier ones: created tables vanish, and their ids are given again.
+//! So a process that is in the list of metas and has no data of the group asks the other
+//! metas first. They bootstrap the group when all answer that there is none; otherwise the
+//! meta leader knows the server that each position belongs to
 //! ([`meta::state::State::seats`]).
 
 use std::sync::Arc;
@@ -19,15 +19,15 @@ use meta::state::Refusal;
 
 use crate::components::StartupPhase;
 
-/// How long a meta may take to answer.
+/// Timeout of a question to a meta.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two rounds of questions.
+/// Interval between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Waits until it is certain that `seat` may be taken by `server`.
+/// Waits until `server` may become the meta at this position.
 ///
 /// # Errors
-/// It is another server's.
+/// The position belongs to another server.
 pub(crate) async fn wait_for_admission(
     net: &Arc<Net>,
     others: Vec<String>,
@@ -66,11 +66,11 @@ pub(crate) async fn wait_for_admission(
     }
 }
 
-/// What is being waited for, for people.
+/// A description of what the start waits for.
 fn waits_for(others: &[String], words: &[Option<SeatWord>]) -> String {
     if words.contains(&Some(SeatWord::Unknown)) {
-        return "this meta's directory is empty, and there is a cluster: waiting for the meta \
-                that leads to say whether the seat is free"
+        return "this meta's directory is empty, and the cluster exists: waiting for the meta leader \
+                to admit this server"
             .to_owned();
     }
     let silent = others
@@ -80,7 +80,7 @@ fn waits_for(others: &[String], words: &[Option<SeatWord>]) -> String {
         .map(|(meta, _)| meta.as_str())
         .collect::<Vec<_>>();
     format!(
-        "this meta's directory is empty: a cluster is founded when all its metas are there; \
+        "this meta's directory is empty: a new cluster starts when all its metas are up; \
          waiting for {}",
         silent.join(", ")
     )

@@ -393,7 +393,7 @@ impl proxy::Node for ProcessInfo {
         self.certificates.renew(for_clients, of_cluster).inspect_err(|why| {
             tracing::error!(
                 why,
-                "CONFIG SET: certificates can't be used, those from before are used on"
+                "CONFIG SET: cannot reload certificates, the previous ones stay in use"
             )
         })
     }

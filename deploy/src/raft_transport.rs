@@ -1,5 +1,5 @@
-//! Carries Raft's letters between processes: engine's wire over the cluster's
-//! connections, for partitions and meta alike.
+//! Raft's transport between processes: an adapter that sends engine's messages over
+//! cluster's connections, for partitions and meta alike.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use cluster::net::{Net, NetError, Service, To};
 use engine::raft::{Letter, Node, Wire, WireError};
 use futures::future::BoxFuture;
 
-/// The wire of a process.
+/// The Raft transport of a process.
 pub(crate) struct NetTransport {
     net: Arc<Net>,
-    /// Where the metas are, by seat.
+    /// Addresses of the metas, in the order of the configuration.
     metas: Vec<String>,
 }
 
@@ -21,8 +21,7 @@ impl NetTransport {
         NetTransport { net, metas }
     }
 
-    /// Seats are dialed at the address that the configuration gives, servers where meta
-    /// says that they are.
+    /// Metas are dialed at their configured addresses, servers at those known to meta.
     fn to(&self, server: ServerId) -> Result<To, WireError> {
         let Some(seat) = server.as_seat() else { return Ok(To::Server(server)) };
         let address = self.metas.get(seat as usize - 1);

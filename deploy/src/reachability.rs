@@ -1,17 +1,18 @@
-//! What a process of a cluster reaches of it: a leader of each partition, a meta that
-//! leads. What `/health/ready` rests on.
+//! Reachability of partition leaders and of the meta leader, the basis of `/health/ready`.
 //!
-//! A route tells who is believed to lead, which may be somebody who has died with all who
-//! could say so. So each second every server with replicas is asked what it leads
-//! ([`Service::Leads`]), which costs Raft nothing and wakes no group at rest; a leader
-//! says so only while it hears of a majority of its group.
+//! A route names the last known leader of a partition, which may be down together with
+//! everyone who could report it. So each process asks every storage server once a second
+//! for the partitions that it leads ([`Service::Leads`]). That costs Raft nothing and wakes
+//! no quiescent group; a leader claims a partition only while it hears from a majority of
+//! its group.
 //!
 //! # Invariants
-//! - A process that has reached no leader of any partition for [`UNREACHED_AFTER`] is not ready
+//! - A process that has reached no leader of any partition for [`UNREACHED_AFTER`] is not
+//!   ready
 //!   (`without_any_leader_for_five_seconds_it_is_not_ready`;
 //!   `integration/tests/failover.rs`, `a_node_without_a_quorum_is_not_ready`).
-//! - One partition without a leader among others is named, and no reason to send clients
-//!   elsewhere (`unreached_partitions_are_named`).
+//! - A single partition without a leader is reported, but leaves the process ready
+//!   (`unreached_partitions_are_named`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,31 +27,31 @@ use storage::Node;
 
 use crate::member::ClusterView;
 
-/// How often the others are asked.
+/// Interval of probes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// How long one of them may take; who takes longer leads nothing.
+/// Timeout of a probe; a server that does not answer leads nothing.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// What is missing for less is an election.
+/// A leader that is missing for less than this may be an election.
 const UNREACHED_AFTER: Duration = Duration::from_secs(5);
-/// Partitions that are named one by one, at most.
+/// Maximum number of partitions listed by name.
 const LISTED_MAX: usize = 100;
 
-/// What is reached, as of the last time that all were asked.
+/// Results of the last round of probes.
 pub(crate) struct Reachability {
-    /// Whether the process has to do with partitions; a meta alone has not.
+    /// The process stores or routes partitions; a meta alone does neither.
     has_partitions: bool,
     seen: Mutex<Observed>,
 }
 
 struct Observed {
-    /// When some partition's leader was reached last, or there was no partition to reach.
+    /// Last time that some partition's leader was reached, or that there was no partition.
     any_at: Instant,
-    /// When a meta that leads was followed last.
+    /// Last time that the meta leader was reached.
     meta_at: Instant,
-    /// Whether one ever was.
+    /// The meta leader was reached at least once.
     meta_ever: bool,
     partitions: usize,
-    /// Since when no leader of these is reached.
+    /// Partitions without a reached leader, and since when.
     unreached: BTreeMap<PartitionId, Instant>,
 }
 
@@ -66,7 +67,7 @@ impl Reachability {
         Reachability { has_partitions: roles.storage || roles.proxy, seen: Mutex::new(seen) }
     }
 
-    /// Asks, until the process stops.
+    /// Probes until the process stops.
     pub(crate) async fn run(self: Arc<Self>, view: Arc<ClusterView>, node: Option<Arc<Node>>) {
         let mut ticks = tokio::time::interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -101,7 +102,7 @@ impl Reachability {
         }
     }
 
-    /// Why this process is of no use to clients, if it is of none.
+    /// The reason for which this process can't serve clients; `None`: it can.
     pub(crate) fn fault(&self, now: Instant) -> Option<String> {
         let seen = self.seen.lock();
         let is_long = |since: Instant| now.saturating_duration_since(since) >= UNREACHED_AFTER;
@@ -115,15 +116,14 @@ impl Reachability {
         let needs_meta = !seen.meta_ever || !self.has_partitions || seen.partitions == 0;
         (needs_meta && is_long(seen.meta_at)).then(|| match seen.meta_ever {
             true => format!(
-                "no meta that leads has been reached for {} s",
+                "no meta leader has been reached for {} s",
                 now.saturating_duration_since(seen.meta_at).as_secs()
             ),
-            false => "no meta that leads was ever reached".to_owned(),
+            false => "no meta leader was ever reached".to_owned(),
         })
     }
 
-    /// What somebody should look at though clients are served. `name`: a partition's, for
-    /// people.
+    /// Problems that leave the process ready. `name` gives a partition's name for people.
     pub(crate) fn notes(&self, now: Instant, name: impl Fn(PartitionId) -> String) -> Vec<String> {
         let mut notes = Vec::new();
         let unreached = self.unreached(now);
@@ -131,22 +131,20 @@ impl Reachability {
             unreached
                 .iter()
                 .take(LISTED_MAX)
-                .map(|partition| format!("{}: no leader is reached", name(*partition))),
+                .map(|partition| format!("{}: no leader reached", name(*partition))),
         );
         if unreached.len() > LISTED_MAX {
             notes.push(format!("and {} more partitions", unreached.len() - LISTED_MAX));
         }
         if now.saturating_duration_since(self.seen.lock().meta_at) >= UNREACHED_AFTER {
             notes.push(
-                "no meta that leads is reached: tables can't be made, dropped or looked for"
-                    .to_owned(),
+                "no meta leader reached: tables can't be created, dropped or looked up".to_owned(),
             );
         }
         notes
     }
 
-    /// The partitions of which no leader has been reached for longer than an election
-    /// takes.
+    /// Partitions whose leader has not been reached for longer than an election takes.
     pub(crate) fn unreached(&self, now: Instant) -> Vec<PartitionId> {
         let seen = self.seen.lock();
         let is_long = |since: &Instant| now.saturating_duration_since(*since) >= UNREACHED_AFTER;
@@ -157,15 +155,14 @@ impl Reachability {
             .collect()
     }
 
-    /// How many partitions there are, and of how many of these a leader was reached when
-    /// all were asked last.
+    /// The number of partitions, and the number whose leader was reached in the last round.
     pub(crate) fn count(&self) -> (usize, usize) {
         let seen = self.seen.lock();
         (seen.partitions, seen.partitions - seen.unreached.len())
     }
 }
 
-/// What the other servers say that they lead.
+/// Partitions that the other servers lead, by their own answers.
 async fn led_by_others(view: &ClusterView) -> Vec<PartitionId> {
     let servers = view.follow.servers().borrow().clone();
     let others = servers
@@ -208,7 +205,7 @@ mod tests {
         let reachability = Reachability::new(ALL, start);
         record(&reachability, 2, &[0, 1], true, at(1));
         record(&reachability, 2, &[], false, at(2));
-        assert_eq!(reachability.fault(at(5)), None, "it may be an election");
+        assert_eq!(reachability.fault(at(5)), None, "this may be an election");
         record(&reachability, 2, &[], false, at(6));
         assert_eq!(
             reachability.fault(at(6)).unwrap(),
@@ -219,7 +216,7 @@ mod tests {
         assert_eq!(
             (reachability.fault(at(7)), reachability.count()),
             (None, (2, 1)),
-            "metas are not needed for that"
+            "partitions need no metas"
         );
     }
 
@@ -234,7 +231,7 @@ mod tests {
         record(&reachability, 3, &[0, 1], true, at(6));
         assert_eq!(
             (reachability.notes(at(6), name), reachability.fault(at(6))),
-            (vec!["db0 partition 2: no leader is reached".to_owned()], None)
+            (vec!["db0 partition 2: no leader reached".to_owned()], None)
         );
         record(&reachability, 3, &[0, 1, 2], true, at(7));
         assert!(reachability.notes(at(7), name).is_empty());
@@ -242,7 +239,7 @@ mod tests {
         assert_eq!(
             reachability.notes(at(13), name).len(),
             LISTED_MAX + 2,
-            "not all of them, and that no meta was heard of since"
+            "a limited list, and the missing meta leader"
         );
     }
 
@@ -253,8 +250,8 @@ mod tests {
         let reachability = Reachability::new(ALL, start);
         record(&reachability, 1, &[0], false, at(4));
         assert_eq!(reachability.fault(at(4)), None);
-        assert_eq!(reachability.fault(at(5)).unwrap(), "no meta that leads was ever reached");
-        // Without a table, a meta is what a client's first write needs; a meta alone has
+        assert_eq!(reachability.fault(at(5)).unwrap(), "no meta leader was ever reached");
+        // Without a table, a client's first write needs the metas; a meta alone does
         // nothing else.
         for (roles, tables) in [(ALL, 0), (Roles { meta: true, ..Roles::default() }, 1)] {
             let reachability = Reachability::new(roles, start);
@@ -262,7 +259,7 @@ mod tests {
             assert_eq!(reachability.fault(at(5)), None);
             assert_eq!(
                 reachability.fault(at(6)).unwrap(),
-                "no meta that leads has been reached for 5 s"
+                "no meta leader has been reached for 5 s"
             );
         }
     }

@@ -1,8 +1,9 @@
-//! Keeps the replicas of this process in step with what meta says.
+//! Reconciliation of this process's replicas with meta's assignments.
 //!
-//! Meta says what there should be; this makes it so, and again after a restart: creating
-//! and dropping are resumed wherever they were cut off. Standalone, meta is in this
-//! process and is told by function calls; in a cluster it is told by reports.
+//! Meta publishes the desired state, and this module creates and destroys replicas until
+//! the process matches it. It is level-triggered and idempotent: a creation or a drop that
+//! was interrupted resumes after a restart. A standalone server calls its own meta; a
+//! process of a cluster reports to the metas.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,22 +18,22 @@ use tokio::sync::mpsc;
 
 use crate::reporter::Reporter;
 
-/// How soon a destruction that failed is tried again.
+/// Interval of retries after a failed destruction.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// Deletes what is left of a table here; false when something is left to be tried again.
+/// Deletes a table's local data; false when a retry is needed.
 async fn destroy(node: &Node, table: &Table) -> bool {
     match node.destroy(table).await {
         Ok(()) => true,
         Err(error) => {
-            tracing::warn!(table = table.name, id = table.id.0, %error, "a dropped table could not be destroyed; it is tried again");
+            tracing::warn!(table = table.name, id = table.id.0, %error, "cannot delete the data of a dropped table; will retry");
             false
         }
     }
 }
 
-/// Standalone: makes the partitions those of one state of the catalogue; false when
-/// something is left to be tried again.
+/// Standalone: reconciles once with a version of the catalogue; false when a retry is
+/// needed.
 pub(crate) async fn once(meta: &Meta, node: &Node, tables: &Tables) -> bool {
     let placements = |table: &Arc<Table>| {
         let placements = tables.placements.iter().filter(|(id, _)| id.table == table.id);
@@ -54,7 +55,7 @@ pub(crate) async fn once(meta: &Meta, node: &Node, tables: &Tables) -> bool {
         match meta.dropped(table.id).await {
             Ok(()) => tracing::info!(table = table.name, id = table.id.0, "table dropped"),
             Err(error) => {
-                tracing::warn!(table = table.name, id = table.id.0, %error, "a dropped table can't be forgotten yet; it is tried again");
+                tracing::warn!(table = table.name, id = table.id.0, %error, "cannot remove a dropped table from the catalogue; will retry");
                 done = false;
             }
         }
@@ -62,7 +63,7 @@ pub(crate) async fn once(meta: &Meta, node: &Node, tables: &Tables) -> bool {
     done
 }
 
-/// Standalone: follows until the catalogue is gone.
+/// Standalone: reconciles until the catalogue is closed.
 pub(crate) async fn forever(meta: Arc<Meta>, node: Arc<Node>) {
     let mut watch = meta.watch();
     loop {
@@ -75,8 +76,8 @@ pub(crate) async fn forever(meta: Arc<Meta>, node: Arc<Node>) {
     }
 }
 
-/// In a cluster: makes the replicas those that meta assigns, and says so; false when
-/// something is left to be tried again.
+/// In a cluster: reconciles once with meta's assignments, and reports the result; false
+/// when a retry is needed.
 async fn take_on(node: &Node, reporter: &Reporter, assignments: &Assignments) -> bool {
     let (gone, there): (Vec<_>, Vec<_>) =
         assignments.tables.values().partition(|assignment| assignment.destroy);
@@ -94,7 +95,7 @@ async fn take_on(node: &Node, reporter: &Reporter, assignments: &Assignments) ->
             tracing::info!(
                 table = assignment.table.name,
                 id = assignment.table.id.0,
-                "what was here of a dropped table is gone"
+                "deleted the local data of a dropped table"
             );
             destroyed.insert(assignment.table.id);
         }
@@ -108,8 +109,8 @@ async fn take_on(node: &Node, reporter: &Reporter, assignments: &Assignments) ->
     done
 }
 
-/// In a cluster: follows what meta assigns until the process stops. Says when the first
-/// assignments were made true.
+/// In a cluster: reconciles until the process stops. Sends on `first` once the first
+/// assignments are in effect.
 pub(crate) async fn assignments(
     node: Arc<Node>,
     reporter: Arc<Reporter>,
@@ -124,7 +125,7 @@ pub(crate) async fn assignments(
             done = take_on(&node, &reporter, &assigned).await;
             follow.report_now();
             if let Some(first) = first.take() {
-                // Whoever waited for it may have gone.
+                // The start may have been cancelled.
                 let _ = first.send(());
             }
         }
@@ -135,7 +136,7 @@ pub(crate) async fn assignments(
     }
 }
 
-/// In a cluster: has meta told at once when a leadership or a replica's health changes.
+/// In a cluster: reports immediately when a leadership or a replica's health changes.
 pub(crate) async fn changes(node: Arc<Node>, follow: Arc<Follow>) {
     let mut changes = node.changes();
     while changes.changed().await.is_ok() {
@@ -143,7 +144,7 @@ pub(crate) async fn changes(node: Arc<Node>, follow: Arc<Follow>) {
     }
 }
 
-/// In a cluster: does what meta orders.
+/// In a cluster: executes meta's instructions.
 pub(crate) async fn orders(
     node: Arc<Node>,
     reporter: Arc<Reporter>,
@@ -159,10 +160,10 @@ pub(crate) async fn orders(
                         Ok(()) => tracing::info!(
                             ?partition,
                             to,
-                            "a leadership was handed over, as ordered"
+                            "transferred leadership, as instructed by meta"
                         ),
                         Err(why) => {
-                            tracing::info!(?partition, to, why, "a leadership was not handed over")
+                            tracing::info!(?partition, to, why, "leadership transfer failed")
                         }
                     }
                 });

@@ -1,5 +1,5 @@
-//! What a process of a cluster says of itself to meta: who it is, and how it and its
-//! replicas are.
+//! Heartbeats of a process of a cluster to meta: its identity, and the state of the
+//! process and its replicas.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock, Weak};
@@ -16,33 +16,33 @@ use crate::compaction::Compactions;
 use crate::data_dir::DataDir;
 use crate::process_info::ProcessInfo;
 
-/// How often the process's own figures are told.
+/// Interval at which the process's own statistics are reported.
 const FIGURES_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The process as it reports to meta.
+/// The source of a process's reports to meta.
 pub(crate) struct Reporter {
     server: Server,
     data_dir: Arc<DataDir>,
     pub(crate) compactions: Arc<Compactions>,
     node: OnceLock<Arc<Node>>,
-    /// The process, once it is all there.
+    /// The process, once it is open.
     process: OnceLock<Weak<ProcessInfo>>,
     last: Mutex<LastReport>,
 }
 
-/// What meta was told last, and what there is to tell.
+/// The state at the last report, and results of reconciliation to report.
 #[derive(Default)]
 struct LastReport {
     replicas: HashMap<PartitionId, Replica>,
     compactions: HashMap<u64, Compaction>,
     figures_at: Option<Instant>,
-    /// What ailed the disks.
+    /// The disk ailment that was last reported.
     ails: Option<&'static str>,
-    /// The version of the assignments that were made true.
+    /// The version of the assignments in effect.
     followed: u64,
-    /// Tables that are assigned.
+    /// Assigned tables.
     tables: BTreeSet<TableId>,
-    /// Tables of which nothing is left.
+    /// Dropped tables whose data is deleted.
     destroyed: BTreeSet<TableId>,
 }
 
@@ -64,13 +64,12 @@ impl Reporter {
         self.node.get_or_init(|| node.clone());
     }
 
-    /// The process is all there. Once.
+    /// The process is open. Once.
     pub(crate) fn set_process(&self, process: &Arc<ProcessInfo>) {
         self.process.get_or_init(|| Arc::downgrade(process));
     }
 
-    /// Assignments were made true: those of `tables`; of `destroyed`, nothing is left
-    /// here.
+    /// The assignments of `tables` are in effect; the data of `destroyed` is deleted.
     pub(crate) fn followed(
         &self,
         version: u64,
@@ -95,7 +94,7 @@ impl Source for Reporter {
         let replicas = self.node.get().map(|node| node.report()).unwrap_or_default();
         let mut last = self.last.lock();
         if whole {
-            // Whoever hears this has not heard anything before.
+            // A new meta leader knows none of the earlier reports.
             last.replicas.clear();
             last.compactions.clear();
             last.figures_at = None;
@@ -144,7 +143,7 @@ impl Source for Reporter {
     }
 }
 
-/// The process's own figures.
+/// The process's own statistics.
 pub(crate) fn figures(
     process: &ProcessInfo,
     rows_disk_bytes: u64,
@@ -164,7 +163,7 @@ pub(crate) fn figures(
         faults: process
             .faults()
             .into_iter()
-            .chain(ailing.iter().map(|why| format!("it leads nothing for the moment: {why}")))
+            .chain(ailing.iter().map(|why| format!("leads no partitions at the moment: {why}")))
             .collect(),
         ailing,
     }

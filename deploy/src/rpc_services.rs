@@ -1,8 +1,8 @@
-//! What this process does for the others of its cluster: hands what they send to storage
-//! and meta.
+//! RPC services of a process: an adapter that hands requests from the cluster's other
+//! processes to storage and meta.
 //!
-//! It is there before what it serves is open; until then it says so, in a way that the
-//! sender can tell from a failure.
+//! It serves before storage and meta are open; until then its answers say so, and differ
+//! from those of a failure.
 
 use std::sync::{Arc, OnceLock};
 
@@ -19,7 +19,7 @@ use storage::Node;
 
 use crate::process_info::ProcessInfo;
 
-/// Whether a request changes nothing, so that it may be carried out twice.
+/// The request changes nothing and may be executed twice.
 pub(crate) fn is_read(request: &Request) -> bool {
     !request.ops.iter().any(|op| op.is_write())
 }
@@ -27,8 +27,7 @@ pub(crate) fn is_read(request: &Request) -> bool {
 /// The services of a process.
 pub(crate) struct RpcServices {
     meta: OnceLock<Arc<Meta>>,
-    /// Of a process with a seat in the meta group: whether it has a past there, or
-    /// belongs to a cluster.
+    /// Of a meta: it has data of the meta group, or already belongs to a cluster.
     has_history: OnceLock<bool>,
     node: OnceLock<Arc<Node>>,
     replicas: OnceLock<Arc<dyn Replicas<Request, Response>>>,
@@ -53,12 +52,13 @@ impl RpcServices {
         self.meta.get_or_init(|| meta.clone());
     }
 
-    /// Whether this process's meta, which is not open yet, remembers anything. Once.
+    /// Sets whether this process's meta, not open yet, has earlier data. Once.
     pub(crate) fn set_has_history(&self, has_history: bool) {
         self.has_history.get_or_init(|| has_history);
     }
 
-    /// A meta that remembers nothing asks before the metas are open.
+    /// Answers a meta with an empty directory. The question may come before this meta is
+    /// open.
     fn seat(&self, seat: u32, server: ServerId) -> Answer {
         if let Some(meta) = self.meta.get().cloned() {
             return Answer::Later(Box::pin(async move {
@@ -68,7 +68,7 @@ impl RpcServices {
         let word = match self.has_history.get() {
             Some(true) => SeatWord::Unknown,
             Some(false) => SeatWord::Unfounded,
-            None => return Answer::Now(Err("its directory is not open yet".to_owned())),
+            None => return Answer::Now(Err("the data directory is not open yet".to_owned())),
         };
         Answer::Now(Ok(news::encode(&Told::Seat(word))))
     }
@@ -79,7 +79,7 @@ impl RpcServices {
         self.replicas.get_or_init(|| node.clone());
     }
 
-    /// The process is all there. Once.
+    /// The process is open. Once.
     pub(crate) fn set_process(&self, process: &Arc<ProcessInfo>) {
         self.process.get_or_init(|| process.clone());
     }
@@ -95,14 +95,14 @@ impl RpcServices {
                     "seat {} of the meta group is not server {}'s",
                     letter.from, from.server
                 ))),
-                Some(meta) => begun(Box::pin(async move {
+                Some(meta) => start_now(Box::pin(async move {
                     meta.group().receive(letter).await.map_err(|error| error.to_string())
                 })),
                 None => Answer::Now(Err("no meta is open here".to_owned())),
             };
         }
         match self.node.get().cloned() {
-            Some(node) => begun(Box::pin(async move { node.receive(letter).await })),
+            Some(node) => start_now(Box::pin(async move { node.receive(letter).await })),
             None => Answer::Now(Err("no storage is open here".to_owned())),
         }
     }
@@ -142,23 +142,23 @@ impl Services for RpcServices {
     }
 
     fn channel(&self, from: &Peer, service: Service, hello: Bytes, channel: Channel) {
-        // Dropped, the channel ends: whoever opened it tries another.
+        // Dropping the channel ends it, and the client tries another meta.
         if let (Service::Meta, Some(meta)) = (service, self.meta.get()) {
             meta.channel(from, hello, channel);
         }
     }
 }
 
-/// Raft is to get letters in the order in which they came, and what is spawned may
-/// overtake: so it begins here.
-fn begun(mut answer: Boxed<'static, Result<Bytes, String>>) -> Answer {
+/// Starts a future immediately: Raft must receive messages in the order in which they
+/// arrived, and spawned tasks may overtake each other.
+fn start_now(mut answer: Boxed<'static, Result<Bytes, String>>) -> Answer {
     match (&mut answer).now_or_never() {
         Some(answer) => Answer::Now(answer),
         None => Answer::Later(answer),
     }
 }
 
-/// A process without replicas.
+/// The replicas of a process that stores none.
 struct NoReplicas(ServerId);
 
 impl Call<Request, Response> for NoReplicas {

@@ -1,4 +1,4 @@
-//! A process from the configuration to the last flush, whatever its roles.
+//! The life of a process, from the configuration to the last flush.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,23 +28,23 @@ use crate::process_info::ProcessInfo;
 use crate::runtimes::{Runtimes, Signals};
 use crate::{exposition, http, logging, member, standalone};
 
-/// How often the metrics recorder tidies up.
+/// Interval of the metrics recorder's upkeep.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
-/// How long the proxy may take to stop; it gives connections ten seconds to finish what
-/// is in flight.
+/// Maximum time for the proxy to stop; connections get ten seconds of it to finish
+/// commands in flight.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// What a process is.
+/// Mode of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// All of Bridle, by itself.
+    /// All of Bridle in one process.
     Standalone,
-    /// One of a cluster's processes.
+    /// A process of a cluster, with these roles.
     Member(Roles),
 }
 
 impl Mode {
-    /// What it does.
+    /// The roles of the process.
     pub(crate) fn roles(self) -> Roles {
         match self {
             Mode::Standalone => Roles { meta: true, storage: true, proxy: true },
@@ -52,13 +52,13 @@ impl Mode {
         }
     }
 
-    /// Whether it has others beside it.
+    /// The process is part of a cluster.
     pub(crate) fn in_cluster(self) -> bool {
         self != Mode::Standalone
     }
 }
 
-/// What the command line says.
+/// Parsed flags of the command line.
 pub(crate) struct CliFlags<'a> {
     pub(crate) common: &'a CommonFlags,
     pub(crate) clients: Option<&'a ClientFlags>,
@@ -100,7 +100,7 @@ pub(crate) fn run(mode: Mode, flags: &CliFlags<'_>) -> anyhow::Result<()> {
     };
     let outcome = runtimes.control.block_on(process.serve(metrics));
     runtimes.stop();
-    // The lock is let go of last.
+    // Releases the directory's lock, last.
     drop(data_dir);
     outcome
 }
@@ -163,7 +163,7 @@ fn resolve(flags: &CliFlags<'_>) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// A process that runs.
+/// A process that is starting or running.
 struct RunningProcess<'a> {
     mode: Mode,
     config: &'a Config,
@@ -184,7 +184,7 @@ impl RunningProcess<'_> {
         let certificates = Arc::new(Certificates::new(tls.clone()));
         let bound = ports.bound()?;
 
-        // Until all is open there is a page that says so.
+        // Until everything is open, the HTTP port reports the phase of the start.
         let phase = StartupPhase::default();
         phase.set("opening the data");
         let (http_server, stop_pages) = (http::HttpServer::new(&phase), CancellationToken::new());
@@ -236,7 +236,7 @@ impl RunningProcess<'_> {
         }
 
         http_server.open(http::pages(process.clone(), metrics.clone()));
-        // Before the first client can be told anything else.
+        // Before the first client is served.
         process.serving.store(true, Ordering::Release);
         let upkeep = tokio::spawn(run_metrics_upkeep(metrics));
         let renewing = tokio::spawn(reload_on_hangup(process.clone(), hangups));
@@ -272,19 +272,19 @@ impl RunningProcess<'_> {
             components.hand_over(config.cluster.leader_transfer_timeout.0).await;
             shutdown.cancel();
             if tokio::time::timeout(DRAIN_TIMEOUT, serving).await.is_err() {
-                tracing::warn!("connections did not finish in time; they are cut");
+                tracing::warn!("connections did not finish in time; closing them");
             }
         };
         tokio::select! {
             () = stopping => {}
-            name = signals.next() => anyhow::bail!("cut short by a second {name}; what was acknowledged is in the log"),
+            name = signals.next() => anyhow::bail!("stop interrupted by a second {name}; acknowledged writes are in the log"),
         }
         drop(unix_path);
         upkeep.abort();
         renewing.abort();
         stop_pages.cancel();
         let closed = components.close().await;
-        // Nobody may hold up the stop by keeping an HTTP connection.
+        // An open HTTP connection must not delay the stop.
         let _ = tokio::time::timeout(Duration::from_secs(1), http).await;
         tracing::info!("stopped");
         closed
@@ -365,7 +365,7 @@ fn client_tls(section: &TlsSection) -> anyhow::Result<Option<Arc<Tls>>> {
     Ok(Some(Tls::new(credentials)))
 }
 
-/// Reads certificates anew by SIGHUP, until the process stops.
+/// Reloads certificates on SIGHUP, until the process stops.
 async fn reload_on_hangup(process: Arc<ProcessInfo>, mut hangups: Signal) {
     while hangups.recv().await.is_some() {
         let (for_clients, of_cluster) = match process.proxy() {
@@ -381,7 +381,7 @@ async fn reload_on_hangup(process: Arc<ProcessInfo>, mut hangups: Signal) {
         if let Err(why) = process.certificates.renew(Some(&for_clients), Some(&of_cluster)) {
             tracing::error!(
                 why,
-                "SIGHUP: certificates can't be used, those from before are used on"
+                "SIGHUP: cannot reload certificates, the previous ones stay in use"
             );
         }
     }

@@ -1,5 +1,5 @@
-//! `bridle standalone`: proxy, storage and meta in one process, that reach each other by
-//! function calls and nobody else at all.
+//! `bridle standalone`: proxy, storage and meta in one process. They call each other's
+//! functions; there is no network.
 
 use anyhow::Context;
 use cluster::ServerId;
@@ -13,7 +13,7 @@ use crate::data_dir::DataDir;
 use crate::reconcile;
 use crate::stores::Stores;
 
-/// Opens everything, with all partitions of all tables.
+/// Opens all components, with all partitions of all tables.
 pub(crate) async fn open(setup: &StartContext<'_>) -> anyhow::Result<Components> {
     let (config, data_dir, runtimes) = (setup.config, setup.data_dir, setup.runtimes);
     let stores = Stores::open(config, data_dir, &runtimes.before_sleep).await?;
@@ -32,7 +32,7 @@ pub(crate) async fn open(setup: &StartContext<'_>) -> anyhow::Result<Components>
         .context("open the table catalogue")?;
     let (options, node_stores, first) =
         (setup.node_options(cluster, None), stores.clone(), meta.clone());
-    // On the proxy's runtime: executors are to run beside the connections that they
+    // On the proxy's runtime, so that executors run beside the connections that they
     // answer.
     let node = runtimes.proxy.spawn(async move {
         let node = Node::open(options, node_stores.log, node_stores.shared);
@@ -53,7 +53,7 @@ pub(crate) async fn open(setup: &StartContext<'_>) -> anyhow::Result<Components>
     })
 }
 
-/// This process as the table catalogue knows it: nobody else ever reaches it.
+/// The entry of this process in the table catalogue; no other process connects to it.
 fn only_server(config: &Config, data_dir: &DataDir) -> Server {
     let roles = Roles { meta: true, storage: true, proxy: true };
     let id = ServerId(data_dir.identity().node_id);

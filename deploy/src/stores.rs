@@ -62,7 +62,7 @@ fn log_options(config: &Config, data_dir: &DataDir) -> LogOptions {
     options
 }
 
-/// How much log is kept for replicas that are behind.
+/// Retention of the log for lagging replicas.
 pub(crate) fn log_policy(config: &Config) -> Policy {
     let log = &config.raft_log;
     Policy {

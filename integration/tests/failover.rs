@@ -266,9 +266,7 @@ fn a_node_without_a_quorum_is_not_ready() {
     within(10, "all is well", || cluster.page(0, "/health/ready") == (200, "ok\n".to_owned()));
     cluster.kill(2);
     // What lies on it alone is missed, the rest serves.
-    within(20, "the lost partition is named", || {
-        says(&cluster, 200, ": no leader is reached\n", "1")
-    });
+    within(20, "the lost partition is named", || says(&cluster, 200, ": no leader reached\n", "1"));
     let (_, body) = cluster.page(0, "/health/ready");
     assert!(body.starts_with("ok\nthin partition ") && body.lines().count() == 2, "{body}");
     assert!(

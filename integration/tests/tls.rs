@@ -143,7 +143,7 @@ fn certificates_are_reloaded_by_sighup_and_config_set() {
     put(&second, "server.pem");
     server.signal("HUP");
     within(10, "that they do not fit is said", || {
-        server.output().contains("certificates can't be used")
+        server.output().contains("cannot reload certificates")
     });
     assert!(answers(&old) && !answers(&second));
     put(&second, "server.key");
