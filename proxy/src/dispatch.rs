@@ -26,7 +26,7 @@ use row::answer_size::AnswerSize;
 use row::edits::Edits;
 use row::op::{Answer, Op};
 use row::view::{Fault, Rules, Stamp, Tx};
-use row::{Failed, Family, View};
+use row::{EvalError, Family, View};
 use smallvec::SmallVec;
 
 use crate::client::account::Part;
@@ -857,8 +857,8 @@ pub(crate) fn on_nothing(ops: &[Op]) -> Result<Option<Vec<Outcome>>, Fault> {
         let mut tx = Tx { view: &Nothing, edits: &mut edits, stamp, rules };
         match row::eval(op, &mut tx) {
             Ok(answer) => outcomes.push(Ok(answer)),
-            Err(Failed::Refused(refusal)) => outcomes.push(Err(refusal)),
-            Err(Failed::Fault(fault)) => return Err(fault),
+            Err(EvalError::Refused(refusal)) => outcomes.push(Err(refusal)),
+            Err(EvalError::Fault(fault)) => return Err(fault),
         }
     }
     Ok(edits.is_empty().then_some(outcomes))

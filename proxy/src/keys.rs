@@ -6,7 +6,9 @@ use bytes::Bytes;
 use cluster::{CallError, PartitionId, Table};
 use commands::Reply;
 use row::key;
-use row::op::{Answer, Content, Deadline, Kind, Op, Refusal, Request, Response, Ttl, Watched};
+use row::op::{
+    Answer, Deadline, Op, Refusal, Request, Response, RowContent, RowKind, Ttl, WatchToken,
+};
 
 use crate::client::account::Part;
 use crate::session::{Named, Session};
@@ -92,13 +94,13 @@ fn not_copied(refusal: Refusal) -> Reply {
 /// A copy that MOVE has made, as it was then.
 struct Copied {
     partition: PartitionId,
-    watched: Watched,
+    watched: WatchToken,
 }
 
 /// Whether a row that was looked at holds what another did.
 fn has_content_of(row: &Answer, other: &Answer) -> bool {
     match (row, other) {
-        (Answer::Content { content, .. }, Answer::Content { content: other, .. }) => {
+        (Answer::RowContent { content, .. }, Answer::RowContent { content: other, .. }) => {
             content == other
         }
         _ => false,
@@ -107,7 +109,7 @@ fn has_content_of(row: &Answer, other: &Answer) -> bool {
 
 fn has_fields_that_expire(row: &Answer) -> bool {
     match row {
-        Answer::Content { content: Content::Hash(fields), .. } => {
+        Answer::RowContent { content: RowContent::Hash(fields), .. } => {
             fields.iter().any(|(.., at)| at.is_some())
         }
         _ => false,
@@ -116,7 +118,7 @@ fn has_fields_that_expire(row: &Answer) -> bool {
 
 /// The op that writes a dumped row.
 fn restoring(key: Bytes, row: Answer, replace: bool) -> Result<Op, Reply> {
-    let Answer::Content { content, expires_at_ms } = row else {
+    let Answer::RowContent { content, expires_at_ms } = row else {
         return Err(commands::words::no_answer());
     };
     let until = |at| Ttl::Until(Deadline::At(i64::try_from(at).unwrap_or(i64::MAX)));
@@ -166,7 +168,7 @@ impl Session {
         cursor: u64,
         count: u64,
         glob: Option<Bytes>,
-        kind: Option<Kind>,
+        kind: Option<RowKind>,
         none: bool,
     ) -> Reply {
         let Some(slot) = key::cursor_slot(cursor).filter(|_| !none) else {
@@ -208,7 +210,7 @@ impl Session {
         cursor: u64,
         count: u64,
         glob: Option<Bytes>,
-        kind: Option<Kind>,
+        kind: Option<RowKind>,
     ) -> Result<(Vec<Bytes>, u64), Reply> {
         match self.ask(partition, Op::Scan { cursor, count, glob, kind }).await? {
             Ok(Answer::Page { keys, next, .. }) => Ok((keys, next)),
@@ -296,7 +298,7 @@ impl Session {
         partition: PartitionId,
         cursor: u64,
     ) -> Result<Option<Bytes>, Reply> {
-        match self.ask(partition, Op::Nearest { cursor }).await? {
+        match self.ask(partition, Op::FirstAtOrAfter { cursor }).await? {
             Ok(Answer::Bytes(key)) => Ok(Some(key)),
             // Or a page of rows that have expired.
             Ok(Answer::Nil | Answer::Page { .. }) => Ok(None),
@@ -448,7 +450,7 @@ impl Session {
         &mut self,
         partition: PartitionId,
         key: &Bytes,
-    ) -> Result<(Watched, Answer), Reply> {
+    ) -> Result<(WatchToken, Answer), Reply> {
         let ops = vec![Op::Watch { key: key.clone() }, Op::Dump { key: key.clone() }];
         let look = Request { ops, joined: vec![1], watched: Vec::new() };
         let looked = router::respond(&self.proxy, partition, &look, self.deadline()).await;
@@ -457,7 +459,7 @@ impl Session {
         };
         let mut outcomes = outcomes.into_iter();
         match (outcomes.next(), outcomes.next()) {
-            (Some(Ok(Answer::Watched(watched))), Some(Ok(row))) => Ok((watched, row)),
+            (Some(Ok(Answer::WatchToken(watched))), Some(Ok(row))) => Ok((watched, row)),
             (_, Some(Err(refusal))) => Err(not_copied(refusal)),
             _ => Err(commands::words::no_answer()),
         }

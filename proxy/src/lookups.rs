@@ -14,12 +14,12 @@ use crate::stats::Stats;
 pub(crate) fn is_lookup(op: &Op) -> bool {
     match op {
         Op::Inspect { .. } | Op::Encoding { .. } | Op::Dump { .. } | Op::Copy { .. } => true,
-        Op::Get { .. }
-        | Op::GetRange { .. }
-        | Op::Length { .. }
-        | Op::GetDelete { .. }
-        | Op::GetExpire { .. } => true,
-        Op::Set { want_old, .. } => *want_old,
+        Op::StringGet { .. }
+        | Op::StringGetRange { .. }
+        | Op::StringLen { .. }
+        | Op::StringGetDelete { .. }
+        | Op::StringGetExpire { .. } => true,
+        Op::StringSet { want_old, .. } => *want_old,
         Op::HashGet { .. } | Op::HashLen { .. } | Op::HashRange { .. } | Op::HashScan { .. } => {
             true
         }
@@ -32,9 +32,9 @@ pub(crate) fn is_lookup(op: &Op) -> bool {
 fn is_hit(outcome: &Outcome) -> bool {
     match outcome {
         // A hash without fields is none.
-        Ok(Answer::Nil | Answer::Row(None) | Answer::Set { old: None, .. } | Answer::Int(0)) => {
-            false
-        }
+        Ok(
+            Answer::Nil | Answer::Row(None) | Answer::Written { old: None, .. } | Answer::Int(0),
+        ) => false,
         Ok(_) => true,
         Err(refusal) => *refusal != Refusal::KeyTooLong,
     }

@@ -3,7 +3,7 @@
 //! The words of a command are kept while it is queued, as copies of their own; EXEC plans
 //! and carries out. All ops go into one request to one partition, so they are atomic and
 //! isolated; rows of several partitions are refused as a whole. Watched rows travel with
-//! the request as tokens that the partition's executor made ([`row::op::Watched`]), so
+//! the request as tokens that the partition's executor made ([`row::op::WatchToken`]), so
 //! nothing is watched between WATCH and EXEC, and no server keeps a list.
 //!
 //! A table that is missing is watched by its name: it is as it was while there is none,
@@ -22,7 +22,7 @@ use commands::args::Words;
 use commands::plan::ClientCall;
 use commands::table::flags;
 use commands::{Command, Plan, Reply, Rows, Session as Call, Wording};
-use row::op::{Answer, Op, Request, Response, Watched};
+use row::op::{Answer, Op, Request, Response, WatchToken};
 use row::view::Fault;
 use smallvec::{SmallVec, smallvec};
 
@@ -93,7 +93,7 @@ impl Queued {
 
 /// A watched row.
 enum Watch {
-    Row(PartitionId, Watched),
+    Row(PartitionId, WatchToken),
     /// In a table that did not exist then.
     NoTable(Arc<str>, Bytes),
 }
@@ -243,7 +243,7 @@ impl Session {
         batches.carry_out_small(&self.proxy, deadline).await;
         for (partition, line) in places {
             match batches.take(line) {
-                Ok(Ok(Answer::Watched(watched))) => {
+                Ok(Ok(Answer::WatchToken(watched))) => {
                     self.transaction.watched.push(Watch::Row(partition, watched))
                 }
                 Ok(Ok(_)) => return commands::words::no_answer(),
@@ -487,7 +487,7 @@ impl Session {
         gathered: Gathered,
         watched: Vec<Watch>,
     ) -> Result<Option<Vec<Outcome>>, Reply> {
-        let mut tokens = BTreeMap::<PartitionId, Vec<Watched>>::new();
+        let mut tokens = BTreeMap::<PartitionId, Vec<WatchToken>>::new();
         let mut made = None;
         if let Some(name) = &gathered.made {
             made = self.find_named(name).await?;
@@ -504,7 +504,7 @@ impl Session {
                     tokens
                         .entry(router::partition_of(table, key))
                         .or_default()
-                        .push(Watched::unwritten(key.clone()));
+                        .push(WatchToken::unwritten(key.clone()));
                 }
                 (Watch::NoTable(..), _) => {}
             }
@@ -666,7 +666,7 @@ fn as_rows(call: Call) -> Plan {
             rows(Op::Scan { cursor, count, glob, kind }, Wording::One(keys::page))
         }
         Call::RandomKey => rows(
-            Op::Nearest { cursor: row::key::cursor(rand::random::<u64>() >> 2) },
+            Op::FirstAtOrAfter { cursor: row::key::cursor(rand::random::<u64>() >> 2) },
             Wording::One(keys::drawn),
         ),
         call => Plan::Session(call),

@@ -29,7 +29,7 @@ fn slot(row: u64, cursor: u64) -> usize {
 
 impl Cursors {
     /// The sortkey, if it has not been displaced.
-    pub(crate) fn recall(&self, row: &[u8], cursor: u64) -> Option<Bytes> {
+    pub(crate) fn recall_cursor(&self, row: &[u8], cursor: u64) -> Option<Bytes> {
         let row = key::hash48(row);
         let slots = self.0.lock();
         let known = slots.get(slot(row, cursor))?.as_ref()?;
@@ -38,7 +38,7 @@ impl Cursors {
 
     /// Notes a sortkey, displacing that of another cursor; `false` when this cursor
     /// stands for another one.
-    pub(crate) fn remember(&self, row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
+    pub(crate) fn remember_cursor(&self, row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
         let row = key::hash48(row);
         let mut slots = self.0.lock();
         if slots.is_empty() {
@@ -62,21 +62,23 @@ mod tests {
     #[test]
     fn the_newest_cursor_wins_a_slot_and_the_displaced_is_forgotten() {
         let cursors = Cursors::default();
-        assert_eq!(cursors.recall(b"row", 5), None);
-        assert!(cursors.remember(b"row", 5, b"a"));
-        assert_eq!(cursors.recall(b"row", 5), Some(Bytes::from_static(b"a")));
-        assert!(cursors.remember(b"row", 5 + SLOTS as u64, b"b"));
-        assert_eq!(cursors.recall(b"row", 5), None);
+        assert_eq!(cursors.recall_cursor(b"row", 5), None);
+        assert!(cursors.remember_cursor(b"row", 5, b"a"));
+        assert_eq!(cursors.recall_cursor(b"row", 5), Some(Bytes::from_static(b"a")));
+        assert!(cursors.remember_cursor(b"row", 5 + SLOTS as u64, b"b"));
+        assert_eq!(cursors.recall_cursor(b"row", 5), None);
     }
 
     #[test]
     fn a_cursor_stands_for_one_sortkey_of_its_row() {
         let cursors = Cursors::default();
-        assert!(cursors.remember(b"row", 5, b"a") && cursors.remember(b"row", 5, b"a"));
-        assert!(!cursors.remember(b"row", 5, b"b"), "somebody may be at the other");
-        assert_eq!(cursors.recall(b"row", 5), Some(Bytes::from_static(b"a")));
-        assert_eq!(cursors.recall(b"other", 5), None, "another row's cursors are its own");
-        assert!(cursors.remember(b"other", 5, b"b"));
-        assert_eq!(cursors.recall(b"other", 5), Some(Bytes::from_static(b"b")));
+        assert!(
+            cursors.remember_cursor(b"row", 5, b"a") && cursors.remember_cursor(b"row", 5, b"a")
+        );
+        assert!(!cursors.remember_cursor(b"row", 5, b"b"), "somebody may be at the other");
+        assert_eq!(cursors.recall_cursor(b"row", 5), Some(Bytes::from_static(b"a")));
+        assert_eq!(cursors.recall_cursor(b"other", 5), None, "another row's cursors are its own");
+        assert!(cursors.remember_cursor(b"other", 5, b"b"));
+        assert_eq!(cursors.recall_cursor(b"other", 5), Some(Bytes::from_static(b"b")));
     }
 }

@@ -28,9 +28,9 @@ use std::time::{Duration, Instant};
 use cluster::CallError;
 use engine::batch::Link;
 use engine::mutants::{self, Rule};
-use row::edits::{Edits, Family, Over};
-use row::eval::Failed;
-use row::op::{Answer, Op, Refusal, Request, Response, Watched};
+use row::edits::{Edits, Family, Overlay};
+use row::eval::EvalError;
+use row::op::{Answer, Op, Refusal, Request, Response, WatchToken};
 use row::value::DefaultTtl;
 use row::view::{Fault, Rules, Stamp, Tx, View};
 use row::{eval, key};
@@ -551,7 +551,7 @@ fn on_top_of<'e, R>(
     then: &mut dyn FnMut(&dyn View) -> R,
 ) -> R {
     match edits.next() {
-        Some(first) => on_top_of(edits, &Over { edits: first, view }, then),
+        Some(first) => on_top_of(edits, &Overlay { edits: first, view }, then),
         None => then(view),
     }
 }
@@ -665,10 +665,10 @@ impl Evaluation<'_> {
 
     fn on(&mut self, op: &Op, tx: &mut Tx<'_>) -> Result<Result<Answer, Refusal>, Fault> {
         match eval::eval(op, tx) {
-            Ok(Answer::Watched(watched)) => Ok(Ok(Answer::Watched(self.watch(watched)))),
+            Ok(Answer::WatchToken(watched)) => Ok(Ok(Answer::WatchToken(self.watch(watched)))),
             Ok(answer) => Ok(Ok(answer)),
-            Err(Failed::Refused(refusal)) => Ok(Err(refusal)),
-            Err(Failed::Fault(fault)) => Err(fault),
+            Err(EvalError::Refused(refusal)) => Ok(Err(refusal)),
+            Err(EvalError::Fault(fault)) => Err(fault),
         }
     }
 
@@ -682,7 +682,7 @@ impl Evaluation<'_> {
         let answers_max = self.answers_max();
         let mut is_out_of_memory = false;
         let mut tx = Tx { view: self.view, edits, stamp: self.stamp, rules: self.rules };
-        let done = eval::apart(bytes_max, Refusal::TooMuch, &mut tx, |tx| {
+        let done = eval::eval_bounded(bytes_max, Refusal::TooMuch, &mut tx, |tx| {
             let (mut done, mut bytes) = (Vec::with_capacity(ops.len()), 0);
             for op in ops {
                 let outcome = self.on(op, tx)?;
@@ -697,9 +697,9 @@ impl Evaluation<'_> {
         });
         match done {
             Ok(done) => Ok(done),
-            Err(Failed::Refused(_)) if is_out_of_memory => Err(Undone::OutOfMemory),
-            Err(Failed::Refused(refusal)) => Ok(ops.iter().map(|_| Err(refusal)).collect()),
-            Err(Failed::Fault(fault)) => Err(Undone::Fault(self.replica.fault(fault))),
+            Err(EvalError::Refused(_)) if is_out_of_memory => Err(Undone::OutOfMemory),
+            Err(EvalError::Refused(refusal)) => Ok(ops.iter().map(|_| Err(refusal)).collect()),
+            Err(EvalError::Fault(fault)) => Err(Undone::Fault(self.replica.fault(fault))),
         }
     }
 
@@ -712,14 +712,14 @@ impl Evaluation<'_> {
         of_table.min(self.replica.queue.quota().bytes_max() / 2)
     }
 
-    fn watch(&mut self, mut watched: Watched) -> Watched {
+    fn watch(&mut self, mut watched: WatchToken) -> WatchToken {
         watched.term = self.term;
         watched.touched = self.stripes.watch(&key::head(&watched.key));
         watched
     }
 
     /// Batches in flight have left their mark as they departed.
-    fn is_untouched(&self, watched: &Watched, batch: &Batch) -> Result<bool, CallError> {
+    fn is_untouched(&self, watched: &WatchToken, batch: &Batch) -> Result<bool, CallError> {
         if watched.term == 0 {
             return self.is_unwritten(&batch.edits);
         }
@@ -733,7 +733,7 @@ impl Evaluation<'_> {
 
     /// Whether no row of the partition has ever been written: whatever is, counts.
     fn is_unwritten(&self, edits: &Edits) -> Result<bool, CallError> {
-        let count = Over { edits, view: self.view }.get(Family::State, key::ROWS);
+        let count = Overlay { edits, view: self.view }.get(Family::State, key::ROWS);
         Ok(count.map_err(|fault| self.replica.fault(fault))?.is_none())
     }
 }

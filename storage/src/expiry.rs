@@ -208,7 +208,7 @@ impl Drop for Work {
 
 /// The first key of a time in the time index.
 fn key_of(at_ms: u64) -> Bytes {
-    key::time_index(at_ms, key::Due::Row, &[])
+    key::time_index(at_ms, key::ExpiryTarget::Row, &[])
 }
 
 /// The earliest expiry that a batch sets, ms; `u64::MAX` when it sets none.

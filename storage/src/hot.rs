@@ -3,7 +3,7 @@
 //!
 //! One cache serves all replicas of a node, within one budget of bytes. A write seldom
 //! asks what a record's value was: of large heads and of all cells that are written only
-//! the [gist](row::value::gist) is kept, so that many more fit. A head or cell that is
+//! the [metadata](row::value::metadata) is kept, so that many more fit. A head or cell that is
 //! read by its key is kept whole.
 //!
 //! # Why no reader sees the past
@@ -192,7 +192,7 @@ impl Hot {
 
     /// The gist of a head or cell as a view of this moment sees it, or all of it, if that
     /// is here.
-    pub(crate) fn gist(
+    pub(crate) fn metadata(
         &self,
         owner: &Owner,
         family: Family,
@@ -364,7 +364,7 @@ fn rows(edits: &Edits) -> impl Iterator<Item = Changed<'_>> {
 /// How much of a record that was written is kept at least.
 fn least(family: Family, value: &[u8]) -> usize {
     let is_small = family == Family::Head && value.len() <= SMALL_BYTES;
-    if is_small { value.len() } else { value::gist(family, value).len() }
+    if is_small { value.len() } else { value::metadata(family, value).len() }
 }
 
 #[cfg(test)]
@@ -459,28 +459,28 @@ mod tests {
                 None => edits.delete(family, key),
             }
             let begun = hot.begin(&owner, &edits);
-            assert_eq!(hot.gist(&owner, family, KEY, hot.moment()), None, "shut");
+            assert_eq!(hot.metadata(&owner, family, KEY, hot.moment()), None, "shut");
             hot.end(&owner, &edits, begun, true);
         };
         let get = || hot.get(&owner, Family::Head, KEY, hot.moment());
-        let gist = |family: Family| hot.gist(&owner, family, KEY, hot.moment());
+        let metadata = |family: Family| hot.metadata(&owner, family, KEY, hot.moment());
         write(Family::Head, Some(&small));
-        assert_eq!((get(), gist(Family::Head)), (Some(small.clone()), Some(small)));
+        assert_eq!((get(), metadata(Family::Head)), (Some(small.clone()), Some(small)));
         write(Family::Head, Some(&large));
-        assert_eq!((get(), gist(Family::Head)), (None, Some(large.slice(..18))));
+        assert_eq!((get(), metadata(Family::Head)), (None, Some(large.slice(..18))));
         hot.fill(&owner, Family::Head, KEY, &large, hot.moment());
-        assert_eq!((get(), gist(Family::Head)), (Some(large.clone()), Some(large)));
-        assert_eq!(gist(Family::Cell), None, "a cell is no head");
+        assert_eq!((get(), metadata(Family::Head)), (Some(large.clone()), Some(large)));
+        assert_eq!(metadata(Family::Cell), None, "a cell is no head");
         write(Family::Cell, Some(&cell));
         let whole = || hot.get(&owner, Family::Cell, KEY, hot.moment());
-        assert_eq!((whole(), gist(Family::Cell)), (None, Some(cell.slice(..9))));
+        assert_eq!((whole(), metadata(Family::Cell)), (None, Some(cell.slice(..9))));
         hot.fill(&owner, Family::Cell, KEY, &cell, hot.moment());
-        assert_eq!((whole(), gist(Family::Cell)), (Some(cell.clone()), Some(cell.clone())));
+        assert_eq!((whole(), metadata(Family::Cell)), (Some(cell.clone()), Some(cell.clone())));
         write(Family::Cell, None);
-        assert_eq!(gist(Family::Cell), None);
+        assert_eq!(metadata(Family::Cell), None);
         assert!(get().is_some(), "a head is no cell");
         hot.forget(&owner);
-        assert_eq!((get(), gist(Family::Head)), (None, None));
+        assert_eq!((get(), metadata(Family::Head)), (None, None));
     }
 
     #[test]

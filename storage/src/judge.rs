@@ -2,7 +2,7 @@
 //! the store knowing rows.
 
 use engine::store::{CellJudge, Owned};
-use row::value::{Fate, Head};
+use row::value::{Head, HeadSummary};
 use row::{Family, key, value};
 
 use crate::clock;
@@ -19,18 +19,19 @@ impl CellJudge for RowJudge {
     }
 
     fn owned(&self, head: &[u8]) -> Owned {
-        match Head::fate(head) {
-            Ok(Fate { generation: Some(generation), expires_at_ms }) => {
+        match Head::summary(head) {
+            Ok(HeadSummary { generation: Some(generation), expires_at_ms }) => {
                 Owned::Generation(generation, expires_at_ms)
             }
-            Ok(Fate { generation: None, .. }) => Owned::Nothing,
+            Ok(HeadSummary { generation: None, .. }) => Owned::Nothing,
             Err(_) => Owned::Unreadable,
         }
     }
 
     fn kept(&self, head: &[u8], stamp_ms: u64) -> Option<usize> {
-        let is_past = Head::fate(head).ok()?.expires_at_ms.is_some_and(|at_ms| at_ms <= stamp_ms);
-        is_past.then(|| value::gist(Family::Head, head).len())
+        let is_past =
+            Head::summary(head).ok()?.expires_at_ms.is_some_and(|at_ms| at_ms <= stamp_ms);
+        is_past.then(|| value::metadata(Family::Head, head).len())
     }
 
     fn stamp_key(&self) -> &[u8] {
@@ -63,9 +64,9 @@ mod tests {
     use engine::store::{Patience, Settings, Shared, Snapshot, Store, Write};
     use proptest::prelude::*;
     use row::memory::Memory;
-    use row::op::{Answer, Deadline, ExpireIf, Only, Op, Ttl};
+    use row::op::{Answer, Deadline, ExpireCondition, Op, Ttl, WriteCondition};
     use row::view::{Fault, Rules};
-    use row::{Edits, Failed, Stamp, Tx, View, eval};
+    use row::{Edits, EvalError, Stamp, Tx, View, eval};
 
     use super::*;
     use crate::batch;
@@ -95,7 +96,7 @@ mod tests {
         Stamp { now_ms, timetag: now_ms << 16 }
     }
 
-    fn ask(view: &dyn View, now_ms: u64, op: &Op, edits: &mut Edits) -> Result<Answer, Failed> {
+    fn ask(view: &dyn View, now_ms: u64, op: &Op, edits: &mut Edits) -> Result<Answer, EvalError> {
         eval(op, &mut Tx { view, edits, stamp: stamp(now_ms), rules: Rules::default() })
     }
 
@@ -103,7 +104,7 @@ mod tests {
     fn rows(
         view: &dyn View,
         now_ms: u64,
-    ) -> (BTreeMap<Bytes, Result<Answer, Failed>>, Result<Answer, Failed>) {
+    ) -> (BTreeMap<Bytes, Result<Answer, EvalError>>, Result<Answer, EvalError>) {
         let edits = &mut Edits::default();
         let Ok(Answer::Page { keys, next: 0, .. }) =
             ask(view, now_ms, &Op::Scan { cursor: 0, count: 1000, glob: None, kind: None }, edits)
@@ -143,12 +144,12 @@ mod tests {
             )
         };
         prop_oneof![
-            3 => (key(), ttl()).prop_map(|(key, ttl)| Op::Set { key, value: "a longer value".into(), ttl, only: Only::Always, want_old: false }),
-            3 => (key(), pairs()).prop_map(|(key, pairs)| Op::HashPut { key, pairs, only: Only::Always, ttl: Ttl::Default }),
-            4 => (key(), 1..40i64).prop_map(|(key, ms)| Op::Expire { key, until: Deadline::In(ms), only: ExpireIf::default() }),
+            3 => (key(), ttl()).prop_map(|(key, ttl)| Op::StringSet { key, value: "a longer value".into(), ttl, only: WriteCondition::Always, want_old: false }),
+            3 => (key(), pairs()).prop_map(|(key, pairs)| Op::HashPut { key, pairs, only: WriteCondition::Always, ttl: Ttl::Default }),
+            4 => (key(), 1..40i64).prop_map(|(key, ms)| Op::Expire { key, until: Deadline::In(ms), only: ExpireCondition::default() }),
             2 => key().prop_map(|key| Op::Persist { key }),
             1 => key().prop_map(|key| Op::Delete { key }),
-            1 => (key(), ttl()).prop_map(|(key, ttl)| Op::GetExpire { key, ttl }),
+            1 => (key(), ttl()).prop_map(|(key, ttl)| Op::StringGetExpire { key, ttl }),
             1 => (key(), key()).prop_map(|(from, to)| Op::Copy { from, to, replace: true }),
         ]
     }
@@ -217,7 +218,7 @@ mod tests {
             let snapshot = self.store.snapshot().expect("a state");
             for op in ops {
                 let answer = ask(&Stored(&snapshot), self.now_ms, op, &mut edits);
-                assert!(!matches!(answer, Err(Failed::Fault(_))), "{op:?}: {answer:?}");
+                assert!(!matches!(answer, Err(EvalError::Fault(_))), "{op:?}: {answer:?}");
                 assert_eq!(
                     answer,
                     ask(&memory, self.now_ms, op, &mut of_memory),
@@ -327,20 +328,24 @@ mod tests {
         let soon = Ttl::Until(Deadline::In(10));
         let value = Bytes::from(vec![b'v'; 1000]);
         twins.write(&[
-            Op::Set {
+            Op::StringSet {
                 key: "string".into(),
                 value: value.clone(),
                 ttl: soon,
-                only: Only::Always,
+                only: WriteCondition::Always,
                 want_old: false,
             },
             Op::HashPut {
                 key: "hash".into(),
                 pairs: vec![("f".into(), value)],
-                only: Only::Always,
+                only: WriteCondition::Always,
                 ttl: Ttl::Default,
             },
-            Op::Expire { key: "hash".into(), until: Deadline::In(10), only: ExpireIf::default() },
+            Op::Expire {
+                key: "hash".into(),
+                until: Deadline::In(10),
+                only: ExpireCondition::default(),
+            },
         ]);
         let sizes = |twins: &Twins| {
             let mut sizes = [0, 0];
@@ -357,11 +362,11 @@ mod tests {
         let [heads, cells] = sizes(&twins);
         assert!(heads > 1000 && cells > 1000, "nothing is past: {heads}, {cells}");
         twins.now_ms += 10;
-        twins.write(&[Op::Set {
+        twins.write(&[Op::StringSet {
             key: "other".into(),
             value: "v".into(),
             ttl: Ttl::Never,
-            only: Only::Always,
+            only: WriteCondition::Always,
             want_old: false,
         }]);
         twins.store.compact().expect("room").wait().expect("compacted");

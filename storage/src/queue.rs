@@ -217,14 +217,16 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn append(bytes: usize) -> Request {
-        let op =
-            Op::Append { key: Bytes::from_static(b"k"), value: Bytes::from(vec![b'v'; bytes]) };
+        let op = Op::StringAppend {
+            key: Bytes::from_static(b"k"),
+            value: Bytes::from(vec![b'v'; bytes]),
+        };
         Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() }
     }
 
     fn reads(ops: usize) -> Request {
         Request {
-            ops: vec![Op::Get { key: Bytes::from_static(b"k") }; ops],
+            ops: vec![Op::StringGet { key: Bytes::from_static(b"k") }; ops],
             joined: Vec::new(),
             watched: Vec::new(),
         }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use cluster::{CallError, blocking};
 use engine::store::{self, Snapshot};
 use row::edits::{Edits, Family};
-use row::eval::{self, Answered, Failed};
-use row::op::{Content, Op, Refusal, Request, Response};
+use row::eval::{self, EvalError, EvalResult};
+use row::op::{Op, Refusal, Request, Response, RowContent};
 use row::view::{Fault, Rules, Stamp, Tx, View};
 use row::{key, value};
 
@@ -128,10 +128,10 @@ impl View for Applied<'_> {
         Ok(record)
     }
 
-    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+    fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         let Replica { hot, owner, .. } = self.replica;
-        match hot.gist(owner, family, key, self.moment) {
-            Some(gist) => Ok(Some(gist)),
+        match hot.metadata(owner, family, key, self.moment) {
+            Some(metadata) => Ok(Some(metadata)),
             None => self.get_stored(family, key),
         }
     }
@@ -155,19 +155,19 @@ impl View for Applied<'_> {
         .map_err(fault)
     }
 
-    fn recall(&self, row: &[u8], cursor: u64) -> Option<Bytes> {
-        self.replica.cursors.recall(row, cursor)
+    fn recall_cursor(&self, row: &[u8], cursor: u64) -> Option<Bytes> {
+        self.replica.cursors.recall_cursor(row, cursor)
     }
 
-    fn remember(&self, row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
-        self.replica.cursors.remember(row, cursor, sortkey)
+    fn remember_cursor(&self, row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
+        self.replica.cursors.remember_cursor(row, cursor, sortkey)
     }
 
     fn is_spent(&self) -> bool {
         (self.replica.step_clock)() >= self.spent_at.get()
     }
 
-    fn rests_on(&self, past_ms: u64) {
+    fn depends_on_time(&self, past_ms: u64) {
         self.past_ms.set(self.past_ms.get().max(past_ms));
     }
 
@@ -234,8 +234,8 @@ impl<'a> OneRow<'a> {
             (false, 0 | 1, 0) => Ok(true),
             (false, 1, 1) => {
                 // Not as of the view's own moment, which is before the cell's.
-                let head =
-                    Applied::latest(self.applied.replica).gist(Family::Head, &key::head(key))?;
+                let head = Applied::latest(self.applied.replica)
+                    .metadata(Family::Head, &key::head(key))?;
                 Ok(self.generation.get().is_some()
                     && generation(head.as_ref())? == self.generation.get())
             }
@@ -246,7 +246,7 @@ impl<'a> OneRow<'a> {
 
 /// The generation that a head names.
 fn generation(head: Option<&Bytes>) -> Result<Option<u64>, Fault> {
-    head.map_or(Ok(None), |head| Ok(value::Head::fate(head)?.generation))
+    head.map_or(Ok(None), |head| Ok(value::Head::summary(head)?.generation))
 }
 
 impl View for OneRow<'_> {
@@ -256,10 +256,10 @@ impl View for OneRow<'_> {
         Ok(record)
     }
 
-    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        let gist = self.applied.gist(family, key)?;
-        self.saw(family, gist.as_ref())?;
-        Ok(gist)
+    fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let metadata = self.applied.metadata(family, key)?;
+        self.saw(family, metadata.as_ref())?;
+        Ok(metadata)
     }
 
     /// Nothing is walked: whatever the op says of it is not asked for.
@@ -275,8 +275,8 @@ impl View for OneRow<'_> {
         Ok(())
     }
 
-    fn rests_on(&self, past_ms: u64) {
-        self.applied.rests_on(past_ms);
+    fn depends_on_time(&self, past_ms: u64) {
+        self.applied.depends_on_time(past_ms);
     }
 }
 
@@ -376,8 +376,8 @@ pub(crate) fn answer(
                 bytes += answer.bytes();
                 Ok(answer)
             }
-            Err(Failed::Refused(refusal)) => Err(refusal),
-            Err(Failed::Fault(fault)) => return Err(replica.fault(fault)),
+            Err(EvalError::Refused(refusal)) => Err(refusal),
+            Err(EvalError::Fault(fault)) => return Err(replica.fault(fault)),
         });
     }
     if is_each_alone && !replica.lease.covers(epoch) {
@@ -387,7 +387,7 @@ pub(crate) fn answer(
     Ok(if past_ms <= committed_ms { Look::Done(response) } else { Look::Ahead(response, past_ms) })
 }
 
-fn evaluate(view: &dyn View, op: &Op, stamp: Stamp, rules: Rules) -> Answered {
+fn evaluate(view: &dyn View, op: &Op, stamp: Stamp, rules: Rules) -> EvalResult {
     let mut edits = Edits::default();
     let answered = eval::eval(op, &mut Tx { view, edits: &mut edits, stamp, rules });
     assert!(edits.is_empty(), "an op that only reads leaves no edits");
@@ -396,7 +396,12 @@ fn evaluate(view: &dyn View, op: &Op, stamp: Stamp, rules: Rules) -> Answered {
 
 /// What an op answers, and on which moment's being past that [rests](View::rests_on), ms;
 /// `None` when there is too much to walk past.
-fn evaluate_on(view: &Applied<'_>, op: &Op, stamp: Stamp, rules: Rules) -> Option<(Answered, u64)> {
+fn evaluate_on(
+    view: &Applied<'_>,
+    op: &Op,
+    stamp: Stamp,
+    rules: Rules,
+) -> Option<(EvalResult, u64)> {
     let answered = evaluate(view, op, stamp, rules);
     (!view.is_out_of_patience()).then(|| (answered, view.past_ms()))
 }
@@ -408,7 +413,7 @@ fn evaluate_alone(
     stamp: Stamp,
     rules: Rules,
     walked_max: u64,
-) -> Result<Option<(Answered, u64)>, CallError> {
+) -> Result<Option<(EvalResult, u64)>, CallError> {
     let view = OneRow::new(replica);
     let answered = evaluate(&view, op, stamp, rules);
     let key = row_looked_at(op).expect("the caller has asked");
@@ -434,9 +439,9 @@ pub(crate) fn is_sync(request: &Request) -> bool {
 /// to see one moment.
 fn row_looked_at(op: &Op) -> Option<&Bytes> {
     match op {
-        Op::Get { key }
-        | Op::GetRange { key, .. }
-        | Op::Length { key }
+        Op::StringGet { key }
+        | Op::StringGetRange { key, .. }
+        | Op::StringLen { key }
         | Op::Inspect { key }
         | Op::HashLen { key } => Some(key),
         Op::HashGet { key, fields } if fields.len() == 1 => Some(key),
@@ -478,17 +483,17 @@ pub(crate) fn are_long<'a>(replica: &Replica, requests: impl Iterator<Item = &'a
 /// About how many records an op looks at or changes, as far as that is known before.
 fn looked_at(replica: &Replica, op: &Op) -> u64 {
     match op {
-        Op::HashPut { pairs, .. } | Op::SetAllNew { pairs } => pairs.len() as u64,
+        Op::HashPut { pairs, .. } | Op::StringSetAllIfAbsent { pairs } => pairs.len() as u64,
         Op::HashDelete { fields, .. }
         | Op::HashGetDelete { fields, .. }
         | Op::HashGetExpire { fields, .. } => fields.len() as u64,
         Op::HashExpire { fields, .. } => fields.len() as u64,
-        Op::Restore { content: Content::Hash(fields), .. } => fields.len() as u64,
+        Op::Restore { content: RowContent::Hash(fields), .. } => fields.len() as u64,
         Op::Copy { from, .. } | Op::Rename { from, .. } => fields(replica, from),
         Op::HashRangeDelete { key, .. } => fields(replica, key),
-        Op::Append { value, .. } | Op::Set { value, .. } | Op::SetRange { value, .. } => {
-            1 + value.len() as u64 / RECORD_BYTES
-        }
+        Op::StringAppend { value, .. }
+        | Op::StringSet { value, .. }
+        | Op::StringSetRange { value, .. } => 1 + value.len() as u64 / RECORD_BYTES,
         // The one that the next page begins with is looked at as well.
         Op::Scan { count, .. } | Op::HashScan { count, .. } => count.saturating_add(1),
         Op::HashGet { fields, .. } => fields.len() as u64,
@@ -523,7 +528,7 @@ mod tests {
 
     use cluster::Call;
     use row::key::MEMBERS;
-    use row::op::{Only, Ttl};
+    use row::op::{Ttl, WriteCondition};
 
     use super::*;
     use crate::Node;
@@ -550,7 +555,7 @@ mod tests {
         let put = |value: &'static str| Op::HashPut {
             key: Bytes::from_static(KEY),
             pairs: vec![(Bytes::from_static(b"field"), Bytes::from_static(value.as_bytes()))],
-            only: Only::Always,
+            only: WriteCondition::Always,
             ttl: Ttl::Default,
         };
         let delete = || Op::Delete { key: Bytes::from_static(KEY) };

@@ -659,7 +659,7 @@ impl Replica {
     /// tombstones.
     pub(crate) fn has_due(&self, due_ms: u64) -> Result<bool, CallError> {
         let mut found = self.leads() && self.expiry.due(due_ms, &self.rules()) == Due::Now;
-        let end = key::time_index(due_ms.saturating_add(1), key::Due::Row, &[]);
+        let end = key::time_index(due_ms.saturating_add(1), key::ExpiryTarget::Row, &[]);
         let each = &mut |_: &[u8], _: &[u8]| {
             found = true;
             std::ops::ControlFlow::Break(())
@@ -731,8 +731,11 @@ impl Replica {
     /// so under the next leader, whose clock may be behind. It costs a write, once for
     /// what expires between two writes: who reads it later finds it committed.
     async fn pass(&self, at_ms: u64) -> Result<(), CallError> {
-        let request =
-            Request { ops: vec![Op::Pass { at_ms }], joined: Vec::new(), watched: Vec::new() };
+        let request = Request {
+            ops: vec![Op::AdvanceClock { at_ms }],
+            joined: Vec::new(),
+            watched: Vec::new(),
+        };
         match self.queue.push(request)?.await {
             Ok(Ok(_)) => Ok(()),
             // Whether it is written or not, a read may be tried again.
@@ -941,8 +944,8 @@ mod tests {
             |error: &CallError| error.to_string().contains("its executor panicked: on purpose");
         assert!(replica.stopped().is_some_and(|stopped| why(&stopped.fault)));
         for op in [
-            Op::Get { key: Bytes::from_static(b"k") },
-            Op::Append { key: Bytes::from_static(b"k"), value: Bytes::new() },
+            Op::StringGet { key: Bytes::from_static(b"k") },
+            Op::StringAppend { key: Bytes::from_static(b"k"), value: Bytes::new() },
         ] {
             let said = node
                 .call(DB0, Request { ops: vec![op], joined: Vec::new(), watched: Vec::new() })

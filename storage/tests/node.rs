@@ -11,7 +11,7 @@ use bytes::Bytes;
 use cluster::{Call, CallError, PartitionId, Placement, Table};
 use engine::log::Log;
 use kit::{DB0, assigned};
-use row::op::{Answer, Deadline, Only, Op, Refusal, Request, Response, Ttl, Watched};
+use row::op::{Answer, Deadline, Op, Refusal, Request, Response, Ttl, WatchToken, WriteCondition};
 use storage::{Assigned, Node, NodeOptions};
 
 /// Memory for requests and batches of a node.
@@ -67,11 +67,17 @@ fn bytes(text: &str) -> Bytes {
 }
 
 fn set(key: &str, value: &str, ttl: Ttl) -> Op {
-    Op::Set { key: bytes(key), value: bytes(value), ttl, only: Only::Always, want_old: false }
+    Op::StringSet {
+        key: bytes(key),
+        value: bytes(value),
+        ttl,
+        only: WriteCondition::Always,
+        want_old: false,
+    }
 }
 
 fn get(key: &str) -> Op {
-    Op::Get { key: bytes(key) }
+    Op::StringGet { key: bytes(key) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,11 +129,11 @@ async fn what_a_reader_finds_expired_is_committed_as_past_once() {
         setup.one(op).await;
     }
     // A write that finds nothing to change rests on it as well.
-    let change = Op::Set {
+    let change = Op::StringSet {
         key: bytes("going"),
         value: bytes("y"),
         ttl: Ttl::Default,
-        only: Only::IfPresent,
+        only: WriteCondition::IfPresent,
         want_old: false,
     };
     setup.one(change).await;
@@ -140,7 +146,10 @@ async fn requests_that_wait_together_are_one_batch_and_each_is_atomic() {
     let dir = tempfile::tempdir().expect("a directory");
     let setup = open(dir.path()).await;
     let adds = (0..500).map(|_| {
-        setup.ops(vec![Op::Add { key: bytes("n"), by: 1 }, Op::Add { key: bytes("n"), by: 1 }])
+        setup.ops(vec![
+            Op::StringIncr { key: bytes("n"), by: 1 },
+            Op::StringIncr { key: bytes("n"), by: 1 },
+        ])
     });
     let mut seen: Vec<i64> = Vec::new();
     for response in futures::future::join_all(adds).await {
@@ -156,9 +165,9 @@ async fn requests_that_wait_together_are_one_batch_and_each_is_atomic() {
     setup.close().await;
 }
 
-async fn watch(setup: &Setup, key: &str) -> Watched {
+async fn watch(setup: &Setup, key: &str) -> WatchToken {
     match setup.one(Op::Watch { key: bytes(key) }).await {
-        Answer::Watched(watched) => watched,
+        Answer::WatchToken(watched) => watched,
         other => panic!("{other:?}"),
     }
 }
@@ -170,7 +179,7 @@ async fn a_watched_row_that_was_touched_stops_the_request() {
     setup.one(set("a", "1", Ttl::Default)).await;
     let watched = watch(&setup, "a").await;
     setup.one(set("b", "1", Ttl::Default)).await;
-    let guarded = |watched: Watched| Request {
+    let guarded = |watched: WatchToken| Request {
         ops: vec![set("a", "2", Ttl::Default)],
         joined: Vec::new(),
         watched: vec![watched],
@@ -189,18 +198,19 @@ async fn a_watched_row_that_was_touched_stops_the_request() {
 async fn deleting_all_rows_touches_those_that_were_there() {
     let dir = tempfile::tempdir().expect("a directory");
     let setup = open(dir.path()).await;
-    let guarded = |watched: Watched| Request {
+    let guarded = |watched: WatchToken| Request {
         ops: vec![set("other", "2", Ttl::Default)],
         joined: Vec::new(),
         watched: vec![watched],
     };
-    let is_touched = async |watched: Watched| match setup.node.call(DB0, guarded(watched)).await {
+    let is_touched = async |watched: WatchToken| match setup.node.call(DB0, guarded(watched)).await
+    {
         Ok(Response::Touched) => true,
         Ok(Response::Done(_)) => false,
         Err(error) => panic!("{error}"),
     };
-    assert!(!is_touched(Watched::unwritten(bytes("a"))).await, "nothing has been written yet");
-    assert!(is_touched(Watched::unwritten(bytes("a"))).await);
+    assert!(!is_touched(WatchToken::unwritten(bytes("a"))).await, "nothing has been written yet");
+    assert!(is_touched(WatchToken::unwritten(bytes("a"))).await);
     setup.one(set("a", "1", Ttl::Default)).await;
     let (there, not_there, comes) =
         (watch(&setup, "a").await, watch(&setup, "b").await, watch(&setup, "c").await);
@@ -382,7 +392,7 @@ fn now_ms() -> u64 {
 
 fn fields(names: std::ops::Range<u32>, ttl: Ttl) -> Op {
     let pairs = names.map(|n| (bytes(&format!("field{n:05}")), bytes("v"))).collect();
-    Op::HashPut { key: bytes("h"), pairs, only: Only::Always, ttl }
+    Op::HashPut { key: bytes("h"), pairs, only: WriteCondition::Always, ttl }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use engine::log::{Durability, LogOptions};
 use kit::DB0;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use row::op::{Answer, Only, Op, Refusal, Request, Response, Ttl};
+use row::op::{Answer, Op, Refusal, Request, Response, Ttl, WriteCondition};
 use smallvec::smallvec;
 use storage::{Node, NodeOptions};
 
@@ -72,7 +72,7 @@ impl State {
     fn answer(&self, op: &Op) -> Result<Answer, Refusal> {
         let bytes = |text: &String| Bytes::copy_from_slice(text.as_bytes());
         match (op, self) {
-            (Op::HashGet { .. }, State::Text(_)) | (Op::Get { .. }, State::Hash(_)) => {
+            (Op::HashGet { .. }, State::Text(_)) | (Op::StringGet { .. }, State::Hash(_)) => {
                 Err(Refusal::WrongType)
             }
             (Op::HashGet { .. }, State::Absent) => Ok(Answer::Nil),
@@ -80,8 +80,8 @@ impl State {
                 let at = FIELDS.iter().position(|name| fields[0] == name).expect("one of the two");
                 Ok(Answer::Values(smallvec![held[at].as_ref().map(bytes)]))
             }
-            (Op::Get { .. }, State::Absent) => Ok(Answer::Nil),
-            (Op::Get { .. }, State::Text(value)) => Ok(Answer::Bytes(bytes(value))),
+            (Op::StringGet { .. }, State::Absent) => Ok(Answer::Nil),
+            (Op::StringGet { .. }, State::Text(value)) => Ok(Answer::Bytes(bytes(value))),
             _ => unreachable!("no such op is asked"),
         }
     }
@@ -94,14 +94,14 @@ fn ops(key: &Bytes, step: Step, before: &State, number: usize) -> Vec<Op> {
             .iter()
             .map(|field| (Bytes::from_static(FIELDS[*field].as_bytes()), value.clone()))
             .collect();
-        Op::HashPut { key: key.clone(), pairs, only: Only::Always, ttl: Ttl::Default }
+        Op::HashPut { key: key.clone(), pairs, only: WriteCondition::Always, ttl: Ttl::Default }
     };
     let delete = Op::Delete { key: key.clone() };
-    let set = Op::Set {
+    let set = Op::StringSet {
         key: key.clone(),
         value: value.clone(),
         ttl: Ttl::Default,
-        only: Only::Always,
+        only: WriteCondition::Always,
         want_old: false,
     };
     match step {
@@ -145,7 +145,7 @@ fn read(
     };
     let requests = [
         vec![get_field("a")],
-        vec![get_field("b"), Op::Get { key: key.clone() }, get_field("a"), get_field("b")],
+        vec![get_field("b"), Op::StringGet { key: key.clone() }, get_field("a"), get_field("b")],
     ];
     let mut answered = 0;
     for ops in requests.iter().cycle() {

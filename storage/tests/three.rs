@@ -18,7 +18,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use row::op::{
-    Answer, Deadline, ExpireIf, Only, Op, Range, Refusal, Request, Response, Ttl, Watched,
+    Answer, Deadline, ExpireCondition, Op, Range, Refusal, Request, Response, Ttl, WatchToken,
+    WriteCondition,
 };
 use storage::{Assigned, Node, NodeOptions, Peers};
 use tokio::sync::watch;
@@ -322,7 +323,7 @@ impl Three {
         &self,
         at: usize,
         ops: Vec<Op>,
-        watched: Vec<Watched>,
+        watched: Vec<WatchToken>,
     ) -> Result<Response, CallError> {
         let joined = (1..ops.len() as u32).collect();
         self.nodes[at].call(PARTITION, Request { ops, joined, watched }).await
@@ -383,17 +384,17 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn set(value: &'static str) -> Op {
-    Op::Set {
+    Op::StringSet {
         key: Bytes::from_static(b"k"),
         value: Bytes::from_static(value.as_bytes()),
         ttl: Ttl::Default,
-        only: Only::Always,
+        only: WriteCondition::Always,
         want_old: false,
     }
 }
 
 fn get() -> Op {
-    Op::Get { key: Bytes::from_static(b"k") }
+    Op::StringGet { key: Bytes::from_static(b"k") }
 }
 
 fn is(answer: &Answer, value: &str) -> bool {
@@ -428,10 +429,10 @@ async fn a_watched_row_that_another_leader_wrote_is_touched() {
     let expire = Op::Expire {
         key: Bytes::from_static(b"none"),
         until: Deadline::In(1000),
-        only: ExpireIf::default(),
+        only: ExpireCondition::default(),
     };
     for ops in [vec![get()], vec![get(), get()], vec![set("late")], vec![expire, get()]] {
-        let Answer::Watched(token) =
+        let Answer::WatchToken(token) =
             three.one(first, Op::Watch { key: Bytes::from_static(b"k") }).await
         else {
             panic!("a token")
@@ -463,7 +464,7 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     let first = three.leader().await;
     let [other, third] = [(first + 1) % 3, (first + 2) % 3];
     let key = |name: &'static str| Bytes::from_static(name.as_bytes());
-    let put = |name, value: Bytes, only| Op::Set {
+    let put = |name, value: Bytes, only| Op::StringSet {
         key: key(name),
         value,
         ttl: Ttl::Default,
@@ -473,10 +474,10 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     let field = |name| Op::HashPut {
         key: key("h"),
         pairs: vec![(key(name), key("v"))],
-        only: Only::Always,
+        only: WriteCondition::Always,
         ttl: Ttl::Default,
     };
-    three.one(first, put("gone", key("v"), Only::Always)).await;
+    three.one(first, put("gone", key("v"), WriteCondition::Always)).await;
     three.one(first, field("f")).await;
     three.hand_over(first, other).await;
     // Two of three, so that what is acknowledged is in the first one's log; the news that
@@ -484,9 +485,9 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     three.net.cut.lock().push(third as u64 + 1);
     three.net.shut(other as u64 + 1, LARGE);
     let written = [
-        put("k", Bytes::from(vec![b'v'; 2 * LARGE]), Only::Always),
+        put("k", Bytes::from(vec![b'v'; 2 * LARGE]), WriteCondition::Always),
         Op::Delete { key: key("gone") },
-        put("e", key("v"), Only::Always),
+        put("e", key("v"), WriteCondition::Always),
         field("g"),
     ];
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -506,9 +507,16 @@ async fn a_leader_that_comes_back_evaluates_on_what_others_wrote() {
     three.until_it_leads(first).await;
     let ops = [
         (Op::Delete { key: key("k") }, Answer::Int(1)),
-        (put("gone", key("w"), Only::IfAbsent), Answer::Set { done: true, old: None }),
         (
-            Op::Expire { key: key("e"), until: Deadline::In(60_000), only: ExpireIf::default() },
+            put("gone", key("w"), WriteCondition::IfAbsent),
+            Answer::Written { done: true, old: None },
+        ),
+        (
+            Op::Expire {
+                key: key("e"),
+                until: Deadline::In(60_000),
+                only: ExpireCondition::default(),
+            },
             Answer::Int(1),
         ),
         (Op::HashDelete { key: key("h"), fields: vec![key("g")] }, Answer::Int(1)),
@@ -534,20 +542,20 @@ async fn a_row_that_is_given_more_time_is_not_said_to_be_gone() {
     let (key, soon) = (Bytes::from_static(b"k"), Duration::from_millis(200));
     let more = Deadline::In(60_000);
     for longer in [
-        Op::Expire { key: key.clone(), until: more, only: ExpireIf::default() },
+        Op::Expire { key: key.clone(), until: more, only: ExpireCondition::default() },
         Op::Persist { key: key.clone() },
-        Op::GetExpire { key: key.clone(), ttl: Ttl::Until(more) },
+        Op::StringGetExpire { key: key.clone(), ttl: Ttl::Until(more) },
     ] {
         let ttl = Ttl::Until(Deadline::In(soon.as_millis() as i64));
         let until = Instant::now() + soon;
         three
             .one(
                 leader,
-                Op::Set {
+                Op::StringSet {
                     key: key.clone(),
                     value: key.clone(),
                     ttl,
-                    only: Only::Always,
+                    only: WriteCondition::Always,
                     want_old: false,
                 },
             )
@@ -645,7 +653,7 @@ async fn a_leader_that_is_cut_off_answers_nothing_and_its_write_is_unknown() {
 /// A byte more at the end of each of the first long strings.
 fn appends(count: usize) -> Vec<Op> {
     (0..count)
-        .map(|n| Op::Append {
+        .map(|n| Op::StringAppend {
             key: Bytes::from(format!("long:{n}")),
             value: Bytes::from_static(b"."),
         })
@@ -664,7 +672,13 @@ async fn what_is_sent_together_is_replicated_or_refused_however_much_it_changes(
         three
             .one(
                 leader,
-                Op::Set { key, value, ttl: Ttl::Default, only: Only::Always, want_old: false },
+                Op::StringSet {
+                    key,
+                    value,
+                    ttl: Ttl::Default,
+                    only: WriteCondition::Always,
+                    want_old: false,
+                },
             )
             .await;
     }
@@ -694,7 +708,7 @@ async fn what_is_sent_together_is_replicated_or_refused_however_much_it_changes(
     let some = call(appends(4), joined[..3].to_vec()).await;
     assert_eq!(some, Ok(Response::Done(vec![Ok(Answer::Int(LONG as i64 + 3)); 4])));
     assert_eq!(
-        three.one(leader, Op::Length { key: Bytes::from_static(b"long:15") }).await,
+        three.one(leader, Op::StringLen { key: Bytes::from_static(b"long:15") }).await,
         Answer::Int(LONG as i64 + 1)
     );
     three.close().await;
@@ -706,7 +720,12 @@ fn field(n: u64) -> Bytes {
 
 fn fields(from: u64, to: u64) -> Op {
     let pairs = (from..to).map(|n| (field(n), Bytes::from("v".repeat(200)))).collect();
-    Op::HashPut { key: Bytes::from_static(b"h"), pairs, only: Only::Always, ttl: Ttl::Default }
+    Op::HashPut {
+        key: Bytes::from_static(b"h"),
+        pairs,
+        only: WriteCondition::Always,
+        ttl: Ttl::Default,
+    }
 }
 
 /// Damages what the table files in a directory hold, under whoever has them open.
@@ -898,11 +917,11 @@ const DAY_MS: u64 = 86_400_000;
 /// on from its stamps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_expire_after_a_leader_whose_clock_was_ahead() {
-    let short = |key: &'static str| Op::Set {
+    let short = |key: &'static str| Op::StringSet {
         key: Bytes::from_static(key.as_bytes()),
         value: Bytes::from_static(b"short"),
         ttl: Ttl::Until(Deadline::In(400)),
-        only: Only::Always,
+        only: WriteCondition::Always,
         want_old: false,
     };
     let (dir, clocks) =
@@ -916,7 +935,7 @@ async fn keys_expire_after_a_leader_whose_clock_was_ahead() {
     let three = Three::open_by(dir.path(), &clocks).await;
     // After a restart, and after every failover from there.
     for key in ["a", "b", "c", "d"] {
-        let get = || Op::Get { key: Bytes::from_static(key.as_bytes()) };
+        let get = || Op::StringGet { key: Bytes::from_static(key.as_bytes()) };
         let began = Instant::now();
         let (leader, _) = three.anywhere(short(key)).await;
         assert!(

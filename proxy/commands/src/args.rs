@@ -9,7 +9,7 @@
 //! few words.
 
 use bytes::Bytes;
-use row::op::{Deadline, ExpireIf, Ttl};
+use row::op::{Deadline, ExpireCondition, Ttl};
 use smallvec::SmallVec;
 
 use crate::{Reply, words};
@@ -160,8 +160,8 @@ impl Args {
     }
 
     /// All that are left as the conditions of the EXPIRE family.
-    pub fn expire_if(&mut self) -> Result<ExpireIf, Reply> {
-        let mut only = ExpireIf::default();
+    pub fn expire_if(&mut self) -> Result<ExpireCondition, Reply> {
+        let mut only = ExpireCondition::default();
         while self.left() > 0 {
             match () {
                 () if self.flag("NX") => only.none = true,
@@ -469,7 +469,7 @@ mod tests {
     fn expire_conditions() {
         assert_eq!(
             args("expire xx gt").expire_if(),
-            Ok(ExpireIf { some: true, later: true, ..Default::default() })
+            Ok(ExpireCondition { some: true, later: true, ..Default::default() })
         );
         let refused = |line| text(args(line).expire_if().unwrap_err());
         assert_eq!(

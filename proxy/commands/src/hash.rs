@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use row::number::LongDouble;
-use row::op::{Answer, Only, Op, Range, Ttl};
+use row::op::{Answer, Op, Range, Ttl, WriteCondition};
 use smallvec::{SmallVec, smallvec};
 
 use crate::args::integer;
@@ -222,20 +222,23 @@ pub(crate) static TABLE: &[Command] = &[
 fn hset(mut args: Args) -> Planned {
     let key = args.word();
     Plan::one(
-        Op::HashPut { key, pairs: args.pairs()?, only: Only::Always, ttl: Ttl::Default },
+        Op::HashPut { key, pairs: args.pairs()?, only: WriteCondition::Always, ttl: Ttl::Default },
         answers::int,
     )
 }
 
 fn hsetnx(mut args: Args) -> Planned {
     let (key, pairs) = (args.word(), vec![(args.word(), args.word())]);
-    Plan::one(Op::HashPut { key, pairs, only: Only::IfAbsent, ttl: Ttl::Default }, put_or_zero)
+    Plan::one(
+        Op::HashPut { key, pairs, only: WriteCondition::IfAbsent, ttl: Ttl::Default },
+        put_or_zero,
+    )
 }
 
 fn hmset(mut args: Args) -> Planned {
     let key = args.word();
     Plan::one(
-        Op::HashPut { key, pairs: args.pairs()?, only: Only::Always, ttl: Ttl::Default },
+        Op::HashPut { key, pairs: args.pairs()?, only: WriteCondition::Always, ttl: Ttl::Default },
         answers::ok,
     )
 }
@@ -291,7 +294,7 @@ fn hstrlen(mut args: Args) -> Planned {
 
 fn hincrby(mut args: Args) -> Planned {
     let (key, field) = (args.word(), args.word());
-    Plan::one(Op::HashAdd { key, field, by: args.int()? }, answers::int)
+    Plan::one(Op::HashIncr { key, field, by: args.int()? }, answers::int)
 }
 
 fn hincrbyfloat(mut args: Args) -> Planned {
@@ -300,7 +303,7 @@ fn hincrbyfloat(mut args: Args) -> Planned {
     if !number.is_finite() {
         return Err(Reply::error("ERR value is NaN or Infinity"));
     }
-    Plan::one(Op::HashAddFloat { key, field, by }, answers::bulk)
+    Plan::one(Op::HashIncrFloat { key, field, by }, answers::bulk)
 }
 
 fn hrandfield(mut args: Args) -> Planned {

@@ -4,7 +4,9 @@
 //! or value a field.
 
 use bytes::Bytes;
-use row::op::{Answer, Deadline, ExpireIf, FIELD_EXPIRY_MAX_MS, Only, Op, Refusal, Ttl};
+use row::op::{
+    Answer, Deadline, ExpireCondition, FIELD_EXPIRY_MAX_MS, Op, Refusal, Ttl, WriteCondition,
+};
 use smallvec::smallvec;
 
 use crate::args::{Since, TIMES, Unit, integer};
@@ -195,7 +197,7 @@ fn expire(mut args: Args, unit: Unit, since: Since) -> Planned {
     let key = args.word();
     let number = args.word();
     let until = deadline(&number, unit, since, &args)?;
-    let mut only = ExpireIf::default();
+    let mut only = ExpireCondition::default();
     match () {
         () if args.flag("NX") => only.none = true,
         () if args.flag("XX") => only.some = true,
@@ -268,12 +270,12 @@ fn hgetex(mut args: Args) -> Planned {
 
 fn hsetex(mut args: Args) -> Planned {
     let key = args.word();
-    let (mut only, mut ttl) = (Only::Always, Ttl::Default);
+    let (mut only, mut ttl) = (WriteCondition::Always, Ttl::Default);
     while !args.flag("FIELDS") {
         if args.flag("FNX") {
-            only = only_one(only, Only::IfAbsent)?;
+            only = only_one(only, WriteCondition::IfAbsent)?;
         } else if args.flag("FXX") {
-            only = only_one(only, Only::IfPresent)?;
+            only = only_one(only, WriteCondition::IfPresent)?;
         } else if ttl != Ttl::Default
             && (TIMES.iter().any(|(name, ..)| args.flag(name)) || args.flag("KEEPTTL"))
         {
@@ -304,9 +306,9 @@ fn hsetex(mut args: Args) -> Planned {
 }
 
 /// FNX and FXX exclude each other, and themselves.
-fn only_one(old: Only, new: Only) -> Result<Only, Reply> {
+fn only_one(old: WriteCondition, new: WriteCondition) -> Result<WriteCondition, Reply> {
     match old {
-        Only::Always => Ok(new),
+        WriteCondition::Always => Ok(new),
         _ => Err(Reply::error("ERR Only one of FXX or FNX arguments can be specified")),
     }
 }

@@ -1,7 +1,7 @@
 //! Commands on keys of any kind.
 
 use bytes::Bytes;
-use row::op::{Answer, Deadline, Kind, Op, RowInfo, Ttl};
+use row::op::{Answer, Deadline, Op, RowInfo, RowKind, Ttl};
 
 use crate::args::integer;
 use crate::table::flags::{
@@ -317,10 +317,10 @@ fn kind(mut args: Args) -> Planned {
 }
 
 /// A kind's name, as TYPE gives it and SCAN takes it.
-pub fn kind_name(kind: Kind) -> &'static str {
+pub fn kind_name(kind: RowKind) -> &'static str {
     match kind {
-        Kind::String => "string",
-        Kind::Hash => "hash",
+        RowKind::String => "string",
+        RowKind::Hash => "hash",
     }
 }
 
@@ -348,7 +348,7 @@ fn scan(mut args: Args) -> Planned {
         }
     }
     let named = |name: &Bytes| {
-        [Kind::String, Kind::Hash]
+        [RowKind::String, RowKind::Hash]
             .into_iter()
             .find(|kind| name.eq_ignore_ascii_case(kind_name(*kind).as_bytes()))
     };
@@ -407,7 +407,7 @@ pub(crate) fn check_db(table: &Bytes) -> Result<(), Reply> {
 
 fn dump(mut args: Args) -> Planned {
     Plan::one(Op::Dump { key: args.word() }, |answer| match answer {
-        Answer::Content { content, .. } => Reply::Bulk(rdb::dump(&content)),
+        Answer::RowContent { content, .. } => Reply::Bulk(rdb::dump(&content)),
         Answer::Nil => Reply::Nil,
         _ => words::no_answer(),
     })

@@ -343,8 +343,8 @@ impl Options {
     fn take_match(&mut self, args: &mut Args) -> Result<bool, Reply> {
         const KINDS: [(&str, fn(Bytes) -> Filter); 3] = [
             ("PREFIX", Filter::Prefix),
-            ("POSTFIX", Filter::Postfix),
-            ("ANYWHERE", Filter::Anywhere),
+            ("POSTFIX", Filter::Suffix),
+            ("ANYWHERE", Filter::Contains),
         ];
         let found = args.flag("MATCH");
         if found {

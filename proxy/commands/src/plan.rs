@@ -1,7 +1,7 @@
 //! What the proxy makes of a command.
 
 use bytes::Bytes;
-use row::op::{Answer, Content, Kind, Op, Refusal};
+use row::op::{Answer, Op, Refusal, RowContent, RowKind};
 use smallvec::{SmallVec, smallvec};
 
 use crate::{Reply, words};
@@ -133,8 +133,8 @@ fn work_ns(answer: &Answer) -> u64 {
         Answer::Values(values) => (values.len(), 0),
         Answer::Page { keys, .. } => (keys.len(), 0),
         Answer::Cells { cells, .. } | Answer::CellsPage { cells, .. } => (2 * cells.len(), 0),
-        Answer::Content { content: Content::String(value), .. } => (1, value.len()),
-        Answer::Content { content: Content::Hash(fields), .. } => {
+        Answer::RowContent { content: RowContent::String(value), .. } => (1, value.len()),
+        Answer::RowContent { content: RowContent::Hash(fields), .. } => {
             (2 * fields.len(), fields.iter().map(|(name, value, _)| name.len() + value.len()).sum())
         }
         _ => (1, 0),
@@ -222,7 +222,7 @@ pub enum Session {
         cursor: u64,
         count: u64,
         glob: Option<Bytes>,
-        kind: Option<Kind>,
+        kind: Option<RowKind>,
         /// TYPE names a kind that no row can be of.
         none: bool,
     },

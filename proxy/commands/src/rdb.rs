@@ -27,7 +27,7 @@ mod packed;
 use std::collections::HashSet;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use row::op::Content;
+use row::op::RowContent;
 
 use crate::Reply;
 
@@ -114,38 +114,40 @@ fn kind_name(kind: u8) -> &'static str {
 }
 
 /// The payload of a value.
-pub fn dump(content: &Content) -> Bytes {
+pub fn dump(content: &RowContent) -> Bytes {
     let mut out = BytesMut::new();
     let mut version = VERSION;
     match content {
-        Content::String(value) => {
+        RowContent::String(value) => {
             out.put_u8(form::STRING);
             put_string(&mut out, value);
         }
-        Content::Hash(fields) => match fields.iter().filter_map(|(_, _, expiry)| *expiry).min() {
-            None => {
-                out.put_u8(form::HASH);
-                put_size(&mut out, fields.len() as u64);
-                for (field, value, _) in fields {
-                    put_string(&mut out, field);
-                    put_string(&mut out, value);
+        RowContent::Hash(fields) => {
+            match fields.iter().filter_map(|(_, _, expiry)| *expiry).min() {
+                None => {
+                    out.put_u8(form::HASH);
+                    put_size(&mut out, fields.len() as u64);
+                    for (field, value, _) in fields {
+                        put_string(&mut out, field);
+                        put_string(&mut out, value);
+                    }
+                }
+                Some(first) => {
+                    version = VERSION_EXPIRING;
+                    out.put_u8(form::HASH_METADATA);
+                    out.put_u64_le(first);
+                    put_size(&mut out, fields.len() as u64);
+                    for (field, value, expiry) in fields {
+                        put_size(
+                            &mut out,
+                            expiry.map_or(0, |expiry| (expiry - first).saturating_add(1)),
+                        );
+                        put_string(&mut out, field);
+                        put_string(&mut out, value);
+                    }
                 }
             }
-            Some(first) => {
-                version = VERSION_EXPIRING;
-                out.put_u8(form::HASH_METADATA);
-                out.put_u64_le(first);
-                put_size(&mut out, fields.len() as u64);
-                for (field, value, expiry) in fields {
-                    put_size(
-                        &mut out,
-                        expiry.map_or(0, |expiry| (expiry - first).saturating_add(1)),
-                    );
-                    put_string(&mut out, field);
-                    put_string(&mut out, value);
-                }
-            }
-        },
+        }
     }
     out.put_u16_le(version);
     let checksum = CRC.checksum(&out);
@@ -154,7 +156,7 @@ pub fn dump(content: &Content) -> Bytes {
 }
 
 /// The value of a payload.
-pub fn parse(payload: &Bytes) -> Result<Content, Bad> {
+pub fn parse(payload: &Bytes) -> Result<RowContent, Bad> {
     let body_bytes = payload.len().checked_sub(FOOTER_BYTES).ok_or(Bad::Footer)?;
     let mut footer = Input::new(payload.slice(body_bytes..));
     let version = u16::from_le_bytes(footer.array()?);
@@ -167,9 +169,9 @@ pub fn parse(payload: &Bytes) -> Result<Content, Bad> {
     if input.bytes.is_empty() { Ok(content) } else { Err(Bad::Data) }
 }
 
-fn content(input: &mut Input) -> Result<Content, Bad> {
+fn content(input: &mut Input) -> Result<RowContent, Bad> {
     let fields = match input.byte()? {
-        form::STRING => return input.string().map(Content::String),
+        form::STRING => return input.string().map(RowContent::String),
         form::HASH => input.fields(|_| Ok(None))?,
         form::HASH_ZIPMAP => packed::pairs(packed::zipmap(&input.string()?)?)?,
         form::HASH_ZIPLIST => packed::pairs(packed::ziplist(&input.string()?)?)?,
@@ -192,7 +194,7 @@ fn content(input: &mut Input) -> Result<Content, Bad> {
         kind @ (0..=7 | 9..=25) => return Err(Bad::Kind(kind)),
         _ => return Err(Bad::Data),
     };
-    if fields.list.is_empty() { Err(Bad::Data) } else { Ok(Content::Hash(fields.list)) }
+    if fields.list.is_empty() { Err(Bad::Data) } else { Ok(RowContent::Hash(fields.list)) }
 }
 
 /// A hash's fields as they are read: name, value, expiry. A name that comes twice is

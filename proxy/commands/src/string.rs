@@ -1,7 +1,7 @@
 //! Commands on strings.
 
 use bytes::Bytes;
-use row::op::{Answer, Only, Op, Refusal, Ttl};
+use row::op::{Answer, Op, Refusal, Ttl, WriteCondition};
 use smallvec::SmallVec;
 
 use crate::args::{Expiry, Since, Unit, integer};
@@ -295,29 +295,42 @@ pub(crate) static TABLE: &[Command] = &[
 ];
 
 fn get(mut args: Args) -> Planned {
-    Plan::one(Op::Get { key: args.word() }, answers::bulk)
+    Plan::one(Op::StringGet { key: args.word() }, answers::bulk)
 }
 
 fn set(mut args: Args) -> Planned {
     let (key, value) = (args.word(), args.word());
-    let (mut only, mut want_old, mut expiry) = (Only::Always, false, Expiry::default());
+    let (mut only, mut want_old, mut expiry) = (WriteCondition::Always, false, Expiry::default());
     while args.left() > 0 {
         match () {
-            () if only != Only::IfPresent && args.flag("NX") => only = Only::IfAbsent,
-            () if only != Only::IfAbsent && args.flag("XX") => only = Only::IfPresent,
+            () if only != WriteCondition::IfPresent && args.flag("NX") => {
+                only = WriteCondition::IfAbsent
+            }
+            () if only != WriteCondition::IfAbsent && args.flag("XX") => {
+                only = WriteCondition::IfPresent
+            }
             () if args.flag("GET") => want_old = true,
             () if expiry.take_until(&mut args) || expiry.take_keep(&mut args) => {}
             () => return Err(Args::syntax()),
         }
     }
     let ttl = expiry.ttl(Ttl::Default, &args)?;
-    Plan::one(Op::Set { key, value, ttl, only, want_old }, if want_old { old } else { set_or_nil })
+    Plan::one(
+        Op::StringSet { key, value, ttl, only, want_old },
+        if want_old { old } else { set_or_nil },
+    )
 }
 
 fn setnx(mut args: Args) -> Planned {
     let (key, value) = (args.word(), args.word());
     Plan::one(
-        Op::Set { key, value, ttl: Ttl::Default, only: Only::IfAbsent, want_old: false },
+        Op::StringSet {
+            key,
+            value,
+            ttl: Ttl::Default,
+            only: WriteCondition::IfAbsent,
+            want_old: false,
+        },
         set_or_zero,
     )
 }
@@ -334,18 +347,33 @@ fn set_for(mut args: Args, unit: Unit) -> Planned {
     let key = args.word();
     let ttl = Ttl::Until(args.deadline_ahead(unit, Since::Now)?);
     Plan::one(
-        Op::Set { key, value: args.word(), ttl, only: Only::Always, want_old: false },
+        Op::StringSet {
+            key,
+            value: args.word(),
+            ttl,
+            only: WriteCondition::Always,
+            want_old: false,
+        },
         set_or_nil,
     )
 }
 
 fn getset(mut args: Args) -> Planned {
     let (key, value) = (args.word(), args.word());
-    Plan::one(Op::Set { key, value, ttl: Ttl::Default, only: Only::Always, want_old: true }, old)
+    Plan::one(
+        Op::StringSet {
+            key,
+            value,
+            ttl: Ttl::Default,
+            only: WriteCondition::Always,
+            want_old: true,
+        },
+        old,
+    )
 }
 
 fn getdel(mut args: Args) -> Planned {
-    Plan::one(Op::GetDelete { key: args.word() }, answers::bulk)
+    Plan::one(Op::StringGetDelete { key: args.word() }, answers::bulk)
 }
 
 fn getex(mut args: Args) -> Planned {
@@ -357,13 +385,14 @@ fn getex(mut args: Args) -> Planned {
         }
     }
     match expiry.ttl(Ttl::Keep, &args)? {
-        Ttl::Keep => Plan::one(Op::Get { key }, answers::bulk),
-        ttl => Plan::one(Op::GetExpire { key, ttl }, answers::bulk),
+        Ttl::Keep => Plan::one(Op::StringGet { key }, answers::bulk),
+        ttl => Plan::one(Op::StringGetExpire { key, ttl }, answers::bulk),
     }
 }
 
 fn mget(mut args: Args) -> Planned {
-    let ops = args.rest::<SmallVec<[Bytes; 4]>>().into_iter().map(|key| Op::Get { key }).collect();
+    let ops =
+        args.rest::<SmallVec<[Bytes; 4]>>().into_iter().map(|key| Op::StringGet { key }).collect();
     let word = |outcomes: Vec<_>| {
         let values = outcomes.into_iter().map(|outcome| match outcome {
             Ok(answer) => answers::bulk(answer),
@@ -376,18 +405,18 @@ fn mget(mut args: Args) -> Planned {
 }
 
 fn mset(mut args: Args) -> Planned {
-    let set = |(key, value)| Op::Set {
+    let set = |(key, value)| Op::StringSet {
         key,
         value,
         ttl: Ttl::Default,
-        only: Only::Always,
+        only: WriteCondition::Always,
         want_old: false,
     };
     Plan::each(args.pairs()?.into_iter().map(set), answers::all_ok)
 }
 
 fn msetnx(mut args: Args) -> Planned {
-    let mut plan = Plan::one(Op::SetAllNew { pairs: args.pairs()? }, answers::int);
+    let mut plan = Plan::one(Op::StringSetAllIfAbsent { pairs: args.pairs()? }, answers::int);
     if let Ok(Plan::Rows(rows)) = &mut plan {
         rows.together = true;
     }
@@ -396,49 +425,49 @@ fn msetnx(mut args: Args) -> Planned {
 
 fn append(mut args: Args) -> Planned {
     let (key, value) = (args.word(), args.word());
-    Plan::one(Op::Append { key, value }, answers::int)
+    Plan::one(Op::StringAppend { key, value }, answers::int)
 }
 
 fn strlen(mut args: Args) -> Planned {
-    Plan::one(Op::Length { key: args.word() }, answers::int_or_zero)
+    Plan::one(Op::StringLen { key: args.word() }, answers::int_or_zero)
 }
 
 fn incr(mut args: Args) -> Planned {
-    Plan::one(Op::Add { key: args.word(), by: 1 }, answers::int)
+    Plan::one(Op::StringIncr { key: args.word(), by: 1 }, answers::int)
 }
 
 fn decr(mut args: Args) -> Planned {
-    Plan::one(Op::Add { key: args.word(), by: -1 }, answers::int)
+    Plan::one(Op::StringIncr { key: args.word(), by: -1 }, answers::int)
 }
 
 fn incrby(mut args: Args) -> Planned {
     let key = args.word();
-    Plan::one(Op::Add { key, by: args.int()? }, answers::int)
+    Plan::one(Op::StringIncr { key, by: args.int()? }, answers::int)
 }
 
 fn decrby(mut args: Args) -> Planned {
     let key = args.word();
     let by =
         args.int()?.checked_neg().ok_or_else(|| Reply::error("ERR decrement would overflow"))?;
-    Plan::one(Op::Add { key, by }, answers::int)
+    Plan::one(Op::StringIncr { key, by }, answers::int)
 }
 
 fn incrbyfloat(mut args: Args) -> Planned {
     let (key, by) = (args.word(), args.word());
-    Plan::one(Op::AddFloat { key, by }, answers::bulk)
+    Plan::one(Op::StringIncrFloat { key, by }, answers::bulk)
 }
 
 fn getrange(mut args: Args) -> Planned {
     let key = args.word();
     let (start, end) = (args.int()?, args.int()?);
-    Plan::one(Op::GetRange { key, start, end }, answers::bulk_or_empty)
+    Plan::one(Op::StringGetRange { key, start, end }, answers::bulk_or_empty)
 }
 
 fn setrange(mut args: Args) -> Planned {
     let key = args.word();
     let offset =
         u64::try_from(args.int()?).map_err(|_| Reply::error("ERR offset is out of range"))?;
-    Plan::one(Op::SetRange { key, offset, value: args.word() }, answers::int)
+    Plan::one(Op::StringSetRange { key, offset, value: args.word() }, answers::int)
 }
 
 fn longest_common(mut args: Args) -> Planned {
@@ -482,7 +511,7 @@ fn longest_common(mut args: Args) -> Planned {
             },
         )
     };
-    let ops = keys.into_iter().map(|key| Op::Get { key }).collect();
+    let ops = keys.into_iter().map(|key| Op::StringGet { key }).collect();
     // Both as of one moment.
     Ok(Plan::Rows(Rows {
         ops,
@@ -529,8 +558,8 @@ fn count(size: usize) -> Reply {
 /// SET's plain reply.
 fn set_or_nil(answer: Answer) -> Reply {
     match answer {
-        Answer::Set { done: true, .. } => Reply::OK,
-        Answer::Set { done: false, .. } => Reply::Nil,
+        Answer::Written { done: true, .. } => Reply::OK,
+        Answer::Written { done: false, .. } => Reply::Nil,
         _ => words::no_answer(),
     }
 }
@@ -538,7 +567,7 @@ fn set_or_nil(answer: Answer) -> Reply {
 /// SETNX's reply.
 fn set_or_zero(answer: Answer) -> Reply {
     match answer {
-        Answer::Set { done, .. } => Reply::Int(i64::from(done)),
+        Answer::Written { done, .. } => Reply::Int(i64::from(done)),
         _ => words::no_answer(),
     }
 }
@@ -546,7 +575,7 @@ fn set_or_zero(answer: Answer) -> Reply {
 /// The value before (SET GET, GETSET).
 fn old(answer: Answer) -> Reply {
     match answer {
-        Answer::Set { old, .. } => answers::optional(old),
+        Answer::Written { old, .. } => answers::optional(old),
         _ => words::no_answer(),
     }
 }

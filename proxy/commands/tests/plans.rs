@@ -5,7 +5,7 @@ use bolero::TypeGenerator;
 use bytes::Bytes;
 use commands::{Args, COMMANDS, Command, Plan};
 use row::Refusal;
-use row::op::{Answer, Content, Kind, RowInfo, Watched};
+use row::op::{Answer, RowContent, RowInfo, RowKind, WatchToken};
 
 /// A word that a client may send: one that means something to some command, or any.
 #[derive(Debug, Clone, TypeGenerator)]
@@ -99,7 +99,7 @@ impl Word {
 fn answers() -> Vec<Result<Answer, Refusal>> {
     let bytes = || Bytes::from_static(b"x");
     let row = RowInfo {
-        kind: Kind::Hash,
+        kind: RowKind::Hash,
         expires_at_ms: Some(u64::MAX),
         written_at_ms: u64::MAX,
         len: u64::MAX,
@@ -116,7 +116,7 @@ fn answers() -> Vec<Result<Answer, Refusal>> {
         Ok(Answer::Values([None, Some(bytes())].into_iter().collect())),
         Ok(Answer::Row(None)),
         Ok(Answer::Row(Some(row))),
-        Ok(Answer::Set { done: true, old: Some(bytes()) }),
+        Ok(Answer::Written { done: true, old: Some(bytes()) }),
         Ok(Answer::Cells { cells: cells(), next: Some(bytes()) }),
         Ok(Answer::Cells { cells: vec![], next: None }),
         Ok(Answer::CellsPage { cells: cells(), next: u64::MAX }),
@@ -129,16 +129,16 @@ fn answers() -> Vec<Result<Answer, Refusal>> {
             left_ms: Some(u64::MAX),
         }),
         Ok(Answer::Deleted { count: u64::MAX, next: Some(bytes()) }),
-        Ok(Answer::Content {
-            content: Content::Hash(vec![
+        Ok(Answer::RowContent {
+            content: RowContent::Hash(vec![
                 (bytes(), bytes(), Some(u64::MAX)),
                 (bytes(), bytes(), Some(0)),
             ]),
             expires_at_ms: Some(0),
         }),
-        Ok(Answer::Content { content: Content::String(bytes()), expires_at_ms: None }),
+        Ok(Answer::RowContent { content: RowContent::String(bytes()), expires_at_ms: None }),
         Ok(Answer::Checked { done: true, value: Some(None) }),
-        Ok(Answer::Watched(Watched {
+        Ok(Answer::WatchToken(WatchToken {
             key: bytes(),
             term: 1,
             touched: 1,

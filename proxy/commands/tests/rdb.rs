@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use commands::rdb::{Bad, dump, parse};
 use proptest::prelude::*;
-use row::op::Content;
+use row::op::RowContent;
 
 fn unhex(text: &str) -> Bytes {
     if let Some((byte, times)) = text.split_once('*') {
@@ -17,9 +17,9 @@ fn unhex(text: &str) -> Bytes {
 }
 
 /// `value`, or `field=value@expiry,...`.
-fn content(text: &str) -> Content {
+fn content(text: &str) -> RowContent {
     if !text.contains('=') {
-        return Content::String(unhex(text));
+        return RowContent::String(unhex(text));
     }
     let field = |field: &str| {
         let (name, value) = field.split_once('=').expect("field=value");
@@ -27,15 +27,15 @@ fn content(text: &str) -> Content {
             value.split_once('@').map_or((value, None), |(value, expiry)| (value, Some(expiry)));
         (unhex(name), unhex(value), expiry.map(|expiry| expiry.parse().expect("a number")))
     };
-    Content::Hash(text.split(',').map(field).collect())
+    RowContent::Hash(text.split(',').map(field).collect())
 }
 
 /// Fields in no order: a hash's order is its Redis's affair.
-fn sorted(content: Content) -> Content {
+fn sorted(content: RowContent) -> RowContent {
     match content {
-        Content::Hash(mut fields) => {
+        RowContent::Hash(mut fields) => {
             fields.sort();
-            Content::Hash(fields)
+            RowContent::Hash(fields)
         }
         string => string,
     }
@@ -67,12 +67,12 @@ fn bytes() -> impl Strategy<Value = Bytes> {
     .prop_map(Bytes::from)
 }
 
-fn any_content() -> impl Strategy<Value = Content> {
+fn any_content() -> impl Strategy<Value = RowContent> {
     let expiry = prop::option::of(0u64..1 << 47);
     let fields = prop::collection::hash_map(bytes(), (bytes(), expiry), 1..10);
     prop_oneof![
-        bytes().prop_map(Content::String),
-        fields.prop_map(|fields| Content::Hash(
+        bytes().prop_map(RowContent::String),
+        fields.prop_map(|fields| RowContent::Hash(
             fields.into_iter().map(|(field, (value, expiry))| (field, value, expiry)).collect()
         )),
     ]

@@ -9,7 +9,7 @@ use commands::script::{Action, Script, Value};
 use commands::{Plan, Reply, table};
 use row::memory::Memory;
 use row::view::Rules;
-use row::{Edits, Failed, Refusal, Stamp, Tx};
+use row::{Edits, EvalError, Refusal, Stamp, Tx};
 
 /// When scripts begin, ms: 2023-11-14. Scripts that name points in time lie after it.
 const BEGIN_MS: u64 = 1_700_000_000_000;
@@ -53,8 +53,8 @@ impl World {
                 self.rows.apply(edits);
                 Ok(Ok(answer))
             }
-            Err(Failed::Refused(refusal)) => Ok(Err(refusal)),
-            Err(Failed::Fault(fault)) => Err(fault.to_string()),
+            Err(EvalError::Refused(refusal)) => Ok(Err(refusal)),
+            Err(EvalError::Fault(fault)) => Err(fault.to_string()),
         }
     }
 

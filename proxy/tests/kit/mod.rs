@@ -21,7 +21,7 @@ use row::edits::Edits;
 use row::memory::Memory;
 use row::op::{Answer, Op, Refusal, Request, Response};
 use row::view::{Rules, Stamp, Tx};
-use row::{Failed, Family, key};
+use row::{EvalError, Family, key};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -166,7 +166,13 @@ impl World {
 /// SET.
 pub fn set(key: &'static str, value: &'static str) -> Op {
     let (key, value) = (Bytes::from_static(key.as_bytes()), Bytes::from_static(value.as_bytes()));
-    Op::Set { key, value, ttl: row::op::Ttl::Default, only: row::op::Only::Always, want_old: false }
+    Op::StringSet {
+        key,
+        value,
+        ttl: row::op::Ttl::Default,
+        only: row::op::WriteCondition::Always,
+        want_old: false,
+    }
 }
 
 impl Partition {
@@ -187,7 +193,7 @@ impl Partition {
     }
 
     fn answer(&mut self, request: &Request) -> Result<Response, CallError> {
-        let untouched = |watched: &row::op::Watched| match watched.term {
+        let untouched = |watched: &row::op::WatchToken| match watched.term {
             0 => self.writes == 0,
             _ => self
                 .touched
@@ -204,7 +210,7 @@ impl Partition {
                 break;
             }
             let mut outcome = self.outcome(op, &mut edits)?;
-            if let Ok(Answer::Watched(watched)) = &mut outcome {
+            if let Ok(Answer::WatchToken(watched)) = &mut outcome {
                 (watched.term, watched.touched) = (1, self.writes);
                 self.touched.entry(key::head(&watched.key).to_vec()).or_insert(0);
             }
@@ -231,8 +237,8 @@ impl Partition {
         let mut tx = Tx { view: &self.memory, edits, stamp, rules: Rules::default() };
         match row::eval(op, &mut tx) {
             Ok(answer) => Ok(Ok(answer)),
-            Err(Failed::Refused(refusal)) => Ok(Err(refusal)),
-            Err(Failed::Fault(fault)) => Err(CallError::Fault(fault.0)),
+            Err(EvalError::Refused(refusal)) => Ok(Err(refusal)),
+            Err(EvalError::Fault(fault)) => Err(CallError::Fault(fault.0)),
         }
     }
 }

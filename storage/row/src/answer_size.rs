@@ -1,5 +1,5 @@
 //! How large answers may be, told by an op before it is carried out. (How large one is,
-//! the answer tells: `route.rs`.)
+//! the answer tells: `op_info.rs`.)
 //!
 //! An op that says nothing else is taken for one whose answer may be as large as a value,
 //! or as many of them. So a new op is bounded before anybody has thought of it, and one
@@ -32,35 +32,38 @@ impl Op {
             Op::Rename { .. } | Op::Copy { .. } | Op::Restore { .. } | Op::Encoding { .. } => {
                 AnswerSize::Small
             }
-            Op::Nearest { .. }
+            Op::FirstAtOrAfter { .. }
             | Op::Rows
             | Op::Expiring
             | Op::Clear
             | Op::ExpireDue { .. }
             | Op::SetDefaultTtl { .. }
-            | Op::Pass { .. }
+            | Op::AdvanceClock { .. }
             | Op::Watch { .. } => AnswerSize::Small,
-            Op::SetAllNew { .. } | Op::Append { .. } | Op::Add { .. } | Op::AddFloat { .. } => {
-                AnswerSize::Small
-            }
-            Op::SetRange { .. } | Op::Length { .. } | Op::Sync => AnswerSize::Small,
+            Op::StringSetAllIfAbsent { .. }
+            | Op::StringAppend { .. }
+            | Op::StringIncr { .. }
+            | Op::StringIncrFloat { .. } => AnswerSize::Small,
+            Op::StringSetRange { .. } | Op::StringLen { .. } | Op::Sync => AnswerSize::Small,
             Op::HashPut { .. }
             | Op::HashDelete { .. }
             | Op::HashLen { .. }
-            | Op::HashAdd { .. }
-            | Op::HashAddFloat { .. } => AnswerSize::Small,
+            | Op::HashIncr { .. }
+            | Op::HashIncrFloat { .. } => AnswerSize::Small,
             Op::HashRangeCount { .. } | Op::HashRangeDelete { .. } => AnswerSize::Small,
             // One number for each field that is named.
             Op::HashExpire { .. } | Op::HashExpiry { .. } | Op::HashPersist { .. } => {
                 AnswerSize::Small
             }
-            Op::Set { want_old, .. } => large_if(*want_old),
+            Op::StringSet { want_old, .. } => large_if(*want_old),
             Op::CheckAndMutate { want_value, .. } => large_if(*want_value),
-            Op::GetRange { start, end, .. } => {
+            Op::StringGetRange { start, end, .. } => {
                 large_if(*start < 0 || *end < 0 || end.saturating_sub(*start) >= SMALL_PART_BYTES)
             }
             Op::Dump { .. } | Op::Scan { .. } => AnswerSize::Large,
-            Op::Get { .. } | Op::GetDelete { .. } | Op::GetExpire { .. } => AnswerSize::Large,
+            Op::StringGet { .. } | Op::StringGetDelete { .. } | Op::StringGetExpire { .. } => {
+                AnswerSize::Large
+            }
             Op::HashGet { .. } | Op::HashGetDelete { .. } | Op::HashGetExpire { .. } => {
                 AnswerSize::Large
             }
@@ -78,7 +81,7 @@ mod tests {
     #[test]
     fn reads_of_values_are_large_and_what_names_its_length_is_not() {
         let key = Bytes::from_static(b"a");
-        let part = |start, end| Op::GetRange { key: key.clone(), start, end }.answer_size();
+        let part = |start, end| Op::StringGetRange { key: key.clone(), start, end }.answer_size();
         assert_eq!(
             (part(0, 100), part(0, -1), part(0, i64::MAX)),
             (AnswerSize::Small, AnswerSize::Large, AnswerSize::Large)
@@ -86,7 +89,7 @@ mod tests {
         let random =
             Op::HashRandom { key: key.clone(), count: -100_000, seed: 0, want_values: false };
         assert_eq!(
-            (random.answer_size(), Op::Get { key }.answer_size()),
+            (random.answer_size(), Op::StringGet { key }.answer_size()),
             (AnswerSize::Large, AnswerSize::Large)
         );
     }

@@ -165,14 +165,14 @@ fn record_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
 
 /// A view with edits on top of it, itself a view: what a batch sees, or what the batch
 /// after one in flight sees.
-pub struct Over<'a> {
+pub struct Overlay<'a> {
     /// The edits, which come first.
     pub edits: &'a Edits,
     /// What lies below.
     pub view: &'a dyn View,
 }
 
-impl View for Over<'_> {
+impl View for Overlay<'_> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         match self.edits.get(family, key) {
             Some(value) => Ok(value.cloned()),
@@ -180,10 +180,10 @@ impl View for Over<'_> {
         }
     }
 
-    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+    fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         match self.edits.get(family, key) {
             Some(value) => Ok(value.cloned()),
-            None => self.view.gist(family, key),
+            None => self.view.metadata(family, key),
         }
     }
 
@@ -211,20 +211,20 @@ impl View for Over<'_> {
         }
     }
 
-    fn recall(&self, row: &[u8], cursor: u64) -> Option<Bytes> {
-        self.view.recall(row, cursor)
+    fn recall_cursor(&self, row: &[u8], cursor: u64) -> Option<Bytes> {
+        self.view.recall_cursor(row, cursor)
     }
 
-    fn remember(&self, row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
-        self.view.remember(row, cursor, sortkey)
+    fn remember_cursor(&self, row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
+        self.view.remember_cursor(row, cursor, sortkey)
     }
 
     fn is_spent(&self) -> bool {
         self.view.is_spent()
     }
 
-    fn rests_on(&self, past_ms: u64) {
-        self.view.rests_on(past_ms);
+    fn depends_on_time(&self, past_ms: u64) {
+        self.view.depends_on_time(past_ms);
     }
 
     fn has_time_for(&self, ns: u64) -> bool {
@@ -235,7 +235,7 @@ impl View for Over<'_> {
 /// Walks the records below and the edits together, in key order or against it; an edit
 /// stands for the record of its key.
 fn merge<'e>(
-    over: &Over<'_>,
+    over: &Overlay<'_>,
     family: Family,
     from: &[u8],
     to: &[u8],

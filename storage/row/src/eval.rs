@@ -3,11 +3,11 @@
 use crate::edits::Edits;
 use crate::op::{Answer, Op, Refusal};
 use crate::view::{Fault, Tx};
-use crate::{expire, hash, hash_expiry, hash_range, keys, native, scan, string};
+use crate::{expire, generic, hash, hash_expiry, hash_range, pegasus, scan, string};
 
 /// Why an op has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failed {
+pub enum EvalError {
     /// A deterministic "no", which left no edits.
     Refused(Refusal),
     /// The state below cannot be read; the batch must be thrown away and the replica
@@ -15,25 +15,25 @@ pub enum Failed {
     Fault(Fault),
 }
 
-impl From<Refusal> for Failed {
-    fn from(refusal: Refusal) -> Failed {
-        Failed::Refused(refusal)
+impl From<Refusal> for EvalError {
+    fn from(refusal: Refusal) -> EvalError {
+        EvalError::Refused(refusal)
     }
 }
 
-impl From<Fault> for Failed {
-    fn from(fault: Fault) -> Failed {
-        Failed::Fault(fault)
+impl From<Fault> for EvalError {
+    fn from(fault: Fault) -> EvalError {
+        EvalError::Fault(fault)
     }
 }
 
 /// What becomes of an op.
-pub type Answered = Result<Answer, Failed>;
+pub type EvalResult = Result<Answer, EvalError>;
 
 /// Evaluates one op: answers, and adds what it changes to the batch's edits; a refused op
 /// adds nothing. One that would change more than a log entry is to hold
 /// ([`Rules::edits_bytes_max`](crate::view::Rules::edits_bytes_max)) is refused.
-pub fn eval(op: &Op, tx: &mut Tx<'_>) -> Answered {
+pub fn eval(op: &Op, tx: &mut Tx<'_>) -> EvalResult {
     match tx.rules.edits_bytes_max().filter(|_| op.may_change_much()) {
         None => answer(op, tx),
         Some(bytes_max) => {
@@ -42,19 +42,19 @@ pub fn eval(op: &Op, tx: &mut Tx<'_>) -> Answered {
             } else {
                 Refusal::TooManyFields
             };
-            apart(bytes_max, too_large, tx, |tx| answer(op, tx))
+            eval_bounded(bytes_max, too_large, tx, |tx| answer(op, tx))
         }
     }
 }
 
 /// Evaluates something whose edits are taken over as a whole or, when there are more than
 /// so many bytes of them, not at all: it is refused then.
-pub fn apart<T>(
+pub fn eval_bounded<T>(
     bytes_max: usize,
     too_large: Refusal,
     tx: &mut Tx<'_>,
-    run: impl FnOnce(&mut Tx<'_>) -> Result<T, Failed>,
-) -> Result<T, Failed> {
+    run: impl FnOnce(&mut Tx<'_>) -> Result<T, EvalError>,
+) -> Result<T, EvalError> {
     let mut edits = Edits::bounded(bytes_max);
     let answered =
         run(&mut Tx { view: &tx.state(), edits: &mut edits, stamp: tx.stamp, rules: tx.rules });
@@ -68,48 +68,50 @@ pub fn apart<T>(
     answered
 }
 
-fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
+fn answer(op: &Op, tx: &mut Tx<'_>) -> EvalResult {
     use Op::*;
     match op {
-        Inspect { key } => keys::inspect(tx, key),
-        Size { key, samples } => keys::size(tx, key, *samples),
-        Delete { key } => keys::delete(tx, key),
-        Expire { key, until, only } => keys::expire(tx, key, *until, *only),
-        Persist { key } => keys::persist(tx, key),
-        Rename { from, to, only_new } => keys::rename(tx, from, to, *only_new),
-        Copy { from, to, replace } => keys::copy(tx, from, to, *replace),
-        Dump { key } => keys::dump(tx, key),
-        Restore { key, content, ttl, replace } => keys::restore(tx, key, content, *ttl, *replace),
-        Encoding { key } => keys::encoding(tx, key),
-        Watch { key } => keys::watch(tx, key),
+        Inspect { key } => generic::inspect(tx, key),
+        Size { key, samples } => generic::size(tx, key, *samples),
+        Delete { key } => generic::delete(tx, key),
+        Expire { key, until, only } => generic::expire(tx, key, *until, *only),
+        Persist { key } => generic::persist(tx, key),
+        Rename { from, to, only_new } => generic::rename(tx, from, to, *only_new),
+        Copy { from, to, replace } => generic::copy(tx, from, to, *replace),
+        Dump { key } => generic::dump(tx, key),
+        Restore { key, content, ttl, replace } => {
+            generic::restore(tx, key, content, *ttl, *replace)
+        }
+        Encoding { key } => generic::encoding(tx, key),
+        Watch { key } => generic::watch(tx, key),
         // Rows that are evaluated without a replica are on no disk.
         Sync => Ok(Answer::Int(0)),
 
         Scan { cursor, count, glob, kind } => scan::scan(tx, *cursor, *count, glob.as_ref(), *kind),
-        Nearest { cursor } => scan::nearest(tx, *cursor),
+        FirstAtOrAfter { cursor } => scan::nearest(tx, *cursor),
         Rows => scan::rows(tx),
         Expiring => scan::expiring(tx),
         Clear => scan::clear(tx),
         ExpireDue { items } => expire::expire_due(tx, items),
         SetDefaultTtl { ttl_ms, set_at_ms } => scan::set_default_ttl(tx, *ttl_ms, *set_at_ms),
-        Pass { at_ms } => {
-            tx.past(Some(*at_ms));
+        AdvanceClock { at_ms } => {
+            tx.is_expired(Some(*at_ms));
             Ok(Answer::Ok)
         }
 
-        Get { key } => string::get(tx, key),
-        GetDelete { key } => string::get_delete(tx, key),
-        GetExpire { key, ttl } => string::get_expire(tx, key, *ttl),
-        Set { key, value, ttl, only, want_old } => {
+        StringGet { key } => string::get(tx, key),
+        StringGetDelete { key } => string::get_delete(tx, key),
+        StringGetExpire { key, ttl } => string::get_expire(tx, key, *ttl),
+        StringSet { key, value, ttl, only, want_old } => {
             string::set(tx, key, value, *ttl, *only, *want_old)
         }
-        SetAllNew { pairs } => string::set_all_new(tx, pairs),
-        Append { key, value } => string::append(tx, key, value),
-        Add { key, by } => string::add(tx, key, *by),
-        AddFloat { key, by } => string::add_float(tx, key, by),
-        GetRange { key, start, end } => string::get_range(tx, key, *start, *end),
-        SetRange { key, offset, value } => string::set_range(tx, key, *offset, value),
-        Length { key } => string::length(tx, key),
+        StringSetAllIfAbsent { pairs } => string::set_all_new(tx, pairs),
+        StringAppend { key, value } => string::append(tx, key, value),
+        StringIncr { key, by } => string::add(tx, key, *by),
+        StringIncrFloat { key, by } => string::add_float(tx, key, by),
+        StringGetRange { key, start, end } => string::get_range(tx, key, *start, *end),
+        StringSetRange { key, offset, value } => string::set_range(tx, key, *offset, value),
+        StringLen { key } => string::length(tx, key),
 
         HashPut { key, pairs, only, ttl } => hash::put(tx, key, pairs, *only, *ttl),
         HashGet { key, fields } => hash::get(tx, key, fields),
@@ -117,8 +119,8 @@ fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
         HashGetExpire { key, fields, ttl } => hash::get_expire(tx, key, fields, *ttl),
         HashDelete { key, fields } => hash::delete(tx, key, fields),
         HashLen { key } => hash::len(tx, key),
-        HashAdd { key, field, by } => hash::add(tx, key, field, *by),
-        HashAddFloat { key, field, by } => hash::add_float(tx, key, field, by),
+        HashIncr { key, field, by } => hash::add(tx, key, field, *by),
+        HashIncrFloat { key, field, by } => hash::add_float(tx, key, field, by),
         HashRandom { key, count, seed, want_values } => {
             hash::random(tx, key, *count, *seed, *want_values)
         }
@@ -134,7 +136,7 @@ fn answer(op: &Op, tx: &mut Tx<'_>) -> Answered {
         HashExpiry { key, fields, remaining } => hash_expiry::expiry(tx, key, fields, *remaining),
         HashPersist { key, fields } => hash_expiry::persist(tx, key, fields),
         CheckAndMutate { key, check_sortkey, check, operand, mutations, want_value } => {
-            native::check_and_mutate(
+            pegasus::check_and_mutate(
                 tx,
                 key,
                 check_sortkey,

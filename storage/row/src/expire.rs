@@ -20,13 +20,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::edits::Family;
-use crate::eval::Answered;
+use crate::eval::EvalResult;
 use crate::head::{Row, due_at};
-use crate::key::{self, Due, KeyBuf};
+use crate::key::{self, ExpiryTarget, KeyBuf};
 use crate::members::{Members, Writer};
 use crate::op::Answer;
 use crate::scan::{self, STEP_ROWS_MAX};
-use crate::value::{Body, Head, Place};
+use crate::value::{Body, Head, MemberExpiry};
 use crate::view::{Fault, Tx};
 
 /// With so many bytes of records deleted a step ends: keys may be long, and are in each
@@ -38,7 +38,7 @@ const FOUND_BYTES_MAX: usize = 1 << 20;
 
 /// Something that may be due.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Item {
+pub enum DueItem {
     /// A row that is past.
     Row {
         /// The key of its head.
@@ -59,27 +59,27 @@ pub struct DueMembers {
     /// The life of the row that they belong to.
     pub generation: u64,
     /// The [floor](crate::value::Expiries::floor) of the state in which they were found.
-    pub floor: Place,
+    pub floor: MemberExpiry,
     /// Their expiries.
-    pub places: Vec<Place>,
+    pub places: Vec<MemberExpiry>,
     /// The first expiry behind these in that state.
-    pub next: Option<Place>,
+    pub next: Option<MemberExpiry>,
 }
 
-impl Item {
+impl DueItem {
     /// How many rows or members it names.
     pub fn size(&self) -> usize {
         match self {
-            Item::Row { .. } => 1,
-            Item::Members(members) => members.places.len().max(1),
+            DueItem::Row { .. } => 1,
+            DueItem::Members(members) => members.places.len().max(1),
         }
     }
 
     /// About how many bytes it carries.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Item::Row { head_key, .. } => head_key.len(),
-            Item::Members(members) => {
+            DueItem::Row { head_key, .. } => head_key.len(),
+            DueItem::Members(members) => {
                 members.head_key.len()
                     + members.places.iter().map(|place| 8 + place.name.len()).sum::<usize>()
             }
@@ -87,8 +87,8 @@ impl Item {
     }
 
     /// Cuts off all but its first members, if there are more than `max`.
-    pub fn cut(&mut self, max: usize) -> Option<Item> {
-        let Item::Members(members) = self else { return None };
+    pub fn cut(&mut self, max: usize) -> Option<DueItem> {
+        let DueItem::Members(members) = self else { return None };
         if members.places.len() <= max.max(1) {
             return None;
         }
@@ -97,7 +97,7 @@ impl Item {
         // Where the step before will have left it.
         rest.floor = rest.places[0].clone();
         members.next = Some(rest.floor.clone());
-        Some(Item::Members(rest))
+        Some(DueItem::Members(rest))
     }
 }
 
@@ -105,7 +105,7 @@ impl Item {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Found {
     /// What may be due, in order of time.
-    pub items: Vec<Item>,
+    pub items: Vec<DueItem>,
     /// Where the next search begins: below it the time index had nothing but entries that
     /// lead to these items.
     pub from: Bytes,
@@ -119,7 +119,7 @@ pub struct Found {
 pub fn find(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<Found, Fault> {
     let from = if from.is_empty() { key::TIME_INDEX } else { from };
     let (entries, mut from, mut next_ms) = due_entries(tx, from, max)?;
-    let mut items: Vec<Item> = Vec::with_capacity(entries.len());
+    let mut items: Vec<DueItem> = Vec::with_capacity(entries.len());
     let (mut found, mut bytes) = (0, 0);
     for (at_ms, due, head_key) in entries {
         if found >= max || bytes >= FOUND_BYTES_MAX {
@@ -128,8 +128,8 @@ pub fn find(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<Found, Fault> {
         }
         bytes += head_key.len();
         let item = match due {
-            Due::Row => Item::Row { head_key, indexed_ms: Some(at_ms) },
-            Due::Field => due_members(tx, at_ms, head_key, max - found, &mut bytes)?,
+            ExpiryTarget::Row => DueItem::Row { head_key, indexed_ms: Some(at_ms) },
+            ExpiryTarget::Field => due_members(tx, at_ms, head_key, max - found, &mut bytes)?,
         };
         found += item.size();
         items.push(item);
@@ -138,7 +138,7 @@ pub fn find(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<Found, Fault> {
 }
 
 /// An entry of the time index: when, what, the head's key.
-type Entry = (u64, Due, Bytes);
+type Entry = (u64, ExpiryTarget, Bytes);
 
 /// The first entries that are due, the key of the one behind them (or where it would be),
 /// and when that is due.
@@ -161,8 +161,9 @@ fn due_entries(tx: &Tx<'_>, from: &[u8], max: usize) -> Result<(Vec<Entry>, Byte
         }
         ControlFlow::Break(())
     })?;
-    let (from, next_ms) = next
-        .unwrap_or_else(|| (key::time_index(now_ms.saturating_add(1), Due::Row, &[]), u64::MAX));
+    let (from, next_ms) = next.unwrap_or_else(|| {
+        (key::time_index(now_ms.saturating_add(1), ExpiryTarget::Row, &[]), u64::MAX)
+    });
     fault.map_or(Ok((entries, from, next_ms)), Err)
 }
 
@@ -174,13 +175,15 @@ fn due_members(
     head_key: Bytes,
     max: usize,
     bytes: &mut usize,
-) -> Result<Item, Fault> {
+) -> Result<DueItem, Fault> {
     let row = row(tx, &head_key)?;
     let found = |generation, floor, places, next| {
-        Item::Members(DueMembers { head_key: head_key.clone(), generation, floor, places, next })
+        DueItem::Members(DueMembers { head_key: head_key.clone(), generation, floor, places, next })
     };
     let members = Members::of(&row).ok().flatten().filter(|members| members.floor().at_ms == at_ms);
-    let Some(members) = members else { return Ok(found(0, Place::at(at_ms), Vec::new(), None)) };
+    let Some(members) = members else {
+        return Ok(found(0, MemberExpiry::at(at_ms), Vec::new(), None));
+    };
     let (mut places, mut next) = (Vec::new(), None);
     members.walk_expiries(tx, &mut |place| {
         if place.at_ms > tx.stamp.now_ms || places.len() >= max || *bytes >= FOUND_BYTES_MAX {
@@ -196,7 +199,7 @@ fn due_members(
 
 /// Looks for rows that are past by the table's `default_ttl` and so have no entry in the
 /// time index, from a position on: what it found, and where to go on (0 = it is through).
-pub fn find_old(tx: &Tx<'_>, from: u64) -> Result<(Vec<Item>, u64), Fault> {
+pub fn find_old(tx: &Tx<'_>, from: u64) -> Result<(Vec<DueItem>, u64), Fault> {
     let mut items = Vec::new();
     let (mut looked, mut bytes, mut last, mut next) = (0, 0, None, 0);
     scan::walk(tx, from, &mut |position, row| {
@@ -209,7 +212,7 @@ pub fn find_old(tx: &Tx<'_>, from: u64) -> Result<(Vec<Item>, u64), Fault> {
         if !row.is_live() {
             let head_key = Bytes::copy_from_slice(row.head_key());
             bytes += head_key.len();
-            items.push(Item::Row { head_key, indexed_ms: None });
+            items.push(DueItem::Row { head_key, indexed_ms: None });
         }
         ControlFlow::Continue(())
     })?;
@@ -218,7 +221,8 @@ pub fn find_old(tx: &Tx<'_>, from: u64) -> Result<(Vec<Item>, u64), Fault> {
 
 /// A row by the key of its head; a string without its value.
 fn row(tx: &Tx<'_>, head_key: &[u8]) -> Result<Row, Fault> {
-    let stored = tx.gist(Family::Head, head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
+    let stored =
+        tx.metadata(Family::Head, head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
     Row::of(tx, KeyBuf::from_slice(head_key), stored)
 }
 
@@ -246,16 +250,19 @@ impl Step {
     }
 }
 
-pub(crate) fn expire_due(tx: &mut Tx<'_>, items: &[Item]) -> Answered {
+pub(crate) fn expire_due(tx: &mut Tx<'_>, items: &[DueItem]) -> EvalResult {
     let mut step = Step { edits_max: tx.edits.bytes() + STEP_BYTES_MAX, ..Step::default() };
     let (mut done, mut part) = (0, 0);
     for item in items {
         match item {
             _ if step.is_over(tx) => break,
-            Item::Row { head_key, indexed_ms } => {
-                expire_row(tx, &mut step, head_key, indexed_ms.map(|at_ms| (at_ms, Due::Row)))?
-            }
-            Item::Members(members) => {
+            DueItem::Row { head_key, indexed_ms } => expire_row(
+                tx,
+                &mut step,
+                head_key,
+                indexed_ms.map(|at_ms| (at_ms, ExpiryTarget::Row)),
+            )?,
+            DueItem::Members(members) => {
                 part = expire_members(tx, &mut step, members)? as u64;
                 if (part as usize) < members.places.len() {
                     break;
@@ -275,7 +282,7 @@ fn expire_row(
     tx: &mut Tx<'_>,
     step: &mut Step,
     head_key: &Bytes,
-    entry: Option<(u64, Due)>,
+    entry: Option<(u64, ExpiryTarget)>,
 ) -> Result<(), Fault> {
     let row = row(tx, head_key)?;
     let stored = row.stored();
@@ -299,7 +306,7 @@ fn expire_members(tx: &mut Tx<'_>, step: &mut Step, found: &DueMembers) -> Resul
     let mut hash = match Writer::open(row) {
         Ok(hash) if hash.exists() && is_theirs => hash,
         _ => {
-            expire_row(tx, step, &found.head_key, Some((found.floor.at_ms, Due::Field)))?;
+            expire_row(tx, step, &found.head_key, Some((found.floor.at_ms, ExpiryTarget::Field)))?;
             return Ok(found.places.len());
         }
     };
@@ -309,7 +316,7 @@ fn expire_members(tx: &mut Tx<'_>, step: &mut Step, found: &DueMembers) -> Resul
             break;
         }
         done += 1;
-        if tx.past(Some(place.at_ms)) && hash.purge(tx, place)? {
+        if tx.is_expired(Some(place.at_ms)) && hash.purge(tx, place)? {
             step.fields += 1;
         }
     }

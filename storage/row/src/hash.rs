@@ -6,28 +6,28 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::eval::Answered;
-use crate::hash_range::Gathered;
+use crate::eval::EvalResult;
+use crate::hash_range::CellBuffer;
 use crate::head::Row;
 use crate::members::{Members, Writer};
 use crate::number::{self, LongDouble};
-use crate::op::{Answer, Only, Refusal, Ttl};
+use crate::op::{Answer, Refusal, Ttl, WriteCondition};
 use crate::view::Tx;
 
 pub(crate) fn put(
     tx: &mut Tx<'_>,
     key: &[u8],
     pairs: &[(Bytes, Bytes)],
-    only: Only,
+    only: WriteCondition,
     ttl: Ttl,
-) -> Answered {
+) -> EvalResult {
     tx.rules.check_write(
         key.len() + pairs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>(),
     )?;
     let mut hash = Writer::open(Row::load(tx, key)?)?;
-    if only != Only::Always {
+    if only != WriteCondition::Always {
         for (name, _) in pairs {
-            if hash.get(tx, name)?.is_some() != (only == Only::IfPresent) {
+            if hash.get(tx, name)?.is_some() != (only == WriteCondition::IfPresent) {
                 return Ok(Answer::Nil);
             }
         }
@@ -35,7 +35,7 @@ pub(crate) fn put(
     let mut new = 0;
     for (name, value) in pairs {
         let expires_at_ms = field_expiry(tx, &hash, name, ttl)?;
-        if tx.past(expires_at_ms) {
+        if tx.is_expired(expires_at_ms) {
             hash.remove(tx, name)?;
         } else if hash.put(tx, name, value.clone(), expires_at_ms)? {
             new += 1;
@@ -59,7 +59,7 @@ pub(crate) fn field_expiry(
     })
 }
 
-pub(crate) fn get(tx: &Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answered {
+pub(crate) fn get(tx: &Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let mut values = SmallVec::with_capacity(fields.len());
@@ -79,7 +79,7 @@ fn values(
     tx: &Tx<'_>,
     hash: &Writer,
     fields: &[Bytes],
-) -> Result<SmallVec<[Option<Bytes>; 1]>, crate::Failed> {
+) -> Result<SmallVec<[Option<Bytes>; 1]>, crate::EvalError> {
     let mut values = SmallVec::with_capacity(fields.len());
     let mut bytes = 0;
     for name in fields {
@@ -91,7 +91,7 @@ fn values(
     Ok(values)
 }
 
-pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answered {
+pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalResult {
     let mut hash = Writer::open(Row::load(tx, key)?)?;
     let mut values = values(tx, &hash, fields)?;
     for (name, value) in fields.iter().zip(&mut values) {
@@ -103,13 +103,13 @@ pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answe
     Ok(Answer::Values(values))
 }
 
-pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes], ttl: Ttl) -> Answered {
+pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes], ttl: Ttl) -> EvalResult {
     let mut hash = Writer::open(Row::load(tx, key)?)?;
     let values = values(tx, &hash, fields)?;
     for name in fields {
         let Some(cell) = hash.get(tx, name)? else { continue };
         let expires_at_ms = field_expiry(tx, &hash, name, ttl)?;
-        if tx.past(expires_at_ms) {
+        if tx.is_expired(expires_at_ms) {
             hash.remove(tx, name)?;
         } else if expires_at_ms != cell.header.expires_at_ms {
             hash.put(tx, name, cell.value, expires_at_ms)?;
@@ -119,7 +119,7 @@ pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes], ttl: Ttl
     Ok(Answer::Values(values))
 }
 
-pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answered {
+pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalResult {
     let mut hash = Writer::open(Row::load(tx, key)?)?;
     let mut deleted = 0;
     for name in fields {
@@ -129,7 +129,7 @@ pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answered 
     Ok(Answer::Int(deleted))
 }
 
-pub(crate) fn len(tx: &Tx<'_>, key: &[u8]) -> Answered {
+pub(crate) fn len(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
     Ok(Answer::Int(match Members::of(&row)? {
         Some(members) => members.live(tx)? as i64,
@@ -137,7 +137,7 @@ pub(crate) fn len(tx: &Tx<'_>, key: &[u8]) -> Answered {
     }))
 }
 
-pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: i64) -> Answered {
+pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: i64) -> EvalResult {
     tx.rules.check_write(key.len() + field.len())?;
     let mut hash = Writer::open(Row::load(tx, key)?)?;
     let old = hash.get(tx, field)?;
@@ -151,7 +151,7 @@ pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: i64) -> Answere
     Ok(Answer::Int(new))
 }
 
-pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: &[u8]) -> Answered {
+pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], field: &[u8], by: &[u8]) -> EvalResult {
     tx.rules.check_write(key.len() + field.len())?;
     let by = LongDouble::parse(by).ok_or(Refusal::NotFloat)?;
     let mut hash = Writer::open(Row::load(tx, key)?)?;
@@ -181,7 +181,7 @@ pub(crate) fn random(
     count: i64,
     seed: u64,
     want_values: bool,
-) -> Answered {
+) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let live = members.live(tx)?;
@@ -192,7 +192,7 @@ pub(crate) fn random(
     let many = if count < 0 { count.unsigned_abs() } else { count.unsigned_abs().min(live) };
     tx.rules
         .check_answer(usize::try_from(many.saturating_mul(DRAWN_BYTES)).unwrap_or(usize::MAX))?;
-    let mut draw = Draw(seed);
+    let mut draw = SplitMix64(seed);
     let drawn: Vec<u64> = if count < 0 {
         (0..many).map(|_| draw.below(live)).collect()
     } else if many == live {
@@ -202,7 +202,7 @@ pub(crate) fn random(
     };
     let wanted: BTreeSet<u64> = drawn.iter().copied().collect();
     let mut wanted = wanted.into_iter().peekable();
-    let mut found = Gathered::new(want_values);
+    let mut found = CellBuffer::new(want_values);
     let mut places = Vec::new(); // the indexes of what was found, ascending
     let mut at = 0;
     members.walk(tx, None, None, false, &mut |name, _, value| {
@@ -233,9 +233,9 @@ pub(crate) fn random(
 
 /// splitmix64 (Steele, Lea, Flood 2014): random enough to draw with, and the same
 /// everywhere for the same seed.
-struct Draw(u64);
+struct SplitMix64(u64);
 
-impl Draw {
+impl SplitMix64 {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

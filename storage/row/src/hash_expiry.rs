@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use crate::eval::Answered;
+use crate::eval::EvalResult;
 use crate::head::Row;
 use crate::members::{Members, Writer};
-use crate::op::{Answer, Deadline, ExpireIf, FIELD_EXPIRY_MAX_MS, Refusal};
+use crate::op::{Answer, Deadline, ExpireCondition, FIELD_EXPIRY_MAX_MS, Refusal};
 use crate::view::Tx;
 
 const NO_FIELD: i64 = -2;
@@ -19,8 +19,8 @@ pub(crate) fn expire(
     key: &[u8],
     fields: &[Bytes],
     until: Deadline,
-    only: ExpireIf,
-) -> Answered {
+    only: ExpireCondition,
+) -> EvalResult {
     let mut hash = Writer::open(Row::load(tx, key)?)?;
     let at = tx.deadline_ms(until);
     if at > FIELD_EXPIRY_MAX_MS {
@@ -34,7 +34,7 @@ pub(crate) fn expire(
         answers.push(match hash.get(tx, name)? {
             None => NO_FIELD,
             Some(cell) if !only.allows(cell.header.expires_at_ms, at) => NOT_MET,
-            Some(_) if tx.past(Some(at)) => {
+            Some(_) if tx.is_expired(Some(at)) => {
                 hash.remove(tx, name)?;
                 DELETED
             }
@@ -48,7 +48,7 @@ pub(crate) fn expire(
     Ok(Answer::Ints(answers))
 }
 
-pub(crate) fn expiry(tx: &Tx<'_>, key: &[u8], fields: &[Bytes], remaining: bool) -> Answered {
+pub(crate) fn expiry(tx: &Tx<'_>, key: &[u8], fields: &[Bytes], remaining: bool) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let since = if remaining { tx.stamp.now_ms } else { 0 };
@@ -64,7 +64,7 @@ pub(crate) fn expiry(tx: &Tx<'_>, key: &[u8], fields: &[Bytes], remaining: bool)
     Ok(Answer::Ints(answers))
 }
 
-pub(crate) fn persist(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> Answered {
+pub(crate) fn persist(tx: &mut Tx<'_>, key: &[u8], fields: &[Bytes]) -> EvalResult {
     let mut hash = Writer::open(Row::load(tx, key)?)?;
     if !hash.exists() {
         return Ok(Answer::Nil);

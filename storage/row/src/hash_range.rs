@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::eval::Answered;
+use crate::eval::EvalResult;
 use crate::glob;
 use crate::head::Row;
 use crate::members::{Members, Writer};
@@ -42,16 +42,16 @@ const SCAN_BYTES_MAX: usize = 8 << 20;
 /// Names and values collected into one buffer, so that an answer of many cells is one
 /// allocation and not two a cell.
 #[derive(Debug)]
-pub(crate) struct Gathered {
+pub(crate) struct CellBuffer {
     want_values: bool,
     buffer: Vec<u8>,
     /// The ends of each cell's name and value in the buffer.
     ends: Vec<(usize, usize)>,
 }
 
-impl Gathered {
-    pub(crate) fn new(want_values: bool) -> Gathered {
-        Gathered { want_values, buffer: Vec::new(), ends: Vec::new() }
+impl CellBuffer {
+    pub(crate) fn new(want_values: bool) -> CellBuffer {
+        CellBuffer { want_values, buffer: Vec::new(), ends: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, name: &[u8], value: &[u8]) {
@@ -101,8 +101,8 @@ impl Filter {
         match self {
             Filter::None => true,
             Filter::Prefix(with) => name.starts_with(with),
-            Filter::Postfix(with) => name.ends_with(with),
-            Filter::Anywhere(with) => contains(name, with),
+            Filter::Suffix(with) => name.ends_with(with),
+            Filter::Contains(with) => contains(name, with),
             Filter::Glob(pattern) => pattern == "*" || glob::matches(pattern, name),
         }
     }
@@ -205,9 +205,9 @@ fn gather(
     range: &Range,
     want_values: bool,
     limits: &Limits,
-) -> Result<(Gathered, Option<Bytes>), Fault> {
+) -> Result<(CellBuffer, Option<Bytes>), Fault> {
     let Limits { looked_max, cells_max, bytes_max } = *limits;
-    let mut found = Gathered::new(want_values);
+    let mut found = CellBuffer::new(want_values);
     let mut cut = None;
     let next = walk(tx, members, range, looked_max, &mut |name, value| {
         let bytes = found.bytes() + name.len() + if want_values { value.len() } else { 0 };
@@ -228,7 +228,7 @@ fn tighter(a: usize, b: usize) -> usize {
     if a == 0 || b == 0 { a.max(b) } else { a.min(b) }
 }
 
-pub(crate) fn range(tx: &Tx<'_>, key: &[u8], range: &Range, want_values: bool) -> Answered {
+pub(crate) fn range(tx: &Tx<'_>, key: &[u8], range: &Range, want_values: bool) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let asked = usize::try_from(range.bytes_max).unwrap_or(usize::MAX);
@@ -245,7 +245,7 @@ pub(crate) fn range(tx: &Tx<'_>, key: &[u8], range: &Range, want_values: bool) -
     Ok(Answer::Cells { cells: found.finish(), next })
 }
 
-pub(crate) fn count(tx: &Tx<'_>, key: &[u8], range: &Range) -> Answered {
+pub(crate) fn count(tx: &Tx<'_>, key: &[u8], range: &Range) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Int(0)) };
     let all = if range.is_whole() {
@@ -261,7 +261,7 @@ pub(crate) fn count(tx: &Tx<'_>, key: &[u8], range: &Range) -> Answered {
     Ok(Answer::Int(if range.cells_max > 0 { all.min(range.cells_max) } else { all } as i64))
 }
 
-pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> Answered {
+pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8], range: &Range) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else {
         return Ok(Answer::Deleted { count: 0, next: None });
@@ -309,7 +309,7 @@ fn resume(tx: &Tx<'_>, members: &Members, cursor: u64) -> Result<Option<Bytes>, 
         return Ok(None);
     }
     if let Some(name) =
-        tx.view.recall(members.prefix(), cursor).filter(|name| cursor_of(name) == cursor)
+        tx.view.recall_cursor(members.prefix(), cursor).filter(|name| cursor_of(name) == cursor)
     {
         return Ok(Some(name));
     }
@@ -333,7 +333,7 @@ pub(crate) fn scan(
     count: u64,
     glob: Option<&Bytes>,
     want_values: bool,
-) -> Answered {
+) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(members) = Members::of(&row)? else { return Ok(Answer::Nil) };
     let filter = glob.map_or(Filter::None, |glob| Filter::Glob(glob.clone()));
@@ -344,7 +344,7 @@ pub(crate) fn scan(
         count.clamp(1, SCAN_COUNT_MAX)
     };
     let bytes_max = tighter(SCAN_BYTES_MAX, tx.rules.answer_bytes_max);
-    let mut found = Gathered::new(want_values);
+    let mut found = CellBuffer::new(want_values);
     let (mut looked, mut heavy) = (0, 0);
     let mut next = 0;
     members.walk_stored(tx, start.as_deref(), None, false, &mut |name, member| {
@@ -353,7 +353,7 @@ pub(crate) fn scan(
         // be answered for ever, or one that is remembered for somebody.
         if is_full
             && cursor_of(name) != cursor
-            && tx.view.remember(members.prefix(), cursor_of(name), name)
+            && tx.view.remember_cursor(members.prefix(), cursor_of(name), name)
         {
             next = cursor_of(name);
             return ControlFlow::Break(());

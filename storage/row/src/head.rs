@@ -5,16 +5,16 @@ use bytes::Bytes;
 use std::ops::{ControlFlow, Deref};
 
 use crate::edits::Family;
-use crate::eval::Failed;
-use crate::key::{self, Due, KeyBuf};
-use crate::op::{Kind, Refusal};
-use crate::value::{Body, Expiries, HashHead, Head, Place};
+use crate::eval::EvalError;
+use crate::key::{self, ExpiryTarget, KeyBuf};
+use crate::op::{Refusal, RowKind};
+use crate::value::{Body, Expiries, HashHead, Head, MemberExpiry};
 use crate::view::{Fault, Tx};
 
 /// A row as it is stored, without the value of a string: enough to replace or delete it.
 /// Writing it keeps the `rows` counter and the time index exact.
 #[derive(Debug)]
-pub(crate) struct Outline {
+pub(crate) struct RowMetadata {
     head_key: KeyBuf,
     /// As stored, expired or not; a string's value may be missing.
     stored: Option<Head>,
@@ -25,17 +25,17 @@ pub(crate) struct Outline {
 
 /// A row as it is stored, with the value of a string.
 #[derive(Debug)]
-pub(crate) struct Row(Outline);
+pub(crate) struct Row(RowMetadata);
 
 impl Row {
     /// Reads the head of a row; refuses keys that no row can have.
-    pub(crate) fn load(tx: &Tx<'_>, key: &[u8]) -> Result<Row, Failed> {
-        Outline::read(tx, key, |head_key| tx.get(Family::Head, head_key)).map(Row)
+    pub(crate) fn load(tx: &Tx<'_>, key: &[u8]) -> Result<Row, EvalError> {
+        RowMetadata::read(tx, key, |head_key| tx.get(Family::Head, head_key)).map(Row)
     }
 
     /// A row whose head was already read.
     pub(crate) fn of(tx: &Tx<'_>, head_key: KeyBuf, stored: Option<Head>) -> Result<Row, Fault> {
-        Outline::of(tx, head_key, stored).map(Row)
+        RowMetadata::of(tx, head_key, stored).map(Row)
     }
 
     /// The head, when the row lives.
@@ -54,44 +54,44 @@ impl Row {
 }
 
 impl Deref for Row {
-    type Target = Outline;
+    type Target = RowMetadata;
 
-    fn deref(&self) -> &Outline {
+    fn deref(&self) -> &RowMetadata {
         &self.0
     }
 }
 
-impl From<Row> for Outline {
-    fn from(row: Row) -> Outline {
+impl From<Row> for RowMetadata {
+    fn from(row: Row) -> RowMetadata {
         row.0
     }
 }
 
-impl Outline {
+impl RowMetadata {
     /// Reads what the head of a row tells besides a string's value; refuses keys that no
     /// row can have.
-    pub(crate) fn load(tx: &Tx<'_>, key: &[u8]) -> Result<Outline, Failed> {
-        Outline::read(tx, key, |head_key| tx.gist(Family::Head, head_key))
+    pub(crate) fn load(tx: &Tx<'_>, key: &[u8]) -> Result<RowMetadata, EvalError> {
+        RowMetadata::read(tx, key, |head_key| tx.metadata(Family::Head, head_key))
     }
 
     fn read(
         tx: &Tx<'_>,
         key: &[u8],
         head: impl Fn(&[u8]) -> Result<Option<Bytes>, Fault>,
-    ) -> Result<Outline, Failed> {
+    ) -> Result<RowMetadata, EvalError> {
         if key.len() > key::HASHKEY_BYTES_MAX {
             return Err(Refusal::KeyTooLong.into());
         }
         let head_key = key::head(key);
         let stored = head(&head_key)?.map(|bytes| Head::decode(&bytes)).transpose()?;
-        Ok(Outline::of(tx, head_key, stored)?)
+        Ok(RowMetadata::of(tx, head_key, stored)?)
     }
 
-    fn of(tx: &Tx<'_>, head_key: KeyBuf, stored: Option<Head>) -> Result<Outline, Fault> {
+    fn of(tx: &Tx<'_>, head_key: KeyBuf, stored: Option<Head>) -> Result<RowMetadata, Fault> {
         let expires_at_ms = stored.as_ref().and_then(|head| tx.rules.expires_at_ms(&head.header));
         let live = match &stored {
             None => false,
-            Some(_) if tx.past(expires_at_ms) => false,
+            Some(_) if tx.is_expired(expires_at_ms) => false,
             Some(Head { body: Body::Hash(hash), .. }) => {
                 let hashkey = key::head_hashkey(&head_key).unwrap_or_default();
                 has_live_member(tx, hash.count, &hash.expiries, || {
@@ -100,7 +100,7 @@ impl Outline {
             }
             Some(_) => true,
         };
-        Ok(Outline {
+        Ok(RowMetadata {
             head_key,
             stored,
             live,
@@ -145,7 +145,7 @@ impl Outline {
     }
 
     /// The kind of a live row.
-    pub(crate) fn kind(&self) -> Option<Kind> {
+    pub(crate) fn kind(&self) -> Option<RowKind> {
         self.head().map(Head::kind)
     }
 
@@ -157,7 +157,7 @@ impl Outline {
         expires_at_ms: Option<u64>,
         body: Body,
     ) -> Result<(), Fault> {
-        if tx.past(expires_at_ms) {
+        if tx.is_expired(expires_at_ms) {
             return self.remove(tx);
         }
         if self.stored.is_none() {
@@ -183,13 +183,13 @@ impl Outline {
     /// Moves the row's entries of the time index from one head to the other, and counts
     /// the rows that expire.
     fn index(&self, tx: &mut Tx<'_>, old: Option<&Head>, new: Option<&Head>) -> Result<(), Fault> {
-        for due in [Due::Row, Due::Field] {
+        for due in [ExpiryTarget::Row, ExpiryTarget::Field] {
             let (old, new) =
                 (old.and_then(|head| due_at(head, due)), new.and_then(|head| due_at(head, due)));
             if old == new {
                 continue;
             }
-            if due == Due::Row && old.is_some() != new.is_some() {
+            if due == ExpiryTarget::Row && old.is_some() != new.is_some() {
                 count(tx, key::EXPIRING, if new.is_some() { 1 } else { -1 })?;
             }
             if let Some(at) = old {
@@ -214,11 +214,11 @@ fn count(tx: &mut Tx<'_>, counter: &'static [u8], by: i64) -> Result<(), Fault> 
 }
 
 /// When the time index is to point out a head.
-pub(crate) fn due_at(head: &Head, due: Due) -> Option<u64> {
+pub(crate) fn due_at(head: &Head, due: ExpiryTarget) -> Option<u64> {
     match (due, &head.body) {
-        (Due::Row, _) => head.header.expires_at_ms,
-        (Due::Field, Body::Hash(hash)) => hash.expiries.due_ms(),
-        (Due::Field, Body::String(_)) => None,
+        (ExpiryTarget::Row, _) => head.header.expires_at_ms,
+        (ExpiryTarget::Field, Body::Hash(hash)) => hash.expiries.due_ms(),
+        (ExpiryTarget::Field, Body::String(_)) => None,
     }
 }
 
@@ -241,7 +241,7 @@ fn has_live_member(
         last_ms = key[space.len()..].first_chunk().map(|at| u64::from_be_bytes(*at));
         ControlFlow::Break(())
     })?;
-    Ok(last_ms.is_some() && !tx.past(last_ms))
+    Ok(last_ms.is_some() && !tx.is_expired(last_ms))
 }
 
 /// How many stored members of a collection are expired, counting no further than `max`;
@@ -261,10 +261,10 @@ pub(crate) fn expired_members(
     tx.range(
         Family::Cell,
         &place_key(space, &expiries.floor),
-        &place_key(space, &Place::at(now_ms.saturating_add(1))),
+        &place_key(space, &MemberExpiry::at(now_ms.saturating_add(1))),
         false,
         &mut |key, _| {
-            tx.past(key[space.len()..].first_chunk().map(|at| u64::from_be_bytes(*at)));
+            tx.is_expired(key[space.len()..].first_chunk().map(|at| u64::from_be_bytes(*at)));
             found += 1;
             if found < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         },
@@ -273,7 +273,7 @@ pub(crate) fn expired_members(
 }
 
 /// The key of a place in a space of expiries.
-pub(crate) fn place_key(space: &[u8], place: &Place) -> KeyBuf {
+pub(crate) fn place_key(space: &[u8], place: &MemberExpiry) -> KeyBuf {
     let mut out = KeyBuf::from_slice(space);
     out.extend_from_slice(&place.at_ms.to_be_bytes());
     out.extend_from_slice(&place.name);

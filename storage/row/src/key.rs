@@ -189,7 +189,7 @@ impl<'a> CellKey<'a> {
 /// What the time index points out about a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Due {
+pub enum ExpiryTarget {
     /// The row itself expires then.
     Row = 0,
     /// The first of its fields expires then.
@@ -197,7 +197,7 @@ pub enum Due {
 }
 
 /// The time index entry of a row.
-pub fn time_index(expires_at_ms: u64, due: Due, head_key: &[u8]) -> Bytes {
+pub fn time_index(expires_at_ms: u64, due: ExpiryTarget, head_key: &[u8]) -> Bytes {
     let mut out = Vec::with_capacity(10 + head_key.len());
     out.extend_from_slice(TIME_INDEX);
     out.extend_from_slice(&expires_at_ms.to_be_bytes());
@@ -207,12 +207,12 @@ pub fn time_index(expires_at_ms: u64, due: Due, head_key: &[u8]) -> Bytes {
 }
 
 /// Takes a time index key apart: when, what, head key.
-pub fn parse_time_index(key: &[u8]) -> Option<(u64, Due, &[u8])> {
+pub fn parse_time_index(key: &[u8]) -> Option<(u64, ExpiryTarget, &[u8])> {
     let (at, rest) = key.strip_prefix(TIME_INDEX)?.split_first_chunk()?;
     let (due, head_key) = rest.split_first()?;
     let due = match due {
-        0 => Due::Row,
-        1 => Due::Field,
+        0 => ExpiryTarget::Row,
+        1 => ExpiryTarget::Field,
         _ => return None,
     };
     Some((u64::from_be_bytes(*at), due, head_key))

@@ -39,7 +39,7 @@
 //!
 //! # How to add an op
 //! A variant of [`Op`], its function in its family's file, a line in `eval.rs`, in
-//! `route.rs` and in `answer_size.rs`; then a script in `tests/scripts/`, and if it fits
+//! `op_info.rs` and in `answer_size.rs`; then a script in `tests/scripts/`, and if it fits
 //! the model (`tests/model/`), a line there.
 
 pub mod answer_size;
@@ -54,19 +54,19 @@ pub mod op;
 pub mod value;
 pub mod view;
 
+mod generic;
 mod hash;
 mod hash_expiry;
 mod hash_range;
 mod head;
-mod keys;
 mod members;
-mod native;
-mod route;
+mod op_info;
+mod pegasus;
 mod scan;
 mod string;
 
 pub use answer_size::AnswerSize;
 pub use edits::{Edits, Family};
-pub use eval::{Failed, eval};
+pub use eval::{EvalError, eval};
 pub use op::{Answer, Op, Refusal};
 pub use view::{Fault, Stamp, Tx, View};

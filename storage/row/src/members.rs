@@ -8,7 +8,7 @@ use crate::edits::Family;
 use crate::head::{Row, expired_members, place_key};
 use crate::key::{self, KeyBuf};
 use crate::op::Refusal;
-use crate::value::{Body, Cell, Expiries, HashHead, Header, Place};
+use crate::value::{Body, Cell, Expiries, HashHead, Header, MemberExpiry};
 use crate::view::{Fault, Tx};
 
 /// A stored member's header and value; `None`: it is past.
@@ -38,7 +38,7 @@ impl Members {
     }
 
     /// Below it no member's expiry lies.
-    pub(crate) fn floor(&self) -> &Place {
+    pub(crate) fn floor(&self) -> &MemberExpiry {
         &self.hash.expiries.floor
     }
 
@@ -95,7 +95,7 @@ impl Members {
 
     /// The header of a member as stored, expired or not.
     fn header(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Header>, Fault> {
-        tx.gist(Family::Cell, &self.key(name))?
+        tx.metadata(Family::Cell, &self.key(name))?
             .map(|bytes| Ok(Cell::decode_slice(&bytes)?.0))
             .transpose()
     }
@@ -104,7 +104,7 @@ impl Members {
     pub(crate) fn get(&self, tx: &Tx<'_>, name: &[u8]) -> Result<Option<Cell>, Fault> {
         let stored =
             tx.get(Family::Cell, &self.key(name))?.map(|bytes| Cell::decode(&bytes)).transpose()?;
-        Ok(stored.filter(|cell| !tx.past(cell.header.expires_at_ms)))
+        Ok(stored.filter(|cell| !tx.is_expired(cell.header.expires_at_ms)))
     }
 
     /// Walks live members by name within bounds (`from` in, `to` out), until `each`
@@ -142,7 +142,7 @@ impl Members {
         tx.range(Family::Cell, &from, &to, reverse, &mut |key, value| match Cell::decode_slice(
             value,
         ) {
-            Ok((header, _)) if tx.past(header.expires_at_ms) => {
+            Ok((header, _)) if tx.is_expired(header.expires_at_ms) => {
                 each(&key[self.prefix.len()..], None)
             }
             Ok((header, value)) => each(&key[self.prefix.len()..], Some((header, value))),
@@ -158,7 +158,7 @@ impl Members {
     pub(crate) fn walk_expiries(
         &self,
         tx: &Tx<'_>,
-        each: &mut dyn FnMut(Place) -> ControlFlow<()>,
+        each: &mut dyn FnMut(MemberExpiry) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
         let space = self.space();
         tx.range(
@@ -167,7 +167,7 @@ impl Members {
             &key::after_prefix(&space),
             false,
             &mut |key, _| match key[space.len()..].split_first_chunk() {
-                Some((at, name)) => each(Place::of(u64::from_be_bytes(*at), name)),
+                Some((at, name)) => each(MemberExpiry::of(u64::from_be_bytes(*at), name)),
                 None => ControlFlow::Continue(()),
             },
         )
@@ -245,7 +245,7 @@ impl Writer {
         members.hash.count += u64::from(old.is_none());
         let cell = Cell { header: tx.header(expires_at_ms), value };
         tx.put(Family::Cell, Bytes::copy_from_slice(&members.key(name)), cell.encode());
-        Ok(old.is_none_or(|header| tx.past(header.expires_at_ms)))
+        Ok(old.is_none_or(|header| tx.is_expired(header.expires_at_ms)))
     }
 
     /// Deletes a member, expired or not; whether it was there and alive.
@@ -257,12 +257,12 @@ impl Writer {
             members.hash.expiries.remove()?;
         }
         members.forget(tx, name)?;
-        Ok(!tx.past(old.expires_at_ms))
+        Ok(!tx.is_expired(old.expires_at_ms))
     }
 
     /// Deletes a member that expires then, without reading it, if there is one; whether
     /// there was.
-    pub(crate) fn purge(&mut self, tx: &mut Tx<'_>, expiry: &Place) -> Result<bool, Fault> {
+    pub(crate) fn purge(&mut self, tx: &mut Tx<'_>, expiry: &MemberExpiry) -> Result<bool, Fault> {
         let Some(members) = &mut self.members else { return Ok(false) };
         let key = members.expiry_key(expiry.at_ms, &expiry.name);
         if tx.get(Family::Cell, &key)?.is_none() {
@@ -276,7 +276,12 @@ impl Writer {
 
     /// Raises the floor of the members' expiries, if it is still `from`: in a state where
     /// it was, the first behind those that were purged lay at `to`.
-    pub(crate) fn raise_floor(&mut self, tx: &Tx<'_>, from: &Place, to: Option<&Place>) {
+    pub(crate) fn raise_floor(
+        &mut self,
+        tx: &Tx<'_>,
+        from: &MemberExpiry,
+        to: Option<&MemberExpiry>,
+    ) {
         if let Some(members) =
             self.members.as_mut().filter(|members| members.hash.expiries.floor == *from)
         {

@@ -62,8 +62,8 @@ impl View for Memory {
     }
 
     /// No more than the gist, so that who uses more is found out.
-    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        Ok(self.get(family, key)?.map(|bytes| bytes.slice(..value::gist(family, &bytes).len())))
+    fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        Ok(self.get(family, key)?.map(|bytes| bytes.slice(..value::metadata(family, &bytes).len())))
     }
 
     fn range(
@@ -160,9 +160,9 @@ impl View for Reader<'_> {
         self.memory.get(family, key)
     }
 
-    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+    fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         self.count();
-        self.memory.gist(family, key)
+        self.memory.metadata(family, key)
     }
 
     fn range(
@@ -179,11 +179,11 @@ impl View for Reader<'_> {
         })
     }
 
-    fn recall(&self, _row: &[u8], cursor: u64) -> Option<Bytes> {
+    fn recall_cursor(&self, _row: &[u8], cursor: u64) -> Option<Bytes> {
         self.cursors.as_ref()?.borrow().get(&cursor).cloned()
     }
 
-    fn remember(&self, _row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
+    fn remember_cursor(&self, _row: &[u8], cursor: u64, sortkey: &[u8]) -> bool {
         let Some(cursors) = &self.cursors else { return true };
         cursors.borrow_mut().entry(cursor).or_insert_with(|| Bytes::copy_from_slice(sortkey))
             == sortkey
@@ -196,7 +196,7 @@ impl View for Reader<'_> {
         self.left.get() == 0
     }
 
-    fn rests_on(&self, past_ms: u64) {
+    fn depends_on_time(&self, past_ms: u64) {
         self.past_ms.set(self.past_ms.get().max(past_ms));
     }
 }

@@ -5,12 +5,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::expire::Item;
+use crate::expire::DueItem;
 
 /// What a row holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
-pub enum Kind {
+pub enum RowKind {
     /// A byte string, kept in the head.
     String = 1,
     /// Fields to values, kept in cells.
@@ -45,7 +45,7 @@ pub enum Ttl {
 
 /// When an expiry may be changed (NX XX GT LT); all that are set must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct ExpireIf {
+pub struct ExpireCondition {
     /// Only when there is none.
     pub none: bool,
     /// Only when there is one.
@@ -58,7 +58,7 @@ pub struct ExpireIf {
 
 /// When a write may happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Only {
+pub enum WriteCondition {
     /// Always.
     #[default]
     Always,
@@ -113,9 +113,9 @@ pub enum Filter {
     /// Those that begin with it.
     Prefix(Bytes),
     /// Those that end with it.
-    Postfix(Bytes),
+    Suffix(Bytes),
     /// Those that contain it.
-    Anywhere(Bytes),
+    Contains(Bytes),
     /// Those that match a Redis glob.
     Glob(Bytes),
 }
@@ -157,7 +157,7 @@ pub enum Mutation {
 /// Everything in a row, as DUMP, RESTORE and COPY carry it. Field expiries are absolute
 /// ms.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Content {
+pub enum RowContent {
     /// A string.
     String(Bytes),
     /// Fields: name, value, expiry.
@@ -178,18 +178,18 @@ pub enum Op {
     /// -> `Int` 0|1
     Delete { key: Bytes },
     /// -> `Int` 0|1. A deadline in the past deletes the row (and answers 1).
-    Expire { key: Bytes, until: Deadline, only: ExpireIf },
+    Expire { key: Bytes, until: Deadline, only: ExpireCondition },
     /// -> `Int` 0|1
     Persist { key: Bytes },
     /// -> `Int` 1, or 0 when `only_new` and `to` exists; refuses `NoSuchKey`
     Rename { from: Bytes, to: Bytes, only_new: bool },
     /// -> `Int` 0|1
     Copy { from: Bytes, to: Bytes, replace: bool },
-    /// The whole row. -> `Content` or `Nil`
+    /// The whole row. -> `RowContent` or `Nil`
     Dump { key: Bytes },
     /// -> `Int` 1; refuses `BusyKey` unless `replace`. `idle_since`/frequency are not
     /// kept.
-    Restore { key: Bytes, content: Content, ttl: Ttl, replace: bool },
+    Restore { key: Bytes, content: RowContent, ttl: Ttl, replace: bool },
     /// How Redis would say it stores the row (int, embstr, raw, listpack, listpackex,
     /// hashtable). -> `Bytes` or `Nil`
     Encoding { key: Bytes },
@@ -197,11 +197,11 @@ pub enum Op {
     // ---- the partition ----
     /// Rows from a [cursor](crate::key::cursor) on in hash order, skipping expired ones;
     /// looks at about `count` rows. -> `Page` (next = 0: partition finished)
-    Scan { cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<Kind> },
+    Scan { cursor: u64, count: u64, glob: Option<Bytes>, kind: Option<RowKind> },
     /// The first live row at or after a [cursor](crate::key::cursor) in hash order,
     /// wrapping round. -> `Bytes` or `Nil`, or an empty `Page` that was filled with
     /// expired ones
-    Nearest { cursor: u64 },
+    FirstAtOrAfter { cursor: u64 },
     /// Number of rows. -> `Int`
     Rows,
     /// Number of rows that have an expiry. -> `Int`
@@ -212,44 +212,44 @@ pub enum Op {
     /// One step of the expiry cycle: of what was [found](crate::expire) to be due,
     /// deletes in order what still is, until the view is spent; at least one thing. ->
     /// `Expired`
-    ExpireDue { items: Vec<Item> },
+    ExpireDue { items: Vec<DueItem> },
     /// From the next millisecond on the partition goes by this `default_ttl`, unless it
     /// does by one that was set later. Rows written before count from there. -> `Ok`
     SetDefaultTtl { ttl_ms: u64, set_at_ms: u64 },
     /// Rests on a moment's being past, if it is, for reads that did. -> `Ok`
-    Pass { at_ms: u64 },
+    AdvanceClock { at_ms: u64 },
 
     // ---- strings ----
     /// -> `Bytes` or `Nil`
-    Get { key: Bytes },
+    StringGet { key: Bytes },
     /// GETDEL. -> `Bytes` or `Nil`
-    GetDelete { key: Bytes },
+    StringGetDelete { key: Bytes },
     /// GETEX. -> `Bytes` or `Nil`
-    GetExpire { key: Bytes, ttl: Ttl },
+    StringGetExpire { key: Bytes, ttl: Ttl },
     /// `want_old` reads the old value first (and then refuses `WrongType` for other
-    /// kinds). -> `Set`
-    Set { key: Bytes, value: Bytes, ttl: Ttl, only: Only, want_old: bool },
+    /// kinds). -> `Written`
+    StringSet { key: Bytes, value: Bytes, ttl: Ttl, only: WriteCondition, want_old: bool },
     /// MSETNX: all or none. -> `Int` 0|1
-    SetAllNew { pairs: Vec<(Bytes, Bytes)> },
+    StringSetAllIfAbsent { pairs: Vec<(Bytes, Bytes)> },
     /// -> `Int` new length
-    Append { key: Bytes, value: Bytes },
+    StringAppend { key: Bytes, value: Bytes },
     /// -> `Int` new value; refuses `NotInteger`, `Overflow`
-    Add { key: Bytes, by: i64 },
+    StringIncr { key: Bytes, by: i64 },
     /// `by` is the decimal text as given. -> `Bytes` the new value as Redis prints long
     /// doubles; refuses `NotFloat`, `NanOrInfinity`
-    AddFloat { key: Bytes, by: Bytes },
+    StringIncrFloat { key: Bytes, by: Bytes },
     /// -> `Bytes`, or `Nil` without the row; negative offsets count from the end
-    GetRange { key: Bytes, start: i64, end: i64 },
+    StringGetRange { key: Bytes, start: i64, end: i64 },
     /// -> `Int` new length; refuses `TooLarge`
-    SetRange { key: Bytes, offset: u64, value: Bytes },
+    StringSetRange { key: Bytes, offset: u64, value: Bytes },
     /// -> `Int`, or `Nil` without the row
-    Length { key: Bytes },
+    StringLen { key: Bytes },
 
     // ---- hashes ----
     /// -> `Int` how many fields are new. With `only` on a field basis (HSETNX): nothing
     /// is written unless all fields qualify (HSETEX FNX/FXX), and the answer is then
     /// `Nil`. `ttl` is the fields'; HSET drops a field's expiry (`Ttl::Default`).
-    HashPut { key: Bytes, pairs: Vec<(Bytes, Bytes)>, only: Only, ttl: Ttl },
+    HashPut { key: Bytes, pairs: Vec<(Bytes, Bytes)>, only: WriteCondition, ttl: Ttl },
     /// -> `Values`, one per field, or `Nil` without the row
     HashGet { key: Bytes, fields: SmallVec<[Bytes; 1]> },
     /// HGETDEL. -> `Values`
@@ -270,15 +270,15 @@ pub enum Op {
     /// `CellsPage`, or `Nil` without the row
     HashScan { key: Bytes, cursor: u64, count: u64, glob: Option<Bytes>, want_values: bool },
     /// -> `Int`; refuses `HashNotInteger`, `Overflow`
-    HashAdd { key: Bytes, field: Bytes, by: i64 },
+    HashIncr { key: Bytes, field: Bytes, by: i64 },
     /// -> `Bytes`; refuses `HashNotFloat`, `NanOrInfinity`
-    HashAddFloat { key: Bytes, field: Bytes, by: Bytes },
+    HashIncrFloat { key: Bytes, field: Bytes, by: Bytes },
     /// HRANDFIELD: positive count = distinct, negative = with repetition; drawn from
     /// `seed`. -> `Cells`, or `Nil` without the row
     HashRandom { key: Bytes, count: i64, seed: u64, want_values: bool },
     /// HEXPIRE family, one answer a field: -2 no field, 0 condition not met, 1 set, 2
     /// deleted as already past. -> `Ints`, or `Nil` without the row
-    HashExpire { key: Bytes, fields: Vec<Bytes>, until: Deadline, only: ExpireIf },
+    HashExpire { key: Bytes, fields: Vec<Bytes>, until: Deadline, only: ExpireCondition },
     /// -2 no field, -1 no expiry, else absolute ms, or ms from the stamp on when
     /// `remaining`. -> `Ints`, or `Nil` without the row
     HashExpiry { key: Bytes, fields: Vec<Bytes>, remaining: bool },
@@ -297,7 +297,7 @@ pub enum Op {
 
     // ---- transactions ----
     /// A token by which a later request can tell whether the row was touched since. ->
-    /// `Watched`. Answered by the executor.
+    /// `WatchToken`. Answered by the executor.
     Watch { key: Bytes },
 
     // ---- the log ----
@@ -311,7 +311,7 @@ pub enum Op {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowInfo {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: RowKind,
     /// Absolute ms; `None` = never.
     pub expires_at_ms: Option<u64>,
     /// The stamp of its last head write, ms.
@@ -325,10 +325,10 @@ pub struct RowInfo {
 
 /// What a watched row looked like; opaque to everybody but the executor that made it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Watched {
+pub struct WatchToken {
     /// The row.
     pub key: Bytes,
-    /// The leader's term when it was watched; 0 for [`Watched::unwritten`].
+    /// The leader's term when it was watched; 0 for [`WatchToken::unwritten`].
     pub term: u64,
     /// The last touch of the row (or of one that shares its stripe) then.
     pub touched: u64,
@@ -338,11 +338,11 @@ pub struct Watched {
     pub existed: bool,
 }
 
-impl Watched {
+impl WatchToken {
     /// A row of a table that was not there: touched as soon as anything has ever been
     /// written to its partition.
-    pub fn unwritten(key: Bytes) -> Watched {
-        Watched { key, term: 0, touched: 0, expires_at_ms: None, existed: false }
+    pub fn unwritten(key: Bytes) -> WatchToken {
+        WatchToken { key, term: 0, touched: 0, expires_at_ms: None, existed: false }
     }
 }
 
@@ -365,7 +365,7 @@ pub enum Answer {
     /// See [`RowInfo`].
     Row(Option<RowInfo>),
     /// `done`: was it set; `old`: the value before, when asked.
-    Set { done: bool, old: Option<Bytes> },
+    Written { done: bool, old: Option<Bytes> },
     /// Cells; without values when not asked. `next`: the first sortkey left out when a
     /// limit cut the answer short.
     Cells { cells: Vec<(Bytes, Bytes)>, next: Option<Bytes> },
@@ -380,12 +380,12 @@ pub enum Answer {
     /// `count` deleted; `next`: the first sortkey left alone when a limit cut it short.
     Deleted { count: u64, next: Option<Bytes> },
     /// A whole row and its expiry.
-    Content { content: Content, expires_at_ms: Option<u64> },
+    RowContent { content: RowContent, expires_at_ms: Option<u64> },
     /// `done`: did the check hold; `value`: the checked cell's value, when asked (outer
     /// None: not asked).
     Checked { done: bool, value: Option<Option<Bytes>> },
-    /// See [`Watched`].
-    Watched(Watched),
+    /// See [`WatchToken`].
+    WatchToken(WatchToken),
 }
 
 /// A deterministic "no". Redis's wording of each lives in `commands`.
@@ -442,7 +442,7 @@ pub struct Request {
     /// neither done nor answered, to be asked again.
     pub joined: Vec<u32>,
     /// If any of these was touched since, nothing is done.
-    pub watched: Vec<Watched>,
+    pub watched: Vec<WatchToken>,
 }
 
 /// What became of a [`Request`].
@@ -474,7 +474,7 @@ impl Op {
     /// Whether it may change many records.
     pub(crate) fn may_change_much(&self) -> bool {
         match self {
-            Op::HashPut { pairs, .. } | Op::SetAllNew { pairs } => pairs.len() > 1,
+            Op::HashPut { pairs, .. } | Op::StringSetAllIfAbsent { pairs } => pairs.len() > 1,
             Op::HashGetDelete { fields, .. }
             | Op::HashGetExpire { fields, .. }
             | Op::HashDelete { fields, .. }
@@ -489,7 +489,7 @@ impl Op {
     }
 }
 
-impl ExpireIf {
+impl ExpireCondition {
     /// Whether an expiry may change from `old` to `new`; none counts as infinitely late.
     pub(crate) fn allows(self, old: Option<u64>, new: u64) -> bool {
         (!self.none || old.is_none())

@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::edits::Family;
-use crate::eval::Answered;
+use crate::eval::EvalResult;
 use crate::glob;
 use crate::head::Row;
 use crate::key::{self, KeyBuf};
-use crate::op::{Answer, Kind};
+use crate::op::{Answer, RowKind};
 use crate::value::{DefaultTtl, Head};
 use crate::view::{Fault, Tx};
 
@@ -52,8 +52,8 @@ pub(crate) fn scan(
     cursor: u64,
     count: u64,
     pattern: Option<&Bytes>,
-    kind: Option<Kind>,
-) -> Answered {
+    kind: Option<RowKind>,
+) -> EvalResult {
     let pattern = pattern.filter(|pattern| *pattern != "*");
     let count = count.clamp(1, STEP_ROWS_MAX);
     let mut keys = Vec::new();
@@ -89,7 +89,7 @@ pub(crate) fn scan(
 
 /// Looks at [`STEP_ROWS_MAX`] rows at most: so many in a row may have expired, and a
 /// transaction holds up the partition meanwhile.
-pub(crate) fn nearest(tx: &Tx<'_>, cursor: u64) -> Answered {
+pub(crate) fn nearest(tx: &Tx<'_>, cursor: u64) -> EvalResult {
     let from = key::cursor_position(cursor).unwrap_or(0);
     let (mut looked, mut answer) = (0, None);
     // To the end, and then what is before.
@@ -120,22 +120,22 @@ pub(crate) fn nearest(tx: &Tx<'_>, cursor: u64) -> Answered {
     Ok(answer.unwrap_or(Answer::Nil))
 }
 
-pub(crate) fn rows(tx: &Tx<'_>) -> Answered {
+pub(crate) fn rows(tx: &Tx<'_>) -> EvalResult {
     Ok(Answer::Int(tx.counter(key::ROWS)? as i64))
 }
 
-pub(crate) fn expiring(tx: &Tx<'_>) -> Answered {
+pub(crate) fn expiring(tx: &Tx<'_>) -> EvalResult {
     Ok(Answer::Int(tx.counter(key::EXPIRING)? as i64))
 }
 
-pub(crate) fn clear(tx: &mut Tx<'_>) -> Answered {
+pub(crate) fn clear(tx: &mut Tx<'_>) -> EvalResult {
     tx.edits.forget_rows();
     tx.set_counter(key::ROWS, 0);
     tx.set_counter(key::EXPIRING, 0);
     Ok(Answer::Ok)
 }
 
-pub(crate) fn set_default_ttl(tx: &mut Tx<'_>, ttl_ms: u64, set_at_ms: u64) -> Answered {
+pub(crate) fn set_default_ttl(tx: &mut Tx<'_>, ttl_ms: u64, set_at_ms: u64) -> EvalResult {
     let old = tx
         .get(Family::State, key::DEFAULT_TTL)?
         .map(|bytes| DefaultTtl::decode(&bytes))

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use crate::eval::Answered;
-use crate::head::{Outline, Row};
+use crate::eval::EvalResult;
+use crate::head::{Row, RowMetadata};
 use crate::number::{self, LongDouble};
-use crate::op::{Answer, Only, Refusal, Ttl};
+use crate::op::{Answer, Refusal, Ttl, WriteCondition};
 use crate::value::Body;
 use crate::view::{Fault, Tx};
 
@@ -13,12 +13,12 @@ use crate::view::{Fault, Tx};
 /// `proto-max-bulk-len`.
 const STRING_BYTES_MAX: u64 = 512 << 20;
 
-pub(crate) fn get(tx: &Tx<'_>, key: &[u8]) -> Answered {
+pub(crate) fn get(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
     Ok(nil_or_bytes(told(tx, &row)?))
 }
 
-pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
+pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
     let value = told(tx, &row)?;
     if value.is_some() {
@@ -27,7 +27,7 @@ pub(crate) fn get_delete(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
     Ok(nil_or_bytes(value))
 }
 
-pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], ttl: Ttl) -> Answered {
+pub(crate) fn get_expire(tx: &mut Tx<'_>, key: &[u8], ttl: Ttl) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(value) = told(tx, &row)? else { return Ok(Answer::Nil) };
     let expires_at_ms = tx.expiry(ttl, &row);
@@ -42,44 +42,44 @@ pub(crate) fn set(
     key: &[u8],
     value: &Bytes,
     ttl: Ttl,
-    only: Only,
+    only: WriteCondition,
     want_old: bool,
-) -> Answered {
+) -> EvalResult {
     tx.rules.check_write(key.len() + value.len())?;
     let (row, old) = if want_old {
         let row = Row::load(tx, key)?;
         let old = told(tx, &row)?;
         (row.into(), old)
     } else {
-        (Outline::load(tx, key)?, None)
+        (RowMetadata::load(tx, key)?, None)
     };
     let done = match only {
-        Only::Always => true,
-        Only::IfAbsent => !row.is_live(),
-        Only::IfPresent => row.is_live(),
+        WriteCondition::Always => true,
+        WriteCondition::IfAbsent => !row.is_live(),
+        WriteCondition::IfPresent => row.is_live(),
     };
     if done {
         let expires_at_ms = tx.expiry(ttl, &row);
         row.write(tx, expires_at_ms, Body::String(value.clone()))?;
     }
-    Ok(Answer::Set { done, old })
+    Ok(Answer::Written { done, old })
 }
 
-pub(crate) fn set_all_new(tx: &mut Tx<'_>, pairs: &[(Bytes, Bytes)]) -> Answered {
+pub(crate) fn set_all_new(tx: &mut Tx<'_>, pairs: &[(Bytes, Bytes)]) -> EvalResult {
     tx.rules.check_write(pairs.iter().map(|(key, value)| key.len() + value.len()).sum())?;
     for (key, _) in pairs {
-        if Outline::load(tx, key)?.is_live() {
+        if RowMetadata::load(tx, key)?.is_live() {
             return Ok(Answer::Int(0));
         }
     }
     for (key, value) in pairs {
-        let row = Outline::load(tx, key)?; // again: a key may be named twice
+        let row = RowMetadata::load(tx, key)?; // again: a key may be named twice
         row.write(tx, tx.default_expiry(), Body::String(value.clone()))?;
     }
     Ok(Answer::Int(1))
 }
 
-pub(crate) fn append(tx: &mut Tx<'_>, key: &[u8], value: &Bytes) -> Answered {
+pub(crate) fn append(tx: &mut Tx<'_>, key: &[u8], value: &Bytes) -> EvalResult {
     let row = Row::load(tx, key)?;
     let old = row.string()?.cloned().unwrap_or_default();
     check_len(tx, old.len() as u64 + value.len() as u64)?;
@@ -89,7 +89,7 @@ pub(crate) fn append(tx: &mut Tx<'_>, key: &[u8], value: &Bytes) -> Answered {
     Ok(Answer::Int(len))
 }
 
-pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], by: i64) -> Answered {
+pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], by: i64) -> EvalResult {
     let row = Row::load(tx, key)?;
     let old =
         row.string()?.map_or(Some(0), |text| number::parse_int(text)).ok_or(Refusal::NotInteger)?;
@@ -98,7 +98,7 @@ pub(crate) fn add(tx: &mut Tx<'_>, key: &[u8], by: i64) -> Answered {
     Ok(Answer::Int(new))
 }
 
-pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], by: &[u8]) -> Answered {
+pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], by: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
     let old = row
         .string()?
@@ -113,7 +113,7 @@ pub(crate) fn add_float(tx: &mut Tx<'_>, key: &[u8], by: &[u8]) -> Answered {
     Ok(Answer::Bytes(new))
 }
 
-pub(crate) fn get_range(tx: &Tx<'_>, key: &[u8], start: i64, end: i64) -> Answered {
+pub(crate) fn get_range(tx: &Tx<'_>, key: &[u8], start: i64, end: i64) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(value) = row.string()? else { return Ok(Answer::Nil) };
     let part = slice(value, start, end);
@@ -132,7 +132,7 @@ fn slice(value: &Bytes, start: i64, end: i64) -> Bytes {
     if start > end { Bytes::new() } else { value.slice(start as usize..=end as usize) }
 }
 
-pub(crate) fn set_range(tx: &mut Tx<'_>, key: &[u8], offset: u64, value: &Bytes) -> Answered {
+pub(crate) fn set_range(tx: &mut Tx<'_>, key: &[u8], offset: u64, value: &Bytes) -> EvalResult {
     let row = Row::load(tx, key)?;
     let old = row.string()?.cloned().unwrap_or_default();
     if value.is_empty() {
@@ -150,7 +150,7 @@ pub(crate) fn set_range(tx: &mut Tx<'_>, key: &[u8], offset: u64, value: &Bytes)
     Ok(Answer::Int(len))
 }
 
-pub(crate) fn length(tx: &Tx<'_>, key: &[u8]) -> Answered {
+pub(crate) fn length(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
     Ok(row.string()?.map_or(Answer::Nil, |value| Answer::Int(value.len() as i64)))
 }

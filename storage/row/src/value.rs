@@ -17,13 +17,13 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::edits::Family;
-use crate::op::Kind;
+use crate::op::RowKind;
 use crate::view::Fault;
 
 const VERSION: u8 = 1 << 4;
 const HAS_EXPIRY: u8 = 1;
-const STRING: u8 = Kind::String as u8;
-const HASH: u8 = Kind::Hash as u8;
+const STRING: u8 = RowKind::String as u8;
+const HASH: u8 = RowKind::Hash as u8;
 
 /// What every record of a row begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,8 +84,8 @@ pub struct Expiries {
     /// How many of the members stored have an expiry.
     pub expiring: u64,
     /// The floor; its time is that of the row's entry in the time index,
-    /// [`Due::Field`](crate::key::Due::Field).
-    pub floor: Place,
+    /// [`ExpiryTarget::Field`](crate::key::Due::Field).
+    pub floor: MemberExpiry,
     /// The earliest expiry that was set since the floor got its value, ms; 0 = none.
     pub soonest_ms: u64,
 }
@@ -94,7 +94,7 @@ pub struct Expiries {
 #[derive(
     Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize,
 )]
-pub struct Place {
+pub struct MemberExpiry {
     /// Ms since the epoch.
     pub at_ms: u64,
     /// The first bytes of a member's name, or all of it.
@@ -105,15 +105,15 @@ pub struct Place {
 /// past one by one.
 const FLOOR_NAME_MAX: usize = 256;
 
-impl Place {
+impl MemberExpiry {
     /// The first place of a moment.
-    pub fn at(at_ms: u64) -> Place {
-        Place { at_ms, name: Bytes::new() }
+    pub fn at(at_ms: u64) -> MemberExpiry {
+        MemberExpiry { at_ms, name: Bytes::new() }
     }
 
     /// Where the expiry lies of a member of this name.
-    pub fn of(at_ms: u64, name: &[u8]) -> Place {
-        Place { at_ms, name: Bytes::copy_from_slice(name) }
+    pub fn of(at_ms: u64, name: &[u8]) -> MemberExpiry {
+        MemberExpiry { at_ms, name: Bytes::copy_from_slice(name) }
     }
 }
 
@@ -127,7 +127,7 @@ impl Expiries {
     pub(crate) fn add(&mut self, at_ms: u64) {
         self.expiring += 1;
         if self.expiring == 1 || at_ms < self.floor.at_ms {
-            (self.floor, self.soonest_ms) = (Place::at(at_ms), 0);
+            (self.floor, self.soonest_ms) = (MemberExpiry::at(at_ms), 0);
         } else {
             self.soonest_ms = if self.soonest_ms == 0 { at_ms } else { at_ms.min(self.soonest_ms) };
         }
@@ -147,14 +147,14 @@ impl Expiries {
 
     /// Raises the floor: in a state with this floor, the first expiry of a member that is
     /// still there lay at `next`.
-    pub(crate) fn raise(&mut self, next: Option<&Place>, now_ms: u64) {
+    pub(crate) fn raise(&mut self, next: Option<&MemberExpiry>, now_ms: u64) {
         // Of a time to come the floor has no name: others may come there.
-        let name = |next: &Place| {
+        let name = |next: &MemberExpiry| {
             next.name
                 .slice(..if next.at_ms <= now_ms { next.name.len().min(FLOOR_NAME_MAX) } else { 0 })
         };
-        let next = next.map(|next| Place { at_ms: next.at_ms, name: name(next) });
-        let soonest = (self.soonest_ms > 0).then(|| Place::at(self.soonest_ms));
+        let next = next.map(|next| MemberExpiry { at_ms: next.at_ms, name: name(next) });
+        let soonest = (self.soonest_ms > 0).then(|| MemberExpiry::at(self.soonest_ms));
         match next.into_iter().chain(soonest).min() {
             Some(floor) if self.expiring > 0 => (self.floor, self.soonest_ms) = (floor, 0),
             // No member is left that expires, whatever was counted.
@@ -177,7 +177,7 @@ impl Expiries {
             return Some(Expiries::default());
         }
         let (at_ms, soonest_ms) = (rest.try_get_u64().ok()?, rest.try_get_u64().ok()?);
-        let floor = Place::of(at_ms, std::mem::take(rest));
+        let floor = MemberExpiry::of(at_ms, std::mem::take(rest));
         Some(Expiries { expiring, floor, soonest_ms })
     }
 }
@@ -220,10 +220,10 @@ pub struct Head {
 
 impl Head {
     /// The kind of the row.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> RowKind {
         match self.body {
-            Body::String(_) => Kind::String,
-            Body::Hash(_) => Kind::Hash,
+            Body::String(_) => RowKind::String,
+            Body::Hash(_) => RowKind::Hash,
         }
     }
 
@@ -263,7 +263,7 @@ impl Head {
     }
 
     /// Decodes only what a sweep of dead records needs.
-    pub fn fate(bytes: &[u8]) -> Result<Fate, Fault> {
+    pub fn summary(bytes: &[u8]) -> Result<HeadSummary, Fault> {
         let mut rest = bytes;
         let decode = |rest: &mut &[u8]| {
             let expires_at_ms = Header::decode(rest)?.expires_at_ms;
@@ -272,7 +272,7 @@ impl Head {
                 HASH => Some(hash_head(rest)?.generation),
                 _ => return None,
             };
-            Some(Fate { generation, expires_at_ms })
+            Some(HeadSummary { generation, expires_at_ms })
         };
         decode(&mut rest).ok_or_else(|| fault("head", bytes))
     }
@@ -280,7 +280,7 @@ impl Head {
 
 /// Which members a row has, and until when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fate {
+pub struct HeadSummary {
     /// Under which generation its members lie; `None` for a row that has none.
     pub generation: Option<u64>,
     /// From when on the row is invisible; `None` = never.
@@ -331,7 +331,7 @@ impl Cell {
 
 /// The first part of a head or cell, which tells all but a value: of a head that of a
 /// string, of a cell its own. It decodes as a record with an empty value.
-pub fn gist(family: Family, bytes: &[u8]) -> &[u8] {
+pub fn metadata(family: Family, bytes: &[u8]) -> &[u8] {
     let mut rest = bytes;
     // What is no record is told whole, so that whoever decodes it sees what it is.
     if Header::decode(&mut rest).is_none() {

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use crate::edits::{Edits, Family, Over};
-use crate::head::Outline;
+use crate::edits::{Edits, Family, Overlay};
+use crate::head::RowMetadata;
 use crate::key;
 use crate::op::{Deadline, Refusal, Ttl};
 use crate::value::{self, Header};
@@ -93,8 +93,8 @@ pub trait View {
     /// The value of one record.
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault>;
 
-    /// The [gist](value::gist) of a head or cell, or all of it, whichever is nearer.
-    fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+    /// The [metadata](value::metadata) of a head or cell, or all of it, whichever is nearer.
+    fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         self.get(family, key)
     }
 
@@ -112,13 +112,13 @@ pub trait View {
     /// The sortkey that an integer HSCAN cursor stands for in a row, if somebody
     /// remembers it. Forgetting is allowed and only slow. `row` is what the keys of its
     /// members begin with.
-    fn recall(&self, _row: &[u8], _cursor: u64) -> Option<Bytes> {
+    fn recall_cursor(&self, _row: &[u8], _cursor: u64) -> Option<Bytes> {
         None
     }
 
     /// Notes the sortkey that an HSCAN cursor stands for in a row; `false` when it is
     /// known to stand for another one, which it then still does.
-    fn remember(&self, _row: &[u8], _cursor: u64, _sortkey: &[u8]) -> bool {
+    fn remember_cursor(&self, _row: &[u8], _cursor: u64, _sortkey: &[u8]) -> bool {
         true
     }
 
@@ -131,7 +131,7 @@ pub trait View {
     /// Notes that an op took a moment (ms since the epoch) for past: what it says holds
     /// at that time and later, perhaps not before. Whoever gives the answer away sees to
     /// it that the partition's time never runs from there again.
-    fn rests_on(&self, _past_ms: u64) {}
+    fn depends_on_time(&self, _past_ms: u64) {}
 
     /// Whether there is time for a piece of work that takes so many ns, beside walking.
     /// If not, the op ends as if there were no more records, and what it says is thrown
@@ -160,9 +160,9 @@ impl Tx<'_> {
         self.state().get(family, key)
     }
 
-    /// As [`View::gist`], this batch's edits included.
-    pub fn gist(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        self.state().gist(family, key)
+    /// As [`View::metadata`], this batch's edits included.
+    pub fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.state().metadata(family, key)
     }
 
     /// Walks records as [`View::range`], this batch's edits included.
@@ -188,8 +188,8 @@ impl Tx<'_> {
     }
 
     /// What the batch sees as a view of its own.
-    pub fn state(&self) -> Over<'_> {
-        Over { edits: self.edits, view: self.view }
+    pub fn state(&self) -> Overlay<'_> {
+        Overlay { edits: self.edits, view: self.view }
     }
 
     /// A counter of the partition, 0 when it was never set.
@@ -225,7 +225,7 @@ impl Tx<'_> {
 
     /// The expiry that a write gives to a row; it may be past already. A row that is not
     /// there has none to keep.
-    pub(crate) fn expiry(&self, ttl: Ttl, row: &Outline) -> Option<u64> {
+    pub(crate) fn expiry(&self, ttl: Ttl, row: &RowMetadata) -> Option<u64> {
         match ttl {
             Ttl::Keep if row.is_live() => row.expires_at_ms(),
             Ttl::Default | Ttl::Keep => self.default_expiry(),
@@ -241,8 +241,8 @@ impl Tx<'_> {
     }
 
     /// Whether a moment has come. What then is said [rests on](View::rests_on) it.
-    pub(crate) fn past(&self, at_ms: Option<u64>) -> bool {
+    pub(crate) fn is_expired(&self, at_ms: Option<u64>) -> bool {
         let past = at_ms.filter(|at| *at <= self.stamp.now_ms);
-        past.inspect(|at| self.view.rests_on(*at)).is_some()
+        past.inspect(|at| self.view.depends_on_time(*at)).is_some()
     }
 }

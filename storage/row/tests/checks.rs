@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use row::memory::Memory;
-use row::op::{Answer, Check, Only, Refusal, Ttl};
+use row::op::{Answer, Check, Refusal, Ttl, WriteCondition};
 use row::view::Rules;
-use row::{Edits, Failed, Op, Stamp, Tx, eval};
+use row::{Edits, EvalError, Op, Stamp, Tx, eval};
 
 /// Whether a check holds for a cell's value (`None`: no such cell).
 fn holds(check: Check, operand: &str, value: Option<&str>) -> Result<bool, Refusal> {
@@ -16,7 +16,12 @@ fn holds(check: Check, operand: &str, value: Option<&str>) -> Result<bool, Refus
     if let Some(value) = value {
         let pairs = vec![(sortkey.clone(), Bytes::copy_from_slice(value.as_bytes()))];
         eval(
-            &Op::HashPut { key: key.clone(), pairs, only: Only::Always, ttl: Ttl::Default },
+            &Op::HashPut {
+                key: key.clone(),
+                pairs,
+                only: WriteCondition::Always,
+                ttl: Ttl::Default,
+            },
             &mut tx,
         )
         .expect("puts");
@@ -34,7 +39,7 @@ fn holds(check: Check, operand: &str, value: Option<&str>) -> Result<bool, Refus
         &mut tx,
     ) {
         Ok(Answer::Checked { done, value: None }) => Ok(done),
-        Err(Failed::Refused(refusal)) => Err(refusal),
+        Err(EvalError::Refused(refusal)) => Err(refusal),
         other => panic!("{other:?}"),
     }
 }

@@ -5,11 +5,12 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use row::key::{self, CellKey, Due};
+use row::key::{self, CellKey, ExpiryTarget};
 use row::memory::Memory;
-use row::op::{Answer, Deadline, Only, Ttl};
+use row::op::{Answer, Deadline, Ttl, WriteCondition};
 use row::value::{
-    Body, Cell, DefaultTtl, Expiries, HashHead, Head, Header, Place, decode_counter, encode_counter,
+    Body, Cell, DefaultTtl, Expiries, HashHead, Head, Header, MemberExpiry, decode_counter,
+    encode_counter,
 };
 use row::view::Rules;
 use row::{Edits, Family, Op, Stamp, Tx, eval};
@@ -55,11 +56,11 @@ fn keys_are_frozen() {
         ),
         (
             "time index, row foo at 1700000000000",
-            key::time_index(1_700_000_000_000, Due::Row, &key::head(b"foo")).to_vec(),
+            key::time_index(1_700_000_000_000, ExpiryTarget::Row, &key::head(b"foo")).to_vec(),
         ),
         (
             "time index, field of foo at 1700000000000",
-            key::time_index(1_700_000_000_000, Due::Field, &key::head(b"foo")).to_vec(),
+            key::time_index(1_700_000_000_000, ExpiryTarget::Field, &key::head(b"foo")).to_vec(),
         ),
         ("counter of rows", key::ROWS.to_vec()),
         ("counter of generations", key::GENERATION.to_vec()),
@@ -76,7 +77,7 @@ fn values_are_frozen() {
     let hash = |expiries| Body::Hash(HashHead { generation: 7, count: 3, expiries });
     let expiries = Expiries {
         expiring: 2,
-        floor: Place::of(1_600_000_000_000, b"field"),
+        floor: MemberExpiry::of(1_600_000_000_000, b"field"),
         soonest_ms: 1_600_000_000_007,
     };
     let head = |header, body| Head { header, body }.encode().to_vec();
@@ -90,7 +91,11 @@ fn values_are_frozen() {
             "hash, with expiring fields, new",
             head(
                 header,
-                hash(Expiries { floor: Place::at(1_600_000_000_000), soonest_ms: 0, ..expiries }),
+                hash(Expiries {
+                    floor: MemberExpiry::at(1_600_000_000_000),
+                    soonest_ms: 0,
+                    ..expiries
+                }),
             ),
         ),
         ("cell bar", Cell { header, value: Bytes::from_static(b"bar") }.encode().to_vec()),
@@ -123,7 +128,8 @@ fn cursors_and_field_expiries_are_frozen() {
         memory.apply(edits.clone());
         (answer, edits)
     };
-    let put = |pairs, ttl| Op::HashPut { key: "foo".into(), pairs, only: Only::Always, ttl };
+    let put =
+        |pairs, ttl| Op::HashPut { key: "foo".into(), pairs, only: WriteCondition::Always, ttl };
     let pairs = vec![(Bytes::from("bar"), Bytes::from("baz"))];
     let (_, edits) = ask(put(pairs, Ttl::Until(Deadline::At(1_700_000_000_000))));
     let expiry = edits
@@ -173,7 +179,7 @@ fn bad_records_are_faults_that_show_them() {
         );
     }
     let hash = |count, expiring, name: &[u8]| {
-        let expiries = Expiries { expiring, floor: Place::of(5, name), soonest_ms: 0 };
+        let expiries = Expiries { expiring, floor: MemberExpiry::of(5, name), soonest_ms: 0 };
         Head {
             header: Header::default(),
             body: Body::Hash(HashHead { generation: 1, count, expiries }),
@@ -209,7 +215,7 @@ fn header() -> impl Strategy<Value = Header> {
 proptest! {
     #[test]
     fn heads_come_back(header in header(), value: Vec<u8>, generation: u64, count in 1..u64::MAX, at_ms: u64, name: Vec<u8>, soonest_ms: u64) {
-        let expiries = Expiries { expiring: count, floor: Place::of(at_ms, &name[..name.len().min(256)]), soonest_ms };
+        let expiries = Expiries { expiring: count, floor: MemberExpiry::of(at_ms, &name[..name.len().min(256)]), soonest_ms };
         let hash = |expiries| Body::Hash(HashHead { generation, count, expiries });
         for body in [Body::String(value.into()), hash(Expiries::default()), hash(expiries)] {
             let head = Head { header, body };
@@ -242,8 +248,8 @@ proptest! {
         let parsed = CellKey::parse(&whole).expect("a cell key");
         prop_assert_eq!((parsed.hashkey, parsed.generation, parsed.space, parsed.sortkey), (&hashkey[..], generation, key::MEMBERS, &sortkey[..]));
         prop_assert_eq!(parsed.head(), head_key.clone());
-        let entry = key::time_index(at, Due::Field, &head_key);
-        prop_assert_eq!(key::parse_time_index(&entry), Some((at, Due::Field, &head_key[..])));
+        let entry = key::time_index(at, ExpiryTarget::Field, &head_key);
+        prop_assert_eq!(key::parse_time_index(&entry), Some((at, ExpiryTarget::Field, &head_key[..])));
         prop_assert!(entry[..] < *key::TIME_INDEX_END);
     }
 }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use row::edits::Over;
+use row::edits::Overlay;
 use row::memory::Memory;
 use row::{Edits, Family, View};
 
@@ -73,8 +73,8 @@ proptest! {
     ) {
         let mut memory = Memory::new();
         memory.apply(base);
-        let lower = Over { edits: &first, view: &memory };
-        let upper = Over { edits: &second, view: &lower };
+        let lower = Overlay { edits: &first, view: &memory };
+        let upper = Overlay { edits: &second, view: &lower };
 
         let mut applied = memory.clone();
         applied.apply(first.clone());

@@ -7,26 +7,26 @@
 use bytes::Bytes;
 use row::Family;
 use row::key::{CellKey, parse_time_index, time_index};
-use row::op::Kind;
-use row::value::{Body, Cell, Head, decode_counter, encode_counter, gist};
+use row::op::RowKind;
+use row::value::{Body, Cell, Head, decode_counter, encode_counter, metadata};
 
 #[test]
 fn any_bytes() {
     bolero::check!().with_iterations(50_000).for_each(|input: &[u8]| {
         let bytes = Bytes::copy_from_slice(input);
-        let gist_of = |family: Family| bytes.slice(..gist(family, &bytes).len());
+        let gist_of = |family: Family| bytes.slice(..metadata(family, &bytes).len());
         let head_gist = Head::decode(&gist_of(Family::Head));
         if let Ok(head) = Head::decode(&bytes) {
             assert_eq!(head.encode(), bytes, "a head has one encoding");
             assert_eq!(
-                Head::fate(&bytes).map(|fate| fate.expires_at_ms),
+                Head::summary(&bytes).map(|summary| summary.expires_at_ms),
                 Ok(head.header.expires_at_ms)
             );
             let untold =
-                if head.kind() == Kind::String { Body::String(Bytes::new()) } else { head.body };
+                if head.kind() == RowKind::String { Body::String(Bytes::new()) } else { head.body };
             assert_eq!(head_gist, Ok(Head { body: untold, ..head }));
         } else {
-            assert!(Head::fate(&bytes).is_err());
+            assert!(Head::summary(&bytes).is_err());
             assert!(head_gist.is_err());
         }
         let cell_gist = Cell::decode(&gist_of(Family::Cell));

@@ -7,12 +7,12 @@
 use std::fmt::Debug;
 
 use bytes::Bytes;
-use row::expire::{DueMembers, Item};
+use row::expire::{DueItem, DueMembers};
 use row::op::{
-    Answer, Check, Content, Deadline, ExpireIf, Filter, Kind, Mutation, Only, Op, Range, Refusal,
-    Request, Response, RowInfo, Ttl, Watched,
+    Answer, Check, Deadline, ExpireCondition, Filter, Mutation, Op, Range, Refusal, Request,
+    Response, RowContent, RowInfo, RowKind, Ttl, WatchToken, WriteCondition,
 };
-use row::value::Place;
+use row::value::MemberExpiry;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smallvec::smallvec;
@@ -43,24 +43,24 @@ macro_rules! variants {
     };
 }
 
-variants!(Kind: String Hash);
+variants!(RowKind: String Hash);
 variants!(Deadline: In At);
 variants!(Ttl: Default Keep Until Never);
-variants!(Only: Always IfAbsent IfPresent);
-variants!(Filter: None Prefix Postfix Anywhere Glob);
+variants!(WriteCondition: Always IfAbsent IfPresent);
+variants!(Filter: None Prefix Suffix Contains Glob);
 variants!(Check: None NotExist NotExistOrEmpty Exist NotEmpty MatchAnywhere MatchPrefix
     MatchPostfix BytesLess BytesLessOrEqual BytesEqual BytesGreaterOrEqual BytesGreater IntLess
     IntLessOrEqual IntEqual IntGreaterOrEqual IntGreater);
 variants!(Mutation: Put Delete);
-variants!(Content: String Hash);
-variants!(Item: Row Members);
-variants!(Op: Inspect Size Delete Expire Persist Rename Copy Dump Restore Encoding Scan Nearest
-    Rows Expiring Clear ExpireDue SetDefaultTtl Pass Get GetDelete GetExpire Set SetAllNew Append
-    Add AddFloat GetRange SetRange Length HashPut HashGet HashGetDelete HashGetExpire HashDelete
-    HashLen HashRange HashRangeCount HashRangeDelete HashScan HashAdd HashAddFloat HashRandom
+variants!(RowContent: String Hash);
+variants!(DueItem: Row Members);
+variants!(Op: Inspect Size Delete Expire Persist Rename Copy Dump Restore Encoding Scan FirstAtOrAfter
+    Rows Expiring Clear ExpireDue SetDefaultTtl AdvanceClock StringGet StringGetDelete StringGetExpire StringSet StringSetAllIfAbsent StringAppend
+    StringIncr StringIncrFloat StringGetRange StringSetRange StringLen HashPut HashGet HashGetDelete HashGetExpire HashDelete
+    HashLen HashRange HashRangeCount HashRangeDelete HashScan HashIncr HashIncrFloat HashRandom
     HashExpire HashExpiry HashPersist CheckAndMutate Watch Sync);
-variants!(Answer: Nil Ok Int Ints Bytes Values Row Set Cells CellsPage Page Expired Deleted
-    Content Checked Watched);
+variants!(Answer: Nil Ok Int Ints Bytes Values Row Written Cells CellsPage Page Expired Deleted
+    RowContent Checked WatchToken);
 variants!(Refusal: WrongType NotInteger Overflow NotFloat NanOrInfinity HashNotInteger
     HashNotFloat NoSuchKey BusyKey TooLarge TooManyFields TooMuch RowTooLarge ExpiryTooFar
     KeyTooLong AnswerTooLarge CheckOperandNotInteger CheckValueNotInteger);
@@ -87,12 +87,12 @@ fn range(filter: Filter) -> Range {
     }
 }
 
-fn only_later() -> ExpireIf {
-    ExpireIf { none: false, some: true, later: true, earlier: false }
+fn only_later() -> ExpireCondition {
+    ExpireCondition { none: false, some: true, later: true, earlier: false }
 }
 
-fn hash_content() -> Content {
-    Content::Hash(vec![
+fn hash_content() -> RowContent {
+    RowContent::Hash(vec![
         (bytes("f"), bytes("v"), Some(1_700_000_000_000)),
         (bytes("g"), bytes(""), None),
     ])
@@ -102,14 +102,17 @@ fn due_members() -> DueMembers {
     DueMembers {
         head_key: bytes("head"),
         generation: 7,
-        floor: Place::at(1_600_000_000_000),
-        places: vec![Place::of(1_600_000_000_001, b"f"), Place::of(1_600_000_000_002, b"g")],
-        next: Some(Place::of(1_700_000_000_000, b"h")),
+        floor: MemberExpiry::at(1_600_000_000_000),
+        places: vec![
+            MemberExpiry::of(1_600_000_000_001, b"f"),
+            MemberExpiry::of(1_600_000_000_002, b"g"),
+        ],
+        next: Some(MemberExpiry::of(1_700_000_000_000, b"h")),
     }
 }
 
-fn watched() -> Watched {
-    Watched {
+fn watched() -> WatchToken {
+    WatchToken {
         key: key(),
         term: 5,
         touched: 300,
@@ -118,8 +121,8 @@ fn watched() -> Watched {
     }
 }
 
-fn kinds() -> Examples<Kind> {
-    vec![("kind string", Kind::String), ("kind hash", Kind::Hash)]
+fn kinds() -> Examples<RowKind> {
+    vec![("kind string", RowKind::String), ("kind hash", RowKind::Hash)]
 }
 
 fn deadlines() -> Examples<Deadline> {
@@ -140,22 +143,22 @@ fn ttls() -> Examples<Ttl> {
     ]
 }
 
-fn onlys() -> Examples<Only> {
+fn onlys() -> Examples<WriteCondition> {
     vec![
-        ("condition always", Only::Always),
-        ("condition if absent", Only::IfAbsent),
-        ("condition if present", Only::IfPresent),
+        ("condition always", WriteCondition::Always),
+        ("condition if absent", WriteCondition::IfAbsent),
+        ("condition if present", WriteCondition::IfPresent),
     ]
 }
 
-fn expire_ifs() -> Examples<ExpireIf> {
-    let never = ExpireIf::default();
+fn expire_ifs() -> Examples<ExpireCondition> {
+    let never = ExpireCondition::default();
     vec![
         ("expire condition nothing", never),
-        ("expire condition none", ExpireIf { none: true, ..never }),
-        ("expire condition some", ExpireIf { some: true, ..never }),
-        ("expire condition later", ExpireIf { later: true, ..never }),
-        ("expire condition earlier", ExpireIf { earlier: true, ..never }),
+        ("expire condition none", ExpireCondition { none: true, ..never }),
+        ("expire condition some", ExpireCondition { some: true, ..never }),
+        ("expire condition later", ExpireCondition { later: true, ..never }),
+        ("expire condition earlier", ExpireCondition { earlier: true, ..never }),
     ]
 }
 
@@ -163,8 +166,8 @@ fn filters() -> Examples<Filter> {
     vec![
         ("filter none", Filter::None),
         ("filter prefix", Filter::Prefix(bytes("p"))),
-        ("filter suffix", Filter::Postfix(bytes("s"))),
-        ("filter contains", Filter::Anywhere(bytes("c"))),
+        ("filter suffix", Filter::Suffix(bytes("s"))),
+        ("filter contains", Filter::Contains(bytes("c"))),
         ("filter glob", Filter::Glob(bytes("g*"))),
     ]
 }
@@ -208,21 +211,21 @@ fn mutations() -> Examples<Mutation> {
     ]
 }
 
-fn contents() -> Examples<Content> {
-    vec![("content string", Content::String(bytes("v"))), ("content hash", hash_content())]
+fn contents() -> Examples<RowContent> {
+    vec![("content string", RowContent::String(bytes("v"))), ("content hash", hash_content())]
 }
 
-fn items() -> Examples<Item> {
+fn items() -> Examples<DueItem> {
     vec![
         (
             "due row of the time index",
-            Item::Row { head_key: bytes("head"), indexed_ms: Some(1_700_000_000_000) },
+            DueItem::Row { head_key: bytes("head"), indexed_ms: Some(1_700_000_000_000) },
         ),
-        ("due row by default_ttl", Item::Row { head_key: bytes("head"), indexed_ms: None }),
-        ("due members", Item::Members(due_members())),
+        ("due row by default_ttl", DueItem::Row { head_key: bytes("head"), indexed_ms: None }),
+        ("due members", DueItem::Members(due_members())),
         (
             "due members, none found and none behind",
-            Item::Members(DueMembers { places: Vec::new(), next: None, ..due_members() }),
+            DueItem::Members(DueMembers { places: Vec::new(), next: None, ..due_members() }),
         ),
     ]
 }
@@ -234,7 +237,7 @@ fn row_ops() -> Examples<Op> {
         ("op delete", Op::Delete { key: key() }),
         (
             "op expire",
-            Op::Expire { key: key(), until: Deadline::At(-1), only: ExpireIf::default() },
+            Op::Expire { key: key(), until: Deadline::At(-1), only: ExpireCondition::default() },
         ),
         ("op persist", Op::Persist { key: key() }),
         ("op rename", Op::Rename { from: key(), to: bytes("to"), only_new: true }),
@@ -250,7 +253,7 @@ fn row_ops() -> Examples<Op> {
 }
 
 fn partition_ops() -> Examples<Op> {
-    let item = Item::Members(due_members());
+    let item = DueItem::Members(due_members());
     vec![
         (
             "op scan",
@@ -258,46 +261,46 @@ fn partition_ops() -> Examples<Op> {
                 cursor: 1 << 52,
                 count: 10,
                 glob: Some(bytes("k*")),
-                kind: Some(Kind::Hash),
+                kind: Some(RowKind::Hash),
             },
         ),
         ("op scan for all", Op::Scan { cursor: 0, count: 10, glob: None, kind: None }),
-        ("op first at or after", Op::Nearest { cursor: 300 }),
+        ("op first at or after", Op::FirstAtOrAfter { cursor: 300 }),
         ("op rows", Op::Rows),
         ("op expiring", Op::Expiring),
         ("op clear", Op::Clear),
         ("op expire due", Op::ExpireDue { items: vec![item] }),
         ("op set default ttl", Op::SetDefaultTtl { ttl_ms: 5_000, set_at_ms: 1_700_000_000_000 }),
-        ("op advance clock", Op::Pass { at_ms: 1_700_000_000_000 }),
+        ("op advance clock", Op::AdvanceClock { at_ms: 1_700_000_000_000 }),
         ("op sync", Op::Sync),
     ]
 }
 
 fn string_ops() -> Examples<Op> {
     vec![
-        ("op string get", Op::Get { key: key() }),
-        ("op string get and delete", Op::GetDelete { key: key() }),
-        ("op string get and expire", Op::GetExpire { key: key(), ttl: Ttl::Keep }),
+        ("op string get", Op::StringGet { key: key() }),
+        ("op string get and delete", Op::StringGetDelete { key: key() }),
+        ("op string get and expire", Op::StringGetExpire { key: key(), ttl: Ttl::Keep }),
         (
             "op string set",
-            Op::Set {
+            Op::StringSet {
                 key: key(),
                 value: bytes("v"),
                 ttl: Ttl::Until(Deadline::In(1_000)),
-                only: Only::IfAbsent,
+                only: WriteCondition::IfAbsent,
                 want_old: true,
             },
         ),
         (
             "op string set all if absent",
-            Op::SetAllNew { pairs: vec![(key(), bytes("v")), (bytes("k"), bytes(""))] },
+            Op::StringSetAllIfAbsent { pairs: vec![(key(), bytes("v")), (bytes("k"), bytes(""))] },
         ),
-        ("op string append", Op::Append { key: key(), value: bytes("v") }),
-        ("op string add", Op::Add { key: key(), by: -300 }),
-        ("op string add float", Op::AddFloat { key: key(), by: bytes("0.5") }),
-        ("op string get range", Op::GetRange { key: key(), start: 1, end: -1 }),
-        ("op string set range", Op::SetRange { key: key(), offset: 300, value: bytes("v") }),
-        ("op string length", Op::Length { key: key() }),
+        ("op string append", Op::StringAppend { key: key(), value: bytes("v") }),
+        ("op string add", Op::StringIncr { key: key(), by: -300 }),
+        ("op string add float", Op::StringIncrFloat { key: key(), by: bytes("0.5") }),
+        ("op string get range", Op::StringGetRange { key: key(), start: 1, end: -1 }),
+        ("op string set range", Op::StringSetRange { key: key(), offset: 300, value: bytes("v") }),
+        ("op string length", Op::StringLen { key: key() }),
     ]
 }
 
@@ -309,7 +312,7 @@ fn hash_ops() -> Examples<Op> {
             Op::HashPut {
                 key: key(),
                 pairs: vec![(bytes("f"), bytes("v")), (bytes("g"), bytes(""))],
-                only: Only::IfPresent,
+                only: WriteCondition::IfPresent,
                 ttl: Ttl::Default,
             },
         ),
@@ -324,11 +327,11 @@ fn hash_ops() -> Examples<Op> {
         ("op hash range", Op::HashRange { key: key(), range: Range::all(), want_values: true }),
         (
             "op hash range count",
-            Op::HashRangeCount { key: key(), range: range(Filter::Anywhere(bytes("c"))) },
+            Op::HashRangeCount { key: key(), range: range(Filter::Contains(bytes("c"))) },
         ),
         (
             "op hash range delete",
-            Op::HashRangeDelete { key: key(), range: range(Filter::Postfix(bytes("s"))) },
+            Op::HashRangeDelete { key: key(), range: range(Filter::Suffix(bytes("s"))) },
         ),
         (
             "op hash scan",
@@ -340,8 +343,11 @@ fn hash_ops() -> Examples<Op> {
                 want_values: false,
             },
         ),
-        ("op hash add", Op::HashAdd { key: key(), field: bytes("f"), by: 300 }),
-        ("op hash add float", Op::HashAddFloat { key: key(), field: bytes("f"), by: bytes("1.5") }),
+        ("op hash add", Op::HashIncr { key: key(), field: bytes("f"), by: 300 }),
+        (
+            "op hash add float",
+            Op::HashIncrFloat { key: key(), field: bytes("f"), by: bytes("1.5") },
+        ),
         ("op hash random", Op::HashRandom { key: key(), count: -2, seed: 9, want_values: true }),
         (
             "op hash expire",
@@ -374,7 +380,7 @@ fn ops() -> Examples<Op> {
 
 fn answers() -> Examples<Answer> {
     let info = RowInfo {
-        kind: Kind::Hash,
+        kind: RowKind::Hash,
         expires_at_ms: Some(1_700_000_000_000),
         written_at_ms: 1_600_000_000_000,
         len: 3,
@@ -390,7 +396,7 @@ fn answers() -> Examples<Answer> {
         ("answer values", Answer::Values(smallvec![Some(bytes("v")), None])),
         ("answer row", Answer::Row(Some(info))),
         ("answer no row", Answer::Row(None)),
-        ("answer written", Answer::Set { done: true, old: Some(bytes("v")) }),
+        ("answer written", Answer::Written { done: true, old: Some(bytes("v")) }),
         ("answer cells", Answer::Cells { cells: cells(), next: Some(bytes("g")) }),
         ("answer page of cells", Answer::CellsPage { cells: cells(), next: 300 }),
         ("answer page of keys", Answer::Page { keys: vec![key()], next: 300, count: 10 }),
@@ -401,13 +407,13 @@ fn answers() -> Examples<Answer> {
         ("answer deleted", Answer::Deleted { count: 3, next: Some(bytes("g")) }),
         (
             "answer content",
-            Answer::Content { content: hash_content(), expires_at_ms: Some(1_700_000_000_000) },
+            Answer::RowContent { content: hash_content(), expires_at_ms: Some(1_700_000_000_000) },
         ),
         ("answer checked, value there", Answer::Checked { done: true, value: Some(Some(key())) }),
         ("answer checked, value not there", Answer::Checked { done: false, value: Some(None) }),
         ("answer checked, value not asked", Answer::Checked { done: true, value: None }),
-        ("answer watched", Answer::Watched(watched())),
-        ("answer watched, unwritten", Answer::Watched(Watched::unwritten(key()))),
+        ("answer watched", Answer::WatchToken(watched())),
+        ("answer watched, unwritten", Answer::WatchToken(WatchToken::unwritten(key()))),
     ]
 }
 

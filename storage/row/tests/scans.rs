@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use proptest::prelude::*;
 use row::memory::{Memory, Reader};
-use row::op::{Answer, Deadline, Only, Ttl};
+use row::op::{Answer, Deadline, Ttl, WriteCondition};
 use row::value::{Body, Head, Header};
 use row::view::Rules;
 use row::{Edits, Family, Op, Stamp, Tx, View, eval};
@@ -33,14 +33,20 @@ fn set(n: u64) -> Op {
 }
 
 fn set_named(key: Bytes) -> Op {
-    Op::Set { key, value: Bytes::new(), ttl: Ttl::Default, only: Only::Always, want_old: false }
+    Op::StringSet {
+        key,
+        value: Bytes::new(),
+        ttl: Ttl::Default,
+        only: WriteCondition::Always,
+        want_old: false,
+    }
 }
 
 fn put(names: impl Iterator<Item = u64>) -> Op {
     Op::HashPut {
         key: "h".into(),
         pairs: names.map(|n| (name(n), name(n))).collect(),
-        only: Only::Always,
+        only: WriteCondition::Always,
         ttl: Ttl::Default,
     }
 }
@@ -143,7 +149,7 @@ fn cursors_are_held_by_a_double_and_names_that_share_one_are_not_lost() {
     let pairs = names.iter().map(|name| (name.clone(), Bytes::new())).collect();
     change(
         &mut memory,
-        &Op::HashPut { key: "h".into(), pairs, only: Only::Always, ttl: Ttl::Default },
+        &Op::HashPut { key: "h".into(), pairs, only: WriteCondition::Always, ttl: Ttl::Default },
     );
     let is_held = |cursor: u64| cursor < 1 << 53 && (cursor as f64) as u64 == cursor;
     for count in 1..=names.len() as u64 {
@@ -185,7 +191,10 @@ fn a_page_ends_however_much_of_the_row_is_past() {
     let soon = Ttl::Until(row::op::Deadline::At(1_500));
     for from in (0..30_000).step_by(1000) {
         let pairs = (from..from + 1000).map(|n| (name(n), name(n))).collect();
-        change(&mut memory, &Op::HashPut { key: "h".into(), pairs, only: Only::Always, ttl: soon });
+        change(
+            &mut memory,
+            &Op::HashPut { key: "h".into(), pairs, only: WriteCondition::Always, ttl: soon },
+        );
     }
     change(&mut memory, &put(30_000..30_200));
     let look = |op: &Op| {
@@ -235,7 +244,7 @@ fn whether_a_hash_lives_costs_one_seek_however_many_members_are_past() {
     let until = |at| Ttl::Until(row::op::Deadline::At(at));
     let put = |names: std::ops::Range<u64>, ttl| {
         let pairs = names.map(|n| (name(n), name(n))).collect();
-        Op::HashPut { key: "h".into(), pairs, only: Only::Always, ttl }
+        Op::HashPut { key: "h".into(), pairs, only: WriteCondition::Always, ttl }
     };
     change(&mut memory, &put(0..10_000, until(1_500)));
     let cost = |memory: &Memory, now_ms| {
@@ -274,16 +283,16 @@ fn a_step_of_the_expiry_cycle_looks_at_the_time_after_each_piece_of_work() {
     let soon = Ttl::Until(row::op::Deadline::At(1_500));
     let put = |key: &'static str, names: std::ops::Range<u64>, ttl| {
         let pairs = names.map(|n| (name(n), name(n))).collect();
-        Op::HashPut { key: key.into(), pairs, only: Only::Always, ttl }
+        Op::HashPut { key: key.into(), pairs, only: WriteCondition::Always, ttl }
     };
     (0..1_000).for_each(|n| {
         change(
             &mut memory,
-            &Op::Set {
+            &Op::StringSet {
                 key: name(n),
                 value: name(n),
                 ttl: soon,
-                only: Only::Always,
+                only: WriteCondition::Always,
                 want_old: false,
             },
         )
@@ -374,7 +383,13 @@ fn a_page_ends_when_its_pattern_has_taken_long() {
         let (value, ttl) = (Bytes::new(), Ttl::Default);
         change(
             &mut memory,
-            &Op::Set { key: key.clone(), value, ttl, only: Only::Always, want_old: false },
+            &Op::StringSet {
+                key: key.clone(),
+                value,
+                ttl,
+                only: WriteCondition::Always,
+                want_old: false,
+            },
         );
     }
     let pattern = Bytes::from(format!("*{}*", "a".repeat(30_000)));
@@ -402,11 +417,11 @@ fn a_get_costs_one_look_up() {
         ask(&view, &op);
         view.reads()
     };
-    assert_eq!(cost(Op::Get { key: name(1) }), 1);
-    assert_eq!(cost(Op::Get { key: name(2) }), 1);
+    assert_eq!(cost(Op::StringGet { key: name(1) }), 1);
+    assert_eq!(cost(Op::StringGet { key: name(2) }), 1);
     assert_eq!(cost(set(1)), 1);
     assert_eq!(cost(set(2)), 2, "the head and the counter of rows");
-    assert_eq!(cost(Op::Add { key: name(9), by: 1 }), 2);
+    assert_eq!(cost(Op::StringIncr { key: name(9), by: 1 }), 2);
     assert_eq!(cost(Op::HashGet { key: "h".into(), fields: [name(1)].into_iter().collect() }), 2);
     assert_eq!(cost(put(1..2)), 2, "the head and the cell");
     assert_eq!(cost(Op::HashLen { key: "h".into() }), 1);
@@ -416,11 +431,11 @@ fn a_get_costs_one_look_up() {
 #[test]
 fn a_draw_passes_a_bounded_number_of_expired_rows_by() {
     const PAGE: usize = 10_000;
-    let until = |n: u64, at_ms| Op::Set {
+    let until = |n: u64, at_ms| Op::StringSet {
         key: name(n),
         value: Bytes::new(),
         ttl: Ttl::Until(Deadline::At(at_ms)),
-        only: Only::Always,
+        only: WriteCondition::Always,
         want_old: false,
     };
     let mut memory = Memory::default();
@@ -432,7 +447,7 @@ fn a_draw_passes_a_bounded_number_of_expired_rows_by() {
     let later = Stamp { now_ms: 3_000, timetag: 3_000 << 16 };
     let mut draw = |memory: &Memory, cursor| {
         eval(
-            &Op::Nearest { cursor },
+            &Op::FirstAtOrAfter { cursor },
             &mut Tx { view: memory, edits: &mut edits, stamp: later, rules: Rules::default() },
         )
         .expect("answers")

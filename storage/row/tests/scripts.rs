@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use row::key::{self, CellKey};
 use row::memory::{Memory, Reader};
-use row::op::{Check, Content, Deadline, ExpireIf, Filter, Mutation, Only, Range, Ttl};
+use row::op::{
+    Check, Deadline, ExpireCondition, Filter, Mutation, Range, RowContent, Ttl, WriteCondition,
+};
 use row::value::{Body, Cell, DefaultTtl, Expiries, Head, Header, decode_counter};
 use row::view::Rules;
 use row::{Edits, Family, Op, Stamp, Tx, eval, expire};
@@ -83,11 +85,11 @@ impl<'a> Words<'a> {
         }
     }
 
-    fn only(&self) -> Only {
+    fn only(&self) -> WriteCondition {
         match (self.option("nx"), self.option("xx")) {
-            (Some(_), _) => Only::IfAbsent,
-            (_, Some(_)) => Only::IfPresent,
-            _ => Only::Always,
+            (Some(_), _) => WriteCondition::IfAbsent,
+            (_, Some(_)) => WriteCondition::IfPresent,
+            _ => WriteCondition::Always,
         }
     }
 
@@ -132,12 +134,14 @@ fn op(line: &str) -> Op {
         b"expire" => Op::Expire {
             key: w.word(),
             until: w.deadline().expect("--in or --until"),
-            only: ExpireIf::default(),
+            only: ExpireCondition::default(),
         },
         b"persist" => Op::Persist { key: w.word() },
-        b"rename" => {
-            Op::Rename { from: w.word(), to: w.word(), only_new: w.only() == Only::IfAbsent }
-        }
+        b"rename" => Op::Rename {
+            from: w.word(),
+            to: w.word(),
+            only_new: w.only() == WriteCondition::IfAbsent,
+        },
         b"copy" => Op::Copy { from: w.word(), to: w.word(), replace },
         b"dump" => Op::Dump { key: w.word() },
         b"restore" => {
@@ -149,7 +153,7 @@ fn op(line: &str) -> Op {
                     (name, value, w.option("field_until").map(|at| at.parse().expect("ms")))
                 })
                 .collect();
-            Op::Restore { key, content: Content::Hash(fields), ttl: w.ttl(), replace }
+            Op::Restore { key, content: RowContent::Hash(fields), ttl: w.ttl(), replace }
         }
         b"encoding" => Op::Encoding { key: w.word() },
         b"scan" => Op::Scan {
@@ -158,27 +162,29 @@ fn op(line: &str) -> Op {
             glob: w.bytes("glob"),
             kind: None,
         },
-        b"nearest" => Op::Nearest { cursor: w.number("cursor", 0) },
+        b"first_at_or_after" => Op::FirstAtOrAfter { cursor: w.number("cursor", 0) },
         b"rows" => Op::Rows,
         b"expiring" => Op::Expiring,
         b"set_default_ttl" => {
             Op::SetDefaultTtl { ttl_ms: w.int() as u64, set_at_ms: w.number("set_at", 0) }
         }
         b"clear" => Op::Clear,
-        b"get" => Op::Get { key: w.word() },
-        b"get_expire" => Op::GetExpire { key: w.word(), ttl: w.ttl() },
-        b"set" => Op::Set {
+        b"string_get" => Op::StringGet { key: w.word() },
+        b"string_get_expire" => Op::StringGetExpire { key: w.word(), ttl: w.ttl() },
+        b"string_set" => Op::StringSet {
             key: w.word(),
             value: w.word(),
             ttl: w.ttl(),
             only: w.only(),
             want_old: w.option("old").is_some(),
         },
-        b"set_all_new" => Op::SetAllNew { pairs: w.pairs() },
-        b"append" => Op::Append { key: w.word(), value: w.word() },
-        b"add" => Op::Add { key: w.word(), by: w.int() },
-        b"set_range" => Op::SetRange { key: w.word(), offset: w.int() as u64, value: w.word() },
-        b"get_range" => Op::GetRange { key: w.word(), start: w.int(), end: w.int() },
+        b"string_set_all_if_absent" => Op::StringSetAllIfAbsent { pairs: w.pairs() },
+        b"string_append" => Op::StringAppend { key: w.word(), value: w.word() },
+        b"string_incr" => Op::StringIncr { key: w.word(), by: w.int() },
+        b"string_set_range" => {
+            Op::StringSetRange { key: w.word(), offset: w.int() as u64, value: w.word() }
+        }
+        b"string_get_range" => Op::StringGetRange { key: w.word(), start: w.int(), end: w.int() },
         b"hash_put" => {
             Op::HashPut { key: w.word(), pairs: w.pairs(), only: w.only(), ttl: w.ttl() }
         }
@@ -186,7 +192,7 @@ fn op(line: &str) -> Op {
         b"hash_get_delete" => Op::HashGetDelete { key: w.word(), fields: w.rest() },
         b"hash_delete" => Op::HashDelete { key: w.word(), fields: w.rest() },
         b"hash_len" => Op::HashLen { key: w.word() },
-        b"hash_add" => Op::HashAdd { key: w.word(), field: w.word(), by: w.int() },
+        b"hash_incr" => Op::HashIncr { key: w.word(), field: w.word(), by: w.int() },
         b"hash_range" => Op::HashRange { key: w.word(), range: w.range(), want_values: values },
         b"hash_range_delete" => Op::HashRangeDelete { key: w.word(), range: w.range() },
         b"hash_random" => Op::HashRandom {
@@ -206,7 +212,7 @@ fn op(line: &str) -> Op {
             key: w.word(),
             fields: w.rest(),
             until: w.deadline().expect("--in or --until"),
-            only: ExpireIf::default(),
+            only: ExpireCondition::default(),
         },
         b"hash_expiry" => Op::HashExpiry { key: w.word(), fields: w.rest(), remaining: false },
         b"hash_persist" => Op::HashPersist { key: w.word(), fields: w.rest() },

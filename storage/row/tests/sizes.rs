@@ -3,9 +3,9 @@
 
 use bytes::Bytes;
 use row::memory::Memory;
-use row::op::{Answer, Deadline, Only, Range, Refusal, Request, Ttl};
+use row::op::{Answer, Deadline, Range, Refusal, Request, Ttl, WriteCondition};
 use row::view::Rules;
-use row::{Edits, Failed, Op, Stamp, Tx, View, eval, expire};
+use row::{Edits, EvalError, Op, Stamp, Tx, View, eval, expire};
 
 const RULES: Rules = Rules {
     default_ttl_ms: 0,
@@ -24,10 +24,10 @@ fn name(n: usize) -> Bytes {
 
 fn put(key: Bytes, fields: std::ops::Range<usize>, ttl: Ttl) -> Op {
     let pairs = fields.map(|n| (name(n), Bytes::from_static(b"v"))).collect();
-    Op::HashPut { key, pairs, only: Only::Always, ttl }
+    Op::HashPut { key, pairs, only: WriteCondition::Always, ttl }
 }
 
-fn ask(view: &dyn View, now_ms: u64, op: &Op) -> (Result<Answer, Failed>, Edits) {
+fn ask(view: &dyn View, now_ms: u64, op: &Op) -> (Result<Answer, EvalError>, Edits) {
     let mut edits = Edits::default();
     let stamp = Stamp { now_ms, timetag: now_ms << 16 };
     let answer = eval(op, &mut Tx { view, edits: &mut edits, stamp, rules: RULES });
@@ -49,7 +49,7 @@ fn is_refused(view: &dyn View, op: &Op) {
         Refusal::TooManyFields
     };
     let op = std::mem::discriminant(op);
-    assert_eq!((answer, edits), (Err(Failed::Refused(why)), Edits::default()), "{op:?}");
+    assert_eq!((answer, edits), (Err(EvalError::Refused(why)), Edits::default()), "{op:?}");
 }
 
 #[test]
@@ -96,7 +96,12 @@ fn values_that_are_written_anew_with_their_expiry_count() {
         change(
             &mut memory,
             1,
-            &Op::HashPut { key: key.clone(), pairs, only: Only::Always, ttl: Ttl::Default },
+            &Op::HashPut {
+                key: key.clone(),
+                pairs,
+                only: WriteCondition::Always,
+                ttl: Ttl::Default,
+            },
         );
     }
     let expire = |fields: Vec<Bytes>| Op::HashExpire {
@@ -139,7 +144,13 @@ fn a_step_of_the_expiry_cycle_is_small_however_long_keys_are_and_the_next_goes_o
         change(
             &mut memory,
             1,
-            &Op::Set { key, value: name(n), ttl: soon, only: Only::Always, want_old: false },
+            &Op::StringSet {
+                key,
+                value: name(n),
+                ttl: soon,
+                only: WriteCondition::Always,
+                want_old: false,
+            },
         );
     }
     change(&mut memory, 1, &put(long_key(300), 0..100, soon));
@@ -165,11 +176,11 @@ fn a_step_of_the_expiry_cycle_is_small_however_long_keys_are_and_the_next_goes_o
         change(
             &mut memory,
             2_000,
-            &Op::Set {
+            &Op::StringSet {
                 key,
                 value: name(n),
                 ttl: Ttl::Default,
-                only: Only::Always,
+                only: WriteCondition::Always,
                 want_old: false,
             },
         );
@@ -202,7 +213,7 @@ fn a_step_of_the_expiry_cycle_is_small_however_long_keys_are_and_the_next_goes_o
 
 #[test]
 fn a_request_comes_apart_into_commands() {
-    let ops: Vec<Op> = (0..5).map(|n| Op::Get { key: name(n) }).collect();
+    let ops: Vec<Op> = (0..5).map(|n| Op::StringGet { key: name(n) }).collect();
     let sizes = |ops: &[Op], joined: &[u32]| {
         let request = Request { ops: ops.to_vec(), joined: joined.to_vec(), watched: vec![] };
         request.commands().map(<[Op]>::len).collect::<Vec<_>>()

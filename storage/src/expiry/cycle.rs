@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use cluster::CallError;
 use row::Tx;
 use row::edits::Edits;
-use row::expire::{self, Found, Item};
+use row::expire::{self, DueItem, Found};
 use row::op::{Answer, Op, Request, Response};
 use tokio::sync::Semaphore;
 
@@ -97,7 +97,7 @@ impl Cycles {
     }
 
     /// Searches the latest state, away from the threads that serve.
-    async fn search(&self, replica: &Arc<Replica>) -> Result<Vec<Item>, CallError> {
+    async fn search(&self, replica: &Arc<Replica>) -> Result<Vec<DueItem>, CallError> {
         let _one = self.searches.acquire().await.map_err(told)?;
         let replica = replica.clone();
         tokio::task::spawn_blocking(move || search(&replica)).await.map_err(told)?
@@ -106,7 +106,7 @@ impl Cycles {
     async fn remove(
         &self,
         replica: &Arc<Replica>,
-        mut items: VecDeque<Item>,
+        mut items: VecDeque<DueItem>,
     ) -> Result<(), CallError> {
         while !items.is_empty() {
             if !self.is_active.load(Ordering::Relaxed) {
@@ -125,7 +125,7 @@ impl Cycles {
     }
 
     /// One step; how far it came, and how many rows and fields went.
-    async fn step(&self, replica: &Replica, items: Vec<Item>) -> Result<(Done, u32), CallError> {
+    async fn step(&self, replica: &Replica, items: Vec<DueItem>) -> Result<(Done, u32), CallError> {
         let turn = self.turns.acquire().await.map_err(told)?;
         let step =
             Request { ops: vec![Op::ExpireDue { items }], joined: Vec::new(), watched: Vec::new() };
@@ -169,8 +169,8 @@ struct Done {
 
 impl Done {
     /// What a step has left.
-    fn left(&self, step: Vec<Item>) -> impl DoubleEndedIterator<Item = Item> {
-        let mut left: VecDeque<Item> = step.into_iter().skip(self.items).collect();
+    fn left(&self, step: Vec<DueItem>) -> impl DoubleEndedIterator<Item = DueItem> {
+        let mut left: VecDeque<DueItem> = step.into_iter().skip(self.items).collect();
         if self.part > 0
             && let Some(mut first) = left.pop_front()
             && let Some(rest) = first.cut(self.part)
@@ -182,7 +182,7 @@ impl Done {
 }
 
 /// Takes rows and members from the front, about `max`.
-fn take(items: &mut VecDeque<Item>, max: usize) -> Vec<Item> {
+fn take(items: &mut VecDeque<DueItem>, max: usize) -> Vec<DueItem> {
     let (mut taken, mut room) = (Vec::new(), max);
     while room > 0
         && let Some(mut item) = items.pop_front()
@@ -197,7 +197,7 @@ fn take(items: &mut VecDeque<Item>, max: usize) -> Vec<Item> {
 }
 
 /// Looks for what is due in the latest state.
-fn search(replica: &Replica) -> Result<Vec<Item>, CallError> {
+fn search(replica: &Replica) -> Result<Vec<DueItem>, CallError> {
     let search: Search = replica.expiry.search();
     let view = Applied::snapshot(replica, u64::MAX)?;
     let tx = Tx {
@@ -225,14 +225,14 @@ fn told(error: impl std::fmt::Display) -> CallError {
 mod tests {
     use bytes::Bytes;
     use row::expire::DueMembers;
-    use row::value::Place;
+    use row::value::MemberExpiry;
 
     use super::*;
 
-    fn members(places: std::ops::Range<u64>) -> Item {
-        let place = |n| Place::of(n, b"f");
+    fn members(places: std::ops::Range<u64>) -> DueItem {
+        let place = |n| MemberExpiry::of(n, b"f");
         let (floor, next) = (place(places.start), Some(place(places.end)));
-        Item::Members(DueMembers {
+        DueItem::Members(DueMembers {
             head_key: Bytes::from_static(b"h"),
             generation: 1,
             floor,
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn steps_take_what_was_found_in_order_and_what_they_leave_comes_first_again() {
         let row =
-            |n: u64| Item::Row { head_key: Bytes::from(format!("row{n}")), indexed_ms: Some(n) };
+            |n: u64| DueItem::Row { head_key: Bytes::from(format!("row{n}")), indexed_ms: Some(n) };
         let mut items = VecDeque::from([row(1), members(10..20), row(2)]);
         assert_eq!(take(&mut items, 4), [row(1), members(10..13)]);
         let step = take(&mut items, 100);

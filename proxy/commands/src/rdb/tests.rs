@@ -11,17 +11,17 @@ fn sealed(body: &[u8]) -> Bytes {
     out.freeze()
 }
 
-fn parsed(body: &[u8]) -> Result<Content, Bad> {
+fn parsed(body: &[u8]) -> Result<RowContent, Bad> {
     parse(&sealed(body))
 }
 
-fn string(value: &str) -> Content {
-    Content::String(Bytes::copy_from_slice(value.as_bytes()))
+fn string(value: &str) -> RowContent {
+    RowContent::String(Bytes::copy_from_slice(value.as_bytes()))
 }
 
-fn hash(fields: &[(&str, &str, Option<u64>)]) -> Content {
+fn hash(fields: &[(&str, &str, Option<u64>)]) -> RowContent {
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-    Content::Hash(
+    RowContent::Hash(
         fields.iter().map(|(field, value, expiry)| (bytes(field), bytes(value), *expiry)).collect(),
     )
 }

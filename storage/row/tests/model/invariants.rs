@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use row::key::{self, CellKey, Due};
+use row::key::{self, CellKey, ExpiryTarget};
 use row::memory::Memory;
-use row::op::{Answer, Content};
+use row::op::{Answer, RowContent};
 use row::value::{Body, Cell, Head, decode_counter};
 use row::view::Rules;
 use row::{Edits, Family, Op, Stamp, Tx, View, eval};
@@ -26,7 +26,9 @@ pub(crate) fn check(memory: &Memory) {
         let head = Head::decode(value).expect("a head");
         let hashkey = key::head_hashkey(head_key).expect("a head key");
         assert_eq!(key::head(hashkey)[..], head_key[..]);
-        index.extend(head.header.expires_at_ms.map(|at| key::time_index(at, Due::Row, head_key)));
+        index.extend(
+            head.header.expires_at_ms.map(|at| key::time_index(at, ExpiryTarget::Row, head_key)),
+        );
         if let Body::Hash(hash) = head.body {
             assert!(
                 hash.generation <= counter(key::GENERATION),
@@ -67,7 +69,7 @@ pub(crate) fn check(memory: &Memory) {
             if let (Some(first), Some(due_ms)) = (expiries.first(), hash.expiries.due_ms()) {
                 let floor = [&due_ms.to_be_bytes()[..], &hash.expiries.floor.name].concat();
                 assert!(floor <= *first, "an expiry of {hashkey:?} lies below the floor");
-                index.insert(key::time_index(due_ms, Due::Field, head_key));
+                index.insert(key::time_index(due_ms, ExpiryTarget::Field, head_key));
             }
         }
     }
@@ -80,7 +82,7 @@ pub(crate) fn check(memory: &Memory) {
     assert_eq!(counter(key::ROWS), heads, "the counter of rows");
     let expiring = index
         .iter()
-        .filter(|entry| matches!(key::parse_time_index(entry), Some((_, Due::Row, _))))
+        .filter(|entry| matches!(key::parse_time_index(entry), Some((_, ExpiryTarget::Row, _))))
         .count() as u64;
     assert_eq!(counter(key::EXPIRING), expiring, "the counter of rows that expire");
 }
@@ -88,7 +90,7 @@ pub(crate) fn check(memory: &Memory) {
 /// What readers see is what the model holds.
 pub(crate) fn same(
     memory: &Memory,
-    model: &BTreeMap<Bytes, (Content, Option<u64>)>,
+    model: &BTreeMap<Bytes, (RowContent, Option<u64>)>,
     stamp: Stamp,
     rules: Rules,
 ) {
@@ -101,7 +103,7 @@ pub(crate) fn same(
             eval(&Op::Scan { cursor, count: 2, glob: None, kind: None }, &mut tx).expect("scans");
         let Answer::Page { keys, next, .. } = answer else { panic!("no page: {answer:?}") };
         for key in keys {
-            let Ok(Answer::Content { content, expires_at_ms }) =
+            let Ok(Answer::RowContent { content, expires_at_ms }) =
                 eval(&Op::Dump { key: key.clone() }, &mut tx)
             else {
                 panic!("{key:?} is gone")

@@ -11,7 +11,7 @@ mod ops;
 use proptest::prelude::*;
 use row::memory::{Memory, Reader};
 use row::view::Rules;
-use row::{Answer, Edits, Failed, Op, Stamp, Tx, eval};
+use row::{Answer, Edits, EvalError, Op, Stamp, Tx, eval};
 
 use crate::model::Model;
 
@@ -37,7 +37,11 @@ fn is_timeless(op: &Op) -> bool {
         && (!op.is_write()
             || matches!(
                 op,
-                Delete { .. } | Persist { .. } | Rename { .. } | Copy { .. } | GetDelete { .. }
+                Delete { .. }
+                    | Persist { .. }
+                    | Rename { .. }
+                    | Copy { .. }
+                    | StringGetDelete { .. }
             )
             || matches!(
                 op,
@@ -76,8 +80,8 @@ fn run(batches: Vec<Batch>, default_ttl_ms: u64) {
                 &mut Tx { view: &view, edits, stamp, rules },
             ) {
                 Ok(answer) => Ok(answer),
-                Err(Failed::Refused(refusal)) => Err(refusal),
-                Err(Failed::Fault(fault)) => panic!("{op:?}: {fault}"),
+                Err(EvalError::Refused(refusal)) => Err(refusal),
+                Err(EvalError::Fault(fault)) => panic!("{op:?}: {fault}"),
             };
             let answer = at(stamp, &mut edits);
             if edits == before && is_timeless(&op) {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use row::Op;
 use row::op::{
-    Answer, Check, Content, Deadline, ExpireIf, Filter, Mutation, Only, Range, Refusal, Ttl,
+    Answer, Check, Deadline, ExpireCondition, Filter, Mutation, Range, Refusal, RowContent, Ttl,
+    WriteCondition,
 };
 
 type Fields = BTreeMap<Bytes, (Bytes, Option<u64>)>;
@@ -37,7 +38,7 @@ fn at(deadline: Deadline, now: u64) -> u64 {
     }
 }
 
-fn allowed(only: ExpireIf, old: Option<u64>, new: u64) -> bool {
+fn allowed(only: ExpireCondition, old: Option<u64>, new: u64) -> bool {
     let late = old.unwrap_or(u64::MAX);
     !(only.none && old.is_some()
         || only.some && old.is_none()
@@ -55,15 +56,15 @@ fn number(n: i64) -> Bytes {
 }
 
 impl Model {
-    pub(crate) fn rows(&mut self, now: u64) -> BTreeMap<Bytes, (Content, Option<u64>)> {
+    pub(crate) fn rows(&mut self, now: u64) -> BTreeMap<Bytes, (RowContent, Option<u64>)> {
         self.expire(now);
         self.rows.iter().map(|(key, row)| (key.clone(), (self.content(row), row.until))).collect()
     }
 
-    fn content(&self, row: &Row) -> Content {
+    fn content(&self, row: &Row) -> RowContent {
         match &row.value {
-            Value::Text(text) => Content::String(text.clone()),
-            Value::Fields(fields) => Content::Hash(
+            Value::Text(text) => RowContent::String(text.clone()),
+            Value::Fields(fields) => RowContent::Hash(
                 fields
                     .iter()
                     .map(|(name, (value, at))| (name.clone(), value.clone(), *at))
@@ -179,7 +180,7 @@ impl Model {
             Op::Dump { key } => match self.rows.get(key) {
                 None => Nil,
                 Some(row) => {
-                    Answer::Content { content: self.content(row), expires_at_ms: row.until }
+                    Answer::RowContent { content: self.content(row), expires_at_ms: row.until }
                 }
             },
             Op::Restore { key, content, ttl, replace } => {
@@ -187,8 +188,8 @@ impl Model {
                     return Err(Refusal::BusyKey);
                 }
                 let value = match content {
-                    Content::String(text) => Value::Text(text.clone()),
-                    Content::Hash(fields) => Value::Fields(
+                    RowContent::String(text) => Value::Text(text.clone()),
+                    RowContent::Hash(fields) => Value::Fields(
                         fields
                             .iter()
                             .map(|(name, value, at)| (name.clone(), (value.clone(), *at)))
@@ -203,33 +204,33 @@ impl Model {
                 self.rows.clear();
                 Answer::Ok
             }
-            Op::Get { key } => self.text(key)?.map_or(Nil, Answer::Bytes),
-            Op::GetDelete { key } => {
+            Op::StringGet { key } => self.text(key)?.map_or(Nil, Answer::Bytes),
+            Op::StringGetDelete { key } => {
                 let text = self.text(key)?;
                 self.rows.remove(key);
                 text.map_or(Nil, Answer::Bytes)
             }
-            Op::GetExpire { key, ttl } => {
+            Op::StringGetExpire { key, ttl } => {
                 let Some(text) = self.text(key)? else { return Ok(Nil) };
                 let until = self.until(*ttl, key);
                 self.rows.get_mut(key).expect("is there").until = until;
                 Answer::Bytes(text)
             }
-            Op::Set { key, value, ttl, only, want_old } => {
+            Op::StringSet { key, value, ttl, only, want_old } => {
                 let old = if *want_old { self.text(key)? } else { None };
                 let done = match only {
-                    Only::Always => true,
-                    Only::IfAbsent => !self.rows.contains_key(key),
-                    Only::IfPresent => self.rows.contains_key(key),
+                    WriteCondition::Always => true,
+                    WriteCondition::IfAbsent => !self.rows.contains_key(key),
+                    WriteCondition::IfPresent => self.rows.contains_key(key),
                 };
                 if done {
                     let row =
                         Row { value: Value::Text(value.clone()), until: self.until(*ttl, key) };
                     self.rows.insert(key.clone(), row);
                 }
-                Answer::Set { done, old }
+                Answer::Written { done, old }
             }
-            Op::SetAllNew { pairs } => {
+            Op::StringSetAllIfAbsent { pairs } => {
                 if pairs.iter().any(|(key, _)| self.rows.contains_key(key)) {
                     return Ok(Int(0));
                 }
@@ -241,13 +242,13 @@ impl Model {
                 }
                 Int(1)
             }
-            Op::Append { key, value } => {
+            Op::StringAppend { key, value } => {
                 let text = [&self.text(key)?.unwrap_or_default()[..], value].concat();
                 let len = text.len();
                 self.change_text(key, text.into());
                 Int(len as i64)
             }
-            Op::Add { key, by } => {
+            Op::StringIncr { key, by } => {
                 let old = self
                     .text(key)?
                     .map_or(Some(0), |text| int(&text))
@@ -256,7 +257,7 @@ impl Model {
                 self.change_text(key, number(new));
                 Int(new)
             }
-            Op::SetRange { key, offset, value } => {
+            Op::StringSetRange { key, offset, value } => {
                 let mut text = self.text(key)?.unwrap_or_default().to_vec();
                 if !value.is_empty() {
                     let (start, end) = (*offset as usize, *offset as usize + value.len());
@@ -269,9 +270,9 @@ impl Model {
             Op::HashPut { key, pairs, only, ttl } => {
                 let mut fields = self.fields(key)?.unwrap_or_default();
                 let wrong = |name: &Bytes| match only {
-                    Only::Always => false,
-                    Only::IfAbsent => fields.contains_key(name),
-                    Only::IfPresent => !fields.contains_key(name),
+                    WriteCondition::Always => false,
+                    WriteCondition::IfAbsent => fields.contains_key(name),
+                    WriteCondition::IfPresent => !fields.contains_key(name),
                 };
                 if pairs.iter().any(|(name, _)| wrong(name)) {
                     return Ok(Nil);
@@ -324,7 +325,7 @@ impl Model {
                 Int(deleted as i64)
             }
             Op::HashLen { key } => Int(self.fields(key)?.map_or(0, |hash| hash.len() as i64)),
-            Op::HashAdd { key, field, by } => {
+            Op::HashIncr { key, field, by } => {
                 let mut hash = self.fields(key)?.unwrap_or_default();
                 let (old, until) = hash.get(field).cloned().unwrap_or((number(0), None));
                 let new = int(&old)
@@ -469,8 +470,8 @@ fn picked(hash: &Fields, range: &Range) -> (Vec<Bytes>, Option<Bytes>) {
                 .is_none_or(|stop| name < stop || (range.stop_inclusive && name == stop))
             && match &range.filter {
                 Filter::Prefix(with) => text(name).starts_with(&text(with)),
-                Filter::Postfix(with) => text(name).ends_with(&text(with)),
-                Filter::Anywhere(with) => text(name).contains(&text(with)),
+                Filter::Suffix(with) => text(name).ends_with(&text(with)),
+                Filter::Contains(with) => text(name).contains(&text(with)),
                 _ => true,
             }
     };

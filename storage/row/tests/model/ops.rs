@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use row::Op;
-use row::op::{Check, Content, Deadline, ExpireIf, Filter, Mutation, Only, Range, Ttl};
+use row::op::{
+    Check, Deadline, ExpireCondition, Filter, Mutation, Range, RowContent, Ttl, WriteCondition,
+};
 
 fn word(words: &'static [&'static str]) -> impl Strategy<Value = Bytes> + Clone {
     prop::sample::select(words).prop_map(|word| Bytes::from_static(word.as_bytes()))
@@ -33,17 +35,17 @@ fn ttl() -> impl Strategy<Value = Ttl> + Clone {
     prop_oneof![3 => Just(Ttl::Default), 1 => Just(Ttl::Keep), 2 => deadline().prop_map(Ttl::Until), 1 => Just(Ttl::Never)]
 }
 
-fn only() -> impl Strategy<Value = Only> + Clone {
-    prop_oneof![3 => Just(Only::Always), 1 => Just(Only::IfAbsent), 1 => Just(Only::IfPresent)]
+fn only() -> impl Strategy<Value = WriteCondition> + Clone {
+    prop_oneof![3 => Just(WriteCondition::Always), 1 => Just(WriteCondition::IfAbsent), 1 => Just(WriteCondition::IfPresent)]
 }
 
-fn expire_if() -> impl Strategy<Value = ExpireIf> + Clone {
+fn expire_if() -> impl Strategy<Value = ExpireCondition> + Clone {
     prop_oneof![
-        3 => Just(ExpireIf::default()),
-        1 => Just(ExpireIf { none: true, ..ExpireIf::default() }),
-        1 => Just(ExpireIf { some: true, ..ExpireIf::default() }),
-        1 => Just(ExpireIf { later: true, ..ExpireIf::default() }),
-        1 => Just(ExpireIf { earlier: true, ..ExpireIf::default() }),
+        3 => Just(ExpireCondition::default()),
+        1 => Just(ExpireCondition { none: true, ..ExpireCondition::default() }),
+        1 => Just(ExpireCondition { some: true, ..ExpireCondition::default() }),
+        1 => Just(ExpireCondition { later: true, ..ExpireCondition::default() }),
+        1 => Just(ExpireCondition { earlier: true, ..ExpireCondition::default() }),
     ]
 }
 
@@ -51,8 +53,8 @@ fn range() -> impl Strategy<Value = Range> + Clone {
     let filter = prop_oneof![
         2 => Just(Filter::None),
         1 => field().prop_map(Filter::Prefix),
-        1 => field().prop_map(Filter::Postfix),
-        1 => field().prop_map(Filter::Anywhere),
+        1 => field().prop_map(Filter::Suffix),
+        1 => field().prop_map(Filter::Contains),
     ];
     let bound = || prop::option::of(field());
     (
@@ -105,11 +107,11 @@ fn mutation() -> impl Strategy<Value = Mutation> + Clone {
     ]
 }
 
-fn content() -> impl Strategy<Value = Content> + Clone {
+fn content() -> impl Strategy<Value = RowContent> + Clone {
     prop_oneof![
-        value().prop_map(Content::String),
+        value().prop_map(RowContent::String),
         prop::collection::btree_map(field(), (value(), prop::option::of(990..1400u64)), 1..4)
-            .prop_map(|fields| Content::Hash(
+            .prop_map(|fields| RowContent::Hash(
                 fields.into_iter().map(|(name, (value, at))| (name, value, at)).collect()
             )),
     ]
@@ -128,14 +130,14 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::ExpireDue { items: Vec::new() }),
     ];
     let strings = prop_oneof![
-        1 => key().prop_map(|key| Op::Get { key }),
-        1 => key().prop_map(|key| Op::GetDelete { key }),
-        1 => (key(), ttl()).prop_map(|(key, ttl)| Op::GetExpire { key, ttl }),
-        3 => (key(), value(), ttl(), only(), any::<bool>()).prop_map(|(key, value, ttl, only, want_old)| Op::Set { key, value, ttl, only, want_old }),
-        1 => prop::collection::vec((key(), value()), 1..4).prop_map(|pairs| Op::SetAllNew { pairs }),
-        1 => (key(), value()).prop_map(|(key, value)| Op::Append { key, value }),
-        1 => (key(), -2..3i64).prop_map(|(key, by)| Op::Add { key, by }),
-        1 => (key(), 0..6u64, value()).prop_map(|(key, offset, value)| Op::SetRange { key, offset, value }),
+        1 => key().prop_map(|key| Op::StringGet { key }),
+        1 => key().prop_map(|key| Op::StringGetDelete { key }),
+        1 => (key(), ttl()).prop_map(|(key, ttl)| Op::StringGetExpire { key, ttl }),
+        3 => (key(), value(), ttl(), only(), any::<bool>()).prop_map(|(key, value, ttl, only, want_old)| Op::StringSet { key, value, ttl, only, want_old }),
+        1 => prop::collection::vec((key(), value()), 1..4).prop_map(|pairs| Op::StringSetAllIfAbsent { pairs }),
+        1 => (key(), value()).prop_map(|(key, value)| Op::StringAppend { key, value }),
+        1 => (key(), -2..3i64).prop_map(|(key, by)| Op::StringIncr { key, by }),
+        1 => (key(), 0..6u64, value()).prop_map(|(key, offset, value)| Op::StringSetRange { key, offset, value }),
     ];
     let hashes = prop_oneof![
         6 => (key(), prop::collection::vec((field(), value()), 1..4), only(), ttl()).prop_map(|(key, pairs, only, ttl)| Op::HashPut { key, pairs, only, ttl }),
@@ -147,7 +149,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => (key(), range(), any::<bool>()).prop_map(|(key, range, want_values)| Op::HashRange { key, range, want_values }),
         1 => (key(), range()).prop_map(|(key, range)| Op::HashRangeCount { key, range }),
         2 => (key(), range()).prop_map(|(key, range)| Op::HashRangeDelete { key, range }),
-        1 => (key(), field(), -2..3i64).prop_map(|(key, field, by)| Op::HashAdd { key, field, by }),
+        1 => (key(), field(), -2..3i64).prop_map(|(key, field, by)| Op::HashIncr { key, field, by }),
         4 => (key(), fields(), deadline(), expire_if()).prop_map(|(key, fields, until, only)| Op::HashExpire { key, fields, until, only }),
         1 => (key(), fields(), any::<bool>()).prop_map(|(key, fields, remaining)| Op::HashExpiry { key, fields, remaining }),
         1 => (key(), fields()).prop_map(|(key, fields)| Op::HashPersist { key, fields }),

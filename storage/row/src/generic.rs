@@ -4,11 +4,11 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use crate::eval::{Answered, Failed};
-use crate::head::{Outline, Row};
+use crate::eval::{EvalError, EvalResult};
+use crate::head::{Row, RowMetadata};
 use crate::members::{Members, Writer};
 use crate::number;
-use crate::op::{Answer, Content, Deadline, ExpireIf, Refusal, RowInfo, Ttl, Watched};
+use crate::op::{Answer, Deadline, ExpireCondition, Refusal, RowContent, RowInfo, Ttl, WatchToken};
 use crate::value::{Body, Header};
 use crate::view::{Fault, Tx};
 
@@ -19,7 +19,7 @@ const LISTPACK_VALUE_MAX: usize = 64;
 /// What Redis keeps as `embstr`.
 const EMBSTR_MAX: usize = 44;
 
-pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> Answered {
+pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(head) = row.head() else { return Ok(Answer::Row(None)) };
     let len = match &head.body {
@@ -35,7 +35,7 @@ pub(crate) fn inspect(tx: &Tx<'_>, key: &[u8]) -> Answered {
     })))
 }
 
-pub(crate) fn size(tx: &Tx<'_>, key: &[u8], samples: u64) -> Answered {
+pub(crate) fn size(tx: &Tx<'_>, key: &[u8], samples: u64) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(head) = row.head() else { return Ok(Answer::Nil) };
     let header =
@@ -49,7 +49,7 @@ pub(crate) fn size(tx: &Tx<'_>, key: &[u8], samples: u64) -> Answered {
 
 /// About how many bytes the members of a hash take: those of the first few, times how
 /// many there are.
-fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64, samples: u64) -> Result<u64, Failed> {
+fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64, samples: u64) -> Result<u64, EvalError> {
     let Some(members) = Members::of(row)? else { return Ok(0) };
     let (mut seen, mut bytes) = (0u64, 0u64);
     members.walk(tx, None, None, false, &mut |name, _, value| {
@@ -61,13 +61,18 @@ fn member_bytes(tx: &Tx<'_>, row: &Row, count: u64, samples: u64) -> Result<u64,
     Ok((u128::from(bytes) * u128::from(count) / u128::from(seen.max(1))) as u64)
 }
 
-pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
-    let row = Outline::load(tx, key)?;
+pub(crate) fn delete(tx: &mut Tx<'_>, key: &[u8]) -> EvalResult {
+    let row = RowMetadata::load(tx, key)?;
     row.remove(tx)?;
     Ok(Answer::Int(i64::from(row.is_live())))
 }
 
-pub(crate) fn expire(tx: &mut Tx<'_>, key: &[u8], until: Deadline, only: ExpireIf) -> Answered {
+pub(crate) fn expire(
+    tx: &mut Tx<'_>,
+    key: &[u8],
+    until: Deadline,
+    only: ExpireCondition,
+) -> EvalResult {
     let row = Row::load(tx, key)?;
     let at = tx.deadline_ms(until);
     let Some(head) = row.head().filter(|_| only.allows(row.expires_at_ms(), at)) else {
@@ -77,7 +82,7 @@ pub(crate) fn expire(tx: &mut Tx<'_>, key: &[u8], until: Deadline, only: ExpireI
     Ok(Answer::Int(1))
 }
 
-pub(crate) fn persist(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
+pub(crate) fn persist(tx: &mut Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
     let Some(head) = row.head().filter(|_| row.expires_at_ms().is_some()) else {
         return Ok(Answer::Int(0));
@@ -87,7 +92,7 @@ pub(crate) fn persist(tx: &mut Tx<'_>, key: &[u8]) -> Answered {
 }
 
 /// A collection is moved cell by cell: its hashkey is part of every cell's key.
-pub(crate) fn rename(tx: &mut Tx<'_>, from: &[u8], to: &[u8], only_new: bool) -> Answered {
+pub(crate) fn rename(tx: &mut Tx<'_>, from: &[u8], to: &[u8], only_new: bool) -> EvalResult {
     let row = Row::load(tx, from)?;
     let target = Row::load(tx, to)?;
     if !row.is_live() {
@@ -104,7 +109,7 @@ pub(crate) fn rename(tx: &mut Tx<'_>, from: &[u8], to: &[u8], only_new: bool) ->
     Ok(Answer::Int(1))
 }
 
-pub(crate) fn copy(tx: &mut Tx<'_>, from: &[u8], to: &[u8], replace: bool) -> Answered {
+pub(crate) fn copy(tx: &mut Tx<'_>, from: &[u8], to: &[u8], replace: bool) -> EvalResult {
     let row = Row::load(tx, from)?;
     let target = Row::load(tx, to)?;
     if from == to || (target.is_live() && !replace) {
@@ -115,10 +120,10 @@ pub(crate) fn copy(tx: &mut Tx<'_>, from: &[u8], to: &[u8], replace: bool) -> An
     Ok(Answer::Int(1))
 }
 
-pub(crate) fn dump(tx: &Tx<'_>, key: &[u8]) -> Answered {
+pub(crate) fn dump(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
     let content = content(tx, &row, None)?;
-    Ok(content.map_or(Answer::Nil, |content| Answer::Content {
+    Ok(content.map_or(Answer::Nil, |content| Answer::RowContent {
         content,
         expires_at_ms: row.expires_at_ms(),
     }))
@@ -127,10 +132,10 @@ pub(crate) fn dump(tx: &Tx<'_>, key: &[u8]) -> Answered {
 pub(crate) fn restore(
     tx: &mut Tx<'_>,
     key: &[u8],
-    content: &Content,
+    content: &RowContent,
     ttl: Ttl,
     replace: bool,
-) -> Answered {
+) -> EvalResult {
     tx.rules.check_write(key.len() + content.bytes())?;
     let row = Row::load(tx, key)?;
     if row.is_live() && !replace {
@@ -142,16 +147,20 @@ pub(crate) fn restore(
 }
 
 /// Everything in a live row, to be written to another.
-fn content_to_write(tx: &Tx<'_>, row: &Row) -> Result<Option<Content>, Failed> {
+fn content_to_write(tx: &Tx<'_>, row: &Row) -> Result<Option<RowContent>, EvalError> {
     content(tx, row, Some(tx.rules.write_bytes_max)).map_err(|failed| match failed {
-        Failed::Refused(Refusal::TooLarge) => Refusal::RowTooLarge.into(),
+        EvalError::Refused(Refusal::TooLarge) => Refusal::RowTooLarge.into(),
         other => other,
     })
 }
 
 /// Everything in a live row. With `write_max` it is read to be written again and refused
 /// when too large for that, otherwise to be answered.
-fn content(tx: &Tx<'_>, row: &Row, write_max: Option<usize>) -> Result<Option<Content>, Failed> {
+fn content(
+    tx: &Tx<'_>,
+    row: &Row,
+    write_max: Option<usize>,
+) -> Result<Option<RowContent>, EvalError> {
     let check = |bytes: usize| match write_max {
         Some(_) => tx.rules.check_write(bytes),
         None => tx.rules.check_answer(bytes),
@@ -160,7 +169,7 @@ fn content(tx: &Tx<'_>, row: &Row, write_max: Option<usize>) -> Result<Option<Co
         None => return Ok(None),
         Some(Body::String(value)) => {
             check(value.len())?;
-            return Ok(Some(Content::String(value.clone())));
+            return Ok(Some(RowContent::String(value.clone())));
         }
         Some(Body::Hash(_)) => Members::of(row)?,
     };
@@ -177,7 +186,7 @@ fn content(tx: &Tx<'_>, row: &Row, write_max: Option<usize>) -> Result<Option<Co
         })?;
     }
     check(bytes)?;
-    Ok(Some(Content::Hash(fields)))
+    Ok(Some(RowContent::Hash(fields)))
 }
 
 /// Replaces a row by some content. Fields that are past their expiry are left out, and a
@@ -185,17 +194,17 @@ fn content(tx: &Tx<'_>, row: &Row, write_max: Option<usize>) -> Result<Option<Co
 fn write(
     tx: &mut Tx<'_>,
     row: Row,
-    content: Content,
+    content: RowContent,
     expires_at_ms: Option<u64>,
 ) -> Result<(), Fault> {
     let fields = match content {
-        Content::String(value) => return row.write(tx, expires_at_ms, Body::String(value)),
-        Content::Hash(fields) => fields,
+        RowContent::String(value) => return row.write(tx, expires_at_ms, Body::String(value)),
+        RowContent::Hash(fields) => fields,
     };
     let now_ms = tx.stamp.now_ms;
     let mut fields =
         fields.into_iter().filter(|(_, _, at)| at.is_none_or(|at| at > now_ms)).peekable();
-    if fields.peek().is_none() || tx.past(expires_at_ms) {
+    if fields.peek().is_none() || tx.is_expired(expires_at_ms) {
         return row.remove(tx);
     }
     let mut hash = Writer::replace(row);
@@ -205,7 +214,7 @@ fn write(
     hash.save_until(tx, expires_at_ms)
 }
 
-pub(crate) fn encoding(tx: &Tx<'_>, key: &[u8]) -> Answered {
+pub(crate) fn encoding(tx: &Tx<'_>, key: &[u8]) -> EvalResult {
     let row = Row::load(tx, key)?;
     let name = match row.head().map(|head| &head.body) {
         None => return Ok(Answer::Nil),
@@ -233,7 +242,7 @@ pub(crate) fn encoding(tx: &Tx<'_>, key: &[u8]) -> Answered {
 
 /// Everything of the token that the row itself knows; the executor adds when it was
 /// touched last.
-pub(crate) fn watch(tx: &Tx<'_>, key: &Bytes) -> Answered {
+pub(crate) fn watch(tx: &Tx<'_>, key: &Bytes) -> EvalResult {
     let row = Row::load(tx, key)?;
     let first_field = row
         .hash()
@@ -242,7 +251,7 @@ pub(crate) fn watch(tx: &Tx<'_>, key: &Bytes) -> Answered {
         .and_then(|hash| hash.expiries.due_ms())
         .filter(|at| *at > tx.stamp.now_ms);
     let expires_at_ms = row.expires_at_ms().into_iter().chain(first_field).min();
-    Ok(Answer::Watched(Watched {
+    Ok(Answer::WatchToken(WatchToken {
         key: key.clone(),
         term: 0,
         touched: 0,

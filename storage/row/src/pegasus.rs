@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::eval::Answered;
+use crate::eval::EvalResult;
 use crate::hash;
 use crate::hash_range::contains;
 use crate::head::Row;
@@ -19,7 +19,7 @@ pub(crate) fn check_and_mutate(
     operand: &[u8],
     mutations: &[Mutation],
     want_value: bool,
-) -> Answered {
+) -> EvalResult {
     tx.rules.check_write(key.len() + mutations.iter().map(Mutation::bytes).sum::<usize>())?;
     let mut hash = Writer::open(Row::load(tx, key)?)?;
     let value = hash.get(tx, check_sortkey)?.map(|cell| cell.value);
@@ -41,7 +41,7 @@ fn mutate(tx: &mut Tx<'_>, hash: &mut Writer, mutation: &Mutation) -> Result<(),
         Mutation::Delete { sortkey } => (sortkey, None),
     };
     match put {
-        Some((value, at)) if !tx.past(at) => hash.put(tx, name, value.clone(), at)?,
+        Some((value, at)) if !tx.is_expired(at) => hash.put(tx, name, value.clone(), at)?,
         _ => hash.remove(tx, name)?,
     };
     Ok(())

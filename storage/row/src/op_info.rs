@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
-use crate::expire::Item;
-use crate::op::{Answer, Content, Filter, Mutation, Op, Range, Request};
+use crate::expire::DueItem;
+use crate::op::{Answer, Filter, Mutation, Op, Range, Request, RowContent};
 
 /// What a byte string in a list takes besides its bytes.
 const ITEM_BYTES: usize = size_of::<Bytes>() + 16;
@@ -26,22 +26,22 @@ impl Op {
             | Rename { .. }
             | Copy { .. }
             | Restore { .. } => true,
-            Clear | ExpireDue { .. } | SetDefaultTtl { .. } | Pass { .. } => true,
-            GetDelete { .. }
-            | GetExpire { .. }
-            | Set { .. }
-            | SetAllNew { .. }
-            | Append { .. }
-            | Add { .. }
-            | AddFloat { .. }
-            | SetRange { .. } => true,
+            Clear | ExpireDue { .. } | SetDefaultTtl { .. } | AdvanceClock { .. } => true,
+            StringGetDelete { .. }
+            | StringGetExpire { .. }
+            | StringSet { .. }
+            | StringSetAllIfAbsent { .. }
+            | StringAppend { .. }
+            | StringIncr { .. }
+            | StringIncrFloat { .. }
+            | StringSetRange { .. } => true,
             HashPut { .. }
             | HashGetDelete { .. }
             | HashGetExpire { .. }
             | HashDelete { .. }
             | HashRangeDelete { .. } => true,
-            HashAdd { .. }
-            | HashAddFloat { .. }
+            HashIncr { .. }
+            | HashIncrFloat { .. }
             | HashExpire { .. }
             | HashPersist { .. }
             | CheckAndMutate { .. } => true,
@@ -50,11 +50,11 @@ impl Op {
             | Dump { .. }
             | Encoding { .. }
             | Scan { .. }
-            | Nearest { .. }
+            | FirstAtOrAfter { .. }
             | Rows
             | Watch { .. } => false,
             Expiring | Sync => false,
-            Get { .. } | GetRange { .. } | Length { .. } => false,
+            StringGet { .. } | StringGetRange { .. } | StringLen { .. } => false,
             HashGet { .. }
             | HashLen { .. }
             | HashRange { .. }
@@ -69,7 +69,7 @@ impl Op {
     pub fn keys(&self) -> SmallVec<[&Bytes; 2]> {
         match self {
             Op::Rename { from, to, .. } | Op::Copy { from, to, .. } => smallvec![from, to],
-            Op::SetAllNew { pairs } => pairs.iter().map(|(key, _)| key).collect(),
+            Op::StringSetAllIfAbsent { pairs } => pairs.iter().map(|(key, _)| key).collect(),
             other => other.first_key().into_iter().collect(),
         }
     }
@@ -88,24 +88,25 @@ impl Op {
             | Encoding { key } => Some(key),
             Rename { from, .. } | Copy { from, .. } => Some(from),
             Scan { .. }
-            | Nearest { .. }
+            | FirstAtOrAfter { .. }
             | Rows
             | Expiring
             | Clear
             | ExpireDue { .. }
             | SetDefaultTtl { .. }
-            | Pass { .. }
+            | AdvanceClock { .. }
             | Sync => None,
-            Get { key }
-            | GetDelete { key }
-            | GetExpire { key, .. }
-            | Set { key, .. }
-            | Append { key, .. }
-            | Add { key, .. } => Some(key),
-            AddFloat { key, .. } | GetRange { key, .. } | SetRange { key, .. } | Length { key } => {
-                Some(key)
-            }
-            SetAllNew { pairs } => pairs.first().map(|(key, _)| key),
+            StringGet { key }
+            | StringGetDelete { key }
+            | StringGetExpire { key, .. }
+            | StringSet { key, .. }
+            | StringAppend { key, .. }
+            | StringIncr { key, .. } => Some(key),
+            StringIncrFloat { key, .. }
+            | StringGetRange { key, .. }
+            | StringSetRange { key, .. }
+            | StringLen { key } => Some(key),
+            StringSetAllIfAbsent { pairs } => pairs.first().map(|(key, _)| key),
             HashPut { key, .. }
             | HashGet { key, .. }
             | HashGetDelete { key, .. }
@@ -116,8 +117,8 @@ impl Op {
             | HashRangeCount { key, .. } => Some(key),
             HashRangeDelete { key, .. }
             | HashScan { key, .. }
-            | HashAdd { key, .. }
-            | HashAddFloat { key, .. } => Some(key),
+            | HashIncr { key, .. }
+            | HashIncrFloat { key, .. } => Some(key),
             HashRandom { key, .. }
             | HashExpire { key, .. }
             | HashExpiry { key, .. }
@@ -153,8 +154,10 @@ impl Op {
         };
         let bytes = |bytes: usize| Carried { bytes, items: 0 };
         match self {
-            Set { value, .. } | Append { value, .. } | SetRange { value, .. } => bytes(value.len()),
-            HashPut { pairs: fields, .. } | SetAllNew { pairs: fields } => pairs(fields),
+            StringSet { value, .. } | StringAppend { value, .. } | StringSetRange { value, .. } => {
+                bytes(value.len())
+            }
+            HashPut { pairs: fields, .. } | StringSetAllIfAbsent { pairs: fields } => pairs(fields),
             HashGet { fields, .. } => words(fields),
             HashGetDelete { fields, .. }
             | HashGetExpire { fields, .. }
@@ -162,9 +165,9 @@ impl Op {
             HashExpire { fields, .. } | HashExpiry { fields, .. } | HashPersist { fields, .. } => {
                 words(fields)
             }
-            HashAdd { field, .. } => bytes(field.len()),
-            AddFloat { by, .. } => bytes(by.len()),
-            HashAddFloat { field, by, .. } => bytes(field.len() + by.len()),
+            HashIncr { field, .. } => bytes(field.len()),
+            StringIncrFloat { by, .. } => bytes(by.len()),
+            HashIncrFloat { field, by, .. } => bytes(field.len() + by.len()),
             Restore { content, .. } => Carried { bytes: content.bytes(), items: content.items() },
             Rename { to, .. } | Copy { to, .. } => bytes(to.len()),
             CheckAndMutate { check_sortkey, operand, mutations, .. } => Carried {
@@ -184,24 +187,24 @@ impl Op {
             | Persist { .. }
             | Dump { .. }
             | Encoding { .. } => bytes(0),
-            Nearest { .. }
+            FirstAtOrAfter { .. }
             | Rows
             | Expiring
             | Clear
             | SetDefaultTtl { .. }
-            | Pass { .. }
+            | AdvanceClock { .. }
             | Watch { .. }
             | Sync => bytes(0),
             ExpireDue { items } => Carried {
-                bytes: items.iter().map(Item::bytes).sum(),
-                items: items.iter().map(Item::size).sum(),
+                bytes: items.iter().map(DueItem::bytes).sum(),
+                items: items.iter().map(DueItem::size).sum(),
             },
-            Get { .. }
-            | GetDelete { .. }
-            | GetExpire { .. }
-            | Add { .. }
-            | GetRange { .. }
-            | Length { .. } => bytes(0),
+            StringGet { .. }
+            | StringGetDelete { .. }
+            | StringGetExpire { .. }
+            | StringIncr { .. }
+            | StringGetRange { .. }
+            | StringLen { .. } => bytes(0),
             HashLen { .. } | HashRandom { .. } => bytes(0),
         }
     }
@@ -233,7 +236,7 @@ impl Answer {
             Answer::Ints(numbers) => numbers.len() * size_of::<i64>(),
             Answer::Bytes(bytes) => bytes.len(),
             Answer::Values(values) => values.iter().map(optional).sum(),
-            Answer::Set { done: _, old } => old.as_ref().map_or(0, Bytes::len),
+            Answer::Written { done: _, old } => old.as_ref().map_or(0, Bytes::len),
             Answer::Cells { cells: found, next } => {
                 cells(found) + next.as_ref().map_or(0, Bytes::len)
             }
@@ -242,11 +245,11 @@ impl Answer {
                 keys.iter().map(|key| key.len() + ITEM_BYTES).sum()
             }
             Answer::Deleted { count: _, next } => next.as_ref().map_or(0, Bytes::len),
-            Answer::Content { content, expires_at_ms: _ } => {
+            Answer::RowContent { content, expires_at_ms: _ } => {
                 content.bytes() + content.items() * ITEM_BYTES
             }
             Answer::Checked { done: _, value } => value.as_ref().map_or(0, optional),
-            Answer::Watched(watched) => watched.key.len(),
+            Answer::WatchToken(watched) => watched.key.len(),
         }
     }
 }
@@ -268,19 +271,19 @@ impl Range {
         ends + match &self.filter {
             Filter::None => 0,
             Filter::Prefix(text)
-            | Filter::Postfix(text)
-            | Filter::Anywhere(text)
+            | Filter::Suffix(text)
+            | Filter::Contains(text)
             | Filter::Glob(text) => text.len(),
         }
     }
 }
 
-impl Content {
+impl RowContent {
     /// How many bytes of names and values it holds.
     pub fn bytes(&self) -> usize {
         match self {
-            Content::String(value) => value.len(),
-            Content::Hash(fields) => {
+            RowContent::String(value) => value.len(),
+            RowContent::Hash(fields) => {
                 fields.iter().map(|(name, value, _)| name.len() + value.len()).sum()
             }
         }
@@ -289,8 +292,8 @@ impl Content {
     /// How many byte strings in a list these are.
     fn items(&self) -> usize {
         match self {
-            Content::String(_) => 0,
-            Content::Hash(fields) => 2 * fields.len(),
+            RowContent::String(_) => 0,
+            RowContent::Hash(fields) => 2 * fields.len(),
         }
     }
 }
