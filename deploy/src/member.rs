@@ -23,7 +23,7 @@ use cluster::net::{ClusterId, Net, NetOptions, Service, To};
 use cluster::news::{Durability, Order, Roles, Server};
 use cluster::routes::Routes;
 use cluster::rows::{Replicas, Rows, SyncCopy};
-use engine::raft::{Ticker, Why, Wire};
+use engine::raft::{Ticker, Transport, Why};
 use meta::{Meta, MetaOptions, Seat};
 use row::op::{Request, Response};
 use storage::{Node, Peers};
@@ -184,7 +184,7 @@ pub(crate) async fn open(
         let _on = runtimes.net.enter();
         (Net::new(net_options(config, &server, setup))?, TcpListener::from_std(listener)?)
     };
-    let wire: Arc<dyn Wire> = Arc::new(NetTransport::new(net.clone(), metas.clone()));
+    let transport: Arc<dyn Transport> = Arc::new(NetTransport::new(net.clone(), metas.clone()));
     let (rpc_services, reporter) =
         (RpcServices::new(server.id), Reporter::new(server.clone(), data_dir.clone()));
     let (stop_serving, stop_following) = (CancellationToken::new(), CancellationToken::new());
@@ -220,7 +220,7 @@ pub(crate) async fn open(
             let seat = Seat::Member {
                 members: metas.clone(),
                 position,
-                wire: wire.clone(),
+                transport: transport.clone(),
                 ticker: ticker.clone(),
                 net: net.clone(),
             };
@@ -275,7 +275,7 @@ pub(crate) async fn open(
     };
     let node = match (&stores, roles.storage) {
         (Some(stores), true) => {
-            let peers = Peers { server: server.id, wire, ticker };
+            let peers = Peers { server: server.id, transport, ticker };
             let (options, stores) = (setup.node_options(cluster, Some(peers)), stores.clone());
             // On the proxy's runtime: executors are to run beside the connections that
             // they answer.

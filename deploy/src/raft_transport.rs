@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cluster::ServerId;
 use cluster::net::{Net, NetError, Service, To};
-use engine::raft::{Letter, Node, Wire, WireError};
+use engine::raft::{Node, RaftMessage, Transport, TransportError};
 use futures::future::BoxFuture;
 
 /// The Raft transport of a process.
@@ -22,25 +22,31 @@ impl NetTransport {
     }
 
     /// Metas are dialed at their configured addresses, servers at those known to meta.
-    fn to(&self, server: ServerId) -> Result<To, WireError> {
+    fn to(&self, server: ServerId) -> Result<To, TransportError> {
         let Some(seat) = server.as_seat() else { return Ok(To::Server(server)) };
         let address = self.metas.get(seat as usize - 1);
         address
             .map(|address| To::Address(address.clone()))
-            .ok_or_else(|| WireError::NotSent(format!("there is no meta {seat}")))
+            .ok_or_else(|| TransportError::NotSent(format!("there is no meta {seat}")))
     }
 }
 
-impl Wire for NetTransport {
-    fn send(&self, to: &Node, letter: Letter) -> BoxFuture<'_, Result<Bytes, WireError>> {
+impl Transport for NetTransport {
+    fn send(
+        &self,
+        to: &Node,
+        message: RaftMessage,
+    ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
         let to = self.to(ServerId(to.server));
         Box::pin(async move {
-            let service = if letter.kind.is_bulk() { Service::RaftBulk } else { Service::Raft };
-            self.net.call(to?, service, letter.encode(), letter.timeout).await.map_err(|error| {
+            let service = if message.kind.is_bulk() { Service::RaftBulk } else { Service::Raft };
+            self.net.call(to?, service, message.encode(), message.timeout).await.map_err(|error| {
                 match error {
-                    NetError::NotSent(why) => WireError::NotSent(why),
-                    NetError::Lost(why) => WireError::Lost(why),
-                    NetError::Refused(why) | NetError::TooLarge(why) => WireError::Refused(why),
+                    NetError::NotSent(why) => TransportError::NotSent(why),
+                    NetError::Lost(why) => TransportError::Lost(why),
+                    NetError::Refused(why) | NetError::TooLarge(why) => {
+                        TransportError::Refused(why)
+                    }
                 }
             })
         })

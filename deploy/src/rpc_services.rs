@@ -11,7 +11,7 @@ use cluster::net::{Answer, Channel, Peer, Service, Services};
 use cluster::news::{self, Ask, SeatWord, Told};
 use cluster::rows::{Replicas, SyncCopy, serve_rows};
 use cluster::{Boxed, Call, CallError, Leader, PartitionId, ServerId};
-use engine::raft::Letter;
+use engine::raft::RaftMessage;
 use futures::FutureExt;
 use meta::Meta;
 use row::op::{Request, Response};
@@ -84,25 +84,27 @@ impl RpcServices {
         self.process.get_or_init(|| process.clone());
     }
 
-    fn letter(&self, from: &Peer, body: Bytes) -> Answer {
-        let letter = match Letter::decode(body) {
-            Ok(letter) => letter,
+    fn message(&self, from: &Peer, body: Bytes) -> Answer {
+        let message = match RaftMessage::decode(body) {
+            Ok(message) => message,
             Err(why) => return Answer::Now(Err(why.to_owned())),
         };
-        if letter.group == meta::GROUP {
+        if message.group == meta::GROUP {
             return match self.meta.get().cloned() {
-                Some(meta) if !meta.may_sit(letter.from, from.server) => Answer::Now(Err(format!(
-                    "seat {} of the meta group is not server {}'s",
-                    letter.from, from.server
-                ))),
+                Some(meta) if !meta.may_sit(message.from, from.server) => {
+                    Answer::Now(Err(format!(
+                        "seat {} of the meta group is not server {}'s",
+                        message.from, from.server
+                    )))
+                }
                 Some(meta) => start_now(Box::pin(async move {
-                    meta.group().receive(letter).await.map_err(|error| error.to_string())
+                    meta.group().receive(message).await.map_err(|error| error.to_string())
                 })),
                 None => Answer::Now(Err("no meta is open here".to_owned())),
             };
         }
         match self.node.get().cloned() {
-            Some(node) => start_now(Box::pin(async move { node.receive(letter).await })),
+            Some(node) => start_now(Box::pin(async move { node.receive(message).await })),
             None => Answer::Now(Err("no storage is open here".to_owned())),
         }
     }
@@ -126,7 +128,7 @@ impl Services for RpcServices {
             Service::Rows => {
                 serve_rows(self.replicas.get().unwrap_or(&self.nobody), is_read, &body)
             }
-            Service::Raft | Service::RaftBulk => self.letter(from, body),
+            Service::Raft | Service::RaftBulk => self.message(from, body),
             Service::Sync => self.sync(&body),
             Service::Leads => {
                 let led: Vec<PartitionId> =

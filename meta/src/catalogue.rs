@@ -12,7 +12,9 @@ use cluster::news::Server;
 use cluster::{ServerId, Table};
 use engine::batch::Family;
 use engine::log::Log;
-use engine::raft::{Group, GroupError, GroupFigures, GroupOptions, Leadership, Node, Ticker, Wire};
+use engine::raft::{
+    Group, GroupError, GroupFigures, GroupOptions, Leadership, Node, Ticker, Transport,
+};
 use engine::store::{Health, Shared, Store};
 use engine::time::{SlewedClock, StampClock};
 use parking_lot::Mutex;
@@ -68,7 +70,7 @@ pub enum Seat {
         /// Which of them this is; the first is 1.
         position: u32,
         /// Carries the group's letters; it resolves seats to `members`.
-        wire: Arc<dyn Wire>,
+        transport: Arc<dyn Transport>,
         /// The process's clock of groups.
         ticker: Arc<Ticker>,
         /// The way to the other metas, for requests that only the leader can answer.
@@ -134,7 +136,7 @@ impl Meta {
                 Seat::Alone(_) => Group::start_alone(1, "meta".to_owned(), group_log, group_store)
                     .await
                     .map_err(MetaError::from),
-                Seat::Member { members, position, wire, ticker, net: _ } => {
+                Seat::Member { members, position, transport, ticker, net: _ } => {
                     check_members(&members, position)?;
                     let seats = (1..=members.len() as u32)
                         .map(|n| (u64::from(n), Node { server: ServerId::seat(n).0 }))
@@ -145,7 +147,7 @@ impl Meta {
                         name: "meta".to_owned(),
                         log: group_log,
                         store: group_store,
-                        wire,
+                        transport,
                         initial: Some(seats),
                         ticker,
                     };

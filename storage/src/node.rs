@@ -12,7 +12,7 @@ use cluster::{
     Boxed, Call, CallError, Leader, Member, PartitionId, Placement, ServerId, Table, TableId, news,
 };
 use engine::log::Log;
-use engine::raft::{self, Letter, Rebuild, RebuildOptions, Ticker, Wire};
+use engine::raft::{self, RaftMessage, Rebuild, RebuildOptions, Ticker, Transport};
 use engine::store::Shared;
 use engine::time::SlewedClock;
 use row::op::{Request, Response};
@@ -81,7 +81,7 @@ pub struct Peers {
     /// Which server this is.
     pub server: ServerId,
     /// Carries letters between replicas.
-    pub wire: Arc<dyn Wire>,
+    pub transport: Arc<dyn Transport>,
     /// The process's clock for groups.
     pub ticker: Arc<Ticker>,
 }
@@ -443,7 +443,7 @@ impl Node {
                 .iter()
                 .map(|member| (member.raft_id, raft::Node { server: member.server.0 }))
                 .collect(),
-            wire: peers.wire.clone(),
+            transport: peers.transport.clone(),
             ticker: peers.ticker.clone(),
         })
     }
@@ -508,14 +508,15 @@ impl Node {
     ///
     /// # Errors
     /// Why it was not taken, for the sender.
-    pub async fn receive(&self, letter: Letter) -> Result<bytes::Bytes, String> {
-        let partition = partition_of(letter.group).ok_or("no partition has this group's number")?;
+    pub async fn receive(&self, message: RaftMessage) -> Result<bytes::Bytes, String> {
+        let partition =
+            partition_of(message.group).ok_or("no partition has this group's number")?;
         let rebuild = self.replicas.load().get(&partition).and_then(|held| held.rebuild.clone());
         let Some(rebuild) = rebuild else {
             let replica = self.replica(partition).map_err(|error| error.to_string())?;
-            return replica.receive(letter).await;
+            return replica.receive(message).await;
         };
-        let reply = rebuild.receive(letter).await;
+        let reply = rebuild.receive(message).await;
         if rebuild.is_done() {
             self.changes.send_modify(|change| *change += 1);
         }

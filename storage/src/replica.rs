@@ -15,7 +15,7 @@ use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Log, LogError};
 use engine::mutants::{self, Rule};
 use engine::raft::{
-    self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, Letter, Role, Why,
+    self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, RaftMessage, Role, Why,
 };
 use engine::store::{Fault, Health, Shared, Sizes, Store};
 use engine::time::SlewedClock;
@@ -227,7 +227,7 @@ impl ReplicaOptions<'_> {
                     name,
                     log,
                     store,
-                    wire: peers.wire.clone(),
+                    transport: peers.transport.clone(),
                     initial: Some(initial),
                     ticker: peers.ticker.clone(),
                 };
@@ -498,8 +498,8 @@ impl Replica {
     }
 
     /// Takes a letter from another member.
-    pub(crate) async fn receive(&self, letter: Letter) -> Result<Bytes, String> {
-        self.group.receive(letter).await.map_err(|error| error.to_string())
+    pub(crate) async fn receive(&self, message: RaftMessage) -> Result<Bytes, String> {
+        self.group.receive(message).await.map_err(|error| error.to_string())
     }
 
     /// Hands leadership over to another member; `why` is for the log.

@@ -11,7 +11,7 @@ use cluster::rows::Replicas;
 use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Disk, Log, LogOptions, Space};
-use engine::raft::{Kind, Letter, Ticker, Wire, WireError};
+use engine::raft::{MessageKind, RaftMessage, Ticker, Transport, TransportError};
 use engine::store::{Settings, Shared};
 use engine::time::SlewedClock;
 use futures::FutureExt;
@@ -85,35 +85,37 @@ struct End {
     net: Arc<Net>,
 }
 
-impl Wire for End {
+impl Transport for End {
     fn send(
         &self,
         to: &engine::raft::Node,
-        letter: Letter,
-    ) -> BoxFuture<'_, Result<Bytes, WireError>> {
+        message: RaftMessage,
+    ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
         let to = to.server;
         async move {
             let cut = |server| self.net.cut.lock().contains(&server);
             if cut(self.server) || cut(to) {
-                tokio::time::sleep(letter.timeout).await;
-                return Err(WireError::Lost("cut off".into()));
+                tokio::time::sleep(message.timeout).await;
+                return Err(TransportError::Lost("cut off".into()));
             }
             let node = self.net.nodes.get().map(|nodes| nodes[to as usize - 1].clone());
-            let Some(node) = node else { return Err(WireError::NotSent("not there yet".into())) };
-            if letter.kind == Kind::PreVote {
+            let Some(node) = node else {
+                return Err(TransportError::NotSent("not there yet".into()));
+            };
+            if message.kind == MessageKind::PreVote {
                 self.net.stood.fetch_add(1, Ordering::Relaxed);
             }
-            if letter.kind != Kind::Append {
-                return node.receive(letter).await.map_err(WireError::Refused);
+            if message.kind != MessageKind::Append {
+                return node.receive(message).await.map_err(TransportError::Refused);
             }
-            if tokio::time::timeout(letter.timeout, self.net.wait_at_door(self.server))
+            if tokio::time::timeout(message.timeout, self.net.wait_at_door(self.server))
                 .await
                 .is_err()
             {
-                return Err(WireError::Lost("held at the door".into()));
+                return Err(TransportError::Lost("held at the door".into()));
             }
-            let bytes = letter.body.len();
-            let reply = node.receive(letter).await.map_err(WireError::Refused);
+            let bytes = message.body.len();
+            let reply = node.receive(message).await.map_err(TransportError::Refused);
             self.net.went_through(self.server, bytes);
             reply
         }
@@ -240,7 +242,7 @@ impl Three {
                 unsure_after: UNSURE_AFTER,
                 peers: Some(Peers {
                     server: ServerId(server),
-                    wire: Arc::new(End { server, net: net.clone() }),
+                    transport: Arc::new(End { server, net: net.clone() }),
                     ticker: ticker.clone(),
                 }),
             };

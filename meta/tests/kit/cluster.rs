@@ -13,7 +13,7 @@ use ::cluster::news::{Health, Hello, Order, Replica, Report, Roles, Server};
 use ::cluster::{Boxed, PartitionId, ServerId, Table};
 use bytes::Bytes;
 use engine::log::{Log, LogOptions};
-use engine::raft::{Letter, Node, Ticker, Wire, WireError};
+use engine::raft::{Node, RaftMessage, Ticker, Transport, TransportError};
 use engine::store::{Settings, Shared};
 use engine::time::SlewedClock;
 use meta::admin::{Compaction, Figures, Local, NodeStatus};
@@ -64,26 +64,28 @@ impl Local for Nobody {
 }
 
 /// Carries letters over [`Net`]; seats are the metas' addresses.
-struct NetWire {
+struct NetTransport {
     net: Arc<Net>,
     metas: Vec<String>,
     cut: Arc<AtomicBool>,
 }
 
-impl Wire for NetWire {
-    fn send(&self, to: &Node, letter: Letter) -> Boxed<'_, Result<Bytes, WireError>> {
+impl Transport for NetTransport {
+    fn send(&self, to: &Node, message: RaftMessage) -> Boxed<'_, Result<Bytes, TransportError>> {
         let seat = ServerId(to.server).as_seat().expect("metas only");
         let to = To::Address(self.metas[seat as usize - 1].clone());
-        let service = if letter.kind.is_bulk() { Service::RaftBulk } else { Service::Raft };
+        let service = if message.kind.is_bulk() { Service::RaftBulk } else { Service::Raft };
         Box::pin(async move {
             if self.cut.load(Ordering::Relaxed) {
-                return Err(WireError::NotSent("cut off".into()));
+                return Err(TransportError::NotSent("cut off".into()));
             }
-            self.net.call(to, service, letter.encode(), letter.timeout).await.map_err(|error| {
+            self.net.call(to, service, message.encode(), message.timeout).await.map_err(|error| {
                 match error {
-                    NetError::NotSent(why) => WireError::NotSent(why),
-                    NetError::Lost(why) => WireError::Lost(why),
-                    NetError::Refused(why) | NetError::TooLarge(why) => WireError::Refused(why),
+                    NetError::NotSent(why) => TransportError::NotSent(why),
+                    NetError::Lost(why) => TransportError::Lost(why),
+                    NetError::Refused(why) | NetError::TooLarge(why) => {
+                        TransportError::Refused(why)
+                    }
                 }
             })
         })
@@ -108,8 +110,8 @@ impl Services for Door {
                 if cut {
                     return Err("cut off".into());
                 }
-                let letter = Letter::decode(body).map_err(str::to_owned)?;
-                meta.group().receive(letter).await.map_err(|error| error.to_string())
+                let message = RaftMessage::decode(body).map_err(str::to_owned)?;
+                meta.group().receive(message).await.map_err(|error| error.to_string())
             })),
         }
     }
@@ -165,12 +167,12 @@ pub async fn metas(dir: &Path) -> (Vec<Option<OneMeta>>, Vec<String>) {
         let shared =
             Shared::new(Settings { disk_reserve_bytes: 0, ..Settings::default() }).unwrap();
         let cut = door.cut.clone();
-        let wire =
-            Arc::new(NetWire { net: net.clone(), metas: addresses.clone(), cut: cut.clone() });
+        let transport =
+            Arc::new(NetTransport { net: net.clone(), metas: addresses.clone(), cut: cut.clone() });
         let seat = Seat::Member {
             members: addresses.clone(),
             position,
-            wire,
+            transport,
             ticker: Ticker::start(),
             net,
         };

@@ -3,7 +3,7 @@
 //! A replica needs a place for its records, a log to promise by, and a group to agree
 //! with. [`store`] is one RocksDB per replica, [`log`] one log per node for all its
 //! groups, and [`raft`] joins the two under openraft: [`raft::Group`] is what storage and
-//! meta lead and propose to. Other servers are reached through [`raft::Wire`], which the
+//! meta lead and propose to. Other servers are reached through [`raft::Transport`], which the
 //! binary implements. What passes through is a [`batch`]: the records that one entry
 //! changes, as bytes that say nothing of rows.
 //!

@@ -1,6 +1,5 @@
 //! Raft groups: openraft over the node's log, a store, and a wire between servers.
 
-mod amnesia;
 mod append;
 pub mod group;
 pub mod log_store;
@@ -12,23 +11,24 @@ mod prompt;
 pub mod purge;
 mod rebuild;
 mod receive;
+mod snapshot;
 mod start;
+mod suspect;
 mod ticker;
-mod transfer;
+pub mod transport;
 pub mod types;
 #[cfg(test)]
 mod vectors;
-pub mod wire;
 
 pub use group::{
     CONFIRMED_AGE, Group, GroupError, GroupFigures, LEASE, Leader, Leadership, Role, Verdict,
 };
 pub use log_store::GroupLog;
-pub use machine::{Machine, Progress, StateTransfer};
+pub use machine::{Machine, Progress, SnapshotSource};
 pub use members::{ChangeError, Follower, GroupStatus, Why};
 pub use rebuild::{Rebuild, RebuildOptions, remains, settle};
 pub use receive::ReceiveError;
 pub use start::GroupOptions;
 pub use ticker::Ticker;
+pub use transport::{MESSAGE_BYTES_MAX, MessageKind, RaftMessage, Transport, TransportError};
 pub use types::{Node, RaftId};
-pub use wire::{Kind, LETTER_BYTES_MAX, Letter, Wire, WireError};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::log::{Ailment, Durability, LogError};
-use engine::raft::{ChangeError, Kind, Letter, ReceiveError, Why};
+use engine::raft::{ChangeError, MessageKind, RaftMessage, ReceiveError, Why};
 use parking_lot::Mutex;
 use raft_kit::*;
 
@@ -170,15 +170,15 @@ async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
     let follower = *SERVERS.iter().find(|server| **server != leader).unwrap();
     three.until(follower, 1, b"before").await;
     let (seen, is_on) =
-        (Arc::new(Mutex::new(Vec::<Letter>::new())), Arc::new(AtomicBool::new(true)));
+        (Arc::new(Mutex::new(Vec::<RaftMessage>::new())), Arc::new(AtomicBool::new(true)));
     three.network.mangle({
         let (seen, is_on) = (seen.clone(), is_on.clone());
-        move |letter| {
-            let is_it = letter.kind == Kind::Append
-                && letter.target == raft_id(follower)
-                && letter.body.len() > 10_000;
+        move |message| {
+            let is_it = message.kind == MessageKind::Append
+                && message.target == raft_id(follower)
+                && message.body.len() > 10_000;
             if is_it && is_on.load(Ordering::Relaxed) {
-                seen.lock().push(letter.clone());
+                seen.lock().push(message.clone());
             }
             // It is the test that delivers it.
             !is_it
@@ -187,14 +187,14 @@ async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
     put(&three.group(leader), 2, &[9; 20_000]).await.unwrap();
     wait_for("the letter is on its way", || !seen.lock().is_empty()).await;
     is_on.store(false, Ordering::Relaxed);
-    let letter = seen.lock()[0].clone();
+    let message = seen.lock()[0].clone();
     set_slow(&three, follower, 1500);
     let group = three.group(follower);
     let copies: Vec<_> = (0..20)
         .map(|_| {
             tokio::spawn({
-                let (group, letter) = (group.clone(), letter.clone());
-                async move { group.receive(letter).await }
+                let (group, message) = (group.clone(), message.clone());
+                async move { group.receive(message).await }
             })
         })
         .collect();
@@ -210,7 +210,7 @@ async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
     set_slow(&three, follower, 0);
     // What is no entry goes through beside it, and so do entries when it is done.
     assert_ne!(
-        group.receive(letter).await.map(|_: Bytes| ()),
+        group.receive(message).await.map(|_: Bytes| ()),
         Err(ReceiveError::NotNow(String::new()))
     );
     three.network.heal();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::raft::types::{LeaderId, Types, Vote};
-use engine::raft::{ChangeError, GroupError, Kind, Letter};
+use engine::raft::{ChangeError, GroupError, MessageKind, RaftMessage};
 use openraft::raft::TransferLeaderRequest;
 use parking_lot::Mutex;
 use raft_kit::{GROUP, SERVERS, Three, delivered, establish, put, raft_id};
@@ -243,11 +243,11 @@ async fn who_gave_its_vote_lets_the_other_win() {
         let (group, candidates) = (three.group(from), Arc::<Mutex<Vec<(u64, Bytes)>>>::default());
         let (started, seen) = (Instant::now(), candidates.clone());
         let is_late = move || started.elapsed() < Duration::from_millis(150);
-        three.network.mangle(move |letter| {
-            if letter.kind == Kind::Vote {
-                seen.lock().push((letter.from, letter.body.clone()));
+        three.network.mangle(move |message| {
+            if message.kind == MessageKind::Vote {
+                seen.lock().push((message.from, message.body.clone()));
             }
-            letter.kind != Kind::Append || letter.from != raft_id(to) || !is_late()
+            message.kind != MessageKind::Append || message.from != raft_id(to) || !is_late()
         });
         group.transfer_leader(raft_id(to), Box::new(|| ())).await.unwrap();
         assert_eq!(three.leader().await, to);
@@ -355,7 +355,7 @@ async fn nobody_stands_because_of_a_strangers_handover() {
     three.put(1, b"v").await;
     three.until(follower, 1, b"v").await;
     let term = three.group(leader).figures().term;
-    let asked = delivered(&three.network, Kind::PreVote);
+    let asked = delivered(&three.network, MessageKind::PreVote);
     for (term, from) in [(term + 1000, leader), (term + 1000, other), (term, other)] {
         let vote = Vote {
             leader_id: LeaderId { term: term.into(), node_id: raft_id(from) },
@@ -364,11 +364,17 @@ async fn nobody_stands_because_of_a_strangers_handover() {
         let request = TransferLeaderRequest::<Types>::new(vote, raft_id(other), None);
         let body = postcard::to_extend(&request, vec![1u8]).unwrap().into();
         let (group, target, timeout) = (GROUP, raft_id(follower), Duration::from_secs(1));
-        let letter =
-            Letter { group, from: raft_id(from), target, kind: Kind::Transfer, body, timeout };
-        three.group(follower).receive(letter).await.unwrap();
+        let message = RaftMessage {
+            group,
+            from: raft_id(from),
+            target,
+            kind: MessageKind::TransferLeader,
+            body,
+            timeout,
+        };
+        three.group(follower).receive(message).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(delivered(&three.network, Kind::PreVote), asked, "it does not stand");
+    assert_eq!(delivered(&three.network, MessageKind::PreVote), asked, "it does not stand");
     assert_eq!(three.group(leader).figures().term, term);
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use engine::log::Durability;
 use engine::raft::purge::Policy;
-use engine::raft::{Kind, settle};
+use engine::raft::{MessageKind, settle};
 use engine::store::Store;
 use openraft::RaftLogReader;
 use parking_lot::Mutex;
@@ -88,7 +88,7 @@ async fn a_replica_far_behind_gets_the_state_and_then_the_log() {
     three.put(1001, b"after").await;
     three.until(3, 1001, b"after").await;
     check(&three);
-    assert!(delivered(&three.network, Kind::Piece) >= VALUES, "it came in pieces");
+    assert!(delivered(&three.network, MessageKind::SnapshotChunk) >= VALUES, "it came in pieces");
     nothing_is_left(&three).await;
     // It is a member like any other: it can lead.
     let leader = three.leader().await;
@@ -125,7 +125,7 @@ async fn the_log_is_kept_for_the_slowest_that_is_there() {
     assert!(group.figures().purged <= lost, "{:?}", group.status());
     three.network.heal();
     three.until(late, VALUES - 1, &noise(VALUES - 1, VALUE)).await;
-    assert_eq!(delivered(&three.network, Kind::Piece), 0, "it came from the log");
+    assert_eq!(delivered(&three.network, MessageKind::SnapshotChunk), 0, "it came from the log");
     wait_for("nobody needs it any more", || group.figures().purged > lost).await;
 }
 
@@ -138,7 +138,7 @@ async fn no_state_is_made_for_who_is_not_there() {
     let dir = three.replicas[&leader].dir.clone();
     for is_frozen in [false, true] {
         if is_frozen {
-            three.network.mangle(|letter| letter.target != raft_kit::raft_id(3));
+            three.network.mangle(|message| message.target != raft_kit::raft_id(3));
             three.restart(3).await;
         }
         let began = Instant::now();
@@ -173,16 +173,16 @@ async fn a_broken_transfer_goes_on_where_it_was() {
     let counted = seen.clone();
     // Ten pieces arrive; then none for a while, and then the rest.
     let started = Arc::new(Mutex::new(None));
-    three.network.mangle(move |letter| {
-        if !letter.kind.is_bulk() {
+    three.network.mangle(move |message| {
+        if !message.kind.is_bulk() {
             return true;
         }
         let mut seen = counted.lock();
         let is_broken = seen.0 >= 10
             && started.lock().get_or_insert_with(std::time::Instant::now).elapsed()
                 < Duration::from_secs(2);
-        seen.0 += u64::from(letter.kind == Kind::Piece && !is_broken);
-        seen.1 += u64::from(letter.kind == Kind::Offer && !is_broken);
+        seen.0 += u64::from(message.kind == MessageKind::SnapshotChunk && !is_broken);
+        seen.1 += u64::from(message.kind == MessageKind::SnapshotOffer && !is_broken);
         !is_broken
     });
     three.restart(3).await;
@@ -201,12 +201,12 @@ async fn a_piece_that_was_damaged_on_the_way_is_sent_again() {
     let mut three = one_far_behind().await;
     let damaged = Arc::new(Mutex::new(0));
     let count = damaged.clone();
-    three.network.mangle(move |letter| {
+    three.network.mangle(move |message| {
         let mut count = count.lock();
-        if letter.kind == Kind::Piece && letter.body.len() > 1000 && *count < 3 {
-            let mut body = letter.body.to_vec();
+        if message.kind == MessageKind::SnapshotChunk && message.body.len() > 1000 && *count < 3 {
+            let mut body = message.body.to_vec();
             body[500 + *count * 100] ^= 0x40;
-            letter.body = body.into();
+            message.body = body.into();
             *count += 1;
         }
         true
@@ -224,7 +224,7 @@ async fn writes_during_a_slow_transfer_do_not_make_it_start_again() {
     for server in three.servers.values() {
         server.ticker.set_transfer_rate(8 << 20);
     }
-    let offers = delivered(&three.network, Kind::Offer);
+    let offers = delivered(&three.network, MessageKind::SnapshotOffer);
     let leader = three.leader().await;
     let group = three.group(leader);
     three.restart(3).await;
@@ -243,7 +243,7 @@ async fn writes_during_a_slow_transfer_do_not_make_it_start_again() {
     let last = 5000 + written - 1;
     three.until(3, last, b"meanwhile").await;
     check(&three);
-    let offers = delivered(&three.network, Kind::Offer) - offers;
+    let offers = delivered(&three.network, MessageKind::SnapshotOffer) - offers;
     eprintln!("{written} writes meanwhile, the slowest in {latest:?}; {offers} transfers");
     assert_eq!(offers, 1, "the log that follows the state was held");
 }
@@ -259,20 +259,20 @@ async fn a_stranger_can_not_send_a_state() {
     for seed in 0..400u64 {
         let bytes = noise(seed, (seed % 90) as usize);
         let kinds = [
-            Kind::Append,
-            Kind::Vote,
-            Kind::PreVote,
-            Kind::Transfer,
-            Kind::Offer,
-            Kind::Piece,
-            Kind::Install,
+            MessageKind::Append,
+            MessageKind::Vote,
+            MessageKind::PreVote,
+            MessageKind::TransferLeader,
+            MessageKind::SnapshotOffer,
+            MessageKind::SnapshotChunk,
+            MessageKind::SnapshotInstall,
         ];
         let kind = kinds[(seed % 7) as usize];
         let mut body = bytes;
         if let Some(first) = body.first_mut() {
             *first = 1;
         }
-        let letter = engine::raft::Letter {
+        let message = engine::raft::RaftMessage {
             group: raft_kit::GROUP,
             from: 1,
             target: raft_kit::raft_id(2),
@@ -280,9 +280,9 @@ async fn a_stranger_can_not_send_a_state() {
             body: body.into(),
             timeout: Duration::from_secs(1),
         };
-        let wrong = engine::raft::Letter { target: 9, ..letter.clone() };
+        let wrong = engine::raft::RaftMessage { target: 9, ..message.clone() };
         assert!(group.receive(wrong).await.is_err(), "it is for somebody else");
-        if tokio::time::timeout(Duration::from_secs(5), group.receive(letter))
+        if tokio::time::timeout(Duration::from_secs(5), group.receive(message))
             .await
             .unwrap()
             .is_err()

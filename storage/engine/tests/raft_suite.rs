@@ -3,7 +3,7 @@
 
 use engine::log::{Durability, Log, LogOptions};
 use engine::raft::log_store::GroupLog;
-use engine::raft::machine::{Machine, StateTransfer};
+use engine::raft::machine::{Machine, SnapshotSource};
 use engine::raft::types::{LogId, SnapshotMeta, StoredMembership, Types};
 use engine::store::{Settings, Shared, Store};
 use futures::Stream;
@@ -20,7 +20,7 @@ struct Delivered {
 }
 
 impl RaftStateMachine<Types> for Delivered {
-    type SnapshotData = StateTransfer;
+    type SnapshotData = SnapshotSource;
     type SnapshotBuilder = <Machine as RaftStateMachine<Types>>::SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), std::io::Error> {
@@ -45,16 +45,16 @@ impl RaftStateMachine<Types> for Delivered {
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta,
-        snapshot: StateTransfer,
+        snapshot: SnapshotSource,
     ) -> Result<(), std::io::Error> {
         let files = self.received.path().join("state");
         snapshot.checkpoint(&files)?;
-        self.machine.install_snapshot(meta, StateTransfer::Received(files)).await
+        self.machine.install_snapshot(meta, SnapshotSource::Received(files)).await
     }
 
     async fn get_current_snapshot(
         &mut self,
-    ) -> Result<Option<SnapshotOf<Types, StateTransfer>>, std::io::Error> {
+    ) -> Result<Option<SnapshotOf<Types, SnapshotSource>>, std::io::Error> {
         self.machine.get_current_snapshot().await
     }
 }

@@ -31,15 +31,15 @@ use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::amnesia::Amnesia;
 use super::log_store::LogWatch;
 use super::machine::Named;
 use super::peers::Peers;
 use super::purge::Kept;
+use super::snapshot::Receiving;
+use super::suspect::Amnesia;
 use super::ticker::{Pulse, Standing, Ticker};
-use super::transfer::Receiving;
+use super::transport::MESSAGE_BYTES_MAX;
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
-use super::wire::LETTER_BYTES_MAX;
 use super::{Machine, Progress};
 use crate::log::{Ailment, LogError};
 use crate::store::Store;
@@ -54,7 +54,7 @@ pub const LEASE: Duration = Duration::from_millis(1000);
 pub const CONFIRMED_AGE: Duration = Duration::from_millis(475);
 
 /// The largest batch that fits a letter.
-const BATCH_BYTES_MAX: usize = LETTER_BYTES_MAX - (1 << 20);
+const BATCH_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (1 << 20);
 
 /// Why a group could not be started or asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -169,7 +169,7 @@ pub(super) struct Inner {
     pub(super) standing: Mutex<Standing>,
     /// Why leadership was last sought, given or given up here, until it is asked for.
     pub(super) cause: Mutex<Option<String>>,
-    pub(super) amnesia: Mutex<Amnesia>,
+    pub(super) suspect: Mutex<Amnesia>,
     pub(super) pulse: Pulse,
     pub(super) initial: BTreeMap<RaftId, Node>,
     pub(super) server: WatchReceiverOf<Types, RaftServerMetrics<Types>>,

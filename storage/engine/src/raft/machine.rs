@@ -12,7 +12,7 @@
 //! # Snapshots
 //! What openraft calls a snapshot is here the state on disk: nothing is copied until a
 //! replica asks for it. openraft purges the log only up to its snapshot, so only what
-//! RocksDB has flushed is ever purged. To send one, [`StateTransfer::Local`] makes a
+//! RocksDB has flushed is ever purged. To send one, [`SnapshotSource::Local`] makes a
 //! RocksDB checkpoint (hard links) of the state of that moment, which may be newer than
 //! announced.
 //!
@@ -104,8 +104,8 @@ impl Ahead {
     /// The state on disk, as what openraft may know of it.
     fn or(
         &self,
-        mut on_disk: Snapshot<LeaderId, u64, Node, StateTransfer>,
-    ) -> Snapshot<LeaderId, u64, Node, StateTransfer> {
+        mut on_disk: Snapshot<LeaderId, u64, Node, SnapshotSource>,
+    ) -> Snapshot<LeaderId, u64, Node, SnapshotSource> {
         if let Some(meta) =
             self.0.lock().as_ref().filter(|meta| meta.last_log_id < on_disk.meta.last_log_id)
         {
@@ -117,29 +117,29 @@ impl Ahead {
 
 /// A replica's whole state, on its way from one replica to another.
 #[derive(Clone)]
-pub enum StateTransfer {
-    /// The state of this replica; [`StateTransfer::checkpoint`] makes files of it.
+pub enum SnapshotSource {
+    /// The state of this replica; [`SnapshotSource::checkpoint`] makes files of it.
     Local(Store),
     /// A directory of received files, checkpointed by the sender. Installing consumes it.
     Received(PathBuf),
 }
 
-impl std::fmt::Debug for StateTransfer {
+impl std::fmt::Debug for SnapshotSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            StateTransfer::Local(store) => write!(f, "Local({})", store.path().display()),
-            StateTransfer::Received(directory) => write!(f, "Received({})", directory.display()),
+            SnapshotSource::Local(store) => write!(f, "Local({})", store.path().display()),
+            SnapshotSource::Received(directory) => write!(f, "Received({})", directory.display()),
         }
     }
 }
 
-impl StateTransfer {
+impl SnapshotSource {
     /// Writes the state as files into `directory`, which must not exist; the files of the
     /// store are linked, not copied. Blocks.
     pub fn checkpoint(&self, directory: &std::path::Path) -> Result<(), Fault> {
         match self {
-            StateTransfer::Local(store) => store.checkpoint(directory),
-            StateTransfer::Received(received) => Err(Fault::Io {
+            SnapshotSource::Local(store) => store.checkpoint(directory),
+            SnapshotSource::Received(received) => Err(Fault::Io {
                 doing: format!("checkpoint {}", received.display()),
                 reason: "it is a received state, not a live one".into(),
             }),
@@ -175,8 +175,8 @@ impl Machine {
         self.named.clone()
     }
 
-    fn flushed_state(&self) -> FlushedState {
-        FlushedState {
+    fn flushed_state(&self) -> SnapshotBuilder {
+        SnapshotBuilder {
             store: self.store.clone(),
             named: self.named.clone(),
             ahead: self.ahead.clone(),
@@ -271,8 +271,8 @@ impl Pending {
 }
 
 impl RaftStateMachine<Types> for Machine {
-    type SnapshotData = StateTransfer;
-    type SnapshotBuilder = FlushedState;
+    type SnapshotData = SnapshotSource;
+    type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         Ok((self.applied, self.membership.clone()))
@@ -302,21 +302,21 @@ impl RaftStateMachine<Types> for Machine {
         self.write(&mut pending).await
     }
 
-    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<FlushedState> {
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
         let is_pointless = !force && matches!(self.store.health(), Health::DiskFull(_));
         (!is_pointless).then(|| self.flushed_state())
     }
 
-    async fn get_snapshot_builder(&mut self) -> FlushedState {
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
         self.flushed_state()
     }
 
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta,
-        snapshot: StateTransfer,
+        snapshot: SnapshotSource,
     ) -> Result<(), io::Error> {
-        let StateTransfer::Received(directory) = snapshot else {
+        let SnapshotSource::Received(directory) = snapshot else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "a replica's own state cannot be installed over itself",
@@ -343,7 +343,7 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn get_current_snapshot(
         &mut self,
-    ) -> Result<Option<Snapshot<LeaderId, u64, Node, StateTransfer>>, io::Error> {
+    ) -> Result<Option<Snapshot<LeaderId, u64, Node, SnapshotSource>>, io::Error> {
         match self.store.flushed()? {
             Some(flushed) => Ok(Some(self.ahead.or(snapshot(&self.store, Some(flushed))?))),
             None => Ok(None),
@@ -353,18 +353,18 @@ impl RaftStateMachine<Types> for Machine {
 
 /// Makes openraft's snapshot: names the entry up to which everything is on disk, and
 /// flushes if that was named before.
-pub struct FlushedState {
+pub struct SnapshotBuilder {
     store: Store,
     named: Named,
     ahead: Ahead,
 }
 
-impl RaftSnapshotBuilder<Types> for FlushedState {
-    type SnapshotData = StateTransfer;
+impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
+    type SnapshotData = SnapshotSource;
 
     async fn build_snapshot(
         &mut self,
-    ) -> Result<Snapshot<LeaderId, u64, Node, StateTransfer>, io::Error> {
+    ) -> Result<Snapshot<LeaderId, u64, Node, SnapshotSource>, io::Error> {
         let store = self.store.clone();
         if mutants::breaks(Rule::PurgeFlushed) {
             return Ok(snapshot(&store, store.applied()?)?);
@@ -390,11 +390,11 @@ impl RaftSnapshotBuilder<Types> for FlushedState {
 pub(super) fn snapshot(
     store: &Store,
     flushed: Option<Applied>,
-) -> Result<Snapshot<LeaderId, u64, Node, StateTransfer>, Fault> {
+) -> Result<Snapshot<LeaderId, u64, Node, SnapshotSource>, Fault> {
     let (last_log_id, last_membership) = read_state(flushed)?;
     Ok(Snapshot {
         meta: SnapshotMeta { last_log_id, last_membership },
-        snapshot: StateTransfer::Local(store.clone()),
+        snapshot: SnapshotSource::Local(store.clone()),
     })
 }
 
@@ -470,7 +470,7 @@ mod tests {
         sender.store.checkpoint(&received).unwrap();
         let meta =
             SnapshotMeta { last_log_id: Some(id(5)), last_membership: StoredMembership::default() };
-        receiver.install_snapshot(&meta, StateTransfer::Received(received)).await.unwrap();
+        receiver.install_snapshot(&meta, SnapshotSource::Received(received)).await.unwrap();
         assert_eq!(
             receiver.applied_state().await.unwrap().0,
             Some(id(8)),

@@ -26,10 +26,10 @@ use super::group::{Group, GroupError, GroupFigures, Inner, fatal};
 use super::log_store::LogWatch;
 use super::message;
 use super::peers::Peer;
+use super::transport::MessageKind;
 use super::types::{Node, RaftId, Types};
 #[cfg(test)]
 use super::vectors::Sample;
-use super::wire::Kind;
 use crate::log::{Ailment, QUICK};
 
 /// A member that was heard of within this is there: a group at rest sends a heartbeat
@@ -291,7 +291,7 @@ impl Group {
             ChangeError::Refused(format!("member {to} is not ready to lead: {error}"))
         };
         let reply = peer
-            .ask(Kind::Ready, Bytes::new(), READY_PATIENCE)
+            .ask(MessageKind::Readiness, Bytes::new(), READY_PATIENCE)
             .await
             .map_err(|error| refused(&error))?;
         let readiness: Readiness = message::decode(&reply).map_err(|error| refused(&error))?;

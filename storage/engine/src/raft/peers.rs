@@ -1,4 +1,4 @@
-//! openraft's network over a [`Wire`].
+//! openraft's network over a [`Transport`].
 //!
 //! Heartbeats don't queue behind entries (`append.rs`). What goes in one letter is
 //! bounded by what the log gives at once (`log_store.rs`).
@@ -20,12 +20,12 @@ use openraft::raft::{
 use openraft::storage::Snapshot;
 
 use super::append;
-use super::machine::StateTransfer;
+use super::machine::SnapshotSource;
 use super::message;
 use super::prompt::Prompt;
-use super::transfer::{Holds, Transfers};
+use super::snapshot::{Holds, Transfers};
+use super::transport::{MessageKind, RaftMessage, Transport, TransportError};
 use super::types::{LeaderId, Node, RaftId, Types};
-use super::wire::{Kind, Letter, Wire, WireError};
 
 /// How long a letter with entries may take, beside the time for its bytes.
 const APPEND_PATIENCE: Duration = Duration::from_secs(2);
@@ -39,7 +39,7 @@ const PAUSE_LAST: Duration = Duration::from_millis(400);
 /// A replica's way to the other members of its group.
 #[derive(Clone)]
 pub(super) struct Peers {
-    pub(super) wire: Arc<dyn Wire>,
+    pub(super) transport: Arc<dyn Transport>,
     pub(super) group: u64,
     pub(super) id: RaftId,
     pub(super) transfers: Arc<Transfers>,
@@ -71,11 +71,11 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) async fn ask(
         &self,
-        kind: Kind,
+        kind: MessageKind,
         body: Bytes,
         timeout: Duration,
-    ) -> Result<Bytes, WireError> {
-        let letter = Letter {
+    ) -> Result<Bytes, TransportError> {
+        let message = RaftMessage {
             group: self.peers.group,
             from: self.peers.id,
             target: self.target,
@@ -85,11 +85,14 @@ impl Peer {
         };
         // The wire keeps to the timeout by itself; a wire that does not must not hold up
         // Raft.
-        match tokio::time::timeout(timeout + timeout / 4, self.peers.wire.send(&self.node, letter))
-            .await
+        match tokio::time::timeout(
+            timeout + timeout / 4,
+            self.peers.transport.send(&self.node, message),
+        )
+        .await
         {
             Ok(reply) => reply,
-            Err(_) => Err(WireError::Lost("the time is up".to_owned())),
+            Err(_) => Err(TransportError::Lost("the time is up".to_owned())),
         }
     }
 
@@ -103,12 +106,12 @@ impl Peer {
             true => option.hard_ttl(),
             false => APPEND_PATIENCE + Duration::from_secs_f64(body.len() as f64 / SLOWEST),
         };
-        self.ask_as(Kind::Append, Ok(body), timeout).await
+        self.ask_as(MessageKind::Append, Ok(body), timeout).await
     }
 
     async fn ask_as<T: serde::de::DeserializeOwned>(
         &self,
-        kind: Kind,
+        kind: MessageKind,
         body: Result<Bytes, String>,
         timeout: Duration,
     ) -> Result<T, RPCError<Types>> {
@@ -121,15 +124,17 @@ pub(super) fn unsaid(why: String) -> RPCError<Types> {
     Unreachable::from_string(why).into()
 }
 
-fn rpc(error: WireError) -> RPCError<Types> {
+fn rpc(error: TransportError) -> RPCError<Types> {
     match error {
-        WireError::Lost(why) => NetworkError::from_string(why).into(),
-        WireError::NotSent(why) | WireError::Refused(why) => Unreachable::from_string(why).into(),
+        TransportError::Lost(why) => NetworkError::from_string(why).into(),
+        TransportError::NotSent(why) | TransportError::Refused(why) => {
+            Unreachable::from_string(why).into()
+        }
     }
 }
 
 impl RaftNetworkV2<Types> for Peer {
-    type SnapshotData = StateTransfer;
+    type SnapshotData = SnapshotSource;
 
     async fn append_entries(
         &mut self,
@@ -163,7 +168,7 @@ impl RaftNetworkV2<Types> for Peer {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.ask_as(Kind::Vote, message::encode(&rpc), option.hard_ttl()).await
+        self.ask_as(MessageKind::Vote, message::encode(&rpc), option.hard_ttl()).await
     }
 
     async fn pre_vote(
@@ -171,7 +176,7 @@ impl RaftNetworkV2<Types> for Peer {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.ask_as(Kind::PreVote, message::encode(&rpc), option.hard_ttl()).await
+        self.ask_as(MessageKind::PreVote, message::encode(&rpc), option.hard_ttl()).await
     }
 
     async fn transfer_leader(
@@ -179,19 +184,19 @@ impl RaftNetworkV2<Types> for Peer {
         rpc: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        self.ask_as(Kind::Transfer, message::encode(&rpc), option.hard_ttl()).await
+        self.ask_as(MessageKind::TransferLeader, message::encode(&rpc), option.hard_ttl()).await
     }
 
     async fn full_snapshot(
         &mut self,
         vote: VoteOf<Types>,
-        snapshot: Snapshot<LeaderId, u64, Node, StateTransfer>,
+        snapshot: Snapshot<LeaderId, u64, Node, SnapshotSource>,
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         tokio::select! {
             closed = cancel => Err(closed.into()),
-            sent = super::transfer::send(self, vote, snapshot) => sent,
+            sent = super::snapshot::send(self, vote, snapshot) => sent,
         }
     }
 

@@ -5,7 +5,7 @@
 //! acknowledged stays acknowledged. Meanwhile it neither votes nor takes entries.
 //!
 //! # Life of a rebuild
-//! 1. The replica asks the other members for a state ([`Kind::Wanted`]). The one that
+//! 1. The replica asks the other members for a state ([`MessageKind::SnapshotRequest`]). The one that
 //!    leads sends it, as it sends one to a follower that lacks too much of the log.
 //! 2. What has come is made a store of its own and looked at: it must reach as far as was
 //!    announced, and to the beginning of the log kept here.
@@ -43,16 +43,16 @@ use openraft::raft::SnapshotResponse;
 use openraft::storage::RaftLogStorage;
 
 use super::GroupLog;
-use super::amnesia::Intact;
 use super::group::Group;
 use super::machine::{read_state, snapshot};
 use super::message;
 use super::peers::Peer;
 use super::receive::ReceiveError;
+use super::snapshot::{self, RECEIVED, Receiving, SnapshotInstall, blocking};
+use super::suspect::LogStatus;
 use super::ticker::Ticker;
-use super::transfer::{self, Install, RECEIVED, Receiving, blocking};
+use super::transport::{MessageKind, RaftMessage, Transport};
 use super::types::{LogId, Node, RaftId, Types};
-use super::wire::{Kind, Letter, Wire};
 use crate::store::{Fault, Shared, Store};
 
 /// How long a member may take to say whether it sends a state.
@@ -75,7 +75,7 @@ pub struct RebuildOptions {
     /// The members of the group.
     pub members: Vec<(RaftId, Node)>,
     /// The way to them.
-    pub wire: Arc<dyn Wire>,
+    pub transport: Arc<dyn Transport>,
     /// The process's clock.
     pub ticker: Arc<Ticker>,
 }
@@ -102,17 +102,17 @@ impl Rebuild {
     /// Asks the others for a state, once. Asking again, while one is under way too, is
     /// harmless.
     pub async fn ask(&self) {
-        let RebuildOptions { id, log, members, wire, .. } = &self.options;
+        let RebuildOptions { id, log, members, transport, .. } = &self.options;
         let asked = members.iter().filter(|(member, _)| member != id).map(|(member, node)| {
-            let letter = Letter {
+            let message = RaftMessage {
                 group: log.id(),
                 from: *id,
                 target: *member,
-                kind: Kind::Wanted,
+                kind: MessageKind::SnapshotRequest,
                 body: Bytes::new(),
                 timeout: ASK_PATIENCE,
             };
-            wire.send(node, letter)
+            transport.send(node, message)
         });
         let answers = join_all(asked).await;
         if answers.iter().any(Result::is_ok) {
@@ -146,11 +146,11 @@ impl Rebuild {
     ///
     /// # Errors
     /// Why there is none: all but a state's letters are refused.
-    pub fn receive(&self, letter: Letter) -> BoxFuture<'_, Result<Bytes, ReceiveError>> {
+    pub fn receive(&self, message: RaftMessage) -> BoxFuture<'_, Result<Bytes, ReceiveError>> {
         async move {
             let RebuildOptions { id, log, directory, shared, .. } = &self.options;
-            if (letter.group, letter.target) != (log.id(), *id) {
-                return Err(ReceiveError::NotHere(letter.target));
+            if (message.group, message.target) != (log.id(), *id) {
+                return Err(ReceiveError::NotHere(message.target));
             }
             // One letter at a time, as in a replica that runs.
             let receiving = self.receiving.clone().lock_owned().await;
@@ -159,31 +159,31 @@ impl Rebuild {
                     "this replica is not being rebuilt any more".to_owned(),
                 ));
             }
-            match letter.kind {
-                Kind::Here => Ok(Bytes::new()),
+            match message.kind {
+                MessageKind::Ping => Ok(Bytes::new()),
                 // Until it has a state again it can neither vote nor lead.
-                Kind::Intact => {
-                    let intact = Intact { is_suspect: true, has_leader: false, last: None };
+                MessageKind::LogStatus => {
+                    let intact = LogStatus { is_suspect: true, has_leader: false, last: None };
                     message::encode(&intact).map_err(ReceiveError::Unreadable)
                 }
-                Kind::Offer => {
+                MessageKind::SnapshotOffer => {
                     shared.room(directory).map_err(not_now)?;
                     let term = vote(log).await?.map_or(0, |vote| vote.leader_id.term.0);
                     Receiving::offer(
                         receiving,
-                        &letter.body,
+                        &message.body,
                         beside(directory, FRESH).join(RECEIVED),
                         term,
                     )
                     .await
                 }
-                Kind::Piece => {
+                MessageKind::SnapshotChunk => {
                     shared.room(directory).map_err(not_now)?;
-                    Receiving::piece(receiving, letter.body).await
+                    Receiving::piece(receiving, message.body).await
                 }
-                Kind::Install => {
+                MessageKind::SnapshotInstall => {
                     let (install, mut receiving) =
-                        Receiving::whole(receiving, &letter.body).await?;
+                        Receiving::whole(receiving, &message.body).await?;
                     // Consumed, whatever becomes of it.
                     receiving.forget();
                     self.install(&install).await?;
@@ -197,7 +197,7 @@ impl Rebuild {
         .boxed()
     }
 
-    async fn install(&self, install: &Install) -> Result<(), ReceiveError> {
+    async fn install(&self, install: &SnapshotInstall) -> Result<(), ReceiveError> {
         let RebuildOptions { log, directory, shared, ticker, .. } = &self.options;
         let own = vote(log).await?;
         if !install.vote.committed || own.is_some_and(|own| own > install.vote) {
@@ -238,7 +238,7 @@ pub async fn settle(directory: &Path, log: &GroupLog, shared: &Shared) -> io::Re
         let (shared, ready) = (shared.clone(), ready.clone());
         move || -> io::Result<Option<Option<LogId>>> {
             // What an earlier process had not received to the end.
-            transfer::remove(&fresh)?;
+            snapshot::remove(&fresh)?;
             Ok(if ready.exists() { Some(last_of(&shared, &ready)?) } else { None })
         }
     };
@@ -276,7 +276,7 @@ fn beside(directory: &Path, what: &str) -> PathBuf {
 
 /// Moves a directory in place of another, durably.
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    transfer::remove(to)?;
+    snapshot::remove(to)?;
     fs::rename(from, to)?;
     to.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
@@ -315,7 +315,7 @@ impl Group {
             let peer =
                 Peer { peers: inner.peers.clone(), target: to, node, is_for_heartbeats: false };
             tokio::spawn(async move {
-                if let Err(error) = transfer::send(&peer, vote, state).await {
+                if let Err(error) = snapshot::send(&peer, vote, state).await {
                     tracing::warn!(to, %error, "a state that was asked for is not sent");
                 }
             });

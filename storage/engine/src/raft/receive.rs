@@ -10,8 +10,8 @@ use openraft::raft::{AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 use super::group::{Group, Inner};
 use super::members::Readiness;
 use super::message;
+use super::transport::{MessageKind, RaftMessage};
 use super::types::{LogId, RaftId, Types, Vote};
-use super::wire::{Kind, Letter};
 
 /// Why a letter was not taken. The sender tries again, here or elsewhere, as Raft does.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,26 +35,28 @@ impl Group {
     ///
     /// # Errors
     /// Why there is none: the wire tells the sender
-    /// ([`WireError::Refused`](super::WireError::Refused)).
-    pub fn receive(&self, letter: Letter) -> BoxFuture<'_, Result<Bytes, ReceiveError>> {
+    /// ([`TransportError::Refused`](super::TransportError::Refused)).
+    pub fn receive(&self, message: RaftMessage) -> BoxFuture<'_, Result<Bytes, ReceiveError>> {
         Box::pin(async move {
             let inner = &self.inner;
-            if (letter.group, letter.target) != (inner.number, inner.id) {
-                return Err(ReceiveError::NotHere(letter.target));
+            if (message.group, message.target) != (inner.number, inner.id) {
+                return Err(ReceiveError::NotHere(message.target));
             }
             inner.standing.lock().met(Instant::now());
-            match letter.kind {
-                Kind::Append => inner.append(letter.body).await,
-                Kind::Vote | Kind::PreVote | Kind::Transfer => {
-                    inner.elections(letter.kind, letter.from, &letter.body).await
+            match message.kind {
+                MessageKind::Append => inner.append(message.body).await,
+                MessageKind::Vote | MessageKind::PreVote | MessageKind::TransferLeader => {
+                    inner.elections(message.kind, message.from, &message.body).await
                 }
-                Kind::Offer | Kind::Piece | Kind::Install => {
-                    inner.arrivals(letter.kind, letter.body).await
+                MessageKind::SnapshotOffer
+                | MessageKind::SnapshotChunk
+                | MessageKind::SnapshotInstall => inner.arrivals(message.kind, message.body).await,
+                MessageKind::Readiness => inner.ready(),
+                MessageKind::Ping => Ok(Bytes::new()),
+                MessageKind::SnapshotRequest => self.send_state(message.from).await,
+                MessageKind::LogStatus => {
+                    message::encode(&inner.intact()).map_err(ReceiveError::Unreadable)
                 }
-                Kind::Ready => inner.ready(),
-                Kind::Here => Ok(Bytes::new()),
-                Kind::Wanted => self.send_state(letter.from).await,
-                Kind::Intact => message::encode(&inner.intact()).map_err(ReceiveError::Unreadable),
             }
         })
     }
@@ -147,13 +149,13 @@ impl Inner {
 
     async fn elections(
         &self,
-        kind: Kind,
+        kind: MessageKind,
         from: RaftId,
         body: &[u8],
     ) -> Result<Bytes, ReceiveError> {
         self.ready()?;
         let reply = match kind {
-            Kind::Transfer => {
+            MessageKind::TransferLeader => {
                 let request: TransferLeaderRequest<Types> =
                     message::decode(body).map_err(ReceiveError::Unreadable)?;
                 self.given_up(request.from_leader(), from);
@@ -180,7 +182,7 @@ impl Inner {
                 let has_revoked = self.has_revoked.read().await;
                 let is_next_term = request.vote.leader_id.term.0 > self.role.borrow().term;
                 let has_word = *has_revoked && is_next_term;
-                let answer = if kind == Kind::Vote {
+                let answer = if kind == MessageKind::Vote {
                     // Authorised by the leader of an earlier term, and so no longer of
                     // weight once there is another.
                     request.leadership_transfer =

@@ -14,14 +14,14 @@ use openraft::{Config, Raft, RaftLogReader, SnapshotPolicy, StepDownPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::amnesia::Amnesia;
 use super::group::{Group, GroupError, Inner, LEASE, fatal};
 use super::peers::Peers;
 use super::purge::{Kept, Policy, keep_log_short};
+use super::snapshot::{self, Holds};
+use super::suspect::Amnesia;
 use super::ticker::{HEARTBEAT, Pulse, Standing, Ticker};
-use super::transfer::{self, Holds};
+use super::transport::{RaftMessage, Transport, TransportError};
 use super::types::{Node, RaftId};
-use super::wire::{Letter, Wire, WireError};
 use super::{GroupLog, Machine};
 use crate::mutants;
 use crate::store::Store;
@@ -43,7 +43,7 @@ pub struct GroupOptions {
     /// The replica's state.
     pub store: Store,
     /// The way to the other members.
-    pub wire: Arc<dyn Wire>,
+    pub transport: Arc<dyn Transport>,
     /// The members of a group that is new, the same list on all of them; the first forms
     /// the group at once, the others if it does not. Of no effect on a replica that has a
     /// past. `None`: the replica waits to be added by others.
@@ -58,12 +58,12 @@ struct Start {
     name: String,
     log: GroupLog,
     store: Store,
-    wire: Arc<dyn Wire>,
+    transport: Arc<dyn Transport>,
     initial: BTreeMap<RaftId, Node>,
     ticker: Option<Arc<Ticker>>,
     guard_until: Instant,
     standing: Standing,
-    amnesia: Amnesia,
+    suspect: Amnesia,
 }
 
 impl Group {
@@ -86,21 +86,21 @@ impl Group {
             let initial = BTreeMap::from([(id, Node::default())]);
             let now = Instant::now();
             let standing = Standing::new(now, None);
-            let (wire, ticker, guard_until) = (Arc::new(NoPeers), None, now);
+            let (transport, ticker, guard_until) = (Arc::new(NoPeers), None, now);
             // Nobody has more than it.
             log.watch().clear();
-            let (members, amnesia) = (initial.clone(), Amnesia::new(false, now, now));
+            let (members, suspect) = (initial.clone(), Amnesia::new(false, now, now));
             let start = Start {
                 id,
                 name,
                 log,
                 store,
-                wire,
+                transport,
                 initial: members,
                 ticker,
                 guard_until,
                 standing,
-                amnesia,
+                suspect,
             };
             let group = Self::build(start).await?;
             let raft = &group.inner.raft;
@@ -138,8 +138,16 @@ impl Group {
     /// [`GroupError::Fatal`]: log or store can't be read.
     pub fn start(options: GroupOptions) -> BoxFuture<'static, Result<Group, GroupError>> {
         Box::pin(async move {
-            let GroupOptions { group: number, id, name, mut log, store, wire, initial, ticker } =
-                options;
+            let GroupOptions {
+                group: number,
+                id,
+                name,
+                mut log,
+                store,
+                transport,
+                initial,
+                ticker,
+            } = options;
             if number != log.id() {
                 return Err(GroupError::Fatal(format!(
                     "group {number} was given the log of group {}",
@@ -160,7 +168,7 @@ impl Group {
             if !has_past {
                 log.watch().clear();
             }
-            let amnesia = Amnesia::new(log.watch().is_suspect(), ticker.started(), now);
+            let suspect = Amnesia::new(log.watch().is_suspect(), ticker.started(), now);
             let initial = initial.unwrap_or_default().into_iter().collect();
             let with_ticker = Some(ticker.clone());
             let group = Self::build(Start {
@@ -168,12 +176,12 @@ impl Group {
                 name,
                 log,
                 store,
-                wire,
+                transport,
                 initial,
                 ticker: with_ticker,
                 guard_until,
                 standing,
-                amnesia,
+                suspect,
             })
             .await?;
             ticker.add(&group.inner);
@@ -184,8 +192,18 @@ impl Group {
     }
 
     async fn build(start: Start) -> Result<Group, GroupError> {
-        let Start { id, name, log, store, wire, initial, ticker, guard_until, standing, amnesia } =
-            start;
+        let Start {
+            id,
+            name,
+            log,
+            store,
+            transport,
+            initial,
+            ticker,
+            guard_until,
+            standing,
+            suspect,
+        } = start;
         let (machine, progress) =
             Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
         let applied = *progress.borrow();
@@ -230,7 +248,7 @@ impl Group {
         let transfers =
             ticker.as_ref().map_or_else(Arc::default, |ticker| ticker.transfers().clone());
         let peers = Peers {
-            wire,
+            transport,
             group: number,
             id,
             transfers,
@@ -238,7 +256,7 @@ impl Group {
             prompt: Arc::default(),
         };
         let directory = store.path().to_owned();
-        let cleaned = tokio::task::spawn_blocking(move || transfer::clean(&directory))
+        let cleaned = tokio::task::spawn_blocking(move || snapshot::clean(&directory))
             .await
             .map_err(|error| error.to_string());
         cleaned
@@ -281,7 +299,7 @@ impl Group {
             guard_until,
             standing: Mutex::new(standing),
             cause: Mutex::default(),
-            amnesia: Mutex::new(amnesia),
+            suspect: Mutex::new(suspect),
             name,
             pulse: Pulse::default(),
             initial,
@@ -307,8 +325,13 @@ impl Group {
 /// The network of a group of one: there is nobody to reach.
 struct NoPeers;
 
-impl Wire for NoPeers {
-    fn send(&self, _to: &Node, _letter: Letter) -> BoxFuture<'_, Result<Bytes, WireError>> {
-        std::future::ready(Err(WireError::NotSent("this group has one member".to_owned()))).boxed()
+impl Transport for NoPeers {
+    fn send(
+        &self,
+        _to: &Node,
+        _letter: RaftMessage,
+    ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
+        std::future::ready(Err(TransportError::NotSent("this group has one member".to_owned())))
+            .boxed()
     }
 }

@@ -53,7 +53,7 @@ use tokio::sync::watch;
 
 use super::group::Inner;
 use super::purge::{KeptInAll, Policy};
-use super::transfer::Transfers;
+use super::snapshot::Transfers;
 use super::{CONFIRMED_AGE, LEASE};
 use crate::clocks::{Clocks, JumpDetector, SystemClocks};
 

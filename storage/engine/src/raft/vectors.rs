@@ -13,13 +13,13 @@ use openraft::raft::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::amnesia::Intact;
+use super::suspect::LogStatus;
+use super::transport::{MessageKind, RaftMessage};
 use super::types::{
     Entry, EntryPayload, LeaderId, LogId, Membership, Node, Payload, SnapshotMeta,
     StoredMembership, Types, Vote,
 };
-use super::wire::{Kind, Letter};
-use super::{machine, members, message, transfer};
+use super::{machine, members, message, snapshot};
 
 /// An encoding, and its bytes decoded and encoded again.
 pub(super) struct Sample {
@@ -72,20 +72,20 @@ fn membership() -> Membership {
 /// Every kind of message, its header and a body.
 fn messages() -> Vec<Sample> {
     let kinds = [
-        ("message 1, append", Kind::Append),
-        ("message 2, vote", Kind::Vote),
-        ("message 3, pre-vote", Kind::PreVote),
-        ("message 4, transfer leader", Kind::Transfer),
-        ("message 5, snapshot offer", Kind::Offer),
-        ("message 6, snapshot chunk", Kind::Piece),
-        ("message 7, snapshot install", Kind::Install),
-        ("message 8, readiness", Kind::Ready),
-        ("message 9, ping", Kind::Here),
-        ("message 10, snapshot request", Kind::Wanted),
-        ("message 11, log status", Kind::Intact),
+        ("message 1, append", MessageKind::Append),
+        ("message 2, vote", MessageKind::Vote),
+        ("message 3, pre-vote", MessageKind::PreVote),
+        ("message 4, transfer leader", MessageKind::TransferLeader),
+        ("message 5, snapshot offer", MessageKind::SnapshotOffer),
+        ("message 6, snapshot chunk", MessageKind::SnapshotChunk),
+        ("message 7, snapshot install", MessageKind::SnapshotInstall),
+        ("message 8, readiness", MessageKind::Readiness),
+        ("message 9, ping", MessageKind::Ping),
+        ("message 10, snapshot request", MessageKind::SnapshotRequest),
+        ("message 11, log status", MessageKind::LogStatus),
     ];
     let message = |(name, kind)| {
-        let message = Letter {
+        let message = RaftMessage {
             group: 0x0102,
             from: 0x0304_0506,
             target: 0x0708_090a_0b0c_0d0e,
@@ -93,7 +93,7 @@ fn messages() -> Vec<Sample> {
             body: Bytes::from_static(b"body"),
             timeout: Duration::ZERO,
         };
-        Sample::new(name, message.encode(), |bytes| Letter::decode(bytes).unwrap().encode())
+        Sample::new(name, message.encode(), |bytes| RaftMessage::decode(bytes).unwrap().encode())
     };
     kinds.into_iter().map(message).collect()
 }
@@ -132,19 +132,19 @@ fn elections() -> Vec<Sample> {
         VoteRequest { last_log_id: None, leadership_transfer: true, ..request.clone() };
     let granted: VoteResponse<Types> = VoteResponse::new(candidate, Some(log_id(7)), true);
     let refused: VoteResponse<Types> = VoteResponse::new(vote(), None, false);
-    let transfer: TransferLeaderRequest<Types> =
+    let snapshot: TransferLeaderRequest<Types> =
         TransferLeaderRequest::new(vote(), 301, Some(log_id(7)));
     let transferred = |response: TransferLeaderResponse<Types>| response;
     let vote_changed = TransferLeaderError::VoteChanged { expected: vote(), actual: candidate };
     let not_flushed =
         TransferLeaderError::LogNotFlushed { expected: Some(log_id(7)), actual: None };
-    let intact = |is_suspect, has_leader, last| Intact { is_suspect, has_leader, last };
+    let intact = |is_suspect, has_leader, last| LogStatus { is_suspect, has_leader, last };
     vec![
         Sample::body("vote", &request),
         Sample::body("vote, by the leader's transfer", &authorised),
         Sample::body("vote reply, granted", &granted),
         Sample::body("vote reply, refused", &refused),
-        Sample::body("transfer leader", &transfer),
+        Sample::body("transfer leader", &snapshot),
         Sample::body("transfer leader reply", &transferred(Ok(()))),
         Sample::body("transfer leader reply, the vote changed", &transferred(Err(vote_changed))),
         Sample::body(
@@ -162,7 +162,7 @@ fn samples() -> Vec<Sample> {
     samples.extend(appends());
     samples.extend(elections());
     samples.extend(members::samples());
-    samples.extend(transfer::samples());
+    samples.extend(snapshot::samples());
     samples.push(Sample::body("snapshot install reply", &installed));
     samples.extend(machine::samples());
     samples

@@ -14,7 +14,8 @@ use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Disk, Durability, Log, LogOptions, OsDisk, Space};
 use engine::raft::purge::Policy;
 use engine::raft::{
-    Group, GroupError, GroupOptions, Kind, Leadership, Letter, Node, Ticker, Wire, WireError,
+    Group, GroupError, GroupOptions, Leadership, MessageKind, Node, RaftMessage, Ticker, Transport,
+    TransportError,
 };
 use engine::store::{Settings, Shared, Store};
 use futures::FutureExt;
@@ -31,7 +32,7 @@ pub struct Network {
     pub letters: Mutex<BTreeMap<u8, u64>>,
 }
 
-type Mangle = Box<dyn FnMut(&mut Letter) -> bool + Send>;
+type Mangle = Box<dyn FnMut(&mut RaftMessage) -> bool + Send>;
 
 #[derive(Default)]
 struct Faults {
@@ -66,7 +67,7 @@ impl Network {
     }
 
     /// Looks at each letter, may change it, and loses it by answering false.
-    pub fn mangle(&self, mangle: impl FnMut(&mut Letter) -> bool + Send + 'static) {
+    pub fn mangle(&self, mangle: impl FnMut(&mut RaftMessage) -> bool + Send + 'static) {
         self.faults.lock().mangle = Some(Box::new(mangle));
     }
 
@@ -85,47 +86,51 @@ struct End {
     network: Arc<Network>,
 }
 
-impl Wire for End {
-    fn send(&self, to: &Node, mut letter: Letter) -> BoxFuture<'_, Result<Bytes, WireError>> {
+impl Transport for End {
+    fn send(
+        &self,
+        to: &Node,
+        mut message: RaftMessage,
+    ) -> BoxFuture<'_, Result<Bytes, TransportError>> {
         let to = to.server;
         async move {
             let network = &self.network;
             let delay = {
                 let mut faults = network.faults.lock();
-                if faults.mangle.as_mut().is_some_and(|mangle| !mangle(&mut letter)) {
-                    return Err(WireError::Lost("mangled".into()));
+                if faults.mangle.as_mut().is_some_and(|mangle| !mangle(&mut message)) {
+                    return Err(TransportError::Lost("mangled".into()));
                 }
                 faults.delay
             };
             let is_cut = |from, to| network.faults.lock().cut.contains(&(from, to));
             if is_cut(self.server, to) {
-                return Err(WireError::NotSent("cut".into()));
+                return Err(TransportError::NotSent("cut".into()));
             }
-            let timeout = letter.timeout;
+            let timeout = message.timeout;
             if network.is_lost() {
                 tokio::time::sleep(timeout).await;
-                return Err(WireError::Lost("lost".into()));
+                return Err(TransportError::Lost("lost".into()));
             }
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
-            let group = network.groups.lock().get(&(to, letter.group)).cloned();
+            let group = network.groups.lock().get(&(to, message.group)).cloned();
             let Some(group) = group else {
-                return Err(WireError::Refused("no such group here".into()));
+                return Err(TransportError::Refused("no such group here".into()));
             };
-            *network.letters.lock().entry(letter.kind as u8).or_default() += 1;
+            *network.letters.lock().entry(message.kind as u8).or_default() += 1;
             // Through bytes, as in life.
-            let letter = Letter::decode(letter.encode()).unwrap();
+            let message = RaftMessage::decode(message.encode()).unwrap();
             // The receiver goes on with it whether the sender waits or not.
-            let received = tokio::spawn(async move { group.receive(letter).await });
+            let received = tokio::spawn(async move { group.receive(message).await });
             let reply = tokio::time::timeout(timeout, received).await;
             if is_cut(to, self.server) || network.is_lost() {
-                return Err(WireError::Lost("the reply is lost".into()));
+                return Err(TransportError::Lost("the reply is lost".into()));
             }
             match reply {
-                Ok(Ok(reply)) => reply.map_err(|error| WireError::Refused(error.to_string())),
-                Ok(Err(error)) => Err(WireError::Lost(error.to_string())),
-                Err(_) => Err(WireError::Lost("too late".into())),
+                Ok(Ok(reply)) => reply.map_err(|error| TransportError::Refused(error.to_string())),
+                Ok(Err(error)) => Err(TransportError::Lost(error.to_string())),
+                Err(_) => Err(TransportError::Lost("too late".into())),
             }
         }
         .boxed()
@@ -246,7 +251,7 @@ impl Server {
             name: format!("group {number} on {}", self.id),
             log: self.log.group_log(number),
             store: store.clone(),
-            wire: Arc::new(End { server: self.id, network: self.network.clone() }),
+            transport: Arc::new(End { server: self.id, network: self.network.clone() }),
             initial,
             ticker: self.ticker.clone(),
         };
@@ -474,6 +479,6 @@ pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
 }
 
 /// How many letters of a kind were delivered.
-pub fn delivered(network: &Network, kind: Kind) -> u64 {
+pub fn delivered(network: &Network, kind: MessageKind) -> u64 {
     network.letters.lock().get(&(kind as u8)).copied().unwrap_or(0)
 }

@@ -9,12 +9,14 @@ use bytes::Bytes;
 use openraft::storage::Snapshot;
 
 use super::RECEIVED;
-use super::manifest::{self, FileEntry, Have, Install, Offer, Piece};
+use super::manifest::{
+    self, SnapshotChunk, SnapshotFile, SnapshotInstall, SnapshotOffer, SnapshotOfferReply,
+};
 use crate::raft::group::Inner;
-use crate::raft::machine::StateTransfer;
+use crate::raft::machine::SnapshotSource;
 use crate::raft::message;
 use crate::raft::receive::ReceiveError;
-use crate::raft::wire::Kind;
+use crate::raft::transport::MessageKind;
 use crate::store::Health;
 
 /// How long what was received is kept for a transfer that broke.
@@ -33,7 +35,7 @@ struct Arrivals {
 }
 
 struct Arrival {
-    entry: FileEntry,
+    entry: SnapshotFile,
     /// Bytes that are there, from the start, and their checksum.
     bytes: u64,
     crc: u32,
@@ -45,7 +47,7 @@ impl Inner {
     /// Takes a letter of a state transfer.
     pub(in crate::raft) async fn arrivals(
         &self,
-        kind: Kind,
+        kind: MessageKind,
         body: Bytes,
     ) -> Result<Bytes, ReceiveError> {
         // One letter at a time; the lock goes with the work to its thread, so that a
@@ -59,14 +61,14 @@ impl Inner {
             return Err(ReceiveError::NotNow(why));
         }
         match kind {
-            Kind::Offer => Receiving::offer(receiving, &body, directory, term).await,
-            Kind::Piece => Receiving::piece(receiving, body).await,
+            MessageKind::SnapshotOffer => Receiving::offer(receiving, &body, directory, term).await,
+            MessageKind::SnapshotChunk => Receiving::piece(receiving, body).await,
             _ => {
                 let (install, mut receiving) = Receiving::whole(receiving, &body).await?;
                 self.agree(&install.vote, install.meta.last_log_id, std::iter::empty()).await?;
                 let snapshot = Snapshot {
                     meta: install.meta,
-                    snapshot: StateTransfer::Received(directory.clone()),
+                    snapshot: SnapshotSource::Received(directory.clone()),
                 };
                 let installed = self.raft.install_full_snapshot(install.vote, snapshot).await;
                 let response =
@@ -127,7 +129,7 @@ impl Receiving {
         directory: PathBuf,
         term: u64,
     ) -> Result<Bytes, ReceiveError> {
-        let offer: Offer = message::decode(body).map_err(ReceiveError::Unreadable)?;
+        let offer: SnapshotOffer = message::decode(body).map_err(ReceiveError::Unreadable)?;
         manifest::check(&offer.files).map_err(ReceiveError::Unreadable)?;
         if offer.vote.leader_id.term.0 < term {
             return Err(ReceiveError::NotNow(format!(
@@ -137,7 +139,7 @@ impl Receiving {
         }
         let taken = move || {
             let arrivals = Arrivals::take(&mut receiving, offer, directory)?;
-            Ok(Have { bytes: arrivals.files.iter().map(|file| file.bytes).collect() })
+            Ok(SnapshotOfferReply { bytes: arrivals.files.iter().map(|file| file.bytes).collect() })
         };
         message::encode(&blocking(taken).await?).map_err(ReceiveError::Unreadable)
     }
@@ -147,7 +149,7 @@ impl Receiving {
         mut receiving: Guard,
         body: Bytes,
     ) -> Result<Bytes, ReceiveError> {
-        let piece = Piece::decode(body).map_err(ReceiveError::Unreadable)?;
+        let piece = SnapshotChunk::decode(body).map_err(ReceiveError::Unreadable)?;
         let written = move || receiving.of(piece.id)?.write(&piece);
         blocking(written).await?;
         Ok(Bytes::new())
@@ -158,8 +160,8 @@ impl Receiving {
     pub(in crate::raft) async fn whole(
         mut receiving: Guard,
         body: &[u8],
-    ) -> Result<(Install, Guard), ReceiveError> {
-        let install: Install = message::decode(body).map_err(ReceiveError::Unreadable)?;
+    ) -> Result<(SnapshotInstall, Guard), ReceiveError> {
+        let install: SnapshotInstall = message::decode(body).map_err(ReceiveError::Unreadable)?;
         let whole = move || {
             receiving.of(install.id)?.finish()?;
             Ok((install, receiving))
@@ -183,7 +185,7 @@ impl Arrivals {
     /// Gets ready for an offer: keeps of what is there what the offer has too.
     fn take(
         receiving: &mut Receiving,
-        offer: Offer,
+        offer: SnapshotOffer,
         directory: PathBuf,
     ) -> Result<&mut Arrivals, ReceiveError> {
         let old = receiving.0.take().map(|arrivals| arrivals.files).unwrap_or_default();
@@ -213,7 +215,7 @@ impl Arrivals {
         Ok(receiving.0.insert(Arrivals { id: offer.id, directory, files, touched: Instant::now() }))
     }
 
-    fn write(&mut self, piece: &Piece) -> Result<(), ReceiveError> {
+    fn write(&mut self, piece: &SnapshotChunk) -> Result<(), ReceiveError> {
         self.touched = Instant::now();
         let arrival = self
             .files

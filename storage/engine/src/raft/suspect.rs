@@ -15,7 +15,7 @@
 //!    before, and gives what is missing.
 //! 3. It is cleared when it has all that its leader had committed in its own term: that
 //!    is all that anybody was told of.
-//! 4. Without a leader for [`PATIENCE`], it asks the other members ([`Kind::Intact`]).
+//! 4. Without a leader for [`PATIENCE`], it asks the other members ([`MessageKind::LogStatus`]).
 //!    While one does not answer, that one may have what is missing: it waits. When all do
 //!    and those that have lost nothing are no majority, nobody can do better than to vote
 //!    by log as if nothing were missing. Those stand whose log goes furthest.
@@ -40,8 +40,8 @@ use serde::{Deserialize, Serialize};
 use super::group::Inner;
 use super::message;
 use super::peers::Peer;
+use super::transport::MessageKind;
 use super::types::{LogId, Node, RaftId, Vote};
-use super::wire::Kind;
 
 /// How long suspects wait for a leader that others elect, from the start of the process.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,9 +54,9 @@ const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
 /// Between two lines in the log about the same.
 const TOLD_EVERY: Duration = Duration::from_secs(30);
 
-/// A member's answer to [`Kind::Intact`].
+/// A member's answer to [`MessageKind::LogStatus`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Intact {
+pub(super) struct LogStatus {
     /// Whether it may have lost what it had acknowledged, or can't vote for another
     /// reason.
     pub(super) is_suspect: bool,
@@ -110,7 +110,7 @@ impl Amnesia {
 impl Inner {
     /// Whether it neither votes nor stands.
     pub(super) fn abstains(&self) -> bool {
-        self.amnesia.lock().ballot == Ballot::Abstains
+        self.suspect.lock().ballot == Ballot::Abstains
     }
 
     /// Whether it may stand for election; else when it is to look again.
@@ -119,26 +119,26 @@ impl Inner {
         now: Instant,
         voters: &[RaftId],
     ) -> Result<(), Instant> {
-        let mut amnesia = self.amnesia.lock();
-        if amnesia.ballot == Ballot::Votes {
+        let mut suspect = self.suspect.lock();
+        if suspect.ballot == Ballot::Votes {
             return Ok(());
         }
         if voters == [self.id] {
-            drop(amnesia);
+            drop(suspect);
             self.remembers();
             return Ok(());
         }
-        if now >= amnesia.due && !amnesia.is_asking {
-            (amnesia.is_asking, amnesia.due) = (true, now + PERIOD);
+        if now >= suspect.due && !suspect.is_asking {
+            (suspect.is_asking, suspect.due) = (true, now + PERIOD);
             tokio::spawn(self.clone().ask_who_is_intact());
         }
-        Err(amnesia.due)
+        Err(suspect.due)
     }
 
     /// It has all that was acknowledged, or what is missing is lost.
     pub(super) fn remembers(&self) {
         self.log.clear();
-        let before = std::mem::replace(&mut self.amnesia.lock().ballot, Ballot::Votes);
+        let before = std::mem::replace(&mut self.suspect.lock().ballot, Ballot::Votes);
         if before == Ballot::Abstains {
             tracing::info!(
                 group = self.name,
@@ -160,12 +160,12 @@ impl Inner {
         }
     }
 
-    /// The answer to [`Kind::Intact`].
-    pub(super) fn intact(&self) -> Intact {
+    /// The answer to [`MessageKind::LogStatus`].
+    pub(super) fn intact(&self) -> LogStatus {
         // Whom the last vote names may be long gone.
         let has_leader =
             self.role.borrow().is_leader || self.standing.lock().has_heard(Instant::now());
-        Intact { is_suspect: self.log.is_suspect(), has_leader, last: self.log.last() }
+        LogStatus { is_suspect: self.log.is_suspect(), has_leader, last: self.log.last() }
     }
 
     async fn ask_who_is_intact(self: Arc<Self>) {
@@ -181,10 +181,10 @@ impl Inner {
             };
             async move {
                 let reply = peer
-                    .ask(Kind::Intact, Bytes::new(), ANSWER_PATIENCE)
+                    .ask(MessageKind::LogStatus, Bytes::new(), ANSWER_PATIENCE)
                     .await
                     .map_err(|error| error.to_string())?;
-                message::decode::<Intact>(&reply)
+                message::decode::<LogStatus>(&reply)
             }
         });
         let answers = join_all(asked).await;
@@ -197,7 +197,7 @@ impl Inner {
             }
         }
         self.decide(&configs, &known, &missing);
-        self.amnesia.lock().is_asking = false;
+        self.suspect.lock().is_asking = false;
         if let Some(ticker) = &self.ticker {
             ticker.upset();
         }
@@ -221,18 +221,18 @@ impl Inner {
     fn decide(
         &self,
         configs: &[BTreeSet<RaftId>],
-        known: &BTreeMap<RaftId, Intact>,
+        known: &BTreeMap<RaftId, LogStatus>,
         missing: &[Node],
     ) {
         let ballot = ballot(self.id, configs, known);
-        let mut amnesia = self.amnesia.lock();
-        if amnesia.ballot == Ballot::Votes {
+        let mut suspect = self.suspect.lock();
+        if suspect.ballot == Ballot::Votes {
             return;
         }
-        let is_first = ballot.is_some() && amnesia.ballot == Ballot::Abstains;
-        amnesia.ballot = ballot.unwrap_or(amnesia.ballot);
-        let tells = is_first || ballot.is_none() && amnesia.tells(Instant::now());
-        drop(amnesia);
+        let is_first = ballot.is_some() && suspect.ballot == Ballot::Abstains;
+        suspect.ballot = ballot.unwrap_or(suspect.ballot);
+        let tells = is_first || ballot.is_none() && suspect.tells(Instant::now());
+        drop(suspect);
         if is_first {
             metrics::counter!("bridle_raft_unclean_votes_total", "group" => self.name.clone())
                 .increment(1);
@@ -258,7 +258,7 @@ impl Inner {
 fn ballot(
     me: RaftId,
     configs: &[BTreeSet<RaftId>],
-    known: &BTreeMap<RaftId, Intact>,
+    known: &BTreeMap<RaftId, LogStatus>,
 ) -> Option<Ballot> {
     let is_known = |id: &RaftId| known.contains_key(id);
     let is_intact = |id: &&RaftId| known.get(*id).is_some_and(|member| !member.is_suspect);
@@ -277,8 +277,8 @@ mod tests {
     use super::*;
     use crate::raft::types::LeaderId;
 
-    fn member(is_suspect: bool, index: u64) -> Intact {
-        Intact {
+    fn member(is_suspect: bool, index: u64) -> LogStatus {
+        LogStatus {
             is_suspect,
             has_leader: false,
             last: Some(LogId { leader_id: LeaderId { term: 2.into(), node_id: 1 }, index }),
@@ -289,7 +289,8 @@ mod tests {
     fn suspects_vote_only_when_all_answer_and_the_others_are_no_majority() {
         let config = |ids: &[u64]| ids.iter().copied().collect::<BTreeSet<_>>();
         let three = [config(&[1, 2, 3])];
-        let known = |members: &[(u64, Intact)]| members.iter().copied().collect::<BTreeMap<_, _>>();
+        let known =
+            |members: &[(u64, LogStatus)]| members.iter().copied().collect::<BTreeMap<_, _>>();
         let (lost, whole) = (member(true, 7), member(false, 9));
         assert_eq!(ballot(1, &three, &known(&[(1, lost), (2, lost)])), None, "one does not answer");
         assert_eq!(
@@ -306,13 +307,13 @@ mod tests {
             ballot(1, &three, &known(&[(1, lost), (2, lost), (3, lost)])),
             Some(Ballot::Votes)
         );
-        let led = Intact { has_leader: true, ..lost };
+        let led = LogStatus { has_leader: true, ..lost };
         assert_eq!(
             ballot(1, &three, &known(&[(1, lost), (2, led), (3, lost)])),
             None,
             "its leader comes to us"
         );
-        let rebuilt = Intact { last: None, ..lost };
+        let rebuilt = LogStatus { last: None, ..lost };
         assert_eq!(
             ballot(1, &three, &known(&[(1, lost), (2, rebuilt), (3, lost)])),
             Some(Ballot::Votes)

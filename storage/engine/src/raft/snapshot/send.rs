@@ -14,13 +14,15 @@ use openraft::errors::{NetworkError, StreamingError, Unreachable};
 use openraft::raft::SnapshotResponse;
 use openraft::storage::Snapshot;
 
-use super::manifest::{self, FileEntry, Have, Install, Offer, Piece};
+use super::manifest::{
+    self, SnapshotChunk, SnapshotFile, SnapshotInstall, SnapshotOffer, SnapshotOfferReply,
+};
 use super::{PIECE_BYTES, SENDING};
-use crate::raft::machine::StateTransfer;
+use crate::raft::machine::SnapshotSource;
 use crate::raft::message;
 use crate::raft::peers::Peer;
+use crate::raft::transport::{MessageKind, TransportError};
 use crate::raft::types::{LeaderId, Node, Types};
-use crate::raft::wire::{Kind, WireError};
 use crate::store::Store;
 
 /// How long the receiver may take to say that it is there.
@@ -45,14 +47,14 @@ const SLOWEST: f64 = 20e6;
 pub(in crate::raft) async fn send(
     peer: &Peer,
     vote: VoteOf<Types>,
-    snapshot: Snapshot<LeaderId, u64, Node, StateTransfer>,
+    snapshot: Snapshot<LeaderId, u64, Node, SnapshotSource>,
 ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-    let StateTransfer::Local(store) = snapshot.snapshot else {
+    let SnapshotSource::Local(store) = snapshot.snapshot else {
         return Err(Unreachable::from_string("only a replica's own state can be sent").into());
     };
     let meta = snapshot.meta;
     // Nothing is flushed and read for somebody who is gone, however often openraft tries.
-    peer.ask(Kind::Here, Bytes::new(), HERE_PATIENCE).await.map_err(undelivered)?;
+    peer.ask(MessageKind::Ping, Bytes::new(), HERE_PATIENCE).await.map_err(undelivered)?;
     // Before the state is made: what comes after the state must be there when it has
     // arrived.
     let _held =
@@ -72,19 +74,21 @@ pub(in crate::raft) async fn send(
         "sending a state"
     );
 
-    let offer =
-        message::encode(&Offer { id, vote, files: checkpoint.files.clone() }).map_err(broken)?;
-    let reply = peer.ask(Kind::Offer, offer, OFFER_PATIENCE).await.map_err(undelivered)?;
-    let have: Have = message::decode(&reply).map_err(broken)?;
+    let offer = message::encode(&SnapshotOffer { id, vote, files: checkpoint.files.clone() })
+        .map_err(broken)?;
+    let reply =
+        peer.ask(MessageKind::SnapshotOffer, offer, OFFER_PATIENCE).await.map_err(undelivered)?;
+    let have: SnapshotOfferReply = message::decode(&reply).map_err(broken)?;
     if have.bytes.len() != checkpoint.files.len() {
         return Err(broken("the receiver tells of other files".to_owned()));
     }
     for (at, (file, have)) in checkpoint.files.iter().zip(have.bytes).enumerate() {
         send_file(peer, id, &checkpoint, at, file, have).await?;
     }
-    let install = message::encode(&Install { id, vote, meta }).map_err(broken)?;
+    let install = message::encode(&SnapshotInstall { id, vote, meta }).map_err(broken)?;
     let patience = INSTALL_PATIENCE + Duration::from_secs_f64(total as f64 / SLOWEST);
-    let reply = peer.ask(Kind::Install, install, patience).await.map_err(undelivered)?;
+    let reply =
+        peer.ask(MessageKind::SnapshotInstall, install, patience).await.map_err(undelivered)?;
     message::decode(&reply).map_err(broken)
 }
 
@@ -93,7 +97,7 @@ async fn send_file(
     id: u64,
     checkpoint: &Checkpoint,
     at: usize,
-    entry: &FileEntry,
+    entry: &SnapshotFile,
     have: u64,
 ) -> Result<(), StreamingError<Types>> {
     if have >= entry.bytes {
@@ -114,7 +118,7 @@ async fn send_file(
         let data =
             tokio::task::spawn_blocking(read).await.map_err(|error| broken(error.to_string()))?;
         let data = data.map_err(|error| broken(format!("read {}: {error}", path.display())))?;
-        let piece = Piece { id, file: at as u32, offset, data }.encode();
+        let piece = SnapshotChunk { id, file: at as u32, offset, data }.encode();
         send_piece(peer, piece).await?;
         offset += bytes as u64;
     }
@@ -127,7 +131,7 @@ async fn send_piece(peer: &Peer, piece: Bytes) -> Result<(), StreamingError<Type
     loop {
         peer.peers.transfers.wait_for(piece.len()).await;
         tries += 1;
-        match peer.ask(Kind::Piece, piece.clone(), PIECE_PATIENCE).await {
+        match peer.ask(MessageKind::SnapshotChunk, piece.clone(), PIECE_PATIENCE).await {
             Ok(_) => return Ok(()),
             Err(error) if tries >= PIECE_TRIES => return Err(undelivered(error)),
             Err(error) => {
@@ -141,17 +145,19 @@ fn broken(why: String) -> StreamingError<Types> {
     Unreachable::from_string(why).into()
 }
 
-fn undelivered(error: WireError) -> StreamingError<Types> {
+fn undelivered(error: TransportError) -> StreamingError<Types> {
     match error {
-        WireError::Lost(why) => NetworkError::from_string(why).into(),
-        WireError::NotSent(why) | WireError::Refused(why) => Unreachable::from_string(why).into(),
+        TransportError::Lost(why) => NetworkError::from_string(why).into(),
+        TransportError::NotSent(why) | TransportError::Refused(why) => {
+            Unreachable::from_string(why).into()
+        }
     }
 }
 
 /// A checkpoint on disk, removed when it is let go of.
 struct Checkpoint {
     directory: PathBuf,
-    files: Vec<FileEntry>,
+    files: Vec<SnapshotFile>,
 }
 
 impl Checkpoint {

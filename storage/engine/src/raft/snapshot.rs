@@ -5,12 +5,12 @@
 //! 1. The leader makes a RocksDB checkpoint (hard links) beside its store, and from then
 //!    on holds back the purge of what comes after the announced entry.
 //! 2. It offers the list of files with sizes and checksums
-//!    ([`Kind::Offer`](super::Kind)). The receiver says how much of each it already has:
+//!    ([`MessageKind::SnapshotOffer`](super::Kind)). The receiver says how much of each it already has:
 //!    after a broken transfer everything that arrived, whoever sent it, as long as name,
 //!    size and checksum are the same.
 //! 3. It sends what is missing in pieces of 1 MiB, each with its checksum, one at a time
-//!    ([`Kind::Piece`](super::Kind)), at the process's pace.
-//! 4. On [`Kind::Install`](super::Kind) the receiver checks that all files are whole,
+//!    ([`MessageKind::SnapshotChunk`](super::Kind)), at the process's pace.
+//! 4. On [`MessageKind::SnapshotInstall`](super::Kind) the receiver checks that all files are whole,
 //!    syncs them, and hands the directory to openraft, which replaces the store's state
 //!    by it ([`Store::install`](crate::store::Store::install)).
 //!
@@ -27,18 +27,18 @@
 //!   `a_broken_transfer_goes_on_where_it_was`).
 
 mod manifest;
-mod pace;
 mod receive;
 mod send;
+mod throttle;
 
 use std::path::Path;
 
-pub(super) use manifest::Install;
+pub(super) use manifest::SnapshotInstall;
 #[cfg(test)]
 pub(super) use manifest::samples;
-pub(super) use pace::{Holds, Transfers};
 pub(super) use receive::{Receiving, blocking, remove};
 pub(super) use send::send;
+pub(super) use throttle::{Holds, Transfers};
 
 /// Bytes of a file that travel together.
 const PIECE_BYTES: usize = 1 << 20;

@@ -23,7 +23,7 @@ const PIECE_HEADER: usize = 25;
 
 /// One file of a state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileEntry {
+pub(super) struct SnapshotFile {
     pub(super) name: String,
     pub(super) bytes: u64,
     pub(super) crc: u32,
@@ -31,23 +31,23 @@ pub(super) struct FileEntry {
 
 /// What a leader has to send.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Offer {
+pub(super) struct SnapshotOffer {
     /// Names the transfer; pieces carry it.
     pub(super) id: u64,
     /// The leader's vote.
     pub(super) vote: VoteOf<Types>,
-    pub(super) files: Vec<FileEntry>,
+    pub(super) files: Vec<SnapshotFile>,
 }
 
 /// How much the receiver has of each file, in the offer's order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Have {
+pub(super) struct SnapshotOfferReply {
     pub(super) bytes: Vec<u64>,
 }
 
 /// All files of a transfer were sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::raft) struct Install {
+pub(in crate::raft) struct SnapshotInstall {
     pub(super) id: u64,
     pub(in crate::raft) vote: VoteOf<Types>,
     pub(in crate::raft) meta: SnapshotMeta,
@@ -56,14 +56,14 @@ pub(in crate::raft) struct Install {
 /// A piece of a file. As bytes: version u8 = 1, transfer u64, file u32, offset u64,
 /// crc32c of the data u32, data; little-endian.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(super) struct SnapshotChunk {
     pub(super) id: u64,
     pub(super) file: u32,
     pub(super) offset: u64,
     pub(super) data: Bytes,
 }
 
-impl Piece {
+impl SnapshotChunk {
     pub(super) fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(PIECE_HEADER + self.data.len());
         bytes.put_u8(PIECE_VERSION);
@@ -75,7 +75,7 @@ impl Piece {
         bytes.freeze()
     }
 
-    pub(super) fn decode(mut bytes: Bytes) -> Result<Piece, String> {
+    pub(super) fn decode(mut bytes: Bytes) -> Result<SnapshotChunk, String> {
         if bytes.len() < PIECE_HEADER || bytes.get_u8() != PIECE_VERSION {
             return Err("a piece of an unknown version".to_owned());
         }
@@ -87,12 +87,12 @@ impl Piece {
         if crc32c::crc32c(&bytes) != crc {
             return Err("a piece was damaged on the way".to_owned());
         }
-        Ok(Piece { id, file, offset, data: bytes })
+        Ok(SnapshotChunk { id, file, offset, data: bytes })
     }
 }
 
 /// The files in a directory, read to their ends for their checksums. Blocks.
-pub(super) fn list(directory: &Path) -> std::io::Result<Vec<FileEntry>> {
+pub(super) fn list(directory: &Path) -> std::io::Result<Vec<SnapshotFile>> {
     let mut files = Vec::new();
     let mut piece = vec![0; PIECE_BYTES];
     for entry in std::fs::read_dir(directory)? {
@@ -111,14 +111,14 @@ pub(super) fn list(directory: &Path) -> std::io::Result<Vec<FileEntry>> {
             bytes += read as u64;
             crc = crc32c::crc32c_append(crc, &piece[..read]);
         }
-        files.push(FileEntry { name, bytes, crc });
+        files.push(SnapshotFile { name, bytes, crc });
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(files)
 }
 
 /// Whether a list may be acted on: names that stay in their directory, each once.
-pub(super) fn check(files: &[FileEntry]) -> Result<(), String> {
+pub(super) fn check(files: &[SnapshotFile]) -> Result<(), String> {
     if files.len() > FILES_MAX {
         return Err(format!("{} files are too many", files.len()));
     }
@@ -144,19 +144,20 @@ pub(super) fn check(files: &[FileEntry]) -> Result<(), String> {
 /// Its messages, for their frozen bytes.
 #[cfg(test)]
 pub(in crate::raft) fn samples() -> Vec<Sample> {
-    let file = |name: &str, bytes, crc| FileEntry { name: name.to_owned(), bytes, crc };
+    let file = |name: &str, bytes, crc| SnapshotFile { name: name.to_owned(), bytes, crc };
     let files = vec![file("000009.sst", 1 << 33, 0x0102_0304), file("CURRENT", 16, 0xffff_ffff)];
-    let piece = Piece {
+    let piece = SnapshotChunk {
         id: 0x0102_0304_0506_0708,
         file: 0x0a0b,
         offset: 1 << 32,
         data: Bytes::from_static(b"data"),
     };
-    let again = |bytes| Piece::decode(bytes).unwrap().encode();
-    let install = Install { id: 300, vote: vectors::vote(), meta: vectors::snapshot_meta() };
+    let again = |bytes| SnapshotChunk::decode(bytes).unwrap().encode();
+    let install =
+        SnapshotInstall { id: 300, vote: vectors::vote(), meta: vectors::snapshot_meta() };
     vec![
-        Sample::body("snapshot offer", &Offer { id: 300, vote: vectors::vote(), files }),
-        Sample::body("snapshot offer reply", &Have { bytes: vec![0, 1 << 33] }),
+        Sample::body("snapshot offer", &SnapshotOffer { id: 300, vote: vectors::vote(), files }),
+        Sample::body("snapshot offer reply", &SnapshotOfferReply { bytes: vec![0, 1 << 33] }),
         Sample::new("snapshot chunk", piece.encode(), again),
         Sample::body("snapshot install", &install),
     ]
@@ -171,7 +172,7 @@ mod tests {
         let files = |names: &[&str]| {
             names
                 .iter()
-                .map(|name| FileEntry { name: (*name).to_owned(), bytes: 1, crc: 0 })
+                .map(|name| SnapshotFile { name: (*name).to_owned(), bytes: 1, crc: 0 })
                 .collect::<Vec<_>>()
         };
         assert!(check(&files(&["000009.sst", "CURRENT", "MANIFEST-000004"])).is_ok());
@@ -184,12 +185,12 @@ mod tests {
 
     #[test]
     fn a_piece_comes_back_as_it_was_or_not_at_all() {
-        let piece = Piece { id: 1, file: 2, offset: 3, data: Bytes::from_static(b"data") };
+        let piece = SnapshotChunk { id: 1, file: 2, offset: 3, data: Bytes::from_static(b"data") };
         let bytes = piece.encode();
-        assert_eq!(Piece::decode(bytes.clone()).unwrap(), piece);
+        assert_eq!(SnapshotChunk::decode(bytes.clone()).unwrap(), piece);
         let mut damaged = bytes.to_vec();
         damaged[PIECE_HEADER] ^= 1;
-        assert!(Piece::decode(Bytes::from(damaged)).is_err());
-        assert!(Piece::decode(bytes.slice(..PIECE_HEADER - 1)).is_err());
+        assert!(SnapshotChunk::decode(Bytes::from(damaged)).is_err());
+        assert!(SnapshotChunk::decode(bytes.slice(..PIECE_HEADER - 1)).is_err());
     }
 }

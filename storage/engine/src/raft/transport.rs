@@ -22,19 +22,20 @@ const HEADER: usize = 26;
 
 /// The largest letter, bytes: what is read of the log at once, or one batch of any size
 /// that may be proposed. The carrier must take as much.
-pub const LETTER_BYTES_MAX: usize = 64 << 20;
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// Carries letters to other processes. Implemented once by the binary, for storage and
 /// meta alike.
-pub trait Wire: Send + Sync + 'static {
+pub trait Transport: Send + Sync + 'static {
     /// Delivers a letter to [`Group::receive`](super::Group::receive) of its group on
     /// `to`, and brings back the reply; gives up after the letter's timeout.
-    fn send(&self, to: &Node, letter: Letter) -> BoxFuture<'_, Result<Bytes, WireError>>;
+    fn send(&self, to: &Node, message: RaftMessage)
+    -> BoxFuture<'_, Result<Bytes, TransportError>>;
 }
 
 /// Why a letter brought no reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WireError {
+pub enum TransportError {
     /// It did not leave.
     #[error("not sent: {0}")]
     NotSent(String),
@@ -49,7 +50,7 @@ pub enum WireError {
 /// What a letter is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum MessageKind {
     /// Entries, or a heartbeat.
     Append = 1,
     /// Asks for a vote.
@@ -57,41 +58,56 @@ pub enum Kind {
     /// Asks whether a vote would be given.
     PreVote = 3,
     /// Hands over leadership.
-    Transfer = 4,
+    TransferLeader = 4,
     /// Offers a state: the list of its files.
-    Offer = 5,
+    SnapshotOffer = 5,
     /// A piece of one file of an offered state.
-    Piece = 6,
+    SnapshotChunk = 6,
     /// All pieces are there: put it in place.
-    Install = 7,
+    SnapshotInstall = 7,
     /// Asks whether the receiver may lead.
-    Ready = 8,
+    Readiness = 8,
     /// Asks whether the receiver is there.
-    Here = 9,
+    Ping = 9,
     /// Asks the leader for a state: the sender has lost its own.
-    Wanted = 10,
+    SnapshotRequest = 10,
     /// Asks whether the receiver may have lost what it had acknowledged, and how far its
     /// log goes.
-    Intact = 11,
+    LogStatus = 11,
 }
 
-impl Kind {
+impl MessageKind {
     /// Whether it belongs on the connection for bulk, where it can't hold up heartbeats.
     pub fn is_bulk(self) -> bool {
-        matches!(self, Kind::Offer | Kind::Piece | Kind::Install)
+        matches!(
+            self,
+            MessageKind::SnapshotOffer | MessageKind::SnapshotChunk | MessageKind::SnapshotInstall
+        )
     }
 
-    fn of(byte: u8) -> Option<Kind> {
-        use Kind::*;
-        [Append, Vote, PreVote, Transfer, Offer, Piece, Install, Ready, Here, Wanted, Intact]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+    fn of(byte: u8) -> Option<MessageKind> {
+        use MessageKind::*;
+        [
+            Append,
+            Vote,
+            PreVote,
+            TransferLeader,
+            SnapshotOffer,
+            SnapshotChunk,
+            SnapshotInstall,
+            Readiness,
+            Ping,
+            SnapshotRequest,
+            LogStatus,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
     }
 }
 
 /// One request from replica to replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Letter {
+pub struct RaftMessage {
     /// The group's number, the same on all members.
     pub group: u64,
     /// The sender.
@@ -99,14 +115,14 @@ pub struct Letter {
     /// The receiver.
     pub target: RaftId,
     /// What it is about.
-    pub kind: Kind,
+    pub kind: MessageKind,
     /// Encoded by kind; opaque to the carrier.
     pub body: Bytes,
     /// How long the sender waits for the reply. Not carried.
     pub timeout: Duration,
 }
 
-impl Letter {
+impl RaftMessage {
     /// The letter as bytes, timeout left out.
     pub fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(HEADER + self.body.len());
@@ -123,16 +139,16 @@ impl Letter {
     ///
     /// # Errors
     /// What is wrong with them.
-    pub fn decode(mut bytes: Bytes) -> Result<Letter, &'static str> {
+    pub fn decode(mut bytes: Bytes) -> Result<RaftMessage, &'static str> {
         if bytes.len() < HEADER {
             return Err("a letter is shorter than its header");
         }
         if bytes.get_u8() != VERSION {
             return Err("a letter of an unknown version");
         }
-        let kind = Kind::of(bytes.get_u8()).ok_or("a letter of an unknown kind")?;
+        let kind = MessageKind::of(bytes.get_u8()).ok_or("a letter of an unknown kind")?;
         let (group, from, target) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
-        Ok(Letter { group, from, target, kind, body: bytes, timeout: Duration::ZERO })
+        Ok(RaftMessage { group, from, target, kind, body: bytes, timeout: Duration::ZERO })
     }
 }
 
@@ -142,8 +158,8 @@ mod tests {
 
     #[test]
     fn letters_come_back_as_they_were() {
-        for kind in (0..=u8::MAX).filter_map(Kind::of) {
-            let letter = Letter {
+        for kind in (0..=u8::MAX).filter_map(MessageKind::of) {
+            let message = RaftMessage {
                 group: 7,
                 from: 8,
                 target: 9,
@@ -151,16 +167,16 @@ mod tests {
                 body: Bytes::from_static(b"body"),
                 timeout: Duration::ZERO,
             };
-            let bytes = letter.encode();
-            assert_eq!(Letter::decode(bytes.clone()).unwrap(), letter);
-            assert!(Letter::decode(bytes.slice(..HEADER - 1)).is_err());
+            let bytes = message.encode();
+            assert_eq!(RaftMessage::decode(bytes.clone()).unwrap(), message);
+            assert!(RaftMessage::decode(bytes.slice(..HEADER - 1)).is_err());
         }
         assert_eq!(
-            Letter {
+            RaftMessage {
                 group: 1,
                 from: 2,
                 target: 3,
-                kind: Kind::Vote,
+                kind: MessageKind::Vote,
                 body: Bytes::from_static(b"x"),
                 timeout: Duration::ZERO
             }
@@ -168,7 +184,7 @@ mod tests {
             Bytes::from_static(b"\x01\x02\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0x")
         );
         assert!(
-            Letter::decode(Bytes::from_static(&[
+            RaftMessage::decode(Bytes::from_static(&[
                 1, 99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
             ]))
             .is_err()
