@@ -326,7 +326,7 @@ fn store_metrics(process: &ProcessInfo, stores: &Stores) {
     gauge!("bridle_log_writable").set(f64::from(u8::from(process.writable().is_ok())));
     counter!("bridle_log_fsyncs_total").absolute(log.fsyncs());
     gauge!("bridle_log_disk_unhealthy")
-        .set(f64::from(u8::from(stores.log.ailment_lately().is_some())));
+        .set(f64::from(u8::from(stores.log.recent_disk_problem().is_some())));
     counter!("bridle_log_batches_total").absolute(log.batches());
     counter!("bridle_log_records_total").absolute(log.records());
     counter!("bridle_log_written_bytes_total").absolute(log.bytes());
@@ -334,7 +334,7 @@ fn store_metrics(process: &ProcessInfo, stores: &Stores) {
     gauge!("bridle_log_segments").set(log.segments() as f64);
     gauge!("bridle_log_disk_bytes").set(log.disk_bytes() as f64);
     gauge!("bridle_rocksdb_block_cache_bytes").set(stores.shared.cache_used() as f64);
-    gauge!("bridle_rocksdb_memtable_budget_bytes").set(stores.shared.memtables_used() as f64);
+    gauge!("bridle_rocksdb_memtable_budget_bytes").set(stores.shared.memtable_bytes_used() as f64);
     let groups = process.groups();
     let led = groups.iter().filter(|group| group.is_leader).count();
     gauge!("bridle_raft_groups", "leader" => "yes").set(led as f64);
@@ -351,7 +351,7 @@ fn table_metrics(node: &Node, reports: &[Replica], table: &cluster::Table) {
         .collect();
     let groups: Vec<_> = replicas.iter().map(|replica| replica.figures()).collect();
     let stores: Vec<_> =
-        replicas.iter().filter_map(|replica| replica.store().figures().ok()).collect();
+        replicas.iter().filter_map(|replica| replica.store().stats().ok()).collect();
     let show = |name: &'static str, value: u64| {
         gauge!(name, "table" => table.name.clone()).set(value as f64)
     };
@@ -370,7 +370,7 @@ fn table_metrics(node: &Node, reports: &[Replica], table: &cluster::Table) {
     };
     show("bridle_raft_follower_lag_entries", led().filter_map(lag).max().unwrap_or(0));
     show("bridle_partitions_not_serving", node.table_figures(table.id).faults.len() as u64);
-    let store_metrics: [(&'static str, fn(&engine::store::Figures) -> u64); 15] = [
+    let store_metrics: [(&'static str, fn(&engine::store::StoreStats) -> u64); 15] = [
         ("bridle_rocksdb_memtable_bytes", |store| store.memtable_bytes),
         ("bridle_rocksdb_file_bytes", |store| store.file_bytes),
         ("bridle_rocksdb_live_file_bytes", |store| store.live_file_bytes),
@@ -384,8 +384,8 @@ fn table_metrics(node: &Node, reports: &[Replica], table: &cluster::Table) {
         ("bridle_rocksdb_delayed_write_rate_bytes", |store| store.delayed_write_rate),
         ("bridle_rocksdb_snapshots", |store| store.snapshots),
         ("bridle_rocksdb_background_errors", |store| store.background_errors),
-        ("bridle_rocksdb_filtered_cells", |store| store.swept_cells),
-        ("bridle_rocksdb_filtered_bytes", |store| store.swept_bytes),
+        ("bridle_rocksdb_filtered_cells", |store| store.filtered_cells),
+        ("bridle_rocksdb_filtered_bytes", |store| store.filtered_bytes),
     ];
     for (name, of) in store_metrics {
         show(name, stores.iter().map(of).sum());

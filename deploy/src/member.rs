@@ -194,7 +194,7 @@ pub(crate) async fn open(
     };
 
     let stores = match roles.storage || roles.meta {
-        true => Some(Stores::open(config, data_dir, &runtimes.before_sleep).await?),
+        true => Some(Stores::open(config, data_dir, &runtimes.write_on_park).await?),
         false => None,
     };
     let meta = match (&stores, config.cluster.meta_index()) {

@@ -11,7 +11,7 @@ use cluster::news::ServerFigures;
 use cluster::rows::SyncCopy;
 use cluster::{Boxed, CallError, Catalogue, PartitionId, Table};
 use engine::raft::GroupFigures;
-use engine::store::Health;
+use engine::store::StoreHealth;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use meta::Meta;
@@ -93,8 +93,8 @@ impl ProcessInfo {
         // All stores are on one disk: one speaks for all.
         self.node.iter().flat_map(|node| node.replicas()).try_for_each(|replica| {
             match replica.store().health() {
-                Health::DiskFull(why) => Err(why),
-                Health::Good | Health::Failing(_) => Ok(()),
+                StoreHealth::DiskFull(why) => Err(why),
+                StoreHealth::Good | StoreHealth::Failing(_) => Ok(()),
             }
         })
     }
@@ -203,12 +203,11 @@ impl ProcessInfo {
 
     fn rocksdb_fields(&self, stores: &Stores) -> Vec<(&'static str, Figure)> {
         let replicas = self.node.iter().flat_map(|node| node.replicas());
-        let figures: Vec<_> =
-            replicas.filter_map(|replica| replica.store().figures().ok()).collect();
-        let sum = |of: fn(&engine::store::Figures) -> u64| int(figures.iter().map(of).sum());
+        let figures: Vec<_> = replicas.filter_map(|replica| replica.store().stats().ok()).collect();
+        let sum = |of: fn(&engine::store::StoreStats) -> u64| int(figures.iter().map(of).sum());
         vec![
             ("rocksdb_block_cache_bytes", int(stores.shared.cache_used() as u64)),
-            ("rocksdb_memtable_bytes", int(stores.shared.memtables_used() as u64)),
+            ("rocksdb_memtable_bytes", int(stores.shared.memtable_bytes_used() as u64)),
             ("rocksdb_file_bytes", sum(|store| store.file_bytes)),
             ("rocksdb_files", sum(|store| store.files)),
             ("rocksdb_level0_files", sum(|store| store.level0_files)),
@@ -217,7 +216,7 @@ impl ProcessInfo {
             ("rocksdb_running_compactions", sum(|store| store.running_compactions)),
             ("rocksdb_background_errors", sum(|store| store.background_errors)),
             ("rocksdb_write_stopped", sum(|store| store.write_stopped)),
-            ("rocksdb_filtered_bytes", sum(|store| store.swept_bytes)),
+            ("rocksdb_filtered_bytes", sum(|store| store.filtered_bytes)),
         ]
     }
 
@@ -356,10 +355,10 @@ impl proxy::Node for ProcessInfo {
     }
 
     fn memory(&self) -> Memory {
-        let allocator = engine::memory::figures();
+        let allocator = engine::memory::stats();
         let shared = self.stores.as_ref().map(|stores| &stores.shared);
         let of_stores = shared.map(|shared| {
-            [("block_cache", shared.cache_used()), ("memtables", shared.memtables_used())]
+            [("block_cache", shared.cache_used()), ("memtables", shared.memtable_bytes_used())]
         });
         let of_rows = self.node.as_ref().map(|node| ("row_cache", node.row_cache_used()));
         let parts = of_stores
@@ -467,7 +466,7 @@ impl meta::admin::Local for ProcessInfo {
             partitions: tables.iter().map(|(table, _)| table.partitions).sum(),
             disk_bytes: tables.iter().map(|(_, figures)| figures.disk_bytes).sum(),
             log_bytes: self.stores.as_ref().map_or(0, |stores| stores.log.stats().disk_bytes()),
-            memory_bytes: engine::memory::figures().resident,
+            memory_bytes: engine::memory::stats().resident,
             faults: self.faults(),
         }
     }
@@ -475,8 +474,8 @@ impl meta::admin::Local for ProcessInfo {
     fn server_figures(&self) -> ServerFigures {
         let rows_disk_bytes =
             self.tables_here().iter().map(|(_, figures)| figures.disk_bytes).sum();
-        let ailment = self.stores.as_ref().and_then(|stores| stores.log.ailment_lately());
-        crate::reporter::figures(self, rows_disk_bytes, ailment)
+        let disk_problem = self.stores.as_ref().and_then(|stores| stores.log.recent_disk_problem());
+        crate::reporter::figures(self, rows_disk_bytes, disk_problem)
     }
 
     fn figures(&self, table: &Table) -> Figures {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cluster::follow::Source;
 use cluster::news::{Compaction, Hello, Replica, Report, Server, ServerFigures};
 use cluster::{PartitionId, TableId};
-use engine::log::Ailment;
+use engine::log::DiskProblem;
 use parking_lot::Mutex;
 use storage::Node;
 
@@ -120,15 +120,16 @@ impl Source for Reporter {
             compactions.into_iter().map(|compaction| (compaction.run, compaction)).collect();
         let now = Instant::now();
         let process = self.process.get().and_then(Weak::upgrade);
-        let ailment =
-            process.as_ref().and_then(|process| process.stores.as_ref()?.log.ailment_lately());
-        let ails = ailment.as_ref().map(Ailment::name);
+        let disk_problem =
+            process.as_ref().and_then(|process| process.stores.as_ref()?.log.recent_disk_problem());
+        let ails = disk_problem.as_ref().map(DiskProblem::name);
         let is_due = ails != last.ails
             || last
                 .figures_at
                 .is_none_or(|at| now.saturating_duration_since(at) >= FIGURES_INTERVAL);
-        let figures =
-            process.filter(|_| is_due).map(|process| figures(&process, rows_disk_bytes, ailment));
+        let figures = process
+            .filter(|_| is_due)
+            .map(|process| figures(&process, rows_disk_bytes, disk_problem));
         if figures.is_some() {
             (last.figures_at, last.ails) = (Some(now), ails);
         }
@@ -147,9 +148,9 @@ impl Source for Reporter {
 pub(crate) fn figures(
     process: &ProcessInfo,
     rows_disk_bytes: u64,
-    ailment: Option<Ailment>,
+    disk_problem: Option<DiskProblem>,
 ) -> ServerFigures {
-    let ailing = ailment.map(|ailment| ailment.to_string());
+    let ailing = disk_problem.map(|disk_problem| disk_problem.to_string());
     let disk = rustix::fs::statvfs(process.data_dir.path()).ok();
     let bytes = |blocks: u64| disk.as_ref().map_or(0, |disk| blocks.saturating_mul(disk.f_frsize));
     ServerFigures {
@@ -157,7 +158,7 @@ pub(crate) fn figures(
         disk_free_bytes: bytes(disk.as_ref().map_or(0, |disk| disk.f_bavail)),
         rows_disk_bytes,
         log_bytes: process.stores.as_ref().map_or(0, |stores| stores.log.stats().disk_bytes()),
-        memory_bytes: engine::memory::figures().resident,
+        memory_bytes: engine::memory::stats().resident,
         clients: process.proxy().map_or(0, |proxy| proxy.clients.len() as u64),
         uptime_seconds: process.started.elapsed().as_secs(),
         faults: process

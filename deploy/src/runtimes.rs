@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use engine::log::BeforeSleep;
+use engine::log::WriteOnPark;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -23,30 +23,30 @@ pub(crate) struct Runtimes {
     pub(crate) net: Runtime,
     pub(crate) control: Runtime,
     /// Raft's threads write the log with it before they park.
-    pub(crate) before_sleep: BeforeSleep,
+    pub(crate) write_on_park: WriteOnPark,
 }
 
 impl Runtimes {
     pub(crate) fn start(config: &Config) -> anyhow::Result<Runtimes> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = |set: u32, by_cores: usize| if set == 0 { by_cores } else { set as usize };
-        let build = |name: &str, threads: usize, before_sleep: Option<BeforeSleep>| {
+        let build = |name: &str, threads: usize, write_on_park: Option<WriteOnPark>| {
             let mut builder = Builder::new_multi_thread();
             builder.worker_threads(threads).thread_name(name).enable_all();
-            if let Some(before_sleep) = before_sleep {
-                builder.on_thread_park(move || before_sleep.write());
+            if let Some(write_on_park) = write_on_park {
+                builder.on_thread_park(move || write_on_park.write());
             }
             builder.build().with_context(|| format!("start the {name} runtime"))
         };
-        let before_sleep = BeforeSleep::default();
+        let write_on_park = WriteOnPark::default();
         // A group's work is short: a quarter of the cores drives many groups. One more
         // thread is in reserve while the disk blocks another.
         let raft = build(
             "raft",
             threads(config.threads.raft, (cores / 4).max(1)) + 1,
-            Some(before_sleep.clone()),
+            Some(write_on_park.clone()),
         )?;
-        before_sleep
+        write_on_park
             .keep_reserve(raft.handle())
             .context("start the watchdog of the log's writers")?;
         Ok(Runtimes {
@@ -58,14 +58,14 @@ impl Runtimes {
             raft,
             net: build("net", (cores / 4).max(1), None)?,
             control: build("small", 1, None)?,
-            before_sleep,
+            write_on_park,
         })
     }
 
     /// Waits at most a second for running tasks: blocking calls that never return must not
     /// keep the process alive.
     pub(crate) fn stop(self) {
-        self.before_sleep.stop();
+        self.write_on_park.stop();
         for runtime in [self.proxy, self.raft, self.net, self.control] {
             runtime.shutdown_timeout(Duration::from_secs(1));
         }

@@ -85,7 +85,7 @@ pub(crate) fn run(mode: Mode, flags: &CliFlags<'_>) -> anyhow::Result<()> {
     let data_dir = Arc::new(DataDir::take(&config.node.data, &config.cluster.name, kind)?);
     let metrics = exposition::install().context("install the metrics recorder")?;
     let dirty_page_decay = config.shares.memory.dirty_page_decay();
-    engine::memory::give_back_after(dirty_page_decay)
+    engine::memory::set_decay_time(dirty_page_decay)
         .map_err(anyhow::Error::msg)
         .context("set up the allocator")?;
     let runtimes = Runtimes::start(&config)?;

@@ -16,7 +16,7 @@ use crate::stores::Stores;
 /// Opens all components, with all partitions of all tables.
 pub(crate) async fn open(setup: &StartContext<'_>) -> anyhow::Result<Components> {
     let (config, data_dir, runtimes) = (setup.config, setup.data_dir, setup.runtimes);
-    let stores = Stores::open(config, data_dir, &runtimes.before_sleep).await?;
+    let stores = Stores::open(config, data_dir, &runtimes.write_on_park).await?;
     let cluster = data_dir.identity().cluster_number().unwrap_or_default();
     let options = MetaOptions {
         dir: data_dir.meta(),

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use engine::log::{BeforeSleep, Log, LogOptions};
+use engine::log::{Log, LogOptions, WriteOnPark};
 use engine::raft::purge::Policy;
-use engine::store::{Settings, Shared};
+use engine::store::{SharedResources, StoreSettings};
 
 use crate::config::{self, Config, Durability};
 use crate::data_dir::DataDir;
@@ -14,7 +14,7 @@ use crate::data_dir::DataDir;
 #[derive(Clone)]
 pub(crate) struct Stores {
     pub(crate) log: Arc<Log>,
-    pub(crate) shared: Shared,
+    pub(crate) shared: SharedResources,
 }
 
 impl Stores {
@@ -25,10 +25,10 @@ impl Stores {
     pub(crate) async fn open(
         config: &Config,
         data_dir: &DataDir,
-        before_sleep: &BeforeSleep,
+        write_on_park: &WriteOnPark,
     ) -> anyhow::Result<Stores> {
         let mut options = log_options(config, data_dir);
-        options.before_sleep = Some(before_sleep.clone());
+        options.write_on_park = Some(write_on_park.clone());
         // It is made, and on disk, before the first store is.
         for path in [data_dir.meta(), data_dir.tables()] {
             options.must_exist |=
@@ -37,7 +37,7 @@ impl Stores {
         let log = tokio::task::spawn_blocking(move || Log::open(options))
             .await?
             .context("open the Raft log")?;
-        let shared = Shared::new(store_settings(config)).context("set up RocksDB")?;
+        let shared = SharedResources::new(store_settings(config)).context("set up RocksDB")?;
         Ok(Stores { log, shared })
     }
 
@@ -74,15 +74,15 @@ pub(crate) fn log_policy(config: &Config) -> Policy {
     }
 }
 
-fn store_settings(config: &Config) -> Settings {
+fn store_settings(config: &Config) -> StoreSettings {
     let (storage, shares) = (&config.storage, &config.shares);
-    Settings {
+    StoreSettings {
         cache_bytes: shares.block_cache as usize,
         memtable_bytes: shares.memtables as usize,
         flush_threads: storage.flush_threads as i32,
         compaction_threads: storage.compaction_threads as i32,
         zstd_bottom: storage.compression == config::Compression::Zstd,
-        sweep_seconds: storage.periodic_compaction_after.0.as_secs(),
+        periodic_compaction_seconds: storage.periodic_compaction_after.0.as_secs(),
         disk_reserve_bytes: storage.disk_reserve.0,
     }
 }

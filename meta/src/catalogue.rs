@@ -15,7 +15,7 @@ use engine::log::Log;
 use engine::raft::{
     Group, GroupError, GroupFigures, GroupOptions, Leadership, Node, Ticker, Transport,
 };
-use engine::store::{Health, Shared, Store};
+use engine::store::{SharedResources, Store, StoreHealth};
 use engine::time::{SlewedClock, StampClock};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -122,7 +122,7 @@ impl Meta {
     pub async fn open(
         options: MetaOptions,
         log: &Arc<Log>,
-        shared: &Shared,
+        shared: &SharedResources,
     ) -> Result<Arc<Meta>, MetaError> {
         let (dir, shared) = (options.dir.clone(), shared.clone());
         let store = tokio::task::spawn_blocking(move || Store::open(&shared, dir))
@@ -244,9 +244,9 @@ impl Meta {
     fn writable(&self) -> Result<(), MetaError> {
         self.log.writable().map_err(|full| MetaError::DiskFull(full.to_string()))?;
         match self.store.health() {
-            Health::Good => Ok(()),
-            Health::DiskFull(why) => Err(MetaError::DiskFull(why)),
-            Health::Failing(why) => Err(MetaError::Fault(why)),
+            StoreHealth::Good => Ok(()),
+            StoreHealth::DiskFull(why) => Err(MetaError::DiskFull(why)),
+            StoreHealth::Failing(why) => Err(MetaError::Fault(why)),
         }
     }
 
@@ -283,7 +283,7 @@ impl Meta {
         leadership: &Leadership,
         command: Command,
     ) -> Result<(Option<Arc<Table>>, bool), MetaError> {
-        self.stamps.go_on_from(deciding.state.stamp_ms);
+        self.stamps.advance_to(deciding.state.stamp_ms);
         let stamp_ms = self.stamps.now_ms();
         let decided = deciding.state.decide(command, stamp_ms)?;
         if decided.changes.is_empty() {

@@ -290,14 +290,16 @@ impl Meta {
 
     /// Has another meta lead while the disk of this one is slow, full or failed.
     fn leave_ailing_disk(&self) {
-        if let (Seat::Member { .. }, Some(ailment)) = (&self.options.seat, self.group.ailment()) {
+        if let (Seat::Member { .. }, Some(disk_problem)) =
+            (&self.options.seat, self.group.disk_problem())
+        {
             let group = self.group.clone();
             tokio::spawn(async move {
                 // No lease of meta's outlives the decision that it was taken for.
-                match group.leave(ailment.clone(), Box::new(|| ())).await {
+                match group.leave(disk_problem.clone(), Box::new(|| ())).await {
                     Ok(_) => {}
                     Err(error) => {
-                        tracing::warn!(%ailment, %error, "another meta should lead, and none can")
+                        tracing::warn!(%disk_problem, %error, "another meta should lead, and none can")
                     }
                 }
             });

@@ -1,7 +1,7 @@
 //! A batch's edits as the payload of one Raft entry.
 
 use bytes::Bytes;
-use engine::batch::{BatchWriter, Link};
+use engine::batch::{BatchDependency, BatchWriter};
 use row::edits::Edits;
 use row::{Family, key, value};
 
@@ -9,8 +9,8 @@ use crate::clock;
 
 /// The finished write batch: the leader's stamp, ms; the clear, if any; and then every
 /// record.
-pub(crate) fn encode(edits: &Edits, stamp_ms: u64, link: Link) -> Bytes {
-    let mut writer = BatchWriter::linked(link, edits.bytes() + 64);
+pub(crate) fn encode(edits: &Edits, stamp_ms: u64, link: BatchDependency) -> Bytes {
+    let mut writer = BatchWriter::with_dependency(link, edits.bytes() + 64);
     writer.put(of(Family::State), &clock::STAMP, &value::encode_counter(stamp_ms));
     if edits.clear {
         writer.clear(of(Family::Head));

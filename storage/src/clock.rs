@@ -46,13 +46,13 @@ impl Clock {
 
     /// For the rest of a batch: the millisecond after a stamp, or later.
     pub(crate) fn after(&self, stamp: Stamp) -> Stamp {
-        self.stamps.go_on_from(stamp.now_ms + 1);
+        self.stamps.advance_to(stamp.now_ms + 1);
         self.now()
     }
 
     /// Takes note of a stamp found in applied state.
     pub(crate) fn advance(&self, applied_ms: u64) {
-        self.stamps.go_on_from(applied_ms);
+        self.stamps.advance_to(applied_ms);
         self.committed_ms.fetch_max(applied_ms, Ordering::AcqRel);
     }
 

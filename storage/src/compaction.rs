@@ -23,7 +23,7 @@ pub struct Compaction(Mutex<State>);
 #[derive(Debug)]
 enum State {
     Waiting,
-    Begun(Arc<store::Compaction>),
+    Begun(Arc<store::ManualCompaction>),
     Failed(String),
 }
 

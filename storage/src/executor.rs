@@ -4,7 +4,7 @@
 //! # Batches in flight
 //! While a batch replicates, what comes in is evaluated on top of its edits, and goes
 //! after it. So evaluation and the next fsync need not wait for the last one. A batch
-//! that was evaluated on top of another is proposed with a [`Link`] to it: should the
+//! that was evaluated on top of another is proposed with a [`BatchDependency`] to it: should the
 //! other not get into the log (the leader lost its quorum for a moment, say), replicas
 //! leave this one out as well. Answers leave in the order of the batches, so nobody is
 //! told of a batch before everything below it is applied.
@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster::CallError;
-use engine::batch::Link;
+use engine::batch::BatchDependency;
 use engine::mutants::{self, Rule};
 use row::edits::{Edits, Family, Overlay};
 use row::eval::EvalError;
@@ -83,7 +83,7 @@ pub(crate) async fn run(replica: Arc<Replica>) {
         replica,
         stuck,
         leadership: None,
-        link: Link { term: 0, chain: 0, place: 0 },
+        link: BatchDependency { term: 0, chain: 0, position: 0 },
         stripes: Stripes::default(),
         pace: Pace::default(),
         next: Batch::default(),
@@ -112,7 +112,7 @@ struct Executor {
     /// Under which term batches are evaluated; `None` = to be asked for.
     leadership: Option<Leadership>,
     /// The next batch's place.
-    link: Link,
+    link: BatchDependency,
     stripes: Stripes,
     pace: Pace,
     /// What was evaluated and not yet proposed.
@@ -380,7 +380,8 @@ impl Executor {
         }
         let leadership = self.replica.establish().await?;
         self.stripes.forget();
-        self.link = Link { term: leadership.term(), chain: self.link.chain + 1, place: 0 };
+        self.link =
+            BatchDependency { term: leadership.term(), chain: self.link.chain + 1, position: 0 };
         self.leadership = Some(leadership);
         Ok(())
     }
@@ -439,7 +440,7 @@ impl Executor {
                 || !self.next.has_room()
         };
         let is_full = self.flights.len() >= FLIGHTS_MAX
-            || (self.link.place >= CHAIN_MAX && !self.flights.is_empty());
+            || (self.link.position >= CHAIN_MAX && !self.flights.is_empty());
         if self.next.is_empty() || is_full || !self.flights.front().is_none_or(is_worth_it) {
             return;
         }
@@ -487,11 +488,11 @@ impl Executor {
             return if is_covered { Ok(None) } else { Err(lost()) };
         }
         replica.writable()?;
-        if self.flights.is_empty() && self.link.place >= CHAIN_MAX {
-            self.link = Link { chain: self.link.chain + 1, place: 0, ..self.link };
+        if self.flights.is_empty() && self.link.position >= CHAIN_MAX {
+            self.link = BatchDependency { chain: self.link.chain + 1, position: 0, ..self.link };
         }
         let payload = batch::encode(&batch.edits, batch.stamp_ms, self.link);
-        self.link.place += 1;
+        self.link.position += 1;
         metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
         let begun = replica.hot.begin(&replica.owner, &batch.edits);
         self.stripes.touch(&batch.edits);

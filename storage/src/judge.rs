@@ -1,7 +1,7 @@
 //! Tells the store's compaction which cells are dead and which values are past, without
 //! the store knowing rows.
 
-use engine::store::{CellJudge, Owned};
+use engine::store::{Liveness, Owner};
 use row::value::{Head, HeadSummary};
 use row::{Family, key, value};
 
@@ -11,24 +11,24 @@ use crate::clock;
 /// expiry.
 pub(crate) struct RowJudge;
 
-impl CellJudge for RowJudge {
-    fn owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64> {
+impl Liveness for RowJudge {
+    fn find_owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64> {
         let cell = key::CellKey::parse(cell)?;
         head.extend_from_slice(&cell.head());
         Some(cell.generation)
     }
 
-    fn owned(&self, head: &[u8]) -> Owned {
+    fn parse_owner(&self, head: &[u8]) -> Owner {
         match Head::summary(head) {
             Ok(HeadSummary { generation: Some(generation), expires_at_ms }) => {
-                Owned::Generation(generation, expires_at_ms)
+                Owner::Generation(generation, expires_at_ms)
             }
-            Ok(HeadSummary { generation: None, .. }) => Owned::Nothing,
-            Err(_) => Owned::Unreadable,
+            Ok(HeadSummary { generation: None, .. }) => Owner::Nothing,
+            Err(_) => Owner::Unreadable,
         }
     }
 
-    fn kept(&self, head: &[u8], stamp_ms: u64) -> Option<usize> {
+    fn kept_len(&self, head: &[u8], stamp_ms: u64) -> Option<usize> {
         let is_past =
             Head::summary(head).ok()?.expires_at_ms.is_some_and(|at_ms| at_ms <= stamp_ms);
         is_past.then(|| value::metadata(Family::Head, head).len())
@@ -60,8 +60,8 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use engine::batch::Link;
-    use engine::store::{Patience, Settings, Shared, Snapshot, Store, Write};
+    use engine::batch::BatchDependency;
+    use engine::store::{EntryWrite, OnStall, SharedResources, Snapshot, Store, StoreSettings};
     use proptest::prelude::*;
     use row::memory::Memory;
     use row::op::{Answer, Deadline, ExpireCondition, Op, Ttl, WriteCondition};
@@ -202,13 +202,13 @@ mod tests {
         }
 
         fn apply(&self, index: usize) {
-            let write = Write {
+            let write = EntryWrite {
                 index: index as u64 + 1,
                 log_id: Bytes::new(),
                 batch: self.log[index].0.clone(),
                 membership: None,
             };
-            self.store.apply(&[write], Patience::Wait).expect("applied");
+            self.store.apply(&[write], OnStall::Wait).expect("applied");
         }
 
         /// Evaluates a batch on both, which must not differ, and applies it.
@@ -228,7 +228,7 @@ mod tests {
             }
             assert_eq!(edits, of_memory, "at {}", self.now_ms);
             memory.apply(of_memory);
-            let link = Link { term: 1, chain: 1, place: self.log.len() as u32 };
+            let link = BatchDependency { term: 1, chain: 1, position: self.log.len() as u32 };
             self.log.push((batch::encode(&edits, self.now_ms, link), memory, self.now_ms));
             self.apply(self.log.len() - 1);
         }
@@ -269,7 +269,11 @@ mod tests {
     }
 
     fn try_open(path: &Path) -> Result<Store, engine::store::Fault> {
-        Store::open_swept(&Shared::new(Settings::default())?, path, Arc::new(RowJudge))
+        Store::open_with_filter(
+            &SharedResources::new(StoreSettings::default())?,
+            path,
+            Arc::new(RowJudge),
+        )
     }
 
     fn open(path: &Path) -> Store {
@@ -299,7 +303,7 @@ mod tests {
                     Step::Flush => twins.store.flush().expect("room"),
                     Step::Compact => {
                         for family in [Family::Head, Family::Cell] {
-                            twins.store.rewrite(batch::of(family)).expect("room");
+                            twins.store.compact_family(batch::of(family)).expect("room");
                         }
                     }
                     Step::Look => {

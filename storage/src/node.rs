@@ -13,7 +13,7 @@ use cluster::{
 };
 use engine::log::Log;
 use engine::raft::{self, RaftMessage, Rebuild, RebuildOptions, Ticker, Transport};
-use engine::store::Shared;
+use engine::store::SharedResources;
 use engine::time::SlewedClock;
 use row::op::{Request, Response};
 use row::view::Rules;
@@ -117,7 +117,7 @@ struct Held {
 pub struct Node {
     options: NodeOptions,
     log: Arc<Log>,
-    shared: Shared,
+    shared: SharedResources,
     hot: Arc<Hot>,
     quota: Arc<Quota>,
     replicas: ArcSwap<HashMap<PartitionId, Held>>,
@@ -152,7 +152,7 @@ pub struct TableFigures {
 impl Node {
     /// A node without replicas; [`Node::follow`] opens them. Starts the node's periodic
     /// work on the current runtime.
-    pub fn open(options: NodeOptions, log: Arc<Log>, shared: Shared) -> Arc<Node> {
+    pub fn open(options: NodeOptions, log: Arc<Log>, shared: SharedResources) -> Arc<Node> {
         let hot = Arc::new(Hot::new(options.row_cache_bytes));
         let quota = Quota::new(options.request_memory_max);
         let node = Arc::new(Node {
@@ -742,7 +742,7 @@ async fn leave_ailing_disk(node: std::sync::Weak<Node>) {
     loop {
         tick.tick().await;
         let Some(node) = node.upgrade() else { return };
-        let ails = node.log.ailment_lately().map(|ailment| ailment.name());
+        let ails = node.log.recent_disk_problem().map(|disk_problem| disk_problem.name());
         if ails != ailed {
             ailed = ails;
             node.changes.send_modify(|change| *change += 1);

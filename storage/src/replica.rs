@@ -17,7 +17,7 @@ use engine::mutants::{self, Rule};
 use engine::raft::{
     self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, RaftMessage, Role, Why,
 };
-use engine::store::{Fault, Health, Shared, Sizes, Store};
+use engine::store::{Fault, SharedResources, Store, StoreHealth, StoreSizes};
 use engine::time::SlewedClock;
 use parking_lot::Mutex;
 use row::op::{Answer, Op, Request, Response};
@@ -96,7 +96,7 @@ pub(crate) struct Heard {
 struct Counts {
     rows: u64,
     expiring: u64,
-    sizes: Sizes,
+    sizes: StoreSizes,
 }
 
 /// Counts are read again after so long though nothing has changed: readers may have let
@@ -243,7 +243,7 @@ impl Replica {
     pub(crate) async fn open(
         options: ReplicaOptions<'_>,
         log: &Arc<Log>,
-        shared: &Shared,
+        shared: &SharedResources,
         hot: &Arc<Hot>,
     ) -> Result<Arc<Replica>, SetAside> {
         let unopened =
@@ -253,8 +253,10 @@ impl Replica {
             .map_err(|error| unopened(error.to_string()))?;
         let store = {
             let (dir, shared) = (options.dir.to_owned(), shared.clone());
-            tokio::task::spawn_blocking(move || Store::open_swept(&shared, dir, Arc::new(RowJudge)))
-                .await
+            tokio::task::spawn_blocking(move || {
+                Store::open_with_filter(&shared, dir, Arc::new(RowJudge))
+            })
+            .await
         }
         .map_err(|error| unopened(error.to_string()))?
         .map_err(|fault| SetAside {
@@ -528,18 +530,20 @@ impl Replica {
     /// Hands leadership over to a member whose disk is quick, if it is here and this
     /// server's disk is slow, full, failed or behind.
     pub(crate) async fn leave_ailing_disk(self: &Arc<Self>) {
-        let Some(ailment) = self.group.ailment().filter(|_| self.leads() && self.has_peers) else {
+        let Some(disk_problem) =
+            self.group.disk_problem().filter(|_| self.leads() && self.has_peers)
+        else {
             return;
         };
-        let (replica, why) = (self.clone(), ailment.name());
+        let (replica, why) = (self.clone(), disk_problem.name());
         let revoke = move || {
             *replica.parting.lock() = why;
             replica.lease.revoke();
         };
-        match self.group.leave(ailment.clone(), Box::new(revoke)).await {
+        match self.group.leave(disk_problem.clone(), Box::new(revoke)).await {
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(partition = ?self.partition, %ailment, %error, "another should lead it, and none can")
+                tracing::warn!(partition = ?self.partition, %disk_problem, %error, "another should lead it, and none can")
             }
         }
     }
@@ -649,9 +653,9 @@ impl Replica {
             full => CallError::ReadOnly(full.to_string()),
         })?;
         match self.store.health() {
-            Health::Good => Ok(()),
-            Health::DiskFull(why) => Err(CallError::ReadOnly(why)),
-            Health::Failing(why) => Err(self.fault(why)),
+            StoreHealth::Good => Ok(()),
+            StoreHealth::DiskFull(why) => Err(CallError::ReadOnly(why)),
+            StoreHealth::Failing(why) => Err(self.fault(why)),
         }
     }
 

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use cluster::rows::Replicas;
 use cluster::{Call, CallError, Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::clocks::{Clocks, SystemClocks};
-use engine::log::{Disk, Log, LogOptions, Space};
+use engine::log::{Disk, DiskSpace, Log, LogOptions};
 use engine::raft::{MessageKind, RaftMessage, Ticker, Transport, TransportError};
-use engine::store::{Settings, Shared};
+use engine::store::{SharedResources, StoreSettings};
 use engine::time::SlewedClock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -135,7 +135,7 @@ impl Disk for Hanging {
         file.sync_data()
     }
 
-    fn space(&self, _dir: &Path) -> Option<Space> {
+    fn space(&self, _dir: &Path) -> Option<DiskSpace> {
         None
     }
 }
@@ -221,7 +221,7 @@ impl Three {
         disks: &[Arc<Hanging>; 3],
     ) -> Three {
         let ticker = Ticker::start();
-        let shared = Shared::new(Settings::default()).expect("memory for stores");
+        let shared = SharedResources::new(StoreSettings::default()).expect("memory for stores");
         let (mut nodes, mut logs) = (Vec::new(), Vec::new());
         for server in 1..=3 {
             let dir = dir.join(server.to_string());

@@ -14,7 +14,7 @@ use ::cluster::{Boxed, PartitionId, ServerId, Table};
 use bytes::Bytes;
 use engine::log::{Log, LogOptions};
 use engine::raft::{Node, RaftMessage, Ticker, Transport, TransportError};
-use engine::store::{Settings, Shared};
+use engine::store::{SharedResources, StoreSettings};
 use engine::time::SlewedClock;
 use meta::admin::{Compaction, Figures, Local, NodeStatus};
 use meta::{Meta, MetaOptions, Seat};
@@ -164,8 +164,11 @@ pub async fn metas(dir: &Path) -> (Vec<Option<OneMeta>>, Vec<String>) {
         let log =
             Log::open(LogOptions { segment_bytes: 1 << 20, ..LogOptions::new(dir.join("log")) })
                 .unwrap();
-        let shared =
-            Shared::new(Settings { disk_reserve_bytes: 0, ..Settings::default() }).unwrap();
+        let shared = SharedResources::new(StoreSettings {
+            disk_reserve_bytes: 0,
+            ..StoreSettings::default()
+        })
+        .unwrap();
         let cut = door.cut.clone();
         let transport =
             Arc::new(NetTransport { net: net.clone(), metas: addresses.clone(), cut: cut.clone() });

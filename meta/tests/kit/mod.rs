@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ::cluster::ServerId;
 use ::cluster::news::{Roles, Server};
 use engine::log::{Log, LogOptions};
-use engine::store::{Settings, Shared};
+use engine::store::{SharedResources, StoreSettings};
 use engine::time::SlewedClock;
 use meta::{Meta, MetaOptions, Seat};
 
@@ -18,7 +18,9 @@ use meta::{Meta, MetaOptions, Seat};
 pub async fn open(dir: &Path) -> (Arc<Meta>, Arc<Log>) {
     let log = Log::open(LogOptions { segment_bytes: 1 << 20, ..LogOptions::new(dir.join("log")) })
         .unwrap();
-    let shared = Shared::new(Settings { disk_reserve_bytes: 0, ..Settings::default() }).unwrap();
+    let shared =
+        SharedResources::new(StoreSettings { disk_reserve_bytes: 0, ..StoreSettings::default() })
+            .unwrap();
     let roles = Roles { meta: true, storage: true, proxy: true };
     let server = Server {
         id: ServerId(1),

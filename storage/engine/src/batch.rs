@@ -28,11 +28,11 @@
 use bytes::Bytes;
 
 /// A batch that stands alone.
-const VERSION: u8 = 1;
+const VERSION_INDEPENDENT: u8 = 1;
 /// A batch with a link.
-const LINKED: u8 = 2;
+const VERSION_DEPENDENT: u8 = 2;
 /// Bytes of a link.
-const LINK_BYTES: usize = 16;
+const DEPENDENCY_BYTES: usize = 16;
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
 const DELETE_RANGE: u8 = 3;
@@ -110,36 +110,42 @@ pub enum Change<'a> {
 /// A batch's place in a chain of batches, each of which was evaluated on top of the one
 /// before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Link {
+pub struct BatchDependency {
     /// The leader's term.
     pub term: u64,
     /// The chain's number in this term, never given twice.
     pub chain: u32,
     /// 0 for the first, which stands on applied state alone.
-    pub place: u32,
+    pub position: u32,
 }
 
-impl Link {
+impl BatchDependency {
     /// Whether a batch with this link may take effect after one with `last`.
-    pub(crate) fn follows(self, last: Option<Link>) -> bool {
-        self.place == 0 || last == Some(Link { place: self.place - 1, ..self })
+    pub(crate) fn follows(self, last: Option<BatchDependency>) -> bool {
+        self.position == 0 || last == Some(BatchDependency { position: self.position - 1, ..self })
     }
 
-    pub(crate) fn to_bytes(self) -> [u8; LINK_BYTES] {
-        (u128::from(self.term) << 64 | u128::from(self.chain) << 32 | u128::from(self.place))
+    pub(crate) fn to_bytes(self) -> [u8; DEPENDENCY_BYTES] {
+        (u128::from(self.term) << 64 | u128::from(self.chain) << 32 | u128::from(self.position))
             .to_be_bytes()
     }
 
-    pub(crate) fn from_bytes(bytes: [u8; LINK_BYTES]) -> Link {
+    pub(crate) fn from_bytes(bytes: [u8; DEPENDENCY_BYTES]) -> BatchDependency {
         let all = u128::from_be_bytes(bytes);
-        Link { term: (all >> 64) as u64, chain: (all >> 32) as u32, place: all as u32 }
+        BatchDependency {
+            term: (all >> 64) as u64,
+            chain: (all >> 32) as u32,
+            position: all as u32,
+        }
     }
 }
 
 /// The link of a batch, if it has one.
-pub fn link(batch: &[u8]) -> Option<Link> {
+pub fn dependency(batch: &[u8]) -> Option<BatchDependency> {
     match batch.split_first() {
-        Some((&LINKED, rest)) => rest.first_chunk().map(|link| Link::from_bytes(*link)),
+        Some((&VERSION_DEPENDENT, rest)) => {
+            rest.first_chunk().map(|dependency| BatchDependency::from_bytes(*dependency))
+        }
         _ => None,
     }
 }
@@ -178,15 +184,15 @@ impl BatchWriter {
     /// An empty batch with room for `bytes`.
     pub fn with_capacity(bytes: usize) -> Self {
         let mut buffer = Vec::with_capacity(bytes.max(1));
-        buffer.push(VERSION);
+        buffer.push(VERSION_INDEPENDENT);
         Self { bytes: buffer, records: 0 }
     }
 
     /// An empty batch with a link, and room for `bytes`.
-    pub fn linked(link: Link, bytes: usize) -> Self {
-        let mut buffer = Vec::with_capacity(1 + LINK_BYTES + bytes);
-        buffer.push(LINKED);
-        buffer.extend_from_slice(&link.to_bytes());
+    pub fn with_dependency(dependency: BatchDependency, bytes: usize) -> Self {
+        let mut buffer = Vec::with_capacity(1 + DEPENDENCY_BYTES + bytes);
+        buffer.push(VERSION_DEPENDENT);
+        buffer.extend_from_slice(&dependency.to_bytes());
         Self { bytes: buffer, records: 0 }
     }
 
@@ -272,12 +278,14 @@ fn refusal(family: Family, key: &[u8]) -> Option<&'static str> {
 }
 
 /// Reads a batch, record by record. The first error ends the walk.
-pub fn read(batch: &[u8]) -> Result<Changes<'_>, BadBatch> {
+pub fn read(batch: &[u8]) -> Result<BatchReader<'_>, BadBatch> {
     let bad = |what| BadBatch { what, at: 0, length: batch.len() };
     match batch.first() {
-        Some(&VERSION) => Ok(Changes { batch, at: 1 }),
-        Some(&LINKED) if batch.len() > LINK_BYTES => Ok(Changes { batch, at: 1 + LINK_BYTES }),
-        Some(&LINKED) => Err(bad("an unfinished link")),
+        Some(&VERSION_INDEPENDENT) => Ok(BatchReader { batch, at: 1 }),
+        Some(&VERSION_DEPENDENT) if batch.len() > DEPENDENCY_BYTES => {
+            Ok(BatchReader { batch, at: 1 + DEPENDENCY_BYTES })
+        }
+        Some(&VERSION_DEPENDENT) => Err(bad("an unfinished link")),
         Some(_) => Err(bad("an unknown version")),
         None => Err(bad("no version")),
     }
@@ -290,12 +298,12 @@ pub fn check(batch: &[u8]) -> Result<usize, BadBatch> {
 
 /// The records of a batch; made by [`read`].
 #[derive(Debug, Clone)]
-pub struct Changes<'a> {
+pub struct BatchReader<'a> {
     batch: &'a [u8],
     at: usize,
 }
 
-impl<'a> Changes<'a> {
+impl<'a> BatchReader<'a> {
     fn record(&mut self) -> Result<Change<'a>, BadBatch> {
         let kind = self.byte("no kind of record")?;
         let family = self.byte("no family")?;
@@ -357,7 +365,7 @@ impl<'a> Changes<'a> {
     }
 }
 
-impl<'a> Iterator for Changes<'a> {
+impl<'a> Iterator for BatchReader<'a> {
     type Item = Result<Change<'a>, BadBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -403,9 +411,13 @@ mod tests {
             fill(&mut writer);
             writer.finish().to_vec()
         };
-        let linked = |link| BatchWriter::linked(link, 0);
-        let first = Link { term: 7, chain: 2, place: 0 };
-        let large = Link { term: 0x0102_0304_0506_0708, chain: 0x090a_0b0c, place: 0x0d0e_0f10 };
+        let with_dependency = |dependency| BatchWriter::with_dependency(dependency, 0);
+        let first = BatchDependency { term: 7, chain: 2, position: 0 };
+        let large = BatchDependency {
+            term: 0x0102_0304_0506_0708,
+            chain: 0x090a_0b0c,
+            position: 0x0d0e_0f10,
+        };
         let now = [
             ("version 1, no records", of(&|_| {})),
             ("put in default", of(&|b| b.put(Family::Default, b"rows", &7u64.to_be_bytes()))),
@@ -424,9 +436,9 @@ mod tests {
             ("clear of head", of(&|b| b.clear(Family::Head))),
             ("clear of cell", of(&|b| b.clear(Family::Cell))),
             ("version 1, six records", everything(BatchWriter::new())),
-            ("version 2, no records, first of its chain", linked(first).finish().to_vec()),
-            ("version 2, no records, large link", linked(large).finish().to_vec()),
-            ("version 2, six records", everything(linked(first))),
+            ("version 2, no records, first of its chain", with_dependency(first).finish().to_vec()),
+            ("version 2, no records, large link", with_dependency(large).finish().to_vec()),
+            ("version 2, six records", everything(with_dependency(first))),
         ];
         assert_frozen("batch.txt", VECTORS, &now);
     }
@@ -437,14 +449,14 @@ mod tests {
             let batch = vector(VECTORS, &format!("version {version}, six records"));
             assert_eq!(check(&batch), Ok(6));
             assert_eq!(changes(&batch).unwrap()[4], Change::Clear { family: Family::Head });
-            let first = Link { term: 7, chain: 2, place: 0 };
-            assert_eq!(link(&batch), (version == 2).then_some(first));
+            let first = BatchDependency { term: 7, chain: 2, position: 0 };
+            assert_eq!(dependency(&batch), (version == 2).then_some(first));
         }
     }
 
     #[test]
     fn a_link_follows_its_predecessor_only() {
-        let at = |chain, place| Link { term: 1, chain, place };
+        let at = |chain, position| BatchDependency { term: 1, chain, position };
         assert!(at(1, 0).follows(None) && at(1, 0).follows(Some(at(0, 5))));
         assert!(at(1, 2).follows(Some(at(1, 1))));
         for last in [
@@ -452,7 +464,7 @@ mod tests {
             Some(at(1, 0)),
             Some(at(1, 2)),
             Some(at(0, 1)),
-            Some(Link { term: 2, chain: 1, place: 1 }),
+            Some(BatchDependency { term: 2, chain: 1, position: 1 }),
         ] {
             assert!(!at(1, 2).follows(last), "{last:?}");
         }
@@ -502,7 +514,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = check(&bytes);
-            let mut versioned = vec![VERSION];
+            let mut versioned = vec![VERSION_INDEPENDENT];
             versioned.extend_from_slice(&bytes);
             let _ = check(&versioned);
         }

@@ -35,7 +35,7 @@
 //!   (`tests/disk_full.rs`).
 //!
 //! # Not here
-//! What rows are: a [`store::CellJudge`] given from above tells compaction which cells
+//! What rows are: a [`store::Liveness`] given from above tells compaction which cells
 //! are dead. Who leads what and when to propose: `storage` and `meta`.
 
 pub mod batch;

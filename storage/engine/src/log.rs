@@ -12,7 +12,7 @@
 //! records (`record.rs`) at the end of the active segment (`segment.rs`), syncs when the
 //! [`Durability`] asks for it, and completes the callback. The writer is driven by a
 //! thread of its own, or by threads that appended and have nothing else to do
-//! (`before_sleep.rs`). The keeper (`keeper.rs`) has the next segment ready before it is
+//! (`write_on_park.rs`). The keeper (`maintenance.rs`) has the next segment ready before it is
 //! needed, removes old ones and moves the few needed entries out of segments that are
 //! otherwise garbage. `recover.rs` reads it all back.
 //!
@@ -53,10 +53,9 @@
 //! The lock that keeps a second process out: it covers the whole node's directory and is
 //! storage's.
 
-mod before_sleep;
 mod disk;
 mod group;
-mod keeper;
+mod maintenance;
 pub(crate) mod record;
 mod recover;
 mod scan;
@@ -64,6 +63,7 @@ mod segment;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod write_on_park;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap};
@@ -78,9 +78,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-pub use before_sleep::BeforeSleep;
-pub use disk::{Ailment, CONVALESCENCE, Disk, OsDisk, QUICK, Space};
+pub use disk::{DISK_PROBATION, Disk, DiskProblem, DiskSpace, HEALTHY_FSYNC_MAX, OsDisk};
 pub use stats::LogStats;
+pub use write_on_park::WriteOnPark;
 
 use disk::DiskWatch;
 pub(crate) use group::{Group, Inside, Reading};
@@ -122,7 +122,7 @@ pub struct LogOptions {
     pub preallocate: bool,
     /// Threads that write what they append before they sleep; without any, the log's own
     /// thread writes all.
-    pub before_sleep: Option<BeforeSleep>,
+    pub write_on_park: Option<WriteOnPark>,
     /// How many bytes of a group's entries may wait for the disk, and four times as many
     /// of all groups: beyond that [`GroupLog::writable`] refuses.
     ///
@@ -131,7 +131,7 @@ pub struct LogOptions {
     /// What is written and synced with.
     pub disk: Arc<dyn Disk>,
     /// Directories beside its own whose disks are the log's business: a full one is an
-    /// [`Ailment`].
+    /// [`DiskProblem`].
     pub watched: Vec<PathBuf>,
 }
 
@@ -152,7 +152,7 @@ impl LogOptions {
             segment_bytes: 16 << 20,
             tail_bytes_max: 16 << 20,
             preallocate: true,
-            before_sleep: None,
+            write_on_park: None,
             unwritten_bytes_max: 64 << 20,
             disk: Arc::new(OsDisk),
             watched: Vec::new(),
@@ -272,7 +272,7 @@ impl From<LogError> for io::Error {
 
 /// The log of a node.
 pub struct Log {
-    shared: Arc<Shared>,
+    shared: Arc<LogInner>,
     /// Bytes of entries that may be in memory to be applied again at a start, over all
     /// groups, in [`REPLAY_UNIT`]s.
     replays: Semaphore,
@@ -287,7 +287,7 @@ impl std::fmt::Debug for Log {
 
 /// What the log's threads and callers share. Locks are taken in this order: writer,
 /// suspects, groups, a group's inside; queue and spare alone.
-pub(crate) struct Shared {
+pub(crate) struct LogInner {
     pub(crate) options: LogOptions,
     pub(crate) groups: Mutex<HashMap<u64, Arc<Group>>>,
     queue: Mutex<Queue>,
@@ -295,7 +295,7 @@ pub(crate) struct Shared {
     writer: Mutex<Writer>,
     /// The segment being written, for those who must not wait for the writer.
     pub(crate) active: Mutex<Arc<Segment>>,
-    keeper: Mutex<keeper::Chores>,
+    maintenance: Mutex<maintenance::Chores>,
     keeper_woken: Condvar,
     spare: Mutex<Spare>,
     spare_changed: Condvar,
@@ -364,13 +364,13 @@ impl Log {
     pub fn open(mut options: LogOptions) -> Result<Arc<Log>, LogError> {
         options.segment_bytes = options.segment_bytes.clamp(4 << 10, 1 << 30);
         let recovered = recover::recover(&options)?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LogInner {
             groups: Mutex::new(recovered.groups),
             queue: Mutex::default(),
             queued: Condvar::new(),
             active: Mutex::new(recovered.active.clone()),
             writer: Mutex::new(Writer::new(recovered.active, recovered.sealed)),
-            keeper: Mutex::default(),
+            maintenance: Mutex::default(),
             keeper_woken: Condvar::new(),
             spare: Mutex::new(Spare::Wanted),
             spare_changed: Condvar::new(),
@@ -398,12 +398,12 @@ impl Log {
             writer.count_segments(&shared);
             writer.reclaim(&shared);
         }
-        if let Some(before_sleep) = &shared.options.before_sleep {
-            before_sleep.serve(&shared);
+        if let Some(write_on_park) = &shared.options.write_on_park {
+            write_on_park.serve(&shared);
         }
-        let mut threads = vec![spawn("log-keeper", &shared, keeper::run)?];
+        let mut threads = vec![spawn("log-keeper", &shared, maintenance::run)?];
         if !shared.inline() {
-            threads.push(spawn("log-writer", &shared, Shared::write_until_closed)?);
+            threads.push(spawn("log-writer", &shared, LogInner::write_until_closed)?);
         }
         let replays = Semaphore::new(REPLAY_UNITS as usize);
         Ok(Arc::new(Log { shared, replays, threads: Mutex::new(threads) }))
@@ -425,13 +425,13 @@ impl Log {
     }
 
     /// What is wrong with its disk now: others should lead what is led here.
-    pub fn ailment(&self) -> Option<Ailment> {
-        self.shared.watch.ailment(Instant::now(), self.shared.failure())
+    pub fn disk_problem(&self) -> Option<DiskProblem> {
+        self.shared.watch.disk_problem(Instant::now(), self.shared.failure())
     }
 
     /// What is wrong with its disk, or was within the last minute: nothing should be
     /// given to this server to lead.
-    pub fn ailment_lately(&self) -> Option<Ailment> {
+    pub fn recent_disk_problem(&self) -> Option<DiskProblem> {
         self.shared.watch.lately(Instant::now(), self.shared.failure())
     }
 
@@ -543,14 +543,18 @@ impl Drop for Log {
     }
 }
 
-fn spawn(name: &str, shared: &Arc<Shared>, run: fn(&Shared)) -> Result<JoinHandle<()>, LogError> {
+fn spawn(
+    name: &str,
+    shared: &Arc<LogInner>,
+    run: fn(&LogInner),
+) -> Result<JoinHandle<()>, LogError> {
     let shared = shared.clone();
     let dir = shared.options.dir.clone();
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&shared));
     started.map_err(|e| LogError::io("start a thread for", &dir, e))
 }
 
-impl Shared {
+impl LogInner {
     /// Do callers write by themselves? Then a write costs no change of threads; it may
     /// wait for the disk only when the kernel throttles writers or a segment ends.
     fn inline(&self) -> bool {
@@ -713,7 +717,7 @@ impl Shared {
         self.queue.lock().closed = true;
         self.closing.store(true, Ordering::Release);
         self.queued.notify_all();
-        let _chores = self.keeper.lock();
+        let _chores = self.maintenance.lock();
         self.keeper_woken.notify_all();
         self.spare_changed.notify_all();
     }
@@ -839,13 +843,13 @@ impl Shared {
     }
 
     fn wake_keeper(&self) {
-        self.keeper.lock().woken = true;
+        self.maintenance.lock().woken = true;
         self.keeper_woken.notify_one();
     }
 
     /// Leaves segments to the keeper, who removes them once it is safe.
     pub(crate) fn doom(&self, segments: Vec<Arc<Segment>>) {
-        self.keeper.lock().doomed.extend(segments);
+        self.maintenance.lock().doomed.extend(segments);
         self.wake_keeper();
     }
 

@@ -11,7 +11,7 @@ pub const ALLOCATOR: &str = "jemalloc";
 
 /// Bytes, as the allocator counts them. All 0 in a process that does not use it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct AllocatorStats {
     /// Asked for and not given back.
     pub allocated: u64,
     /// In pages that are in use, at least in part.
@@ -21,11 +21,11 @@ pub struct Figures {
 }
 
 /// The figures of this moment.
-pub fn figures() -> Figures {
+pub fn stats() -> AllocatorStats {
     // Without this the figures are those of the last time.
     let _ = epoch::advance();
     let bytes = |read: tikv_jemalloc_ctl::Result<usize>| read.map_or(0, |bytes| bytes as u64);
-    Figures {
+    AllocatorStats {
         allocated: bytes(stats::allocated::read()),
         active: bytes(stats::active::read()),
         resident: bytes(stats::resident::read()),
@@ -37,7 +37,7 @@ pub fn figures() -> Figures {
 ///
 /// # Errors
 /// The allocator's own words.
-pub fn give_back_after(time: Duration) -> Result<(), String> {
+pub fn set_decay_time(time: Duration) -> Result<(), String> {
     let ms = time.as_millis() as isize;
     // SAFETY: these names take, and give, values of these types (jemalloc's manual).
     let set = |name: String| unsafe { raw::write(name.as_bytes(), ms) };
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn freed_pages_stay_for_as_long_as_they_are_told() {
-        give_back_after(Duration::from_millis(321)).unwrap();
+        set_decay_time(Duration::from_millis(321)).unwrap();
         for name in [&b"arenas.dirty_decay_ms\0"[..], b"arena.0.dirty_decay_ms\0"] {
             // SAFETY: the values are of this type.
             assert_eq!(unsafe { raw::read::<isize>(name) }, Ok(321));

@@ -7,7 +7,7 @@
 //!
 //! # Life of a write
 //! [`Store::apply`] checks the entries' batches and puts their records, with the last
-//! entry's log id, into a hash table in front of the memtables (`recent.rs`, `piece.rs`),
+//! entry's log id, into a hash table in front of the memtables (`write_buffer.rs`, `hash_memtable.rs`),
 //! to which they are written when many have gathered or the store rests (`drain.rs`);
 //! what changes more than single records is written at once, behind all that waits. A
 //! flush (when there is enough in the memtables, when a store rests, or on
@@ -29,20 +29,20 @@
 //! - Nothing else writes to the families than [`Store::apply`].
 
 mod background;
-mod compact;
+mod compaction_filter;
 mod db;
 mod directory;
-mod drain;
 mod fault;
-mod figures;
+mod hash_memtable;
 mod health;
-mod memtables;
+mod manual_compaction;
+mod memtable_budget;
+mod memtable_writer;
 mod options;
-mod piece;
-mod reached;
-mod recent;
-mod sweep;
-mod view;
+mod progress;
+mod snapshot;
+mod stats;
+mod write_buffer;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -55,17 +55,17 @@ use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use rocksdb::WriteBatch;
 
-use crate::batch::{self, Family, Link};
-pub use compact::Compaction;
+use crate::batch::{self, BatchDependency, Family};
+pub use compaction_filter::{Liveness, Owner};
 use db::{Cleared, Db};
 pub use fault::Fault;
-pub use figures::{Figures, Sizes};
-use health::Changes;
-pub use health::Health;
-pub use options::{Settings, Shared};
-use recent::Words;
-pub use sweep::{CellJudge, Owned};
-pub use view::Snapshot;
+use health::ChangeCounter;
+pub use health::StoreHealth;
+pub use manual_compaction::ManualCompaction;
+pub use options::{SharedResources, StoreSettings};
+pub use snapshot::Snapshot;
+pub use stats::{StoreSizes, StoreStats};
+use write_buffer::Words;
 
 const APPLIED: &[u8] = b"\0applied";
 const MEMBERSHIP: &[u8] = b"\0membership";
@@ -77,7 +77,7 @@ const CLEAR_WAIT: Duration = Duration::from_millis(200);
 
 /// One Raft entry for [`Store::apply`].
 #[derive(Debug, Clone)]
-pub struct Write {
+pub struct EntryWrite {
     /// Its index.
     pub index: u64,
     /// Its whole log id, as the Raft side encodes it; opaque here.
@@ -90,7 +90,7 @@ pub struct Write {
 
 /// How far a store has applied its group's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Applied {
+pub struct AppliedPoint {
     /// The last entry's index.
     pub index: u64,
     /// Its whole log id, as given to [`Store::apply`].
@@ -98,14 +98,14 @@ pub struct Applied {
     /// The membership in force, as given to [`Store::apply`].
     pub membership: Option<Bytes>,
     /// The link of the last batch that had one and took effect.
-    pub link: Option<Link>,
+    pub dependency: Option<BatchDependency>,
 }
 
 /// Whether a write may wait when RocksDB is behind with its flushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
+pub enum OnStall {
     /// Answer [`Fault::Stalled`] instead of waiting; for threads that must not block.
-    Now,
+    Fail,
     /// Wait as long as it takes.
     Wait,
 }
@@ -118,12 +118,12 @@ pub struct Store {
 
 struct Inner {
     path: PathBuf,
-    shared: Shared,
-    judge: Option<Arc<dyn CellJudge>>,
+    shared: SharedResources,
+    judge: Option<Arc<dyn Liveness>>,
     db: ArcSwapOption<Db>,
-    compaction: Mutex<Option<Arc<Compaction>>>,
+    compaction: Mutex<Option<Arc<ManualCompaction>>>,
     applied_bytes: AtomicU64,
-    changes: Arc<Changes>,
+    changes: Arc<ChangeCounter>,
     /// Why its state is not its group's.
     condemned: OnceLock<Fault>,
 }
@@ -135,24 +135,24 @@ impl Store {
     /// # Errors
     /// [`Fault::InUse`], [`Fault::Corrupt`] with the file's name, [`Fault::DiskFull`],
     /// [`Fault::Io`].
-    pub fn open(shared: &Shared, path: impl Into<PathBuf>) -> Result<Self, Fault> {
+    pub fn open(shared: &SharedResources, path: impl Into<PathBuf>) -> Result<Self, Fault> {
         Self::open_with(shared, path.into(), None)
     }
 
     /// As [`open`](Store::open); compaction drops the cells that `judge` shows to be
     /// dead.
-    pub fn open_swept(
-        shared: &Shared,
+    pub fn open_with_filter(
+        shared: &SharedResources,
         path: impl Into<PathBuf>,
-        judge: Arc<dyn CellJudge>,
+        judge: Arc<dyn Liveness>,
     ) -> Result<Self, Fault> {
         Self::open_with(shared, path.into(), Some(judge))
     }
 
     fn open_with(
-        shared: &Shared,
+        shared: &SharedResources,
         path: PathBuf,
-        judge: Option<Arc<dyn CellJudge>>,
+        judge: Option<Arc<dyn Liveness>>,
     ) -> Result<Self, Fault> {
         let directory = directory::current(&path)?;
         let changes = Arc::default();
@@ -220,35 +220,35 @@ impl Store {
     ///
     /// # Errors
     /// [`Fault::BadBatch`] when one of the entries is damaged; nothing is applied then.
-    /// [`Fault::Stalled`] with [`Patience::Now`]: nothing is applied, call again.
-    pub fn apply(&self, writes: &[Write], patience: Patience) -> Result<(), Fault> {
+    /// [`Fault::Stalled`] with [`OnStall::Fail`]: nothing is applied, call again.
+    pub fn apply(&self, writes: &[EntryWrite], on_stall: OnStall) -> Result<(), Fault> {
         let db = self.db()?;
-        let before = db.reached.applied().and_then(|applied| applied.link);
-        if writes.iter().all(|write| batch::link(&write.batch).is_none()) {
-            return self.apply_linked(&db, writes, before, patience);
+        let before = db.progress.applied().and_then(|applied| applied.dependency);
+        if writes.iter().all(|write| batch::dependency(&write.batch).is_none()) {
+            return self.apply_effective(&db, writes, before, on_stall);
         }
         let mut last = before;
-        let writes: Vec<Write> = writes.iter().map(|write| follow(write, &mut last)).collect();
-        self.apply_linked(&db, &writes, before, patience)
+        let writes: Vec<EntryWrite> = writes.iter().map(|write| follow(write, &mut last)).collect();
+        self.apply_effective(&db, &writes, before, on_stall)
     }
 
     /// Applies entries that all take effect; `before` is the last link before them.
-    fn apply_linked(
+    fn apply_effective(
         &self,
         db: &Arc<Db>,
-        writes: &[Write],
-        before: Option<Link>,
-        patience: Patience,
+        writes: &[EntryWrite],
+        before: Option<BatchDependency>,
+        on_stall: OnStall,
     ) -> Result<(), Fault> {
         db.failed()?;
         if let Some(mut words) = words(writes)? {
             let own: Vec<_> = own_records(writes, before).collect();
             own.iter().for_each(|(key, value)| words.put(Family::Default, key, value));
-            self.note(db, &words, patience)?;
+            self.note(db, &words, on_stall)?;
             self.applied_more(db, writes, before);
             return Ok(());
         }
-        db.drain(patience)?;
+        db.drain(on_stall)?;
         let mut records = WriteBatch::default();
         let mut cleared_upto = None;
         for (at, write) in writes.iter().enumerate().filter(|(_, write)| !write.batch.is_empty()) {
@@ -257,26 +257,26 @@ impl Store {
             }
         }
         match cleared_upto {
-            None => self.write(db, writes, records, before, patience),
-            Some(_) if patience == Patience::Now => Err(Fault::Stalled),
+            None => self.write(db, writes, records, before, on_stall),
+            Some(_) if on_stall == OnStall::Fail => Err(Fault::Stalled),
             Some(upto) => {
                 let (clearing, rest) = writes.split_at(upto);
                 self.apply_clear(db, clearing, before)?;
-                self.apply_linked(db, rest, last_link(clearing).or(before), patience)
+                self.apply_effective(db, rest, last_dependency(clearing).or(before), on_stall)
             }
         }
     }
 
     /// Applies single records: in front of the memtables.
-    fn note(&self, db: &Arc<Db>, words: &Words<'_>, patience: Patience) -> Result<(), Fault> {
+    fn note(&self, db: &Arc<Db>, words: &Words<'_>, on_stall: OnStall) -> Result<(), Fault> {
         let drainer = self.inner.shared.drainer();
-        if drainer.is_full() || db.recent.is_crowded() {
-            match patience {
-                Patience::Now => return Err(Fault::Stalled),
-                Patience::Wait => db.drain(patience)?,
+        if drainer.is_full() || db.write_buffer.is_crowded() {
+            match on_stall {
+                OnStall::Fail => return Err(Fault::Stalled),
+                OnStall::Wait => db.drain(on_stall)?,
             }
         }
-        let pieces = db.recent.add(words);
+        let pieces = db.write_buffer.add(words);
         drainer.note(db, pieces);
         Ok(())
     }
@@ -285,28 +285,28 @@ impl Store {
     fn write(
         &self,
         db: &Db,
-        writes: &[Write],
+        writes: &[EntryWrite],
         mut records: WriteBatch,
-        before: Option<Link>,
-        patience: Patience,
+        before: Option<BatchDependency>,
+        on_stall: OnStall,
     ) -> Result<(), Fault> {
         for (key, value) in own_records(writes, before) {
             records.put_cf(db.family(Family::Default), key, value);
         }
-        db.write(records, patience)?;
+        db.write(records, on_stall)?;
         self.applied_more(db, writes, before);
         Ok(())
     }
 
-    fn applied_more(&self, db: &Db, writes: &[Write], before: Option<Link>) {
+    fn applied_more(&self, db: &Db, writes: &[EntryWrite], before: Option<BatchDependency>) {
         if let Some(last) = writes.last() {
             let membership = writes.iter().rev().find_map(|write| write.membership.clone());
             let (index, log_id) = (last.index, last.log_id.clone());
-            db.reached.set_applied(Applied {
+            db.progress.set_applied(AppliedPoint {
                 index,
                 log_id,
                 membership,
-                link: last_link(writes).or(before),
+                dependency: last_dependency(writes).or(before),
             });
         }
         let bytes: usize = writes.iter().map(|write| write.batch.len()).sum();
@@ -319,7 +319,7 @@ impl Store {
     }
 
     /// Grows after every write, flush and compaction: while it stays, so do records and
-    /// [`Sizes`], except for what readers of older states keep in memory.
+    /// [`StoreSizes`], except for what readers of older states keep in memory.
     pub fn changes(&self) -> u64 {
         self.inner.changes.count.load(Ordering::Acquire)
     }
@@ -342,15 +342,15 @@ impl Store {
     fn apply_clear(
         &self,
         db: &Arc<Db>,
-        writes: &[Write],
-        before: Option<Link>,
+        writes: &[EntryWrite],
+        before: Option<BatchDependency>,
     ) -> Result<(), Fault> {
         let mut records = WriteBatch::default();
         let mut cleared = Cleared::default();
         for write in writes.iter().filter(|write| !write.batch.is_empty()) {
             cleared = db.collect(&write.batch, &mut records)?;
         }
-        self.write(db, writes, records, before, Patience::Wait)?;
+        self.write(db, writes, records, before, OnStall::Wait)?;
         let families = |which: [bool; 3]| {
             Family::ALL.into_iter().filter(move |family| which[*family as usize])
         };
@@ -366,18 +366,18 @@ impl Store {
             Err(fault) => tracing::warn!(%fault, "the space of cleared records comes back later"),
         }
         // What is left (level 0, files under compaction) goes by a compaction of little.
-        compact::rewrite_leftovers(db, cleared.any)
+        manual_compaction::compact_cleared(db, cleared.any)
     }
 
     /// How far the log was applied; `None` for a store that has applied nothing.
-    pub fn applied(&self) -> Result<Option<Applied>, Fault> {
-        Ok(self.db()?.reached.applied())
+    pub fn applied(&self) -> Result<Option<AppliedPoint>, Fault> {
+        Ok(self.db()?.progress.applied())
     }
 
     /// How far the log was applied in the state that is on disk: what a crash would
     /// leave. Asks no disk.
-    pub fn flushed(&self) -> Result<Option<Applied>, Fault> {
-        Ok(self.db()?.reached.flushed())
+    pub fn flushed(&self) -> Result<Option<AppliedPoint>, Fault> {
+        Ok(self.db()?.progress.flushed())
     }
 
     /// Writes what was applied to disk and waits for it.
@@ -394,46 +394,46 @@ impl Store {
 
     /// Takes note that the records, whole as they are, are not those of the replica's
     /// group: it can only be rebuilt from its peers.
-    pub fn condemn(&self, why: impl Into<String>) {
+    pub fn mark_diverged(&self, why: impl Into<String>) {
         let file = self.inner.path.display().to_string();
         self.inner.condemned.get_or_init(|| Fault::Corrupt { file, reason: why.into() });
     }
 
     /// Whether the store can take writes. Cheap: the file system is looked at a few times
     /// a second at most.
-    pub fn health(&self) -> Health {
+    pub fn health(&self) -> StoreHealth {
         match self.db() {
             Ok(db) => db.health(self.inner.shared.settings().disk_reserve_bytes),
-            Err(fault) => Health::Failing(fault.to_string()),
+            Err(fault) => StoreHealth::Failing(fault.to_string()),
         }
     }
 
     /// Rewrites everything, so that dead records give their space back; on a thread of
     /// its own. Gives the one that is running when there is one.
-    pub fn compact(&self) -> Result<Arc<Compaction>, Fault> {
+    pub fn compact(&self) -> Result<Arc<ManualCompaction>, Fault> {
         let mut compaction = self.inner.compaction.lock();
         match &*compaction {
             Some(running) if running.outcome().is_none() => Ok(running.clone()),
-            _ => Ok(compaction.insert(compact::start(self.db()?)?).clone()),
+            _ => Ok(compaction.insert(manual_compaction::start(self.db()?)?).clone()),
         }
     }
 
     /// Compacts a family at once, whoever reads older states, as automatic compaction
     /// does: for tests of what that drops.
-    pub fn rewrite(&self, family: Family) -> Result<(), Fault> {
+    pub fn compact_family(&self, family: Family) -> Result<(), Fault> {
         let db = self.db()?;
-        compact::rewrite(&db, family, None, None);
+        manual_compaction::compact_range(&db, family, None, None);
         db.reported().map_or(Ok(()), Err)
     }
 
-    /// The bytes that it takes; cheaper than all [`figures`](Store::figures).
-    pub fn sizes(&self) -> Result<Sizes, Fault> {
-        figures::sizes(&*self.db()?)
+    /// The bytes that it takes; cheaper than all [`stats`](Store::figures).
+    pub fn sizes(&self) -> Result<StoreSizes, Fault> {
+        stats::sizes(&*self.db()?)
     }
 
     /// Sizes and counts, for metrics and status.
-    pub fn figures(&self) -> Result<Figures, Fault> {
-        figures::read(&*self.db()?)
+    pub fn stats(&self) -> Result<StoreStats, Fault> {
+        stats::read(&*self.db()?)
     }
 
     fn let_go(&self) -> Option<Arc<Db>> {
@@ -466,7 +466,7 @@ impl Store {
     /// first; files are linked, not copied.
     pub fn checkpoint(&self, directory: &Path) -> Result<(), Fault> {
         let db = self.db()?;
-        db.drain(Patience::Wait)?;
+        db.drain(OnStall::Wait)?;
         let fault = |error| Fault::from_rocksdb("checkpoint", directory, error);
         rocksdb::checkpoint::Checkpoint::new(db.raw())
             .map_err(fault)?
@@ -506,7 +506,7 @@ impl Store {
     }
 
     /// What the stores of the node share.
-    pub fn shared(&self) -> &Shared {
+    pub fn shared(&self) -> &SharedResources {
         &self.inner.shared
     }
 }
@@ -521,23 +521,23 @@ impl Drop for Inner {
 
 /// The entry as it takes effect: without its batch when the batch's link does not follow
 /// `last`.
-fn follow(write: &Write, last: &mut Option<Link>) -> Write {
-    let Some(link) = batch::link(&write.batch) else { return write.clone() };
-    if link.follows(*last) {
-        *last = Some(link);
+fn follow(write: &EntryWrite, last: &mut Option<BatchDependency>) -> EntryWrite {
+    let Some(dependency) = batch::dependency(&write.batch) else { return write.clone() };
+    if dependency.follows(*last) {
+        *last = Some(dependency);
         return write.clone();
     }
     tracing::warn!(
         index = write.index,
-        ?link,
+        ?dependency,
         ?last,
         "a batch is void: the one it was evaluated on never took effect"
     );
-    Write { batch: Bytes::new(), ..write.clone() }
+    EntryWrite { batch: Bytes::new(), ..write.clone() }
 }
 
 /// The records that entries set, if they change no more than single ones.
-fn words(writes: &[Write]) -> Result<Option<Words<'_>>, Fault> {
+fn words(writes: &[EntryWrite]) -> Result<Option<Words<'_>>, Fault> {
     let mut words = Words::default();
     for write in writes {
         if !words.take(&write.batch)? {
@@ -549,11 +549,14 @@ fn words(writes: &[Write]) -> Result<Option<Words<'_>>, Fault> {
 
 /// The store's own records after these entries.
 fn own_records(
-    writes: &[Write],
-    before: Option<Link>,
+    writes: &[EntryWrite],
+    before: Option<BatchDependency>,
 ) -> impl Iterator<Item = (&'static [u8], Bytes)> {
     let applied = writes.last().map(|last| {
-        (APPLIED, encode_applied(last.index, last_link(writes).or(before), &last.log_id).freeze())
+        (
+            APPLIED,
+            encode_applied(last.index, last_dependency(writes).or(before), &last.log_id).freeze(),
+        )
     });
     let membership = writes
         .iter()
@@ -563,17 +566,17 @@ fn own_records(
     applied.into_iter().chain(membership)
 }
 
-fn last_link(writes: &[Write]) -> Option<Link> {
-    writes.iter().rev().find_map(|write| batch::link(&write.batch))
+fn last_dependency(writes: &[EntryWrite]) -> Option<BatchDependency> {
+    writes.iter().rev().find_map(|write| batch::dependency(&write.batch))
 }
 
-fn encode_applied(index: u64, link: Option<Link>, log_id: &[u8]) -> BytesMut {
+fn encode_applied(index: u64, dependency: Option<BatchDependency>, log_id: &[u8]) -> BytesMut {
     let mut record = BytesMut::with_capacity(26 + log_id.len());
     record.put_u8(APPLIED_VERSION);
     record.put_u64(index);
-    record.put_u8(u8::from(link.is_some()));
-    if let Some(link) = link {
-        record.put_slice(&link.to_bytes());
+    record.put_u8(u8::from(dependency.is_some()));
+    if let Some(dependency) = dependency {
+        record.put_slice(&dependency.to_bytes());
     }
     record.put_slice(log_id);
     record
@@ -582,19 +585,21 @@ fn encode_applied(index: u64, link: Option<Link>, log_id: &[u8]) -> BytesMut {
 /// What an `\0applied` record says.
 struct AppliedRecord {
     index: u64,
-    link: Option<Link>,
+    dependency: Option<BatchDependency>,
     log_id: Bytes,
 }
 
 fn parse_applied(record: &Bytes) -> Option<AppliedRecord> {
     let ([version, index @ ..], rest) = record.split_first_chunk::<9>()?;
     let index = u64::from_be_bytes(*index);
-    let (link, at) = match (*version, rest.split_first()) {
+    let (dependency, at) = match (*version, rest.split_first()) {
         (APPLIED_VERSION, Some((0, _))) => (None, 10),
-        (APPLIED_VERSION, Some((1, link))) => (Some(Link::from_bytes(*link.first_chunk()?)), 26),
+        (APPLIED_VERSION, Some((1, dependency))) => {
+            (Some(BatchDependency::from_bytes(*dependency.first_chunk()?)), 26)
+        }
         _ => return None,
     };
-    Some(AppliedRecord { index, link, log_id: record.slice(at..) })
+    Some(AppliedRecord { index, dependency, log_id: record.slice(at..) })
 }
 
 /// Reads log id and membership of one moment: again, when a write or flush came between
@@ -602,15 +607,15 @@ fn parse_applied(record: &Bytes) -> Option<AppliedRecord> {
 fn read_applied<E>(
     get: impl Fn(&[u8]) -> Result<Option<Bytes>, E>,
     malformed: impl FnOnce(&'static str) -> E,
-) -> Result<Option<Applied>, E> {
+) -> Result<Option<AppliedPoint>, E> {
     loop {
         let Some(record) = get(APPLIED)? else { return Ok(None) };
         let membership = get(MEMBERSHIP)?;
         if get(APPLIED)?.as_ref() == Some(&record) {
             let read = parse_applied(&record)
                 .ok_or_else(|| malformed("a malformed record of the last applied entry"))?;
-            let AppliedRecord { index, link, log_id } = read;
-            return Ok(Some(Applied { index, log_id, membership, link }));
+            let AppliedRecord { index, dependency, log_id } = read;
+            return Ok(Some(AppliedPoint { index, log_id, membership, dependency }));
         }
     }
 }
@@ -624,20 +629,22 @@ mod tests {
     #[test]
     fn the_stores_own_records_are_frozen() {
         let (id, membership) = (&b"id"[..], Bytes::from_static(b"members"));
-        let link = Link { term: 3, chain: 1, place: 0 };
-        let write = |index, batch: BatchWriter, membership| Write {
+        let dependency = BatchDependency { term: 3, chain: 1, position: 0 };
+        let write = |index, batch: BatchWriter, membership| EntryWrite {
             index,
             log_id: Bytes::from_static(b"id"),
             batch: batch.finish(),
             membership,
         };
         let writes = [
-            write(5, BatchWriter::linked(link, 0), Some(membership)),
+            write(5, BatchWriter::with_dependency(dependency, 0), Some(membership)),
             write(6, BatchWriter::new(), None),
         ];
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&Shared::new(Settings::default()).unwrap(), dir.path()).unwrap();
-        store.apply(&writes, Patience::Wait).unwrap();
+        let store =
+            Store::open(&SharedResources::new(StoreSettings::default()).unwrap(), dir.path())
+                .unwrap();
+        store.apply(&writes, OnStall::Wait).unwrap();
         let mut own = Vec::new();
         store
             .range(Family::Default, b"", b"", false, &mut |key, value| {
@@ -647,7 +654,7 @@ mod tests {
             .unwrap();
         let [applied, members] = <[_; 2]>::try_from(own).unwrap();
         let current = std::fs::read(dir.path().join("current")).unwrap();
-        let large = Link { term: 3, chain: 1, place: 2 };
+        let large = BatchDependency { term: 3, chain: 1, position: 2 };
         let now = [
             ("key of the last applied entry", applied.0),
             ("entry 6, link of the entry before, log id \"id\"", applied.1),
@@ -665,13 +672,13 @@ mod tests {
     fn applied_records_are_read_or_refused() {
         let read = |record: &'static [u8]| {
             parse_applied(&Bytes::from_static(record))
-                .map(|read| (read.index, read.link, read.log_id))
+                .map(|read| (read.index, read.dependency, read.log_id))
         };
         let id = Bytes::from_static(b"id");
-        let link = Link { term: 3, chain: 1, place: 2 };
+        let dependency = BatchDependency { term: 3, chain: 1, position: 2 };
         assert_eq!(read(b"\x02\0\0\0\0\0\0\0\x05\0id"), Some((5, None, id.clone())));
-        let linked = b"\x02\0\0\0\0\0\0\0\x05\x01\0\0\0\0\0\0\0\x03\0\0\0\x01\0\0\0\x02id";
-        assert_eq!(read(linked), Some((5, Some(link), id.clone())));
+        let with_dependency = b"\x02\0\0\0\0\0\0\0\x05\x01\0\0\0\0\0\0\0\x03\0\0\0\x01\0\0\0\x02id";
+        assert_eq!(read(with_dependency), Some((5, Some(dependency), id.clone())));
         for bad in [
             &b""[..],
             b"\x01\0\0\0\0\0\0\0\x05id",

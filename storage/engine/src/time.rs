@@ -226,12 +226,12 @@ impl StampClock {
     pub fn new(clock: Arc<SlewedClock>, last_ms: u64) -> StampClock {
         let stamps =
             StampClock { clock, base_us: AtomicI64::new(i64::MIN), last_ms: AtomicU64::new(0) };
-        stamps.go_on_from(last_ms);
+        stamps.advance_to(last_ms);
         stamps
     }
 
     /// Takes note of a stamp that somebody gave.
-    pub fn go_on_from(&self, stamp_ms: u64) {
+    pub fn advance_to(&self, stamp_ms: u64) {
         let steady_us = self.clock.steady_us();
         let stamp_us = i64::try_from(stamp_ms).unwrap_or(i64::MAX / 1000).saturating_mul(1000);
         self.base_us.fetch_max(stamp_us - slow(steady_us), Ordering::AcqRel);
@@ -401,7 +401,7 @@ mod tests {
         hands.pass(10 * DAY_US);
         assert_eq!(stamps.now_ms(), ms(hands.wall_us()), "the wall clock has caught up");
         // To be told of the same stamp later does not set it back.
-        stamps.go_on_from(last_ms);
+        stamps.advance_to(last_ms);
         hands.step(-DAY_US);
         let before = stamps.now_ms();
         hands.pass(SECOND_US);

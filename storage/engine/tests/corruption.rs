@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
-use engine::store::{Fault, Patience, Settings, Shared, Store, Write};
+use engine::store::{EntryWrite, Fault, OnStall, SharedResources, Store, StoreSettings};
 
-fn shared() -> Shared {
-    Shared::new(Settings { zstd_bottom: false, ..Settings::default() }).unwrap()
+fn shared() -> SharedResources {
+    SharedResources::new(StoreSettings { zstd_bottom: false, ..StoreSettings::default() }).unwrap()
 }
 
 /// A closed store with 2,000 heads in one table file.
@@ -26,8 +26,13 @@ fn written(path: &Path) {
     }
     store
         .apply(
-            &[Write { index: 1, log_id: Bytes::new(), batch: writer.finish(), membership: None }],
-            Patience::Wait,
+            &[EntryWrite {
+                index: 1,
+                log_id: Bytes::new(),
+                batch: writer.finish(),
+                membership: None,
+            }],
+            OnStall::Wait,
         )
         .unwrap();
     store.close().unwrap();

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
-use engine::store::{Fault, Health, Patience, Settings, Shared, Store, Write};
+use engine::store::{
+    EntryWrite, Fault, OnStall, SharedResources, Store, StoreHealth, StoreSettings,
+};
 
 /// The mount point; set in the run inside the namespace.
 const INSIDE: &str = "ENGINE_TEST_SMALL_DISK";
@@ -63,7 +65,7 @@ fn fill(disk: &Path, leave: u64) -> PathBuf {
 }
 
 /// An entry with 100 kB that do not compress.
-fn entry(index: u64) -> Write {
+fn entry(index: u64) -> EntryWrite {
     let mut state = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut noise = Vec::with_capacity(100_000);
     while noise.len() < 100_000 {
@@ -74,7 +76,7 @@ fn entry(index: u64) -> Write {
     }
     let mut writer = BatchWriter::new();
     writer.put(Family::Head, &index.to_be_bytes(), &noise);
-    Write { index, log_id: Bytes::from_static(b"x"), batch: writer.finish(), membership: None }
+    EntryWrite { index, log_id: Bytes::from_static(b"x"), batch: writer.finish(), membership: None }
 }
 
 fn within(seconds: u64, what: &str, mut holds: impl FnMut() -> bool) {
@@ -89,36 +91,41 @@ fn within(seconds: u64, what: &str, mut holds: impl FnMut() -> bool) {
 fn the_reserve_is_watched() {
     let Some(disk) = small_disk("the_reserve_is_watched") else { return };
     let store =
-        Store::open(&Shared::new(Settings::default()).unwrap(), disk.join("store")).unwrap();
-    store.apply(&[entry(1)], Patience::Wait).unwrap();
-    assert_eq!(store.health(), Health::Good);
+        Store::open(&SharedResources::new(StoreSettings::default()).unwrap(), disk.join("store"))
+            .unwrap();
+    store.apply(&[entry(1)], OnStall::Wait).unwrap();
+    assert_eq!(store.health(), StoreHealth::Good);
     let ballast = fill(&disk, 1 << 20);
-    within(5, "the lack of space is seen", || matches!(store.health(), Health::DiskFull(_)));
+    within(5, "the lack of space is seen", || matches!(store.health(), StoreHealth::DiskFull(_)));
     assert!(store.get(Family::Head, &1u64.to_be_bytes()).unwrap().is_some());
-    store.apply(&[entry(2)], Patience::Wait).unwrap();
+    store.apply(&[entry(2)], OnStall::Wait).unwrap();
     std::fs::remove_file(ballast).unwrap();
-    within(5, "the space is seen", || store.health() == Health::Good);
+    within(5, "the space is seen", || store.health() == StoreHealth::Good);
 }
 
 #[test]
 fn writes_wait_for_space_and_reads_go_on() {
     let Some(disk) = small_disk("writes_wait_for_space_and_reads_go_on") else { return };
-    let settings =
-        Settings { memtable_bytes: 2 << 20, disk_reserve_bytes: 0, ..Settings::default() };
-    let store = Store::open(&Shared::new(settings.clone()).unwrap(), disk.join("store")).unwrap();
-    store.apply(&[entry(1)], Patience::Wait).unwrap();
+    let settings = StoreSettings {
+        memtable_bytes: 2 << 20,
+        disk_reserve_bytes: 0,
+        ..StoreSettings::default()
+    };
+    let store =
+        Store::open(&SharedResources::new(settings.clone()).unwrap(), disk.join("store")).unwrap();
+    store.apply(&[entry(1)], OnStall::Wait).unwrap();
     store.flush().unwrap();
     let ballast = fill(&disk, 3 << 20);
     let mut written = 1;
     let fault = loop {
-        match store.apply(&[entry(written + 1)], Patience::Wait) {
+        match store.apply(&[entry(written + 1)], OnStall::Wait) {
             Ok(()) => written += 1,
             Err(fault) => break fault,
         }
         assert!(written < 1_000, "100 MB fit into 3");
     };
     assert!(matches!(fault, Fault::DiskFull(_)), "{fault:?}");
-    assert!(matches!(store.health(), Health::DiskFull(_)), "{:?}", store.health());
+    assert!(matches!(store.health(), StoreHealth::DiskFull(_)), "{:?}", store.health());
     assert!(matches!(store.flush(), Err(Fault::DiskFull(_))));
     for index in 1..=written {
         assert!(
@@ -127,12 +134,12 @@ fn writes_wait_for_space_and_reads_go_on() {
         );
     }
     std::fs::remove_file(ballast).unwrap();
-    within(30, "writes go on", || store.apply(&[entry(written + 1)], Patience::Wait).is_ok());
+    within(30, "writes go on", || store.apply(&[entry(written + 1)], OnStall::Wait).is_ok());
     // RocksDB looks for space every five seconds.
-    within(15, "the store is well", || store.health() == Health::Good);
+    within(15, "the store is well", || store.health() == StoreHealth::Good);
     store.close().unwrap();
     drop(store);
-    let store = Store::open(&Shared::new(settings).unwrap(), disk.join("store")).unwrap();
+    let store = Store::open(&SharedResources::new(settings).unwrap(), disk.join("store")).unwrap();
     assert_eq!(store.applied().unwrap().unwrap().index, written + 1);
     for index in 1..=written + 1 {
         assert!(

@@ -8,8 +8,8 @@ fn any_bytes_are_read_or_refused() {
     bolero::check!().for_each(|bytes: &[u8]| {
         let Ok(records) = batch::check(bytes) else { return };
         // What is read and written again is the same batch.
-        let mut writer = match batch::link(bytes) {
-            Some(link) => BatchWriter::linked(link, bytes.len()),
+        let mut writer = match batch::dependency(bytes) {
+            Some(dependency) => BatchWriter::with_dependency(dependency, bytes.len()),
             None => BatchWriter::new(),
         };
         for change in batch::read(bytes).expect("was checked") {

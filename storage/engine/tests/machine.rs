@@ -10,7 +10,7 @@ use engine::batch::{BatchWriter, Family};
 use engine::log::{Durability, Log, LogOptions};
 use engine::raft::purge::{Policy, keep_log_short};
 use engine::raft::{Group, Leadership, Progress};
-use engine::store::{Settings, Shared, Store};
+use engine::store::{SharedResources, Store, StoreSettings};
 
 struct Replica {
     group: Group,
@@ -26,8 +26,11 @@ impl Replica {
         options.durability = Durability::Os;
         options.segment_bytes = 1 << 20;
         let log = Log::open(options).unwrap();
-        let store =
-            Store::open(&Shared::new(Settings::default()).unwrap(), path.join("store")).unwrap();
+        let store = Store::open(
+            &SharedResources::new(StoreSettings::default()).unwrap(),
+            path.join("store"),
+        )
+        .unwrap();
         let group =
             Group::start_alone(1, "test".into(), log.group_log(1), store.clone()).await.unwrap();
         let progress = group.progress();

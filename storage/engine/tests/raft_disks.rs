@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::log::{Ailment, Durability, LogError};
+use engine::log::{DiskProblem, Durability, LogError};
 use engine::raft::{ChangeError, MessageKind, RaftMessage, ReceiveError, Why};
 use parking_lot::Mutex;
 use raft_kit::*;
@@ -16,8 +16,8 @@ use raft_kit::*;
 /// What a node does a few times a second: the leader, if its disk is ailing, hands over.
 async fn leave(three: &Three, server: u64) -> Result<Option<u64>, ChangeError> {
     let group = three.group(server);
-    match group.ailment() {
-        Some(ailment) => group.leave(ailment, Box::new(|| ())).await,
+    match group.disk_problem() {
+        Some(disk_problem) => group.leave(disk_problem, Box::new(|| ())).await,
         None => Ok(None),
     }
 }
@@ -40,7 +40,7 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
     put(&three.group(leader), 2, b"while it hangs").await.unwrap();
     assert!(slow_since.elapsed() < Duration::from_secs(1), "{:?}", slow_since.elapsed());
     wait_for("the hanging sync is noticed", || {
-        matches!(three.group(leader).ailment(), Some(Ailment::Slow(_)))
+        matches!(three.group(leader).disk_problem(), Some(DiskProblem::Slow(_)))
     })
     .await;
     assert_eq!(
@@ -56,8 +56,9 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
     })
     .await;
     let leaving = tokio::spawn({
-        let (group, ailment) = (three.group(leader), three.group(leader).ailment().unwrap());
-        async move { group.leave(ailment, Box::new(|| ())).await }
+        let (group, disk_problem) =
+            (three.group(leader), three.group(leader).disk_problem().unwrap());
+        async move { group.leave(disk_problem, Box::new(|| ())).await }
     });
     assert_eq!(three.leader_among(&others).await, others[1]);
     assert!(
@@ -72,8 +73,9 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
     set_slow(&three, leader, 0);
     set_slow(&three, others[0], 0);
     three.servers[&leader].log.flush().await.unwrap();
-    wait_for("the disk is quick again", || three.servers[&leader].log.ailment().is_none()).await;
-    assert!(three.servers[&leader].log.ailment_lately().is_some());
+    wait_for("the disk is quick again", || three.servers[&leader].log.disk_problem().is_none())
+        .await;
+    assert!(three.servers[&leader].log.recent_disk_problem().is_some());
     three.until(leader, 3, b"after").await;
     let refused = three
         .group(others[1])
@@ -100,7 +102,9 @@ async fn a_leader_on_a_full_disk_hands_over_unless_all_are_full() {
         |server: &u64, percent| three.disks[server].used_percent.store(percent, Ordering::Relaxed);
     SERVERS.iter().for_each(|server| fill(server, 96));
     wait_for("all notice it", || {
-        SERVERS.iter().all(|server| three.servers[server].log.ailment() == Some(Ailment::Full(96)))
+        SERVERS
+            .iter()
+            .all(|server| three.servers[server].log.disk_problem() == Some(DiskProblem::Full(96)))
     })
     .await;
     let refused = leave(&three, leader).await;
@@ -120,7 +124,7 @@ async fn a_leader_on_a_full_disk_hands_over_unless_all_are_full() {
         three.restart(*server).await;
     }
     wait_for("they are well", || {
-        others.iter().all(|server| three.servers[server].log.ailment_lately().is_none())
+        others.iter().all(|server| three.servers[server].log.recent_disk_problem().is_none())
     })
     .await;
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -156,7 +160,7 @@ async fn what_waits_for_a_leaders_disk_is_bounded() {
     };
     assert!(matches!(behind, LogError::Behind { bytes } if bytes > 64 << 20), "{behind}");
     assert!((64 << 20..96 << 20).contains(&taken), "{taken}");
-    assert!(group.ailment().is_some());
+    assert!(group.disk_problem().is_some());
     set_slow(&three, leader, 0);
     wait_for("it keeps up again", || group.writable().is_ok()).await;
 }

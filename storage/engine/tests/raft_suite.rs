@@ -5,7 +5,7 @@ use engine::log::{Durability, Log, LogOptions};
 use engine::raft::log_store::GroupLog;
 use engine::raft::machine::{Machine, SnapshotSource};
 use engine::raft::types::{LogId, SnapshotMeta, StoredMembership, Types};
-use engine::store::{Settings, Shared, Store};
+use engine::store::{SharedResources, Store, StoreSettings};
 use futures::Stream;
 use openraft::StorageError;
 use openraft::alias::SnapshotOf;
@@ -74,9 +74,11 @@ impl StoreBuilder<Types, GroupLog, Delivered, tempfile::TempDir> for Builder {
             ..LogOptions::new(directory.path().join("log"))
         };
         let log = Log::open(options).unwrap();
-        let store =
-            Store::open(&Shared::new(Settings::default()).unwrap(), directory.path().join("store"))
-                .unwrap();
+        let store = Store::open(
+            &SharedResources::new(StoreSettings::default()).unwrap(),
+            directory.path().join("store"),
+        )
+        .unwrap();
         let machine = Machine::new(store).unwrap().0;
         Ok((
             directory,

@@ -6,17 +6,17 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::batch::{BatchWriter, Family, Link};
-use engine::store::{Fault, Patience, Settings, Shared, Snapshot, Store, Write};
+use engine::batch::{BatchDependency, BatchWriter, Family};
+use engine::store::{EntryWrite, Fault, OnStall, SharedResources, Snapshot, Store, StoreSettings};
 
-fn shared() -> Shared {
-    Shared::new(Settings::default()).unwrap()
+fn shared() -> SharedResources {
+    SharedResources::new(StoreSettings::default()).unwrap()
 }
 
-fn entry(index: u64, fill: impl FnOnce(&mut BatchWriter)) -> Write {
+fn entry(index: u64, fill: impl FnOnce(&mut BatchWriter)) -> EntryWrite {
     let mut writer = BatchWriter::new();
     fill(&mut writer);
-    Write {
+    EntryWrite {
         index,
         log_id: Bytes::copy_from_slice(&index.to_be_bytes()),
         batch: writer.finish(),
@@ -25,7 +25,7 @@ fn entry(index: u64, fill: impl FnOnce(&mut BatchWriter)) -> Write {
 }
 
 fn apply(store: &Store, index: u64, fill: impl FnOnce(&mut BatchWriter)) {
-    store.apply(&[entry(index, fill)], Patience::Wait).unwrap();
+    store.apply(&[entry(index, fill)], OnStall::Wait).unwrap();
 }
 
 fn keys(snapshot: &Snapshot, family: Family, from: &[u8], to: &[u8], reverse: bool) -> Vec<String> {
@@ -81,7 +81,7 @@ fn a_damaged_entry_changes_nothing() {
     let mut damaged = entry(3, |batch| batch.put(Family::Head, b"a", b"3"));
     damaged.batch = damaged.batch.slice(..damaged.batch.len() - 1);
     let good = entry(2, |batch| batch.put(Family::Head, b"a", b"2"));
-    assert!(matches!(store.apply(&[good, damaged], Patience::Wait), Err(Fault::BadBatch(_))));
+    assert!(matches!(store.apply(&[good, damaged], OnStall::Wait), Err(Fault::BadBatch(_))));
     assert_eq!(store.get(Family::Head, b"a").unwrap().unwrap(), "1");
     assert_eq!(store.applied().unwrap().unwrap().index, 1);
 }
@@ -96,7 +96,7 @@ fn what_is_flushed_is_told_from_what_is_applied() {
     let mut second = entry(2, |_| {});
     second.membership = Some(Bytes::from_static(b"members"));
     store.flush().unwrap();
-    store.apply(&[second], Patience::Wait).unwrap();
+    store.apply(&[second], OnStall::Wait).unwrap();
     assert_eq!(store.applied().unwrap().unwrap().index, 2);
     assert_eq!(store.applied().unwrap().unwrap().membership.unwrap(), "members");
     assert_eq!(store.flushed().unwrap().unwrap().index, 1);
@@ -108,7 +108,9 @@ fn what_is_flushed_is_told_from_what_is_applied() {
 #[test]
 fn what_rocksdb_flushes_by_itself_is_known() {
     let directory = tempfile::tempdir().unwrap();
-    let small = Shared::new(Settings { memtable_bytes: 1 << 20, ..Settings::default() }).unwrap();
+    let small =
+        SharedResources::new(StoreSettings { memtable_bytes: 1 << 20, ..StoreSettings::default() })
+            .unwrap();
     let store = Store::open(&small, directory.path()).unwrap();
     let (mut index, deadline) = (0, Instant::now() + Duration::from_secs(20));
     while store.flushed().unwrap().is_none_or(|flushed| flushed.index < 100) {
@@ -118,7 +120,7 @@ fn what_rocksdb_flushes_by_itself_is_known() {
             batch.put(Family::Cell, &index.to_be_bytes(), &[index as u8; 30_000])
         });
         write.membership = (index == 7).then(|| Bytes::from_static(b"members"));
-        store.apply(&[write], Patience::Wait).unwrap();
+        store.apply(&[write], OnStall::Wait).unwrap();
     }
     let flushed = store.flushed().unwrap().unwrap();
     assert_eq!(flushed.membership.unwrap(), "members");
@@ -139,8 +141,8 @@ const CHILD: &str = "ENGINE_TEST_CRASHING_STORE";
 #[test]
 fn child_that_is_killed() {
     let Some(directory) = std::env::var_os(CHILD) else { return };
-    let small = Settings { memtable_bytes: 1 << 20, ..Settings::default() };
-    let store = Store::open(&Shared::new(small).unwrap(), directory).unwrap();
+    let small = StoreSettings { memtable_bytes: 1 << 20, ..StoreSettings::default() };
+    let store = Store::open(&SharedResources::new(small).unwrap(), directory).unwrap();
     let applied = store.applied().unwrap().map_or(0, |applied| applied.index);
     for index in applied + 1.. {
         apply(&store, index, |batch| {
@@ -246,10 +248,10 @@ fn sizes_stay_while_nothing_is_said_to_have_changed() {
         store.flush().unwrap();
         assert!(changed());
         let sizes = store.sizes().unwrap();
-        let figures = store.figures().unwrap();
+        let stats = store.stats().unwrap();
         assert_eq!(
             (sizes.live_file_bytes, sizes.memtable_bytes),
-            (figures.live_file_bytes, figures.memtable_bytes)
+            (stats.live_file_bytes, stats.memtable_bytes)
         );
         assert!(sizes.live_file_bytes > 0);
         assert!(!changed(), "looking changes nothing");
@@ -265,30 +267,35 @@ fn sizes_stay_while_nothing_is_said_to_have_changed() {
 
 #[test]
 fn a_batch_whose_base_never_took_effect_is_void() {
-    let link = |chain, place| Link { term: 4, chain, place };
-    let linked = |index, link, key: &[u8]| {
-        let mut writer = BatchWriter::linked(link, 0);
+    let dependency = |chain, position| BatchDependency { term: 4, chain, position };
+    let with_dependency = |index, dependency, key: &[u8]| {
+        let mut writer = BatchWriter::with_dependency(dependency, 0);
         writer.put(Family::Head, key, b"");
-        Write { index, log_id: Bytes::from_static(b"id"), batch: writer.finish(), membership: None }
+        EntryWrite {
+            index,
+            log_id: Bytes::from_static(b"id"),
+            batch: writer.finish(),
+            membership: None,
+        }
     };
     let entries = [
-        linked(1, link(1, 0), b"a"),
-        linked(2, link(1, 1), b"b"),
-        linked(3, link(1, 3), b"void"),
-        linked(4, link(1, 4), b"void"),
+        with_dependency(1, dependency(1, 0), b"a"),
+        with_dependency(2, dependency(1, 1), b"b"),
+        with_dependency(3, dependency(1, 3), b"void"),
+        with_dependency(4, dependency(1, 4), b"void"),
         entry(5, |batch| batch.put(Family::Head, b"c", b"")),
-        linked(6, link(1, 2), b"d"),
-        linked(7, link(2, 0), b"e"),
-        linked(8, link(1, 3), b"void"),
-        linked(9, link(2, 1), b"f"),
-        linked(10, Link { term: 5, ..link(2, 2) }, b"void"),
-        linked(11, link(2, 2), b"g"),
+        with_dependency(6, dependency(1, 2), b"d"),
+        with_dependency(7, dependency(2, 0), b"e"),
+        with_dependency(8, dependency(1, 3), b"void"),
+        with_dependency(9, dependency(2, 1), b"f"),
+        with_dependency(10, BatchDependency { term: 5, ..dependency(2, 2) }, b"void"),
+        with_dependency(11, dependency(2, 2), b"g"),
     ];
     for at_once in 1..=entries.len() {
         let directory = tempfile::tempdir().unwrap();
         for group in entries.chunks(at_once) {
             let store = Store::open(&shared(), directory.path()).unwrap();
-            store.apply(group, Patience::Wait).unwrap();
+            store.apply(group, OnStall::Wait).unwrap();
             store.close().unwrap();
         }
         let store = Store::open(&shared(), directory.path()).unwrap();
@@ -297,18 +304,18 @@ fn a_batch_whose_base_never_took_effect_is_void() {
             ["a", "b", "c", "d", "e", "f", "g"]
         );
         let applied = store.applied().unwrap().unwrap();
-        assert_eq!((applied.index, applied.link), (11, Some(link(2, 2))));
+        assert_eq!((applied.index, applied.dependency), (11, Some(dependency(2, 2))));
     }
 }
 
 /// Waits until what was applied is in the memtables.
-fn drained(shared: &Shared) {
+fn drained(shared: &SharedResources) {
     let since = Instant::now();
-    while shared.waiting_bytes() > 0 {
+    while shared.write_buffer_bytes() > 0 {
         assert!(
             since.elapsed() < Duration::from_secs(30),
             "{} bytes still wait",
-            shared.waiting_bytes()
+            shared.write_buffer_bytes()
         );
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -328,7 +335,7 @@ fn what_is_applied_gets_to_the_memtables_by_itself() {
             });
         }
     }
-    assert!(shared.waiting_bytes() > 0);
+    assert!(shared.write_buffer_bytes() > 0);
     drained(&shared);
     for store in &stores {
         assert!(store.sizes().unwrap().memtable_bytes > 2_000_000);
@@ -360,7 +367,9 @@ fn a_store_that_is_let_go_can_be_opened_at_once() {
 #[test]
 fn many_stores_with_little_in_each_are_not_flushed_for_it() {
     let directory = tempfile::tempdir().unwrap();
-    let shared = Shared::new(Settings { memtable_bytes: 4 << 20, ..Settings::default() }).unwrap();
+    let shared =
+        SharedResources::new(StoreSettings { memtable_bytes: 4 << 20, ..StoreSettings::default() })
+            .unwrap();
     let stores: Vec<Store> = (0..100)
         .map(|n| Store::open(&shared, directory.path().join(n.to_string())).unwrap())
         .collect();
@@ -407,11 +416,12 @@ fn a_store_that_rests_is_flushed() {
     }
     let since = Instant::now();
     while store.flushed().unwrap() != store.applied().unwrap() {
-        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", store.figures().unwrap());
+        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", store.stats().unwrap());
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(
-        store.sizes().unwrap().memtable_bytes < 1_000_000 && shared.memtables_used() < 1_000_000
+        store.sizes().unwrap().memtable_bytes < 1_000_000
+            && shared.memtable_bytes_used() < 1_000_000
     );
 }
 

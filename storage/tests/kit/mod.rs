@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cluster::{Member, PartitionId, Placement, ServerId, Table, TableId};
 use engine::log::{Log, LogOptions};
-use engine::store::{Settings, Shared};
+use engine::store::{SharedResources, StoreSettings};
 use engine::time::SlewedClock;
 use storage::{Assigned, Node, NodeOptions};
 
@@ -61,7 +61,7 @@ pub(crate) fn node(options: NodeOptions, log: LogOptions) -> (Arc<Node>, Arc<Log
         Node::open(
             options,
             log.clone(),
-            Shared::new(Settings::default()).expect("memory for stores"),
+            SharedResources::new(StoreSettings::default()).expect("memory for stores"),
         ),
         log,
     )

@@ -1,9 +1,9 @@
 //! The disk under the log: how it is written and synced, and how it has been lately.
 //!
 //! A slow, full or failed disk is its server's trouble and is not to be the cluster's:
-//! whoever leads on one hands over to a member whose disk is well ([`Ailment`],
-//! [`Log::ailment`](super::Log::ailment)), and is not given leaderships back for
-//! [`CONVALESCENCE`].
+//! whoever leads on one hands over to a member whose disk is well ([`DiskProblem`],
+//! [`Log::disk_problem`](super::Log::ailment)), and is not given leaderships back for
+//! [`DISK_PROBATION`].
 //!
 //! # Invariants
 //! - A sync that hangs is seen while it hangs, not when it ends
@@ -24,22 +24,22 @@ use parking_lot::Mutex;
 /// A sync that takes longer is a slow disk's.
 const SLOW: Duration = Duration::from_secs(1);
 /// Who is to take over from another because of its disk must have synced faster.
-pub const QUICK: Duration = Duration::from_millis(100);
+pub const HEALTHY_FSYNC_MAX: Duration = Duration::from_millis(100);
 /// A disk that is so full is left to others, percent.
 const FULL_PERCENT: u8 = 95;
 /// For so long after it was ailing a disk is not trusted with leaderships.
-pub const CONVALESCENCE: Duration = Duration::from_secs(60);
+pub const DISK_PROBATION: Duration = Duration::from_secs(60);
 
 /// Space of a file system, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Space {
+pub struct DiskSpace {
     /// What is used.
     pub used: u64,
     /// What this process may still use.
     pub free: u64,
 }
 
-impl Space {
+impl DiskSpace {
     /// How much is used of what can be, percent, as `df` says it.
     pub fn used_percent(&self) -> u8 {
         let all = u128::from(self.used) + u128::from(self.free);
@@ -61,10 +61,10 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     }
 
     /// The space of the file system that a directory is on; `None`: it can't be asked.
-    fn space(&self, dir: &Path) -> Option<Space> {
+    fn space(&self, dir: &Path) -> Option<DiskSpace> {
         let stat = rustix::fs::statvfs(dir).ok()?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Some(Space {
+        Some(DiskSpace {
             used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
             free: bytes(stat.f_bavail),
         })
@@ -79,7 +79,7 @@ impl Disk for OsDisk {}
 
 /// What is wrong with a disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Ailment {
+pub enum DiskProblem {
     /// An fsync takes, or the last one took, more than a second.
     #[error("an fsync of the log takes {:.1} s", .0.as_secs_f64())]
     Slow(Duration),
@@ -94,14 +94,14 @@ pub enum Ailment {
     Behind(u64),
 }
 
-impl Ailment {
+impl DiskProblem {
     /// In two words, for a metric.
     pub fn name(&self) -> &'static str {
         match self {
-            Ailment::Slow(_) => "slow disk",
-            Ailment::Full(_) => "full disk",
-            Ailment::Failed(_) => "failed disk",
-            Ailment::Behind(_) => "log behind",
+            DiskProblem::Slow(_) => "slow disk",
+            DiskProblem::Full(_) => "full disk",
+            DiskProblem::Failed(_) => "failed disk",
+            DiskProblem::Behind(_) => "log behind",
         }
     }
 }
@@ -118,7 +118,7 @@ pub(crate) struct DiskWatch {
     wary_until: AtomicU64,
     used_percent: AtomicU8,
     /// The last ailment and when it was last seen.
-    ailed: Mutex<Option<(Instant, Ailment)>>,
+    ailed: Mutex<Option<(Instant, DiskProblem)>>,
 }
 
 impl DiskWatch {
@@ -148,16 +148,16 @@ impl DiskWatch {
         drop(under_way);
         let took = now.saturating_duration_since(began);
         self.last_nanos.store(took.as_nanos() as u64, Ordering::Relaxed);
-        if took > QUICK {
-            let until = now.saturating_duration_since(self.began) + CONVALESCENCE;
+        if took > HEALTHY_FSYNC_MAX {
+            let until = now.saturating_duration_since(self.began) + DISK_PROBATION;
             self.wary_until.store(until.as_nanos() as u64, Ordering::Relaxed);
         }
         // Noted now: the next one may be quick before anybody looks.
-        let _ = self.ailment(now, None);
+        let _ = self.disk_problem(now, None);
         took
     }
 
-    /// Whether a sync took more than [`QUICK`] within the last minute: whoever has other
+    /// Whether a sync took more than [`HEALTHY_FSYNC_MAX`] within the last minute: whoever has other
     /// things to do leaves syncs to the log's own thread.
     pub(crate) fn is_wary(&self, now: impl FnOnce() -> Instant) -> bool {
         let until = self.wary_until.load(Ordering::Relaxed);
@@ -179,26 +179,26 @@ impl DiskWatch {
     }
 
     /// What is wrong now; `failed`: why the log has stopped.
-    pub(crate) fn ailment(&self, now: Instant, failed: Option<String>) -> Option<Ailment> {
+    pub(crate) fn disk_problem(&self, now: Instant, failed: Option<String>) -> Option<DiskProblem> {
         let (last, used) = (self.last(now), self.used_percent.load(Ordering::Relaxed));
-        let ailment = match failed {
-            Some(why) => Some(Ailment::Failed(why)),
-            None if last > SLOW => Some(Ailment::Slow(last)),
-            None if used >= FULL_PERCENT => Some(Ailment::Full(used)),
+        let disk_problem = match failed {
+            Some(why) => Some(DiskProblem::Failed(why)),
+            None if last > SLOW => Some(DiskProblem::Slow(last)),
+            None if used >= FULL_PERCENT => Some(DiskProblem::Full(used)),
             None => None,
         };
-        if let Some(ailment) = &ailment {
-            *self.ailed.lock() = Some((now, ailment.clone()));
+        if let Some(disk_problem) = &disk_problem {
+            *self.ailed.lock() = Some((now, disk_problem.clone()));
         }
-        ailment
+        disk_problem
     }
 
     /// What is wrong now, or was within the last minute.
-    pub(crate) fn lately(&self, now: Instant, failed: Option<String>) -> Option<Ailment> {
-        let lately = |(at, ailment): &(Instant, Ailment)| {
-            (now.saturating_duration_since(*at) < CONVALESCENCE).then(|| ailment.clone())
+    pub(crate) fn lately(&self, now: Instant, failed: Option<String>) -> Option<DiskProblem> {
+        let lately = |(at, disk_problem): &(Instant, DiskProblem)| {
+            (now.saturating_duration_since(*at) < DISK_PROBATION).then(|| disk_problem.clone())
         };
-        self.ailment(now, failed).or_else(|| self.ailed.lock().as_ref().and_then(lately))
+        self.disk_problem(now, failed).or_else(|| self.ailed.lock().as_ref().and_then(lately))
     }
 }
 
@@ -210,17 +210,17 @@ mod tests {
     fn a_sync_that_hangs_is_an_ailment_while_it_hangs() {
         let (watch, start) = (DiskWatch::new(), Instant::now());
         let began = watch.begin(start);
-        assert_eq!(watch.ailment(start + SLOW, None), None);
+        assert_eq!(watch.disk_problem(start + SLOW, None), None);
         let late = start + SLOW * 3;
-        assert_eq!(watch.ailment(late, None), Some(Ailment::Slow(SLOW * 3)));
+        assert_eq!(watch.disk_problem(late, None), Some(DiskProblem::Slow(SLOW * 3)));
         watch.end(began, late);
         assert_eq!(
-            watch.ailment(late, None),
-            Some(Ailment::Slow(SLOW * 3)),
+            watch.disk_problem(late, None),
+            Some(DiskProblem::Slow(SLOW * 3)),
             "until one is quicker"
         );
-        watch.end(watch.begin(late), late + QUICK / 2);
-        assert_eq!(watch.ailment(late + QUICK, None), None);
+        watch.end(watch.begin(late), late + HEALTHY_FSYNC_MAX / 2);
+        assert_eq!(watch.disk_problem(late + HEALTHY_FSYNC_MAX, None), None);
     }
 
     #[test]
@@ -228,18 +228,22 @@ mod tests {
         let (watch, start) = (DiskWatch::new(), Instant::now());
         let late = start + SLOW * 2;
         watch.end(watch.begin(start), late);
-        watch.end(watch.begin(late), late + QUICK / 2);
-        assert_eq!(watch.ailment(late + QUICK, None), None);
-        assert_eq!(watch.lately(late + CONVALESCENCE / 2, None), Some(Ailment::Slow(SLOW * 2)));
-        assert!(watch.is_wary(|| late + CONVALESCENCE / 2));
-        assert_eq!(watch.lately(late + CONVALESCENCE, None), None);
-        assert!(!watch.is_wary(|| late + CONVALESCENCE));
+        watch.end(watch.begin(late), late + HEALTHY_FSYNC_MAX / 2);
+        assert_eq!(watch.disk_problem(late + HEALTHY_FSYNC_MAX, None), None);
+        assert_eq!(
+            watch.lately(late + DISK_PROBATION / 2, None),
+            Some(DiskProblem::Slow(SLOW * 2))
+        );
+        assert!(watch.is_wary(|| late + DISK_PROBATION / 2));
+        assert_eq!(watch.lately(late + DISK_PROBATION, None), None);
+        assert!(!watch.is_wary(|| late + DISK_PROBATION));
         // One that is not slow yet, but too slow for threads that have other things to
         // do.
-        watch.end(watch.begin(late + CONVALESCENCE), late + CONVALESCENCE + QUICK * 2);
+        watch
+            .end(watch.begin(late + DISK_PROBATION), late + DISK_PROBATION + HEALTHY_FSYNC_MAX * 2);
         assert!(
-            watch.is_wary(|| late + CONVALESCENCE * 3 / 2)
-                && watch.lately(late + CONVALESCENCE * 3 / 2, None).is_none()
+            watch.is_wary(|| late + DISK_PROBATION * 3 / 2)
+                && watch.lately(late + DISK_PROBATION * 3 / 2, None).is_none()
         );
     }
 
@@ -248,20 +252,20 @@ mod tests {
         #[derive(Debug)]
         struct Filling(AtomicU64);
         impl Disk for Filling {
-            fn space(&self, _dir: &Path) -> Option<Space> {
+            fn space(&self, _dir: &Path) -> Option<DiskSpace> {
                 let used = self.0.load(Ordering::Relaxed);
-                Some(Space { used, free: 1000 - used })
+                Some(DiskSpace { used, free: 1000 - used })
             }
         }
         let (watch, disk, dirs) = (DiskWatch::new(), Filling(940.into()), [PathBuf::new()]);
         watch.look(&disk, dirs.iter());
-        assert_eq!(watch.ailment(Instant::now(), None), None);
+        assert_eq!(watch.disk_problem(Instant::now(), None), None);
         disk.0.store(950, Ordering::Relaxed);
         watch.look(&disk, dirs.iter());
-        assert_eq!(watch.ailment(Instant::now(), None), Some(Ailment::Full(95)));
+        assert_eq!(watch.disk_problem(Instant::now(), None), Some(DiskProblem::Full(95)));
         assert_eq!(
-            watch.ailment(Instant::now(), Some("it stopped".into())),
-            Some(Ailment::Failed("it stopped".into()))
+            watch.disk_problem(Instant::now(), Some("it stopped".into())),
+            Some(DiskProblem::Failed("it stopped".into()))
         );
     }
 }

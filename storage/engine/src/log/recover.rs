@@ -26,7 +26,7 @@
 //! What this cannot tell: damage in the very last batch that was synced, with nothing
 //! written behind it, looks like a torn write of it. A clean close ends the log with a
 //! mark, which leaves nothing to guess; and a log that rests gets one within a second or
-//! two (`keeper.rs`).
+//! two (`maintenance.rs`).
 //!
 //! What is whole but of a kind that this build does not know was written by a newer one
 //! ([`LogError::Newer`]): it is neither damage nor torn.

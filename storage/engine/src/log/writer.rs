@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::group::{Group, Slot};
 use super::record::{self, Kind, Place, Suspects};
 use super::segment::{self, Segment};
-use super::{Durability, LogError, Shared};
+use super::{Durability, LogError, LogInner};
 use crate::mutants::{self, Rule};
 use crate::raft::types::{Entry, Flushed, LogId, Vote};
 
@@ -148,7 +148,7 @@ impl Writer {
     }
 
     /// Writes a batch and calls everyone back.
-    pub(crate) fn run(&mut self, shared: &Shared, ops: &mut Vec<Op>) {
+    pub(crate) fn run(&mut self, shared: &LogInner, ops: &mut Vec<Op>) {
         if mutants::breaks(Rule::SyncBeforeAnswer)
             && ops.iter().all(|op| matches!(op, Op::Append { .. }))
         {
@@ -182,7 +182,7 @@ impl Writer {
         }
     }
 
-    fn write_batch(&mut self, shared: &Shared, ops: &[Op], sync: bool) -> Result<(), LogError> {
+    fn write_batch(&mut self, shared: &LogInner, ops: &[Op], sync: bool) -> Result<(), LogError> {
         for op in ops {
             self.encode(shared, op)?;
         }
@@ -200,7 +200,7 @@ impl Writer {
         Ok(())
     }
 
-    fn suspect(&mut self, shared: &Shared, suspects: &Suspects) -> Result<(), LogError> {
+    fn suspect(&mut self, shared: &LogInner, suspects: &Suspects) -> Result<(), LogError> {
         let len_max = record::suspects_len(suspects);
         self.record(shared, Kind::Suspects, 0, len_max, |b| record::put_suspects(b, suspects))
             .map(drop)
@@ -208,7 +208,7 @@ impl Writer {
 
     /// Before anything else is written: what may be lost if the log is not closed, or
     /// what an earlier process has left open.
-    pub(crate) fn begin(&mut self, shared: &Shared, found: &Suspects) -> Result<(), LogError> {
+    pub(crate) fn begin(&mut self, shared: &LogInner, found: &Suspects) -> Result<(), LogError> {
         let suspects = shared.unclosed();
         if suspects == *found {
             return Ok(());
@@ -218,7 +218,7 @@ impl Writer {
         self.sync(shared)
     }
 
-    fn encode(&mut self, shared: &Shared, op: &Op) -> Result<(), LogError> {
+    fn encode(&mut self, shared: &LogInner, op: &Op) -> Result<(), LogError> {
         match op {
             Op::Append { group, entries, committed, .. } => {
                 for entry in entries {
@@ -271,7 +271,7 @@ impl Writer {
 
     fn committed(
         &mut self,
-        shared: &Shared,
+        shared: &LogInner,
         group: &Group,
         committed: &LogId,
     ) -> Result<(), LogError> {
@@ -285,7 +285,7 @@ impl Writer {
     /// be.
     fn record(
         &mut self,
-        shared: &Shared,
+        shared: &LogInner,
         kind: Kind,
         group: u64,
         len_max: usize,
@@ -310,7 +310,7 @@ impl Writer {
     /// Writes what is buffered. A full disk stalls it: what was accepted is neither
     /// dropped nor refused, `Log::writable` has been saying so since before this point,
     /// and the write goes on by itself when there is space.
-    fn write_out(&mut self, shared: &Shared) -> Result<(), LogError> {
+    fn write_out(&mut self, shared: &LogInner) -> Result<(), LogError> {
         if self.buffer.is_empty() {
             return Ok(());
         }
@@ -341,7 +341,7 @@ impl Writer {
         Ok(())
     }
 
-    fn sync(&self, shared: &Shared) -> Result<(), LogError> {
+    fn sync(&self, shared: &LogInner) -> Result<(), LogError> {
         if self.active.synced() == self.active.end() {
             return Ok(());
         }
@@ -351,7 +351,7 @@ impl Writer {
     /// Writes a mark behind records that are all on the disk, unless there is one already
     /// (`anyway`: then too); it is not synced. Where there is no room for it, the next
     /// record begins another segment, which says as much.
-    pub(crate) fn mark(&mut self, shared: &Shared, anyway: bool) -> Result<(), LogError> {
+    pub(crate) fn mark(&mut self, shared: &LogInner, anyway: bool) -> Result<(), LogError> {
         shared.alive()?;
         let end = self.active.end();
         let is_at_rest =
@@ -368,7 +368,7 @@ impl Writer {
     /// Ends the active segment and begins the next, whose head says all that is worth
     /// keeping of the groups' small state; so an old segment is needed for its entries
     /// only.
-    fn roll(&mut self, shared: &Shared) -> Result<(), LogError> {
+    fn roll(&mut self, shared: &LogInner) -> Result<(), LogError> {
         self.write_out(shared)?;
         self.sync(shared)?;
         let number = self.active.number + 1;
@@ -411,7 +411,7 @@ impl Writer {
 
     /// Hands segments that nobody needs to the keeper, oldest first; one behind a needed
     /// one waits, so that the log has no gaps.
-    pub(crate) fn reclaim(&mut self, shared: &Shared) {
+    pub(crate) fn reclaim(&mut self, shared: &LogInner) {
         let mut doomed = Vec::new();
         while self.sealed.front().is_some_and(|s| s.live() == 0) {
             doomed.extend(self.sealed.pop_front());
@@ -422,7 +422,7 @@ impl Writer {
         }
     }
 
-    pub(crate) fn count_segments(&self, shared: &Shared) {
+    pub(crate) fn count_segments(&self, shared: &LogInner) {
         let segments = self.sealed.len() as u64 + 1;
         shared.stats.segments.store(segments, Ordering::Relaxed);
         let bytes = self
@@ -436,7 +436,7 @@ impl Writer {
 
     /// Is so much of the disk garbage, held by a few entries in an old segment, that they
     /// should move?
-    fn should_move(&self, shared: &Shared) -> bool {
+    fn should_move(&self, shared: &LogInner) -> bool {
         let used: u64 = self.sealed.iter().map(|s| u64::from(s.end())).sum();
         let live: u64 = self.sealed.iter().map(|s| s.live()).sum();
         used > 2 * live + 4 * u64::from(shared.options.segment_bytes)
@@ -444,7 +444,7 @@ impl Writer {
 
     /// Writes some of the oldest segment's needed entries again; gives whether there is
     /// more to do at once.
-    pub(crate) fn move_some(&mut self, shared: &Shared) -> Result<bool, LogError> {
+    pub(crate) fn move_some(&mut self, shared: &LogInner) -> Result<bool, LogError> {
         shared.alive()?;
         if !self.should_move(shared) {
             return Ok(false);
@@ -486,7 +486,7 @@ impl Writer {
     }
 }
 
-impl Shared {
+impl LogInner {
     /// fdatasync, counted and timed.
     pub(crate) fn timed_sync(&self, segment: &Segment) -> Result<(), LogError> {
         #[cfg(test)]

@@ -41,7 +41,7 @@ use super::ticker::{Pulse, Standing, Ticker};
 use super::transport::MESSAGE_BYTES_MAX;
 use super::types::{LeaderId, Node, Payload, RaftId, Types};
 use super::{Machine, Progress};
-use crate::log::{Ailment, LogError};
+use crate::log::{DiskProblem, LogError};
 use crate::store::Store;
 
 /// The leader's lease: no other leader is elected within it. Also the longest election
@@ -377,8 +377,8 @@ impl Group {
 
     /// What is wrong with the disk under its log, or with how the group's log gets there:
     /// another member should lead.
-    pub fn ailment(&self) -> Option<Ailment> {
-        self.inner.log.ailment()
+    pub fn disk_problem(&self) -> Option<DiskProblem> {
+        self.inner.log.disk_problem()
     }
 
     /// May something be proposed? As [`GroupLog::writable`](super::GroupLog::writable).
@@ -570,9 +570,9 @@ impl Inner {
 
     /// The leader's log and what was applied here contradict each other: nothing more may
     /// be taken from it, nor given. The store is to be rebuilt from its peers.
-    pub(super) async fn condemn(&self, why: String) {
+    pub(super) async fn mark_diverged(&self, why: String) {
         tracing::error!(group = self.number, why, "a replica's state is not that of its group");
-        self.store.condemn(&why);
+        self.store.mark_diverged(&why);
         self.end(why);
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "a Raft group ended in a panic");

@@ -20,7 +20,7 @@ use openraft::storage::RaftLogStorage;
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use tokio::sync::{SemaphorePermit, oneshot};
 
-use crate::log::{Ailment, Group, Log, LogError, Op, Reading};
+use crate::log::{DiskProblem, Group, Log, LogError, Op, Reading};
 use crate::mutants::{self, Rule};
 use crate::raft::types::{Entry, Flushed, LogId, Types, Vote};
 
@@ -55,20 +55,20 @@ impl LogWatch {
     }
 
     /// What is wrong with the disk now, or with how the group's log gets there.
-    pub(super) fn ailment(&self) -> Option<Ailment> {
+    pub(super) fn disk_problem(&self) -> Option<DiskProblem> {
         let log = self.log.upgrade()?;
-        log.ailment().or_else(|| match log.keeps_up(&self.group) {
-            Err(LogError::Behind { bytes }) => Some(Ailment::Behind(bytes)),
+        log.disk_problem().or_else(|| match log.keeps_up(&self.group) {
+            Err(LogError::Behind { bytes }) => Some(DiskProblem::Behind(bytes)),
             _ => None,
         })
     }
 
     /// What was wrong with the disk within the last minute, and how long the last fsync
     /// took.
-    pub(super) fn lately(&self) -> (Option<Ailment>, Duration) {
+    pub(super) fn lately(&self) -> (Option<DiskProblem>, Duration) {
         self.log
             .upgrade()
-            .map_or((None, Duration::ZERO), |log| (log.ailment_lately(), log.last_fsync()))
+            .map_or((None, Duration::ZERO), |log| (log.recent_disk_problem(), log.last_fsync()))
     }
 
     /// Whether entries may be missing that were acknowledged.

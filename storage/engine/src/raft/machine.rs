@@ -46,7 +46,7 @@ use super::types::{
 #[cfg(test)]
 use super::vectors::{self, Sample};
 use crate::mutants::{self, Rule};
-use crate::store::{Applied, Fault, Health, Patience, Store, Write};
+use crate::store::{AppliedPoint, EntryWrite, Fault, OnStall, Store, StoreHealth};
 
 /// Version of the encoded log ids and memberships in the store.
 const VERSION: u8 = 1;
@@ -189,7 +189,7 @@ impl Machine {
         let inline = pending.bytes <= INLINE_BYTES_MAX;
         pending.bytes = 0;
         let outcome =
-            if inline { self.store.apply(&writes, Patience::Now) } else { Err(Fault::Stalled) };
+            if inline { self.store.apply(&writes, OnStall::Fail) } else { Err(Fault::Stalled) };
         match outcome {
             Ok(()) => {}
             Err(Fault::Stalled | Fault::DiskFull(_)) => {
@@ -214,10 +214,10 @@ impl Machine {
 
 /// Writes until it succeeds or the store is broken or closed; a full disk is waited out,
 /// because a committed entry cannot be refused.
-fn write_patiently(store: &Store, writes: &[Write]) -> Result<(), Fault> {
+fn write_patiently(store: &Store, writes: &[EntryWrite]) -> Result<(), Fault> {
     let mut told = false;
     loop {
-        match store.apply(writes, Patience::Wait) {
+        match store.apply(writes, OnStall::Wait) {
             Err(Fault::DiskFull(reason)) => {
                 if !told {
                     tracing::error!(store = %store.path().display(), %reason, "the disk is full: writes wait, reads go on");
@@ -239,7 +239,7 @@ fn write_patiently(store: &Store, writes: &[Write]) -> Result<(), Fault> {
 /// Entries collected for one write.
 #[derive(Default)]
 struct Pending {
-    writes: Vec<Write>,
+    writes: Vec<EntryWrite>,
     bytes: usize,
     last: Option<LogId>,
     membership: Option<StoredMembership>,
@@ -257,7 +257,7 @@ impl Pending {
             EntryPayload::Blank | EntryPayload::Membership(_) => Bytes::new(),
         };
         self.bytes += batch.len();
-        self.writes.push(Write {
+        self.writes.push(EntryWrite {
             index: log_id.index,
             log_id: encode(&log_id)?,
             batch,
@@ -303,7 +303,7 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
-        let is_pointless = !force && matches!(self.store.health(), Health::DiskFull(_));
+        let is_pointless = !force && matches!(self.store.health(), StoreHealth::DiskFull(_));
         (!is_pointless).then(|| self.flushed_state())
     }
 
@@ -370,7 +370,8 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
             return Ok(snapshot(&store, store.applied()?)?);
         }
         let mut flushed = self.store.flushed()?;
-        let index = |flushed: &Option<Applied>| flushed.as_ref().map_or(0, |flushed| flushed.index);
+        let index =
+            |flushed: &Option<AppliedPoint>| flushed.as_ref().map_or(0, |flushed| flushed.index);
         if index(&flushed) <= self.named.index() {
             match tokio::task::spawn_blocking(move || store.flush())
                 .await
@@ -389,7 +390,7 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
 
 pub(super) fn snapshot(
     store: &Store,
-    flushed: Option<Applied>,
+    flushed: Option<AppliedPoint>,
 ) -> Result<Snapshot<LeaderId, u64, Node, SnapshotSource>, Fault> {
     let (last_log_id, last_membership) = read_state(flushed)?;
     Ok(Snapshot {
@@ -399,7 +400,7 @@ pub(super) fn snapshot(
 }
 
 pub(super) fn read_state(
-    applied: Option<Applied>,
+    applied: Option<AppliedPoint>,
 ) -> Result<(Option<LogId>, StoredMembership), Fault> {
     let Some(applied) = applied else { return Ok((None, StoredMembership::default())) };
     let membership =
@@ -447,7 +448,7 @@ mod tests {
     use openraft::vote::RaftLeaderIdExt as _;
 
     use super::*;
-    use crate::store::{Settings, Shared};
+    use crate::store::{SharedResources, StoreSettings};
 
     fn id(index: u64) -> LogId {
         LogId { leader_id: LeaderId::new_committed(1.into(), 4), index }
@@ -460,7 +461,7 @@ mod tests {
     #[tokio::test]
     async fn an_installed_state_is_named_as_it_was_announced() {
         let dir = tempfile::tempdir().unwrap();
-        let shared = Shared::new(Settings::default()).unwrap();
+        let shared = SharedResources::new(StoreSettings::default()).unwrap();
         let open = |name: &str| {
             Machine::new(Store::open(&shared, dir.path().join(name)).unwrap()).unwrap().0
         };

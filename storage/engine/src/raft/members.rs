@@ -30,7 +30,7 @@ use super::transport::MessageKind;
 use super::types::{Node, RaftId, Types};
 #[cfg(test)]
 use super::vectors::Sample;
-use crate::log::{Ailment, QUICK};
+use crate::log::{DiskProblem, HEALTHY_FSYNC_MAX};
 
 /// A member that was heard of within this is there: a group at rest sends a heartbeat
 /// every 600 ms.
@@ -58,7 +58,7 @@ pub enum Why {
     /// This replica is about to stop.
     Stopping,
     /// The disk of this server.
-    Disk(Ailment),
+    Disk(DiskProblem),
 }
 
 impl Why {
@@ -67,7 +67,7 @@ impl Why {
         match self {
             Why::Asked => "asked",
             Why::Stopping => "stopping",
-            Why::Disk(ailment) => ailment.name(),
+            Why::Disk(disk_problem) => disk_problem.name(),
         }
     }
 }
@@ -86,7 +86,7 @@ impl Readiness {
         let (ailing, last_fsync) = log.lately();
         Readiness {
             last_fsync_ms: last_fsync.as_millis() as u64,
-            ailing: ailing.map(|ailment| ailment.to_string()),
+            ailing: ailing.map(|disk_problem| disk_problem.to_string()),
         }
     }
 
@@ -97,7 +97,9 @@ impl Readiness {
             (Some(_), Why::Stopping) => Ok(()),
             (Some(ailing), Why::Disk(_)) => Err(ailing.clone()),
             (Some(ailing), Why::Asked) if own.ailing.is_none() => Err(ailing.clone()),
-            (None, Why::Disk(_)) if u128::from(self.last_fsync_ms) >= QUICK.as_millis() => {
+            (None, Why::Disk(_))
+                if u128::from(self.last_fsync_ms) >= HEALTHY_FSYNC_MAX.as_millis() =>
+            {
                 Err(format!("its last fsync took {} ms", self.last_fsync_ms))
             }
             (_, _) => Ok(()),
@@ -236,7 +238,7 @@ impl Group {
     }
 
     /// Hands leadership over to whichever member has a quick disk, because this server's
-    /// has not ([`Group::ailment`]); who it was. `None`: this replica does not lead, or
+    /// has not ([`Group::disk_problem`]); who it was. `None`: this replica does not lead, or
     /// it was tried a moment ago. As for `revoke`, see
     /// [`transfer_leader`](Group::transfer_leader).
     ///
@@ -245,7 +247,7 @@ impl Group {
     /// there is ailing, too.
     pub fn leave(
         &self,
-        ailment: Ailment,
+        disk_problem: DiskProblem,
         revoke: Box<dyn FnOnce() + Send>,
     ) -> BoxFuture<'_, Result<Option<RaftId>, ChangeError>> {
         Box::pin(async move {
@@ -259,7 +261,7 @@ impl Group {
                 }
                 *left_at = Some(now);
             }
-            let why = Why::Disk(ailment);
+            let why = Why::Disk(disk_problem);
             let mut followers: Vec<_> =
                 status.followers.iter().filter(|follower| follower.is_voter).collect();
             followers.sort_by_key(|follower| std::cmp::Reverse(follower.matched));
@@ -373,8 +375,8 @@ impl Group {
         if outcome.is_ok() || matches!(why, Why::Disk(_)) {
             metrics::counter!("bridle_raft_leader_transfers_total", "reason" => why.name())
                 .increment(1);
-            if let Why::Disk(ailment) = why {
-                tracing::warn!(group = inner.number, to, %ailment, "leadership was handed over: this server's disk is not well");
+            if let Why::Disk(disk_problem) = why {
+                tracing::warn!(group = inner.number, to, %disk_problem, "leadership was handed over: this server's disk is not well");
             }
         }
         Ok(outcome?)

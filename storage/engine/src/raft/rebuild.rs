@@ -53,7 +53,7 @@ use super::suspect::LogStatus;
 use super::ticker::Ticker;
 use super::transport::{MessageKind, RaftMessage, Transport};
 use super::types::{LogId, Node, RaftId, Types};
-use crate::store::{Fault, Shared, Store};
+use crate::store::{Fault, SharedResources, Store};
 
 /// How long a member may take to say whether it sends a state.
 const ASK_PATIENCE: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ pub struct RebuildOptions {
     /// Where its store is, which must have been closed.
     pub directory: PathBuf,
     /// What stores share.
-    pub shared: Shared,
+    pub shared: SharedResources,
     /// The members of the group.
     pub members: Vec<(RaftId, Node)>,
     /// The way to them.
@@ -232,7 +232,7 @@ impl Rebuild {
 ///
 /// # Errors
 /// What the file system, the log or the store says.
-pub async fn settle(directory: &Path, log: &GroupLog, shared: &Shared) -> io::Result<()> {
+pub async fn settle(directory: &Path, log: &GroupLog, shared: &SharedResources) -> io::Result<()> {
     let (fresh, ready) = (beside(directory, FRESH), beside(directory, READY));
     let found = {
         let (shared, ready) = (shared.clone(), ready.clone());
@@ -282,7 +282,7 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// The last entry of the state in a store that nobody has open.
-fn last_of(shared: &Shared, directory: &Path) -> Result<Option<LogId>, Fault> {
+fn last_of(shared: &SharedResources, directory: &Path) -> Result<Option<LogId>, Fault> {
     let store = Store::open(shared, directory)?;
     let (last, _) = read_state(store.applied()?)?;
     store.close()?;

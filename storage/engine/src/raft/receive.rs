@@ -110,7 +110,7 @@ impl Inner {
         match self.log.contradiction(vote, committed, others) {
             None => Ok(()),
             Some(why) => {
-                self.condemn(why.clone()).await;
+                self.mark_diverged(why.clone()).await;
                 Err(ReceiveError::Stopped(why))
             }
         }

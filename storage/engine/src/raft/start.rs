@@ -208,7 +208,7 @@ impl Group {
             Machine::new(store.clone()).map_err(|fault| GroupError::Fatal(fault.to_string()))?;
         let applied = *progress.borrow();
         if let Some(why) = log.unfit(applied) {
-            store.condemn(&why);
+            store.mark_diverged(&why);
             return Err(GroupError::Fatal(why));
         }
         log.settle(applied);

@@ -12,15 +12,15 @@ use rocksdb::{
     WriteBatch, WriteOptions, properties,
 };
 
-use super::compact::Leftovers;
-use super::health::{self, Changes, Health, Reports};
-use super::memtables::Part;
-use super::options::Shared;
-use super::reached::Reached;
-use super::recent::{Pieces, Recent};
-use super::sweep::{CellJudge, Sweep, Swept};
-use super::view::{Pinned, Readers};
-use super::{Fault, Patience, read_applied};
+use super::compaction_filter::{Liveness, Sweep, Swept};
+use super::health::{self, ChangeCounter, Reports, StoreHealth};
+use super::manual_compaction::Leftovers;
+use super::memtable_budget::Part;
+use super::options::SharedResources;
+use super::progress::Reached;
+use super::snapshot::{Pinned, Readers};
+use super::write_buffer::{Pieces, Recent};
+use super::{Fault, OnStall, read_applied};
 use crate::batch::{self, Change, END, Family};
 
 /// An open database. Held by [`Store`](super::Store) and by everyone who reads it; closed
@@ -39,7 +39,7 @@ pub(super) struct Db {
     reports: Arc<Reports>,
     sweep: Option<Arc<Sweep>>,
     /// What was applied and is not in the memtables yet.
-    pub(super) recent: Recent,
+    pub(super) write_buffer: Recent,
     /// One at a time writes to the memtables.
     draining: Mutex<()>,
     is_due: AtomicBool,
@@ -47,7 +47,7 @@ pub(super) struct Db {
     is_new: AtomicBool,
     /// Why what was applied can't be written to the memtables.
     failed: OnceLock<Fault>,
-    pub(super) reached: Arc<Reached>,
+    pub(super) progress: Arc<Reached>,
     /// The first record that could not be read.
     unread: OnceLock<Fault>,
     pub(super) leftovers: Leftovers,
@@ -67,13 +67,13 @@ pub(super) struct Cleared {
 impl Db {
     /// Counts flushes and compactions in `changes`.
     pub(super) fn open(
-        shared: &Shared,
+        shared: &SharedResources,
         directory: &Path,
-        judge: Option<Arc<dyn CellJudge>>,
-        changes: &Arc<Changes>,
+        judge: Option<Arc<dyn Liveness>>,
+        changes: &Arc<ChangeCounter>,
     ) -> Result<Arc<Self>, Fault> {
-        let reached = Arc::<Reached>::default();
-        let reports = Arc::new(Reports::new(changes.clone(), reached.clone()));
+        let progress = Arc::<Reached>::default();
+        let reports = Arc::new(Reports::new(changes.clone(), progress.clone()));
         let sweep = judge.map(Sweep::new);
         let part = shared.part();
         let options = shared.database();
@@ -113,12 +113,12 @@ impl Db {
             db,
             reports,
             sweep,
-            recent: Recent::new(shared.drainer().total().clone()),
+            write_buffer: Recent::new(shared.drainer().total().clone()),
             draining: Mutex::default(),
             is_due: AtomicBool::new(false),
             is_new: AtomicBool::new(false),
             failed: OnceLock::new(),
-            reached,
+            progress,
             unread: OnceLock::new(),
             leftovers: Leftovers::default(),
             directory: directory.to_owned(),
@@ -128,8 +128,8 @@ impl Db {
             sweep.attach(&db);
         }
         db.look_what_is_on_disk()?;
-        if let Some(applied) = db.reached.flushed() {
-            db.reached.set_applied(applied);
+        if let Some(applied) = db.progress.flushed() {
+            db.progress.set_applied(applied);
         }
         Ok(db)
     }
@@ -138,11 +138,11 @@ impl Db {
         self.sweep.as_ref().map(|sweep| sweep.swept())
     }
 
-    pub(super) fn health(&self, reserve: u64) -> Health {
+    pub(super) fn health(&self, reserve: u64) -> StoreHealth {
         match self.failed.get() {
-            Some(fault) => Health::Failing(fault.to_string()),
+            Some(fault) => StoreHealth::Failing(fault.to_string()),
             None => self.reports.health(&self.directory, reserve, || {
-                self.write(WriteBatch::default(), Patience::Now).is_ok()
+                self.write(WriteBatch::default(), OnStall::Fail).is_ok()
             }),
         }
     }
@@ -205,7 +205,7 @@ impl Db {
     /// What was applied so far and is not in the memtables yet, and a snapshot of RocksDB
     /// of the same moment, which the caller must drop before this database.
     pub(super) fn moment(&self) -> (Pieces, Arc<Pinned>) {
-        self.recent.seal(|| self.pin())
+        self.write_buffer.seal(|| self.pin())
     }
 
     /// A snapshot of RocksDB that the caller must drop before this database.
@@ -216,7 +216,7 @@ impl Db {
     }
 
     pub(super) fn get_latest(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        match self.recent.get(family, key) {
+        match self.write_buffer.get(family, key) {
             Some(word) => Ok(word),
             None => self.get(&self.latest, family, key),
         }
@@ -230,7 +230,7 @@ impl Db {
     /// asked for again than any other. So after a look that has found nothing the next
     /// one keeps no blocks.
     pub(super) fn get_replaced(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        if let Some(word) = self.recent.get(family, key) {
+        if let Some(word) = self.write_buffer.get(family, key) {
             return Ok(word);
         }
         let was_new = self.is_new.load(Ordering::Relaxed);
@@ -253,7 +253,7 @@ impl Db {
             reason: reason.into(),
         };
         let flushed = read_applied(|key| self.get_flushed(Family::Default, key), malformed)?;
-        self.reached.set_flushed(flushed);
+        self.progress.set_flushed(flushed);
         Ok(())
     }
 
@@ -343,7 +343,7 @@ impl Db {
     /// For the drainer: writes what was applied to the memtables if that goes without
     /// waiting; says whether it did.
     pub(super) fn drain_now(&self) -> bool {
-        match self.drain(Patience::Now) {
+        match self.drain(OnStall::Fail) {
             Ok(()) => true,
             Err(Fault::Stalled | Fault::DiskFull(_)) => false,
             Err(fault) => {
@@ -386,12 +386,12 @@ impl Db {
     }
 
     /// Writes what was applied to the memtables.
-    pub(super) fn drain(&self, patience: Patience) -> Result<(), Fault> {
-        let _one = match patience {
-            Patience::Now => self.draining.try_lock().ok_or(Fault::Stalled)?,
-            Patience::Wait => self.draining.lock(),
+    pub(super) fn drain(&self, on_stall: OnStall) -> Result<(), Fault> {
+        let _one = match on_stall {
+            OnStall::Fail => self.draining.try_lock().ok_or(Fault::Stalled)?,
+            OnStall::Wait => self.draining.lock(),
         };
-        let (pieces, ()) = self.recent.seal(|| ());
+        let (pieces, ()) = self.write_buffer.seal(|| ());
         if pieces.is_empty() {
             return Ok(());
         }
@@ -404,15 +404,15 @@ impl Db {
                 }
             }
         }
-        self.write(records, patience)?;
-        self.recent.drained(&pieces);
+        self.write(records, on_stall)?;
+        self.write_buffer.drained(&pieces);
         Ok(())
     }
 
-    pub(super) fn write(&self, records: WriteBatch, patience: Patience) -> Result<(), Fault> {
-        let options = match patience {
-            Patience::Now => &self.hasty,
-            Patience::Wait => &self.patient,
+    pub(super) fn write(&self, records: WriteBatch, on_stall: OnStall) -> Result<(), Fault> {
+        let options = match on_stall {
+            OnStall::Fail => &self.hasty,
+            OnStall::Wait => &self.patient,
         };
         self.db.write_opt(records, options).map_err(|error| self.fault("write", error))
     }
@@ -432,7 +432,7 @@ impl Db {
 
     /// Writes what was applied to disk, all families at one moment.
     pub(super) fn flush(&self) -> Result<(), Fault> {
-        self.drain(Patience::Wait)?;
+        self.drain(OnStall::Wait)?;
         self.flush_families(true)?;
         // The listener may not be done with it yet.
         self.look_what_is_on_disk()

@@ -31,7 +31,7 @@ pub enum Fault {
         reason: String,
     },
     /// RocksDB is behind with flushes or compactions: the write would wait. Only
-    /// [`Patience::Now`](super::Patience) gives it.
+    /// [`OnStall::Fail`](super::Patience) gives it.
     #[error("the store is behind with its flushes")]
     Stalled,
     /// An entry that is not a batch.

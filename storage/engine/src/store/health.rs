@@ -19,7 +19,7 @@ use rocksdb::{AsRawPtr, Env, Options};
 use tokio::sync::Notify;
 
 use super::fault::is_no_space;
-use super::reached::{Reached, on_disk};
+use super::progress::{Reached, on_disk};
 use super::read_applied;
 
 /// How long one look at the file system counts.
@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Whether a store can take writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
+pub enum StoreHealth {
     /// It can.
     Good,
     /// The file system is full or nearly so: refuse new writes, serve reads, ask again.
@@ -39,13 +39,13 @@ pub enum Health {
 /// What background threads reported, and when the file system was last looked at.
 pub(super) struct Reports {
     state: Mutex<State>,
-    changes: Arc<Changes>,
-    reached: Arc<Reached>,
+    changes: Arc<ChangeCounter>,
+    progress: Arc<Reached>,
 }
 
 /// Changes of a store's records and files.
 #[derive(Debug, Default)]
-pub(super) struct Changes {
+pub(super) struct ChangeCounter {
     /// Writes, flushes and compactions so far.
     pub(super) count: AtomicU64,
     /// A flush has ended.
@@ -59,8 +59,8 @@ struct State {
 }
 
 impl Reports {
-    pub(super) fn new(changes: Arc<Changes>, reached: Arc<Reached>) -> Self {
-        Reports { state: Mutex::default(), changes, reached }
+    pub(super) fn new(changes: Arc<ChangeCounter>, progress: Arc<Reached>) -> Self {
+        Reports { state: Mutex::default(), changes, progress }
     }
 
     pub(super) fn report(&self, error: String) {
@@ -83,7 +83,7 @@ impl Reports {
         directory: &Path,
         reserve: u64,
         works: impl FnOnce() -> bool,
-    ) -> Health {
+    ) -> StoreHealth {
         let mut state = self.state.lock();
         let fresh = state.looked.as_ref().filter(|(at, _)| at.elapsed() < LOOK_EVERY);
         let looked_now = fresh.is_none();
@@ -95,18 +95,18 @@ impl Reports {
             state.looked = Some((Instant::now(), lack.clone()));
         }
         match (&state.reported, lack) {
-            (Some(error), _) if !is_no_space(error) => Health::Failing(error.clone()),
-            (_, Some(lack)) => Health::DiskFull(lack),
+            (Some(error), _) if !is_no_space(error) => StoreHealth::Failing(error.clone()),
+            (_, Some(lack)) => StoreHealth::DiskFull(lack),
             (Some(error), None) => {
                 let error = error.clone();
                 if looked_now && works() {
                     state.reported = None;
-                    Health::Good
+                    StoreHealth::Good
                 } else {
-                    Health::DiskFull(error)
+                    StoreHealth::DiskFull(error)
                 }
             }
-            (None, None) => Health::Good,
+            (None, None) => StoreHealth::Good,
         }
     }
 }
@@ -184,7 +184,7 @@ unsafe extern "C" fn background_error(
 
 /// # Safety
 /// `state` is that of a listener that is not released.
-unsafe fn note_change<'a>(state: *mut c_void) -> &'a Changes {
+unsafe fn note_change<'a>(state: *mut c_void) -> &'a ChangeCounter {
     // SAFETY: the caller's word.
     let changes = unsafe { &(*state.cast::<Reports>()).changes };
     changes.count.fetch_add(1, Ordering::Release);
@@ -201,7 +201,7 @@ unsafe extern "C" fn flushed(
     // SAFETY: `state` is alive until `release`.
     let reports = unsafe { &*state.cast::<Reports>() };
     match flushed {
-        Ok(flushed) => reports.reached.set_flushed(flushed),
+        Ok(flushed) => reports.progress.set_flushed(flushed),
         // What was known before is still on disk.
         Err(error) => tracing::warn!(%error, "what a flush has put on disk can't be read"),
     }

@@ -15,15 +15,15 @@ use rocksdb::{
     DBCompressionType, DataBlockIndexType, Env, LogLevel, Options,
 };
 
-use super::drain::{self, Drainer};
-use super::memtables::{Memtables, Part};
-use super::sweep::{Factory, HeadFactory, Sweep};
+use super::compaction_filter::{Factory, HeadFactory, Sweep};
+use super::memtable_budget::{Memtables, Part};
+use super::memtable_writer::{self, Drainer};
 use super::{Fault, background, health};
 use crate::batch::Family;
 
 /// Memory and threads of all stores of a node; every key is settable.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct StoreSettings {
     /// The block cache of all stores together, bytes; index and filter blocks are in it.
     pub cache_bytes: usize,
     /// The memtables of all stores together and what gathers in front of them, bytes;
@@ -38,13 +38,13 @@ pub struct Settings {
     pub zstd_bottom: bool,
     /// Files that compaction has not touched for so long are compacted, so that space of
     /// replaced data comes back; seconds.
-    pub sweep_seconds: u64,
+    pub periodic_compaction_seconds: u64,
     /// Writes are refused while the file system has less than this free, bytes, so that
     /// RocksDB and the log never hit the wall.
     pub disk_reserve_bytes: u64,
 }
 
-impl Default for Settings {
+impl Default for StoreSettings {
     fn default() -> Self {
         Self {
             cache_bytes: 16 << 20,
@@ -52,16 +52,16 @@ impl Default for Settings {
             flush_threads: 1,
             compaction_threads: 1,
             zstd_bottom: true,
-            sweep_seconds: 86_400,
+            periodic_compaction_seconds: 86_400,
             disk_reserve_bytes: 64 << 20,
         }
     }
 }
 
-impl Settings {
+impl StoreSettings {
     /// What is left for the memtables themselves.
     fn memtable_budget(&self) -> usize {
-        self.memtable_bytes - drain::front_bytes(self.memtable_bytes)
+        self.memtable_bytes - memtable_writer::front_bytes(self.memtable_bytes)
     }
 
     /// Flushes and compactions side by side, all stores.
@@ -73,17 +73,17 @@ impl Settings {
 /// What the stores of a node share: cache, memtable budget, background threads. Cloning
 /// shares.
 #[derive(Clone)]
-pub struct Shared {
-    pub(super) settings: Settings,
+pub struct SharedResources {
+    pub(super) settings: StoreSettings,
     pub(super) cache: Cache,
     memtables: Arc<Memtables>,
     drainer: Arc<Drainer>,
     env: Env,
 }
 
-impl Shared {
+impl SharedResources {
     /// Sets up cache, memtable budget and threads.
-    pub fn new(settings: Settings) -> Result<Self, Fault> {
+    pub fn new(settings: StoreSettings) -> Result<Self, Fault> {
         Ok(Self {
             env: environment(&settings)?,
             cache: Cache::new_hyper_clock_cache(settings.cache_bytes, 0),
@@ -94,7 +94,7 @@ impl Shared {
     }
 
     /// The settings in force.
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &StoreSettings {
         &self.settings
     }
 
@@ -113,12 +113,12 @@ impl Shared {
     }
 
     /// Bytes of memtables, all stores, and of what waits to be written to them.
-    pub fn memtables_used(&self) -> usize {
-        self.memtables.used() + self.waiting_bytes()
+    pub fn memtable_bytes_used(&self) -> usize {
+        self.memtables.used() + self.write_buffer_bytes()
     }
 
     /// Bytes of entries that were applied and are not in the memtables yet, all stores.
-    pub fn waiting_bytes(&self) -> usize {
+    pub fn write_buffer_bytes(&self) -> usize {
         self.drainer.total().load(Ordering::Relaxed)
     }
 
@@ -191,7 +191,7 @@ impl Shared {
         };
         options.set_bottommost_compression_type(bottom);
         if family == Family::Cell {
-            options.set_periodic_compaction_seconds(self.settings.sweep_seconds);
+            options.set_periodic_compaction_seconds(self.settings.periodic_compaction_seconds);
         }
         options.set_block_based_table_factory(&self.tables(family));
         Ok(options)
@@ -217,17 +217,17 @@ impl Shared {
 
     pub(super) fn families(
         &self,
-        sweep: Option<&Arc<Sweep>>,
+        compaction_filter: Option<&Arc<Sweep>>,
         part: &Part,
     ) -> Result<Vec<ColumnFamilyDescriptor>, Fault> {
         let describe = |family: Family| {
             let mut options = self.family(family, part)?;
-            match (family, sweep) {
-                (Family::Cell, Some(sweep)) => {
-                    options.set_compaction_filter_factory(Factory(sweep.clone()))
+            match (family, compaction_filter) {
+                (Family::Cell, Some(compaction_filter)) => {
+                    options.set_compaction_filter_factory(Factory(compaction_filter.clone()))
                 }
-                (Family::Head, Some(sweep)) => {
-                    options.set_compaction_filter_factory(HeadFactory(sweep.clone()))
+                (Family::Head, Some(compaction_filter)) => {
+                    options.set_compaction_filter_factory(HeadFactory(compaction_filter.clone()))
                 }
                 _ => {}
             }
@@ -238,7 +238,7 @@ impl Shared {
 }
 
 /// RocksDB's environment with its threads, which are of the background.
-fn environment(settings: &Settings) -> Result<Env, Fault> {
+fn environment(settings: &StoreSettings) -> Result<Env, Fault> {
     // RocksDB flushes with a quarter of the jobs. A store that is opened with fewer
     // threads than that starts the others itself, and they would be its opener's kind.
     let jobs = settings.background_jobs();

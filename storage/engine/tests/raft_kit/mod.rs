@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
 use engine::clocks::{Clocks, SystemClocks};
-use engine::log::{Disk, Durability, Log, LogOptions, OsDisk, Space};
+use engine::log::{Disk, DiskSpace, Durability, Log, LogOptions, OsDisk};
 use engine::raft::purge::Policy;
 use engine::raft::{
     Group, GroupError, GroupOptions, Leadership, MessageKind, Node, RaftMessage, Ticker, Transport,
     TransportError,
 };
-use engine::store::{Settings, Shared, Store};
+use engine::store::{SharedResources, Store, StoreSettings};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -164,7 +164,7 @@ pub struct Server {
     pub id: u64,
     pub path: PathBuf,
     pub log: Arc<Log>,
-    pub shared: Shared,
+    pub shared: SharedResources,
     pub ticker: Arc<Ticker>,
     pub clocks: Arc<Jumping>,
     network: Arc<Network>,
@@ -205,7 +205,7 @@ impl Server {
         (options.durability, options.disk) = (durability, disk);
         options.segment_bytes = 1 << 20;
         let log = Log::open(options).unwrap();
-        let shared = Shared::new(Settings::default()).unwrap();
+        let shared = SharedResources::new(StoreSettings::default()).unwrap();
         Server { id, path: path.to_owned(), log, shared, ticker, clocks, network: network.clone() }
     }
 
@@ -312,9 +312,9 @@ impl Disk for TestDisk {
         file.sync_data()
     }
 
-    fn space(&self, _dir: &Path) -> Option<Space> {
+    fn space(&self, _dir: &Path) -> Option<DiskSpace> {
         let used = self.used_percent.load(Ordering::Relaxed);
-        Some(Space { used, free: 100 - used })
+        Some(DiskSpace { used, free: 100 - used })
     }
 }
 

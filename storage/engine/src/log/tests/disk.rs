@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::super::segment::{self, Segment};
-use super::super::{BeforeSleep, Disk, LogError};
+use super::super::{Disk, LogError, WriteOnPark};
 use super::*;
 
 /// A disk that does what a test wants, and remembers what it was asked.
@@ -89,7 +89,7 @@ async fn what_a_failed_fsync_left_is_written_again_at_the_next_start() {
     let told =
         start_append(&mut group, vec![entry(1, 2, "in the page cache only")]).await.await.unwrap();
     assert!(told.is_err());
-    assert!(log.writable().is_err() && log.ailment().is_some());
+    assert!(log.writable().is_err() && log.disk_problem().is_some());
     assert!(log.close().is_err());
     let end = u64::from(log.shared.writer.lock().active.end());
     drop((group, log));
@@ -140,18 +140,18 @@ async fn a_disk_that_does_not_keep_up_refuses_before_anything_is_proposed() {
 /// The disk is quick; then one sync stalls for long, and so do those after it.
 #[test]
 fn a_disk_that_stalls_holds_up_one_thread_once() {
-    let (dir, disk, before_sleep) =
-        (tempfile::tempdir().unwrap(), Arc::new(Sick::default()), BeforeSleep::default());
+    let (dir, disk, write_on_park) =
+        (tempfile::tempdir().unwrap(), Arc::new(Sick::default()), WriteOnPark::default());
     let options = LogOptions {
-        before_sleep: Some(before_sleep.clone()),
+        write_on_park: Some(write_on_park.clone()),
         segment_bytes: 1 << 20,
         ..on(&disk, dir.path())
     };
     let log = Log::open(options).unwrap();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(2).thread_name("raft").enable_all();
-    let reserve = before_sleep.clone();
-    let runtime = builder.on_thread_park(move || before_sleep.write()).build().unwrap();
+    let reserve = write_on_park.clone();
+    let runtime = builder.on_thread_park(move || write_on_park.write()).build().unwrap();
     reserve.keep_reserve(runtime.handle()).unwrap();
     let beats = runtime.spawn(async {
         let (mut longest, mut last) = (Duration::ZERO, Instant::now());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::log::BeforeSleep;
+use crate::log::WriteOnPark;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn groups_that_write_at_once_do_not_disturb_each_other() {
@@ -48,12 +48,12 @@ async fn write(mut group: GroupLog) {
 }
 
 /// A runtime of so many threads that write the log before they sleep.
-fn runtime(threads: usize, before_sleep: &BeforeSleep) -> tokio::runtime::Runtime {
-    let before_sleep = before_sleep.clone();
+fn runtime(threads: usize, write_on_park: &WriteOnPark) -> tokio::runtime::Runtime {
+    let write_on_park = write_on_park.clone();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder
         .worker_threads(threads)
-        .on_thread_park(move || before_sleep.write())
+        .on_thread_park(move || write_on_park.write())
         .enable_all()
         .build()
         .unwrap()
@@ -63,13 +63,13 @@ fn runtime(threads: usize, before_sleep: &BeforeSleep) -> tokio::runtime::Runtim
 fn groups_that_are_written_before_sleep_do_not_disturb_each_other() {
     for threads in [1, 4] {
         let dir = tempfile::tempdir().unwrap();
-        let before_sleep = BeforeSleep::default();
+        let write_on_park = WriteOnPark::default();
         let options = LogOptions {
-            before_sleep: Some(before_sleep.clone()),
+            write_on_park: Some(write_on_park.clone()),
             ..options(dir.path(), Durability::Always, 32 << 10)
         };
         let log = Log::open(options.clone()).unwrap();
-        let runtime = runtime(threads, &before_sleep);
+        let runtime = runtime(threads, &write_on_park);
         let writers: Vec<_> = (1..=8).map(|id| runtime.spawn(write(log.group_log(id)))).collect();
         let written = async {
             for writer in writers {
@@ -79,7 +79,7 @@ fn groups_that_are_written_before_sleep_do_not_disturb_each_other() {
         runtime.block_on(written);
         drop(runtime);
         drop(log);
-        let log = Log::open(LogOptions { before_sleep: None, ..options }).unwrap();
+        let log = Log::open(LogOptions { write_on_park: None, ..options }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for id in 1..=8 {
             let image = runtime.block_on(image(&log, id));
@@ -95,15 +95,15 @@ fn groups_that_are_written_before_sleep_do_not_disturb_each_other() {
 #[tokio::test]
 async fn appends_are_left_to_a_thread_that_sleeps_soon_and_to_no_other() {
     let dir = tempfile::tempdir().unwrap();
-    let before_sleep = BeforeSleep::default();
+    let write_on_park = WriteOnPark::default();
     let options = LogOptions {
-        before_sleep: Some(before_sleep.clone()),
+        write_on_park: Some(write_on_park.clone()),
         ..options(dir.path(), Durability::Always, 32 << 10)
     };
     let log = Log::open(options).unwrap();
     let mut group = log.group_log(1);
     append(&mut group, vec![entry(1, 1, "by the log's own thread")]).await;
-    before_sleep.write();
+    write_on_park.write();
     // However the first fsync went, they are quick; and the log's own thread has gone to
     // sleep.
     (0..100).for_each(|_| log.shared.stats.note_fsync(Duration::ZERO));
@@ -114,7 +114,7 @@ async fn appends_are_left_to_a_thread_that_sleeps_soon_and_to_no_other() {
     let wait = start_append(&mut group, vec![entry(1, 2, "by this one")]).await;
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(log.stats().batches(), batches, "it is left to this thread");
-    before_sleep.write();
+    write_on_park.write();
     assert_eq!((log.stats().batches(), log.stats().fsyncs()), (batches + 1, fsyncs + 1));
     wait.await.unwrap().unwrap();
 
@@ -131,7 +131,7 @@ async fn appends_are_left_to_a_thread_that_sleeps_soon_and_to_no_other() {
     // Where a segment would end.
     for index in 23..=33 {
         let wait = start_append(&mut group, vec![entry(1, index, vec![7; 6_000])]).await;
-        before_sleep.write();
+        write_on_park.write();
         wait.await.unwrap().unwrap();
     }
     assert!(segments(dir.path()).len() > 1, "no segment ended: the test proves nothing");

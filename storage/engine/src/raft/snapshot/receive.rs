@@ -17,7 +17,7 @@ use crate::raft::machine::SnapshotSource;
 use crate::raft::message;
 use crate::raft::receive::ReceiveError;
 use crate::raft::transport::MessageKind;
-use crate::store::Health;
+use crate::store::StoreHealth;
 
 /// How long what was received is kept for a transfer that broke.
 const KEPT: Duration = Duration::from_secs(600);
@@ -57,7 +57,7 @@ impl Inner {
         let directory = self.store.path().join(RECEIVED);
         // What is here already comes first: a state must not take the space that its
         // replica needs to go on.
-        if let Health::DiskFull(why) = self.store.health() {
+        if let StoreHealth::DiskFull(why) = self.store.health() {
             return Err(ReceiveError::NotNow(why));
         }
         match kind {

@@ -6,7 +6,7 @@
 //! that is past, before the expiry cycle comes to it, and the value of a string. Heads
 //! themselves, counters and the time index go by the cycle only: a head that one replica
 //! dropped by itself would be absent there, not expired, to the next write, and the
-//! counters would differ. This module knows neither heads nor cells: a [`CellJudge`]
+//! counters would differ. This module knows neither heads nor cells: a [`Liveness`]
 //! reads them.
 //!
 //! # Why it is safe
@@ -49,21 +49,21 @@ use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilt
 use rocksdb::{DB, DBRawIteratorWithThreadMode};
 
 use super::db::Db;
-use super::view::Pinned;
+use super::snapshot::Pinned;
 use crate::batch::Family;
 
 /// Reads heads, cells and stamps for the store, which does not know them.
-pub trait CellJudge: Send + Sync + 'static {
+pub trait Liveness: Send + Sync + 'static {
     /// Writes the key of the head that owns `cell` into `head`, which is empty, and says
     /// under which generation the cell lies. `None`: not understood, so kept.
-    fn owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64>;
+    fn find_owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64>;
 
     /// The generation whose cells a head owns.
-    fn owned(&self, head: &[u8]) -> Owned;
+    fn parse_owner(&self, head: &[u8]) -> Owner;
 
     /// How many of a head's first bytes are to be kept when every state has this stamp or
     /// a later one; `None`: all of it.
-    fn kept(&self, head: &[u8], stamp_ms: u64) -> Option<usize>;
+    fn kept_len(&self, head: &[u8], stamp_ms: u64) -> Option<usize>;
 
     /// The key in `Default` of the stamp of the last batch.
     fn stamp_key(&self) -> &[u8];
@@ -81,7 +81,7 @@ pub trait CellJudge: Send + Sync + 'static {
 
 /// What a head says about cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owned {
+pub enum Owner {
     /// Cells of this generation are its members, until then (ms; `None` = for ever).
     Generation(u64, Option<u64>),
     /// It has no cells (a string).
@@ -99,7 +99,7 @@ pub(super) struct Swept {
 
 /// What the filters of one database share.
 pub(super) struct Sweep {
-    judge: Arc<dyn CellJudge>,
+    judge: Arc<dyn Liveness>,
     db: OnceLock<DbPointer>,
     swept: Swept,
 }
@@ -113,7 +113,7 @@ unsafe impl Send for DbPointer {}
 unsafe impl Sync for DbPointer {}
 
 impl Sweep {
-    pub(super) fn new(judge: Arc<dyn CellJudge>) -> Arc<Self> {
+    pub(super) fn new(judge: Arc<dyn Liveness>) -> Arc<Self> {
         Arc::new(Self { judge, db: OnceLock::new(), swept: Swept::default() })
     }
 
@@ -190,14 +190,18 @@ pub(super) struct HeadFilter {
 
 impl CompactionFilter for HeadFilter {
     fn filter(&mut self, _level: u32, _key: &[u8], value: &[u8]) -> Decision {
-        let kept = self.sweep.judge.kept(value, self.stamp_ms).and_then(|kept| value.get(..kept));
-        match kept.filter(|kept| kept.len() < value.len()) {
+        let kept_len = self
+            .sweep
+            .judge
+            .kept_len(value, self.stamp_ms)
+            .and_then(|kept_len| value.get(..kept_len));
+        match kept_len.filter(|kept_len| kept_len.len() < value.len()) {
             None => Decision::Keep,
-            Some(kept) => {
-                self.bytes += (value.len() - kept.len()) as u64;
+            Some(kept_len) => {
+                self.bytes += (value.len() - kept_len.len()) as u64;
                 // SAFETY: RocksDB copies the new value as soon as this returns, and the
                 // old one, of which it is a part, is its own and stays until then.
-                Decision::Change(unsafe { std::mem::transmute::<&[u8], &'static [u8]>(kept) })
+                Decision::Change(unsafe { std::mem::transmute::<&[u8], &'static [u8]>(kept_len) })
             }
         }
     }
@@ -242,12 +246,12 @@ impl Bench {
         Some(Self { heads, first_unused, stamp_ms, _pinned: pinned })
     }
 
-    fn owned(&mut self, judge: &dyn CellJudge, head: &[u8]) -> Owned {
+    fn parse_owner(&mut self, judge: &dyn Liveness, head: &[u8]) -> Owner {
         self.heads.seek(head);
         match self.heads.item() {
-            Some((key, value)) if key == head => judge.owned(value),
-            None if self.heads.status().is_err() => Owned::Unreadable,
-            _ => Owned::Nothing,
+            Some((key, value)) if key == head => judge.parse_owner(value),
+            None if self.heads.status().is_err() => Owner::Unreadable,
+            _ => Owner::Nothing,
         }
     }
 }
@@ -258,7 +262,7 @@ pub(super) struct Filter {
     bench: Option<Bench>,
     /// The head last looked up, what it owns as the oldest reader sees it, and in the
     /// state on disk once that was asked.
-    last: Option<(Vec<u8>, Owned, Option<Owned>)>,
+    last: Option<(Vec<u8>, Owner, Option<Owner>)>,
     head: Vec<u8>,
     cells: u64,
     bytes: u64,
@@ -269,24 +273,24 @@ impl Filter {
         let Some(bench) = &mut self.bench else { return false };
         let judge = &*self.sweep.judge;
         self.head.clear();
-        let Some(generation) = judge.owner(cell, &mut self.head) else { return false };
+        let Some(generation) = judge.find_owner(cell, &mut self.head) else { return false };
         if generation >= bench.first_unused {
             return false;
         }
         let stamp_ms = bench.stamp_ms;
-        let buried = |owned| match owned {
-            Owned::Generation(alive, until_ms) => {
+        let buried = |parse_owner| match parse_owner {
+            Owner::Generation(alive, until_ms) => {
                 alive != generation || until_ms.is_some_and(|until_ms| until_ms <= stamp_ms)
             }
-            Owned::Nothing => true,
-            Owned::Unreadable => false,
+            Owner::Nothing => true,
+            Owner::Unreadable => false,
         };
         // Cells come in key order, so a row's verdict is asked once.
         if self.last.as_ref().is_none_or(|(head, ..)| *head != self.head) {
-            let owned = bench.owned(judge, &self.head);
-            let (mut head, ..) = self.last.take().unwrap_or((Vec::new(), owned, None));
+            let parse_owner = bench.parse_owner(judge, &self.head);
+            let (mut head, ..) = self.last.take().unwrap_or((Vec::new(), parse_owner, None));
             head.clone_from(&self.head);
-            self.last = Some((head, owned, None));
+            self.last = Some((head, parse_owner, None));
         }
         let Some((head, seen, on_disk)) = &mut self.last else { return false };
         if !buried(*seen) {
@@ -294,9 +298,9 @@ impl Filter {
         }
         let on_disk = *on_disk.get_or_insert_with(|| {
             match self.sweep.db().map(|db| db.get_flushed(Family::Head, head)) {
-                Some(Ok(Some(value))) => judge.owned(&value),
-                Some(Ok(None)) => Owned::Nothing,
-                Some(Err(_)) | None => Owned::Unreadable,
+                Some(Ok(Some(value))) => judge.parse_owner(&value),
+                Some(Ok(None)) => Owner::Nothing,
+                Some(Err(_)) | None => Owner::Unreadable,
             }
         });
         buried(on_disk)
@@ -331,25 +335,27 @@ mod tests {
 
     use super::*;
     use crate::batch::BatchWriter;
-    use crate::store::{Patience, Settings, Shared, Store, Write, compact};
+    use crate::store::{
+        EntryWrite, OnStall, SharedResources, Store, StoreSettings, manual_compaction,
+    };
 
     /// One row, "h"; a cell's key is its generation.
     struct OneRow;
 
-    impl CellJudge for OneRow {
-        fn owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64> {
+    impl Liveness for OneRow {
+        fn find_owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64> {
             head.push(b'h');
             Some(u64::from(*cell.first()?))
         }
 
-        fn owned(&self, head: &[u8]) -> Owned {
+        fn parse_owner(&self, head: &[u8]) -> Owner {
             let until_ms = head.get(1).map(|until_ms| u64::from(*until_ms));
-            head.first().map_or(Owned::Unreadable, |generation| {
-                Owned::Generation(u64::from(*generation), until_ms)
+            head.first().map_or(Owner::Unreadable, |generation| {
+                Owner::Generation(u64::from(*generation), until_ms)
             })
         }
 
-        fn kept(&self, head: &[u8], stamp_ms: u64) -> Option<usize> {
+        fn kept_len(&self, head: &[u8], stamp_ms: u64) -> Option<usize> {
             head.get(1).filter(|until_ms| u64::from(**until_ms) <= stamp_ms).map(|_| 2)
         }
 
@@ -373,8 +379,8 @@ mod tests {
     #[test]
     fn cells_are_kept_until_the_end_of_their_head_is_on_disk() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open_swept(
-            &Shared::new(Settings::default()).unwrap(),
+        let store = Store::open_with_filter(
+            &SharedResources::new(StoreSettings::default()).unwrap(),
             directory.path(),
             Arc::new(OneRow),
         )
@@ -382,9 +388,13 @@ mod tests {
         let apply = |index, fill: &dyn Fn(&mut BatchWriter)| {
             let mut writer = BatchWriter::new();
             fill(&mut writer);
-            let write =
-                Write { index, log_id: Bytes::new(), batch: writer.finish(), membership: None };
-            store.apply(&[write], Patience::Wait).unwrap();
+            let write = EntryWrite {
+                index,
+                log_id: Bytes::new(),
+                batch: writer.finish(),
+                membership: None,
+            };
+            store.apply(&[write], OnStall::Wait).unwrap();
         };
         apply(1, &|batch| {
             batch.put(Family::Default, b"next", &[9]);
@@ -396,7 +406,12 @@ mod tests {
         apply(2, &|batch| batch.delete(Family::Head, b"h"));
         // As automatic compaction does: what is in memory stays there (no cell is, and a
         // range is named).
-        compact::rewrite(&store.db().unwrap(), Family::Cell, Some(&[0]), Some(&[9]));
+        manual_compaction::compact_range(
+            &store.db().unwrap(),
+            Family::Cell,
+            Some(&[0]),
+            Some(&[9]),
+        );
         assert_eq!(
             store.flushed().unwrap().unwrap().index,
             1,
@@ -405,15 +420,20 @@ mod tests {
         assert_eq!(store.get(Family::Cell, &[4]).unwrap(), None);
         assert!(store.get(Family::Cell, &[5]).unwrap().is_some());
         store.flush().unwrap();
-        compact::rewrite(&store.db().unwrap(), Family::Cell, Some(&[0]), Some(&[9]));
+        manual_compaction::compact_range(
+            &store.db().unwrap(),
+            Family::Cell,
+            Some(&[0]),
+            Some(&[9]),
+        );
         assert_eq!(store.get(Family::Cell, &[5]).unwrap(), None);
     }
 
     #[test]
     fn what_is_past_is_kept_until_the_stamp_is_on_disk_and_the_oldest_reader_has_it() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open_swept(
-            &Shared::new(Settings::default()).unwrap(),
+        let store = Store::open_with_filter(
+            &SharedResources::new(StoreSettings::default()).unwrap(),
             directory.path(),
             Arc::new(OneRow),
         )
@@ -421,13 +441,22 @@ mod tests {
         let apply = |index, fill: &dyn Fn(&mut BatchWriter)| {
             let mut writer = BatchWriter::new();
             fill(&mut writer);
-            let write =
-                Write { index, log_id: Bytes::new(), batch: writer.finish(), membership: None };
-            store.apply(&[write], Patience::Wait).unwrap();
+            let write = EntryWrite {
+                index,
+                log_id: Bytes::new(),
+                batch: writer.finish(),
+                membership: None,
+            };
+            store.apply(&[write], OnStall::Wait).unwrap();
         };
-        let rewrite = || {
+        let compact_range = || {
             for family in [Family::Head, Family::Cell] {
-                compact::rewrite(&store.db().unwrap(), family, Some(&[0]), Some(b"z"));
+                manual_compaction::compact_range(
+                    &store.db().unwrap(),
+                    family,
+                    Some(&[0]),
+                    Some(b"z"),
+                );
             }
         };
         apply(1, &|batch| {
@@ -440,18 +469,18 @@ mod tests {
         store.flush().unwrap();
         let head = || store.get(Family::Head, b"h").unwrap().unwrap();
         let is_whole = || head().len() == 5 && store.get(Family::Cell, &[5]).unwrap().is_some();
-        rewrite();
+        compact_range();
         assert!(is_whole(), "it is not past");
         let reader = store.snapshot().unwrap();
         apply(2, &|batch| batch.put(Family::Default, b"stamp", &[20]));
-        rewrite();
+        compact_range();
         assert!(is_whole(), "it is not past on disk");
         store.flush().unwrap();
-        rewrite();
+        compact_range();
         assert!(is_whole(), "it is not past for a reader");
         assert_eq!(reader.get(Family::Head, b"h").unwrap().unwrap().len(), 5);
         drop(reader);
-        rewrite();
+        compact_range();
         assert_eq!((&head()[..], store.get(Family::Cell, &[5]).unwrap()), (&[5, 20][..], None));
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::segment::{self, Segment};
-use super::{Durability, LogError, QUICK, Shared};
+use super::{Durability, HEALTHY_FSYNC_MAX, LogError, LogInner};
 
 /// What the keeper was asked for.
 #[derive(Default)]
@@ -24,7 +24,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// How soon it tries again to make a spare.
 const RETRY: Duration = Duration::from_millis(250);
 
-pub(crate) fn run(shared: &Shared) {
+pub(crate) fn run(shared: &LogInner) {
     let mut last_tick = Instant::now();
     while !shared.closing.load(Ordering::Acquire) && shared.alive().is_ok() {
         let has_spare = !shared.lacks_spare() || shared.make_spare();
@@ -51,7 +51,7 @@ pub(crate) fn run(shared: &Shared) {
             Durability::Os => Duration::from_millis(100),
             Durability::Always => TICK,
         };
-        let mut chores = shared.keeper.lock();
+        let mut chores = shared.maintenance.lock();
         if !chores.woken && !wait.is_zero() && !shared.closing.load(Ordering::Acquire) {
             shared.keeper_woken.wait_for(&mut chores, wait);
         }
@@ -62,7 +62,7 @@ pub(crate) fn run(shared: &Shared) {
 /// Says in a log that rests that everything in it is on the disk, so that damage to the
 /// last batch is told from a torn write of it. And asks a disk whose last sync was slow
 /// whether it still is: nobody else may.
-fn rest(shared: &Shared) -> Result<(), LogError> {
+fn rest(shared: &LogInner) -> Result<(), LogError> {
     #[cfg(test)]
     if shared.faults.no_marks.load(Ordering::Relaxed) {
         return Ok(());
@@ -72,7 +72,7 @@ fn rest(shared: &Shared) -> Result<(), LogError> {
     if shared.writable().is_err() {
         return Ok(());
     }
-    let asks = shared.watch.last(Instant::now()) > QUICK;
+    let asks = shared.watch.last(Instant::now()) > HEALTHY_FSYNC_MAX;
     writer.mark(shared, asks)?;
     drop(writer);
     // Who queued meanwhile found the writer taken.
@@ -82,7 +82,7 @@ fn rest(shared: &Shared) -> Result<(), LogError> {
 
 /// Syncs the active segment where appends do not: in each interval, or when much has
 /// gathered, so that the end of a segment finds little to do.
-fn sync(shared: &Shared) -> Result<(), LogError> {
+fn sync(shared: &LogInner) -> Result<(), LogError> {
     let active = shared.active.lock().clone();
     let waiting = active.end() - active.synced();
     let due = match shared.options.durability {
@@ -94,8 +94,8 @@ fn sync(shared: &Shared) -> Result<(), LogError> {
 }
 
 /// Removes what is doomed, oldest first, once everything that made it so is on the disk.
-fn remove(shared: &Shared) -> Result<(), LogError> {
-    let doomed = std::mem::take(&mut shared.keeper.lock().doomed);
+fn remove(shared: &LogInner) -> Result<(), LogError> {
+    let doomed = std::mem::take(&mut shared.maintenance.lock().doomed);
     if doomed.is_empty() {
         return Ok(());
     }
@@ -116,7 +116,7 @@ fn remove(shared: &Shared) -> Result<(), LogError> {
 }
 
 /// Moves a few entries when that is due; gives whether there is more to do at once.
-fn move_some(shared: &Shared) -> Result<bool, LogError> {
+fn move_some(shared: &LogInner) -> Result<bool, LogError> {
     // On a full disk the keeper must not get stuck in a write: what it removes may be the
     // space that is missing.
     if shared.writable().is_err() {

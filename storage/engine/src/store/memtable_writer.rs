@@ -208,7 +208,7 @@ impl State {
 
     /// Looks at a store; says whether it is to be looked at again.
     fn look(&self, db: &Arc<Db>, store: &mut DueStore, part: usize) -> bool {
-        let amount = db.recent.amount();
+        let amount = db.write_buffer.amount();
         let now = Instant::now();
         if amount.additions != store.additions {
             (store.additions, store.changed) = (amount.additions, now);
@@ -230,7 +230,7 @@ impl State {
         }
         db.is_not_due();
         // Words that came meanwhile found it due.
-        db.recent.amount().additions != store.additions && db.becomes_due()
+        db.write_buffer.amount().additions != store.additions && db.becomes_due()
     }
 }
 
@@ -240,7 +240,7 @@ mod tests {
 
     use super::*;
     use crate::batch::{BatchWriter, Family};
-    use crate::store::{Patience, Settings, Shared, Store, Write};
+    use crate::store::{EntryWrite, OnStall, SharedResources, Store, StoreSettings};
 
     #[test]
     fn memtables_and_what_precedes_them_share_what_there_is() {
@@ -254,45 +254,50 @@ mod tests {
     #[test]
     fn what_waits_has_a_bound() {
         let directory = tempfile::tempdir().unwrap();
-        let shared = Shared::new(Settings::default()).unwrap();
+        let shared = SharedResources::new(StoreSettings::default()).unwrap();
         let store = Store::open(&shared, directory.path()).unwrap();
-        let apply = |index: u64, patience| {
+        let apply = |index: u64, on_stall| {
             let mut writer = BatchWriter::new();
             writer.put(Family::Head, &index.to_be_bytes(), &[7; 100_000]);
             store.apply(
-                &[Write { index, log_id: Bytes::new(), batch: writer.finish(), membership: None }],
-                patience,
+                &[EntryWrite {
+                    index,
+                    log_id: Bytes::new(),
+                    batch: writer.finish(),
+                    membership: None,
+                }],
+                on_stall,
             )
         };
         let full = shared.drainer().state.full_bytes();
         let db = store.db().unwrap();
         let held_up = db.hold_up();
         let stalled =
-            (1..1000).find(|index| apply(*index, Patience::Now) == Err(Fault::Stalled)).unwrap();
+            (1..1000).find(|index| apply(*index, OnStall::Fail) == Err(Fault::Stalled)).unwrap();
         assert!(
-            (full..full + 600_000).contains(&shared.waiting_bytes()),
+            (full..full + 600_000).contains(&shared.write_buffer_bytes()),
             "{} of {full}",
-            shared.waiting_bytes()
+            shared.write_buffer_bytes()
         );
         assert_eq!(store.applied().unwrap().unwrap().index, stalled - 1);
         drop(held_up);
-        apply(stalled, Patience::Wait).unwrap();
+        apply(stalled, OnStall::Wait).unwrap();
         assert_eq!(store.applied().unwrap().unwrap().index, stalled);
         // Each look at all of it seals a piece.
-        db.drain(Patience::Wait).unwrap();
+        db.drain(OnStall::Wait).unwrap();
         let held_up = db.hold_up();
         let stalled = (stalled + 1..stalled + 100).find(|index| {
             drop(store.snapshot().unwrap());
-            apply(*index, Patience::Now) == Err(Fault::Stalled)
+            apply(*index, OnStall::Fail) == Err(Fault::Stalled)
         });
         assert!(
-            stalled.is_some() && shared.waiting_bytes() < full,
+            stalled.is_some() && shared.write_buffer_bytes() < full,
             "{} bytes",
-            shared.waiting_bytes()
+            shared.write_buffer_bytes()
         );
         drop(held_up);
         drop(db);
         drop(store);
-        assert_eq!(shared.waiting_bytes(), 0);
+        assert_eq!(shared.write_buffer_bytes(), 0);
     }
 }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use librocksdb_sys as ffi;
 use parking_lot::Mutex;
 
-use super::Applied;
+use super::AppliedPoint;
 
 /// RocksDB's `kPersistedTier`: memtables are not looked at, as nothing is in its own log.
 const PERSISTED: i32 = 2;
@@ -23,28 +23,28 @@ const PERSISTED: i32 = 2;
 /// Both marks of one open database.
 #[derive(Debug, Default)]
 pub(super) struct Reached {
-    applied: Mutex<Option<Applied>>,
-    flushed: Mutex<Option<Applied>>,
+    applied: Mutex<Option<AppliedPoint>>,
+    flushed: Mutex<Option<AppliedPoint>>,
 }
 
 impl Reached {
-    pub(super) fn applied(&self) -> Option<Applied> {
+    pub(super) fn applied(&self) -> Option<AppliedPoint> {
         self.applied.lock().clone()
     }
 
-    pub(super) fn flushed(&self) -> Option<Applied> {
+    pub(super) fn flushed(&self) -> Option<AppliedPoint> {
         self.flushed.lock().clone()
     }
 
     /// An entry was applied; without a membership of its own, that of before is in force.
-    pub(super) fn set_applied(&self, mut applied: Applied) {
+    pub(super) fn set_applied(&self, mut applied: AppliedPoint) {
         let mut before = self.applied.lock();
         applied.membership = applied.membership.or_else(|| before.take()?.membership);
         *before = Some(applied);
     }
 
     /// This is on disk; of several who say so at once, the latest is right.
-    pub(super) fn set_flushed(&self, flushed: Option<Applied>) {
+    pub(super) fn set_flushed(&self, flushed: Option<AppliedPoint>) {
         let mut before = self.flushed.lock();
         if flushed.as_ref().map(|flushed| flushed.index)
             >= before.as_ref().map(|before| before.index)

@@ -2,7 +2,7 @@
 //!
 //! A memtable is a skip list: each key costs a walk through cold memory, and each write
 //! has a price of its own. A hash table takes a record for a fraction of that. So entries
-//! are applied to one, and [`Drainer`](super::drain::Drainer) writes what has gathered to
+//! are applied to one, and [`Drainer`](super::memtable_writer::Drainer) writes what has gathered to
 //! the memtables, in key order, many at once; what was overwritten meanwhile never gets
 //! there, nor to disk.
 //!
@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::piece::{Piece, Range, Word};
+use super::hash_memtable::{Piece, Range, Word};
 use crate::batch::{BadBatch, Change, Family, read};
 
 /// With so many sealed pieces, whoever applies more drains its store itself: a key is
@@ -72,12 +72,12 @@ impl Pieces {
 
     /// Of memory that they hold.
     pub(super) fn bytes(&self) -> usize {
-        self.0.iter().map(|piece| piece.bytes()).sum()
+        self.0.iter().map(|hash_memtable| hash_memtable.bytes()).sum()
     }
 
     /// The last word on a key.
     pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Word<'_>> {
-        self.0.iter().rev().find_map(|piece| piece.get(family, key))
+        self.0.iter().rev().find_map(|hash_memtable| hash_memtable.get(family, key))
     }
 
     /// The last words on the keys with `from <= key < to`, in key order or the reverse;
@@ -89,8 +89,8 @@ impl Pieces {
         to: &[u8],
         reverse: bool,
     ) -> Merged<'_> {
-        let heads = self.0.iter().rev().filter_map(|piece| {
-            let mut rest = piece.range(family, from, to, reverse);
+        let heads = self.0.iter().rev().filter_map(|hash_memtable| {
+            let mut rest = hash_memtable.range(family, from, to, reverse);
             Some(Head { next: rest.next()?, rest })
         });
         Merged { heads: heads.collect(), reverse }
@@ -245,7 +245,7 @@ mod tests {
 
     use super::*;
     use crate::batch::BatchWriter;
-    use crate::store::{Patience, Settings, Shared, Snapshot, Store, Write};
+    use crate::store::{EntryWrite, OnStall, SharedResources, Snapshot, Store, StoreSettings};
 
     type Records = BTreeMap<(Family, String), String>;
 
@@ -342,14 +342,15 @@ mod tests {
     fn reads_are_as_without_pieces() {
         let directory = tempfile::tempdir().unwrap();
         let store =
-            Store::open(&Shared::new(Settings::default()).unwrap(), directory.path()).unwrap();
+            Store::open(&SharedResources::new(StoreSettings::default()).unwrap(), directory.path())
+                .unwrap();
         let index = AtomicU64::new(0);
         let apply = |batch: Bytes| {
             let index = index.fetch_add(1, Ordering::Relaxed) + 1;
             store
                 .apply(
-                    &[Write { index, log_id: Bytes::new(), batch, membership: None }],
-                    Patience::Wait,
+                    &[EntryWrite { index, log_id: Bytes::new(), batch, membership: None }],
+                    OnStall::Wait,
                 )
                 .unwrap();
         };
@@ -365,7 +366,7 @@ mod tests {
             for step in &steps {
                 let batch = write(step, &mut records).finish();
                 match step {
-                    Step::Drain => store.db().unwrap().drain(Patience::Wait).unwrap(),
+                    Step::Drain => store.db().unwrap().drain(OnStall::Wait).unwrap(),
                     Step::Flush => store.flush().unwrap(),
                     Step::Look => looks.push((store.snapshot().unwrap(), records.clone())),
                     _ => apply(batch),

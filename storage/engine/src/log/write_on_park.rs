@@ -7,7 +7,7 @@
 //! out of work, little waits for it meanwhile.
 //!
 //! # Where it is left to the log's own thread
-//! - Fsyncs have been slow lately ([`QUICK`]), or one has stalled within the last minute:
+//! - Fsyncs have been slow lately ([`FAST_FSYNC_MAX`]), or one has stalled within the last minute:
 //!   other work would wait for them.
 //! - Much has been appended, or a while ago: the thread does not get to sleep.
 //! - The segment would end: that takes longer, and on a full disk until there is space.
@@ -17,7 +17,7 @@
 //! sends no heartbeats. tokio would not wake another for it: to tokio, a thread that is
 //! about to sleep is one that looks for work. So the runtime has one thread more than it
 //! uses, which waits here, inside of a task and at no cost
-//! ([`BeforeSleep::keep_reserve`]). When a sync takes longer than [`PATIENCE`], a tenth
+//! ([`WriteOnPark::keep_reserve`]). When a sync takes longer than [`PATIENCE`], a tenth
 //! of a leader's lease, it is called in and drives the runtime. From then on nobody syncs
 //! before sleep any more in this process: to send a thread back into the reserve could
 //! take tasks with it.
@@ -42,11 +42,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Durability, Op, Queue, Shared, segment};
+use super::{Durability, LogInner, Op, Queue, segment};
 use crate::mutants::{self, Rule};
 
 /// Fsyncs that take less on average may hold up an event loop that had nothing to do.
-const QUICK: Duration = Duration::from_micros(500);
+const FAST_FSYNC_MAX: Duration = Duration::from_micros(500);
 /// More appends, or older ones, are not left any longer.
 const LEFT_MAX: usize = 16;
 const LEFT_AGE_MAX: Duration = Duration::from_micros(500);
@@ -62,12 +62,12 @@ thread_local! {
 }
 
 /// What threads of an event loop call before they sleep; the log that they serve is given
-/// it when it is opened ([`LogOptions::before_sleep`](super::LogOptions::before_sleep)).
+/// it when it is opened ([`LogOptions::write_on_park`](super::LogOptions::before_sleep)).
 #[derive(Clone)]
-pub struct BeforeSleep(Arc<Inner>);
+pub struct WriteOnPark(Arc<Inner>);
 
 struct Inner {
-    log: OnceLock<Weak<Shared>>,
+    log: OnceLock<Weak<LogInner>>,
     began: Instant,
     /// When the write began that is under way before a thread sleeps, nanoseconds from
     /// `began`; 0: there is none.
@@ -83,9 +83,9 @@ struct Inner {
     called_in: Condvar,
 }
 
-impl Default for BeforeSleep {
-    fn default() -> BeforeSleep {
-        BeforeSleep(Arc::new(Inner {
+impl Default for WriteOnPark {
+    fn default() -> WriteOnPark {
+        WriteOnPark(Arc::new(Inner {
             log: OnceLock::new(),
             began: Instant::now(),
             under_way: AtomicU64::new(0),
@@ -99,13 +99,13 @@ impl Default for BeforeSleep {
     }
 }
 
-impl fmt::Debug for BeforeSleep {
+impl fmt::Debug for WriteOnPark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BeforeSleep").finish_non_exhaustive()
     }
 }
 
-impl BeforeSleep {
+impl WriteOnPark {
     /// Writes what was appended. To be called by the same threads each time they are
     /// about to sleep, with nothing else to do.
     pub fn write(&self) {
@@ -120,7 +120,7 @@ impl BeforeSleep {
 
     /// Keeps one of a runtime's threads in reserve, for when another is held up by the
     /// disk. To be called before anything else runs there, on a runtime of at least two
-    /// threads, and not on one of them. [`BeforeSleep::stop`] must be called before the
+    /// threads, and not on one of them. [`WriteOnPark::stop`] must be called before the
     /// runtime is shut down.
     ///
     /// # Errors
@@ -155,7 +155,7 @@ impl BeforeSleep {
     }
 
     /// The log to write. A process has one; of several, the first.
-    pub(super) fn serve(&self, shared: &Arc<Shared>) {
+    pub(super) fn serve(&self, shared: &Arc<LogInner>) {
         let _ = self.0.log.set(Arc::downgrade(shared));
     }
 }
@@ -214,21 +214,21 @@ impl Inner {
     }
 }
 
-impl Shared {
+impl LogInner {
     /// Whether an op may be left to this thread. Asked before it is queued.
     pub(super) fn is_left(&self, op: &Op, queue: &mut Queue) -> bool {
         let is_for_us = WRITES.get()
             && self
                 .options
-                .before_sleep
+                .write_on_park
                 .as_ref()
-                .is_some_and(|before_sleep| !before_sleep.is_over())
+                .is_some_and(|write_on_park| !write_on_park.is_over())
             && self.options.durability == Durability::Always
             && matches!(op, Op::Append { .. })
             && !mutants::breaks(Rule::SyncBeforeAnswer);
         if !is_for_us
             || queue.ops.len() >= LEFT_MAX
-            || self.stats.recent_fsync() >= QUICK
+            || self.stats.recent_fsync() >= FAST_FSYNC_MAX
             || self.watch.is_wary(Instant::now)
         {
             return false;
@@ -239,7 +239,7 @@ impl Shared {
         queue.left_at.is_some_and(|at| at.elapsed() < LEFT_AGE_MAX)
     }
 
-    fn write_before_sleep(&self, before_sleep: &Inner) {
+    fn write_before_sleep(&self, write_on_park: &Inner) {
         if self.queue.lock().ops.is_empty() {
             return;
         }
@@ -256,8 +256,8 @@ impl Shared {
             }
             std::mem::take(&mut queue.ops)
         };
-        before_sleep.begin();
+        write_on_park.begin();
         writer.run(self, &mut ops);
-        before_sleep.end();
+        write_on_park.end();
     }
 }

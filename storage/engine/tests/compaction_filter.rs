@@ -7,27 +7,27 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
-use engine::store::{CellJudge, Owned, Patience, Settings, Shared, Store, Write};
+use engine::store::{EntryWrite, Liveness, OnStall, Owner, SharedResources, Store, StoreSettings};
 
 /// Heads are named by one byte and hold a generation (8 bytes) or a string; a cell's key
 /// is the head's name, the generation, the member.
 struct Toy;
 
-impl CellJudge for Toy {
-    fn owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64> {
+impl Liveness for Toy {
+    fn find_owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64> {
         head.push(*cell.first()?);
         Some(u64::from_be_bytes(cell.get(1..9)?.try_into().ok()?))
     }
 
-    fn owned(&self, head: &[u8]) -> Owned {
+    fn parse_owner(&self, head: &[u8]) -> Owner {
         match head.len() {
-            8 => Owned::Generation(u64::from_be_bytes(head.try_into().unwrap()), None),
-            1 => Owned::Nothing,
-            _ => Owned::Unreadable,
+            8 => Owner::Generation(u64::from_be_bytes(head.try_into().unwrap()), None),
+            1 => Owner::Nothing,
+            _ => Owner::Unreadable,
         }
     }
 
-    fn kept(&self, _head: &[u8], _stamp_ms: u64) -> Option<usize> {
+    fn kept_len(&self, _head: &[u8], _stamp_ms: u64) -> Option<usize> {
         None
     }
 
@@ -58,8 +58,8 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let shared = Shared::new(Settings::default()).unwrap();
-        let store = Store::open_swept(&shared, directory.path(), Arc::new(Toy)).unwrap();
+        let shared = SharedResources::new(StoreSettings::default()).unwrap();
+        let store = Store::open_with_filter(&shared, directory.path(), Arc::new(Toy)).unwrap();
         Self { store, index: 0, generation: 0, _directory: directory }
     }
 
@@ -67,13 +67,13 @@ impl Fixture {
         self.index += 1;
         let mut writer = BatchWriter::new();
         fill(&mut writer);
-        let write = Write {
+        let write = EntryWrite {
             index: self.index,
             log_id: Bytes::from_static(b"x"),
             batch: writer.finish(),
             membership: None,
         };
-        self.store.apply(&[write], Patience::Wait).unwrap();
+        self.store.apply(&[write], OnStall::Wait).unwrap();
     }
 
     /// A new collection under `name`: a new generation.
@@ -124,9 +124,9 @@ fn dead_generations_are_dropped_and_live_ones_kept() {
     assert_eq!(fixture.cells(), 4010);
     fixture.compact();
     assert_eq!(fixture.cells(), 1010, "10 of a, 1000 of d");
-    let figures = fixture.store.figures().unwrap();
-    assert_eq!(figures.swept_cells, 3000);
-    assert!(figures.swept_bytes > 300_000);
+    let stats = fixture.store.stats().unwrap();
+    assert_eq!(stats.filtered_cells, 3000);
+    assert!(stats.filtered_bytes > 300_000);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn a_clear_gives_its_space_back() {
         fixture.create(name, 2_000);
     }
     fixture.compact();
-    let before = fixture.store.figures().unwrap().live_file_bytes;
+    let before = fixture.store.stats().unwrap().live_file_bytes;
     let reader = fixture.store.snapshot().unwrap();
     fixture.apply(|batch| {
         batch.clear(Family::Head);
@@ -232,7 +232,7 @@ fn a_clear_gives_its_space_back() {
     assert_eq!(fixture.cells(), 1);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {
-        let now = fixture.store.figures().unwrap().live_file_bytes;
+        let now = fixture.store.stats().unwrap().live_file_bytes;
         if now < before / 20 {
             break;
         }

@@ -23,14 +23,14 @@ const READERS_WAIT: Duration = Duration::from_secs(5);
 
 /// A compaction of a whole store, running or done.
 #[derive(Debug, Default)]
-pub struct Compaction {
+pub struct ManualCompaction {
     permille: AtomicU32,
     cancelled: AtomicBool,
     outcome: Mutex<Option<Result<(), Fault>>>,
     done: Condvar,
 }
 
-impl Compaction {
+impl ManualCompaction {
     /// How much of the store was rewritten: 0 to 1, and 1 only when it is done.
     pub fn progress(&self) -> f64 {
         f64::from(self.permille.load(Ordering::Relaxed)) / 1000.0
@@ -80,7 +80,7 @@ impl Compaction {
             if self.cancelled.load(Ordering::Relaxed) {
                 return Err(Fault::Closed);
             }
-            rewrite(db, *family, step.from.as_deref(), step.to.as_deref());
+            compact_range(db, *family, step.from.as_deref(), step.to.as_deref());
             if let Some(error) = db.reported() {
                 return Err(error);
             }
@@ -129,7 +129,7 @@ fn plan(db: &Db, family: Family) -> Result<Vec<Step>, Fault> {
 
 /// Compacts a range of a family down to the lowest level, running filters. RocksDB's C
 /// API keeps the outcome to itself: failures are found in `Db::reported`.
-pub(super) fn rewrite(db: &Db, family: Family, from: Option<&[u8]>, to: Option<&[u8]>) {
+pub(super) fn compact_range(db: &Db, family: Family, from: Option<&[u8]>, to: Option<&[u8]>) {
     let mut options = CompactOptions::default();
     options.set_exclusive_manual_compaction(false);
     options.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
@@ -168,7 +168,7 @@ impl Leftovers {
 
 /// Compacts what a clear has left of these families away, behind what is being compacted
 /// so already.
-pub(super) fn rewrite_leftovers(db: &Arc<Db>, families: [bool; 3]) -> Result<(), Fault> {
+pub(super) fn compact_cleared(db: &Arc<Db>, families: [bool; 3]) -> Result<(), Fault> {
     if !db.leftovers.add(families) {
         return Ok(());
     }
@@ -176,7 +176,7 @@ pub(super) fn rewrite_leftovers(db: &Arc<Db>, families: [bool; 3]) -> Result<(),
     let run = move || {
         while let Some(families) = running.leftovers.take() {
             let families = Family::ALL.into_iter().filter(|family| families[*family as usize]);
-            families.for_each(|family| rewrite(&running, family, None, None));
+            families.for_each(|family| compact_range(&running, family, None, None));
         }
     };
     let started = std::thread::Builder::new().name("clear".into()).spawn(run);
@@ -188,8 +188,8 @@ pub(super) fn rewrite_leftovers(db: &Arc<Db>, families: [bool; 3]) -> Result<(),
 }
 
 /// Starts a compaction of everything on a thread of its own.
-pub(super) fn start(db: Arc<Db>) -> Result<Arc<Compaction>, Fault> {
-    let compaction = Arc::new(Compaction::default());
+pub(super) fn start(db: Arc<Db>) -> Result<Arc<ManualCompaction>, Fault> {
+    let compaction = Arc::new(ManualCompaction::default());
     let running = compaction.clone();
     std::thread::Builder::new()
         .name("compact".into())

@@ -11,7 +11,7 @@ use rocksdb::{DB, ReadOptions, SnapshotWithThreadMode};
 
 use super::Fault;
 use super::db::Db;
-use super::recent::Pieces;
+use super::write_buffer::Pieces;
 use crate::batch::Family;
 
 /// A store at one moment: reads through it all see the same state, whatever is written

@@ -10,7 +10,7 @@ use crate::batch::Family;
 
 /// A store's figures. Bytes are bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct StoreStats {
     /// All table files, those that wait to be deleted included.
     pub file_bytes: u64,
     /// Table files of the current state.
@@ -42,17 +42,17 @@ pub struct Figures {
     /// Errors of background work since the store was opened.
     pub background_errors: u64,
     /// Cells of dead generations that compaction dropped since the store was opened.
-    pub swept_cells: u64,
+    pub filtered_cells: u64,
     /// Their bytes.
-    pub swept_bytes: u64,
+    pub filtered_bytes: u64,
 }
 
 /// The bytes that a store takes: the figures that are asked for often.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sizes {
-    /// As [`Figures::live_file_bytes`].
+pub struct StoreSizes {
+    /// As [`StoreStats::live_file_bytes`].
     pub live_file_bytes: u64,
-    /// As [`Figures::memtable_bytes`].
+    /// As [`StoreStats::memtable_bytes`].
     pub memtable_bytes: u64,
 }
 
@@ -65,22 +65,23 @@ fn sum(db: &Db, name: &PropName) -> Result<u64, Fault> {
     Family::ALL.into_iter().try_fold(0, |sum, family| Ok(sum + one(db, family, name)?))
 }
 
-pub(super) fn sizes(db: &Db) -> Result<Sizes, Fault> {
-    let memtable_bytes = sum(db, names::SIZE_ALL_MEM_TABLES)? + db.recent.amount().bytes as u64;
-    Ok(Sizes { live_file_bytes: sum(db, names::LIVE_SST_FILES_SIZE)?, memtable_bytes })
+pub(super) fn sizes(db: &Db) -> Result<StoreSizes, Fault> {
+    let memtable_bytes =
+        sum(db, names::SIZE_ALL_MEM_TABLES)? + db.write_buffer.amount().bytes as u64;
+    Ok(StoreSizes { live_file_bytes: sum(db, names::LIVE_SST_FILES_SIZE)?, memtable_bytes })
 }
 
-pub(super) fn read(db: &Db) -> Result<Figures, Fault> {
+pub(super) fn read(db: &Db) -> Result<StoreStats, Fault> {
     let one = |family, name| one(db, family, name);
     let sum = |name| sum(db, name);
-    let Sizes { live_file_bytes, memtable_bytes } = sizes(db)?;
+    let StoreSizes { live_file_bytes, memtable_bytes } = sizes(db)?;
     let files_at = |family: Family, level| {
         let value = db.raw().property_value_cf(db.family(family), names::num_files_at_level(level));
         value
             .map(|text| text.and_then(|text| text.parse::<u64>().ok()).unwrap_or_default())
             .map_err(|error| db.fault("read a property of", error))
     };
-    let mut figures = Figures {
+    let mut stats = StoreStats {
         file_bytes: sum(names::TOTAL_SST_FILES_SIZE)?,
         live_file_bytes,
         memtable_bytes,
@@ -95,19 +96,19 @@ pub(super) fn read(db: &Db) -> Result<Figures, Fault> {
         delayed_write_rate: one(Family::Default, names::ACTUAL_DELAYED_WRITE_RATE)?,
         table_reader_bytes: sum(names::ESTIMATE_TABLE_READERS_MEM)?,
         background_errors: one(Family::Default, names::BACKGROUND_ERRORS)?,
-        ..Figures::default()
+        ..StoreStats::default()
     };
     for family in Family::ALL {
         let level0 = files_at(family, 0)?;
-        figures.level0_files += level0;
-        figures.files += level0;
+        stats.level0_files += level0;
+        stats.files += level0;
         for level in 1..7 {
-            figures.files += files_at(family, level)?;
+            stats.files += files_at(family, level)?;
         }
     }
     if let Some(swept) = db.swept() {
-        figures.swept_cells = swept.cells.load(Ordering::Relaxed);
-        figures.swept_bytes = swept.bytes.load(Ordering::Relaxed);
+        stats.filtered_cells = swept.cells.load(Ordering::Relaxed);
+        stats.filtered_bytes = swept.bytes.load(Ordering::Relaxed);
     }
-    Ok(figures)
+    Ok(stats)
 }
