@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs what building (`setup.sh build`), testing (`setup.sh test`) or measuring (`setup.sh bench`) Bridle needs and this machine lacks.
-# Looks first: on a machine that has everything it changes nothing and needs neither root nor a network.
+# Installs the missing packages for building (`setup.sh build`), testing (`setup.sh test`) or
+# benchmarking (`setup.sh bench`) Bridle. On a machine with all of them it changes nothing and needs
+# neither root nor a network.
 set -eu
 
 want=${1:-build}
@@ -15,7 +16,8 @@ any() {
     return 1
 }
 
-# The library alone (libclang1, which doxygen brings) does not do: it needs the compiler's own headers. libclang-cpp is another library.
+# The library alone (libclang1, a dependency of doxygen) is not enough: bindgen needs the compiler's
+# own headers. libclang-cpp is another library.
 has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return 0
     any /opt/homebrew/opt/llvm/lib/libclang.dylib /Library/Developer/CommandLineTools/usr/lib/libclang.dylib && return 0
@@ -46,7 +48,7 @@ if [ "$want" = test ]; then
     has redis-cli && has redis-benchmark || need redis-tools
     has prometheus || need prometheus
     has strace || need strace
-    # Networks to be cut.
+    # Test networks.
     has ip || need iproute2
     has node || need nodejs
     has npm || need npm
@@ -54,7 +56,7 @@ if [ "$want" = test ]; then
 fi
 
 if [ "$want" = bench ]; then
-    # Whom a cluster is measured beside.
+    # The systems that a cluster is compared with.
     has etcd || need etcd-server
     has redis-server || need redis-server
     has redis-benchmark || need redis-tools
@@ -64,8 +66,8 @@ fi
 [ -z "$missing" ] && exit 0
 
 if ! has apt-get; then
-    echo "Bridle needs these (named as Debian names them), which this machine lacks:$missing" >&2
-    echo "Only Debian and Ubuntu are set up automatically: please install them with this system's package manager and try again." >&2
+    echo "These packages (by Debian's names) are missing on this machine:$missing" >&2
+    echo "Only Debian and Ubuntu are set up automatically: install them with this system's package manager and try again." >&2
     exit 1
 fi
 
@@ -79,7 +81,8 @@ else
     exit 1
 fi
 
-# The tests start their own servers on free ports: the packages' services stay off, so that port 6379 stays free for Bridle.
+# The tests start their own servers on free ports. The packages' services stay disabled, so that port
+# 6379 stays free for Bridle.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     trap '$root rm -f "$policy"' EXIT
@@ -90,7 +93,7 @@ fi
 
 echo "installing:$missing"
 $root apt-get update -q </dev/null
-# shellcheck disable=SC2086  # the list is words
+# shellcheck disable=SC2086  # the list is split into words
 $root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing </dev/null
 
 if has systemctl; then

@@ -1,5 +1,5 @@
-//! The admin API on a process that is not a meta: authorised requests are forwarded to the
-//! meta leader.
+//! The admin API on a process that is not a meta: authorised requests are forwarded to
+//! the meta leader.
 
 use std::sync::Arc;
 

@@ -52,14 +52,14 @@ pub(crate) fn banner(mode: Mode, config: &Config, data: &Path, bound: &BoundAddr
     if mode.roles().storage {
         lines.push(format!(
             "  durability      {}: {}",
-            config.storage.durability.word(),
+            config.storage.durability.name(),
             durability_text(config)
         ));
     }
     if config.proxy.requirepass.is_empty() && !config.proxy.protected_mode {
         lines.push(
-            "  password        none, and protected mode is off: everyone who can reach the port owns \
-             the data"
+            "  password        none, and protected mode is off: everyone who can reach the port \
+             owns the data"
                 .to_owned(),
         );
     }
@@ -131,8 +131,8 @@ mod tests {
         );
         assert!(
             text.contains(
-                "memory          256MiB, a quarter of 1GiB, as the system does not tell how much \
-                 there is\n"
+                "memory          256MiB, a quarter of 1GiB, as the system does not report its \
+                 memory\n"
             ),
             "{text}"
         );

@@ -211,7 +211,8 @@ pub(crate) enum AdminCommand {
         /// Number of partitions; it never changes [default: as configured]
         #[arg(long, value_name = "N")]
         partitions: Option<u32>,
-        /// Number of replicas of each partition; it never changes [default: as configured]
+        /// Number of replicas of each partition; it never changes [default: as
+        /// configured]
         #[arg(long, value_name = "N")]
         replicas: Option<u32>,
         /// Initial env, as key=value; may be given several times

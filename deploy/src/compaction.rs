@@ -36,8 +36,8 @@ impl Compactions {
         self.progress(node, table)
     }
 
-    /// Starts the compaction that meta has ordered under this number, unless it was started
-    /// before; one that is already running counts for it.
+    /// Starts the compaction that meta has ordered under this number, unless it was
+    /// started before; one that is already running counts for it.
     pub(crate) fn order(&self, number: u64, node: &Node, table: &Table) {
         let mut runs = self.0.lock();
         match runs.get_mut(&table.id) {

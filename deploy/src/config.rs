@@ -1,13 +1,15 @@
-//! The configuration: `deploy/bridle.toml` is its documentation and, compiled in, its
+//! The configuration. `deploy/bridle.toml` is its documentation and, compiled in, its
 //! defaults.
 //!
 //! A key is one line in `settings!` below and one commented line in `deploy/bridle.toml`;
-//! file, flags, `--print-config` and CONFIG REWRITE follow from those two.
+//! file, flags, `--print-config` and CONFIG REWRITE derive from these two.
 //!
 //! # Invariants
 //! - `deploy/bridle.toml` sets every key, and no other (`defaults_are_complete`).
-//! - What `--print-config` prints is a configuration that says the same
-//!   (`printed_config_round_trips`), passwords excepted, which are never printed.
+//! - The output of `--print-config` is an equal configuration
+//!   (`printed_config_round_trips`), except for passwords, which are never printed.
+//! - A key of an earlier build is refused with its new name
+//!   (`renamed_keys_are_refused_with_the_new_name`).
 
 mod change;
 mod cluster;
@@ -32,16 +34,17 @@ pub(crate) use setting::{
     Secret, SettingValue, Size, Threshold,
 };
 
-/// Makes the sections' structs and the table by which keys are set and printed. `in`
+/// Defines the sections' structs, and the table by which keys are set and printed. `in`
 /// bounds a value, both ends included.
 macro_rules! settings {
-    ($($section:ident: $Section:ident { $($key:ident: $type:ty $(, in $least:expr, $most:expr)?;)* })*) => {
-        /// All settings; `deploy/bridle.toml` says what each means.
+    ($($section:ident: $Section:ident {
+        $($key:ident: $type:ty $(, in $least:expr, $most:expr)?;)*
+    })*) => {
+        /// All settings; `deploy/bridle.toml` documents them.
         #[derive(Debug, Clone, PartialEq)]
         pub(crate) struct Config {
             $(pub(crate) $section: $Section,)*
-            /// What of the memory is for what, once [`Config::resolve`] has seen the
-            /// machine.
+            /// Shares of the memory, set by [`Config::resolve`].
             pub(crate) shares: Shares,
         }
 
@@ -52,10 +55,11 @@ macro_rules! settings {
         )*
 
         /// Every (section, key).
-        pub(crate) const KEYS: &[(&str, &str)] = &[$($((stringify!($section), stringify!($key)),)*)*];
+        pub(crate) const KEYS: &[(&str, &str)] =
+            &[$($((stringify!($section), stringify!($key)),)*)*];
 
         impl Config {
-            /// From a text that sets every key.
+            /// A configuration from a text that sets every key.
             fn from_all(table: &DeTable<'_>) -> Config {
                 $(let $section = $Section { $(
                     $key: file::lookup(table, stringify!($section), stringify!($key))
@@ -66,7 +70,12 @@ macro_rules! settings {
             }
 
             /// Sets one key; `None` when there is no such key.
-            pub(crate) fn set(&mut self, section: &str, key: &str, value: &DeValue<'_>) -> Option<Result<(), String>> {
+            pub(crate) fn set(
+                &mut self,
+                section: &str,
+                key: &str,
+                value: &DeValue<'_>,
+            ) -> Option<Result<(), String>> {
                 match (section, key) {
                     $($((stringify!($section), stringify!($key)) => Some((|| {
                         let new = <$type as SettingValue>::parse(value)?;
@@ -78,18 +87,22 @@ macro_rules! settings {
                 }
             }
 
-            /// One key's value as TOML, passwords hidden.
+            /// A key's value as TOML, passwords hidden.
             pub(crate) fn text(&self, section: &str, key: &str) -> Option<String> {
                 match (section, key) {
-                    $($((stringify!($section), stringify!($key)) => Some(self.$section.$key.text()),)*)*
+                    $($((stringify!($section), stringify!($key)) => {
+                        Some(self.$section.$key.text())
+                    })*)*
                     _ => None,
                 }
             }
 
-            /// One key's value as TOML, for the operator's own file.
+            /// A key's value as TOML, for the operator's own file.
             fn file_text(&self, section: &str, key: &str) -> Option<String> {
                 match (section, key) {
-                    $($((stringify!($section), stringify!($key)) => Some(self.$section.$key.file_text()),)*)*
+                    $($((stringify!($section), stringify!($key)) => {
+                        Some(self.$section.$key.file_text())
+                    })*)*
                     _ => None,
                 }
             }
@@ -97,7 +110,7 @@ macro_rules! settings {
     };
 }
 
-/// As Redis bounds its settings in seconds.
+/// Redis's bound of settings in seconds.
 const MAX_SECONDS: u64 = i32::MAX as u64;
 
 settings! {
@@ -193,19 +206,19 @@ settings! {
 }
 
 impl Config {
-    /// What `deploy/bridle.toml` says.
+    /// The values of `deploy/bridle.toml`.
     pub(crate) fn defaults() -> Config {
         Config::from_all(&file::parse_defaults())
     }
 
-    /// What no single key can tell: divides the machine's memory, and refuses
-    /// combinations that make no sense or are not safe. Reads `password_file`. Gives what
-    /// the operator is to be told.
+    /// Resolves what depends on several keys: divides the memory, reads
+    /// `requirepass_file`, and refuses combinations that are invalid or unsafe. Returns
+    /// warnings.
     pub(crate) fn resolve(&mut self, machine: Machine) -> Result<Vec<String>, String> {
         if !self.proxy.requirepass_file.as_os_str().is_empty() {
             if !self.proxy.requirepass.is_empty() {
-                return Err("proxy.requirepass and proxy.requirepass_file are both set: which \
-                            one holds?"
+                return Err("proxy.requirepass and proxy.requirepass_file are both set: keep \
+                            only one of them"
                     .into());
             }
             self.proxy.requirepass = Secret::from_file(&self.proxy.requirepass_file)?;
@@ -216,7 +229,7 @@ impl Config {
         Ok(lowered)
     }
 
-    /// Nobody is let in by mistake.
+    /// Refuses to serve other machines without a password.
     fn check_safety(&self) -> Result<(), String> {
         let open = |ip: &&IpAddr| !ip.is_loopback();
         if self.proxy.protected_mode && self.proxy.requirepass.is_empty() {
@@ -226,15 +239,16 @@ impl Config {
                 (None, false) => return self.check_tls(),
             };
             return Err(format!(
-                "{key} = {ip} lets other machines in, and no password is set: anybody who reaches \
-                 it would own the data. Set proxy.requirepass_file (or --password-file), or bind \
-                 to 127.0.0.1, or say proxy.protected_mode = false if the network itself is safe"
+                "{key} = {ip} is open to other machines, and no password is set: everyone who can \
+                 reach it would own the data. Set proxy.requirepass_file (or --password-file), or \
+                 bind to 127.0.0.1, or set proxy.protected_mode = false if the network itself is \
+                 safe"
             ));
         }
         self.check_tls()
     }
 
-    /// What a client may send must fit what is read of it before it is carried out.
+    /// The largest commands must fit into the query buffer.
     fn check_sizes(&self) -> Result<(), String> {
         let room = self.proxy.client_query_buffer_limit;
         let sizes = [
@@ -244,7 +258,7 @@ impl Config {
         match sizes.into_iter().find(|(_, size)| *size > room) {
             Some((key, size)) => Err(format!(
                 "{key} = {} is above proxy.client_query_buffer_limit = {}: a command of that size \
-                 would never be carried out",
+                 could never be executed",
                 size.text(),
                 room.text()
             )),

@@ -1,22 +1,23 @@
-//! A process's directory: whose it is, and that nobody else uses it.
+//! The data directory of a process: its identity and its lock.
 //!
 //! # Layout
 //! ```text
-//! <data>/LOCK       locked by the process that uses the directory; its process id, for people
-//! <data>/IDENTITY   whose it is: format, kind, cluster (name and id), the process's id, which of the metas it is
+//! <data>/LOCK       locked by the process that uses the directory; contains its process id
+//! <data>/IDENTITY   format, kind of the owner, cluster (name and id), the process's id, and
+//!                   its position among the metas, if it is one
 //! <data>/log/       the Raft log of all groups
 //! <data>/meta/      the table catalogue's store
 //! <data>/tables/    one store per replica
 //! ```
 //!
 //! # Invariants
-//! - One process at a time (`tests/standalone.rs`,
-//!   `a_second_process_on_a_directory_is_refused`); the kernel lets go of the lock when a
-//!   process dies, however it dies.
-//! - A directory that is not ours, of another cluster, or of another format is left
-//!   untouched (`foreign_directories_are_refused`). The format is the first thing that is
-//!   read, before the lock is taken, so every other encoding in the directory is of this
-//!   build's or never looked at.
+//! - One process at a time uses a directory (`tests/standalone.rs`,
+//!   `a_second_process_on_a_directory_is_refused`); the kernel
+//!   releases the lock however the process ends.
+//! - A directory that is not Bridle's, or is of another cluster or another format, is
+//!   left untouched (`foreign_directories_are_refused`). The format is read first, before
+//!   the lock is taken, so every other encoding in the directory is this build's, or is
+//!   never read.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -25,37 +26,37 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// How everything in a directory is laid out: the one format that this build reads and
-/// writes. Raised by a change of bytes, and never used twice; 1 and 2 were the
-/// standalone's and the cluster's first.
+/// The format of everything in a directory: this build reads and writes no other. A
+/// change of bytes raises it, and no number is used twice; 1 and 2 were the first formats
+/// of standalone servers and of clusters.
 const FORMAT: u32 = 3;
 const LOCK: &str = "LOCK";
 const IDENTITY: &str = "IDENTITY";
 const NEW_IDENTITY: &str = "IDENTITY.new";
 
-/// Whose a directory is. Written when the directory is made, and once more when a process
-/// learns the id of the cluster that it has joined.
+/// The owner of a directory. Written when the directory is created, and rewritten when
+/// the process learns the id of its cluster or becomes a meta.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
-    /// How everything in the directory is laid out: [`FORMAT`].
+    /// Format of everything in the directory: [`FORMAT`].
     pub(crate) format: u32,
-    /// What the process is that it belongs to.
+    /// Kind of the process that owns the directory.
     pub(crate) kind: OwnerKind,
     /// The cluster's name, as configured.
     pub(crate) cluster: String,
-    /// The cluster's id, drawn when it was made: 16 hex digits. Missing until a process
-    /// has first heard from its cluster's metas.
+    /// The cluster's random id: 16 hex digits. Missing until the process has first
+    /// connected to its cluster's metas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cluster_id: Option<String>,
     /// The process's id in the cluster.
     pub(crate) node_id: u64,
-    /// Which member of the meta group it is, if it is one; the first is 1.
+    /// Position of the process in the list of metas, if it is one; the first is 1.
     #[serde(rename = "seat", default, skip_serializing_if = "Option::is_none")]
     pub(crate) meta_index: Option<u32>,
 }
 
-/// What the process is that a directory belongs to.
+/// Kind of the process that owns a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum OwnerKind {
@@ -66,12 +67,12 @@ pub(crate) enum OwnerKind {
 }
 
 impl Identity {
-    /// The cluster's id, once known.
+    /// The cluster's id as a number, once known.
     pub(crate) fn cluster_number(&self) -> Option<u64> {
         u64::from_str_radix(self.cluster_id.as_deref()?, 16).ok()
     }
 
-    /// A new one.
+    /// The identity of a new directory.
     fn draw(cluster: &str, kind: Claim) -> Identity {
         let cluster = cluster.to_owned();
         match kind {
@@ -86,7 +87,7 @@ impl Identity {
                     meta_index: None,
                 }
             }
-            // Above the seats of metas; TOML's integers have a sign.
+            // Above the ids of metas, and positive as a signed integer of TOML.
             Claim::Member { meta_index } => {
                 let node_id = rand::random_range(cluster::SEATS_END..1 << 63);
                 Identity {
@@ -102,19 +103,19 @@ impl Identity {
     }
 }
 
-/// What a directory is taken for.
+/// The kind of process that a directory is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claim {
     /// `bridle standalone`.
     Standalone,
-    /// A process of a cluster; a meta has a seat.
+    /// A process of a cluster.
     Member {
-        /// Its place in the list of metas; the first is 1.
+        /// Its position in the list of metas, if it is one; the first is 1.
         meta_index: Option<u32>,
     },
 }
 
-/// A directory that is ours until this is dropped.
+/// A locked data directory; dropping it releases the lock.
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
@@ -122,7 +123,7 @@ pub(crate) struct DataDir {
     _lock: File,
 }
 
-/// Why a directory is not used.
+/// Reasons for which a directory is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DataDirError {
     #[error("{path}: {doing}: {error}")]
@@ -130,36 +131,37 @@ pub(crate) enum DataDirError {
     #[error("{0} is in use by another process{1}")]
     InUse(PathBuf, String),
     #[error(
-        "{0} is not empty and not a Bridle directory (it has no file IDENTITY); it is left as it \
-         is"
+        "{0} is not empty and not a Bridle directory (it has no file IDENTITY); it is left \
+         untouched"
     )]
     NotOurs(PathBuf),
-    #[error("{path} belongs to cluster '{found}', and this process to '{wanted}' (cluster.name)")]
+    #[error(
+        "{path} belongs to cluster '{found}', but this process belongs to '{wanted}' \
+         (cluster.name)"
+    )]
     OtherCluster { path: PathBuf, found: String, wanted: String },
-    #[error("{0} belongs to a `bridle standalone`, and can't become part of a cluster")]
+    #[error("{0} belongs to a `bridle standalone` and can't become part of a cluster")]
     OfStandalone(PathBuf),
     #[error(
-        "{0} belongs to a process of a cluster (`bridle node`, `storage`, `proxy` or `meta`), and \
-         can't become a `bridle standalone`"
+        "{0} belongs to a process of a cluster (`bridle node`, `storage`, `proxy` or `meta`) and \
+         can't be used by `bridle standalone`"
     )]
     OfMember(PathBuf),
     #[error(
-        "{path} belongs to meta {found}, and by cluster.metas this process is meta {wanted}: \
-         addresses in that list may change, places may not"
+        "{path} belongs to meta {found}, but by cluster.metas this process is meta {wanted}: \
+         addresses in that list may change, positions may not"
     )]
     OtherMetaIndex { path: PathBuf, found: u32, wanted: u32 },
     #[error(
-        "{path} belongs to meta {found}, and this process's address (cluster.advertise, or else \
-         cluster.listen) is not among cluster.metas: the metas would be one too few"
+        "{path} belongs to meta {found}, but this process's address (cluster.advertise, or else \
+         cluster.listen) is not in cluster.metas: the meta group would lack a member"
     )]
     NotAMeta { path: PathBuf, found: u32 },
-    #[error(
-        "{path} belongs to cluster {found}, and the metas that were reached to cluster {wanted}"
-    )]
+    #[error("{path} belongs to cluster {found}, but the metas belong to cluster {wanted}")]
     OtherClusterId { path: PathBuf, found: String, wanted: String },
     #[error(
         "{path} has format {found}, and this build of Bridle reads and writes format {FORMAT} \
-         only: {advice}; the directory is left as it is"
+         only: {advice}; the directory is left untouched"
     )]
     OtherFormat { path: PathBuf, found: u64, advice: &'static str },
     #[error("{0}: the file IDENTITY is damaged: {1}")]
@@ -167,7 +169,7 @@ pub(crate) enum DataDirError {
 }
 
 impl DataDir {
-    /// Takes a directory for this process, making it when there is none.
+    /// Opens and locks a directory for this process; creates it when it is missing.
     pub(crate) fn take(path: &Path, cluster: &str, kind: Claim) -> Result<DataDir, DataDirError> {
         let io = |doing| move |error| DataDirError::Io { path: path.to_owned(), doing, error };
         fs::create_dir_all(path).map_err(io("create the data directory"))?;
@@ -179,7 +181,7 @@ impl DataDir {
             read_identity(path)?;
         }
         let lock = lock(path)?;
-        // Looked at again, under the lock.
+        // Another process may have written it before this one got the lock.
         let identity = match path.join(IDENTITY).exists() {
             true => read_identity(path)?,
             false => {
@@ -201,7 +203,7 @@ impl DataDir {
         Ok(data_dir)
     }
 
-    /// Whether it is of this kind. A process that becomes a meta takes its seat for good.
+    /// Checks the owner. A process that becomes a meta keeps its position permanently.
     fn check(&self, kind: Claim) -> Result<(), DataDirError> {
         let identity = self.identity();
         match (kind, identity.kind, identity.meta_index) {
@@ -224,10 +226,10 @@ impl DataDir {
         }
     }
 
-    /// The process has learned which cluster it belongs to.
+    /// Stores the id of the cluster that the process belongs to.
     ///
     /// # Errors
-    /// The directory belongs to another one, or can't be written.
+    /// The directory belongs to another cluster, or can't be written.
     pub(crate) fn join(&self, cluster: u64) -> Result<(), DataDirError> {
         let identity = self.identity();
         let wanted = format!("{cluster:016x}");
@@ -248,35 +250,34 @@ impl DataDir {
         Ok(())
     }
 
-    /// Where it is.
+    /// The directory's path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where the Raft log of all groups is.
+    /// Directory of the Raft log of all groups.
     pub(crate) fn log(&self) -> PathBuf {
         self.path.join("log")
     }
 
-    /// Where the table catalogue's store is.
+    /// Directory of the table catalogue's store.
     pub(crate) fn meta(&self) -> PathBuf {
         self.path.join("meta")
     }
 
-    /// Where the replicas' stores are.
+    /// Directory of the replicas' stores.
     pub(crate) fn tables(&self) -> PathBuf {
         self.path.join("tables")
     }
 
-    /// Whose it is.
+    /// The identity in the directory.
     pub(crate) fn identity(&self) -> Identity {
         self.identity.lock().clone()
     }
 }
 
-/// Nothing in it but what an interrupted first start may have left, what file systems put
-/// there by themselves, and the nodes of `make cluster`, which have directories of their
-/// own below it.
+/// Contains only leftovers of an interrupted first start, directories of the file system
+/// itself, and those of `make cluster`, whose nodes have directories below it.
 fn is_empty(path: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();
@@ -317,7 +318,7 @@ fn read_identity(path: &Path) -> Result<Identity, DataDirError> {
     let io = |error| DataDirError::Io { path: path.join(IDENTITY), doing: "read", error };
     let damaged = |reason: String| DataDirError::Damaged(path.to_owned(), reason);
     let text = fs::read_to_string(path.join(IDENTITY)).map_err(io)?;
-    // The format first: another one may have other keys.
+    // The format first: other formats may have other keys.
     let table: toml::Table =
         text.parse().map_err(|error: toml::de::Error| damaged(error.message().to_owned()))?;
     let format = table
@@ -328,27 +329,25 @@ fn read_identity(path: &Path) -> Result<Identity, DataDirError> {
         Some(found) if found == u64::from(FORMAT) => {}
         Some(found @ 1..) => {
             let advice = match found < u64::from(FORMAT) {
-                true => {
-                    "start with an empty directory, or go on with the build that wrote this one"
-                }
+                true => "start with an empty directory, or use the build that wrote this one",
                 false => "use the later build that wrote it",
             };
             return Err(DataDirError::OtherFormat { path: path.to_owned(), found, advice });
         }
-        _ => return Err(damaged("it names no format that was ever written".to_owned())),
+        _ => return Err(damaged("it has no valid format number".to_owned())),
     }
     let identity: Identity =
         toml::from_str(&text).map_err(|error| damaged(error.message().to_owned()))?;
     match (identity.kind, &identity.cluster_id) {
         (OwnerKind::Standalone, None) => Err(damaged("missing field `cluster_id`".to_owned())),
         (_, Some(_)) if identity.cluster_number().is_none() => {
-            Err(damaged("`cluster_id` is no number in hex".to_owned()))
+            Err(damaged("`cluster_id` is not a hexadecimal number".to_owned()))
         }
         _ => Ok(identity),
     }
 }
 
-/// Complete or not at all, and on disk when this returns.
+/// Replaces the file atomically and durably.
 fn write_identity(path: &Path, identity: &Identity) -> io::Result<()> {
     let text = toml::to_string(identity).map_err(io::Error::other)?;
     let mut file = File::create(path.join(NEW_IDENTITY))?;
@@ -385,8 +384,8 @@ mod tests {
         assert!(!path.join(NEW_IDENTITY).exists());
     }
 
-    /// IDENTITY of each kind of process, byte by byte: of a standalone; of a process of a
-    /// cluster that knows no cluster yet, and that knows one; of a meta, likewise.
+    /// IDENTITY of each kind of process, byte by byte: a standalone server; a process of
+    /// a cluster, before and after it has joined; a meta, likewise.
     #[test]
     fn identity_files_have_frozen_bytes() {
         let head = "# Whose directory this is. Written by Bridle; not for editing.\nformat = 3\n";
@@ -443,7 +442,7 @@ mod tests {
                 .join(8)
                 .unwrap_err()
                 .to_string()
-                .contains("belongs to cluster 0000000000000007, and the metas")
+                .contains("belongs to cluster 0000000000000007, but the metas")
         );
         drop(first);
         let second = take(Some(2)).unwrap();
@@ -460,13 +459,13 @@ mod tests {
             take(Some(3))
                 .unwrap_err()
                 .to_string()
-                .contains("belongs to meta 2, and by cluster.metas this process is meta 3")
+                .contains("belongs to meta 2, but by cluster.metas this process is meta 3")
         );
         assert!(
             take(None)
                 .unwrap_err()
                 .to_string()
-                .contains("belongs to meta 2, and this process's address")
+                .contains("belongs to meta 2, but this process's address")
         );
         assert_eq!(take(Some(2)).unwrap().identity().meta_index, Some(2));
         let alone = DataDir::take(dir.path(), "bridle", Claim::Standalone).unwrap_err().to_string();
@@ -522,7 +521,7 @@ mod tests {
                 identity(1, "bridle"),
                 "has format 1, and this build of Bridle reads and writes format 3 only",
             ),
-            (IDENTITY, identity(0, "bridle"), "damaged: it names no format"),
+            (IDENTITY, identity(0, "bridle"), "damaged: it has no valid format"),
             (IDENTITY, identity(3, "bridle") + "more = 1\n", "damaged: unknown field"),
             (IDENTITY, "for\0mat".into(), "damaged"),
         ];
@@ -541,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_first_start_is_begun_again() {
+    fn an_interrupted_first_start_is_resumed() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(LOCK), "1\n").unwrap();
         fs::write(dir.path().join(NEW_IDENTITY), "form").unwrap();

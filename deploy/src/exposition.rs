@@ -1,9 +1,9 @@
-//! The metrics page: what storage, Raft, RocksDB and the log say at the moment of a
-//! scrape, beside what the proxy says of itself ([`proxy::metrics`]).
+//! The metrics page: metrics of storage, Raft, RocksDB and the log, read at the time of a
+//! scrape, and those of the proxy ([`proxy::metrics`]).
 //!
 //! # Invariants
-//! - What is exported stands in [`METRICS`], the engine's and the proxy's lists
-//!   (`integration`, the Prometheus test).
+//! - Every exported metric is in [`METRICS`] or the proxy's list, with its help text
+//!   (`integration/tests/prometheus.rs`, `every_metric_is_described_and_exported`).
 
 #[cfg(test)]
 mod metrics_page;
@@ -21,7 +21,7 @@ use storage::Node;
 use crate::process_info::ProcessInfo;
 use crate::stores::Stores;
 
-/// What a metric is.
+/// Kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum MetricKind {
     Counter,
@@ -31,177 +31,171 @@ enum MetricKind {
 
 use MetricKind::{Counter, Gauge, Histogram};
 
-/// Name, kind and meaning of everything that is gathered here. `deploy/METRICS.md` and the
-/// page's HELP lines.
+/// Name, kind and meaning of everything that is gathered here. `deploy/METRICS.md` and
+/// the page's HELP lines.
 const METRICS: &[(&str, MetricKind, &str)] = &[
     (
         "bridle_ready",
         Gauge,
-        "1 when Redis clients are served, every partition here is sound, and the leader of some \
-         partition is reached.",
+        "1 when the process is ready: it serves clients, all its replicas are healthy, and the \
+         leader of some partition is reached.",
     ),
     (
         "bridle_log_writable",
         Gauge,
-        "1 when writes are taken; 0 when the disk is full or the log has stopped.",
+        "1 when writes are accepted; 0 when the disk is full or the log has stopped.",
     ),
     ("bridle_log_fsyncs_total", Counter, "fdatasyncs of the Raft log."),
-    ("bridle_log_fsync_seconds", Histogram, "How long each took."),
+    ("bridle_log_fsync_seconds", Histogram, "Duration of each fdatasync."),
     (
         "bridle_log_disk_unhealthy",
         Gauge,
-        "1 while a disk of this server is slow, full or failed, and a minute beyond: others lead \
-         meanwhile.",
+        "1 while a disk of this server is slow, full or failed, and for a minute after: other \
+         servers lead meanwhile.",
     ),
-    ("bridle_log_batches_total", Counter, "Batches written to the log; one fsync at most each."),
+    ("bridle_log_batches_total", Counter, "Batches written to the log; at most one fsync each."),
     ("bridle_log_records_total", Counter, "Records in these batches."),
     ("bridle_log_written_bytes_total", Counter, "Bytes in these batches."),
     (
         "bridle_log_relocated_entries_total",
         Counter,
-        "Entries written again so that an old segment could go.",
+        "Entries rewritten so that an old segment could be deleted.",
     ),
-    (
-        "bridle_batch_requests",
-        Histogram,
-        "Clients' requests that went into one entry of the Raft log.",
-    ),
-    ("bridle_batch_bytes", Histogram, "Bytes of one entry."),
+    ("bridle_batch_requests", Histogram, "Client requests per entry of the Raft log."),
+    ("bridle_batch_bytes", Histogram, "Bytes per entry of the Raft log."),
     (
         "bridle_expiry_step_seconds",
         Histogram,
-        "How long a step of the expiry cycle held the writer of its partition.",
+        "Time for which a step of the expiry cycle blocked the writes of its partition.",
     ),
     (
         "bridle_expired_rows_total",
         Counter,
-        "Rows that the expiry cycle removed, in partitions that are led here.",
+        "Rows removed by the expiry cycle, in partitions led by this process.",
     ),
     (
         "bridle_expired_fields_total",
         Counter,
-        "Fields that the expiry cycle removed, of rows that stay, in partitions that are led here.",
+        "Fields removed by the expiry cycle from rows that stay, in partitions led by this \
+         process.",
     ),
     (
         "bridle_gauges_age_seconds",
         Gauge,
-        "How old the gauges of stores, log and readiness on this page are: above 1, gathering \
-         them waits for a disk.",
+        "Age of the gauges of stores, log and readiness on this page; above 1, gathering them \
+         waits for a disk.",
     ),
     (
         "bridle_clock_ahead_seconds",
         Gauge,
-        "By how much the time by which keys expire is ahead of this machine's wall clock, where \
-         it is led here and differs most; negative: behind a clock that has jumped.",
+        "Seconds by which the expiry clock is ahead of this machine's wall clock, in the \
+         partition led by this process where they differ most; negative: behind a clock that has \
+         jumped.",
     ),
-    ("bridle_log_segments", Gauge, "Segments in use."),
-    ("bridle_log_disk_bytes", Gauge, "Bytes that the log takes on disk, allocated ones included."),
-    ("bridle_raft_groups", Gauge, "Raft groups on this node, by whether it leads them."),
+    ("bridle_log_segments", Gauge, "Segment files in use."),
+    ("bridle_log_disk_bytes", Gauge, "Disk space of the log, including preallocated segments."),
+    ("bridle_raft_groups", Gauge, "Raft groups on this process, by leadership."),
     (
         "bridle_task_panics_total",
         Counter,
-        "Background tasks of partitions that panicked, which is a bug; the log has its words.",
+        "Panics in background tasks of partitions, which are bugs; the log has the messages.",
     ),
     (
         "bridle_raft_abstaining",
         Gauge,
-        "Raft groups on this node that do not vote, as they were not stopped in order and may \
-         lack what they had acknowledged.",
+        "Raft groups on this process that do not vote, since they were not stopped cleanly and \
+         may lack acknowledged entries.",
     ),
     (
         "bridle_raft_applied_entries",
         Gauge,
-        "By table: entries applied since its groups were formed.",
+        "By table: entries applied since its groups were created.",
     ),
     ("bridle_raft_log_entries", Gauge, "By table: entries in the log that are not purged yet."),
     (
         "bridle_raft_leader_transfers_total",
         Counter,
-        "Leaderships that this server has handed over, by why: asked, stopping, or what ails its \
-         disk.",
+        "Leaderships transferred to other servers, by reason: asked, stopping, or the state of \
+         the disk.",
     ),
     (
         "bridle_raft_term",
         Gauge,
-        "By table: the highest term of its groups; a term is at least the millisecond, since \
-         1970, of its election.",
+        "By table: the highest term of its groups; a term is at least the time of its election \
+         in milliseconds since 1970.",
     ),
     (
         "bridle_raft_unclean_votes_total",
         Counter,
-        "By group: that it votes by what is left of its log, since more members than it can spare \
-         were not stopped in order: what was acknowledged shortly before may be lost.",
+        "By group: times that the group's members voted by incomplete logs, since too many of \
+         them were not stopped cleanly: recently acknowledged writes may be lost.",
     ),
-    ("bridle_raft_leaders", Gauge, "By table: partitions that are led here."),
+    ("bridle_raft_leaders", Gauge, "By table: partitions led by this process."),
     (
         "bridle_table_rows_led",
         Gauge,
-        "By table: rows of the partitions that are led here: summed over all processes, each row \
-         counts once.",
+        "By table: rows of the partitions led by this process; in the sum over all processes \
+         each row counts once.",
     ),
     (
         "bridle_raft_follower_lag_entries",
         Gauge,
-        "By table: the most entries that a follower of a partition led here is known to lack.",
+        "By table: maximum lag in entries of a follower of a partition led by this process.",
     ),
-    (
-        "bridle_cluster_meta_connected",
-        Gauge,
-        "In a cluster: 1 while a meta that leads is being followed.",
-    ),
+    ("bridle_cluster_meta_connected", Gauge, "In a cluster: 1 while connected to the meta leader."),
     (
         "bridle_cluster_routes",
         Gauge,
-        "In a cluster: partitions that this process knows, by whether it reaches their leader now.",
+        "In a cluster: known partitions, by whether their leader is reached.",
     ),
     (
         "bridle_partitions_without_leader",
         Gauge,
-        "In a cluster, by table: partitions whose leader this process has not reached for 5 s.",
+        "In a cluster, by table: partitions whose leader has not been reached for 5 s.",
     ),
     (
         "bridle_tls_seconds_left",
         Gauge,
-        "Seconds until the first of the certificates in use ends, of clients, clients_ca, cluster \
-         and cluster_ca; below zero: it has.",
+        "Seconds until the first certificate in use expires, of clients, clients_ca, cluster and \
+         cluster_ca; negative after that.",
     ),
-    ("bridle_partitions_not_serving", Gauge, "By table: partitions that do not serve."),
-    ("bridle_rocksdb_block_cache_bytes", Gauge, "Block cache of all tables."),
+    (
+        "bridle_partitions_not_serving",
+        Gauge,
+        "By table: partitions that do not serve because of a fault.",
+    ),
+    ("bridle_rocksdb_block_cache_bytes", Gauge, "Block cache, all tables."),
     (
         "bridle_rocksdb_memtable_budget_bytes",
         Gauge,
-        "Memtables of all tables, as RocksDB charges them to their budget, and what waits to be \
-         written to them.",
+        "Memtables as charged to RocksDB's write buffer manager, and the write buffer in front \
+         of them, all tables.",
     ),
     (
         "bridle_rocksdb_memtable_bytes",
         Gauge,
-        "By table: memtables, and what waits to be written to them.",
+        "By table: memtables, and the write buffer in front of them.",
     ),
-    (
-        "bridle_rocksdb_file_bytes",
-        Gauge,
-        "By table: table files, those waiting to be deleted included.",
-    ),
-    ("bridle_rocksdb_live_file_bytes", Gauge, "By table: table files of the current state."),
-    ("bridle_rocksdb_files", Gauge, "By table: how many table files."),
+    ("bridle_rocksdb_file_bytes", Gauge, "By table: table files, including those to be deleted."),
+    ("bridle_rocksdb_live_file_bytes", Gauge, "By table: live table files."),
+    ("bridle_rocksdb_files", Gauge, "By table: number of table files."),
     (
         "bridle_rocksdb_level0_files",
         Gauge,
-        "By table: files at level 0, which every read looks into.",
+        "By table: files at level 0, which every read must search.",
     ),
     (
         "bridle_rocksdb_table_reader_bytes",
         Gauge,
-        "By table: memory of table readers outside of the cache.",
+        "By table: memory of table readers outside of the block cache.",
     ),
     (
         "bridle_rocksdb_pending_compaction_bytes",
         Gauge,
-        "By table: bytes that compaction has yet to rewrite, estimated.",
+        "By table: estimated bytes that compactions have yet to rewrite.",
     ),
-    ("bridle_rocksdb_running_flushes", Gauge, "By table."),
-    ("bridle_rocksdb_running_compactions", Gauge, "By table."),
+    ("bridle_rocksdb_running_flushes", Gauge, "By table: running background jobs."),
+    ("bridle_rocksdb_running_compactions", Gauge, "By table: running background jobs."),
     (
         "bridle_rocksdb_write_stopped",
         Gauge,
@@ -210,7 +204,7 @@ const METRICS: &[(&str, MetricKind, &str)] = &[
     (
         "bridle_rocksdb_delayed_write_rate_bytes",
         Gauge,
-        "By table: bytes per second to which writes are slowed; 0: not slowed.",
+        "By table: rate to which RocksDB delays writes, bytes per second; 0: no delay.",
     ),
     ("bridle_rocksdb_snapshots", Gauge, "By table: snapshots held by readers."),
     (
@@ -221,26 +215,29 @@ const METRICS: &[(&str, MetricKind, &str)] = &[
     (
         "bridle_rocksdb_filtered_cells",
         Gauge,
-        "By table: dead cells that compaction dropped since the partitions were opened.",
+        "By table: dead cells dropped by compaction filters since the partitions were opened.",
     ),
-    ("bridle_rocksdb_filtered_bytes", Gauge, "By table: their bytes."),
+    (
+        "bridle_rocksdb_filtered_bytes",
+        Gauge,
+        "By table: bytes of the cells dropped by compaction filters.",
+    ),
 ];
 
-/// Bounds of latency histograms, seconds.
+/// Buckets of latency histograms, seconds.
 const SECONDS: [f64; 16] = [
     5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 1e-1,
     5e-1, 2.5,
 ];
-/// Bounds of how many requests share an entry.
+/// Buckets of requests per entry.
 const REQUESTS: [f64; 12] = [1., 2., 4., 8., 16., 32., 64., 128., 256., 512., 1024., 4096.];
-/// Bounds of an entry's size, bytes: 64 to 16 Mi.
+/// Buckets of an entry's size, bytes: 64 to 16 Mi.
 const BYTES: [f64; 10] =
     [64., 256., 1024., 4096., 16384., 65536., 262144., 1048576., 4194304., 16777216.];
-/// How long a figure stays on the page that nobody renews, such as those of a table that
-/// was dropped.
+/// A gauge that is not updated for this long leaves the page: those of a dropped table.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Makes the recorder the process's own, before anything is recorded.
+/// Installs the process's recorder, before anything is recorded.
 pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
@@ -259,7 +256,7 @@ pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
     Ok(handle)
 }
 
-/// Sets what is not counted as it happens, as of now. May wait for a disk.
+/// Updates the metrics that are not counted as events happen. May wait for a disk.
 pub(crate) fn gather(process: &ProcessInfo) {
     process_metrics(process);
     if let Some(node) = &process.node {
@@ -272,13 +269,13 @@ pub(crate) fn gather(process: &ProcessInfo) {
             table_metrics(node, &reports, &table);
         }
     }
-    // Rows of tables are among it.
+    // Includes the rows of tables.
     if let Some(proxy) = process.proxy() {
         proxy::metrics::publish(&proxy);
     }
 }
 
-/// The page, with what was [gathered](gather) so long ago. Waits for nothing.
+/// The page, with metrics [gathered](gather) this long ago. Waits for nothing.
 pub(crate) fn page(
     process: &ProcessInfo,
     gathered: Option<Duration>,
@@ -396,7 +393,7 @@ fn table_metrics(node: &Node, reports: &[Replica], table: &cluster::Table) {
 mod tests {
     use super::*;
 
-    /// In seconds, and not how long things took.
+    /// Gauges in seconds, which are no durations of events.
     const GAUGES_OF_TIME: [&str; 2] = ["bridle_clock_ahead_seconds", "bridle_gauges_age_seconds"];
 
     #[test]

@@ -3,18 +3,21 @@
 //! | page            | answer |
 //! |-----------------|--------|
 //! | `/metrics`      | Prometheus's text format ([`crate::exposition`] lists the names) |
-//! | `/health/live`  | 200 as long as the process can answer at all |
-//! | `/health/ready` | 200 when the process does what it is there for, every partition here is sound and some leader is reached ([`crate::reachability`]), with what is amiss all the same; 503 with the reasons otherwise |
-//! | `/v1/...`       | [`meta::admin`], here or by the meta that leads ([`admin_proxy`]) |
+//! | `/health/live`  | 200 while the process answers at all |
+//! | `/health/ready` | 200 and a list of minor problems, or 503 and the reasons (below) |
+//! | `/v1/...`       | [`meta::admin`], here or forwarded to the meta leader ([`admin_proxy`]) |
+//!
+//! A process is ready when it serves its roles, all of its replicas are healthy, and the
+//! leader of some partition is reached ([`crate::reachability`]).
 //!
 //! # Invariants
-//! - Whoever reaches the port holds few descriptors and not for long, and keeps nobody
+//! - Clients of the port hold few descriptors for a limited time, and can't lock others
 //!   out ([`connections`]; `idle_connections_lock_nobody_out`).
 //! - No page waits for a disk for longer than a second
 //!   ([`stale_cache`](crate::single_flight);
 //!   `a_page_does_not_wait_for_a_stalled_disk`).
-//! - A web page whose name has been made to mean this machine reads nothing
-//!   (`pages_of_other_sites_are_refused`).
+//! - DNS rebinding: a web page whose host name is made to resolve to this machine reads
+//!   nothing (`pages_of_other_sites_are_refused`).
 
 mod connections;
 
@@ -46,28 +49,29 @@ use crate::stale_cache::StaleCache;
 pub(crate) use connections::CONNECTIONS_MAX;
 use connections::{HttpConnection, HttpConnections};
 
-/// After accept failed (no more file descriptors, say).
+/// Pause after a failed accept (no free file descriptor, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is older is said to be so.
+/// Health older than this is reported with its age.
 const STALE_AFTER: Duration = Duration::from_secs(2);
 
-/// How long connections are put up with.
+/// Timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionTimeouts {
-    /// For a request's head to come, from the last answer on.
+    /// For the head of a request, from the last response on.
     head: Duration,
-    /// For a connection in all; then its request is the last one, and has as long again
-    /// until it is cut.
+    /// For the whole connection. The request at that time is its last, and has the same
+    /// time again before the connection is closed.
     all: Duration,
 }
 
-/// Heads come at once, scrapes with a connection each; and as long as the admin API takes
-/// over anything.
+/// Clients send a head immediately, and each scrape opens a connection; the total is the
+/// longest time that the admin API takes for a request.
 pub(crate) const TIMEOUTS: ConnectionTimeouts =
     ConnectionTimeouts { head: Duration::from_secs(2), all: Duration::from_secs(60) };
 
-/// What the HTTP port shows: while the process is being opened that, and then all pages.
+/// The server of the HTTP port: until the process is open it serves the phase of the
+/// start, and then all pages.
 #[derive(Clone, Default)]
 pub(crate) struct HttpServer {
     phase: StartupPhase,
@@ -84,8 +88,7 @@ impl HttpServer {
         self.pages.get_or_init(|| pages);
     }
 
-    /// Serves from the first moment until `stop`, and then until what was asked is
-    /// answered.
+    /// Serves until `stop`, and then until all requests in flight are answered.
     pub(crate) async fn serve(
         self,
         listener: TcpListener,
@@ -97,7 +100,7 @@ impl HttpServer {
             match stop.run_until_cancelled(listener.accept()).await {
                 None => break,
                 Some(Ok((stream, peer))) => {
-                    // Closed unheard, when all there are have work under way.
+                    // No slot is free, and none of the connections is idle.
                     let Some(connection) = connections.admit(peer.ip()) else { continue };
                     let page = self
                         .router()
@@ -150,15 +153,14 @@ impl HttpServer {
     }
 }
 
-/// Carries out one request of a connection, which is not silent meanwhile.
+/// Handles one request. Its connection is not idle meanwhile.
 async fn track_request(
     State(connection): State<Arc<HttpConnection>>,
     request: Request,
     next: Next,
 ) -> Response {
     if connection.health_only && !is_health(request.uri().path()) {
-        let why =
-            "too many connections have requests under way: /health is answered all the same\n";
+        let why = "too many connections have requests in flight: only /health is served\n";
         return (StatusCode::SERVICE_UNAVAILABLE, [(header::CONNECTION, "close")], why)
             .into_response();
     }
@@ -172,10 +174,10 @@ fn is_health(path: &str) -> bool {
     path.starts_with("/health/")
 }
 
-/// Refuses what a web page of another site asks for, by whatever name it has found this
-/// machine: a browser on this machine may be made to take a name of its site for this
-/// machine's (DNS rebinding), and then sends no `Origin` when it reads. Health says
-/// nothing that is worth it, and probes send any name.
+/// Rejects requests of other sites' web pages. By DNS rebinding, a browser on this
+/// machine can be made to resolve a name of such a site to this machine; its reads then
+/// carry no `Origin`. Health pages reveal nothing, and probes send any name, so they are
+/// exempt.
 async fn reject_other_sites(
     State(process): State<Arc<ProcessInfo>>,
     request: Request,
@@ -195,8 +197,8 @@ async fn reject_other_sites(
             &process.allowed_hosts(),
         )
     {
-        let why = "requests from web pages of other sites are not served (http.allowed_hosts lists the \
-                   names that this port may be asked under)";
+        let why = "requests from web pages of other sites are refused (http.allowed_hosts lists \
+                   the host names that this port accepts)";
         return (StatusCode::FORBIDDEN, Json(serde_json::json!({ "error": why }))).into_response();
     }
     next.run(request).await
@@ -213,8 +215,8 @@ fn is_cross_site(headers: &HeaderMap, checks_host: bool, names: &[String]) -> bo
     !host.to_str().is_ok_and(|host| is_allowed_host(host, names))
 }
 
-/// Whether a `Host` is an address, `localhost` or one of these names, with a port or
-/// without.
+/// A `Host` is accepted when it is an address, `localhost` or one of these names, with or
+/// without a port.
 fn is_allowed_host(host: &str, names: &[String]) -> bool {
     let bare = match host.rsplit_once(':') {
         Some((bare, port))
@@ -232,7 +234,7 @@ fn is_allowed_host(host: &str, names: &[String]) -> bool {
         || names.iter().any(|name| bare.eq_ignore_ascii_case(name))
 }
 
-/// Answers what comes over one connection.
+/// Serves the requests of one connection.
 async fn serve_connection(
     stream: TcpStream,
     page: Router,
@@ -245,13 +247,15 @@ async fn serve_connection(
         pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(page)));
     tokio::select! {
         _ = connection.as_mut() => return,
-        _ = tokio::time::timeout(timeouts.all, stop.cancelled()) => connection.as_mut().graceful_shutdown(),
+        _ = tokio::time::timeout(timeouts.all, stop.cancelled()) => {
+            connection.as_mut().graceful_shutdown()
+        }
     }
-    // However it ends: who asked has gone, or is gone now.
+    // The outcome does not matter: the connection is closed in either case.
     let _ = tokio::time::timeout(timeouts.all, connection).await;
 }
 
-/// All pages of a process that is open.
+/// The pages of an open process.
 pub(crate) fn pages(
     process: Arc<ProcessInfo>,
     metrics: metrics_exporter_prometheus::PrometheusHandle,
@@ -271,33 +275,32 @@ pub(crate) fn pages(
         )
         .merge(admin)
         .fallback(|| async {
-            (StatusCode::NOT_FOUND, "there is /metrics, /health/live, /health/ready and /v1/...\n")
+            (
+                StatusCode::NOT_FOUND,
+                "the pages are /metrics, /health/live, /health/ready and /v1/...\n",
+            )
         })
         .layer(middleware::from_fn_with_state(process, reject_other_sites))
 }
 
-/// Whether clients are well here, as far as is known without waiting for a disk.
+/// The health of the process, as far as it is known without waiting for a disk.
 async fn health(
     healths: &Arc<StaleCache<(StatusCode, String)>>,
     process: Arc<ProcessInfo>,
 ) -> (StatusCode, String) {
-    // Whether it serves at all is known at once.
+    // That it does not serve is known without a disk.
     if !process.is_serving() {
         return health_now(&process);
     }
     match healths.get(move || health_now(&process)).await {
         Some((age, (status, said))) if age >= STALE_AFTER => {
-            let stale = format!(
-                "this was so {} s ago: what it takes to tell anew waits for a disk\n",
-                age.as_secs()
-            );
+            let stale = format!("as of {} s ago: the check waits for a disk\n", age.as_secs());
             (status, said + &stale)
         }
         Some((_, known)) => known,
-        None => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not known yet: what it takes to tell waits for a disk\n".to_owned(),
-        ),
+        None => {
+            (StatusCode::SERVICE_UNAVAILABLE, "unknown: the check waits for a disk\n".to_owned())
+        }
     }
 }
 
@@ -354,7 +357,7 @@ mod tests {
     #[tokio::test]
     async fn idle_connections_lock_nobody_out() {
         let (server, stop) = (HttpServer::new(&StartupPhase::default()), CancellationToken::new());
-        // More than the buffers of a socket take.
+        // Larger than the buffers of a socket.
         let large = Bytes::from(vec![b'x'; 64 << 20]);
         server.open(Router::new().fallback(move |request: Request| {
             let page = if request.uri().path() == "/large" {
@@ -370,25 +373,25 @@ mod tests {
         let said: [&[u8]; 3] =
             [b"", b"GET / HTTP/1.1\r\nhost:", b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n"];
         for said in said {
-            let mut strangers = Vec::new();
+            let mut idle = Vec::new();
             for _ in 0..4 * CONNECTIONS_MAX {
                 let mut stream = TcpStream::connect(address).await.unwrap();
-                // It may have had to leave already.
+                // It may have been evicted already.
                 let _ = stream.write_all(said).await;
-                strangers.push(stream);
+                idle.push(stream);
             }
             for _ in 0..3 {
-                assert!(ask(address).await.ends_with("ok\n"), "there is a place for who asks");
+                assert!(ask(address).await.ends_with("ok\n"), "a new request is served");
             }
-            // And none of them stays, though nobody else comes.
-            let mut last = strangers.pop().unwrap();
+            // None of them stays, even without further connections.
+            let mut last = idle.pop().unwrap();
             let left = tokio::time::timeout(LONG, async {
                 while last.read(&mut [0; 1 << 16]).await.is_ok_and(|read| read > 0) {}
             })
             .await;
-            assert!(left.is_ok(), "a silent one is cut");
+            assert!(left.is_ok(), "an idle connection is closed");
         }
-        // An idle connection does not hold up the stop.
+        // An idle connection does not delay the stop.
         let _idle = TcpStream::connect(address).await.unwrap();
         stop.cancel();
         tokio::time::timeout(LONG, serving).await.unwrap().unwrap();

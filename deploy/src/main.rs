@@ -1,5 +1,5 @@
-//! The `bridle` binary: the command line, and the assembly of proxy, storage and meta into
-//! one process.
+//! The `bridle` binary: the command line, and the assembly of proxy, storage and meta
+//! into one process.
 //!
 //! # Life of a process
 //! [`server::run`] resolves the configuration ([`config`]), locks the data directory

@@ -1,15 +1,15 @@
 //! A process of a cluster: `bridle node`, `storage`, `proxy` or `meta`.
 //!
 //! # Life of a start
-//! 1. The cluster's port serves at once, for what is already open: metas need each other
-//!    before any of them can be asked.
+//! 1. The cluster's port serves immediately, for the components that are already open:
+//!    metas need each other before any of them can answer.
 //! 2. A meta opens its member of the meta group.
-//! 3. The process registers with whichever meta leads ([`Follow`]), and learns which
-//!    cluster it belongs to, if it did not know.
-//! 4. Storage opens the replicas that meta assigns. The proxy waits for the tables, so
-//!    that it never takes one for missing that it has not heard of.
+//! 3. The process registers with the meta leader ([`Follow`]), and learns the
+//!    id of its cluster, if it is new.
+//! 4. Storage opens the replicas that meta assigns. The proxy waits for the list of
+//!    tables, so that it does not report an existing table as missing.
 //!
-//! From then on metas are no longer needed for reads, writes and failovers.
+//! From then on reads, writes and failovers need no metas.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,23 +44,21 @@ use crate::reporter::Reporter;
 use crate::rpc_services::{RpcServices, is_read};
 use crate::stores::{self, Stores};
 
-/// Orders of meta that wait to be carried out.
+/// Maximum number of queued instructions of meta.
 const INSTRUCTIONS_MAX: usize = 1024;
-/// The least that a message between processes may be, bytes; more when answers may be
-/// larger.
+/// Minimum of the maximum frame size, bytes; larger when answers may be larger.
 const FRAME_BYTES_MIN: usize = 64 << 20;
-/// What an answer is wrapped in, at most.
+/// Maximum size of the envelope around an answer, bytes.
 const ENVELOPE_BYTES: usize = 1 << 20;
-/// The largest that the cluster's protocol takes.
+/// Maximum of the cluster's protocol.
 const FRAME_BYTES_MAX: usize = 1 << 30;
 
-/// How long another server may take to say that a copy is on its disk, before it is asked
-/// again.
+/// Timeout of a request to fsync a copy.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
-/// Before it is asked again.
+/// Pause before such a request is repeated.
 const SYNC_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a process sees of its cluster.
+/// The cluster as a process sees it.
 pub(crate) struct ClusterView {
     pub(crate) id: ServerId,
     pub(crate) net: Arc<Net>,
@@ -71,20 +69,20 @@ pub(crate) struct ClusterView {
 }
 
 impl ClusterView {
-    /// The least that an acknowledged write has survived, whoever leads what it wrote: of
-    /// what the cluster's storage servers say. `None`: nothing is known of any.
+    /// The weakest durability that a storage server reports, which holds for every
+    /// acknowledged write whatever server leads its partition. `None`: no server is
+    /// known.
     pub(crate) fn durability(&self) -> Option<Durability> {
         self.durabilities().into_keys().next()
     }
 
-    /// What the storage servers say, the least first, with the addresses of those that
-    /// say so.
+    /// The durabilities that the storage servers report, the weakest first, with the
+    /// servers' addresses.
     fn durabilities(&self) -> BTreeMap<Durability, Vec<String>> {
         durabilities(self.follow.servers().borrow().as_deref())
     }
 
-    /// Waits until another server has on its disk what a partition's log has up to an
-    /// entry.
+    /// Waits until another server has fsynced a partition's log up to an entry.
     pub(crate) async fn sync_copy(&self, server: ServerId, asked: SyncCopy) {
         loop {
             let answer = self
@@ -94,7 +92,7 @@ impl ClusterView {
             match answer {
                 Ok(_) => return,
                 Err(error) => {
-                    tracing::debug!(%server, ?asked, %error, "a copy is not known to be on disk")
+                    tracing::debug!(%server, ?asked, %error, "cannot confirm an fsync of a copy")
                 }
             }
             tokio::time::sleep(SYNC_RETRY_INTERVAL).await;
@@ -103,41 +101,41 @@ impl ClusterView {
 }
 
 fn durabilities(servers: Option<&BTreeMap<ServerId, Server>>) -> BTreeMap<Durability, Vec<String>> {
-    let mut said = BTreeMap::<Durability, Vec<String>>::new();
+    let mut reported = BTreeMap::<Durability, Vec<String>>::new();
     for server in servers.into_iter().flat_map(BTreeMap::values) {
         if let Some(durability) = server.durability {
-            said.entry(durability).or_default().push(server.address.clone());
+            reported.entry(durability).or_default().push(server.address.clone());
         }
     }
-    said
+    reported
 }
 
-/// Warns when storage servers differ in durability: a write is then as durable as those
-/// that acknowledge it, which are not the same for each write.
+/// Warns when storage servers differ in durability: a write is then as durable as the
+/// servers that acknowledge it, which differ from write to write.
 async fn warn_on_mixed_durability(follow: Arc<Follow>) {
     let (mut servers, mut warned) = (follow.servers(), BTreeMap::new());
     loop {
-        let said = durabilities(servers.borrow_and_update().as_deref());
-        if said.len() > 1 && said != warned {
-            let list = said
+        let reported = durabilities(servers.borrow_and_update().as_deref());
+        if reported.len() > 1 && reported != warned {
+            let list = reported
                 .iter()
                 .map(|(durability, who)| format!("{} on {}", durability.word(), who.join(", ")))
                 .collect::<Vec<_>>();
             let why = list.join("; ");
             tracing::warn!(
                 why,
-                "storage servers differ in durability: clients are told the least of them \
+                "storage servers differ in durability: the weakest is reported to clients \
                  (storage.durability)"
             );
         }
-        warned = said;
+        warned = reported;
         if servers.changed().await.is_err() {
             return;
         }
     }
 }
 
-/// The process's end in its cluster.
+/// The process's membership in its cluster.
 pub(crate) struct Membership {
     pub(crate) view: Arc<ClusterView>,
     rpc_services: Arc<RpcServices>,
@@ -148,23 +146,23 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    /// The process is all there: others and meta may ask for it.
+    /// Makes the open process available to other servers and to meta.
     pub(crate) fn publish(&self, process: &Arc<ProcessInfo>) {
         self.rpc_services.set_process(process);
         self.reporter.set_process(process);
     }
 
-    /// Says goodbye to meta, answers what others have asked, and closes the port.
+    /// Deregisters from meta, answers requests in flight, and closes the port.
     pub(crate) async fn leave(self) {
         self.stop_following.cancel();
         self.stop_serving.cancel();
         if self.serving.await.is_err() {
-            tracing::warn!("the cluster's port was not closed in good order");
+            tracing::warn!("the cluster's port was not closed cleanly");
         }
     }
 }
 
-/// Opens what the process's roles need, and joins the cluster.
+/// Opens the components that the process's roles need, and joins the cluster.
 pub(crate) async fn open(
     setup: &StartContext<'_>,
     listener: std::net::TcpListener,
@@ -173,7 +171,7 @@ pub(crate) async fn open(
         (setup.config, setup.data_dir, setup.runtimes, setup.roles);
     let server = server(config, roles, setup.bound, data_dir.identity().node_id)?;
     let metas = config.cluster.meta_addresses();
-    // First thing: Raft's restart guard counts from here.
+    // First, since Raft's restart guard counts from here.
     let ticker = {
         let _on = runtimes.raft.enter();
         Ticker::start()
@@ -245,10 +243,16 @@ pub(crate) async fn open(
         _ => None,
     };
 
-    let (order, orders) = mpsc::channel::<Order>(INSTRUCTIONS_MAX);
+    let (instruction, instructions) = mpsc::channel::<Order>(INSTRUCTIONS_MAX);
     let follow = {
         let _on = runtimes.net.enter();
-        Follow::start(net.clone(), metas.clone(), reporter.clone(), order, stop_following.clone())
+        Follow::start(
+            net.clone(),
+            metas.clone(),
+            reporter.clone(),
+            instruction,
+            stop_following.clone(),
+        )
     };
     let (routes, catalogue) =
         (Arc::new(Routes::default()), Arc::new(RemoteCatalogue::new(net.clone(), metas)));
@@ -264,7 +268,7 @@ pub(crate) async fn open(
 
     tasks.push(spawn(warn_on_mixed_durability(follow.clone())));
 
-    setup.phase.set("waiting for a meta that leads");
+    setup.phase.set("waiting for a meta leader");
     let cluster = match data_dir.identity().cluster_number() {
         Some(cluster) => cluster,
         None => {
@@ -277,7 +281,7 @@ pub(crate) async fn open(
         (Some(stores), true) => {
             let peers = Peers { server: server.id, transport, ticker };
             let (options, stores) = (setup.node_options(cluster, Some(peers)), stores.clone());
-            // On the proxy's runtime: executors are to run beside the connections that
+            // On the proxy's runtime, so that executors run beside the connections that
             // they answer.
             let node = runtimes
                 .proxy
@@ -287,17 +291,17 @@ pub(crate) async fn open(
             reporter.set_node(&node);
             let (first, followed) = oneshot::channel();
             let assignments =
-                reconcile::assignments(node.clone(), reporter.clone(), follow.clone(), first);
+                reconcile::run_member(node.clone(), reporter.clone(), follow.clone(), first);
             tasks.push(runtimes.proxy.spawn(assignments).abort_handle());
-            tasks.push(spawn(reconcile::changes(node.clone(), follow.clone())));
+            tasks.push(spawn(reconcile::report_changes(node.clone(), follow.clone())));
             tasks.push(
                 runtimes
                     .proxy
-                    .spawn(reconcile::orders(
+                    .spawn(reconcile::run_instructions(
                         node.clone(),
                         reporter.clone(),
                         follow.clone(),
-                        orders,
+                        instructions,
                     ))
                     .abort_handle(),
             );
@@ -311,7 +315,7 @@ pub(crate) async fn open(
     if roles.proxy {
         let tables = first_value(follow.tables()).await?;
         catalogue.follow(tables.values());
-        // They come before the tables.
+        // Routes arrive before tables.
         if let Some(all) = follow.routes().borrow().as_ref() {
             routes.follow(all);
         }
@@ -346,10 +350,11 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortH
     tokio::spawn(task).abort_handle()
 }
 
-/// Waits for the first word about something.
+/// Waits for the first value of a watch.
 async fn first_value<T: Clone>(mut news: watch::Receiver<Option<T>>) -> anyhow::Result<T> {
-    let word = news.wait_for(Option::is_some).await.context("the cluster is no longer followed")?;
-    word.clone().context("what was heard is forgotten")
+    let word =
+        news.wait_for(Option::is_some).await.context("the connection to the cluster has ended")?;
+    word.clone().context("the value was removed")
 }
 
 fn net_options(config: &Config, server: &Server, setup: &StartContext<'_>) -> NetOptions {
@@ -364,7 +369,7 @@ fn net_options(config: &Config, server: &Server, setup: &StartContext<'_>) -> Ne
     options
 }
 
-/// This process as others are to know it.
+/// The entry of this process in the cluster's list of servers.
 fn server(
     config: &Config,
     roles: Roles,
@@ -374,8 +379,8 @@ fn server(
     let section = &config.cluster;
     let address = section
         .advertised(bound.cluster.context("a process of a cluster has a port for the others")?);
-    // Where a port is on all addresses of the machine, others reach it where they reach
-    // the cluster's.
+    // A port that is bound to all addresses is advertised with the host of the cluster's
+    // port.
     let host = section
         .advertise
         .as_ref()
@@ -386,7 +391,7 @@ fn server(
         false => at.to_string(),
     };
     let clients = bound.plain.iter().chain(&bound.tls).map(shown).collect();
-    let durability = roles.storage.then(|| config.storage.durability.told());
+    let durability = roles.storage.then(|| config.storage.durability.to_cluster());
     let server = Server {
         id: ServerId(id),
         address,
@@ -400,7 +405,7 @@ fn server(
     Ok(server)
 }
 
-/// Lets another meta lead, if this one does.
+/// Transfers the meta group's leadership to another meta, if this one leads.
 pub(crate) async fn transfer_meta_leadership(meta: &Meta, patience: Duration) {
     let status = meta.group().status();
     if !status.figures.is_leader {
@@ -409,15 +414,15 @@ pub(crate) async fn transfer_meta_leadership(meta: &Meta, patience: Duration) {
     let near =
         status.followers.iter().filter(|follower| follower.is_voter && follower.heard.is_some());
     let Some(next) = near.max_by_key(|follower| follower.matched) else { return };
-    // No lease of meta's outlives the decision that it was taken for.
+    // Meta's leases end with the decision that they were acquired for.
     match tokio::time::timeout(
         patience,
         meta.group().transfer_leader_as(next.raft_id, Why::Stopping, Box::new(|| ())),
     )
     .await
     {
-        Ok(Ok(())) => tracing::info!(to = next.raft_id, "another meta leads now"),
-        Ok(Err(error)) => tracing::info!(%error, "the metas' leadership was not handed over"),
+        Ok(Ok(())) => tracing::info!(to = next.raft_id, "transferred the meta leadership"),
+        Ok(Err(error)) => tracing::info!(%error, "meta leadership transfer failed"),
         Err(_) => tracing::info!("the metas' leadership was not handed over in time"),
     }
 }

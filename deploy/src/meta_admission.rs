@@ -1,10 +1,10 @@
 //! Admission of a meta with an empty data directory to the meta group.
 //!
-//! A member of a Raft group that has lost its votes and entries can take part in decisions
-//! that contradict its earlier ones: created tables vanish, and their ids are given again.
-//! So a process that is in the list of metas and has no data of the group asks the other
-//! metas first. They bootstrap the group when all answer that there is none; otherwise the
-//! meta leader knows the server that each position belongs to
+//! A member of a Raft group that has lost its votes and entries can take part in
+//! decisions that contradict its earlier ones: created tables vanish, and their ids are
+//! given again. So a process that is in the list of metas and has no data of the group
+//! asks the other metas first. They bootstrap the group when all answer that there is
+//! none; otherwise the meta leader knows the server that each position belongs to
 //! ([`meta::state::State::seats`]).
 
 use std::sync::Arc;
@@ -69,8 +69,8 @@ pub(crate) async fn wait_for_admission(
 /// A description of what the start waits for.
 fn waits_for(others: &[String], words: &[Option<SeatWord>]) -> String {
     if words.contains(&Some(SeatWord::Unknown)) {
-        return "this meta's directory is empty, and the cluster exists: waiting for the meta leader \
-                to admit this server"
+        return "this meta's directory is empty, and the cluster exists: waiting for the meta \
+                leader to admit this server"
             .to_owned();
     }
     let silent = others

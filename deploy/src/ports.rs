@@ -1,5 +1,5 @@
-//! The sockets of a process: bound before anything else is begun, so that a taken port
-//! leaves no trace.
+//! The sockets of a process. They are bound before anything else starts, so that a port
+//! in use leaves no trace.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use crate::config::{Config, FileMode};
 
-/// Sockets that are bound.
+/// Bound sockets of a process.
 pub(crate) struct Ports {
     pub(crate) plain: Vec<TcpListener>,
     pub(crate) tls: Vec<TcpListener>,
@@ -22,7 +22,7 @@ pub(crate) struct Ports {
     pub(crate) cluster: Option<std::net::TcpListener>,
 }
 
-/// Where they are.
+/// Addresses of the bound sockets.
 #[derive(Debug, Clone)]
 pub(crate) struct BoundAddresses {
     pub(crate) plain: Vec<SocketAddr>,
@@ -32,7 +32,7 @@ pub(crate) struct BoundAddresses {
 }
 
 impl Ports {
-    /// Binds what these roles need.
+    /// Binds the sockets that these roles need.
     pub(crate) fn bind(config: &Config, roles: Roles, in_cluster: bool) -> anyhow::Result<Ports> {
         let bind = |ip: &IpAddr, port, key: &str| {
             listen(SocketAddr::new(*ip, port), config.proxy.tcp_backlog).with_context(|| match port
@@ -53,7 +53,7 @@ impl Ports {
         if !roles.proxy {
             return Ok(ports);
         }
-        // With port 0, all addresses get the same port: that of the first.
+        // With port 0, all addresses use the port of the first one.
         let (mut plain, mut tls) = (config.proxy.port, config.tls.port);
         for ip in &config.proxy.bind {
             if !config.tls.only {
@@ -74,7 +74,7 @@ impl Ports {
         Ok(ports)
     }
 
-    /// Where they are bound.
+    /// The addresses of the sockets.
     pub(crate) fn bound(&self) -> io::Result<BoundAddresses> {
         let addresses = |listeners: &[TcpListener]| {
             listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()
@@ -88,15 +88,15 @@ impl Ports {
     }
 }
 
-/// The file of a Unix socket, removed with it.
+/// The file of a Unix socket, removed on drop.
 pub(crate) struct UnixPath {
     path: PathBuf,
-    /// Device and number of the file.
+    /// Device and inode of the file.
     file: (u64, u64),
 }
 
 impl UnixPath {
-    /// As it was configured.
+    /// The path as configured.
     pub(crate) fn text(&self) -> String {
         self.path.display().to_string()
     }
@@ -104,26 +104,28 @@ impl UnixPath {
 
 impl Drop for UnixPath {
     fn drop(&mut self) {
-        // Somebody else may have put another there since.
+        // Another process may have replaced the file since.
         if fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.file) {
-            // Best effort, as with Redis: the next start removes it.
+            // Best effort, as in Redis: the next start removes it.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// A Unix socket. One that nobody listens at any more is in the way of nobody.
+/// Binds a Unix socket, and replaces a stale one.
 fn listen_at(path: &Path, mode: FileMode) -> anyhow::Result<(UnixListener, UnixPath)> {
     if let Ok(there) = fs::symlink_metadata(path) {
         if !there.file_type().is_socket() {
-            bail!("there is a file that is no socket");
+            bail!("the file exists and is not a socket");
         }
         match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => bail!("another process listens there"),
+            Ok(_) => bail!("another process listens on it"),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(path).context("remove a socket that nobody listens at")?
+                fs::remove_file(path).context("remove a stale socket")?
             }
-            Err(error) => return Err(error).context("see whether anybody listens there"),
+            Err(error) => {
+                return Err(error).context("check for another process that listens on it");
+            }
         }
     }
     let listener = UnixListener::bind(path)?;

@@ -1,4 +1,4 @@
-//! The node as proxy and admin API see it: what they ask of the process around them.
+//! The process as seen by the proxy (INFO, CONFIG) and the admin API (status, faults).
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -31,45 +31,45 @@ use crate::member::ClusterView;
 use crate::server::Mode;
 use crate::stores::Stores;
 
-/// A difference between clocks that is worth a note, ms.
+/// Minimum difference of clocks that is reported, ms.
 const CLOCK_OFFSET_MS: u64 = 1_000;
 
-/// This process.
+/// The state of this process, shared by its front ends.
 pub(crate) struct ProcessInfo {
     pub(crate) mode: Mode,
     pub(crate) config: Config,
-    /// The file that `config` came from, in part.
+    /// The configuration file, if one was given.
     pub(crate) config_file: Option<PathBuf>,
     pub(crate) data_dir: Arc<DataDir>,
     pub(crate) node: Option<Arc<Node>>,
     pub(crate) meta: Option<Arc<Meta>>,
     pub(crate) stores: Option<Stores>,
     pub(crate) catalogue: Arc<dyn Catalogue>,
-    /// The cluster, if it is part of one.
+    /// The cluster, if the process is part of one.
     pub(crate) cluster: Option<Arc<ClusterView>>,
     pub(crate) started: Instant,
-    /// Where Redis clients are served.
+    /// Addresses for Redis clients.
     pub(crate) addresses: Vec<String>,
-    /// Standalone's; in a cluster, meta orders them.
+    /// Compactions of a standalone server; in a cluster, meta starts them.
     pub(crate) compactions: Compactions,
     pub(crate) certificates: Arc<Certificates>,
-    /// Set once: the proxy is made after us, and holds us.
+    /// Set once: the proxy is created after this struct, and refers to it.
     pub(crate) proxy: OnceLock<Weak<Proxy>>,
     pub(crate) serving: AtomicBool,
 }
 
 impl ProcessInfo {
-    /// The proxy, while there is one.
+    /// The proxy, while it exists.
     pub(crate) fn proxy(&self) -> Option<Arc<Proxy>> {
         self.proxy.get().and_then(Weak::upgrade)
     }
 
-    /// Whether it does what it is there for.
+    /// The process serves its roles.
     pub(crate) fn is_serving(&self) -> bool {
         self.serving.load(Ordering::Acquire)
     }
 
-    /// Every table that serves, with what it holds here.
+    /// Every serving table with its statistics on this process.
     pub(crate) fn tables_here(&self) -> Vec<(Arc<Table>, storage::TableFigures)> {
         let Some(node) = &self.node else { return Vec::new() };
         self.catalogue
@@ -86,11 +86,11 @@ impl ProcessInfo {
         partitions.chain(self.meta.iter().map(|meta| meta.figures())).collect()
     }
 
-    /// Whether there is room for writes; if not, why not.
+    /// Checks that writes are possible; the error is the reason.
     pub(crate) fn writable(&self) -> Result<(), String> {
         let Some(stores) = &self.stores else { return Ok(()) };
         stores.log.writable().map_err(|full| full.to_string())?;
-        // All stores are on one disk: one speaks for all.
+        // All stores are on one disk, so one full store stops all writes.
         self.node.iter().flat_map(|node| node.replicas()).try_for_each(|replica| {
             match replica.store().health() {
                 StoreHealth::DiskFull(why) => Err(why),
@@ -99,7 +99,7 @@ impl ProcessInfo {
         })
     }
 
-    /// What is wrong, in sentences.
+    /// Faults of the process, as sentences.
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if let Err(why) = self.writable() {
@@ -120,7 +120,7 @@ impl ProcessInfo {
         if let Some(why) =
             self.cluster.as_ref().and_then(|cluster| cluster.follow.refused().borrow().clone())
         {
-            faults.push(format!("meta does not want this process: {why}"));
+            faults.push(format!("registration rejected by meta: {why}"));
         }
         if let Some(why) =
             self.cluster.as_ref().and_then(|cluster| cluster.reachability.fault(Instant::now()))
@@ -130,7 +130,7 @@ impl ProcessInfo {
         faults
     }
 
-    /// Why clients are better sent elsewhere; nothing: this process is ready.
+    /// Reasons to send clients elsewhere; empty: the process is ready.
     pub(crate) fn unready(&self) -> Vec<String> {
         match self.is_serving() {
             true => self.faults(),
@@ -138,7 +138,7 @@ impl ProcessInfo {
         }
     }
 
-    /// What is not as it should be though this process is ready.
+    /// Problems that leave the process ready.
     pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes = self.partition_notes();
         notes.extend(self.clock_note());
@@ -162,12 +162,12 @@ impl ProcessInfo {
         let seconds = ahead_ms.unsigned_abs().div_ceil(1000);
         Some(match ahead_ms > 0 {
             true => format!(
-                "clock: keys' time is {seconds} s ahead of the wall clock, and goes a tenth \
-                 slower until that has caught up"
+                "clock: the expiry clock is {seconds} s ahead of the wall clock, and runs 10 % \
+                 slower until they agree"
             ),
             false => format!(
-                "clock: keys' time is {seconds} s behind the wall clock, which has jumped, and \
-                 goes a tenth faster until it has caught up"
+                "clock: the expiry clock is {seconds} s behind the wall clock, which has jumped, \
+                 and runs 10 % faster until they agree"
             ),
         })
     }
@@ -238,7 +238,7 @@ impl ProcessInfo {
     }
 }
 
-/// What a process does, in words.
+/// The names of a process's roles.
 pub(crate) fn role_names(mode: Mode) -> Vec<&'static str> {
     let roles = mode.roles();
     [("meta", roles.meta), ("storage", roles.storage), ("proxy", roles.proxy)]
@@ -286,14 +286,14 @@ impl proxy::Node for ProcessInfo {
     }
 
     fn durability(&self) -> Durability {
-        let own = self.node.is_some().then(|| self.config.storage.durability.told());
+        let own = self.node.is_some().then(|| self.config.storage.durability.to_cluster());
         let others = self.cluster.as_ref().and_then(|cluster| cluster.durability());
-        // Nothing is claimed of what is not known.
+        // An unknown durability counts as the weakest.
         own.into_iter().chain(others).min().unwrap_or(Durability::Os)
     }
 
-    /// An acknowledged write is on more than half of a partition's replicas, the leader's
-    /// among them.
+    /// An acknowledged write is on a majority of a partition's replicas, including the
+    /// leader's.
     fn replicas(&self, partition: PartitionId) -> u32 {
         let cluster = self.cluster.as_ref();
         cluster
@@ -322,8 +322,8 @@ impl proxy::Node for ProcessInfo {
             };
             let mut asked: FuturesUnordered<_> =
                 cluster.routes.members(partition).into_iter().map(ask).collect();
-            // The leader is one of them, and not counted: it had it on its disk before
-            // anybody else was asked.
+            // The leader is one of them and is not counted: it was fsynced before the
+            // others were asked.
             let mut synced = 0u32;
             while synced <= wanted {
                 let next = tokio::select! {
@@ -384,10 +384,10 @@ impl proxy::Node for ProcessInfo {
         of_cluster: Option<&TlsFiles>,
     ) -> Result<(), String> {
         if for_clients.is_some() && !self.certificates.has_client_tls() {
-            return Err("TLS is not served to clients (tls.port)".to_owned());
+            return Err("clients are not served by TLS (tls.port)".to_owned());
         }
         if of_cluster.is_some() && !self.certificates.has_cluster_tls() {
-            return Err("TLS is not spoken within the cluster (cluster.cert_file)".to_owned());
+            return Err("the cluster does not use TLS (cluster.cert_file)".to_owned());
         }
         self.certificates.renew(for_clients, of_cluster).inspect_err(|why| {
             tracing::error!(
@@ -404,7 +404,7 @@ impl proxy::Node for ProcessInfo {
 }
 
 impl ProcessInfo {
-    /// The cluster's secret, if there is one.
+    /// The cluster's secret, if one is set.
     fn secret(&self) -> Option<&[u8]> {
         let cluster = matches!(self.mode, Mode::Member(_)).then_some(&self.config.cluster);
         cluster
@@ -412,13 +412,13 @@ impl ProcessInfo {
             .filter(|secret| !secret.is_empty())
     }
 
-    /// Whether the admin API asks for a password.
+    /// The admin API requires a password.
     pub(crate) fn wants_password(&self) -> bool {
         self.secret().is_some()
             || self.proxy().is_none_or(|proxy| proxy.settings.load().password.is_some())
     }
 
-    /// Names under which the HTTP port may be asked, beside addresses and `localhost`.
+    /// Host names that the HTTP port accepts, in addition to addresses and `localhost`.
     pub(crate) fn allowed_hosts(&self) -> Vec<String> {
         let advertised =
             self.config.cluster.advertise.as_ref().map(|address| address.host().to_owned());
@@ -429,19 +429,19 @@ impl ProcessInfo {
 impl meta::admin::Local for ProcessInfo {
     fn authorised(&self, from: Option<IpAddr>, password: Option<&[u8]>) -> bool {
         let settings = self.proxy().map(|proxy| proxy.settings.load_full());
-        // Stopping: nobody is let in any more.
+        // The process is stopping: every request is rejected.
         let Some(settings) = settings else { return false };
         let cluster = matches!(self.mode, Mode::Member(_)).then_some(&self.config.cluster);
         let secret = self.secret();
         let wanted = [settings.password.as_deref(), secret];
         if wanted.iter().all(Option::is_none) {
-            // As clients are let in: the password may have been taken away long after the
-            // start, which asks for one where the port is open.
+            // The rule of protected mode: the password may have been removed long after
+            // the start, which requires one where the port is open.
             let is_near = from.is_some_and(|from| from.to_canonical().is_loopback());
             return (is_near || !settings.protected_mode)
                 && cluster.is_none_or(|cluster| !cluster.has_tls());
         }
-        // All are looked at, whichever it is.
+        // Compares with all of them, so that the time does not reveal which one matches.
         password.is_some_and(|sent| {
             wanted
                 .into_iter()

@@ -1,10 +1,11 @@
-//! Reachability of partition leaders and of the meta leader, the basis of `/health/ready`.
+//! Reachability of partition leaders and of the meta leader, the basis of
+//! `/health/ready`.
 //!
 //! A route names the last known leader of a partition, which may be down together with
 //! everyone who could report it. So each process asks every storage server once a second
-//! for the partitions that it leads ([`Service::Leads`]). That costs Raft nothing and wakes
-//! no quiescent group; a leader claims a partition only while it hears from a majority of
-//! its group.
+//! for the partitions that it leads ([`Service::Leads`]). That costs Raft nothing and
+//! wakes no quiescent group; a leader claims a partition only while it hears from a
+//! majority of its group.
 //!
 //! # Invariants
 //! - A process that has reached no leader of any partition for [`UNREACHED_AFTER`] is not
@@ -44,7 +45,8 @@ pub(crate) struct Reachability {
 }
 
 struct Observed {
-    /// Last time that some partition's leader was reached, or that there was no partition.
+    /// Last time that some partition's leader was reached, or that there was no
+    /// partition.
     any_at: Instant,
     /// Last time that the meta leader was reached.
     meta_at: Instant,
@@ -155,7 +157,8 @@ impl Reachability {
             .collect()
     }
 
-    /// The number of partitions, and the number whose leader was reached in the last round.
+    /// The number of partitions, and the number whose leader was reached in the last
+    /// round.
     pub(crate) fn count(&self) -> (usize, usize) {
         let seen = self.seen.lock();
         (seen.partitions, seen.partitions - seen.unreached.len())
@@ -243,6 +246,7 @@ mod tests {
         );
     }
 
+    /// A meta leader that was never reached, and one that is needed, are reported.
     #[test]
     fn unreachable_metas_that_are_needed_are_reported() {
         let start = Instant::now();

@@ -1,9 +1,9 @@
 //! Reconciliation of this process's replicas with meta's assignments.
 //!
 //! Meta publishes the desired state, and this module creates and destroys replicas until
-//! the process matches it. It is level-triggered and idempotent: a creation or a drop that
-//! was interrupted resumes after a restart. A standalone server calls its own meta; a
-//! process of a cluster reports to the metas.
+//! the process matches it. It is level-triggered and idempotent: a creation or a drop
+//! that was interrupted resumes after a restart. A standalone server calls its own meta;
+//! a process of a cluster reports to the metas.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,7 +26,8 @@ async fn destroy(node: &Node, table: &Table) -> bool {
     match node.destroy(table).await {
         Ok(()) => true,
         Err(error) => {
-            tracing::warn!(table = table.name, id = table.id.0, %error, "cannot delete the data of a dropped table; will retry");
+            let (table, id) = (&table.name, table.id.0);
+            tracing::warn!(table, id, %error, "cannot delete a dropped table; will retry");
             false
         }
     }
@@ -34,7 +35,7 @@ async fn destroy(node: &Node, table: &Table) -> bool {
 
 /// Standalone: reconciles once with a version of the catalogue; false when a retry is
 /// needed.
-pub(crate) async fn once(meta: &Meta, node: &Node, tables: &Tables) -> bool {
+pub(crate) async fn reconcile_tables(meta: &Meta, node: &Node, tables: &Tables) -> bool {
     let placements = |table: &Arc<Table>| {
         let placements = tables.placements.iter().filter(|(id, _)| id.table == table.id);
         placements.map(|(_, placement)| Placement::clone(placement)).collect()
@@ -55,7 +56,8 @@ pub(crate) async fn once(meta: &Meta, node: &Node, tables: &Tables) -> bool {
         match meta.dropped(table.id).await {
             Ok(()) => tracing::info!(table = table.name, id = table.id.0, "table dropped"),
             Err(error) => {
-                tracing::warn!(table = table.name, id = table.id.0, %error, "cannot remove a dropped table from the catalogue; will retry");
+                let (table, id) = (&table.name, table.id.0);
+                tracing::warn!(table, id, %error, "cannot remove a dropped table; will retry");
                 done = false;
             }
         }
@@ -64,11 +66,11 @@ pub(crate) async fn once(meta: &Meta, node: &Node, tables: &Tables) -> bool {
 }
 
 /// Standalone: reconciles until the catalogue is closed.
-pub(crate) async fn forever(meta: Arc<Meta>, node: Arc<Node>) {
+pub(crate) async fn run_standalone(meta: Arc<Meta>, node: Arc<Node>) {
     let mut watch = meta.watch();
     loop {
         let tables = watch.borrow_and_update().clone();
-        let done = once(&meta, &node, &tables).await;
+        let done = reconcile_tables(&meta, &node, &tables).await;
         tokio::select! {
             changed = watch.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(RETRY), if !done => {}
@@ -78,7 +80,11 @@ pub(crate) async fn forever(meta: Arc<Meta>, node: Arc<Node>) {
 
 /// In a cluster: reconciles once with meta's assignments, and reports the result; false
 /// when a retry is needed.
-async fn take_on(node: &Node, reporter: &Reporter, assignments: &Assignments) -> bool {
+async fn reconcile_assignments(
+    node: &Node,
+    reporter: &Reporter,
+    assignments: &Assignments,
+) -> bool {
     let (gone, there): (Vec<_>, Vec<_>) =
         assignments.tables.values().partition(|assignment| assignment.destroy);
     let assigned: Vec<Assigned> = there
@@ -111,7 +117,7 @@ async fn take_on(node: &Node, reporter: &Reporter, assignments: &Assignments) ->
 
 /// In a cluster: reconciles until the process stops. Sends on `first` once the first
 /// assignments are in effect.
-pub(crate) async fn assignments(
+pub(crate) async fn run_member(
     node: Arc<Node>,
     reporter: Arc<Reporter>,
     follow: Arc<Follow>,
@@ -122,7 +128,7 @@ pub(crate) async fn assignments(
         let assigned = watch.borrow_and_update().clone();
         let mut done = true;
         if let Some(assigned) = assigned {
-            done = take_on(&node, &reporter, &assigned).await;
+            done = reconcile_assignments(&node, &reporter, &assigned).await;
             follow.report_now();
             if let Some(first) = first.take() {
                 // The start may have been cancelled.
@@ -137,7 +143,7 @@ pub(crate) async fn assignments(
 }
 
 /// In a cluster: reports immediately when a leadership or a replica's health changes.
-pub(crate) async fn changes(node: Arc<Node>, follow: Arc<Follow>) {
+pub(crate) async fn report_changes(node: Arc<Node>, follow: Arc<Follow>) {
     let mut changes = node.changes();
     while changes.changed().await.is_ok() {
         follow.report_now();
@@ -145,13 +151,13 @@ pub(crate) async fn changes(node: Arc<Node>, follow: Arc<Follow>) {
 }
 
 /// In a cluster: executes meta's instructions.
-pub(crate) async fn orders(
+pub(crate) async fn run_instructions(
     node: Arc<Node>,
     reporter: Arc<Reporter>,
     follow: Arc<Follow>,
-    mut orders: mpsc::Receiver<Order>,
+    mut instructions: mpsc::Receiver<Order>,
 ) {
-    while let Some(order) = orders.recv().await {
+    while let Some(order) = instructions.recv().await {
         match order {
             Order::Transfer { partition, term, to } => {
                 let node = node.clone();

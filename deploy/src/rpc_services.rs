@@ -197,8 +197,8 @@ mod tests {
 
     use super::*;
 
-    /// The answer to [`Service::Leads`]: the version, a count, then table and index of each
-    /// partition.
+    /// The answer to [`Service::Leads`]: the version, a count, then table and index of
+    /// each partition.
     #[test]
     fn the_answer_of_led_partitions_has_frozen_bytes() {
         let led = |table, index| PartitionId { table: TableId(table), index };

@@ -1,10 +1,10 @@
 //! The tokio runtimes of a process, and its signals.
 //!
 //! Four runtimes, so that no kind of work delays another: `proxy` for Redis clients,
-//! executors and row requests of other servers; `raft`; `net` for the connections to other
-//! servers and the channel to meta, which a heavy command must not block; and `control`
-//! for everything off the path of a command (HTTP, catalogue, signals). RocksDB has its
-//! own threads, and so has the log, for records that Raft's threads do not write
+//! executors and row requests of other servers; `raft`; `net` for the connections to
+//! other servers and the channel to meta, which a heavy command must not block; and
+//! `control` for everything off the path of a command (HTTP, catalogue, signals). RocksDB
+//! has its own threads, and so has the log, for records that Raft's threads do not write
 //! themselves before they park.
 
 use std::time::Duration;
@@ -62,8 +62,8 @@ impl Runtimes {
         })
     }
 
-    /// Waits at most a second for running tasks: blocking calls that never return must not
-    /// keep the process alive.
+    /// Waits at most a second for running tasks: blocking calls that never return must
+    /// not keep the process alive.
     pub(crate) fn stop(self) {
         self.write_on_park.stop();
         for runtime in [self.proxy, self.raft, self.net, self.control] {

@@ -277,7 +277,9 @@ impl RunningProcess<'_> {
         };
         tokio::select! {
             () = stopping => {}
-            name = signals.next() => anyhow::bail!("stop interrupted by a second {name}; acknowledged writes are in the log"),
+            name = signals.next() => {
+                anyhow::bail!("stop aborted by a second {name}; acknowledged writes are in the log")
+            }
         }
         drop(unix_path);
         upkeep.abort();

@@ -38,8 +38,8 @@ impl<T: Clone + Send + 'static> StaleCache<T> {
         })
     }
 
-    /// The result of `gather` and its age; the previous result when that takes longer than
-    /// a second. `None`: no call has returned yet.
+    /// The result of `gather` and its age; the previous result when that takes longer
+    /// than a second. `None`: no call has returned yet.
     pub(crate) async fn get(
         self: &Arc<Self>,
         gather: impl FnOnce() -> T + Send + 'static,

@@ -37,11 +37,11 @@ pub(crate) async fn open(setup: &StartContext<'_>) -> anyhow::Result<Components>
     let node = runtimes.proxy.spawn(async move {
         let node = Node::open(options, node_stores.log, node_stores.shared);
         let tables = first.watch().borrow().clone();
-        reconcile::once(&first, &node, &tables).await;
+        reconcile::reconcile_tables(&first, &node, &tables).await;
         node
     });
     let node = node.await?;
-    let following = runtimes.proxy.spawn(reconcile::forever(meta.clone(), node.clone()));
+    let following = runtimes.proxy.spawn(reconcile::run_standalone(meta.clone(), node.clone()));
     Ok(Components {
         stores: Some(stores),
         rows: node.clone(),
@@ -57,7 +57,7 @@ pub(crate) async fn open(setup: &StartContext<'_>) -> anyhow::Result<Components>
 fn only_server(config: &Config, data_dir: &DataDir) -> Server {
     let roles = Roles { meta: true, storage: true, proxy: true };
     let id = ServerId(data_dir.identity().node_id);
-    let durability = Some(config.storage.durability.told());
+    let durability = Some(config.storage.durability.to_cluster());
     Server {
         id,
         address: "this process".to_owned(),

@@ -1,4 +1,4 @@
-//! What holds data on disk: the Raft log and RocksDB, as the configuration wants them.
+//! The stores on disk, the Raft log and RocksDB, opened with the configured options.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! The command line without a server: help, configuration, refusals.
 //!
 //! Help is compared with `tests/help/*.txt`; `BLESS=1 cargo test -p bridle --test cli`
-//! writes them anew, for you to read and commit.
+//! rewrites these files, to be read and committed.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -19,7 +19,7 @@ fn bridle(words: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-/// What a start that must fail says.
+/// The error of a start that must fail.
 fn refused(words: &[&str]) -> String {
     let (code, out, error) = bridle(words);
     assert_eq!((code, out.as_str()), (1, ""), "{words:?}: {error}");
@@ -27,7 +27,7 @@ fn refused(words: &[&str]) -> String {
 }
 
 #[test]
-fn help_is_as_written_down() {
+fn help_equals_the_stored_text() {
     let pages: &[&[&str]] = &[
         &[],
         &["standalone"],
@@ -187,10 +187,10 @@ fn an_open_address_without_a_password_is_refused() {
         data.to_str().unwrap(),
     ]);
     assert!(
-        error.contains("proxy.bind = 0.0.0.0 lets other machines in, and no password is set"),
+        error.contains("proxy.bind = 0.0.0.0 is open to other machines, and no password is set"),
         "{error}"
     );
-    assert!(!data.exists(), "nothing was begun");
+    assert!(!data.exists(), "nothing was created");
 }
 
 #[test]
@@ -250,16 +250,16 @@ fn a_cluster_that_makes_no_sense_is_refused() {
     assert!(node(&["node", "--metas", "a:1,b:1"]).contains("1, 3 or 5"));
     assert!(node(&["node", "--metas", "a"]).contains("--metas: `a` is not a host and port"));
     assert!(node(&["meta", "--metas", "a:1"]).contains(
-        "127.0.0.1:7201 (cluster.advertise, or else cluster.listen), which is not in \
-         cluster.metas: a:1"
+        "this meta's address 127.0.0.1:7201 (cluster.advertise, or else cluster.listen) is not \
+         in cluster.metas: a:1"
     ));
-    assert!(node(&["storage", "--metas", "127.0.0.1:7201"]).contains("this process is no meta"));
+    assert!(node(&["storage", "--metas", "127.0.0.1:7201"]).contains("this process is not a meta"));
     let open = ["proxy", "--metas", "a:1", "--listen", "0.0.0.0:7201", "--advertise", "b:1"];
     assert!(node(&open).contains(
-        "cluster.listen = 0.0.0.0:7201 lets other machines in, and the cluster has neither a \
-         secret nor TLS"
+        "cluster.listen = 0.0.0.0:7201 is open to other machines, and the cluster has neither \
+         a secret nor TLS"
     ));
-    assert!(!data.exists(), "nothing was begun");
+    assert!(!data.exists(), "nothing was created");
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn certificates_are_made_and_added_to() {
     let (code, out, error) = make(&["node1", "127.0.0.1"]);
     assert_eq!(code, 0, "{error}");
     assert!(
-        out.contains("# on node1\n[cluster]\ncert_file = ") && out.contains("ca.key to yourself"),
+        out.contains("# on node1\n[cluster]\ncert_file = ") && out.contains("ca.key secret"),
         "{out}"
     );
     let read = |name: &str| std::fs::read_to_string(certs.join(name)).unwrap();

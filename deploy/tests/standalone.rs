@@ -1,4 +1,4 @@
-//! A server from start to stop, as an operator sees it: banner, pages, `bridle admin`,
+//! A server from start to stop, at the operator's level: banner, pages, `bridle admin`,
 //! signals.
 #![allow(clippy::unwrap_used)]
 
@@ -63,7 +63,7 @@ impl Server {
         Server { child, port, url, banner }
     }
 
-    /// A command's reply, as its raw bytes up to the end of what came at once.
+    /// The raw bytes of a command's reply, as far as they arrive together.
     fn redis(&self, command: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -123,7 +123,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Already gone is as good.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -289,6 +289,7 @@ fn shutdown_by_a_client_ends_the_process() {
     assert_eq!(server.redis("GET a"), "$1\r\n1\r\n");
 }
 
+/// A start without the log that the store was written with fails.
 #[test]
 fn a_store_without_its_log_is_not_served() {
     let dir = tempfile::tempdir().unwrap();
@@ -312,7 +313,7 @@ fn a_store_without_its_log_is_not_served() {
             "{said}"
         );
     }
-    // Nothing was changed: with the log it serves.
+    // The failed start changed nothing: with its log, the store is served.
     std::fs::remove_dir(&log).unwrap();
     std::fs::rename(&away, &log).unwrap();
     assert_eq!(Server::start(dir.path(), &[]).redis("GET greeting"), "$5\r\nhello\r\n");

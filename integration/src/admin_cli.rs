@@ -1,5 +1,5 @@
-//! What an operator does beside talking RESP: `bridle admin`, the HTTP pages, a look at
-//! the files and at the memory.
+//! The operator's tools: `bridle admin`, the HTTP pages, and measurements of files and
+//! memory.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,11 +9,11 @@ use serde_json::Value as Json;
 
 use crate::{Server, binary};
 
-/// What `bridle` said and how it ended.
+/// Output and success of a run of `bridle`.
 #[derive(Debug)]
 pub struct CommandOutput {
-    /// Whether it ended well.
-    pub fine: bool,
+    /// The exit code was 0.
+    pub success: bool,
     /// Standard output.
     pub out: String,
     /// Standard error.
@@ -41,21 +41,21 @@ pub fn bridle_with(password: Option<&str>, words: &[&str]) -> CommandOutput {
     let output = command.output().expect("the binary starts");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     CommandOutput {
-        fine: output.status.success(),
+        success: output.status.success(),
         out: text(output.stdout),
         error: text(output.stderr),
     }
 }
 
-/// What `bridle admin --json` answers at a URL.
+/// The output of `bridle admin --json` at a URL.
 ///
 /// # Panics
-/// When it refuses, or answers in something else.
+/// When it fails, or does not print JSON.
 pub fn admin_json(url: &str, password: Option<&str>, words: &[&str]) -> Json {
-    let said = bridle_with(password, &[&["admin", "--json", "--url", url], words].concat());
-    assert!(said.fine, "{words:?}: {}", said.error);
-    serde_json::from_str(&said.out)
-        .unwrap_or_else(|error| panic!("{words:?}: {error}: {}", said.out))
+    let output = bridle_with(password, &[&["admin", "--json", "--url", url], words].concat());
+    assert!(output.success, "{words:?}: {}", output.error);
+    serde_json::from_str(&output.out)
+        .unwrap_or_else(|error| panic!("{words:?}: {error}: {}", output.out))
 }
 
 impl Server {
@@ -64,15 +64,15 @@ impl Server {
         bridle(&[&["admin", "--url", &self.url()], words].concat())
     }
 
-    /// What `bridle admin --json` answers.
+    /// The output of `bridle admin --json` for this server.
     ///
     /// # Panics
-    /// When it refuses, or answers in something else.
+    /// When it fails, or does not print JSON.
     pub fn admin_json(&self, words: &[&str]) -> Json {
         admin_json(&self.url(), None, words)
     }
 
-    /// Where its HTTP pages are, as `bridle admin --url` wants it.
+    /// URL of the HTTP port, for `bridle admin --url`.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.http_port)
     }
@@ -80,7 +80,7 @@ impl Server {
     /// Status and body of a page of the HTTP port.
     ///
     /// # Panics
-    /// When nobody answers.
+    /// When it does not answer.
     pub fn page(&self, path: &str) -> (u16, String) {
         let agent: ureq::Agent =
             ureq::Agent::config_builder().http_status_as_error(false).build().into();
@@ -115,7 +115,7 @@ impl Server {
     }
 }
 
-/// All files below a directory, in order. Those that go away meanwhile are left out.
+/// All files below a directory, sorted. Files that disappear meanwhile are left out.
 pub fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -134,7 +134,7 @@ fn blocks(file: &Path) -> u64 {
     file.metadata().map_or(0, |meta| meta.blocks() * 512)
 }
 
-/// Waits until something holds; how long that took.
+/// Waits until a condition holds; returns the time that it took.
 ///
 /// # Panics
 /// When it does not hold after `seconds`.

@@ -1,5 +1,5 @@
 //! A plain blocking RESP client: one socket, no retries, no reconnects, so that tests see
-//! exactly what the server says.
+//! exactly the server's replies.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,7 +11,7 @@ use redis_protocol::resp2::types::OwnedFrame as Resp2;
 use redis_protocol::resp3::decode::complete::decode as decode_resp3;
 use redis_protocol::resp3::types::OwnedFrame;
 
-/// What the server said.
+/// A reply of the server.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// A null of any kind.
@@ -24,7 +24,7 @@ pub enum Value {
     Int(i64),
     /// `$3 foo`
     Bulk(Vec<u8>),
-    /// `*2 ...`, and what RESP3 has besides.
+    /// `*2 ...`, and the other aggregates of RESP3.
     Array(Vec<Value>),
 }
 
@@ -51,7 +51,7 @@ impl Value {
     /// The integer.
     ///
     /// # Panics
-    /// When it is something else: a test's expectation failed.
+    /// When it is something else.
     pub fn int(&self) -> i64 {
         match self {
             Value::Int(n) => *n,
@@ -59,7 +59,7 @@ impl Value {
         }
     }
 
-    /// Whether it is an error.
+    /// The reply is an error.
     pub fn is_error(&self) -> bool {
         matches!(self, Value::Error(_))
     }
@@ -70,7 +70,7 @@ impl Value {
 pub struct Client {
     socket: TcpStream,
     unread: BytesMut,
-    /// HELLO 3 was sent.
+    /// The protocol is RESP3: HELLO 3 was sent.
     resp3: bool,
 }
 
@@ -83,8 +83,7 @@ impl Client {
         Client::of(TcpStream::connect(("127.0.0.1", port))?, Duration::from_secs(30))
     }
 
-    /// Connects to any address, and waits at most `timeout` for that, and for each
-    /// reply.
+    /// Connects to any address; `timeout` applies to the connection and to each reply.
     ///
     /// # Errors
     /// The socket's, timeouts included.
@@ -108,10 +107,10 @@ impl Client {
         self.reply()
     }
 
-    /// What CONFIG GET shows of one setting.
+    /// The value of a setting, by CONFIG GET.
     ///
     /// # Panics
-    /// When there is none of this name.
+    /// When there is no such setting.
     pub fn setting(&mut self, name: &str) -> String {
         match self.run(&format!("CONFIG GET {name}")) {
             Value::Array(pair) if pair.len() == 2 => pair[1].text(),
@@ -119,10 +118,10 @@ impl Client {
         }
     }
 
-    /// [`Client::call`] with the command on one line, words parted by spaces.
+    /// [`Client::call`] with the command on one line, arguments separated by spaces.
     ///
     /// # Panics
-    /// When the server is gone: for tests in which it must not be.
+    /// When the connection fails: for tests in which it must not.
     pub fn run(&mut self, line: &str) -> Value {
         let words: Vec<&str> = line.split(' ').collect();
         self.call(&words).unwrap_or_else(|error| panic!("{line}: {error}"))
@@ -184,14 +183,14 @@ impl Client {
             match self.socket.read(&mut chunk) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => self.unread.extend_from_slice(&chunk[..n]),
-                // A read with a timeout is, by a signal to anybody near.
+                // A signal interrupts a read with a timeout.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// The socket, for tests of what lies below RESP.
+    /// The socket, for tests below the level of RESP.
     pub fn socket(&self) -> &TcpStream {
         &self.socket
     }

@@ -1,14 +1,14 @@
-//! A cluster of a test's own: real `bridle` processes on free ports, or in the places of
-//! a [`Network`].
+//! A cluster for a test: real `bridle` processes on free ports, or in the places of a
+//! [`Network`].
 //!
-//! The command line and the configuration that processes are started with are in one
-//! place, [`Cluster::launch`] and `toml`; what is asked of the admin API is in `admin`.
+//! [`Cluster::launch`] and `toml` define the command line and the configuration of the
+//! processes; `admin` has the requests to the admin API.
 //!
 //! # Invariants
-//! - All processes end with their [`Cluster`], also when a test panics, frozen ones too;
-//!   then the ends of their logs are shown.
-//! - A process that is started again has the same data, ports and addresses.
-//! - One cluster at a time in a test program: times would mean nothing else.
+//! - All processes end with their [`Cluster`], frozen ones and those of a panicking test
+//!   included; a panic prints the ends of their logs.
+//! - A restarted process has the same data, ports and addresses.
+//! - A test program runs one cluster at a time: otherwise times mean nothing.
 
 mod admin;
 
@@ -24,15 +24,15 @@ use std::time::{Duration, Instant};
 use crate::netns::Network;
 use crate::{Client, Value, binary};
 
-/// What its processes, and who administers it, must know.
+/// The secret of the processes and the operator.
 pub const SECRET: &str = "the test's own secret";
-/// How long a cluster may take to serve, or a process to end.
+/// Maximum time for a cluster to serve, or for a process to end.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Held by the cluster that runs.
+/// Held by the running cluster.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// How to start a cluster.
+/// Options of a cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterBuilder {
     program: Option<PathBuf>,
@@ -49,7 +49,7 @@ pub struct ClusterBuilder {
     env: Vec<(String, String)>,
 }
 
-/// One process.
+/// A process of the cluster.
 #[derive(Debug)]
 struct Member {
     /// `node` (all roles) or `proxy`.
@@ -62,7 +62,7 @@ struct Member {
     wrapper: Vec<String>,
 }
 
-/// Processes that are one cluster.
+/// The processes of a cluster.
 #[derive(Debug)]
 pub struct Cluster {
     builder: ClusterBuilder,
@@ -78,25 +78,25 @@ impl ClusterBuilder {
         self
     }
 
-    /// Processes with all roles; the first three (or the one) are the metas.
+    /// Number of processes with all roles; the first three (or the only one) are metas.
     pub fn nodes(mut self, nodes: usize) -> Self {
         self.nodes = nodes;
         self
     }
 
-    /// Further processes that are proxies only; numbered after the nodes.
+    /// Number of proxies, which are numbered after the nodes.
     pub fn proxies(mut self, proxies: usize) -> Self {
         self.proxies = proxies;
         self
     }
 
-    /// Partitions of a new table.
+    /// Number of partitions of a new table.
     pub fn partitions(mut self, partitions: u32) -> Self {
         self.partitions = partitions;
         self
     }
 
-    /// Replicas of each partition.
+    /// Number of replicas of each partition.
     pub fn replicas(mut self, replicas: u32) -> Self {
         self.replicas = replicas;
         self
@@ -108,21 +108,20 @@ impl ClusterBuilder {
         self
     }
 
-    /// Adds lines to everybody's configuration.
+    /// Adds lines to the configuration of all processes.
     pub fn config(mut self, toml: &str) -> Self {
         self.config.push_str(toml);
         self.config.push('\n');
         self
     }
 
-    /// Sets a key of everybody's configuration, whichever section it is in:
-    /// `section.key=value`.
+    /// Sets a key for all processes: `section.key=value`.
     pub fn set(mut self, flag: &str) -> Self {
         self.set.push(flag.to_owned());
         self
     }
 
-    /// As [`ClusterBuilder::set`], of one process.
+    /// As [`ClusterBuilder::set`], for one process.
     pub fn set_for(mut self, number: usize, flag: &str) -> Self {
         self.set_for.push((number, flag.to_owned()));
         self
@@ -134,14 +133,14 @@ impl ClusterBuilder {
         self
     }
 
-    /// Wall clocks can be moved ([`Cluster::set_clock`]); monotonic clocks stay as they
-    /// are.
+    /// Makes wall clocks movable ([`Cluster::set_clock`]); monotonic clocks are
+    /// unaffected.
     pub fn clocks(mut self) -> Self {
         self.clocks = true;
         self
     }
 
-    /// Sets a variable in everybody's environment.
+    /// Sets a variable in the environment of all processes.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
@@ -150,15 +149,15 @@ impl ClusterBuilder {
     /// Starts all processes and waits until every proxy serves writes to every partition.
     ///
     /// # Panics
-    /// When they don't; with the ends of their logs.
+    /// When they do not; with the ends of their logs.
     pub fn start(self) -> Cluster {
-        // A test that panicked holds nothing up.
+        // A panicked test does not block the others.
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let dir = tempfile::tempdir().expect("a directory for the test");
         std::fs::write(dir.path().join("secret"), format!("{SECRET}\n"))
             .expect("room for a secret");
         let count = self.nodes + self.proxies;
-        // Those of all members at once: none of them is bound before the first process
+        // Ports of all members in one step, since none is bound before the first process
         // starts.
         let mut ports = match self.network {
             Some(_) => [7201, 6379, 9121].repeat(count),
@@ -231,7 +230,7 @@ impl Cluster {
         )
     }
 
-    /// Starts a process that does not run, on the data that it has.
+    /// Starts a stopped process on its existing data.
     ///
     /// # Panics
     /// When there is no binary.
@@ -274,38 +273,38 @@ impl Cluster {
         self.members[number].child = Some(child);
     }
 
-    /// How many processes there are, running or not.
+    /// Number of processes, running or not.
     #[allow(clippy::len_without_is_empty, reason = "there is no empty cluster")]
     pub fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// How many of them hold data: the first ones.
+    /// Number of processes with data, which come first.
     pub fn nodes(&self) -> usize {
         self.builder.nodes
     }
 
-    /// Whether a process runs (frozen ones do).
+    /// The process runs, or is frozen.
     pub fn runs(&self, number: usize) -> bool {
         self.members[number].child.is_some()
     }
 
-    /// The ids of the processes that run.
+    /// The ids of the running processes.
     pub fn pids(&self) -> Vec<u32> {
         self.members.iter().filter_map(|member| member.child.as_ref()).map(Child::id).collect()
     }
 
-    /// Where other processes reach a process: what the admin API calls its address.
+    /// The address of a process for the other processes, as in the admin API.
     pub fn address(&self, number: usize) -> String {
         format!("{}:{}", self.members[number].ip, self.members[number].cluster_port)
     }
 
-    /// Where Redis clients reach a process.
+    /// The address of a process for Redis clients.
     pub fn proxy(&self, number: usize) -> SocketAddr {
         SocketAddr::new(self.members[number].ip, self.members[number].resp_port)
     }
 
-    /// Where the HTTP pages of a process are, as `bridle admin --url` wants it.
+    /// URL of the HTTP port of a process, for `bridle admin --url`.
     pub fn url(&self, number: usize) -> String {
         format!("http://{}:{}", self.members[number].ip, self.members[number].http_port)
     }
@@ -322,7 +321,7 @@ impl Cluster {
         (response.status().as_u16(), response.body_mut().read_to_string().expect("a page of text"))
     }
 
-    /// Where Redis clients reach them all.
+    /// The addresses of all processes for Redis clients.
     pub fn all_proxies(&self) -> Vec<SocketAddr> {
         (0..self.len()).map(|number| self.proxy(number)).collect()
     }
@@ -340,8 +339,8 @@ impl Cluster {
         self.dir.path().join(format!("{number}"))
     }
 
-    /// What a process has printed, over all its starts.
-    pub fn said(&self, number: usize) -> String {
+    /// The output of a process, over all its starts.
+    pub fn output(&self, number: usize) -> String {
         String::from_utf8_lossy(&std::fs::read(self.log(number)).unwrap_or_default()).into_owned()
     }
 
@@ -356,13 +355,13 @@ impl Cluster {
     /// Kills a process as `kill -9` does; nothing when it does not run.
     ///
     /// # Panics
-    /// When it has ended by itself: that is no fault of the test's.
+    /// When it has ended already: no test expects that.
     pub fn kill(&mut self, number: usize) {
         self.assert_not_ended(number);
         self.end(number);
     }
 
-    /// Kills all processes, as close to one moment as can be.
+    /// Kills all processes, as simultaneously as possible.
     ///
     /// # Panics
     /// As [`Cluster::kill`].
@@ -371,7 +370,7 @@ impl Cluster {
         self.end_all();
     }
 
-    /// Waits until a process has ended by itself.
+    /// Waits until a process ends on its own.
     ///
     /// # Panics
     /// When it does not in a minute.
@@ -390,13 +389,13 @@ impl Cluster {
     fn assert_not_ended(&mut self, number: usize) {
         if let Some(child) = &mut self.members[number].child {
             let ended = child.try_wait().expect("our own child");
-            assert!(ended.is_none(), "process {number} has ended by itself: {ended:?}");
+            assert!(ended.is_none(), "process {number} has ended on its own: {ended:?}");
         }
     }
 
     fn end(&mut self, number: usize) {
         if let Some(mut child) = self.members[number].child.take() {
-            // Already gone is as good.
+            // An error means that it has ended already.
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -409,10 +408,10 @@ impl Cluster {
         (0..self.len()).for_each(|number| self.end(number));
     }
 
-    /// Asks a process to stop (SIGTERM) and waits for its end; how long that took.
+    /// Stops a process (SIGTERM) and waits for its end; returns the time that it took.
     ///
     /// # Panics
-    /// When it does not end in a minute, or had ended by itself.
+    /// When it does not end in a minute, or has ended already.
     pub fn stop(&mut self, number: usize) -> Duration {
         self.assert_not_ended(number);
         let began = Instant::now();
@@ -433,7 +432,7 @@ impl Cluster {
         self.signal(number, "STOP");
     }
 
-    /// Lets a frozen process go on (SIGCONT).
+    /// Resumes a frozen process (SIGCONT).
     pub fn thaw(&self, number: usize) {
         self.signal(number, "CONT");
     }
@@ -447,7 +446,7 @@ impl Cluster {
         }
     }
 
-    /// Builds the library that moves clocks, and a clock for each process.
+    /// Builds the library that shifts clocks, and a clock file for each process.
     fn make_clocks(&self) {
         let source = self.dir.path().join("clock.c");
         std::fs::write(&source, include_str!("cluster/clock.c")).expect("room for a clock");
@@ -462,13 +461,13 @@ impl Cluster {
         (0..self.len()).for_each(|number| self.set_clock(number, 0));
     }
 
-    /// Moves the wall clock of a process to this many seconds off, at once. Needs
+    /// Shifts the wall clock of a process by this many seconds, immediately. Needs
     /// [`ClusterBuilder::clocks`].
     ///
     /// # Panics
-    /// When there is no room.
+    /// When the file can't be written.
     pub fn set_clock(&self, number: usize, seconds: i64) {
-        // The process has mapped the file: it is written in place.
+        // The process has mapped the file, so it is written in place.
         let file = File::options()
             .create(true)
             .truncate(false)
@@ -493,7 +492,7 @@ impl Cluster {
         }
     }
 
-    /// Whether writes to many slots are carried out through this process.
+    /// Checks that writes to many slots succeed through this process.
     fn serves(&self, number: usize) -> Result<(), String> {
         let mut client = Client::reach(self.proxy(number), Duration::from_secs(8))
             .map_err(|error| error.to_string())?;
@@ -510,7 +509,7 @@ impl Cluster {
     /// The ends of all logs.
     pub fn tails(&self) -> String {
         let tail = |number| {
-            let text = self.said(number);
+            let text = self.output(number);
             let lines: Vec<&str> = text.lines().collect();
             format!(
                 "--- process {number}, its last lines\n{}\n",
@@ -530,8 +529,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Ports that were free a moment ago; all are held until all are found, so that they
-/// differ.
+/// Free ports. All are bound until the last one is found, so that they differ.
 pub fn free_ports(count: usize) -> Vec<u16> {
     let listeners: Vec<TcpListener> =
         (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a free port")).collect();

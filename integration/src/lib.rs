@@ -1,13 +1,14 @@
-//! The test kit for whole processes: starts the built `bridle`, talks RESP to it, kills
-//! it.
+//! The test kit for whole processes: starts the built `bridle`, sends it commands, and
+//! kills it.
 //!
 //! # Invariants
-//! - Everything listens on 127.0.0.1 on ports that the kernel gave, or in a network of
-//!   the test's own; only processes started here are ended here.
+//! - Everything listens on 127.0.0.1 on ports chosen by the kernel, or in a network of
+//!   the test's own; the kit ends only processes that it started.
 //! - A process started here does not outlive its [`Server`] or [`cluster::Cluster`].
 //!
-//! What proves a cluster: [`workload`] writes down what clients saw while [`nemesis`]
-//! breaks things, [`lin`] judges it; [`netns`] is the network that can be broken.
+//! Proofs of a cluster: [`workload`] records a history of client calls while [`nemesis`]
+//! injects faults, and [`lin`] checks that it is linearizable; [`netns`] is a network
+//! with faulty links.
 
 mod admin_cli;
 mod client;
@@ -22,7 +23,7 @@ pub use admin_cli::{CommandOutput, admin_json, bridle, bridle_with, files, withi
 pub use client::{Client, Value};
 pub use server::{Server, ServerBuilder, binary};
 
-/// What is answered to a command whose keys lie in several partitions and must not.
+/// The error of a command whose keys must be in one partition and are not.
 pub const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot: they lie in \
                              several partitions, and nothing was done. Keys with a common {tag} \
                              lie in one, and so do all keys of a table that has only one \

@@ -1,8 +1,6 @@
-//! Breaks a cluster while clients use it, and mends it: one fault at a time, at moments
-//! of chance.
+//! Injects faults into a cluster while clients use it: one at a time, at random moments.
 //!
-//! Each fault lasts a few seconds, and is then undone; what it was is printed with its
-//! time.
+//! Each fault lasts a few seconds and is then undone; it is printed with its time.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +14,7 @@ use crate::workload::Rng;
 /// Kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// `kill -9` of the leader of a partition; started again later.
+    /// `kill -9` of the leader of a partition, which is restarted later.
     KillLeader,
     /// `kill -9` of the leader of the metas.
     KillMeta,
@@ -24,33 +22,33 @@ pub enum Fault {
     KillAny,
     /// `kill -9` of all processes.
     KillAll,
-    /// SIGTERM, and a start.
+    /// SIGTERM and a restart.
     Restart,
     /// SIGSTOP of a leader, for longer than any lease.
     Freeze,
-    /// A leader, cut off from everybody but its clients.
+    /// A leader is cut off from all but its clients.
     IsolateLeader,
-    /// Two halves of the cluster.
+    /// The cluster is split into two halves.
     Split,
-    /// Each sees the one in the middle, which sees all.
+    /// All reach only the one in the middle, which reaches all.
     Bridge,
-    /// What a leader sends is lost, what is sent to it arrives.
+    /// Packets from a leader are lost, packets to it arrive.
     Mute,
-    /// What is sent to a leader is lost, what it sends arrives.
+    /// Packets to a leader are lost, packets from it arrive.
     Deaf,
     /// All links are slow, by up to 100 ms.
     Slow,
     /// All links lose packets, up to one in five.
     Lossy,
-    /// A leader hands over.
+    /// A leadership is transferred.
     Transfer,
-    /// A leader hands over, and gets it back soon after.
+    /// A leadership is transferred, and back soon after.
     ThereAndBack,
-    /// A wall clock jumps, by up to an hour either way.
+    /// A wall clock jumps by up to an hour in either direction.
     Clock,
 }
 
-/// Faults of processes: no network and no clocks needed.
+/// Faults of processes, which need no test network and no clocks.
 pub const PROCESSES: [Fault; 8] = [
     Fault::KillLeader,
     Fault::KillMeta,
@@ -62,7 +60,7 @@ pub const PROCESSES: [Fault; 8] = [
     Fault::ThereAndBack,
 ];
 
-/// Faults of a network of the test's own.
+/// Faults of a test network.
 pub const NETWORK: [Fault; 7] = [
     Fault::IsolateLeader,
     Fault::Split,
@@ -73,7 +71,7 @@ pub const NETWORK: [Fault; 7] = [
     Fault::Lossy,
 ];
 
-/// The one who breaks.
+/// A source of faults.
 #[derive(Debug)]
 pub struct Nemesis {
     faults: Vec<Fault>,
@@ -81,12 +79,12 @@ pub struct Nemesis {
     network: Option<Arc<Network>>,
     table: String,
     began: Instant,
-    /// How often each fault was done.
+    /// Number of times that each fault was injected.
     pub done: BTreeMap<Fault, u32>,
 }
 
 impl Nemesis {
-    /// Does these faults.
+    /// A nemesis with these faults.
     ///
     /// # Panics
     /// When there are none.
@@ -103,10 +101,10 @@ impl Nemesis {
         }
     }
 
-    /// Breaks and mends for so long; then all is well again.
+    /// Injects faults for this time; all are undone at the end.
     ///
     /// # Panics
-    /// When the cluster does not come back.
+    /// When the cluster does not recover.
     pub fn run(&mut self, cluster: &mut Cluster, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end {
@@ -127,7 +125,7 @@ impl Nemesis {
         eprintln!("{:8.3} nemesis: {what}", self.began.elapsed().as_secs_f64());
     }
 
-    /// The leader of some partition, or some node when nobody tells who leads.
+    /// The leader of a random partition, or a random node when no leader is known.
     fn leader(&mut self, cluster: &Cluster) -> usize {
         let leaders: Vec<usize> =
             cluster.leaders(&self.table).unwrap_or_default().into_iter().flatten().collect();
@@ -149,7 +147,7 @@ impl Nemesis {
                 cluster.kill(victim);
                 self.rest(100, 4_000);
                 cluster.launch(victim);
-                self.say(format_args!("{victim} is started again"));
+                self.say(format_args!("{victim} is restarted"));
                 self.rest(500, 3_000);
             }
             Fault::KillAll => {
@@ -172,15 +170,17 @@ impl Nemesis {
                 cluster.freeze(victim);
                 self.rest(200, 6_000);
                 cluster.thaw(victim);
-                self.say(format_args!("{victim} goes on"));
+                self.say(format_args!("{victim} resumes"));
             }
             Fault::Transfer => {
                 let partitions = cluster.leaders(&self.table).map_or(0, |leaders| leaders.len());
                 if partitions > 0 {
                     let partition = self.rng.below(partitions as u64) as usize;
                     let to = self.rng.below(cluster.nodes() as u64) as usize;
-                    let said = cluster.transfer(&self.table, partition, to);
-                    self.say(format_args!("{fault:?} of partition {partition} to {to}: {said:?}"));
+                    let output = cluster.transfer(&self.table, partition, to);
+                    self.say(format_args!(
+                        "{fault:?} of partition {partition} to {to}: {output:?}"
+                    ));
                 }
             }
             Fault::ThereAndBack => {

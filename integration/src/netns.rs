@@ -1,21 +1,20 @@
-//! A network of a test's own, whose links can be cut, slowed and made lossy: a network
-//! namespace for each place, and a switch between them that is ours.
+//! A test network whose links can be cut, delayed and made lossy: a network namespace for
+//! each place, and a switch between them in the test process.
 //!
 //! # Layout
-//! Place 0 is the test itself (the namespace that it runs in), places 1 to n are
-//! namespaces. Each has one interface, a TUN device, with an address of one small net;
-//! what is sent to another place is read by a thread of the test, which looks at the
-//! [`Link`] from that place to the other and drops the packet, keeps it for a while or
-//! hands it on at once. Each direction is a link of its own, so a partition can be full,
-//! partial or one-way. No netem, no iptables: neither is in every kernel, a TUN device
-//! is. One packet costs two system calls, about 10 us.
+//! Place 0 is the test itself (its own namespace), places 1 to n are namespaces. Each has
+//! one interface, a TUN device, with an address of one small net. A thread of the test
+//! reads the packets of each place, looks up the [`Link`] to the destination, and drops,
+//! delays or forwards the packet. Each direction is a separate link, so a partition can
+//! be full, partial or one-way. There is no netem and no iptables, which not every kernel
+//! has; every kernel has TUN devices. A packet costs two system calls, about 10 us.
 //!
 //! # Invariants
-//! - Nothing outlives the [`Network`]: devices go with their file descriptors, namespaces
-//!   on drop; those that a killed test left behind are deleted by the next
+//! - Nothing outlives the [`Network`]: devices end with their file descriptors,
+//!   namespaces on drop; the next test deletes those of a killed test
 //!   (`integration/tests/network_partitions.rs`).
-//! - Without the right to make namespaces, [`Network::new`] says why instead; tests are
-//!   left out then, but not where `CI` is set.
+//! - Without the permission to create namespaces, [`Network::new`] returns the reason,
+//!   and tests are skipped, unless `CI` is set.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -30,20 +29,20 @@ use tun_rs::{DeviceBuilder, SyncDevice};
 
 use crate::workload::Rng;
 
-/// How packets travel from one place to another.
+/// Properties of the link from one place to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Link {
-    /// Nothing arrives.
+    /// No packet arrives.
     pub cut: bool,
-    /// How long a packet takes.
+    /// Delay of a packet.
     pub delay: Duration,
-    /// Up to so much longer, by chance; packets may overtake one another.
+    /// Maximum of an additional random delay; packets may be reordered.
     pub jitter: Duration,
-    /// Packets lost, of a thousand.
+    /// Lost packets per thousand.
     pub loss_permille: u64,
 }
 
-/// A packet that is under way.
+/// A delayed packet in flight.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct InFlightPacket {
     due: Instant,
@@ -58,12 +57,12 @@ struct DelayQueue {
     sent: u64,
 }
 
-/// Most packets that may be under way; more are lost, as in any switch.
+/// Maximum number of delayed packets; more are dropped, as in any switch.
 const IN_FLIGHT_MAX: usize = 20_000;
 
 struct Switch {
     devices: Vec<SyncDevice>,
-    /// From each place to each: `links[from * places + to]`.
+    /// Link from each place to each other: `links[from * places + to]`.
     links: Mutex<Vec<Link>>,
     rng: Mutex<Rng>,
     slow: Mutex<DelayQueue>,
@@ -85,14 +84,15 @@ impl std::fmt::Debug for Network {
 }
 
 impl Network {
-    /// A network of `places` namespaces, all links perfect.
+    /// A network of `places` namespaces without faults.
     ///
     /// # Errors
-    /// Why it can't be made here: no right to, no TUN, no `ip`.
+    /// The reason: no permission, no TUN, no `ip`.
     pub fn new(places: usize, seed: u64) -> io::Result<Network> {
         clear_leftovers()?;
         let pid = std::process::id();
-        // Made before anything that can fail, so that everything made is unmade.
+        // Exists before anything that can fail, so that drop removes all that was
+        // created.
         let mut namespaces = Namespaces(Vec::new());
         let net = free_net()?;
         let mut devices = Vec::new();
@@ -130,22 +130,22 @@ impl Network {
         Ok(Network { switch, namespaces: std::mem::take(&mut namespaces.0), net })
     }
 
-    /// The same; where it can't be made, a loud note that what needs it is not tested
-    /// here.
+    /// As [`Network::new`]; `None`, with a note on standard error, where it is not
+    /// possible.
     ///
     /// # Panics
-    /// When it can't, and the environment has `CI`: there nothing may be left out.
+    /// When it is not possible and `CI` is set: there, no test may be skipped.
     pub fn if_allowed(places: usize, seed: u64) -> Option<Network> {
         let refused = match Network::new(places, seed) {
             Ok(network) => return Some(network),
-            Err(error) => format!("no network of our own here: {error}"),
+            Err(error) => format!("cannot create a test network: {error}"),
         };
         assert!(std::env::var_os("CI").is_none(), "{refused}");
         eprintln!("SKIPPED: {refused}");
         None
     }
 
-    /// How many places there are beside the test's own.
+    /// Number of places, without the test's own.
     pub fn places(&self) -> usize {
         self.namespaces.len()
     }
@@ -155,7 +155,7 @@ impl Network {
         address(self.net, place)
     }
 
-    /// The words that start a program in a place (1 to n).
+    /// The command line prefix that starts a program in a place (1 to n).
     pub fn wrapper(&self, place: usize) -> Vec<String> {
         ["ip", "netns", "exec", &self.namespaces[place - 1]].map(str::to_owned).to_vec()
     }
@@ -176,8 +176,8 @@ impl Network {
         self.set(other, one, link);
     }
 
-    /// Nothing passes between these places and all others (the test's own is not cut off:
-    /// its clients still reach everybody).
+    /// Cuts all links between these places and all others. The test itself is not cut
+    /// off: its clients still reach all places.
     pub fn isolate(&self, group: &[usize]) {
         let cut = Link { cut: true, ..Link::default() };
         for inside in group {
@@ -187,7 +187,7 @@ impl Network {
         }
     }
 
-    /// All links are perfect again.
+    /// Removes all faults of links.
     pub fn heal(&self) {
         self.links().fill(Link::default());
     }
@@ -197,8 +197,9 @@ impl Drop for Network {
     fn drop(&mut self) {
         self.switch.stop.store(true, Ordering::Relaxed);
         self.switch.due.notify_all();
-        // The readers' descriptors keep the devices, so these are deleted; then every
-        // reader's next read fails, and it ends. One that is gone already is as good.
+        // The readers' descriptors keep the devices alive, so these are deleted; then the
+        // next read of every reader fails, and it ends. An error means that the device is
+        // gone already.
         let _ = ip(&["link", "del", &device(self.net, 0)]);
         for (before, namespace) in self.namespaces.iter().enumerate() {
             let _ = ip(&["-n", namespace, "link", "del", &device(self.net, before + 1)]);
@@ -207,7 +208,7 @@ impl Drop for Network {
     }
 }
 
-/// Deletes what it holds.
+/// Namespaces, deleted on drop.
 struct Namespaces(Vec<String>);
 
 impl Drop for Namespaces {
@@ -221,22 +222,22 @@ impl Drop for Namespaces {
 }
 
 impl Switch {
-    /// Reads what a place sends, until the device is gone.
+    /// Reads the packets of a place, until the device is gone.
     fn read(&self, from: usize) {
         let mut packet = vec![0; 1 << 16];
         while !self.stop.load(Ordering::Relaxed) {
             match self.devices[from].recv(&mut packet) {
                 Ok(length) => self.send(from, &packet[..length]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Taken down, or going.
+                // The device is gone or going.
                 Err(_) => return,
             }
         }
     }
 
     fn send(&self, from: usize, packet: &[u8]) {
-        // IPv4, with its destination at 16..20; whatever else (router solicitations of
-        // IPv6) goes nowhere.
+        // IPv4, with its destination at 16..20; other packets (router solicitations of
+        // IPv6) are dropped.
         let (Some(0x45..=0x4f), Some(&to)) = (packet.first(), packet.get(19)) else { return };
         let to = usize::from(to).wrapping_sub(1);
         if to >= self.devices.len() {
@@ -247,7 +248,7 @@ impl Switch {
             return;
         }
         if link == Link::default() {
-            // A full or closed device loses the packet, as a network does.
+            // A full or closed device drops the packet, as a network does.
             let _ = self.devices[to].send(packet);
             return;
         }
@@ -275,7 +276,7 @@ impl Switch {
         }
     }
 
-    /// Delivers what is slow when it is due.
+    /// Delivers delayed packets when they are due.
     fn deliver(&self) {
         let mut slow = lock(&self.slow);
         while !self.stop.load(Ordering::Relaxed) {
@@ -308,12 +309,12 @@ fn address(net: u8, place: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, net, place as u8 + 1)
 }
 
-/// A name for a device has 15 bytes at most.
+/// The name of a device, at most 15 bytes.
 fn device(net: u8, place: usize) -> String {
     format!("br{:x}x{net:x}p{place}", std::process::id() & 0xff_ffff)
 }
 
-/// The last part but one of an unused net 10.77.x.0/24.
+/// The `x` of an unused net 10.77.x.0/24.
 fn free_net() -> io::Result<u8> {
     let used = ip(&["-4", "-o", "addr", "show"])?;
     let began = std::process::id() as usize + UNIQUE.fetch_add(1, Ordering::Relaxed);
@@ -325,7 +326,7 @@ fn free_net() -> io::Result<u8> {
 
 static UNIQUE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
 
-/// Deletes the namespaces of tests that live no more.
+/// Deletes the namespaces of tests that have ended.
 fn clear_leftovers() -> io::Result<()> {
     let all = ip(&["netns", "list"])?;
     for namespace in all.lines().filter_map(|line| line.split(' ').next()) {
@@ -341,7 +342,7 @@ fn clear_leftovers() -> io::Result<()> {
     Ok(())
 }
 
-/// Runs iproute2's `ip`; what it printed.
+/// Runs iproute2's `ip`; returns its output.
 fn ip(words: &[&str]) -> io::Result<String> {
     let output = Command::new("ip").args(words).output()?;
     match output.status.success() {

@@ -1,4 +1,4 @@
-//! A `bridle standalone` process of a test's own.
+//! A `bridle standalone` process for a test.
 
 use std::io::{self, BufRead, BufReader};
 use std::net::TcpListener;
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::{Client, Value};
 
-/// How long a process may take to serve, or to end.
+/// Maximum time for a process to serve, or to end.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The built binary: beside the test that runs.
+/// The built binary, next to the running test.
 ///
 /// # Panics
-/// When it is not there: build the workspace first (`make test` does).
+/// When it is missing: build the workspace first (`make test` does).
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
     let found = test.ancestors().map(|dir| dir.join("bridle")).find(|path| path.is_file());
@@ -24,7 +24,7 @@ pub fn binary() -> PathBuf {
     )
 }
 
-/// How to start a server.
+/// Options of a server.
 #[derive(Debug, Clone)]
 pub struct ServerBuilder {
     flags: Vec<String>,
@@ -83,17 +83,17 @@ impl ServerBuilder {
     /// Starts the server and waits until it answers PING.
     ///
     /// # Panics
-    /// When it does not; with what it printed.
+    /// When it does not; with its output.
     pub fn start(self) -> Server {
         let mut server = self.spawn();
         server.wait_until_serving();
         server
     }
 
-    /// Starts the process and waits for nothing: for starts that must fail.
+    /// Starts the process without waiting for it: for starts that must fail.
     ///
     /// # Panics
-    /// When there is no binary, or no room for its directory.
+    /// When there is no binary, or its directory can't be created.
     pub fn spawn(self) -> Server {
         let own_dir =
             self.dir.is_none().then(|| tempfile::tempdir().expect("a directory for the test"));
@@ -134,8 +134,7 @@ impl Server {
         &self.dir
     }
 
-    /// What the process has printed, standard output and error together, over all its
-    /// starts.
+    /// Standard output and error of the process, over all its starts.
     pub fn output(&self) -> String {
         self.output.lock().expect("no reader panics").clone()
     }
@@ -147,12 +146,12 @@ impl Server {
 
     /// Kills the process as `kill -9` does.
     pub fn kill(&mut self) {
-        // Already gone is as good.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Asks the process to stop (SIGTERM) and waits for its end.
+    /// Stops the process (SIGTERM) and waits for its end.
     ///
     /// # Panics
     /// When it does not end in a minute.
@@ -173,10 +172,10 @@ impl Server {
             .expect("kill is part of every system");
     }
 
-    /// Whether the process has ended by itself.
+    /// The process has ended.
     ///
     /// # Panics
-    /// When the system does not know it.
+    /// When the system can't tell.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("our own child").is_some()
     }
@@ -189,21 +188,21 @@ impl Server {
         let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().expect("our own child") {
-                // The readers of its output are through a moment after it.
+                // The threads that read its output need a moment more.
                 std::thread::sleep(Duration::from_millis(20));
                 return status;
             }
             assert!(
                 Instant::now() < deadline,
-                "the server did not end; it said:\n{}",
+                "the server did not end; its output:\n{}",
                 self.output()
             );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Starts the process again on the same directory and ports, and waits until it
-    /// serves. Returns how long that took.
+    /// Restarts the process on the same directory and ports, and waits until it serves.
+    /// Returns the time that this took.
     pub fn restart(&mut self) -> Duration {
         self.kill();
         let began = Instant::now();
@@ -225,7 +224,7 @@ impl Server {
             let ended = self.child.try_wait().expect("our own child");
             assert!(
                 ended.is_none() && Instant::now() < deadline,
-                "the server does not serve ({ended:?}); it said:\n{}",
+                "the server does not serve ({ended:?}); its output:\n{}",
                 self.output()
             );
             std::thread::sleep(Duration::from_millis(5));
@@ -239,7 +238,7 @@ impl Drop for Server {
     }
 }
 
-/// A port that was free a moment ago.
+/// A free port.
 fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     listener.local_addr().expect("a bound socket has an address").port()
@@ -268,7 +267,7 @@ fn launch(
         .arg(http_port.to_string())
         .arg("--data")
         .arg(dir);
-    // Many of these run side by side; who measures says otherwise.
+    // Many servers run in parallel; measurements override this.
     command.args(["--set", "node.memory=64MiB"]);
     command.args(&builder.flags).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("start {words:?}: {error}"));
@@ -277,7 +276,7 @@ fn launch(
     child
 }
 
-/// Reads a stream to its end on a thread, keeping what it says.
+/// Collects a stream's text on a thread.
 fn keep(stream: impl io::Read + Send + 'static, output: &Arc<Mutex<String>>) {
     let output = output.clone();
     std::thread::spawn(move || {

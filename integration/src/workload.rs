@@ -1,21 +1,20 @@
-//! Clients that write and read a few hot keys through several proxies, and write down
-//! what they saw, for [`crate::lin`] to judge.
+//! Clients that write and read a few hot keys through several proxies and record a
+//! history of their calls, which [`crate::lin`] checks.
 //!
-//! Each client is a thread with one connection and one command under way. It never
-//! repeats anything: what was answered, what was refused and what nobody knows are
-//! written down as such. Values are unique. Keys are used for some hundreds of calls and
-//! then replaced by fresh ones, so that histories stay short; all keys are read once more
-//! at the end.
+//! Each client is a thread with one connection and one command in flight. It never
+//! retries: answered calls, refused calls and those of unknown outcome are recorded as
+//! such. Values are unique. Keys are used for some hundreds of calls and then replaced by
+//! fresh ones, so that histories stay short; all keys are read once more at the end.
 //!
-//! Some clients hold a row under WATCH for up to seconds, and then EXEC what changes
-//! nothing; and now and then there is a *lull*, in which nobody writes. Both are for
-//! leaders that come back: what they remember of their earlier leadership shows as long
-//! as no write of theirs has failed.
+//! Some clients hold a row under WATCH for up to seconds, and then EXEC commands that
+//! change nothing; and from time to time there is a *lull* without writes. Both test
+//! leaders that lead again: stale state of an earlier leadership is visible only until
+//! their first write fails.
 //!
 //! # Invariants
 //! - Times are taken from one monotonic clock, before the first byte is sent and after
 //!   the last is read.
-//! - What is not known to have been refused is of unknown outcome.
+//! - A call that is not known to be refused is of unknown outcome.
 
 mod client;
 mod mix;
@@ -34,29 +33,29 @@ pub use self::rng::{Rng, seed};
 use crate::lin::{Call, Limits, Row, RowOp, Verdict, check};
 use crate::{Client, Value};
 
-/// What to do.
+/// Options of a workload.
 #[derive(Debug, Clone)]
 pub struct WorkloadOptions {
-    /// Where clients connect, each to one of these at random.
+    /// Addresses of the proxies; each client connects to a random one.
     pub proxies: Vec<SocketAddr>,
-    /// How many there are.
+    /// Number of clients.
     pub clients: usize,
-    /// How many more that hold rows under WATCH.
+    /// Number of additional clients that hold rows under WATCH.
     pub holders: usize,
-    /// Hot keys of each of the five kinds.
+    /// Number of hot keys of each of the five kinds.
     pub keys_per_kind: u64,
-    /// A key is replaced by a fresh one after about so many calls.
+    /// A key is replaced by a fresh one after about this many calls.
     pub calls_per_key: u64,
-    /// A client rests so long between calls, on average.
+    /// Average pause of a client between calls.
     pub pause: Duration,
-    /// A reply that takes longer is given up; its outcome is unknown.
+    /// Timeout of a reply; the outcome is then unknown.
     pub timeout: Duration,
-    /// What chance makes of it.
+    /// Seed of all random choices.
     pub seed: u64,
 }
 
 impl WorkloadOptions {
-    /// Ten clients, and four that hold, on ten hot keys.
+    /// Ten clients, and four that hold rows, on ten hot keys.
     pub fn new(proxies: Vec<SocketAddr>, seed: u64) -> WorkloadOptions {
         let (pause, timeout) = (Duration::from_millis(2), Duration::from_secs(8));
         WorkloadOptions {
@@ -72,16 +71,16 @@ impl WorkloadOptions {
     }
 }
 
-/// How often there is a lull, and how long it is, ms.
+/// Interval and length of lulls, ms.
 const LULL_PERIOD_MS: u128 = 2_400;
 const LULL_MS: u128 = 800;
 
-/// What clients share.
+/// State shared by the clients.
 #[derive(Debug)]
 struct WorkloadState {
     began: Instant,
     stop: AtomicBool,
-    /// Calls to each slot of each kind.
+    /// Number of calls to each slot of each kind.
     calls: Vec<AtomicU64>,
     slots: usize,
 }
@@ -91,7 +90,7 @@ impl WorkloadState {
         self.began.elapsed().as_nanos() as u64
     }
 
-    /// Nobody writes now.
+    /// No client writes now.
     fn is_lull(&self) -> bool {
         self.began.elapsed().as_millis() % LULL_PERIOD_MS >= LULL_PERIOD_MS - LULL_MS
     }
@@ -100,7 +99,8 @@ impl WorkloadState {
         let place =
             KINDS.iter().position(|other| *other == kind).unwrap_or_default() * self.slots + slot;
         let calls = self.calls[place].fetch_add(1, Ordering::Relaxed);
-        // Values of lists grow with each call, and so does what may have expired.
+        // Values of lists grow with each call, and so does the number of possible
+        // expiries.
         let most = if matches!(kind, KeyKind::List | KeyKind::Session) {
             calls_per_key.min(500)
         } else {
@@ -110,20 +110,20 @@ impl WorkloadState {
     }
 }
 
-/// What clients saw.
+/// The recorded calls of all clients.
 #[derive(Debug, Default)]
 pub struct History {
     /// The history of each key.
     pub keys: BTreeMap<String, Vec<Call<RowOp>>>,
-    /// Calls that were answered.
+    /// Number of answered calls.
     pub answered: u64,
-    /// Calls that were refused: nothing was done.
+    /// Number of refused calls, which had no effect.
     pub refused: u64,
-    /// Calls of unknown outcome.
+    /// Number of calls of unknown outcome.
     pub unknown: u64,
-    /// EXEC that did nothing because another was quicker.
+    /// Number of EXEC that failed because a watched row had changed.
     pub aborted: u64,
-    /// What was said, how often.
+    /// Errors and their counts.
     pub errors: BTreeMap<String, u64>,
 }
 
@@ -170,7 +170,7 @@ impl History {
     }
 }
 
-/// Clients at work.
+/// Running clients.
 #[derive(Debug)]
 pub struct Workload {
     plan: Arc<WorkloadOptions>,
@@ -202,8 +202,8 @@ impl Workload {
         Workload { plan, shared, threads }
     }
 
-    /// Ends the clients, reads every key once more (trying until it can be read: all must
-    /// be well by now), and says what was seen.
+    /// Stops the clients, reads every key once more (with retries, since all faults must
+    /// be over), and returns the history.
     ///
     /// # Panics
     /// When a client panicked, or a key can't be read for a minute.
@@ -239,7 +239,7 @@ impl Workload {
                         break;
                     }
                 }
-                assert!(Instant::now() < deadline, "all is well again, and {key} can't be read");
+                assert!(Instant::now() < deadline, "all faults are over, and {key} can't be read");
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
@@ -269,51 +269,51 @@ impl Drop for Workload {
     }
 }
 
-/// What became of the judgement.
+/// Result of checking a history.
 #[derive(Debug, Default)]
 pub struct CheckResult {
-    /// Keys whose history has a linearization.
-    pub fine: usize,
-    /// Keys for which a limit was reached, and which.
+    /// Number of keys whose history is linearizable.
+    pub linearizable: usize,
+    /// Keys for which a limit was reached, and the limit.
     pub undecided: Vec<(String, String)>,
-    /// Keys whose history has none, and why.
+    /// Keys whose history is not linearizable, and the reason.
     pub violations: Vec<(String, String)>,
 }
 
-/// Judges every key's history, on two threads, and prints what was seen.
+/// Checks every key's history, on two threads, and prints a summary.
 pub fn check_all(seen: &History, limits: &Limits) -> CheckResult {
     let began = Instant::now();
     let keys: Vec<_> = seen.keys.iter().collect();
     let next = AtomicU64::new(0);
     let work = || {
-        let mut judged = CheckResult::default();
+        let mut result = CheckResult::default();
         while let Some((key, calls)) = keys.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
             match check::<Row>(calls, limits) {
-                Verdict::Linearizable => judged.fine += 1,
-                Verdict::Violation(why) => judged.violations.push(((*key).clone(), why)),
-                Verdict::Undecided(why) => judged.undecided.push(((*key).clone(), why)),
+                Verdict::Linearizable => result.linearizable += 1,
+                Verdict::Violation(why) => result.violations.push(((*key).clone(), why)),
+                Verdict::Undecided(why) => result.undecided.push(((*key).clone(), why)),
             }
         }
-        judged
+        result
     };
     let mut all = CheckResult::default();
     std::thread::scope(|scope| {
         for thread in [scope.spawn(work), scope.spawn(work)] {
-            let judged = thread.join().expect("the checker does not panic");
-            all.fine += judged.fine;
-            all.undecided.extend(judged.undecided);
-            all.violations.extend(judged.violations);
+            let result = thread.join().expect("the checker does not panic");
+            all.linearizable += result.linearizable;
+            all.undecided.extend(result.undecided);
+            all.violations.extend(result.violations);
         }
     });
     eprintln!(
         "{} calls answered, {} refused, {} of unknown outcome, {} EXEC too late; {} keys: {} \
-         linearizable, {} undecided, {} not (judged in {:.1?})",
+         linearizable, {} undecided, {} not (checked in {:.1?})",
         seen.answered,
         seen.refused,
         seen.unknown,
         seen.aborted,
         keys.len(),
-        all.fine,
+        all.linearizable,
         all.undecided.len(),
         all.violations.len(),
         began.elapsed()
@@ -323,11 +323,10 @@ pub fn check_all(seen: &History, limits: &Limits) -> CheckResult {
 }
 
 impl CheckResult {
-    /// Panics unless every history has a linearization (a few may be undecided: one in
-    /// fifty).
+    /// Panics unless every history is linearizable (one in fifty may be undecided).
     ///
     /// # Panics
-    /// As said.
+    /// As described.
     pub fn assert_linearizable(&self) {
         for (key, why) in &self.violations {
             eprintln!("NOT LINEARIZABLE: {key}: {why}\n");
@@ -335,7 +334,7 @@ impl CheckResult {
         for (key, why) in &self.undecided {
             eprintln!("undecided: {key}: {why}");
         }
-        let keys = self.fine + self.undecided.len() + self.violations.len();
+        let keys = self.linearizable + self.undecided.len() + self.violations.len();
         assert!(
             self.violations.is_empty(),
             "{} of {keys} keys were not linearizable",
@@ -343,7 +342,7 @@ impl CheckResult {
         );
         assert!(
             self.undecided.len() * 50 <= keys,
-            "{} of {keys} keys could not be judged",
+            "{} of {keys} keys are undecided",
             self.undecided.len()
         );
     }

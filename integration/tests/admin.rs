@@ -1,5 +1,5 @@
-//! `bridle admin` as an operator types it: every subcommand, in words and in JSON, with
-//! and without a password, and what goes wrong.
+//! `bridle admin` on the command line: every subcommand, as text and as JSON, with and
+//! without a password, and its errors.
 
 use std::path::PathBuf;
 
@@ -10,10 +10,10 @@ fn small() -> ServerBuilder {
     Server::builder().flag("set", "raft_log.segment_size=1MiB").flag("durability", "os")
 }
 
-/// Lines of a table as words.
-fn rows(said: &CommandOutput) -> Vec<Vec<&str>> {
-    assert!(said.fine, "{}", said.error);
-    said.out.lines().map(|line| line.split_whitespace().collect()).collect()
+/// The cells of a printed table.
+fn rows(output: &CommandOutput) -> Vec<Vec<&str>> {
+    assert!(output.success, "{}", output.error);
+    output.out.lines().map(|line| line.split_whitespace().collect()).collect()
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn every_subcommand_answers_in_json() {
 #[test]
 fn invalid_requests_fail_with_a_reason_and_an_exit_code() {
     let server = small().start();
-    assert!(server.admin(&["create", "users"]).fine);
+    assert!(server.admin(&["create", "users"]).success);
     let cases: &[(&[&str], &str)] = &[
         (&["create", "users"], "table 'users' exists"),
         (&["create", "12"], "a table's name is"),
@@ -160,20 +160,20 @@ fn invalid_requests_fail_with_a_reason_and_an_exit_code() {
     ];
     for (words, why) in cases {
         for json in [false, true] {
-            let said = if json {
+            let output = if json {
                 server.admin(&[&["--json"], *words].concat())
             } else {
                 server.admin(words)
             };
-            assert!(!said.fine && said.out.is_empty(), "{words:?}: {said:?}");
+            assert!(!output.success && output.out.is_empty(), "{words:?}: {output:?}");
             assert!(
-                said.error.starts_with("bridle: ") && said.error.contains(why),
+                output.error.starts_with("bridle: ") && output.error.contains(why),
                 "{words:?}: {}",
-                said.error
+                output.error
             );
         }
     }
-    assert!(!server.admin(&["explode"]).fine);
+    assert!(!server.admin(&["explode"]).success);
     assert_eq!(server.admin_json(&["tables"]).as_array().map(Vec::len), Some(1));
 }
 
@@ -203,19 +203,19 @@ fn a_password_guards_every_subcommand() {
     ];
     for words in all {
         for with in [vec![], vec!["--password-file", &wrong]] {
-            let said = server.admin(&[with.as_slice(), *words].concat());
+            let output = server.admin(&[with.as_slice(), *words].concat());
             assert!(
-                !said.fine && said.out.is_empty() && said.error.contains("password"),
-                "{with:?} {words:?}: {said:?}"
+                !output.success && output.out.is_empty() && output.error.contains("password"),
+                "{with:?} {words:?}: {output:?}"
             );
         }
     }
     assert_eq!(client.run("GET a"), Value::bulk("1"), "nothing was dropped");
     for words in all.iter().filter(|words| words[0] != "drop") {
-        let said = server.admin(&[&["--password-file", &right], *words].concat());
-        assert!(said.fine, "{words:?}: {said:?}");
+        let output = server.admin(&[&["--password-file", &right], *words].concat());
+        assert!(output.success, "{words:?}: {output:?}");
     }
-    assert!(!server.admin(&["--password-file", "/no/such/file", "status"]).fine);
+    assert!(!server.admin(&["--password-file", "/no/such/file", "status"]).success);
     for output in [server.output(), server.page("/metrics").1, client.run("CONFIG GET *").text()] {
         assert!(!output.contains("sesame"), "the password is shown");
     }
@@ -228,17 +228,22 @@ fn a_wrong_address_is_named() {
         .and_then(|listener| listener.local_addr())
         .expect("a free port")
         .port();
-    let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{nobody}"), "status"]);
+    let output = bridle(&["admin", "--url", &format!("http://127.0.0.1:{nobody}"), "status"]);
     assert!(
-        !said.fine && said.error.contains(&nobody.to_string()) && said.error.contains("--url"),
-        "{said:?}"
+        !output.success
+            && output.error.contains(&nobody.to_string())
+            && output.error.contains("--url"),
+        "{output:?}"
     );
-    // The port of Redis clients is the natural mistake.
-    let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{}", server.port), "status"]);
-    assert!(!said.fine && said.error.contains(&server.port.to_string()), "{said:?}");
+    // The port for Redis clients is the likely mistake.
+    let output =
+        bridle(&["admin", "--url", &format!("http://127.0.0.1:{}", server.port), "status"]);
+    assert!(!output.success && output.error.contains(&server.port.to_string()), "{output:?}");
     assert_eq!(server.client().run("PING"), Value::Status("PONG".into()));
 }
 
+/// CONFIG REWRITE keeps the comments of the file, and the new values hold after a
+/// restart.
 #[test]
 fn config_rewrite_keeps_comments_and_survives_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -265,6 +270,6 @@ fn config_rewrite_keeps_comments_and_survives_a_restart() {
     let pair = |name: &str, value: &str| Value::Array(vec![Value::bulk(name), Value::bulk(value)]);
     assert_eq!(client.run("CONFIG GET maxclients"), pair("maxclients", "60"));
     assert_eq!(client.run("CONFIG GET timeout"), pair("timeout", "90"));
-    // Without a file there is nothing to rewrite.
+    // Without a configuration file there is nothing to rewrite.
     assert!(small().start().client().run("CONFIG REWRITE").is_error());
 }

@@ -1,5 +1,5 @@
-//! Who may speak: passwords, protected mode, what strangers may send; and that secrets
-//! stay secret.
+//! Authentication: passwords, protected mode, limits on unauthenticated clients, and the
+//! secrecy of secrets.
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -33,8 +33,8 @@ fn commands_before_auth_are_refused() {
         "MULTI",
         "CLIENT LIST",
     ] {
-        let said = client.run(line);
-        assert_eq!(said, error("NOAUTH Authentication required."), "{line}");
+        let output = client.run(line);
+        assert_eq!(output, error("NOAUTH Authentication required."), "{line}");
     }
     assert!(
         client
@@ -80,13 +80,13 @@ fn a_public_address_needs_a_password() {
     for flags in [["--bind", "0.0.0.0"], ["--bind", "::"], ["--set", "http.bind=\"0.0.0.0\""]] {
         let dir = tempfile::tempdir().expect("a directory");
         let data = dir.path().join("data").display().to_string();
-        let said = bridle(
+        let output = bridle(
             &[&["standalone", "--port", "0", "--http-port", "0", "--data", &data][..], &flags]
                 .concat(),
         );
-        assert!(!said.fine, "{flags:?} was let through");
+        assert!(!output.success, "{flags:?} was let through");
         for word in ["no password is set", "requirepass_file", "127.0.0.1"] {
-            assert!(said.error.contains(word), "{flags:?}: {word} is not in {}", said.error);
+            assert!(output.error.contains(word), "{flags:?}: {word} is not in {}", output.error);
         }
     }
 }
@@ -135,7 +135,7 @@ fn no_secret_is_logged_shown_or_kept() {
         "--config",
         &server.dir().with_extension("toml").display().to_string(),
     ]);
-    assert!(config.fine && config.out.contains("requirepass"), "{config:?}");
+    assert!(config.success && config.out.contains("requirepass"), "{config:?}");
     for (place, text) in [
         ("the log", server.output()),
         ("MONITOR", seen),
@@ -165,8 +165,8 @@ fn the_admin_api_needs_the_password_and_health_does_not() {
     assert_eq!(answer.status().as_u16(), 200);
 }
 
-/// A stranger here is who comes to the machine by another address than loopback, if it
-/// has one.
+/// An address of this machine other than loopback, if it has one: connections to it count
+/// as remote.
 #[test]
 fn without_a_password_only_loopback_administers() {
     let server = with_password().config("[http]\nbind = \"0.0.0.0\"").start();
@@ -174,7 +174,7 @@ fn without_a_password_only_loopback_administers() {
     client.run(&format!("AUTH {PASSWORD}"));
     assert_eq!(client.call(&["CONFIG", "SET", "requirepass", ""]).expect("a reply"), Value::ok());
     assert_eq!(server.page("/v1/tables").0, 200);
-    // Nothing is sent: it only asks for the address that would be sent from.
+    // Nothing is sent: this only asks for the source address.
     let probe = UdpSocket::bind("0.0.0.0:0").expect("a free port");
     let Ok(own) = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()) else {
         eprintln!("not run to its end: this machine has no address but loopback");
@@ -194,16 +194,16 @@ fn without_a_password_only_loopback_administers() {
     assert_eq!(status("/v1/tables"), 200);
 }
 
-/// What the server says to bytes of a client that has not said the password, to the end
-/// of the connection.
+/// All output of the server to bytes of an unauthenticated client, until the connection
+/// ends.
 fn last_words(port: u16, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the port is open");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a live socket");
-    // The server may hang up before it has read everything.
+    // The server may close the connection before it has read everything.
     let _ = stream.write_all(bytes);
-    let mut said = Vec::new();
-    let _ = stream.read_to_end(&mut said);
-    String::from_utf8_lossy(&said).into_owned()
+    let mut output = Vec::new();
+    let _ = stream.read_to_end(&mut output);
+    String::from_utf8_lossy(&output).into_owned()
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn unauthenticated_clients_must_read_their_replies() {
     let send = || {
         let mut stream = TcpStream::connect(("127.0.0.1", server.port)).expect("the port is open");
         stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a live socket");
-        // Until nobody takes any more.
+        // Until the server reads no more.
         let taken = (0..64).take_while(|_| stream.write_all(&pings).is_ok()).count();
         assert!(taken < 64, "a stranger's {} MiB were taken in", (taken * pings.len()) >> 20);
         stream
@@ -244,7 +244,7 @@ fn unauthenticated_clients_must_read_their_replies() {
         let senders: Vec<_> = (0..20).map(|_| scope.spawn(send)).collect();
         senders.into_iter().map(|sender| sender.join().expect("the server stops reading")).collect()
     });
-    // What passed through is given back to the machine a moment later.
+    // Freed memory returns to the system a moment later.
     integration::within(20, "20 strangers hold little", || {
         server.rss_bytes().saturating_sub(before) < 20 << 20
     });
@@ -254,10 +254,10 @@ fn unauthenticated_clients_must_read_their_replies() {
 
 #[test]
 fn unauthenticated_clients_cost_little_memory() {
-    // They alone are not to be cut for what all clients may hold.
+    // They alone must not exceed the memory limit of all clients.
     let server = with_password().flag("set", "proxy.maxmemory_clients=256MiB").start();
     let before = server.rss_bytes();
-    // Each leaves a command unfinished that is as large as it may be.
+    // Each sends an unfinished command of the maximum size.
     let unfinished = [&b"*10\r\n"[..], &b"$16384\r\n"[..], &[b'x'; 16384], b"\r\n"].concat();
     let unfinished =
         [&unfinished[..], &[&b"$16384\r\n"[..], &[b'x'; 16384], b"\r\n"].concat().repeat(8)]
@@ -293,23 +293,23 @@ fn unauthenticated_clients_cost_little_memory() {
 #[test]
 fn the_admin_client_sends_any_password_and_names_the_port() {
     let server = Server::builder().flag("durability", "os").start();
-    // Beyond ASCII, a control character, a blank at the end.
+    // Non-ASCII text, a control character, a trailing blank.
     let password = "pä\u{1}ßwørd 密 ";
     let mut client = server.client();
     assert_eq!(
         client.call(&["CONFIG", "SET", "requirepass", password]).expect("a live socket"),
         Value::ok()
     );
-    let said = bridle_with(Some(password), &["admin", "--url", &server.url(), "status"]);
-    assert!(said.fine, "{}", said.error);
+    let output = bridle_with(Some(password), &["admin", "--url", &server.url(), "status"]);
+    assert!(output.success, "{}", output.error);
     let file = server.dir().with_extension("password");
     std::fs::write(&file, "pässwörd\n").expect("room");
     assert_eq!(
         client.call(&["CONFIG", "SET", "requirepass", "pässwörd"]).expect("a live socket"),
         Value::ok()
     );
-    let said = server.admin(&["--password-file", &file.display().to_string(), "tables"]);
-    assert!(said.fine, "{}", said.error);
+    let output = server.admin(&["--password-file", &file.display().to_string(), "tables"]);
+    assert!(output.success, "{}", output.error);
     assert!(server.admin(&["tables"]).error.contains("password"));
 
     let (place, free) = (
@@ -322,7 +322,7 @@ fn the_admin_client_sends_any_password_and_names_the_port() {
         (format!("http://127.0.0.1:{}", server.port), "is a port for Redis clients".to_owned()),
         (format!("https://{place}"), "plain HTTP".to_owned()),
     ] {
-        let said = bridle(&["admin", "--url", &url, "tables"]);
-        assert!(!said.fine && said.error.contains(&why), "{url}: {}", said.error);
+        let output = bridle(&["admin", "--url", &url, "tables"]);
+        assert!(!output.success && output.error.contains(&why), "{url}: {}", output.error);
     }
 }

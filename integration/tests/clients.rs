@@ -1,27 +1,25 @@
-//! Redis's own tools, redis-py, ioredis and node-redis talk to Bridle as they talk to
-//! Redis. (redis-rs: `redis_rs.rs`.)
+//! Redis's own tools, redis-py, ioredis and node-redis work with Bridle as with Redis.
+//! (redis-rs: `redis_rs.rs`.)
 //!
-//! The tools come from the system (`deploy/setup.sh test`), the libraries by name from
-//! their registries; these are kept in the target directory, so that a second run needs
-//! no network.
+//! The tools come from the system (`deploy/setup.sh test`), the libraries from their
+//! registries; these stay in the target directory, so that a second run needs no network.
 
 mod external;
 
 use std::path::Path;
 
-use external::{Certificates, free_port, node, programs, redis_py, run, run_in, said};
+use external::{Certificates, free_port, node, output, programs, redis_py, run, run_in};
 use integration::{Server, Value};
 
 const PASSWORD: &str = "correct horse";
 
-/// Runs redis-cli against a server with words, and lines on its standard input.
+/// Runs redis-cli against a server, with arguments and lines on its standard input.
 fn redis_cli(server: &Server, words: &[&str], input: &str) -> String {
     let port = server.port.to_string();
-    said("redis-cli", &[&["-p", &port], words].concat(), input)
+    output("redis-cli", &[&["-p", &port], words].concat(), input)
 }
 
-/// The commands that the libraries' programs run with, on a server with a password and
-/// TLS.
+/// Command lines of the libraries' programs, for a server with a password and TLS.
 fn library(dir: &Path, program: &Path, words: &[&str]) {
     let (certificates, tls_port) = (Certificates::new(), free_port());
     let config =
@@ -35,10 +33,10 @@ fn library(dir: &Path, program: &Path, words: &[&str]) {
     ];
     let ended = run_in(dir, program, words, &env, "");
     assert!(
-        ended.fine,
+        ended.success,
         "{} {words:?}:\n{}\nthe server said:\n{}",
         program.display(),
-        ended.said,
+        ended.output,
         server.output()
     );
 }
@@ -135,24 +133,24 @@ fn redis_benchmark_runs_plain_pipelined_and_in_resp3() {
         let tests = "ping_inline,ping_mbulk,set,get,incr,hset,mset";
         let words = [&["-p", &port, "-n", "20000", "-r", "1000", "-q", "-t", tests], how].concat();
         let ended = run("redis-benchmark", &words, "");
-        assert!(ended.fine, "{how:?}: {}", ended.said);
-        let lines: Vec<&str> = ended.said.split(['\r', '\n']).collect();
+        assert!(ended.success, "{how:?}: {}", ended.output);
+        let lines: Vec<&str> = ended.output.split(['\r', '\n']).collect();
         assert!(
             !lines
                 .iter()
                 .any(|line| line.to_lowercase().contains("error") || line.contains("WARN")),
             "{how:?}: {}",
-            ended.said
+            ended.output
         );
         assert_eq!(
             lines.iter().filter(|line| line.contains("requests per second")).count(),
             7,
             "{how:?}: {}",
-            ended.said
+            ended.output
         );
     }
     let mut client = server.client();
-    // 20,000 INCRs of 1,000 counters, three times over, all counted.
+    // Three runs of 20,000 INCRs of 1,000 counters; all are counted.
     let counters = (0..1000).map(|n| client.run(&format!("GET counter:{n:012}")));
     let sum: u64 = counters
         .map(|value| if value == Value::Nil { 0 } else { value.text().parse().expect("a counter") })

@@ -1,5 +1,6 @@
-//! A cluster as its users and operators see it: three nodes are one Redis, one of them
-//! may die, roles may live apart, strangers stay out.
+//! A cluster as its users and operators see it: three nodes are one Redis and tolerate
+//! the loss of one, roles run in separate processes, and processes without the secret are
+//! rejected.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -12,7 +13,7 @@ use integration::cluster::{Cluster, SECRET, free_ports};
 use integration::{Client, Value, admin_json, binary, bridle, bridle_with, within};
 use serde_json::Value as Json;
 
-/// How many of a table's replicas run and lack nothing of their leader's log.
+/// Number of a table's replicas that run and have all of their leader's log.
 fn current_replicas(partitions: &Json) -> usize {
     let members = partitions
         .as_array()
@@ -55,8 +56,7 @@ fn three_nodes_are_one_redis() {
         (0..3).map(Some).collect(),
         "every node leads some of the eight partitions"
     );
-    // WAIT counts the copies beside the leader's that an acknowledged write is known to
-    // be on.
+    // WAIT counts the copies of an acknowledged write, without the leader's.
     assert_eq!(clients[0].run("WAIT 1 0"), Value::Int(1));
 }
 
@@ -76,7 +76,7 @@ fn writes_go_on_without_a_node_and_it_catches_up() {
     write(&cluster, 0, 0..200);
     cluster.kill(1);
     let began = Instant::now();
-    // Enough keys for all partitions, those that the dead one led among them.
+    // Enough keys for all partitions, including those that the dead node led.
     write(&cluster, 2, 200..300);
     let took = began.elapsed();
     println!("100 writes to all partitions took {took:.2?} from the kill on");
@@ -93,7 +93,7 @@ fn writes_go_on_without_a_node_and_it_catches_up() {
     within(30, "all replicas are current", || {
         current_replicas(&cluster.admin(1, &["partitions", "db0"])) == 24
     });
-    // Now the others can go: one at a time, and nothing is missing.
+    // Now the others can fail, one at a time, without a loss.
     cluster.kill(0);
     let mut client = cluster.client(1).expect("it serves");
     for key in 0..500u32 {
@@ -177,8 +177,7 @@ fn tables_are_managed_through_any_node() {
     within(5, "its client is told", || client.run("SET dune frank").is_error());
 }
 
-/// What a client sees of a key that was set in a table a moment ago, by one command after
-/// another, and whether it is then gone.
+/// A client's view of a new key of a new table, by several commands, and after DEL.
 const LOOKS: [(&str, &str, bool); 9] = [
     ("GET k", "value", false),
     ("DBSIZE", "Int(1)", false),
@@ -210,15 +209,15 @@ fn a_table_that_was_just_made_is_there_for_every_proxy() {
                 );
             }
             let (look, seen, gone) = looks.next().expect("they go round");
-            // Told by nobody while it does not run, the proxy then has the question and
-            // the news before it at one time.
+            // A frozen proxy receives nothing; when it resumes, the request and meta's
+            // delta arrive at the same time.
             cluster.freeze(proxy);
             assert_eq!(clients[writer].run("SET k value"), Value::ok());
             clients[proxy].send(&look.split(' ').collect::<Vec<_>>()).expect("it is there");
             cluster.thaw(proxy);
-            let said = clients[proxy].reply().expect("a reply");
+            let output = clients[proxy].reply().expect("a reply");
             assert_eq!(
-                said.text(),
+                output.text(),
                 *seen,
                 "round {round}, db{db}: SET through {writer}, then {look}"
             );
@@ -240,7 +239,7 @@ fn a_table_that_was_just_made_is_there_for_every_proxy() {
     }
 }
 
-/// A process of its own, outside of a [`Cluster`].
+/// A process outside of a [`Cluster`].
 struct Process {
     child: Child,
     log: PathBuf,
@@ -260,7 +259,7 @@ impl Process {
         Process { child, log }
     }
 
-    fn said(&self) -> String {
+    fn output(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
@@ -271,14 +270,14 @@ impl Process {
         assert!(sent.expect("kill is part of every system").success());
     }
 
-    /// Freezes it, and waits until each of its threads is.
+    /// Freezes the process, and waits until all its threads have stopped.
     fn freeze(&self) {
         self.signal("STOP");
         let tasks = format!("/proc/{}/task", self.child.id());
         let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
             let stat = std::fs::read_to_string(task.expect("it is there").path().join("stat"))
                 .unwrap_or_default();
-            // The name before it, in brackets, may be anything.
+            // The name before it, in parentheses, may be anything.
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
         };
         within(5, "it is frozen", || {
@@ -289,11 +288,11 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Already gone is as good.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("--- {}\n{}", self.log.display(), self.said());
+            eprintln!("--- {}\n{}", self.log.display(), self.output());
         }
     }
 }
@@ -326,14 +325,14 @@ fn roles_live_apart() {
     within(20, "the proxy serves", || {
         Client::reach(proxy, Duration::from_secs(6))
             .and_then(|mut client| client.call(&["SET", "a", "1"]))
-            .is_ok_and(|said| said == Value::ok())
+            .is_ok_and(|output| output == Value::ok())
     });
     let mut client = Client::reach(proxy, Duration::from_secs(6)).expect("it serves");
     for key in 0..100 {
         assert_eq!(client.call(&["SET", &format!("k{key}"), "v"]).expect("a reply"), Value::ok());
     }
     assert_eq!(client.run("DBSIZE"), Value::Int(101));
-    // The admin API answers on a process that is no meta, too.
+    // The admin API also answers on a process that is not a meta.
     let (by_proxy, by_meta) =
         (format!("http://127.0.0.1:{http}"), format!("http://127.0.0.1:{metas_http}"));
     let nodes = admin_json(&by_proxy, None, &["nodes"]);
@@ -349,20 +348,20 @@ fn roles_live_apart() {
         admin_json(&by_proxy, None, &["create", "books", "--partitions", "2"])["status"],
         "ready"
     );
-    // With its only meta frozen, then gone, what is there goes on, and of what is not
-    // known nothing is claimed.
+    // With its only meta frozen and then gone, existing tables serve, and unknown tables
+    // are not reported as missing.
     assert_eq!(client.run("CONFIG SET call-deadline-ms 1500"), Value::ok());
     let all_refused = |lines: &[&str]| {
         let refused = |line: &str| {
             let mut in_nine = Client::reach(proxy, Duration::from_secs(6)).expect("it serves");
             assert_eq!(in_nine.run("SELECT 9"), Value::ok(), "a number needs nobody's word");
             let began = Instant::now();
-            let said = in_nine.run(line);
+            let output = in_nine.run(line);
             assert!(
-                said.text().starts_with(
+                output.text().starts_with(
                     "CLUSTERDOWN The table can't be looked up or made now, nothing was done: "
                 ),
-                "{line}: {said:?}"
+                "{line}: {output:?}"
             );
             assert!(
                 (1000..2500).contains(&began.elapsed().as_millis()),
@@ -387,7 +386,7 @@ fn roles_live_apart() {
     drop(one_meta);
     all_refused(&["GET a", "SET a 1"]);
     assert_eq!((client.run("SET a 3"), client.run("GET a")), (Value::ok(), Value::bulk("3")));
-    // Nor is it needed for a failover.
+    // A failover needs no meta either.
     assert_eq!(client.run("CONFIG SET call-deadline-ms 4000"), Value::ok());
     drop(storages.pop());
     for key in 0..100 {
@@ -421,24 +420,28 @@ fn processes_without_the_secret_are_rejected() {
         &[&flags[..], &[&http, "--secret-file", &secret.display().to_string()]].concat(),
     );
     let none = Process::start(dir.path(), "none", &[&flags[..], &["0"]].concat());
-    within(10, "it is told why", || wrong.said().contains("does not know the cluster's secret"));
-    within(10, "it is told why", || none.said().contains("asks for the cluster's secret"));
+    within(10, "it is told why", || wrong.output().contains("does not know the cluster's secret"));
+    within(10, "it is told why", || none.output().contains("asks for the cluster's secret"));
     std::thread::sleep(Duration::from_secs(1));
     assert!(
-        !wrong.said().contains("Redis clients") && !none.said().contains("Redis clients"),
+        !wrong.output().contains("Redis clients") && !none.output().contains("Redis clients"),
         "it serves nobody"
     );
-    let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "nodes"]);
-    assert!(!said.fine && said.error.contains("waiting for a meta that leads"), "{}", said.error);
+    let output = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "nodes"]);
+    assert!(
+        !output.success && output.error.contains("waiting for a meta leader"),
+        "{}",
+        output.error
+    );
     let wrong = bridle_with(
         Some("quite another secret"),
         &["admin", "--url", &cluster.url(0), "drop", "db0"],
     );
     let none = bridle(&["admin", "--url", &cluster.url(0), "drop", "db0"]);
     assert!(
-        [&wrong, &none]
-            .iter()
-            .all(|said| !said.fine && said.error.contains("the cluster's secret is wanted")),
+        [&wrong, &none].iter().all(
+            |output| !output.success && output.error.contains("the cluster's secret is wanted")
+        ),
         "{wrong:?} {none:?}"
     );
     assert_eq!(
@@ -453,11 +456,11 @@ fn processes_trust_each_other_by_certificate() {
     let dir = tempfile::tempdir().expect("a directory for the test");
     let certs = dir.path().join("certs").display().to_string();
     let made = |hosts: &[&str], name: &str| {
-        let said = bridle(&[&["admin", "certs", "--dir", name], hosts].concat());
-        assert!(said.fine, "{}", said.error);
+        let output = bridle(&[&["admin", "certs", "--dir", name], hosts].concat());
+        assert!(output.success, "{}", output.error);
     };
     made(&["127.0.0.1"], &certs);
-    // Added later, under the same authority; and one of another authority.
+    // A process added later, under the same authority; and one of another authority.
     made(&["127.0.0.1"], &certs);
     let strange = dir.path().join("strange").display().to_string();
     made(&["127.0.0.1"], &strange);
@@ -488,32 +491,37 @@ fn processes_trust_each_other_by_certificate() {
         Client::reach(at, Duration::from_secs(6))
             .and_then(|mut client| client.call(&["SET", "a", "1"]))
     };
-    within(20, "two replicas take a write", || set().is_ok_and(|said| said == Value::ok()));
+    within(20, "two replicas take a write", || set().is_ok_and(|output| output == Value::ok()));
     let plain = start("plain", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], None);
     let strange =
         start("other", &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"], Some(&strange));
-    within(10, "it is told that it can't", || plain.said().contains("a meta can't be reached"));
+    within(10, "it is told that it can't", || plain.output().contains("a meta can't be reached"));
     within(10, "it is told why", || {
-        strange.said().contains("UnknownIssuer") || strange.said().contains("certificate")
+        strange.output().contains("UnknownIssuer") || strange.output().contains("certificate")
     });
-    let said = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "drop", "db0"]);
-    assert!(!said.fine && said.error.contains("a cluster that has only certificates"), "{said:?}");
+    let output = bridle(&["admin", "--url", &format!("http://127.0.0.1:{http}"), "drop", "db0"]);
     assert!(
-        !plain.said().contains("serving ") && !strange.said().contains("serving "),
+        !output.success && output.error.contains("a cluster that has only certificates"),
+        "{output:?}"
+    );
+    assert!(
+        !plain.output().contains("serving ") && !strange.output().contains("serving "),
         "they have not joined"
     );
-    // The cluster goes over to the other authority: certificates are read anew, and who
-    // was refused is let in.
+    // The cluster moves to the other authority: certificates are reloaded, and the
+    // rejected process is accepted.
     for file in ["127.0.0.1.pem", "127.0.0.1.key", "ca.pem"] {
         std::fs::copy(dir.path().join("strange").join(file), dir.path().join("certs").join(file))
             .expect("room");
     }
     one.signal("HUP");
-    within(20, "it has joined", || strange.said().contains("serving "));
-    // So does a process without a port for clients.
+    within(20, "it has joined", || strange.output().contains("serving "));
+    // A process without a port for clients does the same.
     two.signal("HUP");
-    within(20, "two replicas take a write again", || set().is_ok_and(|said| said == Value::ok()));
-    // By name, as well: a pair that does not fit changes nothing.
+    within(20, "two replicas take a write again", || {
+        set().is_ok_and(|output| output == Value::ok())
+    });
+    // By name, too: a key that does not fit its certificate changes nothing.
     made(&["127.0.0.1"], &dir.path().join("third").display().to_string());
     let third = |file: &str| dir.path().join("third").join(file).display().to_string();
     let mut client = Client::reach(at, Duration::from_secs(6)).expect("it serves");
@@ -532,16 +540,16 @@ fn processes_trust_each_other_by_certificate() {
         &["storage", "--listen", "127.0.0.1:0", "--http-port", "0"],
         Some(&third("")),
     );
-    within(10, "it is still refused", || late.said().contains("a meta can't be reached"));
-    assert!(!late.said().contains("serving "));
+    within(10, "it is still refused", || late.output().contains("a meta can't be reached"));
+    assert!(!late.output().contains("serving "));
     let (cert, key, ca) = (third("127.0.0.1.pem"), third("127.0.0.1.key"), third("ca.pem"));
     let set = client.run(&format!(
         "CONFIG SET cluster-cert-file {cert} cluster-key-file {key} cluster-ca-file {ca}"
     ));
     assert_eq!(set, Value::ok());
-    within(20, "who has the third kind is let in", || late.said().contains("serving "));
+    within(20, "who has the third kind is let in", || late.output().contains("serving "));
     let other = client.run("CONFIG SET tls-cert-file x").text();
-    assert!(other.contains("TLS is not served to clients"), "{other}");
+    assert!(other.contains("clients are not served by TLS"), "{other}");
 }
 
 #[test]
@@ -549,7 +557,7 @@ fn a_directory_of_another_cluster_is_refused() {
     let mut one = Cluster::builder().nodes(1).replicas(1).start();
     let dir = tempfile::tempdir().expect("a directory for the test");
     let address = one.address(0);
-    // A process that has once belonged to another cluster of the same name.
+    // A process that has belonged to another cluster of the same name.
     let other = dir.path().join("other");
     std::fs::create_dir(&other).expect("room");
     let identity = "format = 3\nkind = \"member\"\ncluster = \"test\"\ncluster_id = \
@@ -572,17 +580,17 @@ fn a_directory_of_another_cluster_is_refused() {
         "other",
         &[&flags[..], &["--secret-file", &secret.display().to_string()]].concat(),
     );
-    within(10, "it is told why", || stranger.said().contains("belongs to cluster"));
+    within(10, "it is told why", || stranger.output().contains("belongs to cluster"));
     assert_eq!(one.admin(0, &["nodes"]).as_array().expect("a list").len(), 1);
     assert_eq!(
         std::fs::read_to_string(other.join("IDENTITY")).expect("it is there"),
         identity,
         "it is left as it was"
     );
-    // Neither does a member's directory serve as a standalone one.
+    // A member's directory can't be used by a standalone server either.
     let data = one.data(0).display().to_string();
     one.kill_all();
-    let said = bridle(&[
+    let output = bridle(&[
         "standalone",
         "--port",
         "0",
@@ -594,9 +602,9 @@ fn a_directory_of_another_cluster_is_refused() {
         &data,
     ]);
     assert!(
-        !said.fine && said.error.contains("belongs to a process of a cluster"),
+        !output.success && output.error.contains("belongs to a process of a cluster"),
         "{}",
-        said.error
+        output.error
     );
 }
 
@@ -637,7 +645,7 @@ fn addresses_are_of_any_kind_and_change_between_starts() {
                 let set = reach(number).and_then(|mut client| {
                     client.call(&["SET", &format!("k{key}"), &number.to_string()])
                 });
-                set.is_ok_and(|said| said == Value::ok())
+                set.is_ok_and(|output| output == Value::ok())
             })
         });
     };
@@ -655,18 +663,18 @@ fn addresses_are_of_any_kind_and_change_between_starts() {
     let three = start(2, &v6(6), &v6(8), &v6(8));
     (0..3).for_each(serves);
     assert_eq!(addresses(), [v6(6), name(7), v6(8)].into());
-    // One that is no meta comes back elsewhere, by itself.
+    // A process that is not a meta restarts at another address, alone.
     drop(three);
     let three = start(2, &v6(6), &v4(9), &name(9));
     serves(2);
     within(10, "its new address is known", || addresses() == [v6(6), name(7), name(9)].into());
-    // It is half of the majority now.
+    // It is needed for the majority now.
     drop(two);
     serves(0);
     for key in 0..16 {
         assert_eq!(reach(2).expect("it serves").run(&format!("GET k{key}")), Value::bulk("0"));
     }
-    // The meta's address is everybody's affair.
+    // A meta's address changes in the configuration of all processes.
     drop((one, three));
     let _all = [
         start(0, &name(10), &v4(10), &name(10)),
@@ -678,7 +686,7 @@ fn addresses_are_of_any_kind_and_change_between_starts() {
     assert_eq!(reach(1).expect("it serves").run("GET k0"), Value::bulk("2"));
 }
 
-/// Three ports in a row, free a moment ago.
+/// Three consecutive free ports.
 fn three_ports() -> u16 {
     let is_free = |port: &u16| {
         (1..3).all(|next| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port + next)).is_ok())
@@ -689,7 +697,7 @@ fn three_ports() -> u16 {
         .expect("some are free")
 }
 
-/// `deploy/cluster.sh`, which ends its cluster.
+/// `deploy/cluster.sh`; stops its cluster on drop.
 struct Script {
     dir: tempfile::TempDir,
     ports: [u16; 3],
@@ -725,25 +733,25 @@ fn make_cluster_is_usable_in_ten_seconds() {
     };
     for start in 0..2 {
         let began = Instant::now();
-        let said = script.run("start");
-        assert!(said.status.success(), "{said:?}");
+        let output = script.run("start");
+        assert!(output.status.success(), "{output:?}");
         for node in 0..3 {
             let mut client = Client::connect(script.ports[0] + node).expect("it serves");
             assert_eq!(client.run("INCR starts"), Value::Int(start * 3 + i64::from(node) + 1));
         }
         println!("usable after {:.1?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-        let said = script.run("status");
+        let output = script.run("status");
         assert!(
-            said.status.success() && String::from_utf8_lossy(&said.stdout).contains("db0"),
-            "{said:?}"
+            output.status.success() && String::from_utf8_lossy(&output.stdout).contains("db0"),
+            "{output:?}"
         );
         assert!(script.run("stop").status.success());
     }
 }
 
-/// A meta that has forgotten its votes would help to decide what contradicts them: a
-/// table would vanish, and its ids be given again.
+/// A meta that has lost its votes could take part in contradicting decisions: a table
+/// would vanish, and its ids would be given again.
 #[test]
 fn a_meta_with_a_lost_directory_rejoins_after_release_only() {
     let mut cluster = Cluster::builder().partitions(1).start();
@@ -752,23 +760,23 @@ fn a_meta_with_a_lost_directory_rejoins_after_release_only() {
     };
     let admin = |cluster: &Cluster, words: &[&str]| ask(cluster, 0, words);
     cluster.kill(1);
-    let said = admin(&cluster, &["create", "books", "--partitions", "2", "--replicas", "1"]);
-    assert!(said.fine, "{said:?}");
+    let output = admin(&cluster, &["create", "books", "--partitions", "2", "--replicas", "1"]);
+    assert!(output.success, "{output:?}");
     cluster.kill(0);
     cluster.kill(2);
     std::fs::remove_dir_all(cluster.data(2)).expect("its directory");
-    // The second knows of the cluster, and not of the table. It and the third must not
+    // The second meta knows the cluster, but not the table. It and the third must not
     // decide anything.
     cluster.launch(1);
     cluster.launch(2);
     std::thread::sleep(Duration::from_secs(4));
     assert!(
-        [1, 2].iter().all(|number| !ask(&cluster, *number, &["tables"]).fine),
-        "there is no meta that leads"
+        [1, 2].iter().all(|number| !ask(&cluster, *number, &["tables"]).success),
+        "there is no meta leader"
     );
     cluster.launch(0);
     cluster.wait_until_ended(2);
-    let why = cluster.said(2);
+    let why = cluster.output(2);
     assert!(
         why.contains("seat 3 of the meta group is server")
             && why.contains("bridle admin release 3"),
@@ -776,7 +784,7 @@ fn a_meta_with_a_lost_directory_rejoins_after_release_only() {
     );
     let serves = |cluster: &Cluster| admin(cluster, &["tables"]);
     within(20, "the table is there", || serves(&cluster).out.contains("books"));
-    within(20, "it is released", || admin(&cluster, &["release", "3"]).fine);
+    within(20, "it is released", || admin(&cluster, &["release", "3"]).success);
     cluster.launch(2);
     within(20, "it is a meta again", || ask(&cluster, 2, &["tables"]).out.contains("books"));
     within(20, "it follows", || {

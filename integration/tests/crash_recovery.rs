@@ -1,11 +1,10 @@
 //! With durability "always", every acknowledged write survives kill -9 at any moment, and
-//! nothing unacknowledged appears half-done.
+//! no write is half visible.
 //!
-//! Writers write ascending numbers, each into rows of its own, and advance only when the
-//! server has acknowledged. The server is killed at a random moment, started again on the
-//! same data, and every row is held against what was acknowledged: the last number
-//! acknowledged, or the one after it (which was under way), and nothing else; and writes
-//! that belong together carry the same number.
+//! Writers write ascending numbers, each into its own rows, and advance only after an
+//! acknowledgement. The server is killed at a random moment and restarted on the same
+//! data. Every row must then hold the last acknowledged number or the next one, which was
+//! in flight; and writes of one transaction must have the same number.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,13 +15,13 @@ use integration::{Client, Server, Value};
 
 const WRITERS: usize = 8;
 
-/// How many times the server is killed; `BRIDLE_KILLS` for a longer run.
+/// Default number of kills; `BRIDLE_KILLS` sets another.
 fn kills() -> u32 {
     std::env::var("BRIDLE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(25)
 }
 
-/// A small generator: the moments of the kills come from the printed seed (`BRIDLE_SEED`
-/// to replay them).
+/// A small generator: the printed seed determines the moments of the kills (`BRIDLE_SEED`
+/// replays them).
 struct Rng(u64);
 
 impl Rng {
@@ -45,7 +44,7 @@ impl Rng {
     }
 }
 
-/// One writer's rows and how far each kind of write was acknowledged.
+/// One writer's rows, and the last acknowledged number of each kind of write.
 #[derive(Default)]
 struct Writer {
     strings: AtomicU64,
@@ -56,11 +55,11 @@ struct Writer {
     replaced: AtomicU64,
 }
 
-/// How many commands one pipelined burst has.
+/// Number of commands in a pipeline.
 const BURST: u64 = 10;
 
 impl Writer {
-    /// Writes until the server is gone.
+    /// Writes until the connection fails.
     fn write(&self, port: u16, me: usize, stop: &AtomicBool) {
         let _ = self.write_until_error(port, me, stop);
     }
@@ -107,8 +106,8 @@ impl Writer {
             expect(replies[BURST as usize - 1].clone(), Value::Int((done + BURST) as i64));
             self.pipelined.store(done + BURST, Ordering::Relaxed);
 
-            // A hash of the last round is replaced by one with other fields: no field of
-            // the old one may show through.
+            // A hash of the last round is replaced by one with other fields: no old field
+            // may be visible.
             let next = self.replaced.load(Ordering::Relaxed) + 1;
             let (row, field, number) =
                 (format!("replaced:{me}"), format!("field{next}"), next.to_string());
@@ -123,7 +122,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Holds what the server has against what was acknowledged, and goes on from there.
+    /// Checks the server's rows against the acknowledged numbers, and continues from
+    /// there.
     fn check(&self, client: &mut Client, me: usize) {
         let acked = self.strings.load(Ordering::Relaxed);
         for n in 1..=acked {
@@ -171,7 +171,7 @@ impl Writer {
     }
 }
 
-/// The number found must be the one acknowledged, or at most one write further.
+/// The number must be the acknowledged one or the next.
 fn settle(acked: &AtomicU64, step: u64, found: u64, what: &str) {
     let known = acked.load(Ordering::Relaxed);
     assert!((known..=known + step).contains(&found), "{what}: {known} acknowledged, {found} found");

@@ -1,10 +1,9 @@
 //! Random commands get the same replies from Bridle as from redis-server.
 //!
-//! Both are sent the same pipelines. Left out is what may differ: orders that Redis
-//! promises to nobody, remaining times, how a value is stored, what is refused twice over
-//! (Bridle looks at a command's words before it looks at the row), and GETEX with the
-//! expiry that a key has already (for Bridle that changes nothing, so whoever watches the
-//! key is not disturbed).
+//! Both get the same pipelines. Replies that may differ are left out: orders that Redis
+//! does not guarantee, remaining times, encodings of values, commands with two errors
+//! (Bridle checks the arguments before the row), and GETEX with the expiry that a key
+//! already has (for Bridle that is no change, so WATCH does not abort).
 
 mod external;
 
@@ -17,12 +16,12 @@ use commands::script::Value;
 use external::free_port;
 use integration::{Server, within};
 
-/// How many pipelines; `BRIDLE_ROUNDS` for a longer run.
+/// Default number of pipelines; `BRIDLE_ROUNDS` sets another.
 fn rounds() -> u32 {
     std::env::var("BRIDLE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(600)
 }
 
-/// Draws by the printed seed (`BRIDLE_SEED` to replay it).
+/// Random choices by the printed seed (`BRIDLE_SEED` replays them).
 struct Rng(u64);
 
 impl Rng {
@@ -46,7 +45,7 @@ impl Rng {
     }
 }
 
-/// What stands for a word in [`COMMANDS`], and what it may be.
+/// Placeholders in [`COMMANDS`], and their values.
 const WORDS: &[(&str, &[&str])] = &[
     ("KEY", &["a", "b", "c", "h", "{t}1", ""]),
     ("FIELD", &["f", "g", "", "1", "x\0y"]),
@@ -104,7 +103,7 @@ const WORDS: &[(&str, &[&str])] = &[
     ("ONLY", &["NX", "XX", "GT", "LT", "nx", "foo"]),
 ];
 
-/// Commands whose replies are the same wherever they are asked.
+/// Commands with deterministic replies.
 const COMMANDS: &[&str] = &[
     "SET KEY VALUE",
     "SET KEY VALUE NX",
@@ -190,7 +189,7 @@ const COMMANDS: &[&str] = &[
     "SCAN 0 COUNT 0",
 ];
 
-/// Commands whose replies are in no order.
+/// Commands with unordered replies.
 const UNORDERED: &[&str] = &[
     "HGETALL KEY",
     "HKEYS KEY",
@@ -200,7 +199,7 @@ const UNORDERED: &[&str] = &[
     "HRANDFIELD KEY 100 WITHVALUES",
 ];
 
-/// A command drawn from one of the lists, and whether its reply has an order.
+/// A random command of the lists, and whether its reply is ordered.
 type Drawn = (Vec<String>, bool);
 
 fn draw(rng: &mut Rng, from: &[&str], ordered: bool) -> Drawn {
@@ -212,7 +211,7 @@ fn draw(rng: &mut Rng, from: &[&str], ordered: bool) -> Drawn {
     (words.collect(), ordered)
 }
 
-/// A pipeline, transactions among it.
+/// A pipeline, including transactions.
 fn pipeline(rng: &mut Rng) -> Vec<Drawn> {
     let mut all = Vec::new();
     for _ in 0..40 {
@@ -229,7 +228,7 @@ fn pipeline(rng: &mut Rng) -> Vec<Drawn> {
     all
 }
 
-/// One of the two servers' connection.
+/// The connection to one of the two servers.
 struct Twin(BufReader<TcpStream>);
 
 impl Twin {
@@ -257,7 +256,7 @@ impl Twin {
     }
 }
 
-/// A redis-server of the test's own.
+/// A redis-server for the test.
 struct Redis(Child, u16);
 
 impl Redis {
@@ -286,14 +285,14 @@ impl Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        // Gone is what it is to be.
+        // An error means that it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// As it is compared: without the order that nobody promises (a map's pairs stay
-/// together, as RESP3 has them).
+/// The reply for comparison: without an order that is not guaranteed (a map's pairs stay
+/// together, as in RESP3).
 fn shown(value: &Value, ordered: bool) -> String {
     match value {
         Value::Array(values) | Value::Set(values) if !ordered => {
@@ -309,14 +308,14 @@ fn shown(value: &Value, ordered: bool) -> String {
         }
         other => other.to_string(),
     }
-    // The limit that a string is held to is another, and the error names it.
+    // The limits of a string's size differ, and the error names them.
     .replace(
         "(max_write_size; the configuration file changes it, at a restart)",
         "(proto-max-bulk-len)",
     )
 }
 
-/// The last commands before a difference.
+/// The last commands before a difference, for the report.
 fn history(before: &[Drawn], commands: &[Drawn]) -> String {
     let all: Vec<String> =
         before.iter().chain(commands).map(|(words, _)| format!("{words:?}")).collect();

@@ -1,5 +1,5 @@
-//! Faults that an operator meets: a damaged log, a damaged partition, a port or a
-//! directory or a configuration that is not usable.
+//! Faults at the operator's level: a damaged log, a damaged partition, an unusable port,
+//! directory or configuration.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,10 +7,10 @@ use std::process::Command;
 use integration::cluster::Cluster;
 use integration::{Client, CommandOutput, Server, Value, binary, bridle, files, within};
 
-/// Keys written before each fault of the log.
+/// Number of keys written before each fault of the log.
 const KEYS: usize = 200;
 
-/// A server with a small log, so that looking at its files is quick.
+/// A server with a small log, so that reading its files is fast.
 fn small() -> integration::ServerBuilder {
     Server::builder().flag("set", "raft_log.segment_size=1MiB")
 }
@@ -19,8 +19,8 @@ fn value(n: usize) -> String {
     format!("the-value-of-key-{n:05}-is-this")
 }
 
-/// Writes the keys, each on its own, and kills the server: so all are in the log, and in
-/// the log only. Returns the log's file and its bytes.
+/// Writes the keys one by one and kills the server, so that all are in the log only.
+/// Returns the log's file and its bytes.
 fn written_and_killed(server: &mut Server) -> (PathBuf, Vec<u8>) {
     let mut client = server.client();
     for n in 0..KEYS {
@@ -40,13 +40,13 @@ fn position(bytes: &[u8], text: &str) -> Option<usize> {
     bytes.windows(text.len()).position(|window| window == text.as_bytes())
 }
 
-/// Where the log has the value of a key.
+/// Offset of a key's value in the log.
 fn place(bytes: &[u8], n: usize) -> usize {
     position(bytes, &value(n)).expect("the log has every write")
 }
 
-/// The directory of a partition: its table's number, its own, and its replica's, which is
-/// whatever it was given.
+/// The directory of a partition: the numbers of its table, of the partition, and of its
+/// replica, which may be any.
 fn partition(server: &Server, prefix: &str) -> PathBuf {
     let tables =
         std::fs::read_dir(server.dir().join("tables")).expect("the partitions' directories");
@@ -71,13 +71,15 @@ fn damage_largest_table(directory: &Path) {
     std::fs::write(largest, bytes).expect("damage the table file");
 }
 
-/// The number that follows `before` in a text.
+/// The number after `before` in a text.
 fn number_after(text: &str, before: &str) -> usize {
     let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before:?} in: {text}"));
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().unwrap_or_else(|_| panic!("no number after {before:?} in: {text}"))
 }
 
+/// A flipped byte in a record before the last one stops the start, and the files stay
+/// untouched.
 #[test]
 fn a_corrupt_log_record_is_refused_by_file_and_offset() {
     let mut server = small().start();
@@ -89,18 +91,18 @@ fn a_corrupt_log_record_is_refused_by_file_and_offset() {
 
     let mut refused = small().dir(server.dir()).spawn();
     assert!(!refused.wait().success(), "a damaged log was served");
-    let said = refused.output();
-    let line = said
+    let output = refused.output();
+    let line = output
         .lines()
         .find(|line| line.contains("damaged"))
-        .unwrap_or_else(|| panic!("nothing is said of the damage:\n{said}"));
+        .unwrap_or_else(|| panic!("nothing is said of the damage:\n{output}"));
     assert!(line.contains(&log.display().to_string()), "{line}");
     let offset = number_after(line, "at byte ");
     assert!(
         place(&whole, 49) < offset && offset < flipped,
         "byte {flipped} was flipped, and byte {offset} is named: {line}"
     );
-    assert!(!said.contains("panicked"), "{said}");
+    assert!(!output.contains("panicked"), "{output}");
     assert_eq!(std::fs::read(&log).expect("read the log"), damaged, "the damaged file was changed");
 
     std::fs::write(&log, &whole).expect("repair the log");
@@ -110,6 +112,7 @@ fn a_corrupt_log_record_is_refused_by_file_and_offset() {
     assert_eq!(client.run("GET key:50"), Value::bulk(&value(50)));
 }
 
+/// All records before it are kept.
 #[test]
 fn a_torn_last_record_is_truncated_with_a_warning() {
     let mut server = small().start();
@@ -118,11 +121,11 @@ fn a_torn_last_record_is_truncated_with_a_warning() {
     bytes[last + 5..].fill(0);
     std::fs::write(&log, &bytes).expect("tear the log");
     server.restart();
-    let said = server.output();
-    let line = said
+    let output = server.output();
+    let line = output
         .lines()
         .find(|line| line.contains("torn"))
-        .unwrap_or_else(|| panic!("nothing is said of the torn tail:\n{said}"));
+        .unwrap_or_else(|| panic!("nothing is said of the torn tail:\n{output}"));
     assert!(line.contains("WARN") && line.contains(&log.display().to_string()), "{line}");
     let offset = number_after(line, "offset=");
     assert!(
@@ -134,9 +137,9 @@ fn a_torn_last_record_is_truncated_with_a_warning() {
         assert_eq!(client.run(&format!("GET key:{n}")), Value::bulk(&value(n)));
     }
     assert_eq!(client.run(&format!("GET key:{}", KEYS - 1)), Value::Nil);
-    // And the log goes on where it was cut.
+    // The log continues where it was truncated.
     assert_eq!(client.run("SET after cut"), Value::ok());
-    let warnings = said.matches("torn").count();
+    let warnings = output.matches("torn").count();
     server.restart();
     assert_eq!(server.client().run("GET after"), Value::bulk("cut"));
     assert_eq!(server.output().matches("torn").count(), warnings, "cut once is cut");
@@ -190,6 +193,7 @@ fn a_damaged_partition_is_reported_and_other_tables_serve() {
     assert_eq!(client.run("GET key"), Value::bulk("1"), "nothing of it was lost meanwhile");
 }
 
+/// The status names the damaged partition, which accepts no writes.
 #[test]
 fn damage_found_at_runtime_is_reported_and_stops_writes() {
     let mut server = small().start();
@@ -217,6 +221,7 @@ fn damage_found_at_runtime_is_reported_and_stops_writes() {
     assert_eq!(client.run("INCR other"), Value::Int(2));
 }
 
+/// The replica is rebuilt from its leader.
 #[test]
 fn a_damaged_replica_is_rebuilt_without_client_errors() {
     let mut cluster = Cluster::builder().partitions(1).start();
@@ -270,10 +275,10 @@ fn a_damaged_replica_is_rebuilt_without_client_errors() {
     );
 }
 
-/// What a start that must fail says.
+/// The output of a start that must fail.
 fn refused(words: &[&str]) -> String {
-    let CommandOutput { fine, out, error } = bridle(&[&["standalone"], words].concat());
-    assert!(!fine && out.is_empty(), "{words:?} was not refused: {out}");
+    let CommandOutput { success, out, error } = bridle(&[&["standalone"], words].concat());
+    assert!(!success && out.is_empty(), "{words:?} was not refused: {out}");
     assert_eq!(
         error.lines().filter(|line| line.starts_with("bridle: ")).count(),
         1,
@@ -302,11 +307,12 @@ fn a_taken_port_is_named_and_its_server_is_undisturbed() {
         "{error}"
     );
     assert_eq!(server.client().run("PING"), Value::Status("PONG".into()));
-    // The directory that was taken for the failed starts is free.
+    // The directory of the failed starts is not locked any more.
     let other = small().dir(&dir.path().join("data")).start();
     assert_eq!(other.client().run("PING"), Value::Status("PONG".into()));
 }
 
+/// The start fails before it creates anything.
 #[test]
 fn an_invalid_configuration_is_refused_with_its_line() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -390,7 +396,7 @@ fn a_stop_during_the_start_is_obeyed_and_harmless() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .expect("the binary starts");
-        // Its port is open from the very beginning, long before its data is.
+        // The port is open from the start on, long before the data.
         integration::within(30, "the port is bound", || Client::connect(server.port).is_ok());
         Command::new("kill")
             .args(["-s", "TERM", &child.id().to_string()])

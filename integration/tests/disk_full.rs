@@ -1,9 +1,8 @@
-//! A full disk: writes are refused with Redis's MISCONF, reads go on, nothing dies, and
-//! when space returns writes go on by themselves.
+//! A full disk: writes are refused with Redis's MISCONF, reads succeed, no process ends,
+//! and writes resume automatically when there is space again.
 //!
-//! The disk is a small tmpfs in a mount namespace of its own (Linux, root or user
-//! namespaces); the test runs itself again inside, and says so when the system allows
-//! nobody to mount.
+//! The disk is a small tmpfs in a mount namespace (Linux, root or user namespaces); the
+//! test runs itself again inside, and prints a note where mounting is not permitted.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,11 +12,10 @@ use integration::{Client, Server, ServerBuilder, Value, within};
 
 /// The mount point; set in the run inside the namespace.
 const INSIDE: &str = "BRIDLE_TEST_SMALL_DISK";
-/// Bytes of a value; with these, the disk is full after some hundred writes.
+/// Size of a value: the disk is full after some hundred writes.
 const VALUE_BYTES: usize = 100_000;
 
-/// Runs the named test again with a disk of 256 MB, and says whether this is that second
-/// run.
+/// Runs the named test again with a disk of 256 MB; true in that second run.
 fn small_disk(test: &str) -> Option<PathBuf> {
     if let Some(disk) = std::env::var_os(INSIDE) {
         return Some(disk.into());
@@ -45,12 +43,12 @@ fn small_disk(test: &str) -> Option<PathBuf> {
         .env(INSIDE, disk.path())
         .output()
         .expect("unshare ran a moment ago");
-    let said = [inner.stdout, inner.stderr].concat();
-    assert!(inner.status.success(), "{}", String::from_utf8_lossy(&said));
+    let output = [inner.stdout, inner.stderr].concat();
+    assert!(inner.status.success(), "{}", String::from_utf8_lossy(&output));
     None
 }
 
-/// A server with everything small, on the small disk.
+/// A server with small settings on the small disk.
 fn server(disk: &Path) -> ServerBuilder {
     Server::builder()
         .dir(&disk.join("data"))
@@ -65,7 +63,7 @@ fn fill(disk: &Path) -> PathBuf {
     ballast
 }
 
-/// Takes what has become free.
+/// Fills the space that has become free.
 fn fill_up(ballast: &Path) {
     let mut file = std::fs::File::options()
         .create(true)
@@ -77,7 +75,7 @@ fn fill_up(ballast: &Path) {
     }
 }
 
-/// A value that does not compress, and differs by key.
+/// An incompressible value that depends on the key.
 fn value(n: usize) -> Vec<u8> {
     let mut state = (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut noise = Vec::with_capacity(VALUE_BYTES);
@@ -95,10 +93,10 @@ fn set(client: &mut Client, n: usize) -> Value {
     client.call(&[b"SET", format!("key:{n}").as_bytes(), &value(n)]).expect("the server lives")
 }
 
-/// Writes keys from `from` on until they are refused for good, in Redis's manner; how
-/// many are acknowledged in all. A compaction or a flush may give some space back after a
-/// first refusal. The one write that is under way while the last byte goes may have an
-/// unknown outcome; it is to be told so, and soon.
+/// Writes keys from `from` on until they are refused permanently, with Redis's error;
+/// returns the number of acknowledged writes. A compaction or a flush may free some space
+/// after a first refusal. The write in flight when the last byte is used may have an
+/// unknown outcome; its reply must say so, and soon.
 fn write_until_refused(client: &mut Client, from: usize) -> usize {
     let (mut n, mut refused) = (from, None::<Instant>);
     while refused.is_none_or(|since| since.elapsed() < Duration::from_secs(2)) {
@@ -114,8 +112,8 @@ fn write_until_refused(client: &mut Client, from: usize) -> usize {
             reply => {
                 assert_eq!(reply, Value::ok());
                 (n, refused) = (n + 1, None);
-                // The disk is looked at four times a second: the writer is to stay within
-                // the reserve until then.
+                // The server checks the disk four times a second: the writer must stay
+                // within the reserve until then.
                 std::thread::sleep(Duration::from_millis(4));
             }
         }
@@ -135,7 +133,7 @@ fn check_all(client: &mut Client, acknowledged: usize) {
     }
 }
 
-/// Everything but writing works.
+/// All commands but writes succeed.
 fn reads_go_on(server: &Server, acknowledged: usize) {
     let mut client = server.client();
     assert_eq!(client.run("PING"), Value::Status("PONG".into()));
@@ -146,7 +144,7 @@ fn reads_go_on(server: &Server, acknowledged: usize) {
     let (ready, why) = server.page("/health/ready");
     match ready {
         503 => assert!(!why.is_empty()),
-        // A compaction that was late has given space back: then it is so.
+        // A late compaction may have freed space.
         _ => assert_eq!(client.run("SET late 1"), Value::ok(), "{ready} {why}"),
     }
     assert_eq!(server.page("/health/live").0, 200);
@@ -162,12 +160,13 @@ fn writes_return(client: &mut Client, n: usize) {
     });
 }
 
+/// Writes fill the disk; after files are deleted by hand, writes resume.
 #[test]
 fn a_full_disk_loses_nothing_and_freed_space_resumes_writes() {
     let Some(disk) = small_disk("a_full_disk_loses_nothing_and_freed_space_resumes_writes") else {
         return;
     };
-    // Something of the operator's own that can be cleared away later.
+    // A file of the operator that can be deleted later.
     std::fs::write(disk.join("something"), vec![1; 150 << 20]).expect("the disk is empty");
     let mut server = server(&disk).start();
     let mut client = server.client();
@@ -181,17 +180,17 @@ fn a_full_disk_loses_nothing_and_freed_space_resumes_writes() {
             "{command}: {reply:?}"
         );
     }
-    // Another table has a store of its own: what a failed compaction gave back may do for
-    // it.
+    // Another table has its own store, for which the space freed by a failed compaction
+    // may suffice.
     let reply = client.run("SET in-a-new-table 1");
     assert!(reply == Value::ok() || reply.text().starts_with("MISCONF "), "{reply:?}");
     reads_go_on(&server, acknowledged);
 
-    // The state survives a crash in it.
+    // The state survives a crash.
     server.restart();
     reads_go_on(&server, acknowledged);
     let mut client = server.client();
-    // The start may have given a little space back.
+    // The start may have freed a little space.
     let acknowledged = write_until_refused(&mut client, acknowledged);
     check_all(&mut client, acknowledged);
 
@@ -203,6 +202,7 @@ fn a_full_disk_loses_nothing_and_freed_space_resumes_writes() {
     assert!(!server.output().contains("panicked"), "{}", server.output());
 }
 
+/// Another process fills the disk to the last byte under load.
 #[test]
 fn a_disk_filled_by_another_process_loses_nothing() {
     let Some(disk) = small_disk("a_disk_filled_by_another_process_loses_nothing") else {
@@ -219,7 +219,8 @@ fn a_disk_filled_by_another_process_loses_nothing() {
     std::fs::remove_file(ballast).expect("make room");
     writes_return(&mut client, acknowledged);
 
-    // Full to the last byte again; killed in that state; and started in it.
+    // The disk is filled to the last byte again; the server is killed and restarted in
+    // that state.
     let ballast = fill(&disk);
     let acknowledged = write_until_refused(&mut client, acknowledged + 1);
     server.kill();
@@ -236,8 +237,8 @@ fn a_disk_filled_by_another_process_loses_nothing() {
     assert!(!server.output().contains("panicked"), "{}", server.output());
 }
 
-/// RocksDB needs some bytes to open. Where there is not one, a start fails, and names the
-/// reason; it must not serve half of what there is.
+/// RocksDB needs some bytes to open. Without any, the start fails with the reason; it
+/// must not serve a part of the data.
 fn serves_or_says_why(disk: &Path) {
     let mut server = server(disk).spawn();
     let reads =
@@ -249,11 +250,11 @@ fn serves_or_says_why(disk: &Path) {
     });
     if !serves {
         assert!(!server.wait().success());
-        let said = server.output();
-        let why = said
+        let output = server.output();
+        let why = output
             .lines()
             .find(|line| line.starts_with("bridle: "))
-            .unwrap_or_else(|| panic!("it does not say why it ended:\n{said}"));
+            .unwrap_or_else(|| panic!("it does not say why it ended:\n{output}"));
         assert!(why.contains("the disk is full") || why.contains("no space left"), "{why}");
     }
 }

@@ -1,13 +1,11 @@
-//! What "always" promises happens: the fsync comes before the reply; and the directory is
-//! guarded.
+//! Durability "always": the fsync precedes the reply; and the data directory is guarded.
 
 use std::path::Path;
 use std::process::Command;
 
 use integration::{Server, Value};
 
-/// One system call as strace prints it: when it began, its name, its arguments, its
-/// result.
+/// A system call as printed by strace: start, name, arguments, result.
 struct Call {
     began: f64,
     took: f64,
@@ -15,14 +13,14 @@ struct Call {
     line: String,
 }
 
-/// Parses `strace -f -ttt -T` output; calls that another thread interrupted are put
-/// together again.
+/// Parses the output of `strace -f -ttt -T`, and joins calls that were interrupted by
+/// other threads.
 fn calls(file: &Path) -> Vec<Call> {
     let text = std::fs::read_to_string(file).expect("strace wrote its file");
     let mut unfinished = std::collections::HashMap::<String, (f64, String)>::new();
     let mut calls = Vec::new();
     for line in text.lines() {
-        // The thread's number is padded: short ones have more than one blank behind them.
+        // Thread ids are padded: several blanks may follow.
         let Some((thread, rest)) = line.split_once(' ') else { continue };
         let Some((stamp, rest)) = rest.trim_start().split_once(' ') else { continue };
         let mut began =
@@ -49,8 +47,8 @@ fn calls(file: &Path) -> Vec<Call> {
     calls
 }
 
-/// Starts a server under strace, does `SET marker-<n>` a few times and returns the calls
-/// seen.
+/// Starts a server under strace, executes `SET marker-<n>` a few times, and returns the
+/// system calls.
 fn traced(durability: &str, writes: usize) -> Vec<Call> {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("trace");
@@ -76,14 +74,14 @@ fn traced(durability: &str, writes: usize) -> Vec<Call> {
             Value::ok()
         );
     }
-    // The process traced is strace's child: end it by its own command.
+    // The traced process is strace's child: it is stopped by a command.
     client.send(&["SHUTDOWN", "NOSAVE"]).expect("a live server");
     server.wait();
     calls(&file)
 }
 
-/// For each marked write: was there a sync that began after the command was read and
-/// ended before the reply was sent?
+/// For each marked write: true if a sync began after the command was read and ended
+/// before the reply was sent.
 fn synced_before_reply(calls: &[Call], writes: usize) -> Vec<bool> {
     (0..writes)
         .map(|n| {
@@ -115,7 +113,7 @@ fn with_always_the_fsync_ends_before_the_reply_begins() {
 
 #[test]
 fn with_os_no_reply_waits_for_an_fsync() {
-    // The same test on a server that promises less: it must be able to tell.
+    // The same test on a server with a weaker durability: it must tell the difference.
     let calls = traced("os", 20);
     let synced = synced_before_reply(&calls, 20).into_iter().filter(|synced| *synced).count();
     assert!(synced <= 2, "{synced} of 20 replies came after an fsync");
@@ -126,8 +124,8 @@ fn a_second_process_on_the_same_directory_is_refused() {
     let server = Server::start();
     let mut second = Server::builder().dir(server.dir()).spawn();
     assert!(!second.wait().success());
-    let said = second.output();
-    assert!(said.contains("in use") || said.contains("another process"), "{said}");
+    let output = second.output();
+    assert!(output.contains("in use") || output.contains("another process"), "{output}");
     assert_eq!(server.client().run("PING"), Value::Status("PONG".into()));
 }
 
@@ -137,8 +135,8 @@ fn a_directory_of_another_cluster_is_refused() {
     server.stop();
     let mut other = Server::builder().dir(server.dir()).config("[cluster]\nname = \"two\"").spawn();
     assert!(!other.wait().success());
-    let said = other.output();
-    assert!(said.contains("one") && said.contains("two"), "{said}");
+    let output = other.output();
+    assert!(output.contains("one") && output.contains("two"), "{output}");
 }
 
 #[test]
@@ -155,7 +153,7 @@ fn a_graceful_stop_keeps_everything() {
     assert_eq!(client.run("GET key:999"), Value::bulk("999"));
 }
 
-/// Files of the server's directory whose name ends so, largest first.
+/// Files of the server's directory with this suffix, largest first.
 fn files(dir: &Path, ending: &str) -> Vec<std::path::PathBuf> {
     let output = Command::new("find")
         .arg(dir)
@@ -168,6 +166,7 @@ fn files(dir: &Path, ending: &str) -> Vec<std::path::PathBuf> {
     found
 }
 
+/// The report names the file, and its content is never returned as data.
 #[test]
 fn a_corrupt_table_file_is_reported_and_never_read() {
     let mut server = Server::start();
@@ -196,7 +195,7 @@ fn a_corrupt_table_file_is_reported_and_never_read() {
     assert!(server.output().contains(&name), "the log does not name {name}:\n{}", server.output());
 }
 
-/// strace at work on a server that runs; it lets go of it when it is dropped.
+/// strace attached to a running server; detached on drop.
 struct Traced(std::process::Child);
 
 impl Drop for Traced {
@@ -211,7 +210,7 @@ fn pages_do_not_wait_for_a_stalled_disk() {
     let server = Server::builder().start();
     server.client().run("SET k v");
     assert_eq!((server.page("/health/ready").0, server.page("/metrics").0), (200, 200));
-    // Each look at the file system takes ten seconds.
+    // Each call of statfs takes ten seconds.
     let inject = "inject=statfs,fstatfs:delay_enter=10000000";
     let mut strace = std::process::Command::new("strace");
     strace.args([

@@ -1,12 +1,12 @@
-//! What a process without replicas says of durability is what the servers with replicas
-//! do, and WAITAOF has them do it.
+//! A process without replicas reports the durability of the storage servers, and WAITAOF
+//! makes them fsync.
 
 use std::time::{Duration, Instant};
 
 use integration::cluster::Cluster;
 use integration::{Client, Value};
 
-/// Fsyncs of a process's log so far.
+/// Number of fsyncs of a process's log.
 fn fsyncs(cluster: &Cluster, number: usize) -> u64 {
     let page = cluster.page(number, "/metrics").1;
     let count = page.lines().find_map(|line| line.strip_prefix("bridle_log_fsyncs_total "));
@@ -23,8 +23,7 @@ fn disks(client: &mut Client, words: &str) -> (i64, i64) {
     }
 }
 
-/// Two nodes leave it to the operating system, one syncs now and then, and the proxy is
-/// told "always".
+/// Two nodes have durability "os", one "interval", and the proxy "always".
 #[test]
 fn a_proxy_reports_durability_and_waitaof_syncs_the_storage() {
     let builder = Cluster::builder().partitions(1).durability("os").proxies(1);
@@ -38,20 +37,21 @@ fn a_proxy_reports_durability_and_waitaof_syncs_the_storage() {
     assert_eq!(client.setting("appendfsync"), "no");
     assert_eq!(cluster.admin(3, &["status"])["durability"], "os");
     let nodes = cluster.admin(3, &["nodes"]);
-    let said = |number: usize| {
+    let output = |number: usize| {
         nodes
             .as_array()
             .expect("a list")
             .iter()
             .find(|node| node["address"] == cluster.address(number).as_str())
     };
-    let words: Vec<_> =
-        (0..4).map(|number| said(number).expect("it is there")["durability"].to_string()).collect();
+    let words: Vec<_> = (0..4)
+        .map(|number| output(number).expect("it is there")["durability"].to_string())
+        .collect();
     assert_eq!(words, ["\"os\"", "\"os\"", "\"interval\"", "null"]);
     assert!(
-        cluster.said(3).contains("storage servers differ in durability"),
+        cluster.output(3).contains("storage servers differ in durability"),
         "{}",
-        cluster.said(3)
+        cluster.output(3)
     );
 
     assert_eq!(client.run("SET a 1"), Value::ok());
@@ -64,12 +64,12 @@ fn a_proxy_reports_durability_and_waitaof_syncs_the_storage() {
     assert_eq!(disks(&mut client, "WAITAOF 1 2 10000"), (1, 2));
     let after = [0, 1].map(|number| fsyncs(&cluster, number));
     assert!(after[0] > before[0] && after[1] > before[1], "{before:?} {after:?}");
-    // By a node, wherever the leader is.
+    // Through a node, wherever the leader is.
     let mut near = cluster.client(0).expect("a connection");
     assert_eq!(near.run("SET b 1"), Value::ok());
     assert_eq!(disks(&mut near, "WAITAOF 1 1 10000"), (1, 1));
 
-    // Nobody there to sync: nothing is claimed, and the wait ends when it is to end.
+    // No server can sync: none is counted, and the wait ends at its timeout.
     assert_eq!(client.run("SET a 4"), Value::ok());
     (0..3).for_each(|number| cluster.freeze(number));
     let began = Instant::now();

@@ -1,5 +1,5 @@
-//! Time to live as clients see it: to the millisecond, for keys and for fields, over
-//! crashes, over clocks that step back, and over failovers to clocks that differ.
+//! Expiry as clients see it: exact to the millisecond, for keys and fields, across
+//! crashes, clock steps, and failovers between clocks that differ.
 
 use std::process::Command;
 use std::thread::sleep;
@@ -19,10 +19,10 @@ fn server_ms(client: &mut Client) -> i64 {
     number(&time[0]) * 1000 + number(&time[1]) / 1000
 }
 
-/// Reads in a tight loop until the value is gone. `read` says whether it is there. The
-/// server's time before and after each read must agree with it: there as long as the
-/// clock after the read had not passed `at_ms`, and gone from the moment the clock before
-/// it had. Returns how often it was there.
+/// Reads in a tight loop until the value is gone; `read` tells whether it exists. The
+/// server's time before and after each read must agree: the value exists while the clock
+/// after the read has not passed `at_ms`, and is gone once the clock before the read has.
+/// Returns the number of reads that found it.
 fn watch_it_go(client: &mut Client, at_ms: i64, mut read: impl FnMut(&mut Client) -> bool) -> u32 {
     let (mut there, deadline) = (0, Instant::now() + Duration::from_secs(10));
     loop {
@@ -64,13 +64,15 @@ fn a_key_expires_exactly_at_its_millisecond() {
             assert_eq!(client.run(&format!("{command} key:{n}")), Value::Int(gone), "{command}");
         }
         assert_eq!(client.run(&format!("TYPE key:{n}")), Value::Status("none".into()));
-        // A write to what has expired begins anew.
+        // A write to an expired key creates a new one.
         assert_eq!(client.run(&format!("INCR key:{n}")), Value::Int(1));
         assert_eq!(client.run(&format!("PTTL key:{n}")), Value::Int(-1));
     }
     assert!(seen > 20, "the reads were too slow to show anything: {seen}");
 }
 
+/// The field is visible until its millisecond, and then gone from every command and
+/// count.
 #[test]
 fn a_field_expires_exactly_at_its_millisecond() {
     let server = small().start();
@@ -94,11 +96,12 @@ fn a_field_expires_exactly_at_its_millisecond() {
             1 => watch_it_go(&mut client, at_ms, |client| {
                 client.run(&format!("HLEN {row}")) == Value::Int(2)
             }),
-            _ => watch_it_go(
-                &mut client,
-                at_ms,
-                |client| matches!(client.run(&format!("HGETALL {row}")), Value::Array(pairs) if pairs.len() == 4),
-            ),
+            _ => watch_it_go(&mut client, at_ms, |client| {
+                match client.run(&format!("HGETALL {row}")) {
+                    Value::Array(pairs) => pairs.len() == 4,
+                    _ => false,
+                }
+            }),
         };
         assert_eq!(client.run(&format!("HLEN {row}")), Value::Int(1));
         assert_eq!(
@@ -114,7 +117,7 @@ fn a_field_expires_exactly_at_its_millisecond() {
             client.run(&format!("HPTTL {row} FIELDS 2 going staying")),
             Value::Array(vec![Value::Int(-2), Value::Int(-1)])
         );
-        // With its last field the hash goes.
+        // A hash without fields is deleted.
         client.run(&format!("HPEXPIRE {row} 30 FIELDS 1 staying"));
         within(5, "the hash goes", || client.run(&format!("EXISTS {row}")) == Value::Int(0));
         assert_eq!(client.run(&format!("TYPE {row}")), Value::Status("none".into()));
@@ -161,7 +164,7 @@ fn keys_that_expire_during_downtime_are_gone_at_restart() {
         } else {
             assert!(server.stop().success());
         }
-        // It is the wall clock that is waited for here.
+        // This waits for the wall clock.
         sleep(Duration::from_millis(350));
         server.restart();
         let mut client = server.client();
@@ -180,8 +183,8 @@ fn keys_that_expire_during_downtime_are_gone_at_restart() {
     }
 }
 
-/// Steps the wall clock of a process by the seconds that a file says: preloaded, it
-/// stands before libc's own clock.
+/// Steps the wall clock of a process by the seconds in a file: a preloaded library that
+/// replaces libc's clock.
 const STEPPED_CLOCK: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -204,15 +207,14 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
 }
 "#;
 
-/// A wall clock that a test sets, for a server that is started under it.
+/// A wall clock that a test controls, for a server.
 struct SteppedClock {
     dir: tempfile::TempDir,
     environment: [String; 2],
 }
 
 impl SteppedClock {
-    /// Builds it with the C compiler that built RocksDB; where the tests run without one,
-    /// there is none.
+    /// Builds the library with the C compiler; `None` where there is no compiler.
     fn build(seconds: i64) -> Option<SteppedClock> {
         let dir = tempfile::tempdir().expect("a directory");
         let (source, library, offset) =
@@ -235,13 +237,13 @@ impl SteppedClock {
         Some(clock)
     }
 
-    /// From now on it is so many seconds ahead.
+    /// Sets the clock ahead by this many seconds.
     fn step(&self, seconds: i64) {
         std::fs::write(self.dir.path().join("offset"), seconds.to_string())
             .expect("write the offset");
     }
 
-    /// What a server is started under.
+    /// The command line prefix of the server.
     fn words(&self) -> Vec<&str> {
         ["env"].into_iter().chain(self.environment.iter().map(String::as_str)).collect()
     }
@@ -271,19 +273,19 @@ fn a_clock_that_steps_back_never_revives_a_key() {
             assert_eq!(client.run("HGET hash gone"), Value::Nil);
             assert_eq!(client.run("INCR writes"), Value::Int(round * 50 + n + 1));
         }
-        // And a key written now does not live an hour longer than it was given.
+        // A key written now does not live an hour longer than its TTL.
         client.run("SET short x PX 100");
         assert!((0..=100).contains(&client.run("PTTL short").int()));
         assert!(client.run("PEXPIRETIME short").int() > before, "stamps do not run backwards");
         assert_eq!(client.run("EXISTS staying"), Value::Int(1));
-        // The dead are not revived by a restart under the wrong clock, either.
+        // A restart under the wrong clock does not revive expired keys either.
         server.restart();
         client = server.client();
     }
 }
 
-/// What was stamped under a clock a day ahead does not stop time under the right one,
-/// neither where it is corrected nor after a restart.
+/// Stamps of a clock that was a day ahead do not stop time under the right clock, neither
+/// at runtime nor after a restart.
 #[test]
 fn a_clock_that_was_ahead_does_not_stop_time() {
     let Some(clock) = SteppedClock::build(86_400) else { return };
@@ -295,7 +297,11 @@ fn a_clock_that_was_ahead_does_not_stop_time() {
         assert_eq!(client.run(&format!("SET short:{round} x PX 500")), Value::ok());
         within(5, "time goes on", || client.run(&format!("GET short:{round}")) == Value::Nil);
         let (status, ready) = server.page("/health/ready");
-        assert_eq!((status, ready.contains("clock: keys' time is 86")), (200, true), "{ready}");
+        assert_eq!(
+            (status, ready.contains("clock: the expiry clock is 86")),
+            (200, true),
+            "{ready}"
+        );
         let page = server.page("/metrics").1;
         let ahead = page
             .lines()
@@ -304,7 +310,7 @@ fn a_clock_that_was_ahead_does_not_stop_time() {
         assert!((86_000.0..86_500.0).contains(&ahead.parse::<f64>().expect("a number")), "{ahead}");
         server.restart();
     }
-    // A jump ahead is not taken over at once, and says so.
+    // A jump ahead is followed gradually, and reported.
     let mut client = server.client();
     client.run("SET long x PX 3600000");
     clock.step(3 * 86_400);
@@ -313,9 +319,9 @@ fn a_clock_that_was_ahead_does_not_stop_time() {
     assert!(ready.contains("behind the wall clock"), "{ready}");
 }
 
-/// Clocks of a cluster's nodes, seconds off.
+/// Offsets of the nodes' clocks, seconds.
 const OFF: [i64; 3] = [0, 2, -2];
-/// The most that two of them differ.
+/// The maximum difference of two clocks.
 const SKEW_MS: i64 = 4_000;
 
 #[test]
@@ -345,8 +351,8 @@ fn failover_with_clock_skew_never_revives_a_key() {
         assert_eq!(client.run(&format!("SET life:{round} x PX {LIFE_MS}")), Value::ok());
         lives.push((round, began));
         assert_eq!(client.run(&format!("SET short:{round} x PX 50")), Value::ok());
-        // Where a faster clock has led, time stands still for a while: it does not run
-        // back.
+        // After a leader with a faster clock, time stands still for a while: it does not
+        // run back.
         within(10, "it expires", || client.run(&format!("GET short:{round}")) == Value::Nil);
         match is_killed {
             true => cluster.kill(leader),

@@ -1,5 +1,4 @@
-//! How long clients wait when a leader goes: killed, asked to stop, told to hand over,
-//! frozen.
+//! Waiting times of clients when a leader is killed, stopped, transferred or frozen.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +8,7 @@ use integration::cluster::Cluster;
 use integration::workload::{Rng, seed};
 use integration::{Client, Value, within};
 
-/// How many leaders are killed; `BRIDLE_KILLS` for another number.
+/// Default number of leader kills; `BRIDLE_KILLS` sets another.
 fn kills() -> usize {
     std::env::var("BRIDLE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(25)
 }
@@ -19,7 +18,7 @@ fn cluster() -> Cluster {
     Cluster::builder().partitions(1).start()
 }
 
-/// Who leads the one partition, once somebody does and all agree.
+/// The leader of the partition, once all processes agree on one.
 fn leader(cluster: &Cluster) -> usize {
     let mut found = None;
     within(30, "somebody leads", || {
@@ -33,8 +32,8 @@ fn leader(cluster: &Cluster) -> usize {
     found.expect("just found")
 }
 
-/// Writes until it is acknowledged. Every command is answered by then, or the connection
-/// ended.
+/// Writes until a write is acknowledged. Every command gets a reply, or the connection
+/// ends.
 fn write_until_acknowledged(
     cluster: &Cluster,
     through: usize,
@@ -44,8 +43,9 @@ fn write_until_acknowledged(
     let began = Instant::now();
     let mut errors = Vec::new();
     loop {
-        let said = cluster.client(through).and_then(|mut client| client.call(&["SET", key, value]));
-        match said {
+        let output =
+            cluster.client(through).and_then(|mut client| client.call(&["SET", key, value]));
+        match output {
             Ok(Value::Status(_)) => return (began.elapsed(), errors),
             Ok(other) => errors.push(other.text()),
             Err(error) => errors.push(error.to_string()),
@@ -67,14 +67,14 @@ fn clients_write_within_three_seconds_of_a_leader_kill() {
     for kill in 0..kills() {
         let victim = leader(&cluster);
         let through = (victim + 1 + rng.below(2) as usize) % 3;
-        // Kills come at any moment between two heartbeats.
+        // Kills happen at any time between two heartbeats.
         std::thread::sleep(Duration::from_millis(rng.below(400)));
         cluster.kill(victim);
         let (wait, errors) =
             write_until_acknowledged(&cluster, through, "failover", &kill.to_string());
         told += usize::from(!errors.is_empty());
         waits.push(wait);
-        // The next kill must find a cluster that can bear it.
+        // The cluster must be complete before the next kill.
         cluster.launch(victim);
         cluster.wait_until_serving();
         let read = cluster.client(victim).expect("it serves").run("GET failover");
@@ -100,14 +100,13 @@ fn clients_write_within_three_seconds_of_a_leader_kill() {
     assert!(p99 < Duration::from_secs(3), "p99 is {p99:?}");
 }
 
-/// Heartbeats are rarer where nobody asks for anything, so it takes a second longer, and
-/// no more.
+/// A quiescent group sends fewer heartbeats, so its failover takes up to a second longer.
 #[test]
 fn a_quiescent_group_fails_over_within_three_seconds() {
     let mut cluster = cluster();
     let victim = leader(&cluster);
     assert!(write_until_acknowledged(&cluster, victim, "rest", "before").1.is_empty());
-    // After five seconds without a request its leader is at rest.
+    // After five seconds without a request the group is quiescent.
     std::thread::sleep(Duration::from_secs(7));
     assert_eq!(leader(&cluster), victim, "nobody had a reason to lead in its stead");
     cluster.kill(victim);
@@ -116,8 +115,8 @@ fn a_quiescent_group_fails_over_within_three_seconds() {
     assert!(wait < Duration::from_secs(3), "{wait:?}");
 }
 
-/// Writes through one proxy, beginning before something happens and ending after it; the
-/// longest wait, and every error.
+/// Writes through one proxy from before an event until after it; returns the longest wait
+/// and all errors.
 fn hammer(address: SocketAddr, meanwhile: impl FnOnce()) -> (Duration, u64, Vec<String>) {
     let stop = AtomicBool::new(false);
     let work = || {
@@ -167,8 +166,8 @@ fn a_leader_transfer_is_barely_noticed() {
     assert!(waits[waits.len() - 1] <= Duration::from_millis(200), "{waits:?}");
     let counted = cluster.client(0).expect("it serves").run("GET hammered").text();
     assert_eq!(counted, total.to_string(), "each INCR was acknowledged once, and counted once");
-    // Each is a line on both sides, which says why.
-    let logs: String = (0..3).map(|number| cluster.said(number)).collect();
+    // Each transfer is logged on both sides, with its reason.
+    let logs: String = (0..3).map(|number| cluster.output(number)).collect();
     let lines = |what: &str, why: &str| {
         logs.lines().filter(|line| line.contains(what) && line.contains(why)).count()
     };
@@ -205,14 +204,15 @@ fn a_frozen_leader_answers_no_stale_read_after_resuming() {
         let frozen = leader(&cluster);
         let through = (frozen + 1) % 3;
         cluster.client(frozen).expect("it serves").run(&format!("SET frozen {round}:old"));
-        // Reads that wait in its socket are answered the moment it goes on: the most
-        // dangerous ones.
+        // Reads that wait in the socket are answered when it resumes: the most dangerous
+        // ones.
         let mut readers: Vec<Client> =
             (0..20).map(|_| cluster.client(frozen).expect("it serves")).collect();
         cluster.freeze(frozen);
         let (wait, _) =
             write_until_acknowledged(&cluster, through, "frozen", &format!("{round}:new"));
-        // Sent after the write was acknowledged: whoever answers must say the new value.
+        // Sent after the acknowledgement of the write: every answer must be the new
+        // value.
         readers.iter_mut().for_each(|reader| {
             reader.send(&["GET", "frozen"]).expect("a socket takes a few bytes")
         });
@@ -240,12 +240,12 @@ fn a_frozen_leader_answers_no_stale_read_after_resuming() {
             cluster
                 .client(frozen)
                 .and_then(|mut client| client.call(&["GET", "frozen"]))
-                .is_ok_and(|said| said == Value::bulk(&format!("{round}:new")))
+                .is_ok_and(|output| output == Value::bulk(&format!("{round}:new")))
         });
     }
 }
 
-/// What a load balancer and an orchestrator are told, by page, metric and INFO alike.
+/// Readiness as reported to load balancers and orchestrators, by page, metric and INFO.
 #[test]
 fn a_node_without_a_quorum_is_not_ready() {
     let mut cluster = cluster();
@@ -265,7 +265,7 @@ fn a_node_without_a_quorum_is_not_ready() {
     };
     within(10, "all is well", || cluster.page(0, "/health/ready") == (200, "ok\n".to_owned()));
     cluster.kill(2);
-    // What lies on it alone is missed, the rest serves.
+    // Partitions that are only on this node are missing, the others serve.
     within(20, "the lost partition is named", || says(&cluster, 200, ": no leader reached\n", "1"));
     let (_, body) = cluster.page(0, "/health/ready");
     assert!(body.starts_with("ok\nthin partition ") && body.lines().count() == 2, "{body}");

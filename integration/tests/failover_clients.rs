@@ -1,14 +1,15 @@
-//! Redis clients with their default settings go on through failovers: redis-py, ioredis
-//! and redis-rs at a proxy of a cluster whose leaders, on other nodes, are killed and
-//! started again.
+//! Redis clients with default settings work through failovers: redis-py, ioredis and
+//! redis-rs connect to a proxy of a cluster whose leaders, on other nodes, are killed and
+//! restarted.
 //!
-//! Each client counts, sets, changes hashes in transactions and reads it all back, and
-//! checks every answer. No read may fail. A write may be of unknown outcome
-//! (`-UNKNOWNOUTCOME`, which no client repeats): counted, and done once or not at all.
+//! Each client increments counters, sets strings, changes hashes in transactions, reads
+//! everything back, and checks every reply. No read may fail. A write may have an unknown
+//! outcome (`-UNKNOWNOUTCOME`, which no client retries): these are counted, and take
+//! effect once or not at all.
 //!
-//! redis-rs's asynchronous connections give up by default after half a second, which is
-//! sooner than a new leader can be there. What they report then is their own word, not
-//! ours; they are tried with that one setting changed.
+//! redis-rs's asynchronous connections time out by default after half a second, before a
+//! new leader can be elected. The resulting error is the client's, so these run with this
+//! setting changed.
 
 mod external;
 
@@ -23,23 +24,22 @@ use integration::workload::{Rng, seed};
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Value, pipe};
 use serde_json::{Value as Json, json};
 
-/// How long clients work.
+/// Duration of the workload.
 const TIME: Duration = Duration::from_secs(40);
 
-/// What a redis-rs client saw.
+/// Results of a redis-rs client.
 #[derive(Default)]
 struct Seen {
     calls: u64,
     unknown: u64,
     longest: Duration,
     wrong: Vec<String>,
-    /// Rows whose last write is of unknown outcome, and how often they had been counted
-    /// up before.
+    /// Rows whose last write is of unknown outcome, and their count before it.
     left: Vec<(String, u64)>,
 }
 
 impl Seen {
-    /// The answer; `None`, and noted, when there was none.
+    /// The reply; `None`, recorded, when there was none.
     fn call<T>(
         &mut self,
         what: &str,
@@ -75,12 +75,17 @@ impl Seen {
     }
 
     fn json(&self, client: &str) -> Json {
-        json!({ "client": client, "calls": self.calls, "unknown": self.unknown, "wrong": self.wrong, "longest_ms": self.longest.as_millis() as u64 })
+        json!({
+            "client": client,
+            "calls": self.calls,
+            "unknown": self.unknown,
+            "wrong": self.wrong,
+            "longest_ms": self.longest.as_millis() as u64,
+        })
     }
 }
 
-/// Of an error as the reply of EXEC redis-rs says no more than that it is no list of
-/// replies.
+/// redis-rs reports an error reply of EXEC only as a wrong type.
 fn is_unknown(what: &str, error: &RedisError) -> bool {
     error.code() == Some("UNKNOWNOUTCOME")
         || (what == "EXEC" && error.kind() == ErrorKind::UnexpectedReturnType)
@@ -102,7 +107,7 @@ impl Sends for redis::Connection {
     }
 }
 
-/// A multiplexed connection and the runtime that it lives on.
+/// A multiplexed connection and its runtime.
 struct Multiplexed(tokio::runtime::Runtime, redis::aio::MultiplexedConnection);
 
 impl Sends for Multiplexed {
@@ -115,7 +120,7 @@ impl Sends for Multiplexed {
     }
 }
 
-/// What the programs in other languages do, too.
+/// The same workload as in the programs in other languages.
 fn work(name: &str, redis: &mut dyn Sends) -> Json {
     let mut seen = Seen::default();
     let one =
@@ -189,21 +194,22 @@ fn work(name: &str, redis: &mut dyn Sends) -> Json {
     seen.json(name)
 }
 
-/// A program in another language: what it printed.
+/// Runs a program in another language; returns its output.
 fn program(dir: &Path, program: &Path, words: &[&str], port: u16) -> Json {
     let env = [("BRIDLE_PORT", port.to_string()), ("BRIDLE_SECONDS", TIME.as_secs().to_string())];
     let ended = run_in(dir, program, words, &env, "");
-    assert!(ended.fine, "{} {words:?}:\n{}", program.display(), ended.said);
-    serde_json::from_str(ended.said.lines().last().unwrap_or_default())
-        .unwrap_or_else(|error| panic!("{error}: {}", ended.said))
+    assert!(ended.success, "{} {words:?}:\n{}", program.display(), ended.output);
+    serde_json::from_str(ended.output.lines().last().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{error}: {}", ended.output))
 }
 
-/// Kills leaders on nodes 1 and 2, in turns, until the time is over; how many.
+/// Kills leaders on nodes 1 and 2 alternately until the time is over; returns the number
+/// of kills.
 fn kill_leaders(cluster: &mut Cluster, rng: &mut Rng) -> u32 {
     let (end, mut kills) = (Instant::now() + TIME - Duration::from_secs(8), 0);
     while Instant::now() < end {
         let victim = 1 + kills as usize % 2;
-        // There is to be something to lose.
+        // There must be data to lose.
         let partitions = cluster.leaders("db0").map_or(0, |leaders| leaders.len());
         for partition in (0..partitions).filter(|partition| partition % 2 == 0) {
             if let Err(error) = cluster.transfer("db0", partition, victim) {
@@ -223,7 +229,7 @@ fn kill_leaders(cluster: &mut Cluster, rng: &mut Rng) -> u32 {
             cluster.client(victim).is_ok_and(|mut client| {
                 client
                     .call(&["SET", "back", "yes"])
-                    .is_ok_and(|said| said == integration::Value::ok())
+                    .is_ok_and(|output| output == integration::Value::ok())
             }) && cluster.leaders("db0").is_ok_and(|leaders| leaders.iter().all(Option::is_some))
         });
     }

@@ -1,17 +1,16 @@
-//! Commands that compute or walk for long keep nobody waiting but the client that sent
-//! them, though all share one thread.
+//! Commands that compute or scan for a long time delay only the client that sent them,
+//! although all clients share one thread.
 
 use std::time::{Duration, Instant};
 
 use integration::{Client, Server, Value};
 
 /// Before these commands had threads of their own, others waited for seconds. A machine
-/// that tests share takes a moment now and then by itself: so two waits may be longer,
-/// but not by much.
+/// that runs several tests has delays of its own, so two waits may be somewhat longer.
 const WAIT_MAX: Duration = Duration::from_millis(50);
 const LONGEST_WAIT_MAX: Duration = Duration::from_millis(500);
 
-/// The longest waits of a client that pings while another is busy, the longest first.
+/// The waits of a client that sends PING while another one is busy, longest first.
 fn waits_while(server: &Server, busy: impl FnOnce(&mut Client) + Send) -> Vec<Duration> {
     let (mut pings, mut client) = (server.client(), server.client());
     let mut waits = Vec::new();
@@ -48,8 +47,8 @@ fn words(words: &[&[u8]]) -> Vec<Vec<u8>> {
 
 #[test]
 fn heavy_commands_do_not_delay_other_clients() {
-    // What is measured is time: on a quick machine, five payloads of 8 MiB sent at once
-    // are for a moment more than the 64 MiB that all clients may hold in the kit's little
+    // The test measures time. On a fast machine, five payloads of 8 MiB sent at the same
+    // time exceed for a moment the 64 MiB that all clients may hold with the kit's small
     // memory, and their client is rightly disconnected.
     let server = Server::builder()
         .flag("durability", "os")
@@ -103,7 +102,7 @@ fn heavy_commands_do_not_delay_other_clients() {
         pipeline(client, &vec![words(&[b"MEMORY", b"USAGE", b"hash", b"SAMPLES", b"0"]); 20])
     });
     check(&server, "a writing transaction that reads whole hashes", |client| {
-        // Of what it reads, it answers little: this client is slow with long replies.
+        // It reads much and returns little: this client is slow with long replies.
         let reads =
             vec![
                 words(&[b"HRANGECOUNT", b"hash", b"-", b"+", b"MATCH", b"ANYWHERE", b"nothing"]);

@@ -1,5 +1,5 @@
-//! The checker of histories accepts what one copy of the data could have done, and
-//! nothing else.
+//! The linearizability checker accepts exactly the histories that one copy of the data
+//! allows.
 
 use std::time::Duration;
 
@@ -11,13 +11,12 @@ use Command::{
     Persist, Pttl, Set, SetFor, SetNx,
 };
 
-/// A history, written down call by call. Times are whatever suits the test; each call is
-/// a client of its own.
+/// A history, built call by call. Times are arbitrary; each call has its own client.
 #[derive(Default, Clone)]
 struct History(Vec<Call<RowOp>>);
 
 impl History {
-    /// A command that was answered.
+    /// An answered command.
     fn told(mut self, from: u64, to: u64, command: Command, reply: Value) -> History {
         self.0.push(Call {
             client: self.0.len(),
@@ -28,7 +27,7 @@ impl History {
         self
     }
 
-    /// A command whose outcome is unknown.
+    /// A command of unknown outcome.
     fn lost(mut self, from: u64, command: Command) -> History {
         self.0.push(Call {
             client: self.0.len(),
@@ -102,9 +101,9 @@ fn concurrent_calls_take_effect_in_one_order_for_all() {
         .told(4, 5, Get, text("b"))
         .told(6, 7, Get, text("a"))
         .wrong();
-    // Sequentially consistent, not linearizable: two readers disagree after the fact.
+    // Sequentially consistent but not linearizable: two later readers disagree.
     two.clone().told(12, 13, Get, text("a")).told(14, 15, Get, text("b")).wrong();
-    // A value is not seen, then unseen, while one write is under way.
+    // A value that was seen does not disappear while one write is in flight.
     new()
         .told(0, 10, set("a"), Value::ok())
         .told(1, 2, Get, text("a"))
@@ -137,7 +136,7 @@ fn concurrent_writes_may_take_effect_in_reverse_order() {
 #[test]
 fn a_stale_read_is_found() {
     let overwritten = new().told(0, 1, set("old"), Value::ok()).told(2, 5, set("new"), Value::ok());
-    // While the write is under way either is right, and after its return only the new
+    // While the write is in flight both values are right, after its return only the new
     // one.
     overwritten.clone().told(3, 4, Get, text("old")).fine();
     overwritten.clone().told(3, 9, Get, text("old")).fine();
@@ -171,7 +170,7 @@ fn a_lost_update_is_found() {
 fn a_write_applied_twice_is_found() {
     new().told(0, 1, Incr, Value::Int(1)).told(2, 3, Get, text("2")).wrong();
     new().told(0, 1, Append("<a>".into()), Value::Int(3)).told(2, 3, Get, text("<a><a>")).wrong();
-    // Unknown, and so perhaps once; not twice.
+    // Unknown: once or never, not twice.
     new().lost(0, Incr).told(2, 3, Get, text("1")).fine();
     new().lost(0, Incr).told(2, 3, Get, text("2")).wrong();
     new().lost(0, Append("<a>".into())).told(2, 3, Get, text("<a><a>")).wrong();
@@ -188,7 +187,8 @@ fn unknown_calls_take_effect_late_or_never() {
     lost.clone().told(4, 5, Get, text("a")).fine();
     lost.clone().told(4, 5, Get, text("b")).fine();
     lost.clone().told(4, 5, Get, text("a")).told(600, 700, Get, text("b")).fine();
-    // Not before its call, not gone once seen, and not back once overwritten.
+    // Not before its call, not gone once it was seen, and not back once it was
+    // overwritten.
     new().told(0, 1, Get, text("b")).lost(2, set("b")).wrong();
     lost.clone().told(4, 5, Get, text("b")).told(6, 7, Get, text("a")).wrong();
     lost.told(4, 5, Get, text("b"))
@@ -200,7 +200,7 @@ fn unknown_calls_take_effect_late_or_never() {
 
 #[test]
 fn values_that_were_never_written_are_rejected() {
-    // A refused write is not in the history at all.
+    // A refused write is not in the history.
     new().told(0, 1, set("a"), Value::ok()).told(2, 3, Get, text("refused")).wrong();
 }
 
@@ -265,8 +265,8 @@ fn hashes_are_judged() {
         .told(2, 9, swap("v", "w"), Value::Int(1))
         .told(2, 9, swap("v", "x"), Value::Int(1))
         .wrong();
-    // The check failed, so somebody must have been there: the unknown write, whose value
-    // nobody ever saw.
+    // The check failed, so another write came first: the unknown one, whose value was
+    // never read.
     one.clone()
         .lost(2, HSet("f".into(), "unseen".into()))
         .told(3, 4, swap("v", "x"), Value::Int(0))
@@ -280,9 +280,9 @@ fn transactions_under_watch_are_judged() {
     let swap = |to: &str| vec![(set(to), Value::ok()), (Get, text(to))];
     let a = || Row::Text("a".into());
     start.clone().exec(2, Some(3), a(), swap("b")).told(4, 5, Get, text("b")).fine();
-    // Both read "a", both were let through: one update is lost.
+    // Both read "a" and both succeed: one update is lost.
     start.clone().exec(2, Some(9), a(), swap("b")).exec(2, Some(9), a(), swap("c")).wrong();
-    // Torn: another's write between its commands.
+    // Torn: a write of another client between its commands.
     start
         .clone()
         .exec(2, Some(9), a(), vec![(set("b"), Value::ok()), (Get, text("x"))])
@@ -307,7 +307,7 @@ fn transactions_that_change_nothing_are_judged() {
     let a = || Row::Text("a".into());
     let reads = |value: &str| vec![(Get, text(value)), (SetNx("b".into()), Value::Int(0))];
     start.clone().exec(2, Some(3), a(), reads("a")).fine();
-    // It was let through although another had written since.
+    // It succeeds although another client has written since.
     let written = start.told(2, 3, set("z"), Value::ok());
     written.clone().exec(4, Some(5), a(), reads("z")).wrong();
     written.clone().exec(4, Some(5), a(), reads("a")).wrong();
@@ -318,7 +318,7 @@ fn transactions_that_change_nothing_are_judged() {
 fn keys_that_expire_are_judged() {
     let soon = Expiry::Soon(7);
     let start = new().told(0, 1, SetFor("a".into(), soon), Value::ok());
-    // At any moment from then on, once, and for good.
+    // At any time from then on, once, and permanently.
     start
         .clone()
         .told(2, 3, Get, text("a"))
@@ -329,7 +329,7 @@ fn keys_that_expire_are_judged() {
     start.clone().told(2, 3, Pttl, Value::Int(1)).told(4, 5, Pttl, Value::Int(-2)).fine();
     start.clone().told(2, 3, Pttl, Value::Int(-1)).wrong();
     new().told(0, 1, set("a"), Value::ok()).told(2, 3, Get, Value::Nil).wrong();
-    // Given more time, and gone all the same.
+    // Extended, and gone anyway.
     for (more, reply) in [
         (Expire(Expiry::Late), Value::Int(1)),
         (GetEx(Expiry::Never), text("a")),
@@ -338,11 +338,11 @@ fn keys_that_expire_are_judged() {
         let given = start.clone().told(2, 9, more.clone(), reply);
         given.clone().told(10, 11, Get, text("a")).fine();
         given.clone().told(10, 11, Get, Value::Nil).wrong();
-        // Even a reader that asked before knows no moment at which it was gone.
+        // There is no time at which even an earlier reader could find it gone.
         given.clone().told(3, 8, Get, Value::Nil).wrong();
         start.clone().lost(2, more).told(3, 4, Get, Value::Nil).told(5, 6, Get, Value::Nil).fine();
     }
-    // Said to be nothing there, of a key that is.
+    // No key, by the reply, although there is one.
     let written = new().told(0, 1, set("a"), Value::ok());
     written.clone().told(2, 3, Expire(Expiry::Late), Value::Int(0)).wrong();
     written.clone().told(2, 3, GetEx(Expiry::Late), Value::Nil).wrong();
@@ -352,8 +352,8 @@ fn keys_that_expire_are_judged() {
         .told(2, 3, Expire(Expiry::Late), Value::Int(1))
         .told(4, 5, Persist, Value::Int(0))
         .wrong();
-    // A write without an expiry takes the old one away; one that nobody saw may have come
-    // too late.
+    // A write without an expiry removes the old one; a write that was not seen may have
+    // come too late.
     start.clone().told(2, 3, set("b"), Value::ok()).told(4, 5, Get, Value::Nil).wrong();
     start
         .clone()
@@ -398,8 +398,7 @@ fn hundreds_of_unknown_calls_are_judged_in_no_time() {
 
 #[test]
 fn a_reached_limit_is_neither_yes_nor_no() {
-    // Writes under way all at once, which may come in any order: more possibilities than
-    // fit the limit.
+    // Concurrent writes in any order: more possibilities than the limit allows.
     let mut history = new();
     for at in 0..18_u64 {
         history = history.told(0, 100 + at, set(&format!("<{at}>")), Value::ok());
@@ -424,7 +423,7 @@ impl Rng {
     }
 }
 
-/// What goes wrong in a simulated row.
+/// An injected error of the simulated row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Sin {
     None,
@@ -432,14 +431,14 @@ enum Sin {
     Lost,
     /// A write takes effect a second time, later.
     Twice,
-    /// A read is answered from an earlier moment.
+    /// A read returns an earlier state.
     Stale,
-    /// Everything since some moment vanishes (a failover to a replica that lacks it).
+    /// All changes since some time vanish (a failover to a replica that lacks them).
     RolledBack,
 }
 
-/// A call of the simulation: when it was sent, when it takes effect (if ever), when its
-/// answer comes (if ever).
+/// A call of the simulation: times of its call, of its effect (if any) and of its return
+/// (if any).
 struct Planned {
     invoked: u64,
     effect: Option<u64>,
@@ -472,7 +471,7 @@ fn plan(rng: &mut Rng, kind: u64, clients: usize, calls: usize, lost_percent: u6
             let lost = rng.below(100) < lost_percent;
             let effect = match lost {
                 false => Some(invoked + 1 + rng.below(took)),
-                // Never, or at any time from now on, long after its client gave up.
+                // Never, or at any later time, long after its client timed out.
                 true if rng.below(2) == 0 => None,
                 true => Some(invoked + 1 + rng.below(400)),
             };
@@ -484,8 +483,7 @@ fn plan(rng: &mut Rng, kind: u64, clients: usize, calls: usize, lost_percent: u6
     planned
 }
 
-/// Carries the plan out on one row, with at most one sin; then reads the row when all is
-/// quiet.
+/// Executes the plan on one row, with at most one error; then reads the row at the end.
 fn simulate(rng: &mut Rng, planned: &[Planned], sin: Sin) -> History {
     let mut order: Vec<usize> =
         (0..planned.len()).filter(|at| planned[*at].effect.is_some()).collect();
@@ -582,8 +580,8 @@ fn histories_that_no_row_allows_are_rejected() {
             all += 1;
         }
         println!("{sin:?}: {caught} of {all} caught");
-        // Some leave no trace: lost beside an unknown INCR that took its place, rolled
-        // back to what was the same, ...
+        // Some errors are invisible: a lost write replaced by an unknown INCR, a rollback
+        // to an equal state, ...
         assert!(caught * 100 >= all * 80, "{sin:?}: only {caught} of {all} caught");
     }
 }

@@ -1,8 +1,7 @@
-//! What clients saw while processes were killed, frozen and cut off could have come from
-//! one copy of the data.
+//! Histories of clients are linearizable while processes are killed, frozen and cut off.
 //!
-//! `BRIDLE_LIN_SECONDS` says how long each run on a cluster lasts (`make soak`: a fifth
-//! of its time), `BRIDLE_SEED` repeats a run's choices.
+//! `BRIDLE_LIN_SECONDS` sets the duration of each run on a cluster (`make soak`: a fifth
+//! of its time), `BRIDLE_SEED` repeats the random choices of a run.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -16,7 +15,7 @@ use integration::netns::Network;
 use integration::workload::{Rng, Workload, WorkloadOptions, check_all, seed};
 use integration::{Client, Server, within};
 
-/// How long a run on a cluster lasts.
+/// Duration of a run on a cluster.
 fn time() -> Duration {
     Duration::from_secs(
         std::env::var("BRIDLE_LIN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(35),
@@ -58,7 +57,7 @@ fn one_process_is_linearizable_under_kills_and_freezes() {
     check_all(&seen, &Limits::default()).assert_linearizable();
 }
 
-/// A server that keeps nothing: started again, it is empty.
+/// A server without durability: it is empty after a restart.
 fn forgetful(port: u16) -> Child {
     let mut command = Command::new("redis-server");
     command
@@ -88,17 +87,17 @@ fn lost_writes_are_caught() {
     std::thread::sleep(Duration::from_secs(1));
     let seen = workload.finish();
     end(&mut server);
-    let judged = check_all(&seen, &Limits::default());
+    let result = check_all(&seen, &Limits::default());
     assert!(
-        judged.violations.len() * 2 > judged.fine,
+        result.violations.len() * 2 > result.linearizable,
         "{} of {} keys caught",
-        judged.violations.len(),
+        result.violations.len(),
         seen.keys.len()
     );
-    eprintln!("for example {}: {}", judged.violations[0].0, judged.violations[0].1);
+    eprintln!("for example {}: {}", result.violations[0].0, result.violations[0].1);
 }
 
-/// Clients of all processes of a cluster, while these faults happen to it.
+/// Runs clients of all processes of a cluster while these faults are injected.
 fn run(mut cluster: Cluster, network: Option<Arc<Network>>, faults: &[Fault], seed: u64) {
     let workload = Workload::start(WorkloadOptions::new(cluster.all_proxies(), seed));
     Nemesis::new(faults, seed, network).run(&mut cluster, time());

@@ -1,13 +1,12 @@
-//! Bridles that break one safety rule each are caught by what proves the whole one:
-//! clients, faults, and the judge of what they saw.
+//! Mutants, which break one safety rule each, are caught by the proofs of the real
+//! binary: clients, faults, and the linearizability checker.
 //!
-//! `make mutants` builds such a binary beside the usual one and runs this (the rules:
-//! `storage/engine/src/mutants.rs`). Each mutant lives through faults that hurt whoever
-//! breaks its rule, and must be caught within a few tries: what clients saw has no
-//! linearization, or a process finds its own data wrong and says so. Anything else that
-//! goes amiss, a wait that takes too long on a busy machine, shows nothing, and the try
-//! is made again. Without a broken rule (`BRIDLE_MUTANT=none`), the same binary passes as
-//! many tries of the same faults.
+//! `make mutants` builds such a binary next to the usual one and runs this test (the
+//! rules: `storage/engine/src/mutants.rs`). Each mutant undergoes faults that expose its
+//! broken rule, and must be caught within a few tries: the history is not linearizable,
+//! or a process reports that its own data is wrong. Any other failure, a timeout on a
+//! busy machine for example, proves nothing, and the try is repeated. Without a broken
+//! rule (`BRIDLE_MUTANT=none`), the same binary passes as many tries of the same faults.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -21,11 +20,11 @@ use integration::netns::Network;
 use integration::workload::{Rng, Workload, WorkloadOptions, check_all, seed};
 use integration::{Value, within};
 
-/// How often a mutant may get away with it, how often the whole Bridle must, and how many
-/// tries in a row may show nothing.
+/// Maximum number of tries until a mutant is caught, which is the number that the
+/// unbroken binary must pass, and maximum number of consecutive tries without a result.
 const TRIES: usize = 6;
 
-/// What a process says that finds its own data wrong, as it starts or later.
+/// Messages of a process that finds its own data wrong, at the start or later.
 const FOUND_WRONG: [&str; 4] = [
     "a partition could not be opened",
     "replica stopped",
@@ -33,25 +32,25 @@ const FOUND_WRONG: [&str; 4] = [
     "bridle: open the table catalogue: ",
 ];
 
-/// What came of a try.
+/// Result of a try.
 enum Try {
-    /// By this.
+    /// Caught, with the reason.
     Caught(String),
     Passed,
-    /// It went amiss for a reason that need not be the mutant's.
+    /// A failure that need not come from the mutant.
     ShowsNothing(String),
 }
 
-/// What happens to a cluster.
+/// The faults of a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trial {
-    /// Clients work, and these faults are done for so many seconds.
+    /// Clients work while these faults are injected for this many seconds.
     Faults(&'static [Fault], u64),
-    /// A voter who has followed another leader since is killed, and then meets the old
+    /// A voter that has followed another leader since is killed, and then meets the old
     /// one.
     VoterForgets,
-    /// A leader on which a client watches a row leads again after another under whom that
-    /// was written.
+    /// A leader on which a client watches a row leads again, after another leader under
+    /// which the row was written.
     LeaderComesBack,
 }
 
@@ -66,7 +65,7 @@ impl Trial {
         }
     }
 
-    /// What is wrong with what clients saw, if anything.
+    /// The violation in a history, if there is one.
     fn run(
         self,
         cluster: &mut Cluster,
@@ -92,7 +91,7 @@ impl Trial {
     }
 }
 
-/// The binary that breaks rules, beside the usual one.
+/// The binary with the mutants, next to the usual one.
 fn program() -> PathBuf {
     integration::binary().with_file_name("bridle-mutants")
 }
@@ -111,7 +110,7 @@ fn try_once(mutant: &str, trial: Trial, seed: u64) -> Try {
     };
     let mut cluster = builder.start();
     let ended = catch_unwind(AssertUnwindSafe(|| trial.run(&mut cluster, network, seed)));
-    let logs = (0..cluster.len()).map(|number| cluster.said(number)).collect::<String>();
+    let logs = (0..cluster.len()).map(|number| cluster.output(number)).collect::<String>();
     let wrong = logs
         .lines()
         .find(|line| FOUND_WRONG.iter().any(|known| line.contains(known)))
@@ -129,8 +128,8 @@ fn try_once(mutant: &str, trial: Trial, seed: u64) -> Try {
     }
 }
 
-/// One try that shows something: how it was caught, if it was.
-fn judged(mutant: &str, trial: Trial, rng: &mut Rng) -> Option<String> {
+/// One try with a result: the reason if it was caught.
+fn conclusive_try(mutant: &str, trial: Trial, rng: &mut Rng) -> Option<String> {
     for _ in 0..TRIES {
         match try_once(mutant, trial, rng.below(u64::MAX)) {
             Try::Caught(found) => return Some(found),
@@ -143,17 +142,17 @@ fn judged(mutant: &str, trial: Trial, rng: &mut Rng) -> Option<String> {
     panic!("{mutant}: {TRIES} tries in a row show nothing");
 }
 
-/// The mutant is caught within [`TRIES`], and the whole Bridle is not, in as many of the
-/// same trial.
+/// Asserts that the mutant is caught within [`TRIES`], and that the unbroken binary
+/// passes as many tries of the same trial.
 fn caught(mutant: &str, trial: Trial) {
     let mut rng = Rng::new(seed());
     let began = Instant::now();
     let found = (0..TRIES)
-        .find_map(|_| judged(mutant, trial, &mut rng))
+        .find_map(|_| conclusive_try(mutant, trial, &mut rng))
         .unwrap_or_else(|| panic!("{mutant} got away with it, {TRIES} times"));
     eprintln!("{mutant} was caught after {:.0?}: {found}", began.elapsed());
     for _ in 0..TRIES {
-        if let Some(found) = judged("none", trial, &mut rng) {
+        if let Some(found) = conclusive_try("none", trial, &mut rng) {
             panic!("nothing is broken, and this was found: {found}");
         }
     }
@@ -195,7 +194,7 @@ fn a_stale_leadership_is_caught() {
     caught("keep-an-old-leadership", Trial::LeaderComesBack);
 }
 
-/// The binary for everybody has no such switch.
+/// The usual binary has no such switch.
 #[test]
 fn the_usual_binary_breaks_no_rules() {
     let has_switch = |path: PathBuf| {
@@ -205,7 +204,7 @@ fn the_usual_binary_breaks_no_rules() {
     assert!(!has_switch(integration::binary()) && has_switch(program()));
 }
 
-/// Nothing runs by accident.
+/// The mutants binary never runs by accident.
 #[test]
 fn the_mutants_binary_needs_the_name_of_a_mutant() {
     for name in [None, Some("anything")] {
@@ -215,12 +214,12 @@ fn the_mutants_binary_needs_the_name_of_a_mutant() {
             .env_remove("BRIDLE_MUTANT")
             .envs(name.map(|name| ("BRIDLE_MUTANT", name)));
         let ended = command.output().expect("it starts");
-        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-        assert!(!ended.status.success() && said.contains("LOSES DATA on purpose"), "{said}");
+        let output = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(!ended.status.success() && output.contains("LOSES DATA on purpose"), "{output}");
     }
 }
 
-/// A history that is being written down, of one row.
+/// A recorded history of one row.
 struct History {
     began: Instant,
     key: String,
@@ -232,8 +231,8 @@ impl History {
         self.began.elapsed().as_nanos() as u64
     }
 
-    /// One command through a process, tried until it is answered; without an answer it is
-    /// of unknown outcome.
+    /// Executes a command through a process, with retries until it is answered; a call
+    /// without an answer is of unknown outcome.
     fn call(&mut self, cluster: &Cluster, through: usize, command: &Command) -> Value {
         let end = Instant::now() + Duration::from_secs(30);
         loop {
@@ -264,7 +263,7 @@ impl History {
     }
 }
 
-/// Who leads the one partition.
+/// The leader of the partition.
 fn leader_of(cluster: &Cluster) -> usize {
     let mut leader = None;
     within(30, "somebody leads", || {
@@ -281,8 +280,8 @@ fn hand_over(cluster: &Cluster, to: usize) {
     });
 }
 
-/// A transaction that only reads, and watches what another leader has changed meanwhile,
-/// is to answer nil.
+/// A transaction that only reads, and watches a row that another leader has changed
+/// meanwhile, must return nil.
 fn leader_comes_back(cluster: &Cluster) -> Option<String> {
     let leader = leader_of(cluster);
     let other = (leader + 1) % 3;
@@ -305,10 +304,9 @@ fn leader_comes_back(cluster: &Cluster) -> Option<String> {
     })
 }
 
-/// A leader is cut off with a write that nobody else has, and the others elect another,
-/// who acknowledges one. Both others are killed, and one of them comes back together with
-/// the old leader, for whom it must not vote by following: it has promised itself to the
-/// new one.
+/// A leader is cut off with a write that no other replica has, and the others elect a new
+/// leader, which acknowledges a write. Both others are killed, and one of them restarts
+/// together with the old leader, which it must not follow: it has voted for the new one.
 fn voter_forgets(cluster: &mut Cluster, network: &Network) -> Option<String> {
     let leader = leader_of(cluster);
     let (other, voter) = ((leader + 1) % 3, (leader + 2) % 3);

@@ -1,5 +1,5 @@
-//! The network that tests break is a network, breaks as told, and leaves nothing behind;
-//! and what a cluster does when it is broken.
+//! The test network works, has the faults that are set, and leaves nothing behind; and a
+//! cluster handles network partitions.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use integration::netns::{Link, Network};
 use integration::workload::seed;
 use integration::{Client, Value, within};
 
-/// One test at a time: what is left behind is looked for, and clusters take the machine.
+/// One test at a time: leftovers are searched, and clusters need the machine.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
@@ -21,7 +21,7 @@ fn network(places: usize) -> Option<Network> {
     Network::if_allowed(places, seed())
 }
 
-/// A redis-server in a place: somebody who answers.
+/// A redis-server in a place, which answers.
 struct Echo(Child, SocketAddr);
 
 impl Echo {
@@ -51,7 +51,7 @@ impl Echo {
         Echo(child, address)
     }
 
-    /// Whether it answers in a second, and how soon.
+    /// The time of an answer within a second; `None`: no answer.
     fn ping(&self) -> Option<Duration> {
         let mut client = Client::reach(self.1, Duration::from_secs(1)).ok()?;
         let began = Instant::now();
@@ -97,7 +97,7 @@ fn links_are_cut_delayed_and_lossy_and_cleaned_up() {
     network.heal();
     assert!(from_two("5"), "healed");
 
-    // One way is enough to break a conversation, whichever it is.
+    // One direction is enough to break a connection.
     for (from, to) in [(1, 2), (2, 1)] {
         network.set(from, to, Link { cut: true, ..Link::default() });
         assert!(!from_two("1"), "cut from {from} to {to}");
@@ -117,7 +117,7 @@ fn links_are_cut_delayed_and_lossy_and_cleaned_up() {
     println!("a round trip over two times 0.5 ms takes {:?}", began.elapsed() / 200);
     assert!(began.elapsed() / 200 >= Duration::from_millis(1));
 
-    // TCP gets through, and takes longer: 200 round trips at 5 % of loss each way meet
+    // TCP gets through, but slower: 200 round trips at 5 % loss in each direction show
     // it.
     network.set_both(0, 1, Link { loss_permille: 50, ..Link::default() });
     let mut client = Client::reach(echo.1, Duration::from_secs(20)).expect("lossy, not cut");
@@ -139,7 +139,7 @@ fn links_are_cut_delayed_and_lossy_and_cleaned_up() {
 fn leftovers_of_a_killed_test_are_deleted() {
     let _alone = alone();
     let Some(first) = network(1) else { return };
-    // A process that has ended: its id lives no more.
+    // A process that has ended, whose id is not in use.
     let mut ended = Command::new("true").spawn().expect("true is part of every system");
     let pid = ended.id();
     ended.wait().expect("our own child");
@@ -153,14 +153,14 @@ fn leftovers_of_a_killed_test_are_deleted() {
     );
     let second = network(1).expect("the first worked");
     assert!(!namespaces().contains(&left));
-    // Those of the living are left alone, this test's first network among them.
+    // Those of running processes are untouched, including this test's first network.
     let echo = Echo::start(&first, 1);
     assert!(echo.ping().is_some());
     drop(second);
     assert!(echo.ping().is_some());
 }
 
-/// A cluster of one partition in a network, and who leads it.
+/// A cluster of one partition in a network, and its leader.
 fn cluster() -> Option<(Arc<Network>, Cluster, usize)> {
     let network = Arc::new(network(3)?);
     let cluster = Cluster::builder().partitions(1).network(&network).start();
@@ -169,7 +169,7 @@ fn cluster() -> Option<(Arc<Network>, Cluster, usize)> {
     Some((network, cluster, leader))
 }
 
-/// Reads without waiting for long; `None`: no answer, or a refusal.
+/// Reads with a short timeout; `None`: no answer, or a refusal.
 fn read(cluster: &Cluster, through: usize, key: &str) -> Option<String> {
     read_within(cluster, through, key, Duration::from_secs(2))
 }
@@ -192,8 +192,8 @@ fn an_isolated_leader_never_answers_a_stale_read_and_rejoins() {
     let cut = Instant::now();
     let (mut written, mut answered) = (0, 0);
     while cut.elapsed() < Duration::from_secs(10) {
-        // What the isolated one says is held against what was acknowledged before it was
-        // asked.
+        // The isolated leader's answer must not be older than the writes acknowledged
+        // before the request.
         let known = written;
         if let Some(value) = read_within(&cluster, leader, "k", Duration::from_millis(100)) {
             answered += 1;
@@ -202,9 +202,9 @@ fn an_isolated_leader_never_answers_a_stale_read_and_rejoins() {
                 "{known} was acknowledged, the isolated leader says {value}"
             );
         }
-        let said = Client::reach(cluster.proxy(other), Duration::from_secs(8))
+        let output = Client::reach(cluster.proxy(other), Duration::from_secs(8))
             .and_then(|mut client| client.call(&["SET", "k", &format!("{}", known + 1)]));
-        if matches!(said, Ok(Value::Status(_))) {
+        if matches!(output, Ok(Value::Status(_))) {
             if written == 0 {
                 println!("the others write again after {:?}", cut.elapsed());
             }
@@ -222,13 +222,15 @@ fn an_isolated_leader_never_answers_a_stale_read_and_rejoins() {
     });
 }
 
+/// A leader that receives but can't send is replaced, and so is one that sends but can't
+/// receive.
 #[test]
 fn an_asymmetric_partition_replaces_the_leader() {
     let _alone = alone();
     let Some((network, cluster, _)) = cluster() else { return };
     for mute in [true, false] {
-        // Rows may be served before the metas, whose leader was cut off too, have heard
-        // who leads.
+        // Rows may be served before the metas, whose leader was cut off too, know the
+        // leader.
         let mut leader = None;
         within(15, "a meta says who leads", || {
             leader = cluster.leaders("db0").ok().and_then(|leaders| leaders[0]);
@@ -259,6 +261,8 @@ fn an_asymmetric_partition_replaces_the_leader() {
     }
 }
 
+/// Without a majority nothing is acknowledged; when the network heals, all partitions
+/// serve.
 #[test]
 fn a_minority_acknowledges_nothing_and_recovers() {
     let _alone = alone();
@@ -269,8 +273,8 @@ fn a_minority_acknowledges_nothing_and_recovers() {
     let ask = |number: usize| {
         let mut client =
             Client::reach(cluster.proxy(number), Duration::from_secs(10)).expect("it runs");
-        let said = client.call(&["SET", "k", "alone"]).expect("an answer, if only a refusal");
-        assert!(said.is_error(), "process {number} acknowledged alone: {said:?}");
+        let output = client.call(&["SET", "k", "alone"]).expect("an answer, if only a refusal");
+        assert!(output.is_error(), "process {number} acknowledged alone: {output:?}");
         assert_eq!(read(&cluster, number, "k"), None, "process {number} answered a read alone");
     };
     std::thread::scope(|scope| (0..3).for_each(|number| _ = scope.spawn(move || ask(number))));

@@ -1,10 +1,10 @@
-//! Nothing that a cluster acknowledged is lost, whoever is killed, and nothing is applied
-//! twice.
+//! No acknowledged write of a cluster is lost when processes are killed, and none is
+//! applied twice.
 //!
-//! Writers write ascending numbers through different proxies, each into rows of its own,
-//! and advance only when the cluster has acknowledged. A row whose last write is of
-//! unknown outcome is left as it is, and a fresh one is taken. After every ten kills
-//! everything is read again. `make soak` does it for hundreds of kills.
+//! Writers write ascending numbers through different proxies, each into its own rows, and
+//! advance only after an acknowledgement. A row whose last write is of unknown outcome is
+//! abandoned for a fresh one. After every ten kills all rows are read. `make soak` runs
+//! this for hundreds of kills.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,27 +17,27 @@ use integration::workload::{Rng, seed};
 use integration::{Client, Value};
 
 const WRITERS: usize = 8;
-/// Strings that are read by one command.
+/// Number of strings read by one command.
 const READ_AT_ONCE: u64 = 200;
 
-/// Who is killed.
+/// The victim of a kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Victim {
     /// All processes at once.
     All,
-    /// The process that is a proxy only.
+    /// The proxy.
     Proxy,
-    /// The meta that leads.
+    /// The meta leader.
     MetaLeader,
-    /// A meta that does not lead.
+    /// A meta that is not the leader.
     OtherMeta,
     /// The leader of a partition.
     Leader,
-    /// A node that leads no partition: those that it led were handed over.
+    /// A node without leaderships, which were transferred before.
     Follower,
 }
 
-/// Leaders most often.
+/// Leaders most frequently.
 const VICTIMS: [Victim; 8] = [
     Victim::All,
     Victim::Proxy,
@@ -50,7 +50,7 @@ const VICTIMS: [Victim; 8] = [
 ];
 
 impl Victim {
-    /// The process that is to die; `None`: all.
+    /// The process to kill; `None`: all.
     fn number(self, cluster: &Cluster, rng: &mut Rng) -> Option<usize> {
         let any = rng.below(cluster.nodes() as u64) as usize;
         let leaders = cluster.leaders("db0").unwrap_or_default();
@@ -66,7 +66,8 @@ impl Victim {
                 for (partition, _) in
                     leaders.iter().enumerate().filter(|(_, leader)| **leader == Some(any))
                 {
-                    // Who can't take over leaves it a leader: a kill all the same.
+                    // Where a transfer fails, the victim is still a leader, which is as
+                    // good a kill.
                     let _ = cluster.transfer("db0", partition, (any + 1 + partition % 2) % 3);
                 }
                 Some(any)
@@ -75,21 +76,21 @@ impl Victim {
     }
 }
 
-/// How many kills; `BRIDLE_KILLS` for a longer run.
+/// Default number of kills; `BRIDLE_KILLS` sets another.
 fn kills() -> u32 {
     std::env::var("BRIDLE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(15)
 }
 
-/// A row that one writer grows, one write after the other.
+/// A row that one writer extends, one write after the other.
 #[derive(Debug, Clone, Default)]
 struct Growing {
-    /// How often it was replaced by a fresh one.
+    /// Number of times that it was replaced by a fresh one.
     generation: u64,
-    /// Writes that were acknowledged.
+    /// Number of acknowledged writes.
     done: u64,
 }
 
-/// One writer, and how far it got.
+/// A writer and its progress.
 #[derive(Debug, Default)]
 struct Writer {
     me: usize,
@@ -99,25 +100,25 @@ struct Writer {
     counter: Growing,
     /// `list:{me}:{generation}`, by APPEND.
     list: Growing,
-    /// Rows whose last write is of unknown outcome: it may be done at any later time, so
-    /// nothing is written to them any more.
+    /// Rows whose last write is of unknown outcome: it may take effect at any later time,
+    /// so they get no more writes.
     left: Vec<(String, u64)>,
     increments: u64,
     appends: u64,
-    /// Writes of unknown outcome.
+    /// Number of writes of unknown outcome.
     unknown: u64,
-    /// Writes that were refused, and sent again.
+    /// Number of writes that were refused and repeated.
     refused: u64,
 }
 
-/// What became of a write.
+/// Outcome of a write.
 enum Fate {
     Acknowledged(Value),
     Refused,
     Unknown,
 }
 
-/// A connection to any proxy that takes one.
+/// A connection to any proxy that accepts it.
 struct Connection<'a> {
     proxies: &'a [SocketAddr],
     rng: Rng,
@@ -153,7 +154,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Reads until there is an answer, for a minute.
+    /// Reads until there is an answer, for at most a minute.
     fn read(&mut self, words: &[&str]) -> Value {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -177,8 +178,8 @@ impl Writer {
             ]) {
                 Fate::Acknowledged(_) => self.strings = next,
                 Fate::Refused => self.refused += 1,
-                // Sent again by the next round: the same value under the same name, so
-                // that twice is no harm.
+                // Repeated by the next round with the same key and value, so that twice
+                // is harmless.
                 Fate::Unknown => self.unknown += 1,
             }
             self.count(&mut connection);
@@ -186,7 +187,7 @@ impl Writer {
         }
     }
 
-    /// One INCR. Nobody else counts here, so its reply is known beforehand.
+    /// One INCR. No other client uses the counter, so its reply is known in advance.
     fn count(&mut self, connection: &mut Connection<'_>) {
         let key = format!("counter:{}:{}", self.me, self.counter.generation);
         match connection.call(&["INCR", &key]) {
@@ -217,7 +218,7 @@ impl Writer {
                     "{key}: an append was lost or applied twice"
                 );
                 if self.list.done == 200 {
-                    // Long enough.
+                    // The list is long enough.
                     self.left.push((key, self.list.done));
                     self.list = Growing { generation: self.list.generation + 1, done: 0 };
                 }
@@ -235,7 +236,7 @@ impl Writer {
         self.left.push((key, done));
     }
 
-    /// Reads everything that was acknowledged.
+    /// Reads all acknowledged rows.
     fn check(&self, connection: &mut Connection<'_>) {
         for first in (1..=self.strings).step_by(READ_AT_ONCE as usize) {
             let numbers = first..=self.strings.min(first + READ_AT_ONCE - 1);
@@ -275,7 +276,7 @@ impl Writer {
     }
 }
 
-/// A list after so many appends.
+/// A list after this many appends.
 fn list(done: u64) -> String {
     (0..done).map(|n| format!("{n},")).collect()
 }

@@ -1,5 +1,5 @@
-//! A real Prometheus scrapes the server; its own tool finds nothing to say about the
-//! page; every metric on it is documented.
+//! A real Prometheus scrapes the server; promtool accepts the page; every metric is
+//! documented.
 
 mod external;
 
@@ -10,7 +10,7 @@ use external::{free_port, run};
 use integration::{Server, within};
 use serde_json::Value as Json;
 
-/// A Prometheus of the test's own.
+/// A Prometheus for the test.
 struct Prometheus {
     child: Child,
     port: u16,
@@ -41,7 +41,7 @@ impl Prometheus {
         Prometheus { child, port, _dir: dir }
     }
 
-    /// The value of an expression that gives one number; `None` when it gives none yet.
+    /// The value of an expression; `None` when it has none yet.
     fn ask(&self, expression: &str) -> Option<f64> {
         let url = format!("http://127.0.0.1:{}/api/v1/query", self.port);
         let answer: Json =
@@ -52,13 +52,13 @@ impl Prometheus {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        // Gone is what it is to be.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A server that has done something of everything that is counted.
+/// A server that has counted each kind of event.
 fn busy_server() -> Server {
     let server = Server::start();
     let mut client = server.client();
@@ -70,7 +70,7 @@ fn busy_server() -> Server {
     server
 }
 
-/// Metrics of a page: name to kind, of those that have a help text.
+/// The metrics of a page that have a help text: name and kind.
 fn metrics(page: &str) -> BTreeMap<&str, &str> {
     let words = |line: &'_ str, mark: &str| line.strip_prefix(mark).map(str::len);
     let kinds = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
@@ -119,7 +119,7 @@ fn promtool_has_nothing_to_say_about_the_page() {
     let (status, page) = busy_server().page("/metrics");
     assert_eq!(status, 200);
     let ended = run("promtool", &["check", "metrics"], &page);
-    assert!(ended.fine && ended.said.trim().is_empty(), "{}", ended.said);
+    assert!(ended.success && ended.output.trim().is_empty(), "{}", ended.output);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The wire of a real server: pieces, pipelines, sizes, malformed input, limits, and the
-//! last words before a stop. (What needs no server is in `proxy/tests/`.)
+//! The protocol of a real server: fragments, pipelines, sizes, malformed input, limits,
+//! and the replies before a stop. (Tests without a server are in `proxy/tests/`.)
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use integration::{Client, Server, Value, within};
 
-/// A command in the form that servers read.
+/// A command as a RESP array.
 fn command(words: &[&[u8]]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
     for word in words {
@@ -57,7 +57,7 @@ fn keys_fields_and_values_may_be_any_bytes() {
     );
     assert_eq!(client.call(&[&b"SET"[..], b"", b"empty"]).expect("a reply"), Value::ok());
     assert_eq!(client.run("DBSIZE"), Value::Int(3));
-    // Keys that begin alike are apart.
+    // Keys with a common prefix are distinct.
     for n in 1..=20 {
         client.call(&[&b"SET"[..], &vec![0; n], n.to_string().as_bytes()]).expect("a reply");
     }
@@ -78,7 +78,7 @@ fn a_pipeline_of_100_000_commands_keeps_its_order() {
             [vec!["INCR".to_owned(), "n".to_owned()], vec!["ECHO".to_owned(), n.to_string()]]
         })
         .collect();
-    // All of it is sent before the first reply is read.
+    // The whole pipeline is sent before the first reply is read.
     let replies = client.pipeline(&commands).expect("a live server");
     assert_eq!(replies.len(), 100_000);
     for (n, pair) in replies.chunks(2).enumerate() {
@@ -109,7 +109,7 @@ fn malformed_input_gets_redis_words_and_the_end() {
             client.reply().expect("what was fine is answered"),
             Value::Status("PONG".into())
         );
-        // The server may hang up while more is still on its way.
+        // The server may close the connection while more data is in flight.
         let _ = client.send_raw(bytes);
         assert_eq!(
             client.reply().expect("a reply"),
@@ -120,6 +120,8 @@ fn malformed_input_gets_redis_words_and_the_end() {
     assert_eq!(server.client().run("PING"), Value::Status("PONG".into()));
 }
 
+/// A hash larger than one write can't be renamed, copied or moved; the error names the
+/// limit.
 #[test]
 fn an_oversized_hash_is_not_renamed_copied_or_moved() {
     let server = Server::builder()
@@ -151,7 +153,7 @@ fn values_up_to_the_limit_are_kept_and_larger_ones_are_refused() {
     assert_eq!(client.call(&[b"SET", &b"k"[..], &large]).expect("a reply"), Value::ok());
     assert_eq!(client.call(&["GET", "k"]).expect("a reply"), Value::Bulk(large.clone()));
     assert_eq!(client.run("STRLEN k"), Value::Int(large.len() as i64));
-    // Two that fit alone do not fit into one write; the connection goes on.
+    // Two values that fit alone do not fit into one write; the connection stays open.
     let refused = client.call(&[b"MSET", &b"a"[..], &large, b"b", &large]).expect("a reply");
     assert_eq!(
         refused,
@@ -162,7 +164,7 @@ fn values_up_to_the_limit_are_kept_and_larger_ones_are_refused() {
         )
     );
     assert_eq!(client.run("EXISTS a b"), Value::Int(0));
-    // Nor may APPEND make what SET may not.
+    // APPEND has the same limit as SET.
     assert!(client.call(&[b"APPEND", &b"k"[..], &[b'x'; 4096]]).expect("a reply").is_error());
     assert_eq!(client.run("STRLEN k"), Value::Int(large.len() as i64));
     assert!(client.run(&format!("SETRANGE k {LIMIT} x")).is_error());
@@ -180,7 +182,7 @@ fn values_up_to_the_limit_are_kept_and_larger_ones_are_refused() {
 #[test]
 fn one_client_too_many_is_told_so() {
     let server = Server::builder().flag("set", "proxy.maxclients=5").start();
-    // The kit's own client, which waited for the start, has to be gone.
+    // The kit's client, which waited for the start, must be disconnected.
     let mut first = server.client();
     within(30, "one client is left", || first.run("CLIENT LIST").text().lines().count() == 1);
     let mut clients: Vec<Client> = (0..4).map(|_| server.client()).collect();
@@ -261,7 +263,7 @@ fn a_long_pipeline_of_large_values_is_delivered() {
         Value::ok()
     );
     let mut reader = server.client();
-    // The last is a write: what comes after the large replies is done after them, once.
+    // The last command is a write: it is executed after the large replies, once.
     reader
         .send_raw(&[&b"GET k\r\n".repeat(300)[..], b"INCR n\r\n"].concat())
         .expect("a live server");
@@ -271,8 +273,8 @@ fn a_long_pipeline_of_large_values_is_delivered() {
     assert_eq!(reader.reply().expect("a reply"), Value::Int(1));
 }
 
-/// Sends bursts of INCR n:<me>, each when the last is answered, until the server hangs
-/// up; the last number answered.
+/// Sends pipelines of INCR n:<me>, each after the replies of the last, until the server
+/// closes the connection; returns the last number.
 fn count_until_the_end(port: u16, me: usize) -> i64 {
     let mut client = Client::connect(port).expect("the port is open");
     let (key, mut answered) = (format!("n:{me}"), 0);
@@ -283,6 +285,8 @@ fn count_until_the_end(port: u16, me: usize) -> i64 {
     answered
 }
 
+/// At a stop, every executed command is answered, and unanswered commands are not
+/// executed.
 #[test]
 fn a_stop_executes_only_commands_that_it_answers() {
     let mut server = Server::start();

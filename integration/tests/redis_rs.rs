@@ -1,4 +1,4 @@
-//! redis-rs talks to Bridle as it talks to Redis: blocking and asynchronous, in RESP2 and
+//! redis-rs works with Bridle as with Redis: blocking and asynchronous, in RESP2 and
 //! RESP3.
 
 use std::collections::{BTreeSet, HashMap};
@@ -24,7 +24,7 @@ fn server() -> (Server, Vec<Client>) {
     (server, clients.into())
 }
 
-/// Runs a test with a connection of each protocol version, each from empty tables.
+/// Runs a test with a connection of each protocol version, each on empty tables.
 fn each(test: impl Fn(&mut Connection, &Client) -> RedisResult<()>) {
     let (_server, clients) = server();
     for client in clients {
@@ -179,7 +179,7 @@ fn one_multiplexed_connection_serves_many_tasks() {
 #[test]
 fn a_wrong_password_is_told() {
     let (server, _) = server();
-    // redis-rs words the refusal of AUTH itself, and hands on that of HELLO.
+    // redis-rs replaces the error of AUTH, and returns that of HELLO.
     for (protocol, words) in [("resp2", "Password authentication failed"), ("resp3", "WRONGPASS")] {
         let client =
             Client::open(format!("redis://:wrong@127.0.0.1:{}/?protocol={protocol}", server.port))

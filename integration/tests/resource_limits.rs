@@ -1,5 +1,5 @@
-//! What grows without bound elsewhere: the log, the directory, memory, restarts, the time
-//! that a huge row takes, what the background takes of a core.
+//! Resource limits: the size of the log, the directory and memory, the time of restarts
+//! and of operations on a huge row, and the CPU share of background threads.
 
 use std::collections::BTreeSet;
 use std::fs::read_to_string;
@@ -18,7 +18,7 @@ fn small() -> ServerBuilder {
     builder.flag("set", "storage.memtables=8MiB").flag("set", "raft_log.tail_cache=1MiB")
 }
 
-/// Bytes that do not compress, different for each seed.
+/// Incompressible bytes, different for each seed.
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -32,7 +32,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Writes many commands in pipelines and wants no error.
+/// Executes many commands in pipelines; none may fail.
 fn load(client: &mut Client, commands: impl Iterator<Item = Vec<Vec<u8>>>) {
     let mut commands = commands.peekable();
     while commands.peek().is_some() {
@@ -53,14 +53,15 @@ fn fields(row: &str, count: u64, len: usize) -> impl Iterator<Item = Vec<Vec<u8>
     })
 }
 
+/// The log, the data directory and memory stay bounded, and a restart stays fast.
 #[test]
 fn endless_overwriting_keeps_disk_memory_and_restart_bounded() {
     const KEYS: u64 = 1000;
     const VALUE: usize = 3000;
-    /// The log is flushed away whenever 48 MiB have come together, and grows on while
-    /// that is under way; unbounded it would be 300.
+    /// A flush truncates the log whenever it reaches 48 MiB, and the log grows during the
+    /// flush; without a limit it would reach 300 MiB.
     const LOG_MAX: u64 = 150 * MIB;
-    /// Besides, the rows, several times while compaction is behind.
+    /// Plus the rows, several times while compaction is behind.
     const DIRECTORY_MAX: u64 = 220 * MIB;
     const RSS_MAX: u64 = 250 * MIB;
     let mut server = small().start();
@@ -108,6 +109,7 @@ fn endless_overwriting_keeps_disk_memory_and_restart_bounded() {
     within(20, "what is left of the log is small", || server.log_bytes() < 20 * MIB);
 }
 
+/// Compaction reclaims the space of deleted, replaced and expired rows.
 #[test]
 fn the_space_of_dead_rows_is_reclaimed() {
     let server = small().start();
@@ -125,8 +127,8 @@ fn the_space_of_dead_rows_is_reclaimed() {
         within(20, "it lies on disk", || tables() > 10 * MIB);
         tables()
     };
-    // The sweep judges by what has been dead for some ten seconds, so the first
-    // compaction may come too early for it.
+    // The compaction filter drops cells that have been dead for some ten seconds, so the
+    // first compaction may be too early.
     within(60, "the space is given back", || {
         assert_eq!(server.admin_json(&["compact", "db0", "--wait"])["status"], "done");
         tables() < before / 10
@@ -136,7 +138,7 @@ fn the_space_of_dead_rows_is_reclaimed() {
     assert_eq!(client.run("HGET replaced field:99"), Value::Bulk(noise(99, 500)));
 }
 
-/// The shortest of three times that something takes.
+/// The minimum of three measurements.
 fn quickest(mut act: impl FnMut(usize)) -> Duration {
     let time = |n| {
         let began = Instant::now();
@@ -146,6 +148,8 @@ fn quickest(mut act: impl FnMut(usize)) -> Duration {
     (0..3).map(time).min().expect("three of them")
 }
 
+/// Deleting a huge hash takes no longer than deleting a small one, and its fields are
+/// never visible in a new hash of the same name.
 #[test]
 fn del_is_constant_time_and_hides_the_old_fields() {
     let mut server = small().start();
@@ -179,6 +183,8 @@ fn del_is_constant_time_and_hides_the_old_fields() {
     }
 }
 
+/// HSCAN of a huge hash returns every field, in bounded memory, and continues after a
+/// restart.
 #[test]
 fn hscan_returns_every_field_in_bounded_memory() {
     const FIELDS: u64 = 200_000;
@@ -212,6 +218,8 @@ fn hscan_returns_every_field_in_bounded_memory() {
     assert!(rss < 250 * MIB, "{} MiB resident", rss / MIB);
 }
 
+/// SCAN returns every key that exists throughout, while others come and go, across a
+/// restart.
 #[test]
 fn scan_returns_every_stable_key_across_a_restart() {
     let mut server = small().start();
@@ -249,7 +257,7 @@ fn scan_returns_every_stable_key_across_a_restart() {
                 break;
             }
             pages += 1;
-            // Others come and go meanwhile, all over the keyspace.
+            // Other keys come and go meanwhile, all over the keyspace.
             load(&mut client, (0..20).map(|n| set(format!("comes:{pages}:{n}"))));
             load(
                 &mut client,
@@ -278,7 +286,7 @@ fn background_threads_have_a_lower_priority() {
     let (mut background, mut serving) = (Vec::new(), Vec::new());
     for thread in std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap() {
         let thread = thread.unwrap().path();
-        // One that served a file may end meanwhile.
+        // A thread may end meanwhile.
         let (Ok(name), Ok(stat)) =
             (read_to_string(thread.join("comm")), read_to_string(thread.join("stat")))
         else {
@@ -303,8 +311,8 @@ fn background_threads_have_a_lower_priority() {
     );
 }
 
-/// Beyond 8 MiB of answers a node leaves the commands that follow to be asked again;
-/// never a part of one command, or of a transaction.
+/// After 8 MiB of answers a node leaves the following commands to another request, but
+/// never a part of one command or transaction.
 #[test]
 fn large_answers_come_from_one_snapshot() {
     const LEN: usize = 1 << 20;
@@ -350,7 +358,8 @@ fn large_answers_come_from_one_snapshot() {
     });
 }
 
-/// What a transaction reads is bounded also when it writes; some at once as well.
+/// The memory of reads is bounded in a transaction that writes, too, and in several at a
+/// time.
 #[test]
 fn transactions_of_many_large_reads_take_bounded_memory() {
     const LEN: usize = 15 << 20;
@@ -369,13 +378,13 @@ fn transactions_of_many_large_reads_take_bounded_memory() {
             .collect();
         client.pipeline(&words).expect("a live server").pop().expect("what EXEC said")
     };
-    let said: Vec<Value> = std::thread::scope(|scope| {
+    let output: Vec<Value> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| exec(server.client()))).collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
     let rss = server.rss_bytes();
-    for said in said {
-        match said {
+    for output in output {
+        match output {
             Value::Array(replies) => {
                 assert!(
                     replies.iter().all(|reply| reply.text().starts_with("ERR answer is larger")),
@@ -392,8 +401,8 @@ fn transactions_of_many_large_reads_take_bounded_memory() {
     assert!(rss < 440 * MIB, "{} MiB resident", rss / MIB);
 }
 
-/// Sockets need descriptors, and so does the file of every flush. Whoever connects, even
-/// without a word, must not take the last one.
+/// Sockets need descriptors, and so does the file of every flush. Connections, even
+/// silent ones, must not take the last one.
 #[test]
 fn idle_clients_leave_descriptors_for_the_data() {
     const FIT: usize = 80;
@@ -405,14 +414,14 @@ fn idle_clients_leave_descriptors_for_the_data() {
         client.run("CONFIG GET maxclients"),
         Value::Array(vec![Value::bulk("maxclients"), Value::bulk(&FIT.to_string())])
     );
-    for said in [
+    for output in [
         "Increased maximum number of open files to 256 (it was originally set to 128).".to_owned(),
         format!(
             "Current maximum open files is 256. maxclients has been reduced to {FIT} to \
              compensate for low ulimit."
         ),
     ] {
-        assert!(server.output().contains(&said), "{said} is not in {}", server.output());
+        assert!(server.output().contains(&output), "{output} is not in {}", server.output());
     }
     let refused = client.run(&format!("CONFIG SET maxclients {}", FIT + 1));
     assert!(
@@ -429,13 +438,13 @@ fn idle_clients_leave_descriptors_for_the_data() {
     for n in 0..4 {
         load(&mut client, fields(&format!("row:{n}"), 100, 100));
         let done = server.admin(&["compact", "db0", "--wait"]);
-        assert!(done.fine, "{done:?}");
+        assert!(done.success, "{done:?}");
     }
     assert_eq!(server.page("/health/ready").0, 200);
     assert_eq!(client.run("HLEN row:3"), Value::Int(100));
 }
 
-/// The most that the process has resident until that has not grown for a while.
+/// The maximum of the process's resident memory, once it has stopped growing.
 fn rss_peak(server: &Server) -> u64 {
     let (mut peak, mut last) = (0, Instant::now());
     while last.elapsed() < Duration::from_millis(300) {
@@ -448,8 +457,8 @@ fn rss_peak(server: &Server) -> u64 {
     peak
 }
 
-/// A client that reads nothing, whatever it asks for: what is kept for it is a few times
-/// what it may leave unread (8 MiB), and one answer's.
+/// A client that reads nothing holds at most a few times its output limit (8 MiB) and the
+/// size of one answer, whatever it requests.
 #[test]
 fn a_client_that_does_not_read_holds_little_memory() {
     const HELD_MAX: u64 = 100 * MIB;
@@ -486,12 +495,12 @@ fn a_client_that_does_not_read_holds_little_memory() {
         (&format!("MULTI\r\n{}", ballast.repeat(100)), 1),
     ] {
         let mut deaf = TcpStream::connect(("127.0.0.1", server.port)).expect("the port is open");
-        // Replies are taken to be small from then on.
+        // The server expects small replies from then on.
         deaf.write_all("PING\r\n".repeat(5000).as_bytes()).expect("a live server");
         deaf.read_exact(&mut vec![0; "+PONG\r\n".len() * 5000]).expect("a live server");
         deaf.set_write_timeout(Some(Duration::from_millis(500))).expect("a live socket");
         let before = server.rss_bytes();
-        // It may not be taken whole.
+        // The server may not read all of it.
         let _taken = deaf.write_all(asked.repeat(times).as_bytes());
         let held = rss_peak(&server).saturating_sub(before);
         println!("{} MiB for {:?}", held / MIB, &asked[..asked.len().min(40)]);
@@ -500,8 +509,8 @@ fn a_client_that_does_not_read_holds_little_memory() {
     }
 }
 
-/// Two clients that queue more than all may hold: the one that holds more is
-/// disconnected, and the log says so.
+/// Two clients queue more than the limit of all clients: the one that holds more is
+/// disconnected, and the log names it.
 #[test]
 fn the_largest_client_is_evicted_over_the_limit_of_all() {
     let server = Server::builder()
@@ -518,7 +527,7 @@ fn the_largest_client_is_evicted_over_the_limit_of_all() {
         assert_eq!(queue.run("CLIENT SETNAME queue"), Value::ok());
         assert_eq!(queue.run("MULTI"), Value::ok());
         for _ in 0..commands {
-            // The last of them may be its end.
+            // The last command may end the connection.
             let _queued = queue.call(&[b"SET", &b"k"[..], &value]);
         }
     }

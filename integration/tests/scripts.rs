@@ -1,8 +1,7 @@
-//! The command scripts, which are the specification of the commands, hold on a real
-//! server, too.
+//! The command scripts, which specify the commands, pass on a real server, too.
 //!
-//! `proxy/commands/tests/scripts/README.md` describes their notation; to add one, drop a
-//! file there.
+//! `proxy/commands/tests/scripts/README.md` describes their notation; a new file there is
+//! a new script.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -11,10 +10,10 @@ use std::time::Duration;
 use commands::script::Script;
 use integration::Server;
 
-/// A script whose reply never comes is to fail, and not to hang.
+/// A script without a reply fails instead of blocking.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// All scripts, in the order of their paths.
+/// All scripts, sorted by path.
 fn scripts() -> Vec<(PathBuf, Script)> {
     let mut folders =
         vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy/commands/tests/scripts")];
@@ -36,7 +35,7 @@ fn scripts() -> Vec<(PathBuf, Script)> {
     found
 }
 
-/// Runs one script over a connection of its own.
+/// Runs a script on a new connection.
 fn run(server: &Server, script: &Script) -> Result<(), String> {
     let stream = TcpStream::connect(("127.0.0.1", server.port))
         .map_err(|error| format!("connect: {error}"))?;
@@ -47,8 +46,8 @@ fn run(server: &Server, script: &Script) -> Result<(), String> {
     script.run(stream)
 }
 
-/// Runs all scripts that suit a server, one after another, and says which failed, each
-/// with its sentence.
+/// Runs all scripts that apply to a server, and reports those that fail with their first
+/// sentence.
 fn run_all(server: &Server) -> Vec<String> {
     let scripts = scripts();
     assert!(scripts.len() > 100, "where are the scripts? only {} were found", scripts.len());
@@ -76,8 +75,8 @@ fn every_script_holds_on_a_server() {
 fn every_script_holds_when_rows_lie_in_many_partitions() {
     let server =
         Server::builder().flag("durability", "os").flag("set", "tables.partitions=8").start();
-    // There, keys that lie apart cannot share a command: such scripts end with the
-    // refusal that says so.
+    // There, keys of different partitions cannot share a command: such scripts end with
+    // that error.
     let (refused, failed): (Vec<_>, Vec<_>) =
         run_all(&server).into_iter().partition(|fault| fault.contains("CROSSSLOT"));
     eprintln!(

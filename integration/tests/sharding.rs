@@ -1,6 +1,6 @@
 //! A table of many partitions, as a client sees it: commands on many keys fan out and
-//! merge, what must be atomic is refused, and pipelines, cursors and transactions are
-//! what they are over one partition; in a cluster through whichever proxy.
+//! merge, commands that must be atomic are refused, and pipelines, cursors and
+//! transactions behave as with one partition; in a cluster through any proxy.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -16,8 +16,8 @@ fn start() -> Server {
         .start()
 }
 
-/// CRC16/XMODEM of the key or its hash tag, written down once more: what decides where a
-/// key is should not be tested by itself.
+/// CRC16/XMODEM of the key or its hash tag, implemented again: the mapping of keys should
+/// not be tested by itself.
 fn slot(key: &str) -> u16 {
     let tag = key
         .split_once('{')
@@ -68,7 +68,7 @@ fn texts(value: Value) -> Vec<String> {
 
 #[test]
 fn key_slots_match_redis_cluster() {
-    // As `CLUSTER KEYSLOT` says.
+    // Agrees with `CLUSTER KEYSLOT`.
     let known = [
         ("foo", 12182),
         ("bar", 5061),
@@ -81,8 +81,8 @@ fn key_slots_match_redis_cluster() {
     }
 }
 
-/// Connections, each to another proxy, that take turns: no two commands in a row go the
-/// same way.
+/// Connections to different proxies, used in turn: no two consecutive commands use the
+/// same one.
 struct Turns(VecDeque<Client>);
 
 impl Turns {
@@ -112,7 +112,7 @@ fn commands_on_many_keys_fan_out_and_merge() {
 fn commands_on_many_keys_work_through_every_proxy() {
     let cluster =
         Cluster::builder().partitions(PARTITIONS.into()).durability("os").proxies(1).start();
-    // By then there are rows, of which none is this test's.
+    // There are rows by then, but none of this test.
     assert_eq!(cluster.client(0).expect("it serves").run("FLUSHALL"), Value::ok());
     on_many_keys(Turns(
         (0..cluster.len()).map(|number| cluster.client(number).expect("it serves")).collect(),
@@ -130,16 +130,15 @@ fn on_many_keys(mut client: Turns) {
     assert_eq!(client.call(&with("MSET", &pairs)), Value::ok());
     assert_eq!(client.run("DBSIZE"), Value::Int(2000));
 
-    // In the order asked, whatever the partition; missing keys, rows of other kinds and
-    // repeated keys at their places.
+    // In the order of the request, whatever the partitions; with missing keys, rows of
+    // other kinds and repeated keys.
     client.run("HSET hash field value");
     let asked: Vec<&str> =
         names.iter().rev().copied().chain(["missing", "hash", "key:7", "key:7"]).collect();
     let mut expected: Vec<Value> = keys.iter().rev().map(|key| Value::bulk(&key[4..])).collect();
     expected.extend([Value::Nil, Value::Nil, Value::bulk("7"), Value::bulk("7")]);
     assert_eq!(list(client.call(&with("MGET", &asked))), expected);
-    // Of a key that is named twice the last value counts, as if they were set one after
-    // another.
+    // For a repeated key the last value counts, as if they were set one after another.
     assert_eq!(client.run("MSET key:7 a key:8 b key:7 c"), Value::ok());
     assert_eq!(
         client.run("MGET key:7 key:8"),
@@ -163,7 +162,7 @@ fn on_many_keys(mut client: Turns) {
     assert_eq!(client.call(&with("UNLINK", &names[..1000])), Value::Int(500));
     assert_eq!(client.run("DBSIZE"), Value::Int(1001));
 
-    // FLUSHDB empties this table, FLUSHALL every one, each in all partitions.
+    // FLUSHDB empties this table, FLUSHALL every table, in all partitions.
     client.select("1");
     assert_eq!(client.call(&with("MSET", &pairs)), Value::ok());
     client.select("0");
@@ -183,6 +182,7 @@ fn on_many_keys(mut client: Turns) {
     }
 }
 
+/// Commands that must be atomic are refused over partitions, and change nothing.
 #[test]
 fn atomic_commands_over_partitions_fail_without_effect() {
     let server = start();
@@ -220,14 +220,14 @@ fn atomic_commands_over_partitions_fail_without_effect() {
         client.run("SELECT 0");
         assert_eq!(call(&mut client, &["MGET", a, b]), both, "{queued:?}");
     }
-    // What is watched belongs to the transaction.
+    // Watched rows belong to the transaction.
     call(&mut client, &["WATCH", a, b]);
     client.run("MULTI");
     client.run(&format!("SET {a} 3"));
     assert_eq!(client.run("EXEC"), crossslot);
     assert_eq!(call(&mut client, &["MGET", a, b]), both);
 
-    // Two keys of one partition are enough, whether by a hash tag or by chance.
+    // Keys of one partition are enough, by a hash tag or by chance.
     let beside = (0..)
         .map(|n| format!("other:{n}"))
         .find(|key| partition(key) == partition(a) && slot(key) != slot(a))
@@ -251,7 +251,7 @@ fn atomic_commands_over_partitions_fail_without_effect() {
     }
 }
 
-/// All pages of one SCAN: `ask` is told which one it is, and has the command answered.
+/// All pages of one SCAN; `ask` gets the page's number and executes the command.
 fn scan(rest: &str, mut ask: impl FnMut(usize, &str) -> Value) -> Vec<String> {
     let (mut found, mut cursor) = (Vec::new(), "0".to_owned());
     for page in 0.. {
@@ -266,14 +266,14 @@ fn scan(rest: &str, mut ask: impl FnMut(usize, &str) -> Value) -> Vec<String> {
     found
 }
 
-/// SCAN's promise, and one more: what was there throughout is returned, and once.
+/// SCAN's guarantee and more: keys that exist throughout are returned, and only once.
 fn assert_each_once(found: &[String], stays: &BTreeSet<String>, of: &str) {
     let all: Vec<&String> = found.iter().filter(|key| stays.contains(*key)).collect();
     assert_eq!(all.iter().copied().collect::<BTreeSet<_>>(), stays.iter().collect(), "{of}");
     assert_eq!(all.len(), stays.len(), "a key was returned twice: {of}");
 }
 
-/// Keys that are to stay, and some that are not.
+/// Keys that stay, and some that do not.
 fn fill(client: &mut Client) -> BTreeSet<String> {
     let stays: BTreeSet<String> = (0..1000)
         .map(|n| format!("stay:{n}"))
@@ -292,6 +292,8 @@ fn come_and_go(client: &mut Client, page: usize) {
     call(client, &["MSET", &format!("comes:{page}"), "v", &format!("stay:{}", page % 1000), "new"]);
 }
 
+/// SCAN returns every key that exists throughout exactly once, across partitions and a
+/// restart.
 #[test]
 fn scan_returns_stable_keys_once_over_all_partitions() {
     let mut server = start();
@@ -314,7 +316,7 @@ fn scan_returns_stable_keys_once_over_all_partitions() {
         });
         assert_each_once(&found, &stays, rest);
     }
-    // The same cursor goes on after kill -9, on another connection.
+    // The same cursor works after kill -9, on another connection.
     let found = scan("COUNT 60 MATCH *stay*", |page, line| {
         if page % 8 == 3 {
             server.restart();
@@ -334,8 +336,8 @@ fn a_cursor_works_on_any_proxy_and_after_a_failover() {
     let mut cluster =
         Cluster::builder().partitions(PARTITIONS.into()).durability("os").proxies(1).start();
     let stays = fill(&mut cluster.client(0).expect("it serves"));
-    // The proxy and two of the nodes go on, in turns; the third leads some of what is
-    // still to be scanned when it is killed.
+    // The proxy and two of the nodes continue the scan in turn; the third, which is
+    // killed, leads some of the remaining partitions.
     let last = usize::from(PARTITIONS) - 1;
     let victim = cluster.leaders("db0").expect("the admin API answers")[last]
         .expect("it serves, so somebody leads");
@@ -349,8 +351,7 @@ fn a_cursor_works_on_any_proxy_and_after_a_failover() {
         }
         let client = &mut through[page % stay_up.len()];
         if page % 5 == 1 {
-            // Whether it is acknowledged just now does not matter: with these keys and
-            // without, SCAN is right.
+            // The outcome does not matter: SCAN is right with and without these keys.
             come_and_go(client, page);
         }
         let mut reply = Value::Nil;
@@ -381,8 +382,8 @@ fn randomkey_is_uniform_over_partitions() {
     let server = start();
     let mut client = server.client();
     assert_eq!(client.run("RANDOMKEY"), Value::Nil);
-    // Three quarters of all keys share one slot, more than a server chooses from at once,
-    // and the others lie anywhere.
+    // Three quarters of all keys share one slot, more than a server samples at a time;
+    // the others are anywhere.
     let keys: Vec<String> = (0..300)
         .map(|n| format!("{{tag}}{n}"))
         .chain((0..100).map(|n| format!("key:{n}")))
@@ -413,8 +414,8 @@ fn randomkey_is_uniform_over_partitions() {
             "partition {index} was drawn {seen} times instead of {expected}"
         );
     }
-    // In a partition of many rows they are drawn by the gaps between them: some more
-    // often than others, few never.
+    // In a partition of many rows the gaps between them are the probabilities: some rows
+    // are returned more frequently, few never.
     let tagged = drawn.keys().filter(|key| key.starts_with("{tag}")).count();
     let most = drawn.values().max().copied().unwrap_or(0);
     eprintln!("{tagged} of 300 keys of one slot were drawn, the luckiest of all keys {most} times");
@@ -434,6 +435,8 @@ impl Chance {
     }
 }
 
+/// Replies come in the order of the commands, and commands see earlier writes of their
+/// connection.
 #[test]
 fn pipelines_over_partitions_keep_order_and_see_own_writes() {
     let seed = std::env::var("BRIDLE_SEED")
@@ -503,6 +506,7 @@ fn pipelines_over_partitions_keep_order_and_see_own_writes() {
     }
 }
 
+/// A write to a watched row of any partition aborts the transaction.
 #[test]
 fn watch_aborts_on_a_write_in_any_partition() {
     let mut server = start();
@@ -540,8 +544,8 @@ fn watch_aborts_on_a_write_in_any_partition() {
         assert_eq!(attempt(&mut client, &mut || drop(other.run("FLUSHDB"))), Value::Nil);
         assert_eq!(call(&mut client, &["GET", key]), Value::Nil);
     }
-    // Rows that nothing writes to are told apart, too: EXEC without rows of its own looks
-    // at what was watched in every partition.
+    // Rows that are only watched count, too: EXEC without rows of its own checks watched
+    // rows in every partition.
     let keys = one_of_each();
     let names: Vec<&str> = keys.iter().map(String::as_str).collect();
     for touched in [None, Some(names[6])] {

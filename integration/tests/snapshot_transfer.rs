@@ -1,5 +1,5 @@
-//! A node that was away for longer than the log is kept is sent the whole state of its
-//! partitions, whoever is killed meanwhile.
+//! A node that was down for longer than the log's retention gets snapshots of its
+//! partitions, even if sender and receiver are killed meanwhile.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,21 +11,20 @@ use integration::cluster::Cluster;
 use integration::workload::Rng;
 use integration::{Client, Value, files, within};
 
-/// Partitions that are written more than is kept: that is 1 MiB of each.
+/// Partitions with more writes than the retention, which is 1 MiB each.
 const HEAVY: usize = 2;
 const VALUES: u64 = 192;
 const VALUE_BYTES: usize = 64 << 10;
-/// Who is away, and is sent what it lacks.
+/// The node that is down and catches up.
 const AWAY: usize = 2;
 
-/// What no compression makes small.
+/// Incompressible values.
 fn noise(key: u64) -> Vec<u8> {
     let mut rng = Rng::new(key);
     (0..VALUE_BYTES).map(|_| rng.below(256) as u8).collect()
 }
 
-/// Bytes in the files of a process that are a state on its way: in directories of this
-/// name.
+/// Bytes of partial snapshots of a process: files in directories of this name.
 fn on_the_way(cluster: &Cluster, number: usize, directory: &str) -> u64 {
     let is_in = |path: &Path| path.iter().any(|part| part.to_string_lossy().starts_with(directory));
     files(&cluster.data(number))
@@ -35,7 +34,7 @@ fn on_the_way(cluster: &Cluster, number: usize, directory: &str) -> u64 {
         .sum()
 }
 
-/// Whoever sends a state, once so much of one has arrived.
+/// The sender of a snapshot, once this much of it has arrived.
 fn sender(cluster: &Cluster, arrived: u64) -> usize {
     let mut found = None;
     within(20, "a state arrives", || {
@@ -47,18 +46,18 @@ fn sender(cluster: &Cluster, arrived: u64) -> usize {
     found.expect("just found")
 }
 
-/// Writes to partitions that need no state, until told to stop; how often, and the
-/// longest that a write took.
+/// Writes to partitions that need no snapshot, until stopped; returns the number of
+/// writes and the longest one.
 fn light_work(proxies: &[SocketAddr], stop: &AtomicBool) -> (u32, Duration) {
     let (mut writes, mut longest) = (0, Duration::ZERO);
     while !stop.load(Ordering::Relaxed) {
         let began = Instant::now();
         let key = format!("light:{}", writes % 16);
-        // One of them is dead at times.
+        // One of the processes is down at times.
         let is_done = |address: &SocketAddr| {
-            let said = Client::reach(*address, Duration::from_secs(5))
+            let output = Client::reach(*address, Duration::from_secs(5))
                 .and_then(|mut client| client.call(&["INCR", &key]));
-            matches!(said, Ok(Value::Int(_)))
+            matches!(output, Ok(Value::Int(_)))
         };
         while !proxies.iter().any(is_done) {
             std::thread::sleep(Duration::from_millis(10));
@@ -70,7 +69,7 @@ fn light_work(proxies: &[SocketAddr], stop: &AtomicBool) -> (u32, Duration) {
     (writes, longest)
 }
 
-/// Entries of the heavy table in a process's log.
+/// Number of entries of the heavy table in a process's log.
 fn log_entries(cluster: &Cluster, number: usize) -> u64 {
     let page = ureq::get(format!("{}/metrics", cluster.url(number)))
         .call()
@@ -96,6 +95,8 @@ fn is_current(cluster: &Cluster, table: &str) -> bool {
         && members.iter().all(|member| member["state"] == "running" && member["lag"] == 0)
 }
 
+/// A node that was down for longer than the log's retention gets snapshots, while sender
+/// and receiver are killed.
 #[test]
 fn a_lagging_node_catches_up_by_snapshot_despite_kills() {
     let cluster = Cluster::builder()
@@ -113,10 +114,10 @@ fn a_lagging_node_catches_up_by_snapshot_despite_kills() {
     within(20, "all replicas are there", || is_current(&cluster, "heavy"));
     cluster.kill(AWAY);
     for key in 0..VALUES {
-        let said = client
+        let output = client
             .call(&[&b"SET"[..], format!("key:{key}").as_bytes(), &noise(key)])
             .expect("a reply");
-        assert_eq!(said, Value::ok());
+        assert_eq!(output, Value::ok());
     }
     // More than one of the two partitions could have in its log, if it were kept.
     within(20, "the log is let go of", || {
@@ -150,9 +151,9 @@ fn a_lagging_node_catches_up_by_snapshot_despite_kills() {
         "{writes} writes, one of which took {longest:?}"
     );
 
-    let arrived = cluster.said(AWAY).matches("a state has arrived and is in place").count();
+    let arrived = cluster.output(AWAY).matches("a state has arrived and is in place").count();
     let sent = (0..AWAY)
-        .map(|number| cluster.said(number).matches("sending a state").count())
+        .map(|number| cluster.output(number).matches("sending a state").count())
         .sum::<usize>();
     println!("{sent} states were begun, {arrived} have arrived");
     assert!(arrived >= HEAVY && sent > arrived, "{sent} begun, {arrived} arrived");

@@ -1,4 +1,4 @@
-//! Tables as an operator and a client see them: made, chosen, partitioned, set, dropped.
+//! Tables as operators and clients see them: create, select, partitions, envs, drop.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ fn small() -> ServerBuilder {
     Server::builder().flag("set", "raft_log.segment_size=1MiB").flag("durability", "os")
 }
 
-/// The tables' names, in order.
+/// The names of the tables, sorted.
 fn names(server: &Server) -> Vec<String> {
     let tables = server.admin_json(&["tables"]);
     let list = tables.as_array().expect("a list");
@@ -22,7 +22,7 @@ fn words(value: &Value) -> BTreeSet<String> {
     }
 }
 
-/// Everything that SCAN finds; each at least once.
+/// All keys returned by SCAN, each at least once.
 fn scan(client: &mut Client) -> BTreeSet<String> {
     let (mut found, mut cursor) = (BTreeSet::new(), "0".to_owned());
     loop {
@@ -37,6 +37,7 @@ fn scan(client: &mut Client) -> BTreeSet<String> {
     }
 }
 
+/// All sixteen databases are created by their first write and exist after a restart.
 #[test]
 fn databases_appear_on_first_write_and_survive_a_restart() {
     let mut server = small().start();
@@ -82,7 +83,7 @@ fn databases_appear_on_first_write_and_survive_a_restart() {
 fn a_table_is_chosen_by_name_and_bad_names_are_refused() {
     let mut server = small().start();
     let mut client = server.client();
-    assert!(server.admin(&["create", "users:v2.eu_west-1"]).fine);
+    assert!(server.admin(&["create", "users:v2.eu_west-1"]).success);
     assert!(client.run("SELECT nobody").is_error(), "a name that was not created");
     assert_eq!(client.run("SELECT users:v2.eu_west-1"), Value::ok());
     client.run("SET key here");
@@ -90,17 +91,17 @@ fn a_table_is_chosen_by_name_and_bad_names_are_refused() {
     assert_eq!(client.run("GET key"), Value::Nil);
     let long = "n".repeat(1000);
     for bad in ["", "7", "16", "a b", "a/b", "../../etc", "naïve", "a\nb", &long] {
-        let said = server.admin(&["create", bad]);
+        let output = server.admin(&["create", bad]);
         assert!(
-            !said.fine && said.error.contains("a table's name is"),
+            !output.success && output.error.contains("a table's name is"),
             "{bad:?}: {} {}",
-            said.out,
-            said.error
+            output.out,
+            output.error
         );
     }
     for partitions in ["0", "1025", "-1", "many"] {
         assert!(
-            !server.admin(&["create", "fine", "--partitions", partitions]).fine,
+            !server.admin(&["create", "fine", "--partitions", partitions]).success,
             "{partitions}"
         );
     }
@@ -155,8 +156,8 @@ fn commands_on_many_keys_work_over_the_partitions_of_a_table() {
     assert_eq!((client.run("DBSIZE"), scan(&mut client).len()), (Value::Int(0), 0));
 }
 
-/// Two keys of different partitions: of four, three in four others lie apart from the
-/// first.
+/// Two keys of different partitions: with four partitions, three of four keys are in
+/// another one than the first.
 fn apart(client: &mut Client) -> (String, String) {
     let mut refused = |key: &String| {
         client.run("SET one 1");
@@ -166,6 +167,7 @@ fn apart(client: &mut Client) -> (String, String) {
     ("one".to_owned(), other.expect("one of thirty lies apart"))
 }
 
+/// Commands that must be atomic are refused over partitions, and work with a hash tag.
 #[test]
 fn atomic_commands_need_a_hash_tag_over_partitions() {
     let server = small().flag("set", "tables.partitions=4").start();
@@ -201,6 +203,8 @@ fn pttl(client: &mut Client, key: &str) -> i64 {
     client.run(&format!("PTTL {key}")).int()
 }
 
+/// The env applies to new writes immediately, and to existing rows from the time it was
+/// set.
 #[test]
 fn default_ttl_applies_to_new_writes_and_existing_rows() {
     let mut server = small().start();
@@ -209,7 +213,7 @@ fn default_ttl_applies_to_new_writes_and_existing_rows() {
     client.run("HSET old-hash field value");
     client.run("SET old-with-its-own 1 EX 1000");
     client.run("SET old-and-kept 1");
-    assert!(server.admin(&["env", "set", "db0", "default_ttl", "3"]).fine);
+    assert!(server.admin(&["env", "set", "db0", "default_ttl", "3"]).success);
     let began = std::time::Instant::now();
     client.run("SET new 1");
     client.run("SET new-with-its-own 1 EX 1000");
@@ -224,7 +228,7 @@ fn default_ttl_applies_to_new_writes_and_existing_rows() {
         (-1, -1),
         "PERSIST wins"
     );
-    // What was decided survives a crash, the time it was decided at included.
+    // The env and the time of its change survive a crash.
     server.restart();
     let mut client = server.client();
     for old in ["old", "old-hash"] {
@@ -237,19 +241,20 @@ fn default_ttl_applies_to_new_writes_and_existing_rows() {
         assert_eq!(client.run(&format!("EXISTS {key}")), Value::Int(1), "{key}");
     }
     within(10, "the rows themselves go, too", || client.run("DBSIZE") == Value::Int(4));
-    assert!(server.admin(&["env", "del", "db0", "default_ttl"]).fine);
+    assert!(server.admin(&["env", "del", "db0", "default_ttl"]).success);
     client.run("SET later 1");
     assert_eq!(pttl(&mut client, "later"), -1);
 }
 
+/// A dropped table's space is reclaimed, and a new table of its name is empty.
 #[test]
 fn a_dropped_table_frees_its_space_and_its_name() {
     let mut server = small().flag("set", "storage.memtables=4MiB").start();
-    assert!(server.admin(&["create", "logs", "--partitions", "2"]).fine);
+    assert!(server.admin(&["create", "logs", "--partitions", "2"]).success);
     let mut client = server.client();
     client.run("SELECT logs");
     for n in 0..200u32 {
-        // Does not compress.
+        // Incompressible.
         let noise: Vec<u8> = (0..50_000u32)
             .map(|i| ((i + n).wrapping_mul(2_654_435_761) >> 13) as u8 ^ (i as u8))
             .collect();
@@ -267,7 +272,7 @@ fn a_dropped_table_frees_its_space_and_its_name() {
     };
     within(20, "it lies on disk", || size(&server) > 1 << 20);
     let full = size(&server);
-    assert!(server.admin(&["drop", "logs"]).fine);
+    assert!(server.admin(&["drop", "logs"]).success);
     within(20, "the space is given back", || size(&server) < full / 10);
     let late = client.run("SET key:0 late");
     assert_eq!(
@@ -275,7 +280,7 @@ fn a_dropped_table_frees_its_space_and_its_name() {
         Value::Error("ERR no such table 'logs'".into()),
         "a client that has it selected does not bring it back"
     );
-    assert!(server.admin(&["create", "logs"]).fine);
+    assert!(server.admin(&["create", "logs"]).success);
     let mut client = server.client();
     client.run("SELECT logs");
     assert_eq!((client.run("DBSIZE"), client.run("GET key:0")), (Value::Int(0), Value::Nil));
@@ -289,7 +294,7 @@ fn a_dropped_table_frees_its_space_and_its_name() {
     );
 }
 
-/// What a client restores by itself when it connects again is a number.
+/// Clients restore only a number when they reconnect.
 #[test]
 fn a_named_table_has_a_number_for_select() {
     let mut server = small().start();
@@ -330,12 +335,12 @@ fn a_named_table_has_a_number_for_select() {
         ("db99999", "stands for a number"),
         ("17", "not a number"),
     ] {
-        let said = server.admin(&["create", name]);
-        assert!(!said.fine && said.error.contains(why), "{name}: {said:?}");
+        let output = server.admin(&["create", name]);
+        assert!(!output.success && output.error.contains(why), "{name}: {output:?}");
     }
     assert_eq!(server.admin_json(&["create", "db30"])["number"], 30);
-    // Another table of the same name is another table.
-    assert!(server.admin(&["drop", "films"]).fine);
+    // A new table of the same name is a different one.
+    assert!(server.admin(&["drop", "films"]).success);
     assert_eq!(client.run("SELECT 17"), Value::Error("ERR DB index is out of range".into()));
     assert_eq!(server.admin_json(&["create", "films"])["number"], 31);
     assert_eq!(client.setting("databases"), "32");

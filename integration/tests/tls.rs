@@ -1,5 +1,5 @@
-//! RESP over TLS, as redis-cli speaks it: certificates of both sides, beside or instead
-//! of the plain port. (Libraries: `clients.rs`.)
+//! RESP over TLS with redis-cli: certificates on both sides, in addition to the plain
+//! port or instead of it. (Libraries: `clients.rs`.)
 
 mod external;
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 use external::{Certificates, ProgramOutput, free_port, run};
 use integration::{Client, Server, within};
 
-/// redis-cli over TLS with further words.
+/// redis-cli over TLS with further arguments.
 fn redis_cli(port: u16, words: &[&str]) -> ProgramOutput {
     run("redis-cli", &[&["--tls", "-h", "127.0.0.1", "-p", &port.to_string()], words].concat(), "")
 }
@@ -21,9 +21,9 @@ fn commands_go_over_tls_beside_the_plain_port() {
     let server = Server::builder().config(&certificates.section(port)).start();
     let authority = certificates.text("ca.pem");
     let set = redis_cli(port, &["--cacert", &authority, "SET", "k", "v"]);
-    assert_eq!(set.said.trim(), "OK");
+    assert_eq!(set.output.trim(), "OK");
     assert_eq!(server.client().run("GET k").text(), "v");
-    assert_eq!(redis_cli(port, &["--cacert", &authority, "-3", "GET", "k"]).said.trim(), "v");
+    assert_eq!(redis_cli(port, &["--cacert", &authority, "-3", "GET", "k"]).output.trim(), "v");
 }
 
 #[test]
@@ -32,8 +32,8 @@ fn an_untrusted_certificate_ends_the_handshake() {
     let server = Server::builder().config(&certificates.section(port)).start();
     let other = Certificates::new();
     let refused = redis_cli(port, &["--cacert", &other.text("ca.pem"), "PING"]);
-    assert!(refused.said.contains("certificate verify failed"), "{}", refused.said);
-    // The server takes it calmly.
+    assert!(refused.output.contains("certificate verify failed"), "{}", refused.output);
+    // The server keeps serving.
     assert_eq!(server.client().run("PING").text(), "PONG");
 }
 
@@ -52,9 +52,9 @@ fn clients_show_certificates_where_they_must() {
         certificates.text("client.key"),
     );
     let shown = redis_cli(port, &["--cacert", &authority, "--cert", &own, "--key", &key, "PING"]);
-    assert_eq!(shown.said.trim(), "PONG");
+    assert_eq!(shown.output.trim(), "PONG");
     let none = redis_cli(port, &["--cacert", &authority, "PING"]);
-    assert!(!none.said.contains("PONG"), "{}", none.said);
+    assert!(!none.output.contains("PONG"), "{}", none.output);
     let other = Certificates::new();
     let words = [
         "--cacert",
@@ -66,18 +66,18 @@ fn clients_show_certificates_where_they_must() {
         "PING",
     ];
     let stranger = redis_cli(port, &words);
-    assert!(!stranger.said.contains("PONG"), "{}", stranger.said);
+    assert!(!stranger.output.contains("PONG"), "{}", stranger.output);
 }
 
 #[test]
 fn with_tls_only_the_plain_port_stays_closed() {
     let (certificates, port) = (Certificates::new(), free_port());
-    // The kit waits on the plain port, which is not to open; so the wait is for TLS.
+    // The kit waits for the plain port, which stays closed; so this waits for TLS.
     let server =
         Server::builder().config(&format!("{}only = true", certificates.section(port))).spawn();
     let authority = certificates.text("ca.pem");
     within(60, "the TLS port answers", || {
-        redis_cli(port, &["--cacert", &authority, "PING"]).said.trim() == "PONG"
+        redis_cli(port, &["--cacert", &authority, "PING"]).output.trim() == "PONG"
     });
     assert!(Client::connect(server.port).is_err(), "the plain port is open");
 }
@@ -89,10 +89,10 @@ fn plaintext_on_the_tls_port_is_refused() {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the port is open");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a live socket");
     stream.write_all(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n").expect("a live socket");
-    let mut said = Vec::new();
-    // A reset is as good as an end.
-    let _ = stream.read_to_end(&mut said);
-    assert!(!said.starts_with(b"+OK"), "{said:?}");
+    let mut output = Vec::new();
+    // A reset is an end, too.
+    let _ = stream.read_to_end(&mut output);
+    assert!(!output.starts_with(b"+OK"), "{output:?}");
     assert_eq!(server.client().run("EXISTS k").int(), 0);
 }
 
@@ -104,7 +104,7 @@ fn an_unfinished_handshake_delays_nobody() {
         .map(|_| TcpStream::connect(("127.0.0.1", port)).expect("the port is open"))
         .collect();
     assert_eq!(
-        redis_cli(port, &["--cacert", &certificates.text("ca.pem"), "PING"]).said.trim(),
+        redis_cli(port, &["--cacert", &certificates.text("ca.pem"), "PING"]).output.trim(),
         "PONG"
     );
     drop(idle);
@@ -124,7 +124,7 @@ fn certificates_are_reloaded_by_sighup_and_config_set() {
     let (certificates, port) = (Certificates::new(), free_port());
     let server = Server::builder().config(&certificates.section(port)).start();
     let answers = |authority: &Certificates| {
-        redis_cli(port, &["--cacert", &authority.text("ca.pem"), "PING"]).said.trim() == "PONG"
+        redis_cli(port, &["--cacert", &authority.text("ca.pem"), "PING"]).output.trim() == "PONG"
     };
     let put = |from: &Certificates, file: &str| {
         std::fs::copy(from.path(file), certificates.path(file)).expect("room")
@@ -165,7 +165,7 @@ fn certificates_are_reloaded_by_sighup_and_config_set() {
         integration::Value::ok()
     );
     assert!(answers(&third) && !answers(&second));
-    // The same name again reads what is in the file now.
+    // Setting the same name again reloads the file.
     let own = certificates.text("server.pem");
     assert_eq!(
         client.run(&format!(

@@ -1,11 +1,11 @@
-//! Redis clients over a Unix socket, as with Redis.
+//! Redis clients over a Unix socket, as in Redis.
 
 mod external;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
-use external::said;
+use external::output;
 use integration::{Server, ServerBuilder, Value};
 
 fn at(path: &str) -> ServerBuilder {
@@ -19,13 +19,13 @@ fn at(path: &str) -> ServerBuilder {
 fn clients_come_over_a_unix_socket() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("redis.sock").display().to_string();
-    // What a kill has left is in nobody's way.
+    // A stale socket after a kill is replaced.
     drop(UnixListener::bind(&path).expect("a socket"));
     let mut server = at(&path).start();
     let mode =
         |path: &str| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o700);
-    assert_eq!(said("redis-cli", &["-s", &path], "SET a 1\nGET a\n"), "OK\n1\n");
+    assert_eq!(output("redis-cli", &["-s", &path], "SET a 1\nGET a\n"), "OK\n1\n");
     let mut client = server.client();
     assert_eq!(
         (client.run("GET a"), client.setting("unixsocket"), client.setting("unixsocketperm")),
@@ -37,21 +37,21 @@ fn clients_come_over_a_unix_socket() {
             .text()
             .ends_with("can't set immutable config")
     );
-    let line = said("redis-cli", &["-s", &path], "CLIENT INFO\n");
+    let line = output("redis-cli", &["-s", &path], "CLIENT INFO\n");
     assert!(
         line.contains(&format!(" addr={path}:0 laddr={path}:0 ")) && line.contains(" flags=U "),
         "{line}"
     );
     client.run("MONITOR");
-    said("redis-cli", &["-s", &path], "PING seen\n");
-    // redis-cli has questions of its own first.
+    output("redis-cli", &["-s", &path], "PING seen\n");
+    // redis-cli sends commands of its own first.
     let seen: Vec<String> = (0..2).map(|_| client.reply().expect("a line").text()).collect();
     assert!(seen[1].ends_with(&format!(" [0 unix:{path}] \"PING\" \"seen\"")), "{seen:?}");
 
-    // Two servers are not served at one place, and a file that is no socket stays.
+    // Two servers can't share a path, and a file that is not a socket stays.
     let mut second = at(&path).spawn();
     assert!(
-        !second.wait().success() && second.output().contains("another process listens there"),
+        !second.wait().success() && second.output().contains("another process listens on it"),
         "{}",
         second.output()
     );
@@ -63,7 +63,7 @@ fn clients_come_over_a_unix_socket() {
 
     server.kill();
     server.restart();
-    assert_eq!(said("redis-cli", &["-s", &path], "PING\n"), "PONG\n");
+    assert_eq!(output("redis-cli", &["-s", &path], "PING\n"), "PONG\n");
     assert!(server.stop().success());
     assert!(!std::path::Path::new(&path).exists(), "it is gone with the server");
 }

@@ -66,7 +66,10 @@ pub(super) fn make(dir: &Path, days: u32, hosts: &[String], json: bool) -> anyho
     };
     let made: Vec<_> = hosts
         .iter()
-        .map(|host| serde_json::json!({ "host": host, "cert_file": path(format!("{host}.pem")), "key_file": path(format!("{host}.key")) }))
+        .map(|host| {
+            let (cert, key) = (path(format!("{host}.pem")), path(format!("{host}.key")));
+            serde_json::json!({ "host": host, "cert_file": cert, "key_file": key })
+        })
         .collect();
     if json {
         return Ok(format!(

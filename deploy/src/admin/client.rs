@@ -170,8 +170,8 @@ impl AdminClient {
         match probe_port(place) {
             PortProbe::Nothing(why) => {
                 anyhow::anyhow!(
-                    "no server answers at {place} ({why}): is it running, and is that its HTTP port? \
-                     --url sets the address"
+                    "no server answers at {place} ({why}): is it running, and is that its HTTP \
+                     port? --url sets the address"
                 )
             }
             PortProbe::Redis => {

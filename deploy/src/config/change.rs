@@ -1,5 +1,5 @@
-//! Between CONFIG SET's settings and ours: what the proxy starts with, and what CONFIG
-//! REWRITE brings back.
+//! Conversion between the configuration and the proxy's live settings: the proxy's
+//! settings at start, and the changes that CONFIG REWRITE writes back.
 
 use std::fs;
 use std::io::Write;
@@ -15,7 +15,7 @@ use super::{
     ClientsShare, ClusterSection, Config, Dur, Secret, Size, Threshold, TlsSection, rewrite,
 };
 
-/// Where the certificates for clients are.
+/// Files of the certificates for clients.
 pub(crate) fn tls_files(section: &TlsSection) -> TlsFiles {
     TlsFiles {
         cert: section.cert_file.clone(),
@@ -24,7 +24,7 @@ pub(crate) fn tls_files(section: &TlsSection) -> TlsFiles {
     }
 }
 
-/// Where the cluster's certificates are.
+/// Files of the cluster's certificates.
 pub(crate) fn cluster_tls_files(section: &ClusterSection) -> TlsFiles {
     TlsFiles {
         cert: section.cert_file.clone(),
@@ -41,7 +41,7 @@ fn named(file: &Path) -> Option<PathBuf> {
 pub(crate) fn proxy_settings(config: &Config) -> proxy::Settings {
     let section = &config.proxy;
     let bytes = |size: Size| usize::try_from(size.0).unwrap_or(usize::MAX);
-    // Redis's settings are in whole seconds: a span below one is not none.
+    // Redis's settings are in whole seconds: a fraction rounds up, since 0 means none.
     let seconds = |span: Dur| span.0.as_secs().max(u64::from(span.0 > Duration::ZERO));
     let micros = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
     let password = section.requirepass.reveal();
@@ -73,8 +73,7 @@ pub(crate) fn proxy_settings(config: &Config) -> proxy::Settings {
     }
 }
 
-/// CONFIG REWRITE: the file with these changes, everything else in it as it is. Whole or
-/// not at all.
+/// CONFIG REWRITE: applies these changes to the file and keeps the rest of it. Atomic.
 pub(crate) fn rewrite_file(path: &Path, changes: &[FileChange]) -> Result<(), String> {
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
     let mut config = Config::defaults();
@@ -122,7 +121,7 @@ fn take(config: &mut Config, change: &FileChange) -> Result<(), String> {
             section.client_query_buffer_limit = size(*number)
         }
         ("client_output_buffer_limit", FileValue::Text(limits)) => {
-            // `normal <hard> 0 0`: the only class and the only limit there is.
+            // `normal <hard> 0 0`: the only class and the only limit that exist.
             let hard = limits
                 .split(' ')
                 .nth(1)
@@ -152,10 +151,9 @@ fn take(config: &mut Config, change: &FileChange) -> Result<(), String> {
     Ok(())
 }
 
-/// Puts a new text in a file's place: whole, with the old one's permissions, and on disk
-/// when this returns.
+/// Replaces a file's text atomically and durably; its permissions stay.
 fn replace_file(path: &Path, text: &str) -> std::io::Result<()> {
-    // Through a link, so that the link stays.
+    // Resolves a symbolic link, so that the link stays.
     let path = fs::canonicalize(path)?;
     let new = path.with_extension("toml.new");
     let mut file = fs::File::create(&new)?;

@@ -1,5 +1,4 @@
-//! What section `[cluster]` means for a process of a cluster: whether its settings fit
-//! each other and are safe, and what follows from them.
+//! Section `[cluster]` of a process of a cluster: validation, and values derived from it.
 
 use std::net::SocketAddr;
 
@@ -8,19 +7,20 @@ use cluster::news::{Roles, ZONE_BYTES_MAX};
 
 use super::{Address, ClusterSection, Config, Secret, Size};
 
-/// The most that one write may be in a cluster: it must fit a letter from replica to
-/// replica, with others that share its entry.
+/// Maximum size of a write in a cluster: it must fit into a message between replicas,
+/// together with others that share its entry.
 const WRITE_MAX: Size = Size::mib(16);
-/// The shortest secret.
+/// Minimum length of a secret.
 const SECRET_BYTES_MIN: usize = 16;
 
 impl ClusterSection {
-    /// Where others reach this process, which listens at `bound`.
+    /// The address at which others reach this process, which listens at `bound`.
     pub(crate) fn advertised(&self, bound: SocketAddr) -> String {
         self.advertise.as_ref().map_or_else(|| bound.to_string(), |address| address.0.clone())
     }
 
-    /// Which of the metas this process is, the first is 1; `None`: none of them.
+    /// The position of this process in the list of metas, the first is 1; `None`: it is
+    /// no meta.
     pub(crate) fn meta_index(&self) -> Option<u32> {
         let own = self
             .advertise
@@ -42,7 +42,7 @@ impl ClusterSection {
         NetSecret::new(self.secret.reveal()).ok()
     }
 
-    /// Whether processes show each other certificates.
+    /// TLS between the processes is on.
     pub(crate) fn has_tls(&self) -> bool {
         !self.cert_file.as_os_str().is_empty()
     }
@@ -61,14 +61,14 @@ impl ClusterSection {
 }
 
 impl Config {
-    /// What no single key can tell, for a process of a cluster that is asked to have
-    /// these roles: gives those that it has. Reads `secret_file`.
+    /// Validates the section for a process with these wanted roles, and reads
+    /// `secret_file`. Returns the roles that the process has.
     pub(crate) fn resolve_cluster(&mut self, wanted: Roles) -> Result<Roles, String> {
         let section = &mut self.cluster;
         if !section.secret_file.as_os_str().is_empty() {
             if !section.secret.is_empty() {
-                return Err("cluster.secret and cluster.secret_file are both set: which one \
-                            holds?"
+                return Err("cluster.secret and cluster.secret_file are both set: keep only one \
+                            of them"
                     .into());
             }
             section.secret = Secret::from_file(&section.secret_file)?;
@@ -90,22 +90,22 @@ impl Config {
         let listen = section.listen;
         if section.protected_mode && !listen.ip().is_loopback() && secret_bytes == 0 && !has_tls {
             return Err(format!(
-                "cluster.listen = {listen} lets other machines in, and the cluster has neither a \
-                 secret nor TLS: anybody who reaches it would own the data. Set \
-                 cluster.secret_file (or --secret-file), or cluster.cert_file and its kin, or \
-                 listen on 127.0.0.1, or say cluster.protected_mode = false if the network itself \
-                 is safe"
+                "cluster.listen = {listen} is open to other machines, and the cluster has neither \
+                 a secret nor TLS: everyone who can reach it would own the data. Set \
+                 cluster.secret_file (or --secret-file), or cluster.cert_file, key_file and \
+                 ca_file, or listen on 127.0.0.1, or set cluster.protected_mode = false if the \
+                 network itself is safe"
             ));
         }
         if listen.ip().is_unspecified() && section.advertise.is_none() {
             return Err(format!(
-                "cluster.listen = {listen} is no address that others could reach: say in \
-                 cluster.advertise where they do"
+                "cluster.listen = {listen} is not an address that others can reach: set \
+                 cluster.advertise to one"
             ));
         }
         if section.zone.len() > ZONE_BYTES_MAX {
             return Err(format!(
-                "cluster.zone has {} bytes, at most {ZONE_BYTES_MAX} will do",
+                "cluster.zone has {} bytes; the maximum is {ZONE_BYTES_MAX}",
                 section.zone.len()
             ));
         }
@@ -117,9 +117,9 @@ impl Config {
         self.check_metas(wanted)
     }
 
-    /// What a password does not guard, of a process of a cluster: its cluster's port,
-    /// when whoever connects to it is let in. On an address that others can reach that is
-    /// refused; on this machine it is said.
+    /// A warning when a password is set but the cluster's port is open, since the port
+    /// does not ask for it. On an address that other machines can reach this is refused;
+    /// on loopback it is a warning.
     pub(crate) fn unguarded(&self) -> Option<String> {
         let section = &self.cluster;
         let is_open = !section.metas.is_empty() && section.secret.is_empty() && !section.has_tls();
@@ -127,8 +127,8 @@ impl Config {
             let listen = section.listen;
             format!(
                 "proxy.requirepass is set, but the cluster's port ({listen}) has neither a secret \
-                 nor TLS: whoever connects to it reads, writes and administers without the \
-                 password. Set cluster.secret_file (--secret-file) on all processes"
+                 nor TLS: its clients can read, write and administer without the password. Set \
+                 cluster.secret_file (--secret-file) on all processes"
             )
         })
     }
@@ -138,15 +138,14 @@ impl Config {
         let mut seen: Vec<&Address> = Vec::new();
         for meta in &section.metas {
             if seen.contains(&meta) {
-                return Err(format!("cluster.metas names {} twice", meta.0));
+                return Err(format!("cluster.metas contains {} twice", meta.0));
             }
             seen.push(meta);
         }
         if ![1, 3, 5].contains(&seen.len()) {
-            let why = "the processes that keep the cluster's catalogue, host:port of each, 1, 3 \
-                       or 5 of them";
             return Err(format!(
-                "cluster.metas (--metas) has {} addresses, and wants {why}",
+                "cluster.metas (--metas) has {} addresses: it must list host:port of 1, 3 or 5 \
+                 metas",
                 seen.len()
             ));
         }
@@ -156,13 +155,13 @@ impl Config {
             let listed = section.meta_addresses().join(", ");
             let own = section.advertised(section.listen);
             return Err(format!(
-                "this meta is reached at {own} (cluster.advertise, or else cluster.listen), which \
-                 is not in cluster.metas: {listed}"
+                "this meta's address {own} (cluster.advertise, or else cluster.listen) is not in \
+                 cluster.metas: {listed}"
             ));
         }
         if is_meta && !wanted.meta {
             return Err(format!(
-                "{} stands in cluster.metas, and this process is no meta: run it as `bridle node` \
+                "{} is in cluster.metas, but this process is not a meta: run it as `bridle node` \
                  or `bridle meta`",
                 section.advertised(section.listen)
             ));
@@ -202,7 +201,7 @@ mod tests {
         assert!(
             resolve(metas, Roles { meta: false, ..NODE })
                 .unwrap_err()
-                .contains("this process is no meta")
+                .contains("this process is not a meta")
         );
         let mut config = Config::defaults();
         config.read("", &format!("[cluster]\n{metas}\nadvertise = \"[::1]:1\"")).unwrap();

@@ -1,5 +1,5 @@
-//! Configuration as text: read with line, column and reason of everything that is wrong;
-//! printed with its comments.
+//! The configuration as text: parsing with line, column and reason of the first error,
+//! and printing with comments.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,17 +10,17 @@ use toml::de::{DeTable, DeValue};
 use super::renamed::renamed;
 use super::{Config, KEYS};
 
-/// `deploy/bridle.toml`.
+/// The text of `deploy/bridle.toml`.
 pub(crate) const DEFAULTS: &str = include_str!("../../bridle.toml");
 
-/// Why a configuration is refused.
+/// An error in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ConfigError {
-    /// The file, or what else the text came from.
+    /// The file or flag that the text came from.
     pub(crate) source: String,
     /// 1-based line and column (in characters), and the line itself.
     pub(crate) at: Option<(usize, usize, String)>,
-    /// What is wrong.
+    /// The reason.
     pub(crate) reason: String,
 }
 
@@ -45,7 +45,7 @@ impl fmt::Display for ConfigError {
         match &self.at {
             Some((line, column, text)) => {
                 writeln!(f, "{}, line {line}, column {column}: {}", self.source, self.reason)?;
-                // A line that holds a password or a secret is not shown.
+                // A line with a password or a secret is not shown.
                 match text.contains("pass") || text.contains("secret") {
                     true => Ok(()),
                     false => write!(f, "    {text}\n    {:>column$}", "^"),
@@ -87,7 +87,7 @@ fn known_sections() -> String {
 }
 
 impl Config {
-    /// Lays a file's settings over these.
+    /// Overrides these settings with those of a file.
     pub(crate) fn read_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let source = path.display().to_string();
         let text = std::fs::read_to_string(path)
@@ -95,8 +95,8 @@ impl Config {
         self.read(&source, &text)
     }
 
-    /// Lays a text's settings over these. The first thing that is wrong, from the top, is
-    /// the error.
+    /// Overrides these settings with those of a text. The error is the first one from the
+    /// top.
     pub(crate) fn read(&mut self, source: &str, text: &str) -> Result<(), ConfigError> {
         let table = DeTable::parse(text).map_err(|error| {
             ConfigError::new(source, text, error.span(), error.message().to_owned())
@@ -137,7 +137,8 @@ impl Config {
         }
     }
 
-    /// One `section.key=value`, the value as in the file; text may go without its quotes.
+    /// Overrides one setting, `section.key=value`; the value is as in the file, but text
+    /// needs no quotes.
     pub(crate) fn read_flag(&mut self, flag: &str) -> Result<(), ConfigError> {
         let refused = |reason: String| {
             ConfigError::new(
@@ -181,7 +182,7 @@ fn spans(text: &str) -> Vec<(Range<usize>, String, String)> {
     spans
 }
 
-/// The text with every value that a configuration has otherwise replaced by
+/// Replaces the values in which a text differs from a configuration by
 /// `value(section, key)`; comments and order stay.
 fn replace(text: &str, config: &Config, value: impl Fn(&str, &str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
@@ -189,7 +190,7 @@ fn replace(text: &str, config: &Config, value: impl Fn(&str, &str) -> Option<Str
     for (span, section, key) in spans(text) {
         let Some(value) = value(&section, &key) else { continue };
         let written = &text[span.clone()];
-        // A value that says the same keeps its spelling.
+        // An equal value keeps its spelling.
         let mut same = config.clone();
         let stays = DeValue::parse(written).is_ok_and(|written| {
             matches!(same.set(&section, &key, written.get_ref()), Some(Ok(()))) && same == *config
@@ -202,14 +203,14 @@ fn replace(text: &str, config: &Config, value: impl Fn(&str, &str) -> Option<Str
     out
 }
 
-/// A configuration with all its documentation, as `--print-config` shows it.
+/// A configuration with all comments, the output of `--print-config`.
 pub(crate) fn render(config: &Config) -> String {
     replace(DEFAULTS, config, |section, key| config.text(section, key))
 }
 
-/// A file's text brought up to date (CONFIG REWRITE): values replaced in place, and what
-/// differs from the defaults and is missing there added at the end of its section.
-/// Refused when the file is written in a way that this can't keep up with.
+/// Updates a file's text for CONFIG REWRITE: values are replaced in place, and missing
+/// keys that differ from the defaults are added at the end of their section. Refuses a
+/// file whose layout it can't update.
 pub(crate) fn rewrite(text: &str, config: &Config) -> Result<String, String> {
     let mut text = replace(text, config, |section, key| config.file_text(section, key));
     let defaults = Config::defaults();
@@ -234,7 +235,7 @@ pub(crate) fn rewrite(text: &str, config: &Config) -> Result<String, String> {
     }
 }
 
-/// Where the last line of a section's keys ends, or that of its heading.
+/// The end of the last line of a section's keys, or of its heading.
 fn section_end(text: &str, section: &str) -> Option<usize> {
     let table = DeTable::parse(text).ok()?.into_inner();
     let (heading, _) = table.iter().find(|(name, _)| name.get_ref() == section)?;

@@ -1,12 +1,11 @@
-//! How much memory the process may take, and for what: `node.memory` and what follows
-//! from it.
+//! The memory of the process: `node.memory`, and the shares that derive from it.
 //!
-//! Half of it is for blocks of table files, a quarter for rows, an eighth for rows that
-//! are written and not yet flushed, an eighth for clients. What a single key says goes
-//! before its share. Caches fill only by use: a share is a bound, not a claim.
+//! Half of it is for the block cache, a quarter for the row cache, an eighth for
+//! memtables, an eighth for clients. An explicit setting overrides its share. Caches fill
+//! by use only: a share is an upper bound, not a reservation.
 //!
 //! # Invariants
-//! - No limit of one client is above what all clients may have together: it is lowered,
+//! - No limit of one client is above the limit of all clients together: it is lowered,
 //!   and the log says so (`limits_of_one_client_fit_the_limit_of_all`).
 
 use std::fs;
@@ -15,30 +14,30 @@ use std::time::Duration;
 
 use super::{AutoSize, ClientsShare, Config, SettingValue, Size};
 
-/// What `auto` is of the machine.
+/// `auto` is the machine's memory divided by this.
 const PART_OF_MACHINE: u64 = 4;
-/// `auto` is never less: below that Bridle is of little use.
+/// Minimum of `auto`.
 const MEMORY_MIN: u64 = 32 << 20;
-/// Taken for the machine's memory where the system does not tell it.
+/// The machine's memory, where the system does not report it.
 const MACHINE_UNKNOWN: u64 = 1 << 30;
-/// What is in front of the table files is replayed after a crash, so it does not grow
-/// with the machine. The goal is a restart within 10 s.
+/// Unflushed rows are replayed after a crash, so their share does not grow with the
+/// machine. The goal is a restart within 10 s.
 const MEMTABLES_MAX: u64 = 512 << 20;
-/// Four of the largest values that the defaults let a client write (16 MiB). With less,
-/// one that sends or reads a few of them in a pipeline would be evicted for what it alone
-/// holds: words, buffers while they grow, replies.
+/// Four of the largest values that the defaults allow (16 MiB). With less, a client that
+/// sends or reads a few of them in a pipeline would be evicted for its own arguments,
+/// growing buffers and replies.
 const CLIENTS_MIN: u64 = 64 << 20;
-/// The least that a limit of one client may be.
+/// Minimum of a limit of one client.
 const CLIENT_MIN: u64 = 1 << 20;
 
-/// What the process has of the machine at most.
+/// The memory available to the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Machine {
     bytes: u64,
     of: MemorySource,
 }
 
-/// What bounds the memory that there is.
+/// The bound of the available memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum MemorySource {
     Machine,
@@ -47,8 +46,8 @@ enum MemorySource {
 }
 
 impl Machine {
-    /// Asks the system whose files are below `root` (`/`): the smallest of the machine's
-    /// memory and the limits of the cgroups that this process is in.
+    /// Reads the system's files below `root` (`/`): the smallest of the machine's memory
+    /// and the limits of this process's cgroups.
     pub(crate) fn detect(root: &Path) -> Machine {
         let limit = cgroup_limits(root).into_iter().min();
         match (machine_bytes(root), limit) {
@@ -72,7 +71,7 @@ fn machine_bytes(root: &Path) -> Option<u64> {
     total.trim().trim_end_matches(" kB").parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The limits of all cgroups around this process, of version 2 and of version 1.
+/// The memory limits of this process's cgroup and its ancestors, of versions 2 and 1.
 fn cgroup_limits(root: &Path) -> Vec<u64> {
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
     let (groups, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
@@ -83,16 +82,17 @@ fn cgroup_limits(root: &Path) -> Vec<u64> {
     let limits = dirs.flat_map(|(dirs, files)| {
         dirs.into_iter().flat_map(move |dir| files.iter().map(move |file| dir.join(file)))
     });
-    // "max", in version 2; in version 1 it is a number beyond any machine's memory.
+    // No limit is "max" in version 2, which does not parse, and in version 1 a number
+    // beyond any machine's memory.
     limits.filter_map(|file| limit(root.join(file.strip_prefix("/").unwrap_or(&file)))).collect()
 }
 
 /// A mounted tree of cgroups that may limit memory.
 struct CgroupHierarchy<'a> {
-    /// What of the tree is mounted.
+    /// The mounted part of the tree.
     top: &'a str,
     at: &'a str,
-    /// The controller's name in `/proc/self/cgroup`; version 2 has one line without.
+    /// The controller's name in `/proc/self/cgroup`; empty in version 2.
     controller: &'static str,
     files: &'static [&'static str],
 }
@@ -114,14 +114,14 @@ impl<'a> CgroupHierarchy<'a> {
         Some(CgroupHierarchy { top, at, controller, files })
     }
 
-    /// The directories of the cgroup that the process is in, and of those around it.
+    /// The directories of the process's cgroup and its ancestors.
     fn dirs(&self, groups: &str) -> Option<Vec<PathBuf>> {
         let group = groups.lines().find_map(|line| {
             let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
             controllers.split(',').any(|controller| controller == self.controller).then_some(group)
         })?;
-        // A container may see its own part of the tree only, and its name by the whole
-        // tree or by its part.
+        // A container may see only its own part of the tree, and its name relative to the
+        // whole tree or to its part.
         let group = group.strip_prefix(self.top).unwrap_or(group).trim_matches('/');
         let at = Path::new(self.at);
         let around = Path::new(group)
@@ -136,32 +136,31 @@ fn whole_mib(bytes: u64) -> u64 {
     bytes & !((1 << 20) - 1)
 }
 
-/// How much memory the process may take.
+/// The memory budget of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MemoryBudget {
     bytes: u64,
-    /// What it is a quarter of, if nobody has said how much it is.
+    /// The machine that it is a quarter of; `None`: configured explicitly.
     quarter_of: Option<Machine>,
 }
 
-/// What of the memory is for what; bytes.
+/// The shares of the memory, bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Shares {
-    /// What all of them come from.
+    /// The whole budget.
     pub(crate) memory: MemoryBudget,
-    /// For blocks of table files.
+    /// RocksDB's block cache.
     pub(crate) block_cache: u64,
-    /// For rows that were read or written lately.
+    /// Recently read or written rows.
     pub(crate) row_cache: u64,
-    /// For memtables and what gathers in front of them.
+    /// Memtables and the write buffer in front of them.
     pub(crate) memtables: u64,
-    /// For what all clients together have sent ahead, queued and not yet read; 0: without
-    /// a bound.
+    /// Input, queued commands and unread replies of all clients together; 0: no limit.
     pub(crate) clients: u64,
 }
 
 impl MemoryBudget {
-    /// As configured, on this machine.
+    /// The budget by this setting on this machine.
     pub(crate) fn of(setting: AutoSize, machine: Machine) -> MemoryBudget {
         match setting {
             AutoSize::Bytes(Size(bytes)) => MemoryBudget { bytes, quarter_of: None },
@@ -172,12 +171,12 @@ impl MemoryBudget {
         }
     }
 
-    /// All of it.
+    /// The budget in bytes.
     pub(crate) fn bytes(self) -> u64 {
         self.bytes
     }
 
-    /// Divides it.
+    /// The default shares.
     pub(crate) fn shares(self) -> Shares {
         Shares {
             memory: self,
@@ -188,14 +187,14 @@ impl MemoryBudget {
         }
     }
 
-    /// How long the allocator keeps pages that were freed: a second, and less of little
-    /// memory. Under load these are some 50 MB, much beside 64 MiB and little beside a
-    /// GiB.
+    /// Time for which the allocator keeps freed pages: a second, less with a small
+    /// budget. Under load these pages are some 50 MB, which is much for 64 MiB and little
+    /// for a GiB.
     pub(crate) fn dirty_page_decay(self) -> Duration {
         Duration::from_millis((self.bytes >> 19).clamp(100, 1000))
     }
 
-    /// How much it is and why, for people.
+    /// The budget and its origin, for people.
     pub(crate) fn text(self) -> String {
         let shown = |bytes: u64| Size(whole_mib(bytes)).human();
         match self.quarter_of {
@@ -204,10 +203,10 @@ impl MemoryBudget {
                 let of = match machine.of {
                     MemorySource::Machine => format!("of this machine's {}", shown(machine.bytes)),
                     MemorySource::Cgroup => {
-                        format!("of the {} that its cgroup lets it have", shown(machine.bytes))
+                        format!("of its cgroup's {}", shown(machine.bytes))
                     }
                     MemorySource::Unknown => format!(
-                        "of {}, as the system does not tell how much there is",
+                        "of {}, as the system does not report its memory",
                         shown(machine.bytes)
                     ),
                 };
@@ -218,7 +217,7 @@ impl MemoryBudget {
 }
 
 impl Shares {
-    /// Each by its name, as INFO and the log tell them.
+    /// The shares by name, as in INFO and the log.
     pub(crate) fn parts(&self) -> [(&'static str, u64); 4] {
         [
             ("block_cache", self.block_cache),
@@ -230,15 +229,15 @@ impl Shares {
 }
 
 impl Default for Shares {
-    /// Of a machine of which nothing is known.
+    /// The shares on an unknown machine.
     fn default() -> Shares {
         MemoryBudget::of(AutoSize::Auto, Machine::unknown()).shares()
     }
 }
 
 impl Config {
-    /// Divides the memory, and lowers what one client may have to what all may have; says
-    /// what it has lowered.
+    /// Divides the memory, and lowers the limits of one client to the limit of all
+    /// clients; returns a warning for each limit that was set explicitly.
     pub(super) fn resolve_memory(&mut self, machine: Machine) -> Result<Vec<String>, String> {
         let mut shares = MemoryBudget::of(self.node.memory, machine).shares();
         let set = [
@@ -260,7 +259,7 @@ impl Config {
         }
         if (1..CLIENT_MIN).contains(&shares.clients) {
             return Err(
-                "proxy.maxmemory_clients: must be at least \"1MiB\", or 0 for no bound".to_owned()
+                "proxy.maxmemory_clients: must be at least \"1MiB\", or 0 for no limit".to_owned()
             );
         }
         let clients = Size(shares.clients);
@@ -302,10 +301,10 @@ impl Config {
             if *limit <= clients {
                 continue;
             }
-            // What nobody has set is as large as it can be, and nobody's mistake.
+            // A default is lowered silently.
             if *limit != default {
                 lowered.push(format!(
-                    "{key} = {} is lowered to {}, what all clients together may have \
+                    "{key} = {} is lowered to {}, the limit of all clients together \
                      (proxy.maxmemory_clients, an eighth of node.memory)",
                     limit.text(),
                     clients.text()
@@ -360,7 +359,7 @@ mod tests {
         );
         assert_eq!(shares.memory.text(), "4000MiB, a quarter of this machine's 16000MiB");
         assert_eq!(shares.memory.dirty_page_decay(), Duration::from_secs(1));
-        // What is replayed after a crash does not grow with the machine.
+        // The replay after a crash does not grow with the machine.
         assert_eq!(
             auto(Machine { bytes: 1 << 40, of: MemorySource::Machine }).memtables,
             512 << 20
@@ -410,7 +409,7 @@ mod tests {
         );
         let high = ("sys/fs/cgroup/system.slice/bridle.service/memory.high", "1073741824\n");
         assert_eq!(system(&[MEMINFO, V2, group, inner, outer, high]).bytes, 1 << 30);
-        // A container with a name space of its own stands at the root of what it sees.
+        // A container with a namespace of its own sees itself at the root.
         let own = [
             MEMINFO,
             V2,
@@ -462,7 +461,8 @@ mod tests {
             limit("sys/fs/cgroup/memory/docker/0123/memory.limit_in_bytes", "536870912\n", "/"),
             half
         );
-        // Docker mounts a container's own part only, and names it by the whole tree.
+        // Docker mounts only the container's part, and names it relative to the whole
+        // tree.
         assert_eq!(
             limit("sys/fs/cgroup/memory/memory.limit_in_bytes", "536870912\n", "/docker/0123"),
             half
@@ -534,7 +534,7 @@ mod tests {
         assert_eq!(
             (limits(&config), lowered.len()),
             (vec![64, 64, 16, 16, 64], 0),
-            "what nobody has set"
+            "defaults are lowered without a warning"
         );
         let (config, lowered) =
             settled("[proxy]\nmaxmemory_clients = \"2MiB\"\nproto_max_bulk_len = \"3MiB\"\n")

@@ -1,4 +1,4 @@
-//! Kinds of values: how each is read from TOML and printed as TOML.
+//! Types of settings: parsing from TOML and printing as TOML.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-/// A kind of value.
+/// The type of a setting.
 pub(crate) trait SettingValue: Sized {
-    /// From a TOML value; the error says what is wanted.
+    /// Parses a TOML value; the error names what is expected.
     fn parse(value: &DeValue<'_>) -> Result<Self, String>;
-    /// As TOML, to be shown.
+    /// The value as TOML, with passwords hidden.
     fn text(&self) -> String;
-    /// As TOML, to be read again.
+    /// The value as TOML, complete.
     fn file_text(&self) -> String {
         self.text()
     }
 }
 
-/// Refuses a value outside of its bounds, both of which are allowed.
+/// Refuses a value outside of its bounds, both included.
 pub(super) fn check_range<T: SettingValue + PartialOrd>(
     value: &T,
     least: T,
@@ -60,7 +60,9 @@ macro_rules! integers {
         impl SettingValue for $type {
             fn parse(value: &DeValue<'_>) -> Result<Self, String> {
                 match whole(value) {
-                    Some(digits) => digits.parse().map_err(|_| format!("must be from 0 to {}", <$type>::MAX)),
+                    Some(digits) => digits
+                        .parse()
+                        .map_err(|_| format!("must be from 0 to {}", <$type>::MAX)),
                     None => wrong("a whole number", value),
                 }
             }
@@ -95,7 +97,7 @@ impl SettingValue for PathBuf {
 pub(crate) struct FileMode(pub(crate) Option<u32>);
 
 impl FileMode {
-    /// In octal digits; empty: none are set.
+    /// The mode in octal digits; empty: none is set.
     pub(crate) fn digits(self) -> String {
         self.0.map(|mode| format!("{mode:o}")).unwrap_or_default()
     }
@@ -103,7 +105,7 @@ impl FileMode {
 
 impl SettingValue for FileMode {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
-        // Digits without quotes are what Redis's file has: octal all the same.
+        // Redis's file has digits without quotes; they are octal, too.
         let text = match value {
             DeValue::Integer(digits) if digits.radix() == 10 => digits.as_str(),
             other => other.as_str().ok_or("expected permissions in octal digits, like \"700\"")?,
@@ -184,7 +186,7 @@ impl SettingValue for SocketAddr {
     }
 }
 
-/// Where a process is reached: host:port, the host by name or address.
+/// The address of a process: host:port, the host by name or address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Address(pub(crate) String);
 
@@ -249,7 +251,7 @@ impl SettingValue for Vec<Address> {
             DeValue::Array(items) => {
                 items.iter().map(|item| Address::parse(item.get_ref())).collect()
             }
-            // As flags give them: a list with commas.
+            // From a flag: a list separated by commas.
             DeValue::String(text) => text
                 .split(',')
                 .map(str::trim)
@@ -295,7 +297,7 @@ impl Size {
         Size(count << 20)
     }
 
-    /// As people write it, without quotes.
+    /// The size for people, without quotes.
     pub(crate) fn human(self) -> String {
         self.text().trim_matches('"').to_owned()
     }
@@ -329,10 +331,10 @@ impl SettingValue for Size {
     }
 }
 
-/// Bytes, or as many as follow from the memory that there is.
+/// A size in bytes, or a share of the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AutoSize {
-    /// As follows from the memory.
+    /// A share of `node.memory`.
     Auto,
     /// This many.
     Bytes(Size),
@@ -346,7 +348,7 @@ impl AutoSize {
 }
 
 impl PartialOrd for AutoSize {
-    /// Bounds are of bytes: what follows from the memory is neither above nor below them.
+    /// Bounds apply to explicit sizes only: `auto` is neither above nor below them.
     fn partial_cmp(&self, other: &AutoSize) -> Option<std::cmp::Ordering> {
         match (self, other) {
             (AutoSize::Bytes(a), AutoSize::Bytes(b)) => a.partial_cmp(b),
@@ -419,7 +421,7 @@ impl SettingValue for Dur {
     }
 }
 
-/// A time span beyond which something is noted, or never.
+/// A duration above which an event is recorded, or never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Threshold(pub(crate) Option<Duration>);
 
@@ -437,14 +439,14 @@ impl SettingValue for Threshold {
     }
 }
 
-/// What all clients may hold: `proxy.maxmemory_clients`.
+/// The limit on the memory of all clients: `proxy.maxmemory_clients`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClientsShare {
     /// An eighth of `memory`.
     Auto,
-    /// Of `memory`, 1 to 100.
+    /// Percentage of `memory`, 1 to 100.
     Percent(u8),
-    /// So much; 0: there is no limit.
+    /// A size; 0: no limit.
     Bytes(Size),
 }
 
@@ -473,25 +475,25 @@ impl SettingValue for ClientsShare {
     }
 }
 
-/// A password. Shows itself to nobody.
+/// A password or secret. It is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(String);
 
 impl Secret {
-    /// What is printed instead.
+    /// Printed in place of a password.
     pub(crate) const HIDDEN: &'static str = "********";
 
-    /// Whether none is set.
+    /// No password is set.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The password itself, for the one who checks it.
+    /// The password itself.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// This password.
+    /// A secret with this text.
     pub(crate) fn new(password: &str) -> Secret {
         Secret(password.to_owned())
     }
@@ -504,7 +506,7 @@ impl Secret {
         match text.lines().next().map(str::trim_end) {
             Some(line) if !line.is_empty() => Ok(Secret(line.to_owned())),
             _ => Err(format!(
-                "the first line of {} is empty: a password or secret is wanted there",
+                "the first line of {} is empty: it must be a password or secret",
                 path.display()
             )),
         }
@@ -521,7 +523,7 @@ impl SettingValue for Secret {
     fn parse(value: &DeValue<'_>) -> Result<Self, String> {
         match value.as_str() {
             Some(Self::HIDDEN) => {
-                Err("this is what is printed in place of a password, not a password".into())
+                Err("this is the placeholder of a hidden password, not a password".into())
             }
             Some(text) => Ok(Secret(text.to_owned())),
             None => wrong("a password in quotes", value),
@@ -535,55 +537,57 @@ impl SettingValue for Secret {
     }
 }
 
-/// Kinds that are one of a few words.
-macro_rules! words {
-    ($($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $variant:ident = $word:literal,)* })*) => {$(
+/// Types whose values are a few names.
+macro_rules! names {
+    ($($(#[$doc:meta])* $name:ident {
+        $($(#[$value_doc:meta])* $variant:ident = $name_text:literal,)*
+    })*) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(crate) enum $name { $($(#[$word_doc])* $variant,)* }
+        pub(crate) enum $name { $($(#[$value_doc])* $variant,)* }
 
         impl $name {
-            const WORDS: &'static [&'static str] = &[$($word),*];
+            const NAMES: &'static [&'static str] = &[$($name_text),*];
 
-            /// Its word.
-            pub(crate) fn word(self) -> &'static str {
-                match self { $($name::$variant => $word,)* }
+            /// Its name in the configuration.
+            pub(crate) fn name(self) -> &'static str {
+                match self { $($name::$variant => $name_text,)* }
             }
         }
 
         impl SettingValue for $name {
             fn parse(value: &DeValue<'_>) -> Result<Self, String> {
                 match value.as_str() {
-                    $(Some($word) => Ok($name::$variant),)*
-                    Some(other) => Err(format!("`{other}` is none of: {}", Self::WORDS.join(", "))),
-                    None => wrong(&format!("one of: {}", Self::WORDS.join(", ")), value),
+                    $(Some($name_text) => Ok($name::$variant),)*
+                    Some(other) => Err(format!("`{other}` is none of: {}", Self::NAMES.join(", "))),
+                    None => wrong(&format!("one of: {}", Self::NAMES.join(", ")), value),
                 }
             }
             fn text(&self) -> String {
-                quoted(self.word())
+                quoted(self.name())
             }
         }
     )*};
 }
 
-words! {
-    /// What an acknowledged write has survived.
+names! {
+    /// Durability of an acknowledged write.
     Durability {
         /// Fsynced before the reply.
         Always = "always",
         /// Fsynced every `sync_interval`.
         Interval = "interval",
-        /// Written by the operating system when it likes.
+        /// Written to disk when the operating system decides.
         Os = "os",
     }
-    /// Of the lowest level of files.
+    /// Compression of the lowest level of files.
     Compression {
         /// Fast.
         Lz4 = "lz4",
         /// Small.
         Zstd = "zstd",
     }
-    /// Of log lines.
+    /// Format of log lines.
     LogFormat {
         /// For people.
         Text = "text",
@@ -593,8 +597,8 @@ words! {
 }
 
 impl Durability {
-    /// As the others of a cluster are told.
-    pub(crate) fn told(self) -> cluster::news::Durability {
+    /// The durability as reported to the cluster.
+    pub(crate) fn to_cluster(self) -> cluster::news::Durability {
         match self {
             Durability::Always => cluster::news::Durability::Always,
             Durability::Interval => cluster::news::Durability::Interval,
@@ -603,7 +607,7 @@ impl Durability {
     }
 }
 
-/// What is logged: a `tracing` filter, checked when it is read.
+/// The log's filter, in `tracing`'s syntax; checked when it is parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogLevel(pub(crate) String);
 

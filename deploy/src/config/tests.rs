@@ -1,4 +1,4 @@
-//! How configuration files are read, refused and printed.
+//! Tests of parsing, refusing and printing configuration files.
 
 use super::file::{ConfigError, DEFAULTS};
 use std::path::Path;
@@ -11,7 +11,7 @@ fn read(text: &str) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// On a machine of which nothing is known.
+/// Resolves on an unknown machine.
 fn settle_config(config: &mut Config) -> Result<(), String> {
     config.resolve(Machine::detect(Path::new("/nowhere"))).map(|_| ())
 }
@@ -20,7 +20,7 @@ fn resolve(text: &str) -> Result<(), String> {
     settle_config(&mut read(text).map_err(|refused| refused.to_string())?)
 }
 
-/// Line, column and reason of the refusal.
+/// Line, column and reason of the error.
 fn refusal(text: &str) -> (usize, usize, String) {
     let refused = read(text).expect_err("should be refused");
     let (line, column, _) = refused.at.clone().unwrap_or_else(|| panic!("no place in: {refused}"));
@@ -248,7 +248,7 @@ fn an_open_address_needs_a_password() {
 
 #[test]
 fn write_limits_must_fit_the_query_buffer() {
-    let never = "a command of that size would never be carried out";
+    let never = "a command of that size could never be executed";
     assert_eq!(
         resolve("[proxy]\nproto_max_bulk_len = \"65MiB\"\n"),
         Err(format!(

@@ -1,14 +1,16 @@
-//! Who is connected to the HTTP port, and who has to leave when there is no room: few
-//! descriptors, and none of them lost to strangers for long.
+//! Limits on the connections of the HTTP port: few descriptors, and none held by an
+//! unauthenticated client for long.
 //!
-//! A connection is *silent* while no request of it is being carried out: before its first
-//! head, between two, and while an answer is not read. When there is no room for a new
-//! one, the silent one that said something longest ago leaves, of the address that has
-//! the most; so whoever asks and goes, as probes do, always finds a place.
+//! A connection is *idle* while none of its requests is being handled: before its first
+//! head, between two requests, and while a response is not read. When no slot is free for
+//! a new connection, the one that has been idle for longest is evicted, of the address
+//! with the most connections. So clients that connect, ask and close, as probes do,
+//! always get a slot.
 //!
 //! # Invariants
-//! - One address has at most [`PER_ADDRESS_MAX`] connections, this machine excepted; some are
-//!   kept for this machine, and some for `/health` (`connections_are_shared_fairly_between_addresses`).
+//! - One address has at most [`PER_ADDRESS_MAX`] connections, loopback excepted; some
+//!   slots are reserved for loopback, and some for `/health`
+//!   (`connections_are_shared_fairly_between_addresses`).
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -17,30 +19,30 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// Connections at a time: scrapers, probes and operators are few.
+/// Maximum number of connections: scrapers, probes and operators are few.
 pub(crate) const CONNECTIONS_MAX: usize = GENERAL_MAX + HEALTH_RESERVED;
-/// Those that may ask for anything.
+/// Connections that may request any page.
 const GENERAL_MAX: usize = 64;
-/// Of these, from one address that is not this machine's.
+/// Of these, from one address other than loopback.
 const PER_ADDRESS_MAX: usize = 16;
-/// Of these, kept for this machine.
+/// Of these, reserved for loopback.
 const LOOPBACK_RESERVED: usize = 8;
-/// Beside these, for who asks for `/health`.
+/// In addition, connections that may request `/health` only.
 const HEALTH_RESERVED: usize = 8;
 
-/// A connection.
+/// A connection to the HTTP port.
 pub(crate) struct HttpConnection {
     from: IpAddr,
-    /// Only `/health` is answered.
+    /// Only `/health` is served.
     pub(crate) health_only: bool,
-    /// When it began, or was answered last; `None` while a request is carried out.
+    /// Time of the accept or of the last response; `None` while a request is handled.
     idle_since: Mutex<Option<Instant>>,
-    /// It has to leave.
+    /// Cancelled when the connection is evicted.
     pub(crate) evicted: CancellationToken,
 }
 
 impl HttpConnection {
-    /// A request is carried out until [`HttpConnection::end_request`].
+    /// A request is handled from now until [`HttpConnection::end_request`].
     pub(crate) fn begin_request(&self) {
         *self.idle_since.lock() = None;
     }
@@ -54,12 +56,12 @@ impl HttpConnection {
     }
 }
 
-/// All connections.
+/// All connections to the HTTP port.
 #[derive(Default)]
 pub(crate) struct HttpConnections(Mutex<Vec<Arc<HttpConnection>>>);
 
 impl HttpConnections {
-    /// A place for a new one; `None`: there is none.
+    /// A slot for a new connection; `None`: none is free.
     pub(crate) fn admit(&self, from: IpAddr) -> Option<Arc<HttpConnection>> {
         let from = client_network(from);
         let mut connections = self.0.lock();
@@ -67,7 +69,7 @@ impl HttpConnections {
         let ordinary = count(&connections, |connection| !connection.health_only);
         let far =
             count(&connections, |connection| !connection.health_only && !connection.is_loopback());
-        // This machine's may make way for this machine's only.
+        // A loopback connection is evicted for another one only.
         let may_go = |connection: &HttpConnection| {
             !connection.health_only && (is_loopback || !connection.is_loopback())
         };
@@ -79,7 +81,7 @@ impl HttpConnections {
         } else if ordinary >= GENERAL_MAX
             || (!is_loopback && far >= GENERAL_MAX - LOOPBACK_RESERVED)
         {
-            // Who has the most has the most to give.
+            // The address with the most connections gives one up.
             let most = connections
                 .iter()
                 .filter(|connection| may_go(connection))
@@ -106,7 +108,7 @@ impl HttpConnections {
         Some(connection)
     }
 
-    /// It has left.
+    /// Releases the slot of a closed connection.
     pub(crate) fn remove(&self, connection: &Arc<HttpConnection>) {
         self.0.lock().retain(|other| !Arc::ptr_eq(other, connection));
     }
@@ -116,7 +118,7 @@ fn count(connections: &[Arc<HttpConnection>], is_meant: impl Fn(&HttpConnection)
     connections.iter().filter(|connection| is_meant(connection)).count()
 }
 
-/// Has the one leave, of these, that has been silent for longest; `None`: none is silent.
+/// Evicts the connection, of these, that has been idle for longest; `None`: none is idle.
 fn evict_idle(
     connections: &mut Vec<Arc<HttpConnection>>,
     is_meant: impl Fn(&HttpConnection) -> bool,
@@ -129,8 +131,8 @@ fn evict_idle(
     Some(())
 }
 
-/// What one stranger is likely to have no more than one of: an address, or an IPv6
-/// network, of whose addresses each member has any number.
+/// The unit of the limit per address: an IPv4 address, or an IPv6 network, in which a
+/// single client has any number of addresses.
 fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => {
@@ -152,13 +154,13 @@ mod tests {
     fn connections_are_shared_fairly_between_addresses() {
         let connections = HttpConnections::default();
         let (near, one) = (ip("127.0.0.1"), ip("10.0.0.1"));
-        // One address pushes out its own.
+        // One address evicts its own connections.
         let first = connections.admit(one).unwrap();
         for _ in 0..PER_ADDRESS_MAX {
             connections.admit(one).unwrap();
         }
         assert!(first.evicted.is_cancelled() && connections.0.lock().len() == PER_ADDRESS_MAX);
-        // Many addresses push out one another, and none of this machine.
+        // Many addresses evict each other, but no loopback connections.
         let mine: Vec<_> =
             (0..LOOPBACK_RESERVED).map(|_| connections.admit(near).unwrap()).collect();
         for host in 0..200u8 {
@@ -167,7 +169,7 @@ mod tests {
         }
         assert!(mine.iter().all(|connection| !connection.evicted.is_cancelled()));
         assert_eq!(connections.0.lock().len(), GENERAL_MAX);
-        // All are at work: then there is room for health, of whoever, and no more.
+        // All are busy: any address gets a slot for health, and no more.
         connections.0.lock().iter().for_each(|connection| connection.begin_request());
         let health: Vec<_> = (0..2 * HEALTH_RESERVED)
             .map(|host| connections.admit(ip(&format!("10.2.0.{host}"))).unwrap())
@@ -180,7 +182,7 @@ mod tests {
         assert_eq!(connections.0.lock().len(), CONNECTIONS_MAX);
         connections.0.lock().iter().for_each(|connection| connection.begin_request());
         assert!(connections.admit(near).is_none() && connections.admit(ip("10.3.0.1")).is_none());
-        // One that is done gives its place to who comes next.
+        // One that becomes idle gives up its slot.
         mine[3].end_request();
         assert!(
             connections.admit(near).is_some_and(|connection| !connection.health_only)

@@ -1,5 +1,5 @@
-//! How long a SET takes when the nodes are half a millisecond apart: one round trip and
-//! one fsync at least.
+//! Latency of SET with links of half a millisecond: at least one round trip and one
+//! fsync.
 
 use std::fs::File;
 use std::net::IpAddr;
@@ -14,9 +14,9 @@ use crate::process::Redis;
 use crate::proxy::keys_led_by;
 use crate::{CLIENTS, Settings, median};
 
-/// Each way.
+/// Delay in each direction.
 const DELAY: Duration = Duration::from_micros(500);
-/// Measurements of a round trip and of an fsync.
+/// Number of measurements of a round trip and of an fsync.
 const SAMPLES: u64 = 500;
 
 pub(crate) fn report(settings: &Settings) {
@@ -24,7 +24,7 @@ pub(crate) fn report(settings: &Settings) {
         "Three nodes in network namespaces, {DELAY:?} each way between them, durability always; \
          the client is beside the leader\n"
     );
-    // Places 1 to 3 are the nodes'; place 4 is only there to measure a round trip to.
+    // Places 1 to 3 are the nodes; place 4 only serves to measure a round trip.
     let network = match Network::new(4, 1) {
         Ok(network) => Arc::new(network),
         Err(error) => return println!("not measured: no network namespaces here: {error}\n"),
@@ -79,7 +79,7 @@ pub(crate) fn report(settings: &Settings) {
     );
 }
 
-/// The median time from a request to its answer over a slow link, seconds.
+/// The median round trip time of a delayed link, seconds.
 fn round_trip(echo: &Redis) -> f64 {
     let mut client = echo.client().expect("a server");
     let mut once = || {
@@ -90,8 +90,8 @@ fn round_trip(echo: &Redis) -> f64 {
     median((0..SAMPLES).map(|_| once()).collect())
 }
 
-/// The median time of writing a little into a file that has its blocks and of an
-/// fdatasync, seconds: what a log must do, alone on the disk.
+/// The median time of a small write into a preallocated file and an fdatasync, seconds:
+/// the work of a log, alone on the disk.
 fn fsync() -> f64 {
     let dir = tempfile::tempdir().expect("a directory on the disk that the nodes use");
     let file = File::create(dir.path().join("log")).expect("room for a file");

@@ -1,5 +1,5 @@
-//! The load: connections that send their next requests as soon as the last are answered,
-//! all on one thread.
+//! A closed-loop load: connections send their next requests as soon as the last are
+//! answered, all on one thread.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::process::{cpu_seconds, own_cpu_seconds};
 use crate::{CLIENTS, KEYS};
 
-/// Where some of the connections go, and with which keys.
+/// The address and the keys of some of the connections.
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
@@ -25,7 +25,7 @@ impl Target {
     }
 }
 
-/// As redis-benchmark names them.
+/// Keys named as by redis-benchmark.
 pub(crate) fn key(number: usize) -> String {
     format!("key:{number:012}")
 }
@@ -34,7 +34,7 @@ pub(crate) fn all_keys() -> Arc<[String]> {
     (0..KEYS).map(key).collect()
 }
 
-/// What is asked.
+/// Commands of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ask {
     /// SET of 64 bytes.
@@ -55,22 +55,22 @@ pub(crate) struct Load {
     pub(crate) window: Duration,
 }
 
-/// What a load came to.
+/// Result of a load.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Figures {
     /// Requests per second; WAITs are not counted.
     pub(crate) rate: f64,
-    /// Time from sending to the last answer, of half of the requests.
+    /// Median time from sending to the last answer.
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
-    /// CPU time of the driver for each request, microseconds.
+    /// CPU time of the driver per request, microseconds.
     pub(crate) driver_us: f64,
-    /// CPU time of the servers for each request, microseconds.
+    /// CPU time of the servers per request, microseconds.
     pub(crate) servers_us: f64,
 }
 
 impl Figures {
-    /// Of the times that exchanges of `each` requests took.
+    /// The result of exchanges of `each` requests with these times.
     pub(crate) fn of(
         mut took: Vec<Duration>,
         each: usize,
@@ -93,7 +93,7 @@ impl Figures {
     }
 }
 
-/// Drives servers, whose processes are named so that their CPU time is known.
+/// Drives servers; their process ids are given for their CPU time.
 ///
 /// # Panics
 /// When a connection fails or a request is answered with an error.
@@ -115,8 +115,8 @@ pub(crate) fn drive_by_all(
     drive(targets, Load { ask, connections: CLIENTS, pipeline, window }, pids)
 }
 
-/// Runs many conversations on this thread for a while; each answers how long its
-/// exchanges took.
+/// Runs many connections on this thread for a while; each returns the times of its
+/// exchanges.
 pub(crate) fn on_one_thread<F>(
     connections: usize,
     window: Duration,
@@ -193,7 +193,7 @@ async fn converse(
     took
 }
 
-/// Numbers below a bound, in an order without a pattern that a cache would like.
+/// Numbers below a bound, in an order without a pattern for caches.
 pub(crate) struct Walk {
     state: u64,
     bound: usize,
@@ -234,8 +234,8 @@ pub(crate) fn write_request(request: &mut Vec<u8>, ask: Ask, key: &str) {
     request.extend_from_slice(b"\r\n");
 }
 
-/// Where the reply that begins at `at` ends, when all of it is there. Knows what SET, GET
-/// and WAIT are answered with.
+/// End of the reply that begins at `at`, if it is complete. Knows the replies of SET, GET
+/// and WAIT.
 fn end_of_reply(answer: &[u8], at: usize) -> Option<usize> {
     let line = answer.get(at..)?.iter().position(|byte| *byte == b'\n')?;
     let text = &answer[at..at + line - 1];

@@ -1,5 +1,5 @@
-//! SET beside etcd's put: three nodes each, every write fsynced on a majority before it
-//! is answered.
+//! SET compared with etcd's put: three nodes each, every write fsynced on a majority
+//! before the reply.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::{CLIENTS, KEYS, Settings, replicas};
 /// Three etcd processes.
 struct Etcd {
     processes: Vec<Running>,
-    /// Where clients reach them; the leader first.
+    /// Addresses for clients; the leader first.
     addresses: Vec<SocketAddr>,
     _dir: tempfile::TempDir,
 }
@@ -69,8 +69,8 @@ impl Etcd {
     }
 }
 
-/// Puts, each answered before the next of its connection; connection `n` goes to address
-/// `n` modulo their number.
+/// Executes puts, one at a time per connection; connection `n` uses address `n` modulo
+/// their number.
 fn drive_etcd(addresses: &[SocketAddr], window: Duration, pids: &[u32]) -> Figures {
     on_one_thread(CLIENTS, window, pids, 1, |number, stop| {
         converse(addresses[number % addresses.len()], number, stop)
@@ -96,7 +96,7 @@ async fn converse(address: SocketAddr, number: usize, stop: Arc<AtomicBool>) -> 
     took
 }
 
-/// One gRPC call whose answer is one message.
+/// A unary gRPC call.
 async fn call(
     calls: &mut SendRequest<Bytes>,
     uri: &str,

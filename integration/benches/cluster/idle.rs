@@ -1,4 +1,4 @@
-//! What 256 groups of three replicas cost that nobody writes to.
+//! The cost of 256 idle groups of three replicas.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ const WINDOW: Duration = Duration::from_secs(20);
 
 pub(crate) fn report(settings: &Settings) {
     let cluster = settings.cluster().partitions(GROUPS).start();
-    // What the start has left to do is done by then.
+    // The start's background work is done by then.
     std::thread::sleep(Duration::from_secs(10));
     let pids = cluster.pids();
     let before: Vec<f64> = pids.iter().map(|pid| cpu_seconds(&[*pid])).collect();

@@ -1,5 +1,5 @@
-//! Three copies of every write, beside those who keep three copies too: same machine,
-//! same run, equal and stated durability, ratios.
+//! Replicated writes compared with other systems of three copies: same machine, same run,
+//! equal and stated durability, ratios.
 //!
 //! `cargo bench -p integration --bench cluster` (or `make bench-cluster`) starts clusters
 //! of real processes on free ports and prints each figure with its target. Words after
@@ -13,11 +13,11 @@
 //! binary than the one just built. How long a failover takes is measured by
 //! `integration/tests/failover.rs`.
 //!
-//! # Who drives
-//! [`driver`]: one thread, plain sockets, the same code for whoever speaks RESP; etcd is
-//! spoken to in its own gRPC, by `h2` and messages written by hand, which costs the
-//! driver more for each request than RESP does. The tables show what, beside what the
-//! servers took: on two cores the driver's CPU is not the servers'.
+//! # The driver
+//! [`driver`]: one thread, plain sockets, the same code for all servers with RESP; etcd
+//! gets its own gRPC, by `h2` and hand-written messages, which costs the driver more per
+//! request than RESP. The tables show the CPU time of the driver and of the servers: on
+//! two cores the servers can't use what the driver takes.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
@@ -36,9 +36,9 @@ use std::time::Duration;
 
 use integration::cluster::{Cluster, ClusterBuilder};
 
-/// Connections of every throughput measurement.
+/// Number of connections of every throughput measurement.
 const CLIENTS: usize = 50;
-/// Keys that loads go over.
+/// Number of keys of loads.
 const KEYS: usize = 100_000;
 
 fn main() {
@@ -103,7 +103,7 @@ impl Settings {
         settings
     }
 
-    /// How long the driver drives.
+    /// Duration of a measurement.
     fn window(&self) -> Duration {
         Duration::from_secs(self.seconds)
     }

@@ -1,4 +1,4 @@
-//! Processes of others, and what processes use.
+//! External processes, and resource usage of processes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use integration::Client;
 
-/// A process that ends with this.
+/// A process, killed on drop.
 pub(crate) struct Running(Child);
 
 impl Running {
-    /// Starts a program, silent.
+    /// Starts a program without output.
     pub(crate) fn start(words: &[String]) -> Running {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -28,13 +28,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Already gone is as good.
+        // An error means that it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A redis-server of this run's own.
+/// A redis-server for this run.
 pub(crate) struct Redis {
     pub(crate) process: Running,
     pub(crate) address: SocketAddr,
@@ -47,7 +47,7 @@ impl Redis {
         Redis::start_at(IpAddr::V4(Ipv4Addr::LOCALHOST), &[], flags)
     }
 
-    /// At an address, started by other words (`ip netns exec ...`).
+    /// At an address, started by a command line prefix (`ip netns exec ...`).
     pub(crate) fn start_at(ip: IpAddr, wrapper: &[String], flags: &[&str]) -> Redis {
         let dir = tempfile::tempdir().expect("a directory for redis-server");
         let [port] = free_ports();
@@ -83,7 +83,7 @@ impl Redis {
     }
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !is_so() {
@@ -92,13 +92,13 @@ pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Ports that were free a moment ago.
+/// Free ports.
 pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
     let listeners = [(); N].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("a free port"));
     listeners.map(|listener| listener.local_addr().expect("a bound socket has an address").port())
 }
 
-/// CPU seconds that processes have used so far, in sum.
+/// CPU seconds used by processes so far, in total.
 pub(crate) fn cpu_seconds(pids: &[u32]) -> f64 {
     let one = |pid: &u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a live process");
@@ -112,7 +112,7 @@ pub(crate) fn cpu_seconds(pids: &[u32]) -> f64 {
     pids.iter().map(one).sum()
 }
 
-/// CPU seconds that this thread has used so far.
+/// CPU seconds used by this thread so far.
 pub(crate) fn own_cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanos = stat.split(' ').next().and_then(|first| first.parse::<f64>().ok());

@@ -1,5 +1,4 @@
-//! GET beside redis-server's: through a process that holds no data, and in the process
-//! that leads.
+//! GET compared with redis-server's: through a proxy without data, and on the leader.
 
 use integration::cluster::Cluster;
 
@@ -8,7 +7,7 @@ use crate::process::Redis;
 use crate::table::Table;
 use crate::{CLIENTS, Settings};
 
-/// Keys whose partitions a process leads.
+/// Keys of partitions that a process leads.
 pub(crate) fn keys_led_by(cluster: &Cluster, process: usize) -> Target {
     let leaders = cluster.leaders("db0").expect("the admin API");
     let leads = |key: &&String| {
@@ -33,7 +32,7 @@ pub(crate) fn report(settings: &Settings) {
         .into_iter()
         .collect();
     let any = [Target::new(cluster.proxy(0))];
-    // There is something to get.
+    // Writes the keys to get.
     let window = settings.window();
     for targets in [&redis, &apart] {
         drive(

@@ -1,4 +1,4 @@
-//! SET beside a Redis primary with two replicas, each write followed by WAIT 2.
+//! SET compared with a Redis primary with two replicas, each write followed by WAIT 2.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -27,7 +27,7 @@ fn start() -> Vec<Redis> {
     all
 }
 
-/// What redis-benchmark sees; it does not tell of its own CPU time.
+/// The result of redis-benchmark, which does not report its own CPU time.
 pub(crate) fn redis_benchmark(
     address: SocketAddr,
     test: &str,

@@ -1,9 +1,9 @@
-//! How long a node that holds much takes from its start until it has caught up, while
-//! clients go on writing.
+//! Restart time of a node with much data, from its start until it has caught up, while
+//! clients keep writing.
 //!
-//! It has caught up when the admin API says of every one of its replicas that it runs and
-//! lacks at most [`LAG_MAX`] entries, both of the leader's log and of what the leader has
-//! applied; under load it is never quite nothing, as some entries are always under way.
+//! It has caught up when, by the admin API, each of its replicas runs and lacks at most
+//! [`LAG_MAX`] entries, both of the leader's log and of its applied entries; under load
+//! the lag is never zero, since some entries are always in flight.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,14 +18,14 @@ use crate::driver::{VALUE, Walk, key};
 use crate::{KEYS, Settings, median};
 
 const PARTITIONS: usize = 64;
-/// Entries that a replica may lack and count as caught up.
+/// Maximum lag of a replica that counts as caught up, entries.
 const LAG_MAX: u64 = 64;
-/// How long the node is away.
+/// Downtime of the node.
 const AWAY: Duration = Duration::from_secs(5);
-/// Connections of the load, at pipeline 1; half of them write through each of the two
-/// others.
+/// Number of connections of the load, without pipelining; half of them write through each
+/// of the two other nodes.
 const LOAD: usize = 8;
-/// How long leaderships may take to come back to it.
+/// Maximum time until leaderships return to the node.
 const SETTLE: Duration = Duration::from_secs(15);
 const GOAL: f64 = 15.0;
 
@@ -53,7 +53,7 @@ pub(crate) fn report(settings: &Settings) {
     );
 }
 
-/// What was seen, seconds since the start; rates are requests per second.
+/// Measurements; times in seconds since the start, rates in requests per second.
 #[derive(Debug)]
 #[expect(dead_code, reason = "all of it is printed")]
 struct Turn {
@@ -63,15 +63,14 @@ struct Turn {
     lag_at_start: u64,
     rate_before: f64,
     rate_meanwhile: f64,
-    /// From the start until some seconds after it has caught up, when leaderships have
-    /// come back to it: what the writers were told, and the longest that one of them
-    /// waited for an answer.
+    /// From the start until leaderships have returned, some seconds after it has caught
+    /// up: the writers' errors, and the longest wait for a reply.
     errors: u64,
     last_error: String,
     slowest_ms: u64,
 }
 
-/// Connections that write all the time, and take errors as answers.
+/// Connections that write all the time and accept errors.
 #[derive(Default)]
 struct Writers {
     done: AtomicU64,
@@ -109,7 +108,7 @@ impl Writers {
         }
     }
 
-    /// Writes per second in the time until now.
+    /// Writes per second since the last call.
     fn rate_over(&self, window: Duration) -> f64 {
         let before = self.done.load(Ordering::Relaxed);
         std::thread::sleep(window);
@@ -117,13 +116,13 @@ impl Writers {
     }
 }
 
-/// Ends the writers while there is still somebody to write to.
+/// Stops the writers while the servers still run.
 struct StopOnDrop(Arc<Writers>, Vec<JoinHandle<()>>);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.stop.store(true, Ordering::Relaxed);
-        // One that has panicked has said so.
+        // A panic has been printed already.
         self.1.drain(..).for_each(|thread| drop(thread.join()));
     }
 }
@@ -134,7 +133,7 @@ fn restart(cluster: &mut Cluster) -> Turn {
     cluster.kill(2);
     std::thread::sleep(AWAY);
     let lag_at_start = worst(cluster, 2).map_or(0, |(_, lag)| lag);
-    // What the kill did to them is not measured here.
+    // Errors of the kill are not measured.
     writers.errors.store(0, Ordering::Relaxed);
     writers.slowest_ms.store(0, Ordering::Relaxed);
     let done = writers.done.load(Ordering::Relaxed);
@@ -182,8 +181,8 @@ fn answers(address: SocketAddr) -> bool {
     client.call(&["GET", "key:000000000001"]).is_ok_and(|answer| !answer.is_error())
 }
 
-/// Whether all replicas of a process run, and the most entries that one of them lacks;
-/// nothing when that is not known of each.
+/// The maximum lag of a process's replicas, if all of them run; `None` when a lag is
+/// unknown.
 fn worst(cluster: &Cluster, process: usize) -> Option<(bool, u64)> {
     let partitions = cluster.ask("GET", "/v1/tables/db0/partitions", None).ok()?;
     let address = cluster.address(process);
@@ -202,8 +201,8 @@ fn worst(cluster: &Cluster, process: usize) -> Option<(bool, u64)> {
     (known || !runs).then_some((runs, worst))
 }
 
-/// Writes that many keys: by several connections, many at a time, and those of a
-/// partition together, so that one entry carries many.
+/// Writes this many keys by several connections in pipelines, keys of a partition
+/// together, so that one entry has many.
 fn fill(cluster: &Cluster, keys: usize) {
     const BURST: usize = 500;
     const WRITERS: usize = 12;

@@ -1,26 +1,25 @@
-//! Turns of several contenders, and the table of their medians.
+//! Alternating measurements of several contenders, and the table of their medians.
 
 use std::time::Duration;
 
 use crate::driver::Figures;
 use crate::median;
 
-/// What one contender did in all turns.
+/// Results of one contender in all turns.
 pub(crate) struct Contender {
     name: String,
     turns: Vec<Figures>,
 }
 
-/// A table of contenders: the first ones are those that others are measured by.
+/// A table of contenders; the first ones are the references.
 pub(crate) struct Table {
     rivals: usize,
     contenders: Vec<Contender>,
 }
 
 impl Table {
-    /// Lets everybody have `rounds` turns, one after another in each round. The first
-    /// `rivals` are whom the others are measured by: by the fastest of them in that
-    /// round.
+    /// Measures all contenders in turn, for `rounds` rounds. The first `rivals` are the
+    /// references: the others are compared with the fastest of them in each round.
     pub(crate) fn of(
         rounds: usize,
         rivals: usize,

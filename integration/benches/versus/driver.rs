@@ -1,4 +1,4 @@
-//! A load with values that do not compress and keys by a distribution: connections that
+//! A closed-loop load with incompressible values and keys by a distribution: connections
 //! send their next requests as soon as the last are answered, all on one thread.
 
 use std::ops::RangeInclusive;
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Bytes that do not compress; values are pieces of them.
+/// Incompressible bytes, of which values are slices.
 const NOISE_BYTES: usize = 1 << 20;
 
-/// How keys are drawn.
+/// Distribution of keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spread {
-    /// Each as often as any other.
+    /// Uniform.
     Uniform,
-    /// As YCSB does it (exponent 0.99): of a million keys, half of all requests are to
-    /// some 4,000.
+    /// Zipfian as in YCSB (exponent 0.99): of a million keys, some 4,000 get half of all
+    /// requests.
     Zipfian,
 }
 
@@ -30,12 +30,12 @@ impl Spread {
     }
 }
 
-/// What is asked.
+/// Commands of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ask {
     Get,
     Set,
-    /// One after the other.
+    /// Sequential.
     Mixed,
 }
 
@@ -71,7 +71,7 @@ fn mix(seed: u64) -> u64 {
 }
 
 impl Rows {
-    /// So many, with values of these lengths.
+    /// This many rows, with values of these lengths.
     pub(crate) fn new(keys: u64, lengths: RangeInclusive<u64>) -> Rows {
         let noise = (0..NOISE_BYTES as u64 / 8).flat_map(|word| mix(word).to_ne_bytes()).collect();
         let zeta = (1..=keys).map(|rank| (rank as f64).powf(-THETA)).sum();
@@ -118,7 +118,7 @@ impl Rows {
         request.extend_from_slice(b"\r\n");
     }
 
-    /// Sets all of them.
+    /// Writes all rows.
     pub(crate) fn fill(&self, port: u16) {
         const CONNECTIONS: u64 = 8;
         const BURST: u64 = 64;
@@ -157,7 +157,7 @@ pub(crate) struct Load {
     pub(crate) window: Duration,
 }
 
-/// What a load came to.
+/// Result of a load.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Figures {
     pub(crate) requests: u64,
@@ -167,7 +167,7 @@ pub(crate) struct Figures {
     pub(crate) p99: Duration,
 }
 
-/// Drives a server with several loads at once; the figures of each.
+/// Drives a server with several simultaneous loads; returns the result of each.
 pub(crate) fn drive(port: u16, rows: &Rows, loads: &[Load]) -> Vec<Figures> {
     on_one_thread(async {
         let mut running = Vec::new();
@@ -208,7 +208,7 @@ fn on_one_thread<T>(work: impl Future<Output = T>) -> T {
     tokio::task::LocalSet::new().block_on(&runtime, work)
 }
 
-/// One connection's exchanges, and how long each took.
+/// The exchanges of one connection; returns the time of each.
 async fn converse(port: u16, rows: Rows, load: Load, mut random: u64) -> Vec<Duration> {
     let mut connection = Connection::open(port).await;
     let end = Instant::now() + load.window;
@@ -247,7 +247,7 @@ impl Connection {
         Connection { socket, request: Vec::new(), unread: Vec::new() }
     }
 
-    /// Sends what is to be sent and waits for so many answers.
+    /// Sends requests and waits for their replies.
     async fn exchange(&mut self, answers: usize) {
         self.socket.write_all(&self.request).await.expect("a live server");
         self.request.clear();
@@ -269,7 +269,7 @@ impl Connection {
     }
 }
 
-/// How long the answer is that begins here: a status or a bulk string.
+/// Length of the reply that begins here, a status or a bulk string.
 fn answer_length(bytes: &[u8]) -> Option<usize> {
     let end = bytes.windows(2).take(64).position(|pair| pair == b"\r\n")?;
     let line = std::str::from_utf8(&bytes[..end]).ok()?;

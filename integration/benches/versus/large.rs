@@ -1,5 +1,5 @@
-//! Data beside memory: the same rows with more of them than fit, and beside redis-server
-//! with enough memory for all.
+//! Data larger than memory: the same load on data that fits and does not; and a
+//! comparison with redis-server with enough memory for all.
 
 use std::fs::File;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::{CLIENTS, Redis, Settings, bridle, directory_bytes, median, megabytes
 
 /// Values of 100 to 1,000 bytes.
 const MEAN_BYTES: u64 = 550;
-/// How often files are taken out of the page cache where it is to hold none.
+/// Interval at which files are dropped from the page cache, where it must hold none.
 const DROP_PERIOD: Duration = Duration::from_millis(50);
 
 /// One server and its data.
@@ -25,16 +25,16 @@ struct Subject {
     rows: Rows,
 }
 
-/// What a load took of the system, a request.
+/// I/O of a load, per request.
 struct Io {
-    /// Asked for, from the page cache or the disk.
+    /// Bytes requested, from the page cache or the disk.
     asked: f64,
     from_disk: f64,
     to_disk: f64,
 }
 
-/// With `memory` at 256 MiB, data that fits and data that does not, in turns; figures of
-/// larger data beside those of the smallest.
+/// With `memory` at 256 MiB, data that fits and data that does not, in turn; results of
+/// larger data next to those of the smallest.
 pub(crate) fn report(settings: &Settings) {
     println!(
         "memory = \"256MiB\", durability os; values of 100 to 1,000 bytes that do not compress, \
@@ -128,7 +128,7 @@ fn settle(server: &Server) {
     }
 }
 
-/// One load over all subjects, one after the other, several times.
+/// Runs one load on all subjects in turn, several times.
 fn in_turns(subjects: &[Subject], load: &Load, rounds: usize) {
     let turns: Vec<Vec<(Figures, Io)>> = (0..rounds)
         .map(|_| {
@@ -192,20 +192,20 @@ fn without_page_cache(subject: &Subject, window: Duration) {
     );
 }
 
-/// Takes the files of a directory out of the page cache; what is not on disk yet stays.
+/// Drops the files of a directory from the page cache; dirty pages stay.
 fn drop_pages(dir: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
             drop_pages(&path);
         } else if let Ok(file) = File::open(&path) {
-            // A file that is gone meanwhile has no pages.
+            // A file that has disappeared meanwhile has no pages.
             let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
         }
     }
 }
 
-/// What a process has read and written: asked for, from disk, to disk; bytes.
+/// I/O of a process in bytes: requested, read from disk, written to disk.
 fn io(pid: u32) -> [u64; 3] {
     let text = std::fs::read_to_string(format!("/proc/{pid}/io")).expect("a live process of ours");
     let figure = |name: &str| {
@@ -221,7 +221,8 @@ fn io_each(before: [u64; 3], after: [u64; 3], requests: u64) -> Io {
     Io { asked: each(0), from_disk: each(1), to_disk: each(2) }
 }
 
-/// With memory for all of it, beside redis-server: 2 million rows of 400 bytes, in turns.
+/// With memory for all data, compared with redis-server: 2 million rows of 400 bytes, in
+/// turn.
 pub(crate) fn beside_redis(settings: &Settings) {
     const MEMORY: u64 = 4 << 30;
     let rows = Rows::new(settings.rows as u64, 400..=400);
@@ -264,7 +265,7 @@ pub(crate) fn beside_redis(settings: &Settings) {
             window: settings.window,
         };
         let turn = |port: u16| drive(port, &rows, std::slice::from_ref(&load))[0];
-        // So that what is read first time is not what is measured.
+        // A warm-up, so that first reads are not measured.
         turn(bridle.port);
         let turns: Vec<(Figures, Figures)> = (0..settings.rounds)
             .map(|_| {

@@ -1,18 +1,18 @@
-//! Bridle beside redis-server: same machine, same run, equal and stated durability,
-//! ratios.
+//! Bridle compared with redis-server: same machine, same run, equal and stated
+//! durability, ratios.
 //!
-//! `cargo bench -p integration` (or `make bench`) starts both servers on free ports,
-//! drives both with redis-benchmark in turns, and prints each figure with its target.
-//! Words after `--` pick sections: `durable`, `memory`, `idle`, `million`, `open_loop`,
-//! `readers`, `large`, `beside`; none = all. `--requests N` sets the length of one
-//! measurement (200,000 by default; four times that in pipelines), `--rounds N` the
-//! number of turns (3), of which the median counts, `--keys N` the number of keys that
-//! `durable` and `memory` go over (1 and 100,000, one after the other).
+//! `cargo bench -p integration` (or `make bench`) starts both servers on free ports, runs
+//! redis-benchmark against both, alternating, and prints each result with its target.
+//! Arguments after `--` select sections: `durable`, `memory`, `idle`, `million`,
+//! `steady`, `readers`, `large`, `beside`; none means all. `--requests N` sets the length
+//! of one measurement (200,000 by default; four times that in pipelines), `--rounds N`
+//! the number of turns (3), of which the median counts, `--keys N` the number of keys of
+//! `durable` and `memory` (1 and 100,000, one after the other).
 //!
-//! `readers`, `large` and `beside` have a driver of their own (`driver.rs`):
-//! `--seconds N` is the length of one of their measurements (5), `--data N,N,..` the MiB
-//! of values of `large` (128,1024,4096: they are on disk at one time), `--rows N` the
-//! rows of `beside` (2,000,000).
+//! `readers`, `large` and `beside` use a driver of their own (`driver.rs`): `--seconds N`
+//! is the length of one measurement (5), `--data N,N,..` the MiB of values of `large`
+//! (128,1024,4096: they are on disk at the same time), `--rows N` the rows of `beside`
+//! (2,000,000).
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
@@ -28,8 +28,7 @@ mod open_loop;
 mod readers;
 
 const CLIENTS: usize = 50;
-/// How many keys a load goes over: redis-benchmark's own default, and enough to be looked
-/// for.
+/// Number of keys of a load: redis-benchmark's default, and enough for lookups to matter.
 const KEYSPACES: [usize; 2] = [1, 100_000];
 
 fn main() {
@@ -69,13 +68,13 @@ struct Settings {
     sections: Vec<String>,
     requests: usize,
     rounds: usize,
-    /// How many keys loads go over.
+    /// Number of keys of loads.
     keyspaces: Vec<usize>,
-    /// How long `readers`, `large` and `beside` measure.
+    /// Length of a measurement of `readers`, `large` and `beside`.
     window: Duration,
-    /// MiB of values that `large` goes over.
+    /// MiB of values of `large`.
     data: Vec<u64>,
-    /// Rows that `beside` goes over.
+    /// Number of rows of `beside`.
     rows: usize,
 }
 
@@ -126,7 +125,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// A redis-server of this run's own.
+/// A redis-server for this run.
 struct Redis {
     child: Child,
     port: u16,
@@ -159,7 +158,7 @@ impl Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        // Already gone is as good.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -173,7 +172,7 @@ struct Load<'a> {
     bytes: usize,
 }
 
-/// Requests per second that redis-benchmark sees.
+/// Requests per second by redis-benchmark.
 fn rate(port: u16, load: &Load<'_>, requests: usize) -> f64 {
     let keyspace = load.keys.to_string();
     let over_keys: &[&str] = if load.keys > 1 { &["-r", &keyspace] } else { &[] };
@@ -207,8 +206,8 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// Drives both in turns and prints the median rates, the median of the turns' ratios, and
-/// the target.
+/// Measures both alternately and prints the median rates, the median of the turns'
+/// ratios, and the target.
 fn compare(bridle: &Server, redis: &Redis, load: &Load<'_>, target: f64, settings: &Settings) {
     let requests = if load.pipeline > 1 { settings.requests * 4 } else { settings.requests };
     let turns: Vec<(f64, f64)> = (0..settings.rounds)
@@ -233,7 +232,7 @@ fn compare(bridle: &Server, redis: &Redis, load: &Load<'_>, target: f64, setting
     );
 }
 
-/// A server of this durability and memory; the test kit's own is small.
+/// A server with this durability and memory; the test kit's default is small.
 fn bridle(durability: &str, memory: &str) -> Server {
     Server::builder().flag("durability", durability).flag("memory", memory).start()
 }
@@ -343,7 +342,7 @@ fn million() {
     let empty = usage(redis.child.id()).1;
     fill(redis.port);
     fill(bridle.port);
-    // Both have freed what they needed for loading only.
+    // Both have freed the memory that only loading needed.
     std::thread::sleep(Duration::from_secs(5));
     let (theirs, ours) = (usage(redis.child.id()).1, usage(bridle.pid()).1);
     let restart = bridle.restart();

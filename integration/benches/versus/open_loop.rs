@@ -1,9 +1,8 @@
-//! Latency under a steady load of half of the peak: requests are due at fixed moments
-//! whether or not earlier ones were answered, and latency counts from the moment a
-//! request was due, so that a stall is felt by everyone it would have hit. All
-//! connections are driven by one thread, which sleeps until a timer ticks or an answer
-//! comes: what is measured is the server, neither fifty threads nor a busy one that wait
-//! for a core with it.
+//! An open-loop load at half of the peak rate: requests are due at fixed times whether or
+//! not earlier ones were answered, and latency counts from the due time, so that a stall
+//! affects every request that it delays (no coordinated omission). One thread drives all
+//! connections and sleeps until a timer ticks or a reply arrives, so that the driver does
+//! not compete with the server for cores.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -18,12 +17,11 @@ use crate::Redis;
 
 const CONNECTIONS: usize = 50;
 const MEASURE: Duration = Duration::from_secs(10);
-/// How often the driver looks for requests that are due; latencies have half of this in
-/// them.
+/// Interval at which the driver checks for due requests; latencies include half of it.
 const TICK: Duration = Duration::from_micros(100);
 
-/// Measures SET and GET and prints percentiles; beside Bridle's those of redis-server,
-/// and of a server that does nothing: many stalls are the machine's.
+/// Measures SET and GET and prints percentiles of Bridle, of redis-server, and of a
+/// server that does nothing: many stalls come from the machine.
 pub(crate) fn report() {
     println!(
         "Steady load at half of the peak, {CONNECTIONS} connections, {MEASURE:?}, latency from \
@@ -57,9 +55,9 @@ pub(crate) fn report() {
     println!();
 }
 
-/// The port of a server, in a thread of its own, that answers without having done what it
-/// was asked: what that takes is what the machine, the kernel's sockets and the driver
-/// take, and no server here can do better.
+/// Starts a server, in a thread of its own, that replies without executing anything, and
+/// returns its port: its latency is that of the machine, the kernel's sockets and the
+/// driver, a lower bound for every server.
 fn idler() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
@@ -75,7 +73,8 @@ fn idler() -> u16 {
                 socket.set_nodelay(true).expect("a TCP socket");
                 tokio::task::spawn_local(async move {
                     let mut request = [0; 1 << 10];
-                    // A request comes in one piece: the one before it was answered.
+                    // A request arrives in one piece, since the one before it was
+                    // answered.
                     while socket.read(&mut request).await.is_ok_and(|read| read > 0) {
                         let answer = if request.starts_with(b"*3") { "+OK\r\n" } else { value };
                         socket.write_all(answer.as_bytes()).await.expect("a driver that reads");
@@ -104,13 +103,13 @@ fn of(server: &str, port: u16) {
     }
 }
 
-/// Latencies of one load; without a rate each connection sends as soon as it is answered.
+/// Latencies of one load; without a rate the loop is closed.
 fn drive(port: u16, command: &'static str, rate: Option<f64>) -> Vec<Duration> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
     let all = tokio::task::LocalSet::new();
     all.block_on(&runtime, async {
-        // Who is to send at moments is connected before the first of them.
+        // All connections exist before the first due time.
         let began = Instant::now() + rate.map_or(Duration::ZERO, |_| Duration::from_millis(100));
         let clock = Rc::new(Clock::default());
         let tasks: Vec<_> = (0..CONNECTIONS)
@@ -118,7 +117,7 @@ fn drive(port: u16, command: &'static str, rate: Option<f64>) -> Vec<Duration> {
                 tokio::task::spawn_local(connection(port, command, rate, me, began, clock.clone()))
             })
             .collect();
-        // Who sends as soon as it is answered waits for no tick.
+        // A closed loop waits for no tick.
         let ticking = rate.map(|_| tokio::task::spawn_local(async move { clock.tick().await }));
         let mut latencies = Vec::new();
         for task in tasks {
@@ -129,7 +128,7 @@ fn drive(port: u16, command: &'static str, rate: Option<f64>) -> Vec<Duration> {
     })
 }
 
-/// What connections wait with for their moments.
+/// A timer for due times.
 #[derive(Default)]
 struct Clock {
     ticks: tokio::sync::Notify,
@@ -146,7 +145,7 @@ impl Clock {
         }
     }
 
-    /// tokio's own timers tick every millisecond.
+    /// tokio's timers have a resolution of a millisecond.
     async fn tick(&self) {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer: OwnedFd =
@@ -155,7 +154,7 @@ impl Clock {
         let ticking = Itimerspec { it_interval: period, it_value: period };
         rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &ticking)
             .expect("a valid period");
-        // Read like the end of a pipe.
+        // A timerfd is read like a pipe.
         let mut timer =
             pipe::Receiver::from_owned_fd_unchecked(timer).expect("a timer can be waited for");
         loop {
@@ -199,7 +198,7 @@ async fn connection(
     latencies
 }
 
-/// Whether an answer to SET or GET is all there.
+/// The reply to SET or GET is complete.
 fn is_whole(answer: &[u8]) -> bool {
     match answer {
         b"+OK\r\n" | b"$-1\r\n" => true,

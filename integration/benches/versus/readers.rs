@@ -1,5 +1,5 @@
-//! Readers beside writers who wait for the disk: what GET takes alone, and what it takes
-//! beside writers each of whose writes is fsynced.
+//! Readers next to writers that wait for the disk: GET alone, and GET while other clients
+//! write with an fsync per write.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::{Redis, Settings, bridle, median};
 
 const CONNECTIONS: usize = 8;
 
-/// Measures GET alone and beside writers, in turns, of both servers.
+/// Measures GET alone and next to writers, alternating between both servers.
 pub(crate) fn report(settings: &Settings) {
     println!(
         "GET of {CONNECTIONS} connections alone, and beside SET of {CONNECTIONS} others, each \
@@ -50,7 +50,7 @@ fn of(name: &str, port: u16, rows: &Rows, settings: &Settings) {
         pipeline: 1,
         window: settings.window,
     };
-    // So that what is read first time is not what is measured.
+    // A warm-up, so that first reads are not measured.
     drive(port, rows, &[load(Ask::Get)]);
     let turns: Vec<(Figures, Vec<Figures>)> = (0..settings.rounds)
         .map(|_| {

@@ -1,4 +1,4 @@
-//! What a test asks of a cluster's admin API.
+//! Requests of tests to a cluster's admin API.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use super::{Cluster, SECRET};
 use crate::admin_cli::admin_json;
 
 impl Cluster {
-    /// What `bridle admin --json` says through a process.
+    /// The output of `bridle admin --json` through a process.
     ///
     /// # Panics
-    /// When it refuses, or answers in something else.
+    /// When it fails, or does not print JSON.
     pub fn admin(&self, number: usize, words: &[&str]) -> Json {
         admin_json(&self.url(number), Some(SECRET), words)
     }
 
-    /// What the admin API of any process that answers says to a request.
+    /// The response of the admin API, of the first process that answers.
     ///
     /// # Errors
-    /// What the last one asked said.
+    /// The error of the last process.
     pub fn ask(&self, method: &str, path: &str, body: Option<&Json>) -> Result<Json, String> {
         let limit = Some(Duration::from_secs(5));
         let agent: ureq::Agent = ureq::Agent::config_builder()
@@ -28,7 +28,7 @@ impl Cluster {
             .build()
             .into();
         let bearer = format!("Bearer {SECRET}");
-        let mut last = "nobody runs".to_owned();
+        let mut last = "no process runs".to_owned();
         for member in
             self.members.iter().filter(|member| member.child.is_some() && member.role == "node")
         {
@@ -56,7 +56,7 @@ impl Cluster {
         Err(last)
     }
 
-    /// Ids of the servers, by address.
+    /// The number of the process with this address.
     fn number_of(&self, address: &str) -> Option<usize> {
         self.members
             .iter()
@@ -66,7 +66,7 @@ impl Cluster {
     /// The process that leads each partition of a table.
     ///
     /// # Errors
-    /// What the admin API said.
+    /// The error of the admin API.
     pub fn leaders(&self, table: &str) -> Result<Vec<Option<usize>>, String> {
         let partitions = self.ask("GET", &format!("/v1/tables/{table}/partitions"), None)?;
         let leader = |partition: &Json| {
@@ -80,7 +80,7 @@ impl Cluster {
     /// The process that leads the metas.
     ///
     /// # Errors
-    /// What the admin API said.
+    /// The error of the admin API.
     pub fn meta_leader(&self) -> Result<Option<usize>, String> {
         let status = self.ask("GET", "/v1/cluster", None)?;
         let leading = status["metas"]
@@ -92,7 +92,7 @@ impl Cluster {
     /// Makes a process the leader of a partition.
     ///
     /// # Errors
-    /// What the admin API said.
+    /// The error of the admin API.
     pub fn transfer(&self, table: &str, partition: usize, to: usize) -> Result<(), String> {
         let wanted = format!("{}:{}", self.members[to].ip, self.members[to].cluster_port);
         let nodes = self.ask("GET", "/v1/nodes", None)?;

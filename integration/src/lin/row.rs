@@ -1,4 +1,4 @@
-//! What one Redis key does: a miniature of the commands that the workload sends.
+//! The model of one Redis key: the commands that the workload sends, in miniature.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -18,7 +18,7 @@ pub enum Row {
     Hash(BTreeMap<String, String>),
 }
 
-/// When a key expires.
+/// Expiry of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Expiry {
     /// Never.
@@ -26,13 +26,13 @@ pub enum Expiry {
     Never,
     /// Long after the test.
     Late,
-    /// In a moment; the number is of the call that said so, and nobody else's.
+    /// Soon; the number identifies the call that set it.
     Soon(u64),
 }
 
 impl Expiry {
-    /// What the client asks for, ms. A clock that jumps by hours does not reach what is
-    /// late.
+    /// The TTL that the client requests, ms. A late expiry is beyond the largest jump of
+    /// a clock.
     fn ms(self) -> String {
         match self {
             Expiry::Never => "0".to_owned(),
@@ -42,10 +42,10 @@ impl Expiry {
     }
 }
 
-/// PTTL of more than so many ms is that of a key that expires late.
+/// A PTTL above this, ms, is that of a late expiry.
 const LATE_MS: i64 = 400_000_000;
 
-/// The value of one key and when it expires.
+/// The value and expiry of one key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Kept {
     /// The value.
@@ -83,14 +83,14 @@ pub enum Command {
     HCheckSet(String, String, String),
 }
 
-/// What a client did to one key at one moment: a command, or several by MULTI and EXEC.
+/// An atomic operation of a client on one key: a command, or several by MULTI and EXEC.
 #[derive(Clone, PartialEq)]
 pub struct RowOp {
-    /// What the row must have been: read under WATCH.
+    /// The required row, read under WATCH.
     pub only_if: Option<Row>,
-    /// Carried out together.
+    /// The commands, executed together.
     pub commands: Vec<Command>,
-    /// A reply for each; `None`: unknown, and whether they were carried out at all.
+    /// A reply for each; `None`: the outcome is unknown.
     pub replies: Option<Vec<Value>>,
 }
 
@@ -119,7 +119,7 @@ impl RowOp {
 }
 
 impl Command {
-    /// The words to send.
+    /// The arguments to send.
     pub fn words(&self, key: &str) -> Vec<String> {
         let number;
         let words: Vec<&str> = match self {
@@ -168,7 +168,7 @@ impl Command {
         )
     }
 
-    /// Whether, by its reply, it changed nothing.
+    /// The reply says that it changed nothing.
     fn is_idle(&self, reply: &Value) -> bool {
         use Command::*;
         match self {
@@ -181,7 +181,7 @@ impl Command {
         }
     }
 
-    /// The number of the moment that it gave the key, if it did.
+    /// The number of the expiry that it set, if it did.
     fn soon(&self) -> Option<u64> {
         match self {
             Command::SetFor(_, Expiry::Soon(number))
@@ -191,7 +191,7 @@ impl Command {
         }
     }
 
-    /// The one field that it is about.
+    /// The field that it accesses, if it is one.
     fn field(&self) -> Option<&String> {
         match self {
             Command::HGet(field) | Command::HSet(field, _) | Command::HDel(field) => Some(field),
@@ -200,7 +200,7 @@ impl Command {
         }
     }
 
-    /// What it writes that nobody else writes.
+    /// The unique value that it writes, if any.
     fn written(&self) -> Option<&String> {
         match self {
             Command::Set(value)
@@ -223,7 +223,7 @@ impl Command {
         }
     }
 
-    /// Carries it out. Errors are told by their first word; PTTL is 2 for late, 1 for
+    /// Executes it. An error is reduced to its first word; PTTL is 2 for late, 1 for
     /// soon.
     pub fn run(&self, kept: &mut Kept) -> Value {
         let reply = match (self, &kept.row) {
@@ -267,7 +267,7 @@ impl Command {
         reply
     }
 
-    /// What asks for no expiry.
+    /// Executes a command that does not depend on the expiry.
     fn run_on_row(&self, row: &mut Row) -> Value {
         match self {
             Command::Del => return Value::Int(i64::from(std::mem::take(row) != Row::Nothing)),
@@ -347,8 +347,8 @@ impl Command {
         }
     }
 
-    /// The reply as [`Command::run`] words it: HGETALL in the order of the fields, errors
-    /// by their first word.
+    /// Normalises a reply as [`Command::run`] does: HGETALL in the order of the fields,
+    /// errors reduced to their first word.
     pub fn normal(&self, reply: Value) -> Value {
         match (self, reply) {
             (Command::HGetAll, Value::Array(items)) => {
@@ -378,7 +378,7 @@ fn increased(text: &mut String, by: i64) -> Value {
 }
 
 impl Row {
-    /// The row that a GET or a normal HGETALL has shown; `None` when the reply is
+    /// The row in the reply of a GET or a normalised HGETALL; `None` when the reply is
     /// something else.
     pub fn shown(reply: &Value) -> Option<Row> {
         Some(match reply {
@@ -405,7 +405,7 @@ impl Model for Row {
         if op.only_if.as_ref().is_some_and(|row| *row != state.row) {
             return None;
         }
-        // There is one for each call that gave the key a moment, and most are over.
+        // There is one for each call that set an expiry, and most are over.
         if let [Command::Vanish(number)] = op.commands[..]
             && state.expiry != Expiry::Soon(number)
         {
@@ -435,8 +435,8 @@ impl Model for Row {
         })
     }
 
-    /// A key that is given a moment may expire at any time from then on, or never: clocks
-    /// may jump, and time may stand still. When it must be gone is not judged.
+    /// A key with an expiry may expire at any time from then on, or never, since clocks
+    /// may jump and stand still. The latest time of an expiry is not checked.
     fn events(calls: &[Call<RowOp>]) -> Vec<Call<RowOp>> {
         let vanish = |call: &Call<RowOp>, number| {
             let op =
@@ -455,7 +455,7 @@ impl Model for Row {
             .collect()
     }
 
-    /// A field is a part; type and existence are part of every field.
+    /// Each field is a part; the row's type and existence belong to every field.
     fn touches(op: &RowOp) -> (u64, u64) {
         let mut touched = if op.only_if.is_some() { (u64::MAX, 0) } else { (0, 0) };
         for command in &op.commands {
@@ -471,13 +471,12 @@ impl Model for Row {
         touched
     }
 
-    /// Values are unique, so that some things are known beforehand about calls of unknown
-    /// outcome:
-    /// - What was written and never shown to anybody can be anything of that length: such
-    ///   calls become equal, and are counted, not named. When every APPEND with a reply
-    ///   was shown, not even the length matters, and an APPEND that was not shown matters
-    ///   only where there was no row.
-    /// - An APPEND that was shown took effect on exactly what was shown before it.
+    /// Values are unique, which tells something about calls of unknown outcome:
+    /// - A value that no read returned can be any value of its length: such calls become
+    ///   equal, and are counted, not named. When every APPEND with a reply was read, the
+    ///   length does not matter either, and an APPEND that was not read matters only
+    ///   where there was no row.
+    /// - An APPEND that was read took effect on exactly the value before it.
     fn simplify(calls: &mut [Call<RowOp>]) {
         let shown = all_shown(calls);
         let mut writers = HashMap::<String, u32>::new();
@@ -520,7 +519,7 @@ impl Model for Row {
     }
 }
 
-/// All texts that any client has seen.
+/// All texts that any client has read.
 fn all_shown(calls: &[Call<RowOp>]) -> Vec<String> {
     let mut shown: Vec<String> = Vec::new();
     let mut see = |value: &Value| match value {

@@ -1,64 +1,64 @@
-//! The search, for any model.
+//! The search for a linearization, for any model.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// What the object under test does when nobody else is there.
+/// The sequential behaviour of the object under test.
 pub trait Model {
-    /// The object.
+    /// A state of the object.
     type State: Clone + Eq + Hash + Debug;
-    /// What a client did, with its outcome when that is known.
+    /// An operation, with its outcome if that is known.
     type Op: Clone + PartialEq + Debug;
 
     /// The object before the first call.
     fn start() -> Self::State;
 
-    /// The state after `op`; `None` when it can't have had its outcome in this state. For
-    /// an op of unknown outcome, `None` also when it would change nothing.
+    /// The state after `op`; `None` when its outcome is impossible in this state, or when
+    /// an op of unknown outcome would change nothing.
     fn step(state: &Self::State, op: &Self::Op) -> Option<Self::State>;
 
-    /// With its outcome (or whatever its outcome), this op changes no state.
+    /// By its outcome (or by any outcome), this op changes no state.
     fn only_reads(op: &Self::Op) -> bool;
 
-    /// The parts of the object that the op may read and write, as bits. Ops of which
-    /// neither writes what the other touches must commute: same outcomes, same state, in
-    /// either order.
+    /// The parts of the object that the op may read and write, as bits. Two ops must
+    /// commute (same outcomes, same state in either order) if neither writes what the
+    /// other accesses.
     fn touches(_op: &Self::Op) -> (u64, u64) {
         (u64::MAX, u64::MAX)
     }
 
-    /// What happens by itself as a consequence of these calls: calls of unknown outcome
-    /// that nobody makes.
+    /// Spontaneous events that follow from these calls, as calls of unknown outcome:
+    /// expiries.
     fn events(_calls: &[Call<Self::Op>]) -> Vec<Call<Self::Op>> {
         Vec::new()
     }
 
-    /// May rewrite a history into one that has a linearization exactly when the given one
-    /// has, and is quicker to judge.
+    /// May rewrite a history into one that is linearizable exactly if the given one is,
+    /// and is faster to check.
     fn simplify(_calls: &mut [Call<Self::Op>]) {}
 }
 
 /// One call of one client.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Call<O> {
-    /// Who: for the report only.
+    /// Number of the client, for the report only.
     pub client: usize,
-    /// What, and what was answered.
+    /// The operation and its outcome.
     pub op: O,
-    /// When it was sent: ns on a clock that all clients share.
+    /// Time of the call: ns on a clock that all clients share.
     pub invoked_ns: u64,
-    /// When the answer had come; `None`: its outcome is unknown.
+    /// Time of the return; `None`: the outcome is unknown.
     pub returned_ns: Option<u64>,
 }
 
-/// When to give up.
+/// Limits of a search.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Time for one history.
+    /// Maximum time for one history.
     pub time: Duration,
-    /// Points at any moment, those of one return's search included.
+    /// Maximum number of points, including those of one return's search.
     pub points: usize,
 }
 
@@ -68,7 +68,7 @@ impl Default for Limits {
     }
 }
 
-/// What a history is.
+/// Verdict on a history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It has a linearization.
@@ -79,7 +79,7 @@ pub enum Verdict {
     Undecided(String),
 }
 
-/// A call of unknown outcome that was used: its class and how often.
+/// Used calls of unknown outcome: their class and number.
 type Used = Vec<(u32, u32)>;
 
 /// One explanation of everything that has returned.
@@ -89,7 +89,7 @@ struct Point {
     state: u32,
     /// Open calls that have taken effect, ascending.
     done: Vec<u32>,
-    /// Calls of unknown outcome that have, ascending by class.
+    /// Calls of unknown outcome that have taken effect, ascending by class.
     used: Used,
 }
 
@@ -101,7 +101,7 @@ struct Front {
 }
 
 impl Front {
-    /// Whether the point says something new.
+    /// Adds a point; false when another one covers it.
     fn add(&mut self, point: &Point) -> bool {
         let found = self.points.entry((point.state, point.done.clone())).or_default();
         if found.iter().any(|other| covers(other, &point.used)) {
@@ -124,13 +124,13 @@ impl Front {
     }
 }
 
-/// Whether `less` uses no class more often than `more`.
+/// `less` uses no class more often than `more`.
 fn covers(less: &Used, more: &Used) -> bool {
     let mut rest = more.iter();
     less.iter().all(|(class, times)| rest.any(|(other, most)| other == class && most >= times))
 }
 
-/// Numbers for states, so that points are small.
+/// Numbers of states, which keep points small.
 #[derive(Debug)]
 struct States<S> {
     all: Vec<S>,
@@ -147,10 +147,10 @@ impl<S: Clone + Eq + Hash> States<S> {
     }
 }
 
-/// Whether the history has a linearization.
+/// Checks a history for a linearization.
 pub fn check<M: Model>(calls: &[Call<M::Op>], limits: &Limits) -> Verdict {
     let mut calls = [calls, &M::events(calls)].concat();
-    // A read whose answer nobody saw says nothing.
+    // A read of unknown outcome constrains nothing.
     calls.retain(|call| call.returned_ns.is_some() || !M::only_reads(&call.op));
     M::simplify(&mut calls);
     Search::<M>::new(&calls, limits).run()
@@ -164,7 +164,7 @@ struct Search<'a, M: Model> {
     points: Vec<Point>,
     /// Calls that will return and have not yet.
     open: Vec<u32>,
-    /// A call of each class of unknown outcomes, and how many have been called that not
+    /// A call of each class of unknown outcomes, and the number of calls so far that not
     /// every point has used.
     classes: Vec<(u32, u32)>,
 }
@@ -185,8 +185,8 @@ impl<'a, M: Model> Search<'a, M> {
     }
 
     fn run(mut self) -> Verdict {
-        // At the same nanosecond, calls come before returns: that calls them concurrent,
-        // which accuses nobody wrongly.
+        // At the same nanosecond, calls precede returns: they count as concurrent, which
+        // never makes a correct history a violation.
         let mut moments: Vec<(u64, bool, u32)> = Vec::with_capacity(self.calls.len() * 2);
         for (at, call) in self.calls.iter().enumerate() {
             moments.push((call.invoked_ns, false, at as u32));
@@ -243,7 +243,7 @@ impl<'a, M: Model> Search<'a, M> {
         for point in std::mem::take(&mut self.points) {
             self.keep(at, point, &mut found, &mut seen, &mut next);
         }
-        // For the report, should this be where it ends.
+        // For the report, in case of a violation.
         self.points = next.iter().cloned().collect();
         let (others, classes) = self.concerning(at);
         let mut steps = 0_u32;
@@ -282,10 +282,9 @@ impl<'a, M: Model> Search<'a, M> {
         Ok(found.into_points())
     }
 
-    /// Open calls, and classes of unknown outcome, that can make a difference to a call
-    /// that returns: those that touch what it touches, or what one of them touches. All
-    /// others can take effect after it just as well. Reads are left out: they take effect
-    /// where they fit.
+    /// Open calls, and classes of unknown outcome, that can affect a returning call:
+    /// those that access the same parts, transitively. All others can equally take effect
+    /// after it. Reads are left out: they take effect where they fit.
     fn concerning(&self, at: u32) -> (Vec<u32>, Vec<u32>) {
         let mut open: Vec<u32> = self.open.clone();
         let mut classes: Vec<u32> = (0..self.classes.len() as u32)
@@ -329,8 +328,8 @@ impl<'a, M: Model> Search<'a, M> {
         Some(Point { state: self.states.number(state), done, used: point.used.clone() })
     }
 
-    /// Puts a point where it belongs: found when the returning call has taken effect in
-    /// it, else to be continued.
+    /// Files a point: as found if the returning call has taken effect in it, otherwise to
+    /// be extended.
     fn keep(
         &self,
         at: u32,
@@ -352,7 +351,7 @@ impl<'a, M: Model> Search<'a, M> {
         }
     }
 
-    /// What every point has used is no longer a question.
+    /// Removes calls that every point has used.
     fn forget_what_all_used(&mut self) {
         let Some(first) = self.points.first() else { return };
         let mut common = first.used.clone();
@@ -383,7 +382,7 @@ impl<'a, M: Model> Search<'a, M> {
         }
     }
 
-    /// Where the last explanation was lost.
+    /// The report of a violation: where the last explanation was lost.
     fn report(&self, at: u32) -> String {
         let told = |at: u32| {
             let call = &self.calls[at as usize];

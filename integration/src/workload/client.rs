@@ -1,4 +1,4 @@
-//! One client: sends, and writes down what it saw.
+//! One client: sends commands and records the replies.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,22 +11,23 @@ use super::{History, Rng, WorkloadOptions, WorkloadState};
 use crate::lin::{Command, Expiry, Row, RowOp};
 use crate::{Client, Value};
 
-/// What a reply says about the command.
+/// Outcome of a call.
 enum CallOutcome {
-    /// It was carried out (or refused by the row), and this is its answer.
+    /// Executed (or refused by the row), with this reply.
     Told(Value),
-    /// It was not carried out.
+    /// Not executed.
     Refused(String),
-    /// Nobody knows.
+    /// Unknown.
     Unknown(String),
 }
 
-/// The longest that a watched row is held, ms: over a handover there and back.
+/// Maximum time for which a watched row is held, ms: longer than a leadership transfer
+/// there and back.
 const HELD_MS_MAX: u64 = 2_000;
 
-/// Errors that are answers: the same row gives them again.
+/// Errors that are answers of the row.
 const ANSWERS: [&str; 2] = ["WRONGTYPE ", "ERR value is not an integer"];
-/// Errors that say that nothing was done (the proxy's `call_error`, in
+/// Errors of commands without effect (the proxy's `call_error`, in
 /// `proxy/src/words.rs`).
 const NOTHING_DONE: [&str; 8] = [
     "CLUSTERDOWN",
@@ -39,8 +40,8 @@ const NOTHING_DONE: [&str; 8] = [
     "ERR The table has been dropped",
 ];
 
-/// Sorts a reply. Anything that is not known to be an answer or a "no" is of unknown
-/// outcome: a storage fault, say.
+/// Classifies a reply. A reply that is neither an answer nor a refusal, a storage fault
+/// for example, is of unknown outcome.
 fn outcome(reply: io::Result<Value>) -> CallOutcome {
     match reply {
         Ok(Value::Error(text)) => {
@@ -58,7 +59,7 @@ fn outcome(reply: io::Result<Value>) -> CallOutcome {
     }
 }
 
-/// Enough of an error to count it by.
+/// The beginning of an error, under which it is counted.
 fn first_words(text: &str) -> String {
     let first = text.split(' ').next().unwrap_or_default();
     if first == "ERR" { text.chars().take(40).collect() } else { first.to_owned() }
@@ -94,7 +95,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Works until told to stop; what it saw.
+    /// Sends calls until the workload stops; returns the history.
     pub(super) fn work(mut self) -> History {
         while !self.shared.stop.load(Ordering::Relaxed) {
             if !self.connected() {
@@ -116,7 +117,7 @@ impl<'a> Worker<'a> {
                 }
             }
             if self.rng.below(400) == 0 {
-                // Another proxy for a change.
+                // Reconnects to another proxy from time to time.
                 self.client = None;
             }
             std::thread::sleep(Duration::from_micros(
@@ -126,8 +127,8 @@ impl<'a> Worker<'a> {
         self.seen
     }
 
-    /// Works until told to stop, unlike the others: holds what it watches for long, and
-    /// then carries out what changes nothing.
+    /// Holds rows under WATCH for a long time, and then executes commands that change
+    /// nothing, until the workload stops; returns the history.
     pub(super) fn hold(mut self) -> History {
         while !self.shared.stop.load(Ordering::Relaxed) {
             if !self.connected() {
@@ -143,7 +144,7 @@ impl<'a> Worker<'a> {
         self.seen
     }
 
-    /// A value that nobody else writes, and a moment that nobody else gives.
+    /// A value that no other call writes, and an expiry that no other call sets.
     fn unique(&mut self) -> (String, Expiry) {
         self.written += 1;
         (
@@ -163,7 +164,7 @@ impl<'a> Worker<'a> {
         self.client.is_some()
     }
 
-    /// Sends words; a connection that failed is not used again.
+    /// Sends commands; a failed connection is not used again.
     fn ask(&mut self, words: &[Vec<String>]) -> io::Result<Vec<Value>> {
         let Some((_, client)) = &mut self.client else {
             return Err(io::ErrorKind::NotConnected.into());
@@ -175,7 +176,7 @@ impl<'a> Worker<'a> {
         replies
     }
 
-    /// One command, written down. Its answer, when there was one.
+    /// Executes and records one command; returns its answer, if one came.
     fn call(&mut self, key: &str, command: Command) -> Option<Value> {
         let words = command.words(key);
         let invoked_ns = self.shared.now_ns();
@@ -209,8 +210,8 @@ impl<'a> Worker<'a> {
         answered
     }
 
-    /// WATCH, a read of the whole row, and after a while a transaction that is only right
-    /// on that row.
+    /// WATCH, a read of the whole row, and after a pause a transaction that is correct
+    /// only on that row.
     fn watched(
         &mut self,
         key: &str,
@@ -228,7 +229,7 @@ impl<'a> Worker<'a> {
         }
         let row = self.call(key, read).as_ref().and_then(Row::shown);
         let Some(row) = row else {
-            // What was watched must not weigh on the next transaction.
+            // The watch must not affect the next transaction.
             self.client = None;
             return;
         };
@@ -241,7 +242,7 @@ impl<'a> Worker<'a> {
         let reply = self.ask(&words).map(|mut replies| replies.pop().unwrap_or(Value::Nil));
         let returned_ns = self.shared.now_ns();
         let (replies, returned_ns) = match outcome(reply) {
-            // Somebody was quicker.
+            // Another client was faster.
             CallOutcome::Told(Value::Nil) => return self.seen.aborted += 1,
             CallOutcome::Told(Value::Array(replies)) => (
                 Some(

@@ -1,29 +1,28 @@
-//! Which commands are sent to which kind of key.
+//! The mix of commands for each kind of key.
 
 use super::Rng;
 use crate::lin::{Command, Expiry, Row};
 
-/// What a key is used for. Each kind keeps its values unique, so that a read tells which
-/// write it saw.
+/// The use of a key. Values are unique, so that a read identifies the write that it saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KeyKind {
     /// Overwritten and deleted.
     Register,
     /// Counted up.
     Counter,
-    /// Appended to: each value has its whole past in it.
+    /// Appended to: a value contains its whole history.
     List,
-    /// Fields, set, counted, checked and deleted.
+    /// Fields that are set, counted, checked and deleted.
     Hash,
-    /// Expires soon, is given more time, is made to stay.
+    /// Expires soon, is extended, is persisted.
     Session,
 }
 
-/// What a client does next to a key.
+/// The next call of a client to a key.
 pub(super) enum NextCall {
     /// One command.
     One(Command),
-    /// WATCH, this read, MULTI, what follows from the row read, EXEC.
+    /// WATCH, this read, MULTI, commands that depend on the row, EXEC.
     Watched(Command),
 }
 
@@ -41,7 +40,7 @@ impl KeyKind {
         }
     }
 
-    /// What shows the whole row.
+    /// The command that reads the whole row.
     pub(super) fn whole(self) -> Command {
         match self {
             KeyKind::Hash => Command::HGetAll,
@@ -49,8 +48,8 @@ impl KeyKind {
         }
     }
 
-    /// The next thing to do; `unique` is a value that nobody else writes, `soon` a moment
-    /// that nobody else gives, `seen` what this client saw in the key's field "a" last.
+    /// The next call; `unique` is a value that no other call writes, `soon` an expiry
+    /// that no other call sets, `seen` the value that this client last saw in field "a".
     pub(super) fn next(self, rng: &mut Rng, unique: String, soon: Expiry, seen: &str) -> NextCall {
         let field = || ["a", "b", "c"][unique.len() % 3].to_owned();
         NextCall::One(match (self, rng.below(20)) {
@@ -86,7 +85,7 @@ impl KeyKind {
         })
     }
 
-    /// What EXEC carries out, given the row read under WATCH.
+    /// The commands of EXEC, given the row read under WATCH.
     pub(super) fn exec(self, row: &Row, unique: String) -> Vec<Command> {
         match (self, row) {
             (KeyKind::Counter, Row::Text(number)) => {
@@ -108,8 +107,8 @@ impl KeyKind {
         }
     }
 
-    /// What EXEC carries out that changes nothing as long as the row is as it was read
-    /// under WATCH: it must not be so by then that it changes something.
+    /// Commands of EXEC that change nothing if the row is still as it was read under
+    /// WATCH, which EXEC must ensure.
     pub(super) fn idle_exec(self, row: &Row, unique: String) -> Vec<Command> {
         match (self, row) {
             (KeyKind::Hash, _) => {

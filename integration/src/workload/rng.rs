@@ -1,4 +1,4 @@
-//! Chance that can be repeated.
+//! A seeded random number generator, so that a run can be repeated.
 
 use std::time::UNIX_EPOCH;
 
@@ -17,12 +17,12 @@ pub fn seed() -> u64 {
 }
 
 impl Rng {
-    /// The generator of a seed.
+    /// A generator with this seed.
     pub fn new(seed: u64) -> Rng {
         Rng(seed)
     }
 
-    /// Another generator, which has nothing to do with this one but its seed.
+    /// An independent generator, seeded from this one.
     pub fn another(&mut self) -> Rng {
         Rng(self.next())
     }
@@ -42,10 +42,10 @@ impl Rng {
         self.next() % n
     }
 
-    /// One of these.
+    /// A random item.
     ///
     /// # Panics
-    /// When there is none.
+    /// When there is no item.
     pub fn one_of<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len() as u64) as usize]
     }

@@ -1,5 +1,5 @@
-//! Other people's programs, run to their end; and throw-away certificates for them and
-//! for the server.
+//! External programs, run to their end; and temporary certificates for them and the
+//! server.
 #![allow(dead_code, unreachable_pub, reason = "every test file uses some of it")]
 
 use std::io::Write;
@@ -9,16 +9,16 @@ use std::process::{Command, Stdio};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-/// How a program ended and what it printed.
+/// Success and output of a program.
 #[derive(Debug)]
 pub struct ProgramOutput {
-    /// Whether it ended well.
-    pub fine: bool,
-    /// Standard output and standard error, one after the other.
-    pub said: String,
+    /// The exit code was 0.
+    pub success: bool,
+    /// Standard output followed by standard error.
+    pub output: String,
 }
 
-/// Runs a program with `input` on its standard input; it is ended after two minutes.
+/// Runs a program with `input` on its standard input, for at most two minutes.
 pub fn run(program: impl AsRef<Path>, words: &[&str], input: &str) -> ProgramOutput {
     run_in(Path::new("."), program, words, &[], input)
 }
@@ -47,44 +47,44 @@ pub fn run_in(
     let feeding = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().expect("our own child");
     let _ = feeding.join().expect("writing does not panic");
-    let said = [output.stdout, output.stderr].concat();
+    let text = [output.stdout, output.stderr].concat();
     ProgramOutput {
-        fine: output.status.success(),
-        said: String::from_utf8_lossy(&said).into_owned(),
+        success: output.status.success(),
+        output: String::from_utf8_lossy(&text).into_owned(),
     }
 }
 
-/// What a program said; it must have ended well.
-pub fn said(program: impl AsRef<Path>, words: &[&str], input: &str) -> String {
+/// The output of a program that must succeed.
+pub fn output(program: impl AsRef<Path>, words: &[&str], input: &str) -> String {
     let program = program.as_ref();
     let ended = run(program, words, input);
-    assert!(ended.fine, "{} {words:?} failed:\n{}", program.display(), ended.said);
-    ended.said
+    assert!(ended.success, "{} {words:?} failed:\n{}", program.display(), ended.output);
+    ended.output
 }
 
-/// Where tests keep what they have fetched.
+/// Directory for downloads of tests.
 fn kept(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
-/// Where the programs for a kind of client are.
+/// Directory of the programs for a kind of client.
 pub fn programs(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
 }
 
-/// A Python with redis-py, fetched when it is not there.
+/// A Python with redis-py, installed when it is missing.
 pub fn redis_py() -> PathBuf {
     let venv = kept("redis-py");
     let python = venv.join("bin/python");
-    if !run(&python, &["-c", "import redis"], "").fine {
-        said("python3", &["-m", "venv", "--clear", &venv.display().to_string()], "");
-        said(&python, &["-m", "pip", "install", "--quiet", "redis>=6"], "");
+    if !run(&python, &["-c", "import redis"], "").success {
+        output("python3", &["-m", "venv", "--clear", &venv.display().to_string()], "");
+        output(&python, &["-m", "pip", "install", "--quiet", "redis>=6"], "");
     }
     python
 }
 
-/// A directory with these programs in which Node finds ioredis and node-redis, fetched
-/// when they are not there.
+/// A directory with these programs, and with ioredis and node-redis for Node, installed
+/// when they are missing.
 pub fn node(files: &[&str]) -> PathBuf {
     let (sources, home) = (programs("node"), kept("node"));
     std::fs::create_dir_all(&home).expect("a directory");
@@ -92,7 +92,7 @@ pub fn node(files: &[&str]) -> PathBuf {
         std::fs::copy(sources.join(file), home.join(file)).expect("the programs are in the tree");
     }
     if !run_in(&home, Path::new("node"), &["-e", "require('ioredis'); require('redis')"], &[], "")
-        .fine
+        .success
     {
         let ended = run_in(
             &home,
@@ -101,12 +101,12 @@ pub fn node(files: &[&str]) -> PathBuf {
             &[],
             "",
         );
-        assert!(ended.fine, "npm install: {}", ended.said);
+        assert!(ended.success, "npm install: {}", ended.output);
     }
     home
 }
 
-/// A port that was free a moment ago.
+/// A free port.
 pub fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0))
         .and_then(|listener| listener.local_addr())
@@ -122,7 +122,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes them.
+    /// Creates new certificates.
     pub fn new() -> Certificates {
         let dir = tempfile::tempdir().expect("a directory");
         let made = Certificates { dir };
@@ -146,7 +146,7 @@ impl Certificates {
         made
     }
 
-    /// The same files elsewhere.
+    /// A copy of the files in another directory.
     pub fn copy_of(other: &Certificates) -> Certificates {
         let dir = tempfile::tempdir().expect("a directory");
         for file in std::fs::read_dir(other.dir.path()).expect("it is there") {
@@ -156,8 +156,7 @@ impl Certificates {
         Certificates { dir }
     }
 
-    /// Where a file lies: `ca.pem`, `server.pem`, `server.key`, `client.pem`,
-    /// `client.key`.
+    /// Path of a file: `ca.pem`, `server.pem`, `server.key`, `client.pem`, `client.key`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -167,7 +166,7 @@ impl Certificates {
         self.path(name).display().to_string()
     }
 
-    /// The `[tls]` section of a server that uses them.
+    /// The `[tls]` section of a server with these certificates.
     pub fn section(&self, port: u16) -> String {
         format!(
             "[tls]\nport = {port}\ncert_file = \"{}\"\nkey_file = \"{}\"\n",
