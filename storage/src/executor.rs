@@ -37,12 +37,12 @@ use row::{eval, key};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
-use crate::hot::Begun;
-use crate::pace::{FULL_OPS, Pace};
+use crate::group_commit::{FULL_OPS, Pace};
 use crate::queue::{Amount, Outcome, Waiting, refuse};
 use crate::quota::{Quota, Reservation};
 use crate::reads::{ANSWERS_BYTES, Applied};
 use crate::replica::{Leadership, ProposeError, Replica};
+use crate::row_cache::WriteTicket;
 use crate::stripes::{self, Stripes};
 use crate::{batch, expiry, reads};
 
@@ -156,7 +156,7 @@ struct Flight {
 
 struct Proposed {
     verdict: Verdict,
-    begun: Begun,
+    ticket: WriteTicket,
 }
 
 impl Flight {
@@ -311,7 +311,12 @@ impl Executor {
         let is_proposed = flight.proposed.is_some();
         if let Some(proposed) = flight.proposed {
             self.pace.took(flight.began.elapsed());
-            replica.hot.end(&replica.owner, &flight.batch.edits, proposed.begun, error.is_none());
+            replica.row_cache.end_write(
+                &replica.cache_scope,
+                &flight.batch.edits,
+                proposed.ticket,
+                error.is_none(),
+            );
         }
         if let Some(error) = error {
             return flight.batch.refuse(&error);
@@ -411,7 +416,9 @@ impl Executor {
                     .iter()
                     .flat_map(|waiting| &waiting.request.ops)
                     .filter_map(Op::first_key);
-                replica.hot.expect(&replica.owner, keys.map(|key| key::position(key)));
+                replica
+                    .row_cache
+                    .prefetch(&replica.cache_scope, keys.map(|key| key::position(key)));
                 for waiting in waiting {
                     if next.edits.bytes() >= BATCH_BYTES_MAX || next.answer_bytes >= ANSWERS_BYTES {
                         return Ok(evaluated);
@@ -494,7 +501,7 @@ impl Executor {
         let payload = batch::encode(&batch.edits, batch.stamp_ms, self.link);
         self.link.position += 1;
         metrics::histogram!("bridle_batch_bytes").record(payload.len() as f64);
-        let begun = replica.hot.begin(&replica.owner, &batch.edits);
+        let ticket = replica.row_cache.begin_write(&replica.cache_scope, &batch.edits);
         self.stripes.touch(&batch.edits);
         if batch.forgets {
             self.stripes.forget();
@@ -504,7 +511,7 @@ impl Executor {
             // The group has stopped; the flight tells so in its turn.
             Err(error) => Box::pin(async move { Err(error) }),
         };
-        Ok(Some(Proposed { verdict, begun }))
+        Ok(Some(Proposed { verdict, ticket }))
     }
 
     /// A disk that is suddenly full holds up what is in the log already, and so does a

@@ -53,22 +53,22 @@ extern crate self as storage;
 mod batch;
 mod clock;
 mod compaction;
+mod compaction_filter;
 mod cursors;
 mod dirs;
 mod executor;
 mod expiry;
-mod hot;
-mod judge;
+mod group_commit;
 #[cfg(test)]
 #[path = "../tests/kit/mod.rs"]
 mod kit;
 mod lease;
 mod node;
-mod pace;
 mod queue;
 mod quota;
 mod reads;
 pub mod replica;
+mod row_cache;
 mod stripes;
 mod tasks;
 

@@ -21,10 +21,10 @@ use tokio::sync::watch;
 
 use crate::expiry::cycle::Cycles;
 use crate::expiry::{Alarm, Due};
-use crate::hot::Hot;
 use crate::quota::Quota;
 use crate::reads::{By, Look};
 use crate::replica::{Heard, Replica, ReplicaOptions, SetAside};
+use crate::row_cache::RowCache;
 use crate::{dirs, reads, tasks};
 
 /// How often the node looks whether anything has expired.
@@ -118,7 +118,7 @@ pub struct Node {
     options: NodeOptions,
     log: Arc<Log>,
     shared: SharedResources,
-    hot: Arc<Hot>,
+    row_cache: Arc<RowCache>,
     quota: Arc<Quota>,
     replicas: ArcSwap<HashMap<PartitionId, Held>>,
     /// One change of the set at a time.
@@ -153,13 +153,13 @@ impl Node {
     /// A node without replicas; [`Node::follow`] opens them. Starts the node's periodic
     /// work on the current runtime.
     pub fn open(options: NodeOptions, log: Arc<Log>, shared: SharedResources) -> Arc<Node> {
-        let hot = Arc::new(Hot::new(options.row_cache_bytes));
+        let row_cache = Arc::new(RowCache::new(options.row_cache_bytes));
         let quota = Quota::new(options.request_memory_max);
         let node = Arc::new(Node {
             options,
             log,
             shared,
-            hot,
+            row_cache,
             quota,
             replicas: ArcSwap::default(),
             changing: tokio::sync::Mutex::default(),
@@ -423,7 +423,7 @@ impl Node {
             alarm: &self.alarm,
             step_clock: self.options.step_clock,
         };
-        Replica::open(options, &self.log, &self.shared, &self.hot).await
+        Replica::open(options, &self.log, &self.shared, &self.row_cache).await
     }
 
     /// The rules that the server's own configuration sets.
@@ -567,7 +567,7 @@ impl Node {
 
     /// Bytes in the row cache.
     pub fn row_cache_used(&self) -> usize {
-        self.hot.used()
+        self.row_cache.used()
     }
 
     /// How many rows, and how many fields of other rows, the expiry cycle of this process

@@ -15,14 +15,14 @@ use row::{key, value};
 
 use crate::batch::of;
 use crate::expiry::cycle::HELD_MAX;
-use crate::hot::Moment;
 use crate::replica::Replica;
+use crate::row_cache::Version;
 
 /// Applied state: the latest, or that of one moment.
 pub(crate) struct Applied<'a> {
     replica: &'a Replica,
     /// Noted before the look at the store.
-    moment: Moment,
+    version: Version,
     /// Whether records that were read are kept: not before a write, which keeps its own.
     fills: bool,
     snapshot: Option<Snapshot>,
@@ -39,7 +39,7 @@ impl<'a> Applied<'a> {
     fn new(replica: &'a Replica, fills: bool) -> Applied<'a> {
         Applied {
             replica,
-            moment: replica.hot.moment(),
+            version: replica.row_cache.version(),
             fills,
             snapshot: None,
             patience: Cell::new(u64::MAX),
@@ -117,20 +117,20 @@ impl View for Applied<'_> {
         if family == Family::State {
             return self.get_stored(family, key);
         }
-        let Replica { hot, owner, .. } = self.replica;
-        if let Some(record) = hot.get(owner, family, key, self.moment) {
+        let Replica { row_cache, cache_scope, .. } = self.replica;
+        if let Some(record) = row_cache.get(cache_scope, family, key, self.version) {
             return Ok(Some(record));
         }
         let record = self.get_stored(family, key)?;
         if let Some(record) = record.as_ref().filter(|_| self.fills) {
-            hot.fill(owner, family, key, record, self.moment);
+            row_cache.insert(cache_scope, family, key, record, self.version);
         }
         Ok(record)
     }
 
     fn metadata(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        let Replica { hot, owner, .. } = self.replica;
-        match hot.metadata(owner, family, key, self.moment) {
+        let Replica { row_cache, cache_scope, .. } = self.replica;
+        match row_cache.metadata(cache_scope, family, key, self.version) {
             Some(metadata) => Ok(Some(metadata)),
             None => self.get_stored(family, key),
         }
@@ -344,8 +344,8 @@ pub(crate) fn answer(
     };
     let rules = replica.rules();
     if is_each_alone && request.ops.len() > 1 {
-        replica.hot.expect(
-            &replica.owner,
+        replica.row_cache.prefetch(
+            &replica.cache_scope,
             request.ops.iter().filter_map(row_looked_at).map(|key| key::position(key)),
         );
     }

@@ -28,16 +28,16 @@ use tokio::sync::watch;
 pub(crate) use engine::raft::Leadership;
 
 use crate::clock::{self, Clock};
+use crate::compaction_filter::RowLiveness;
 use crate::cursors::Cursors;
 use crate::executor;
 use crate::expiry::{Alarm, Due, Expiry};
-use crate::hot::{Hot, Owner};
-use crate::judge::RowJudge;
 use crate::lease::{Asked, Lease};
 use crate::node::{Peers, TableFigures};
 use crate::queue::Queue;
 use crate::quota::Quota;
 use crate::reads::{self, By, Look};
+use crate::row_cache::{CacheScope, RowCache};
 use crate::tasks;
 
 /// A replica, running until [`Replica::stop`] or [`Replica::close`].
@@ -77,8 +77,8 @@ pub struct Replica {
     pub(crate) expiry: Arc<Expiry>,
     /// By which it is measured how long steps of the expiry cycle hold the executor.
     pub(crate) step_clock: fn() -> Duration,
-    pub(crate) hot: Arc<Hot>,
-    pub(crate) owner: Owner,
+    pub(crate) row_cache: Arc<RowCache>,
+    pub(crate) cache_scope: CacheScope,
     /// When they were read, and after how many changes of the store.
     counts: Mutex<Option<(Instant, u64, Counts)>>,
 }
@@ -244,7 +244,7 @@ impl Replica {
         options: ReplicaOptions<'_>,
         log: &Arc<Log>,
         shared: &SharedResources,
-        hot: &Arc<Hot>,
+        row_cache: &Arc<RowCache>,
     ) -> Result<Arc<Replica>, SetAside> {
         let unopened =
             |fault: String| SetAside { fault: CallError::Fault(fault), is_damaged: false };
@@ -254,7 +254,7 @@ impl Replica {
         let store = {
             let (dir, shared) = (options.dir.to_owned(), shared.clone());
             tokio::task::spawn_blocking(move || {
-                Store::open_with_filter(&shared, dir, Arc::new(RowJudge))
+                Store::open_with_filter(&shared, dir, Arc::new(RowLiveness))
             })
             .await
         }
@@ -300,8 +300,8 @@ impl Replica {
             cursors: Cursors::default(),
             expiry: Arc::new(Expiry::new(options.alarm.clone())),
             step_clock: options.step_clock,
-            owner: hot.owner(),
-            hot: hot.clone(),
+            cache_scope: row_cache.new_scope(),
+            row_cache: row_cache.clone(),
             counts: Mutex::default(),
         });
         replica.run("its executor", executor::run(replica.clone()));
@@ -421,7 +421,7 @@ impl Replica {
         }
         // Not again for the word on an earlier term that comes late.
         if *adopted < term {
-            self.hot.forget(&self.owner);
+            self.row_cache.invalidate_all(&self.cache_scope);
             self.clock.advance(last_stamp(&self.store).map_err(|error| self.fault(error))?);
             self.recall_default_ttl()?;
             self.expiry.forget();

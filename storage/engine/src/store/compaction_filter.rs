@@ -37,7 +37,7 @@
 //! (the expiry, the kind, a hash's figures) stays. Batches carry finished records, so
 //! none that is on its way is made from a value that was dropped.
 //!
-//! What cannot be read or understood is kept. `storage`'s `judge.rs` tries all this with
+//! What cannot be read or understood is kept. `storage`'s `compaction_filter.rs` tries all this with
 //! random ops, readers and crashes.
 
 use std::ffi::CStr;

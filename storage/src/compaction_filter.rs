@@ -9,9 +9,9 @@ use crate::clock;
 
 /// Judges cells by the generation in their key and their row's head, and heads by their
 /// expiry.
-pub(crate) struct RowJudge;
+pub(crate) struct RowLiveness;
 
-impl Liveness for RowJudge {
+impl Liveness for RowLiveness {
     fn find_owner(&self, cell: &[u8], head: &mut Vec<u8>) -> Option<u64> {
         let cell = key::CellKey::parse(cell)?;
         head.extend_from_slice(&cell.head());
@@ -272,7 +272,7 @@ mod tests {
         Store::open_with_filter(
             &SharedResources::new(StoreSettings::default())?,
             path,
-            Arc::new(RowJudge),
+            Arc::new(RowLiveness),
         )
     }
 

@@ -10,7 +10,7 @@
 //! record   slot u16, in units of 8 bytes | key length u16 | value length u16 | mark u16 | next u32
 //!          | whole u16 | 2 bytes unused | owner u64 | since u64 | key | value | up to 7 bytes unused
 //! ```
-//! In the host's byte order. `mark` is a [`Mark`]; a vacant slot may be of 8 bytes.
+//! In the host's byte order. `state` is a [`SlotState`]; a vacant slot may be of 8 bytes.
 //! `next` is the number of the next record with the same bucket: its place in units of 8
 //! bytes, and 1. `whole` is 0 when only the value's first part is kept.
 //!
@@ -19,7 +19,7 @@
 //!   (`what_is_found_is_what_was_put_last` checks both after each step).
 //! - A record is in the chain of its bucket if and only if it is not vacant.
 
-use super::Moment;
+use super::Version;
 
 const UNIT: usize = 8;
 const RECORD_BYTES: usize = 32;
@@ -27,11 +27,11 @@ const RECORD_BYTES: usize = 32;
 const KEY_BYTES_MAX: usize = 4 << 10;
 const VALUE_BYTES_MAX: usize = 16 << 10;
 /// A record may take this part of the ring.
-const LARGEST_PART: usize = 8;
+const RECORD_FRACTION: usize = 8;
 /// What a record takes, about: by this, buckets are as many as records.
-const USUAL_BYTES: usize = 128;
+const TYPICAL_RECORD_BYTES: usize = 128;
 /// How many records are moved at most before one has to go.
-const MOVES_MAX: usize = 8;
+const PROMOTIONS_MAX: usize = 8;
 /// So many of a hash's highest bits choose the bucket before any others do.
 const BUCKET_BITS: u32 = 18;
 /// The end of a chain. Zero, so that buckets that were never used take no memory: the
@@ -40,34 +40,34 @@ const NONE: u32 = 0;
 
 const KEY_LEN: usize = 2;
 const VALUE_LEN: usize = 4;
-const MARK: usize = 6;
+const STATE: usize = 6;
 const NEXT: usize = 8;
 const WHOLE: usize = 12;
-const OWNER: usize = 16;
+const NAMESPACE: usize = 16;
 const SINCE: usize = 24;
 
 /// What becomes of a record when it is the oldest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
-enum Mark {
+enum SlotState {
     Vacant = 0,
     /// Not read since it was written or moved.
-    Fresh = 1,
-    Used = 2,
+    Unreferenced = 1,
+    Referenced = 2,
 }
 
 /// Under which a record is found.
 #[derive(Clone, Copy)]
-pub(super) struct Name<'a> {
-    pub(super) owner: u64,
+pub(super) struct CacheKey<'a> {
+    pub(super) namespace: u64,
     pub(super) key: &'a [u8],
 }
 
 /// What is kept of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kept<'a> {
+pub(super) struct CachedRecord<'a> {
     /// When it began to hold, or a later moment.
-    pub(super) since: Moment,
+    pub(super) since: Version,
     pub(super) value: &'a [u8],
     /// Whether that is all of the value, or only its first part.
     pub(super) is_whole: bool,
@@ -84,7 +84,7 @@ fn place_of(number: u32) -> usize {
 }
 
 /// See the module.
-pub(super) struct Ring {
+pub(super) struct ClockRing {
     bytes: Box<[u8]>,
     /// The number of each chain's first record; a power of two.
     buckets: Box<[u32]>,
@@ -92,18 +92,18 @@ pub(super) struct Ring {
     tail: usize,
     used: usize,
     /// Chooses a record's bucket.
-    hash: fn(owner: u64, key: &[u8]) -> u64,
+    hash: fn(namespace: u64, key: &[u8]) -> u64,
 }
 
-impl Ring {
+impl ClockRing {
     /// A ring that takes at most so many bytes, its buckets included.
-    pub(super) fn new(bytes: usize, hash: fn(owner: u64, key: &[u8]) -> u64) -> Ring {
-        let buckets = (bytes / USUAL_BYTES + 1).next_power_of_two();
+    pub(super) fn new(bytes: usize, hash: fn(namespace: u64, key: &[u8]) -> u64) -> ClockRing {
+        let buckets = (bytes / TYPICAL_RECORD_BYTES + 1).next_power_of_two();
         let room =
             bytes.saturating_sub(buckets * size_of::<u32>()).min((u32::MAX - 1) as usize * UNIT)
                 / UNIT
                 * UNIT;
-        Ring {
+        ClockRing {
             bytes: vec![0; room].into_boxed_slice(),
             buckets: vec![NONE; buckets.max(1)].into_boxed_slice(),
             head: 0,
@@ -119,10 +119,10 @@ impl Ring {
     }
 
     /// A record, if anything of it is kept.
-    pub(super) fn get(&mut self, name: Name<'_>) -> Option<Kept<'_>> {
-        let at = self.find(name)?;
-        self.set_mark(at, Mark::Used);
-        Some(Kept {
+    pub(super) fn get(&mut self, cache_key: CacheKey<'_>) -> Option<CachedRecord<'_>> {
+        let at = self.find(cache_key)?;
+        self.set_state(at, SlotState::Referenced);
+        Some(CachedRecord {
             since: self.u64(at + SINCE),
             value: self.value(at),
             is_whole: self.u16(at + WHOLE) != 0,
@@ -131,51 +131,65 @@ impl Ring {
 
     /// Sets a record. All of its value is kept if the room that the record has is enough
     /// for that, else the first `least` bytes; nothing if they are too many.
-    pub(super) fn put(&mut self, name: Name<'_>, value: &[u8], least: usize, since: Moment) {
-        let slot_of = |kept: usize| (RECORD_BYTES + name.key.len() + kept).next_multiple_of(UNIT);
-        if let Some(at) = self.find(name) {
+    pub(super) fn put(
+        &mut self,
+        cache_key: CacheKey<'_>,
+        value: &[u8],
+        least: usize,
+        since: Version,
+    ) {
+        let slot_of =
+            |kept: usize| (RECORD_BYTES + cache_key.key.len() + kept).next_multiple_of(UNIT);
+        if let Some(at) = self.find(cache_key) {
             if let Some(kept) =
                 [value.len(), least].into_iter().find(|kept| slot_of(*kept) <= self.slot(at))
             {
-                return self.fill(at, name, value, kept, since);
+                return self.write_record(at, cache_key, value, kept, since);
             }
-            self.vacate(at);
+            self.unlink(at);
         }
         let slot = slot_of(least);
-        if name.key.len() <= KEY_BYTES_MAX
+        if cache_key.key.len() <= KEY_BYTES_MAX
             && least <= VALUE_BYTES_MAX
-            && slot <= self.bytes.len() / LARGEST_PART
+            && slot <= self.bytes.len() / RECORD_FRACTION
         {
             self.make_room(slot);
             let at = self.append(slot);
-            self.fill(at, name, value, least, since);
+            self.write_record(at, cache_key, value, least, since);
             self.link(at);
         }
     }
 
     /// Writes a record, of its value the first bytes.
-    fn fill(&mut self, at: usize, name: Name<'_>, value: &[u8], kept: usize, since: Moment) {
-        self.set_u16(at + KEY_LEN, name.key.len());
+    fn write_record(
+        &mut self,
+        at: usize,
+        cache_key: CacheKey<'_>,
+        value: &[u8],
+        kept: usize,
+        since: Version,
+    ) {
+        self.set_u16(at + KEY_LEN, cache_key.key.len());
         self.set_u16(at + VALUE_LEN, kept);
         self.set_u16(at + WHOLE, usize::from(kept == value.len()));
-        self.set_u64(at + OWNER, name.owner);
+        self.set_u64(at + NAMESPACE, cache_key.namespace);
         self.set_u64(at + SINCE, since);
-        self.write(at + RECORD_BYTES, name.key);
-        self.write(at + RECORD_BYTES + name.key.len(), &value[..kept]);
+        self.write(at + RECORD_BYTES, cache_key.key);
+        self.write(at + RECORD_BYTES + cache_key.key.len(), &value[..kept]);
     }
 
     /// Forgets a record.
-    pub(super) fn remove(&mut self, name: Name<'_>) {
-        if let Some(at) = self.find(name) {
-            self.vacate(at);
+    pub(super) fn remove(&mut self, cache_key: CacheKey<'_>) {
+        if let Some(at) = self.find(cache_key) {
+            self.unlink(at);
         }
     }
 
-    fn find(&self, name: Name<'_>) -> Option<usize> {
-        let mut next = self.buckets[self.bucket(name)];
+    fn find(&self, cache_key: CacheKey<'_>) -> Option<usize> {
+        let mut next = self.buckets[self.bucket(cache_key)];
         while next != NONE {
             let at = place_of(next);
-            if self.u64(at + OWNER) == name.owner && self.key(at) == name.key {
+            if self.u64(at + NAMESPACE) == cache_key.namespace && self.key(at) == cache_key.key {
                 return Some(at);
             }
             next = self.u32(at + NEXT);
@@ -185,12 +199,12 @@ impl Ring {
 
     /// Takes oldest records away until a slot fits at the head.
     fn make_room(&mut self, slot: usize) {
-        let mut moves = MOVES_MAX;
+        let mut promotions = PROMOTIONS_MAX;
         loop {
             let to_end = self.bytes.len() - self.head;
             let needed = if to_end < slot { to_end + slot } else { slot };
             if self.bytes.len() - self.used < needed {
-                self.pass_oldest(&mut moves);
+                self.evict_or_promote(&mut promotions);
                 continue;
             }
             self.skip_end(slot);
@@ -204,21 +218,21 @@ impl Ring {
         let to_end = self.bytes.len() - self.head;
         if to_end < slot {
             let filler = self.append(to_end);
-            self.set_mark(filler, Mark::Vacant);
+            self.set_state(filler, SlotState::Vacant);
         }
     }
 
     /// Moves the oldest record to the head, or forgets it.
-    fn pass_oldest(&mut self, moves: &mut usize) {
+    fn evict_or_promote(&mut self, promotions: &mut usize) {
         let (at, slot) = (self.tail, self.slot(self.tail));
-        let is_used = self.mark(at) == Mark::Used;
-        if self.mark(at) != Mark::Vacant {
-            self.vacate(at);
+        let is_used = self.state(at) == SlotState::Referenced;
+        if self.state(at) != SlotState::Vacant {
+            self.unlink(at);
         }
         self.tail = (at + slot) % self.bytes.len();
         self.used -= slot;
-        if is_used && *moves > 0 {
-            *moves -= 1;
+        if is_used && *promotions > 0 {
+            *promotions -= 1;
             // The room that it leaves is enough for it, with what lies before it, at the
             // ring's end too.
             self.skip_end(slot);
@@ -239,17 +253,17 @@ impl Ring {
     }
 
     fn link(&mut self, at: usize) {
-        let bucket = self.bucket(self.name(at));
-        self.set_mark(at, Mark::Fresh);
+        let bucket = self.bucket(self.cache_key(at));
+        self.set_state(at, SlotState::Unreferenced);
         self.set_u32(at + NEXT, self.buckets[bucket]);
         self.buckets[bucket] = number(at);
     }
 
     /// Takes a record out of its chain; its slot stays until it is the oldest.
-    fn vacate(&mut self, at: usize) {
-        let bucket = self.bucket(self.name(at));
+    fn unlink(&mut self, at: usize) {
+        let bucket = self.bucket(self.cache_key(at));
         let (unit, next) = (number(at), self.u32(at + NEXT));
-        self.set_mark(at, Mark::Vacant);
+        self.set_state(at, SlotState::Vacant);
         if self.buckets[bucket] == unit {
             self.buckets[bucket] = next;
             return;
@@ -264,8 +278,8 @@ impl Ring {
         }
     }
 
-    fn bucket(&self, name: Name<'_>) -> usize {
-        self.bucket_of((self.hash)(name.owner, name.key))
+    fn bucket(&self, cache_key: CacheKey<'_>) -> usize {
+        self.bucket_of((self.hash)(cache_key.namespace, cache_key.key))
     }
 
     /// By the highest bits first: others have chosen the ring.
@@ -274,42 +288,39 @@ impl Ring {
     }
 
     /// The bucket of this hash is about to be looked at.
-    pub(super) fn expect_bucket(&self, hash: u64) {
-        fetch_ahead(&self.buckets[self.bucket_of(hash)]);
+    pub(super) fn prefetch_bucket(&self, hash: u64) {
+        prefetch(&self.buckets[self.bucket_of(hash)]);
     }
 
     /// The first record with this hash is about to be looked at: its beginning and, most
     /// often, its key and value.
-    pub(super) fn expect_record(&self, hash: u64) {
+    pub(super) fn prefetch_record(&self, hash: u64) {
         let first = self.buckets[self.bucket_of(hash)];
         if first == NONE {
             return;
         }
         let at = place_of(first);
-        [at, at + 64, at + 128]
-            .into_iter()
-            .filter_map(|at| self.bytes.get(at))
-            .for_each(fetch_ahead);
+        [at, at + 64, at + 128].into_iter().filter_map(|at| self.bytes.get(at)).for_each(prefetch);
     }
 
     fn slot(&self, at: usize) -> usize {
         self.u16(at) * UNIT
     }
 
-    fn mark(&self, at: usize) -> Mark {
-        match self.u16(at + MARK) {
-            0 => Mark::Vacant,
-            1 => Mark::Fresh,
-            _ => Mark::Used,
+    fn state(&self, at: usize) -> SlotState {
+        match self.u16(at + STATE) {
+            0 => SlotState::Vacant,
+            1 => SlotState::Unreferenced,
+            _ => SlotState::Referenced,
         }
     }
 
-    fn set_mark(&mut self, at: usize, mark: Mark) {
-        self.set_u16(at + MARK, mark as usize);
+    fn set_state(&mut self, at: usize, state: SlotState) {
+        self.set_u16(at + STATE, state as usize);
     }
 
-    fn name(&self, at: usize) -> Name<'_> {
-        Name { owner: self.u64(at + OWNER), key: self.key(at) }
+    fn cache_key(&self, at: usize) -> CacheKey<'_> {
+        CacheKey { namespace: self.u64(at + NAMESPACE), key: self.key(at) }
     }
 
     fn key(&self, at: usize) -> &[u8] {
@@ -354,7 +365,7 @@ impl Ring {
 }
 
 /// Tells the processor that this will be read soon.
-fn fetch_ahead<T>(place: &T) {
+fn prefetch<T>(place: &T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint; nothing is read or written.
     unsafe {
@@ -375,24 +386,24 @@ mod tests {
     use super::*;
 
     /// Few values, so that chains are long.
-    fn hash(owner: u64, key: &[u8]) -> u64 {
-        owner + key.first().map_or(0, |byte| u64::from(*byte))
+    fn hash(namespace: u64, key: &[u8]) -> u64 {
+        namespace + key.first().map_or(0, |byte| u64::from(*byte))
     }
 
-    fn name(owner: u64, key: &[u8]) -> Name<'_> {
-        Name { owner, key }
+    fn cache_key(namespace: u64, key: &[u8]) -> CacheKey<'_> {
+        CacheKey { namespace, key }
     }
 
-    impl Ring {
+    impl ClockRing {
         /// Every invariant of the module; gives how many records there are.
         fn check(&self) -> usize {
             let (mut at, mut left, mut records) = (self.tail, self.used, 0);
             while left > 0 {
                 let slot = self.slot(at);
                 assert!(slot > 0 && slot <= left && at + slot <= self.bytes.len());
-                if self.mark(at) != Mark::Vacant {
+                if self.state(at) != SlotState::Vacant {
                     records += 1;
-                    assert_eq!(self.find(self.name(at)), Some(at));
+                    assert_eq!(self.find(self.cache_key(at)), Some(at));
                 }
                 (at, left) = ((at + slot) % self.bytes.len(), left - slot);
             }
@@ -431,30 +442,30 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_found_is_what_was_put_last(steps in steps(), bytes in 0usize..6000) {
-            let mut ring = Ring::new(bytes, hash);
+            let mut ring = ClockRing::new(bytes, hash);
             let mut model = HashMap::new();
-            for (moment, step) in steps.into_iter().enumerate() {
-                let moment = moment as u64;
+            for (version, step) in steps.into_iter().enumerate() {
+                let version = version as u64;
                 match step {
                     Step::Put(key, len, least) => {
-                        let value: Vec<u8> = (0..len).map(|at| (moment as usize + at) as u8).collect();
-                        ring.put(name(7, &key), &value, least, moment);
-                        let kept = ring.get(name(7, &key)).map(|kept| kept.value.len());
+                        let value: Vec<u8> = (0..len).map(|at| (version as usize + at) as u8).collect();
+                        ring.put(cache_key(7, &key), &value, least, version);
+                        let kept = ring.get(cache_key(7, &key)).map(|kept| kept.value.len());
                         prop_assert!(kept.is_none_or(|kept| kept == len || kept == least));
-                        model.insert(key, (moment, value));
+                        model.insert(key, (version, value));
                     }
                     Step::Remove(key) => {
-                        ring.remove(name(7, &key));
+                        ring.remove(cache_key(7, &key));
                         model.remove(&key);
-                        prop_assert!(ring.get(name(7, &key)).is_none());
+                        prop_assert!(ring.get(cache_key(7, &key)).is_none());
                     }
                     Step::Get(key) => {
-                        if let Some(kept) = ring.get(name(7, &key)) {
+                        if let Some(kept) = ring.get(cache_key(7, &key)) {
                             let (since, value) = &model[&key];
                             prop_assert_eq!((kept.since, kept.is_whole), (*since, kept.value.len() == value.len()));
                             prop_assert!(value.starts_with(kept.value));
                         }
-                        prop_assert!(ring.get(name(8, &key)).is_none());
+                        prop_assert!(ring.get(cache_key(8, &key)).is_none());
                     }
                 }
                 ring.check();
@@ -466,22 +477,26 @@ mod tests {
     fn what_is_read_stays() {
         // The ring's end falls into records of all sizes.
         for (length, most) in (40..140).zip((64 << 10..).step_by(8)) {
-            let mut ring = Ring::new(most, hash);
-            ring.put(name(1, b"read"), &vec![1; length], length, 0);
+            let mut ring = ClockRing::new(most, hash);
+            ring.put(cache_key(1, b"read"), &vec![1; length], length, 0);
             for n in 0..3_000_u32 {
-                ring.put(name(1, &n.to_be_bytes()), &[0; 64], 64, 0);
-                assert!(ring.get(name(1, b"read")).is_some(), "{length} bytes, a ring of {most}");
+                ring.put(cache_key(1, &n.to_be_bytes()), &[0; 64], 64, 0);
+                assert!(
+                    ring.get(cache_key(1, b"read")).is_some(),
+                    "{length} bytes, a ring of {most}"
+                );
             }
-            assert!(ring.get(name(1, &0_u32.to_be_bytes())).is_none());
+            assert!(ring.get(cache_key(1, &0_u32.to_be_bytes())).is_none());
             assert!(ring.check() > 500, "records of 104 bytes in 64 KiB");
         }
     }
 
     #[test]
     fn a_record_that_has_the_room_is_kept_whole() {
-        let mut ring = Ring::new(1 << 20, hash);
-        let key = name(1, b"key");
-        let kept = |value: &'static [u8], is_whole: bool| Some(Kept { since: 3, value, is_whole });
+        let mut ring = ClockRing::new(1 << 20, hash);
+        let key = cache_key(1, b"key");
+        let kept =
+            |value: &'static [u8], is_whole: bool| Some(CachedRecord { since: 3, value, is_whole });
         ring.put(key, b"first and more than eight bytes", 5, 3);
         assert_eq!(ring.get(key), kept(b"first", false));
         ring.put(key, b"again", 2, 3);
@@ -495,16 +510,16 @@ mod tests {
 
     #[test]
     fn too_large_is_not_kept_and_the_old_value_goes() {
-        let mut ring = Ring::new(1 << 20, hash);
+        let mut ring = ClockRing::new(1 << 20, hash);
         for large in [VALUE_BYTES_MAX + 1, 200 << 10] {
-            ring.put(name(1, b"key"), b"small", 5, 0);
-            ring.put(name(1, b"key"), &vec![0; large], large, 0);
-            assert!(ring.get(name(1, b"key")).is_none());
+            ring.put(cache_key(1, b"key"), b"small", 5, 0);
+            ring.put(cache_key(1, b"key"), &vec![0; large], large, 0);
+            assert!(ring.get(cache_key(1, b"key")).is_none());
         }
         let long = vec![b'k'; KEY_BYTES_MAX + 1];
-        ring.put(name(1, &long), b"", 0, 0);
+        ring.put(cache_key(1, &long), b"", 0, 0);
         assert_eq!(ring.check(), 0);
-        ring.put(name(1, &long[1..]), &[1; VALUE_BYTES_MAX], VALUE_BYTES_MAX, 0);
+        ring.put(cache_key(1, &long[1..]), &[1; VALUE_BYTES_MAX], VALUE_BYTES_MAX, 0);
         assert_eq!(ring.check(), 1);
     }
 }
