@@ -23,7 +23,7 @@ use cluster::net::{ClusterId, Net, NetOptions, Service, To};
 use cluster::news::{Durability, Order, Roles, Server};
 use cluster::routes::Routes;
 use cluster::rows::{Replicas, Rows, SyncCopy};
-use engine::raft::{Ticker, Transport, Why};
+use engine::raft::{Ticker, TransferReason, Transport};
 use meta::{Meta, MetaOptions, Seat};
 use row::op::{Request, Response};
 use storage::{Node, Peers};
@@ -176,7 +176,7 @@ pub(crate) async fn open(
         let _on = runtimes.raft.enter();
         Ticker::start()
     };
-    ticker.set_transfer_rate(config.cluster.snapshot_rate.0);
+    ticker.set_snapshot_rate(config.cluster.snapshot_rate.0);
     ticker.set_log_policy(stores::log_policy(config));
     let (net, listener) = {
         let _on = runtimes.net.enter();
@@ -408,7 +408,7 @@ fn server(
 /// Transfers the meta group's leadership to another meta, if this one leads.
 pub(crate) async fn transfer_meta_leadership(meta: &Meta, patience: Duration) {
     let status = meta.group().status();
-    if !status.figures.is_leader {
+    if !status.stats.is_leader {
         return;
     }
     let near =
@@ -417,7 +417,7 @@ pub(crate) async fn transfer_meta_leadership(meta: &Meta, patience: Duration) {
     // Meta's leases end with the decision that they were acquired for.
     match tokio::time::timeout(
         patience,
-        meta.group().transfer_leader_as(next.raft_id, Why::Stopping, Box::new(|| ())),
+        meta.group().transfer_leader_with(next.raft_id, TransferReason::Stopping, Box::new(|| ())),
     )
     .await
     {

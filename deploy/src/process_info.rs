@@ -10,7 +10,7 @@ use std::time::Instant;
 use cluster::news::ServerFigures;
 use cluster::rows::SyncCopy;
 use cluster::{Boxed, CallError, Catalogue, PartitionId, Table};
-use engine::raft::GroupFigures;
+use engine::raft::GroupStats;
 use engine::store::StoreHealth;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -80,7 +80,7 @@ impl ProcessInfo {
     }
 
     /// All Raft groups of this process.
-    pub(crate) fn groups(&self) -> Vec<GroupFigures> {
+    pub(crate) fn groups(&self) -> Vec<GroupStats> {
         let partitions =
             self.node.iter().flat_map(|node| node.replicas()).map(|replica| replica.figures());
         partitions.chain(self.meta.iter().map(|meta| meta.figures())).collect()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use engine::log::{Log, LogOptions, WriteOnPark};
-use engine::raft::purge::Policy;
+use engine::raft::purge::LogPolicy;
 use engine::store::{SharedResources, StoreSettings};
 
 use crate::config::{self, Config, Durability};
@@ -63,14 +63,14 @@ fn log_options(config: &Config, data_dir: &DataDir) -> LogOptions {
 }
 
 /// Retention of the log for lagging replicas.
-pub(crate) fn log_policy(config: &Config) -> Policy {
+pub(crate) fn log_policy(config: &Config) -> LogPolicy {
     let log = &config.raft_log;
-    Policy {
-        kept_bytes_max: log.retention_size.0,
-        kept_in_all_bytes_max: log.retention_total_size.0,
-        kept_entries_max: u64::from(log.retention_entries),
-        kept_for: log.retention_time.0,
-        ..Policy::default()
+    LogPolicy {
+        retention_bytes: log.retention_size.0,
+        retention_total_bytes: log.retention_total_size.0,
+        retention_entries: u64::from(log.retention_entries),
+        retention_time: log.retention_time.0,
+        ..LogPolicy::default()
     }
 }
 
@@ -93,6 +93,6 @@ mod tests {
 
     #[test]
     fn log_retention_defaults_are_the_engines() {
-        assert_eq!(log_policy(&Config::defaults()), Policy::default());
+        assert_eq!(log_policy(&Config::defaults()), LogPolicy::default());
     }
 }

@@ -13,7 +13,7 @@ use cluster::{ServerId, Table};
 use engine::batch::Family;
 use engine::log::Log;
 use engine::raft::{
-    Group, GroupError, GroupFigures, GroupOptions, Leadership, Node, Ticker, Transport,
+    Group, GroupError, GroupOptions, GroupStats, Leadership, Node, Ticker, Transport,
 };
 use engine::store::{SharedResources, Store, StoreHealth};
 use engine::time::{SlewedClock, StampClock};
@@ -133,9 +133,11 @@ impl Meta {
             (log.group_log(GROUP), store.clone(), options.seat.clone());
         let start = async move {
             match seat {
-                Seat::Alone(_) => Group::start_alone(1, "meta".to_owned(), group_log, group_store)
-                    .await
-                    .map_err(MetaError::from),
+                Seat::Alone(_) => {
+                    Group::start_standalone(1, "meta".to_owned(), group_log, group_store)
+                        .await
+                        .map_err(MetaError::from)
+                }
                 Seat::Member { members, position, transport, ticker, net: _ } => {
                     check_members(&members, position)?;
                     let seats = (1..=members.len() as u32)
@@ -195,7 +197,8 @@ impl Meta {
 
     /// Makes sure that we lead and that the copy of the state is that of the store.
     async fn lead(&self, deciding: &mut Deciding) -> Result<Leadership, MetaError> {
-        let established = tokio::time::timeout(self.patience(), self.group.establish()).await;
+        let established =
+            tokio::time::timeout(self.patience(), self.group.acquire_leadership()).await;
         let established = established.unwrap_or_else(|_| {
             Err(GroupError::NotLeader { why: "no majority answers".to_owned(), leader: None })
         });
@@ -320,7 +323,7 @@ impl Meta {
     /// is this one.
     pub fn leader_address(&self) -> Option<String> {
         let Seat::Member { members, position, .. } = &self.options.seat else { return None };
-        let leader = self.group.figures().leader?.raft_id;
+        let leader = self.group.stats().leader?.raft_id;
         let address = members.get(usize::try_from(leader).ok()?.checked_sub(1)?)?;
         (leader != u64::from(*position)).then(|| address.clone())
     }
@@ -374,7 +377,7 @@ impl Meta {
     /// # Errors
     /// [`MetaError::NotLeading`], also without a majority of the metas.
     pub(crate) async fn confirmed(&self) -> Result<Arc<Picture>, MetaError> {
-        let term = self.group.confirm().await.map_err(|error| self.refused(error))?;
+        let term = self.group.confirm_leadership().await.map_err(|error| self.refused(error))?;
         let picture = self.picture.borrow().clone();
         if picture.term == Some(term) {
             return Ok(picture);
@@ -407,8 +410,8 @@ impl Meta {
     }
 
     /// The group's figures.
-    pub fn figures(&self) -> GroupFigures {
-        self.group.figures()
+    pub fn figures(&self) -> GroupStats {
+        self.group.stats()
     }
 
     /// Stops the group and flushes its store. Call it after everybody else has stopped.

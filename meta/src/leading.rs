@@ -250,7 +250,10 @@ pub(crate) async fn confirm_on(meta: Weak<Meta>) {
 impl Meta {
     async fn confirm_or_resign(&self) {
         let Some(leads_in) = self.picture.borrow().term else { return };
-        if matches!(tokio::time::timeout(CONFIRM_PATIENCE, self.group.confirm()).await, Ok(Ok(_))) {
+        if matches!(
+            tokio::time::timeout(CONFIRM_PATIENCE, self.group.confirm_leadership()).await,
+            Ok(Ok(_))
+        ) {
             *self.confirmed.lock() = Instant::now();
         } else if self.confirmed.lock().elapsed() >= UNCONFIRMED_MAX
             && self.picture.borrow().term == Some(leads_in)
@@ -296,7 +299,7 @@ impl Meta {
             let group = self.group.clone();
             tokio::spawn(async move {
                 // No lease of meta's outlives the decision that it was taken for.
-                match group.leave(disk_problem.clone(), Box::new(|| ())).await {
+                match group.evict_leader(disk_problem.clone(), Box::new(|| ())).await {
                     Ok(_) => {}
                     Err(error) => {
                         tracing::warn!(%disk_problem, %error, "another meta should lead, and none can")

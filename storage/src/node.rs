@@ -174,7 +174,7 @@ impl Node {
         if let Some(peers) = &node.options.peers {
             let (me, changes) = (Arc::downgrade(&node), node.changes());
             tasks::keep("mend", move || mend(me.clone(), changes.clone()));
-            let (me, jumps) = (Arc::downgrade(&node), peers.ticker.jumps());
+            let (me, jumps) = (Arc::downgrade(&node), peers.ticker.clock_jumps());
             tasks::keep("revoke_on_jumps", move || revoke_on_jumps(me.clone(), jumps.clone()));
             // Where no client's command can hold it up.
             let me = Arc::downgrade(&node);
@@ -283,7 +283,7 @@ impl Node {
     /// that is larger is a copy that somebody made, or meta's assignment is old.
     async fn clear_others(&self, partition: PartitionId, raft_id: u64) -> std::io::Result<()> {
         let own = dirs::path(&self.options.dir, partition, raft_id);
-        let has_past = own.exists() || raft::remains(&own).iter().any(|path| path.exists());
+        let has_past = own.exists() || raft::rebuild_dirs(&own).iter().any(|path| path.exists());
         for place in dirs::list(&self.options.dir)?
             .into_iter()
             .filter(|place| place.partition == partition && place.raft_id != raft_id)
@@ -360,7 +360,7 @@ impl Node {
                 continue;
             }
             let is_in_vain =
-                held.rebuild.as_ref().is_some_and(|rebuild| rebuild.asked_in_vain() >= ASKS_MAX);
+                held.rebuild.as_ref().is_some_and(|rebuild| rebuild.failed_requests() >= ASKS_MAX);
             if !is_damaged || is_rebuilt || is_in_vain {
                 if let Some(rebuild) = &held.rebuild {
                     rebuild.stop().await;
@@ -471,7 +471,7 @@ impl Node {
         let replicas = self.replicas();
         replicas
             .iter()
-            .filter(|replica| replica.leads_a_majority())
+            .filter(|replica| replica.leads_with_quorum())
             .map(|replica| replica.partition())
             .collect()
     }
@@ -645,7 +645,7 @@ fn default_ttl(table: &Table) -> Heard {
 
 /// Removes a replica's directory and what a rebuild has left beside it.
 async fn remove_store(path: &Path) -> std::io::Result<()> {
-    for path in raft::remains(path).iter().map(PathBuf::as_path).chain([path]) {
+    for path in raft::rebuild_dirs(path).iter().map(PathBuf::as_path).chain([path]) {
         match tokio::fs::remove_dir_all(path).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -15,7 +15,8 @@ use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Log, LogError};
 use engine::mutants::{self, Rule};
 use engine::raft::{
-    self, CONFIRMED_AGE, Group, GroupError, GroupFigures, GroupOptions, RaftMessage, Role, Why,
+    self, Group, GroupError, GroupOptions, GroupStats, QUORUM_ACK_AGE_MAX, RaftMessage, Role,
+    TransferReason,
 };
 use engine::store::{Fault, SharedResources, Store, StoreHealth, StoreSizes};
 use engine::time::SlewedClock;
@@ -213,7 +214,7 @@ impl ReplicaOptions<'_> {
         let started = match self.peers {
             None => {
                 self.raft_runtime
-                    .spawn(async move { Group::start_alone(id, name, log, store).await })
+                    .spawn(async move { Group::start_standalone(id, name, log, store).await })
                     .await
             }
             Some(peers) => {
@@ -248,7 +249,7 @@ impl Replica {
     ) -> Result<Arc<Replica>, SetAside> {
         let unopened =
             |fault: String| SetAside { fault: CallError::Fault(fault), is_damaged: false };
-        raft::settle(options.dir, &log.group_log(options.group_id), shared)
+        raft::finish_rebuild(options.dir, &log.group_log(options.group_id), shared)
             .await
             .map_err(|error| unopened(error.to_string()))?;
         let store = {
@@ -386,22 +387,22 @@ impl Replica {
     /// Waits until this replica leads with everything of earlier terms applied.
     pub(crate) async fn establish(&self) -> Result<Leadership, CallError> {
         let asked = self.ask()?;
-        let leadership = match self.soon(self.group.establish()).await {
+        let leadership = match self.soon(self.group.acquire_leadership()).await {
             Ok(leadership) => leadership,
             // It is for writes that this is asked.
             Err(error) => return Err(self.writable().err().unwrap_or(error)),
         };
         self.adopt(leadership.term())?;
-        self.lease.grant(asked, CONFIRMED_AGE, leadership.term());
+        self.lease.grant(asked, QUORUM_ACK_AGE_MAX, leadership.term());
         Ok(leadership)
     }
 
     /// Renews the lease; the term in which this replica leads.
     pub(crate) async fn confirm_lease(&self) -> Result<u64, CallError> {
         let asked = self.ask()?;
-        let term = self.soon(self.group.confirm()).await?;
+        let term = self.soon(self.group.confirm_leadership()).await?;
         self.adopt(term)?;
-        self.lease.grant(asked, CONFIRMED_AGE, term);
+        self.lease.grant(asked, QUORUM_ACK_AGE_MAX, term);
         Ok(term)
     }
 
@@ -487,8 +488,8 @@ impl Replica {
     }
 
     /// Whether it leads, and hears of a majority of its group.
-    pub(crate) fn leads_a_majority(&self) -> bool {
-        self.stopped.get().is_none() && self.group.leads_a_majority()
+    pub(crate) fn leads_with_quorum(&self) -> bool {
+        self.stopped.get().is_none() && self.group.leads_with_quorum()
     }
 
     /// Who leads, as far as is known here.
@@ -510,19 +511,19 @@ impl Replica {
         to: u64,
         why: &'static str,
     ) -> Result<(), String> {
-        self.transfer_as(to, Why::Asked, why).await
+        self.transfer_as(to, TransferReason::Requested, why).await
     }
 
     async fn transfer_as(
         self: &Arc<Self>,
         to: u64,
-        kind: Why,
+        kind: TransferReason,
         why: &'static str,
     ) -> Result<(), String> {
         let replica = self.clone();
         *self.parting.lock() = why;
         self.group
-            .transfer_leader_as(to, kind, Box::new(move || replica.lease.revoke()))
+            .transfer_leader_with(to, kind, Box::new(move || replica.lease.revoke()))
             .await
             .map_err(|error| error.to_string())
     }
@@ -540,7 +541,7 @@ impl Replica {
             *replica.parting.lock() = why;
             replica.lease.revoke();
         };
-        match self.group.leave(disk_problem.clone(), Box::new(revoke)).await {
+        match self.group.evict_leader(disk_problem.clone(), Box::new(revoke)).await {
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(partition = ?self.partition, %disk_problem, %error, "another should lead it, and none can")
@@ -551,14 +552,14 @@ impl Replica {
     /// Hands leadership over to whoever is ready, if it is here.
     pub(crate) async fn hand_over(self: &Arc<Self>, why: &'static str) {
         let status = self.group.status();
-        if !status.figures.is_leader {
+        if !status.stats.is_leader {
             return;
         }
         let mut followers: Vec<_> =
             status.followers.into_iter().filter(|follower| follower.is_voter).collect();
         followers.sort_by_key(|follower| std::cmp::Reverse(follower.matched));
         for follower in followers {
-            match self.transfer_as(follower.raft_id, Why::Stopping, why).await {
+            match self.transfer_as(follower.raft_id, TransferReason::Stopping, why).await {
                 Ok(()) => return,
                 Err(error) => {
                     tracing::debug!(partition = ?self.partition, to = follower.raft_id, error, "a handover did not go through")
@@ -569,7 +570,7 @@ impl Replica {
 
     /// How it is, for meta.
     pub(crate) fn report(&self) -> news::Replica {
-        let (figures, counts) = (self.group.figures(), self.counts());
+        let (figures, counts) = (self.group.stats(), self.counts());
         let fault = self.stopped.get().map(SetAside::to_string);
         news::Replica {
             partition: self.partition,
@@ -775,8 +776,8 @@ impl Replica {
     }
 
     /// Raft's figures.
-    pub fn figures(&self) -> GroupFigures {
-        self.group.figures()
+    pub fn figures(&self) -> GroupStats {
+        self.group.stats()
     }
 
     /// The store, for its figures and compaction.
@@ -791,7 +792,7 @@ impl Replica {
         sum.expiring += counts.expiring;
         sum.disk_bytes += counts.sizes.live_file_bytes;
         sum.memtable_bytes += counts.sizes.memtable_bytes;
-        let raft = self.group.figures();
+        let raft = self.group.stats();
         sum.applied += raft.applied;
         sum.log_entries += raft.last_log.saturating_sub(raft.purged);
     }

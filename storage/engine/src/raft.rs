@@ -21,12 +21,13 @@ pub mod types;
 mod vectors;
 
 pub use group::{
-    CONFIRMED_AGE, Group, GroupError, GroupFigures, LEASE, Leader, Leadership, Role, Verdict,
+    Group, GroupError, GroupStats, LEADER_LEASE, Leader, Leadership, ProposalFuture,
+    QUORUM_ACK_AGE_MAX, Role,
 };
 pub use log_store::GroupLog;
 pub use machine::{Machine, Progress, SnapshotSource};
-pub use members::{ChangeError, Follower, GroupStatus, Why};
-pub use rebuild::{Rebuild, RebuildOptions, remains, settle};
+pub use members::{ChangeError, Follower, GroupStatus, TransferReason};
+pub use rebuild::{Rebuild, RebuildOptions, finish_rebuild, rebuild_dirs};
 pub use receive::ReceiveError;
 pub use start::GroupOptions;
 pub use ticker::Ticker;

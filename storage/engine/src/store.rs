@@ -125,7 +125,7 @@ struct Inner {
     applied_bytes: AtomicU64,
     changes: Arc<ChangeCounter>,
     /// Why its state is not its group's.
-    condemned: OnceLock<Fault>,
+    divergence: OnceLock<Fault>,
 }
 
 impl Store {
@@ -167,7 +167,7 @@ impl Store {
                 compaction: Mutex::default(),
                 applied_bytes: AtomicU64::new(0),
                 changes,
-                condemned: OnceLock::new(),
+                divergence: OnceLock::new(),
             }),
         })
     }
@@ -386,17 +386,17 @@ impl Store {
     }
 
     /// Why what is on disk can't be relied on, once a read or a compaction has found
-    /// that, or it was [condemned](Store::condemn); of a closed store only the latter is
+    /// that, or it [diverged](Store::mark_diverged); of a closed store only the latter is
     /// known.
     pub fn damage(&self) -> Option<Fault> {
-        self.inner.condemned.get().cloned().or_else(|| self.db().ok()?.damage())
+        self.inner.divergence.get().cloned().or_else(|| self.db().ok()?.damage())
     }
 
     /// Takes note that the records, whole as they are, are not those of the replica's
     /// group: it can only be rebuilt from its peers.
     pub fn mark_diverged(&self, why: impl Into<String>) {
         let file = self.inner.path.display().to_string();
-        self.inner.condemned.get_or_init(|| Fault::Corrupt { file, reason: why.into() });
+        self.inner.divergence.get_or_init(|| Fault::Corrupt { file, reason: why.into() });
     }
 
     /// Whether the store can take writes. Cheap: the file system is looked at a few times

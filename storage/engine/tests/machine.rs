@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
 use engine::log::{Durability, Log, LogOptions};
-use engine::raft::purge::{Policy, keep_log_short};
+use engine::raft::purge::{LogPolicy, run_log_compaction};
 use engine::raft::{Group, Leadership, Progress};
 use engine::store::{SharedResources, Store, StoreSettings};
 
@@ -31,10 +31,11 @@ impl Replica {
             path.join("store"),
         )
         .unwrap();
-        let group =
-            Group::start_alone(1, "test".into(), log.group_log(1), store.clone()).await.unwrap();
+        let group = Group::start_standalone(1, "test".into(), log.group_log(1), store.clone())
+            .await
+            .unwrap();
         let progress = group.progress();
-        let leadership = group.establish().await.unwrap();
+        let leadership = group.acquire_leadership().await.unwrap();
         Self { group, leadership, store, progress, log }
     }
 
@@ -130,13 +131,13 @@ async fn what_was_acknowledged_survives_the_loss_of_the_memtables() {
 async fn what_is_purged_was_flushed() {
     let directory = tempfile::tempdir().unwrap();
     let replica = Replica::start(directory.path()).await;
-    let policy = Policy {
+    let policy = LogPolicy {
         bytes_max: 4 << 20,
         entries_max: 1_000_000,
         age_max: Duration::from_secs(600),
-        ..Policy::default()
+        ..LogPolicy::default()
     };
-    let keeper = tokio::spawn(keep_log_short(
+    let keeper = tokio::spawn(run_log_compaction(
         replica.group.clone(),
         replica.store.clone(),
         replica.progress.clone(),
@@ -145,7 +146,7 @@ async fn what_is_purged_was_flushed() {
     // 64 MB through a log of which 4 MB may wait.
     for key in 0..1_000u64 {
         replica.put(key, &[key as u8; 64_000]).await;
-        let purged = replica.group.figures().purged;
+        let purged = replica.group.stats().purged;
         let flushed = replica.store.flushed().unwrap().map_or(0, |flushed| flushed.index);
         assert!(purged <= flushed, "purged to {purged}, flushed to {flushed}");
     }
@@ -158,7 +159,7 @@ async fn what_is_purged_was_flushed() {
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(replica.group.figures().purged > 500);
+    assert!(replica.group.stats().purged > 500);
     let copy = replica.crash(directory.path()).await;
     tokio::time::timeout(Duration::from_secs(5), keeper)
         .await
@@ -179,8 +180,8 @@ async fn what_is_purged_was_flushed() {
 async fn one_flush_does_not_bring_about_the_next() {
     let directory = tempfile::tempdir().unwrap();
     let replica = Replica::start(directory.path()).await;
-    let policy = Policy { bytes_max: 4 << 20, entries_max: u64::MAX, ..Policy::default() };
-    let keeper = tokio::spawn(keep_log_short(
+    let policy = LogPolicy { bytes_max: 4 << 20, entries_max: u64::MAX, ..LogPolicy::default() };
+    let keeper = tokio::spawn(run_log_compaction(
         replica.group.clone(),
         replica.store.clone(),
         replica.progress.clone(),
@@ -197,7 +198,7 @@ async fn one_flush_does_not_bring_about_the_next() {
     let due = (replica.store.applied_bytes() / policy.bytes_max) as usize;
     assert!(flushes.len() <= due + 1, "{} flushes, {due} were due", flushes.len());
     // openraft was told of them, or nothing would be purged.
-    assert!(replica.group.figures().purged > 0);
+    assert!(replica.group.stats().purged > 0);
     replica.group.shutdown().await;
     tokio::time::timeout(Duration::from_secs(5), keeper)
         .await
@@ -209,8 +210,8 @@ async fn one_flush_does_not_bring_about_the_next() {
 async fn a_quiet_store_is_flushed_in_the_end() {
     let directory = tempfile::tempdir().unwrap();
     let replica = Replica::start(directory.path()).await;
-    let policy = Policy { age_max: Duration::from_millis(300), ..Policy::default() };
-    let keeper = tokio::spawn(keep_log_short(
+    let policy = LogPolicy { age_max: Duration::from_millis(300), ..LogPolicy::default() };
+    let keeper = tokio::spawn(run_log_compaction(
         replica.group.clone(),
         replica.store.clone(),
         replica.progress.clone(),
@@ -220,13 +221,13 @@ async fn a_quiet_store_is_flushed_in_the_end() {
     let applied = replica.store.applied().unwrap().unwrap().index;
     let deadline = Instant::now() + Duration::from_secs(5);
     while replica.store.flushed().unwrap().is_none_or(|flushed| flushed.index < applied)
-        || replica.group.figures().purged < applied
+        || replica.group.stats().purged < applied
     {
         assert!(
             Instant::now() < deadline,
             "flushed {:?} purged {}",
             replica.store.flushed(),
-            replica.group.figures().purged
+            replica.group.stats().purged
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::log::{DiskProblem, Durability, LogError};
-use engine::raft::{ChangeError, MessageKind, RaftMessage, ReceiveError, Why};
+use engine::raft::{ChangeError, MessageKind, RaftMessage, ReceiveError, TransferReason};
 use parking_lot::Mutex;
 use raft_kit::*;
 
 /// What a node does a few times a second: the leader, if its disk is ailing, hands over.
-async fn leave(three: &Three, server: u64) -> Result<Option<u64>, ChangeError> {
+async fn evict_leader(three: &Three, server: u64) -> Result<Option<u64>, ChangeError> {
     let group = three.group(server);
     match group.disk_problem() {
-        Some(disk_problem) => group.leave(disk_problem, Box::new(|| ())).await,
+        Some(disk_problem) => group.evict_leader(disk_problem, Box::new(|| ())).await,
         None => Ok(None),
     }
 }
@@ -32,7 +32,7 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
     let leader = three.leader().await;
     three.put(1, b"before").await;
     let others: Vec<u64> = SERVERS.into_iter().filter(|server| *server != leader).collect();
-    let term = three.group(leader).figures().term;
+    let term = three.group(leader).stats().term;
 
     set_slow(&three, leader, 2000);
     let slow_since = Instant::now();
@@ -44,7 +44,7 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
     })
     .await;
     assert_eq!(
-        three.group(leader).figures().term,
+        three.group(leader).stats().term,
         term,
         "heartbeats go on: nobody has stood for election"
     );
@@ -58,7 +58,7 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
     let leaving = tokio::spawn({
         let (group, disk_problem) =
             (three.group(leader), three.group(leader).disk_problem().unwrap());
-        async move { group.leave(disk_problem, Box::new(|| ())).await }
+        async move { group.evict_leader(disk_problem, Box::new(|| ())).await }
     });
     assert_eq!(three.leader_among(&others).await, others[1]);
     assert!(
@@ -88,7 +88,7 @@ async fn a_leader_on_a_slow_disk_hands_over_and_writes_go_on() {
     // Unless nobody else can: whoever stops asks for no more than that.
     let stopping = three
         .group(others[1])
-        .transfer_leader_as(raft_id(leader), Why::Stopping, Box::new(|| ()))
+        .transfer_leader_with(raft_id(leader), TransferReason::Stopping, Box::new(|| ()))
         .await;
     stopping.unwrap();
 }
@@ -107,13 +107,13 @@ async fn a_leader_on_a_full_disk_hands_over_unless_all_are_full() {
             .all(|server| three.servers[server].log.disk_problem() == Some(DiskProblem::Full(96)))
     })
     .await;
-    let refused = leave(&three, leader).await;
+    let refused = evict_leader(&three, leader).await;
     assert!(
         matches!(&refused, Err(ChangeError::Refused(why)) if why.contains("96 % full")),
         "{refused:?}"
     );
-    assert!(three.group(leader).figures().is_leader);
-    assert_eq!(leave(&three, leader).await.unwrap(), None, "it is not tried all the time");
+    assert!(three.group(leader).stats().is_leader);
+    assert_eq!(evict_leader(&three, leader).await.unwrap(), None, "it is not tried all the time");
     put(&three.group(leader), 1, b"it serves").await.unwrap();
     others.iter().for_each(|server| fill(server, 50));
     // They count as ailing for a minute, so here the first one's words are simply not
@@ -130,7 +130,7 @@ async fn a_leader_on_a_full_disk_hands_over_unless_all_are_full() {
     let deadline = Instant::now() + Duration::from_secs(20);
     let to = loop {
         // Restarted members may not vote for a moment.
-        match leave(&three, leader).await {
+        match evict_leader(&three, leader).await {
             Ok(Some(to)) => break to,
             other => assert!(Instant::now() < deadline, "{other:?}"),
         }
@@ -206,7 +206,7 @@ async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
     for copy in copies {
         match copy.await.unwrap() {
             Ok(_reply) => taken += 1,
-            Err(ReceiveError::NotNow(_)) => {}
+            Err(ReceiveError::Unavailable(_)) => {}
             Err(other) => panic!("{other}"),
         }
     }
@@ -215,7 +215,7 @@ async fn a_follower_that_waits_for_its_disk_takes_one_letter_with_entries() {
     // What is no entry goes through beside it, and so do entries when it is done.
     assert_ne!(
         group.receive(message).await.map(|_: Bytes| ()),
-        Err(ReceiveError::NotNow(String::new()))
+        Err(ReceiveError::Unavailable(String::new()))
     );
     three.network.heal();
     three.until(follower, 2, &[9; 20_000]).await;

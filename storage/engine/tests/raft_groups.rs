@@ -12,7 +12,7 @@ use engine::raft::types::{LeaderId, Types, Vote};
 use engine::raft::{ChangeError, GroupError, MessageKind, RaftMessage};
 use openraft::raft::TransferLeaderRequest;
 use parking_lot::Mutex;
-use raft_kit::{GROUP, SERVERS, Three, delivered, establish, put, raft_id};
+use raft_kit::{GROUP, SERVERS, Three, acquire_leadership, delivered, put, raft_id};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_group_elects_its_first_member_at_once_and_replicates() {
@@ -29,13 +29,14 @@ async fn a_new_group_elects_its_first_member_at_once_and_replicates() {
     }
     let follower = three.group(2);
     assert_eq!(
-        follower.figures().leader.map(|leader| (leader.raft_id, leader.server)),
+        follower.stats().leader.map(|leader| (leader.raft_id, leader.server)),
         Some((raft_id(1), 1))
     );
-    let Err(GroupError::NotLeader { leader: Some(hint), .. }) = follower.confirm().await else {
+    let Err(GroupError::NotLeader { leader: Some(hint), .. }) = follower.confirm_leadership().await
+    else {
         panic!("a follower confirms")
     };
-    assert_eq!((hint.server, hint.raft_id, hint.term), (1, raft_id(1), follower.figures().term));
+    assert_eq!((hint.server, hint.raft_id, hint.term), (1, raft_id(1), follower.stats().term));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,12 +98,12 @@ async fn the_others_form_a_new_group_when_the_first_never_comes() {
         replicas.push(server.replica(9, Some(&SERVERS)).await);
     }
     let started = Instant::now();
-    while !replicas.iter().any(|replica| replica.group.figures().is_leader) {
+    while !replicas.iter().any(|replica| replica.group.stats().is_leader) {
         assert!(started.elapsed() < Duration::from_secs(15), "no leader");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     eprintln!("formed by others after {:?}", started.elapsed());
-    let leader = replicas.iter().find(|replica| replica.group.figures().is_leader).unwrap();
+    let leader = replicas.iter().find(|replica| replica.group.stats().is_leader).unwrap();
     put(&leader.group, 1, b"v").await.unwrap();
     // The first comes late, forms the group for itself, and finds that it has been
     // formed.
@@ -142,12 +143,12 @@ async fn a_leader_without_the_others_refuses_within_the_lease() {
     let old = three.leader().await;
     three.put(1, b"v").await;
     let group = three.group(old);
-    let leadership = establish(&group).await.unwrap();
+    let leadership = acquire_leadership(&group).await.unwrap();
     three.network.isolate(old, &SERVERS);
-    tokio::time::sleep(engine::raft::LEASE + Duration::from_millis(50)).await;
+    tokio::time::sleep(engine::raft::LEADER_LEASE + Duration::from_millis(50)).await;
     let refused = group.propose(&leadership, raft_kit::batch(2, b"lost")).await;
     assert!(matches!(refused, Err(GroupError::NotLeader { .. })), "{refused:?}");
-    let refused = tokio::time::timeout(Duration::from_secs(2), group.confirm()).await;
+    let refused = tokio::time::timeout(Duration::from_secs(2), group.confirm_leadership()).await;
     assert!(!matches!(refused, Ok(Ok(_))), "{refused:?}");
     let others: Vec<u64> = SERVERS.into_iter().filter(|id| *id != old).collect();
     let new = three.leader_among(&others).await;
@@ -155,7 +156,7 @@ async fn a_leader_without_the_others_refuses_within_the_lease() {
     three.network.heal();
     three.until(old, 3, b"w").await;
     assert_eq!(three.get(old, 2), None);
-    assert!(!group.figures().is_leader);
+    assert!(!group.stats().is_leader);
 }
 
 /// The leader, and another that has everything up to a write of `key`.
@@ -184,7 +185,7 @@ async fn leadership_is_handed_over_without_a_pause() {
             .unwrap();
         let took = started.elapsed();
         assert!(revoked.load(std::sync::atomic::Ordering::SeqCst));
-        assert!(group.confirm().await.is_err(), "it is over");
+        assert!(group.confirm_leadership().await.is_err(), "it is over");
         put(&three.group(to), 100 + round, b"w").await.unwrap();
         eprintln!("handed over in {took:?}, written after {:?}", started.elapsed());
         assert!(started.elapsed() < Duration::from_millis(800));
@@ -226,7 +227,7 @@ async fn a_handover_to_one_that_is_gone_ends_in_an_election() {
         put(&three.group(third), 100 + round, b"w").await.unwrap();
         let took = started.elapsed();
         eprintln!("written after {took:?}");
-        assert!(took < engine::raft::LEASE, "{took:?}");
+        assert!(took < engine::raft::LEADER_LEASE, "{took:?}");
         three.network.heal();
         three.until(to, 100 + round, b"w").await;
     }
@@ -239,7 +240,7 @@ async fn who_gave_its_vote_lets_the_other_win() {
     let three = Three::start().await;
     for round in 0..3 {
         let (from, to) = leader_and_heir(&three, round).await;
-        tokio::time::sleep(engine::raft::LEASE.mul_f64(1.2)).await;
+        tokio::time::sleep(engine::raft::LEADER_LEASE.mul_f64(1.2)).await;
         let (group, candidates) = (three.group(from), Arc::<Mutex<Vec<(u64, Bytes)>>>::default());
         let (started, seen) = (Instant::now(), candidates.clone());
         let is_late = move || started.elapsed() < Duration::from_millis(150);
@@ -307,7 +308,7 @@ async fn a_member_is_replaced_by_another() {
     put(&group, 2, b"w").await.unwrap();
     raft_kit::wait_for("the newcomer follows", || raft_kit::get(&added.store, 2).is_some()).await;
     // What is addressed to a replica that is gone is not taken by its successor.
-    assert!(!three.group(removed).figures().is_leader);
+    assert!(!three.group(removed).stats().is_leader);
 }
 
 /// What 64 groups of three cost when nothing happens: printed, for three servers in one
@@ -325,7 +326,7 @@ async fn idle_groups_cost_little() {
         }
     }
     raft_kit::wait_for("all have a leader", || {
-        replicas.iter().all(|replica| replica.group.figures().leader.is_some())
+        replicas.iter().all(|replica| replica.group.stats().leader.is_some())
     })
     .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -354,7 +355,7 @@ async fn nobody_stands_because_of_a_strangers_handover() {
     };
     three.put(1, b"v").await;
     three.until(follower, 1, b"v").await;
-    let term = three.group(leader).figures().term;
+    let term = three.group(leader).stats().term;
     let asked = delivered(&three.network, MessageKind::PreVote);
     for (term, from) in [(term + 1000, leader), (term + 1000, other), (term, other)] {
         let vote = Vote {
@@ -376,5 +377,5 @@ async fn nobody_stands_because_of_a_strangers_handover() {
     }
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(delivered(&three.network, MessageKind::PreVote), asked, "it does not stand");
-    assert_eq!(three.group(leader).figures().term, term);
+    assert_eq!(three.group(leader).stats().term, term);
 }

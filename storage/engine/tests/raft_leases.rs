@@ -9,11 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use engine::log::Durability;
-use engine::raft::{CONFIRMED_AGE, Group, GroupError, LEASE};
-use raft_kit::{SERVERS, Three, batch, establish, get, put};
+use engine::raft::{Group, GroupError, LEADER_LEASE, QUORUM_ACK_AGE_MAX};
+use raft_kit::{SERVERS, Three, acquire_leadership, batch, get, put};
 
 async fn confirms(group: &Group) -> bool {
-    matches!(tokio::time::timeout(Duration::from_millis(300), group.confirm()).await, Ok(Ok(_)))
+    matches!(
+        tokio::time::timeout(Duration::from_millis(300), group.confirm_leadership()).await,
+        Ok(Ok(_))
+    )
 }
 
 /// openraft forgets at a restart what it promised its leader; a voter that restarts in
@@ -33,7 +36,7 @@ async fn a_restarted_voter_keeps_its_word() {
         // The lonely one hears nothing any more, and will stand as soon as it may. The
         // leader goes on with the other.
         three.network.cut(old, lonely);
-        tokio::time::sleep(LEASE + Duration::from_millis(300)).await;
+        tokio::time::sleep(LEADER_LEASE + Duration::from_millis(300)).await;
         let leader = three.group(old);
         assert!(confirms(&leader).await, "two of three are enough");
         // Renewed a moment ago by the one that now forgets.
@@ -61,7 +64,7 @@ async fn a_restarted_voter_keeps_its_word() {
              {committed:?}"
         );
         // Confirmed means good for that long.
-        let relied_on = confirmed.unwrap_or_default() + CONFIRMED_AGE;
+        let relied_on = confirmed.unwrap_or_default() + QUORUM_ACK_AGE_MAX;
         assert!(relied_on < committed, "stale reads between {committed:?} and {relied_on:?}");
         three.network.heal();
         three.until(old, round, b"new").await;
@@ -122,8 +125,8 @@ async fn nobody_who_is_confirmed_lacks_what_was_acknowledged() {
             let mut next = 1u64;
             while !stop.load(Ordering::Relaxed) {
                 let all = groups.lock().clone();
-                for (group, _) in all.into_iter().filter(|(group, _)| group.figures().is_leader) {
-                    let Ok(leadership) = establish(&group).await else { continue };
+                for (group, _) in all.into_iter().filter(|(group, _)| group.stats().is_leader) {
+                    let Ok(leadership) = acquire_leadership(&group).await else { continue };
                     let proposed = tokio::time::timeout(
                         Duration::from_secs(1),
                         group.propose(&leadership, batch(0, &next.to_be_bytes())),
@@ -182,18 +185,18 @@ async fn a_leader_whose_machine_stood_still_is_not_confirmed_by_what_was_before(
         let group = three.group(leader);
         let clocks = &three.servers[&leader].clocks;
         three.put(round, b"x").await;
-        let mut jumps = three.servers[&leader].ticker.jumps();
+        let mut clock_jumps = three.servers[&leader].ticker.clock_jumps();
         // The jump of the round before is over.
-        let is_over = || jumps.borrow().is_none_or(|until| Instant::now() >= until);
+        let is_over = || clock_jumps.borrow().is_none_or(|until| Instant::now() >= until);
         raft_kit::wait_for("acknowledgements count again", is_over).await;
-        jumps.mark_unchanged();
+        clock_jumps.mark_unchanged();
         assert!(confirms(&group).await);
         three.network.isolate(leader, &SERVERS);
         assert!(confirms(&group).await, "by what was acknowledged just now");
         let stood_still = if is_suspended { &clocks.boot_ms } else { &clocks.wall_ms };
         stood_still.fetch_add(5_000, Ordering::SeqCst);
         assert!(!confirms(&group).await, "others may lead by now");
-        assert!(jumps.has_changed().unwrap(), "leases are revoked");
+        assert!(clock_jumps.has_changed().unwrap(), "leases are revoked");
         three.network.heal();
         three.leader().await;
     }
@@ -206,14 +209,14 @@ async fn a_tail_that_nobody_else_has_is_replaced() {
     let old = three.leader().await;
     three.put(1, b"kept").await;
     let group = three.group(old);
-    let leadership = establish(&group).await.unwrap();
+    let leadership = acquire_leadership(&group).await.unwrap();
     three.network.isolate(old, &SERVERS);
     let proposing = {
         let group = group.clone();
         tokio::spawn(async move { group.propose(&leadership, batch(2, b"tail")).await })
     };
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(group.figures().last_log > group.figures().committed, "it is in the log");
+    assert!(group.stats().last_log > group.stats().committed, "it is in the log");
     three.stop(old).await;
     let answered = proposing.await.unwrap();
     assert!(matches!(answered, Err(GroupError::Unknown(_) | GroupError::Fatal(_))), "{answered:?}");

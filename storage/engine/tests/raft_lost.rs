@@ -7,24 +7,24 @@ mod raft_kit;
 use std::time::{Duration, Instant};
 
 use engine::log::Durability;
-use engine::raft::purge::Policy;
+use engine::raft::purge::LogPolicy;
 use engine::raft::{Group, GroupError};
 use raft_kit::{GROUP, SERVERS, Three, put, wait_for};
 
 /// A log that is purged as soon as it is flushed.
-const SHORT: Policy = Policy {
+const SHORT: LogPolicy = LogPolicy {
     bytes_max: 1 << 20,
     entries_max: 10,
     age_max: Duration::from_millis(100),
-    kept_bytes_max: 1 << 20,
-    kept_entries_max: 10,
-    kept_in_all_bytes_max: 1 << 20,
-    kept_for: Duration::from_millis(100),
+    retention_bytes: 1 << 20,
+    retention_entries: 10,
+    retention_total_bytes: 1 << 20,
+    retention_time: Duration::from_millis(100),
 };
 
 /// Two of three are put back to before a write that all three had; they go on with
 /// another. The third is alone with what it has applied.
-async fn two_put_back(policy: Policy, lost: u64, writes: u64) -> (Three, u64) {
+async fn two_put_back(policy: LogPolicy, lost: u64, writes: u64) -> (Three, u64) {
     let mut three = Three::start_as(Durability::Os, policy).await;
     let odd = three.leader().await;
     three.put(1, b"before").await;
@@ -60,7 +60,7 @@ async fn two_put_back(policy: Policy, lost: u64, writes: u64) -> (Three, u64) {
     (three, odd)
 }
 
-async fn is_condemned(three: &Three, odd: u64) {
+async fn is_diverged(three: &Three, odd: u64) {
     let replica = &three.replicas[&odd];
     let why = tokio::time::timeout(Duration::from_secs(10), replica.group.ended())
         .await
@@ -68,7 +68,7 @@ async fn is_condemned(three: &Three, odd: u64) {
             let groups: Vec<_> = three
                 .replicas
                 .values()
-                .map(|replica| (replica.server, replica.group.figures()))
+                .map(|replica| (replica.server, replica.group.stats()))
                 .collect();
             panic!("replica {odd} goes on: {groups:#?}");
         });
@@ -81,13 +81,13 @@ async fn is_condemned(three: &Three, odd: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_is_condemned_whose_applied_entries_the_group_lacks() {
     for writes in [0, 1, 5] {
-        let (mut three, odd) = two_put_back(Policy::default(), 1, writes).await;
+        let (mut three, odd) = two_put_back(LogPolicy::default(), 1, writes).await;
         three.restart(odd).await;
-        is_condemned(&three, odd).await;
+        is_diverged(&three, odd).await;
         // Nor after another restart: nothing of the other history was taken in.
         three.stop(odd).await;
         three.restart(odd).await;
-        is_condemned(&three, odd).await;
+        is_diverged(&three, odd).await;
     }
 }
 
@@ -95,10 +95,10 @@ async fn a_replica_is_condemned_whose_applied_entries_the_group_lacks() {
 async fn write_until_purged(three: &Three, servers: &[u64], entries: u64) -> u64 {
     let leader = three.leader_among(servers).await;
     let group = three.group(leader);
-    let enough = group.figures().last_log + entries;
+    let enough = group.stats().last_log + entries;
     for key in 100.. {
         put(&group, key, b"after").await.unwrap();
-        if group.figures().purged > enough {
+        if group.stats().purged > enough {
             return key;
         }
         assert!(key < 2000, "the log is not purged: {:?}", group.status());
@@ -114,7 +114,7 @@ async fn a_replica_is_condemned_whose_applied_entries_an_arriving_state_lacks() 
     let others = SERVERS.into_iter().filter(|server| *server != odd).collect::<Vec<_>>();
     write_until_purged(&three, &others, 0).await;
     three.restart(odd).await;
-    is_condemned(&three, odd).await;
+    is_diverged(&three, odd).await;
 }
 
 /// It is whole, and nothing of what the group has lost is left.
@@ -149,7 +149,7 @@ async fn a_replica_whose_store_is_gone_or_too_old_is_condemned() {
         three.restart(3).await;
         let leader = three.leader().await;
         let group = three.group(leader);
-        let three_at = |three: &Three| three.group(3).figures();
+        let three_at = |three: &Three| three.group(3).stats();
         let before = three_at(&three).last_log;
         for key in 0.. {
             put(&group, 100 + key, b"more").await.unwrap();
@@ -177,7 +177,7 @@ async fn a_replica_whose_store_is_gone_or_too_old_is_condemned() {
 /// other has it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_lost_its_logs_tail_elects_nobody() {
-    let mut three = Three::start_as(Durability::Os, Policy::default()).await;
+    let mut three = Three::start_as(Durability::Os, LogPolicy::default()).await;
     let keeps = three.leader().await;
     let [forgets, lacks] = SERVERS.into_iter().filter(|id| *id != keeps).collect::<Vec<_>>()[..]
     else {
@@ -199,29 +199,29 @@ async fn a_replica_that_lost_its_logs_tail_elects_nobody() {
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(5) {
         assert!(
-            [forgets, lacks].iter().all(|id| !three.group(*id).figures().is_leader),
+            [forgets, lacks].iter().all(|id| !three.group(*id).stats().is_leader),
             "a leader that lacks what was acknowledged"
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(three.group(forgets).figures().abstains);
+    assert!(three.group(forgets).stats().abstains);
     three.restart(keeps).await;
     assert_eq!(three.leader().await, keeps, "the others lack an entry");
     for server in SERVERS {
         three.until(server, 2, b"acknowledged").await;
     }
-    wait_for("it votes again", || !three.group(forgets).figures().abstains).await;
+    wait_for("it votes again", || !three.group(forgets).stats().abstains).await;
     // Closed in order, it does so at once the next time.
     three.stop(forgets).await;
     three.restart(forgets).await;
-    assert!(!three.group(forgets).figures().abstains);
+    assert!(!three.group(forgets).stats().abstains);
 }
 
 /// Under a leader that goes on, what is lost is given again, and nothing else is asked of
 /// it meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_lost_its_logs_tail_is_given_it_again() {
-    let mut three = Three::start_as(Durability::Os, Policy::default()).await;
+    let mut three = Three::start_as(Durability::Os, LogPolicy::default()).await;
     let leader = three.leader().await;
     let [forgets, lacks] = SERVERS.into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..]
     else {
@@ -244,7 +244,7 @@ async fn a_replica_that_lost_its_logs_tail_is_given_it_again() {
     three.put(50, b"after").await;
     three.until(forgets, 50, b"after").await;
     assert_eq!(three.leader().await, leader);
-    wait_for("it votes again", || !three.group(forgets).figures().abstains).await;
+    wait_for("it votes again", || !three.group(forgets).stats().abstains).await;
     // It is needed for a majority now, and what it acknowledges counts.
     three.network.isolate(lacks, &SERVERS);
     put(&three.group(leader), 51, b"two of three").await.unwrap();
@@ -252,7 +252,7 @@ async fn a_replica_that_lost_its_logs_tail_is_given_it_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_all_may_have_lost_something_the_longest_log_leads() {
-    let mut three = Three::start_as(Durability::Os, Policy::default()).await;
+    let mut three = Three::start_as(Durability::Os, LogPolicy::default()).await;
     let old = three.leader().await;
     let [longest, other] = SERVERS.into_iter().filter(|id| *id != old).collect::<Vec<_>>()[..]
     else {
@@ -279,6 +279,6 @@ async fn when_all_may_have_lost_something_the_longest_log_leads() {
     for server in SERVERS {
         three.until(server, 3, b"acknowledged").await;
     }
-    wait_for("all vote again", || SERVERS.iter().all(|id| !three.group(*id).figures().abstains))
+    wait_for("all vote again", || SERVERS.iter().all(|id| !three.group(*id).stats().abstains))
         .await;
 }

@@ -10,22 +10,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::log::Durability;
-use engine::raft::purge::Policy;
-use engine::raft::{MessageKind, settle};
+use engine::raft::purge::LogPolicy;
+use engine::raft::{MessageKind, finish_rebuild};
 use engine::store::Store;
 use openraft::RaftLogReader;
 use parking_lot::Mutex;
 use raft_kit::{GROUP, SERVERS, Server, Three, delivered, noise, put, wait_for};
 
 /// A log that is purged soon.
-const SHORT: Policy = Policy {
+const SHORT: LogPolicy = LogPolicy {
     bytes_max: 2 << 20,
     entries_max: 50,
     age_max: Duration::from_secs(1),
-    kept_bytes_max: 4 << 20,
-    kept_in_all_bytes_max: 2 << 30,
-    kept_entries_max: 100,
-    kept_for: Duration::from_secs(60),
+    retention_bytes: 4 << 20,
+    retention_total_bytes: 2 << 30,
+    retention_entries: 100,
+    retention_time: Duration::from_secs(60),
 };
 
 const VALUE: usize = 1 << 20;
@@ -41,14 +41,14 @@ async fn one_far_behind() -> Three {
     three.stop(3).await;
     let leader = three.leader().await;
     let group = three.group(leader);
-    let lost = group.figures().last_log;
+    let lost = group.stats().last_log;
     for key in 0..VALUES {
         put(&group, key, &noise(key, VALUE)).await.unwrap();
     }
     // A little more from time to time, so that it is looked at.
     for key in 2000.. {
         put(&group, key, b"more").await.unwrap();
-        if group.figures().purged > lost {
+        if group.stats().purged > lost {
             break;
         }
         assert!(key < 2600, "the log is not purged: {:?}", group.status());
@@ -103,7 +103,7 @@ async fn a_replica_far_behind_gets_the_state_and_then_the_log() {
 async fn the_log_is_kept_for_the_slowest_that_is_there() {
     let three = Three::start_as(
         Durability::Os,
-        Policy { kept_bytes_max: 64 << 20, kept_entries_max: 10_000, ..SHORT },
+        LogPolicy { retention_bytes: 64 << 20, retention_entries: 10_000, ..SHORT },
     )
     .await;
     let leader = three.leader().await;
@@ -112,7 +112,7 @@ async fn the_log_is_kept_for_the_slowest_that_is_there() {
     three.until(late, 1000, b"before").await;
     three.network.isolate(late, &raft_kit::SERVERS);
     let (group, store) = (three.group(leader), three.replicas[&leader].store.clone());
-    let lost = group.figures().last_log;
+    let lost = group.stats().last_log;
     for key in 0..VALUES {
         put(&group, key, &noise(key, VALUE)).await.unwrap();
     }
@@ -122,11 +122,11 @@ async fn the_log_is_kept_for_the_slowest_that_is_there() {
     .await;
     // The keeper has had a look at it.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert!(group.figures().purged <= lost, "{:?}", group.status());
+    assert!(group.stats().purged <= lost, "{:?}", group.status());
     three.network.heal();
     three.until(late, VALUES - 1, &noise(VALUES - 1, VALUE)).await;
     assert_eq!(delivered(&three.network, MessageKind::SnapshotChunk), 0, "it came from the log");
-    wait_for("nobody needs it any more", || group.figures().purged > lost).await;
+    wait_for("nobody needs it any more", || group.stats().purged > lost).await;
 }
 
 /// Neither for one whose process is gone nor for one that does not answer is a state
@@ -222,7 +222,7 @@ async fn a_piece_that_was_damaged_on_the_way_is_sent_again() {
 async fn writes_during_a_slow_transfer_do_not_make_it_start_again() {
     let mut three = one_far_behind().await;
     for server in three.servers.values() {
-        server.ticker.set_transfer_rate(8 << 20);
+        server.ticker.set_snapshot_rate(8 << 20);
     }
     let offers = delivered(&three.network, MessageKind::SnapshotOffer);
     let leader = three.leader().await;
@@ -309,7 +309,7 @@ async fn a_rebuilt_state_is_put_in_place_by_the_next_process() {
     let server = Server::start(3, &three.path(3), &three.network);
     let log = server.log.group_log(GROUP);
     let vote = log.clone().read_vote().await.unwrap();
-    settle(&dir, &log, &server.shared).await.unwrap();
+    finish_rebuild(&dir, &log, &server.shared).await.unwrap();
     assert!(!beside("ready").exists() && beside("damaged").exists());
     assert!(log.range().is_empty(), "what is before the state is of no use");
     assert_eq!(log.clone().read_vote().await.unwrap(), vote);

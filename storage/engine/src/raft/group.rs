@@ -5,7 +5,7 @@
 //! state and proposes the finished write batch. No caller needs openraft's own types.
 //!
 //! # Invariants
-//! - Whoever confirms leadership led within [`CONFIRMED_AGE`] before, by the monotonic
+//! - Whoever confirms leadership led within [`QUORUM_ACK_AGE_MAX`] before, by the monotonic
 //!   clock, and no other leader can commit anything before the lease is over
 //!   (`tests/raft_leases.rs`).
 //! - A replica that stood in for nobody yet may vote at once; one with a past keeps the
@@ -46,12 +46,12 @@ use crate::store::Store;
 
 /// The leader's lease: no other leader is elected within it. Also the longest election
 /// timeout.
-pub const LEASE: Duration = Duration::from_millis(1000);
+pub const LEADER_LEASE: Duration = Duration::from_millis(1000);
 
 /// How old an acknowledgement by a quorum may be for a read to rely on it, and how long
 /// it may then rely on it: twice this is less than the lease by as much as the clocks of
 /// two servers may run apart in that time.
-pub const CONFIRMED_AGE: Duration = Duration::from_millis(475);
+pub const QUORUM_ACK_AGE_MAX: Duration = Duration::from_millis(475);
 
 /// The largest batch that fits a letter.
 const BATCH_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (1 << 20);
@@ -107,7 +107,7 @@ pub struct Role {
     /// Raft's term.
     pub term: u64,
     /// Whether this replica leads. It may have lost the others without knowing it yet:
-    /// [`Group::confirm`] tells.
+    /// [`Group::confirm_leadership`] tells.
     pub is_leader: bool,
     /// Who leads; `None` while nobody is known to.
     pub leader: Option<Leader>,
@@ -115,7 +115,7 @@ pub struct Role {
 
 /// Figures of a group, for INFO, metrics and status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct GroupFigures {
+pub struct GroupStats {
     /// Raft's term.
     pub term: u64,
     /// Whether this replica leads.
@@ -135,7 +135,7 @@ pub struct GroupFigures {
 }
 
 /// Raft's word on a batch that was handed to it: applied here, or why not.
-pub type Verdict = BoxFuture<'static, Result<(), GroupError>>;
+pub type ProposalFuture = BoxFuture<'static, Result<(), GroupError>>;
 
 /// A running replica of a group.
 ///
@@ -214,10 +214,10 @@ impl Drop for Submitting<'_> {
 impl Group {
     /// Waits until this replica leads and has applied everything that is committed; what
     /// is evaluated then is evaluated under the result.
-    pub fn establish(&self) -> BoxFuture<'_, Result<Leadership, GroupError>> {
+    pub fn acquire_leadership(&self) -> BoxFuture<'_, Result<Leadership, GroupError>> {
         Box::pin(async move {
             // An entry of our own may be under way whose proposer has lost sight of it:
-            // all is waited for, unlike in `confirm`.
+            // all is waited for, unlike in `confirm_leadership`.
             self.linearizer().await?.await_ready(&self.inner.raft).await.map_err(fatal)?;
             let leader =
                 self.inner.raft.as_leader().map_err(|forward| self.inner.not_leader(&forward))?;
@@ -229,13 +229,13 @@ impl Group {
     }
 
     /// Makes sure that this replica led, and had applied everything that anybody was told
-    /// of, at some moment within the last [`CONFIRMED_AGE`] before the call or later.
+    /// of, at some moment within the last [`QUORUM_ACK_AGE_MAX`] before the call or later.
     ///
     /// What was committed in earlier terms may have been acknowledged by others, and is
     /// waited for. What this leadership commits is acknowledged by this replica only,
     /// after applying it: so there is nothing to wait for, and reads go on while an entry
     /// can't be applied because the disk is full. The term of the leadership is told.
-    pub fn confirm(&self) -> BoxFuture<'_, Result<u64, GroupError>> {
+    pub fn confirm_leadership(&self) -> BoxFuture<'_, Result<u64, GroupError>> {
         Box::pin(async move {
             let linearizer = self.linearizer().await?;
             // A leader's read log id is of its own term: it begins with an entry of its
@@ -285,9 +285,10 @@ impl Group {
                 leader: None,
             });
         }
-        let is_trusted = inner.ticker.as_ref().is_none_or(|ticker| ticker.trusts(Instant::now()));
+        let is_trusted =
+            inner.ticker.as_ref().is_none_or(|ticker| ticker.trusts_acks(Instant::now()));
         let option = LinearizerOption::new(
-            Some(if is_trusted { CONFIRMED_AGE } else { Duration::ZERO }),
+            Some(if is_trusted { QUORUM_ACK_AGE_MAX } else { Duration::ZERO }),
             true,
         );
         inner.raft.get_read_linearizer(option).await.map_err(|error| match error {
@@ -316,7 +317,7 @@ impl Group {
         &'a self,
         leadership: &'a Leadership,
         batch: Bytes,
-    ) -> BoxFuture<'a, Result<Verdict, GroupError>> {
+    ) -> BoxFuture<'a, Result<ProposalFuture, GroupError>> {
         Box::pin(async move {
             if self.inner.ticker.is_some() && batch.len() > BATCH_BYTES_MAX {
                 // In the log it would be in the way of everything after it, for good.
@@ -346,7 +347,7 @@ impl Group {
                     .map_err(fatal)?;
             }
             let inner = self.inner.clone();
-            let verdict: Verdict = Box::pin(async move {
+            let verdict: ProposalFuture = Box::pin(async move {
                 match result.await {
                     Ok(Ok(_applied)) => Ok(()),
                     Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
@@ -400,11 +401,11 @@ impl Group {
     }
 
     /// Figures as of the last change.
-    pub fn figures(&self) -> GroupFigures {
+    pub fn stats(&self) -> GroupStats {
         let role = *self.inner.role.borrow();
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
-        GroupFigures {
+        GroupStats {
             term: metrics.current_term.0,
             is_leader: metrics.current_leader == Some(metrics.id),
             leader: role.leader,

@@ -22,7 +22,7 @@ use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, Instant as _};
 use serde::{Deserialize, Serialize};
 
-use super::group::{Group, GroupError, GroupFigures, Inner, fatal};
+use super::group::{Group, GroupError, GroupStats, Inner, fatal};
 use super::log_store::LogWatch;
 use super::message;
 use super::peers::Peer;
@@ -52,22 +52,22 @@ const LEAVE_EVERY: Duration = Duration::from_secs(2);
 
 /// Why leadership is handed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Why {
+pub enum TransferReason {
     /// An operator wants it, or meta does.
-    Asked,
+    Requested,
     /// This replica is about to stop.
     Stopping,
     /// The disk of this server.
     Disk(DiskProblem),
 }
 
-impl Why {
+impl TransferReason {
     /// In a word or two, for a metric.
     pub fn name(&self) -> &'static str {
         match self {
-            Why::Asked => "asked",
-            Why::Stopping => "stopping",
-            Why::Disk(disk_problem) => disk_problem.name(),
+            TransferReason::Requested => "asked",
+            TransferReason::Stopping => "stopping",
+            TransferReason::Disk(disk_problem) => disk_problem.name(),
         }
     }
 }
@@ -92,12 +92,14 @@ impl Readiness {
 
     /// Whether such a member may be given a leadership for this reason, by a server that
     /// is itself as `own`; why not.
-    fn serves(&self, why: &Why, own: &Readiness) -> Result<(), String> {
+    fn serves(&self, why: &TransferReason, own: &Readiness) -> Result<(), String> {
         match (&self.ailing, why) {
-            (Some(_), Why::Stopping) => Ok(()),
-            (Some(ailing), Why::Disk(_)) => Err(ailing.clone()),
-            (Some(ailing), Why::Asked) if own.ailing.is_none() => Err(ailing.clone()),
-            (None, Why::Disk(_))
+            (Some(_), TransferReason::Stopping) => Ok(()),
+            (Some(ailing), TransferReason::Disk(_)) => Err(ailing.clone()),
+            (Some(ailing), TransferReason::Requested) if own.ailing.is_none() => {
+                Err(ailing.clone())
+            }
+            (None, TransferReason::Disk(_))
                 if u128::from(self.last_fsync_ms) >= HEALTHY_FSYNC_MAX.as_millis() =>
             {
                 Err(format!("its last fsync took {} ms", self.last_fsync_ms))
@@ -125,8 +127,8 @@ pub struct Follower {
 /// Figures and members of a group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupStatus {
-    /// This replica's figures.
-    pub figures: GroupFigures,
+    /// This replica's stats.
+    pub stats: GroupStats,
     /// All members, this one included: Raft id, server, whether it votes.
     pub members: Vec<(RaftId, u64, bool)>,
     /// Whether a change of members is under way.
@@ -149,7 +151,7 @@ pub enum ChangeError {
 impl Group {
     /// Members and how far they are.
     pub fn status(&self) -> GroupStatus {
-        let figures = self.figures();
+        let stats = self.stats();
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
@@ -174,13 +176,13 @@ impl Group {
         });
         let is_changing = membership.get_joint_config().len() > 1
             || metrics.membership_config != metrics.committed_membership_config;
-        GroupStatus { figures, members, is_changing, followers: followers.collect() }
+        GroupStatus { stats, members, is_changing, followers: followers.collect() }
     }
 
     /// Whether this replica leads, and has heard of a majority of the voters lately.
-    pub fn leads_a_majority(&self) -> bool {
+    pub fn leads_with_quorum(&self) -> bool {
         let status = self.status();
-        if !status.figures.is_leader {
+        if !status.stats.is_leader {
             return false;
         }
         let voters = status.members.iter().filter(|(_, _, is_voter)| *is_voter).count();
@@ -203,8 +205,8 @@ impl Group {
 
     /// Hands leadership over to a voter that is there and caught up. `revoke` is called
     /// when it begins: from then on nobody is confirmed as the leader here, and it must
-    /// revoke every lease that rests on an earlier [`confirm`](Group::confirm) or
-    /// [`establish`](Group::establish). Returns when another member leads. Goes on to its
+    /// revoke every lease that rests on an earlier [`confirm_leadership`](Group::confirm) or
+    /// [`acquire_leadership`](Group::establish). Returns when another member leads. Goes on to its
     /// end when the caller goes away.
     ///
     /// # Errors
@@ -216,15 +218,17 @@ impl Group {
         to: RaftId,
         revoke: Box<dyn FnOnce() + Send>,
     ) -> BoxFuture<'_, Result<(), ChangeError>> {
-        Box::pin(async move { self.transfer_leader_as(to, Why::Asked, revoke).await })
+        Box::pin(
+            async move { self.transfer_leader_with(to, TransferReason::Requested, revoke).await },
+        )
     }
 
     /// As [`transfer_leader`](Group::transfer_leader), and says why: that decides which
     /// state the other's disk must be in.
-    pub fn transfer_leader_as(
+    pub fn transfer_leader_with(
         &self,
         to: RaftId,
-        why: Why,
+        why: TransferReason,
         revoke: Box<dyn FnOnce() + Send>,
     ) -> BoxFuture<'_, Result<(), ChangeError>> {
         Box::pin(async move {
@@ -245,7 +249,7 @@ impl Group {
     /// # Errors
     /// As [`transfer_leader`](Group::transfer_leader): nobody is there, or whoever is
     /// there is ailing, too.
-    pub fn leave(
+    pub fn evict_leader(
         &self,
         disk_problem: DiskProblem,
         revoke: Box<dyn FnOnce() + Send>,
@@ -256,12 +260,12 @@ impl Group {
                 let (mut left_at, now) = (self.inner.left_at.lock(), Instant::now());
                 let is_early =
                     left_at.is_some_and(|at| now.saturating_duration_since(at) < LEAVE_EVERY);
-                if !status.figures.is_leader || is_early {
+                if !status.stats.is_leader || is_early {
                     return Ok(None);
                 }
                 *left_at = Some(now);
             }
-            let why = Why::Disk(disk_problem);
+            let why = TransferReason::Disk(disk_problem);
             let mut followers: Vec<_> =
                 status.followers.iter().filter(|follower| follower.is_voter).collect();
             followers.sort_by_key(|follower| std::cmp::Reverse(follower.matched));
@@ -270,7 +274,7 @@ impl Group {
                 let to = follower.raft_id;
                 match self.able(to, &why).await {
                     Ok(_) => {
-                        return self.transfer_leader_as(to, why, revoke).await.map(|()| Some(to));
+                        return self.transfer_leader_with(to, why, revoke).await.map(|()| Some(to));
                     }
                     Err(error) => refusal = error.to_string(),
                 }
@@ -281,7 +285,7 @@ impl Group {
 
     /// The member `to` when it could lead now, and may be given leadership for this
     /// reason.
-    async fn able(&self, to: RaftId, why: &Why) -> Result<Follower, ChangeError> {
+    async fn able(&self, to: RaftId, why: &TransferReason) -> Result<Follower, ChangeError> {
         let inner = &self.inner;
         let follower = self.follower(to)?;
         if !follower.is_voter {
@@ -309,11 +313,11 @@ impl Group {
     async fn land(&self) {
         let deadline = Instant::now() + LANDING_PATIENCE;
         loop {
-            // What is on its way to Raft at this moment is not in its figures yet.
+            // What is on its way to Raft at this moment is not in its stats yet.
             tokio::time::sleep(LANDING_LOOK).await;
-            let figures = self.figures();
+            let stats = self.stats();
             let is_landed = self.inner.submitting.load(Ordering::SeqCst) == 0
-                && figures.applied >= figures.last_log;
+                && stats.applied >= stats.last_log;
             // Those that are left are told that nobody knows.
             if is_landed || Instant::now() >= deadline {
                 return;
@@ -324,7 +328,7 @@ impl Group {
     async fn hand_over(
         &self,
         to: RaftId,
-        why: &Why,
+        why: &TransferReason,
         revoke: Box<dyn FnOnce() + Send>,
     ) -> Result<(), ChangeError> {
         let inner = &self.inner;
@@ -335,7 +339,7 @@ impl Group {
         inner.note_cause(format!("it is handed over to member {to} on {node}"));
         revoke();
         let patience = match why {
-            Why::Disk(_) => {
+            TransferReason::Disk(_) => {
                 self.land().await;
                 HANDOVER_PATIENCE * 3
             }
@@ -372,10 +376,10 @@ impl Group {
         }
         // This replica's vote waits for the disk that it is left for: before, nobody is
         // seen to lead from here.
-        if outcome.is_ok() || matches!(why, Why::Disk(_)) {
+        if outcome.is_ok() || matches!(why, TransferReason::Disk(_)) {
             metrics::counter!("bridle_raft_leader_transfers_total", "reason" => why.name())
                 .increment(1);
-            if let Why::Disk(disk_problem) = why {
+            if let TransferReason::Disk(disk_problem) = why {
                 tracing::warn!(group = inner.number, to, %disk_problem, "leadership was handed over: this server's disk is not well");
             }
         }
@@ -385,10 +389,10 @@ impl Group {
     /// The member `id` when it is there and has nearly all of the log.
     fn follower(&self, id: RaftId) -> Result<Follower, ChangeError> {
         let status = self.status();
-        if !status.figures.is_leader {
+        if !status.stats.is_leader {
             return Err(GroupError::NotLeader {
                 why: "not the leader".to_owned(),
-                leader: status.figures.leader,
+                leader: status.stats.leader,
             }
             .into());
         }
@@ -403,7 +407,7 @@ impl Group {
                 )));
             }
         }
-        let lag = status.figures.last_log.saturating_sub(follower.matched);
+        let lag = status.stats.last_log.saturating_sub(follower.matched);
         if lag > LAG_MAX {
             return Err(ChangeError::Refused(format!("member {id} lacks {lag} entries")));
         }

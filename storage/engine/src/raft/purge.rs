@@ -36,7 +36,7 @@ use crate::store::Store;
 /// How much log may lie between the state on disk and the last entry, and how much is
 /// kept for followers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
+pub struct LogPolicy {
     /// Bytes of batches. A restart replays about 100 MB/s.
     pub bytes_max: u64,
     /// Entries. A restart replays about 100,000 small ones a second.
@@ -45,28 +45,28 @@ pub struct Policy {
     pub age_max: Duration,
     /// Bytes of batches kept for followers that lack them; four times as much while a
     /// state is sent.
-    pub kept_bytes_max: u64,
+    pub retention_bytes: u64,
     /// Bytes of batches kept by all groups of a process together: beyond it each keeps
     /// less, in proportion.
-    pub kept_in_all_bytes_max: u64,
+    pub retention_total_bytes: u64,
     /// Entries kept for followers that lack them; four times as many while a state is
     /// sent.
-    pub kept_entries_max: u64,
+    pub retention_entries: u64,
     /// How long a follower counts as being there after it was heard of, and a new leader
     /// waits to hear of all.
-    pub kept_for: Duration,
+    pub retention_time: Duration,
 }
 
-impl Default for Policy {
+impl Default for LogPolicy {
     fn default() -> Self {
         Self {
             bytes_max: 48 << 20,
             entries_max: 100_000,
             age_max: Duration::from_secs(60),
-            kept_bytes_max: 256 << 20,
-            kept_in_all_bytes_max: 2 << 30,
-            kept_entries_max: 1_000_000,
-            kept_for: Duration::from_secs(60),
+            retention_bytes: 256 << 20,
+            retention_total_bytes: 2 << 30,
+            retention_entries: 1_000_000,
+            retention_time: Duration::from_secs(60),
         }
     }
 }
@@ -127,7 +127,12 @@ struct Mark {
 /// Flushes `store` and lets `group` purge its log whenever `policy` says so; ends when
 /// the group's state machine does. Costs nothing while nothing is written and nobody
 /// lags.
-pub async fn keep_log_short(group: Group, store: Store, mut progress: Progress, policy: Policy) {
+pub async fn run_log_compaction(
+    group: Group,
+    store: Store,
+    mut progress: Progress,
+    policy: LogPolicy,
+) {
     let index =
         |progress: &mut Progress| progress.borrow_and_update().as_ref().map_or(0, |id| id.index);
     // What the log holds beyond the state on disk at the start was written before: it
@@ -210,19 +215,22 @@ impl Group {
         &self,
         marks: &mut VecDeque<Mark>,
         store: &Store,
-        policy: &Policy,
+        policy: &LogPolicy,
     ) -> Result<bool, super::GroupError> {
         let flushed =
             self.inner.raft.metrics().borrow_watched().snapshot.as_ref().map_or(0, |id| id.index);
         let status = self.status();
         let (applied, purged) =
-            (status.figures.applied, status.figures.purged.max(self.inner.purged_at_start));
-        let needed = match status.figures.is_leader {
+            (status.stats.applied, status.stats.purged.max(self.inner.purged_at_start));
+        let needed = match status.stats.is_leader {
             true => {
-                let is_new =
-                    self.inner.leads_since().is_none_or(|since| since.elapsed() < policy.kept_for);
-                let is_there =
-                    |heard: Option<Duration>| heard.map_or(is_new, |heard| heard < policy.kept_for);
+                let is_new = self
+                    .inner
+                    .leads_since()
+                    .is_none_or(|since| since.elapsed() < policy.retention_time);
+                let is_there = |heard: Option<Duration>| {
+                    heard.map_or(is_new, |heard| heard < policy.retention_time)
+                };
                 // Who lacks what is gone already gets a state; a new leader knows of
                 // nobody how much he has.
                 let is_served = |follower: &&Follower| {
@@ -244,11 +252,11 @@ impl Group {
             let is_within = |mark: &&Mark| {
                 bytes.saturating_sub(mark.bytes)
                     <= self.inner.kept.share(
-                        policy.kept_bytes_max.saturating_mul(factor),
-                        policy.kept_in_all_bytes_max,
+                        policy.retention_bytes.saturating_mul(factor),
+                        policy.retention_total_bytes,
                     )
                     && applied.saturating_sub(mark.index)
-                        <= policy.kept_entries_max.saturating_mul(factor)
+                        <= policy.retention_entries.saturating_mul(factor)
             };
             // Without any, the newest: nothing flushed is kept.
             marks.iter().find(is_within).or(marks.back()).map_or(0, |mark| mark.index)
@@ -270,7 +278,7 @@ impl Group {
         }
         // A follower's last cycle goes with the next flush.
         let newest = marks.back().map_or(0, |mark| mark.index);
-        Ok(upto < newest && (status.figures.is_leader || flushed < newest || held.is_some()))
+        Ok(upto < newest && (status.stats.is_leader || flushed < newest || held.is_some()))
     }
 }
 

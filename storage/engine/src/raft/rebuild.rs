@@ -10,7 +10,7 @@
 //! 2. What has come is made a store of its own and looked at: it must reach as far as was
 //!    announced, and to the beginning of the log kept here.
 //! 3. The leader's vote is taken, as with everything that a leader sends.
-//! 4. [`settle`] moves the damaged store aside and the new one into its place. Then the
+//! 4. [`finish_rebuild`] moves the damaged store aside and the new one into its place. Then the
 //!    group is started as after any restart.
 //!
 //! # Layout
@@ -84,7 +84,7 @@ pub struct RebuildOptions {
 pub struct Rebuild {
     options: RebuildOptions,
     receiving: Arc<tokio::sync::Mutex<Receiving>>,
-    asked_in_vain: AtomicU32,
+    failed_requests: AtomicU32,
     is_done: AtomicBool,
 }
 
@@ -94,7 +94,7 @@ impl Rebuild {
         Rebuild {
             options,
             receiving: Arc::default(),
-            asked_in_vain: 0.into(),
+            failed_requests: 0.into(),
             is_done: false.into(),
         }
     }
@@ -116,18 +116,18 @@ impl Rebuild {
         });
         let answers = join_all(asked).await;
         if answers.iter().any(Result::is_ok) {
-            self.asked_in_vain.store(0, Ordering::Relaxed);
+            self.failed_requests.store(0, Ordering::Relaxed);
             return;
         }
-        self.asked_in_vain.fetch_add(1, Ordering::Relaxed);
+        self.failed_requests.fetch_add(1, Ordering::Relaxed);
         for error in answers.into_iter().filter_map(Result::err) {
             tracing::debug!(group = log.id(), %error, "a member does not send its state");
         }
     }
 
     /// How often in a row nobody was there to send a state.
-    pub fn asked_in_vain(&self) -> u32 {
-        self.asked_in_vain.load(Ordering::Relaxed)
+    pub fn failed_requests(&self) -> u32 {
+        self.failed_requests.load(Ordering::Relaxed)
     }
 
     /// Whether a new state is in place, so that the group may be started; or it was
@@ -150,12 +150,12 @@ impl Rebuild {
         async move {
             let RebuildOptions { id, log, directory, shared, .. } = &self.options;
             if (message.group, message.target) != (log.id(), *id) {
-                return Err(ReceiveError::NotHere(message.target));
+                return Err(ReceiveError::NoSuchReplica(message.target));
             }
             // One letter at a time, as in a replica that runs.
             let receiving = self.receiving.clone().lock_owned().await;
             if self.is_done() {
-                return Err(ReceiveError::NotNow(
+                return Err(ReceiveError::Unavailable(
                     "this replica is not being rebuilt any more".to_owned(),
                 ));
             }
@@ -164,7 +164,7 @@ impl Rebuild {
                 // Until it has a state again it can neither vote nor lead.
                 MessageKind::LogStatus => {
                     let intact = LogStatus { is_suspect: true, has_leader: false, last: None };
-                    message::encode(&intact).map_err(ReceiveError::Unreadable)
+                    message::encode(&intact).map_err(ReceiveError::Malformed)
                 }
                 MessageKind::SnapshotOffer => {
                     shared.room(directory).map_err(not_now)?;
@@ -189,9 +189,9 @@ impl Rebuild {
                     self.install(&install).await?;
                     self.is_done.store(true, Ordering::Release);
                     message::encode(&SnapshotResponse::<Types>::new(install.vote))
-                        .map_err(ReceiveError::Unreadable)
+                        .map_err(ReceiveError::Malformed)
                 }
-                _ => Err(ReceiveError::NotNow("this replica is being rebuilt".to_owned())),
+                _ => Err(ReceiveError::Unavailable("this replica is being rebuilt".to_owned())),
             }
         }
         .boxed()
@@ -201,7 +201,7 @@ impl Rebuild {
         let RebuildOptions { log, directory, shared, ticker, .. } = &self.options;
         let own = vote(log).await?;
         if !install.vote.committed || own.is_some_and(|own| own > install.vote) {
-            return Err(ReceiveError::NotNow("a state of a leader of the past".to_owned()));
+            return Err(ReceiveError::Unavailable("a state of a leader of the past".to_owned()));
         }
         let (fresh, ready) = (beside(directory, FRESH), beside(directory, READY));
         let made = {
@@ -213,13 +213,13 @@ impl Rebuild {
         };
         let last = blocking(made).await?;
         if last < install.meta.last_log_id || last < log.purged() {
-            return Err(ReceiveError::NotNow(format!(
+            return Err(ReceiveError::Unavailable(format!(
                 "the received state ends at {last:?}, which is not far enough"
             )));
         }
         log.clone().save_vote(&install.vote).await.map_err(not_now)?;
         blocking(move || rename(&fresh, &ready).map_err(not_now)).await?;
-        settle(directory, log, shared).await.map_err(not_now)?;
+        finish_rebuild(directory, log, shared).await.map_err(not_now)?;
         // The sender takes the reply for a promise that no other is elected for a while.
         ticker.note_word(log.id());
         Ok(())
@@ -232,7 +232,11 @@ impl Rebuild {
 ///
 /// # Errors
 /// What the file system, the log or the store says.
-pub async fn settle(directory: &Path, log: &GroupLog, shared: &SharedResources) -> io::Result<()> {
+pub async fn finish_rebuild(
+    directory: &Path,
+    log: &GroupLog,
+    shared: &SharedResources,
+) -> io::Result<()> {
     let (fresh, ready) = (beside(directory, FRESH), beside(directory, READY));
     let found = {
         let (shared, ready) = (shared.clone(), ready.clone());
@@ -263,7 +267,7 @@ pub async fn settle(directory: &Path, log: &GroupLog, shared: &SharedResources) 
 }
 
 /// What may be left beside the store at `directory`.
-pub fn remains(directory: &Path) -> [PathBuf; 3] {
+pub fn rebuild_dirs(directory: &Path) -> [PathBuf; 3] {
     [FRESH, READY, DAMAGED].map(|what| beside(directory, what))
 }
 
@@ -294,7 +298,7 @@ async fn vote(log: &GroupLog) -> Result<Option<super::types::Vote>, ReceiveError
 }
 
 fn not_now(error: impl std::fmt::Display) -> ReceiveError {
-    ReceiveError::NotNow(error.to_string())
+    ReceiveError::Unavailable(error.to_string())
 }
 
 impl Group {
@@ -303,7 +307,7 @@ impl Group {
         let inner = &self.inner;
         // Then the state has all that was committed before, and more than the other's log
         // can contradict.
-        self.confirm().await.map_err(not_now)?;
+        self.confirm_leadership().await.map_err(not_now)?;
         let (vote, node) = {
             let server = inner.server.borrow_watched();
             (server.vote, server.membership_config.membership().get_node(&to).copied())

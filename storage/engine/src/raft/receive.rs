@@ -18,13 +18,13 @@ use super::types::{LogId, RaftId, Types, Vote};
 pub enum ReceiveError {
     /// It is for another replica: one that is gone, or not here yet.
     #[error("replica {0} is not here")]
-    NotHere(u64),
+    NoSuchReplica(u64),
     /// Nobody can read it.
     #[error("{0}")]
-    Unreadable(String),
+    Malformed(String),
     /// Not now.
     #[error("{0}")]
-    NotNow(String),
+    Unavailable(String),
     /// The group has stopped for good.
     #[error("{0}")]
     Stopped(String),
@@ -40,7 +40,7 @@ impl Group {
         Box::pin(async move {
             let inner = &self.inner;
             if (message.group, message.target) != (inner.number, inner.id) {
-                return Err(ReceiveError::NotHere(message.target));
+                return Err(ReceiveError::NoSuchReplica(message.target));
             }
             inner.standing.lock().met(Instant::now());
             match message.kind {
@@ -55,7 +55,7 @@ impl Group {
                 MessageKind::Ping => Ok(Bytes::new()),
                 MessageKind::SnapshotRequest => self.send_state(message.from).await,
                 MessageKind::LogStatus => {
-                    message::encode(&inner.intact()).map_err(ReceiveError::Unreadable)
+                    message::encode(&inner.intact()).map_err(ReceiveError::Malformed)
                 }
             }
         })
@@ -65,7 +65,7 @@ impl Group {
 impl Inner {
     async fn append(&self, body: Bytes) -> Result<Bytes, ReceiveError> {
         let received = Instant::now();
-        let request = message::decode_append(&body).map_err(ReceiveError::Unreadable)?;
+        let request = message::decode_append(&body).map_err(ReceiveError::Malformed)?;
         drop(body);
         let (is_busy, term) = (!request.entries.is_empty(), request.vote.leader_id.term.0);
         // A leader has one with entries on its way. More are those that it has given up:
@@ -73,7 +73,7 @@ impl Inner {
         // Raft's queue.
         let _admitted = match is_busy.then(|| self.admitting.try_lock()) {
             Some(Err(_taken)) => {
-                return Err(ReceiveError::NotNow(
+                return Err(ReceiveError::Unavailable(
                     "entries that came before are not taken in yet".to_owned(),
                 ));
             }
@@ -96,7 +96,7 @@ impl Inner {
             let mut standing = self.standing.lock();
             if is_busy { standing.busy(received, term) } else { standing.heard(received, term) }
         }
-        message::encode(&response).map_err(ReceiveError::Unreadable)
+        message::encode(&response).map_err(ReceiveError::Malformed)
     }
 
     /// Makes sure that a leader of `vote` has what was committed here: openraft would
@@ -126,11 +126,10 @@ impl Inner {
                 "this replica was not stopped in order and may lack what it had acknowledged"
             }
             () => {
-                return message::encode(&Readiness::of(&self.log))
-                    .map_err(ReceiveError::Unreadable);
+                return message::encode(&Readiness::of(&self.log)).map_err(ReceiveError::Malformed);
             }
         };
-        Err(ReceiveError::NotNow(why.to_owned()))
+        Err(ReceiveError::Unavailable(why.to_owned()))
     }
 
     /// A leader gives up: the one that it chose leads soon, or this replica stands. Of no
@@ -157,7 +156,7 @@ impl Inner {
         let reply = match kind {
             MessageKind::TransferLeader => {
                 let request: TransferLeaderRequest<Types> =
-                    message::decode(body).map_err(ReceiveError::Unreadable)?;
+                    message::decode(body).map_err(ReceiveError::Malformed)?;
                 self.given_up(request.from_leader(), from);
                 if *request.to_node_id() == self.id {
                     self.note_cause(format!(
@@ -175,7 +174,7 @@ impl Inner {
             }
             _ => {
                 let mut request: VoteRequest<Types> =
-                    message::decode(body).map_err(ReceiveError::Unreadable)?;
+                    message::decode(body).map_err(ReceiveError::Malformed)?;
                 // A leader that gives up has revoked its leases, and whoever stands next
                 // has its word: the one that it chose may be gone. It may lead on, and
                 // grant itself new leases, only after such a vote is given.
@@ -198,7 +197,7 @@ impl Inner {
                 message::encode(&answer)
             }
         };
-        reply.map_err(ReceiveError::Unreadable)
+        reply.map_err(ReceiveError::Malformed)
     }
 }
 

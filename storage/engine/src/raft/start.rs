@@ -14,9 +14,9 @@ use openraft::{Config, Raft, RaftLogReader, SnapshotPolicy, StepDownPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::group::{Group, GroupError, Inner, LEASE, fatal};
+use super::group::{Group, GroupError, Inner, LEADER_LEASE, fatal};
 use super::peers::Peers;
-use super::purge::{Kept, Policy, keep_log_short};
+use super::purge::{Kept, LogPolicy, run_log_compaction};
 use super::snapshot::{self, Holds};
 use super::suspect::Amnesia;
 use super::ticker::{HEARTBEAT, Pulse, Standing, Ticker};
@@ -71,12 +71,12 @@ impl Group {
     /// called on the runtime that is to run Raft.
     ///
     /// A group of one needs no ticks: it elects itself here, and keeps its lease by
-    /// itself. While it runs, its log is kept short ([`keep_log_short`]).
+    /// itself. While it runs, its log is kept short ([`run_log_compaction`]).
     ///
     /// # Errors
     /// [`GroupError::Fatal`]: log or store can't be read, or the disk doesn't take a
     /// vote.
-    pub fn start_alone(
+    pub fn start_standalone(
         id: RaftId,
         name: String,
         log: GroupLog,
@@ -132,7 +132,7 @@ impl Group {
     /// Starts a replica of a group of any size. Must be called on the runtime that is to
     /// run Raft. Returns as soon as it runs; whether and when a leader is there,
     /// [`leadership_changes`](Group::leadership_changes) tells. While it runs, its log is
-    /// kept short ([`keep_log_short`]).
+    /// kept short ([`run_log_compaction`]).
     ///
     /// # Errors
     /// [`GroupError::Fatal`]: log or store can't be read.
@@ -213,7 +213,7 @@ impl Group {
         }
         log.settle(applied);
         let named = machine.named();
-        let lease_ms = LEASE.as_millis() as u64;
+        let lease_ms = LEADER_LEASE.as_millis() as u64;
         let config = Config {
             cluster_name: name.clone(),
             // The ticker sends them; this is how long one may take.
@@ -263,14 +263,14 @@ impl Group {
             .and_then(|cleaned| cleaned.map_err(|error| error.to_string()))
             .map_err(GroupError::Fatal)?;
         let policy = match ticker.as_ref() {
-            Some(_) if mutants::SHORT_LOGS => Policy {
+            Some(_) if mutants::SHORT_LOGS => LogPolicy {
                 entries_max: 100,
                 age_max: Duration::from_secs(1),
-                kept_entries_max: 200,
-                ..Policy::default()
+                retention_entries: 200,
+                ..LogPolicy::default()
             },
             Some(ticker) => ticker.log_policy(),
-            None => Policy::default(),
+            None => LogPolicy::default(),
         };
         let raft = {
             // openraft applies again what the store had not flushed, and reads it for
@@ -317,7 +317,7 @@ impl Group {
         });
         let group = Group { inner };
         tokio::spawn(group.inner.clone().follow());
-        tokio::spawn(keep_log_short(group.clone(), store, progress, policy));
+        tokio::spawn(run_log_compaction(group.clone(), store, progress, policy));
         Ok(group)
     }
 }

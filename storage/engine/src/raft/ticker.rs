@@ -12,7 +12,7 @@
 //! # Groups at rest
 //! What heartbeats cost, groups cost that nobody uses. A leader of whom nothing was asked
 //! for [`QUIET_BEATS`] heartbeats sends every other one only, and a follower that got no
-//! entry for [`QUIET`], which is shorter, waits for another [`LEASE`] before it stands.
+//! entry for [`QUIET`], which is shorter, waits for another [`LEADER_LEASE`] before it stands.
 //! The first read from a leader at rest may have to ask for a quorum's word; nothing else
 //! changes, as leases rest on heartbeats that arrived.
 //!
@@ -27,7 +27,7 @@
 //! By the clock that openraft goes by, an acknowledgement from before the machine was
 //! suspended is as fresh after it. So the ticker looks whether the clocks have jumped
 //! ([`Clocks`]): until a while after a jump no acknowledgement from before it counts
-//! ([`Ticker::trusts`]), and whoever holds leases is told ([`Ticker::jumps`]).
+//! ([`Ticker::trusts_acks`]), and whoever holds leases is told ([`Ticker::clock_jumps`]).
 //!
 //! # Invariants
 //! - After the machine has stood still, nobody is confirmed as the leader by what was
@@ -52,9 +52,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::group::Inner;
-use super::purge::{KeptInAll, Policy};
+use super::purge::{KeptInAll, LogPolicy};
 use super::snapshot::Transfers;
-use super::{CONFIRMED_AGE, LEASE};
+use super::{LEADER_LEASE, QUORUM_ACK_AGE_MAX};
 use crate::clocks::{Clocks, JumpDetector, SystemClocks};
 
 /// How often the groups are looked at.
@@ -78,7 +78,7 @@ const ROUND: Duration = Duration::from_millis(200);
 const HANDOVER: Duration = Duration::from_millis(400);
 /// How long a member of a new group waits for the first one to form it: it may have been
 /// lost.
-const FORMING: Duration = LEASE.saturating_mul(3);
+const FORMING: Duration = LEADER_LEASE.saturating_mul(3);
 
 /// What the groups of a process share: the clock, and the pace of state transfers.
 pub struct Ticker {
@@ -87,12 +87,12 @@ pub struct Ticker {
     /// What some group said of when to look at it may not be true any more.
     is_upset: AtomicBool,
     transfers: Arc<Transfers>,
-    policy: Mutex<Policy>,
+    policy: Mutex<LogPolicy>,
     clocks: Arc<dyn Clocks>,
     detector: Mutex<JumpDetector>,
     /// Until when acknowledgements may be from before the last jump; behind the lock of
     /// the detector.
-    jumps: watch::Sender<Option<Instant>>,
+    clock_jumps: watch::Sender<Option<Instant>>,
     kept: KeptInAll,
 }
 
@@ -127,7 +127,7 @@ impl Ticker {
             policy: Mutex::default(),
             detector: Mutex::new(JumpDetector::new(&*clocks)),
             clocks,
-            jumps: watch::Sender::default(),
+            clock_jumps: watch::Sender::default(),
             kept: KeptInAll::default(),
         });
         tokio::spawn(run(Arc::downgrade(&ticker)));
@@ -141,12 +141,12 @@ impl Ticker {
 
     /// How fast states may be sent to other servers, all groups together, bytes a second;
     /// 0 is no limit.
-    pub fn set_transfer_rate(&self, bytes_per_s: u64) {
+    pub fn set_snapshot_rate(&self, bytes_per_s: u64) {
         self.transfers.set_rate(bytes_per_s);
     }
 
     /// How long the logs of groups that are started from now on may get.
-    pub fn set_log_policy(&self, policy: Policy) {
+    pub fn set_log_policy(&self, policy: LogPolicy) {
         *self.policy.lock() = policy;
     }
 
@@ -155,7 +155,7 @@ impl Ticker {
         self.kept.clone()
     }
 
-    pub(super) fn log_policy(&self) -> Policy {
+    pub(super) fn log_policy(&self) -> LogPolicy {
         *self.policy.lock()
     }
 
@@ -170,21 +170,21 @@ impl Ticker {
 
     /// Changes whenever the machine has stood still, or its time was set: leases that
     /// were taken before are to be revoked.
-    pub fn jumps(&self) -> watch::Receiver<Option<Instant>> {
-        self.jumps.subscribe()
+    pub fn clock_jumps(&self) -> watch::Receiver<Option<Instant>> {
+        self.clock_jumps.subscribe()
     }
 
-    /// Whether acknowledgements as old as [`CONFIRMED_AGE`] may be relied on: not if the
+    /// Whether acknowledgements as old as [`QUORUM_ACK_AGE_MAX`] may be relied on: not if the
     /// clocks have jumped since.
-    pub(super) fn trusts(&self, now: Instant) -> bool {
+    pub(super) fn trusts_acks(&self, now: Instant) -> bool {
         self.look_at_clocks(now);
-        self.jumps.borrow().is_none_or(|until| now >= until)
+        self.clock_jumps.borrow().is_none_or(|until| now >= until)
     }
 
     fn look_at_clocks(&self, now: Instant) {
         let mut detector = self.detector.lock();
         if let Some(jump) = detector.jump(&*self.clocks) {
-            self.jumps.send_replace(Some(now + CONFIRMED_AGE));
+            self.clock_jumps.send_replace(Some(now + QUORUM_ACK_AGE_MAX));
             tracing::warn!(
                 ms = jump.as_millis() as u64,
                 "clocks have jumped: the machine stood still, or its time was set; leases are \
@@ -196,7 +196,7 @@ impl Ticker {
     /// Until when a replica of `group` that has a past may not vote.
     pub(super) fn guard_until(&self, group: u64) -> Instant {
         let stopped = self.groups.lock().stopped.get(&group).copied();
-        stopped.map_or(self.started, |stopped| stopped.max(self.started)) + LEASE
+        stopped.map_or(self.started, |stopped| stopped.max(self.started)) + LEADER_LEASE
     }
 
     pub(super) fn add(&self, group: &Arc<Inner>) {
@@ -227,7 +227,7 @@ impl Ticker {
         self.look_at_clocks(now);
         let is_upset = self.is_upset.swap(false, Ordering::AcqRel);
         let mut groups = self.groups.lock();
-        groups.stopped.retain(|_, stopped| now < *stopped + LEASE);
+        groups.stopped.retain(|_, stopped| now < *stopped + LEADER_LEASE);
         groups.running.retain_mut(|running| {
             if is_upset || running.due.map_or(is_beat, |due| now >= due) {
                 let Some(group) = running.group.upgrade() else { return false };
@@ -316,7 +316,7 @@ impl Standing {
 
     /// When a member forms a new group: the first one at once.
     pub(super) fn forming(now: Instant, is_first: bool) -> Instant {
-        if is_first { now } else { now + FORMING + random(LEASE) }
+        if is_first { now } else { now + FORMING + random(LEADER_LEASE) }
     }
 
     /// A leader of `term` was heard of.
@@ -327,7 +327,7 @@ impl Standing {
 
     /// Whether a leader was heard of lately.
     pub(super) fn has_heard(&self, now: Instant) -> bool {
-        self.heard.is_some_and(|heard| now < heard + LEASE * 2)
+        self.heard.is_some_and(|heard| now < heard + LEADER_LEASE * 2)
     }
 
     /// A leader of `term` was heard of that sent entries.
@@ -361,7 +361,7 @@ impl Standing {
     pub(super) fn forms(&mut self, now: Instant) -> bool {
         let is_due = self.forming_due.is_some_and(|due| now >= due);
         if is_due {
-            self.forming_due = Some(now + LEASE);
+            self.forming_due = Some(now + LEADER_LEASE);
             // Forming is standing, too.
             self.not_before = now + ROUND;
         }
@@ -377,7 +377,7 @@ impl Standing {
     /// place among those who may.
     pub(super) fn stands_at(&self, rank: u32) -> Instant {
         let is_at_rest = |heard| self.busy.is_none_or(|busy| busy + QUIET <= heard);
-        let patience = |heard| if is_at_rest(heard) { LEASE * 2 } else { LEASE };
+        let patience = |heard| if is_at_rest(heard) { LEADER_LEASE * 2 } else { LEADER_LEASE };
         let silent_at = self.heard.map(|heard| heard + patience(heard) + MARGIN);
         let over_at = self.given_up.map(|(at, _)| at + HANDOVER);
         let free_at =
@@ -452,9 +452,9 @@ mod tests {
         assert!(pulse.beats() && pulse.beats(), "in use again");
         let last = beat(60);
         standing.heard(last, 1);
-        assert!(standing.stands_at(0) >= last + LEASE * 2);
+        assert!(standing.stands_at(0) >= last + LEADER_LEASE * 2);
         standing.busy(last, 1);
-        assert!(standing.stands_at(0) <= last + LEASE + MARGIN + STAGGER);
+        assert!(standing.stands_at(0) <= last + LEADER_LEASE + MARGIN + STAGGER);
         // A handover: words of the old leader may still be on their way, those of the
         // next say that it is over.
         standing.given_up(last, 1);
@@ -467,6 +467,6 @@ mod tests {
         standing.in_term(last + HANDOVER * 9, 2);
         assert!(standing.stands_at(0) <= last + HANDOVER + ROUND * 2);
         standing.heard(last, 2);
-        assert!(standing.stands_at(0) >= last + LEASE);
+        assert!(standing.stands_at(0) >= last + LEADER_LEASE);
     }
 }

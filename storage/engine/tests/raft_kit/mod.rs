@@ -12,7 +12,7 @@ use bytes::Bytes;
 use engine::batch::{BatchWriter, Family};
 use engine::clocks::{Clocks, SystemClocks};
 use engine::log::{Disk, DiskSpace, Durability, Log, LogOptions, OsDisk};
-use engine::raft::purge::Policy;
+use engine::raft::purge::LogPolicy;
 use engine::raft::{
     Group, GroupError, GroupOptions, Leadership, MessageKind, Node, RaftMessage, Ticker, Transport,
     TransportError,
@@ -294,7 +294,7 @@ pub struct Three {
     pub replicas: BTreeMap<u64, Replica>,
     directory: tempfile::TempDir,
     durability: Durability,
-    policy: Policy,
+    policy: LogPolicy,
     pub disks: BTreeMap<u64, Arc<TestDisk>>,
 }
 
@@ -324,10 +324,10 @@ impl Three {
     }
 
     pub async fn start_with(durability: Durability) -> Three {
-        Self::start_as(durability, Policy::default()).await
+        Self::start_as(durability, LogPolicy::default()).await
     }
 
-    pub async fn start_as(durability: Durability, policy: Policy) -> Three {
+    pub async fn start_as(durability: Durability, policy: LogPolicy) -> Three {
         let network = Arc::<Network>::default();
         let directory = tempfile::tempdir().unwrap();
         let disks = SERVERS.into_iter().map(|server| (server, Arc::default())).collect();
@@ -406,14 +406,16 @@ impl Three {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             for (id, replica) in self.replicas.iter().filter(|(id, _)| servers.contains(id)) {
-                if replica.group.figures().is_leader && establish(&replica.group).await.is_ok() {
+                if replica.group.stats().is_leader
+                    && acquire_leadership(&replica.group).await.is_ok()
+                {
                     return *id;
                 }
             }
             assert!(
                 Instant::now() < deadline,
                 "no leader: {:?}",
-                self.replicas.values().map(|r| r.group.figures()).collect::<Vec<_>>()
+                self.replicas.values().map(|r| r.group.stats()).collect::<Vec<_>>()
             );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -436,9 +438,9 @@ impl Three {
     }
 }
 
-pub async fn establish(group: &Group) -> Result<Leadership, GroupError> {
+pub async fn acquire_leadership(group: &Group) -> Result<Leadership, GroupError> {
     let patience = Duration::from_millis(1500);
-    tokio::time::timeout(patience, group.establish())
+    tokio::time::timeout(patience, group.acquire_leadership())
         .await
         .unwrap_or_else(|_| Err(GroupError::Unknown("not established in time".into())))
 }
@@ -452,7 +454,7 @@ pub async fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 pub async fn put(group: &Group, key: u64, value: &[u8]) -> Result<(), GroupError> {
-    let leadership = establish(group).await?;
+    let leadership = acquire_leadership(group).await?;
     group.propose(&leadership, batch(key, value)).await
 }
 

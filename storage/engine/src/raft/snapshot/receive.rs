@@ -58,7 +58,7 @@ impl Inner {
         // What is here already comes first: a state must not take the space that its
         // replica needs to go on.
         if let StoreHealth::DiskFull(why) = self.store.health() {
-            return Err(ReceiveError::NotNow(why));
+            return Err(ReceiveError::Unavailable(why));
         }
         match kind {
             MessageKind::SnapshotOffer => Receiving::offer(receiving, &body, directory, term).await,
@@ -79,7 +79,7 @@ impl Inner {
                 blocking(move || remove(&directory).map_err(told("remove what was received")))
                     .await?;
                 drop(receiving);
-                message::encode(&response).map_err(ReceiveError::Unreadable)
+                message::encode(&response).map_err(ReceiveError::Malformed)
             }
         }
     }
@@ -104,11 +104,11 @@ pub(in crate::raft) async fn blocking<T: Send + 'static>(
 ) -> Result<T, ReceiveError> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| ReceiveError::NotNow(error.to_string()))?
+        .map_err(|error| ReceiveError::Unavailable(error.to_string()))?
 }
 
 fn told(doing: &'static str) -> impl Fn(std::io::Error) -> ReceiveError {
-    move |error| ReceiveError::NotNow(format!("{doing}: {error}"))
+    move |error| ReceiveError::Unavailable(format!("{doing}: {error}"))
 }
 
 pub(in crate::raft) fn remove(directory: &Path) -> std::io::Result<()> {
@@ -129,10 +129,10 @@ impl Receiving {
         directory: PathBuf,
         term: u64,
     ) -> Result<Bytes, ReceiveError> {
-        let offer: SnapshotOffer = message::decode(body).map_err(ReceiveError::Unreadable)?;
-        manifest::check(&offer.files).map_err(ReceiveError::Unreadable)?;
+        let offer: SnapshotOffer = message::decode(body).map_err(ReceiveError::Malformed)?;
+        manifest::check(&offer.files).map_err(ReceiveError::Malformed)?;
         if offer.vote.leader_id.term.0 < term {
-            return Err(ReceiveError::NotNow(format!(
+            return Err(ReceiveError::Unavailable(format!(
                 "an offer of term {}, and this is {term}",
                 offer.vote.leader_id.term
             )));
@@ -141,7 +141,7 @@ impl Receiving {
             let arrivals = Arrivals::take(&mut receiving, offer, directory)?;
             Ok(SnapshotOfferReply { bytes: arrivals.files.iter().map(|file| file.bytes).collect() })
         };
-        message::encode(&blocking(taken).await?).map_err(ReceiveError::Unreadable)
+        message::encode(&blocking(taken).await?).map_err(ReceiveError::Malformed)
     }
 
     /// Takes a piece.
@@ -149,7 +149,7 @@ impl Receiving {
         mut receiving: Guard,
         body: Bytes,
     ) -> Result<Bytes, ReceiveError> {
-        let piece = SnapshotChunk::decode(body).map_err(ReceiveError::Unreadable)?;
+        let piece = SnapshotChunk::decode(body).map_err(ReceiveError::Malformed)?;
         let written = move || receiving.of(piece.id)?.write(&piece);
         blocking(written).await?;
         Ok(Bytes::new())
@@ -161,7 +161,7 @@ impl Receiving {
         mut receiving: Guard,
         body: &[u8],
     ) -> Result<(SnapshotInstall, Guard), ReceiveError> {
-        let install: SnapshotInstall = message::decode(body).map_err(ReceiveError::Unreadable)?;
+        let install: SnapshotInstall = message::decode(body).map_err(ReceiveError::Malformed)?;
         let whole = move || {
             receiving.of(install.id)?.finish()?;
             Ok((install, receiving))
@@ -176,8 +176,9 @@ impl Receiving {
 
     fn of(&mut self, id: u64) -> Result<&mut Arrivals, ReceiveError> {
         let arrivals = self.0.as_mut().filter(|arrivals| arrivals.id == id);
-        arrivals
-            .ok_or_else(|| ReceiveError::NotNow("that transfer is not under way here".to_owned()))
+        arrivals.ok_or_else(|| {
+            ReceiveError::Unavailable("that transfer is not under way here".to_owned())
+        })
     }
 }
 
@@ -220,20 +221,20 @@ impl Arrivals {
         let arrival = self
             .files
             .get_mut(piece.file as usize)
-            .ok_or_else(|| ReceiveError::Unreadable("a piece of no file".to_owned()))?;
+            .ok_or_else(|| ReceiveError::Malformed("a piece of no file".to_owned()))?;
         let end = piece
             .offset
             .checked_add(piece.data.len() as u64)
             .filter(|end| *end <= arrival.entry.bytes);
         let end = end.ok_or_else(|| {
-            ReceiveError::Unreadable("a piece beyond the end of its file".to_owned())
+            ReceiveError::Malformed("a piece beyond the end of its file".to_owned())
         })?;
         if end <= arrival.bytes {
             // It came before, and its reply was lost.
             return Ok(());
         }
         if piece.offset != arrival.bytes {
-            return Err(ReceiveError::NotNow(format!(
+            return Err(ReceiveError::Unavailable(format!(
                 "{} is here up to byte {}, and not {}",
                 arrival.entry.name, arrival.bytes, piece.offset
             )));
@@ -257,7 +258,7 @@ impl Arrivals {
             if arrival.crc != arrival.entry.crc {
                 let name = arrival.entry.name.clone();
                 (arrival.bytes, arrival.crc) = (0, 0);
-                return Err(ReceiveError::NotNow(format!("{name} is not what was offered")));
+                return Err(ReceiveError::Unavailable(format!("{name} is not what was offered")));
             }
         }
         Ok(())
@@ -271,7 +272,7 @@ impl Arrivals {
             .iter()
             .find(|file| file.bytes != file.entry.bytes || file.crc != file.entry.crc)
         {
-            return Err(ReceiveError::NotNow(format!("{} is not whole", file.entry.name)));
+            return Err(ReceiveError::Unavailable(format!("{} is not whole", file.entry.name)));
         }
         File::open(&self.directory)
             .and_then(|directory| directory.sync_all())
