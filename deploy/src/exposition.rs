@@ -411,7 +411,7 @@ mod tests {
         let mut names: Vec<_> = METRICS
             .iter()
             .map(|(name, ..)| name)
-            .chain(proxy::metrics::documented().iter().map(|metric| &metric.name))
+            .chain(proxy::metrics::descriptors().iter().map(|metric| &metric.name))
             .collect();
         let count = names.len();
         names.sort();

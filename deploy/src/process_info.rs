@@ -18,7 +18,7 @@ use meta::Meta;
 use meta::admin::{Compaction, Figures, NodeStatus};
 use proxy::Proxy;
 use proxy::config::{FileChange, RewriteError};
-use proxy::node::{Durability, Figure, Memory, Section, TableFigures};
+use proxy::host::{Durability, InfoSection, InfoValue, ProcessMemory, TableStats};
 use proxy::tls::TlsFiles;
 use storage::Node;
 use subtle::ConstantTimeEq;
@@ -173,19 +173,19 @@ impl ProcessInfo {
     }
 }
 
-fn int(count: u64) -> Figure {
-    Figure::Int(i64::try_from(count).unwrap_or(i64::MAX))
+fn int(count: u64) -> InfoValue {
+    InfoValue::Int(i64::try_from(count).unwrap_or(i64::MAX))
 }
 
-fn section(name: &'static str, figures: Vec<(&'static str, Figure)>) -> Section {
-    Section {
+fn section(name: &'static str, figures: Vec<(&'static str, InfoValue)>) -> InfoSection {
+    InfoSection {
         name,
-        figures: figures.into_iter().map(|(name, figure)| (Cow::Borrowed(name), figure)).collect(),
+        fields: figures.into_iter().map(|(name, figure)| (Cow::Borrowed(name), figure)).collect(),
     }
 }
 
 impl ProcessInfo {
-    fn raft_fields(&self, stores: &Stores) -> Vec<(&'static str, Figure)> {
+    fn raft_fields(&self, stores: &Stores) -> Vec<(&'static str, InfoValue)> {
         let (log, groups) = (stores.log.stats(), self.groups());
         vec![
             ("raft_groups", int(groups.len() as u64)),
@@ -201,7 +201,7 @@ impl ProcessInfo {
         ]
     }
 
-    fn rocksdb_fields(&self, stores: &Stores) -> Vec<(&'static str, Figure)> {
+    fn rocksdb_fields(&self, stores: &Stores) -> Vec<(&'static str, InfoValue)> {
         let replicas = self.node.iter().flat_map(|node| node.replicas());
         let figures: Vec<_> = replicas.filter_map(|replica| replica.store().stats().ok()).collect();
         let sum = |of: fn(&engine::store::StoreStats) -> u64| int(figures.iter().map(of).sum());
@@ -220,17 +220,17 @@ impl ProcessInfo {
         ]
     }
 
-    fn of_cluster(&self, cluster: &ClusterView) -> Vec<(&'static str, Figure)> {
+    fn of_cluster(&self, cluster: &ClusterView) -> Vec<(&'static str, InfoValue)> {
         let (routes, led) = cluster.reachability.count();
         let leader = cluster.follow.leader().borrow().clone();
         vec![
-            ("bridle_server_id", Figure::Text(cluster.id.to_string().into())),
+            ("bridle_server_id", InfoValue::Text(cluster.id.to_string().into())),
             (
                 "bridle_cluster_id",
-                Figure::Text(self.data_dir.identity().cluster_id.unwrap_or_default().into()),
+                InfoValue::Text(self.data_dir.identity().cluster_id.unwrap_or_default().into()),
             ),
-            ("bridle_roles", Figure::Text(role_names(self.mode).join(",").into())),
-            ("bridle_meta", Figure::Text(leader.unwrap_or_default().into())),
+            ("bridle_roles", InfoValue::Text(role_names(self.mode).join(",").into())),
+            ("bridle_meta", InfoValue::Text(leader.unwrap_or_default().into())),
             ("bridle_routes", int(routes as u64)),
             ("bridle_routes_with_leader", int(led as u64)),
             ("bridle_ready", int(u64::from(self.unready().is_empty()))),
@@ -248,13 +248,13 @@ pub(crate) fn role_names(mode: Mode) -> Vec<&'static str> {
         .collect()
 }
 
-impl proxy::Node for ProcessInfo {
-    fn sections(&self) -> Vec<Section> {
+impl proxy::Host for ProcessInfo {
+    fn sections(&self) -> Vec<InfoSection> {
         let mut sections = Vec::new();
         if let Some(stores) = &self.stores {
             let writes = if self.writable().is_ok() { "ok" } else { "err" };
             let persistence = vec![
-                ("aof_last_write_status", Figure::Text(writes.into())),
+                ("aof_last_write_status", InfoValue::Text(writes.into())),
                 ("aof_current_size", int(stores.log.stats().disk_bytes())),
             ];
             sections.push(section("persistence", persistence));
@@ -274,8 +274,8 @@ impl proxy::Node for ProcessInfo {
         sections
     }
 
-    fn tables(&self) -> Vec<TableFigures> {
-        let figures = |(table, figures): (Arc<Table>, storage::TableFigures)| TableFigures {
+    fn tables(&self) -> Vec<TableStats> {
+        let figures = |(table, figures): (Arc<Table>, storage::TableFigures)| TableStats {
             name: table.name.clone(),
             number: table.number,
             rows: figures.rows,
@@ -354,7 +354,7 @@ impl proxy::Node for ProcessInfo {
         })
     }
 
-    fn memory(&self) -> Memory {
+    fn memory(&self) -> ProcessMemory {
         let allocator = engine::memory::stats();
         let shared = self.stores.as_ref().map(|stores| &stores.shared);
         let of_stores = shared.map(|shared| {
@@ -367,7 +367,7 @@ impl proxy::Node for ProcessInfo {
             .chain(of_rows)
             .map(|(name, bytes)| (name, bytes as u64));
         let shares = &self.config.shares;
-        Memory {
+        ProcessMemory {
             allocated: allocator.allocated,
             active: allocator.active,
             resident: allocator.resident,
@@ -459,7 +459,7 @@ impl meta::admin::Local for ProcessInfo {
             node_id: identity.node_id,
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: self.unready().is_empty(),
-            durability: proxy::Node::durability(self).word().to_owned(),
+            durability: proxy::Host::durability(self).word().to_owned(),
             addresses: self.addresses.clone(),
             clients: self.proxy().map_or(0, |proxy| proxy.clients.len() as u64),
             tables: tables.len() as u32,

@@ -10,7 +10,7 @@ use cluster::news::Roles;
 use engine::time::SlewedClock;
 use metrics_exporter_prometheus::PrometheusHandle;
 use proxy::tls::Tls;
-use proxy::{Facts, Proxy};
+use proxy::{Proxy, ServerInfo};
 use tokio::net::TcpListener;
 use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
@@ -321,7 +321,7 @@ impl RunningProcess<'_> {
         }
     }
 
-    fn facts(&self, bound: &BoundAddresses) -> Facts {
+    fn facts(&self, bound: &BoundAddresses) -> ServerInfo {
         let port = |addresses: &[std::net::SocketAddr]| {
             addresses.first().map_or(0, std::net::SocketAddr::port)
         };
@@ -330,7 +330,7 @@ impl RunningProcess<'_> {
         };
         let bind =
             self.config.proxy.bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        Facts {
+        ServerInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mode: if self.mode.in_cluster() { "cluster" } else { "standalone" },
             port: port(&bound.plain),

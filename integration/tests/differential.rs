@@ -12,7 +12,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use commands::script::Value;
+use commands::testscript::Value;
 use external::free_port;
 use integration::{Server, within};
 

@@ -142,7 +142,7 @@ fn every_metric_is_described_and_exported() {
             "{name}"
         );
     }
-    for metric in proxy::metrics::documented() {
+    for metric in proxy::metrics::descriptors() {
         let kind = format!("{:?}", metric.kind).to_lowercase();
         assert_eq!(
             described.get(metric.name),

@@ -7,14 +7,14 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use commands::script::Script;
+use commands::testscript::TestScript;
 use integration::Server;
 
 /// A script without a reply fails instead of blocking.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// All scripts, sorted by path.
-fn scripts() -> Vec<(PathBuf, Script)> {
+fn scripts() -> Vec<(PathBuf, TestScript)> {
     let mut folders =
         vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy/commands/tests/scripts")];
     let mut found = Vec::new();
@@ -25,7 +25,7 @@ fn scripts() -> Vec<(PathBuf, Script)> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "script") {
                 let text = std::fs::read_to_string(&path).expect("a script is text");
-                let script = Script::parse(&text)
+                let script = TestScript::parse(&text)
                     .unwrap_or_else(|fault| panic!("{}: {fault}", path.display()));
                 found.push((path, script));
             }
@@ -36,7 +36,7 @@ fn scripts() -> Vec<(PathBuf, Script)> {
 }
 
 /// Runs a script on a new connection.
-fn run(server: &Server, script: &Script) -> Result<(), String> {
+fn run(server: &Server, script: &TestScript) -> Result<(), String> {
     let stream = TcpStream::connect(("127.0.0.1", server.port))
         .map_err(|error| format!("connect: {error}"))?;
     stream
@@ -102,7 +102,7 @@ fn every_script_holds_when_rows_lie_in_many_partitions() {
 #[test]
 fn a_script_that_is_wrong_fails() {
     let server = Server::builder().flag("durability", "os").start();
-    let script = Script::parse("# Wrong.\n> SET a 1\n+OK\n> GET a\n\"2\"\n").expect("a script");
+    let script = TestScript::parse("# Wrong.\n> SET a 1\n+OK\n> GET a\n\"2\"\n").expect("a script");
     let fault = run(&server, &script).expect_err("the reply is another");
     assert!(fault.contains("line 4"), "{fault}");
 }

@@ -4,9 +4,9 @@
 //! What only the connection's own task needs is in `session`; what is here is shared, so
 //! it is small and locked briefly, once per chunk of commands.
 
-pub(crate) mod account;
-mod calls;
-mod line;
+mod command;
+mod info_line;
+pub(crate) mod memory_usage;
 mod registry;
 
 use std::borrow::Cow;
@@ -20,8 +20,8 @@ use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use account::{Held, Ledger};
-pub(crate) use calls::Effect;
+pub(crate) use command::Effect;
+use memory_usage::{SharedUsage, TotalUsage};
 pub use registry::{Clients, Pause};
 
 /// Where a connection came from.
@@ -58,7 +58,7 @@ pub struct Client {
     /// When it connected.
     pub connected: Instant,
     /// What its connection tells about itself.
-    pub(crate) shown: Mutex<Shown>,
+    pub(crate) shown: Mutex<ClientInfo>,
     /// When it last sent or read something, ms since it connected; [`BUSY`] while its
     /// commands are carried out.
     last_active_ms: AtomicU64,
@@ -66,7 +66,7 @@ pub struct Client {
     pub(crate) waker: AtomicWaker,
     killed: AtomicBool,
     /// What is kept for it.
-    pub(crate) held: Held,
+    pub(crate) held: SharedUsage,
     /// CLIENT NO-EVICT.
     pub(crate) no_evict: AtomicBool,
     /// Out-of-band output: MONITOR.
@@ -81,20 +81,20 @@ pub struct Client {
 }
 
 /// A command that waits and can be woken; it waits as long as this lives.
-pub(crate) struct Waiting<'a> {
+pub(crate) struct BlockedGuard<'a> {
     client: &'a Client,
     /// Cancelled by CLIENT UNBLOCK.
     pub(crate) unblocked: CancellationToken,
 }
 
-impl Waiting<'_> {
+impl BlockedGuard<'_> {
     /// Whether CLIENT UNBLOCK asked for an error.
     pub(crate) fn ends_with_error(&self) -> bool {
         self.unblocked.is_cancelled() && self.client.unblocked_with_error.load(Ordering::Acquire)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for BlockedGuard<'_> {
     fn drop(&mut self) {
         *self.client.waits.lock() = None;
     }
@@ -106,7 +106,7 @@ const BUSY: u64 = u64::MAX;
 /// What CLIENT LIST shows of a connection's state, told by its task. Names are copies: a
 /// slice would keep the whole read buffer alive.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Shown {
+pub(crate) struct ClientInfo {
     pub(crate) name: Bytes,
     pub(crate) library_name: Bytes,
     pub(crate) library_version: Bytes,
@@ -128,16 +128,21 @@ pub(crate) struct Shown {
 }
 
 impl Client {
-    pub(crate) fn new(id: u64, endpoint: Endpoint, table: Arc<str>, ledger: Arc<Ledger>) -> Client {
+    pub(crate) fn new(
+        id: u64,
+        endpoint: Endpoint,
+        table: Arc<str>,
+        ledger: Arc<TotalUsage>,
+    ) -> Client {
         Client {
             id,
             endpoint,
             connected: Instant::now(),
-            shown: Mutex::new(Shown { table, protocol: 2, ..Shown::default() }),
+            shown: Mutex::new(ClientInfo { table, protocol: 2, ..ClientInfo::default() }),
             last_active_ms: AtomicU64::new(0),
             waker: AtomicWaker::new(),
             killed: AtomicBool::new(false),
-            held: Held::new(ledger),
+            held: SharedUsage::new(ledger),
             no_evict: AtomicBool::new(false),
             pushed: Mutex::default(),
             has_pushed: AtomicBool::new(false),
@@ -212,10 +217,10 @@ impl Client {
     }
 
     /// A command of it begins to wait for something that may never come.
-    pub(crate) fn wait(&self) -> Waiting<'_> {
+    pub(crate) fn wait(&self) -> BlockedGuard<'_> {
         let unblocked = CancellationToken::new();
         *self.waits.lock() = Some(unblocked.clone());
-        Waiting { client: self, unblocked }
+        BlockedGuard { client: self, unblocked }
     }
 
     /// CLIENT UNBLOCK; `false`: no command of it waits. Who is held back by CLIENT PAUSE

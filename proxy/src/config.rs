@@ -20,8 +20,8 @@ use commands::Reply;
 use commands::args::integer;
 use parking_lot::Mutex;
 
-use crate::node::Durability;
-use crate::words::one_line;
+use crate::errors::one_line;
+use crate::host::Durability;
 use crate::{ClientsMemory, Proxy, Settings};
 
 /// A setting that can change while the server runs.
@@ -71,7 +71,7 @@ pub enum RewriteError {
 /// Which settings were changed since the file was last in step; also serialises CONFIG
 /// SET.
 #[derive(Debug, Default)]
-pub struct Changes(Mutex<BTreeSet<&'static str>>);
+pub struct ChangedSettings(Mutex<BTreeSet<&'static str>>);
 
 macro_rules! number {
     ($name:literal, $field:ident: $type:ty, $least:expr, $most:expr) => {
@@ -275,7 +275,7 @@ fn use_certificates(
     let (of_clients, of_cluster) =
         (first_of(&names, &CERTIFICATES), first_of(&names, &CLUSTER_CERTIFICATES));
     let Some(name) = of_clients.or(of_cluster) else { return Ok((settings, names)) };
-    match proxy.node.use_certificates(
+    match proxy.host.use_certificates(
         of_clients.map(|_| &settings.tls),
         of_cluster.map(|_| &settings.cluster_tls),
     ) {
@@ -298,7 +298,7 @@ pub fn rewrite(proxy: &Proxy) -> Reply {
         value: (setting.file)(&settings),
     };
     let changes: Vec<FileChange> = SETTINGS.iter().filter(setting).map(change).collect();
-    match proxy.node.rewrite_config(&changes) {
+    match proxy.host.rewrite_config(&changes) {
         Ok(()) => {
             changed.clear();
             Reply::OK
@@ -365,8 +365,8 @@ fn apply(
 /// Settings that are as they were at start: what the binary says, and what is so of
 /// Bridle at all times.
 fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
-    let facts = &proxy.facts;
-    let fsync = match proxy.node.durability() {
+    let server_info = &proxy.server_info;
+    let fsync = match proxy.host.durability() {
         Durability::Always => "always",
         Durability::Interval => "everysec",
         Durability::Os => "no",
@@ -378,11 +378,11 @@ fn fixed(proxy: &Proxy, settings: &Settings) -> Vec<(&'static str, String)> {
         .iter()
         .map(|table| table.number + 1)
         .fold(settings.databases, u32::max);
-    let mut fixed = facts.fixed.clone();
+    let mut fixed = server_info.fixed.clone();
     let own = [
-        ("port", facts.port.to_string()),
-        ("tls-port", facts.tls_port.to_string()),
-        ("dir", facts.data_dir.clone()),
+        ("port", server_info.port.to_string()),
+        ("tls-port", server_info.tls_port.to_string()),
+        ("dir", server_info.data_dir.clone()),
         ("databases", databases.to_string()),
         // Bridle's own: the executors of all partitions go by it as well.
         ("max-write-size", settings.write_bytes_max.to_string()),
@@ -499,12 +499,12 @@ fn set_password(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
 /// Output is always bounded: no limit is the one that there is by default. There is no
 /// soft limit, so that one must be off.
 fn set_output_limit(settings: &mut Settings, text: &[u8]) -> Result<(), String> {
-    let words: Vec<&[u8]> =
+    let fields: Vec<&[u8]> =
         text.split(|byte| *byte == b' ').filter(|word| !word.is_empty()).collect();
-    if words.is_empty() || !words.len().is_multiple_of(4) {
+    if fields.is_empty() || !fields.len().is_multiple_of(4) {
         return Err("Wrong number of arguments in buffer limit configuration.".into());
     }
-    for limit in words.chunks(4) {
+    for limit in fields.chunks(4) {
         let class = limit[0].to_ascii_lowercase();
         let elsewhere = match class.as_slice() {
             b"normal" => None,
@@ -712,7 +712,7 @@ mod tests {
 
     #[test]
     fn set_and_rewrite_in_redis_words() {
-        let doors = Arc::new(crate::fakes::Doors::default());
+        let doors = Arc::new(crate::fakes::FakeBackend::default());
         let proxy = crate::fakes::proxy(&doors);
         let set = |name: &str, value: &str| {
             super::set(&proxy, &[(name.to_owned().into(), value.to_owned().into())])
@@ -760,7 +760,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_written_is_tried_again() {
-        let doors = Arc::new(crate::fakes::Doors { disk_fails: true, ..Default::default() });
+        let doors = Arc::new(crate::fakes::FakeBackend { disk_fails: true, ..Default::default() });
         let proxy = crate::fakes::proxy(&doors);
         super::set(&proxy, &[("timeout".into(), "5".into())]);
         for _ in 0..2 {

@@ -14,8 +14,8 @@
 //! it reads the first reply gets its replies. When the input is full as well, commands
 //! are carried out all the same, up to `client-output-buffer-limit`: a client that goes
 //! on sending would wait for ever. Only when both are full does the server stop to read,
-//! and then the client has [`UNREAD_MAX`] to read something. What is kept goes through
-//! the session's account ([`crate::client::account`]).
+//! and then the client has [`UNREAD_TIMEOUT`] to read something. What is kept goes through
+//! the session's account ([`crate::client::memory_usage`]).
 //!
 //! # Invariants
 //! - A client that reads its replies is never closed for their size alone; one that does
@@ -41,10 +41,10 @@ use tokio_util::io::poll_read_buf;
 
 use crate::buffers::{KEPT_BYTES, READ_BYTES_MAX, grow, tidy};
 use crate::client::Client;
-use crate::client::account::Part;
-use crate::listener::Place;
-use crate::oversized::{Throwing, linger};
-use crate::resp::{self, Extent, Gate, Limits, Malformed};
+use crate::client::memory_usage::MemoryUse;
+use crate::listener::ConnectionPermit;
+use crate::oversized::{Discarding, linger};
+use crate::resp::{self, CommandSpan, Framer, Limits, ProtocolError};
 use crate::session::Session;
 
 /// A chunk has at most so many commands; fewer when their replies are large.
@@ -58,24 +58,24 @@ const OUTPUT_FIRST: usize = 256 * 1024;
 /// With so much waiting for the client to read, nothing more is carried out.
 pub(crate) const OUTPUT_HIGH: usize = 8 << 20;
 /// The same for who has not authenticated.
-const STRANGER_OUTPUT: usize = 64 * 1024;
+const UNAUTHENTICATED_OUTPUT_MAX: usize = 64 * 1024;
 /// What who has not authenticated may send ahead of its replies: more than its largest
 /// command.
-const STRANGER_INPUT: usize = 256 * 1024;
+const UNAUTHENTICATED_INPUT_MAX: usize = 256 * 1024;
 /// What one read takes at first.
 const READ_BYTES_MIN: usize = 4 * 1024;
 /// How long a client that has more than `client-output-buffer-limit` to read may read
 /// nothing. Redis's seconds for a soft limit.
-const UNREAD_MAX: Duration = Duration::from_secs(60);
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client that has closed its side may have its replies for so long, should a command
 /// wait.
-const LEFT_PATIENCE: Duration = Duration::from_millis(500);
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the end of a connection may take: over TLS it is told, and whoever reads
 /// nothing cannot be.
-const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a connection goes on, or ends.
-enum Event {
+enum Wakeup {
     /// There may be commands to carry out.
     Go,
     /// It is over.
@@ -86,10 +86,10 @@ pub(crate) struct Connection<S> {
     /// `None`: it was closed while commands were under way.
     stream: Option<S>,
     /// Its place under `maxclients`, if it needs one.
-    place: Option<Place>,
+    place: Option<ConnectionPermit>,
     client: Arc<Client>,
     session: Session,
-    gate: Gate,
+    framer: Framer,
     input: BytesMut,
     /// What `input` and `chunk` were allocated with.
     input_room: usize,
@@ -98,12 +98,12 @@ pub(crate) struct Connection<S> {
     /// The commands that are being carried out, where they lie in `chunk`, and how many
     /// of them have been.
     chunk: Bytes,
-    extents: Vec<Extent>,
+    spans: Vec<CommandSpan>,
     taken: usize,
     /// What is wrong with what comes behind them.
-    malformed: Option<Malformed>,
+    protocol_error: Option<ProtocolError>,
     /// A command that is too large is read and thrown away.
-    throwing: Option<Throwing>,
+    discarding: Option<Discarding>,
     /// More complete commands are in `input` or `chunk`, or replies are owed.
     more: bool,
     /// How much the next read may bring.
@@ -114,15 +114,15 @@ pub(crate) struct Connection<S> {
     /// The end of the CLIENT PAUSE that holds a command back.
     pause: Option<Pin<Box<Sleep>>>,
     /// The socket did not take all of the output when it was last written to.
-    is_held_up: bool,
+    is_write_blocked: bool,
     /// When a client is cut that has more than its limit to read, and reads nothing.
-    patience: Option<Pin<Box<Sleep>>>,
+    unread_timer: Option<Pin<Box<Sleep>>>,
     /// How much may still be read and thrown away behind an error.
     linger_bytes: u64,
 }
 
 /// Whether something was done without having to wait for it.
-async fn was_at_once(work: impl Future<Output = ()>) -> bool {
+async fn completed_immediately(work: impl Future<Output = ()>) -> bool {
     let (mut work, mut polls) = (std::pin::pin!(work), 0);
     std::future::poll_fn(|context| {
         polls += 1;
@@ -133,29 +133,29 @@ async fn was_at_once(work: impl Future<Output = ()>) -> bool {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    pub(crate) fn new(stream: S, place: Option<Place>, session: Session) -> Self {
+    pub(crate) fn new(stream: S, place: Option<ConnectionPermit>, session: Session) -> Self {
         Connection {
             stream: Some(stream),
             place,
             client: session.client.clone(),
             session,
-            gate: Gate::default(),
+            framer: Framer::default(),
             input: BytesMut::new(),
             input_room: 0,
             output: BytesMut::new(),
             output_room: 0,
             chunk: Bytes::new(),
-            extents: Vec::new(),
+            spans: Vec::new(),
             taken: 0,
-            malformed: None,
-            throwing: None,
+            protocol_error: None,
+            discarding: None,
             more: false,
             read_bytes: READ_BYTES_MIN,
             reply_bytes: REPLY_BYTES_GUESS,
             ended: false,
             pause: None,
-            is_held_up: false,
-            patience: None,
+            is_write_blocked: false,
+            unread_timer: None,
             linger_bytes: 0,
         }
     }
@@ -164,9 +164,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub(crate) async fn run(mut self) {
         loop {
             match std::future::poll_fn(|context| self.wait(context)).await {
-                Event::Close => break,
-                Event::Go => {
-                    if was_at_once(self.carry_out()).await {
+                Wakeup::Close => break,
+                Wakeup::Go => {
+                    if completed_immediately(self.execute()).await {
                         // Others that have sent something meanwhile are looked at before
                         // this one's replies are written: then replies leave in a row,
                         // and who gets several of them is woken once.
@@ -179,18 +179,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let linger_bytes = self.linger_bytes;
         let (stream, _place) = self.into_stream();
         let Some(mut stream) = stream else { return };
-        let told = tokio::time::timeout(SHUTDOWN_MAX, stream.shutdown()).await;
+        let told = tokio::time::timeout(SHUTDOWN_TIMEOUT, stream.shutdown()).await;
         if linger_bytes > 0 && matches!(told, Ok(Ok(()))) {
             linger(stream, linger_bytes).await;
         }
     }
 
-    fn into_stream(self) -> (Option<S>, Option<Place>) {
+    fn into_stream(self) -> (Option<S>, Option<ConnectionPermit>) {
         (self.stream, self.place)
     }
 
     /// Carries out what is complete, a chunk at a time, as long as the replies find room.
-    async fn carry_out(&mut self) {
+    async fn execute(&mut self) {
         self.more = true;
         loop {
             if !self.is_at_work() {
@@ -213,7 +213,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.client.touch(Instant::now());
             }
             // Behind QUIT nothing is looked at.
-            if let Some(error) = self.malformed.take().filter(|_| !self.session.closing) {
+            if let Some(error) = self.protocol_error.take().filter(|_| !self.session.closing) {
                 self.refuse(error);
             }
             if !self.more
@@ -228,20 +228,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Commands of the chunk are still to be carried out, or replies to it are owed.
     fn is_at_work(&self) -> bool {
-        self.taken < self.extents.len() || self.session.owes()
+        self.taken < self.spans.len() || self.session.owes_replies()
     }
 
     /// Takes the next chunk from the input.
     fn next_chunk(&mut self) {
         self.taken = 0;
-        self.malformed = self.find_commands();
-        if self.extents.is_empty() {
+        self.protocol_error = self.find_commands();
+        if self.spans.is_empty() {
             return;
         }
-        let passed = self.gate.passed();
+        let passed = self.framer.passed();
         self.chunk = self.input.split_to(passed).freeze();
-        self.gate.taken(passed);
-        if let Some(Malformed { rest: Some(rest), .. }) = &mut self.malformed {
+        self.framer.taken(passed);
+        if let Some(ProtocolError { rest: Some(rest), .. }) = &mut self.protocol_error {
             rest.taken(passed);
         }
     }
@@ -265,7 +265,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             session,
             input,
             output,
-            extents,
+            spans,
             chunk,
             taken,
             ended,
@@ -273,8 +273,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         } = self;
         let (before, proxy) = (input.len(), session.proxy.clone());
         let taken = {
-            let mut run = std::pin::pin!(session.run(chunk, &extents[*taken..], output));
-            let mut patience = None;
+            let mut run = std::pin::pin!(session.run(chunk, &spans[*taken..], output));
+            let mut unread_timer = None;
             std::future::poll_fn(|context| {
                 if let Poll::Ready(taken) = run.as_mut().poll(context) {
                     return Poll::Ready(taken);
@@ -282,17 +282,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 let Some(socket) = stream.as_mut() else { return Poll::Pending };
                 client.waker.register(context.waker());
                 if !*ended {
-                    match look_in(socket, input, input_max, context) {
-                        Presence::Here => {}
+                    match poll_peer(socket, input, input_max, context) {
+                        PeerState::Here => {}
                         // It may read on.
-                        Presence::Silent => *ended = true,
-                        Presence::Gone => client.kill(),
+                        PeerState::Silent => *ended = true,
+                        PeerState::Gone => client.kill(),
                     }
                 }
                 if *ended {
-                    let patience =
-                        patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(LEFT_PATIENCE)));
-                    if patience.as_mut().poll(context).is_ready() {
+                    let unread_timer = unread_timer
+                        .get_or_insert_with(|| Box::pin(tokio::time::sleep(HALF_CLOSED_TIMEOUT)));
+                    if unread_timer.as_mut().poll(context).is_ready() {
                         client.kill();
                     }
                 }
@@ -315,36 +315,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The extents of the next chunk, and the error behind them, if any.
-    fn find_commands(&mut self) -> Option<Malformed> {
-        self.extents.clear();
+    fn find_commands(&mut self) -> Option<ProtocolError> {
+        self.spans.clear();
         let settings = self.session.proxy.settings.load();
         let limits = Limits {
             bulk: settings.bulk_max(),
             command: settings.query_max(),
-            is_stranger: self.session.is_stranger(),
+            is_unauthenticated: self.session.is_unauthenticated(),
         };
         // A stranger's commands change what comes after them: one at a time.
-        let commands_max = if limits.is_stranger {
+        let commands_max = if limits.is_unauthenticated {
             1
         } else {
             (CHUNK_REPLY_BYTES / self.reply_bytes).clamp(1, CHUNK_COMMANDS_MAX)
         };
         // All words of a chunk are there at once.
-        let words_max = limits.words_max();
-        let mut words = 0;
-        while self.extents.len() < commands_max && words <= words_max {
-            match self.gate.next(&self.input, limits) {
-                Ok(Some(extent)) => {
-                    words += extent.words;
-                    self.extents.push(extent);
+        let args_max = limits.args_max();
+        let mut argc = 0;
+        while self.spans.len() < commands_max && argc <= args_max {
+            match self.framer.next(&self.input, limits) {
+                Ok(Some(span)) => {
+                    argc += span.argc;
+                    self.spans.push(span);
                 }
                 Ok(None) => {
                     self.more = false;
                     // Blank lines and empty arrays alone are no chunk, but gone.
-                    if self.extents.is_empty() {
-                        let passed = self.gate.passed();
+                    if self.spans.is_empty() {
+                        let passed = self.framer.passed();
                         self.input.advance(passed);
-                        self.gate.taken(passed);
+                        self.framer.taken(passed);
                     }
                     return None;
                 }
@@ -359,7 +359,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Tells what is wrong with the input, and closes; if it is too large, once the
     /// client has sent all of it.
-    fn refuse(&mut self, error: Malformed) {
+    fn refuse(&mut self, error: ProtocolError) {
         tracing::debug!(client = %self.client.endpoint.address, %error, "malformed input");
         resp::encode(
             &Reply::error(format!("ERR {error}")),
@@ -369,66 +369,67 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.session.closing = true;
         if let Some(rest) = error.rest.clone() {
             let stats = &self.session.proxy.stats;
-            if error.is_over_query {
+            if error.exceeds_query_buffer {
                 &stats.query_limit_disconnections
             } else {
                 &stats.oversized_disconnections
             }
             .add(1);
-            let is_stranger = self.session.is_stranger();
-            self.throwing = Some(Throwing::new(error, rest, is_stranger, &mut self.input));
+            let is_unauthenticated = self.session.is_unauthenticated();
+            self.discarding =
+                Some(Discarding::new(error, rest, is_unauthenticated, &mut self.input));
         }
         (self.input, self.input_room) = (BytesMut::new(), 0);
     }
 
     /// Reads and throws away what is left of a command that is too large, while its error
     /// is written.
-    fn throw_away(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let (Some(throwing), Some(stream)) = (&mut self.throwing, &mut self.stream) else {
+    fn discard_rest(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let (Some(discarding), Some(stream)) = (&mut self.discarding, &mut self.stream) else {
             return Poll::Ready(());
         };
-        if self.output.is_empty() && !throwing.is_told {
+        if self.output.is_empty() && !discarding.is_told {
             // What it reads ends here. If that cannot be said, the end of the connection
             // does.
-            throwing.is_told = Pin::new(&mut *stream).poll_shutdown(context).is_ready();
+            discarding.is_told = Pin::new(&mut *stream).poll_shutdown(context).is_ready();
         }
-        let before = throwing.bytes;
-        let why = throwing.poll(stream, context);
-        if throwing.bytes > before {
+        let before = discarding.bytes;
+        let why = discarding.poll(stream, context);
+        if discarding.bytes > before {
             self.client.touch(Instant::now());
-            self.session.proxy.stats.bytes_in.add(throwing.bytes - before);
+            self.session.proxy.stats.bytes_in.add(discarding.bytes - before);
         }
         let why = ready!(why);
-        throwing.log(&self.client, why);
-        self.linger_bytes = throwing.bytes_max.saturating_sub(throwing.bytes);
-        self.throwing = None;
+        discarding.log(&self.client, why);
+        self.linger_bytes = discarding.bytes_max.saturating_sub(discarding.bytes);
+        self.discarding = None;
         Poll::Ready(())
     }
 
     /// Waits for the next event, and meanwhile moves bytes in both directions.
-    fn wait(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+    fn wait(&mut self, context: &mut Context<'_>) -> Poll<Wakeup> {
         self.client.waker.register(context.waker());
         let is_pushed = self.client.take_pushed(&mut self.output);
         if self.client.is_killed() {
-            return Poll::Ready(Event::Close);
+            return Poll::Ready(Wakeup::Close);
         }
         if self.write(context).is_err() {
-            return Poll::Ready(Event::Close);
+            return Poll::Ready(Wakeup::Close);
         }
         // What is pushed grows without the client's doing, so it is not waited for.
         if is_pushed && self.output.len() > self.output_max() {
             self.cut_for_output("more was pushed than client-output-buffer-limit");
-            return Poll::Ready(Event::Close);
+            return Poll::Ready(Wakeup::Close);
         }
-        if self.throwing.is_some() {
+        if self.discarding.is_some() {
             self.show();
-            ready!(self.throw_away(context));
+            ready!(self.discard_rest(context));
         }
         // What has come whole before the end is carried out.
         let is_over = self.session.closing || (self.ended && !self.more);
         if self.output.is_empty() {
             if is_over || (!self.more && self.session.proxy.shutdown.is_cancelled()) {
-                return Poll::Ready(Event::Close);
+                return Poll::Ready(Wakeup::Close);
             }
         } else if is_over {
             return Poll::Pending;
@@ -437,7 +438,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             ready!(self.wait_for_unpause(writes, context));
         }
         if self.more && !self.is_behind() {
-            return Poll::Ready(Event::Go);
+            return Poll::Ready(Wakeup::Go);
         }
         let event = self.read(context);
         if event.is_pending() {
@@ -449,7 +450,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Nothing is to be done for the client for now: buffers that are not needed are
     /// given back, and others told how it stands.
     fn rest(&mut self) {
-        if self.input.is_empty() && self.input_room > KEPT_BYTES && self.gate.wanted() == 0 {
+        if self.input.is_empty() && self.input_room > KEPT_BYTES && self.framer.wanted() == 0 {
             (self.input, self.input_room) = (BytesMut::new(), 0);
             self.read_bytes = READ_BYTES_MIN;
         }
@@ -482,11 +483,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Poll::Pending => return self.wait_for_reader(context),
                 Poll::Ready(Ok(0) | Err(_)) => return Err(()),
                 Poll::Ready(Ok(written)) => {
-                    if self.is_held_up {
+                    if self.is_write_blocked {
                         // The client has read. Otherwise what is written was carried out
                         // just now.
                         self.client.touch(Instant::now());
-                        (self.is_held_up, self.patience) = (false, None);
+                        (self.is_write_blocked, self.unread_timer) = (false, None);
                     }
                     self.session.proxy.stats.writes.add(1);
                     self.session.proxy.stats.bytes_out.add(written as u64);
@@ -512,13 +513,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// The socket takes no more. Who has more than its limit to read, or is not read from
     /// any more, has so long to read some of it.
     fn wait_for_reader(&mut self, context: &mut Context<'_>) -> Result<(), ()> {
-        self.is_held_up = true;
+        self.is_write_blocked = true;
         if self.output.len() < self.output_max() && !(self.is_behind() && self.is_input_full()) {
             return Ok(());
         }
-        let patience =
-            self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(UNREAD_MAX)));
-        if patience.as_mut().poll(context).is_ready() {
+        let unread_timer =
+            self.unread_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(UNREAD_TIMEOUT)));
+        if unread_timer.as_mut().poll(context).is_ready() {
             self.cut_for_output("it has read nothing for a minute");
             return Err(());
         }
@@ -535,19 +536,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Reads what there is.
-    fn read(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+    fn read(&mut self, context: &mut Context<'_>) -> Poll<Wakeup> {
         if self.ended || self.is_input_full() {
             return Poll::Pending;
         }
         self.make_room();
-        let Some(stream) = &mut self.stream else { return Poll::Ready(Event::Close) };
+        let Some(stream) = &mut self.stream else { return Poll::Ready(Wakeup::Close) };
         let room = self.input.capacity() - self.input.len();
         match ready!(poll_read_buf(Pin::new(stream), context, &mut self.input)) {
             Ok(0) => {
                 self.ended = true;
                 self.wait(context)
             }
-            Err(_) => Poll::Ready(Event::Close),
+            Err(_) => Poll::Ready(Wakeup::Close),
             Ok(read) => {
                 self.session.proxy.stats.reads.add(1);
                 self.session.proxy.stats.bytes_in.add(read as u64);
@@ -558,7 +559,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 };
                 self.count_held();
                 if !self.is_behind() {
-                    return Poll::Ready(Event::Go);
+                    return Poll::Ready(Wakeup::Go);
                 }
                 // Taken in, but not carried out before the client has read some of its
                 // replies, or can be taken in no more.
@@ -578,8 +579,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Up to how many bytes of unread replies commands are carried out.
     fn replies_max(&self) -> usize {
-        if self.session.is_stranger() {
-            return STRANGER_OUTPUT;
+        if self.session.is_unauthenticated() {
+            return UNAUTHENTICATED_OUTPUT_MAX;
         }
         let output_max = self.output_max();
         if !self.is_input_full() {
@@ -599,8 +600,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// How much of what the client sends is taken in before it is carried out, bytes.
     fn input_max(&self) -> usize {
-        if self.session.is_stranger() {
-            return STRANGER_INPUT;
+        if self.session.is_unauthenticated() {
+            return UNAUTHENTICATED_INPUT_MAX;
         }
         let settings = self.session.proxy.settings.load();
         settings.query_max().bytes.min(settings.clients_max().bytes / 2)
@@ -625,14 +626,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.input_room = self.input_room.max(self.input.capacity() + self.chunk.len());
         self.output_room = self.output_room.max(self.output.capacity());
         let (query, output) = (self.input_room, self.output_room);
-        self.session.hold(Part::Query, query);
-        self.session.hold(Part::Output, output);
+        self.session.hold(MemoryUse::Query, query);
+        self.session.hold(MemoryUse::Output, output);
     }
 
     /// Room for the next read. Long arguments get theirs in steps that double, so that an
     /// announced length alone costs nothing.
     fn make_room(&mut self) {
-        let missing = self.gate.wanted().saturating_sub(self.input.len());
+        let missing = self.framer.wanted().saturating_sub(self.input.len());
         if self.input.is_empty() && self.input.capacity() > KEPT_BYTES && missing == 0 {
             (self.input, self.input_room) = (BytesMut::new(), 0);
             self.read_bytes = READ_BYTES_MIN;
@@ -650,7 +651,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Tells the others how the connection stands.
     fn show(&mut self) {
         self.count_held();
-        if self.session.account.settle() {
+        if self.session.memory_usage.settle() {
             self.session.proxy.make_room();
         }
         let (queued, queued_bytes, watched) = self.session.transaction.figures();
@@ -665,7 +666,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 }
 
 /// Whether a client whose command waits is still there.
-enum Presence {
+enum PeerState {
     Here,
     /// It has closed its side of the connection, at least.
     Silent,
@@ -674,24 +675,24 @@ enum Presence {
 
 /// Looks whether a client that waits is still there. What it sends meanwhile is taken in,
 /// as long as it is not too much.
-fn look_in<S: AsyncRead + Unpin>(
+fn poll_peer<S: AsyncRead + Unpin>(
     stream: &mut S,
     input: &mut BytesMut,
     bytes_max: usize,
     context: &mut Context<'_>,
-) -> Presence {
+) -> PeerState {
     while input.len() < bytes_max {
         if input.capacity() - input.len() < READ_BYTES_MIN / 4 {
             input.reserve(READ_BYTES_MIN.max(input.len()).min(READ_BYTES_MAX));
         }
         match poll_read_buf(Pin::new(&mut *stream), context, input) {
-            Poll::Pending => return Presence::Here,
-            Poll::Ready(Ok(0)) => return Presence::Silent,
-            Poll::Ready(Err(_)) => return Presence::Gone,
+            Poll::Pending => return PeerState::Here,
+            Poll::Ready(Ok(0)) => return PeerState::Silent,
+            Poll::Ready(Err(_)) => return PeerState::Gone,
             Poll::Ready(Ok(_)) => {}
         }
     }
-    Presence::Here
+    PeerState::Here
 }
 
 #[cfg(test)]
@@ -712,11 +713,11 @@ mod tests {
                 connection.wait(context).is_pending(),
                 "who has just been written to has time to read"
             );
-            assert!(connection.patience.is_some(), "but not for ever");
+            assert!(connection.unread_timer.is_some(), "but not for ever");
             Poll::Ready(())
         })
         .await;
-        connection.patience = Some(Box::pin(tokio::time::sleep(Duration::ZERO)));
+        connection.unread_timer = Some(Box::pin(tokio::time::sleep(Duration::ZERO)));
         connection.run().await;
         assert_eq!(proxy.stats.output_limit_disconnections.get(), 1);
     }
@@ -724,8 +725,8 @@ mod tests {
     #[tokio::test]
     async fn the_words_of_a_chunk_are_bounded() {
         let proxy = fakes::proxy(&Default::default());
-        let words_max = 1000;
-        let query_bytes_max = words_max * crate::resp::WORD_BYTES;
+        let args_max = 1000;
+        let query_bytes_max = args_max * crate::resp::ARG_OVERHEAD_BYTES;
         proxy.settings.store(Arc::new(Settings { query_bytes_max, ..Settings::default() }));
         let (_theirs, ours) = tokio::io::duplex(16);
         let mut connection = Connection::new(ours, None, Session::new(proxy, fakes::client(1)));
@@ -733,6 +734,6 @@ mod tests {
             b"*4\r\n$3\r\nDEL\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n".repeat(400).as_slice(),
         );
         assert_eq!(connection.find_commands(), None);
-        assert_eq!(connection.extents.len(), words_max / 4 + 1);
+        assert_eq!(connection.spans.len(), args_max / 4 + 1);
     }
 }

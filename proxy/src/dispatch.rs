@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use cluster::{Boxed, CallError, Table, blocking};
-use commands::args::Words;
-use commands::plan::ClientCall;
+use commands::args::Argv;
+use commands::plan::ClientCommand;
 use commands::table::{flags, lookup};
-use commands::{Args, Command, Plan, Planned, Reply, Rows, Session as Call, Wording};
+use commands::{Args, Command, LocalCommand, Plan, PlanResult, Reply, ReplyBuilder, RowPlan};
 use row::answer_size::AnswerSize;
 use row::edits::Edits;
 use row::op::{Answer, Op};
@@ -29,14 +29,14 @@ use row::view::{Fault, Rules, Stamp, Tx};
 use row::{EvalError, Family, View};
 use smallvec::SmallVec;
 
-use crate::client::account::Part;
-use crate::resp::{self, Extent};
+use crate::client::memory_usage::MemoryUse;
+use crate::resp::{self, CommandSpan};
 use crate::router::{self, Batches, Outcome};
 use crate::server;
-use crate::session::{Session, Silence};
+use crate::session::{ReplySuppression, Session};
 use crate::settings::Settings;
-use crate::stats::{Index, Stats};
-use crate::{lookups, waits, words};
+use crate::stats::{CommandIndex, Stats};
+use crate::{errors, lookups, waits};
 
 /// At most so many commands of one slow chunk go to the slow log.
 const SLOW_ENTRIES_MAX: usize = 16;
@@ -60,25 +60,25 @@ const SLICE_NS: u64 = 1_000_000;
 const SLICE_COMMANDS: usize = 8;
 /// Plans of commands of so many words, or of so many bytes where each costs time, are
 /// made while others are served.
-const LONG_PLAN_WORDS: usize = 1000;
+const LONG_PLAN_ARGS: usize = 1000;
 const LONG_PLAN_BYTES: usize = 256 << 10;
 
 /// A command as found in the table.
 #[derive(Clone, Copy)]
-pub(crate) struct Known {
+pub(crate) struct ResolvedCommand {
     pub(crate) command: &'static Command,
-    pub(crate) index: Option<Index>,
+    pub(crate) index: Option<CommandIndex>,
 }
 
 /// The commands of one chunk whose replies have not been written.
 pub(crate) struct Chunk {
     pub(crate) batches: Batches,
-    entries: VecDeque<Entry>,
+    entries: VecDeque<PendingReply>,
     /// Some of `entries` have not been answered, as the client is to read first.
     is_owed: bool,
     /// What the session does itself once the replies to `entries` are written: these are
     /// owed.
-    stalled: Option<(Next, Extent)>,
+    stalled: Option<(NextStep, CommandSpan)>,
     /// What the replies in `entries` take, and what the ops in `batches` do, bytes.
     reply_bytes: usize,
     planned_bytes: usize,
@@ -87,8 +87,8 @@ pub(crate) struct Chunk {
     /// was not looked at.
     slice: Instant,
     slice_commands: usize,
-    counts: SmallVec<[(Index, u64); 8]>,
-    last: Option<Known>,
+    counts: SmallVec<[(CommandIndex, u64); 8]>,
+    last: Option<ResolvedCommand>,
     /// Ops in the batches whose answers may be large, and whether there are writes, too.
     large_ops: usize,
     writes: bool,
@@ -150,36 +150,36 @@ impl Chunk {
     }
 }
 
-struct Entry {
-    known: Option<Known>,
-    extent: Extent,
+struct PendingReply {
+    resolved: Option<ResolvedCommand>,
+    span: CommandSpan,
     silent: bool,
-    state: State,
+    state: ReplyState,
 }
 
-enum State {
+enum ReplyState {
     Ready(Reply),
     /// Waits for its ops, which are in these lines of the batches, and count as looking
     /// keys up or not.
-    Waiting(Wording, SmallVec<[u16; 4]>, bool),
+    Waiting(ReplyBuilder, SmallVec<[u16; 4]>, bool),
     /// Is refused with this, as its answers are too large; the outcomes of ops in these
     /// lines are forgotten as they come.
     Refused(Reply, SmallVec<[u16; 4]>),
 }
 
 /// What is left to do for a command that could not be finished on the spot.
-enum Next {
+enum NextStep {
     Done,
     /// Nothing: CLIENT PAUSE holds it back.
     Pause,
     /// Ops on a table that this proxy has not heard of.
-    NoTable(Rows, Known),
+    NoTable(RowPlan, ResolvedCommand),
     /// The session's own.
-    Call(Call, Known),
+    Local(LocalCommand, ResolvedCommand),
 }
 
 impl Session {
-    /// Carries out the commands that lie at `extents` in `bytes`, and appends their
+    /// Carries out the commands that lie at `spans` in `bytes`, and appends their
     /// replies. How many it took: all, unless CLIENT PAUSE holds one back
     /// ([`Session::held`]), the replies are so large that the client should read them
     /// first, or the connection is to end. While replies are [owed](Session::owes), what
@@ -187,7 +187,7 @@ impl Session {
     pub(crate) async fn run(
         &mut self,
         bytes: &Bytes,
-        extents: &[Extent],
+        spans: &[CommandSpan],
         out: &mut BytesMut,
     ) -> usize {
         self.chunk.started = Instant::now();
@@ -195,22 +195,22 @@ impl Session {
         self.client.work();
         self.chunk.doublings = 0;
         (self.chunk.absent, self.chunk.unknown, self.chunk.unmade) = (None, None, None);
-        if self.owes() {
+        if self.owes_replies() {
             self.flush(bytes, out).await;
-            if let Some((next, extent)) = self.chunk.stalled.take_if(|_| !self.chunk.is_owed) {
-                self.finish(next, extent, bytes, out).await;
+            if let Some((next, span)) = self.chunk.stalled.take_if(|_| !self.chunk.is_owed) {
+                self.finish(next, span, bytes, out).await;
             }
         }
         let mut taken = 0;
-        for &extent in extents {
-            if self.closing || self.owes() || self.client.is_killed() {
+        for &span in spans {
+            if self.closing || self.owes_replies() || self.client.is_killed() {
                 break;
             }
             let is_much = out.len() + self.chunk.reply_bytes >= self.replies_max;
             if self.chunk.is_full() || is_much {
                 let before = out.len();
                 self.flush(bytes, out).await;
-                if self.owes() || out.len() >= self.replies_max {
+                if self.owes_replies() || out.len() >= self.replies_max {
                     break;
                 }
                 let is_small = out.len() - before <= SMALL_BYTES;
@@ -219,20 +219,20 @@ impl Session {
             }
             self.chunk.slice_commands += 1;
             if self.chunk.slice_commands >= SLICE_COMMANDS {
-                self.share().await;
+                self.yield_if_due().await;
             }
-            let words = resp::words(bytes, extent);
-            match self.begin(words, extent) {
-                Next::Done => {}
-                Next::Pause => break,
-                next => self.finish(next, extent, bytes, out).await,
+            let argv = resp::argv(bytes, span);
+            match self.begin(argv, span) {
+                NextStep::Done => {}
+                NextStep::Pause => break,
+                next => self.finish(next, span, bytes, out).await,
             }
             taken += 1;
         }
-        if !self.owes() {
+        if !self.owes_replies() {
             self.flush(bytes, out).await;
         }
-        self.hold(Part::Transaction, self.transaction.bytes());
+        self.hold(MemoryUse::Transaction, self.transaction.bytes());
         // When the last of its commands was done.
         self.client.touch(self.chunk.started);
         taken
@@ -240,106 +240,112 @@ impl Session {
 
     /// Commands have been taken whose replies are still to be made, once the client has
     /// read those before.
-    pub(crate) fn owes(&self) -> bool {
+    pub(crate) fn owes_replies(&self) -> bool {
         self.chunk.is_owed || self.chunk.stalled.is_some()
     }
 
     /// As much of a command as can be done without waiting.
-    fn begin(&mut self, words: Words, extent: Extent) -> Next {
-        let known = match lookup(&words) {
-            Ok(command) => Known { command, index: Index::of(command) },
+    fn begin(&mut self, argv: Argv, span: CommandSpan) -> NextStep {
+        let resolved = match lookup(&argv) {
+            Ok(command) => ResolvedCommand { command, index: CommandIndex::of(command) },
             Err((Some(command), reply)) => {
                 return self.reject(
-                    Some(Known { command, index: Index::of(command) }),
-                    extent,
+                    Some(ResolvedCommand { command, index: CommandIndex::of(command) }),
+                    span,
                     reply,
                 );
             }
             Err((None, reply)) => {
-                if words.first().is_some_and(|word| {
-                    word.eq_ignore_ascii_case(b"post") || word.eq_ignore_ascii_case(b"host:")
+                if argv.first().is_some_and(|arg| {
+                    arg.eq_ignore_ascii_case(b"post") || arg.eq_ignore_ascii_case(b"host:")
                 }) {
                     tracing::warn!(client = %self.client.endpoint.address, "closed a connection that speaks HTTP: cross protocol scripting?");
                     self.closing = true;
-                    return Next::Done;
+                    return NextStep::Done;
                 }
-                return self.reject(None, extent, reply);
+                return self.reject(None, span, reply);
             }
         };
-        if !self.authenticated && self.is_stranger() && !known.command.is(flags::NO_AUTH) {
-            return self.reject(Some(known), extent, Reply::error(words::NOAUTH));
+        if !self.authenticated && self.is_unauthenticated() && !resolved.command.is(flags::NO_AUTH)
+        {
+            return self.reject(Some(resolved), span, Reply::error(errors::NOAUTH));
         }
-        let writes = known.command.is(flags::WRITE)
-            || (known.command.name == "exec" && self.transaction.writes());
+        let writes = resolved.command.is(flags::WRITE)
+            || (resolved.command.name == "exec" && self.transaction.writes());
         if self.proxy.clients.paused_until(writes).is_some() && !self.proxy.shutdown.is_cancelled()
         {
             self.held = Some(writes);
-            return Next::Pause;
+            return NextStep::Pause;
         }
-        self.plan(words, known, extent)
+        self.plan(argv, resolved, span)
     }
 
     /// From words to ops in the batches, a reply, or what is left to do.
-    fn plan(&mut self, words: Words, known: Known, extent: Extent) -> Next {
-        let shown = (self.proxy.monitors.any() && crate::monitor::shows(known.command))
-            .then(|| words.clone());
+    fn plan(&mut self, argv: Argv, resolved: ResolvedCommand, span: CommandSpan) -> NextStep {
+        let shown = (self.proxy.monitors.any() && crate::monitor::shows(resolved.command))
+            .then(|| argv.clone());
         let is_queued = self.transaction.is_open()
             && !matches!(
-                known.command.name,
+                resolved.command.name,
                 "exec" | "discard" | "multi" | "watch" | "quit" | "reset"
             );
         if is_queued {
             let bytes_max = self.proxy.settings.load().query_max();
-            let reply = self.transaction.queue(known, &words, bytes_max);
-            self.hold(Part::Transaction, self.transaction.bytes());
-            return self.ready(known, extent, reply);
+            let reply = self.transaction.queue(resolved, &argv, bytes_max);
+            self.hold(MemoryUse::Transaction, self.transaction.bytes());
+            return self.ready(resolved, span, reply);
         }
         let seed = self.next_seed();
-        let planned = planned(known.command, words, extent.end - extent.start, seed);
-        let next = match planned {
-            Err(reply) => self.reject(Some(known), extent, reply),
+        let plan_command = plan_command(resolved.command, argv, span.end - span.start, seed);
+        let next = match plan_command {
+            Err(reply) => self.reject(Some(resolved), span, reply),
             Ok(Plan::Reply(reply)) => {
                 // It may be documentation of all commands.
                 self.chunk.slice_commands += SLICE_COMMANDS;
-                self.ready(known, extent, reply)
+                self.ready(resolved, span, reply)
             }
-            Ok(Plan::Rows(rows)) => self.place(rows, known, extent),
-            Ok(Plan::Session(call)) => self.answer_at_once(call, known, extent),
+            Ok(Plan::Rows(rows)) => self.place(rows, resolved, span),
+            Ok(Plan::Local(call)) => self.answer_at_once(call, resolved, span),
         };
         // What is left to do is shown when it has been done; SELECT with the table that
         // is selected then.
-        if let Some(words) = shown.filter(|_| !matches!(next, Next::Call(..))) {
-            self.show(&words);
+        if let Some(argv) = shown.filter(|_| !matches!(next, NextStep::Local(..))) {
+            self.show(&argv);
         }
         next
     }
 
     /// Shows a command that has run to those who watch.
-    pub(crate) fn show(&self, words: &[Bytes]) {
+    pub(crate) fn show(&self, argv: &[Bytes]) {
         let bytes_max = self.proxy.settings.load().output_max().bytes;
-        self.proxy.monitors.feed(&self.client, self.client.database(), words, bytes_max);
+        self.proxy.monitors.feed(&self.client, self.client.database(), argv, bytes_max);
     }
 
     /// Puts ops into the batches.
-    fn place(&mut self, rows: Rows, known: Known, extent: Extent) -> Next {
+    fn place(&mut self, rows: RowPlan, resolved: ResolvedCommand, span: CommandSpan) -> NextStep {
         self.table();
-        self.place_on_table(rows, known, extent)
+        self.route_on_table(rows, resolved, span)
     }
 
     /// As [`Session::place`], on the table that was looked up last.
-    fn place_on_table(&mut self, rows: Rows, known: Known, extent: Extent) -> Next {
-        if known.command.is(flags::WRITE) {
+    fn route_on_table(
+        &mut self,
+        rows: RowPlan,
+        resolved: ResolvedCommand,
+        span: CommandSpan,
+    ) -> NextStep {
+        if resolved.command.is(flags::WRITE) {
             let bytes_max = self.proxy.settings.load().write_max();
             if rows.ops.iter().map(Op::bytes).sum::<usize>() > bytes_max.bytes + 64 * 1024 {
                 let line = format!("ERR request is larger than {bytes_max}");
-                return self.reject(Some(known), extent, Reply::error(line));
+                return self.reject(Some(resolved), span, Reply::error(line));
             }
         }
-        let Some(table) = self.table.as_deref() else { return Next::NoTable(rows, known) };
+        let Some(table) = self.table.as_deref() else { return NextStep::NoTable(rows, resolved) };
         rows.ops.iter().for_each(|op| self.chunk.note(op));
         let is_lookup = rows.ops.first().is_some_and(lookups::is_lookup);
         let mut lines = SmallVec::new();
-        if rows.everywhere {
+        if rows.all_partitions {
             for partition in router::partitions(table) {
                 lines.extend(
                     rows.ops.iter().map(|op| self.chunk.batches.add(partition, op.clone(), false)),
@@ -351,7 +357,7 @@ impl Session {
             }
         } else {
             let Some(places) = router::places(table, &rows) else {
-                return self.reject(Some(known), extent, Reply::error(words::CROSSSLOT));
+                return self.reject(Some(resolved), span, Reply::error(errors::CROSSSLOT));
             };
             for (at, (op, place)) in rows.ops.into_iter().zip(&places).enumerate() {
                 let joins = places[..at].contains(place);
@@ -359,84 +365,96 @@ impl Session {
             }
         }
         let silent = self.is_silent();
-        self.chunk.entries.push_back(Entry {
-            known: Some(known),
-            extent,
+        self.chunk.entries.push_back(PendingReply {
+            resolved: Some(resolved),
+            span,
             silent,
-            state: State::Waiting(rows.wording, lines, is_lookup),
+            state: ReplyState::Waiting(rows.builder, lines, is_lookup),
         });
-        Next::Done
+        NextStep::Done
     }
 
     /// Answers what needs nobody, neither rows nor time.
-    fn answer_at_once(&mut self, call: Call, known: Known, extent: Extent) -> Next {
+    fn answer_at_once(
+        &mut self,
+        call: LocalCommand,
+        resolved: ResolvedCommand,
+        span: CommandSpan,
+    ) -> NextStep {
         let reply = match call {
-            Call::Ping(None) => Reply::Status("PONG".into()),
-            Call::Ping(Some(word)) | Call::Echo(word) => Reply::Bulk(word),
-            Call::Select(word) => match self.named_at_once(&word) {
+            LocalCommand::Ping(None) => Reply::Status("PONG".into()),
+            LocalCommand::Ping(Some(arg)) | LocalCommand::Echo(arg) => Reply::Bulk(arg),
+            LocalCommand::Select(arg) => match self.resolve_table_now(&arg) {
                 Some(named) => self.select(named),
-                None => return Next::Call(Call::Select(word), known),
+                None => return NextStep::Local(LocalCommand::Select(arg), resolved),
             },
-            Call::Multi => self.transaction.open(),
-            Call::Discard => self.transaction.discard(),
-            Call::Unwatch => {
+            LocalCommand::Multi => self.transaction.open(),
+            LocalCommand::Discard => self.transaction.discard(),
+            LocalCommand::Unwatch => {
                 self.transaction.unwatch();
                 Reply::OK
             }
-            Call::Client(
-                call @ (ClientCall::Id
-                | ClientCall::GetName
-                | ClientCall::SetName(_)
-                | ClientCall::SetInfo { .. }),
+            LocalCommand::Client(
+                call @ (ClientCommand::Id
+                | ClientCommand::GetName
+                | ClientCommand::SetName(_)
+                | ClientCommand::SetInfo { .. }),
             ) => self.proxy.clients.call(&self.client, call).0,
-            call => return Next::Call(call, known),
+            call => return NextStep::Local(call, resolved),
         };
-        self.ready(known, extent, reply)
+        self.ready(resolved, span, reply)
     }
 
     /// The rest of a command, after everything that came before it.
-    async fn finish(&mut self, next: Next, extent: Extent, bytes: &Bytes, out: &mut BytesMut) {
+    async fn finish(
+        &mut self,
+        next: NextStep,
+        span: CommandSpan,
+        bytes: &Bytes,
+        out: &mut BytesMut,
+    ) {
         self.flush(bytes, out).await;
         if self.chunk.is_owed {
-            self.chunk.stalled = Some((next, extent));
+            self.chunk.stalled = Some((next, span));
             return;
         }
         match next {
-            Next::Done | Next::Pause => {}
-            Next::NoTable(rows, known) => {
-                let placed: Boxed<'_, Next> = Box::pin(self.without_table(rows, known, extent));
-                if let Next::NoTable(..) = placed.await {
-                    self.reject(Some(known), extent, words::call_error(&CallError::NoTable));
+            NextStep::Done | NextStep::Pause => {}
+            NextStep::NoTable(rows, resolved) => {
+                let placed: Boxed<'_, NextStep> =
+                    Box::pin(self.without_table(rows, resolved, span));
+                if let NextStep::NoTable(..) = placed.await {
+                    self.reject(Some(resolved), span, errors::call_error(&CallError::NoTable));
                 }
             }
-            Next::Call(call, known) => {
-                self.client.shown.lock().last_command = Some(known.command.name);
-                let is_reply_mode = matches!(call, Call::Client(ClientCall::Reply(_)));
+            NextStep::Local(call, resolved) => {
+                self.client.shown.lock().last_command = Some(resolved.command.name);
+                let is_reply_mode = matches!(call, LocalCommand::Client(ClientCommand::Reply(_)));
                 // What operators ask for may be long lists, and so may what they ask
                 // with.
-                let may_be_long = known.command.is(flags::ADMIN) || extent.words >= LONG_PLAN_WORDS;
+                let may_be_long = resolved.command.is(flags::ADMIN) || span.argc >= LONG_PLAN_ARGS;
                 let reply = match may_be_long {
                     true => blocking::polled_in_place(self.call(call)).await,
                     false => self.call(call).await,
                 };
-                if self.proxy.monitors.any() && crate::monitor::shows(known.command) {
-                    self.show(&resp::words(bytes, extent));
+                if self.proxy.monitors.any() && crate::monitor::shows(resolved.command) {
+                    self.show(&resp::argv(bytes, span));
                 }
-                self.share().await;
+                self.yield_if_due().await;
                 self.chunk.absent = None;
                 if let Some(reply) = reply {
                     // CLIENT REPLY ON answers; OFF and SKIP leave out their own reply,
                     // too.
                     let silent = if is_reply_mode {
-                        self.silence != Silence::None
+                        self.silence != ReplySuppression::None
                     } else {
                         self.is_silent()
                     };
-                    self.chunk.entries.push_back(Entry {
-                        known: Some(known),
-                        extent,
+                    self.chunk.entries.push_back(PendingReply {
+                        resolved: Some(resolved),
+                        span,
                         silent,
-                        state: State::Ready(reply),
+                        state: ReplyState::Ready(reply),
                     });
                 }
                 // What follows may depend on it: protocol version, authentication,
@@ -449,52 +467,52 @@ impl Session {
     /// What the session does itself, when everything before has been carried out. `None`:
     /// no reply. Boxed, as it is rare and large: the common way stays small. And EXEC
     /// comes back here for its commands.
-    pub(crate) fn call(&mut self, call: Call) -> Boxed<'_, Option<Reply>> {
-        Box::pin(self.call_unboxed(call))
+    pub(crate) fn call(&mut self, call: LocalCommand) -> Boxed<'_, Option<Reply>> {
+        Box::pin(self.run_local_unboxed(call))
     }
 
-    async fn call_unboxed(&mut self, call: Call) -> Option<Reply> {
+    async fn run_local_unboxed(&mut self, call: LocalCommand) -> Option<Reply> {
         Some(match call {
-            Call::Ping(None) => Reply::Status("PONG".into()),
-            Call::Ping(Some(word)) | Call::Echo(word) => Reply::Bulk(word),
-            Call::Select(word) => match self.named(&word).await {
+            LocalCommand::Ping(None) => Reply::Status("PONG".into()),
+            LocalCommand::Ping(Some(arg)) | LocalCommand::Echo(arg) => Reply::Bulk(arg),
+            LocalCommand::Select(arg) => match self.resolve_table(&arg).await {
                 Ok(named) => self.select(named),
                 Err(reply) => reply,
             },
-            Call::Quit => {
+            LocalCommand::Quit => {
                 self.closing = true;
                 Reply::OK
             }
-            Call::Reset => self.reset(),
-            Call::Hello(hello) => self.hello(hello),
-            Call::Auth { user, password } => self.authenticate(user.as_deref(), &password),
-            Call::Client(call) => {
+            LocalCommand::Reset => self.reset(),
+            LocalCommand::Hello(hello) => self.hello(hello),
+            LocalCommand::Auth { user, password } => self.authenticate(user.as_deref(), &password),
+            LocalCommand::Client(call) => {
                 let (reply, effect) = self.proxy.clients.call(&self.client, call);
                 self.follow(effect);
                 reply
             }
-            Call::Exec => self.exec().await,
-            Call::Watch(keys) => self.watch(keys).await,
-            Call::Multi => self.transaction.open(),
-            Call::Discard => self.transaction.discard(),
-            Call::Unwatch => {
+            LocalCommand::Exec => self.exec().await,
+            LocalCommand::Watch(keys) => self.watch(keys).await,
+            LocalCommand::Multi => self.transaction.open(),
+            LocalCommand::Discard => self.transaction.discard(),
+            LocalCommand::Unwatch => {
                 self.transaction.unwatch();
                 Reply::OK
             }
-            Call::Keys { glob } => self.keys(glob).await,
-            Call::Scan { cursor, count, glob, kind, none } => {
+            LocalCommand::Keys { glob } => self.keys(glob).await,
+            LocalCommand::Scan { cursor, count, glob, kind, none } => {
                 self.scan(cursor, count, glob, kind, none).await
             }
-            Call::RandomKey => self.random_key().await,
-            Call::Move { key, table } => self.move_row(key, &table).await,
-            Call::CopyTo { from, to, table, replace } => {
+            LocalCommand::RandomKey => self.random_key().await,
+            LocalCommand::Move { key, table } => self.move_row(key, &table).await,
+            LocalCommand::CopyTo { from, to, table, replace } => {
                 self.copy_row(from, to, &table, replace).await
             }
-            Call::Wait { .. } => self.wait_for_copies(),
-            Call::WaitAof { local, replicas, timeout_ms } => {
+            LocalCommand::Wait { .. } => self.wait_for_copies(),
+            LocalCommand::WaitAof { local, replicas, timeout_ms } => {
                 self.wait_for_disks(local, replicas, waits::deadline(timeout_ms)).await
             }
-            Call::FlushAll => {
+            LocalCommand::FlushAll => {
                 let reply = server::flush_all(&self.proxy).await;
                 let tables = self.proxy.catalogue.tables();
                 tables
@@ -504,30 +522,35 @@ impl Session {
                 reply
             }
             other => match (Box::pin(server::call(&self.proxy, &self.client, other))
-                as Boxed<'_, server::Outcome>)
+                as Boxed<'_, server::ServerOutcome>)
                 .await
             {
-                server::Outcome::Reply(reply) => reply,
-                server::Outcome::Close => {
+                server::ServerOutcome::Reply(reply) => reply,
+                server::ServerOutcome::Close => {
                     self.closing = true;
                     return None;
                 }
-                server::Outcome::NotMine => commands::words::no_answer(),
+                server::ServerOutcome::NotHandled => commands::errors::no_answer(),
             },
         })
     }
 
     /// Ops on a table that this proxy has not heard of. If it is not there, they find
     /// nothing, and only one that would write something creates it.
-    async fn without_table(&mut self, rows: Rows, known: Known, extent: Extent) -> Next {
-        let found = match on_nothing(&rows.ops) {
+    async fn without_table(
+        &mut self,
+        rows: RowPlan,
+        resolved: ResolvedCommand,
+        span: CommandSpan,
+    ) -> NextStep {
+        let found = match eval_on_empty(&rows.ops) {
             Ok(Some(outcomes)) => match self.find_table().await {
                 Ok(None) => {
                     if rows.ops.first().is_some_and(lookups::is_lookup) {
                         lookups::count(&self.proxy.stats, &outcomes);
                     }
-                    let reply = rows.wording.reply(outcomes);
-                    return self.ready(known, extent, reply);
+                    let reply = rows.builder.build(outcomes);
+                    return self.ready(resolved, span, reply);
                 }
                 found => found.map(drop),
             },
@@ -539,21 +562,21 @@ impl Session {
                     self.table_to_be().await
                 };
                 match to_be {
-                    Ok(Some(table)) if !fits(&table, &rows) => Err(Reply::error(words::CROSSSLOT)),
+                    Ok(Some(table)) if !fits(&table, &rows) => Err(Reply::error(errors::CROSSSLOT)),
                     Ok(_) => self.ensure_table().await.map(drop),
                     Err(reply) => Err(reply),
                 }
             }
-            Err(fault) => Err(words::call_error(&CallError::Fault(fault.0))),
+            Err(fault) => Err(errors::call_error(&CallError::Fault(fault.0))),
         };
         match found {
-            Ok(()) => self.place_on_table(rows, known, extent),
-            Err(reply) => self.reject(Some(known), extent, reply),
+            Ok(()) => self.route_on_table(rows, resolved, span),
+            Err(reply) => self.reject(Some(resolved), span, reply),
         }
     }
 
     /// Lets others have the thread, if this client has had it for long enough.
-    pub(crate) async fn share(&mut self) {
+    pub(crate) async fn yield_if_due(&mut self) {
         self.chunk.slice_commands = 0;
         if self.chunk.slice.elapsed() >= SLICE {
             tokio::task::yield_now().await;
@@ -567,15 +590,15 @@ impl Session {
         self.chunk.is_owed = false;
         while !self.chunk.entries.is_empty() {
             if !self.chunk.batches.is_done() {
-                self.hold(Part::Answers, self.chunk.made_bytes());
+                self.hold(MemoryUse::Answers, self.chunk.made_bytes());
                 let deadline = self.chunk.started
                     + Duration::from_millis(self.proxy.settings.load().call_deadline_ms);
                 self.chunk.batches.written().for_each(|partition| self.written.note(partition));
-                self.chunk.batches.carry_out(&self.proxy, deadline).await;
+                self.chunk.batches.execute(&self.proxy, deadline).await;
                 self.chunk.absent = None;
             }
             self.answer(bytes, out).await;
-            self.hold(Part::Answers, self.chunk.made_bytes());
+            self.hold(MemoryUse::Answers, self.chunk.made_bytes());
             if !self.chunk.entries.is_empty()
                 && (out.len() >= self.replies_max || self.client.is_killed())
             {
@@ -586,7 +609,7 @@ impl Session {
         self.chunk.batches.clear();
         (self.chunk.large_ops, self.chunk.writes) = (0, false);
         (self.chunk.reply_bytes, self.chunk.planned_bytes) = (0, 0);
-        self.hold(Part::Answers, 0);
+        self.hold(MemoryUse::Answers, 0);
     }
 
     /// Appends the replies whose answers are there, in order, up to one that is not; and
@@ -602,16 +625,17 @@ impl Session {
         let (mut commands, mut noted, mut worked_ns) = (0, Vec::new(), 0);
         while let Some(entry) = self.chunk.entries.front_mut() {
             let batches = &mut self.chunk.batches;
-            if let State::Waiting(_, lines, _) = &entry.state
+            if let ReplyState::Waiting(_, lines, _) = &entry.state
                 && !batches.has(lines)
                 && batches.held_bytes() > bytes_max.bytes
             {
-                entry.state = State::Refused(words::answer_too_large(bytes_max), lines.clone());
+                entry.state =
+                    ReplyState::Refused(errors::answer_too_large(bytes_max), lines.clone());
             }
             let is_there = match &mut entry.state {
-                State::Ready(_) => true,
-                State::Waiting(_, lines, _) => batches.has(lines),
-                State::Refused(_, lines) => {
+                ReplyState::Ready(_) => true,
+                ReplyState::Waiting(_, lines, _) => batches.has(lines),
+                ReplyState::Refused(_, lines) => {
                     *lines = batches.forget(lines);
                     lines.is_empty()
                 }
@@ -619,20 +643,21 @@ impl Session {
             if !is_there || (commands > 0 && out.len() >= self.replies_max) {
                 break;
             }
-            let Some(Entry { known, extent, silent, state }) = self.chunk.entries.pop_front()
+            let Some(PendingReply { resolved, span, silent, state }) =
+                self.chunk.entries.pop_front()
             else {
                 break;
             };
             let mut reply = match state {
-                State::Ready(reply) | State::Refused(reply, _) => reply,
-                State::Waiting(wording, lines, is_lookup) => {
-                    let writes = known.is_some_and(|known| known.command.is(flags::WRITE));
+                ReplyState::Ready(reply) | ReplyState::Refused(reply, _) => reply,
+                ReplyState::Waiting(builder, lines, is_lookup) => {
+                    let writes = resolved.is_some_and(|resolved| resolved.command.is(flags::WRITE));
                     let counted = is_lookup.then_some(&self.proxy.stats);
-                    worded(&mut self.chunk.batches, wording, &lines, writes, counted).await
+                    build_reply(&mut self.chunk.batches, builder, &lines, writes, counted).await
                 }
             };
             if reply.bytes() > bytes_max.bytes {
-                reply = words::answer_too_large(bytes_max);
+                reply = errors::answer_too_large(bytes_max);
             }
             let encoding_ns = reply.encoding_ns(blocking::LONG_NS);
             worked_ns += ENTRY_NS + encoding_ns;
@@ -640,7 +665,9 @@ impl Session {
                 tokio::task::yield_now().await;
                 worked_ns = 0;
             }
-            if let (Some(Known { index: Some(index), .. }), Reply::Error(line)) = (known, &reply) {
+            if let (Some(ResolvedCommand { index: Some(index), .. }), Reply::Error(line)) =
+                (resolved, &reply)
+            {
                 self.proxy.stats.failed(index, line);
             }
             let encode = || {
@@ -655,13 +682,13 @@ impl Session {
             } else {
                 encode()
             }
-            if let Some(Known { index: Some(index), .. }) = known {
+            if let Some(ResolvedCommand { index: Some(index), .. }) = resolved {
                 count(&mut self.chunk.counts, index);
             }
             if is_noted {
-                noted.push((known, extent));
+                noted.push((resolved, span));
             }
-            self.chunk.last = known.or(self.chunk.last);
+            self.chunk.last = resolved.or(self.chunk.last);
             commands += 1;
         }
         if is_noted {
@@ -675,27 +702,27 @@ impl Session {
 
     fn note_slow(
         &self,
-        entries: &[(Option<Known>, Extent)],
+        entries: &[(Option<ResolvedCommand>, CommandSpan)],
         took: Duration,
         bytes: &Bytes,
         settings: &Settings,
     ) {
         // Commands that came together are as slow as the slowest of them, which is no
         // fast one if there is another.
-        let is_fast = |entry: &(Option<Known>, Extent)| {
-            entry.0.is_none_or(|known| known.command.is(flags::FAST))
+        let is_fast = |entry: &(Option<ResolvedCommand>, CommandSpan)| {
+            entry.0.is_none_or(|resolved| resolved.command.is(flags::FAST))
         };
         if crate::slowlog::is_slow(took, settings.slowlog_slower_than_us) {
             let name = self.client.name();
             let all_fast = entries.iter().all(is_fast);
-            let is_noted = |entry: &&(Option<Known>, Extent)| {
+            let is_noted = |entry: &&(Option<ResolvedCommand>, CommandSpan)| {
                 (all_fast || !is_fast(entry))
-                    && entry.0.is_some_and(|known| !known.command.is(flags::SKIP_SLOWLOG))
+                    && entry.0.is_some_and(|resolved| !resolved.command.is(flags::SKIP_SLOWLOG))
             };
-            for (_, extent) in entries.iter().filter(is_noted).take(SLOW_ENTRIES_MAX) {
-                let words = resp::words(bytes, *extent);
+            for (_, span) in entries.iter().filter(is_noted).take(SLOW_ENTRIES_MAX) {
+                let argv = resp::argv(bytes, *span);
                 self.proxy.slowlog.add(
-                    &words,
+                    &argv,
                     took,
                     &self.client.endpoint.address,
                     &name,
@@ -711,37 +738,43 @@ impl Session {
 
     /// The name of the last command carried out, for CLIENT LIST.
     pub(crate) fn last_command(&self) -> Option<&'static str> {
-        self.chunk.last.map(|known| known.command.name)
+        self.chunk.last.map(|resolved| resolved.command.name)
     }
 
     fn is_silent(&mut self) -> bool {
         match self.silence {
-            Silence::None => false,
-            Silence::All => true,
-            Silence::Next => {
-                self.silence = Silence::None;
+            ReplySuppression::None => false,
+            ReplySuppression::All => true,
+            ReplySuppression::NextReply => {
+                self.silence = ReplySuppression::None;
                 true
             }
         }
     }
 
-    fn ready(&mut self, known: Known, extent: Extent, reply: Reply) -> Next {
+    fn ready(&mut self, resolved: ResolvedCommand, span: CommandSpan, reply: Reply) -> NextStep {
         let silent = self.is_silent();
         self.chunk.reply_bytes += reply.bytes();
-        self.chunk.entries.push_back(Entry {
-            known: Some(known),
-            extent,
+        self.chunk.entries.push_back(PendingReply {
+            resolved: Some(resolved),
+            span,
             silent,
-            state: State::Ready(reply),
+            state: ReplyState::Ready(reply),
         });
-        Next::Done
+        NextStep::Done
     }
 
     /// Answers with an error before anything ran; a transaction that is being queued is
     /// spoilt by it.
-    fn reject(&mut self, known: Option<Known>, extent: Extent, mut reply: Reply) -> Next {
-        self.transaction.spoil();
-        if let (Some("exec"), Reply::Error(line)) = (known.map(|known| known.command.name), &reply)
+    fn reject(
+        &mut self,
+        resolved: Option<ResolvedCommand>,
+        span: CommandSpan,
+        mut reply: Reply,
+    ) -> NextStep {
+        self.transaction.mark_dirty();
+        if let (Some("exec"), Reply::Error(line)) =
+            (resolved.map(|resolved| resolved.command.name), &reply)
         {
             // An EXEC that cannot be carried out ends the transaction all the same.
             let why = line.strip_prefix("ERR ").unwrap_or(line);
@@ -749,21 +782,21 @@ impl Session {
             self.transaction.discard();
         }
         if let Reply::Error(line) = &reply {
-            self.proxy.stats.rejected(known.and_then(|known| known.index), line);
+            self.proxy.stats.rejected(resolved.and_then(|resolved| resolved.index), line);
         }
         let silent = self.is_silent();
         self.chunk.reply_bytes += reply.bytes();
-        self.chunk.entries.push_back(Entry {
-            known: None,
-            extent,
+        self.chunk.entries.push_back(PendingReply {
+            resolved: None,
+            span,
             silent,
-            state: State::Ready(reply),
+            state: ReplyState::Ready(reply),
         });
-        Next::Done
+        NextStep::Done
     }
 }
 
-fn count(counts: &mut SmallVec<[(Index, u64); 8]>, index: Index) {
+fn count(counts: &mut SmallVec<[(CommandIndex, u64); 8]>, index: CommandIndex) {
     match counts.iter_mut().find(|(other, _)| *other == index) {
         Some((_, calls)) => *calls += 1,
         None => counts.push((index, 1)),
@@ -772,11 +805,16 @@ fn count(counts: &mut SmallVec<[(Index, u64); 8]>, index: Index) {
 
 /// A command's plan; of many words, or of many bytes where each costs time, it is made
 /// while others are served.
-pub(crate) fn planned(command: &'static Command, words: Words, bytes: usize, seed: u64) -> Planned {
+pub(crate) fn plan_command(
+    command: &'static Command,
+    argv: Argv,
+    bytes: usize,
+    seed: u64,
+) -> PlanResult {
     let is_long =
-        words.len() >= LONG_PLAN_WORDS || command.is(flags::LONG_PLAN) && bytes >= LONG_PLAN_BYTES;
-    let name_words = 1 + usize::from(command.parts().is_some());
-    let plan = move || (command.plan)(Args::new(words, name_words, seed));
+        argv.len() >= LONG_PLAN_ARGS || command.is(flags::LONG_PLAN) && bytes >= LONG_PLAN_BYTES;
+    let name_args = 1 + usize::from(command.parts().is_some());
+    let plan = move || (command.plan)(Args::new(argv, name_args, seed));
     if is_long { blocking::in_place(plan) } else { plan() }
 }
 
@@ -784,19 +822,19 @@ pub(crate) fn planned(command: &'static Command, words: Words, bytes: usize, see
 const ENTRY_NS: u64 = 500;
 
 /// The reply to outcomes; what takes long is done while others are served.
-pub(crate) async fn reply_to(wording: Wording, outcomes: Vec<Outcome>) -> Reply {
-    match wording.work_ns(&outcomes) >= blocking::LONG_NS {
-        true => blocking::in_turn(|| wording.reply(outcomes)).await,
-        false => wording.reply(outcomes),
+pub(crate) async fn reply_to(builder: ReplyBuilder, outcomes: Vec<Outcome>) -> Reply {
+    match builder.work_ns(&outcomes) >= blocking::LONG_NS {
+        true => blocking::in_turn(|| builder.build(outcomes)).await,
+        false => builder.build(outcomes),
     }
 }
 
 /// The reply to what became of ops in these lines. A write that was done in some
 /// partitions only must not look as if nothing was done. If they are look-ups, they are
 /// `counted`.
-async fn worded(
+async fn build_reply(
     batches: &mut Batches,
-    wording: Wording,
+    builder: ReplyBuilder,
     lines: &[u16],
     writes: bool,
     counted: Option<&Stats>,
@@ -807,13 +845,13 @@ async fn worded(
     if let [line] = lines {
         let outcome = match batches.take(*line) {
             Ok(outcome) => outcome,
-            Err(error) => return words::call_error(&error),
+            Err(error) => return errors::call_error(&error),
         };
         count(std::slice::from_ref(&outcome));
-        if wording.work_ns(std::slice::from_ref(&outcome)) < blocking::LONG_NS {
-            return wording.reply([outcome]);
+        if builder.work_ns(std::slice::from_ref(&outcome)) < blocking::LONG_NS {
+            return builder.build([outcome]);
         }
-        return blocking::in_turn(|| wording.reply([outcome])).await;
+        return blocking::in_turn(|| builder.build([outcome])).await;
     }
     let mut outcomes = Vec::with_capacity(lines.len());
     let mut failed = None;
@@ -831,20 +869,20 @@ async fn worded(
     match failed {
         None => {
             count(&outcomes);
-            reply_to(wording, outcomes).await
+            reply_to(builder, outcomes).await
         }
-        Some(error) if writes && !outcomes.is_empty() => words::partly_done(&error),
-        Some(error) => words::call_error(&error),
+        Some(error) if writes && !outcomes.is_empty() => errors::partly_done(&error),
+        Some(error) => errors::call_error(&error),
     }
 }
 
 /// Whether a command's ops lie where they must in a table.
-fn fits(table: &Table, rows: &Rows) -> bool {
-    rows.everywhere || router::places(table, rows).is_some()
+fn fits(table: &Table, rows: &RowPlan) -> bool {
+    rows.all_partitions || router::places(table, rows).is_some()
 }
 
 /// What ops say where there is no row; `None` when one of them would write.
-pub(crate) fn on_nothing(ops: &[Op]) -> Result<Option<Vec<Outcome>>, Fault> {
+pub(crate) fn eval_on_empty(ops: &[Op]) -> Result<Option<Vec<Outcome>>, Fault> {
     let mut edits = Edits::default();
     let mut outcomes = Vec::with_capacity(ops.len());
     let rules = Rules::default();
@@ -854,7 +892,7 @@ pub(crate) fn on_nothing(ops: &[Op]) -> Result<Option<Vec<Outcome>>, Fault> {
             continue;
         }
         let stamp = Stamp { now_ms: crate::now_ms(), timetag: 0 };
-        let mut tx = Tx { view: &Nothing, edits: &mut edits, stamp, rules };
+        let mut tx = Tx { view: &EmptyView, edits: &mut edits, stamp, rules };
         match row::eval(op, &mut tx) {
             Ok(answer) => outcomes.push(Ok(answer)),
             Err(EvalError::Refused(refusal)) => outcomes.push(Err(refusal)),
@@ -865,9 +903,9 @@ pub(crate) fn on_nothing(ops: &[Op]) -> Result<Option<Vec<Outcome>>, Fault> {
 }
 
 /// A partition without rows.
-struct Nothing;
+struct EmptyView;
 
-impl View for Nothing {
+impl View for EmptyView {
     fn get(&self, _: Family, _: &[u8]) -> Result<Option<Bytes>, Fault> {
         Ok(None)
     }

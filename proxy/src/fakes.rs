@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::Endpoint;
 use crate::config::{FileChange, RewriteError};
-use crate::node::{Durability, Figure, Memory, Node, Section, TableFigures};
-use crate::{Client, Facts, Proxy, Settings};
+use crate::host::{Durability, Host, InfoSection, InfoValue, ProcessMemory, TableStats};
+use crate::{Client, Proxy, ServerInfo, Settings};
 
 /// What the doors were asked, and how they answer.
 #[derive(Default)]
-pub(crate) struct Doors {
+pub(crate) struct FakeBackend {
     /// Requests to partitions.
     pub(crate) called: AtomicU64,
     /// Settings that were written to the file.
@@ -30,7 +30,7 @@ pub(crate) struct Doors {
     pub(crate) synced: Mutex<Vec<PartitionId>>,
 }
 
-impl Call<Request, Response> for Doors {
+impl Call<Request, Response> for FakeBackend {
     fn read_now(&self, _: PartitionId, _: &Request) -> Option<Result<Response, CallError>> {
         None
     }
@@ -57,7 +57,7 @@ impl Call<Request, Response> for Doors {
     }
 }
 
-impl Catalogue for Doors {
+impl Catalogue for FakeBackend {
     fn table(&self, name: &str) -> Option<Arc<Table>> {
         Catalogue::tables(self).into_iter().find(|table| table.name == name)
     }
@@ -98,19 +98,19 @@ impl Catalogue for Doors {
     }
 }
 
-impl Node for Doors {
-    fn sections(&self) -> Vec<Section> {
+impl Host for FakeBackend {
+    fn sections(&self) -> Vec<InfoSection> {
         vec![
-            Section {
+            InfoSection {
                 name: "persistence",
-                figures: vec![("aof_last_write_status".into(), Figure::Text("err".into()))],
+                fields: vec![("aof_last_write_status".into(), InfoValue::Text("err".into()))],
             },
-            Section { name: "raft", figures: vec![("raft_groups".into(), Figure::Int(8))] },
+            InfoSection { name: "raft", fields: vec![("raft_groups".into(), InfoValue::Int(8))] },
         ]
     }
 
-    fn tables(&self) -> Vec<TableFigures> {
-        let table = |name: &str, number, rows| TableFigures {
+    fn tables(&self) -> Vec<TableStats> {
+        let table = |name: &str, number, rows| TableStats {
             name: name.into(),
             number,
             rows,
@@ -146,9 +146,9 @@ impl Node for Doors {
         Box::pin(async move { if fails { Err(CallError::Fault("disk".into())) } else { Ok(()) } })
     }
 
-    fn memory(&self) -> Memory {
+    fn memory(&self) -> ProcessMemory {
         let shares = vec![("block_cache", 500), ("clients", 125)];
-        Memory {
+        ProcessMemory {
             allocated: 100,
             active: 150,
             resident: 300,
@@ -166,17 +166,17 @@ impl Node for Doors {
 }
 
 /// A proxy in front of these doors.
-pub(crate) fn proxy(doors: &Arc<Doors>) -> Arc<Proxy> {
-    let facts = Facts {
+pub(crate) fn proxy(doors: &Arc<FakeBackend>) -> Arc<Proxy> {
+    let server_info = ServerInfo {
         version: "1.2.3".into(),
         mode: "standalone",
         port: 6379,
         fixed: vec![("bind", "127.0.0.1".into())],
-        ..Facts::default()
+        ..ServerInfo::default()
     };
     Proxy::new(
         Settings::default(),
-        facts,
+        server_info,
         doors.clone(),
         doors.clone(),
         doors.clone(),

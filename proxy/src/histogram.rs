@@ -11,8 +11,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Parts of an octave, as a power of two.
-const PART_BITS: u32 = 3;
-const PARTS: usize = 1 << PART_BITS;
+const SUB_BUCKET_BITS: u32 = 3;
+const PARTS: usize = 1 << SUB_BUCKET_BITS;
 
 /// Counts of values from `2^LOW` to `2^(LOW + octaves)`; smaller and larger ones count in
 /// the first and last bucket.
@@ -25,7 +25,7 @@ pub struct Histogram {
 impl Histogram {
     /// Buckets for `2^low_bits ..= 2^(low_bits + octaves)`. `low_bits` is at least 3.
     pub fn new(low_bits: u32, octaves: usize) -> Histogram {
-        assert!(low_bits >= PART_BITS, "an octave has {PARTS} parts");
+        assert!(low_bits >= SUB_BUCKET_BITS, "an octave has {PARTS} parts");
         Histogram { low_bits, buckets: (0..octaves * PARTS).map(|_| AtomicU64::new(0)).collect() }
     }
 
@@ -86,14 +86,14 @@ impl Histogram {
         if bits < self.low_bits {
             return 0;
         }
-        let part = (value >> (bits - PART_BITS)) as usize & (PARTS - 1);
+        let part = (value >> (bits - SUB_BUCKET_BITS)) as usize & (PARTS - 1);
         ((bits - self.low_bits) as usize * PARTS + part).min(self.buckets.len() - 1)
     }
 
     /// The first value of a bucket.
     fn start(&self, bucket: usize) -> u64 {
         let (octave, part) = ((bucket / PARTS) as u32, (bucket % PARTS) as u64);
-        (PARTS as u64 + part) << (self.low_bits + octave - PART_BITS)
+        (PARTS as u64 + part) << (self.low_bits + octave - SUB_BUCKET_BITS)
     }
 }
 

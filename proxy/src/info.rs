@@ -3,7 +3,7 @@
 //! A field is here when it says something true of Bridle; fields of Redis that have no
 //! counterpart are left out, but for a few constants that agents and clients look for
 //! (`loading:0`, `evicted_keys:0`). What storage, Raft and meta know comes through
-//! [`crate::Node::sections`] and is merged into the sections of the same name, or makes
+//! [`crate::Host::sections`] and is merged into the sections of the same name, or makes
 //! sections of its own.
 
 use std::fmt::Write as _;
@@ -14,18 +14,18 @@ use commands::Reply;
 use procfs::Current;
 use row::op::Op;
 
+use crate::host::{Durability, InfoValue};
 use crate::memory::{self, percent, ratio};
-use crate::node::{Durability, Figure};
 use crate::{Proxy, REDIS_VERSION, router};
 
 /// How long INFO waits for the counts of all partitions of a cluster.
-const KEYSPACE_PATIENCE: Duration = Duration::from_secs(1);
+const KEYSPACE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Fields of a section, in order.
 #[derive(Debug, Default)]
-pub(crate) struct Fields(Vec<(String, String)>);
+pub(crate) struct InfoFields(Vec<(String, String)>);
 
-impl Fields {
+impl InfoFields {
     fn put(&mut self, name: &str, value: impl ToString) {
         let value = value.to_string();
         match self.0.iter_mut().find(|(other, _)| other == name) {
@@ -41,31 +41,31 @@ impl Fields {
 }
 
 /// A section, how it is shown when not asked for by name, and what fills it.
-struct Section {
+struct SectionSpec {
     name: &'static str,
     heading: &'static str,
     by_default: bool,
-    fill: fn(&Proxy, &mut Fields),
+    fill: fn(&Proxy, &mut InfoFields),
 }
 
 const fn section(
     name: &'static str,
     heading: &'static str,
-    fill: fn(&Proxy, &mut Fields),
-) -> Section {
-    Section { name, heading, by_default: true, fill }
+    fill: fn(&Proxy, &mut InfoFields),
+) -> SectionSpec {
+    SectionSpec { name, heading, by_default: true, fill }
 }
 
 const fn on_demand(
     name: &'static str,
     heading: &'static str,
-    fill: fn(&Proxy, &mut Fields),
-) -> Section {
-    Section { name, heading, by_default: false, fill }
+    fill: fn(&Proxy, &mut InfoFields),
+) -> SectionSpec {
+    SectionSpec { name, heading, by_default: false, fill }
 }
 
 /// In the order in which they are shown.
-static SECTIONS: &[Section] = &[
+static SECTIONS: &[SectionSpec] = &[
     section("server", "Server", server),
     section("clients", "Clients", clients),
     section("memory", "Memory", memory),
@@ -102,16 +102,16 @@ fn is_asked(wanted: &[Bytes], name: &str, by_default: bool) -> bool {
 }
 
 fn is_cluster(proxy: &Proxy) -> bool {
-    proxy.facts.mode == "cluster"
+    proxy.server_info.mode == "cluster"
 }
 
 /// Rows of each table over all its partitions, asked of their leaders. A table of which
 /// one does not answer soon is named as such.
-async fn rows_everywhere(proxy: &Proxy) -> Fields {
+async fn rows_everywhere(proxy: &Proxy) -> InfoFields {
     let patience =
-        KEYSPACE_PATIENCE.min(Duration::from_millis(proxy.settings.load().call_deadline_ms));
+        KEYSPACE_TIMEOUT.min(Duration::from_millis(proxy.settings.load().call_deadline_ms));
     let deadline = Instant::now() + patience;
-    let (mut fields, mut uncounted) = (Fields::default(), Vec::new());
+    let (mut fields, mut uncounted) = (InfoFields::default(), Vec::new());
     for table in proxy.catalogue.tables() {
         let name = format!("db{}", table.number);
         let counted = match router::count_rows(proxy, &table, deadline).await {
@@ -138,19 +138,19 @@ async fn rows_everywhere(proxy: &Proxy) -> Fields {
 
 /// A line of a table's, if it has rows, with all that agents look for in it: mean times
 /// to live and rows with fields that expire are not counted.
-fn put_rows(fields: &mut Fields, name: &str, rows: u64, expiring: u64) {
+fn put_rows(fields: &mut InfoFields, name: &str, rows: u64, expiring: u64) {
     if rows > 0 {
         fields.put(name, format_args!("keys={rows},expires={expiring},avg_ttl=0,subexpiry=0"));
     }
 }
 
 /// `counted`: the keyspace, where this process does not hold all of it.
-fn text_of(proxy: &Proxy, wanted: &[Bytes], mut counted: Option<Fields>) -> Reply {
+fn text_of(proxy: &Proxy, wanted: &[Bytes], mut counted: Option<InfoFields>) -> Reply {
     let is_wanted = |name: &str, by_default: bool| is_asked(wanted, name, by_default);
-    let node = proxy.node.sections();
+    let node = proxy.host.sections();
     let mut text = String::with_capacity(4096);
     for section in SECTIONS.iter().filter(|section| is_wanted(section.name, section.by_default)) {
-        let mut fields = Fields::default();
+        let mut fields = InfoFields::default();
         match counted.take_if(|_| section.name == "keyspace") {
             Some(counted) => fields = counted,
             None => (section.fill)(proxy, &mut fields),
@@ -161,7 +161,7 @@ fn text_of(proxy: &Proxy, wanted: &[Bytes], mut counted: Option<Fields>) -> Repl
     for other in &node {
         if SECTIONS.iter().all(|section| section.name != other.name) && is_wanted(other.name, true)
         {
-            let mut fields = Fields::default();
+            let mut fields = InfoFields::default();
             merge(&mut fields, [other]);
             show(&mut text, &capital(other.name), &fields);
         }
@@ -169,17 +169,20 @@ fn text_of(proxy: &Proxy, wanted: &[Bytes], mut counted: Option<Fields>) -> Repl
     Reply::Text(text)
 }
 
-fn merge<'a>(fields: &mut Fields, sections: impl IntoIterator<Item = &'a crate::node::Section>) {
-    for (name, figure) in sections.into_iter().flat_map(|section| &section.figures) {
+fn merge<'a>(
+    fields: &mut InfoFields,
+    sections: impl IntoIterator<Item = &'a crate::host::InfoSection>,
+) {
+    for (name, figure) in sections.into_iter().flat_map(|section| &section.fields) {
         match figure {
-            Figure::Int(number) => fields.put(name, number),
-            Figure::Float(number) => fields.put(name, format_args!("{number:.2}")),
-            Figure::Text(text) => fields.put(name, one_line(text)),
+            InfoValue::Int(number) => fields.put(name, number),
+            InfoValue::Float(number) => fields.put(name, format_args!("{number:.2}")),
+            InfoValue::Text(text) => fields.put(name, one_line(text)),
         }
     }
 }
 
-fn show(text: &mut String, heading: &str, fields: &Fields) {
+fn show(text: &mut String, heading: &str, fields: &InfoFields) {
     let gap = if text.is_empty() { "" } else { "\r\n" };
     write!(text, "{gap}# {heading}\r\n").expect("writing to a string cannot fail");
     for (name, value) in &fields.0 {
@@ -187,27 +190,27 @@ fn show(text: &mut String, heading: &str, fields: &Fields) {
     }
 }
 
-fn server(proxy: &Proxy, fields: &mut Fields) {
-    let facts = &proxy.facts;
+fn server(proxy: &Proxy, fields: &mut InfoFields) {
+    let server_info = &proxy.server_info;
     let uptime = proxy.started.elapsed().as_secs();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     fields.put("redis_version", REDIS_VERSION);
     fields.put("redis_git_sha1", "00000000");
     fields.put("redis_git_dirty", 0);
     fields.put("redis_build_id", "0");
-    fields.put("bridle_version", &facts.version);
+    fields.put("bridle_version", &server_info.version);
     // Redis Cluster's protocol is not spoken in a cluster of ours either: to clients
     // every proxy is one large Redis.
     fields.put("redis_mode", "standalone");
-    fields.put("bridle_mode", facts.mode);
+    fields.put("bridle_mode", server_info.mode);
     fields.put("os", system());
     fields.put("arch_bits", usize::BITS);
     fields.put("multiplexing_api", "epoll");
     fields.put("process_id", std::process::id());
     fields.put("process_supervised", "no");
     fields.put("run_id", &proxy.run_id);
-    fields.put("tcp_port", facts.port);
-    fields.put("tls_port", facts.tls_port);
+    fields.put("tcp_port", server_info.port);
+    fields.put("tls_port", server_info.tls_port);
     fields.put("server_time_usec", now.as_micros());
     fields.put("uptime_in_seconds", uptime);
     fields.put("uptime_in_days", uptime / 86_400);
@@ -216,11 +219,11 @@ fn server(proxy: &Proxy, fields: &mut Fields) {
         std::env::current_exe()
             .map_or_else(|_| String::new(), |path| one_line(&path.to_string_lossy())),
     );
-    fields.put("config_file", one_line(&facts.config_file));
+    fields.put("config_file", one_line(&server_info.config_file));
     fields.put("io_threads_active", 0);
 }
 
-fn clients(proxy: &Proxy, fields: &mut Fields) {
+fn clients(proxy: &Proxy, fields: &mut InfoFields) {
     let clients = proxy.clients.all();
     let buffered: Vec<_> = clients.iter().map(|client| client.buffered_bytes()).collect();
     fields.put("connected_clients", clients.len());
@@ -246,8 +249,8 @@ fn clients(proxy: &Proxy, fields: &mut Fields) {
     }
 }
 
-fn memory(proxy: &Proxy, fields: &mut Fields) {
-    let memory = memory::Figures::of(proxy);
+fn memory(proxy: &Proxy, fields: &mut InfoFields) {
+    let memory = memory::MemoryStats::of(proxy);
     let dataset = memory.dataset();
     fields.bytes("used_memory", memory.used);
     fields.bytes("used_memory_rss", memory.resident);
@@ -256,44 +259,48 @@ fn memory(proxy: &Proxy, fields: &mut Fields) {
     fields.put("used_memory_overhead", memory.used.saturating_sub(dataset));
     fields.put("used_memory_dataset", dataset);
     fields.put("used_memory_dataset_perc", format_args!("{:.2}%", percent(dataset, memory.used)));
-    fields.put("allocator_allocated", memory.node.allocated);
-    fields.put("allocator_active", memory.node.active);
-    fields.put("allocator_resident", memory.node.resident);
+    fields.put("allocator_allocated", memory.process.allocated);
+    fields.put("allocator_active", memory.process.active);
+    fields.put("allocator_resident", memory.process.resident);
     fields.bytes("total_system_memory", memory.system);
     // There is no limit to rows, which are on disk; what is cached of them has bounds of
     // its own.
     fields.bytes("maxmemory", 0);
     fields.put("maxmemory_policy", "noeviction");
-    fields.bytes("bridle_memory", memory.node.budget);
-    for (name, bytes) in &memory.node.shares {
+    fields.bytes("bridle_memory", memory.process.budget);
+    for (name, bytes) in &memory.process.shares {
         fields.put(&format!("bridle_memory_{name}"), bytes);
     }
     fields.put(
         "allocator_frag_ratio",
-        format_args!("{:.2}", ratio(memory.node.active, memory.node.allocated)),
+        format_args!("{:.2}", ratio(memory.process.active, memory.process.allocated)),
     );
-    fields.put("allocator_frag_bytes", memory.node.active.saturating_sub(memory.node.allocated));
+    fields.put(
+        "allocator_frag_bytes",
+        memory.process.active.saturating_sub(memory.process.allocated),
+    );
     fields.put(
         "allocator_rss_ratio",
-        format_args!("{:.2}", ratio(memory.node.resident, memory.node.active)),
+        format_args!("{:.2}", ratio(memory.process.resident, memory.process.active)),
     );
-    fields.put("allocator_rss_bytes", memory.node.resident.saturating_sub(memory.node.active));
+    fields
+        .put("allocator_rss_bytes", memory.process.resident.saturating_sub(memory.process.active));
     fields
         .put("mem_fragmentation_ratio", format_args!("{:.2}", ratio(memory.resident, memory.used)));
     fields.put("mem_fragmentation_bytes", memory.resident as i64 - memory.used as i64);
     fields.put("mem_clients_normal", memory.clients);
     fields.put(
         "mem_allocator",
-        if memory.node.allocator.is_empty() { "unknown" } else { memory.node.allocator },
+        if memory.process.allocator.is_empty() { "unknown" } else { memory.process.allocator },
     );
-    for (name, bytes) in &memory.node.parts {
+    for (name, bytes) in &memory.process.parts {
         fields.put(&format!("mem_{name}"), bytes);
     }
 }
 
 /// The Raft log is what Redis's append-only file is: always there, and fsynced as
 /// `durability` says.
-fn persistence(_: &Proxy, fields: &mut Fields) {
+fn persistence(_: &Proxy, fields: &mut InfoFields) {
     fields.put("loading", 0);
     fields.put("async_loading", 0);
     fields.put("rdb_bgsave_in_progress", 0);
@@ -304,8 +311,8 @@ fn persistence(_: &Proxy, fields: &mut Fields) {
     fields.put("aof_last_write_status", "ok");
 }
 
-fn durability(proxy: &Proxy, fields: &mut Fields) {
-    let (word, meaning) = match proxy.node.durability() {
+fn durability(proxy: &Proxy, fields: &mut InfoFields) {
+    let (word, meaning) = match proxy.host.durability() {
         Durability::Always => ("always", "fsynced before the reply"),
         Durability::Interval => ("interval", "fsynced every 100 ms"),
         Durability::Os => ("os", "written by the operating system when it sees fit"),
@@ -314,7 +321,7 @@ fn durability(proxy: &Proxy, fields: &mut Fields) {
     fields.put("acknowledged_writes_are", meaning);
 }
 
-fn stats(proxy: &Proxy, fields: &mut Fields) {
+fn stats(proxy: &Proxy, fields: &mut InfoFields) {
     let stats = &proxy.stats;
     let [ops, bytes_in, bytes_out] = stats.per_second();
     let (_, batches) = stats.batches();
@@ -348,14 +355,14 @@ fn stats(proxy: &Proxy, fields: &mut Fields) {
 
 /// Every proxy takes writes. In a cluster each partition has replicas of its own, which
 /// `bridle admin partitions` shows.
-fn replication(proxy: &Proxy, fields: &mut Fields) {
+fn replication(proxy: &Proxy, fields: &mut InfoFields) {
     fields.put("role", "master");
     fields.put("connected_slaves", 0);
     fields.put("master_failover_state", "no-failover");
     fields.put("master_replid", &proxy.run_id);
 }
 
-fn cpu(_: &Proxy, fields: &mut Fields) {
+fn cpu(_: &Proxy, fields: &mut InfoFields) {
     if let Some(status) = process_status() {
         fields.put("used_cpu_sys", format_args!("{:.6}", status.system_s));
         fields.put("used_cpu_user", format_args!("{:.6}", status.user_s));
@@ -364,7 +371,7 @@ fn cpu(_: &Proxy, fields: &mut Fields) {
     }
 }
 
-fn command_stats(proxy: &Proxy, fields: &mut Fields) {
+fn command_stats(proxy: &Proxy, fields: &mut InfoFields) {
     for command in proxy.stats.commands().filter(|command| command.calls + command.rejected > 0) {
         let micros = command.total.as_micros();
         let each = command.total.as_secs_f64() * 1e6 / command.calls.max(1) as f64;
@@ -379,13 +386,13 @@ fn command_stats(proxy: &Proxy, fields: &mut Fields) {
     }
 }
 
-fn error_stats(proxy: &Proxy, fields: &mut Fields) {
+fn error_stats(proxy: &Proxy, fields: &mut InfoFields) {
     for (prefix, count) in proxy.stats.errors() {
         fields.put(&format!("errorstat_{prefix}"), format_args!("count={count}"));
     }
 }
 
-fn latency_stats(proxy: &Proxy, fields: &mut Fields) {
+fn latency_stats(proxy: &Proxy, fields: &mut InfoFields) {
     for command in proxy.stats.commands().filter(|command| command.calls > 0) {
         let [p50, p99, p999] = [50.0, 99.0, 99.9]
             .map(|percentile| command.latency.percentile(percentile) as f64 / 1000.0);
@@ -397,13 +404,13 @@ fn latency_stats(proxy: &Proxy, fields: &mut Fields) {
 }
 
 /// `cluster_enabled:1` would make clients speak Redis Cluster's protocol.
-fn cluster(_: &Proxy, fields: &mut Fields) {
+fn cluster(_: &Proxy, fields: &mut InfoFields) {
     fields.put("cluster_enabled", 0);
 }
 
 /// What is in this process: in a cluster, its replicas.
-fn storage(proxy: &Proxy, fields: &mut Fields) {
-    let tables = proxy.node.tables();
+fn storage(proxy: &Proxy, fields: &mut InfoFields) {
+    let tables = proxy.host.tables();
     fields.put("tables", tables.len());
     fields.put("disk_bytes", tables.iter().map(|table| table.disk_bytes).sum::<u64>());
 }
@@ -411,14 +418,14 @@ fn storage(proxy: &Proxy, fields: &mut Fields) {
 /// `db0:keys=..` as agents read it; tables with other names by their numbers, too. In a
 /// cluster, the rows of all partitions wherever they are ([`rows_everywhere`]);
 /// [`put_rows`] says what is not counted.
-fn keyspace(proxy: &Proxy, fields: &mut Fields) {
-    for table in proxy.node.tables().iter().filter(|table| table.rows > 0) {
+fn keyspace(proxy: &Proxy, fields: &mut InfoFields) {
+    for table in proxy.host.tables().iter().filter(|table| table.rows > 0) {
         put_rows(fields, &format!("db{}", table.number), table.rows, table.expires);
     }
 }
 
 /// What the operating system tells of this process.
-pub(crate) struct Status {
+pub(crate) struct ProcessStatus {
     /// Resident set, bytes.
     pub(crate) resident: u64,
     pub(crate) user_s: f64,
@@ -427,10 +434,10 @@ pub(crate) struct Status {
 }
 
 /// `None` where there is no procfs.
-pub(crate) fn process_status() -> Option<Status> {
+pub(crate) fn process_status() -> Option<ProcessStatus> {
     let stat = procfs::process::Process::myself().ok()?.stat().ok()?;
     let ticks = procfs::ticks_per_second() as f64;
-    Some(Status {
+    Some(ProcessStatus {
         resident: stat.rss * procfs::page_size(),
         user_s: stat.utime as f64 / ticks,
         system_s: stat.stime as f64 / ticks,
@@ -491,15 +498,15 @@ mod tests {
 
     #[test]
     fn the_node_overrides_and_adds() {
-        let mut fields = Fields::default();
-        fields.put("aof_last_write_status", "ok");
-        let figures = vec![
-            ("aof_last_write_status".into(), Figure::Text("err\r\nx".into())),
-            ("lag".into(), Figure::Float(1.5)),
+        let mut shown = InfoFields::default();
+        shown.put("aof_last_write_status", "ok");
+        let fields = vec![
+            ("aof_last_write_status".into(), InfoValue::Text("err\r\nx".into())),
+            ("lag".into(), InfoValue::Float(1.5)),
         ];
-        merge(&mut fields, [&crate::node::Section { name: "persistence", figures }]);
+        merge(&mut shown, [&crate::host::InfoSection { name: "persistence", fields }]);
         let mut text = String::new();
-        show(&mut text, "Persistence", &fields);
+        show(&mut text, "Persistence", &shown);
         assert_eq!(text, "# Persistence\r\naof_last_write_status:err  x\r\nlag:1.50\r\n");
     }
 
@@ -596,7 +603,7 @@ mod tests {
     fn commands_are_shown_by_what_they_took() {
         let proxy = crate::fakes::proxy(&Default::default());
         let command = commands::find(b"client", Some(b"id"))
-            .and_then(crate::stats::Index::of)
+            .and_then(crate::stats::CommandIndex::of)
             .expect("it is in the table");
         proxy.stats.record(command, 2, std::time::Duration::from_micros(3), 1);
         proxy.stats.failed(command, "ERR x");

@@ -17,17 +17,17 @@ use bytes::Bytes;
 use commands::Reply;
 use parking_lot::Mutex;
 
-use crate::stats::{Figures, Stats};
+use crate::stats::{CommandStats, Stats};
 
 /// Samples kept of an event. Redis's number.
 pub const SAMPLES_MAX: usize = 160;
 
 /// The events of one proxy.
 #[derive(Debug, Default)]
-pub struct Latency(Mutex<BTreeMap<&'static str, Event>>);
+pub struct Latency(Mutex<BTreeMap<&'static str, LatencyEvent>>);
 
 #[derive(Debug, Default)]
-struct Event {
+struct LatencyEvent {
     max_ms: u64,
     /// (second since the epoch, ms), oldest first.
     samples: VecDeque<(u64, u64)>,
@@ -61,7 +61,7 @@ impl Latency {
     /// LATENCY LATEST: each event's name, last time, last and largest latency.
     pub fn latest(&self) -> Reply {
         let events = self.0.lock();
-        let row = |(name, event): (&&'static str, &Event)| {
+        let row = |(name, event): (&&'static str, &LatencyEvent)| {
             let (at, ms) = *event.samples.back()?;
             let figures = [at, ms, event.max_ms].map(|number| Reply::Int(number as i64));
             Some(Reply::Array(
@@ -170,7 +170,7 @@ struct Spikes {
 }
 
 impl Spikes {
-    fn of(event: &Event) -> Spikes {
+    fn of(event: &LatencyEvent) -> Spikes {
         let count = event.samples.len().max(1) as u64;
         let average_ms = event.samples.iter().map(|(_, ms)| ms).sum::<u64>() / count;
         let deviation_ms =
@@ -190,11 +190,11 @@ pub fn histogram(stats: &Stats, names: &[Bytes]) -> Reply {
         let container = name.split('|').next().unwrap_or_default();
         [name, container].iter().any(|name| wanted.eq_ignore_ascii_case(name.as_bytes()))
     };
-    let wanted = |command: &Figures<'_>| {
+    let wanted = |command: &CommandStats<'_>| {
         command.calls > 0
             && (names.is_empty() || names.iter().any(|name| named(command.name, name)))
     };
-    let entry = |command: Figures<'_>| {
+    let entry = |command: CommandStats<'_>| {
         // A bucket's bound as HDR histograms print it: the largest value that cannot be
         // told from it, in microseconds.
         let micros = |bits: u32| ((1u64 << bits) + (1 << bits.saturating_sub(7)) - 1) / 1000;

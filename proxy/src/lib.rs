@@ -20,7 +20,7 @@
 //! - A write is sent on at most once, unless it is known not to have been proposed
 //!   (`tests/pipeline.rs`, `what_failed_is_never_tried_again_and_says_what_is_known`).
 //! - A client's memory is bounded, whatever it sends and however little it reads
-//!   (`tests/memory.rs`; `resp/gate.rs`,
+//!   (`tests/memory.rs`; `resp/framer.rs`,
 //!   `a_command_longer_than_the_query_buffer_is_refused_before_it_is_there`,
 //!   `words_count_for_more_than_their_bytes`); and so is that of all.
 //! - RESP is spoken in [`resp`] only; rows are reached through [`cluster::Call`] only.
@@ -42,18 +42,19 @@ pub mod client;
 pub mod config;
 mod connection;
 mod dispatch;
+mod errors;
 #[cfg(test)]
 mod fakes;
+mod generic;
 pub mod histogram;
+pub mod host;
 pub mod info;
-mod keys;
 pub mod latency;
 mod listener;
 mod lookups;
 pub mod memory;
 pub mod metrics;
 pub mod monitor;
-pub mod node;
 mod oversized;
 mod redact;
 pub mod resp;
@@ -66,11 +67,10 @@ pub mod stats;
 pub mod tls;
 mod transactions;
 mod waits;
-mod words;
 
 pub use client::{Client, Clients};
-pub use listener::{meet, serve, serve_unix};
-pub use node::Node;
+pub use host::Host;
+pub use listener::{handshake, serve, serve_unix};
 pub use settings::{ClientsMemory, Settings};
 
 /// The Redis version whose behaviour is kept, as HELLO and INFO tell it.
@@ -78,7 +78,7 @@ pub const REDIS_VERSION: &str = "7.4.0";
 
 /// What stays as it was at start, for INFO.
 #[derive(Debug, Clone, Default)]
-pub struct Facts {
+pub struct ServerInfo {
     /// Bridle's version.
     pub version: String,
     /// `standalone` or `cluster`, INFO's `bridle_mode`. To clients both look like one
@@ -104,15 +104,15 @@ pub struct Proxy {
     /// What is counted.
     pub stats: stats::Stats,
     /// Which settings differ from the configuration file.
-    pub changes: config::Changes,
+    pub changes: config::ChangedSettings,
     /// Commands that were slow.
     pub slowlog: slowlog::Slowlog,
     /// Events that were slow.
     pub latency: latency::Latency,
     /// What was handed to the metrics recorder last.
-    pub published: metrics::Published,
+    pub last_published: metrics::LastPublished,
     /// The most memory that was seen in use.
-    pub memory_peak: memory::Peak,
+    pub memory_peak: memory::MemoryPeak,
     /// Who watches all commands.
     pub monitors: monitor::Monitors,
     /// Connected clients, and CLIENT PAUSE.
@@ -122,7 +122,7 @@ pub struct Proxy {
     /// The door to tables.
     pub catalogue: Arc<dyn Catalogue>,
     /// The process around.
-    pub node: Arc<dyn Node>,
+    pub host: Arc<dyn Host>,
     /// Cancelled when the server is to stop: connections finish what is in flight and
     /// close.
     pub shutdown: CancellationToken,
@@ -131,36 +131,36 @@ pub struct Proxy {
     /// 40 hexadecimal digits, fresh at every start.
     pub run_id: String,
     /// What INFO tells and nobody changes.
-    pub facts: Facts,
+    pub server_info: ServerInfo,
 }
 
 impl Proxy {
     /// A proxy in front of these doors.
     pub fn new(
         settings: Settings,
-        facts: Facts,
+        server_info: ServerInfo,
         rows: Arc<dyn Call<Request, Response>>,
         catalogue: Arc<dyn Catalogue>,
-        node: Arc<dyn Node>,
+        host: Arc<dyn Host>,
         shutdown: CancellationToken,
     ) -> Arc<Proxy> {
         Arc::new(Proxy {
             settings: ArcSwap::from_pointee(settings),
             stats: stats::Stats::new(),
-            changes: config::Changes::default(),
+            changes: config::ChangedSettings::default(),
             slowlog: slowlog::Slowlog::default(),
             latency: latency::Latency::default(),
-            published: metrics::Published::default(),
-            memory_peak: memory::Peak::default(),
+            last_published: metrics::LastPublished::default(),
+            memory_peak: memory::MemoryPeak::default(),
             monitors: monitor::Monitors::default(),
             clients: Clients::default(),
             rows,
             catalogue,
-            node,
+            host,
             shutdown,
             started: Instant::now(),
             run_id: run_id(),
-            facts,
+            server_info,
         })
     }
 

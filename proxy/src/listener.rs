@@ -26,25 +26,25 @@ use crate::connection::Connection;
 use crate::resp::{Protocol, encode};
 use crate::session::{FIRST_TABLE, Session};
 use crate::tls::Tls;
-use crate::{Proxy, words};
+use crate::{Proxy, errors};
 
 /// How long a client may take over the TLS handshake.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long connections may take to finish what is in flight when the server stops.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often idle clients are looked for.
-const SWEEP: Duration = Duration::from_secs(1);
+const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// After accept failed (no more file descriptors, say).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// What clients connect to.
-trait Door {
+trait Acceptor {
     type Stream: AsFd;
 
     fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Self::Stream>>;
 }
 
-impl Door for TcpListener {
+impl Acceptor for TcpListener {
     type Stream = TcpStream;
 
     fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<TcpStream>> {
@@ -52,7 +52,7 @@ impl Door for TcpListener {
     }
 }
 
-impl Door for UnixListener {
+impl Acceptor for UnixListener {
     type Stream = UnixStream;
 
     fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<UnixStream>> {
@@ -64,34 +64,34 @@ impl Door for UnixListener {
 /// cancelled and all connections have finished what was in flight.
 pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, tls: Option<Arc<Tls>>) {
     let (speaks_tls, host) = (tls.is_some(), proxy.clone());
-    let welcome = move |place, stream| -> Boxed<'static, ()> {
+    let serve_stream = move |place, stream| -> Boxed<'static, ()> {
         let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.config()));
-        Box::pin(welcome(place, host.clone(), stream, acceptor))
+        Box::pin(serve_stream(place, host.clone(), stream, acceptor))
     };
-    accept_all(proxy, listener, welcome, speaks_tls).await;
+    accept_all(proxy, listener, serve_stream, speaks_tls).await;
 }
 
 /// As [`serve`], of a Unix socket at this path: its clients are on this machine, whoever
 /// they are.
 pub async fn serve_unix(proxy: Arc<Proxy>, listener: UnixListener, path: String) {
     let host = proxy.clone();
-    let welcome = move |place: Place, stream: UnixStream| -> Boxed<'static, ()> {
+    let serve_stream = move |place: ConnectionPermit, stream: UnixStream| -> Boxed<'static, ()> {
         let (host, address) = (host.clone(), format!("{path}:0"));
         Box::pin(async move {
             let (local_address, fd) = (address.clone(), stream.as_raw_fd());
             let endpoint =
                 Endpoint { address, local_address, fd, is_loopback: true, is_unix: true };
-            meet_at(Some(place), host, stream, endpoint).await;
+            handshake_within(Some(place), host, stream, endpoint).await;
         })
     };
-    accept_all(proxy, listener, welcome, false).await;
+    accept_all(proxy, listener, serve_stream, false).await;
 }
 
 /// Accepts until the server stops, and then waits for the connections to end.
-async fn accept_all<D: Door>(
+async fn accept_all<D: Acceptor>(
     proxy: Arc<Proxy>,
     door: D,
-    welcome: impl Fn(Place, D::Stream) -> Boxed<'static, ()>,
+    serve_stream: impl Fn(ConnectionPermit, D::Stream) -> Boxed<'static, ()>,
     speaks_tls: bool,
 ) {
     let connections = TaskTracker::new();
@@ -103,14 +103,14 @@ async fn accept_all<D: Door>(
         match accepted {
             Ok(stream) => {
                 proxy.stats.connections_received.add(1);
-                match Place::take(&proxy) {
-                    Some(place) => drop(connections.spawn(welcome(place, stream))),
-                    None => turn_away_at_once(&proxy, &stream, speaks_tls),
+                match ConnectionPermit::take(&proxy) {
+                    Some(place) => drop(connections.spawn(serve_stream(place, stream))),
+                    None => reject_immediately(&proxy, &stream, speaks_tls),
                 }
             }
             Err(error) => {
                 tracing::warn!(%error, "accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
     }
@@ -118,7 +118,7 @@ async fn accept_all<D: Door>(
     sweeper.abort();
     proxy.clients.wake_all();
     connections.close();
-    if tokio::time::timeout(DRAIN_MAX, connections.wait()).await.is_err() {
+    if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
         tracing::warn!(connections = proxy.clients.len(), "connections that do not finish are cut");
         proxy.clients.all().iter().for_each(|client| client.kill());
     }
@@ -126,7 +126,7 @@ async fn accept_all<D: Door>(
 
 /// Closes clients that have been idle for too long.
 async fn sweep(proxy: Arc<Proxy>) {
-    let mut ticks = tokio::time::interval(SWEEP);
+    let mut ticks = tokio::time::interval(IDLE_SWEEP_INTERVAL);
     loop {
         ticks.tick().await;
         let limit = proxy.settings.load().idle_timeout_s;
@@ -137,35 +137,35 @@ async fn sweep(proxy: Arc<Proxy>) {
 }
 
 /// One of the sockets that may be open; somebody else's when it is dropped.
-pub(crate) struct Place(Arc<Proxy>);
+pub(crate) struct ConnectionPermit(Arc<Proxy>);
 
-impl Place {
+impl ConnectionPermit {
     /// `None`: there are `maxclients`.
-    fn take(proxy: &Arc<Proxy>) -> Option<Place> {
+    fn take(proxy: &Arc<Proxy>) -> Option<ConnectionPermit> {
         let before = proxy.clients.sockets.fetch_add(1, Ordering::Relaxed);
-        let place = Place(proxy.clone());
+        let place = ConnectionPermit(proxy.clone());
         (before < proxy.settings.load().clients_max).then_some(place)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.0.clients.sockets.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-async fn welcome(
-    place: Place,
+async fn serve_stream(
+    place: ConnectionPermit,
     proxy: Arc<Proxy>,
     stream: TcpStream,
     acceptor: Option<TlsAcceptor>,
 ) {
     let Ok(endpoint) = prepare(&proxy, &stream) else { return };
     let Some(acceptor) = acceptor else {
-        return meet_at(Some(place), proxy, stream, endpoint).await;
+        return handshake_within(Some(place), proxy, stream, endpoint).await;
     };
-    match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => meet_at(Some(place), proxy, stream, endpoint).await,
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => handshake_within(Some(place), proxy, stream, endpoint).await,
         Ok(Err(error)) => tracing::debug!(client = %endpoint.address, %error, "TLS handshake"),
         Err(_) => tracing::debug!(client = %endpoint.address, "TLS handshake takes too long"),
     }
@@ -197,34 +197,34 @@ fn prepare(proxy: &Proxy, stream: &TcpStream) -> io::Result<Endpoint> {
 
 /// Serves one client over any stream of bytes, until it or the server ends the
 /// connection; or tells it why not.
-pub async fn meet<S: AsyncRead + AsyncWrite + Unpin>(
+pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     proxy: Arc<Proxy>,
     stream: S,
     endpoint: Endpoint,
 ) {
-    meet_at(None, proxy, stream, endpoint).await;
+    handshake_within(None, proxy, stream, endpoint).await;
 }
 
 /// The place is let go of last, when the socket is closed.
-async fn meet_at<S: AsyncRead + AsyncWrite + Unpin>(
-    place: Option<Place>,
+async fn handshake_within<S: AsyncRead + AsyncWrite + Unpin>(
+    place: Option<ConnectionPermit>,
     proxy: Arc<Proxy>,
     stream: S,
     endpoint: Endpoint,
 ) {
     let settings = proxy.settings.load_full();
     if settings.protected_mode && settings.password.is_none() && !endpoint.is_loopback {
-        return turn_away(&proxy, stream, words::DENIED).await;
+        return reject(&proxy, stream, errors::DENIED).await;
     }
     let client = proxy.clients.enter(endpoint, FIRST_TABLE.into());
     proxy.stats.connections.up();
     Connection::new(stream, place, Session::new(proxy, client)).run().await;
 }
 
-async fn turn_away<S: AsyncWrite + Unpin>(proxy: &Proxy, mut stream: S, why: &'static str) {
+async fn reject<S: AsyncWrite + Unpin>(proxy: &Proxy, mut stream: S, why: &'static str) {
     proxy.stats.connections_rejected.add(1);
     // Best effort: it is closed either way.
-    let _ = tokio::time::timeout(HANDSHAKE_MAX, async {
+    let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, async {
         stream.write_all(&error_line(why)).await?;
         stream.shutdown().await
     })
@@ -234,11 +234,11 @@ async fn turn_away<S: AsyncWrite + Unpin>(proxy: &Proxy, mut stream: S, why: &'s
 /// There is no room for this one, so nobody waits for it: it is told so if its socket,
 /// which is empty, takes the words at once. One that speaks TLS would have to shake hands
 /// first, and is closed without a word, as by Redis.
-fn turn_away_at_once(proxy: &Proxy, stream: &impl AsFd, speaks_tls: bool) {
+fn reject_immediately(proxy: &Proxy, stream: &impl AsFd, speaks_tls: bool) {
     proxy.stats.connections_rejected.add(1);
     if !speaks_tls {
         // Best effort: it is closed either way.
-        let _ = socket2::SockRef::from(stream).send(&error_line(words::MAX_CLIENTS));
+        let _ = socket2::SockRef::from(stream).send(&error_line(errors::MAX_CLIENTS));
     }
 }
 

@@ -6,13 +6,13 @@ use bytes::Bytes;
 use commands::Reply;
 
 use crate::Proxy;
+use crate::host::ProcessMemory;
 use crate::info::human;
-use crate::node::Memory;
 
 /// The process's memory, as of one moment. Bytes.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Figures {
-    pub(crate) node: Memory,
+pub(crate) struct MemoryStats {
+    pub(crate) process: ProcessMemory,
     /// `used_memory`: the allocator's figure, or the resident set where there is none.
     pub(crate) used: u64,
     /// The most `used` was seen to be; looked at whenever somebody asks and once a
@@ -28,38 +28,38 @@ pub(crate) struct Figures {
 
 /// The most memory that was seen in use.
 #[derive(Debug, Default)]
-pub struct Peak(AtomicU64);
+pub struct MemoryPeak(AtomicU64);
 
-impl Peak {
+impl MemoryPeak {
     fn reach(&self, used: u64) -> u64 {
         self.0.fetch_max(used, Relaxed).max(used)
     }
 }
 
-impl Figures {
-    pub(crate) fn of(proxy: &Proxy) -> Figures {
-        let node = proxy.node.memory();
+impl MemoryStats {
+    pub(crate) fn of(proxy: &Proxy) -> MemoryStats {
+        let process = proxy.host.memory();
         let resident = crate::info::process_status().map_or(0, |status| status.resident);
-        let used = if node.allocated > 0 { node.allocated } else { resident };
-        Figures {
+        let used = if process.allocated > 0 { process.allocated } else { resident };
+        MemoryStats {
             used,
             peak: proxy.memory_peak.reach(used),
             resident,
-            clients: proxy.clients.held_bytes() as u64,
+            clients: proxy.clients.used_bytes() as u64,
             system: crate::info::system_memory(),
-            node,
+            process,
         }
     }
 
     /// Peak of `used`, kept up to date by the clock.
     pub(crate) fn note_peak(proxy: &Proxy) {
-        let used = proxy.node.memory().allocated;
+        let used = proxy.host.memory().allocated;
         proxy.memory_peak.reach(used);
     }
 
     /// Memory that serves rows: caches, memtables, log tail.
     pub(crate) fn dataset(&self) -> u64 {
-        self.node.parts.iter().map(|(_, bytes)| bytes).sum()
+        self.process.parts.iter().map(|(_, bytes)| bytes).sum()
     }
 }
 
@@ -75,8 +75,8 @@ pub(crate) fn ratio(part: u64, whole: u64) -> f64 {
 /// MEMORY STATS. Redis's names where Bridle has the thing; what rows are kept in follows
 /// under its own names.
 pub fn stats(proxy: &Proxy) -> Reply {
-    let memory = Figures::of(proxy);
-    let rows: u64 = proxy.node.tables().iter().map(|table| table.rows).sum();
+    let memory = MemoryStats::of(proxy);
+    let rows: u64 = proxy.host.tables().iter().map(|table| table.rows).sum();
     let dataset = memory.dataset();
     let int = |name: &'static str, number: u64| {
         (bulk(name), Reply::Int(i64::try_from(number).unwrap_or(i64::MAX)))
@@ -97,41 +97,44 @@ pub fn stats(proxy: &Proxy) -> Reply {
         int("dataset.bytes", dataset),
         double("dataset.percentage", percent(dataset, memory.used)),
         double("peak.percentage", percent(memory.used, memory.peak)),
-        int("allocator.allocated", memory.node.allocated),
-        int("allocator.active", memory.node.active),
-        int("allocator.resident", memory.node.resident),
-        double("allocator-fragmentation.ratio", ratio(memory.node.active, memory.node.allocated)),
+        int("allocator.allocated", memory.process.allocated),
+        int("allocator.active", memory.process.active),
+        int("allocator.resident", memory.process.resident),
+        double(
+            "allocator-fragmentation.ratio",
+            ratio(memory.process.active, memory.process.allocated),
+        ),
         int(
             "allocator-fragmentation.bytes",
-            memory.node.active.saturating_sub(memory.node.allocated),
+            memory.process.active.saturating_sub(memory.process.allocated),
         ),
-        double("allocator-rss.ratio", ratio(memory.node.resident, memory.node.active)),
-        int("allocator-rss.bytes", memory.node.resident.saturating_sub(memory.node.active)),
-        double("rss-overhead.ratio", ratio(memory.resident, memory.node.resident)),
-        int("rss-overhead.bytes", memory.resident.saturating_sub(memory.node.resident)),
+        double("allocator-rss.ratio", ratio(memory.process.resident, memory.process.active)),
+        int("allocator-rss.bytes", memory.process.resident.saturating_sub(memory.process.active)),
+        double("rss-overhead.ratio", ratio(memory.resident, memory.process.resident)),
+        int("rss-overhead.bytes", memory.resident.saturating_sub(memory.process.resident)),
         double("fragmentation", ratio(memory.resident, memory.used)),
         int("fragmentation.bytes", memory.resident.saturating_sub(memory.used)),
     ];
-    figures.extend(memory.node.parts.iter().map(|&(name, bytes)| int(name, bytes)));
+    figures.extend(memory.process.parts.iter().map(|&(name, bytes)| int(name, bytes)));
     Reply::Map(figures)
 }
 
 /// MEMORY DOCTOR: what is out of the ordinary, in words.
 pub fn doctor(proxy: &Proxy) -> Reply {
-    Reply::Text(diagnose(&Figures::of(proxy), proxy.clients.len() as u64))
+    Reply::Text(diagnose(&MemoryStats::of(proxy), proxy.clients.len() as u64))
 }
 
 /// What the process takes beside caches, memtables and clients at most: its code, its
 /// threads, the log's buffers, the allocator's.
 const BEYOND_BUDGET: u64 = 120_000_000;
 
-fn diagnose(memory: &Figures, clients: u64) -> String {
+fn diagnose(memory: &MemoryStats, clients: u64) -> String {
     const SMALL: u64 = 64 << 20;
     let fragmentation = ratio(memory.resident, memory.used);
-    let within = (memory.node.budget + memory.node.budget / 4).saturating_add(BEYOND_BUDGET);
+    let within = (memory.process.budget + memory.process.budget / 4).saturating_add(BEYOND_BUDGET);
     let findings = [
         (
-            memory.node.budget > 0 && memory.resident > within,
+            memory.process.budget > 0 && memory.resident > within,
             "Budget: more memory is resident than 1.25 times what the configuration gives \
              (node.memory) and 120 MB. Usual for a while after a burst of large answers; it is a \
              problem only if it stays.",
@@ -171,8 +174,8 @@ fn diagnose(memory: &Figures, clients: u64) -> String {
 }
 
 /// What the memory is for, and what is taken of it.
-fn division(memory: &Figures) -> String {
-    let node = &memory.node;
+fn division(memory: &MemoryStats) -> String {
+    let node = &memory.process;
     if node.shares.is_empty() {
         return String::new();
     }
@@ -198,34 +201,40 @@ mod tests {
 
     #[test]
     fn the_doctor_finds_what_is_wrong() {
-        let fine = Figures {
+        let fine = MemoryStats {
             used: 100 << 20,
             peak: 110 << 20,
             resident: 120 << 20,
             clients: 1 << 20,
             system: 1 << 34,
-            ..Figures::default()
+            ..MemoryStats::default()
         };
         assert!(diagnose(&fine, 50).starts_with("I found nothing"));
-        assert!(diagnose(&Figures { peak: 200 << 20, ..fine.clone() }, 50).contains("Peak memory"));
         assert!(
-            diagnose(&Figures { resident: 300 << 20, ..fine.clone() }, 50)
+            diagnose(&MemoryStats { peak: 200 << 20, ..fine.clone() }, 50).contains("Peak memory")
+        );
+        assert!(
+            diagnose(&MemoryStats { resident: 300 << 20, ..fine.clone() }, 50)
                 .contains("Fragmentation")
         );
         assert!(
-            diagnose(&Figures { clients: 50 << 20, ..fine.clone() }, 50).contains("Client buffers")
+            diagnose(&MemoryStats { clients: 50 << 20, ..fine.clone() }, 50)
+                .contains("Client buffers")
         );
         assert!(
-            diagnose(&Figures { system: 125 << 20, ..fine.clone() }, 50).contains("The machine")
+            diagnose(&MemoryStats { system: 125 << 20, ..fine.clone() }, 50)
+                .contains("The machine")
         );
-        let node = Memory {
+        let node = ProcessMemory {
             parts: vec![("block_cache", 3 << 20)],
             budget: 4 << 20,
             shares: vec![("block_cache", 2 << 20), ("clients", 0)],
-            ..Memory::default()
+            ..ProcessMemory::default()
         };
-        let text =
-            diagnose(&Figures { resident: 124 << 20, node: node.clone(), ..fine.clone() }, 50);
+        let text = diagnose(
+            &MemoryStats { resident: 124 << 20, process: node.clone(), ..fine.clone() },
+            50,
+        );
         assert!(
             text.contains("Budget:")
                 && text.ends_with(
@@ -234,12 +243,15 @@ mod tests {
                 ),
             "{text}"
         );
-        assert!(!diagnose(&Figures { resident: 119 << 20, node, ..fine }, 50).contains("Budget:"));
+        assert!(
+            !diagnose(&MemoryStats { resident: 119 << 20, process: node, ..fine }, 50)
+                .contains("Budget:")
+        );
     }
 
     #[test]
     fn the_peak_only_rises() {
-        let peak = Peak::default();
+        let peak = MemoryPeak::default();
         assert_eq!((peak.reach(5), peak.reach(3), peak.reach(7)), (5, 5, 7));
     }
 

@@ -8,7 +8,7 @@
 //! commands a second is 12 MB a second. Ours are a fixed number of buckets.
 //!
 //! # Invariants
-//! - What is exported stands in [`documented`], and the other way round (test
+//! - What is exported stands in [`descriptors`], and the other way round (test
 //!   `what_is_exported_is_documented`).
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::{Proxy, info};
 
 /// Kinds of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Only grows, until a restart.
     Counter,
     /// Goes up and down.
@@ -32,11 +32,11 @@ pub enum Kind {
 
 /// What is known of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Documented {
+pub struct MetricDescriptor {
     /// As on the page; a histogram without its suffixes.
     pub name: &'static str,
-    /// See [`Kind`].
-    pub kind: Kind,
+    /// See [`MetricKind`].
+    pub kind: MetricKind,
     /// Names of its labels.
     pub labels: &'static [&'static str],
     /// One sentence.
@@ -44,15 +44,15 @@ pub struct Documented {
 }
 
 const fn metric(
-    kind: Kind,
+    kind: MetricKind,
     name: &'static str,
     labels: &'static [&'static str],
     help: &'static str,
-) -> Documented {
-    Documented { name, kind, labels, help }
+) -> MetricDescriptor {
+    MetricDescriptor { name, kind, labels, help }
 }
 
-use Kind::{Counter, Gauge, Histogram};
+use MetricKind::{Counter, Gauge, Histogram};
 
 const COMMANDS: &str = "bridle_commands_total";
 const REJECTED: &str = "bridle_commands_rejected_total";
@@ -61,7 +61,7 @@ const SECONDS: &str = "bridle_command_seconds";
 const BATCHES: &str = "bridle_batch_ops";
 
 /// Every metric of the proxy. Storage and engine document theirs in the same way.
-static DOCUMENTED: &[Documented] = &[
+static DESCRIPTORS: &[MetricDescriptor] = &[
     metric(Counter, COMMANDS, &["cmd"], "Commands executed."),
     metric(
         Counter,
@@ -160,14 +160,14 @@ static DOCUMENTED: &[Documented] = &[
 ];
 
 /// Every metric that this crate exports.
-pub fn documented() -> &'static [Documented] {
-    DOCUMENTED
+pub fn descriptors() -> &'static [MetricDescriptor] {
+    DESCRIPTORS
 }
 
 /// Tells the `metrics` crate's recorder what the metrics are. Once, after the recorder is
 /// installed.
 pub fn describe() {
-    for metric in DOCUMENTED {
+    for metric in DESCRIPTORS {
         match metric.kind {
             Counter => ::metrics::describe_counter!(metric.name, metric.help),
             Gauge => ::metrics::describe_gauge!(metric.name, metric.help),
@@ -193,12 +193,12 @@ enum Value {
 /// What was handed over last. The recorder's counters only grow, ours start again with
 /// CONFIG RESETSTAT; so differences are handed over.
 #[derive(Debug, Default)]
-pub struct Published(Mutex<HashMap<(&'static str, Vec<(&'static str, String)>), u64>>);
+pub struct LastPublished(Mutex<HashMap<(&'static str, Vec<(&'static str, String)>), u64>>);
 
 /// Hands all counters and gauges to the `metrics` crate's recorder. To be called before
 /// each scrape is answered.
 pub fn publish(proxy: &Proxy) {
-    let mut last = proxy.published.0.lock();
+    let mut last = proxy.last_published.0.lock();
     for Sample { name, labels, value } in
         proxy_samples(proxy).into_iter().chain(counted(&proxy.stats))
     {
@@ -297,7 +297,7 @@ fn proxy_samples(proxy: &Proxy) -> Vec<Sample> {
         .iter()
         .map(|client| client.buffered_bytes())
         .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-    let durability = format!("{:?}", proxy.node.durability()).to_lowercase();
+    let durability = format!("{:?}", proxy.host.durability()).to_lowercase();
     let mut samples = vec![
         gauge("bridle_connections", &[], clients.len() as u64),
         gauge(
@@ -307,17 +307,21 @@ fn proxy_samples(proxy: &Proxy) -> Vec<Sample> {
         ),
         gauge("bridle_client_buffer_bytes", &[("direction", "in")], query as u64),
         gauge("bridle_client_buffer_bytes", &[("direction", "out")], output as u64),
-        gauge("bridle_clients_memory_bytes", &[], proxy.clients.held_bytes() as u64),
+        gauge("bridle_clients_memory_bytes", &[], proxy.clients.used_bytes() as u64),
         gauge("bridle_uptime_seconds", &[], proxy.started.elapsed().as_secs()),
-        gauge("bridle_info", &[("version", &proxy.facts.version), ("durability", &durability)], 1),
+        gauge(
+            "bridle_info",
+            &[("version", &proxy.server_info.version), ("durability", &durability)],
+            1,
+        ),
     ];
-    for table in proxy.node.tables() {
+    for table in proxy.host.tables() {
         let labels = [("table", table.name.as_str())];
         samples.push(gauge("bridle_table_rows", &labels, table.rows));
         samples.push(gauge("bridle_table_rows_with_expiry", &labels, table.expires));
         samples.push(gauge("bridle_table_disk_bytes", &labels, table.disk_bytes));
     }
-    let memory = proxy.node.memory();
+    let memory = proxy.host.memory();
     let whole =
         [("allocated", memory.allocated), ("active", memory.active), ("resident", memory.resident)];
     for &(kind, bytes) in whole.iter().chain(&memory.parts) {
@@ -361,7 +365,7 @@ fn batch_ops(stats: &Stats, page: &mut String) {
 }
 
 fn head(name: &str, page: &mut String) {
-    if let Some(metric) = DOCUMENTED.iter().find(|metric| metric.name == name) {
+    if let Some(metric) = DESCRIPTORS.iter().find(|metric| metric.name == name) {
         let kind = format!("{:?}", metric.kind).to_lowercase();
         line(page, format_args!("# HELP {name} {}\n# TYPE {name} {kind}", metric.help));
     }
@@ -376,11 +380,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::stats::Index;
+    use crate::stats::CommandIndex;
 
     fn used() -> Stats {
         let stats = Stats::new();
-        let get = Index::of(commands::find(b"get", None).expect("GET is in the table"))
+        let get = CommandIndex::of(commands::find(b"get", None).expect("GET is in the table"))
             .expect("GET is in the table");
         stats.record(get, 3, Duration::from_micros(10), 6);
         stats.failed(get, "WRONGTYPE x");
@@ -392,7 +396,7 @@ mod tests {
     #[test]
     fn what_is_counted_is_documented_with_its_labels() {
         for sample in counted(&used()) {
-            let metric = DOCUMENTED
+            let metric = DESCRIPTORS
                 .iter()
                 .find(|metric| metric.name == sample.name)
                 .unwrap_or_else(|| panic!("{} is not listed", sample.name));
@@ -408,7 +412,7 @@ mod tests {
 
     #[test]
     fn names_follow_prometheus_conventions() {
-        for metric in DOCUMENTED {
+        for metric in DESCRIPTORS {
             assert_eq!(metric.name.ends_with("_total"), metric.kind == Counter, "{}", metric.name);
             assert!(metric.help.ends_with('.'), "{}", metric.name);
         }
@@ -444,7 +448,7 @@ mod tests {
     #[test]
     fn what_is_exported_is_documented() {
         let proxy = crate::fakes::proxy(&Default::default());
-        let get = Index::of(commands::find(b"get", None).expect("GET is in the table"))
+        let get = CommandIndex::of(commands::find(b"get", None).expect("GET is in the table"))
             .expect("GET is in the table");
         proxy.stats.record(get, 1, Duration::from_micros(10), 1);
         proxy.stats.failed(get, "WRONGTYPE x");
@@ -462,17 +466,17 @@ mod tests {
         for line in histograms(&proxy).lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
             let (name, kind) = line.split_once(' ').expect("a name and a kind");
             let kind = if kind == "histogram" { Histogram } else { Counter };
-            let documented =
-                DOCUMENTED.iter().find(|metric| metric.name == name).expect("it has a help text");
-            exported.push((name.to_owned(), kind, documented.labels.to_vec()));
+            let descriptors =
+                DESCRIPTORS.iter().find(|metric| metric.name == name).expect("it has a help text");
+            exported.push((name.to_owned(), kind, descriptors.labels.to_vec()));
         }
         exported.sort_unstable_by(|one, two| one.0.cmp(&two.0));
         exported.dedup();
-        let mut documented: Vec<_> = DOCUMENTED
+        let mut descriptors: Vec<_> = DESCRIPTORS
             .iter()
             .map(|metric| (metric.name.to_owned(), metric.kind, metric.labels.to_vec()))
             .collect();
-        documented.sort_unstable_by(|one, two| one.0.cmp(&two.0));
-        assert_eq!(exported, documented);
+        descriptors.sort_unstable_by(|one, two| one.0.cmp(&two.0));
+        assert_eq!(exported, descriptors);
     }
 }

@@ -53,10 +53,10 @@ impl Monitors {
 
     /// Shows a command of the client `from`, on the table of that number, to all but
     /// itself. At most `bytes_max` wait for a monitor.
-    pub fn feed(&self, from: &Client, table: u32, words: &[Bytes], bytes_max: usize) {
+    pub fn feed(&self, from: &Client, table: u32, argv: &[Bytes], bytes_max: usize) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let line =
-            line(now.as_secs(), now.subsec_micros(), table, &from.endpoint.monitored(), words);
+            line(now.as_secs(), now.subsec_micros(), table, &from.endpoint.monitored(), argv);
         self.keep(|client| client.id == from.id || client.push(line.as_bytes(), bytes_max), None);
     }
 
@@ -69,9 +69,9 @@ impl Monitors {
 }
 
 /// `+1339518083.107412 [0 127.0.0.1:60866] "keys" "*"` with its line end.
-fn line(seconds: u64, micros: u32, table: u32, address: &str, words: &[Bytes]) -> String {
+fn line(seconds: u64, micros: u32, table: u32, address: &str, argv: &[Bytes]) -> String {
     let mut line = format!("+{seconds}.{micros:06} [{table} {address}]");
-    for word in redacted(words) {
+    for word in redacted(argv) {
         line.push(' ');
         quote(&word, &mut line);
     }
@@ -103,16 +103,16 @@ mod tests {
     use super::*;
     use crate::fakes::client;
 
-    fn words(words: &[&[u8]]) -> Vec<Bytes> {
-        words.iter().map(|word| Bytes::copy_from_slice(word)).collect()
+    fn argv(argv: &[&[u8]]) -> Vec<Bytes> {
+        argv.iter().map(|word| Bytes::copy_from_slice(word)).collect()
     }
 
     #[test]
     fn lines_are_as_redis_prints_them() {
-        let words = words(&[b"set", b"a\"\\\n\r\t\x07\x08\x00\xff", b"v v"]);
+        let argv = argv(&[b"set", b"a\"\\\n\r\t\x07\x08\x00\xff", b"v v"]);
         let expected =
             concat!(r#"+12.000034 [0 127.0.0.1:5] "set" "a\"\\\n\r\t\a\b\x00\xff" "v v""#, "\r\n");
-        assert_eq!(line(12, 34, 0, "127.0.0.1:5", &words), expected);
+        assert_eq!(line(12, 34, 0, "127.0.0.1:5", &argv), expected);
     }
 
     fn pushed(client: &Client) -> String {
@@ -128,7 +128,7 @@ mod tests {
         monitors.watch(&one);
         monitors.watch(&one);
         monitors.watch(&two);
-        monitors.feed(&other, 17, &words(&[b"AUTH", b"hunter2"]), 1000);
+        monitors.feed(&other, 17, &argv(&[b"AUTH", b"hunter2"]), 1000);
         for client in [&one, &two] {
             let line = pushed(client);
             assert!(
@@ -138,12 +138,12 @@ mod tests {
             );
         }
         monitors.unwatch(&one);
-        monitors.feed(&other, 17, &words(&[b"PING"]), 1000);
+        monitors.feed(&other, 17, &argv(&[b"PING"]), 1000);
         assert_eq!((pushed(&one).lines().count(), pushed(&two).lines().count()), (0, 1));
-        monitors.feed(&two, 17, &words(&[b"PING"]), 1000);
+        monitors.feed(&two, 17, &argv(&[b"PING"]), 1000);
         assert_eq!(pushed(&two), "", "its own commands are not shown");
         drop(two);
-        monitors.feed(&other, 17, &words(&[b"PING"]), 1000);
+        monitors.feed(&other, 17, &argv(&[b"PING"]), 1000);
         assert!(!monitors.any());
     }
 
@@ -152,7 +152,7 @@ mod tests {
         let (monitors, slow, other) = (Monitors::default(), client(1), client(3));
         monitors.watch(&slow);
         for _ in 0..10 {
-            monitors.feed(&other, 0, &words(&[b"PING"]), 100);
+            monitors.feed(&other, 0, &argv(&[b"PING"]), 100);
         }
         assert!(!monitors.any());
         assert!(slow.is_killed());

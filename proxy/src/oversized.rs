@@ -16,7 +16,7 @@ use tokio_util::io::poll_read_buf;
 
 use crate::buffers::READ_BYTES_MAX;
 use crate::client::Client;
-use crate::resp::{Malformed, Rest, Thrown};
+use crate::resp::{DiscardProgress, OversizedRest, ProtocolError};
 
 /// So much is read and thrown away at most, with so long between two reads.
 const BYTES_MAX: u64 = 1 << 30;
@@ -29,40 +29,40 @@ const STRANGER_TIME_MAX: Duration = Duration::from_secs(10);
 const LINGER_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// What is read and thrown away.
-pub(crate) struct Throwing {
-    error: Malformed,
-    rest: Rest,
+pub(crate) struct Discarding {
+    error: ProtocolError,
+    rest: OversizedRest,
     room: BytesMut,
     pub(crate) bytes: u64,
     pub(crate) bytes_max: u64,
     deadline: Pin<Box<Sleep>>,
-    is_stranger: bool,
+    is_unauthenticated: bool,
     /// The client has been told the end.
     pub(crate) is_told: bool,
 }
 
-impl Throwing {
+impl Discarding {
     /// Begins with what of it has come.
     pub(crate) fn new(
-        error: Malformed,
-        rest: Rest,
-        is_stranger: bool,
+        error: ProtocolError,
+        rest: OversizedRest,
+        is_unauthenticated: bool,
         input: &mut BytesMut,
-    ) -> Throwing {
-        let (bytes_max, time) = if is_stranger {
+    ) -> Discarding {
+        let (bytes_max, time) = if is_unauthenticated {
             (STRANGER_BYTES_MAX, STRANGER_TIME_MAX)
         } else {
             (BYTES_MAX, PAUSE_MAX)
         };
         let deadline = Box::pin(tokio::time::sleep(time));
-        Throwing {
+        Discarding {
             error,
             rest,
             room: std::mem::take(input),
             bytes: 0,
             bytes_max,
             deadline,
-            is_stranger,
+            is_unauthenticated,
             is_told: false,
         }
     }
@@ -81,16 +81,16 @@ impl Throwing {
             }
             self.room.clear();
             match thrown {
-                Thrown::All => return Poll::Ready("all of it was read"),
-                Thrown::Lost => return Poll::Ready("it is no RESP further on"),
-                Thrown::More if self.bytes >= self.bytes_max => {
+                DiscardProgress::All => return Poll::Ready("all of it was read"),
+                DiscardProgress::Lost => return Poll::Ready("it is no RESP further on"),
+                DiscardProgress::More if self.bytes >= self.bytes_max => {
                     return Poll::Ready("no more of it is read");
                 }
-                Thrown::More => self.room.reserve(READ_BYTES_MAX / 4),
+                DiscardProgress::More => self.room.reserve(READ_BYTES_MAX / 4),
             }
             match poll_read_buf(Pin::new(&mut *stream), context, &mut self.room) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready("the client has left"),
-                Poll::Ready(Ok(_)) if self.is_stranger => {}
+                Poll::Ready(Ok(_)) if self.is_unauthenticated => {}
                 Poll::Ready(Ok(_)) => self.deadline.as_mut().reset(Instant::now() + PAUSE_MAX),
                 Poll::Pending => {
                     ready!(self.deadline.as_mut().poll(context));
@@ -106,7 +106,7 @@ impl Throwing {
         let (address, name) = (&client.endpoint.address, client.name());
         let (name, error, bytes) = (String::from_utf8_lossy(&name), &self.error, self.bytes);
         const WHAT: &str = "a client sent a command that is too large, and is disconnected";
-        if self.is_stranger {
+        if self.is_unauthenticated {
             tracing::debug!(client = %address, %error, thrown_away = bytes, why, "{WHAT}");
         } else {
             tracing::warn!(client = %address, %name, %error, thrown_away = bytes, why, "{WHAT}");

@@ -14,19 +14,19 @@ const SECRET_SETTINGS: [&str; 4] =
 /// AUTH's arguments, HELLO's after AUTH, MIGRATE's after AUTH or AUTH2, values of secret
 /// settings in CONFIG SET. Unknown commands are judged by the same rules, so a misspelt
 /// option hides nothing less.
-fn is_secret(words: &[Bytes], at: usize) -> bool {
-    let word = |index: usize| words.get(index).map_or(&b""[..], |word| word.as_ref());
-    let named = |name: &str| word(0).eq_ignore_ascii_case(name.as_bytes());
+fn is_secret(argv: &[Bytes], at: usize) -> bool {
+    let arg = |index: usize| argv.get(index).map_or(&b""[..], |arg| arg.as_ref());
+    let named = |name: &str| arg(0).eq_ignore_ascii_case(name.as_bytes());
     let behind = |option: &str, reach: usize| {
         let from = at.saturating_sub(reach).max(1);
-        (from..at).any(|index| word(index).eq_ignore_ascii_case(option.as_bytes()))
+        (from..at).any(|index| arg(index).eq_ignore_ascii_case(option.as_bytes()))
     };
     match at {
         0 => false,
         _ if named("auth") => true,
         _ if named("hello") => behind("auth", 2),
         _ if named("migrate") => behind("auth", 1) || behind("auth2", 2),
-        _ if named("acl") => word(1).eq_ignore_ascii_case(b"setuser") && at > 2,
+        _ if named("acl") => arg(1).eq_ignore_ascii_case(b"setuser") && at > 2,
         // The value's neighbours say whether it is one: a mistake in the number of words
         // must not show it.
         _ if named("config") && at > 2 => SECRET_SETTINGS.iter().any(|name| behind(name, 1)),
@@ -35,11 +35,10 @@ fn is_secret(words: &[Bytes], at: usize) -> bool {
 }
 
 /// The words with secrets replaced. Copies nothing else.
-pub(crate) fn redacted(words: &[Bytes]) -> impl Iterator<Item = Bytes> + '_ {
-    words
-        .iter()
+pub(crate) fn redacted(argv: &[Bytes]) -> impl Iterator<Item = Bytes> + '_ {
+    argv.iter()
         .enumerate()
-        .map(move |(at, word)| if is_secret(words, at) { REDACTED } else { word.clone() })
+        .map(move |(at, arg)| if is_secret(argv, at) { REDACTED } else { arg.clone() })
 }
 
 #[cfg(test)]
@@ -47,10 +46,10 @@ mod tests {
     use super::*;
 
     fn shown(line: &str) -> String {
-        let words: Vec<Bytes> =
-            line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
-        redacted(&words)
-            .map(|word| String::from_utf8_lossy(&word).into_owned())
+        let argv: Vec<Bytes> =
+            line.split(' ').map(|arg| Bytes::copy_from_slice(arg.as_bytes())).collect();
+        redacted(&argv)
+            .map(|arg| String::from_utf8_lossy(&arg).into_owned())
             .collect::<Vec<_>>()
             .join(" ")
     }

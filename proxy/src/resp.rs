@@ -1,6 +1,6 @@
 //! The wire: bytes to commands, replies to bytes. The only place where RESP is spoken.
 //!
-//! Requests are found by a [`gate::Gate`], which knows Redis's limits and words for
+//! Requests are found by a [`framer::Framer`], which knows Redis's limits and words for
 //! malformed input and can stop at any byte; what has passed it is decoded by
 //! `redis-protocol`, which therefore never sees an incomplete or oversized frame. Replies
 //! are encoded by `redis-protocol`, value by value, with the headers of aggregates
@@ -8,10 +8,10 @@
 
 pub mod decode;
 pub mod encode;
-pub mod gate;
+pub mod framer;
 mod inline;
 
-pub use decode::words;
+pub use decode::argv;
 pub use encode::{Protocol, encode};
-pub(crate) use gate::WORD_BYTES;
-pub use gate::{Extent, Gate, Limits, Malformed, Rest, Thrown};
+pub(crate) use framer::ARG_OVERHEAD_BYTES;
+pub use framer::{CommandSpan, DiscardProgress, Framer, Limits, OversizedRest, ProtocolError};

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cluster::{Boxed, CallError, PartitionId, SLOTS, Table, TableId};
-use commands::{Reply, Rows};
+use commands::{Reply, RowPlan};
 use row::answer_size::AnswerSize;
 use row::key;
 use row::op::{Answer, Op, Refusal, Request, Response};
@@ -34,15 +34,15 @@ const REQUEST_OPS_MAX: usize = 1000;
 const REQUEST_BYTES_MAX: usize = 1 << 20;
 
 /// So many partitions are asked at once, plus those of one command.
-const LINES_MAX: usize = 4096;
+const PARTITIONS_MAX: usize = 4096;
 /// So many partitions are asked at once for what may be large.
-const LARGE_LINES_MAX: usize = 16;
+const LARGE_REQUESTS_MAX: usize = 16;
 /// Up to so many lines are looked through; more are found by a map.
-const LINES_SEARCHED: usize = 16;
+const LINEAR_SEARCH_MAX: usize = 16;
 
 /// Between two tries while a partition has no leader: elections take some hundred ms.
-const RETRY_FIRST: Duration = Duration::from_millis(5);
-const RETRY_MOST: Duration = Duration::from_millis(100);
+const RETRY_MIN: Duration = Duration::from_millis(5);
+const RETRY_MAX: Duration = Duration::from_millis(100);
 
 /// What became of one op.
 pub(crate) type Outcome = Result<Answer, Refusal>;
@@ -70,15 +70,15 @@ pub(crate) fn partition_of_op(table: &Table, op: &Op) -> Option<PartitionId> {
 
 /// The partition of each op of a command on a table; `None`: they lie in several where
 /// they must not.
-pub(crate) fn places(table: &Table, rows: &Rows) -> Option<SmallVec<[PartitionId; 4]>> {
+pub(crate) fn places(table: &Table, rows: &RowPlan) -> Option<SmallVec<[PartitionId; 4]>> {
     let places: SmallVec<[_; 4]> =
         rows.ops.iter().map(|op| partition_of_op(table, op)).collect::<Option<_>>()?;
-    let is_torn = rows.together && places.iter().any(|place| *place != places[0]);
+    let is_torn = rows.same_partition && places.iter().any(|place| *place != places[0]);
     (!is_torn).then_some(places)
 }
 
 /// A table that is not there, as far as it says where rows would lie.
-fn imagined(partitions: u32) -> Table {
+fn hypothetical(partitions: u32) -> Table {
     let (id, name) = (TableId(u32::MAX), String::new());
     Table {
         id,
@@ -93,12 +93,12 @@ fn imagined(partitions: u32) -> Table {
 
 /// What fits a table of so many partitions fits any: it lies in one slot.
 pub(crate) fn finest_table() -> Table {
-    imagined(SLOTS.into())
+    hypothetical(SLOTS.into())
 }
 
 /// A table as its first write would make it, as far as it says where rows would lie.
 pub(crate) async fn new_table(proxy: &Proxy) -> Result<Table, CallError> {
-    learn(proxy, || proxy.catalogue.partitions_of_new()).await.map(imagined)
+    learn(proxy, || proxy.catalogue.partitions_of_new()).await.map(hypothetical)
 }
 
 /// All partitions of a table, in slot order.
@@ -115,23 +115,23 @@ pub(crate) fn first_cursor(table: &Table, index: u32) -> u64 {
 /// The ops of some commands, by partition, and then what became of them.
 #[derive(Default)]
 pub(crate) struct Batches {
-    lines: SmallVec<[Line; 1]>,
+    lines: SmallVec<[PartitionBatch; 1]>,
     /// Where the lines beyond the first few are.
     places: HashMap<PartitionId, u16>,
 }
 
 /// Requests for one partition.
-struct Line {
+struct PartitionBatch {
     partition: PartitionId,
     /// What is to be carried out.
-    open: SmallVec<[Open; 1]>,
+    open: SmallVec<[RequestBuilder; 1]>,
     done: VecDeque<Done>,
     /// What the outcomes in `done` take.
     held_bytes: usize,
 }
 
 #[derive(Default)]
-struct Open {
+struct RequestBuilder {
     request: Request,
     bytes: usize,
     writes: bool,
@@ -149,30 +149,30 @@ impl Batches {
     /// it must share its request with the op of the same command that was added before.
     pub(crate) fn add(&mut self, partition: PartitionId, op: Op, joins: bool) -> u16 {
         let first =
-            self.lines.iter().take(LINES_SEARCHED).position(|line| line.partition == partition);
+            self.lines.iter().take(LINEAR_SEARCH_MAX).position(|line| line.partition == partition);
         let index =
             match first.or_else(|| self.places.get(&partition).map(|index| usize::from(*index))) {
                 Some(index) => index,
                 None => {
                     let index = self.lines.len();
-                    self.lines.push(Line {
+                    self.lines.push(PartitionBatch {
                         partition,
                         open: SmallVec::new(),
                         done: VecDeque::new(),
                         held_bytes: 0,
                     });
-                    if index >= LINES_SEARCHED {
+                    if index >= LINEAR_SEARCH_MAX {
                         self.places.insert(partition, as_line(index));
                     }
                     index
                 }
             };
         let line = &mut self.lines[index];
-        let is_full = |open: &Open| {
+        let is_full = |open: &RequestBuilder| {
             open.request.ops.len() >= REQUEST_OPS_MAX || open.bytes >= REQUEST_BYTES_MAX
         };
         if line.open.last().is_none_or(|open| !joins && is_full(open)) {
-            line.open.push(Open::default());
+            line.open.push(RequestBuilder::default());
         }
         let open = line.open.last_mut().expect("one was just pushed if there was none");
         if op.is_write() {
@@ -188,7 +188,7 @@ impl Batches {
 
     /// So many partitions are asked that they should be before more is added.
     pub(crate) fn is_full(&self) -> bool {
-        self.lines.len() >= LINES_MAX
+        self.lines.len() >= PARTITIONS_MAX
     }
 
     /// The partitions that are written to.
@@ -201,28 +201,28 @@ impl Batches {
 
     /// Carries out what is left; of answers that are large, a part only
     /// ([`Batches::is_done`]).
-    pub(crate) async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant) {
-        self.carry_out_in(
+    pub(crate) async fn execute(&mut self, proxy: &Proxy, deadline: Instant) {
+        self.execute_within(
             proxy,
             deadline,
-            Room::new(self.held_bytes(), proxy.settings.load().answer_max().bytes),
+            AnswerBudget::new(self.held_bytes(), proxy.settings.load().answer_max().bytes),
         )
         .await;
     }
 
     /// Carries out everything, of which no answer is large.
-    pub(crate) async fn carry_out_small(&mut self, proxy: &Proxy, deadline: Instant) {
-        self.carry_out_in(proxy, deadline, Room::new(0, usize::MAX)).await;
+    pub(crate) async fn execute_small(&mut self, proxy: &Proxy, deadline: Instant) {
+        self.execute_within(proxy, deadline, AnswerBudget::new(0, usize::MAX)).await;
     }
 
-    async fn carry_out_in(&mut self, proxy: &Proxy, deadline: Instant, room: Room) {
+    async fn execute_within(&mut self, proxy: &Proxy, deadline: Instant, room: AnswerBudget) {
         match self.lines.as_mut_slice() {
             [] => {}
-            [line] => line.carry_out(proxy, deadline, &room).await,
+            [line] => line.execute(proxy, deadline, &room).await,
             lines => {
                 let each = lines
                     .iter_mut()
-                    .map(|line| Box::pin(line.carry_out(proxy, deadline, &room)) as Boxed<'_, ()>);
+                    .map(|line| Box::pin(line.execute(proxy, deadline, &room)) as Boxed<'_, ()>);
                 futures::future::join_all(each.collect::<Vec<_>>()).await;
             }
         }
@@ -257,7 +257,7 @@ impl Batches {
     /// at all; the lines whose outcomes are still to come.
     pub(crate) fn forget(&mut self, lines: &[u16]) -> SmallVec<[u16; 4]> {
         let is_to_come = |line: &u16| match self.lines.get_mut(usize::from(*line)) {
-            Some(line) if !line.open.is_empty() && line.outcomes() == 0 => !line.leave_out_read(),
+            Some(line) if !line.open.is_empty() && line.outcomes() == 0 => !line.skip_read(),
             _ => {
                 let _forgotten = self.take(*line);
                 false
@@ -304,7 +304,7 @@ fn outcome_bytes(outcome: &Outcome) -> usize {
 /// A line's number.
 fn as_line(index: usize) -> u16 {
     u16::try_from(index).expect(
-        "LINES_MAX and the partitions of one table, 16,384 at most, are fewer than u16 holds",
+        "PARTITIONS_MAX and the partitions of one table, 16,384 at most, are fewer than u16 holds",
     )
 }
 
@@ -317,14 +317,14 @@ impl Done {
     }
 }
 
-impl Line {
+impl PartitionBatch {
     /// How many outcomes wait to be taken.
     fn outcomes(&self) -> usize {
         self.done.iter().map(Done::len).sum()
     }
 
     /// Leaves out the first op that is to be carried out, if it only reads.
-    fn leave_out_read(&mut self) -> bool {
+    fn skip_read(&mut self) -> bool {
         let Some(open) = self.open.first_mut() else { return false };
         if open.request.ops.first().is_none_or(Op::is_write) {
             return false;
@@ -339,7 +339,7 @@ impl Line {
     /// One request after another, up to the first of which a part is done. A node may do
     /// the first commands only, when their answers are large; and what is read when all
     /// room is taken is left for later.
-    async fn carry_out(&mut self, proxy: &Proxy, deadline: Instant, room: &Room) {
+    async fn execute(&mut self, proxy: &Proxy, deadline: Instant, room: &AnswerBudget) {
         let mut all = std::mem::take(&mut self.open).into_iter();
         while let Some(mut open) = all.next() {
             if !self.done.is_empty() {
@@ -394,18 +394,18 @@ impl Line {
 /// The room that outcomes have which wait to be taken. It is taken when they take more
 /// than one command's answer may: then either the next command has all of its outcomes,
 /// or it is refused.
-struct Room {
+struct AnswerBudget {
     held_bytes: AtomicUsize,
     bytes_max: usize,
     large: Semaphore,
 }
 
-impl Room {
-    fn new(held_bytes: usize, bytes_max: usize) -> Room {
-        Room {
+impl AnswerBudget {
+    fn new(held_bytes: usize, bytes_max: usize) -> AnswerBudget {
+        AnswerBudget {
             held_bytes: AtomicUsize::new(held_bytes),
             bytes_max,
-            large: Semaphore::new(LARGE_LINES_MAX),
+            large: Semaphore::new(LARGE_REQUESTS_MAX),
         }
     }
 
@@ -441,7 +441,7 @@ async fn read_once(
 ) -> Result<Vec<Outcome>, CallError> {
     match proxy.rows.read_now(partition, request) {
         Some(Ok(response)) => done(response),
-        Some(Err(error)) if !is_passing(&error) => Err(error),
+        Some(Err(error)) if !is_transient(&error) => Err(error),
         _ => call(proxy, partition, request, deadline).await,
     }
 }
@@ -463,26 +463,26 @@ pub(crate) async fn respond(
     request: &Request,
     deadline: Instant,
 ) -> Result<Response, CallError> {
-    insist(proxy, deadline, || proxy.rows.call(partition, request.clone())).await
+    retry_until(proxy, deadline, || proxy.rows.call(partition, request.clone())).await
 }
 
 /// Tries again and again while nothing was done and it may be possible soon, until the
 /// deadline or the end of the server.
-async fn insist<'a, T>(
+async fn retry_until<'a, T>(
     proxy: &Proxy,
     deadline: Instant,
     attempt: impl Fn() -> Boxed<'a, Result<T, CallError>>,
 ) -> Result<T, CallError> {
-    let mut pause = RETRY_FIRST;
+    let mut pause = RETRY_MIN;
     loop {
         match attempt().await {
             Err(error)
-                if is_passing(&error)
+                if is_transient(&error)
                     && Instant::now() + pause < deadline
                     && !proxy.shutdown.is_cancelled() =>
             {
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(RETRY_MOST);
+                pause = (pause * 2).min(RETRY_MAX);
             }
             other => return other,
         }
@@ -501,8 +501,8 @@ pub(crate) async fn ask(
         true => call(proxy, partition, &request, deadline).await,
         false => read_once(proxy, partition, &request, deadline).await,
     };
-    let first = outcomes.map_err(|error| crate::words::call_error(&error))?.into_iter().next();
-    first.ok_or_else(commands::words::no_answer)
+    let first = outcomes.map_err(|error| crate::errors::call_error(&error))?.into_iter().next();
+    first.ok_or_else(commands::errors::no_answer)
 }
 
 /// The rows of each partition of a table, in slot order; the first error, if there is
@@ -526,19 +526,19 @@ pub(crate) async fn count(
     let mut batches = Batches::default();
     let lines: Vec<u16> =
         partitions(table).map(|partition| batches.add(partition, op.clone(), false)).collect();
-    batches.carry_out_small(proxy, deadline).await;
+    batches.execute_small(proxy, deadline).await;
     let count = |line| match batches.take(line) {
         Ok(Ok(Answer::Int(count))) => Ok(u64::try_from(count).unwrap_or(0)),
-        Ok(Ok(_)) => Err(commands::words::no_answer()),
-        Ok(Err(refusal)) => Err(commands::words::refusal(refusal)),
-        Err(error) => Err(crate::words::call_error(&error)),
+        Ok(Ok(_)) => Err(commands::errors::no_answer()),
+        Ok(Err(refusal)) => Err(commands::errors::refusal(refusal)),
+        Err(error) => Err(crate::errors::call_error(&error)),
     };
     lines.into_iter().map(count).collect()
 }
 
 /// Whether a table is one of those that come with their first write; others come only by
 /// an operator's will.
-pub(crate) fn comes_by_itself(proxy: &Proxy, name: &str) -> bool {
+pub(crate) fn is_created_on_write(proxy: &Proxy, name: &str) -> bool {
     cluster::database(name).is_some_and(|number| number < proxy.settings.load().databases)
 }
 
@@ -551,7 +551,7 @@ pub(crate) fn number_of(proxy: &Proxy, name: &str) -> Option<u32> {
 /// may be missing because it was dropped after a client had selected it: it must not come
 /// back by that client's next write.
 pub(crate) async fn ensure(proxy: &Proxy, name: &str) -> Result<Option<Arc<Table>>, CallError> {
-    if !comes_by_itself(proxy, name) {
+    if !is_created_on_write(proxy, name) {
         return find(proxy, name).await;
     }
     learn(proxy, || proxy.catalogue.ensure(name)).await.map(Some)
@@ -575,12 +575,13 @@ async fn learn<'a, T>(
     attempt: impl Fn() -> Boxed<'a, Result<T, CallError>>,
 ) -> Result<T, CallError> {
     let deadline = Instant::now() + Duration::from_millis(proxy.settings.load().call_deadline_ms);
-    let asked = tokio::time::timeout_at(deadline.into(), insist(proxy, deadline, attempt)).await;
+    let asked =
+        tokio::time::timeout_at(deadline.into(), retry_until(proxy, deadline, attempt)).await;
     asked.unwrap_or_else(|_| Err(CallError::NoLeader("none has answered in time".to_owned())))
 }
 
 /// Nothing was done, and it may be possible soon.
-fn is_passing(error: &CallError) -> bool {
+fn is_transient(error: &CallError) -> bool {
     matches!(error, CallError::NoLeader(_))
 }
 

@@ -9,16 +9,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::{CallError, PartitionId};
-use commands::{Reply, Session};
+use commands::{LocalCommand, Reply};
 use row::op::{Op, Request};
 
-use crate::{Client, Proxy, REDIS_VERSION, config, info, latency, memory, router, words};
+use crate::{Client, Proxy, REDIS_VERSION, config, errors, info, latency, memory, router};
 
 /// Partitions that FLUSHALL empties at a time.
-const FLUSHES_AT_ONCE: usize = 16;
+const FLUSH_CONCURRENCY: usize = 16;
 
 /// How often rates are sampled: sixteen samples are two seconds.
-const TICK: Duration = Duration::from_millis(125);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(125);
 /// The allocator's figures take a moment to add up: the peak is looked for every so many
 /// ticks only.
 const PEAK_TICKS: u64 = 40;
@@ -28,50 +28,54 @@ const SLEEP_MAX: Duration = Duration::from_secs(3600);
 
 /// What a command of this family asks of the connection.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum ServerOutcome {
     /// Send it.
     Reply(Reply),
     /// Close without a reply (SHUTDOWN).
     Close,
     /// Not of this family; nothing was done.
-    NotMine,
+    NotHandled,
 }
 
 /// Carries out a command of the server family for `client`.
-pub(crate) async fn call(proxy: &Arc<Proxy>, client: &Arc<Client>, call: Session) -> Outcome {
+pub(crate) async fn call(
+    proxy: &Arc<Proxy>,
+    client: &Arc<Client>,
+    call: LocalCommand,
+) -> ServerOutcome {
     let settings = proxy.settings.load_full();
-    Outcome::Reply(match call {
-        Session::Info(sections) => info::info(proxy, &sections).await,
-        Session::ConfigGet(globs) => config::get(proxy, &globs),
-        Session::ConfigSet(pairs) => config::set(proxy, &pairs),
-        Session::ConfigResetStat => config::reset_stat(proxy),
-        Session::ConfigRewrite => config::rewrite(proxy),
-        Session::Time => time(),
-        Session::Shutdown { save, force, abort, .. } => {
+    ServerOutcome::Reply(match call {
+        LocalCommand::Info(sections) => info::info(proxy, &sections).await,
+        LocalCommand::ConfigGet(globs) => config::get(proxy, &globs),
+        LocalCommand::ConfigSet(pairs) => config::set(proxy, &pairs),
+        LocalCommand::ConfigResetStat => config::reset_stat(proxy),
+        LocalCommand::ConfigRewrite => config::rewrite(proxy),
+        LocalCommand::Time => time(),
+        LocalCommand::Shutdown { save, force, abort, .. } => {
             return shutdown(proxy, save, force, abort).await;
         }
-        Session::SlowlogGet(count) => proxy.slowlog.get(count),
-        Session::SlowlogLen => proxy.slowlog.len(),
-        Session::SlowlogReset => proxy.slowlog.reset(),
-        Session::LatencyLatest => proxy.latency.latest(),
-        Session::LatencyHistory(event) => proxy.latency.history(&event),
-        Session::LatencyReset(events) => proxy.latency.reset(&events),
-        Session::LatencyDoctor => proxy.latency.doctor(settings.latency_threshold_ms),
-        Session::LatencyHistogram(names) => latency::histogram(&proxy.stats, &names),
-        Session::MemoryDoctor => memory::doctor(proxy),
-        Session::MemoryStats => memory::stats(proxy),
-        Session::Monitor => {
+        LocalCommand::SlowlogGet(count) => proxy.slowlog.get(count),
+        LocalCommand::SlowlogLen => proxy.slowlog.len(),
+        LocalCommand::SlowlogReset => proxy.slowlog.reset(),
+        LocalCommand::LatencyLatest => proxy.latency.latest(),
+        LocalCommand::LatencyHistory(event) => proxy.latency.history(&event),
+        LocalCommand::LatencyReset(events) => proxy.latency.reset(&events),
+        LocalCommand::LatencyDoctor => proxy.latency.doctor(settings.latency_threshold_ms),
+        LocalCommand::LatencyHistogram(names) => latency::histogram(&proxy.stats, &names),
+        LocalCommand::MemoryDoctor => memory::doctor(proxy),
+        LocalCommand::MemoryStats => memory::stats(proxy),
+        LocalCommand::Monitor => {
             client.shown.lock().monitors = true;
             proxy.monitors.watch(client);
             Reply::OK
         }
-        Session::Lolwut(_) => lolwut(proxy),
-        Session::DebugSleep { seconds } => sleep(proxy, client, seconds).await,
-        Session::DebugActiveExpire(on) => {
-            proxy.node.set_active_expire(on);
+        LocalCommand::Lolwut(_) => lolwut(proxy),
+        LocalCommand::DebugSleep { seconds } => sleep(proxy, client, seconds).await,
+        LocalCommand::DebugActiveExpire(on) => {
+            proxy.host.set_active_expire(on);
             Reply::OK
         }
-        _ => return Outcome::NotMine,
+        _ => return ServerOutcome::NotHandled,
     })
 }
 
@@ -81,7 +85,7 @@ pub(crate) async fn clock(proxy: Arc<Proxy>) {
     if proxy.stats.is_sampled.swap(true, Relaxed) {
         return;
     }
-    let mut ticks = tokio::time::interval(TICK);
+    let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for tick in 0u64.. {
         if proxy.shutdown.run_until_cancelled(ticks.tick()).await.is_none() {
@@ -89,7 +93,7 @@ pub(crate) async fn clock(proxy: Arc<Proxy>) {
         }
         proxy.stats.sample(Instant::now());
         if tick.is_multiple_of(PEAK_TICKS) {
-            memory::Figures::note_peak(&proxy);
+            memory::MemoryStats::note_peak(&proxy);
         }
     }
 }
@@ -105,15 +109,17 @@ fn time() -> Reply {
 /// Redis that only has an append-only file. FORCE stops even if that fails. NOW changes
 /// nothing, as there are no replicas to wait for; and because a stop begins at once,
 /// there is never one to ABORT.
-async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -> Outcome {
+async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -> ServerOutcome {
     if abort {
-        return Outcome::Reply(Reply::error("ERR No shutdown in progress."));
+        return ServerOutcome::Reply(Reply::error("ERR No shutdown in progress."));
     }
     tracing::info!(?save, force, "a client asked to stop the server");
-    match proxy.node.sync().await {
+    match proxy.host.sync().await {
         Err(error) if !force => {
             tracing::error!(%error, "write acknowledged data to disk before stopping; the server goes on");
-            return Outcome::Reply(Reply::error("ERR Errors trying to SHUTDOWN. Check logs."));
+            return ServerOutcome::Reply(Reply::error(
+                "ERR Errors trying to SHUTDOWN. Check logs.",
+            ));
         }
         Err(error) => {
             tracing::error!(%error, "write acknowledged data to disk before stopping; stopping all the same")
@@ -121,7 +127,7 @@ async fn shutdown(proxy: &Proxy, save: Option<bool>, force: bool, abort: bool) -
         Ok(()) => (),
     }
     proxy.shutdown.cancel();
-    Outcome::Close
+    ServerOutcome::Close
 }
 
 /// Empties every partition of every table. Atomic for each partition; Redis's is for the
@@ -131,11 +137,11 @@ pub(crate) async fn flush_all(proxy: &Proxy) -> Reply {
     // A table that this proxy has not heard of yet must not be left out.
     let tables = match router::find_all(proxy).await {
         Ok(tables) => tables,
-        Err(error) => return words::catalogue_error(&error),
+        Err(error) => return errors::catalogue_error(&error),
     };
     let partitions: Vec<_> = tables.iter().flat_map(|table| router::partitions(table)).collect();
     let mut done = 0;
-    for some in partitions.chunks(FLUSHES_AT_ONCE) {
+    for some in partitions.chunks(FLUSH_CONCURRENCY) {
         let mut cleared = Vec::with_capacity(some.len());
         for &partition in some {
             cleared.push(clear(proxy, partition, deadline));
@@ -149,7 +155,7 @@ pub(crate) async fn flush_all(proxy: &Proxy) -> Reply {
             .filter_map(Result::err)
             .max_by_key(|error| matches!(error, CallError::Unknown(_)));
         if let Some(error) = failed {
-            return if done > 0 { words::partly_done(&error) } else { words::call_error(&error) };
+            return if done > 0 { errors::partly_done(&error) } else { errors::call_error(&error) };
         }
     }
     Reply::OK
@@ -186,7 +192,7 @@ fn sleep_time(seconds: f64) -> Duration {
 fn lolwut(proxy: &Proxy) -> Reply {
     Reply::Text(format!(
         "{HORSE}Redis ver. {REDIS_VERSION}, by Bridle ver. {}\n",
-        proxy.facts.version
+        proxy.server_info.version
     ))
 }
 
@@ -204,7 +210,7 @@ const HORSE: &str = r"
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fakes::{self, Doors};
+    use crate::fakes::{self, FakeBackend};
 
     #[test]
     fn time_is_seconds_and_microseconds() {
@@ -229,40 +235,45 @@ mod tests {
         assert_eq!((sleep_time(1e300), sleep_time(f64::INFINITY)), (SLEEP_MAX, SLEEP_MAX));
     }
 
-    async fn done(doors: Doors, call: Session) -> (Outcome, Arc<Doors>, Arc<Proxy>) {
+    async fn done(
+        doors: FakeBackend,
+        call: LocalCommand,
+    ) -> (ServerOutcome, Arc<FakeBackend>, Arc<Proxy>) {
         let doors = Arc::new(doors);
         let proxy = fakes::proxy(&doors);
         let outcome = super::call(&proxy, &fakes::client(1), call).await;
         (outcome, doors, proxy)
     }
 
-    fn reply(outcome: Outcome) -> Reply {
-        if let Outcome::Reply(reply) = outcome { reply } else { panic!("{outcome:?}") }
+    fn reply(outcome: ServerOutcome) -> Reply {
+        if let ServerOutcome::Reply(reply) = outcome { reply } else { panic!("{outcome:?}") }
     }
 
-    fn stop(force: bool, abort: bool) -> Session {
-        Session::Shutdown { save: None, now: false, force, abort }
+    fn stop(force: bool, abort: bool) -> LocalCommand {
+        LocalCommand::Shutdown { save: None, now: false, force, abort }
     }
 
     #[tokio::test]
     async fn shutdown_stops_once_everything_is_on_disk() {
-        let (outcome, _, proxy) = done(Doors::default(), stop(false, false)).await;
-        assert!(matches!(outcome, Outcome::Close) && proxy.shutdown.is_cancelled());
+        let (outcome, _, proxy) = done(FakeBackend::default(), stop(false, false)).await;
+        assert!(matches!(outcome, ServerOutcome::Close) && proxy.shutdown.is_cancelled());
         let (outcome, _, proxy) =
-            done(Doors { disk_fails: true, ..Doors::default() }, stop(false, false)).await;
+            done(FakeBackend { disk_fails: true, ..FakeBackend::default() }, stop(false, false))
+                .await;
         assert_eq!(reply(outcome), Reply::error("ERR Errors trying to SHUTDOWN. Check logs."));
         assert!(!proxy.shutdown.is_cancelled());
         let (outcome, _, proxy) =
-            done(Doors { disk_fails: true, ..Doors::default() }, stop(true, false)).await;
-        assert!(matches!(outcome, Outcome::Close) && proxy.shutdown.is_cancelled());
-        let (outcome, _, proxy) = done(Doors::default(), stop(false, true)).await;
+            done(FakeBackend { disk_fails: true, ..FakeBackend::default() }, stop(true, false))
+                .await;
+        assert!(matches!(outcome, ServerOutcome::Close) && proxy.shutdown.is_cancelled());
+        let (outcome, _, proxy) = done(FakeBackend::default(), stop(false, true)).await;
         assert_eq!(reply(outcome), Reply::error("ERR No shutdown in progress."));
         assert!(!proxy.shutdown.is_cancelled());
     }
 
     #[tokio::test]
     async fn flush_all_reaches_every_partition_of_every_table() {
-        let doors = Arc::new(Doors::default());
+        let doors = Arc::new(FakeBackend::default());
         let reply = flush_all(&fakes::proxy(&doors)).await;
         assert_eq!(
             (reply, doors.called.load(std::sync::atomic::Ordering::Relaxed)),
@@ -272,7 +283,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_families_are_left_alone() {
-        let (outcome, ..) = done(Doors::default(), Session::Multi).await;
-        assert!(matches!(outcome, Outcome::NotMine));
+        let (outcome, ..) = done(FakeBackend::default(), LocalCommand::Multi).await;
+        assert!(matches!(outcome, ServerOutcome::NotHandled));
     }
 }

@@ -11,14 +11,14 @@ use commands::Reply;
 use commands::plan::{Hello, ReplyMode};
 use subtle::ConstantTimeEq;
 
-use crate::client::account::{Account, Part};
+use crate::client::memory_usage::{MemoryUse, UsageTracker};
 use crate::client::{Client, Effect};
 use crate::connection::OUTPUT_HIGH;
 use crate::dispatch::Chunk;
 use crate::resp::Protocol;
 use crate::transactions::Transaction;
-use crate::waits::Written;
-use crate::{Proxy, REDIS_VERSION, router, words};
+use crate::waits::WrittenPartitions;
+use crate::{Proxy, REDIS_VERSION, errors, router};
 
 /// The table that every connection begins with.
 pub(crate) const FIRST_TABLE: &str = "db0";
@@ -33,7 +33,7 @@ pub(crate) struct Session {
     /// No more commands are taken, and the connection closes when the replies so far are
     /// written.
     pub(crate) closing: bool,
-    pub(crate) silence: Silence,
+    pub(crate) silence: ReplySuppression,
     /// CLIENT PAUSE holds the next command back, as one that may write or as any other.
     pub(crate) held: Option<bool>,
     pub(crate) table_name: Arc<str>,
@@ -42,57 +42,57 @@ pub(crate) struct Session {
     seed: u64,
     pub(crate) chunk: Chunk,
     /// What is kept for the client.
-    pub(crate) account: Account,
+    pub(crate) memory_usage: UsageTracker,
     /// When so many bytes of replies wait, the client is to read some before more is
     /// carried out.
     pub(crate) replies_max: usize,
-    pub(crate) written: Written,
+    pub(crate) written: WrittenPartitions,
 }
 
 /// CLIENT REPLY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Silence {
+pub(crate) enum ReplySuppression {
     /// Replies are sent.
     None,
     /// The next command's is not.
-    Next,
+    NextReply,
     /// None are.
     All,
 }
 
-/// What a client's word for a table means.
-pub(crate) enum Named {
+/// What a client's argument for a table means.
+pub(crate) enum TableRef {
     /// The table of this name: a numbered one, there or not, or one that is there.
     Table(Arc<str>),
     /// Nothing, and what the client is told.
-    Nothing(Reply),
+    Unknown(Reply),
 }
 
-/// What a client's word for a table says by itself.
-enum Meaning<'a> {
+/// What a client's argument for a table says by itself.
+enum TableArg<'a> {
     /// `17`, or `db17`.
     Number(u32),
     Name(&'a str),
     /// Nothing that could ever be.
-    Nothing(Reply),
+    Invalid(Reply),
 }
 
-fn meaning(word: &[u8]) -> Meaning<'_> {
-    if let Some(number) = commands::args::integer(word) {
+fn meaning(arg: &[u8]) -> TableArg<'_> {
+    if let Some(number) = commands::args::integer(arg) {
         return u32::try_from(number)
-            .map_or_else(|_| Meaning::Nothing(no_database(word)), Meaning::Number);
+            .map_or_else(|_| TableArg::Invalid(no_database(arg)), TableArg::Number);
     }
-    match std::str::from_utf8(word) {
-        Ok(name) => cluster::database(name).map_or(Meaning::Name(name), Meaning::Number),
-        Err(_) => Meaning::Nothing(words::no_table(word)),
+    match std::str::from_utf8(arg) {
+        Ok(name) => cluster::database(name).map_or(TableArg::Name(name), TableArg::Number),
+        Err(_) => TableArg::Invalid(errors::no_table(arg)),
     }
 }
 
 /// There is no table of this number, or none of a name that stands for one.
-fn no_database(word: &[u8]) -> Reply {
-    match commands::args::integer(word) {
-        Some(_) => Reply::error(words::NO_DATABASE),
-        None => words::no_table(word),
+fn no_database(arg: &[u8]) -> Reply {
+    match commands::args::integer(arg) {
+        Some(_) => Reply::error(errors::NO_DATABASE),
+        None => errors::no_table(arg),
     }
 }
 
@@ -100,7 +100,7 @@ impl Session {
     pub(crate) fn new(proxy: Arc<Proxy>, client: Arc<Client>) -> Session {
         let authenticated = proxy.settings.load().password.is_none();
         Session {
-            account: Account::new(client.clone()),
+            memory_usage: UsageTracker::new(client.clone()),
             replies_max: OUTPUT_HIGH,
             proxy,
             client,
@@ -108,14 +108,14 @@ impl Session {
             authenticated,
             transaction: Transaction::default(),
             closing: false,
-            silence: Silence::None,
+            silence: ReplySuppression::None,
             held: None,
             table_name: FIRST_TABLE.into(),
             table: None,
             catalogue_version: None,
             seed: rand::random(),
             chunk: Chunk::default(),
-            written: Written::default(),
+            written: WrittenPartitions::default(),
         }
     }
 
@@ -149,10 +149,10 @@ impl Session {
             }
             self.chunk.absent = Some(name.clone());
         }
-        if router::comes_by_itself(&self.proxy, &name) {
+        if router::is_created_on_write(&self.proxy, &name) {
             Ok(None)
         } else {
-            Err(words::no_table(name.as_bytes()))
+            Err(errors::no_table(name.as_bytes()))
         }
     }
 
@@ -162,10 +162,10 @@ impl Session {
     /// As [`Session::find_table`].
     pub(crate) async fn find_named(&mut self, name: &str) -> Result<Option<Arc<Table>>, Reply> {
         if let Some(error) = &self.chunk.unknown {
-            return Err(words::catalogue_error(error));
+            return Err(errors::catalogue_error(error));
         }
         router::find(&self.proxy, name).await.map_err(|error| {
-            let reply = words::catalogue_error(&error);
+            let reply = errors::catalogue_error(&error);
             self.chunk.unknown = Some(error);
             reply
         })
@@ -178,16 +178,16 @@ impl Session {
         }
         self.chunk.absent = None;
         if let Some(error) = self.chunk.unknown.as_ref().or(self.chunk.unmade.as_ref()) {
-            return Err(words::catalogue_error(error));
+            return Err(errors::catalogue_error(error));
         }
         match router::ensure(&self.proxy, &self.table_name).await {
             Ok(Some(table)) => {
                 self.found(&table);
                 Ok(table)
             }
-            Ok(None) => Err(words::no_table(self.table_name.as_bytes())),
+            Ok(None) => Err(errors::no_table(self.table_name.as_bytes())),
             Err(error) => {
-                let reply = words::catalogue_error(&error);
+                let reply = errors::catalogue_error(&error);
                 self.chunk.unmade = Some(error);
                 Err(reply)
             }
@@ -201,10 +201,10 @@ impl Session {
             return Ok(None);
         }
         if let Some(error) = &self.chunk.unmade {
-            return Err(words::catalogue_error(error));
+            return Err(errors::catalogue_error(error));
         }
         router::new_table(&self.proxy).await.map(Some).map_err(|error| {
-            let reply = words::catalogue_error(&error);
+            let reply = errors::catalogue_error(&error);
             self.chunk.unmade = Some(error);
             reply
         })
@@ -219,70 +219,72 @@ impl Session {
 
     /// A part of what is kept for the client takes so many bytes now; if all clients then
     /// hold too much, the one that holds most goes.
-    pub(crate) fn hold(&mut self, part: Part, bytes: usize) {
-        if self.account.set(part, bytes) {
+    pub(crate) fn hold(&mut self, part: MemoryUse, bytes: usize) {
+        if self.memory_usage.set(part, bytes) {
             self.proxy.make_room();
         }
     }
 
-    /// The table that a word means, if that can be said without asking: `3` is `db3`,
-    /// `17` the table that has this number, any other word an existing table.
-    pub(crate) fn named_at_once(&self, word: &[u8]) -> Option<Named> {
-        match meaning(word) {
-            Meaning::Number(number) if number < self.proxy.settings.load().databases => {
-                Some(Named::Table(format!("db{number}").into()))
+    /// The table that an argument means, if that can be said without asking: `3` is `db3`,
+    /// `17` the table that has this number, any other argument an existing table.
+    pub(crate) fn resolve_table_now(&self, arg: &[u8]) -> Option<TableRef> {
+        match meaning(arg) {
+            TableArg::Number(number) if number < self.proxy.settings.load().databases => {
+                Some(TableRef::Table(format!("db{number}").into()))
             }
-            Meaning::Number(number) => self
+            TableArg::Number(number) => self
                 .proxy
                 .catalogue
                 .numbered(number)
-                .map(|table| Named::Table(table.name.as_str().into())),
-            Meaning::Name(name) => self
+                .map(|table| TableRef::Table(table.name.as_str().into())),
+            TableArg::Name(name) => self
                 .proxy
                 .catalogue
                 .table(name)
-                .map(|table| Named::Table(table.name.as_str().into())),
-            Meaning::Nothing(reply) => Some(Named::Nothing(reply)),
+                .map(|table| TableRef::Table(table.name.as_str().into())),
+            TableArg::Invalid(reply) => Some(TableRef::Unknown(reply)),
         }
     }
 
-    /// The table that a word means.
+    /// The table that an argument means.
     ///
     /// # Errors
     /// As [`Session::find_table`].
-    pub(crate) async fn named(&mut self, word: &[u8]) -> Result<Named, Reply> {
-        if let Some(named) = self.named_at_once(word) {
+    pub(crate) async fn resolve_table(&mut self, arg: &[u8]) -> Result<TableRef, Reply> {
+        if let Some(named) = self.resolve_table_now(arg) {
             return Ok(named);
         }
-        let (found, nothing) = match meaning(word) {
-            Meaning::Number(number) => (self.find_numbered(number).await?, no_database(word)),
-            Meaning::Name(name) => (self.find_named(name).await?, words::no_table(word)),
-            Meaning::Nothing(reply) => (None, reply),
+        let (found, nothing) = match meaning(arg) {
+            TableArg::Number(number) => (self.find_numbered(number).await?, no_database(arg)),
+            TableArg::Name(name) => (self.find_named(name).await?, errors::no_table(arg)),
+            TableArg::Invalid(reply) => (None, reply),
         };
-        Ok(found.map_or(Named::Nothing(nothing), |table| Named::Table(table.name.as_str().into())))
+        Ok(found.map_or(TableRef::Unknown(nothing), |table| {
+            TableRef::Table(table.name.as_str().into())
+        }))
     }
 
     /// A table by its number, whether this proxy has heard of it yet or not.
     async fn find_numbered(&mut self, number: u32) -> Result<Option<Arc<Table>>, Reply> {
         if let Some(error) = &self.chunk.unknown {
-            return Err(words::catalogue_error(error));
+            return Err(errors::catalogue_error(error));
         }
         let all = router::find_all(&self.proxy).await.map_err(|error| {
-            let reply = words::catalogue_error(&error);
+            let reply = errors::catalogue_error(&error);
             self.chunk.unknown = Some(error);
             reply
         })?;
         Ok(all.into_iter().find(|table| table.number == number))
     }
 
-    /// SELECT of what a word means.
-    pub(crate) fn select(&mut self, named: Named) -> Reply {
+    /// SELECT of what an argument means.
+    pub(crate) fn select(&mut self, named: TableRef) -> Reply {
         match named {
-            Named::Table(name) => {
+            TableRef::Table(name) => {
                 self.use_table(name);
                 Reply::OK
             }
-            Named::Nothing(reply) => reply,
+            TableRef::Unknown(reply) => reply,
         }
     }
 
@@ -316,7 +318,7 @@ impl Session {
     pub(crate) fn authenticate(&mut self, user: Option<&[u8]>, password: &[u8]) -> Reply {
         let settings = self.proxy.settings.load();
         let is_right = match &settings.password {
-            None if user.is_none() => return Reply::error(words::NO_PASSWORD),
+            None if user.is_none() => return Reply::error(errors::NO_PASSWORD),
             // As Redis's default user without a password: any will do.
             None => true,
             // The length of the right one is all that time could tell.
@@ -324,14 +326,14 @@ impl Session {
         };
         if !is_right || user.is_some_and(|user| user != b"default") {
             self.proxy.stats.auth_failures.add(1);
-            return Reply::error(words::WRONGPASS);
+            return Reply::error(errors::WRONGPASS);
         }
         self.authenticated = true;
         Reply::OK
     }
 
     /// Whether it has to authenticate before anything else.
-    pub(crate) fn is_stranger(&self) -> bool {
+    pub(crate) fn is_unauthenticated(&self) -> bool {
         !self.authenticated && self.proxy.settings.load().password.is_some()
     }
 
@@ -342,8 +344,8 @@ impl Session {
             if reply != Reply::OK {
                 return reply;
             }
-        } else if self.is_stranger() {
-            return Reply::error(words::NOAUTH_HELLO);
+        } else if self.is_unauthenticated() {
+            return Reply::error(errors::NOAUTH_HELLO);
         }
         if let Some(version) = hello.protocol {
             self.protocol = if version == 3 { Protocol::Resp3 } else { Protocol::Resp2 };
@@ -356,15 +358,15 @@ impl Session {
                 shown.name = Bytes::copy_from_slice(&name);
             }
         }
-        let word = |text: &str| Reply::Bulk(Bytes::copy_from_slice(text.as_bytes()));
+        let bulk = |text: &str| Reply::Bulk(Bytes::copy_from_slice(text.as_bytes()));
         Reply::Map(vec![
-            (word("server"), word("redis")),
-            (word("version"), word(REDIS_VERSION)),
-            (word("proto"), Reply::Int(i64::from(version))),
-            (word("id"), Reply::Int(self.client.id as i64)),
-            (word("mode"), word("standalone")),
-            (word("role"), word("master")),
-            (word("modules"), Reply::Array(Vec::new())),
+            (bulk("server"), bulk("redis")),
+            (bulk("version"), bulk(REDIS_VERSION)),
+            (bulk("proto"), Reply::Int(i64::from(version))),
+            (bulk("id"), Reply::Int(self.client.id as i64)),
+            (bulk("mode"), bulk("standalone")),
+            (bulk("role"), bulk("master")),
+            (bulk("modules"), Reply::Array(Vec::new())),
         ])
     }
 
@@ -374,7 +376,7 @@ impl Session {
         self.proxy.monitors.unwatch(&self.client);
         self.use_table(FIRST_TABLE.into());
         self.protocol = Protocol::Resp2;
-        self.silence = Silence::None;
+        self.silence = ReplySuppression::None;
         self.authenticated = self.proxy.settings.load().password.is_none();
         let mut shown = self.client.shown.lock();
         shown.protocol = 2;
@@ -390,10 +392,10 @@ impl Session {
         match effect {
             Effect::None => {}
             Effect::Close => self.closing = true,
-            Effect::Mode(ReplyMode::On) => self.silence = Silence::None,
-            Effect::Mode(ReplyMode::Off) => self.silence = Silence::All,
-            Effect::Mode(ReplyMode::Skip) if self.silence == Silence::None => {
-                self.silence = Silence::Next
+            Effect::Mode(ReplyMode::On) => self.silence = ReplySuppression::None,
+            Effect::Mode(ReplyMode::Off) => self.silence = ReplySuppression::All,
+            Effect::Mode(ReplyMode::Skip) if self.silence == ReplySuppression::None => {
+                self.silence = ReplySuppression::NextReply
             }
             Effect::Mode(ReplyMode::Skip) => {}
         }

@@ -58,7 +58,7 @@ pub struct Settings {
 
 /// A limit, as an error names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bound {
+pub struct ByteLimit {
     /// The most that there may be.
     pub bytes: usize,
     /// The setting that says so.
@@ -67,7 +67,7 @@ pub struct Bound {
     pub is_live: bool,
 }
 
-impl std::fmt::Display for Bound {
+impl std::fmt::Display for ByteLimit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let how = if self.is_live {
             "CONFIG SET changes it"
@@ -90,21 +90,21 @@ pub enum ClientsMemory {
 }
 
 /// A smaller `maxmemory-clients` is taken for this, as by Redis.
-const CLIENTS_BYTES_LEAST: u64 = 128 * 1024;
+const CLIENTS_BYTES_MIN: u64 = 128 * 1024;
 
 /// No limit of one client is above what all may hold together; where it is set to be,
 /// this is the limit, and named.
 impl Settings {
     /// What all clients may hold together.
-    pub fn clients_max(&self) -> Bound {
+    pub fn clients_max(&self) -> ByteLimit {
         let bytes = match self.clients_memory {
             ClientsMemory::Unlimited => u64::MAX,
-            ClientsMemory::Bytes(bytes) => bytes.max(CLIENTS_BYTES_LEAST),
+            ClientsMemory::Bytes(bytes) => bytes.max(CLIENTS_BYTES_MIN),
             ClientsMemory::Percent(percent) => {
-                (self.memory_bytes / 100 * u64::from(percent)).max(CLIENTS_BYTES_LEAST)
+                (self.memory_bytes / 100 * u64::from(percent)).max(CLIENTS_BYTES_MIN)
             }
         };
-        Bound {
+        ByteLimit {
             bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
             name: "maxmemory-clients",
             is_live: true,
@@ -112,8 +112,8 @@ impl Settings {
     }
 
     /// What one client may have sent ahead.
-    pub fn query_max(&self) -> Bound {
-        self.least(Bound {
+    pub fn query_max(&self) -> ByteLimit {
+        self.least(ByteLimit {
             bytes: self.query_bytes_max,
             name: "client-query-buffer-limit",
             is_live: true,
@@ -121,15 +121,16 @@ impl Settings {
     }
 
     /// The longest argument.
-    pub fn bulk_max(&self) -> Bound {
-        let own = Bound { bytes: self.bulk_bytes_max, name: "proto-max-bulk-len", is_live: true };
+    pub fn bulk_max(&self) -> ByteLimit {
+        let own =
+            ByteLimit { bytes: self.bulk_bytes_max, name: "proto-max-bulk-len", is_live: true };
         let query = self.query_max();
         if query.bytes < own.bytes { query } else { own }
     }
 
     /// What may wait for one client to read it.
-    pub fn output_max(&self) -> Bound {
-        self.least(Bound {
+    pub fn output_max(&self) -> ByteLimit {
+        self.least(ByteLimit {
             bytes: self.output_bytes_max,
             name: "client-output-buffer-limit",
             is_live: true,
@@ -137,16 +138,20 @@ impl Settings {
     }
 
     /// What one command or transaction may write.
-    pub fn write_max(&self) -> Bound {
-        Bound { bytes: self.write_bytes_max, name: "max_write_size", is_live: false }
+    pub fn write_max(&self) -> ByteLimit {
+        ByteLimit { bytes: self.write_bytes_max, name: "max_write_size", is_live: false }
     }
 
     /// What one command or transaction may be answered.
-    pub fn answer_max(&self) -> Bound {
-        self.least(Bound { bytes: self.answer_bytes_max, name: "max_answer_size", is_live: false })
+    pub fn answer_max(&self) -> ByteLimit {
+        self.least(ByteLimit {
+            bytes: self.answer_bytes_max,
+            name: "max_answer_size",
+            is_live: false,
+        })
     }
 
-    fn least(&self, own: Bound) -> Bound {
+    fn least(&self, own: ByteLimit) -> ByteLimit {
         let all = self.clients_max();
         if all.bytes < own.bytes { all } else { own }
     }
@@ -202,7 +207,7 @@ mod tests {
             memory_bytes: 1 << 30,
             ..Settings::default()
         };
-        let named = |bound: Bound| (bound.bytes, bound.name);
+        let named = |bound: ByteLimit| (bound.bytes, bound.name);
         let tight = settings(ClientsMemory::Percent(1));
         let all = (1 << 30) / 100;
         for bound in [tight.query_max(), tight.bulk_max(), tight.output_max(), tight.answer_max()] {

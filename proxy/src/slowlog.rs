@@ -1,8 +1,8 @@
 //! The slow log: the last commands that took longer than `slowlog-log-slower-than`.
 //!
 //! # Invariants
-//! - At most `slowlog-max-len` entries of at most [`WORDS_MAX`] words of
-//!   [`WORD_BYTES_MAX`] bytes; secrets are replaced (tests
+//! - At most `slowlog-max-len` entries of at most [`ENTRY_ARGS_MAX`] words of
+//!   [`ENTRY_ARG_BYTES_MAX`] bytes; secrets are replaced (tests
 //!   `long_commands_are_cut_as_redis_cuts_them`, `the_oldest_entries_go`).
 
 use std::collections::VecDeque;
@@ -15,27 +15,27 @@ use parking_lot::Mutex;
 use crate::redact::redacted;
 
 /// Words kept of a command, the last of which says how many are left out. Redis's number.
-pub const WORDS_MAX: usize = 32;
-/// Bytes kept of a word. Redis's number.
-pub const WORD_BYTES_MAX: usize = 128;
+pub const ENTRY_ARGS_MAX: usize = 32;
+/// Bytes kept of an argument. Redis's number.
+pub const ENTRY_ARG_BYTES_MAX: usize = 128;
 
 /// The log of one proxy.
 #[derive(Debug, Default)]
-pub struct Slowlog(Mutex<Log>);
+pub struct Slowlog(Mutex<SlowlogEntries>);
 
 #[derive(Debug, Default)]
-struct Log {
+struct SlowlogEntries {
     next_id: i64,
     /// Newest first.
-    entries: VecDeque<Entry>,
+    entries: VecDeque<SlowlogEntry>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct SlowlogEntry {
     id: i64,
     at_s: u64,
     took: Duration,
-    words: Vec<Bytes>,
+    argv: Vec<Bytes>,
     address: String,
     name: Bytes,
 }
@@ -43,24 +43,16 @@ struct Entry {
 impl Slowlog {
     /// Keeps a command that took `took`. Whether it is slow is the caller's to ask
     /// ([`is_slow`]), so that fast commands cost no copy.
-    pub fn add(
-        &self,
-        words: &[Bytes],
-        took: Duration,
-        address: &str,
-        name: &Bytes,
-        len_max: usize,
-    ) {
-        let (address, name, words) =
-            (address.to_owned(), Bytes::copy_from_slice(name), kept(words));
+    pub fn add(&self, argv: &[Bytes], took: Duration, address: &str, name: &Bytes, len_max: usize) {
+        let (address, name, argv) = (address.to_owned(), Bytes::copy_from_slice(name), kept(argv));
         let mut log = self.0.lock();
         let id = log.next_id;
         log.next_id += 1;
-        log.entries.push_front(Entry {
+        log.entries.push_front(SlowlogEntry {
             id,
             at_s: crate::now_ms() / 1000,
             took,
-            words,
+            argv,
             address,
             name,
         });
@@ -76,12 +68,12 @@ impl Slowlog {
     pub fn get(&self, count: i64) -> Reply {
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let log = self.0.lock();
-        let entry = |entry: &Entry| {
+        let entry = |entry: &SlowlogEntry| {
             Reply::Array(vec![
                 Reply::Int(entry.id),
                 Reply::Int(entry.at_s as i64),
                 Reply::Int(i64::try_from(entry.took.as_micros()).unwrap_or(i64::MAX)),
-                Reply::Array(entry.words.iter().cloned().map(Reply::Bulk).collect()),
+                Reply::Array(entry.argv.iter().cloned().map(Reply::Bulk).collect()),
                 Reply::Bulk(entry.address.clone().into()),
                 Reply::Bulk(entry.name.clone()),
             ])
@@ -109,17 +101,17 @@ pub fn is_slow(took: Duration, slower_than_us: i64) -> bool {
 
 /// The words of a command as the log keeps them. Copied, because a slice would keep the
 /// whole read buffer alive.
-fn kept(words: &[Bytes]) -> Vec<Bytes> {
-    let whole = if words.len() > WORDS_MAX { WORDS_MAX - 1 } else { words.len() };
-    let cut = |word: Bytes| match word.len().checked_sub(WORD_BYTES_MAX) {
-        None | Some(0) => Bytes::copy_from_slice(&word),
-        Some(more) => {
-            [&word[..WORD_BYTES_MAX], format!("... ({more} more bytes)").as_bytes()].concat().into()
-        }
+fn kept(argv: &[Bytes]) -> Vec<Bytes> {
+    let whole = if argv.len() > ENTRY_ARGS_MAX { ENTRY_ARGS_MAX - 1 } else { argv.len() };
+    let cut = |arg: Bytes| match arg.len().checked_sub(ENTRY_ARG_BYTES_MAX) {
+        None | Some(0) => Bytes::copy_from_slice(&arg),
+        Some(more) => [&arg[..ENTRY_ARG_BYTES_MAX], format!("... ({more} more bytes)").as_bytes()]
+            .concat()
+            .into(),
     };
-    let mut kept: Vec<Bytes> = redacted(words).take(whole).map(cut).collect();
-    if whole < words.len() {
-        kept.push(format!("... ({} more arguments)", words.len() - whole).into());
+    let mut kept: Vec<Bytes> = redacted(argv).take(whole).map(cut).collect();
+    if whole < argv.len() {
+        kept.push(format!("... ({} more arguments)", argv.len() - whole).into());
     }
     kept
 }
@@ -128,8 +120,8 @@ fn kept(words: &[Bytes]) -> Vec<Bytes> {
 mod tests {
     use super::*;
 
-    fn words(words: &[&str]) -> Vec<Bytes> {
-        words.iter().map(|word| Bytes::copy_from_slice(word.as_bytes())).collect()
+    fn argv(argv: &[&str]) -> Vec<Bytes> {
+        argv.iter().map(|arg| Bytes::copy_from_slice(arg.as_bytes())).collect()
     }
 
     fn rows(reply: Reply) -> Vec<Vec<Reply>> {
@@ -142,7 +134,7 @@ mod tests {
     fn an_entry_tells_what_redis_tells() {
         let log = Slowlog::default();
         log.add(
-            &words(&["AUTH", "hunter2"]),
+            &argv(&["AUTH", "hunter2"]),
             Duration::from_micros(12_345),
             "127.0.0.1:5",
             &"me".into(),
@@ -169,7 +161,7 @@ mod tests {
     fn the_oldest_entries_go() {
         let log = Slowlog::default();
         for n in 0..10 {
-            log.add(&words(&["get", &n.to_string()]), Duration::ZERO, "", &Bytes::new(), 3);
+            log.add(&argv(&["get", &n.to_string()]), Duration::ZERO, "", &Bytes::new(), 3);
         }
         let ids: Vec<_> = rows(log.get(-1)).into_iter().map(|row| row[0].clone()).collect();
         assert_eq!(ids, [Reply::Int(9), Reply::Int(8), Reply::Int(7)]);
@@ -178,17 +170,17 @@ mod tests {
         assert_eq!(log.len(), Reply::Int(1));
         log.reset();
         assert_eq!(log.len(), Reply::Int(0));
-        log.add(&words(&["get"]), Duration::ZERO, "", &Bytes::new(), 0);
+        log.add(&argv(&["get"]), Duration::ZERO, "", &Bytes::new(), 0);
         assert_eq!(log.len(), Reply::Int(0));
     }
 
     #[test]
     fn long_commands_are_cut_as_redis_cuts_them() {
-        let long = "x".repeat(WORD_BYTES_MAX + 5);
-        let kept_word = kept(&words(&["set", "k", &long]));
-        assert_eq!(kept_word[2], format!("{}... (5 more bytes)", &long[..WORD_BYTES_MAX]));
-        assert_eq!(kept(&words(&["x"; 32])).len(), 32);
-        let many = kept(&words(&["x"; 40]));
+        let long = "x".repeat(ENTRY_ARG_BYTES_MAX + 5);
+        let kept_arg = kept(&argv(&["set", "k", &long]));
+        assert_eq!(kept_arg[2], format!("{}... (5 more bytes)", &long[..ENTRY_ARG_BYTES_MAX]));
+        assert_eq!(kept(&argv(&["x"; 32])).len(), 32);
+        let many = kept(&argv(&["x"; 40]));
         assert_eq!((many.len(), &many[31][..]), (32, &b"... (9 more arguments)"[..]));
     }
 

@@ -32,18 +32,18 @@ const SAMPLES: usize = 16;
 /// A command's place in the table, families laid end to end. Found once when a command is
 /// looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Index(u16);
+pub struct CommandIndex(u16);
 
-impl Index {
+impl CommandIndex {
     /// Where `command` stands in [`COMMANDS`]; `None` for an entry that is not from
     /// there.
-    pub fn of(command: &'static Command) -> Option<Index> {
+    pub fn of(command: &'static Command) -> Option<CommandIndex> {
         let mut base = 0;
         for family in COMMANDS {
             if family.as_ptr_range().contains(&std::ptr::from_ref(command)) {
                 let offset = (std::ptr::from_ref(command).addr() - family.as_ptr().addr())
                     / size_of::<Command>();
-                return u16::try_from(base + offset).ok().map(Index);
+                return u16::try_from(base + offset).ok().map(CommandIndex);
             }
             base += family.len();
         }
@@ -67,7 +67,7 @@ struct PerCommand {
 
 /// One command's figures, for INFO commandstats and the like.
 #[derive(Debug, Clone, Copy)]
-pub struct Figures<'a> {
+pub struct CommandStats<'a> {
     /// As in the table: `get`, `client|id`.
     pub name: &'static str,
     /// Executed.
@@ -92,48 +92,48 @@ pub struct Stats {
     /// Open connections.
     pub connections: Gauge,
     /// Accepted since start.
-    pub connections_received: Count,
+    pub connections_received: Counter,
     /// Turned away: `maxclients`, protected mode.
-    pub connections_rejected: Count,
+    pub connections_rejected: Counter,
     /// Cut because their output buffer was over its limit.
-    pub output_limit_disconnections: Count,
+    pub output_limit_disconnections: Counter,
     /// Cut because their query buffer was over its limit.
-    pub query_limit_disconnections: Count,
+    pub query_limit_disconnections: Counter,
     /// Cut because they sent an argument or a command that is larger than is taken.
-    pub oversized_disconnections: Count,
+    pub oversized_disconnections: Counter,
     /// Cut because all clients held more than `maxmemory-clients`, and these most.
-    pub evicted_clients: Count,
+    pub evicted_clients: Counter,
     /// Bytes read from clients.
-    pub bytes_in: Count,
+    pub bytes_in: Counter,
     /// Bytes written to clients.
-    pub bytes_out: Count,
+    pub bytes_out: Counter,
     /// Reads from sockets that brought something.
-    pub reads: Count,
+    pub reads: Counter,
     /// Writes to sockets.
-    pub writes: Count,
+    pub writes: Counter,
     /// Error replies sent.
-    pub error_replies: Count,
+    pub error_replies: Counter,
     /// Failed AUTH and HELLO AUTH.
-    pub auth_failures: Count,
+    pub auth_failures: Counter,
     /// Keys that were looked up and there.
-    pub keyspace_hits: Count,
+    pub keyspace_hits: Counter,
     /// Keys that were looked up and not there.
-    pub keyspace_misses: Count,
+    pub keyspace_misses: Counter,
     /// Requests to partitions that carry up to 1, 2, 4, ... ops; the last holds all
     /// larger ones.
     batches: [AtomicU64; BATCH_BOUNDS + 1],
     /// Ops in these.
-    pub batch_ops: Count,
-    rates: Mutex<Rates>,
+    pub batch_ops: Counter,
+    rates: Mutex<RateSamples>,
     /// Somebody calls [`Stats::sample`].
     pub(crate) is_sampled: AtomicBool,
 }
 
 /// A number that grows.
 #[derive(Debug, Default)]
-pub struct Count(AtomicU64);
+pub struct Counter(AtomicU64);
 
-impl Count {
+impl Counter {
     /// Adds.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
@@ -171,7 +171,7 @@ impl Gauge {
 }
 
 /// Error replies by prefix, and of each prefix by command (`None`: no such command).
-type Errors = HashMap<Box<str>, HashMap<Option<Index>, u64>>;
+type Errors = HashMap<Box<str>, HashMap<Option<CommandIndex>, u64>>;
 
 impl Default for Stats {
     fn default() -> Self {
@@ -195,23 +195,23 @@ impl Stats {
             commands: (0..commands).map(|_| per_command()).collect(),
             errors: Mutex::default(),
             connections: Gauge::default(),
-            connections_received: Count::default(),
-            connections_rejected: Count::default(),
-            output_limit_disconnections: Count::default(),
-            query_limit_disconnections: Count::default(),
-            oversized_disconnections: Count::default(),
-            evicted_clients: Count::default(),
-            bytes_in: Count::default(),
-            bytes_out: Count::default(),
-            reads: Count::default(),
-            writes: Count::default(),
-            error_replies: Count::default(),
-            auth_failures: Count::default(),
-            keyspace_hits: Count::default(),
-            keyspace_misses: Count::default(),
+            connections_received: Counter::default(),
+            connections_rejected: Counter::default(),
+            output_limit_disconnections: Counter::default(),
+            query_limit_disconnections: Counter::default(),
+            oversized_disconnections: Counter::default(),
+            evicted_clients: Counter::default(),
+            bytes_in: Counter::default(),
+            bytes_out: Counter::default(),
+            reads: Counter::default(),
+            writes: Counter::default(),
+            error_replies: Counter::default(),
+            auth_failures: Counter::default(),
+            keyspace_hits: Counter::default(),
+            keyspace_misses: Counter::default(),
             batches: std::array::from_fn(|_| AtomicU64::new(0)),
-            batch_ops: Count::default(),
-            rates: Mutex::new(Rates::new(Instant::now())),
+            batch_ops: Counter::default(),
+            rates: Mutex::new(RateSamples::new(Instant::now())),
             is_sampled: AtomicBool::new(false),
         }
     }
@@ -220,7 +220,7 @@ impl Stats {
     /// took `took` from when it was taken up until its answers were there: so long each
     /// of them was waited for. Which of them needed how much of it nobody knows, so they
     /// share it equally.
-    pub fn record(&self, command: Index, n: u64, took: Duration, commands: u64) {
+    pub fn record(&self, command: CommandIndex, n: u64, took: Duration, commands: u64) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let waited = nanos.saturating_mul(n);
         let command = &self.commands[usize::from(command.0)];
@@ -232,7 +232,7 @@ impl Stats {
 
     /// Counts a command that was refused before it ran, by its error line
     /// (`ERR wrong number ...`, without `-`). `None`: no such command.
-    pub fn rejected(&self, command: Option<Index>, line: &str) {
+    pub fn rejected(&self, command: Option<CommandIndex>, line: &str) {
         if let Some(command) = command {
             self.commands[usize::from(command.0)].rejected.fetch_add(1, Relaxed);
         }
@@ -241,12 +241,12 @@ impl Stats {
 
     /// Counts a command that ran (it is in [`Stats::record`] as well) and was answered
     /// with an error line.
-    pub fn failed(&self, command: Index, line: &str) {
+    pub fn failed(&self, command: CommandIndex, line: &str) {
         self.commands[usize::from(command.0)].failed.fetch_add(1, Relaxed);
         self.error(Some(command), line);
     }
 
-    fn error(&self, command: Option<Index>, line: &str) {
+    fn error(&self, command: Option<CommandIndex>, line: &str) {
         self.error_replies.add(1);
         let prefix = prefix(line);
         let mut errors = self.errors.lock();
@@ -282,8 +282,8 @@ impl Stats {
     }
 
     /// All commands, in the table's order.
-    pub fn commands(&self) -> impl Iterator<Item = Figures<'_>> {
-        names().zip(&self.commands).map(|(name, command)| Figures {
+    pub fn commands(&self) -> impl Iterator<Item = CommandStats<'_>> {
+        names().zip(&self.commands).map(|(name, command)| CommandStats {
             name,
             calls: command.calls.load(Relaxed),
             total: Duration::from_nanos(command.nanos.load(Relaxed)),
@@ -311,8 +311,9 @@ impl Stats {
     /// Error replies: (command, `None` if there is none of the name; prefix; count).
     pub fn command_errors(&self) -> Vec<(Option<&'static str>, String, u64)> {
         let names: Vec<_> = names().collect();
-        let name =
-            |index: &Option<Index>| index.and_then(|Index(at)| names.get(usize::from(at)).copied());
+        let name = |index: &Option<CommandIndex>| {
+            index.and_then(|CommandIndex(at)| names.get(usize::from(at)).copied())
+        };
         let errors = self.errors.lock();
         let counts = errors.iter().flat_map(|(prefix, commands)| {
             commands.iter().map(move |(index, count)| (prefix, index, count))
@@ -366,8 +367,8 @@ impl Stats {
             &self.keyspace_misses,
             &self.batch_ops,
         ];
-        counts.into_iter().for_each(Count::reset);
-        *self.rates.lock() = Rates::new(Instant::now());
+        counts.into_iter().for_each(Counter::reset);
+        *self.rates.lock() = RateSamples::new(Instant::now());
     }
 }
 
@@ -388,16 +389,16 @@ fn prefix(line: &str) -> &str {
 
 /// The last samples of three growing sums.
 #[derive(Debug)]
-struct Rates {
+struct RateSamples {
     at: usize,
     last: Instant,
     sums: [u64; 3],
     samples: [[f64; 3]; SAMPLES],
 }
 
-impl Rates {
-    fn new(now: Instant) -> Rates {
-        Rates { at: 0, last: now, sums: [0; 3], samples: [[0.0; 3]; SAMPLES] }
+impl RateSamples {
+    fn new(now: Instant) -> RateSamples {
+        RateSamples { at: 0, last: now, sums: [0; 3], samples: [[0.0; 3]; SAMPLES] }
     }
 
     fn sample(&mut self, now: Instant, sums: [u64; 3]) {
@@ -422,13 +423,13 @@ impl Rates {
 mod tests {
     use super::*;
 
-    fn index(name: &str) -> Index {
+    fn index(name: &str) -> CommandIndex {
         let command =
             COMMANDS.iter().flat_map(|family| family.iter()).find(|command| command.name == name);
-        Index::of(command.expect("it is in the table")).expect("it is in the table")
+        CommandIndex::of(command.expect("it is in the table")).expect("it is in the table")
     }
 
-    fn figures<'a>(stats: &'a Stats, name: &str) -> Figures<'a> {
+    fn figures<'a>(stats: &'a Stats, name: &str) -> CommandStats<'a> {
         stats.commands().find(|command| command.name == name).expect("it is in the table")
     }
 
@@ -437,9 +438,9 @@ mod tests {
         let indexes: Vec<_> = COMMANDS
             .iter()
             .flat_map(|family| family.iter())
-            .map(|command| Index::of(command).expect("it is in the table"))
+            .map(|command| CommandIndex::of(command).expect("it is in the table"))
             .collect();
-        assert_eq!(indexes, (0..indexes.len() as u16).map(Index).collect::<Vec<_>>());
+        assert_eq!(indexes, (0..indexes.len() as u16).map(CommandIndex).collect::<Vec<_>>());
     }
 
     #[test]
@@ -505,7 +506,7 @@ mod tests {
     #[test]
     fn rates_are_means_of_the_last_samples() {
         let start = Instant::now();
-        let mut rates = Rates::new(start);
+        let mut rates = RateSamples::new(start);
         for n in 1..=SAMPLES as u64 {
             rates.sample(start + Duration::from_millis(100 * n), [n * 10, n * 1000, 0]);
         }

@@ -18,20 +18,20 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use cluster::{CallError, PartitionId, Table};
-use commands::args::Words;
-use commands::plan::ClientCall;
+use commands::args::Argv;
+use commands::plan::ClientCommand;
 use commands::table::flags;
-use commands::{Command, Plan, Reply, Rows, Session as Call, Wording};
+use commands::{Command, LocalCommand, Plan, Reply, ReplyBuilder, RowPlan};
 use row::op::{Answer, Op, Request, Response, WatchToken};
 use row::view::Fault;
 use smallvec::{SmallVec, smallvec};
 
-use crate::client::account::Part;
-use crate::dispatch::{self, Known, on_nothing, reply_to};
+use crate::client::memory_usage::MemoryUse;
+use crate::dispatch::{self, ResolvedCommand, eval_on_empty, reply_to};
 use crate::router::{self, Batches, Outcome};
-use crate::session::{Named, Session};
-use crate::settings::Bound;
-use crate::{keys, lookups, resp, words};
+use crate::session::{Session, TableRef};
+use crate::settings::ByteLimit;
+use crate::{errors, generic, lookups, resp};
 
 /// What a watched row takes beyond its key, about.
 const WATCHED_BYTES: usize = 256;
@@ -41,52 +41,52 @@ const SMALL_REPLY_BYTES: usize = 1024;
 /// A connection's transaction: what is queued, what is watched.
 #[derive(Default)]
 pub(crate) struct Transaction {
-    queue: Option<Vec<Queued>>,
+    queue: Option<Vec<QueuedCommand>>,
     /// What the queue takes.
     queued_bytes: usize,
     /// What it will take when EXEC plans it: the words of a command count for more than
     /// their bytes, as those of any other.
     planned_bytes: usize,
     /// An error while queueing: EXEC will refuse.
-    spoilt: bool,
+    is_dirty: bool,
     watched: Vec<Watch>,
     watched_bytes: usize,
 }
 
 /// A command that is queued. Its words are copied: slices would keep the whole read
 /// buffer alive, and a plan may be much larger than they are.
-struct Queued {
-    known: Known,
+struct QueuedCommand {
+    resolved: ResolvedCommand,
     /// All words, one behind the other, and where each ends.
     text: Bytes,
     ends: SmallVec<[usize; 3]>,
 }
 
-impl Queued {
-    fn new(known: Known, words: &Words) -> Queued {
-        let mut text = Vec::with_capacity(words.iter().map(Bytes::len).sum());
-        let end = |word: &Bytes| {
-            text.extend_from_slice(word);
+impl QueuedCommand {
+    fn new(resolved: ResolvedCommand, argv: &Argv) -> QueuedCommand {
+        let mut text = Vec::with_capacity(argv.iter().map(Bytes::len).sum());
+        let end = |arg: &Bytes| {
+            text.extend_from_slice(arg);
             text.len()
         };
-        let ends = words.iter().map(end).collect();
-        Queued { known, text: text.into(), ends }
+        let ends = argv.iter().map(end).collect();
+        QueuedCommand { resolved, text: text.into(), ends }
     }
 
     /// What it takes while it is kept.
     fn bytes(&self) -> usize {
         let spilled =
             if self.ends.spilled() { self.ends.capacity() * size_of::<usize>() } else { 0 };
-        size_of::<Queued>() + self.text.len() + spilled
+        size_of::<QueuedCommand>() + self.text.len() + spilled
     }
 
-    fn words(&self) -> Words {
+    fn argv(&self) -> Argv {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, end)| self.text.slice(start..*end)).collect()
     }
 
     fn plan(&self, seed: u64) -> Plan {
-        dispatch::planned(self.known.command, self.words(), self.text.len(), seed)
+        dispatch::plan_command(self.resolved.command, self.argv(), self.text.len(), seed)
             .unwrap_or_else(Plan::Reply)
     }
 }
@@ -105,7 +105,7 @@ impl Transaction {
 
     /// A queued command may write.
     pub(crate) fn writes(&self) -> bool {
-        self.queue.iter().flatten().any(|queued| queued.known.command.is(flags::WRITE))
+        self.queue.iter().flatten().any(|queued| queued.resolved.command.is(flags::WRITE))
     }
 
     /// MULTI.
@@ -132,31 +132,36 @@ impl Transaction {
     }
 
     /// Something was refused while queueing: nothing of the queue will be carried out.
-    pub(crate) fn spoil(&mut self) {
+    pub(crate) fn mark_dirty(&mut self) {
         if let Some(queue) = &mut self.queue {
-            (self.spoilt, *queue) = (true, Vec::new());
+            (self.is_dirty, *queue) = (true, Vec::new());
             (self.queued_bytes, self.planned_bytes) = (0, 0);
         }
     }
 
     /// Queues a command, if what EXEC makes of the whole queue stays below `bytes_max`.
-    pub(crate) fn queue(&mut self, known: Known, words: &Words, bytes_max: Bound) -> Reply {
-        let Some(queue) = &mut self.queue else { return commands::words::no_answer() };
-        if is_barred(known.command, words) {
-            self.spoil();
+    pub(crate) fn queue(
+        &mut self,
+        resolved: ResolvedCommand,
+        argv: &Argv,
+        bytes_max: ByteLimit,
+    ) -> Reply {
+        let Some(queue) = &mut self.queue else { return commands::errors::no_answer() };
+        if is_forbidden(resolved.command, argv) {
+            self.mark_dirty();
             return Reply::error("ERR Command not allowed inside a transaction");
         }
-        if self.spoilt {
+        if self.is_dirty {
             return Reply::Status("QUEUED".into());
         }
-        let planned = self.planned_bytes
-            + words.iter().map(|word| word.len() + resp::WORD_BYTES).sum::<usize>();
-        if planned > bytes_max.bytes {
-            self.spoil();
+        let plan_command = self.planned_bytes
+            + argv.iter().map(|arg| arg.len() + resp::ARG_OVERHEAD_BYTES).sum::<usize>();
+        if plan_command > bytes_max.bytes {
+            self.mark_dirty();
             return Reply::error(format!("ERR transaction is larger than {bytes_max}"));
         }
-        let queued = Queued::new(known, words);
-        self.planned_bytes = planned;
+        let queued = QueuedCommand::new(resolved, argv);
+        self.planned_bytes = plan_command;
         self.queued_bytes += queued.bytes();
         queue.push(queued);
         Reply::Status("QUEUED".into())
@@ -167,7 +172,7 @@ impl Transaction {
         let room = self
             .queue
             .as_ref()
-            .map_or(0, |queue| (queue.capacity() - queue.len()) * size_of::<Queued>());
+            .map_or(0, |queue| (queue.capacity() - queue.len()) * size_of::<QueuedCommand>());
         self.queued_bytes + room + self.watched_bytes
     }
 
@@ -178,26 +183,26 @@ impl Transaction {
 }
 
 /// One command of a transaction that is being carried out.
-enum Step {
+enum ExecStep {
     Ready(Reply),
     /// A large reply that needs nobody: it is made when it is its turn.
-    Again(Queued),
+    Again(QueuedCommand),
     /// Waits for so many outcomes, which count as looking keys up or not.
-    Rows(Wording, usize, bool),
+    Rows(ReplyBuilder, usize, bool),
     /// SELECT of this table.
     Select(Arc<str>),
-    Call(Call),
+    Local(LocalCommand),
 }
 
 /// One command of a transaction before its table is looked up.
-enum Meant {
-    Rows(Arc<str>, Rows),
-    Other(Step),
+enum ResolvedStep {
+    Rows(Arc<str>, RowPlan),
+    Other(ExecStep),
 }
 
 /// The one request of a transaction while it is being put together.
 #[derive(Default)]
-struct Gathered {
+struct TransactionRequest {
     /// The table that this transaction has made.
     made: Option<Arc<str>>,
     partition: Option<PartitionId>,
@@ -240,15 +245,15 @@ impl Session {
         };
         let places: Vec<_> = keys.into_iter().map(add).collect();
         let deadline = self.deadline();
-        batches.carry_out_small(&self.proxy, deadline).await;
+        batches.execute_small(&self.proxy, deadline).await;
         for (partition, line) in places {
             match batches.take(line) {
                 Ok(Ok(Answer::WatchToken(watched))) => {
                     self.transaction.watched.push(Watch::Row(partition, watched))
                 }
-                Ok(Ok(_)) => return commands::words::no_answer(),
-                Ok(Err(refusal)) => return commands::words::refusal(refusal),
-                Err(error) => return words::call_error(&error),
+                Ok(Ok(_)) => return commands::errors::no_answer(),
+                Ok(Err(refusal)) => return commands::errors::refusal(refusal),
+                Err(error) => return errors::call_error(&error),
             }
         }
         Reply::OK
@@ -260,23 +265,24 @@ impl Session {
             return Reply::error("ERR EXEC without MULTI");
         };
         let transaction = std::mem::take(&mut self.transaction);
-        if transaction.spoilt {
-            return Reply::error(words::EXECABORT);
+        if transaction.is_dirty {
+            return Reply::error(errors::EXECABORT);
         }
         self.hold(
-            Part::Transaction,
+            MemoryUse::Transaction,
             transaction.queued_bytes + transaction.planned_bytes + transaction.watched_bytes,
         );
         let table_before = self.table_name.clone();
         // Monitors are shown them when they run.
-        let is_shown =
-            |queued: &Queued| crate::monitor::shows(queued.known.command).then(|| queued.words());
+        let is_shown = |queued: &QueuedCommand| {
+            crate::monitor::shows(queued.resolved.command).then(|| queued.argv())
+        };
         let shown = if self.proxy.monitors.any() {
             queue.iter().map(is_shown).collect()
         } else {
             Vec::new()
         };
-        let gathered = self.gather(queue, &transaction.watched).await;
+        let gathered = self.build_request(queue, &transaction.watched).await;
         // The commands are carried out from here on, SELECT included.
         self.use_table(table_before);
         let (steps, gathered) = match gathered {
@@ -293,49 +299,49 @@ impl Session {
 
     /// All ops of the queue for one partition, and how each command is answered; `None`:
     /// something watched was touched.
-    async fn gather(
+    async fn build_request(
         &mut self,
-        queue: Vec<Queued>,
+        queue: Vec<QueuedCommand>,
         watched: &[Watch],
-    ) -> Result<Option<(Vec<Step>, Gathered)>, Reply> {
-        let meant = self.meant(queue).await?;
+    ) -> Result<Option<(Vec<ExecStep>, TransactionRequest)>, Reply> {
+        let resolve_steps = self.resolve_steps(queue).await?;
         if self.is_made_since(watched).await? {
             return Ok(None);
         }
-        let mut gathered = Gathered::default();
-        let missing = self.missing_of(tables_of(&meant)).await?;
-        let missing_for_writes = Self::missing_for_writes(&meant, &missing)?;
+        let mut gathered = TransactionRequest::default();
+        let missing = self.missing_of(tables_of(&resolve_steps)).await?;
+        let missing_for_writes = Self::missing_for_writes(&resolve_steps, &missing)?;
         let is_sent = |table: &Arc<str>| {
             !missing.contains(table) || missing_for_writes.as_ref() == Some(table)
         };
         let bytes_max = self.proxy.settings.load().write_max();
-        if written_bytes(&meant, is_sent) > bytes_max.bytes + 64 * 1024 {
+        if written_bytes(&resolve_steps, is_sent) > bytes_max.bytes + 64 * 1024 {
             return Err(Reply::error(format!("ERR transaction is larger than {bytes_max}")));
         }
         if let Some(table) = missing_for_writes {
             if watched.iter().any(|watch| matches!(watch, Watch::Row(..))) {
                 // They are in another table than this one, which was not there.
-                return self.elsewhere(watched).await.map(|()| None);
+                return self.check_watched_elsewhere(watched).await.map(|()| None);
             }
             self.use_table(table.clone());
-            if !fits(&router::finest_table(), &table, &meant, watched)
+            if !fits(&router::finest_table(), &table, &resolve_steps, watched)
                 && let Some(to_be) = self.table_to_be().await?
-                && !fits(&to_be, &table, &meant, watched)
+                && !fits(&to_be, &table, &resolve_steps, watched)
             {
-                return Err(Reply::error(words::CROSSSLOT));
+                return Err(Reply::error(errors::CROSSSLOT));
             }
             self.ensure_table().await?;
             gathered.made = Some(table);
         }
-        let mut steps = Vec::with_capacity(meant.len());
-        for command in meant {
-            self.share().await;
+        let mut steps = Vec::with_capacity(resolve_steps.len());
+        for command in resolve_steps {
+            self.yield_if_due().await;
             steps.push(match command {
-                Meant::Rows(table, rows) => {
+                ResolvedStep::Rows(table, rows) => {
                     self.use_table(table);
-                    self.gather_rows(rows, &mut gathered).await?
+                    self.add_rows(rows, &mut gathered).await?
                 }
-                Meant::Other(step) => step,
+                ResolvedStep::Other(step) => step,
             });
         }
         Ok(Some((steps, gathered)))
@@ -358,30 +364,33 @@ impl Session {
     /// What it means that rows are watched that are not where the transaction is carried
     /// out: they have been touched if one of their tables was dropped, and else the
     /// transaction is one of several partitions, which is refused.
-    async fn elsewhere(&mut self, watched: &[Watch]) -> Result<(), Reply> {
+    async fn check_watched_elsewhere(&mut self, watched: &[Watch]) -> Result<(), Reply> {
         let tables =
-            router::find_all(&self.proxy).await.map_err(|error| words::catalogue_error(&error))?;
+            router::find_all(&self.proxy).await.map_err(|error| errors::catalogue_error(&error))?;
         let is_there = |watch: &Watch| match watch {
             Watch::Row(partition, _) => tables.iter().any(|table| table.id == partition.table),
             Watch::NoTable(..) => true,
         };
-        if watched.iter().all(is_there) { Err(Reply::error(words::CROSSSLOT)) } else { Ok(()) }
+        if watched.iter().all(is_there) { Err(Reply::error(errors::CROSSSLOT)) } else { Ok(()) }
     }
 
     /// What each command means, and of which table: the one that was selected last. The
     /// session goes back to its own until the commands run.
-    async fn meant(&mut self, queue: Vec<Queued>) -> Result<Vec<Meant>, Reply> {
+    async fn resolve_steps(
+        &mut self,
+        queue: Vec<QueuedCommand>,
+    ) -> Result<Vec<ResolvedStep>, Reply> {
         let bytes_max = self.proxy.settings.load().answer_max();
         let mut bytes = 0;
-        let mut meant = Vec::with_capacity(queue.len());
+        let mut resolve_steps = Vec::with_capacity(queue.len());
         for queued in queue {
-            self.share().await;
+            self.yield_if_due().await;
             let plan = match queued.plan(self.next_seed()) {
-                Plan::Session(call) => as_rows(call),
+                Plan::Local(call) => as_rows(call),
                 plan => plan,
             };
-            meant.push(match plan {
-                Plan::Rows(rows) => Meant::Rows(self.table_name.clone(), rows),
+            resolve_steps.push(match plan {
+                Plan::Rows(rows) => ResolvedStep::Rows(self.table_name.clone(), rows),
                 Plan::Reply(reply) => {
                     let size = reply.bytes();
                     bytes += size;
@@ -391,25 +400,25 @@ impl Session {
                              was done"
                         )));
                     }
-                    Meant::Other(if size > SMALL_REPLY_BYTES {
-                        Step::Again(queued)
+                    ResolvedStep::Other(if size > SMALL_REPLY_BYTES {
+                        ExecStep::Again(queued)
                     } else {
-                        Step::Ready(reply)
+                        ExecStep::Ready(reply)
                     })
                 }
-                Plan::Session(Call::Select(word)) => {
-                    Meant::Other(match self.named(&word).await? {
-                        Named::Table(name) => {
+                Plan::Local(LocalCommand::Select(arg)) => {
+                    ResolvedStep::Other(match self.resolve_table(&arg).await? {
+                        TableRef::Table(name) => {
                             self.use_table(name.clone());
-                            Step::Select(name)
+                            ExecStep::Select(name)
                         }
-                        Named::Nothing(reply) => Step::Ready(reply),
+                        TableRef::Unknown(reply) => ExecStep::Ready(reply),
                     })
                 }
-                Plan::Session(call) => Meant::Other(Step::Call(call)),
+                Plan::Local(call) => ResolvedStep::Other(ExecStep::Local(call)),
             });
         }
-        Ok(meant)
+        Ok(resolve_steps)
     }
 
     /// The table that is missing and will be written to. It is made before anything else:
@@ -420,20 +429,20 @@ impl Session {
     /// CROSSSLOT when there are several, or rows of others: each has partitions of its
     /// own.
     fn missing_for_writes(
-        meant: &[Meant],
+        resolve_steps: &[ResolvedStep],
         missing: &BTreeSet<Arc<str>>,
     ) -> Result<Option<Arc<str>>, Reply> {
         let (mut written, mut is_another_there) = (BTreeSet::new(), false);
-        for command in meant {
-            let Meant::Rows(table, rows) = command else { continue };
+        for command in resolve_steps {
+            let ResolvedStep::Rows(table, rows) = command else { continue };
             if !missing.contains(table) {
                 is_another_there = true;
-            } else if on_nothing(&rows.ops).map_err(fault)?.is_none() {
+            } else if eval_on_empty(&rows.ops).map_err(fault)?.is_none() {
                 written.insert(table.clone());
             }
         }
         if written.len() > 1 || is_another_there && !written.is_empty() {
-            return Err(Reply::error(words::CROSSSLOT));
+            return Err(Reply::error(errors::CROSSSLOT));
         }
         Ok(written.pop_first())
     }
@@ -450,30 +459,34 @@ impl Session {
         Ok(missing)
     }
 
-    async fn gather_rows(&mut self, rows: Rows, gathered: &mut Gathered) -> Result<Step, Reply> {
+    async fn add_rows(
+        &mut self,
+        rows: RowPlan,
+        gathered: &mut TransactionRequest,
+    ) -> Result<ExecStep, Reply> {
         let table = match self.find_table().await? {
             Some(table) => table,
-            None => match on_nothing(&rows.ops).map_err(fault)? {
+            None => match eval_on_empty(&rows.ops).map_err(fault)? {
                 Some(outcomes) => {
                     if rows.ops.first().is_some_and(lookups::is_lookup) {
                         lookups::count(&self.proxy.stats, &outcomes);
                     }
-                    return Ok(Step::Ready(rows.wording.reply(outcomes)));
+                    return Ok(ExecStep::Ready(rows.builder.build(outcomes)));
                 }
                 // It was dropped since it was made.
-                None => return Err(words::call_error(&CallError::NoTable)),
+                None => return Err(errors::call_error(&CallError::NoTable)),
             },
         };
         for op in &rows.ops {
             let partition =
-                only_partition(&table, &rows, op).ok_or(Reply::error(words::CROSSSLOT))?;
+                only_partition(&table, &rows, op).ok_or(Reply::error(errors::CROSSSLOT))?;
             if gathered.partition.is_some_and(|other| other != partition) {
-                return Err(Reply::error(words::CROSSSLOT));
+                return Err(Reply::error(errors::CROSSSLOT));
             }
             gathered.partition = Some(partition);
         }
-        let step = Step::Rows(
-            rows.wording,
+        let step = ExecStep::Rows(
+            rows.builder,
             rows.ops.len(),
             rows.ops.first().is_some_and(lookups::is_lookup),
         );
@@ -484,7 +497,7 @@ impl Session {
     /// Sends the request with what is watched; `None`: something watched was touched.
     async fn send(
         &mut self,
-        gathered: Gathered,
+        gathered: TransactionRequest,
         watched: Vec<Watch>,
     ) -> Result<Option<Vec<Outcome>>, Reply> {
         let mut tokens = BTreeMap::<PartitionId, Vec<WatchToken>>::new();
@@ -518,14 +531,14 @@ impl Session {
                     // A row that was dropped with its table was touched.
                     Ok(Response::Touched) | Err(CallError::NoTable) => return Ok(None),
                     Ok(Response::Done(_)) => {}
-                    Err(error) => return Err(words::call_error(&error)),
+                    Err(error) => return Err(errors::call_error(&error)),
                 }
             }
             return Ok(Some(Vec::new()));
         };
         let tokens_here = tokens.remove(&partition).unwrap_or_default();
         if !tokens.is_empty() {
-            return self.elsewhere(&watched).await.map(|()| None);
+            return self.check_watched_elsewhere(&watched).await.map(|()| None);
         }
         self.proxy.stats.batch(gathered.ops.len());
         if gathered.ops.iter().any(Op::is_write) {
@@ -536,7 +549,7 @@ impl Session {
         match router::respond(&self.proxy, partition, &request, deadline).await {
             Ok(Response::Done(outcomes)) => Ok(Some(outcomes)),
             Ok(Response::Touched) => Ok(None),
-            Err(error) => Err(words::call_error(&error)),
+            Err(error) => Err(errors::call_error(&error)),
         }
     }
 
@@ -544,51 +557,53 @@ impl Session {
     /// client that asks for too much is told so instead.
     async fn replies(
         &mut self,
-        steps: Vec<Step>,
+        steps: Vec<ExecStep>,
         outcomes: Vec<Outcome>,
-        shown: Vec<Option<Words>>,
+        shown: Vec<Option<Argv>>,
     ) -> Reply {
         let bytes_max = self.proxy.settings.load().answer_max();
         let mut bytes = 0;
         let (mut outcomes, mut shown) = (outcomes.into_iter(), shown.into_iter());
         let mut replies = Vec::with_capacity(steps.len());
         for step in steps {
-            self.share().await;
+            self.yield_if_due().await;
             let reply = match step {
-                Step::Ready(reply) => reply,
-                Step::Again(queued) => match queued.plan(self.next_seed()) {
+                ExecStep::Ready(reply) => reply,
+                ExecStep::Again(queued) => match queued.plan(self.next_seed()) {
                     Plan::Reply(reply) => reply,
-                    _ => commands::words::no_answer(),
+                    _ => commands::errors::no_answer(),
                 },
-                Step::Rows(wording, count, is_lookup) => {
+                ExecStep::Rows(builder, count, is_lookup) => {
                     let outcomes: Vec<_> = outcomes.by_ref().take(count).collect();
                     if is_lookup {
                         lookups::count(&self.proxy.stats, &outcomes);
                     }
-                    reply_to(wording, outcomes).await
+                    reply_to(builder, outcomes).await
                 }
-                Step::Select(name) => {
+                ExecStep::Select(name) => {
                     self.use_table(name);
                     Reply::OK
                 }
-                Step::Call(Call::Client(ClientCall::Reply(mode))) => {
+                ExecStep::Local(LocalCommand::Client(ClientCommand::Reply(mode))) => {
                     self.follow(crate::client::Effect::Mode(mode));
                     Reply::OK
                 }
                 // In a transaction nobody waits, as in Redis: it tells what is so.
-                Step::Call(Call::WaitAof { .. }) => self.wait_for_disks(0, 0, Instant::now()).await,
-                Step::Call(Call::Monitor) => {
+                ExecStep::Local(LocalCommand::WaitAof { .. }) => {
+                    self.wait_for_disks(0, 0, Instant::now()).await
+                }
+                ExecStep::Local(LocalCommand::Monitor) => {
                     Reply::error("ERR MONITOR isn't allowed for DENY BLOCKING client")
                 }
-                Step::Call(call) => self.call(call).await.unwrap_or(Reply::OK),
+                ExecStep::Local(call) => self.call(call).await.unwrap_or(Reply::OK),
             };
-            if let Some(words) = shown.next().flatten() {
-                self.show(&words);
+            if let Some(argv) = shown.next().flatten() {
+                self.show(&argv);
             }
             bytes += reply.bytes();
             if bytes <= bytes_max.bytes {
                 replies.push(reply);
-                self.hold(Part::Answers, bytes);
+                self.hold(MemoryUse::Answers, bytes);
             } else {
                 // The rest is carried out all the same, as is all of it that is rows.
                 replies = Vec::new();
@@ -604,16 +619,16 @@ impl Session {
 }
 
 /// The partition of an op, if it is one.
-fn only_partition(table: &Table, rows: &Rows, op: &Op) -> Option<PartitionId> {
-    let names_no_key = rows.everywhere || op.first_key().is_none();
+fn only_partition(table: &Table, rows: &RowPlan, op: &Op) -> Option<PartitionId> {
+    let names_no_key = rows.all_partitions || op.first_key().is_none();
     if names_no_key && table.partitions > 1 { None } else { router::partition_of_op(table, op) }
 }
 
 /// Whether all that is done in the table of a name, and watched in it, would lie in one
 /// partition of a new one.
-fn fits(new: &Table, name: &Arc<str>, meant: &[Meant], watched: &[Watch]) -> bool {
-    let done = meant.iter().filter_map(|command| {
-        if let Meant::Rows(table, rows) = command { Some((table, rows)) } else { None }
+fn fits(new: &Table, name: &Arc<str>, resolve_steps: &[ResolvedStep], watched: &[Watch]) -> bool {
+    let done = resolve_steps.iter().filter_map(|command| {
+        if let ResolvedStep::Rows(table, rows) = command { Some((table, rows)) } else { None }
     });
     let done = done.filter(|(table, _)| *table == name);
     let mut places = done
@@ -629,57 +644,62 @@ fn fits(new: &Table, name: &Arc<str>, meant: &[Meant], watched: &[Watch]) -> boo
 }
 
 /// What commands write, bytes, of those on tables that count.
-fn written_bytes(meant: &[Meant], counts: impl Fn(&Arc<str>) -> bool) -> usize {
-    let ops = |command: &Meant| match command {
-        Meant::Rows(table, rows) if counts(table) => {
+fn written_bytes(resolve_steps: &[ResolvedStep], counts: impl Fn(&Arc<str>) -> bool) -> usize {
+    let ops = |command: &ResolvedStep| match command {
+        ResolvedStep::Rows(table, rows) if counts(table) => {
             rows.ops.iter().filter(|op| op.is_write()).map(Op::bytes).sum()
         }
         _ => 0,
     };
-    meant.iter().map(ops).sum()
+    resolve_steps.iter().map(ops).sum()
 }
 
 /// The tables whose rows commands are about.
-fn tables_of(meant: &[Meant]) -> BTreeSet<Arc<str>> {
-    let table = |command: &Meant| {
-        if let Meant::Rows(table, _) = command { Some(table.clone()) } else { None }
+fn tables_of(resolve_steps: &[ResolvedStep]) -> BTreeSet<Arc<str>> {
+    let table = |command: &ResolvedStep| {
+        if let ResolvedStep::Rows(table, _) = command { Some(table.clone()) } else { None }
     };
-    meant.iter().filter_map(table).collect()
+    resolve_steps.iter().filter_map(table).collect()
 }
 
 fn fault(fault: Fault) -> Reply {
-    words::call_error(&CallError::Fault(fault.0))
+    errors::call_error(&CallError::Fault(fault.0))
 }
 
 /// Commands that take several calls as a rule, as ops of the one partition that a
 /// transaction has.
-fn as_rows(call: Call) -> Plan {
-    let rows = |op, wording| {
-        Plan::Rows(Rows { ops: smallvec![op], together: true, everywhere: true, wording })
+fn as_rows(call: LocalCommand) -> Plan {
+    let rows = |op, builder| {
+        Plan::Rows(RowPlan {
+            ops: smallvec![op],
+            same_partition: true,
+            all_partitions: true,
+            builder,
+        })
     };
     match call {
-        Call::Keys { glob } => {
+        LocalCommand::Keys { glob } => {
             let all = Op::Scan { cursor: 0, count: u64::MAX, glob: Some(glob), kind: None };
-            rows(all, Wording::One(keys::names))
+            rows(all, ReplyBuilder::One(generic::names))
         }
-        Call::Scan { cursor, count, glob, kind, none: false } => {
-            rows(Op::Scan { cursor, count, glob, kind }, Wording::One(keys::page))
+        LocalCommand::Scan { cursor, count, glob, kind, none: false } => {
+            rows(Op::Scan { cursor, count, glob, kind }, ReplyBuilder::One(generic::page))
         }
-        Call::RandomKey => rows(
+        LocalCommand::RandomKey => rows(
             Op::FirstAtOrAfter { cursor: row::key::cursor(rand::random::<u64>() >> 2) },
-            Wording::One(keys::drawn),
+            ReplyBuilder::One(generic::drawn),
         ),
-        call => Plan::Session(call),
+        call => Plan::Local(call),
     }
 }
 
 /// Commands that would have to wait for others, or do what a transaction of one partition
 /// cannot. By their names and words alone, as what is wrong with them otherwise is told
 /// by EXEC.
-fn is_barred(command: &Command, words: &Words) -> bool {
+fn is_forbidden(command: &Command, argv: &Argv) -> bool {
     match command.name {
         "move" | "flushall" => true,
-        "copy" => words.iter().skip(3).any(|word| word.eq_ignore_ascii_case(b"db")),
+        "copy" => argv.iter().skip(3).any(|arg| arg.eq_ignore_ascii_case(b"db")),
         _ => command.is(flags::NO_MULTI),
     }
 }
@@ -687,29 +707,33 @@ fn is_barred(command: &Command, words: &Words) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::Index;
+    use crate::stats::CommandIndex;
 
     #[test]
     fn what_is_queued_does_not_keep_the_read_buffer() {
         let chunk = Bytes::from(b"set k a value of some length".to_vec());
-        let words = Words::from_vec(vec![chunk.slice(0..3), chunk.slice(4..5), chunk.slice(6..)]);
+        let argv = Argv::from_vec(vec![chunk.slice(0..3), chunk.slice(4..5), chunk.slice(6..)]);
         let command = commands::find(b"set", None).expect("SET is in the table");
         let mut transaction = Transaction::default();
         transaction.open();
-        let bytes_max = Bound { bytes: 10_000, name: "limit", is_live: true };
-        transaction.queue(Known { command, index: Index::of(command) }, &words, bytes_max);
-        drop(words);
+        let bytes_max = ByteLimit { bytes: 10_000, name: "limit", is_live: true };
+        transaction.queue(
+            ResolvedCommand { command, index: CommandIndex::of(command) },
+            &argv,
+            bytes_max,
+        );
+        drop(argv);
         assert!(chunk.try_into_mut().is_ok(), "nobody else has a part of it");
         let queued = &transaction.queue.as_ref().expect("open")[0];
-        assert_eq!(queued.words().into_vec(), ["set", "k", "a value of some length"]);
+        assert_eq!(queued.argv().into_vec(), ["set", "k", "a value of some length"]);
     }
 
     #[test]
     fn a_queued_command_takes_little_more_than_its_words() {
-        let words =
-            Words::from_vec(vec![Bytes::from_static(b"COMMAND"), Bytes::from_static(b"DOCS")]);
+        let argv =
+            Argv::from_vec(vec![Bytes::from_static(b"COMMAND"), Bytes::from_static(b"DOCS")]);
         let command =
             commands::find(b"command", Some(b"docs")).expect("COMMAND DOCS is in the table");
-        assert!(Queued::new(Known { command, index: None }, &words).bytes() < 200);
+        assert!(QueuedCommand::new(ResolvedCommand { command, index: None }, &argv).bytes() < 200);
     }
 }

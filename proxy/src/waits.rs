@@ -1,6 +1,6 @@
 //! WAIT and WAITAOF: on how many disks and copies is what this connection wrote?
 //!
-//! A connection notes the partitions that it writes to ([`Written`]). WAITAOF asks the
+//! A connection notes the partitions that it writes to ([`WrittenPartitions`]). WAITAOF asks the
 //! leader of each, wherever it is, to have its log on disk up to what is committed by
 //! then ([`Op::Sync`]), and the other replicas, when some are wanted, to have theirs up
 //! to the same entry. So what it says rests on what was done for it, and not on what this
@@ -20,24 +20,24 @@ use commands::Reply;
 use row::op::{Answer, Op, Request, Response};
 use tokio_util::sync::CancellationToken;
 
-use crate::node::Durability;
+use crate::host::Durability;
 use crate::session::Session;
-use crate::{Proxy, router, words};
+use crate::{Proxy, errors, router};
 
 /// Longer than anybody waits, and not too long for a timer.
-const FOREVER: Duration = Duration::from_secs(1 << 30);
+const WAIT_MAX: Duration = Duration::from_secs(1 << 30);
 /// Partitions that are asked at a time.
-const ASKED_AT_ONCE: usize = 16;
+const SYNC_CONCURRENCY: usize = 16;
 
 /// The partitions that a connection has written to since it last waited for disks.
 #[derive(Debug, Default)]
-pub(crate) struct Written {
+pub(crate) struct WrittenPartitions {
     partitions: BTreeSet<PartitionId>,
     /// Most write to one again and again.
     last: Option<PartitionId>,
 }
 
-impl Written {
+impl WrittenPartitions {
     /// Something is sent to it that may write.
     pub(crate) fn note(&mut self, partition: PartitionId) {
         if self.last != Some(partition) {
@@ -47,25 +47,25 @@ impl Written {
     }
 
     fn clear(&mut self) {
-        *self = Written::default();
+        *self = WrittenPartitions::default();
     }
 }
 
 /// When a wait of so many ms ends; 0 = never.
 pub(crate) fn deadline(timeout_ms: u64) -> Instant {
     Instant::now()
-        + if timeout_ms == 0 { FOREVER } else { Duration::from_millis(timeout_ms).min(FOREVER) }
+        + if timeout_ms == 0 { WAIT_MAX } else { Duration::from_millis(timeout_ms).min(WAIT_MAX) }
 }
 
 /// What WAITAOF asks for.
-struct Wanted {
+struct WaitRequest {
     replicas: u32,
     deadline: Instant,
     /// CLIENT UNBLOCK.
     unblocked: CancellationToken,
 }
 
-impl Wanted {
+impl WaitRequest {
     /// Until nobody waits for it any more.
     async fn ends(&self) {
         tokio::select! {
@@ -103,7 +103,7 @@ impl Session {
     ) -> Reply {
         let partitions = self.waited_for();
         let proxy = self.proxy.clone();
-        let always = proxy.node.durability() == Durability::Always;
+        let always = proxy.host.durability() == Durability::Always;
         if local == 0 && replicas == 0 {
             // Nothing is asked of anybody, and nothing claimed that is not so anyway.
             return told(always, if always { copies(&proxy, &partitions) } else { 0 });
@@ -111,7 +111,7 @@ impl Session {
         let client = self.client.clone();
         let waiting = client.wait();
         let replicas = u32::try_from(replicas).unwrap_or(u32::MAX);
-        let wanted = Wanted { replicas, deadline, unblocked: waiting.unblocked.clone() };
+        let wanted = WaitRequest { replicas, deadline, unblocked: waiting.unblocked.clone() };
         let synced = tokio::select! {
             synced = sync_all(&proxy, &partitions, &wanted) => synced,
             () = client.killed() => Ok((false, 0)),
@@ -127,7 +127,7 @@ impl Session {
                 }
                 told(leaders, others)
             }
-            Err(error) => words::call_error(&error),
+            Err(error) => errors::call_error(&error),
         }
     }
 }
@@ -139,7 +139,7 @@ fn told(local: bool, others: u32) -> Reply {
 /// Copies beside the leader's that have acknowledged whatever was acknowledged: the least
 /// of all partitions.
 fn copies(proxy: &Proxy, partitions: &[PartitionId]) -> u32 {
-    partitions.iter().map(|partition| proxy.node.replicas(*partition)).min().unwrap_or(0)
+    partitions.iter().map(|partition| proxy.host.replicas(*partition)).min().unwrap_or(0)
 }
 
 /// Whether all leaders have synced, and how many other replicas have, at least, of each
@@ -147,10 +147,10 @@ fn copies(proxy: &Proxy, partitions: &[PartitionId]) -> u32 {
 async fn sync_all(
     proxy: &Proxy,
     partitions: &[PartitionId],
-    wanted: &Wanted,
+    wanted: &WaitRequest,
 ) -> Result<(bool, u32), CallError> {
     let (mut leaders, mut others) = (true, None::<u32>);
-    for some in partitions.chunks(ASKED_AT_ONCE) {
+    for some in partitions.chunks(SYNC_CONCURRENCY) {
         let mut asked: Vec<Boxed<'_, Result<Option<(bool, u32)>, CallError>>> =
             Vec::with_capacity(some.len());
         for &partition in some {
@@ -175,7 +175,7 @@ async fn sync_all(
 async fn sync_one(
     proxy: &Proxy,
     partition: PartitionId,
-    wanted: &Wanted,
+    wanted: &WaitRequest,
 ) -> Result<Option<(bool, u32)>, CallError> {
     let request = Request { ops: vec![Op::Sync], joined: Vec::new(), watched: Vec::new() };
     let asked = router::respond(proxy, partition, &request, wanted.deadline);
@@ -203,10 +203,10 @@ async fn sync_one(
     };
     let others = match wanted.replicas {
         // By their durability, if that is enough: nobody is asked.
-        0 if proxy.node.durability() == Durability::Always => proxy.node.replicas(partition),
+        0 if proxy.host.durability() == Durability::Always => proxy.host.replicas(partition),
         0 => 0,
         replicas => {
-            proxy.node.synced_copies(partition, index, replicas, Box::pin(wanted.ends())).await
+            proxy.host.synced_copies(partition, index, replicas, Box::pin(wanted.ends())).await
         }
     };
     Ok(Some((true, others)))
@@ -217,21 +217,21 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::fakes::{self, Doors};
+    use crate::fakes::{self, FakeBackend};
 
-    fn session(doors: Doors) -> (Session, Arc<Doors>) {
+    fn session(doors: FakeBackend) -> (Session, Arc<FakeBackend>) {
         let doors = Arc::new(doors);
         let proxy = fakes::proxy(&doors);
         (Session::new(proxy, fakes::client(1)), doors)
     }
 
-    async fn disks(doors: Doors, local: i64, replicas: i64, timeout_ms: u64) -> Reply {
+    async fn disks(doors: FakeBackend, local: i64, replicas: i64, timeout_ms: u64) -> Reply {
         session(doors).0.wait_for_disks(local, replicas, deadline(timeout_ms)).await
     }
 
     #[tokio::test]
     async fn waits_tell_the_least_of_all_partitions() {
-        let (mut session, doors) = session(Doors::default());
+        let (mut session, doors) = session(FakeBackend::default());
         assert_eq!(session.wait_for_copies(), Reply::Int(1));
         let table = cluster::Catalogue::tables(&*doors)[0].id;
         session.written.note(PartitionId { table, index: 0 });
@@ -240,25 +240,28 @@ mod tests {
 
     #[tokio::test]
     async fn waitaof_claims_only_what_is_on_disk() {
-        let lazy = || Doors { lazy: true, ..Doors::default() };
-        assert_eq!(disks(Doors::default(), 0, 0, 0).await, told(true, 1));
+        let lazy = || FakeBackend { lazy: true, ..FakeBackend::default() };
+        assert_eq!(disks(FakeBackend::default(), 0, 0, 0).await, told(true, 1));
         assert_eq!(disks(lazy(), 0, 0, 0).await, told(false, 0));
         assert_eq!(disks(lazy(), 1, 0, 0).await, told(true, 0));
         assert_eq!(disks(lazy(), 1, 1, 0).await, told(true, 1));
         assert!(matches!(
-            disks(Doors { disk_fails: true, ..lazy() }, 1, 0, 0).await,
+            disks(FakeBackend { disk_fails: true, ..lazy() }, 1, 0, 0).await,
             Reply::Error(_)
         ));
         // Who does not answer is not claimed, and more than there are is waited for.
         let before = Instant::now();
-        assert_eq!(disks(Doors { leaderless: true, ..lazy() }, 1, 0, 50).await, told(false, 0));
+        assert_eq!(
+            disks(FakeBackend { leaderless: true, ..lazy() }, 1, 0, 50).await,
+            told(false, 0)
+        );
         assert_eq!(disks(lazy(), 1, 7, 50).await, told(true, 1));
         assert!(before.elapsed() >= Duration::from_millis(100));
     }
 
     #[tokio::test]
     async fn client_unblock_wakes_waitaof_with_what_there_is_or_an_error() {
-        let (mut session, _) = session(Doors { lazy: true, ..Doors::default() });
+        let (mut session, _) = session(FakeBackend { lazy: true, ..FakeBackend::default() });
         let client = session.client.clone();
         assert!(!client.unblock(false), "it does not wait");
         let error = Reply::error("UNBLOCKED client unblocked via CLIENT UNBLOCK");
@@ -279,7 +282,7 @@ mod tests {
         }
         // Who has not answered by then is not claimed.
         let (mut session, _) =
-            self::session(Doors { leaderless: true, lazy: true, ..Doors::default() });
+            self::session(FakeBackend { leaderless: true, lazy: true, ..FakeBackend::default() });
         let client = session.client.clone();
         let unblock = async {
             while !client.unblock(false) {
@@ -294,7 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_partition_that_was_written_to_is_asked_once() {
-        let (mut session, doors) = session(Doors { lazy: true, ..Doors::default() });
+        let (mut session, doors) = session(FakeBackend { lazy: true, ..FakeBackend::default() });
         let table = cluster::Catalogue::tables(&*doors)[1].id;
         for index in [0, 3, 0, 3, 3] {
             session.written.note(PartitionId { table, index });

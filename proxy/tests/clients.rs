@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kit::{Server, command};
 use proxy::client::Endpoint;
-use proxy::meet;
+use proxy::handshake;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn who_is_at_work_or_held_back_is_not_idle() {
         is_loopback: true,
         is_unix: false,
     };
-    let met = tokio::spawn(meet(server.proxy.clone(), theirs, endpoint));
+    let met = tokio::spawn(handshake(server.proxy.clone(), theirs, endpoint));
     tokio::join!(
         async { asleep.ask("DEBUG SLEEP 2.4", "+OK\r\n").await },
         async { held_back.ask("SET k v", "+OK\r\n").await },

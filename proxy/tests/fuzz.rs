@@ -8,16 +8,17 @@ mod kit;
 
 use bolero::check;
 use proxy::client::Endpoint;
-use proxy::resp::{Gate, Limits, words};
-use proxy::settings::Bound;
-use proxy::{Settings, meet};
+use proxy::resp::{Framer, Limits, argv};
+use proxy::settings::ByteLimit;
+use proxy::{Settings, handshake};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const fn bound(bytes: usize) -> Bound {
-    Bound { bytes, name: "limit", is_live: true }
+const fn bound(bytes: usize) -> ByteLimit {
+    ByteLimit { bytes, name: "limit", is_live: true }
 }
 
-const LIMITS: Limits = Limits { bulk: bound(4096), command: bound(16384), is_stranger: false };
+const LIMITS: Limits =
+    Limits { bulk: bound(4096), command: bound(16384), is_unauthenticated: false };
 
 /// What random bytes alone would hardly ever spell.
 const FRAGMENTS: &[&str] = &[
@@ -96,27 +97,27 @@ fn pieces<'a>(input: &'a [u8], lengths: &'a [u8]) -> impl Iterator<Item = &'a [u
 
 /// The commands that the gate lets through, and the error that ended it.
 fn gated(input: &[u8], lengths: &[u8]) -> (Vec<Vec<bytes::Bytes>>, Option<String>) {
-    let (mut gate, mut held, mut found) = (Gate::default(), Vec::new(), Vec::new());
+    let (mut framer, mut held, mut found) = (Framer::default(), Vec::new(), Vec::new());
     for piece in pieces(input, lengths) {
         held.extend_from_slice(piece);
         loop {
-            match gate.next(&held, LIMITS) {
-                Ok(Some(extent)) => {
-                    found.push(words(&bytes::Bytes::copy_from_slice(&held), extent).into_vec())
+            match framer.next(&held, LIMITS) {
+                Ok(Some(span)) => {
+                    found.push(argv(&bytes::Bytes::copy_from_slice(&held), span).into_vec())
                 }
                 Ok(None) => break,
                 Err(error) => return (found, Some(error.to_string())),
             }
         }
-        let passed = gate.passed();
+        let passed = framer.passed();
         held.drain(..passed);
-        gate.taken(passed);
+        framer.taken(passed);
         // What a client can make wait for more: one command, and never more than the
         // limits.
         assert!(
-            gate.wanted() <= LIMITS.command.bytes + LIMITS.bulk.bytes + 64 * 1024 + 64,
+            framer.wanted() <= LIMITS.command.bytes + LIMITS.bulk.bytes + 64 * 1024 + 64,
             "{}",
-            gate.wanted()
+            framer.wanted()
         );
     }
     (found, None)
@@ -130,7 +131,7 @@ fn the_gate_finds_the_same_commands_in_any_pieces() {
             assert_eq!(gated(&input, lengths), whole);
             assert_eq!(gated(&input, &[1]), whole);
             assert!(
-                whole.0.iter().all(|words| !words.is_empty()),
+                whole.0.iter().all(|argv| !argv.is_empty()),
                 "what passes the gate is a command"
             );
         }
@@ -151,7 +152,7 @@ async fn answered(input: &[u8], lengths: &[u8]) -> Vec<u8> {
         is_unix: false,
     };
     let (ours, theirs) = tokio::io::duplex(256);
-    let serving = meet(proxy.clone(), theirs, endpoint);
+    let serving = handshake(proxy.clone(), theirs, endpoint);
     let (mut reading, mut writing) = tokio::io::split(ours);
     let sending = async {
         for piece in pieces(input, lengths) {

@@ -17,7 +17,7 @@ const OUTPUT_HIGH: usize = 8 * MIB;
 async fn peak(server: &Server) -> usize {
     let (mut peak, mut last) = (0, Instant::now());
     while last.elapsed() < Duration::from_millis(400) {
-        let held = server.proxy.clients.held_bytes();
+        let held = server.proxy.clients.used_bytes();
         if held > peak {
             (peak, last) = (held, Instant::now());
         }
@@ -333,7 +333,7 @@ async fn a_stranger_is_told_what_is_too_large_and_costs_little() {
         .send(format!("*3\r\n$3\r\nSET\r\n$1\r\nv\r\n$900000000\r\n{}", "x".repeat(2 * MIB)))
         .await;
     client.expect("-ERR Protocol error: unauthenticated bulk length\r\n").await;
-    assert!(server.proxy.clients.held_bytes() < 2 * MIB);
+    assert!(server.proxy.clients.used_bytes() < 2 * MIB);
 }
 
 #[tokio::test]

@@ -52,8 +52,8 @@ async fn who_sends_more_than_there_is_room_for_is_cut_and_counted() {
     let mut client = server.connect().await;
     client.send(command(&["ECHO"; 2])).await;
     client.expect("$4\r\nECHO\r\n").await;
-    let words: Vec<&str> = ["EXISTS"].into_iter().chain(["k"; 499]).collect();
-    client.send(command(&words)).await;
+    let argv: Vec<&str> = ["EXISTS"].into_iter().chain(["k"; 499]).collect();
+    client.send(command(&argv)).await;
     client.expect(":0\r\n").await;
     client.send("*501\r\n").await;
     let limit = "client-query-buffer-limit (100000 bytes; CONFIG SET changes it)";

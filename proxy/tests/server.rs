@@ -233,11 +233,11 @@ async fn small_answers() {
 #[tokio::test]
 async fn info_keyspace_of_a_cluster_is_counted_everywhere() {
     let world = kit::World::new(3);
-    let facts = proxy::Facts { mode: "cluster", ..proxy::Facts::default() };
+    let server_info = proxy::ServerInfo { mode: "cluster", ..proxy::ServerInfo::default() };
     let stop = tokio_util::sync::CancellationToken::new();
     let proxy = proxy::Proxy::new(
         proxy::Settings::default(),
-        facts,
+        server_info,
         world.clone(),
         world.clone(),
         world.clone(),
@@ -281,8 +281,8 @@ async fn monitors_see_commands_when_they_run_and_with_their_database() {
         .map(|line| {
             let (_, shown) = line.split_once('[').expect("a database and an address");
             let (database, rest) = shown.split_once(' ').expect("an address");
-            let words = rest.split_once("] ").expect("words").1.replace('"', "");
-            format!("{database} {words}")
+            let argv = rest.split_once("] ").expect("words").1.replace('"', "");
+            format!("{database} {argv}")
         })
         .collect();
     let expected = [

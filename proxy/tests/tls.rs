@@ -84,7 +84,7 @@ async fn a_killed_client_that_does_not_read_is_let_go() {
     stream.write_all(b"GET k\r\nGET k\r\nGET k\r\nGET k\r\n").await.unwrap();
     stream.flush().await.unwrap();
     let client = loop {
-        let client = proxy.clients.get(1);
+        let client = proxy.clients.all().into_iter().find(|client| client.id == 1);
         if let Some(client) = client.filter(|client| client.buffered_bytes().0 > 1 << 20) {
             break client;
         }

@@ -318,9 +318,9 @@ async fn keys_come_whole_or_not_at_all() {
     let server = Server::start().await;
     let mut client = server.connect().await;
     let names: Vec<String> = (0..10_001).map(|number| format!("k{number}")).collect();
-    let words: Vec<&str> =
+    let argv: Vec<&str> =
         ["MSET"].into_iter().chain(names.iter().flat_map(|name| [name.as_str(), "v"])).collect();
-    client.send(command(&words)).await;
+    client.send(command(&argv)).await;
     client.expect("+OK\r\n").await;
     let refused = "-ERR too many rows for KEYS in a transaction, use SCAN\r\n";
     client.send("MULTI\r\nKEYS *\r\nKEYS k7\r\nDEL k0\r\nKEYS *\r\nKEYS k7\r\nEXEC\r\n").await;

@@ -10,7 +10,7 @@ const END: &str = "<!-- /metrics -->";
 /// All metrics by name, with kind and meaning.
 fn table() -> String {
     let ours = METRICS.iter().map(|(name, kind, help)| (*name, format!("{kind:?}"), *help));
-    let of_the_proxy = proxy::metrics::documented()
+    let of_the_proxy = proxy::metrics::descriptors()
         .iter()
         .map(|metric| (metric.name, format!("{:?}", metric.kind), metric.help));
     let mut rows: Vec<_> = ours.chain(of_the_proxy).collect();

@@ -11,7 +11,7 @@ use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use commands::script::Script;
+use commands::testscript::TestScript;
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 
 fn run(address: &str, path: &str) -> Result<(), String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    let script = Script::parse(&text)?;
+    let script = TestScript::parse(&text)?;
     if script.pure {
         return Ok(());
     }

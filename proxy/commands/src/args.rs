@@ -1,7 +1,7 @@
 //! The arguments of one command, taken in order, refused in Redis's words.
 //!
-//! A plan reads its arguments once, from left to right: [`Args::word`] where the arity
-//! promises a word, [`Args::next`] and [`Args::flag`] where it does not, [`Args::int`]
+//! A plan reads its arguments once, from left to right: [`Args::next_arg`] where the arity
+//! promises an argument, [`Args::next`] and [`Args::flag`] where it does not, [`Args::int`]
 //! and its like where a number stands, [`Args::end`] when nothing may follow. Numbers are
 //! parsed as Redis parses them: no sign `+`, no blanks, no leading zeros.
 //!
@@ -12,11 +12,11 @@ use bytes::Bytes;
 use row::op::{Deadline, ExpireCondition, Ttl};
 use smallvec::SmallVec;
 
-use crate::{Reply, words};
+use crate::{Reply, errors};
 
-/// A command's words; `words[0]` is its name. Arity was checked against the table before
+/// A command's words; `argv[0]` is its name. Arity was checked against the table before
 /// a plan sees them.
-pub type Words = SmallVec<[Bytes; 4]>;
+pub type Argv = SmallVec<[Bytes; 4]>;
 
 /// Room that a relative deadline must leave above itself, ms: timetags give time 48 bits,
 /// so the leader's clock is below this.
@@ -25,15 +25,15 @@ pub(crate) const CLOCK_MAX_MS: i64 = 1 << 48;
 /// Takes words one after another.
 #[derive(Debug)]
 pub struct Args {
-    words: Words,
-    name_words: usize,
+    argv: Argv,
+    name_args: usize,
     at: usize,
     seed: u64,
 }
 
 /// What a number of an expiry counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
+pub enum TimeUnit {
     /// Seconds.
     Seconds,
     /// Milliseconds.
@@ -42,7 +42,7 @@ pub enum Unit {
 
 /// What a number of an expiry counts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Since {
+pub enum ExpiryBase {
     /// Now: a time to live.
     Now,
     /// The Unix epoch: a point in time.
@@ -50,55 +50,55 @@ pub enum Since {
 }
 
 impl Args {
-    /// Behind the name (`name_words` 1) or the name and the subcommand (2). `seed` is
+    /// Behind the name (`name_args` 1) or the name and the subcommand (2). `seed` is
     /// where a plan takes chance from, so that it stays a function of its arguments.
-    pub fn new(words: Words, name_words: usize, seed: u64) -> Args {
-        Args { words, name_words, at: name_words, seed }
+    pub fn new(argv: Argv, name_args: usize, seed: u64) -> Args {
+        Args { argv, name_args, at: name_args, seed }
     }
 
-    /// The next word; the arity promised it.
-    pub fn word(&mut self) -> Bytes {
-        let word = std::mem::take(&mut self.words[self.at]);
+    /// The next argument; the arity promised it.
+    pub fn next_arg(&mut self) -> Bytes {
+        let arg = std::mem::take(&mut self.argv[self.at]);
         self.at += 1;
-        word
+        arg
     }
 
-    /// The next word, if any.
+    /// The next argument, if any.
     #[allow(
         clippy::should_implement_trait,
         reason = "not an iterator: words are of different kinds"
     )]
     pub fn next(&mut self) -> Option<Bytes> {
-        (self.at < self.words.len()).then(|| self.word())
+        (self.at < self.argv.len()).then(|| self.next_arg())
     }
 
-    /// The next word, left where it is.
+    /// The next argument, left where it is.
     pub fn peek(&self) -> Option<&[u8]> {
-        self.words.get(self.at).map(Bytes::as_ref)
+        self.argv.get(self.at).map(Bytes::as_ref)
     }
 
-    /// Takes the next word if it is `option` in any case.
+    /// Takes the next argument if it is `option` in any case.
     pub fn flag(&mut self, option: &str) -> bool {
-        let found = self.peek().is_some_and(|word| word.eq_ignore_ascii_case(option.as_bytes()));
+        let found = self.peek().is_some_and(|arg| arg.eq_ignore_ascii_case(option.as_bytes()));
         self.at += usize::from(found);
         found
     }
 
-    /// Takes the next word if it is `option` in any case and another word follows, which
+    /// Takes the next argument if it is `option` in any case and another argument follows, which
     /// is the option's value.
     pub fn option(&mut self, option: &str) -> Option<Bytes> {
-        (self.left() >= 2 && self.flag(option)).then(|| self.word())
+        (self.left() >= 2 && self.flag(option)).then(|| self.next_arg())
     }
 
     /// How many are left.
     pub fn left(&self) -> usize {
-        self.words.len() - self.at
+        self.argv.len() - self.at
     }
 
     /// All that are left.
     pub fn rest<T: FromIterator<Bytes>>(&mut self) -> T {
-        let from = std::mem::replace(&mut self.at, self.words.len());
-        self.words[from..].iter_mut().map(std::mem::take).collect()
+        let from = std::mem::replace(&mut self.at, self.argv.len());
+        self.argv[from..].iter_mut().map(std::mem::take).collect()
     }
 
     /// All that are left, two by two; an odd one is a wrong number of arguments.
@@ -108,7 +108,7 @@ impl Args {
         }
         let mut pairs = Vec::with_capacity(self.left() / 2);
         while self.left() > 0 {
-            pairs.push((self.word(), self.word()));
+            pairs.push((self.next_arg(), self.next_arg()));
         }
         Ok(pairs)
     }
@@ -118,45 +118,52 @@ impl Args {
         if self.left() == 0 { Ok(()) } else { Err(Args::syntax()) }
     }
 
-    /// The next word as an integer.
+    /// The next argument as an integer.
     pub fn int(&mut self) -> Result<i64, Reply> {
-        integer(&self.word()).ok_or_else(words::not_integer)
+        integer(&self.next_arg()).ok_or_else(errors::not_integer)
     }
 
-    /// The next word as an integer of `least..`, or else this error.
+    /// The next argument as an integer of `least..`, or else this error.
     pub fn int_at_least(&mut self, least: i64, error: &'static str) -> Result<i64, Reply> {
-        integer(&self.word()).filter(|&number| number >= least).ok_or_else(|| Reply::error(error))
+        integer(&self.next_arg())
+            .filter(|&number| number >= least)
+            .ok_or_else(|| Reply::error(error))
     }
 
-    /// The next word as a finite or infinite decimal number, not NaN.
+    /// The next argument as a finite or infinite decimal number, not NaN.
     pub fn float(&mut self) -> Result<f64, Reply> {
-        float(&self.word()).ok_or_else(words::not_float)
+        float(&self.next_arg()).ok_or_else(errors::not_float)
     }
 
-    /// The next word as a SCAN cursor.
+    /// The next argument as a SCAN cursor.
     pub fn cursor(&mut self) -> Result<u64, Reply> {
-        unsigned(&self.word()).ok_or_else(|| Reply::error("ERR invalid cursor"))
+        unsigned(&self.next_arg()).ok_or_else(|| Reply::error("ERR invalid cursor"))
     }
 
-    /// The next word as the deadline of the EXPIRE family, which may lie in the past.
-    pub fn deadline(&mut self, unit: Unit, since: Since) -> Result<Deadline, Reply> {
-        let number = self.word();
+    /// The next argument as the deadline of the EXPIRE family, which may lie in the past.
+    pub fn deadline(&mut self, unit: TimeUnit, since: ExpiryBase) -> Result<Deadline, Reply> {
+        let number = self.next_arg();
         self.deadline_of(&number, unit, since)
     }
 
-    /// The same of a word that was taken before, for options that are checked first.
-    pub fn deadline_of(&self, number: &[u8], unit: Unit, since: Since) -> Result<Deadline, Reply> {
-        let number = integer(number).ok_or_else(words::not_integer)?;
-        deadline(number, unit, since).ok_or_else(|| words::invalid_expire(&self.name()))
+    /// The same of an argument that was taken before, for options that are checked first.
+    pub fn deadline_of(
+        &self,
+        number: &[u8],
+        unit: TimeUnit,
+        since: ExpiryBase,
+    ) -> Result<Deadline, Reply> {
+        let number = integer(number).ok_or_else(errors::not_integer)?;
+        deadline(number, unit, since).ok_or_else(|| errors::invalid_expire(&self.name()))
     }
 
-    /// The next word as the deadline of the SET family: positive.
-    pub fn deadline_ahead(&mut self, unit: Unit, since: Since) -> Result<Deadline, Reply> {
+    /// The next argument as the deadline of the SET family: positive.
+    pub fn deadline_ahead(&mut self, unit: TimeUnit, since: ExpiryBase) -> Result<Deadline, Reply> {
         let number = self.int()?;
         if number <= 0 {
-            return Err(words::invalid_expire(&self.name()));
+            return Err(errors::invalid_expire(&self.name()));
         }
-        deadline(number, unit, since).ok_or_else(|| words::invalid_expire(&self.name()))
+        deadline(number, unit, since).ok_or_else(|| errors::invalid_expire(&self.name()))
     }
 
     /// All that are left as the conditions of the EXPIRE family.
@@ -168,7 +175,7 @@ impl Args {
                 () if self.flag("XX") => only.some = true,
                 () if self.flag("GT") => only.later = true,
                 () if self.flag("LT") => only.earlier = true,
-                () => return Err(words::unsupported_option(&self.word())),
+                () => return Err(errors::unsupported_option(&self.next_arg())),
             }
         }
         if only.none && (only.some || only.later || only.earlier) {
@@ -190,7 +197,7 @@ impl Args {
     /// The command's name in lower case, as Redis puts it into errors; a subcommand as
     /// `client|id`.
     pub fn name(&self) -> String {
-        String::from_utf8_lossy(&self.words[..self.name_words].join(&b'|')).to_ascii_lowercase()
+        String::from_utf8_lossy(&self.argv[..self.name_args].join(&b'|')).to_ascii_lowercase()
     }
 
     /// `-ERR syntax error`
@@ -201,36 +208,36 @@ impl Args {
     /// What Redis says of a subcommand with more arguments than any form of it takes,
     /// where its arity names no upper bound.
     pub(crate) fn wrong_subcommand(&self) -> Reply {
-        words::wrong_subcommand(&self.words[0], self.words.get(1).map_or(&b""[..], |word| word))
+        errors::wrong_subcommand(&self.argv[0], self.argv.get(1).map_or(&b""[..], |arg| arg))
     }
 
     /// `-ERR wrong number of arguments for 'name' command`
     pub fn wrong_number(&self) -> Reply {
-        words::wrong_number(&self.name())
+        errors::wrong_number(&self.name())
     }
 }
 
 /// The options that name a time.
-pub(crate) const TIMES: [(&str, Unit, Since); 4] = [
-    ("EX", Unit::Seconds, Since::Now),
-    ("PX", Unit::Millis, Since::Now),
-    ("EXAT", Unit::Seconds, Since::Epoch),
-    ("PXAT", Unit::Millis, Since::Epoch),
+pub(crate) const TIMES: [(&str, TimeUnit, ExpiryBase); 4] = [
+    ("EX", TimeUnit::Seconds, ExpiryBase::Now),
+    ("PX", TimeUnit::Millis, ExpiryBase::Now),
+    ("EXAT", TimeUnit::Seconds, ExpiryBase::Epoch),
+    ("PXAT", TimeUnit::Millis, ExpiryBase::Epoch),
 ];
 
 /// The expiry options of a command while its words are read: at most one of EX PX EXAT
 /// PXAT KEEPTTL PERSIST.
 ///
 /// Redis checks the shape of all options first and the numbers after, so the number stays
-/// text until [`Expiry::ttl`].
+/// text until [`ExpiryOptions::ttl`].
 #[derive(Debug, Default)]
-pub(crate) struct Expiry {
-    at: Option<(Unit, Since, Bytes)>,
+pub(crate) struct ExpiryOptions {
+    at: Option<(TimeUnit, ExpiryBase, Bytes)>,
     keep: bool,
     never: bool,
 }
 
-impl Expiry {
+impl ExpiryOptions {
     /// Takes EX, PX, EXAT or PXAT with its number, if one stands next; a second one of
     /// the same name replaces the first, two of different names are left for the caller
     /// to refuse. Redis does so.
@@ -274,21 +281,21 @@ impl Expiry {
                 _ => none,
             });
         };
-        let number = integer(&number).ok_or_else(words::not_integer)?;
+        let number = integer(&number).ok_or_else(errors::not_integer)?;
         let until = deadline(number, unit, since).filter(|_| number > 0);
-        until.map(Ttl::Until).ok_or_else(|| words::invalid_expire(&args.name()))
+        until.map(Ttl::Until).ok_or_else(|| errors::invalid_expire(&args.name()))
     }
 }
 
 /// The deadline in ms, `None` when it does not fit.
-fn deadline(number: i64, unit: Unit, since: Since) -> Option<Deadline> {
+fn deadline(number: i64, unit: TimeUnit, since: ExpiryBase) -> Option<Deadline> {
     let ms = match unit {
-        Unit::Seconds => number.checked_mul(1000)?,
-        Unit::Millis => number,
+        TimeUnit::Seconds => number.checked_mul(1000)?,
+        TimeUnit::Millis => number,
     };
     match since {
-        Since::Now => (ms <= i64::MAX - CLOCK_MAX_MS).then_some(Deadline::In(ms)),
-        Since::Epoch => Some(Deadline::At(ms)),
+        ExpiryBase::Now => (ms <= i64::MAX - CLOCK_MAX_MS).then_some(Deadline::In(ms)),
+        ExpiryBase::Epoch => Some(Deadline::At(ms)),
     }
 }
 
@@ -321,11 +328,7 @@ mod tests {
     use super::*;
 
     fn args(line: &str) -> Args {
-        Args::new(
-            line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect(),
-            1,
-            7,
-        )
+        Args::new(line.split(' ').map(|arg| Bytes::copy_from_slice(arg.as_bytes())).collect(), 1, 7)
     }
 
     fn text(reply: Reply) -> String {
@@ -386,7 +389,7 @@ mod tests {
         let mut args = args("set gEt nxx match a* count");
         assert!(args.flag("GET"));
         assert!(!args.flag("NX"));
-        assert_eq!(args.word(), "nxx");
+        assert_eq!(args.next_arg(), "nxx");
         assert_eq!(args.option("MATCH").as_deref(), Some(&b"a*"[..]));
         assert_eq!(args.option("COUNT"), None);
         assert_eq!(text(args.end().unwrap_err()), "ERR syntax error");
@@ -404,7 +407,7 @@ mod tests {
 
     fn ttl(line: &str) -> Result<Ttl, String> {
         let mut args = args(line);
-        let mut expiry = Expiry::default();
+        let mut expiry = ExpiryOptions::default();
         while args.left() > 0 {
             if !(expiry.take_until(&mut args)
                 || expiry.take_keep(&mut args)
@@ -455,12 +458,18 @@ mod tests {
 
     #[test]
     fn expire_takes_the_past_but_no_overflow() {
-        assert_eq!(args("expire -5").deadline(Unit::Seconds, Since::Now), Ok(Deadline::In(-5000)));
-        assert_eq!(args("expireat 0").deadline(Unit::Seconds, Since::Epoch), Ok(Deadline::At(0)));
+        assert_eq!(
+            args("expire -5").deadline(TimeUnit::Seconds, ExpiryBase::Now),
+            Ok(Deadline::In(-5000))
+        );
+        assert_eq!(
+            args("expireat 0").deadline(TimeUnit::Seconds, ExpiryBase::Epoch),
+            Ok(Deadline::At(0))
+        );
         for line in
             ["expire 9223370399119966", "expire -9223372036854776", "expire 9223372036854775807"]
         {
-            let reply = args(line).deadline(Unit::Seconds, Since::Now).unwrap_err();
+            let reply = args(line).deadline(TimeUnit::Seconds, ExpiryBase::Now).unwrap_err();
             assert_eq!(text(reply), "ERR invalid expire time in 'expire' command");
         }
     }

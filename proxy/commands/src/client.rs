@@ -4,10 +4,10 @@ use bytes::Bytes;
 
 use crate::args::integer;
 use crate::connection::{check_name, is_printable};
-use crate::plan::{ClientCall, KillFilter, ReplyMode};
+use crate::plan::{ClientCommand, KillFilter, ReplyMode};
 use crate::table::flags::{ADMIN, CONNECTION, CONTAINER, LOADING, NOSCRIPT, STALE};
 use crate::table::{Command, Keys, container, help};
-use crate::{Args, Plan, Planned, Reply, Session, words};
+use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors};
 
 /// CLIENT and its subcommands.
 pub(crate) static TABLE: &[Command] = &[
@@ -198,53 +198,53 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn call(call: ClientCall) -> Planned {
-    Ok(Plan::Session(Session::Client(call)))
+fn call(call: ClientCommand) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Client(call)))
 }
 
-fn id(_: Args) -> Planned {
-    call(ClientCall::Id)
+fn id(_: Args) -> PlanResult {
+    call(ClientCommand::Id)
 }
 
-fn getname(_: Args) -> Planned {
-    call(ClientCall::GetName)
+fn getname(_: Args) -> PlanResult {
+    call(ClientCommand::GetName)
 }
 
-fn setname(mut args: Args) -> Planned {
-    let name = args.word();
+fn setname(mut args: Args) -> PlanResult {
+    let name = args.next_arg();
     check_name(&name)?;
-    call(ClientCall::SetName(name))
+    call(ClientCommand::SetName(name))
 }
 
-fn setinfo(mut args: Args) -> Planned {
-    let (what, value) = (args.word(), args.word());
+fn setinfo(mut args: Args) -> PlanResult {
+    let (what, value) = (args.next_arg(), args.next_arg());
     let (library_name, library_version) = match what.to_ascii_lowercase().as_slice() {
         b"lib-name" => (Some(value.clone()), None),
         b"lib-ver" => (None, Some(value.clone())),
         _ => {
             return Err(Reply::error(format!(
                 "ERR Unrecognized option '{}'",
-                words::one_line(&what)
+                errors::one_line(&what)
             )));
         }
     };
     if !is_printable(&value) {
-        let what = words::one_line(&what);
+        let what = errors::one_line(&what);
         return Err(Reply::error(format!(
             "ERR {what} cannot contain spaces, newlines or special characters."
         )));
     }
-    call(ClientCall::SetInfo { library_name, library_version })
+    call(ClientCommand::SetInfo { library_name, library_version })
 }
 
-fn info(_: Args) -> Planned {
-    call(ClientCall::Info)
+fn info(_: Args) -> PlanResult {
+    call(ClientCommand::Info)
 }
 
-fn list(mut args: Args) -> Planned {
+fn list(mut args: Args) -> PlanResult {
     let (mut kind, mut ids) = (None, Vec::new());
     if args.left() == 2 && args.flag("TYPE") {
-        kind = Some(kind_of_client(args.word())?);
+        kind = Some(kind_of_client(args.next_arg())?);
     } else if args.left() >= 2 && args.flag("ID") {
         while let Some(id) = args.next() {
             ids.push(integer(&id).ok_or_else(|| Reply::error("ERR Invalid client ID"))?);
@@ -254,13 +254,13 @@ fn list(mut args: Args) -> Planned {
         ids.iter_mut().for_each(|id| *id = (*id).max(0));
     }
     args.end()?;
-    call(ClientCall::List { kind, ids: ids.into_iter().map(i64::unsigned_abs).collect() })
+    call(ClientCommand::List { kind, ids: ids.into_iter().map(i64::unsigned_abs).collect() })
 }
 
-fn kill(mut args: Args) -> Planned {
+fn kill(mut args: Args) -> PlanResult {
     if args.left() == 1 {
         let old = KillFilter { old_form: true, address: args.next(), ..KillFilter::default() };
-        return call(ClientCall::Kill(old));
+        return call(ClientCommand::Kill(old));
     }
     let mut filter = KillFilter { skip_me: true, ..KillFilter::default() };
     while args.left() >= 2 {
@@ -277,7 +277,7 @@ fn kill(mut args: Args) -> Planned {
                 }
                 filter.max_age_seconds = Some(age.unsigned_abs());
             }
-            () if args.flag("TYPE") => filter.kind = Some(kind_of_client(args.word())?),
+            () if args.flag("TYPE") => filter.kind = Some(kind_of_client(args.next_arg())?),
             () if args.flag("ADDR") => filter.address = args.next(),
             () if args.flag("LADDR") => filter.local_address = args.next(),
             () if args.flag("USER") => filter.user = args.next(),
@@ -286,29 +286,29 @@ fn kill(mut args: Args) -> Planned {
         }
     }
     args.end()?;
-    call(ClientCall::Kill(filter))
+    call(ClientCommand::Kill(filter))
 }
 
-fn no_evict(mut args: Args) -> Planned {
-    call(ClientCall::NoEvict(yes_or_no(&mut args, "ON", "OFF")?))
+fn no_evict(mut args: Args) -> PlanResult {
+    call(ClientCommand::NoEvict(yes_or_no(&mut args, "ON", "OFF")?))
 }
 
-fn no_touch(mut args: Args) -> Planned {
-    call(ClientCall::NoTouch(yes_or_no(&mut args, "ON", "OFF")?))
+fn no_touch(mut args: Args) -> PlanResult {
+    call(ClientCommand::NoTouch(yes_or_no(&mut args, "ON", "OFF")?))
 }
 
-fn reply(mut args: Args) -> Planned {
+fn reply(mut args: Args) -> PlanResult {
     let mode = match () {
         () if args.flag("ON") => ReplyMode::On,
         () if args.flag("OFF") => ReplyMode::Off,
         () if args.flag("SKIP") => ReplyMode::Skip,
         () => return Err(Args::syntax()),
     };
-    call(ClientCall::Reply(mode))
+    call(ClientCommand::Reply(mode))
 }
 
-fn pause(mut args: Args) -> Planned {
-    let timeout = args.word();
+fn pause(mut args: Args) -> PlanResult {
+    let timeout = args.next_arg();
     let writes_only = args.flag("WRITE");
     if args.left() > usize::from(!writes_only) {
         return Err(args.wrong_subcommand());
@@ -316,15 +316,15 @@ fn pause(mut args: Args) -> Planned {
     if !writes_only && args.left() > 0 && !args.flag("ALL") {
         return Err(Reply::error("ERR CLIENT PAUSE mode must be WRITE or ALL"));
     }
-    call(ClientCall::Pause { ms: words::timeout_ms(&timeout)?, writes_only })
+    call(ClientCommand::Pause { ms: errors::timeout_ms(&timeout)?, writes_only })
 }
 
-fn unpause(_: Args) -> Planned {
-    call(ClientCall::Unpause)
+fn unpause(_: Args) -> PlanResult {
+    call(ClientCommand::Unpause)
 }
 
-fn unblock(mut args: Args) -> Planned {
-    let id = args.word();
+fn unblock(mut args: Args) -> PlanResult {
+    let id = args.next_arg();
     let with_error = args.flag("ERROR");
     if args.left() > 1 || (with_error && args.left() > 0) {
         return Err(args.wrong_subcommand());
@@ -332,8 +332,8 @@ fn unblock(mut args: Args) -> Planned {
     if args.left() > 0 && !args.flag("TIMEOUT") {
         return Err(Reply::error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR"));
     }
-    let id = integer(&id).ok_or_else(words::not_integer)?;
-    call(ClientCall::Unblock { id: u64::try_from(id).unwrap_or(0), with_error })
+    let id = integer(&id).ok_or_else(errors::not_integer)?;
+    call(ClientCommand::Unblock { id: u64::try_from(id).unwrap_or(0), with_error })
 }
 
 /// The next word as one of two; neither is a syntax error.
@@ -349,6 +349,6 @@ fn yes_or_no(args: &mut Args, yes: &str, no: &str) -> Result<bool, Reply> {
 fn kind_of_client(kind: Bytes) -> Result<Bytes, Reply> {
     match kind.to_ascii_lowercase().as_slice() {
         b"normal" | b"master" | b"replica" | b"slave" | b"pubsub" => Ok(kind),
-        _ => Err(Reply::error(format!("ERR Unknown client type '{}'", words::one_line(&kind)))),
+        _ => Err(Reply::error(format!("ERR Unknown client type '{}'", errors::one_line(&kind)))),
     }
 }

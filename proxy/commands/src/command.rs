@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use row::glob;
 
-use crate::args::Words;
+use crate::args::Argv;
 use crate::docs;
 use crate::table::flags::{self, READONLY};
 use crate::table::flags::{CONNECTION, CONTAINER, LOADING, STALE};
 use crate::table::{self, Command, Keys, help};
-use crate::{Args, Plan, Planned, Reply, tips};
+use crate::{Args, Plan, PlanResult, Reply, tips};
 
 /// COMMAND and its subcommands.
 pub(crate) static TABLE: &[Command] = &[
@@ -110,33 +110,33 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn command_all(_: Args) -> Planned {
+fn command_all(_: Args) -> PlanResult {
     Ok(Plan::Reply(Reply::Array(table::top().map(entry).collect())))
 }
 
-fn count(_: Args) -> Planned {
+fn count(_: Args) -> PlanResult {
     Ok(Plan::Reply(Reply::Int(table::top().count() as i64)))
 }
 
-fn info(mut args: Args) -> Planned {
+fn info(mut args: Args) -> PlanResult {
     if args.left() == 0 {
         return command_all(args);
     }
     let entries =
-        args.rest::<Words>().iter().map(|name| named(name).map_or(Reply::Nil, entry)).collect();
+        args.rest::<Argv>().iter().map(|name| named(name).map_or(Reply::Nil, entry)).collect();
     Ok(Plan::Reply(Reply::Array(entries)))
 }
 
-fn docs(mut args: Args) -> Planned {
+fn docs(mut args: Args) -> PlanResult {
     let doc = |command: &Command| (text(command.name), docs::doc(command));
     let docs = match args.left() {
         0 => table::top().map(doc).collect(),
-        _ => args.rest::<Words>().iter().filter_map(|name| named(name).map(doc)).collect(),
+        _ => args.rest::<Argv>().iter().filter_map(|name| named(name).map(doc)).collect(),
     };
     Ok(Plan::Reply(Reply::Map(docs)))
 }
 
-fn list(mut args: Args) -> Planned {
+fn list(mut args: Args) -> PlanResult {
     let names = |keep: &dyn Fn(&Command) -> bool| {
         let names = table::all()
             .filter(|command| keep(command))
@@ -150,7 +150,7 @@ fn list(mut args: Args) -> Planned {
     if args.left() != 3 || !args.flag("FILTERBY") {
         return Err(Args::syntax());
     }
-    let (by, wanted) = (args.word().to_ascii_lowercase(), args.word().to_ascii_lowercase());
+    let (by, wanted) = (args.next_arg().to_ascii_lowercase(), args.next_arg().to_ascii_lowercase());
     match by.as_slice() {
         b"module" => names(&|_| false),
         b"aclcat" => {
@@ -161,18 +161,18 @@ fn list(mut args: Args) -> Planned {
     }
 }
 
-fn getkeys(mut args: Args) -> Planned {
-    let words = args.rest::<Words>();
-    let command = with_keys(&words)?;
-    Ok(Plan::Reply(Reply::Array(command.keys_of(&words).cloned().map(Reply::Bulk).collect())))
+fn getkeys(mut args: Args) -> PlanResult {
+    let argv = args.rest::<Argv>();
+    let command = with_keys(&argv)?;
+    Ok(Plan::Reply(Reply::Array(command.keys_of(&argv).cloned().map(Reply::Bulk).collect())))
 }
 
-fn getkeysandflags(mut args: Args) -> Planned {
-    let words = args.rest::<Words>();
-    let command = with_keys(&words)?;
+fn getkeysandflags(mut args: Args) -> PlanResult {
+    let argv = args.rest::<Argv>();
+    let command = with_keys(&argv)?;
     let accesses = match command.keys.access {
         // SET's: it reads its key if one of the words is GET.
-        VARIABLE if words.iter().any(|word| word.eq_ignore_ascii_case(b"get")) => {
+        VARIABLE if argv.iter().any(|arg| arg.eq_ignore_ascii_case(b"get")) => {
             vec!["RW access update"]
         }
         VARIABLE => vec!["OW update"],
@@ -180,17 +180,17 @@ fn getkeysandflags(mut args: Args) -> Planned {
     };
     let with_access = |(at, key): (usize, &Bytes)| {
         let access = accesses[at.min(accesses.len() - 1)];
-        Reply::Array(vec![Reply::Bulk(key.clone()), words_of(access)])
+        Reply::Array(vec![Reply::Bulk(key.clone()), argv_of(access)])
     };
-    Ok(Plan::Reply(Reply::Array(command.keys_of(&words).enumerate().map(with_access).collect())))
+    Ok(Plan::Reply(Reply::Array(command.keys_of(&argv).enumerate().map(with_access).collect())))
 }
 
 /// The entry of a full command that has keys.
-fn with_keys(words: &Words) -> Result<&'static Command, Reply> {
-    let command = words.first().and_then(|name| table::find(name, None));
-    let command = match (command, words.get(1)) {
+fn with_keys(argv: &Argv) -> Result<&'static Command, Reply> {
+    let command = argv.first().and_then(|name| table::find(name, None));
+    let command = match (command, argv.get(1)) {
         (Some(container), Some(sub)) if container.is(flags::CONTAINER) => {
-            table::find(&words[0], Some(sub))
+            table::find(&argv[0], Some(sub))
         }
         (command, _) => command,
     };
@@ -198,7 +198,7 @@ fn with_keys(words: &Words) -> Result<&'static Command, Reply> {
     if command.keys == Keys::NONE {
         return Err(Reply::error("ERR The command has no key arguments"));
     }
-    if !command.takes(words.len()) {
+    if !command.takes(argv.len()) {
         return Err(Reply::error("ERR Invalid number of arguments specified for command"));
     }
     Ok(command)
@@ -254,7 +254,7 @@ fn key_specs(command: &Command) -> Vec<Reply> {
     ];
     let spec = |(index, access): (i64, &'static str)| {
         Reply::Map(vec![
-            (text("flags"), words_of(access)),
+            (text("flags"), argv_of(access)),
             (text("begin_search"), search("index", vec![(text("index"), Reply::Int(index))])),
             (text("find_keys"), search("range", range.clone())),
         ])
@@ -275,8 +275,8 @@ fn accesses(command: &Command) -> Vec<&'static str> {
     }
 }
 
-fn words_of(access: &'static str) -> Reply {
-    Reply::Set(access.split(' ').map(|word| Reply::Status(word.into())).collect())
+fn argv_of(access: &'static str) -> Reply {
+    Reply::Set(access.split(' ').map(|arg| Reply::Status(arg.into())).collect())
 }
 
 /// A bulk string of fixed text.

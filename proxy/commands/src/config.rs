@@ -2,7 +2,7 @@
 
 use crate::table::flags::{ADMIN, CONTAINER, LOADING, NOSCRIPT, STALE};
 use crate::table::{Command, Keys, container, help};
-use crate::{Args, Plan, Planned, Session};
+use crate::{Args, LocalCommand, Plan, PlanResult};
 
 /// CONFIG and its subcommands.
 pub(crate) static TABLE: &[Command] = &[
@@ -80,21 +80,21 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn get(mut args: Args) -> Planned {
-    Ok(Plan::Session(Session::ConfigGet(args.rest())))
+fn get(mut args: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::ConfigGet(args.rest())))
 }
 
-fn set(mut args: Args) -> Planned {
+fn set(mut args: Args) -> PlanResult {
     if !args.left().is_multiple_of(2) {
         return Err(Args::syntax());
     }
-    Ok(Plan::Session(Session::ConfigSet(args.pairs()?)))
+    Ok(Plan::Local(LocalCommand::ConfigSet(args.pairs()?)))
 }
 
-fn resetstat(_: Args) -> Planned {
-    Ok(Plan::Session(Session::ConfigResetStat))
+fn resetstat(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::ConfigResetStat))
 }
 
-fn rewrite(_: Args) -> Planned {
-    Ok(Plan::Session(Session::ConfigRewrite))
+fn rewrite(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::ConfigRewrite))
 }

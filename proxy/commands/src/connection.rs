@@ -3,12 +3,12 @@
 use bytes::Bytes;
 
 use crate::args::integer;
-use crate::keys::check_db;
+use crate::generic::check_db;
 use crate::plan::Hello;
 use crate::table::Command;
 use crate::table::Keys;
 use crate::table::flags::{ALLOW_BUSY, CONNECTION, FAST, LOADING, NO_AUTH, NOSCRIPT, STALE};
-use crate::{Args, Plan, Planned, Reply, Session, words};
+use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors};
 
 /// Commands on a connection.
 pub(crate) static TABLE: &[Command] = &[
@@ -99,19 +99,19 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn ping(mut args: Args) -> Planned {
+fn ping(mut args: Args) -> PlanResult {
     let message = args.next();
     if args.left() > 0 {
         return Err(args.wrong_number());
     }
-    Ok(Plan::Session(Session::Ping(message)))
+    Ok(Plan::Local(LocalCommand::Ping(message)))
 }
 
-fn echo(mut args: Args) -> Planned {
-    Ok(Plan::Session(Session::Echo(args.word())))
+fn echo(mut args: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Echo(args.next_arg())))
 }
 
-fn hello(mut args: Args) -> Planned {
+fn hello(mut args: Args) -> PlanResult {
     let mut hello = Hello::default();
     if args.left() > 0 {
         let version =
@@ -122,42 +122,42 @@ fn hello(mut args: Args) -> Planned {
     }
     while args.left() > 0 {
         if args.left() >= 3 && args.flag("AUTH") {
-            hello.auth = Some((args.word(), args.word()));
+            hello.auth = Some((args.next_arg(), args.next_arg()));
         } else if let Some(name) = args.option("SETNAME") {
             check_name(&name)?;
             hello.name = Some(name);
         } else {
-            let option = words::one_line(&args.word());
+            let option = errors::one_line(&args.next_arg());
             return Err(Reply::error(format!("ERR Syntax error in HELLO option '{option}'")));
         }
     }
-    Ok(Plan::Session(Session::Hello(hello)))
+    Ok(Plan::Local(LocalCommand::Hello(hello)))
 }
 
-fn auth(mut args: Args) -> Planned {
-    let first = args.word();
+fn auth(mut args: Args) -> PlanResult {
+    let first = args.next_arg();
     let (user, password) = match args.next() {
         Some(password) => (Some(first), password),
         None => (None, first),
     };
     args.end()?;
-    Ok(Plan::Session(Session::Auth { user, password }))
+    Ok(Plan::Local(LocalCommand::Auth { user, password }))
 }
 
-fn select(mut args: Args) -> Planned {
-    let table = args.word();
+fn select(mut args: Args) -> PlanResult {
+    let table = args.next_arg();
     if integer(&table).is_some() {
         check_db(&table)?;
     }
-    Ok(Plan::Session(Session::Select(table)))
+    Ok(Plan::Local(LocalCommand::Select(table)))
 }
 
-fn quit(_: Args) -> Planned {
-    Ok(Plan::Session(Session::Quit))
+fn quit(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Quit))
 }
 
-fn reset(_: Args) -> Planned {
-    Ok(Plan::Session(Session::Reset))
+fn reset(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Reset))
 }
 
 /// CLIENT LIST is split at spaces and lines, so a name holds neither. The empty one takes

@@ -23,7 +23,7 @@ struct Arg {
     name: String,
     /// The word before it, or that it is.
     token: Option<String>,
-    shape: Shape,
+    shape: ArgShape,
     optional: bool,
     multiple: bool,
     /// Whether `token` is repeated as well.
@@ -31,7 +31,7 @@ struct Arg {
 }
 
 #[derive(Debug, Clone, PartialEq, Default)]
-enum Shape {
+enum ArgShape {
     /// A value.
     #[default]
     Value,
@@ -107,7 +107,7 @@ impl Arg {
         let owned = |text: &str| Reply::Bulk(text.to_owned().into());
         let kind = self.kind(command);
         let mut reply = vec![(text("name"), owned(&self.name)), (text("type"), text(kind))];
-        if matches!(self.shape, Shape::Value | Shape::Token) {
+        if matches!(self.shape, ArgShape::Value | ArgShape::Token) {
             reply.push((text("display_text"), owned(&self.name)));
         }
         if kind == "key" {
@@ -130,7 +130,7 @@ impl Arg {
         if !flags.is_empty() {
             reply.push((text("flags"), Reply::Set(flags)));
         }
-        if let Shape::OneOf(args) | Shape::Block(args) = &self.shape {
+        if let ArgShape::OneOf(args) | ArgShape::Block(args) = &self.shape {
             reply.push((
                 text("arguments"),
                 Reply::Array(args.iter().map(|arg| arg.reply(command)).collect()),
@@ -142,9 +142,9 @@ impl Arg {
     /// Its type, of which names tell all.
     fn kind(&self, command: &Command) -> &'static str {
         match (&self.shape, self.name.as_str()) {
-            (Shape::Token, _) => "pure-token",
-            (Shape::OneOf(_), _) => "oneof",
-            (Shape::Block(_), _) => "block",
+            (ArgShape::Token, _) => "pure-token",
+            (ArgShape::OneOf(_), _) => "oneof",
+            (ArgShape::Block(_), _) => "block",
             (_, "key" | "key1" | "key2" | "newkey" | "source" | "destination")
                 if command.keys != Keys::NONE =>
             {
@@ -191,7 +191,7 @@ fn parse(syntax: &str) -> Vec<Arg> {
     let spaced = ["[", "]", "<", ">", "|"]
         .iter()
         .fold(syntax.to_owned(), |text, mark| text.replace(mark, &format!(" {mark} ")));
-    Parser { words: spaced.split_whitespace() }
+    Parser { tokens: spaced.split_whitespace() }
         .alternatives()
         .0
         .into_iter()
@@ -200,7 +200,7 @@ fn parse(syntax: &str) -> Vec<Arg> {
 }
 
 struct Parser<'a> {
-    words: std::str::SplitWhitespace<'a>,
+    tokens: std::str::SplitWhitespace<'a>,
 }
 
 impl Parser<'_> {
@@ -209,7 +209,7 @@ impl Parser<'_> {
     fn alternatives(&mut self) -> (Vec<Vec<Arg>>, bool) {
         let (mut lists, mut repeated) = (vec![Vec::<Arg>::new()], false);
         let mut token: Option<String> = None;
-        while let Some(word) = self.words.next() {
+        while let Some(word) = self.tokens.next() {
             let list = lists.last_mut().expect("there is always one list");
             match word {
                 "]" | ">" => break,
@@ -251,7 +251,7 @@ fn pure(token: String) -> Arg {
     Arg {
         name: token.to_ascii_lowercase(),
         token: Some(token),
-        shape: Shape::Token,
+        shape: ArgShape::Token,
         ..Arg::default()
     }
 }
@@ -263,7 +263,7 @@ fn group(mut lists: Vec<Vec<Arg>>, token: Option<String>, optional: bool) -> Arg
     } else {
         Arg {
             name: "choice".into(),
-            shape: Shape::OneOf(lists.into_iter().map(sequence).collect()),
+            shape: ArgShape::OneOf(lists.into_iter().map(sequence).collect()),
             ..Arg::default()
         }
     };
@@ -274,7 +274,7 @@ fn group(mut lists: Vec<Vec<Arg>>, token: Option<String>, optional: bool) -> Arg
             token: Some(token),
             optional,
             name: inner.name.clone(),
-            shape: Shape::Block(vec![inner]),
+            shape: ArgShape::Block(vec![inner]),
             ..Arg::default()
         },
     }
@@ -286,7 +286,7 @@ fn sequence(mut args: Vec<Arg>) -> Arg {
         1 => args.remove(0),
         _ => Arg {
             name: args.first().map_or_else(String::new, |arg| arg.name.clone()),
-            shape: Shape::Block(args),
+            shape: ArgShape::Block(args),
             ..Arg::default()
         },
     }
@@ -295,7 +295,7 @@ fn sequence(mut args: Vec<Arg>) -> Arg {
 /// The last of `list` may come again, as `again` says.
 fn repeat(list: &mut Vec<Arg>, again: Vec<Arg>) {
     let multiple_token =
-        again.first().is_some_and(|arg| arg.token.is_some() && arg.shape == Shape::Value);
+        again.first().is_some_and(|arg| arg.token.is_some() && arg.shape == ArgShape::Value);
     let once = list.split_off(list.len().saturating_sub(again.len()));
     list.push(Arg { multiple: true, multiple_token, ..sequence(once) });
 }
@@ -312,10 +312,10 @@ mod tests {
                 args.iter().map(one).collect::<Vec<_>>().join(between)
             };
             let inner = match &arg.shape {
-                Shape::Value => arg.name.clone(),
-                Shape::Token => String::new(),
-                Shape::OneOf(args) => format!("<{}>", list(args, "|")),
-                Shape::Block(args) => format!("({})", list(args, " ")),
+                ArgShape::Value => arg.name.clone(),
+                ArgShape::Token => String::new(),
+                ArgShape::OneOf(args) => format!("<{}>", list(args, "|")),
+                ArgShape::Block(args) => format!("({})", list(args, " ")),
             };
             let token = arg.token.as_ref().map_or(String::new(), |token| format!("{token}:"));
             let mark = |set, mark| if set { mark } else { "" };
@@ -365,7 +365,7 @@ mod tests {
         fn check(command: &Command, args: &[Arg]) {
             for arg in args {
                 assert!(!arg.name.is_empty(), "{}: {args:?}", command.name);
-                if let Shape::OneOf(inner) | Shape::Block(inner) = &arg.shape {
+                if let ArgShape::OneOf(inner) | ArgShape::Block(inner) = &arg.shape {
                     assert!(inner.len() > 1, "{}: {args:?}", command.name);
                     check(command, inner);
                 }

@@ -2,10 +2,10 @@
 
 use row::op::{Answer, Op, RowInfo};
 
-use crate::args::{Since, Unit};
+use crate::args::{ExpiryBase, TimeUnit};
 use crate::table::flags::{FAST, KEYSPACE, READONLY, WRITE};
 use crate::table::{Command, Keys};
-use crate::{Args, Plan, Planned, Reply, answers, words};
+use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
 /// What TTL and its like answer for a key that is not there.
 const NO_KEY: i64 = -2;
@@ -125,62 +125,63 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn expire(args: Args) -> Planned {
-    expire_at(args, Unit::Seconds, Since::Now)
+fn expire(args: Args) -> PlanResult {
+    expire_at(args, TimeUnit::Seconds, ExpiryBase::Now)
 }
 
-fn pexpire(args: Args) -> Planned {
-    expire_at(args, Unit::Millis, Since::Now)
+fn pexpire(args: Args) -> PlanResult {
+    expire_at(args, TimeUnit::Millis, ExpiryBase::Now)
 }
 
-fn expireat(args: Args) -> Planned {
-    expire_at(args, Unit::Seconds, Since::Epoch)
+fn expireat(args: Args) -> PlanResult {
+    expire_at(args, TimeUnit::Seconds, ExpiryBase::Epoch)
 }
 
-fn pexpireat(args: Args) -> Planned {
-    expire_at(args, Unit::Millis, Since::Epoch)
+fn pexpireat(args: Args) -> PlanResult {
+    expire_at(args, TimeUnit::Millis, ExpiryBase::Epoch)
 }
 
 /// Redis looks at the conditions before the number.
-fn expire_at(mut args: Args, unit: Unit, since: Since) -> Planned {
-    let (key, number) = (args.word(), args.word());
+fn expire_at(mut args: Args, unit: TimeUnit, since: ExpiryBase) -> PlanResult {
+    let (key, number) = (args.next_arg(), args.next_arg());
     let only = args.expire_if()?;
     let until = args.deadline_of(&number, unit, since)?;
-    Plan::one(Op::Expire { key, until, only }, answers::int)
+    Plan::one(Op::Expire { key, until, only }, replies::int)
 }
 
-fn persist(mut args: Args) -> Planned {
-    Plan::one(Op::Persist { key: args.word() }, answers::int)
+fn persist(mut args: Args) -> PlanResult {
+    Plan::one(Op::Persist { key: args.next_arg() }, replies::int)
 }
 
-fn ttl(mut args: Args) -> Planned {
-    Plan::one(Op::Inspect { key: args.word() }, |answer| {
+fn ttl(mut args: Args) -> PlanResult {
+    Plan::one(Op::Inspect { key: args.next_arg() }, |answer| {
         expiry(answer, |row, at| to_seconds(at.saturating_sub(row.now_ms)))
     })
 }
 
-fn pttl(mut args: Args) -> Planned {
-    Plan::one(Op::Inspect { key: args.word() }, |answer| {
+fn pttl(mut args: Args) -> PlanResult {
+    Plan::one(Op::Inspect { key: args.next_arg() }, |answer| {
         expiry(answer, |row, at| at.saturating_sub(row.now_ms))
     })
 }
 
-fn expiretime(mut args: Args) -> Planned {
-    Plan::one(Op::Inspect { key: args.word() }, |answer| expiry(answer, |_, at| to_seconds(at)))
+fn expiretime(mut args: Args) -> PlanResult {
+    Plan::one(Op::Inspect { key: args.next_arg() }, |answer| expiry(answer, |_, at| to_seconds(at)))
 }
 
-fn pexpiretime(mut args: Args) -> Planned {
-    Plan::one(Op::Inspect { key: args.word() }, |answer| expiry(answer, |_, at| at))
+fn pexpiretime(mut args: Args) -> PlanResult {
+    Plan::one(Op::Inspect { key: args.next_arg() }, |answer| expiry(answer, |_, at| at))
 }
 
 /// Words a row's expiry.
-fn expiry(answer: Answer, word: fn(&RowInfo, u64) -> u64) -> Reply {
+fn expiry(answer: Answer, build: fn(&RowInfo, u64) -> u64) -> Reply {
     match answer {
         Answer::Row(None) => Reply::Int(NO_KEY),
         Answer::Row(Some(row)) => Reply::Int(
-            row.expires_at_ms.map_or(NEVER, |at| i64::try_from(word(&row, at)).unwrap_or(i64::MAX)),
+            row.expires_at_ms
+                .map_or(NEVER, |at| i64::try_from(build(&row, at)).unwrap_or(i64::MAX)),
         ),
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     }
 }
 

@@ -9,7 +9,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::args::integer;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
 use crate::table::{Command, Keys};
-use crate::{Args, Plan, Planned, Reply, answers, words};
+use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
 const GROUP: &str = "hash";
 
@@ -219,128 +219,128 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn hset(mut args: Args) -> Planned {
-    let key = args.word();
+fn hset(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
     Plan::one(
         Op::HashPut { key, pairs: args.pairs()?, only: WriteCondition::Always, ttl: Ttl::Default },
-        answers::int,
+        replies::int,
     )
 }
 
-fn hsetnx(mut args: Args) -> Planned {
-    let (key, pairs) = (args.word(), vec![(args.word(), args.word())]);
+fn hsetnx(mut args: Args) -> PlanResult {
+    let (key, pairs) = (args.next_arg(), vec![(args.next_arg(), args.next_arg())]);
     Plan::one(
         Op::HashPut { key, pairs, only: WriteCondition::IfAbsent, ttl: Ttl::Default },
         put_or_zero,
     )
 }
 
-fn hmset(mut args: Args) -> Planned {
-    let key = args.word();
+fn hmset(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
     Plan::one(
         Op::HashPut { key, pairs: args.pairs()?, only: WriteCondition::Always, ttl: Ttl::Default },
-        answers::ok,
+        replies::ok,
     )
 }
 
-fn hget(mut args: Args) -> Planned {
-    Plan::one(one_field(&mut args), answers::value)
+fn hget(mut args: Args) -> PlanResult {
+    Plan::one(one_field(&mut args), replies::value)
 }
 
-fn hmget(mut args: Args) -> Planned {
-    let key = args.word();
+fn hmget(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
     let fields: SmallVec<[Bytes; 1]> = args.rest();
     let count = fields.len();
-    Plan::with(Op::HashGet { key, fields }, move |answer| answers::values_or_nils(answer, count))
+    Plan::with(Op::HashGet { key, fields }, move |answer| replies::values_or_nils(answer, count))
 }
 
-fn hgetall(mut args: Args) -> Planned {
+fn hgetall(mut args: Args) -> PlanResult {
     Plan::one(all_cells(&mut args, true), |answer| {
-        answers::cells(answer, |cells| Reply::Map(answers::pairs(cells)))
+        replies::cells(answer, |cells| Reply::Map(replies::pairs(cells)))
     })
 }
 
-fn hdel(mut args: Args) -> Planned {
-    let key = args.word();
-    Plan::one(Op::HashDelete { key, fields: args.rest() }, answers::int)
+fn hdel(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
+    Plan::one(Op::HashDelete { key, fields: args.rest() }, replies::int)
 }
 
-fn hlen(mut args: Args) -> Planned {
-    Plan::one(Op::HashLen { key: args.word() }, answers::int)
+fn hlen(mut args: Args) -> PlanResult {
+    Plan::one(Op::HashLen { key: args.next_arg() }, replies::int)
 }
 
-fn hkeys(mut args: Args) -> Planned {
-    Plan::one(all_cells(&mut args, false), answers::sortkeys)
+fn hkeys(mut args: Args) -> PlanResult {
+    Plan::one(all_cells(&mut args, false), replies::sortkeys)
 }
 
-fn hvals(mut args: Args) -> Planned {
-    let word = |cells: Vec<(Bytes, Bytes)>| {
+fn hvals(mut args: Args) -> PlanResult {
+    let build = |cells: Vec<(Bytes, Bytes)>| {
         Reply::Array(cells.into_iter().map(|(_, value)| Reply::Bulk(value)).collect())
     };
-    Plan::with(all_cells(&mut args, true), move |answer| answers::cells(answer, word))
+    Plan::with(all_cells(&mut args, true), move |answer| replies::cells(answer, build))
 }
 
-fn hexists(mut args: Args) -> Planned {
+fn hexists(mut args: Args) -> PlanResult {
     Plan::one(one_field(&mut args), |answer| {
         value_as_int(answer, |value| i64::from(value.is_some()))
     })
 }
 
-fn hstrlen(mut args: Args) -> Planned {
+fn hstrlen(mut args: Args) -> PlanResult {
     Plan::one(one_field(&mut args), |answer| {
         value_as_int(answer, |value| value.map_or(0, |value| value.len() as i64))
     })
 }
 
-fn hincrby(mut args: Args) -> Planned {
-    let (key, field) = (args.word(), args.word());
-    Plan::one(Op::HashIncr { key, field, by: args.int()? }, answers::int)
+fn hincrby(mut args: Args) -> PlanResult {
+    let (key, field) = (args.next_arg(), args.next_arg());
+    Plan::one(Op::HashIncr { key, field, by: args.int()? }, replies::int)
 }
 
-fn hincrbyfloat(mut args: Args) -> Planned {
-    let (key, field, by) = (args.word(), args.word(), args.word());
-    let number = LongDouble::parse(&by).ok_or_else(words::not_float)?;
+fn hincrbyfloat(mut args: Args) -> PlanResult {
+    let (key, field, by) = (args.next_arg(), args.next_arg(), args.next_arg());
+    let number = LongDouble::parse(&by).ok_or_else(errors::not_float)?;
     if !number.is_finite() {
         return Err(Reply::error("ERR value is NaN or Infinity"));
     }
-    Plan::one(Op::HashIncrFloat { key, field, by }, answers::bulk)
+    Plan::one(Op::HashIncrFloat { key, field, by }, replies::bulk)
 }
 
-fn hrandfield(mut args: Args) -> Planned {
-    let (key, seed) = (args.word(), args.seed());
+fn hrandfield(mut args: Args) -> PlanResult {
+    let (key, seed) = (args.next_arg(), args.seed());
     if args.left() == 0 {
         let first = |cells: Vec<(Bytes, Bytes)>| {
             cells.into_iter().next().map_or(Reply::Nil, |(field, _)| Reply::Bulk(field))
         };
         return Plan::with(
             Op::HashRandom { key, count: 1, seed, want_values: false },
-            move |answer| answers::cells(answer, first),
+            move |answer| replies::cells(answer, first),
         );
     }
     let count = args.int()?;
     if count == i64::MIN {
-        return Err(words::out_of_bounds(-i64::MAX, i64::MAX));
+        return Err(errors::out_of_bounds(-i64::MAX, i64::MAX));
     }
     let want_values = args.flag("WITHVALUES");
     args.end()?;
     if want_values && count.unsigned_abs() > i64::MAX as u64 / 2 {
-        return Err(words::out_of_range());
+        return Err(errors::out_of_range());
     }
     let op = Op::HashRandom { key, count, seed, want_values };
     match want_values {
         true => Plan::one(op, |answer| {
-            answers::cells(answer, |cells| Reply::Pairs(answers::pairs(cells)))
+            replies::cells(answer, |cells| Reply::Pairs(replies::pairs(cells)))
         }),
-        false => Plan::one(op, answers::sortkeys),
+        false => Plan::one(op, replies::sortkeys),
     }
 }
 
-fn hscan(mut args: Args) -> Planned {
-    let (key, cursor) = (args.word(), args.cursor()?);
+fn hscan(mut args: Args) -> PlanResult {
+    let (key, cursor) = (args.next_arg(), args.cursor()?);
     let (mut count, mut glob, mut want_values) = (SCAN_COUNT, None, true);
     while args.left() > 0 {
         if let Some(number) = args.option("COUNT") {
-            let number = integer(&number).ok_or_else(words::not_integer)?;
+            let number = integer(&number).ok_or_else(errors::not_integer)?;
             count =
                 u64::try_from(number).ok().filter(|&count| count > 0).ok_or_else(Args::syntax)?;
         } else if let Some(pattern) = args.option("MATCH") {
@@ -358,12 +358,12 @@ fn hscan(mut args: Args) -> Planned {
 
 /// The value of one field.
 fn one_field(args: &mut Args) -> Op {
-    Op::HashGet { key: args.word(), fields: smallvec![args.word()] }
+    Op::HashGet { key: args.next_arg(), fields: smallvec![args.next_arg()] }
 }
 
 /// Every cell of a hash.
 fn all_cells(args: &mut Args, want_values: bool) -> Op {
-    Op::HashRange { key: args.word(), range: Range::all(), want_values }
+    Op::HashRange { key: args.next_arg(), range: Range::all(), want_values }
 }
 
 /// HSETNX's reply; HSETEX's too.
@@ -371,7 +371,7 @@ pub(crate) fn put_or_zero(answer: Answer) -> Reply {
     match answer {
         Answer::Int(_) => Reply::Int(1),
         Answer::Nil => Reply::Int(0),
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     }
 }
 
@@ -380,7 +380,7 @@ fn value_as_int(answer: Answer, number: fn(Option<&Bytes>) -> i64) -> Reply {
     match answer {
         Answer::Values(values) if values.len() == 1 => Reply::Int(number(values[0].as_ref())),
         Answer::Nil => Reply::Int(number(None)),
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     }
 }
 
@@ -389,7 +389,7 @@ fn page(answer: Answer, want_values: bool) -> Reply {
     let (cells, next) = match answer {
         Answer::CellsPage { cells, next } => (cells, next),
         Answer::Nil => (Vec::new(), 0),
-        _ => return words::no_answer(),
+        _ => return errors::no_answer(),
     };
     let cursor = Reply::Bulk(Bytes::copy_from_slice(itoa::Buffer::new().format(next).as_bytes()));
     let flat = cells.into_iter().flat_map(|(field, value)| {

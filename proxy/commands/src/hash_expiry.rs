@@ -9,12 +9,12 @@ use row::op::{
 };
 use smallvec::smallvec;
 
-use crate::args::{Since, TIMES, Unit, integer};
+use crate::args::{ExpiryBase, TIMES, TimeUnit, integer};
 use crate::hash::put_or_zero;
-use crate::plan::Wording;
+use crate::plan::ReplyBuilder;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
 use crate::table::{Command, Keys};
-use crate::{Args, Plan, Planned, Reply, answers, words};
+use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
 const GROUP: &str = "hash";
 
@@ -177,25 +177,25 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn hexpire(args: Args) -> Planned {
-    expire(args, Unit::Seconds, Since::Now)
+fn hexpire(args: Args) -> PlanResult {
+    expire(args, TimeUnit::Seconds, ExpiryBase::Now)
 }
 
-fn hpexpire(args: Args) -> Planned {
-    expire(args, Unit::Millis, Since::Now)
+fn hpexpire(args: Args) -> PlanResult {
+    expire(args, TimeUnit::Millis, ExpiryBase::Now)
 }
 
-fn hexpireat(args: Args) -> Planned {
-    expire(args, Unit::Seconds, Since::Epoch)
+fn hexpireat(args: Args) -> PlanResult {
+    expire(args, TimeUnit::Seconds, ExpiryBase::Epoch)
 }
 
-fn hpexpireat(args: Args) -> Planned {
-    expire(args, Unit::Millis, Since::Epoch)
+fn hpexpireat(args: Args) -> PlanResult {
+    expire(args, TimeUnit::Millis, ExpiryBase::Epoch)
 }
 
-fn expire(mut args: Args, unit: Unit, since: Since) -> Planned {
-    let key = args.word();
-    let number = args.word();
+fn expire(mut args: Args, unit: TimeUnit, since: ExpiryBase) -> PlanResult {
+    let key = args.next_arg();
+    let number = args.next_arg();
     let until = deadline(&number, unit, since, &args)?;
     let mut only = ExpireCondition::default();
     match () {
@@ -208,68 +208,68 @@ fn expire(mut args: Args, unit: Unit, since: Since) -> Planned {
     let fields = fields(&mut args, "ERR Parameter `numFields` should be greater than 0")?;
     let count = fields.len();
     let name = args.name();
-    let word = move |outcomes: Vec<Result<Answer, Refusal>>| match outcomes.into_iter().next() {
+    let build = move |outcomes: Vec<Result<Answer, Refusal>>| match outcomes.into_iter().next() {
         Some(Ok(answer)) => numbers(answer, count, |number| number),
-        Some(Err(Refusal::ExpiryTooFar)) => words::invalid_expire(&name),
-        Some(Err(refusal)) => words::refusal(refusal),
-        None => words::no_answer(),
+        Some(Err(Refusal::ExpiryTooFar)) => errors::invalid_expire(&name),
+        Some(Err(refusal)) => errors::refusal(refusal),
+        None => errors::no_answer(),
     };
     Ok(Plan::rows(
         smallvec![Op::HashExpire { key, fields, until, only }],
-        Wording::Outcomes(Box::new(word)),
+        ReplyBuilder::Outcomes(Box::new(build)),
     ))
 }
 
-fn httl(args: Args) -> Planned {
+fn httl(args: Args) -> PlanResult {
     expiry(args, true, seconds)
 }
 
-fn hpttl(args: Args) -> Planned {
+fn hpttl(args: Args) -> PlanResult {
     expiry(args, true, |ms| ms)
 }
 
-fn hexpiretime(args: Args) -> Planned {
+fn hexpiretime(args: Args) -> PlanResult {
     expiry(args, false, seconds)
 }
 
-fn hpexpiretime(args: Args) -> Planned {
+fn hpexpiretime(args: Args) -> PlanResult {
     expiry(args, false, |ms| ms)
 }
 
-fn expiry(mut args: Args, remaining: bool, word: fn(i64) -> i64) -> Planned {
-    let (key, fields) = (args.word(), some_fields(&mut args)?);
+fn expiry(mut args: Args, remaining: bool, build: fn(i64) -> i64) -> PlanResult {
+    let (key, fields) = (args.next_arg(), some_fields(&mut args)?);
     let count = fields.len();
     Plan::with(Op::HashExpiry { key, fields, remaining }, move |answer| {
-        numbers(answer, count, word)
+        numbers(answer, count, build)
     })
 }
 
-fn hpersist(mut args: Args) -> Planned {
-    let (key, fields) = (args.word(), some_fields(&mut args)?);
+fn hpersist(mut args: Args) -> PlanResult {
+    let (key, fields) = (args.next_arg(), some_fields(&mut args)?);
     let count = fields.len();
     Plan::with(Op::HashPersist { key, fields }, move |answer| {
         numbers(answer, count, |number| number)
     })
 }
 
-fn hgetdel(mut args: Args) -> Planned {
-    let (key, fields) = (args.word(), some_fields(&mut args)?);
-    Plan::one(Op::HashGetDelete { key, fields }, answers::values)
+fn hgetdel(mut args: Args) -> PlanResult {
+    let (key, fields) = (args.next_arg(), some_fields(&mut args)?);
+    Plan::one(Op::HashGetDelete { key, fields }, replies::values)
 }
 
-fn hgetex(mut args: Args) -> Planned {
-    let key = args.word();
+fn hgetex(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
     let ttl = match until(&mut args)? {
         Some(deadline) => Ttl::Until(deadline),
         None if args.flag("PERSIST") => Ttl::Never,
         None => Ttl::Keep,
     };
     let fields = some_fields(&mut args)?;
-    Plan::one(Op::HashGetExpire { key, fields, ttl }, answers::values)
+    Plan::one(Op::HashGetExpire { key, fields, ttl }, replies::values)
 }
 
-fn hsetex(mut args: Args) -> Planned {
-    let key = args.word();
+fn hsetex(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
     let (mut only, mut ttl) = (WriteCondition::Always, Ttl::Default);
     while !args.flag("FIELDS") {
         if args.flag("FNX") {
@@ -290,7 +290,7 @@ fn hsetex(mut args: Args) -> Planned {
             let unknown = args.next().ok_or_else(|| args.wrong_number())?;
             return Err(Reply::error(format!(
                 "ERR unknown argument: {}",
-                words::one_line(&unknown)
+                errors::one_line(&unknown)
             )));
         }
     }
@@ -323,22 +323,27 @@ fn until(args: &mut Args) -> Result<Option<Deadline>, Reply> {
 }
 
 /// A field's deadline: 0 is now, and there is an end of time.
-fn deadline(number: &[u8], unit: Unit, since: Since, args: &Args) -> Result<Deadline, Reply> {
-    let number = integer(number).ok_or_else(words::not_integer)?;
+fn deadline(
+    number: &[u8],
+    unit: TimeUnit,
+    since: ExpiryBase,
+    args: &Args,
+) -> Result<Deadline, Reply> {
+    let number = integer(number).ok_or_else(errors::not_integer)?;
     if number < 0 {
         return Err(Reply::error("ERR invalid expire time, must be >= 0"));
     }
     let (max, deadline): (u64, fn(i64) -> Deadline) = match since {
-        Since::Now => (FIELD_EXPIRY_MAX_MS - LONG_AGO_MS, Deadline::In),
-        Since::Epoch => (FIELD_EXPIRY_MAX_MS, Deadline::At),
+        ExpiryBase::Now => (FIELD_EXPIRY_MAX_MS - LONG_AGO_MS, Deadline::In),
+        ExpiryBase::Epoch => (FIELD_EXPIRY_MAX_MS, Deadline::At),
     };
     let ms = match unit {
-        Unit::Seconds => number.checked_mul(1000),
-        Unit::Millis => Some(number),
+        TimeUnit::Seconds => number.checked_mul(1000),
+        TimeUnit::Millis => Some(number),
     };
     ms.filter(|&ms| ms.unsigned_abs() <= max)
         .map(deadline)
-        .ok_or_else(|| words::invalid_expire(&args.name()))
+        .ok_or_else(|| errors::invalid_expire(&args.name()))
 }
 
 /// `FIELDS numfields field [field ...]` to the end.
@@ -370,12 +375,12 @@ fn seconds(ms: i64) -> i64 {
 }
 
 /// One number a field; a missing row has no fields.
-fn numbers(answer: Answer, fields: usize, word: fn(i64) -> i64) -> Reply {
+fn numbers(answer: Answer, fields: usize, build: fn(i64) -> i64) -> Reply {
     match answer {
         Answer::Ints(numbers) => {
-            Reply::Array(numbers.into_iter().map(|number| Reply::Int(word(number))).collect())
+            Reply::Array(numbers.into_iter().map(|number| Reply::Int(build(number))).collect())
         }
         Answer::Nil => Reply::Array(vec![Reply::Int(NO_FIELD); fields]),
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     }
 }

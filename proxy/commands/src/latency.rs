@@ -2,7 +2,7 @@
 
 use crate::table::flags::{ADMIN, CONTAINER, LOADING, NOSCRIPT, STALE};
 use crate::table::{Command, Keys, container, help};
-use crate::{Args, Plan, Planned, Session};
+use crate::{Args, LocalCommand, Plan, PlanResult};
 
 /// How many entries SLOWLOG GET shows unless told.
 const SLOWLOG_SHOWN: i64 = 10;
@@ -156,39 +156,39 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn slowlog_get(mut args: Args) -> Planned {
+fn slowlog_get(mut args: Args) -> PlanResult {
     let count = match args.left() {
         0 => SLOWLOG_SHOWN,
         1 => args.int_at_least(-1, "ERR count should be greater than or equal to -1")?,
         _ => return Err(args.wrong_subcommand()),
     };
-    Ok(Plan::Session(Session::SlowlogGet(count)))
+    Ok(Plan::Local(LocalCommand::SlowlogGet(count)))
 }
 
-fn slowlog_len(_: Args) -> Planned {
-    Ok(Plan::Session(Session::SlowlogLen))
+fn slowlog_len(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::SlowlogLen))
 }
 
-fn slowlog_reset(_: Args) -> Planned {
-    Ok(Plan::Session(Session::SlowlogReset))
+fn slowlog_reset(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::SlowlogReset))
 }
 
-fn latency_latest(_: Args) -> Planned {
-    Ok(Plan::Session(Session::LatencyLatest))
+fn latency_latest(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::LatencyLatest))
 }
 
-fn latency_history(mut args: Args) -> Planned {
-    Ok(Plan::Session(Session::LatencyHistory(args.word())))
+fn latency_history(mut args: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::LatencyHistory(args.next_arg())))
 }
 
-fn latency_reset(mut args: Args) -> Planned {
-    Ok(Plan::Session(Session::LatencyReset(args.rest())))
+fn latency_reset(mut args: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::LatencyReset(args.rest())))
 }
 
-fn latency_doctor(_: Args) -> Planned {
-    Ok(Plan::Session(Session::LatencyDoctor))
+fn latency_doctor(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::LatencyDoctor))
 }
 
-fn latency_histogram(mut args: Args) -> Planned {
-    Ok(Plan::Session(Session::LatencyHistogram(args.rest())))
+fn latency_histogram(mut args: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::LatencyHistogram(args.rest())))
 }

@@ -13,17 +13,17 @@
 //! - No words and no answers make a plan panic (`tests/plans.rs`).
 //! - Every entry is used by a script, and every script holds (`tests/scripts.rs`).
 
-pub mod answers;
 pub mod args;
 pub mod docs;
-pub mod keys;
+pub mod errors;
+pub mod generic;
 pub mod plan;
 pub mod rdb;
+pub mod replies;
 pub mod reply;
-pub mod script;
 pub mod table;
+pub mod testscript;
 mod tips;
-pub mod words;
 
 mod client;
 mod command;
@@ -34,13 +34,13 @@ mod hash;
 mod hash_expiry;
 mod latency;
 mod lcs;
-mod native;
+mod pegasus;
 mod server;
 mod sort;
 mod string;
 mod transactions;
 
 pub use args::Args;
-pub use plan::{Plan, Planned, Rows, Session, Wording};
+pub use plan::{LocalCommand, Plan, PlanResult, ReplyBuilder, RowPlan};
 pub use reply::Reply;
 pub use table::{COMMANDS, Command, find};

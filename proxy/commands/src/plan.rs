@@ -4,19 +4,19 @@ use bytes::Bytes;
 use row::op::{Answer, Op, Refusal, RowContent, RowKind};
 use smallvec::{SmallVec, smallvec};
 
-use crate::{Reply, words};
+use crate::{Reply, errors};
 
 /// A plan, or the error reply that the client gets at once (no network call, connection
 /// stays open).
-pub type Planned = Result<Plan, Reply>;
+pub type PlanResult = Result<Plan, Reply>;
 
 /// How a command is carried out.
 #[derive(Debug)]
 pub enum Plan {
     /// By ops on rows.
-    Rows(Rows),
+    Rows(RowPlan),
     /// By the session and the proxy itself, with none or several calls.
-    Session(Session),
+    Local(LocalCommand),
     /// Known at once: what the table tells about itself (COMMAND, HELP), and what needs
     /// neither rows nor a session.
     Reply(Reply),
@@ -24,22 +24,22 @@ pub enum Plan {
 
 /// A command that is ops on rows, and how its answers are worded.
 #[derive(Debug)]
-pub struct Rows {
+pub struct RowPlan {
     /// The ops; each goes to the partition of its key.
     pub ops: SmallVec<[Op; 1]>,
     /// All must be in one partition (else `-CROSSSLOT`); otherwise the command fans out
     /// and is atomic per partition only.
-    pub together: bool,
+    pub same_partition: bool,
     /// Goes to every partition of the table instead (the ops name no key); the answers
     /// come in slot order.
-    pub everywhere: bool,
-    /// From what became of the ops (one outcome an op; one a partition when `everywhere`)
-    /// to the reply: [`Wording::reply`].
-    pub wording: Wording,
+    pub all_partitions: bool,
+    /// From what became of the ops (one outcome an op; one a partition when `all_partitions`)
+    /// to the reply: [`ReplyBuilder::reply`].
+    pub builder: ReplyBuilder,
 }
 
 /// Words answers.
-pub enum Wording {
+pub enum ReplyBuilder {
     /// The answer of the only op.
     One(fn(Answer) -> Reply),
     /// All answers.
@@ -56,57 +56,62 @@ pub enum Wording {
 
 impl Plan {
     /// One op, and how its answer is worded.
-    pub fn one(op: Op, wording: fn(Answer) -> Reply) -> Planned {
-        Ok(Plan::rows(smallvec![op], Wording::One(wording)))
+    pub fn one(op: Op, builder: fn(Answer) -> Reply) -> PlanResult {
+        Ok(Plan::rows(smallvec![op], ReplyBuilder::One(builder)))
     }
 
     /// One op, its answer worded with something kept from the arguments.
-    pub fn with(op: Op, wording: impl FnOnce(Answer) -> Reply + Send + 'static) -> Planned {
+    pub fn with(op: Op, builder: impl FnOnce(Answer) -> Reply + Send + 'static) -> PlanResult {
         let worded = |answers: Vec<Answer>| {
-            answers.into_iter().next().map_or_else(words::no_answer, wording)
+            answers.into_iter().next().map_or_else(errors::no_answer, builder)
         };
-        Ok(Plan::rows(smallvec![op], Wording::With(Box::new(worded))))
+        Ok(Plan::rows(smallvec![op], ReplyBuilder::With(Box::new(worded))))
     }
 
     /// Several ops on rows that may be in different partitions.
-    pub fn each(ops: impl IntoIterator<Item = Op>, wording: fn(Vec<Answer>) -> Reply) -> Planned {
-        Ok(Plan::rows(ops.into_iter().collect(), Wording::All(wording)))
+    pub fn each(
+        ops: impl IntoIterator<Item = Op>,
+        builder: fn(Vec<Answer>) -> Reply,
+    ) -> PlanResult {
+        Ok(Plan::rows(ops.into_iter().collect(), ReplyBuilder::All(builder)))
     }
 
     /// One op on every partition of the table.
-    pub fn everywhere(op: Op, wording: fn(Vec<Answer>) -> Reply) -> Planned {
-        Ok(Plan::Rows(Rows {
+    pub fn all_partitions(op: Op, builder: fn(Vec<Answer>) -> Reply) -> PlanResult {
+        Ok(Plan::Rows(RowPlan {
             ops: smallvec![op],
-            together: false,
-            everywhere: true,
-            wording: Wording::All(wording),
+            same_partition: false,
+            all_partitions: true,
+            builder: ReplyBuilder::All(builder),
         }))
     }
 
     /// Ops that need not be in one partition.
-    pub fn rows(ops: SmallVec<[Op; 1]>, wording: Wording) -> Plan {
-        Plan::Rows(Rows { ops, together: false, everywhere: false, wording })
+    pub fn rows(ops: SmallVec<[Op; 1]>, builder: ReplyBuilder) -> Plan {
+        Plan::Rows(RowPlan { ops, same_partition: false, all_partitions: false, builder })
     }
 }
 
-impl Wording {
+impl ReplyBuilder {
     /// The reply to what became of the ops. Unless the command says otherwise, the first
     /// refusal is the reply.
-    pub fn reply(self, outcomes: impl IntoIterator<Item = Result<Answer, Refusal>>) -> Reply {
+    pub fn build(self, outcomes: impl IntoIterator<Item = Result<Answer, Refusal>>) -> Reply {
         let mut outcomes = outcomes.into_iter();
         match self {
-            Wording::One(word) => match outcomes.next() {
-                Some(Ok(answer)) => word(answer),
-                Some(Err(refusal)) => words::refusal(refusal),
-                None => words::no_answer(),
+            ReplyBuilder::One(build) => match outcomes.next() {
+                Some(Ok(answer)) => build(answer),
+                Some(Err(refusal)) => errors::refusal(refusal),
+                None => errors::no_answer(),
             },
-            Wording::All(word) => {
-                outcomes.collect::<Result<Vec<_>, _>>().map_or_else(words::refusal, word)
+            ReplyBuilder::All(build) => {
+                outcomes.collect::<Result<Vec<_>, _>>().map_or_else(errors::refusal, build)
             }
-            Wording::With(word) => {
-                outcomes.collect::<Result<Vec<_>, _>>().map_or_else(words::refusal, word)
+            ReplyBuilder::With(build) => {
+                outcomes.collect::<Result<Vec<_>, _>>().map_or_else(errors::refusal, build)
             }
-            Wording::Outcomes(word) | Wording::Pairwise(word) => word(outcomes.collect()),
+            ReplyBuilder::Outcomes(build) | ReplyBuilder::Pairwise(build) => {
+                build(outcomes.collect())
+            }
         }
     }
 
@@ -116,7 +121,7 @@ impl Wording {
             if let Ok(Answer::Bytes(bytes)) = outcome { bytes.len() as u64 } else { 1 }
         });
         match self {
-            Wording::Pairwise(_) => lens.fold(1, u64::saturating_mul),
+            ReplyBuilder::Pairwise(_) => lens.fold(1, u64::saturating_mul),
             _ => outcomes.iter().flatten().map(work_ns).sum(),
         }
     }
@@ -142,9 +147,9 @@ fn work_ns(answer: &Answer) -> u64 {
     elements as u64 * ELEMENT_NS + 2 * bytes as u64
 }
 
-impl std::fmt::Debug for Wording {
+impl std::fmt::Debug for ReplyBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Wording")
+        f.write_str("ReplyBuilder")
     }
 }
 
@@ -152,7 +157,7 @@ impl std::fmt::Debug for Wording {
 /// The families' files here and there have the same names.
 #[allow(missing_docs)] // the variants are the commands of those names, the fields their arguments
 #[derive(Debug, Clone, PartialEq)]
-pub enum Session {
+pub enum LocalCommand {
     // ---- connection ----
     Ping(Option<Bytes>),
     Echo(Bytes),
@@ -165,7 +170,7 @@ pub enum Session {
     },
     /// `SELECT 3` is table `db3`; any other word is a table's name.
     Select(Bytes),
-    Client(ClientCall),
+    Client(ClientCommand),
     // ---- transactions ----
     Multi,
     Exec,
@@ -255,7 +260,7 @@ pub struct Hello {
 /// CLIENT's subcommands.
 #[allow(missing_docs)] // the variants are the subcommands of those names, the fields their arguments
 #[derive(Debug, Clone, PartialEq)]
-pub enum ClientCall {
+pub enum ClientCommand {
     Id,
     GetName,
     SetName(Bytes),

@@ -74,7 +74,7 @@ const CRC: crc::Crc<u64> = crc::Crc::<u64>::new(&crc::CRC_64_REDIS);
 
 /// Why a payload cannot be restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bad {
+pub enum RdbError {
     /// The footer is missing, of a later version, or does not fit the payload.
     Footer,
     /// The value is not well-formed.
@@ -85,16 +85,16 @@ pub enum Bad {
     TooLarge,
 }
 
-impl Bad {
+impl RdbError {
     /// RESTORE's reply.
     pub fn reply(self) -> Reply {
         match self {
-            Bad::Footer => Reply::error("ERR DUMP payload version or checksum are wrong"),
-            Bad::Data => Reply::error("ERR Bad data format"),
-            Bad::Kind(kind) => {
+            RdbError::Footer => Reply::error("ERR DUMP payload version or checksum are wrong"),
+            RdbError::Data => Reply::error("ERR Bad data format"),
+            RdbError::Kind(kind) => {
                 Reply::error(format!("ERR RESTORE of a {} is not supported yet", kind_name(kind)))
             }
-            Bad::TooLarge => Reply::error(
+            RdbError::TooLarge => Reply::error(
                 "ERR the payload's strings unpack to more than RESTORE takes (64 MiB; no setting \
                  changes it)",
             ),
@@ -156,20 +156,20 @@ pub fn dump(content: &RowContent) -> Bytes {
 }
 
 /// The value of a payload.
-pub fn parse(payload: &Bytes) -> Result<RowContent, Bad> {
-    let body_bytes = payload.len().checked_sub(FOOTER_BYTES).ok_or(Bad::Footer)?;
-    let mut footer = Input::new(payload.slice(body_bytes..));
+pub fn parse(payload: &Bytes) -> Result<RowContent, RdbError> {
+    let body_bytes = payload.len().checked_sub(FOOTER_BYTES).ok_or(RdbError::Footer)?;
+    let mut footer = RdbReader::new(payload.slice(body_bytes..));
     let version = u16::from_le_bytes(footer.array()?);
     let checksum = u64::from_le_bytes(footer.array()?);
     if version > VERSION_MAX || checksum != CRC.checksum(&payload[..body_bytes + 2]) {
-        return Err(Bad::Footer);
+        return Err(RdbError::Footer);
     }
-    let mut input = Input::new(payload.slice(..body_bytes));
+    let mut input = RdbReader::new(payload.slice(..body_bytes));
     let content = content(&mut input)?;
-    if input.bytes.is_empty() { Ok(content) } else { Err(Bad::Data) }
+    if input.bytes.is_empty() { Ok(content) } else { Err(RdbError::Data) }
 }
 
-fn content(input: &mut Input) -> Result<RowContent, Bad> {
+fn content(input: &mut RdbReader) -> Result<RowContent, RdbError> {
     let fields = match input.byte()? {
         form::STRING => return input.string().map(RowContent::String),
         form::HASH => input.fields(|_| Ok(None))?,
@@ -184,17 +184,17 @@ fn content(input: &mut Input) -> Result<RowContent, Bad> {
             let first = u64::from_le_bytes(input.array()?);
             input.fields(|input| match input.size()? {
                 0 => Ok(None),
-                past => first.checked_add(past - 1).map(Some).ok_or(Bad::Data),
+                past => first.checked_add(past - 1).map(Some).ok_or(RdbError::Data),
             })?
         }
         form::HASH_LISTPACK_EX => {
             input.array::<8>()?;
             packed::triples(packed::listpack(&input.string()?)?)?
         }
-        kind @ (0..=7 | 9..=25) => return Err(Bad::Kind(kind)),
-        _ => return Err(Bad::Data),
+        kind @ (0..=7 | 9..=25) => return Err(RdbError::Kind(kind)),
+        _ => return Err(RdbError::Data),
     };
-    if fields.list.is_empty() { Err(Bad::Data) } else { Ok(RowContent::Hash(fields.list)) }
+    if fields.list.is_empty() { Err(RdbError::Data) } else { Ok(RowContent::Hash(fields.list)) }
 }
 
 /// A hash's fields as they are read: name, value, expiry. A name that comes twice is
@@ -206,97 +206,99 @@ struct Fields {
 }
 
 impl Fields {
-    fn push(&mut self, name: Bytes, value: Bytes, expiry: Option<u64>) -> Result<(), Bad> {
+    fn push(&mut self, name: Bytes, value: Bytes, expiry: Option<u64>) -> Result<(), RdbError> {
         let sound =
             expiry.is_none_or(|expiry| expiry <= EXPIRY_MAX_MS) && self.names.insert(name.clone());
         self.list.push((name, value, expiry));
-        if sound { Ok(()) } else { Err(Bad::Data) }
+        if sound { Ok(()) } else { Err(RdbError::Data) }
     }
 }
 
 /// What is left to read.
-struct Input {
+struct RdbReader {
     bytes: Bytes,
     inflated: usize,
 }
 
 /// How long a string is, or how else it is written.
-enum Size {
+enum Length {
     Bytes(u64),
     Special(u8),
 }
 
-impl Input {
-    fn new(bytes: Bytes) -> Input {
-        Input { bytes, inflated: 0 }
+impl RdbReader {
+    fn new(bytes: Bytes) -> RdbReader {
+        RdbReader { bytes, inflated: 0 }
     }
 
-    fn take(&mut self, len: u64) -> Result<Bytes, Bad> {
-        let len =
-            usize::try_from(len).ok().filter(|&len| len <= self.bytes.len()).ok_or(Bad::Data)?;
+    fn take(&mut self, len: u64) -> Result<Bytes, RdbError> {
+        let len = usize::try_from(len)
+            .ok()
+            .filter(|&len| len <= self.bytes.len())
+            .ok_or(RdbError::Data)?;
         Ok(self.bytes.split_to(len))
     }
 
-    fn byte(&mut self) -> Result<u8, Bad> {
+    fn byte(&mut self) -> Result<u8, RdbError> {
         self.array().map(|[byte]| byte)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Bad> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], RdbError> {
         let bytes = self.take(N as u64)?;
-        bytes.as_ref().try_into().map_err(|_| Bad::Data)
+        bytes.as_ref().try_into().map_err(|_| RdbError::Data)
     }
 
-    fn size_or_special(&mut self) -> Result<Size, Bad> {
+    fn size_or_special(&mut self) -> Result<Length, RdbError> {
         let first = self.byte()?;
         Ok(match first >> 6 {
-            0 => Size::Bytes(u64::from(first)),
-            1 => Size::Bytes(u64::from(u16::from_be_bytes([first & 0x3f, self.byte()?]))),
-            2 if first == 0x80 => Size::Bytes(u64::from(u32::from_be_bytes(self.array()?))),
-            2 if first == 0x81 => Size::Bytes(u64::from_be_bytes(self.array()?)),
-            3 => Size::Special(first & 0x3f),
-            _ => return Err(Bad::Data),
+            0 => Length::Bytes(u64::from(first)),
+            1 => Length::Bytes(u64::from(u16::from_be_bytes([first & 0x3f, self.byte()?]))),
+            2 if first == 0x80 => Length::Bytes(u64::from(u32::from_be_bytes(self.array()?))),
+            2 if first == 0x81 => Length::Bytes(u64::from_be_bytes(self.array()?)),
+            3 => Length::Special(first & 0x3f),
+            _ => return Err(RdbError::Data),
         })
     }
 
-    fn size(&mut self) -> Result<u64, Bad> {
+    fn size(&mut self) -> Result<u64, RdbError> {
         match self.size_or_special()? {
-            Size::Bytes(size) => Ok(size),
-            Size::Special(_) => Err(Bad::Data),
+            Length::Bytes(size) => Ok(size),
+            Length::Special(_) => Err(RdbError::Data),
         }
     }
 
-    fn string(&mut self) -> Result<Bytes, Bad> {
+    fn string(&mut self) -> Result<Bytes, RdbError> {
         let number = match self.size_or_special()? {
-            Size::Bytes(len) => return self.take(len),
-            Size::Special(0) => i64::from(i8::from_le_bytes(self.array()?)),
-            Size::Special(1) => i64::from(i16::from_le_bytes(self.array()?)),
-            Size::Special(2) => i64::from(i32::from_le_bytes(self.array()?)),
-            Size::Special(3) => return self.compressed(),
-            Size::Special(_) => return Err(Bad::Data),
+            Length::Bytes(len) => return self.take(len),
+            Length::Special(0) => i64::from(i8::from_le_bytes(self.array()?)),
+            Length::Special(1) => i64::from(i16::from_le_bytes(self.array()?)),
+            Length::Special(2) => i64::from(i32::from_le_bytes(self.array()?)),
+            Length::Special(3) => return self.compressed(),
+            Length::Special(_) => return Err(RdbError::Data),
         };
         Ok(decimal(number))
     }
 
-    fn compressed(&mut self) -> Result<Bytes, Bad> {
+    fn compressed(&mut self) -> Result<Bytes, RdbError> {
         let (packed_bytes, bytes) = (self.size()?, self.size()?);
         let packed = self.take(packed_bytes)?;
-        let bytes = usize::try_from(bytes).map_err(|_| Bad::Data)?;
+        let bytes = usize::try_from(bytes).map_err(|_| RdbError::Data)?;
         if bytes > packed.len().saturating_mul(LZF_RATIO_MAX) {
-            return Err(Bad::Data);
+            return Err(RdbError::Data);
         }
         self.inflated = self.inflated.saturating_add(bytes);
         if self.inflated > INFLATED_MAX {
-            return Err(Bad::TooLarge);
+            return Err(RdbError::TooLarge);
         }
-        let inflated = lzf::decompress(&packed, bytes).map_err(|_| Bad::Data)?;
-        if inflated.len() == bytes { Ok(inflated.into()) } else { Err(Bad::Data) }
+        let inflated = lzf::decompress(&packed, bytes).map_err(|_| RdbError::Data)?;
+        if inflated.len() == bytes { Ok(inflated.into()) } else { Err(RdbError::Data) }
     }
 
     /// A number of fields, and each with `expiry` before it.
     fn fields(
         &mut self,
-        expiry: impl Fn(&mut Input) -> Result<Option<u64>, Bad>,
-    ) -> Result<Fields, Bad> {
+        expiry: impl Fn(&mut RdbReader) -> Result<Option<u64>, RdbError>,
+    ) -> Result<Fields, RdbError> {
         let mut fields = Fields::default();
         for _ in 0..self.size()? {
             let expiry = expiry(self)?;

@@ -3,13 +3,13 @@
 use row::op::{Answer, Op, RowInfo};
 use smallvec::smallvec;
 
-use crate::plan::Wording;
+use crate::plan::ReplyBuilder;
 use crate::table::flags::{
     ADMIN, ALLOW_BUSY, CONTAINER, DANGEROUS, FAST, KEYSPACE, LOADING, NO_MULTI, NOSCRIPT, READONLY,
     STALE, WRITE,
 };
 use crate::table::{Command, Keys, container, help};
-use crate::{Args, Plan, Planned, Reply, Session, answers, words};
+use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors, replies};
 
 /// Fields whose size stands for that of the others, as Redis's
 /// `OBJ_COMPUTE_SIZE_DEF_SAMPLES`.
@@ -262,18 +262,18 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn dbsize(_: Args) -> Planned {
-    Plan::everywhere(Op::Rows, answers::sum)
+fn dbsize(_: Args) -> PlanResult {
+    Plan::all_partitions(Op::Rows, replies::sum)
 }
 
-fn flushdb(args: Args) -> Planned {
+fn flushdb(args: Args) -> PlanResult {
     check_flush(args)?;
-    Plan::everywhere(Op::Clear, answers::all_ok)
+    Plan::all_partitions(Op::Clear, replies::all_ok)
 }
 
-fn flushall(args: Args) -> Planned {
+fn flushall(args: Args) -> PlanResult {
     check_flush(args)?;
-    Ok(Plan::Session(Session::FlushAll))
+    Ok(Plan::Local(LocalCommand::FlushAll))
 }
 
 /// ASYNC or SYNC: the same here, since rows are gone at once and their space comes back
@@ -285,15 +285,15 @@ fn check_flush(mut args: Args) -> Result<(), Reply> {
     args.end()
 }
 
-fn info(mut args: Args) -> Planned {
-    Ok(Plan::Session(Session::Info(args.rest())))
+fn info(mut args: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Info(args.rest())))
 }
 
-fn time(_: Args) -> Planned {
-    Ok(Plan::Session(Session::Time))
+fn time(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Time))
 }
 
-fn shutdown(mut args: Args) -> Planned {
+fn shutdown(mut args: Args) -> PlanResult {
     let (mut no_save, mut do_save, mut now, mut force, mut abort) =
         (false, false, false, false, false);
     while args.left() > 0 {
@@ -310,29 +310,29 @@ fn shutdown(mut args: Args) -> Planned {
         return Err(Args::syntax());
     }
     let save = (no_save || do_save).then_some(do_save);
-    Ok(Plan::Session(Session::Shutdown { save, now, force, abort }))
+    Ok(Plan::Local(LocalCommand::Shutdown { save, now, force, abort }))
 }
 
-fn monitor(_: Args) -> Planned {
-    Ok(Plan::Session(Session::Monitor))
+fn monitor(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Monitor))
 }
 
-fn lolwut(mut args: Args) -> Planned {
+fn lolwut(mut args: Args) -> PlanResult {
     let version = if args.left() >= 2 && args.flag("VERSION") { Some(args.int()?) } else { None };
     args.end()?;
-    Ok(Plan::Session(Session::Lolwut(version)))
+    Ok(Plan::Local(LocalCommand::Lolwut(version)))
 }
 
-fn memory_doctor(_: Args) -> Planned {
-    Ok(Plan::Session(Session::MemoryDoctor))
+fn memory_doctor(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::MemoryDoctor))
 }
 
-fn memory_stats(_: Args) -> Planned {
-    Ok(Plan::Session(Session::MemoryStats))
+fn memory_stats(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::MemoryStats))
 }
 
-fn memory_usage(mut args: Args) -> Planned {
-    let (key, mut samples) = (args.word(), SAMPLES);
+fn memory_usage(mut args: Args) -> PlanResult {
+    let (key, mut samples) = (args.next_arg(), SAMPLES);
     while args.left() >= 2 && args.flag("SAMPLES") {
         samples = u64::try_from(args.int()?).map_err(|_| Args::syntax())?;
     }
@@ -340,29 +340,29 @@ fn memory_usage(mut args: Args) -> Planned {
     Plan::one(Op::Size { key, samples }, |answer| match answer {
         Answer::Int(bytes) => Reply::Int(bytes),
         Answer::Nil => Reply::Nil,
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     })
 }
 
-fn debug_sleep(mut args: Args) -> Planned {
+fn debug_sleep(mut args: Args) -> PlanResult {
     let seconds = args.float()?;
     if !(0.0..=f64::from(u32::MAX)).contains(&seconds) {
-        return Err(words::out_of_range());
+        return Err(errors::out_of_range());
     }
-    Ok(Plan::Session(Session::DebugSleep { seconds }))
+    Ok(Plan::Local(LocalCommand::DebugSleep { seconds }))
 }
 
-fn debug_set_active_expire(mut args: Args) -> Planned {
+fn debug_set_active_expire(mut args: Args) -> PlanResult {
     let on = match args.int()? {
         0 => false,
         1 => true,
-        _ => return Err(words::out_of_bounds(0, 1)),
+        _ => return Err(errors::out_of_bounds(0, 1)),
     };
-    Ok(Plan::Session(Session::DebugActiveExpire(on)))
+    Ok(Plan::Local(LocalCommand::DebugActiveExpire(on)))
 }
 
-fn debug_object(mut args: Args) -> Planned {
-    let key = args.word();
+fn debug_object(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
     let ops = smallvec![
         Op::Inspect { key: key.clone() },
         Op::Size { key: key.clone(), samples: SAMPLES },
@@ -370,14 +370,14 @@ fn debug_object(mut args: Args) -> Planned {
     ];
     Ok(Plan::rows(
         ops,
-        Wording::All(|answers| match answers.as_slice() {
+        ReplyBuilder::All(|answers| match answers.as_slice() {
             [Answer::Row(Some(row)), Answer::Int(bytes), Answer::Bytes(encoding)] => {
                 debug_line(row, *bytes, &String::from_utf8_lossy(encoding))
             }
             [Answer::Row(None), ..] | [_, Answer::Nil, _] | [.., Answer::Nil] => {
                 Reply::error("ERR no such key")
             }
-            _ => words::no_answer(),
+            _ => errors::no_answer(),
         }),
     ))
 }
@@ -397,8 +397,8 @@ fn debug_line(row: &RowInfo, bytes: i64, encoding: &str) -> Reply {
 }
 
 #[allow(clippy::approx_constant, reason = "Redis's number")]
-fn debug_protocol(mut args: Args) -> Planned {
-    let kind = args.word().to_ascii_lowercase();
+fn debug_protocol(mut args: Args) -> PlanResult {
+    let kind = args.next_arg().to_ascii_lowercase();
     let numbers = || (0..3).map(Reply::Int).collect();
     Ok(Plan::Reply(match kind.as_slice() {
         b"string" => Reply::Bulk("Hello World".into()),
@@ -423,6 +423,6 @@ fn debug_protocol(mut args: Args) -> Planned {
     }))
 }
 
-fn debug_error(mut args: Args) -> Planned {
-    Ok(Plan::Reply(Reply::Error(words::one_line(&args.word()).into())))
+fn debug_error(mut args: Args) -> PlanResult {
+    Ok(Plan::Reply(Reply::Error(errors::one_line(&args.next_arg()).into())))
 }

@@ -7,7 +7,7 @@ use row::op::{Answer, Op};
 use crate::args::integer;
 use crate::table::flags::{DANGEROUS, DENYOOM, READONLY, WRITE};
 use crate::table::{Command, Keys};
-use crate::{Args, Plan, Planned, Reply, words};
+use crate::{Args, Plan, PlanResult, Reply, errors};
 
 /// SORT and SORT_RO.
 pub(crate) static TABLE: &[Command] = &[
@@ -45,23 +45,23 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn sort(args: Args) -> Planned {
+fn sort(args: Args) -> PlanResult {
     sorted(args, |args| args.option("STORE").is_some())
 }
 
-fn sort_ro(args: Args) -> Planned {
+fn sort_ro(args: Args) -> PlanResult {
     sorted(args, |_| false)
 }
 
-fn sorted(mut args: Args, take_store: fn(&mut Args) -> bool) -> Planned {
-    let key = args.word();
+fn sorted(mut args: Args, take_store: fn(&mut Args) -> bool) -> PlanResult {
+    let key = args.next_arg();
     let mut store = false;
     while args.left() > 0 {
         match () {
             () if args.flag("ASC") || args.flag("DESC") || args.flag("ALPHA") => {}
             () if args.left() >= 3 && args.flag("LIMIT") => {
-                for number in [args.word(), args.word()] {
-                    integer(&number).ok_or_else(words::not_integer)?;
+                for number in [args.next_arg(), args.next_arg()] {
+                    integer(&number).ok_or_else(errors::not_integer)?;
                 }
             }
             () if args.option("BY").is_some() || args.option("GET").is_some() => {}
@@ -74,7 +74,7 @@ fn sorted(mut args: Args, take_store: fn(&mut Args) -> bool) -> Planned {
     }
     Plan::one(Op::Inspect { key }, |answer| match answer {
         Answer::Row(None) => Reply::Array(Vec::new()),
-        Answer::Row(Some(_)) => words::refusal(row::Refusal::WrongType),
-        _ => words::no_answer(),
+        Answer::Row(Some(_)) => errors::refusal(row::Refusal::WrongType),
+        _ => errors::no_answer(),
     })
 }

@@ -4,10 +4,10 @@ use bytes::Bytes;
 use row::op::{Answer, Op, Refusal, Ttl, WriteCondition};
 use smallvec::SmallVec;
 
-use crate::args::{Expiry, Since, Unit, integer};
+use crate::args::{ExpiryBase, ExpiryOptions, TimeUnit, integer};
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
 use crate::table::{Command, Keys};
-use crate::{Args, Plan, Planned, Reply, Rows, Wording, answers, lcs, words};
+use crate::{Args, Plan, PlanResult, Reply, ReplyBuilder, RowPlan, errors, lcs, replies};
 
 const GROUP: &str = "string";
 
@@ -294,13 +294,14 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn get(mut args: Args) -> Planned {
-    Plan::one(Op::StringGet { key: args.word() }, answers::bulk)
+fn get(mut args: Args) -> PlanResult {
+    Plan::one(Op::StringGet { key: args.next_arg() }, replies::bulk)
 }
 
-fn set(mut args: Args) -> Planned {
-    let (key, value) = (args.word(), args.word());
-    let (mut only, mut want_old, mut expiry) = (WriteCondition::Always, false, Expiry::default());
+fn set(mut args: Args) -> PlanResult {
+    let (key, value) = (args.next_arg(), args.next_arg());
+    let (mut only, mut want_old, mut expiry) =
+        (WriteCondition::Always, false, ExpiryOptions::default());
     while args.left() > 0 {
         match () {
             () if only != WriteCondition::IfPresent && args.flag("NX") => {
@@ -321,8 +322,8 @@ fn set(mut args: Args) -> Planned {
     )
 }
 
-fn setnx(mut args: Args) -> Planned {
-    let (key, value) = (args.word(), args.word());
+fn setnx(mut args: Args) -> PlanResult {
+    let (key, value) = (args.next_arg(), args.next_arg());
     Plan::one(
         Op::StringSet {
             key,
@@ -335,21 +336,21 @@ fn setnx(mut args: Args) -> Planned {
     )
 }
 
-fn setex(args: Args) -> Planned {
-    set_for(args, Unit::Seconds)
+fn setex(args: Args) -> PlanResult {
+    set_for(args, TimeUnit::Seconds)
 }
 
-fn psetex(args: Args) -> Planned {
-    set_for(args, Unit::Millis)
+fn psetex(args: Args) -> PlanResult {
+    set_for(args, TimeUnit::Millis)
 }
 
-fn set_for(mut args: Args, unit: Unit) -> Planned {
-    let key = args.word();
-    let ttl = Ttl::Until(args.deadline_ahead(unit, Since::Now)?);
+fn set_for(mut args: Args, unit: TimeUnit) -> PlanResult {
+    let key = args.next_arg();
+    let ttl = Ttl::Until(args.deadline_ahead(unit, ExpiryBase::Now)?);
     Plan::one(
         Op::StringSet {
             key,
-            value: args.word(),
+            value: args.next_arg(),
             ttl,
             only: WriteCondition::Always,
             want_old: false,
@@ -358,8 +359,8 @@ fn set_for(mut args: Args, unit: Unit) -> Planned {
     )
 }
 
-fn getset(mut args: Args) -> Planned {
-    let (key, value) = (args.word(), args.word());
+fn getset(mut args: Args) -> PlanResult {
+    let (key, value) = (args.next_arg(), args.next_arg());
     Plan::one(
         Op::StringSet {
             key,
@@ -372,39 +373,39 @@ fn getset(mut args: Args) -> Planned {
     )
 }
 
-fn getdel(mut args: Args) -> Planned {
-    Plan::one(Op::StringGetDelete { key: args.word() }, answers::bulk)
+fn getdel(mut args: Args) -> PlanResult {
+    Plan::one(Op::StringGetDelete { key: args.next_arg() }, replies::bulk)
 }
 
-fn getex(mut args: Args) -> Planned {
-    let key = args.word();
-    let mut expiry = Expiry::default();
+fn getex(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
+    let mut expiry = ExpiryOptions::default();
     while args.left() > 0 {
         if !(expiry.take_until(&mut args) || expiry.take_never(&mut args)) {
             return Err(Args::syntax());
         }
     }
     match expiry.ttl(Ttl::Keep, &args)? {
-        Ttl::Keep => Plan::one(Op::StringGet { key }, answers::bulk),
-        ttl => Plan::one(Op::StringGetExpire { key, ttl }, answers::bulk),
+        Ttl::Keep => Plan::one(Op::StringGet { key }, replies::bulk),
+        ttl => Plan::one(Op::StringGetExpire { key, ttl }, replies::bulk),
     }
 }
 
-fn mget(mut args: Args) -> Planned {
+fn mget(mut args: Args) -> PlanResult {
     let ops =
         args.rest::<SmallVec<[Bytes; 4]>>().into_iter().map(|key| Op::StringGet { key }).collect();
-    let word = |outcomes: Vec<_>| {
+    let build = |outcomes: Vec<_>| {
         let values = outcomes.into_iter().map(|outcome| match outcome {
-            Ok(answer) => answers::bulk(answer),
+            Ok(answer) => replies::bulk(answer),
             Err(Refusal::WrongType) => Reply::Nil,
-            Err(refusal) => words::refusal(refusal),
+            Err(refusal) => errors::refusal(refusal),
         });
         first_error(values.collect())
     };
-    Ok(Plan::rows(ops, Wording::Outcomes(Box::new(word))))
+    Ok(Plan::rows(ops, ReplyBuilder::Outcomes(Box::new(build))))
 }
 
-fn mset(mut args: Args) -> Planned {
+fn mset(mut args: Args) -> PlanResult {
     let set = |(key, value)| Op::StringSet {
         key,
         value,
@@ -412,66 +413,66 @@ fn mset(mut args: Args) -> Planned {
         only: WriteCondition::Always,
         want_old: false,
     };
-    Plan::each(args.pairs()?.into_iter().map(set), answers::all_ok)
+    Plan::each(args.pairs()?.into_iter().map(set), replies::all_ok)
 }
 
-fn msetnx(mut args: Args) -> Planned {
-    let mut plan = Plan::one(Op::StringSetAllIfAbsent { pairs: args.pairs()? }, answers::int);
+fn msetnx(mut args: Args) -> PlanResult {
+    let mut plan = Plan::one(Op::StringSetAllIfAbsent { pairs: args.pairs()? }, replies::int);
     if let Ok(Plan::Rows(rows)) = &mut plan {
-        rows.together = true;
+        rows.same_partition = true;
     }
     plan
 }
 
-fn append(mut args: Args) -> Planned {
-    let (key, value) = (args.word(), args.word());
-    Plan::one(Op::StringAppend { key, value }, answers::int)
+fn append(mut args: Args) -> PlanResult {
+    let (key, value) = (args.next_arg(), args.next_arg());
+    Plan::one(Op::StringAppend { key, value }, replies::int)
 }
 
-fn strlen(mut args: Args) -> Planned {
-    Plan::one(Op::StringLen { key: args.word() }, answers::int_or_zero)
+fn strlen(mut args: Args) -> PlanResult {
+    Plan::one(Op::StringLen { key: args.next_arg() }, replies::int_or_zero)
 }
 
-fn incr(mut args: Args) -> Planned {
-    Plan::one(Op::StringIncr { key: args.word(), by: 1 }, answers::int)
+fn incr(mut args: Args) -> PlanResult {
+    Plan::one(Op::StringIncr { key: args.next_arg(), by: 1 }, replies::int)
 }
 
-fn decr(mut args: Args) -> Planned {
-    Plan::one(Op::StringIncr { key: args.word(), by: -1 }, answers::int)
+fn decr(mut args: Args) -> PlanResult {
+    Plan::one(Op::StringIncr { key: args.next_arg(), by: -1 }, replies::int)
 }
 
-fn incrby(mut args: Args) -> Planned {
-    let key = args.word();
-    Plan::one(Op::StringIncr { key, by: args.int()? }, answers::int)
+fn incrby(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
+    Plan::one(Op::StringIncr { key, by: args.int()? }, replies::int)
 }
 
-fn decrby(mut args: Args) -> Planned {
-    let key = args.word();
+fn decrby(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
     let by =
         args.int()?.checked_neg().ok_or_else(|| Reply::error("ERR decrement would overflow"))?;
-    Plan::one(Op::StringIncr { key, by }, answers::int)
+    Plan::one(Op::StringIncr { key, by }, replies::int)
 }
 
-fn incrbyfloat(mut args: Args) -> Planned {
-    let (key, by) = (args.word(), args.word());
-    Plan::one(Op::StringIncrFloat { key, by }, answers::bulk)
+fn incrbyfloat(mut args: Args) -> PlanResult {
+    let (key, by) = (args.next_arg(), args.next_arg());
+    Plan::one(Op::StringIncrFloat { key, by }, replies::bulk)
 }
 
-fn getrange(mut args: Args) -> Planned {
-    let key = args.word();
+fn getrange(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
     let (start, end) = (args.int()?, args.int()?);
-    Plan::one(Op::StringGetRange { key, start, end }, answers::bulk_or_empty)
+    Plan::one(Op::StringGetRange { key, start, end }, replies::bulk_or_empty)
 }
 
-fn setrange(mut args: Args) -> Planned {
-    let key = args.word();
+fn setrange(mut args: Args) -> PlanResult {
+    let key = args.next_arg();
     let offset =
         u64::try_from(args.int()?).map_err(|_| Reply::error("ERR offset is out of range"))?;
-    Plan::one(Op::StringSetRange { key, offset, value: args.word() }, answers::int)
+    Plan::one(Op::StringSetRange { key, offset, value: args.next_arg() }, replies::int)
 }
 
-fn longest_common(mut args: Args) -> Planned {
-    let keys = [args.word(), args.word()];
+fn longest_common(mut args: Args) -> PlanResult {
+    let keys = [args.next_arg(), args.next_arg()];
     let (mut len, mut idx, mut with_len, mut min_len) = (false, false, false, 0);
     while args.left() > 0 {
         match () {
@@ -480,7 +481,7 @@ fn longest_common(mut args: Args) -> Planned {
             () if args.flag("WITHMATCHLEN") => with_len = true,
             () => {
                 let number = args.option("MINMATCHLEN").ok_or_else(Args::syntax)?;
-                let number = integer(&number).ok_or_else(words::not_integer)?;
+                let number = integer(&number).ok_or_else(errors::not_integer)?;
                 min_len = usize::try_from(number).unwrap_or(0);
             }
         }
@@ -490,7 +491,7 @@ fn longest_common(mut args: Args) -> Planned {
             "ERR If you want both the length and indexes, please just use IDX.",
         ));
     }
-    let word = move |outcomes: Vec<_>| {
+    let build = move |outcomes: Vec<_>| {
         two_strings(outcomes).map_or_else(
             |error| error,
             |[a, b]| match () {
@@ -513,11 +514,11 @@ fn longest_common(mut args: Args) -> Planned {
     };
     let ops = keys.into_iter().map(|key| Op::StringGet { key }).collect();
     // Both as of one moment.
-    Ok(Plan::Rows(Rows {
+    Ok(Plan::Rows(RowPlan {
         ops,
-        together: true,
-        everywhere: false,
-        wording: Wording::Pairwise(Box::new(word)),
+        same_partition: true,
+        all_partitions: false,
+        builder: ReplyBuilder::Pairwise(Box::new(build)),
     }))
 }
 
@@ -526,14 +527,14 @@ fn two_strings(outcomes: Vec<Result<Answer, Refusal>>) -> Result<[Bytes; 2], Rep
     let string = |outcome| match outcome {
         Ok(Answer::Bytes(bytes)) => Ok(bytes),
         Ok(Answer::Nil) => Ok(Bytes::new()),
-        Ok(_) => Err(words::no_answer()),
+        Ok(_) => Err(errors::no_answer()),
         Err(Refusal::WrongType) => {
             Err(Reply::error("ERR The specified keys must contain string values"))
         }
-        Err(refusal) => Err(words::refusal(refusal)),
+        Err(refusal) => Err(errors::refusal(refusal)),
     };
     let strings = outcomes.into_iter().map(string).collect::<Result<Vec<_>, _>>()?;
-    strings.try_into().map_err(|_| words::no_answer())
+    strings.try_into().map_err(|_| errors::no_answer())
 }
 
 /// LCS IDX: where the matches are, the last first.
@@ -560,7 +561,7 @@ fn set_or_nil(answer: Answer) -> Reply {
     match answer {
         Answer::Written { done: true, .. } => Reply::OK,
         Answer::Written { done: false, .. } => Reply::Nil,
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     }
 }
 
@@ -568,15 +569,15 @@ fn set_or_nil(answer: Answer) -> Reply {
 fn set_or_zero(answer: Answer) -> Reply {
     match answer {
         Answer::Written { done, .. } => Reply::Int(i64::from(done)),
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     }
 }
 
 /// The value before (SET GET, GETSET).
 fn old(answer: Answer) -> Reply {
     match answer {
-        Answer::Written { old, .. } => answers::optional(old),
-        _ => words::no_answer(),
+        Answer::Written { old, .. } => replies::optional(old),
+        _ => errors::no_answer(),
     }
 }
 

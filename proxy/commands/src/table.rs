@@ -15,12 +15,12 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 
-use crate::args::Words;
+use crate::args::Argv;
 use crate::{
-    Args, Plan, Planned, Reply, client, command, config, connection, expire, hash, hash_expiry,
-    keys, latency, native,
+    Args, Plan, PlanResult, Reply, client, command, config, connection, expire, generic, hash,
+    hash_expiry, latency, pegasus,
 };
-use crate::{server, sort, string, transactions, words};
+use crate::{errors, server, sort, string, transactions};
 
 /// One command, whole.
 pub struct Command {
@@ -44,7 +44,7 @@ pub struct Command {
     /// argument tree is parsed from it.
     pub syntax: &'static str,
     /// Arguments to plan.
-    pub plan: fn(Args) -> Planned,
+    pub plan: fn(Args) -> PlanResult,
 }
 
 /// Where keys stand among a command's words: `first..=last` by `step` (`last` < 0 counts
@@ -157,13 +157,13 @@ pub static COMMANDS: &[&[Command]] = &[
     config::TABLE,
     latency::TABLE,
     command::TABLE,
-    keys::TABLE,
+    generic::TABLE,
     expire::TABLE,
     sort::TABLE,
     string::TABLE,
     hash::TABLE,
     hash_expiry::TABLE,
-    native::TABLE,
+    pegasus::TABLE,
     transactions::TABLE,
 ];
 
@@ -172,7 +172,7 @@ const NAME_MAX: usize = 32;
 
 /// What is known when a command cannot be planned: its entry, if its name is right, and
 /// the error reply.
-pub type Refused = (Option<&'static Command>, Reply);
+pub type LookupError = (Option<&'static Command>, Reply);
 
 impl Command {
     /// Whether it has this flag.
@@ -194,19 +194,19 @@ impl Command {
     }
 
     /// The keys among its words; those that the words are too few for are left out.
-    pub fn keys_of<'a>(&self, words: &'a Words) -> impl Iterator<Item = &'a Bytes> + use<'a> {
+    pub fn keys_of<'a>(&self, argv: &'a Argv) -> impl Iterator<Item = &'a Bytes> + use<'a> {
         let Keys { first, last, step, .. } = self.keys;
-        let len = words.len() as i64;
+        let len = argv.len() as i64;
         let last = if last < 0 { len + i64::from(last) } else { i64::from(last) };
         let from = i64::from(first).min(len) as usize;
         let to = if first == 0 { from } else { (last + 1).clamp(from as i64, len) as usize };
-        words[from..to].iter().step_by(step.max(1) as usize)
+        argv[from..to].iter().step_by(step.max(1) as usize)
     }
 
     /// Whether so many words, the name included, are neither too many nor too few.
-    pub fn takes(&self, words: usize) -> bool {
+    pub fn takes(&self, argv: usize) -> bool {
         let arity = isize::from(self.arity);
-        if arity < 0 { words >= arity.unsigned_abs() } else { words == arity.unsigned_abs() }
+        if arity < 0 { argv >= arity.unsigned_abs() } else { argv == arity.unsigned_abs() }
     }
 
     /// Its ACL categories, without `@`.
@@ -266,38 +266,38 @@ pub fn find(name: &[u8], sub: Option<&[u8]>) -> Option<&'static Command> {
 }
 
 /// The entry for these words; the number of words is checked.
-pub fn lookup(words: &[Bytes]) -> Result<&'static Command, Refused> {
-    let Some(mut command) = words.first().and_then(|name| find(name, None)) else {
-        return Err((None, words::unknown_command(words)));
+pub fn lookup(argv: &[Bytes]) -> Result<&'static Command, LookupError> {
+    let Some(mut command) = argv.first().and_then(|name| find(name, None)) else {
+        return Err((None, errors::unknown_command(argv)));
     };
-    if command.is(flags::CONTAINER) && words.len() > 1 {
-        command = find(&words[0], Some(&words[1]))
-            .ok_or_else(|| (None, words::unknown_subcommand(&words[0], &words[1])))?;
+    if command.is(flags::CONTAINER) && argv.len() > 1 {
+        command = find(&argv[0], Some(&argv[1]))
+            .ok_or_else(|| (None, errors::unknown_subcommand(&argv[0], &argv[1])))?;
     }
-    if command.takes(words.len()) {
+    if command.takes(argv.len()) {
         Ok(command)
     } else {
-        Err((Some(command), words::wrong_number(command.name)))
+        Err((Some(command), errors::wrong_number(command.name)))
     }
 }
 
 /// From a client's words to a plan. `seed` is where the plan takes chance from.
-pub fn plan(words: Words, seed: u64) -> Result<(&'static Command, Plan), Refused> {
-    let command = lookup(&words)?;
-    let name_words = 1 + usize::from(command.parts().is_some());
-    match (command.plan)(Args::new(words, name_words, seed)) {
+pub fn plan(argv: Argv, seed: u64) -> Result<(&'static Command, Plan), LookupError> {
+    let command = lookup(&argv)?;
+    let name_args = 1 + usize::from(command.parts().is_some());
+    match (command.plan)(Args::new(argv, name_args, seed)) {
         Ok(plan) => Ok((command, plan)),
         Err(reply) => Err((Some(command), reply)),
     }
 }
 
 /// The plan of a container, which its arity or [`lookup`] keeps from being carried out.
-pub(crate) fn container(args: Args) -> Planned {
+pub(crate) fn container(args: Args) -> PlanResult {
     Err(args.wrong_number())
 }
 
 /// The reply to HELP of the container that the words name.
-pub(crate) fn help(args: Args) -> Planned {
+pub(crate) fn help(args: Args) -> PlanResult {
     args.end()?;
     let name = args.name();
     let container = name.split('|').next().unwrap_or_default();
@@ -357,12 +357,12 @@ impl Hasher for Fnv {
 mod tests {
     use super::*;
 
-    fn words(line: &str) -> Words {
-        line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect()
+    fn argv(line: &str) -> Argv {
+        line.split(' ').map(|arg| Bytes::copy_from_slice(arg.as_bytes())).collect()
     }
 
     fn refused(line: &str) -> String {
-        match lookup(&words(line)) {
+        match lookup(&argv(line)) {
             Err((_, Reply::Error(text))) => text.into_owned(),
             other => panic!("{line}: {other:?}"),
         }
@@ -397,10 +397,10 @@ mod tests {
     #[test]
     fn keys_are_where_the_entry_says() {
         let keys = |line: &str| {
-            let words = words(line);
-            let command = lookup(&words).unwrap();
+            let argv = argv(line);
+            let command = lookup(&argv).unwrap();
             command
-                .keys_of(&words)
+                .keys_of(&argv)
                 .map(|key| String::from_utf8_lossy(key).into_owned())
                 .collect::<Vec<_>>()
         };

@@ -2,7 +2,7 @@
 
 use crate::table::flags::{ALLOW_BUSY, FAST, LOADING, NOSCRIPT, SKIP_SLOWLOG, STALE};
 use crate::table::{Command, Keys};
-use crate::{Args, Plan, Planned, Session};
+use crate::{Args, LocalCommand, Plan, PlanResult};
 
 /// Commands on transactions.
 pub(crate) static TABLE: &[Command] = &[
@@ -68,22 +68,22 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn multi(_: Args) -> Planned {
-    Ok(Plan::Session(Session::Multi))
+fn multi(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Multi))
 }
 
-fn exec(_: Args) -> Planned {
-    Ok(Plan::Session(Session::Exec))
+fn exec(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Exec))
 }
 
-fn discard(_: Args) -> Planned {
-    Ok(Plan::Session(Session::Discard))
+fn discard(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Discard))
 }
 
-fn watch(mut args: Args) -> Planned {
-    Ok(Plan::Session(Session::Watch(args.rest())))
+fn watch(mut args: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Watch(args.rest())))
 }
 
-fn unwatch(_: Args) -> Planned {
-    Ok(Plan::Session(Session::Unwatch))
+fn unwatch(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Unwatch))
 }

@@ -10,7 +10,7 @@ use row::op::{Answer, RowContent, RowInfo, RowKind, WatchToken};
 /// A word that a client may send: one that means something to some command, or any.
 #[derive(Debug, Clone, TypeGenerator)]
 enum Word {
-    Known(u8),
+    ResolvedCommand(u8),
     Number(i8),
     Text(Vec<u8>),
 }
@@ -86,7 +86,7 @@ const KNOWN: [&str; 64] = [
 impl Word {
     fn bytes(&self) -> Bytes {
         match self {
-            Word::Known(which) => {
+            Word::ResolvedCommand(which) => {
                 Bytes::from_static(KNOWN[usize::from(*which) % KNOWN.len()].as_bytes())
             }
             Word::Number(number) => number.to_string().into(),
@@ -157,20 +157,20 @@ fn no_words_and_no_answers_panic() {
     bolero::check!().with_type::<(u8, u8, Vec<Word>)>().for_each(|(command, answer, tail)| {
         let command = commands[usize::from(*command) % commands.len()];
         let parts = command.name.split('|');
-        let name_words = parts.clone().count();
-        let words = parts
+        let name_args = parts.clone().count();
+        let argv = parts
             .map(|part| Bytes::from_static(part.as_bytes()))
             .chain(tail.iter().map(Word::bytes));
-        let words: commands::args::Words = words.collect();
+        let argv: commands::args::Argv = argv.collect();
         let arity = usize::from(command.arity.unsigned_abs());
-        if words.len() < arity || (command.arity > 0 && words.len() > arity) {
+        if argv.len() < arity || (command.arity > 0 && argv.len() > arity) {
             return;
         }
-        let Ok(Plan::Rows(rows)) = (command.plan)(Args::new(words, name_words, 1)) else { return };
+        let Ok(Plan::Rows(rows)) = (command.plan)(Args::new(argv, name_args, 1)) else { return };
         // Sometimes fewer answers than ops: a node may say anything.
         let count = rows.ops.len().min(usize::from(*answer) % 8 + 1);
         let outcomes =
             (0..count).map(|at| answers[(usize::from(*answer) + at * 7) % answers.len()].clone());
-        rows.wording.reply(outcomes);
+        rows.builder.build(outcomes);
     });
 }

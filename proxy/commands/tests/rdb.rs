@@ -1,7 +1,7 @@
 //! RESTORE reads what other people's Redis wrote, and nothing that it reads breaks it.
 
 use bytes::Bytes;
-use commands::rdb::{Bad, dump, parse};
+use commands::rdb::{RdbError, dump, parse};
 use proptest::prelude::*;
 use row::op::RowContent;
 
@@ -52,7 +52,7 @@ fn frozen_payloads() {
             panic!("{line}")
         };
         match (parse(&unhex(payload)).map(sorted), value) {
-            (got, "!") => assert_eq!(got, Err(Bad::Data), "{name}"),
+            (got, "!") => assert_eq!(got, Err(RdbError::Data), "{name}"),
             (got, value) => assert_eq!(got, Ok(sorted(content(value))), "{name}"),
         }
     }
@@ -90,7 +90,7 @@ proptest! {
         let mut payload = dump(&content).to_vec();
         let at = at.index(payload.len());
         payload[at] ^= change;
-        prop_assert_eq!(parse(&payload.into()), Err(Bad::Footer));
+        prop_assert_eq!(parse(&payload.into()), Err(RdbError::Footer));
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use commands::script::{Action, Script, Value};
+use commands::testscript::{Action, TestScript, Value};
 use commands::{Plan, Reply, table};
 use row::memory::Memory;
 use row::view::Rules;
@@ -22,16 +22,16 @@ struct World {
 }
 
 impl World {
-    fn call(&mut self, words: &[Bytes], seed: u64) -> Result<Value, String> {
-        let reply = match table::plan(words.iter().cloned().collect(), seed) {
+    fn call(&mut self, argv: &[Bytes], seed: u64) -> Result<Value, String> {
+        let reply = match table::plan(argv.iter().cloned().collect(), seed) {
             Err((_, reply)) => reply,
             Ok((_, Plan::Reply(reply))) => reply,
             Ok((_, Plan::Rows(rows))) => {
                 let outcomes =
                     rows.ops.iter().map(|op| self.eval(op)).collect::<Result<Vec<_>, _>>()?;
-                rows.wording.reply(outcomes)
+                rows.builder.build(outcomes)
             }
-            Ok((command, Plan::Session(_))) => {
+            Ok((command, Plan::Local(_))) => {
                 return Err(format!(
                     "{} needs a session: mark the script with a line `# live`",
                     command.name
@@ -58,13 +58,13 @@ impl World {
         }
     }
 
-    fn run(script: &Script) -> Result<(), String> {
+    fn run(script: &TestScript) -> Result<(), String> {
         let mut world = World { rows: Memory::new(), now_ms: BEGIN_MS, protocol: 2 };
         for step in &script.steps {
             let at = |fault| format!("line {}: {fault}", step.line);
             match &step.action {
-                Action::Call { words, expected } => {
-                    let seen = world.call(words, step.line as u64).map_err(at)?;
+                Action::Call { argv, expected } => {
+                    let seen = world.call(argv, step.line as u64).map_err(at)?;
                     expected.check(&seen).map_err(at)?;
                 }
                 Action::Protocol(version) => world.protocol = *version,
@@ -75,7 +75,7 @@ impl World {
     }
 }
 
-fn scripts() -> Vec<(PathBuf, Script)> {
+fn scripts() -> Vec<(PathBuf, TestScript)> {
     let mut found = Vec::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts")];
     while let Some(folder) = folders.pop() {
@@ -85,7 +85,7 @@ fn scripts() -> Vec<(PathBuf, Script)> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "script") {
                 let text = std::fs::read_to_string(&path).expect("a script is text");
-                let script = Script::parse(&text)
+                let script = TestScript::parse(&text)
                     .unwrap_or_else(|fault| panic!("{}: {fault}", path.display()));
                 found.push((path, script));
             }
@@ -119,7 +119,7 @@ fn every_command_is_in_a_script() {
     let tried: BTreeSet<&str> = scripts
         .iter()
         .flat_map(|(_, script)| script.calls())
-        .filter_map(|words| table::lookup(words).ok())
+        .filter_map(|argv| table::lookup(argv).ok())
         .map(|command| command.name)
         .collect();
     let callable = |command: &&table::Command| command.subcommands().next().is_none();
@@ -138,7 +138,7 @@ fn a_script_that_is_wrong_fails() {
         "# Needs a session.\n> PING\n+PONG",
         "# Wrong kind.\n> GET a\n\"\"",
     ] {
-        assert!(World::run(&Script::parse(text).unwrap()).is_err(), "{text}");
+        assert!(World::run(&TestScript::parse(text).unwrap()).is_err(), "{text}");
     }
     for text in [
         "",
@@ -147,14 +147,14 @@ fn a_script_that_is_wrong_fails() {
         "# Nonsense.\n> GET a\nnothing",
         "# Nonsense.\nGET a",
     ] {
-        assert!(Script::parse(text).is_err(), "{text}");
+        assert!(TestScript::parse(text).is_err(), "{text}");
     }
 }
 
 #[test]
 fn time_passes_when_told() {
     let text = "# Time.\n> SET a 1 PX 1500\n+OK\n@ +1499\n> PTTL a\n:1\n@ +1\n> GET a\nnil";
-    assert_eq!(World::run(&Script::parse(text).unwrap()), Ok(()));
+    assert_eq!(World::run(&TestScript::parse(text).unwrap()), Ok(()));
 }
 
 #[test]

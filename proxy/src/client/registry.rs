@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::account::Ledger;
+use super::memory_usage::TotalUsage;
 use super::{Client, Endpoint};
 
 /// What CLIENT PAUSE holds back.
@@ -25,7 +25,7 @@ pub struct Clients {
     all: Mutex<BTreeMap<u64, Arc<Client>>>,
     count: AtomicUsize,
     /// What all of them hold.
-    ledger: Arc<Ledger>,
+    ledger: Arc<TotalUsage>,
     /// Held by whoever looks for the client to be evicted: one at a time, or two would
     /// evict two.
     evicting: Mutex<()>,
@@ -64,18 +64,13 @@ impl Clients {
         self.len() == 0
     }
 
-    /// A client by its id.
-    pub fn get(&self, id: u64) -> Option<Arc<Client>> {
-        self.all.lock().get(&id).cloned()
-    }
-
     /// All, oldest first.
     pub fn all(&self) -> Vec<Arc<Client>> {
         self.all.lock().values().cloned().collect()
     }
 
     /// What all clients hold together, bytes.
-    pub fn held_bytes(&self) -> usize {
+    pub fn used_bytes(&self) -> usize {
         self.ledger.bytes()
     }
 
@@ -83,11 +78,11 @@ impl Clients {
     /// for those that said CLIENT NO-EVICT. What each of them held.
     pub(crate) fn evict(&self, bytes_max: usize) -> Vec<(Arc<Client>, usize)> {
         let mut evicted = Vec::new();
-        if self.held_bytes() <= bytes_max {
+        if self.used_bytes() <= bytes_max {
             return evicted;
         }
         let _alone = self.evicting.lock();
-        while self.held_bytes() > bytes_max {
+        while self.used_bytes() > bytes_max {
             let may_go = |client: &&Arc<Client>| {
                 !client.no_evict.load(Ordering::Relaxed) && !client.is_killed()
             };

@@ -1,27 +1,25 @@
 //! A complete command as words.
 
 use bytes::Bytes;
-use commands::args::Words;
+use commands::args::Argv;
 use redis_protocol::resp2::decode::decode_range;
 use redis_protocol::resp2::types::RangeFrame;
 
-use super::{Extent, inline};
+use super::{CommandSpan, inline};
 
 /// The words of a command that has passed the gate; `chunk` are the bytes that the gate
 /// was shown. They share the chunk's memory. Empty for what is no command, which the gate
 /// lets not pass.
-pub fn words(chunk: &Bytes, extent: Extent) -> Words {
-    if extent.is_inline {
-        return inline::split(&chunk[extent.start..extent.end]).unwrap_or_default();
+pub fn argv(chunk: &Bytes, span: CommandSpan) -> Argv {
+    if span.is_inline {
+        return inline::split(&chunk[span.start..span.end]).unwrap_or_default();
     }
-    let Ok(Some((RangeFrame::Array(frames), _))) = decode_range(&chunk[extent.start..extent.end])
+    let Ok(Some((RangeFrame::Array(frames), _))) = decode_range(&chunk[span.start..span.end])
     else {
-        return Words::new();
+        return Argv::new();
     };
     let word = |frame| match frame {
-        RangeFrame::BulkString((start, end)) => {
-            chunk.slice(extent.start + start..extent.start + end)
-        }
+        RangeFrame::BulkString((start, end)) => chunk.slice(span.start + start..span.start + end),
         _ => Bytes::new(),
     };
     frames.into_iter().map(word).collect()
@@ -31,14 +29,14 @@ pub fn words(chunk: &Bytes, extent: Extent) -> Words {
 mod tests {
     use super::*;
 
-    fn words_of(bytes: &'static [u8], is_inline: bool) -> Vec<Bytes> {
+    fn argv_of(bytes: &'static [u8], is_inline: bool) -> Vec<Bytes> {
         let chunk = Bytes::from_static(bytes);
-        words(&chunk, Extent { start: 2, end: chunk.len(), is_inline, words: 2 }).into_vec()
+        argv(&chunk, CommandSpan { start: 2, end: chunk.len(), is_inline, argc: 2 }).into_vec()
     }
 
     #[test]
     fn arrays_and_lines_are_words() {
-        assert_eq!(words_of(b"..*2\r\n$3\r\nGET\r\n$2\r\n\r\n\r\n", false), ["GET", "\r\n"]);
-        assert_eq!(words_of(b"..GET 'a b'\r\n", true), ["GET", "a b"]);
+        assert_eq!(argv_of(b"..*2\r\n$3\r\nGET\r\n$2\r\n\r\n\r\n", false), ["GET", "\r\n"]);
+        assert_eq!(argv_of(b"..GET 'a b'\r\n", true), ["GET", "a b"]);
     }
 }

@@ -1,7 +1,7 @@
 //! Inline commands: a line of words with Redis's quoting, as typed into telnet.
 
 use bytes::Bytes;
-use commands::args::Words;
+use commands::args::Argv;
 
 /// The words of a line; `None` when quotes are not closed, or closed in the middle of a
 /// word.
@@ -9,17 +9,17 @@ use commands::args::Words;
 /// In double quotes `\n \r \t \b \a \xHH` mean what they mean in C and any other
 /// character behind a backslash itself; in single quotes only `\'` is special. A NUL ends
 /// the line, as it ends Redis's C string.
-pub(super) fn split(line: &[u8]) -> Option<Words> {
+pub(super) fn split(line: &[u8]) -> Option<Argv> {
     let end = line.iter().position(|&byte| byte == 0).unwrap_or(line.len());
     let mut rest = line[..end].strip_suffix(b"\n").unwrap_or(&line[..end]);
-    let mut words = Words::new();
+    let mut argv = Argv::new();
     loop {
         rest = rest.trim_ascii_start_c();
         if rest.is_empty() {
-            return Some(words);
+            return Some(argv);
         }
         let (word, after) = word(rest)?;
-        words.push(Bytes::from(word));
+        argv.push(Bytes::from(word));
         rest = after;
     }
 }
@@ -128,9 +128,9 @@ impl TrimC for [u8] {
 mod tests {
     use super::*;
 
-    fn words(line: &str) -> Option<Vec<String>> {
-        split(line.as_bytes()).map(|words| {
-            words.iter().map(|word| word.iter().map(|&byte| char::from(byte)).collect()).collect()
+    fn argv(line: &str) -> Option<Vec<String>> {
+        split(line.as_bytes()).map(|argv| {
+            argv.iter().map(|word| word.iter().map(|&byte| char::from(byte)).collect()).collect()
         })
     }
 
@@ -147,7 +147,7 @@ mod tests {
             (r#""\x4""#, &["x4"]),
         ] {
             assert_eq!(
-                words(line),
+                argv(line),
                 Some(expected.iter().map(|&word| word.to_owned()).collect()),
                 "{line}"
             );
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn unbalanced_quotes() {
         for line in [r#""abc"#, "'abc", r#""abc"def"#, "'abc'def", r#""abc\"#, r"'abc\'"] {
-            assert_eq!(words(line), None, "{line}");
+            assert_eq!(argv(line), None, "{line}");
         }
     }
 }

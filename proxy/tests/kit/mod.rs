@@ -15,8 +15,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use cluster::{Boxed, Call, CallError, Catalogue, PartitionId, Table, TableId};
 use parking_lot::{Mutex, RwLock};
-use proxy::node::{Durability, Section, TableFigures};
-use proxy::{Facts, Node, Proxy, Settings};
+use proxy::host::{Durability, InfoSection, TableStats};
+use proxy::{Host, Proxy, ServerInfo, Settings};
 use row::edits::Edits;
 use row::memory::Memory;
 use row::op::{Answer, Op, Refusal, Request, Response};
@@ -363,12 +363,12 @@ impl Catalogue for World {
     }
 }
 
-impl Node for World {
-    fn sections(&self) -> Vec<Section> {
+impl Host for World {
+    fn sections(&self) -> Vec<InfoSection> {
         Vec::new()
     }
 
-    fn tables(&self) -> Vec<TableFigures> {
+    fn tables(&self) -> Vec<TableStats> {
         Vec::new()
     }
 
@@ -399,10 +399,11 @@ impl Node for World {
 
 /// A proxy in front of a world.
 pub fn proxy(world: &Arc<World>, settings: Settings) -> Arc<Proxy> {
-    let facts = Facts { version: "test".into(), mode: "standalone", ..Facts::default() };
+    let server_info =
+        ServerInfo { version: "test".into(), mode: "standalone", ..ServerInfo::default() };
     Proxy::new(
         settings,
-        facts,
+        server_info,
         world.clone(),
         world.clone(),
         world.clone(),
@@ -452,7 +453,7 @@ pub struct Client {
 }
 
 /// Nothing here takes longer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const EXPECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Client {
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -467,7 +468,8 @@ impl Client {
             let mut got = vec![0; expected.len()];
             let mut len = 0;
             while len < got.len() {
-                match tokio::time::timeout(PATIENCE, self.stream.read(&mut got[len..])).await {
+                match tokio::time::timeout(EXPECT_TIMEOUT, self.stream.read(&mut got[len..])).await
+                {
                     Ok(Ok(0) | Err(_)) => break,
                     Ok(Ok(read)) => len += read,
                     Err(_) => break,
@@ -490,7 +492,7 @@ impl Client {
             let mut got = Vec::new();
             while got.len() < expected.len() {
                 let mut some = vec![0; expected.len() - got.len()];
-                match tokio::time::timeout(PATIENCE, self.stream.read(&mut some)).await {
+                match tokio::time::timeout(EXPECT_TIMEOUT, self.stream.read(&mut some)).await {
                     Ok(Ok(read)) if read > 0 => got.extend_from_slice(&some[..read]),
                     _ => break,
                 }
@@ -506,7 +508,7 @@ impl Client {
         }
         let mut got = Vec::new();
         while !got.ends_with(end.as_bytes()) {
-            let byte = tokio::time::timeout(PATIENCE, self.stream.read_u8()).await;
+            let byte = tokio::time::timeout(EXPECT_TIMEOUT, self.stream.read_u8()).await;
             got.push(byte.expect("in time").expect("before the end"));
         }
         String::from_utf8(got).unwrap()
@@ -524,7 +526,7 @@ impl Client {
     /// The next bytes, so many.
     pub async fn take(&mut self, len: usize) -> String {
         let mut got = vec![0; len];
-        tokio::time::timeout(PATIENCE, self.stream.read_exact(&mut got))
+        tokio::time::timeout(EXPECT_TIMEOUT, self.stream.read_exact(&mut got))
             .await
             .expect("in time")
             .expect("before the end");
@@ -547,7 +549,8 @@ impl Client {
         async move {
             let mut rest = Vec::new();
             // A reset is an end, too: the server closed with our bytes unread.
-            let read = tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await;
+            let read =
+                tokio::time::timeout(EXPECT_TIMEOUT, self.stream.read_to_end(&mut rest)).await;
             assert!(read.is_ok(), "still open, expected to end at {at}");
             assert_eq!(String::from_utf8_lossy(&rest), "", "expected to end at {at}");
         }
@@ -561,10 +564,10 @@ pub const CROSSSLOT: &str = "CROSSSLOT Keys in request don't hash to the same sl
                              (tables.partitions, bridle admin create --partitions)";
 
 /// A command as an array of bulk strings.
-pub fn command(words: &[&str]) -> String {
-    let count = words.len();
-    let words: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
-    format!("*{count}\r\n{words}")
+pub fn command(argv: &[&str]) -> String {
+    let count = argv.len();
+    let argv: String = argv.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+    format!("*{count}\r\n{argv}")
 }
 
 /// A value of so many bytes.

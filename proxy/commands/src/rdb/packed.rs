@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 
-use super::{Bad, Fields, decimal};
+use super::{Fields, RdbError, decimal};
 
 /// Ends a listpack, ziplist or zipmap.
 const END: u8 = 0xff;
@@ -15,8 +15,8 @@ const END: u8 = 0xff;
 const UNCOUNTED: u16 = u16::MAX;
 
 /// Entries as field, value.
-pub(super) fn pairs(entries: Vec<Bytes>) -> Result<Fields, Bad> {
-    let (pairs, []) = entries.as_chunks::<2>() else { return Err(Bad::Data) };
+pub(super) fn pairs(entries: Vec<Bytes>) -> Result<Fields, RdbError> {
+    let (pairs, []) = entries.as_chunks::<2>() else { return Err(RdbError::Data) };
     let mut fields = Fields::default();
     for [field, value] in pairs {
         fields.push(field.clone(), value.clone(), None)?;
@@ -25,11 +25,11 @@ pub(super) fn pairs(entries: Vec<Bytes>) -> Result<Fields, Bad> {
 }
 
 /// Entries as field, value, expiry (0 = none).
-pub(super) fn triples(entries: Vec<Bytes>) -> Result<Fields, Bad> {
-    let (triples, []) = entries.as_chunks::<3>() else { return Err(Bad::Data) };
+pub(super) fn triples(entries: Vec<Bytes>) -> Result<Fields, RdbError> {
+    let (triples, []) = entries.as_chunks::<3>() else { return Err(RdbError::Data) };
     let mut fields = Fields::default();
     for [field, value, expiry] in triples {
-        let expiry = crate::args::unsigned(expiry).ok_or(Bad::Data)?;
+        let expiry = crate::args::unsigned(expiry).ok_or(RdbError::Data)?;
         fields.push(field.clone(), value.clone(), (expiry != 0).then_some(expiry))?;
     }
     Ok(fields)
@@ -37,7 +37,7 @@ pub(super) fn triples(entries: Vec<Bytes>) -> Result<Fields, Bad> {
 
 /// Total bytes u32, count u16, entries, end. An entry: encoding, data, its own length
 /// written backwards.
-pub(super) fn listpack(bytes: &Bytes) -> Result<Vec<Bytes>, Bad> {
+pub(super) fn listpack(bytes: &Bytes) -> Result<Vec<Bytes>, RdbError> {
     let mut at = Cursor { bytes, at: 0 };
     let total = u32::from_le_bytes(at.array()?);
     let count = u16::from_le_bytes(at.array()?);
@@ -53,7 +53,7 @@ pub(super) fn listpack(bytes: &Bytes) -> Result<Vec<Bytes>, Bad> {
 
 /// Total bytes u32, offset of the last entry u32, count u16, entries, end. An entry:
 /// length of the one before, encoding, data.
-pub(super) fn ziplist(bytes: &Bytes) -> Result<Vec<Bytes>, Bad> {
+pub(super) fn ziplist(bytes: &Bytes) -> Result<Vec<Bytes>, RdbError> {
     let mut at = Cursor { bytes, at: 0 };
     let total = u32::from_le_bytes(at.array()?);
     let last = u32::from_le_bytes(at.array()?) as usize;
@@ -68,20 +68,20 @@ pub(super) fn ziplist(bytes: &Bytes) -> Result<Vec<Bytes>, Bad> {
             len => usize::from(len),
         };
         if told != before {
-            return Err(Bad::Data);
+            return Err(RdbError::Data);
         }
         entries.push(at.ziplist_entry()?);
         before = at.at - last_seen;
     }
     if last != last_seen {
-        return Err(Bad::Data);
+        return Err(RdbError::Data);
     }
     at.end(count, entries)
 }
 
 /// Count u8 (254 and more: count them), then length, field, length, unused bytes u8,
 /// value, unused bytes; end.
-pub(super) fn zipmap(bytes: &Bytes) -> Result<Vec<Bytes>, Bad> {
+pub(super) fn zipmap(bytes: &Bytes) -> Result<Vec<Bytes>, RdbError> {
     let mut at = Cursor { bytes, at: 0 };
     let count = match at.byte()? {
         count @ 0..254 => u16::from(count) * 2,
@@ -106,41 +106,44 @@ struct Cursor<'a> {
 }
 
 impl Cursor<'_> {
-    fn take(&mut self, len: usize) -> Result<Bytes, Bad> {
-        let end =
-            self.at.checked_add(len).filter(|&end| end <= self.bytes.len()).ok_or(Bad::Data)?;
+    fn take(&mut self, len: usize) -> Result<Bytes, RdbError> {
+        let end = self
+            .at
+            .checked_add(len)
+            .filter(|&end| end <= self.bytes.len())
+            .ok_or(RdbError::Data)?;
         let taken = self.bytes.slice(self.at..end);
         self.at = end;
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Bad> {
-        let (array, _) = self.bytes[self.at..].split_first_chunk::<N>().ok_or(Bad::Data)?;
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], RdbError> {
+        let (array, _) = self.bytes[self.at..].split_first_chunk::<N>().ok_or(RdbError::Data)?;
         self.at += N;
         Ok(*array)
     }
 
-    fn byte(&mut self) -> Result<u8, Bad> {
+    fn byte(&mut self) -> Result<u8, RdbError> {
         self.array().map(|[byte]| byte)
     }
 
-    fn peek(&self) -> Result<u8, Bad> {
-        self.bytes.get(self.at).copied().ok_or(Bad::Data)
+    fn peek(&self) -> Result<u8, RdbError> {
+        self.bytes.get(self.at).copied().ok_or(RdbError::Data)
     }
 
-    fn check_total(&self, total: u32) -> Result<(), Bad> {
-        if total as usize == self.bytes.len() { Ok(()) } else { Err(Bad::Data) }
+    fn check_total(&self, total: u32) -> Result<(), RdbError> {
+        if total as usize == self.bytes.len() { Ok(()) } else { Err(RdbError::Data) }
     }
 
     /// The end stands here and nothing behind it, and there were as many entries as the
     /// head says.
-    fn end(mut self, count: u16, entries: Vec<Bytes>) -> Result<Vec<Bytes>, Bad> {
+    fn end(mut self, count: u16, entries: Vec<Bytes>) -> Result<Vec<Bytes>, RdbError> {
         let ended = self.byte()? == END && self.at == self.bytes.len();
         let counted = count == UNCOUNTED || usize::from(count) == entries.len();
-        if ended && counted { Ok(entries) } else { Err(Bad::Data) }
+        if ended && counted { Ok(entries) } else { Err(RdbError::Data) }
     }
 
-    fn listpack_entry(&mut self) -> Result<Bytes, Bad> {
+    fn listpack_entry(&mut self) -> Result<Bytes, RdbError> {
         let first = self.byte()?;
         let number = match first {
             0x00..=0x7f => i64::from(first),
@@ -161,7 +164,7 @@ impl Cursor<'_> {
             0xf2 => self.int24()?,
             0xf3 => i64::from(i32::from_le_bytes(self.array()?)),
             0xf4 => i64::from_le_bytes(self.array()?),
-            _ => return Err(Bad::Data),
+            _ => return Err(RdbError::Data),
         };
         Ok(decimal(number))
     }
@@ -169,19 +172,19 @@ impl Cursor<'_> {
     /// An entry's length in groups of 7 bits, most significant first; all but the first
     /// have the top bit set. (Redis takes a group more than it needs for 16383, 2097151
     /// and 268435455.)
-    fn listpack_back_length(&mut self, len: usize) -> Result<(), Bad> {
+    fn listpack_back_length(&mut self, len: usize) -> Result<(), RdbError> {
         let groups =
             (1..5).find(|&groups| len < (1 << (7 * groups)) - usize::from(groups > 1)).unwrap_or(5);
         for group in (0..groups).rev() {
             let more = if group + 1 == groups { 0 } else { 0x80 };
             if self.byte()? != (len >> (7 * group) & 0x7f) as u8 | more {
-                return Err(Bad::Data);
+                return Err(RdbError::Data);
             }
         }
         Ok(())
     }
 
-    fn ziplist_entry(&mut self) -> Result<Bytes, Bad> {
+    fn ziplist_entry(&mut self) -> Result<Bytes, RdbError> {
         let first = self.byte()?;
         let number = match first {
             0x00..=0x3f => return self.take(usize::from(first)),
@@ -199,20 +202,20 @@ impl Cursor<'_> {
             0xf0 => self.int24()?,
             0xf1..=0xfd => i64::from(first & 0x0f) - 1,
             0xfe => i64::from(i8::from_le_bytes(self.array()?)),
-            _ => return Err(Bad::Data),
+            _ => return Err(RdbError::Data),
         };
         Ok(decimal(number))
     }
 
-    fn int24(&mut self) -> Result<i64, Bad> {
+    fn int24(&mut self) -> Result<i64, RdbError> {
         let [a, b, c] = self.array()?;
         Ok(i64::from(i32::from_le_bytes([0, a, b, c]) >> 8))
     }
 
-    fn zipmap_length(&mut self) -> Result<usize, Bad> {
+    fn zipmap_length(&mut self) -> Result<usize, RdbError> {
         match self.byte()? {
             254 => Ok(u32::from_le_bytes(self.array()?) as usize),
-            END => Err(Bad::Data),
+            END => Err(RdbError::Data),
             len => Ok(usize::from(len)),
         }
     }

@@ -11,7 +11,7 @@ fn sealed(body: &[u8]) -> Bytes {
     out.freeze()
 }
 
-fn parsed(body: &[u8]) -> Result<RowContent, Bad> {
+fn parsed(body: &[u8]) -> Result<RowContent, RdbError> {
     parse(&sealed(body))
 }
 
@@ -37,13 +37,33 @@ fn what_is_written_is_frozen() {
         dump(&string("foo"))[..],
         *b"\x00\x03foo\x0a\x00\x73\x49\x39\xdb\x4d\xc1\xba\x97".as_slice()
     );
-    let plain = dump(&hash(&[("f", "v", None)]));
-    assert_eq!(plain[..8], *b"\x04\x01\x01f\x01v\x0a\x00");
+    assert_eq!(
+        dump(&hash(&[("f", "v", None)]))[..],
+        *b"\x04\x01\x01f\x01v\x0a\x00\xad\xf2\x43\x56\xb1\x86\x0e\xfc".as_slice()
+    );
     let expiring = dump(&hash(&[("f", "v", Some(1000)), ("g", "w", None), ("h", "x", Some(1063))]));
     assert_eq!(
-        expiring[..28],
-        *b"\x18\xe8\x03\0\0\0\0\0\0\x03\x01\x01f\x01v\0\x01g\x01w\x40\x40\x01h\x01x\x0c\x00"
+        expiring[..],
+        *b"\x18\xe8\x03\0\0\0\0\0\0\x03\x01\x01f\x01v\0\x01g\x01w\x40\x40\x01h\x01x\x0c\x00\
+          \x17\x6f\xae\x5f\x0c\x52\x2c\x49"
+            .as_slice()
     );
+}
+
+/// A length takes 6, 14 or 32 bits, the fewest that hold it.
+#[test]
+fn written_lengths_are_frozen() {
+    for (len, header, checksum) in [
+        (0x3f, &b"\x3f"[..], 0xfbaa_fbdf_5c79_0c14_u64),
+        (0x40, b"\x40\x40", 0x7329_c53d_029d_6c37),
+        (0x3fff, b"\x7f\xff", 0xbb3b_37ee_433a_74fa),
+        (0x4000, b"\x80\0\0\x40\0", 0xb8b7_7549_29fa_b0fc),
+    ] {
+        let value = "x".repeat(len);
+        let payload = dump(&string(&value));
+        let footer = [&b"\x0a\0"[..], &checksum.to_le_bytes()].concat();
+        assert_eq!(payload[..], [&b"\0"[..], header, value.as_bytes(), &footer].concat()[..]);
+    }
 }
 
 #[test]
@@ -51,16 +71,16 @@ fn footer_is_checked() {
     let good = dump(&string("foo"));
     assert_eq!(parse(&good), Ok(string("foo")));
     for len in 0..FOOTER_BYTES {
-        assert_eq!(parse(&good.slice(..len)), Err(Bad::Footer), "{len} bytes");
+        assert_eq!(parse(&good.slice(..len)), Err(RdbError::Footer), "{len} bytes");
     }
     for at in 0..good.len() {
         let mut bad = good.to_vec();
         bad[at] ^= 1;
-        assert_eq!(parse(&bad.into()), Err(Bad::Footer), "byte {at}");
+        assert_eq!(parse(&bad.into()), Err(RdbError::Footer), "byte {at}");
     }
     let mut later = BytesMut::from(&b"\x00\x03foo\x0d\x00"[..]);
     later.put_u64_le(CRC.checksum(&later));
-    assert_eq!(parse(&later.freeze()), Err(Bad::Footer));
+    assert_eq!(parse(&later.freeze()), Err(RdbError::Footer));
 }
 
 #[test]
@@ -93,7 +113,7 @@ fn field_expiries_of_redis_7_4() {
     assert_eq!(parsed(&rc), Ok(absolute));
     assert_eq!(
         parsed(b"\x18\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02\x01f\x01v"),
-        Err(Bad::Data),
+        Err(RdbError::Data),
         "past the end of time"
     );
 }
@@ -130,7 +150,7 @@ fn malformed_values_are_refused() {
         ("listpack with a false back length", b"\x10\x0d\x0d\0\0\0\x02\0\x81f\x03\x81v\x02\xff"),
         ("listpack with a false count", b"\x10\x0d\x0d\0\0\0\x03\0\x81f\x02\x81v\x02\xff"),
     ] {
-        assert_eq!(parsed(body), Err(Bad::Data), "{why}");
+        assert_eq!(parsed(body), Err(RdbError::Data), "{why}");
     }
     assert_eq!(
         parsed(b"\x10\x0d\x0d\0\0\0\x02\0\x81f\x02\x81v\x02\xff"),
@@ -147,8 +167,8 @@ fn bombs_are_refused() {
         body.resize(body.len() + packed as usize, 0);
         parsed(&body)
     };
-    assert_eq!(bomb(10, u32::MAX), Err(Bad::Data), "more than LZF can");
-    assert_eq!(bomb(1 << 20, (64 << 20) + 1), Err(Bad::TooLarge));
+    assert_eq!(bomb(10, u32::MAX), Err(RdbError::Data), "more than LZF can");
+    assert_eq!(bomb(1 << 20, (64 << 20) + 1), Err(RdbError::TooLarge));
 }
 
 #[test]

@@ -10,9 +10,9 @@ use row::op::{
     Answer, Deadline, Op, Refusal, Request, Response, RowContent, RowKind, Ttl, WatchToken,
 };
 
-use crate::client::account::Part;
-use crate::session::{Named, Session};
-use crate::{lookups, router, words};
+use crate::client::memory_usage::MemoryUse;
+use crate::session::{Session, TableRef};
+use crate::{errors, lookups, router};
 
 /// Rows that KEYS looks at per call.
 const KEYS_STEP: u64 = 1000;
@@ -29,7 +29,7 @@ const MOVE_TRIES: usize = 16;
 pub(crate) fn page(answer: Answer) -> Reply {
     match answer {
         Answer::Page { keys, next, .. } => scanned(next, keys),
-        _ => commands::words::no_answer(),
+        _ => commands::errors::no_answer(),
     }
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn names(answer: Answer) -> Reply {
         Answer::Page { .. } => {
             Reply::error("ERR too many rows for KEYS in a transaction, use SCAN")
         }
-        _ => commands::words::no_answer(),
+        _ => commands::errors::no_answer(),
     }
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn drawn(answer: Answer) -> Reply {
         Answer::Page { .. } => {
             Reply::error("ERR too many expired rows for RANDOMKEY in a transaction, try again")
         }
-        answer => commands::answers::bulk(answer),
+        answer => commands::replies::bulk(answer),
     }
 }
 
@@ -85,7 +85,7 @@ fn weighted(weights: &[u64], seed: u64) -> u32 {
 /// Why a row is not copied: what is too large to be read or written whole is told as
 /// RENAME tells it.
 fn not_copied(refusal: Refusal) -> Reply {
-    commands::words::refusal(match refusal {
+    commands::errors::refusal(match refusal {
         Refusal::TooLarge | Refusal::AnswerTooLarge => Refusal::RowTooLarge,
         other => other,
     })
@@ -119,7 +119,7 @@ fn has_fields_that_expire(row: &Answer) -> bool {
 /// The op that writes a dumped row.
 fn restoring(key: Bytes, row: Answer, replace: bool) -> Result<Op, Reply> {
     let Answer::RowContent { content, expires_at_ms } = row else {
-        return Err(commands::words::no_answer());
+        return Err(commands::errors::no_answer());
     };
     let until = |at| Ttl::Until(Deadline::At(i64::try_from(at).unwrap_or(i64::MAX)));
     Ok(Op::Restore { key, content, ttl: expires_at_ms.map_or(Ttl::Default, until), replace })
@@ -149,9 +149,9 @@ impl Session {
                         "ERR the keys are more than {bytes_max}: use SCAN"
                     ));
                 }
-                self.hold(Part::Answers, bytes);
+                self.hold(MemoryUse::Answers, bytes);
                 all.extend(keys.into_iter().map(Reply::Bulk));
-                self.share().await;
+                self.yield_if_due().await;
                 if next == 0 || self.client.is_killed() {
                     break;
                 }
@@ -188,7 +188,7 @@ impl Session {
                 Err(reply) => return reply,
             };
             found.extend(keys);
-            self.share().await;
+            self.yield_if_due().await;
             if next != 0 {
                 return scanned(next, found);
             }
@@ -214,8 +214,8 @@ impl Session {
     ) -> Result<(Vec<Bytes>, u64), Reply> {
         match self.ask(partition, Op::Scan { cursor, count, glob, kind }).await? {
             Ok(Answer::Page { keys, next, .. }) => Ok((keys, next)),
-            Ok(_) => Err(commands::words::no_answer()),
-            Err(refusal) => Err(commands::words::refusal(refusal)),
+            Ok(_) => Err(commands::errors::no_answer()),
+            Err(refusal) => Err(commands::errors::refusal(refusal)),
         }
     }
 
@@ -288,7 +288,7 @@ impl Session {
             if !keys.is_empty() || next == 0 {
                 return Ok(keys);
             }
-            self.share().await;
+            self.yield_if_due().await;
             cursor = next;
         }
     }
@@ -302,8 +302,8 @@ impl Session {
             Ok(Answer::Bytes(key)) => Ok(Some(key)),
             // Or a page of rows that have expired.
             Ok(Answer::Nil | Answer::Page { .. }) => Ok(None),
-            Ok(_) => Err(commands::words::no_answer()),
-            Err(refusal) => Err(commands::words::refusal(refusal)),
+            Ok(_) => Err(commands::errors::no_answer()),
+            Err(refusal) => Err(commands::errors::refusal(refusal)),
         }
     }
 
@@ -315,12 +315,12 @@ impl Session {
         table: &[u8],
         replace: bool,
     ) -> Reply {
-        let name = match self.named(table).await {
-            Ok(Named::Table(name)) => name,
-            Ok(Named::Nothing(reply)) | Err(reply) => return reply,
+        let name = match self.resolve_table(table).await {
+            Ok(TableRef::Table(name)) => name,
+            Ok(TableRef::Unknown(reply)) | Err(reply) => return reply,
         };
         if name == self.table_name && from == to {
-            return Reply::error(words::SAME_OBJECT);
+            return Reply::error(errors::SAME_OBJECT);
         }
         let source = match self.find_table().await {
             Ok(Some(source)) => source,
@@ -345,12 +345,12 @@ impl Session {
     /// MOVE key db: copied, then deleted provided that nobody has touched it. For a
     /// moment a reader may find it in both tables.
     pub(crate) async fn move_row(&mut self, key: Bytes, table: &[u8]) -> Reply {
-        let name = match self.named(table).await {
-            Ok(Named::Table(name)) => name,
-            Ok(Named::Nothing(reply)) | Err(reply) => return reply,
+        let name = match self.resolve_table(table).await {
+            Ok(TableRef::Table(name)) => name,
+            Ok(TableRef::Unknown(reply)) | Err(reply) => return reply,
         };
         if name == self.table_name {
-            return Reply::error(words::SAME_OBJECT);
+            return Reply::error(errors::SAME_OBJECT);
         }
         let source = match self.find_table().await {
             Ok(Some(source)) => source,
@@ -376,7 +376,9 @@ impl Session {
         for _ in 0..MOVE_TRIES {
             let (watched, row) = match self.look(from, &key).await {
                 Ok(found) => found,
-                Err(why) if copy.is_some() => return Err(words::in_both(name, &source.name, &why)),
+                Err(why) if copy.is_some() => {
+                    return Err(errors::in_both(name, &source.name, &why));
+                }
                 Err(why) => return Err(why),
             };
             if row == Answer::Nil {
@@ -385,14 +387,14 @@ impl Session {
                 if let Some(copy) = copy {
                     self.take_back(copy, &key)
                         .await
-                        .map_err(|why| words::only_there(name, &source.name, &why))?;
+                        .map_err(|why| errors::only_there(name, &source.name, &why))?;
                 }
                 return Ok(false);
             }
             let Some(to) =
                 self.put_copy(name, &key, &row, copy.take()).await.map_err(|(is_there, why)| {
                     match is_there {
-                        true => words::in_both(name, &source.name, &why),
+                        true => errors::in_both(name, &source.name, &why),
                         false => why,
                     }
                 })?
@@ -405,7 +407,7 @@ impl Session {
                 Ok((watched, seen)) => {
                     has_content_of(&seen, &row).then_some(Copied { partition: to, watched })
                 }
-                Err(why) => return Err(words::in_both(name, &source.name, &why)),
+                Err(why) => return Err(errors::in_both(name, &source.name, &why)),
             };
             self.written.note(from);
             let delete = Request {
@@ -418,7 +420,7 @@ impl Session {
                 // What is in the target now is the copy without some of its fields, or
                 // somebody else's row.
                 Ok(Response::Touched) if copy.is_none() && has_fields_that_expire(&row) => {
-                    return Err(words::in_both(
+                    return Err(errors::in_both(
                         name,
                         &source.name,
                         &Reply::error("ERR both have changed since"),
@@ -426,21 +428,21 @@ impl Session {
                 }
                 Ok(Response::Touched) => {}
                 Err(error @ CallError::Unknown(_)) => {
-                    return Err(words::perhaps_in_both(
+                    return Err(errors::perhaps_in_both(
                         name,
                         &source.name,
-                        &words::call_error(&error),
+                        &errors::call_error(&error),
                     ));
                 }
                 Err(error) => {
-                    return Err(words::in_both(name, &source.name, &words::call_error(&error)));
+                    return Err(errors::in_both(name, &source.name, &errors::call_error(&error)));
                 }
             }
         }
         if let Some(copy) = copy {
             self.take_back(copy, &key)
                 .await
-                .map_err(|why| words::in_both(name, &source.name, &why))?;
+                .map_err(|why| errors::in_both(name, &source.name, &why))?;
         }
         Err(Reply::error("ERR the key changes too fast to be moved"))
     }
@@ -454,14 +456,14 @@ impl Session {
         let ops = vec![Op::Watch { key: key.clone() }, Op::Dump { key: key.clone() }];
         let look = Request { ops, joined: vec![1], watched: Vec::new() };
         let looked = router::respond(&self.proxy, partition, &look, self.deadline()).await;
-        let Response::Done(outcomes) = looked.map_err(|error| words::call_error(&error))? else {
-            return Err(commands::words::no_answer());
+        let Response::Done(outcomes) = looked.map_err(|error| errors::call_error(&error))? else {
+            return Err(commands::errors::no_answer());
         };
         let mut outcomes = outcomes.into_iter();
         match (outcomes.next(), outcomes.next()) {
             (Some(Ok(Answer::WatchToken(watched))), Some(Ok(row))) => Ok((watched, row)),
             (_, Some(Err(refusal))) => Err(not_copied(refusal)),
-            _ => Err(commands::words::no_answer()),
+            _ => Err(commands::errors::no_answer()),
         }
     }
 
@@ -489,7 +491,7 @@ impl Session {
             Ok(Response::Done(outcomes)) => match outcomes.into_iter().next() {
                 Some(Ok(_)) => Ok(Some(partition)),
                 Some(Err(refusal)) => Err((true, not_copied(refusal))),
-                None => Err((true, commands::words::no_answer())),
+                None => Err((true, commands::errors::no_answer())),
             },
             // Somebody else has written there: this row is to be moved as if there had
             // been no copy.
@@ -497,7 +499,7 @@ impl Session {
                 .restore(name, key.clone(), row.clone(), false)
                 .await
                 .map_err(|why| (false, why)),
-            Err(error) => Err((true, words::call_error(&error))),
+            Err(error) => Err((true, errors::call_error(&error))),
         }
     }
 
@@ -509,7 +511,7 @@ impl Session {
             watched: vec![copy.watched],
         };
         let done = router::respond(&self.proxy, copy.partition, &delete, self.deadline()).await;
-        done.map(drop).map_err(|error| words::call_error(&error))
+        done.map(drop).map_err(|error| errors::call_error(&error))
     }
 
     /// Writes a dumped row into a table, and says into which partition; `None`: there is
@@ -523,8 +525,8 @@ impl Session {
     ) -> Result<Option<PartitionId>, Reply> {
         let target = router::ensure(&self.proxy, name)
             .await
-            .map_err(|error| words::catalogue_error(&error))?;
-        let target = target.ok_or_else(|| words::no_table(name.as_bytes()))?;
+            .map_err(|error| errors::catalogue_error(&error))?;
+        let target = target.ok_or_else(|| errors::no_table(name.as_bytes()))?;
         let partition = router::partition_of(&target, &to);
         match self.ask(partition, restoring(to, row, replace)?).await? {
             Ok(_) => Ok(Some(partition)),
@@ -538,5 +540,43 @@ impl Session {
             self.written.note(partition);
         }
         router::ask(&self.proxy, partition, op, self.deadline()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use cluster::TableId;
+
+    use super::*;
+
+    /// Slot 12182 and the upper 39 bits of the hash.
+    const CURSOR_OF_FOO: u64 = 6_697_493_470_360_067;
+
+    /// Clients keep cursors between calls, also over an upgrade.
+    #[test]
+    fn cursors_are_frozen() {
+        let table = Table {
+            id: TableId(1),
+            name: "db0".into(),
+            number: 0,
+            partitions: 4,
+            replicas: 1,
+            envs: BTreeMap::new(),
+            default_ttl_since_ms: 0,
+        };
+        assert_eq!(router::first_cursor(&table, 0), 0);
+        assert_eq!(router::first_cursor(&table, 1), 2_251_799_813_685_248);
+        assert_eq!(random_cursor(5, 6, 0, 0), 2_748_779_069_440);
+        assert_eq!(random_cursor(5, 6, 7, u64::MAX), 3_298_534_883_327);
+        assert_eq!(key::cursor(key::position(b"foo")), CURSOR_OF_FOO);
+        assert_eq!(
+            scanned(CURSOR_OF_FOO, vec![Bytes::from_static(b"foo")]),
+            Reply::Array(vec![
+                Reply::Bulk(Bytes::from(CURSOR_OF_FOO.to_string())),
+                Reply::Array(vec![Reply::Bulk(Bytes::from_static(b"foo"))]),
+            ])
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! What clients hold: a figure for each, one for all, and who goes when it is too much
 //! (`maxmemory-clients`).
 //!
-//! Everything that is kept for a client is counted where it is kept ([`Part`]), in bytes
-//! that were allocated rather than bytes that are used. The figures reach the [`Ledger`]
+//! Everything that is kept for a client is counted where it is kept ([`MemoryUse`]), in bytes
+//! that were allocated rather than bytes that are used. The figures reach the [`TotalUsage`]
 //! in steps, so that a command that holds little costs no atomic.
 //!
 //! # Invariants
@@ -20,7 +20,7 @@ use super::Client;
 
 /// What something is kept for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum MemoryUse {
     /// What the client has sent: read and not carried out, or being carried out.
     Query,
     /// What MULTI has queued and WATCH watches.
@@ -42,9 +42,9 @@ pub(crate) const CONNECTION_BYTES: usize = 4 * 1024;
 
 /// All clients together.
 #[derive(Debug, Default)]
-pub(crate) struct Ledger(AtomicUsize);
+pub(crate) struct TotalUsage(AtomicUsize);
 
-impl Ledger {
+impl TotalUsage {
     /// What all clients hold, bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.0.load(Relaxed)
@@ -53,13 +53,13 @@ impl Ledger {
 
 /// What one client holds, as others see it.
 #[derive(Debug)]
-pub(crate) struct Held {
-    ledger: Arc<Ledger>,
-    held: Mutex<Figures>,
+pub(crate) struct SharedUsage {
+    ledger: Arc<TotalUsage>,
+    held: Mutex<UsageCounters>,
 }
 
 #[derive(Debug, Default)]
-struct Figures {
+struct UsageCounters {
     /// By the connection's own account.
     own: usize,
     /// Pushed by others, and not taken over by the connection yet.
@@ -68,9 +68,9 @@ struct Figures {
     is_out: bool,
 }
 
-impl Held {
-    pub(crate) fn new(ledger: Arc<Ledger>) -> Held {
-        let held = Held { ledger, held: Mutex::default() };
+impl SharedUsage {
+    pub(crate) fn new(ledger: Arc<TotalUsage>) -> SharedUsage {
+        let held = SharedUsage { ledger, held: Mutex::default() };
         held.change(|figures| figures.own = CONNECTION_BYTES);
         held
     }
@@ -98,7 +98,7 @@ impl Held {
         Some(bytes)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Figures)) {
+    fn change(&self, change: impl FnOnce(&mut UsageCounters)) {
         let mut figures = self.held.lock();
         let before = figures.own + figures.pushed;
         change(&mut figures);
@@ -110,27 +110,27 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for SharedUsage {
     fn drop(&mut self) {
         self.leave();
     }
 }
 
 /// A connection's own account.
-pub(crate) struct Account {
+pub(crate) struct UsageTracker {
     client: Arc<Client>,
     parts: [usize; PARTS],
     told: usize,
 }
 
-impl Account {
-    pub(crate) fn new(client: Arc<Client>) -> Account {
-        Account { client, parts: [0; PARTS], told: 0 }
+impl UsageTracker {
+    pub(crate) fn new(client: Arc<Client>) -> UsageTracker {
+        UsageTracker { client, parts: [0; PARTS], told: 0 }
     }
 
     /// A part now takes so many bytes. `true`: the client holds more than others had been
     /// told.
-    pub(crate) fn set(&mut self, part: Part, bytes: usize) -> bool {
+    pub(crate) fn set(&mut self, part: MemoryUse, bytes: usize) -> bool {
         self.parts[part as usize] = bytes;
         let sum = self.parts.iter().sum::<usize>();
         let is_step = sum.abs_diff(self.told) >= STEP_BYTES;
@@ -160,29 +160,29 @@ mod tests {
     fn the_sum_is_that_of_the_clients() {
         let proxy = fakes::proxy(&Default::default());
         let clients = [1, 2].map(|_| proxy.clients.enter(fakes::endpoint(), "db0".into()));
-        let mut accounts = clients.clone().map(Account::new);
-        assert!(accounts[0].set(Part::Query, 1 << 20));
-        assert!(!accounts[0].set(Part::Output, 100), "a small step is not told");
+        let mut accounts = clients.clone().map(UsageTracker::new);
+        assert!(accounts[0].set(MemoryUse::Query, 1 << 20));
+        assert!(!accounts[0].set(MemoryUse::Output, 100), "a small step is not told");
         assert!(accounts[0].settle());
-        assert!(accounts[1].set(Part::Transaction, 1 << 21));
-        assert!(!accounts[1].set(Part::Transaction, 1 << 19), "it has shrunk");
+        assert!(accounts[1].set(MemoryUse::Transaction, 1 << 21));
+        assert!(!accounts[1].set(MemoryUse::Transaction, 1 << 19), "it has shrunk");
         clients[1].push(&[0; 5000], 10_000);
         let sum = || clients.iter().map(|client| client.held.bytes()).sum::<usize>();
-        assert_eq!(proxy.clients.held_bytes(), sum());
+        assert_eq!(proxy.clients.used_bytes(), sum());
         assert_eq!(sum(), 2 * CONNECTION_BYTES + (1 << 20) + 100 + (1 << 19) + 5000);
         proxy.clients.leave(clients[1].id);
         drop((accounts, clients));
         proxy.clients.leave(1);
-        assert_eq!(proxy.clients.held_bytes(), 0);
+        assert_eq!(proxy.clients.used_bytes(), 0);
     }
 
     #[test]
     fn the_largest_goes_and_nobody_else() {
         let proxy = fakes::proxy(&Default::default());
         let clients = [1, 2, 3].map(|_| proxy.clients.enter(fakes::endpoint(), "db0".into()));
-        let mut accounts = clients.clone().map(Account::new);
-        for (account, bytes) in accounts.iter_mut().zip([3 << 20, 2 << 20, 1 << 20]) {
-            account.set(Part::Query, bytes);
+        let mut accounts = clients.clone().map(UsageTracker::new);
+        for (memory_usage, bytes) in accounts.iter_mut().zip([3 << 20, 2 << 20, 1 << 20]) {
+            memory_usage.set(MemoryUse::Query, bytes);
         }
         assert!(proxy.clients.evict(7 << 20).is_empty());
         clients[0].no_evict.store(true, Relaxed);
@@ -195,8 +195,8 @@ mod tests {
         assert_eq!(evicted, [(2, (2 << 20) + CONNECTION_BYTES)]);
         assert!(clients[1].is_killed() && !clients[2].is_killed());
         // Whatever it does on its way out.
-        accounts[1].set(Part::Query, 9 << 20);
-        assert_eq!(proxy.clients.held_bytes(), (4 << 20) + 2 * CONNECTION_BYTES);
+        accounts[1].set(MemoryUse::Query, 9 << 20);
+        assert_eq!(proxy.clients.used_bytes(), (4 << 20) + 2 * CONNECTION_BYTES);
         assert!(proxy.clients.evict(5 << 20).is_empty());
         assert_eq!(proxy.clients.evict(0).len(), 1, "one does not go, whatever it holds");
     }

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use row::op::Answer;
 
-use crate::{Reply, words};
+use crate::{Reply, errors};
 
 /// `+OK` whatever was answered.
 pub fn ok(_: Answer) -> Reply {
@@ -22,14 +22,14 @@ pub fn all_ok(_: Vec<Answer>) -> Reply {
 pub fn int(answer: Answer) -> Reply {
     match answer {
         Answer::Int(number) => Reply::Int(number),
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     }
 }
 
 /// The sum of numbers, one an op.
 pub fn sum(answers: Vec<Answer>) -> Reply {
     let number = |answer| if let Answer::Int(number) = answer { Some(number) } else { None };
-    answers.into_iter().map(number).sum::<Option<i64>>().map_or_else(words::no_answer, Reply::Int)
+    answers.into_iter().map(number).sum::<Option<i64>>().map_or_else(errors::no_answer, Reply::Int)
 }
 
 /// A bulk string, or nil.
@@ -37,7 +37,7 @@ pub fn bulk(answer: Answer) -> Reply {
     match answer {
         Answer::Bytes(bytes) => Reply::Bulk(bytes),
         Answer::Nil => Reply::Nil,
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     }
 }
 
@@ -58,7 +58,7 @@ pub fn value(answer: Answer) -> Reply {
         Answer::Values(mut values) if values.len() == 1 => {
             values.pop().map_or(Reply::Nil, optional)
         }
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     }
 }
 
@@ -71,7 +71,7 @@ pub fn values_or_nils(answer: Answer, count: usize) -> Reply {
 pub fn values(answer: Answer) -> Reply {
     match answer {
         Answer::Values(values) => Reply::Array(values.into_iter().map(optional).collect()),
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     }
 }
 
@@ -83,11 +83,11 @@ pub fn sortkeys(answer: Answer) -> Reply {
 }
 
 /// Cells, worded.
-pub fn cells(answer: Answer, word: impl FnOnce(Vec<(Bytes, Bytes)>) -> Reply) -> Reply {
+pub fn cells(answer: Answer, build: impl FnOnce(Vec<(Bytes, Bytes)>) -> Reply) -> Reply {
     match answer {
-        Answer::Cells { cells, .. } => word(cells),
-        Answer::Nil => word(Vec::new()),
-        _ => words::no_answer(),
+        Answer::Cells { cells, .. } => build(cells),
+        Answer::Nil => build(Vec::new()),
+        _ => errors::no_answer(),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::tls::TlsFiles;
 
 /// One figure: a number that goes up and down, or a word.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Figure {
+pub enum InfoValue {
     /// A whole number.
     Int(i64),
     /// A number with a fraction.
@@ -24,16 +24,16 @@ pub enum Figure {
 
 /// Figures under one heading, in the order in which INFO shows them.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Section {
+pub struct InfoSection {
     /// INFO's heading, lower case: `persistence`, `replication`, `raft`, `rocksdb`, ...
     pub name: &'static str,
     /// Name and figure.
-    pub figures: Vec<(Cow<'static, str>, Figure)>,
+    pub fields: Vec<(Cow<'static, str>, InfoValue)>,
 }
 
 /// Rows and expiries of one table, as DBSIZE and INFO keyspace tell them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TableFigures {
+pub struct TableStats {
     /// `db0` or any other table's name.
     pub name: String,
     /// What `SELECT` knows it by.
@@ -46,9 +46,9 @@ pub struct TableFigures {
     pub disk_bytes: u64,
 }
 
-/// Memory of the whole process, bytes; what is not known is 0.
+/// ProcessMemory of the whole process, bytes; what is not known is 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Memory {
+pub struct ProcessMemory {
     /// Asked of the allocator and not given back.
     pub allocated: u64,
     /// Pages the allocator has in use.
@@ -68,12 +68,12 @@ pub struct Memory {
 }
 
 /// The node below the proxy.
-pub trait Node: Send + Sync + 'static {
+pub trait Host: Send + Sync + 'static {
     /// Figures of storage, Raft and meta, for INFO and MEMORY STATS.
-    fn sections(&self) -> Vec<Section>;
+    fn sections(&self) -> Vec<InfoSection>;
 
     /// Figures of the tables whose partitions are in this process.
-    fn tables(&self) -> Vec<TableFigures>;
+    fn tables(&self) -> Vec<TableStats>;
 
     /// What acknowledged writes have survived, whoever leads what they wrote: the least
     /// that a server with replicas says.
@@ -104,8 +104,8 @@ pub trait Node: Send + Sync + 'static {
 
     /// Where the process's memory is. Without it, INFO tells what the operating system
     /// tells.
-    fn memory(&self) -> Memory {
-        Memory::default()
+    fn memory(&self) -> ProcessMemory {
+        ProcessMemory::default()
     }
 
     /// Reads the certificates that these files hold, those for clients or the cluster's

@@ -7,46 +7,46 @@
 
 use std::borrow::Cow;
 
-use crate::settings::Bound;
+use crate::settings::ByteLimit;
 
 /// Redis's `PROTO_INLINE_MAX_SIZE`: the longest inline command, and the longest line that
 /// announces a length.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Redis's limits for clients that have yet to authenticate.
-const STRANGER_WORDS_MAX: i64 = 10;
-const STRANGER_BULK_BYTES_MAX: u64 = 16384;
+const UNAUTHENTICATED_ARGS_MAX: i64 = 10;
+const UNAUTHENTICATED_BULK_BYTES_MAX: u64 = 16384;
 /// Redis's limit for all.
-const WORDS_MAX: i64 = i32::MAX as i64;
+const ARGS_MAX: i64 = i32::MAX as i64;
 /// Redis's word for a number of words that is none, or too large.
 const MULTIBULK: &str = "invalid multibulk length";
 /// Redis's word for a length that is none, or too large.
 const BULK: &str = "invalid bulk length";
 /// What a word takes beyond its bytes until its command is answered, about: its place
 /// among the words, and often an op of its own and what became of that.
-pub(crate) const WORD_BYTES: usize = 200;
+pub(crate) const ARG_OVERHEAD_BYTES: usize = 200;
 
 /// What a client may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The longest argument (`proto-max-bulk-len`).
-    pub bulk: Bound,
+    pub bulk: ByteLimit,
     /// The longest command, framing included (`client-query-buffer-limit`).
-    pub command: Bound,
+    pub command: ByteLimit,
     /// Has to authenticate first: much tighter.
-    pub is_stranger: bool,
+    pub is_unauthenticated: bool,
 }
 
 impl Limits {
     /// The most words of a command: what they take has room where the longest command
     /// has.
-    pub fn words_max(self) -> usize {
-        self.command.bytes / WORD_BYTES
+    pub fn args_max(self) -> usize {
+        self.command.bytes / ARG_OVERHEAD_BYTES
     }
 }
 
 /// One complete command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
+pub struct CommandSpan {
     /// Where it begins in the bytes that the gate was shown.
     pub start: usize,
     /// Where it ends: the next one begins there.
@@ -54,31 +54,31 @@ pub struct Extent {
     /// A line of words, not an array of bulk strings.
     pub is_inline: bool,
     /// How many words it has.
-    pub words: usize,
+    pub argc: usize,
 }
 
 /// Why the connection has to be closed, and what stands behind `-ERR Protocol error: `.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Protocol error: {why}")]
-pub struct Malformed {
+pub struct ProtocolError {
     /// What is wrong, in Redis's words; the limit, if there is one.
     pub why: Cow<'static, str>,
     /// It is RESP, and larger than is taken: this is on its way.
-    pub rest: Option<Rest>,
+    pub rest: Option<OversizedRest>,
     /// It is too large for `client-query-buffer-limit`.
-    pub is_over_query: bool,
+    pub exceeds_query_buffer: bool,
 }
 
 /// What is left of a command that is too large: to be read and thrown away, as a client
 /// that is still sending hears nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rest {
+pub struct OversizedRest {
     /// What of the input has been looked at.
     seen: usize,
     /// Bytes that are to come whatever they are.
     skipped: u64,
     /// Words behind them.
-    words_left: usize,
+    args_left: usize,
     /// It ends with a line.
     is_inline: bool,
     /// The beginning of a line that announces a length.
@@ -87,7 +87,7 @@ pub struct Rest {
 
 /// What became of the rest of a command that is too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Thrown {
+pub enum DiscardProgress {
     /// More is to come.
     More,
     /// That was all of it.
@@ -96,11 +96,11 @@ pub enum Thrown {
     Lost,
 }
 
-impl Rest {
-    /// Bytes of a length that was announced, and `words_left` words behind them. What of
+impl OversizedRest {
+    /// Bytes of a length that was announced, and `args_left` words behind them. What of
     /// the input is before them has been seen.
-    fn behind(seen: usize, skipped: u64, words_left: usize) -> Rest {
-        Rest { seen, skipped, words_left, is_inline: false, line: Vec::new() }
+    fn behind(seen: usize, skipped: u64, args_left: usize) -> OversizedRest {
+        OversizedRest { seen, skipped, args_left, is_inline: false, line: Vec::new() }
     }
 
     /// The first `bytes` bytes of the input were taken away since.
@@ -109,25 +109,33 @@ impl Rest {
     }
 
     /// Takes what has come; the first time, all of the input that the gate was shown.
-    pub fn take(&mut self, bytes: &[u8]) -> Thrown {
+    pub fn take(&mut self, bytes: &[u8]) -> DiscardProgress {
         let mut bytes = &bytes[std::mem::take(&mut self.seen).min(bytes.len())..];
         if self.is_inline {
-            return if bytes.contains(&b'\n') { Thrown::All } else { Thrown::More };
+            return if bytes.contains(&b'\n') {
+                DiscardProgress::All
+            } else {
+                DiscardProgress::More
+            };
         }
         loop {
             let skipped = usize::try_from(self.skipped).unwrap_or(usize::MAX).min(bytes.len());
             self.skipped -= skipped as u64;
             bytes = &bytes[skipped..];
             if self.skipped > 0 {
-                return Thrown::More;
+                return DiscardProgress::More;
             }
-            if self.words_left == 0 {
-                return Thrown::All;
+            if self.args_left == 0 {
+                return DiscardProgress::All;
             }
             let end = bytes.iter().position(|&byte| byte == b'\n');
             self.line.extend_from_slice(&bytes[..end.unwrap_or(bytes.len()).min(LINE_BYTES_MAX)]);
             let Some(end) = end else {
-                return if self.line.len() > LINE_BYTES_MAX { Thrown::Lost } else { Thrown::More };
+                return if self.line.len() > LINE_BYTES_MAX {
+                    DiscardProgress::Lost
+                } else {
+                    DiscardProgress::More
+                };
             };
             bytes = &bytes[end + 1..];
             let length = self
@@ -136,29 +144,29 @@ impl Rest {
                 .and_then(|line| line.strip_suffix(b"\r"))
                 .and_then(number);
             let Some(length) = length.and_then(|length| u64::try_from(length).ok()) else {
-                return Thrown::Lost;
+                return DiscardProgress::Lost;
             };
             self.line.clear();
-            (self.skipped, self.words_left) = (length.saturating_add(2), self.words_left - 1);
+            (self.skipped, self.args_left) = (length.saturating_add(2), self.args_left - 1);
         }
     }
 }
 
-const fn malformed(why: &'static str) -> Malformed {
-    Malformed { why: Cow::Borrowed(why), rest: None, is_over_query: false }
+const fn malformed(why: &'static str) -> ProtocolError {
+    ProtocolError { why: Cow::Borrowed(why), rest: None, exceeds_query_buffer: false }
 }
 
-const fn too_large(why: Cow<'static, str>, rest: Rest) -> Malformed {
-    Malformed { why, rest: Some(rest), is_over_query: false }
+const fn too_large(why: Cow<'static, str>, rest: OversizedRest) -> ProtocolError {
+    ProtocolError { why, rest: Some(rest), exceeds_query_buffer: false }
 }
 
-const fn over_query(why: String, rest: Rest) -> Malformed {
-    Malformed { why: Cow::Owned(why), rest: Some(rest), is_over_query: true }
+const fn over_query(why: String, rest: OversizedRest) -> ProtocolError {
+    ProtocolError { why: Cow::Owned(why), rest: Some(rest), exceeds_query_buffer: true }
 }
 
 /// Where the gate stands within a stream of commands.
 #[derive(Debug, Default, Clone)]
-pub struct Gate {
+pub struct Framer {
     /// Where the command being looked at begins.
     start: usize,
     /// How far it has been looked at; beyond the end of the bytes while an argument is
@@ -168,17 +176,21 @@ pub struct Gate {
     searched: usize,
     /// How many words the command has, and how many are still to come; `None` = its first
     /// line is not complete.
-    words: usize,
-    words_left: Option<usize>,
+    argc: usize,
+    args_left: Option<usize>,
 }
 
-impl Gate {
+impl Framer {
     /// The next complete command in `bytes`, which begin where they began in the last
     /// call and may have grown; `None`: more bytes are needed. Empty commands (blank
     /// lines, `*0`, `*-1`) are stepped over.
-    pub fn next(&mut self, bytes: &[u8], limits: Limits) -> Result<Option<Extent>, Malformed> {
+    pub fn next(
+        &mut self,
+        bytes: &[u8],
+        limits: Limits,
+    ) -> Result<Option<CommandSpan>, ProtocolError> {
         loop {
-            match self.words_left {
+            match self.args_left {
                 None => match bytes.get(self.start) {
                     None => return Ok(None),
                     Some(b'*') => {
@@ -186,51 +198,51 @@ impl Gate {
                         let Some((text, next)) = line else {
                             return self.unfinished(bytes, limits);
                         };
-                        let words = number(&text[1..])
-                            .filter(|words| *words <= WORDS_MAX)
+                        let argc = number(&text[1..])
+                            .filter(|argc| *argc <= ARGS_MAX)
                             .ok_or(malformed(MULTIBULK))?;
-                        self.words = usize::try_from(words).unwrap_or(0);
-                        if limits.is_stranger && words > STRANGER_WORDS_MAX {
+                        self.argc = usize::try_from(argc).unwrap_or(0);
+                        if limits.is_unauthenticated && argc > UNAUTHENTICATED_ARGS_MAX {
                             return Err(too_large(
                                 "unauthenticated multibulk length".into(),
-                                Rest::behind(next, 0, self.words),
+                                OversizedRest::behind(next, 0, self.argc),
                             ));
                         }
-                        match self.words {
+                        match self.argc {
                             0 => self.begin(next),
-                            words if words > limits.words_max() => {
+                            argc if argc > limits.args_max() => {
                                 let why = format!(
-                                    "{MULTIBULK}: {words} words, at {WORD_BYTES} bytes each, are \
+                                    "{MULTIBULK}: {argc} words, at {ARG_OVERHEAD_BYTES} bytes each, are \
                                      more than {}",
                                     limits.command
                                 );
-                                return Err(over_query(why, Rest::behind(next, 0, words)));
+                                return Err(over_query(why, OversizedRest::behind(next, 0, argc)));
                             }
-                            words => self.advance(next, words),
+                            argc => self.advance(next, argc),
                         }
                     }
                     Some(_) => {
-                        let Some(extent) = self.inline(bytes)? else {
+                        let Some(span) = self.inline(bytes)? else {
                             return self.unfinished(bytes, limits);
                         };
-                        if let Some(extent) = extent {
-                            return Ok(Some(extent));
+                        if let Some(span) = span {
+                            return Ok(Some(span));
                         }
                     }
                 },
                 Some(0) if self.at <= bytes.len() => {
-                    let extent = Extent {
+                    let span = CommandSpan {
                         start: self.start,
                         end: self.at,
                         is_inline: false,
-                        words: self.words,
+                        argc: self.argc,
                     };
-                    self.begin(extent.end);
-                    return Ok(Some(extent));
+                    self.begin(span.end);
+                    return Ok(Some(span));
                 }
                 Some(0) => return self.unfinished(bytes, limits),
                 Some(_) if self.at >= bytes.len() => return self.unfinished(bytes, limits),
-                Some(words) => {
+                Some(argc) => {
                     let line = self.line(bytes, "too big bulk count string")?;
                     let Some((text, next)) = line else { return self.unfinished(bytes, limits) };
                     let (&mark, text) = text.split_first().ok_or_else(|| expected(b'\r'))?;
@@ -240,8 +252,8 @@ impl Gate {
                     let length = number(text)
                         .and_then(|length| u64::try_from(length).ok())
                         .ok_or(malformed(BULK))?;
-                    let rest = || Rest::behind(next, length.saturating_add(2), words - 1);
-                    if limits.is_stranger && length > STRANGER_BULK_BYTES_MAX {
+                    let rest = || OversizedRest::behind(next, length.saturating_add(2), argc - 1);
+                    if limits.is_unauthenticated && length > UNAUTHENTICATED_BULK_BYTES_MAX {
                         return Err(too_large("unauthenticated bulk length".into(), rest()));
                     }
                     if length > limits.bulk.bytes as u64 {
@@ -250,7 +262,7 @@ impl Gate {
                             rest(),
                         ));
                     }
-                    self.advance(next + length as usize + 2, words - 1);
+                    self.advance(next + length as usize + 2, argc - 1);
                 }
             }
         }
@@ -277,13 +289,13 @@ impl Gate {
     }
 
     fn begin(&mut self, at: usize) {
-        *self = Gate { start: at, at, searched: at, words: 0, words_left: None };
+        *self = Framer { start: at, at, searched: at, argc: 0, args_left: None };
     }
 
-    fn advance(&mut self, at: usize, words_left: usize) {
+    fn advance(&mut self, at: usize, args_left: usize) {
         self.at = at;
         self.searched = at;
-        self.words_left = Some(words_left);
+        self.args_left = Some(args_left);
     }
 
     /// The line at `self.at` without its end, and where the next one begins. As in Redis
@@ -292,7 +304,7 @@ impl Gate {
         &mut self,
         bytes: &'a [u8],
         too_big: &'static str,
-    ) -> Result<Option<(&'a [u8], usize)>, Malformed> {
+    ) -> Result<Option<(&'a [u8], usize)>, ProtocolError> {
         match bytes[self.searched..].iter().position(|&byte| byte == b'\r') {
             Some(found) if self.searched + found + 1 < bytes.len() => {
                 let end = self.searched + found;
@@ -311,10 +323,11 @@ impl Gate {
     }
 
     /// An inline command at `self.start`; the inner `None`: a blank line, stepped over.
-    fn inline(&mut self, bytes: &[u8]) -> Result<Option<Option<Extent>>, Malformed> {
+    fn inline(&mut self, bytes: &[u8]) -> Result<Option<Option<CommandSpan>>, ProtocolError> {
         let Some(found) = bytes[self.searched..].iter().position(|&byte| byte == b'\n') else {
             self.searched = bytes.len();
-            let rest = || Rest { is_inline: true, ..Rest::behind(bytes.len(), 0, 0) };
+            let rest =
+                || OversizedRest { is_inline: true, ..OversizedRest::behind(bytes.len(), 0, 0) };
             let is_too_long = bytes.len() - self.start > LINE_BYTES_MAX;
             return if is_too_long {
                 Err(too_large("too big inline request".into(), rest()))
@@ -323,21 +336,25 @@ impl Gate {
             };
         };
         let (start, end) = (self.start, self.searched + found + 1);
-        let words = super::inline::split(&bytes[start..end])
+        let argc = super::inline::split(&bytes[start..end])
             .ok_or(malformed("unbalanced quotes in request"))?
             .len();
         self.begin(end);
-        Ok(Some((words > 0).then_some(Extent { start, end, is_inline: true, words })))
+        Ok(Some((argc > 0).then_some(CommandSpan { start, end, is_inline: true, argc })))
     }
 
-    fn unfinished(&self, bytes: &[u8], limits: Limits) -> Result<Option<Extent>, Malformed> {
+    fn unfinished(
+        &self,
+        bytes: &[u8],
+        limits: Limits,
+    ) -> Result<Option<CommandSpan>, ProtocolError> {
         let so_far = self.at.max(bytes.len()) - self.start;
         if so_far > limits.command.bytes {
             let why = format!("command is longer than {}", limits.command);
             let seen = self.at.min(bytes.len());
             return Err(over_query(
                 why,
-                Rest::behind(seen, (self.at - seen) as u64, self.words_left.unwrap_or(0)),
+                OversizedRest::behind(seen, (self.at - seen) as u64, self.args_left.unwrap_or(0)),
             ));
         }
         Ok(None)
@@ -346,13 +363,17 @@ impl Gate {
 
 /// Redis prints the byte as it is, and line ends as blanks; what is no character is a
 /// question mark here.
-fn expected(got: u8) -> Malformed {
+fn expected(got: u8) -> ProtocolError {
     let got = match got {
         b'\r' | b'\n' => ' ',
         got if got.is_ascii_graphic() || got == b' ' => char::from(got),
         _ => '?',
     };
-    Malformed { why: format!("expected '$', got '{got}'").into(), rest: None, is_over_query: false }
+    ProtocolError {
+        why: format!("expected '$', got '{got}'").into(),
+        rest: None,
+        exceeds_query_buffer: false,
+    }
 }
 
 /// A length exactly as Redis reads one: no sign but `-`, no leading zeros, no blanks.
@@ -371,29 +392,29 @@ fn number(text: &[u8]) -> Option<i64> {
 mod tests {
     use super::*;
 
-    const fn bound(bytes: usize) -> Bound {
-        Bound { bytes, name: "limit", is_live: true }
+    const fn bound(bytes: usize) -> ByteLimit {
+        ByteLimit { bytes, name: "limit", is_live: true }
     }
 
     const LIMITS: Limits =
-        Limits { bulk: bound(1 << 20), command: bound(4 << 20), is_stranger: false };
-    const STRANGER: Limits = Limits { is_stranger: true, ..LIMITS };
+        Limits { bulk: bound(1 << 20), command: bound(4 << 20), is_unauthenticated: false };
+    const UNAUTHENTICATED: Limits = Limits { is_unauthenticated: true, ..LIMITS };
 
     /// Everything the gate finds when the bytes come in pieces of `step`.
     fn found(bytes: &[u8], step: usize, limits: Limits) -> (Vec<Vec<u8>>, Option<String>) {
-        let (mut gate, mut found, mut held) = (Gate::default(), Vec::new(), Vec::new());
+        let (mut framer, mut found, mut held) = (Framer::default(), Vec::new(), Vec::new());
         for piece in bytes.chunks(step.max(1)) {
             held.extend_from_slice(piece);
             loop {
-                match gate.next(&held, limits) {
-                    Ok(Some(extent)) => found.push(held[extent.start..extent.end].to_vec()),
+                match framer.next(&held, limits) {
+                    Ok(Some(span)) => found.push(held[span.start..span.end].to_vec()),
                     Ok(None) => break,
                     Err(error) => return (found, Some(error.to_string())),
                 }
             }
-            let passed = gate.passed();
+            let passed = framer.passed();
             held.drain(..passed);
-            gate.taken(passed);
+            framer.taken(passed);
         }
         (found, None)
     }
@@ -473,9 +494,9 @@ mod tests {
 
     #[test]
     fn strangers_have_little_room() {
-        check(b"*11\r\n", &[], Some("unauthenticated multibulk length"), STRANGER);
-        check(b"*2\r\n$16385\r\n", &[], Some("unauthenticated bulk length"), STRANGER);
-        check(b"*1\r\n$4\r\nPING\r\n", &[b"*1\r\n$4\r\nPING\r\n"], None, STRANGER);
+        check(b"*11\r\n", &[], Some("unauthenticated multibulk length"), UNAUTHENTICATED);
+        check(b"*2\r\n$16385\r\n", &[], Some("unauthenticated bulk length"), UNAUTHENTICATED);
+        check(b"*1\r\n$4\r\nPING\r\n", &[b"*1\r\n$4\r\nPING\r\n"], None, UNAUTHENTICATED);
     }
 
     #[test]
@@ -493,21 +514,21 @@ mod tests {
         let why = "invalid multibulk length: 6 words, at 200 bytes each, are more than limit \
                    (1000 bytes; CONFIG SET changes it)";
         check(b"*6\r\n", &[], Some(why), limits);
-        let words = |bytes| Gate::default().next(bytes, limits).unwrap().unwrap().words;
-        assert_eq!((words(five), words(b"a 'b c' d\r\n")), (5, 3));
+        let argc = |bytes| Framer::default().next(bytes, limits).unwrap().unwrap().argc;
+        assert_eq!((argc(five), argc(b"a 'b c' d\r\n")), (5, 3));
     }
 
     #[test]
     fn a_long_command_in_pieces_is_looked_at_once() {
         // 100,000 words in pieces of one byte: quadratic work would not finish.
-        let limits = Limits { command: bound(100_000 * WORD_BYTES), ..LIMITS };
+        let limits = Limits { command: bound(100_000 * ARG_OVERHEAD_BYTES), ..LIMITS };
         let mut bytes = b"*100000\r\n".to_vec();
         for _ in 0..100_000 {
             bytes.extend_from_slice(b"$1\r\nx\r\n");
         }
-        let (mut gate, mut commands) = (Gate::default(), 0);
+        let (mut framer, mut commands) = (Framer::default(), 0);
         for end in 0..=bytes.len() {
-            commands += usize::from(gate.next(&bytes[..end], limits).unwrap().is_some());
+            commands += usize::from(framer.next(&bytes[..end], limits).unwrap().is_some());
         }
         assert_eq!(commands, 1);
     }
@@ -524,15 +545,16 @@ mod tests {
                 Limits { command: bound(1000), ..LIMITS },
             ),
             (format!("{line}\r\n"), LIMITS),
-            (format!("*11\r\n{}", "$1\r\na\r\n".repeat(11)), STRANGER),
+            (format!("*11\r\n{}", "$1\r\na\r\n".repeat(11)), UNAUTHENTICATED),
         ] {
             for step in [1, 7, command.len() - 1] {
-                let (mut gate, mut held, mut rest) = (Gate::default(), Vec::new(), None::<Rest>);
+                let (mut framer, mut held, mut rest) =
+                    (Framer::default(), Vec::new(), None::<OversizedRest>);
                 let mut thrown = Vec::new();
                 for piece in command.as_bytes().chunks(step) {
                     held.extend_from_slice(piece);
                     if rest.is_none() {
-                        rest = gate
+                        rest = framer
                             .next(&held, limits)
                             .err()
                             .map(|error| error.rest.expect("it is too large, not wrong"));
@@ -543,18 +565,18 @@ mod tests {
                 }
                 assert_eq!(
                     thrown.pop(),
-                    Some(Thrown::All),
+                    Some(DiscardProgress::All),
                     "{} in steps of {step}",
                     &command[..20]
                 );
                 assert!(
-                    thrown.iter().all(|thrown| *thrown == Thrown::More),
+                    thrown.iter().all(|thrown| *thrown == DiscardProgress::More),
                     "{} in steps of {step}",
                     &command[..20]
                 );
             }
         }
-        let mut rest = Rest::behind(0, 0, 2);
-        assert_eq!(rest.take(b"$1\r\na\r\nPING\r\n"), Thrown::Lost);
+        let mut rest = OversizedRest::behind(0, 0, 2);
+        assert_eq!(rest.take(b"$1\r\na\r\nPING\r\n"), DiscardProgress::Lost);
     }
 }

@@ -186,17 +186,17 @@ impl Parser<'_> {
             () if self.take("[") => Ok(Expected::List { elements: self.list()?, push: false }),
             () if self.take("{") => self.map(),
             () if self.take(",") => {
-                self.word().parse().map(Expected::Double).map_err(|error| error.to_string())
+                self.token().parse().map(Expected::Double).map_err(|error| error.to_string())
             }
             () if self.take(":") => self.int(),
-            () if self.take("+") => Ok(Expected::Text(Sign::Status, self.word())),
-            () if self.take("-") => Ok(Expected::Text(Sign::Error, self.word())),
+            () if self.take("+") => Ok(Expected::Text(Sign::Status, self.token())),
+            () if self.take("-") => Ok(Expected::Text(Sign::Error, self.token())),
             () => Err(format!("no reply starts like this: {}", self.rest)),
         }
     }
 
     fn int(&mut self) -> Result<Expected, String> {
-        let word = self.word();
+        let word = self.token();
         let number = |text: &str| text.parse::<i64>().map_err(|error| format!("{text}: {error}"));
         match word.split_once("..") {
             Some((_, ".")) => Ok(Expected::Int(i64::MIN, i64::MAX)),
@@ -206,7 +206,7 @@ impl Parser<'_> {
     }
 
     /// To a comma, a bracket or a blank.
-    fn word(&mut self) -> String {
+    fn token(&mut self) -> String {
         let end = self.rest.find([',', ']', '}', ' ']).unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest;

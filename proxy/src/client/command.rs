@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use commands::Reply;
-use commands::plan::{ClientCall, KillFilter, ReplyMode};
+use commands::plan::{ClientCommand, KillFilter, ReplyMode};
 
 use super::{Client, Clients, Pause};
-use crate::words::one_line;
+use crate::errors::one_line;
 
 /// What a call asks of the calling connection itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,18 +24,18 @@ pub(crate) enum Effect {
 
 impl Clients {
     /// Carries out `call` for the client `me`.
-    pub(crate) fn call(&self, me: &Arc<Client>, call: ClientCall) -> (Reply, Effect) {
+    pub(crate) fn call(&self, me: &Arc<Client>, call: ClientCommand) -> (Reply, Effect) {
         let reply = match call {
-            ClientCall::Id => Reply::Int(me.id as i64),
-            ClientCall::GetName => {
+            ClientCommand::Id => Reply::Int(me.id as i64),
+            ClientCommand::GetName => {
                 let name = me.name();
                 if name.is_empty() { Reply::Nil } else { Reply::Bulk(name) }
             }
-            ClientCall::SetName(name) => {
+            ClientCommand::SetName(name) => {
                 me.shown.lock().name = Bytes::copy_from_slice(&name);
                 Reply::OK
             }
-            ClientCall::SetInfo { library_name, library_version } => {
+            ClientCommand::SetInfo { library_name, library_version } => {
                 let mut shown = me.shown.lock();
                 if let Some(name) = library_name {
                     shown.library_name = Bytes::copy_from_slice(&name);
@@ -45,30 +45,30 @@ impl Clients {
                 }
                 Reply::OK
             }
-            ClientCall::Info => Reply::Text(me.line() + "\n"),
-            ClientCall::List { kind, ids } => self.list(kind, &ids),
-            ClientCall::Kill(filter) => return self.kill(me, &filter),
-            ClientCall::NoEvict(on) => {
+            ClientCommand::Info => Reply::Text(me.line() + "\n"),
+            ClientCommand::List { kind, ids } => self.list(kind, &ids),
+            ClientCommand::Kill(filter) => return self.kill(me, &filter),
+            ClientCommand::NoEvict(on) => {
                 me.no_evict.store(on, Ordering::Relaxed);
                 Reply::OK
             }
-            ClientCall::NoTouch(on) => {
+            ClientCommand::NoTouch(on) => {
                 me.shown.lock().no_touch = on;
                 Reply::OK
             }
-            ClientCall::Reply(mode) => return (Reply::OK, Effect::Mode(mode)),
-            ClientCall::Pause { ms, writes_only } => {
+            ClientCommand::Reply(mode) => return (Reply::OK, Effect::Mode(mode)),
+            ClientCommand::Pause { ms, writes_only } => {
                 self.pause(
                     if writes_only { Pause::Writes } else { Pause::All },
                     Duration::from_millis(ms),
                 );
                 Reply::OK
             }
-            ClientCall::Unpause => {
+            ClientCommand::Unpause => {
                 self.unpause();
                 Reply::OK
             }
-            ClientCall::Unblock { id, with_error } => Reply::Int(i64::from(
+            ClientCommand::Unblock { id, with_error } => Reply::Int(i64::from(
                 self.all().iter().any(|client| client.id == id && client.unblock(with_error)),
             )),
         };
@@ -76,13 +76,13 @@ impl Clients {
     }
 
     fn list(&self, kind: Option<Bytes>, ids: &[u64]) -> Reply {
-        let kind = match kind.as_deref().map(Kind::parse) {
+        let kind = match kind.as_deref().map(ClientType::parse) {
             None => None,
             Some(Ok(kind)) => Some(kind),
             Some(Err(reply)) => return reply,
         };
         let shown = |client: &Arc<Client>| {
-            kind.is_none_or(|kind| kind == Kind::Normal)
+            kind.is_none_or(|kind| kind == ClientType::Normal)
                 && (ids.is_empty() || ids.contains(&client.id))
         };
         let lines = self
@@ -95,7 +95,7 @@ impl Clients {
     }
 
     fn kill(&self, me: &Arc<Client>, filter: &KillFilter) -> (Reply, Effect) {
-        let kind = match filter.kind.as_deref().map(Kind::parse) {
+        let kind = match filter.kind.as_deref().map(ClientType::parse) {
             None => None,
             Some(Ok(kind)) => Some(kind),
             Some(Err(reply)) => return (reply, Effect::None),
@@ -107,7 +107,7 @@ impl Clients {
         for client in self.all() {
             let is_me = client.id == me.id;
             if (is_me && filter.skip_me && !filter.old_form)
-                || kind.is_some_and(|kind| kind != Kind::Normal)
+                || kind.is_some_and(|kind| kind != ClientType::Normal)
                 || !client.matches(filter)
             {
                 continue;
@@ -142,21 +142,21 @@ impl Client {
 
 /// Redis's kinds of clients. Monitors are normal ones; nobody is of the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ClientType {
     Normal,
     Master,
     Replica,
     Pubsub,
 }
 
-impl Kind {
-    fn parse(word: &[u8]) -> Result<Kind, Reply> {
-        match word.to_ascii_lowercase().as_slice() {
-            b"normal" => Ok(Kind::Normal),
-            b"master" => Ok(Kind::Master),
-            b"replica" | b"slave" => Ok(Kind::Replica),
-            b"pubsub" => Ok(Kind::Pubsub),
-            _ => Err(Reply::error(format!("ERR Unknown client type '{}'", one_line(word)))),
+impl ClientType {
+    fn parse(arg: &[u8]) -> Result<ClientType, Reply> {
+        match arg.to_ascii_lowercase().as_slice() {
+            b"normal" => Ok(ClientType::Normal),
+            b"master" => Ok(ClientType::Master),
+            b"replica" | b"slave" => Ok(ClientType::Replica),
+            b"pubsub" => Ok(ClientType::Pubsub),
+            _ => Err(Reply::error(format!("ERR Unknown client type '{}'", one_line(arg)))),
         }
     }
 }

@@ -101,15 +101,15 @@ pub(crate) fn timeout_ms(number: &[u8]) -> Result<u64, Reply> {
 }
 
 /// A command that is none. Of the arguments, about 128 bytes are shown.
-pub(crate) fn unknown_command(words: &[Bytes]) -> Reply {
-    let name = words.first().map_or("".into(), |name| one_line(name));
+pub(crate) fn unknown_command(argv: &[Bytes]) -> Reply {
+    let name = argv.first().map_or("".into(), |name| one_line(name));
     let mut args = String::new();
-    for word in words.iter().skip(1) {
+    for arg in argv.iter().skip(1) {
         if args.len() >= 128 {
             break;
         }
-        let word = one_line(&word[..word.len().min(128 - args.len())]);
-        args.extend(["'", &word, "' "]);
+        let arg = one_line(&arg[..arg.len().min(128 - args.len())]);
+        args.extend(["'", &arg, "' "]);
     }
     Reply::error(format!("ERR unknown command '{name}', with args beginning with: {args}"))
 }
@@ -136,6 +136,6 @@ pub fn no_answer() -> Reply {
 }
 
 /// Words of a client inside an error line: nothing that could end the line, not too long.
-pub(crate) fn one_line(words: &[u8]) -> String {
-    String::from_utf8_lossy(&words[..words.len().min(128)]).replace(['\r', '\n', '\0'], " ")
+pub(crate) fn one_line(text: &[u8]) -> String {
+    String::from_utf8_lossy(&text[..text.len().min(128)]).replace(['\r', '\n', '\0'], " ")
 }

@@ -9,7 +9,7 @@ use crate::table::flags::{
     READONLY, STALE, WRITE,
 };
 use crate::table::{Command, Keys, container, help};
-use crate::{Args, Plan, Planned, Reply, Session, answers, rdb, words};
+use crate::{Args, LocalCommand, Plan, PlanResult, Reply, errors, rdb, replies};
 
 /// How many keys SCAN looks at unless told.
 const SCAN_COUNT: i64 = 10;
@@ -289,15 +289,15 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn del(mut args: Args) -> Planned {
-    Plan::each(args.rest::<Vec<_>>().into_iter().map(|key| Op::Delete { key }), answers::sum)
+fn del(mut args: Args) -> PlanResult {
+    Plan::each(args.rest::<Vec<_>>().into_iter().map(|key| Op::Delete { key }), replies::sum)
 }
 
-fn unlink(args: Args) -> Planned {
+fn unlink(args: Args) -> PlanResult {
     del(args)
 }
 
-fn exists(mut args: Args) -> Planned {
+fn exists(mut args: Args) -> PlanResult {
     Plan::each(args.rest::<Vec<_>>().into_iter().map(|key| Op::Inspect { key }), |answers| {
         Reply::Int(
             answers.iter().filter(|answer| matches!(answer, Answer::Row(Some(_)))).count() as i64
@@ -305,14 +305,14 @@ fn exists(mut args: Args) -> Planned {
     })
 }
 
-fn touch(args: Args) -> Planned {
+fn touch(args: Args) -> PlanResult {
     exists(args)
 }
 
-fn kind(mut args: Args) -> Planned {
-    Plan::one(Op::Inspect { key: args.word() }, |answer| match answer {
+fn kind(mut args: Args) -> PlanResult {
+    Plan::one(Op::Inspect { key: args.next_arg() }, |answer| match answer {
         Answer::Row(row) => Reply::Status(row.map_or("none", |row| kind_name(row.kind)).into()),
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     })
 }
 
@@ -324,16 +324,16 @@ pub fn kind_name(kind: RowKind) -> &'static str {
     }
 }
 
-fn keys(mut args: Args) -> Planned {
-    Ok(Plan::Session(Session::Keys { glob: args.word() }))
+fn keys(mut args: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::Keys { glob: args.next_arg() }))
 }
 
-fn scan(mut args: Args) -> Planned {
+fn scan(mut args: Args) -> PlanResult {
     let cursor = args.cursor()?;
     let (mut count, mut glob, mut of_kind) = (SCAN_COUNT, None, None);
     while args.left() > 0 {
         if let Some(number) = args.option("COUNT") {
-            count = integer(&number).ok_or_else(words::not_integer)?;
+            count = integer(&number).ok_or_else(errors::not_integer)?;
             if count < 1 {
                 return Err(Args::syntax());
             }
@@ -354,23 +354,29 @@ fn scan(mut args: Args) -> Planned {
     };
     let kind = of_kind.as_ref().and_then(named);
     let none = of_kind.is_some() && kind.is_none();
-    Ok(Plan::Session(Session::Scan { cursor, count: count.unsigned_abs(), glob, kind, none }))
+    Ok(Plan::Local(LocalCommand::Scan { cursor, count: count.unsigned_abs(), glob, kind, none }))
 }
 
-fn randomkey(_: Args) -> Planned {
-    Ok(Plan::Session(Session::RandomKey))
+fn randomkey(_: Args) -> PlanResult {
+    Ok(Plan::Local(LocalCommand::RandomKey))
 }
 
-fn rename(mut args: Args) -> Planned {
-    Plan::one(Op::Rename { from: args.word(), to: args.word(), only_new: false }, answers::ok)
+fn rename(mut args: Args) -> PlanResult {
+    Plan::one(
+        Op::Rename { from: args.next_arg(), to: args.next_arg(), only_new: false },
+        replies::ok,
+    )
 }
 
-fn renamenx(mut args: Args) -> Planned {
-    Plan::one(Op::Rename { from: args.word(), to: args.word(), only_new: true }, answers::int)
+fn renamenx(mut args: Args) -> PlanResult {
+    Plan::one(
+        Op::Rename { from: args.next_arg(), to: args.next_arg(), only_new: true },
+        replies::int,
+    )
 }
 
-fn copy(mut args: Args) -> Planned {
-    let (from, to) = (args.word(), args.word());
+fn copy(mut args: Args) -> PlanResult {
+    let (from, to) = (args.next_arg(), args.next_arg());
     let (mut table, mut replace) = (None, false);
     while args.left() > 0 {
         if args.flag("REPLACE") {
@@ -383,38 +389,38 @@ fn copy(mut args: Args) -> Planned {
         }
     }
     match table {
-        Some(table) => Ok(Plan::Session(Session::CopyTo { from, to, table, replace })),
+        Some(table) => Ok(Plan::Local(LocalCommand::CopyTo { from, to, table, replace })),
         None if from == to => Err(Reply::error("ERR source and destination objects are the same")),
-        None => Plan::one(Op::Copy { from, to, replace }, answers::int),
+        None => Plan::one(Op::Copy { from, to, replace }, replies::int),
     }
 }
 
-fn move_to(mut args: Args) -> Planned {
-    let (key, table) = (args.word(), args.word());
+fn move_to(mut args: Args) -> PlanResult {
+    let (key, table) = (args.next_arg(), args.next_arg());
     check_db(&table)?;
-    Ok(Plan::Session(Session::Move { key, table }))
+    Ok(Plan::Local(LocalCommand::Move { key, table }))
 }
 
 /// A table named by its number.
 pub(crate) fn check_db(table: &Bytes) -> Result<(), Reply> {
-    let number = integer(table).ok_or_else(words::not_integer)?;
+    let number = integer(table).ok_or_else(errors::not_integer)?;
     if i32::try_from(number).is_ok() {
         Ok(())
     } else {
-        Err(words::out_of_bounds(i32::MIN.into(), i32::MAX.into()))
+        Err(errors::out_of_bounds(i32::MIN.into(), i32::MAX.into()))
     }
 }
 
-fn dump(mut args: Args) -> Planned {
-    Plan::one(Op::Dump { key: args.word() }, |answer| match answer {
+fn dump(mut args: Args) -> PlanResult {
+    Plan::one(Op::Dump { key: args.next_arg() }, |answer| match answer {
         Answer::RowContent { content, .. } => Reply::Bulk(rdb::dump(&content)),
         Answer::Nil => Reply::Nil,
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     })
 }
 
-fn restore(mut args: Args) -> Planned {
-    let (key, ttl, payload) = (args.word(), args.word(), args.word());
+fn restore(mut args: Args) -> PlanResult {
+    let (key, ttl, payload) = (args.next_arg(), args.next_arg(), args.next_arg());
     let (mut replace, mut absolute) = (false, false);
     // Hints for what evicts, which nothing does here: looked at, and forgotten.
     let (mut idle, mut freq) = (false, false);
@@ -424,12 +430,12 @@ fn restore(mut args: Args) -> Planned {
         } else if args.flag("ABSTTL") {
             absolute = true;
         } else if let Some(seconds) = if freq { None } else { args.option("IDLETIME") } {
-            if integer(&seconds).ok_or_else(words::not_integer)? < 0 {
+            if integer(&seconds).ok_or_else(errors::not_integer)? < 0 {
                 return Err(Reply::error("ERR Invalid IDLETIME value, must be >= 0"));
             }
             idle = true;
         } else if let Some(count) = if idle { None } else { args.option("FREQ") } {
-            if !(0..=255).contains(&integer(&count).ok_or_else(words::not_integer)?) {
+            if !(0..=255).contains(&integer(&count).ok_or_else(errors::not_integer)?) {
                 return Err(Reply::error("ERR Invalid FREQ value, must be >= 0 and <= 255"));
             }
             freq = true;
@@ -437,21 +443,21 @@ fn restore(mut args: Args) -> Planned {
             return Err(Args::syntax());
         }
     }
-    let ttl = match integer(&ttl).ok_or_else(words::not_integer)? {
+    let ttl = match integer(&ttl).ok_or_else(errors::not_integer)? {
         0 => Ttl::Never,
         ms if ms < 0 => return Err(Reply::error("ERR Invalid TTL value, must be >= 0")),
         ms if absolute => Ttl::Until(Deadline::At(ms)),
         ms => Ttl::Until(Deadline::In(ms)),
     };
-    let content = rdb::parse(&payload).map_err(rdb::Bad::reply)?;
-    Plan::one(Op::Restore { key, content, ttl, replace }, answers::ok)
+    let content = rdb::parse(&payload).map_err(rdb::RdbError::reply)?;
+    Plan::one(Op::Restore { key, content, ttl, replace }, replies::ok)
 }
 
-fn encoding(mut args: Args) -> Planned {
-    Plan::one(Op::Encoding { key: args.word() }, answers::bulk)
+fn encoding(mut args: Args) -> PlanResult {
+    Plan::one(Op::Encoding { key: args.next_arg() }, replies::bulk)
 }
 
-fn freq(args: Args) -> Planned {
+fn freq(args: Args) -> PlanResult {
     about(args, |_| {
         Reply::error(
             "ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please \
@@ -461,7 +467,7 @@ fn freq(args: Args) -> Planned {
     })
 }
 
-fn idletime(args: Args) -> Planned {
+fn idletime(args: Args) -> PlanResult {
     about(args, |row| {
         Reply::Int(
             i64::try_from(row.now_ms.saturating_sub(row.written_at_ms) / 1000).unwrap_or(i64::MAX),
@@ -469,24 +475,27 @@ fn idletime(args: Args) -> Planned {
     })
 }
 
-fn refcount(args: Args) -> Planned {
+fn refcount(args: Args) -> PlanResult {
     about(args, |_| Reply::Int(1))
 }
 
 /// Tells something of a row, nil when there is none.
-fn about(mut args: Args, word: fn(RowInfo) -> Reply) -> Planned {
-    Plan::with(Op::Inspect { key: args.word() }, move |answer| match answer {
-        Answer::Row(row) => row.map_or(Reply::Nil, word),
-        _ => words::no_answer(),
+fn about(mut args: Args, build: fn(RowInfo) -> Reply) -> PlanResult {
+    Plan::with(Op::Inspect { key: args.next_arg() }, move |answer| match answer {
+        Answer::Row(row) => row.map_or(Reply::Nil, build),
+        _ => errors::no_answer(),
     })
 }
 
-fn wait(mut args: Args) -> Planned {
+fn wait(mut args: Args) -> PlanResult {
     let replicas = args.int()?;
-    Ok(Plan::Session(Session::Wait { replicas, timeout_ms: words::timeout_ms(&args.word())? }))
+    Ok(Plan::Local(LocalCommand::Wait {
+        replicas,
+        timeout_ms: errors::timeout_ms(&args.next_arg())?,
+    }))
 }
 
-fn waitaof(mut args: Args) -> Planned {
+fn waitaof(mut args: Args) -> PlanResult {
     let local = args.int()?;
     if !(0..=1).contains(&local) {
         return Err(Reply::error("ERR value is out of range, value must between 0 and 1"));
@@ -495,9 +504,9 @@ fn waitaof(mut args: Args) -> Planned {
     if replicas < 0 {
         return Err(Reply::error("ERR value is out of range, must be positive"));
     }
-    Ok(Plan::Session(Session::WaitAof {
+    Ok(Plan::Local(LocalCommand::WaitAof {
         local,
         replicas,
-        timeout_ms: words::timeout_ms(&args.word())?,
+        timeout_ms: errors::timeout_ms(&args.next_arg())?,
     }))
 }

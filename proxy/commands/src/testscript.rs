@@ -17,7 +17,7 @@ pub use expected::Expected;
 
 /// One script file.
 #[derive(Debug, Clone)]
-pub struct Script {
+pub struct TestScript {
     /// What it shows, its first line.
     pub sentence: String,
     /// It needs a server: sessions, time that passes, several connections.
@@ -45,7 +45,7 @@ pub enum Action {
     /// Sends a command; the reply must be as expected.
     Call {
         /// The command's words.
-        words: Vec<Bytes>,
+        argv: Vec<Bytes>,
         /// The reply.
         expected: Expected,
     },
@@ -55,15 +55,15 @@ pub enum Action {
     Pass(u64),
 }
 
-impl Script {
+impl TestScript {
     /// Reads a script; an error says where and what.
-    pub fn parse(text: &str) -> Result<Script, String> {
+    pub fn parse(text: &str) -> Result<TestScript, String> {
         let sentence = text
             .lines()
             .next()
             .and_then(|line| line.strip_prefix("# "))
             .ok_or("line 1: not a sentence (`# ...`)")?;
-        let mut script = Script {
+        let mut script = TestScript {
             sentence: sentence.to_owned(),
             live: false,
             pure: false,
@@ -84,9 +84,9 @@ impl Script {
                     .or_else(|| Some(note.strip_prefix("differs:")?.trim().to_owned()));
                 continue;
             } else if let Some(command) = line.strip_prefix('>') {
-                let words = words(command).map_err(fault)?;
+                let argv = argv(command).map_err(fault)?;
                 let expected = lines.next().ok_or_else(|| fault("no reply follows".to_owned()))?.1;
-                Action::Call { words, expected: Expected::parse(expected).map_err(fault)? }
+                Action::Call { argv, expected: Expected::parse(expected).map_err(fault)? }
             } else if let Some(directive) = line.strip_prefix('@') {
                 directive_of(directive.trim())
                     .ok_or_else(|| fault(format!("unknown directive {directive}")))?
@@ -101,7 +101,7 @@ impl Script {
     /// Its commands.
     pub fn calls(&self) -> impl Iterator<Item = &[Bytes]> {
         self.steps.iter().filter_map(|step| match &step.action {
-            Action::Call { words, .. } => Some(words.as_slice()),
+            Action::Call { argv, .. } => Some(argv.as_slice()),
             _ => None,
         })
     }
@@ -112,8 +112,8 @@ impl Script {
     pub fn run<S: Read + Write>(&self, stream: S) -> Result<(), String> {
         let mut stream = io::BufReader::new(stream);
         let failed = |error: io::Error| format!("connection: {error}");
-        let mut call = |words: &[Bytes], expected: &Expected| -> Result<(), String> {
-            stream.get_mut().write_all(&encode(words)).map_err(failed)?;
+        let mut call = |argv: &[Bytes], expected: &Expected| -> Result<(), String> {
+            stream.get_mut().write_all(&encode(argv)).map_err(failed)?;
             // Should a reply come all the same, the next command shows it.
             if *expected == Expected::None {
                 Ok(())
@@ -124,9 +124,8 @@ impl Script {
         call(&[Bytes::from_static(b"FLUSHALL")], &Expected::Any)?;
         for step in &self.steps {
             match &step.action {
-                Action::Call { words, expected } => {
-                    call(words, expected)
-                        .map_err(|fault| format!("line {}: {fault}", step.line))?;
+                Action::Call { argv, expected } => {
+                    call(argv, expected).map_err(|fault| format!("line {}: {fault}", step.line))?;
                 }
                 Action::Protocol(version) => call(
                     &[Bytes::from_static(b"HELLO"), version.to_string().into()],
@@ -148,9 +147,9 @@ fn directive_of(text: &str) -> Option<Action> {
 }
 
 /// A command in the form that servers read.
-fn encode(words: &[Bytes]) -> Vec<u8> {
-    let mut out = format!("*{}\r\n", words.len()).into_bytes();
-    for word in words {
+fn encode(argv: &[Bytes]) -> Vec<u8> {
+    let mut out = format!("*{}\r\n", argv.len()).into_bytes();
+    for word in argv {
         out.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
         out.extend_from_slice(word);
         out.extend_from_slice(b"\r\n");
@@ -160,9 +159,9 @@ fn encode(words: &[Bytes]) -> Vec<u8> {
 
 /// Splits a line as redis-cli does: blanks separate; `"..."` knows `\n \r \t \a \b \xHH`,
 /// `'...'` only `\'`.
-pub fn words(line: &str) -> Result<Vec<Bytes>, String> {
+pub fn argv(line: &str) -> Result<Vec<Bytes>, String> {
     let mut rest = line.trim().as_bytes();
-    let mut words = Vec::new();
+    let mut argv = Vec::new();
     while !rest.is_empty() {
         let mut word = Vec::new();
         while let Some((&byte, after)) =
@@ -176,10 +175,10 @@ pub fn words(line: &str) -> Result<Vec<Bytes>, String> {
                 }
             };
         }
-        words.push(Bytes::from(word));
+        argv.push(Bytes::from(word));
         rest = rest.trim_ascii_start();
     }
-    Ok(words)
+    Ok(argv)
 }
 
 /// Reads to the closing quote; gives what is behind it.

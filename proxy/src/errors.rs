@@ -4,7 +4,7 @@
 use cluster::CallError;
 use commands::Reply;
 
-use crate::settings::Bound;
+use crate::settings::ByteLimit;
 
 /// Answered to whoever is not allowed to speak yet.
 pub(crate) const NOAUTH: &str = "NOAUTH Authentication required.";
@@ -138,7 +138,7 @@ pub(crate) fn no_table(name: &[u8]) -> Reply {
 }
 
 /// The reply when an answer is larger than one may be.
-pub(crate) fn answer_too_large(bytes_max: Bound) -> Reply {
+pub(crate) fn answer_too_large(bytes_max: ByteLimit) -> Reply {
     Reply::error(format!(
         "ERR answer is larger than {bytes_max}: read in parts, as with HSCAN, HRANGE, GETRANGE or \
          SCAN"
@@ -146,6 +146,6 @@ pub(crate) fn answer_too_large(bytes_max: Bound) -> Reply {
 }
 
 /// Words inside an error line: nothing that could end the line, not too long.
-pub(crate) fn one_line(words: &[u8]) -> String {
-    String::from_utf8_lossy(&words[..words.len().min(128)]).replace(['\r', '\n', '\0'], " ")
+pub(crate) fn one_line(text: &[u8]) -> String {
+    String::from_utf8_lossy(&text[..text.len().min(128)]).replace(['\r', '\n', '\0'], " ")
 }

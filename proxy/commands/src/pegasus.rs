@@ -80,10 +80,10 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use row::op::{Answer, Check, Filter, Mutation, Op, Range, Ttl};
 
-use crate::args::Expiry;
+use crate::args::ExpiryOptions;
 use crate::table::flags::{DENYOOM, FAST, READONLY, WRITE};
 use crate::table::{Command, Keys};
-use crate::{Args, Plan, Planned, Reply, answers, words};
+use crate::{Args, Plan, PlanResult, Reply, errors, replies};
 
 const GROUP: &str = "bridle";
 
@@ -164,8 +164,8 @@ pub(crate) static TABLE: &[Command] = &[
     },
 ];
 
-fn hrange(mut args: Args) -> Planned {
-    let (key, bounds) = (args.word(), Bounds::take(&mut args)?);
+fn hrange(mut args: Args) -> PlanResult {
+    let (key, bounds) = (args.next_arg(), Bounds::take(&mut args)?);
     let (mut options, mut want_values) =
         (Options { bytes_max: PART_BYTES, ..Options::default() }, true);
     while args.left() > 0 {
@@ -181,19 +181,19 @@ fn hrange(mut args: Args) -> Planned {
     })
 }
 
-fn hrangecount(mut args: Args) -> Planned {
-    let (key, bounds) = (args.word(), Bounds::take(&mut args)?);
+fn hrangecount(mut args: Args) -> PlanResult {
+    let (key, bounds) = (args.next_arg(), Bounds::take(&mut args)?);
     let mut options = Options::default();
     while args.left() > 0 {
         if !options.take_match(&mut args)? {
             return Err(Args::syntax());
         }
     }
-    Plan::one(Op::HashRangeCount { key, range: options.range(bounds) }, answers::int)
+    Plan::one(Op::HashRangeCount { key, range: options.range(bounds) }, replies::int)
 }
 
-fn hrangedel(mut args: Args) -> Planned {
-    let (key, bounds) = (args.word(), Bounds::take(&mut args)?);
+fn hrangedel(mut args: Args) -> PlanResult {
+    let (key, bounds) = (args.next_arg(), Bounds::take(&mut args)?);
     let mut options = Options::default();
     while args.left() > 0 {
         if !(options.take_match(&mut args)? || options.take_walk(&mut args)?) {
@@ -204,18 +204,18 @@ fn hrangedel(mut args: Args) -> Planned {
         Answer::Deleted { count, next } => {
             Reply::Array(vec![go_on(next), Reply::Int(i64::try_from(count).unwrap_or(i64::MAX))])
         }
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     })
 }
 
-fn hcheckset(mut args: Args) -> Planned {
-    let (key, check_sortkey) = (args.word(), args.word());
+fn hcheckset(mut args: Args) -> PlanResult {
+    let (key, check_sortkey) = (args.next_arg(), args.next_arg());
     let (check, operand) = check(&mut args)?;
     if args.left() < 2 {
         return Err(args.wrong_number());
     }
-    let (sortkey, value) = (args.word(), args.word());
-    let (mut expiry, mut want_value) = (Expiry::default(), false);
+    let (sortkey, value) = (args.next_arg(), args.next_arg());
+    let (mut expiry, mut want_value) = (ExpiryOptions::default(), false);
     while args.left() > 0 {
         match () {
             () if args.flag("GET") => want_value = true,
@@ -231,8 +231,8 @@ fn hcheckset(mut args: Args) -> Planned {
     )
 }
 
-fn hcheckmutate(mut args: Args) -> Planned {
-    let (key, check_sortkey) = (args.word(), args.word());
+fn hcheckmutate(mut args: Args) -> PlanResult {
+    let (key, check_sortkey) = (args.next_arg(), args.next_arg());
     let (check, operand) = check(&mut args)?;
     let want_value = args.flag("GET");
     let mut mutations = Vec::new();
@@ -255,7 +255,7 @@ fn mutation(args: &mut Args) -> Result<Mutation, Reply> {
     }
     let sortkey = args.option("PUT").ok_or_else(Args::syntax)?;
     let value = args.next().ok_or_else(Args::syntax)?;
-    let mut expiry = Expiry::default();
+    let mut expiry = ExpiryOptions::default();
     while expiry.take_until(args) || expiry.take_keep(args) {}
     Ok(Mutation::Put { sortkey, value, ttl: expiry.ttl(Ttl::Default, args)? })
 }
@@ -316,12 +316,12 @@ enum Bound {
 impl Bounds {
     fn take(args: &mut Args) -> Result<Bounds, Reply> {
         let mut bound = || {
-            let word = args.word();
-            match word.first() {
-                Some(b'-') if word.len() == 1 => Ok(Bound::First),
-                Some(b'+') if word.len() == 1 => Ok(Bound::Last),
+            let arg = args.next_arg();
+            match arg.first() {
+                Some(b'-') if arg.len() == 1 => Ok(Bound::First),
+                Some(b'+') if arg.len() == 1 => Ok(Bound::Last),
                 Some(sign @ (b'[' | b'(')) => {
-                    Ok(Bound::Field { inclusive: *sign == b'[', field: word.slice(1..) })
+                    Ok(Bound::Field { inclusive: *sign == b'[', field: arg.slice(1..) })
                 }
                 _ => Err(Reply::error("ERR min or max not valid string range item")),
             }
@@ -397,9 +397,9 @@ impl Bound {
 /// Takes an option whose value is a positive number.
 fn take_limit(name: &str, limit: &mut u64, args: &mut Args) -> Result<bool, Reply> {
     let Some(number) = args.option(name) else { return Ok(false) };
-    let number = crate::args::integer(&number).ok_or_else(words::not_integer)?;
+    let number = crate::args::integer(&number).ok_or_else(errors::not_integer)?;
     *limit =
-        u64::try_from(number).ok().filter(|&limit| limit > 0).ok_or_else(words::out_of_range)?;
+        u64::try_from(number).ok().filter(|&limit| limit > 0).ok_or_else(errors::out_of_range)?;
     Ok(true)
 }
 
@@ -408,10 +408,10 @@ fn part(answer: Answer, want_values: bool) -> Reply {
     let (cells, next) = match answer {
         Answer::Cells { cells, next } => (cells, next),
         Answer::Nil => (Vec::new(), None),
-        _ => return words::no_answer(),
+        _ => return errors::no_answer(),
     };
     let cells = match want_values {
-        true => Reply::Pairs(answers::pairs(cells)),
+        true => Reply::Pairs(replies::pairs(cells)),
         false => Reply::Array(cells.into_iter().map(|(field, _)| Reply::Bulk(field)).collect()),
     };
     Reply::Array(vec![go_on(next), cells])
@@ -431,8 +431,8 @@ fn checked(answer: Answer) -> Reply {
     match answer {
         Answer::Checked { done, value: None } => Reply::Int(i64::from(done)),
         Answer::Checked { done, value: Some(value) } => {
-            Reply::Array(vec![Reply::Int(i64::from(done)), answers::optional(value)])
+            Reply::Array(vec![Reply::Int(i64::from(done)), replies::optional(value)])
         }
-        _ => words::no_answer(),
+        _ => errors::no_answer(),
     }
 }
