@@ -50,7 +50,7 @@ fn main() {
     if settings.wants("million") {
         million();
     }
-    if settings.wants("steady") {
+    if settings.wants("open_loop") {
         open_loop::report();
     }
     if settings.wants("readers") {
